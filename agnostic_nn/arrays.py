@@ -1,0 +1,94 @@
+"""Arrays: find the namespace an array belongs to, and name what we pass around.
+
+The one file that knows how to ask an array where it came from. No array is
+created here, and no array library is imported.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from array_api_compat import array_namespace, device, size
+
+__all__ = [
+    "Array",
+    "Cache",
+    "Key",
+    "Moments",
+    "Params",
+    "Rows",
+    "Shape",
+    "State",
+    "device",
+    "expect",
+    "first_true",
+    "namespace",
+    "size",
+]
+
+Array = Any  # the Array API Standard has no static array type yet
+Shape = tuple[int, ...]
+Key = Any  # two uint32 words: see `agnostic_nn.random`
+Params = Any  # nested dicts and tuples of arrays: trained by an optimizer
+State = Any  # the same nesting: carried from step to step, never trained
+Cache = Any  # nested tuples of arrays: left by `forward`, spent by `backward`
+Moments = Any  # nested dicts and tuples of arrays: what an optimizer remembers
+
+_NAMESPACES: dict[type, Any] = {}  # a look-up costs 2 µs, this one 0.1 µs
+
+
+def namespace(x: Array, *others: Array) -> Any:
+    """The Array API namespace that `x` belongs to.
+
+    Raises
+    ------
+    TypeError
+        If `x` is no array, or one of `others` belongs to another library.
+    """
+    kind = type(x)
+    xp = _NAMESPACES.get(kind)
+    if xp is None:
+        xp = _NAMESPACES[kind] = array_namespace(x)
+    for other in others:
+        if type(other) is not kind and namespace(other) is not xp:
+            raise TypeError(
+                f"expected arrays of one library, got {kind.__module__}.{kind.__name__} "
+                f"and {type(other).__module__}.{type(other).__name__}"
+            )
+    return xp
+
+
+def expect(holds: bool, message: str) -> None:
+    """Raise `ValueError(message)` unless `holds`; use on shapes, never on values.
+
+    Shapes are known while JAX traces, values are not.
+    """
+    if not holds:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What `train=True` becomes when some rows of a batch only fill it up.
+
+    Shapes must not change from step to step, so the last short batch is padded.
+    `counts`, shaped (batch,), is 1 for an example and 0 for a filler. It is as true
+    as `True`; only a layer that mixes the rows of a batch needs to look inside.
+    """
+
+    counts: Array
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def first_true(mask: Array) -> tuple[int, ...] | None:
+    """The index of the first true element of `mask`, or None; for data on the host."""
+    xp = namespace(mask)
+    if not xp.any(mask):
+        return None
+    flat = int(xp.argmax(xp.astype(xp.reshape(mask, (-1,)), xp.uint8)))
+    index = []
+    for length in reversed(mask.shape):
+        flat, place = divmod(flat, length)
+        index.append(place)
+    return tuple(reversed(index))

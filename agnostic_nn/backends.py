@@ -1,0 +1,204 @@
+"""Backends: an array library and one of its devices, chosen by a name such as "jax:cpu:1".
+
+Adapters are loaded when they are first asked for. Besides those shipped, any installed
+package can bring one, as an entry point of the group `agnostic_nn.backends` that names
+a module with the names listed in `agnostic_nn_backends`.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any
+
+from agnostic_nn_backends import SHIPPED
+
+from .arrays import Array
+from .trees import tree_map
+
+__all__ = ["Backend", "BackendUnavailable", "Status", "backend", "backends"]
+
+VARIABLE = "AGNOSTIC_NN_BACKEND"
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend was asked for that cannot run here; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array library and one of its devices; immutable, so several live side by side.
+
+    `str(backend)` is the name that chooses it again, such as "jax:cpu:0".
+    """
+
+    name: str
+    device_name: str
+    device: Any = field(compare=False, repr=False)
+    adapter: ModuleType = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.device_name}"
+
+    @property
+    def xp(self) -> Any:
+        """The library's Array API namespace."""
+        return self.adapter.xp
+
+    @property
+    def version(self) -> str:
+        """The library's version."""
+        return self.adapter.version
+
+    @property
+    def hardware(self) -> str:
+        """What the device calls itself."""
+        return self.adapter.describe(self.device)
+
+    @property
+    def has_float64(self) -> bool:
+        """Whether float64 is to be had on this device, as the library is set up now."""
+        return self.adapter.has_float64(self.device)
+
+    def double(self) -> AbstractContextManager:
+        """A context in which float64 is to be had.
+
+        Raises
+        ------
+        BackendUnavailable
+            If this device has none.
+        """
+        if self.adapter.double is None:
+            raise BackendUnavailable(f"{self} has no float64")
+        return self.adapter.double()
+
+    def asarray(self, tree: Any) -> Any:
+        """NumPy arrays or nested lists, in a tree or alone, as arrays on this device.
+
+        Nothing is shared with the host. The dtype is kept; asking for one that the
+        library lacks is an error.
+        """
+        return tree_map(self._asarray, tree)
+
+    def _asarray(self, data: Any) -> Array:
+        import numpy as np
+
+        data = np.asarray(data)
+        array = self.adapter.asarray(data, self.device)
+        kept = getattr(self.xp, data.dtype.name, None)
+        if array.dtype != kept:
+            raise TypeError(f"{self} would turn {data.dtype.name} into {array.dtype}; cast it first")
+        return array
+
+    def to_numpy(self, tree: Any) -> Any:
+        """Arrays of this backend, in a tree or alone, as NumPy arrays on the host."""
+        return tree_map(self.adapter.to_numpy, tree)
+
+    def jit(self, function: Callable, donate: tuple[int, ...] = ()) -> Callable:
+        """The pure `function` for this device, compiled where the library compiles.
+
+        `donate` names the positions of arguments that the caller gives up; their
+        memory may be used again.
+        """
+        return self.adapter.jit(function, self.device, donate)
+
+    def synchronize(self, tree: Any = None) -> Any:
+        """Wait until the values of `tree` are there; returns it."""
+        return self.adapter.synchronize(tree)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `backends` says of one: its version and devices, or why it cannot run."""
+
+    name: str
+    version: str | None
+    devices: tuple[Backend, ...]
+    reason: str | None
+
+
+def backend(name: str | None = None) -> Backend:
+    """The backend called `name`: a library, alone or with a device, as in "jax:cpu:1".
+
+    Without a name, the one in the environment variable AGNOSTIC_NN_BACKEND, else "numpy".
+    Without a device, the one that the library lists first; without a number, the first
+    of its kind.
+
+    Raises
+    ------
+    BackendUnavailable
+        If no backend has that name, its library is not installed or cannot run, or the
+        device does not exist. Nothing falls back to another.
+    """
+    name = name or os.environ.get(VARIABLE) or "numpy"
+    library, _, device_name = name.partition(":")
+    adapter = _load(library)
+    devices = _devices(library)
+    if not device_name:
+        device_name = next(iter(devices))
+    elif device_name not in devices and f"{device_name}:0" in devices:
+        device_name = f"{device_name}:0"
+    if device_name not in devices:
+        raise BackendUnavailable(
+            f"{library} has no device {device_name!r}; it has {', '.join(devices)}"
+        )
+    return Backend(library, device_name, devices[device_name], adapter)
+
+
+def backends() -> Iterator[Status]:
+    """Each known backend, the shipped ones first, with its devices or why it cannot run."""
+    for library in _modules():
+        try:
+            adapter = _load(library)
+        except BackendUnavailable as error:
+            yield Status(library, None, (), str(error))
+            continue
+        try:
+            found = tuple(Backend(library, n, d, adapter) for n, d in _devices(library).items())
+            yield Status(library, adapter.version, found, None)
+        except BackendUnavailable as error:
+            yield Status(library, adapter.version, (), str(error))
+
+
+def _modules() -> dict[str, str]:
+    """Name to module of each known backend. Reading entry points takes a while: not at import."""
+    found = {name: module for name, (module, _) in SHIPPED.items()}
+    for point in entry_points(group="agnostic_nn.backends"):
+        found.setdefault(point.name, point.value)
+    return found
+
+
+@cache
+def _load(library: str) -> ModuleType:
+    module, install = SHIPPED.get(library, (None, None))
+    if module is None:
+        module = _modules().get(library)
+    if module is None:
+        raise BackendUnavailable(
+            f"no backend is called {library!r}; there are {', '.join(_modules())}"
+        )
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        remedy = f": pip install '{install}'" if install else ""
+        raise BackendUnavailable(
+            f"{library} needs the package {error.name!r}, which is not installed{remedy}"
+        ) from error
+    except Exception as error:  # a library that is there but broken may fail with anything
+        raise BackendUnavailable(f"{library} does not import: {error}") from error
+
+
+def _devices(library: str) -> dict[str, Any]:
+    try:
+        devices = _load(library).devices()
+    except BackendUnavailable:
+        raise
+    except Exception as error:  # each library has its own way to say that a driver is missing
+        raise BackendUnavailable(f"{library} finds no device: {error}") from error
+    if not devices:
+        raise BackendUnavailable(f"{library} finds no device on this machine")
+    return devices

@@ -1,0 +1,55 @@
+"""Sequential: layers one after the other. Itself a layer, so blocks nest."""
+
+from dataclasses import dataclass
+
+from ..layers.base import Layer
+from ..random import split
+
+__all__ = ["Sequential"]
+
+
+@dataclass(frozen=True, init=False)
+class Sequential(Layer):
+    """y = fₙ(…f₂(f₁(x))). Params, state, cache and grads are tuples, one entry a layer.
+
+    The gradient is the chain rule: each layer's dx is the dy of the layer before.
+    """
+
+    layers: tuple[Layer, ...]
+
+    def __init__(self, *layers: Layer) -> None:
+        for i, layer in enumerate(layers):
+            if not isinstance(layer, Layer):
+                raise TypeError(f"expected layers, but argument {i} is {layer!r}")
+        object.__setattr__(self, "layers", layers)
+
+    @property
+    def takes(self):
+        return self.layers[0].takes if self.layers else Layer.takes
+
+    def init(self, key, shape, dtype):
+        params, state = [], []
+        keys = split(key, len(self.layers))
+        for i, layer in enumerate(self.layers):
+            p, s, shape = layer.init(keys[i, :], shape, dtype)
+            params.append(p)
+            state.append(s)
+        return tuple(params), tuple(state), shape
+
+    def forward(self, params, state, x, *, train=False):
+        states, caches = [], []
+        for layer, p, old in zip(self.layers, params, state, strict=True):
+            x, new, cache = layer.forward(p, old, x, train=train)
+            states.append(new)
+            caches.append(cache)
+        return x, tuple(states), tuple(caches)
+
+    def backward(self, params, cache, dy):
+        grads = []
+        for layer, p, c in reversed(list(zip(self.layers, params, cache, strict=True))):
+            dy, g = layer.backward(p, c, dy)
+            grads.append(g)
+        return dy, tuple(reversed(grads))
+
+    def check(self, x):
+        (self.layers[0] if self.layers else super()).check(x)

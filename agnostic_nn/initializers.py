@@ -1,0 +1,139 @@
+"""Initializers: where weights start. Each is called with (key, shape, dtype).
+
+A weight is (fan_in, fan_out); axes before these two, such as a convolution's
+window, count into both fans.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .arrays import device, expect, namespace
+from .random import normal, uniform
+from .special import erf
+
+__all__ = [
+    "Constant",
+    "Initializer",
+    "Orthogonal",
+    "TruncatedNormal",
+    "VarianceScaling",
+    "glorot_normal",
+    "glorot_uniform",
+    "he_normal",
+    "he_uniform",
+    "lecun_normal",
+    "lecun_uniform",
+]
+
+Initializer = Callable
+
+
+@dataclass(frozen=True)
+class VarianceScaling:
+    """Zero mean and variance `scale` / fan, so that signals keep their size through a layer.
+
+    A sum of fan_in terms has fan_in times the variance of a term: 1 / fan_in keeps
+    it going forward, 1 / fan_out keeps the gradient's going back.
+
+    fan: "in", "out", or "average" of the two; distribution: "normal", or "uniform"
+    on ±√(3 · variance), which has that variance.
+    """
+
+    scale: float
+    fan: str
+    distribution: str
+
+    def __post_init__(self) -> None:
+        expect(self.scale > 0, f"expected a scale above 0, got {self.scale}")
+        expect(self.fan in ("in", "out", "average"), f"no fan is called {self.fan!r}")
+        known = self.distribution in ("normal", "uniform")
+        expect(known, f"no distribution is called {self.distribution!r}")
+
+    def __call__(self, key, shape, dtype):
+        expect(len(shape) >= 2, f"expected a shape (..., fan_in, fan_out), got {shape}")
+        window = math.prod(shape[:-2])
+        fan_in, fan_out = window * shape[-2], window * shape[-1]
+        fan = {"in": fan_in, "out": fan_out, "average": (fan_in + fan_out) / 2}[self.fan]
+        variance = self.scale / max(fan, 1)
+        if self.distribution == "normal":
+            return normal(key, shape, dtype) * math.sqrt(variance)
+        return (2.0 * uniform(key, shape, dtype) - 1.0) * math.sqrt(3.0 * variance)
+
+
+# Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural
+# networks" (2010), eq. 12 and 16; He et al., arXiv:1502.01852, eq. 10; LeCun et al.,
+# "Efficient BackProp" (1998), eq. 16.
+glorot_normal = VarianceScaling(1.0, "average", "normal")
+glorot_uniform = VarianceScaling(1.0, "average", "uniform")
+he_normal = VarianceScaling(2.0, "in", "normal")
+he_uniform = VarianceScaling(2.0, "in", "uniform")
+lecun_normal = VarianceScaling(1.0, "in", "normal")
+lecun_uniform = VarianceScaling(1.0, "in", "uniform")
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Every element is `value`."""
+
+    value: float = 0.0
+
+    def __call__(self, key, shape, dtype):
+        return namespace(key).full(shape, self.value, dtype=dtype, device=device(key))
+
+
+@dataclass(frozen=True)
+class TruncatedNormal:
+    """Normal draws of standard deviation `deviation`, none further than twice that from 0.
+
+    Inverts the distribution function: z solves Φ(z) = p with p uniform on
+    (Φ(-2), Φ(2)). Newton's steps z ← z - (Φ(z) - p) / φ(z) from z = 0 approach the
+    root from one side, since Φ is concave above 0 and convex below; eight of them
+    reach the last bit anywhere in ±2. `deviation` is that of the normal before it
+    is cut, as in PyTorch; that of the draws is 0.88 times as large.
+    """
+
+    deviation: float = 0.02
+
+    def __post_init__(self) -> None:
+        expect(self.deviation > 0, f"expected a deviation above 0, got {self.deviation}")
+
+    def __call__(self, key, shape, dtype):
+        xp = namespace(key)
+        centred = (uniform(key, shape, dtype) - 0.5) * math.erf(math.sqrt(2.0))  # p - 1/2
+        z = xp.zeros_like(centred)
+        for _ in range(8):
+            density = xp.exp(-0.5 * z * z) * (1.0 / math.sqrt(2.0 * math.pi))
+            z = z - (0.5 * erf(z * math.sqrt(0.5)) - centred) / density
+        return xp.clip(z, -2.0, 2.0) * self.deviation
+
+
+@dataclass(frozen=True)
+class Orthogonal:
+    """Orthonormal columns (or rows, where there are fewer of them), times `gain`.
+
+    Products of many such matrices neither grow nor shrink a signal (Saxe et al.,
+    arXiv:1312.6120, sec. 3). Gram & Schmidt's process on normal draws, which is
+    uniform over all such matrices; each column is cleared twice of those before it,
+    and twice is enough to be orthogonal to the last bit (Giraud et al., "The loss of
+    orthogonality in the Gram-Schmidt orthogonalization process", 2005).
+    """
+
+    gain: float = 1.0
+
+    def __call__(self, key, shape, dtype):
+        expect(len(shape) >= 2, f"expected a shape (..., fan_in, fan_out), got {shape}")
+        xp = namespace(key)
+        rows, columns = math.prod(shape[:-1]), shape[-1]
+        long, short = max(rows, columns), min(rows, columns)
+        drawn = normal(key, (short, long), dtype)
+        basis = []
+        for i in range(short):
+            vector = drawn[i : i + 1, :]
+            if basis:
+                known = xp.concat(basis, axis=0)
+                for _ in range(2):
+                    vector = vector - (vector @ xp.matrix_transpose(known)) @ known
+            basis.append(vector / xp.sqrt(xp.sum(vector * vector)))
+        found = xp.concat(basis, axis=0) * self.gain
+        return xp.reshape(found if rows == short else xp.matrix_transpose(found), shape)

@@ -1,0 +1,73 @@
+"""Dense: an affine map of the last axis."""
+
+from dataclasses import dataclass, field
+
+from ..arrays import device, expect, namespace
+from ..initializers import Initializer, glorot_uniform
+from .base import Layer
+
+__all__ = ["Dense"]
+
+
+@dataclass(frozen=True)
+class Dense(Layer):
+    """y = x W + b, over the last axis of x.
+
+    Parameters: weight (fan_in, width) and, unless `bias` is false, bias (width,),
+    which starts at 0.
+
+    Gradient
+    --------
+    With row vectors, L changes by dL = Σ dy · (dx W + x dW + db), so
+
+        dx = dy Wᵀ        dW = xᵀ dy        db = Σ dy
+
+    where xᵀ dy and Σ run over every axis but the last (Petersen & Pedersen,
+    "The Matrix Cookbook", eq. 70 and 71).
+    """
+
+    width: int
+    bias: bool = True
+    initializer: Initializer = field(default=glorot_uniform, repr=False)
+
+    def __post_init__(self):
+        expect(self.width >= 1, f"expected a width of at least 1, got {self.width}")
+
+    def init(self, key, shape, dtype):
+        expect(len(shape) >= 1, "Dense takes (batch, ..., fan_in), got (batch,)")
+        xp = namespace(key)
+        *lead, fan_in = shape
+        params = {"weight": self.initializer(key, (fan_in, self.width), dtype)}
+        if self.bias:
+            params["bias"] = xp.zeros(self.width, dtype=dtype, device=device(key))
+        return params, {}, (*lead, self.width)
+
+    def forward(self, params, state, x, *, train=False):
+        """x: (..., fan_in) -> y: (..., width), in the one dtype of x and the weight.
+
+        Raises
+        ------
+        ValueError
+            If x has another width or dtype than the weight was made for.
+        TypeError
+            If x belongs to another array library.
+        """
+        weight = params["weight"]
+        namespace(x, weight)
+        fan_in = weight.shape[0]
+        expect(x.shape[-1:] == (fan_in,), f"Dense takes (..., {fan_in}), got {tuple(x.shape)}")
+        expect(x.dtype == weight.dtype, f"Dense holds {weight.dtype}, got {x.dtype}")
+        y = x @ weight
+        if self.bias:
+            y += params["bias"]
+        return y, state, x
+
+    def backward(self, params, cache, dy):
+        xp = namespace(dy)
+        weight = params["weight"]
+        x = xp.reshape(cache, (-1, weight.shape[0]))
+        rows = xp.reshape(dy, (-1, weight.shape[1]))
+        grads = {"weight": xp.matrix_transpose(x) @ rows}
+        if self.bias:
+            grads["bias"] = xp.sum(rows, axis=0)
+        return dy @ xp.matrix_transpose(weight), grads

@@ -1,0 +1,70 @@
+"""Embedding: a table of rows, looked up by number."""
+
+from dataclasses import dataclass, field
+
+from ..arrays import expect, first_true, namespace
+from ..initializers import Initializer, TruncatedNormal
+from ..special import scatter_add
+from .base import Layer
+
+__all__ = ["Embedding"]
+
+
+@dataclass(frozen=True)
+class Embedding(Layer):
+    """y[..., :] = W[x[...], :], with x integers in [0, count).
+
+    Parameters: weight (count, width).
+
+    Gradient
+    --------
+    Each look-up is a product with a one-hot row, so its dW is dy in the row it read
+    and 0 elsewhere; look-ups of one row add up:
+
+        dW[k, :] = Σ dy[..., :] over all places where x[...] = k
+
+    x is a number of a row and has no gradient: `backward` gives None for dx, so an
+    Embedding stands at the beginning of a model.
+    """
+
+    count: int
+    width: int
+    initializer: Initializer = field(default=TruncatedNormal(0.02), repr=False)
+
+    takes = "integral"
+
+    def __post_init__(self):
+        expect(self.count >= 1, f"expected a count of at least 1, got {self.count}")
+        expect(self.width >= 1, f"expected a width of at least 1, got {self.width}")
+
+    def init(self, key, shape, dtype):
+        weight = self.initializer(key, (self.count, self.width), dtype)
+        return {"weight": weight}, {}, (*shape, self.width)
+
+    def forward(self, params, state, x, *, train=False):
+        """x: (...) integer -> y: (..., width). Numbers are trusted: `jit` hides values.
+
+        Raises
+        ------
+        TypeError
+            If x is not of an integer dtype, or of another array library.
+        """
+        weight = params["weight"]
+        xp = namespace(x, weight)
+        if not xp.isdtype(x.dtype, "integral"):
+            raise TypeError(f"Embedding takes integers, got {x.dtype}")
+        y = xp.take(weight, xp.reshape(x, (-1,)), axis=0)
+        return xp.reshape(y, (*x.shape, self.width)), state, x
+
+    def backward(self, params, cache, dy):
+        xp = namespace(dy)
+        updates = xp.reshape(dy, (-1, self.width))
+        return None, {"weight": scatter_add(updates, xp.reshape(cache, (-1,)), self.count)}
+
+    def check(self, x):
+        super().check(x)
+        bad = first_true((x < 0) | (x >= self.count))
+        if bad is not None:
+            raise ValueError(
+                f"Embedding holds rows 0 to {self.count - 1}, but x{list(bad)} is {x[bad]}"
+            )

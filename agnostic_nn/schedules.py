@@ -1,0 +1,83 @@
+"""Schedules: learning rates that follow the number of steps taken, t = 0, 1, 2, …
+
+Each is called with t as an array of a real floating dtype and returns the rate, of the
+same shape and dtype. Any such function serves where an optimizer takes a rate.
+"""
+
+import math
+from dataclasses import dataclass
+
+from .arrays import Array, expect, namespace
+
+__all__ = ["Constant", "Cosine", "ExponentialDecay", "StepDecay"]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """rate, at every step; what a plain number says too."""
+
+    rate: float
+
+    def __call__(self, t: Array) -> Array:
+        return namespace(t).full_like(t, self.rate)
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """rate · factor^⌊t / every⌋."""
+
+    rate: float
+    every: int
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        expect(self.every >= 1, f"expected every at least 1, got {self.every}")
+        expect(self.factor > 0, f"expected a factor above 0, got {self.factor}")
+
+    def __call__(self, t: Array) -> Array:
+        xp = namespace(t)
+        return self.rate * xp.exp(math.log(self.factor) * xp.floor(t / self.every))
+
+
+@dataclass(frozen=True)
+class ExponentialDecay:
+    """rate · factor^(t / every)."""
+
+    rate: float
+    factor: float
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        expect(self.every >= 1, f"expected every at least 1, got {self.every}")
+        expect(self.factor > 0, f"expected a factor above 0, got {self.factor}")
+
+    def __call__(self, t: Array) -> Array:
+        return self.rate * namespace(t).exp(t * (math.log(self.factor) / self.every))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Up in a straight line over `warmup` steps, then down half a cosine until `steps`.
+
+        t < warmup:  rate · (t + 1) / warmup
+        after:       final + (rate - final) · (1 + cos πu) / 2
+                     u = min((t - warmup) / (steps - warmup), 1)
+
+    Loshchilov & Hutter, arXiv:1608.03983, eq. 5, without restarts.
+    """
+
+    rate: float
+    steps: int
+    warmup: int = 0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        fits = 0 <= self.warmup < self.steps
+        expect(fits, f"expected 0 <= warmup < steps, got {self.warmup} and {self.steps}")
+
+    def __call__(self, t: Array) -> Array:
+        xp = namespace(t)
+        u = xp.clip((t - self.warmup) / (self.steps - self.warmup), 0.0, 1.0)
+        down = self.final + (self.rate - self.final) * 0.5 * (1.0 + xp.cos(math.pi * u))
+        up = self.rate * (t + 1.0) / max(self.warmup, 1)
+        return xp.where(t < self.warmup, up, down)

@@ -1,0 +1,73 @@
+"""Trees: nested dicts and tuples whose leaves are arrays; JAX traces them as they are."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+__all__ = ["leaves", "named_leaves", "tree_map", "unname"]
+
+
+def tree_map(function: Callable, tree: Any, *rest: Any) -> Any:
+    """Apply `function` leaf by leaf to trees that share one nesting.
+
+    Raises
+    ------
+    ValueError
+        If two trees differ in keys or length.
+    """
+    if isinstance(tree, dict):
+        for other in rest:
+            if not isinstance(other, dict) or other.keys() != tree.keys():
+                raise ValueError(f"trees differ: expected keys {sorted(tree)}, got {_outline(other)}")
+        return {k: tree_map(function, tree[k], *(t[k] for t in rest)) for k in tree}
+    if isinstance(tree, tuple):
+        for other in rest:
+            if not isinstance(other, tuple) or len(other) != len(tree):
+                raise ValueError(f"trees differ: expected {len(tree)} entries, got {_outline(other)}")
+        return tuple(tree_map(function, *branches) for branches in zip(tree, *rest, strict=True))
+    return function(tree, *rest)
+
+
+def named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each leaf of `tree` with its path, such as `"0.weight"`, in a fixed order.
+
+    Keys are sorted, because `jit` hands dicts back sorted.
+    """
+    if isinstance(tree, dict):
+        branches = sorted(tree.items())
+    elif isinstance(tree, tuple):
+        branches = [(str(i), branch) for i, branch in enumerate(tree)]
+    else:
+        yield prefix, tree
+        return
+    for name, branch in branches:
+        yield from named_leaves(branch, f"{prefix}.{name}" if prefix else name)
+
+
+def leaves(tree: Any) -> list:
+    """The leaves of `tree`, in the order of `named_leaves`."""
+    return [leaf for _, leaf in named_leaves(tree)]
+
+
+def unname(named: dict[str, Any], like: Any, prefix: str = "") -> Any:
+    """A tree nested like `like`, its leaves taken from `named` by their paths.
+
+    Raises
+    ------
+    KeyError
+        If a path of `like` is not in `named`.
+    """
+    if isinstance(like, dict):
+        branches = {k: unname(named, v, f"{prefix}.{k}" if prefix else k) for k, v in like.items()}
+        return branches
+    if isinstance(like, tuple):
+        return tuple(
+            unname(named, branch, f"{prefix}.{i}" if prefix else str(i))
+            for i, branch in enumerate(like)
+        )
+    return named[prefix]
+
+
+def _outline(tree: Any) -> str:
+    if isinstance(tree, dict):
+        return f"keys {sorted(tree)}"
+    return f"{len(tree)} entries" if isinstance(tree, tuple) else "a leaf"

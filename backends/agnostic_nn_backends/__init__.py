@@ -1,0 +1,30 @@
+"""Backends: one module per array library, all with the same names.
+
+    xp            the library's Array API namespace
+    version       its version
+    devices       () -> {name: the library's own device}, the preferred one first
+    describe      device -> what the hardware calls itself
+    has_float64   device -> whether float64 is to be had as things are set up now
+    double        () -> a context in which it is, or None where it never is
+    asarray       (host array, device) -> an array of this library, never sharing memory
+    to_numpy      array -> a NumPy array on the host
+    jit           (function, device, donate) -> the pure function, compiled where that is
+                  possible; `donate` says which arguments the caller gives up, by position
+    synchronize   tree -> the same tree, once its values are there (for timing)
+    vjp           (function, *primals) -> (outputs, pullback), the library's own automatic
+                  differentiation, or None; only checks of our gradients use it
+
+A backend imports its own library and `agnostic_nn.special` and `.random`, to register
+native versions there, and nothing else of ours. It sets no global option.
+"""
+
+__all__ = ["SHIPPED"]
+
+SHIPPED = {  # name: (module, what to install)
+    "numpy": ("agnostic_nn_backends.numpy", "numpy"),
+    "jax": ("agnostic_nn_backends.jax", "agnostic-nn[jax]"),
+    "torch": ("agnostic_nn_backends.torch", "agnostic-nn[torch]"),
+    "cupy": ("agnostic_nn_backends.cupy", "agnostic-nn[cupy-cuda13x]"),
+    "dpnp": ("agnostic_nn_backends.dpnp", "agnostic-nn[dpnp]"),
+    "array_api_strict": ("agnostic_nn_backends.array_api_strict", "agnostic-nn[strict]"),
+}

@@ -1,0 +1,57 @@
+"""array-api-strict: the Standard and nothing more, which no careless line gets past.
+
+For tests: `device1` refuses to be mixed or converted as a GPU does, and flags read from
+ARRAY_API_STRICT_* forbid what `jit` could not trace. It is also the shortest adapter
+there can be: copy it to add a backend.
+"""
+
+from contextlib import nullcontext
+
+import array_api_strict as xp
+import numpy as np
+
+__all__ = [
+    "asarray",
+    "describe",
+    "devices",
+    "double",
+    "has_float64",
+    "jit",
+    "synchronize",
+    "to_numpy",
+    "version",
+    "vjp",
+    "xp",
+]
+
+version = xp.__version__
+double = nullcontext
+vjp = None
+
+
+def devices():
+    return {name: xp.Device(name) for name in ("CPU_DEVICE", "device1", "device2", "no_float64")}
+
+
+def describe(device):
+    return "a NumPy array that pretends to be elsewhere"
+
+
+def has_float64(device):
+    return device != xp.Device("no_float64")
+
+
+def asarray(data, device):
+    return xp.asarray(np.array(data, order="C"), device=device)
+
+
+def to_numpy(array):
+    return np.asarray(array.to_device(xp.Device("CPU_DEVICE")))
+
+
+def jit(function, device, donate=()):
+    return function
+
+
+def synchronize(tree):
+    return tree
