@@ -1,8 +1,10 @@
 """Neural networks with hand-derived gradients, on any array library."""
 
-from . import random, special, trees
+from . import initializers, random, schedules, special, trees
 from .backends import Backend, BackendUnavailable, Status, backend, backends
 from .blocks import Residual, Sequential
+from .checkpoint import CheckpointError
+from .history import History
 from .initializers import (
     Constant,
     Orthogonal,
@@ -39,4 +41,4 @@ from .layers import (
 from .losses import binary_cross_entropy, mean_squared_error, softmax_cross_entropy
 from .metrics import accuracy, binary_accuracy
 from .optimizers import SGD, Adam, AdamW, ClipByGlobalNorm
-from . import schedules
+from .training import NonFiniteLoss, Trainer, make_step

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from ..arrays import expect, namespace
+from ..arrays import device, expect, namespace
 from .base import Layer
 
 __all__ = ["Flatten", "Reshape"]
@@ -29,12 +29,13 @@ class Reshape(Layer):
         return {}, {}, self._target(shape)
 
     def forward(self, params, state, x, *, train=False):
-        target = self._target(x.shape[1:])
-        y = namespace(x).reshape(x, (x.shape[0], *target))
-        return y, state, x
+        xp = namespace(x)
+        y = xp.reshape(x, (x.shape[0], *self._target(x.shape[1:])))
+        # backward needs no number of x but its shape, which an array of no rows holds
+        return y, state, xp.zeros((0, *x.shape[1:]), dtype=x.dtype, device=device(x))
 
     def backward(self, params, cache, dy):
-        return namespace(dy).reshape(dy, cache.shape), {}
+        return namespace(dy).reshape(dy, (dy.shape[0], *cache.shape[1:])), {}
 
     def _target(self, shape):
         """`self.shape` with -1 replaced, so that a batch of 0 examples works too."""

@@ -1,0 +1,73 @@
+"""Config: hyper-parameters as plain data, and back again from a closed list of classes.
+
+A file that may name any class to build is a program. Only what this library defines is
+rebuilt, from numbers, strings and the like, through constructors that check them.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import partial
+from typing import Any
+
+from . import blocks, initializers, layers, losses, optimizers, schedules
+
+__all__ = ["describe", "rebuild"]
+
+_KNOWN: dict[str, Any] = {
+    name: getattr(module, name)
+    for module in (layers, blocks, losses, optimizers, schedules, initializers)
+    for name in module.__all__
+}
+
+
+def describe(thing: Any) -> Any:
+    """Hyper-parameters as nested dicts, lists, strings and numbers, for JSON.
+
+    What this library does not define is described too, but `rebuild` will refuse it.
+    """
+    if thing is None or isinstance(thing, bool | int | float | str):
+        return thing
+    if isinstance(thing, tuple):
+        return [describe(entry) for entry in thing]
+    if isinstance(thing, partial):
+        return {"partial": describe(thing.func), **{k: describe(v) for k, v in thing.keywords.items()}}
+    if is_dataclass(thing) and not isinstance(thing, type):
+        found = {field.name: describe(getattr(thing, field.name)) for field in fields(thing)}
+        return {"type": type(thing).__name__, **found}
+    return {"function": getattr(thing, "__name__", type(thing).__name__)}
+
+
+def rebuild(data: Any) -> Any:
+    """What `describe` described.
+
+    Raises
+    ------
+    ValueError
+        If data names something that this library does not define, or arguments that its
+        constructor refuses.
+    """
+    if isinstance(data, list):
+        return tuple(rebuild(entry) for entry in data)
+    if not isinstance(data, dict):
+        return data
+    named = dict(data)
+    if "function" in named:
+        return _known(named["function"])
+    if "partial" in named:
+        function = rebuild(named.pop("partial"))
+        return partial(function, **{k: rebuild(v) for k, v in named.items()})
+    kind = _known(named.pop("type", None))
+    arguments = {k: rebuild(v) for k, v in named.items()}
+    try:
+        return kind(*arguments.pop("layers", ()), **arguments)
+    except TypeError as error:
+        raise ValueError(f"the checkpoint does not fit this version: {error}") from error
+
+
+def _known(name: Any) -> Callable:
+    if not isinstance(name, str) or name not in _KNOWN:
+        raise ValueError(
+            f"the checkpoint was saved with {name!r}, which agnostic_nn does not define: "
+            "pass the model, loss or optimizer it stands for to Trainer.load"
+        )
+    return _KNOWN[name]

@@ -1,0 +1,36 @@
+"""One backend per run, named by AGNOSTIC_NN_BACKEND (default: numpy); NumPy is the oracle."""
+
+import numpy as np
+import pytest
+
+import agnostic_nn as nn
+
+
+def pytest_report_header():
+    backend = nn.backend()
+    return f"backend: {backend}, {backend.version}, on {backend.hardware}"
+
+
+@pytest.fixture(scope="session")
+def backend():
+    """The backend under test; one that was asked for and cannot run is an error, not a skip."""
+    return nn.backend()
+
+
+@pytest.fixture(scope="session")
+def widest(backend):
+    """The name of the widest real dtype that the backend has as it is set up now."""
+    return "float64" if backend.has_float64 else "float32"
+
+
+@pytest.fixture(scope="session")
+def epsilon(widest):
+    """The distance from 1 to the next number of the widest dtype: the unit of tolerances."""
+    return float(np.finfo(widest).eps)
+
+
+@pytest.fixture
+def draw(widest):
+    """A function from a shape to normal draws on the host, in the widest dtype."""
+    generator = np.random.default_rng(0)
+    return lambda *shape: generator.standard_normal(shape).astype(widest)
