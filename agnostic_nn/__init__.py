@@ -1,10 +1,16 @@
-"""Neural networks with hand-derived gradients, on any array library."""
+"""Neural networks with hand-derived gradients, on any array library.
 
-from . import initializers, random, schedules, special, trees
+Layers, losses and optimizers are here at once and need no array library to import.
+What trains and checks them is imported when it is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import random, schedules, special, trees
+from .arrays import Rows
 from .backends import Backend, BackendUnavailable, Status, backend, backends
 from .blocks import Residual, Sequential
-from .checkpoint import CheckpointError
-from .history import History
 from .initializers import (
     Constant,
     Orthogonal,
@@ -41,4 +47,29 @@ from .layers import (
 from .losses import binary_cross_entropy, mean_squared_error, softmax_cross_entropy
 from .metrics import accuracy, binary_accuracy
 from .optimizers import SGD, Adam, AdamW, ClipByGlobalNorm
-from .training import NonFiniteLoss, Trainer, make_step
+
+if TYPE_CHECKING:
+    from .checkpoint import CheckpointError
+    from .history import History
+    from .training import NonFiniteLoss, Trainer, make_step
+
+_UPSTAIRS = {
+    "CheckpointError": "checkpoint",
+    "History": "history",
+    "NonFiniteLoss": "training",
+    "Trainer": "training",
+    "make_step": "training",
+}
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _UPSTAIRS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_UPSTAIRS[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_UPSTAIRS})

@@ -57,13 +57,15 @@ def namespace(x: Array, *others: Array) -> Any:
     return xp
 
 
-def expect(holds: bool, message: str) -> None:
-    """Raise `ValueError(message)` unless `holds`; use on shapes, never on values.
+def expect(holds: bool, message: str, *values: Any) -> None:
+    """Raise ValueError unless `holds`; use on shapes, never on values.
 
-    Shapes are known while JAX traces, values are not.
+    Shapes are known while JAX traces, values are not. `values` are put in the places {}
+    of `message` only when it is raised: writing out a shape takes longer than adding
+    two small arrays.
     """
     if not holds:
-        raise ValueError(message)
+        raise ValueError(message.format(*values) if values else message)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
 
@@ -89,8 +88,7 @@ class Backend:
 
         data = np.asarray(data)
         array = self.adapter.asarray(data, self.device)
-        kept = getattr(self.xp, data.dtype.name, None)
-        if array.dtype != kept:
+        if array.dtype != _counterpart(self.xp, data.dtype):
             raise TypeError(f"{self} would turn {data.dtype.name} into {array.dtype}; cast it first")
         return array
 
@@ -109,6 +107,12 @@ class Backend:
     def synchronize(self, tree: Any = None) -> Any:
         """Wait until the values of `tree` are there; returns it."""
         return self.adapter.synchronize(tree)
+
+
+@cache
+def _counterpart(xp: Any, dtype: Any) -> Any:
+    """What the library `xp` calls a dtype of NumPy's."""
+    return getattr(xp, dtype.name, None)
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,9 @@ def backends() -> Iterator[Status]:
 
 
 def _modules() -> dict[str, str]:
-    """Name to module of each known backend. Reading entry points takes a while: not at import."""
+    """Name to module of each known backend."""
+    from importlib.metadata import entry_points  # as slow to import as half of NumPy
+
     found = {name: module for name, (module, _) in SHIPPED.items()}
     for point in entry_points(group="agnostic_nn.backends"):
         found.setdefault(point.name, point.value)

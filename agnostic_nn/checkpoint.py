@@ -7,9 +7,7 @@ loads as another weight.
 
 import json
 import os
-from hashlib import sha256
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -34,6 +32,8 @@ def write(path: str | os.PathLike, arrays: dict[str, np.ndarray], description: A
     OSError
         If the file cannot be written.
     """
+    from secrets import token_hex
+
     from safetensors.numpy import save
 
     # safetensors 0.8.0 writes wrong bytes for arrays that are not C-contiguous
@@ -72,6 +72,8 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], Any]:
 
 def digest(arrays: dict[str, np.ndarray], text: str = "") -> str:
     """SHA-256 over `text` and the name, dtype, shape and bytes of every array."""
+    from hashlib import sha256
+
     found = sha256(text.encode())
     for name, array in sorted(arrays.items()):
         found.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())

@@ -45,7 +45,7 @@ def fetch(name: str, data: Any, backend: Backend) -> tuple[np.ndarray, bool]:
         found, chosen = np.asarray(data), False
     else:
         try:
-            ours = namespace(data) is namespace(backend.asarray(np.zeros(())))
+            ours = namespace(data) is namespace(backend.asarray(np.float32(0)))
         except TypeError:
             ours = False
         if not ours:
@@ -81,10 +81,11 @@ def typed(name: str, data: np.ndarray, chosen: bool, dtype: str) -> np.ndarray:
                 f"{name}.astype({dtype!r}), or Trainer(dtype={data.dtype.name!r})"
             )
         return data.astype(dtype, copy=False)
-    bounds = np.iinfo(np.int32)
-    bad = first_true((data < bounds.min) | (data > bounds.max)) if data.dtype.kind in "iu" else None
-    if bad is not None:
-        raise ValueError(f"{name}{list(bad)} is {data[bad]}, which does not fit into int32")
+    if not np.can_cast(data.dtype, np.int32):
+        bounds = np.iinfo(np.int32)
+        bad = first_true((data < bounds.min) | (data > bounds.max))
+        if bad is not None:
+            raise ValueError(f"{name}{list(bad)} is {data[bad]}, which does not fit into int32")
     return data.astype(np.int32, copy=False)
 
 

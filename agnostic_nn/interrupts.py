@@ -2,44 +2,40 @@
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
-__all__ = ["Stop", "deferred_interrupts"]
-
-
-class Stop:
-    """Says whether Ctrl-C was pressed."""
-
-    requested = False
+__all__ = ["DeferredInterrupts"]
 
 
-@contextmanager
-def deferred_interrupts() -> Iterator[Stop]:
-    """Hold back Ctrl-C: the first one only sets `requested`, a second one raises at once.
+class DeferredInterrupts:
+    """A context that holds Ctrl-C back: the first sets `requested`, a second raises at once.
 
     Compiled steps give their old state away before the new one is there, so an exception
     between the two would leave a trainer without either. At the end a held-back Ctrl-C is
-    raised. Off the main thread, where Python delivers none, nothing is changed.
+    raised. Where somebody else handles Ctrl-C, or off the main thread, where Python
+    delivers none, nothing is changed.
     """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
 
-    def handle(number, frame):
-        if stop.requested:
+    requested = False
+    _before: Any = None
+
+    def __enter__(self) -> "DeferredInterrupts":
+        if threading.current_thread() is threading.main_thread():
+            before = signal.signal(signal.SIGINT, self._handle)
+            if before is signal.default_int_handler:
+                self._before = before
+            else:
+                signal.signal(signal.SIGINT, before)
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self._before is None:
+            return
+        signal.signal(signal.SIGINT, self._before)
+        if self.requested and kind is None:
             raise KeyboardInterrupt
-        stop.requested = True
 
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # somebody else handles it, us included
-        yield stop
-        return
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if stop.requested:
-        raise KeyboardInterrupt
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True

@@ -34,12 +34,13 @@ def _with(check: Callable, **metrics: Callable) -> Callable[[Loss], Loss]:
 def _mean(values: Array, weights: Array | None) -> tuple[Array, Any]:
     """Σ w v / Σ w, and the share w / Σ w that each value has in it."""
     xp = namespace(values)
-    expect(size(values) > 0, f"a mean needs examples, got y of shape {tuple(values.shape)}")
+    expect(size(values) > 0, "a mean needs examples, got losses of shape {}", values.shape)
     if weights is None:
-        return xp.mean(values), 1.0 / size(values)
+        share = 1.0 / size(values)
+        return xp.sum(values) * share, share
     lead = values.shape[: weights.ndim]
-    expect(weights.shape == lead, f"expected weights {tuple(lead)}, got {tuple(weights.shape)}")
-    expect(weights.dtype == values.dtype, f"y is {values.dtype} but weights are {weights.dtype}")
+    expect(weights.shape == lead, "expected weights {}, got {}", lead, weights.shape)
+    expect(weights.dtype == values.dtype, "y is {}, weights {}", values.dtype, weights.dtype)
     total = xp.sum(weights) * (size(values) / size(weights))
     weights = xp.reshape(weights, (*lead, *(1,) * (values.ndim - len(lead))))
     share = weights / xp.where(total > 0, total, xp.ones_like(total))
@@ -85,9 +86,8 @@ def mean_squared_error(y: Array, target: Array, weights: Array | None = None):
 
 
 def _expect_alike(y: Array, target: Array) -> None:
-    alike = y.shape == target.shape
-    expect(alike, f"y is {tuple(y.shape)} but target is {tuple(target.shape)}")
-    expect(y.dtype == target.dtype, f"y is {y.dtype} but target is {target.dtype}")
+    expect(y.shape == target.shape, "y is {} but target is {}", y.shape, target.shape)
+    expect(y.dtype == target.dtype, "y is {} but target is {}", y.dtype, target.dtype)
 
 
 def _check_classes(target: Array, shape: Shape) -> None:
@@ -141,10 +141,10 @@ def softmax_cross_entropy(
     """
     xp = namespace(logits, target)
     classes = logits.shape[-1]
-    expect(0.0 <= label_smoothing < 1.0, f"expected smoothing in [0, 1), got {label_smoothing}")
+    expect(0.0 <= label_smoothing < 1.0, "expected smoothing in [0, 1), got {}", label_smoothing)
     if xp.isdtype(target.dtype, "integral"):
         fits = target.shape == logits.shape[:-1]
-        expect(fits, f"labels {tuple(target.shape)} for logits {tuple(logits.shape)}")
+        expect(fits, "labels {} for logits {}", target.shape, logits.shape)
         numbers = xp.arange(classes, dtype=target.dtype, device=device(target))
         p = xp.astype(xp.expand_dims(target, axis=-1) == numbers, logits.dtype)
     else:
@@ -159,7 +159,7 @@ def softmax_cross_entropy(
     grown = xp.exp(shifted)
     total = xp.sum(grown, axis=-1, keepdims=True)
     # where p is 0 a logit of -inf must not turn 0 · inf into NaN
-    expected = xp.sum(xp.where(p > 0, p * shifted, xp.zeros_like(p)), axis=-1)
+    expected = xp.sum(xp.where(p > 0, p * shifted, 0.0), axis=-1)
     value, share = _mean(xp.log(total[..., 0]) - expected, weights)
     if weights is not None:
         share = xp.expand_dims(share, axis=-1)

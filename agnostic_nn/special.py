@@ -11,7 +11,7 @@ from functools import singledispatch
 from .arrays import Array, device, namespace
 from .trees import tree_map
 
-__all__ = ["erf", "log_softmax", "scatter_add", "select", "sigmoid", "softplus"]
+__all__ = ["all_finite", "erf", "log_softmax", "scatter_add", "select", "sigmoid", "softplus"]
 
 
 @singledispatch
@@ -42,6 +42,16 @@ def scatter_add(updates: Array, index: Array, rows: int) -> Array:
     numbers = xp.arange(rows, dtype=index.dtype, device=device(index))
     picks = numbers[:, None] == index[None, :]
     return xp.astype(picks, updates.dtype) @ updates
+
+
+@singledispatch
+def all_finite(value: Array, *others: Array) -> Array:
+    """Whether no number in any of the arrays is NaN or infinite, as a 0-d boolean."""
+    xp = namespace(value)
+    found = xp.all(xp.isfinite(value))
+    for other in others:
+        found = xp.logical_and(found, xp.all(xp.isfinite(other)))
+    return found
 
 
 @singledispatch

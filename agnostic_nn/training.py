@@ -15,12 +15,12 @@ from .backends import Backend, backend as choose
 from .config import describe, rebuild
 from .data import Examples, batches, fetch, order, typed
 from .history import History
-from .interrupts import deferred_interrupts
+from .interrupts import DeferredInterrupts
 from .layers import Layer
 from .losses import Loss
 from .optimizers import Optimizer
 from .progress import progress
-from .special import select
+from .special import all_finite, select
 from .summary import Summary, summarize
 from .trees import leaves, named_leaves, unname
 
@@ -53,12 +53,11 @@ def make_step(model: Layer, loss: Loss, optimizer: Optimizer, *, keep_finite: bo
         value, dy = _weighted(loss, y, target, counts if weights is None else weights)
         _, grads = model.backward(params, cache, dy)
         params, moments = optimizer.update(params, grads, moments)
-        xp = namespace(value)
+        new = (params, state, moments)
         if not keep_finite:
-            return (params, state, moments), value, xp.isfinite(value)
-        # a sum is finite where its terms are: one pass, and no array of truth values
-        finite = xp.isfinite(value + sum(xp.sum(g) for g in leaves(grads)))
-        return select(finite, (params, state, moments), carry), value, finite
+            return new, value, all_finite(value)
+        finite = all_finite(value, *leaves(grads))
+        return select(finite, new, carry), value, finite
 
     return step
 
@@ -180,7 +179,7 @@ class Trainer:
         examples = self._examples(x, target, weights)
         moved = self.backend.asarray(examples.target)
         weighting = () if weights is None else (None, self.backend.asarray(examples.weights))
-        with deferred_interrupts():
+        with DeferredInterrupts():
             value, _ = self._advance(self.backend.asarray(examples.x), moved, *weighting)
         return value
 
@@ -236,7 +235,7 @@ class Trainer:
 
         history = History()
         last = math.inf if steps is None else self.steps + steps
-        with deferred_interrupts() as stop, progress(bool(verbose)) as told:
+        with DeferredInterrupts() as stop, progress(bool(verbose)) as told:
             for number in range(1, epochs + 1):
                 started, before, epoch = time.perf_counter(), self.steps, self.epoch + 1
                 count = math.ceil(len(examples) / batch_size)
@@ -343,9 +342,10 @@ class Trainer:
         if found.shape[1:] != self.shape:
             wanted = ", ".join(["examples", *map(str, self.shape)])
             raise ValueError(f"the model takes x of shape ({wanted}), got {found.shape}")
-        found = typed("x", found, chosen, self.dtype)
+        if not chosen and self.model.takes == "real floating":
+            found = found.astype(self.dtype)
         self.model.check(found)
-        return found
+        return typed("x", found, chosen, self.dtype)
 
     def _examples(self, x: Any, target: Any, weights: Any = None) -> Examples:
         host = self._input(x)

@@ -17,13 +17,13 @@ def tree_map(function: Callable, tree: Any, *rest: Any) -> Any:
     if isinstance(tree, dict):
         for other in rest:
             if not isinstance(other, dict) or other.keys() != tree.keys():
-                raise ValueError(f"trees differ: expected keys {sorted(tree)}, got {_outline(other)}")
-        return {k: tree_map(function, tree[k], *(t[k] for t in rest)) for k in tree}
+                raise ValueError(f"trees differ: expected {_outline(tree)}, got {_outline(other)}")
+        return {k: tree_map(function, v, *[t[k] for t in rest]) for k, v in tree.items()}
     if isinstance(tree, tuple):
         for other in rest:
             if not isinstance(other, tuple) or len(other) != len(tree):
-                raise ValueError(f"trees differ: expected {len(tree)} entries, got {_outline(other)}")
-        return tuple(tree_map(function, *branches) for branches in zip(tree, *rest, strict=True))
+                raise ValueError(f"trees differ: expected {_outline(tree)}, got {_outline(other)}")
+        return tuple([tree_map(function, *branches) for branches in zip(tree, *rest, strict=True)])
     return function(tree, *rest)
 
 
@@ -45,7 +45,13 @@ def named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def leaves(tree: Any) -> list:
     """The leaves of `tree`, in the order of `named_leaves`."""
-    return [leaf for _, leaf in named_leaves(tree)]
+    if isinstance(tree, dict):
+        branches = [tree[k] for k in sorted(tree)]
+    elif isinstance(tree, tuple):
+        branches = tree
+    else:
+        return [tree]
+    return [leaf for branch in branches for leaf in leaves(branch)]
 
 
 def unname(named: dict[str, Any], like: Any, prefix: str = "") -> Any:
@@ -57,8 +63,7 @@ def unname(named: dict[str, Any], like: Any, prefix: str = "") -> Any:
         If a path of `like` is not in `named`.
     """
     if isinstance(like, dict):
-        branches = {k: unname(named, v, f"{prefix}.{k}" if prefix else k) for k, v in like.items()}
-        return branches
+        return {k: unname(named, v, f"{prefix}.{k}" if prefix else k) for k, v in like.items()}
     if isinstance(like, tuple):
         return tuple(
             unname(named, branch, f"{prefix}.{i}" if prefix else str(i))

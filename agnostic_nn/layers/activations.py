@@ -47,7 +47,6 @@ class Elementwise(Layer):
         return dy * self.slope(cache), {}
 
 
-@dataclass(frozen=True)
 class ReLU(Elementwise):
     """y = max(x, 0), and f'(x) = 1 for x > 0, else 0; at the kink f'(0) = 0.
 
@@ -98,7 +97,6 @@ class ELU(Elementwise):
         return xp.where(x > 0, xp.ones_like(x), self.alpha * xp.exp(xp.minimum(x, 0.0)))
 
 
-@dataclass(frozen=True)
 class Sigmoid(Elementwise):
     """y = σ(x) = 1 / (1 + exp(-x)).
 
@@ -117,7 +115,6 @@ class Sigmoid(Elementwise):
         return decay / ((1.0 + decay) * (1.0 + decay))
 
 
-@dataclass(frozen=True)
 class Tanh(Elementwise):
     """y = tanh x.
 
@@ -135,7 +132,6 @@ class Tanh(Elementwise):
         return 4.0 * decay / ((1.0 + decay) * (1.0 + decay))
 
 
-@dataclass(frozen=True)
 class SiLU(Elementwise):
     """y = x σ(x), also known as swish (Elfwing et al., arXiv:1702.03118, eq. 16).
 
@@ -151,7 +147,6 @@ class SiLU(Elementwise):
         return sigmoid(x) * (1.0 + x * sigmoid(-x))
 
 
-@dataclass(frozen=True)
 class Softplus(Elementwise):
     """y = log(1 + exp(x)), and f'(x) = exp(x) / (1 + exp(x)) = σ(x).
 

@@ -55,8 +55,8 @@ class Dense(Layer):
         weight = params["weight"]
         namespace(x, weight)
         fan_in = weight.shape[0]
-        expect(x.shape[-1:] == (fan_in,), f"Dense takes (..., {fan_in}), got {tuple(x.shape)}")
-        expect(x.dtype == weight.dtype, f"Dense holds {weight.dtype}, got {x.dtype}")
+        expect(x.shape[-1:] == (fan_in,), "Dense takes (..., {}), got {}", fan_in, x.shape)
+        expect(x.dtype == weight.dtype, "Dense holds {}, got {}", weight.dtype, x.dtype)
         y = x @ weight
         if self.bias:
             y += params["bias"]
@@ -67,7 +67,7 @@ class Dense(Layer):
         weight = params["weight"]
         x = xp.reshape(cache, (-1, weight.shape[0]))
         rows = xp.reshape(dy, (-1, weight.shape[1]))
-        grads = {"weight": xp.matrix_transpose(x) @ rows}
+        grads = {"weight": x.T @ rows}
         if self.bias:
             grads["bias"] = xp.sum(rows, axis=0)
-        return dy @ xp.matrix_transpose(weight), grads
+        return dy @ weight.T, grads

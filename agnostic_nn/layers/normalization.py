@@ -64,8 +64,8 @@ def _scale_and_bias(key, width, dtype):
 
 
 def _expect_width(name, x, width):
-    expect(x.ndim >= 2, f"{name} takes (batch, ..., {width}), got {tuple(x.shape)}")
-    expect(x.shape[-1] == width, f"{name} takes (..., {width}), got {tuple(x.shape)}")
+    fits = x.ndim >= 2 and x.shape[-1] == width
+    expect(fits, "{} takes (batch, ..., {}), got {}", name, width, x.shape)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class BatchNorm(Layer):
             return normal * scale + bias, state, (normal, spread)
 
         size = math.prod(x.shape[:-1])
-        expect(size > 1, f"BatchNorm trains on two or more numbers per channel, got {tuple(x.shape)}")
+        expect(size > 1, "BatchNorm trains on two or more numbers a channel, got {}", x.shape)
         axes = tuple(range(x.ndim - 1))
         counts = _counts(train, x)
         normal, mean, variance, spread = _normalize(x, axes, self.epsilon, counts)

@@ -44,8 +44,9 @@ def has_float64(device):
 
 
 def asarray(data, device):
+    # under CUPY_ENABLE_UMP=1 the GPU reads host memory where it lies, so it gets its own
     with device:
-        return cupy.array(np.asarray(data, order="C"))
+        return cupy.array(np.array(data, order="C"))
 
 
 def jit(function, device, donate=()):
@@ -58,7 +59,11 @@ def jit(function, device, donate=()):
 
 
 def synchronize(tree):
-    cupy.cuda.get_current_stream().synchronize()
+    if isinstance(tree, cupy.ndarray):
+        tree.device.synchronize()
+    elif tree is not None:
+        for branch in tree.values() if isinstance(tree, dict) else tree:
+            synchronize(branch)
     return tree
 
 

@@ -29,15 +29,16 @@ vjp = None
 
 
 def devices():
-    return {device.filter_string: device for device in dpctl.get_devices()}
+    """One entry per device, as arrays name theirs: with the queue in which its work waits."""
+    return {d.filter_string: xp.empty(0, device=d).device for d in dpctl.get_devices()}
 
 
 def describe(device):
-    return device.name
+    return device.sycl_device.name
 
 
 def has_float64(device):
-    return device.has_aspect_fp64
+    return device.sycl_device.has_aspect_fp64
 
 
 def asarray(data, device):
@@ -49,8 +50,8 @@ def jit(function, device, donate=()):
 
 
 def synchronize(tree):
-    for queue in {device.sycl_queue for device in devices().values()}:
-        queue.wait()
+    for device in devices().values():
+        device.wait()
     return tree
 
 

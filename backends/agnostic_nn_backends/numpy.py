@@ -68,7 +68,14 @@ def _scatter_add(updates, index, rows):
     return out
 
 
+def _all_finite(*arrays):
+    # 0 · x is NaN just where x is not finite, and BLAS sums faster than NumPy looks twice
+    return all([math.isfinite(np.vdot(np.zeros(a.size, a.dtype), a)) for a in arrays])
+
+
 special.erf.register(np.ndarray, _erf)
 special.scatter_add.register(np.ndarray, _scatter_add)
-for kind in (np.ndarray, np.bool_):  # reductions return scalars
+for kind in (np.ndarray, np.generic):  # reductions return scalars
+    special.all_finite.register(kind, _all_finite)
+for kind in (np.ndarray, np.bool_, bool):
     special.select.register(kind, lambda holds, new, old: new if holds else old)

@@ -1,0 +1,66 @@
+"""Environment: the machine and the settings that a measurement was made with."""
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["environment"]
+
+PACKAGES = ("agnostic-nn", "numpy", "scikit-learn")
+VARIABLES = (  # what libraries read at their start to choose threads, precision and devices
+    "CUDA_VISIBLE_DEVICES",
+    "CUPY_TF32",
+    "JAX_DEFAULT_MATMUL_PRECISION",
+    "JAX_ENABLE_X64",
+    "JAX_PLATFORMS",
+    "MKL_NUM_THREADS",
+    "NPROC",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "XLA_FLAGS",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Data for JSON: when and where this runs, on what, and how it is set up."""
+    usable = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "usable_cores": len(usable(0)) if usable else os.cpu_count(),
+        "blas": _blas(),
+        "versions": {"python": platform.python_version(), **{n: _version(n) for n in PACKAGES}},
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def _processor() -> str:
+    """The processor's name; Linux tells Python no more than its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _blas() -> str | None:
+    """The library that multiplies NumPy's matrices, as NumPy was built."""
+    config: Any = np.show_config(mode="dicts")
+    found = config.get("Build Dependencies", {}).get("blas", {})
+    return " ".join(found[k] for k in ("name", "version") if k in found) or None

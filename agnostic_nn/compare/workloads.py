@@ -1,0 +1,130 @@
+"""Workloads: what is compared. A network, how it is trained, and real data to train it on.
+
+The activations are smooth on purpose. At a kink, such as that of ReLU, a number within
+rounding of 0 falls on one side in one library and on the other side in another; from
+there the two trainings part by far more than rounding, and neither is wrong.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .. import random
+from ..arrays import Array, namespace
+from ..blocks import Sequential
+from ..data import Examples
+from ..layers import GELU, BatchNorm, Dense, Dropout, Layer, SiLU, Tanh
+from ..losses import Loss, binary_cross_entropy, softmax_cross_entropy
+from ..metrics import accuracy, binary_accuracy
+from ..optimizers import Adam, Optimizer
+
+__all__ = ["WORKLOADS", "CannotCompare", "Workload", "find"]
+
+
+class CannotCompare(ValueError):
+    """What was asked for cannot be compared here; the message says why, and what can."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A training that any backend can do.
+
+    read() -> (training examples, test examples), on the host, in float32.
+    """
+
+    name: str
+    about: str
+    read: Callable[[], tuple[Examples, Examples]]
+    model: Layer
+    loss: Loss
+    metric: Callable[[Array, Array], Array]
+    epochs: int
+    optimizer: Optimizer = field(default_factory=Adam)
+    batch_size: int = 64
+
+
+def find(name: str) -> Workload:
+    """The workload called `name`.
+
+    Raises
+    ------
+    CannotCompare
+        If there is none.
+    """
+    if name not in WORKLOADS:
+        raise CannotCompare(f"no workload is called {name!r}; there are {', '.join(WORKLOADS)}")
+    return WORKLOADS[name]
+
+
+def _digits() -> tuple[Examples, Examples]:
+    found = _datasets().load_digits()
+    train, test = _split(len(found.target))
+    x, target = (found.data / 16.0).astype(np.float32), found.target.astype(np.int32)
+    return Examples(x[train], target[train]), Examples(x[test], target[test])
+
+
+def _breast_cancer() -> tuple[Examples, Examples]:
+    found = _datasets().load_breast_cancer()
+    train, test = _split(len(found.target))
+    seen = found.data[train]
+    x = ((found.data - seen.mean(axis=0)) / seen.std(axis=0)).astype(np.float32)
+    target = found.target[:, None].astype(np.float32)
+    return Examples(x[train], target[train]), Examples(x[test], target[test])
+
+
+def _datasets() -> Any:
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise CannotCompare(
+            "the data come with scikit-learn, which cannot be imported "
+            f"({error}): pip install 'agnostic-nn[compare]'"
+        ) from error
+    return datasets
+
+
+def _split(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which examples to train on and which to test on: always the same, a random fifth to test."""
+    shuffled = random.permutation(random.key(0, xp=namespace(np.zeros(()))), count)
+    tested = round(count / 5)
+    return shuffled[tested:], shuffled[:tested]
+
+
+_DIGITS = "1,797 handwritten digits of 8x8 pixels, scaled to [0, 1]; a random fifth is the test set"
+_ALL = (
+    Workload(
+        "digits-mlp",
+        _DIGITS,
+        _digits,
+        Sequential(Dense(128), GELU(), Dense(64), GELU(), Dense(10)),
+        softmax_cross_entropy,
+        accuracy,
+        epochs=30,
+    ),
+    Workload(
+        "digits-norm",
+        _DIGITS,
+        _digits,
+        Sequential(
+            *(Dense(128, bias=False), BatchNorm(), SiLU(), Dropout(0.2)),
+            *(Dense(64, bias=False), BatchNorm(), SiLU(), Dropout(0.2)),
+            Dense(10),
+        ),
+        softmax_cross_entropy,
+        accuracy,
+        epochs=20,
+    ),
+    Workload(
+        "breast-cancer",
+        "569 tumours of 30 measurements, standardised by the training set's mean and deviation; "
+        "a random fifth is the test set",
+        _breast_cancer,
+        Sequential(Dense(32), Tanh(), Dense(16), Tanh(), Dense(1)),
+        binary_cross_entropy,
+        binary_accuracy,
+        epochs=30,
+    ),
+)
+WORKLOADS = {workload.name: workload for workload in _ALL}

@@ -1,0 +1,77 @@
+"""One neuron, then a layer of three, trained by gradient descent to answer 0.
+
+The notebook behind this page works out every derivative of y², y = Σ ReLU(W x + b), by
+hand and takes 200 steps. Here the layers know their derivatives, and one function
+trains both, since a neuron is a layer of width 1.
+"""
+
+from argparse import ArgumentParser
+
+import numpy as np
+
+import agnostic_nn as nn
+
+
+def train(backend, x, weight, bias, steps=200):
+    """Losses, one a step, and the final parameters, as NumPy arrays."""
+    xp = backend.xp
+    model = nn.Sequential(nn.Dense(len(bias)), nn.ReLU())
+    optimizer = nn.SGD(rate=0.001)
+
+    @backend.jit
+    def step(params, moments, x):
+        a, _, cache = model.forward(params, ({}, {}), x)
+        y = xp.sum(a, axis=-1, keepdims=True)
+        # The notebook sets a target and never uses it: y² is (y - target)² as the target is 0.
+        loss, dy = nn.mean_squared_error(y, xp.zeros_like(y))
+        da = dy * xp.ones_like(a)  # y is a sum: whatever moves an a moves y as much
+        _, grads = model.backward(params, cache, da)
+        params, moments = optimizer.update(params, grads, moments)
+        return params, moments, loss  # of before the update, as the notebook prints it
+
+    dtype = "float64" if backend.has_float64 else "float32"
+    dense = {"weight": np.array(weight, dtype).T, "bias": np.array(bias, dtype)}
+    x, params = backend.asarray((np.array([x], dtype), (dense, {})))
+    moments = optimizer.init(params)
+    losses = []
+    for _ in range(steps):
+        params, moments, loss = step(params, moments, x)
+        losses.append(loss)
+    return backend.to_numpy({"loss": xp.stack(losses), **params[0]})
+
+
+def compute(backend):
+    neuron = train(backend, x=[1.0, -2.0, 3.0], weight=[[-3.0, -1.0, 2.0]], bias=[1.0])
+    # Driven by their sum, all three neurons fall together. Two overshoot below 0, where ReLU
+    # has no slope, and never learn again: from there on the loss is the third one's alone.
+    layer = train(
+        backend,
+        x=[1, 2, 3, 4],
+        weight=[[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8], [0.9, 1.0, 1.1, 1.2]],
+        bias=[0.1, 0.2, 0.3],
+    )
+    return {"neuron": neuron, "layer": layer}
+
+
+def show(results):
+    neuron, layer = results["neuron"], results["layer"]
+    for i, loss in enumerate(neuron["loss"]):
+        print(f"Itereation {i + 1}'s Loss: {loss}")  # spelt as in the notebook
+    print("Final weights:", neuron["weight"][:, 0])
+    print("Final bias:", neuron["bias"][0])
+
+    for i, loss in enumerate(layer["loss"]):
+        if i % 20 == 0:
+            print(f"Iteration {i + 1}, Loss: {loss}")
+    print("Final weights:\n", layer["weight"].T, "\n")  # the notebook's rows are neurons
+    print("Final biases:\n", layer["bias"])
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", help="such as numpy, jax or cupy:0")
+    try:
+        backend = nn.backend(parser.parse_args().backend)
+    except nn.BackendUnavailable as error:
+        parser.error(str(error))
+    show(compute(backend))

@@ -1,0 +1,104 @@
+"""Where an array comes from, and the small words the core is written in."""
+
+import dataclasses
+import types
+
+import array_api_compat
+import numpy as np
+import pytest
+
+from agnostic_nn import arrays
+from agnostic_nn.arrays import Rows, device, expect, first_true, namespace, size
+
+
+class Foreign:
+    """An array of a library that nobody has installed."""
+
+    library = types.ModuleType("foreign")
+
+    def __array_namespace__(self, api_version=None):
+        return self.library
+
+
+def test_the_namespace_is_that_of_the_library(backend, draw):
+    x = backend.asarray(draw(2, 3))
+    assert namespace(x) is backend.xp
+    assert namespace(x, x, backend.asarray(draw(4))) is backend.xp
+    assert namespace(Foreign()) is Foreign.library
+
+
+def test_the_namespace_is_found_inside_jit(backend, draw):
+    found = []
+    backend.jit(lambda x: found.append(namespace(x, x)) or x)(backend.asarray(draw(2)))
+    assert found == [backend.xp]
+
+
+def test_a_reduction_to_a_scalar_still_belongs_to_its_library(backend, draw):
+    x = backend.asarray(draw(3))
+    assert namespace(backend.xp.sum(x), x) is backend.xp
+
+
+@pytest.mark.parametrize("thing", [[1.0], 1.0, "x", None, {"x": 1}], ids=repr)
+def test_what_is_no_array_is_refused(backend, draw, thing):
+    with pytest.raises(TypeError):
+        namespace(thing)
+    with pytest.raises(TypeError):
+        namespace(backend.asarray(draw(2)), thing)
+
+
+def test_arrays_of_two_libraries_are_refused_by_name(backend, draw):
+    x = backend.asarray(draw(2))
+    with pytest.raises(TypeError, match=rf"one library, got .*{type(x).__name__} and .*Foreign"):
+        namespace(x, x, Foreign())
+
+
+def test_a_type_is_looked_up_once(monkeypatch):
+    looked_up = []
+
+    def look_up(x):
+        looked_up.append(type(x))
+        return array_api_compat.array_namespace(x)
+
+    monkeypatch.setattr(arrays, "array_namespace", look_up)
+    monkeypatch.setattr(arrays, "_NAMESPACES", {})
+    for _ in range(3):
+        namespace(np.ones(2), np.zeros(3))
+    assert looked_up == [np.ndarray]
+
+
+def test_expect_raises_its_message_only_where_it_does_not_hold():
+    expect(True, "unseen")
+    with pytest.raises(ValueError, match="^Dense takes 4, got 5$"):
+        expect(False, "Dense takes 4, got 5")
+
+
+def test_rows_are_as_true_as_true_whatever_they_count(backend, widest):
+    for counts in (np.zeros(3, widest), np.asarray([1, 0, 1], widest)):
+        assert Rows(backend.asarray(counts))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Rows(np.ones(2)).counts = None
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (300,), (2, 3), (3, 1, 5), (4, 0), (0,)], ids=str)
+def test_first_true_is_the_first_in_row_major_order(shape):
+    generator = np.random.default_rng(0)
+    for share in (0.0, 0.05, 0.5, 1.0):
+        mask = np.asarray(generator.random(shape) < share)
+        places = np.argwhere(mask)
+        expected = tuple(int(i) for i in places[0]) if len(places) else None
+        assert first_true(mask) == expected
+
+
+def test_first_true_reaches_each_element():
+    for place in np.ndindex(3, 4, 5):
+        mask = np.zeros((3, 4, 5), bool)
+        mask[place] = True
+        assert first_true(mask) == place
+
+
+def test_size_and_device_are_known_inside_jit(backend, draw):
+    x = backend.asarray(draw(2, 3))
+    seen = []
+    backend.jit(lambda x: seen.append((size(x), device(x))) or x)(x)
+    assert seen[0][0] == size(x) == 6
+    backend.xp.zeros(2, device=seen[0][1])

@@ -1,0 +1,388 @@
+"""`check` is the safety net of whoever writes a layer: what it lets pass, and what it catches."""
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import agnostic_nn as nn
+from agnostic_nn.arrays import namespace
+from agnostic_nn.check import STEP, CheckFailed, check
+
+
+class Cube(nn.Elementwise):
+    def value(self, x):
+        return x * x * x
+
+    def slope(self, x):
+        return 3.0 * x * x
+
+
+@dataclass(frozen=True)
+class Gain(nn.Layer):
+    """y = x · gain: a whole layer as a user would write it."""
+
+    start: float = 1.0
+
+    def init(self, key, shape, dtype):
+        return {"gain": namespace(key).full(shape, self.start, dtype=dtype)}, {}, shape
+
+    def forward(self, params, state, x, *, train=False):
+        return x * params["gain"], state, x
+
+    def backward(self, params, cache, dy):
+        return dy * params["gain"], {"gain": namespace(dy).sum(dy * cache, axis=0)}
+
+
+@pytest.mark.parametrize("layer", [Cube(), Gain(), nn.Sequential(Gain(2.0), Cube())], ids=str)
+def test_a_layer_of_a_users_own_passes(backend, layer):
+    report = check(layer, (2, 3), backends=[backend])
+    assert report.worst.error < 1e-9
+    assert sum(row.kinks for row in report.rows) == 0
+
+
+# Each class below is wrong in one way. The last entry of its row in BROKEN is what is said of it.
+
+
+class BiasUnsummed(nn.Dense):
+    def backward(self, params, cache, dy):
+        dx, grads = super().backward(params, cache, dy)
+        return dx, grads | {"bias": dy}
+
+
+class BiasOfOneRow(nn.Dense):
+    def backward(self, params, cache, dy):
+        dx, grads = super().backward(params, cache, dy)
+        return dx, grads | {"bias": np.sum(dy[:1, :], axis=0)}
+
+
+class BiasAveraged(nn.Dense):
+    def backward(self, params, cache, dy):
+        dx, grads = super().backward(params, cache, dy)
+        return dx, grads | {"bias": grads["bias"] / dy.shape[0]}
+
+
+class SlightlyTooLarge(nn.Dense):
+    def backward(self, params, cache, dy):
+        dx, grads = super().backward(params, cache, dy)
+        return dx * 1.0001, grads
+
+
+class GradientNamedOtherwise(nn.Dense):
+    def backward(self, params, cache, dy):
+        dx, grads = super().backward(params, cache, dy)
+        return dx, {"w": grads["weight"], "bias": grads["bias"]}
+
+
+class GradientsInATuple(nn.Dense):
+    def backward(self, params, cache, dy):
+        dx, grads = super().backward(params, cache, dy)
+        return dx, (grads["bias"], grads["weight"])
+
+
+class GradientsSwapped(nn.Sequential):
+    def backward(self, params, cache, dy):
+        dx, grads = super().backward(params, cache, dy)
+        return dx, grads[::-1]
+
+
+class WithoutDx(nn.Dense):
+    def backward(self, params, cache, dy):
+        return None, super().backward(params, cache, dy)[1]
+
+
+class WrongSign(nn.Tanh):
+    def slope(self, x):
+        return -super().slope(x)
+
+
+class NotANumber(nn.Tanh):
+    def slope(self, x):
+        return np.where(x > 0.5, np.nan * x, super().slope(x))
+
+
+class WritesDy(nn.Tanh):
+    def backward(self, params, cache, dy):
+        dy *= self.slope(cache)
+        return dy, {}
+
+
+class WritesX(nn.Tanh):
+    def forward(self, params, state, x, *, train=False):
+        return np.tanh(x, out=x), state, x
+
+
+class WritesCache(nn.Tanh):
+    def backward(self, params, cache, dy):
+        cache *= 0.5
+        return dy * self.slope(2.0 * cache), {}
+
+
+class WritesWeight(nn.Dense):
+    def backward(self, params, cache, dy):
+        params["weight"][...] *= 0.5
+        return dy @ (2.0 * params["weight"]).T, super().backward(params, cache, dy)[1]
+
+
+class WiderWhereItPredicts(nn.Tanh):
+    def forward(self, params, state, x, *, train=False):
+        return super().forward(params, state, x if train else x * np.float64(1.0))
+
+
+class WiderGradient(Gain):
+    def backward(self, params, cache, dy):
+        return dy * params["gain"], {"gain": np.sum(dy * cache, axis=0, dtype=np.float64)}
+
+
+class WiderState(nn.BatchNorm):
+    def _carry(self, old, new):
+        return super()._carry(old, np.asarray(new, dtype=np.float64))
+
+
+class PromisesAnotherShape(nn.Dense):
+    def init(self, key, shape, dtype):
+        params, state, _ = super().init(key, shape, dtype)
+        return params, state, (*shape, self.width)
+
+
+class PassesUnmasked(nn.Dropout):
+    def backward(self, params, cache, dy):
+        return dy, {}
+
+
+class DropsWhenPredicting(nn.Dropout):
+    def forward(self, params, state, x, *, train=False):
+        return super().forward(params, state, x, train=True)
+
+
+class KeepsItsKeyWhileItDrops(nn.Dropout):
+    def forward(self, params, state, x, *, train=False):
+        y, _, mask = super().forward(params, state, x, train=True)
+        return y, state, mask
+
+
+class HasSecretRandomness(nn.Tanh):
+    def forward(self, params, state, x, *, train=False):
+        mask = np.random.default_rng().integers(2, size=x.shape).astype(x.dtype)
+        return x * mask, state, mask
+
+
+class PredictsByTheBatch(nn.BatchNorm):
+    def forward(self, params, state, x, *, train=False):
+        y, after, cache = super().forward(params, state, x, train=True)
+        return y, after if train else state, cache
+
+
+class LooksAtTheBatch(nn.Layer):
+    """Subtracts the mean of the batch, rightly derived, also where it predicts."""
+
+    def forward(self, params, state, x, *, train=False):
+        return x - np.mean(x, axis=0), state, ()
+
+    def backward(self, params, cache, dy):
+        return dy - np.mean(dy, axis=0), {}
+
+
+class GoesBackAsInTraining(nn.BatchNorm):
+    def backward(self, params, cache, dy):
+        normal, spread = cache
+        return super().backward(params, (normal, spread.reshape(1, -1)), dy)
+
+
+class GoesBackAsInPredicting(nn.BatchNorm):
+    def backward(self, params, cache, dy):
+        normal, spread = cache
+        return super().backward(params, (normal, spread.reshape(-1)), dy)
+
+
+class TrustsTheLayout(nn.Layer):
+    def forward(self, params, state, x, *, train=False):
+        return x.ravel(order="K").reshape(x.shape), state, ()
+
+    def backward(self, params, cache, dy):
+        return dy, {}
+
+
+class LosesABatchOfOne(nn.Tanh):
+    def forward(self, params, state, x, *, train=False):
+        return np.squeeze(np.tanh(x)), state, x
+
+
+class RefusesABatchOfOne(nn.Tanh):
+    def forward(self, params, state, x, *, train=False):
+        if x.shape[0] == 1:
+            raise ValueError("one is none")
+        return super().forward(params, state, x)
+
+
+class Rounds(nn.Elementwise):
+    def value(self, x):
+        return np.round(x, 3)
+
+    def slope(self, x):
+        return np.ones_like(x)
+
+
+BROKEN = [  # layer, shape of one example, what the message says
+    (BiasUnsummed(2), (4,), r"float32: bias is float32 \(3, 2\), expected float32 \(2,\)"),
+    (BiasOfOneRow(2), (4,), r"central difference on numpy, train: bias\[\d\] is .*, expected"),
+    (BiasAveraged(2), (4,), r"central difference on numpy, train: bias\[\d\]"),
+    (SlightlyTooLarge(2), (4,), r"x\[\d, \d\] is .* relative error 0.0001, tolerance 1e-07"),
+    (nn.Sequential(nn.Tanh(), BiasAveraged(2)), (4,), r"train: 1\.bias\[\d\]"),
+    (GradientNamedOtherwise(2), (4,), "float32: w should not be there; there are bias, w, x, y"),
+    (GradientsInATuple(2), (4,), "float32: 0 should not be there"),
+    (GradientsSwapped(nn.Dense(4), nn.Dense(4)), (4,), r"central difference .* [01]\.\w+\["),
+    (WithoutDx(2), (4,), "float32: x is missing"),
+    (WrongSign(), (4,), r"central difference on numpy, train: x\[\d, \d\]"),
+    (NotANumber(), (4,), r"x\[\d, \d\] is nan"),
+    (WritesDy(), (4,), "dy, an argument, was changed in place"),
+    (WritesX(), (4,), "x, an argument, was changed in place"),
+    (WritesCache(), (4,), "x, an argument, was changed in place"),
+    (WritesWeight(2), (4,), "weight, an argument, was changed in place"),
+    (WiderWhereItPredicts(), (4,), r"predict in float32: x is float64 \(3, 4\)"),
+    (WiderGradient(), (4,), r"train in float32: gain is float64"),
+    (WiderState(), (4,), r"train in float32: state.mean is float64"),
+    (PromisesAnotherShape(2), (4,), r"y is float32 \(3, 2\), expected float32 \(3, 4, 2\)"),
+    (PassesUnmasked(0.3), (9,), r"central difference on numpy, train: x\["),
+    (DropsWhenPredicting(0.3), (9,), "state.key was changed by predicting"),
+    (KeepsItsKeyWhileItDrops(0.3), (9,), r"batch of 1 on numpy, predict: [xy]\[0, \d\]"),
+    (HasSecretRandomness(), (99,), "[xy] is another when computed a second time"),
+    (PredictsByTheBatch(), (4,), "predict: a batch of one example is refused"),
+    (LooksAtTheBatch(), (4,), r"batch of 1 on numpy, predict: [xy]\[0, \d\]"),
+    (GoesBackAsInTraining(), (4,), r"central difference on numpy, predict: x\["),
+    (GoesBackAsInPredicting(), (4,), r"central difference on numpy, train: x\["),
+    (TrustsTheLayout(), (4,), r"layout on numpy, train: y\["),
+    (LosesABatchOfOne(), (4,), r"batch of 1: y is float64 \(4,\), expected float64 \(1, 4\)"),
+    (RefusesABatchOfOne(), (4,), "predict: a batch of one example is refused"),
+    (Rounds(), (4,), r"of 12 elements of x, 1[12] lie at a kink"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")
+@pytest.mark.parametrize(
+    ("layer", "shape", "message"), BROKEN, ids=[type(layer).__name__ for layer, _, _ in BROKEN]
+)
+def test_a_broken_layer_is_caught_by_name(layer, shape, message):
+    with pytest.raises(CheckFailed, match=message):
+        check(layer, shape, backends=[])
+
+
+def stand_in(**changed):
+    """NumPy under another name, but for what is changed: a backend gone wrong."""
+    numpy = nn.backend("numpy")
+    names = {name: getattr(numpy.adapter, name) for name in numpy.adapter.__all__}
+    return replace(numpy, name="off", adapter=SimpleNamespace(**names | changed))
+
+
+def pull_of_gain(function, point):
+    """A library whose automatic differentiation forgets that the gain scales dx."""
+    y = function(point)
+    return y, lambda dy: ({"params": {"gain": np.sum(dy * point["x"], axis=0)}, "x": dy},)
+
+
+ASTRAY = [  # what is wrong with the backend, what the message says
+    ({"to_numpy": lambda a: np.asarray(a) * (1 + 1e-6)}, r"same on NumPy on off:cpu, train: \w+\["),
+    ({"to_numpy": np.float32}, "on off:cpu: gain is float32"),
+    ({"jit": lambda f, *_: lambda a: f(a | {"dy": 2.0 * a["dy"]})}, "same on NumPy on off:cpu"),
+    ({"vjp": pull_of_gain}, r"automatic differentiation on off:cpu, \w+: x\["),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), ASTRAY)
+def test_a_backend_that_goes_astray_is_caught(changed, message):
+    check(Gain(), (4,), backends=[stand_in()])
+    with pytest.raises(CheckFailed, match=message):
+        check(Gain(), (4,), backends=[stand_in(**changed)])
+
+
+def test_an_error_on_a_backend_says_on_which():
+    def refuse(data, device):
+        raise MemoryError("full")
+
+    with pytest.raises(MemoryError, match="full") as caught:
+        check(nn.Tanh(), (4,), backends=[stand_in(asarray=refuse)])
+    assert caught.value.__notes__ == ["while Tanh() was checked on off:cpu"]
+
+
+def test_a_backend_without_float64_is_refused():
+    with pytest.raises(nn.BackendUnavailable, match="off:cpu has no float64"):
+        check(nn.Tanh(), (4,), backends=[stand_in(double=None)])
+
+
+def test_every_library_that_runs_here_is_asked_unless_told_otherwise():
+    able = [s.devices[0] for s in nn.backends() if s.devices and s.devices[0].adapter.double]
+    asked = {row.backend for row in check(nn.Tanh(), (4,)).rows}
+    assert asked == {"numpy", *map(str, able)} - {"numpy:cpu"}
+
+
+@pytest.mark.parametrize("place", np.linspace(-2.1, 2.1, 15))
+def test_a_kink_within_the_stencil_is_left_out_and_counted(place):
+    """And one near its end, which the fourth difference hardly sees, does no harm."""
+
+    def draw(generator, shape):
+        x = generator.choice([-1.0, 1.0], shape) * generator.uniform(0.5, 1.5, shape)
+        x[0, 0] = place * STEP
+        return x
+
+    report = check(nn.ReLU(), (10,), backends=[], draw=draw)
+    found = {r.mode: r for r in report.rows if r.oracle == "central difference"}
+    for row in found.values():
+        assert row.kinks == (1 if abs(place) < 2 else 0)
+        assert row.checked + row.kinks == 30
+        assert row.error < 1e-9
+
+
+def test_a_leaf_that_lies_mostly_at_kinks_is_refused():
+    with pytest.raises(CheckFailed, match=r"train: of 12 elements of x, 12 lie at a kink"):
+        check(nn.ReLU(), (4,), backends=[], draw=lambda generator, shape: np.zeros(shape))
+
+
+def test_large_leaves_are_sampled_and_the_number_is_stated():
+    report = check(nn.Dense(20), (30,), backends=[], elements=7)
+    checked = {r.leaf: r.checked for r in report.rows if r.oracle == "central difference"}
+    assert checked == {"bias": 7, "weight": 7, "x": 7}
+
+
+def test_the_report_is_a_table_of_every_oracle(backend):
+    report = check(nn.Sequential(nn.Dense(2), nn.BatchNorm()), (4,), backends=[backend])
+    text = str(report)
+    assert text.startswith("Sequential(")
+    assert len(text.splitlines()) == len(report.rows) + 4
+    assert "batch of 1" in text
+    assert "(refused)" in text
+    assert {row.leaf for row in report.rows} > {"x", "y", "0.weight", "1.scale", "state.1.mean"}
+    wanted = {
+        "central difference",
+        "adjoint",
+        "layout",
+        "batch of 0",
+        "batch of 1",
+        "same on NumPy",
+    }
+    differentiates = backend.adapter.vjp is not None
+    assert {r.oracle for r in report.rows} == wanted | (
+        {"automatic differentiation"} if differentiates else set()
+    )
+
+
+def test_integers_are_drawn_as_the_layer_takes_them():
+    class Picky(nn.Embedding):
+        def check(self, x):
+            raise ValueError("no")
+
+    check(nn.Embedding(1, 3), (2,), backends=[])
+    with pytest.raises(ValueError, match="say with `draw` what it takes"):
+        check(Picky(4, 3), (2,), backends=[])
+    check(Picky(4, 3), (2,), backends=[], draw=lambda g, shape: g.integers(4, size=shape))
+
+
+def test_the_same_seed_gives_the_same_report():
+    assert check(nn.Dense(2), (3,), seed=5, backends=[]) == check(
+        nn.Dense(2), (3,), seed=5, backends=[]
+    )
+
+
+def test_a_batch_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="a batch of at least 1, got 0"):
+        check(nn.Tanh(), (4,), batch=0)

@@ -1,0 +1,287 @@
+"""A checkpoint is whole or not there, says when it is damaged, and brings everything back."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+from safetensors.numpy import save as save_tensors
+
+import agnostic_nn as nn
+from agnostic_nn import checkpoint
+from agnostic_nn.config import describe, rebuild
+from agnostic_nn.trees import leaves
+
+ARRAYS = {
+    "params.0.weight": np.arange(6, dtype="float32").reshape(2, 3),
+    "state.key": np.array([1, 2**32 - 1], dtype="uint32"),
+    "moments.step": np.array(7, dtype="int32"),
+    "empty": np.zeros((0, 3)),
+}
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    checkpoint.write(tmp_path / "a", ARRAYS, {"note": "ü"})
+    arrays, description = checkpoint.read(tmp_path / "a")
+    assert_same(arrays, ARRAYS)
+    assert description["note"] == "ü"
+    assert os.listdir(tmp_path) == ["a"], "nothing else is left behind"
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda a: a.T,
+        lambda a: a[::-1],
+        lambda a: a[:, ::2],
+        lambda a: np.asfortranarray(a),
+        lambda a: np.broadcast_to(a[:1], a.shape),
+    ],
+    ids=["transposed", "reversed", "sliced", "Fortran", "broadcast"],
+)
+def test_an_array_of_any_layout_keeps_its_numbers(tmp_path, layout):
+    array = layout(np.arange(12.0).reshape(4, 3))
+    checkpoint.write(tmp_path / "a", {"a": array}, {})
+    np.testing.assert_array_equal(checkpoint.read(tmp_path / "a")[0]["a"], array)
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / "a"
+    checkpoint.write(path, ARRAYS, {"note": "x"})
+    whole = path.read_bytes()
+    unnoticed = []
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            arrays, description = checkpoint.read(path)
+        except checkpoint.CheckpointError:
+            continue
+        assert_same(arrays, ARRAYS)  # padding of the header may change, a number never
+        assert description == {"format": 1, "note": "x"}
+        unnoticed.append(place)
+    assert len(unnoticed) < 16
+
+
+def test_every_shortened_file_is_refused(tmp_path):
+    path = tmp_path / "a"
+    checkpoint.write(path, ARRAYS, {})
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(checkpoint.CheckpointError):
+            checkpoint.read(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "no safetensors file"),
+        (b"\x80\x04pickle", "no safetensors file"),
+        (save_tensors({"a": np.zeros(2)}), "no checkpoint of agnostic_nn"),
+        (
+            save_tensors({}, {"agnostic_nn": '{"format": 99}', "sha256": "0"}),
+            "digest does not fit",
+        ),
+    ],
+)
+def test_a_file_of_something_else_is_refused(tmp_path, data, said):
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(checkpoint.CheckpointError, match=said):
+        checkpoint.read(tmp_path / "a")
+
+
+def test_a_later_format_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+    with pytest.raises(checkpoint.CheckpointError, match="this version reads format 99"):
+        text = json.dumps({"format": 1})
+        meta = {"agnostic_nn": text, "sha256": checkpoint.digest({}, text)}
+        (tmp_path / "a").write_bytes(save_tensors({}, meta))
+        checkpoint.read(tmp_path / "a")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, call):
+    path = tmp_path / "a"
+    checkpoint.write(path, ARRAYS, {})
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoint.write(path, {}, {})
+    assert_same(checkpoint.read(path)[0], ARRAYS)
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_the_file_is_on_the_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        spy = partial(lambda name, real, *a: (calls.append(name), real(*a))[1], name, real)
+        monkeypatch.setattr(os, name, spy)
+    checkpoint.write(tmp_path / "a", ARRAYS, {})
+    assert calls == ["fsync", "replace", "fsync"]
+
+
+KILLED = """
+import sys, numpy as np
+from agnostic_nn import checkpoint
+n = 0
+while True:
+    n += 1
+    checkpoint.write(sys.argv[1], {"a": np.full(200_000, n, "float32")}, {"n": n})
+    if n == 1:
+        print("begun", flush=True)
+"""
+
+
+def test_killed_while_saving_the_file_is_whole(tmp_path):
+    path = tmp_path / "a"
+    for delay in (0.0, 0.003, 0.011, 0.02):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True
+        )
+        assert writer.stdout.readline() == "begun\n"
+        try:
+            writer.wait(timeout=delay)
+        except subprocess.TimeoutExpired:
+            writer.kill()
+        writer.wait()
+        writer.stdout.close()
+        arrays, description = checkpoint.read(path)
+        assert (arrays["a"] == description["n"]).all()
+
+
+MODEL = nn.Sequential(
+    nn.Dense(7, bias=False, initializer=nn.Orthogonal(0.5)),  # BatchNorm has one
+    nn.BatchNorm(momentum=0.8),
+    nn.GELU(approximate=True),
+    nn.Residual(nn.Dense(7), nn.Dropout(0.25)),
+    nn.Reshape((7,)),
+    nn.Dense(3, bias=False),
+)
+OPTIMIZER = nn.ClipByGlobalNorm(nn.AdamW(nn.schedules.Cosine(1e-2, 50, 5)), 2.0)
+LOSS = partial(nn.softmax_cross_entropy, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("thing", [MODEL, OPTIMIZER, nn.SGD(0.1, momentum=0.9), nn.Flatten()])
+def test_hyper_parameters_survive_json(thing):
+    assert rebuild(json.loads(json.dumps(describe(thing)))) == thing
+
+
+def test_a_loss_with_options_survives_json():
+    found = rebuild(json.loads(json.dumps(describe(LOSS))))
+    assert (found.func, found.keywords) == (LOSS.func, LOSS.keywords)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"type": "system", "command": "ls"}, "agnostic_nn does not define"),
+        ({"function": "eval"}, "agnostic_nn does not define"),
+        ({"type": ["Dense"]}, "agnostic_nn does not define"),
+        ({"type": "Dense", "width": -1}, "width of at least 1"),
+        ({"type": "Dense", "height": 3}, "does not fit this version"),
+    ],
+)
+def test_only_what_the_library_defines_is_rebuilt(data, said):
+    with pytest.raises(ValueError, match=said):
+        rebuild(data)
+
+
+def trained(backend, **options):
+    generator = np.random.default_rng(1)
+    x = generator.standard_normal((37, 5)).astype("float32")
+    labels = generator.integers(0, 3, 37)
+    trainer = nn.Trainer(MODEL, LOSS, OPTIMIZER, backend=backend, seed=3)
+    trainer.fit(x, labels, batch_size=8, verbose=0, **options)
+    return trainer, x, labels
+
+
+def assert_same_bits(one, other):
+    for a, b in zip(leaves(one._carry), leaves(other._carry), strict=True):
+        np.testing.assert_array_equal(one.backend.to_numpy(a), other.backend.to_numpy(b))
+
+
+@pytest.mark.parametrize("at", [3, 5, 7])
+def test_resumed_on_the_same_backend_it_goes_on_bit_for_bit(backend, tmp_path, at):
+    """Also from the middle of an epoch (5 steps long), and after a jump to another process."""
+    whole, x, labels = trained(backend, epochs=3)
+    part, _, _ = trained(backend, epochs=3, steps=at)
+    part.save(tmp_path / "a")
+    resumed = nn.Trainer.load(tmp_path / "a", backend=backend)
+    assert (resumed.steps, resumed.model, resumed.optimizer) == (at, MODEL, OPTIMIZER)
+    assert_same_bits(resumed, part)
+    while resumed.epoch < 3:
+        resumed.fit(x, labels, batch_size=8, verbose=0)
+    assert resumed.steps == whole.steps == 15
+    assert_same_bits(resumed, whole)
+
+
+def test_resumed_elsewhere_it_goes_on_with_the_same_data_and_masks(backend, tmp_path):
+    whole, x, labels = trained(backend, epochs=3)
+    part, _, _ = trained(backend, epochs=3, steps=7)
+    part.save(tmp_path / "a")
+    for resumed in (nn.Trainer.load(tmp_path / "a", backend="numpy"), part.to("numpy")):
+        while resumed.epoch < 3:
+            resumed.fit(x, labels, batch_size=8, verbose=0)
+        for (name, a), (_, b) in zip(
+            nn.trees.named_leaves(whole.backend.to_numpy(whole._carry)),
+            nn.trees.named_leaves(resumed._carry),
+            strict=True,
+        ):
+            # 15 steps of Adam, each moving a weight by about its rate, 1e-2, at the most
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=name)
+            if a.dtype == np.uint32:
+                np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def test_a_trainer_that_moved_leaves_the_old_one_as_it_was(backend):
+    trainer, x, labels = trained(backend, epochs=1)
+    before = backend.to_numpy(trainer.params[0]["weight"]).copy()
+    trainer.to("numpy").fit(x, labels, batch_size=8, verbose=0)
+    np.testing.assert_array_equal(backend.to_numpy(trainer.params[0]["weight"]), before)
+
+
+def test_a_checkpoint_of_another_model_is_refused(backend, tmp_path):
+    trainer, _, _ = trained(backend, epochs=1)
+    trainer.save(tmp_path / "a")
+    with pytest.raises(nn.CheckpointError, match="saved with the model"):
+        nn.Trainer.load(tmp_path / "a", backend=backend, model=nn.Dense(3))
+    arrays, description = checkpoint.read(tmp_path / "a")
+    arrays["params.0.weight"] = arrays["params.0.weight"].T
+    checkpoint.write(tmp_path / "a", arrays, description)
+    with pytest.raises(nn.CheckpointError, match=r"float32 \(7, 5\) in the file, expected float32 \(5, 7\)"):
+        nn.Trainer.load(tmp_path / "a", backend=backend)
+
+
+class Doubling(nn.Elementwise):
+    """A user's own layer: y = 2x."""
+
+    def value(self, x):
+        return 2.0 * x
+
+    def slope(self, x):
+        return 2.0 * nn.arrays.namespace(x).ones_like(x)
+
+
+def test_a_model_of_ones_own_is_passed_rather_than_rebuilt(backend, tmp_path):
+    model = nn.Sequential(nn.Dense(2), Doubling())
+    trainer = nn.Trainer(model, nn.mean_squared_error, nn.SGD(), backend=backend, shape=(3,))
+    trainer.save(tmp_path / "a")
+    with pytest.raises(ValueError, match="'Doubling', which agnostic_nn does not define"):
+        nn.Trainer.load(tmp_path / "a", backend=backend)
+    loaded = nn.Trainer.load(tmp_path / "a", backend=backend, model=model)
+    assert_same_bits(loaded, trainer)

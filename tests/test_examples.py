@@ -1,0 +1,288 @@
+"""The examples: the five notebooks that they rebuild are the oracle, number by number."""
+
+import dataclasses
+import functools
+import importlib.util
+import re
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from agnostic_nn.arrays import namespace
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+NOTEBOOKS = {  # script: {its result: what the notebook printed for it}, in the order of printing
+    "train_neuron_and_layer": {
+        "loss": """\
+Iteration 1, Loss: 466.56000000000006
+Iteration 21, Loss: 5.32959636083938
+Iteration 41, Loss: 0.41191523404899866
+Iteration 61, Loss: 0.031836212079467595
+Iteration 81, Loss: 0.002460565465389601
+Iteration 101, Loss: 0.000190172825660145
+Iteration 121, Loss: 1.4698126966451542e-05
+Iteration 141, Loss: 1.1359926717815175e-06
+Iteration 161, Loss: 8.779889800154524e-08
+Iteration 181, Loss: 6.7858241357822796e-09""",
+        "weight": """\
+Final weights:
+ [[-0.00698895 -0.01397789 -0.02096684 -0.02795579]
+ [ 0.25975286  0.11950572 -0.02074143 -0.16098857]
+ [ 0.53548461  0.27096922  0.00645383 -0.25806156]]""",
+        "bias": """\
+Final biases:
+ [-0.00698895 -0.04024714 -0.06451539]""",
+    },
+    "dense_and_relu_backward": {
+        "dL_dW": """\
+[[ 0.5  0.5  0.5]
+ [20.1 20.1 20.1]
+ [10.9 10.9 10.9]
+ [ 4.1  4.1  4.1]]""",
+        "dL_db": "[[6 6 6]]",
+        "dL_dX": """\
+[[ 0.44 -0.38 -0.07  1.37]
+ [ 0.88 -0.76 -0.14  2.74]
+ [ 1.32 -1.14 -0.21  4.11]]""",
+    },
+    "softmax_network": {
+        "z1": " z1:\n [[-1]\n [ 3]\n [ 5]\n [ 3]]",
+        "a1": " a1:\n [[0]\n [3]\n [5]\n [3]]",
+        "z2": " z2:\n [[2]\n [4]]",
+        "a2": " a2:\n [[2]\n [4]]",
+        "a3": " a3:\n [[0.5]\n [0.5]\n [0. ]]",
+        "dL_dz3": " dL_dz3:\n [[ 0.5]\n [-0.5]\n [ 0. ]]",
+        "dL_dW3": " ∂L/∂W3:\n [[ 1. -1.  0.]\n [ 2. -2.  0.]]",
+        "dL_db3": " ∂L/∂b3:\n [[ 0.5 -0.5  0. ]]",
+        "dL_da2": "array([[ 1.],\n       [-1.]])",
+        "dL_db2": " ∂L/∂b2:\n [[ 1.]\n [-1.]]",
+        "dL_dW2": " ∂L/∂W2:\n [[ 0.  0.]\n [ 3. -3.]\n [ 5. -5.]\n [ 3. -3.]]",
+        "dL_da1": "array([[ 1.],\n       [-2.],\n       [ 2.],\n       [-1.]])",
+        "dL_dz1": " ∂L/∂z1:\n [[ 0. -2.  2. -1.]]",
+        "dL_db1": " ∂L/∂b1:\n [[ 0. -2.  2. -1.]]",
+        "dL_dW1": " ∂L/∂W1:\n [[ 0. -4.  4. -2.]\n [ 0. -2.  2. -1.]\n [ 0. -6.  6. -3.]]",
+    },
+    "mean_squared_error_step": {
+        "z": "Ouput after 1 layer: [1.5 1.4 0.5]",
+        "y": "Prediction after 1 layer: [1.5 1.4 0.5]",
+        "loss": "Loss after 1 layer 0.82",
+        "dL_dpred": """\
+dL_dpred shape: (3,)
+dpred_dz shape: (3,)
+dL_dpred: [0.33333333 0.93333333 0.33333333]""",
+        "dpred_dz": "dpred_dz: [1 1 1]",
+        "dz * x": """\
+[[ 0.33333333  0.66666667]
+ [ 1.86666667  0.93333333]
+ [-0.33333333 -0.66666667]]""",
+        "dL_dw": " " + "#" * 100 + "\nLoss with respect to weight: [0.62222222 0.31111111]",
+        "dL_db": "Loss with respect to bias: 0.5333333333333333",
+        "new weights": "New Weights: [0.10622222 0.20311111]",
+        "new bias": "New bias: 1.0053333333333334",
+    },
+    "chain_rule_and_update": {
+        "a": "6.0",
+        "drelu_dz": "1.0",
+        "drelu_dxw, drelu_db": "1.0 1.0 1.0 1.0",
+        "drelu_dx, drelu_dw": "-3.0 1.0 -1.0 -2.0 2.0 3.0",
+        "dX": """\
+[[ 0.44  0.44  0.44]
+ [-0.38 -0.38 -0.38]
+ [-0.07 -0.07 -0.07]
+ [ 1.37  1.37  1.37]]""",
+        "weights": """\
+[[ 0.179515   0.5003665 -0.262746 ]
+ [ 0.742093  -0.9152577 -0.2758402]
+ [-0.510153   0.2529017  0.1629592]
+ [ 0.971328  -0.5021842  0.8636583]]""",
+        "biases": "[[1.98489  2.997739 0.497389]]",
+    },
+}
+SINGLE_STEPS = [
+    (script, name)
+    for script, printed in NOTEBOOKS.items()
+    for name in printed
+    if script != "train_neuron_and_layer"
+]
+NUMBER = r"-?\d+\.?\d*(?:e[-+]\d+)?"
+
+
+@pytest.fixture(scope="module")
+def results(backend):
+    """A function from a script to its results, all computed by the backend under test."""
+
+    def to_numpy(array):
+        assert namespace(array) is backend.xp, f"{type(array)} is no array of {backend}"
+        return backend.adapter.to_numpy(array)
+
+    watched = SimpleNamespace(**{**vars(backend.adapter), "to_numpy": to_numpy})
+
+    @functools.cache
+    def compute(script):
+        spec = importlib.util.spec_from_file_location(script, EXAMPLES / f"{script}.py")
+        example = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(example)
+        return example.compute(dataclasses.replace(backend, adapter=watched))
+
+    return compute
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """A function that runs a script as a command with the given arguments."""
+
+    def command(script, *arguments):
+        path = str(EXAMPLES / f"{script}.py")
+        monkeypatch.setattr(sys, "argv", [path, *arguments])
+        runpy.run_path(path, run_name="__main__")
+
+    return command
+
+
+def numbers(text):
+    """The array that NumPy printed at the end of `text`, or else the numbers there, as rows."""
+    block = re.search(rf"\[.*|(\s*{NUMBER})+$", text, re.DOTALL)[0]
+    rows = max(block.count("[") - 1, 1)
+    return np.array(re.findall(NUMBER, block), dtype=float).reshape(rows, -1)
+
+
+def turned(found, like):
+    """`found` in the shape of `like`, transposed where a notebook has columns for our rows."""
+    return np.reshape(found.T if found.T.shape == like.shape else found, like.shape)
+
+
+@pytest.mark.parametrize(("script", "name"), SINGLE_STEPS)
+def test_each_result_is_what_the_notebook_printed(results, widest, epsilon, script, name):
+    text = NOTEBOOKS[script][name]
+    printed, found = numbers(text), results(script)[name]
+    # Sums have at most five terms, whose sizes add to at most twice the largest result: five
+    # roundings of half an eps, two more for the inputs. NumPy prints arrays to 8 decimals.
+    tolerance = 8 * epsilon * np.abs(printed).max() + (5e-9 if "[" in text else 0.0)
+    assert found.dtype == widest
+    np.testing.assert_allclose(turned(found, printed), printed, rtol=0, atol=tolerance)
+
+
+def plain_neuron():
+    """The neuron's loop as the notebook has it, in plain NumPy: it was saved without output."""
+    weights, bias, losses = np.array([-3.0, -1.0, 2.0]), 1.0, []
+    inputs = np.array([1.0, -2.0, 3.0])
+    for _ in range(200):
+        linear_output = np.dot(weights, inputs) + bias
+        relu_output = np.maximum(0, linear_output)
+        losses.append(relu_output**2)
+        dloss_dlinear = 2 * relu_output * (1.0 if linear_output > 0 else 0.0)
+        weights -= 0.001 * dloss_dlinear * inputs
+        bias -= 0.001 * dloss_dlinear
+    return np.array(losses), weights, np.array([bias])
+
+
+def assert_trained_alike(found, losses, weight, bias, x, epsilon):
+    """Compare two trainings, `losses` a mapping from steps, as far as rounding lets them agree.
+
+    A step multiplies an error in y by 1 - 2 rate (x·x + 1), so y holds that of the last
+    1 / (2 rate (x·x + 1)) steps, each an eps of the terms that are summed to z. They end
+    far larger than y: this is what costs the small losses their digits. A weight sums up
+    200 roundings of half an eps, as across x nothing pulls it back.
+    """
+    last = turned(found["weight"], weight)[-1, :]  # the one neuron that is not yet done
+    memory = 1 / (2 * 0.001 * (np.dot(x, x) + 1))
+    for step, loss in losses.items():
+        y = np.sqrt(loss)
+        error = memory * epsilon * max(y, np.abs(last * x).sum() + abs(bias[-1]))
+        assert abs(found["loss"][step - 1] - loss) <= 2 * y * error, f"loss at step {step}"
+    tolerance = 100 * epsilon * np.abs(weight).max() + 5e-9
+    np.testing.assert_allclose(turned(found["weight"], weight), weight, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(found["bias"], bias, rtol=0, atol=tolerance)
+
+
+def test_the_neuron_trains_as_in_the_notebook(results, epsilon):
+    losses, weight, bias = plain_neuron()
+    assert losses[0] == 36.0
+    found = results("train_neuron_and_layer")["neuron"]
+    assert found["loss"].shape == losses.shape
+    losses = dict(enumerate(losses, start=1))
+    assert_trained_alike(found, losses, weight[None, :], bias, [1.0, -2.0, 3.0], epsilon)
+
+
+def test_the_layer_trains_as_in_the_notebook(results, widest, epsilon):
+    printed = NOTEBOOKS["train_neuron_and_layer"]
+    column = re.findall(r"Iteration (\d+), Loss: (\S+)", printed["loss"])
+    losses = {int(step): float(loss) for step, loss in column}
+    weight, bias = numbers(printed["weight"]), numbers(printed["bias"])[0, :]
+    found = results("train_neuron_and_layer")["layer"]
+    assert found["loss"].dtype == found["weight"].dtype == found["bias"].dtype == widest
+    assert_trained_alike(found, losses, weight, bias, [1, 2, 3, 4], epsilon)
+
+
+def test_two_of_the_three_neurons_end_where_relu_has_no_slope(results):
+    layer = results("train_neuron_and_layer")["layer"]
+    z = np.array([1, 2, 3, 4]) @ layer["weight"] + layer["bias"]
+    assert (z[:2] < -0.2).all()
+    assert abs(z[2]) < 1e-4
+
+
+def test_relu_leaves_the_gradient_that_it_was_given_alone(results):
+    found = results("dense_and_relu_backward")
+    given = np.array([[1, 1, 1], [2, 2, 2], [3, 3, 3]])
+    np.testing.assert_array_equal(found["dL_da"], given)
+    np.testing.assert_array_equal(found["dL_dz"], given * (found["z"] > 0))
+    np.testing.assert_array_equal(found["a"], np.maximum(found["z"], 0))
+    assert (found["z"] < 0).any()
+
+
+def test_only_the_rounded_softmax_gives_the_notebooks_gradient(results, epsilon):
+    found = results("softmax_network")
+    grown = np.exp([3.0, 3.0, -1.0])
+    exact = grown / grown.sum()
+    close = {"rtol": 8 * epsilon, "atol": 0}  # of one exp, a sum of three and two quotients
+    np.testing.assert_allclose(found["exact a3"][0, :], exact, **close)
+    np.testing.assert_allclose(found["exact dL_dz3"][0, :], exact - [0, 1, 0], **close)
+    assert 0.009 < np.abs(found["exact dL_dz3"] - found["dL_dz3"]).max() < 0.0091
+
+
+def test_the_notebooks_step_on_the_squared_error_climbs_and_the_textbooks_descends(
+    results, epsilon
+):
+    found = results("mean_squared_error_step")
+    np.testing.assert_allclose(found["true dL_dw"], 3 * found["dL_dw"], rtol=4 * epsilon)
+    np.testing.assert_allclose(found["true dL_db"], 3 * found["dL_db"], rtol=4 * epsilon)
+    assert found["loss after it"] > found["loss"] > found["loss after a true step"]
+    # the climb and the descent, by hand: errors (1.5, 1.4, 0.5) - (1, 0, 0) move by the step
+    slope = np.array([[1, 2, 1], [2, 1, 1], [-1, -2, 1]]) @ [28 / 15, 14 / 15, 8 / 5]
+    for name, rate in [("loss after it", 0.01 / 3), ("loss after a true step", -0.01)]:
+        by_hand = np.mean(([0.5, 1.4, 0.5] + rate * slope) ** 2)
+        np.testing.assert_allclose(found[name], by_hand, rtol=16 * epsilon)
+
+
+@pytest.mark.parametrize("script", NOTEBOOKS)
+def test_an_example_prints_the_lines_of_its_notebook(run, capsys, script):
+    def lines(text):
+        """Without blank ones; to 8 digits, as how BLAS orders a sum shows in the last ones."""
+        text = re.sub(NUMBER, lambda number: f"{float(number[0]):.8g}", text)
+        return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
+
+    run(script, "--backend", "numpy")
+    assert lines("\n".join(NOTEBOOKS[script].values())) in lines(capsys.readouterr().out)
+
+
+def test_the_neuron_prints_every_loss_and_where_it_ends(run, capsys):
+    run("train_neuron_and_layer", "--backend", "numpy")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "Itereation 1's Loss: 36.0"
+    assert [re.search(r"\d+", line)[0] for line in printed[:200]] == [*map(str, range(1, 201))]
+    assert printed[200] == "Final weights: [-3.3990955  -0.20180899  0.80271349]"
+    assert printed[201].startswith("Final bias: 0.60090449640")
+
+
+@pytest.mark.parametrize("script", NOTEBOOKS)
+def test_an_unknown_backend_ends_an_example_with_one_clear_line(run, capsys, script):
+    with pytest.raises(SystemExit) as ended:
+        run(script, "--backend", "nowhere")
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "error: no backend is called 'nowhere'; there are numpy, jax" in error

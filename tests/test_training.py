@@ -1,0 +1,459 @@
+"""What a Trainer promises: it learns, counts every example once, and stays usable whatever comes."""
+
+import os
+import signal
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import agnostic_nn as nn
+from agnostic_nn import data
+from agnostic_nn.interrupts import DeferredInterrupts
+from agnostic_nn.trees import leaves
+
+
+def blobs(count=50, width=4, classes=3):
+    """Points around one centre per class: easy to learn."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(count) % classes
+    centres = 3 * np.random.default_rng(1).standard_normal((classes, width))
+    return (centres[labels] + generator.standard_normal((count, width))).astype("float32"), labels
+
+
+def classifier(*before, width=8, classes=3):
+    return nn.Sequential(*before, nn.Dense(width), nn.ReLU(), nn.Dense(classes))
+
+
+def make(backend, model=None, loss=nn.softmax_cross_entropy, optimizer=None, **options):
+    model, optimizer = model or classifier(), optimizer or nn.Adam(1e-2)
+    return nn.Trainer(model, loss, optimizer, backend=backend, **options)
+
+
+def host(trainer):
+    return [trainer.backend.to_numpy(leaf).copy() for leaf in leaves(trainer._built())]
+
+
+def assert_same_bits(one, other):
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# --- learning ---------------------------------------------------------------------------
+
+
+def test_it_learns(backend):
+    x, labels = blobs()
+    trainer = make(backend, classifier(width=16), optimizer=nn.Adam(3e-2))
+    history = trainer.fit(x, labels, epochs=15, batch_size=16, validation=(x, labels), verbose=0)
+    assert history["loss"][-1] < 0.3 * history["loss"][0]
+    assert trainer.evaluate(x, labels)["accuracy"] > 0.95
+    assert history["validation_accuracy"][-1] > 0.95
+    assert (trainer.epoch, trainer.steps) == (15, 15 * 4)
+    assert "validation_loss" in str(history)
+
+
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [
+        (nn.mean_squared_error, np.ones((6, 3), "float32")),
+        (nn.binary_cross_entropy, np.ones((6, 3), "float32")),
+        (nn.softmax_cross_entropy, np.full((6, 3), 1 / 3, "float32")),
+    ],
+)
+def test_every_loss_trains(backend, loss, target):
+    trainer = make(backend, loss=loss)
+    history = trainer.fit(blobs(6)[0], target, epochs=5, batch_size=4, verbose=0)
+    assert history["loss"][-1] < history["loss"][0]
+
+
+def test_a_trainer_gives_the_same_bits_twice(backend):
+    x, labels = blobs()
+    first, second = (make(backend, classifier(nn.Dropout(0.2))) for _ in range(2))
+    for trainer in (first, second):
+        trainer.fit(x, labels, epochs=2, batch_size=16, verbose=0)
+    assert_same_bits(host(first), host(second))
+    third = make(backend, classifier(nn.Dropout(0.2)), seed=1)
+    third.fit(x, labels, epochs=2, batch_size=16, verbose=0)
+    assert not np.array_equal(third.predict(x), first.predict(x))
+
+
+def test_every_backend_starts_from_the_same_bits(backend):
+    model = nn.Sequential(nn.Dense(7), nn.BatchNorm(), nn.Dropout(0.5), nn.Dense(3))
+    assert_same_bits(
+        host(make(backend, model, shape=(5,))), host(make("numpy", model, shape=(5,)))
+    )
+
+
+def test_all_backends_learn_the_same(backend):
+    """Same weights, masks and order: after 20 steps only roundings differ."""
+    x, labels = blobs()
+    model = nn.Sequential(nn.Dense(8), nn.BatchNorm(), nn.Tanh(), nn.Dropout(0.3), nn.Dense(3))
+    found = []
+    for where in (backend, "numpy"):
+        trainer = make(where, model, optimizer=nn.SGD(0.05, momentum=0.9))
+        history = trainer.fit(x, labels, epochs=5, batch_size=16, verbose=0)
+        found.append((np.array(history["loss"]), trainer.predict(x)))
+    # 20 steps, each adding a few roundings of sums of 16 terms
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=2e-5)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-3, atol=1e-4)
+
+
+# --- every example once -----------------------------------------------------------------
+
+
+class Counting(nn.Layer):
+    """The identity, with a state that remembers how often it saw each row number in x[:, 0]."""
+
+    def init(self, key, shape, dtype):
+        xp = nn.arrays.namespace(key)
+        return {}, {"seen": xp.zeros(50, dtype=dtype)}, shape
+
+    def forward(self, params, state, x, *, train=False):
+        if train:
+            xp = nn.arrays.namespace(x)
+            numbers = xp.arange(50, dtype=x.dtype, device=nn.arrays.device(x))
+            hits = xp.astype(x[:, 0:1] == numbers[None, :], x.dtype)
+            if isinstance(train, nn.Rows):
+                hits = hits * train.counts[:, None]
+            state = {"seen": state["seen"] + xp.sum(hits, axis=0)}
+        return x, state, ()
+
+    def backward(self, params, cache, dy):
+        return dy, {}
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 25, 50, 1000])
+def test_an_epoch_counts_each_example_exactly_once(backend, batch_size):
+    x, labels = blobs()
+    x[:, 0] = np.arange(50)
+    trainer = make(backend, classifier(Counting()), optimizer=nn.SGD(1e-6))
+    trainer.fit(x, labels, epochs=2, batch_size=batch_size, verbose=0)
+    seen = backend.to_numpy(trainer.state[0]["seen"])
+    np.testing.assert_array_equal(seen, np.full(50, 2.0))
+
+
+def test_a_filled_up_batch_trains_as_the_short_one_does(backend):
+    """One batch of 5 and one of 3 filled up to 5, against the two as they are."""
+    x, labels = blobs(8)
+    model = nn.Sequential(nn.Dense(6), nn.BatchNorm(), nn.ReLU(), nn.Dense(3))
+    filled, plain = (make(backend, model, optimizer=nn.SGD(0.1)) for _ in range(2))
+    filled.fit(x, labels, batch_size=5, shuffle=False, verbose=0)
+    for part in (slice(0, 5), slice(5, 8)):
+        plain.step(x[part], labels[part])
+    for a, b in zip(host(filled), host(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_reported_loss_is_the_mean_over_examples(backend):
+    x, labels = blobs()
+    trainer = make(backend, optimizer=nn.SGD(1e-9), shape=(4,))
+    expected = trainer.evaluate(x, labels)["loss"]
+    loss = trainer.fit(x, labels, batch_size=16, verbose=0)["loss"][0]
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for batch_size in (1, 7, 50, 64):
+        found = trainer.evaluate(x, labels, batch_size=batch_size)
+        assert found["loss"] == pytest.approx(expected, rel=1e-5)
+        assert found["accuracy"] == pytest.approx(trainer.evaluate(x, labels)["accuracy"])
+
+
+def test_weights_count_as_repetitions_do(backend):
+    x, labels = blobs(8)
+    weights = np.array([2, 1, 0, 1, 1, 0, 3, 0], "float32")
+    repeated = np.repeat(np.arange(8), weights.astype(int))
+    one, other = (make(backend, optimizer=nn.SGD(0.1)) for _ in range(2))
+    one.fit(x, labels, batch_size=8, weights=weights, verbose=0)
+    other.step(x[repeated], labels[repeated])
+    for a, b in zip(host(one), host(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_all_batches_compile_once(backend):
+    x, labels = blobs()
+    trainer = make(backend, classifier(nn.BatchNorm(), nn.Dropout(0.1)))
+    trainer.fit(x, labels, epochs=3, batch_size=16, verbose=0)
+    trainer.evaluate(x, labels, batch_size=16)
+    compiled = getattr(trainer._step, "_cache_size", None)
+    if compiled is None:
+        pytest.skip(f"{backend.name} compiles nothing")
+    assert compiled() == 1
+    assert trainer._judge._cache_size() == 1
+
+
+def test_the_order_of_an_epoch_is_fixed_by_seed_and_epoch():
+    orders = [data.order(seed, epoch, 100) for seed in (0, 1) for epoch in (0, 1)]
+    for i, one in enumerate(orders):
+        assert sorted(one) == list(range(100))
+        assert all(not np.array_equal(one, other) for other in orders[i + 1 :])
+    np.testing.assert_array_equal(orders[0][:6], data.order(0, 0, 100)[:6])
+
+
+# --- using ------------------------------------------------------------------------------
+
+
+def test_predict_gives_back_the_library_it_was_given(backend):
+    x, _ = blobs()
+    trainer = make(backend, shape=(4,))
+    expected = trainer.predict(x)
+    assert isinstance(expected, np.ndarray)
+    assert expected.shape == (50, 3)
+    moved = trainer.predict(backend.asarray(x), batch_size=16)
+    assert nn.arrays.namespace(moved) is nn.arrays.namespace(backend.asarray(x))
+    np.testing.assert_allclose(backend.to_numpy(moved), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(trainer.predict(x.tolist()), expected, rtol=1e-5, atol=1e-6)
+    assert trainer.predict(x[:0]).shape == (0, 3)
+    assert trainer.predict(x[:1]).shape == (1, 3)
+
+
+def test_data_of_any_layout_train_alike_and_are_left_alone(backend):
+    x, labels = blobs()
+    wide = np.zeros((100, 8), "float32")
+    wide[::2, ::-2] = x
+    views = [x, np.asfortranarray(x), wide[::2, ::-2]]
+    found = []
+    for view in views:
+        view.flags.writeable = False
+        trainer = make(backend)
+        trainer.fit(view, labels, batch_size=16, verbose=0)
+        found.append(host(trainer))
+    assert_same_bits(found[0], found[1])
+    assert_same_bits(found[0], found[2])
+
+
+def test_integer_inputs_train_an_embedding(backend):
+    ids = np.random.default_rng(0).integers(0, 11, (20, 5))
+    model = nn.Sequential(nn.Embedding(11, 4), nn.Flatten(), nn.Dense(2))
+    trainer = make(backend, model)
+    history = trainer.fit(ids, ids.sum(axis=1) % 2, epochs=30, batch_size=8, verbose=0)
+    assert history["loss"][-1] < 0.7 * history["loss"][0]
+    assert "Embedding" in str(trainer.summary())
+
+
+def test_float64_is_computed_in_float64(backend):
+    x, labels = blobs()
+    if not backend.has_float64:
+        with pytest.raises(ValueError, match="has no float64"):
+            make(backend, dtype="float64")
+        return
+    trainer = make(backend, dtype="float64")
+    trainer.fit(x.astype("float64"), labels, verbose=0)
+    assert {leaf.dtype.name for leaf in host(trainer)} == {"float64", "int32"}
+
+
+def test_summary_lists_layers_shapes_parameters_and_bytes(backend):
+    model = nn.Sequential(nn.Dense(8), nn.ReLU(), nn.Residual(nn.Dropout(0.5), nn.Dense(8)), nn.Dense(3))
+    summary = make(backend, model, shape=(4,)).summary(batch_size=10)
+    assert [row.path for row in summary.rows] == ["0", "1", "2.0", "2.1", "3"]
+    assert [row.shape for row in summary.rows] == [(8,), (8,), (8,), (8,), (3,)]
+    assert [row.parameters for row in summary.rows] == [40, 0, 0, 72, 27]
+    # x; the output of Dense; a mask; the output of Dropout; that of Residual: 10 rows of float32
+    assert [row.bytes_kept for row in summary.rows] == [160, 320, 320, 320, 320]
+    assert summary.parameters == 139
+    assert "Dense(width=8, bias=True)" in str(summary)
+    assert "1,440" in str(summary)
+
+
+# --- wrong input ------------------------------------------------------------------------
+
+X, LABELS = blobs()
+NAN = X.copy()
+NAN[3, 1] = np.nan
+WRONG = [
+    ("width", X[:, :3], LABELS, ValueError, r"\(examples, 4\), got \(50, 3\)"),
+    ("rank", X[:, :, None], LABELS, ValueError, r"\(examples, 4\), got \(50, 4, 1\)"),
+    ("float64", X.astype("float64"), LABELS, TypeError, "x is float64, but the model computes in float32"),
+    ("integers", X.astype("int64"), LABELS, TypeError, "takes a real floating x, got int64"),
+    ("strings", np.array([["a"] * 4] * 50), LABELS, TypeError, "to hold numbers"),
+    ("another library", {"a": 1}, LABELS, TypeError, "expected x as a NumPy array, a list or an array of"),
+    ("NaN", NAN, LABELS, ValueError, r"x\[3, 1\] is nan"),
+    ("no examples", X[:0], LABELS[:0], ValueError, "at least one example"),
+    ("fewer labels", X, LABELS[:-1], ValueError, r"50 examples, but targets of shape \(49,\)"),
+    ("label too high", X, LABELS + 1, ValueError, r"labels from 0 to 2, but label\[2\] is 3"),
+    ("label below 0", X, LABELS - 1, ValueError, r"labels from 0 to 2, but label\[0\] is -1"),
+    ("float labels", X, LABELS.astype("float32"), TypeError, "expected integer labels, got float32"),
+    ("label rank", X, LABELS[:, None], ValueError, r"expected targets \(batch\), got \(50, 1\)"),
+]
+
+
+@pytest.mark.parametrize(("x", "target", "kind", "said"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
+def test_wrong_data_are_refused_with_what_was_expected_and_what_came(backend, x, target, kind, said):
+    trainer = make(backend, shape=(4,))
+    before = host(trainer)
+    for call in (trainer.fit, trainer.step, trainer.evaluate):
+        with pytest.raises(kind, match=said):
+            call(x, target)
+    assert_same_bits(host(trainer), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batch_size": 0}, "batch_size to be an integer of at least 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size to be an integer of at least 1, got 2.5"),
+        ({"epochs": 0}, "epochs to be an integer of at least 1, got 0"),
+        ({"steps": -1}, "steps to be an integer of at least 1, got -1"),
+        ({"weights": np.ones(49, "float32")}, r"weights of shape \(50,\), got \(49,\)"),
+        ({"weights": -np.ones(50, "float32")}, "weights of at least 0"),
+        ({"validation": (X, LABELS + 1)}, "labels from 0 to 2"),
+    ],
+)
+def test_wrong_options_are_refused(backend, options, said):
+    with pytest.raises(ValueError, match=said):
+        make(backend).fit(X, LABELS, verbose=0, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "kind", "said"),
+    [
+        (("model", nn.mean_squared_error, nn.SGD()), {}, TypeError, "a layer or a block as the model"),
+        ((nn.Dense(2), "mse", nn.SGD()), {}, TypeError, "a function as the loss"),
+        ((nn.Dense(2), nn.mean_squared_error, 0.1), {}, TypeError, "an optimizer such as"),
+        ((nn.Dense(2), nn.mean_squared_error, nn.SGD()), {"dtype": "int8"}, ValueError, "'int8'"),
+        ((nn.Dense(2), nn.mean_squared_error, nn.SGD()), {"seed": -1, "shape": (2,)}, ValueError, "seed"),
+        ((nn.ReLU(), nn.mean_squared_error, nn.SGD()), {"shape": (2,)}, ValueError, "no parameters"),
+    ],
+)
+def test_a_trainer_of_wrong_parts_is_refused(backend, arguments, options, kind, said):
+    with pytest.raises(kind, match=said):
+        nn.Trainer(*arguments, backend=backend, **options)
+
+
+def test_before_there_are_weights_it_says_how_to_get_them(backend):
+    with pytest.raises(RuntimeError, match="give Trainer a shape, or fit it"):
+        make(backend).params
+
+
+def test_arrays_of_another_device_are_refused(backend):
+    devices = [b for status in nn.backends() if status.name == backend.name for b in status.devices]
+    others = [b for b in devices if b != backend and b.has_float64 == backend.has_float64]
+    if not others:
+        pytest.skip(f"{backend.name} has one device here")
+    with pytest.raises(TypeError, match="but the model is on"):
+        make(backend, shape=(4,)).fit(others[0].asarray(X), LABELS, verbose=0)
+
+
+def test_an_epoch_begun_with_other_data_is_not_finished_with_these(backend):
+    trainer = make(backend)
+    trainer.fit(X, LABELS, batch_size=16, steps=2, verbose=0)
+    with pytest.raises(ValueError, match="begun with 50 examples in batches of 16, got 50 in batches of 8"):
+        trainer.fit(X, LABELS, batch_size=8, verbose=0)
+    trainer.fit(X, LABELS, batch_size=16, verbose=0)
+    assert (trainer.epoch, trainer.steps) == (1, 4)
+
+
+# --- what goes wrong on the way ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Poisoned(nn.Layer):
+    """y = gain · x, where forward or backward turns NaN if the batch begins with a 7."""
+
+    way: str
+
+    def init(self, key, shape, dtype):
+        return {"gain": nn.arrays.namespace(key).ones(1, dtype=dtype)}, {}, shape
+
+    def forward(self, params, state, x, *, train=False):
+        y = x * params["gain"]
+        return (y * poison(x) if self.way == "forward" else y), state, x
+
+    def backward(self, params, cache, dy):
+        gain = nn.arrays.namespace(dy).sum(dy * cache)[None]
+        return dy * params["gain"], {"gain": gain * poison(cache)}
+
+
+def poison(x):
+    xp, first = nn.arrays.namespace(x), x[0, 0]
+    return xp.where(first == 7.0, float("nan") * xp.ones_like(first), xp.ones_like(first))
+
+
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_fit_stops_at_the_first_step_that_is_not_finite_and_keeps_the_last_good_parameters(
+    backend, way
+):
+    x, labels = blobs(20)
+    x[8:12, 0] = 7.0
+    options = {"batch_size": 4, "shuffle": False, "verbose": 0}
+    trainer, good, free = (
+        make(backend, classifier(Poisoned(way)), keep_finite=keep) for keep in (True, True, False)
+    )
+    good.fit(x, labels, steps=2, **options)
+    with pytest.raises(nn.NonFiniteLoss, match=r"step 3 \(epoch 1, batch 3\)"):
+        trainer.fit(x, labels, **options)
+    assert_same_bits(host(trainer), host(good))
+    assert trainer.steps == 2
+    trainer.step(x[8:12], labels[8:12])
+    assert_same_bits(host(trainer), host(good))
+    assert trainer.evaluate(x[:8], labels[:8])["loss"] > 0
+
+    free.fit(x, labels, **options)
+    assert any(np.isnan(leaf).any() for leaf in host(free))
+
+
+def test_ctrl_c_ends_fit_at_a_step_boundary_with_the_trainer_usable(backend, monkeypatch):
+    x, labels = blobs()
+    trainer = make(backend)
+    step, calls = trainer._step, []
+
+    def pressed(*arguments):
+        calls.append(1)
+        if len(calls) == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments)
+
+    monkeypatch.setattr(trainer, "_step", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(x, labels, epochs=3, batch_size=16, verbose=0)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert (trainer.steps, trainer.epoch, len(calls)) == (6, 1, 6)
+    while trainer.epoch < 3:
+        trainer.fit(x, labels, batch_size=16, verbose=0)
+    whole = make(backend)
+    whole.fit(x, labels, epochs=3, batch_size=16, verbose=0)
+    assert_same_bits(host(trainer), host(whole))
+
+
+def test_a_second_ctrl_c_is_not_held_back():
+    with pytest.raises(KeyboardInterrupt), DeferredInterrupts() as held:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert held.requested
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("went on after the second Ctrl-C")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_handled_by_somebody_else_stays_theirs():
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+    try:
+        with DeferredInterrupts() as held:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert heard == [1]
+        assert not held.requested
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_fit_works_off_the_main_thread(backend):
+    x, labels = blobs()
+    trainer, found = make(backend), []
+    worker = threading.Thread(
+        target=lambda: found.append(trainer.fit(x, labels, batch_size=16, verbose=0))
+    )
+    worker.start()
+    worker.join()
+    assert len(found) == 1
+
+
+def test_a_progress_bar_is_drawn_on_the_error_stream_unless_silenced(backend, capsys):
+    x, labels = blobs()
+    trainer = make(backend)
+    trainer.fit(x, labels, batch_size=16, validation=(x, labels))
+    shown = capsys.readouterr()
+    assert "epoch 1/1" in shown.err
+    assert "4/4" in shown.err
+    assert "validation_accuracy" in shown.err
+    trainer.fit(x, labels, batch_size=16, verbose=0)
+    assert capsys.readouterr() == ("", "")
+    assert shown.out == ""
