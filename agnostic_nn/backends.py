@@ -89,7 +89,9 @@ class Backend:
         data = np.asarray(data)
         array = self.adapter.asarray(data, self.device)
         if array.dtype != _counterpart(self.xp, data.dtype):
-            raise TypeError(f"{self} would turn {data.dtype.name} into {array.dtype}; cast it first")
+            raise TypeError(
+                f"{self} would turn {data.dtype.name} into {array.dtype}; cast it first"
+            )
         return array
 
     def to_numpy(self, tree: Any) -> Any:

@@ -121,13 +121,14 @@ def _backends(options: argparse.Namespace) -> int:
         for status in found
         for device in status.devices
     ]
-    print(table(columns, rows))
+    print(table(columns, rows).rstrip())
     missing = [status for status in found if status.reason]
     if missing:
         print("\ncannot run here:")
     for status in missing:
-        version = f" {status.version}" if status.version else ""
-        print(f"  {status.name}{version}: {' '.join(str(status.reason).split())}")
+        reason = " ".join(str(status.reason).split())
+        installed = f" ({status.name} {status.version} is installed)" if status.version else ""
+        print(f"  {reason}{installed}")
     return 0
 
 
@@ -138,13 +139,10 @@ def _compare(options: argparse.Namespace) -> int:
         print(f"agnostic-nn compare: {message}", file=sys.stderr)
         return code
 
-    output = options.output
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return refuse(f"--output {output} cannot be used as a folder: {error.strerror}")
-    if not os.access(output, os.W_OK):
-        return refuse(f"--output {output} is a folder that cannot be written to")
+    output = options.output.absolute()
+    nearest = next(path for path in (output, *output.parents) if os.path.exists(path))
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        return refuse(f"--output {options.output}: {nearest} is no folder that can be written to")
     try:
         report = compare(
             options.workload,
@@ -157,9 +155,9 @@ def _compare(options: argparse.Namespace) -> int:
         return refuse(error)
     print(summary(report))
     try:
-        paths = write(report, output)
+        paths = write(report, options.output)
     except OSError as error:
-        return refuse(f"the report cannot be written to {output}: {error.strerror}", 1)
+        return refuse(f"the report cannot be written to {options.output}: {error.strerror}", 1)
     print(f"written: {', '.join(map(str, paths))}")
     return 1 if any(result["error"] is not None for result in report["results"]) else 0
 

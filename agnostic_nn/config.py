@@ -30,7 +30,10 @@ def describe(thing: Any) -> Any:
     if isinstance(thing, tuple):
         return [describe(entry) for entry in thing]
     if isinstance(thing, partial):
-        return {"partial": describe(thing.func), **{k: describe(v) for k, v in thing.keywords.items()}}
+        return {
+            "partial": describe(thing.func),
+            **{k: describe(v) for k, v in thing.keywords.items()},
+        }
     if is_dataclass(thing) and not isinstance(thing, type):
         found = {field.name: describe(getattr(thing, field.name)) for field in fields(thing)}
         return {"type": type(thing).__name__, **found}

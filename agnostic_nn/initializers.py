@@ -7,6 +7,7 @@ window, count into both fans.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from .arrays import device, expect, namespace
 from .random import normal, uniform
@@ -127,7 +128,7 @@ class Orthogonal:
         rows, columns = math.prod(shape[:-1]), shape[-1]
         long, short = max(rows, columns), min(rows, columns)
         drawn = normal(key, (short, long), dtype)
-        basis = []
+        basis: list[Any] = []
         for i in range(short):
             vector = drawn[i : i + 1, :]
             if basis:

@@ -109,7 +109,9 @@ def _check_classes(target: Array, shape: Shape) -> None:
     total = xp.sum(target, axis=-1)
     bad = first_true(xp.abs(total - 1.0) > 1e-3)
     if bad is not None:
-        raise ValueError(f"expected probabilities that sum to 1, but target{list(bad)} sums to {total[bad]}")
+        raise ValueError(
+            f"expected probabilities that sum to 1, but target{list(bad)} sums to {total[bad]}"
+        )
 
 
 @_with(_check_classes, accuracy=accuracy)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from .arrays import Array, Moments, Params, device, expect, namespace
 from .trees import leaves, tree_map
 
-__all__ = ["Adam", "AdamW", "ClipByGlobalNorm", "Optimizer", "SGD"]
+__all__ = ["SGD", "Adam", "AdamW", "ClipByGlobalNorm", "Optimizer"]
 
 Rate = float | Callable[[Array], Array]
 
@@ -98,7 +98,9 @@ class SGD:
         if self.weight_decay:
             grads = tree_map(lambda g, p: g + self.weight_decay * p, grads, params)
         if self.momentum:
-            new["velocity"] = tree_map(lambda v, g: self.momentum * v + g, moments["velocity"], grads)
+            new["velocity"] = tree_map(
+                lambda v, g: self.momentum * v + g, moments["velocity"], grads
+            )
             if self.nesterov:
                 grads = tree_map(lambda g, v: g + self.momentum * v, grads, new["velocity"])
             else:
@@ -144,7 +146,9 @@ class Adam:
         t = xp.astype(step, leaves(params)[0].dtype)
         unbias1, unbias2 = _weights_given(self.beta1, t), _weights_given(self.beta2, t)
         m = tree_map(lambda m, g: self.beta1 * m + (1.0 - self.beta1) * g, moments["m"], grads)
-        v = tree_map(lambda v, g: self.beta2 * v + (1.0 - self.beta2) * (g * g), moments["v"], grads)
+        v = tree_map(
+            lambda v, g: self.beta2 * v + (1.0 - self.beta2) * (g * g), moments["v"], grads
+        )
 
         def move(p, m, v):
             return p - (rate / unbias1) * m / (xp.sqrt(v / unbias2) + self.epsilon)

@@ -11,7 +11,17 @@ from typing import Any
 
 from .arrays import Array, Key, Shape, device, namespace
 
-__all__ = ["bernoulli", "fold", "key", "normal", "permutation", "split", "threefry", "uniform", "words"]
+__all__ = [
+    "bernoulli",
+    "fold",
+    "key",
+    "normal",
+    "permutation",
+    "split",
+    "threefry",
+    "uniform",
+    "words",
+]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA  # the key schedule's constant, Salmon et al., sec. 3.3

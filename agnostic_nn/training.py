@@ -1,4 +1,4 @@
-"""Training: the whole flow of data, from batch to better parameters, and who remembers the result."""
+"""Training: the whole flow of data, from batch to better parameters, and who remembers them."""
 
 import math
 import os
@@ -11,7 +11,8 @@ import numpy as np
 
 from . import checkpoint, random
 from .arrays import Array, Moments, Params, Rows, Shape, State, namespace
-from .backends import Backend, backend as choose
+from .backends import Backend
+from .backends import backend as choose
 from .config import describe, rebuild
 from .data import Examples, batches, fetch, order, typed
 from .history import History
@@ -33,7 +34,9 @@ class NonFiniteLoss(FloatingPointError):
     """A step met a loss or a gradient that is NaN or infinite; it was not taken."""
 
 
-def make_step(model: Layer, loss: Loss, optimizer: Optimizer, *, keep_finite: bool = True) -> Callable:
+def make_step(
+    model: Layer, loss: Loss, optimizer: Optimizer, *, keep_finite: bool = True
+) -> Callable:
     """Tie a model, a loss and an optimizer into one pure training step.
 
     step(carry, x, target, counts=None, weights=None) -> (carry, value, finite), where
@@ -226,10 +229,10 @@ class Trainer:
         examples = self._examples(x, target, weights)
         held_out = None if validation is None else self._examples(*validation)
         batch_size = min(batch_size, len(examples))
-        done, *same = self._open
-        if done and same != [batch_size, len(examples)]:
+        done, size, count = self._open
+        if done and (size, count) != (batch_size, len(examples)):
             raise ValueError(
-                f"epoch {self.epoch + 1} was begun with {same[1]} examples in batches of {same[0]}, "
+                f"epoch {self.epoch + 1} was begun with {count} examples in batches of {size}, "
                 f"got {len(examples)} in batches of {batch_size}"
             )
 
@@ -264,9 +267,10 @@ class Trainer:
             if self.keep_finite and not bool(finite):
                 self.steps -= 1
                 raise NonFiniteLoss(
-                    f"step {self.steps + 1} (epoch {self.epoch + 1}, batch {number + 1}) met a loss "
-                    f"of {float(value)}, or a gradient that is not finite; the parameters are those "
-                    "before it. A lower rate, ClipByGlobalNorm or a look at that batch may help."
+                    f"step {self.steps + 1} (epoch {self.epoch + 1}, batch {number + 1}) met a "
+                    f"loss of {float(value)}, or a gradient that is not finite; the parameters "
+                    "are those before it. A lower rate, ClipByGlobalNorm or a look at that batch "
+                    "may help."
                 )
             self._open = (number + 1, batch_size, count)
             total, seen = total + float(value) * size, seen + size
@@ -311,7 +315,9 @@ class Trainer:
         An array of the backend gives one of the backend; anything else a NumPy array.
         """
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"expected batch_size to be an integer of at least 1, got {batch_size!r}")
+            raise ValueError(
+                f"expected batch_size to be an integer of at least 1, got {batch_size!r}"
+            )
         params, state, _ = self._built()
         host = self._input(x)
         batch_size = max(1, min(batch_size, len(host)))
@@ -328,7 +334,8 @@ class Trainer:
     def summary(self, batch_size: int = 32) -> Summary:
         """The layers of the model: output shapes, parameters, and bytes kept for `backward`."""
         params, state, _ = self.backend.to_numpy(self._built())
-        return summarize(self.model, params, state, self.shape, self.dtype, batch_size)
+        shape = self.shape or ()
+        return summarize(self.model, params, state, shape, self.dtype, batch_size)
 
     # --- checks at the door -------------------------------------------------------------
 
@@ -337,10 +344,11 @@ class Trainer:
         found, chosen = fetch("x", x, self.backend)
         if found.ndim < 1:
             raise ValueError(f"expected x of shape (examples, ...), got {found.shape}")
+        shape = found.shape[1:] if self.shape is None else self.shape
         if self.shape is None:
-            self.build(found.shape[1:])
-        if found.shape[1:] != self.shape:
-            wanted = ", ".join(["examples", *map(str, self.shape)])
+            self.build(shape)
+        if found.shape[1:] != shape:
+            wanted = ", ".join(["examples", *map(str, shape)])
             raise ValueError(f"the model takes x of shape ({wanted}), got {found.shape}")
         if not chosen and self.model.takes == "real floating":
             found = found.astype(self.dtype)
@@ -429,15 +437,14 @@ class Trainer:
             If the file names something that this library does not define.
         """
         arrays, found = checkpoint.read(path)
-        given = {"model": model, "loss": loss, "optimizer": optimizer}
-        for name, thing in given.items():
-            if thing is None:
-                given[name] = rebuild(found[name])
-            elif describe(thing) != found[name]:
-                raise checkpoint.CheckpointError(
-                    f"{path} was saved with the {name} {found[name]}, got {describe(thing)}"
-                )
-        trainer = cls(**given, backend=backend, seed=found["seed"], dtype=found["dtype"])
+        trainer = cls(
+            _part(path, "model", model, found),
+            _part(path, "loss", loss, found),
+            _part(path, "optimizer", optimizer, found),
+            backend=backend,
+            seed=found["seed"],
+            dtype=found["dtype"],
+        )
         shape = tuple(found["shape"])
         params, state, moments = trainer._draw(shape)
         like = {"params": params, "state": state, "moments": moments}
@@ -468,6 +475,17 @@ def _judge(model, loss, metrics, params, state, x, target, counts):
 def _known_of(loss: Any, name: str, default: Any) -> Any:
     """What a loss brings besides itself, also when some of its options are set by `partial`."""
     return getattr(loss.func if isinstance(loss, partial) else loss, name, default)
+
+
+def _part(path, name: str, given: Any, found: dict) -> Any:
+    """The part called `name` that was given, if it fits the file; otherwise the file's own."""
+    if given is None:
+        return rebuild(found[name])
+    if describe(given) != found[name]:
+        raise checkpoint.CheckpointError(
+            f"{path} was saved with the {name} {found[name]}, got {describe(given)}"
+        )
+    return given
 
 
 def _expect_same_arrays(path, found: dict, expected: dict) -> None:

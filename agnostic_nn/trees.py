@@ -46,12 +46,10 @@ def named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def leaves(tree: Any) -> list:
     """The leaves of `tree`, in the order of `named_leaves`."""
     if isinstance(tree, dict):
-        branches = [tree[k] for k in sorted(tree)]
-    elif isinstance(tree, tuple):
-        branches = tree
-    else:
-        return [tree]
-    return [leaf for branch in branches for leaf in leaves(branch)]
+        return [leaf for name in sorted(tree) for leaf in leaves(tree[name])]
+    if isinstance(tree, tuple):
+        return [leaf for branch in tree for leaf in leaves(branch)]
+    return [tree]
 
 
 def unname(named: dict[str, Any], like: Any, prefix: str = "") -> Any:

@@ -42,9 +42,7 @@ def main():
     x = generator.standard_normal((BATCH, WIDTHS[0])).astype(np.float32)
     labels = generator.integers(0, WIDTHS[-1], BATCH).astype(np.int32)
     first, second, last = WIDTHS[1:]
-    model = nn.Sequential(
-        nn.Dense(first), nn.ReLU(), nn.Dense(second), nn.ReLU(), nn.Dense(last)
-    )
+    model = nn.Sequential(nn.Dense(first), nn.ReLU(), nn.Dense(second), nn.ReLU(), nn.Dense(last))
     trainer = nn.Trainer(
         model, nn.softmax_cross_entropy, nn.SGD(RATE), backend="numpy", shape=WIDTHS[:1]
     )

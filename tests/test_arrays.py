@@ -68,7 +68,7 @@ def test_a_type_is_looked_up_once(monkeypatch):
 
 def test_expect_raises_its_message_only_where_it_does_not_hold():
     expect(True, "unseen")
-    with pytest.raises(ValueError, match="^Dense takes 4, got 5$"):
+    with pytest.raises(ValueError, match=r"^Dense takes 4, got 5$"):
         expect(False, "Dense takes 4, got 5")
 
 

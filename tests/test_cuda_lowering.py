@@ -113,13 +113,22 @@ def test_asking_something_of_the_host_is_found():
         jax.jit(lambda x: x)(np.ones(2, np.float32))
 
 
-def test_the_step_leaves_no_tracer_behind(on_jax, name, arguments):
-    model, _, loss, optimizer = STEPS[name]
+@pytest.fixture
+def leaks_raise(monkeypatch):
+    # JAX then looks for who holds the tracer, which takes many minutes in a graph like this
+    monkeypatch.setattr("jax._src.core._why_alive", lambda *_: "", raising=False)
     with jax.checking_leaks():
-        jax.eval_shape(make_step(model, loss, optimizer), *arguments)
+        yield
 
 
+@pytest.mark.usefixtures("leaks_raise")
+def test_the_step_leaves_no_tracer_behind(name, arguments):
+    model, _, loss, optimizer = STEPS[name]
+    jax.eval_shape(make_step(model, loss, optimizer), *arguments)
+
+
+@pytest.mark.usefixtures("leaks_raise")
 def test_a_tracer_that_is_left_behind_is_found():
     left = []
-    with jax.checking_leaks(), pytest.raises(Exception, match="Leaked"):
+    with pytest.raises(Exception, match="Leaked"):
         jax.eval_shape(lambda x: left.append(x) or x, np.ones(2, np.float32))

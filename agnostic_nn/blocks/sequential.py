@@ -22,10 +22,8 @@ class Sequential(Layer):
             if not isinstance(layer, Layer):
                 raise TypeError(f"expected layers, but argument {i} is {layer!r}")
         object.__setattr__(self, "layers", layers)
-
-    @property
-    def takes(self):
-        return self.layers[0].takes if self.layers else Layer.takes
+        if layers:
+            object.__setattr__(self, "takes", layers[0].takes)
 
     def init(self, key, shape, dtype):
         params, state = [], []
@@ -52,4 +50,5 @@ class Sequential(Layer):
         return dy, tuple(reversed(grads))
 
     def check(self, x):
-        (self.layers[0] if self.layers else super()).check(x)
+        first = self.layers[0].check if self.layers else super().check
+        first(x)

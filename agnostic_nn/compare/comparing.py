@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -12,20 +12,29 @@ from .. import random
 from ..arrays import Moments, Params, State, namespace
 from ..backends import Backend, BackendUnavailable, backends
 from ..backends import backend as choose
-from ..checkpoint import digest
 from ..data import Examples
 from ..progress import Progress, progress
 from ..trees import leaves, named_leaves
-from .deviation import deviation, rounding_chain, tolerance
+from .deviation import Deviation, deviation, rounding_chain, tolerance
 from .environment import environment
-from .running import Run, Task, run
+from .running import Run, Task, run, sha256
 from .workloads import CannotCompare, Workload, find
 
 __all__ = ["SCHEMA", "compare"]
 
 SCHEMA = 1
 DTYPE, REFERENCE_DTYPE = "float32", "float64"
-ONLY_BY_NAME = {"array_api_strict": "a library for tests, left out unless it is named"}
+ONLY_BY_NAME = {
+    "array_api_strict": "array_api_strict is a library for tests: name it to compare it too"
+}
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A backend that was named and cannot run here."""
+
+    name: str
+    reason: str
 
 
 def compare(
@@ -79,7 +88,7 @@ def compare(
             "steps": task.steps,
             "seed": seed,
         },
-        "start_sha256": _sha256(task.start[0]),
+        "start_sha256": sha256(task.start[0]),
         "reference": {
             "backend": str(host),
             "dtype": REFERENCE_DTYPE,
@@ -117,12 +126,12 @@ def _everything() -> tuple[list[Backend], list[dict[str, str]]]:
     return chosen, left_out
 
 
-def _named(names: Sequence[str]) -> list[Backend | tuple[str, str]]:
-    """The backends called `names`; one that cannot run as its name and the reason."""
-    chosen: dict[Any, None] = {}  # a set that keeps its order
+def _named(names: Sequence[str]) -> list[Backend | Missing]:
+    """The backends called `names`; or the reason why one cannot run, each once."""
+    chosen: list[Backend | Missing] = []
     for name in names:
         try:
-            chosen[choose(name)] = None
+            chosen.append(choose(name))
         except BackendUnavailable as error:
             known = {status.name: status for status in backends()}
             if name.partition(":")[0] not in known:
@@ -130,8 +139,8 @@ def _named(names: Sequence[str]) -> list[Backend | tuple[str, str]]:
                 raise CannotCompare(
                     f"{error}; those that can run here: {', '.join(here)}"
                 ) from error
-            chosen[name, _one_line(str(error))] = None
-    return list(chosen)
+            chosen.append(Missing(name, _one_line(str(error))))
+    return list(dict.fromkeys(chosen))
 
 
 def _start(workload: Workload, train: Examples, seed: int) -> tuple[Params, State, Moments]:
@@ -146,46 +155,47 @@ def _start(workload: Workload, train: Examples, seed: int) -> tuple[Params, Stat
 
 def _result(
     task: Task,
-    found: Backend | tuple[str, str],
+    found: Backend | Missing,
     reference: Run,
     allowed: Callable[[int], float],
     told: Progress,
 ) -> dict[str, Any]:
-    """An entry of the report's `results`: the same keys whether or not it went well."""
-    if isinstance(found, Backend):
-        name, device, reason = found.name, found.device_name, None
-    else:
-        name, _, device = found[0].partition(":")
-        reason = found[1]
-    entry: dict[str, Any] = {
-        "backend": name,
+    """An entry of the report's `results`."""
+    if isinstance(found, Missing):
+        return _entry(found.name) | {"error": found.reason}
+    entry = _entry(str(found))
+    try:
+        entry |= {"hardware": found.hardware, "version": found.version}
+        done = run(task, found, DTYPE, str(found), told)
+        return entry | _speed(task, done) | _difference(task, done, reference, allowed)
+    except Exception as error:  # whatever stops one backend must not stop the others
+        return entry | {"error": _one_line(f"{type(error).__name__}: {error}")}
+
+
+def _entry(name: str) -> dict[str, Any]:
+    """An entry before there is anything to say: it has the same keys whatever comes."""
+    library, _, device = name.partition(":")
+    return {
+        "backend": library,
         "device": device or None,
         "hardware": None,
         "version": None,
         "dtype": DTYPE,
+        "verdict": "failed",
+        "error": None,
+        "left_tolerance": None,
+        "test_accuracy": None,
+        "final_loss": None,
         "steps": None,
         "first_step_ms": None,
         "step_ms": None,
         "step_ms_quartiles": None,
         "samples_per_second": None,
-        "final_loss": None,
-        "test_accuracy": None,
         "start_sha256": None,
         "max_relative_deviation": None,
         "deviations": None,
         "losses": None,
-        "left_tolerance": None,
-        "verdict": "failed",
-        "error": reason,
     }
-    if not isinstance(found, Backend):
-        return entry
-    try:
-        entry |= {"hardware": found.hardware, "version": found.version}
-        done = run(task, found, DTYPE, str(found), told)
-    except Exception as error:  # whatever stops one backend must not stop the others
-        return entry | {"error": _one_line(f"{type(error).__name__}: {error}")}
-    return entry | _speed(task, done) | _difference(task, done, reference, allowed)
 
 
 def _speed(task: Task, run: Run) -> dict[str, Any]:
@@ -209,61 +219,47 @@ def _difference(
     """What the training came to, and how far from the reference."""
     outputs = deviation(run.outputs, reference.outputs, DTYPE)
     losses = deviation(np.asarray(run.losses), np.asarray(reference.losses), DTYPE)
-    gradients, parameters = (
-        {
-            name: deviation(ours, theirs, DTYPE)
-            for (name, ours), theirs in zip(named_leaves(found), leaves(expected), strict=True)
-        }
-        for found, expected in (
-            (run.gradients, reference.gradients),
-            (run.params, reference.params),
-        )
-    )
+    gradients = _deviations(run.gradients, reference.gradients)
+    parameters = _deviations(run.params, reference.params)
 
-    scale = max(map(abs, reference.losses))
-    off = np.abs(np.asarray(run.losses) - np.asarray(reference.losses)) / scale
-    last = len(off)
+    off = np.abs(np.subtract(run.losses, reference.losses)) / max(map(abs, reference.losses))
+    last = len(run.losses)
     checked = [
         *((step, "loss", value) for step, value in enumerate(off.tolist(), 1)),
         *((1, f"gradient of {name}", found.relative) for name, found in gradients.items()),
         (last, "outputs", outputs.relative),
         *((last, f"parameter {name}", found.relative) for name, found in parameters.items()),
     ]
-    left = [
-        (step, what)
-        for step, what, value in checked
-        if not value <= allowed(step)  # NaN is beyond every tolerance
-    ]
-    sha256 = _sha256(run.start)
-    if sha256 != _sha256(task.start[0]):
+    # "not within" instead of "beyond": NaN is neither
+    left = [(step, what) for step, what, value in checked if not value <= allowed(step)]
+    if run.start != sha256(task.start[0]):
         left.append((0, "starting parameters"))
-    verdict = f"within tolerance over {last} steps"
-    step, what = min(left, key=lambda found: found[0], default=(None, None))
+    verdict, departure = f"within tolerance over {last} steps", None
     if left:
-        verdict = f"left tolerance at step {step} ({what})"
+        step, what = min(left, key=lambda found: found[0])
+        verdict, departure = f"left tolerance at step {step} ({what})", {"step": step, "what": what}
 
-    relative = [outputs.relative] + [
-        d.relative for d in (*gradients.values(), *parameters.values())
-    ]
+    every = [outputs, *gradients.values(), *parameters.values()]
     return {
-        "final_loss": run.losses[-1],
+        "verdict": verdict,
+        "left_tolerance": departure,
         "test_accuracy": run.accuracy,
-        "start_sha256": sha256,
-        "max_relative_deviation": float(np.max(relative)),
+        "final_loss": run.losses[-1],
+        "start_sha256": run.start,
+        "max_relative_deviation": float(np.max([found.relative for found in every])),
         "deviations": {
-            "outputs": asdict(outputs),
             "losses": asdict(losses),
+            "outputs": asdict(outputs),
             "gradients": {name: asdict(found) for name, found in gradients.items()},
             "parameters": {name: asdict(found) for name, found in parameters.items()},
         },
         "losses": run.losses,
-        "left_tolerance": {"step": step, "what": what} if left else None,
-        "verdict": verdict,
     }
 
 
-def _sha256(params: Params) -> str:
-    return digest(dict(named_leaves(params)))
+def _deviations(found: Params, reference: Params) -> dict[str, Deviation]:
+    pairs = zip(named_leaves(found), leaves(reference), strict=True)
+    return {name: deviation(ours, theirs, DTYPE) for (name, ours), theirs in pairs}
 
 
 def _one_line(text: str) -> str:

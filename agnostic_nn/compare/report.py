@@ -15,12 +15,12 @@ Row = list[Any]
 
 def summary(report: dict[str, Any]) -> str:
     """Text for a terminal: two tables, and a line for whatever went wrong or was left out."""
-    parts = [table(columns, rows, title) for title, columns, rows in _overview(report)]
+    parts = [table(columns, rows, title).rstrip() for title, columns, rows in _overview(report)]
     return "\n\n".join([*parts, "\n".join(_remarks(report))])
 
 
 def write(report: dict[str, Any], folder: str | os.PathLike) -> list[Path]:
-    """Put report.json and report.md into `folder`; each is whole or not there.
+    """Put report.json and report.md into `folder`, made if need be; each is whole or not there.
 
     Raises
     ------
@@ -28,6 +28,7 @@ def write(report: dict[str, Any], folder: str | os.PathLike) -> list[Path]:
         If they cannot be written; older ones stay as they were.
     """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "report.json": json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
         "report.md": _markdown(report),
@@ -67,13 +68,14 @@ def _overview(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list[Row
     same = ["reference", None, None, reference["dtype"]]
     rows.append([*same, reference["test_accuracy"], reference["final_loss"], *[None] * 4])
     task = report["workload"]
-    yield f"{task['name']}: {task['steps']} steps, {task['epochs']} epochs", columns, rows
+    title = f"after {task['steps']:,} steps of {task['name']} ({task['epochs']} epochs)"
+    yield title, columns, rows
 
     columns = ["backend", "loss", "outputs", "gradients", "parameters", "worst in ULPs", "verdict"]
     rows = []
     for r in results:
         found = r["deviations"]
-        figures = [None] * 5
+        figures: list[Any] = [None] * 5
         if found is not None:
             groups = [[found["losses"]], [found["outputs"]]]
             groups += [list(found[key].values()) for key in ("gradients", "parameters")]
@@ -86,8 +88,8 @@ def _overview(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list[Row
 
 def _worst(deviations: Sequence[dict[str, float | None]], unit: str) -> float | None:
     """The largest; None, which stands for no number at all, is worse than any."""
-    found = [deviation[unit] for deviation in deviations]
-    return None if None in found else max(found)  # type: ignore[type-var]
+    found = [value for deviation in deviations if (value := deviation[unit]) is not None]
+    return max(found) if len(found) == len(deviations) else None
 
 
 def _name(result: dict[str, Any]) -> str:
@@ -106,49 +108,51 @@ def _remarks(report: dict[str, Any]) -> Iterator[str]:
         if r["error"] is not None:
             yield f"failed: {_name(r)}: {r['error']}"
     for r in report["left_out"]:
-        yield f"left out: {r['backend']}: {r['reason']}"
+        yield f"left out: {r['reason']}"
 
 
 # --- Markdown ---------------------------------------------------------------------------
 
 
+_READING = """\
+A deviation is the largest difference in an array: absolute, relative to the largest magnitude in
+the reference's array, and in ULPs, the spacing of the dtype at that magnitude. Outputs are those
+for the test set after the last step, gradients those of the first step, parameters those after
+the last.
+
+The tolerance at step t is {formula} with ε = {epsilon:.4g} and n = {chain}, the roundings that
+follow one another in a step: {first_step:.4g} at the first step, {last_step:.4g} at the last.
+The loss is held to it at every step, relative to its largest value; gradients at the first step;
+outputs and parameters at the last; and the starting parameters must be the same bits. Leaving it
+means that rounding in this dtype does not explain the difference: look for a lower precision
+inside multiplications (TF32), an error, or a network that magnifies rounding, as kinks do.
+
+A step is timed from a batch that lies on the device until the new parameters have their values.
+The first one, which compiles where a library compiles, stands apart; the middle half lies
+between the quartiles of the others."""
+
+
 def _markdown(report: dict[str, Any]) -> str:
-    task, reference, allowed = report["workload"], report["reference"], report["tolerance"]
+    task, reference = report["workload"], report["reference"]
     parts = [
         f"# The same training on every backend: {task['name']}",
-        f"{task['about'].capitalize()}.",
+        f"{task['about']}.",
         f"    {task['model']}",
-        f"{task['parameters']:,} parameters, {task['loss']}, {task['optimizer']}, batches of "
-        f"{task['batch_size']}, {task['epochs']} epochs, {task['steps']} steps, seed {task['seed']}. "
-        f"{task['training_examples']:,} examples to train on, {task['test_examples']:,} to test.",
-        "Every run starts from the same weights, draws the same masks, and meets the data in the "
+        f"{task['parameters']:,} parameters, {task['loss']}, {task['optimizer']}; "
+        f"{task['training_examples']:,} examples to train on in batches of {task['batch_size']}, "
+        f"{task['test_examples']:,} to test; seed {task['seed']}.",
+        "Every run starts from the same weights, draws the same masks and meets the data in the "
         f"same order; so does the reference, on {reference['backend']} in {reference['dtype']}.",
     ]
     for title, columns, rows in _overview(report):
         parts += [f"## {title[0].upper()}{title[1:]}", _grid(columns, rows)]
     parts.append("\n".join(f"- {_escape(line)}" for line in _remarks(report)))
-    parts += [
-        "## How to read this",
-        "A deviation is the largest difference in an array: absolute, relative to the largest "
-        "magnitude in the reference's array, and in ULPs, the spacing of the dtype at that "
-        "magnitude. Outputs are those for the test set after the last step, gradients those of "
-        "the first step, parameters those after the last.",
-        f"The tolerance at step t is {allowed['formula']} with ε = {allowed['epsilon']:.4g} and "
-        f"n = {allowed['chain']} roundings in a row in one step: {allowed['first_step']:.4g} at the "
-        f"first step, {allowed['last_step']:.4g} at the last. The loss is held to it at every step, "
-        "relative to its largest value; gradients at the first; outputs and parameters at the "
-        "last; the starting parameters must be the same bits. Leaving it means that rounding in "
-        "this dtype alone does not explain the difference: a lower precision inside "
-        "multiplications (TF32), an error, or a network that magnifies rounding, as kinks do.",
-        "A step is timed from a batch that lies on the device until the new parameters have their "
-        "values; the first one, which compiles where a library compiles, stands apart. The middle "
-        "half are the quartiles of the others.",
-    ]
+    parts += ["## How to read this", _READING.format(**report["tolerance"])]
     for r in report["results"]:
         if r["deviations"] is not None:
-            columns = ["", "absolute", "relative", "ULPs"]
+            columns = ["array", "absolute", "relative", "ULPs"]
             parts += [f"## Deviations of {_name(r)}", _grid(columns, _details(r["deviations"]))]
-    parts += ["## Environment", _grid(["", ""], list(_flat(report["environment"])))]
+    parts += ["## Environment", _grid(["setting", "value"], list(_flat(report["environment"])))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -8,13 +8,14 @@ import numpy as np
 
 from ..arrays import Moments, Params, State
 from ..backends import Backend
+from ..checkpoint import digest
 from ..data import Examples, batches, order
 from ..progress import Progress
 from ..training import make_step
-from ..trees import tree_map
+from ..trees import named_leaves, tree_map
 from .workloads import Workload
 
-__all__ = ["Run", "Task", "run"]
+__all__ = ["Run", "Task", "run", "sha256"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Task:
 class Run:
     """What one training left, on the host."""
 
-    start: Params
+    start: str  # SHA-256 of the parameters as they came back from the device
     gradients: Params  # of the first step
     losses: list[float]  # one a step, before it
     seconds: list[float]  # one a step
@@ -70,7 +71,7 @@ def run(task: Task, backend: Backend, dtype: str, title: str, told: Progress) ->
         return backend.asarray(tree_map(lambda leaf: _cast(leaf, dtype), tree))
 
     carry = moved(task.start)
-    start = backend.to_numpy(carry[0])
+    start = sha256(backend.to_numpy(carry[0]))
     step = backend.jit(make_step(workload.model, workload.loss, workload.optimizer), donate=(0,))
     slope = backend.jit(make_step(workload.model, workload.loss, _Unmoved(), keep_finite=False))
     gradients: Params = None
@@ -93,9 +94,15 @@ def run(task: Task, backend: Backend, dtype: str, title: str, told: Progress) ->
     params, state, _ = carry
     forward = backend.jit(lambda params, state, x: workload.model.forward(params, state, x)[0])
     outputs = backend.to_numpy(forward(params, state, moved(task.test.x)))
-    accuracy = float(np.mean(workload.metric(outputs, _cast(task.test.target, dtype))))
+    right = workload.metric(outputs, _cast(task.test.target, dtype))
+    accuracy = float(np.mean(right, dtype=np.float64))
     told.finish({"loss": losses[-1], "test accuracy": accuracy})
     return Run(start, gradients, losses, seconds, backend.to_numpy(params), outputs, accuracy)
+
+
+def sha256(params: Params) -> str:
+    """A digest of names, dtypes, shapes and bytes: equal for the same bits only."""
+    return digest(dict(named_leaves(params)))
 
 
 def _cast(array: np.ndarray, dtype: str) -> np.ndarray:

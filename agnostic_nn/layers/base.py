@@ -54,6 +54,7 @@ class Layer:
         xp = namespace(x)
         if not xp.isdtype(x.dtype, self.takes):
             raise TypeError(f"{type(self).__name__} takes a {self.takes} x, got {x.dtype}")
-        if self.takes == "real floating" and not all_finite(x):
-            bad = first_true(~xp.isfinite(x))
-            raise ValueError(f"expected finite numbers, but x{list(bad)} is {x[bad]}")
+        if self.takes != "real floating" or all_finite(x):
+            return
+        bad = first_true(~xp.isfinite(x)) or ()
+        raise ValueError(f"expected finite numbers, but x{list(bad)} is {x[bad]}")

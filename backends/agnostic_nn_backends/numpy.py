@@ -70,7 +70,7 @@ def _scatter_add(updates, index, rows):
 
 def _all_finite(*arrays):
     # 0 · x is NaN just where x is not finite, and BLAS sums faster than NumPy looks twice
-    return all([math.isfinite(np.vdot(np.zeros(a.size, a.dtype), a)) for a in arrays])
+    return all(math.isfinite(np.vdot(np.zeros(a.size, a.dtype), a)) for a in arrays)
 
 
 special.erf.register(np.ndarray, _erf)

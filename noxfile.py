@@ -1,0 +1,163 @@
+"""Every check this project has: `nox` runs the default ones, `nox -l` lists all."""
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from glob import glob
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = True
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+TEST = nox.project.dependency_groups(PROJECT, "test")
+STRICT = {"AGNOSTIC_NN_BACKEND": "array_api_strict:device1"}
+JAX = {"AGNOSTIC_NN_BACKEND": "jax", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
+
+CONFIGURATIONS = {  # name: (what to install, environment)
+    "numpy": ([], {"AGNOSTIC_NN_BACKEND": "numpy"}),
+    "strict": ([".[strict]"], STRICT),
+    "strictest": (
+        [".[strict]"],
+        STRICT
+        | {
+            "ARRAY_API_STRICT_BOOLEAN_INDEXING": "0",
+            "ARRAY_API_STRICT_DATA_DEPENDENT_SHAPES": "0",
+            "ARRAY_API_STRICT_ENABLED_EXTENSIONS": "",
+        },
+    ),
+    "jax": ([".[jax]"], JAX | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}),
+    "jax-x64": ([".[jax]"], JAX | {"JAX_ENABLE_X64": "1"}),
+    "torch": (["torch==2.13.0"], {"AGNOSTIC_NN_BACKEND": "torch:cpu"}),
+}
+
+
+def pytest(session, *arguments, env):
+    """The one test suite, on one array library."""
+    session.run("pytest", *arguments, *session.posargs, env=env)
+
+
+@nox.session
+@nox.parametrize("backend", CONFIGURATIONS, ids=CONFIGURATIONS)
+def tests(session, backend):
+    """The test suite on one backend: nox -s "tests(jax)" """
+    requirements, env = CONFIGURATIONS[backend]
+    session.install("-e", ".", *requirements, *TEST)
+    if backend.startswith("jax"):  # one program is compiled once, however many tests want it
+        env = env | {
+            "JAX_COMPILATION_CACHE_DIR": session.create_tmp(),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        }
+    pytest(session, env=env)
+
+
+@nox.session
+def cupy(session):
+    """CuPy: names, signatures and a stand-in anywhere; the whole suite where there is CUDA."""
+    session.install("-e", ".[cupy-cuda13x]", *TEST)
+    if cuda_devices():
+        pytest(session, env={"AGNOSTIC_NN_BACKEND": "cupy"})
+    elif os.environ.get("REQUIRE_GPU") == "1":
+        session.error("REQUIRE_GPU=1, but there is no usable CUDA device")
+    else:
+        session.warn("no usable CUDA device: no GPU code will run")
+        pytest(session, "tests/test_cupy.py", env={"AGNOSTIC_NN_BACKEND": "numpy"})
+
+
+@nox.session(default=False)
+def dpnp(session):
+    """dpnp on Intel's OpenCL runtime for CPUs: real placement rules without a GPU; 3 GB."""
+    session.install("-e", ".[dpnp]", *TEST)
+    driver = Path(session.virtualenv.location, "lib", "libintelocl.so").resolve()
+    pytest(session, env={"AGNOSTIC_NN_BACKEND": "dpnp", "OCL_ICD_FILENAMES": str(driver)})
+
+
+@nox.session
+def newest(session):
+    """The NumPy suite on the newest Python at hand."""
+    python = newest_python()
+    session.log(f"the newest Python here is {python}")
+    place = Path(session.create_tmp(), "venv")
+    if not place.exists():
+        session.run(python, "-m", "venv", str(place), external=True)
+    run = str(place / "bin" / "python")
+    session.run(run, "-m", "pip", "install", "-q", "-e", ".", *TEST, external=True)
+    env = {"AGNOSTIC_NN_BACKEND": "numpy"}
+    session.run(run, "-m", "pytest", *session.posargs, env=env, external=True)
+
+
+@nox.session
+def lowest(session):
+    """The NumPy suite with the lowest versions that pyproject.toml allows."""
+    floors = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
+    session.install("-e", ".", *floors, *TEST)
+    pytest(session, env={"AGNOSTIC_NN_BACKEND": "numpy"})
+
+
+@nox.session
+def build(session):
+    """The NumPy suite on the installed wheel, which holds the two packages and nothing else."""
+    session.install("build", *TEST)
+    place = Path(session.create_tmp())
+    shutil.rmtree(place / "dist", ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(place / "dist"), silent=True)
+    (wheel,) = (place / "dist").glob("*.whl")
+    tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    packages = {top for top in tops if not top.endswith(".dist-info")}
+    if packages != {"agnostic_nn", "agnostic_nn_backends"}:
+        session.error(f"the wheel holds {sorted(packages)}")
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+    session.install(str(wheel))
+    where = "import agnostic_nn; print(agnostic_nn.__file__)"
+    found = session.run("python", "-P", "-c", where, silent=True)
+    if "site-packages" not in found:
+        session.error(f"not the installed wheel is imported, but {found}")
+    pytest(session, env={"AGNOSTIC_NN_BACKEND": "numpy"})
+
+
+@nox.session
+def lint(session):
+    """Check formatting and lint."""
+    session.install(*nox.project.dependency_groups(PROJECT, "lint"))
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+
+
+@nox.session
+def typecheck(session):
+    """Check the type hints of the public surface."""
+    session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "typecheck"))
+    session.run("mypy")
+
+
+def cuda_devices():
+    """How many CUDA devices the driver offers, asked without importing an array library."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int()
+    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    return 0 if failed else count.value
+
+
+def newest_python():
+    """The path of the newest CPython from 3.11 on that runs; a pyenv shim may be there and not."""
+    roots = [os.environ.get("PYENV_ROOT"), Path.home() / ".pyenv"]
+    installed = [p for root in roots if root for p in glob(f"{root}/versions/3.*/bin/python")]
+    named = [shutil.which(f"python3.{minor}") for minor in range(11, 20)]
+    found = {}
+    for path in [sys.executable, *filter(None, named), *installed]:
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+        version = re.fullmatch(r"Python 3\.(\d+)\.(\d+)\s*", answer.stdout)
+        if answer.returncode == 0 and version:
+            found[tuple(map(int, version.groups()))] = path
+    return found[max(found)]

@@ -1,0 +1,37 @@
+"""The first page tells the truth: its code runs, its commands exist, its lists are complete."""
+
+import re
+from pathlib import Path
+
+import agnostic_nn as nn
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_readmes_code_runs_on_every_backend(backend, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    example, check = blocks("python")
+    assert len([line for line in example.splitlines() if line]) == 12
+    names = {}
+    exec(example.replace('backend="numpy"', f"backend={str(backend)!r}"), names)
+    found = names["trainer"].evaluate(names["x"][400:], names["labels"][400:])
+    assert found["accuracy"] > 0.9
+    assert names["trainer"].backend == backend
+    exec(check, names)
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_ci_runs_the_readmes_test_command():
+    compare, test = (block.strip() for block in blocks("console"))
+    assert test in (ROOT / ".ci" / "run").read_text().splitlines()
+    assert compare.endswith("agnostic-nn compare")
+
+
+def test_every_public_name_stands_on_the_first_page():
+    missing = [name for name in nn.__all__ if not re.search(rf"`[\w.]*\b{name}\b", README)]
+    assert not missing
