@@ -147,8 +147,9 @@ def softmax_cross_entropy(
     if xp.isdtype(target.dtype, "integral"):
         fits = target.shape == logits.shape[:-1]
         expect(fits, "labels {} for logits {}", target.shape, logits.shape)
-        numbers = xp.arange(classes, dtype=target.dtype, device=device(target))
-        p = xp.astype(xp.expand_dims(target, axis=-1) == numbers, logits.dtype)
+        numbers = xp.arange(classes, device=device(target))
+        labels = xp.astype(xp.expand_dims(target, axis=-1), numbers.dtype)
+        p = xp.astype(labels == numbers, logits.dtype)
     else:
         if target.dtype != logits.dtype:
             raise TypeError(f"expected integer labels or {logits.dtype}, got {target.dtype}")
@@ -161,7 +162,7 @@ def softmax_cross_entropy(
     grown = xp.exp(shifted)
     total = xp.sum(grown, axis=-1, keepdims=True)
     # where p is 0 a logit of -inf must not turn 0 · inf into NaN
-    expected = xp.sum(xp.where(p > 0, p * shifted, 0.0), axis=-1)
+    expected = xp.sum(p * xp.where(p > 0, shifted, 0.0), axis=-1)
     value, share = _mean(xp.log(total[..., 0]) - expected, weights)
     if weights is not None:
         share = xp.expand_dims(share, axis=-1)

@@ -14,8 +14,8 @@ def accuracy(y: Array, target: Array) -> Array:
     xp = namespace(y, target)
     if target.ndim == y.ndim:
         target = xp.argmax(target, axis=-1)
-    found = xp.astype(xp.argmax(y, axis=-1), target.dtype)
-    return xp.astype(found == target, y.dtype)
+    found = xp.argmax(y, axis=-1)
+    return xp.astype(found == xp.astype(target, found.dtype), y.dtype)
 
 
 def binary_accuracy(y: Array, target: Array) -> Array:

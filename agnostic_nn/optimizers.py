@@ -31,18 +31,28 @@ class Optimizer(Protocol):
 
 def _expect_rate(rate: Rate) -> None:
     if not callable(rate):
-        _expect_number("rate", rate)
-        expect(0.0 < rate < math.inf, f"expected a finite rate above 0, got {rate}")
+        _expect_positive("rate", rate)
+
+
+def _expect_positive(name: str, value: Any) -> None:
+    _expect_number(name, value)
+    expect(0.0 < value < math.inf, "expected a finite {} above 0, got {}", name, value)
+
+
+def _expect_share(name: str, value: Any) -> None:
+    _expect_number(name, value)
+    expect(0.0 <= value < 1.0, "expected {} in [0, 1), got {}", name, value)
+
+
+def _expect_decay(value: Any) -> None:
+    _expect_number("weight_decay", value)
+    expect(0.0 <= value < math.inf, "expected a finite decay of at least 0, got {}", value)
 
 
 def _expect_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """Python's own numbers only: NumPy's scalars would widen a float32 array."""
+    if type(value) not in (int, float):
         raise TypeError(f"expected {name} to be a number, got {value!r}")
-
-
-def _expect_share(name: str, value: float) -> None:
-    _expect_number(name, value)
-    expect(0.0 <= value < 1.0, f"expected {name} in [0, 1), got {value}")
 
 
 def _count(params: Params) -> Array:
@@ -84,7 +94,7 @@ class SGD:
         _expect_rate(self.rate)
         _expect_share("momentum", self.momentum)
         expect(not self.nesterov or self.momentum > 0, "nesterov needs a momentum above 0")
-        expect(self.weight_decay >= 0, f"expected a decay of at least 0, got {self.weight_decay}")
+        _expect_decay(self.weight_decay)
 
     def init(self, params):
         moments = {"step": _count(params)}
@@ -131,7 +141,7 @@ class Adam:
         _expect_rate(self.rate)
         _expect_share("beta1", self.beta1)
         _expect_share("beta2", self.beta2)
-        expect(self.epsilon > 0, f"expected an epsilon above 0, got {self.epsilon}")
+        _expect_positive("epsilon", self.epsilon)
 
     def init(self, params):
         def zeros(p):
@@ -173,7 +183,7 @@ class AdamW(Adam):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        expect(self.weight_decay >= 0, f"expected a decay of at least 0, got {self.weight_decay}")
+        _expect_decay(self.weight_decay)
 
     def update(self, params, grads, moments):
         kept = 1.0 - _rate_now(self.rate, params, moments) * self.weight_decay
@@ -194,7 +204,7 @@ class ClipByGlobalNorm:
     limit: float = 1.0
 
     def __post_init__(self) -> None:
-        expect(self.limit > 0, f"expected a limit above 0, got {self.limit}")
+        _expect_positive("limit", self.limit)
 
     def init(self, params):
         return self.optimizer.init(params)

@@ -9,7 +9,7 @@ import math
 from functools import singledispatch
 from typing import Any
 
-from .arrays import Array, Key, Shape, device, namespace
+from .arrays import Array, Key, Shape, device, expect, namespace
 
 __all__ = [
     "bernoulli",
@@ -70,6 +70,7 @@ def bernoulli(key: Key, probability: float, shape: Shape) -> Array:
 
     No float is involved, so all backends and dtypes draw the same ones.
     """
+    expect(0.0 <= probability <= 1.0, "expected a probability in [0, 1], got {}", probability)
     xp = namespace(key)
     drawn = xp.reshape(words(key, math.prod(shape)), shape) >> 1
     share = round(probability * 2.0**31)
@@ -111,7 +112,7 @@ def threefry(key0: Array, key1: Array, x0: Array, x1: Array) -> tuple[Array, Arr
     Integers of any dtype; the result is kept to 32 bits where the dtype is wider.
     """
     xp = namespace(x0)
-    wide = x0.dtype == xp.int64
+    wide = x0.dtype != xp.uint32
     keys = (key0, key1, key0 ^ key1 ^ _PARITY)
 
     def word(x):

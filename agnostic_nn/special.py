@@ -39,8 +39,8 @@ def scatter_add(updates: Array, index: Array, rows: int) -> Array:
     it costs n · rows · d, which is what a native version is for.
     """
     xp = namespace(updates, index)
-    numbers = xp.arange(rows, dtype=index.dtype, device=device(index))
-    picks = numbers[:, None] == index[None, :]
+    numbers = xp.arange(rows, device=device(index))
+    picks = numbers[:, None] == xp.astype(index, numbers.dtype)[None, :]
     return xp.astype(picks, updates.dtype) @ updates
 
 

@@ -134,6 +134,7 @@ class Trainer:
         step = make_step(model, loss, optimizer, keep_finite=keep_finite)
         self._step = jit(step, donate=(0,))
         self._judge = jit(partial(_judge, model, loss, tuple(self.metrics.values())))
+        self._join = jit(lambda *parts: namespace(parts[0]).concat(parts, axis=0))
         self._forward = jit(lambda params, state, x: model.forward(params, state, x)[0])
         if shape is not None:
             self.build(shape)
@@ -324,10 +325,9 @@ class Trainer:
         found = []
         for rows, size in batches(np.arange(len(host)), batch_size):
             found.append(self._forward(params, state, self.backend.asarray(host[rows]))[:size, ...])
-        xp = self.backend.xp
         if not found:
-            return self._forward(params, state, self.backend.asarray(host))
-        y = found[0] if len(found) == 1 else xp.concat(found, axis=0)
+            found = [self._forward(params, state, self.backend.asarray(host))]
+        y = found[0] if len(found) == 1 else self._join(*found)
         ours = not isinstance(x, np.ndarray | list | tuple)
         return y if ours else self.backend.to_numpy(y)
 

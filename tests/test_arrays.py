@@ -70,6 +70,15 @@ def test_expect_raises_its_message_only_where_it_does_not_hold():
     expect(True, "unseen")
     with pytest.raises(ValueError, match=r"^Dense takes 4, got 5$"):
         expect(False, "Dense takes 4, got 5")
+    with pytest.raises(ValueError, match=r"^Dense takes \(4,\), got {}$"):
+        expect(False, "Dense takes {}, got {}", (4,), {})
+    with pytest.raises(ValueError, match=r"^{} as it stands$"):
+        expect(False, "{} as it stands")
+
+
+def test_expect_writes_every_shape_as_a_tuple(backend, draw):
+    with pytest.raises(ValueError, match=r"^got \(2, 3\)$"):
+        expect(False, "got {}", backend.asarray(draw(2, 3)).shape)
 
 
 def test_rows_are_as_true_as_true_whatever_they_count(backend, widest):

@@ -224,6 +224,17 @@ class Rounds(nn.Elementwise):
         return np.ones_like(x)
 
 
+class GainFromNothing(Gain):
+    def backward(self, params, cache, dy):
+        dx, grads = super().backward(params, cache, dy)
+        return dx, grads if dy.shape[0] else {"gain": np.ones_like(params["gain"])}
+
+
+class ForgetsTheSlopeOfOne(nn.Tanh):
+    def backward(self, params, cache, dy):
+        return dy * (self.slope(cache) if dy.shape[0] > 1 else 1.0), {}
+
+
 BROKEN = [  # layer, shape of one example, what the message says
     (BiasUnsummed(2), (4,), r"float32: bias is float32 \(3, 2\), expected float32 \(2,\)"),
     (BiasOfOneRow(2), (4,), r"central difference on numpy, train: bias\[\d\] is .*, expected"),
@@ -255,6 +266,8 @@ BROKEN = [  # layer, shape of one example, what the message says
     (TrustsTheLayout(), (4,), r"layout on numpy, train: y\["),
     (LosesABatchOfOne(), (4,), r"batch of 1: y is float64 \(4,\), expected float64 \(1, 4\)"),
     (RefusesABatchOfOne(), (4,), "predict: a batch of one example is refused"),
+    (GainFromNothing(), (4,), r"batch of 0 on numpy, train: gain\[\d\] is 1.0, expected 0.0"),
+    (ForgetsTheSlopeOfOne(), (4,), r"batch of 1 on numpy, \w+: x"),
     (Rounds(), (4,), r"of 12 elements of x, 1[12] lie at a kink"),
 ]
 
@@ -342,6 +355,19 @@ def test_large_leaves_are_sampled_and_the_number_is_stated():
     report = check(nn.Dense(20), (30,), backends=[], elements=7)
     checked = {r.leaf: r.checked for r in report.rows if r.oracle == "central difference"}
     assert checked == {"bias": 7, "weight": 7, "x": 7}
+
+
+class WrongInOnePlace(nn.Dense):
+    def backward(self, params, cache, dy):
+        dx, grads = super().backward(params, cache, dy)
+        mask = np.ones_like(params["weight"])
+        mask[17, 11] = 0.99
+        return dx, grads | {"weight": grads["weight"] * mask}
+
+
+def test_what_a_sample_misses_the_adjoint_catches():
+    with pytest.raises(CheckFailed, match=r"adjoint on numpy, \w+: x and params"):
+        check(WrongInOnePlace(20), (30,), backends=[], elements=7)
 
 
 def test_the_report_is_a_table_of_every_oracle(backend):

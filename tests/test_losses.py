@@ -257,12 +257,12 @@ REFUSED = [  # loss, y, target, weights, error, message
     (mse, zeros(2), ints(2), None, ValueError, "y is .*float32 but target is .*int32"),
     (binary, zeros(2), ints(2), None, ValueError, "y is .*float32 but target is .*int32"),
     (softmax, zeros(2, 3), ints(2) > 0, None, TypeError, "integer labels or .*float32, got .*bool"),
-    (mse, zeros(0, 3), zeros(0, 3), None, ValueError, r"examples, got y of shape \(0, 3\)"),
-    (softmax, zeros(0, 3), ints(0), None, ValueError, r"examples, got y of shape \(0,\)"),
-    (binary, zeros(0), zeros(0), zeros(0), ValueError, r"examples, got y of shape \(0,\)"),
+    (mse, zeros(0, 3), zeros(0, 3), None, ValueError, r"examples, got losses of shape \(0, 3\)"),
+    (softmax, zeros(0, 3), ints(0), None, ValueError, r"examples, got losses of shape \(0,\)"),
+    (binary, zeros(0), zeros(0), zeros(0), ValueError, r"examples, got losses of shape \(0,\)"),
     (mse, zeros(2, 3), zeros(2, 3), zeros(3), ValueError, r"weights \(2,\), got \(3,\)"),
     (softmax, zeros(2, 3), ints(2), zeros(2, 3), ValueError, r"weights \(2,\), got \(2, 3\)"),
-    (binary, zeros(2), zeros(2), ints(2), ValueError, "y is .*float32 but weights are .*int32"),
+    (binary, zeros(2), zeros(2), ints(2), ValueError, "y is .*float32, weights .*int32"),
 ]
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from agnostic_nn import random, special
-from agnostic_nn.special import erf, log_softmax, scatter_add, select, sigmoid, softplus
+from agnostic_nn.special import all_finite, erf, log_softmax, scatter_add, select, sigmoid, softplus
 from agnostic_nn.trees import tree_map
 
-DISPATCHED = [erf, scatter_add, select, random.words]
+DISPATCHED = [all_finite, erf, scatter_add, select, random.words]
 ways = pytest.mark.parametrize("way", ["native", "standard"])
 
 
@@ -98,6 +98,28 @@ def test_select_takes_one_tree_or_the_other_whole(backend, draw, way, holds):
             *backend.asarray((np.asarray([1.0 if holds else -1.0], np.float32), new, old))
         )
         tree_map(np.testing.assert_array_equal, backend.to_numpy(chosen), one)
+
+
+@ways
+@pytest.mark.parametrize("shape", [(), (3,), (30, 40)], ids=str)
+def test_all_finite_finds_one_bad_number_among_all(backend, widest, way, shape):
+    function = backend.jit(take(way, all_finite))
+    largest = np.full(shape, np.finfo(widest).max, widest)
+    others = [np.ones((2, 0), widest), -largest]
+    assert bool(function(*backend.asarray((largest, *others))))
+    for bad in (math.nan, math.inf, -math.inf):
+        spoiled = largest.copy()
+        spoiled[tuple(length - 1 for length in shape)] = bad
+        assert not bool(function(*backend.asarray((spoiled, *others))))
+        assert not bool(function(*backend.asarray((largest, *others[:-1], spoiled))))
+
+
+@ways
+def test_all_finite_takes_what_reductions_return(backend, draw, way):
+    function, xp = take(way, all_finite), backend.xp
+    x = backend.asarray(draw(3))
+    assert bool(function(xp.sum(x), xp.max(x), x))
+    assert not bool(function(xp.sum(x), xp.sum(x) * math.nan))
 
 
 SMALL = np.logspace(-6, 0, 25)

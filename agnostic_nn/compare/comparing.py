@@ -198,9 +198,9 @@ def _entry(name: str) -> dict[str, Any]:
     }
 
 
-def _speed(task: Task, run: Run) -> dict[str, Any]:
+def _speed(task: Task, done: Run) -> dict[str, Any]:
     """How long the steps took; the first, which compiles, apart."""
-    first, *later = run.seconds
+    first, *later = done.seconds
     found: dict[str, Any] = {"steps": task.steps, "first_step_ms": first * 1e3}
     if later:
         low, middle, high = np.percentile(later, [25, 50, 75]) * 1e3
@@ -214,16 +214,16 @@ def _speed(task: Task, run: Run) -> dict[str, Any]:
 
 
 def _difference(
-    task: Task, run: Run, reference: Run, allowed: Callable[[int], float]
+    task: Task, done: Run, reference: Run, allowed: Callable[[int], float]
 ) -> dict[str, Any]:
     """What the training came to, and how far from the reference."""
-    outputs = deviation(run.outputs, reference.outputs, DTYPE)
-    losses = deviation(np.asarray(run.losses), np.asarray(reference.losses), DTYPE)
-    gradients = _deviations(run.gradients, reference.gradients)
-    parameters = _deviations(run.params, reference.params)
+    outputs = deviation(done.outputs, reference.outputs, DTYPE)
+    losses = deviation(np.asarray(done.losses), np.asarray(reference.losses), DTYPE)
+    gradients = _deviations(done.gradients, reference.gradients)
+    parameters = _deviations(done.params, reference.params)
 
-    off = np.abs(np.subtract(run.losses, reference.losses)) / max(map(abs, reference.losses))
-    last = len(run.losses)
+    off = np.abs(np.subtract(done.losses, reference.losses)) / max(map(abs, reference.losses))
+    last = len(done.losses)
     checked = [
         *((step, "loss", value) for step, value in enumerate(off.tolist(), 1)),
         *((1, f"gradient of {name}", found.relative) for name, found in gradients.items()),
@@ -232,7 +232,7 @@ def _difference(
     ]
     # "not within" instead of "beyond": NaN is neither
     left = [(step, what) for step, what, value in checked if not value <= allowed(step)]
-    if run.start != sha256(task.start[0]):
+    if done.start != sha256(task.start[0]):
         left.append((0, "starting parameters"))
     verdict, departure = f"within tolerance over {last} steps", None
     if left:
@@ -243,9 +243,9 @@ def _difference(
     return {
         "verdict": verdict,
         "left_tolerance": departure,
-        "test_accuracy": run.accuracy,
-        "final_loss": run.losses[-1],
-        "start_sha256": run.start,
+        "test_accuracy": done.accuracy,
+        "final_loss": done.losses[-1],
+        "start_sha256": done.start,
         "max_relative_deviation": float(np.max([found.relative for found in every])),
         "deviations": {
             "losses": asdict(losses),
@@ -253,7 +253,7 @@ def _difference(
             "gradients": {name: asdict(found) for name, found in gradients.items()},
             "parameters": {name: asdict(found) for name, found in parameters.items()},
         },
-        "losses": run.losses,
+        "losses": done.losses,
     }
 
 

@@ -128,7 +128,7 @@ class Tanh(Elementwise):
 
     def slope(self, x):
         xp = namespace(x)
-        decay = xp.exp(-2.0 * xp.abs(x))
+        decay = xp.exp(-2.0 * xp.minimum(xp.abs(x), 1e3))  # exp(-2000) is 0; 2|x| may overflow
         return 4.0 * decay / ((1.0 + decay) * (1.0 + decay))
 
 

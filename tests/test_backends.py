@@ -1,0 +1,361 @@
+"""Choosing a backend, what it says when it cannot run, and the way there and back for arrays."""
+
+import dataclasses
+import sys
+from importlib import import_module
+
+import numpy as np
+import pytest
+from array_api_compat import device
+
+import agnostic_nn as nn
+from agnostic_nn.trees import tree_map
+from agnostic_nn_backends import SHIPPED
+
+INTEGERS = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+DTYPES = ["bool", *INTEGERS, "float16", "float32", "float64", "complex64", "complex128"]
+TOY = """
+import array_api_compat.numpy as xp
+version, double, vjp = "1.2.3", None, None
+def devices(): return {"gpu:0": 0, "gpu:1": 1, "cpu:0": 2}
+def describe(device): return f"unit {device}"
+def has_float64(device): return False
+def asarray(data, device): return xp.astype(data, xp.float32)
+def to_numpy(array): return array
+def jit(function, device, donate=()): return function
+def synchronize(tree): return tree
+"""
+
+
+@pytest.fixture
+def forget():
+    """Adapters are loaded once; a test that changes what is there needs that undone."""
+    loaded = import_module("agnostic_nn.backends")._load
+    loaded.cache_clear()
+    yield
+    loaded.cache_clear()
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch, forget):
+    """A function that installs a package whose adapter has the given source."""
+    modules = []
+
+    def install(name, source):
+        module = f"{name}_for_agnostic_nn"
+        metadata = tmp_path / f"{name}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[agnostic_nn.backends]\n{name} = {module}\n")
+        (tmp_path / f"{module}.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        modules.append(module)
+
+    yield install
+    for module in modules:
+        sys.modules.pop(module, None)
+
+
+def refuse(name, *parts):
+    """Asking for `name` is an error that says each of `parts`."""
+    with pytest.raises(nn.BackendUnavailable) as caught:
+        nn.backend(name)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_numpy_is_the_default_and_the_environment_changes_it(monkeypatch, backend):
+    monkeypatch.setenv("AGNOSTIC_NN_BACKEND", str(backend))
+    assert nn.backend() == backend
+    assert str(nn.backend("numpy")) == "numpy:cpu"
+    monkeypatch.setenv("AGNOSTIC_NN_BACKEND", "nonsense")
+    refuse(None, "no backend is called 'nonsense'")
+    monkeypatch.setenv("AGNOSTIC_NN_BACKEND", "")
+    assert str(nn.backend()) == "numpy:cpu"
+    monkeypatch.delenv("AGNOSTIC_NN_BACKEND")
+    assert str(nn.backend()) == "numpy:cpu"
+
+
+def test_a_backend_is_the_same_under_its_full_name(backend):
+    again = nn.backend(str(backend))
+    assert again == backend
+    assert hash(again) == hash(backend)
+    assert str(again) == str(backend) == f"{backend.name}:{backend.device_name}"
+    assert {backend: 1}[again] == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        backend.name = "another"
+
+
+def test_every_device_is_another_backend(backend):
+    (status,) = (status for status in nn.backends() if status.name == backend.name)
+    assert backend in status.devices
+    assert nn.backend(backend.name) == status.devices[0]
+    assert len(set(status.devices)) == len(status.devices)
+    for one in status.devices:
+        assert nn.backend(str(one)) == one
+        assert one.hardware
+        assert one.version == status.version
+    kind, _, number = status.devices[0].device_name.rpartition(":")
+    if number == "0":
+        assert nn.backend(f"{backend.name}:{kind}") == status.devices[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [("toy", "gpu:0"), ("toy:gpu", "gpu:0"), ("toy:gpu:1", "gpu:1"), ("toy:cpu", "cpu:0")],
+)
+def test_a_name_may_leave_out_the_device_or_its_number(install, name, device):
+    install("toy", TOY)
+    assert str(nn.backend(name)) == f"toy:{device}"
+
+
+def test_an_installed_package_can_bring_a_backend(install):
+    install("toy", TOY)
+    toy = nn.backend("toy:gpu:1")
+    assert (toy.version, toy.hardware, toy.has_float64) == ("1.2.3", "unit 1", False)
+    assert toy in [device for status in nn.backends() for device in status.devices]
+    with pytest.raises(TypeError, match="toy:gpu:1 would turn float64 into float32; cast it first"):
+        toy.asarray(np.ones(2))
+    with pytest.raises(nn.BackendUnavailable, match="toy:gpu:1 has no float64"):
+        toy.double()
+
+
+def test_a_package_cannot_take_the_place_of_a_shipped_backend(install, backend):
+    install(backend.name, "raise RuntimeError('not me')")
+    assert nn.backend(str(backend)).adapter is backend.adapter
+    assert [status.name for status in nn.backends()].count(backend.name) == 1
+
+
+def test_an_unknown_name_is_refused_with_those_there_are(install):
+    install("toy", TOY)
+    for name in ("nonsense", "nonsense:cpu", ":cpu", "NumPy"):
+        library = name.partition(":")[0]
+        refuse(name, f"no backend is called {library!r}; there are ", "toy", *SHIPPED)
+
+
+@pytest.mark.parametrize("device", ["tpu", "gpu:2", "gpu:00", "cpu:0:0"])
+def test_an_unknown_device_is_refused_with_those_there_are(install, device):
+    install("toy", TOY)
+    refuse(f"toy:{device}", f"toy has no device {device!r}; it has gpu:0, gpu:1, cpu:0")
+
+
+def test_an_unknown_device_of_this_backend_is_refused(backend):
+    refuse(f"{backend.name}:nonsense:9", "no device 'nonsense:9'; it has ", backend.device_name)
+
+
+IMPORTS = {  # shipped backend: the package of its library that is imported first
+    "jax": "jax",
+    "torch": "torch",
+    "cupy": "cupy",
+    "dpnp": "dpctl",
+    "array_api_strict": "array_api_strict",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name != "numpy"])
+def test_a_missing_package_is_named_with_what_to_install(monkeypatch, forget, name):
+    monkeypatch.setitem(sys.modules, IMPORTS[name], None)
+    monkeypatch.delitem(sys.modules, f"agnostic_nn_backends.{name}", raising=False)
+    module, extra = SHIPPED[name]
+    assert module == f"agnostic_nn_backends.{name}"
+    for asked in (name, f"{name}:cpu:0"):
+        said = f"{name} needs the package {IMPORTS[name]!r}, which is not installed"
+        refuse(asked, f"{said}: pip install '{extra}'")
+    (status,) = (status for status in nn.backends() if status.name == name)
+    assert (status.version, status.devices) == (None, ())
+    assert said in status.reason
+
+
+TROUBLE = {  # what goes wrong, the adapter's source, what is said, whether a version is known
+    "missing": ("import no_such_package", "toy needs the package 'no_such_package'", False),
+    "broken": ("raise OSError('libtoy.so: no such file')", "does not import: libtoy.so", False),
+    "driver": (TOY + "\ndef devices(): raise OSError('no driver')", "no device: no driver", True),
+    "nothing": (TOY + "\ndef devices(): return {}", "toy finds no device on this machine", True),
+}
+
+
+@pytest.mark.parametrize(("source", "said", "known"), TROUBLE.values(), ids=TROUBLE)
+def test_a_library_that_cannot_run_says_why_and_nothing_falls_back(install, source, said, known):
+    install("toy", source)
+    refuse("toy", said)
+    refuse("toy:gpu:0", said)
+    (status,) = (status for status in nn.backends() if status.name == "toy")
+    assert said in status.reason
+    assert status.devices == ()
+    assert (status.version is not None) == known
+
+
+def test_a_library_installed_later_is_found(install):
+    refuse("toy", "no backend is called")
+    install("toy", TOY)
+    assert nn.backend("toy").name == "toy"
+
+
+def test_all_six_backends_are_listed_with_devices_or_a_reason(backend):
+    found = {status.name: status for status in nn.backends()}
+    assert list(SHIPPED) == ["numpy", "jax", "torch", "cupy", "dpnp", "array_api_strict"]
+    assert list(found)[:6] == list(SHIPPED)
+    for status in found.values():
+        assert bool(status.devices) == (status.reason is None)
+        assert status.reason is None or status.name in status.reason
+    assert backend in found[backend.name].devices
+
+
+def test_several_backends_live_side_by_side(backend, draw):
+    x = draw(3)
+    handles = [backend, nn.backend("numpy"), nn.backend(backend.name)]
+    arrays = [handle.asarray(x) for handle in handles]
+    doubled = [
+        handle.to_numpy(array + array) for handle, array in zip(handles, arrays, strict=True)
+    ]
+    for found in doubled:
+        np.testing.assert_array_equal(found, 2 * x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_dtype_is_kept_or_refused(backend, dtype):
+    """JAX without x64 would narrow to 32 bits, and CPUs and GPUs lack one dtype or another."""
+    data = np.asarray([0, 1, 100], dtype)
+    narrowed = dtype in ("int64", "uint64", "float64", "complex128") and not backend.has_float64
+    if narrowed or not hasattr(backend.xp, dtype):
+        with pytest.raises((TypeError, ValueError), match=dtype):
+            backend.asarray(data)
+        return
+    array = backend.asarray(data)
+    assert array.dtype == getattr(backend.xp, dtype)
+    found = backend.to_numpy(array)
+    assert found.dtype == data.dtype
+    np.testing.assert_array_equal(found, data)
+
+
+def test_a_number_too_large_for_32_bits_is_never_cut(backend):
+    large = np.asarray([2**40, -(2**40)])
+    if backend.has_float64:
+        np.testing.assert_array_equal(backend.to_numpy(backend.asarray(large)), large)
+    else:
+        with pytest.raises(TypeError, match="would turn int64 into int32; cast it first"):
+            backend.asarray(large)
+
+
+@pytest.mark.parametrize("data", [["a", "b"], [object()], [[1, 2], [3]]], ids=repr)
+def test_what_is_no_array_of_numbers_is_refused(backend, data):
+    with pytest.raises((TypeError, ValueError)):
+        backend.asarray(data)
+
+
+def test_nested_lists_numbers_and_trees_become_arrays(backend, widest):
+    one = np.asarray([1, 0], widest)
+    found = backend.to_numpy(backend.asarray({"a": (one, {}), "b": [[True, False]]}))
+    np.testing.assert_array_equal(found["a"][0], one)
+    assert found["a"][1] == {}
+    assert found["b"].dtype == bool
+    np.testing.assert_array_equal(found["b"], [[True, False]])
+
+
+LAYOUTS = {  # name: a view of numbers shaped (4, 6)
+    "as it is": lambda x: x,
+    "transposed": lambda x: x.T,
+    "reversed": lambda x: x[::-1],
+    "reversed twice": lambda x: x[::-1, ::-1],
+    "every other": lambda x: x[::2, 1::3],
+    "broadcast": lambda x: np.broadcast_to(x[:1], (3, 6)),
+    "in Fortran's order": np.asfortranarray,
+    "without axes": lambda x: x[2, 3, ...],
+    "empty": lambda x: x[:, :0],
+    "read-only": lambda x: np.frombuffer(x.tobytes(), x.dtype),
+    "misaligned": lambda x: np.frombuffer(b"?" + x.tobytes(), x.dtype, offset=1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_layout_of_the_host_comes_back_as_it_was(backend, draw, layout):
+    data = layout(draw(4, 6))
+    before = data.copy()
+    array = backend.asarray(data)
+    assert tuple(array.shape) == data.shape
+    found = backend.to_numpy(array)
+    assert isinstance(found, np.ndarray)
+    assert found.dtype == data.dtype
+    np.testing.assert_array_equal(found, before)
+    np.testing.assert_array_equal(data, before)
+
+
+def test_every_layout_of_a_device_comes_to_the_host(backend, draw):
+    data = draw(4, 6)
+    x, xp = backend.asarray(data), backend.xp
+    views = {
+        "transposed": (xp.matrix_transpose(x), data.T),
+        "reversed": (xp.flip(x, axis=0), data[::-1]),
+        "every other": (x[::2, 1::3], data[::2, 1::3]),
+        "broadcast": (xp.broadcast_to(x[:1, :], (3, 6)), np.broadcast_to(data[:1], (3, 6))),
+        "without axes": (xp.sum(x), np.sum(data)),
+        "empty": (x[:, :0], data[:, :0]),
+    }
+    for name, (array, expected) in views.items():
+        found = backend.to_numpy(array)
+        assert isinstance(found, np.ndarray), name
+        np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=name)
+
+
+def aligned(size, dtype):
+    """Memory that begins at a multiple of 64 bytes, which JAX would use as its own."""
+    memory = np.zeros(size * np.dtype(dtype).itemsize + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size * np.dtype(dtype).itemsize].view(dtype)
+
+
+@pytest.mark.parametrize("size", [1, 64, 4096, 1_000_000])
+def test_an_array_never_shares_memory_with_the_host(backend, size):
+    """JAX may read host memory after `device_put` has returned: write at once, look later."""
+    for _ in range(3):
+        data = aligned(size, np.float32)
+        array = backend.asarray(data)
+        data[:] = 1.0
+        assert not np.any(backend.to_numpy(backend.synchronize(array)))
+
+
+def test_arrays_are_where_the_backend_is(backend, draw):
+    here = device(backend.xp.zeros(2, device=backend.device))
+    assert device(backend.asarray(draw(2))) == here
+    assert device(backend.jit(lambda x: x + 1.0)(backend.asarray(draw(2)))) == here
+
+
+def test_double_makes_float64_available_for_a_while(backend):
+    before = backend.has_float64
+    with backend.double():
+        assert backend.has_float64
+        array = backend.asarray(np.asarray([1e-300]))
+        assert backend.to_numpy(array)[0] == 1e-300
+    assert backend.has_float64 == before
+
+
+def test_jit_takes_and_returns_trees_and_may_be_given_its_arguments(backend, draw):
+    x = draw(1000)
+    tree = backend.asarray({"a": x, "b": (x, {})})
+
+    def halve(tree, factor):
+        return tree_map(lambda leaf: leaf * factor, tree), factor
+
+    factor = backend.asarray(np.asarray(0.5, x.dtype))
+    halved, same = backend.synchronize(backend.jit(halve, donate=(0,))(tree, factor))
+    assert float(same) == 0.5
+    found = backend.to_numpy(halved)
+    assert list(found) == ["a", "b"]
+    np.testing.assert_array_equal(found["b"][0], x / 2)
+
+
+def test_synchronize_returns_what_it_waited_for(backend, draw):
+    x = draw(2)
+    waited = backend.synchronize({"a": backend.asarray(x), "b": ()})
+    assert list(waited) == ["a", "b"]
+    np.testing.assert_array_equal(backend.to_numpy(waited["a"]), x)
+    assert backend.synchronize() is None
+
+
+def test_the_adapters_own_derivative_is_right_where_there_is_one(backend, widest):
+    if backend.adapter.vjp is None:
+        pytest.skip(f"{backend.name} has no automatic differentiation")
+    x = backend.asarray(np.asarray([1.0, 2.0, 3.0], widest))
+    y, pullback = backend.adapter.vjp(lambda x: x * x * x, x)
+    (dx,) = pullback(backend.xp.ones_like(y))
+    np.testing.assert_allclose(backend.to_numpy(dx), [3, 12, 27], rtol=1e-6)

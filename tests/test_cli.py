@@ -1,0 +1,178 @@
+"""The command line: what it prints, what it writes, and its exit status."""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from types import ModuleType
+
+import pytest
+
+import agnostic_nn as nn
+from agnostic_nn import cli
+from agnostic_nn_backends import SHIPPED
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Arguments of a comparison that is over soon; its report goes to the `report` folder."""
+    pytest.importorskip("sklearn", reason="the data come with scikit-learn")
+    output = str(tmp_path / "report")
+    return ["compare", "--workload=breast-cancer", "--epochs=1", "--quiet", f"--output={output}"]
+
+
+def add(monkeypatch, name, **names):
+    """Add a backend whose adapter has NumPy's names, but for those given."""
+    host = nn.backend("numpy").adapter
+    module = ModuleType(f"adapter_of_{name}")
+    vars(module).update({each: getattr(host, each) for each in host.__all__} | names)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(SHIPPED, name, (module.__name__, "nothing"))
+
+
+def test_backends_lists_every_device_with_its_version_and_hardware(backend, capsys):
+    assert cli.main(["backends"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.split()[:1] == [str(backend)]]
+    assert backend.version in line
+    assert backend.hardware in line
+    assert line.endswith("yes" if backend.has_float64 else "no")
+
+
+def test_backends_says_why_one_cannot_run(capsys, monkeypatch):
+    def devices():
+        raise OSError("no driver\nwas found")
+
+    add(monkeypatch, "driverless", version="9.9", devices=devices)
+    monkeypatch.setitem(SHIPPED, "absent", ("agnostic_nn_backends.absent", "agnostic-nn[absent]"))
+    assert cli.main(["backends"]) == 0
+    _, _, missing = capsys.readouterr().out.partition("cannot run here:\n")
+    assert (
+        "driverless finds no device: no driver was found (driverless 9.9 is installed)" in missing
+    )
+    assert "which is not installed: pip install 'agnostic-nn[absent]'" in missing
+
+
+def test_compare_prints_and_writes_what_it_found(backend, small, tmp_path, capsys):
+    assert cli.main([*small, f"--backends={backend}, numpy", "--seed=3"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    assert report["workload"]["seed"] == 3
+    assert report["workload"]["epochs"] == 1
+    ran = [f"{result['backend']}:{result['device']}" for result in report["results"]]
+    assert ran == list(dict.fromkeys([str(backend), "numpy:cpu"]))
+    for result in report["results"]:
+        assert result["verdict"] in out
+    assert "bit-identical" in out
+    assert "breast-cancer" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+
+
+def test_progress_is_drawn_unless_quiet(small, capsys):
+    small.remove("--quiet")
+    assert cli.main([*small, "--backends=numpy"]) == 0
+    err = capsys.readouterr().err
+    assert "float64 reference" in err
+    assert "numpy:cpu" in err
+
+
+def test_a_backend_that_fails_makes_the_exit_status_1(small, tmp_path, capsys, monkeypatch):
+    def jit(function, device, donate=()):
+        raise RuntimeError("out of order")
+
+    add(monkeypatch, "failing", jit=jit)
+    assert cli.main([*small, "--backends=failing,numpy"]) == 1
+    assert "failed: failing:cpu: RuntimeError: out of order" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    assert [result["error"] is None for result in report["results"]] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "command"),
+        (["paint"], "paint"),
+        (["compare", "--backends=nonesuch"], "there are numpy, jax, torch, cupy, dpnp"),
+        (["compare", "--backends=nonesuch"], "can run here: numpy:cpu"),
+        (["compare", "--backends=,"], "expected names of backends"),
+        (["compare", "--workload=nonesuch"], "there are digits-mlp, digits-norm, breast-cancer"),
+        (["compare", "--epochs=0"], "at least 1, got '0'"),
+        (["compare", "--epochs=many"], "at least 1, got 'many'"),
+        (["compare", "--seed=-1"], "got '-1'"),
+        (["compare", f"--seed={2**64}"], "[0, 2**64)"),
+        (["compare", "--output=file"], "is no folder"),
+        (["compare", "--output=file/below"], "is no folder"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(arguments, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    try:
+        status = cli.main(arguments)
+    except SystemExit as stop:  # argparse's way
+        status = stop.code
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.startswith("agnostic-nn")
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_missing_data_are_refused_with_what_to_install(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert cli.main([*small, "--backends=numpy"]) == 2
+    err = capsys.readouterr().err
+    assert "scikit-learn" in err
+    assert "pip install 'agnostic-nn[compare]'" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_report_that_cannot_be_written_is_said_in_one_line(small, tmp_path, capsys, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert cli.main([*small, "--backends=numpy"]) == 1
+    out, err = capsys.readouterr()
+    assert "within tolerance" in out
+    assert "No space left on device" in err
+    assert err.count("\n") == 1
+    assert not list((tmp_path / "report").iterdir())
+
+
+def test_an_interrupt_ends_it_without_a_report(small, tmp_path, capsys, monkeypatch):
+    def interrupted(tree):
+        raise KeyboardInterrupt
+
+    add(monkeypatch, "interrupted", synchronize=interrupted)
+    assert cli.main([*small, "--backends=numpy,interrupted"]) == 130
+    assert capsys.readouterr() == ("", "agnostic-nn: interrupted\n")
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [([], "backends"), (["backends"], "cannot run"), (["compare"], "--workload NAME")],
+)
+def test_help_says_what_there_is(arguments, said, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*arguments, "--help"])
+    assert stop.value.code == 0
+    assert said in capsys.readouterr().out
+
+
+def test_the_console_script_is_this_command_line():
+    (script,) = entry_points(group="console_scripts", name="agnostic-nn")
+    assert script.load() is cli.main
+
+
+def test_nothing_of_compare_is_imported_before_it_is_asked_for():
+    code = "import sys, agnostic_nn, agnostic_nn.cli; print(*sorted(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = found.stdout.split()
+    assert "agnostic_nn.cli" in modules
+    assert not [name for name in modules if name.startswith(("agnostic_nn.compare", "sklearn"))]

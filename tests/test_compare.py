@@ -1,0 +1,455 @@
+"""`compare`: the same training everywhere, deviations that mean something, a report that holds."""
+
+import json
+import math
+import re
+import sys
+from copy import deepcopy
+from itertools import count
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import agnostic_nn as nn
+from agnostic_nn import special
+from agnostic_nn.backends import Status
+from agnostic_nn.checkpoint import digest
+from agnostic_nn.compare import CannotCompare, Workload, compare, comparing, running, summary, write
+from agnostic_nn.compare.deviation import deviation, rounding_chain, tolerance
+from agnostic_nn.compare.environment import environment
+from agnostic_nn.compare.workloads import WORKLOADS
+from agnostic_nn.data import Examples
+from agnostic_nn.metrics import accuracy
+from agnostic_nn.progress import Progress
+from agnostic_nn.training import Trainer
+from agnostic_nn_backends import SHIPPED
+
+SCHEMA = Path(__file__).parents[1] / "docs" / "report-schema.md"
+EPSILON = float(np.finfo("float32").eps)
+NUMBERS = count()
+
+
+def _spirals():
+    """100 points of two spirals in the plane, which 20 further points are tested on."""
+    turn = np.linspace(0.0, 2.0 * math.pi, 120)
+    label = np.arange(120, dtype=np.int32) % 2
+    x = np.stack([turn * np.cos(turn + math.pi * label), turn * np.sin(turn + math.pi * label)], 1)
+    x = (x / 6.0).astype(np.float32)
+    tested = np.arange(120) % 6 == 0
+    return Examples(x[~tested], label[~tested]), Examples(x[tested], label[tested])
+
+
+SPIRALS = Workload(
+    "spirals",
+    "two spirals",
+    _spirals,
+    nn.Sequential(nn.Dense(8), nn.GELU(), nn.Dropout(0.1), nn.Dense(2)),
+    nn.softmax_cross_entropy,
+    accuracy,
+    epochs=2,
+    batch_size=16,
+)
+STEPS = 2 * 7  # the last batch of an epoch holds 4 of 100
+
+
+HOST = nn.backend("numpy").adapter
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Adds a backend: NumPy's with functions of its adapter replaced; gives its name."""
+
+    def add(**replaced):
+        module = ModuleType(f"pretended_{next(NUMBERS)}")
+        vars(module).update({name: getattr(HOST, name) for name in HOST.__all__} | replaced)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(SHIPPED, module.__name__, (module.__name__, "nothing"))
+        return module.__name__
+
+    return add
+
+
+def changed_at(call, change):
+    """A `jit` whose function that takes steps, and only that, returns something else at a call."""
+
+    def jit(function, device, donate=()):
+        compiled = HOST.jit(function, device, donate)
+        calls = count(1)
+
+        def step(*arguments):
+            found = compiled(*arguments)
+            return change(found) if next(calls) == call else found
+
+        return step if donate else compiled
+
+    return jit
+
+
+def only(report):
+    (result,) = report["results"]
+    return result
+
+
+# --- deviations and the tolerance -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "reference", "expected"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], (0.0, 0.0, 0.0)),
+        ([1.0 + EPSILON], [1.0], (EPSILON, EPSILON, 1.0)),
+        ([1.0, 3.5 - 3 * EPSILON], [1.0, 3.5], (3 * EPSILON, 3 * EPSILON / 3.5, 1.5)),
+        ([1e-3, -8.0], [0.0, -8.0], (1e-3, 1e-3 / 8.0, 1e-3 / (8 * EPSILON))),
+        ([[0.0]], [[0.0]], (0.0, 0.0, 0.0)),
+        ([2.0**-149], [0.0], (2.0**-149, math.inf, 1.0)),
+        ([math.nan, 1.0], [1.0, 1.0], (math.nan, math.nan, math.nan)),
+    ],
+)
+def test_a_deviation_is_known_in_all_three_units(found, reference, expected):
+    got = deviation(np.asarray(found), np.asarray(reference), "float32")
+    np.testing.assert_allclose((got.absolute, got.relative, got.ulps), expected, rtol=1e-12)
+
+
+def test_a_ulp_is_that_of_the_dtype():
+    one = np.asarray([1.0])
+    assert deviation(one + 2.0**-40, one, "float64").ulps == 2.0**12
+
+
+def test_the_tolerance_grows_as_a_random_walk_does():
+    assert tolerance(EPSILON, 1, 1) == 4 * EPSILON
+    assert tolerance(EPSILON, 25, 4) == pytest.approx(40 * EPSILON)
+    params = ({"weight": np.zeros((3, 5)), "bias": np.zeros(5)}, {}, {"scale": np.zeros(2)})
+    assert rounding_chain(params, batch_size=10) == 10 + 3 + 5 + 5 + 2
+
+
+# --- the comparison ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits(backend):
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    return compare("digits-mlp", [str(backend)])
+
+
+def test_digits_are_learned(digits):
+    result = only(digits)
+    assert result["error"] is None
+    assert result["test_accuracy"] >= 0.97
+    assert result["final_loss"] == pytest.approx(digits["reference"]["final_loss"], rel=1e-3)
+
+
+def test_digits_stay_within_tolerance_of_the_reference(digits):
+    result = only(digits)
+    assert result["left_tolerance"] is None
+    assert result["verdict"] == "within tolerance over 690 steps"
+    assert 0.0 < result["max_relative_deviation"] < digits["tolerance"]["last_step"]
+
+
+def test_starting_parameters_are_the_same_bits_on_the_device_as_on_the_host(digits):
+    params, _, _ = comparing._start(WORKLOADS["digits-mlp"], *WORKLOADS["digits-mlp"].read()[:1], 0)
+    on_host = digest(dict(nn.trees.named_leaves(params)))
+    assert only(digits)["start_sha256"] == digits["start_sha256"] == on_host
+
+
+@pytest.mark.parametrize("workload", ["digits-norm", "breast-cancer"])
+def test_every_workload_stays_within_tolerance_from_any_start(backend, workload):
+    pytest.importorskip("sklearn", reason="the data come with scikit-learn")
+    result = only(compare(workload, [str(backend)], epochs=2, seed=7))
+    assert result["left_tolerance"] is None, result["verdict"]
+
+
+@pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS)
+def test_the_split_is_fixed_and_leaves_no_example_on_both_sides(workload):
+    pytest.importorskip("sklearn", reason="the data come with scikit-learn")
+    (train, test), (again, _) = workload.read(), workload.read()
+    np.testing.assert_array_equal(train.x, again.x)
+    whole = len(train) + len(test)
+    assert len(test) == round(whole / 5)
+    assert train.x.dtype == test.x.dtype == np.float32
+    rows = {row.tobytes() for row in train.x}
+    assert sum(row.tobytes() in rows for row in test.x) == 0
+
+
+@pytest.fixture(scope="module")
+def spirals(backend):
+    return compare(SPIRALS, dict.fromkeys(["numpy:tape", str(backend)]))
+
+
+def test_the_same_comparison_twice_finds_the_same_numbers(backend, spirals):
+    first, second = spirals["results"][-1], only(compare(SPIRALS, [str(backend)]))
+    for key in ("losses", "deviations", "test_accuracy", "start_sha256", "verdict"):
+        assert first[key] == second[key]
+
+
+def test_another_seed_is_another_training():
+    assert len({only(compare(SPIRALS, ["numpy"], seed=s))["final_loss"] for s in range(3)}) == 3
+
+
+def test_compare_trains_as_a_trainer_does(backend):
+    train, test = SPIRALS.read()
+    trainer = Trainer(SPIRALS.model, SPIRALS.loss, SPIRALS.optimizer, backend=backend, seed=5)
+    trainer.fit(train.x, train.target, epochs=2, batch_size=16, verbose=0)
+    task = running.Task(SPIRALS, train, test, comparing._start(SPIRALS, train, 5), 2, 5)
+    done = running.run(task, backend, "float32", "", Progress())
+    assert len(done.losses) == task.steps == STEPS
+    assert done.accuracy == pytest.approx(trainer.evaluate(test.x, test.target)["accuracy"])
+    for ours, theirs in zip(
+        nn.trees.leaves(done.params),
+        nn.trees.leaves(backend.to_numpy(trainer.params)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_step_is_timed_from_its_batch_to_its_values_and_the_first_apart(pretend, monkeypatch):
+    now = [0.0]
+
+    def taking(seconds, function):
+        def timed(*arguments):
+            now[0] += seconds
+            return function(*arguments)
+
+        return timed
+
+    def jit(function, device, donate=()):
+        work = taking(0.25, HOST.jit(function, device, donate))
+        compiling = iter([taking(4.0, work)])
+        return lambda *arguments: next(compiling, work)(*arguments)
+
+    name = pretend(
+        jit=jit,
+        asarray=taking(64.0, HOST.asarray),
+        synchronize=taking(1.0, HOST.synchronize),
+    )
+    monkeypatch.setattr(running, "perf_counter", lambda: now[0])
+    result = only(compare(SPIRALS, [name]))
+    assert result["first_step_ms"] == 5250.0
+    assert result["step_ms"] == 1250.0
+    assert result["step_ms_quartiles"] == [1250.0, 1250.0]
+    assert result["samples_per_second"] == pytest.approx((200 - 16) / (1.25 * (STEPS - 1)))
+
+
+# --- what to compare --------------------------------------------------------------------
+
+
+def test_without_names_everything_runs_but_what_cannot_and_test_libraries(monkeypatch):
+    host = nn.backend("numpy")
+    known = [
+        Status("numpy", host.version, (host,), None),
+        Status("absent", None, (), "absent needs\n  a package"),
+        Status("array_api_strict", "2.4", (host,), None),
+    ]
+    monkeypatch.setattr(comparing, "backends", lambda: iter(known))
+    report = compare(SPIRALS, epochs=1)
+    assert only(report)["backend"] == "numpy"
+    absent, strict = report["left_out"]
+    assert absent == {"backend": "absent", "reason": "absent needs a package"}
+    assert "array_api_strict is a library for tests" in strict["reason"]
+    assert strict["reason"] in summary(report)
+
+
+def test_a_backend_named_twice_runs_once():
+    assert only(compare(SPIRALS, ["numpy", "numpy:cpu"], epochs=1))["device"] == "cpu"
+
+
+def test_an_unknown_backend_is_refused_with_those_that_can_run():
+    with pytest.raises(CannotCompare, match=r"'nonesuch'.*can run here: .*numpy:cpu"):
+        compare(SPIRALS, ["numpy", "nonesuch"])
+
+
+def test_an_unknown_workload_is_refused_with_those_there_are():
+    with pytest.raises(CannotCompare, match=r"'nonesuch'.*digits-mlp, digits-norm, breast-cancer"):
+        compare("nonesuch", ["numpy"])
+
+
+# --- failures and faults ----------------------------------------------------------------
+
+
+def test_a_backend_that_fails_is_an_entry_and_the_others_finish(pretend):
+    def fail(found):
+        raise MemoryError("no room\nfor more")
+
+    broken = pretend(jit=changed_at(3, fail))
+    report = compare(SPIRALS, [broken, "numpy:tape", "numpy:cpu"])
+    failed, missing, fine = report["results"]
+    assert failed["error"] == "MemoryError: no room for more"
+    assert missing["error"] == "numpy has no device 'tape'; it has cpu"
+    assert (missing["backend"], missing["device"]) == ("numpy", "tape")
+    assert fine["error"] is None
+    assert fine["verdict"] == f"within tolerance over {STEPS} steps"
+    for entry in (failed, missing):
+        assert entry["verdict"] == "failed"
+        assert entry["test_accuracy"] is entry["step_ms"] is entry["deviations"] is None
+        assert entry["error"] in summary(report)
+
+
+def test_a_wrong_starting_weight_is_seen_before_the_first_step(pretend):
+    def asarray(data, device):
+        wrong = data.shape == (2, 8)
+        return HOST.asarray(data + data.dtype.type(1e-3) if wrong else data, device)
+
+    report = compare(SPIRALS, [pretend(asarray=asarray)])
+    result = only(report)
+    assert result["left_tolerance"] == {"step": 0, "what": "starting parameters"}
+    assert result["start_sha256"] != report["start_sha256"]
+    assert result["deviations"]["gradients"]["0.weight"]["relative"] > 1e-4
+    assert "but not on" in summary(report)
+
+
+def test_the_step_at_which_the_tolerance_is_left_is_named(pretend):
+    def stretch(found):
+        (params, *rest), value, finite = found
+        return (nn.trees.tree_map(lambda p: p * 1.01, params), *rest), value, finite
+
+    result = only(compare(SPIRALS, [pretend(jit=changed_at(3, stretch))]))
+    assert result["left_tolerance"] == {"step": 4, "what": "loss"}
+    assert result["verdict"] == "left tolerance at step 4 (loss)"
+    assert result["deviations"]["parameters"]["0.weight"]["relative"] > 1e-4
+    assert result["deviations"]["gradients"]["0.weight"]["relative"] < 1e-5
+
+
+def test_a_wrong_native_function_is_seen_in_every_deviation():
+    right = special.erf.dispatch(np.ndarray)
+
+    def wrong_in_float32(x):
+        return right(x) * 0.999 if x.dtype == np.float32 else right(x)
+
+    special.erf.register(np.ndarray, wrong_in_float32)
+    try:
+        result = only(compare(SPIRALS, ["numpy"]))
+    finally:
+        special.erf.register(np.ndarray, right)
+    assert result["left_tolerance"]["step"] == 1
+    found = result["deviations"]
+    for far in (found["losses"], found["outputs"], found["gradients"]["0.weight"]):
+        assert far["relative"] > 1e-5
+    assert found["parameters"]["0.bias"]["ulps"] > 100
+    assert result["max_relative_deviation"] > 1e-5
+
+
+def test_a_loss_that_is_no_number_leaves_tolerance_and_json_stays_strict(pretend, tmp_path):
+    def spoil(found):
+        carry, value, finite = found
+        return carry, value * math.nan, finite
+
+    name = pretend(jit=changed_at(STEPS, spoil))
+    write(compare(SPIRALS, [name]), tmp_path)
+    result = only(read_strictly(tmp_path / "report.json"))
+    assert result["left_tolerance"] == {"step": STEPS, "what": "loss"}
+    assert result["final_loss"] is result["losses"][-1] is None
+    assert result["deviations"]["losses"]["absolute"] is None
+    assert result["error"] is None
+
+
+# --- the report -------------------------------------------------------------------------
+
+TYPES = {
+    "string": lambda value: isinstance(value, str),
+    "integer": lambda value: type(value) is int,
+    "number": lambda value: type(value) in (int, float),
+    "object": lambda value: isinstance(value, dict),
+    "list of numbers": lambda value: isinstance(value, list) and all(map(TYPES["number"], value)),
+    "null": lambda value: value is None,
+}
+NAMED = ("gradients", "parameters", "variables", "versions")  # whose fields have names of their own
+
+
+def read_strictly(path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def documented():
+    """Path to type of each field in the tables of docs/report-schema.md."""
+    rows = re.findall(r"^\| `([^`]+)` \| ([a-z ]+) \|", SCHEMA.read_text(encoding="utf-8"), re.M)
+    assert len({path for path, _ in rows}) == len(rows)
+    return dict(rows)
+
+
+def fields(data, path=""):
+    """Path and value of each field, in the notation of the documentation."""
+    for name, value in data.items():
+        here = f"{path}.{name}" if path else name
+        inner = f"{here}[]" if isinstance(value, list) else here
+        entries = value if isinstance(value, list) else [value]
+        if name in NAMED and isinstance(value, dict):
+            entries = [{"*": entry} for entry in value.values()]
+        nested = [entry for entry in entries if isinstance(entry, dict)]
+        if not nested or here.endswith(("deviations", "left_tolerance")):
+            yield here, value
+        for entry in nested:
+            yield from fields(entry, inner)
+
+
+@pytest.fixture(scope="module")
+def eventful(spirals):
+    """A report that has everything in it: a result, one that left the tolerance, a failure."""
+    report = deepcopy(spirals)
+    departed = report["results"][-1] | {"left_tolerance": {"step": 3, "what": "a | in its name"}}
+    report["results"].append(departed | {"verdict": "left tolerance at step 3 (a | in its name)"})
+    report["left_out"].append({"backend": "absent", "reason": "absent is absent"})
+    report["environment"]["variables"]["OMP_NUM_THREADS"] = "1"
+    return report
+
+
+def test_the_report_has_the_documented_fields_with_the_documented_types(eventful, tmp_path):
+    write(eventful, tmp_path)
+    expected, seen = documented(), set()
+    for path, value in fields(read_strictly(tmp_path / "report.json")):
+        assert path in expected, f"{path} is not documented"
+        kinds = expected[path].split(" or ")
+        assert any(TYPES[kind](value) for kind in kinds), f"{path} is {value!r}, not {kinds}"
+        seen.add(path)
+    assert expected.keys() - seen == set()
+
+
+def test_every_result_has_the_same_fields(eventful):
+    assert len({tuple(sorted(result)) for result in eventful["results"]}) == 1
+
+
+def test_the_markdown_tells_of_every_result(eventful, tmp_path):
+    write(eventful, tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for result in eventful["results"]:
+        assert result["verdict"].replace("|", "\\|") in text
+    assert "numpy has no device 'tape'" in text
+    assert "absent is absent" in text
+    assert eventful["start_sha256"] in text
+    for block in re.findall(r"(?:^\|.*\|\n)+", text, re.M):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(widths) == 1, block
+
+
+def test_the_summary_has_a_line_for_every_result(eventful):
+    lines = summary(eventful).splitlines()
+    for result in eventful["results"]:
+        assert any(result["verdict"] in line and result["backend"] in line for line in lines)
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_report_is_written_whole_or_not_at_all(eventful, tmp_path, monkeypatch, step):
+    (tmp_path / "report.json").write_text("the old one")
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"os.{step}", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write(eventful, tmp_path)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    assert (tmp_path / "report.json").read_text() == "the old one"
+
+
+def test_the_environment_names_settings_that_are_set_and_no_others(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("UNRELATED", "secret")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    found = environment()
+    assert found["variables"]["OMP_NUM_THREADS"] == "3"
+    assert not {"UNRELATED", "MKL_NUM_THREADS"} & found["variables"].keys()
+    assert found["versions"]["numpy"] == np.__version__
