@@ -45,7 +45,7 @@ def pytest(session, *arguments, env):
 
 
 @nox.session
-@nox.parametrize("backend", CONFIGURATIONS, ids=CONFIGURATIONS)
+@nox.parametrize("backend", list(CONFIGURATIONS), ids=list(CONFIGURATIONS))
 def tests(session, backend):
     """The test suite on one backend: nox -s "tests(jax)" """
     requirements, env = CONFIGURATIONS[backend]
