@@ -21,11 +21,11 @@ TEST = nox.project.dependency_groups(PROJECT, "test")
 STRICT = {"AGNOSTIC_NN_BACKEND": "array_api_strict:device1"}
 JAX = {"AGNOSTIC_NN_BACKEND": "jax", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
 
-CONFIGURATIONS = {  # name: (what to install, environment)
-    "numpy": ([], {"AGNOSTIC_NN_BACKEND": "numpy"}),
-    "strict": ([".[strict]"], STRICT),
+CONFIGURATIONS = {  # name: (what to install besides the tests' own needs, environment)
+    "numpy": (["-e", "."], {"AGNOSTIC_NN_BACKEND": "numpy"}),
+    "strict": (["-e", ".[strict]"], STRICT),
     "strictest": (
-        [".[strict]"],
+        ["-e", ".[strict]"],
         STRICT
         | {
             "ARRAY_API_STRICT_BOOLEAN_INDEXING": "0",
@@ -33,9 +33,9 @@ CONFIGURATIONS = {  # name: (what to install, environment)
             "ARRAY_API_STRICT_ENABLED_EXTENSIONS": "",
         },
     ),
-    "jax": ([".[jax]"], JAX | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}),
-    "jax-x64": ([".[jax]"], JAX | {"JAX_ENABLE_X64": "1"}),
-    "torch": (["torch==2.13.0"], {"AGNOSTIC_NN_BACKEND": "torch:cpu"}),
+    "jax": (["-e", ".[jax]"], JAX | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}),
+    "jax-x64": (["-e", ".[jax]"], JAX | {"JAX_ENABLE_X64": "1"}),
+    "torch": (["-e", ".", "torch==2.13.0"], {"AGNOSTIC_NN_BACKEND": "torch:cpu"}),
 }
 
 
@@ -49,7 +49,7 @@ def pytest(session, *arguments, env):
 def tests(session, backend):
     """The test suite on one backend: nox -s "tests(jax)" """
     requirements, env = CONFIGURATIONS[backend]
-    session.install("-e", ".", *requirements, *TEST)
+    session.install(*requirements, *TEST)
     if backend.startswith("jax"):  # one program is compiled once, however many tests want it
         env = env | {
             "JAX_COMPILATION_CACHE_DIR": session.create_tmp(),

@@ -17,7 +17,7 @@ from typing import Any
 from agnostic_nn_backends import SHIPPED
 
 from .arrays import Array
-from .trees import tree_map
+from .trees import leaves, tree_map
 
 __all__ = ["Backend", "BackendUnavailable", "Status", "backend", "backends"]
 
@@ -106,9 +106,11 @@ class Backend:
         """
         return self.adapter.jit(function, self.device, donate)
 
-    def synchronize(self, tree: Any = None) -> Any:
+    def synchronize(self, tree: Any) -> Any:
         """Wait until the values of `tree` are there; returns it."""
-        return self.adapter.synchronize(tree)
+        for leaf in leaves(tree):
+            self.adapter.synchronize(leaf)
+        return tree
 
 
 @cache

@@ -41,7 +41,7 @@ import numpy as np
 
 from . import random
 from .arrays import Params, Shape, State, expect
-from .backends import Backend, backend
+from .backends import Backend, BackendUnavailable, backend
 from .backends import backends as installed
 from .layers.base import Layer
 from .tables import table
@@ -137,8 +137,7 @@ def check(
         rows += _adjoint(case, generator)
         rows += _layout(case)
         rows += _small_batches(case, generator)
-    chosen = _usable() if backends is None else backends
-    for other in chosen:
+    for other in _usable() if backends is None else backends:
         other = backend(other) if isinstance(other, str) else other
         try:
             with other.double():
@@ -223,13 +222,13 @@ def _somewhere(layer, shape, dtype, draw, generator):
     key = random.key(int(generator.integers(2**32)), xp=backend("numpy").xp)
     params, state, out = layer.init(key, shape[1:], dtype)
     params = tree_map(lambda leaf: leaf + noise(leaf), params)
-    for _ in range(3):  # by training, since only the layer knows which states are valid
-        x = inputs(max(shape[0], 3))
-        promised = {"y": np.zeros((len(x), *out), dtype), "state": state}
-        y, state, _ = layer.forward(params, state, x, train=True)
-        _expect_alike(f"train in {np.dtype(dtype)}", {"y": y, "state": state}, promised)
+    # a step of training: only the layer knows which states are valid
+    x = inputs(max(shape[0], 3))
+    y, after, _ = layer.forward(params, state, x, train=True)
+    promised = {"y": np.zeros((len(x), *out), dtype), "state": state}
+    _expect_alike(f"train in {np.dtype(dtype)}", {"y": y, "state": after}, promised)
     dy = generator.standard_normal((shape[0], *out)).astype(dtype)
-    return _Case(layer, "train", params, state, inputs(shape[0]), dy)
+    return _Case(layer, "train", params, after, inputs(shape[0]), dy)
 
 
 def _expect_contract(case):
@@ -366,6 +365,8 @@ def _elsewhere(cases, other):
         here = [replace(case, **arrays) for case in cases]
         return {c.mode: (c.run(), {} if vjp is None else _differentiated(c, vjp)) for c in here}
 
+    if not other.has_float64:
+        raise BackendUnavailable(f"{other} has no float64")
     found = other.to_numpy(other.jit(everything)(other.asarray(cases[0].arrays)))
     for case in cases:
         expected = case.run()
@@ -384,14 +385,16 @@ def _differentiated(case, vjp):
 
 
 def _usable():
-    """All backends but NumPy that can have float64, each with its first such device."""
+    """All backends that can have float64 but NumPy itself, each with its first such device."""
     for status in installed():
-        for one in status.devices:
-            if one != backend("numpy") and one.adapter.double is not None:
-                with one.double():
-                    if one.has_float64:
-                        yield one
-                        break
+        yield from [one for one in status.devices if _has_double(one)][:1]
+
+
+def _has_double(one):
+    if one == backend("numpy") or one.adapter.double is None:
+        return False
+    with one.double():
+        return one.has_float64
 
 
 def _rows(oracle, case, expected, got, where="numpy"):
@@ -404,7 +407,8 @@ def _row(oracle, case, name, expected, got, tolerance=ROUNDING, where="numpy", c
     expected, got = np.asarray(expected, np.float64), np.asarray(got, np.float64)
     errors = abs(got - expected) / max(np.max(abs(expected), initial=0.0), FLOOR)
     errors = np.where(checked, errors, 0.0)
-    index, error, pair = (), 0.0, (0.0, 0.0)
+    index: tuple[int, ...] = ()
+    error, pair = 0.0, (0.0, 0.0)
     if errors.size:
         index = tuple(int(i) for i in np.unravel_index(np.argmax(errors), errors.shape))
         error, pair = float(errors[index]), (float(expected[index]), float(got[index]))

@@ -224,6 +224,28 @@ class Rounds(nn.Elementwise):
         return np.ones_like(x)
 
 
+class ForgetsTheScale(nn.LayerNorm):
+    """Right as long as the scale is what it was at first."""
+
+    def backward(self, params, cache, dy):
+        return super().backward({"scale": np.ones_like(params["scale"])}, cache, dy)
+
+
+class ForgetsTheVariance(nn.BatchNorm):
+    """Right as long as it predicts with the variance it had at first."""
+
+    def backward(self, params, cache, dy):
+        dx, grads = super().backward(params, cache, dy)
+        return dx if cache[1].ndim > 1 else dy * params["scale"], grads
+
+
+class CountsRepeatsOnce(nn.Embedding):
+    def backward(self, params, cache, dy):
+        weight = np.zeros_like(params["weight"])
+        weight[cache] = dy
+        return None, {"weight": weight}
+
+
 class GainFromNothing(Gain):
     def backward(self, params, cache, dy):
         dx, grads = super().backward(params, cache, dy)
@@ -266,6 +288,9 @@ BROKEN = [  # layer, shape of one example, what the message says
     (TrustsTheLayout(), (4,), r"layout on numpy, train: y\["),
     (LosesABatchOfOne(), (4,), r"batch of 1: y is float64 \(4,\), expected float64 \(1, 4\)"),
     (RefusesABatchOfOne(), (4,), "predict: a batch of one example is refused"),
+    (ForgetsTheScale(), (4,), r"central difference on numpy, train: x\["),
+    (ForgetsTheVariance(epsilon=0.0), (4,), r"central difference on numpy, predict: x\["),
+    (CountsRepeatsOnce(40, 1), (), r"central difference on numpy, train: weight\["),
     (GainFromNothing(), (4,), r"batch of 0 on numpy, train: gain\[\d\] is 1.0, expected 0.0"),
     (ForgetsTheSlopeOfOne(), (4,), r"batch of 1 on numpy, \w+: x"),
     (Rounds(), (4,), r"of 12 elements of x, 1[12] lie at a kink"),
@@ -318,9 +343,10 @@ def test_an_error_on_a_backend_says_on_which():
     assert caught.value.__notes__ == ["while Tanh() was checked on off:cpu"]
 
 
-def test_a_backend_without_float64_is_refused():
+@pytest.mark.parametrize("lack", [{"double": None}, {"has_float64": lambda device: False}])
+def test_a_backend_without_float64_is_refused(lack):
     with pytest.raises(nn.BackendUnavailable, match="off:cpu has no float64"):
-        check(nn.Tanh(), (4,), backends=[stand_in(double=None)])
+        check(nn.Tanh(), (4,), backends=[stand_in(**lack)])
 
 
 def test_every_library_that_runs_here_is_asked_unless_told_otherwise():
@@ -329,7 +355,7 @@ def test_every_library_that_runs_here_is_asked_unless_told_otherwise():
     assert asked == {"numpy", *map(str, able)} - {"numpy:cpu"}
 
 
-@pytest.mark.parametrize("place", np.linspace(-2.1, 2.1, 15))
+@pytest.mark.parametrize("place", [*np.linspace(-2.1, 2.1, 15), -2 / 3, 1 / 3, 2 / 3])
 def test_a_kink_within_the_stencil_is_left_out_and_counted(place):
     """And one near its end, which the fourth difference hardly sees, does no harm."""
 

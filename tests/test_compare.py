@@ -172,6 +172,14 @@ def test_the_split_is_fixed_and_leaves_no_example_on_both_sides(workload):
     assert sum(row.tobytes() in rows for row in test.x) == 0
 
 
+def test_measurements_are_standardised_by_the_training_set_alone():
+    pytest.importorskip("sklearn", reason="the data come with scikit-learn")
+    train, test = WORKLOADS["breast-cancer"].read()
+    np.testing.assert_allclose(np.mean(train.x, axis=0, dtype=np.float64), 0.0, atol=EPSILON)
+    np.testing.assert_allclose(np.std(train.x, axis=0, dtype=np.float64), 1.0, rtol=EPSILON)
+    assert np.abs(test.x.mean(axis=0)).max() > 0.1
+
+
 @pytest.fixture(scope="module")
 def spirals(backend):
     return compare(SPIRALS, dict.fromkeys(["numpy:tape", str(backend)]))
@@ -204,26 +212,30 @@ def test_compare_trains_as_a_trainer_does(backend):
 
 
 def test_a_step_is_timed_from_its_batch_to_its_values_and_the_first_apart(pretend, monkeypatch):
-    now = [0.0]
+    now = ready = 0.0
 
-    def taking(seconds, function):
-        def timed(*arguments):
-            now[0] += seconds
-            return function(*arguments)
-
-        return timed
+    def asarray(data, device):
+        nonlocal now
+        now += 64.0
+        return HOST.asarray(data, device)
 
     def jit(function, device, donate=()):
-        work = taking(0.25, HOST.jit(function, device, donate))
-        compiling = iter([taking(4.0, work)])
-        return lambda *arguments: next(compiling, work)(*arguments)
+        compiling = iter([4.0])
 
-    name = pretend(
-        jit=jit,
-        asarray=taking(64.0, HOST.asarray),
-        synchronize=taking(1.0, HOST.synchronize),
-    )
-    monkeypatch.setattr(running, "perf_counter", lambda: now[0])
+        def launch(*arguments):
+            nonlocal now, ready
+            now += next(compiling, 0.0) + 0.25
+            ready = now + 1.0
+            return function(*arguments)
+
+        return launch
+
+    def synchronize(array):
+        nonlocal now
+        now = max(now, ready)
+
+    name = pretend(asarray=asarray, jit=jit, synchronize=synchronize)
+    monkeypatch.setattr(running, "perf_counter", lambda: now)
     result = only(compare(SPIRALS, [name]))
     assert result["first_step_ms"] == 5250.0
     assert result["step_ms"] == 1250.0
@@ -327,6 +339,19 @@ def test_a_wrong_native_function_is_seen_in_every_deviation():
         assert far["relative"] > 1e-5
     assert found["parameters"]["0.bias"]["ulps"] > 100
     assert result["max_relative_deviation"] > 1e-5
+
+
+def test_a_lower_precision_inside_multiplications_is_seen_at_the_first_step(monkeypatch):
+    forward = nn.Dense.forward
+
+    def rough(self, params, state, x, *, train=False):
+        weight = params["weight"]
+        if weight.dtype == np.float32:  # eleven bits, as TF32 keeps
+            params = params | {"weight": weight.astype(np.float16).astype(np.float32)}
+        return forward(self, params, state, x, train=train)
+
+    monkeypatch.setattr(nn.Dense, "forward", rough)
+    assert only(compare(SPIRALS, ["numpy"]))["left_tolerance"]["step"] == 1
 
 
 def test_a_loss_that_is_no_number_leaves_tolerance_and_json_stays_strict(pretend, tmp_path):

@@ -112,6 +112,7 @@ def test_a_whole_step_stays_in_its_queue(elsewhere, model, loss, optimizer):
     carry = (params, state, optimizer.init(params))
     assert_stays(carry, elsewhere)
     examples = elsewhere.asarray(batch(model, loss, out))
+    assert_stays(model.forward(params, state, examples[0], train=True), elsewhere)
     step = make_step(model, loss, optimizer)
     for _ in range(2):
         carry, value, finite = step(carry, *examples)

@@ -144,14 +144,18 @@ def test_value_and_gradient_are_those_found_by_other_means(backend, widest, epsi
 
 
 @each_loss
-def test_jit_changes_nothing_and_arguments_are_left_alone(
-    backend, widest, epsilon, loss, y, target
-):
+def test_arguments_are_left_alone(backend, widest, loss, y, target):
     args = tuple(cast(x, widest) for x in (y, target, WEIGHTS))
     arrays = backend.asarray(args)
-    eager = backend.to_numpy(loss(*arrays))
+    backend.synchronize(compiled(backend, loss)(*arrays))
     for before, after in zip(args, backend.to_numpy(arrays), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+def test_jit_changes_nothing(backend, widest, epsilon):
+    loss, y, target = LOSSES["labels"]
+    args = [cast(x, widest) for x in (y, target, WEIGHTS)]
+    eager = backend.to_numpy(loss(*backend.asarray(tuple(args))))
     for a, b in zip(eager, run(backend, loss, *args), strict=True):
         np.testing.assert_allclose(a, b, rtol=8 * epsilon, atol=epsilon)
 
@@ -224,7 +228,7 @@ def test_nan_in_y_is_not_hidden(backend, widest, loss, y, target):
     assert np.isnan(dy[3, 2])
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_labels_of_a_narrow_dtype_are_not_mistaken_for_others(backend, widest, dtype):
     """Label 3 of 300: in 8 bits 259 is the same number."""
     logits = np.random.default_rng(0).standard_normal((2, 300)).astype(widest)
@@ -270,7 +274,7 @@ REFUSED = [  # loss, y, target, weights, error, message
 def test_what_does_not_fit_is_refused(backend, loss, y, target, weights, error, message):
     args = (y, target) if weights is None else (y, target, weights)
     with pytest.raises(error, match=message):
-        loss(*backend.asarray(args))
+        compiled(backend, loss)(*backend.asarray(args))
 
 
 @each_loss

@@ -35,7 +35,7 @@ def test_accuracy_takes_the_first_of_equal_outputs(backend, widest):
     np.testing.assert_array_equal(measure(backend, accuracy, y, labels), [1, 0, 0])
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32"])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
 def test_labels_of_a_narrow_dtype_are_not_mistaken_for_others(backend, widest, dtype):
     """Output 259 is largest: in 8 bits that would be 3."""
     y = np.zeros((2, 300), widest)

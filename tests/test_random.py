@@ -130,7 +130,7 @@ def test_fold_makes_another_key_for_each_number(backend):
     assert len({*found, *map(tuple, split), (0, 5)}) == len(numbers) + 10 + 1
 
 
-@pytest.mark.parametrize("shape", [(), (3, 4, 5), (2, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(), (2, 0, 3), (2, 3)], ids=str)
 def test_draws_have_the_shape_and_dtype_that_were_asked_for(backend, widest, shape):
     def draws(key):
         floats = [
@@ -174,10 +174,8 @@ def test_uniform_draws_are_uniform(backend, widest, dtype):
     assert distance(draw_on(backend, random.uniform, (DRAWS,), dtype), lambda v: v) < 1.95
 
 
-@pytest.mark.parametrize("dtype", ["float32", "widest"])
-def test_normal_draws_are_normal(backend, widest, dtype):
-    dtype = real(backend, widest if dtype == "widest" else dtype)
-    drawn = draw_on(backend, random.normal, (DRAWS,), dtype).astype(np.float64)
+def test_normal_draws_are_normal(backend, widest):
+    drawn = draw_on(backend, random.normal, (DRAWS,), real(backend, widest)).astype(np.float64)
     assert distance(drawn, NormalDist().cdf) < 1.95
     moments = [np.mean(drawn**k) for k in (1, 2, 3, 4)]
     spreads = [math.sqrt(v / DRAWS) for v in (1, 2, 15, 96)]

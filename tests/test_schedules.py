@@ -50,7 +50,7 @@ def test_the_rate_is_the_formula_at_every_step(backend, widest, schedule, formul
     np.testing.assert_allclose(rates, expected, rtol=40 * eps, atol=eps * max(expected))
 
 
-@each_schedule
+@pytest.mark.parametrize(("schedule", "formula"), CASES[::3], ids=NAMES[::3])
 def test_one_step_as_an_array_without_axes_gives_one_rate(backend, widest, schedule, formula):
     t = backend.asarray(np.asarray(3, widest))
     rate = schedule(t)
@@ -59,7 +59,7 @@ def test_one_step_as_an_array_without_axes_gives_one_rate(backend, widest, sched
     assert float(rate) == pytest.approx(formula(3), rel=1e-6)
 
 
-@pytest.mark.parametrize("every", [1, 3, 7, 10, 41, 49, 55, 100])
+@pytest.mark.parametrize("every", [1, 7, 41, 49, 55])
 @pytest.mark.parametrize("dtype", ["float32", "widest"])
 def test_step_decay_steps_at_the_very_step_it_should(backend, widest, every, dtype):
     """t / every as a product with 1 / every would come one step late: 49 · (1 / 49) < 1."""
@@ -74,7 +74,8 @@ def test_cosine_warms_up_to_its_rate_and_ends_at_its_final_one(backend, widest, 
     schedule = Cosine(0.2, steps=10, warmup=4, final=0.02)
     t = backend.asarray(np.asarray([0, 3, 4, 10, 11, 10_000], widest))
     expected = [0.05, 0.2, 0.2, 0.02, 0.02, 0.02]
-    np.testing.assert_allclose(backend.to_numpy(schedule(t)), expected, rtol=8 * epsilon)
+    rates = backend.to_numpy(backend.jit(schedule)(t))
+    np.testing.assert_allclose(rates, expected, rtol=8 * epsilon)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def run(task: Task, backend: Backend, dtype: str, title: str, told: Progress) ->
             backend.synchronize(batch)
             began = perf_counter()
             carry, value, _ = step(carry, *batch)
-            backend.synchronize((carry, value))
+            backend.synchronize((carry[0], value))
             seconds.append(perf_counter() - began)
             losses.append(float(value))
             told.advance(len(losses), losses[-1])

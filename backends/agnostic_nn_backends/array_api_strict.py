@@ -53,5 +53,5 @@ def jit(function, device, donate=()):
     return function
 
 
-def synchronize(tree):
-    return tree
+def synchronize(array):
+    pass

@@ -58,13 +58,8 @@ def jit(function, device, donate=()):
     return on_device
 
 
-def synchronize(tree):
-    if isinstance(tree, cupy.ndarray):
-        tree.device.synchronize()
-    elif tree is not None:
-        for branch in tree.values() if isinstance(tree, dict) else tree:
-            synchronize(branch)
-    return tree
+def synchronize(array):
+    array.device.synchronize()
 
 
 def _scatter_add(updates, index, rows):

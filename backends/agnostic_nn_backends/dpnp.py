@@ -1,4 +1,4 @@
-"""dpnp: NumPy's interface on SYCL devices. Intel's CPUs count as such, with real placement rules."""
+"""dpnp: NumPy's interface on SYCL devices, Intel's CPUs among them, with real placement rules."""
 
 from contextlib import nullcontext
 
@@ -49,10 +49,8 @@ def jit(function, device, donate=()):
     return function
 
 
-def synchronize(tree):
-    for device in devices().values():
-        device.wait()
-    return tree
+def synchronize(array):
+    array.sycl_queue.wait()
 
 
 special.erf.register(xp.ndarray, xp.scipy.special.erf)

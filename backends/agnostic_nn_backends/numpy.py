@@ -49,8 +49,8 @@ def jit(function, device, donate=()):
     return function
 
 
-def synchronize(tree):
-    return tree
+def synchronize(array):
+    pass
 
 
 try:

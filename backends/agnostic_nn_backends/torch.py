@@ -56,10 +56,9 @@ def jit(function, device, donate=()):
     return function
 
 
-def synchronize(tree):
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return tree
+def synchronize(array):
+    if array.is_cuda:
+        torch.cuda.synchronize(array.device)
 
 
 def _scatter_add(updates, index, rows):
