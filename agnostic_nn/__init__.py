@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from . import random, schedules, special, trees
 from .arrays import Rows
-from .backends import Backend, BackendUnavailable, Status, backend, backends
 from .blocks import Residual, Sequential
 from .initializers import (
     Constant,
@@ -47,8 +46,10 @@ from .layers import (
 from .losses import binary_cross_entropy, mean_squared_error, softmax_cross_entropy
 from .metrics import accuracy, binary_accuracy
 from .optimizers import SGD, Adam, AdamW, ClipByGlobalNorm
+from .registry import Backend, BackendUnavailable, Status, backend, backends
 
 if TYPE_CHECKING:
+    from .checking import CheckFailed, check
     from .checkpoint import CheckpointError
     from .history import History
     from .training import NonFiniteLoss, Trainer, make_step
@@ -62,6 +63,7 @@ __all__ = [
     "Backend",
     "BackendUnavailable",
     "BatchNorm",
+    "CheckFailed",
     "CheckpointError",
     "ClipByGlobalNorm",
     "Constant",
@@ -96,6 +98,7 @@ __all__ = [
     "backends",
     "binary_accuracy",
     "binary_cross_entropy",
+    "check",
     "glorot_normal",
     "glorot_uniform",
     "he_normal",
@@ -112,10 +115,12 @@ __all__ = [
 ]
 
 _UPSTAIRS = {
+    "CheckFailed": "checking",
     "CheckpointError": "checkpoint",
     "History": "history",
     "NonFiniteLoss": "training",
     "Trainer": "training",
+    "check": "checking",
     "make_step": "training",
 }
 

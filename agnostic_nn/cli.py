@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from .backends import backends
+from .registry import backends
 from .tables import table
 
 __all__ = ["main"]

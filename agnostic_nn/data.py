@@ -12,7 +12,7 @@ import numpy as np
 
 from . import random
 from .arrays import device, first_true, namespace
-from .backends import Backend
+from .registry import Backend
 
 __all__ = ["Examples", "batches", "fetch", "order", "typed"]
 

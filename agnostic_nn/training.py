@@ -11,8 +11,6 @@ import numpy as np
 
 from . import checkpoint, random
 from .arrays import Array, Moments, Params, Rows, Shape, State, namespace
-from .backends import Backend
-from .backends import backend as choose
 from .config import describe, rebuild
 from .data import Examples, batches, fetch, order, typed
 from .history import History
@@ -21,6 +19,8 @@ from .layers import Layer
 from .losses import Loss
 from .optimizers import Optimizer
 from .progress import progress
+from .registry import Backend
+from .registry import backend as choose
 from .special import all_finite, select
 from .summary import Summary, summarize
 from .trees import leaves, named_leaves, unname

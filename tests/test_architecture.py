@@ -25,10 +25,10 @@ FLOORS = (
     {"initializers", "metrics", "layers.base"},
     {"layers", "losses", "optimizers", "schedules"},
     {"blocks.sequential"},
-    {"blocks", "backends"},
+    {"blocks", "registry"},
     {"interrupts", "progress", "tables"},  # from here up NumPy and all of the stdlib may be used
     {"checkpoint", "config", "data", "history", "summary"},
-    {"check", "training"},
+    {"checking", "training"},
     {"compare.deviation", "compare.environment", "compare.report", "compare.workloads"},
     {"compare.running"},
     {"compare"},
@@ -39,7 +39,7 @@ STDLIB = set(sys.stdlib_module_names)
 CORE = {"array_api_compat", "collections", "dataclasses", "functools", "math", "typing"}
 BACKENDS = {"agnostic_nn_backends", "contextlib", "importlib", "os", "types"}
 INSIDE_FUNCTIONS = {  # what is slow to import or optional, and its only home
-    "backends": {"numpy"},
+    "registry": {"numpy"},
     "checkpoint": {"safetensors"},
     "compare.workloads": {"sklearn"},
     "progress": {"rich"},
@@ -111,7 +111,7 @@ def misplaced(root):
                 name = inner
                 fine = below is not None and below < height
             elif height < HOST:
-                fine = top in CORE or (module == "backends" and top in BACKENDS)
+                fine = top in CORE or (module == "registry" and top in BACKENDS)
             else:
                 fine = top in STDLIB | {"numpy"}
             if not fine and not (lazy and top in INSIDE_FUNCTIONS.get(module, ())):
@@ -260,8 +260,8 @@ PLANTED = [  # check, file, what is added to it, complaint
     (misplaced, "layers/dense", "from .dropout import D", "layers.dense must not import layers"),
     (misplaced, "layers/dense", "from ..losses import f", "layers.dense must not import losses"),
     (misplaced, "layers/__init__", "import torch", "layers.__init__ must not import torch"),
-    (misplaced, "backends", "import numpy", "backends must not import numpy"),
-    (misplaced, "backends", "import jax", "backends must not import jax"),
+    (misplaced, "registry", "import numpy", "registry must not import numpy"),
+    (misplaced, "registry", "import jax", "registry must not import jax"),
     (misplaced, "data", "import cupy", "data must not import cupy"),
     (misplaced, "data", "from .training import Trainer", "data must not import training"),
     (misplaced, "tables", "import rich", "tables must not import rich"),

@@ -30,7 +30,7 @@ def synchronize(tree): return tree
 @pytest.fixture
 def forget():
     """Adapters are loaded once; a test that changes what is there needs that undone."""
-    loaded = import_module("agnostic_nn.backends")._load
+    loaded = import_module("agnostic_nn.registry")._load
     loaded.cache_clear()
     yield
     loaded.cache_clear()

@@ -8,7 +8,7 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn.arrays import namespace
-from agnostic_nn.check import STEP, CheckFailed, check
+from agnostic_nn.checking import STEP, CheckFailed, check
 
 
 class Cube(nn.Elementwise):

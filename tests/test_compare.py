@@ -14,7 +14,6 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn import special
-from agnostic_nn.backends import Status
 from agnostic_nn.checkpoint import digest
 from agnostic_nn.compare import CannotCompare, Workload, compare, comparing, running, summary, write
 from agnostic_nn.compare.deviation import deviation, rounding_chain, tolerance
@@ -23,6 +22,7 @@ from agnostic_nn.compare.workloads import WORKLOADS
 from agnostic_nn.data import Examples
 from agnostic_nn.metrics import accuracy
 from agnostic_nn.progress import Progress
+from agnostic_nn.registry import Status
 from agnostic_nn.training import Trainer
 from agnostic_nn_backends import SHIPPED
 

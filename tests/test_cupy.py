@@ -27,7 +27,7 @@ import pytest
 import agnostic_nn as nn
 import agnostic_nn_backends
 from agnostic_nn import arrays, random, special
-from agnostic_nn.backends import Backend
+from agnostic_nn.registry import Backend
 from agnostic_nn.training import Trainer, make_step
 from agnostic_nn.trees import leaves
 

@@ -10,7 +10,7 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn.arrays import Rows, device, namespace
-from agnostic_nn.check import check
+from agnostic_nn.checking import check
 from agnostic_nn.trees import leaves, named_leaves, tree_map
 
 CASES = [  # layer, shape of one example

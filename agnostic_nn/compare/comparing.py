@@ -10,17 +10,17 @@ import numpy as np
 
 from .. import random
 from ..arrays import Moments, Params, State, namespace
-from ..backends import Backend, BackendUnavailable, backends
-from ..backends import backend as choose
 from ..data import Examples
 from ..progress import Progress, progress
+from ..registry import Backend, BackendUnavailable, backends
+from ..registry import backend as choose
 from ..trees import leaves, named_leaves
 from .deviation import Deviation, deviation, rounding_chain, tolerance
 from .environment import environment
 from .running import Run, Task, run, sha256
 from .workloads import CannotCompare, Workload, find
 
-__all__ = ["SCHEMA", "compare"]
+__all__ = ["SCHEMA", "Missing", "compare"]
 
 SCHEMA = 1
 DTYPE, REFERENCE_DTYPE = "float32", "float64"

@@ -7,10 +7,10 @@ from time import perf_counter
 import numpy as np
 
 from ..arrays import Moments, Params, State
-from ..backends import Backend
 from ..checkpoint import digest
 from ..data import Examples, batches, order
 from ..progress import Progress
+from ..registry import Backend
 from ..training import make_step
 from ..trees import named_leaves, tree_map
 from .workloads import Workload

@@ -41,9 +41,9 @@ import numpy as np
 
 from . import random
 from .arrays import Params, Shape, State, expect
-from .backends import Backend, BackendUnavailable, backend
-from .backends import backends as installed
 from .layers.base import Layer
+from .registry import Backend, BackendUnavailable, backend
+from .registry import backends as installed
 from .tables import table
 from .trees import leaves, named_leaves, tree_map, unname
 
