@@ -225,6 +225,7 @@ def unlike(root):
         missing = set(documented) - bound(tree)
         yield from (f"{path} has no {name}" for name in sorted(missing))
         ours = ("agnostic_nn.special", "agnostic_nn.random", f"array_api_compat.{library}")
+        ours = (*ours, "backends.agnostic_nn_backends.processor")
         own = STDLIB | LIBRARIES.get(library, {library, "numpy"})
         for name, _ in imports(path, tree):
             if name.partition(".")[0] not in own and not name.startswith(ours):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
+from agnostic_nn import CheckFailed, check
 from agnostic_nn.arrays import namespace
-from agnostic_nn.checking import STEP, CheckFailed, check
+from agnostic_nn.checking import STEP
 
 
 class Cube(nn.Elementwise):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
+from agnostic_nn import check
 from agnostic_nn.arrays import Rows, device, namespace
-from agnostic_nn.checking import check
 from agnostic_nn.trees import leaves, named_leaves, tree_map
 
 CASES = [  # layer, shape of one example
@@ -44,7 +44,7 @@ CASES = [  # layer, shape of one example
     (nn.BatchNorm(epsilon=0.1), (257,)),
     (nn.LayerNorm(), (5,)),
     (nn.LayerNorm(epsilon=1e-3), (2, 3)),
-    (nn.LayerNorm(), (2, 1, 4)),
+    (nn.LayerNorm(), (2, 1, 7)),
     (nn.LayerNorm(), (257,)),
     (nn.Embedding(5, 3), ()),
     (nn.Embedding(5, 3), (4,)),
@@ -80,7 +80,7 @@ each_case = pytest.mark.parametrize(("layer", "shape"), CASES, ids=[f"{a} {b}" f
 def test_it_passes_every_oracle_in_float64(backend, layer, shape):
     """`check` says what those are; on a backend that differentiates, that is one of them."""
     report = check(layer, shape, backends=[backend])
-    assert report.worst.error < 1e-8
+    assert report.worst.error < 1e-9
     refused = {(r.oracle, r.mode) for r in report.rows if r.leaf == "(refused)"}
     mixes_the_batch = "BatchNorm" in str(layer)
     assert (
@@ -137,7 +137,7 @@ def test_float32_stays_float32_and_is_right_to_its_digits(backend, layer, shape)
     found = backend.to_numpy(found)
     for name, leaf in named_leaves(found):
         assert leaf.dtype == ("uint32" if name.endswith("key") else "float32"), name
-    assert_close(found, wide, 64 * np.finfo("float32").eps)
+    assert_close(found, wide, 16 * np.finfo("float32").eps)
 
 
 @each_case

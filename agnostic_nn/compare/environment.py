@@ -4,10 +4,11 @@ import os
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..registry import backend
 
 __all__ = ["environment"]
 
@@ -33,23 +34,13 @@ def environment() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": backend("numpy").hardware,
         "cores": os.cpu_count(),
         "usable_cores": len(usable(0)) if usable else os.cpu_count(),
         "blas": _blas(),
         "versions": {"python": platform.python_version(), **{n: _version(n) for n in PACKAGES}},
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
-
-
-def _processor() -> str:
-    """The processor's name; Linux tells Python no more than its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

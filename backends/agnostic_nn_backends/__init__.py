@@ -18,7 +18,7 @@ A backend imports its own library and `agnostic_nn.special` and `.random`, to re
 native versions there, and nothing else of ours. It sets no global option.
 """
 
-__all__ = ["SHIPPED"]
+__all__ = ["SHIPPED", "processor"]
 
 SHIPPED = {  # name: (module, what to install)
     "numpy": ("agnostic_nn_backends.numpy", "numpy"),
@@ -28,3 +28,16 @@ SHIPPED = {  # name: (module, what to install)
     "dpnp": ("agnostic_nn_backends.dpnp", "agnostic-nn[dpnp]"),
     "array_api_strict": ("agnostic_nn_backends.array_api_strict", "agnostic-nn[strict]"),
 }
+
+
+def processor() -> str:
+    """The processor's name; Linux tells Python no more than its architecture."""
+    import platform
+
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            lines = file.readlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

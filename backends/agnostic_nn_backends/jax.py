@@ -9,6 +9,8 @@ import numpy as np
 
 from agnostic_nn import special
 
+from . import processor
+
 __all__ = [
     "asarray",
     "describe",
@@ -37,7 +39,7 @@ def devices():
 
 
 def describe(device):
-    return device.device_kind
+    return processor() if device.platform == "cpu" else device.device_kind
 
 
 def has_float64(device):

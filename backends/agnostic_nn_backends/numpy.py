@@ -1,13 +1,14 @@
 """NumPy: the reference on the CPU, and the host from which every other backend is fed."""
 
 import math
-import platform
 from contextlib import nullcontext
 
 import array_api_compat.numpy as xp
 import numpy as np
 
 from agnostic_nn import special
+
+from . import processor
 
 __all__ = [
     "asarray",
@@ -34,7 +35,7 @@ def devices():
 
 
 def describe(device):
-    return platform.processor() or platform.machine()
+    return processor()
 
 
 def has_float64(device):

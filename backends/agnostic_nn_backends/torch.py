@@ -1,6 +1,5 @@
 """PyTorch: eager, on CPUs and GPUs. Its autograd is never asked for a gradient but in checks."""
 
-import platform
 from contextlib import nullcontext
 
 import array_api_compat.torch as xp
@@ -8,6 +7,8 @@ import numpy as np
 import torch
 
 from agnostic_nn import random, special
+
+from . import processor
 
 __all__ = [
     "asarray",
@@ -37,7 +38,7 @@ def devices():
 def describe(device):
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
+    return processor()
 
 
 def has_float64(device):
