@@ -14,6 +14,7 @@ import nox
 
 nox.needs_version = ">=2025.5.1"
 nox.options.reuse_venv = "yes"
+nox.options.default_venv_backend = "virtualenv"  # uv would fetch gigabytes of CUDA for PyTorch
 nox.options.error_on_missing_interpreters = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")

@@ -23,11 +23,12 @@ def erf(x: Array) -> Array:
     last bit of a float64.
     """
     xp = namespace(x)
-    x = xp.clip(x, -6.0, 6.0)
+    near = xp.clip(x, -6.0, 6.0)
     total = xp.ones_like(x)
     for n in range(120, 0, -1):
-        total = 1.0 + total * (x * x) * (2.0 / (2 * n + 1))
-    return (2.0 / math.sqrt(math.pi)) * x * xp.exp(-x * x) * total
+        total = 1.0 + total * (near * near) * (2.0 / (2 * n + 1))
+    series = (2.0 / math.sqrt(math.pi)) * near * xp.exp(-near * near) * total
+    return xp.where(xp.abs(x) < 6.0, series, xp.sign(x))
 
 
 @singledispatch

@@ -143,7 +143,7 @@ def test_digits_are_learned(digits):
 def test_digits_stay_within_tolerance_of_the_reference(digits):
     result = only(digits)
     assert result["left_tolerance"] is None
-    assert result["verdict"] == "within tolerance over 690 steps"
+    assert result["verdict"] == "within tolerance over 900 steps"
     assert 0.0 < result["max_relative_deviation"] < digits["tolerance"]["last_step"]
 
 

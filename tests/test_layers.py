@@ -115,8 +115,8 @@ def computed(backend, layer, shape):
     """The arrays, here and on the backend, and what is computed there and by NumPy in float64."""
 
     def everything(arrays):
-        small = {f"a batch of {size}": run(layer, arrays, size=size) for size in (0, 1)}
-        return {"train": run(layer, arrays, train=True), "predict": run(layer, arrays), **small}
+        predicted = {f"of {size}": run(layer, arrays, size=size) for size in (0, 1)}
+        return {"train": run(layer, arrays, train=True), **predicted}
 
     arrays = arrays_for(layer, shape)
     there = backend.asarray(arrays)

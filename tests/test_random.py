@@ -184,6 +184,15 @@ def test_normal_draws_are_normal(backend, widest):
     assert abs(np.mean(drawn[1:] * drawn[:-1])) < 4 / math.sqrt(DRAWS)
 
 
+def test_normal_draws_are_those_of_box_and_muller():
+    """The same draws in every release: cos(πv) would be as normal, but others."""
+    key, shape = key_of(HOST, 0), (1000,)
+    u, v = (random.uniform(k, shape, np.float64) for k in random.split(key, 2))
+    pairs = zip(u.tolist(), v.tolist(), strict=True)
+    expected = [math.sqrt(-2 * math.log(1 - a)) * math.cos(2 * math.pi * b) for a, b in pairs]
+    np.testing.assert_allclose(random.normal(key, shape, np.float64), expected, atol=1e-14)
+
+
 def test_normal_draws_agree_on_every_backend(backend, widest, epsilon):
     """2πv is rounded before its cosine is taken, and the radius multiplies that; measured: 3."""
     found = draw_on(backend, random.normal, (DRAWS,), real(backend, widest))
@@ -224,8 +233,12 @@ def test_the_extreme_words_fall_on_the_right_side_of_a_probability(extreme):
     assert drawn(1.0 - 2.0**-31) == (extreme == 0)
 
 
-def test_equal_words_are_permuted_in_their_order(extreme):
-    np.testing.assert_array_equal(random.permutation(key_of(HOST, 0), 50), np.arange(50))
+def test_equal_words_are_permuted_in_their_order(backend, monkeypatch):
+    bits = draw_on(HOST, random.words, 1000) & np.uint32(1)
+    words = backend.xp.astype(backend.asarray(bits), random.words(key_of(backend, 0), 1).dtype)
+    monkeypatch.setattr(random, "words", lambda key, count: words)
+    found = backend.to_numpy(random.permutation(key_of(backend, 0), 1000))
+    np.testing.assert_array_equal(found, [*np.flatnonzero(bits == 0), *np.flatnonzero(bits)])
 
 
 @pytest.mark.parametrize(
