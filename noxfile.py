@@ -42,7 +42,8 @@ CONFIGURATIONS = {  # name: (what to install besides the tests' own needs, envir
 
 def pytest(session, *arguments, env):
     """The one test suite, on one array library."""
-    session.run("pytest", *arguments, *session.posargs, env=env)
+    # threads that wait for each other on small arrays cost more than they bring
+    session.run("pytest", *arguments, *session.posargs, env={"OMP_NUM_THREADS": "1"} | env)
 
 
 @nox.session
@@ -53,7 +54,7 @@ def tests(session, backend):
     session.install(*requirements, *TEST)
     if backend.startswith("jax"):  # one program is compiled once, however many tests want it
         env = env | {
-            "JAX_COMPILATION_CACHE_DIR": session.create_tmp(),
+            "JAX_COMPILATION_CACHE_DIR": str(Path(session.create_tmp()).resolve()),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         }

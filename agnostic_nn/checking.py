@@ -124,6 +124,7 @@ def check(
         If one of `backends` cannot run or has no float64.
     """
     expect(batch >= 1, "expected a batch of at least 1, got {}", batch)
+    expect(elements >= 1, "expected to check at least 1 element, got {}", elements)
     generator = np.random.default_rng(seed)
     for dtype in (np.float32, np.float64):
         case = _somewhere(layer, (batch, *shape), dtype, draw or partial(_draw, layer), generator)
@@ -285,15 +286,15 @@ def _kinked(slopes, bends):
 def _central_differences(case, limit, generator):
     named, gradients = dict(named_leaves(case.point)), dict(named_leaves(case.run()))
     for name, leaf in named.items():
-        slopes, bends = np.zeros((2, *leaf.shape))
-        picked = generator.permutation(leaf.size).reshape(leaf.shape) < limit
-        for index in zip(*np.nonzero(picked), strict=True):
+        slopes, bends = np.zeros(leaf.shape), np.zeros(leaf.shape)
+        picked = np.asarray(generator.permutation(leaf.size).reshape(leaf.shape) < limit)
+        for index in map(tuple, np.argwhere(picked)):
             unit = np.zeros(leaf.shape)
             unit[index] = 1.0
             direction = unname(dict.fromkeys(named, 0.0) | {name: unit}, case.point)
             slope, bend = _slope(case, direction, STEP * max(1.0, abs(leaf[index])))
             slopes[index], bends[index] = np.sum(slope * case.dy), np.max(bend * abs(case.dy))
-        kinked = _kinked(slopes, bends)
+        kinked = np.asarray(_kinked(slopes, bends))
         got, checked = gradients[name], picked & ~kinked
         row = _row("central difference", case, name, slopes, got, TRUNCATION, checked=checked)
         yield _without(kinked[picked], row)

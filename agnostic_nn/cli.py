@@ -121,7 +121,7 @@ def _backends(options: argparse.Namespace) -> int:
         for status in found
         for device in status.devices
     ]
-    print(table(columns, rows).rstrip())
+    print(table(columns, rows))
     missing = [status for status in found if status.reason]
     if missing:
         print("\ncannot run here:")

@@ -36,7 +36,9 @@ class StepDecay:
 
     def __call__(self, t: Array) -> Array:
         xp = namespace(t)
-        return self.rate * xp.exp(math.log(self.factor) * xp.floor(t / self.every))
+        # the half keeps t = every past the edge where a compiler turns / into · (1 / every)
+        done = xp.floor((t + 0.5) / self.every)
+        return self.rate * xp.exp(math.log(self.factor) * done)
 
 
 @dataclass(frozen=True)

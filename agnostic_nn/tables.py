@@ -24,7 +24,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | No
     console = Console(file=StringIO(), width=400, color_system=None, highlight=False, markup=False)
     console.print(drawn)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
 
 
 def _cell(value: Any) -> str:

@@ -36,7 +36,20 @@ class Gain(nn.Layer):
         return dy * params["gain"], {"gain": namespace(dy).sum(dy * cache, axis=0)}
 
 
-@pytest.mark.parametrize("layer", [Cube(), Gain(), nn.Sequential(Gain(2.0), Cube())], ids=str)
+class Temperature(Gain):
+    """One number for all."""
+
+    def init(self, key, shape, dtype):
+        return (*super().init(key, (), dtype)[:2], shape)
+
+    def backward(self, params, cache, dy):
+        return dy * params["gain"], {"gain": namespace(dy).sum(dy * cache)}
+
+
+OWN = [Cube(), Gain(), Temperature(), nn.Sequential(Gain(2.0), Cube())]
+
+
+@pytest.mark.parametrize("layer", OWN, ids=str)
 def test_a_layer_of_a_users_own_passes(backend, layer):
     report = check(layer, (2, 3), backends=[backend])
     assert report.worst.error < 1e-9
@@ -436,6 +449,7 @@ def test_the_same_seed_gives_the_same_report():
     )
 
 
-def test_a_batch_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="a batch of at least 1, got 0"):
-        check(nn.Tanh(), (4,), batch=0)
+@pytest.mark.parametrize("nothing", [{"batch": 0}, {"elements": 0}], ids=str)
+def test_to_check_nothing_is_refused(nothing):
+    with pytest.raises(ValueError, match="at least 1.*, got 0"):
+        check(nn.Tanh(), (4,), **nothing)

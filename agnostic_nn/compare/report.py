@@ -15,7 +15,7 @@ Row = list[Any]
 
 def summary(report: dict[str, Any]) -> str:
     """Text for a terminal: two tables, and a line for whatever went wrong or was left out."""
-    parts = [table(columns, rows, title).rstrip() for title, columns, rows in _overview(report)]
+    parts = [table(columns, rows, title) for title, columns, rows in _overview(report)]
     return "\n\n".join([*parts, "\n".join(_remarks(report))])
 
 
@@ -53,7 +53,7 @@ def _overview(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list[Row
     """Title, columns and rows of each table: a backend and device a row."""
     results, reference = report["results"], report["reference"]
     columns = ["backend", "hardware", "version", "dtype", "test accuracy", "final loss"]
-    columns += ["ms per step", "middle half", "first step", "samples/s"]
+    columns += ["ms per step", "middle half", "first step, ms", "samples/s"]
     rows = [
         [
             _name(r),

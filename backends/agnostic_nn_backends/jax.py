@@ -61,7 +61,7 @@ def jit(function, device, donate=()):
 
 def _scatter_add(updates, index, rows):
     zeros = xp.zeros((rows, *updates.shape[1:]), updates.dtype)
-    return zeros.at[index].add(updates)
+    return zeros.at[index.astype(xp.int32)].add(updates)
 
 
 # While `jit` traces, arrays are tracers: a type of their own to dispatch on.
