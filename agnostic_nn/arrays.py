@@ -4,6 +4,7 @@ The one file that knows how to ask an array where it came from. No array is
 created here, and no array library is imported.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,9 @@ __all__ = [
     "State",
     "device",
     "expect",
+    "expect_count",
+    "expect_number",
+    "expect_positive",
     "first_true",
     "namespace",
     "size",
@@ -64,8 +68,36 @@ def expect(holds: bool, message: str, *values: Any) -> None:
     of `message` only when it is raised: writing out a shape takes longer than adding
     two small arrays.
     """
-    if not holds:
-        raise ValueError(message.format(*values) if values else message)
+    if not holds:  # PyTorch's shapes are tuples with a name of their own
+        shown = [tuple(value) if isinstance(value, tuple) else value for value in values]
+        raise ValueError(message.format(*shown) if shown else message)
+
+
+def expect_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
+    """Raise unless `value`, the hyper-parameter called `name`, is a finite number in [low, high).
+
+    Python's own numbers only: NumPy's scalars would widen a float32 array.
+    """
+    if type(value) not in (int, float):
+        raise TypeError(f"expected {name} to be a number, got {value!r}")
+    bounds = f" of at least {low:g}" if high == math.inf else f" in [{low:g}, {high:g})"
+    bounds = "" if low == -math.inf else bounds
+    fits = math.isfinite(value) and low <= value < high
+    expect(fits, "expected a finite {}{}, got {}", name, bounds, value)
+
+
+def expect_positive(name: str, value: Any) -> None:
+    """Raise unless `value`, the hyper-parameter called `name`, is a finite number above 0."""
+    if type(value) in (int, float):
+        expect(0.0 < value < math.inf, "expected a finite {} above 0, got {}", name, value)
+    expect_number(name, value)
+
+
+def expect_count(name: str, value: Any) -> None:
+    """Raise unless `value`, the hyper-parameter called `name`, is an integer of at least 1."""
+    if type(value) is not int:
+        raise TypeError(f"expected {name} to be an integer, got {value!r}")
+    expect(value >= 1, "expected {} of at least 1, got {}", name, value)
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class Report:
     def __str__(self) -> str:
         columns = ("oracle", "backend", "mode", "leaf", "error", "tolerance", "checked", "kinks")
         rows = ([getattr(row, column) for column in columns] for row in self.rows)
-        return f"{self.title}\n{table(columns, rows)}"
+        return f"{self.title}\n\n{table(columns, rows)}"
 
 
 def check(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .arrays import device, expect, namespace
+from .arrays import device, expect, expect_number, expect_positive, namespace
 from .random import normal, uniform
 from .special import erf
 
@@ -46,7 +46,7 @@ class VarianceScaling:
     distribution: str
 
     def __post_init__(self) -> None:
-        expect(self.scale > 0, f"expected a scale above 0, got {self.scale}")
+        expect_positive("scale", self.scale)
         expect(self.fan in ("in", "out", "average"), f"no fan is called {self.fan!r}")
         known = self.distribution in ("normal", "uniform")
         expect(known, f"no distribution is called {self.distribution!r}")
@@ -79,6 +79,9 @@ class Constant:
 
     value: float = 0.0
 
+    def __post_init__(self) -> None:
+        expect_number("value", self.value)
+
     def __call__(self, key, shape, dtype):
         return namespace(key).full(shape, self.value, dtype=dtype, device=device(key))
 
@@ -97,7 +100,7 @@ class TruncatedNormal:
     deviation: float = 0.02
 
     def __post_init__(self) -> None:
-        expect(self.deviation > 0, f"expected a deviation above 0, got {self.deviation}")
+        expect_positive("deviation", self.deviation)
 
     def __call__(self, key, shape, dtype):
         xp = namespace(key)
@@ -121,6 +124,9 @@ class Orthogonal:
     """
 
     gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        expect_positive("gain", self.gain)
 
     def __call__(self, key, shape, dtype):
         expect(len(shape) >= 2, f"expected a shape (..., fan_in, fan_out), got {shape}")

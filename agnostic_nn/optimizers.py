@@ -9,7 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .arrays import Array, Moments, Params, device, expect, namespace
+from .arrays import (
+    Array,
+    Moments,
+    Params,
+    device,
+    expect,
+    expect_number,
+    expect_positive,
+    namespace,
+)
 from .trees import leaves, tree_map
 
 __all__ = ["SGD", "Adam", "AdamW", "ClipByGlobalNorm", "Optimizer"]
@@ -31,28 +40,7 @@ class Optimizer(Protocol):
 
 def _expect_rate(rate: Rate) -> None:
     if not callable(rate):
-        _expect_positive("rate", rate)
-
-
-def _expect_positive(name: str, value: Any) -> None:
-    _expect_number(name, value)
-    expect(0.0 < value < math.inf, "expected a finite {} above 0, got {}", name, value)
-
-
-def _expect_share(name: str, value: Any) -> None:
-    _expect_number(name, value)
-    expect(0.0 <= value < 1.0, "expected {} in [0, 1), got {}", name, value)
-
-
-def _expect_decay(value: Any) -> None:
-    _expect_number("weight_decay", value)
-    expect(0.0 <= value < math.inf, "expected a finite decay of at least 0, got {}", value)
-
-
-def _expect_number(name: str, value: Any) -> None:
-    """Python's own numbers only: NumPy's scalars would widen a float32 array."""
-    if type(value) not in (int, float):
-        raise TypeError(f"expected {name} to be a number, got {value!r}")
+        expect_positive("rate", rate)
 
 
 def _count(params: Params) -> Array:
@@ -92,9 +80,9 @@ class SGD:
 
     def __post_init__(self) -> None:
         _expect_rate(self.rate)
-        _expect_share("momentum", self.momentum)
+        expect_number("momentum", self.momentum, 0.0, 1.0)
         expect(not self.nesterov or self.momentum > 0, "nesterov needs a momentum above 0")
-        _expect_decay(self.weight_decay)
+        expect_number("weight_decay", self.weight_decay, 0.0)
 
     def init(self, params):
         moments = {"step": _count(params)}
@@ -139,9 +127,9 @@ class Adam:
 
     def __post_init__(self) -> None:
         _expect_rate(self.rate)
-        _expect_share("beta1", self.beta1)
-        _expect_share("beta2", self.beta2)
-        _expect_positive("epsilon", self.epsilon)
+        expect_number("beta1", self.beta1, 0.0, 1.0)
+        expect_number("beta2", self.beta2, 0.0, 1.0)
+        expect_positive("epsilon", self.epsilon)
 
     def init(self, params):
         def zeros(p):
@@ -183,7 +171,7 @@ class AdamW(Adam):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _expect_decay(self.weight_decay)
+        expect_number("weight_decay", self.weight_decay, 0.0)
 
     def update(self, params, grads, moments):
         kept = 1.0 - _rate_now(self.rate, params, moments) * self.weight_decay
@@ -204,7 +192,7 @@ class ClipByGlobalNorm:
     limit: float = 1.0
 
     def __post_init__(self) -> None:
-        _expect_positive("limit", self.limit)
+        expect_positive("limit", self.limit)
 
     def init(self, params):
         return self.optimizer.init(params)

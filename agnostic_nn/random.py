@@ -79,8 +79,15 @@ def bernoulli(key: Key, probability: float, shape: Shape) -> Array:
 
 
 def uniform(key: Key, shape: Shape, dtype: Any) -> Array:
-    """Draws from [0, 1) with as many random bits as `dtype` holds: 24, or 53 for float64."""
+    """Draws from [0, 1) with as many random bits as `dtype` holds: 24, or 53 for float64.
+
+    Raises
+    ------
+    ValueError
+        If dtype is neither float32 nor float64.
+    """
     xp = namespace(key)
+    expect(dtype in (xp.float32, xp.float64), "expected float32 or float64, got {}", dtype)
     count = math.prod(shape)
     if dtype == xp.float64:
         drawn = xp.reshape(words(key, 2 * count), (count, 2))

@@ -7,7 +7,7 @@ same shape and dtype. Any such function serves where an optimizer takes a rate.
 import math
 from dataclasses import dataclass
 
-from .arrays import Array, expect, namespace
+from .arrays import Array, expect, expect_count, expect_number, expect_positive, namespace
 
 __all__ = ["Constant", "Cosine", "ExponentialDecay", "StepDecay"]
 
@@ -17,6 +17,9 @@ class Constant:
     """rate, at every step; what a plain number says too."""
 
     rate: float
+
+    def __post_init__(self) -> None:
+        expect_positive("rate", self.rate)
 
     def __call__(self, t: Array) -> Array:
         return namespace(t).full_like(t, self.rate)
@@ -31,8 +34,9 @@ class StepDecay:
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        expect(self.every >= 1, f"expected every at least 1, got {self.every}")
-        expect(self.factor > 0, f"expected a factor above 0, got {self.factor}")
+        expect_positive("rate", self.rate)
+        expect_positive("factor", self.factor)
+        expect_count("every", self.every)
 
     def __call__(self, t: Array) -> Array:
         xp = namespace(t)
@@ -50,8 +54,9 @@ class ExponentialDecay:
     every: int = 1
 
     def __post_init__(self) -> None:
-        expect(self.every >= 1, f"expected every at least 1, got {self.every}")
-        expect(self.factor > 0, f"expected a factor above 0, got {self.factor}")
+        expect_positive("rate", self.rate)
+        expect_positive("factor", self.factor)
+        expect_count("every", self.every)
 
     def __call__(self, t: Array) -> Array:
         return self.rate * namespace(t).exp(t * (math.log(self.factor) / self.every))
@@ -74,8 +79,10 @@ class Cosine:
     final: float = 0.0
 
     def __post_init__(self) -> None:
+        expect_positive("rate", self.rate)
+        expect_number("final", self.final, 0.0)
         fits = 0 <= self.warmup < self.steps
-        expect(fits, f"expected 0 <= warmup < steps, got {self.warmup} and {self.steps}")
+        expect(fits, "expected 0 <= warmup < steps, got {} and {}", self.warmup, self.steps)
 
     def __call__(self, t: Array) -> Array:
         xp = namespace(t)

@@ -602,13 +602,13 @@ def test_a_shape_that_a_layer_cannot_take_is_refused_by_init(layer, shape, messa
 
 
 SENSELESS = [  # what is asked for, error and message
-    (lambda: nn.Dense(0), ValueError, "a width of at least 1, got 0"),
-    (lambda: nn.Dropout(1.0), ValueError, r"a rate in \[0, 1\), got 1.0"),
-    (lambda: nn.Dropout(-0.1), ValueError, r"a rate in \[0, 1\), got -0.1"),
-    (lambda: nn.Dropout(math.nan), ValueError, r"a rate in \[0, 1\), got nan"),
+    (lambda: nn.Dense(0), ValueError, "width of at least 1, got 0"),
+    (lambda: nn.Dropout(1.0), ValueError, r"rate in \[0, 1\), got 1.0"),
+    (lambda: nn.Dropout(-0.1), ValueError, r"rate in \[0, 1\), got -0.1"),
+    (lambda: nn.Dropout(math.nan), ValueError, r"rate in \[0, 1\), got nan"),
     (lambda: nn.BatchNorm(momentum=1.5), ValueError, r"a momentum in \[0, 1\], got 1.5"),
-    (lambda: nn.Embedding(0, 3), ValueError, "a count of at least 1, got 0"),
-    (lambda: nn.Embedding(3, 0), ValueError, "a width of at least 1, got 0"),
+    (lambda: nn.Embedding(0, 3), ValueError, "count of at least 1, got 0"),
+    (lambda: nn.Embedding(3, 0), ValueError, "width of at least 1, got 0"),
     (lambda: nn.Reshape((-1, -1)), ValueError, r"one of them may be -1, got \(-1, -1\)"),
     (lambda: nn.Reshape((0, 2)), ValueError, r"at least 1, .* got \(0, 2\)"),
     (

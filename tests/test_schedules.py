@@ -81,10 +81,10 @@ def test_cosine_warms_up_to_its_rate_and_ends_at_its_final_one(backend, widest, 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: StepDecay(0.1, every=0), "every at least 1, got 0"),
+        (lambda: StepDecay(0.1, every=0), "every of at least 1, got 0"),
         (lambda: StepDecay(0.1, every=5, factor=0.0), "factor above 0, got 0"),
         (lambda: StepDecay(0.1, every=5, factor=math.nan), "factor above 0, got nan"),
-        (lambda: ExponentialDecay(0.1, 0.9, every=-1), "every at least 1, got -1"),
+        (lambda: ExponentialDecay(0.1, 0.9, every=-1), "every of at least 1, got -1"),
         (lambda: ExponentialDecay(0.1, -0.5), "factor above 0, got -0.5"),
         (lambda: Cosine(0.1, steps=0), "0 <= warmup < steps, got 0 and 0"),
         (lambda: Cosine(0.1, steps=5, warmup=5), "0 <= warmup < steps, got 5 and 5"),

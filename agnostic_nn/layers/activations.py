@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from ..arrays import expect, namespace
+from ..arrays import expect, expect_number, namespace
 from ..special import erf, log_softmax, sigmoid, softplus
 from .base import Layer
 
@@ -71,6 +71,9 @@ class LeakyReLU(Elementwise):
 
     negative_slope: float = 0.01
 
+    def __post_init__(self):
+        expect_number("negative_slope", self.negative_slope)
+
     def value(self, x):
         return namespace(x).where(x > 0, x, self.negative_slope * x)
 
@@ -87,6 +90,9 @@ class ELU(Elementwise):
     """
 
     alpha: float = 1.0
+
+    def __post_init__(self):
+        expect_number("alpha", self.alpha)
 
     def value(self, x):
         xp = namespace(x)

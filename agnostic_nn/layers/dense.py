@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..arrays import device, expect, namespace
+from ..arrays import device, expect, expect_count, namespace
 from ..initializers import Initializer, glorot_uniform
 from .base import Layer
 
@@ -31,7 +31,7 @@ class Dense(Layer):
     initializer: Initializer = field(default=glorot_uniform, repr=False)
 
     def __post_init__(self):
-        expect(self.width >= 1, f"expected a width of at least 1, got {self.width}")
+        expect_count("width", self.width)
 
     def init(self, key, shape, dtype):
         expect(len(shape) >= 1, "Dense takes (batch, ..., fan_in), got (batch,)")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..arrays import expect, namespace
+from ..arrays import expect_number, namespace
 from ..random import bernoulli, split
 from .base import Layer
 
@@ -28,7 +28,7 @@ class Dropout(Layer):
     rate: float = 0.5
 
     def __post_init__(self):
-        expect(0.0 <= self.rate < 1.0, f"expected a rate in [0, 1), got {self.rate}")
+        expect_number("rate", self.rate, 0.0, 1.0)
 
     def init(self, key, shape, dtype):
         return {}, {"key": key}, shape

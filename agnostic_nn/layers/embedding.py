@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..arrays import expect, first_true, namespace
+from ..arrays import expect_count, first_true, namespace
 from ..initializers import Initializer, TruncatedNormal
 from ..special import scatter_add
 from .base import Layer
@@ -34,8 +34,8 @@ class Embedding(Layer):
     takes = "integral"
 
     def __post_init__(self):
-        expect(self.count >= 1, f"expected a count of at least 1, got {self.count}")
-        expect(self.width >= 1, f"expected a width of at least 1, got {self.width}")
+        expect_count("count", self.count)
+        expect_count("width", self.width)
 
     def init(self, key, shape, dtype):
         weight = self.initializer(key, (self.count, self.width), dtype)
@@ -53,7 +53,9 @@ class Embedding(Layer):
         xp = namespace(x, weight)
         if not xp.isdtype(x.dtype, "integral"):
             raise TypeError(f"Embedding takes integers, got {x.dtype}")
-        y = xp.take(weight, xp.reshape(x, (-1,)), axis=0)
+        # a narrow integer is no index to PyTorch
+        rows = xp.astype(xp.reshape(x, (-1,)), xp.int32, copy=False)
+        y = xp.take(weight, rows, axis=0)
         return xp.reshape(y, (*x.shape, self.width)), state, x
 
     def backward(self, params, cache, dy):

@@ -19,7 +19,7 @@ Szegedy, arXiv:1502.03167, sec. 3, in one line):
 import math
 from dataclasses import dataclass
 
-from ..arrays import Rows, device, expect, namespace
+from ..arrays import Rows, device, expect, expect_number, namespace
 from .base import Layer
 
 __all__ = ["BatchNorm", "LayerNorm"]
@@ -83,6 +83,9 @@ class LayerNorm(Layer):
 
     epsilon: float = 1e-5
 
+    def __post_init__(self):
+        expect_number("epsilon", self.epsilon, 0.0)
+
     def init(self, key, shape, dtype):
         expect(len(shape) >= 1, "LayerNorm takes (batch, ..., width), got (batch,)")
         return _scale_and_bias(key, shape[-1], dtype), {}, shape
@@ -126,7 +129,10 @@ class BatchNorm(Layer):
     epsilon: float = 1e-5
 
     def __post_init__(self):
-        expect(0.0 <= self.momentum <= 1.0, f"expected a momentum in [0, 1], got {self.momentum}")
+        expect_number("epsilon", self.epsilon, 0.0)
+        expect_number("momentum", self.momentum)
+        fits = 0.0 <= self.momentum <= 1.0
+        expect(fits, "expected a momentum in [0, 1], got {}", self.momentum)
 
     def init(self, key, shape, dtype):
         expect(len(shape) >= 1, "BatchNorm takes (batch, ..., width), got (batch,)")

@@ -64,7 +64,7 @@ def synchronize(array):
 
 def _scatter_add(updates, index, rows):
     zeros = torch.zeros((rows, updates.shape[1]), dtype=updates.dtype, device=updates.device)
-    return zeros.index_add(0, index, updates)
+    return zeros.index_add(0, index.to(torch.int64), updates)
 
 
 def _words(key, count, stream=0):
