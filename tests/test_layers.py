@@ -630,9 +630,14 @@ def test_a_layer_that_makes_no_sense_is_refused_at_once(make, error, message):
 BAD_DATA = [  # layer, x, error and message
     (nn.Dense(2), np.asarray([[1.0, np.nan]]), ValueError, r"x\[0, 1\] is nan"),
     (nn.ReLU(), np.asarray([0.0, 1.0, -np.inf]), ValueError, r"x\[2\] is -inf"),
-    (nn.Dense(2), np.asarray([[1, 2]]), TypeError, "Dense takes a real floating x, got int64"),
-    (nn.Dense(2), np.asarray([[True]]), TypeError, "Dense takes a real floating x, got bool"),
-    (nn.Dense(2), np.asarray([[1j]]), TypeError, "Dense takes a real floating x, got complex128"),
+    (nn.Dense(2), np.asarray([[1, 2]]), TypeError, "Dense takes real floating numbers, got int64"),
+    (nn.Dense(2), np.asarray([[True]]), TypeError, "Dense takes real floating numbers, got bool"),
+    (
+        nn.Dense(2),
+        np.asarray([[1j]]),
+        TypeError,
+        "Dense takes real floating numbers, got complex128",
+    ),
     (
         nn.Embedding(5, 2),
         np.asarray([[0, 4], [5, 1]]),
@@ -640,7 +645,12 @@ BAD_DATA = [  # layer, x, error and message
         r"rows 0 to 4, but x\[1, 0\] is 5",
     ),
     (nn.Embedding(5, 2), np.asarray([3, -1]), ValueError, r"rows 0 to 4, but x\[1\] is -1"),
-    (nn.Embedding(5, 2), np.asarray([1.0]), TypeError, "Embedding takes a integral x, got float64"),
+    (
+        nn.Embedding(5, 2),
+        np.asarray([1.0]),
+        TypeError,
+        "Embedding takes integral numbers, got float64",
+    ),
     (nn.Sequential(nn.Embedding(5, 2), nn.Dense(2)), np.asarray([7]), ValueError, "but x.0. is 7"),
     (nn.Sequential(nn.Sequential(nn.Tanh())), np.asarray([np.nan]), ValueError, r"x\[0\] is nan"),
     (nn.Residual(nn.Dense(2)), np.asarray([[np.inf]]), ValueError, r"x\[0, 0\] is inf"),

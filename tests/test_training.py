@@ -269,7 +269,7 @@ WRONG = [
         TypeError,
         "x is float64, but the model computes in float32",
     ),
-    ("integers", X.astype("int64"), LABELS, TypeError, "takes a real floating x, got int64"),
+    ("integers", X.astype("int64"), LABELS, TypeError, "takes real floating numbers, got int64"),
     ("strings", np.array([["a"] * 4] * 50), LABELS, TypeError, "to hold numbers"),
     (
         "another library",

@@ -8,7 +8,7 @@ from .sequential import Sequential
 __all__ = ["Residual"]
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Residual(Sequential):
     """y = x + f(x), with f the given layers one after the other.
 

@@ -8,7 +8,7 @@ from ..random import split
 __all__ = ["Sequential"]
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Sequential(Layer):
     """y = fₙ(…f₂(f₁(x))). Params, state, cache and grads are tuples, one entry a layer.
 
@@ -24,6 +24,9 @@ class Sequential(Layer):
         object.__setattr__(self, "layers", layers)
         if layers:
             object.__setattr__(self, "takes", layers[0].takes)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"
 
     def init(self, key, shape, dtype):
         params, state = [], []

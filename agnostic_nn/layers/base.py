@@ -53,7 +53,7 @@ class Layer:
         """
         xp = namespace(x)
         if not xp.isdtype(x.dtype, self.takes):
-            raise TypeError(f"{type(self).__name__} takes a {self.takes} x, got {x.dtype}")
+            raise TypeError(f"{type(self).__name__} takes {self.takes} numbers, got {x.dtype}")
         if self.takes != "real floating" or all_finite(x):
             return
         bad = first_true(~xp.isfinite(x)) or ()
