@@ -37,7 +37,14 @@ CONFIGURATIONS = {  # name: (what to install besides the tests' own needs, envir
     "jax": (["-e", ".[jax]"], JAX | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}),
     "jax-x64": (["-e", ".[jax]"], JAX | {"JAX_ENABLE_X64": "1"}),
     "torch": (["-e", ".", "torch==2.13.0"], {"AGNOSTIC_NN_BACKEND": "torch:cpu"}),
+    "cupy": (["-e", ".[cupy-cuda13x]"], {"AGNOSTIC_NN_BACKEND": "cupy"}),
+    "dpnp": (["-e", ".[dpnp]"], {"AGNOSTIC_NN_BACKEND": "dpnp"}),
 }
+
+nox.options.sessions = [  # dpnp takes 3 GB, so it is run by name
+    *(f"tests({name})" for name in CONFIGURATIONS if name != "dpnp"),
+    *("newest", "lowest", "build", "lint", "typecheck"),
+]
 
 
 def pytest(session, *arguments, env):
@@ -52,34 +59,22 @@ def tests(session, backend):
     """The test suite on one backend: nox -s "tests(jax)" """
     requirements, env = CONFIGURATIONS[backend]
     session.install(*requirements, *TEST)
+    arguments = []
     if backend.startswith("jax"):  # one program is compiled once, however many tests want it
         env = env | {
             "JAX_COMPILATION_CACHE_DIR": str(Path(session.create_tmp()).resolve()),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         }
-    pytest(session, env=env)
-
-
-@nox.session
-def cupy(session):
-    """CuPy: names, signatures and a stand-in anywhere; the whole suite where there is CUDA."""
-    session.install("-e", ".[cupy-cuda13x]", *TEST)
-    if cuda_devices():
-        pytest(session, env={"AGNOSTIC_NN_BACKEND": "cupy"})
-    elif os.environ.get("REQUIRE_GPU") == "1":
-        session.error("REQUIRE_GPU=1, but there is no usable CUDA device")
-    else:
-        session.warn("no usable CUDA device: no GPU code will run")
-        pytest(session, "tests/test_cupy.py", env={"AGNOSTIC_NN_BACKEND": "numpy"})
-
-
-@nox.session(default=False)
-def dpnp(session):
-    """dpnp on Intel's OpenCL runtime for CPUs: real placement rules without a GPU; 3 GB."""
-    session.install("-e", ".[dpnp]", *TEST)
-    driver = Path(session.virtualenv.location, "lib", "libintelocl.so").resolve()
-    pytest(session, env={"AGNOSTIC_NN_BACKEND": "dpnp", "OCL_ICD_FILENAMES": str(driver)})
+    if backend == "dpnp":  # Intel's OpenCL runtime for CPUs lies in the environment
+        driver = Path(session.virtualenv.location, "lib", "libintelocl.so")
+        env = env | {"OCL_ICD_FILENAMES": str(driver.resolve())}
+    if backend == "cupy" and not cuda_devices():
+        if os.environ.get("REQUIRE_GPU") == "1":
+            session.error("REQUIRE_GPU=1, but there is no usable CUDA device")
+        session.warn("no usable CUDA device: names, signatures and a stand-in, but no GPU code")
+        env, arguments = {"AGNOSTIC_NN_BACKEND": "numpy"}, ["tests/test_cupy.py"]
+    pytest(session, *arguments, env=env)
 
 
 @nox.session

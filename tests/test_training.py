@@ -167,6 +167,17 @@ def test_weights_count_as_repetitions_do(backend):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_fillers_count_nothing_among_weighted_examples_either(backend):
+    x, labels = blobs(8)
+    weights = np.linspace(0.5, 1.5, 8, dtype="float32")
+    one, other = (make(backend, optimizer=nn.SGD(0.1)) for _ in range(2))
+    one.fit(x, labels, batch_size=5, shuffle=False, weights=weights, verbose=0)
+    for part in (slice(0, 5), slice(5, 8)):
+        other.step(x[part], labels[part], weights[part])
+    for a, b in zip(host(one), host(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_all_batches_compile_once(backend):
     x, labels = blobs()
     trainer = make(backend, classifier(nn.BatchNorm(), nn.Dropout(0.1)))
@@ -252,6 +263,12 @@ def test_summary_lists_layers_shapes_parameters_and_bytes(backend):
     assert summary.parameters == 139
     assert "Dense(width=8, bias=True)" in str(summary)
     assert "1,440" in str(summary)
+
+
+def test_summary_counts_an_array_that_two_layers_keep_once(backend):
+    model = nn.Sequential(nn.Dense(8), nn.Softmax(), nn.Dense(3))
+    summary = make(backend, model, shape=(4,)).summary(batch_size=10)
+    assert [row.bytes_kept for row in summary.rows] == [160, 320, 0]
 
 
 # --- wrong input ------------------------------------------------------------------------
