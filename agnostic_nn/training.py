@@ -126,7 +126,7 @@ class Trainer:
         self.metrics = _known_of(loss, "metrics", {}) if metrics is None else dict(metrics)
         self.shape: Shape | None = None
         self.out_shape: Shape | None = None
-        self.steps = 0  # taken so far
+        self.steps = 0  # so far; one that `step` refused is counted, for nobody has looked yet
         self.epoch = 0  # epochs completed
         self._open = (0, 0, 0)  # of the epoch begun: batches done, batch size, examples
         self._carry: Carry | None = None
