@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from .trees import leaves, named_leaves, unname
 __all__ = ["NonFiniteLoss", "Trainer", "make_step"]
 
 Carry = tuple[Params, State, Moments]
+_CLOSED = (0, 0, 0, True)  # of an epoch begun: batches done, batch size, examples, whether shuffled
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -124,11 +126,12 @@ class Trainer:
             raise ValueError(f"{self.backend} has no float64 as it is set up now")
         self.seed, self.dtype, self.keep_finite = seed, dtype, keep_finite
         self.metrics = _known_of(loss, "metrics", {}) if metrics is None else dict(metrics)
+        self._weighs = _takes_three(loss)
         self.shape: Shape | None = None
         self.out_shape: Shape | None = None
         self.steps = 0  # so far; one that `step` refused is counted, for nobody has looked yet
         self.epoch = 0  # epochs completed
-        self._open = (0, 0, 0)  # of the epoch begun: batches done, batch size, examples
+        self._open = _CLOSED
         self._carry: Carry | None = None
         jit = self.backend.jit
         step = make_step(model, loss, optimizer, keep_finite=keep_finite)
@@ -230,11 +233,12 @@ class Trainer:
         examples = self._examples(x, target, weights)
         held_out = None if validation is None else self._examples(*validation)
         batch_size = min(batch_size, len(examples))
-        done, size, count = self._open
-        if done and (size, count) != (batch_size, len(examples)):
+        done, size, count, shuffled = self._open
+        if done and (size, count, shuffled) != (batch_size, len(examples), shuffle):
             raise ValueError(
-                f"epoch {self.epoch + 1} was begun with {count} examples in batches of {size}, "
-                f"got {len(examples)} in batches of {batch_size}"
+                f"epoch {self.epoch + 1} was begun with {count} examples in batches of {size} and "
+                f"shuffle={shuffled}, got {len(examples)} in batches of {batch_size} and "
+                f"shuffle={shuffle}"
             )
 
         history = History()
@@ -273,19 +277,22 @@ class Trainer:
                     "are those before it. A lower rate, ClipByGlobalNorm or a look at that batch "
                     "may help."
                 )
-            self._open = (number + 1, batch_size, count)
+            self._open = (number + 1, batch_size, count, shuffle)
             total, seen = total + float(value) * size, seen + size
             told.advance(number + 1, total / seen)
             if stop.requested or self.steps >= last:
                 break
         if self._open[0] * batch_size >= count:
-            self.epoch, self._open = self.epoch + 1, (0, 0, 0)
+            self.epoch, self._open = self.epoch + 1, _CLOSED
         return total / seen
 
     def _moved(self, examples: Examples, rows: np.ndarray, size: int) -> list[Array | None]:
         """A batch on the backend: x, target, counts and weights."""
         counts = weights = None
         if len(examples) % len(rows):
+            self._expect_weights(
+                f"a last short batch, of {len(examples)} examples {len(rows)} at a time,"
+            )
             counts = (np.arange(len(rows)) < size).astype(self.dtype)
         if examples.weights is not None:
             weights = examples.weights[rows]
@@ -367,12 +374,21 @@ class Trainer:
             check(found, self.out_shape)
         found = typed("target", found, chosen, self.dtype)
         if weights is not None:
+            self._expect_weights("weighting examples")
             weights = typed("weights", *fetch("weights", weights, self.backend), self.dtype)
             if weights.shape != host.shape[:1]:
                 raise ValueError(f"expected weights of shape {host.shape[:1]}, got {weights.shape}")
             if not (np.isfinite(weights) & (weights >= 0)).all():
                 raise ValueError("expected finite weights of at least 0")
         return Examples(host, found, weights)
+
+    def _expect_weights(self, who: str) -> None:
+        """Refuse what needs a loss that takes weights, if this one does not."""
+        if not self._weighs:
+            raise TypeError(
+                f"{who} needs a loss that takes weights: give it a third parameter, "
+                "weights=None, or choose a batch_size that divides the examples"
+            )
 
     # --- elsewhere and later ------------------------------------------------------------
 
@@ -470,6 +486,14 @@ def _judge(model, loss, metrics, params, state, x, target, counts):
             share = xp.reshape(counts / xp.sum(counts), (-1, *(1,) * (values.ndim - 1)))
             found.append(xp.sum(share * values) / math.prod(values.shape[1:]))
     return found
+
+
+def _takes_three(function: Callable) -> bool:
+    try:
+        signature(function).bind(None, None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def _known_of(loss: Any, name: str, default: Any) -> Any:

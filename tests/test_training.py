@@ -342,6 +342,21 @@ def test_wrong_options_are_refused(backend, options, said):
         make(backend).fit(X, LABELS, verbose=0, **options)
 
 
+def test_a_loss_of_ones_own_may_do_without_weights_where_none_are_needed(backend):
+    def squares(y, target):
+        error = y - target
+        return nn.arrays.namespace(y).sum(error * error), 2.0 * error
+
+    trainer = make(backend, loss=squares)
+    target = np.ones((50, 3), "float32")
+    history = trainer.fit(X, target, epochs=2, batch_size=25, verbose=0)
+    assert history["loss"][1] < history["loss"][0]
+    with pytest.raises(TypeError, match="of 50 examples 16 at a time, needs a loss that takes"):
+        trainer.fit(X, target, batch_size=16, verbose=0)
+    with pytest.raises(TypeError, match="weighting examples needs a loss that takes weights"):
+        trainer.fit(X, target, weights=np.ones(50, "float32"), verbose=0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "kind", "said"),
     [
@@ -390,10 +405,11 @@ def test_arrays_of_another_device_are_refused(backend):
 def test_an_epoch_begun_with_other_data_is_not_finished_with_these(backend):
     trainer = make(backend)
     trainer.fit(X, LABELS, batch_size=16, steps=2, verbose=0)
-    with pytest.raises(
-        ValueError, match="begun with 50 examples in batches of 16, got 50 in batches of 8"
-    ):
+    begun = "begun with 50 examples in batches of 16 and shuffle=True, got 50 in batches of "
+    with pytest.raises(ValueError, match=f"{begun}8"):
         trainer.fit(X, LABELS, batch_size=8, verbose=0)
+    with pytest.raises(ValueError, match=f"{begun}16 and shuffle=False"):
+        trainer.fit(X, LABELS, batch_size=16, shuffle=False, verbose=0)
     trainer.fit(X, LABELS, batch_size=16, verbose=0)
     assert (trainer.epoch, trainer.steps) == (1, 4)
 
