@@ -55,6 +55,15 @@ def test_erf_keeps_shapes_and_takes_every_number(backend, widest, epsilon, way):
 
 
 @ways
+@pytest.mark.parametrize("dtype", ["float32", "widest"])
+def test_erf_is_one_to_the_last_bit_far_out(backend, widest, way, dtype):
+    """What multiplies a large number, as in GELU, may not miss by a rounding."""
+    far = np.asarray([6.0, 10.0, 1e4, 3e38], widest if dtype == "widest" else dtype)
+    np.testing.assert_array_equal(call(backend, take(way, erf), far), np.ones(4))
+    np.testing.assert_array_equal(call(backend, take(way, erf), -far), -np.ones(4))
+
+
+@ways
 @pytest.mark.parametrize(
     ("count", "width", "rows"),
     [(0, 3, 5), (1, 1, 1), (257, 5, 129), (1001, 3, 1), (64, 33, 1000)],

@@ -60,6 +60,8 @@ def jit(function, device, donate=()):
 def synchronize(array):
     if array.is_cuda:
         torch.cuda.synchronize(array.device)
+    elif array.is_mps:
+        torch.mps.synchronize()
 
 
 def _scatter_add(updates, index, rows):
