@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["leaves", "named_leaves", "tree_map", "unname"]
+__all__ = ["leaves", "named_leaves", "shape_map", "tree_map", "unname"]
 
 
 def tree_map(function: Callable, tree: Any, *rest: Any) -> Any:
@@ -74,3 +74,12 @@ def _outline(tree: Any) -> str:
     if isinstance(tree, dict):
         return f"keys {sorted(tree)}"
     return f"{len(tree)} entries" if isinstance(tree, tuple) else "a leaf"
+
+
+def shape_map(function: Callable, shapes: Any) -> Any:
+    """Apply `function` to each shape of a tree of shapes; a shape is a tuple of integers."""
+    if isinstance(shapes, dict):
+        return {k: shape_map(function, v) for k, v in shapes.items()}
+    if all(isinstance(entry, int) for entry in shapes):
+        return function(shapes)
+    return tuple(shape_map(function, v) for v in shapes)

@@ -22,9 +22,10 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"arrays", "trees"},
     {"special", "random"},
-    {"initializers", "metrics", "layers.base"},
+    {"initializers", "metrics", "layers.base", "losses.base", "optimizers.base"},
     {"layers", "losses", "optimizers", "schedules"},
     {"blocks.sequential"},
+    {"blocks.residual"},
     {"blocks", "registry"},
     {"interrupts", "progress", "tables"},  # from here up NumPy and all of the stdlib may be used
     {"checkpoint", "config", "data", "history", "summary"},
@@ -34,7 +35,7 @@ FLOORS = (
     {"compare"},
     {"cli"},
 )
-HOST = 6  # the lowest floor of those that work on the host
+HOST = 7  # the lowest floor of those that work on the host
 STDLIB = set(sys.stdlib_module_names)
 CORE = {"array_api_compat", "collections", "dataclasses", "functools", "math", "typing"}
 BACKENDS = {"agnostic_nn_backends", "contextlib", "importlib", "os", "types"}

@@ -7,10 +7,19 @@ import numpy as np
 import pytest
 
 from agnostic_nn import random, special
-from agnostic_nn.special import all_finite, erf, log_softmax, scatter_add, select, sigmoid, softplus
+from agnostic_nn.special import (
+    all_finite,
+    erf,
+    log_softmax,
+    scan_as,
+    scatter_add,
+    select,
+    sigmoid,
+    softplus,
+)
 from agnostic_nn.trees import tree_map
 
-DISPATCHED = [all_finite, erf, scatter_add, select, random.words]
+DISPATCHED = [all_finite, erf, scan_as, scatter_add, select, random.words]
 ways = pytest.mark.parametrize("way", ["native", "standard"])
 
 

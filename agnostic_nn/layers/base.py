@@ -16,9 +16,14 @@ class Layer:
     A layer owns no arrays. Whatever it needs comes in through the arguments and
     whatever it makes goes out through the return value. So it prints, compares, hashes
     and pickles; a subclass with hyper-parameters of its own is decorated like this one.
+
+    Where one array is not enough, x is a tree: a dict of arrays by name (an array alone is
+    then the one called "x"), or a tuple. Its shape is nested alike, a shape being a tuple of
+    integers, and so are y and dy. dx is nested like x, with None for what has no gradient.
     """
 
-    takes: ClassVar[str] = "real floating"  # the Standard's word for the kind of dtype of x
+    # the Standard's word for the kind of dtype of x; by name where x may be a dict
+    takes: ClassVar[str | dict[str, str]] = "real floating"
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         """Make `params` and `state` for inputs of `shape` (batch axis left out).

@@ -64,7 +64,12 @@ def _scatter_add(updates, index, rows):
     return zeros.at[index.astype(xp.int32)].add(updates)
 
 
+def _scan_as(leaf, step, carry, xs, reverse):
+    return jax.lax.scan(step, carry, xs, reverse=reverse)
+
+
 # While `jit` traces, arrays are tracers: a type of their own to dispatch on.
 for kind in (jax.Array, jax.core.Tracer):
     special.erf.register(kind, jax.lax.erf)
     special.scatter_add.register(kind, _scatter_add)
+    special.scan_as.register(kind, _scan_as)

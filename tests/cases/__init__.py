@@ -1,0 +1,53 @@
+"""Cases: what is held to every oracle, a line each, one file a family.
+
+A family's file lists `CASES`; whatever file lies here is found. The tests and the table
+of proofs (`nox -s proofs`) read the same lines.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import agnostic_nn as nn
+
+__all__ = ["Case", "Given", "layer_cases"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What PyTorch's twin of a layer is given: our own trees, their leaves tensors."""
+
+    params: Any
+    state: Any
+    x: Any
+    train: bool
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer, the shape of one example, and how PyTorch says the same.
+
+    theirs(torch, given) -> y, or (y, state), in PyTorch's own words; autograd then gives
+    the gradients of the tensors in `given`, in our layout. Or a string: why PyTorch has none.
+    draw(generator, (batch, *shape)) -> x, where normal draws or small integers will not do;
+    for a tree of inputs it is called once, with the tree of shapes.
+    thorough: one of a sweep that only NumPy and `nox -s sweep` do.
+    """
+
+    layer: nn.Layer
+    shape: Any
+    theirs: Callable[[Any, Given], Any] | str
+    draw: Callable[[Any, Any], Any] | None = None
+    thorough: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.layer} {self.shape}"
+
+
+def layer_cases() -> list[Case]:
+    """The cases of all families."""
+    found = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+    modules = [import_module(f"{__name__}.{stem}") for stem in found]
+    return [case for module in modules for case in module.CASES]
