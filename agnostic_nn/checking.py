@@ -45,7 +45,7 @@ from .layers.base import Layer
 from .registry import Backend, BackendUnavailable, backend
 from .registry import backends as installed
 from .tables import table
-from .trees import leaves, named_leaves, tree_map, unname
+from .trees import leaves, named_leaves, shape_map, tree_map, unname
 
 __all__ = ["CheckFailed", "Report", "Row", "check"]
 
@@ -110,10 +110,11 @@ def check(
 ) -> Report:
     """Hold `layer` to the oracles and the contract above, for inputs of `shape` (batch left out).
 
-    backends: names or handles; None takes all that run here, each on its first device.
-    elements: how many of a leaf the central differences check, drawn at random where it
-    has more. draw: makes x from a generator and a shape; without it x holds normal draws,
-    or such integers as `layer.check` lets pass.
+    shape: that of x, or a tree of shapes where x is a tree. backends: names or handles;
+    None takes all that run here, each on its first device. elements: how many of a leaf the
+    central differences check, drawn at random where it has more. draw: makes x from a
+    generator and its shape, or tree of shapes; without it x holds normal draws, booleans of
+    which three in four are true, or such integers as `layer.check` lets pass.
 
     Raises
     ------
@@ -126,8 +127,9 @@ def check(
     expect(batch >= 1, "expected a batch of at least 1, got {}", batch)
     expect(elements >= 1, "expected to check at least 1 element, got {}", elements)
     generator = np.random.default_rng(seed)
+    make = draw or partial(_draw, layer)
     for dtype in (np.float32, np.float64):
-        case = _somewhere(layer, (batch, *shape), dtype, draw or partial(_draw, layer), generator)
+        case = _somewhere(layer, _batched(shape, batch), dtype, make, generator)
         for mode in ("train", "predict"):
             _expect_contract(replace(case, mode=mode))
 
@@ -147,7 +149,7 @@ def check(
             error.add_note(f"while {layer} was checked on {other}")
             raise
 
-    report = Report(f"{layer} on {tuple(shape)}, a batch of {batch}, seed {seed}", tuple(rows))
+    report = Report(f"{layer} on {shape}, a batch of {batch}, seed {seed}", tuple(rows))
     objections = [row for row in rows if not row.error <= row.tolerance]
     if objections:
         first = objections[0].oracle
@@ -177,31 +179,49 @@ class _Case:
 
     @property
     def point(self):
-        """That which has a gradient."""
-        real = {"x": self.x} if self.layer.takes == "real floating" else {}
-        return {"params": self.params, **real}
+        """That which has a gradient; the leaves of x by their paths, if x is a tree."""
+        kinds = dict(named_leaves(_kinds(self.layer.takes, self.x)))
+        real = {path: x for path, x in named_leaves(self.x) if kinds[path] == "real floating"}
+        return {"params": self.params} | ({"x": real.get("", real)} if real else {})
 
     def map(self, function):
         return replace(self, **tree_map(function, self.arrays))
 
     def forward(self, point):
-        x, train = point.get("x", self.x), self.mode == "train"
-        return self.layer.forward(point["params"], self.state, x, train=train)
+        real = point.get("x", {})
+        real = real if isinstance(real, dict) else {"": real}
+        x = unname(dict(named_leaves(self.x)) | real, self.x)
+        return self.layer.forward(point["params"], self.state, x, train=self.mode == "train")
 
     def run(self):
         """All that the layer computes, nested so that every leaf has a name."""
         y, state, cache = self.forward(self.point)
         dx, grads = self.layer.backward(self.params, cache, self.dy)
-        return {"y": y, "state": state, "params": grads} | ({} if dx is None else {"x": dx})
+        found = {path: leaf for path, leaf in named_leaves(dx) if leaf is not None}
+        there = {"x": found.get("", found)} if found else {}
+        return {"y": y, "state": state, "params": grads} | there
+
+
+def _kinds(takes, x):
+    """What `takes` says of each leaf of x."""
+    if isinstance(takes, str):
+        return tree_map(lambda leaf: takes, x)
+    if not isinstance(x, dict):
+        return _kinds(takes["x"], x)
+    return {name: _kinds(takes[name], leaf) for name, leaf in x.items()}
+
+
+def _batched(shape, batch):
+    return shape_map(lambda one: (batch, *one), shape)
 
 
 def _draw(layer, generator, shape):
     """An x that `layer` takes; of integers, the last example repeats the first."""
-    if layer.takes == "real floating":
-        return generator.standard_normal(shape)
+    kinds = _kinds(layer.takes, shape_map(np.empty, shape))
     for bits in (6, 5, 4, 3, 2, 1, 0):
-        x = generator.integers(2**bits, size=shape)
-        x[-1] = x[0]
+        x = tree_map(partial(_drawn, generator, bits), kinds, shape_map(np.empty, shape))
+        if "integral" not in leaves(kinds):
+            return x
         try:
             layer.check(x)
         except ValueError:
@@ -210,26 +230,42 @@ def _draw(layer, generator, shape):
     raise ValueError(f"{layer} refuses even an x of zeros: say with `draw` what it takes")
 
 
+def _drawn(generator, bits, kind, like):
+    if kind == "real floating":
+        return generator.standard_normal(like.shape)
+    if kind == "bool":
+        return generator.random(like.shape) < 0.75
+    x = generator.integers(2**bits, size=like.shape)
+    x[-1] = x[0]
+    return x
+
+
 def _somewhere(layer, shape, dtype, draw, generator):
     """A case in which no bias is 0, no scale is 1 and the state is not the first."""
 
     def inputs(rows):
-        x = draw(generator, (rows, *shape[1:]))
-        return x.astype(dtype) if layer.takes == "real floating" else x
+        x = draw(generator, shape_map(lambda one: (rows, *one[1:]), shape))
+        return tree_map(lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, x)
 
     def noise(leaf):
         return generator.uniform(-0.5, 0.5, leaf.shape).astype(dtype)
 
     key = random.key(int(generator.integers(2**32)), xp=backend("numpy").xp)
-    params, state, out = layer.init(key, shape[1:], dtype)
+    params, state, out = layer.init(key, shape_map(lambda one: one[1:], shape), dtype)
     params = tree_map(lambda leaf: leaf + noise(leaf), params)
     # a step of training: only the layer knows which states are valid
-    x = inputs(max(shape[0], 3))
-    y, after, _ = layer.forward(params, state, x, train=True)
-    promised = {"y": np.zeros((len(x), *out), dtype), "state": state}
+    rows = max(_length(shape), 3)
+    y, after, _ = layer.forward(params, state, inputs(rows), train=True)
+    promised = {"y": shape_map(lambda one: np.zeros((rows, *one), dtype), out), "state": state}
     _expect_alike(f"train in {np.dtype(dtype)}", {"y": y, "state": after}, promised)
-    dy = generator.standard_normal((shape[0], *out)).astype(dtype)
-    return _Case(layer, "train", params, after, inputs(shape[0]), dy)
+    dy = shape_map(generator.standard_normal, _batched(out, _length(shape)))
+    dy = tree_map(lambda leaf: np.asarray(leaf, dtype), dy)
+    return _Case(layer, "train", params, after, inputs(_length(shape)), dy)
+
+
+def _length(shape):
+    """How many examples there are in a batch of `shape`, which may be a tree."""
+    return leaves(shape)[0]
 
 
 def _expect_contract(case):
@@ -237,7 +273,7 @@ def _expect_contract(case):
     results = case.run()
     _expect_same(before.arrays, case.arrays, "{}, an argument, was changed in place")
     wanted = {"y": case.dy, "state": case.state, **case.point}
-    _expect_alike(f"{case.mode} in {case.dy.dtype}", results, wanted)
+    _expect_alike(f"{case.mode} in {leaves(case.dy)[0].dtype}", results, wanted)
     _expect_same(results, case.run(), "{} is another when computed a second time")
     if case.mode == "predict":
         after = {"state": results["state"]}
@@ -267,15 +303,29 @@ def _expect_alike(where, results, wanted):
 
 
 def _slope(case, direction, step):
-    """y' along a direction, and its fourth differences over the step: of order 1 at a kink."""
+    """y' along a direction, y laid out flat, and its fourth differences: of order 1 at a kink."""
 
     def y(t):
-        return case.forward(tree_map(lambda leaf, d: leaf + t * d, case.point, direction))[0]
+        moved = tree_map(lambda leaf, d: leaf + t * d, case.point, direction)
+        return _flat(case.forward(moved)[0])
 
-    at = {n: np.asarray(y(n * step / 2.0)) for n in (-4, -2, -1, 0, 1, 2, 4)}
+    at = {n: y(n * step / 2.0) for n in (-4, -2, -1, 0, 1, 2, 4)}
     slope = (8.0 * (at[2] - at[-2]) - (at[4] - at[-4])) / (12.0 * step)
     bends = (at[2 * n] + at[-2 * n] - 4.0 * (at[n] + at[-n]) + 6.0 * at[0] for n in (1, 2))
     return slope, np.maximum(*map(abs, bends)) / step
+
+
+def _flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in leaves(tree)])
+
+
+def _unflat(flat, like):
+    """Numbers laid out as `_flat` does, in a tree like `like`."""
+    named, start = {}, 0
+    for path, leaf in named_leaves(like):
+        named[path] = flat[start : start + leaf.size].reshape(leaf.shape)
+        start += leaf.size
+    return unname(named, like)
 
 
 def _kinked(slopes, bends):
@@ -285,6 +335,7 @@ def _kinked(slopes, bends):
 
 def _central_differences(case, limit, generator):
     named, gradients = dict(named_leaves(case.point)), dict(named_leaves(case.run()))
+    dy = _flat(case.dy)
     for name, leaf in named.items():
         slopes, bends = np.zeros(leaf.shape), np.zeros(leaf.shape)
         picked = np.asarray(generator.permutation(leaf.size).reshape(leaf.shape) < limit)
@@ -293,7 +344,7 @@ def _central_differences(case, limit, generator):
             unit[index] = 1.0
             direction = unname(dict.fromkeys(named, 0.0) | {name: unit}, case.point)
             slope, bend = _slope(case, direction, STEP * max(1.0, abs(leaf[index])))
-            slopes[index], bends[index] = np.sum(slope * case.dy), np.max(bend * abs(case.dy))
+            slopes[index], bends[index] = np.sum(slope * dy), np.max(bend * abs(dy))
         kinked = np.asarray(_kinked(slopes, bends))
         got, checked = gradients[name], picked & ~kinked
         row = _row("central difference", case, name, slopes, got, TRUNCATION, checked=checked)
@@ -303,14 +354,15 @@ def _central_differences(case, limit, generator):
 def _adjoint(case, generator, oracle="adjoint"):
     if not leaves(case.point):
         return
+    dy = _flat(case.dy)
     for _ in range(8):  # directions, until one crosses few kinks
         v = tree_map(lambda leaf: generator.standard_normal(leaf.shape), case.point)
         slope, bend = _slope(case, v, STEP)
-        kinked = _kinked(slope * case.dy, bend * abs(case.dy))
+        kinked = _kinked(slope * dy, bend * abs(dy))
         if np.mean(kinked) <= KINKS:
             break
-    dy = np.where(kinked, 0.0, case.dy)
-    results = replace(case, dy=dy).run()
+    dy = np.where(kinked, 0.0, dy)
+    results = replace(case, dy=_unflat(dy, case.dy)).run()
     products = tree_map(lambda d, g: np.sum(d * g), v, {name: results[name] for name in v})
     there, back = np.sum(dy * slope), sum(leaves(products))
     yield _without(kinked, _row(oracle, case, "x and params", there, back, TRUNCATION))
@@ -334,10 +386,12 @@ def _layout(case):
 
 
 def _small_batches(case, generator):
+    def last(tree, size):
+        return tree_map(lambda leaf: leaf[len(leaf) - size :], tree)
+
     for size in (0, 1):
         oracle = f"batch of {size}"
-        last = slice(len(case.x) - size, None)
-        few = replace(case, x=case.x[last], dy=case.dy[last])
+        few = replace(case, x=last(case.x, size), dy=last(case.dy, size))
         try:
             few.forward(few.point)
         except ValueError as refusal:
@@ -354,7 +408,7 @@ def _small_batches(case, generator):
             yield from _adjoint(few, generator, oracle)
         else:
             among = case.run()
-            alone = {name: among[name][last] for name in among.keys() & {"x", "y"}}
+            alone = {name: last(among[name], size) for name in among.keys() & {"x", "y"}}
             yield from _rows(oracle, case, alone, results)
 
 
