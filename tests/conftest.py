@@ -1,5 +1,7 @@
 """One backend per run, named by AGNOSTIC_NN_BACKEND (default: numpy); NumPy is the oracle."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -34,3 +36,9 @@ def draw(widest):
     """A function from a shape to normal draws on the host, in the widest dtype."""
     generator = np.random.default_rng(0)
     return lambda *shape: generator.standard_normal(shape).astype(widest)
+
+
+@pytest.fixture(scope="session")
+def thorough():
+    """Whether cases of a sweep are run too; where each is compiled, `nox -s sweep` does that."""
+    return os.environ.get("AGNOSTIC_NN_SWEEP", "1") == "1"

@@ -10,9 +10,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import agnostic_nn as nn
+import numpy as np
 
-__all__ = ["Case", "Given", "layer_cases"]
+import agnostic_nn as nn
+from agnostic_nn.checking import _batched, _draw
+from agnostic_nn.trees import tree_map
+
+__all__ = ["Case", "Given", "inputs", "kinds", "layer_cases"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Case:
     the gradients of the tensors in `given`, in our layout. Or a string: why PyTorch has none.
     draw(generator, (batch, *shape)) -> x, where normal draws or small integers will not do;
     for a tree of inputs it is called once, with the tree of shapes.
-    thorough: one of a sweep that only NumPy and `nox -s sweep` do.
+    thorough: one of a sweep, too much for a backend that compiles each.
+    refuses: of batches of 0 and 1, those that it cannot train on.
     """
 
     layer: nn.Layer
@@ -41,6 +46,7 @@ class Case:
     theirs: Callable[[Any, Given], Any] | str
     draw: Callable[[Any, Any], Any] | None = None
     thorough: bool = False
+    refuses: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.layer} {self.shape}"
@@ -51,3 +57,20 @@ def layer_cases() -> list[Case]:
     found = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
     modules = [import_module(f"{__name__}.{stem}") for stem in found]
     return [case for module in modules for case in module.CASES]
+
+
+def inputs(case: Case, generator: np.random.Generator, rows: int, dtype: str) -> Any:
+    """x for a case, on the host: real numbers in dtype, whole ones in int32."""
+    kinds = {"f": dtype, "i": "int32", "u": "int32", "b": "bool"}
+    shape = _batched(case.shape, rows)
+    drawn = case.draw(generator, shape) if case.draw else _draw(case.layer, generator, shape)
+    return tree_map(lambda leaf: leaf.astype(kinds[leaf.dtype.kind]), drawn)
+
+
+def kinds(thing: Any) -> set[type]:
+    """The classes of a layer and of all layers in it."""
+    if isinstance(thing, tuple):
+        return set().union(*map(kinds, thing))
+    if not isinstance(thing, nn.Layer):
+        return set()
+    return {type(thing)}.union(*map(kinds, vars(thing).values()))
