@@ -21,6 +21,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 TEST = nox.project.dependency_groups(PROJECT, "test")
 STRICT = {"AGNOSTIC_NN_BACKEND": "array_api_strict:device1"}
 JAX = {"AGNOSTIC_NN_BACKEND": "jax", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
+FEW = {"AGNOSTIC_NN_SWEEP": "0"}  # XLA takes a second or two for each case
 
 CONFIGURATIONS = {  # name: (what to install besides the tests' own needs, environment)
     "numpy": (["-e", "."], {"AGNOSTIC_NN_BACKEND": "numpy"}),
@@ -34,8 +35,11 @@ CONFIGURATIONS = {  # name: (what to install besides the tests' own needs, envir
             "ARRAY_API_STRICT_ENABLED_EXTENSIONS": "",
         },
     ),
-    "jax": (["-e", ".[jax]"], JAX | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}),
-    "jax-x64": (["-e", ".[jax]"], JAX | {"JAX_ENABLE_X64": "1"}),
+    "jax": (
+        ["-e", ".[jax]"],
+        JAX | FEW | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+    ),
+    "jax-x64": (["-e", ".[jax]"], JAX | FEW | {"JAX_ENABLE_X64": "1"}),
     "torch": (["-e", ".", "torch==2.13.0"], {"AGNOSTIC_NN_BACKEND": "torch:cpu"}),
     "cupy": (["-e", ".[cupy-cuda13x]"], {"AGNOSTIC_NN_BACKEND": "cupy"}),
     "dpnp": (["-e", ".[dpnp]"], {"AGNOSTIC_NN_BACKEND": "dpnp"}),
@@ -75,6 +79,14 @@ def tests(session, backend):
         session.warn("no usable CUDA device: names, signatures and a stand-in, but no GPU code")
         env, arguments = {"AGNOSTIC_NN_BACKEND": "numpy"}, ["tests/test_cupy.py"]
     pytest(session, *arguments, env=env)
+
+
+@nox.session
+def sweep(session):
+    """Every case of every layer on JAX, those too that only sweep over options."""
+    requirements, env = CONFIGURATIONS["jax-x64"]
+    session.install(*requirements, *TEST)
+    pytest(session, "tests/test_layers.py", env=env | {"AGNOSTIC_NN_SWEEP": "1"})
 
 
 @nox.session

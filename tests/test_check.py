@@ -454,3 +454,74 @@ def test_the_same_seed_gives_the_same_report():
 def test_to_check_nothing_is_refused(nothing):
     with pytest.raises(ValueError, match=r"at least 1.*, got 0"):
         check(nn.Tanh(), (4,), **nothing)
+
+
+@dataclass(frozen=True)
+class Blend(nn.Layer):
+    """Two outputs of two inputs and a mask: product = x · other · gain, kept = x + other or 0."""
+
+    takes = {"x": "real floating", "other": "real floating", "mask": "bool"}  # noqa: RUF012
+
+    def init(self, key, shape, dtype):
+        gain = namespace(key).ones(shape["x"], dtype=dtype)
+        return {"gain": gain}, {}, {"product": shape["x"], "kept": shape["x"]}
+
+    def forward(self, params, state, x, *, train=False):
+        kept = namespace(x["x"]).astype(x["mask"], x["x"].dtype)
+        product = x["x"] * x["other"]
+        y = {"product": product * params["gain"], "kept": (x["x"] + x["other"]) * kept}
+        return y, state, (x["x"], x["other"], product, kept)
+
+    def backward(self, params, cache, dy):
+        x, other, product, kept = cache
+        through, around = dy["product"] * params["gain"], dy["kept"] * kept
+        dx = {"x": through * other + around, "other": through * x + around, "mask": None}
+        return dx, {"gain": namespace(x).sum(dy["product"] * product, axis=0)}
+
+
+class LosesAnInput(Blend):
+    def backward(self, params, cache, dy):
+        dx, grads = super().backward(params, cache, dy)
+        return dx | {"other": None}, grads
+
+
+class LosesAnOutput(Blend):
+    def backward(self, params, cache, dy):
+        return super().backward(params, cache, dy | {"kept": 0.0 * dy["kept"]})
+
+
+class SwapsInputs(Blend):
+    def backward(self, params, cache, dy):
+        dx, grads = super().backward(params, cache, dy)
+        return dx | {"x": dx["other"], "other": dx["x"]}, grads
+
+
+class ForgetsTheMask(Blend):
+    def backward(self, params, cache, dy):
+        x, other, product, kept = cache
+        return super().backward(params, (x, other, product, kept * 0.0 + 1.0), dy)
+
+
+TREE = {"x": (2, 3), "other": (2, 3), "mask": (2, 3)}
+
+
+def test_inputs_and_outputs_may_be_trees(backend):
+    report = check(Blend(), TREE, backends=[backend])
+    assert report.worst.error < 1e-9
+    assert {"x.x", "x.other", "gain"} <= {row.leaf for row in report.rows}
+    assert "x.mask" not in {row.leaf for row in report.rows}
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (LosesAnInput(), "x.other is missing"),
+        (LosesAnOutput(), "central difference.*x"),
+        (SwapsInputs(), "central difference.*x.(x|other)"),
+        (ForgetsTheMask(), "central difference.*x"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_broken_layer_of_trees_is_caught(layer, message):
+    with pytest.raises(CheckFailed, match=message):
+        check(layer, TREE, backends=[])
