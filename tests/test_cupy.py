@@ -13,6 +13,7 @@ import math
 import os
 import sys
 import warnings
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from operator import attrgetter
@@ -23,13 +24,14 @@ import array_api_compat
 import array_api_compat.numpy as numpy_namespace
 import numpy as np
 import pytest
+from cases import arrays_for, layer_cases, run
 
 import agnostic_nn as nn
 import agnostic_nn_backends
 from agnostic_nn import arrays, random, special
 from agnostic_nn.registry import Backend
 from agnostic_nn.training import Trainer, make_step
-from agnostic_nn.trees import leaves
+from agnostic_nn.trees import leaves, named_leaves
 
 LIBRARY = Path(nn.__file__).parent
 ADAPTER = Path(agnostic_nn_backends.__file__).parent / "cupy.py"
@@ -74,6 +76,8 @@ WORKLOADS = {  # name: (model, shape of one example, loss, optimizer)
         nn.Adam(nn.schedules.ExponentialDecay(1e-2, 0.5, every=10)),
     ),
 }
+FEW = [case for case in layer_cases() if not case.thorough]
+each_case = pytest.mark.parametrize("case", FEW, ids=str)
 each_workload = pytest.mark.parametrize("workload", WORKLOADS)
 
 
@@ -106,17 +110,6 @@ def train(workload, backend, dtype="float32", steps=3):
         carry, value, _ = step(carry, *batch)
         values.append(value)
     return [backend.to_numpy(leaf) for leaf in leaves((carry, tuple(values)))]
-
-
-def test_the_workloads_hold_every_layer():
-    def classes(layer):
-        inner = getattr(layer, "layers", ())
-        return {type(layer)}.union(*(classes(part) for part in inner))
-
-    held = set().union(*(classes(model) for model, *_ in WORKLOADS.values()))
-    public = {value for value in vars(nn).values() if isinstance(value, type)}
-    layers = {kind for kind in public if issubclass(kind, nn.Layer)} - {nn.Layer, nn.Elementwise}
-    assert held == layers
 
 
 # --- names and arguments, compared with the real CuPy -----------------------------------
@@ -249,19 +242,46 @@ class Recorder:
         return function(*args, **kwargs)
 
 
+@contextmanager
+def standard_only():
+    """NumPy without the native versions that its adapter brings."""
+    kinds = (np.ndarray, np.generic, np.bool_, bool)
+    dispatched = [f for m in (special, random) for f in vars(m).values() if hasattr(f, "dispatch")]
+    native = {(f, k): f.dispatch(k) for f in dispatched for k in kinds if k in f.registry}
+    for function, kind in native:
+        function.register(kind, function.dispatch(object))
+    try:
+        yield
+    finally:
+        for (function, kind), version in native.items():
+            function.register(kind, version)
+
+
 @pytest.fixture
 def recorded(monkeypatch):
-    """Every call of an array function in three training runs and in what those leave out."""
+    """Every call of an array function in training, in all cases, and in what they leave out."""
     recorder = Recorder()
     for kind in {np.ndarray, *np.sctypeDict.values()}:
         monkeypatch.setitem(arrays._NAMESPACES, kind, recorder)
-    for workload, (model, *_) in WORKLOADS.items():
-        train(workload, nn.backend("numpy"))
-        x, target, _ = examples(workload)
-        model.check(x)
-        nn.binary_accuracy(target, target)
+    with standard_only():
+        for workload in WORKLOADS:
+            train(workload, nn.backend("numpy"))
+            x, target, _ = examples(workload)
+            WORKLOADS[workload][0].check(x)
+            nn.binary_accuracy(target, target)
+        for case in FEW:
+            compute(case, arrays_for(case))
+        use_what_no_case_does(recorder)
+    return recorder.calls
 
-    key, dtype, y = random.key(0, xp=recorder), np.float32, np.ones((2, 3), np.float32)
+
+def compute(case, arrays):
+    """A case while training and while predicting."""
+    return {mode: run(case.layer, arrays, train=mode == "train") for mode in ("train", "predict")}
+
+
+def use_what_no_case_does(xp):
+    key, dtype, y = random.key(0, xp=xp), np.float32, np.ones((2, 3), np.float32)
     for initializer in (nn.lecun_uniform, nn.Constant(1.0), nn.TruncatedNormal()):
         initializer(key, (2, 3), dtype)
     random.normal(key, (3,), np.float64)
@@ -271,16 +291,6 @@ def recorded(monkeypatch):
     nn.softmax_cross_entropy(y, y / 3, label_smoothing=0.1)
     nn.accuracy(y, y)
     arrays.first_true(y > 2)
-    standard_only = {
-        special.all_finite: (y, y),
-        special.erf: (y,),
-        special.scatter_add: (y, np.zeros(2, np.int32), 4),
-        special.select: (np.True_, y, y),
-    }
-    assert standard_only.keys() == {f for f in vars(special).values() if hasattr(f, "dispatch")}
-    for function, arguments in standard_only.items():
-        function.dispatch(object)(*arguments)
-    return recorder.calls
 
 
 def test_every_recorded_call_fits_cupys_signatures(cupy, recorded):
@@ -519,6 +529,21 @@ def test_training_on_the_stand_in_gives_numpys_numbers(stand_in, workload):
 
 
 @loudly
+@each_case
+def test_a_case_on_the_stand_in_gives_numpys_numbers(stand_in, case):
+    """To rounding, for NumPy's adapter brings native versions that CuPy's may lack."""
+    backend = stand_in[1]
+    found = backend.jit(partial(compute, case))(backend.asarray(arrays_for(case)))
+    assert {leaf.device.id for leaf in leaves(found)} <= {1}
+    expected = compute(case, arrays_for(case))
+    for name, leaf in named_leaves(expected):
+        got = dict(named_leaves(found))[name].get()
+        scale = np.max(np.abs(leaf), initial=1.0)
+        atol = 16 * np.finfo(np.float32).eps * scale
+        np.testing.assert_allclose(got, leaf, rtol=0, atol=atol, err_msg=name)
+
+
+@loudly
 def test_a_trainer_runs_on_either_gpu(stand_in):
     model, _, loss, optimizer = WORKLOADS["classes"]
     x, target, _ = examples("classes")
@@ -601,6 +626,16 @@ def test_a_gpu_trains_like_numpy(gpu, workload, dtype):
     for found, wanted in zip(train(workload, gpu, dtype), expected, strict=True):
         assert found.dtype == wanted.dtype
         np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+@each_case
+def test_a_gpu_computes_each_case_like_numpy(gpu, case):
+    found = gpu.to_numpy(gpu.jit(partial(compute, case))(gpu.asarray(arrays_for(case))))
+    for (name, leaf), wanted in zip(
+        named_leaves(found), leaves(compute(case, arrays_for(case))), strict=True
+    ):
+        atol = 64 * np.finfo(np.float32).eps * np.max(np.abs(wanted), initial=1.0)
+        np.testing.assert_allclose(leaf, wanted, rtol=0, atol=atol, err_msg=name)
 
 
 def test_a_gpu_draws_the_words_that_numpy_draws(gpu):

@@ -5,12 +5,12 @@ from functools import cache
 
 import numpy as np
 import pytest
-from cases import Case, inputs, kinds, layer_cases
+from cases import Case, arrays_for, kinds, layer_cases, run
 
 import agnostic_nn as nn
 from agnostic_nn import check
 from agnostic_nn.arrays import device
-from agnostic_nn.trees import leaves, named_leaves, shape_map, tree_map
+from agnostic_nn.trees import leaves, named_leaves, tree_map
 
 CASES = layer_cases()
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -33,25 +33,6 @@ def test_it_passes_every_oracle_in_float64(backend, case):
     assert report.worst.error < 1e-9
     refused = {(r.oracle, r.mode) for r in report.rows if r.leaf == "(refused)"}
     assert refused <= {(f"batch of {size}", "train") for size in case.refuses}
-
-
-def arrays_for(case):
-    """All that the layer is called with, in float32, on the host."""
-    generator = np.random.default_rng(0)
-    xp = nn.backend("numpy").xp
-    params, state, out = case.layer.init(nn.random.key(0, xp=xp), case.shape, xp.float32)
-    dy = shape_map(lambda shape: generator.standard_normal((3, *shape)).astype("float32"), out)
-    return {"params": params, "state": state, "x": inputs(case, generator, 3, "float32"), "dy": dy}
-
-
-def run(layer, arrays, *, train=False, size=3):
-    """All that the layer computes of the first `size` examples."""
-    params, state = arrays["params"], arrays["state"]
-    x, dy = tree_map(lambda leaf: leaf[:size, ...], (arrays["x"], arrays["dy"]))
-    y, after, cache = layer.forward(params, state, x, train=train)
-    dx, grads = layer.backward(params, cache, dy)
-    found = {name: leaf for name, leaf in named_leaves(dx) if leaf is not None}
-    return {"y": y, "state": after, "grads": grads, "dx": found}
 
 
 @cache

@@ -14,9 +14,9 @@ import numpy as np
 
 import agnostic_nn as nn
 from agnostic_nn.checking import _batched, _draw
-from agnostic_nn.trees import tree_map
+from agnostic_nn.trees import named_leaves, shape_map, tree_map
 
-__all__ = ["Case", "Given", "inputs", "kinds", "layer_cases"]
+__all__ = ["Case", "Given", "arrays_for", "inputs", "kinds", "layer_cases", "run"]
 
 
 @dataclass(frozen=True)
@@ -74,3 +74,22 @@ def kinds(thing: Any) -> set[type]:
     if not isinstance(thing, nn.Layer):
         return set()
     return {type(thing)}.union(*map(kinds, vars(thing).values()))
+
+
+def arrays_for(case):
+    """All that the layer is called with, in float32, on the host."""
+    generator = np.random.default_rng(0)
+    xp = nn.backend("numpy").xp
+    params, state, out = case.layer.init(nn.random.key(0, xp=xp), case.shape, xp.float32)
+    dy = shape_map(lambda shape: generator.standard_normal((3, *shape)).astype("float32"), out)
+    return {"params": params, "state": state, "x": inputs(case, generator, 3, "float32"), "dy": dy}
+
+
+def run(layer, arrays, *, train=False, size=3):
+    """All that the layer computes of the first `size` examples."""
+    params, state = arrays["params"], arrays["state"]
+    x, dy = tree_map(lambda leaf: leaf[:size, ...], (arrays["x"], arrays["dy"]))
+    y, after, cache = layer.forward(params, state, x, train=train)
+    dx, grads = layer.backward(params, cache, dy)
+    found = {name: leaf for name, leaf in named_leaves(dx) if leaf is not None}
+    return {"y": y, "state": after, "grads": grads, "dx": found}
