@@ -21,11 +21,11 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 TEST = nox.project.dependency_groups(PROJECT, "test")
 STRICT = {"AGNOSTIC_NN_BACKEND": "array_api_strict:device1"}
 JAX = {"AGNOSTIC_NN_BACKEND": "jax", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
-FEW = {"AGNOSTIC_NN_SWEEP": "0"}  # XLA takes a second or two for each case
+FEW = {"AGNOSTIC_NN_SWEEP": "0"}  # cases that only sweep over options are left to other sessions
 
 CONFIGURATIONS = {  # name: (what to install besides the tests' own needs, environment)
     "numpy": (["-e", "."], {"AGNOSTIC_NN_BACKEND": "numpy"}),
-    "strict": (["-e", ".[strict]"], STRICT),
+    "strict": (["-e", ".[strict]"], STRICT | FEW),
     "strictest": (
         ["-e", ".[strict]"],
         STRICT
@@ -99,7 +99,7 @@ def newest(session):
         session.run(python, "-m", "venv", str(place), external=True)
     run = str(place / "bin" / "python")
     session.run(run, "-m", "pip", "install", "-q", "-e", ".", *TEST, external=True)
-    env = {"AGNOSTIC_NN_BACKEND": "numpy"}
+    env = {"AGNOSTIC_NN_BACKEND": "numpy", "OMP_NUM_THREADS": "1"} | FEW
     session.run(run, "-m", "pytest", *session.posargs, env=env, external=True)
 
 
@@ -108,7 +108,7 @@ def lowest(session):
     """The NumPy suite with the lowest versions that pyproject.toml allows."""
     floors = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
     session.install("-e", ".", *floors, *TEST)
-    pytest(session, env={"AGNOSTIC_NN_BACKEND": "numpy"})
+    pytest(session, env={"AGNOSTIC_NN_BACKEND": "numpy"} | FEW)
 
 
 @nox.session
@@ -129,7 +129,7 @@ def build(session):
     found = session.run("python", "-P", "-c", where, silent=True)
     if "site-packages" not in found:
         session.error(f"not the installed wheel is imported, but {found}")
-    pytest(session, env={"AGNOSTIC_NN_BACKEND": "numpy"})
+    pytest(session, env={"AGNOSTIC_NN_BACKEND": "numpy"} | FEW)
 
 
 @nox.session

@@ -27,21 +27,24 @@ def describe(thing: Any) -> Any:
     """
     if thing is None or isinstance(thing, bool | int | float | str):
         return thing
-    if isinstance(thing, tuple):
+    if isinstance(thing, tuple | list):
         return [describe(entry) for entry in thing]
-    if isinstance(thing, partial):
+    if isinstance(thing, dict):
+        return {"dict": {name: describe(entry) for name, entry in thing.items()}}
+    if isinstance(thing, partial) and not thing.args:
         return {
             "partial": describe(thing.func),
             **{k: describe(v) for k, v in thing.keywords.items()},
         }
     if is_dataclass(thing) and not isinstance(thing, type):
-        found = {field.name: describe(getattr(thing, field.name)) for field in fields(thing)}
-        return {"type": type(thing).__name__, **found}
-    return {"function": getattr(thing, "__name__", type(thing).__name__)}
+        given = [field.name for field in fields(thing) if field.init]
+        found = {name: describe(getattr(thing, name)) for name in given}
+        return {"type": _name_of(type(thing)), **found}
+    return {"function": _name_of(thing)}
 
 
 def rebuild(data: Any) -> Any:
-    """What `describe` described.
+    """What `describe` described; a list comes back as a tuple.
 
     Raises
     ------
@@ -56,15 +59,25 @@ def rebuild(data: Any) -> Any:
     named = dict(data)
     if "function" in named:
         return _known(named["function"])
+    if "dict" in named:
+        return {name: rebuild(entry) for name, entry in named["dict"].items()}
     if "partial" in named:
         function = rebuild(named.pop("partial"))
         return partial(function, **{k: rebuild(v) for k, v in named.items()})
     kind = _known(named.pop("type", None))
     arguments = {k: rebuild(v) for k, v in named.items()}
+    # as these classes are called: Sequential(*layers), Graph(**nodes)
+    layers, nodes = arguments.pop("layers", ()), arguments.pop("nodes", ())
     try:
-        return kind(*arguments.pop("layers", ()), **arguments)
+        return kind(*layers, **dict(nodes), **arguments)
     except TypeError as error:
         raise ValueError(f"the checkpoint does not fit this version: {error}") from error
+
+
+def _name_of(thing: Any) -> str:
+    """A name that leads back to `thing` or to nothing: one's own may be called like ours."""
+    name = getattr(thing, "__name__", type(thing).__name__)
+    return name if _KNOWN.get(name, thing) is thing else f"{thing.__module__}.{name}"
 
 
 def _known(name: Any) -> Callable:

@@ -1,24 +1,166 @@
-"""Metrics: functions from (y, target) to one value per example, for people to read."""
+"""Metrics: functions from (y, target) to values per example, for people to read.
 
-from .arrays import Array, namespace
+The values are an array (examples, ...), or a tree of such. What is reported is their mean
+over all examples, however many batches those come in. Where a mean is not what people
+read, as with a root or a ratio of sums, the function has an attribute `finish`: on the
+host it turns the means over examples, nested like the values, into one number.
+`functools.partial` sets options, such as k.
+"""
 
-__all__ = ["accuracy", "binary_accuracy"]
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from .arrays import Array, device, expect, expect_count, namespace
+from .special import log_softmax
+
+__all__ = [
+    "absolute_error",
+    "accuracy",
+    "binary_accuracy",
+    "finish_of",
+    "finished_by",
+    "perplexity",
+    "r2",
+    "top_k_accuracy",
+]
 
 
-def accuracy(y: Array, target: Array) -> Array:
+def finished_by(finish: Callable[[Any], float]) -> Callable[[Callable], Callable]:
+    """Attach `finish`, from the means of a metric's values to what is reported."""
+
+    def attach(metric: Any) -> Callable:
+        metric.finish = finish
+        return metric
+
+    return attach
+
+
+def finish_of(metric: Callable) -> Callable[[Any], float]:
+    """What turns the means of a metric's values into one number: their mean, unless it says so."""
+    found = getattr(metric, "finish", None)
+    if found is None and isinstance(metric, partial):
+        return finish_of(metric.func)
+    return _mean if found is None else found
+
+
+def _mean(means: Array) -> float:
+    return float(namespace(means).mean(means))
+
+
+def _ratio(means: Any) -> float:
+    """The mean over what is counted, where `_counted` has said what is."""
+    if not isinstance(means, dict):
+        return _mean(means)
+    counted = _mean(means["counted"])
+    return _mean(means["value"]) / counted if counted else math.nan
+
+
+def _counted(values: Array, labels: Array, ignore_index: int | None) -> Any:
+    """The values; or 0 at ignored labels, and how many are not."""
+    if ignore_index is None:
+        return values
+    xp = namespace(values)
+    # narrow and unsigned integers have no room for some an index, such as -100
+    kept = xp.astype(labels, xp.arange(0, device=device(labels)).dtype) != ignore_index
+    return {"value": xp.where(kept, values, 0.0), "counted": xp.astype(kept, values.dtype)}
+
+
+def _labels(y: Array, target: Array) -> Array:
+    """The classes that a target says, as integers or as the largest in a distribution."""
+    xp = namespace(y, target)
+    return xp.argmax(target, axis=-1) if target.ndim == y.ndim else target
+
+
+@finished_by(_ratio)
+def accuracy(y: Array, target: Array, *, ignore_index: int | None = None) -> Any:
     """1 where the largest of `y` along the last axis is at the target class, else 0.
 
     y: (..., classes); target: (...) integer, or (..., classes) with the target class
-    largest. Returns (...), in the dtype of y.
+    largest. Returns (...), in the dtype of y. Targets that are `ignore_index` do not count.
     """
-    xp = namespace(y, target)
-    if target.ndim == y.ndim:
-        target = xp.argmax(target, axis=-1)
+    xp = namespace(y)
+    labels = _labels(y, target)
     found = xp.argmax(y, axis=-1)
-    return xp.astype(found == xp.astype(target, found.dtype), y.dtype)
+    right = xp.astype(found == xp.astype(labels, found.dtype), y.dtype)
+    return _counted(right, labels, ignore_index)
+
+
+@finished_by(_ratio)
+def top_k_accuracy(y: Array, target: Array, *, k: int = 5, ignore_index: int | None = None) -> Any:
+    """1 where the target class is among the `k` largest of `y` along the last axis, else 0.
+
+    Shapes as for `accuracy`, which this is at k = 1. Of equal outputs the first is the
+    largest.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If k is no integer from 1 to the number of classes.
+    """
+    expect_count("k", k)
+    classes = y.shape[-1]
+    expect(k <= classes, "expected k of at most {} classes, got {}", classes, k)
+    xp = namespace(y)
+    labels = _labels(y, target)
+    numbers = xp.arange(classes, device=device(y))
+    place = xp.expand_dims(xp.astype(labels, numbers.dtype), axis=-1)
+    own = xp.sum(xp.where(numbers == place, y, 0.0), axis=-1, keepdims=True)
+    # said by what is not larger: no comparison with NaN holds, and no rank is better than NaN's
+    below = xp.logical_or(y < own, xp.logical_and(y == own, numbers > place))
+    ahead = xp.logical_and(~below, numbers != place)
+    right = xp.astype(xp.sum(xp.astype(ahead, numbers.dtype), axis=-1) < k, y.dtype)
+    return _counted(right, labels, ignore_index)
 
 
 def binary_accuracy(y: Array, target: Array) -> Array:
     """1 where the logit `y` and target - 1/2 have the same sign, else 0; shape and dtype of y."""
     xp = namespace(y, target)
     return xp.astype((y > 0) == (target > 0.5), y.dtype)
+
+
+def absolute_error(y: Array, target: Array) -> Array:
+    """|y - t|, elementwise; y, target: any one shape and real dtype."""
+    return namespace(y, target).abs(y - target)
+
+
+def _exponential(means: Any) -> float:
+    # past 709 exp overflows a double
+    mean = _ratio(means)
+    return math.inf if mean > 709.0 else math.exp(mean)
+
+
+@finished_by(_exponential)
+def perplexity(logits: Array, target: Array, *, ignore_index: int | None = None) -> Any:
+    """exp of the mean of -log softmax(z) at the label: among how many the model hesitates.
+
+    logits: (..., classes); target: (...) integer labels. Returns -log softmax(z) at the
+    label, (...), in the dtype of the logits. Labels that are `ignore_index` do not count.
+    """
+    xp = namespace(logits, target)
+    numbers = xp.arange(logits.shape[-1], device=device(target))
+    hit = xp.expand_dims(xp.astype(target, numbers.dtype), axis=-1) == numbers
+    values = -xp.sum(xp.where(hit, log_softmax(logits), 0.0), axis=-1)
+    return _counted(values, target, ignore_index)
+
+
+def _explained(means: dict[str, Array]) -> float:
+    xp = namespace(means["error"])
+    error, spread = means["error"], means["square"] - means["target"] * means["target"]
+    some = spread > 0
+    constant = xp.where(error > 0, 0.0, xp.ones_like(error))
+    return _mean(xp.where(some, 1.0 - error / xp.where(some, spread, 1.0), constant))
+
+
+@finished_by(_explained)
+def r2(y: Array, target: Array) -> dict[str, Array]:
+    """R² = 1 - Σ (t - y)² / Σ (t - t̄)², the share of the variance of the targets explained.
+
+    y, target: (examples, ...) of one shape and real dtype; R² of each output, then their
+    mean, as scikit-learn's `r2_score`: of a constant target it is 1 if y is all right,
+    else 0. Returns (t - y)², t and t²; as Σ (t - t̄)² / n is the mean of t² less the square
+    of that of t, digits are lost where t̄² is far above the variance: standardise first.
+    """
+    error = target - y
+    return {"error": error * error, "target": target, "square": target * target}

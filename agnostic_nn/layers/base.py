@@ -3,10 +3,41 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..arrays import Array, Cache, Key, Params, Rows, Shape, State, first_true, namespace
+from ..arrays import (
+    Array,
+    Cache,
+    Key,
+    Memory,
+    Params,
+    Rows,
+    Shape,
+    State,
+    expect,
+    first_true,
+    namespace,
+)
 from ..special import all_finite
+from ..trees import leaves, named_leaves
 
-__all__ = ["Layer"]
+__all__ = ["Layer", "kinds"]
+
+
+def kinds(takes: Any, x: Any) -> Any:
+    """What `takes` says of each leaf of `x`, nested like x.
+
+    Raises
+    ------
+    ValueError
+        If x is a dict with a name that is not taken.
+    """
+    if isinstance(x, dict) and isinstance(takes, dict):
+        unknown = sorted(x.keys() - takes.keys())
+        expect(not unknown, "expected inputs among {}, got {}", sorted(takes), unknown)
+        return {name: kinds(takes[name], leaf) for name, leaf in x.items()}
+    if isinstance(x, dict):
+        return {name: kinds(takes, leaf) for name, leaf in x.items()}
+    takes = takes["x"] if isinstance(takes, dict) else takes
+    return tuple(kinds(takes, leaf) for leaf in x) if isinstance(x, tuple) else takes
 
 
 @dataclass(frozen=True)
@@ -24,6 +55,8 @@ class Layer:
 
     # the Standard's word for the kind of dtype of x; by name where x may be a dict
     takes: ClassVar[str | dict[str, str]] = "real floating"
+    # whether y at a position depends on x there alone, the batch and the last axis left aside
+    pointwise: ClassVar[bool] = False
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         """Make `params` and `state` for inputs of `shape` (batch axis left out).
@@ -43,6 +76,32 @@ class Layer:
         """Map dL/dy to dL/dx; also return dL/dparams, nested like `params`."""
         raise NotImplementedError
 
+    def begin(self, params: Params, x: Array, length: int) -> Memory:
+        """What a layer remembers before the first of at most `length` steps in time.
+
+        x: one step's input, (batch, 1, ...), of which only the batch and the device count,
+        and in a dict of inputs those that are there at every step.
+
+        Raises
+        ------
+        TypeError
+            If y at one time depends on x at a later time, or this layer keeps no memory.
+        """
+        if not self.pointwise:
+            raise TypeError(f"{self} cannot go step by step: it looks at more than one position")
+        return ()
+
+    def advance(
+        self, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Array, Memory]:
+        """One step in time, as in prediction: y for x (batch, 1, ...), given all steps before it.
+
+        What `forward` puts out there for all steps so far at once. Shapes and dtypes of
+        memory stay, so `jit` compiles one step and no more; steps past the length that
+        `begin` was given are undefined, since `jit` hides their number.
+        """
+        return self.forward(params, state, x)[0], memory
+
     def check(self, x: Array) -> None:
         """Refuse data on the host whose values this layer cannot take; shapes are not its concern.
 
@@ -52,14 +111,17 @@ class Layer:
         Raises
         ------
         TypeError
-            If the dtype of x is not of the kind that this layer takes.
+            If the dtype of a leaf of x is not of the kind that this layer takes.
         ValueError
-            If x holds a value that this layer cannot take.
+            If x holds a value or a name that this layer cannot take.
         """
-        xp = namespace(x)
-        if not xp.isdtype(x.dtype, self.takes):
-            raise TypeError(f"{type(self).__name__} takes {self.takes} numbers, got {x.dtype}")
-        if self.takes != "real floating" or all_finite(x):
-            return
-        bad = first_true(~xp.isfinite(x)) or ()
-        raise ValueError(f"expected finite numbers, but x{list(bad)} is {x[bad]}")
+        wanted = leaves(kinds(self.takes, x))
+        for (name, leaf), kind in zip(named_leaves(x, "x"), wanted, strict=True):
+            xp = namespace(leaf)
+            if not xp.isdtype(leaf.dtype, kind):
+                said = "" if name == "x" else f" as {name}"
+                wrong = f"{type(self).__name__} takes {kind} numbers{said}, got {leaf.dtype}"
+                raise TypeError(wrong)
+            if kind == "real floating" and not all_finite(leaf):
+                bad = first_true(~xp.isfinite(leaf)) or ()
+                raise ValueError(f"expected finite numbers, but {name}{list(bad)} is {leaf[bad]}")

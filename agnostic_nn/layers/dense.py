@@ -30,6 +30,8 @@ class Dense(Layer):
     bias: bool = True
     initializer: Initializer = field(default=glorot_uniform, repr=False)
 
+    pointwise = True
+
     def __post_init__(self):
         expect_count("width", self.width)
 

@@ -1,13 +1,13 @@
-"""Embedding: a table of rows, looked up by number."""
+"""Embedding: a table of rows, looked up by number; and what it takes to find the number again."""
 
 from dataclasses import dataclass, field
 
-from ..arrays import expect_count, first_true, namespace
+from ..arrays import expect, expect_count, first_true, namespace
 from ..initializers import Initializer, TruncatedNormal
 from ..special import scatter_add
 from .base import Layer
 
-__all__ = ["Embedding"]
+__all__ = ["Embedding", "Unembedding"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Embedding(Layer):
     initializer: Initializer = field(default=TruncatedNormal(0.02), repr=False)
 
     takes = "integral"
+    pointwise = True
 
     def __post_init__(self):
         expect_count("count", self.count)
@@ -70,3 +71,57 @@ class Embedding(Layer):
             raise ValueError(
                 f"Embedding holds rows 0 to {self.count - 1}, but x{list(bad)} is {x[bad]}"
             )
+
+
+@dataclass(frozen=True)
+class Unembedding(Layer):
+    """y = x Wᵀ: how well x fits each row of a table, with W laid out as that of an Embedding.
+
+    So both may share one (Press & Wolf, arXiv:1608.05859), and y are the logits of the next
+    number. x: (..., width) -> y: (..., count). Parameters: weight (count, width).
+
+    Gradient
+    --------
+    As in Dense, with Wᵀ for its weight: dx = dy W and dW = dyᵀ x, summed over every axis
+    but the last.
+    """
+
+    count: int
+    initializer: Initializer = field(default=TruncatedNormal(0.02), repr=False)
+
+    pointwise = True
+
+    def __post_init__(self):
+        expect_count("count", self.count)
+
+    def init(self, key, shape, dtype):
+        expect(len(shape) >= 1, "Unembedding takes (batch, ..., width), got (batch,)")
+        *lead, width = shape
+        return (
+            {"weight": self.initializer(key, (self.count, width), dtype)},
+            {},
+            (*lead, self.count),
+        )
+
+    def forward(self, params, state, x, *, train=False):
+        """x: (..., width) -> y: (..., count), in the one dtype of x and the weight.
+
+        Raises
+        ------
+        ValueError
+            If x has another width or dtype than the weight was made for.
+        TypeError
+            If x belongs to another array library.
+        """
+        weight = params["weight"]
+        namespace(x, weight)
+        width = weight.shape[1]
+        expect(x.shape[-1:] == (width,), "Unembedding takes (..., {}), got {}", width, x.shape)
+        expect(x.dtype == weight.dtype, "Unembedding holds {}, got {}", weight.dtype, x.dtype)
+        return x @ weight.T, state, x
+
+    def backward(self, params, cache, dy):
+        xp = namespace(dy)
+        count, width = params["weight"].shape
+        rows, x = xp.reshape(dy, (-1, count)), xp.reshape(cache, (-1, width))
+        return dy @ params["weight"], {"weight": rows.T @ x}

@@ -14,15 +14,20 @@ Collecting the factor of dxᵢ in dL = Σ gⱼdx̂ⱼ (with N = 1 · Σ cᵢ thi
 Szegedy, arXiv:1502.03167, sec. 3, in one line):
 
     dL/dxᵢ = (gᵢ - cᵢ Σ gⱼ / N - cᵢ x̂ᵢ Σ gⱼx̂ⱼ / N) / s
+
+With μ held at 0 (RMSNorm) the term Σ gⱼ, which came through μ, is not there.
+
+All end in y = x̂ · scale + bias, with one number of each for each channel, the last axis of
+x. So dscale = Σ dy · x̂ and dbias = Σ dy over all axes but the last, and g = dy · scale.
 """
 
 import math
 from dataclasses import dataclass
 
-from ..arrays import Rows, device, expect, expect_number, namespace
+from ..arrays import Rows, device, expect, expect_count, expect_number, namespace
 from .base import Layer
 
-__all__ = ["BatchNorm", "LayerNorm"]
+__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
 
 
 def _normalize(x, axes, epsilon, counts=None):
@@ -54,94 +59,217 @@ def _normalize_backward(g, normal, spread, axes, counts=None):
     return (g - share * (shift + normal * tilt)) / spread
 
 
-def _scale_and_bias(key, width, dtype):
-    """Parameters that leave x̂ as it is."""
-    xp, place = namespace(key), device(key)
-    return {
-        "scale": xp.ones(width, dtype=dtype, device=place),
-        "bias": xp.zeros(width, dtype=dtype, device=place),
-    }
+class _Scaled(Layer):
+    """What ends in y = x̂ · scale + bias; `scale` and `bias` say which of both there are."""
 
-
-def _expect_width(name, x, width):
-    fits = x.ndim >= 2 and x.shape[-1] == width
-    expect(fits, "{} takes (batch, ..., {}), got {}", name, width, x.shape)
-
-
-@dataclass(frozen=True)
-class LayerNorm(Layer):
-    """y = x̂ · scale + bias, with x̂ normalized over the last axis of each example.
-
-    Ba, Kiros & Hinton, arXiv:1607.06450, eq. 4. x: (..., width) -> y: (..., width).
-    Parameters: scale (width,), from 1, and bias (width,), from 0.
-
-    Gradient
-    --------
-    dscale = Σ dy · x̂ and dbias = Σ dy over all axes but the last; dx by the derivation
-    at the head of this file, from g = dy · scale.
-    """
-
-    epsilon: float = 1e-5
+    epsilon: float
+    scale: bool
+    bias: bool
 
     def __post_init__(self):
         expect_number("epsilon", self.epsilon, 0.0)
 
     def init(self, key, shape, dtype):
-        expect(len(shape) >= 1, "LayerNorm takes (batch, ..., width), got (batch,)")
-        return _scale_and_bias(key, shape[-1], dtype), {}, shape
+        name, xp, place = type(self).__name__, namespace(key), device(key)
+        expect(len(shape) >= 1, "{} takes (batch, ..., width), got (batch,)", name)
+        params = {}
+        if self.scale:
+            params["scale"] = xp.ones(shape[-1], dtype=dtype, device=place)
+        if self.bias:
+            params["bias"] = xp.zeros(shape[-1], dtype=dtype, device=place)
+        return params, {}, shape
+
+    def _expect_width(self, x, params):
+        for leaf in params.values():
+            name, width = type(self).__name__, leaf.shape[0]
+            fits = x.ndim >= 2 and x.shape[-1] == width
+            expect(fits, "{} takes (batch, ..., {}), got {}", name, width, x.shape)
+
+    def _scaled(self, params, normal):
+        y = normal * params["scale"] if self.scale else normal
+        return y + params["bias"] if self.bias else y
+
+    def _scaled_backward(self, params, normal, dy):
+        """g and the gradients of scale and bias."""
+        xp, lead, grads = namespace(dy), tuple(range(dy.ndim - 1)), {}
+        if self.scale:
+            grads["scale"] = xp.sum(dy * normal, axis=lead)
+        if self.bias:
+            grads["bias"] = xp.sum(dy, axis=lead)
+        return dy * params["scale"] if self.scale else dy, grads
+
+
+class _OfEachExample(_Scaled):
+    """What normalizes each example by itself; `_groups` says over which axes of which shape."""
+
+    def _groups(self, shape):
+        raise NotImplementedError
+
+    def init(self, key, shape, dtype):
+        made = super().init(key, shape, dtype)
+        self._groups((0, *shape))
+        return made
 
     def forward(self, params, state, x, *, train=False):
-        _expect_width("LayerNorm", x, params["scale"].shape[0])
-        normal, _, _, spread = _normalize(x, -1, self.epsilon)
-        return normal * params["scale"] + params["bias"], state, (normal, spread)
+        self._expect_width(x, params)
+        xp = namespace(x)
+        shape, axes = self._groups(x.shape)
+        normal, _, _, spread = _normalize(xp.reshape(x, shape), axes, self.epsilon)
+        normal = xp.reshape(normal, x.shape)
+        return self._scaled(params, normal), state, (normal, spread)
 
     def backward(self, params, cache, dy):
         xp = namespace(dy)
         normal, spread = cache
-        lead = tuple(range(dy.ndim - 1))
-        grads = {"scale": xp.sum(dy * normal, axis=lead), "bias": xp.sum(dy, axis=lead)}
-        return _normalize_backward(dy * params["scale"], normal, spread, -1), grads
+        g, grads = self._scaled_backward(params, normal, dy)
+        shape, axes = self._groups(dy.shape)
+        g, normal = xp.reshape(g, shape), xp.reshape(normal, shape)
+        return xp.reshape(_normalize_backward(g, normal, spread, axes), dy.shape), grads
 
 
 @dataclass(frozen=True)
-class BatchNorm(Layer):
+class LayerNorm(_OfEachExample):
+    """y = x̂ · scale + bias, with x̂ normalized over the last axis of each example.
+
+    Ba, Kiros & Hinton, arXiv:1607.06450, eq. 4. x: (..., width) -> y: (..., width).
+    Parameters: scale (width,), from 1, and bias (width,), from 0, each unless it is
+    switched off. The gradient is derived at the head of this file.
+    """
+
+    epsilon: float = 1e-5
+    scale: bool = True
+    bias: bool = True
+
+    pointwise = True
+
+    def _groups(self, shape):
+        return shape, -1
+
+
+@dataclass(frozen=True)
+class InstanceNorm(_OfEachExample):
+    """y = x̂ · scale + bias, with each channel of each example normalized over its places.
+
+    Ulyanov, Vedaldi & Lempitsky, arXiv:1607.08022. x: (batch, *space, width) -> y of the same
+    shape. Parameters as in LayerNorm, and the gradient is derived at the head of this file.
+    """
+
+    epsilon: float = 1e-5
+    scale: bool = True
+    bias: bool = True
+
+    def _groups(self, shape):
+        fits = math.prod(shape[1:-1]) > 1
+        expect(fits, "InstanceNorm takes two or more places, got (batch, *{})", shape[1:])
+        return shape, tuple(range(1, len(shape) - 1))
+
+
+@dataclass(frozen=True)
+class GroupNorm(_OfEachExample):
+    """y = x̂ · scale + bias, with x̂ normalized over all places and a group of channels.
+
+    The last axis is cut into `groups` of neighbours, each with a mean and variance of its
+    own in each example (Wu & He, arXiv:1803.08494, eq. 7). x: (batch, ..., width) -> y of the same
+    shape. Parameters as in LayerNorm, and the gradient is derived at the head of this file.
+    """
+
+    groups: int
+    epsilon: float = 1e-5
+    scale: bool = True
+    bias: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect_count("groups", self.groups)
+
+    def _groups(self, shape):
+        batch, *space, width = shape
+        whole = width % self.groups == 0
+        expect(whole, "{} channels do not fall into {} groups", width, self.groups)
+        places, channels = math.prod(space), width // self.groups
+        fits = places * channels > 1
+        expect(fits, "GroupNorm takes two or more numbers a group, got (batch, *{})", shape[1:])
+        return (batch, places, self.groups, channels), (1, 3)
+
+
+@dataclass(frozen=True)
+class RMSNorm(_Scaled):
+    """y = x / s · scale, with s = √(Σ x² / N + ε) over the N numbers of the last axis.
+
+    LayerNorm without the mean (Zhang & Sennrich, arXiv:1910.07467, eq. 4).
+    x: (..., width) -> y: (..., width). Parameters: scale (width,), from 1, unless it is
+    switched off.
+
+    Gradient
+    --------
+    That at the head of this file without the term of μ: dx = (g - x̂ Σ g x̂ / N) / s.
+    """
+
+    epsilon: float = 1e-5
+    scale: bool = True
+
+    bias = False
+    pointwise = True
+
+    def forward(self, params, state, x, *, train=False):
+        self._expect_width(x, params)
+        xp = namespace(x)
+        spread = xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        normal = x / spread
+        return self._scaled(params, normal), state, (normal, spread)
+
+    def backward(self, params, cache, dy):
+        normal, spread = cache
+        g, grads = self._scaled_backward(params, normal, dy)
+        tilt = namespace(g).mean(g * normal, axis=-1, keepdims=True)
+        return (g - normal * tilt) / spread, grads
+
+
+@dataclass(frozen=True)
+class BatchNorm(_Scaled):
     """y = x̂ · scale + bias, with x̂ normalized over all axes but the last.
 
     Ioffe & Szegedy, arXiv:1502.03167, algorithm 1. x: (batch, ..., width).
-    Parameters: scale (width,), from 1, and bias (width,), from 0.
+    Parameters: scale (width,), from 1, and bias (width,), from 0, each unless it is
+    switched off.
 
     State: the running mean and variance, (width,) each, which stand for μ and v when
     not training. They keep the share `momentum` of what they were at every step; the
     variance of the batch enters without bias, times N / (N - 1) (as in PyTorch,
-    whose momentum is 1 minus this one).
+    whose momentum is 1 minus this one). `frozen` holds them as they are, and uses them
+    while training too: for fine-tuning on batches that are too small to say anything.
 
     Rows that only fill up a batch (`Rows`) get the same treatment as the others but
     move no statistic.
 
     Gradient
     --------
-    dscale = Σ dy · x̂ and dbias = Σ dy over all axes but the last. While training, dx is
-    that of the derivation at the head of this file, from g = dy · scale; otherwise μ
-    and s are constants, and dx = g / s.
+    While training, dx is that of the derivation at the head of this file; otherwise, and
+    when frozen, μ and s are constants, and dx = g / s.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    scale: bool = True
+    bias: bool = True
+    frozen: bool = False
+
+    pointwise = True  # when predicting
 
     def __post_init__(self):
-        expect_number("epsilon", self.epsilon, 0.0)
+        super().__post_init__()
         expect_number("momentum", self.momentum)
         fits = 0.0 <= self.momentum <= 1.0
         expect(fits, "expected a momentum in [0, 1], got {}", self.momentum)
 
     def init(self, key, shape, dtype):
-        expect(len(shape) >= 1, "BatchNorm takes (batch, ..., width), got (batch,)")
+        params, _, shape = super().init(key, shape, dtype)
         xp, place = namespace(key), device(key)
         state = {
             "mean": xp.zeros(shape[-1], dtype=dtype, device=place),
             "variance": xp.ones(shape[-1], dtype=dtype, device=place),
         }
-        return _scale_and_bias(key, shape[-1], dtype), state, shape
+        return params, state, shape
 
     def forward(self, params, state, x, *, train=False):
         """Map x to y of the same shape.
@@ -153,12 +281,11 @@ class BatchNorm(Layer):
             whose variance says nothing.
         """
         xp = namespace(x)
-        scale, bias = params["scale"], params["bias"]
-        _expect_width("BatchNorm", x, scale.shape[0])
-        if not train:
+        self._expect_width(x, state)
+        if self.frozen or not train:
             spread = xp.sqrt(state["variance"] + self.epsilon)
             normal = (x - state["mean"]) / spread
-            return normal * scale + bias, state, (normal, spread)
+            return self._scaled(params, normal), state, (normal, spread)
 
         size = math.prod(x.shape[:-1])
         expect(size > 1, "BatchNorm trains on two or more numbers a channel, got {}", x.shape)
@@ -175,17 +302,14 @@ class BatchNorm(Layer):
             "variance": self._carry(state["variance"], xp.reshape(variance, (-1,)) * unbias),
         }
         cache = (normal, spread) if counts is None else (normal, spread, counts)
-        return normal * scale + bias, state, cache
+        return self._scaled(params, normal), state, cache
 
     def backward(self, params, cache, dy):
-        xp = namespace(dy)
         normal, spread, *counts = cache
-        lead = tuple(range(dy.ndim - 1))
-        grads = {"scale": xp.sum(dy * normal, axis=lead), "bias": xp.sum(dy, axis=lead)}
-        g = dy * params["scale"]
+        g, grads = self._scaled_backward(params, normal, dy)
         if spread.ndim == 1:  # the running variance: a constant
             return g / spread, grads
-        return _normalize_backward(g, normal, spread, lead, *counts), grads
+        return _normalize_backward(g, normal, spread, tuple(range(dy.ndim - 1)), *counts), grads
 
     def _carry(self, old, new):
         return self.momentum * old + (1.0 - self.momentum) * new

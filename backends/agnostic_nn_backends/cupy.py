@@ -68,5 +68,16 @@ def _scatter_add(updates, index, rows):
     return out
 
 
+def _unslide(*parts, axis, stride, dilation, length):
+    first = parts[0]
+    shape = (*first.shape[:axis], length, *first.shape[axis + 1 :])
+    x = cupy.zeros(shape, first.dtype)
+    for k, part in enumerate(parts):
+        end = k * dilation + (part.shape[axis] - 1) * stride + 1
+        x[(*(slice(None),) * axis, slice(k * dilation, end, stride), ...)] += part
+    return x
+
+
 special.erf.register(cupy.ndarray, _erf)
 special.scatter_add.register(cupy.ndarray, _scatter_add)
+special.unslide.register(cupy.ndarray, _unslide)

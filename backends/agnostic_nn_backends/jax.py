@@ -8,6 +8,7 @@ import jax.numpy as xp
 import numpy as np
 
 from agnostic_nn import special
+from agnostic_nn.special.windows import turn
 
 from . import processor
 
@@ -68,8 +69,79 @@ def _scan_as(leaf, step, carry, xs, reverse):
     return jax.lax.scan(step, carry, xs, reverse=reverse)
 
 
+def _layouts(rank):
+    """Where batch N and channels C stand in x and y, and fan_in I and width O in a weight."""
+    space = "DHW"[-rank:]
+    return f"N{space}C", f"{space}IO", f"N{space}C"
+
+
+def _convolve(x, weight, stride, padding, dilation, groups):
+    return jax.lax.conv_general_dilated(
+        x,
+        weight,
+        stride,
+        padding,
+        rhs_dilation=dilation,
+        dimension_numbers=_layouts(len(stride)),
+        feature_group_count=groups,
+    )
+
+
+def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
+    turned, around = turn(weight, lengths, dy.shape[1:-1], stride, padding, dilation, groups)
+    return jax.lax.conv_general_dilated(
+        dy,
+        turned,
+        (1,) * len(stride),
+        around,
+        lhs_dilation=stride,
+        rhs_dilation=dilation,
+        dimension_numbers=_layouts(len(stride)),
+        feature_group_count=groups,
+    )
+
+
+def _convolve_weight(x, dy, window, stride, padding, dilation, groups):
+    # dy is the window that slides over x: batch and channels, stride and dilation change places
+    space = "DHW"[-len(window) :]
+    cut = tuple(
+        (low, d * (k - 1) + s * (o - 1) + 1 - low - n)
+        for n, o, k, s, (low, _), d in zip(
+            x.shape[1:-1], dy.shape[1:-1], window, stride, padding, dilation, strict=True
+        )
+    )
+    return jax.lax.conv_general_dilated(
+        x,
+        dy,
+        dilation,
+        cut,
+        rhs_dilation=stride,
+        dimension_numbers=(f"C{space}N", f"I{space}O", f"{space}NC"),
+        batch_group_count=groups,
+    )
+
+
+def _barrier_as(leaf, tree):
+    return jax.lax.optimization_barrier(tree)
+
+
+def _unslide(*parts, axis, stride, dilation, length):
+    def placed(k, part):
+        span = (part.shape[axis] - 1) * stride + 1
+        ends = [(0, 0, 0)] * part.ndim
+        ends[axis] = (k * dilation, length - k * dilation - span, stride - 1)
+        return jax.lax.pad(part, xp.zeros((), part.dtype), ends)
+
+    return sum(placed(k, part) for k, part in enumerate(parts))
+
+
 # While `jit` traces, arrays are tracers: a type of their own to dispatch on.
 for kind in (jax.Array, jax.core.Tracer):
+    special.convolve.register(kind, _convolve)
+    special.convolve_input.register(kind, _convolve_input)
+    special.convolve_weight.register(kind, _convolve_weight)
     special.erf.register(kind, jax.lax.erf)
     special.scatter_add.register(kind, _scatter_add)
     special.scan_as.register(kind, _scan_as)
+    special.unslide.register(kind, _unslide)
+    special.barrier_as.register(kind, _barrier_as)

@@ -1,0 +1,352 @@
+"""Callbacks: what happens between the epochs of a `fit`, at the user's wish.
+
+A callback is a value like a layer: its fields say what it does, and what it has to
+remember it keeps in the trainer, which saves it. So training resumed from a checkpoint
+goes on as if it had never stopped. They are asked in the order of the list: one that
+adds to the row of an epoch comes before one that writes it down, and `Checkpoint` comes
+last, or it saves what others remembered an epoch ago.
+"""
+
+import csv
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .arrays import expect, expect_count, expect_number
+
+__all__ = [
+    "CSVLog",
+    "Callback",
+    "Checkpoint",
+    "EarlyStopping",
+    "RateLog",
+    "ReduceOnPlateau",
+    "TensorBoardLog",
+    "as_callback",
+    "moments_in",
+    "optimizers_in",
+]
+
+
+class Callback:
+    """Does nothing, three times over; a callback of one's own does so in fewer places.
+
+    What it raises ends `fit` with the trainer as it was. `trainer.notes` is a dict of data
+    for JSON that is saved with the trainer, and `trainer.keep(name)` remembers weights.
+    """
+
+    def begin(self, trainer: Any) -> None:
+        """`fit` begins; of the data nothing has been seen yet."""
+
+    def epoch(self, trainer: Any, row: dict[str, Any]) -> bool | None:
+        """An epoch is complete and `row` is what it reports; may add to it. True ends `fit`."""
+
+    def end(self, trainer: Any, complete: bool) -> None:
+        """`fit` ends; complete: whether after a whole epoch, and not by an error or Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class _Plain(Callback):
+    function: Callable
+
+    def epoch(self, trainer, row):
+        return self.function(trainer, row)
+
+
+def optimizers_in(optimizer: Any) -> Iterator[Any]:
+    """An optimizer and those that it is put around, from the outside in."""
+    yield optimizer
+    if hasattr(optimizer, "optimizer"):
+        yield from optimizers_in(optimizer.optimizer)
+
+
+def moments_in(moments: Any) -> Iterator[Any]:
+    """Moments and those inside them, from the outside in; not every optimizer adds its own."""
+    yield moments
+    if "inner" in moments:
+        yield from moments_in(moments["inner"])
+
+
+def as_callback(thing: Any) -> Callback:
+    """A callback as it is, and a function (trainer, row) as what is asked after each epoch.
+
+    Raises
+    ------
+    TypeError
+        If it is neither.
+    """
+    if isinstance(thing, Callback):
+        return thing
+    if not callable(thing) or isinstance(thing, type):
+        raise TypeError(f"expected a Callback or a function (trainer, row), got {thing!r}")
+    return _Plain(thing)
+
+
+@dataclass(frozen=True)
+class _Watching(Callback):
+    """What has an eye on a value, and remembers the best and for how long there was none better."""
+
+    monitor: str = "validation_loss"
+    mode: str = "min"
+    least: float = 0.0
+
+    def __post_init__(self) -> None:
+        known = self.mode in ("min", "max")
+        expect(known, "expected mode 'min' or 'max', got {}", repr(self.mode))
+        expect_number("least", self.least, 0.0)
+
+    def look(self, trainer: Any, row: dict[str, Any]) -> bool:
+        """Whether the value is better than the best so far by more than `least`."""
+        if self.monitor not in row:
+            raise ValueError(
+                f"{type(self).__name__} monitors {self.monitor!r}, but an epoch reports "
+                f"{', '.join(row)}"
+            )
+        value = float(row[self.monitor])
+        seen = self.seen(trainer)
+        best = seen["best"]
+        if best is None:
+            better = not math.isnan(value)
+        elif self.mode == "min":
+            better = value < best - self.least
+        else:
+            better = value > best + self.least
+        trainer.notes[repr(self)] = (
+            seen | {"best": value, "waited": 0} if better else seen | {"waited": seen["waited"] + 1}
+        )
+        return better
+
+    def seen(self, trainer: Any) -> dict[str, Any]:
+        """What is remembered, under the name that this prints as."""
+        return trainer.notes.get(repr(self), {"best": None, "waited": 0})
+
+    def begin_again(self, trainer: Any) -> None:
+        """Wait from now on."""
+        trainer.notes[repr(self)] = self.seen(trainer) | {"waited": 0}
+
+
+@dataclass(frozen=True)
+class EarlyStopping(_Watching):
+    """End `fit` when a value has not become better for `patience` epochs.
+
+    monitor: what an epoch reports, such as "validation_accuracy". mode: "min" if less is
+    better, "max" if more is. Better is what differs by more than `least`; NaN never is.
+
+    With `restore`, when `fit` ends after a whole epoch, also because there were no more,
+    parameters, state and moments are those of the best one; steps and epochs stay counted.
+    After an error or Ctrl-C they are the last ones, so that training can go on.
+    """
+
+    patience: int = 10
+    restore: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect_count("patience", self.patience)
+
+    def epoch(self, trainer, row):
+        if self.look(trainer, row) and self.restore:
+            trainer.keep(repr(self))
+        stop = self.seen(trainer)["waited"] >= self.patience
+        if stop:
+            self.begin_again(trainer)
+        return stop
+
+    def end(self, trainer, complete):
+        if complete and self.restore and self.seen(trainer)["best"] is not None:
+            trainer.restore(repr(self))
+
+
+@dataclass(frozen=True)
+class ReduceOnPlateau(_Watching):
+    """Multiply the scale of a `Scaled` optimizer by `factor` whenever a value stops improving.
+
+    That is when it has not become better for `patience` epochs, as `EarlyStopping` has it;
+    then the wait begins anew. The scale stays at `lowest` or above.
+    """
+
+    patience: int = 10
+    factor: float = 0.1
+    lowest: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect_count("patience", self.patience)
+        inside = isinstance(self.factor, float) and 0.0 < self.factor < 1.0
+        expect(inside, "expected a factor in (0, 1), got {}", self.factor)
+        expect_number("lowest", self.lowest, 0.0, 1.0)
+
+    def begin(self, trainer):
+        if trainer.shape is not None:
+            self._expect_scaled(trainer)
+
+    def epoch(self, trainer, row):
+        self._expect_scaled(trainer)
+        self.look(trainer, row)
+        if self.seen(trainer)["waited"] < self.patience:
+            return
+        self.begin_again(trainer)
+        trainer.moments = self._lowered(trainer.backend, trainer.moments)
+
+    def _lowered(self, backend: Any, moments: Any) -> Any:
+        """The moments with the outermost scale lowered."""
+        if "scale" not in moments:
+            return moments | {"inner": self._lowered(backend, moments["inner"])}
+        scale = backend.to_numpy(moments["scale"])
+        lower = np.asarray(max(float(scale) * self.factor, self.lowest), scale.dtype)
+        return moments | {"scale": backend.asarray(lower)}
+
+    def _expect_scaled(self, trainer: Any) -> None:
+        if not any("scale" in moments for moments in moments_in(trainer.moments)):
+            raise TypeError(
+                "ReduceOnPlateau needs an optimizer whose steps can be scaled, such as "
+                f"nn.Scaled(nn.Adam()), got {trainer.optimizer!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Checkpoint(_Watching):
+    """Save the trainer after every `every`-th epoch, or only if a value is the best so far.
+
+    path: where; "{epoch}" and other fields of the row in it, such as "{loss:.3f}", make a
+    file for each. The old file is whole until the new one is. With `best`, those of the
+    `every`-th epochs are saved in which `monitor` is better than in those before.
+    """
+
+    path: str = "checkpoint.safetensors"
+    every: int = 1
+    best: bool = False
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        every: int = 1,
+        *,
+        best: bool = False,
+        monitor: str = "validation_loss",
+        mode: str = "min",
+        least: float = 0.0,
+    ) -> None:
+        given = {"monitor": monitor, "mode": mode, "least": least, "path": os.fspath(path)}
+        for name, value in (given | {"every": every, "best": best}).items():
+            object.__setattr__(self, name, value)
+        super().__post_init__()
+        expect_count("every", every)
+
+    def epoch(self, trainer, row):
+        due = row["epoch"] % self.every == 0
+        if due and (not self.best or self.look(trainer, row)):
+            trainer.save(self.path.format(**row))
+
+
+@dataclass(frozen=True)
+class RateLog(Callback):
+    """Add the learning rate of the epoch's last step to the row, as "rate"."""
+
+    def epoch(self, trainer, row):
+        to_numpy = trainer.backend.to_numpy
+        found = list(moments_in(trainer.moments))
+        scales = [float(to_numpy(moments["scale"])) for moments in found if "scale" in moments]
+        *_, optimizer = optimizers_in(trainer.optimizer)
+        rate = getattr(optimizer, "rate", None)
+        if rate is None:
+            raise TypeError(f"RateLog finds no one rate in {trainer.optimizer!r}")
+        if callable(rate):
+            last = max(int(to_numpy(found[-1]["step"])) - 1, 0)
+            rate = float(rate(np.asarray(last, trainer.dtype)))
+        row["rate"] = math.prod(scales) * rate
+
+
+@dataclass(frozen=True)
+class CSVLog(Callback):
+    """Write the row of each epoch to a file of comma-separated values, on the disk at once.
+
+    A trainer that has epochs behind it goes on with the file; rows of epochs that it has
+    not reached yet, left by a run that was cut off, are dropped. A new trainer begins anew.
+
+    Raises
+    ------
+    ValueError
+        From `fit`, if the file has other columns than the epoch reports.
+    """
+
+    path: str
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        object.__setattr__(self, "path", os.fspath(path))
+
+    def begin(self, trainer):
+        path = Path(self.path)
+        if not path.exists():
+            return
+        with path.open(newline="", encoding="utf-8") as file:
+            head, *rows = [*csv.reader(file)] or [["epoch"]]
+        if "epoch" not in head:
+            raise ValueError(f"{path} is no log of epochs: its columns are {', '.join(head)}")
+        place = head.index("epoch")
+
+        def reached(row: list[str]) -> bool:
+            whole = len(row) == len(head) and row[place].isdecimal()
+            return whole and int(row[place]) <= trainer.epoch
+
+        kept = [row for row in rows if reached(row)]
+        text = StringIO()
+        csv.writer(text).writerows([head, *kept] if kept else [])
+        beside = path.with_name(f".{path.name}.new")
+        beside.write_text(text.getvalue(), encoding="utf-8", newline="")
+        os.replace(beside, path)
+
+    def epoch(self, trainer, row):
+        with Path(self.path).open("a+", newline="", encoding="utf-8") as file:
+            file.seek(0)
+            head = next(csv.reader(file), None)
+            if head is None:
+                csv.writer(file).writerow(row)
+            elif head != list(row):
+                raise ValueError(
+                    f"{self.path} has the columns {', '.join(head)}, but an epoch reports "
+                    f"{', '.join(row)}"
+                )
+            csv.writer(file).writerow(row.values())
+
+
+@dataclass
+class TensorBoardLog(Callback):
+    """Write the numbers of each epoch to `folder` for TensorBoard, by tensorboardX.
+
+    Resumed, it drops what an earlier run wrote of epochs that the trainer has not reached.
+
+    Raises
+    ------
+    ImportError
+        From `fit`, if tensorboardX is not installed.
+    """
+
+    folder: str
+    _writer: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def begin(self, trainer):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                f"TensorBoardLog needs the package tensorboardX, which cannot be imported "
+                f"({error}): pip install 'agnostic-nn[tensorboard]'"
+            ) from error
+        self._writer = SummaryWriter(os.fspath(self.folder), purge_step=trainer.epoch + 1)
+
+    def epoch(self, trainer, row):
+        for name, value in row.items():
+            if name != "epoch":
+                self._writer.add_scalar(name, value, row["epoch"])
+        self._writer.flush()
+
+    def end(self, trainer, complete):
+        self._writer.close()
+        self._writer = None

@@ -1,0 +1,343 @@
+"""Attention: every position asks all others, and takes a mean of their answers.
+
+For one head, with queries Q (t, d), keys K (s, d) and values V (s, d) as rows,
+
+    S = Q Kᵀ / √d        P = softmax(S), row by row, over the keys allowed        O = P V
+
+(Vaswani et al., arXiv:1706.03762, eq. 1). P is 0 at a key that a mask forbids. A row without
+any key allowed is all 0, and so is its O: a mean of nothing.
+
+Gradient
+--------
+With dL = Σ dO · (dP V + P dV), a product of matrices as in `Dense`,
+
+    dV = Pᵀ dO        g = dO Vᵀ, which is dL/dP
+
+A row of P changes with its row of S by ∂Pⱼ/∂Sₖ = Pⱼ ([j = k] - Pₖ) (Bishop, PRML, eq. 4.106;
+the shift by the row's largest cancels), hence
+
+    dS = P ∘ (g - Σ g ∘ P)        Σ along each row
+
+A forbidden key has P = 0, therefore dS = 0: no gradient passes, and a row of zeros passes
+none at all. S is linear in either factor:
+
+    dQ = dS K / √d        dK = dSᵀ Q / √d
+
+Dropout of P to P ∘ M (M is 0 or 1 / (1 - rate)) puts P ∘ M in place of P in O and dV, and
+g ∘ M in place of g in dS. Where several heads of Q share one head of K and V (Ainslie et al.,
+arXiv:2305.13245), their queries are so many more rows of Q, and the sums in dK and dV run
+over them all.
+
+What is kept for that: Q, K, V, P and O. P is the largest where the sequence is longer than
+the heads are wide; to compute it anew instead would cost one product of the seven.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ..arrays import device, expect, expect_count, expect_number, expect_positive, namespace
+from ..initializers import Initializer, glorot_uniform
+from ..random import bernoulli, split
+from .base import Layer
+from .dense import Dense
+from .positions import angles, expect_sequence, rotate
+
+__all__ = ["MultiHeadAttention"]
+
+
+def _attend(query, key, value, allowed=None, kept=()):
+    """O and P as above, from queries that were divided by √d.
+
+    query: (batch, heads, group, t, d); key, value: (batch, heads, s, d); allowed: booleans
+    that broadcast to P (batch, heads, group, t, s); kept: M like P, or () for none. O is
+    shaped like query.
+    """
+    xp = namespace(query)
+    scores = _rows(query) @ xp.matrix_transpose(key)
+    scores = xp.reshape(scores, (*query.shape[:-1], key.shape[-2]))
+    if allowed is not None:
+        # not -inf: a row of them would make NaN, and CuPy's max was once wrong about it
+        scores = xp.where(allowed, scores, float(xp.finfo(scores.dtype).min))
+    weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
+    if allowed is not None:
+        weights = xp.where(allowed, weights, 0.0)
+    total = xp.sum(weights, axis=-1, keepdims=True)
+    weights = weights / xp.where(total == 0, 1.0, total)
+    heads = _rows(_dropped(weights, kept)) @ value
+    return xp.reshape(heads, query.shape), weights
+
+
+def _attend_backward(query, key, value, weights, kept, dy):
+    """dL/d(Q / √d), dL/dK and dL/dV from dy = dL/dO, as derived above."""
+    xp = namespace(dy)
+    dvalue = xp.matrix_transpose(_rows(_dropped(weights, kept))) @ _rows(dy)
+    g = xp.reshape(_rows(dy) @ xp.matrix_transpose(value), weights.shape)
+    g = _dropped(g, kept)
+    dscores = _rows(weights * (g - xp.sum(g * weights, axis=-1, keepdims=True)))
+    dquery = xp.reshape(dscores @ key, query.shape)
+    return dquery, xp.matrix_transpose(dscores) @ _rows(query), dvalue
+
+
+def _dropped(weights, kept):
+    return weights if isinstance(kept, tuple) else weights * kept
+
+
+def _rows(x):
+    """(batch, heads, group, t, n) -> (batch, heads, group · t, n)."""
+    batch, heads, group, time, width = x.shape
+    return namespace(x).reshape(x, (batch, heads, group * time, width))
+
+
+def _split(x, heads):
+    """(batch, time, heads · width) -> (batch, heads, time, width)."""
+    xp = namespace(x)
+    batch, time, width = x.shape
+    return xp.permute_dims(xp.reshape(x, (batch, time, heads, width // heads)), (0, 2, 1, 3))
+
+
+def _join(x):
+    """(batch, heads, time, width) -> (batch, time, heads · width)."""
+    xp = namespace(x)
+    batch, heads, time, width = x.shape
+    return xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (batch, time, heads * width))
+
+
+def _positions(x):
+    xp = namespace(x)
+    return xp.arange(x.shape[1], dtype=xp.int32, device=device(x))
+
+
+@dataclass(frozen=True)
+class MultiHeadAttention(Layer):
+    """y = [O₁ … Oₕ] W + b, the heads side by side, each the mean that attention takes.
+
+    Q, K and V of a head are columns of affine maps: Q of x, K and V of x too, or of another
+    sequence, the memory (Vaswani et al., arXiv:1706.03762, sec. 3.2.2). O and the whole
+    gradient are derived at the head of this file.
+
+    x: (batch, time, width), alone or in a dict of inputs, beside
+
+    - memory: (batch, other time, other width), the sequence that is asked instead of x;
+    - mask: boolean, True where a key may be seen: (batch, keys), as for sequences that were
+      filled up to one length, or (batch, time, keys).
+
+    y: (batch, time, width). A query that may see no key at all gets y = b.
+
+    `causal` lets position t see the keys up to t, and of those what a mask allows.
+    `key_heads`, a divisor of `heads`, makes fewer heads of K and V, one for each group of
+    neighbouring heads of Q (Ainslie et al., arXiv:2305.13245). `head_width` is width / heads
+    unless given. `rotary` turns Q and K by their positions, with angles of `base` (Su et al.,
+    arXiv:2104.09864, eq. 34). `dropout` drops elements of P while training; its state is a
+    random key.
+
+    Parameters: query, key, value and output, each with weight (fan_in, width) and, unless
+    `bias` is false, bias (width,), which starts at 0.
+
+    Going step by step, it remembers K and V of all steps so far; of the input "memory",
+    which has to be there at every step, it computes them once.
+    """
+
+    heads: int
+    key_heads: int | None = None
+    head_width: int | None = None
+    causal: bool = False
+    rotary: bool = False
+    base: float = 10_000.0
+    dropout: float = 0.0
+    bias: bool = True
+    initializer: Initializer = field(default=glorot_uniform, repr=False)
+
+    takes: ClassVar = {"x": "real floating", "memory": "real floating", "mask": "bool"}
+
+    def __post_init__(self):
+        expect_count("heads", self.heads)
+        if self.key_heads is not None:
+            expect_count("key_heads", self.key_heads)
+            fits = self.heads % self.key_heads == 0
+            expect(fits, "{} heads cannot share {} key_heads", self.heads, self.key_heads)
+        if self.head_width is not None:
+            expect_count("head_width", self.head_width)
+        expect_positive("base", self.base)
+        expect_number("dropout", self.dropout, 0.0, 1.0)
+
+    def init(self, key, shape, dtype):
+        named, _ = inputs_by_name(self, shape)
+        for name in named.keys() - {"mask"}:
+            expect_sequence("MultiHeadAttention", named[name])
+        width, other = named["x"][-1], named.get("memory", named["x"])[-1]
+        fits = self.head_width is not None or width % self.heads == 0
+        expect(fits, "{} heads cannot share a width of {}", self.heads, width)
+        each = self.head_width or width // self.heads
+        fits = not self.rotary or each % 2 == 0
+        expect(fits, "rotary turns pairs, so it wants an even head_width, got {}", each)
+        fans = {
+            "query": (width, each * self.heads),
+            "key": (other, each * (self.key_heads or self.heads)),
+            "value": (other, each * (self.key_heads or self.heads)),
+            "output": (each * self.heads, width),
+        }
+        keys, params = split(key, 5), {}
+        for i, (name, (fan_in, fan_out)) in enumerate(fans.items()):
+            dense = Dense(fan_out, self.bias, self.initializer)
+            params[name], _, _ = dense.init(keys[i, :], (fan_in,), dtype)
+        return params, {"key": keys[4, :]} if self.dropout else {}, named["x"]
+
+    def forward(self, params, state, x, *, train=False):
+        """x: (batch, time, width), alone or in a dict of inputs -> y: (batch, time, width).
+
+        Raises
+        ------
+        ValueError
+            If an input has no place here, or its shape or dtype does not fit.
+        TypeError
+            If the mask is not boolean, or an array is of another library.
+        """
+        named, given = inputs_by_name(self, x)
+        x, source = named["x"], named.get("memory", named["x"])
+        times, places = _positions(x), _positions(source)
+        query = self._queries(params, x, times)
+        key, value = self._keys(params, source, places)
+        shape = (*query.shape[:-1], key.shape[-2])
+        allowed = self._allowed(named.get("mask"), times, places, shape)
+        kept = ()
+        if train and self.dropout:
+            keys = split(state["key"], 2)
+            kept, state = bernoulli(keys[0, :], 1.0 - self.dropout, shape), {"key": keys[1, :]}
+            kept = namespace(x).astype(kept, x.dtype) * (1.0 / (1.0 - self.dropout))
+        heads, weights = _attend(query, key, value, allowed, kept)
+        joined = self._joined(heads)
+        memory = named.get("memory", ())
+        cache = (x, memory, given, query, key, value, weights, kept, joined)
+        return self._map(params, "output", joined), state, cache
+
+    def backward(self, params, cache, dy):
+        x, memory, given, query, key, value, weights, kept, joined = cache
+        source = x if isinstance(memory, tuple) else memory
+        grads = {}
+
+        def back(name, x, dy):
+            dx, grads[name] = self._dense(params[name]).backward(params[name], x, dy)
+            return dx
+
+        dheads = self._grouped(back("output", joined, dy), value.shape[1])
+        dquery, dkey, dvalue = _attend_backward(query, key, value, weights, kept, dheads)
+        dquery = dquery * (1.0 / math.sqrt(query.shape[-1]))
+        if self.rotary:
+            dquery = rotate(dquery, -self._angles(query, _positions(x)))
+            dkey = rotate(dkey, -self._angles(key, _positions(source)))
+        dx = back("query", x, self._joined(dquery))
+        dsource = back("key", source, _join(dkey)) + back("value", source, _join(dvalue))
+        if source is x:
+            dx = dx + dsource
+        return beside_x(self, dx, (dsource, None), given), grads
+
+    def begin(self, params, x, length):
+        named, _ = inputs_by_name(self, x)
+        xp, place = namespace(named["x"]), device(named["x"])
+        step = xp.zeros((), dtype=xp.int32, device=place)
+        if "memory" in named:
+            key, value = self._keys(params, named["memory"], _positions(named["memory"]))
+            return {"step": step, "key": key, "value": value}
+        if not self.causal:
+            raise TypeError(f"{self} cannot go step by step: it looks at later ones, not causal")
+        weight = params["key"]["weight"]
+        heads = self.key_heads or self.heads
+        shape = (named["x"].shape[0], heads, length, weight.shape[1] // heads)
+        empty = xp.zeros(shape, dtype=weight.dtype, device=place)
+        memory = {"step": step, "key": empty, "value": empty}
+        if "mask" in named:
+            memory["mask"] = xp.zeros((shape[0], length), dtype=xp.bool, device=place)
+        return memory
+
+    def advance(self, params, state, memory, x):
+        named, _ = inputs_by_name(self, x)
+        x, mask, step = named["x"], named.get("mask"), memory["step"]
+        xp = namespace(x)
+        expect(x.shape[1] == 1, "a step takes (batch, 1, width), got {}", x.shape)
+        now = xp.reshape(step, (1,))
+        places = _positions(memory["key"][:, 0, :, :])
+        new = {"step": step + 1}
+        if "memory" not in named:
+            here = places == now
+            for name, row in zip(("key", "value"), self._keys(params, x, now), strict=True):
+                new[name] = xp.where(here[:, None], row, memory[name])
+            if mask is not None:
+                fits = mask.ndim == 2
+                expect(fits, "a step takes a mask (batch, 1) of x itself, got {}", mask.shape)
+                mask = new["mask"] = xp.where(here, mask, memory["mask"])
+        memory = memory | new
+        query = self._queries(params, x, now)
+        shape = (*query.shape[:-1], places.shape[0])
+        allowed = self._allowed(mask, now, places, shape)
+        heads, _ = _attend(query, memory["key"], memory["value"], allowed)
+        return self._map(params, "output", self._joined(heads)), memory
+
+    def _dense(self, params):
+        return Dense(params["weight"].shape[1], self.bias)
+
+    def _map(self, params, name, x):
+        return self._dense(params[name]).forward(params[name], {}, x)[0]
+
+    def _angles(self, like, positions):
+        return angles(like, positions, like.shape[-1], self.base)
+
+    def _queries(self, params, x, positions):
+        """Q / √d, turned to `positions` if need be, as (batch, key heads, group, time, d)."""
+        expect_sequence("MultiHeadAttention", x.shape[1:])
+        query = self._grouped(self._map(params, "query", x), self.key_heads or self.heads)
+        query = query * (1.0 / math.sqrt(query.shape[-1]))
+        return rotate(query, self._angles(query, positions)) if self.rotary else query
+
+    def _keys(self, params, x, positions):
+        """K, turned to `positions` if need be, and V, as (batch, key heads, time, d)."""
+        expect_sequence("MultiHeadAttention", x.shape[1:])
+        heads = self.key_heads or self.heads
+        key, value = (_split(self._map(params, name, x), heads) for name in ("key", "value"))
+        return rotate(key, self._angles(key, positions)) if self.rotary else key, value
+
+    def _grouped(self, x, key_heads):
+        """(batch, time, heads · d) -> (batch, key heads, group, time, d)."""
+        split = _split(x, self.heads)
+        batch, heads, time, width = split.shape
+        shape = (batch, key_heads, heads // key_heads, time, width)
+        return namespace(x).reshape(split, shape)
+
+    def _joined(self, x):
+        """(batch, key heads, group, time, d) -> (batch, time, heads · d)."""
+        batch, _, _, time, width = x.shape
+        return _join(namespace(x).reshape(x, (batch, self.heads, time, width)))
+
+    def _allowed(self, mask, times, places, shape):
+        """Which keys count for which query, as booleans that broadcast to `shape`; None for all."""
+        xp = namespace(times)
+        causal = places[None, :] <= times[:, None] if self.causal else None
+        if mask is None:
+            return causal
+        batch, _, _, time, keys = shape
+        if mask.dtype != xp.bool:
+            raise TypeError(f"expected a boolean mask, got {mask.dtype}")
+        fits = mask.shape in ((batch, keys), (batch, time, keys))
+        expect(
+            fits, "expected a mask {} or {}, got {}", (batch, keys), (batch, time, keys), mask.shape
+        )
+        mask = xp.reshape(mask, (batch, 1, 1, -1, keys))
+        return mask if causal is None else xp.logical_and(mask, causal)
+
+
+def inputs_by_name(layer, x):
+    """What `layer` takes by name; and for the cache, told by nesting, which of it was there."""
+    named = x if isinstance(x, dict) else {"x": x}
+    fits = "x" in named and named.keys() <= layer.takes.keys()
+    expect(fits, "{} takes {}, got {}", type(layer).__name__, list(layer.takes), list(named))
+    others = [name for name in layer.takes if name != "x"]
+    return named, tuple(((),) if name in named else () for name in others) if named is x else ()
+
+
+def beside_x(layer, dx, others, given):
+    """dx nested like x: alone, or with those gradients of `others` that were `given`."""
+    if not given:
+        return dx
+    names = [name for name in layer.takes if name != "x"]
+    found = zip(names, others, given, strict=True)
+    return {"x": dx} | {name: dother for name, dother, there in found if there}

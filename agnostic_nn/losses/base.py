@@ -1,0 +1,222 @@
+"""What all losses share: how losses of examples become one, and what is refused beforehand.
+
+A loss is a function `(y, target, weights=None, *, …, reduction="mean")` to `(value, dy)`:
+what to report, and the gradient to send back, nested, shaped and typed like y. It states
+the `values` of examples and their `slopes` by y; `reduced` does the rest. Options are plain
+Python values, and `functools.partial` sets them.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ..arrays import Array, Shape, device, expect, first_true, namespace, size
+from ..trees import tree_map
+
+__all__ = [
+    "Loss",
+    "brings",
+    "check_labels",
+    "check_numbers",
+    "check_of",
+    "check_signs",
+    "expect_alike",
+    "expect_target",
+    "metrics_of",
+    "nested_like",
+    "one_hot",
+    "parts",
+    "reduced",
+]
+
+Loss = Callable[..., tuple[Array, Any]]
+
+
+def reduced(
+    values: Array,
+    slopes: Any,
+    weights: Array | None,
+    reduction: str,
+    counts: Array | None = None,
+) -> tuple[Array, Any]:
+    """A loss and its dy, from the `values` v of examples and their `slopes` by y.
+
+    With w the weights, shaped like leading axes of v, and c the counts, shaped like v, each
+    1 unless given:
+
+        mean: Σ w v / Σ w c, and 0 where Σ w c is 0        sum: Σ w v        none: w v
+
+    dy is the derivative, of the sum where nothing is reduced: each slope times its example's
+    share, w / Σ w c or w. An example of weight 0 is left out even if its loss is infinite.
+
+    slopes: a tree of arrays that begin with the axes of v.
+
+    Raises
+    ------
+    ValueError
+        If the reduction is another, there is nothing to take the mean of, or the weights
+        are of another shape or dtype.
+    """
+    known = reduction in ("mean", "sum", "none")
+    expect(known, "expected reduction 'mean', 'sum' or 'none', got {!r}", reduction)
+    xp = namespace(values)
+    mean = reduction == "mean"
+    some = size(values) > 0 or not mean
+    expect(some, "a mean needs examples, got losses of shape {}", values.shape)
+    if weights is None and counts is None:
+        value = values if reduction == "none" else xp.sum(values)
+        if not mean:
+            return value, slopes
+        share = 1.0 / size(values)
+        return value * share, tree_map(lambda slope: slope * share, slopes)
+
+    share = xp.ones_like(values) if weights is None else _spread(weights, values)
+    if mean:
+        repeats = size(values) / size(share)
+        total = xp.sum(share) * repeats if counts is None else xp.sum(share * counts)
+        share = share / xp.where(total > 0, total, 1.0)
+    values = xp.where(share != 0, values, 0.0) * share
+    return values if reduction == "none" else xp.sum(values), tree_map(
+        lambda slope: _scaled(slope, share), slopes
+    )
+
+
+def _spread(weights, values):
+    """The weights with axes of length 1 for those of the values that they lack."""
+    lead = values.shape[: weights.ndim]
+    expect(weights.shape == lead, "expected weights {}, got {}", lead, weights.shape)
+    expect(weights.dtype == values.dtype, "y is {}, weights {}", values.dtype, weights.dtype)
+    shape = (*lead, *(1,) * (values.ndim - len(lead)))
+    return namespace(values, weights).reshape(weights, shape)
+
+
+def _scaled(slope, share):
+    xp = namespace(slope)
+    share = xp.reshape(share, (*share.shape, *(1,) * (slope.ndim - share.ndim)))
+    return xp.where(share != 0, slope, 0.0) * share
+
+
+def brings(check: Callable, **metrics: Callable) -> Callable[[Loss], Loss]:
+    """Attach what a `Trainer` wants of a loss: a check of targets, and metrics to report.
+
+    check(target, shape) refuses a target on the host for outputs of `shape`, batch left
+    out. An option of the loss that matters to it or to a metric is a keyword of that too.
+    """
+
+    def attach(loss: Any) -> Loss:
+        loss.check, loss.metrics = check, metrics
+        return loss
+
+    return attach
+
+
+def check_of(loss: Loss) -> Callable | None:
+    """The check that a loss brings, told what `partial` has set of its options, or None."""
+    if not isinstance(loss, partial):
+        return getattr(loss, "check", None)
+    check = check_of(loss.func)
+    return None if check is None else _told(check, loss.keywords)
+
+
+def metrics_of(loss: Loss) -> dict[str, Callable]:
+    """The metrics that a loss brings, by name, told what `partial` has set of their options."""
+    if not isinstance(loss, partial):
+        return getattr(loss, "metrics", {})
+    return {name: _told(one, loss.keywords) for name, one in metrics_of(loss.func).items()}
+
+
+def _told(function, options):
+    known = getattr(function, "__kwdefaults__", None) or {}
+    told = {name: value for name, value in options.items() if name in known}
+    return partial(function, **told) if told else function
+
+
+# --- what a loss refuses, by shapes and dtypes -----------------------------------------
+
+
+def expect_alike(y: Array, target: Array) -> None:
+    """Raise unless y and target are of one library, shape and dtype."""
+    namespace(y, target)
+    expect(y.shape == target.shape, "y is {} but target is {}", y.shape, target.shape)
+    expect(y.dtype == target.dtype, "y is {} but target is {}", y.dtype, target.dtype)
+
+
+def parts(y: Any, names: tuple[str, ...]) -> list[Array]:
+    """The arrays of y, which is a dict of these names or a tuple in their order."""
+    if isinstance(y, dict):
+        expect(y.keys() == set(names), "expected outputs {}, got {}", sorted(names), sorted(y))
+        found = [y[name] for name in names]
+    else:
+        expect(isinstance(y, tuple), "expected outputs {}, as a dict or a tuple", names)
+        expect(len(y) == len(names), "expected outputs {}, got {} of them", names, len(y))
+        found = list(y)
+    first = found[0]
+    for name, part in zip(names, found, strict=True):
+        namespace(first, part)
+        alike = part.shape == first.shape and part.dtype == first.dtype
+        shown = (names[0], first.dtype, first.shape, name, part.dtype, part.shape)
+        expect(alike, "{} is {} {}, but {} is {} {}", *shown)
+    return found
+
+
+def nested_like(y: Any, names: tuple[str, ...], *arrays: Array) -> Any:
+    """Arrays in the order of `names`, nested like y."""
+    return dict(zip(names, arrays, strict=True)) if isinstance(y, dict) else arrays
+
+
+def one_hot(labels: Array, like: Array) -> Array:
+    """1 at the label and 0 elsewhere along the last axis of `like`, in its shape and dtype.
+
+    A label that is no class, as what is ignored may be, is 1 nowhere.
+    """
+    xp = namespace(like, labels)
+    fits = labels.shape == like.shape[:-1]
+    expect(fits, "labels {} for logits {}", labels.shape, like.shape)
+    numbers = xp.arange(like.shape[-1], device=device(labels))
+    wide = xp.astype(xp.expand_dims(labels, axis=-1), numbers.dtype)
+    return xp.astype(wide == numbers, like.dtype)
+
+
+# --- what a loss refuses on the host, by values ----------------------------------------
+
+
+def check_numbers(target: Array, shape: Shape) -> None:
+    """Refuse targets that are not finite real numbers, one for each output."""
+    xp = namespace(target)
+    if not xp.isdtype(target.dtype, "real floating"):
+        raise TypeError(f"expected real floating targets, got {target.dtype}")
+    expect_target(target, shape)
+    bad = first_true(~xp.isfinite(target))
+    if bad is not None:
+        raise ValueError(f"expected finite targets, but target{list(bad)} is {target[bad]}")
+
+
+def check_signs(target: Array, shape: Shape) -> None:
+    """Refuse targets that are not -1 or 1, one for each output."""
+    check_numbers(target, shape)
+    bad = first_true((target != 1) & (target != -1))
+    if bad is not None:
+        raise ValueError(f"expected targets of -1 or 1, but target{list(bad)} is {target[bad]}")
+
+
+def check_labels(target: Array, shape: Shape, *, ignore_index: int | None = None) -> None:
+    """Refuse targets that are not integers from 0 to classes - 1, or `ignore_index`."""
+    xp = namespace(target)
+    if not xp.isdtype(target.dtype, "integral"):
+        raise TypeError(f"expected integer labels, got {target.dtype}")
+    expect_target(target, shape[:-1])
+    wrong = (target < 0) | (target >= shape[-1])
+    if ignore_index is not None:
+        wrong = wrong & (target != ignore_index)
+    bad = first_true(wrong)
+    if bad is not None:
+        raise ValueError(
+            f"expected labels from 0 to {shape[-1] - 1}, but label{list(bad)} is {target[bad]}"
+        )
+
+
+def expect_target(target: Array, shape: Shape) -> None:
+    """Raise unless the target is shaped (batch, *shape)."""
+    fits = tuple(target.shape[1:]) == tuple(shape)
+    wanted = ", ".join(["batch", *map(str, shape)])
+    expect(fits, f"expected targets ({wanted}), got {tuple(target.shape)}")

@@ -1,0 +1,130 @@
+"""Combined: one loss out of several."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ..arrays import Array, expect, expect_number
+from ..metrics import finish_of, finished_by
+from ..trees import tree_map
+from .base import Loss, check_of, metrics_of
+
+__all__ = ["Losses"]
+
+
+@dataclass(frozen=True, init=False, repr=False, eq=False)
+class Losses:
+    """Σₙ wₙ Lₙ(y[n], target[n]) over outputs n by name, each with a loss of its own.
+
+    Losses(label=softmax_cross_entropy, box=huber, weights={"box": 2.0}); a loss weighs 1
+    unless `weights` say otherwise. It is a loss like others: y and target are dicts of these
+    names, weights of examples are shared by all, or a dict for those that have any. For an
+    output that is called "losses" or "weights" pass a dict of losses first.
+
+    Gradient
+    --------
+    Lₙ depends on y[n] alone, so dy[n] = wₙ ∂Lₙ/∂y[n].
+
+    Raises
+    ------
+    TypeError
+        If one of the losses is no function, or one of the weights no number.
+    ValueError
+        If there is no loss, a weight is negative or for an output that has no loss; or, when
+        called, if y or target are not dicts of these names.
+    """
+
+    losses: tuple[tuple[str, Loss], ...]
+    weights: tuple[tuple[str, float], ...]
+
+    def __init__(
+        self,
+        losses: Mapping[str, Loss] | tuple[tuple[str, Loss], ...] = (),
+        weights: Mapping[str, float] | tuple[tuple[str, float], ...] = (),
+        **named: Loss,
+    ) -> None:
+        found, weighed = dict(losses) | named, dict(weights)
+        expect(len(found) > 0, "expected at least one loss")
+        unknown = sorted(weighed.keys() - found.keys())
+        expect(not unknown, "weights for {}, but losses for {}", unknown, sorted(found))
+        for name, loss in found.items():
+            if not callable(loss):
+                raise TypeError(f"expected a function as the loss of {name}, got {loss!r}")
+            expect_number(f"the weight of {name}", weighed.get(name, 1.0), low=0.0)
+        names = sorted(found)
+        object.__setattr__(self, "losses", tuple([(name, found[name]) for name in names]))
+        object.__setattr__(self, "weights", tuple([(n, weighed.get(n, 1.0)) for n in names]))
+
+    def __call__(self, y: dict, target: dict, weights: Any = None) -> tuple[Array, dict]:
+        """The weighted sum of all losses, and dy by name."""
+        names = [name for name, _ in self.losses]
+        for what, tree in {"outputs": y, "targets": target}.items():
+            fits = isinstance(tree, dict) and sorted(tree) == names
+            shown = sorted(tree) if isinstance(tree, dict) else type(tree).__name__
+            expect(fits, "expected {} {}, got {}", what, names, shown)
+        total, dy = None, {}
+        for (name, loss), (_, weight) in zip(self.losses, self.weights, strict=True):
+            own = weights.get(name) if isinstance(weights, dict) else weights
+            given = (y[name], target[name])
+            value, slope = loss(*given) if own is None else loss(*given, own)
+            expect(value.ndim == 0, "the loss of {} is of shape {}: reduce it", name, value.shape)
+            value = weight * value
+            total = value if total is None else total + value
+            dy[name] = tree_map(lambda leaf, weight=weight: weight * leaf, slope)
+        return total, dy
+
+    def check(self, target: dict, shape: dict) -> None:
+        """Refuse a target on the host as each of the losses does its own."""
+        for name, loss in self.losses:
+            expect(name in target, "no target for {}, only for {}", name, sorted(target))
+            check = check_of(loss)
+            if check is not None:
+                check(target[name], shape[name])
+
+    @property
+    def metrics(self) -> dict[str, Callable]:
+        """Those that each loss brings, such as "label.accuracy"."""
+        return {
+            f"{name}.{metric}": _of_output(function, name)
+            for name, loss in self.losses
+            for metric, function in metrics_of(loss).items()
+        }
+
+    def __repr__(self) -> str:
+        named = [f"{name}={_shown(loss)}" for name, loss in self.losses]
+        weights = {name: weight for name, weight in self.weights if weight != 1.0}
+        return f"Losses({', '.join([*named, *([f'weights={weights}'] if weights else [])])})"
+
+    def __eq__(self, other: object) -> bool:
+        return _plain(self) == _plain(other) if isinstance(other, Losses) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(_plain(self))
+
+
+def _of_output(metric, name):
+    """A metric of the one output that is called `name`."""
+
+    @finished_by(finish_of(metric))
+    def found(y, target):
+        return metric(y[name], target[name])
+
+    return found
+
+
+def _shown(loss):
+    """A loss as it is written."""
+    if not isinstance(loss, partial):
+        return getattr(loss, "__name__", repr(loss))
+    options = [f"{name}={value!r}" for name, value in loss.keywords.items()]
+    return f"partial({', '.join([_shown(loss.func), *map(repr, loss.args), *options])})"
+
+
+def _plain(thing):
+    """What two equal sums of losses share: a `partial` is only ever equal to itself."""
+    if isinstance(thing, Losses):
+        return thing.weights, tuple([(name, _plain(loss)) for name, loss in thing.losses])
+    if isinstance(thing, partial):
+        return thing.func, thing.args, tuple(sorted(thing.keywords.items()))
+    return thing

@@ -1,0 +1,77 @@
+"""A small transformer that learns this library's README, character by character, and writes some.
+
+It reads windows of 96 characters and says at each what comes next; ASCII alone, which
+leaves the picture out. Writing, it takes a step for each character (`advance`), which looks
+back at what it remembers of all before, instead of a `forward` through all of the text.
+"""
+
+import math
+from argparse import ArgumentParser
+from pathlib import Path
+
+import numpy as np
+
+import agnostic_nn as nn
+
+README = Path(__file__).parents[1] / "README.md"
+WINDOW = 96
+
+
+def read(path=README):
+    """The text as numbers from 0 to 127."""
+    text = path.read_text(encoding="utf-8").encode("ascii", "ignore")
+    return np.frombuffer(text, np.uint8).astype(np.int32)
+
+
+def network(width=64, depth=2):
+    block = nn.TransformerBlock(
+        nn.MultiHeadAttention(4, causal=True, rotary=True, bias=False),
+        hidden=4 * width,
+        activation=nn.SwiGLU(),
+        norm=nn.RMSNorm(),
+    )
+    return nn.Sequential(
+        nn.Embedding(128, width), nn.Repeat(block, depth), nn.RMSNorm(), nn.Dense(128, bias=False)
+    )
+
+
+def train(backend, model, text, epochs, verbose=0):
+    """A trainer that has seen `text` so often, and its loss at the end in bits per character."""
+    windows = np.lib.stride_tricks.sliding_window_view(text, WINDOW + 1)[::16]
+    x, target = windows[:, :-1], windows[:, 1:]
+    steps = epochs * math.ceil(len(x) / 16)
+    optimizer = nn.AdamW(nn.schedules.Cosine(4e-3, steps, warmup=steps // 10))
+    trainer = nn.Trainer(model, nn.softmax_cross_entropy, optimizer, backend=backend, seed=0)
+    trainer.fit(x, target, epochs=epochs, batch_size=16, verbose=verbose)
+    return trainer, trainer.evaluate(x, target, batch_size=64)["loss"] / math.log(2)
+
+
+def write(trainer, prompt, count, temperature=0.5, seed=0):
+    """`prompt` and `count` characters more, each drawn from softmax(y / temperature)."""
+    model, backend = trainer.model, trainer.backend
+    chances = np.random.default_rng(seed).random(count)  # the same on every backend
+    text = list(prompt.encode("ascii"))
+    step, memory = backend.jit(model.advance), None
+    for i in range(len(text) + count - 1):
+        x = backend.asarray(np.full((1, 1), text[i], np.int32))
+        if memory is None:
+            memory = model.begin(trainer.params, x, len(text) + count)
+        y, memory = step(trainer.params, trainer.state, memory, x)
+        if i + 1 == len(text):
+            y = backend.to_numpy(y)[0, 0].astype("float64") / temperature
+            share = np.cumsum(np.exp(y - y.max()))
+            text.append(int(np.searchsorted(share, chances[i + 1 - len(prompt)] * share[-1])))
+    return bytes(text).decode("ascii")
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", help="such as numpy, jax or cupy:0")
+    parser.add_argument("--epochs", type=int, default=20)
+    arguments = parser.parse_args()
+    try:
+        backend = nn.backend(arguments.backend)
+    except nn.BackendUnavailable as error:
+        parser.error(str(error))
+    trainer, bits = train(backend, network(), read(), arguments.epochs, verbose=1)
+    print(f"{bits:.3f} bits per character; it writes:\n\n{write(trainer, '## ', 400)}")

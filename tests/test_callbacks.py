@@ -1,0 +1,489 @@
+"""Callbacks are asked when they should be, remember what must survive, and can do no harm."""
+
+import csv
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import agnostic_nn as nn
+from agnostic_nn.callbacks import as_callback
+from agnostic_nn.trees import leaves, tree_map
+
+X = np.random.default_rng(0).standard_normal((20, 4)).astype("float32")
+LABELS = np.arange(20) % 3
+OPTIONS = {"batch_size": 8, "verbose": 0}
+
+
+def make(backend, optimizer=None):
+    optimizer = optimizer or nn.Adam(1e-2)
+    return nn.Trainer(nn.Dense(3), nn.softmax_cross_entropy, optimizer, backend=backend)
+
+
+def host(trainer):
+    return [trainer.backend.to_numpy(leaf).copy() for leaf in leaves(trainer._built())]
+
+
+def assert_same_bits(one, other):
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+class Told(nn.Callback):
+    """Remembers what it was asked."""
+
+    def __init__(self):
+        self.calls = []
+
+    def begin(self, trainer):
+        self.calls.append("begin")
+
+    def epoch(self, trainer, row):
+        self.calls.append(row["epoch"])
+
+    def end(self, trainer, complete):
+        self.calls.append(complete)
+
+
+def reporting(values, name="validation_loss"):
+    """A callback that puts the next of `values` into the row."""
+    values = iter(values)
+
+    def report(trainer, row):
+        row[name] = next(values)
+
+    return report
+
+
+# --- when they are asked ----------------------------------------------------------------
+
+
+def test_a_function_is_asked_after_each_epoch_and_may_add_to_the_row(backend):
+    steps = []
+
+    def look(trainer, row):
+        steps.append(trainer.steps)
+        row["found"] = trainer.steps * 2
+        return 1  # no True
+
+    trainer, told = make(backend), Told()
+    history = trainer.fit(X, LABELS, epochs=3, callbacks=[look, told], **OPTIONS)
+    assert steps == [3, 6, 9]
+    assert history["found"] == [6, 12, 18]
+    assert told.calls == ["begin", 1, 2, 3, True]
+
+
+def test_true_ends_fit_when_all_others_were_asked(backend):
+    told = Told()
+    callbacks = [lambda trainer, row: row["epoch"] == 2, told]
+    history = make(backend).fit(X, LABELS, epochs=9, callbacks=callbacks, **OPTIONS)
+    assert (len(history), told.calls) == (2, ["begin", 1, 2, True])
+
+
+def test_a_part_of_an_epoch_is_no_epoch(backend):
+    trainer, told = make(backend), Told()
+    trainer.fit(X, LABELS, epochs=2, steps=4, callbacks=[told], **OPTIONS)
+    trainer.fit(X, LABELS, callbacks=[told], **OPTIONS)
+    assert told.calls == ["begin", 1, False, "begin", 2, True]
+
+
+def test_a_callback_that_fails_leaves_the_trainer_as_it_was_and_the_others_are_told(backend):
+    def fail(trainer, row):
+        if row["epoch"] == 2:
+            raise OSError("the disk is full")
+
+    trainer, whole, told = make(backend), make(backend), Told()
+    with pytest.raises(OSError, match="full"):
+        trainer.fit(X, LABELS, epochs=4, callbacks=[told, fail], **OPTIONS)
+    assert told.calls == ["begin", 1, 2, False]
+    assert (trainer.epoch, trainer.steps) == (2, 6)
+    trainer.fit(X, LABELS, epochs=2, **OPTIONS)
+    whole.fit(X, LABELS, epochs=4, **OPTIONS)
+    assert_same_bits(host(trainer), host(whole))
+
+
+def test_one_that_fails_to_begin_costs_no_step(backend):
+    class Failing(nn.Callback):
+        def begin(self, trainer):
+            raise OSError("no")
+
+    trainer, told = make(backend), Told()
+    with pytest.raises(OSError, match="no"):
+        trainer.fit(X, LABELS, callbacks=[told, Failing()], **OPTIONS)
+    assert (trainer.steps, told.calls) == (0, ["begin", False])
+
+
+def test_ctrl_c_in_a_callback_waits_and_nothing_is_restored(backend):
+    told = Told()
+
+    def press(trainer, row):
+        os.kill(os.getpid(), signal.SIGINT)
+        row["pressed"] = 1
+
+    trainer, whole = make(backend), make(backend)
+    stopping = nn.EarlyStopping("loss", mode="max", patience=9)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(X, LABELS, epochs=3, callbacks=[told, stopping, press], **OPTIONS)
+    assert told.calls[-1] is False
+    while trainer.epoch < 2:
+        trainer.fit(X, LABELS, **OPTIONS)
+    whole.fit(X, LABELS, epochs=2, **OPTIONS)
+    assert_same_bits(host(trainer), host(whole))
+
+
+@pytest.mark.parametrize("thing", [3, nn.EarlyStopping, "stop"])
+def test_what_is_no_callback_is_refused_before_anything_happens(thing):
+    with pytest.raises(TypeError, match="a Callback or a function"):
+        as_callback(thing)
+
+
+# --- watching a value -------------------------------------------------------------------
+
+
+class Stub:
+    """A trainer as far as watching goes: what is kept is the epoch it was kept in."""
+
+    def __init__(self):
+        self.notes, self.now, self.kept, self.restored = {}, 0, {}, None
+
+    def keep(self, name):
+        self.kept[name] = self.now
+
+    def restore(self, name):
+        self.restored = self.kept[name]
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "stopped", "best"),
+    [
+        ({"patience": 2}, [3.0, 2.0, 2.5, 2.1, 9.0], 4, 2),
+        ({"patience": 2}, [3.0, 2.0, 2.5, 1.9, 2.0, 1.9], 6, 4),
+        ({"patience": 1}, [3.0, 3.0], 2, 1),
+        ({"patience": 2, "mode": "max"}, [0.1, 0.5, 0.4, 0.6, 0.6, 0.6], 6, 4),
+        ({"patience": 2, "least": 0.5}, [3.0, 2.6, 2.4, 2.0, 1.9], 5, 3),
+        ({"patience": 2, "mode": "max", "least": 0.5}, [1.0, 1.4, 1.6, 2.0, 2.1], 5, 3),
+        ({"patience": 2}, [NAN, 3.0, NAN, NAN], 4, 2),
+        ({"patience": 2}, [NAN, NAN], 2, None),
+        ({"patience": 2}, [math.inf, 3.0, 2.0], None, 3),
+        ({"patience": 2, "restore": False}, [1.0, 2.0, 3.0], 3, None),
+    ],
+)
+def test_early_stopping_waits_and_goes_back_to_the_best(options, values, stopped, best):
+    trainer, stopping = Stub(), nn.EarlyStopping(**options)
+    answers = []
+    for trainer.now, value in enumerate(values, 1):
+        answers.append(stopping.epoch(trainer, {"validation_loss": value}))
+    assert [i for i, answer in enumerate(answers, 1) if answer] == ([stopped] if stopped else [])
+    stopping.end(trainer, False)
+    assert trainer.restored is None
+    stopping.end(trainer, True)
+    assert trainer.restored == best
+
+
+def test_early_stopping_restores_parameters_state_and_moments(backend):
+    found = []
+    callbacks = [
+        reporting([3.0, 1.0, 2.0, 2.0, 0.0]),
+        lambda trainer, row: found.append(host(trainer)),
+        nn.EarlyStopping(patience=2),
+    ]
+    trainer = make(backend)
+    history = trainer.fit(X, LABELS, epochs=5, callbacks=callbacks, **OPTIONS)
+    assert (len(history), trainer.epoch) == (4, 4)
+    assert_same_bits(host(trainer), found[1])
+    assert not np.array_equal(found[1][0], found[3][0])
+    trainer.fit(X, LABELS, **OPTIONS)
+    trainer.restore(repr(callbacks[-1]))
+    assert_same_bits(host(trainer), found[1])
+
+
+@pytest.mark.parametrize("callback", [nn.EarlyStopping(), nn.Checkpoint("x", best=True)])
+def test_a_value_that_is_not_reported_is_missed(callback):
+    said = "monitors 'validation_loss', but an epoch reports epoch, loss"
+    with pytest.raises(ValueError, match=said):
+        callback.epoch(Stub(), {"epoch": 1, "loss": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "error", "said"),
+    [
+        (nn.EarlyStopping, {"mode": "least"}, ValueError, "mode 'min' or 'max', got 'least'"),
+        (nn.EarlyStopping, {"patience": 0}, ValueError, "patience of at least 1, got 0"),
+        (nn.EarlyStopping, {"least": -1.0}, ValueError, "least of at least 0, got -1"),
+        (nn.ReduceOnPlateau, {"factor": 1.0}, ValueError, r"factor in \(0, 1\), got 1.0"),
+        (nn.ReduceOnPlateau, {"patience": 2.5}, TypeError, "patience to be an integer, got 2.5"),
+        (nn.ReduceOnPlateau, {"lowest": 1.5}, ValueError, r"lowest in \[0, 1\), got 1.5"),
+        (nn.Checkpoint, {"path": "x", "every": 0}, ValueError, "every of at least 1, got 0"),
+        (nn.Checkpoint, {"path": "x", "mode": "x"}, ValueError, "mode 'min' or 'max', got 'x'"),
+    ],
+)
+def test_wrong_options_are_refused(kind, options, error, said):
+    with pytest.raises(error, match=said):
+        kind(**options)
+
+
+def test_reduce_on_plateau_lowers_the_scale_of_the_steps(backend):
+    """In the last epoch steps have a quarter of the length that they had without."""
+    optimizer = nn.Average(nn.ClipByGlobalNorm(nn.Scaled(nn.SGD(1e-3)), 1e6))
+    rates = []
+    callbacks = [
+        reporting([2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        nn.ReduceOnPlateau(patience=2, factor=0.5, lowest=0.2),
+        nn.RateLog(),
+        lambda trainer, row: rates.append(row["rate"]),
+    ]
+    trainer, other = make(backend, optimizer), make(backend, optimizer)
+    trainer.fit(X, LABELS, epochs=8, callbacks=callbacks, **OPTIONS)
+    np.testing.assert_allclose(rates, 1e-3 * np.array([1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.2]))
+    moments = trainer.moments
+    moments = moments | {"inner": moments["inner"] | {"scale": backend.asarray(np.float32(0.25))}}
+    trainer.moments = moments
+    trainer.keep("before")
+    other.build((4,))
+    other._kept = dict(trainer._kept)
+    other.restore("before")
+    one = backend.asarray(np.ones((), "float32"))
+    other.moments = other.moments | {"inner": other.moments["inner"] | {"scale": one}}
+    before = host(trainer)[1].astype("float64")
+    trainer.step(X, LABELS)
+    other.step(X, LABELS)
+    moved, far = (host(t)[1].astype("float64") - before for t in (trainer, other))
+    # a difference of numbers near 1 is good to an eps of float32 or two
+    np.testing.assert_allclose(moved, 0.25 * far, atol=3e-7)
+    assert np.max(np.abs(far)) > 1e-5
+
+
+def test_reduce_on_plateau_needs_steps_that_can_be_scaled(backend):
+    trainer = make(backend)
+    with pytest.raises(TypeError, match=r"such as nn.Scaled\(nn.Adam\(\)\), got Adam"):
+        trainer.fit(X, LABELS, callbacks=[nn.ReduceOnPlateau("loss")], **OPTIONS)
+    assert trainer.steps == 0
+
+
+def test_moments_of_another_nesting_shape_or_dtype_are_refused(backend):
+    trainer = make(backend, nn.Scaled(nn.SGD()))
+    trainer.build((4,))
+    moments = trainer.moments
+    for wrong in (
+        moments | {"scale": backend.asarray(np.ones(1, "float32"))},
+        moments | {"scale": backend.asarray(np.ones((), "int32"))},
+        {"scale": moments["scale"], "other": moments["inner"]},
+    ):
+        with pytest.raises(ValueError, match="moments like those there are, but"):
+            trainer.moments = wrong
+
+
+# --- what survives ----------------------------------------------------------------------
+
+SCRIPT = [5.0, 4.0, 4.5, 4.5, 3.0, 3.5, 3.5, 3.5, 3.5, 3.5]
+
+
+def all_at_once(script):
+    return [
+        reporting(script),
+        nn.ReduceOnPlateau(patience=2, factor=0.5),
+        nn.EarlyStopping(patience=4),
+        nn.RateLog(),
+        nn.CSVLog("log.csv"),
+        nn.Checkpoint("best", best=True),
+        nn.Checkpoint("last"),
+        nn.Checkpoint("epoch{epoch}", every=3),
+    ]
+
+
+@pytest.mark.parametrize("at", [3, 6])
+def test_resumed_from_a_checkpoint_callbacks_go_on_as_if_nothing_had_happened(
+    backend, tmp_path, monkeypatch, at
+):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    whole = make(backend, nn.Scaled(nn.Adam(1e-2)))
+    whole.fit(X, LABELS, epochs=10, callbacks=all_at_once(SCRIPT), **OPTIONS)
+    assert whole.epoch == 9, "the best of 3.0 in epoch 5, and 4 more"
+
+    monkeypatch.chdir(tmp_path / "b")
+    part = make(backend, nn.Scaled(nn.Adam(1e-2)))
+    callbacks = all_at_once(SCRIPT)
+    last = callbacks.pop(-2)
+    cut = at + 1  # the checkpoint of `at` is the last; one more epoch is lost
+    callbacks.append(lambda trainer, row: row["epoch"] == cut)
+    callbacks.append(lambda trainer, row: last.epoch(trainer, row) if row["epoch"] <= at else None)
+    part.fit(X, LABELS, epochs=10, callbacks=callbacks, **OPTIONS)
+
+    resumed = nn.Trainer.load("last", backend)
+    assert resumed.epoch == at
+    resumed = resumed.to(backend)
+    callbacks = all_at_once(SCRIPT[at:])
+    resumed.fit(X, LABELS, epochs=10 - at, callbacks=callbacks, **OPTIONS)
+    assert resumed.epoch == 9
+    assert resumed.notes == whole.notes
+    assert_same_bits(host(resumed), host(whole))
+    for name in ("log.csv", "best", "last", "epoch3", "epoch6", "epoch9"):
+        one, other = ((tmp_path / folder / name) for folder in "ab")
+        if name == "log.csv":
+            one, other = (
+                [row[:3] + row[4:] for row in csv.reader(path.read_text().splitlines())]
+                for path in (one, other)
+            )
+            assert one == other  # but for the seconds
+            assert [row[0] for row in one] == ["epoch", *map(str, range(1, 10))]
+        else:
+            one, other = (nn.Trainer.load(path, backend) for path in (one, other))
+            assert one.epoch == other.epoch
+            assert_same_bits(host(one), host(other))
+    assert nn.Trainer.load(tmp_path / "a" / "best", "numpy").epoch == 5
+    assert not (tmp_path / "a" / "epoch1").exists()
+
+
+def test_what_was_kept_goes_along_to_another_backend(backend):
+    trainer = make(backend)
+    trainer.build((4,))
+    trainer.keep("first")
+    first = host(trainer)
+    trainer.step(X, LABELS)
+    moved = trainer.to("numpy")
+    trainer.step(X, LABELS)
+    moved.notes["own"] = 1
+    assert trainer.notes == {}
+    moved.restore("first")
+    assert_same_bits(host(moved), first)
+    with pytest.raises(KeyError):
+        trainer.restore("second")
+
+
+# --- logs -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rates"),
+    [
+        (nn.SGD(0.25), [0.25, 0.25]),
+        (nn.SGD(nn.schedules.ExponentialDecay(1.0, 0.5)), [0.25, 2.0**-5]),
+        (nn.Accumulate(nn.SGD(nn.schedules.ExponentialDecay(1.0, 0.5)), 3), [1.0, 0.5]),
+        (nn.ClipByGlobalNorm(nn.Scaled(nn.Adam(0.5))), [0.5, 0.5]),
+    ],
+)
+def test_the_rate_is_that_of_the_epochs_last_step(backend, optimizer, rates):
+    trainer = make(backend, optimizer)
+    history = trainer.fit(X, LABELS, epochs=2, callbacks=[nn.RateLog()], **OPTIONS)
+    np.testing.assert_allclose(history["rate"], rates, rtol=1e-6)
+
+
+def test_where_there_is_no_one_rate_that_is_said(backend):
+    trainer = make(backend, nn.Parts((("bias", nn.SGD(0.1)),), rest=nn.Adam()))
+    with pytest.raises(TypeError, match="RateLog finds no one rate in Parts"):
+        trainer.fit(X, LABELS, callbacks=[nn.RateLog()], **OPTIONS)
+
+
+def at(epoch):
+    return SimpleNamespace(epoch=epoch, notes={})
+
+
+def test_a_csv_log_tells_one_story_even_after_a_crash(tmp_path):
+    path = tmp_path / "log.csv"
+    log = nn.CSVLog(path)
+    log.begin(at(0))
+    for epoch in (1, 2, 3):
+        log.epoch(at(epoch), {"epoch": epoch, "loss": 1 / epoch, "note": "a, b"})
+        assert len(path.read_text().splitlines()) == 1 + epoch, "written at once"
+    with path.open("a") as file:
+        file.write("4,0.25")  # cut off
+    log.begin(at(2))
+    log.epoch(at(3), {"epoch": 3, "loss": 0.5, "note": ""})
+    with path.open(newline="") as file:
+        assert [*csv.reader(file)] == [
+            ["epoch", "loss", "note"],
+            ["1", "1.0", "a, b"],
+            ["2", "0.5", "a, b"],
+            ["3", "0.5", ""],
+        ]
+    log.begin(at(0))
+    log.epoch(at(1), {"epoch": 1, "other": 7})
+    assert path.read_text().split() == ["epoch,other", "1,7"]
+    assert os.listdir(tmp_path) == ["log.csv"]
+
+
+def test_a_csv_log_of_other_columns_is_refused(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("epoch,loss\n1,0.5\n")
+    log = nn.CSVLog(path)
+    log.begin(at(1))
+    with pytest.raises(ValueError, match="has the columns epoch, loss, but an epoch reports epoc"):
+        log.epoch(at(2), {"epoch": 2, "accuracy": 1.0})
+    path.write_text("name,price\nx,1\n")
+    with pytest.raises(ValueError, match="is no log of epochs: its columns are name, price"):
+        log.begin(at(1))
+    assert path.read_text() == "name,price\nx,1\n"
+
+
+def events(folder):
+    """What TensorBoard would read: (step, name, value)."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    for path in sorted(folder.glob("events*")):
+        raw = path.read_bytes()
+        while raw:  # length, its checksum, the record, its checksum
+            length = int.from_bytes(raw[:8], "little")
+            event = Event.FromString(raw[12 : 12 + length])
+            yield from ((event.step, v.tag, v.simple_value) for v in event.summary.value)
+            raw = raw[16 + length :]
+
+
+def test_a_tensorboard_log_holds_the_numbers_of_each_epoch(backend, tmp_path):
+    pytest.importorskip("tensorboardX", reason="an extra")
+    before = threading.active_count()
+    trainer = make(backend)
+    log = nn.TensorBoardLog(tmp_path)
+    history = trainer.fit(X, LABELS, epochs=2, callbacks=[log], **OPTIONS)
+    found = {(step, name): value for step, name, value in events(tmp_path)}
+    assert {step for step, _ in found} == {1, 2}
+    assert {name for _, name in found} == {"steps", "loss", "seconds"}
+    losses = [found[1, "loss"], found[2, "loss"]]
+    np.testing.assert_allclose(losses, history["loss"], rtol=1e-6)
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(X, LABELS, callbacks=[log, lambda *_: 1 / 0], **OPTIONS)
+    deadline = time.monotonic() + 10  # a thread of its queue ends on its own a little later
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_without_tensorboardx_it_says_which_extra_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ImportError, match=r"pip install 'agnostic-nn\[tensorboard\]'"):
+        nn.TensorBoardLog("anywhere").begin(at(0))
+
+
+# --- the mean of the weights ------------------------------------------------------------
+
+
+def test_one_may_predict_and_evaluate_with_the_mean_of_the_weights(backend):
+    trainer = make(backend, nn.ClipByGlobalNorm(nn.Average(nn.SGD(0.5), decay=0.9), 1e6))
+    trainer.build((4,))
+    np.testing.assert_array_equal(trainer.predict(X, averaged=True), trainer.predict(X))
+    passed = []
+    for _ in range(5):
+        trainer.step(X, LABELS)
+        passed.append(backend.to_numpy(trainer.params))
+    shares = 0.9 ** np.arange(4, -1, -1)
+    mean = tree_map(lambda *steps: np.average(steps, axis=0, weights=shares), *passed)
+    expected = X @ mean["weight"] + mean["bias"]
+    np.testing.assert_allclose(trainer.predict(X, averaged=True), expected, rtol=1e-5, atol=1e-6)
+    assert np.max(np.abs(trainer.predict(X) - expected)) > 1e-3
+    loss, _ = nn.softmax_cross_entropy(expected.astype("float32"), LABELS)
+    found = trainer.evaluate(X, LABELS, averaged=True)
+    assert found["loss"] == pytest.approx(float(loss), rel=1e-5)
+    plain = make(backend)
+    plain.build((4,))
+    with pytest.raises(TypeError, match=r"an optimizer such as nn\.Average"):
+        plain.predict(X, averaged=True)

@@ -1,0 +1,226 @@
+"""Convolution by its definition, place by place, and where it refuses to be."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+import agnostic_nn as nn
+from agnostic_nn.special import convolve, convolve_input, convolve_weight
+
+ways = pytest.mark.parametrize("way", ["native", "standard"])
+
+GEOMETRIES = [  # batch, lengths, window, stride, padding, dilation, groups, fan_in, width
+    (2, (7,), (3,), (2,), ((1, 2),), (2,), 2, 3, 4),
+    (1, (4,), (2,), (3,), ((0, 0),), (1,), 1, 1, 1),  # the last number is never seen
+    (2, (3,), (2,), (3,), ((4, 5),), (1,), 1, 2, 3),  # some windows see only zeros
+    (2, (1,), (1,), (5,), ((3, 0),), (1,), 1, 2, 2),  # all of them do
+    (0, (5,), (3,), (1,), ((1, 1),), (1,), 2, 1, 4),
+    (2, (5, 7), (3, 2), (2, 1), ((1, 1), (0, 1)), (1, 3), 1, 3, 2),
+    (1, (6, 5), (3, 3), (1, 2), ((1, 2), (0, 0)), (2, 1), 3, 1, 6),
+    (0, (4, 5), (2, 3), (1, 1), ((0, 0), (1, 1)), (1, 1), 1, 2, 3),
+    (40, (20, 20), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1, 8, 2),  # more than a cache holds
+    (2, (3, 4, 5), (2, 1, 3), (1, 2, 2), ((0, 1), (0, 0), (2, 1)), (2, 1, 1), 2, 2, 4),
+]
+
+
+def by_hand(x, weight, dy, stride, padding, dilation, groups):
+    """y, dx and dW: each product where it belongs, one place o and k after the other."""
+    y, dx, dweight = np.zeros_like(dy), np.zeros_like(x), np.zeros_like(weight)
+    fan_in, width = weight.shape[-2], weight.shape[-1] // groups
+    spaces = [range(n) for n in (*dy.shape[1:-1], *weight.shape[:-2])]
+    rank = len(stride)
+    for place in product(*spaces):
+        o, k = place[:rank], place[rank:]
+        i = tuple(
+            o * s + k * d - low
+            for o, k, s, d, (low, _) in zip(o, k, stride, dilation, padding, strict=True)
+        )
+        if any(not 0 <= at < n for at, n in zip(i, x.shape[1:-1], strict=True)):
+            continue
+        for group in range(groups):
+            inner = slice(group * fan_in, (group + 1) * fan_in)
+            outer = slice(group * width, (group + 1) * width)
+            row, drow = x[(slice(None), *i, inner)], dy[(slice(None), *o, outer)]
+            matrix = weight[(*k, slice(None), outer)]
+            y[(slice(None), *o, outer)] += row @ matrix
+            dx[(slice(None), *i, inner)] += drow @ matrix.T
+            dweight[(*k, slice(None), outer)] += row.T @ drow
+    return y, dx, dweight
+
+
+@ways
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_a_convolution_and_its_two_adjoints_are_what_they_say(backend, way, geometry):
+    """Small whole numbers, whose sums are exact in float32 in any order."""
+    batch, lengths, window, stride, padding, dilation, groups, fan_in, width = geometry
+    out = [
+        (n + low + high - d * (k - 1) - 1) // s + 1
+        for n, (low, high), k, s, d in zip(lengths, padding, window, stride, dilation, strict=True)
+    ]
+    generator = np.random.default_rng(0)
+    shapes = (batch, *lengths, groups * fan_in), (*window, fan_in, width), (batch, *out, width)
+    arrays = tuple(generator.integers(-4, 5, shape).astype("float32") for shape in shapes)
+    spans = stride, padding, dilation, groups
+    forward, back, correlate = (
+        function if way == "native" else function.dispatch(object)
+        for function in (convolve, convolve_input, convolve_weight)
+    )
+
+    def everything(x, weight, dy):
+        return (
+            forward(x, weight, *spans),
+            back(dy, weight, lengths, *spans),
+            correlate(x, dy, window, *spans),
+        )
+
+    found = backend.to_numpy(backend.jit(everything)(*backend.asarray(arrays)))
+    for got, expected in zip(found, by_hand(*arrays, *spans), strict=True):
+        assert got.dtype == "float32"
+        np.testing.assert_array_equal(got, expected)
+
+
+def initialized(backend, layer, shape, dtype="float32"):
+    """`params` and the shape of y."""
+    key = nn.random.key(0, xp=backend.xp, device=backend.device)
+    params, _, out = layer.init(key, shape, getattr(backend.xp, dtype))
+    return params, out
+
+
+def test_a_window_of_one_place_is_a_dense_layer(backend, draw, widest, epsilon):
+    x = backend.asarray(draw(2, 5, 3))
+    conv, dense = nn.Conv1D(4, 1), nn.Dense(4)
+    params, _ = initialized(backend, conv, (5, 3), widest)
+    flat = {**params, "weight": backend.xp.reshape(params["weight"], (3, 4))}
+    found, expected = (
+        backend.to_numpy(layer.forward(p, {}, x)[0]) for layer, p in ((conv, params), (dense, flat))
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=8 * epsilon)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same", ((2, 1), (0, 1))], ids=str)
+def test_a_transposed_convolution_goes_forward_as_a_convolution_goes_back(
+    backend, draw, widest, epsilon, padding
+):
+    options = {"stride": (2, 3), "padding": padding, "groups": 2, "bias": False}
+    conv, back = nn.Conv2D(4, (3, 2), **options), nn.ConvTranspose2D(2, (3, 2), **options)
+    params, shape = initialized(backend, back, (3, 2, 4), widest)
+    x, dy = backend.asarray((draw(2, *shape), draw(2, 3, 2, 4)))
+    assert params["weight"].shape == initialized(backend, conv, shape)[0]["weight"].shape
+    y, _, cache = conv.forward(params, {}, x)
+    assert y.shape == dy.shape
+    dx, _ = conv.backward(params, cache, dy)
+    found, expected = backend.to_numpy((back.forward(params, {}, dy)[0], dx))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=32 * epsilon)
+
+
+def out_length(layer, length):
+    """How long y is for one channel of `length` numbers."""
+    return initialized(nn.backend("numpy"), layer, (length, 1))[1][0]
+
+
+@pytest.mark.parametrize("padding", ["valid", "same", 1, ((2, 1),)], ids=str)
+def test_the_convolution_takes_what_a_transposed_one_made_back_to_its_length(padding):
+    for n, window, stride, dilation in product((1, 2, 5), (1, 2, 4), (1, 2, 3), (1, 2)):
+        options = {"stride": stride, "padding": padding, "dilation": dilation}
+        back, made = nn.Conv1D(1, window, **options), []
+        for more in range(1 if padding == "same" else stride):
+            layer = nn.ConvTranspose1D(1, window, **options, output_padding=more)
+            try:
+                made.append(out_length(layer, n))
+            except ValueError as refusal:
+                assert "leaves nothing" in str(refusal)  # noqa: PT017
+                continue
+            assert out_length(back, made[-1]) == n
+        if padding == "same":
+            assert made == [n * stride]
+        elif made:
+            assert out_length(back, made[-1] + 1) == n + 1
+
+
+def test_each_group_is_drawn_with_the_fans_of_a_layer_of_its_own(backend):
+    asked = []
+
+    def initializer(key, shape, dtype):
+        asked.append(shape)
+        return nn.glorot_uniform(key, shape, dtype)
+
+    for kind, whole in ((nn.Conv2D, (3, 2, 2, 6)), (nn.ConvTranspose2D, (3, 2, 3, 4))):
+        asked.clear()
+        layer = kind(6, (3, 2), groups=2, initializer=initializer)
+        weight = backend.to_numpy(initialized(backend, layer, (5, 5, 4))[0]["weight"])
+        assert asked == [(3, 2, 2, 3)] * 2
+        assert weight.shape == whole
+        one, other = np.split(weight, 2, axis=-1)
+        assert not np.any(one == other)
+
+
+PLAIN = {"width": 4, "window": 3}
+REFUSED = [  # of a Conv2D or, where output_padding is given, of its transpose
+    ({"width": 0}, ValueError, "width of at least 1, got 0"),
+    ({"window": 0}, ValueError, "window of at least 1, got 0"),
+    ({"window": (3,)}, ValueError, r"window for 2 axes, got \(3,\)"),
+    ({"window": 2.0}, TypeError, "window to be an integer or 2 of them, got 2.0"),
+    ({"stride": (1, 0)}, ValueError, r"stride of at least 1, got \(1, 0\)"),
+    ({"stride": True}, TypeError, "stride to be an integer or 2 of them, got True"),
+    ({"dilation": (1, 1, 1)}, ValueError, "dilation for 2 axes"),
+    ({"padding": "full"}, ValueError, "'same', 'valid' or numbers, got 'full'"),
+    ({"padding": (1, 2, 3)}, ValueError, r"padding for 2 axes, got \(1, 2, 3\)"),
+    ({"padding": ((1, 2, 3), 0)}, ValueError, r"padding for 2 sides, got \(1, 2, 3\)"),
+    ({"padding": -1}, ValueError, "padding of at least 0, got -1"),
+    ({"padding": ("same", 1)}, TypeError, "got 'same'"),
+    ({"groups": 0}, ValueError, "groups of at least 1, got 0"),
+    ({"groups": 3}, ValueError, "a width that 3 groups divide, got 4"),
+    ({"output_padding": 1}, ValueError, r"below the stride \(1, 1\), got \(1, 1\)"),
+    (
+        {"output_padding": 1, "stride": 2, "padding": "same"},
+        ValueError,
+        "no output_padding, as 'same' fixes the length",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), REFUSED, ids=str)
+def test_what_makes_no_sense_is_refused_when_it_is_said(arguments, error, message):
+    kind = nn.ConvTranspose2D if "output_padding" in arguments else nn.Conv2D
+    with pytest.raises(error, match=message):
+        kind(**{**PLAIN, **arguments})
+
+
+SHAPES = [  # layer, shape of one example, complaint
+    (nn.Conv2D(4, 3), (5, 5), r"Conv2D takes \(batch, 2 of space, channels\)"),
+    (nn.Conv1D(4, 3, groups=2), (5, 3), "channels that 2 groups divide, got 3"),
+    (nn.Conv2D(4, 3), (5, 2, 1), r"over \(3, 3\) do not fit \(5, 2\) padded by \(\(0, 0\)"),
+    (nn.Conv1D(4, 3, dilation=3, padding=1), (4, 1), r"over \(7,\) do not fit \(4,\)"),
+    (nn.ConvTranspose1D(4, 3, padding=2), (2, 1), r"leaves nothing of \(2,\): \(0,\)"),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape", "complaint"), SHAPES, ids=str)
+def test_examples_of_a_shape_that_does_not_fit_are_refused(backend, layer, shape, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        initialized(backend, layer, shape)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2D, nn.ConvTranspose2D])
+def test_forward_refuses_what_it_was_not_made_for(backend, kind):
+    layer = kind(4, 3, padding=3 if kind is nn.ConvTranspose2D else 0, groups=2)
+    params, _ = initialized(backend, layer, (5, 6, 2))
+    name = kind.__name__
+    for shape, complaint in [
+        ((1, 5, 6, 4), rf"{name} takes \(batch, 2 of space, 2\), got \(1, 5, 6, 4\)"),
+        ((5, 6, 2), rf"{name} takes \(batch, 2 of space, 2\), got \(5, 6, 2\)"),
+        ((1, 2, 2, 2), r"do not fit|leaves nothing"),
+    ]:
+        with pytest.raises(ValueError, match=complaint):
+            layer.forward(params, {}, backend.asarray(np.zeros(shape, "float32")))
+    if backend.has_float64:
+        with pytest.raises(ValueError, match=rf"{name} holds .*float32, got .*float64"):
+            layer.forward(params, {}, backend.asarray(np.zeros((1, 5, 6, 2))))
+
+
+def test_what_is_said_in_short_or_at_length_is_equal():
+    short = nn.Conv2D(4, 3, padding=1)
+    assert short == nn.Conv2D(4, [3, 3], (1, 1), [[1, 1], 1], dilation=[1, 1])
+    assert hash(short) == hash(nn.Conv2D(4, (3, 3), padding=((1, 1), (1, 1))))
+    assert short.padding == ((1, 1), (1, 1))

@@ -1,0 +1,300 @@
+"""CTC: held to the sum over all paths, which its recursion promises to be, and to PyTorch's."""
+
+import functools
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+import agnostic_nn as nn
+from agnostic_nn import ctc
+from agnostic_nn.losses.base import check_of
+
+
+@functools.cache
+def compiled(backend, **options):
+    return backend.jit(functools.partial(ctc, **options))
+
+
+def run(backend, y, target, *weights, **options):
+    """Value and gradient on the host, computed inside jit."""
+    value, dy = compiled(backend, **options)(*backend.asarray((y, target, *weights)))
+    value, dy = backend.to_numpy((value, dy))
+    assert dy.shape == y.shape
+    assert value.dtype == dy.dtype == y.dtype
+    return value, dy
+
+
+def each(backend, y, target, **options):
+    return run(backend, y, target, reduction="none", **options)
+
+
+def spelled(path, blank=0):
+    """What a path says: repetitions left out, then blanks."""
+    return tuple(k for k, _ in itertools.groupby(path) if k != blank)
+
+
+def by_all_paths(y, labels, blank=0):
+    """-log p of one example and its gradient, path by path: q minus the share of each class."""
+    q = np.exp(y - np.max(y, axis=-1, keepdims=True))
+    q = q / np.sum(q, axis=-1, keepdims=True)
+    times, classes = y.shape
+    total, shares = 0.0, np.zeros_like(q)
+    for path in itertools.product(range(classes), repeat=times):
+        if spelled(path, blank) == tuple(labels):
+            p = math.prod(q[t, k] for t, k in enumerate(path))
+            total += p
+            shares += p * np.eye(classes)[list(path)]
+    return -math.log(total), q - shares / total
+
+
+def padded(rows, filler=0):
+    """Labels of unequal length as an array, and their lengths."""
+    length = max(map(len, rows))
+    filled = [list(row) + [filler] * (length - len(row)) for row in rows]
+    return {
+        "labels": np.asarray(filled, np.int32).reshape(len(rows), length),
+        "label_lengths": np.asarray([len(row) for row in rows], np.int32),
+    }
+
+
+ROWS = [  # times, labels: with and without repetition, as long as can be, and none at all
+    (5, (1, 2)),
+    (5, (1, 1)),
+    (5, (1, 2, 1)),
+    (5, (2, 2, 2)),
+    (3, (2, 1, 2)),
+    (4, (1,)),
+    (1, (2,)),
+    (5, ()),
+    (1, ()),
+]
+
+
+@pytest.mark.parametrize("blank", [0, 2])
+def test_it_is_the_sum_over_all_paths(backend, draw, epsilon, blank):
+    """In one batch, the rest of each row being of no matter. Sums of 3⁵ products err by eps."""
+    y = draw(len(ROWS), 5, 3)
+    swap = {0: blank, blank: 0}
+    rows = [tuple(swap.get(k, k) for k in labels) for _, labels in ROWS]
+    times = np.asarray([time for time, _ in ROWS], np.int32)
+    target = {**padded(rows, filler=1), "input_lengths": times}
+    values, dy = each(backend, y, target, blank=blank)
+    for n, (time, labels) in enumerate(zip(times, rows, strict=True)):
+        value, slope = by_all_paths(y[n, :time].astype("float64"), labels, blank)
+        np.testing.assert_allclose(values[n], value, rtol=32 * epsilon)
+        np.testing.assert_allclose(dy[n, :time], slope, rtol=0, atol=32 * epsilon)
+        np.testing.assert_array_equal(dy[n, time:], 0)
+
+
+def test_all_there_is_to_spell_has_a_probability_of_1(backend, draw, epsilon):
+    """Every path spells something: of three times and classes, 9 things in all."""
+    words = sorted({spelled(path) for path in itertools.product(range(3), repeat=3)})
+    y = np.repeat(draw(1, 3, 3), len(words), axis=0)
+    values, _ = each(backend, y, padded(words))
+    assert len(words) == 9
+    np.testing.assert_allclose(np.sum(np.exp(-values)), 1.0, rtol=16 * epsilon)
+
+
+def test_labels_alone_are_all_meant_at_all_times(backend, draw):
+    y, labels = draw(2, 4, 3), np.asarray([[1, 2], [2, 2]], np.int32)
+    lengths = {"label_lengths": np.full(2, 2, np.int32), "input_lengths": np.full(2, 4, np.int32)}
+    alone = run(backend, y, labels)
+    for target in ({"labels": labels}, {"labels": labels, **lengths}):
+        for a, b in zip(run(backend, y, target), alone, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_what_is_behind_the_ends_may_be_anything(backend, draw):
+    y = draw(2, 5, 4)
+    target = {**padded([(1, 2, 3), (3,)]), "input_lengths": np.asarray([5, 3], np.int32)}
+    expected = each(backend, y, target)
+    for filler in (3, -1, 99):
+        other = y.copy()
+        other[1, 3:] = np.nan
+        found = each(backend, other, {**target, **padded([(1, 2, 3), (3,)], filler)})
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+IMPOSSIBLE = [(2, (1, 2, 1)), (2, (1, 1)), (1, (2, 1)), (0, (1,)), (5, (1, 1, 1, 1))]
+
+
+@pytest.mark.parametrize(("infinite", "cost"), [({}, math.inf), ({"zero_infinity": True}, 0)])
+def test_what_no_path_can_spell_costs_infinitely_much_and_has_no_slope(
+    backend, draw, infinite, cost
+):
+    """Nor does it disturb its neighbour, the last."""
+    y = draw(len(IMPOSSIBLE) + 1, 5, 3)
+    target = padded([labels for _, labels in IMPOSSIBLE] + [(1, 2)])
+    times = [time for time, _ in IMPOSSIBLE] + [5]
+    target["input_lengths"] = np.asarray(times, np.int32)
+    values, dy = each(backend, y, target, **infinite)
+    np.testing.assert_array_equal(values[:-1], cost)
+    np.testing.assert_array_equal(dy[:-1], 0)
+    alone, slope = each(backend, y[-1:], {name: a[-1:] for name, a in target.items()})
+    np.testing.assert_array_equal(values[-1:], alone)
+    np.testing.assert_array_equal(dy[-1:], slope)
+
+
+def test_nothing_to_spell_at_no_time_is_certain(backend, draw):
+    target = {**padded([(), ()]), "input_lengths": np.asarray([0, 0], np.int32)}
+    value, dy = run(backend, draw(2, 3, 4), target)
+    assert value == 0
+    np.testing.assert_array_equal(dy, 0)
+
+
+def test_weights_leave_out_even_what_is_impossible(backend, draw, widest, epsilon):
+    y, target = draw(3, 4, 3), padded([(1, 2), (1, 1, 1), (2,)])
+    weights = np.asarray([0.5, 0.0, 2.0], widest)
+    values, slopes = each(backend, y, target)
+    value, dy = run(backend, y, target, weights)
+    np.testing.assert_allclose(value, (values[0] + 4 * values[2]) / 5, rtol=8 * epsilon)
+    np.testing.assert_allclose(dy[2], slopes[2] * 0.8, rtol=0, atol=8 * epsilon)
+    np.testing.assert_array_equal(dy[1], 0)
+
+
+def test_logits_may_be_extreme(backend):
+    """±1e4, and -inf where no path goes."""
+    y = np.full((3, 3, 3), -1e4, np.float32)
+    y[:, [0, 1, 2], [1, 0, 2]] = 1e4
+    y[1, :, 0] = -math.inf
+    labels = np.asarray([[1, 2], [1, 2], [2, 1]], np.int32)
+    values, dy = each(backend, y, labels)
+    # the second is at 1 or at 2 at time 1, each with 1/2, and both spell its labels
+    np.testing.assert_allclose(values, [0, 0, 4e4], rtol=1e-6, atol=1e-6)
+    assert np.all(np.isfinite(dy))
+    np.testing.assert_allclose(np.sum(dy, axis=-1), 0, atol=1e-6)
+
+
+def test_nan_is_not_hidden(backend, draw):
+    y = draw(2, 4, 3)
+    y[0, 2, 1] = np.nan
+    with np.errstate(invalid="ignore"):
+        values, dy = each(backend, y, np.asarray([[1], [2]], np.int32))
+    assert np.isnan(values[0])
+    assert np.all(np.isnan(dy[0]))
+    assert np.all(np.isfinite(dy[1]))
+
+
+def test_a_long_sequence_keeps_its_digits(backend):
+    """Of float32: log p grows with time, and in γ its rounding cancels as far as it can."""
+    generator = np.random.default_rng(0)
+    y = generator.standard_normal((2, 400, 6))
+    labels = generator.integers(1, 6, (2, 40), dtype=np.int32)
+    exact, exact_dy = ctc(y, labels, reduction="none")
+    values, dy = each(backend, y.astype(np.float32), labels)
+    np.testing.assert_allclose(values, exact, rtol=2e-6)
+    np.testing.assert_allclose(dy, exact_dy, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(np.sum(dy, axis=-1), 0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_labels_of_a_narrow_dtype_are_not_mistaken_for_others(backend, draw, dtype):
+    """Label 3 of 300: in 8 bits 259 is the same number."""
+    y, labels = draw(1, 3, 300), np.asarray([[3, 4]])
+    narrow, wide = (run(backend, y, labels.astype(d)) for d in (dtype, "int32"))
+    for a, b in zip(narrow, wide, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_it_learns_to_spell(backend, draw):
+    """By its slopes alone: after steps downhill the best path spells the labels."""
+    y, labels = draw(2, 8, 4), np.asarray([[1, 3, 3], [2, 1, 2]], np.int32)
+    step = backend.jit(lambda y, labels: y - 2.0 * ctc(y, labels, reduction="sum")[1])
+    there, wanted = backend.asarray((y, labels))
+    for _ in range(60):
+        there = step(there, wanted)
+    best = np.argmax(backend.to_numpy(there), axis=-1)
+    assert [spelled(path) for path in best.tolist()] == [(1, 3, 3), (2, 1, 2)]
+
+
+def zeros(*shape, dtype="float32"):
+    return np.zeros(shape, dtype)
+
+
+def ints(*shape):
+    return np.ones(shape, np.int32)
+
+
+REFUSED = [  # y, target, options, error, message
+    (zeros(2, 3), ints(2, 1), {}, ValueError, r"logits \(batch, time, classes\), got \(2, 3\)"),
+    (zeros(2, 0, 3), ints(2, 1), {}, ValueError, r"classes\), got \(2, 0, 3\)"),
+    (zeros(2, 4, 3), ints(3, 1), {}, ValueError, r"labels \(3, 1\) for logits \(2, 4, 3\)"),
+    (zeros(2, 4, 3), ints(2), {}, ValueError, r"expected labels \(batch, length\), got \(2,\)"),
+    (zeros(2, 4, 3), zeros(2, 1), {}, TypeError, "expected integer labels, got .*float32"),
+    (zeros(2, 4, 3), {"label": ints(2, 1)}, {}, ValueError, r"lengths, got \['label'\]"),
+    (
+        zeros(2, 4, 3),
+        {"labels": ints(2, 1), "label_lengths": ints(3)},
+        {},
+        ValueError,
+        r"expected label_lengths \(2,\), got \(3,\)",
+    ),
+    (
+        zeros(2, 4, 3),
+        {"labels": ints(2, 1), "input_lengths": zeros(2)},
+        {},
+        TypeError,
+        "expected integer input_lengths, got .*float32",
+    ),
+    (zeros(2, 4, 3), ints(2, 1), {"blank": 3}, ValueError, "blank below 3 classes, got 3"),
+    (zeros(0, 4, 3), ints(0, 1), {}, ValueError, r"examples, got losses of shape \(0,\)"),
+]
+
+
+@pytest.mark.parametrize(("y", "target", "options", "error", "message"), REFUSED)
+def test_what_does_not_fit_is_refused(backend, y, target, options, error, message):
+    with pytest.raises(error, match=message):
+        ctc(*backend.asarray((y, target)), **options)
+
+
+CHECKED = [  # target, options, message
+    ([[1, 0]], {}, r"from 0 to 3 and none of them the blank, 0, but label\[0, 1\] is 0"),
+    ([[1, 4]], {}, r"label\[0, 1\] is 4"),
+    ([[1, -1]], {}, r"label\[0, 1\] is -1"),
+    ([[1, 3]], {"blank": 3}, r"the blank, 3, but label\[0, 1\] is 3"),
+    ({"labels": [[1, 2]], "label_lengths": [3]}, {}, r"label_lengths from 0 to 2, but \[0\] is 3"),
+    ({"labels": [[1, 2]], "label_lengths": [-1]}, {}, r"label_lengths from 0 to 2, but \[0\] is"),
+    ({"labels": [[1, 2]], "input_lengths": [6]}, {}, r"input_lengths from 0 to 5, but \[0\] is 6"),
+]
+
+
+@pytest.mark.parametrize(("target", "options", "message"), CHECKED)
+def test_a_check_on_the_host_refuses_what_jit_would_hide(target, options, message):
+    check = check_of(functools.partial(ctc, **options))
+    target = nn.trees.tree_map(np.asarray, target) if isinstance(target, dict) else target
+    target = target if isinstance(target, dict) else np.asarray(target)
+    with pytest.raises(ValueError, match=message):
+        check(target, (5, 4))
+
+
+def test_a_check_lets_every_good_target_pass():
+    check = check_of(ctc)
+    check({**padded([(1, 2), (3,), ()]), "input_lengths": np.asarray([5, 0, 2])}, (5, 4))
+    check(np.asarray([[3, 3]]), (5, 4))
+    check_of(functools.partial(ctc, blank=3))(np.asarray([[0, 1]]), (5, 4))
+
+
+@pytest.mark.parametrize("blank", [0, 4])
+def test_pytorch_computes_the_same(backend, draw, epsilon, blank):
+    """With unequal lengths and repeated labels; PyTorch's in float64."""
+    torch = pytest.importorskip("torch", reason="PyTorch, the oracle, is not installed here")
+    generator = np.random.default_rng(1)
+    y = draw(8, 12, 5)
+    labels = generator.integers(0, 4, (8, 5)) + (blank == 0)
+    lengths, times = generator.integers(0, 6, 8), generator.integers(9, 13, 8)
+    target = {"labels": labels, "label_lengths": lengths, "input_lengths": times}
+    target = {name: leaf.astype(np.int32) for name, leaf in target.items()}
+    values, dy = each(backend, y, target, blank=blank)
+    theirs = torch.tensor(y, dtype=torch.float64, requires_grad=True)
+    expected = torch.nn.functional.ctc_loss(
+        theirs.log_softmax(-1).movedim(1, 0),
+        *map(torch.tensor, (labels, times, lengths)),
+        blank=blank,
+        reduction="none",
+    )
+    expected.sum().backward()
+    np.testing.assert_allclose(values, expected.detach().numpy(), rtol=32 * epsilon)
+    np.testing.assert_allclose(dy, theirs.grad.numpy(), rtol=0, atol=64 * epsilon)

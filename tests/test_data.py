@@ -1,0 +1,205 @@
+"""Data are taken as they come, in batches of one shape, and nothing is read that is not used."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import agnostic_nn as nn
+from agnostic_nn import data
+
+# --- trees and files --------------------------------------------------------------------
+
+
+def test_examples_are_indexed_leaf_by_leaf():
+    x = {"a": np.arange(5), "b": (np.arange(10).reshape(5, 2), np.arange(5) > 2)}
+    part = data.Examples(x, np.arange(5), np.ones(5))[np.array([3, 1])]
+    np.testing.assert_array_equal(part.x["a"], [3, 1])
+    np.testing.assert_array_equal(part.x["b"][0], [[6, 7], [2, 3]])
+    np.testing.assert_array_equal(part.x["b"][1], [True, False])
+    np.testing.assert_array_equal(part.target, [3, 1])
+    assert (len(part), part.weights.shape) == (2, (2,))
+
+
+def test_a_short_batch_is_filled_up_with_its_last_example():
+    part = data.filled(data.Examples(np.arange(3), np.arange(3)), 5)
+    np.testing.assert_array_equal(part.x, [0, 1, 2, 2, 2])
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        (((1.0, 2.0), (3.0, 4.0)), False),
+        ((np.float32(1.0), 2), False),
+        ([(1, 2)], False),
+        ((np.zeros(2), [1, 2]), (True, False)),
+        ({"a": [1, 2], "b": (np.zeros(2),)}, {"a": False, "b": (True,)}),
+    ],
+)
+def test_a_tuple_of_numbers_is_one_array_and_a_tuple_of_arrays_is_a_tree(backend, given, chosen):
+    assert data.fetch("x", given, backend)[1] == chosen
+
+
+def test_arrays_of_the_backend_are_fetched_from_trees_too(backend):
+    moved = backend.asarray({"a": np.arange(3, dtype="int32")})
+    found, chosen = data.fetch("x", moved, backend)
+    assert isinstance(found["a"], np.ndarray)
+    assert chosen == {"a": True}
+    with pytest.raises(TypeError, match=r"expected x\.b\.1 as a NumPy array, .* got builtins.str"):
+        data.fetch("x", {"b": (np.zeros(2), "two")}, backend)
+
+
+def test_a_file_is_looked_at_in_pieces_that_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "PIECE", 100)
+    np.save(tmp_path / "a.npy", np.arange(60, dtype="float32").reshape(30, 2))
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    found = list(data.pieces({"a": mapped, "b": np.zeros(30, "int32")}))
+    assert all(sum(leaf.nbytes for leaf in part.values()) <= 100 for _, part in found)
+    assert [start for start, _ in found] == list(range(0, 30, 8))
+    np.testing.assert_array_equal(np.concatenate([part["a"] for _, part in found]), mapped)
+
+
+def test_numbers_of_a_file_are_converted_in_batches_only(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(6, dtype=">i8"))
+    np.save(tmp_path / "b.npy", np.arange(6, dtype=">f4"))
+    a, b = (np.load(tmp_path / name, mmap_mode="r") for name in ("a.npy", "b.npy"))
+    assert data.typed("x", {"a": a, "b": b}, {"a": True, "b": True}, "float32") == {"a": a, "b": b}
+    part = data.Examples(a, b)[np.array([5, 0])]
+    assert (part.x.dtype, part.target.dtype) == (np.dtype("int32"), np.dtype("=f4"))
+    np.testing.assert_array_equal(part.x, [5, 0])
+    np.testing.assert_array_equal(part.target, [5, 0])
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3), {"a": (4,), "b": ((2,), ())}])
+def test_a_shape_survives_json(shape):
+    import json
+
+    assert data.shape_from(json.loads(json.dumps(shape))) == shape
+
+
+# --- ahead ------------------------------------------------------------------------------
+
+
+def assert_no_thread_is_left():
+    assert [t for t in threading.enumerate() if t.name == "agnostic_nn-ahead"] == []
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 50])
+def test_what_is_made_ahead_comes_in_order(count):
+    with data.ahead(iter(range(20)), count) as items:
+        assert list(items) == list(range(20))
+    assert_no_thread_is_left()
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_an_error_comes_where_its_item_would_have_come(count):
+    def made():
+        yield from range(3)
+        raise OSError("gone")
+
+    found = []
+    with pytest.raises(OSError, match="gone"), data.ahead(made(), count) as items:
+        found.extend(items)
+    assert found == [0, 1, 2]
+    assert_no_thread_is_left()
+
+
+def test_no_more_is_made_ahead_than_was_asked_for():
+    made = []
+
+    def items():
+        for i in range(100):
+            made.append(i)
+            yield i
+
+    with data.ahead(items(), 3) as found:
+        assert next(iter(found)) == 0
+        deadline = time.monotonic() + 10
+        while len(made) < 5 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.05)
+        assert len(made) == 5, "one that is used, three that wait, and one on its way"
+    assert_no_thread_is_left()
+
+
+def test_items_are_made_while_others_are_used():
+    main = threading.get_ident()
+    with data.ahead((threading.get_ident() for _ in range(3)), 1) as items:
+        assert main not in list(items)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, GeneratorExit])
+def test_whatever_ends_the_use_ends_the_making(error):
+    def leave(items):
+        next(iter(items))
+        raise error
+
+    with pytest.raises(error), data.ahead(iter(range(10**9)), 2) as items:
+        leave(items)
+    assert_no_thread_is_left()
+
+
+# --- before training --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 1 / 3, 0.5, 0.77])
+@pytest.mark.parametrize("labels", [[0, 1, 2] * 30, [0] * 80 + [1] * 9 + [2] * 2, ["b", "a"] * 7])
+def test_a_stratified_split_keeps_the_share_of_each_class(labels, share):
+    labels = np.asarray(labels)
+    rest, chosen = nn.stratified_split(labels, share)
+    assert sorted([*rest, *chosen]) == list(range(len(labels)))
+    assert len(chosen) == round(len(labels) * share)
+    for name in np.unique(labels):
+        exact = share * np.sum(labels == name)
+        assert abs(np.sum(labels[chosen] == name) - exact) < 1
+
+
+def test_a_stratified_split_is_random_and_fixed_by_its_seed():
+    labels = np.repeat([0, 1], 50)
+    first, again, other = (nn.stratified_split(labels, 0.2, seed)[1] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert set(first) != set(other)
+    assert list(first) != sorted(first)
+    # the same on every machine and in every version
+    assert nn.stratified_split([0, 0, 0, 1, 1, 1], 1 / 3)[1].tolist() == [2, 5]
+
+
+@pytest.mark.parametrize(
+    ("target", "share", "said"),
+    [
+        (np.zeros((4, 1)), 0.5, r"labels \(examples,\), got \(4, 1\)"),
+        (np.zeros(4), 1.0, r"share in \(0, 1\), got 1.0"),
+        (np.zeros(4), 0.1, "share of 0.1 of 4 examples leaves a part empty"),
+        (np.zeros(4), 0.9, "share of 0.9 of 4 examples leaves a part empty"),
+    ],
+)
+def test_a_split_that_cannot_be_is_refused(target, share, said):
+    with pytest.raises(ValueError, match=said):
+        nn.stratified_split(target, share)
+
+
+def test_weights_of_classes_make_them_count_alike():
+    labels = np.array([0, 0, 0, 1, 3, 3, 0, 0])
+    weights = nn.class_weights(labels)
+    assert weights.dtype == np.float32
+    np.testing.assert_allclose(weights, [8 / (3 * 5), 8 / 3, 0, 8 / (3 * 2)], rtol=1e-6)
+    sums = np.bincount(labels, weights[labels])
+    np.testing.assert_allclose(sums[[0, 1, 3]], 8 / 3, rtol=1e-6)
+    assert nn.class_weights(labels, "float64").dtype == np.float64
+    sklearn = pytest.importorskip("sklearn.utils.class_weight", reason="the oracle")
+    theirs = sklearn.compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
+    np.testing.assert_allclose(weights[[0, 1, 3]], theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "said"),
+    [
+        ([0.0, 1.0], TypeError, "integer labels, got float64"),
+        (np.zeros(0, int), ValueError, "expected labels, got none"),
+        ([0, -1], ValueError, r"labels from 0, but label\[1\] is -1"),
+    ],
+)
+def test_labels_that_cannot_be_weighed_are_refused(target, kind, said):
+    with pytest.raises(kind, match=said):
+        nn.class_weights(target)

@@ -1,0 +1,186 @@
+"""Step by step: what a model says of all before it, one position at a time."""
+
+import numpy as np
+import pytest
+from cases import layer_cases
+
+import agnostic_nn as nn
+from agnostic_nn.trees import leaves, named_leaves, tree_map
+
+HOST = nn.backend("numpy").xp
+CAUSAL = nn.MultiHeadAttention(2, causal=True)
+TURNED = nn.MultiHeadAttention(4, key_heads=2, causal=True, rotary=True, dropout=0.1)
+LANGUAGE = nn.Sequential(
+    nn.Embedding(9, 8),
+    nn.PositionEmbedding(10),
+    nn.TransformerBlock(CAUSAL, hidden=6, dropout=0.1),
+    nn.TransformerBlock(
+        TURNED, hidden=6, activation=nn.SwiGLU(), norm=nn.RMSNorm(), pre_norm=False
+    ),
+    nn.LayerNorm(),
+    nn.Unembedding(9),
+)
+TRANSLATOR = nn.TransformerBlock(CAUSAL, hidden=6, cross=nn.MultiHeadAttention(2))
+WITH_MEMORY = {"x": (6, 4), "memory": (5, 4)}
+MODELS = {  # layer, shape of one example
+    "attention": (CAUSAL, (6, 4)),
+    "turned and shared": (TURNED, (6, 8)),
+    "over some of the steps": (CAUSAL, {"x": (6, 4), "mask": (6,)}),
+    "of a memory": (nn.MultiHeadAttention(2), WITH_MEMORY),
+    "of a memory, turned": (
+        nn.MultiHeadAttention(2, rotary=True, causal=True),
+        {**WITH_MEMORY, "mask": (5,)},
+    ),
+    "learned positions": (nn.PositionEmbedding(7), (6, 3)),
+    "sinusoids": (nn.SinusoidalPositions(), (6, 4)),
+    "a block with a memory": (TRANSLATOR, {**WITH_MEMORY, "mask": (6,), "memory_mask": (5,)}),
+    "around it": (nn.Residual(nn.LayerNorm(), CAUSAL, nn.Dense(4)), (6, 4)),
+    "repeated": (nn.Repeat(nn.TransformerBlock(CAUSAL, hidden=6), 2), (6, 4)),
+    "a language model": (LANGUAGE, (6,)),
+    "nothing but positions": (nn.Sequential(nn.Dense(3), nn.GELU(), nn.Softmax()), (6, 4)),
+}
+each_model = pytest.mark.parametrize(("layer", "shape"), MODELS.values(), ids=MODELS)
+
+
+def numbers(layer, shape, dtype):
+    """Parameters, state and x of 3 examples on the host; masks with all kinds of rows."""
+    generator = np.random.default_rng(0)
+    params, state, _ = layer.init(nn.random.key(0, xp=HOST), shape, getattr(HOST, dtype))
+    params = tree_map(lambda p: (p + generator.uniform(-0.5, 0.5, p.shape)).astype(dtype), params)
+    if layer.takes == "integral":
+        return params, state, generator.integers(9, size=(3, *shape), dtype="int32")
+    named = shape if isinstance(shape, dict) else {"x": shape}
+    x = {name: generator.standard_normal((3, *s)).astype(dtype) for name, s in named.items()}
+    x |= {name: x[name] > -0.3 for name in x if "mask" in name}
+    return params, state, x if isinstance(shape, dict) else x["x"]
+
+
+def at(x, t):
+    """One step's input: x at time t, and what has another time than x as it is."""
+    if not isinstance(x, dict):
+        return at_all(x, t)
+    time = x["x"].shape[1]
+    return {n: a[:, t : t + 1, ...] if a.shape[1] == time else a for n, a in x.items()}
+
+
+def at_all(x, t):
+    return tree_map(lambda leaf: leaf[:, t : t + 1, ...], x)
+
+
+def outline(tree):
+    return {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in named_leaves(tree)}
+
+
+@each_model
+def test_a_step_says_what_forward_says_of_all_steps_so_far(backend, widest, epsilon, layer, shape):
+    """To 64 roundings of the largest number, from a memory that is longer than need be."""
+    params, state, x = numbers(layer, shape, widest)
+    whole, _, _ = layer.forward(params, state, x)  # on the host: NumPy is the oracle
+    params, state, x = backend.asarray((params, state, x))
+    memory = layer.begin(params, at(x, 0), 7)
+    first = outline(memory)  # which must stay, lest every step be compiled anew
+    step = backend.jit(layer.advance)
+    for t in range(6):
+        y, memory = step(params, state, memory, at(x, t))
+        y = backend.to_numpy(y)
+        assert y.shape[1] == 1
+        assert outline(memory) == first
+        expected = whole[:, t : t + 1]
+        atol = 64 * epsilon * max(np.abs(whole).max(), 1.0)
+        np.testing.assert_allclose(y, expected, rtol=0, atol=atol, err_msg=f"step {t}")
+
+
+@each_model
+def test_what_is_seen_later_changes_nothing_said_before(layer, shape):
+    """Else no step could say what forward says; on the host, for backends do as NumPy does."""
+    params, state, x = numbers(layer, shape, "float32")
+    other = tree_map(lambda leaf: leaf.copy(), x)
+    late = other["x"] if isinstance(other, dict) else other
+    late[:, 4:] = late[:, 4:] * 3 % 9 if late.dtype == "int32" else late[:, 4:] * 3 + 1
+    before, after = (layer.forward(params, state, one)[0] for one in (x, other))
+    np.testing.assert_array_equal(after[:, :4], before[:, :4])
+    assert not np.array_equal(after, before)
+
+
+@each_model
+def test_memory_keeps_its_dtypes_in_float32(layer, shape):
+    params, state, x = numbers(layer, shape, "float32")
+    memory = layer.begin(params, at(x, 0), 7)
+    y, after = layer.advance(params, state, memory, at(x, 0))
+    assert y.dtype == "float32"
+    assert outline(after) == outline(memory)
+
+
+def test_a_mask_says_at_each_step_whether_that_step_counts(backend, widest, epsilon):
+    """Steps that do not count are as good as never taken, but for turning by position."""
+    params, state, x = numbers(CAUSAL, (6, 4), widest)
+    counts = np.asarray([1, 0, 1, 1, 0, 1], bool)
+    alone, _, _ = CAUSAL.forward(params, state, x[:, counts])
+    given = {"x": x, "mask": np.broadcast_to(counts, (3, 6))}
+    params, state, given = backend.asarray((params, state, given))
+    memory, found, step = CAUSAL.begin(params, at(given, 0), 6), [], backend.jit(CAUSAL.advance)
+    for t in range(6):
+        y, memory = step(params, state, memory, at(given, t))
+        found.append(backend.to_numpy(y)[:, 0])
+    found = np.stack(found, 1)[:, counts]
+    np.testing.assert_allclose(found, alone, rtol=0, atol=64 * epsilon * np.abs(alone).max())
+
+
+ALONE = [
+    case
+    for case in layer_cases()
+    if case.layer.pointwise and not case.thorough and isinstance(case.shape, tuple)
+]
+
+
+@pytest.mark.parametrize("case", ALONE, ids=str)
+def test_a_layer_that_calls_itself_pointwise_maps_each_position_alone(widest, epsilon, case):
+    """Three positions at once say what each says for itself; also of a tuple of arrays."""
+    layer, generator = case.layer, np.random.default_rng(0)
+    pair = isinstance(case.shape[0], tuple) if case.shape else False
+    width = 6
+    shape = ((3, width), (3, width)) if pair else (3, width)
+    if layer.takes == "integral":
+        x = generator.integers(3, size=(2, 3), dtype="int32")
+        shape = (3,)
+    else:
+        x = generator.standard_normal((2, 3, width)).astype(widest)
+        x = (x, x * x + 1) if pair else x
+    params, state, _ = layer.init(nn.random.key(0, xp=HOST), shape, getattr(HOST, widest))
+    whole, _, _ = layer.forward(params, state, x)
+    memory = layer.begin(params, at_all(x, 0), 3)
+    assert not leaves(memory)
+    for t in range(3):
+        y, memory = layer.advance(params, state, memory, at_all(x, t))
+        np.testing.assert_allclose(y[:, 0], whole[:, t], rtol=16 * epsilon, atol=16 * epsilon)
+
+
+REFUSED = [  # layer, shape, what the message says of it
+    (nn.MultiHeadAttention(2), (6, 4), "MultiHeadAttention.* looks at later ones, not causal"),
+    (nn.TransformerBlock(nn.MultiHeadAttention(2), hidden=3), (6, 4), "not causal"),
+    (nn.Flatten(), (6, 4), "Flatten.* looks at more than one position"),
+    (nn.Softmax(axis=1), (6, 4), "Softmax.* looks at more than one position"),
+    (nn.Sequential(nn.Dense(4), nn.LogSoftmax(axis=-2)), (6, 4), "LogSoftmax.* more than one"),
+    (nn.Conv1D(4, 3), (6, 4), "Conv1D.* looks at more than one position"),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape", "message"), REFUSED)
+def test_a_layer_that_looks_at_more_than_what_came_before_refuses_to_begin(layer, shape, message):
+    params, _, x = numbers(layer, shape, "float32")
+    with pytest.raises(TypeError, match=message):
+        layer.begin(params, at(x, 0), 6)
+
+
+def test_more_than_one_step_at_a_time_is_refused(backend):
+    params, state, x = backend.asarray(numbers(CAUSAL, (6, 4), "float32"))
+    memory = CAUSAL.begin(params, at(x, 0), 6)
+    with pytest.raises(ValueError, match=r"a step takes \(batch, 1, width\), got \(3, 2, 4\)"):
+        CAUSAL.advance(params, state, memory, x[:, :2, :])
+
+
+def test_more_steps_than_there_are_positions_are_refused_at_the_beginning(backend):
+    layer = nn.PositionEmbedding(7)
+    params, _, x = backend.asarray(numbers(layer, (6, 4), "float32"))
+    with pytest.raises(ValueError, match="there are 7 positions, got 8"):
+        layer.begin(params, at(x, 0), 8)

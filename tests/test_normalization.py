@@ -1,0 +1,144 @@
+"""What the layers beyond LayerNorm and BatchNorm normalize, and what they leave alone."""
+
+import numpy as np
+import pytest
+
+import agnostic_nn as nn
+from agnostic_nn.arrays import Rows
+
+
+def run(backend, layer, params, state, x, dy=None, train=True):
+    """y, the next state, dx and grads on the host; dy is 1 unless given. `train` may be counts."""
+
+    def both(params, state, x, dy, counts):
+        mode = train if counts is None else Rows(counts)
+        y, after, cache = layer.forward(params, state, x, train=mode)
+        return y, after, *layer.backward(params, cache, dy)
+
+    counts = backend.asarray(train) if isinstance(train, np.ndarray) else None
+    dy = np.ones_like(x) if dy is None else dy
+    there = backend.asarray((params, state, x, dy))
+    return backend.to_numpy(backend.jit(both)(*there, counts))
+
+
+PER_EXAMPLE = [  # layer without scale and bias, axes that are normalized after the second reshaping
+    (nn.LayerNorm(epsilon=0.0, scale=False, bias=False), (4, 5, 6), -1),
+    (nn.InstanceNorm(epsilon=0.0, scale=False, bias=False), (4, 5, 6), 1),
+    (nn.InstanceNorm(epsilon=0.0, scale=False, bias=False), (4, 30, 6), 1),
+    (nn.GroupNorm(2, epsilon=0.0, scale=False, bias=False), (4, 5, 2, 3), (1, 3)),
+    (nn.GroupNorm(1, epsilon=0.0, scale=False, bias=False), (4, 5, 1, 6), (1, 3)),
+    (nn.GroupNorm(6, epsilon=0.0, scale=False, bias=False), (4, 5, 6, 1), (1, 3)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape", "axes"), PER_EXAMPLE, ids=str)
+def test_each_group_has_mean_0_and_variance_1(backend, widest, epsilon, draw, layer, shape, axes):
+    x = 3.0 + 2.0 * draw(*shape).reshape(shape[0], shape[1], -1)
+    x = x.astype(widest)
+    y, *_ = run(backend, layer, {}, {}, x)
+    groups = y.reshape(shape)
+    np.testing.assert_allclose(np.mean(groups, axis=axes), 0.0, atol=16 * epsilon)
+    np.testing.assert_allclose(np.var(groups, axis=axes), 1.0, rtol=16 * epsilon)
+
+
+def test_rms_norm_keeps_the_mean_and_divides_by_the_root_of_the_mean_square(
+    backend, widest, epsilon
+):
+    x = np.asarray([[3.0, 4.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [-2.0, 2.0, 2.0, 2.0]], widest)
+    params = {"scale": np.asarray([1.0, 2.0, 1.0, -1.0], widest)}
+    y, *_ = run(backend, nn.RMSNorm(epsilon=0.0), params, {}, x)
+    expected = [[1.2, 3.2, 0.0, -0.0], [1.0, 2.0, 1.0, -1.0], [-1.0, 2.0, 1.0, -1.0]]
+    np.testing.assert_allclose(y, expected, rtol=0, atol=4 * epsilon)
+
+
+EVERY = [nn.LayerNorm, nn.RMSNorm, nn.InstanceNorm, lambda **k: nn.GroupNorm(2, **k), nn.BatchNorm]
+
+
+@pytest.mark.parametrize("make", EVERY)
+def test_scale_and_bias_are_there_unless_they_are_switched_off(make):
+    xp = nn.backend("numpy").xp
+    key = nn.random.key(0, xp=xp)
+    switches = ("scale",) if make is nn.RMSNorm else ("scale", "bias")
+    for off in [(), *((name,) for name in switches), switches]:
+        layer = make(**dict.fromkeys(off, False))
+        params, _, shape = layer.init(key, (3, 4), xp.float32)
+        assert set(params) == set(switches) - set(off)
+        assert shape == (3, 4)
+        for name, leaf in params.items():
+            np.testing.assert_array_equal(leaf, np.full(4, float(name == "scale"), "float32"))
+
+
+@pytest.mark.parametrize("train", [True, np.asarray([1.0, 1.0, 0.0], "float32")], ids=str)
+def test_a_frozen_batch_norm_trains_as_it_predicts(backend, widest, epsilon, draw, train):
+    """Its statistics stay, whatever the batch says, and are constants to the gradient."""
+    layer = nn.BatchNorm(frozen=True)
+    params = {"scale": np.asarray([2.0, -1.0], widest), "bias": np.asarray([0.5, 1.0], widest)}
+    state = {"mean": np.asarray([1.0, -2.0], widest), "variance": np.asarray([4.0, 0.25], widest)}
+    x, dy = draw(3, 5, 2), draw(3, 5, 2)
+    train = train if train is True else train.astype(widest)
+    y, after, dx, grads = run(backend, layer, params, state, x, dy, train)
+    normal = (x - state["mean"]) / np.sqrt(state["variance"] + 1e-5)
+    np.testing.assert_allclose(y, normal * params["scale"] + params["bias"], atol=16 * epsilon)
+    expected = dy * params["scale"] / np.sqrt(state["variance"] + 1e-5)
+    np.testing.assert_allclose(dx, expected, rtol=0, atol=16 * epsilon)
+    expected = np.sum(dy * normal, axis=(0, 1))
+    np.testing.assert_allclose(grads["scale"], expected, rtol=0, atol=64 * epsilon)
+    for name in state:
+        np.testing.assert_array_equal(after[name], state[name])
+
+
+def test_a_frozen_batch_norm_takes_a_batch_of_one(backend):
+    state = {"mean": np.zeros(2, "float32"), "variance": np.ones(2, "float32")}
+    layer = nn.BatchNorm(epsilon=0.0, scale=False, bias=False, frozen=True)
+    x = np.asarray([[3.0, -1.0]], "float32")
+    y, _, dx, _ = run(backend, layer, {}, state, x)
+    np.testing.assert_array_equal(y, x)
+    np.testing.assert_array_equal(dx, np.ones_like(x))
+
+
+UNFIT = [  # layer, shape of one example, message
+    (nn.GroupNorm(3), (5, 4), "4 channels do not fall into 3 groups"),
+    (nn.GroupNorm(4), (4,), r"two or more numbers a group, got \(batch, \*\(4,\)\)"),
+    (nn.GroupNorm(2), (), r"GroupNorm takes \(batch, \.\.\., width\), got \(batch,\)"),
+    (nn.InstanceNorm(), (1, 4), r"two or more places, got \(batch, \*\(1, 4\)\)"),
+    (nn.InstanceNorm(), (4,), r"two or more places, got \(batch, \*\(4,\)\)"),
+    (nn.RMSNorm(), (), r"RMSNorm takes \(batch, \.\.\., width\), got \(batch,\)"),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape", "message"), UNFIT, ids=str)
+def test_a_shape_that_a_layer_cannot_take_is_refused_by_init(layer, shape, message):
+    host = nn.backend("numpy").xp
+    with pytest.raises(ValueError, match=message):
+        layer.init(nn.random.key(0, xp=host), shape, host.float32)
+
+
+REFUSED = [  # layer, shape it was made for, shape of x, message
+    (nn.RMSNorm(), (4,), (3, 5), r"RMSNorm takes \(batch, \.\.\., 4\), got \(3, 5\)"),
+    (nn.LayerNorm(scale=False), (4,), (3, 5), r"LayerNorm takes \(batch, .*, 4\), got \(3, 5\)"),
+    (nn.GroupNorm(2), (4,), (3, 6), r"GroupNorm takes \(batch, \.\.\., 4\), got \(3, 6\)"),
+    (nn.InstanceNorm(), (2, 4), (3, 1, 4), r"two or more places, got \(batch, \*\(1, 4\)\)"),
+    (nn.BatchNorm(scale=False, bias=False), (4,), (3, 5), r"BatchNorm takes .*, got \(3, 5\)"),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape", "given", "message"), REFUSED, ids=str)
+def test_an_x_that_does_not_fit_is_refused_with_its_numbers(backend, layer, shape, given, message):
+    key = nn.random.key(0, xp=backend.xp, device=backend.device)
+    params, state, _ = layer.init(key, shape, backend.xp.float32)
+    with pytest.raises(ValueError, match=message):
+        layer.forward(params, state, backend.asarray(np.zeros(given, "float32")))
+
+
+SENSELESS = [  # what is asked for, error and message
+    (lambda: nn.GroupNorm(0), ValueError, "groups of at least 1, got 0"),
+    (lambda: nn.GroupNorm(2.0), TypeError, "groups to be an integer"),
+    (lambda: nn.RMSNorm(epsilon=-1.0), ValueError, "epsilon of at least 0, got -1.0"),
+    (lambda: nn.InstanceNorm(epsilon=float("nan")), ValueError, "epsilon of at least 0, got nan"),
+]
+
+
+@pytest.mark.parametrize(("make", "error", "message"), SENSELESS, ids=[r[2] for r in SENSELESS])
+def test_a_layer_that_makes_no_sense_is_refused_at_once(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

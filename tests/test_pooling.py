@@ -1,0 +1,327 @@
+"""Windows, bins and places in between: values by other means, ties, edges and refusals."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+import agnostic_nn as nn
+from agnostic_nn.special import slide, unslide
+
+ways = pytest.mark.parametrize("way", ["native", "standard"])
+
+
+def run(backend, layer, x, dy=None):
+    """y and dx on the host, of x given on the host; dy is 1 unless given."""
+    xp = backend.xp
+
+    def both(x, dy):
+        y, _, cache = layer.forward({}, {}, x)
+        return y, layer.backward({}, cache, xp.ones_like(y) if dy is None else dy)[0]
+
+    dy = None if dy is None else backend.asarray(dy)
+    return backend.to_numpy(backend.jit(both)(backend.asarray(x), dy))
+
+
+WINDOWS = [  # axis, length, window, stride, dilation
+    (1, 6, 2, 2, 1),
+    (2, 7, 3, 2, 1),
+    (1, 7, 3, 1, 2),
+    (2, 8, 2, 3, 1),
+    (1, 9, 2, 3, 4),
+    (2, 5, 1, 2, 1),
+]
+each_window = pytest.mark.parametrize("spans", WINDOWS, ids=str)
+
+
+@each_window
+def test_slide_shows_each_place_of_each_window(backend, widest, spans):
+    axis, n, window, stride, dilation = spans
+    x = np.arange(2.0 * n * n * 3, dtype=widest).reshape(2, n, n, 3)
+    found = backend.to_numpy(tuple(slide(backend.asarray(x), axis, window, stride, dilation)))
+    starts = range(0, n - dilation * (window - 1), stride)
+    for k, part in enumerate(found):
+        seen = [o + k * dilation for o in starts]
+        np.testing.assert_array_equal(part, np.take(x, seen, axis=axis))
+
+
+@ways
+@each_window
+def test_unslide_puts_everything_back_where_it_came_from(backend, widest, way, spans):
+    """Whole numbers, whose sums are exact; places that no window saw get 0."""
+    axis, n, window, stride, dilation = spans
+    starts = range(0, n - dilation * (window - 1), stride)
+    shape = [2, 5, 5, 3]
+    shape[axis] = len(starts)
+    draw = np.random.default_rng(0)
+    parts = [draw.integers(-8, 9, shape).astype(widest) for _ in range(window)]
+    shape[axis] = n
+    expected = np.zeros(shape)
+    for k, part in enumerate(parts):
+        for o, start in enumerate(starts):
+            place = (slice(None),) * axis
+            expected[(*place, start + k * dilation)] += part[(*place, o)]
+
+    function = unslide if way == "native" else unslide.dispatch(object)
+    found = backend.jit(
+        lambda *parts: function(*parts, axis=axis, stride=stride, dilation=dilation, length=n)
+    )(*backend.asarray(tuple(parts)))
+    np.testing.assert_array_equal(backend.to_numpy(found), expected)
+
+
+def windows_of(lengths, window, stride, padding, dilation):
+    """The places in space that each window sees, by its index; those in the padding are None."""
+    axes = []
+    for n, k, s, (low, high), d in zip(lengths, window, stride, padding, dilation, strict=True):
+        starts = range(-low, n + high - d * (k - 1), s)
+        axes.append([[i if 0 <= i < n else None for i in range(a, a + k * d, d)] for a in starts])
+    for index in itertools.product(*(range(len(axis)) for axis in axes)):
+        seen = itertools.product(*(axis[o] for axis, o in zip(axes, index, strict=True)))
+        yield index, [None if None in place else place for place in seen]
+
+
+GEOMETRIES = [  # lengths, window, stride, padding, dilation
+    ((7,), (3,), (2,), ((1, 1),), (1,)),
+    ((5, 6), (2, 3), (1, 2), ((1, 0), (2, 1)), (1, 1)),
+    ((6, 5), (3, 2), (2, 1), ((2, 2), (0, 1)), (2, 1)),
+    ((3, 4, 5), (2, 3, 1), (2, 1, 2), ((0, 1), (1, 1), (0, 0)), (1, 1, 1)),
+]
+each_geometry = pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+
+
+@each_geometry
+def test_max_pooling_looks_at_every_place_of_a_window(backend, geometry):
+    """By hand on whole numbers, many of them equal: the first largest has the gradient."""
+    lengths = geometry[0]
+    draw = np.random.default_rng(0)
+    x = draw.integers(-3, 0, (2, *lengths, 2)).astype("float32")
+    layer = (nn.MaxPool1D, nn.MaxPool2D, nn.MaxPool3D)[len(lengths) - 1](*geometry[1:])
+    places = dict(windows_of(*geometry))
+    out = tuple(np.max(list(places), axis=0) + 1)
+    dy = draw.integers(1, 9, (2, *out, 2)).astype("float32")
+    expected, dx = np.zeros(dy.shape), np.zeros(x.shape)
+    for example, channel in itertools.product(range(2), range(2)):
+        for index, seen in places.items():
+            seen = [(example, *place, channel) for place in seen if place is not None]
+            first = max(seen, key=lambda place: x[place])  # Python's max takes the first, too
+            expected[(example, *index, channel)] = x[first]
+            dx[first] += dy[(example, *index, channel)]
+    found = run(backend, layer, x, dy)
+    np.testing.assert_array_equal(found[0], expected)
+    np.testing.assert_array_equal(found[1], dx)
+
+
+@each_geometry
+@pytest.mark.parametrize("count_padding", [True, False])
+def test_average_pooling_divides_by_what_it_says(backend, widest, epsilon, geometry, count_padding):
+    lengths, window, stride, padding, _ = geometry
+    geometry = (*geometry[:-1], (1,) * len(lengths))
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((2, *lengths, 2)).astype(widest)
+    kind = (nn.AveragePool1D, nn.AveragePool2D, nn.AveragePool3D)[len(lengths) - 1]
+    layer = kind(window, stride, padding, count_padding)
+    places = dict(windows_of(*geometry))
+    out = tuple(np.max(list(places), axis=0) + 1)
+    expected, dx = np.zeros((2, *out, 2)), np.zeros(x.shape)
+    for index, seen in places.items():
+        real = [place for place in seen if place is not None]
+        count = len(seen) if count_padding else len(real)
+        for place in real:
+            expected[(slice(None), *index)] += x[(slice(None), *place)] / count
+            dx[(slice(None), *place)] += 1.0 / count
+    found = run(backend, layer, x)
+    np.testing.assert_allclose(found[0], expected, rtol=0, atol=8 * epsilon)
+    np.testing.assert_allclose(found[1], dx, rtol=0, atol=8 * epsilon)
+
+
+POOLS = [
+    (nn.MaxPool2D(2), 2),
+    (nn.MaxPool2D(3, stride=2, padding=1), 2),
+    (nn.AveragePool2D(2), 2),
+    (nn.AveragePool2D(3, 2, 1), 2),
+    (nn.AdaptiveMaxPool(2), 2),
+    (nn.AdaptiveAveragePool(2), 2),
+    (nn.GlobalMaxPool(), 0),
+    (nn.GlobalAveragePool(), 0),
+]
+
+
+@pytest.mark.parametrize(("layer", "axes"), POOLS, ids=str)
+def test_a_window_with_nan_gives_nan_and_no_other_does(backend, layer, axes):
+    x = np.ones((2, 4, 4, 2), "float32")
+    x[0, 0, 0, 1] = np.nan
+    y, _ = run(backend, layer, x)
+    expected = np.zeros(y.shape, bool)
+    expected[(0, *(0,) * axes, 1)] = True
+    np.testing.assert_array_equal(np.isnan(y), expected)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.MaxPool2D(3, stride=3), nn.GlobalMaxPool(), nn.AdaptiveMaxPool(1)], ids=str
+)
+def test_at_a_tie_the_first_place_in_row_major_order_has_the_gradient(backend, layer):
+    x = np.asarray([[0, 0, 2], [0, 2, 0], [2, 0, 0]], "float32").reshape(1, 3, 3, 1)
+    _, dx = run(backend, layer, x)
+    np.testing.assert_array_equal(dx.reshape(3, 3), [[0, 0, 1], [0, 0, 0], [0, 0, 0]])
+
+
+def test_padding_is_never_the_largest(backend):
+    lowest = np.asarray([-1.0, -3e38, -math.inf], "float32")
+    x = np.broadcast_to(lowest, (1, 3, 3, 3))
+    y, dx = run(backend, nn.MaxPool2D(3, stride=1, padding=((2, 1), (1, 2))), x)
+    np.testing.assert_array_equal(y, np.broadcast_to(lowest, (1, 4, 4, 3)))
+    np.testing.assert_array_equal(np.sum(dx, axis=(0, 1, 2)), [16.0, 16.0, 16.0])
+
+
+def test_a_long_window_of_many_places_is_counted_to_its_end(backend):
+    """More places than a narrow integer counts."""
+    x = np.zeros((1, 300, 1), "float32")
+    x[0, 299, 0] = 1.0
+    y, dx = run(backend, nn.MaxPool1D(300), x)
+    np.testing.assert_array_equal(y, [[[1.0]]])
+    np.testing.assert_array_equal(dx, x)
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "bins"),
+    [
+        (7, 3, [(0, 3), (2, 5), (4, 7)]),
+        (6, 2, [(0, 3), (3, 6)]),
+        (5, 5, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]),
+        (2, 3, [(0, 1), (0, 2), (1, 2)]),
+        (10, 4, [(0, 3), (2, 5), (5, 8), (7, 10)]),
+    ],
+)
+def test_bins_cover_space_evenly(backend, widest, epsilon, n, m, bins):
+    x = np.random.default_rng(0).standard_normal((2, n, 3)).astype(widest)
+    y, _ = run(backend, nn.AdaptiveMaxPool(m), x)
+    np.testing.assert_array_equal(y, np.stack([x[:, a:b].max(axis=1) for a, b in bins], axis=1))
+    y, dx = run(backend, nn.AdaptiveAveragePool(m), x)
+    expected = np.stack([x[:, a:b].mean(axis=1) for a, b in bins], axis=1)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=8 * epsilon)
+    shares = [sum(1.0 / (b - a) for a, b in bins if a <= i < b) for i in range(n)]
+    np.testing.assert_allclose(dx[0, :, 0], shares, rtol=8 * epsilon)
+
+
+def test_global_pooling_takes_any_number_of_axes(backend, widest, epsilon):
+    for lengths in [(6,), (2, 3), (1, 3, 2), (3, 1, 2, 1)]:
+        x = np.arange(12, dtype=widest).reshape(1, 6, 2)[:, [3, 5, 0, 1, 4, 2], :]
+        x = x.reshape(1, *lengths, 2)
+        y, dx = run(backend, nn.GlobalMaxPool(), x)
+        np.testing.assert_array_equal(y, [[10.0, 11.0]])
+        np.testing.assert_array_equal(dx, x >= 10)
+        y, dx = run(backend, nn.GlobalAveragePool(), x)
+        np.testing.assert_allclose(y, [[5.0, 6.0]], rtol=4 * epsilon)
+        np.testing.assert_allclose(dx, np.full(x.shape, 1.0 / 6.0), rtol=4 * epsilon)
+
+
+LINEAR = [  # factor, x, y by hand
+    (2, [0.0, 4.0], [0.0, 1.0, 3.0, 4.0]),
+    (3, [0.0, 3.0, 9.0], [0.0, 0.0, 1.0, 2.0, 3.0, 5.0, 7.0, 9.0, 9.0]),
+    (4, [8.0, 0.0], [8.0, 8.0, 7.0, 5.0, 3.0, 1.0, 0.0, 0.0]),
+    (1, [1.0, 5.0, 2.0], [1.0, 5.0, 2.0]),
+    (5, [7.0], [7.0] * 5),
+]
+
+
+@pytest.mark.parametrize(("factor", "x", "expected"), LINEAR)
+def test_linear_upsampling_has_its_centres_half_a_place_inside(backend, factor, x, expected):
+    x = np.asarray(x, "float32").reshape(1, -1, 1)
+    y, dx = run(backend, nn.Upsample(factor, "linear"), x)
+    np.testing.assert_allclose(y[0, :, 0], expected, rtol=0, atol=1e-6)
+    assert np.sum(dx) == pytest.approx(len(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 7])
+def test_linear_upsampling_keeps_a_line_straight_to_the_last_digits(backend, factor):
+    """Weights taken from sᵢ of the size of the axis would miss by its length times eps."""
+    n = 500
+    x = (np.arange(n, dtype="float32") % 2).reshape(1, n, 1)
+    y, _ = run(backend, nn.Upsample(factor, "linear"), x)
+    source = np.clip((np.arange(n * factor) + 0.5) / factor - 0.5, 0, n - 1)
+    expected = np.interp(source, np.arange(n), x[0, :, 0])
+    np.testing.assert_allclose(y[0, :, 0], expected, rtol=0, atol=2 * np.finfo("float32").eps)
+
+
+def test_nearest_upsampling_repeats_and_adds_up_what_comes_back(backend):
+    x = np.arange(4.0, dtype="float32").reshape(1, 2, 2, 1)
+    dy = np.arange(24.0, dtype="float32").reshape(1, 4, 6, 1)
+    y, dx = run(backend, nn.Upsample((2, 3)), x, dy)
+    np.testing.assert_array_equal(y[0, :, :, 0], np.kron(x[0, :, :, 0], np.ones((2, 3))))
+    np.testing.assert_array_equal(dx[0, :, :, 0], dy.reshape(2, 2, 2, 3).sum(axis=(1, 3)))
+
+
+@pytest.mark.parametrize("padding", [0, 2, (1, 2), ((0, 2), (3, 0))], ids=str)
+def test_cropping_undoes_padding(backend, padding):
+    x = np.arange(12.0, dtype="float32").reshape(1, 2, 3, 2)
+    y, dx = run(backend, nn.ZeroPad(padding), x)
+    pairs = [
+        (p, p) if isinstance(p, int) else p
+        for p in ([padding] * 2, padding)[isinstance(padding, tuple)]
+    ]
+    np.testing.assert_array_equal(y, np.pad(x, ((0, 0), *pairs, (0, 0))))
+    np.testing.assert_array_equal(dx, np.ones(x.shape))
+    again, dx = run(backend, nn.Crop(padding), y)
+    np.testing.assert_array_equal(again, x)
+    np.testing.assert_array_equal(dx, np.pad(np.ones(x.shape), ((0, 0), *pairs, (0, 0))))
+
+
+UNFIT = [  # layer, shape of one example, message
+    (nn.MaxPool1D(), (4,), r"MaxPool1D takes \(batch, 1 of space, channels\), got .*\(4,\)"),
+    (nn.MaxPool2D(), (4, 1), r"MaxPool2D takes \(batch, 2 of space, channels\), got .*\(4, 1\)"),
+    (nn.AveragePool3D(), (4, 4, 1), r"AveragePool3D takes .*, got .*\(4, 4, 1\)"),
+    (nn.MaxPool2D(3), (4, 2, 1), r"windows over \(3, 3\) do not fit \(4, 2\)"),
+    (nn.MaxPool1D(2, padding=2), (4, 1), r"window of \(2,\) would see nothing but padding"),
+    (nn.AveragePool1D(2, padding=((0, 2),)), (4, 1), "would see nothing but padding"),
+    (nn.MaxPool1D(2, 1, ((1, 2),), dilation=3), (1, 1), "would see nothing but padding"),
+    (nn.GlobalMaxPool(), (3,), r"GlobalMaxPool takes \(batch, \*space, .*, got .*\(3,\)"),
+    (nn.GlobalAveragePool(), (0, 3), r"GlobalAveragePool takes .*, got .*\(0, 3\)"),
+    (nn.AdaptiveMaxPool(2), (3,), r"AdaptiveMaxPool takes \(batch, \*space, .*\(3,\)"),
+    (nn.AdaptiveAveragePool((2, 2)), (3, 1), r"expected size for 1 axes, got \(2, 2\)"),
+    (nn.Upsample(), (3,), r"Upsample takes \(batch, \*space, channels\), got .*\(3,\)"),
+    (nn.Upsample((2, 2)), (3, 1), r"expected factors for 1 axes, got \(2, 2\)"),
+    (nn.ZeroPad(), (3,), r"ZeroPad takes \(batch, \*space, channels\), got .*\(3,\)"),
+    (nn.ZeroPad((1, 2)), (3, 1), r"expected padding for 1 axes"),
+    (nn.Crop(((1, 2),)), (3, 1), r"nothing of \(3,\) is left without \(\(1, 2\),\)"),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape", "message"), UNFIT, ids=str)
+def test_a_shape_that_a_layer_cannot_take_is_refused(backend, layer, shape, message):
+    """By init; and by forward, but for windows that see only padding."""
+    key = nn.random.key(0, xp=backend.xp, device=backend.device)
+    with pytest.raises(ValueError, match=message):
+        layer.init(key, shape, backend.xp.float32)
+    if "padding" not in message:
+        with pytest.raises(ValueError, match=message):
+            layer.forward({}, {}, backend.asarray(np.zeros((2, *shape), "float32")))
+
+
+SENSELESS = [  # what is asked for, error and message
+    (lambda: nn.MaxPool2D(0), ValueError, "window of at least 1, got 0"),
+    (lambda: nn.MaxPool2D((2, 2, 2)), ValueError, r"window for 2 axes, got \(2, 2, 2\)"),
+    (lambda: nn.MaxPool1D(2, stride=0), ValueError, "stride of at least 1, got 0"),
+    (lambda: nn.MaxPool1D(2.0), TypeError, "window to be an integer"),
+    (lambda: nn.AveragePool1D(2, padding="half"), ValueError, "'same', 'valid' or numbers"),
+    (lambda: nn.AdaptiveMaxPool(0), ValueError, "size of at least 1, got 0"),
+    (lambda: nn.AdaptiveAveragePool((2, 1.5)), TypeError, "size to be an integer"),
+    (lambda: nn.Upsample(0), ValueError, "factors of at least 1, got 0"),
+    (lambda: nn.Upsample(2, "cubic"), ValueError, "mode 'nearest' or 'linear', got 'cubic'"),
+    (lambda: nn.ZeroPad("same"), TypeError, "padding to be numbers, got 'same'"),
+    (lambda: nn.Crop(-1), ValueError, "padding of at least 0, got -1"),
+]
+
+
+@pytest.mark.parametrize(("make", "error", "message"), SENSELESS, ids=[r[2] for r in SENSELESS])
+def test_a_layer_that_makes_no_sense_is_refused_at_once(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_what_is_said_in_short_or_at_length_is_equal():
+    assert nn.MaxPool2D(2) == nn.MaxPool2D([2, 2], stride=(2, 2), padding="valid", dilation=1)
+    assert nn.AveragePool1D(3, padding=1) == nn.AveragePool1D((3,), 3, [(1, 1)])
+    assert nn.ZeroPad([1, [2, 0]]) == nn.ZeroPad(((1, 1), (2, 0)))
+    assert hash(nn.AdaptiveMaxPool([2, 3])) == hash(nn.AdaptiveMaxPool((2, 3)))
+    assert hash(nn.Upsample([2, 3])) == hash(nn.Upsample((2, 3)))

@@ -1,0 +1,335 @@
+"""What recurrent layers are for, and what `cases` cannot say: values by hand, masks, states."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import agnostic_nn as nn
+from agnostic_nn.trees import leaves, named_leaves, tree_map
+
+BOTH = {"depth": 2, "bidirectional": True, "final": True}
+
+
+def sigma(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def lstm(z, p, h, c):
+    i, f, g, o = np.split(z + h @ p["recurrent"], 4, axis=-1)
+    c = sigma(f) * c + sigma(i) * np.tanh(g)
+    return sigma(o) * np.tanh(c), c
+
+
+def gru(after):
+    def cell(z, p, h, c):
+        z_r, z_u, z_n = np.split(z, 3, axis=-1)
+        to_r, to_u, to_n = np.split(p["recurrent"], 3, axis=-1)
+        r, u = sigma(z_r + h @ to_r), sigma(z_u + h @ to_u)
+        met = r * (h @ to_n + p["recurrent_bias"]) if after else (r * h) @ to_n
+        return (1 - u) * np.tanh(z_n + met) + u * h, c
+
+    return cell
+
+
+CELLS = [  # a layer, and its cell in plain NumPy
+    (nn.RNN(3), lambda z, p, h, c: (np.tanh(z + h @ p["recurrent"]), c)),
+    (nn.RNN(3, "relu"), lambda z, p, h, c: (np.maximum(z + h @ p["recurrent"], 0), c)),
+    (nn.GRU(3), gru(after=True)),
+    (nn.GRU(3, "before"), gru(after=False)),
+    (nn.LSTM(3), lstm),
+]
+
+
+@pytest.fixture
+def made(backend, draw, widest):
+    """A function from a layer and fan_in to parameters of which none is 0, on the host."""
+
+    def params(layer, fan_in=2):
+        xp = nn.backend("numpy").xp
+        found, _, _ = layer.init(nn.random.key(0, xp=xp), (1, fan_in), getattr(xp, widest))
+        return tree_map(lambda leaf: leaf + 0.3 * draw(*leaf.shape), found)
+
+    return params
+
+
+@pytest.fixture
+def run(backend):
+    """A function that computes y, dx and the gradients of Σ y² / 2, compiled."""
+
+    def compute(layer, params, x):
+        def both(params, x):
+            y, _, cache = layer.forward(params, {}, x, train=True)
+            dx, grads = layer.backward(params, cache, y)
+            dx = dx if isinstance(dx, dict) else {"x": dx}
+            return {"y": y, "grads": grads, "dx": {k: d for k, d in dx.items() if k != "mask"}}
+
+        return backend.to_numpy(backend.jit(both)(*backend.asarray((params, x))))
+
+    return compute
+
+
+def assert_alike(found, expected, tolerance):
+    """Relative to the largest number of a leaf, or to 1: numbers of that order went in."""
+    for (name, ours), (_, theirs) in zip(named_leaves(found), named_leaves(expected), strict=True):
+        assert ours.shape == theirs.shape, name
+        scale = np.max(np.abs(theirs), initial=1.0)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * scale, err_msg=name)
+
+
+def states(draw, layer, rows):
+    """An initial state for `layer`."""
+    _, _, out = replace(layer, final=True).init(
+        nn.random.key(0, xp=nn.backend("numpy").xp), (1, 1), np.float32
+    )
+    return nn.trees.shape_map(lambda shape: draw(rows, *shape), out["state"])
+
+
+@pytest.mark.parametrize(("layer", "cell"), CELLS, ids=[str(layer) for layer, _ in CELLS])
+def test_each_step_is_the_formula(draw, epsilon, made, run, layer, cell):
+    """Four steps, whose sums have five terms; each squashes what the ones before erred."""
+    params, x = made(layer), draw(2, 4, 2)
+    (p,) = [layer["forward"] for layer in params]
+    h, c, ys = np.zeros((2, 3)), np.zeros((2, 3)), []
+    for t in range(4):
+        h, c = cell(x[:, t] @ p["weight"] + p["bias"], p, h, c)
+        ys.append(h)
+    assert_alike(run(layer, params, x)["y"], np.stack(ys, axis=1), 32 * epsilon)
+
+
+EACH = [nn.RNN(3, **BOTH), nn.GRU(3, **BOTH), nn.GRU(3, "before", **BOTH), nn.LSTM(3, **BOTH)]
+WITH_HOLES = [[0, 1, 1, 0, 1, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("sequence", [True, False], ids=["sequence", "last"])
+@pytest.mark.parametrize("layer", EACH, ids=str)
+def test_steps_that_a_mask_leaves_out_are_as_if_they_were_not_there(
+    draw, epsilon, made, run, layer, sequence
+):
+    """Whatever they hold, NaN here; y and dx are 0 there. A row of none keeps its state."""
+    layer = replace(layer, sequence=sequence)
+    params, x, state = made(layer), draw(4, 6, 2), states(draw, layer, 4)
+    mask = np.asarray(WITH_HOLES, bool)
+    spoiled = np.where(mask[..., None], x, np.nan).astype(x.dtype)
+    found = run(layer, params, {"x": spoiled, "mask": mask, "state": state})
+
+    y, dx = np.zeros_like(found["y"]["y"]), np.zeros_like(x)
+    ends, dstates, grads = [], [], []
+    for row, counts in enumerate(mask):
+        own = tree_map(lambda leaf, row=row: leaf[row : row + 1], state)
+        if not counts.any():
+            ends.append(own)
+            if not sequence:
+                top = own[-1]
+                y[row] = np.concatenate([top[way]["h"][0] for way in ("forward", "reverse")])
+                own = (*own[:-1], {w: s | {"h": 2 * s["h"]} for w, s in top.items()})
+            dstates.append(own)
+            continue
+        alone = run(layer, params, {"x": x[row, counts][None], "state": own})
+        if sequence:
+            y[row, counts] = alone["y"]["y"][0]
+        else:
+            y[row] = alone["y"]["y"][0]
+        dx[row, counts] = alone["dx"]["x"][0]
+        ends.append(alone["y"]["state"])
+        dstates.append(alone["dx"]["state"])
+        grads.append(alone["grads"])
+    expected = {
+        "y": {"y": y, "state": tree_map(lambda *rows: np.concatenate(rows), *ends)},
+        "grads": tree_map(lambda *rows: sum(rows), *grads),
+        "dx": {"x": dx, "state": tree_map(lambda *rows: np.concatenate(rows), *dstates)},
+    }
+    assert_alike(found, expected, 64 * epsilon)
+    assert (found["dx"]["x"][~mask] == 0).all()
+
+
+def test_the_last_step_is_that_of_each_direction(draw, epsilon, made, run):
+    layer = nn.GRU(3, bidirectional=True)
+    params, x = made(layer), draw(2, 5, 2)
+    whole = run(layer, params, x)["y"]
+    last = run(replace(layer, sequence=False), params, x)["y"]
+    expected = np.concatenate((whole[:, -1, :3], whole[:, 0, 3:]), axis=-1)
+    np.testing.assert_allclose(last, expected, rtol=0, atol=4 * epsilon)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_two_halves_that_hand_the_state_over_are_the_whole(draw, epsilon, made, run, kind):
+    layer = kind(3, depth=2, final=True)
+    params, x = made(layer), draw(2, 5, 2)
+    whole = run(layer, params, x)["y"]
+    first = run(layer, params, x[:, :2])["y"]
+    second = run(layer, params, {"x": x[:, 2:], "state": first["state"]})["y"]
+    joined = np.concatenate((first["y"], second["y"]), axis=1)
+    assert_alike({"y": joined, "state": second["state"]}, whole, 8 * epsilon)
+
+
+@pytest.mark.parametrize("sequence", [True, False], ids=["sequence", "last"])
+@pytest.mark.parametrize("final", [True, False], ids=["final", "y alone"])
+def test_one_step_at_a_time_puts_out_what_the_whole_does(
+    backend, draw, epsilon, made, run, final, sequence
+):
+    layer = nn.LSTM(3, depth=2, final=final, sequence=sequence)
+    params, x = made(layer), draw(2, 4, 2)
+    there = backend.asarray(params)
+    advance = backend.jit(lambda memory, x: layer.advance(there, {}, memory, x))
+    memory = layer.begin(there, backend.asarray(x[:, :1]), length=4)
+    for t in range(4):
+        y, memory = advance(memory, backend.asarray(x[:, t : t + 1]))
+        whole = run(layer, params, x[:, : t + 1])["y"]
+        if sequence:
+            part = whole["y"] if final else whole
+            whole = whole | {"y": part[:, -1:]} if final else part[:, -1:]
+        assert_alike(backend.to_numpy(y), whole, 8 * epsilon)
+
+
+def test_what_reads_backwards_cannot_go_step_by_step(backend, draw):
+    layer = nn.GRU(3, bidirectional=True)
+    with pytest.raises(TypeError, match="cannot go step by step: it reads backwards"):
+        layer.begin((), backend.asarray(draw(2, 1, 2)), 5)
+
+
+def flat(a):
+    """σ'(a), for a > 0."""
+    return math.exp(-a) / (1 + math.exp(-a)) ** 2
+
+
+FLAT = [  # a layer of width 1, what is driven how far, and dL/dbias of it for dy = 1
+    (nn.RNN(1), 0, 20.0, lambda a: 4 * flat(2 * a)),
+    (nn.GRU(1), 1, 30.0, lambda a: -math.tanh(1.0) * flat(a)),
+    (nn.LSTM(1), 3, 30.0, lambda a: math.tanh(math.tanh(1.0) / 2) * flat(a)),
+]
+
+
+@pytest.mark.parametrize(("layer", "place", "driven", "slope"), FLAT, ids=lambda v: str(v)[:4])
+def test_a_gate_that_is_wide_open_keeps_its_slope(
+    backend, widest, epsilon, layer, place, driven, slope
+):
+    """1 - y of a rounded y = 1 has no digit left. The gates before `place` are at 0, others at 1.
+
+    exp multiplies a relative error of its argument by that argument.
+    """
+    bias = np.asarray([0.0] * place + [driven] + [1.0] * (layer.gates - 1 - place), widest)
+    if isinstance(layer, nn.LSTM):
+        bias[2] = 1.0
+    xp = nn.backend("numpy").xp
+    params, _, _ = layer.init(nn.random.key(0, xp=xp), (1, 1), getattr(xp, widest))
+    (p,) = [one["forward"] for one in params]
+    params = backend.asarray(({"forward": p | {"bias": bias}},))
+    y, _, cache = layer.forward(params, {}, backend.asarray(np.zeros((1, 1, 1), widest)))
+    _, grads = layer.backward(params, cache, backend.xp.ones_like(y))
+    found = backend.to_numpy(grads[0]["forward"]["bias"])[place]
+    np.testing.assert_allclose(found, slope(driven), rtol=4 * driven * epsilon)
+
+
+@pytest.mark.parametrize("layer", [nn.RNN(2), nn.GRU(2), nn.GRU(2, "before"), nn.LSTM(2)], ids=str)
+def test_numbers_far_out_stay_finite(made, run, layer):
+    """1e30 may be told from infinity, but its square, or 2 x, not always."""
+    params = tree_map(lambda leaf: leaf.astype("float32"), made(layer))
+    x = np.asarray([[[1e30, -1e30], [3e37, 3e37]]], "float32")
+    for name, leaf in named_leaves(run(layer, params, x)):
+        assert np.isfinite(leaf).all(), name
+
+
+def test_parameters_start_as_the_docstrings_say():
+    xp, width = nn.backend("numpy").xp, 8
+
+    def start(layer):
+        params, state, _ = layer.init(nn.random.key(3, xp=xp), (5, 4), xp.float64)
+        assert state == {}
+        return params
+
+    (lstm,) = start(nn.LSTM(width, forget_bias=0.5))
+    bias = np.split(lstm["forward"]["bias"], 4)
+    assert [set(part.tolist()) for part in bias] == [{0.0}, {0.5}, {0.0}, {0.0}]
+    assert (start(nn.LSTM(width))[0]["forward"]["bias"][width : 2 * width] == 1.0).all()
+    gru = start(nn.GRU(width, **BOTH))
+    assert {**gru[0]["forward"]}.keys() == {"weight", "recurrent", "bias", "recurrent_bias"}
+    assert gru[0]["reverse"]["weight"].shape == (4, 3 * width)
+    assert gru[1]["forward"]["weight"].shape == (2 * width, 3 * width)
+    for block in np.split(gru[1]["reverse"]["recurrent"], 3, axis=1):
+        np.testing.assert_allclose(block.T @ block, np.eye(width), atol=1e-14)
+    squares = [leaf.tobytes() for leaf in leaves(gru) if leaf.shape == (width, 3 * width)]
+    assert len(set(squares)) == len(squares) == 4
+    assert (start(nn.GRU(width, "before"))[0]["forward"]).keys() == {"weight", "recurrent", "bias"}
+
+
+def test_jax_compiles_one_step_whatever_the_length():
+    """Forward, backward and update: as many operations for 300 steps as for 3."""
+    jax = pytest.importorskip("jax", reason="only JAX compiles a loop")
+    backend, xp = nn.backend("jax"), nn.backend("numpy").xp
+    model = nn.Sequential(nn.LSTM(3, **BOTH | {"final": False}), nn.GRU(2), nn.RNN(2))
+    step = nn.make_step(model, nn.mean_squared_error, nn.Adam())
+    counts = []
+    for time in (3, 300):
+        params, state, _ = model.init(nn.random.key(0, xp=xp), (time, 2), xp.float32)
+        carry = backend.asarray((params, state, nn.Adam().init(params)))
+        x = backend.asarray(np.zeros((2, time, 2), np.float32))
+        counts.append(str(jax.make_jaxpr(step)(carry, x, x)).count(" = "))
+    assert counts[0] == counts[1] > 100
+
+
+STATE = ({"forward": {"h": (3,), "c": (3,)}},)
+REFUSED_BY_INIT = [
+    ((2,), r"LSTM takes \(batch, time, width\), got \(batch, \*\(2,\)\)"),
+    ({"mask": (5,)}, r"LSTM takes a dict with x, got \['mask'\]"),
+    ({"x": (5, 2), "mask": (4,)}, r"LSTM takes a mask of \(5,\), got \(4,\)"),
+    ({"x": (5, 2), "state": STATE[:0]}, r"LSTM takes a state of \(\{'forward'.*, got \(\)"),
+]
+
+
+@pytest.mark.parametrize(("shape", "message"), REFUSED_BY_INIT, ids=lambda v: str(v)[:24])
+def test_init_refuses_inputs_of_another_shape(shape, message):
+    xp = nn.backend("numpy").xp
+    with pytest.raises(ValueError, match=message):
+        nn.LSTM(3).init(nn.random.key(0, xp=xp), shape, xp.float32)
+
+
+def ones(*shape, dtype="float32"):
+    return np.ones(shape, dtype)
+
+
+X = ones(4, 5, 2)
+FULL = ({"forward": {"h": ones(4, 3), "c": ones(4, 3)}},)
+REFUSED = [
+    (ones(4, 2), r"LSTM takes \(batch, time, 2\), got \(4, 2\)"),
+    (ones(4, 5, 3), r"LSTM takes \(batch, time, 2\), got \(4, 5, 3\)"),
+    (ones(4, 0, 2), r"LSTM takes \(batch, time, 2\), got \(4, 0, 2\)"),
+    (ones(4, 5, 2, dtype="int32"), r"LSTM holds .*float32.*, got .*int32"),
+    ({"x": X, "masks": X}, r"LSTM takes x and perhaps mask and state, got \['masks', 'x'\]"),
+    ({"x": X, "mask": ones(5, 4, dtype=bool)}, r"LSTM takes a mask \(4, 5\), got \(5, 4\)"),
+    ({"x": X, "mask": ones(4, 5)}, "LSTM takes a boolean mask, got .*float32"),
+    ({"x": X, "state": FULL * 2}, r"LSTM takes a state of .*'h': \(4, 3\)"),
+    (
+        {"x": X, "state": tree_map(lambda leaf: leaf[:1], FULL)},
+        r"takes a state of .*\(4, 3\).*, got .*\(1, 3\)",
+    ),
+    (
+        {"x": X, "state": tree_map(lambda leaf: leaf.astype("int32"), FULL)},
+        "x is .*float32, but state .*int32",
+    ),
+]
+
+
+@pytest.mark.parametrize(("x", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])
+def test_forward_refuses_inputs_that_do_not_fit(backend, x, message):
+    xp, layer = nn.backend("numpy").xp, nn.LSTM(3)
+    params, _, _ = layer.init(nn.random.key(0, xp=xp), (5, 2), xp.float32)
+    with pytest.raises(ValueError, match=message):
+        layer.forward(*backend.asarray((params, {}, x)))
+
+
+BAD = [
+    (lambda: nn.LSTM(0), ValueError, "expected width of at least 1, got 0"),
+    (lambda: nn.GRU(3, depth=0), ValueError, "expected depth of at least 1, got 0"),
+    (lambda: nn.GRU(3, depth=1.0), TypeError, r"expected depth to be an integer, got 1\.0"),
+    (lambda: nn.RNN(3, "sigmoid"), ValueError, "expected activation tanh or relu, got 'sigmoid'"),
+    (lambda: nn.GRU(3, "never"), ValueError, "expected reset after or before, got 'never'"),
+    (lambda: nn.LSTM(3, forget_bias=math.inf), ValueError, "expected a finite forget_bias"),
+]
+
+
+@pytest.mark.parametrize(("make", "error", "message"), BAD, ids=[m[:40] for _, _, m in BAD])
+def test_hyper_parameters_are_checked(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
