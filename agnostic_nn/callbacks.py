@@ -45,7 +45,10 @@ class Callback:
         """`fit` begins; of the data nothing has been seen yet."""
 
     def epoch(self, trainer: Any, row: dict[str, Any]) -> bool | None:
-        """An epoch is complete and `row` is what it reports; may add to it. True ends `fit`."""
+        """An epoch is complete and `row` is what it reports; may add to it. True ends `fit`.
+
+        Of an epoch in which Ctrl-C came nothing is reported, not even if it was in its last step.
+        """
 
     def end(self, trainer: Any, complete: bool) -> None:
         """`fit` ends; complete: whether after a whole epoch, and not by an error or Ctrl-C."""

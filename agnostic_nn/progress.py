@@ -25,21 +25,21 @@ class Progress:
 
 class _Bars(Progress):
     def __init__(self, bars: Any) -> None:
-        self._bars, self._task, self._next = bars, None, 0.0
+        self._bars, self._task, self._next, self._done = bars, None, 0.0, 0
 
     def begin(self, title, count, done=0):
         self._task = self._bars.add_task(title, total=count, completed=done, said="")
 
     def advance(self, done, loss):
-        now = time.monotonic()
+        now, self._done = time.monotonic(), done
         if now >= self._next:
             self._next = now + _PAUSE
             self._bars.update(self._task, completed=done, said=f"loss {loss:.4g}")
 
     def finish(self, row):
         said = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float))
-        task = self._bars.tasks[-1]
-        total = task.completed if task.total is None else task.total
+        total = self._bars.tasks[-1].total
+        total = self._done if total is None else total
         self._bars.update(self._task, completed=total, total=total, said=said)
 
 

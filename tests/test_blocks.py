@@ -52,7 +52,11 @@ MALFORMED = [
     (lambda: nn.Parallel(DENSE, "sum"), TypeError, "argument 1 is 'sum'"),
     (lambda: nn.Parallel(), ValueError, "at least one layer"),
     (lambda: nn.Parallel(DENSE, join="mean"), ValueError, "expected join to be one of"),
-    (lambda: nn.Parallel(DENSE, nn.Embedding(3, 3)), ValueError, "not real floating and integral"),
+    (
+        lambda: nn.Parallel(DENSE, nn.Embedding(3, 3)),
+        ValueError,
+        "x would have to be real floating and integral",
+    ),
     (lambda: nn.Repeat(DENSE, 0), ValueError, "count of at least 1, got 0"),
     (lambda: nn.Repeat("x", 2), TypeError, "expected layers"),
     (lambda: nn.Recompute(None), TypeError, "expected layers"),
@@ -88,7 +92,7 @@ MALFORMED = [
     (
         lambda: nn.Graph(a=(nn.Embedding(3, 3), "x"), b=(DENSE, "x"), c=(nn.Add(), "a", "b")),
         ValueError,
-        "b takes real floating for 'x', a node before it integral",
+        "x would have to be integral and real floating at once",
     ),
     (
         lambda: nn.Graph(a=(nn.Shared("b"), "x")),
@@ -268,6 +272,11 @@ def test_the_order_in_which_inputs_are_named_does_not_matter():
 def test_a_graph_says_what_it_takes():
     assert nn.Graph(a=(nn.Dense(3), "x")).takes == "real floating"
     assert nn.Graph(a=(nn.Embedding(3, 3), "x")).takes == "integral"
+    attends = nn.MultiHeadAttention(2)
+    assert nn.Graph(a=(attends, "x")).takes == attends.takes
+    assert nn.Graph(a=(attends, "x"), b=(nn.Add(), "a", "x")).takes == "real floating"
+    assert nn.Parallel(attends, attends).takes == attends.takes
+    assert nn.Parallel(attends, DENSE).takes == "real floating"
     assert READS.takes == {"x": "integral", "mask": "bool"}
     assert nn.Graph(a=(DENSE, "one"), b=(nn.Add(), "a", "two")).inputs == ("one", "two")
 

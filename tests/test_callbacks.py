@@ -458,6 +458,32 @@ def test_a_tensorboard_log_holds_the_numbers_of_each_epoch(backend, tmp_path):
     assert threading.active_count() == before
 
 
+def test_a_tensorboard_log_is_closed_however_fit_ends(backend, tmp_path, monkeypatch):
+    calls = []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            calls.append((folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            calls.append((name, step))
+
+        def flush(self):
+            calls.append("flush")
+
+        def close(self):
+            calls.append("close")
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=Writer))
+    trainer = make(backend)
+    log = nn.TensorBoardLog(tmp_path)
+    trainer.fit(X, LABELS, callbacks=[log], **OPTIONS)
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(X, LABELS, callbacks=[log, lambda *_: 1 / 0], **OPTIONS)
+    told = [[("steps", i), ("loss", i), ("seconds", i), "flush", "close"] for i in (1, 2)]
+    assert calls == [(str(tmp_path), 1), *told[0], (str(tmp_path), 2), *told[1]]
+
+
 def test_without_tensorboardx_it_says_which_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ImportError, match=r"pip install 'agnostic-nn\[tensorboard\]'"):

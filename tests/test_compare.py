@@ -153,7 +153,7 @@ def test_starting_parameters_are_the_same_bits_on_the_device_as_on_the_host(digi
     assert only(digits)["start_sha256"] == digits["start_sha256"] == on_host
 
 
-@pytest.mark.parametrize("workload", ["digits-norm", "breast-cancer"])
+@pytest.mark.parametrize("workload", ["digits-norm", "breast-cancer", "parity-gru"])
 def test_every_workload_stays_within_tolerance_from_any_start(backend, workload):
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
     result = only(compare(workload, [str(backend)], epochs=2, seed=7))
@@ -169,7 +169,8 @@ def test_the_split_is_fixed_and_leaves_no_example_on_both_sides(workload):
     np.testing.assert_array_equal(train.x, again.x)
     whole = len(train) + len(test)
     assert len(test) == round(whole / 5)
-    assert train.x.dtype == test.x.dtype == np.float32
+    assert train.x.dtype == test.x.dtype
+    assert train.x.dtype == ("int32" if workload.model.takes == "integral" else "float32")
     rows = {row.tobytes() for row in train.x}
     assert sum(row.tobytes() in rows for row in test.x) == 0
 

@@ -247,7 +247,7 @@ REFUSED = [  # y, target, options, error, message
 @pytest.mark.parametrize(("y", "target", "options", "error", "message"), REFUSED)
 def test_what_does_not_fit_is_refused(backend, y, target, options, error, message):
     with pytest.raises(error, match=message):
-        ctc(*backend.asarray((y, target)), **options)
+        compiled(backend, **options)(*backend.asarray((y, target)))
 
 
 CHECKED = [  # target, options, message

@@ -664,6 +664,14 @@ def test_an_infinite_loss_of_weight_0_is_left_out(backend, reduction):
     np.testing.assert_array_equal(dy, [[0, 0], [-0.5 * share, 0.5 * share]])
 
 
+def test_an_infinite_slope_of_weight_0_is_left_out(backend):
+    y, weights = np.asarray([1e4, 0], np.float32), np.asarray([0, 1], np.float32)
+    with np.errstate(over="ignore"):
+        value, dy = run(backend, nn.poisson_nll, y, zeros(2), weights)
+    assert value == 1
+    np.testing.assert_array_equal(dy, [0, 1])
+
+
 # --- options of classes ----------------------------------------------------------------
 
 UNEQUAL = (0.5, 2.0, 1.0, 0.25)

@@ -22,42 +22,29 @@ def step(backend, layer, state, x, train=True):
     return backend.to_numpy(backend.jit(both)(*backend.asarray((state, x))))
 
 
-LAYERS = [
-    nn.Dropout(0.5),
-    nn.SpatialDropout(0.5),
-    nn.DropPath(0.5),
-    nn.GaussianNoise(0.5),
-]
+LAYERS = [nn.SpatialDropout(0.5), nn.DropPath(0.5), nn.GaussianNoise(0.5)]
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 
 
 @pytest.mark.parametrize(
-    ("layer", "shape", "alike"),
-    [
-        (nn.SpatialDropout(0.3), (1000, 2, 3, 40), (1, 2)),
-        (nn.SpatialDropout(0.3), (20_000, 2), ()),
-        (nn.DropPath(0.3), (40_000, 2, 3), (1, 2)),
-        (nn.DropPath(0.3), (40_000,), ()),
-    ],
+    ("layer", "shape"),
+    [(nn.SpatialDropout(0.3), (1000, 2, 3, 40)), (nn.DropPath(0.3), (40_000, 1, 2, 2))],
     ids=str,
 )
-def test_what_is_dropped_is_dropped_whole_and_the_mean_is_kept(backend, layer, shape, alike):
+def test_what_is_dropped_is_dropped_whole_and_the_mean_is_kept(backend, layer, shape):
     """One draw for each channel of an example, or for each example; 40 000 of them."""
     y, _, dx = step(backend, layer, start(), np.ones(shape, "float32"))
     np.testing.assert_array_equal(y, dx)
     assert set(np.unique(y)) == {np.float32(0.0), np.float32(1 / 0.7)}
-    first = y[tuple(slice(0, 1) if axis in alike else slice(None) for axis in range(len(shape)))]
+    by_channel = isinstance(layer, nn.SpatialDropout)
+    first = y[:, :1, :1, :] if by_channel else y[:, :1, :1, :1]
     np.testing.assert_array_equal(y, np.broadcast_to(first, shape))
-    deviation = math.sqrt(0.3 * 0.7 / 40_000)
     assert first.size == 40_000
+    deviation = math.sqrt(0.3 * 0.7 / 40_000)
     assert abs(np.mean(first == 0) - 0.3) < 4 * deviation
     assert abs(np.mean(y, dtype="float64") - 1.0) < 4 * deviation / 0.7
-
-
-def test_draws_of_spatial_dropout_differ_between_examples_and_channels(backend):
-    y, _, _ = step(backend, nn.SpatialDropout(0.5), start(), np.ones((64, 3, 64), "float32"))
-    shares = [np.mean(y == 0, axis=axes) for axes in ((0, 1), (1, 2))]
-    assert all(np.min(share) > 0.2 and np.max(share) < 0.8 for share in shares)
+    for axis in (0, 3) if by_channel else ():  # neither all examples nor all channels are alike
+        assert np.min(np.mean(first == 0, axis=axis)) > 0.0
 
 
 def test_noise_is_normal_with_its_deviation(backend):

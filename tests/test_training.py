@@ -487,6 +487,16 @@ def test_interrupted_in_an_epoch_of_ones_own_batches_it_goes_on_with_the_next(
     assert_same_bits(host(part), host(whole))
 
 
+def test_an_epoch_that_was_cut_off_after_its_last_batch_is_complete_when_that_is_known(backend):
+    trainer = make(backend, nn.Dense(3))
+    trainer.fit(batches=cut([8, 8]), steps=2, verbose=0)
+    assert (trainer.epoch, trainer.steps) == (0, 2), "there might have been a third"
+    history = trainer.fit(batches=cut([8, 8]), epochs=2, verbose=0)
+    assert (trainer.epoch, trainer.steps) == (2, 4)
+    assert history["steps"] == [0, 2]
+    assert np.isnan(history["loss"][0])
+
+
 @pytest.mark.parametrize(
     ("batches", "options", "kind", "said"),
     [
@@ -940,6 +950,8 @@ def test_a_progress_bar_is_drawn_on_the_error_stream_unless_silenced(backend, ca
     assert "epoch 1/1" in shown.err
     assert "4/4" in shown.err
     assert "validation_accuracy" in shown.err
+    trainer.fit(batches=cut([16, 16, 9]))
+    assert "3/3" in capsys.readouterr().err, "a bar whose length nobody knew"
     trainer.fit(x, labels, batch_size=16, verbose=0)
     assert capsys.readouterr() == ("", "")
     assert shown.out == ""

@@ -1,12 +1,13 @@
 """What blocks share: a look at what they are made of, and one layer inside another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..arrays import expect
 from ..layers.base import Layer
 
-__all__ = ["Wrapper", "changed", "expect_layers"]
+__all__ = ["Wrapper", "changed", "common", "expect_layers"]
 
 
 def expect_layers(*layers: Any) -> None:
@@ -14,6 +15,22 @@ def expect_layers(*layers: Any) -> None:
     for i, layer in enumerate(layers):
         if not isinstance(layer, Layer):
             raise TypeError(f"expected layers, but argument {i} is {layer!r}")
+
+
+def common(name: str, takes: Iterable[Any]) -> Any:
+    """What several layers that read one thing, called `name`, all take for it.
+
+    Raises
+    ------
+    ValueError
+        If they take different things.
+    """
+    found = list(takes)
+    if any(one != found[0] for one in found):  # then none may be a dict of inputs
+        found = [one.get("x") if isinstance(one, dict) else one for one in found]
+    same = all(one == found[0] for one in found)
+    expect(same, "{} would have to be {} at once", name, " and ".join(map(str, found)))
+    return found[0]
 
 
 def changed(block: Any, /, **fields: Any) -> Any:

@@ -19,7 +19,7 @@ from ..arrays import device, expect, namespace
 from ..layers.base import Layer
 from ..random import split
 from ..trees import leaves, tree_map, tree_sum
-from .base import changed, expect_layers
+from .base import changed, common, expect_layers
 
 __all__ = ["Graph", "Shared"]
 
@@ -74,6 +74,7 @@ class Graph(Layer):
     nodes: tuple[tuple[str, tuple], ...]
     outputs: Any
     inputs: tuple[str, ...] = field(init=False, compare=False)
+    _calls: tuple[tuple[str, Layer, Any, str, str], ...] = field(init=False, compare=False)
 
     def __init__(self, *, outputs: Any = None, **nodes: tuple) -> None:
         expect(len(nodes) > 0, "Graph needs at least one node")
@@ -81,6 +82,7 @@ class Graph(Layer):
         outputs = _plain(list(nodes)[-1] if outputs is None else outputs)
         object.__setattr__(self, "nodes", tuple(nodes.items()))
         object.__setattr__(self, "outputs", outputs)
+        object.__setattr__(self, "_calls", self._called())
         object.__setattr__(self, "inputs", self._inputs())
         object.__setattr__(self, "takes", self._takes())
 
@@ -96,7 +98,7 @@ class Graph(Layer):
     def init(self, key, shape, dtype):
         params, state, shapes = {}, {}, self._by_name(shape)
         keys = split(key, len(self.nodes))
-        for i, (name, layer, reads, home, owner) in enumerate(self._calls()):
+        for i, (name, layer, reads, home, owner) in enumerate(self._calls):
             p, s, out = layer.init(keys[i, :], _read(shapes, reads), dtype)
             if home == name:
                 params[name] = p
@@ -110,7 +112,7 @@ class Graph(Layer):
 
     def forward(self, params, state, x, *, train=False):
         values, state, caches = self._by_name(x), dict(state), {}
-        for name, layer, reads, home, owner in self._calls():
+        for name, layer, reads, home, owner in self._calls:
             values[name], state[owner], caches[name] = layer.forward(
                 _at(params, home), state[owner], _read(values, reads), train=train
             )
@@ -123,7 +125,7 @@ class Graph(Layer):
         found = {name: tree_map(lambda leaf: None, tree) for name, tree in trees.items()}
         grads = tree_map(lambda p: None, params)
         _give_back(found, _names(self.outputs), dy)
-        for name, layer, reads, home, _ in reversed(list(self._calls())):
+        for name, layer, reads, home, _ in reversed(self._calls):
             dy = found.pop(name, None)
             given = [d for d in leaves(dy) if d is not None]
             if not given:  # nobody who reads it has a gradient for it
@@ -131,7 +133,7 @@ class Graph(Layer):
             if name in trees:
                 dy = tree_map(lambda d, like: _or_zeros(d, like, given[0]), dy, trees[name])  # noqa: B023
             dx, g = layer.backward(_at(params, home), caches[name], dy)
-            grads = _added(grads, home.split("."), g)
+            _give_back(grads, home, g)
             _give_back(found, reads, dx)
         dx = {name: found.get(name) for name in self.inputs}
         grads = tree_map(lambda g, p: namespace(p).zeros_like(p) if g is None else g, grads, params)
@@ -140,13 +142,13 @@ class Graph(Layer):
     def check(self, x):
         super().check(x)
         values = self._by_name(x)
-        for _, layer, reads, *_ in self._calls():
+        for _, layer, reads, *_ in self._calls:
             if all(name.split(".")[0] in values for name in leaves(reads)):
                 layer.check(_read(values, reads))
 
     def begin(self, params, x, length):
         values, memory, first = self._by_name(x), {}, leaves(x)[0]
-        for name, layer, reads, home, _ in self._calls():
+        for name, layer, reads, home, _ in self._calls:
             beside = {k: v for k, v in reads.items() if k != "x"} if isinstance(reads, dict) else {}
             made = [source for source in beside.values() if source.split(".")[0] not in values]
             if made:
@@ -157,7 +159,7 @@ class Graph(Layer):
 
     def advance(self, params, state, memory, x):
         values, memories = self._by_name(x), {}
-        for name, layer, reads, home, owner in self._calls():
+        for name, layer, reads, home, owner in self._calls:
             values[name], memories[name] = layer.advance(
                 _at(params, home), state[owner], memory[name], _read(values, reads)
             )
@@ -172,29 +174,30 @@ class Graph(Layer):
             elif layer.layer is not None:
                 layer = Shared(layer.name, function(name, layer.layer))
             nodes.append((name, (layer, *reads)))
-        return changed(self, nodes=tuple(nodes))
+        twin = changed(self, nodes=tuple(nodes))
+        return changed(twin, _calls=twin._called())
 
-    def _calls(self) -> Iterator[tuple[str, Layer, Any, str, str]]:
+    def _called(self) -> tuple[tuple[str, Layer, Any, str, str], ...]:
         """Of each node: name, layer, what it reads, whose params and whose state it has."""
-        layers: dict[str, Layer] = {}
+        layers: dict[str, Layer] = {}  # of nodes that have their own
+        calls = []
         for name, (layer, *reads) in self.nodes:
             home = owner = name
             if isinstance(layer, Shared):
                 home, owner = layer.name, layer.name if layer.layer is None else name
+                block = home if layer.layer is None else home.split(".")[0]
+                expect(block in layers, "{} shares {!r}, which is no node before it", name, home)
                 layer = layers[home] if layer.layer is None else layer.layer
-            layers[name] = layer
-            yield name, layer, _names(reads[0] if len(reads) == 1 else tuple(reads)), home, owner
+            else:
+                layers[name] = layer
+            names = _names(reads[0] if len(reads) == 1 else tuple(reads))
+            calls.append((name, layer, names, home, owner))
+        return tuple(calls)
 
     def _inputs(self) -> tuple[str, ...]:
         """The names that are read and no node has; refuses names that lead nowhere."""
         names, inputs, read = [name for name, _ in self.nodes], [], set()
-        own = [name for name, (layer, *_) in self.nodes if isinstance(layer, Layer)]
-        for i, (name, (layer, *_)) in enumerate(self.nodes):
-            if isinstance(layer, Shared):
-                first = layer.name if layer.layer is None else layer.name.split(".")[0]
-                fits = first in own and first in names[:i]
-                expect(fits, "{} shares {!r}, which is no node before it", name, layer.name)
-        for i, (name, _, reads, *_) in enumerate(self._calls()):
+        for i, (name, _, reads, *_) in enumerate(self._calls):
             for source in (source.split(".")[0] for source in leaves(reads)):
                 expect(source not in names[i:], "{} reads {!r}, not yet made there", name, source)
                 read.add(source)
@@ -209,14 +212,12 @@ class Graph(Layer):
         return tuple(inputs)
 
     def _takes(self) -> Any:
-        takes: dict[str, Any] = {}
-        for name, layer, reads, *_ in self._calls():
+        found: dict[str, list] = {name: [] for name in self.inputs}
+        for _, layer, reads, *_ in self._calls:
             for source, kind in _kinds(reads, layer.takes):
-                if source in self.inputs:
-                    before = takes.setdefault(source, kind)
-                    said = "{} takes {} for {!r}, a node before it {}"
-                    expect(before == kind, said, name, kind, source, before)
-        takes = {name: takes.get(name, "real floating") for name in self.inputs}
+                if source in found:
+                    found[source].append(kind)
+        takes = {k: common(k, kinds) if kinds else "real floating" for k, kinds in found.items()}
         return takes["x"] if self.inputs == ("x",) else takes
 
     def _by_name(self, x: Any) -> dict[str, Any]:
@@ -268,15 +269,17 @@ def _kinds(reads: Any, takes: Any) -> Iterator[tuple[str, Any]]:
         yield from ((source, takes) for source in leaves(reads))
 
 
-def _at(tree: Any, path: str) -> Any:
+def _at(tree: dict[str, Any], path: str) -> Any:
     """The part of a tree at a path such as "lstm.1"."""
+    found: Any = tree
     for name in path.split("."):
-        entries = tree if isinstance(tree, dict) else {}
-        if isinstance(tree, tuple) and not any(isinstance(entry, int) for entry in tree):
-            entries = {str(i): entry for i, entry in enumerate(tree)}
-        expect(name in entries, "{!r} leads nowhere: there are {}", path, sorted(entries))
-        tree = entries[name]
-    return tree
+        entries = found if isinstance(found, dict) else {}
+        if isinstance(found, tuple) and not any(isinstance(entry, int) for entry in found):
+            entries = {str(i): entry for i, entry in enumerate(found)}
+        if name not in entries:
+            raise ValueError(f"{path!r} leads nowhere: there are {sorted(entries)}")
+        found = entries[name]
+    return found
 
 
 def _read(values: dict[str, Any], names: Any) -> Any:
@@ -292,7 +295,7 @@ def _added(tree: Any, path: list[str], gradient: Any) -> Any:
     if isinstance(tree, tuple):
         at = int(name)
         return (*tree[:at], _added(tree[at], rest, gradient), *tree[at + 1 :])
-    return {**tree, name: _added(tree.get(name), rest, gradient)}
+    return {**tree, name: _added(tree[name], rest, gradient)}
 
 
 def _give_back(found: dict[str, Any], names: Any, gradients: Any) -> None:
@@ -300,10 +303,11 @@ def _give_back(found: dict[str, Any], names: Any, gradients: Any) -> None:
     if gradients is None:
         return
     if isinstance(names, str):
-        found.update(_added(found, names.split("."), gradients))
+        name, *path = names.split(".")
+        found[name] = _added(found.get(name), path, gradients)
         return
-    for name in names if isinstance(names, dict) else range(len(names)):
-        _give_back(found, names[name], gradients[name])
+    for entry in names if isinstance(names, dict) else range(len(names)):
+        _give_back(found, names[entry], gradients[entry])
 
 
 def _no_rows(x: Any) -> Any:

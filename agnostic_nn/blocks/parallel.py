@@ -8,7 +8,7 @@ from ..layers.base import Layer
 from ..layers.merging import Add, Concatenate, Multiply
 from ..random import split
 from ..trees import tree_sum
-from .base import changed, expect_layers
+from .base import changed, common, expect_layers
 
 __all__ = ["Parallel"]
 
@@ -36,13 +36,9 @@ class Parallel(Layer):
         expect(len(layers) > 0, "Parallel needs at least one layer")
         known = join is None or join in _JOINS
         expect(known, "expected join to be one of {} or None, got {!r}", list(_JOINS), join)
-        takes = layers[0].takes
-        for layer in layers:
-            same = layer.takes == takes
-            expect(same, "layers side by side take the same, not {} and {}", takes, layer.takes)
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "join", join)
-        object.__setattr__(self, "takes", takes)
+        object.__setattr__(self, "takes", common("x", [layer.takes for layer in layers]))
 
     def __repr__(self) -> str:
         return f"Parallel({', '.join(map(repr, self.layers))}, join={self.join!r})"

@@ -17,8 +17,9 @@ class Residual(Sequential):
     """y = x + f(x), with f the given layers one after the other; or y = g(x) + f(x).
 
     He et al., arXiv:1512.03385, eq. 1; g, the `shortcut`, is W of their eq. 2. f must keep
-    the shape of x, or give that of g(x); x may be a tree. Params, state, cache and grads
-    are those of f, and those of a shortcut come last.
+    the shape of x, or give that of g(x); x may be a tree. Where x is a dict of arrays f may
+    instead return one array, to which x["x"] is added. Params, state, cache and grads are
+    those of f, and those of a shortcut come last.
 
     Gradient
     --------
@@ -43,7 +44,8 @@ class Residual(Sequential):
     def init(self, key, shape, dtype):
         params, state, out = super().init(key, shape, dtype)
         if self.shortcut is None:
-            expect(out == shape, "Residual adds x to f(x), but f turns {} into {}", shape, out)
+            fits = out == _added_to(out, shape)
+            expect(fits, "Residual adds x to f(x), but f turns {} into {}", shape, out)
             return params, state, out
         p, s, around = self.shortcut.init(fold(key, 0), shape, dtype)
         expect(out == around, "Residual adds g(x) to f(x), but {} differs from {}", around, out)
@@ -52,7 +54,7 @@ class Residual(Sequential):
     def forward(self, params, state, x, *, train=False):
         if self.shortcut is None:
             y, state, cache = super().forward(params, state, x, train=train)
-            return tree_map(_add, x, y), state, cache
+            return tree_map(_add, _added_to(y, x), y), state, cache
         y, states, caches = super().forward(params[:-1], state[:-1], x, train=train)
         around, s, c = self.shortcut.forward(params[-1], state[-1], x, train=train)
         return tree_map(_add, around, y), (*states, s), (*caches, c)
@@ -60,6 +62,8 @@ class Residual(Sequential):
     def backward(self, params, cache, dy):
         if self.shortcut is None:
             dx, grads = super().backward(params, cache, dy)
+            if isinstance(dx, dict) and not isinstance(dy, dict):
+                return {**dx, "x": tree_sum(dy, dx["x"])}, grads
             return tree_sum(dy, dx), grads
         dx, grads = super().backward(params[:-1], cache[:-1], dy)
         around, g = self.shortcut.backward(params[-1], cache[-1], dy)
@@ -74,7 +78,7 @@ class Residual(Sequential):
     def advance(self, params, state, memory, x):
         if self.shortcut is None:
             y, memory = super().advance(params, state, memory, x)
-            return tree_map(_add, x, y), memory
+            return tree_map(_add, _added_to(y, x), y), memory
         y, memories = super().advance(params[:-1], state[:-1], memory[:-1], x)
         around, m = self.shortcut.advance(params[-1], state[-1], memory[-1], x)
         return tree_map(_add, around, y), (*memories, m)
@@ -83,6 +87,11 @@ class Residual(Sequential):
         mapped = super().map_layers(function)
         around = self.shortcut and function(str(len(self.layers)), self.shortcut)
         return changed(mapped, shortcut=around)
+
+
+def _added_to(y, x):
+    """The part of x that is added to y, or the same of their shapes."""
+    return x.get("x") if isinstance(x, dict) and not isinstance(y, dict) else x
 
 
 def _add(one, other):

@@ -9,24 +9,30 @@ that has other work to do they wait for each other up to a hundred times as long
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from inspect import cleandoc
 from typing import Any
 
 import numpy as np
 
-from .. import random
+from .. import blocks, layers, losses, optimizers, random
 from ..arrays import Array, namespace
-from ..blocks import Sequential
+from ..blocks import Repeat, Sequential, TransformerBlock
 from ..data import Examples
 from ..layers import (
     GELU,
+    GRU,
     AveragePool2D,
     BatchNorm,
     Conv2D,
     Dense,
     Dropout,
+    Embedding,
     Flatten,
     Layer,
+    MultiHeadAttention,
+    RMSNorm,
     SiLU,
+    SwiGLU,
 )
 from ..losses import Loss, binary_cross_entropy, softmax_cross_entropy
 from ..metrics import accuracy, binary_accuracy
@@ -106,6 +112,15 @@ def _mnist() -> tuple[Examples, Examples]:
     return Examples(x[train], target[train]), Examples(x[test], target[test])
 
 
+def _parity() -> tuple[Examples, Examples]:
+    numbers = random.permutation(random.key(1, xp=namespace(np.zeros(()))), 2**16)[:1280]
+    bits = numbers[:, None] >> np.arange(16) & 1
+    x = (2 * bits - 1).astype(np.float32)[..., None]
+    odd = (np.cumsum(bits, axis=1) % 2).astype(np.float32)[..., None]
+    train, test = _split(len(numbers))
+    return Examples(x[train], odd[train]), Examples(x[test], odd[test])
+
+
 def _datasets() -> Any:
     try:
         from sklearn import datasets
@@ -115,6 +130,17 @@ def _datasets() -> Any:
             f"({error}): pip install 'agnostic-nn[compare]'"
         ) from error
     return datasets
+
+
+def _text() -> tuple[Examples, Examples]:
+    """Windows of what this library says of itself, which every installation has at hand."""
+    public = [getattr(m, name) for m in (layers, blocks, losses, optimizers) for name in m.__all__]
+    said = "\n\n".join(cleandoc(thing.__doc__ or "") for thing in public)
+    characters = np.frombuffer(said.encode("ascii", "ignore"), np.uint8).astype(np.int32)
+    count = (len(characters) - 1) // _WINDOW
+    x, target = (characters[i:][: count * _WINDOW].reshape(count, _WINDOW) for i in (0, 1))
+    train, test = _split(count)
+    return Examples(x[train], target[train]), Examples(x[test], target[test])
 
 
 def _split(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -133,6 +159,16 @@ def _convolutional(width: int, window: int, stride: int) -> Layer:
     )
 
 
+def _transformer(width: int, depth: int) -> Layer:
+    # without turning by position a bias of keys would have no gradient but rounding
+    attention = MultiHeadAttention(4, causal=True, rotary=True, bias=False)
+    block = TransformerBlock(attention, 4 * width, activation=SwiGLU(), norm=RMSNorm())
+    return Sequential(
+        *(Embedding(128, width), Repeat(block, depth), RMSNorm(), Dense(128, bias=False))
+    )
+
+
+_WINDOW = 64
 _DIGITS = "1,797 handwritten digits of 8x8 pixels, scaled to [0, 1]; a random fifth is the test set"
 _ALL = (
     Workload(
@@ -188,6 +224,27 @@ _ALL = (
         binary_cross_entropy,
         binary_accuracy,
         epochs=20,
+    ),
+    Workload(
+        "characters",
+        f"the docstrings of this version of the library in windows of {_WINDOW} ASCII characters, "
+        "each to be foretold from those before it; a random fifth is the test set",
+        _text,
+        _transformer(32, 2),
+        softmax_cross_entropy,
+        accuracy,
+        epochs=10,
+    ),
+    Workload(
+        "parity-gru",
+        "1,280 strings of 16 bits, and after each bit whether the number of ones so far is odd; "
+        "a random fifth is the test set",
+        _parity,
+        Sequential(GRU(8), Dense(1)),
+        binary_cross_entropy,
+        binary_accuracy,
+        epochs=8,
+        optimizer=Adam(2e-2),
     ),
 )
 WORKLOADS = {workload.name: workload for workload in _ALL}

@@ -493,9 +493,8 @@ class Softmax(Layer):
 
     axis: int = -1
 
-    @property
-    def pointwise(self):
-        return self.axis == -1
+    def __post_init__(self):
+        object.__setattr__(self, "pointwise", self.axis == -1)
 
     def init(self, key, shape, dtype):
         return {}, {}, _with_axis(self.axis, shape)
@@ -522,9 +521,8 @@ class LogSoftmax(Layer):
 
     axis: int = -1
 
-    @property
-    def pointwise(self):
-        return self.axis == -1
+    def __post_init__(self):
+        object.__setattr__(self, "pointwise", self.axis == -1)
 
     def init(self, key, shape, dtype):
         return {}, {}, _with_axis(self.axis, shape)

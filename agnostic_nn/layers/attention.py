@@ -28,8 +28,9 @@ g ∘ M in place of g in dS. Where several heads of Q share one head of K and V 
 arXiv:2305.13245), their queries are so many more rows of Q, and the sums in dK and dV run
 over them all.
 
-What is kept for that: Q, K, V, P and O. P is the largest where the sequence is longer than
-the heads are wide; to compute it anew instead would cost one product of the seven.
+Kept for that are Q / √d, K, V, P and, for the map that follows, O. P is the largest of them
+where sequences are longer than heads are wide. To compute it anew would be a seventh product
+beside these six, and is not done here: a block that forgets is `Recompute`.
 """
 
 import math

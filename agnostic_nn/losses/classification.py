@@ -253,7 +253,8 @@ def binary_cross_entropy(
 
         ∂L/∂z = (1 - t) σ(z) - w t σ(-z)
 
-    which for w = 1 is σ(z) - t (Bishop, PRML, eq. 4.91), with the digits of both tails.
+    which for w = 1 is σ(z) - t (Bishop, PRML, eq. 4.91), with the digits of both tails: the
+    σ of |z| is 1 / (1 + exp(-|z|)), that of -|z| is exp(-|z|) / (1 + exp(-|z|)).
 
     Raises
     ------
@@ -263,15 +264,14 @@ def binary_cross_entropy(
     """
     expect_alike(logits, target)
     xp = namespace(logits)
-    positive, negative = target, 1.0 - target
+    negative, positive = 1.0 - target, target
     if isinstance(positive_weight, tuple):
         positive = _along_classes("positive_weight", positive_weight, logits) * target
-    else:
+    elif positive_weight != 1.0:
         expect_number("positive_weight", positive_weight, low=0.0)
         positive = positive_weight * target
-    decay = xp.exp(-xp.abs(logits))
-    wrong = xp.where(logits > 0, negative, -positive)
+    above, decay = logits > 0, xp.exp(-xp.abs(logits))
+    wrong, right = xp.where(above, negative, -positive), xp.where(above, positive, -negative)
     far = wrong * xp.where(wrong == 0, 0.0, logits)  # 0 · inf would be NaN
     values = far + (negative + positive) * xp.log1p(decay)
-    up, down = xp.where(logits < 0, decay, 1.0), xp.where(logits < 0, 1.0, decay)
-    return reduced(values, (negative * up - positive * down) / (1.0 + decay), weights, reduction)
+    return reduced(values, (wrong - right * decay) / (1.0 + decay), weights, reduction)

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 Rate = float | Callable[[Array], Array]
-SPARED: tuple[str, ...] = ("bias", "scale")
+SPARED: tuple[str, ...] = ("bias", "recurrent_bias", "scale", "slope")
 
 
 class Optimizer(Protocol):
@@ -68,10 +68,10 @@ class Rule:
     before, such as those of `schedules`.
 
     A rule with a `weight_decay` λ gets it as `decay`, except for leaves that `spares` names,
-    where decay is 0 (see `matches`). By default these are biases and the scales of norms:
-    few numbers, which decay hardly keeps from fitting noise but keeps from setting the
-    level that data need (He et al., arXiv:1812.01187, sec. 3.1). `spares=()` spares none,
-    as PyTorch's optimizers do.
+    where decay is 0 (see `matches`). By default these are the vectors: biases, scales of
+    norms, slopes. They are too few to fit noise with, and pulled towards 0 they keep a layer
+    from the level that data need (He et al., arXiv:1812.01187, sec. 3.1). `spares=()` spares
+    none, as PyTorch's optimizers do.
     """
 
     rate: Rate

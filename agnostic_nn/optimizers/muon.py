@@ -41,7 +41,8 @@ class Muon(Rule):
     A weight is (in, out); axes before these two, as a convolution has, count into `in`.
     Leaves with fewer than two axes, and those that `spares` names (see `matches`), go to
     `others`, which has a rate of its own. The authors leave the embedding and the last
-    layer to AdamW too: name them in `spares`, besides "bias" and "scale".
+    layer to AdamW too, as `Parts` can. A stack of weights, as `Repeat` holds, would be turned
+    as one tall matrix.
     """
 
     rate: Rate = 2e-2

@@ -141,6 +141,8 @@ def _spread(x, stride):
     """x with stride - 1 zeros between the numbers along each inner axis."""
     xp = namespace(x)
     for axis, s in enumerate(stride, 1):
+        if s == 1:
+            continue
         lead, n, rest = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
         zeros = xp.zeros((*lead, n, s - 1, *rest), dtype=x.dtype, device=device(x))
         wide = xp.concat([xp.reshape(x, (*lead, n, 1, *rest)), zeros], axis=axis + 1)

@@ -153,7 +153,7 @@ CASES = [
     ),
     Case(nn.Repeat(nn.Tanh(), 1), (3,), lambda t, g: t.tanh(g.x), thorough=True),
     Case(
-        nn.Repeat(nn.MultiHeadAttention(2), 2),
+        nn.Repeat(nn.Residual(nn.MultiHeadAttention(2)), 2),
         {"x": (3, 4), "mask": (3,)},
         "its parts have twins of their own",
         thorough=True,
