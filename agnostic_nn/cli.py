@@ -67,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
         "--workload",
         default="digits-mlp",
         metavar="NAME",
-        help="what to train: digits-mlp, digits-norm (with BatchNorm and Dropout) or "
-        "breast-cancer (default: %(default)s)",
+        help="what to train: digits-mlp, digits-norm (with BatchNorm and Dropout), digits-cnn, "
+        "mnist-cnn, breast-cancer, characters (a transformer) or parity-gru (default: %(default)s)",
     )
     add(
         "--output",

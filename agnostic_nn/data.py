@@ -209,14 +209,17 @@ def expect_shapes(name: str, data: Any, shapes: Any) -> None:
 
 def expect_lengths(name: str, data: Any) -> None:
     """Raise ValueError unless all leaves of data hold equally many examples."""
-    first = None
-    for path, leaf in named_leaves(data, name):
+    lengths = {leaf.shape[:1] for leaf in leaves(data)}
+    if len(lengths) == 1 and () not in lengths:
+        return
+    expect(len(lengths) > 0, "expected arrays in {}, got none", name)
+    (first, one), *others = named_leaves(data, name)
+    for path, leaf in ((first, one), *others):
         if leaf.ndim < 1:
             raise ValueError(f"expected {path} of shape (examples, ...), got {leaf.shape}")
-        first = first or (path, leaf)
-        if len(leaf) != len(first[1]):
+        if len(leaf) != len(one):
             raise ValueError(
-                f"{first[0]} holds {len(first[1])} examples, but {path} has shape {leaf.shape}"
+                f"{first} holds {len(one)} examples, but {path} has shape {leaf.shape}"
             )
 
 

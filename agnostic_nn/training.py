@@ -154,7 +154,7 @@ class Trainer:
             raise ValueError(f"{self.backend} has no float64 as it is set up now")
         self.seed, self.dtype, self.keep_finite = seed, dtype, keep_finite
         self.metrics = metrics_of(loss) if metrics is None else dict(metrics)
-        self._weighs = _takes_three(loss)
+        self._check, self._weighs = check_of(loss), _takes_three(loss)
         self.shape: Shape | None = None
         self.out_shape: Shape | None = None
         self.steps = 0  # so far; one that `step` refused is counted, for nobody has looked yet
@@ -231,7 +231,7 @@ class Trainer:
         self._carry = self.backend.asarray(self._kept[name])
 
     def _on_host(self) -> Carry:
-        """The carry in memory of its own: the next step may take that of the carry."""
+        """The carry, copied: a view would keep its memory from the next step."""
         return tree_map(np.array, self.backend.to_numpy(self._built()))
 
     def _built(self) -> Carry:
@@ -540,8 +540,8 @@ class Trainer:
         if self.shape is None:
             self.build(tree_map(lambda leaf: leaf.shape[1:], found))
         expect_shapes("x", found, self.shape)
-        wanted = kinds(self.model.takes, found)
-        found = tree_map(self._floating, found, chosen, wanted)
+        if chosen is not True:
+            found = tree_map(self._floating, found, chosen, kinds(self.model.takes, found))
         _check_pieces(self.model.check, found)
         return self._typed("x", found, chosen)
 
@@ -563,13 +563,13 @@ class Trainer:
             )
             raise ValueError(f"expected at least one example, got {shapes}")
         found, chosen = fetch("target", target, self.backend)
-        for path, leaf in named_leaves(found, "target"):
-            if leaf.shape[:1] != (count,):
-                said = "targets" if path == "target" else path
-                raise ValueError(f"{count} examples, but {said} of shape {leaf.shape}")
-        check = check_of(self.loss)
-        if check is not None:
-            _check_pieces(lambda part: check(part, self.out_shape), found)
+        if any(leaf.shape[:1] != (count,) for leaf in leaves(found)):
+            named = named_leaves(found, "target")
+            path, leaf = next(pair for pair in named if pair[1].shape[:1] != (count,))
+            said = "targets" if path == "target" else path
+            raise ValueError(f"{count} examples, but {said} of shape {leaf.shape}")
+        if self._check is not None:
+            _check_pieces(lambda part: self._check(part, self.out_shape), found)
         found = self._typed("target", found, chosen)
         if weights is not None:
             self._expect_weights("weighting examples")

@@ -13,14 +13,13 @@ import numpy as np
 
 import agnostic_nn as nn
 
-README = Path(__file__).parents[1] / "README.md"
 WINDOW = 64
 
 
-def read(path=README):
-    """The text as numbers from 0 to 127."""
-    text = path.read_text(encoding="utf-8").encode("ascii", "ignore")
-    return np.frombuffer(text, np.uint8).astype(np.int32)
+def read():
+    """The README as numbers from 0 to 127."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    return np.frombuffer(text.encode("ascii", "ignore"), np.uint8).astype(np.int32)
 
 
 def network(width=64, depth=2):

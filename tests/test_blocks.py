@@ -281,6 +281,30 @@ def test_a_graph_says_what_it_takes():
     assert nn.Graph(a=(DENSE, "one"), b=(nn.Add(), "a", "two")).inputs == ("one", "two")
 
 
+# --- how they start ---------------------------------------------------------------------
+
+RANDOM = nn.Sequential(nn.Dense(3), nn.Dropout(0.5))
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        nn.Sequential(RANDOM, RANDOM),
+        nn.Parallel(RANDOM, RANDOM),
+        nn.Residual(RANDOM, shortcut=RANDOM),
+        nn.Repeat(RANDOM, 2),
+        nn.Graph(a=(RANDOM, "x"), b=(RANDOM, "a")),
+    ],
+    ids=lambda block: type(block).__name__,
+)
+def test_one_layer_in_two_places_starts_from_two_draws(block):
+    params, state, _ = block.init(nn.random.key(0, xp=HOST), (3,), HOST.float32)
+    for tree, name in ((params, "weight"), (state, "key")):
+        found = [leaf for path, leaf in named_leaves(tree) if path.endswith(name)]
+        one, other = found if len(found) == 2 else found[0]
+        assert np.any(one != other), name
+
+
 # --- Parallel and Graph -----------------------------------------------------------------
 
 

@@ -119,7 +119,8 @@ def test_one_that_fails_to_begin_costs_no_step(backend):
     assert (trainer.steps, told.calls) == (0, ["begin", False])
 
 
-def test_ctrl_c_in_a_callback_waits_and_nothing_is_restored(backend):
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_ctrl_c_in_a_callback_waits_and_nothing_is_restored(backend, epochs):
     told = Told()
 
     def press(trainer, row):
@@ -129,7 +130,7 @@ def test_ctrl_c_in_a_callback_waits_and_nothing_is_restored(backend):
     trainer, whole = make(backend), make(backend)
     stopping = nn.EarlyStopping("loss", mode="max", patience=9)
     with pytest.raises(KeyboardInterrupt):
-        trainer.fit(X, LABELS, epochs=3, callbacks=[told, stopping, press], **OPTIONS)
+        trainer.fit(X, LABELS, epochs=epochs, callbacks=[told, stopping, press], **OPTIONS)
     assert told.calls[-1] is False
     while trainer.epoch < 2:
         trainer.fit(X, LABELS, **OPTIONS)
@@ -407,6 +408,10 @@ def test_a_csv_log_tells_one_story_even_after_a_crash(tmp_path):
             ["2", "0.5", "a, b"],
             ["3", "0.5", ""],
         ]
+    with path.open("a") as file:
+        file.write("4,0.25\r\n")
+    log.begin(at(4))
+    assert path.read_text().splitlines()[-1] == "3,0.5,", "what was cut off is dropped"
     log.begin(at(0))
     log.epoch(at(1), {"epoch": 1, "other": 7})
     assert path.read_text().split() == ["epoch,other", "1,7"]

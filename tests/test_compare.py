@@ -153,7 +153,7 @@ def test_starting_parameters_are_the_same_bits_on_the_device_as_on_the_host(digi
     assert only(digits)["start_sha256"] == digits["start_sha256"] == on_host
 
 
-@pytest.mark.parametrize("workload", ["digits-norm", "breast-cancer", "parity-gru"])
+@pytest.mark.parametrize("workload", ["digits-norm", "breast-cancer", "characters", "parity-gru"])
 def test_every_workload_stays_within_tolerance_from_any_start(backend, workload):
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
     result = only(compare(workload, [str(backend)], epochs=2, seed=7))

@@ -672,7 +672,45 @@ def test_an_infinite_slope_of_weight_0_is_left_out(backend):
     np.testing.assert_array_equal(dy, [0, 1])
 
 
-# --- options of classes ----------------------------------------------------------------
+# --- options ---------------------------------------------------------------------------
+
+LOG2, E = math.log(2), math.e
+OPTIONS = [  # loss, y, target, options, values
+    (nn.huber, [0.25, 2.0, -2.0], [0, 0, 0], {"delta": 0.5}, [1 / 32, 7 / 8, 7 / 8]),
+    (nn.huber, [0.75, -0.75], [0, 0], {"delta": 0.5}, [0.25, 0.25]),
+    (nn.poisson_nll, [1.0], [3.0], {}, [E - 3]),
+    (nn.poisson_nll, [2], [3], {"log_rate": False, "epsilon": 1e-15}, [2 - 3 * LOG2]),
+    (nn.poisson_nll, [0.0, 0.0], [0, 1], {"full": True}, [1, 1]),
+    (nn.poisson_nll, [0], [2], {"full": True}, [2 * LOG2 - 1 + math.log(4 * math.pi) / 2]),
+    (nn.poisson_nll, [0], [2], {"log_rate": False, "epsilon": 0.5}, [2 * LOG2]),
+    (nn.gaussian_nll, ([1, 3], [1, 4]), [1, 1], {}, [0, LOG2 + 0.5]),
+    (nn.gaussian_nll, ([1], [1]), [1], {"full": True}, [math.log(2 * math.pi) / 2]),
+    (softmax, [[0, 0]], [[0.5, 0.5]], {"class_weights": (1.0, 3.0)}, [2 * LOG2]),
+    (softmax, [[0, 0]], [1], {"focusing": 2.0}, [LOG2 / 4]),
+    (softmax, [[0, 0, 0, 0]], [1], {"label_smoothing": 0.5}, [2 * LOG2]),
+    (binary, [0, 0, 0], [1, 0, 0.5], {"positive_weight": 3.0}, [3 * LOG2, LOG2, 2 * LOG2]),
+    (binary, [0, 0], [1, 1], {"positive_weight": (2.0, 0.0)}, [2 * LOG2, 0]),
+    (nn.squared_hinge, [-1.0, 2.0, 0.5], [1, 1, -1], {}, [4, 0, 2.25]),
+    (nn.multi_class_margin, [[1, 2, 0, 1]], [0], {}, [(2 + 0 + 1) / 4]),
+    (nn.multi_class_margin, [[1, 2, 0, 1]], [0], {"power": 2, "margin": 2.0}, [(9 + 1 + 4) / 4]),
+    (nn.cosine_distance, [[3, 4], [-6, -8]], [[3, 4], [3, 4]], {}, [0, 2]),
+    (nn.cosine_embedding, ([[3, 4]], [[4, 3]]), [1], {"margin": 0.5}, [0.04]),
+    (nn.cosine_embedding, ([[3, 4]], [[4, 3]]), [-1], {"margin": 0.5}, [0.46]),
+    (nn.cosine_embedding, ([[3, 4]], [[4, -3]]), [-1], {"margin": 0.5}, [0]),
+    (nn.triplet_margin, ([[0, 0]], [[3, 4]], [[0, 3]]), [], {"margin": 0.5}, [2.5]),
+    (nn.triplet_margin, ([[0, 0]], [[0, 3]], [[3, 4]]), [], {"margin": 0.5}, [0]),
+]
+
+
+@pytest.mark.parametrize(("loss", "y", "target", "options", "values"), OPTIONS)
+def test_values_are_those_worked_out_by_hand(loss, y, target, options, values):
+    """On NumPy, which every backend is held to."""
+    labels = loss in (softmax, nn.multi_class_margin) and np.ndim(target) == 1
+    y = tree_map(lambda part: np.asarray(part, float), y)
+    target = np.asarray(target, int if labels else float)
+    found, _ = loss(y, target, reduction="none", **options)
+    np.testing.assert_allclose(found, values, rtol=1e-12, atol=1e-15)
+
 
 UNEQUAL = (0.5, 2.0, 1.0, 0.25)
 

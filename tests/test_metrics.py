@@ -187,6 +187,13 @@ def test_what_is_ignored_does_not_count(backend, draw, metric, dtype):
     assert math.isnan(nothing)
 
 
+def test_an_index_that_a_narrow_dtype_cannot_hold_ignores_nothing(backend, widest):
+    """In 8 bits -100 would be 156."""
+    y, labels = np.zeros((2, 200), widest), np.asarray([156, 3], np.uint8)
+    y[:, 156] = 1.0
+    assert finished(backend, partial(accuracy, ignore_index=-100), y, labels) == 0.5
+
+
 # --- where a training loop wants them ---------------------------------------------------
 
 

@@ -172,6 +172,10 @@ def test_padding_is_never_the_largest(backend):
     y, dx = run(backend, nn.MaxPool2D(3, stride=1, padding=((2, 1), (1, 2))), x)
     np.testing.assert_array_equal(y, np.broadcast_to(lowest, (1, 4, 4, 3)))
     np.testing.assert_array_equal(np.sum(dx, axis=(0, 1, 2)), [16.0, 16.0, 16.0])
+    dilated = nn.MaxPool1D(3, stride=1, padding=((3, 3),), dilation=2)
+    y, dx = run(backend, dilated, x[:, :, 0, :])
+    np.testing.assert_array_equal(y, np.broadcast_to(lowest, (1, 5, 3)))
+    np.testing.assert_array_equal(dx, np.broadcast_to([[[2.0], [3.0], [0.0]]], (1, 3, 3)))
 
 
 def test_a_long_window_of_many_places_is_counted_to_its_end(backend):

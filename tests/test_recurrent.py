@@ -342,14 +342,14 @@ def test_hyper_parameters_are_checked(make, error, message):
         make()
 
 
-def test_a_gru_learns_the_parity_of_any_length_and_an_mlp_does_not(backend):
-    """The example in small: 192 of the 1,024 strings of 10 bits, and then 40 bits."""
+def test_a_gru_learns_parity_and_an_mlp_does_not(backend):
+    """The example in small: shown 120 of the 256 strings of 8 bits, then asked about 40 bits."""
     path = Path(__file__).parents[1] / "examples" / "parity.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    found = example.compute(backend, length=10, count=192, epochs=(30, 60), longer=40)
-    assert found["GRU"]["shown"] == found["GRU"]["others"] == found["GRU"]["longer"] == 1.0
-    assert found["GRU"]["loss"] < 0.05
-    assert found["MLP"]["others"] < 0.7
-    assert found["MLP"]["loss"] > 0.5
+    found = example.compute(backend, length=8, count=120, epochs=(30, 60), longer=40)
+    assert found["GRU"]["shown"] == found["GRU"]["others"] == 1.0
+    assert found["GRU"]["longer"] > 0.9
+    assert found["MLP"]["others"] < 0.6
+    assert found["MLP"]["loss"] > 100 * found["GRU"]["loss"]

@@ -99,6 +99,10 @@ CASES = [  # schedule, its formula
         Piecewise((0.3, Linear(0.3, 0.1, 20), ExponentialDecay(0.05, 0.9)), starts=[10, 50]),
         phases,
     ),
+    (
+        Piecewise((0.1, InverseSquareRoot(0.2)), (10,)),
+        lambda t: 0.1 if t < 10 else 0.2 / math.sqrt(t - 9),
+    ),
     (Warmup(0.2, 8), lambda t: 0.2 * min((t + 1) / 8, 1)),
     (
         Warmup(InverseSquareRoot(0.2), 20),

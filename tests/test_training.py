@@ -6,6 +6,7 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn import data
 from agnostic_nn.interrupts import DeferredInterrupts
+from agnostic_nn.layers.base import kinds
 from agnostic_nn.trees import leaves, tree_map
 
 
@@ -179,6 +181,19 @@ def test_fillers_count_nothing_among_weighted_examples_either(backend):
     x, labels = blobs(8)
     weights = np.linspace(0.5, 1.5, 8, dtype="float32")
     one, other = (make(backend, optimizer=nn.SGD(0.1)) for _ in range(2))
+    one.fit(x, labels, batch_size=5, shuffle=False, weights=weights, verbose=0)
+    for part in (slice(0, 5), slice(5, 8)):
+        other.step(x[part], labels[part], weights[part])
+    for a, b in zip(host(one), host(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_may_be_those_of_positions_in_an_example(backend):
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((8, 5, 4)).astype("float32")
+    labels = generator.integers(0, 3, (8, 5))
+    weights = generator.random((8, 5)).astype("float32")
+    one, other = (make(backend, nn.Dense(3), optimizer=nn.SGD(0.1)) for _ in range(2))
     one.fit(x, labels, batch_size=5, shuffle=False, weights=weights, verbose=0)
     for part in (slice(0, 5), slice(5, 8)):
         other.step(x[part], labels[part], weights[part])
@@ -356,8 +371,30 @@ def test_wrong_trees_are_refused_by_the_name_of_the_leaf(backend, x, target, kin
         trainer.fit(GIVEN | x, WANTED | target, verbose=0)
 
 
+@pytest.mark.parametrize(
+    ("takes", "x", "expected"),
+    [
+        ("integral", 0, "integral"),
+        ("integral", {"a": 0, "b": (0, 0)}, {"a": "integral", "b": ("integral", "integral")}),
+        ({"x": "integral", "mask": "bool"}, 0, "integral"),
+        ({"x": "integral", "mask": "bool"}, (0, 0), ("integral", "integral")),
+        ({"x": "integral", "mask": "bool"}, {"mask": 0}, {"mask": "bool"}),
+        ({"x": "integral", "mask": "bool"}, {"mask": (0,)}, {"mask": ("bool",)}),
+    ],
+)
+def test_what_a_layer_takes_is_said_of_each_leaf(takes, x, expected):
+    assert kinds(takes, x) == expected
+
+
+def test_a_name_that_a_layer_does_not_take_is_refused():
+    with pytest.raises(ValueError, match=r"inputs among \['mask', 'x'\], got \['musk'\]"):
+        kinds({"x": "integral", "mask": "bool"}, {"x": 0, "musk": 0})
+
+
 def test_an_array_where_a_tree_belongs_is_refused(backend):
     trainer = two_by_two(backend, shape={"x": (4,), "mask": (3,)})
+    with pytest.raises(ValueError, match="expected arrays in x, got none"):
+        trainer.predict({})
     with pytest.raises(ValueError, match=r"the model takes x\.mask and x\.x, got x"):
         trainer.predict(GIVEN["x"])
 
@@ -752,12 +789,21 @@ def test_wrong_data_are_refused_with_what_was_expected_and_what_came(
         ({"steps": -1}, "steps to be an integer of at least 1, got -1"),
         ({"weights": np.ones(49, "float32")}, r"weights of shape \(50,\), got \(49,\)"),
         ({"weights": -np.ones(50, "float32")}, "weights of at least 0"),
+        ({"weights": np.full(50, np.inf, "float32")}, "weights of at least 0"),
         ({"validation": (X, LABELS + 1)}, "labels from 0 to 2"),
     ],
 )
 def test_wrong_options_are_refused(backend, options, said):
     with pytest.raises(ValueError, match=said):
         make(backend).fit(X, LABELS, verbose=0, **options)
+
+
+def test_weights_are_one_array_and_a_loss_is_one_number(backend):
+    with pytest.raises(TypeError, match="weights as one array"):
+        make(backend).fit(X, LABELS, weights={"a": np.ones(50, "float32")}, verbose=0)
+    loss = partial(nn.mean_squared_error, reduction="none")
+    with pytest.raises(ValueError, match=r"a loss of one number, got one of shape \(4, 3\)"):
+        make(backend, loss=loss).step(X[:4], np.ones((4, 3), "float32"))
 
 
 def test_a_loss_of_ones_own_may_do_without_weights_where_none_are_needed(backend):

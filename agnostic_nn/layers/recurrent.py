@@ -23,7 +23,8 @@ are the factors in its derivatives, `step_backward` multiplies by them.
 A step that a mask leaves out keeps the state, sₜ = sₜ₋₁, and puts out 0: dzₜ = 0, dsₜ₋₁ = dsₜ.
 So the state passes unchanged over what fills a sequence up, wherever that stands, and the
 reverse direction, the same loop from the last step to the first, begins with s₀ at the last
-step that counts. What x holds at other steps, be it NaN, does not matter.
+step that counts, as it does for PyTorch's packed sequences. What x holds at other steps, be
+it NaN, does not matter.
 
 Slopes are computed from what goes into σ and tanh, not from what comes out, which where the
 function is flat has lost their digits: σ'(a) = σ(a) σ(-a) and, as tanh a = 2σ(2a) - 1,
@@ -115,11 +116,11 @@ class _Recurrent(Layer):
             found = given.get(part, wanted)
             expect(found == wanted, "{} takes a {} of {}, got {}", name, part, wanted, found)
 
-        keys = split(key, self.depth)
+        keys = split(key, 2 * self.depth)
         params, fan_in, fan_out = [], one[1], self.width * len(self._directions)
         for i in range(self.depth):
-            ways = zip(self._directions, split(keys[i, :], 2), strict=False)
-            params.append({way: self._draw(k, fan_in, dtype) for way, k in ways})
+            numbered = enumerate(self._directions, start=2 * i)
+            params.append({w: self._draw(keys[n, :], fan_in, dtype) for n, w in numbered})
             fan_in = fan_out
         out = (one[0], fan_out) if self.sequence else (fan_out,)
         return tuple(params), {}, {"y": out, "state": states} if self.final else out
@@ -154,7 +155,7 @@ class _Recurrent(Layer):
         xp, start = namespace(given["x"]), given.get("state")
         if start is None:
             start = self._everywhere(_zeros(given["x"], (given["x"].shape[0], self.width)))
-        counts = ()  # or one array, (time, batch, 1)
+        counts: tuple = ()  # or one array, (time, batch, 1)
         if "mask" in given:
             counts = (xp.permute_dims(given["mask"], (1, 0))[..., None],)
         xs = _counted(counts, xp.permute_dims(given["x"], (1, 0, 2)))
@@ -203,7 +204,8 @@ class _Recurrent(Layer):
             top = {way: d | {"h": d["h"] + last[way]} for way, d in dend[-1].items()}
             dend = (*dend[:-1], top)
 
-        grads, dstarts = [], []
+        grads: list = []
+        dstarts: list = []
         for i in reversed(range(self.depth)):
             xs, kept = caches[i]
             dxs, found, dstart = [], {}, {}

@@ -76,9 +76,8 @@ def reduced(
         total = xp.sum(share) * repeats if counts is None else xp.sum(share * counts)
         share = share / xp.where(total > 0, total, 1.0)
     values = xp.where(share != 0, values, 0.0) * share
-    return values if reduction == "none" else xp.sum(values), tree_map(
-        lambda slope: _scaled(slope, share), slopes
-    )
+    value = values if reduction == "none" else xp.sum(values)
+    return value, tree_map(lambda slope: _scaled(slope, share), slopes)
 
 
 def _spread(weights, values):

@@ -128,8 +128,8 @@ def softmax_cross_entropy(
 
     Gradient
     --------
-    F(q) = (1 - q)^γ log q, whose q F'(q) = (1 - q)^γ - γ q (1 - q)^(γ-1) log q. The last two
-    factors are taken together, since log q / (1 - q) tends to -1 as q does to 1:
+    F(q) = (1 - q)^γ log q, whose q F'(q) = (1 - q)^γ - γ q (1 - q)^(γ-1) log q. Since
+    log q / (1 - q) tends to -1 as q does to 1, nothing grows there if (1 - q)^γ is taken out:
 
         sₖ = aₖ (1 - qₖ)^γ (1 - γ qₖ log qₖ / (1 - qₖ))        ∂L/∂zⱼ = qⱼ Σₖ sₖ - sⱼ
 
@@ -152,9 +152,7 @@ def softmax_cross_entropy(
     terms = a * xp.where(a > 0, log_q, 0.0)
     if focusing:
         rest = -xp.expm1(log_q)
-        some = rest > 0
-        ratio = q * xp.where(q > 0, log_q, 0.0) / xp.where(some, rest, 1.0)
-        ratio = xp.where(some, ratio, -1.0)
+        ratio = q * xp.where(q > 0, log_q, 0.0) / xp.where(rest > 0, rest, 1.0)
         modulation = rest**focusing
         s = a * modulation * (1.0 - focusing * ratio)
         terms = modulation * terms
@@ -203,7 +201,7 @@ def kl_divergence(
 
     y, target: (..., classes), one shape and real dtype. The mean is that over examples, which
     PyTorch calls "batchmean"; a class of probability 0 adds nothing. Kullback & Leibler, "On
-    Information and Sufficiency" (1951), eq. 2.4.
+    Information and Sufficiency" (1951).
 
     Gradient
     --------

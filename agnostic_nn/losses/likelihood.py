@@ -86,7 +86,7 @@ def gaussian_nll(
 
     y: {"mean": μ, "variance": …}, or a tuple of the two; target: all three of one shape and
     real dtype. Nix & Weigend, "Estimating the Mean and Variance of the Target Probability
-    Distribution" (1994), eq. 3, where the constant log(2π) / 2 is left out: `full` adds it.
+    Distribution" (1994). The constant log(2π) / 2 is left out; `full` adds it.
 
     Gradient
     --------

@@ -68,7 +68,7 @@ def huber(
 ):
     """Mean of e²/2 where |e| ≤ δ, else of δ (|e| - δ/2): a parabola with straight arms.
 
-    Huber, "Robust Estimation of a Location Parameter" (1964), sec. 4.
+    Huber, "Robust Estimation of a Location Parameter" (1964).
 
     Gradient
     --------

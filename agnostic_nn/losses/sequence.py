@@ -1,34 +1,35 @@
 """Sequence: the loss of a sequence of labels whose times nobody knows.
 
 Connectionist temporal classification (Graves et al., "Connectionist Temporal Classification:
-Labelling Unsegmented Sequence Data with Recurrent Neural Networks", 2006), whose equations
-are numbered below. At each of T times a network gives probabilities q = softmax(y) of the
-classes, one of them the blank. A path takes one class a time; leaving out first repeats and
-then blanks, it spells labels. p is the probability of all paths that spell the wanted ones,
-and the loss is -log p.
+Labelling Unsegmented Sequence Data with Recurrent Neural Networks", 2006): at each of T times
+a network gives probabilities q = softmax(y) of the classes, one of them the blank. A path
+takes one class a time; leaving out first repeats and then blanks, it spells labels. p is the
+probability of all paths that spell the wanted ones, and the loss is -log p.
 
-Forward, backward
------------------
+Forward, backward (sec. 4.1)
+----------------------------
 Write the n labels with a blank before, between and after: l, of S = 2n + 1 places. A path that
 spells them stays at its place, goes to the next, or skips a blank between two labels that
 differ. With e_t(s) = q_t(l_s), the probability of all its beginnings that are at s at time t,
-and of all that may follow after t, are (6 to 11)
+and of all that may follow after t, are
 
     α_t(s) = e_t(s) Σ α_{t-1}(r)                r = s, s - 1, and s - 2 where s may be skipped to
     β_{t-1}(s) = Σ e_t(r) β_t(r)                r = s, s + 1, and s + 2 where that may be skipped to
 
 Before the first time α is 1 at place 0; after the last β is 1 at the last label and the blank
-behind it. So β_{-1}(0) = p, and Σ_s α_t(s) β_t(s) = p at any time t (14; there β counts e_t
-too, which is then divided by). All of it is done with logarithms.
+behind it. So β_{-1}(0) = p, and Σ_s α_t(s) β_t(s) = p at any time t. (In the paper β counts
+e_t too, which is then divided by.) All of it is done with logarithms.
 
-Gradient
---------
-∂p/∂q_t(k) = Σ α_t(s) β_t(s) / q_t(k) over the places s with l_s = k (15), as e_t(s) is a
-factor of α_t(s). So with the share of the paths that are at s at time t
+Gradient (sec. 4.2)
+-------------------
+In p = Σ_s α_t(s) β_t(s), q_t is in α_t(s) alone, once, as the factor e_t(s) = q_t(l_s). So
+∂p/∂q_t(k) = Σ α_t(s) β_t(s) / q_t(k) over the places s with l_s = k. With the share of the
+paths that are at s at time t
 
     γ_t(s) = α_t(s) β_t(s) / Σ_r α_t(r) β_t(r)
 
-∂(-log p)/∂log q_t(k) is minus the sum of γ_t(s) over those places, and by the softmax (16)
+∂(-log p)/∂log q_t(k) is minus the sum of γ_t(s) over those places. By ∂log q(k)/∂y(j) =
+[k = j] - q(j) and Σ_s γ_t(s) = 1
 
     ∂L/∂y_t(k) = q_t(k) - Σ_{s: l_s = k} γ_t(s)
 """

@@ -134,7 +134,7 @@ def triplet_margin(
 
     y: {"anchor": a, "positive": p, "negative": n}, or a tuple of the three, each (..., width)
     real; m the `margin`. No target is looked at. The triplets of Schroff et al.,
-    arXiv:1503.03832, eq. 1, with distances as in PyTorch, where they have squares of them.
+    arXiv:1503.03832, sec. 3.1, with distances as in PyTorch, where they have squares of them.
 
     Gradient
     --------

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import agnostic_nn as nn
 from agnostic_nn.arrays import device, namespace
 from agnostic_nn.trees import shape_map, tree_map
 
-__all__ = ["LossOf", "loss_of"]
+__all__ = ["LossOf", "drawn", "loss_of"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,10 +42,8 @@ class LossOf(nn.Layer):
         kinds = {"y": dtype, "target": xp.int32 if self.labels else dtype}
 
         def zeros(name):
-            here = device(key)
-            return shape_map(
-                lambda one: xp.zeros((1, *one), dtype=kinds[name], device=here), shape[name]
-            )
+            made = partial(xp.zeros, dtype=kinds[name], device=device(key))
+            return shape_map(lambda one: made((1, *one)), shape[name])
 
         values, _ = self.evaluate({"y": zeros("y"), "target": zeros("target")})
         return {}, {}, tuple(values.shape[1:])

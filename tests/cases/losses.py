@@ -45,10 +45,9 @@ def focal(weight, focusing, smoothing=0.0):
     return theirs
 
 
-def margins(t, g, power=1, margin=1.0, weight=None):
-    return t.nn.functional.multi_margin_loss(
-        g.x["y"], g.x["target"].long(), power, margin, weight, reduction="none"
-    )
+def margins(t, g, power=1, margin=1.0):
+    function = t.nn.functional.multi_margin_loss
+    return function(g.x["y"], g.x["target"].long(), power, margin, reduction="none")
 
 
 def ranking(t, g):
@@ -107,7 +106,6 @@ def chances(generator, shape):
 
 
 def labels(generator, shape):
-    """One class more than there are is left to ignore."""
     return generator.integers(0, shape["y"][-1], shape["target"])
 
 
@@ -151,9 +149,9 @@ ONE = {"y": (5,), "target": (5,)}
 LABELS, MANY = {"y": (5,), "target": ()}, {"y": (3, 4), "target": (3,)}
 WEIGHTS = (0.5, 2.0, 0.0, 1.25)
 FIVE = (0.5, 2.0, 0.0, 1.25, 1.0)
-PAIR = {"y": {"first": (4,), "second": (4,)}, "target": ()}
+PAIR = {"y": {"first": (5, 4), "second": (5, 4)}, "target": (5,)}
 TWO = {"y": {"mean": (3,), "variance": (3,)}, "target": (3,)}
-THREE = {"y": ((4,), (4,), (4,)), "target": (0,)}
+THREE = {"y": ((3, 4), (3, 4), (3, 4)), "target": (0,)}
 SPELLED = {
     "y": (7, 4),
     "target": {"labels": (3,), "label_lengths": (), "input_lengths": ()},

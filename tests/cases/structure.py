@@ -144,7 +144,7 @@ CASES = [
         lambda t, g: ((dense(t, g.params[0], g.x), g.x.flatten(1)), g.state),
         thorough=True,
     ),
-    Case(nn.Repeat(nn.Residual(nn.BatchNorm(), nn.Dense(3)), 3), (3,), repeated),
+    Case(nn.Repeat(nn.Residual(nn.BatchNorm(), nn.Dense(3)), 3), (3,), repeated, refuses=(0, 1)),
     Case(nn.Repeat(nn.Sequential(nn.Dropout(0.3), nn.Dense(3)), 2), (3,), OWN_MASK),
     Case(
         nn.Repeat(nn.Graph(h=(nn.Multiply(), "x", "gate"), y=(nn.Dense(3), "h")), 3),
@@ -158,7 +158,7 @@ CASES = [
         "its parts have twins of their own",
         thorough=True,
     ),
-    Case(nn.Recompute(nn.Sequential(*CHAIN)), (3,), recomputed),
+    Case(nn.Recompute(nn.Sequential(*CHAIN)), (3,), recomputed, refuses=(0, 1)),
     Case(
         nn.Repeat(nn.Recompute(nn.Sequential(nn.Dense(3), nn.Dropout(0.3), nn.Tanh())), 2),
         (3,),
@@ -209,6 +209,7 @@ CASES = [
         ),
         (4,),
         shared,
+        refuses=(0, 1),
     ),
     Case(
         nn.Graph(
