@@ -568,8 +568,9 @@ class Trainer:
             path, leaf = next(pair for pair in named if pair[1].shape[:1] != (count,))
             said = "targets" if path == "target" else path
             raise ValueError(f"{count} examples, but {said} of shape {leaf.shape}")
-        if self._check is not None:
-            _check_pieces(lambda part: self._check(part, self.out_shape), found)
+        check = self._check
+        if check is not None:
+            _check_pieces(lambda part: check(part, self.out_shape), found)
         found = self._typed("target", found, chosen)
         if weights is not None:
             self._expect_weights("weighting examples")

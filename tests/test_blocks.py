@@ -291,7 +291,7 @@ RANDOM = nn.Sequential(nn.Dense(3), nn.Dropout(0.5))
     [
         nn.Sequential(RANDOM, RANDOM),
         nn.Parallel(RANDOM, RANDOM),
-        nn.Residual(RANDOM, shortcut=RANDOM),
+        nn.Residual(RANDOM, shortcut=nn.Sequential(RANDOM)),
         nn.Repeat(RANDOM, 2),
         nn.Graph(a=(RANDOM, "x"), b=(RANDOM, "a")),
     ],

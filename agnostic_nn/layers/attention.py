@@ -322,7 +322,7 @@ class MultiHeadAttention(Layer):
         expect(
             fits, "expected a mask {} or {}, got {}", (batch, keys), (batch, time, keys), mask.shape
         )
-        mask = xp.reshape(mask, (batch, 1, 1, -1, keys))
+        mask = xp.reshape(mask, (batch, 1, 1, 1 if mask.ndim == 2 else time, keys))
         return mask if causal is None else xp.logical_and(mask, causal)
 
 

@@ -74,7 +74,8 @@ def _unslide(*parts, axis, stride, dilation, length):
     x = cupy.zeros(shape, first.dtype)
     for k, part in enumerate(parts):
         end = k * dilation + (part.shape[axis] - 1) * stride + 1
-        x[(*(slice(None),) * axis, slice(k * dilation, end, stride), ...)] += part
+        seen = x[(*(slice(None),) * axis, slice(k * dilation, end, stride), ...)]
+        seen += part
     return x
 
 
