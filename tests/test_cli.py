@@ -95,7 +95,7 @@ def test_a_backend_that_fails_makes_the_exit_status_1(small, tmp_path, capsys, m
         (["compare", "--backends=nonesuch"], "there are numpy, jax, torch, cupy, dpnp"),
         (["compare", "--backends=nonesuch"], "can run here: numpy:cpu"),
         (["compare", "--backends=,"], "expected names of backends"),
-        (["compare", "--workload=nonesuch"], "there are digits-mlp, digits-norm, breast-cancer"),
+        (["compare", "--workload=nonesuch"], "there are digits-mlp, digits-norm, digits-cnn"),
         (["compare", "--epochs=0"], "at least 1, got '0'"),
         (["compare", "--epochs=many"], "at least 1, got 'many'"),
         (["compare", "--seed=-1"], "got '-1'"),

@@ -275,7 +275,7 @@ def test_an_unknown_backend_is_refused_with_those_that_can_run():
 
 
 def test_an_unknown_workload_is_refused_with_those_there_are():
-    with pytest.raises(CannotCompare, match=r"'nonesuch'.*digits-mlp, digits-norm, breast-cancer"):
+    with pytest.raises(CannotCompare, match=r"'nonesuch'.*digits-mlp, digits-norm, digits-cnn"):
         compare("nonesuch", ["numpy"])
 
 

@@ -90,7 +90,7 @@ def test_every_layer_and_block_has_a_line_in_cases():
 
 def test_jit_changes_nothing(backend):
     model = nn.Sequential(
-        nn.Embedding(5, 2), nn.Flatten(), nn.Dense(6), nn.BatchNorm(), nn.Dropout(0.2),
+        nn.Embedding(5, 2), nn.Flatten(), nn.Dense(6, bias=False), nn.BatchNorm(), nn.Dropout(0.2),
         nn.Residual(nn.LayerNorm(), nn.Dense(6), nn.GELU()), nn.Reshape((2, 3)), nn.Softmax(),
     )  # fmt: skip
     there = backend.asarray(arrays_for(Case(model, (3,), "only here")))
