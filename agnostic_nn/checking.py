@@ -41,7 +41,7 @@ import numpy as np
 
 from . import random
 from .arrays import Params, Shape, State, expect
-from .layers.base import Layer
+from .layers.base import Layer, kinds
 from .registry import Backend, BackendUnavailable, backend
 from .registry import backends as installed
 from .tables import table
@@ -180,8 +180,8 @@ class _Case:
     @property
     def point(self):
         """That which has a gradient; the leaves of x by their paths, if x is a tree."""
-        kinds = dict(named_leaves(_kinds(self.layer.takes, self.x)))
-        real = {path: x for path, x in named_leaves(self.x) if kinds[path] == "real floating"}
+        found = dict(named_leaves(kinds(self.layer.takes, self.x)))
+        real = {path: x for path, x in named_leaves(self.x) if found[path] == "real floating"}
         return {"params": self.params} | ({"x": real.get("", real)} if real else {})
 
     def map(self, function):
@@ -202,25 +202,16 @@ class _Case:
         return {"y": y, "state": state, "params": grads} | there
 
 
-def _kinds(takes, x):
-    """What `takes` says of each leaf of x."""
-    if isinstance(takes, str):
-        return tree_map(lambda leaf: takes, x)
-    if not isinstance(x, dict):
-        return _kinds(takes["x"], x)
-    return {name: _kinds(takes[name], leaf) for name, leaf in x.items()}
-
-
 def _batched(shape, batch):
     return shape_map(lambda one: (batch, *one), shape)
 
 
 def _draw(layer, generator, shape):
     """An x that `layer` takes; of integers, the last example repeats the first."""
-    kinds = _kinds(layer.takes, shape_map(np.empty, shape))
+    wanted = kinds(layer.takes, shape_map(np.empty, shape))
     for bits in (6, 5, 4, 3, 2, 1, 0):
-        x = tree_map(partial(_drawn, generator, bits), kinds, shape_map(np.empty, shape))
-        if "integral" not in leaves(kinds):
+        x = tree_map(partial(_drawn, generator, bits), wanted, shape_map(np.empty, shape))
+        if "integral" not in leaves(wanted):
             return x
         try:
             layer.check(x)

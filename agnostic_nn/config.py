@@ -13,11 +13,11 @@ from . import blocks, initializers, layers, losses, optimizers, schedules
 
 __all__ = ["describe", "rebuild"]
 
-_KNOWN: dict[str, Any] = {
-    name: getattr(module, name)
-    for module in (layers, blocks, losses, optimizers, schedules, initializers)
-    for name in module.__all__
-}
+_KNOWN: dict[str, Any] = {}
+for _module in (layers, blocks, losses, optimizers, schedules, initializers):
+    for _name in _module.__all__:
+        _thing = getattr(_module, _name)  # a name that is taken is known by its module too
+        _KNOWN[f"{_thing.__module__}.{_name}" if _name in _KNOWN else _name] = _thing
 
 
 def describe(thing: Any) -> Any:

@@ -55,7 +55,7 @@ def write(trainer, prompt, count, temperature=0.5, seed=0):
     for i in range(len(text) + count - 1):
         x = backend.asarray(np.full((1, 1), text[i], np.int32))
         if memory is None:
-            memory = model.begin(trainer.params, x, len(text) + count)
+            memory = model.begin(trainer.params, trainer.state, x, len(text) + count)
         y, memory = step(trainer.params, trainer.state, memory, x)
         if i + 1 == len(text):
             y = backend.to_numpy(y)[0, 0].astype("float64") / temperature

@@ -560,14 +560,14 @@ def test_a_model_of_blocks_goes_step_by_step(backend):
             ),
             "embed",
         ),
-        wide=(nn.Recompute(nn.Sequential(around, nn.Freeze(nn.Dense(4)))), "deep"),
+        wide=(nn.Recompute(nn.Sequential(around, nn.Freeze(nn.LSTM(4)))), "deep"),
         total=(nn.Add(), "wide", "deep"),
         logits=(nn.Shared("embed", nn.Unembedding(7)), "total"),
     )
     params, state = backend.asarray(start(model, (5,)))
     ids = backend.asarray(np.asarray([[1, 5, 0, 3, 6], [2, 2, 4, 1, 0]], "int32"))
     whole = backend.to_numpy(model.forward(params, state, ids)[0])
-    memory = model.begin(params, ids[:, :1], 5)
+    memory = model.begin(params, state, ids[:, :1], 5)
     for t in range(5):
         y, memory = model.advance(params, state, memory, ids[:, t : t + 1])
         np.testing.assert_allclose(backend.to_numpy(y)[:, 0], whole[:, t], atol=1e-5)
@@ -578,9 +578,9 @@ def test_a_graph_that_makes_what_a_node_needs_at_every_step_cannot_go_step_by_st
         m=(nn.Dense(4), "x"),
         y=(nn.MultiHeadAttention(2), {"x": "x", "memory": "m"}),
     )
-    params, _ = backend.asarray(start(graph, (3, 4)))
+    params, state = backend.asarray(start(graph, (3, 4)))
     with pytest.raises(TypeError, match=r"y reads \['m'\] at every step"):
-        graph.begin(params, backend.asarray(draws(2, 1, 4)), 3)
+        graph.begin(params, state, backend.asarray(draws(2, 1, 4)), 3)
 
 
 # --- layers that move numbers -----------------------------------------------------------

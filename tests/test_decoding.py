@@ -34,6 +34,8 @@ MODELS = {  # layer, shape of one example
     "learned positions": (nn.PositionEmbedding(7), (6, 3)),
     "sinusoids": (nn.SinusoidalPositions(), (6, 4)),
     "a block with a memory": (TRANSLATOR, {**WITH_MEMORY, "mask": (6,), "memory_mask": (5,)}),
+    "frozen": (nn.Freeze(nn.TransformerBlock(CAUSAL, hidden=6)), (6, 4)),
+    "of what is embedded": (nn.Sequential(nn.Embedding(9, 4), nn.GRU(3)), (6,)),
     "around it": (nn.Residual(nn.LayerNorm(), CAUSAL, nn.Dense(4)), (6, 4)),
     "repeated": (nn.Repeat(nn.TransformerBlock(CAUSAL, hidden=6), 2), (6, 4)),
     "a language model": (LANGUAGE, (6,)),
@@ -77,7 +79,7 @@ def test_a_step_says_what_forward_says_of_all_steps_so_far(backend, widest, epsi
     params, state, x = numbers(layer, shape, widest)
     whole, _, _ = layer.forward(params, state, x)  # on the host: NumPy is the oracle
     params, state, x = backend.asarray((params, state, x))
-    memory = layer.begin(params, at(x, 0), 7)
+    memory = layer.begin(params, state, at(x, 0), 7)
     first = outline(memory)  # which must stay, lest every step be compiled anew
     step = backend.jit(layer.advance)
     for t in range(6):
@@ -105,7 +107,7 @@ def test_what_is_seen_later_changes_nothing_said_before(layer, shape):
 @each_model
 def test_memory_keeps_its_dtypes_in_float32(layer, shape):
     params, state, x = numbers(layer, shape, "float32")
-    memory = layer.begin(params, at(x, 0), 7)
+    memory = layer.begin(params, state, at(x, 0), 7)
     y, after = layer.advance(params, state, memory, at(x, 0))
     assert y.dtype == "float32"
     assert outline(after) == outline(memory)
@@ -118,7 +120,11 @@ def test_a_mask_says_at_each_step_whether_that_step_counts(backend, widest, epsi
     alone, _, _ = CAUSAL.forward(params, state, x[:, counts])
     given = {"x": x, "mask": np.broadcast_to(counts, (3, 6))}
     params, state, given = backend.asarray((params, state, given))
-    memory, found, step = CAUSAL.begin(params, at(given, 0), 6), [], backend.jit(CAUSAL.advance)
+    memory, found, step = (
+        CAUSAL.begin(params, state, at(given, 0), 6),
+        [],
+        backend.jit(CAUSAL.advance),
+    )
     for t in range(6):
         y, memory = step(params, state, memory, at(given, t))
         found.append(backend.to_numpy(y)[:, 0])
@@ -148,7 +154,7 @@ def test_a_layer_that_calls_itself_pointwise_maps_each_position_alone(widest, ep
         x = (x, x * x + 1) if pair else x
     params, state, _ = layer.init(nn.random.key(0, xp=HOST), shape, getattr(HOST, widest))
     whole, _, _ = layer.forward(params, state, x)
-    memory = layer.begin(params, at_all(x, 0), 3)
+    memory = layer.begin(params, state, at_all(x, 0), 3)
     assert not leaves(memory)
     for t in range(3):
         y, memory = layer.advance(params, state, memory, at_all(x, t))
@@ -167,20 +173,20 @@ REFUSED = [  # layer, shape, what the message says of it
 
 @pytest.mark.parametrize(("layer", "shape", "message"), REFUSED)
 def test_a_layer_that_looks_at_more_than_what_came_before_refuses_to_begin(layer, shape, message):
-    params, _, x = numbers(layer, shape, "float32")
+    params, state, x = numbers(layer, shape, "float32")
     with pytest.raises(TypeError, match=message):
-        layer.begin(params, at(x, 0), 6)
+        layer.begin(params, state, at(x, 0), 6)
 
 
 def test_more_than_one_step_at_a_time_is_refused(backend):
     params, state, x = backend.asarray(numbers(CAUSAL, (6, 4), "float32"))
-    memory = CAUSAL.begin(params, at(x, 0), 6)
+    memory = CAUSAL.begin(params, state, at(x, 0), 6)
     with pytest.raises(ValueError, match=r"a step takes \(batch, 1, width\), got \(3, 2, 4\)"):
         CAUSAL.advance(params, state, memory, x[:, :2, :])
 
 
 def test_more_steps_than_there_are_positions_are_refused_at_the_beginning(backend):
     layer = nn.PositionEmbedding(7)
-    params, _, x = backend.asarray(numbers(layer, (6, 4), "float32"))
+    params, state, x = backend.asarray(numbers(layer, (6, 4), "float32"))
     with pytest.raises(ValueError, match="there are 7 positions, got 8"):
-        layer.begin(params, at(x, 0), 8)
+        layer.begin(params, state, at(x, 0), 8)

@@ -180,7 +180,7 @@ def test_one_step_at_a_time_puts_out_what_the_whole_does(
     params, x = made(layer), draw(2, 4, 2)
     there = backend.asarray(params)
     advance = backend.jit(lambda memory, x: layer.advance(there, {}, memory, x))
-    memory = layer.begin(there, backend.asarray(x[:, :1]), length=4)
+    memory = layer.begin(there, {}, backend.asarray(x[:, :1]), length=4)
     for t in range(4):
         y, memory = advance(memory, backend.asarray(x[:, t : t + 1]))
         whole = run(layer, params, x[:, : t + 1], nn.backend("numpy"))["y"]
@@ -193,7 +193,7 @@ def test_one_step_at_a_time_puts_out_what_the_whole_does(
 def test_what_reads_backwards_cannot_go_step_by_step(backend, draw):
     layer = nn.GRU(3, bidirectional=True)
     with pytest.raises(TypeError, match="cannot go step by step: it reads backwards"):
-        layer.begin((), backend.asarray(draw(2, 1, 2)), 5)
+        layer.begin((), {}, backend.asarray(draw(2, 1, 2)), 5)
 
 
 def flat(a):

@@ -48,3 +48,9 @@ class Freeze(Wrapper):
         p, kept = cache
         dx, _ = self.layer.backward(p, kept, dy)
         return dx, {}
+
+    def begin(self, params, state, x, length):
+        return self.layer.begin(*self.release(params, state), x, length)
+
+    def advance(self, params, state, memory, x):
+        return self.layer.advance(*self.release(params, state), memory, x)

@@ -146,15 +146,15 @@ class Graph(Layer):
             if all(name.split(".")[0] in values for name in leaves(reads)):
                 layer.check(_read(values, reads))
 
-    def begin(self, params, x, length):
+    def begin(self, params, state, x, length):
         values, memory, first = self._by_name(x), {}, leaves(x)[0]
-        for name, layer, reads, home, _ in self._calls:
+        for name, layer, reads, home, owner in self._calls:
             beside = {k: v for k, v in reads.items() if k != "x"} if isinstance(reads, dict) else {}
             made = [source for source in beside.values() if source.split(".")[0] not in values]
             if made:
                 raise TypeError(f"{name} reads {made} at every step: make them an input instead")
             given = {"x": first, **_read(values, beside)} if beside else first
-            memory[name] = layer.begin(_at(params, home), given, length)
+            memory[name] = layer.begin(_at(params, home), state[owner], given, length)
         return memory
 
     def advance(self, params, state, memory, x):

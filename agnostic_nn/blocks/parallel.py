@@ -79,9 +79,9 @@ class Parallel(Layer):
             grads.append(g)
         return dx, tuple(grads)
 
-    def begin(self, params, x, length):
-        pairs = zip(self.layers, params, strict=True)
-        return tuple(layer.begin(p, x, length) for layer, p in pairs)
+    def begin(self, params, state, x, length):
+        all_layers = zip(self.layers, params, state, strict=True)
+        return tuple(layer.begin(p, s, x, length) for layer, p, s in all_layers)
 
     def advance(self, params, state, memory, x):
         ys, memories = [], []

@@ -37,8 +37,8 @@ class Recompute(Wrapper):
         _, _, again = self.layer.forward(params, state, x, train=train)
         return self.layer.backward(params, again, dy)
 
-    def begin(self, params, x, length):
-        return self.layer.begin(params, x, length)
+    def begin(self, params, state, x, length):
+        return self.layer.begin(params, state, x, length)
 
     def advance(self, params, state, memory, x):
         return self.layer.advance(params, state, memory, x)

@@ -72,11 +72,11 @@ class Repeat(Wrapper):
             dx = {"x": dx, **total, **dict.fromkeys(nothing)}
         return dx, grads
 
-    def begin(self, params, x, length):
+    def begin(self, params, state, x, length):
         def step(carry, own):
-            return carry, self.layer.begin(own[1], x, length)
+            return carry, self.layer.begin(own[1], own[2], x, length)
 
-        return scan(step, (), self._each(leaves(x)[0], params, ()))[1]
+        return scan(step, (), self._each(leaves(x)[0], params, state))[1]
 
     def advance(self, params, state, memory, x):
         def step(x, own):

@@ -69,11 +69,11 @@ class Residual(Sequential):
         around, g = self.shortcut.backward(params[-1], cache[-1], dy)
         return tree_sum(around, dx), (*grads, g)
 
-    def begin(self, params, x, length):
+    def begin(self, params, state, x, length):
         if self.shortcut is None:
-            return super().begin(params, x, length)
-        around = self.shortcut.begin(params[-1], x, length)
-        return (*super().begin(params[:-1], x, length), around)
+            return super().begin(params, state, x, length)
+        around = self.shortcut.begin(params[-1], state[-1], x, length)
+        return (*super().begin(params[:-1], state[:-1], x, length), around)
 
     def advance(self, params, state, memory, x):
         if self.shortcut is None:

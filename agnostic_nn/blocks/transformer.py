@@ -102,10 +102,12 @@ class TransformerBlock(Layer):
             dy = dy + (back(f"{name}_norm", dx) if self.pre_norm else dx)
         return beside_x(self, dy, (None, dmemory, None), given), grads
 
-    def begin(self, params, x, length):
+    def begin(self, params, state, x, length):
         x, beside, _ = self._inputs(x)
-        layers = self._layers(_width(params)).items()
-        return {n: f.begin(params[n], _with(x, beside.get(n)), length) for n, f in layers}
+        return {
+            name: layer.begin(params[name], state[name], _with(x, beside.get(name)), length)
+            for name, layer in self._layers(_width(params)).items()
+        }
 
     def advance(self, params, state, memory, x):
         x, beside, _ = self._inputs(x)

@@ -44,7 +44,7 @@ from .base import Layer
 from .dense import Dense
 from .positions import angles, expect_sequence, rotate
 
-__all__ = ["MultiHeadAttention"]
+__all__ = ["MultiHeadAttention", "beside_x", "inputs_by_name"]
 
 
 def _attend(query, key, value, allowed=None, kept=()):
@@ -233,7 +233,7 @@ class MultiHeadAttention(Layer):
             dx = dx + dsource
         return beside_x(self, dx, (dsource, None), given), grads
 
-    def begin(self, params, x, length):
+    def begin(self, params, state, x, length):
         named, _ = inputs_by_name(self, x)
         xp, place = namespace(named["x"]), device(named["x"])
         step = xp.zeros((), dtype=xp.int32, device=place)

@@ -76,7 +76,7 @@ class Layer:
         """Map dL/dy to dL/dx; also return dL/dparams, nested like `params`."""
         raise NotImplementedError
 
-    def begin(self, params: Params, x: Array, length: int) -> Memory:
+    def begin(self, params: Params, state: State, x: Array, length: int) -> Memory:
         """What a layer remembers before the first of at most `length` steps in time.
 
         x: one step's input, (batch, 1, ...), of which only the batch and the device count,

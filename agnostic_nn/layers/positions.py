@@ -66,7 +66,7 @@ class _Added(Layer):
         positions = xp.arange(x.shape[1], dtype=xp.int32, device=device(x))
         return x + self.rows(params, positions, x), state, ()
 
-    def begin(self, params, x, length):
+    def begin(self, params, state, x, length):
         xp = namespace(x)
         self._expect_length(length)
         return xp.zeros((), dtype=xp.int32, device=device(x))

@@ -244,11 +244,12 @@ class _Recurrent(Layer):
         """The part of ys that belongs to each direction, by name."""
         return dict(zip(self._directions, _parts(ys, len(self._directions)), strict=True))
 
-    def begin(self, params, x, length):
+    def begin(self, params, state, x, length):
         if self.bidirectional:
             raise TypeError(f"{self} cannot go step by step: it reads backwards from the last one")
         given = x if isinstance(x, dict) else {"x": x}
-        start = self._everywhere(_zeros(given["x"], (given["x"].shape[0], self.width)))
+        weight = params[0]["forward"]["weight"]  # x may be what an Embedding is given
+        start = self._everywhere(_zeros(weight, (given["x"].shape[0], self.width)))
         return given.get("state", start)
 
     def advance(self, params, state, memory, x):
