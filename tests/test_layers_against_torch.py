@@ -6,9 +6,10 @@ An oracle that shares no line with us; `cases` say how PyTorch computes each.
 import numpy as np
 import pytest
 from cases import layer_cases
-from cases._torch import against_torch
 
-torch = pytest.importorskip("torch", reason="PyTorch is the oracle here")
+pytest.importorskip("torch", reason="PyTorch is the oracle here")
+from cases._torch import against_torch  # noqa: E402 it imports PyTorch
+
 TWINS = [case for case in layer_cases() if callable(case.theirs)]
 
 
