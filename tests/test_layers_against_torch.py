@@ -8,7 +8,7 @@ import pytest
 from cases import layer_cases
 
 pytest.importorskip("torch", reason="PyTorch is the oracle here")
-from cases._torch import against_torch  # noqa: E402 it imports PyTorch
+from cases._torch import against_torch
 
 TWINS = [case for case in layer_cases() if callable(case.theirs)]
 
