@@ -90,6 +90,13 @@ def sweep(session):
 
 
 @nox.session
+def proofs(session):
+    """Write docs/proofs.md: everything against every oracle; takes about ten minutes."""
+    session.install("-e", ".[jax,strict]", "torch==2.13.0", "optax", *TEST)
+    session.run("python", "tests/proofs.py", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
 def newest(session):
     """The NumPy suite on the newest Python at hand."""
     python = newest_python()
