@@ -211,6 +211,24 @@ class Trainer:
                 raise ValueError(f"expected moments like those there are, but {a[0]} differs")
         self._carry = params, state, moments
 
+    def start_from(self, params: Params, state: State | None = None) -> None:
+        """Go on from other parameters, and another state if given, with moments begun anew.
+
+        Arrays of NumPy or of this backend, nested, shaped and typed like those there are:
+        such as what another model learned, frozen by `Freeze.freeze`.
+
+        Raises
+        ------
+        ValueError
+            If a leaf is missing, left over, or of another shape or dtype.
+        """
+        old = dict(zip(("params", "state"), self.backend.to_numpy(self._built()[:2]), strict=True))
+        new = {"params": params, "state": old["state"] if state is None else state}
+        new = tree_map(lambda leaf: fetch("params", leaf, self.backend)[0], new)
+        _expect_alike(dict(named_leaves(new)), dict(named_leaves(old)))
+        moments = self.optimizer.init(new["params"])
+        self._place((new["params"], new["state"], moments), self.shape or ())
+
     def keep(self, name: str) -> None:
         """Remember parameters, state and moments as they are now, on the host, as `name`.
 
@@ -734,12 +752,17 @@ def _part(path, name: str, given: Any, found: dict) -> Any:
 
 
 def _expect_same_arrays(path, found: dict, expected: dict) -> None:
+    try:
+        _expect_alike(found, expected)
+    except ValueError as error:
+        raise checkpoint.CheckpointError(f"{path} does not fit the model: {error}") from None
+
+
+def _expect_alike(found: dict, expected: dict) -> None:
     for name in sorted(found.keys() | expected.keys()):
         have, want = (
             f"{tree[name].dtype} {tuple(tree[name].shape)}" if name in tree else "nothing"
             for tree in (found, expected)
         )
         if have != want:
-            raise checkpoint.CheckpointError(
-                f"{path} does not fit the model: {name} is {have} in the file, expected {want}"
-            )
+            raise ValueError(f"{name} is {have}, expected {want}")

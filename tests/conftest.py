@@ -1,6 +1,7 @@
 """One backend per run, named by AGNOSTIC_NN_BACKEND (default: numpy); NumPy is the oracle."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -42,3 +43,11 @@ def draw(widest):
 def thorough():
     """Whether cases of a sweep are run too; where each is compiled, `nox -s sweep` does that."""
     return os.environ.get("AGNOSTIC_NN_SWEEP", "1") == "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_is_heard():
+    """A shell starts its background jobs deaf to Ctrl-C, and the tests may be one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -1001,3 +1001,39 @@ def test_a_progress_bar_is_drawn_on_the_error_stream_unless_silenced(backend, ca
     trainer.fit(x, labels, batch_size=16, verbose=0)
     assert capsys.readouterr() == ("", "")
     assert shown.out == ""
+
+
+# --- from what another model learned ----------------------------------------------------
+
+
+def test_what_one_model_learned_is_frozen_in_another(backend):
+    body = nn.Sequential(nn.Dense(8), nn.BatchNorm(), nn.Tanh())
+    old = make(backend, nn.Sequential(body, nn.Dense(3)))
+    old.fit(X, LABELS, epochs=2, verbose=0)
+    learned = backend.to_numpy((old.params[0], old.state[0]))
+    new = make(backend, nn.Sequential(nn.Freeze(body), nn.Dense(3)), seed=1, shape=(4,))
+    new.step(X, LABELS)
+    _, drawn = new.params
+    params, state = nn.Freeze.freeze(*learned)
+    new.start_from((params, backend.to_numpy(drawn)), (state, {}))
+    assert int(new.moments["step"]) == 0
+    new.fit(X, LABELS, epochs=2, verbose=0)
+    kept = nn.Freeze.release(new.params[0], new.state[0])
+    assert_same_bits(leaves(backend.to_numpy(kept)), leaves(learned))
+    assert_same_bits(leaves(backend.to_numpy(old.params[0])), leaves(learned[0]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p[:1] + p[2:], "params.1.bias is float32 .*, expected nothing"),
+        (lambda p: ({**p[0], "bias": p[0]["bias"][:5]}, *p[1:]), r"float32 \(5,\), expected"),
+        (lambda p: tree_map(lambda a: a.astype("float64"), p), "float64 .* expected float32"),
+    ],
+)
+def test_parameters_of_another_model_are_refused(backend, change, message):
+    trainer = make(backend, shape=(4,))
+    before = host(trainer)
+    with pytest.raises(ValueError, match=message):
+        trainer.start_from(change(tree_map(np.asarray, backend.to_numpy(trainer.params))))
+    assert_same_bits(host(trainer), before)
