@@ -36,7 +36,7 @@ from ..arrays import device, expect, expect_count, namespace
 from ..initializers import Initializer, glorot_uniform
 from ..random import split
 from ..spans import Padding, PerAxis, out_lengths, padding_per_axis, pads, per_axis, reaches
-from ..special import convolve, convolve_input, convolve_weight
+from ..special import convolve, convolve_input, convolve_weight, sum_rows
 from .base import Layer
 
 __all__ = [
@@ -113,7 +113,7 @@ class _Convolution(Layer):
         dx, dweight = self._gradients(cache, params["weight"], dy)
         grads = {"weight": dweight}
         if self.bias:
-            grads["bias"] = namespace(dy).sum(dy, axis=tuple(range(dy.ndim - 1)))
+            grads["bias"] = sum_rows(dy)
         return dx, grads
 
     def _matrices(self, key, channels, dtype):

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from ..arrays import device, expect, expect_count, namespace
 from ..initializers import Initializer, glorot_uniform
+from ..special import sum_rows
 from .base import Layer
 
 __all__ = ["Dense"]
@@ -71,5 +72,5 @@ class Dense(Layer):
         rows = xp.reshape(dy, (-1, weight.shape[1]))
         grads = {"weight": x.T @ rows}
         if self.bias:
-            grads["bias"] = xp.sum(rows, axis=0)
+            grads["bias"] = sum_rows(rows)
         return dy @ weight.T, grads

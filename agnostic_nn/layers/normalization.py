@@ -25,38 +25,46 @@ import math
 from dataclasses import dataclass
 
 from ..arrays import Rows, device, expect, expect_count, expect_number, namespace
+from ..special import sum_rows
 from .base import Layer
 
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
+
+
+def _sum(x, axes):
+    """Σ over `axes`, which stay as axes of length 1."""
+    if axes == tuple(range(x.ndim - 1)):
+        return namespace(x).reshape(sum_rows(x), (*(1,) * len(axes), x.shape[-1]))
+    return namespace(x).sum(x, axis=axes, keepdims=True)
+
+
+def _mean(x, axes):
+    """The mean over `axes`, which stay as axes of length 1."""
+    return _sum(x, axes) / math.prod(x.shape[axis] for axis in axes)
 
 
 def _normalize(x, axes, epsilon, counts=None):
     """x̂ with μ, v and s as above, over `axes`, which stay as axes of length 1."""
     xp = namespace(x)
     if counts is None:
-        mean = xp.mean(x, axis=axes, keepdims=True)
+        mean = _mean(x, axes)
         centred = x - mean
-        variance = xp.mean(centred * centred, axis=axes, keepdims=True)
+        variance = _mean(centred * centred, axes)
     else:
         total = xp.sum(counts, axis=axes, keepdims=True)
-        mean = xp.sum(counts * x, axis=axes, keepdims=True) / total
+        mean = _sum(counts * x, axes) / total
         centred = x - mean
-        variance = xp.sum(counts * centred * centred, axis=axes, keepdims=True) / total
+        variance = _sum(counts * centred * centred, axes) / total
     spread = xp.sqrt(variance + epsilon)
     return centred / spread, mean, variance, spread
 
 
 def _normalize_backward(g, normal, spread, axes, counts=None):
     """dL/dx from g = dL/dx̂, as derived above."""
-    xp = namespace(g)
     if counts is None:
-        shift = xp.mean(g, axis=axes, keepdims=True)
-        tilt = xp.mean(g * normal, axis=axes, keepdims=True)
-        return (g - shift - normal * tilt) / spread
-    share = counts / xp.sum(counts, axis=axes, keepdims=True)
-    shift = xp.sum(g, axis=axes, keepdims=True)
-    tilt = xp.sum(g * normal, axis=axes, keepdims=True)
-    return (g - share * (shift + normal * tilt)) / spread
+        return (g - _mean(g, axes) - normal * _mean(g * normal, axes)) / spread
+    share = counts / namespace(g).sum(counts, axis=axes, keepdims=True)
+    return (g - share * (_sum(g, axes) + normal * _sum(g * normal, axes))) / spread
 
 
 class _Scaled(Layer):
@@ -91,11 +99,11 @@ class _Scaled(Layer):
 
     def _scaled_backward(self, params, normal, dy):
         """g and the gradients of scale and bias."""
-        xp, lead, grads = namespace(dy), tuple(range(dy.ndim - 1)), {}
+        grads = {}
         if self.scale:
-            grads["scale"] = xp.sum(dy * normal, axis=lead)
+            grads["scale"] = sum_rows(dy * normal)
         if self.bias:
-            grads["bias"] = xp.sum(dy, axis=lead)
+            grads["bias"] = sum_rows(dy)
         return dy * params["scale"] if self.scale else dy, grads
 
 
@@ -143,7 +151,7 @@ class LayerNorm(_OfEachExample):
     pointwise = True
 
     def _groups(self, shape):
-        return shape, -1
+        return shape, (len(shape) - 1,)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ from typing import ClassVar
 from ..arrays import device, expect, expect_count, expect_number, namespace
 from ..initializers import Initializer, Orthogonal, glorot_uniform
 from ..random import split
-from ..special import scan, sigmoid
+from ..special import scan, sigmoid, sum_rows
 from ..trees import leaves, tree_map
 from .base import Layer
 
@@ -236,7 +236,7 @@ class _Recurrent(Layer):
 
         dstart, dz = scan(step, dend, (slopes, dys, *counts), reverse=way == "forward")
         rows = _rows(dz)
-        grads = {"weight": _rows(xs).T @ rows, "bias": xp.sum(rows, axis=0)}
+        grads = {"weight": _rows(xs).T @ rows, "bias": sum_rows(rows)}
         grads |= self.recurrent_grads(kept, slopes, dz)
         return xp.reshape(rows @ params["weight"].T, xs.shape), grads, dstart
 
@@ -405,7 +405,7 @@ class GRU(_Recurrent):
         if self._after:
             dm = dz[..., both:] * r
             found = _rows(h).T @ _rows(xp.concat((dz[..., :both], dm), axis=-1))
-            return {"recurrent": found, "recurrent_bias": xp.sum(_rows(dm), axis=0)}
+            return {"recurrent": found, "recurrent_bias": sum_rows(dm)}
         to_gates = _rows(h).T @ _rows(dz[..., :both])
         to_new = _rows(r * h).T @ _rows(dz[..., both:])
         return {"recurrent": xp.concat((to_gates, to_new), axis=1)}

@@ -10,7 +10,7 @@ from .elementwise import erf, sigmoid, softplus
 from .indexing import scatter_add, select
 from .loops import scan, scan_as
 from .pooling import crop, pad, slide, unslide
-from .reductions import all_finite, log_softmax
+from .reductions import all_finite, log_softmax, sum_rows
 from .windows import convolve, convolve_input, convolve_weight
 
 __all__ = [
@@ -31,5 +31,6 @@ __all__ = [
     "sigmoid",
     "slide",
     "softplus",
+    "sum_rows",
     "unslide",
 ]

@@ -4,7 +4,7 @@ from functools import singledispatch
 
 from ..arrays import Array, namespace
 
-__all__ = ["all_finite", "log_softmax"]
+__all__ = ["all_finite", "log_softmax", "sum_rows"]
 
 
 @singledispatch
@@ -22,3 +22,13 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
     xp = namespace(x)
     shifted = x - xp.max(x, axis=axis, keepdims=True)
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True))
+
+
+@singledispatch
+def sum_rows(x: Array) -> Array:
+    """Σ over all axes but the last: x (..., width) -> (width,).
+
+    What a library's sum loses here, adding row after row, a network learns from: the
+    gradient of every bias is such a sum, and so are the statistics of a batch.
+    """
+    return namespace(x).sum(x, axis=tuple(range(x.ndim - 1)))

@@ -147,6 +147,12 @@ def _all_finite(*arrays):
     return all(math.isfinite(np.vdot(np.zeros(a.size, a.dtype), a)) for a in arrays)
 
 
+def _sum_rows(x):
+    # NumPy adds row after row, which loses digits; BLAS adds blocks, and ten times as fast
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return np.ones(len(rows), x.dtype) @ rows
+
+
 def _unslide(*parts, axis, stride, dilation, length):
     first = parts[0]
     shape = (*first.shape[:axis], length, *first.shape[axis + 1 :])
@@ -162,6 +168,7 @@ special.convolve_input.register(np.ndarray, _convolve_input)
 special.convolve_weight.register(np.ndarray, _convolve_weight)
 special.erf.register(np.ndarray, _erf)
 special.scatter_add.register(np.ndarray, _scatter_add)
+special.sum_rows.register(np.ndarray, _sum_rows)
 special.unslide.register(np.ndarray, _unslide)
 for kind in (np.ndarray, np.generic):  # reductions return scalars
     special.all_finite.register(kind, _all_finite)
