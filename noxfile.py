@@ -23,6 +23,11 @@ STRICT = {"AGNOSTIC_NN_BACKEND": "array_api_strict:device1"}
 JAX = {"AGNOSTIC_NN_BACKEND": "jax", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
 FEW = {"AGNOSTIC_NN_SWEEP": "0"}  # cases that only sweep over options are left to other sessions
 
+TRAININGS = (
+    *("test_characters", "test_cli", "test_compare", "test_example_images", "test_examples"),
+    *("test_callbacks", "test_data", "test_readme", "test_cuda_lowering"),
+)
+
 CONFIGURATIONS = {  # name: (what to install besides the tests' own needs, environment)
     "numpy": (["-e", "."], {"AGNOSTIC_NN_BACKEND": "numpy"}),
     "strict": (["-e", ".[strict]"], STRICT | FEW),
@@ -70,6 +75,8 @@ def tests(session, backend):
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         }
+    if backend == "jax-x64":  # whole trainings are compiled once more to no end
+        arguments = [f"--ignore=tests/{name}.py" for name in TRAININGS]
     if backend == "dpnp":  # Intel's OpenCL runtime for CPUs lies in the environment
         driver = Path(session.virtualenv.location, "lib", "libintelocl.so")
         env = env | {"OCL_ICD_FILENAMES": str(driver.resolve())}

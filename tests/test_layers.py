@@ -65,7 +65,7 @@ def test_float32_stays_float32_and_is_right_to_its_digits(backend, case):
     found = backend.to_numpy(found)
     for name, leaf in named_leaves(found):
         assert leaf.dtype == ("uint32" if name.endswith("key") else "float32"), name
-    assert_close(found, wide, 16 * EPS)
+    assert_close(found, wide, 32 * EPS)  # a block chains a dozen roundings
 
 
 @each_case
