@@ -75,5 +75,5 @@ if __name__ == "__main__":
         parser.error(str(error))
     trainer, bits = train(backend, network(), read(), arguments.epochs, verbose=1)
     print(f"{bits:.3f} bits per character; it writes:")
-    for seed, prompt in enumerate(("Install ", "A backward ", "The same ", "- **")):
+    for seed, prompt in enumerate(("Install ", "A backward ", "The same ", "| ")):
         print(f"\n{write(trainer, prompt, WINDOW - len(prompt), seed=seed)}")

@@ -213,7 +213,7 @@ _ALL = (
         _convolutional(16, 5, 2),
         softmax_cross_entropy,
         accuracy,
-        epochs=5,
+        epochs=10,
     ),
     Workload(
         "breast-cancer",
