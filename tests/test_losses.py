@@ -763,6 +763,11 @@ def test_labels_of_a_narrow_dtype_may_be_ignored(backend, draw, epsilon):
     value, dy = run(backend, softmax, y, labels, ignore_index=255)
     np.testing.assert_allclose(value, plain, rtol=8 * epsilon)
     np.testing.assert_array_equal(dy[1], 0)
+    many, labels = draw(2, 300), np.asarray([156, 4], np.uint8)  # in 8 bits -100 is 156
+    assert (
+        run(backend, softmax, many, labels, ignore_index=-100)[0]
+        == run(backend, softmax, many, labels)[0]
+    )
 
 
 def test_a_focal_loss_of_two_classes_is_that_of_the_paper(backend, draw, widest, epsilon):
