@@ -32,8 +32,7 @@ def test_it_passes_every_oracle_in_float64(backend, case):
     arrays = arrays_for(case)
     few = max(4, 200 // (1 + len(leaves(arrays["params"])) + len(leaves(arrays["x"]))))
     report = check(case.layer, case.shape, backends=[backend], draw=case.draw, elements=few)
-    # differences round by eps / h, 1e-12 of what may be 100 times as large as the slope
-    assert report.worst.error < 1e-8
+    assert report.worst.error < 1e-9 * case.slack
     refused = {(r.oracle, r.mode) for r in report.rows if r.leaf == "(refused)"}
     assert refused <= {(f"batch of {size}", "train") for size in case.refuses}
 
@@ -65,7 +64,7 @@ def test_float32_stays_float32_and_is_right_to_its_digits(backend, case):
     found = backend.to_numpy(found)
     for name, leaf in named_leaves(found):
         assert leaf.dtype == ("uint32" if name.endswith("key") else "float32"), name
-    assert_close(found, wide, 32 * EPS)  # a block chains a dozen roundings
+    assert_close(found, wide, 16 * case.slack * EPS)
 
 
 @each_case

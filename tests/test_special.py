@@ -127,7 +127,7 @@ def test_sum_rows_sums_over_all_axes_but_the_last(backend, widest, way, shape):
 
 def test_a_version_of_ones_own_of_sum_rows_keeps_the_digits_of_a_long_column(backend):
     """50,000 numbers near 1/10: row after row they lose 4,200 units in the last place, here 300."""
-    own = special.sum_rows.dispatch(type(backend.asarray(np.ones(1))))
+    own = special.sum_rows.dispatch(type(backend.asarray(np.ones(1, np.float32))))
     if own is special.sum_rows.dispatch(object):
         pytest.skip(f"{backend.name} sums by itself")
     x = np.full((50_000, 3), 0.1, np.float32)

@@ -39,6 +39,7 @@ class Case:
     for a tree of inputs it is called once, with the tree of shapes.
     thorough: one of a sweep, too much for a backend that compiles each.
     refuses: of batches of 0 and 1, those that it cannot train on.
+    slack: how often the usual tolerances it needs; a line that says more than 1 says why.
     """
 
     layer: nn.Layer
@@ -47,6 +48,7 @@ class Case:
     draw: Callable[[Any, Any], Any] | None = None
     thorough: bool = False
     refuses: tuple[int, ...] = ()
+    slack: float = 1.0
 
     def __str__(self) -> str:
         return f"{self.layer} {self.shape}"

@@ -228,11 +228,13 @@ CASES = [
         TRANSLATED,
         OWN_NUMBERS,
         masked,
+        slack=4.0,  # a bias of keys has a slope of 0, where differences leave their rounding
     ),
     Case(
         nn.TransformerBlock(nn.MultiHeadAttention(2), hidden=5),
         {"x": (4, 6), "mask": (4, 4)},
         NO_SUCH_LAYER,
         thorough=True,
+        slack=4.0,  # as above
     ),
 ]

@@ -119,7 +119,8 @@ def sweep():
             options |= {"sequence": b // 2 == 0, "final": b % 2 == 1}
             c = (a + b) % 4
             layer = nn.RNN(2, **options)
-            yield case(layer, 4, 2, mask=c // 2 == 1, state=c % 2 == 1, thorough=True)
+            # all parameters moved at once bend a deep tanh more than differences follow
+            yield case(layer, 4, 2, mask=c // 2 == 1, state=c % 2 == 1, thorough=True, slack=4.0)
 
 
 CASES = [
