@@ -27,6 +27,11 @@ TRAININGS = (
     *("test_characters", "test_cli", "test_compare", "test_example_images", "test_examples"),
     *("test_callbacks", "test_data", "test_readme", "test_cuda_lowering"),
 )
+OF_FLOAT32 = (
+    "test_float32_stays_float32_and_is_right_to_its_digits",
+    "test_arguments_are_left_alone",
+    "test_everything_stays_on_the_device_it_came_from",
+)
 
 CONFIGURATIONS = {  # name: (what to install besides the tests' own needs, environment)
     "numpy": (["-e", "."], {"AGNOSTIC_NN_BACKEND": "numpy"}),
@@ -75,8 +80,9 @@ def tests(session, backend):
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         }
-    if backend == "jax-x64":  # whole trainings are compiled once more to no end
+    if backend == "jax-x64":  # what float32 is held to needs no second compilation
         arguments = [f"--ignore=tests/{name}.py" for name in TRAININGS]
+        arguments += [f"--deselect=tests/test_layers.py::{name}" for name in OF_FLOAT32]
     if backend == "dpnp":  # Intel's OpenCL runtime for CPUs lies in the environment
         driver = Path(session.virtualenv.location, "lib", "libintelocl.so")
         env = env | {"OCL_ICD_FILENAMES": str(driver.resolve())}
