@@ -69,6 +69,16 @@ def test_float32_stays_float32_and_is_right_to_its_digits(backend, case):
 
 
 @each_case
+def test_less_asked_for_is_the_same(backend, case):
+    """`predict` gives the y of `forward`, and `backward_params` the gradients of `backward`."""
+    found = backend.to_numpy(computed(backend, case)[2])
+    for size in ("of 0", "of 1"):
+        whole = found[size]
+        assert_close(whole["predicted"], whole["y"], 16 * EPS)
+        assert_close(whole["learned"], whole["grads"], 16 * EPS)
+
+
+@each_case
 def test_arguments_are_left_alone(backend, case):
     arrays, there, *_ = computed(backend, case)
     for (name, given), now in zip(named_leaves(arrays), leaves(there), strict=True):

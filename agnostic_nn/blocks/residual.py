@@ -69,6 +69,19 @@ class Residual(Sequential):
         around, g = self.shortcut.backward(params[-1], cache[-1], dy)
         return tree_sum(around, dx), (*grads, g)
 
+    def predict(self, params, state, x):
+        if self.shortcut is None:
+            y = super().predict(params, state, x)
+            return tree_map(_add, _added_to(y, x), y)
+        y = super().predict(params[:-1], state[:-1], x)
+        return tree_map(_add, self.shortcut.predict(params[-1], state[-1], x), y)
+
+    def backward_params(self, params, cache, dy):
+        if self.shortcut is None:
+            return super().backward_params(params, cache, dy)
+        grads = super().backward_params(params[:-1], cache[:-1], dy)
+        return (*grads, self.shortcut.backward_params(params[-1], cache[-1], dy))
+
     def begin(self, params, state, x, length):
         if self.shortcut is None:
             return super().begin(params, state, x, length)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..layers.base import Layer
 from ..random import split
+from ..trees import leaves
 from .base import changed, expect_layers
 
 __all__ = ["Sequential"]
@@ -51,6 +52,22 @@ class Sequential(Layer):
             dy, g = layer.backward(p, c, dy)
             grads.append(g)
         return dy, tuple(reversed(grads))
+
+    def predict(self, params, state, x):
+        for layer, p, s in zip(self.layers, params, state, strict=True):
+            x = layer.predict(p, s, x)
+        return x
+
+    def backward_params(self, params, cache, dy):
+        first = next((i for i, p in enumerate(params) if leaves(p)), len(params))
+        grads = list(params)  # those before it have none, and the same nesting
+        for i in reversed(range(first, len(params))):
+            layer, p, c = self.layers[i], params[i], cache[i]
+            if i == first:
+                grads[i] = layer.backward_params(p, c, dy)
+            else:
+                dy, grads[i] = layer.backward(p, c, dy)
+        return tuple(grads)
 
     def begin(self, params, state, x, length):
         all_layers = zip(self.layers, params, state, strict=True)

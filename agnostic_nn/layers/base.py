@@ -76,6 +76,14 @@ class Layer:
         """Map dL/dy to dL/dx; also return dL/dparams, nested like `params`."""
         raise NotImplementedError
 
+    def predict(self, params: Params, state: State, x: Array) -> Array:
+        """The y of `forward` in the mode for prediction; a block keeps nothing on the way."""
+        return self.forward(params, state, x)[0]
+
+    def backward_params(self, params: Params, cache: Cache, dy: Array) -> Params:
+        """The dL/dparams of `backward` alone, for a model's first layer: nobody asks for its dx."""
+        return self.backward(params, cache, dy)[1]
+
     def begin(self, params: Params, state: State, x: Array, length: int) -> Memory:
         """What a layer remembers before the first of at most `length` steps in time.
 

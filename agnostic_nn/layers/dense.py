@@ -66,11 +66,13 @@ class Dense(Layer):
         return y, state, x
 
     def backward(self, params, cache, dy):
+        return dy @ params["weight"].T, self.backward_params(params, cache, dy)
+
+    def backward_params(self, params, cache, dy):
         xp = namespace(dy)
-        weight = params["weight"]
-        x = xp.reshape(cache, (-1, weight.shape[0]))
-        rows = xp.reshape(dy, (-1, weight.shape[1]))
+        fan_in, width = params["weight"].shape
+        x, rows = xp.reshape(cache, (-1, fan_in)), xp.reshape(dy, (-1, width))
         grads = {"weight": x.T @ rows}
         if self.bias:
             grads["bias"] = sum_rows(rows)
-        return dy @ weight.T, grads
+        return grads

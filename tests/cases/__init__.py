@@ -94,4 +94,8 @@ def run(layer, arrays, *, train=False, size=3):
     y, after, cache = layer.forward(params, state, x, train=train)
     dx, grads = layer.backward(params, cache, dy)
     found = {name: leaf for name, leaf in named_leaves(dx) if leaf is not None}
-    return {"y": y, "state": after, "grads": grads, "dx": found}
+    everything = {"y": y, "state": after, "grads": grads, "dx": found}
+    if train:
+        return everything
+    alone = layer.predict(params, state, x), layer.backward_params(params, cache, dy)
+    return everything | {"predicted": alone[0], "learned": alone[1]}

@@ -1,0 +1,77 @@
+"""Contenders: everything that can train a workload, a file for each library.
+
+Such a file has
+
+    NAMES                    what it offers, such as ("pytorch", "pytorch-compile")
+    make(name, workload)     -> Contender, or raises Unavailable with the reason
+    versions()               -> {"torch": "2.13.0"}
+
+and imports its library inside `make`, since each contender runs in a process of its own.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+__all__ = ["FILES", "Contender", "Unavailable", "file_of"]
+
+FILES = (
+    "ours",
+    "by_hand",
+    "products",
+    "scikit_learn",
+    "thinc",
+    "pytorch",
+    "equinox",
+    "flax",
+    "keras",
+)
+
+
+class Unavailable(Exception):
+    """This contender cannot run here, or cannot do this workload; the message says why."""
+
+
+class Contender:
+    """One library at one workload, its data and parameters made and on its device.
+
+    `step` may return before its work is done, `wait` returns after all of it is.
+    """
+
+    def step(self, i: int) -> None:
+        """Train on batch i mod 8."""
+        raise NotImplementedError
+
+    def wait(self) -> None:
+        """Return when everything begun is done."""
+
+    def loss(self) -> float:
+        """The loss of the last step, before its update. Never asked for while timing."""
+        raise NotImplementedError
+
+    def epoch(self) -> None:
+        """`tiny` only: 100 shuffled batches of 32 through the library's `fit`, from NumPy data."""
+        raise Unavailable("no loop of its own over epochs")
+
+    def predict(self) -> None:
+        """`tiny` only: y of one row, done when it returns."""
+        raise Unavailable("no prediction of its own")
+
+
+def file_of(name: str) -> ModuleType:
+    """The file that offers the contender called `name`.
+
+    Raises
+    ------
+    Unavailable
+        If none does.
+    """
+    for file in FILES:
+        try:
+            module = import_module(f"{__name__}.{file}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{file}":
+                raise
+            continue
+        if name in module.NAMES:
+            return module
+    raise Unavailable(f"no contender is called {name}")
