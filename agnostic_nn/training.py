@@ -75,16 +75,20 @@ def make_step(
     def step(carry, x, target, counts=None, weights=None):
         params, state, moments = carry
         train = True if counts is None else Rows(counts)
-        y, state, cache = model.forward(params, state, x, train=train)
+        y, after, *cache = model.forward(params, state, x, train=train)
         value, dy = _weighted(loss, y, target, counts if weights is None else weights)
         expect(value.ndim == 0, "expected a loss of one number, got one of shape {}", value.shape)
-        _, grads = model.backward(params, cache, dy)
-        params, moments = optimizer.update(params, grads, moments)
-        new = (params, state, moments)
+        # popped: a block lets go of each entry once it is spent, if nobody else holds it
+        grads = model.backward_params(params, cache.pop(), dy)
+
+        def taken():
+            new, kept = optimizer.update(params, grads, moments)
+            return new, after, kept
+
         if not keep_finite:
-            return new, value, all_finite(value)
+            return taken(), value, all_finite(value)
         finite = all_finite(value, *leaves(grads))
-        return select(finite, new, carry), value, finite
+        return select(finite, taken, carry), value, finite
 
     return step
 
@@ -163,6 +167,7 @@ class Trainer:
         self._open = _CLOSED
         self._largest = 0  # of a user's own batches: the others are filled up to it
         self._carry: Carry | None = None
+        self._is_shown = False
         self._kept: dict[str, Carry] = {}
         jit = self.backend.jit
         step = make_step(model, loss, optimizer, keep_finite=keep_finite)
@@ -190,18 +195,18 @@ class Trainer:
 
     @property
     def params(self) -> Params:
-        """The parameters, on the backend; the next step may take their memory."""
-        return self._built()[0]
+        """The parameters, on the backend, as they are now: later steps leave these arrays alone."""
+        return self._shown()[0]
 
     @property
     def state(self) -> State:
         """What layers carry from step to step, on the backend."""
-        return self._built()[1]
+        return self._shown()[1]
 
     @property
     def moments(self) -> Moments:
         """What the optimizer remembers, on the backend."""
-        return self._built()[2]
+        return self._shown()[2]
 
     @moments.setter
     def moments(self, moments: Moments) -> None:
@@ -252,6 +257,11 @@ class Trainer:
         """The carry, copied: a view would keep its memory from the next step."""
         return tree_map(np.array, self.backend.to_numpy(self._built()))
 
+    def _shown(self) -> Carry:
+        """The carry, for somebody else to keep: a step, which takes its memory, gets a copy."""
+        self._is_shown = True
+        return self._built()
+
     def _built(self) -> Carry:
         if self._carry is None:
             raise RuntimeError("no weights yet: give Trainer a shape, or fit it to data first")
@@ -274,7 +284,11 @@ class Trainer:
         return value
 
     def _advance(self, *batch: Array | None) -> tuple[Array, Array]:
-        self._carry, value, finite = self._step(self._built(), *batch)
+        carry = self._built()
+        if self._is_shown:
+            carry = tree_map(lambda leaf: namespace(leaf).asarray(leaf, copy=True), carry)
+            self._is_shown = False
+        self._carry, value, finite = self._step(carry, *batch)
         self.steps += 1
         return value, finite
 

@@ -47,9 +47,10 @@ class Sequential(Layer):
         return x, tuple(states), tuple(caches)
 
     def backward(self, params, cache, dy):
-        grads = []
-        for layer, p, c in reversed(list(zip(self.layers, params, cache, strict=True))):
-            dy, g = layer.backward(p, c, dy)
+        grads, caches = [], list(cache)
+        del cache  # so that each entry goes when it is spent
+        for layer, p in reversed(list(zip(self.layers, params, strict=True))):
+            dy, g = layer.backward(p, caches.pop(), dy)
             grads.append(g)
         return dy, tuple(reversed(grads))
 
@@ -60,13 +61,14 @@ class Sequential(Layer):
 
     def backward_params(self, params, cache, dy):
         first = next((i for i, p in enumerate(params) if leaves(p)), len(params))
-        grads = list(params)  # those before it have none, and the same nesting
+        grads, caches = list(params), list(cache)  # those before the first have no gradient
+        del cache
         for i in reversed(range(first, len(params))):
-            layer, p, c = self.layers[i], params[i], cache[i]
+            layer, p = self.layers[i], params[i]
             if i == first:
-                grads[i] = layer.backward_params(p, c, dy)
+                grads[i] = layer.backward_params(p, caches.pop(), dy)
             else:
-                dy, grads[i] = layer.backward(p, c, dy)
+                dy, grads[i] = layer.backward(p, caches.pop(), dy)
         return tuple(grads)
 
     def begin(self, params, state, x, length):

@@ -136,8 +136,15 @@ class Accumulate:
     def update(self, params, grads, moments):
         seen = moments["count"] + 1
         total = tree_map(lambda s, g: s + g, moments["total"], grads)
-        mean = tree_map(lambda s: s / self.every, total)
-        moved, inner = self.optimizer.update(params, mean, moments["inner"])
-        empty = {"count": seen - self.every, "total": tree_map(zeros, total), "inner": inner}
+
+        def step():
+            mean = tree_map(lambda s: s / self.every, total)
+            moved, inner = self.optimizer.update(params, mean, moments["inner"])
+            return moved, {
+                "count": seen - self.every,
+                "total": tree_map(zeros, total),
+                "inner": inner,
+            }
+
         going = {"count": seen, "total": total, "inner": moments["inner"]}
-        return select(seen == self.every, (moved, empty), (params, going))
+        return select(seen == self.every, step, (params, going))

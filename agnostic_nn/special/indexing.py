@@ -1,6 +1,8 @@
 """Indexing: put numbers in their places, and choose between trees."""
 
+from collections.abc import Callable
 from functools import singledispatch
+from typing import Any
 
 from ..arrays import Array, device, namespace
 from ..trees import tree_map
@@ -23,11 +25,11 @@ def scatter_add(updates: Array, index: Array, rows: int) -> Array:
 
 
 @singledispatch
-def select(holds: Array, new, old):
-    """The tree `new` where the 0-d boolean `holds` is true, else the tree `old`.
+def select(holds: Array, make: Callable, old: Any) -> Any:
+    """The tree that `make()` returns where the 0-d boolean `holds` is true, else the tree `old`.
 
     Values never cross `jit`, so this cannot be a Python `if`; a backend whose
-    arrays are at hand may register one.
+    arrays are at hand may register one, and spare itself the making.
     """
     xp = namespace(holds)
-    return tree_map(lambda a, b: xp.where(holds, a, b), new, old)
+    return tree_map(lambda a, b: xp.where(holds, a, b), make(), old)

@@ -1,0 +1,448 @@
+"""Plan: which calls of a tape to make, where each result lies, and the code that makes them.
+
+Memory has an owner: an argument, a constant, or the node of a call that made an array. Views
+own none; their roots are the owners whose memory they show. An owner's memory is free for
+others once no later call reads it, by whatever view.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .tape import Node, Tape, cast, choose, leaves
+
+__all__ = ["BLOCK", "Plan"]
+
+BLOCK = 2**15  # numbers in a block: five of float32 fill a third of a common second-level cache
+_END = 2**62
+
+
+@dataclass(eq=False)
+class _Item:
+    """A call to make, or several elementwise ones to make block by block."""
+
+    nodes: list[Node]
+
+
+class Plan:
+    """How to compute the nodes `wanted`, and for each pair (old, new) put new where old lies."""
+
+    def __init__(self, tape: Tape, inputs: list[Node], wanted: list[Node], pairs: list) -> None:
+        self.nodes, self.inputs = tape.nodes, inputs
+        self.places = {node.number: i for i, node in enumerate(inputs)}
+        self.wanted, self.pairs = wanted, pairs
+        self.parents = [[one.number for one in node.parents] for node in tape.nodes]
+        self.constants = {node.number for node in tape.nodes if node.constant}
+        self.guard: tuple[int, int] | None = self._guard(tape.guards)
+        self._find_roots(self._needed())
+        self._line_up()
+        self._find_lives()
+        self._find_homes()
+
+    # --- what there is to do ------------------------------------------------------------
+
+    def _guard(self, guards: dict[int, int]) -> tuple[int, int] | None:
+        """Where to stop if nothing is to change; pairs are then those of what would become.
+
+        That is so if the result is one `select` between new arguments and the old.
+        """
+        found, pairs = set(), []
+        for old, new in self.pairs:
+            if new is old:
+                pairs.append((old, new))
+                continue
+            if new.number not in guards or new.args[2] is not old:
+                return None
+            found.add((new.args[0].number, guards[new.number]))
+            pairs.append((old, new.args[1]))
+        if len(found) != 1:
+            return None
+        (guard,) = found
+        if any(node.number >= guard[1] for node in self.wanted):
+            return None
+        before, self.pairs = self.pairs, pairs
+        if any(p in guards for n in self._needed([guard[0]]) for p in self.parents[n]):
+            self.pairs = before
+            return None
+        return guard
+
+    def _needed(self, more: Any = ()) -> list[int]:
+        """The numbers of the calls that something wanted depends on, in order."""
+        guard = () if getattr(self, "guard", None) is None else self.guard[:1]
+        queue = [node.number for node in (*self.wanted, *(new for _, new in self.pairs))]
+        queue += [*guard, *more]
+        seen: set[int] = set()
+        while queue:
+            number = queue.pop()
+            if number not in seen:
+                seen.add(number)
+                queue += self.parents[number]
+        return sorted(n for n in seen if n not in self.constants and n not in self.places)
+
+    def _find_roots(self, order: list[int]) -> None:
+        self.order = order
+        self.roots = {n: frozenset((n,)) for n in (*self.constants, *self.places)}
+        self.views: set[int] = set()  # that can be made once, as their parent's memory stays
+        self.kept: set[int] = set()  # owners of memory that the program has: no call asks for it
+        unpaired = {node.number for node in self.wanted}
+        for n in order:
+            node, value = self.nodes[n], self.nodes[n].value
+            shown = [one.number for one in node.shown]
+            own = [] if isinstance(value, np.ndarray) and shown else [n]
+            self.roots[n] = frozenset(own).union(*(self.roots[p] for p in shown))
+            if own and _takes_out(node) and n not in unpaired:
+                self.kept.add(n)
+            steady = all(p in self.constants for p in self.parents[n] if p not in shown)
+            if len(shown) == 1 and not own and steady and self._is_bound(shown[0]):
+                self.views.add(n)
+
+    def _is_bound(self, n: int) -> bool:
+        """Whether the array of a node stays where it is from call to call."""
+        return n in self.constants or n in self.places or n in self.kept or n in self.views
+
+    def _line_up(self) -> None:
+        """Sort calls into items; small ones may go before a group that they have no part in."""
+        self.items: list[_Item] = []
+        self.stop: int | None = None  # before which item to look whether to go on
+        group: list[Node] = []
+
+        def flush() -> None:
+            if group:
+                self.items.append(_Item(list(group)))
+                group.clear()
+
+        for n in self.order:
+            node = self.nodes[n]
+            if self.guard is not None and self.stop is None and n >= self.guard[1]:
+                flush()
+                self.stop = len(self.items)
+            if n in self.views:
+                continue
+            inside = {one.number for one in group}
+            met = [p for p in self.parents[n] if self.roots[p] & inside]
+            if n in self.kept and self._is_blockwise(node):
+                fits = not group or group[0].value.shape == node.value.shape
+                if not fits or any(p not in inside for p in met):
+                    flush()
+                group.append(node)
+                continue
+            if met or _is_wide(node.value) or not _is_elementwise(node):
+                flush()
+            self.items.append(_Item([node]))
+        flush()
+        if self.guard is not None and self.stop is None:
+            self.stop = len(self.items)
+
+    def _is_blockwise(self, node: Node) -> bool:
+        """Whether a call goes number by number through large arrays of one shape.
+
+        A vector along the last axis, or numbers along all others, may be among them.
+        """
+        value = node.value
+        if not _is_elementwise(node) or node.kwargs or value.size <= BLOCK:
+            return False
+        given = [one.value if isinstance(one, Node) else one for one in leaves(node.args)]
+        wide = [one for one in given if _is_wide(one)]
+        return all(_part(one, value.shape) and one.flags.c_contiguous for one in (value, *wide))
+
+    # --- where results lie --------------------------------------------------------------
+
+    def _find_lives(self) -> None:
+        self.last: dict[int, int] = {}  # of an owner: the last item that reads its memory
+        self.last_node: dict[int, int] = {}
+        self.readers: dict[int, list[tuple[int, int]]] = {}  # (item, node whose array is read)
+        for p, item in enumerate(self.items):
+            for node in item.nodes:
+                for parent in self.parents[node.number]:
+                    for root in self.roots[parent]:
+                        self.last[root], self.last_node[root] = p, node.number
+                        self.readers.setdefault(root, []).append((p, parent))
+        for node in (*self.wanted, *(new for _, new in self.pairs)):
+            for root in self.roots[node.number]:
+                self.last[root] = _END
+        if self.guard is not None:
+            for root in self.roots[self.guard[0]]:
+                self.last[root] = max(self.last.get(root, -1), self.stop or 0)
+
+    def _find_homes(self) -> None:
+        self.homes: dict[int, tuple[str, int]] = {}  # ("input", place) or ("buffer", number)
+        self.sizes: list[int] = []  # of buffers, in bytes
+        self.gone: dict[int, tuple[str, int]] = {}  # homes that were handed on
+        self.inner: set[int] = set()  # nodes of a group that nothing else reads
+        heirs = {new.number: old for old, new in self.pairs if new is not old}
+        free: list[int] = []
+        for p, item in enumerate(self.items):
+            ends = []
+            for node in item.nodes:
+                n = node.number
+                if n not in self.kept:
+                    continue
+                if len(item.nodes) > 1 and self.last[n] == p:
+                    self.inner.add(n)
+                elif n in heirs and self._takes_over(node, heirs[n], p):
+                    self.homes[n] = ("input", self.places[heirs[n].number])
+                elif (spent := self._spent(node, p)) is not None and len(item.nodes) == 1:
+                    self.homes[n] = self.homes.pop(spent)
+                    self.gone[spent] = self.homes[n]
+                else:
+                    self.homes[n] = ("buffer", self._buffer(free, node.value.nbytes))
+            for owner, home in self.homes.items():
+                if home[0] == "buffer" and self.last[owner] == p:
+                    ends.append(home[1])
+            free += ends
+
+    def _spent(self, node: Node, p: int) -> int | None:
+        """An operand that this elementwise call is the last to read, and may be put over."""
+        if not _is_elementwise(node) or node.function is choose:
+            return None
+        for q in self.parents[node.number]:
+            lies_there = self.homes.get(q, ("", 0))[0] == "buffer" and self.last[q] == p
+            if lies_there and _layout(self.nodes[q].value) == _layout(node.value):
+                views = {reader for at, reader in self.readers[q] if at == p}
+                if views == {q}:
+                    return q
+        return None
+
+    def _buffer(self, free: list[int], size: int) -> int:
+        fits = [b for b in free if size <= self.sizes[b] <= 2 * size + 256]
+        if fits:
+            best = min(fits, key=self.sizes.__getitem__)
+            free.remove(best)
+            return best
+        self.sizes.append(size)
+        return len(self.sizes) - 1
+
+    def _takes_over(self, node: Node, old: Node, p: int) -> bool:
+        """Whether what becomes of an argument can lie where that lies as soon as it is made."""
+        last = self.last.get(old.number, -1)
+        if _layout(node.value) != _layout(old.value) or last > p or p < (self.stop or 0):
+            return False
+        if last < p:
+            return True
+        alike = all(
+            _layout(self.nodes[q].value) == _layout(old.value) and self.nodes[q].start == old.start
+            for at, q in self.readers[old.number]
+            if at == p
+        )
+        plain = _is_elementwise(node) and node.function is not choose
+        return plain and alike and self.last_node[old.number] <= node.number
+
+    # --- the code -----------------------------------------------------------------------
+
+    def written(self) -> tuple[Callable, list[Callable], dict[str, Any]]:
+        """A function that makes the calls, one for each argument that binds it, and their names."""
+        env: dict[str, Any] = {"copyto": np.copyto}
+        for n in self.constants:
+            env[f"e{n}"] = self.nodes[n].value
+        buffers = [np.empty(size, np.uint8) for size in self.sizes]
+        steady: list[str] = []
+        binding: list[list[str]] = [[f"e{node.number} = array"] for node in self.inputs]
+        where: dict[int, list[str]] = {}  # the code that makes what an owner's memory shows
+
+        for n in sorted((*self.constants, *self.places, *self.order)):
+            node = self.nodes[n]
+            if n in self.places:
+                where[n] = binding[self.places[n]]
+            elif n in self.constants:
+                where[n] = steady
+            elif n in self.homes or n in self.gone:
+                kind, number = self.homes.get(n) or self.gone[n]
+                if kind == "input":
+                    where[n] = binding[number]
+                    where[n].append(f"e{n} = array")
+                else:
+                    where[n] = steady
+                    env[f"e{n}"] = np.ndarray(
+                        node.value.shape, node.value.dtype, buffers[number], 0, node.value.strides
+                    )
+            elif n in self.views:
+                (root,) = self.roots[n]
+                where[root].append(self._call(node, env))
+
+        body = []
+        for p, item in enumerate(self.items):
+            if p == self.stop:
+                body.append(f"if not e{self.guard[0]}: return False")
+            body += self._lines(item, env)
+        if self.stop == len(self.items):
+            body.append(f"if not e{self.guard[0]}: return False")
+        moved = [(old, new) for old, new in self.pairs if self._has_to_move(old, new)]
+        theirs = {old.number for old, _ in self.pairs}
+        for k, (_, new) in enumerate(moved):
+            if self.roots[new.number] & theirs:  # which another result may be put over first
+                body.append(f"m{k} = e{new.number}.copy()")
+        for k, (old, new) in enumerate(moved):
+            source = f"m{k}" if self.roots[new.number] & theirs else f"e{new.number}"
+            body.append(f"copyto(e{old.number}, {source})")
+        run = _function("run", "", [*body, "return True"], env)
+        _function("prepare", "", steady, env)()
+        return run, [_function("bind", "array", lines, env) for lines in binding], env
+
+    def is_elsewhere(self, node: Node) -> bool:
+        """Whether a result shows memory that is not its own, so that it has to be copied."""
+        return self._is_bound(node.number) or any(
+            self._is_bound(root) for root in self.roots[node.number]
+        )
+
+    def _has_to_move(self, old: Node, new: Node) -> bool:
+        return new is not old and self.homes.get(new.number) != ("input", self.places[old.number])
+
+    def _call(self, node: Node, env: dict[str, Any], out: str = "") -> str:
+        """One call as code; with `out` into an array that is there, or else naming the result."""
+        n = node.number
+        env[f"f{n}"] = node.function
+        given = [_said(one, env) for one in node.args]
+        given += [f"{name}={_said(one, env)}" for name, one in node.kwargs.items()]
+        if not out:
+            return f"e{n} = f{n}({', '.join(given)})"
+        if isinstance(node.function, np.ufunc) and node.function not in (np.maximum, np.minimum):
+            return f"f{n}({', '.join([*given, out])})"
+        return f"f{n}({', '.join([*given, f'out={out}'])})"
+
+    def _lines(self, item: _Item, env: dict[str, Any]) -> list[str]:
+        if len(item.nodes) == 1:
+            (node,) = item.nodes
+            kept = node.number in self.homes or node.number in self.gone
+            return [self._call(node, env, f"e{node.number}" if kept else "")]
+        inside = {node.number for node in item.nodes}
+        whole: dict[int, None] = {}  # nodes whose arrays lie outside
+        for node in item.nodes:
+            for p in self.parents[node.number]:
+                if p not in inside and _is_wide(self.nodes[p].value):
+                    whole[p] = None
+            if node.number not in self.inner:
+                whole[node.number] = None
+        shape = item.nodes[0].value.shape
+        rows, width = math.prod(shape[:-1]), shape[-1]
+        step = max(1, BLOCK // width)
+        lines, slices = [], []
+        for n in whole:
+            part = _part(self.nodes[n].value, shape)
+            lines.append(f"w{n} = e{n}.reshape({part})")
+            slices.append(f"    b{n} = w{n}{'' if part == f'{width}' else '[i:j]'}")
+        scratch, steps = self._scratch(item, env, (step, width))
+        lines += [f"for i in range(0, {rows}, {step}):", f"    j = min(i + {step}, {rows})"]
+        lines += [*slices, *(f"    {name} = {name[1:]}[:j - i]" for name in scratch)]
+        return [*lines, *(f"    {step}" for step in steps)]
+
+    def _scratch(
+        self, item: _Item, env: dict[str, Any], block: tuple[int, int]
+    ) -> tuple[list[str], list[str]]:
+        """The buffers that blocks of inner results lie in, and the steps for one block."""
+        inside = {node.number for node in item.nodes}
+        last = {p: k for k, node in enumerate(item.nodes) for p in self.parents[node.number]}
+        names: dict[int, str] = {}
+        kinds: dict[str, np.dtype] = {}
+        free: list[str] = []
+        steps = []
+        for k, node in enumerate(item.nodes):
+            n, parents = node.number, set(self.parents[node.number])
+            done = [names[p] for p in parents if p in self.inner and last[p] == k]
+            free += [] if node.function is choose else done
+            if n in self.inner:
+                fits = [name for name in free if kinds[name] == node.value.dtype]
+                names[n] = fits[-1] if fits else f"xs{item.nodes[0].number}_{len(kinds)}"
+                if fits:
+                    free.remove(names[n])
+                kinds[names[n]] = node.value.dtype
+            else:
+                names[n] = f"b{n}"
+            free += done if node.function is choose else []
+            shown = {
+                p: names[p] if p in inside else f"b{p}"
+                for p in parents
+                if _is_wide(self.nodes[p].value)
+            }
+            steps.append(_replaced(self._call(node, env, names[n]), shown))
+        for name, dtype in kinds.items():
+            env[name[1:]] = np.empty(block, dtype)
+        return list(kinds), steps
+
+
+def _is_wide(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, tuple | list | dict)
+
+
+def _part(array: np.ndarray, shape: tuple) -> str:
+    """How an array that is met row by row is laid out as a matrix; nothing if it cannot be."""
+    if array.shape == shape:
+        return f"-1, {shape[-1]}"
+    if array.size == shape[-1] == array.shape[-1]:
+        return f"{shape[-1]}"
+    return "-1, 1" if array.shape == (*shape[:-1], 1) else ""
+
+
+def _is_elementwise(node: Node) -> bool:
+    function = node.function
+    plain = isinstance(function, np.ufunc) and function.signature is None and function.nout == 1
+    return plain or function in (choose, cast)
+
+
+def _takes_out(node: Node) -> bool:
+    """Whether a call can be made into an array that is there already."""
+    function, value = node.function, node.value
+    if not isinstance(value, np.ndarray) or value.ndim == 0 or min(value.strides) < 0:
+        return False
+    if "out" in node.kwargs or value.size * value.itemsize != _extent(value):
+        return False
+    of = getattr(function, "__self__", None)
+    return (
+        _is_elementwise(node)
+        or function in (np.matmul, np.concatenate, np.stack)
+        or (isinstance(of, np.ufunc) and function.__name__ == "reduce")
+    )
+
+
+def _extent(value: np.ndarray) -> int:
+    """How many bytes lie between the first and the last number of an array, both included."""
+    steps = ((n - 1) * s for n, s in zip(value.shape, value.strides, strict=True))
+    return sum(steps) + value.itemsize if value.size else 0
+
+
+def _layout(value: Any) -> tuple:
+    return value.shape, value.dtype, getattr(value, "strides", ())
+
+
+def _said(argument: Any, env: dict[str, Any]) -> str:
+    """An argument of a call, as code."""
+    if isinstance(argument, Node):
+        return f"e{argument.number}"
+    if argument is None or isinstance(argument, bool | int):
+        return repr(argument)
+    if isinstance(argument, list):
+        return f"[{', '.join(_said(one, env) for one in argument)}]"
+    if isinstance(argument, tuple):
+        return f"({''.join(_said(one, env) + ', ' for one in argument)})"
+    if isinstance(argument, dict):
+        return f"{{{', '.join(f'{k!r}: {_said(v, env)}' for k, v in argument.items())}}}"
+    name = f"c{len(env)}"
+    env[name] = argument
+    return name
+
+
+def _replaced(code: str, names: dict[int, str]) -> str:
+    """A call with other names for some of its arguments."""
+    for number, name in names.items():
+        code = _word(code, f"e{number}", name)
+    return code
+
+
+def _word(code: str, old: str, new: str) -> str:
+    for before in "( ":
+        for after in ",)":
+            code = code.replace(f"{before}{old}{after}", f"{before}{new}{after}")
+    return code
+
+
+def _function(name: str, arguments: str, lines: list[str], env: dict[str, Any]) -> Callable:
+    """A function of such lines; what it assigns that others read is global to all of them."""
+    assigned = sorted({line.split(" = ")[0] for line in lines if line.startswith("e")})
+    head = [f"global {', '.join(assigned)}"] if assigned else []
+    body = "".join(f"\n    {line}" for line in (*head, *(lines or ["pass"])))
+    exec(f"def {name}({arguments}):{body}", env)
+    return env.pop(name)

@@ -1,0 +1,258 @@
+"""Replay: do to new arrays what a function did to others, without the Python in between.
+
+`replayed(function)` is the pure `function`. The second time that it meets arrays of some
+shapes, its calls are written down on a `Tape`; from then on a `Program` makes them:
+
+- calls that no result needs are left out;
+- each result lies in memory that the program has and later ones take over;
+- what becomes of an argument that the caller gives up lies where that lay;
+- elementwise calls that follow one another on large arrays are made block by block, so that
+  what passes between them stays in the cache.
+
+They are the same calls with the same numbers, so the results are the same to the last bit.
+That is looked at once, before a program is trusted: a function that cannot be written down,
+or whose program gives anything else, is called as it is.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from itertools import pairwise
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from .plan import Plan
+from .tape import Node, Tape, Traced, Untraceable, leaves, mapped
+
+__all__ = ["Program", "replayed"]
+
+KINDS = 8  # of arguments that are remembered
+
+
+def replayed(function: Callable, donated: tuple[int, ...] = ()) -> Callable:
+    """The pure `function` of trees of arrays, replayed where it can be.
+
+    donated: positions of arguments whose memory the caller gives up.
+    """
+    known: dict[Any, Program | bool] = {}  # by kind of arguments; True: met once, False: cannot be
+    latest: list[Program] = []
+    lock = Lock()
+
+    def plain(*args: Any) -> Any:
+        # NumPy turns 0-d arrays into scalars, which nothing can be put into
+        return mapped(lambda a: np.asarray(a) if _is_array(a) else a, function(*args))
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        if not lock.acquire(blocking=False):  # another thread is at it
+            return plain(*args)
+        try:
+            for program in latest:
+                if program.fits(args):
+                    return program(args)
+            try:
+                found = known.get(kind := _kind(args))
+            except TypeError:  # an argument is no array, and does not hash
+                return plain(*args)
+            if isinstance(found, Program) and found.fits(args):
+                latest[:] = [found]
+                return found(args)
+            if found is True:
+                known[kind], result = _made(plain, args, donated)
+                return result
+            if found is None:
+                known[kind] = True
+                if len(known) > KINDS:
+                    known.pop(next(iter(known)))
+            return plain(*args)
+        finally:
+            lock.release()
+
+    return call
+
+
+def _made(function: Callable, args: tuple, donated: tuple[int, ...]) -> tuple[Any, Any]:
+    """A program that was seen to do what the function does, or else False; and the result."""
+    try:
+        program = Program(function, args, donated)
+    except Untraceable:
+        return False, function(*args)
+    result = function(*args)
+    if not program.fits(args):
+        return False, result
+    # a result may be an argument, which the program may put another one over
+    result = mapped(lambda a: np.array(a) if _is_array(a) else a, result)
+    again = program(args)
+    return (program, again) if _same(result, again) else (False, result)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(v, other[k]) for k, v in one.items())
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, np.ndarray | np.generic):
+        alike = one.dtype == other.dtype and one.shape == other.shape
+        return alike and np.array_equal(one, other, equal_nan=one.dtype.kind in "fc")
+    return one is other or one == other
+
+
+def _kind(tree: Any) -> Any:
+    """What a program depends on: nesting, layouts and dtypes, and the values of all but arrays."""
+    if isinstance(tree, dict):
+        return tuple([(k, _kind(v)) for k, v in tree.items()])
+    if isinstance(tree, tuple | list):
+        return (type(tree), *map(_kind, tree))
+    return _layout(tree) if _is_array(tree) else (type(tree), tree)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray | np.generic)
+
+
+class Program:
+    """What `function` does to trees of arrays like `args`, as a straight line of calls."""
+
+    def __init__(self, function: Callable, args: tuple, donated: tuple[int, ...]) -> None:
+        with Tape() as tape:
+            traced = mapped(lambda a: tape.note(None, (), {}, a) if _is_array(a) else a, args)
+            # an array that no argument has a part in is a constant, noted like the others
+            self.result = mapped(
+                lambda a: tape.note(np.array, (a,), {}, a) if _is_array(a) else a,
+                function(*traced),
+            )
+        given, self.result = (mapped(_node, tree) for tree in (traced, self.result))
+        inputs = _nodes(given)
+        self.given_up = _matched(self.result, given, donated)
+        pairs, wanted = [], []
+        for path, part in _parts(self.result):
+            if path in self.given_up:
+                pairs += zip(_nodes(given[self.given_up[path]]), _nodes(part), strict=True)
+            else:
+                wanted += _nodes(part)
+        self.lent = {i for i, node in enumerate(inputs) if any(node is old for old, _ in pairs)}
+        self.look = _looker(args)
+        self.layouts = [_layout(node.value) for node in inputs]
+        self.bound: list[Any] = [None] * len(inputs)
+        plan = Plan(tape, inputs, wanted, pairs)
+        self.run, self.binders, self.env = plan.written()
+        self.copied = {n.number for n in wanted if plan.is_elsewhere(n)}
+
+    def fits(self, args: tuple) -> bool:
+        """Whether this is a program for such arguments; if so they are bound to it."""
+        try:
+            found = self.look(args)
+        except (TypeError, LookupError):
+            return False
+        if found is None:
+            return False
+        changed = [i for i, leaf in enumerate(found) if leaf is not self.bound[i]]
+        if any(_layout(found[i]) != self.layouts[i] for i in changed):
+            return False
+        if not self.lent.isdisjoint(changed) and not self._apart(found):
+            return False
+        for i in changed:
+            self.bound[i] = found[i]
+            self.binders[i](found[i])
+        return True
+
+    def _apart(self, found: tuple) -> bool:
+        """Whether what is given up can be written to, and nothing else lies there."""
+        if any(not found[i].flags.writeable for i in self.lent):
+            return False
+        spans = sorted(
+            (*np.lib.array_utils.byte_bounds(one), i in self.lent)
+            for i, one in enumerate(found)
+            if isinstance(one, np.ndarray) and one.size
+        )
+        return not any(b[0] < a[1] and (a[2] or b[2]) for a, b in pairwise(spans))
+
+    def __call__(self, args: tuple) -> Any:
+        self.run()
+        if not self.given_up:
+            return mapped(self._made, self.result)
+        if () in self.given_up:
+            return args[self.given_up[()]]
+        return tuple(
+            [
+                args[self.given_up[path]] if path in self.given_up else mapped(self._made, part)
+                for path, part in _parts(self.result)
+            ]
+        )
+
+    def _made(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Node):
+            return leaf
+        found = self.env[f"e{leaf.number}"]
+        return found.copy() if leaf.number in self.copied else found
+
+
+def _node(leaf: Any) -> Any:
+    return leaf.node if isinstance(leaf, Traced) else leaf
+
+
+def _nodes(tree: Any) -> list[Node]:
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, Node)]
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray | np.generic)
+
+
+def _layout(leaf: Any) -> Any:
+    return (leaf.shape, leaf.dtype, leaf.strides) if _is_array(leaf) else None
+
+
+def _parts(result: Any) -> list[tuple[tuple, Any]]:
+    """The parts of a result, with their paths: itself, or the entries of a tuple."""
+    if not isinstance(result, tuple):
+        return [((), result)]
+    return [((i,), part) for i, part in enumerate(result)]
+
+
+def _matched(result: Any, given: tuple, donated: tuple[int, ...]) -> dict[tuple, int]:
+    """Which part of the result becomes of which argument that is given up: one nested alike."""
+    found: dict[tuple, int] = {}
+    for position in donated:
+        for path, part in _parts(result):
+            if path not in found and _outline(part) == _outline(given[position]):
+                found[path] = position
+                break
+    return found
+
+
+def _outline(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return tuple([(k, _outline(v)) for k, v in tree.items()])
+    if isinstance(tree, tuple | list):
+        return (type(tree), *map(_outline, tree))
+    if not isinstance(tree, Node):
+        return ("no array", tree)
+    return tree.value.shape, tree.value.dtype
+
+
+def _looker(args: tuple) -> Callable:
+    """A function of such arguments to the arrays in them, or None if they are nested otherwise."""
+    lengths: list[str] = []
+    found: list[str] = []
+    given: dict[str, Any] = {}
+
+    def look(tree: Any, said: str) -> None:
+        if isinstance(tree, dict | tuple | list):
+            lengths.append(f"len({said}) == {len(tree)}")
+            for k, branch in tree.items() if isinstance(tree, dict) else enumerate(tree):
+                look(branch, f"{said}[{k!r}]")
+        elif _is_array(tree):
+            found.append(said)
+        else:
+            given[f"g{len(given)}"] = tree
+            lengths.append(f"{said} is g{len(given) - 1}")
+
+    look(args, "args")
+    tests = " and ".join(lengths)
+    exec(
+        f"def look(args): return ({''.join(f'{one}, ' for one in found)}) if {tests} else None",
+        given,
+    )
+    return given["look"]
