@@ -63,6 +63,11 @@ class Backend:
         """Whether float64 is to be had on this device, as the library is set up now."""
         return self.adapter.has_float64(self.device)
 
+    @property
+    def compiles(self) -> bool:
+        """Whether `jit` compiles loops too, so that one call of many steps beats many calls."""
+        return getattr(self.adapter, "compiles", False)
+
     def double(self) -> AbstractContextManager:
         """A context in which float64 is to be had.
 

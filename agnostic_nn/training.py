@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import checkpoint, random
-from .arrays import Array, Moments, Params, Rows, Shape, State, expect, namespace
+from .arrays import Array, Moments, Params, Rows, Shape, State, expect, namespace, size
 from .callbacks import Callback, as_callback, moments_in, optimizers_in
 from .config import describe, rebuild
 from .data import (
@@ -41,9 +41,9 @@ from .optimizers import Optimizer
 from .progress import progress
 from .registry import Backend
 from .registry import backend as choose
-from .special import all_finite, select
+from .special import all_finite, scan, select
 from .summary import Summary, summarize
-from .trees import leaves, named_leaves, tree_map, unname
+from .trees import leaves, named_leaves, shape_map, tree_map, unname
 
 __all__ = ["NonFiniteLoss", "Trainer", "make_step"]
 
@@ -51,6 +51,8 @@ Carry = tuple[Params, State, Moments]
 # of an epoch begun: batches done, batch size, examples, whether shuffled; 0, 0 and False
 # of a user's own batches
 _CLOSED = (0, 0, 0, True)
+# steps taken together: at most so many multiplications, some milliseconds, and bytes of x
+_WORK, _ROOM = 2**27, 2**22
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -91,6 +93,35 @@ def make_step(
         return select(finite, taken, carry), value, finite
 
     return step
+
+
+def _in_turn(step: Callable, keep_finite: bool) -> Callable:
+    """`step` with one batch after the other, in one loop that a backend may compile.
+
+    steps(carry, due, batches) -> (carry, values, finites), where batches are the arguments
+    of `step` with a new first axis, () standing for None, and `due`, (steps,), says which
+    are to be taken: the first ones. With `keep_finite` none is taken after one that is not
+    finite. values and finites: (steps,).
+    """
+
+    def steps(carry, due, batches):
+        xp = namespace(due)
+
+        def one(carry, now):
+            (old, going), (due, batch) = carry, now
+            new, value, finite = step(old, *map(_or_none, batch))
+            taken = xp.logical_and(going, due)
+            going = xp.logical_and(going, finite) if keep_finite else going
+            return (select(taken, lambda: new, old), going), (value, finite)
+
+        (carry, _), (values, finites) = scan(one, (carry, due[0]), (due, batches))
+        return carry, values, finites
+
+    return steps
+
+
+def _or_none(part: Any) -> Any:
+    return None if isinstance(part, tuple) and not part else part
 
 
 def _weighted(loss, y, target, weights):
@@ -172,6 +203,7 @@ class Trainer:
         jit = self.backend.jit
         step = make_step(model, loss, optimizer, keep_finite=keep_finite)
         self._step = jit(step, donate=(0,))
+        self._steps = jit(_in_turn(step, keep_finite), donate=(0,))
         self._judge = jit(partial(_judge, model, loss, tuple(self.metrics.values())))
         self._join = jit(lambda *parts: namespace(parts[0]).concat(parts, axis=0))
         self._forward = jit(lambda params, state, x: model.forward(params, state, x)[0])
@@ -284,13 +316,17 @@ class Trainer:
         return value
 
     def _advance(self, *batch: Array | None) -> tuple[Array, Array]:
+        self._carry, value, finite = self._step(self._owned(), *batch)
+        self.steps += 1
+        return value, finite
+
+    def _owned(self) -> Carry:
+        """The carry, to be given up: a copy if somebody else may have kept it."""
         carry = self._built()
         if self._is_shown:
             carry = tree_map(lambda leaf: namespace(leaf).asarray(leaf, copy=True), carry)
             self._is_shown = False
-        self._carry, value, finite = self._step(carry, *batch)
-        self.steps += 1
-        return value, finite
+        return carry
 
     def fit(
         self,
@@ -424,21 +460,25 @@ class Trainer:
         first = done = self._open[0]
         limit = None if last == math.inf else last - self.steps
         drawn = islice(source.epoch(self.epoch, first), limit)
-        made = self._prepared(source, drawn, augment, self.epoch, first)
+        together = 1
+        if isinstance(source, Stored) and self.backend.compiles:
+            together = self._together(source, limit)
+        made = self._prepared(source, drawn, augment, self.epoch, first, together)
         with ahead(made, prefetch) as prepared:
-            for size, batch in prepared:
-                value, finite = self._advance(*batch)
-                if self.keep_finite and not bool(finite):
-                    self.steps -= 1
-                    raise NonFiniteLoss(
-                        f"step {self.steps + 1} (epoch {self.epoch + 1}, batch {done + 1}) met a "
-                        f"loss of {float(value)}, or a gradient that is not finite; the "
-                        "parameters are those before it. A lower rate, ClipByGlobalNorm or a "
-                        "look at that batch may help."
-                    )
-                done += 1
-                self._open = (done, *source.mark)
-                total, seen = total + float(value) * size, seen + size
+            for sizes, run, *batch in prepared:
+                self._carry, values, finites = run(self._owned(), *batch)
+                values, finites = (np.ravel(self.backend.to_numpy(a)) for a in (values, finites))
+                for size, value, finite in zip(sizes, values, finites, strict=False):
+                    if self.keep_finite and not finite:
+                        raise NonFiniteLoss(
+                            f"step {self.steps + 1} (epoch {self.epoch + 1}, batch {done + 1}) met "
+                            f"a loss of {float(value)}, or a gradient that is not finite; the "
+                            "parameters are those before it. A lower rate, ClipByGlobalNorm or a "
+                            "look at that batch may help."
+                        )
+                    done, self.steps = done + 1, self.steps + 1
+                    self._open = (done, *source.mark)
+                    total, seen = total + float(value) * size, seen + size
                 told.advance(done, total / seen)
                 if stop.requested:
                     break
@@ -450,8 +490,43 @@ class Trainer:
             self.epoch, self._open = self.epoch + 1, _CLOSED
         return total / seen if seen else math.nan
 
-    def _prepared(self, source, drawn, augment, epoch, first) -> Iterator[tuple[int, list]]:
-        """How many examples are in each batch, and the batch on the backend."""
+    def _prepared(self, source, drawn, augment, epoch, first, together) -> Iterator[tuple]:
+        """For one call: how many examples are in each batch, the function, and what it is given.
+
+        Where the backend compiles loops, small steps are taken together: one call costs as
+        much as many of them. How many depends on sizes alone, and so does the last bit.
+        """
+        made = self._filled(source, drawn, augment, epoch, first)
+        while group := list(islice(made, together)):
+            sizes = [size for size, _ in group]
+            if together == 1:
+                yield sizes, self._step, *self._moved(group[0][1])
+                continue
+            due = np.arange(together) < len(group)
+            group += [group[-1]] * (together - len(group))
+            stacked = tree_map(lambda *parts: np.stack(parts), *[host for _, host in group])
+            yield sizes, self._steps, self.backend.asarray(due), self.backend.asarray(stacked)
+
+    def _together(self, source: Stored, limit: int | None) -> int:
+        """How many steps to take by one call: an even share of an epoch, or of `limit` steps."""
+        count = source.count if limit is None else min(limit, source.count)
+        room = _ROOM // sum(leaf[:1].nbytes for leaf in leaves((source.examples.x,)))
+        most = min(count, _WORK // self._work(source.batch_size), room // source.batch_size)
+        return math.ceil(count / math.ceil(count / max(1, most)))
+
+    def _work(self, rows: int) -> int:
+        """About how many multiplications a step takes: three a parameter and position of x."""
+
+        def positions(one, kind):
+            return math.prod(one.shape if kind == "integral" else one.shape[:-1])
+
+        parameters = sum(map(size, leaves(self._built()[0])))
+        one = shape_map(np.empty, self.shape)
+        found = tree_map(positions, one, kinds(self.model.takes, one))
+        return 3 * parameters * rows * max(leaves(found))
+
+    def _filled(self, source, drawn, augment, epoch, first) -> Iterator[tuple[int, tuple]]:
+        """How many examples are in each batch, and the batch on the host, filled up."""
         for number, examples in enumerate(drawn, first):
             if augment is not None:
                 generator = np.random.default_rng((self.seed, epoch, number))
@@ -465,7 +540,7 @@ class Trainer:
                 who = f"of {len(examples)} examples where others had {rows},"
             if ragged:
                 self._expect_weights(f"a short batch, {who}")
-            yield len(examples), self._moved(examples, rows, ragged)
+            yield len(examples), self._host(examples, rows, ragged)
 
     def _augmented(self, augment, examples: Examples, generator) -> Examples:
         found = augment(examples.x, examples.target, generator)
@@ -480,8 +555,8 @@ class Trainer:
             raise ValueError(f"augment turned {len(examples)} examples into {len(changed)}")
         return changed
 
-    def _moved(self, examples: Examples, rows: int, counted: bool) -> list[Array | None]:
-        """Examples on the backend, filled up to `rows`: x, target, counts and weights."""
+    def _host(self, examples: Examples, rows: int, counted: bool) -> tuple:
+        """Examples filled up to `rows`: x, target, counts and weights, () for those there are not."""
         size = len(examples)
         examples = examples if size == rows else filled(examples, rows)
         counts = (np.arange(rows) < size).astype(self.dtype) if counted else None
@@ -489,7 +564,11 @@ class Trainer:
         if weights is not None and counts is not None:
             weights = weights * counts.reshape(-1, *(1,) * (weights.ndim - 1))
         host = (examples.x, examples.target, counts, weights)
-        return [None if part is None else self.backend.asarray(part) for part in host]
+        return tuple(() if part is None else part for part in host)
+
+    def _moved(self, host: tuple) -> list[Any]:
+        """A batch of `_host` on the backend, None for what it lacks."""
+        return [_or_none(self.backend.asarray(part)) for part in host]
 
     # --- using what was learned ---------------------------------------------------------
 
@@ -510,7 +589,7 @@ class Trainer:
             self._expect_weights(f"a short batch, of {count} examples {batch_size} at a time,")
         sums: Any = None
         for part in Stored(examples, batch_size, False, 0).epoch(0, 0):
-            x, target, counts, _ = self._moved(part, batch_size, ragged)
+            x, target, counts, _ = self._moved(self._host(part, batch_size, ragged))
             found = self.backend.to_numpy(self._judge(params, state, x, target, counts))
             share = len(part) / count
             found = tree_map(lambda mean: share * np.asarray(mean, np.float64), found)  # noqa: B023

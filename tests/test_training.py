@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn import data
+from agnostic_nn import data, training
 from agnostic_nn.interrupts import DeferredInterrupts
 from agnostic_nn.layers.base import kinds
 from agnostic_nn.trees import leaves, tree_map
@@ -206,11 +206,36 @@ def test_all_batches_compile_once(backend):
     trainer = make(backend, classifier(nn.BatchNorm(), nn.Dropout(0.1)))
     trainer.fit(x, labels, epochs=3, batch_size=16, verbose=0)
     trainer.evaluate(x, labels, batch_size=16)
-    compiled = getattr(trainer._step, "_cache_size", None)
-    if compiled is None:
+    if not backend.compiles:
         pytest.skip(f"{backend.name} compiles nothing")
-    assert compiled() == 1
+    assert trainer._step._cache_size() + trainer._steps._cache_size() == 1
     assert trainer._judge._cache_size() == 1
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_steps_taken_by_one_call_are_those_taken_one_by_one(backend, monkeypatch, weighted):
+    """Eleven batches, the last one short, by calls of four; and what is left of an epoch."""
+    monkeypatch.setattr(training.Backend, "compiles", True)
+    x, labels = blobs(43)
+    weights = np.linspace(0.5, 2.0, 43).astype("float32") if weighted else None
+    options = {"batch_size": 4, "weights": weights, "verbose": 0}
+    model = classifier(nn.BatchNorm(), nn.Dropout(0.1))
+    together, alone = make(backend, model), make(backend, model)
+    calls, steps = [], together._steps
+    monkeypatch.setattr(together, "_steps", lambda *given: calls.append(1) or steps(*given))
+    together.build((4,))
+    monkeypatch.setattr(training, "_WORK", 4 * together._work(4))
+    histories = [together.fit(x, labels, steps=6, epochs=2, **options)]
+    histories += [together.fit(x, labels, **options)]
+    assert len(calls) == 2 + 2
+    monkeypatch.setattr(training, "_WORK", 0)
+    for steps, found in zip((6, None), histories, strict=True):
+        expected = alone.fit(x, labels, steps=steps, epochs=1, **options)
+        assert found.epochs[-1]["steps"] == expected.epochs[-1]["steps"]
+        assert found.epochs[-1]["loss"] == pytest.approx(expected.epochs[-1]["loss"], rel=1e-5)
+    assert (together.steps, together.epoch) == (alone.steps, alone.epoch) == (11, 1)
+    for a, b in zip(host(together), host(alone), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_the_order_of_an_epoch_is_fixed_by_seed_and_epoch():
@@ -637,6 +662,7 @@ def test_what_augment_makes_is_checked_too(backend, augment, kind, said):
 
 
 def test_ctrl_c_leaves_no_thread_behind(backend, monkeypatch):
+    monkeypatch.setattr(training, "_WORK", 0)  # each step by a call of its own
     trainer, whole = make(backend, nn.Dense(3)), make(backend, nn.Dense(3))
     step, calls = trainer._step, []
 
@@ -931,6 +957,7 @@ def test_fit_stops_at_the_first_step_that_is_not_finite_and_keeps_the_last_good_
 
 def test_ctrl_c_ends_fit_at_a_step_boundary_with_the_trainer_usable(backend, monkeypatch):
     x, labels = blobs()
+    monkeypatch.setattr(training, "_WORK", 0)  # each step by a call of its own
     trainer = make(backend)
     step, calls = trainer._step, []
 

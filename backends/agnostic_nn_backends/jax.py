@@ -14,6 +14,7 @@ from . import processor
 
 __all__ = [
     "asarray",
+    "compiles",
     "describe",
     "devices",
     "double",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 version = jax.__version__
+compiles = True
 synchronize = jax.block_until_ready
 to_numpy = np.asarray
 vjp = jax.vjp
@@ -65,8 +67,12 @@ def _scatter_add(updates, index, rows):
     return zeros.at[index.astype(xp.int32)].add(updates)
 
 
-def _scan_as(leaf, step, carry, xs, reverse):
-    return jax.lax.scan(step, carry, xs, reverse=reverse)
+def _scan_as(leaf, step, carry, xs, reverse, then):
+    def both(carry, x):
+        carry, y = step(carry, x)
+        return carry, then(y)
+
+    return jax.lax.scan(both, carry, xs, reverse=reverse)
 
 
 def _layouts(rank):
