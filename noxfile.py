@@ -110,6 +110,14 @@ def proofs(session):
 
 
 @nox.session
+def bench(session):
+    """Time this library against others; `-- --help` says how to ask for less than an hour."""
+    others = nox.project.dependency_groups(PROJECT, "bench")
+    session.install("-e", ".[jax,compare]", "torch==2.13.0", *others)
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
 def newest(session):
     """The NumPy suite on the newest Python at hand."""
     python = newest_python()

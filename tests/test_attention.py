@@ -8,6 +8,7 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn.layers.positions import angles, rotate
+from agnostic_nn.special import attend, attend_backward
 from agnostic_nn.trees import leaves, named_leaves, tree_map
 
 HOST = nn.backend("numpy").xp
@@ -214,9 +215,75 @@ def test_dropout_of_weights_is_that_of_a_mean_and_the_same_on_every_backend(back
     assert unchanged is state
 
 
+OWN = [  # (batch, heads, group, queries, keys, width), causal, mask, dropout
+    ((2, 3, 1, 5, 5, 4), True, None, False),
+    ((1, 2, 1, 1, 1, 1), False, None, False),
+    ((0, 2, 1, 3, 4, 2), True, None, False),
+    ((2, 2, 3, 70, 40, 2), False, "keys", True),
+    ((3, 2, 2, 65, 66, 3), True, "pairs", True),
+    ((2, 3, 2, 40, 90, 1), True, None, False),
+    ((5, 3, 1, 130, 130, 4), True, "keys", False),
+    ((70, 3, 1, 20, 21, 2), False, None, False),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "widest"])
+@pytest.mark.parametrize(("sizes", "causal", "mask", "dropout"), OWN, ids=str)
+def test_a_version_of_ones_own_attends_as_the_standard_one_does(
+    backend, widest, sizes, causal, mask, dropout, dtype
+):
+    """In pieces or not, wherever numbers lie in memory, and where a query sees no key at all."""
+    standard = [f.dispatch(object) for f in (attend, attend_backward)]
+    if attend.dispatch(type(backend.asarray(np.ones(1, "float32")))) is standard[0]:
+        pytest.skip(f"{backend.name} has no version of its own")
+    dtype = widest if dtype == "widest" else dtype
+    generator, (*heads, time, keys, width) = np.random.default_rng(0), sizes
+    few, all_heads = (*heads[:2], keys, width), (*heads, time, width)
+    draws = [generator.standard_normal(s).astype(dtype) for s in (all_heads, few, few, all_heads)]
+    allowed = kept = ()
+    if mask:
+        allowed = generator.random((heads[0], 1, 1, 1 if mask == "keys" else time, keys)) < 0.5
+        allowed[-1:] = False
+        allowed = backend.asarray(allowed)
+    if dropout:
+        kept = (generator.random((*heads, time, keys)) < 0.75).astype(dtype) * np.asarray(
+            4 / 3, dtype
+        )
+        kept = backend.asarray(kept)
+
+    def run(forward, backward, query, key, value, dy):
+        o, cache = forward(query, key, value, allowed, kept, causal=causal)
+        slopes = backward(query, key, value, allowed, kept, o, cache, dy, causal=causal)
+        return backend.to_numpy((o, *slopes))
+
+    expected = run(*standard, *backend.asarray(tuple(draws)))
+    for axis, place in [(0, 0), (0, 1), (-2, 1), (-1, 0)]:
+        there = [backend.asarray(np.moveaxis(x, axis, place)) for x in draws]
+        there = [backend.xp.moveaxis(x, place, axis) for x in there]
+        for x, wanted in zip(run(attend, attend_backward, *there), expected, strict=True):
+            assert (x.dtype, x.shape) == (dtype, wanted.shape)
+            # sums of up to 400 products of numbers of order 1, in another order: measured 8 eps
+            atol = 32 * np.finfo(dtype).eps * np.max(abs(wanted), initial=1.0)
+            np.testing.assert_allclose(x, wanted, rtol=0, atol=atol)
+        for x, before in zip(there, draws, strict=True):
+            np.testing.assert_array_equal(backend.to_numpy(x), before)
+
+
+@pytest.mark.parametrize("more", [0, 17])
+@pytest.mark.parametrize("causal", [False, True])
+def test_scores_may_be_as_large_as_they_come_and_nan_stays_nan(backend, widest, causal, more):
+    """Of scores far apart the largest takes all, those of a query of 0 are equal."""
+    query = np.asarray([1.0, -1.0, 0.0, math.nan], widest).reshape(1, 1, 1, 4, 1)
+    key = np.asarray([3e4, 1e4, -3e4, *[0.0] * more], widest).reshape(1, 1, -1, 1)
+    value = np.asarray([1.0, 2.0, 3.0, *[2.0] * more], widest).reshape(1, 1, -1, 1)
+    o, _ = attend(*backend.asarray((query, key, value)), causal=causal)
+    expected = [1.0, 2.0 if causal else 3.0, 2.0, math.nan]
+    np.testing.assert_allclose(backend.to_numpy(o).ravel(), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("given", [{}, {"mask": (9,)}, {"memory": (11, 6), "mask": (11,)}], ids=str)
 def test_nothing_is_kept_but_what_the_derivation_names(given):
-    """Of x, Q, K, V, P, O and the memory, each once: no scores, no mask, no second copy."""
+    """x, Q, K, V, O, memory and mask, each once; on NumPy two numbers a row stand for P."""
     layer = nn.MultiHeadAttention(4, key_heads=2, causal=True, rotary=True)
     shape = {"x": (9, 8), **given}
     params, state = made(layer, shape, "float32")
@@ -226,8 +293,9 @@ def test_nothing_is_kept_but_what_the_derivation_names(given):
         x["mask"] = x["mask"] > 0
     _, _, cache = layer.forward(params, state, x, train=True)
     keys = 11 if "memory" in given else 9
-    kept = {"x": 9 * 8, "Q": 9 * 8, "K": keys * 4, "V": keys * 4, "P": 4 * 9 * keys, "O": 9 * 8}
+    kept = {"x": 9 * 8, "Q": 9 * 8, "K": keys * 4, "V": keys * 4, "P": 2 * 4 * 9, "O": 9 * 8}
     kept["memory"] = 11 * 6 if "memory" in given else 0
+    kept["mask"] = keys / 4 if "mask" in given else 0  # a byte each, numbers have four
     assert sum(leaf.nbytes for leaf in leaves(cache)) == 4 * 3 * sum(kept.values())
 
 
@@ -262,6 +330,36 @@ def test_the_parameters_of_a_block_read_like_it():
     keys = dict(named_leaves(state))
     assert set(keys) == {f"{part}_dropout.key" for part in ("attention", "cross", "feed")}
     assert len({leaf.tobytes() for leaf in keys.values()}) == 3
+
+
+def marked(layer):
+    """A layer like this one whose `predict` asks for one more thing: to be told apart."""
+    asked = []
+
+    class Marked(type(layer)):
+        def predict(self, params, state, x):
+            asked.append(x)
+            return super().predict(params, state, x)
+
+    return Marked(**vars(layer)), asked
+
+
+@pytest.mark.parametrize("name", ["attention", "cross", "activation", "norm"])
+def test_a_block_predicts_by_what_its_parts_predict(draw, widest, name):
+    """So nothing is kept on the way that only `backward` would ask for."""
+    parts = {
+        "attention": nn.MultiHeadAttention(2, causal=True),
+        "cross": nn.MultiHeadAttention(1),
+        "activation": nn.GELU(),
+        "norm": nn.LayerNorm(),
+    }
+    part, asked = marked(parts[name])
+    block = nn.TransformerBlock(hidden=6, **parts | {name: part})
+    x = {"x": draw(2, 3, 4), "memory": draw(2, 5, 7)}
+    params, state = made(block, {"x": (3, 4), "memory": (5, 7)}, widest)
+    y = block.predict(params, state, x)
+    np.testing.assert_array_equal(y, block.forward(params, state, x)[0])
+    assert len(asked) == (3 if name == "norm" else 1)
 
 
 def test_sines_and_cosines_are_those_of_the_paper(backend, widest, epsilon):

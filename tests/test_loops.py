@@ -15,9 +15,11 @@ def loop(way):
     if way == "native":
         return scan
     standard = scan_as.dispatch(object)
-    return lambda step, carry, xs, *, reverse=False: standard(
-        leaves(xs)[0], step, carry, xs, reverse
-    )
+
+    def scan_by_the_standard(step, carry, xs, *, reverse=False, then=lambda y: y):
+        return standard(leaves(xs)[0], step, carry, xs, reverse, then)
+
+    return scan_by_the_standard
 
 
 def step(carry, now):
@@ -60,6 +62,28 @@ def test_a_loop_carries_a_tree_and_stacks_what_each_step_makes(
         for (name, ours), (_, theirs) in pairs:
             assert ours.dtype == theirs.dtype, name
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
+
+
+@ways
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_what_a_loop_makes_is_handed_out_as_then_makes_it(backend, widest, way, reverse):
+    """Of each y or of all at once: the same, with fewer parts here than each step made."""
+    xs = np.arange(6).astype(widest).reshape(3, 2)
+
+    def run(xs):
+        def step(total, x):
+            return total + x, {"total": total, "x": x}
+
+        def then(y):
+            return (y["total"] * y["x"],)
+
+        return loop(way)(step, xs[0, :], xs, reverse=reverse, then=then)
+
+    total, (found,) = backend.to_numpy(backend.jit(run)(backend.asarray(xs)))
+    before = np.cumsum([xs[0], *(xs[::-1] if reverse else xs)], axis=0)
+    expected = before[:-1] * (xs[::-1] if reverse else xs)
+    np.testing.assert_array_equal(found, expected[::-1] if reverse else expected)
+    np.testing.assert_array_equal(total, before[-1])
 
 
 @ways

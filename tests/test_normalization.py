@@ -5,6 +5,7 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn.arrays import Rows
+from agnostic_nn.special import normalize_rows, normalize_rows_backward
 
 
 def run(backend, layer, params, state, x, dy=None, train=True):
@@ -49,6 +50,39 @@ def test_rms_norm_keeps_the_mean_and_divides_by_the_root_of_the_mean_square(
     y, *_ = run(backend, nn.RMSNorm(epsilon=0.0), params, {}, x)
     expected = [[1.2, 3.2, 0.0, -0.0], [1.0, 2.0, 1.0, -1.0], [-1.0, 2.0, 1.0, -1.0]]
     np.testing.assert_allclose(y, expected, rtol=0, atol=4 * epsilon)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "widest"])
+@pytest.mark.parametrize("given", [(), ("scale",), ("bias",), ("scale", "bias")], ids=str)
+@pytest.mark.parametrize("shape", [(2, 5, 7), (33, 40), (0, 3), (1, 1)], ids=str)
+def test_a_version_of_ones_own_normalizes_rows_as_the_standard_one_does(
+    backend, widest, draw, shape, given, dtype
+):
+    """Of numbers whose mean is far larger than their spread, and wherever they lie in memory."""
+    ways = [normalize_rows, normalize_rows_backward]
+    standard = [f.dispatch(object) for f in ways]
+    if ways[0].dispatch(type(backend.asarray(np.ones(1, "float32")))) is standard[0]:
+        pytest.skip(f"{backend.name} has no version of its own")
+    dtype = widest if dtype == "widest" else dtype
+    x, dy = ((draw(*shape) + mean).astype(dtype) for mean in (30.0, 0.0))
+    scale, bias = (draw(shape[-1]).astype(dtype) if n in given else None for n in ("scale", "bias"))
+
+    def run(forward, backward, x, dy):
+        there = [None if a is None else backend.asarray(a) for a in (scale, bias)]
+        y, cache = forward(x, *there, 0.1)
+        found = [y, *backward(dy, *there, cache)]
+        return [None if a is None else backend.to_numpy(a) for a in found]
+
+    expected = run(*standard, *backend.asarray((x, dy)))
+    turned = [backend.xp.moveaxis(backend.asarray(np.moveaxis(a, -1, 0)), 0, -1) for a in (x, dy)]
+    for arrays in (backend.asarray((x, dy)), turned):
+        for found, wanted in zip(run(*ways, *arrays), expected, strict=True):
+            assert (found is None) == (wanted is None)
+            if wanted is not None:
+                assert (found.dtype, found.shape) == (dtype, wanted.shape)
+                # μ = 30 over s ≥ √0.1 brings 100 eps, sums of up to 40 numbers of order 1 less
+                atol = 400 * np.finfo(dtype).eps * np.max(abs(wanted), initial=1.0)
+                np.testing.assert_allclose(found, wanted, rtol=0, atol=atol)
 
 
 EVERY = [nn.LayerNorm, nn.RMSNorm, nn.InstanceNorm, lambda **k: nn.GroupNorm(2, **k), nn.BatchNorm]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn.special import slide, unslide
+from agnostic_nn.special import largest, largest_input, pad, slide, surround, unslide
 
 ways = pytest.mark.parametrize("way", ["native", "standard"])
 
@@ -83,20 +83,26 @@ def windows_of(lengths, window, stride, padding, dilation):
 
 GEOMETRIES = [  # lengths, window, stride, padding, dilation
     ((7,), (3,), (2,), ((1, 1),), (1,)),
+    ((6, 4), (2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1)),  # each place is in one window
+    ((7, 5), (2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1)),  # or in none
+    ((4, 6), (2, 2), (2, 2), ((1, 0), (0, 0)), (1, 1)),
+    ((4, 4), (2, 1), (2, 2), ((0, 0), (0, 0)), (1, 1)),
+    ((6, 6), (2, 2), (2, 2), ((1, 1), (1, 1)), (1, 1)),
     ((5, 6), (2, 3), (1, 2), ((1, 0), (2, 1)), (1, 1)),
     ((6, 5), (3, 2), (2, 1), ((2, 2), (0, 1)), (2, 1)),
     ((3, 4, 5), (2, 3, 1), (2, 1, 2), ((0, 1), (1, 1), (0, 0)), (1, 1, 1)),
+    ((4, 4, 5), (2, 2, 2), (2, 1, 2), ((1, 1), (0, 0), (0, 0)), (1, 1, 3)),
 ]
 each_geometry = pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 
 
+@ways
 @each_geometry
-def test_max_pooling_looks_at_every_place_of_a_window(backend, geometry):
-    """By hand on whole numbers, many of them equal: the first largest has the gradient."""
-    lengths = geometry[0]
+def test_the_first_of_the_largest_in_a_window_is_kept_and_has_the_gradient(backend, way, geometry):
+    """By hand on whole numbers, many of them equal."""
+    lengths, *spans = geometry
     draw = np.random.default_rng(0)
     x = draw.integers(-3, 0, (2, *lengths, 2)).astype("float32")
-    layer = (nn.MaxPool1D, nn.MaxPool2D, nn.MaxPool3D)[len(lengths) - 1](*geometry[1:])
     places = dict(windows_of(*geometry))
     out = tuple(np.max(list(places), axis=0) + 1)
     dy = draw.integers(1, 9, (2, *out, 2)).astype("float32")
@@ -107,9 +113,44 @@ def test_max_pooling_looks_at_every_place_of_a_window(backend, geometry):
             first = max(seen, key=lambda place: x[place])  # Python's max takes the first, too
             expected[(example, *index, channel)] = x[first]
             dx[first] += dy[(example, *index, channel)]
-    found = run(backend, layer, x, dy)
-    np.testing.assert_array_equal(found[0], expected)
-    np.testing.assert_array_equal(found[1], dx)
+    pool, unpool = (f if way == "native" else f.dispatch(object) for f in (largest, largest_input))
+
+    def both(x, dy):
+        y, which = pool(x, *spans)
+        return y, unpool(dy, which, lengths, *spans)
+
+    found = backend.to_numpy(backend.jit(both)(*backend.asarray((x, dy))))
+    for got, want in zip(found, (expected, dx), strict=True):
+        assert got.dtype == "float32"
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("layer", [nn.MaxPool2D(2), nn.MaxPool2D(2, stride=1)], ids=str)
+def test_what_was_not_the_largest_has_no_gradient_however_large_it_is(backend, layer):
+    """Not even 0 · ∞."""
+    x = np.arange(16, dtype="float32").reshape(1, 4, 4, 1)
+    y, _ = run(backend, layer, x)
+    for bad in (math.inf, math.nan):
+        _, dx = run(backend, layer, x, np.full_like(y, bad))
+        np.testing.assert_array_equal(dx, np.where(np.isin(x, y), np.float32(bad), 0))
+
+
+@ways
+@pytest.mark.parametrize("value", [0.0, -math.inf])
+@pytest.mark.parametrize("pads", [((1, 2),), ((0, 3), (1, 0)), ((1, 0), (0, 0), (0, 2))], ids=str)
+def test_a_value_is_put_around_the_inner_axes(backend, widest, way, value, pads):
+    x = np.arange(2.0 * 3 ** len(pads) * 2, dtype=widest).reshape(2, *(3,) * len(pads), 2)
+    function = surround if way == "native" else surround.dispatch(object)
+    found = backend.to_numpy(backend.jit(lambda x: function(x, pads, value))(backend.asarray(x)))
+    expected = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=value)
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_padding_below_0_cuts_away_and_may_leave_nothing_but_padding(backend):
+    x = backend.asarray(np.arange(1.0, 4.0, dtype="float32").reshape(1, 3, 1))
+    for pads, expected in [((-1, 2), [2, 3, 0, 0]), ((1, -2), [0, 1]), ((-4, 3), [0, 0])]:
+        np.testing.assert_array_equal(backend.to_numpy(pad(x, (pads,)))[0, :, 0], expected)
 
 
 @each_geometry

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
+from agnostic_nn.layers.recurrent import _Recurrent
 from agnostic_nn.trees import leaves, named_leaves, tree_map
 
 BOTH = {"depth": 2, "bidirectional": True, "final": True}
@@ -98,6 +99,42 @@ def test_each_step_is_the_formula(draw, epsilon, made, run, layer, cell):
         h, c = cell(x[:, t] @ p["weight"] + p["bias"], p, h, c)
         ys.append(h)
     assert_alike(run(layer, params, x)["y"], np.stack(ys, axis=1), 32 * epsilon)
+
+
+class BySteps(nn.LSTM):
+    """Which no backend is given whole."""
+
+    _run, _run_back = _Recurrent._run, _Recurrent._run_back
+
+
+WHOLE = [
+    {},
+    {"bidirectional": True, "sequence": False},
+    {"depth": 2, "bidirectional": True, "final": True},
+]
+
+
+@pytest.mark.parametrize("options", WHOLE, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "widest"])
+@pytest.mark.parametrize(("rows", "time"), [(3, 1), (1, 8), (2, 21), (0, 5)], ids=str)
+def test_a_version_of_ones_own_of_an_lstm_is_its_formulas(
+    backend, draw, widest, made, run, rows, time, dtype, options
+):
+    """From any state, of arrays laid out in any way, also where it only predicts."""
+    dtype, layer = widest if dtype == "widest" else dtype, nn.LSTM(5, **options)
+    own = nn.special.lstm.dispatch(type(backend.asarray(np.ones(1, dtype))))
+    if own is nn.special.lstm.dispatch(object):
+        pytest.skip(f"{backend.name} has none of its own")
+    params, x = made(layer, 3), draw(3, time, rows).transpose(2, 1, 0)
+    params, given = tree_map(
+        lambda leaf: leaf.astype(dtype), (params, {"x": x, "state": states(draw, layer, rows)})
+    )
+    found, expected = run(layer, params, given), run(BySteps(5, **options), params, given)
+    tolerance = 16 * float(np.finfo(dtype).eps)
+    assert_alike(found, expected, tolerance)
+    there = backend.asarray((params, given))
+    predicted = backend.to_numpy(layer.predict(there[0], {}, there[1]))
+    assert_alike({"y": predicted}, {"y": expected["y"]}, tolerance)
 
 
 TWO_WAYS = {"bidirectional": True, "final": True}
@@ -201,32 +238,47 @@ def flat(a):
     return math.exp(-a) / (1 + math.exp(-a)) ** 2
 
 
-FLAT = [  # a layer of width 1, what is driven how far, and dL/dbias of it for dy = 1
-    (nn.RNN(1), 0, 20.0, lambda a: 4 * flat(2 * a)),
-    (nn.GRU(1), 1, 30.0, lambda a: -math.tanh(1.0) * flat(a)),
-    (nn.LSTM(1), 3, 30.0, lambda a: math.tanh(math.tanh(1.0) / 2) * flat(a)),
+TANH, SIGMA = math.tanh(1.0), 1 / (1 + math.exp(-1.0))
+FLAT = [  # a layer of width 1, its bias, and which entry of dL/dbias is what for dy = 1
+    (nn.RNN(1), (20.0,), 0, 4 * flat(40.0)),
+    (nn.GRU(1), (0.0, 30.0, 1.0), 1, -TANH * flat(30.0)),
+    (nn.GRU(1), (0.0, 30.0, 1.0), 2, (1 - TANH**2) / (1 + math.exp(30.0))),
+    (nn.LSTM(1), (0.0, 0.0, 20.0, 1.0), 2, SIGMA * (1 - math.tanh(0.5) ** 2) / 2 * 4 * flat(40.0)),
+    (nn.LSTM(1), (0.0, 0.0, 1.0, 30.0), 3, math.tanh(TANH / 2) * flat(30.0)),
 ]
 
 
-@pytest.mark.parametrize(("layer", "place", "driven", "slope"), FLAT, ids=lambda v: str(v)[:4])
+@pytest.mark.parametrize(("layer", "bias", "place", "slope"), FLAT, ids=lambda v: str(v)[:20])
 def test_a_gate_that_is_wide_open_keeps_its_slope(
-    backend, widest, epsilon, layer, place, driven, slope
+    backend, widest, epsilon, layer, bias, place, slope
 ):
-    """1 - y of a rounded y = 1 has no digit left. The gates before `place` are at 0, others at 1.
+    """1 - y of a rounded y = 1 has no digit left.
 
     exp multiplies a relative error of its argument by that argument.
     """
-    bias = np.asarray([0.0] * place + [driven] + [1.0] * (layer.gates - 1 - place), widest)
-    if isinstance(layer, nn.LSTM):
-        bias[2] = 1.0
     xp = nn.backend("numpy").xp
     params, _, _ = layer.init(nn.random.key(0, xp=xp), (1, 1), getattr(xp, widest))
     (p,) = [one["forward"] for one in params]
-    params = backend.asarray(({"forward": p | {"bias": bias}},))
+    params = backend.asarray(({"forward": p | {"bias": np.asarray(bias, widest)}},))
     y, _, cache = layer.forward(params, {}, backend.asarray(np.zeros((1, 1, 1), widest)))
     _, grads = layer.backward(params, cache, backend.xp.ones_like(y))
     found = backend.to_numpy(grads[0]["forward"]["bias"])[place]
-    np.testing.assert_allclose(found, slope(driven), rtol=4 * driven * epsilon)
+    np.testing.assert_allclose(found, slope, rtol=4 * max(bias) * epsilon)
+
+
+@pytest.mark.parametrize("way", ["whole", "by steps"])
+def test_a_memory_that_is_far_out_keeps_its_slope(backend, draw, widest, epsilon, made, way):
+    """dL/dc₀ of the first step has the factor tanh'(c), c = σ(f) c₀ + σ(i) tanh(g) near 20."""
+    layer = nn.LSTM(1, forget_bias=40.0) if way == "whole" else BySteps(1, forget_bias=40.0)
+    xp = nn.backend("numpy").xp
+    params, _, _ = layer.init(nn.random.key(0, xp=xp), (1, 1), getattr(xp, widest))
+    zero, far = np.zeros((1, 1), widest), np.full((1, 1), 20.0, widest)
+    given = {"x": zero[None], "state": ({"forward": {"h": zero, "c": far}},)}
+    params, given = backend.asarray((params, given))
+    y, _, cache = layer.forward(params, {}, given)
+    dx, _ = layer.backward(params, cache, backend.xp.ones_like(y))
+    found = backend.to_numpy(dx)["state"][0]["forward"]["c"]
+    np.testing.assert_allclose(found, 0.5 * 4 * flat(40.0), rtol=160 * epsilon)
 
 
 @pytest.mark.parametrize("layer", [nn.RNN(2), nn.GRU(2), nn.GRU(2, "before"), nn.LSTM(2)], ids=str)

@@ -6,6 +6,7 @@ from decimal import Decimal, localcontext
 import numpy as np
 import pytest
 
+import agnostic_nn as nn
 from agnostic_nn import random, special
 from agnostic_nn.special import (
     all_finite,
@@ -21,15 +22,24 @@ from agnostic_nn.trees import tree_map
 
 DISPATCHED = [
     all_finite,
+    special.attend,
+    special.attend_backward,
     special.barrier_as,
     special.convolve,
     special.convolve_input,
     special.convolve_weight,
+    special.largest,
+    special.largest_input,
     erf,
+    special.normalize_rows,
+    special.normalize_rows_backward,
+    special.lstm,
+    special.lstm_backward,
     scan_as,
     scatter_add,
     select,
     special.sum_rows,
+    special.surround,
     special.unslide,
     random.words,
 ]
@@ -88,7 +98,7 @@ def test_erf_is_one_to_the_last_bit_far_out(backend, widest, way, dtype):
 @ways
 @pytest.mark.parametrize(
     ("count", "width", "rows"),
-    [(0, 3, 5), (1, 1, 1), (257, 5, 129), (1001, 3, 1), (64, 33, 1000)],
+    [(0, 3, 5), (1, 1, 1), (257, 5, 129), (1001, 3, 1), (64, 33, 1000), (5000, 7, 50)],
     ids=str,
 )
 def test_scatter_add_sums_what_falls_on_each_row(backend, widest, way, count, width, rows):
@@ -113,6 +123,16 @@ def test_scatter_add_takes_an_index_too_narrow_for_the_number_of_rows(backend, w
     total = call(backend, lambda updates, index: function(updates, index, 600), updates, index)
     np.testing.assert_array_equal(total[:6, 0], [1, 0, 0, 0, 0, 2])
     np.testing.assert_array_equal(total[6:], 0)
+
+
+@pytest.mark.parametrize("count", [3, 5000])
+def test_a_row_that_is_not_there_is_an_error_on_numpy_and_no_write_elsewhere(count):
+    """However many there are: SciPy's matrix, which is for many, would not look."""
+    nn.backend("numpy")
+    index = np.zeros(count, np.int32)
+    index[-1] = 7
+    with pytest.raises(IndexError, match="index 7 is out of bounds"):
+        scatter_add(np.ones((count, 2), np.float32), index, 7)
 
 
 @ways
@@ -145,7 +165,7 @@ def test_select_takes_one_tree_or_the_other_whole(backend, draw, way, holds):
     new, old = (one, other) if holds else (other, one)
     function = take(way, select)
     for jit in (backend.jit, lambda function: function):
-        chosen = jit(lambda x, new, old: function(backend.xp.sum(x) > 0, new, old))(
+        chosen = jit(lambda x, new, old: function(backend.xp.sum(x) > 0, lambda: new, old))(
             *backend.asarray((np.asarray([1.0 if holds else -1.0], np.float32), new, old))
         )
         tree_map(np.testing.assert_array_equal, backend.to_numpy(chosen), one)

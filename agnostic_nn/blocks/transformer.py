@@ -87,6 +87,7 @@ class TransformerBlock(Layer):
 
     def backward(self, params, cache, dy):
         given, *caches = cache
+        del cache  # so that each entry goes when it is spent
         layers, grads, dmemory = self._layers(_width(params)), {}, None
 
         def back(name, dy):
@@ -101,6 +102,15 @@ class TransformerBlock(Layer):
                 dx, dmemory = dx["x"], dx.get("memory", dmemory)
             dy = dy + (back(f"{name}_norm", dx) if self.pre_norm else dx)
         return beside_x(self, dy, (None, dmemory, None), given), grads
+
+    def predict(self, params, state, x):
+        x, beside, _ = self._inputs(x)
+        layers = self._layers(_width(params))
+
+        def run(name, x):
+            return layers[name].predict(params[name], state[name], x)
+
+        return self._chain(run, x, beside)
 
     def begin(self, params, state, x, length):
         x, beside, _ = self._inputs(x)

@@ -1,93 +1,22 @@
-"""Attention: every position asks all others, and takes a mean of their answers.
+"""Attention layers: what is asked is a map of x, and so is what answers.
 
-For one head, with queries Q (t, d), keys K (s, d) and values V (s, d) as rows,
-
-    S = Q Kᵀ / √d        P = softmax(S), row by row, over the keys allowed        O = P V
-
-(Vaswani et al., arXiv:1706.03762, eq. 1). P is 0 at a key that a mask forbids. A row without
-any key allowed is all 0, and so is its O: a mean of nothing.
-
-Gradient
---------
-With dL = Σ dO · (dP V + P dV), a product of matrices as in `Dense`,
-
-    dV = Pᵀ dO        g = dO Vᵀ, which is dL/dP
-
-A row of P changes with its row of S by ∂Pⱼ/∂Sₖ = Pⱼ ([j = k] - Pₖ) (Bishop, PRML, eq. 4.106;
-the shift by the row's largest cancels), hence
-
-    dS = P ∘ (g - Σ g ∘ P)        Σ along each row
-
-A forbidden key has P = 0, therefore dS = 0: no gradient passes, and a row of zeros passes
-none at all. S is linear in either factor:
-
-    dQ = dS K / √d        dK = dSᵀ Q / √d
-
-Dropout of P to P ∘ M (M is 0 or 1 / (1 - rate)) puts P ∘ M in place of P in O and dV, and
-g ∘ M in place of g in dS. Where several heads of Q share one head of K and V (Ainslie et al.,
-arXiv:2305.13245), their queries are so many more rows of Q, and the sums in dK and dV run
-over them all.
-
-Kept for that are Q / √d, K, V, P and, for the map that follows, O. P is the largest of them
-where sequences are longer than heads are wide. To compute it anew would be a seventh product
-beside these six, and is not done here: a block that forgets is `Recompute`.
+The mean that each head takes, and its gradient, are derived in `special.attention`. Kept for
+that are Q, K, V, O, which the map that follows keeps as well, and what else `attend` leaves.
+A block that keeps less is `Recompute`.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..arrays import device, expect, expect_count, expect_number, expect_positive, namespace
 from ..initializers import Initializer, glorot_uniform
 from ..random import bernoulli, split
+from ..special import attend, attend_backward
 from .base import Layer
 from .dense import Dense
 from .positions import angles, expect_sequence, rotate
 
 __all__ = ["MultiHeadAttention", "beside_x", "inputs_by_name"]
-
-
-def _attend(query, key, value, allowed=None, kept=()):
-    """O and P as above, from queries that were divided by √d.
-
-    query: (batch, heads, group, t, d); key, value: (batch, heads, s, d); allowed: booleans
-    that broadcast to P (batch, heads, group, t, s); kept: M like P, or () for none. O is
-    shaped like query.
-    """
-    xp = namespace(query)
-    scores = _rows(query) @ xp.matrix_transpose(key)
-    scores = xp.reshape(scores, (*query.shape[:-1], key.shape[-2]))
-    if allowed is not None:
-        # not -inf: a row of them would make NaN, and CuPy's max was once wrong about it
-        scores = xp.where(allowed, scores, float(xp.finfo(scores.dtype).min))
-    weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
-    if allowed is not None:
-        weights = xp.where(allowed, weights, 0.0)
-    total = xp.sum(weights, axis=-1, keepdims=True)
-    weights = weights / xp.where(total == 0, 1.0, total)
-    heads = _rows(_dropped(weights, kept)) @ value
-    return xp.reshape(heads, query.shape), weights
-
-
-def _attend_backward(query, key, value, weights, kept, dy):
-    """dL/d(Q / √d), dL/dK and dL/dV from dy = dL/dO, as derived above."""
-    xp = namespace(dy)
-    dvalue = xp.matrix_transpose(_rows(_dropped(weights, kept))) @ _rows(dy)
-    g = xp.reshape(_rows(dy) @ xp.matrix_transpose(value), weights.shape)
-    g = _dropped(g, kept)
-    dscores = _rows(weights * (g - xp.sum(g * weights, axis=-1, keepdims=True)))
-    dquery = xp.reshape(dscores @ key, query.shape)
-    return dquery, xp.matrix_transpose(dscores) @ _rows(query), dvalue
-
-
-def _dropped(weights, kept):
-    return weights if isinstance(kept, tuple) else weights * kept
-
-
-def _rows(x):
-    """(batch, heads, group, t, n) -> (batch, heads, group · t, n)."""
-    batch, heads, group, time, width = x.shape
-    return namespace(x).reshape(x, (batch, heads, group * time, width))
 
 
 def _split(x, heads):
@@ -114,8 +43,8 @@ class MultiHeadAttention(Layer):
     """y = [O₁ … Oₕ] W + b, the heads side by side, each the mean that attention takes.
 
     Q, K and V of a head are columns of affine maps: Q of x, K and V of x too, or of another
-    sequence, the memory (Vaswani et al., arXiv:1706.03762, sec. 3.2.2). O and the whole
-    gradient are derived at the head of this file.
+    sequence, the memory (Vaswani et al., arXiv:1706.03762, sec. 3.2.2). O and the gradients
+    of Q, K and V are derived in `special.attention`; the rest of the chain is that of `Dense`.
 
     x: (batch, time, width), alone or in a dict of inputs, beside
 
@@ -200,20 +129,19 @@ class MultiHeadAttention(Layer):
         query = self._queries(params, x, times)
         key, value = self._keys(params, source, places)
         shape = (*query.shape[:-1], key.shape[-2])
-        allowed = self._allowed(named.get("mask"), times, places, shape)
-        kept = ()
+        allowed, kept = _allowed(named.get("mask"), shape), ()
         if train and self.dropout:
             keys = split(state["key"], 2)
             kept, state = bernoulli(keys[0, :], 1.0 - self.dropout, shape), {"key": keys[1, :]}
             kept = namespace(x).astype(kept, x.dtype) * (1.0 / (1.0 - self.dropout))
-        heads, weights = _attend(query, key, value, allowed, kept)
+        heads, spent = attend(query, key, value, allowed, kept, causal=self.causal)
         joined = self._joined(heads)
         memory = named.get("memory", ())
-        cache = (x, memory, given, query, key, value, weights, kept, joined)
+        cache = (x, memory, given, query, key, value, allowed, kept, spent, joined)
         return self._map(params, "output", joined), state, cache
 
     def backward(self, params, cache, dy):
-        x, memory, given, query, key, value, weights, kept, joined = cache
+        x, memory, given, query, key, value, allowed, kept, spent, joined = cache
         source = x if isinstance(memory, tuple) else memory
         grads = {}
 
@@ -222,8 +150,10 @@ class MultiHeadAttention(Layer):
             return dx
 
         dheads = self._grouped(back("output", joined, dy), value.shape[1])
-        dquery, dkey, dvalue = _attend_backward(query, key, value, weights, kept, dheads)
-        dquery = dquery * (1.0 / math.sqrt(query.shape[-1]))
+        heads = self._grouped(joined, value.shape[1])
+        dquery, dkey, dvalue = attend_backward(
+            query, key, value, allowed, kept, heads, spent, dheads, causal=self.causal
+        )
         if self.rotary:
             dquery = rotate(dquery, -self._angles(query, _positions(x)))
             dkey = rotate(dkey, -self._angles(key, _positions(source)))
@@ -269,9 +199,10 @@ class MultiHeadAttention(Layer):
                 mask = new["mask"] = xp.where(here, mask, memory["mask"])
         memory = memory | new
         query = self._queries(params, x, now)
-        shape = (*query.shape[:-1], places.shape[0])
-        allowed = self._allowed(mask, now, places, shape)
-        heads, _ = _attend(query, memory["key"], memory["value"], allowed)
+        allowed = _allowed(mask, (*query.shape[:-1], places.shape[0]))
+        if self.causal:
+            allowed = places <= now if mask is None else xp.logical_and(allowed, places <= now)
+        heads, _ = attend(query, memory["key"], memory["value"], allowed)
         return self._map(params, "output", self._joined(heads)), memory
 
     def _dense(self, params):
@@ -284,10 +215,9 @@ class MultiHeadAttention(Layer):
         return angles(like, positions, like.shape[-1], self.base)
 
     def _queries(self, params, x, positions):
-        """Q / √d, turned to `positions` if need be, as (batch, key heads, group, time, d)."""
+        """Q, turned to `positions` if need be, as (batch, key heads, group, time, d)."""
         expect_sequence("MultiHeadAttention", x.shape[1:])
         query = self._grouped(self._map(params, "query", x), self.key_heads or self.heads)
-        query = query * (1.0 / math.sqrt(query.shape[-1]))
         return rotate(query, self._angles(query, positions)) if self.rotary else query
 
     def _keys(self, params, x, positions):
@@ -309,21 +239,18 @@ class MultiHeadAttention(Layer):
         batch, _, _, time, width = x.shape
         return _join(namespace(x).reshape(x, (batch, self.heads, time, width)))
 
-    def _allowed(self, mask, times, places, shape):
-        """Which keys count for which query, as booleans that broadcast to `shape`; None for all."""
-        xp = namespace(times)
-        causal = places[None, :] <= times[:, None] if self.causal else None
-        if mask is None:
-            return causal
-        batch, _, _, time, keys = shape
-        if mask.dtype != xp.bool:
-            raise TypeError(f"expected a boolean mask, got {mask.dtype}")
-        fits = mask.shape in ((batch, keys), (batch, time, keys))
-        expect(
-            fits, "expected a mask {} or {}, got {}", (batch, keys), (batch, time, keys), mask.shape
-        )
-        mask = xp.reshape(mask, (batch, 1, 1, 1 if mask.ndim == 2 else time, keys))
-        return mask if causal is None else xp.logical_and(mask, causal)
+
+def _allowed(mask, shape):
+    """Which keys a mask lets through, as booleans that broadcast to `shape`; () for all."""
+    if mask is None:
+        return ()
+    xp = namespace(mask)
+    batch, _, _, time, keys = shape
+    if mask.dtype != xp.bool:
+        raise TypeError(f"expected a boolean mask, got {mask.dtype}")
+    fits = mask.shape in ((batch, keys), (batch, time, keys))
+    expect(fits, "expected a mask {} or {}, got {}", (batch, keys), (batch, time, keys), mask.shape)
+    return xp.reshape(mask, (batch, 1, 1, 1 if mask.ndim == 2 else time, keys))
 
 
 def inputs_by_name(layer, x):

@@ -110,11 +110,14 @@ class _Convolution(Layer):
         return y, state, x
 
     def backward(self, params, cache, dy):
-        dx, dweight = self._gradients(cache, params["weight"], dy)
-        grads = {"weight": dweight}
+        dx = self._adjoint(dy, params["weight"], cache.shape[1:-1])
+        return dx, self.backward_params(params, cache, dy)
+
+    def backward_params(self, params, cache, dy):
+        grads = {"weight": self._correlate(cache, dy)}
         if self.bias:
             grads["bias"] = sum_rows(dy)
-        return dx, grads
+        return grads
 
     def _matrices(self, key, channels, dtype):
         """A weight for each group, drawn as a layer of its own, so that its fans are right."""
@@ -143,11 +146,11 @@ class _Convolution(Layer):
         self._out(lengths)  # refuses what is smaller than a window
         return convolve(x, weight, *self._spans(lengths))
 
-    def _gradients(self, x, weight, dy):
-        lengths = x.shape[1:-1]
-        spans = self._spans(lengths)
-        dx = convolve_input(dy, weight, lengths, *spans)
-        return dx, convolve_weight(x, dy, self.window, *spans)
+    def _adjoint(self, dy, weight, lengths):
+        return convolve_input(dy, weight, lengths, *self._spans(lengths))
+
+    def _correlate(self, x, dy):
+        return convolve_weight(x, dy, self.window, *self._spans(x.shape[1:-1]))
 
 
 @dataclass(frozen=True)
@@ -189,9 +192,11 @@ class _ConvTranspose(_Convolution):
         lengths = self._out(x.shape[1:-1])
         return convolve_input(x, weight, lengths, *self._spans(lengths))
 
-    def _gradients(self, x, weight, dy):
-        spans = self._spans(dy.shape[1:-1])
-        return convolve(dy, weight, *spans), convolve_weight(dy, x, self.window, *spans)
+    def _adjoint(self, dy, weight, lengths):
+        return convolve(dy, weight, *self._spans(dy.shape[1:-1]))
+
+    def _correlate(self, x, dy):
+        return convolve_weight(dy, x, self.window, *self._spans(dy.shape[1:-1]))
 
 
 class Conv1D(_Convolution):

@@ -60,19 +60,28 @@ class Dense(Layer):
         fan_in = weight.shape[0]
         expect(x.shape[-1:] == (fan_in,), "Dense takes (..., {}), got {}", fan_in, x.shape)
         expect(x.dtype == weight.dtype, "Dense holds {}, got {}", weight.dtype, x.dtype)
-        y = x @ weight
+        y = _rows(x) @ weight
         if self.bias:
             y += params["bias"]
-        return y, state, x
+        return _like(y, x), state, x
 
     def backward(self, params, cache, dy):
-        return dy @ params["weight"].T, self.backward_params(params, cache, dy)
+        dx = _like(_rows(dy) @ params["weight"].T, dy)
+        return dx, self.backward_params(params, cache, dy)
 
     def backward_params(self, params, cache, dy):
-        xp = namespace(dy)
-        fan_in, width = params["weight"].shape
-        x, rows = xp.reshape(cache, (-1, fan_in)), xp.reshape(dy, (-1, width))
-        grads = {"weight": x.T @ rows}
+        rows = _rows(dy)
+        grads = {"weight": _rows(cache).T @ rows}
         if self.bias:
             grads["bias"] = sum_rows(rows)
         return grads
+
+
+def _rows(x):
+    """x (..., n) as one matrix: NumPy takes a product of more axes for many small ones."""
+    return x if x.ndim == 2 else namespace(x).reshape(x, (-1, x.shape[-1]))
+
+
+def _like(rows, x):
+    """Rows (count, n) in the places of those of x (..., m)."""
+    return rows if x.ndim == 2 else namespace(rows).reshape(rows, (*x.shape[:-1], rows.shape[-1]))

@@ -114,14 +114,17 @@ class Unembedding(Layer):
             If x belongs to another array library.
         """
         weight = params["weight"]
-        namespace(x, weight)
-        width = weight.shape[1]
+        xp = namespace(x, weight)
+        count, width = weight.shape
         expect(x.shape[-1:] == (width,), "Unembedding takes (..., {}), got {}", width, x.shape)
         expect(x.dtype == weight.dtype, "Unembedding holds {}, got {}", weight.dtype, x.dtype)
-        return x @ weight.T, state, x
+        # one matrix: NumPy takes a product of more axes for many small ones
+        y = xp.reshape(x, (-1, width)) @ weight.T
+        return xp.reshape(y, (*x.shape[:-1], count)), state, x
 
     def backward(self, params, cache, dy):
         xp = namespace(dy)
         count, width = params["weight"].shape
         rows, x = xp.reshape(dy, (-1, count)), xp.reshape(cache, (-1, width))
-        return dy @ params["weight"], {"weight": rows.T @ x}
+        dx = xp.reshape(rows @ params["weight"], cache.shape)
+        return dx, {"weight": rows.T @ x}

@@ -1,70 +1,24 @@
 """Normalization: shift and scale to mean 0 and variance 1, then to a learned mean and spread.
 
-One derivation serves all of them. Over a group of N numbers with weights cᵢ ≥ 0
-that sum to N (all 1, unless a batch is padded), let
-
-    μ = Σ cᵢxᵢ / N      v = Σ cᵢ(xᵢ - μ)² / N      s = √(v + ε)      x̂ᵢ = (xᵢ - μ) / s
-
-and let gᵢ = dL/dx̂ᵢ. A change dx moves μ by Σ cᵢdxᵢ / N and v by 2 Σ cᵢ(xᵢ - μ)dxᵢ / N (the
-part of dv through μ is 0, for Σ cᵢ(xᵢ - μ) = 0), so s moves by Σ cᵢx̂ᵢdxᵢ / N, and
-
-    dx̂ⱼ = (dxⱼ - Σ cᵢdxᵢ / N - x̂ⱼ Σ cᵢx̂ᵢdxᵢ / N) / s
-
-Collecting the factor of dxᵢ in dL = Σ gⱼdx̂ⱼ (with N = 1 · Σ cᵢ this is Ioffe &
-Szegedy, arXiv:1502.03167, sec. 3, in one line):
-
-    dL/dxᵢ = (gᵢ - cᵢ Σ gⱼ / N - cᵢ x̂ᵢ Σ gⱼx̂ⱼ / N) / s
-
-With μ held at 0 (RMSNorm) the term Σ gⱼ, which came through μ, is not there.
-
 All end in y = x̂ · scale + bias, with one number of each for each channel, the last axis of
-x. So dscale = Σ dy · x̂ and dbias = Σ dy over all axes but the last, and g = dy · scale.
+x. x̂ and the gradient are derived in `special.normalization`; with μ held at 0 (RMSNorm) the
+term Σ gⱼ in dL/dx, which came through μ, is not there.
 """
 
 import math
 from dataclasses import dataclass
 
 from ..arrays import Rows, device, expect, expect_count, expect_number, namespace
-from ..special import sum_rows
+from ..special import (
+    normalize,
+    normalize_backward,
+    normalize_rows,
+    normalize_rows_backward,
+    sum_rows,
+)
 from .base import Layer
 
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
-
-
-def _sum(x, axes):
-    """Σ over `axes`, which stay as axes of length 1."""
-    if axes == tuple(range(x.ndim - 1)):
-        return namespace(x).reshape(sum_rows(x), (*(1,) * len(axes), x.shape[-1]))
-    return namespace(x).sum(x, axis=axes, keepdims=True)
-
-
-def _mean(x, axes):
-    """The mean over `axes`, which stay as axes of length 1."""
-    return _sum(x, axes) / math.prod(x.shape[axis] for axis in axes)
-
-
-def _normalize(x, axes, epsilon, counts=None):
-    """x̂ with μ, v and s as above, over `axes`, which stay as axes of length 1."""
-    xp = namespace(x)
-    if counts is None:
-        mean = _mean(x, axes)
-        centred = x - mean
-        variance = _mean(centred * centred, axes)
-    else:
-        total = xp.sum(counts, axis=axes, keepdims=True)
-        mean = _sum(counts * x, axes) / total
-        centred = x - mean
-        variance = _sum(counts * centred * centred, axes) / total
-    spread = xp.sqrt(variance + epsilon)
-    return centred / spread, mean, variance, spread
-
-
-def _normalize_backward(g, normal, spread, axes, counts=None):
-    """dL/dx from g = dL/dx̂, as derived above."""
-    if counts is None:
-        return (g - _mean(g, axes) - normal * _mean(g * normal, axes)) / spread
-    share = counts / namespace(g).sum(counts, axis=axes, keepdims=True)
-    return (g - share * (_sum(g, axes) + normal * _sum(g * normal, axes))) / spread
 
 
 class _Scaled(Layer):
@@ -107,6 +61,33 @@ class _Scaled(Layer):
         return dy * params["scale"] if self.scale else dy, grads
 
 
+@dataclass(frozen=True)
+class LayerNorm(_Scaled):
+    """y = x̂ · scale + bias, with x̂ normalized over the last axis of each example.
+
+    Ba, Kiros & Hinton, arXiv:1607.06450, eq. 4. x: (..., width) -> y: (..., width).
+    Parameters: scale (width,), from 1, and bias (width,), from 0, each unless it is
+    switched off. The gradient is derived in `special.normalization`.
+    """
+
+    epsilon: float = 1e-5
+    scale: bool = True
+    bias: bool = True
+
+    pointwise = True
+
+    def forward(self, params, state, x, *, train=False):
+        self._expect_width(x, params)
+        y, spent = normalize_rows(x, params.get("scale"), params.get("bias"), self.epsilon)
+        return y, state, spent
+
+    def backward(self, params, cache, dy):
+        scale, bias = params.get("scale"), params.get("bias")
+        dx, dscale, dbias = normalize_rows_backward(dy, scale, bias, cache)
+        grads = {"scale": dscale, "bias": dbias}
+        return dx, {name: grads[name] for name in params}
+
+
 class _OfEachExample(_Scaled):
     """What normalizes each example by itself; `_groups` says over which axes of which shape."""
 
@@ -122,7 +103,7 @@ class _OfEachExample(_Scaled):
         self._expect_width(x, params)
         xp = namespace(x)
         shape, axes = self._groups(x.shape)
-        normal, _, _, spread = _normalize(xp.reshape(x, shape), axes, self.epsilon)
+        normal, _, _, spread = normalize(xp.reshape(x, shape), axes, self.epsilon)
         normal = xp.reshape(normal, x.shape)
         return self._scaled(params, normal), state, (normal, spread)
 
@@ -132,26 +113,7 @@ class _OfEachExample(_Scaled):
         g, grads = self._scaled_backward(params, normal, dy)
         shape, axes = self._groups(dy.shape)
         g, normal = xp.reshape(g, shape), xp.reshape(normal, shape)
-        return xp.reshape(_normalize_backward(g, normal, spread, axes), dy.shape), grads
-
-
-@dataclass(frozen=True)
-class LayerNorm(_OfEachExample):
-    """y = x̂ · scale + bias, with x̂ normalized over the last axis of each example.
-
-    Ba, Kiros & Hinton, arXiv:1607.06450, eq. 4. x: (..., width) -> y: (..., width).
-    Parameters: scale (width,), from 1, and bias (width,), from 0, each unless it is
-    switched off. The gradient is derived at the head of this file.
-    """
-
-    epsilon: float = 1e-5
-    scale: bool = True
-    bias: bool = True
-
-    pointwise = True
-
-    def _groups(self, shape):
-        return shape, (len(shape) - 1,)
+        return xp.reshape(normalize_backward(g, normal, spread, axes), dy.shape), grads
 
 
 @dataclass(frozen=True)
@@ -159,7 +121,7 @@ class InstanceNorm(_OfEachExample):
     """y = x̂ · scale + bias, with each channel of each example normalized over its places.
 
     Ulyanov, Vedaldi & Lempitsky, arXiv:1607.08022. x: (batch, *space, width) -> y of the same
-    shape. Parameters as in LayerNorm, and the gradient is derived at the head of this file.
+    shape. Parameters as in LayerNorm, and the gradient is derived in `special.normalization`.
     """
 
     epsilon: float = 1e-5
@@ -178,7 +140,7 @@ class GroupNorm(_OfEachExample):
 
     The last axis is cut into `groups` of neighbours, each with a mean and variance of its
     own in each example (Wu & He, arXiv:1803.08494, eq. 7). x: (batch, ..., width) -> y of the same
-    shape. Parameters as in LayerNorm, and the gradient is derived at the head of this file.
+    shape. Parameters as in LayerNorm, and the gradient is derived in `special.normalization`.
     """
 
     groups: int
@@ -210,7 +172,7 @@ class RMSNorm(_Scaled):
 
     Gradient
     --------
-    That at the head of this file without the term of μ: dx = (g - x̂ Σ g x̂ / N) / s.
+    That of `special.normalization` without the term of μ: dx = (g - x̂ Σ g x̂ / N) / s.
     """
 
     epsilon: float = 1e-5
@@ -252,8 +214,8 @@ class BatchNorm(_Scaled):
 
     Gradient
     --------
-    While training, dx is that of the derivation at the head of this file; otherwise, and
-    when frozen, μ and s are constants, and dx = g / s.
+    While training, dx is derived in `special.normalization`; otherwise, and when frozen, μ and
+    s are constants, and dx = g / s.
     """
 
     momentum: float = 0.9
@@ -299,7 +261,7 @@ class BatchNorm(_Scaled):
         expect(size > 1, "BatchNorm trains on two or more numbers a channel, got {}", x.shape)
         axes = tuple(range(x.ndim - 1))
         counts = _counts(train, x)
-        normal, mean, variance, spread = _normalize(x, axes, self.epsilon, counts)
+        normal, mean, variance, spread = normalize(x, axes, self.epsilon, counts)
         if counts is None:
             unbias = size / (size - 1)
         else:
@@ -317,7 +279,7 @@ class BatchNorm(_Scaled):
         g, grads = self._scaled_backward(params, normal, dy)
         if spread.ndim == 1:  # the running variance: a constant
             return g / spread, grads
-        return _normalize_backward(g, normal, spread, tuple(range(dy.ndim - 1)), *counts), grads
+        return normalize_backward(g, normal, spread, tuple(range(dy.ndim - 1)), *counts), grads
 
     def _carry(self, old, new):
         return self.momentum * old + (1.0 - self.momentum) * new

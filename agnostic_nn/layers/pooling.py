@@ -12,10 +12,9 @@ A small dx does not move pₒ, so dyₒ goes to one place, and to each place in 
     largest     dxᵢ = Σ dyₒ over all o with pₒ = i
     mean        dxᵢ = Σ dyₒ / cₒ over all o with i in Wₒ
 
-A window over several axes is pooled along one after another, and the gradient comes back the
-same way. For a largest of largest numbers is the largest, and the first in row-major
-order if the last axis is done first; and a mean of means is the mean, if the means of one
-window are of equally many numbers, which they are here.
+A window over several axes is averaged along one after another, and the gradient comes back
+the same way. For a mean of means is the mean, if the means of one window are of equally
+many numbers, which they are here.
 
 At a tie the first place has all of the gradient. NaN counts as the largest; which place gets the
 gradient then is not promised.
@@ -23,11 +22,12 @@ gradient then is not promised.
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 from ..arrays import device, expect, namespace
 from ..spans import Pads, out_lengths, padding_per_axis, pads, per_axis
-from ..special import crop, pad, slide, unslide
+from ..special import along, crop, largest, largest_input, pad, slide, unslide
 from .base import Layer
 
 __all__ = [
@@ -45,7 +45,7 @@ __all__ = [
 
 
 class _Windows(Layer):
-    """What slides windows: pools of one axis after another, of which each has a `_pool`."""
+    """What slides windows over space, and makes a number of each by its `_pool`."""
 
     window: Any
     stride: Any
@@ -65,12 +65,11 @@ class _Windows(Layer):
     def init(self, key, shape, dtype):
         self._expect_axes((0, *shape))
         *lengths, channels = shape
-        out, padding = self._out(tuple(lengths))
-        for around, n, o, k, s, d in zip(
-            padding, lengths, out, self.window, self.stride, self.dilation, strict=True
-        ):
-            fits = min(_real(around, n, o, k, s, d)) > 0
-            expect(fits, "a window of {} would see nothing but padding {}", self.window, padding)
+        window, stride, padding, dilation = spans = self._spans(tuple(lengths))
+        out = out_lengths(tuple(lengths), window, stride, dilation, padding)
+        for n, o, *of_axis in zip(lengths, out, *spans, strict=True):
+            fits = min(_real(n, o, *of_axis)) > 0
+            expect(fits, "a window of {} would see nothing but padding {}", window, padding)
         return {}, {}, (*out, channels)
 
     def forward(self, params, state, x, *, train=False):
@@ -82,42 +81,33 @@ class _Windows(Layer):
             If x has another number of axes, or is smaller than a window.
         """
         self._expect_axes(x.shape)
-        cache = [_shape_of(x)]
-        for axis, spans in reversed(self._axes(x.shape[1:-1])):
-            x, kept = self._pool(x, axis, *spans)
-            cache.append(kept)
-        return x, state, tuple(cache)
+        y, kept = self._pool(x, *self._spans(x.shape[1:-1]))
+        return y, state, (_shape_of(x), kept)
 
     def backward(self, params, cache, dy):
-        shape, *kept = cache
-        axes = self._axes(shape.shape[1:-1])
-        for (axis, spans), one in zip(axes, reversed(kept), strict=True):
-            dy = self._unpool(dy, one, axis, *spans)
-        return dy, {}
+        shape, kept = cache
+        lengths = shape.shape[1:-1]
+        return self._unpool(dy, kept, lengths, *self._spans(lengths)), {}
 
     def _expect_axes(self, shape):
         name, n, fits = type(self).__name__, self.rank, len(shape) == self.rank + 2
         takes = "{} takes (batch, {} of space, channels), got (batch, *{})"
         expect(fits, takes, name, n, shape[1:])
 
-    def _out(self, lengths):
+    def _spans(self, lengths):
+        """Window, stride, padding and dilation over axes of these lengths, if there are windows."""
         spans = self.window, self.stride, self.dilation
         padding = pads(self.padding, lengths, *spans)
-        return out_lengths(lengths, *spans, padding), padding
+        out_lengths(lengths, *spans, padding)  # refuses what is smaller than a window
+        return self.window, self.stride, padding, self.dilation
 
-    def _pool(self, x, axis, around, n, o, k, s, d):
-        """y along one axis, and what `_unpool` needs: o windows, and n places with `around`."""
+    def _pool(self, x, *spans):
+        """y, and what `_unpool` needs."""
         raise NotImplementedError
 
-    def _unpool(self, dy, kept, axis, around, n, o, k, s, d):
-        """dx along one axis."""
+    def _unpool(self, dy, kept, lengths, *spans):
+        """dx."""
         raise NotImplementedError
-
-    def _axes(self, lengths):
-        """Each axis, with its padding, length, windows, and their size, stride and dilation."""
-        out, padding = self._out(lengths)
-        spans = zip(padding, lengths, out, self.window, self.stride, self.dilation, strict=True)
-        return list(enumerate(spans, 1))
 
 
 @dataclass(frozen=True)
@@ -127,23 +117,11 @@ class _MaxPool(_Windows):
     padding: str | int | tuple[int, ...] | Pads = "valid"
     dilation: int | tuple[int, ...] = 1
 
-    def _pool(self, x, axis, around, n, o, k, s, d):
-        xp = namespace(x)
-        parts = slide(_padded(x, axis, around, -math.inf), axis, k, s, d)
-        # so that even among numbers of -∞ it is not the padding that is largest
-        first = [max(-((i * s - around[0]) // d), 0) for i in range(o)]
-        narrow = xp.int8 if k <= 128 else xp.int32
-        which = xp.broadcast_to(_column(first, x, axis, narrow), parts[0].shape)
-        best = parts[0]
-        for place, part in enumerate(parts[1:], 1):
-            which = xp.where(part > best, place, which)
-            best = xp.maximum(best, part)
-        return best, which
+    def _pool(self, x, *spans):
+        return largest(x, *spans)
 
-    def _unpool(self, dy, which, axis, around, n, o, k, s, d):
-        xp = namespace(dy)
-        parts = [xp.where(which == place, dy, 0.0) for place in range(k)]
-        return _unpadded(parts, axis, around, n, s, d)
+    def _unpool(self, dy, which, lengths, *spans):
+        return largest_input(dy, which, lengths, *spans)
 
 
 @dataclass(frozen=True)
@@ -155,19 +133,25 @@ class _AveragePool(_Windows):
 
     dilation = 1
 
-    def _pool(self, x, axis, around, n, o, k, s, d):
-        parts = slide(_padded(x, axis, around, 0.0), axis, k, s, d)
-        total = sum(parts[1:], start=parts[0])
-        return total / self._counts(x, axis, around, n, o, k, s, d), ()
+    def _pool(self, x, *spans):
+        for axis, (k, s, around, d) in reversed(list(enumerate(zip(*spans, strict=True), 1))):
+            n, parts = x.shape[axis], slide(pad(x, along(x, axis, around)), axis, k, s, d)
+            total = sum(parts[1:], start=parts[0])
+            x = total / self._counts(total, axis, n, k, s, around, d)
+        return x, ()
 
-    def _unpool(self, dy, kept, axis, around, n, o, k, s, d):
-        share = dy / self._counts(dy, axis, around, n, o, k, s, d)
-        return _unpadded([share] * k, axis, around, n, s, d)
+    def _unpool(self, dy, kept, lengths, *spans):
+        for axis, (n, k, s, around, d) in enumerate(zip(lengths, *spans, strict=True), 1):
+            share = dy / self._counts(dy, axis, n, k, s, around, d)
+            dy = unslide(*[share] * k, axis=axis, stride=s, dilation=d, length=n + sum(around))
+            dy = crop(dy, along(dy, axis, around))
+        return dy
 
-    def _counts(self, x, axis, around, n, o, k, s, d):
+    def _counts(self, y, axis, n, k, s, around, d):
+        """Of how many numbers each of y along the axis, n long before, is the mean."""
         if self.count_padding or around == (0, 0):
             return float(k)
-        return _column(_real(around, n, o, k, s, d), x, axis, x.dtype)
+        return _column(_real(n, y.shape[axis], k, s, around, d), y, axis, y.dtype)
 
 
 class MaxPool1D(_MaxPool):
@@ -349,11 +333,13 @@ class AdaptiveMaxPool(_Adaptive):
         return xp.concat(best, axis=axis), xp.concat(which, axis=axis)
 
     def _unpool(self, dy, which, bins, axis):
-        xp, n = namespace(dy), bins[-1][1]
+        xp, n, total = namespace(dy), bins[-1][1], 0.0
         places = _column(list(range(n)), dy, axis, which.dtype)
-        return sum(
-            xp.where(_at(which, i, axis) == places, _at(dy, i, axis), 0.0) for i in range(len(bins))
-        )
+        for turn in _turns(n, len(bins)):
+            index = xp.asarray(turn, device=device(dy))
+            won = xp.take(which, index, axis=axis) == places
+            total = total + xp.where(won, xp.take(dy, index, axis=axis), 0.0)
+        return total
 
 
 @dataclass(frozen=True)
@@ -371,10 +357,13 @@ class AdaptiveAveragePool(_Adaptive):
         return xp.concat(means, axis=axis), ()
 
     def _unpool(self, dy, kept, bins, axis):
-        n, total = bins[-1][1], 0.0
-        for i, (start, end) in enumerate(bins):
-            shares = [1.0 / (end - start) if start <= j < end else 0.0 for j in range(n)]
-            total = total + _at(dy, i, axis) * _column(shares, dy, axis, dy.dtype)
+        xp, total = namespace(dy), 0.0
+        for turn in _turns(bins[-1][1], len(bins)):
+            seen = [(j, *bins[i]) for j, i in enumerate(turn)]
+            shares = [1.0 / (end - start) if start <= j < end else 0.0 for j, start, end in seen]
+            index = xp.asarray(turn, device=device(dy))
+            share = _column(shares, dy, axis, dy.dtype)
+            total = total + xp.take(dy, index, axis=axis) * share
         return total
 
 
@@ -382,7 +371,19 @@ def _bins(n, m):
     return [(i * n // m, -(-(i + 1) * n // m)) for i in range(m)]
 
 
-def _real(around, n, o, k, s, d):
+@cache
+def _turns(n, m):
+    """For each of n places a bin that it is in, then for each another, until all had theirs.
+
+    Those in fewer bins than others get some that they are not in, and none twice.
+    """
+    bins = _bins(n, m)
+    inside = [[start <= j < end for start, end in bins] for j in range(n)]
+    orders = (sorted(range(m), key=lambda i: not row[i]) for row in inside)
+    return list(zip(*orders, strict=True))[: max(map(sum, inside))]
+
+
+def _real(n, o, k, s, around, d):
     """How many places of each window are not padding."""
     low, _ = around
     starts = [i * s - low for i in range(o)]
@@ -399,17 +400,3 @@ def _column(numbers, like, axis, dtype):
     xp = namespace(like)
     column = xp.asarray(numbers, dtype=dtype, device=device(like))
     return xp.reshape(column, (*(1,) * axis, len(numbers), *(1,) * (like.ndim - axis - 1)))
-
-
-def _at(x, i, axis):
-    return x[(*(slice(None),) * axis, slice(i, i + 1), ...)]
-
-
-def _padded(x, axis, around, value):
-    return pad(x, ((0, 0),) * (axis - 1) + (around,), value)
-
-
-def _unpadded(parts, axis, around, n, s, d):
-    low, high = around
-    x = unslide(*parts, axis=axis, stride=s, dilation=d, length=low + n + high)
-    return crop(x, ((0, 0),) * (axis - 1) + (around,))

@@ -16,9 +16,9 @@ How to Do It", 1990):
     dxₜ = dzₜ Wᵀ        dW = Σ xₜᵀ dzₜ        db = Σ dzₜ        dR = Σ hₜ₋₁ᵀ dzₜ
 
 dR so where f adds hₜ₋₁ R to zₜ. The second line, again, is products for all steps at once. In
-the first the derivatives of f do not depend on ds, so they are computed for all steps at
-once, too, and the loop only multiplies. A cell is three functions: `step` is f, `slopes`
-are the factors in its derivatives, `step_backward` multiplies by them.
+the first the derivatives of f do not depend on ds, so forward computes them, and keeps them
+instead of what they are made of; the loop back only multiplies. A cell is three functions:
+`step` is f, `slopes` are the factors in its derivatives, `step_backward` multiplies by them.
 
 A step that a mask leaves out keeps the state, sₜ = sₜ₋₁, and puts out 0: dzₜ = 0, dsₜ₋₁ = dsₜ.
 So the state passes unchanged over what fills a sequence up, wherever that stands, and the
@@ -27,8 +27,11 @@ step that counts, as it does for PyTorch's packed sequences. What x holds at oth
 it NaN, does not matter.
 
 Slopes are computed from what goes into σ and tanh, not from what comes out, which where the
-function is flat has lost their digits: σ'(a) = σ(a) σ(-a) and, as tanh a = 2σ(2a) - 1,
-tanh'(a) = 4 σ(2a) σ(-2a).
+function is flat has lost their digits. With d = exp(-|a|), which cannot overflow, and since
+tanh a = 2σ(2a) - 1,
+
+    σ(a) = (1 if a ≥ 0, else d) / (1 + d)        σ'(a) = σ(a) σ(-a) = d / (1 + d)²
+    tanh'(a) = 4 σ'(2a) = 4 d² / (1 + d²)²
 
 All layers here take x (batch, time, fan_in), or a dict of it with "mask" (batch, time)
 boolean, true where a step counts, and "state", that before the first step; either may be
@@ -54,7 +57,7 @@ from typing import ClassVar
 from ..arrays import device, expect, expect_count, expect_number, namespace
 from ..initializers import Initializer, Orthogonal, glorot_uniform
 from ..random import split
-from ..special import scan, sigmoid, sum_rows
+from ..special import lstm, lstm_backward, scan, sum_rows
 from ..trees import leaves, tree_map
 from .base import Layer
 
@@ -86,17 +89,20 @@ class _Recurrent(Layer):
         """The state after a step, from z = x W + b, and what `slopes` will need of it."""
         raise NotImplementedError
 
-    def slopes(self, kept):
-        """The factors in the derivatives of f, from what `step` kept of all steps."""
+    def slopes(self, h, made):
+        """The factors in the derivatives of f, from the h before and what `step` made.
+
+        Of one step, or of all at once: elementwise, but for the last axis.
+        """
         raise NotImplementedError
 
-    def step_backward(self, params, slopes, dstate):
-        """dz and the gradient of the state before, from that of the state after."""
+    def step_backward(self, around, slopes, dstate):
+        """dz and the gradient of the state before, from that of the state after; around is Rᵀ."""
         raise NotImplementedError
 
-    def recurrent_grads(self, kept, slopes, dz):
+    def recurrent_grads(self, hs, slopes, dz):
         """The gradients of the parameters that `step` reads, from all steps at once."""
-        return {"recurrent": _rows(kept[0]).T @ _rows(dz)}
+        return {"recurrent": _rows(hs).T @ _rows(dz)}
 
     def biases(self, like):
         """The parameters that are no matrices, of the library, dtype and device of `like`."""
@@ -151,6 +157,15 @@ class _Recurrent(Layer):
             If x belongs to another array library.
         """
         given = x if isinstance(x, dict) else {"x": x}
+        y, cache = self._read(params, given, keep=True)
+        form = (tuple(leaves(given.get("state", ()))),) if isinstance(x, dict) else ()
+        return y, state, (*cache, form)
+
+    def predict(self, params, state, x):
+        return self._read(params, x if isinstance(x, dict) else {"x": x}, keep=False)[0]
+
+    def _read(self, params, given, keep):
+        """y, and of each layer its input and what it kept, and which steps count."""
         self._expect(params, given)
         xp, start = namespace(given["x"]), given.get("state")
         if start is None:
@@ -163,44 +178,60 @@ class _Recurrent(Layer):
         for layer, layer_start in zip(params, start, strict=True):
             end, ys, kept = {}, [], []
             for way in self._directions:
-                end[way], (y, k) = self._run(layer[way], xs, layer_start[way], counts, way)
+                asked = layer[way], xs, layer_start[way], counts, way == "reverse", keep
+                end[way], (y, k) = self._run(*asked)
                 ys.append(y)
                 kept.append(k)
             caches.append((xs, tuple(kept)))
-            xs = _counted(counts, xp.concat(ys, axis=-1))
+            xs = _counted(counts, xp.concat(ys, axis=-1) if len(ys) > 1 else ys[0])
             ends.append(end)
         y = xp.permute_dims(xs, (1, 0, 2))
         if not self.sequence:
             y = xp.concat([ends[-1][way]["h"] for way in self._directions], axis=-1)
-        y = {"y": y, "state": tuple(ends)} if self.final else y
-        form = (tuple(leaves(given.get("state", ()))),) if isinstance(x, dict) else ()
-        return y, state, (tuple(caches), counts, form)
+        return {"y": y, "state": tuple(ends)} if self.final else y, (tuple(caches), counts)
 
-    def _run(self, params, xs, start, counts, way):
+    def _run(self, params, xs, start, counts, reverse, keep):
         """One layer in one direction: its final state, and of each step h and what it kept."""
         xp = namespace(xs)
         z = _rows(xs) @ params["weight"]
         z += params["bias"]
 
         def step(state, now):
-            z, *counts = now
-            new, kept = self.step(params, z, state)
+            z, counts = now
+            new, made = self.step(params, z, state)
             new = tree_map(partial(xp.where, *counts), new, state) if counts else new
-            return new, (new["h"], kept)
+            return new, (new["h"], ((state["h"], made),) if keep else ())
+
+        def then(found):
+            h, kept = found
+            return h, tuple((before, self.slopes(before, made)) for before, made in kept)
 
         zs = xp.reshape(z, (*xs.shape[:2], z.shape[1]))
-        return scan(step, start, (zs, *counts), reverse=way == "reverse")
+        return scan(step, start, (zs, counts), reverse=reverse, then=then)
 
     def backward(self, params, cache, dy):
-        caches, counts, form = cache
+        dys, dstarts, grads = self._read_back(params, cache, dy, into_x=True)
+        dx = namespace(dys).permute_dims(dys, (1, 0, 2))
+        _, counts, form = cache
+        if form:
+            mask = {"mask": None} if counts else {}
+            dx = {"x": dx} | mask | ({"state": dstarts} if form[0] else {})
+        return dx, grads
+
+    def backward_params(self, params, cache, dy):
+        return self._read_back(params, cache, dy, into_x=False)[-1]
+
+    def _read_back(self, params, cache, dy, into_x):
+        """dL/dxs if asked for, that of the first states, and that of the parameters."""
+        caches, counts, _ = cache
         dy, dend = (dy["y"], dy["state"]) if self.final else (dy, None)
         xp = namespace(dy)
         dend = self._everywhere(_zeros(dy, (dy.shape[0], self.width))) if dend is None else dend
+        dys: tuple = ()  # or one array, (time, batch, all directions)
         if self.sequence:
-            dys = _counted(counts, xp.permute_dims(dy, (1, 0, 2)))
+            dys = (_counted(counts, xp.permute_dims(dy, (1, 0, 2))),)
         else:
-            dys = _zeros(dy, (caches[0][0].shape[0], *dy.shape))
-            last = self._split_directions(dy)
+            last = dict(zip(self._directions, self._split_directions(dy), strict=True))
             top = {way: d | {"h": d["h"] + last[way]} for way, d in dend[-1].items()}
             dend = (*dend[:-1], top)
 
@@ -208,41 +239,41 @@ class _Recurrent(Layer):
         dstarts: list = []
         for i in reversed(range(self.depth)):
             xs, kept = caches[i]
-            dxs, found, dstart = [], {}, {}
-            for (way, part), k in zip(self._split_directions(dys).items(), kept, strict=True):
-                back = self._run_back(params[i][way], xs, k, part, dend[i][way], counts, way)
+            wanted, dxs, found, dstart = into_x or i > 0, [], {}, {}
+            for n, way in enumerate(self._directions):
+                part = tuple(self._split_directions(d)[n] for d in dys)
+                asked = counts, way == "reverse", wanted
+                back = self._run_back(params[i][way], xs, kept[n], part, dend[i][way], *asked)
                 dx, found[way], dstart[way] = back
                 dxs.append(dx)
-            dys = sum(dxs[1:], dxs[0])
+            dys = (sum(dxs[1:], dxs[0]),) if wanted else ()
             grads.insert(0, found)
             dstarts.insert(0, dstart)
-        dx = xp.permute_dims(dys, (1, 0, 2))
-        if form:
-            mask = {"mask": None} if counts else {}
-            dx = {"x": dx} | mask | ({"state": tuple(dstarts)} if form[0] else {})
-        return dx, tuple(grads)
+        return *dys, tuple(dstarts), tuple(grads)
 
-    def _run_back(self, params, xs, kept, dys, dend, counts, way):
-        """Of one layer in one direction: dx, the parameters' gradients, that of its first state."""
-        xp, slopes = namespace(dys), self.slopes(kept)
+    def _run_back(self, params, xs, kept, dys, dend, counts, reverse, wanted):
+        """Of one layer in one direction: dx if wanted, dL/dparams, and dL/d(its first state)."""
+        xp, around, ((hs, slopes),) = namespace(xs), _transposed(params["recurrent"]), kept
 
         def step(dstate, now):
-            slopes, dy, *counts = now
-            dstate = dstate | {"h": dstate["h"] + dy}
-            dz, before = self.step_backward(params, slopes, dstate)
+            slopes, dys, counts = now
+            for dy in dys:
+                dstate = dstate | {"h": dstate["h"] + dy}
+            dz, before = self.step_backward(around, slopes, dstate)
             if counts:
                 before = tree_map(partial(xp.where, *counts), before, dstate)
             return before, _counted(counts, dz)
 
-        dstart, dz = scan(step, dend, (slopes, dys, *counts), reverse=way == "forward")
+        dstart, dz = scan(step, dend, (slopes, dys, counts), reverse=not reverse)
         rows = _rows(dz)
         grads = {"weight": _rows(xs).T @ rows, "bias": sum_rows(rows)}
-        grads |= self.recurrent_grads(kept, slopes, dz)
-        return xp.reshape(rows @ params["weight"].T, xs.shape), grads, dstart
+        grads |= self.recurrent_grads(hs, slopes, dz)
+        dxs = xp.reshape(rows @ params["weight"].T, xs.shape) if wanted else ()
+        return dxs, grads, dstart
 
     def _split_directions(self, ys):
-        """The part of ys that belongs to each direction, by name."""
-        return dict(zip(self._directions, _parts(ys, len(self._directions)), strict=True))
+        """The part of ys that belongs to each direction."""
+        return _parts(ys, len(self._directions))
 
     def begin(self, params, state, x, length):
         if self.bidirectional:
@@ -254,7 +285,7 @@ class _Recurrent(Layer):
 
     def advance(self, params, state, memory, x):
         given = (x if isinstance(x, dict) else {"x": x}) | {"state": memory}
-        y, _, _ = replace(self, final=True).forward(params, state, given)
+        y = replace(self, final=True).predict(params, state, given)
         return y if self.final else y["y"], y["state"]
 
     def _expect(self, params, given):
@@ -301,18 +332,18 @@ class RNN(_Recurrent):
         expect(known, "expected activation tanh or relu, got {!r}", self.activation)
 
     def step(self, params, z, state):
-        xp, h = namespace(z), state["h"]
-        a = z + h @ params["recurrent"]
-        new = xp.tanh(a) if self.activation == "tanh" else xp.maximum(a, 0.0)
-        return {"h": new}, (h, a)
+        xp, a = namespace(z), state["h"] @ params["recurrent"]
+        a += z
+        return {"h": xp.tanh(a) if self.activation == "tanh" else xp.maximum(a, 0.0)}, a
 
-    def slopes(self, kept):
-        _, a = kept
-        return _tanh_slope(a) if self.activation == "tanh" else namespace(a).astype(a > 0, a.dtype)
+    def slopes(self, h, a):
+        if self.activation == "tanh":
+            return _tanh_slope(_decay(a))
+        return namespace(a).astype(a > 0, a.dtype)
 
-    def step_backward(self, params, slopes, dstate):
+    def step_backward(self, around, slopes, dstate):
         dz = dstate["h"] * slopes
-        return dz, {"h": dz @ params["recurrent"].T}
+        return dz, {"h": dz @ around}
 
 
 @dataclass(frozen=True)
@@ -369,26 +400,26 @@ class GRU(_Recurrent):
             around = h @ params["recurrent"]
             gates = z[:, :both] + around[:, :both]
             met = around[:, both:] + params["recurrent_bias"]
-            r, u = _parts(sigmoid(gates), 2)
+            decay = _decay(gates)
+            r, u = _parts(_sigmoid(gates, decay), 2)
             a = z[:, both:] + r * met
         else:
             gates, met = z[:, :both] + h @ to_gates, h
-            r, u = _parts(sigmoid(gates), 2)
+            decay = _decay(gates)
+            r, u = _parts(_sigmoid(gates, decay), 2)
             a = z[:, both:] + (r * met) @ to_new
-        return {"h": (1.0 - u) * namespace(z).tanh(a) + u * h}, (h, gates, a, met)
+        n = namespace(z).tanh(a)
+        return {"h": (1.0 - u) * n + u * h}, (gates, decay, r, u, met, a, n)
 
-    def slopes(self, kept):
-        h, gates, a, met = kept
-        r, u = _parts(sigmoid(gates), 2)
-        r_slope, u_slope = _parts(_sigmoid_slope(gates), 2)
-        stays = sigmoid(-_parts(gates, 2)[1])
-        n = namespace(a).tanh(a)
-        return r, u, met * r_slope, (h - n) * u_slope, stays * _tanh_slope(a)
+    def slopes(self, h, made):
+        gates, decay, r, u, met, a, n = made
+        r_slope, u_slope = _parts(_sigmoid_slope(decay), 2)
+        stays = _sigmoid(-_parts(gates, 2)[1], _parts(decay, 2)[1])
+        return r, u, met * r_slope, (h - n) * u_slope, stays * _tanh_slope(_decay(a))
 
-    def step_backward(self, params, slopes, dstate):
+    def step_backward(self, around, slopes, dstate):
         xp, dh, both = namespace(dstate["h"]), dstate["h"], 2 * self.width
         r, u, by_r, by_u, by_n = slopes
-        around = params["recurrent"].T
         dz_u, dz_n = dh * by_u, dh * by_n
         if self._after:
             dz_r = dz_n * by_r
@@ -399,15 +430,14 @@ class GRU(_Recurrent):
             before = product * r + xp.concat((dz_r, dz_u), axis=-1) @ around[:both, :]
         return xp.concat((dz_r, dz_u, dz_n), axis=-1), {"h": dh * u + before}
 
-    def recurrent_grads(self, kept, slopes, dz):
-        xp, both = namespace(dz), 2 * self.width
-        h, r = kept[0], slopes[0]
+    def recurrent_grads(self, hs, slopes, dz):
+        xp, both, r = namespace(dz), 2 * self.width, slopes[0]
         if self._after:
             dm = dz[..., both:] * r
-            found = _rows(h).T @ _rows(xp.concat((dz[..., :both], dm), axis=-1))
+            found = _rows(hs).T @ _rows(xp.concat((dz[..., :both], dm), axis=-1))
             return {"recurrent": found, "recurrent_bias": sum_rows(dm)}
-        to_gates = _rows(h).T @ _rows(dz[..., :both])
-        to_new = _rows(r * h).T @ _rows(dz[..., both:])
+        to_gates = _rows(hs).T @ _rows(dz[..., :both])
+        to_new = _rows(r * hs).T @ _rows(dz[..., both:])
         return {"recurrent": xp.concat((to_gates, to_new), axis=1)}
 
 
@@ -448,30 +478,40 @@ class LSTM(_Recurrent):
     def biases(self, like):
         return {"bias": _levels(like, self.width, [0.0, self.forget_bias, 0.0, 0.0])}
 
+    def _run(self, params, xs, start, counts, reverse, keep):
+        by_steps = partial(super()._run, params, xs, start, counts, reverse, keep)
+        return by_steps() if counts else lstm(xs, params, start, reverse, keep, by_steps)
+
+    def _run_back(self, params, xs, kept, dys, dend, counts, reverse, wanted):
+        asked = params, xs, kept, dys, dend, counts, reverse, wanted
+        by_steps = partial(super()._run_back, *asked)
+        if counts:
+            return by_steps()
+        return lstm_backward(xs, params, kept, dys, dend, reverse, wanted, by_steps)
+
     def step(self, params, z, state):
         xp, h, c = namespace(z), state["h"], state["c"]
-        a = z + h @ params["recurrent"]
-        i, f, _, o = _parts(sigmoid(a), 4)
-        new = f * c + i * xp.tanh(_parts(a, 4)[2])
-        return {"h": o * xp.tanh(new), "c": new}, (h, c, a)
-
-    def slopes(self, kept):
-        _, c, a = kept
-        xp = namespace(a)
-        i, f, _, o = _parts(sigmoid(a), 4)
-        i_slope, f_slope, _, o_slope = _parts(_sigmoid_slope(a), 4)
-        g = _parts(a, 4)[2]
-        grown = xp.tanh(g)
+        a = h @ params["recurrent"]
+        a += z
+        decay = _decay(a)
+        i, f, _, o = _parts(_sigmoid(a, decay), 4)
+        grown = xp.tanh(_parts(a, 4)[2])
         new = f * c + i * grown
-        by_c = grown * i_slope, c * f_slope, i * _tanh_slope(g)
-        return f, by_c, xp.tanh(new) * o_slope, o * _tanh_slope(new)
+        shown = xp.tanh(new)
+        return {"h": o * shown, "c": new}, (decay, i, f, o, c, grown, new, shown)
 
-    def step_backward(self, params, slopes, dstate):
+    def slopes(self, h, made):
+        decay, i, f, o, c, grown, new, shown = made
+        i_slope, f_slope, _, o_slope = _parts(_sigmoid_slope(decay), 4)
+        by_c = grown * i_slope, c * f_slope, i * _tanh_slope(_parts(decay, 4)[2])
+        return f, by_c, shown * o_slope, o * _tanh_slope(_decay(new))
+
+    def step_backward(self, around, slopes, dstate):
         f, by_c, by_h, across = slopes
         dh = dstate["h"]
         dc = dstate["c"] + dh * across
         dz = namespace(dh).concat((*(dc * slope for slope in by_c), dh * by_h), axis=-1)
-        return dz, {"h": dz @ params["recurrent"].T, "c": dc * f}
+        return dz, {"h": dz @ around, "c": dc * f}
 
 
 def _rows(steps):
@@ -500,9 +540,26 @@ def _levels(like, width, values):
     return xp.concat([xp.full((width,), v, dtype=like.dtype, device=place) for v in values])
 
 
-def _sigmoid_slope(a):
-    return sigmoid(a) * sigmoid(-a)
+def _transposed(matrix):
+    """matrixᵀ laid out anew, row by row: what a loop multiplies by again and again."""
+    xp = namespace(matrix)
+    return xp.reshape(xp.reshape(matrix.T, (-1,)), matrix.shape[::-1])
 
 
-def _tanh_slope(a):
-    return 4.0 * _sigmoid_slope(2.0 * namespace(a).clip(a, -1e3, 1e3))  # 2a may overflow
+def _decay(a):
+    xp = namespace(a)
+    return xp.exp(-xp.abs(a))
+
+
+def _sigmoid(a, decay):
+    xp = namespace(a)
+    return xp.maximum(decay, xp.astype(a >= 0, a.dtype)) / (1.0 + decay)
+
+
+def _sigmoid_slope(decay):
+    opened = 1.0 + decay
+    return decay / (opened * opened)
+
+
+def _tanh_slope(decay):
+    return 4.0 * _sigmoid_slope(decay * decay)

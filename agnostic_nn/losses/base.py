@@ -15,6 +15,7 @@ from ..trees import tree_map
 
 __all__ = [
     "Loss",
+    "at_label",
     "brings",
     "check_labels",
     "check_numbers",
@@ -163,17 +164,22 @@ def nested_like(y: Any, names: tuple[str, ...], *arrays: Array) -> Any:
     return dict(zip(names, arrays, strict=True)) if isinstance(y, dict) else arrays
 
 
-def one_hot(labels: Array, like: Array) -> Array:
-    """1 at the label and 0 elsewhere along the last axis of `like`, in its shape and dtype.
+def at_label(labels: Array, like: Array) -> Array:
+    """Whether each place along the last axis of `like` is that of the label; shaped like it.
 
-    A label that is no class, as what is ignored may be, is 1 nowhere.
+    A label that is no class, as what is ignored may be, is nowhere.
     """
     xp = namespace(like, labels)
     fits = labels.shape == like.shape[:-1]
     expect(fits, "labels {} for logits {}", labels.shape, like.shape)
     numbers = xp.arange(like.shape[-1], device=device(labels))
-    wide = xp.astype(xp.expand_dims(labels, axis=-1), numbers.dtype)
-    return xp.astype(wide == numbers, like.dtype)
+    # small integers might not hold the number of each class
+    return xp.astype(xp.expand_dims(labels, axis=-1), numbers.dtype) == numbers
+
+
+def one_hot(labels: Array, like: Array) -> Array:
+    """1 where `at_label` is true and 0 elsewhere, in the dtype of `like`."""
+    return namespace(like).astype(at_label(labels, like), like.dtype)
 
 
 # --- what a loss refuses on the host, by values ----------------------------------------

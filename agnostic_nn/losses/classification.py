@@ -18,7 +18,15 @@ import math
 from ..arrays import Array, Shape, device, expect, expect_number, first_true, namespace
 from ..metrics import accuracy, binary_accuracy
 from ..special import log_softmax
-from .base import brings, check_labels, check_numbers, expect_alike, one_hot, reduced
+from .base import (
+    at_label,
+    brings,
+    check_labels,
+    check_numbers,
+    expect_alike,
+    one_hot,
+    reduced,
+)
 
 __all__ = [
     "binary_cross_entropy",
@@ -133,7 +141,8 @@ def softmax_cross_entropy(
 
         sₖ = aₖ (1 - qₖ)^γ (1 - γ qₖ log qₖ / (1 - qₖ))        ∂L/∂zⱼ = qⱼ Σₖ sₖ - sⱼ
 
-    For γ = 0, s = a.
+    For γ = 0, s = a; and where a is 1 at the label and 0 elsewhere, L = -log q there and
+    ∂L/∂zⱼ = qⱼ - aⱼ.
 
     Raises
     ------
@@ -143,10 +152,15 @@ def softmax_cross_entropy(
         If an option is out of its bounds, or the shapes do not fit, or hold nothing.
     """
     expect(0.0 <= focusing < math.inf, "expected focusing of at least 0, got {}", focusing)
-    a, counts, kept = _wanted(logits, target, label_smoothing, class_weights, ignore_index)
-    xp = namespace(logits)
+    xp = namespace(logits, target)
     log_q = log_softmax(logits)
     q = xp.exp(log_q)
+    options = (label_smoothing, class_weights, ignore_index, focusing)
+    if options == (0.0, None, None, 0.0) and xp.isdtype(target.dtype, "integral"):
+        hot = at_label(target, logits)
+        values = -xp.sum(xp.where(hot, log_q, 0.0), axis=-1)
+        return reduced(values, q - xp.astype(hot, logits.dtype), weights, reduction)
+    a, counts, kept = _wanted(logits, target, label_smoothing, class_weights, ignore_index)
     s = a
     # where a is 0 a logit of -inf must not turn 0 · inf into NaN
     terms = a * xp.where(a > 0, log_q, 0.0)

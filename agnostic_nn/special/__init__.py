@@ -5,16 +5,27 @@ Each body uses the Standard alone, so it is right on every backend. Those under
 its own; it may change the speed and the last bit, never the meaning.
 """
 
+from .attention import attend, attend_backward
 from .barriers import barrier, barrier_as
 from .elementwise import erf, sigmoid, softplus
 from .indexing import scatter_add, select
-from .loops import scan, scan_as
-from .pooling import crop, pad, slide, unslide
+from .loops import lstm, lstm_backward, scan, scan_as, scan_into
+from .normalization import (
+    normalize,
+    normalize_backward,
+    normalize_rows,
+    normalize_rows_backward,
+)
+from .padding import crop, pad, surround
+from .pooling import along, largest, largest_input, slide, unslide
 from .reductions import all_finite, log_softmax, sum_rows
 from .windows import convolve, convolve_input, convolve_weight
 
 __all__ = [
     "all_finite",
+    "along",
+    "attend",
+    "attend_backward",
     "barrier",
     "barrier_as",
     "convolve",
@@ -22,15 +33,25 @@ __all__ = [
     "convolve_weight",
     "crop",
     "erf",
+    "largest",
+    "largest_input",
     "log_softmax",
+    "lstm",
+    "lstm_backward",
+    "normalize",
+    "normalize_backward",
+    "normalize_rows",
+    "normalize_rows_backward",
     "pad",
     "scan",
     "scan_as",
+    "scan_into",
     "scatter_add",
     "select",
     "sigmoid",
     "slide",
     "softplus",
     "sum_rows",
+    "surround",
     "unslide",
 ]

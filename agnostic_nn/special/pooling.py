@@ -1,37 +1,75 @@
-"""Pooling: windows along one axis as views, what puts them back, and zeros around an array."""
+"""Pooling: the largest number in each window, and windows along one axis as views.
 
+`largest` and its adjoint take, as convolutions do,
+
+    window, stride, dilation    an integer for each axis
+    padding                     places (before, behind) for each axis
+    x: (batch, *space, channels), y: (batch, *out, channels)
+"""
+
+import math
 from functools import singledispatch
 
 from ..arrays import Array, Shape, device, namespace
 from ..spans import Pads
+from .padding import crop, pad
 
-__all__ = ["crop", "pad", "slide", "unslide"]
-
-
-def pad(x: Array, pads: Pads, value: float = 0.0) -> Array:
-    """x with `value` around its inner axes: for each a pair, so many before and behind."""
-    xp = namespace(x)
-    for axis, (low, high) in enumerate(pads, 1):
-        ends = [
-            xp.full(_of_length(x, axis, n), value, dtype=x.dtype, device=device(x))
-            for n in (low, high)
-        ]
-        x = xp.concat([ends[0], x, ends[1]], axis=axis) if low or high else x
-    return x
+__all__ = ["along", "largest", "largest_input", "slide", "unslide"]
 
 
-def crop(x: Array, cuts: Pads) -> Array:
-    """x without so many before and behind along each inner axis; the adjoint of `pad`."""
-    for axis, (low, high) in enumerate(cuts, 1):
-        x = x[_along(axis, slice(low, x.shape[axis] - high))]
-    return x
+@singledispatch
+def largest(
+    x: Array, window: Shape, stride: Shape, padding: Pads, dilation: Shape
+) -> tuple[Array, tuple[Array, ...]]:
+    """y, the largest number in each window, and which one it was, as `largest_input` wants it.
+
+    The first of equal ones in row-major order; NaN counts as the largest; padding never is.
+
+    The window goes along one axis after another. For a largest of largest numbers is the
+    largest, and the first in row-major order if the last axis is done first.
+    """
+    xp, kept = namespace(x), []
+    for axis, (k, s, (low, high), d) in reversed(_axes(window, stride, padding, dilation)):
+        parts = slide(pad(x, along(x, axis, (low, high)), -math.inf), axis, k, s, d)
+        # so that even among numbers of -∞ it is not the padding that is largest
+        first = [max(-((o * s - low) // d), 0) for o in range(parts[0].shape[axis])]
+        narrow = xp.int8 if k <= 128 else xp.int32
+        column = xp.asarray(first, dtype=narrow, device=device(x))
+        column = xp.reshape(column, (len(first), *(1,) * (x.ndim - axis - 1)))
+        which, best = xp.broadcast_to(column, parts[0].shape), parts[0]
+        for place, part in enumerate(parts[1:], 1):
+            which = xp.where(part > best, place, which)
+            best = xp.maximum(best, part)
+        kept.append(which)
+        x = best
+    return x, tuple(kept)
+
+
+@singledispatch
+def largest_input(
+    dy: Array,
+    which: tuple[Array, ...],
+    lengths: Shape,
+    window: Shape,
+    stride: Shape,
+    padding: Pads,
+    dilation: Shape,
+) -> Array:
+    """dx[i] = Σ dy[o] over all windows o whose largest x[i] was; `lengths` are those of x."""
+    xp = namespace(dy, *which)
+    axes = _axes(lengths, window, stride, padding, dilation)
+    for (axis, (n, k, s, (low, high), d)), won in zip(axes, reversed(which), strict=True):
+        parts = [xp.where(won == place, dy, 0.0) for place in range(k)]
+        dy = unslide(*parts, axis=axis, stride=s, dilation=d, length=low + n + high)
+        dy = crop(dy, along(dy, axis, (low, high)))
+    return dy
 
 
 def slide(x: Array, axis: int, window: int, stride: int, dilation: int) -> list[Array]:
     """Views w with w[k][o] = x[o stride + k dilation] along `axis`, one for each k < window."""
     last = (x.shape[axis] - dilation * (window - 1) - 1) // stride * stride
     starts = [k * dilation for k in range(window)]
-    return [x[_along(axis, slice(start, start + last + 1, stride))] for start in starts]
+    return [x[_at(axis, slice(start, start + last + 1, stride))] for start in starts]
 
 
 @singledispatch
@@ -47,20 +85,23 @@ def unslide(w: Array, *others: Array, axis: int, stride: int, dilation: int, len
     for k, part in enumerate((w, *others)):
         row, column = divmod(k * dilation, stride)
         behind = rows - row - part.shape[axis]
-        ends = [
-            xp.zeros(_of_length(w, axis, n), dtype=w.dtype, device=device(w)) for n in (row, behind)
-        ]
-        columns[column].append(xp.concat([ends[0], part, ends[1]], axis=axis))
-    empty = xp.zeros(_of_length(w, axis, rows), dtype=w.dtype, device=device(w))
+        columns[column].append(pad(part, along(part, axis, (row, behind))))
+    lead, rest = w.shape[:axis], w.shape[axis + 1 :]
+    empty = xp.zeros((*lead, rows, *rest), dtype=w.dtype, device=device(w))
     totals = [sum(parts[1:], start=parts[0]) if parts else empty for parts in columns]
-    x = xp.reshape(xp.stack(totals, axis=axis + 1), _of_length(w, axis, rows * stride))
-    return x[_along(axis, slice(0, length))]
+    x = xp.reshape(xp.stack(totals, axis=axis + 1), (*lead, rows * stride, *rest))
+    return x[_at(axis, slice(0, length))]
 
 
-def _of_length(x: Array, axis: int, length: int) -> Shape:
-    """The shape of x, but for the length of `axis`."""
-    return (*x.shape[:axis], length, *x.shape[axis + 1 :])
+def along(x: Array, axis: int, sides: tuple[int, int]) -> Pads:
+    """The padding of one inner axis of x alone."""
+    return tuple(sides if i == axis else (0, 0) for i in range(1, x.ndim - 1))
 
 
-def _along(axis: int, place: slice) -> tuple:
+def _axes(*spans):
+    """Each inner axis, with what `spans` say of it."""
+    return list(enumerate(zip(*spans, strict=True), 1))
+
+
+def _at(axis: int, place: slice) -> tuple:
     return (*(slice(None),) * axis, place, ...)

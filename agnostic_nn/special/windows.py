@@ -15,13 +15,15 @@ with width a multiple of groups and lengths and reaches as in `agnostic_nn.spans
 """
 
 import math
+from collections.abc import Iterator
 from functools import singledispatch
 from itertools import product
 
 from ..arrays import Array, Shape, device, namespace
 from ..spans import Pads, out_lengths
+from .padding import pad
 
-__all__ = ["convolve", "convolve_input", "convolve_weight", "turn"]
+__all__ = ["convolve", "convolve_input", "convolve_weight", "places", "turn"]
 
 
 @singledispatch
@@ -31,8 +33,8 @@ def convolve(
     """y[o] = Σₖ x[o s + k d - low] W[k]: a product with a matrix for each place in the window."""
     window = weight.shape[:-2]
     space = out_lengths(x.shape[1:-1], window, stride, dilation, padding)
-    places = _places(_padded(x, padding), window, space, stride, dilation)
-    total = sum(_parts(at, groups) @ _parts(weight[k], groups) for k, at in places)
+    seen = places(pad(x, padding), window, space, stride, dilation)
+    total = sum(_parts(at, groups) @ _parts(weight[(*k, ...)], groups) for k, at in seen)
     return _joined(total, (x.shape[0], *space, weight.shape[-1]))
 
 
@@ -102,8 +104,8 @@ def convolve_weight(
     """dW[k] = Σ x[o s + k d - low]ᵀ dy[o] over the batch and all o: x correlated with dy."""
     xp = namespace(x, dy)
     rows = _parts(dy, groups)
-    places = _places(_padded(x, padding), window, dy.shape[1:-1], stride, dilation)
-    found = [xp.matrix_transpose(_parts(at, groups)) @ rows for _, at in places]
+    seen = places(pad(x, padding), window, dy.shape[1:-1], stride, dilation)
+    found = [xp.matrix_transpose(_parts(at, groups)) @ rows for _, at in seen]
     fan_in, width = x.shape[-1] // groups, dy.shape[-1]
     return xp.reshape(
         xp.stack([_joined(matrix, (fan_in, width)) for matrix in found], axis=0),
@@ -111,30 +113,16 @@ def convolve_weight(
     )
 
 
-def _places(x, window, space, stride, dilation):
-    """Each place k of the window, and the part of x that it sees as the window slides."""
+def places(
+    x: Array, window: Shape, space: Shape, stride: Shape, dilation: Shape
+) -> Iterator[tuple[Shape, Array]]:
+    """Each place k of a window, and x[o s + k d], what it sees as windows o slide over `space`."""
     for k in product(*map(range, window)):
         cuts = (
             slice(i * d, i * d + (o - 1) * s + 1, s)
             for i, o, s, d in zip(k, space, stride, dilation, strict=True)
         )
-        yield (*k, ...), x[(slice(None), *cuts, slice(None))]
-
-
-def _padded(x, padding):
-    """x with zeros around its inner axes; a number below 0 cuts away as many instead."""
-    xp = namespace(x)
-    for axis, (low, high) in enumerate(padding, 1):
-        lead, rest = x.shape[:axis], x.shape[axis + 1 :]
-        if max(low, high) > 0:
-            before, behind = (
-                xp.zeros((*lead, max(zeros, 0), *rest), dtype=x.dtype, device=device(x))
-                for zeros in (low, high)
-            )
-            x = xp.concat([before, x, behind], axis=axis)
-        inside = slice(max(-low, 0), x.shape[axis] - max(-high, 0))
-        x = x[(*(slice(None),) * axis, inside, ...)]
-    return x
+        yield k, x[(slice(None), *cuts, slice(None))]
 
 
 def _spread(x, stride):
@@ -147,7 +135,7 @@ def _spread(x, stride):
         zeros = xp.zeros((*lead, n, s - 1, *rest), dtype=x.dtype, device=device(x))
         wide = xp.concat([xp.reshape(x, (*lead, n, 1, *rest)), zeros], axis=axis + 1)
         x = xp.reshape(wide, (*lead, n * s, *rest))
-    return _padded(x, tuple((0, 1 - s) for s in stride))
+    return pad(x, tuple((0, 1 - s) for s in stride))
 
 
 def _parts(x, groups):

@@ -75,6 +75,15 @@ def _scan_as(leaf, step, carry, xs, reverse, then):
     return jax.lax.scan(both, carry, xs, reverse=reverse)
 
 
+def _select(holds, make, old):
+    # choosing number by number would keep XLA from putting the new where the old lies, a fifth
+    # of a step; but a GPU would have to tell the host which way to go
+    return jax.lax.platform_dependent(
+        cpu=lambda: jax.lax.cond(holds, make, lambda: old),
+        default=lambda: special.select.dispatch(object)(holds, make, old),
+    )
+
+
 def _layouts(rank):
     """Where batch N and channels C stand in x and y, and fan_in I and width O in a weight."""
     space = "DHW"[-rank:]
@@ -148,6 +157,7 @@ for kind in (jax.Array, jax.core.Tracer):
     special.convolve_weight.register(kind, _convolve_weight)
     special.erf.register(kind, jax.lax.erf)
     special.scatter_add.register(kind, _scatter_add)
+    special.select.register(kind, _select)
     special.scan_as.register(kind, _scan_as)
     special.unslide.register(kind, _unslide)
     special.barrier_as.register(kind, _barrier_as)

@@ -8,8 +8,11 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from agnostic_nn import special
+from agnostic_nn.spans import out_lengths
+from agnostic_nn.special.windows import places, turn
 
-from . import processor
+from . import attention, processor, recurrence, tape
+from .replay import replayed
 
 __all__ = [
     "asarray",
@@ -48,7 +51,7 @@ def asarray(data, device):
 
 
 def jit(function, device, donate=()):
-    return function
+    return replayed(function, donate)
 
 
 def synchronize(array):
@@ -56,18 +59,66 @@ def synchronize(array):
 
 
 try:
-    from scipy.special import erf as _erf
+    from scipy.special import erf as _wide_erf
 except ImportError:  # the C library's, one number at a time: still ten times our series
     _one_erf = np.frompyfunc(math.erf, 1, 1)
 
-    def _erf(x):
+    def _wide_erf(x):
         return np.asarray(_one_erf(x)).astype(x.dtype)
 
 
+# P in erf(x) = tanh(x P(x²)), fitted to relative errors of erf below 2e-8 up to 4.1
+_ERF = (
+    *(1.12837918, 0.102772152, -2.06585346e-4, -5.95439541e-4, 6.94386548e-5),
+    *(1.2715814e-6, -1.27488499e-6, 1.54180224e-7, -8.327919e-9, 1.74775926e-10),
+)
+
+
+def _erf(x):
+    if x.dtype != np.float32:
+        return _wide_erf(x)
+    near = np.minimum(np.maximum(x, -4.1), 4.1)  # beyond, erf is 1 to the last bit
+    square, total = near * near, _ERF[-1]
+    for number in _ERF[-2::-1]:
+        total = total * square + number
+    return np.tanh(near * total)
+
+
+_MANY = 2**12  # numbers to add, for which it pays to make a matrix
+
+try:
+    from scipy.sparse import csc_array as _sparse
+except ImportError:
+    _sparse = None
+
+
 def _scatter_add(updates, index, rows):
+    # a product with one-hot columns adds in the same order; SciPy does not look at their numbers
+    count = len(index)
+    if _sparse is not None and updates.size > _MANY and 0 <= index.min() <= index.max() < rows:
+        ones, ends = np.ones(count, updates.dtype), np.arange(count + 1)
+        return _sparse((ones, index.astype(ends.dtype), ends), (rows, count)) @ updates
     out = np.zeros((rows, updates.shape[1]), updates.dtype)
     np.add.at(out, index, updates)
     return out
+
+
+def _empty(one, length):
+    return np.empty((length, *one.shape), one.dtype)
+
+
+def _short_scan(leaf, *asked):
+    # a tape holds every turn of a loop, and takes as long to plan
+    if leaf.shape[0] > 16:
+        raise tape.Untraceable("too long a loop")
+    return special.scan_as.dispatch(object)(leaf, *asked)
+
+
+def _surround(x, pads, value):
+    lengths = (low + n + high for n, (low, high) in zip(x.shape[1:-1], pads, strict=True))
+    wide = np.full((len(x), *lengths, x.shape[-1]), value, x.dtype)
+    special.crop(wide, pads)[...] = x
+    return wide
 
 
 _FEW = 2**18  # numbers to copy at a time: they stay in the cache, and memory does not grow
@@ -75,13 +126,9 @@ _FEW = 2**18  # numbers to copy at a time: they stay in the cache, and memory do
 
 def _seen(x, window, stride, padding, dilation, groups):
     """What each window sees, without a copy: (groups, batch, *out, *window, fan_in)."""
-    batch, *lengths, channels = x.shape
-    rank = len(lengths)
-    if any(map(any, padding)):
-        sizes = (n + low + high for n, (low, high) in zip(lengths, padding, strict=True))
-        inside = (slice(low, low + n) for n, (low, _) in zip(lengths, padding, strict=True))
-        inner, x = x, np.zeros((batch, *sizes, channels), x.dtype)
-        x[(slice(None), *inside)] = inner
+    x = special.pad(x, padding)
+    batch, *_, channels = x.shape
+    rank = len(window)
     spans = [d * (k - 1) + 1 for k, d in zip(window, dilation, strict=True)]
     seen = sliding_window_view(x, spans, axis=tuple(range(1, rank + 1)))
     steps, places = ([slice(None, None, n) for n in numbers] for numbers in (stride, dilation))
@@ -97,11 +144,17 @@ def _rows(seen, rank):
     few = max(1, _FEW // (groups * places * size))
     for start in range(0, batch, few):
         part = seen[:, start : start + few]
-        yield slice(start, start + few), part.reshape(groups, part.shape[1] * places, size)
+        count = part.shape[1] * places
+        if seen.shape[-1] > 1:
+            rows = part.reshape(groups, count, size)
+        else:  # of one channel, longer runs of numbers lie along space: copied column by column
+            columns = np.moveaxis(part, range(rank + 2, part.ndim), range(1, rank + 2))
+            rows = columns.reshape(groups, size, count).transpose(0, 2, 1)
+        yield slice(start, start + few), rows
 
 
 def _matrices(x, groups):
-    """(..., groups · n) -> (groups, all of the others, n)."""
+    """(..., groups · n) -> (groups, all of the others, n), without a copy if x is contiguous."""
     rows, n = math.prod(x.shape[:-1]), x.shape[-1] // groups
     return x.reshape(rows, groups, n).transpose(1, 0, 2)
 
@@ -112,7 +165,7 @@ def _convolve(x, weight, stride, padding, dilation, groups):
     y = np.empty((*seen.shape[1 : rank + 2], width), x.dtype)
     matrices = _matrices(weight, groups)
     for some, rows in _rows(seen, rank):
-        y[some] = (rows @ matrices).transpose(1, 0, 2).reshape(y[some].shape)
+        np.matmul(rows, matrices, out=_matrices(y[some], groups))
     return y
 
 
@@ -127,30 +180,133 @@ def _convolve_weight(x, dy, window, stride, padding, dilation, groups):
 
 def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
     *window, fan_in, _ = weight.shape
-    batch, *space, _ = dy.shape
-    sizes = (n + low + high for n, (low, high) in zip(lengths, padding, strict=True))
-    dx = np.zeros((batch, *sizes, groups * fan_in), dy.dtype)
-    rows = _matrices(dy, groups)
-    for place in np.ndindex(*window):
+    space = dy.shape[1:-1]
+    if max(stride) == 1:
+        turned, around = turn(weight, lengths, space, stride, padding, dilation, groups)
+        return _convolve(dy, turned, stride, around, dilation, groups)
+    dx, rows = _wide(dy, lengths, padding, groups * fan_in), _matrices(dy, groups)
+    for place, seen in places(dx, window, space, stride, dilation):
         part = rows @ _matrices(weight[place], groups).transpose(0, 2, 1)
-        seen = (
-            slice(i * d, i * d + (o - 1) * s + 1, s)
-            for i, o, s, d in zip(place, space, stride, dilation, strict=True)
-        )
-        dx[(slice(None), *seen)] += part.transpose(1, 0, 2).reshape(batch, *space, groups * fan_in)
-    inside = (slice(low, low + n) for n, (low, _) in zip(lengths, padding, strict=True))
-    return dx[(slice(None), *inside)]
+        seen += part.transpose(1, 0, 2).reshape(seen.shape)
+    return special.crop(dx, padding)
+
+
+def _wide(dy, lengths, padding, channels):
+    """Zeros for dx and the padding around it."""
+    sizes = (n + low + high for n, (low, high) in zip(lengths, padding, strict=True))
+    return np.zeros((len(dy), *sizes, channels), dy.dtype)
+
+
+def _passes(lengths, *spans):
+    """Windows over all axes at once, or where they overlap over one after another, the last first.
+
+    Fewer places to look at. With the lengths of the axes before each pass.
+    """
+    if all(d * (k - 1) < s for k, s, _, d in zip(*spans, strict=True)):
+        return [(lengths, *spans)]
+    found, plain = [], (1, 1, (0, 0), 1)
+    for axis in reversed(range(len(lengths))):
+        columns = zip(spans, plain, strict=True)
+        one = [[own if i == axis else no for i, own in enumerate(span)] for span, no in columns]
+        found.append((lengths, *one))
+        window, stride, padding, dilation = one
+        lengths = out_lengths(lengths, window, stride, dilation, padding)
+    return found
+
+
+def _largest(x, *spans):
+    kept = []
+    for lengths, *some in _passes(x.shape[1:-1], *spans):
+        first = 0
+        if any(map(any, some[2])):
+            # so that even among numbers of -∞ it is not the padding that is largest
+            first = _winners(np.zeros((1, *lengths, 1), x.dtype), 0, *some)[1]
+        x, which = _winners(x, first, *some)
+        kept.append(which)
+    return x, tuple(kept)
+
+
+def _winners(x, first, window, stride, padding, dilation):
+    space = out_lengths(x.shape[1:-1], window, stride, dilation, padding)
+    seen = places(special.pad(x, padding, -math.inf), window, space, stride, dilation)
+    _, best = next(seen)
+    which = np.zeros(best.shape, np.uint8 if math.prod(window) <= 256 else np.int32) + first
+    for place, (_, part) in enumerate(seen, 1):
+        larger = np.maximum(best, part)
+        # the last place to be larger than all before it has the first of the largest
+        which = np.maximum(which, (larger > best) * which.dtype.type(place))
+        best = larger
+    return best, which
+
+
+def _largest_input(dy, which, lengths, *spans):
+    passes = zip(_passes(lengths, *spans), which, strict=True)
+    for some, won in reversed(list(passes)):
+        dy = _put_back(dy, won, *some)
+    return dy
+
+
+def _put_back(dy, which, lengths, window, stride, padding, dilation):
+    space, channels, bits = dy.shape[1:-1], dy.shape[-1], np.dtype(f"i{dy.itemsize}")
+    tiles = window == stride and lengths == tuple(map(math.prod, zip(space, stride, strict=True)))
+    once = tiles and not any(map(any, padding))
+    if once:  # each place is in one window
+        dx = np.empty((len(dy), *lengths, channels), dy.dtype)
+    else:
+        dx = _wide(dy, lengths, padding, channels)
+    for place, (_, part) in enumerate(places(dx, window, space, stride, dilation)):
+        # a number with all of its bits, or with none, is it or 0: much faster than `where`
+        mask = -(which == place).view(np.int8).astype(bits)
+        if once:
+            np.bitwise_and(dy.view(bits), mask, out=part.view(bits))
+        else:
+            part += (dy.view(bits) & mask).view(dy.dtype)
+    return special.crop(dx, padding)
 
 
 def _all_finite(*arrays):
-    # 0 · x is NaN just where x is not finite, and BLAS sums faster than NumPy looks twice
-    return all(math.isfinite(np.vdot(np.zeros(a.size, a.dtype), a)) for a in arrays)
+    # BLAS sums squares faster than NumPy looks; if they overflow, it has to look
+    return np.bool_(all(math.isfinite(np.vdot(a, a)) or np.isfinite(a).all() for a in arrays))
 
 
 def _sum_rows(x):
     # NumPy adds row after row, which loses digits; BLAS adds blocks, and ten times as fast
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     return np.ones(len(rows), x.dtype) @ rows
+
+
+def _normalize_rows(x, scale, bias, epsilon):
+    rows, ones = x.reshape(-1, x.shape[-1]), np.ones((x.shape[-1], 1), x.dtype)
+    normal = rows - rows @ ones / len(ones)
+    spread = np.einsum("ij,ij->i", normal, normal)[:, None]
+    spread /= len(ones)
+    spread += epsilon
+    np.sqrt(spread, out=spread)
+    normal /= spread
+    y = normal.copy() if scale is None else normal * scale
+    if bias is not None:
+        y += bias
+    return y.reshape(x.shape), (normal, spread)
+
+
+def _normalize_rows_backward(dy, scale, bias, cache):
+    # Σ g x̂ = (dy · x̂) · scale, and BLAS sums what both it and dscale are made of
+    normal, spread = cache
+    rows, width = dy.reshape(normal.shape), normal.shape[1]
+    share = np.full((width, 1), 1.0 / width, dy.dtype)
+    product = rows * normal
+    dscale = None if scale is None else _sum_rows(product)
+    dbias = None if bias is None else _sum_rows(rows)
+    dx = rows.copy() if scale is None else rows * scale
+    dx -= dx @ share
+    tilt = product @ (share if scale is None else scale[:, None] * share)
+    np.multiply(normal, tilt, out=product)
+    dx -= product
+    dx /= spread
+    return dx.reshape(dy.shape), dscale, dbias
+
+
+_TRANSPARENT = {_erf, _sum_rows}
 
 
 def _unslide(*parts, axis, stride, dilation, length):
@@ -163,14 +319,33 @@ def _unslide(*parts, axis, stride, dilation, length):
     return x
 
 
+special.attend.register(np.ndarray, attention.attend)
+special.attend_backward.register(np.ndarray, attention.attend_backward)
 special.convolve.register(np.ndarray, _convolve)
 special.convolve_input.register(np.ndarray, _convolve_input)
 special.convolve_weight.register(np.ndarray, _convolve_weight)
 special.erf.register(np.ndarray, _erf)
+special.largest.register(np.ndarray, _largest)
+special.largest_input.register(np.ndarray, _largest_input)
+special.lstm.register(np.ndarray, recurrence.lstm)
+special.lstm_backward.register(np.ndarray, recurrence.lstm_backward)
+special.normalize_rows.register(np.ndarray, _normalize_rows)
+special.normalize_rows_backward.register(np.ndarray, _normalize_rows_backward)
+special.scan_as.register(np.ndarray, special.scan_into(_empty))
 special.scatter_add.register(np.ndarray, _scatter_add)
 special.sum_rows.register(np.ndarray, _sum_rows)
+special.surround.register(np.ndarray, _surround)
 special.unslide.register(np.ndarray, _unslide)
 for kind in (np.ndarray, np.generic):  # reductions return scalars
     special.all_finite.register(kind, _all_finite)
 for kind in (np.ndarray, np.bool_, bool):
-    special.select.register(kind, lambda holds, new, old: new if holds else old)
+    special.select.register(kind, lambda holds, make, old: make() if holds else old)
+
+# What is written down on a tape: such calls as they stand, or what they are made of.
+for function in vars(special).values():
+    if np.ndarray in getattr(function, "registry", ()):
+        own = function.registry[np.ndarray]
+        function.register(tape.Traced, own if own in _TRANSPARENT else tape.opaque(own))
+special.scan_as.register(tape.Traced, _short_scan)
+special.barrier_as.register(tape.Traced, tape.barrier)
+special.select.register(tape.Traced, tape.select)

@@ -12,7 +12,7 @@ come next would depend on the numbers.
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from threading import local
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "Tape",
     "Traced",
     "Untraceable",
+    "barrier",
     "cast",
     "choose",
     "either",
@@ -63,8 +64,17 @@ class Tape:
 
     nodes: list[Node] = field(default_factory=list)
     guards: dict[int, int] = field(default_factory=dict)  # a selected node: where `make` began
+    found: dict[tuple, Node] = field(default_factory=dict)  # by what was called with what
 
     def note(self, function: Callable | None, args: tuple, kwargs: dict, value: Any) -> "Traced":
+        """Write a call down, or find the same one: what `forward` had, `backward` need not make."""
+        key = (function, _key(args), _key(kwargs))
+        try:
+            found = self.found.get(key)
+        except TypeError:  # an array that is no argument of the function, and does not hash
+            key = found = None
+        if found is not None:
+            return Traced(found, value)
         given = [one for one in leaves((args, kwargs)) if isinstance(one, Traced)]
         shown = [one.node for one in given if function is either or _overlap(value, one.value)]
         constant = function is not None and all(one.node.constant for one in given)
@@ -80,6 +90,8 @@ class Tape:
             value.__array_interface__["data"][0] if isinstance(value, np.ndarray) else 0,
         )
         self.nodes.append(node)
+        if key is not None and function not in (None, apart):
+            self.found[key] = node
         return Traced(node, value)
 
     def __enter__(self) -> "Tape":
@@ -118,6 +130,17 @@ def _value(argument: Any) -> Any:
     return argument.value if isinstance(argument, Traced) else argument
 
 
+def _key(tree: Any) -> Any:
+    """What tells calls apart: 1, 1.0 and True are not the same, nor are 0.0 and -0.0."""
+    if isinstance(tree, dict):
+        return tuple([(k, _key(v)) for k, v in tree.items()])
+    if isinstance(tree, tuple | list):
+        return (type(tree), *map(_key, tree))
+    if isinstance(tree, Traced):
+        return tree.node.number, Traced
+    return (type(tree), repr(tree) if isinstance(tree, float) else tree)
+
+
 def _node(argument: Any) -> Any:
     return argument.node if isinstance(argument, Traced) else argument
 
@@ -147,6 +170,9 @@ def _asked(function: Callable, *args: Any, **kwargs: Any) -> Any:
     return noted
 
 
+_attribute = cache(operator.attrgetter)
+
+
 class Traced:
     """An array that writes down what is done with it; otherwise like the one it stands for."""
 
@@ -173,7 +199,7 @@ class Traced:
         if callable(found):
             return partial(_asked, getattr(np.ndarray, name), self)
         return (
-            found if not isinstance(found, np.ndarray) else _asked(operator.attrgetter(name), self)
+            found if not isinstance(found, np.ndarray) else _asked(_attribute(name), self)
         )
 
     def __getitem__(self, place: Any) -> Any:
@@ -279,6 +305,16 @@ class _Namespace:
 
 _ABOUT_DTYPES = ("finfo", "iinfo", "isdtype", "can_cast", "result_type")
 _namespace = _Namespace()
+
+
+def apart(x):
+    """x itself, as something that is not known: no call with it has been made before."""
+    return x
+
+
+def barrier(leaf: Traced, tree: Any) -> Any:
+    """`special.barrier_as`: what is computed from `tree` is computed again."""
+    return mapped(lambda one: _asked(apart, one) if isinstance(one, Traced) else one, tree)
 
 
 def opaque(function: Callable) -> Callable:

@@ -65,36 +65,94 @@ def synchronize(array):
         torch.mps.synchronize()
 
 
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _in_one(query, key, allowed, kept):
+    """Whether PyTorch has attention in one function, which keeps no P: not for every case."""
+    plain = isinstance(allowed, tuple) and isinstance(kept, tuple)
+    # of fewer keys than fill a register it loses a NaN
+    return plain and query.is_cpu and query.numel() > 0 and key.shape[2] >= 16
+
+
+def _lined(x):
+    """x as that function needs it and does not check: the last axis without gaps."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _for_each(x, group):
+    """(batch, heads, s, d), once for each head of a group: (batch, heads · group, s, d)."""
+    return _lined(x).unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(1, 2)
+
+
+def _attend(query, key, value, allowed=(), kept=(), *, causal=False):
+    if not _in_one(query, key, allowed, kept):
+        standard = special.attend.dispatch(object)
+        return standard(query, key, value, allowed, kept, causal=causal)
+    group = query.shape[2]
+    answers = _for_each(key, group), _for_each(value, group)
+    heads, logs = _FLASH(_lined(query).flatten(1, 2), *answers, 0.0, causal)
+    return heads.unflatten(1, query.shape[1:3]), (logs,)
+
+
+def _attend_backward(query, key, value, allowed, kept, heads, cache, dy, *, causal=False):
+    if not _in_one(query, key, allowed, kept):
+        standard = special.attend_backward.dispatch(object)
+        return standard(query, key, value, allowed, kept, heads, cache, dy, causal=causal)
+    group = query.shape[2]
+    dy, query, heads = (_lined(x).flatten(1, 2) for x in (dy, query, heads))
+    answers = _for_each(key, group), _for_each(value, group)
+    dquery, *found = _FLASH_BACKWARD(dy, query, *answers, heads, *cache, 0.0, causal)
+    if group > 1:
+        found = [dx.unflatten(1, (-1, group)).sum(2) for dx in found]
+    return dquery.unflatten(1, (-1, group)), *found
+
+
+def _empty(one, length):
+    return one.new_empty((length, *one.shape))
+
+
 def _scatter_add(updates, index, rows):
     zeros = torch.zeros((rows, updates.shape[1]), dtype=updates.dtype, device=updates.device)
-    return zeros.index_add(0, index.to(torch.int64), updates)
+    return zeros.index_add_(0, index.to(torch.int64), updates)
+
+
+def _normalize_rows(x, scale, bias, epsilon):
+    y, *statistics = torch.native_layer_norm(x, x.shape[-1:], scale, bias, epsilon)
+    return y, (x, *statistics)
+
+
+def _normalize_rows_backward(dy, scale, bias, cache):
+    x, *statistics = cache
+    asked = (True, scale is not None, bias is not None)
+    back = torch.ops.aten.native_layer_norm_backward
+    return back(dy, x, x.shape[-1:], *statistics, scale, bias, asked)
 
 
 def _convolve(x, weight, stride, padding, dilation, groups):
     rank = len(stride)
-    x, even = _evenly_padded(x, padding)
+    even, more = _evenly(padding)
+    x = special.pad(x, more).movedim(-1, 1)
     function = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
     y = function(x, _outward(weight), None, stride, even, dilation, groups)
     return y.movedim(1, -1)
 
 
 def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
-    rank = len(stride)
-    even = [min(sides) for sides in padding]
-    sizes = [n + sum(sides) - 2 * e for n, sides, e in zip(lengths, padding, even, strict=True)]
-    shape = (dy.shape[0], weight.shape[-2] * groups, *sizes)
-    function = (grad.conv1d_input, grad.conv2d_input, grad.conv3d_input)[rank - 1]
-    weight, dy = _outward(weight), dy.movedim(-1, 1)
-    dx = function(shape, weight, dy, stride, even, dilation, groups).movedim(1, -1)
-    inside = (
-        slice(low - e, low - e + n) for n, (low, _), e in zip(lengths, padding, even, strict=True)
-    )
-    return dx[(slice(None), *inside)]
+    even, more = _evenly(padding)
+    sizes = (n + before + behind for n, (before, behind) in zip(lengths, more, strict=True))
+    like = dy.new_empty((len(dy), *sizes, weight.shape[-2] * groups)).movedim(-1, 1)
+    spans = stride, even, dilation, False, [0] * len(stride), groups
+    arrays = dy.movedim(-1, 1), like, _outward(weight), None
+    dx, _, _ = torch.ops.aten.convolution_backward(*arrays, *spans, (True, False, False))
+    return special.crop(dx.movedim(1, -1), more)
 
 
 def _convolve_weight(x, dy, window, stride, padding, dilation, groups):
     rank = len(stride)
-    x, even = _evenly_padded(x, padding)
+    even, more = _evenly(padding)
+    x = special.pad(x, more).movedim(-1, 1)
     shape = (dy.shape[-1], x.shape[1] // groups, *window)
     function = (grad.conv1d_weight, grad.conv2d_weight, grad.conv3d_weight)[rank - 1]
     found = function(x, shape, dy.movedim(-1, 1), stride, even, dilation, groups)
@@ -106,12 +164,89 @@ def _outward(weight):
     return weight.permute(-1, -2, *range(weight.ndim - 2))
 
 
-def _evenly_padded(x, padding):
-    """x with its channels first and zeros where one side has more; the rest is the same on both."""
+def _evenly(padding):
+    """So many zeros on both sides of each axis, and how many more there are on one."""
     even = [min(sides) for sides in padding]
-    x = x.movedim(-1, 1)
-    more = [n - e for sides, e in zip(padding, even, strict=True) for n in reversed(sides)]
-    return (functional.pad(x, more[::-1]) if any(more) else x), even
+    more = ((low - e, high - e) for (low, high), e in zip(padding, even, strict=True))
+    return even, tuple(more)
+
+
+def _surround(x, pads, value):
+    sides = [n for pair in reversed(pads) for n in pair]
+    return functional.pad(x, (0, 0, *sides), value=value)
+
+
+_POOLS = functional.max_pool2d, functional.max_pool3d
+_UNPOOLS = (
+    torch.ops.aten.max_pool2d_with_indices_backward,
+    torch.ops.aten.max_pool3d_with_indices_backward,
+)
+
+
+def _has_pool(window, padding):
+    """Whether PyTorch pools that: padding must be even, and half a window at most."""
+    return all(a == b and a <= k // 2 for k, (a, b) in zip(window, padding, strict=True))
+
+
+def _image(*spans):
+    """What says something of time, of an image one place high."""
+    return ((one, *span) for one, span in zip((1, 1, (0, 0), 1), spans, strict=True))
+
+
+def _largest(x, window, stride, padding, dilation):
+    if len(window) == 1:
+        y, which = _largest(x[:, None], *_image(window, stride, padding, dilation))
+        return y[:, 0], which
+    if not _has_pool(window, padding):
+        return special.largest.dispatch(object)(x, window, stride, padding, dilation)
+    lows = [low for low, _ in padding]
+    y, which = _POOLS[len(window) - 2](
+        x.movedim(-1, 1), window, stride, lows, dilation, return_indices=True
+    )
+    return y.movedim(1, -1), (which,)
+
+
+def _largest_input(dy, which, lengths, window, stride, padding, dilation):
+    spans = window, stride, padding, dilation
+    if len(window) == 1:
+        return _largest_input(dy[:, None], which, (1, *lengths), *_image(*spans))[:, 0]
+    if not _has_pool(window, padding):
+        return special.largest_input.dispatch(object)(dy, which, lengths, *spans)
+    like = dy.new_empty((len(dy), *lengths, dy.shape[-1])).movedim(-1, 1)
+    lows = [low for low, _ in padding]
+    spans = window, stride, lows, dilation, False
+    return _UNPOOLS[len(window) - 2](dy.movedim(-1, 1), like, *spans, *which).movedim(1, -1)
+
+
+_MODE = 2  # what PyTorch's own numbering calls an LSTM
+
+
+def _lstm(xs, params, start, reverse, keep, by_steps):
+    # oneDNN's takes slopes of gates from what they put out: where a gate is further open or
+    # shut than 1e-7, less than that of its slope is left
+    fits = torch.backends.mkldnn.is_available() and xs.is_cpu and xs.dtype == torch.float32
+    if not fits or xs.numel() == 0:
+        return by_steps()
+    bias, width = params["bias"], len(params["recurrent"])
+    matrices = (params[name].T.contiguous() for name in ("weight", "recurrent"))
+    weights = *matrices, bias, torch.zeros_like(bias)
+    given = xs.contiguous(), *weights, start["h"], start["c"]
+    how = reverse, [], _MODE, width, 1, True, False, False, keep
+    ys, h, c, space = torch.ops.aten.mkldnn_rnn_layer(*given, *how)
+    return {"h": h, "c": c}, (ys, (*given, ys, h, c, space))
+
+
+def _lstm_backward(xs, params, kept, dys, dend, reverse, wanted, by_steps):
+    if len(kept) == 1:  # kept step by step
+        return by_steps()
+    *arrays, space = kept
+    dy = dys[0].contiguous() if dys else None
+    how = reverse, _MODE, len(params["recurrent"]), 1, True, True, False, [], False
+    found = torch.ops.aten.mkldnn_rnn_layer_backward(*arrays, dy, dend["h"], dend["c"], *how, space)
+    dxs, dweight, drecurrent, dbias, _, dh, dc = found
+    dweight, drecurrent = dweight.T.contiguous(), drecurrent.T.contiguous()
+    grads = {"weight": dweight, "recurrent": drecurrent, "bias": dbias}
+    return dxs if wanted else (), grads, {"h": dh, "c": dc}
 
 
 def _words(key, count, stream=0):
@@ -129,10 +264,20 @@ def _unslide(*parts, axis, stride, dilation, length):
     return x
 
 
+special.attend.register(torch.Tensor, _attend)
+special.attend_backward.register(torch.Tensor, _attend_backward)
 special.convolve.register(torch.Tensor, _convolve)
 special.convolve_input.register(torch.Tensor, _convolve_input)
 special.convolve_weight.register(torch.Tensor, _convolve_weight)
 special.erf.register(torch.Tensor, torch.special.erf)
+special.lstm.register(torch.Tensor, _lstm)
+special.lstm_backward.register(torch.Tensor, _lstm_backward)
+special.normalize_rows.register(torch.Tensor, _normalize_rows)
+special.normalize_rows_backward.register(torch.Tensor, _normalize_rows_backward)
+special.largest.register(torch.Tensor, _largest)
+special.largest_input.register(torch.Tensor, _largest_input)
+special.scan_as.register(torch.Tensor, special.scan_into(_empty))
 special.scatter_add.register(torch.Tensor, _scatter_add)
+special.surround.register(torch.Tensor, _surround)
 special.unslide.register(torch.Tensor, _unslide)
 random.words.register(torch.Tensor, _words)

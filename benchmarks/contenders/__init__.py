@@ -9,10 +9,11 @@ Such a file has
 and imports its library inside `make`, since each contender runs in a process of its own.
 """
 
+from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
 
-__all__ = ["FILES", "Contender", "Unavailable", "file_of"]
+__all__ = ["FILES", "Contender", "Unavailable", "file_of", "names"]
 
 FILES = (
     "ours",
@@ -35,7 +36,10 @@ class Contender:
     """One library at one workload, its data and parameters made and on its device.
 
     `step` may return before its work is done, `wait` returns after all of it is.
+    host_arrays: whether all its arrays are NumPy's, so that `tracemalloc` sees them.
     """
+
+    host_arrays = False
 
     def step(self, i: int) -> None:
         """Train on batch i mod 8."""
@@ -57,6 +61,21 @@ class Contender:
         raise Unavailable("no prediction of its own")
 
 
+def files() -> Iterator[ModuleType]:
+    """Those of the files above that are here."""
+    for file in FILES:
+        try:
+            yield import_module(f"{__name__}.{file}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{file}":
+                raise
+
+
+def names() -> list[str]:
+    """All contenders, whether they can run here or not."""
+    return [name for file in files() for name in file.NAMES]
+
+
 def file_of(name: str) -> ModuleType:
     """The file that offers the contender called `name`.
 
@@ -65,13 +84,7 @@ def file_of(name: str) -> ModuleType:
     Unavailable
         If none does.
     """
-    for file in FILES:
-        try:
-            module = import_module(f"{__name__}.{file}")
-        except ModuleNotFoundError as error:
-            if error.name != f"{__name__}.{file}":
-                raise
-            continue
-        if name in module.NAMES:
-            return module
-    raise Unavailable(f"no contender is called {name}")
+    for file in files():
+        if name in file.NAMES:
+            return file
+    raise Unavailable(f"no contender is called {name!r}")

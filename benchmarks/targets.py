@@ -1,0 +1,141 @@
+"""Targets: what is to be reached, as data, and whether it was.
+
+    ratio   the median of ours over the median of theirs, in one run
+    noise   by how much, relatively, that ratio may be off: the half width of its 95 %
+            interval when rounds are drawn anew (a bootstrap), or what the same contender
+            shows against itself in two processes, whichever is more
+
+A target that lies within the noise of the ratio is a tie, neither reached nor missed.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+from .running import AGAIN, REFERENCE
+
+__all__ = ["DRAWS", "TARGETS", "Ratio", "Target", "compared", "judged", "ratio", "twins"]
+
+DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Target:
+    """Ours is to take at most so many times what the best of `against` takes.
+
+    measure: "step", "epoch" or "predict", of time; or "memory", the most of it: that of NumPy's
+    arrays for contenders on NumPy, else that of the process.
+    """
+
+    workload: str
+    measure: str
+    ours: str
+    against: tuple[str, ...]
+    at_most: float
+
+
+_NUMPY, _JAX, _TORCH = REFERENCE, "agnostic_nn jax", "agnostic_nn torch"
+_ON_JAX, _ON_NUMPY = ("equinox", "flax-nnx"), ("by hand", "scikit-learn", "thinc")
+_EACH = ("mlp", "tiny", "cnn", "lstm", "transformer", "wide")
+TARGETS = (
+    Target("mlp", "step", _NUMPY, ("pytorch",), 1.2),
+    Target("mlp", "step", _NUMPY, ("scikit-learn",), 0.42),
+    Target("mlp", "step", _NUMPY, ("thinc",), 0.42),
+    Target("mlp", "step", _NUMPY, ("products",), 1.5),
+    Target("mlp", "step", _JAX, _ON_JAX, 0.95),
+    *(Target(w, "step", _JAX, _ON_JAX, 1.0) for w in ("cnn", "lstm", "transformer", "wide")),
+    *(Target(w, "step", _TORCH, ("pytorch",), 1.0) for w in ("mlp", "cnn", "lstm", "transformer")),
+    Target("tiny", "step", _NUMPY, ("by hand",), 1.3),
+    Target("tiny", "step", _NUMPY, ("pytorch",), 0.5),
+    Target("tiny", "epoch", f"{_JAX}, Trainer", ("keras-jax",), 0.1),
+    Target("tiny", "epoch", f"{_JAX}, Trainer", (_JAX,), 0.3),
+    Target("tiny", "predict", _NUMPY, ("by hand",), 1.4),
+    Target("cnn", "step", _NUMPY, ("pytorch",), 1.4),
+    Target("lstm", "step", _NUMPY, ("pytorch",), 1.3),
+    Target("transformer", "step", _NUMPY, ("pytorch",), 1.3),
+    *(Target(w, "memory", _NUMPY, _ON_NUMPY, 1.0) for w in ("mlp", "tiny", "wide")),
+    *(Target(w, "memory", _JAX, _ON_JAX, 1.0) for w in _EACH),
+    *(Target(w, "memory", _TORCH, ("pytorch",), 1.0) for w in _EACH),
+)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of medians, and by how much it may be off, relatively."""
+
+    value: float
+    noise: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ± {self.value * self.noise:.2f}"
+
+    def against(self, bound: float) -> str:
+        """ "below", "tie" or "above" the bound."""
+        if abs(math.log(self.value / bound)) <= self.noise:
+            return "tie"
+        return "below" if self.value < bound else "above"
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float], floor: float = 0.0) -> Ratio:
+    """Of medians over rounds that were taken in turns; its noise is at least `floor`."""
+    draw, count = random.Random(0), min(len(ours), len(theirs))
+    found = []
+    for _ in range(DRAWS if count > 1 else 0):
+        rounds = draw.choices(range(count), k=count)
+        found.append(math.log(median(ours[i] for i in rounds) / median(theirs[i] for i in rounds)))
+    cuts = quantiles(found, n=40) if found else [0.0, 0.0]  # the outer two leave 2.5 % beyond
+    return Ratio(median(ours) / median(theirs), max((cuts[-1] - cuts[0]) / 2, floor))
+
+
+def twins(result: dict, measure: str) -> float:
+    """What a contender shows against itself in another process: the harness's own noise."""
+    one, other = (_seconds(result, label, measure) for label in (REFERENCE, REFERENCE + AGAIN))
+    if not one or not other:
+        return 0.0
+    found = ratio(one, other)
+    return max(abs(math.log(found.value)), found.noise)
+
+
+def compared(result: dict, measure: str, ours: str, theirs: str) -> Ratio | None:
+    """`ours` over `theirs` at one workload; None where one of them was not measured."""
+    if measure == "memory":
+        return _memory(result["contenders"], ours, theirs)
+    one, other = (_seconds(result, label, measure) for label in (ours, theirs))
+    return ratio(one, other, twins(result, measure)) if one and other else None
+
+
+def _seconds(result, label, measure):
+    return result["contenders"].get(label, {}).get("seconds", {}).get(measure, [])
+
+
+def _memory(contenders, ours, theirs):
+    """Of NumPy's arrays, to the byte, if both are made of those; else of the process."""
+    if ours not in contenders or theirs not in contenders:
+        return None
+    one, other = contenders[ours], contenders[theirs]
+    if one["array_bytes"] and other["array_bytes"]:
+        return Ratio(one["array_bytes"] / other["array_bytes"], 0.0)
+    one, other = one["resident_bytes"], other["resident_bytes"]
+    same = [contenders[label]["resident_bytes"] for label in (REFERENCE, REFERENCE + AGAIN)]
+    return Ratio(one / other, abs(same[0] - same[1]) / min(one, other))
+
+
+def judged(workloads: dict) -> Iterator[tuple[Target, str | None, Ratio | None, str]]:
+    """Each target of these workloads: the best of its opponents, the ratio, and the verdict.
+
+    "reached", "tie", "missed", or "not measured".
+    """
+    for target in TARGETS:
+        if target.workload not in workloads:
+            continue
+        result = workloads[target.workload]
+        found = {
+            name: compared(result, target.measure, target.ours, name) for name in target.against
+        }
+        found = {name: one for name, one in found.items() if one}
+        best = max(found, key=lambda name: found[name].value, default=None)
+        said = {"below": "reached", "tie": "tie", "above": "missed"}
+        verdict = said[found[best].against(target.at_most)] if found else "not measured"
+        yield target, best, found.get(best), verdict
