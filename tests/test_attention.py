@@ -269,7 +269,7 @@ def test_a_version_of_ones_own_attends_as_the_standard_one_does(
             np.testing.assert_array_equal(backend.to_numpy(x), before)
 
 
-@pytest.mark.parametrize("more", [0, 17])
+@pytest.mark.parametrize("more", [0, 17, 3000])
 @pytest.mark.parametrize("causal", [False, True])
 def test_scores_may_be_as_large_as_they_come_and_nan_stays_nan(backend, widest, causal, more):
     """Of scores far apart the largest takes all, those of a query of 0 are equal."""
@@ -278,23 +278,25 @@ def test_scores_may_be_as_large_as_they_come_and_nan_stays_nan(backend, widest, 
     value = np.asarray([1.0, 2.0, 3.0, *[2.0] * more], widest).reshape(1, 1, -1, 1)
     o, _ = attend(*backend.asarray((query, key, value)), causal=causal)
     expected = [1.0, 2.0 if causal else 3.0, 2.0, math.nan]
-    np.testing.assert_allclose(backend.to_numpy(o).ravel(), expected, rtol=1e-6)
+    np.testing.assert_allclose(backend.to_numpy(o).ravel(), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("given", [{}, {"mask": (9,)}, {"memory": (11, 6), "mask": (11,)}], ids=str)
+@pytest.mark.parametrize(
+    "given", [{}, {"mask": (90,)}, {"memory": (110, 6), "mask": (110,)}], ids=str
+)
 def test_nothing_is_kept_but_what_the_derivation_names(given):
     """x, Q, K, V, O, memory and mask, each once; on NumPy two numbers a row stand for P."""
     layer = nn.MultiHeadAttention(4, key_heads=2, causal=True, rotary=True)
-    shape = {"x": (9, 8), **given}
+    shape = {"x": (90, 8), **given}
     params, state = made(layer, shape, "float32")
     draw = np.random.default_rng(0)
     x = {n: draw.standard_normal((3, *s)).astype("float32") for n, s in shape.items()}
     if "mask" in x:
         x["mask"] = x["mask"] > 0
     _, _, cache = layer.forward(params, state, x, train=True)
-    keys = 11 if "memory" in given else 9
-    kept = {"x": 9 * 8, "Q": 9 * 8, "K": keys * 4, "V": keys * 4, "P": 2 * 4 * 9, "O": 9 * 8}
-    kept["memory"] = 11 * 6 if "memory" in given else 0
+    keys = 110 if "memory" in given else 90
+    kept = {"x": 90 * 8, "Q": 90 * 8, "K": keys * 4, "V": keys * 4, "P": 2 * 4 * 90, "O": 90 * 8}
+    kept["memory"] = 110 * 6 if "memory" in given else 0
     kept["mask"] = keys / 4 if "mask" in given else 0  # a byte each, numbers have four
     assert sum(leaf.nbytes for leaf in leaves(cache)) == 4 * 3 * sum(kept.values())
 

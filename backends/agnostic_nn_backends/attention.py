@@ -11,13 +11,19 @@ import math
 
 import numpy as np
 
+from agnostic_nn import special
+
 __all__ = ["attend", "attend_backward"]
 
 SCORES = 2**16  # to compute at a time: with P, dP and what they are made of, half of a cache
+FEW = 2**13  # scores that are sooner kept than made anew: the standard version does so
 QUERIES = 64  # of one head at a time: fewer make slow products, more of them see nothing new
 
 
 def attend(query, key, value, allowed=(), kept=(), *, causal=False):
+    if _are_few(query, key):
+        standard = special.attend.dispatch(object)
+        return standard(query, key, value, allowed, kept, causal=causal)
     heads = _empty_like(query)
     shifts, totals = (np.empty(query.shape[:-1], query.dtype) for _ in "mn")
     score = _scores(query, key, allowed, causal)
@@ -42,6 +48,9 @@ def attend(query, key, value, allowed=(), kept=(), *, causal=False):
 
 
 def attend_backward(query, key, value, allowed, kept, heads, cache, dy, *, causal=False):
+    if _are_few(query, key):
+        standard = special.attend_backward.dispatch(object)
+        return standard(query, key, value, allowed, kept, heads, cache, dy, causal=causal)
     shifts, totals = cache
     scale = 1.0 / math.sqrt(query.shape[-1])
     dquery, dkey, dvalue = _empty_like(query), _empty_like(key), _empty_like(value)
@@ -72,12 +81,16 @@ def attend_backward(query, key, value, allowed, kept, heads, cache, dy, *, causa
     return dquery, dkey, dvalue
 
 
+def _are_few(query, key):
+    return math.prod(query.shape[:-1]) * key.shape[2] <= FEW
+
+
 def _pieces(query, key, causal):
     """Indices of some queries, of all five axes but the last, and the keys that they may see."""
     batch, heads, group, time, _ = query.shape
     keys, rows = key.shape[2], min(time, QUERIES)
-    some = max(1, min(heads, SCORES // max(1, group * rows * keys)))
-    few = max(1, SCORES // max(1, some * group * rows * keys))
+    some = max(1, min(heads, SCORES // (group * rows * keys)))
+    few = max(1, SCORES // (some * group * rows * keys))
     for i in range(0, batch, few):
         for j in range(0, heads, some):
             for low in range(0, time, rows):

@@ -3,6 +3,8 @@
 float64 stays off unless the caller sets JAX_ENABLE_X64.
 """
 
+from functools import reduce
+
 import jax
 import jax.numpy as xp
 import numpy as np
@@ -73,6 +75,18 @@ def _scan_as(leaf, step, carry, xs, reverse, then):
         return carry, then(y)
 
     return jax.lax.scan(both, carry, xs, reverse=reverse)
+
+
+def _all_finite(*arrays):
+    look = special.all_finite.dispatch(object)
+
+    def sum_first():
+        # a sum of squares is quicker to take than a look, and says the same unless it overflows
+        squares = [xp.vdot(xp.ravel(one), xp.ravel(one)) for one in arrays]
+        fine = reduce(xp.logical_and, map(xp.isfinite, squares))
+        return jax.lax.cond(fine, lambda: fine, lambda: look(*arrays))
+
+    return jax.lax.platform_dependent(cpu=sum_first, default=lambda: look(*arrays))
 
 
 def _select(holds, make, old):
@@ -160,4 +174,5 @@ for kind in (jax.Array, jax.core.Tracer):
     special.select.register(kind, _select)
     special.scan_as.register(kind, _scan_as)
     special.unslide.register(kind, _unslide)
+    special.all_finite.register(kind, _all_finite)
     special.barrier_as.register(kind, _barrier_as)
