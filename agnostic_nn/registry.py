@@ -66,7 +66,7 @@ class Backend:
     @property
     def compiles(self) -> bool:
         """Whether `jit` compiles loops too, so that one call of many steps beats many calls."""
-        return getattr(self.adapter, "compiles", False)
+        return self.adapter.compiles
 
     def double(self) -> AbstractContextManager:
         """A context in which float64 is to be had.

@@ -556,7 +556,7 @@ class Trainer:
         return changed
 
     def _host(self, examples: Examples, rows: int, counted: bool) -> tuple:
-        """Examples filled up to `rows`: x, target, counts and weights, () for those there are not."""
+        """Examples filled up to `rows`: x, target, counts, weights; () for what there is not."""
         size = len(examples)
         examples = examples if size == rows else filled(examples, rows)
         counts = (np.arange(rows) < size).astype(self.dtype) if counted else None

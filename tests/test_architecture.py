@@ -51,6 +51,7 @@ CORE = {
     "typing",
 }
 BACKENDS = {"agnostic_nn_backends", "contextlib", "importlib", "os", "types"}
+WORKSHOPS = {"attention", "plan", "recurrence", "replay", "tape"}  # of adapters
 INSIDE_FUNCTIONS = {  # what is slow to import or optional, and its only home
     "callbacks": {"tensorboardX"},
     "registry": {"numpy"},
@@ -232,14 +233,20 @@ def unlike(root):
     """Adapters with other names than documented, imports of others, or effects on import."""
     adapters = {path.stem: (path, tree) for path, tree in parsed(root, "backends")}
     _, door = adapters.pop("__init__")
+    for path, tree in (adapters.pop(name) for name in WORKSHOPS):
+        for name, _ in imports(path, tree):
+            ours = ("agnostic_nn.special", "array_api_compat.numpy", "backends", "numpy")
+            if name.partition(".")[0] not in STDLIB and not name.startswith(ours):
+                yield f"{path} must not import {name}"
     documented = re.findall(r"^    (\w+)  +\S", ast.get_docstring(door, clean=False), re.MULTILINE)
     for library, (path, tree) in adapters.items():
         if listed(tree) is None or sorted(listed(tree)) != sorted(documented):
             yield f"{path} lists {listed(tree)}, documented are {documented}"
         missing = set(documented) - bound(tree)
         yield from (f"{path} has no {name}" for name in sorted(missing))
-        ours = ("agnostic_nn.special", "agnostic_nn.random", f"array_api_compat.{library}")
-        ours = (*ours, "backends.agnostic_nn_backends.processor")
+        ours = ("agnostic_nn.special", "agnostic_nn.random", "agnostic_nn.spans")
+        ours = (*ours, f"array_api_compat.{library}", "backends.agnostic_nn_backends.processor")
+        ours = (*ours, *(f"backends.agnostic_nn_backends.{name}" for name in WORKSHOPS))
         own = STDLIB | LIBRARIES.get(library, {library, "numpy"})
         for name, _ in imports(path, tree):
             if name.partition(".")[0] not in own and not name.startswith(ours):
@@ -352,7 +359,8 @@ def test_a_broken_rule_is_noticed(copy, check, file, source, complaint):
 
 def test_each_adapter_is_in_the_list_of_those_shipped():
     folder = ROOT / "backends" / "agnostic_nn_backends"
-    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(SHIPPED)
+    found = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert found == set(SHIPPED) | WORKSHOPS
     assert set(LIBRARIES) == set(SHIPPED)
 
 

@@ -242,7 +242,7 @@ class ForgetsTheScale(nn.LayerNorm):
     """Right as long as the scale is what it was at first."""
 
     def backward(self, params, cache, dy):
-        return super().backward({"scale": np.ones_like(params["scale"])}, cache, dy)
+        return super().backward(params | {"scale": np.ones_like(params["scale"])}, cache, dy)
 
 
 class ForgetsTheVariance(nn.BatchNorm):

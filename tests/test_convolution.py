@@ -61,22 +61,26 @@ def test_a_convolution_and_its_two_adjoints_are_what_they_say(backend, way, geom
     ]
     generator = np.random.default_rng(0)
     shapes = (batch, *lengths, groups * fan_in), (*window, fan_in, width), (batch, *out, width)
-    arrays = tuple(generator.integers(-4, 5, shape).astype("float32") for shape in shapes)
+    *arrays, bias = (
+        generator.integers(-4, 5, shape).astype("float32") for shape in (*shapes, (width,))
+    )
     spans = stride, padding, dilation, groups
     forward, back, correlate = (
         function if way == "native" else function.dispatch(object)
         for function in (convolve, convolve_input, convolve_weight)
     )
 
-    def everything(x, weight, dy):
+    def everything(x, weight, dy, bias):
         return (
             forward(x, weight, *spans),
+            forward(x, weight, *spans, bias=bias),
             back(dy, weight, lengths, *spans),
             correlate(x, dy, window, *spans),
         )
 
-    found = backend.to_numpy(backend.jit(everything)(*backend.asarray(arrays)))
-    for got, expected in zip(found, by_hand(*arrays, *spans), strict=True):
+    found = backend.to_numpy(backend.jit(everything)(*backend.asarray((*arrays, bias))))
+    y, dx, dweight = by_hand(*arrays, *spans)
+    for got, expected in zip(found, (y, y + bias, dx, dweight), strict=True):
         assert got.dtype == "float32"
         np.testing.assert_array_equal(got, expected)
 

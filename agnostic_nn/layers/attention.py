@@ -158,9 +158,10 @@ class MultiHeadAttention(Layer):
             dquery = rotate(dquery, -self._angles(query, _positions(x)))
             dkey = rotate(dkey, -self._angles(key, _positions(source)))
         dx = back("query", x, self._joined(dquery))
-        dsource = back("key", source, _join(dkey)) + back("value", source, _join(dvalue))
+        dsource = back("key", source, _join(dkey))
+        dsource += back("value", source, _join(dvalue))  # onto a product that was just made
         if source is x:
-            dx = dx + dsource
+            dx += dsource
         return beside_x(self, dx, (dsource, None), given), grads
 
     def begin(self, params, state, x, length):

@@ -104,9 +104,7 @@ class _Convolution(Layer):
         name, n = type(self).__name__, self.rank
         expect(fits, "{} takes (batch, {} of space, {}), got {}", name, n, channels, x.shape)
         expect(x.dtype == weight.dtype, "{} holds {}, got {}", name, weight.dtype, x.dtype)
-        y = self._map(x, weight)
-        if self.bias:
-            y += params["bias"]
+        y = self._map(x, weight, params["bias"] if self.bias else None)
         return y, state, x
 
     def backward(self, params, cache, dy):
@@ -141,10 +139,11 @@ class _Convolution(Layer):
     def _channels(self, weight):
         return weight.shape[-2] * self.groups
 
-    def _map(self, x, weight):
+    def _map(self, x, weight, bias):
         lengths = x.shape[1:-1]
         self._out(lengths)  # refuses what is smaller than a window
-        return convolve(x, weight, *self._spans(lengths))
+        spans = *self._spans(lengths), bias
+        return convolve(x, weight, *spans)
 
     def _adjoint(self, dy, weight, lengths):
         return convolve_input(dy, weight, lengths, *self._spans(lengths))
@@ -188,9 +187,12 @@ class _ConvTranspose(_Convolution):
     def _channels(self, weight):
         return weight.shape[-1]
 
-    def _map(self, x, weight):
+    def _map(self, x, weight, bias):
         lengths = self._out(x.shape[1:-1])
-        return convolve_input(x, weight, lengths, *self._spans(lengths))
+        y = convolve_input(x, weight, lengths, *self._spans(lengths))
+        if bias is not None:
+            y += bias
+        return y
 
     def _adjoint(self, dy, weight, lengths):
         return convolve(dy, weight, *self._spans(dy.shape[1:-1]))

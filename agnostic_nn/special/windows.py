@@ -28,14 +28,24 @@ __all__ = ["convolve", "convolve_input", "convolve_weight", "places", "turn"]
 
 @singledispatch
 def convolve(
-    x: Array, weight: Array, stride: Shape, padding: Pads, dilation: Shape, groups: int
+    x: Array,
+    weight: Array,
+    stride: Shape,
+    padding: Pads,
+    dilation: Shape,
+    groups: int,
+    bias: Array | None = None,
 ) -> Array:
-    """y[o] = Σₖ x[o s + k d - low] W[k]: a product with a matrix for each place in the window."""
+    """y[o] = Σₖ x[o s + k d - low] W[k] + b: a product with a matrix for each place in the window.
+
+    bias: (width,), or None for 0.
+    """
     window = weight.shape[:-2]
     space = out_lengths(x.shape[1:-1], window, stride, dilation, padding)
     seen = places(pad(x, padding), window, space, stride, dilation)
     total = sum(_parts(at, groups) @ _parts(weight[(*k, ...)], groups) for k, at in seen)
-    return _joined(total, (x.shape[0], *space, weight.shape[-1]))
+    y = _joined(total, (x.shape[0], *space, weight.shape[-1]))
+    return y if bias is None else y + bias
 
 
 @singledispatch

@@ -10,7 +10,7 @@
     to_numpy      array -> a NumPy array on the host
     jit           (function, device, donate) -> the pure function, compiled where that is
                   possible; `donate` says which arguments the caller gives up, by position
-    compiles      True if `jit` compiles loops too; may be left out if not
+    compiles      whether `jit` compiles loops too
     synchronize   array -> None, once its values are there (for timing)
     vjp           (function, *primals) -> (outputs, pullback), the library's own automatic
                   differentiation, or None; only checks of our gradients use it

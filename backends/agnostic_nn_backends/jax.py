@@ -104,8 +104,8 @@ def _layouts(rank):
     return f"N{space}C", f"{space}IO", f"N{space}C"
 
 
-def _convolve(x, weight, stride, padding, dilation, groups):
-    return jax.lax.conv_general_dilated(
+def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
+    y = jax.lax.conv_general_dilated(
         x,
         weight,
         stride,
@@ -114,6 +114,7 @@ def _convolve(x, weight, stride, padding, dilation, groups):
         dimension_numbers=_layouts(len(stride)),
         feature_group_count=groups,
     )
+    return y if bias is None else y + bias
 
 
 def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):

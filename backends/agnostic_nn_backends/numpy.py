@@ -16,6 +16,7 @@ from .replay import replayed
 
 __all__ = [
     "asarray",
+    "compiles",
     "describe",
     "devices",
     "double",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 version = np.__version__
+compiles = False
 double = nullcontext
 to_numpy = np.asarray
 vjp = None
@@ -159,13 +161,16 @@ def _matrices(x, groups):
     return x.reshape(rows, groups, n).transpose(1, 0, 2)
 
 
-def _convolve(x, weight, stride, padding, dilation, groups):
+def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
     seen = _seen(x, weight.shape[:-2], stride, padding, dilation, groups)
     rank, width = len(stride), weight.shape[-1]
     y = np.empty((*seen.shape[1 : rank + 2], width), x.dtype)
     matrices = _matrices(weight, groups)
     for some, rows in _rows(seen, rank):
         np.matmul(rows, matrices, out=_matrices(y[some], groups))
+        if bias is not None:  # added line by line: NumPy is slow where the last axis is short
+            lines = y[some].reshape(-1, y.shape[-2] * width)
+            lines += np.tile(bias, y.shape[-2])
     return y
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from .plan import Plan
-from .tape import Node, Tape, Traced, Untraceable, leaves, mapped
+from .tape import Node, Tape, Traced, leaves, mapped
 
 __all__ = ["Program", "replayed"]
 
@@ -76,7 +76,7 @@ def _made(function: Callable, args: tuple, donated: tuple[int, ...]) -> tuple[An
     """A program that was seen to do what the function does, or else False; and the result."""
     try:
         program = Program(function, args, donated)
-    except Untraceable:
+    except Exception:  # what a tape cannot hold, and what is wrong, the function itself shows
         return False, function(*args)
     result = function(*args)
     if not program.fits(args):

@@ -198,9 +198,7 @@ class Traced:
         found = getattr(self.value, name)
         if callable(found):
             return partial(_asked, getattr(np.ndarray, name), self)
-        return (
-            found if not isinstance(found, np.ndarray) else _asked(_attribute(name), self)
-        )
+        return found if not isinstance(found, np.ndarray) else _asked(_attribute(name), self)
 
     def __getitem__(self, place: Any) -> Any:
         return _asked(operator.getitem, self, place)

@@ -13,6 +13,7 @@ from . import processor
 
 __all__ = [
     "asarray",
+    "compiles",
     "describe",
     "devices",
     "double",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 version = torch.__version__
+compiles = False
 double = nullcontext
 vjp = torch.func.vjp
 
@@ -130,12 +132,12 @@ def _normalize_rows_backward(dy, scale, bias, cache):
     return back(dy, x, x.shape[-1:], *statistics, scale, bias, asked)
 
 
-def _convolve(x, weight, stride, padding, dilation, groups):
+def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
     rank = len(stride)
     even, more = _evenly(padding)
     x = special.pad(x, more).movedim(-1, 1)
     function = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
-    y = function(x, _outward(weight), None, stride, even, dilation, groups)
+    y = function(x, _outward(weight), bias, stride, even, dilation, groups)
     return y.movedim(1, -1)
 
 
@@ -222,15 +224,13 @@ _MODE = 2  # what PyTorch's own numbering calls an LSTM
 
 
 def _lstm(xs, params, start, reverse, keep, by_steps):
-    # oneDNN's takes slopes of gates from what they put out: where a gate is further open or
-    # shut than 1e-7, less than that of its slope is left
+    # oneDNN's makes slopes of gates from what they put out: of those below 1e-7 nothing is left
     fits = torch.backends.mkldnn.is_available() and xs.is_cpu and xs.dtype == torch.float32
     if not fits or xs.numel() == 0:
         return by_steps()
     bias, width = params["bias"], len(params["recurrent"])
-    matrices = (params[name].T.contiguous() for name in ("weight", "recurrent"))
-    weights = *matrices, bias, torch.zeros_like(bias)
-    given = xs.contiguous(), *weights, start["h"], start["c"]
+    weights = params["weight"].T, params["recurrent"].T, bias, torch.zeros_like(bias)
+    given = _packed(xs, *weights, start["h"], start["c"])
     how = reverse, [], _MODE, width, 1, True, False, False, keep
     ys, h, c, space = torch.ops.aten.mkldnn_rnn_layer(*given, *how)
     return {"h": h, "c": c}, (ys, (*given, ys, h, c, space))
@@ -240,13 +240,19 @@ def _lstm_backward(xs, params, kept, dys, dend, reverse, wanted, by_steps):
     if len(kept) == 1:  # kept step by step
         return by_steps()
     *arrays, space = kept
-    dy = dys[0].contiguous() if dys else None
+    dys = _packed(*dys) or (None,)
+    dend = _packed(dend["h"], dend["c"])
     how = reverse, _MODE, len(params["recurrent"]), 1, True, True, False, [], False
-    found = torch.ops.aten.mkldnn_rnn_layer_backward(*arrays, dy, dend["h"], dend["c"], *how, space)
+    found = torch.ops.aten.mkldnn_rnn_layer_backward(*arrays, *dys, *dend, *how, space)
     dxs, dweight, drecurrent, dbias, _, dh, dc = found
-    dweight, drecurrent = dweight.T.contiguous(), drecurrent.T.contiguous()
+    dweight, drecurrent = _packed(dweight.T, drecurrent.T)
     grads = {"weight": dweight, "recurrent": drecurrent, "bias": dbias}
     return dxs if wanted else (), grads, {"h": dh, "c": dc}
+
+
+def _packed(*arrays):
+    # oneDNN's functions read memory row by row, and do not look whether it is laid out so
+    return [one.contiguous() for one in arrays]
 
 
 def _words(key, count, stream=0):
