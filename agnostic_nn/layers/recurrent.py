@@ -19,6 +19,7 @@ dR so where f adds hₜ₋₁ R to zₜ. The second line, again, is products for
 the first the derivatives of f do not depend on ds, so forward computes them, and keeps them
 instead of what they are made of; the loop back only multiplies. A cell is three functions:
 `step` is f, `slopes` are the factors in its derivatives, `step_backward` multiplies by them.
+An LSTM whose steps all count goes to the library in one piece, which may know it (`special.lstm`).
 
 A step that a mask leaves out keeps the state, sₜ = sₜ₋₁, and puts out 0: dzₜ = 0, dsₜ₋₁ = dsₜ.
 So the state passes unchanged over what fills a sequence up, wherever that stands, and the

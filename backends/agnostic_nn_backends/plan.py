@@ -174,8 +174,10 @@ class Plan:
         self.inner: set[int] = set()  # nodes of a group that nothing else reads
         heirs = {new.number: old for old, new in self.pairs if new is not old}
         free: list[int] = []
+        ending: dict[int, list[int]] = {}
+        for owner, p in self.last.items():
+            ending.setdefault(p, []).append(owner)
         for p, item in enumerate(self.items):
-            ends = []
             for node in item.nodes:
                 n = node.number
                 if n not in self.kept:
@@ -189,10 +191,8 @@ class Plan:
                     self.gone[spent] = self.homes[n]
                 else:
                     self.homes[n] = ("buffer", self._buffer(free, node.value.nbytes))
-            for owner, home in self.homes.items():
-                if home[0] == "buffer" and self.last[owner] == p:
-                    ends.append(home[1])
-            free += ends
+            ended = [self.homes[owner] for owner in ending.get(p, ()) if owner in self.homes]
+            free += [number for kind, number in ended if kind == "buffer"]
 
     def _spent(self, node: Node, p: int) -> int | None:
         """An operand that this elementwise call is the last to read, and may be put over."""

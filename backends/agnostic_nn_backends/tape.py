@@ -171,6 +171,10 @@ def _asked(function: Callable, *args: Any, **kwargs: Any) -> Any:
 
 
 _attribute = cache(operator.attrgetter)
+_OF_UNKNOWN_LENGTH = {
+    *(np.nonzero, np.flatnonzero, np.argwhere, np.extract, np.compress, np.unique),
+    *(np.unique_all, np.unique_counts, np.unique_inverse, np.unique_values, np.bincount),
+}
 
 
 class Traced:
@@ -192,6 +196,8 @@ class Traced:
         return _asked(ufunc if method == "__call__" else getattr(ufunc, method), *args, **kwargs)
 
     def __array_function__(self, function: Callable, types: Any, args: Any, kwargs: Any) -> Any:
+        if function in _OF_UNKNOWN_LENGTH:
+            raise Untraceable(f"how much {function.__name__} finds depends on values")
         return _asked(function, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -201,6 +207,9 @@ class Traced:
         return found if not isinstance(found, np.ndarray) else _asked(_attribute(name), self)
 
     def __getitem__(self, place: Any) -> Any:
+        entries = place if isinstance(place, tuple) else (place,)
+        if any(getattr(entry, "dtype", None) == bool for entry in entries):
+            raise Untraceable("how much a mask picks depends on its values")
         return _asked(operator.getitem, self, place)
 
     def __len__(self) -> int:
@@ -261,6 +270,8 @@ class _Namespace:
     __name__ = xp.__name__
 
     def __getattr__(self, name: str) -> Any:
+        if name == "nonzero" or name.startswith("unique"):
+            raise Untraceable(f"how much {name} finds depends on values")
         found = getattr(np, name, None)
         found = found if isinstance(found, np.ufunc) else getattr(xp, name)
         if callable(found) and not isinstance(found, type) and name not in _ABOUT_DTYPES:
