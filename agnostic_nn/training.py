@@ -206,7 +206,7 @@ class Trainer:
         self._steps = jit(_in_turn(step, keep_finite), donate=(0,))
         self._judge = jit(partial(_judge, model, loss, tuple(self.metrics.values())))
         self._join = jit(lambda *parts: namespace(parts[0]).concat(parts, axis=0))
-        self._forward = jit(lambda params, state, x: model.forward(params, state, x)[0])
+        self._predict = jit(model.predict)
         if shape is not None:
             self.build(shape)
 
@@ -629,7 +629,7 @@ class Trainer:
             part = host[start : start + batch_size]
             size = len(part)
             part = part if not size or size == batch_size else filled(part, batch_size)
-            y = self._forward(params, state, self.backend.asarray(part.x))
+            y = self._predict(params, state, self.backend.asarray(part.x))
             found.append(tree_map(lambda leaf: leaf[:size, ...], y))  # noqa: B023
         y = found[0] if len(found) == 1 else tree_map(self._join, *found)
         hosts = np.ndarray | np.generic | list | int | float
@@ -797,7 +797,7 @@ class Trainer:
 
 def _judge(model, loss, metrics, params, state, x, target, counts):
     """The mean loss of a batch and the means of each metric, over the rows that count."""
-    y, _, _ = model.forward(params, state, x)
+    y = model.predict(params, state, x)
     value, _ = _weighted(loss, y, target, counts)
     mean = partial(_mean, None if counts is None else counts / namespace(counts).sum(counts))
     return value, *[tree_map(mean, metric(y, target)) for metric in metrics]

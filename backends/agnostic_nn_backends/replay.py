@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable
 from functools import wraps
 from itertools import pairwise
+from operator import is_
 from threading import Lock
 from typing import Any
 
@@ -142,6 +143,8 @@ class Program:
         plan = Plan(tape, inputs, wanted, pairs)
         self.run, self.binders, self.env = plan.written()
         self.copied = {n.number for n in wanted if plan.is_elsewhere(n)}
+        exec(f"def outcome(args): return {self._said(self.result)}", self.env)
+        self.outcome = self.env.pop("outcome")
 
     def fits(self, args: tuple) -> bool:
         """Whether this is a program for such arguments; if so they are bound to it."""
@@ -151,6 +154,8 @@ class Program:
             return False
         if found is None:
             return False
+        if all(map(is_, found, self.bound)):
+            return True
         changed = [i for i, leaf in enumerate(found) if leaf is not self.bound[i]]
         if any(_layout(found[i]) != self.layouts[i] for i in changed):
             return False
@@ -174,22 +179,25 @@ class Program:
 
     def __call__(self, args: tuple) -> Any:
         self.run()
-        if not self.given_up:
-            return mapped(self._made, self.result)
-        if () in self.given_up:
-            return args[self.given_up[()]]
-        return tuple(
-            [
-                args[self.given_up[path]] if path in self.given_up else mapped(self._made, part)
-                for path, part in _parts(self.result)
-            ]
-        )
+        return self.outcome(args)
 
-    def _made(self, leaf: Any) -> Any:
-        if not isinstance(leaf, Node):
-            return leaf
-        found = self.env[f"e{leaf.number}"]
-        return found.copy() if leaf.number in self.copied else found
+    def _said(self, tree: Any, path: tuple | None = ()) -> str:
+        """The code that makes a result, in which arguments that were given up stand as they are."""
+        if path in self.given_up:
+            return f"args[{self.given_up[path]}]"
+        if isinstance(tree, dict):
+            return f"{{{', '.join(f'{k!r}: {self._said(v, None)}' for k, v in tree.items())}}}"
+        if isinstance(tree, tuple | list):
+            inside = (
+                (i,) if path == () and isinstance(tree, tuple) else None for i in range(len(tree))
+            )
+            said = "".join(f"{self._said(*pair)}, " for pair in zip(tree, inside, strict=True))
+            return f"({said})" if isinstance(tree, tuple) else f"[{said}]"
+        if isinstance(tree, Node):
+            return f"e{tree.number}{'.copy()' if tree.number in self.copied else ''}"
+        name = f"c{len(self.env)}"
+        self.env[name] = tree
+        return name
 
 
 def _node(leaf: Any) -> Any:

@@ -208,7 +208,7 @@ class Traced:
 
     def __getitem__(self, place: Any) -> Any:
         entries = place if isinstance(place, tuple) else (place,)
-        if any(getattr(entry, "dtype", None) == bool for entry in entries):
+        if any(getattr(entry, "dtype", None) == np.bool_ for entry in entries):
             raise Untraceable("how much a mask picks depends on its values")
         return _asked(operator.getitem, self, place)
 
@@ -289,6 +289,10 @@ class _Namespace:
 
     def min(self, x, /, *, axis=None, keepdims=False):
         return _asked(np.minimum.reduce, x, axis, keepdims=keepdims)
+
+    def clip(self, x, /, min=None, max=None):
+        x = x if min is None else self.maximum(x, min)
+        return x if max is None else self.minimum(x, max)
 
     def full_like(self, x, value, /, *, dtype=None, device=None):
         return _asked(xp.full, x.shape, value, dtype=x.dtype if dtype is None else dtype)

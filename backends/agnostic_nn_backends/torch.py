@@ -240,10 +240,9 @@ def _lstm_backward(xs, params, kept, dys, dend, reverse, wanted, by_steps):
     if len(kept) == 1:  # kept step by step
         return by_steps()
     *arrays, space = kept
-    dys = _packed(*dys) or (None,)
-    dend = _packed(dend["h"], dend["c"])
+    given = *arrays, *(dys or (None,)), dend["h"], dend["c"]
     how = reverse, _MODE, len(params["recurrent"]), 1, True, True, False, [], False
-    found = torch.ops.aten.mkldnn_rnn_layer_backward(*arrays, *dys, *dend, *how, space)
+    found = torch.ops.aten.mkldnn_rnn_layer_backward(*given, *how, space)
     dxs, dweight, drecurrent, dbias, _, dh, dc = found
     dweight, drecurrent = _packed(dweight.T, drecurrent.T)
     grads = {"weight": dweight, "recurrent": drecurrent, "bias": dbias}
@@ -251,7 +250,7 @@ def _lstm_backward(xs, params, kept, dys, dend, reverse, wanted, by_steps):
 
 
 def _packed(*arrays):
-    # oneDNN's functions read memory row by row, and do not look whether it is laid out so
+    # oneDNN reads memory row by row, and does not look whether it is laid out so
     return [one.contiguous() for one in arrays]
 
 
