@@ -164,6 +164,7 @@ if TYPE_CHECKING:
     from .checkpoint import CheckpointError
     from .data import class_weights, stratified_split
     from .history import History
+    from .profiling import profile
     from .training import NonFiniteLoss, Trainer, make_step
 
 __all__ = [
@@ -317,6 +318,7 @@ __all__ = [
     "negative_log_likelihood",
     "perplexity",
     "poisson_nll",
+    "profile",
     "r2",
     "random",
     "schedules",
@@ -345,6 +347,7 @@ _UPSTAIRS = {
     "check": "checking",
     "class_weights": "data",
     "make_step": "training",
+    "profile": "profiling",
     "stratified_split": "data",
 }
 

@@ -1,13 +1,15 @@
-"""The command line: `agnostic-nn backends` and `agnostic-nn compare`."""
+"""The command line: `agnostic-nn backends`, `agnostic-nn compare` and `agnostic-nn profile`."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from .registry import backends
+from .registry import BackendUnavailable, backend, backends
 from .tables import table
 
 __all__ = ["main"]
@@ -23,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line asks.
 
-    Returns 0 if all is well, 1 if a backend failed or the report could not be written, 2 if
+    Returns 0 if all is well, 1 if a backend failed or a file could not be written, 2 if
     what was asked for makes no sense here.
     """
     parser = _parser()
@@ -91,6 +93,24 @@ def _parser() -> argparse.ArgumentParser:
         help="of weights, masks and the order of the data (default: %(default)s)",
     )
     add("--quiet", action="store_true", help="draw no progress bars")
+
+    about = "Show where the time of a training step goes: by layer, by part and by operation."
+    profiling = commands.add_parser("profile", help=about, description=about)
+    profiling.set_defaults(command=_profile)
+    add = profiling.add_argument
+    add(
+        "--workload",
+        default="digits-mlp",
+        metavar="NAME",
+        help="what to train, of what `compare` trains (default: %(default)s)",
+    )
+    add(
+        "--backend",
+        metavar="NAME",
+        help="where, such as jax:cpu:0 (default: $AGNOSTIC_NN_BACKEND, else numpy)",
+    )
+    add("--steps", type=_positive, default=20, metavar="N", help="to time (default: %(default)s)")
+    add("--json", type=Path, metavar="FILE", help="where to write all figures too, in seconds")
     return parser
 
 
@@ -135,10 +155,7 @@ def _backends(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from .compare import CannotCompare, compare, summary, write
 
-    def refuse(message: object, code: int = 2) -> int:
-        print(f"agnostic-nn compare: {message}", file=sys.stderr)
-        return code
-
+    refuse = partial(_refuse, "compare")
     output = options.output.absolute()
     nearest = next(path for path in (output, *output.parents) if os.path.exists(path))
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
@@ -160,6 +177,37 @@ def _compare(options: argparse.Namespace) -> int:
         return refuse(f"the report cannot be written to {options.output}: {error.strerror}", 1)
     print(f"written: {', '.join(map(str, paths))}")
     return 1 if any(result["error"] is not None for result in report["results"]) else 0
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from .compare.workloads import CannotCompare, find
+    from .profiling import profile
+
+    refuse = partial(_refuse, "profile")
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        return refuse(f"--json {options.json}: {options.json.parent} is no folder")
+    try:
+        chosen, workload = backend(options.backend), find(options.workload)
+        train, _ = workload.read()
+    except (BackendUnavailable, CannotCompare) as error:
+        return refuse(error)
+    part = train[: workload.batch_size]
+    asked = workload.model, workload.loss, workload.optimizer, part.x, part.target
+    found = profile(*asked, backend=chosen, steps=options.steps)
+    print(f"{workload.name} on {found}")
+    if options.json is not None:
+        data = {"workload": workload.name, **found.to_json()}
+        try:
+            options.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            return refuse(f"{options.json} cannot be written: {error.strerror}", 1)
+        print(f"\nwritten: {options.json}")
+    return 0
+
+
+def _refuse(command: str, message: object, code: int = 2) -> int:
+    print(f"agnostic-nn {command}: {message}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

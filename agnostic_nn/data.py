@@ -272,10 +272,25 @@ class Stored:
 
     def epoch(self, number: int, first: int) -> Iterator[Examples]:
         """The batches of epoch `number`, from batch `first` on."""
-        count = len(self.examples)
-        indices = order(self.seed, number, count) if self.shuffle else np.arange(count)
-        for rows, size in batches(indices, self.batch_size, first):
+        for rows, size in batches(self._indices(number), self.batch_size, first):
             yield self.examples[rows[:size]]
+
+    def stretches(
+        self, number: int, first: int, limit: int | None, together: int
+    ) -> Iterator[tuple[list[int], Examples]]:
+        """The same batches, at most `limit` of them, so many `together`: their sizes, and all rows.
+
+        Short batches are filled up as in `batches`, and the last stretch with its last batch.
+        """
+        drawn = islice(batches(self._indices(number), self.batch_size, first), limit)
+        while stretch := list(islice(drawn, together)):
+            rows = [rows for rows, _ in stretch]
+            rows += rows[-1:] * (together - len(rows))
+            yield [size for _, size in stretch], self.examples[np.concatenate(rows)]
+
+    def _indices(self, number: int) -> np.ndarray:
+        count = len(self.examples)
+        return order(self.seed, number, count) if self.shuffle else np.arange(count)
 
 
 @dataclass(frozen=True)

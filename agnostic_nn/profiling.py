@@ -6,13 +6,13 @@ and timed from when its arguments are there until its values are. So a figure in
 call from Python and the wait, which for a small layer is most of it; of a piece within
 another, such as a layer of a block, each second counts once, with the inner one.
 
-`Trainer` runs all of that as one function, where no piece waits, and what is between two of
-them may be melted into one. That whole step is timed too, in turns with its pieces: how much
-the pieces add up to beyond it is the price of looking at them one by one.
+`Trainer` runs all of that as one function, where no piece waits, and what two of them do may
+be melted into one. That whole step is timed beside them: what the pieces add up to beyond it
+is the price of looking at them one by one.
 """
 
 import operator
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
@@ -128,11 +128,11 @@ def profile(
 ) -> Profile:
     """Train on the batch (x, target) for some steps, and tell where the time of one goes.
 
-    x, target: as `Trainer` takes them. Three trainings from the same start are timed, the
-    first two in turns: whole steps, steps piece by piece, and, where the backend calls one
+    x, target: as `Trainer` takes them. Three trainings from the same start are timed, one
+    after the other: whole steps, steps piece by piece, and, where the backend calls one
     function after another, steps whose functions of the Standard and of `special` are timed
-    one by one. A native function is one operation, whatever it calls; a loop over time is
-    the operations of its turns. Taking a step or leaving it is none.
+    one by one, uncompiled. A native function is one operation, whatever it calls; a loop over
+    time is the operations of its turns. To choose between taking a step and leaving it is none.
 
     Raises
     ------
@@ -148,20 +148,15 @@ def profile(
     batch = chosen.asarray((examples.x, examples.target))
     host = chosen.to_numpy((trainer.params, trainer.state, trainer.moments))
 
-    whole, watch = _Stopwatch(chosen), _Watch(chosen)
-    one = chosen.jit(make_step(model, loss, optimizer), donate=(0,))
-    trainings = [
-        _Training(whole, partial(whole.time, "step", one), chosen.asarray(host), batch),
-        _Training(watch.clock, watch.step(model, loss, optimizer), chosen.asarray(host), batch),
-    ]
-    for training in WARM_UP * trainings:
-        training.go_on()
-    for training in trainings:
-        training.seconds.clear()
-    for training in steps * trainings:
-        training.go_on()
+    step = make_step(model, loss, optimizer)
 
-    seconds = trainings[1].medians()
+    def medians(clock, step):
+        return _timed(clock, step, chosen.asarray(host), batch, steps)
+
+    clock = _Stopwatch(chosen)
+    whole = medians(clock, partial(clock.time, "step", chosen.jit(step, donate=(0,))))
+    watch = _Watch(chosen)
+    seconds = medians(watch.clock, watch.step(model, loss, optimizer))
     rows = watch.rows(seconds)
     parts = {
         "forward": sum(row.forward for row in rows),
@@ -170,19 +165,8 @@ def profile(
         "finite": seconds["finite"],
         "update": seconds["update"],
     }
-    operations, remark = _operations(
-        make_step(model, loss, optimizer), chosen, chosen.asarray(host), batch, steps
-    )
-    return Profile(
-        str(chosen),
-        len(examples),
-        steps,
-        rows,
-        parts,
-        trainings[0].medians()["step"],
-        operations,
-        remark,
-    )
+    told = _operations(step, chosen, medians)
+    return Profile(str(chosen), len(examples), steps, rows, parts, whole["step"], *told)
 
 
 class _Stopwatch:
@@ -190,8 +174,8 @@ class _Stopwatch:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self.seconds: Counter[Any] = Counter()
-        self.calls: Counter[Any] = Counter()
+        self.seconds: dict[Any, float] = defaultdict(float)
+        self.calls: dict[Any, int] = defaultdict(int)
         self._within = [0.0]
 
     def time(self, name: Any, function: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -211,27 +195,24 @@ class _Stopwatch:
         return result
 
 
-class _Training:
-    """Steps on one batch, and the seconds of each."""
-
-    def __init__(self, clock: _Stopwatch, step: Callable, carry: Any, batch: tuple) -> None:
-        self.clock, self.step, self.carry, self.batch = clock, step, carry, batch
-        self.seconds: list[Counter] = []
-
-    def go_on(self) -> None:
-        self.clock.seconds.clear()
-        self.clock.calls.clear()
-        self.carry, value, finite = self.step(self.carry, *self.batch)
+def _timed(
+    clock: _Stopwatch, step: Callable, carry: Any, batch: tuple, steps: int
+) -> dict[Any, float]:
+    """Train for some steps, and a few to warm up; of each piece the median of seconds."""
+    found = []
+    for number in range(1, WARM_UP + steps + 1):
+        clock.seconds.clear()
+        clock.calls.clear()
+        carry, value, finite = step(carry, *batch)
         if not bool(finite):
             raise NonFiniteLoss(
-                f"step {len(self.seconds) + 1} met a loss of {float(value)}, or a gradient that "
-                "is not finite: there is nothing to time"
+                f"step {number} met a loss of {float(value)}, or a gradient that is not finite, "
+                "and was not taken"
             )
-        self.seconds.append(self.clock.seconds.copy())
-
-    def medians(self) -> dict[Any, float]:
-        names = set().union(*self.seconds)
-        return {name: median(one[name] for one in self.seconds) for name in names}
+        found.append(clock.seconds.copy())
+    del found[:WARM_UP]
+    names = set().union(*found)
+    return {name: median(one[name] for one in found) for name in names}
 
 
 # --- layer by layer ---------------------------------------------------------------------
@@ -243,7 +224,7 @@ class _Hidden(Exception):
 
 @dataclass
 class _Note:
-    """A layer, whether it is timed as a whole, and whether it was called at all."""
+    """A layer, whether it is timed as a whole, and whether it was called before."""
 
     path: str
     layer: Layer
@@ -303,7 +284,6 @@ class _Watch:
                         return self.clock.time((number, self.part), inside)
                     except _Hidden:
                         note.whole = True
-                        del self.notes[number + 1 :]
                 key = (name, *mode.values())
                 if key not in compiled:
                     compiled[key] = self.backend.jit(partial(getattr(layer, name), **mode))
@@ -334,8 +314,8 @@ class _Watch:
         for number, note in enumerate(self.notes):
             forward, backward = (seconds.get((number, p), 0.0) for p in ("forward", "backward"))
             shown = repr(note.layer) if note.whole else type(note.layer).__name__
-            share = (forward + backward) / total
-            if note.called:
+            if forward + backward > 0.0:
+                share = (forward + backward) / total
                 rows.append(Row(note.path, shown, forward, backward, share))
         return tuple(rows)
 
@@ -344,29 +324,27 @@ class _Watch:
 
 
 def _operations(
-    step: Callable, backend: Backend, carry: Any, batch: tuple, steps: int
+    step: Callable, backend: Backend, medians: Callable
 ) -> tuple[tuple[Operation, ...], str]:
     """What each function of arrays takes that `step` calls; or none, and why."""
     if backend.compiles:
-        return (), f"{backend.name} melts the operations of a step into one another: none is timed"
+        return (), f"{backend.name} melts operations into one another: none is timed alone"
     clock = _Stopwatch(backend)
 
-    def watched(*args):
+    def watched(carry, *batch):
         before = _now.set(clock)
         try:
-            return step(*args)
+            carry, *found = step(*tree_map(_Watched, (carry, *batch)))
         finally:
             _now.reset(before)
+        return tree_map(_value, carry), *map(_value, found)
 
-    training = _Training(clock, watched, *tree_map(_Watched, (carry, batch)))
     try:
-        for _ in range(1 + steps):
-            training.go_on()
+        found = medians(clock, watched)
     except Exception as error:  # the step itself has run: it is the watching that fails
-        return (), f"operations cannot be told apart here: {type(error).__name__}: {error}"
-    del training.seconds[0]
-    found = [Operation(name, clock.calls[name], t) for name, t in training.medians().items()]
-    return tuple(sorted(found, key=lambda one: -one.seconds)), ""
+        return (), f"operations cannot be told apart: {type(error).__name__}: {error}"
+    rows = [Operation(name, clock.calls[name], seconds) for name, seconds in found.items()]
+    return tuple(sorted(rows, key=lambda row: -row.seconds)), ""
 
 
 _now: ContextVar[_Stopwatch] = ContextVar("_now")
@@ -408,10 +386,18 @@ class _Watched:
         return _namespace
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # other protocols would lead past the clock
+            raise AttributeError(name)
         found = getattr(self.value, name)
         if callable(found):
             return partial(_asked, name, found)
         return _Watched(found) if _is_array(found) else found
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("an array that is watched cannot become one of NumPy")
+
+    def __len__(self) -> int:
+        return len(self.value)
 
     def __bool__(self) -> bool:
         return bool(self.value)

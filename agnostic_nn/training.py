@@ -68,13 +68,14 @@ def make_step(
     carry is (params, state, moments), value the loss before the step, and finite whether
     it and the gradients were. With `keep_finite` a step that is not leaves carry as it was.
     counts: (batch,), 1 for an example and 0 for a row that only fills the batch up;
-    weights: (batch,), how much each row counts in the loss, by default as `counts` say.
+    weights: (batch,), how much each row counts in the loss, by default as `counts` say;
+    due: a 0-d boolean, whether the step is to be taken at all.
 
     The step closes over hyper-parameters only, so `backend.jit(make_step(...))`
     compiles all of it, and an eager backend runs it as it stands.
     """
 
-    def step(carry, x, target, counts=None, weights=None):
+    def step(carry, x, target, counts=None, weights=None, due=None):
         params, state, moments = carry
         train = True if counts is None else Rows(counts)
         y, after, *cache = model.forward(params, state, x, train=train)
@@ -87,10 +88,12 @@ def make_step(
             new, kept = optimizer.update(params, grads, moments)
             return new, after, kept
 
-        if not keep_finite:
-            return taken(), value, all_finite(value)
-        finite = all_finite(value, *leaves(grads))
-        return select(finite, taken, carry), value, finite
+        finite = all_finite(value, *leaves(grads)) if keep_finite else all_finite(value)
+        if due is None and not keep_finite:
+            return taken(), value, finite
+        takes = finite if keep_finite else due
+        takes = takes if due is None else namespace(due).logical_and(due, takes)
+        return select(takes, taken, carry), value, finite
 
     return step
 
@@ -109,10 +112,10 @@ def _in_turn(step: Callable, keep_finite: bool) -> Callable:
 
         def one(carry, now):
             (old, going), (due, batch) = carry, now
-            new, value, finite = step(old, *map(_or_none, batch))
-            taken = xp.logical_and(going, due)
+            due = xp.logical_and(going, due)
+            new, value, finite = step(old, *map(_or_none, batch), due=due)
             going = xp.logical_and(going, finite) if keep_finite else going
-            return (select(taken, lambda: new, old), going), (value, finite)
+            return (new, going), (value, finite)
 
         (carry, _), (values, finites) = scan(one, (carry, due[0]), (due, batches))
         return carry, values, finites
@@ -461,9 +464,12 @@ class Trainer:
         limit = None if last == math.inf else last - self.steps
         drawn = islice(source.epoch(self.epoch, first), limit)
         together = 1
-        if isinstance(source, Stored) and self.backend.compiles:
+        if isinstance(source, Stored) and augment is None and self.backend.compiles:
             together = self._together(source, limit)
-        made = self._prepared(source, drawn, augment, self.epoch, first, together)
+        if together == 1:
+            made = self._prepared(source, drawn, augment, self.epoch, first)
+        else:
+            made = self._gathered(source, first, limit, together)
         with ahead(made, prefetch) as prepared:
             for sizes, run, *batch in prepared:
                 self._carry, values, finites = run(self._owned(), *batch)
@@ -490,22 +496,27 @@ class Trainer:
             self.epoch, self._open = self.epoch + 1, _CLOSED
         return total / seen if seen else math.nan
 
-    def _prepared(self, source, drawn, augment, epoch, first, together) -> Iterator[tuple]:
-        """For one call: how many examples are in each batch, the function, and what it is given.
+    def _gathered(self, source, first, limit, together) -> Iterator[tuple]:
+        """What `_prepared` makes, but for many batches by one call.
 
-        Where the backend compiles loops, small steps are taken together: one call costs as
-        much as many of them. How many depends on sizes alone, and so does the last bit.
+        Where the backend compiles loops, that costs as much as one small step. How many it
+        is depends on sizes alone, and so does the last bit.
         """
-        made = self._filled(source, drawn, augment, epoch, first)
-        while group := list(islice(made, together)):
-            sizes = [size for size, _ in group]
-            if together == 1:
-                yield sizes, self._step, *self._moved(group[0][1])
-                continue
-            due = np.arange(together) < len(group)
-            group += [group[-1]] * (together - len(group))
-            stacked = tree_map(lambda *parts: np.stack(parts), *[host for _, host in group])
-            yield sizes, self._steps, self.backend.asarray(due), self.backend.asarray(stacked)
+        ragged, shape = self._is_ragged(source), (together, source.batch_size)
+        for sizes, examples in source.stretches(self.epoch, first, limit, together):
+            x, target, weights = tree_map(
+                lambda leaf: () if leaf is None else leaf.reshape(*shape, *leaf.shape[1:]),
+                (examples.x, examples.target, examples.weights),
+            )
+            due, counts = np.arange(together) < len(sizes), ()
+            if ragged:
+                sizes += sizes[-1:] * (together - len(sizes))
+                counts = np.arange(shape[1]) < np.asarray(sizes)[:, None]
+                counts = counts.astype(self.dtype)
+            if ragged and not isinstance(weights, tuple):
+                weights = weights * counts.reshape(*shape, *(1,) * (weights.ndim - 2))
+            moved = self.backend.asarray((x, target, counts, weights))
+            yield sizes[: sum(due)], self._steps, self.backend.asarray(due), moved
 
     def _together(self, source: Stored, limit: int | None) -> int:
         """How many steps to take by one call: an even share of an epoch, or of `limit` steps."""
@@ -525,22 +536,28 @@ class Trainer:
         found = tree_map(positions, one, kinds(self.model.takes, one))
         return 3 * parameters * rows * max(leaves(found))
 
-    def _filled(self, source, drawn, augment, epoch, first) -> Iterator[tuple[int, tuple]]:
-        """How many examples are in each batch, and the batch on the host, filled up."""
+    def _prepared(self, source, drawn, augment, epoch, first) -> Iterator[tuple]:
+        """For each step: how many examples are in its batch, the function, and its arguments."""
         for number, examples in enumerate(drawn, first):
             if augment is not None:
                 generator = np.random.default_rng((self.seed, epoch, number))
                 examples = self._augmented(augment, examples, generator)
             if isinstance(source, Stored):
-                rows, ragged = source.batch_size, len(source.examples) % source.batch_size > 0
-                who = f"of {len(source.examples)} examples {rows} at a time,"
+                rows, ragged = source.batch_size, self._is_ragged(source)
             else:
                 rows = self._largest = max(self._largest, len(examples))
                 ragged = self._weighs or len(examples) < rows  # lest a short one is the first
-                who = f"of {len(examples)} examples where others had {rows},"
-            if ragged:
-                self._expect_weights(f"a short batch, {who}")
-            yield len(examples), self._host(examples, rows, ragged)
+                if ragged:
+                    who = f"of {len(examples)} examples where others had {rows},"
+                    self._expect_weights(f"a short batch, {who}")
+            yield [len(examples)], self._step, *self._moved(examples, rows, ragged)
+
+    def _is_ragged(self, source: Stored) -> bool:
+        """Whether the last batch is short; raises TypeError if the loss cannot do with that."""
+        count, rows = len(source.examples), source.batch_size
+        if count % rows:
+            self._expect_weights(f"a short batch, of {count} examples {rows} at a time,")
+        return count % rows > 0
 
     def _augmented(self, augment, examples: Examples, generator) -> Examples:
         found = augment(examples.x, examples.target, generator)
@@ -555,8 +572,8 @@ class Trainer:
             raise ValueError(f"augment turned {len(examples)} examples into {len(changed)}")
         return changed
 
-    def _host(self, examples: Examples, rows: int, counted: bool) -> tuple:
-        """Examples filled up to `rows`: x, target, counts, weights; () for what there is not."""
+    def _moved(self, examples: Examples, rows: int, counted: bool) -> list[Array | None]:
+        """Examples on the backend, filled up to `rows`: x, target, counts and weights."""
         size = len(examples)
         examples = examples if size == rows else filled(examples, rows)
         counts = (np.arange(rows) < size).astype(self.dtype) if counted else None
@@ -564,11 +581,7 @@ class Trainer:
         if weights is not None and counts is not None:
             weights = weights * counts.reshape(-1, *(1,) * (weights.ndim - 1))
         host = (examples.x, examples.target, counts, weights)
-        return tuple(() if part is None else part for part in host)
-
-    def _moved(self, host: tuple) -> list[Any]:
-        """A batch of `_host` on the backend, None for what it lacks."""
-        return [_or_none(self.backend.asarray(part)) for part in host]
+        return [None if part is None else self.backend.asarray(part) for part in host]
 
     # --- using what was learned ---------------------------------------------------------
 
@@ -589,7 +602,7 @@ class Trainer:
             self._expect_weights(f"a short batch, of {count} examples {batch_size} at a time,")
         sums: Any = None
         for part in Stored(examples, batch_size, False, 0).epoch(0, 0):
-            x, target, counts, _ = self._moved(self._host(part, batch_size, ragged))
+            x, target, counts, _ = self._moved(part, batch_size, ragged)
             found = self.backend.to_numpy(self._judge(params, state, x, target, counts))
             share = len(part) / count
             found = tree_map(lambda mean: share * np.asarray(mean, np.float64), found)  # noqa: B023

@@ -34,7 +34,13 @@ FLOORS = (
     {"interrupts", "progress", "tables"},  # from here up NumPy and all of the stdlib may be used
     {"callbacks", "checkpoint", "config", "data", "history", "summary"},
     {"checking", "training"},
-    {"compare.deviation", "compare.environment", "compare.report", "compare.workloads"},
+    {
+        "compare.deviation",
+        "compare.environment",
+        "compare.report",
+        "compare.workloads",
+        "profiling",
+    },
     {"compare.running"},
     {"compare"},
     {"cli"},

@@ -137,8 +137,11 @@ def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
     even, more = _evenly(padding)
     x = special.pad(x, more).movedim(-1, 1)
     function = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
-    y = function(x, _outward(weight), bias, stride, even, dilation, groups)
-    return y.movedim(1, -1)
+    # given the bias as well, oneDNN crashes on some dilated windows of one place
+    y = function(x, _outward(weight), None, stride, even, dilation, groups).movedim(1, -1)
+    if bias is not None:
+        y += bias
+    return y
 
 
 def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):

@@ -1,0 +1,281 @@
+"""A profile names every piece of a step once, and says where the time goes that is spent."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+from time import sleep
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import agnostic_nn as nn
+from agnostic_nn import cli
+from agnostic_nn.arrays import namespace
+
+X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+TARGET = np.random.default_rng(1).standard_normal((6, 3)).astype(np.float32)
+NAP, LONG = 0.005, 0.05  # seconds; a step that should be compiled and is not takes a few ms
+DENSE = "Dense(width=4, bias=True)"
+
+
+def profiled(model, backend, loss=nn.mean_squared_error, optimizer=None, steps=3):
+    optimizer = nn.SGD(1e-2) if optimizer is None else optimizer
+    return nn.profile(model, loss, optimizer, X, TARGET, backend=backend, steps=steps)
+
+
+@pytest.fixture
+def eager(backend):
+    """The backend under test as if it compiled nothing: what naps in Python naps each time."""
+    return uncompiled(backend)
+
+
+def uncompiled(backend, **names):
+    names = {"jit": lambda function, device, donate=(): function, "compiles": False} | names
+    return replace(backend, adapter=SimpleNamespace(**(vars(backend.adapter) | names)))
+
+
+def test_every_layer_and_part_is_there_and_they_sum_up(backend):
+    model = nn.Sequential(
+        nn.Dense(4), nn.Residual(nn.Dense(4), nn.BatchNorm()), nn.Flatten(), nn.Dense(3)
+    )
+    found = profiled(model, backend, optimizer=nn.Adam())
+    assert (found.backend, found.batch_size, found.steps) == (str(backend), 6, 3)
+    assert [(row.path, row.layer.split("(")[0]) for row in found.rows] == [
+        ("", "Sequential"),
+        ("0", "Dense"),
+        ("1", "Residual"),
+        ("1.0", "Dense"),
+        ("1.1", "BatchNorm"),
+        ("2", "Flatten"),
+        ("3", "Dense"),
+    ]
+    assert found.rows[1].layer == DENSE
+    assert list(found.parts) == ["forward", "loss", "backward", "finite", "update"]
+    assert all(row.forward > 0 and row.backward > 0 for row in found.rows)
+    assert all(seconds > 0 for seconds in (*found.parts.values(), found.step))
+    for part in ("forward", "backward"):
+        spent = sum(getattr(row, part) for row in found.rows)
+        assert found.parts[part] == pytest.approx(spent)
+    assert found.total == pytest.approx(sum(found.parts.values()))
+    rest = sum(found.parts[part] for part in ("loss", "finite", "update"))
+    assert sum(row.share for row in found.rows) + rest / found.total == pytest.approx(1.0)
+    assert json.loads(json.dumps(found.to_json()))["parts"] == found.parts
+    text = str(found)
+    for said in (str(backend), DENSE, "loss", "is all finite?", "update", "the whole step in one"):
+        assert said in text
+    assert bool(found.operations) is not backend.compiles
+    assert ("melts operations" in text) is backend.compiles
+
+
+def test_a_loop_that_is_compiled_is_timed_as_a_whole(backend):
+    model = nn.Sequential(nn.Repeat(nn.Sequential(nn.Dense(4)), 2), nn.Dense(3))
+    rows = [(row.path, row.layer) for row in profiled(model, backend).rows]
+    if backend.compiles:
+        inside = [("0", "Repeat(layer=Sequential(Dense(width=4, bias=True)), count=2)")]
+    else:
+        inside = [("0", "Repeat"), ("0", "Sequential"), ("0.0", DENSE)]
+    assert rows == [("", "Sequential"), *inside, ("1", "Dense(width=3, bias=True)")]
+
+
+@dataclass(frozen=True)
+class Napping(nn.Layer):
+    """y = x, in its own time."""
+
+    forwards: float = NAP
+    backwards: float = 0.0
+
+    def forward(self, params, state, x, *, train=False):
+        sleep(self.forwards)
+        return x, state, ()
+
+    def backward(self, params, cache, dy):
+        sleep(self.backwards)
+        return dy, {}
+
+
+def napping_loss(y, target):
+    sleep(LONG)
+    return nn.mean_squared_error(y, target)
+
+
+@dataclass(frozen=True)
+class NappingSGD(nn.SGD):
+    def update(self, params, grads, moments):
+        sleep(LONG)
+        return super().update(params, grads, moments)
+
+
+@pytest.mark.parametrize(
+    ("layer", "slow"),
+    [
+        (Napping(), {"forward"}),
+        (Napping(0.0, NAP), {"backward"}),
+        (nn.Residual(Napping()), {"forward"}),
+        (nn.Recompute(Napping()), {"forward", "backward"}),
+    ],
+    ids=repr,
+)
+def test_the_layer_that_naps_is_the_slowest_where_it_naps(eager, layer, slow):
+    model = nn.Sequential(nn.Dense(3), nn.Tanh(), layer)
+    found = profiled(model, eager)
+    slowest = max(found.rows, key=lambda row: row.share)
+    assert slowest.layer.startswith("Napping")
+    assert {part for part in ("forward", "backward") if getattr(slowest, part) >= NAP} == slow
+    assert slowest.share == pytest.approx((slowest.forward + slowest.backward) / found.total)
+    assert found.step >= NAP
+
+
+@pytest.mark.parametrize(
+    ("part", "given"),
+    [("loss", {"loss": napping_loss}), ("update", {"optimizer": NappingSGD(1e-2)})],
+)
+def test_a_nap_of_the_loss_or_the_optimizer_is_theirs(eager, part, given):
+    found = profiled(nn.Dense(3), eager, steps=1, **given)
+    assert max(found.parts, key=found.parts.get) == part
+    assert found.parts[part] >= LONG
+
+
+def test_each_piece_waits_until_its_values_are_there(backend):
+    late = uncompiled(backend, synchronize=lambda array: sleep(NAP))
+    found = profiled(nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dense(3)), late, steps=1)
+    pieces = [piece for row in found.rows[1:] for piece in (row.forward, row.backward)]
+    pieces += [found.parts["loss"], found.parts["update"], found.step]
+    pieces += [row.seconds / row.calls for row in found.operations if row.name == "matmul"]
+    assert len(pieces) == 10
+    assert all(piece >= NAP for piece in pieces)
+
+
+def test_operations_are_counted_one_by_one(eager):
+    found = profiled(nn.Sequential(nn.Dense(4), nn.Dense(3, bias=False)), eager)
+    calls = {row.name: row.calls for row in found.operations}
+    # forward: x W twice, + b; backward: xᵀ dy twice, dy Wᵀ once, for nobody asks for the first dx
+    assert calls["matmul"] == 5
+    assert calls["special.sum_rows"] == calls["special.all_finite"] == 1
+    # y - target, and the step of three parameters
+    assert calls["subtract"] == 4
+    assert all(row.seconds > 0 for row in found.operations)
+    seconds = [row.seconds for row in found.operations]
+    assert seconds == sorted(seconds, reverse=True)
+    assert "special.sum_rows" in str(found)
+
+
+def test_all_that_is_timed_is_the_same_training(eager):
+    losses = []
+
+    def recorded(y, target):
+        value, dy = nn.mean_squared_error(y, target)
+        losses.append(float(value))
+        return value, dy
+
+    layers = nn.Dense(4), nn.BatchNorm(), nn.GELU(), nn.Dropout(0.5), nn.Dense(3)
+    model, steps = nn.Sequential(*layers), 4
+    found = profiled(model, eager, loss=recorded, optimizer=nn.AdamW(1e-1), steps=steps)
+    assert found.operations
+    whole, pieces, operations = np.reshape(losses, (3, -1))
+    assert len(whole) > steps
+    assert len(set(whole)) == len(whole)
+    np.testing.assert_allclose(pieces, whole, rtol=1e-4)  # seven steps of rounding
+    np.testing.assert_allclose(operations, whole, rtol=1e-4)
+    trainer = nn.Trainer(model, nn.mean_squared_error, nn.AdamW(1e-1), backend=eager)
+    taken = [float(trainer.step(X, TARGET)) for _ in whole]
+    np.testing.assert_allclose(whole, taken, rtol=1e-4)
+
+
+def test_a_model_that_takes_several_inputs_is_looked_into(backend):
+    model = nn.Graph(
+        seen=(nn.MultiHeadAttention(2), {"x": "x", "mask": "mask"}), y=(nn.Dense(3), "seen")
+    )
+    x = {"x": np.stack([X, X], axis=1), "mask": np.ones((6, 2), np.bool_)}
+    target = np.stack([TARGET, TARGET], axis=1)
+    given = model, nn.mean_squared_error, nn.SGD(1e-2), x, target
+    found = nn.profile(*given, backend=backend, steps=1)
+    assert [row.path for row in found.rows] == ["", "seen", "y"]
+
+
+def test_what_reaches_past_the_standard_has_no_operations_but_all_else(eager):
+    class Past(nn.Tanh):
+        """A layer of one's own that asks its array for more than the Standard has."""
+
+        def forward(self, params, state, x, *, train=False):
+            np.asarray(eager.to_numpy(x) if type(x) is type(eager.asarray(X)) else x)
+            return super().forward(params, state, x, train=train)
+
+    found = profiled(nn.Sequential(nn.Dense(3), Past()), eager)
+    assert found.operations == ()
+    assert "operations cannot be told apart: TypeError" in str(found)
+    assert len(found.rows) == 3
+
+
+def infinite(y, target):
+    xp = namespace(y)
+    return xp.sum(y) * math.inf, xp.zeros_like(y)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"steps": 0}, ValueError, "steps of at least 1, got 0"),
+        ({"steps": 2.0}, TypeError, "steps to be an integer"),
+        ({"loss": 3}, TypeError, "a function as the loss"),
+        ({"target": TARGET[:5]}, ValueError, "6 examples, but targets of shape"),
+        ({"x": X * math.nan}, ValueError, "expected finite numbers"),
+        ({"loss": infinite}, nn.NonFiniteLoss, "step 1 met a loss of"),
+        ({"backend": "nonesuch"}, nn.BackendUnavailable, "no backend is called"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused(backend, given, error, said):
+    asked = {"loss": nn.mean_squared_error, "x": X, "target": TARGET, "backend": backend} | given
+    with pytest.raises(error, match=said):
+        nn.profile(nn.Dense(3), optimizer=nn.SGD(1e-2), **asked)
+
+
+# --- the command ------------------------------------------------------------------------
+
+
+def test_the_command_prints_a_table_and_writes_what_it_says(backend, tmp_path, capsys):
+    pytest.importorskip("sklearn", reason="the data come with scikit-learn")
+    file = tmp_path / "profile.json"
+    arguments = ["profile", "--workload=breast-cancer", f"--backend={backend}", "--steps=2"]
+    assert cli.main([*arguments, f"--json={file}"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith(f"breast-cancer on {backend}, a batch of 32: medians of 2 steps\n")
+    assert "Dense(width=32, bias=True)" in out
+    assert out.endswith(f"written: {file}\n")
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found["workload"] == "breast-cancer"
+    assert [row["path"] for row in found["rows"]] == ["", "0", "1", "2", "3", "4"]
+    assert found["total"] == pytest.approx(sum(found["parts"].values()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--workload=nonesuch"], "there are digits-mlp, digits-norm"),
+        (["--backend=nonesuch"], "no backend is called 'nonesuch'"),
+        (["--steps=0"], "at least 1, got '0'"),
+        (["--json=missing/profile.json"], "missing is no folder"),
+    ],
+)
+def test_the_command_refuses_in_one_line(arguments, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = cli.main(["profile", *arguments])
+    except SystemExit as stop:  # argparse's way
+        status = stop.code
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.startswith("agnostic-nn profile")
+    assert err.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_written_is_said_after_the_table(tmp_path, capsys):
+    pytest.importorskip("sklearn", reason="the data come with scikit-learn")
+    arguments = ["profile", "--workload=breast-cancer", "--backend=numpy", "--steps=1"]
+    assert cli.main([*arguments, f"--json={tmp_path}"]) == 1
+    out, err = capsys.readouterr()
+    assert "the whole step in one" in out
+    assert "cannot be written" in err
+    assert err.count("\n") == 1
