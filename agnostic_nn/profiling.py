@@ -452,8 +452,8 @@ _namespace = _Namespace()
 special.scan_as.register(_Watched, special.scan_as.dispatch(object))
 special.barrier_as.register(_Watched, special.barrier_as.dispatch(object))
 special.select.register(_Watched, lambda holds, make, old: make() if holds else old)
-for _module in (special, random):
+for _home, _module in {"special": special, "random": random}.items():
     for _name in _module.__all__:
         _function = getattr(_module, _name)
         if _Watched not in getattr(_function, "registry", (_Watched,)):
-            _function.register(_Watched, partial(_asked, f"special.{_name}", _function))
+            _function.register(_Watched, partial(_asked, f"{_home}.{_name}", _function))

@@ -21,6 +21,7 @@ from agnostic_nn.special import (
 from agnostic_nn.trees import tree_map
 
 DISPATCHED = [
+    special.above_zero,
     all_finite,
     special.attend,
     special.attend_backward,
@@ -153,6 +154,18 @@ def test_a_version_of_ones_own_of_sum_rows_keeps_the_digits_of_a_long_column(bac
     x = np.full((50_000, 3), 0.1, np.float32)
     total, exact = call(backend, own, x), 50_000 * float(np.float32(0.1))
     np.testing.assert_allclose(total, exact, rtol=1000 * np.finfo("float32").eps)
+
+
+@ways
+def test_what_relu_lets_back_is_what_came_or_nothing(backend, draw, way):
+    """Also where it is infinite; NaN is not below 0."""
+    numbers = np.asarray([-2.0, -0.0, 0.0, 3.0, math.inf, -math.inf, math.nan], "float32")
+    x, dy = (a.ravel().copy() for a in np.meshgrid(numbers, numbers))
+    found = call(backend, take(way, special.above_zero), x, dy)
+    np.testing.assert_array_equal(found, [0.0 if a <= 0 else b for a, b in zip(x, dy, strict=True)])
+    x, dy = draw(4, 6).T, draw(6, 8)[:, ::2]
+    found = call(backend, take(way, special.above_zero), x, dy)
+    np.testing.assert_array_equal(found, np.where(x > 0, dy, 0.0))
 
 
 @ways

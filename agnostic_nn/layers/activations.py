@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..arrays import device, expect, expect_number, expect_positive, namespace
-from ..special import erf, log_softmax, sigmoid, softplus
+from ..special import above_zero, erf, log_softmax, sigmoid, softplus
 from .base import Layer
 
 __all__ = [
@@ -64,7 +64,7 @@ class Elementwise(Layer):
 
 
 class ReLU(Elementwise):
-    """y = max(x, 0), and f'(x) = 1 for x > 0, else 0; at the kink f'(0) = 0.
+    """y = max(x, 0), and f'(x) = 0 for x ≤ 0, else 1; at the kink f'(0) = 0.
 
     NaN stays NaN (Nair & Hinton, "Rectified Linear Units Improve Restricted
     Boltzmann Machines", 2010).
@@ -74,7 +74,10 @@ class ReLU(Elementwise):
         return namespace(x).maximum(x, 0.0)
 
     def slope(self, x):
-        return namespace(x).astype(x > 0, x.dtype)
+        return above_zero(x, namespace(x).ones_like(x))
+
+    def backward(self, params, cache, dy):
+        return above_zero(cache, dy), {}
 
 
 @dataclass(frozen=True)

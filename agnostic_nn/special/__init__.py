@@ -7,7 +7,7 @@ its own; it may change the speed and the last bit, never the meaning.
 
 from .attention import attend, attend_backward
 from .barriers import barrier, barrier_as
-from .elementwise import erf, sigmoid, softplus
+from .elementwise import above_zero, erf, sigmoid, softplus
 from .indexing import scatter_add, select
 from .loops import lstm, lstm_backward, scan, scan_as, scan_into
 from .normalization import (
@@ -22,6 +22,7 @@ from .reductions import all_finite, log_softmax, sum_rows
 from .windows import convolve, convolve_input, convolve_weight
 
 __all__ = [
+    "above_zero",
     "all_finite",
     "along",
     "attend",

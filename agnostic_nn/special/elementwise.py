@@ -5,7 +5,16 @@ from functools import singledispatch
 
 from ..arrays import Array, namespace
 
-__all__ = ["erf", "sigmoid", "softplus"]
+__all__ = ["above_zero", "erf", "sigmoid", "softplus"]
+
+
+@singledispatch
+def above_zero(x: Array, dy: Array) -> Array:
+    """dy, but 0 where x ≤ 0; dy is shaped like x.
+
+    What ReLU lets back. To multiply by 1 and 0 would make NaN of what is infinite.
+    """
+    return namespace(x, dy).where(x <= 0, 0.0, dy)
 
 
 @singledispatch

@@ -269,6 +269,10 @@ def _put_back(dy, which, lengths, window, stride, padding, dilation):
     return special.crop(dx, padding)
 
 
+def _above_zero(x, dy):
+    return tape.choose(x <= 0, 0.0, dy, np.empty(dy.shape, dy.dtype))
+
+
 def _all_finite(*arrays):
     # BLAS sums squares faster than NumPy looks; if they overflow, it has to look
     return np.bool_(all(math.isfinite(np.vdot(a, a)) or np.isfinite(a).all() for a in arrays))
@@ -324,6 +328,7 @@ def _unslide(*parts, axis, stride, dilation, length):
     return x
 
 
+special.above_zero.register(np.ndarray, _above_zero)
 special.attend.register(np.ndarray, attention.attend)
 special.attend_backward.register(np.ndarray, attention.attend_backward)
 special.convolve.register(np.ndarray, _convolve)
@@ -352,5 +357,6 @@ for function in vars(special).values():
         own = function.registry[np.ndarray]
         function.register(tape.Traced, own if own in _TRANSPARENT else tape.opaque(own))
 special.scan_as.register(tape.Traced, _short_scan)
+special.above_zero.register(tape.Traced, special.above_zero.dispatch(object))
 special.barrier_as.register(tape.Traced, tape.barrier)
 special.select.register(tape.Traced, tape.select)

@@ -17,6 +17,7 @@ from .tape import Node, Tape, cast, choose, leaves
 __all__ = ["BLOCK", "Plan"]
 
 BLOCK = 2**15  # numbers in a block: five of float32 fill a third of a common second-level cache
+FEW = 2**12  # bytes that are not worth being let go of
 _END = 2**62
 
 
@@ -160,6 +161,15 @@ class Plan:
                     for root in self.roots[parent]:
                         self.last[root], self.last_node[root] = p, node.number
                         self.readers.setdefault(root, []).append((p, parent))
+        kept = {node.number for node in (*self.wanted, *(new for _, new in self.pairs))}
+        kept |= set() if self.guard is None else {self.guard[0]}
+        used = {n: p for p, item in enumerate(self.items) for node in item.nodes
+                for n in self.parents[node.number]}  # fmt: skip
+        # memory that calls ask for: its names let go of it as soon as nobody uses them
+        self.let_go: dict[int, list[int]] = {}
+        for n, p in used.items():
+            if not self._is_bound(n) and n not in kept and _size(self.nodes[n].value) > FEW:
+                self.let_go.setdefault(p, []).append(n)
         for node in (*self.wanted, *(new for _, new in self.pairs)):
             for root in self.roots[node.number]:
                 self.last[root] = _END
@@ -267,6 +277,7 @@ class Plan:
             if p == self.stop:
                 body.append(f"if not e{self.guard[0]}: return False")
             body += self._lines(item, env)
+            body += [f"e{n} = None" for n in self.let_go.get(p, ())]
         if self.stop == len(self.items):
             body.append(f"if not e{self.guard[0]}: return False")
         moved = [(old, new) for old, new in self.pairs if self._has_to_move(old, new)]
@@ -366,6 +377,10 @@ def _is_wide(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.ndim > 0
     return isinstance(value, tuple | list | dict)
+
+
+def _size(value: Any) -> int:
+    return sum(getattr(one, "nbytes", 0) for one in leaves(value))
 
 
 def _part(array: np.ndarray, shape: tuple) -> str:

@@ -120,6 +120,9 @@ class Program:
     """What `function` does to trees of arrays like `args`, as a straight line of calls."""
 
     def __init__(self, function: Callable, args: tuple, donated: tuple[int, ...]) -> None:
+        # glibc returns the memory of each step and has to get it again, page by page, until it
+        # has once seen as much as this be given back
+        np.empty(2**25 - 2**13, np.uint8)
         with Tape() as tape:
             traced = mapped(lambda a: tape.note(None, (), {}, a) if _is_array(a) else a, args)
             # an array that no argument has a part in is a constant, noted like the others

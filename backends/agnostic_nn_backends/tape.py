@@ -248,11 +248,23 @@ for _name, _function in {
 
 
 def choose(condition, one, other, out=None):
-    """np.where, into an array that is there already if one is given."""
-    if out is None:
-        return np.where(condition, one, other)
-    np.copyto(out, other)
-    np.copyto(out, one, where=condition)
+    """np.where, into an array that is there already if one is given.
+
+    By bits, which are all or none of a number's: NumPy's own branches at each number, and
+    takes ten times as long where nobody can guess the next.
+    """
+    if out is None or out.itemsize > 8:
+        found = np.where(condition, one, other)
+        return found if out is None else np.copyto(out, found)
+    bits = np.dtype(f"i{out.itemsize}")
+    one, other = (np.asarray(a, out.dtype).view(bits) for a in (one, other))
+    mask = np.negative(condition, dtype=bits, casting="unsafe")
+    result = out.view(bits)
+    if other.ndim == 0 and other == 0:
+        np.bitwise_and(one, mask, result)
+    else:
+        np.bitwise_and(np.bitwise_xor(one, other), mask, result)
+        np.bitwise_xor(result, other, result)
     return out
 
 

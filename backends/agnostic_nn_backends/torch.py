@@ -272,6 +272,11 @@ def _unslide(*parts, axis, stride, dilation, length):
     return x
 
 
+def _above_zero(x, dy):
+    return torch.ops.aten.threshold_backward(dy, x, 0)
+
+
+special.above_zero.register(torch.Tensor, _above_zero)
 special.attend.register(torch.Tensor, _attend)
 special.attend_backward.register(torch.Tensor, _attend_backward)
 special.convolve.register(torch.Tensor, _convolve)
