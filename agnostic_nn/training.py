@@ -508,7 +508,8 @@ class Trainer:
                 lambda leaf: () if leaf is None else leaf.reshape(*shape, *leaf.shape[1:]),
                 (examples.x, examples.target, examples.weights),
             )
-            due, counts = np.arange(together) < len(sizes), ()
+            due = np.arange(together) < len(sizes)
+            counts: Any = ()
             if ragged:
                 sizes += sizes[-1:] * (together - len(sizes))
                 counts = np.arange(shape[1]) < np.asarray(sizes)[:, None]

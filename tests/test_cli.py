@@ -155,7 +155,12 @@ def test_an_interrupt_ends_it_without_a_report(small, tmp_path, capsys, monkeypa
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [([], "backends"), (["backends"], "cannot run"), (["compare"], "--workload NAME")],
+    [
+        ([], "backends"),
+        (["backends"], "cannot run"),
+        (["compare"], "--workload NAME"),
+        (["profile"], "--json FILE"),
+    ],
 )
 def test_help_says_what_there_is(arguments, said, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")

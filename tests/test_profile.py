@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cases import arrays_for, layer_cases, run
 
 import agnostic_nn as nn
-from agnostic_nn import cli
+from agnostic_nn import cli, profiling
 from agnostic_nn.arrays import namespace
 from agnostic_nn.profiling import WARM_UP
+from agnostic_nn.trees import named_leaves, tree_map
 
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 TARGET = np.random.default_rng(1).standard_normal((6, 3)).astype(np.float32)
@@ -203,6 +205,23 @@ def test_all_that_is_timed_is_the_same_training(eager):
     trainer = nn.Trainer(model, nn.mean_squared_error, nn.AdamW(1e-1), backend=eager)
     taken = [float(trainer.step(X, TARGET)) for _ in whole]
     np.testing.assert_allclose(whole, taken, rtol=1e-4)
+
+
+def test_every_layer_computes_the_same_while_it_is_watched(backend):
+    if backend.compiles:
+        pytest.skip("none is watched where operations are compiled into one another")
+    clock, cases = profiling._Stopwatch(backend), layer_cases()
+    assert len(cases) > 200
+    for case in cases:
+        arrays = backend.asarray(arrays_for(case))
+        plain = run(case.layer, arrays, train=True)
+        before = profiling._now.set(clock)
+        watched = run(case.layer, tree_map(profiling._Watched, arrays), train=True)
+        profiling._now.reset(before)
+        for (name, a), (_, b) in zip(named_leaves(watched), named_leaves(plain), strict=True):
+            a, b = backend.to_numpy((a.value, b))
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=f"{case}: {name}")
+    assert {"clip", "where", "special.scatter_add", "random.words"} <= clock.calls.keys()
 
 
 def test_a_model_that_takes_several_inputs_is_looked_into(backend):

@@ -52,6 +52,9 @@ class Adam(_Moments):
 
         θ ← θ - rate · m̂ / (√v̂ + ε)
 
+    which is computed with numbers for all of θ taken out: with r = √(1 - β₂ᵗ) the step is
+    (rate · r / (1 - β₁ᵗ)) · m / (√v + r ε).
+
     With `amsgrad` the largest v so far stands for v, so that no rate ever grows (Reddi et
     al., arXiv:1904.09237, Algorithm 2, divided by 1 - β₂ᵗ as PyTorch has it).
     """
@@ -62,7 +65,11 @@ class Adam(_Moments):
         most = {"v_max": zeros(p)} if self.amsgrad else {}
         return super().start(p) | most
 
-    def move(self, p, g, old, decay, rate, unbias1, unbias2):
+    def shared(self, rate, t):
+        root = namespace(t).sqrt(weights_given(self.beta2, t))
+        return rate, rate * root / weights_given(self.beta1, t), self.epsilon * root
+
+    def move(self, p, g, old, decay, rate, scale, epsilon):
         xp = namespace(p)
         m, v = self._moments(g, old)
         new = {"m": m, "v": v}
@@ -70,7 +77,7 @@ class Adam(_Moments):
             v = new["v_max"] = xp.maximum(old["v_max"], v)
         if decay:
             p = p * (1.0 - rate * decay)
-        return p - (rate / unbias1) * m / (xp.sqrt(v / unbias2) + self.epsilon), new
+        return p - scale * m / (xp.sqrt(v) + epsilon), new
 
 
 @dataclass(frozen=True)

@@ -172,13 +172,14 @@ def zeros(p: Array) -> Array:
     return namespace(p).zeros_like(p)
 
 
-def weights_given(beta: float, t: Array) -> Any:
+def weights_given(beta: float, t: Array) -> Array:
     """1 - βᵗ, as -(exp(t log β) - 1): float32 cannot hold 0.999 well enough to subtract it.
 
     So much weight has been given, after t steps, by a mean that starts at 0 and keeps the
     share β of itself at each.
     """
-    return -namespace(t).expm1(t * math.log(beta)) if beta else 1.0
+    xp = namespace(t)
+    return -xp.expm1(t * math.log(beta)) if beta else xp.ones_like(t)
 
 
 @cache
