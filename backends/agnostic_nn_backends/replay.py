@@ -16,7 +16,7 @@ or whose program gives anything else, is called as it is.
 
 import os
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from itertools import pairwise
 from operator import is_
 from threading import Lock
@@ -120,9 +120,7 @@ class Program:
     """What `function` does to trees of arrays like `args`, as a straight line of calls."""
 
     def __init__(self, function: Callable, args: tuple, donated: tuple[int, ...]) -> None:
-        # glibc returns the memory of each step and has to get it again, page by page, until it
-        # has once seen as much as this be given back
-        np.empty(2**25 - 2**13, np.uint8)
+        _keep_memory()
         with Tape() as tape:
             traced = mapped(lambda a: tape.note(None, (), {}, a) if _is_array(a) else a, args)
             # an array that no argument has a part in is a constant, noted like the others
@@ -201,6 +199,15 @@ class Program:
         name = f"c{len(self.env)}"
         self.env[name] = tree
         return name
+
+
+@cache
+def _keep_memory() -> None:
+    """Have glibc keep what a step frees: it does, once it has seen so much be freed at a time.
+
+    Else it gives the memory of each step back, and has to get it again page by page.
+    """
+    np.empty(2**25 - 2**13, np.uint8)
 
 
 def _node(leaf: Any) -> Any:
