@@ -77,6 +77,7 @@ def _scan_as(leaf, step, carry, xs, reverse, then):
     return jax.lax.scan(both, carry, xs, reverse=reverse)
 
 
+@jax.jit
 def _all_finite(*arrays):
     look = special.all_finite.dispatch(object)
 
@@ -90,6 +91,8 @@ def _all_finite(*arrays):
 
 
 def _select(holds, make, old):
+    if not isinstance(holds, jax.core.Tracer):
+        return make() if holds else old
     # choosing number by number would keep XLA from putting the new where the old lies, a fifth
     # of a step; but a GPU would have to tell the host which way to go
     return jax.lax.platform_dependent(
