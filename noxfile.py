@@ -26,6 +26,7 @@ FEW = {"AGNOSTIC_NN_SWEEP": "0"}  # cases that only sweep over options are left 
 TRAININGS = (
     *("test_characters", "test_cli", "test_compare", "test_example_images", "test_examples"),
     *("test_callbacks", "test_data", "test_readme", "test_cuda_lowering"),
+    *("test_benchmarks", "test_profile"),
 )
 OF_FLOAT32 = (
     "test_float32_stays_float32_and_is_right_to_its_digits",
