@@ -11,7 +11,7 @@ from agnostic_nn import special
 from agnostic_nn.spans import out_lengths
 from agnostic_nn.special.windows import places, turn
 
-from . import attention, processor, recurrence, tape
+from . import attention, numpy_calls, processor, recurrence, tape
 from .replay import replayed
 
 __all__ = [
@@ -53,7 +53,7 @@ def asarray(data, device):
 
 
 def jit(function, device, donate=()):
-    return replayed(function, donate)
+    return replayed(function, numpy_calls.library, donate)
 
 
 def synchronize(array):
@@ -107,13 +107,6 @@ def _scatter_add(updates, index, rows):
 
 def _empty(one, length):
     return np.empty((length, *one.shape), one.dtype)
-
-
-def _short_scan(leaf, *asked):
-    # a tape holds every turn of a loop, and takes as long to plan
-    if leaf.shape[0] > 16:
-        raise tape.Untraceable("too long a loop")
-    return special.scan_as.dispatch(object)(leaf, *asked)
 
 
 def _surround(x, pads, value):
@@ -270,7 +263,7 @@ def _put_back(dy, which, lengths, window, stride, padding, dilation):
 
 
 def _above_zero(x, dy):
-    return tape.choose(x <= 0, 0.0, dy, np.empty(dy.shape, dy.dtype))
+    return numpy_calls.choose(x <= 0, 0.0, dy, np.empty(dy.shape, dy.dtype))
 
 
 def _all_finite(*arrays):
@@ -355,8 +348,8 @@ for kind in (np.ndarray, np.bool_, bool):
 for function in vars(special).values():
     if np.ndarray in getattr(function, "registry", ()):
         own = function.registry[np.ndarray]
-        function.register(tape.Traced, own if own in _TRANSPARENT else tape.opaque(own))
-special.scan_as.register(tape.Traced, _short_scan)
-special.above_zero.register(tape.Traced, special.above_zero.dispatch(object))
-special.barrier_as.register(tape.Traced, tape.barrier)
-special.select.register(tape.Traced, tape.select)
+        function.register(numpy_calls.TracedArray, own if own in _TRANSPARENT else tape.opaque(own))
+special.scan_as.register(numpy_calls.TracedArray, tape.short_scan)
+special.barrier_as.register(numpy_calls.TracedArray, tape.barrier)
+special.select.register(numpy_calls.TracedArray, tape.select)
+special.above_zero.register(numpy_calls.TracedArray, special.above_zero.dispatch(object))

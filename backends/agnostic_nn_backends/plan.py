@@ -10,13 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from .tape import Node, Tape, leaves
 
-from .tape import Node, Tape, cast, choose, leaves
+__all__ = ["Plan"]
 
-__all__ = ["BLOCK", "Plan"]
-
-BLOCK = 2**15  # numbers in a block: five of float32 fill a third of a common second-level cache
 FEW = 2**12  # bytes that are not worth being let go of
 _END = 2**62
 
@@ -32,7 +29,8 @@ class Plan:
     """How to compute the nodes `wanted`, and for each pair (old, new) put new where old lies."""
 
     def __init__(self, tape: Tape, inputs: list[Node], wanted: list[Node], pairs: list) -> None:
-        self.nodes, self.inputs = tape.nodes, inputs
+        self.library, self.nodes, self.inputs = tape.library, tape.nodes, inputs
+        self.block = self.library.block()
         self.places = {node.number: i for i, node in enumerate(inputs)}
         self.wanted, self.pairs = wanted, pairs
         self.parents = [[one.number for one in node.parents] for node in tape.nodes]
@@ -92,9 +90,9 @@ class Plan:
         for n in order:
             node, value = self.nodes[n], self.nodes[n].value
             shown = [one.number for one in node.shown]
-            own = [] if isinstance(value, np.ndarray) and shown else [n]
+            own = [] if isinstance(value, self.library.array) and shown else [n]
             self.roots[n] = frozenset(own).union(*(self.roots[p] for p in shown))
-            if own and _takes_out(node) and n not in unpaired:
+            if own and self._takes_out(node) and n not in unpaired:
                 self.kept.add(n)
             steady = all(p in self.constants for p in self.parents[n] if p not in shown)
             if len(shown) == 1 and not own and steady and self._is_bound(shown[0]):
@@ -130,7 +128,7 @@ class Plan:
                     flush()
                 group.append(node)
                 continue
-            if met or _is_wide(node.value) or not _is_elementwise(node):
+            if met or self._is_wide(node.value) or not self._is_elementwise(node):
                 flush()
             self.items.append(_Item([node]))
         flush()
@@ -143,11 +141,35 @@ class Plan:
         A vector along the last axis, or numbers along all others, may be among them.
         """
         value = node.value
-        if not _is_elementwise(node) or node.kwargs or value.size <= BLOCK:
+        if not self._is_elementwise(node) or node.kwargs or math.prod(value.shape) <= self.block:
             return False
         given = [one.value if isinstance(one, Node) else one for one in leaves(node.args)]
-        wide = [one for one in given if _is_wide(one)]
-        return all(_part(one, value.shape) and one.flags.c_contiguous for one in (value, *wide))
+        wide = (value, *(one for one in given if self._is_wide(one)))
+        in_order = self.library.is_in_order
+        return all(_part(one, value.shape) and in_order(one) for one in wide)
+
+    def _is_wide(self, value: Any) -> bool:
+        if isinstance(value, self.library.array):
+            return value.ndim > 0
+        return isinstance(value, tuple | list | dict)
+
+    def _is_elementwise(self, node: Node) -> bool:
+        return self.library.is_elementwise(node.function)
+
+    def _takes_out(self, node: Node) -> bool:
+        """Whether a call can be made into an array that is there already."""
+        value = node.value
+        if not isinstance(value, self.library.array) or value.ndim == 0 or "out" in node.kwargs:
+            return False
+        possible = self._is_elementwise(node) or self.library.takes_out(node.function)
+        return possible and self.library.is_dense(value)
+
+    def _are_alike(self, one: Node, other: Node) -> bool:
+        layouts = [
+            self.library.layout(node.value) if isinstance(node.value, self.library.kinds) else None
+            for node in (one, other)
+        ]
+        return layouts[0] == layouts[1]
 
     # --- where results lie --------------------------------------------------------------
 
@@ -206,11 +228,11 @@ class Plan:
 
     def _spent(self, node: Node, p: int) -> int | None:
         """An operand that this elementwise call is the last to read, and may be put over."""
-        if not _is_elementwise(node) or node.function is choose:
+        if not self._is_elementwise(node) or node.function is self.library.early:
             return None
         for q in self.parents[node.number]:
             lies_there = self.homes.get(q, ("", 0))[0] == "buffer" and self.last[q] == p
-            if lies_there and _layout(self.nodes[q].value) == _layout(node.value):
+            if lies_there and self._are_alike(self.nodes[q], node):
                 views = {reader for at, reader in self.readers[q] if at == p}
                 if views == {q}:
                     return q
@@ -228,26 +250,30 @@ class Plan:
     def _takes_over(self, node: Node, old: Node, p: int) -> bool:
         """Whether what becomes of an argument can lie where that lies as soon as it is made."""
         last = self.last.get(old.number, -1)
-        if _layout(node.value) != _layout(old.value) or last > p or p < (self.stop or 0):
+        if not self._are_alike(node, old) or last > p or p < (self.stop or 0):
             return False
         if last < p:
             return True
         alike = all(
-            _layout(self.nodes[q].value) == _layout(old.value) and self.nodes[q].start == old.start
+            self._are_alike(self.nodes[q], old) and self.nodes[q].start == old.start
             for at, q in self.readers[old.number]
             if at == p
         )
-        plain = _is_elementwise(node) and node.function is not choose
+        plain = self._is_elementwise(node) and node.function is not self.library.early
         return plain and alike and self.last_node[old.number] <= node.number
 
     # --- the code -----------------------------------------------------------------------
 
     def written(self) -> tuple[Callable, list[Callable], dict[str, Any]]:
         """A function that makes the calls, one for each argument that binds it, and their names."""
-        env: dict[str, Any] = {"copyto": np.copyto}
+        env: dict[str, Any] = {
+            "copy": self.library.copy,
+            "copied": self.library.copied,
+            "split": self.library.split,
+        }
         for n in self.constants:
             env[f"e{n}"] = self.nodes[n].value
-        buffers = [np.empty(size, np.uint8) for size in self.sizes]
+        buffers = [self.library.memory(size) for size in self.sizes]
         steady: list[str] = []
         binding: list[list[str]] = [[f"e{node.number} = array"] for node in self.inputs]
         where: dict[int, list[str]] = {}  # the code that makes what an owner's memory shows
@@ -265,9 +291,7 @@ class Plan:
                     where[n].append(f"e{n} = array")
                 else:
                     where[n] = steady
-                    env[f"e{n}"] = np.ndarray(
-                        node.value.shape, node.value.dtype, buffers[number], 0, node.value.strides
-                    )
+                    env[f"e{n}"] = self.library.laid(node.value, buffers[number])
             elif n in self.views:
                 (root,) = self.roots[n]
                 where[root].append(self._call(node, env))
@@ -276,7 +300,7 @@ class Plan:
         for p, item in enumerate(self.items):
             if p == self.stop:
                 body.append(f"if not e{self.guard[0]}: return False")
-            body += self._lines(item, env)
+            body += self._lines(item, env, where)
             body += [f"e{n} = None" for n in self.let_go.get(p, ())]
         if self.stop == len(self.items):
             body.append(f"if not e{self.guard[0]}: return False")
@@ -284,10 +308,10 @@ class Plan:
         theirs = {old.number for old, _ in self.pairs}
         for k, (_, new) in enumerate(moved):
             if self.roots[new.number] & theirs:  # which another result may be put over first
-                body.append(f"m{k} = e{new.number}.copy()")
+                body.append(f"m{k} = copied(e{new.number})")
         for k, (old, new) in enumerate(moved):
             source = f"m{k}" if self.roots[new.number] & theirs else f"e{new.number}"
-            body.append(f"copyto(e{old.number}, {source})")
+            body.append(f"copy(e{old.number}, {source})")
         run = _function("run", "", [*body, "return True"], env)
         _function("prepare", "", steady, env)()
         return run, [_function("bind", "array", lines, env) for lines in binding], env
@@ -309,11 +333,11 @@ class Plan:
         given += [f"{name}={_said(one, env)}" for name, one in node.kwargs.items()]
         if not out:
             return f"e{n} = f{n}({', '.join(given)})"
-        if isinstance(node.function, np.ufunc) and node.function not in (np.maximum, np.minimum):
+        if self.library.takes_last(node.function):
             return f"f{n}({', '.join([*given, out])})"
         return f"f{n}({', '.join([*given, f'out={out}'])})"
 
-    def _lines(self, item: _Item, env: dict[str, Any]) -> list[str]:
+    def _lines(self, item: _Item, env: dict[str, Any], where: dict[int, list[str]]) -> list[str]:
         if len(item.nodes) == 1:
             (node,) = item.nodes
             kept = node.number in self.homes or node.number in self.gone
@@ -322,22 +346,34 @@ class Plan:
         whole: dict[int, None] = {}  # nodes whose arrays lie outside
         for node in item.nodes:
             for p in self.parents[node.number]:
-                if p not in inside and _is_wide(self.nodes[p].value):
+                if p not in inside and self._is_wide(self.nodes[p].value):
                     whole[p] = None
             if node.number not in self.inner:
                 whole[node.number] = None
         shape = item.nodes[0].value.shape
         rows, width = math.prod(shape[:-1]), shape[-1]
-        step = max(1, BLOCK // width)
-        lines, slices = [], []
+        step = max(1, self.block // width)
+        count = -(-rows // step)
+        names, lists, lines = [], [], []
         for n in whole:
-            part = _part(self.nodes[n].value, shape)
-            lines.append(f"w{n} = e{n}.reshape({part})")
-            slices.append(f"    b{n} = w{n}{'' if part == f'{width}' else '[i:j]'}")
+            part, blocks = _part(self.nodes[n].value, shape), f"l{n}_{item.nodes[0].number}"
+            flat = f"e{n}.reshape({part})"
+            cut = f"[{flat}] * {count}" if part == f"{width}" else f"split({flat}, {step})"
+            (where[self._home(n)] if self._is_bound(n) else lines).append(f"{blocks} = {cut}")
+            names.append(f"b{n}")
+            lists.append(blocks)
         scratch, steps = self._scratch(item, env, (step, width))
-        lines += [f"for i in range(0, {rows}, {step}):", f"    j = min(i + {step}, {rows})"]
-        lines += [*slices, *(f"    {name} = {name[1:]}[:j - i]" for name in scratch)]
+        for name in scratch:
+            rest = env[name][: rows - (count - 1) * step]
+            env[f"l{name}"] = [env[name]] * (count - 1) + [rest]
+            names.append(name)
+            lists.append(f"l{name}")
+        lines.append(f"for {', '.join(names)}, in zip({', '.join(lists)}):")
         return [*lines, *(f"    {step}" for step in steps)]
+
+    def _home(self, n: int) -> int:
+        """The node with which an array that stays where it is becomes known."""
+        return next(iter(self.roots[n])) if n in self.views else n
 
     def _scratch(
         self, item: _Item, env: dict[str, Any], block: tuple[int, int]
@@ -346,13 +382,13 @@ class Plan:
         inside = {node.number for node in item.nodes}
         last = {p: k for k, node in enumerate(item.nodes) for p in self.parents[node.number]}
         names: dict[int, str] = {}
-        kinds: dict[str, np.dtype] = {}
+        kinds: dict[str, Any] = {}
         free: list[str] = []
         steps = []
         for k, node in enumerate(item.nodes):
             n, parents = node.number, set(self.parents[node.number])
             done = [names[p] for p in parents if p in self.inner and last[p] == k]
-            free += [] if node.function is choose else done
+            free += [] if node.function is self.library.early else done
             if n in self.inner:
                 fits = [name for name in free if kinds[name] == node.value.dtype]
                 names[n] = fits[-1] if fits else f"xs{item.nodes[0].number}_{len(kinds)}"
@@ -361,66 +397,29 @@ class Plan:
                 kinds[names[n]] = node.value.dtype
             else:
                 names[n] = f"b{n}"
-            free += done if node.function is choose else []
+            free += done if node.function is self.library.early else []
             shown = {
                 p: names[p] if p in inside else f"b{p}"
                 for p in parents
-                if _is_wide(self.nodes[p].value)
+                if self._is_wide(self.nodes[p].value)
             }
             steps.append(_replaced(self._call(node, env, names[n]), shown))
         for name, dtype in kinds.items():
-            env[name[1:]] = np.empty(block, dtype)
+            env[name] = self.library.empty(block, dtype)
         return list(kinds), steps
-
-
-def _is_wide(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.ndim > 0
-    return isinstance(value, tuple | list | dict)
 
 
 def _size(value: Any) -> int:
     return sum(getattr(one, "nbytes", 0) for one in leaves(value))
 
 
-def _part(array: np.ndarray, shape: tuple) -> str:
+def _part(array: Any, shape: tuple) -> str:
     """How an array that is met row by row is laid out as a matrix; nothing if it cannot be."""
     if array.shape == shape:
         return f"-1, {shape[-1]}"
-    if array.size == shape[-1] == array.shape[-1]:
+    if math.prod(array.shape) == shape[-1] == array.shape[-1]:
         return f"{shape[-1]}"
     return "-1, 1" if array.shape == (*shape[:-1], 1) else ""
-
-
-def _is_elementwise(node: Node) -> bool:
-    function = node.function
-    plain = isinstance(function, np.ufunc) and function.signature is None and function.nout == 1
-    return plain or function in (choose, cast)
-
-
-def _takes_out(node: Node) -> bool:
-    """Whether a call can be made into an array that is there already."""
-    function, value = node.function, node.value
-    if not isinstance(value, np.ndarray) or value.ndim == 0 or min(value.strides) < 0:
-        return False
-    if "out" in node.kwargs or value.size * value.itemsize != _extent(value):
-        return False
-    of = getattr(function, "__self__", None)
-    return (
-        _is_elementwise(node)
-        or function in (np.matmul, np.concatenate, np.stack)
-        or (isinstance(of, np.ufunc) and function.__name__ == "reduce")
-    )
-
-
-def _extent(value: np.ndarray) -> int:
-    """How many bytes lie between the first and the last number of an array, both included."""
-    steps = ((n - 1) * s for n, s in zip(value.shape, value.strides, strict=True))
-    return sum(steps) + value.itemsize if value.size else 0
-
-
-def _layout(value: Any) -> tuple:
-    return value.shape, value.dtype, getattr(value, "strides", ())
 
 
 def _said(argument: Any, env: dict[str, Any]) -> str:
@@ -456,7 +455,7 @@ def _word(code: str, old: str, new: str) -> str:
 
 def _function(name: str, arguments: str, lines: list[str], env: dict[str, Any]) -> Callable:
     """A function of such lines; what it assigns that others read is global to all of them."""
-    assigned = sorted({line.split(" = ")[0] for line in lines if line.startswith("e")})
+    assigned = sorted({line.split(" = ")[0] for line in lines if line.startswith(("e", "l"))})
     head = [f"global {', '.join(assigned)}"] if assigned else []
     body = "".join(f"\n    {line}" for line in (*head, *(lines or ["pass"])))
     exec(f"def {name}({arguments}):{body}", env)

@@ -22,17 +22,15 @@ from operator import is_
 from threading import Lock
 from typing import Any
 
-import numpy as np
-
 from .plan import Plan
-from .tape import Node, Tape, Traced, leaves, mapped
+from .tape import Library, Node, Tape, Traced, leaves, mapped
 
 __all__ = ["Program", "replayed"]
 
 KINDS = 8  # of arguments that are remembered
 
 
-def replayed(function: Callable, donated: tuple[int, ...] = ()) -> Callable:
+def replayed(function: Callable, library: Library, donated: tuple[int, ...] = ()) -> Callable:
     """The pure `function` of trees of arrays, replayed where it can be.
 
     donated: positions of arguments whose memory the caller gives up.
@@ -45,8 +43,7 @@ def replayed(function: Callable, donated: tuple[int, ...] = ()) -> Callable:
     lock, off = Lock(), os.environ.get("AGNOSTIC_NN_REPLAY") == "0"
 
     def plain(*args: Any) -> Any:
-        # NumPy turns 0-d arrays into scalars, which nothing can be put into
-        return mapped(lambda a: np.asarray(a) if _is_array(a) else a, function(*args))
+        return _each(library.owned, function(*args), library)
 
     @wraps(function)
     def call(*args: Any) -> Any:
@@ -57,14 +54,14 @@ def replayed(function: Callable, donated: tuple[int, ...] = ()) -> Callable:
                 if program.fits(args):
                     return program(args)
             try:
-                found = known.get(kind := _kind(args))
+                found = known.get(kind := _kind(args, library))
             except TypeError:  # an argument is no array, and does not hash
                 return plain(*args)
             if isinstance(found, Program) and found.fits(args):
                 latest[:] = [found]
                 return found(args)
             if found is True:
-                known[kind], result = _made(plain, args, donated)
+                known[kind], result = _made(plain, args, library, donated)
                 return result
             if found is None:
                 known[kind] = True
@@ -77,56 +74,69 @@ def replayed(function: Callable, donated: tuple[int, ...] = ()) -> Callable:
     return call
 
 
-def _made(function: Callable, args: tuple, donated: tuple[int, ...]) -> tuple[Any, Any]:
+def _made(
+    function: Callable, args: tuple, library: Library, donated: tuple[int, ...]
+) -> tuple[Any, Any]:
     """A program that was seen to do what the function does, or else False; and the result."""
     try:
-        program = Program(function, args, donated)
+        program = Program(function, args, library, donated)
+        result = function(*args)
+        tried = tuple(
+            [_each(library.copied, a, library) if i in donated else a for i, a in enumerate(args)]
+        )
+        if program.fits(tried) and _same(result, program(tried), library):
+            return program, result
     except Exception:  # what a tape cannot hold, and what is wrong, the function itself shows
-        return False, function(*args)
-    result = function(*args)
-    if not program.fits(args):
-        return False, result
-    # a result may be an argument, which the program may put another one over
-    result = mapped(lambda a: np.array(a) if _is_array(a) else a, result)
-    again = program(args)
-    return (program, again) if _same(result, again) else (False, result)
+        pass
+    return False, function(*args)
 
 
-def _same(one: Any, other: Any) -> bool:
+@cache
+def _prepare(library: Library) -> None:
+    library.prepare()
+
+
+def _each(function: Callable, tree: Any, library: Library) -> Any:
+    """`tree` with function(array) for each array in it."""
+    return mapped(lambda leaf: function(leaf) if isinstance(leaf, library.kinds) else leaf, tree)
+
+
+def _same(one: Any, other: Any, library: Library) -> bool:
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(v, other[k]) for k, v in one.items())
+        return one.keys() == other.keys() and all(
+            _same(v, other[k], library) for k, v in one.items()
+        )
     if isinstance(one, tuple | list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, np.ndarray | np.generic):
+        pairs = zip(one, other, strict=False)
+        return len(one) == len(other) and all(_same(*pair, library) for pair in pairs)
+    if isinstance(one, library.kinds):
         alike = one.dtype == other.dtype and one.shape == other.shape
-        return alike and np.array_equal(one, other, equal_nan=one.dtype.kind in "fc")
+        return alike and library.same(one, other)
     return one is other or one == other
 
 
-def _kind(tree: Any) -> Any:
+def _kind(tree: Any, library: Library) -> Any:
     """What a program depends on: nesting, layouts and dtypes, and the values of all but arrays."""
     if isinstance(tree, dict):
-        return tuple([(k, _kind(v)) for k, v in tree.items()])
+        return tuple([(k, _kind(v, library)) for k, v in tree.items()])
     if isinstance(tree, tuple | list):
-        return (type(tree), *map(_kind, tree))
-    return _layout(tree) if _is_array(tree) else (type(tree), tree)
-
-
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, np.ndarray | np.generic)
+        return (type(tree), *[_kind(v, library) for v in tree])
+    return library.layout(tree) if isinstance(tree, library.kinds) else (type(tree), tree)
 
 
 class Program:
     """What `function` does to trees of arrays like `args`, as a straight line of calls."""
 
-    def __init__(self, function: Callable, args: tuple, donated: tuple[int, ...]) -> None:
-        _keep_memory()
-        with Tape() as tape:
-            traced = mapped(lambda a: tape.note(None, (), {}, a) if _is_array(a) else a, args)
+    def __init__(
+        self, function: Callable, args: tuple, library: Library, donated: tuple[int, ...]
+    ) -> None:
+        _prepare(library)
+        self.library = library
+        with Tape(library) as tape:
+            traced = _each(lambda a: tape.note(None, (), {}, a), args, library)
             # an array that no argument has a part in is a constant, noted like the others
-            self.result = mapped(
-                lambda a: tape.note(np.array, (a,), {}, a) if _is_array(a) else a,
-                function(*traced),
+            self.result = _each(
+                lambda a: tape.note(library.copied, (a,), {}, a), function(*traced), library
             )
         given, self.result = (mapped(_node, tree) for tree in (traced, self.result))
         inputs = _nodes(given)
@@ -138,8 +148,8 @@ class Program:
             else:
                 wanted += _nodes(part)
         self.lent = {i for i, node in enumerate(inputs) if any(node is old for old, _ in pairs)}
-        self.look = _looker(args)
-        self.layouts = [_layout(node.value) for node in inputs]
+        self.look = _looker(args, library)
+        self.layouts = [library.layout(node.value) for node in inputs]
         self.bound: list[Any] = [None] * len(inputs)
         plan = Plan(tape, inputs, wanted, pairs)
         self.run, self.binders, self.env = plan.written()
@@ -158,7 +168,7 @@ class Program:
         if all(map(is_, found, self.bound)):
             return True
         changed = [i for i, leaf in enumerate(found) if leaf is not self.bound[i]]
-        if any(_layout(found[i]) != self.layouts[i] for i in changed):
+        if any(self._layout(found[i]) != self.layouts[i] for i in changed):
             return False
         if not self.lent.isdisjoint(changed) and not self._apart(found):
             return False
@@ -167,14 +177,17 @@ class Program:
             self.binders[i](found[i])
         return True
 
+    def _layout(self, leaf: Any) -> Any:
+        return self.library.layout(leaf) if isinstance(leaf, self.library.kinds) else None
+
     def _apart(self, found: tuple) -> bool:
         """Whether what is given up can be written to, and nothing else lies there."""
-        if any(not found[i].flags.writeable for i in self.lent):
+        if any(not self.library.is_ours(found[i]) for i in self.lent):
             return False
         spans = sorted(
-            (*np.lib.array_utils.byte_bounds(one), i in self.lent)
+            (*self.library.span(one), i in self.lent)
             for i, one in enumerate(found)
-            if isinstance(one, np.ndarray) and one.size
+            if isinstance(one, self.library.array)
         )
         return not any(b[0] < a[1] and (a[2] or b[2]) for a, b in pairwise(spans))
 
@@ -195,19 +208,11 @@ class Program:
             said = "".join(f"{self._said(*pair)}, " for pair in zip(tree, inside, strict=True))
             return f"({said})" if isinstance(tree, tuple) else f"[{said}]"
         if isinstance(tree, Node):
-            return f"e{tree.number}{'.copy()' if tree.number in self.copied else ''}"
+            name = f"e{tree.number}"
+            return f"copied({name})" if tree.number in self.copied else name
         name = f"c{len(self.env)}"
         self.env[name] = tree
         return name
-
-
-@cache
-def _keep_memory() -> None:
-    """Have glibc keep what a step frees: it does, once it has seen so much be freed at a time.
-
-    Else it gives the memory of each step back, and has to get it again page by page.
-    """
-    np.empty(2**25 - 2**13, np.uint8)
 
 
 def _node(leaf: Any) -> Any:
@@ -216,14 +221,6 @@ def _node(leaf: Any) -> Any:
 
 def _nodes(tree: Any) -> list[Node]:
     return [leaf for leaf in leaves(tree) if isinstance(leaf, Node)]
-
-
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, np.ndarray | np.generic)
-
-
-def _layout(leaf: Any) -> Any:
-    return (leaf.shape, leaf.dtype, leaf.strides) if _is_array(leaf) else None
 
 
 def _parts(result: Any) -> list[tuple[tuple, Any]]:
@@ -254,7 +251,7 @@ def _outline(tree: Any) -> Any:
     return tree.value.shape, tree.value.dtype
 
 
-def _looker(args: tuple) -> Callable:
+def _looker(args: tuple, library: Library) -> Callable:
     """A function of such arguments to the arrays in them, or None if they are nested otherwise."""
     lengths: list[str] = []
     found: list[str] = []
@@ -265,7 +262,7 @@ def _looker(args: tuple) -> Callable:
             lengths.append(f"len({said}) == {len(tree)}")
             for k, branch in tree.items() if isinstance(tree, dict) else enumerate(tree):
                 look(branch, f"{said}[{k!r}]")
-        elif _is_array(tree):
+        elif isinstance(tree, library.kinds):
             found.append(said)
         else:
             given[f"g{len(given)}"] = tree

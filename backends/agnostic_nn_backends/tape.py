@@ -1,39 +1,127 @@
-"""Tape: what a function asks of NumPy, written down while it runs.
+"""Tape: what a function asks of its array library, written down while it runs.
 
 The function is called on `Traced` arrays. Each holds what it stands for, so the function
-computes as it would anyhow; and each operator, function of the Standard, ufunc or other
-function of NumPy that meets one becomes a `Node`. What comes out is a straight line of
-calls, whatever layers, trees and loops of Python it came from. `replay` makes it a program.
+computes as it would anyhow; and each operator, function of the Standard or other function
+of the library that meets one becomes a `Node`. What comes out is a straight line of calls,
+whatever layers, trees and loops of Python it came from. `replay` makes it a program.
+
+What libraries do differently is a `Library`: see `numpy_calls` and `torch_calls`.
 
 A function that asks for values, as `if x > 0` does, cannot be written down: which calls
 come next would depend on the numbers.
 """
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial, wraps
 from threading import local
-from typing import Any
+from typing import Any, Protocol
 
-import array_api_compat.numpy as xp
-import numpy as np
-from numpy.lib.stride_tricks import as_strided
+from agnostic_nn import special
 
 __all__ = [
+    "Library",
     "Node",
     "Tape",
     "Traced",
     "Untraceable",
+    "asked",
     "barrier",
-    "cast",
-    "choose",
     "either",
     "leaves",
     "mapped",
     "opaque",
+    "operators",
     "select",
+    "short_scan",
+    "whole",
 ]
+
+
+class Library(Protocol):
+    """What has to be known of a library of arrays in order to plan calls of it."""
+
+    kinds: tuple[type, ...]  # what counts as an array
+    array: type  # those that have memory, which may be written to
+    traced: type  # its kind of `Traced`
+    early: Any  # the elementwise call that writes before it has read all, if there is one
+
+    def prepare(self) -> None:
+        """Do what is to be done before the first program runs."""
+        ...
+
+    def block(self) -> int:
+        """How many numbers to go through at a time."""
+        ...
+
+    def layout(self, array: Any) -> tuple:
+        """All that a program depends on: shape, dtype, steps from number to number, and so on."""
+        ...
+
+    def span(self, array: Any) -> tuple[int, int]:
+        """The address of the first byte, and that after the last."""
+        ...
+
+    def is_dense(self, array: Any) -> bool:
+        """Whether its numbers lie side by side, in whatever order, and forwards."""
+        ...
+
+    def is_in_order(self, array: Any) -> bool:
+        """Whether its numbers lie side by side, the last axis first."""
+        ...
+
+    def is_ours(self, array: Any) -> bool:
+        """Whether it may be written to, if its memory is given up."""
+        ...
+
+    def hollow(self, array: Any) -> Any:
+        """One laid out like it that holds nothing."""
+        ...
+
+    def owned(self, array: Any) -> Any:
+        """An array that came of a call as one that can be written to."""
+        ...
+
+    def copied(self, array: Any) -> Any:
+        """Its numbers, in memory of their own."""
+        ...
+
+    def copy(self, to: Any, array: Any) -> None:
+        """Write its numbers over those of another."""
+        ...
+
+    def empty(self, shape: tuple, dtype: Any) -> Any:
+        """An array of no matter what."""
+        ...
+
+    def memory(self, size: int) -> Any:
+        """So many bytes, for `laid`."""
+        ...
+
+    def laid(self, like: Any, memory: Any) -> Any:
+        """An array laid out like another, in that memory."""
+        ...
+
+    def split(self, array: Any, rows: int) -> Sequence[Any]:
+        """So many rows of it at a time, without a copy."""
+        ...
+
+    def same(self, one: Any, other: Any) -> bool:
+        """Whether two arrays of one layout hold the same numbers, NaN where there is NaN."""
+        ...
+
+    def is_elementwise(self, function: Callable) -> bool:
+        """Whether a call goes number by number, and can be made into an array that is there."""
+        ...
+
+    def takes_out(self, function: Callable) -> bool:
+        """Whether another call can be made into an array that is there."""
+        ...
+
+    def takes_last(self, function: Callable) -> bool:
+        """Whether an array to write to may be said as the last argument, which is quicker."""
+        ...
 
 
 class Untraceable(TypeError):
@@ -62,6 +150,7 @@ class Node:
 class Tape:
     """All calls of one run, in order; the first nodes are the function's own arguments."""
 
+    library: Library
     nodes: list[Node] = field(default_factory=list)
     guards: dict[int, int] = field(default_factory=dict)  # a selected node: where `make` began
     found: dict[tuple, Node] = field(default_factory=dict)  # by what was called with what
@@ -74,25 +163,34 @@ class Tape:
         except TypeError:  # an array that is no argument of the function, and does not hash
             key = found = None
         if found is not None:
-            return Traced(found, value)
+            return self.library.traced(found, value)
         given = [one for one in leaves((args, kwargs)) if isinstance(one, Traced)]
-        shown = [one.node for one in given if function is either or _overlap(value, one.value)]
+        shown = [one.node for one in given if function is either or self._overlap(value, one.value)]
         constant = function is not None and all(one.node.constant for one in given)
         node = Node(
             function,
             mapped(_node, args),
             mapped(_node, kwargs),
             len(self.nodes),
-            value if constant else mapped(_hollow, value),
+            value if constant else mapped(self._hollow, value),
             [one.node for one in given],
             list(dict.fromkeys(shown)),
             constant,
-            value.__array_interface__["data"][0] if isinstance(value, np.ndarray) else 0,
+            self.library.span(value)[0] if isinstance(value, self.library.array) else 0,
         )
         self.nodes.append(node)
         if key is not None and function not in (None, apart):
             self.found[key] = node
-        return Traced(node, value)
+        return self.library.traced(node, value)
+
+    def _hollow(self, value: Any) -> Any:
+        """An array laid out like `value` that holds nothing: a tape keeps no numbers alive."""
+        return self.library.hollow(value) if isinstance(value, self.library.array) else value
+
+    def _overlap(self, one: Any, other: Any) -> bool:
+        kind, span = self.library.array, self.library.span
+        spans = [[span(a) for a in leaves(tree) if isinstance(a, kind)] for tree in (one, other)]
+        return any(a[0] < b[1] and b[0] < a[1] for a in spans[0] for b in spans[1])
 
     def __enter__(self) -> "Tape":
         self._before = getattr(_now, "tape", None)
@@ -145,35 +243,25 @@ def _node(argument: Any) -> Any:
     return argument.node if isinstance(argument, Traced) else argument
 
 
-def _hollow(value: Any) -> Any:
-    """An array laid out like `value` that holds nothing: a tape keeps no numbers alive."""
-    if not isinstance(value, np.ndarray):
-        return value
-    return as_strided(np.empty(1, value.dtype), value.shape, value.strides)
-
-
-def _overlap(one: Any, other: Any) -> bool:
-    arrays = [[a for a in leaves(value) if isinstance(a, np.ndarray)] for value in (one, other)]
-    return any(np.may_share_memory(a, b) for a in arrays[0] for b in arrays[1])
-
-
-def _asked(function: Callable, *args: Any, **kwargs: Any) -> Any:
+def asked(function: Callable, *args: Any, **kwargs: Any) -> Any:
     """function(*args, **kwargs), written down."""
+    if getattr(function, "__name__", "") in _OF_UNKNOWN_LENGTH:
+        raise Untraceable(f"how much {function.__name__} finds depends on values")
     value = function(*mapped(_value, args), **mapped(_value, kwargs))
-    if not isinstance(value, np.ndarray | np.generic | tuple | list | dict | bool | int | float):
+    if not isinstance(value, (*_now.tape.library.kinds, tuple, list, dict, bool, int, float)):
         return value
     noted = _now.tape.note(function, args, kwargs, value)
     if isinstance(value, dict):
-        return {k: _asked(operator.getitem, noted, k) for k in value}
+        return {k: asked(operator.getitem, noted, k) for k in value}
     if isinstance(value, tuple | list):  # several arrays of one call
-        return type(value)([_asked(operator.getitem, noted, i) for i in range(len(value))])
+        return type(value)([asked(operator.getitem, noted, i) for i in range(len(value))])
     return noted
 
 
 _attribute = cache(operator.attrgetter)
 _OF_UNKNOWN_LENGTH = {
-    *(np.nonzero, np.flatnonzero, np.argwhere, np.extract, np.compress, np.unique),
-    *(np.unique_all, np.unique_counts, np.unique_inverse, np.unique_values, np.bincount),
+    *("nonzero", "flatnonzero", "argwhere", "extract", "compress", "masked_select", "bincount"),
+    *("unique", "unique_all", "unique_counts", "unique_inverse", "unique_values"),
 }
 
 
@@ -181,36 +269,27 @@ class Traced:
     """An array that writes down what is done with it; otherwise like the one it stands for."""
 
     __slots__ = ("node", "value")
-    __array_priority__ = 1000
-    device = "cpu"
+    methods: type  # of the library: whose methods are called
+    namespace: Any
+    boolean: Any  # the dtype of masks
 
     def __init__(self, node: Node, value: Any) -> None:
         self.node, self.value = node, value
 
-    def __array_namespace__(self, api_version: str | None = None) -> "_Namespace":
-        return _namespace
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *args: Any, **kwargs: Any) -> Any:
-        if "out" in kwargs:
-            raise Untraceable("a traced array cannot be written to")
-        return _asked(ufunc if method == "__call__" else getattr(ufunc, method), *args, **kwargs)
-
-    def __array_function__(self, function: Callable, types: Any, args: Any, kwargs: Any) -> Any:
-        if function in _OF_UNKNOWN_LENGTH:
-            raise Untraceable(f"how much {function.__name__} finds depends on values")
-        return _asked(function, *args, **kwargs)
+    def __array_namespace__(self, api_version: str | None = None) -> Any:
+        return self.namespace
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.value, name)
         if callable(found):
-            return partial(_asked, getattr(np.ndarray, name), self)
-        return found if not isinstance(found, np.ndarray) else _asked(_attribute(name), self)
+            return partial(asked, getattr(self.methods, name), self)
+        return asked(_attribute(name), self) if isinstance(found, self.methods) else found
 
     def __getitem__(self, place: Any) -> Any:
         entries = place if isinstance(place, tuple) else (place,)
-        if any(getattr(entry, "dtype", None) == np.bool_ for entry in entries):
+        if any(getattr(entry, "dtype", None) == self.boolean for entry in entries):
             raise Untraceable("how much a mask picks depends on its values")
-        return _asked(operator.getitem, self, place)
+        return asked(operator.getitem, self, place)
 
     def __len__(self) -> int:
         return len(self.value)
@@ -225,111 +304,14 @@ class Traced:
     __hash__ = object.__hash__
 
 
-def _operator(function: Callable, turned: bool) -> Callable:
-    if turned:
-        return lambda self, other: _asked(function, other, self)
-    return lambda self, *other: _asked(function, self, *other)
+def operators(kind: type, functions: dict[str, Callable]) -> None:
+    """Make `kind` write down operators: {"add": function, ...}; "radd" is given them turned."""
+    for name, function in functions.items():
+        setattr(kind, f"__{name}__", _operator(function))
 
 
-for _name, _function in {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "truediv": np.true_divide,
-    "floordiv": np.floor_divide, "mod": np.remainder, "pow": np.power, "matmul": np.matmul,
-    "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
-    "lshift": np.left_shift, "rshift": np.right_shift,
-}.items():  # fmt: skip
-    setattr(Traced, f"__{_name}__", _operator(_function, False))
-    setattr(Traced, f"__r{_name}__", _operator(_function, True))
-for _name, _function in {
-    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
-    "ge": np.greater_equal, "neg": np.negative, "pos": np.positive, "abs": np.absolute,
-    "invert": np.invert,
-}.items():  # fmt: skip
-    setattr(Traced, f"__{_name}__", _operator(_function, False))
-
-
-def choose(condition, one, other, out=None):
-    """np.where, into an array that is there already if one is given.
-
-    By bits, which are all or none of a number's: NumPy's own branches at each number, and
-    takes ten times as long where nobody can guess the next.
-    """
-    if out is None or out.itemsize > 8:
-        found = np.where(condition, one, other)
-        return found if out is None else np.copyto(out, found)
-    bits = np.dtype(f"i{out.itemsize}")
-    one, other = (np.asarray(a, out.dtype).view(bits) for a in (one, other))
-    mask = np.negative(condition, dtype=bits, casting="unsafe")
-    result = out.view(bits)
-    if other.ndim == 0 and other == 0:
-        np.bitwise_and(one, mask, result)
-    else:
-        np.bitwise_and(np.bitwise_xor(one, other), mask, result)
-        np.bitwise_xor(result, other, result)
-    return out
-
-
-def cast(x, dtype, out=None):
-    """x in another dtype, into an array that is there already if one is given."""
-    if out is None:
-        return np.asarray(x).astype(dtype)
-    np.copyto(out, x, casting="unsafe")
-    return out
-
-
-class _Namespace:
-    """The Standard's functions for traced arrays: those of NumPy, written down."""
-
-    __name__ = xp.__name__
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "nonzero" or name.startswith("unique"):
-            raise Untraceable(f"how much {name} finds depends on values")
-        found = getattr(np, name, None)
-        found = found if isinstance(found, np.ufunc) else getattr(xp, name)
-        if callable(found) and not isinstance(found, type) and name not in _ABOUT_DTYPES:
-            found = partial(_asked, found)
-        self.__dict__[name] = found
-        return found
-
-    def sum(self, x, /, *, axis=None, dtype=None, keepdims=False):
-        if dtype is None and _value(x).dtype.kind == "f":
-            return _asked(np.add.reduce, x, axis, keepdims=keepdims)
-        return _asked(xp.sum, x, axis=axis, dtype=dtype, keepdims=keepdims)
-
-    def max(self, x, /, *, axis=None, keepdims=False):
-        return _asked(np.maximum.reduce, x, axis, keepdims=keepdims)
-
-    def min(self, x, /, *, axis=None, keepdims=False):
-        return _asked(np.minimum.reduce, x, axis, keepdims=keepdims)
-
-    def clip(self, x, /, min=None, max=None):
-        x = x if min is None else self.maximum(x, min)
-        return x if max is None else self.minimum(x, max)
-
-    def full_like(self, x, value, /, *, dtype=None, device=None):
-        return _asked(xp.full, x.shape, value, dtype=x.dtype if dtype is None else dtype)
-
-    def zeros_like(self, x, /, *, dtype=None, device=None):
-        return self.full_like(x, 0, dtype=dtype)
-
-    def ones_like(self, x, /, *, dtype=None, device=None):
-        return self.full_like(x, 1, dtype=dtype)
-
-    def where(self, condition, one, other, /):
-        return _asked(choose, condition, one, other)
-
-    def astype(self, x, dtype, /, *, copy=True, device=None):
-        return x if x.dtype == dtype else _asked(cast, x, dtype)
-
-    def concat(self, arrays, /, *, axis=0):
-        return _asked(np.concatenate, list(arrays), axis=axis)
-
-    def stack(self, arrays, /, *, axis=0):
-        return _asked(np.stack, list(arrays), axis=axis)
-
-
-_ABOUT_DTYPES = ("finfo", "iinfo", "isdtype", "can_cast", "result_type")
-_namespace = _Namespace()
+def _operator(function: Callable) -> Callable:
+    return lambda self, *other: asked(function, self, *other)
 
 
 def apart(x):
@@ -339,7 +321,7 @@ def apart(x):
 
 def barrier(leaf: Traced, tree: Any) -> Any:
     """`special.barrier_as`: what is computed from `tree` is computed again."""
-    return mapped(lambda one: _asked(apart, one) if isinstance(one, Traced) else one, tree)
+    return mapped(lambda one: asked(apart, one) if isinstance(one, Traced) else one, tree)
 
 
 def opaque(function: Callable) -> Callable:
@@ -347,7 +329,28 @@ def opaque(function: Callable) -> Callable:
 
     @wraps(function)
     def noted(*args: Any, **kwargs: Any) -> Any:
-        return _asked(function, *args, **kwargs)
+        return asked(function, *args, **kwargs)
+
+    return noted
+
+
+def short_scan(leaf: Traced, *rest: Any) -> Any:
+    """`special.scan_as`, turn by turn."""
+    # a tape holds every turn of a loop, and takes as long to plan
+    if leaf.shape[0] > 16:
+        raise Untraceable("too long a loop")
+    return special.scan_as.dispatch(object)(leaf, *rest)
+
+
+def whole(function: Callable, possible: Callable) -> Callable:
+    """A function that may do by turns what it has no call for, as `special.lstm`: opaque or not.
+
+    Its last argument does the turns, and possible(its first) says whether they are not needed.
+    """
+
+    @wraps(function)
+    def noted(*args: Any) -> Any:
+        return asked(function, *args[:-1], None) if possible(args[0]) else args[-1]()
 
     return noted
 
@@ -359,7 +362,7 @@ def select(holds: Traced, make: Callable, old: Any) -> Any:
     def chosen(new, before):
         if new is before:
             return new
-        noted = _asked(either, holds, new, before)
+        noted = asked(either, holds, new, before)
         _now.tape.guards[noted.node.number] = place
         return noted
 

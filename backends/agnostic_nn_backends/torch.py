@@ -1,5 +1,6 @@
 """PyTorch: eager, on CPUs and GPUs. Its autograd is never asked for a gradient but in checks."""
 
+import math
 from contextlib import nullcontext
 
 import array_api_compat.torch as xp
@@ -9,7 +10,8 @@ from torch.nn import functional, grad
 
 from agnostic_nn import random, special
 
-from . import processor
+from . import processor, tape, torch_calls
+from .replay import replayed
 
 __all__ = [
     "asarray",
@@ -57,7 +59,7 @@ def to_numpy(array):
 
 
 def jit(function, device, donate=()):
-    return function
+    return replayed(function, torch_calls.library, donate) if device.type == "cpu" else function
 
 
 def synchronize(array):
@@ -137,7 +139,7 @@ def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
     even, more = _evenly(padding)
     x = special.pad(x, more).movedim(-1, 1)
     function = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
-    # given the bias as well, oneDNN crashes on some dilated windows of one place
+    # oneDNN given the bias as well crashes where windows of one place see nothing but zeros
     y = function(x, _outward(weight), None, stride, even, dilation, groups).movedim(1, -1)
     if bias is not None:
         y += bias
@@ -226,10 +228,17 @@ def _largest_input(dy, which, lengths, window, stride, padding, dilation):
 _MODE = 2  # what PyTorch's own numbering calls an LSTM
 
 
+def _has_lstm(xs):
+    """Whether oneDNN has one for that; of slopes of gates below 1e-7 it leaves nothing.
+
+    It makes them from what the gates put out.
+    """
+    here = torch.backends.mkldnn.is_available() and xs.is_cpu
+    return here and xs.dtype == torch.float32 and 0 not in xs.shape
+
+
 def _lstm(xs, params, start, reverse, keep, by_steps):
-    # oneDNN's makes slopes of gates from what they put out: of those below 1e-7 nothing is left
-    fits = torch.backends.mkldnn.is_available() and xs.is_cpu and xs.dtype == torch.float32
-    if not fits or xs.numel() == 0:
+    if not _has_lstm(xs):
         return by_steps()
     bias, width = params["bias"], len(params["recurrent"])
     weights = params["weight"].T, params["recurrent"].T, bias, torch.zeros_like(bias)
@@ -240,7 +249,7 @@ def _lstm(xs, params, start, reverse, keep, by_steps):
 
 
 def _lstm_backward(xs, params, kept, dys, dend, reverse, wanted, by_steps):
-    if len(kept) == 1:  # kept step by step
+    if not _has_lstm(xs):
         return by_steps()
     *arrays, space = kept
     given = *arrays, *(dys or (None,)), dend["h"], dend["c"]
@@ -255,6 +264,29 @@ def _lstm_backward(xs, params, kept, dys, dend, reverse, wanted, by_steps):
 def _packed(*arrays):
     # oneDNN reads memory row by row, and does not look whether it is laid out so
     return [one.contiguous() for one in arrays]
+
+
+def _all_finite(*arrays):
+    if not all(one.is_cpu for one in arrays):
+        return special.all_finite.dispatch(object)(*arrays)
+    # BLAS sums squares faster than PyTorch looks; if they overflow, it has to look
+    return torch.tensor(all(map(_is_finite, arrays)))
+
+
+def _is_finite(x):
+    flat = x.reshape(-1)
+    return math.isfinite(torch.dot(flat, flat)) or bool(torch.isfinite(x).all())
+
+
+def _select(holds, make, old):
+    # a GPU would have to tell the host which way to go
+    if not holds.is_cpu:
+        return special.select.dispatch(object)(holds, make, old)
+    return make() if holds else old
+
+
+def _above_zero(x, dy):
+    return torch.ops.aten.threshold_backward(dy, x, 0)
 
 
 def _words(key, count, stream=0):
@@ -272,11 +304,8 @@ def _unslide(*parts, axis, stride, dilation, length):
     return x
 
 
-def _above_zero(x, dy):
-    return torch.ops.aten.threshold_backward(dy, x, 0)
-
-
 special.above_zero.register(torch.Tensor, _above_zero)
+special.all_finite.register(torch.Tensor, _all_finite)
 special.attend.register(torch.Tensor, _attend)
 special.attend_backward.register(torch.Tensor, _attend_backward)
 special.convolve.register(torch.Tensor, _convolve)
@@ -291,6 +320,18 @@ special.largest.register(torch.Tensor, _largest)
 special.largest_input.register(torch.Tensor, _largest_input)
 special.scan_as.register(torch.Tensor, special.scan_into(_empty))
 special.scatter_add.register(torch.Tensor, _scatter_add)
+special.select.register(torch.Tensor, _select)
 special.surround.register(torch.Tensor, _surround)
 special.unslide.register(torch.Tensor, _unslide)
 random.words.register(torch.Tensor, _words)
+
+# What is written down on a tape: such calls as they stand, or loops turn by turn.
+for function in (*vars(special).values(), random.words):
+    if torch.Tensor in getattr(function, "registry", ()):
+        own = function.registry[torch.Tensor]
+        function.register(torch_calls.TracedTensor, tape.opaque(own))
+for function, own in ((special.lstm, _lstm), (special.lstm_backward, _lstm_backward)):
+    function.register(torch_calls.TracedTensor, tape.whole(own, _has_lstm))
+special.barrier_as.register(torch_calls.TracedTensor, tape.barrier)
+special.scan_as.register(torch_calls.TracedTensor, tape.short_scan)
+special.select.register(torch_calls.TracedTensor, tape.select)
