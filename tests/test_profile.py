@@ -18,7 +18,7 @@ from agnostic_nn.trees import named_leaves, tree_map
 
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 TARGET = np.random.default_rng(1).standard_normal((6, 3)).astype(np.float32)
-NAP, LONG = 0.005, 0.05  # seconds; a step that should be compiled and is not takes a few ms
+NAP, LONG = 0.02, 0.05  # seconds; a step that should be compiled and is not takes a few ms
 DENSE = "Dense(width=4, bias=True)"
 
 

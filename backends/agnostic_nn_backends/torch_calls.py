@@ -99,8 +99,7 @@ _ONE = {
     "abs": torch.abs, "bitwise_invert": torch.bitwise_not, "ceil": torch.ceil, "cos": torch.cos,
     "exp": torch.exp, "expm1": torch.expm1, "floor": torch.floor, "log": torch.log,
     "log1p": torch.log1p, "logical_not": torch.logical_not, "negative": torch.neg,
-    "reciprocal": torch.reciprocal, "sign": torch.sign, "sin": torch.sin, "sqrt": torch.sqrt,
-    "tanh": torch.tanh,
+    "reciprocal": torch.reciprocal, "sin": torch.sin, "sqrt": torch.sqrt, "tanh": torch.tanh,
 }  # fmt: skip
 _TWO = {
     "logical_and": torch.logical_and, "logical_or": torch.logical_or,
