@@ -1,7 +1,7 @@
 """A replayed function does what the function does, to the last bit, and no more."""
 
-from importlib import import_module
 import math
+from importlib import import_module
 from threading import Thread
 
 import numpy as np
