@@ -57,9 +57,11 @@ def choose(condition, one, other, out=None):
     By bits, which are all or none of a number's: NumPy's own branches at each number, and
     takes ten times as long where nobody can guess the next.
     """
-    if out is None or out.itemsize > 8:
-        found = np.where(condition, one, other)
-        return found if out is None else np.copyto(out, found)
+    if out is None:
+        return np.where(condition, one, other)
+    if out.itemsize > 8:
+        out[...] = np.where(condition, one, other)
+        return out
     bits = np.dtype(f"i{out.itemsize}")
     one, other = (np.asarray(a, out.dtype).view(bits) for a in (one, other))
     mask = np.negative(condition, dtype=bits, casting="unsafe")
