@@ -113,6 +113,19 @@ def test_steps_that_take_the_memory_of_the_old_give_the_same_bits(optimizer, bac
     assert len(calls) == 3  # as it is, for the tape, and for the trial: then never again
 
 
+def test_calls_with_numbers_that_only_look_alike_are_told_apart(backend, library):
+    def function(whole, real):
+        return whole * 1, whole * 1.0, real * 0.0, real * -0.0
+
+    args = backend.asarray((np.arange(1, 4, dtype="int32"), np.ones(3, "float32")))
+    program = Program(function, args, library, ())
+    assert program.fits(args)
+    found, expected = program(args), function(*args)
+    assert_same(found, expected)
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(*(np.signbit(backend.to_numpy(a)) for a in (one, other)))
+
+
 def test_a_function_that_asks_for_values_is_called_as_it_is(backend, replay):
     def positive(x):
         return x if x[0] > 0 else -x
