@@ -136,8 +136,22 @@ _ABOUT_DTYPES = ("finfo", "iinfo", "isdtype", "can_cast", "result_type")
 TracedArray.namespace = _Namespace()
 
 
+_OPERATIONS = {
+    np.add: "add", np.subtract: "subtract", np.multiply: "multiply", np.true_divide: "divide",
+    np.negative: "negative", np.square: "square", np.reciprocal: "reciprocal",
+    np.sqrt: "sqrt", np.absolute: "absolute", np.maximum: "maximum", np.minimum: "minimum",
+    np.less: "less", np.less_equal: "less_equal", np.greater: "greater",
+    np.greater_equal: "greater_equal", np.equal: "equal", np.not_equal: "not_equal",
+    np.bitwise_and: "and", np.bitwise_or: "or", np.bitwise_xor: "xor",
+    np.invert: "invert", np.logical_not: "invert",
+    np.left_shift: "left shift", np.right_shift: "right shift",
+    choose: "choose", cast: "cast",
+}  # fmt: skip
+
+
 class _Library:
     kinds = (np.ndarray, np.generic)
+    operations = _OPERATIONS
     array = np.ndarray
     traced = TracedArray
     early = staticmethod(choose)
@@ -157,6 +171,9 @@ class _Library:
 
     def span(self, array):
         return np.lib.array_utils.byte_bounds(array) if array.size else (0, 0)
+
+    def address(self, array):
+        return array.__array_interface__["data"][0]
 
     def is_dense(self, array):
         steps = [(n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)]

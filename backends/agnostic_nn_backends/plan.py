@@ -10,10 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .groups import Group, exact, part
 from .tape import Node, Tape, leaves
+from .writing import called, function
 
 __all__ = ["Plan"]
 
+LEAST = 2**9  # numbers that are worth a kernel
 FEW = 2**12  # bytes that are not worth being let go of
 _END = 2**62
 
@@ -128,7 +131,7 @@ class Plan:
                     flush()
                 group.append(node)
                 continue
-            if met or self._is_wide(node.value) or not self._is_elementwise(node):
+            if met or self.is_wide(node.value) or not self._is_elementwise(node):
                 flush()
             self.items.append(_Item([node]))
         flush()
@@ -141,14 +144,16 @@ class Plan:
         A vector along the last axis, or numbers along all others, may be among them.
         """
         value = node.value
-        if not self._is_elementwise(node) or node.kwargs or math.prod(value.shape) <= self.block:
+        if not self._is_elementwise(node) or node.kwargs:
+            return False
+        if math.prod(value.shape) <= (LEAST if exact(node, self.library) else self.block):
             return False
         given = [one.value if isinstance(one, Node) else one for one in leaves(node.args)]
-        wide = (value, *(one for one in given if self._is_wide(one)))
+        wide = (value, *(one for one in given if self.is_wide(one)))
         in_order = self.library.is_in_order
-        return all(_part(one, value.shape) and in_order(one) for one in wide)
+        return all(part(one, value.shape) and in_order(one) for one in wide)
 
-    def _is_wide(self, value: Any) -> bool:
+    def is_wide(self, value: Any) -> bool:
         if isinstance(value, self.library.array):
             return value.ndim > 0
         return isinstance(value, tuple | list | dict)
@@ -270,6 +275,7 @@ class Plan:
             "copy": self.library.copy,
             "copied": self.library.copied,
             "split": self.library.split,
+            "address": self.library.address,
         }
         for n in self.constants:
             env[f"e{n}"] = self.nodes[n].value
@@ -294,7 +300,7 @@ class Plan:
                     env[f"e{n}"] = self.library.laid(node.value, buffers[number])
             elif n in self.views:
                 (root,) = self.roots[n]
-                where[root].append(self._call(node, env))
+                where[root].append(called(node, self.library, env))
 
         body = []
         for p, item in enumerate(self.items):
@@ -312,9 +318,9 @@ class Plan:
         for k, (old, new) in enumerate(moved):
             source = f"m{k}" if self.roots[new.number] & theirs else f"e{new.number}"
             body.append(f"copy(e{old.number}, {source})")
-        run = _function("run", "", [*body, "return True"], env)
-        _function("prepare", "", steady, env)()
-        return run, [_function("bind", "array", lines, env) for lines in binding], env
+        run = function("run", "", [*body, "return True"], env)
+        function("prepare", "", steady, env)()
+        return run, [function("bind", "array", lines, env) for lines in binding], env
 
     def is_elsewhere(self, node: Node) -> bool:
         """Whether a result shows memory that is not its own, so that it has to be copied."""
@@ -325,138 +331,30 @@ class Plan:
     def _has_to_move(self, old: Node, new: Node) -> bool:
         return new is not old and self.homes.get(new.number) != ("input", self.places[old.number])
 
-    def _call(self, node: Node, env: dict[str, Any], out: str = "") -> str:
-        """One call as code; with `out` into an array that is there, or else naming the result."""
-        n = node.number
-        env[f"f{n}"] = node.function
-        given = [_said(one, env) for one in node.args]
-        given += [f"{name}={_said(one, env)}" for name, one in node.kwargs.items()]
-        if not out:
-            return f"e{n} = f{n}({', '.join(given)})"
-        if self.library.takes_last(node.function):
-            return f"f{n}({', '.join([*given, out])})"
-        return f"f{n}({', '.join([*given, f'out={out}'])})"
-
     def _lines(self, item: _Item, env: dict[str, Any], where: dict[int, list[str]]) -> list[str]:
         if len(item.nodes) == 1:
             (node,) = item.nodes
             kept = node.number in self.homes or node.number in self.gone
-            return [self._call(node, env, f"e{node.number}" if kept else "")]
-        inside = {node.number for node in item.nodes}
-        whole: dict[int, None] = {}  # nodes whose arrays lie outside
-        for node in item.nodes:
-            for p in self.parents[node.number]:
-                if p not in inside and self._is_wide(self.nodes[p].value):
-                    whole[p] = None
-            if node.number not in self.inner:
-                whole[node.number] = None
-        shape = item.nodes[0].value.shape
-        rows, width = math.prod(shape[:-1]), shape[-1]
-        step = max(1, self.block // width)
-        count = -(-rows // step)
-        names, lists, lines = [], [], []
-        for n in whole:
-            part, blocks = _part(self.nodes[n].value, shape), f"l{n}_{item.nodes[0].number}"
-            flat = f"e{n}.reshape({part})"
-            cut = f"[{flat}] * {count}" if part == f"{width}" else f"split({flat}, {step})"
-            (where[self._home(n)] if self._is_bound(n) else lines).append(f"{blocks} = {cut}")
-            names.append(f"b{n}")
-            lists.append(blocks)
-        scratch, steps = self._scratch(item, env, (step, width))
-        for name in scratch:
-            rest = env[name][: rows - (count - 1) * step]
-            env[f"l{name}"] = [env[name]] * (count - 1) + [rest]
-            names.append(name)
-            lists.append(f"l{name}")
-        lines.append(f"for {', '.join(names)}, in zip({', '.join(lists)}):")
-        return [*lines, *(f"    {step}" for step in steps)]
+            return [called(node, self.library, env, f"e{node.number}" if kept else "")]
+        lasting = lambda n: where[self._home(n)] if self._is_bound(n) else None  # noqa: E731
+        return Group(self, item.nodes).lines(env, lasting)
+
+    def memory(self, n: int) -> tuple:
+        """Where a node lies: the same for two of them only if they show the same numbers."""
+        if n in self.homes or n in self.gone:
+            return self.homes.get(n) or self.gone[n]
+        if n in self.places:
+            return "input", self.places[n]
+        if len(self.roots[n]) == 1 and n not in self.roots[n]:
+            root = self.nodes[next(iter(self.roots[n]))]
+            if root.start == self.nodes[n].start and self._are_alike(root, self.nodes[n]):
+                return self.memory(root.number)
+        return "node", n
 
     def _home(self, n: int) -> int:
         """The node with which an array that stays where it is becomes known."""
         return next(iter(self.roots[n])) if n in self.views else n
 
-    def _scratch(
-        self, item: _Item, env: dict[str, Any], block: tuple[int, int]
-    ) -> tuple[list[str], list[str]]:
-        """The buffers that blocks of inner results lie in, and the steps for one block."""
-        inside = {node.number for node in item.nodes}
-        last = {p: k for k, node in enumerate(item.nodes) for p in self.parents[node.number]}
-        names: dict[int, str] = {}
-        kinds: dict[str, Any] = {}
-        free: list[str] = []
-        steps = []
-        for k, node in enumerate(item.nodes):
-            n, parents = node.number, set(self.parents[node.number])
-            done = [names[p] for p in parents if p in self.inner and last[p] == k]
-            free += [] if node.function is self.library.early else done
-            if n in self.inner:
-                fits = [name for name in free if kinds[name] == node.value.dtype]
-                names[n] = fits[-1] if fits else f"xs{item.nodes[0].number}_{len(kinds)}"
-                if fits:
-                    free.remove(names[n])
-                kinds[names[n]] = node.value.dtype
-            else:
-                names[n] = f"b{n}"
-            free += done if node.function is self.library.early else []
-            shown = {
-                p: names[p] if p in inside else f"b{p}"
-                for p in parents
-                if self._is_wide(self.nodes[p].value)
-            }
-            steps.append(_replaced(self._call(node, env, names[n]), shown))
-        for name, dtype in kinds.items():
-            env[name] = self.library.empty(block, dtype)
-        return list(kinds), steps
-
 
 def _size(value: Any) -> int:
     return sum(getattr(one, "nbytes", 0) for one in leaves(value))
-
-
-def _part(array: Any, shape: tuple) -> str:
-    """How an array that is met row by row is laid out as a matrix; nothing if it cannot be."""
-    if array.shape == shape:
-        return f"-1, {shape[-1]}"
-    if math.prod(array.shape) == shape[-1] == array.shape[-1]:
-        return f"{shape[-1]}"
-    return "-1, 1" if array.shape == (*shape[:-1], 1) else ""
-
-
-def _said(argument: Any, env: dict[str, Any]) -> str:
-    """An argument of a call, as code."""
-    if isinstance(argument, Node):
-        return f"e{argument.number}"
-    if argument is None or isinstance(argument, bool | int):
-        return repr(argument)
-    if isinstance(argument, list):
-        return f"[{', '.join(_said(one, env) for one in argument)}]"
-    if isinstance(argument, tuple):
-        return f"({''.join(_said(one, env) + ', ' for one in argument)})"
-    if isinstance(argument, dict):
-        return f"{{{', '.join(f'{k!r}: {_said(v, env)}' for k, v in argument.items())}}}"
-    name = f"c{len(env)}"
-    env[name] = argument
-    return name
-
-
-def _replaced(code: str, names: dict[int, str]) -> str:
-    """A call with other names for some of its arguments."""
-    for number, name in names.items():
-        code = _word(code, f"e{number}", name)
-    return code
-
-
-def _word(code: str, old: str, new: str) -> str:
-    for before in "( ":
-        for after in ",)":
-            code = code.replace(f"{before}{old}{after}", f"{before}{new}{after}")
-    return code
-
-
-def _function(name: str, arguments: str, lines: list[str], env: dict[str, Any]) -> Callable:
-    """A function of such lines; what it assigns that others read is global to all of them."""
-    assigned = sorted({line.split(" = ")[0] for line in lines if line.startswith(("e", "l"))})
-    head = [f"global {', '.join(assigned)}"] if assigned else []
-    body = "".join(f"\n    {line}" for line in (*head, *(lines or ["pass"])))
-    exec(f"def {name}({arguments}):{body}", env)
-    return env.pop(name)

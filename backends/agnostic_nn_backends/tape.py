@@ -45,6 +45,7 @@ class Library(Protocol):
     kinds: tuple[type, ...]  # what counts as an array
     array: type  # those that have memory, which may be written to
     traced: type  # its kind of `Traced`
+    operations: dict[Callable, str]  # by what a kernel has of the same meaning
     early: Any  # the elementwise call that writes before it has read all, if there is one
 
     def prepare(self) -> None:
@@ -61,6 +62,10 @@ class Library(Protocol):
 
     def span(self, array: Any) -> tuple[int, int]:
         """The address of the first byte, and that after the last."""
+        ...
+
+    def address(self, array: Any) -> int:
+        """Of its first number."""
         ...
 
     def is_dense(self, array: Any) -> bool:

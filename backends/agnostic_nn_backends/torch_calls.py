@@ -214,8 +214,22 @@ _ABOUT_DTYPES = ("finfo", "iinfo", "isdtype", "can_cast", "result_type")
 TracedTensor.namespace = _Namespace()
 
 
+_OPERATIONS = {  # but not sqrt, which MKL rounds another way
+    torch.add: "add", torch.sub: "subtract", torch.mul: "multiply", torch.div: "divide",
+    torch.neg: "negative", torch.reciprocal: "reciprocal",
+    torch.abs: "absolute", torch.maximum: "maximum", torch.minimum: "minimum",
+    torch.lt: "less", torch.le: "less_equal", torch.gt: "greater",
+    torch.ge: "greater_equal", torch.eq: "equal", torch.ne: "not_equal",
+    torch.bitwise_and: "and", torch.bitwise_or: "or", torch.bitwise_xor: "xor",
+    torch.bitwise_not: "invert", torch.logical_not: "invert",
+    torch.bitwise_left_shift: "left shift", torch.bitwise_right_shift: "right shift",
+    torch.where: "choose", cast: "cast",
+}  # fmt: skip
+
+
 class _Library:
     kinds = (torch.Tensor,)
+    operations = _OPERATIONS
     array = torch.Tensor
     traced = TracedTensor
     early = None
@@ -242,6 +256,9 @@ class _Library:
 
     def _extent(self, array):
         return sum((n - 1) * s for n, s in zip(array.shape, array.stride(), strict=True)) + 1
+
+    def address(self, array):
+        return array.data_ptr()
 
     def is_dense(self, array):
         return array.numel() == 0 or self._extent(array) == array.numel()
