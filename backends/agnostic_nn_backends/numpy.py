@@ -69,21 +69,28 @@ except ImportError:  # the C library's, one number at a time: still ten times ou
         return np.asarray(_one_erf(x)).astype(x.dtype)
 
 
-# P in erf(x) = tanh(x P(x²)), fitted to relative errors of erf below 2e-8 up to 4.1
+# P and Q in erf(x) = x P(x²) / Q(x²), fitted to relative errors below 5e-8 up to 3.85, where
+# erf becomes 1; as rounded, within 3.1 eps of erf. Nothing in it but what has one right result
+_END = 3.85
 _ERF = (
-    *(1.12837918, 0.102772152, -2.06585346e-4, -5.95439541e-4, 6.94386548e-5),
-    *(1.2715814e-6, -1.27488499e-6, 1.54180224e-7, -8.327919e-9, 1.74775926e-10),
+    (1.1283791, 0.19388212, 0.049784448, 0.003462138, 0.00013761436, -1.9791519e-6, 2.0747551e-8),
+    (1.0, 0.5051555, 0.11251289, 0.01385089, 0.0009028879),
 )
 
 
 def _erf(x):
     if x.dtype != np.float32:
         return _wide_erf(x)
-    near = np.minimum(np.maximum(x, -4.1), 4.1)  # beyond, erf is 1 to the last bit
-    square, total = near * near, _ERF[-1]
-    for number in _ERF[-2::-1]:
-        total = total * square + number
-    return np.tanh(near * total)
+    near = np.minimum(np.maximum(x, -_END), _END)
+    above, below = (_polynomial(near * near, numbers) for numbers in _ERF)
+    return np.minimum(np.maximum(near * above / below, -1.0), 1.0)
+
+
+def _polynomial(x, numbers):
+    total = numbers[-1]
+    for number in numbers[-2::-1]:
+        total = total * x + number
+    return total
 
 
 _MANY = 2**12  # numbers to add, for which it pays to make a matrix
