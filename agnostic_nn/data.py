@@ -244,7 +244,9 @@ def batches(
     for start in range(first * batch_size, len(indices), batch_size):
         rows = indices[start : start + batch_size]
         size = len(rows)
-        yield np.concatenate([rows, np.repeat(rows[-1:], batch_size - size)]), size
+        if size < batch_size:
+            rows = np.concatenate([rows, np.repeat(rows[-1:], batch_size - size)])
+        yield rows, size
 
 
 @dataclass(frozen=True)

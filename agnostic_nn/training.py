@@ -508,7 +508,8 @@ class Trainer:
                 lambda leaf: () if leaf is None else leaf.reshape(*shape, *leaf.shape[1:]),
                 (examples.x, examples.target, examples.weights),
             )
-            due = np.arange(together) < len(sizes)
+            new = len(sizes)
+            due = np.arange(together) < new
             counts: Any = ()
             if ragged:
                 sizes += sizes[-1:] * (together - len(sizes))
@@ -517,7 +518,7 @@ class Trainer:
             if ragged and not isinstance(weights, tuple):
                 weights = weights * counts.reshape(*shape, *(1,) * (weights.ndim - 2))
             moved = self.backend.asarray((x, target, counts, weights))
-            yield sizes[: sum(due)], self._steps, self.backend.asarray(due), moved
+            yield sizes[:new], self._steps, self.backend.asarray(due), moved
 
     def _together(self, source: Stored, limit: int | None) -> int:
         """How many steps to take by one call: an even share of an epoch, or of `limit` steps."""

@@ -167,20 +167,36 @@ class Group:
         arrays = [self._met(n) for n in memory.values()]
         name = f"k{run[0].number}"
         env[name] = kernels.kernel(tuple(arrays), tuple(s.dtype for s in scalars), tuple(calls))
-        addresses = []
-        for n, array in zip(memory.values(), arrays, strict=True):
-            if n in self.names:
-                addresses.append(f"{self.library.address(env[self.names[n]])}")
-                continue
-            _add(f"a{n} = address(e{n})", where(n), before)
-            size = self.plan.nodes[n].value.itemsize
-            size *= {"whole": self.width, "column": 1, "row": 0}[array.met]
-            addresses.append(f"a{n} + {start} * {size}" if start and size else f"a{n}")
-        given = [*addresses, *(self._by_value(s.place, env) for s in scalars)]
-        rows = count or f"{self.rows}"
-        if all(array.met == "whole" for array in arrays):
-            return f"{name}(1, {rows} * {self.width}, {', '.join(given)})"
-        return f"{name}({rows}, {self.width}, {', '.join(given)})"
+        for n in memory.values():
+            if n not in self.names:
+                _add(f"a{n} = address(e{n})", where(n), before)
+        values = [self._by_value(s.place, env) for s in scalars]
+        flat = all(array.met == "whole" for array in arrays)
+
+        def given(start: str, rows: str) -> str:
+            places = []
+            for n, array in zip(memory.values(), arrays, strict=True):
+                step = self.plan.nodes[n].value.itemsize
+                step *= {"whole": self.width, "column": 1, "row": 0}[array.met]
+                if n in self.names:
+                    places.append(f"{self.library.address(env[self.names[n]])}")
+                else:
+                    places.append(f"a{n} + {start} * {step}" if start != "0" and step else f"a{n}")
+            size = f"1, {rows} * {self.width}" if flat else f"{rows}, {self.width}"
+            return ", ".join([size, *places, *values])
+
+        if count:
+            return f"{name}({given(start, count)})"
+        some = -(-self.rows // self._threads())
+        starts = range(0, self.rows, some)
+        if len(starts) == 1:
+            return f"{name}({given('0', str(self.rows))})"
+        each = (f"({given(str(k), str(min(some, self.rows - k)))})" for k in starts)
+        return f"spread({name}, {', '.join(each)})"
+
+    def _threads(self) -> int:
+        """How many there are, of those that have enough to do."""
+        return max(1, min(self.library.threads(), self.rows * self.width // kernels.MANY))
 
     def _met(self, n: int) -> Array:
         value = self.plan.nodes[n].value

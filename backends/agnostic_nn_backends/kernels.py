@@ -16,11 +16,14 @@ import ctypes
 import os
 import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-__all__ = ["Array", "Call", "Operand", "available", "is_exact", "kernel", "kind"]
+__all__ = ["Array", "Call", "Operand", "available", "is_exact", "kernel", "kind", "spread"]
+
+MANY = 2**20  # numbers that are worth a thread
 
 _TYPES = {"bool": "i1", "float32": "float", "float64": "double"} | {
     f"{sign}int{n}": f"i{n}" for sign in ("", "u") for n in (8, 16, 32, 64)
@@ -313,3 +316,18 @@ def kernel(
     function = kind(engine.get_function_address("kernel"))
     function.engine = engine  # which holds the code
     return function
+
+
+def spread(kernel: Callable, *parts: tuple) -> None:
+    """kernel(*part) for each of `parts`, one on this thread and the others beside it."""
+    others = [_threads().submit(kernel, *part) for part in parts[1:]]
+    kernel(*parts[0])
+    for other in others:
+        other.result()
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    if hasattr(os, "register_at_fork"):  # a fork has none of them
+        os.register_at_fork(after_in_child=_threads.cache_clear)
+    return ThreadPoolExecutor(thread_name_prefix="agnostic_nn")

@@ -1,5 +1,6 @@
 """NumPy's calls: how a tape catches them, and what a plan has to know of them."""
 
+import os
 from functools import partial
 
 import array_api_compat.numpy as xp
@@ -165,6 +166,12 @@ class _Library:
 
     def block(self):
         return _BLOCK
+
+    def threads(self):
+        given = os.environ.get("OMP_NUM_THREADS", "")  # which BLAS goes by, too
+        if given.isdecimal():
+            return int(given)
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
     def layout(self, array):
         return array.shape, array.dtype, array.strides

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from . import kernels
 from .groups import Group, exact, part
 from .tape import Node, Tape, leaves
 from .writing import called, function
@@ -276,6 +277,7 @@ class Plan:
             "copied": self.library.copied,
             "split": self.library.split,
             "address": self.library.address,
+            "spread": kernels.spread,
         }
         for n in self.constants:
             env[f"e{n}"] = self.nodes[n].value

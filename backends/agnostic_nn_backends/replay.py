@@ -16,6 +16,7 @@ or whose program gives anything else, is called as it is.
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, wraps
 from itertools import pairwise
 from operator import is_
@@ -80,15 +81,29 @@ def _made(
     """A program that was seen to do what the function does, or else False; and the result."""
     try:
         program = Program(function, args, library, donated)
-        result = function(*args)
-        tried = tuple(
-            [_each(library.copied, a, library) if i in donated else a for i, a in enumerate(args)]
-        )
-        if program.fits(tried) and _same(result, program(tried), library):
-            return program, result
     except Exception:  # what a tape cannot hold, and what is wrong, the function itself shows
-        pass
-    return False, function(*args)
+        return False, function(*args)
+    result = function(*args)
+    # what was given up is not needed any more, unless the result still shows it: so it can be
+    # written to, and a trial takes no memory of its own
+    given_up = [library.span(leaf) for i in donated for leaf in _arrays(args[i], library)]
+
+    def kept(leaf: Any) -> Any:
+        if not isinstance(leaf, library.array):
+            return leaf
+        start, end = library.span(leaf)
+        seen = any(start < last and first < end for first, last in given_up)
+        return library.copied(leaf) if seen else leaf
+
+    result = _each(kept, result, library)
+    with suppress(Exception):
+        if program.fits(args) and _same(result, replay := program(args), library):
+            return program, replay
+    return False, result
+
+
+def _arrays(tree: Any, library: Library) -> list:
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, library.array)]
 
 
 @cache

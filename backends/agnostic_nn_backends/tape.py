@@ -56,6 +56,10 @@ class Library(Protocol):
         """How many numbers to go through at a time."""
         ...
 
+    def threads(self) -> int:
+        """How many of them to use."""
+        ...
+
     def layout(self, array: Any) -> tuple:
         """All that a program depends on: shape, dtype, steps from number to number, and so on."""
         ...

@@ -243,6 +243,9 @@ class _Library:
     def block(self):
         return _BLOCK * torch.get_num_threads()
 
+    def threads(self):
+        return torch.get_num_threads()
+
     def layout(self, array):
         # what autograd looks at, or lies on a GPU, fits no program
         fits = not array.requires_grad and (array.is_cpu or array.is_meta)
