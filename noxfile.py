@@ -35,7 +35,7 @@ OF_FLOAT32 = (
 )
 
 CONFIGURATIONS = {  # name: (what to install besides the tests' own needs, environment)
-    "numpy": (["-e", "."], {"AGNOSTIC_NN_BACKEND": "numpy"}),
+    "numpy": (["-e", ".[llvm]"], {"AGNOSTIC_NN_BACKEND": "numpy"}),
     "strict": (["-e", ".[strict]"], STRICT | FEW),
     "strictest": (
         ["-e", ".[strict]"],
@@ -51,7 +51,7 @@ CONFIGURATIONS = {  # name: (what to install besides the tests' own needs, envir
         JAX | FEW | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
     ),
     "jax-x64": (["-e", ".[jax]"], JAX | FEW | {"JAX_ENABLE_X64": "1"}),
-    "torch": (["-e", ".", "torch==2.13.0"], {"AGNOSTIC_NN_BACKEND": "torch:cpu"}),
+    "torch": (["-e", ".[llvm]", "torch==2.13.0"], {"AGNOSTIC_NN_BACKEND": "torch:cpu"}),
     "cupy": (["-e", ".[cupy-cuda13x]"], {"AGNOSTIC_NN_BACKEND": "cupy"}),
     "dpnp": (["-e", ".[dpnp]"], {"AGNOSTIC_NN_BACKEND": "dpnp"}),
 }
@@ -114,7 +114,7 @@ def proofs(session):
 def bench(session):
     """Time this library against others; `-- --help` says how to ask for less than an hour."""
     others = nox.project.dependency_groups(PROJECT, "bench")
-    session.install("-e", ".[jax,compare]", "torch==2.13.0", *others)
+    session.install("-e", ".[jax,llvm,compare]", "torch==2.13.0", *others)
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
@@ -127,7 +127,7 @@ def newest(session):
     if not place.exists():
         session.run(python, "-m", "venv", str(place), external=True)
     run = str(place / "bin" / "python")
-    session.run(run, "-m", "pip", "install", "-q", "-e", ".", *TEST, external=True)
+    session.run(run, "-m", "pip", "install", "-q", "-e", ".[llvm]", *TEST, external=True)
     env = {"AGNOSTIC_NN_BACKEND": "numpy", "OMP_NUM_THREADS": "1"} | FEW
     session.run(run, "-m", "pytest", *session.posargs, env=env, external=True)
 
@@ -135,7 +135,9 @@ def newest(session):
 @nox.session
 def lowest(session):
     """The NumPy suite with the lowest versions that pyproject.toml allows."""
-    floors = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
+    needs = PROJECT["project"]["dependencies"]
+    needs = [*needs, *PROJECT["project"]["optional-dependencies"]["llvm"]]
+    floors = [requirement.replace(">=", "==") for requirement in needs]
     session.install("-e", ".", *floors, *TEST)
     pytest(session, env={"AGNOSTIC_NN_BACKEND": "numpy"} | FEW)
 

@@ -59,12 +59,15 @@ CORE = {
 BACKENDS = {"agnostic_nn_backends", "contextlib", "importlib", "os", "types"}
 WORKSHOPS = {  # of adapters, and the library that each is for, if for one only
     "attention": "numpy",
+    "groups": None,
+    "kernels": "llvmlite",
     "numpy_calls": "numpy",
     "plan": None,
     "recurrence": "numpy",
     "replay": None,
     "tape": None,
     "torch_calls": "torch",
+    "writing": None,
 }
 INSIDE_FUNCTIONS = {  # what is slow to import or optional, and its only home
     "callbacks": {"tensorboardX"},

@@ -42,8 +42,8 @@ _FLOATS = {
     "negative": ("fneg {t} {a}",),
     "square": ("fmul {t} {a}, {a}",),
     "reciprocal": ("fdiv {t} 1.0, {a}",),
-    "sqrt": ("call {t} @llvm.sqrt.f{w}({t} {a})",),
-    "absolute": ("call {t} @llvm.fabs.f{w}({t} {a})",),
+    "sqrt": ("call {t} @llvm.sqrt.f{bits}({t} {a})",),
+    "absolute": ("call {t} @llvm.fabs.f{bits}({t} {a})",),
     "maximum": tuple(line.replace("{more}", "ogt") for line in _LARGER),
     "minimum": tuple(line.replace("{more}", "olt") for line in _LARGER),
 }
@@ -59,10 +59,10 @@ _INTEGERS = _BITS | {
     "multiply": ("mul {t} {a}, {b}",),
     "negative": ("sub {t} 0, {a}",),
     "square": ("mul {t} {a}, {a}",),
-    "maximum": ("icmp {s}gt {t} {a}, {b}", "select i1 {0}, {t} {a}, {t} {b}"),
-    "minimum": ("icmp {s}lt {t} {a}, {b}", "select i1 {0}, {t} {a}, {t} {b}"),
+    "maximum": ("icmp {sign}gt {t} {a}, {b}", "select i1 {0}, {t} {a}, {t} {b}"),
+    "minimum": ("icmp {sign}lt {t} {a}, {b}", "select i1 {0}, {t} {a}, {t} {b}"),
     "left shift": ("shl {t} {a}, {b}",),
-    "right shift": ("{shr} {t} {a}, {b}",),
+    "right shift": ("{right} {t} {a}, {b}",),
 }
 _ORDER = {"less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge"}
 _EQUAL = {"equal": ("fcmp oeq", "icmp eq"), "not_equal": ("fcmp une", "icmp ne")}
@@ -104,7 +104,7 @@ def available() -> bool:
         from llvmlite import binding
     except (ImportError, OSError):
         return False
-    return hasattr(binding, "create_pass_builder")
+    return binding.llvm_version_info >= (17,)
 
 
 def kind(dtype: Any) -> str:
@@ -145,11 +145,7 @@ def _instructions(call: Call) -> tuple[str, ...]:
         return ()
     if dtype == "bool":
         return _BITS.get(name, ())
-    found = (_FLOATS if dtype.startswith("float") else _INTEGERS).get(name, ())
-    signs = {"{s}": "u", "{shr}": "lshr"} if dtype[0] == "u" else {"{s}": "s", "{shr}": "ashr"}
-    for sign, said in signs.items():
-        found = tuple(line.replace(sign, said) for line in found)
-    return found
+    return (_FLOATS if dtype.startswith("float") else _INTEGERS).get(name, ())
 
 
 def _compared(name: str, dtype: str) -> tuple[str]:
@@ -203,41 +199,38 @@ def _in_memory(dtype: str) -> str:
 
 
 def _written(arrays: tuple[Array, ...], scalars: tuple[str, ...], calls: tuple[Call, ...]) -> str:
-    """The kernel in LLVM's language: row by row, and number by number within it."""
-    takes = ["i64 %rows", "i64 %width", *(f"ptr noalias %p{k}" for k in range(len(arrays)))]
+    """The kernel in LLVM's language: row by row, and number by number within it.
+
+    %p0 is the address of array 0, %q0 that of its number at hand, %a0 that number; %s0 is a
+    scalar, and %r0 what comes of call 0.
+    """
     read = {one.place for call in calls for one in call.operands if one.among == "array"}
-    before, by_row, inside = [], [], []
+    takes = ["i64 %rows", "i64 %width", *(f"ptr noalias %p{k}" for k in range(len(arrays)))]
+    before: list[str] = []
+    by_row = ["%start = mul i64 %i, %width"]
+    inside = ["%k = add i64 %start, %j"]
     for k, dtype in enumerate(scalars):
         t = _TYPES[dtype]
-        takes.append(f"{t} %s{k}" if dtype.startswith("float") else f"i64 %w{k}")
-        if not dtype.startswith("float"):
-            before.append(
-                f"%s{k} = " + (f"trunc i64 %w{k} to {t}" if t != "i64" else f"add i64 %w{k}, 0")
-            )
+        if dtype.startswith("float"):
+            takes.append(f"{t} %s{k}")
+        else:
+            takes.append(f"i64 %w{k}")
+            before.append(f"%s{k} = {'bitcast' if t == 'i64' else 'trunc'} i64 %w{k} to {t}")
     for k, array in enumerate(arrays):
-        index, lines = {"whole": ("%k", inside), "row": ("%j", inside), "column": ("%i", by_row)}[
-            array.met
-        ]
+        lines = by_row if array.met == "column" else inside
+        place = {"whole": "%k", "row": "%j", "column": "%i"}[array.met]
         t = _in_memory(array.dtype)
-        lines.append(f"%q{k} = getelementptr {t}, ptr %p{k}, i64 {index}")
-        if k in read:
-            lines.append(f"%{'b' if array.dtype == 'bool' else 'a'}{k} = load {t}, ptr %q{k}")
-            if array.dtype == "bool":
-                lines.append(f"%a{k} = icmp ne i8 %b{k}, 0")
+        lines.append(f"%q{k} = getelementptr {t}, ptr %p{k}, i64 {place}")
+        if k in read and array.dtype == "bool":
+            lines += [f"%b{k} = load i8, ptr %q{k}", f"%a{k} = icmp ne i8 %b{k}, 0"]
+        elif k in read:
+            lines.append(f"%a{k} = load {t}, ptr %q{k}")
     for n, call in enumerate(calls):
-        names = [_operand(one, call) for one in call.operands]
-        instructions = _instructions(call)
-        given = dict(zip("abc", names, strict=False))
-        given |= {"t": _TYPES[call.dtype], "of": _TYPES[_source(call)], "w": _bits(call.dtype)}
-        steps = [f"%r{n}.{i}" for i in range(len(instructions) - 1)]
-        for name, line in zip([*steps, f"%r{n}"], instructions, strict=True):
-            inside.append(f"{name} = {line.format(*steps, **given)}")
-        if call.out is not None:
-            said = f"%r{n}"
-            if call.dtype == "bool":
-                inside.append(f"%o{n} = zext i1 %r{n} to i8")
-                said = f"%o{n}"
-            inside.append(f"store {_in_memory(call.dtype)} {said}, ptr %q{call.out}")
+        inside += _call(n, call)
+        if call.out is not None and call.dtype == "bool":
+            inside += [f"%o{n} = zext i1 %r{n} to i8", f"store i8 %o{n}, ptr %q{call.out}"]
+        elif call.out is not None:
+            inside.append(f"store {_TYPES[call.dtype]} %r{n}, ptr %q{call.out}")
     lines = "\n  ".join
     return f"""\
 define void @kernel({", ".join(takes)}) {{
@@ -245,10 +238,10 @@ entry:
   {lines([*before, "br label %row"])}
 row:
   %i = phi i64 [0, %entry], [%next.i, %end.row]
-  {lines(["%start = mul i64 %i, %width", *by_row, "br label %number"])}
+  {lines([*by_row, "br label %number"])}
 number:
   %j = phi i64 [0, %row], [%next.j, %number]
-  {lines(["%k = add i64 %start, %j", *inside])}
+  {lines(inside)}
   %next.j = add nuw nsw i64 %j, 1
   %more.j = icmp ult i64 %next.j, %width
   br i1 %more.j, label %number, label %end.row
@@ -266,16 +259,27 @@ declare double @llvm.fabs.f64(double)
 """
 
 
-def _operand(one: Operand, call: Call) -> str:
-    if one.among != "number":
-        return f"%{ {'call': 'r', 'array': 'a', 'scalar': 's'}[one.among] }{one.place}"
-    if call.operation == "choose":
-        return _number(one.place, call.dtype)
-    return _number(one.place, _source(call))
+def _call(n: int, call: Call) -> list[str]:
+    """Call number n: its steps, and %r{n}."""
+    source = next(one.dtype for one in call.operands if one.among != "number")
+    numbers = call.dtype if call.operation == "choose" else source
+    names = [
+        f"%{_LETTERS[one.among]}{one.place}" if one.dtype else _number(one.place, numbers)
+        for one in call.operands
+    ]
+    given = dict(zip("abc", names, strict=False))
+    given |= {"t": _TYPES[call.dtype], "of": _TYPES[source], "bits": _bits(call.dtype)}
+    signed = not call.dtype.startswith("u")
+    given |= {"sign": "s", "right": "ashr"} if signed else {"sign": "u", "right": "lshr"}
+    instructions = _instructions(call)
+    results = [*(f"%r{n}.{i}" for i in range(len(instructions) - 1)), f"%r{n}"]
+    return [
+        f"{result} = {line.format(*results, **given)}"
+        for result, line in zip(results, instructions, strict=True)
+    ]
 
 
-def _source(call: Call) -> str:
-    return next(one.dtype for one in call.operands if one.among != "number")
+_LETTERS = {"call": "r", "array": "a", "scalar": "s"}
 
 
 def _machine() -> Any:

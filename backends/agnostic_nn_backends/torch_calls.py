@@ -225,6 +225,7 @@ _OPERATIONS = {  # but not sqrt, which MKL rounds another way
     torch.bitwise_left_shift: "left shift", torch.bitwise_right_shift: "right shift",
     torch.where: "choose", cast: "cast",
 }  # fmt: skip
+_OPERATIONS |= {_AS_NUMBERS[one]: f"{_OPERATIONS[one]} as numbers" for one in _AS_NUMBERS}
 
 
 class _Library:
