@@ -121,17 +121,19 @@ def test_the_twin_and_an_older_checkout_are_entries_of_their_own(tmp_path):
         entries([], tmp_path)
     (tmp_path / "agnostic_nn").mkdir()
     (tmp_path / "agnostic_nn" / "__init__.py").touch()
-    found = entries(["pytorch", "agnostic_nn jax"], tmp_path)
+    kernels = "agnostic_nn torch, kernels"
+    found = entries(["pytorch", "agnostic_nn jax", kernels], tmp_path)
     labels = [entry.label for entry in found]
-    ours = [REFERENCE, REFERENCE + AGAIN, "pytorch", "agnostic_nn jax"]
+    ours = [REFERENCE, REFERENCE + AGAIN, "pytorch", "agnostic_nn jax", kernels]
     assert labels == [*ours, REFERENCE + BEFORE, "agnostic_nn jax" + BEFORE]
-    assert [entry.checkout == tmp_path for entry in found] == [False] * 4 + [True] * 2
+    assert [entry.checkout == tmp_path for entry in found] == [False] * 5 + [True] * 2
 
 
 def test_every_target_names_contenders_and_workloads_that_there_are():
     for target in TARGETS:
         assert target.workload in WORKLOADS
-        assert target.ours.removesuffix(", Trainer").startswith("agnostic_nn ")
+        assert target.ours.startswith("agnostic_nn ")
+        assert {target.ours, *target.against} <= set(names())
 
 
 def test_no_two_files_offer_one_name():

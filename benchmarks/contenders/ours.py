@@ -3,6 +3,9 @@
 Only names that older versions have are used here, so that the harness can time those too.
 """
 
+import os
+from importlib.util import find_spec
+
 import numpy as np
 
 import agnostic_nn as nn
@@ -20,13 +23,22 @@ _BACKENDS = {
     "agnostic_nn jax cuda": "jax:gpu",
     "agnostic_nn torch cuda": "torch:cuda",
 }
-_TRAINER = ", Trainer"
-NAMES = (*_BACKENDS, *(f"{name}{_TRAINER}" for name in list(_BACKENDS)[:3]))
+_KERNELS, _TRAINER = ", kernels", ", Trainer"
+NAMES = (
+    *_BACKENDS,
+    *(f"agnostic_nn {library}{_KERNELS}" for library in ("numpy", "torch")),
+    *(f"agnostic_nn {library}{_TRAINER}" for library in ("numpy", "jax", "torch")),
+)
 
 
 def make(name, workload):
+    if name.endswith(_KERNELS):
+        if find_spec("llvmlite") is None:
+            raise Unavailable("llvmlite is not installed")
+    else:
+        os.environ["AGNOSTIC_NN_KERNELS"] = "0"
     try:
-        backend = nn.backend(_BACKENDS[name.removesuffix(_TRAINER)])
+        backend = nn.backend(_BACKENDS[name.removesuffix(_TRAINER).removesuffix(_KERNELS)])
     except nn.BackendUnavailable as error:
         raise Unavailable(str(error)) from error
     if not name.endswith(_TRAINER):
