@@ -17,7 +17,7 @@ from .writing import called, function
 
 __all__ = ["Plan"]
 
-LEAST = 2**9  # numbers that are worth a kernel
+LEAST = 2**7  # numbers that are worth a kernel
 FEW = 2**12  # bytes that are not worth being let go of
 _END = 2**62
 
