@@ -51,6 +51,7 @@ _READING = """\
 - process: the most memory that the process held, less what it held before the library was there:
   so with the library, its compiler and the data. arrays: the most that NumPy's arrays held, data
   included, by `tracemalloc`; of a step: how much of that goes as soon as the step is done.
+- kernels: with the extra `llvm`; the other lines of ours are without it.
 - The floor has no convolution but the product of its windows with its weight, and multiplies into
   memory that is there, with the BLAS of NumPy; a library that brings a quicker one may lie below.
 """

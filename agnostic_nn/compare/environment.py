@@ -12,8 +12,10 @@ from ..registry import backend
 
 __all__ = ["environment"]
 
-PACKAGES = ("agnostic-nn", "numpy", "scikit-learn")
-VARIABLES = (  # what libraries read at their start to choose threads, precision and devices
+PACKAGES = ("agnostic-nn", "numpy", "scikit-learn", "llvmlite")
+VARIABLES = (  # by which threads, precision, devices and ways to compute are chosen
+    "AGNOSTIC_NN_KERNELS",
+    "AGNOSTIC_NN_REPLAY",
     "CUDA_VISIBLE_DEVICES",
     "CUPY_TF32",
     "JAX_DEFAULT_MATMUL_PRECISION",
