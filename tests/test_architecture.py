@@ -43,6 +43,8 @@ FLOORS = (
     },
     {"compare.running"},
     {"compare"},
+    {"commands.arguments"},
+    {"commands"},
     {"cli"},
 )
 HOST = 11  # the lowest floor of those that work on the host

@@ -141,8 +141,10 @@ def _instructions(call: Call) -> tuple[str, ...]:
         return compared if dtype == "bool" else ()
     if source != dtype:
         return ()
-    if name.endswith("shift") and (len(numbers) != 1 or not 0 <= numbers[0] < _bits(dtype)):
-        return ()
+    if name.endswith("shift"):
+        *_, by = call.operands
+        if by.among != "number" or not 0 <= by.place < _bits(dtype):
+            return ()
     if dtype == "bool":
         return _BITS.get(name, ())
     return (_FLOATS if dtype.startswith("float") else _INTEGERS).get(name, ())
@@ -293,7 +295,6 @@ def _machine() -> Any:
     )
 
 
-@cache
 def kernel(
     arrays: tuple[Array, ...], scalars: tuple[str, ...], calls: tuple[Call, ...]
 ) -> Callable[..., None]:
@@ -301,10 +302,16 @@ def kernel(
 
     No array may share memory with another, if either is written to.
     """
+    # known by its code: calls with 0.0 and with -0.0 are equal
+    return _compiled(_written(arrays, scalars, calls), len(arrays), scalars)
+
+
+@cache
+def _compiled(code: str, arrays: int, scalars: tuple[str, ...]) -> Callable[..., None]:
     from llvmlite import binding as llvm
 
     machine = _machine()
-    module = llvm.parse_assembly(_written(arrays, scalars, calls))
+    module = llvm.parse_assembly(code)
     module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     options.loop_vectorization = True
@@ -316,7 +323,7 @@ def kernel(
         for one in scalars
     ]
     sizes = (ctypes.c_int64, ctypes.c_int64)
-    kind = ctypes.CFUNCTYPE(None, *sizes, *([ctypes.c_void_p] * len(arrays)), *passed)
+    kind = ctypes.CFUNCTYPE(None, *sizes, *([ctypes.c_void_p] * arrays), *passed)
     function = kind(engine.get_function_address("kernel"))
     function.engine = engine  # which holds the code
     return function
