@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from .commands import COMMANDS
+from . import commands
 
 __all__ = ["main"]
 
@@ -27,9 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="agnostic-nn",
         description="Neural networks with hand-derived gradients, on any array library.",
     )
-    commands = parser.add_subparsers(required=True, metavar="command")
-    for command in COMMANDS:
-        command.add(commands)
+    known = parser.add_subparsers(required=True, metavar="command")
+    for name in commands.__all__:
+        getattr(commands, name).add(known)
     options = parser.parse_args(arguments)
     try:
         return options.command(options)

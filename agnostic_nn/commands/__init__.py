@@ -6,6 +6,4 @@ returns the exit status. It imports what is slow to import only there.
 
 from . import backends, compare, profile
 
-__all__ = ["COMMANDS"]
-
-COMMANDS = (backends, compare, profile)
+__all__ = ["backends", "compare", "profile"]
