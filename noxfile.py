@@ -35,7 +35,7 @@ OF_FLOAT32 = (
 )
 
 CONFIGURATIONS = {  # name: (what to install besides the tests' own needs, environment)
-    "numpy": (["-e", ".[llvm]"], {"AGNOSTIC_NN_BACKEND": "numpy"}),
+    "numpy": (["-e", ".[llvm,report]"], {"AGNOSTIC_NN_BACKEND": "numpy"}),
     "strict": (["-e", ".[strict]"], STRICT | FEW),
     "strictest": (
         ["-e", ".[strict]"],

@@ -1,10 +1,11 @@
-"""Tables: rows for people to read, drawn by rich, as plain text."""
+"""Tables: rows for people to read, as plain text drawn by rich, or as HTML."""
 
 from collections.abc import Iterable, Sequence
+from html import escape
 from io import StringIO
 from typing import Any
 
-__all__ = ["table"]
+__all__ = ["html_table", "table"]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> str:
@@ -16,8 +17,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | No
     rows = [list(row) for row in rows]
     drawn = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="")
     for i, column in enumerate(columns):
-        numeric = all(isinstance(row[i], int | float | None) for row in rows)
-        drawn.add_column(column, justify="right" if numeric else "left", no_wrap=True)
+        drawn.add_column(column, justify="right" if _is_numeric(i, rows) else "left", no_wrap=True)
     for row in rows:
         drawn.add_row(*map(_cell, row))
     # as wide as it needs: a narrow terminal should wrap lines, not lose digits
@@ -25,6 +25,32 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | No
     console.print(drawn)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
+
+
+def html_table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None
+) -> str:
+    """The same table as HTML. A cell that has `__html__` is HTML already."""
+    rows = [list(row) for row in rows]
+    right = [' class="right"' * _is_numeric(i, rows) for i in range(len(columns))]
+
+    def line(tag: str, cells: Iterable[str]) -> str:
+        inside = (f"<{tag}{at}>{cell}</{tag}>" for at, cell in zip(right, cells, strict=True))
+        return f"<tr>{''.join(inside)}</tr>"
+
+    caption = f"<caption>{escape(title)}</caption>" if title else ""
+    head = line("th", map(escape, columns))
+    body = "".join(line("td", map(_html_cell, row)) for row in rows)
+    table = f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll">{table}</div>'
+
+
+def _is_numeric(i: int, rows: Sequence[Sequence[Any]]) -> bool:
+    return all(isinstance(row[i], int | float | None) for row in rows)
+
+
+def _html_cell(value: Any) -> str:
+    return value.__html__() if hasattr(value, "__html__") else escape(_cell(value))
 
 
 def _cell(value: Any) -> str:

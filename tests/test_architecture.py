@@ -32,7 +32,7 @@ FLOORS = (
     {"blocks.residual"},
     {"blocks", "registry"},
     {"interrupts", "progress", "tables"},  # from here up NumPy and all of the stdlib may be used
-    {"callbacks", "checkpoint", "config", "data", "history", "summary"},
+    {"callbacks", "checkpoint", "config", "data", "history", "pages", "summary"},
     {"checking", "training"},
     {
         "compare.deviation",
@@ -76,6 +76,7 @@ INSIDE_FUNCTIONS = {  # what is slow to import or optional, and its only home
     "registry": {"numpy"},
     "checkpoint": {"safetensors"},
     "compare.workloads": {"mlxtend", "sklearn"},
+    "pages": {"matplotlib"},
     "progress": {"rich"},
     "tables": {"rich"},
 }
@@ -87,7 +88,7 @@ LIBRARIES = {  # of each adapter
     "dpnp": {"dpnp", "dpctl", "numpy"},
     "array_api_strict": {"array_api_strict", "numpy"},
 }
-HEAVY = {"rich", "safetensors", "sklearn", "tensorboardX"}.union(*LIBRARIES.values())
+HEAVY = {"jinja2", "latex2mathml", "matplotlib", "rich", "safetensors", "sklearn", "tensorboardX"}.union(*LIBRARIES.values())
 
 
 parse = functools.cache(ast.parse)

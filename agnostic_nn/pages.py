@@ -1,0 +1,129 @@
+"""Pages: HTML that stands alone, one file for a desk, a phone and a notebook, light and dark.
+
+A page is a template in `templates`, which extends `page.html`. Plots are drawn by matplotlib
+and set into it as SVG that takes its colours from the page; formulas are LaTeX, set as MathML,
+which browsers draw themselves. No page loads anything, and none has a script.
+"""
+
+import re
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from .tables import html_table
+
+__all__ = ["colour", "figure", "formula", "render", "svg"]
+
+COLOURS = 8  # that lines are told apart by; `page.html` says which
+INK, FAINT, PAPER = "#010203", "#010204", "#010205"  # stand for those of the page until it is drawn
+_OF_PAGE = {
+    INK: "var(--ink)", FAINT: "var(--line)", PAPER: "var(--paper)",
+    **{f"#01030{i}": f"var(--c{i})" for i in range(COLOURS)},
+}  # fmt: skip
+
+
+def render(template: str, **values: Any) -> str:
+    """A page: `templates/<template>` with these values, which are escaped unless they are HTML.
+
+    A template has `table(columns, rows, title)`, `svg(figure, about)` and `formula(latex)`.
+
+    Raises
+    ------
+    ImportError
+        If what draws pages is not installed.
+    """
+    jinja2 = _needed("jinja2")
+    loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    safe = jinja2.utils.markupsafe.Markup
+    for function in (html_table, svg, formula):
+        name = function.__name__.removeprefix("html_")
+        environment.globals[name] = lambda *args, _f=function, **kw: safe(_f(*args, **kw))
+    return environment.get_template(template).render(**values)
+
+
+def figure(
+    width: float = 9.0, height: float = 3.2, columns: int = 1, rows: int = 1, **subplots: Any
+) -> tuple[Any, Any]:
+    """A matplotlib figure in the colours of a page, and its axes, as `Figure.subplots` has them."""
+    _needed("matplotlib")
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE | {"axes.prop_cycle": _cycle()}):
+        made = Figure(figsize=(width, height), layout="constrained")
+        return made, made.subplots(rows, columns, **subplots)
+
+
+def colour(i: int) -> str:
+    """The colour of line number i, for matplotlib."""
+    return f"#01030{i % COLOURS}"
+
+
+def svg(figure: Any, about: str) -> str:
+    """A figure as HTML; `about` is what it shows, for those who cannot see it."""
+    from html import escape
+
+    from matplotlib import rc_context
+
+    for legend in filter(None, (axes.get_legend() for axes in figure.axes)):
+        legend.set_frame_on(False)
+    text = StringIO()
+    with rc_context(_STYLE | {"svg.hashsalt": about}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    drawn = text.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    drawn = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", drawn, count=1)
+    drawn = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", drawn, count=1)
+    drawn = re.sub(r"(font: [^'\";]*)'[^;\"]*", r"\1system-ui, sans-serif", drawn)
+    for stands, means in _OF_PAGE.items():
+        drawn = drawn.replace(stands, means)
+    drawn = drawn.replace("<svg", f'<svg role="img" aria-label="{escape(about, quote=True)}"', 1)
+    return f"<figure>{drawn}</figure>"
+
+
+def formula(latex: str, *, block: bool = False) -> str:
+    """LaTeX as MathML."""
+    converter = _needed("latex2mathml.converter")
+    return converter.convert(latex, display="block" if block else "inline")
+
+
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": FAINT,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "lines.linewidth": 1.6,
+}
+
+
+def _cycle() -> Any:
+    from matplotlib import cycler
+
+    return cycler(color=[colour(i) for i in range(COLOURS)])
+
+
+def _needed(name: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"pages are drawn by {name.partition('.')[0]}, which cannot be imported ({error}): "
+            "pip install 'agnostic-nn[report]'"
+        ) from error
