@@ -22,6 +22,7 @@ TEST = nox.project.dependency_groups(PROJECT, "test")
 STRICT = {"AGNOSTIC_NN_BACKEND": "array_api_strict:device1"}
 JAX = {"AGNOSTIC_NN_BACKEND": "jax", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
 FEW = {"AGNOSTIC_NN_SWEEP": "0"}  # cases that only sweep over options are left to other sessions
+DEVICE = {"AGNOSTIC_NN_HOST": "0"}  # and so is what is alike on every backend
 
 TRAININGS = (
     *("test_characters", "test_cli", "test_compare", "test_example_images", "test_examples"),
@@ -36,10 +37,11 @@ OF_FLOAT32 = (
 
 CONFIGURATIONS = {  # name: (what to install besides the tests' own needs, environment)
     "numpy": (["-e", ".[llvm,report]"], {"AGNOSTIC_NN_BACKEND": "numpy"}),
-    "strict": (["-e", ".[strict]"], STRICT | FEW),
+    "strict": (["-e", ".[strict]"], STRICT | DEVICE | FEW),
     "strictest": (
         ["-e", ".[strict]"],
         STRICT
+        | DEVICE
         | {
             "ARRAY_API_STRICT_BOOLEAN_INDEXING": "0",
             "ARRAY_API_STRICT_DATA_DEPENDENT_SHAPES": "0",
