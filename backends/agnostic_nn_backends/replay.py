@@ -19,7 +19,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, wraps
 from itertools import pairwise
-from operator import is_
 from threading import Lock
 from typing import Any
 
@@ -180,15 +179,16 @@ class Program:
             return False
         if found is None:
             return False
-        if all(map(is_, found, self.bound)):
+        bound = self.bound
+        changed = [i for i, leaf in enumerate(found) if leaf is not bound[i]]
+        if not changed:
             return True
-        changed = [i for i, leaf in enumerate(found) if leaf is not self.bound[i]]
         if any(self._layout(found[i]) != self.layouts[i] for i in changed):
             return False
-        if not self.lent.isdisjoint(changed) and not self._apart(found):
+        if self.lent and not self.lent.isdisjoint(changed) and not self._apart(found):
             return False
         for i in changed:
-            self.bound[i] = found[i]
+            bound[i] = found[i]
             self.binders[i](found[i])
         return True
 
