@@ -1,5 +1,6 @@
 """A kernel gives the bits of the calls that it is made of, or says that it cannot."""
 
+import os
 import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
@@ -53,6 +54,7 @@ def _edges():
 
 
 def a(place, dtype):
+    """Array number `place`, in the letter that kernels write it with; so are `s` and `r`."""
     return Operand("array", place, dtype)
 
 
@@ -115,8 +117,8 @@ def assert_bits(found, expected, told=""):
     """The same to the last bit, but that NaN is NaN."""
     assert (found.dtype, found.size) == (expected.dtype, expected.size), told
     found, expected = found.ravel(), expected.ravel()
-    known = expected == expected  # noqa: PLR0124
-    np.testing.assert_array_equal(found == found, known, told)  # noqa: PLR0124
+    known = expected == expected
+    np.testing.assert_array_equal(found == found, known, told)
     bits = f"u{found.itemsize}"
     np.testing.assert_array_equal(found[known].view(bits), expected[known].view(bits), told)
 
@@ -149,6 +151,8 @@ def test_each_operation_gives_the_bits_of_numpy(dtype):
         for name, result in zip(names, found, strict=True):
             by_numpy = (ONE | TWO | ORDER)[name]
             expected = by_numpy(one) if name in ONE else by_numpy(one, other)
+            if name in ("maximum", "minimum"):  # no library says which of 0 and -0 is larger
+                result, expected = result + 0, expected + 0
             assert_bits(result, expected, name)
 
 
@@ -270,12 +274,10 @@ def test_a_number_among_floats_is_rounded_as_numpy_rounds_it(value, dtype):
         Call("divide", (a(0, dtype), number(value)), dtype),
         Call("divide", (number(value), a(0, dtype)), dtype),
         Call("less", (a(0, dtype), number(value)), "bool"),
-        Call("maximum", (a(0, dtype), number(value)), dtype),
     ]
     assert all(map(is_exact, calls))
     expected = [x + value, value - x, x * value, x / value, value / x, x < value]
-    found = outcomes(calls, [x])
-    for call, one, other in zip(calls, found, [*expected, np.maximum(x, value)], strict=True):
+    for call, one, other in zip(calls, outcomes(calls, [x]), expected, strict=True):
         assert_bits(one, other, call.operation)
 
 
@@ -336,9 +338,7 @@ def test_scalars_may_be_more_than_fit_into_registers():
     for dtype in DTYPES:
         places = [k for k, one in enumerate(dtypes) if one == dtype]
         name = "xor" if dtype == "bool" else "multiply"
-        calls += [
-            Call(name, (a(DTYPES.index(dtype), dtype), s(k, dtype)), dtype) for k in places
-        ]
+        calls += [Call(name, (a(DTYPES.index(dtype), dtype), s(k, dtype)), dtype) for k in places]
     arrays = [np.resize(values(dtype), 20) for dtype in DTYPES]
     found = outcomes(calls, arrays, scalars=scalars)
     for call, result in zip(calls, found, strict=True):
@@ -347,7 +347,7 @@ def test_scalars_may_be_more_than_fit_into_registers():
 
 
 @pytest.mark.parametrize(
-    "dtype", ["float16", "complex64", "complex128", ">f4", ">i8", "M8[s]", "S4", "longdouble"]
+    "dtype", ["float16", "complex64", "complex128", ">f4", ">i8", "M8[s]", "S4"]
 )
 def test_other_dtypes_are_left_to_the_library(dtype):
     assert kind(np.dtype(dtype)) == ""
@@ -369,12 +369,11 @@ def test_dtypes_are_known_by_name_in_every_library():
 def test_arrays_are_met_whole_or_as_a_row_or_as_a_column(shape, dtype):
     rows, width = shape
     generator = np.random.default_rng(0)
+    forms = {"whole": shape, "row": (width,), "column": (rows, 1)}
     whole, row, column, mask, hidden = (
-        generator.integers(0, 100, form).astype(kept)
-        for form, kept in (
-            (shape, dtype), ((width,), dtype), ((rows, 1), dtype), (shape, "uint8"), ((rows, 1), "u1")
-        )
-    )  # fmt: skip
+        generator.integers(0, 100, forms[met]).astype(dtype)
+        for met in ("whole", "row", "column", "whole", "column")
+    )
     mask, hidden, scalar = mask < 50, hidden < 50, np.asarray(3, dtype)[()]
     result, smaller = np.empty(shape, dtype), np.empty(shape, bool)
     calls = [
@@ -388,9 +387,7 @@ def test_arrays_are_met_whole_or_as_a_row_or_as_a_column(shape, dtype):
     # a column is one also where it is as wide as the rows
     met = ("whole", "row", "column", "whole", "column", "whole", "whole")
     arrays = (whole, row, column, mask, hidden, result, smaller)
-    described = tuple(
-        Array(str(one.dtype), how) for one, how in zip(arrays, met, strict=True)
-    )
+    described = tuple(Array(str(one.dtype), how) for one, how in zip(arrays, met, strict=True))
     made = kernel(described, (dtype,), tuple(calls))
     made(rows, width, *(one.ctypes.data for one in arrays), scalar.item())
     moved = scalar + (whole * row - column)
@@ -472,7 +469,7 @@ def test_nothing_is_left_out_that_only_looks_as_if_it_changed_nothing(dtype):
         "x + -0": (Call("add", (a(0, dtype), number(-0.0)), dtype), x + -0.0),
         "0 - x": (Call("subtract", (number(0.0), a(0, dtype)), dtype), 0.0 - x),
         "x / 3": (Call("divide", (a(0, dtype), number(3.0)), dtype), x / third),
-        "x == x": (Call("equal", (a(0, dtype), a(0, dtype)), "bool"), x == x),  # noqa: PLR0124
+        "x == x": (Call("equal", (a(0, dtype), a(0, dtype)), "bool"), x == x),
         "x < x": (Call("less", (a(0, dtype), a(0, dtype)), "bool"), np.zeros(x.size, bool)),
     }
     found = outcomes([call for call, _ in of.values()], [x, y])
@@ -535,7 +532,7 @@ assert os.waitstatus_to_exitcode(os.wait()[1]) == 5
 """
 
 
-@pytest.mark.skipif(not hasattr(sys, "getdlopenflags"), reason="there is no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks on this system")
 def test_a_fork_has_threads_of_its_own():
     subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=60)
 

@@ -3,6 +3,7 @@
 import math
 from importlib import import_module
 from threading import Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import agnostic_nn as nn
 from agnostic_nn import special
 from agnostic_nn.arrays import namespace
 from agnostic_nn.trees import leaves, tree_map
-from agnostic_nn_backends import plan
+from agnostic_nn_backends import kernels, plan
 from agnostic_nn_backends.replay import Program, replayed
 
 CASES = [case for case in layer_cases() if not case.thorough]
@@ -26,12 +27,49 @@ def library(backend):
     return import_module(f"agnostic_nn_backends.{backend.name}_calls").library
 
 
-@pytest.fixture(params=["a few numbers", "as many as there are"])
-def block(request, library, monkeypatch):
-    """How much is gone through at a time: also so little that even small arrays are in parts."""
-    if request.param == "a few numbers":
+def looked_at(kernel):
+    """`kernel`, which sees to it that nothing else lies where it writes."""
+
+    def made(arrays, scalars, calls):
+        plain, written = kernel(arrays, scalars, calls), {call.out for call in calls} - {None}
+
+        def run(rows, width, *given):
+            counts = {"whole": rows * width, "row": width, "column": rows}
+            spans = [
+                (place, place + counts[array.met] * np.dtype(array.dtype).itemsize)
+                for array, place in zip(arrays, given, strict=False)
+            ]
+            for k in written:
+                rest = [span for j, span in enumerate(spans) if j != k]
+                assert all(end <= spans[k][0] or spans[k][1] <= start for start, end in rest)
+            plain(rows, width, *given)
+
+        return run
+
+    return made
+
+
+@pytest.fixture(
+    params=["a few numbers", "as many as there are", "without kernels", "on three threads"]
+)
+def block(request, library, monkeypatch, thorough):
+    """How much is gone through at a time, and by what: so that even small arrays are in parts."""
+    if not thorough and request.param in ("without kernels", "on three threads"):
+        pytest.skip("left to sessions that sweep over everything")
+    monkeypatch.setattr(kernels, "kernel", looked_at(kernels.kernel))
+    if request.param == "as many as there are":
+        return
+    monkeypatch.setattr(plan, "LEAST", 0)
+    if request.param == "on three threads":
+        if not kernels.available():
+            pytest.skip("only kernels are spread over threads")
+        monkeypatch.setattr(kernels, "MANY", 1)
+        monkeypatch.setattr(type(library), "threads", lambda self: 3)
+    else:
         monkeypatch.setattr(type(library), "block", lambda self: 4)
-        monkeypatch.setattr(plan, "LEAST", 0)
+    if request.param == "without kernels":
+        monkeypatch.setattr(kernels, "available", lambda: False)
+        monkeypatch.setattr(kernels, "kernel", None)
 
 
 @pytest.fixture
@@ -310,3 +348,295 @@ def test_replay_can_be_turned_off(monkeypatch, backend, replay):
     for _ in range(5):
         assert_same(fast(old), (np.ones(3),))
     assert len(calls) == 5
+
+
+# --- groups of elementwise calls ---------------------------------------------------------------
+
+
+def all_at_once(xp, g):
+    return (g.x * g.y - g.row) / (g.column + 3.0) - (1.0 - g.x) * xp.abs(-g.y)
+
+
+def scalars_by_value(xp, g):
+    mean = xp.mean(g.x)
+    far = g.x - mean
+    return far / (mean * mean + 1.0), far < mean, far * g.scalar, far - g.scalar
+
+
+def exp_in_between(xp, g):
+    low = g.x * 0.5 - g.row
+    high = xp.exp(low) * g.column + low
+    return xp.tanh(high) - low, high * g.x
+
+
+def exp_on_both_sides(xp, g):
+    low = xp.exp(g.x * 0.5)
+    return xp.exp((low + g.row) * 0.1) + xp.exp(low - low * g.column)
+
+
+def much_that_passes_on(xp, g):
+    a = g.x * 0.25 + 1.0
+    b = xp.exp(a) * a
+    c = xp.exp(b * 0.1) - g.y
+    d = xp.exp(c * 0.01 - 1.0) + c
+    return xp.exp(d * 0.01) * d + g.x, a
+
+
+def first_and_last_made_by_no_kernel(xp, g):
+    return xp.exp(xp.exp(g.x * 0.1 + 0.5) * g.row - 9.0)
+
+
+def integers(xp, g):
+    found = ((g.i * 3 + g.irow) & 0xFF) ^ (g.i >> 2)
+    return found * found - (g.icolumn << 3), found < g.icolumn, -found | 1
+
+
+def masks(xp, g):
+    left = (g.m & g.mrow) | ~g.n
+    return left ^ g.m, xp.where(left, g.x, g.row), xp.where(g.mcolumn & left, 0.0, g.x * g.y)
+
+
+def comparisons(xp, g):
+    near = xp.astype(g.x < g.y, g.x.dtype) * g.x + xp.astype(g.x >= 0.0, g.x.dtype)
+    return near, (near == g.x) | (g.i > 1), xp.astype(g.i, g.x.dtype) * near
+
+
+def wide_and_narrow(xp, g):
+    wide = xp.astype(g.x, xp.float64) / g.wide - g.wide * 0.1
+    return wide, xp.astype(wide * wide, xp.float32) + g.x * 0.1
+
+
+def no_kernel_between_dtypes(xp, g):
+    return (g.x * 0.1 + g.x) * g.other, (g.x - 1.0) * g.x + g.i0
+
+
+def operands_that_go_with_rows_in_another_way(xp, g):
+    low = g.x * 2.0 - g.y
+    return low * g.x[:1] + g.y, (low - g.column[:1]) * g.x, low * xp.flip(g.y) + low
+
+
+def what_is_written_over_is_read_in_part(xp, g):
+    low = g.x * 2.0 - g.y
+    return low * g.row + g.x[:1]
+
+
+def one_that_takes_anothers_scratch(xp, g):
+    low = g.x * 2.0 + g.y
+    return xp.where(xp.exp(low) - 1.0 > 0.0, xp.exp(low) - 3.0, low * low) * 2.0 - xp.exp(g.y + low)
+
+
+GROUPS = [
+    all_at_once, scalars_by_value, exp_in_between, exp_on_both_sides, much_that_passes_on,
+    first_and_last_made_by_no_kernel, integers, masks, comparisons, wide_and_narrow,
+    no_kernel_between_dtypes, operands_that_go_with_rows_in_another_way,
+    what_is_written_over_is_read_in_part, one_that_takes_anothers_scratch,
+]  # fmt: skip
+
+
+def operands(shape, backend, seed=0):
+    """Arrays of many dtypes that go with results of a shape: whole, as a row, as a column."""
+    generator = np.random.default_rng(seed)
+    row, column = shape[-1:], (*shape[:-1], 1)
+
+    def real(shape, dtype="float32"):
+        return generator.standard_normal(shape).astype(dtype)
+
+    def count(shape):
+        return generator.integers(-99, 99, shape).astype("int32")
+
+    def mask(shape):
+        return generator.random(shape) < 0.5
+
+    found = {"x": real(shape), "y": real(shape), "row": real(row), "column": real(column)}
+    found |= {"i": count(shape), "irow": count(row), "icolumn": count(column)}
+    found |= {"m": mask(shape), "n": mask(shape), "mrow": mask(row), "mcolumn": mask(column)}
+    found |= {"wide": real(shape, "float64"), "other": real((), "float64"), "i0": count(())}
+    found |= {"scalar": real(())}
+    for name in ("x", "y"):
+        found[name].reshape(-1)[:4] = (0.0, -0.0, math.inf, math.nan)[: found[name].size]
+    return backend.asarray(found)
+
+
+def called(group, given):
+    """A tuple of what comes of a group."""
+    with np.errstate(all="ignore"):
+        found = group(namespace(given["x"]), SimpleNamespace(**given))
+    return found if isinstance(found, tuple) else (found,)
+
+
+def shown(group, given):
+    """It as views: so that all of it is the program's own, and no result is asked for."""
+    return tuple(a[None] for a in called(group, given))
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("shape", [(7, 2), (9, 1), (3, 5), (2, 3, 2), (11,), (1, 6)], ids=str)
+@pytest.mark.parametrize("group", GROUPS, ids=lambda one: one.__name__)
+def test_groups_give_the_same_bits(group, shape, backend, library):
+    for how, donated in ((shown, ()), (called, (0,))):
+
+        def function(x, rest, how=how):
+            return how(group, {**rest, "x": x})
+
+        args = operands(shape, backend)
+        program = Program(function, (args.pop("x"), args), library, donated)
+        for seed in (1, 2):
+            rest = operands(shape, backend, seed)
+            args = rest.pop("x"), rest
+            expected = function(*args)
+            kept = tree_map(library.copied, args)
+            assert program.fits(kept)
+            with np.errstate(all="ignore"):
+                found = program(kept)
+            assert_same(found, expected)
+            for one, other in zip(leaves(found), leaves(expected), strict=True):
+                one, other = (np.asarray(a) for a in (one, other))
+                if one.dtype.kind == "f":
+                    signs = (np.signbit(np.where(np.isnan(a), 1.0, a)) for a in (one, other))
+                    np.testing.assert_array_equal(*signs)
+            assert_same(kept[1], rest)
+
+
+@pytest.mark.usefixtures("block")
+def test_arrays_that_are_no_argument_may_be_among_them(backend, library):
+    row, tenth = backend.asarray((np.arange(2, dtype="float32"), np.asarray(0.1, "float32")))
+    x = backend.asarray(np.arange(14, dtype="float32").reshape(7, 2))
+
+    def function(x):
+        return (((x * tenth + 1.0) * row - x) * 0.1,)
+
+    program, expected = Program(function, (x,), library, (0,)), function(x)
+    assert program.fits((x,))
+    assert_same(program((x,)), expected)
+
+
+@pytest.fixture
+def small(library, monkeypatch):
+    """Kernels for arrays of any size, and a few numbers at a time where they are in parts."""
+    if not kernels.available():
+        pytest.skip("there is nothing to make kernels here")
+    monkeypatch.setattr(plan, "LEAST", 0)
+    monkeypatch.setattr(type(library), "block", lambda self: 4)
+    monkeypatch.setattr(kernels, "kernel", looked_at(kernels.kernel))
+
+
+def made_by(program):
+    """How many kernels a program has, and the names of the library's functions that it calls."""
+    names = [name for name in program.env if name[1:].isdecimal()]
+    of = [getattr(program.env[name], "__name__", "") for name in names if name.startswith("f")]
+    of = [_NUMPYS.get(name, name) for name in of if name != "getitem"]
+    return sum(name.startswith("k") for name in names), of
+
+
+_NUMPYS = {"mul": "multiply", "cast": "astype"}
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [
+        (lambda xp, g: (g.x * g.y - g.row) / g.column, (1, [])),
+        (lambda xp, g: (-g.x * g.scalar, (-g.x * g.scalar + 1.0) * 2.0), (1, [])),
+        (lambda xp, g: ((g.i * 3 + g.irow) & 255) ^ (g.i - g.icolumn), (1, [])),
+        (lambda xp, g: ((g.m & g.mrow) | ~g.n) ^ g.mcolumn, (1, [])),
+        (lambda xp, g: xp.where(g.m & g.mcolumn, g.x, g.row) * g.x, (1, [])),
+        (lambda xp, g: xp.astype(g.x < g.y, g.x.dtype) * g.x + g.row, (1, [])),
+        (lambda xp, g: xp.astype(g.x, xp.float64) / g.wide - g.wide * 0.1, (1, [])),
+        (lambda xp, g: xp.exp(g.x * 2.0 - g.row) * g.column + g.y, (2, ["exp"])),
+        (lambda xp, g: xp.exp(xp.exp(g.x + g.row - 2.0) * g.x), (1, ["exp", "multiply", "exp"])),
+        (lambda xp, g: (g.x * 2.0 - g.y) * g.other, (1, ["multiply"])),
+        (lambda xp, g: g.x * 2.0, (0, ["multiply"])),
+        (lambda xp, g: xp.astype(g.x * 2.0 - g.y, xp.int32), (1, ["astype"])),
+        (lambda xp, g: (g.i + 1 - g.irow) // 3, (1, ["floor_divide"])),
+    ],
+)  # fmt: skip
+def test_kernels_make_what_they_can_and_the_library_the_rest(group, expected, backend, library):
+    given = operands((7, 2), backend)
+    program = Program(lambda given: shown(group, given), (given,), library, ())
+    assert made_by(program) == expected
+
+
+@pytest.mark.usefixtures("small")
+def test_memory_between_parts_is_used_again(backend, library):
+    def chain(x):
+        xp = namespace(x)
+        for _ in range(5):
+            x = xp.tanh(x)
+        return x[None]
+
+    program = Program(chain, (operands((7, 2), backend)["x"],), library, ())
+    (part,) = [a for name, a in program.env.items() if name[0] == "x" and name[1:].isdecimal()]
+    assert part.shape == (2, 2)  # four numbers
+
+
+def test_a_step_is_made_by_kernels(backend, library):
+    if not kernels.available():
+        pytest.skip("there is nothing to make kernels here")
+    model = nn.Sequential(nn.Dense(40), nn.ReLU(), nn.Dense(30))
+    trainer = nn.Trainer(model, nn.mean_squared_error, nn.Adam(), backend=backend, shape=(30,))
+    x, y = np.random.default_rng(0).standard_normal((2, 32, 30)).astype("float32")
+    step = nn.make_step(model, nn.mean_squared_error, nn.Adam())
+    carry = (trainer.params, trainer.state, trainer.moments)
+    made, _ = made_by(Program(step, (carry, *backend.asarray((x, y))), library, (0,)))
+    assert made >= 4  # for each of two weights Adam's step, and what comes of products
+
+
+def test_few_numbers_are_no_work_for_kernels(backend, library):
+    x = backend.asarray(np.ones((2, plan.LEAST // 2), "float32"))
+    for given, made in ((x, 0), (backend.xp.concat((x, x)), int(kernels.available()))):
+        program = Program(lambda x: (x * 2.0 + 1.0,), (given,), library, (0,))
+        assert made_by(program)[0] == made
+
+
+def test_what_may_show_what_is_written_to_is_no_work_for_kernels(backend, library, monkeypatch):
+    monkeypatch.setattr(plan, "LEAST", 0)
+
+    def step(old, x, finite):
+        shown = special.select(finite, lambda: old + x, old)  # old itself, if it is not finite
+        return (shown * 2.0 + 1.0,)
+
+    old, x = backend.asarray((np.ones((3, 2)), np.ones((3, 2))))
+    for holds in (False, True):
+        program = Program(step, (old, x, backend.asarray(np.asarray(holds))), library, (0,))
+        assert made_by(program)[0] == (0 if not holds else int(kernels.available()))
+        for now in (True, False, True):
+            args = (library.copied(old), x, backend.asarray(np.asarray(now)))
+            assert program.fits(args)
+            assert_same(program(args), (np.full((3, 2), 5.0 if now else 3.0),))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("shape", "many", "expected"),
+    [
+        ((10, 4), 1, [4, 4, 2]),
+        ((10, 4), 20, [5, 5]),
+        ((10, 4), 21, None),
+        ((2, 4), 1, [1, 1]),
+        ((2, 5, 2), 1, [4, 4, 2]),
+        ((40,), 1, None),
+    ],
+    ids=str,
+)
+def test_threads_share_rows_if_each_has_enough(
+    shape, many, expected, backend, library, monkeypatch
+):
+    monkeypatch.setattr(kernels, "MANY", many)
+    monkeypatch.setattr(type(library), "threads", lambda self: 3)
+    found = []
+
+    def spread(kernel, *parts):
+        found.extend(parts)
+        for part in parts:
+            kernel(*part)
+
+    monkeypatch.setattr(kernels, "spread", spread)
+    args = operands(shape, backend)["x"], operands(shape[-1:], backend)["y"]
+    for function in (lambda x, row: (x * 2.0 + row)[None], lambda x, row: (x * x + 1.0)[None]):
+        found.clear()
+        program = Program(function, args, library, ())
+        assert program.fits(args)
+        with np.errstate(all="ignore"):
+            assert_same(program(args), function(*args))
+        sizes = [rows * width for rows, width, *_ in found]
+        assert sizes == ([] if expected is None else [n * shape[-1] for n in expected])

@@ -72,7 +72,7 @@ class Group:
             free += [] if early else done
             for node in run:
                 n = node.number
-                if n in self.plan.inner and (len(run) == 1 or last[n] > made[n]):
+                if n in self.plan.inner and last[n] > made[n]:
                     fits = [name for name in free if dtype[name] == node.value.dtype]
                     names[n] = fits[-1] if fits else f"x{n}"
                     if fits:
