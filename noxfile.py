@@ -26,8 +26,10 @@ DEVICE = {"AGNOSTIC_NN_HOST": "0"}  # and so is what is alike on every backend
 
 TRAININGS = (
     *("test_characters", "test_cli", "test_compare", "test_example_images", "test_examples"),
+    *("test_compare_merge", "test_compare_own", "test_roundings"),
     *("test_callbacks", "test_data", "test_readme", "test_cuda_lowering"),
-    *("test_benchmarks", "test_profile"),
+    *("test_benchmarks", "test_bisect", "test_profile", "test_check_command", "test_conformance"),
+    *("test_explain", "test_ledger", "test_notebook", "test_policies"),
 )
 OF_FLOAT32 = (
     "test_float32_stays_float32_and_is_right_to_its_digits",
@@ -110,6 +112,19 @@ def proofs(session):
     """Write docs/proofs.md: everything against every oracle; takes about ten minutes."""
     session.install("-e", ".[jax,strict]", "torch==2.13.0", "optax", *TEST)
     session.run("python", "tests/proofs.py", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
+def conformance(session):
+    """What a backend can carry: `-- jax`, or `-- mlx.core -- mlx[cpu]` with what to install."""
+    if not session.posargs:
+        session.error("which backend? nox -s conformance -- BACKEND [OPTIONS] [-- PACKAGES]")
+    cut = session.posargs.index("--") if "--" in session.posargs else len(session.posargs)
+    asked, packages = session.posargs[:cut], session.posargs[cut + 1 :]
+    known = {env["AGNOSTIC_NN_BACKEND"]: needs for needs, env in CONFIGURATIONS.values()}
+    known = {name.partition(":")[0]: needs for name, needs in known.items()}
+    session.install(*known.get(asked[0].partition(":")[0], ["-e", "."]), *packages)
+    session.run("agnostic-nn", "conformance", *asked)
 
 
 @nox.session

@@ -151,6 +151,7 @@ from .optimizers import (
 from .registry import Backend, BackendUnavailable, Status, backend, backends
 
 if TYPE_CHECKING:
+    from .bisecting import bisect
     from .callbacks import (
         Callback,
         Checkpoint,
@@ -163,6 +164,7 @@ if TYPE_CHECKING:
     from .checking import CheckFailed, check
     from .checkpoint import CheckpointError
     from .data import class_weights, stratified_split
+    from .explaining import explain
     from .history import History
     from .profiling import profile
     from .training import NonFiniteLoss, Trainer, make_step
@@ -295,11 +297,13 @@ __all__ = [
     "backends",
     "binary_accuracy",
     "binary_cross_entropy",
+    "bisect",
     "check",
     "class_weights",
     "cosine_distance",
     "cosine_embedding",
     "ctc",
+    "explain",
     "gaussian_nll",
     "glorot_normal",
     "glorot_uniform",
@@ -344,8 +348,10 @@ _UPSTAIRS = {
     "ReduceOnPlateau": "callbacks",
     "TensorBoardLog": "callbacks",
     "Trainer": "training",
+    "bisect": "bisecting",
     "check": "checking",
     "class_weights": "data",
+    "explain": "explaining",
     "make_step": "training",
     "profile": "profiling",
     "stratified_split": "data",

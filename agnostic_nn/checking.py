@@ -44,7 +44,7 @@ from .arrays import Params, Shape, State, expect
 from .layers.base import Layer, kinds
 from .registry import Backend, BackendUnavailable, backend
 from .registry import backends as installed
-from .tables import table
+from .tables import html_table, table
 from .trees import leaves, named_leaves, shape_map, tree_map, unname
 
 __all__ = ["CheckFailed", "Report", "Row", "check"]
@@ -93,9 +93,14 @@ class Report:
         return max(self.rows, key=lambda row: (math.isnan(row.error), row.error / row.tolerance))
 
     def __str__(self) -> str:
-        columns = ("oracle", "backend", "mode", "leaf", "error", "tolerance", "checked", "kinks")
-        rows = ([getattr(row, column) for column in columns] for row in self.rows)
-        return f"{self.title}\n\n{table(columns, rows)}"
+        return f"{self.title}\n\n{table(*self._cells())}"
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._cells(), self.title, inline=True)
+
+    def _cells(self) -> tuple[list[str], list[list]]:
+        columns = ["oracle", "backend", "mode", "leaf", "error", "tolerance", "checked", "kinks"]
+        return columns, [[getattr(row, column) for column in columns] for row in self.rows]
 
 
 def check(

@@ -12,7 +12,7 @@ from typing import Any
 
 from .tables import html_table
 
-__all__ = ["colour", "figure", "formula", "render", "svg"]
+__all__ = ["colour", "embedded", "figure", "formula", "render", "svg"]
 
 COLOURS = 8  # that lines are told apart by; `page.html` says which
 INK, FAINT, PAPER = "#010203", "#010204", "#010205"  # stand for those of the page until it is drawn
@@ -37,7 +37,7 @@ def render(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    safe = jinja2.utils.markupsafe.Markup
+    safe = _needed("markupsafe").Markup
     for function in (html_table, svg, formula):
         name = function.__name__.removeprefix("html_")
         environment.globals[name] = lambda *args, _f=function, **kw: safe(_f(*args, **kw))
@@ -70,6 +70,8 @@ def svg(figure: Any, about: str) -> str:
 
     for legend in filter(None, (axes.get_legend() for axes in figure.axes)):
         legend.set_frame_on(False)
+        for said in legend.get_texts():  # made after the style of the figure was in force
+            said.set_color(INK)
     text = StringIO()
     with rc_context(_STYLE | {"svg.hashsalt": about}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
@@ -85,13 +87,27 @@ def svg(figure: Any, about: str) -> str:
     return f"<figure>{drawn}</figure>"
 
 
+def embedded(html: str) -> str:
+    """What is made for a page, such as plots, for a notebook: with the colours of a page."""
+    return f'<div style="{_ELSEWHERE}">{html}</div>'
+
+
 def formula(latex: str, *, block: bool = False) -> str:
     """LaTeX as MathML."""
     converter = _needed("latex2mathml.converter")
     return converter.convert(latex, display="block" if block else "inline")
 
 
-_STYLE = {
+_COLOURS = ("3a8fd1", "d9742b", "37a169", "c455a3", "8c74d6", "a38f1a", "1c9aa0", "a8766a")
+_ELSEWHERE = "; ".join(
+    (
+        *("--ink: currentColor", "--line: #88888866", "--paper: transparent"),
+        *(f"--c{i}: #{shade}" for i, shade in enumerate(_COLOURS)),  # on black and on white
+        *("display: grid", "max-width: 60rem"),
+        "grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr))",
+    )
+)
+_STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "font.size": 10,
     "text.color": INK,
@@ -112,9 +128,7 @@ _STYLE = {
 
 
 def _cycle() -> Any:
-    from matplotlib import cycler
-
-    return cycler(color=[colour(i) for i in range(COLOURS)])
+    return _needed("cycler").cycler(color=[colour(i) for i in range(COLOURS)])
 
 
 def _needed(name: str) -> Any:

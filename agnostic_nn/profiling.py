@@ -17,6 +17,8 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from functools import partial
+from html import escape
+from itertools import count
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -27,7 +29,7 @@ from .layers import Layer
 from .losses import Loss
 from .optimizers import Optimizer
 from .registry import Backend
-from .tables import table
+from .tables import html_table, table
 from .training import NonFiniteLoss, Trainer, make_step
 from .trees import leaves, tree_map
 
@@ -88,6 +90,17 @@ class Profile:
         return asdict(self) | {"total": self.total}
 
     def __str__(self) -> str:
+        tables = [table(*one) for one in self._tables()]
+        return "\n\n".join([self._title(), *tables, *filter(None, [self.remark])])
+
+    def _repr_html_(self) -> str:
+        tables = "".join(html_table(*one, inline=True) for one in self._tables())
+        return f"<p>{escape(self._title())}</p>{tables}<p>{escape(self.remark)}</p>"
+
+    def _title(self) -> str:
+        return f"{self.backend}, a batch of {self.batch_size}: medians of {self.steps} steps"
+
+    def _tables(self) -> list[tuple[list[str], list[list]]]:
         def line(path, name, forward, backward, both):
             times = (None if t is None else 1e3 * t for t in (forward, backward, both))
             return [path, name, *times, 100 * both / self.total]
@@ -101,19 +114,15 @@ class Profile:
             line("", "all pieces", parts["forward"], parts["backward"], self.total),
             line("", "the whole step in one", None, None, self.step),
         ]
-        columns = ["", "layer", "forward ms", "backward ms", "ms", "%"]
-        told = [
-            f"{self.backend}, a batch of {self.batch_size}: medians of {self.steps} steps",
-            table(columns, lines),
-        ]
+        tables = [(["", "layer", "forward ms", "backward ms", "ms", "%"], lines)]
         if self.operations:
             spent = sum(one.seconds for one in self.operations)
             cells = [
                 [one.name, one.calls, 1e3 * one.seconds, 100 * one.seconds / spent]
                 for one in self.operations
             ]
-            told.append(table(["operation", "calls", "ms", "%"], cells))
-        return "\n\n".join([*told, self.remark]) if self.remark else "\n\n".join(told)
+            tables.append((["operation", "calls", "ms", "%"], cells))
+        return tables
 
 
 def profile(
@@ -224,12 +233,12 @@ class _Hidden(Exception):
 
 @dataclass
 class _Note:
-    """A layer, whether it is timed as a whole, and whether it was called before."""
+    """A layer, whether it is timed as a whole, and as which of all it was called first."""
 
     path: str
     layer: Layer
     whole: bool
-    called: bool = False
+    called: int = 0
 
 
 class _Watch:
@@ -238,6 +247,7 @@ class _Watch:
     def __init__(self, backend: Backend) -> None:
         self.backend, self.clock = backend, _Stopwatch(backend)
         self.notes: list[_Note] = []
+        self._turn = count(1)
         self.part = "forward"
 
     def step(self, model: Layer, loss: Loss, optimizer: Optimizer) -> Callable:
@@ -277,7 +287,8 @@ class _Watch:
         def timed(name: str) -> Callable:
             def method(self_, *args: Any, **mode: bool) -> Any:
                 if not note.called:
-                    note.called = self._is_real(args)
+                    self._expect_values(args)
+                    note.called = next(self._turn)
                 if not note.whole:
                     try:
                         inside = partial(getattr(kind, name), self_, *args, **mode)
@@ -300,18 +311,17 @@ class _Watch:
         vars(twin).update(vars(mapped))
         return twin
 
-    def _is_real(self, args: tuple) -> bool:
-        """True, for arrays that have values."""
+    def _expect_values(self, args: tuple) -> None:
+        """Raise _Hidden for arrays that have none."""
         try:
             self.backend.to_numpy(leaves(args)[-1])
         except Exception as error:  # each library has its own for arrays without
             raise _Hidden from error
-        return True
 
     def rows(self, seconds: dict[Any, float]) -> tuple[Row, ...]:
         """A row for each layer that was called, from the medians of what was timed."""
         total, rows = sum(seconds.values()), []
-        for number, note in enumerate(self.notes):
+        for number, note in sorted(enumerate(self.notes), key=lambda pair: pair[1].called):
             forward, backward = (seconds.get((number, p), 0.0) for p in ("forward", "backward"))
             shown = repr(note.layer) if note.whole else type(note.layer).__name__
             if forward + backward > 0.0:

@@ -7,21 +7,23 @@ a module with the names listed in `agnostic_nn_backends`.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, update_wrapper
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 from agnostic_nn_backends import SHIPPED
 
+from . import policies
 from .arrays import Array
 from .trees import leaves, tree_map
 
 __all__ = ["Backend", "BackendUnavailable", "Status", "backend", "backends"]
 
 VARIABLE = "AGNOSTIC_NN_BACKEND"
+PRECISION, DETERMINISTIC = "AGNOSTIC_NN_PRECISION", "AGNOSTIC_NN_DETERMINISTIC"
 
 
 class BackendUnavailable(RuntimeError):
@@ -32,13 +34,17 @@ class BackendUnavailable(RuntimeError):
 class Backend:
     """An array library and one of its devices; immutable, so several live side by side.
 
-    `str(backend)` is the name that chooses it again, such as "jax:cpu:0".
+    `str(backend)` is the name that chooses it again, such as "jax:cpu:0". What precision and
+    `deterministic` mean is said in `agnostic_nn.policies`; they hold for what `jit` makes of
+    functions and for what is called in `with backend.applied():`.
     """
 
     name: str
     device_name: str
     device: Any = field(compare=False, repr=False)
     adapter: ModuleType = field(compare=False, repr=False)
+    precision: str = policies.PRECISIONS[0]
+    deterministic: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}:{self.device_name}"
@@ -67,6 +73,48 @@ class Backend:
     def compiles(self) -> bool:
         """Whether `jit` compiles loops too, so that one call of many steps beats many calls."""
         return self.adapter.compiles
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """Precision and determinism, as data for JSON."""
+        return {"precision": self.precision, "deterministic": self.deterministic}
+
+    def applied(self) -> AbstractContextManager:
+        """A context in which what is called of the library keeps to the policy."""
+        if self._policy is None:
+            return nullcontext()
+        return self._policy(self.device, self.precision, self.deterministic)
+
+    @property
+    def _policy(self) -> Callable | None:
+        """The adapter's; one of a user's own need not have any."""
+        return getattr(self.adapter, "policy", None)
+
+    def probe(self) -> dict[str, dict[str, str]]:
+        """In which formats float32 matrices are multiplied here: a measurement, not a setting.
+
+        By how, "eager" or "compiled", and by what, such as "matmul": "float32",
+        "TensorFloat-32", "bfloat16" and others; see `agnostic_nn.policies`.
+
+        Raises
+        ------
+        BackendUnavailable
+            If the precision is "strict" and any of them is less than float32.
+        """
+        found = policies.probe(self)
+        less = [
+            f"{what} ({how}) in {name}"
+            for how, names in found.items()
+            for what, name in names.items()
+            if name != "float32"
+        ]
+        if less and self.precision == policies.PRECISIONS[0]:
+            sets = " ".join((self._policy.__doc__ or "").split()) if self._policy else ""
+            sets = sets or "There is nothing to set: look at what the library was built with."
+            raise BackendUnavailable(
+                f"{self} is to compute in float32, but computes {', '.join(less)}. {sets}"
+            )
+        return found
 
     def double(self) -> AbstractContextManager:
         """A context in which float64 is to be had.
@@ -109,13 +157,37 @@ class Backend:
         `donate` names the positions of arguments that the caller gives up; their
         memory may be used again.
         """
-        return self.adapter.jit(function, self.device, donate)
+        if self._policy is None:
+            return self.adapter.jit(function, self.device, donate)
+        if self.compiles:  # what is traced under the policy keeps it
+            return self.adapter.jit(_Applied(self, function), self.device, donate)
+        return _Applied(self, self.adapter.jit(function, self.device, donate))
 
     def synchronize(self, tree: Any) -> Any:
         """Wait until the values of `tree` are there; returns it."""
         for leaf in leaves(tree):
             self.adapter.synchronize(leaf)
         return tree
+
+
+class _Applied:
+    """`function` under the policy of a backend; equal ones need be compiled only once."""
+
+    def __init__(self, backend: Backend, function: Callable) -> None:
+        update_wrapper(self, function)
+        self.backend, self.function = backend, function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.backend.applied():
+            return self.function(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Applied):
+            return False
+        return (self.backend, self.function) == (other.backend, other.function)
+
+    def __hash__(self) -> int:
+        return hash((self.backend, self.function))
 
 
 @cache
@@ -134,19 +206,30 @@ class Status:
     reason: str | None
 
 
-def backend(name: str | None = None) -> Backend:
+def backend(
+    name: str | None = None,
+    precision: str | None = None,
+    deterministic: bool | None = None,
+) -> Backend:
     """The backend called `name`: a library, alone or with a device, as in "jax:cpu:1".
 
     Without a name, the one in the environment variable AGNOSTIC_NN_BACKEND, else "numpy".
     Without a device, the one that the library lists first; without a number, the first
     of its kind.
 
+    With precision "strict" float32 is multiplied as float32, with "fast" as TensorFloat-32
+    where there is that; by default as AGNOSTIC_NN_PRECISION says, else "strict". A
+    `deterministic` one gives the same bits in every run; by default one if
+    AGNOSTIC_NN_DETERMINISTIC is 1. See `agnostic_nn.policies`.
+
     Raises
     ------
     BackendUnavailable
-        If no backend has that name, its library is not installed or cannot run, or the
-        device does not exist. Nothing falls back to another.
+        If no backend has that name, its library is not installed or cannot run, the
+        device does not exist, or it cannot be deterministic as things are set up. Nothing
+        falls back to another.
     """
+    policy = _chosen_policy(precision, deterministic)
     name = name or os.environ.get(VARIABLE) or "numpy"
     library, _, device_name = name.partition(":")
     adapter = _load(library)
@@ -159,11 +242,35 @@ def backend(name: str | None = None) -> Backend:
         raise BackendUnavailable(
             f"{library} has no device {device_name!r}; it has {', '.join(devices)}"
         )
-    return Backend(library, device_name, devices[device_name], adapter)
+    found = Backend(library, device_name, devices[device_name], adapter, *policy)
+    try:
+        found.applied()
+    except NotImplementedError as error:
+        raise BackendUnavailable(f"{found}: {error}") from error
+    return found
+
+
+def _chosen_policy(precision: Any, deterministic: Any) -> tuple[str, bool]:
+    """What was asked for, else what the environment says."""
+    where = "precision"
+    if precision is None:
+        where, precision = PRECISION, os.environ.get(PRECISION) or policies.PRECISIONS[0]
+    if precision not in policies.PRECISIONS:
+        allowed = " or ".join(map(repr, policies.PRECISIONS))
+        raise ValueError(f"expected {where} to be {allowed}, got {precision!r}")
+    if deterministic is None:
+        given = os.environ.get(DETERMINISTIC) or "0"
+        if given not in ("0", "1"):
+            raise ValueError(f"expected {DETERMINISTIC} to be 0 or 1, got {given!r}")
+        deterministic = given == "1"
+    if type(deterministic) is not bool:
+        raise TypeError(f"expected deterministic to be True or False, got {deterministic!r}")
+    return precision, deterministic
 
 
 def backends() -> Iterator[Status]:
     """Each known backend, the shipped ones first, with its devices or why it cannot run."""
+    policy = _chosen_policy(None, None)
     for library in _modules():
         try:
             adapter = _load(library)
@@ -171,7 +278,8 @@ def backends() -> Iterator[Status]:
             yield Status(library, None, (), str(error))
             continue
         try:
-            found = tuple(Backend(library, n, d, adapter) for n, d in _devices(library).items())
+            devices = _devices(library).items()
+            found = tuple(Backend(library, n, d, adapter, *policy) for n, d in devices)
             yield Status(library, adapter.version, found, None)
         except BackendUnavailable as error:
             yield Status(library, adapter.version, (), str(error))

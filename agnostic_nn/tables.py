@@ -1,11 +1,11 @@
-"""Tables: rows for people to read, as plain text drawn by rich, or as HTML."""
+"""Tables: rows for people to read, as plain text drawn by rich, as HTML, or as Markdown."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
 from io import StringIO
 from typing import Any
 
-__all__ = ["html_table", "table"]
+__all__ = ["html_table", "markdown_table", "table"]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> str:
@@ -28,14 +28,22 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | No
 
 
 def html_table(
-    columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    title: str | None = None,
+    *,
+    inline: bool = False,
 ) -> str:
-    """The same table as HTML. A cell that has `__html__` is HTML already."""
+    """The same table as HTML. A cell that has `__html__` is HTML already.
+
+    inline: with styles of its own, for a notebook, which sets all columns right.
+    """
     rows = [list(row) for row in rows]
-    right = [' class="right"' * _is_numeric(i, rows) for i in range(len(columns))]
+    left = ' style="text-align: left"' if inline else ""
+    sides = [' class="right"' if _is_numeric(i, rows) else left for i in range(len(columns))]
 
     def line(tag: str, cells: Iterable[str]) -> str:
-        inside = (f"<{tag}{at}>{cell}</{tag}>" for at, cell in zip(right, cells, strict=True))
+        inside = (f"<{tag}{at}>{cell}</{tag}>" for at, cell in zip(sides, cells, strict=True))
         return f"<tr>{''.join(inside)}</tr>"
 
     caption = f"<caption>{escape(title)}</caption>" if title else ""
@@ -43,6 +51,13 @@ def html_table(
     body = "".join(line("td", map(_html_cell, row)) for row in rows)
     table = f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>"
     return f'<div class="scroll">{table}</div>'
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """The same table as Markdown."""
+    lines = [columns, ["---"] * len(columns), *(map(_cell, row) for row in rows)]
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
 def _is_numeric(i: int, rows: Sequence[Sequence[Any]]) -> bool:

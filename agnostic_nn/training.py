@@ -6,7 +6,9 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
+from html import escape
 from inspect import signature
 from itertools import islice
 from typing import Any
@@ -42,7 +44,7 @@ from .progress import progress
 from .registry import Backend
 from .registry import backend as choose
 from .special import all_finite, scan, select
-from .summary import Summary, summarize
+from .summary import Summary, bytes_of_training, summarize
 from .trees import leaves, named_leaves, shape_map, tree_map, unname
 
 __all__ = ["NonFiniteLoss", "Trainer", "make_step"]
@@ -652,10 +654,29 @@ class Trainer:
         return y if ours else self.backend.to_numpy(y)
 
     def summary(self, batch_size: int = 32) -> Summary:
-        """The layers of the model: output shapes, parameters, and bytes kept for `backward`."""
-        params, state, _ = self.backend.to_numpy(self._built())
-        shape = self.shape or ()
-        return summarize(self.model, params, state, shape, self.dtype, batch_size)
+        """The layers of the model: shapes, parameters, FLOPs, and bytes kept for `backward`.
+
+        Below them stands what a step of training holds at once, as predicted.
+        """
+        (params, state, _), shape = self._built(), self.shape or ()
+        found = summarize(self.model, params, state, shape, self.dtype, batch_size)
+        step = make_step(self.model, self.loss, self.optimizer, keep_finite=self.keep_finite)
+        batch = self.model, shape, self.dtype, batch_size
+        return replace(found, bytes_of_training=bytes_of_training(step, self._built(), *batch))
+
+    def __str__(self) -> str:
+        return f"{self._title()}\n\n{self.model}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self._title())}</p>{self.model._repr_html_()}"
+
+    def _title(self) -> str:
+        """What is trained how, and how far it is."""
+        loss = getattr(self.loss, "__name__", None) or repr(self.loss)
+        return (
+            f"{type(self).__name__} on {self.backend} in {self.dtype}: {loss} by "
+            f"{self.optimizer!r}, after {self.steps} steps and {self.epoch} epochs"
+        )
 
     # --- checks at the door -------------------------------------------------------------
 

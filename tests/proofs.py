@@ -14,6 +14,7 @@ from cases._torch import against_torch
 from cases.optimizers import worst_errors
 
 import agnostic_nn as nn
+from agnostic_nn.tables import markdown_table
 
 OTHERS = ["jax", "torch", "array_api_strict:device1"]
 ORACLES = ("central difference", "adjoint", "jax.vjp", "torch.func.vjp", "PyTorch's own", *OTHERS)
@@ -67,19 +68,13 @@ def layers():
     cases = layer_cases()
     for number, case in enumerate(cases, 1):
         print(f"{number}/{len(cases)} {case}", file=sys.stderr)
-        name = getattr(case.layer, "proves", type(case.layer).__name__)
+        name = getattr(case.layer, "called", type(case.layer).__name__)
         counts[name] += 1
         for oracle, error in errors(case):
             worst[name][oracle] = max(error, worst[name].get(oracle, 0.0))
         if isinstance(case.theirs, str):
             silent.setdefault(name, case.theirs)
     return {name: (counts[name], worst[name], silent.get(name)) for name in sorted(counts)}
-
-
-def table(columns, rows):
-    """A table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def cell(found, oracle, silent):
@@ -95,13 +90,13 @@ def main(path):
         for name, (count, found, silent) in layers().items()
     ]
     text = [HEAD.format(versions=versions), "## Layers, blocks and losses\n"]
-    text += [table(["", "cases", *ORACLES], rows), OPTIMIZERS]
+    text += [markdown_table(["", "cases", *ORACLES], rows), OPTIMIZERS]
     oracles = ("plain loop", "PyTorch", "Optax", *OTHERS)
     rows = [
         [f"`{name}`", *(f"{found[o]:.1e}" if o in found else UNASKED[o] for o in oracles)]
         for name, found in worst_errors(tuple(OTHERS)).items()
     ]
-    text += [table(["", *oracles], rows)]
+    text += [markdown_table(["", *oracles], rows)]
     Path(path).write_text("\n".join(text) + "\n", encoding="utf-8")
 
 

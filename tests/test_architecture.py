@@ -20,29 +20,38 @@ from agnostic_nn_backends import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    {"arrays", "trees"},
+    {"arrays", "tables", "trees"},
     {"spans"},
     {"special.padding", "special.reductions"},
     {"special", "random"},
-    {"initializers", "metrics", "layers.base", "losses.base", "optimizers.base"},
+    {"initializers", "metrics", "policies", "layers.base", "losses.base", "optimizers.base"},
     {"layers", "losses", "optimizers", "schedules"},
     {"layers.attention", "optimizers.muon"},
     {"blocks.base"},
     {"blocks.sequential"},
     {"blocks.residual"},
     {"blocks", "registry"},
-    {"interrupts", "progress", "tables"},  # from here up NumPy and all of the stdlib may be used
-    {"callbacks", "checkpoint", "config", "data", "history", "pages", "summary"},
-    {"checking", "training"},
+    {"interrupts", "ledger", "pages", "progress"},  # from here up NumPy and the stdlib may be used
+    {"callbacks", "checkpoint", "config", "data", "history", "noise", "specimens", "summary"},
+    {"checking", "pieces", "training"},
     {
+        "bisecting",
         "compare.deviation",
         "compare.environment",
         "compare.report",
         "compare.workloads",
+        "explaining.formulas",
+        "explaining.numbers",
+        "explaining.walk",
         "profiling",
     },
-    {"compare.running"},
-    {"compare"},
+    {"compare.own", "compare.page", "compare.roundings", "explaining.flow"},
+    {"compare.running", "conformance", "explaining.findings"},
+    {"compare", "explaining.telling"},
+    {"compare.merging", "explaining.drawing"},
+    {"explaining.explaining"},
+    {"explaining.notebooks"},
+    {"explaining"},
     {"commands.arguments"},
     {"commands"},
     {"cli"},
@@ -54,6 +63,8 @@ CORE = {
     "collections",
     "dataclasses",
     "functools",
+    "html",
+    "io",
     "itertools",
     "math",
     "typing",
@@ -77,6 +88,7 @@ INSIDE_FUNCTIONS = {  # what is slow to import or optional, and its only home
     "checkpoint": {"safetensors"},
     "compare.workloads": {"mlxtend", "sklearn"},
     "pages": {"matplotlib"},
+    "policies": {"numpy"},
     "progress": {"rich"},
     "tables": {"rich"},
 }
@@ -88,7 +100,9 @@ LIBRARIES = {  # of each adapter
     "dpnp": {"dpnp", "dpctl", "numpy"},
     "array_api_strict": {"array_api_strict", "numpy"},
 }
-HEAVY = {"jinja2", "latex2mathml", "matplotlib", "rich", "safetensors", "sklearn", "tensorboardX"}.union(*LIBRARIES.values())
+HEAVY = {
+    *("jinja2", "latex2mathml", "matplotlib", "rich", "safetensors", "sklearn", "tensorboardX"),
+}.union(*LIBRARIES.values())
 
 
 parse = functools.cache(ast.parse)

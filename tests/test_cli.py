@@ -14,9 +14,10 @@ from agnostic_nn_backends import SHIPPED
 
 
 @pytest.fixture
-def small(tmp_path):
+def small(tmp_path, monkeypatch):
     """Arguments of a comparison that is over soon; its report goes to the `report` folder."""
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
+    monkeypatch.setitem(sys.modules, "jinja2", None)  # pages take seconds to draw
     output = str(tmp_path / "report")
     return ["compare", "--workload=breast-cancer", "--epochs=1", "--quiet", f"--output={output}"]
 
@@ -66,6 +67,46 @@ def test_compare_prints_and_writes_what_it_found(backend, small, tmp_path, capsy
         assert result["verdict"] in out
     assert "bit-identical" in out
     assert "breast-cancer" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+
+
+def test_without_the_extra_report_there_is_no_page_and_it_is_said_why(small, tmp_path, capsys):
+    assert cli.main([*small, "--backends=numpy", "--no-batches"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1].startswith("no report.html: pages are drawn by ")
+    assert out[-1].endswith("pip install 'agnostic-nn[report]'")
+    written = sorted(path.name for path in (tmp_path / "report").iterdir())
+    assert written == ["report.json", "report.md"]
+    report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    assert report["results"][0]["batches"] == []
+
+
+def test_with_the_extra_report_there_is_a_page(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "jinja2")
+    pytest.importorskip("jinja2", reason="the extra `report` is not installed")
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    assert cli.main([*small, "--backends=numpy", "--dtypes=float32,float64"]) == 0
+    assert "report.html" in capsys.readouterr().out
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "numpy:cpu float64" in page
+
+
+def test_reports_are_merged(small, tmp_path, capsys):
+    for name in ("one", "two"):
+        asked = [*small, "--backends=numpy", "--no-batches", f"--output={tmp_path / name}"]
+        assert cli.main(asked) == 0
+    capsys.readouterr()
+    paths = [str(tmp_path / name / "report.json") for name in ("one", "two")]
+    output = f"--output={tmp_path / 'both'}"
+    assert cli.main(["compare", "--merge", *paths, "--labels=laptop,server", output]) == 0
+    out = capsys.readouterr().out
+    assert "numpy:cpu (laptop)" in out
+    assert "numpy:cpu (server)" in out
+    assert "All of them stay within the tolerance" in out
+    merged = json.loads((tmp_path / "both" / "report.json").read_text(encoding="utf-8"))
+    assert [machine["label"] for machine in merged["machines"]] == ["laptop", "server"]
+    assert cli.main(["compare", "--merge", paths[0], output]) == 2
+    assert "two reports or more" in capsys.readouterr().err
 
 
 def test_progress_is_drawn_unless_quiet(small, capsys):
@@ -159,6 +200,7 @@ def test_an_interrupt_ends_it_without_a_report(small, tmp_path, capsys, monkeypa
         ([], "backends"),
         (["backends"], "cannot run"),
         (["compare"], "--workload NAME"),
+        (["compare"], "--merge FILE"),
         (["profile"], "--json FILE"),
     ],
 )

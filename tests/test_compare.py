@@ -5,6 +5,8 @@ import math
 import re
 import sys
 from copy import deepcopy
+from dataclasses import replace
+from html import unescape
 from itertools import count
 from pathlib import Path
 from types import ModuleType
@@ -15,8 +17,17 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn import special
 from agnostic_nn.checkpoint import digest
-from agnostic_nn.compare import CannotCompare, Workload, compare, comparing, running, summary, write
-from agnostic_nn.compare.deviation import deviation, rounding_chain, tolerance
+from agnostic_nn.compare import (
+    CannotCompare,
+    Workload,
+    compare,
+    comparing,
+    page,
+    running,
+    summary,
+    write,
+)
+from agnostic_nn.compare.deviation import deviation, tolerance
 from agnostic_nn.compare.environment import environment
 from agnostic_nn.compare.workloads import WORKLOADS
 from agnostic_nn.data import Examples
@@ -118,10 +129,8 @@ def test_a_ulp_is_that_of_the_dtype():
 
 
 def test_the_tolerance_grows_as_a_random_walk_does():
-    assert tolerance(EPSILON, 1, 1) == 4 * EPSILON
-    assert tolerance(EPSILON, 25, 4) == pytest.approx(40 * EPSILON)
-    params = ({"weight": np.zeros((3, 5)), "bias": np.zeros(5)}, {}, {"scale": np.zeros(2)})
-    assert rounding_chain(params, batch_size=10) == 10 + 3 + 5 + 5 + 2
+    assert tolerance(EPSILON, 0) == tolerance(EPSILON, 1) == 4 * EPSILON
+    assert tolerance(EPSILON, 100) == pytest.approx(40 * EPSILON)
 
 
 # --- the comparison ---------------------------------------------------------------------
@@ -136,7 +145,7 @@ def digits(backend):
 def test_digits_are_learned(digits):
     result = only(digits)
     assert result["error"] is None
-    assert result["test_accuracy"] >= 0.97
+    assert result["test_metric"] >= 0.97
     assert result["final_loss"] == pytest.approx(digits["reference"]["final_loss"], rel=1e-3)
 
 
@@ -144,7 +153,7 @@ def test_digits_stay_within_tolerance_of_the_reference(digits):
     result = only(digits)
     assert result["left_tolerance"] is None
     assert result["verdict"] == "within tolerance over 900 steps"
-    assert 0.0 < result["max_relative_deviation"] < digits["tolerance"]["last_step"]
+    assert 0.0 < result["max_relative_deviation"] < result["tolerance"]["last_step"]
 
 
 def test_starting_parameters_are_the_same_bits_on_the_device_as_on_the_host(digits):
@@ -190,7 +199,7 @@ def spirals(backend):
 
 def test_the_same_comparison_twice_finds_the_same_numbers(backend, spirals):
     first, second = spirals["results"][-1], only(compare(SPIRALS, [str(backend)]))
-    for key in ("losses", "deviations", "test_accuracy", "start_sha256", "verdict"):
+    for key in ("losses", "deviations", "test_metric", "start_sha256", "verdict"):
         assert first[key] == second[key]
 
 
@@ -205,7 +214,7 @@ def test_compare_trains_as_a_trainer_does(backend):
     task = running.Task(SPIRALS, train, test, comparing._start(SPIRALS, train, 5), 2, 5)
     done = running.run(task, backend, "float32", "", Progress())
     assert len(done.losses) == task.steps == STEPS
-    assert done.accuracy == pytest.approx(trainer.evaluate(test.x, test.target)["accuracy"])
+    assert done.metric == pytest.approx(trainer.evaluate(test.x, test.target)["accuracy"])
     for ours, theirs in zip(
         nn.trees.leaves(done.params),
         nn.trees.leaves(backend.to_numpy(trainer.params)),
@@ -260,7 +269,7 @@ def test_without_names_everything_runs_but_what_cannot_and_test_libraries(monkey
     report = compare(SPIRALS, epochs=1)
     assert only(report)["backend"] == "numpy"
     absent, strict = report["left_out"]
-    assert absent == {"backend": "absent", "reason": "absent needs a package"}
+    assert (absent["backend"], absent["reason"]) == ("absent", "absent needs a package")
     assert "array_api_strict is a library for tests" in strict["reason"]
     assert strict["reason"] in summary(report)
 
@@ -296,7 +305,7 @@ def test_a_backend_that_fails_is_an_entry_and_the_others_finish(pretend):
     assert fine["verdict"] == f"within tolerance over {STEPS} steps"
     for entry in (failed, missing):
         assert entry["verdict"] == "failed"
-        assert entry["test_accuracy"] is entry["step_ms"] is entry["deviations"] is None
+        assert entry["test_metric"] is entry["step_ms"] is entry["deviations"] is None
         assert entry["error"] in summary(report)
 
 
@@ -379,9 +388,13 @@ TYPES = {
     "number": lambda value: type(value) in (int, float),
     "object": lambda value: isinstance(value, dict),
     "list of numbers": lambda value: isinstance(value, list) and all(map(TYPES["number"], value)),
+    "list of strings": lambda value: isinstance(value, list) and all(map(TYPES["string"], value)),
+    "list of objects": lambda value: isinstance(value, list) and all(map(TYPES["object"], value)),
+    "boolean": lambda value: isinstance(value, bool),
     "null": lambda value: value is None,
 }
-NAMED = ("gradients", "parameters", "variables", "versions")  # whose fields have names of their own
+NAMED = ("epsilon", "gradients", "layers", "parameters", "variables", "versions")  # by names
+OPTIONAL = ("batches", "deviations", "left_tolerance", "memory", "results[].tolerance")
 
 
 def read_strictly(path):
@@ -407,7 +420,7 @@ def fields(data, path=""):
         if name in NAMED and isinstance(value, dict):
             entries = [{"*": entry} for entry in value.values()]
         nested = [entry for entry in entries if isinstance(entry, dict)]
-        if not nested or here.endswith(("deviations", "left_tolerance")):
+        if not nested or here.endswith(OPTIONAL):
             yield here, value
         for entry in nested:
             yield from fields(entry, inner)
@@ -419,8 +432,9 @@ def eventful(spirals):
     report = deepcopy(spirals)
     departed = report["results"][-1] | {"left_tolerance": {"step": 3, "what": "a | in its name"}}
     report["results"].append(departed | {"verdict": "left tolerance at step 3 (a | in its name)"})
-    report["left_out"].append({"backend": "absent", "reason": "absent is absent"})
-    report["environment"]["variables"]["OMP_NUM_THREADS"] = "1"
+    left_out = {"backend": "absent", "machine": "here", "reason": "absent is absent"}
+    report["left_out"].append(left_out)
+    report["machines"][0]["environment"]["variables"]["OMP_NUM_THREADS"] = "1"
     return report
 
 
@@ -481,3 +495,151 @@ def test_the_environment_names_settings_that_are_set_and_no_others(monkeypatch):
     assert found["variables"]["OMP_NUM_THREADS"] == "3"
     assert not {"UNRELATED", "MKL_NUM_THREADS"} & found["variables"].keys()
     assert found["versions"]["numpy"] == np.__version__
+
+
+# --- dtypes, sizes, memory --------------------------------------------------------------
+
+
+def test_every_dtype_is_compared_where_the_device_has_it(pretend):
+    narrow = pretend(has_float64=lambda device: False)
+    report = compare(SPIRALS, ["numpy", narrow], dtypes=["float32", "float64"], sizes=())
+    ran = [(r["backend"], r["dtype"]) for r in report["results"]]
+    assert ran == [("numpy", "float32"), ("numpy", "float64"), (narrow, "float32")]
+    (left_out,) = report["left_out"]
+    assert left_out["reason"] == f"{narrow}:cpu has no float64 as it is set up now"
+    single, double, _ = report["results"]
+    assert double["verdict"] == f"within tolerance over {STEPS} steps"
+    assert double["tolerance"]["last_step"] < 1e-8 * single["tolerance"]["last_step"]
+    assert double["start_sha256"] == single["start_sha256"] == report["start_sha256"]
+    assert "numpy:cpu float64" in summary(report)
+    with pytest.raises(CannotCompare, match=r"nothing is left to compare: .* has no float64"):
+        compare(SPIRALS, [narrow], dtypes=["float64"])
+
+
+def test_a_float64_run_that_computes_in_float32_leaves_its_tolerance(pretend):
+    def narrow(tree):
+        return nn.trees.tree_map(
+            lambda a: a.astype("float32").astype(a.dtype) if a.dtype == np.float64 else a, tree
+        )
+
+    name = pretend(jit=changed_at(2, lambda found: (narrow(found[0]), *found[1:])))
+    result = only(compare(SPIRALS, [name], dtypes=["float64"], sizes=()))
+    assert result["left_tolerance"] == {"step": 3, "what": "loss"}
+
+
+def test_steps_are_timed_with_batches_of_other_sizes_unless_not_wanted():
+    timed = only(compare(SPIRALS, ["numpy"], epochs=1, sizes=(4, 1)))["batches"]
+    assert [each["size"] for each in timed] == [1, 4, 16]
+    assert all(each["step_ms"] > 0.0 for each in timed)
+    assert only(compare(SPIRALS, ["numpy"], epochs=1, sizes=()))["batches"] == []
+
+
+def test_no_other_size_is_begun_when_time_has_run_out(monkeypatch):
+    monkeypatch.setattr(running, "BUDGET", 0.0)
+    timed = only(compare(SPIRALS, ["numpy"], epochs=1, sizes=(4, 1)))["batches"]
+    assert timed == []
+
+
+def test_steps_that_are_only_timed_do_not_touch_what_was_learned(pretend):
+    def jit(function, device, donate=()):
+        def call(*arguments):
+            found = nn.trees.tree_map(np.array, function(*arguments))
+            for leaf in (leaf for i in donate for leaf in nn.trees.leaves(arguments[i])):
+                leaf.fill(7)  # what is given up may be written over
+            return found
+
+        return call
+
+    result = only(compare(SPIRALS, [pretend(jit=jit)], sizes=(1,)))
+    assert result["verdict"] == f"within tolerance over {STEPS} steps"
+
+
+def test_timing_other_sizes_changes_no_result():
+    with_sizes, without = (only(compare(SPIRALS, ["numpy"], sizes=s)) for s in ((1, 64), ()))
+    for key in ("losses", "deviations", "test_metric", "verdict"):
+        assert with_sizes[key] == without[key]
+
+
+def test_memory_is_what_the_device_tells_and_what_a_step_has_to_hold(pretend):
+    telling = pretend(peak_memory=lambda device: 12345)
+    silent, told = (r["memory"] for r in compare(SPIRALS, ["numpy", telling])["results"])
+    parameters = 4 * (2 * 8 + 8 + 8 * 2 + 2)
+    assert silent["parameters"] == parameters
+    assert silent["moments"] >= 2 * parameters
+    assert silent["kept_for_backward"] > 16 * 8 * 4
+    parts = ("parameters", "state", "moments", "kept_for_backward")
+    assert silent["predicted"] > sum(silent[part] for part in parts)
+    assert (silent["peak"], told["peak"]) == (None, 12345)
+
+
+def test_a_gradient_that_is_rounding_and_nothing_else_is_held_to_no_tolerance():
+    model = nn.Sequential(nn.Dense(8), nn.BatchNorm(), nn.Tanh(), nn.Dense(2))
+    workload = replace(SPIRALS, model=model, optimizer=nn.SGD(0.05))
+    report = compare(workload, ["numpy"], sizes=())
+    result = only(report)
+    assert report["tolerance"]["nothing"] == ["0.bias"]
+    assert result["deviations"]["gradients"]["0.bias"]["relative"] > 1.0
+    assert result["deviations"]["gradients"]["0.bias"]["tolerance"] is None
+    assert result["left_tolerance"] is None
+    assert "0 but for rounding: 0.bias" in summary(report)
+
+
+# --- the page ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawn(eventful):
+    for name in ("jinja2", "matplotlib", "latex2mathml"):
+        pytest.importorskip(name, reason="the extra `report` is not installed")
+    return page(eventful)
+
+
+def test_the_page_tells_of_every_result_and_loads_nothing(drawn, eventful):
+    for result in eventful["results"]:
+        assert (result["error"] or result["verdict"]) in unescape(drawn)
+    assert "absent is absent" in drawn
+    assert eventful["start_sha256"] in drawn
+    assert not re.search(r"<script|<link|src=|@import|https?://(?!www\.w3\.org)", drawn)
+    assert eventful["machines"][0]["environment"]["platform"] in drawn
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        *("Loss", "Deviation of the loss from the reference", "Outputs of layers at the first"),
+        *("Gradients at the first step", "Parameters after the last step", "Time of a step and"),
+        *("Time of a step by the size of its batch", "Memory of a step, MB"),
+    ],
+)
+def test_the_page_has_a_plot_of(drawn, title):
+    assert any(title in plot for plot in re.findall(r"<svg.*?</svg>", drawn, re.S))
+
+
+def test_a_page_of_failures_alone_has_no_plots(eventful):
+    pytest.importorskip("jinja2", reason="the extra `report` is not installed")
+    failed = [result for result in eventful["results"] if result["error"] is not None]
+    assert failed
+    assert "<svg" not in page(eventful | {"results": failed})
+
+
+def test_numbers_that_are_none_do_not_keep_a_page_from_being_drawn(pretend):
+    pytest.importorskip("jinja2", reason="the extra `report` is not installed")
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+
+    def spoil(found):
+        carry, value, finite = found
+        floats = nn.trees.tree_map(lambda a: a * math.nan if a.dtype.kind == "f" else a, carry)
+        return floats, value * math.nan, finite
+
+    report = compare(SPIRALS, [pretend(jit=changed_at(1, spoil))], epochs=1, sizes=())
+    assert only(report)["error"] is None
+    assert only(report)["max_relative_deviation"] is None
+    assert "no number at all" in page(report)
+    assert "no number at all" in summary(report)
+
+
+def test_an_older_page_goes_where_none_can_be_made(spirals, tmp_path):
+    assert [path.name for path in write(spirals, tmp_path, "<p>new</p>")][-1] == "report.html"
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "<p>new</p>"
+    write(spirals, tmp_path)
+    assert not (tmp_path / "report.html").exists()

@@ -13,7 +13,8 @@ import math
 import os
 import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from operator import attrgetter
@@ -29,6 +30,7 @@ from cases import arrays_for, layer_cases, run
 import agnostic_nn as nn
 import agnostic_nn_backends
 from agnostic_nn import arrays, random, special
+from agnostic_nn.explaining.notebooks import rounded_cross_entropy
 from agnostic_nn.registry import Backend
 from agnostic_nn.training import Trainer, make_step
 from agnostic_nn.trees import leaves, named_leaves
@@ -290,6 +292,9 @@ def use_what_no_case_does(xp):
     nn.schedules.Constant(0.1)(y)
     nn.softmax_cross_entropy(y, y / 3, label_smoothing=0.1)
     nn.accuracy(y, y)
+    special.indexing.add_sorted(y, np.asarray([1, 0]), 2)
+    special.all_finite.dispatch(object)(y, y)
+    rounded_cross_entropy(y, y)
     arrays.first_true(y > 2)
 
 
@@ -345,6 +350,10 @@ class Device:
 
     def __eq__(self, other):
         return self.id == other.id
+
+    @property
+    def compute_capability(self):
+        return "80"
 
     def synchronize(self):
         Device.waited.append(self.id)
@@ -415,8 +424,24 @@ class CupyNamespace:
             return on_current_device(np.asarray, data, dtype=dtype)
 
 
+class Products:
+    """cupy._core._routines_linalg: how the whole process multiplies."""
+
+    COMPUTE_TYPE_DEFAULT, COMPUTE_TYPE_TF32 = 1, 7
+
+    def __init__(self):
+        self.types = {np.dtype(np.float32): 1, np.dtype(np.float64): 1}
+
+    def get_compute_type(self, dtype):
+        return self.types[np.dtype(dtype)]
+
+    def set_compute_type(self, dtype, compute_type):
+        self.types[np.dtype(dtype)] = compute_type
+
+
 NAMESPACE = CupyNamespace()  # one for all: namespaces are cached by the type of the array
 CUPY = SimpleNamespace(
+    _core=SimpleNamespace(_routines_linalg=Products()),
     __version__="0",
     ndarray=CupyArray,
     # with CUPY_ENABLE_UMP=1 the GPU reads the host's own memory
@@ -515,6 +540,73 @@ def test_the_adapter_brings_its_own_erf_and_scatter_add(stand_in):
         add = backend.jit(lambda updates, index: special.scatter_add(updates, index, 4))
         found = backend.to_numpy(add(backend.asarray(updates), backend.asarray(index)))
         np.testing.assert_array_equal(found, [[2, 2], [0, 0], [3, 3], [0, 0]])
+
+
+@loudly
+def test_the_adapter_sets_the_compute_type_for_as_long_as_a_call_takes(stand_in, monkeypatch):
+    products = CUPY._core._routines_linalg
+    before = dict(products.types)
+
+    def look(x):
+        seen.append((dict(products.types), Device().id))
+        return x
+
+    for chosen, wanted in {"strict": 1, "fast": 7}.items():
+        for user in (1, 7, 2):
+            monkeypatch.setitem(products.types, np.dtype(np.float32), user)
+            one, seen = replace(stand_in[1], precision=chosen), []
+            one.jit(look)(one.asarray(np.ones(2, np.float32)))
+            with pytest.raises(ZeroDivisionError), one.applied():
+                look(1 / len(seen[1:]))
+            with one.applied():
+                look(None)
+            assert seen == [(before | {np.dtype(np.float32): wanted}, 1)] * 2
+            assert products.get_compute_type("float32") == user
+    assert Device().id == 0
+
+
+@loudly
+def test_an_older_gpu_has_no_tensorfloat(stand_in, monkeypatch):
+    monkeypatch.setattr(Device, "compute_capability", "75")
+    with replace(stand_in[0], precision="fast").applied():
+        assert CUPY._core._routines_linalg.get_compute_type("float32") == 1
+
+
+@loudly
+def test_the_adapter_adds_nothing_in_memory_if_it_has_to_be_deterministic(stand_in, monkeypatch):
+    def atomic(*_):
+        raise AssertionError("in whatever order threads get there")
+
+    expected = train("choices", stand_in[1])
+    certain = replace(stand_in[1], deterministic=True)
+    monkeypatch.setattr(CUPY.add, "at", atomic)
+    for found, wanted in zip(train("choices", certain), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    given = stand_in[0].asarray((np.ones((3, 2)), np.array([0, 1, 0])))
+    with pytest.raises(AssertionError, match="in whatever order"):
+        special.scatter_add(*given, 2)  # by no backend, and so under no policy
+    with pytest.raises(AssertionError, match="in whatever order"):
+        train("choices", stand_in[1])
+
+
+def test_the_compute_type_of_the_real_cupy_is_set_and_comes_back(cupy):
+    """float32 needs no GPU to be asked for, TensorFloat-32 does."""
+    from agnostic_nn_backends.cupy import policy
+
+    class Nowhere(nullcontext):
+        compute_capability = "75"
+
+    products = cupy._core._routines_linalg
+    before = products.get_compute_type(np.float32)
+    products.set_compute_type(np.float32, products.COMPUTE_TYPE_PEDANTIC)
+    try:
+        for precision in ("strict", "fast"):
+            with policy(Nowhere(), precision, True):
+                assert products.get_compute_type(np.float32) == products.COMPUTE_TYPE_DEFAULT
+            assert products.get_compute_type(np.float32) == products.COMPUTE_TYPE_PEDANTIC
+    finally:
+        products.set_compute_type(np.float32, before)
+    assert products.compute_type_to_str(products.COMPUTE_TYPE_TF32) == "COMPUTE_TYPE_TF32"
 
 
 @loudly
@@ -683,6 +775,30 @@ def test_a_gpu_adds_up_repeated_indices(gpu, dtype, integer):
     np.add.at(expected, index, updates)
     found = special.scatter_add(gpu.asarray(updates), gpu.asarray(index), 4)
     np.testing.assert_array_equal(gpu.to_numpy(found), expected)
+
+
+def test_a_strict_gpu_multiplies_in_float32_and_a_fast_one_as_it_can(gpu):
+    for names in nn.backend("cupy:0", "strict").probe().values():
+        assert set(names.values()) == {"float32"}
+    able = int(gpu.device.compute_capability) >= 80
+    for names in nn.backend("cupy:0", "fast").probe().values():
+        assert names["matmul"] == ("TensorFloat-32" if able else "float32")
+
+
+def test_a_deterministic_gpu_gives_the_same_bits_again(gpu):
+    """Of many numbers for each row: added in memory, they came in another order each time."""
+    certain = nn.backend("cupy:0", deterministic=True)
+    generator = np.random.default_rng(0)
+    updates = gpu.asarray(generator.standard_normal((100_000, 16)).astype(np.float32))
+    index = gpu.asarray(generator.integers(0, 5, 100_000).astype(np.int32))
+    add = certain.jit(lambda updates, index: special.scatter_add(updates, index, 5))
+    first, *others = (gpu.to_numpy(add(updates, index)).tobytes() for _ in range(10))
+    assert set(others) == {first}
+    for workload in WORKLOADS:
+        first, second = (
+            [leaf.tobytes() for leaf in train(workload, certain, steps=20)] for _ in range(2)
+        )
+        assert first == second
 
 
 def test_a_gpus_erf_is_that_of_the_c_library(gpu):

@@ -10,7 +10,7 @@ pytest.importorskip("jinja2", reason="the extra `report` is not installed")
 pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 pytest.importorskip("latex2mathml", reason="the extra `report` is not installed")
 
-from agnostic_nn.pages import colour, figure, formula, render, svg  # noqa: E402
+from agnostic_nn.pages import colour, figure, formula, render, svg
 
 
 def drawn():

@@ -81,6 +81,14 @@ def test_a_loop_that_is_compiled_is_timed_as_a_whole(backend):
     assert rows == [("", "Sequential"), *inside, ("1", "Dense(width=3, bias=True)")]
 
 
+def test_layers_that_a_block_makes_as_it_goes_stand_in_their_places():
+    block = nn.TransformerBlock(nn.MultiHeadAttention(2), 4)
+    model = nn.Sequential(nn.Reshape((2, 2)), block, nn.Flatten(), nn.Dense(3))
+    paths = [row.path for row in profiled(model, "numpy").rows]
+    inside = ["attention_norm", "attention", "feed_norm", "feed", "feed.0", "feed.1", "feed.2"]
+    assert paths == ["", "0", "1", *(f"1.{name}" for name in inside), "2", "3"]
+
+
 @dataclass(frozen=True)
 class Napping(nn.Layer):
     """y = x, in its own time."""

@@ -1,10 +1,12 @@
-"""A summary counts every parameter and every byte once, where it belongs."""
+"""A summary counts every parameter, byte and operation once, where it belongs."""
 
 import numpy as np
 import pytest
 
 import agnostic_nn as nn
+from agnostic_nn.layers.base import outline
 from agnostic_nn.summary import summarize
+from agnostic_nn.trees import leaves
 
 HOST = nn.backend("numpy").xp
 
@@ -29,12 +31,20 @@ FOUND = [  # model, shape, rows
     (
         nn.Residual(DENSE, shortcut=nn.Dense(4, bias=False)),
         (4,),
-        [("0", "Dense", (4,), 20, 0, 160), ("1", "Dense", (4,), 16, 0, 0)],  # the same x
+        [
+            ("", "Residual", (4,), 0, 0, 0),
+            ("0", "Dense", (4,), 20, 0, 160),
+            ("1", "Dense", (4,), 16, 0, 0),  # the same x
+        ],
     ),
     (
         nn.Parallel(DENSE, nn.Tanh()),
         (4,),
-        [("0", "Dense", (4,), 20, 0, 160), ("1", "Tanh", (4,), 0, 0, 0)],
+        [
+            ("", "Parallel", (4,), 0, 0, 0),
+            ("0", "Dense", (4,), 20, 0, 160),
+            ("1", "Tanh", (4,), 0, 0, 0),
+        ],
     ),
     (
         nn.Parallel(DENSE, nn.Softmax(), join="multiply"),  # keeps both y, one of them Softmax too
@@ -46,14 +56,13 @@ FOUND = [  # model, shape, rows
         ],
     ),
     (
-        nn.Parallel(DENSE, nn.Flatten(), join=None),
-        (4,),
-        [("0", "Dense", (4,), 20, 0, 160), ("1", "Flatten", (4,), 0, 0, 0)],
-    ),
-    (
         nn.Repeat(nn.Sequential(DENSE, nn.Tanh()), 3),
         (4,),
-        [("0", "Dense", (4,), 60, 0, 480), ("1", "Tanh", (4,), 0, 0, 480)],
+        [
+            ("", "Repeat", (4,), 0, 0, 0),
+            ("0", "Dense", (4,), 60, 0, 480),
+            ("1", "Tanh", (4,), 0, 0, 480),
+        ],
     ),
     (
         nn.Sequential(nn.Tanh(), nn.Recompute(nn.Sequential(DENSE, nn.Softmax(), DENSE))),
@@ -70,6 +79,7 @@ FOUND = [  # model, shape, rows
         nn.Repeat(nn.Recompute(nn.Sequential(DENSE, nn.Softmax())), 3),
         (4,),
         [
+            ("", "Repeat", (4,), 0, 0, 0),
             ("", "Recompute", (4,), 0, 0, 480),
             ("0", "Dense", (4,), 60, 0, 0),
             ("1", "Softmax", (4,), 0, 0, 0),
@@ -79,6 +89,7 @@ FOUND = [  # model, shape, rows
         nn.Sequential(nn.Freeze(nn.Sequential(DENSE, nn.LayerNorm())), DENSE),
         (4,),
         [
+            ("0", "Freeze", (4,), 0, 0, 0),
             ("0.0", "Dense", (4,), 0, 20, 160),
             ("0.1", "LayerNorm", (4,), 0, 8, 200),
             ("1", "Dense", (4,), 20, 0, 160),
@@ -93,6 +104,7 @@ FOUND = [  # model, shape, rows
         ),
         (),
         [
+            ("", "Graph", (7,), 0, 0, 0),
             ("e", "Embedding", (4,), 28, 0, 40),
             ("h", "Dense", (4,), 20, 0, 320),
             ("logits", "Unembedding", (7,), 0, 0, 160),
@@ -107,9 +119,11 @@ FOUND = [  # model, shape, rows
         ),
         {"one": (4,), "two": (3,)},
         [
+            ("a", "Parallel", ((4,), (2,)), 0, 0, 0),
             ("a.0", "Dense", (4,), 20, 0, 160),
             ("a.1", "Dense", (2,), 10, 0, 0),
             ("b", "Concatenate", (5,), 0, 0, 0),
+            ("both", "Sequential", (3,), 0, 0, 0),
             ("both.0", "Dense", (3,), 18, 0, 200),
             ("both.1", "Softmax", (3,), 0, 0, 120),
         ],
@@ -122,12 +136,162 @@ def test_each_layer_stands_where_its_parameters_do_with_what_it_keeps(model, sha
     assert cells(summary_of(model, shape)) == rows
 
 
+def kept_on_numpy(model, shape):
+    """The bytes of all arrays in a cache that are neither parameters nor state, each once."""
+    params, state, _ = model.init(nn.random.key(0, xp=HOST), shape, HOST.float32)
+    *_, cache = model.forward(params, state, np.zeros((10, *shape), "float32"), train=True)
+
+    def memory(array):
+        while isinstance(array.base, np.ndarray):
+            array = array.base
+        return array
+
+    constant = {id(memory(leaf)) for leaf in leaves((params, state))}
+    found = {id(memory(leaf)): memory(leaf) for leaf in leaves(cache)}
+    return sum(leaf.nbytes for name, leaf in found.items() if name not in constant)
+
+
+KEEPING = [
+    (nn.Sequential(nn.Conv2D(4, 3), nn.BatchNorm(), nn.ReLU(), nn.AveragePool2D(2)), (8, 8, 2)),
+    (nn.Sequential(nn.Dense(16), nn.Dropout(0.5), nn.GELU(), nn.LayerNorm(), nn.Dense(2)), (8,)),
+    (nn.Sequential(nn.GRU(8), nn.RNN(4, sequence=False), nn.Softmax()), (6, 3)),
+    (nn.Repeat(nn.Residual(nn.LayerNorm(), nn.Dense(8), nn.Tanh()), 3), (8,)),
+    (nn.MultiHeadAttention(4, causal=True), (64, 8)),
+]
+
+
+@pytest.mark.parametrize(("model", "shape"), KEEPING, ids=[str(row[0]) for row in KEEPING])
+def test_what_is_kept_is_what_numpy_keeps(model, shape):
+    assert summary_of(model, shape).bytes_kept == kept_on_numpy(model, shape)
+
+
+def flops(summary):
+    """path, operations forward and backward"""
+    return [(r.path, r.flops_forward, r.flops_backward) for r in summary.rows]
+
+
+# Dense of 4 to 4 for 10 rows: a product is 320, a bias 40; back are two products and a bias,
+# of a first layer one. Softmax is max, -, exp, sum and /; back a product, sum, - and product
+OPERATIONS = [
+    (DENSE, [("", 360, 360)]),
+    (
+        nn.Sequential(DENSE, nn.Softmax(), DENSE),
+        [("0", 360, 360), ("1", 200, 160), ("2", 360, 680)],
+    ),
+    (
+        nn.Sequential(DENSE, nn.Recompute(nn.Sequential(DENSE, nn.Softmax()))),
+        [("0", 360, 360), ("1", 0, 0), ("1.0", 360, 680 + 360), ("1.1", 200, 160 + 200)],
+    ),
+    (
+        nn.Repeat(nn.Residual(DENSE), 3),
+        [("", 0, 0), ("", 3 * 40, 3 * 40), ("0", 3 * 360, 3 * 680)],
+    ),
+    (nn.Sequential(nn.Freeze(DENSE), DENSE), [("0", 0, 0), ("0", 360, 0), ("1", 360, 360)]),
+    (
+        nn.Graph(h=(DENSE, "x"), y=(nn.Shared("h"), "h")),
+        [("", 0, 20), ("h", 2 * 360, 2 * 680)],  # two gradients of 20 parameters add up
+    ),
+]
+
+
+@pytest.mark.parametrize(("model", "rows"), OPERATIONS, ids=[str(row[0]) for row in OPERATIONS])
+def test_operations_belong_to_the_layer_that_asks_for_them(model, rows):
+    summary = summary_of(model, (4,))
+    assert flops(summary) == rows
+    assert summary.flops_forward == sum(row[1] for row in rows)
+    assert summary.flops_backward == sum(row[2] for row in rows)
+
+
+SAVED = [  # model, bytes that each row would save if it were recomputed, and for what
+    (nn.Sequential(DENSE, nn.Tanh()), [(0, 360), (0, 40)]),  # both keep what they are given
+    (nn.Sequential(DENSE, nn.Softmax(), DENSE), [(0, 360), (0, 200), (0, 360)]),
+    (nn.Sequential(DENSE, nn.Softmax()), [(0, 360), (0, 200)]),  # y or x, which is as much
+    (nn.Residual(DENSE, nn.Tanh(), DENSE), [(320, 800), (0, 360), (0, 40), (0, 360)]),
+    (  # x is kept beside, y of Softmax by it and the last
+        nn.Parallel(DENSE, nn.Sequential(nn.Softmax(), DENSE)),
+        [(160, 960), (0, 360), (160, 560), (0, 200), (0, 360)],
+    ),
+    (  # of three x and three y one x would be left
+        nn.Repeat(nn.Sequential(DENSE, nn.Tanh()), 3),
+        [(800, 1200), (0, 1080), (0, 120)],
+    ),
+    (nn.Sequential(DENSE, nn.Recompute(nn.Residual(DENSE, nn.Tanh()))), [(0, 360), (0, 440)]),
+]
+
+
+@pytest.mark.parametrize(("model", "rows"), SAVED, ids=[str(row[0]) for row in SAVED])
+def test_what_recomputing_would_save_is_what_recomputing_saves(model, rows):
+    found = summary_of(model, (4,))
+    told = [(row.recompute_saves, row.recompute_flops) for row in found.rows]
+    assert told[: len(rows)] == rows
+    again = summary_of(nn.Recompute(model), (4,))
+    whole = isinstance(model, nn.Residual | nn.Repeat)
+    if whole:
+        assert found.bytes_kept - again.bytes_kept == rows[0][0]
+        assert again.flops_backward - found.flops_backward >= rows[0][1]
+
+
+def test_a_transformer_block_is_looked_into():
+    block = nn.TransformerBlock(nn.MultiHeadAttention(2, causal=True), 8, dropout=0.1)
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Repeat(block, 3), nn.Dense(9))
+    found = summary_of(model, (5,))
+    assert [(row.depth, row.path, row.layer) for row in found.rows] == [
+        (0, "0", "Embedding(count=9, width=4)"),
+        (0, "1", "Repeat(count=3)"),
+        (1, "1", "TransformerBlock(hidden=8, dropout=0.1)"),
+        (2, "1.attention_norm", "LayerNorm()"),
+        (2, "1.attention", "MultiHeadAttention(heads=2, causal=True)"),
+        (2, "1.attention_dropout", "Dropout(rate=0.1)"),
+        (2, "1.feed_norm", "LayerNorm()"),
+        (2, "1.feed", "Sequential"),
+        (3, "1.feed.0", "Dense(width=8)"),
+        (3, "1.feed.1", "GELU()"),
+        (3, "1.feed.2", "Dense(width=4)"),
+        (2, "1.feed_dropout", "Dropout(rate=0.1)"),
+        (0, "2", "Dense(width=9)"),
+    ]
+    params, _, _ = model.init(nn.random.key(0, xp=HOST), (5,), HOST.float32)
+    assert found.parameters == sum(leaf.size for leaf in leaves(params))
+    assert "\u00a0\u00a0\u00a0\u00a0LayerNorm()" in str(found)
+
+
+def test_a_transformer_block_with_its_layers_in_place_is_the_same():
+    block = nn.TransformerBlock(nn.MultiHeadAttention(2), 8)
+    seen = []
+    same = block.map_layers(lambda name, layer: seen.append(name) or layer)
+    x = np.random.default_rng(0).standard_normal((2, 5, 4)).astype("float32")
+    params, state, _ = block.init(nn.random.key(0, xp=HOST), (5, 4), HOST.float32)
+    y, _, cache = block.forward(params, state, x)
+    again, _, kept = same.forward(params, state, x)
+    np.testing.assert_array_equal(y, again)
+    np.testing.assert_array_equal(
+        block.backward(params, cache, y)[0], same.backward(params, kept, y)[0]
+    )
+    assert seen == ["attention", "attention_norm", "feed", "feed_norm"]  # once each
+    assert same == block
+
+
+OUTLINES = [
+    (nn.Dense(3), "Dense(width=3)"),
+    (nn.Dense(3, bias=False), "Dense(width=3, bias=False)"),
+    (nn.Conv1D(3, 2, stride=2), "Conv1D(width=3, window=(2,), stride=(2,))"),
+    (nn.Softmax(), "Softmax()"),
+    (nn.Lambda(abs), "Lambda(abs)"),
+]
+
+
+@pytest.mark.parametrize(("layer", "said"), OUTLINES, ids=[row[1] for row in OUTLINES])
+def test_what_is_default_is_left_out(layer, said):
+    assert outline(layer) == said
+
+
 def test_the_sums_are_those_of_the_whole_model():
-    summary = summary_of(FOUND[9][0], (4,))
+    summary = summary_of(FOUND[8][0], (4,))
     assert (summary.parameters, summary.frozen, summary.bytes_kept) == (20, 28, 520)
     text = str(summary)
     assert "frozen" in text
-    assert text.splitlines()[-1].split() == ["total", "20", "28", "520"]
+    last = ["total", "20", "28", "1,040", "360", "520"]
+    assert text.splitlines()[-1].split() == last
     assert "frozen" not in str(summary_of(nn.Dense(3), (4,)))
 
 
@@ -135,16 +299,16 @@ def test_several_outputs_are_shown_by_name():
     model = nn.Graph(
         a=(nn.Tanh(), "x"), b=(nn.Parallel(DENSE, nn.Tanh(), join=None), "a"), outputs=("a", "b")
     )
-    assert [row.shape for row in summary_of(model, (4,)).rows] == [(4,), (4,), (4,)]
+    shapes = {row.path: row.shape for row in summary_of(model, (4,)).rows}
+    assert (shapes["a"], shapes["b.0"], shapes["b.1"]) == ((4,), (4,), (4,))
     layer = nn.Parallel(DENSE, nn.Softmax(), join=None)
     assert summary_of(nn.Recompute(layer), (4,)).rows[0].shape == ((4,), (4,))
 
 
-def test_masks_let_everything_through():
+def test_masks_and_class_numbers_are_of_their_dtypes():
     class Looks(nn.MultiHeadAttention):
         def forward(self, params, state, x, *, train=False):
             assert x["mask"].dtype == np.bool_
-            assert np.all(x["mask"])
             return super().forward(params, state, x, train=train)
 
     found = summary_of(Looks(2), {"x": (3, 4), "mask": (3,)})
@@ -160,3 +324,28 @@ class Widths(nn.Sequential):
 
 def test_a_block_with_a_constructor_of_its_own_is_looked_into():
     assert [row.path for row in summary_of(Widths(4, 3), (4,)).rows] == ["0", "1"]
+
+
+def test_nothing_is_computed_however_large_it_would_be():
+    model = nn.Sequential(nn.Dense(10**6), nn.ReLU(), nn.Dense(1))
+
+    def large(*shape):
+        return np.broadcast_to(np.float32(0), shape)
+
+    params = (
+        {"weight": large(10**6, 10**6), "bias": large(10**6)},
+        {},
+        {"weight": large(10**6, 1), "bias": large(1)},
+    )
+    found = summarize(model, params, ({}, {}, {}), (10**6,), "float32", 10**6)
+    assert found.parameters == 10**12 + 2 * 10**6 + 1
+    assert found.rows[0].flops_forward == 2 * 10**18 + 10**12
+
+
+def test_the_memory_of_training_stands_below_the_table(backend):
+    made = nn.Trainer(DENSE, nn.mean_squared_error, nn.Adam(), backend=backend, shape=(4,))
+    summary = made.summary(10)
+    # x, y, target and dy; parameters, m, v: before and after; gradients; two steps; aside
+    assert summary.bytes_of_training > 4 * 160 + 7 * 80
+    assert f"holds up to {summary.bytes_of_training:,} bytes at once" in str(summary)
+    assert made.summary(1000).bytes_of_training > 10 * summary.bytes_of_training

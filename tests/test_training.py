@@ -739,13 +739,13 @@ def test_summary_lists_layers_shapes_parameters_and_bytes(backend):
         nn.Dense(8), nn.ReLU(), nn.Residual(nn.Dropout(0.5), nn.Dense(8)), nn.Dense(3)
     )
     summary = make(backend, model, shape=(4,)).summary(batch_size=10)
-    assert [row.path for row in summary.rows] == ["0", "1", "2.0", "2.1", "3"]
-    assert [row.shape for row in summary.rows] == [(8,), (8,), (8,), (8,), (3,)]
-    assert [row.parameters for row in summary.rows] == [40, 0, 0, 72, 27]
+    assert [row.path for row in summary.rows] == ["0", "1", "2", "2.0", "2.1", "3"]
+    assert [row.shape for row in summary.rows] == [(8,), (8,), (8,), (8,), (8,), (3,)]
+    assert [row.parameters for row in summary.rows] == [40, 0, 0, 0, 72, 27]
     # x; the output of Dense; a mask; the output of Dropout; that of Residual: 10 rows of float32
-    assert [row.bytes_kept for row in summary.rows] == [160, 320, 320, 320, 320]
+    assert [row.bytes_kept for row in summary.rows] == [160, 320, 0, 320, 320, 320]
     assert summary.parameters == 139
-    assert "Dense(width=8, bias=True)" in str(summary)
+    assert "Dense(width=8)" in str(summary)
     assert "1,440" in str(summary)
 
 

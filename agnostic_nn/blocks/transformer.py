@@ -1,6 +1,7 @@
 """TransformerBlock: attention and a small network for each position, with ways around both."""
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import ClassVar
 
 from ..arrays import expect, expect_count, expect_number
@@ -11,6 +12,7 @@ from ..layers.dense import Dense
 from ..layers.normalization import LayerNorm
 from ..layers.regularization import Dropout
 from ..random import split
+from .base import changed
 from .sequential import Sequential
 
 __all__ = ["TransformerBlock"]
@@ -128,6 +130,18 @@ class TransformerBlock(Layer):
             return y
 
         return self._chain(run, x, beside), memories
+
+    def map_layers(self, function):
+        """The same block, with function(path, layer) in place of each of its layers.
+
+        They are made as they are called for: how wide the last one is, x says.
+        """
+
+        @cache
+        def layers(width):
+            return {name: function(name, layer) for name, layer in self._layers(width).items()}
+
+        return changed(self, _layers=layers)
 
     @property
     def _parts(self):

@@ -4,6 +4,6 @@ Such a file has `add(commands)`, which says what can be asked, and a function th
 returns the exit status. It imports what is slow to import only there.
 """
 
-from . import backends, compare, profile
+from . import backends, bisect, check, compare, conformance, explain, profile
 
-__all__ = ["backends", "compare", "profile"]
+__all__ = ["backends", "bisect", "check", "compare", "conformance", "explain", "profile"]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["command", "count", "is_writable", "names", "refuse", "seed"]
+__all__ = ["command", "count", "is_writable", "names", "refuse", "seed", "tell", "written"]
 
 
 def command(
@@ -59,3 +59,23 @@ def refuse(command: str, message: object, status: int = 2) -> int:
     """Say on stderr why a command is not done; the exit status."""
     print(f"agnostic-nn {command}: {message}", file=sys.stderr)
     return status
+
+
+def written(command: str, texts: dict[Path | None, str], status: int = 0) -> int:
+    """Write each text to its path, where there is one; `status`, or 1 if one cannot be written."""
+    for path, text in texts.items():
+        if path is None:
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            return refuse(command, f"{path} cannot be written: {error.strerror}", 1)
+        print(f"written: {path}")
+    return status
+
+
+def tell(text: str) -> None:
+    """Say on a terminal what is under way, in place of what was; nothing takes it away."""
+    if sys.stderr.isatty():
+        print(f"\r{text[:70]:<70}\r", end="", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """Comparing: one training on every backend, and how each differs from the reference."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -10,20 +10,28 @@ import numpy as np
 
 from .. import random
 from ..arrays import Moments, Params, State, namespace
+from ..checkpoint import digest
 from ..data import Examples
+from ..ledger import peak_of
 from ..progress import Progress, progress
 from ..registry import Backend, BackendUnavailable, backends
 from ..registry import backend as choose
+from ..summary import summarize
+from ..training import make_step
 from ..trees import leaves, named_leaves
-from .deviation import Deviation, deviation, rounding_chain, tolerance
+from .deviation import Deviation, deviation, tolerance
 from .environment import environment
-from .running import Run, Task, run, sha256
+from .roundings import Chains, layer_of
+from .running import SIZES, Run, Task, cast, run, sha256
 from .workloads import CannotCompare, Workload, find
 
 __all__ = ["SCHEMA", "Missing", "compare"]
 
-SCHEMA = 1
-DTYPE, REFERENCE_DTYPE = "float32", "float64"
+SCHEMA = 2
+DTYPES, REFERENCE_DTYPE = ("float32", "float64"), "float64"
+# of the largest gradient: what is below was 0 and is rounding in float64
+NOTHING = 2.0**-42
+_SETTINGS = ("has_float64", "precision", "deterministic")
 ONLY_BY_NAME = {
     "array_api_strict": "array_api_strict is a library for tests: name it to compare it too"
 }
@@ -41,8 +49,10 @@ def compare(
     workload: str | Workload,
     names: Sequence[str] | None = None,
     *,
+    dtypes: Sequence[str] = ("float32",),
     epochs: int | None = None,
     seed: int = 0,
+    sizes: Sequence[int] = SIZES,
     shown: bool = False,
 ) -> dict[str, Any]:
     """Train on each of the backends called `names`; the report, as data for JSON.
@@ -51,38 +61,48 @@ def compare(
     that are for tests. A name without a device means the backend's first. A backend that
     cannot run, or fails on the way, is a result with its error; the others still finish.
 
-    seed: of weights, masks and the order of the data; shown: whether to draw progress bars.
+    dtypes: to train in, one after the other, "float64" where the device has it; sizes: of
+    batches whose steps are timed besides; seed: of weights, masks and the order of the data;
+    shown: whether to draw progress bars.
 
     Raises
     ------
     CannotCompare
-        If there is no such workload or backend, or the data are not to be had.
+        If there is no such workload, backend or dtype, or the data are not to be had.
     """
     if isinstance(workload, str):
         workload = find(workload)
-    chosen, left_out = _everything() if names is None else (_named(names), [])
+    asked = list(dict.fromkeys(dtypes))
+    if not asked or set(asked) - set(DTYPES):
+        raise CannotCompare(f"dtypes are of {' and '.join(DTYPES)}, got {', '.join(asked)}")
+    pairs, left_out = _pairs(names, asked)
     train, test = workload.read()
     epochs = workload.epochs if epochs is None else epochs
     task = Task(workload, train, test, _start(workload, train, seed), epochs, seed)
-    chain = rounding_chain(task.start[0], workload.batch_size)
-    epsilon = float(np.finfo(DTYPE).eps)
-    allowed = partial(tolerance, epsilon, chain)
+    chains = task.chains()
 
+    here = environment()
     with progress(shown) as told:
         host = choose("numpy")
         reference = run(task, host, REFERENCE_DTYPE, f"{REFERENCE_DTYPE} reference", told)
-        results = [_result(task, found, reference, allowed, told) for found in chosen]
+        results = [
+            _result(task, found, dtype, reference, chains, told, tuple(sizes))
+            for found, dtype in pairs
+        ]
+    machine = here["processor"]
     report = {
         "schema": SCHEMA,
         "workload": {
             "name": workload.name,
             "about": workload.about,
             "model": repr(workload.model),
-            "loss": getattr(workload.loss, "__name__", repr(workload.loss)),
+            "loss": _loss_of(workload.loss),
             "optimizer": repr(workload.optimizer),
+            "metric": workload.measured,
             "parameters": sum(leaf.size for leaf in leaves(task.start[0])),
             "training_examples": len(train),
             "test_examples": len(test),
+            "data_sha256": digest(_arrays(train, test)),
             "batch_size": workload.batch_size,
             "epochs": epochs,
             "steps": task.steps,
@@ -93,24 +113,45 @@ def compare(
             "backend": str(host),
             "dtype": REFERENCE_DTYPE,
             "final_loss": reference.losses[-1],
-            "test_accuracy": reference.accuracy,
+            "test_metric": reference.metric,
             "losses": reference.losses,
         },
         "tolerance": {
-            "formula": "4 ε √(n t)",
-            "epsilon": epsilon,
-            "chain": chain,
-            "first_step": allowed(1),
-            "last_step": allowed(task.steps),
+            "formula": "4 ε √n",
+            "epsilon": {dtype: float(np.finfo(dtype).eps) for dtype in asked},
+            "step": chains.step,
+            "layers": list(_layers(chains)),
+            "nothing": sorted(_nothing(reference)),
         },
-        "results": results,
-        "left_out": left_out,
-        "environment": environment(),
+        "results": [result | {"machine": machine} for result in results],
+        "left_out": [each | {"machine": machine} for each in left_out],
+        "machines": [{"label": machine, "environment": here}],
+        "differences": [],
     }
     return _finite(report)
 
 
 # --- what to train on -------------------------------------------------------------------
+
+
+def _pairs(
+    names: Sequence[str] | None, dtypes: list[str]
+) -> tuple[list[tuple[Backend | Missing, str]], list[dict[str, str]]]:
+    """Each backend with each dtype that it has, and what is left out, with the reason."""
+    chosen: Sequence[Backend | Missing]
+    chosen, left_out = _everything() if names is None else (_named(names), [])
+    pairs = []
+    for found in chosen:
+        for dtype in dtypes:
+            if dtype == REFERENCE_DTYPE and isinstance(found, Backend) and not found.has_float64:
+                reason = f"{found} has no float64 as it is set up now"
+                left_out.append({"backend": found.name, "reason": reason})
+            else:
+                pairs.append((found, dtype))
+    if not pairs:
+        reasons = "; ".join(each["reason"] for each in left_out)
+        raise CannotCompare(f"nothing is left to compare: {reasons}")
+    return pairs, left_out
 
 
 def _everything() -> tuple[list[Backend], list[dict[str, str]]]:
@@ -146,8 +187,27 @@ def _named(names: Sequence[str]) -> list[Backend | Missing]:
 def _start(workload: Workload, train: Examples, seed: int) -> tuple[Params, State, Moments]:
     xp = namespace(np.zeros(()))
     shape = train.x.shape[1:]
-    params, state, _ = workload.model.init(random.key(seed, xp=xp), shape, getattr(xp, DTYPE))
+    params, state, _ = workload.model.init(random.key(seed, xp=xp), shape, xp.float32)
     return params, state, workload.optimizer.init(params)
+
+
+def _arrays(train: Examples, test: Examples) -> dict[str, np.ndarray]:
+    return {"x": train.x, "target": train.target, "x_test": test.x, "target_test": test.target}
+
+
+def _loss_of(loss: Any) -> str:
+    """The loss and its options, as one would write it."""
+    if isinstance(loss, partial):
+        options = ", ".join(f"{name}={value!r}" for name, value in loss.keywords.items())
+        return f"{_loss_of(loss.func)}({options})"
+    return getattr(loss, "__name__", repr(loss))
+
+
+def _layers(chains: Chains) -> Iterator[dict[str, Any]]:
+    """Each layer that was met, and the roundings before its outputs and its gradients."""
+    for path, chain in chains.outputs.items():
+        entry = {"layer": path, "about": chains.about[path], "outputs": chain}
+        yield entry | {"gradients": chains.gradients.get(path)}
 
 
 # --- what came of it --------------------------------------------------------------------
@@ -156,44 +216,55 @@ def _start(workload: Workload, train: Examples, seed: int) -> tuple[Params, Stat
 def _result(
     task: Task,
     found: Backend | Missing,
+    dtype: str,
     reference: Run,
-    allowed: Callable[[int], float],
+    chains: Chains,
     told: Progress,
+    sizes: tuple[int, ...],
 ) -> dict[str, Any]:
     """An entry of the report's `results`."""
     if isinstance(found, Missing):
-        return _entry(found.name) | {"error": found.reason}
-    entry = _entry(str(found))
+        return _entry(found.name, dtype) | {"error": found.reason}
+    entry = _entry(str(found), dtype)
     try:
         entry |= {"hardware": found.hardware, "version": found.version}
-        done = run(task, found, DTYPE, str(found), told)
-        return entry | _speed(task, done) | _difference(task, done, reference, allowed)
+        entry |= {key: getattr(found, key, None) for key in _SETTINGS}
+        title = str(found) if dtype == "float32" else f"{found} {dtype}"
+        done = run(task, found, dtype, title, told, sizes)
+        entry |= _speed(task, done) | {"memory": _memory(task, dtype, done)}
+        return entry | _difference(task, dtype, done, reference, chains)
     except Exception as error:  # whatever stops one backend must not stop the others
         return entry | {"error": _one_line(f"{type(error).__name__}: {error}")}
 
 
-def _entry(name: str) -> dict[str, Any]:
+def _entry(name: str, dtype: str) -> dict[str, Any]:
     """An entry before there is anything to say: it has the same keys whatever comes."""
     library, _, device = name.partition(":")
     return {
         "backend": library,
         "device": device or None,
+        "machine": None,
         "hardware": None,
         "version": None,
-        "dtype": DTYPE,
+        "dtype": dtype,
+        **dict.fromkeys(_SETTINGS),
         "verdict": "failed",
         "error": None,
         "left_tolerance": None,
-        "test_accuracy": None,
+        "test_metric": None,
         "final_loss": None,
         "steps": None,
         "first_step_ms": None,
         "step_ms": None,
         "step_ms_quartiles": None,
         "samples_per_second": None,
+        "batches": None,
+        "memory": None,
         "start_sha256": None,
         "max_relative_deviation": None,
+        "tolerance": None,
         "deviations": None,
+        "loss_deviations": None,
         "losses": None,
     }
 
@@ -202,6 +273,7 @@ def _speed(task: Task, done: Run) -> dict[str, Any]:
     """How long the steps took; the first, which compiles, apart."""
     first, *later = done.seconds
     found: dict[str, Any] = {"steps": task.steps, "first_step_ms": first * 1e3}
+    sizes = dict(done.sizes)
     if later:
         low, middle, high = np.percentile(later, [25, 50, 75]) * 1e3
         seen = task.epochs * len(task.train) - min(task.workload.batch_size, len(task.train))
@@ -210,56 +282,131 @@ def _speed(task: Task, done: Run) -> dict[str, Any]:
             "step_ms_quartiles": [float(low), float(high)],
             "samples_per_second": seen / sum(later),
         }
-    return found
+        if sizes:
+            sizes[task.workload.batch_size] = float(middle) / 1e3
+    batches = [{"size": size, "step_ms": sizes[size] * 1e3} for size in sorted(sizes)]
+    return found | {"batches": batches}
+
+
+def _memory(task: Task, dtype: str, done: Run) -> dict[str, Any]:
+    """Bytes: what the device says it had in use at most, and what a step has to hold."""
+    start, work = cast(task.start, dtype), task.workload
+    held: dict[str, int | None] = {
+        name: sum(leaf.nbytes for leaf in leaves(tree))
+        for name, tree in zip(("parameters", "state", "moments"), start, strict=True)
+    }
+    predicted, held["kept_for_backward"] = None, None
+    try:
+        shape, size = task.train.x.shape[1:], work.batch_size
+        told = summarize(work.model, start[0], start[1], shape, dtype, size)
+        held["kept_for_backward"] = told.bytes_kept
+        step = make_step(work.model, work.loss, work.optimizer)
+        predicted = peak_of(step, start, *next(task.batches(dtype)))
+    except Exception:  # a stranger's layer may take no arrays but NumPy's
+        pass
+    return {"peak": done.peak, "predicted": predicted, **held}
 
 
 def _difference(
-    task: Task, done: Run, reference: Run, allowed: Callable[[int], float]
+    task: Task, dtype: str, done: Run, reference: Run, chains: Chains
 ) -> dict[str, Any]:
     """What the training came to, and how far from the reference."""
-    outputs = deviation(done.outputs, reference.outputs, DTYPE)
-    losses = deviation(np.asarray(done.losses), np.asarray(reference.losses), DTYPE)
-    gradients = _deviations(done.gradients, reference.gradients)
-    parameters = _deviations(done.params, reference.params)
+    epsilon, last = float(np.finfo(dtype).eps), len(done.losses)
 
-    off = np.abs(np.subtract(done.losses, reference.losses)) / max(map(abs, reference.losses))
-    last = len(done.losses)
-    checked = [
-        *((step, "loss", value) for step, value in enumerate(off.tolist(), 1)),
-        *((1, f"gradient of {name}", found.relative) for name, found in gradients.items()),
-        (last, "outputs", outputs.relative),
-        *((last, f"parameter {name}", found.relative) for name, found in parameters.items()),
-    ]
-    # "not within" instead of "beyond": NaN is neither
-    left = [(step, what) for step, what, value in checked if not value <= allowed(step)]
-    if done.start != sha256(task.start[0]):
-        left.append((0, "starting parameters"))
+    def allowed(chain: int) -> float:
+        return tolerance(epsilon, chain)
+
+    end = allowed(chains.step * last)
+    nothing = _nothing(reference)
+
+    def entry(found: Deviation, limit: float | None) -> dict[str, Any]:
+        return asdict(found) | {"tolerance": limit}
+
+    def named(tree: Params, like: Params) -> Iterator[tuple[str, Deviation]]:
+        for (name, ours), theirs in zip(named_leaves(tree), leaves(like), strict=True):
+            yield name, deviation(ours, theirs, dtype)
+
+    scale = max(map(abs, reference.losses))
+    off = (np.abs(np.subtract(done.losses, reference.losses)) / scale).tolist()
+    losses = deviation(np.asarray(done.losses), np.asarray(reference.losses), dtype)
+    layers = {
+        path: entry(
+            _of_layer(ours, reference.layers[path], dtype),
+            allowed(chains.outputs.get(path, chains.step)),
+        )
+        for path, ours in done.layers.items()
+        if ours
+    }
+    gradients = {}
+    for name, found in named(done.gradients, reference.gradients):
+        chain = chains.gradients.get(layer_of(name, chains.gradients), chains.step)
+        gradients[name] = entry(found, None if name in nothing else allowed(chain))
+    outputs = entry(deviation(done.outputs, reference.outputs, dtype), end)
+    parameters = {
+        name: entry(found, None if name in nothing else end)
+        for name, found in named(done.params, reference.params)
+    }
+
+    def far(found: dict[str, Any]) -> bool:
+        # "not within" instead of "beyond": NaN is neither
+        return found["tolerance"] is not None and not found["relative"] <= found["tolerance"]
+
+    left: list[tuple[int, str]] = [(0, "starting parameters")] * (
+        done.start != sha256(cast(task.start[0], dtype))
+    )
+    left += [(1, _outputs_of(path)) for path, found in layers.items() if far(found)]
+    left += [(t, "loss") for t, d in enumerate(off, 1) if not d <= allowed(chains.step * t)]
+    backwards = sorted(gradients, key=lambda name: gradients[name]["tolerance"] or 0.0)
+    left += [(1, f"gradient of {name}") for name in backwards if far(gradients[name])]
+    left += [(last, "outputs")] * far(outputs)
+    left += [(last, f"parameter {name}") for name, found in parameters.items() if far(found)]
     verdict, departure = f"within tolerance over {last} steps", None
     if left:
         step, what = min(left, key=lambda found: found[0])
         verdict, departure = f"left tolerance at step {step} ({what})", {"step": step, "what": what}
 
-    every = [outputs, *gradients.values(), *parameters.values()]
+    held = [outputs, *layers.values(), *gradients.values(), *parameters.values()]
+    every = [found["relative"] for found in held if found["tolerance"] is not None]
+    exact = left[:1] != [(0, "starting parameters")]
     return {
         "verdict": verdict,
         "left_tolerance": departure,
-        "test_accuracy": done.accuracy,
+        "test_metric": done.metric,
         "final_loss": done.losses[-1],
-        "start_sha256": done.start,
-        "max_relative_deviation": float(np.max([found.relative for found in every])),
+        "start_sha256": sha256(task.start[0]) if exact else done.start,
+        "max_relative_deviation": float(np.max(every)),
+        "tolerance": {"first_step": allowed(chains.step), "last_step": end},
         "deviations": {
-            "losses": asdict(losses),
-            "outputs": asdict(outputs),
-            "gradients": {name: asdict(found) for name, found in gradients.items()},
-            "parameters": {name: asdict(found) for name, found in parameters.items()},
+            "losses": entry(losses, end),
+            "outputs": outputs,
+            "layers": layers,
+            "gradients": gradients,
+            "parameters": parameters,
         },
+        "loss_deviations": off,
         "losses": done.losses,
     }
 
 
-def _deviations(found: Params, reference: Params) -> dict[str, Deviation]:
-    pairs = zip(named_leaves(found), leaves(reference), strict=True)
-    return {name: deviation(ours, theirs, DTYPE) for (name, ours), theirs in pairs}
+def _outputs_of(path: str) -> str:
+    return f"outputs of layer {path}" if path else "outputs of the model"
+
+
+def _of_layer(found: list, reference: list, dtype: str) -> Deviation:
+    """The largest deviation, in each unit, of the arrays that a layer put out."""
+    each = [deviation(ours, theirs, dtype) for ours, theirs in zip(found, reference, strict=True)]
+    units = ("absolute", "relative", "ulps")
+    return Deviation(*(float(np.max([getattr(one, unit) for one in each])) for unit in units))
+
+
+def _nothing(reference: Run) -> set[str]:
+    """The parameters whose gradient is 0 but for rounding: there is nothing to compare."""
+    largest = {
+        name: float(np.max(np.abs(leaf), initial=0.0))
+        for name, leaf in named_leaves(reference.gradients)
+    }
+    top = max(largest.values(), default=0.0)
+    return {name for name, value in largest.items() if value < NOTHING * top}
 
 
 def _one_line(text: str) -> str:

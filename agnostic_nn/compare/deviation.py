@@ -5,10 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..arrays import Params
-from ..trees import leaves
-
-__all__ = ["Deviation", "deviation", "rounding_chain", "tolerance"]
+__all__ = ["Deviation", "deviation", "tolerance"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,8 @@ def deviation(found: np.ndarray, reference: np.ndarray, dtype: str) -> Deviation
     finite relative deviation.
     """
     expected = np.asarray(reference, np.float64)
+    if not expected.size:
+        return Deviation(0.0, 0.0, 0.0)
     absolute = float(np.max(np.abs(np.asarray(found, np.float64) - expected)))
     largest = float(np.max(np.abs(expected)))
     relative = absolute / largest if largest else absolute and absolute * math.inf
@@ -40,27 +39,19 @@ def deviation(found: np.ndarray, reference: np.ndarray, dtype: str) -> Deviation
     return Deviation(absolute, relative, absolute / ulp)
 
 
-def rounding_chain(params: Params, batch_size: int) -> int:
-    """How many roundings follow one another in a training step: the n of `tolerance`.
+def tolerance(epsilon: float, chain: int) -> float:
+    """How far a number may lie off after so many roundings, relative to its scale.
 
-    Forward sums over the rows of each weight, backward over its columns, and a gradient
-    over the batch. Counted without looking at the layers: the lengths of all axes of all
-    parameters, and once the batch.
-    """
-    return batch_size + sum(sum(leaf.shape) for leaf in leaves(params))
+        4 · ε · √n        n: roundings in a row, ε: from 1 to the next number
 
-
-def tolerance(epsilon: float, chain: int, step: int) -> float:
-    """How far the numbers of training step 1, 2, … may lie off, relative to their scale.
-
-        4 · ε · √(n · t)        n: roundings in one step, t: steps, ε: from 1 to the next number
-
-    A rounding errs by at most ε/2. Errors of n·t roundings in a row could all have one
-    sign and add up to n·t·ε/2, but their signs are as good as random: the sum stays below
-    λ·√(n·t)·ε/2 but for a probability of 2 exp(-λ²/2) (Higham & Mary, "A New Approach to
+    A rounding errs by at most ε/2. Errors of n roundings in a row could all have one sign
+    and add up to n·ε/2, but their signs are as good as random: the sum stays below
+    λ·√n·ε/2 but for a probability of 2 exp(-λ²/2) (Higham & Mary, "A New Approach to
     Probabilistic Rounding Error Analysis", 2019, theorem 2.4). λ = 8 leaves 3e-14.
 
-    That training neither damps nor magnifies what an earlier step did is an assumption;
-    it is why a verdict beyond this says "left tolerance" and not "wrong".
+    n is counted (`roundings`), for each layer by itself: until its outputs are there, and on
+    the way back until its gradients are. Where a run of t steps is held to it, n is that of
+    all t. That training neither damps nor magnifies what an earlier step did is an
+    assumption; it is why a verdict beyond this says "left tolerance" and not "wrong".
     """
-    return 4.0 * epsilon * math.sqrt(chain * step)
+    return 4.0 * epsilon * math.sqrt(max(chain, 1))

@@ -14,7 +14,9 @@ __all__ = ["environment"]
 
 PACKAGES = ("agnostic-nn", "numpy", "scikit-learn", "llvmlite")
 VARIABLES = (  # by which threads, precision, devices and ways to compute are chosen
+    "AGNOSTIC_NN_DETERMINISTIC",
     "AGNOSTIC_NN_KERNELS",
+    "AGNOSTIC_NN_PRECISION",
     "AGNOSTIC_NN_REPLAY",
     "CUDA_VISIBLE_DEVICES",
     "CUPY_TF32",

@@ -1,4 +1,4 @@
-"""Report: what `compare` found, as text for a terminal, Markdown, and JSON."""
+"""Report: what `compare` found, as text for a terminal, Markdown, HTML, and JSON."""
 
 import json
 import os
@@ -6,21 +6,40 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..tables import table
+from ..tables import markdown_table, table
 
-__all__ = ["summary", "write"]
+__all__ = [
+    "READING",
+    "by_size",
+    "environments",
+    "flat",
+    "names",
+    "overview",
+    "remarks",
+    "sentence",
+    "summary",
+    "tolerances",
+    "write",
+]
 
 Row = list[Any]
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Text for a terminal: two tables, and a line for whatever went wrong or was left out."""
-    parts = [table(columns, rows, title) for title, columns, rows in _overview(report)]
-    return "\n\n".join([*parts, "\n".join(_remarks(report))])
+    """Text for a terminal: the tables, a verdict for each run, and what else is to be said."""
+    parts = [table(columns, rows, title) for title, columns, rows in overview(report)]
+    told = [
+        f"{name}: {sentence(r)}" for name, r in zip(names(report), report["results"], strict=True)
+    ]
+    said = "\n".join([*report["differences"], *remarks(report)])
+    return "\n\n".join([*parts, "\n".join(told), said])
 
 
-def write(report: dict[str, Any], folder: str | os.PathLike) -> list[Path]:
+def write(report: dict[str, Any], folder: str | os.PathLike, page: str | None = None) -> list[Path]:
     """Put report.json and report.md into `folder`, made if need be; each is whole or not there.
+
+    page: what goes into report.html. Without it an older one is taken away: it would tell of
+    another report.
 
     Raises
     ------
@@ -33,6 +52,8 @@ def write(report: dict[str, Any], folder: str | os.PathLike) -> list[Path]:
         "report.json": json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
         "report.md": _markdown(report),
     }
+    if page is not None:
+        texts["report.html"] = page
     beside: list[tuple[Path, Path]] = []
     try:
         for name, text in texts.items():
@@ -43,97 +64,141 @@ def write(report: dict[str, Any], folder: str | os.PathLike) -> list[Path]:
                 os.fsync(file.fileno())
         for new, path in beside:
             os.replace(new, path)
+        if page is None:
+            (folder / "report.html").unlink(missing_ok=True)
     finally:
         for new, _ in beside:
             new.unlink(missing_ok=True)
     return [path for _, path in beside]
 
 
-def _overview(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list[Row]]]:
-    """Title, columns and rows of each table: a backend and device a row."""
-    results, reference = report["results"], report["reference"]
-    columns = ["backend", "hardware", "version", "dtype", "test accuracy", "final loss"]
-    columns += ["ms per step", "middle half", "first step, ms", "samples/s"]
-    rows = [
-        [
-            _name(r),
-            *(r[key] for key in ("hardware", "version", "dtype", "test_accuracy", "final_loss")),
-            r["step_ms"],
-            r["step_ms_quartiles"] and "{:.4g} to {:.4g}".format(*r["step_ms_quartiles"]),
-            r["first_step_ms"],
-            r["samples_per_second"] and round(r["samples_per_second"]),
-        ]
+def names(report: dict[str, Any]) -> list[str]:
+    """What tells the results apart: the backend, and dtype and machine where there are several."""
+    results = report["results"]
+    dtypes, machines = ({r[key] for r in results} for key in ("dtype", "machine"))
+    return [
+        ":".join(filter(None, (r["backend"], r["device"])))
+        + f" {r['dtype']}" * (len(dtypes) > 1)
+        + f" ({r['machine']})" * (len(machines) > 1)
         for r in results
     ]
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """The verdict on a run, and its figures."""
+    if result["error"] is not None:
+        return f"failed: {result['error']}."
+    far, allowed = result["max_relative_deviation"], result["tolerance"]["last_step"]
+    most = "no number at all" if far is None else f"at most {far:.2g} off the reference"
+    time = "" if result["step_ms"] is None else f", at {result['step_ms']:.3g} ms a step"
+    if result["left_tolerance"] is None:
+        told = f"stays {result['verdict']}: {most}, where rounding may come to {allowed:.2g}"
+        return f"{told} by the end{time}."
+    why = f"rounding in {result['dtype']} does not explain it"
+    return f"{result['verdict']}: {why}; {most}{time}."
+
+
+def overview(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list[Row]]]:
+    """Title, columns and rows of each table: a run a row."""
+    results, reference, task = report["results"], report["reference"], report["workload"]
+    called = names(report)
+    columns = ["backend", "hardware", "version", "dtype", task["metric"] or "test", "final loss"]
+    columns += ["ms per step", "middle half", "first step, ms", "samples/s", "memory, MB"]
+    rows = [
+        [
+            name,
+            *(r[key] for key in ("hardware", "version", "dtype", "test_metric", "final_loss")),
+            r["step_ms"],
+            r["step_ms_quartiles"] and "{:.3g} to {:.3g}".format(*r["step_ms_quartiles"]),
+            r["first_step_ms"],
+            r["samples_per_second"] and round(r["samples_per_second"]),
+            _megabytes(r["memory"]),
+        ]
+        for name, r in zip(called, results, strict=True)
+    ]
     same = ["reference", None, None, reference["dtype"]]
-    rows.append([*same, reference["test_accuracy"], reference["final_loss"], *[None] * 4])
-    task = report["workload"]
+    rows.append([*same, reference["test_metric"], reference["final_loss"], *[None] * 5])
     title = f"after {task['steps']:,} steps of {task['name']} ({task['epochs']} epochs)"
     yield title, columns, rows
 
-    columns = ["backend", "loss", "outputs", "gradients", "parameters", "worst in ULPs", "verdict"]
+    columns = ["backend", "loss", "outputs", "layers", "gradients", "parameters", "worst in ULPs"]
     rows = []
-    for r in results:
+    for name, r in zip(called, results, strict=True):
         found = r["deviations"]
-        figures: list[Any] = [None] * 5
+        figures: list[Any] = [None] * 6
         if found is not None:
             groups = [[found["losses"]], [found["outputs"]]]
-            groups += [list(found[key].values()) for key in ("gradients", "parameters")]
+            inside = ("layers", "gradients", "parameters")
+            groups += [[d for d in found[k].values() if d["tolerance"] is not None] for k in inside]
             worst = [_worst(group, "relative") for group in groups]
             figures = [*worst, _worst([d for group in groups for d in group], "ulps")]
-        rows.append([_name(r), *figures, r["verdict"]])
+        rows.append([name, *figures, r["verdict"]])
     title = f"largest relative deviation from the {reference['dtype']} reference"
-    yield title, columns, rows
+    yield title, [*columns, "verdict"], rows
+
+
+def _megabytes(memory: dict[str, int | None] | None) -> float | None:
+    found = memory and (memory["peak"] or memory["predicted"])
+    return found / 1e6 if found else None
 
 
 def _worst(deviations: Sequence[dict[str, float | None]], unit: str) -> float | None:
     """The largest; None, which stands for no number at all, is worse than any."""
     found = [value for deviation in deviations if (value := deviation[unit]) is not None]
-    return max(found) if len(found) == len(deviations) else None
+    return max(found, default=0.0) if len(found) == len(deviations) else None
 
 
-def _name(result: dict[str, Any]) -> str:
-    return ":".join(filter(None, (result["backend"], result["device"])))
-
-
-def _remarks(report: dict[str, Any]) -> Iterator[str]:
-    sha256 = report["start_sha256"]
-    started = [r for r in report["results"] if r["start_sha256"]]
-    others = [_name(r) for r in started if r["start_sha256"] != sha256]
+def remarks(report: dict[str, Any]) -> Iterator[str]:
+    """Sentences: how it started, what is held to nothing, what failed or was left out."""
+    sha256, called = report["start_sha256"], names(report)
+    started = [(n, r) for n, r in zip(called, report["results"], strict=True) if r["start_sha256"]]
+    others = [name for name, r in started if r["start_sha256"] != sha256]
     if others:
         yield f"starting parameters: {sha256}, but not on {', '.join(others)}"
     elif started:
         yield f"starting parameters: bit-identical on every backend, SHA-256 {sha256}"
-    for r in report["results"]:
+    nothing = report["tolerance"]["nothing"]
+    if nothing:
+        yield f"held to no tolerance, as their gradient is 0 but for rounding: {', '.join(nothing)}"
+    for name, r in zip(called, report["results"], strict=True):
         if r["error"] is not None:
-            yield f"failed: {_name(r)}: {r['error']}"
+            yield f"failed: {name}: {r['error']}"
+    several = len(report["machines"]) > 1
     for r in report["left_out"]:
-        yield f"left out: {r['reason']}"
+        where = f" on {r['machine']}" if several else ""
+        yield f"left out{where}: {r['reason']}"
 
 
 # --- Markdown ---------------------------------------------------------------------------
 
 
-_READING = """\
-A deviation is the largest difference in an array: absolute, relative to the largest magnitude in
-the reference's array, and in ULPs, the spacing of the dtype at that magnitude. Outputs are those
-for the test set after the last step, gradients those of the first step, parameters those after
-the last.
-
-The tolerance at step t is {formula} with ε = {epsilon:.4g} and n = {chain}, the roundings that
-follow one another in a step: {first_step:.4g} at the first step, {last_step:.4g} at the last.
-The loss is held to it at every step, relative to its largest value; gradients at the first step;
-outputs and parameters at the last; and the starting parameters must be the same bits. Leaving it
-means that rounding in this dtype does not explain the difference: look for a lower precision
-inside multiplications (TF32), an error, or a network that magnifies rounding, as kinks do.
-
-A step is timed from a batch that lies on the device until the new parameters have their values.
-The first one, which compiles where a library compiles, stands apart; the middle half lies
-between the quartiles of the others."""
+READING = (
+    "A deviation is the largest difference in an array: absolute, relative to the largest "
+    "magnitude in the reference's array, and in ULPs, the spacing of the dtype at that "
+    "magnitude. Outputs are those for the test set after the last step, those of layers and "
+    "gradients are of the first step, parameters those after the last.",
+    "The tolerance is {formula}, with ε the spacing of the dtype at 1 and n the roundings that "
+    "follow one another until a number is there: of a sum as many as it has terms, of any other "
+    "operation one. They are counted layer by layer in one step, forward and back: {step:,} in "
+    "all of it. The loss is held to it at every step t, with n that of t steps, relative to its "
+    "largest value; what layers put out and their gradients at the first, each with the n of "
+    "its layer; outputs and parameters at the last, with that of all steps; and the starting "
+    "parameters must be the same bits. Roundings have random signs, so their sum exceeds this "
+    "with a probability below 3e-14 (Higham & Mary, 2019). Leaving it means that rounding in "
+    "this dtype does not explain the difference: look for a lower precision inside "
+    "multiplications (TF32), an error, or a network that magnifies rounding, as kinks do.",
+    "A step is timed from a batch that lies on the device until the new parameters have their "
+    "values. The first one, which compiles where a library compiles, stands apart; the middle "
+    "half lies between the quartiles of the others. Memory is what the device had in use at "
+    "most, where it tells; else what is foretold of a step: parameters, state, moments, what is "
+    "kept for the way back, and whatever else is there at the worst moment.",
+)
 
 
 def _markdown(report: dict[str, Any]) -> str:
     task, reference = report["workload"], report["reference"]
+    called = names(report)
+    pairs = list(zip(called, report["results"], strict=True))
     parts = [
         f"# The same training on every backend: {task['name']}",
         f"{task['about']}.",
@@ -143,46 +208,87 @@ def _markdown(report: dict[str, Any]) -> str:
         f"{task['test_examples']:,} to test; seed {task['seed']}.",
         "Every run starts from the same weights, draws the same masks and meets the data in the "
         f"same order; so does the reference, on {reference['backend']} in {reference['dtype']}.",
+        "\n".join(f"- **{_escape(name)}** {_escape(sentence(r))}" for name, r in pairs),
     ]
-    for title, columns, rows in _overview(report):
-        parts += [f"## {title[0].upper()}{title[1:]}", _grid(columns, rows)]
-    parts.append("\n".join(f"- {_escape(line)}" for line in _remarks(report)))
-    parts += ["## How to read this", _READING.format(**report["tolerance"])]
-    for r in report["results"]:
+    if report["differences"]:
+        listed = "\n".join(f"- {_escape(line)}" for line in report["differences"])
+        parts += ["## What differs, and what it meant", listed]
+    for title, columns, rows in overview(report):
+        parts += [f"## {title[0].upper()}{title[1:]}", markdown_table(columns, rows)]
+    parts.append("\n".join(f"- {_escape(line)}" for line in remarks(report)))
+    parts += ["## How to read this", *(each.format(**report["tolerance"]) for each in READING)]
+    columns, rows = tolerances(report)
+    parts += ["## Tolerances of layers at the first step", markdown_table(columns, rows)]
+    columns, rows = by_size(report)
+    if rows:
+        parts += ["## Milliseconds a step, by the size of the batch", markdown_table(columns, rows)]
+    for name, r in pairs:
         if r["deviations"] is not None:
-            columns = ["array", "absolute", "relative", "ULPs"]
-            parts += [f"## Deviations of {_name(r)}", _grid(columns, _details(r["deviations"]))]
-    parts += ["## Environment", _grid(["setting", "value"], list(_flat(report["environment"])))]
+            columns = ["array", "absolute", "relative", "ULPs", "tolerance"]
+            parts += [
+                f"## Deviations of {name}",
+                markdown_table(columns, _details(r["deviations"])),
+            ]
+    parts += ["## Environment", markdown_table(*environments(report))]
     return "\n\n".join(parts) + "\n"
+
+
+def tolerances(report: dict[str, Any]) -> tuple[list[str], list[Row]]:
+    """Columns and rows: the roundings of each layer, and what they allow in each dtype."""
+    told = report["tolerance"]
+    columns = ["layer", "", "n, outputs", "n, gradients"]
+    for dtype in told["epsilon"]:
+        columns += [f"outputs, {dtype}", f"gradients, {dtype}"]
+    rows = []
+    for each in told["layers"]:
+        chains = [each["outputs"], each["gradients"]]
+        row = [each["layer"] or "the model", _short(each["about"]), *chains]
+        for epsilon in told["epsilon"].values():
+            row += [n and 4.0 * epsilon * n**0.5 for n in chains]
+        rows.append(row)
+    return columns, rows
+
+
+def by_size(report: dict[str, Any]) -> tuple[list[str], list[Row]]:
+    """Columns and rows: milliseconds a step, by the size of the batch."""
+    found = {
+        name: {each["size"]: each["step_ms"] for each in r["batches"] or ()}
+        for name, r in zip(names(report), report["results"], strict=True)
+    }
+    sizes = sorted(set().union(*found.values()))
+    rows = [[name, *(by.get(size) for size in sizes)] for name, by in found.items()]
+    return ["backend", *map(str, sizes)], rows if sizes else []
+
+
+def environments(report: dict[str, Any]) -> tuple[list[str], list[Row]]:
+    """Columns and rows: a setting a row, a machine a column."""
+    found = {m["label"]: dict(flat(m["environment"])) for m in report["machines"]}
+    settings = list(dict.fromkeys(key for each in found.values() for key in each))
+    rows = [[key, *(each.get(key) for each in found.values())] for key in settings]
+    return ["setting", *(found if len(found) > 1 else ["value"])], rows
+
+
+def _short(text: str, length: int = 60) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _details(deviations: dict[str, Any]) -> list[Row]:
     named = {"losses": deviations["losses"], "outputs": deviations["outputs"]}
+    inside = deviations["layers"].items()
+    named |= {f"outputs of layer {n}": found for n, found in inside if n}
     named |= {f"gradient of {name}": found for name, found in deviations["gradients"].items()}
     named |= {f"parameter {name}": found for name, found in deviations["parameters"].items()}
-    units = ("absolute", "relative", "ulps")
+    units = ("absolute", "relative", "ulps", "tolerance")
     return [[name, *(found[unit] for unit in units)] for name, found in named.items()]
 
 
-def _flat(data: dict[str, Any]) -> Iterator[Row]:
+def flat(data: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Name and value of each setting, whatever it is nested in."""
     for name, value in data.items():
         if isinstance(value, dict):
-            yield from _flat(value)
+            yield from flat(value)
         else:
-            yield [name, value]
-
-
-def _grid(columns: list[str], rows: list[Row]) -> str:
-    lines = [columns, ["---"] * len(columns), *([_text(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines)
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+            yield name, value
 
 
 def _escape(text: str) -> str:

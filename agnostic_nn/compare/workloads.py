@@ -38,7 +38,7 @@ from ..losses import Loss, binary_cross_entropy, softmax_cross_entropy
 from ..metrics import accuracy, binary_accuracy
 from ..optimizers import Adam, Optimizer
 
-__all__ = ["WORKLOADS", "CannotCompare", "Workload", "find"]
+__all__ = ["WORKLOADS", "CannotCompare", "Workload", "find", "split"]
 
 
 class CannotCompare(ValueError):
@@ -57,10 +57,16 @@ class Workload:
     read: Callable[[], tuple[Examples, Examples]]
     model: Layer
     loss: Loss
-    metric: Callable[[Array, Array], Array]
+    metric: Callable[[Array, Array], Any] | None
     epochs: int
     optimizer: Optimizer = field(default_factory=Adam)
     batch_size: int = 32
+
+    @property
+    def measured(self) -> str | None:
+        """What the metric is called, in words."""
+        named = getattr(self.metric, "func", self.metric)
+        return None if named is None else f"test {named.__name__.replace('_', ' ')}"
 
 
 def find(name: str) -> Workload:
@@ -78,14 +84,14 @@ def find(name: str) -> Workload:
 
 def _digits() -> tuple[Examples, Examples]:
     found = _datasets().load_digits()
-    train, test = _split(len(found.target))
+    train, test = split(len(found.target))
     x, target = (found.data / 16.0).astype(np.float32), found.target.astype(np.int32)
     return Examples(x[train], target[train]), Examples(x[test], target[test])
 
 
 def _breast_cancer() -> tuple[Examples, Examples]:
     found = _datasets().load_breast_cancer()
-    train, test = _split(len(found.target))
+    train, test = split(len(found.target))
     seen = found.data[train]
     x = ((found.data - seen.mean(axis=0)) / seen.std(axis=0)).astype(np.float32)
     target = found.target[:, None].astype(np.float32)
@@ -106,7 +112,7 @@ def _mnist() -> tuple[Examples, Examples]:
             f"({error}): pip install 'agnostic-nn[examples]'"
         ) from error
     pixels, digits = mnist_data()
-    train, test = _split(len(digits))
+    train, test = split(len(digits))
     x = (pixels / 255.0).astype(np.float32).reshape(-1, 28, 28, 1)
     target = digits.astype(np.int32)
     return Examples(x[train], target[train]), Examples(x[test], target[test])
@@ -117,7 +123,7 @@ def _parity() -> tuple[Examples, Examples]:
     bits = numbers[:, None] >> np.arange(16) & 1
     x = (2 * bits - 1).astype(np.float32)[..., None]
     odd = (np.cumsum(bits, axis=1) % 2).astype(np.float32)[..., None]
-    train, test = _split(len(numbers))
+    train, test = split(len(numbers))
     return Examples(x[train], odd[train]), Examples(x[test], odd[test])
 
 
@@ -139,11 +145,11 @@ def _text() -> tuple[Examples, Examples]:
     characters = np.frombuffer(said.encode("ascii", "ignore"), np.uint8).astype(np.int32)
     count = (len(characters) - 1) // _WINDOW
     x, target = (characters[i:][: count * _WINDOW].reshape(count, _WINDOW) for i in (0, 1))
-    train, test = _split(count)
+    train, test = split(count)
     return Examples(x[train], target[train]), Examples(x[test], target[test])
 
 
-def _split(count: int) -> tuple[np.ndarray, np.ndarray]:
+def split(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Which examples to train on and which to test on: always the same, a random fifth to test."""
     shuffled = random.permutation(random.key(0, xp=namespace(np.zeros(()))), count)
     tested = round(count / 5)

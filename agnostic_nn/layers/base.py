@@ -1,6 +1,7 @@
 """The layer contract: every layer, and every block of layers, has these three methods."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
 
 from ..arrays import (
@@ -19,7 +20,7 @@ from ..arrays import (
 from ..special import all_finite
 from ..trees import leaves, named_leaves
 
-__all__ = ["Layer", "kinds"]
+__all__ = ["Layer", "kinds", "outline"]
 
 
 def kinds(takes: Any, x: Any) -> Any:
@@ -133,3 +134,58 @@ class Layer:
             if kind == "real floating" and not all_finite(leaf):
                 bad = first_true(~xp.isfinite(leaf)) or ()
                 raise ValueError(f"expected finite numbers, but {name}{list(bad)} is {leaf[bad]}")
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the layers inside, one a line, or this one as it prints."""
+        from html import escape
+
+        from ..tables import html_table
+
+        rows = list(_lines(self))
+        if len(rows) == 1:
+            return f"<code>{escape(repr(self))}</code>"
+        return html_table(["", "layer"], rows, inline=True)
+
+
+def _lines(layer: Layer, path: str = "", depth: int = 0) -> Iterator[list[str]]:
+    """A layer and those inside it: each with its path, and set in as far as it is within."""
+    inside: list[tuple[str, Layer]] = []
+
+    def look(name: str, one: Layer) -> Layer:
+        inside.append((name, one))
+        return one
+
+    if hasattr(layer, "map_layers"):
+        layer.map_layers(look)
+    # no-break spaces: HTML would leave others out
+    yield [path, "\u00a0\u00a0" * depth + outline(layer, whole=not inside)]
+    for name, one in inside:
+        yield from _lines(one, ".".join(filter(None, (path, name))), depth + 1)
+
+
+def outline(layer: Layer, *, whole: bool = True) -> str:
+    """A layer in a line, such as "Dense(width=4)", without what is default.
+
+    Unless `whole`, also without the layers inside it.
+    """
+    name, settings = type(layer).__name__, [f for f in fields(layer) if f.init]
+    given = {f.name: getattr(layer, f.name) for f in settings}
+    needed = [f.name for f in settings if f.default is f.default_factory is MISSING]
+    seen = [f.name for f in fields(layer) if f.repr]
+    said = ", ".join(f"{key}={getattr(layer, key)!r}" for key in seen)
+    if repr(layer) != f"{type(layer).__qualname__}({said})":  # it has its own way
+        return repr(layer) if whole else name
+    try:  # a layer may make something else of a default, such as (1, 1) of 1
+        plain = type(layer)(**{key: given[key] for key in needed})
+    except (TypeError, ValueError):
+        return repr(layer)
+    shown = []
+    for key in seen:
+        value = getattr(layer, key)
+        if key not in needed and value == getattr(plain, key):
+            continue
+        if isinstance(value, Layer):
+            shown += [f"{key}={outline(value)}"] if whole else []
+        else:
+            shown.append(f"{key}={value!r}")
+    return f"{name}({', '.join(shown)})" if shown or whole else name

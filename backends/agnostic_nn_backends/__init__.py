@@ -11,6 +11,13 @@
     jit           (function, device, donate) -> the pure function, compiled where that is
                   possible; `donate` says which arguments the caller gives up, by position
     compiles      whether `jit` compiles loops too
+    peak_memory   device -> bytes that were in use there at most so far, or None if it does not
+                  tell; None where no device does, and an adapter of a user's own may lack it
+    policy        (device, precision, deterministic) -> a context in which the library computes
+                  float32 as such ("strict") or as TensorFloat-32 if it can ("fast"), and gives
+                  the same bits in every run; raises NotImplementedError, with what to do, where
+                  that cannot be had, and its docstring says what it sets. None where nothing
+                  is to be set; an adapter of a user's own may also lack it
     synchronize   array -> None, once its values are there (for timing)
     vjp           (function, *primals) -> (outputs, pullback), the library's own automatic
                   differentiation, or None; only checks of our gradients use it

@@ -18,6 +18,8 @@ __all__ = [
     "double",
     "has_float64",
     "jit",
+    "peak_memory",
+    "policy",
     "synchronize",
     "to_numpy",
     "version",
@@ -28,6 +30,8 @@ __all__ = [
 version = xp.__version__
 compiles = False
 double = nullcontext
+peak_memory = None
+policy = None
 vjp = None
 
 

@@ -1,6 +1,7 @@
 """CuPy: NumPy's interface on NVIDIA GPUs."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import wraps
 
 import array_api_compat.cupy as xp
@@ -9,6 +10,7 @@ import numpy as np
 from cupyx.scipy.special import erf as _erf
 
 from agnostic_nn import special
+from agnostic_nn.special.indexing import add_sorted
 
 __all__ = [
     "asarray",
@@ -18,6 +20,8 @@ __all__ = [
     "double",
     "has_float64",
     "jit",
+    "peak_memory",
+    "policy",
     "synchronize",
     "to_numpy",
     "version",
@@ -28,6 +32,7 @@ __all__ = [
 version = cupy.__version__
 compiles = False
 double = nullcontext
+peak_memory = None
 to_numpy = cupy.asnumpy
 vjp = None
 
@@ -60,11 +65,36 @@ def jit(function, device, donate=()):
     return on_device
 
 
+_products = cupy._core._routines_linalg
+_SORTS = ContextVar("whether repeated indices are sorted before they are added up", default=False)
+
+
+@contextmanager
+def policy(device, precision, deterministic):
+    """It sets the compute type of float32 products to COMPUTE_TYPE_DEFAULT, or to
+    COMPUTE_TYPE_TF32 if fast; NVIDIA_TF32_OVERRIDE is stronger."""
+    wanted = _products.COMPUTE_TYPE_DEFAULT
+    if precision == "fast" and int(device.compute_capability) >= 80:
+        wanted = _products.COMPUTE_TYPE_TF32
+    with device:
+        before, sorts = _products.get_compute_type(np.float32), _SORTS.set(deterministic)
+        try:
+            if before != wanted:
+                _products.set_compute_type(np.float32, wanted)
+            yield
+        finally:
+            if before != wanted:
+                _products.set_compute_type(np.float32, before)
+            _SORTS.reset(sorts)
+
+
 def synchronize(array):
     array.device.synchronize()
 
 
 def _scatter_add(updates, index, rows):
+    if _SORTS.get():
+        return add_sorted(updates, index, rows)
     out = cupy.zeros((rows, updates.shape[1]), updates.dtype)
     cupy.add.at(out, index, updates)
     return out

@@ -1,5 +1,6 @@
 """dpnp: NumPy's interface on SYCL devices, Intel's CPUs among them, with real placement rules."""
 
+import os
 from contextlib import nullcontext
 
 import dpctl
@@ -16,6 +17,8 @@ __all__ = [
     "double",
     "has_float64",
     "jit",
+    "peak_memory",
+    "policy",
     "synchronize",
     "to_numpy",
     "version",
@@ -26,6 +29,7 @@ __all__ = [
 version = xp.__version__
 compiles = False
 double = nullcontext
+peak_memory = None
 to_numpy = xp.asnumpy
 vjp = None
 
@@ -49,6 +53,16 @@ def asarray(data, device):
 
 def jit(function, device, donate=()):
     return function
+
+
+def policy(device, precision, deterministic):
+    """There is nothing to set but MKL_CBWR, before Python starts, for oneMKL to repeat itself."""
+    if deterministic and not os.environ.get("MKL_CBWR", "").upper().endswith(",STRICT"):
+        raise NotImplementedError(
+            "oneMKL adds in the order in which its threads get there, unless MKL_CBWR is set to a "
+            "branch and STRICT, such as AVX2,STRICT, before Python starts"
+        )
+    return nullcontext()
 
 
 def synchronize(array):

@@ -3,6 +3,8 @@
 float64 stays off unless the caller sets JAX_ENABLE_X64.
 """
 
+import os
+import re
 from functools import reduce
 
 import jax
@@ -22,6 +24,8 @@ __all__ = [
     "double",
     "has_float64",
     "jit",
+    "peak_memory",
+    "policy",
     "synchronize",
     "to_numpy",
     "version",
@@ -62,6 +66,25 @@ def asarray(data, device):
 
 def jit(function, device, donate=()):
     return jax.jit(function, donate_argnums=donate)
+
+
+_PRECISION = {"strict": "highest", "fast": "tensorfloat32"}
+
+
+def policy(device, precision, deterministic):
+    """It sets jax.default_matmul_precision to "highest", or to "tensorfloat32" if fast; what XLA
+    is told by XLA_FLAGS, and an operation by a precision of its own, is stronger."""
+    told = re.search(r"--xla_gpu_deterministic_ops(=true|=1|\s|$)", os.environ.get("XLA_FLAGS", ""))
+    if deterministic and device.platform in ("cuda", "gpu", "rocm") and not told:
+        raise NotImplementedError(
+            "XLA adds in the order in which a GPU's threads get there, unless XLA_FLAGS has "
+            "--xla_gpu_deterministic_ops=true before Python starts"
+        )
+    return jax.default_matmul_precision(_PRECISION[precision])
+
+
+def peak_memory(device):
+    return (device.memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def _scatter_add(updates, index, rows):

@@ -1,7 +1,9 @@
 """PyTorch: eager, on CPUs and GPUs. Its autograd is never asked for a gradient but in checks."""
 
 import math
-from contextlib import nullcontext
+import os
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
 
 import array_api_compat.torch as xp
 import numpy as np
@@ -21,6 +23,8 @@ __all__ = [
     "double",
     "has_float64",
     "jit",
+    "peak_memory",
+    "policy",
     "synchronize",
     "to_numpy",
     "version",
@@ -60,6 +64,76 @@ def to_numpy(array):
 
 def jit(function, device, donate=()):
     return replayed(function, torch_calls.library, donate) if device.type == "cpu" else function
+
+
+_LINES = ":4096:8", ":16:8"  # what CUBLAS_WORKSPACE_CONFIG must be
+
+
+def policy(device, precision, deterministic):
+    """It sets fp32_precision, of matmul in torch.backends.cuda, of conv and rnn in .cudnn and of
+    all three in .mkldnn, to "ieee", or to "tf32" if fast; NVIDIA_TF32_OVERRIDE,
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE and ONEDNN_DEFAULT_FPMATH_MODE are stronger."""
+    cuda = device.type == "cuda"
+    if deterministic and cuda and os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in _LINES:
+        raise NotImplementedError(
+            "cuBLAS does not give the same bits in every run, unless CUBLAS_WORKSPACE_CONFIG is "
+            f"{' or '.join(_LINES)} before Python starts"
+        )
+    if deterministic and device.type == "mps":
+        raise NotImplementedError("PyTorch promises no bits of what Apple's GPUs compute")
+    found = [(get(), put, value) for get, put, value in _settings(cuda, precision, deterministic)]
+    wrong = [one for one in found if one[0] != one[2] and (one[0], one[2]) != ("none", "ieee")]
+    return _set_up(wrong) if wrong else _AS_IT_IS
+
+
+_AS_IT_IS = nullcontext()
+
+
+@contextmanager
+def _set_up(settings):
+    done = []
+    try:
+        for old, put, value in settings:
+            done.append((put, old))
+            put(value)
+        yield
+    finally:
+        for put, old in reversed(done):
+            put(old)
+
+
+@cache
+def _settings(cuda, precision, deterministic):
+    """How to look at each setting, how to change it, and what it has to be."""
+    cudnn, strict, found = torch.backends.cudnn, precision == "strict", []
+    if deterministic:
+        get, put = torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode
+        found.append((get, put, 2))  # an error for what cannot be
+    if deterministic and cuda:
+        found += [_attribute(cudnn, "deterministic", True), _attribute(cudnn, "benchmark", False)]
+    if not hasattr(torch._C, "_get_fp32_precision_getter"):  # before PyTorch 2.9
+        get, put = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+        found.append((get, put, "highest" if strict else "high"))
+        return [*found, _attribute(cudnn, "allow_tf32", not strict)]
+    # what torch.backends does, but ten times as slowly
+    get, put = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
+    for place in _PRODUCTS["cuda" if cuda else "cpu"]:
+        found.append((partial(get, *place), partial(put, *place), "ieee" if strict else "tf32"))
+    return found
+
+
+_PRODUCTS = {
+    "cuda": (("cuda", "matmul"), ("cuda", "conv"), ("cuda", "rnn")),
+    "cpu": (("mkldnn", "matmul"), ("mkldnn", "conv"), ("mkldnn", "rnn")),
+}
+
+
+def _attribute(place, name, value):
+    return partial(getattr, place, name), partial(setattr, place, name), value
+
+
+def peak_memory(device):
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def synchronize(array):

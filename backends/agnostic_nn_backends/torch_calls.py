@@ -108,8 +108,9 @@ _TWO = {
 _ELEMENTWISE = {
     *_AS_NUMBERS.values(), *_ONE.values(), *_TWO.values(), cast, torch.add, torch.sub,
     torch.mul, torch.div, torch.floor_divide, torch.remainder, torch.pow,
-    torch.bitwise_and, torch.bitwise_or,
-    torch.bitwise_left_shift, torch.bitwise_right_shift, torch.bitwise_xor, torch.eq, torch.ne, torch.lt, torch.le, torch.gt, torch.ge, torch.where,
+    torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor,
+    torch.bitwise_left_shift, torch.bitwise_right_shift,
+    torch.eq, torch.ne, torch.lt, torch.le, torch.gt, torch.ge, torch.where,
     torch.special.erf, torch.clamp,
 }  # fmt: skip
 _OUT = {torch.matmul, torch.sum, torch.amax, torch.amin, torch.cat, torch.stack}

@@ -3,9 +3,9 @@
 import numpy as np
 
 import agnostic_nn as nn
+from agnostic_nn.specimens import drawn, loss_of
 
 from . import Case
-from ._losses import drawn, loss_of
 
 
 def each(name, **options):

@@ -1,0 +1,131 @@
+"""`agnostic-nn bisect`: the first piece of a step that two backends compute differently."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..registry import BackendUnavailable
+from .arguments import command, count, refuse, seed
+
+__all__ = ["add"]
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Say what can be asked."""
+    add_argument = command(
+        commands,
+        "bisect",
+        "Find the first layer, loss or update that two backends compute differently.",
+        _bisect,
+        "Each piece of one training step gets the same numbers on both, and is held to the same "
+        "piece in float64.",
+        epilog="Exit status: 0 if nothing differs beyond rounding, 1 if something does, 2 if the "
+        "command line makes no sense here.",
+    )
+    add_argument(
+        "backends",
+        nargs="*",
+        metavar="BACKEND",
+        help="two, such as numpy jax:cpu:0, each with a dtype if it is not float32, as in "
+        "jax:cpu:0@float64; one alone is held to numpy@float64",
+    )
+    add_argument(
+        "--workload",
+        metavar="NAME",
+        help="what to train, of what `compare` trains (default: digits-mlp)",
+    )
+    add_argument(
+        "--model",
+        metavar="MODULE:OBJECT",
+        help="instead of a workload: a layer of one's own, or a function that gives one",
+    )
+    add_argument("--data", type=Path, metavar="FILE", help="an npz file with its x and target")
+    add_argument("--loss", metavar="NAME", help="of that model, such as huber(delta=0.5)")
+    add_argument("--optimizer", metavar="NAME", help="of that model, such as Adam(rate=1e-3)")
+    add_argument(
+        "--steps",
+        type=_whole,
+        default=0,
+        metavar="N",
+        help="that the first backend takes before the step that is looked at; one whose loss or "
+        "gradient is not finite is looked at instead (default: %(default)s)",
+    )
+    add_argument(
+        "--seed",
+        type=seed,
+        default=0,
+        metavar="N",
+        help="of weights, masks and the order of the data (default: %(default)s)",
+    )
+    add_argument(
+        "--output",
+        type=Path,
+        default=Path("bisect.npz"),
+        metavar="FILE",
+        help="where the piece goes that differs, with what it was given (default: %(default)s)",
+    )
+    add_argument(
+        "--replay",
+        type=Path,
+        metavar="FILE",
+        help="run that piece alone, on these backends or on those that it was found with",
+    )
+
+
+def _whole(text: str) -> int:
+    return 0 if text == "0" else count(text)
+
+
+def _bisect(options: argparse.Namespace) -> int:
+    from ..compare.workloads import CannotCompare
+
+    if options.replay is None and len(options.backends) not in (1, 2):
+        return refuse("bisect", "expected one or two backends, such as numpy jax")
+    if not options.output.absolute().parent.is_dir():
+        return refuse("bisect", f"--output {options.output}: its folder is not there")
+    try:
+        found = _replayed(options) if options.replay else _found(options)
+    except OSError as error:
+        return refuse("bisect", f"{options.replay} cannot be read: {error.strerror or error}")
+    except (BackendUnavailable, CannotCompare, TypeError, ValueError) as error:
+        return refuse("bisect", error)
+    print(found)
+    if found.first is None:
+        return 0
+    if options.replay is None:
+        try:
+            found.save(options.output)
+        except OSError as error:
+            reason = f"{options.output} cannot be written: {error.strerror}"
+            return refuse("bisect", reason, 1)
+        print(f"\nwritten: {options.output}; to run that piece alone, anywhere:")
+        print(f"agnostic-nn bisect --replay {options.output}")
+    return 1
+
+
+def _replayed(options: argparse.Namespace) -> Any:
+    from ..bisecting import replay
+
+    return replay(options.replay, *options.backends)
+
+
+def _found(options: argparse.Namespace) -> Any:
+    from ..bisecting import bisect
+    from ..compare.own import own
+    from ..compare.workloads import CannotCompare, find
+
+    asked = {k: getattr(options, k) for k in ("loss", "optimizer") if getattr(options, k)}
+    if options.model and options.data and not options.workload:
+        workload = own(options.model, options.data, **asked)
+    elif options.model or options.data or asked:
+        raise CannotCompare("--model and --data go together, without --workload")
+    else:
+        workload = find(options.workload or "digits-mlp")
+    train, _ = workload.read()
+    return bisect(
+        *(workload.model, workload.loss, workload.optimizer, train.x, train.target),
+        *options.backends,
+        steps=options.steps,
+        batch_size=workload.batch_size,
+        seed=options.seed,
+    )

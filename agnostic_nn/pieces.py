@@ -1,0 +1,360 @@
+"""Pieces: a training step taken apart into what can run by itself, with what each is given.
+
+Layers, inside blocks too, the loss and the update of the optimizer are pieces, and so is what a
+block does around its layers, such as the sum of a Residual: there its layers only return what
+they are told to, and what the block hands them is among the results. A Sequential and blocks
+that hold one layer do nothing of their own.
+
+What a piece is given comes from one step that NumPy takes in float64, by the formulas alone.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .arrays import expect
+from .blocks import Graph, Parallel, Residual, TransformerBlock
+from .config import describe, rebuild
+from .layers import Layer
+from .losses import Loss
+from .noise import exactly, plain
+from .optimizers import Optimizer
+from .summary import outline
+from .trees import leaves, named_leaves, tree_map
+
+__all__ = ["Piece", "cast", "pieces", "read", "write"]
+
+FORMAT = 1
+FORWARD, BACKWARD = ("y", "state", "enters"), ("dx", "grads", "returns")
+
+
+def _layer(layer: Layer, train: bool, given: dict) -> dict:
+    y, state, cache = layer.forward(given["params"], given["state"], given["x"], train=train)
+    found = {"y": y, "state": state}
+    if "dy" in given:
+        dx, grads = layer.backward(given["params"], cache, given["dy"])
+        found |= {"dx": dx, "grads": grads}
+    return found
+
+
+def _around(block: Any, train: bool, given: dict) -> dict:
+    inside: dict[str, _Told] = {}
+
+    def told(name: str, layer: Layer) -> Layer:
+        inside[name] = _Told(given["inside"].get(name, ()))
+        return inside[name]
+
+    twin = block.map_layers(told)
+    y, _, cache = twin.forward(given["params"], given["state"], given["x"], train=train)
+    found = {"y": y, "enters": {name: one.handed(one.xs) for name, one in inside.items()}}
+    if "dy" in given:
+        dx, _ = twin.backward(given["params"], cache, given["dy"])
+        returns = {name: one.handed(one.dys) for name, one in inside.items()}
+        found |= {"dx": dx, "returns": returns}
+    return found
+
+
+def _loss(loss: Loss, train: bool, given: dict) -> dict:
+    value, dy = loss(given["y"], given["target"])
+    return {"value": value, "dy": dy}
+
+
+def _update(optimizer: Optimizer, train: bool, given: dict) -> dict:
+    params, moments = optimizer.update(given["params"], given["grads"], given["moments"])
+    return {"params": params, "moments": moments}
+
+
+_KINDS: dict[str, Callable] = {"layer": _layer, "around": _around, "loss": _loss, "update": _update}
+
+
+class _Told(Layer):
+    """In place of a layer: returns what it is told to, and notes what it is given."""
+
+    def __init__(self, calls: tuple) -> None:
+        self.calls = iter(calls)
+        self.waiting: list[tuple[int, Any]] = []
+        self.xs: dict[int, Any] = {}  # by the number of the call
+        self.dys: dict[int, Any] = {}
+
+    def forward(self, params, state, x, *, train=False):
+        number, result = len(self.xs), next(self.calls)
+        self.xs[number] = x
+        self.waiting.append((number, result))
+        return result["y"], result["state"], ()
+
+    def backward(self, params, cache, dy):
+        number, result = self.waiting.pop()
+        self.dys[number] = dy
+        return _opened(result["dx"]), result["grads"]
+
+    @staticmethod
+    def handed(noted: dict[int, Any]) -> Any:
+        """What was noted, in a tuple if there were several calls."""
+        found = tuple(noted[number] for number in sorted(noted))
+        return found[0] if len(found) == 1 else found
+
+
+def _opened(dx: Any) -> Any:
+    """dx as a layer returns it: None, which is no tree to hand to a backend, is () before."""
+    if isinstance(dx, dict):
+        return {name: _opened(branch) for name, branch in dx.items()}
+    if isinstance(dx, tuple):
+        return tuple(map(_opened, dx)) if dx else None
+    return dx
+
+
+@dataclass(eq=False)
+class Piece:
+    """Something that a step asks for, where it is, and what it is given, on the host.
+
+    kind: "layer", "around" (a block without its layers), "loss" or "update"; `thing` is the
+    layer, block, loss or optimizer.
+    """
+
+    kind: str
+    path: str
+    thing: Any
+    given: dict[str, Any]
+    train: bool = True
+    result: dict[str, Any] = field(default_factory=dict, repr=False)
+    inside: dict[str, list["Piece"]] = field(default_factory=dict, repr=False)
+
+    @property
+    def shown(self) -> str:
+        """The thing in one line."""
+        if isinstance(self.thing, Layer):
+            return outline(self.thing)
+        function = self.thing.func if isinstance(self.thing, partial) else self.thing
+        return getattr(function, "__name__", None) or repr(function)
+
+    @property
+    def function(self) -> Callable:
+        """What maps `given` to all results, a dict by path, whatever their number."""
+        return partial(_results, self.kind, self.thing, self.train)
+
+    @property
+    def key(self) -> Any:
+        """Equal for pieces with one function."""
+        key = self.kind, self.thing, self.train
+        try:
+            hash(key)
+        except TypeError:
+            return self.kind, id(self.thing), self.train
+        return key
+
+
+def _results(kind: str, thing: Any, train: bool, given: dict) -> dict[str, Any]:
+    found = _KINDS[kind](thing, train, given)
+    return {name: leaf for name, leaf in named_leaves(found) if leaf is not None}
+
+
+def cast(tree: Any, dtype: str) -> Any:
+    """Real numbers in `dtype`, all else as it is, on the host."""
+
+    def one(leaf):
+        leaf = np.asarray(leaf)
+        return leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf
+
+    with np.errstate(over="ignore"):
+        return tree_map(one, tree)
+
+
+# --- taking a step apart ----------------------------------------------------------------
+
+
+def pieces(
+    model: Layer, loss: Loss, optimizer: Optimizer, carry: tuple, batch: tuple, dtype: str
+) -> list[tuple[Piece, tuple[str, ...]]]:
+    """What the step from `carry` on a batch (x, target) asks for, in that order.
+
+    Each is a piece and the heads of those of its results that are asked for at that moment: a
+    layer comes twice, on the way forward and on the way back. What they are given is in
+    `dtype`. A layer that is called several times has the number of the call in its path.
+    """
+    recorder = _Recorder()
+    twin = recorder.twin(model, "", "")
+
+    def step(carry, x, target):
+        params, state, moments = carry
+        y, _, cache = twin.forward(params, state, x, train=True)
+        recorder.note(Piece("loss", "", loss, _host({"y": y, "target": target})), "value", "dy")
+        _, dy = loss(y, target)
+        recorder.on_the_way_back = True
+        grads = twin.backward_params(params, cache, dy)
+        given = {"params": params, "grads": grads, "moments": moments}
+        recorder.note(Piece("update", "", optimizer, _host(given)), "params", "moments")
+        return ()
+
+    exactly(step, carry, *batch)
+    found = list({id(piece): piece for piece, _ in recorder.events}.values())
+    often = Counter((piece.kind, piece.path) for piece in found)
+    numbers: Counter = Counter()
+    for piece in found:
+        place = piece.kind, piece.path
+        numbers[place] += 1
+        if often[place] > 1:
+            piece.path += f"#{numbers[place]}"
+        if piece.kind == "around":
+            told = {name: tuple(p.result for p in calls) for name, calls in piece.inside.items()}
+            piece.given["inside"] = told
+        piece.given = cast(piece.given, dtype)
+    return recorder.events
+
+
+class _Recorder:
+    """Twins of layers that note what each is given, in the order in which a step asks them."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Piece, tuple[str, ...]]] = []
+        self.on_the_way_back = False
+        self.open: list[Piece] = []  # whose forward is being computed
+
+    def note(self, piece: Piece, *heads: str) -> None:
+        """That results with these heads are computed now."""
+        self.events.append((piece, heads))
+
+    def twin(self, layer: Layer, path: str, name: str) -> Layer:
+        """A layer like `layer`; of a block, with twins in place of its layers."""
+        kind, block = type(layer), hasattr(layer, "map_layers")
+
+        def inner(name: str, layer: Layer) -> Layer:
+            return self.twin(layer, ".".join(filter(None, (path, name))), name)
+
+        mapped = layer.map_layers(inner) if block else layer  # type: ignore[attr-defined]
+        methods = self._methods(layer, path, name)
+        twin: Any = object.__new__(type(kind.__name__, (kind,), methods))
+        vars(twin).update(vars(mapped))
+        return twin
+
+    def _methods(self, layer: Layer, path: str, name: str) -> dict[str, Callable]:
+        kind: Any = type(layer)
+        block = hasattr(layer, "map_layers")
+        called = "around" if block else "layer"
+        noted = not block or isinstance(layer, Graph | Parallel | Residual | TransformerBlock)
+        waiting: list[Piece] = []  # for their dy: the last first, as the chain rule has it
+        again: list[Piece] = []  # whose forward is asked for once more on the way back
+
+        def forward(twin, params, state, x, *, train=False):
+            own = twin if block else layer  # a layer's methods must not meet those noted here
+            given = _host({"params": params, "state": state, "x": x})
+            piece = Piece(called, path, layer, given, bool(train))
+            if self.on_the_way_back:
+                again.append(next((old for old in waiting if _alike(old, piece)), piece))
+                return kind.forward(own, params, state, x, train=train)
+            waiting.append(piece)
+            if self.open:
+                self.open[-1].inside.setdefault(name, []).append(piece)
+            self.open.append(piece)
+            y, state, cache = kind.forward(own, params, state, x, train=train)
+            self.open.pop()
+            piece.result |= _host({"y": y, "state": state})
+            if noted:
+                self.note(piece, *FORWARD)
+            return y, state, cache
+
+        def backward(twin, params, cache, dy):
+            piece = again.pop() if again else waiting.pop()
+            dx, grads = kind.backward(twin if block else layer, params, cache, dy)
+            piece.given |= _host({"dy": dy})
+            piece.result |= _host({"dx": dx, "grads": grads})
+            if noted:
+                self.note(piece, *BACKWARD)
+            return dx, grads
+
+        def backward_params(twin, params, cache, dy):
+            return backward(twin, params, cache, dy)[1]
+
+        methods = {"forward": forward, "backward": backward}
+        return methods if block else methods | {"backward_params": backward_params}
+
+
+def _host(tree: Any) -> Any:
+    """The numbers of arrays that `exactly` handed out; () for None."""
+    return tree_map(lambda leaf: () if leaf is None else np.array(plain(leaf)), tree)
+
+
+def _alike(one: Piece, other: Piece) -> bool:
+    pairs = zip(leaves(one.given["x"]), leaves(other.given["x"]), strict=False)
+    return "dy" not in one.given and all(np.array_equal(a, b) for a, b in pairs)
+
+
+# --- files ------------------------------------------------------------------------------
+
+
+def write(path: str | os.PathLike, piece: Piece, names: tuple[str, ...]) -> None:
+    """Put a piece into an npz file, with the `names` of the backends that differ there."""
+    said = describe(piece.thing)
+    try:
+        rebuild(said)
+    except ValueError:
+        said = None
+    description = {
+        "format": FORMAT,
+        "kind": piece.kind,
+        "path": piece.path,
+        "shown": piece.shown,
+        "thing": said,
+        "train": piece.train,
+        "backends": list(names),
+        "nesting": _nesting(piece.given),
+    }
+    text = np.asarray(json.dumps(description))
+    # a handle: NumPy would add .npz to a name without
+    with Path(path).open("wb") as file:
+        np.savez(file, agnostic_nn_bisect=text, **dict(named_leaves(piece.given)))
+
+
+def read(path: str | os.PathLike, thing: Any = None) -> tuple[Piece, list[str]]:
+    """The piece in a file that `write` wrote, and the names of backends.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    ValueError
+        If it is no such file, or its layer, loss or optimizer is none of this library and no
+        `thing` is given.
+    """
+    data = Path(path).read_bytes()
+    try:
+        with np.load(BytesIO(data), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        said = json.loads(str(arrays.pop("agnostic_nn_bisect")))
+    except Exception as error:  # NumPy raises various kinds for what is no npz file
+        raise ValueError(f"{path} was not written by bisect, or is damaged: {error}") from error
+    right = said["format"] == FORMAT
+    expect(right, "{} has format {}, this version reads {}", path, said["format"], FORMAT)
+    if thing is None and said["thing"] is None:
+        raise ValueError(
+            f"{path} is about {said['shown']}, which agnostic_nn does not define: pass it to "
+            "agnostic_nn.bisecting.replay as `thing`"
+        )
+    thing = rebuild(said["thing"]) if thing is None else thing
+    given = _unnested(said["nesting"], arrays, "")
+    return Piece(said["kind"], said["path"], thing, given, said["train"]), said["backends"]
+
+
+def _nesting(tree: Any) -> Any:
+    """The nesting of a tree, for JSON; None stands for a leaf."""
+    if isinstance(tree, dict):
+        return {name: _nesting(branch) for name, branch in tree.items()}
+    return [_nesting(branch) for branch in tree] if isinstance(tree, tuple) else None
+
+
+def _unnested(nesting: Any, arrays: dict[str, np.ndarray], path: str) -> Any:
+    def below(name):
+        return f"{path}.{name}" if path else str(name)
+
+    if isinstance(nesting, dict):
+        return {k: _unnested(v, arrays, below(k)) for k, v in nesting.items()}
+    if isinstance(nesting, list):
+        return tuple(_unnested(v, arrays, below(i)) for i, v in enumerate(nesting))
+    return arrays[path]

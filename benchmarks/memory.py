@@ -1,0 +1,91 @@
+"""Memory: what a step of training is predicted to hold, and what it does hold on NumPy.
+
+    python -m benchmarks.memory [--replay]
+
+Measured is the peak that tracemalloc sees in a step, of all that was made from the trainer
+on, with `AGNOSTIC_NN_REPLAY=0`, which is what `summary()` predicts; and then replayed.
+"""
+
+import os
+import sys
+import tracemalloc
+
+import numpy as np
+
+import agnostic_nn as nn
+from agnostic_nn.tables import table
+
+__all__ = ["MODELS", "figures"]
+
+SEQUENCE = nn.Sequential(
+    nn.Embedding(1000, 128),
+    nn.PositionEmbedding(128),
+    nn.Repeat(nn.TransformerBlock(nn.MultiHeadAttention(4, causal=True), 512), 4),
+    nn.LayerNorm(),
+    nn.Dense(1000),
+)
+IMAGES = nn.Sequential(
+    *(nn.Conv2D(32, 3, padding="same"), nn.BatchNorm(), nn.ReLU(), nn.MaxPool2D(2)),
+    *(nn.Conv2D(64, 3, padding="same"), nn.BatchNorm(), nn.ReLU(), nn.MaxPool2D(2)),
+    *(nn.Flatten(), nn.Dense(128), nn.ReLU(), nn.Dense(10)),
+)
+DEEP = nn.Sequential(nn.Dense(1024), nn.ReLU(), nn.Dense(1024), nn.ReLU(), nn.Dense(10))
+MODELS = {  # model, shape of an example, batch, loss, optimizer
+    "MLP": (DEEP, (784,), 1024, nn.softmax_cross_entropy, nn.Adam()),
+    "CNN": (IMAGES, (28, 28, 1), 64, nn.softmax_cross_entropy, nn.Adam()),
+    "LSTM": (
+        nn.Sequential(nn.LSTM(128, depth=2, sequence=False), nn.Dense(10)),
+        *((64, 64), 64, nn.softmax_cross_entropy, nn.Adam()),
+    ),
+    "transformer": (SEQUENCE, (128,), 8, nn.softmax_cross_entropy, nn.AdamW()),
+    "wide layer": (
+        nn.Sequential(nn.Dense(4096), nn.Tanh(), nn.Dense(1)),
+        *((1024,), 32, nn.mean_squared_error, nn.Adam()),
+    ),
+}
+
+
+def trainer_of(name):
+    model, shape, _, loss, optimizer = MODELS[name]
+    return nn.Trainer(model, loss, optimizer, backend="numpy", shape=shape)
+
+
+def batch_of(name):
+    """Some x and target; only their shapes and dtypes matter."""
+    model, shape, rows, loss, _ = MODELS[name]
+    x = np.zeros((rows, *shape), "int32" if model.takes == "integral" else "float32")
+    if loss is nn.mean_squared_error:
+        return x, np.zeros((rows, 1), "float32")
+    return x, x if model.takes == "integral" else np.zeros(rows, "int32")
+
+
+def figures(name, *, replay=False):
+    """The most bytes that a step of training holds at once: as predicted, and as measured."""
+    os.environ["AGNOSTIC_NN_REPLAY"] = str(int(replay))
+    x, target = batch_of(name)
+    small = nn.Trainer(nn.Dense(2), nn.mean_squared_error, nn.SGD(0.1), backend="numpy")
+    small.step([[0.0, 0.0]], [[0.0, 0.0]])  # what is imported is no array
+    tracemalloc.start()
+    try:
+        trainer = trainer_of(name)
+        for _ in range(4 if replay else 2):  # the first ones look on, and plan
+            tracemalloc.reset_peak()
+            trainer.step(x, target)
+        measured = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    return trainer.summary(MODELS[name][2]).bytes_of_training, measured
+
+
+def main():
+    replay, lines = "--replay" in sys.argv, []
+    for name in MODELS:
+        told, found = figures(name)
+        again = figures(name, replay=True)[1] / 1e6 if replay else None
+        error = f"{100.0 * (told / found - 1.0):+.1f}"
+        lines.append([name, round(told / 1e6, 1), round(found / 1e6, 1), error, again])
+    print(table(["model", "predicted MB", "measured MB", "error %", "replayed MB"], lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""MLX, Apple's array library, as a backend that its own package brings to agnostic_nn.
+
+The entry point in pyproject.toml makes it known: `pip install examples/mlx_backend`, and then
+`agnostic-nn conformance mlx`. What stands in `_Namespace` is what MLX lacks of the Standard: its
+functions take no `device` and not every keyword, there is no `bool`, and arrays do not say where
+they are. Its float64 is right to the digits of float32 only (exp, sin, cos), so none is promised.
+"""
+
+from importlib.metadata import version as version_of
+
+import mlx.core as mx
+import numpy as np
+
+__all__ = [
+    "asarray",
+    "compiles",
+    "describe",
+    "devices",
+    "double",
+    "has_float64",
+    "jit",
+    "synchronize",
+    "to_numpy",
+    "version",
+    "vjp",
+    "xp",
+]
+
+version = version_of("mlx")
+compiles = False
+double = None
+vjp = None
+HERE = mx.default_device().type.name  # "cpu" or "gpu": MLX moves arrays by itself
+
+
+class _Namespace:
+    """MLX's functions, with the Standard's arguments."""
+
+    bool = mx.bool_
+
+    def __getattr__(self, name):
+        return getattr(mx, name)
+
+    def arange(self, start, stop=None, step=1, *, dtype=None, device=None):
+        start, stop = (0, start) if stop is None else (start, stop)
+        return mx.arange(start, stop, step, dtype=dtype)
+
+    def argsort(self, x, /, *, axis=-1, descending=False, stable=True):
+        return mx.argsort(-x if descending else x, axis=axis)
+
+    def asarray(self, data, /, *, dtype=None, device=None, copy=None):
+        return mx.array(data, dtype=dtype)
+
+    def astype(self, x, dtype, /, *, copy=True, device=None):
+        return x.astype(dtype)
+
+    def full(self, shape, value, *, dtype=None, device=None):
+        return mx.full(shape, value, dtype=dtype)
+
+    def full_like(self, x, /, value, *, dtype=None, device=None):
+        return mx.full(x.shape, value, dtype=dtype or x.dtype)
+
+    def ones(self, shape, *, dtype=None, device=None):
+        return mx.ones(shape, dtype=dtype)
+
+    def ones_like(self, x, /, *, dtype=None, device=None):
+        return mx.ones(x.shape, dtype=dtype or x.dtype)
+
+    def zeros(self, shape, *, dtype=None, device=None):
+        return mx.zeros(shape, dtype=dtype)
+
+    def zeros_like(self, x, /, *, dtype=None, device=None):
+        return mx.zeros(x.shape, dtype=dtype or x.dtype)
+
+
+xp = _Namespace()
+mx.array.__array_namespace__ = lambda self, api_version=None: xp
+mx.array.device = property(lambda self: HERE)
+
+
+def devices():
+    return {HERE: HERE}
+
+
+def describe(device):
+    return str(mx.default_device())
+
+
+def has_float64(device):
+    return False
+
+
+def asarray(data, device):
+    return mx.array(np.array(data, order="C"), dtype=getattr(xp, data.dtype.name))
+
+
+def to_numpy(array):
+    return np.array(array)
+
+
+def jit(function, device, donate=()):
+    return function
+
+
+def synchronize(array):
+    mx.eval(array)

@@ -1,0 +1,180 @@
+"""Reports of several machines become one, if they are of one training; else it is said why not."""
+
+import json
+from copy import deepcopy
+
+import numpy as np
+import pytest
+
+import agnostic_nn as nn
+from agnostic_nn.compare import CannotCompare, Workload, compare, merge, summary, write
+from agnostic_nn.data import Examples
+from agnostic_nn.metrics import accuracy
+
+
+def _read():
+    x = np.random.default_rng(0).standard_normal((60, 3)).astype(np.float32)
+    target = (x[:, 0] > 0).astype(np.int32)
+    return Examples(x[:48], target[:48]), Examples(x[48:], target[48:])
+
+
+MODEL = nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dense(2))
+SIDES = Workload(
+    *("sides", "two sides", _read, MODEL, nn.softmax_cross_entropy, accuracy, 2), batch_size=16
+)
+
+
+@pytest.fixture(scope="module")
+def report():
+    return json.loads(json.dumps(compare(SIDES, ["numpy"], sizes=(1, 4))))
+
+
+@pytest.fixture
+def saved(report, tmp_path):
+    """A function that saves the report with changes, given as paths and values; its path."""
+
+    def save(name, **changes):
+        changed = deepcopy(report)
+        for path, value in changes.items():
+            *way, last = path.split("__")
+            place = changed
+            for step in way:
+                place = place[int(step) if step.isdecimal() else step]
+            place[int(last) if last.isdecimal() else last] = value
+        path = tmp_path / name / "report.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(changed), encoding="utf-8")
+        return path
+
+    return save
+
+
+ELSEWHERE = {
+    "machines__0__label": "Another Processor",
+    "machines__0__environment__processor": "Another Processor",
+    "machines__0__environment__variables": {"OMP_NUM_THREADS": "77"},
+    "results__0__machine": "Another Processor",
+    "results__0__hardware": "Another Processor",
+    "results__0__has_float64": False,
+    "results__0__version": "0.1",
+    "results__0__step_ms": 1e6,
+}
+
+
+def test_machines_are_called_by_their_processors_where_these_differ(saved, report):
+    merged = merge([saved("one"), saved("two", **ELSEWHERE)])
+    here = report["machines"][0]["label"]
+    assert [m["label"] for m in merged["machines"]] == [here, "Another Processor"]
+    assert [r["machine"] for r in merged["results"]] == [here, "Another Processor"]
+    assert f"numpy:cpu ({here})" in summary(merged)
+    assert "numpy:cpu (Another Processor)" in summary(merged)
+
+
+def test_machines_are_called_by_their_files_where_processors_do_not_differ(saved):
+    merged = merge([saved("one"), saved("two")])
+    assert [m["label"] for m in merged["machines"]] == ["one", "two"]
+    assert [r["machine"] for r in merged["results"]] == ["one", "two"]
+
+
+def test_machines_are_called_by_labels_if_given(saved):
+    merged = merge([saved("one"), saved("two")], ["laptop", "server"])
+    assert [r["machine"] for r in merged["results"]] == ["laptop", "server"]
+
+
+def test_what_was_merged_can_be_merged_again(saved, tmp_path):
+    write(merge([saved("one"), saved("two")]), tmp_path / "both")
+    merged = merge([tmp_path / "both" / "report.json", saved("three", **ELSEWHERE)])
+    assert [m["label"] for m in merged["machines"]] == ["one", "two", "Another Processor"]
+    again = merge([tmp_path / "both" / "report.json", saved("four")], ["those", "this"])
+    assert [m["label"] for m in again["machines"]] == ["those, one", "those, two", "this"]
+
+
+def test_a_merged_report_has_the_fields_of_others_and_holds_all_results(saved, report):
+    merged = merge([saved("one"), saved("two", **ELSEWHERE)])
+    assert merged.keys() == report.keys()
+    assert len(merged["results"]) == 2
+    for key in ("workload", "start_sha256", "reference", "tolerance"):
+        assert merged[key] == report[key]
+
+
+def test_what_differs_is_said_in_sentences_with_what_it_meant(saved, report):
+    here = report["machines"][0]["label"]
+    said = merge([saved("one"), saved("two", **ELSEWHERE)])["differences"]
+    text = "\n".join(said)
+    assert f"processor: {here} ({here}), Another Processor (Another Processor)." in said
+    assert "OMP_NUM_THREADS: " in text
+    assert "77 (Another Processor)" in text
+    version = report["results"][0]["version"]
+    expected = f"version of numpy:cpu: {version} ({here}), 0.1 (Another Processor)."
+    assert expected in said
+    assert f"numpy:cpu ({here}), but not in numpy:cpu (Another Processor)." in text
+    assert f" ms in numpy:cpu ({here}), which is the quickest, and " in text
+    assert "times as long in numpy:cpu (Another Processor)." in text
+    assert "All of them stay within the tolerance: their differences are rounding." in said
+    assert "are the same to the last bit at every step." in text
+    assert not [line for line in said if line.startswith("date")]
+
+
+def test_losses_that_part_are_said_with_the_step_and_a_run_that_left_with_its_name(saved, report):
+    losses = list(report["results"][0]["losses"])
+    losses[2] += 1e-3
+    left = {"step": 3, "what": "loss"}
+    changes = {"results__0__losses": losses, "results__0__left_tolerance": left}
+    said = "\n".join(merge([saved("one"), saved("two", **changes)])["differences"])
+    assert "The losses of numpy:cpu (one) and numpy:cpu (two) first differ at step 3." in said
+    assert "numpy:cpu (two) left the tolerance" in said
+    assert "All of them stay" not in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"workload__name": "other"}, r"name \(sides and other\)"),
+        ({"workload__seed": 7}, r"seed \(0 and 7\)"),
+        ({"workload__epochs": 9, "workload__seed": 7}, r"epochs \(2 and 9\); seed \(0 and 7\)"),
+        ({"workload__data_sha256": "beef"}, r"data sha256 \(.* and beef\)"),
+        ({"start_sha256": "0" * 64}, r"starting parameters \(SHA-256 \w{12} and 000000000000\)"),
+        ({"reference__losses__3": 0.5}, r"the reference's loss at step 4 \(.* and 0\.5\)"),
+        ({"tolerance__step": 12}, r"roundings that tolerances count \(.* and 12 a step\)"),
+    ],
+)
+def test_what_is_not_comparable_is_refused_with_what_differs(saved, changes, said):
+    with pytest.raises(CannotCompare, match=r"two.*is not comparable with .*one.*: " + said):
+        merge([saved("one"), saved("two", **changes)])
+
+
+def test_a_reference_that_was_rounded_otherwise_is_the_same(saved, report):
+    losses = [loss * (1 + 2.0**-50) for loss in report["reference"]["losses"]]
+    assert merge([saved("one"), saved("two", reference__losses=losses)])
+
+
+def test_reports_of_another_schema_are_refused_with_what_to_do(saved):
+    with pytest.raises(CannotCompare, match=r"is of schema 1, and only .* schema 2 .* again"):
+        merge([saved("one"), saved("two", schema=1)])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read: No such file"),
+        ("{", "is no JSON"),
+        ("[]", "is no report.json"),
+        ('{"schema": 2}', "is no report.json"),
+    ],
+)
+def test_what_is_no_report_is_refused(saved, tmp_path, text, said):
+    path = tmp_path / "other.json"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(CannotCompare, match=said):
+        merge([saved("one"), path])
+
+
+def test_one_report_and_labels_that_do_not_fit_are_refused(saved):
+    one, two = saved("one"), saved("two")
+    with pytest.raises(CannotCompare, match="two reports or more"):
+        merge([one])
+    with pytest.raises(CannotCompare, match="2 reports take as many labels, got 1"):
+        merge([one, two], ["a"])
+    with pytest.raises(CannotCompare, match="labels must be different, got a, a"):
+        merge([one, two], ["a", "a"])

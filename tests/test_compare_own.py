@@ -1,0 +1,165 @@
+"""`compare` trains a model and data of one's own, and says in one line what does not fit."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from agnostic_nn import cli
+
+MODULE = """
+import agnostic_nn as nn
+
+model = nn.Sequential(nn.Dense(8), nn.Tanh(), nn.Dense(3))
+number = 3
+
+def line():
+    return nn.Dense(1)
+
+def broken():
+    raise RuntimeError("not today\\nnor tomorrow")
+
+class home:
+    wide = nn.Dense(3)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with modules and data; what is imported from it is forgotten again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "jinja2", None)  # pages take seconds to draw
+    (tmp_path / "mine.py").write_text(MODULE, encoding="utf-8")
+    (tmp_path / "failing.py").write_text("1 / 0", encoding="utf-8")
+    (tmp_path / "needing.py").write_text("import surely_not_there", encoding="utf-8")
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((60, 4)).astype(np.float32)
+    label = (np.abs(x[:, 0]) * 2).astype(np.int64).clip(0, 2)
+    number = x[:, :1] * 2.0
+    np.savez("labels.npz", x=x, target=label)
+    np.savez("numbers.npz", x=x.astype(np.float64), target=number.astype(np.float64))
+    np.savez("parted.npz", x=x[:40], target=label[:40], x_test=x[40:], target_test=label[40:])
+    np.savez("nameless.npz", y=x)
+    np.savez("half.npz", x=x, target=label, x_test=x)
+    np.savez("uneven.npz", x=x, target=label[:50])
+    np.savez("few.npz", x=x[:3], target=label[:3])
+    np.savez("words.npz", x=np.asarray(["a"] * 60), target=label)
+    np.savez("large.npz", x=x, target=np.full(60, 2**40))
+    np.savez("many.npz", x=x, target=label + 5)
+    np.savez("other.npz", x=x, target=label, x_test=x[:, :3], target_test=label)
+    np.savez("nan.npz", x=np.where(x > 2, np.nan, x), target=label)
+    np.save("one.npy", x)
+    (tmp_path / "text.npz").write_text("no arrays", encoding="utf-8")
+    before = set(sys.modules)
+    yield tmp_path
+    for name in ("mine", "failing", "needing"):
+        if name not in before:
+            sys.modules.pop(name, None)
+
+
+def trained(capsys, *arguments):
+    asked = ["compare", "--backends=numpy", "--epochs=2", "--no-batches", "--quiet"]
+    status = cli.main([*asked, *arguments])
+    assert (status, capsys.readouterr().err) == (0, "")
+    with open("report/report.json", encoding="utf-8") as file:
+        return json.load(file)
+
+
+def test_a_layer_is_trained_on_labels_by_cross_entropy(folder, capsys):
+    found = trained(capsys, "--model=mine:model", "--data=labels.npz")
+    task = found["workload"]
+    assert task["name"] == "mine:model"
+    assert task["loss"] == "softmax_cross_entropy"
+    assert task["metric"] == "test accuracy"
+    assert task["model"].startswith("Sequential(Dense(width=8")
+    assert (task["training_examples"], task["test_examples"]) == (48, 12)
+    assert "a random fifth" in task["about"]
+    assert found["results"][0]["verdict"] == "within tolerance over 4 steps"
+    assert 0.0 <= found["results"][0]["test_metric"] <= 1.0
+    assert str(folder) not in sys.path
+
+
+def test_a_function_that_gives_a_layer_is_called_and_numbers_are_fitted(folder, capsys):
+    found = trained(capsys, "--model=mine:line", "--data=numbers.npz", "--batch-size=12")
+    assert found["workload"]["loss"] == "mean_squared_error"
+    assert found["workload"]["metric"] == "test absolute error"
+    assert found["workload"]["batch_size"] == 12
+    assert found["results"][0]["test_metric"] > 0.0
+
+
+def test_a_test_set_of_ones_own_is_used(folder, capsys):
+    found = trained(capsys, "--model=mine:home.wide", "--data=parted.npz")["workload"]
+    assert (found["training_examples"], found["test_examples"]) == (40, 20)
+    assert "the file's own" in found["about"]
+
+
+def test_loss_and_optimizer_are_named_with_literal_arguments(folder, capsys):
+    asked = "--loss=huber(delta=0.5)", "--optimizer=SGD(0.05, momentum=0.9)"
+    found = trained(capsys, "--model=mine:line", "--data=numbers.npz", *asked)["workload"]
+    assert "delta=0.5" in found["loss"]
+    assert found["optimizer"].startswith("SGD(rate=0.05, momentum=0.9")
+
+
+LABELS = ("--model=mine:model", "--data=labels.npz")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model=mine", "--data=labels.npz"], "a model is named as module:object, got 'mine'"),
+        (["--model=nowhere:model", "--data=labels.npz"], "no module is called 'nowhere'"),
+        (["--model=mine:nothing", "--data=labels.npz"], "mine has no 'nothing'; its layers are mo"),
+        (["--model=mine:number", "--data=labels.npz"], "mine:number is no layer"),
+        (["--model=mine:broken", "--data=labels.npz"], "RuntimeError: not today nor tomorrow"),
+        (["--model=mine:home", "--data=labels.npz"], "mine:home is no layer"),
+        (["--model=failing:model", "--data=labels.npz"], "failing does not import: ZeroDivision"),
+        (["--model=needing:model", "--data=labels.npz"], "needs the module 'surely_not_there'"),
+        (["--model=mine:model"], "--model takes --data too"),
+        (["--data=labels.npz"], "--data has no meaning here: without --model"),
+        (["--loss=huber"], "--loss has no meaning here"),
+        (["--batch-size=3"], "--batch-size has no meaning here"),
+        ([*LABELS, "--workload=digits-mlp"], "--model and --workload are two things"),
+        ([*LABELS, "--labels=a"], "--labels are for reports to --merge"),
+        (["--model=mine:model", "--data=absent.npz"], "absent.npz cannot be read: No such file"),
+        (["--model=mine:model", "--data=text.npz"], "text.npz is no npz file"),
+        (["--model=mine:model", "--data=one.npy"], "one.npy is one array"),
+        (["--model=mine:model", "--data=nameless.npz"], "no array called x and target: it has y"),
+        (["--model=mine:model", "--data=half.npz"], "has x_test, but no target_test"),
+        (["--model=mine:model", "--data=uneven.npz"], "target holds 50 examples, but x has shape"),
+        (["--model=mine:model", "--data=few.npz"], "has 3 examples, too few"),
+        (["--model=mine:model", "--data=words.npz"], "expected x to hold numbers, got <U1"),
+        (["--model=mine:model", "--data=large.npz"], "target holds integers that do not fit"),
+        (["--model=mine:model", "--data=many.npz"], "expected labels from 0 to 2"),
+        (["--model=mine:model", "--data=other.npz"], "x is float32 (60, 4), but x_test float32"),
+        (["--model=mine:model", "--data=nan.npz"], "do not fit: ValueError: expected finite"),
+        (["--model=mine:model", "--data=numbers.npz"], "ValueError: expected targets (batch, 3)"),
+        ([*LABELS, "--loss=nonesuch"], "no loss is called 'nonesuch'; there are binary_cross"),
+        ([*LABELS, "--loss=huber(1.0)"], "a loss takes its options by name"),
+        ([*LABELS, "--loss=huber("], "expected a loss such as huber(delta=0.5)"),
+        ([*LABELS, "--optimizer=Loss"], "no optimizer is called 'Loss'"),
+        ([*LABELS, "--optimizer=Adam(rate=-1)"], "cannot be an optimizer: expected a finite rate"),
+        ([*LABELS, "--optimizer=Adam(speed=1)"], "unexpected keyword argument 'speed'"),
+        ([*LABELS, "--optimizer=Adam(rate=open('x'))"], "arguments must be numbers, strings"),
+        ([*LABELS, "--optimizer=nn.Adam"], "expected an optimizer such as Adam(rate=1e-3)"),
+        ([*LABELS, "--dtypes=float16"], "dtypes are of float32 and float64, got float16"),
+        (["--merge", "a.json", "b.json", "--epochs=1"], "--epochs has no meaning here: --merge tr"),
+        (["--merge", "a.json", "b.json"], "a.json cannot be read: No such file"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(folder, capsys, arguments, said):
+    assert cli.main(["compare", "--quiet", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.startswith("agnostic-nn compare: ")
+    assert err.count("\n") == 1
+    assert not (folder / "report").exists()
+
+
+def test_arguments_are_read_and_never_run(folder, capsys):
+    run = "__import__('pathlib').Path('ran').touch()"
+    for asked in (f"Adam(rate={run})", f"Adam({run})", run, f"(lambda: {run})()"):
+        assert cli.main(["compare", *LABELS, "--quiet", f"--optimizer={asked}"]) == 2
+    capsys.readouterr()
+    assert not (folder / "ran").exists()

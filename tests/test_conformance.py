@@ -1,0 +1,340 @@
+"""The conformance kit: it calls right what is right, and by its name whatever is planted."""
+
+import ast
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import agnostic_nn as nn
+from agnostic_nn import cli, special
+from agnostic_nn.conformance import ADAPTER, NEEDS, SECTIONS, THROUGH, conformance, library
+
+ROOT = Path(__file__).parents[1]
+CHEAP = ("names of the Standard", "arrays", "random words", "special functions")
+
+
+def complaints(found):
+    """What is wrong or unsupported, in words."""
+    bad = (one for one in found.findings if one.verdict in ("wrong", "unsupported"))
+    return [f"{one.name} {one.verdict}: {one.reason}" for one in bad]
+
+
+@pytest.fixture
+def strict():
+    """The Standard's strictest library, without an adapter, so that faults reach everything."""
+    reason = "faults are planted in array-api-strict"
+    return pytest.importorskip("array_api_strict", reason=reason)
+
+
+@pytest.fixture
+def bare(strict):
+    return library("array_api_strict", bare=True)
+
+
+@pytest.mark.parametrize("section", CHEAP)
+def test_the_backend_conforms(backend, section):
+    found = conformance(backend, only=section)
+    assert complaints(found) == []
+    assert {one.section for one in found.findings} == {section}
+
+
+def test_numpy_is_exactly_itself():
+    found = conformance("numpy")
+    assert complaints(found) == []
+    assert found.totals == {**found.totals, "within": 0, "skipped": len(THROUGH)}
+    assert {one.section for one in found.findings} == set(SECTIONS)
+
+
+def test_a_library_without_an_adapter_carries_everything(bare):
+    found = conformance(bare)
+    assert complaints(found) == []
+    assert found.adapter == "without an adapter"
+    assert {one.section for one in found.findings} == set(SECTIONS)
+    assert sum(found.totals.values()) == len(found.findings)
+
+
+def test_nothing_is_skipped_without_a_reason_and_skips_are_counted(bare):
+    found = conformance(bare, only="special functions")
+    assert [one.name for one in found.findings] == list(special.__all__)
+    skipped = [one for one in found.findings if one.verdict == "skipped"]
+    assert all(one.reason.startswith("tried through ") for one in skipped)
+    assert found.totals["skipped"] == len(skipped)
+    assert f"{len(skipped)} skipped" in str(found)
+    assert f"{len(skipped)} skipped" in found.to_markdown()
+
+
+# --- planted faults ---------------------------------------------------------------------
+
+
+def drop_an_element(strict, monkeypatch):
+    right = strict.sum
+
+    def wrong(x, /, **options):
+        data = np.array(x)
+        data[(slice(-1, None),) * data.ndim] = 0
+        return right(strict.asarray(data), **options)
+
+    monkeypatch.setattr(strict, "sum", wrong)
+
+
+def bfloat16(data):
+    """The nearest number of seven bits, in the dtype of `data`."""
+    words = data.astype(np.float32).view(np.uint32) & 0xFFFF0000
+    return words.view(np.float32).astype(data.dtype)
+
+
+def round_products(strict, monkeypatch):
+    kind = type(strict.zeros(1))
+
+    def wrong(self, other):
+        return strict.asarray(bfloat16(np.array(self)) @ bfloat16(np.array(other)))
+
+    monkeypatch.setattr(kind, "__matmul__", wrong)
+
+
+def lack_take_along_axis(strict, monkeypatch):
+    monkeypatch.delattr(strict, "take_along_axis")
+
+
+def widen_exponentials(strict, monkeypatch):
+    right = strict.exp
+    monkeypatch.setattr(strict, "exp", lambda x, /: strict.astype(right(x), strict.float64))
+
+
+def err_by_64_roundings(strict, monkeypatch):
+    right = strict.tanh
+
+    def wrong(x, /):
+        return right(x) * (1.0 + 64.0 * float(strict.finfo(x.dtype).eps))
+
+    monkeypatch.setattr(strict, "tanh", wrong)
+
+
+def write_in_place(strict, monkeypatch):
+    right = strict.maximum
+
+    def wrong(x, y, /):
+        found = right(x, y)
+        x[...] = found
+        return found
+
+    monkeypatch.setattr(strict, "maximum", wrong)
+
+
+def shift_words(strict, monkeypatch):
+    kind = type(strict.zeros(1))
+    right = kind.__rshift__
+    monkeypatch.setattr(kind, "__rshift__", lambda self, by: right(self, by + 1))
+
+
+FAULTS = [  # what is planted; section, name, verdict and a part of the reason; what stays right
+    (drop_an_element, "layers", "Dense", "wrong", "grads.bias[2] is ", "GELU"),
+    (round_products, "layers", "Dense", "wrong", ", expected ", "LayerNorm"),
+    (
+        lack_take_along_axis,
+        "losses",
+        "ctc",
+        "unsupported",
+        "has no attribute 'take_along_axis'",
+        "huber",
+    ),
+    (
+        lack_take_along_axis,
+        "names of the Standard",
+        f"{len(NEEDS)} names",
+        "unsupported",
+        "lacks take_along_axis",
+        None,
+    ),
+    (
+        widen_exponentials,
+        "layers",
+        "SiLU",
+        "wrong",
+        "is float64 (4, 5), expected float32 (4, 5)",
+        "Softsign",
+    ),
+    (err_by_64_roundings, "layers", "Tanh", "wrong", ", expected ", "ReLU"),
+    (write_in_place, "layers", "ReLU", "wrong", "x, an argument, was changed in place", "Tanh"),
+    (shift_words, "random words", "words", "wrong", ", expected ", None),
+]
+
+
+@pytest.mark.parametrize(
+    ("plant", "section", "name", "verdict", "reason", "right"),
+    FAULTS,
+    ids=[f"{fault[0].__name__}, {fault[1]}" for fault in FAULTS],
+)
+def test_a_fault_is_called_by_its_name(
+    strict, bare, monkeypatch, plant, section, name, verdict, reason, right
+):
+    plant(strict, monkeypatch)
+    found = conformance(bare, only=name)
+    (one,) = found.findings
+    assert (one.section, one.verdict, reason in one.reason) == (section, verdict, True), one
+    assert not found.conforms
+    assert right is None or conformance(bare, only=right).conforms
+
+
+def test_an_error_is_given_with_its_size(strict, bare, monkeypatch):
+    round_products(strict, monkeypatch)
+    (one,) = conformance(bare, only="Dense").findings
+    assert 2.0**-9 < one.float32 < 2.0**-5
+    assert 2.0**-9 < one.float64 < 2.0**-5
+
+
+def test_a_missing_function_costs_only_what_needs_it(strict, bare, monkeypatch):
+    lack_take_along_axis(strict, monkeypatch)
+    assert [line.split()[0] for line in complaints(conformance(bare, only="losses"))] == ["ctc"]
+
+
+# --- doors ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A function that makes a module importable: NumPy's adapter, but for the names given."""
+
+    def make(name, **names):
+        host = nn.backend("numpy").adapter
+        made = ModuleType(name)
+        vars(made).update({each: getattr(host, each) for each in host.__all__} | names)
+        monkeypatch.setitem(sys.modules, name, made)
+        return made
+
+    return make
+
+
+def test_a_module_that_is_an_adapter_needs_no_registration(module):
+    module("adapter_of_mine", version="1.5", devices=lambda: {"desk:0": "cpu"})
+    found = conformance("adapter_of_mine", only="arrays")
+    assert (found.backend, found.version) == ("adapter_of_mine:desk:0", "1.5")
+    assert found.adapter == "through the adapter adapter_of_mine"
+    assert complaints(found) == []
+
+
+def test_a_namespace_may_stand_in_a_module(module):
+    module("library_of_mine", inner=np)
+    found = conformance("library_of_mine:inner", only="arrays")
+    assert found.adapter == "without an adapter"
+    assert complaints(found) == []
+
+
+ADAPTERS = [  # names of an adapter, section, name, reason
+    (
+        {"asarray": lambda data, device: data},
+        "arrays",
+        "float32, there and back",
+        "is 0, expected 100",
+    ),
+    (
+        {"to_numpy": lambda array: np.asarray(array, np.float64)},
+        "arrays",
+        "float32, there and back",
+        "is float64 (2, 3), expected float32 (2, 3)",
+    ),
+    (
+        {"jit": lambda function, device, donate=(): lambda *given: {}},
+        "layers",
+        "ReLU",
+        "is missing",
+    ),
+    (
+        {"double": None, "has_float64": lambda device: False},
+        "arrays",
+        "float64, there and back",
+        "has no float64",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("names", "section", "name", "reason"), ADAPTERS, ids=lambda v: str(v)[:20]
+)
+def test_a_wrong_adapter_is_noticed(module, names, section, name, reason):
+    module("adapter_of_mine", **names)
+    found = conformance("adapter_of_mine", only=name)
+    (one,) = found.findings
+    assert (one.section, one.verdict in ("wrong", "unsupported")) == (section, True)
+    assert reason in one.reason
+
+
+def test_without_float64_the_rest_is_tried_in_float32(module):
+    module("adapter_of_mine", double=None, has_float64=lambda device: False)
+    found = conformance("adapter_of_mine", only="optimizers")
+    assert complaints(found) == []
+    assert all(one.float64 is None and one.float32 is not None for one in found.findings)
+
+
+def test_the_adapter_that_is_an_example_has_every_name():
+    path = ROOT / "examples" / "mlx_backend" / "mlx_for_agnostic_nn.py"
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    assigned = (one for one in body if isinstance(one, ast.Assign))
+    values = {ast.unparse(one.targets[0]): one.value for one in assigned}
+    assert set(ast.literal_eval(values["__all__"])) == set(ADAPTER)
+
+
+# --- the command and its page -----------------------------------------------------------
+
+
+def test_the_command_prints_and_writes_what_it_found(tmp_path, capsys):
+    files = tmp_path / "new" / "found.json", tmp_path / "new" / "found.md"
+    asked = ["conformance", "numpy", "--bare", "--only=losses"]
+    assert cli.main([*asked, f"--json={files[0]}", f"--markdown={files[1]}"]) == 0
+    out = capsys.readouterr().out
+    data, page = json.loads(files[0].read_text("utf-8")), files[1].read_text("utf-8")
+    assert data["totals"]["unsupported"] == 0
+    assert sum(data["totals"].values()) == len(data["findings"])
+    for one in data["findings"]:
+        assert f"| {one['name']} | {one['verdict']} |" in page
+        assert one["name"] in out
+    assert "0 wrong, 0 unsupported, 0 skipped" in out
+
+
+def test_what_is_wrong_makes_the_exit_status_1(module, capsys):
+    module("adapter_of_mine", asarray=lambda data, device: data)
+    assert cli.main(["conformance", "adapter_of_mine", "--only=arrays"]) == 1
+    assert "5 wrong" in capsys.readouterr().out
+
+
+SENSELESS = [
+    (["gone_library"], "gone_library is no backend (numpy, "),
+    (["numpy:gone"], "numpy has no device 'gone'"),
+    (["json"], "arrays of json do not speak the Array API Standard"),
+    (["numpy", "--only=everything"], "there are names of the Standard, arrays, "),
+    (["numpy", f"--json={__file__}/x.json"], "cannot be written to"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), SENSELESS, ids=lambda value: str(value)[:30])
+def test_what_makes_no_sense_is_refused(capsys, arguments, said):
+    assert cli.main(["conformance", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+
+
+def used(path):
+    """The names of the Standard that a file asks a namespace for."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            of = node.value
+            asked = isinstance(of, ast.Call) and getattr(of.func, "id", "") == "namespace"
+            if asked or getattr(of, "id", "") == "xp":
+                yield node.attr
+
+
+def test_what_a_backend_must_have_is_what_the_library_uses():
+    core = ("special", "layers", "blocks", "losses", "optimizers")
+    files = [path for folder in core for path in (ROOT / "agnostic_nn" / folder).glob("*.py")]
+    alone = ("arrays", "initializers", "metrics", "random", "schedules", "training")
+    files += [ROOT / "agnostic_nn" / f"{name}.py" for name in alone]
+    asked = {name for path in files for name in used(path)}
+    assert asked - {"float64"} == set(NEEDS)
+    page = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
+    for name in NEEDS:
+        assert f"`{name}`" in page

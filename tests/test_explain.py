@@ -1,0 +1,608 @@
+"""Explanations: every number is a layer's own, every way is found, and the notebooks are there."""
+
+import html
+import re
+import struct
+import sys
+import zlib
+from base64 import b64decode
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from cases import inputs, layer_cases
+from test_examples import NOTEBOOKS, numbers
+
+import agnostic_nn as nn
+from agnostic_nn.cli import main
+from agnostic_nn.commands.explain import EXAMPLES
+from agnostic_nn.explaining import notebooks
+from agnostic_nn.explaining.drawing import heat_map
+from agnostic_nn.explaining.formulas import (
+    FORMULAS,
+    Formula,
+    formula_of,
+    gradient_said,
+    name_of,
+    plain,
+    told,
+)
+from agnostic_nn.explaining.numbers import facts, is_small, shown, thinned, tiles
+from agnostic_nn.explaining.walk import walk
+from agnostic_nn.pages import formula as mathml
+from agnostic_nn.summary import summarize
+from agnostic_nn.trees import leaves, named_leaves, tree_map
+
+PAGES = Path(__file__).parents[1] / "docs" / "explain"
+XP = nn.backend("numpy").xp
+
+
+def needs_pages():
+    for name in ("jinja2", "latex2mathml"):
+        pytest.importorskip(name, reason="the extra `report` is not installed")
+
+
+def drawn(shape, dtype="float64", seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def explained(model, shape=(3, 4), backend="numpy", loss=nn.mean_squared_error, **given):
+    _, _, out = model.init(nn.random.key(0, xp=XP), shape[1:], XP.float64)
+    target = drawn((shape[0], *out), seed=1)
+    return nn.explain(model, loss, drawn(shape), target, backend=backend, **given)
+
+
+def dense(width=4):
+    return nn.Dense(width)
+
+
+def block():
+    return nn.TransformerBlock(nn.MultiHeadAttention(2), 8, dropout=0.25)
+
+
+# Nodes in order: the layer's kind, or the sign where ways meet; and what each reads.
+WAYS = {
+    "chain": (
+        nn.Sequential(dense(), nn.ReLU(), dense(3)),
+        (3, 4),
+        [("x", []), ("Dense", [0]), ("ReLU", [1]), ("Dense", [2])],
+    ),
+    "residual": (
+        nn.Sequential(dense(), nn.Residual(dense(), nn.Tanh()), dense(2)),
+        (3, 4),
+        [("x", []), ("Dense", [0]), ("Dense", [1]), ("Tanh", [2]), ("+", [1, 3]), ("Dense", [4])],
+    ),
+    "shortcut": (
+        nn.Residual(dense(3), nn.Tanh(), shortcut=dense(3)),
+        (3, 4),
+        [("x", []), ("Dense", [0]), ("Tanh", [1]), ("Dense", [0]), ("+", [2, 3])],
+    ),
+    "sum": (
+        nn.Sequential(nn.Parallel(dense(), nn.Tanh(), nn.ReLU()), dense(2)),
+        (3, 4),
+        [("x", []), ("Dense", [0]), ("Tanh", [0]), ("ReLU", [0]), ("+", [1, 2, 3]), ("Dense", [4])],
+    ),
+    "product": (
+        nn.Parallel(dense(), nn.Sequential(dense(), nn.Sigmoid()), join="multiply"),
+        (3, 4),
+        [("x", []), ("Dense", [0]), ("Dense", [0]), ("Sigmoid", [2]), ("×", [1, 3])],
+    ),
+    "repeat": (
+        nn.Repeat(nn.Sequential(dense(), nn.Tanh()), 2),
+        (3, 4),
+        [("x", []), ("Dense", [0]), ("Tanh", [1]), ("Dense", [2]), ("Tanh", [3])],
+    ),
+    "transformer": (
+        nn.Repeat(nn.Recompute(block()), 1),
+        (2, 5, 4),
+        [
+            ("x", []),
+            *(("LayerNorm", [0]), ("MultiHeadAttention", [1]), ("Dropout", [2]), ("+", [0, 3])),
+            *(("LayerNorm", [4]), ("Dense", [5]), ("GELU", [6]), ("Dense", [7])),
+            *(("Dropout", [8]), ("+", [4, 9])),
+        ],
+    ),
+    "graph": (
+        nn.Graph(a=(dense(), "x"), b=(nn.Shared("a"), "a"), c=(nn.Add(), "a", "b")),
+        (3, 4),
+        [("x", []), ("Dense", [0]), ("Dense", [1]), ("Add", [1, 2])],
+    ),
+    "frozen": (
+        nn.Sequential(nn.Freeze(dense()), nn.Tanh(), dense(2)),
+        (3, 4),
+        [("x", []), ("Dense", [0]), ("Tanh", [1]), ("Dense", [2])],
+    ),
+}
+each_way = pytest.mark.parametrize(("model", "shape", "nodes"), WAYS.values(), ids=WAYS)
+
+
+@each_way
+def test_every_way_through_a_network_is_found(model, shape, nodes):
+    found = explained(model, shape)
+    kinds = [n.sign or (type(n.call.layer).__name__ if n.call else n.name) for n in found.nodes]
+    reads = [[edge.start for edge in node.edges] for node in found.nodes]
+    assert list(zip(kinds, reads, strict=True)) == nodes
+    assert found.output == (len(nodes) - 1,)
+
+
+@each_way
+def test_gradients_that_come_back_from_all_readers_add_up_to_what_arrives(model, shape, nodes):
+    found = explained(model, shape)
+    for node in found.nodes:
+        back = [e.gradient for one in found.nodes for e in one.edges if e.start == node.number]
+        back += [found.dy] * (node.number in found.output)
+        np.testing.assert_allclose(sum(back), node.dy, rtol=1e-12, atol=1e-15)
+
+
+@each_way
+def test_all_numbers_are_those_of_the_layers_own_forward_and_backward(backend, model, shape, nodes):
+    dtype = "float64" if backend.has_float64 else "float32"
+    x = drawn(shape, dtype)
+    params, state, out = model.init(nn.random.key(0, xp=XP), shape[1:], getattr(XP, dtype))
+    target = drawn((shape[0], *out), dtype, seed=1)
+    given = params, state, x, target
+    found = nn.explain(
+        model, nn.mean_squared_error, x, target, params=params, state=state, backend=backend
+    )
+    params, state, x, target = backend.asarray(given)
+    y, _, cache = model.forward(params, state, x, train=True)
+    value, dy = nn.mean_squared_error(y, target)
+    dx, grads = model.backward(params, cache, dy)
+    # a compiled loop (`Repeat`) may order sums another way, which is an eps or two
+    slack = 64 * float(np.finfo(dtype).eps) * backend.compiles
+    close = {"rtol": slack, "atol": slack}
+    np.testing.assert_allclose(found.loss, backend.to_numpy(value), **close)
+    np.testing.assert_allclose(found.nodes[0].dy, backend.to_numpy(dx), **close)
+    np.testing.assert_allclose(found.nodes[-1].y, backend.to_numpy(y), **close)
+    if "Shared" in repr(model) or "Repeat" in repr(model) or "Freeze" in repr(model):
+        return  # whose gradients are sums, stacks or nobody's
+    ours = [leaf for node in found.nodes if node.call for leaf in leaves(node.grads)]
+    theirs = leaves(backend.to_numpy(grads))
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, **close)
+
+
+@each_way
+def test_a_model_gives_back_the_same_when_it_is_watched(model, shape, nodes):
+    params, state, out = model.init(nn.random.key(0, xp=XP), shape[1:], XP.float64)
+    x, target = drawn(shape), drawn((shape[0], *out), seed=1)
+    watched = walk(model, nn.mean_squared_error, params, state, x, target)
+    y, _, cache = model.forward(params, state, x, train=True)
+    dx, grads = model.backward(params, cache, nn.mean_squared_error(y, target)[1])
+    both = zip(named_leaves(watched.grads), named_leaves(grads), strict=True)
+    for (path, one), (same, other) in both:
+        assert path == same
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(watched.calls[0].dx, dx)
+
+
+def test_it_is_said_which_way_each_gradient_took():
+    model, shape, _ = WAYS["residual"]
+    said = [line.strip() for line in str(explained(model, shape)).splitlines() if "arrives" in line]
+    assert said == [
+        "∂L/∂z3 arrives from the loss",
+        "∂L/∂s1 arrives from 2 Dense, and goes on as it is",
+        "∂L/∂a2 arrives from the sum s1 of 1 Residual",
+        "∂L/∂z2 arrives from 1.1 Tanh",
+        "∂L/∂z1 arrives from 1.0 Dense and from the sum s1 of 1 Residual, added up",
+    ]
+    text = str(explained(WAYS["transformer"][0], (2, 5, 4)))
+    assert text.count("computed a second time on the way back") == 8
+    assert "in 0 Recompute › 0 TransformerBlock › 0.feed Sequential" in text
+    assert str(explained(WAYS["frozen"][0])).count("frozen: no optimizer") == 1
+
+
+def test_turns_of_a_repeat_add_up_to_what_the_block_itself_computes():
+    model, x, target = nn.Repeat(nn.Residual(dense(), nn.Tanh()), 3), drawn((2, 4)), drawn((2, 4))
+    params, state, _ = model.init(nn.random.key(0, xp=XP), (4,), XP.float64)
+    given = {"params": params, "backend": "numpy"}
+    found = nn.explain(model, nn.mean_squared_error, x, target, **given)
+    y, _, cache = model.forward(params, state, x, train=True)
+    _, grads = model.backward(params, cache, nn.mean_squared_error(y, target)[1])
+    turns = [node for node in found.nodes if node.call and node.names.get("weight")]
+    assert [node.call.path for node in turns] == ["0.0", "1.0", "2.0"]
+    for i, node in enumerate(turns):
+        np.testing.assert_array_equal(node.grads["weight"], grads[0]["weight"][i])
+
+
+# --- each layer there is ----------------------------------------------------------------
+
+
+def projected(y, target):
+    """Σ y · target over all arrays of y: whose gradient is the target."""
+    return sum(XP.sum(a * b) for a, b in zip(leaves(y), leaves(target), strict=True)), target
+
+
+CASES = [case for case in layer_cases() if not case.thorough]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_each_layer_is_told_and_its_check_agrees(backend, case):
+    if str(backend) != "numpy:cpu":
+        pytest.skip("what is told of a layer is the same everywhere")
+    x = inputs(case, np.random.default_rng(0), 3, "float64")
+    params, state, _ = case.layer.init(
+        nn.random.key(0, xp=XP), tree_map(lambda leaf: leaf.shape[1:], x), XP.float64
+    )
+    y, _, _ = case.layer.forward(params, state, x, train=True)
+    target = tree_map(lambda leaf: drawn(leaf.shape), y)
+    found = nn.explain(case.layer, projected, x, target, params=params, state=state)
+    assert all(check.agrees or check.kink for check in found.checks.values()), str(found)
+    text = str(found)
+    assert "@" not in text
+    assert "\\" not in text
+    for node in found.nodes:
+        known = formula_of(node.call.layer) if node.call else None
+        if known:
+            there = {path for path, _ in named_leaves(node.params)}
+            there |= {path.split(".")[-1] for path in there}
+            optional = {"bias", "scale", "recurrent_bias"}
+            optional |= {f"{part}.bias" for part in ("query", "key", "value", "output")}
+            assert set(known.backward) <= there | {"x"} | optional
+        elif node.call:
+            assert found.said(node)
+
+
+@pytest.mark.parametrize("what", FORMULAS, ids=lambda what: what.__name__)
+def test_a_formula_is_complete_in_latex_and_as_text(what):
+    known = FORMULAS[what]
+    names = {"x": "a_1", "y": "z_2"}
+    names |= {path: name_of(known.letters, path, "2") for path in known.backward if len(path) > 1}
+    names |= {path: name_of(known.letters, path, "2") for path in known.letters}
+    for one in (known.forward, *known.backward.values(), *known.more):
+        latex = told(one, names)
+        assert "@" not in latex
+        assert not set(plain(latex)) & set("\\{}@")
+    assert known.forward.startswith(("@y", "L"))
+
+
+def test_formulas_are_typeset():
+    needs_pages()
+    for known in FORMULAS.values():
+        for one in (known.forward, *known.backward.values(), *known.more):
+            text = mathml(told(one, {"x": "x", "y": "y"}))
+            assert "merror" not in text
+            assert "\\" not in text
+
+
+def test_a_formula_loses_what_a_layer_does_not_have():
+    found = explained(nn.Dense(2, bias=False))
+    assert "  z = x W\n" in str(found)
+    assert "b" not in found.nodes[1].names
+
+
+@pytest.mark.parametrize(
+    ("latex", "text"),
+    [
+        (r"\frac{\partial L}{\partial W_1} = x^\top z_{12}", "∂L/∂W1 = xᵀ z12"),
+        (r"z_{1, t} = h_{t-1} \odot \sqrt{v + \varepsilon}", "z1[t] = h[t-1] ∘ √(v + ε)"),
+        (r"W_{Q2} + a_{1'}", "WQ2 + a1'"),
+        (r"\frac{1}{1 + \exp(-x)}", "1/(1 + exp(-x))"),
+        (r"x \text{, laid out}", "x, laid out"),
+    ],
+)
+def test_formulas_as_plain_text(latex, text):
+    assert plain(latex) == text
+
+
+class Own(nn.Layer):
+    """y = 3 x.
+
+    Gradient
+    --------
+    dx = 3 dy, as anybody can see.
+
+    Notes
+    -----
+    Not this.
+    """
+
+    def forward(self, params, state, x, *, train=False):
+        return 3.0 * x, state, ()
+
+    def backward(self, params, cache, dy):
+        return 3.0 * dy, {}
+
+
+class Signed(Own):
+    formula: ClassVar = Formula("@y = 3 @x", {"x": "3 @dy"})
+
+
+class Steep(nn.ReLU):
+    """ReLU with a backward of its own."""
+
+    def backward(self, params, cache, dy):
+        return 2.0 * dy, {}
+
+
+def test_a_layer_of_ones_own_is_told_by_its_docstring_or_its_formula():
+    assert gradient_said(Own()) == "dx = 3 dy, as anybody can see."
+    assert "| dx = 3 dy, as anybody can see." in str(explained(Own()))
+    text = str(explained(Signed()))
+    assert "  y = 3 x\n" in text
+    assert "∂L/∂x = 3 ∂L/∂y" in text
+    assert formula_of(Steep()) is None
+    assert formula_of(nn.ReLU()) is not None
+
+
+@dataclass(frozen=True)
+class Wrong(nn.Dense):
+    """A Dense whose dW has a factor too many."""
+
+    def backward_params(self, params, cache, dy):
+        grads = super().backward_params(params, cache, dy)
+        return {**grads, "weight": 2.0 * grads["weight"]}
+
+
+def test_a_check_notices_a_wrong_gradient():
+    assert all(check.agrees for check in explained(nn.Sequential(dense(), dense())).checks.values())
+    checks = explained(nn.Sequential(dense(), Wrong(4))).checks
+    assert [check.agrees for check in checks.values()] == [True, False]
+    assert "these differ" in str(list(checks.values())[1])
+
+
+# --- what is kept, and what is worth a look ---------------------------------------------
+
+
+def test_what_is_kept_is_what_the_summary_counts():
+    model = nn.Sequential(
+        *(nn.Conv2D(3, 3, padding="same"), nn.BatchNorm(), nn.SiLU(), nn.AveragePool2D(2)),
+        *(nn.Flatten(), nn.Dropout(0.5), dense(), nn.ReLU(), nn.Parallel(dense(), dense())),
+    )
+    found = explained(model, (2, 6, 6, 1))
+    params, state, _ = model.init(nn.random.key(0, xp=XP), (6, 6, 1), XP.float64)
+    rows = summarize(model, params, state, (6, 6, 1), "float64", 2).rows
+    counted = {row.path: row.bytes_kept for row in rows}
+    for node in found.nodes:
+        if node.call:
+            kept = sum(one.bytes for one in found.kept[node.number])
+            assert kept == counted[node.call.path], node.call.path
+
+
+def params_of(model, change, shape=(4,)):
+    params, _, _ = model.init(nn.random.key(0, xp=XP), shape, XP.float64)
+    return tuple(
+        {name: change(name, leaf) if i == 0 else leaf for name, leaf in one.items()}
+        for i, one in enumerate(params)
+    )
+
+
+def scaled(by):
+    return lambda name, leaf: by * leaf
+
+
+FINDINGS = {
+    "nothing": (nn.Sequential(dense(8), nn.ReLU(), dense(2)), scaled(1.0), set()),
+    "one unit dead": (
+        nn.Sequential(dense(), nn.ReLU(), dense(2)),
+        lambda name, leaf: leaf - 1e3 * (np.arange(4) == 2) * (name == "bias"),
+        {("dead", "1 ReLU"), ("zero", "0 Dense")},
+    ),
+    "all dead": (
+        nn.Sequential(dense(), nn.ReLU(), dense(2)),
+        lambda name, leaf: leaf - 1e3 * (name == "bias"),
+        {("dead", "1 ReLU"), ("zero", "0 Dense"), ("zero", "2 Dense"), ("vanishing", "0 Dense")},
+    ),
+    "saturated": (
+        nn.Sequential(dense(), nn.Tanh(), dense(2)),
+        scaled(1e3),
+        {("saturated", "1 Tanh")},
+    ),
+    "vanishing": (
+        nn.Sequential(dense(), nn.Tanh(), dense(2)),
+        scaled(1e-4),
+        {("vanishing", "0 Dense")},
+    ),
+    "exploding": (
+        nn.Sequential(dense(), nn.ReLU(), dense(2)),
+        scaled(1e4),
+        {("exploding", "0 Dense")},
+    ),
+    "NaN": (
+        nn.Sequential(dense(), nn.Tanh(), dense(2)),
+        scaled(np.nan),
+        {("not finite", "0 Dense")},
+    ),
+    "infinity": (
+        nn.Sequential(dense(), nn.ReLU(), dense(2)),
+        scaled(np.inf),
+        {("not finite", "0 Dense")},
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of NaN and infinity
+@pytest.mark.parametrize(("model", "change", "kinds"), FINDINGS.values(), ids=FINDINGS)
+def test_what_goes_wrong_is_pointed_out(model, change, kinds):
+    found = explained(model, (16, 4), params=params_of(model, change))
+    there = {(one.kind, one.path) for one in found.findings}
+    if {kind for kind, _ in kinds} <= {"saturated", "not finite"} and kinds:
+        assert kinds <= there  # and what follows from it
+    else:
+        assert there == kinds
+    for one in found.findings:
+        assert one.said in str(found)
+
+
+def test_figures_of_an_array():
+    found = facts(np.array([[3.0, 0.0], [-4.0, np.nan]]))
+    assert (found.norm, found.smallest, found.largest) == (5.0, -4.0, 3.0)
+    assert found.mean == pytest.approx(-1 / 3)
+    assert (found.zeros, found.nan, found.infinite) == (0.25, 1, 0)
+    assert "1 NaN" in str(found)
+    assert shown(np.array([[1.0, -0.5], [10.0, 0.25]])) == "[ 1  -0.5]\n[10  0.25]"
+    assert is_small(np.zeros((8, 8)))
+    assert not is_small(np.zeros((9, 1)))
+    assert is_small(np.zeros((2, 4, 3)))
+    assert not is_small(np.zeros((2, 5, 3)))
+
+
+def test_a_large_matrix_is_thinned_to_what_is_furthest_from_0():
+    matrix = np.zeros((200, 3))
+    matrix[150, 1] = -7.0
+    small, sizes = thinned(matrix)
+    assert small.shape == (67, 3)
+    assert sizes == (3, 1)
+    assert small[50, 1] == -7.0
+    assert np.count_nonzero(small) == 1
+    assert [part for part, _ in tiles(np.zeros((3, 4, 5)))] == ["[0]", "[1]", "[2]"]
+    assert [part.shape for _, part in tiles(np.zeros((3, 5, 2, 2)), weight=True)] == [(3, 5)] * 4
+    assert [part.shape for _, part in tiles(np.zeros((3, 5, 6, 16)))] == [(5, 6)] * 8
+
+
+def pixels(uri):
+    """The pixels of a PNG that `heat_map` made."""
+    image = b64decode(uri.removeprefix("data:image/png;base64,"))
+    width, height = struct.unpack(">II", image[16:24])
+    start = image.index(b"IDAT")
+    (length,) = struct.unpack(">I", image[start - 4 : start])
+    rows = zlib.decompress(image[start + 4 : start + 4 + length])
+    return np.frombuffer(rows, np.uint8).reshape(height, -1)[:, 1:].reshape(height, width, 4)
+
+
+def test_a_heat_map_is_clear_at_0_and_tells_signs_and_nan_apart():
+    found = pixels(heat_map(np.array([[-2.0, 0.0, 2.0], [-0.5, np.nan, np.inf]]), 2.0))
+    blue, orange = found[0, 0], found[0, 2]
+    assert blue[2] > blue[0]
+    assert orange[0] > orange[2]
+    assert list(found[..., 3].flat) == [255, 0, 255, 128, 255, 255]
+    assert (found[1, 1] == found[1, 2]).all()
+    assert not (found[1, 1] == blue).all()
+
+
+# --- pages ------------------------------------------------------------------------------
+
+
+def test_a_page_stands_alone_and_draws_the_network():
+    needs_pages()
+    model = nn.Sequential(dense(), nn.Residual(dense(), nn.Tanh()), nn.Dense(40), dense(2))
+    found = explained(model)
+    page = found.to_html("A <page>")
+    assert "A &lt;page&gt;" in page
+    assert not re.search(r"<script|<link|@import|(?:src|href)=\"(?!#|data:)", page)
+    drawn = re.search(r"<svg viewBox.*?</svg>", page, re.DOTALL)[0]
+    assert drawn.count('<rect class="box') == 5 + 1  # layers and the loss
+    assert drawn.count('<rect class="frame"') == 1
+    assert drawn.count('class="down"') == drawn.count('class="up"') == 8
+    assert "(3, 40)" in drawn
+    for link in re.findall(r'href="#([^"]+)"', page):
+        assert f'id="{link}"' in page
+    assert page.count("data:image/png") >= 3
+    assert page == found.to_html("A <page>")
+    assert html.escape(page, quote=True) not in page
+    assert found._repr_html_().startswith("<iframe srcdoc=")
+
+
+def test_a_notebook_shows_text_where_pages_cannot_be_drawn(monkeypatch):
+    found = explained(nn.Sequential(dense(), nn.ReLU()))
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.setitem(sys.modules, "latex2mathml.converter", None)
+    assert found._repr_html_() == f"<pre>{html.escape(str(found))}</pre>"
+
+
+def matrices(page):
+    """Every array that a page has in full."""
+    tables = re.findall(r'<table class="matrix">(.*?)</table>', page, re.DOTALL)
+    rows = [re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL) for table in tables]
+    return [
+        np.array([[float(x) for x in re.findall(r"<td[^>]*>([^<]*)</td>", row)] for row in one])
+        for one in rows
+    ]
+
+
+def said(page):
+    """Every number in the words of a page."""
+    words = html.unescape(re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL))
+    return np.array([float(x) for x in re.findall(r"-?\d+\.?\d*(?:e[-+]?\d+)?", words)])
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [(script, name) for script, results in NOTEBOOKS.items() for name in results],
+)
+def test_what_each_notebook_printed_stands_in_its_page(script, name):
+    page = (PAGES / f"{script}.html").read_text(encoding="utf-8")
+    text = NOTEBOOKS[script][name]
+    if name in ("drelu_dz", "drelu_dxw, drelu_db", "drelu_dx, drelu_dw") or name == "loss":
+        # scalars that the notebook multiplies one by one, and losses on a line each
+        wanted = np.array(
+            re.findall(r"Loss: (\S+)", text) or numbers(text).ravel(), dtype=float
+        ).ravel()
+        found = said(page)
+        for number in wanted:
+            assert np.min(np.abs(found - number)) <= 5e-8 * abs(number), number  # 8 digits
+        return
+    wanted = numbers(text)
+    shapes = [m for m in matrices(page) if m.size == wanted.size]
+    alike = [
+        np.allclose(np.reshape(one, wanted.shape), wanted, rtol=1e-7, atol=1e-8)
+        for m in shapes
+        for one in (m, m.T)
+    ]
+    assert any(alike), f"{name} is not there"
+
+
+@pytest.mark.parametrize("script", NOTEBOOKS)
+def test_the_pages_are_what_the_command_makes(script, tmp_path, capsys):
+    needs_pages()
+    path = tmp_path / "page.html"
+    assert main(["explain", "--example", script, "--backend", "numpy", "--output", str(path)]) == 0
+    assert capsys.readouterr().out == f"written: {path}\n"
+    made, kept = (
+        re.sub(r"<math.*?</math>", "", one.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for one in (path, PAGES / f"{script}.html")
+    )  # how formulas are typeset is the affair of what does that
+    again = f"agnostic-nn explain --example {script} --output docs/explain/{script}.html"
+    assert made == kept, f"stale: {again}"
+
+
+def test_the_command_knows_each_notebook():
+    assert set(EXAMPLES) == set(notebooks.NOTEBOOKS) == set(NOTEBOOKS)
+
+
+def test_only_the_notebooks_rounding_fails_its_checks():
+    for name in NOTEBOOKS:
+        _, _, parts = notebooks.told_notebook(name, nn.backend("numpy"))
+        for part in parts:
+            agree = [check.agrees for check in part.found.checks.values()]
+            exact = "rounds" not in part.said
+            assert agree == [*[True] * (len(agree) - 1), exact], part.heading
+
+
+def test_the_command_tells_a_workload_as_text(backend, capsys):
+    pytest.importorskip("sklearn", reason="scikit-learn, which brings the data, is not installed")
+    asked = ["explain", "--workload", "digits-mlp", "--rows", "3", "--backend", str(backend)]
+    assert main(asked) == 0
+    text = capsys.readouterr().out
+    assert f"a batch of 3 on {backend}" in text
+    assert "z2 = a1 W2 + b2" in text
+    assert text.count("check: ") == 3
+    assert "these differ" not in text
+
+
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        (["--example", "nothing"], "no example is called 'nothing'; there are train_neuron"),
+        (["--workload", "nothing"], "no workload is called 'nothing'"),
+        (["--example", "softmax_network", "--rows", "2"], "--rows has no meaning here"),
+        (["--backend", "nothing"], "no backend is called 'nothing'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(asked, complaint, capsys):
+    assert main(["explain", *asked]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_data_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"Dense takes \(..., 4\), got \(2, 5\)"):
+        nn.explain(
+            nn.Sequential(dense(2)),
+            nn.mean_squared_error,
+            drawn((2, 5)),
+            drawn((2, 2)),
+            params=({"weight": drawn((4, 2)), "bias": drawn((2,))},),
+            backend="numpy",
+        )

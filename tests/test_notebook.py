@@ -1,0 +1,264 @@
+"""In a notebook everything that tells something is HTML; everywhere else it is text."""
+
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import agnostic_nn as nn
+from agnostic_nn import history as histories
+from agnostic_nn.bisecting import Bisection
+from agnostic_nn.checking import Report
+from agnostic_nn.explaining.explaining import Explanation
+from agnostic_nn.profiling import Profile
+from agnostic_nn.specimens import LAYERS
+from agnostic_nn.summary import Summary
+
+VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
+MODEL = nn.Sequential(nn.Dense(4), nn.Residual(nn.Dense(4, bias=False), nn.ReLU()), nn.Dense(2))
+
+
+class Strict(HTMLParser):
+    """Refuses tags that are not closed, scripts, and whatever has to be loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.words = [], []
+
+    def handle_starttag(self, tag, attrs):
+        assert tag not in ("embed", "link", "object", "script")
+        for name, value in attrs:
+            if name == "srcdoc":  # a page of its own, in one piece
+                self.words.append(read(value))
+                continue
+            assert not name.startswith("on"), name
+            assert name not in ("action", "data", "src"), name
+            local = name != "href" and not name.endswith(":href")
+            assert local or value.startswith("#"), value
+            assert "url(" not in (value or "").replace("url(#", ""), value
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def read(html):
+    """The text of HTML that is valid."""
+    parser = Strict()
+    parser.feed(html)
+    parser.close()
+    assert parser.open == []
+    return " ".join(parser.words).replace("\u00a0", " ")
+
+
+def trainer(loss=nn.mean_squared_error):
+    return nn.Trainer(MODEL, loss, nn.SGD(0.01), backend="numpy", shape=(3,))
+
+
+def history():
+    x = np.random.default_rng(0).standard_normal((20, 3)).astype("float32")
+    found = trainer().fit(x, x[:, :2], epochs=3, validation=(x, x[:, :2]), verbose=0)
+    found.epochs[1]["note"] = "a < b"
+    found.epochs[0]["note"] = None
+    return found
+
+
+def profile():
+    x = np.ones((4, 3), "float32")
+    return nn.profile(
+        MODEL, nn.mean_squared_error, nn.SGD(0.1), x, x[:, :2], steps=1, backend="numpy"
+    )
+
+
+def explanation():
+    x = np.ones((4, 3), "float32")
+    return nn.explain(MODEL, nn.mean_squared_error, x, x[:, :2])
+
+
+def bisection():
+    x = np.ones((4, 3), "float32")
+    return nn.bisect(MODEL, nn.mean_squared_error, nn.SGD(0.1), x, x[:, :2], "numpy")
+
+
+RESULTS = {  # type: how to get one, what both forms say
+    nn.Layer: (lambda: MODEL, ["Dense", "Residual", "ReLU"]),
+    nn.Trainer: (trainer, ["Trainer on numpy:cpu in float32: mean_squared_error by SGD", "Dense"]),
+    nn.History: (history, ["epoch", "loss", "validation_loss", "a < b"]),
+    Summary: (lambda: trainer().summary(), ["FLOPs forward", "bytes kept, batch 32", "at once"]),
+    Report: (lambda: nn.check(nn.Dense(2), (3,), backends=[]), ["Dense", "central difference"]),
+    Profile: (profile, ["numpy:cpu, a batch of 4", "the whole step in one", "matmul"]),
+    Bisection: (bisection, ["numpy", "Dense"]),
+    Explanation: (explanation, ["Dense", "ReLU"]),
+}
+
+
+def shown_in_notebooks():
+    """All classes of the library that say how they are shown."""
+    found = set()
+    for module in pkgutil.walk_packages(nn.__path__, "agnostic_nn."):
+        for one in vars(importlib.import_module(module.name)).values():
+            if isinstance(one, type) and one.__module__.startswith("agnostic_nn"):
+                found |= {one} if "_repr_html_" in vars(one) else set()
+    return found
+
+
+def test_what_is_shown_in_notebooks_is_held_to_this():
+    assert shown_in_notebooks() == set(RESULTS)
+
+
+@pytest.mark.parametrize("kind", RESULTS, ids=lambda kind: kind.__name__)
+def test_results_are_html_and_text_that_say_the_same(kind):
+    make, words = RESULTS[kind]
+    result = make()
+    assert isinstance(result, kind)
+    html, text = read(result._repr_html_()), str(result)
+    assert "<" not in text.replace("a < b", "")
+    for word in words:
+        assert word in html
+        assert word in text
+
+
+@pytest.mark.parametrize("specimen", LAYERS, ids=lambda one: one.name)
+def test_every_layer_is_shown(specimen):
+    text = read(specimen.layer._repr_html_())
+    assert type(specimen.layer).__name__ in text
+    assert type(specimen.layer)._repr_html_ is nn.Layer._repr_html_
+
+
+def test_what_is_said_in_html_is_escaped():
+    def tricky(y, target):
+        return nn.mean_squared_error(y, target)
+
+    tricky.__name__ = "<b>"
+    assert "<b>" in read(trainer(tricky)._repr_html_())
+    layer = nn.Lambda(lambda x: x)  # <lambda>
+    assert "<lambda>" in read(layer._repr_html_())
+    assert "<lambda>" in read(nn.Sequential(layer)._repr_html_())
+
+
+def test_layers_inside_are_set_in_and_what_is_default_is_left_out():
+    block = nn.TransformerBlock(nn.MultiHeadAttention(4, causal=True), 64, norm=nn.RMSNorm())
+    model = nn.Sequential(nn.Repeat(block, 2), nn.Conv2D(3, 2))
+    text = model._repr_html_()
+    lines = [line.split("</td>") for line in text.split('<td style="text-align: left">')[1:]]
+    cells = [line[0] for line in lines]
+    assert cells == [
+        *("", "Sequential"),
+        *("0", "\u00a0\u00a0Repeat(count=2)"),
+        *(
+            "0",
+            "\u00a0\u00a0\u00a0\u00a0TransformerBlock(attention=MultiHeadAttention(heads=4, "
+            "causal=True), hidden=64, norm=RMSNorm())",
+        ),
+        *("1", "\u00a0\u00a0Conv2D(width=3, window=(2, 2))"),
+    ]
+
+
+def drawn(epochs, monkeypatch):
+    """The plots that a history would show."""
+    seen = []
+    monkeypatch.setattr(histories, "svg", lambda figure, about: seen.append(figure) or about)
+    nn.History(epochs)._repr_html_()
+    return [one.axes[0] for one in seen]
+
+
+def test_a_history_plots_the_loss_and_each_metric(monkeypatch):
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    rows = [
+        {"epoch": 1, "steps": 5, "loss": 2.0, "validation_loss": 3.0, "seconds": 0.1},
+        {"epoch": 2, "steps": 5, "loss": 1.0, "validation_loss": None, "seconds": 0.1},
+        {"epoch": 3, "steps": 5, "loss": 0.5, "validation_loss": 2.5, "seconds": 0.1},
+    ]
+    rows = [row | {"validation_accuracy": 0.5, "note": "x"} for row in rows]
+    loss, accuracy = drawn(rows, monkeypatch)
+    assert (loss.get_title("left"), accuracy.get_title("left")) == ("loss", "accuracy")
+    names, points = zip(
+        *((line.get_label(), line.get_xydata()) for line in loss.lines), strict=True
+    )
+    assert names == ("loss", "validation_loss")
+    np.testing.assert_array_equal(points[0], [[1, 2.0], [2, 1.0], [3, 0.5]])
+    np.testing.assert_array_equal(points[1], [[1, 3.0], [2, np.nan], [3, 2.5]])
+    assert loss.get_legend() is not None
+    assert accuracy.get_legend() is None
+    assert drawn(rows[:1], monkeypatch) == []
+    assert drawn([], monkeypatch) == []
+
+
+@pytest.mark.parametrize(
+    ("losses", "scale"),
+    [
+        ((100.0, 1.0), "linear"),
+        ((101.0, 1.0), "log"),
+        ((1e-3, 1.0, 1e-4), "log"),
+        ((101.0, 0.0), "linear"),
+        ((101.0, 1.0, -1.0), "linear"),
+        ((np.nan, np.inf, 101.0, 1.0), "log"),
+    ],
+)
+def test_a_loss_over_more_than_two_decades_is_drawn_in_decades(losses, scale, monkeypatch):
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    rows = [{"epoch": i, "loss": loss, "distance": loss} for i, loss in enumerate(losses, 1)]
+    loss, distance = drawn(rows, monkeypatch)
+    assert loss.get_yscale() == scale
+    assert distance.get_yscale() == "linear"
+
+
+def test_plots_bring_their_colours():
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    html = history()._repr_html_()
+    read(html)
+    assert "<svg" in html
+    texts = re.findall(r"<text[^>]*>", html)  # those of another colour are black on black
+    assert texts
+    assert all("var(--ink)" in text for text in texts)
+    assert "--c0: #" in html
+    assert 'aria-label="loss and validation_loss by epoch"' in html
+
+
+def test_a_long_table_is_shown_when_asked_for(monkeypatch):
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    rows = [{"epoch": i, "loss": 1.0 / i} for i in range(1, 23)]
+    assert "<summary>22 epochs</summary>" in nn.History(rows)._repr_html_()
+    assert "<details>" not in nn.History(rows[:20])._repr_html_()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "<details>" not in nn.History(rows)._repr_html_()
+
+
+def test_words_are_set_left_where_a_notebook_sets_all_right():
+    html = MODEL._repr_html_()
+    assert html.count('<td style="text-align: left">') == html.count("<td") > 0
+    html = trainer().summary()._repr_html_()
+    assert '<th style="text-align: left">layer</th>' in html
+    assert '<th class="right">parameters</th>' in html
+
+
+def test_without_matplotlib_a_history_is_its_table(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    html = history()._repr_html_()
+    assert "<svg" not in html
+    assert "validation_loss" in read(html)
+
+
+def test_to_be_shown_a_layer_loads_nothing_heavy():
+    code = (
+        "import sys, agnostic_nn as nn\n"
+        "nn.Sequential(nn.Dense(3), nn.ReLU())._repr_html_()\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    command = [sys.executable, "-P", "-c", code]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert not {"jinja2", "matplotlib", "numpy", "rich"} & set(loaded)

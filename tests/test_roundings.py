@@ -1,0 +1,174 @@
+"""Roundings are counted, so that of a fault in the first step the layer is named that has it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import agnostic_nn as nn
+from agnostic_nn.arrays import namespace
+from agnostic_nn.compare import Workload, compare
+from agnostic_nn.compare.roundings import chains, layer_of
+from agnostic_nn.compare.running import Task
+from agnostic_nn.data import Examples
+from agnostic_nn.metrics import accuracy
+from agnostic_nn.training import make_step
+from agnostic_nn.trees import named_leaves
+
+
+def total(y, target, weights=None):
+    """A loss that is a sum: as many roundings as there are outputs, and none on the way back."""
+    xp = namespace(y)
+    return xp.sum(y), xp.ones_like(y)
+
+
+def counted(model, batch, width):
+    params, state, _ = model.init(
+        nn.random.key(0, xp=namespace(np.zeros(()))), (width,), np.float32
+    )
+    x = np.ones((batch, width), np.float32)
+    given = (x, np.zeros(batch, np.int32), np.ones(batch, np.float32))
+
+    def step(model):
+        return make_step(model, total, nn.SGD(0.1))
+
+    return chains(step, model, (params, state, nn.SGD(0.1).init(params)), given)
+
+
+def test_a_sum_makes_a_rounding_for_each_term_and_other_arithmetic_one():
+    found = counted(nn.Dense(5), batch=10, width=3)
+    forward, loss, weight, bias = 3 + 1, 10 * 5, 10, 10
+    assert found.outputs == {"": forward}
+    assert found.gradients == {"": forward + loss + weight + bias}
+    assert found.step > found.gradients[""]
+
+
+def test_roundings_add_up_forward_and_back_in_the_order_of_computation():
+    found = counted(nn.Sequential(nn.Dense(5), nn.Tanh(), nn.Dense(2, bias=False)), 10, 3)
+    assert list(found.outputs.items()) == [("0", 4), ("1", 5), ("2", 10), ("", 10)]
+    assert list(found.gradients) == ["2", "1", "0", ""]
+    second = 10 + 10 * 2 + 2 + 10  # before it, the loss, its dx and its gradient
+    assert found.gradients["2"] == second
+    assert found.gradients["0"] > found.gradients["1"] > second
+
+
+def test_a_layer_that_is_repeated_is_counted_each_time():
+    once, thrice = (counted(nn.Repeat(nn.Dense(4), n), 6, 4).outputs[""] for n in (1, 3))
+    assert (once, thrice) == (5, 15)
+
+
+@dataclass(frozen=True)
+class Stubborn(nn.Dense):
+    """A layer that takes no arrays but NumPy's."""
+
+    def forward(self, params, state, x, *, train=False):
+        if not isinstance(x, np.ndarray):
+            raise TypeError("only NumPy")
+        return super().forward(params, state, x, train=train)
+
+
+def test_where_a_layer_cannot_be_watched_shapes_must_do():
+    found = counted(Stubborn(5), batch=10, width=3)
+    assert found.outputs == found.gradients == {}
+    assert found.step == 10 + 3 + 5 + 5
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("0.weight", "0"), ("1.0.bias", "1.0"), ("1.1.bias", "1"), ("12.bias", ""), ("weight", "")],
+)
+def test_a_parameter_belongs_to_the_innermost_layer_around_it(name, expected):
+    assert layer_of(name, ["", "0", "1", "1.0"]) == expected
+
+
+# --- faults -----------------------------------------------------------------------------
+
+
+def rough(x):
+    """x with 10 binary digits after the point, as TF32 keeps them; float64 as it is (Veltkamp)."""
+    if x.dtype != np.float32:
+        return x
+    shifted = x * 8193.0
+    return shifted - (shifted - x)
+
+
+@dataclass(frozen=True)
+class Faulty(nn.Dense):
+    """Dense, but in float32 something is wrong in it."""
+
+    fault: str = ""
+
+    def forward(self, params, state, x, *, train=False):
+        own = params
+        if self.fault == "rough forward":
+            own, x = params | {"weight": rough(params["weight"])}, rough(x)
+        return super().forward(own, state, x, train=train)
+
+    def backward(self, params, cache, dy):
+        if self.fault == "rough backward":
+            params, dy = params | {"weight": rough(params["weight"])}, rough(dy)
+        return super().backward(params, cache, dy)  # which asks for those of the parameters
+
+    def backward_params(self, params, cache, dy):
+        if self.fault == "rough backward":
+            cache, dy = rough(cache), rough(dy)
+        grads = super().backward_params(params, cache, dy)
+        if self.fault == "dropped term" and dy.dtype == np.float32:
+            grads["weight"] = grads["weight"] - cache[:1, ...].T @ dy[:1, ...]
+        return grads
+
+
+def trained_with(fault="", place=-1):
+    def read():
+        draw = np.random.default_rng(3)
+        x = draw.standard_normal((96, 12)).astype(np.float32)
+        target = (x[:, 0] * x[:, 1] > 0).astype(np.int32)
+        return Examples(x[:64], target[:64]), Examples(x[64:], target[64:])
+
+    widths = [24, 16, 2]
+    dense = [Faulty(w, fault=fault if i == place else "") for i, w in enumerate(widths)]
+    model = nn.Sequential(dense[0], nn.GELU(), dense[1], nn.GELU(), dense[2])
+    loss = nn.softmax_cross_entropy
+    workload = Workload("fault", "noise", read, model, loss, accuracy, 1, batch_size=32)
+    (result,) = compare(workload, ["numpy"], sizes=())["results"]
+    assert result["error"] is None
+    return result
+
+
+def test_a_run_without_a_fault_stays_far_within_the_tolerance_of_each_layer():
+    deviations = trained_with()["deviations"]
+    for part in ("layers", "gradients"):
+        for name, found in deviations[part].items():
+            assert found["relative"] < found["tolerance"] / 4, f"{part} {name}"
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("fault", ["rough forward", "rough backward", "dropped term"])
+def test_the_layer_with_the_fault_is_named(fault, place):
+    left = trained_with(fault, place)["left_tolerance"]
+    path = str(2 * place)
+    assert left["step"] == 1
+    if fault == "rough forward":
+        assert left["what"] == f"outputs of layer {path}"
+    else:
+        assert left["what"] in (f"gradient of {path}.weight", f"gradient of {path}.bias")
+
+
+def test_later_layers_may_be_less_exact_than_earlier_ones():
+    def read():
+        raise AssertionError("nobody reads")
+
+    train, test = (Examples(np.ones((8, 6), np.float32), np.zeros(8, np.int32)) for _ in "ab")
+    model = nn.Sequential(nn.Dense(32), nn.Tanh(), nn.Dense(32), nn.Tanh(), nn.Dense(2))
+    workload = Workload(
+        *("w", "", read, model, nn.softmax_cross_entropy, accuracy, 1), batch_size=4
+    )
+    key = nn.random.key(0, xp=namespace(np.zeros(())))
+    params, state, _ = model.init(key, (6,), np.float32)
+    start = params, state, workload.optimizer.init(params)
+    found = Task(workload, train, test, start, 1, 0).chains()
+    paths = ["0", "1", "2", "3", "4"]
+    assert [found.outputs[p] for p in paths] == sorted(found.outputs[p] for p in paths)
+    back = [found.gradients[p] for p in reversed(paths)]
+    assert back == sorted(back)
+    assert {layer_of(name, found.gradients) for name, _ in named_leaves(params)} == {"0", "2", "4"}
