@@ -167,17 +167,20 @@ def build(session):
     shutil.rmtree(place / "dist", ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(place / "dist"), silent=True)
     (wheel,) = (place / "dist").glob("*.whl")
-    tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
     packages = {top for top in tops if not top.endswith(".dist-info")}
     if packages != {"agnostic_nn", "agnostic_nn_backends"}:
         session.error(f"the wheel holds {sorted(packages)}")
+    if "agnostic_nn/templates/page.html" not in names:
+        session.error("the wheel holds no templates of pages")
     session.install("--force-reinstall", "--no-deps", str(wheel))
     session.install(str(wheel))
     where = "import agnostic_nn; print(agnostic_nn.__file__)"
     found = session.run("python", "-P", "-c", where, silent=True)
     if "site-packages" not in found:
         session.error(f"not the installed wheel is imported, but {found}")
-    pytest(session, env={"AGNOSTIC_NN_BACKEND": "numpy"} | FEW)
+    pytest(session, env={"AGNOSTIC_NN_BACKEND": "numpy"} | DEVICE | FEW)
 
 
 @nox.session
