@@ -3,7 +3,6 @@
 Only names that older versions have are used here, so that the harness can time those too.
 """
 
-import os
 from importlib.util import find_spec
 
 import numpy as np
@@ -32,11 +31,8 @@ NAMES = (
 
 
 def make(name, workload):
-    if name.endswith(_KERNELS):
-        if find_spec("llvmlite") is None:
-            raise Unavailable("llvmlite is not installed")
-    else:
-        os.environ["AGNOSTIC_NN_KERNELS"] = "0"
+    if name.endswith(_KERNELS) and find_spec("llvmlite") is None:
+        raise Unavailable("llvmlite is not installed")
     try:
         backend = nn.backend(_BACKENDS[name.removesuffix(_TRAINER).removesuffix(_KERNELS)])
     except nn.BackendUnavailable as error:
