@@ -72,8 +72,8 @@ class Process:
     def __init__(self, entry: Entry, workload: str, sizes: dict[str, int], threads: str):
         environment = {k: v for k, v in os.environ.items() if k not in _ONE_THREAD}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-        if not entry.contender.endswith(", kernels"):
-            environment["AGNOSTIC_NN_KERNELS"] = "0"
+        kernels = entry.contender.endswith(", kernels")
+        environment["AGNOSTIC_NN_KERNELS"] = "1" if kernels else "0"
         if not entry.contender.endswith(_ON_A_GPU):
             environment |= _ALIKE
         if threads == "1":

@@ -329,3 +329,12 @@ def test_a_worker_outlives_what_it_cannot_do():
     found = worker.answer({"do": "burst", "what": "step", "seconds": 0.01})
     assert found["wall"] > 0
     assert found["processor"] > 0
+
+
+def test_only_a_contender_that_says_so_has_kernels(monkeypatch):
+    started = []
+    monkeypatch.setattr(running.subprocess, "Popen", lambda *_, env, **__: started.append(env))
+    monkeypatch.setenv("AGNOSTIC_NN_KERNELS", "0")
+    for name in ("agnostic_nn numpy", "agnostic_nn numpy, kernels", "agnostic_nn torch, Trainer"):
+        Process(Entry(name, name), "tiny", {}, "1").said.close()
+    assert [env["AGNOSTIC_NN_KERNELS"] for env in started] == ["0", "1", "0"]
