@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from cases import named
 
 import agnostic_nn as nn
 
@@ -160,7 +161,7 @@ def test_prelu_learns_one_slope_for_each_channel(backend, widest):
         (nn.SwiGLU(), lambda b: b * sigma(b)),
         (nn.GEGLU(), lambda b: 0.5 * b * math.erfc(-b / math.sqrt(2.0))),
     ],
-    ids=str,
+    ids=named,
 )
 def test_the_second_half_is_the_gate_of_the_first(backend, widest, epsilon, layer, gate):
     a, b = [3.0, -2.0, 0.5], [-1.0, 0.25, 2.0]

@@ -7,6 +7,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 from array_api_compat import device
+from cases import named
 
 import agnostic_nn as nn
 from agnostic_nn.trees import tree_map
@@ -237,7 +238,7 @@ def test_a_number_too_large_for_32_bits_is_never_cut(backend):
             backend.asarray(large)
 
 
-@pytest.mark.parametrize("data", [["a", "b"], [object()], [[1, 2], [3]]], ids=repr)
+@pytest.mark.parametrize("data", [["a", "b"], [object()], [[1, 2], [3]]], ids=named)
 def test_what_is_no_array_of_numbers_is_refused(backend, data):
     with pytest.raises((TypeError, ValueError)):
         backend.asarray(data)

@@ -8,6 +8,7 @@ import pickle
 
 import numpy as np
 import pytest
+from cases import named
 from cases.structure import every_other
 
 import agnostic_nn as nn
@@ -598,7 +599,7 @@ def test_a_graph_that_makes_what_a_node_needs_at_every_step_cannot_go_step_by_st
         (nn.Add(), ((3,), (3,), (3,)), sum),
         (nn.Multiply(), ((3,), (3,), (3,)), math.prod),
     ],
-    ids=str,
+    ids=named,
 )
 def test_numbers_go_where_numpy_puts_them(backend, layer, shape, theirs):
     shapes = shape if shape and isinstance(shape[0], tuple) else (shape,)

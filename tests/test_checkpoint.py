@@ -93,6 +93,7 @@ def test_every_shortened_file_is_refused(tmp_path):
             "digest does not fit",
         ),
     ],
+    ids=["empty", "pickle", "of others", "of another format"],
 )
 def test_a_file_of_something_else_is_refused(tmp_path, data, said):
     (tmp_path / "a").write_bytes(data)

@@ -4,7 +4,7 @@ import json
 from functools import partial
 
 import pytest
-from cases import layer_cases
+from cases import layer_cases, named
 from cases.optimizers import OPTIMIZERS
 
 import agnostic_nn as nn
@@ -83,7 +83,7 @@ class ReLU(nn.Tanh):
         partial(nn.huber, 1.0),
         object(),
     ],
-    ids=str,
+    ids=named,
 )
 def test_what_is_ones_own_is_described_and_never_mistaken_for_ours(thing):
     with pytest.raises(ValueError, match="which agnostic_nn does not define"):

@@ -4,6 +4,7 @@ A family's file lists `CASES`; whatever file lies here is found. The tests and t
 of proofs (`nox -s proofs`) read the same lines.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,7 +17,7 @@ import agnostic_nn as nn
 from agnostic_nn.checking import _batched, _draw
 from agnostic_nn.trees import named_leaves, shape_map, tree_map
 
-__all__ = ["Case", "Given", "arrays_for", "inputs", "kinds", "layer_cases", "run"]
+__all__ = ["Case", "Given", "arrays_for", "inputs", "kinds", "layer_cases", "named", "run"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.layer} {self.shape}"
+
+
+def named(thing: Any) -> str:
+    """What a test calls it: as it prints, without addresses, so alike in every process."""
+    return re.sub(r" at 0x\w+", "", str(thing))
 
 
 def layer_cases() -> list[Case]:
