@@ -89,7 +89,7 @@ def test_an_unknown_backend_ends_the_command_with_one_clear_line(run, capsys):
 
 
 def test_the_comparison_stays_within_tolerance(backend):
-    (result,) = compare("digits-cnn", [str(backend)], epochs=1)["results"]
+    (result,) = compare("digits-cnn", [str(backend)], epochs=1, sizes=())["results"]
     assert result["left_tolerance"] is None, result["verdict"]
 
 
