@@ -51,8 +51,9 @@ def one_step(backend, optimizer, params, grads, times=1):
     """The parameters on the host after one step, or several along one gradient."""
     params, grads = backend.asarray((params, grads))
     moments = optimizer.init(params)
-    for _ in range(times):
-        params, moments = optimizer.update(params, grads, moments)
+    with backend.applied():
+        for _ in range(times):
+            params, moments = optimizer.update(params, grads, moments)
     return backend.to_numpy(params)
 
 

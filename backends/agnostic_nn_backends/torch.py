@@ -354,9 +354,17 @@ def _is_finite(x):
 
 def _select(holds, make, old):
     # a GPU would have to tell the host which way to go
-    if not holds.is_cpu:
-        return special.select.dispatch(object)(holds, make, old)
-    return make() if holds else old
+    return (make() if holds else old) if holds.is_cpu else _chosen(holds, make(), old)
+
+
+def _chosen(holds, new, old):
+    if isinstance(new, dict):
+        return {name: _chosen(holds, new[name], old[name]) for name in new}
+    if isinstance(new, tuple):
+        return tuple(_chosen(holds, *pair) for pair in zip(new, old, strict=True))
+    if new.dtype == torch.uint32:  # random keys, between which no GPU chooses
+        return _chosen(holds, new.view(torch.int32), old.view(torch.int32)).view(torch.uint32)
+    return torch.where(holds, new, old)
 
 
 def _above_zero(x, dy):

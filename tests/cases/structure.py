@@ -157,6 +157,7 @@ CASES = [
         {"x": (3, 4), "mask": (3,)},
         "its parts have twins of their own",
         thorough=True,
+        slack=2.0,  # two attentions in a row: sums in another order came to 16.3 ε on a GPU
     ),
     Case(nn.Recompute(nn.Sequential(*CHAIN)), (3,), recomputed, refuses=(0, 1)),
     Case(
