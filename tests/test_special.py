@@ -195,6 +195,30 @@ def test_select_takes_one_tree_or_the_other_whole(backend, draw, way, holds):
         tree_map(np.testing.assert_array_equal, backend.to_numpy(chosen), one)
 
 
+@pytest.mark.parametrize("holds", [True, False])
+def test_pytorch_chooses_between_keys_as_signed_integers(monkeypatch, holds):
+    """CUDA has no `where` for uint32, which every layer that draws keeps as its state."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from agnostic_nn_backends.torch import _chosen
+
+    def where(condition, new, old):
+        assert new.dtype != torch.uint32
+        return whole(condition, new, old)
+
+    whole = torch.where
+    monkeypatch.setattr(torch, "where", where)
+    new, old = (
+        {"key": torch.tensor([word, 7], dtype=torch.uint32), "w": (torch.tensor(real), {})}
+        for word, real in ((2**32 - 1, 1.0), (2**31, float("nan")))
+    )
+    found = _chosen(torch.tensor(holds), new, old)
+    tree_map(
+        lambda one, two: torch.testing.assert_close(one, two, rtol=0, atol=0, equal_nan=True),
+        found,
+        new if holds else old,
+    )
+
+
 @ways
 @pytest.mark.parametrize("shape", [(), (3,), (30, 40)], ids=str)
 def test_all_finite_finds_one_bad_number_among_all(backend, widest, way, shape):
