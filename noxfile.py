@@ -20,7 +20,11 @@ nox.options.error_on_missing_interpreters = True
 PROJECT = nox.project.load_toml("pyproject.toml")
 TEST = nox.project.dependency_groups(PROJECT, "test")
 STRICT = {"AGNOSTIC_NN_BACKEND": "array_api_strict:device1"}
-JAX = {"AGNOSTIC_NN_BACKEND": "jax", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
+JAX = {
+    "AGNOSTIC_NN_BACKEND": "jax",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes may share a GPU
+}
 FEW = {"AGNOSTIC_NN_SWEEP": "0"}  # cases that only sweep over options are left to other sessions
 DEVICE = {"AGNOSTIC_NN_HOST": "0"}  # and so is what is alike on every backend
 
@@ -62,14 +66,16 @@ CONFIGURATIONS = {  # name: (what to install besides the tests' own needs, envir
 
 nox.options.sessions = [  # dpnp takes 3 GB, so it is run by name
     *(f"tests({name})" for name in CONFIGURATIONS if name != "dpnp"),
-    *("newest", "lowest", "build", "lint", "typecheck"),
+    *("proofs", "newest", "lowest", "build", "lint", "typecheck"),
 ]
 
 
-def pytest(session, *arguments, env):
-    """The one test suite, on one array library."""
+def pytest(session, *arguments, env, run=("pytest",)):
+    """The one test suite, on one array library, in as many processes as there are processors."""
+    several = ("--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal")
     # threads that wait for each other on small arrays cost more than they bring
-    session.run("pytest", *arguments, *session.posargs, env={"OMP_NUM_THREADS": "1"} | env)
+    env = {"OMP_NUM_THREADS": "1"} | env
+    session.run(*run, *several, *arguments, *session.posargs, env=env, external=run[1:] != ())
 
 
 @nox.session
@@ -109,9 +115,9 @@ def sweep(session):
 
 @nox.session
 def proofs(session):
-    """Write docs/proofs.md: everything against every oracle; takes about ten minutes."""
-    session.install("-e", ".[jax,strict]", "torch==2.13.0", "optax", *TEST)
-    session.run("python", "tests/proofs.py", *session.posargs, env={"PYTHONPATH": "tests"})
+    """Hold docs/proofs.md to what is found: everything, every oracle; `-- --write` writes it."""
+    session.install("-e", ".[jax,strict]", "torch==2.13.0", "optax")
+    session.run("python", "tests/proofs.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
@@ -145,8 +151,8 @@ def newest(session):
         session.run(python, "-m", "venv", str(place), external=True)
     run = str(place / "bin" / "python")
     session.run(run, "-m", "pip", "install", "-q", "-e", ".[llvm]", *TEST, external=True)
-    env = {"AGNOSTIC_NN_BACKEND": "numpy", "OMP_NUM_THREADS": "1"} | FEW
-    session.run(run, "-m", "pytest", *session.posargs, env=env, external=True)
+    env = {"AGNOSTIC_NN_BACKEND": "numpy"} | FEW
+    pytest(session, env=env, run=(run, "-m", "pytest"))
 
 
 @nox.session

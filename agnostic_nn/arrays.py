@@ -5,10 +5,12 @@ created here, and no array library is imported.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from array_api_compat import array_namespace, device, size
+from array_api_compat import array_namespace, size
+from array_api_compat import device as _device_of
 
 __all__ = [
     "Array",
@@ -27,6 +29,7 @@ __all__ = [
     "expect_positive",
     "first_true",
     "namespace",
+    "register",
     "size",
 ]
 
@@ -40,6 +43,7 @@ Memory = Any  # nested dicts and tuples of arrays: what a layer remembers from s
 Moments = Any  # nested dicts and tuples of arrays: what an optimizer remembers
 
 _NAMESPACES: dict[type, Any] = {}  # a look-up costs 2 µs, this one 0.1 µs
+_DEVICES: dict[type, Callable[[Array], Any]] = {}  # of arrays that do not say where they are
 
 
 def namespace(x: Array, *others: Array) -> Any:
@@ -61,6 +65,37 @@ def namespace(x: Array, *others: Array) -> Any:
                 f"and {type(other).__module__}.{type(other).__name__}"
             )
     return xp
+
+
+def device(x: Array) -> Any:
+    """Where `x` is, in its own library's words."""
+    return _DEVICES.get(type(x), _device_of)(x)
+
+
+def register(kind: type, xp: Any, device: Callable[[Array], Any] | None = None) -> None:
+    """Say that arrays of the class `kind` belong to the namespace `xp`.
+
+    For the adapter of a library whose arrays name none by `__array_namespace__`, or one that lacks
+    something; the class stays as it is. device: x -> where x is, if there is no `x.device` either.
+
+    Raises
+    ------
+    TypeError
+        If `kind` is no class, `xp` has no `asarray`, or `device` cannot be called.
+    ValueError
+        If such arrays were found to belong to another namespace, or registered with one.
+    """
+    if not isinstance(kind, type):
+        raise TypeError(f"expected a class of arrays, got {kind!r}")
+    if not hasattr(xp, "asarray"):
+        raise TypeError(f"expected a namespace of the Array API Standard, got {xp!r}")
+    if not (device is None or callable(device)):
+        raise TypeError(f"expected device to be a function of an array, got {device!r}")
+    known = _NAMESPACES.get(kind, xp)
+    expect(known is xp, "arrays of {} already belong to {}, not to {}", kind, known, xp)
+    _NAMESPACES[kind] = xp
+    if device is not None:
+        _DEVICES[kind] = device
 
 
 def expect(holds: bool, message: str, *values: Any) -> None:

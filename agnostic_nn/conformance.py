@@ -12,18 +12,22 @@ within
 wrong
     Off by more, or of another shape or dtype, or an argument was changed in place.
 unsupported
-    The library raised an error, whose first line is shown.
+    The library raised an error, which is shown in one line, hung, or ended the process.
 skipped
     Not tried by itself, for the reason shown.
 """
 
 import math
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
+from html import escape
 from importlib import import_module
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import fill
@@ -36,9 +40,10 @@ from . import blocks, layers, losses, optimizers, random, special
 from .arrays import namespace
 from .checking import _batched, _draw
 from .compare.deviation import tolerance
-from .registry import Backend, BackendUnavailable, _modules, backend
+from .loading import CannotLoad, load
+from .registry import Backend, BackendUnavailable, _chosen_policy, _modules, backend
 from .specimens import LAYERS, LOSSES, OPTIMIZERS
-from .tables import markdown_table, table
+from .tables import folded, html_table, markdown_table, table
 from .training import Trainer
 from .trees import leaves, named_leaves, shape_map, tree_map
 
@@ -50,9 +55,12 @@ __all__ = [
     "Conformance",
     "Finding",
     "conformance",
+    "guarded",
     "library",
 ]
 
+SPAWN = get_context("spawn")  # a fork of a process with threads may hang by itself
+SECONDS = 120.0  # that one thing may take, and a library to start
 ROUNDINGS = 16.0  # tolerance of one computation, in ε of the dtype
 VERDICTS = ("exact", "within", "wrong", "unsupported", "skipped")
 ADAPTER = (
@@ -76,16 +84,18 @@ What of this library {backend} can carry, thing by thing, found by `agnostic-nn 
 
 ## What a backend must have
 
-Arrays with `__array_namespace__`, or a library that array-api-compat wraps; the dtypes bool, int32,
-uint32 and float32, and float64 if there is one; the operators of the Standard, among them `@`, `&`,
-`^`, `<<` and `>>` of uint32; indexing with integers, slices, `None` and `...`; and of the functions
-and names of the Array API Standard these:
+Arrays with `__array_namespace__`, or a library that array-api-compat wraps, or a class of arrays
+that the adapter names by `agnostic_nn.arrays.register`; the dtypes bool, int32, uint32 and float32,
+and float64 if there is one; the operators of the Standard, among them `@`, `&`, `^`, `<<` and `>>`
+of uint32; indexing with integers, slices, `None` and `...`; and of the functions and names of the
+Array API Standard these:
 
 {needs}
 
 Numbers made from nothing are asked for with `dtype=` and `device=`, and `device(x)` of
-array-api-compat must tell where x is. Sorts are asked for with `stable=True`. Nothing is written
-into an array, nothing is indexed by a mask or by integers, and no value decides a shape.
+array-api-compat must tell where x is, or else the function that was registered. Sorts are asked for
+with `stable=True`. Nothing is written into an array, nothing is indexed by a mask or by integers,
+and no value decides a shape.
 
 A library with all of that runs as it is, by the name of its namespace (`agnostic-nn conformance
 mlx.core`). What it lacks, an adapter brings: one module with the names that
@@ -98,9 +108,10 @@ The columns are the largest difference from NumPy's float64, relative to the lar
 array that it is in, or to 1. `exact`: the same numbers as NumPy's in the same dtype, which has a
 difference from float64 too. `within`: off by no more than 16 ε, ε being the distance from 1 to the
 next number, or in training by 4 ε √n, after n roundings. `wrong`: off by more, or of another shape
-or dtype. `unsupported`: the library's own error in one line. `skipped`: not tried by itself, and
-why. Random words, checkpoints and what goes to a device and back must be exact. Differences of
-random draws, training and checkpoints are from NumPy in the same dtype.
+or dtype. `unsupported`: the library's own error in one line, or that it gave no answer or ended the
+process. `skipped`: not tried by itself, and why. Random words, checkpoints and what goes to a
+device and back must be exact. Differences of random draws, training and checkpoints are from NumPy
+in the same dtype.
 
 ## What was found
 
@@ -151,6 +162,14 @@ class Conformance:
         head = f"{self.backend} {self.version} ({self.hardware}), {self.adapter}"
         return "\n\n".join([head, *parts, f"{len(self.findings)} tried: {self.said}"])
 
+    def _repr_html_(self) -> str:
+        head = f"{self.backend} {self.version} ({self.hardware}), {self.adapter}: "
+        told = [f"<p>{escape(head)}<strong>{len(self.findings)} tried: {self.said}</strong></p>"]
+        for title, columns, rows in self._tables():
+            found = html_table(columns, rows, title, inline=True)
+            told.append(folded(f"{title}: {len(rows)}", found, len(rows)))
+        return "".join(told)
+
     def to_markdown(self) -> str:
         """The same as a page in Markdown, which says first what a backend must have."""
         words = ", ".join(f"`{name}`" for name in NEEDS)
@@ -200,23 +219,18 @@ def library(name: str, *, bare: bool = False) -> Backend:
     """
     if not bare and name.partition(":")[0] in _modules():
         return backend(name)
-    module, _, inner = name.partition(":")
     try:
-        found: Any = import_module(module)
-        for part in inner.split(".") if inner else ():
-            found = getattr(found, part)
-    except Exception as error:  # a library that is there but broken may fail with anything
+        found = load(name)
+    except CannotLoad as error:
         known = ", ".join(_modules())
-        raise BackendUnavailable(
-            f"{name} is no backend ({known}) and does not import: {_line(error)}"
-        ) from error
+        raise BackendUnavailable(f"{name} is no backend ({known}): {error}") from error
     whole = not bare and all(hasattr(found, each) for each in ADAPTER)
     adapter = found if whole else _adapted(name, found)
     try:
         device_name, device = next(iter(adapter.devices().items()))
     except Exception as error:
         raise BackendUnavailable(f"{name} finds no device: {_line(error)}") from error
-    return Backend(name, device_name, device, adapter)
+    return Backend(name, device_name, device, adapter, *_chosen_policy(None, None))
 
 
 def _adapted(name, given):
@@ -292,14 +306,94 @@ def conformance(
     """
     chosen = library(chosen) if isinstance(chosen, str) else chosen
     findings = []
+    for section, trial in _trials(only):
+        told(trial.name)
+        findings.append(_judged(section, trial, chosen))
+    return replace(_begun(chosen), findings=tuple(findings))
+
+
+def guarded(
+    name: str,
+    *,
+    bare: bool = False,
+    only: str = "",
+    seconds: float = SECONDS,
+    told: Callable[[str], None] = lambda name: None,
+) -> Conformance:
+    """The same of `library(name, bare=bare)`, in a process of its own, which may hang or crash.
+
+    What takes longer than `seconds`, or ends the process, is unsupported; the rest is tried by
+    another process.
+    """
+    wanted = [(section, trial.name) for section, trial in _trials(only)]
+    findings: list[Finding] = []
+    begun: Conformance | None = None
+    while begun is None or len(findings) < len(wanted):
+        ours, theirs = SPAWN.Pipe(duplex=False)
+        asked = theirs, name, bare, only, len(findings)
+        worker = SPAWN.Process(target=_work, args=asked, daemon=True)
+        worker.start()
+        theirs.close()
+        try:
+            begun = _answer(ours, worker, max(seconds, SECONDS))
+            while len(findings) < len(wanted):
+                told(wanted[len(findings)][1])
+                findings.append(_answer(ours, worker, seconds))
+        except _Silent as error:
+            if begun is None:
+                raise BackendUnavailable(f"{name} does not start: {error}") from error
+            findings.append(Finding(*wanted[len(findings)], "unsupported", reason=str(error)))
+        finally:
+            worker.kill()
+            worker.join()
+    return replace(begun, findings=tuple(findings))
+
+
+def _trials(only):
+    """Section and trial of all that is asked for, in order."""
     for section, trials in SECTIONS.items():
         for trial in trials():
             if only in ("", section, trial.name):
-                told(trial.name)
-                findings.append(_judged(section, trial, chosen))
+                yield section, trial
+
+
+def _begun(chosen):
+    """All but the findings."""
     adapter = getattr(chosen.adapter, "__name__", None)
     adapter = f"through the adapter {adapter}" if adapter else "without an adapter"
-    return Conformance(str(chosen), chosen.version, chosen.hardware, adapter, tuple(findings))
+    return Conformance(str(chosen), chosen.version, chosen.hardware, adapter, ())
+
+
+def _work(answers, name, bare, only, start):
+    """Answer with what the library is, and each finding from the one numbered `start` on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # to stop is for the process that asks
+    try:
+        chosen = library(name, bare=bare)
+    except BackendUnavailable as error:
+        answers.send(error)
+        return
+    answers.send(_begun(chosen))
+    for section, trial in islice(_trials(only), start, None):
+        answers.send(_judged(section, trial, chosen))
+
+
+class _Silent(Exception):
+    """No answer comes any more; the message says why."""
+
+
+def _answer(answers, worker, seconds):
+    if not answers.poll(seconds):
+        raise _Silent(f"no answer within {seconds:g} seconds")
+    try:
+        answer = answers.recv()
+    except EOFError:
+        worker.join()
+        code = worker.exitcode
+        ended = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
+        raise _Silent(f"the process ended {ended}") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _judged(section, trial, chosen):

@@ -5,7 +5,9 @@ from html import escape
 from io import StringIO
 from typing import Any
 
-__all__ = ["html_table", "markdown_table", "table"]
+__all__ = ["folded", "html_table", "markdown_table", "table"]
+
+MANY = 20  # rows, which a notebook shows when asked to
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> str:
@@ -36,21 +38,30 @@ def html_table(
 ) -> str:
     """The same table as HTML. A cell that has `__html__` is HTML already.
 
-    inline: with styles of its own, for a notebook, which sets all columns right.
+    inline: with styles of its own, for a notebook, which sets all columns right, tables in the
+    middle, and breaks 1e-06 in two.
     """
     rows = [list(row) for row in rows]
     left = ' style="text-align: left"' if inline else ""
-    sides = [' class="right"' if _is_numeric(i, rows) else left for i in range(len(columns))]
+    right = ' class="right"' + (' style="white-space: nowrap"' if inline else "")
+    sides = [right if _is_numeric(i, rows) else left for i in range(len(columns))]
 
     def line(tag: str, cells: Iterable[str]) -> str:
         inside = (f"<{tag}{at}>{cell}</{tag}>" for at, cell in zip(sides, cells, strict=True))
         return f"<tr>{''.join(inside)}</tr>"
 
-    caption = f"<caption>{escape(title)}</caption>" if title else ""
-    head = line("th", map(escape, columns))
+    caption = f"<caption{left}>{escape(title)}</caption>" if title else ""
+    head = line("th", map(escape, columns)).replace(right, ' class="right"')
     body = "".join(line("td", map(_html_cell, row)) for row in rows)
-    table = f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll">{table}</div>'
+    place = ' style="margin-left: 0"' if inline else ""
+    table = f"<table{place}>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>"
+    scroll = ' style="overflow-x: auto"' if inline else ""
+    return f'<div class="scroll"{scroll}>{table}</div>'
+
+
+def folded(said: str, html: str, rows: int) -> str:
+    """HTML of many rows behind what is said of them, and of few as it is."""
+    return f"<details><summary>{escape(said)}</summary>{html}</details>" if rows > MANY else html
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from agnostic_nn import arrays
-from agnostic_nn.arrays import Rows, device, expect, first_true, namespace, size
+from agnostic_nn.arrays import Rows, device, expect, first_true, namespace, register, size
 
 
 class Foreign:
@@ -64,6 +64,59 @@ def test_a_type_is_looked_up_once(monkeypatch):
     for _ in range(3):
         namespace(np.ones(2), np.zeros(3))
     assert looked_up == [np.ndarray]
+
+
+class Bare:
+    """An array that says neither whose it is nor where."""
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Nothing that a test registers outlives it."""
+    monkeypatch.setattr(arrays, "_NAMESPACES", {})
+    monkeypatch.setattr(arrays, "_DEVICES", {})
+
+
+@pytest.mark.usefixtures("registered")
+def test_arrays_that_lack_the_protocol_are_registered_and_left_alone():
+    xp, before = types.SimpleNamespace(asarray=Bare), dict(vars(Bare))
+    with pytest.raises(TypeError):
+        namespace(Bare())
+    register(Bare, xp, lambda x: "over there")
+    assert namespace(Bare(), Bare()) is xp
+    assert device(Bare()) == "over there"
+    assert dict(vars(Bare)) == before
+    with pytest.raises(TypeError, match=r"one library, got .*Bare and .*ndarray"):
+        namespace(Bare(), np.ones(2))
+    register(Bare, xp)  # again, as when a module is reloaded
+
+
+REFUSED = [  # arguments, what is said
+    ((Bare(), np), "expected a class of arrays, got <"),
+    ((Bare, Bare), "expected a namespace of the Array API Standard, got <class"),
+    ((Bare, np, "cpu"), "expected device to be a function of an array, got 'cpu'"),
+]
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(("given", "said"), REFUSED, ids=[said for _, said in REFUSED])
+def test_what_cannot_be_registered_is_refused(given, said):
+    with pytest.raises(TypeError, match=said):
+        register(*given)
+    with pytest.raises(TypeError):
+        namespace(Bare())
+
+
+@pytest.mark.usefixtures("registered")
+def test_arrays_belong_to_one_namespace_for_good():
+    mine = types.SimpleNamespace(asarray=Bare)
+    register(Foreign, mine)  # before what it says of itself was ever asked for
+    assert namespace(Foreign()) is mine
+    namespace(np.ones(2))
+    for kind in (Foreign, np.ndarray):
+        with pytest.raises(ValueError, match=f"{kind.__name__}'> already belong to "):
+            register(kind, types.SimpleNamespace(asarray=Bare))
+    assert namespace(Foreign()) is mine
 
 
 def test_expect_raises_its_message_only_where_it_does_not_hold():

@@ -12,13 +12,9 @@ MODULE = """
 import agnostic_nn as nn
 
 model = nn.Sequential(nn.Dense(8), nn.Tanh(), nn.Dense(3))
-number = 3
 
 def line():
     return nn.Dense(1)
-
-def broken():
-    raise RuntimeError("not today\\nnor tomorrow")
 
 class home:
     wide = nn.Dense(3)
@@ -29,10 +25,9 @@ class home:
 def folder(tmp_path, monkeypatch):
     """The current folder, with modules and data; what is imported from it is forgotten again."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setitem(sys.modules, "jinja2", None)  # pages take seconds to draw
     (tmp_path / "mine.py").write_text(MODULE, encoding="utf-8")
-    (tmp_path / "failing.py").write_text("1 / 0", encoding="utf-8")
-    (tmp_path / "needing.py").write_text("import surely_not_there", encoding="utf-8")
     draw = np.random.default_rng(0)
     x = draw.standard_normal((60, 4)).astype(np.float32)
     label = (np.abs(x[:, 0]) * 2).astype(np.int64).clip(0, 2)
@@ -51,11 +46,8 @@ def folder(tmp_path, monkeypatch):
     np.savez("nan.npz", x=np.where(x > 2, np.nan, x), target=label)
     np.save("one.npy", x)
     (tmp_path / "text.npz").write_text("no arrays", encoding="utf-8")
-    before = set(sys.modules)
     yield tmp_path
-    for name in ("mine", "failing", "needing"):
-        if name not in before:
-            sys.modules.pop(name, None)
+    sys.modules.pop("mine", None)
 
 
 def trained(capsys, *arguments):
@@ -77,7 +69,6 @@ def test_a_layer_is_trained_on_labels_by_cross_entropy(folder, capsys):
     assert "a random fifth" in task["about"]
     assert found["results"][0]["verdict"] == "within tolerance over 4 steps"
     assert 0.0 <= found["results"][0]["test_metric"] <= 1.0
-    assert str(folder) not in sys.path
 
 
 def test_a_function_that_gives_a_layer_is_called_and_numbers_are_fitted(folder, capsys):
@@ -107,14 +98,7 @@ LABELS = ("--model=mine:model", "--data=labels.npz")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model=mine", "--data=labels.npz"], "a model is named as module:object, got 'mine'"),
-        (["--model=nowhere:model", "--data=labels.npz"], "no module is called 'nowhere'"),
         (["--model=mine:nothing", "--data=labels.npz"], "mine has no 'nothing'; its layers are mo"),
-        (["--model=mine:number", "--data=labels.npz"], "mine:number is no layer"),
-        (["--model=mine:broken", "--data=labels.npz"], "RuntimeError: not today nor tomorrow"),
-        (["--model=mine:home", "--data=labels.npz"], "mine:home is no layer"),
-        (["--model=failing:model", "--data=labels.npz"], "failing does not import: ZeroDivision"),
-        (["--model=needing:model", "--data=labels.npz"], "needs the module 'surely_not_there'"),
         (["--model=mine:model"], "--model takes --data too"),
         (["--data=labels.npz"], "--data has no meaning here: without --model"),
         (["--loss=huber"], "--loss has no meaning here"),

@@ -11,7 +11,15 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn import cli, special
-from agnostic_nn.conformance import ADAPTER, NEEDS, SECTIONS, THROUGH, conformance, library
+from agnostic_nn.conformance import (
+    ADAPTER,
+    NEEDS,
+    SECTIONS,
+    THROUGH,
+    conformance,
+    guarded,
+    library,
+)
 
 ROOT = Path(__file__).parents[1]
 CHEAP = ("names of the Standard", "arrays", "random words", "special functions")
@@ -295,16 +303,74 @@ def test_the_command_prints_and_writes_what_it_found(tmp_path, capsys):
     assert "0 wrong, 0 unsupported, 0 skipped" in out
 
 
-def test_what_is_wrong_makes_the_exit_status_1(module, capsys):
-    module("adapter_of_mine", asarray=lambda data, device: data)
-    assert cli.main(["conformance", "adapter_of_mine", "--only=arrays"]) == 1
-    assert "5 wrong" in capsys.readouterr().out
+MINE = """
+import os
+import signal
+import time
+
+from agnostic_nn_backends.numpy import *
+from agnostic_nn_backends.numpy import asarray as right
+
+version = "1.5"
+
+
+def asarray(data, device):
+    if data.dtype == "bool":
+        return data  # shared, which is wrong
+    if data.dtype == "int32":
+        time.sleep(600)
+    if data.dtype == "uint32":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if data.dtype == "float32":
+        os._exit(3)
+    return right(data, device)
+"""
+
+
+def test_what_hangs_or_ends_the_process_is_unsupported_and_the_rest_is_tried(tmp_path, monkeypatch):
+    (tmp_path / "adapter_of_mine.py").write_text(MINE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    asked = "adapter_of_mine", "--only=arrays", "--seconds=3", "--json=found.json"
+    assert cli.main(["conformance", *asked]) == 1
+    found = json.loads((tmp_path / "found.json").read_text("utf-8"))
+    assert (found["backend"], found["version"]) == ("adapter_of_mine:cpu", "1.5")
+    named = {one["name"].split(",")[0]: one for one in found["findings"]}
+    assert {name: (one["verdict"], one["reason"]) for name, one in named.items()} == {
+        "bool": ("wrong", "[0, 1] is 0, expected 1"),
+        "int32": ("unsupported", "no answer within 3 seconds"),
+        "uint32": ("unsupported", "the process ended by SIGKILL"),
+        "float32": ("unsupported", "the process ended with exit status 3"),
+        "float64": ("exact", ""),
+    }
+
+
+def test_a_library_that_does_not_start_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "adapter_of_mine.py").write_text("import os; os._exit(3)", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    said = "adapter_of_mine does not start: the process ended with exit status 3"
+    with pytest.raises(nn.BackendUnavailable, match=said):
+        guarded("adapter_of_mine", only="arrays")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "gone_library",
+            r"gone_library is no backend \(numpy, .*\): no module is called 'gone_lib",
+        ),
+        ("json:gone", "json:gone is no backend .*: json has no 'gone'"),
+        ("numpy:gone", "numpy has no device 'gone'"),
+        ("json", "arrays of json do not speak the Array API Standard"),
+    ],
+)
+def test_what_is_no_library_is_refused(name, said):
+    with pytest.raises(nn.BackendUnavailable, match=said):
+        library(name)
 
 
 SENSELESS = [
     (["gone_library"], "gone_library is no backend (numpy, "),
-    (["numpy:gone"], "numpy has no device 'gone'"),
-    (["json"], "arrays of json do not speak the Array API Standard"),
     (["numpy", "--only=everything"], "there are names of the Standard, arrays, "),
     (["numpy", f"--json={__file__}/x.json"], "cannot be written to"),
 ]

@@ -3,12 +3,9 @@
 import argparse
 import ast
 import json
-import os
-import sys
 import traceback
 from dataclasses import asdict
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +67,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _check(options: argparse.Namespace) -> int:
     from ..checking import CheckFailed, check
+    from ..loading import CannotLoad
     from ..tables import markdown_table, table
 
     try:
@@ -78,7 +76,7 @@ def _check(options: argparse.Namespace) -> int:
         for path in (options.json, options.markdown):
             if path is not None and not is_writable(path.parent):
                 raise _Senseless(f"{path} cannot be written to")
-    except (_Senseless, BackendUnavailable) as error:
+    except (_Senseless, CannotLoad, BackendUnavailable) as error:
         return refuse("check", error)
     found = []
     asked = {"backends": others, "elements": options.elements, "seed": options.seed}
@@ -137,6 +135,7 @@ def _double(name: str) -> Backend:
 
 def _chosen(asked: list[str], shape: Any) -> list[tuple]:
     """Name, layer, shape and draw of each that was asked for."""
+    from ..loading import load_layer
     from ..specimens import LAYERS, LOSSES
 
     ready = {one.name: one for one in (*LAYERS, *LOSSES)}
@@ -148,7 +147,7 @@ def _chosen(asked: list[str], shape: Any) -> list[tuple]:
             if shape is None:
                 example = f"--shape 5,3 if one example of {name} is shaped (5, 3)"
                 raise _Senseless(f"say what {name} is given: {example}")
-            found.append((name, _loaded(name), shape, None))
+            found.append((name, load_layer(name), shape, None))
         elif name in ready:
             one = ready[name]
             found.append((name, one.layer, one.shape if shape is None else shape, one.draw))
@@ -156,25 +155,6 @@ def _chosen(asked: list[str], shape: Any) -> list[tuple]:
             near = get_close_matches(name, ready, 1)
             remedy = f"did you mean {near[0]}?" if near else "one of your own is module:object"
             raise _Senseless(f"the library has no layer or loss called {name!r}; {remedy}")
-    return found
-
-
-def _loaded(name: str) -> Any:
-    """The layer at module:object, which may be a class or function that makes one."""
-    from ..layers.base import Layer
-
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    module, _, inner = name.partition(":")
-    try:
-        found: Any = import_module(module)
-        for part in inner.split("."):
-            found = getattr(found, part)
-        found = found if isinstance(found, Layer) else found()
-    except Exception as error:  # anything may go wrong in somebody's module
-        raise _Senseless(f"{name} gives no layer: {type(error).__name__}: {error}") from error
-    if not isinstance(found, Layer):
-        raise _Senseless(f"{name} gives {found!r}, which is no layer")
     return found
 
 

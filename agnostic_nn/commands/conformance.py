@@ -5,12 +5,10 @@ With it a new backend is brought up: see docs/conformance.md.
 
 import argparse
 import json
-import os
-import sys
 from pathlib import Path
 
 from ..registry import BackendUnavailable
-from .arguments import command, is_writable, refuse, tell, written
+from .arguments import command, count, is_writable, refuse, tell, written
 
 __all__ = ["add"]
 
@@ -36,23 +34,29 @@ def add(commands: argparse._SubParsersAction) -> None:
     add_argument(
         "--only", default="", metavar="NAME", help="one section or thing, such as layers or Dense"
     )
+    add_argument(
+        "--seconds",
+        type=count,
+        default=120,
+        metavar="N",
+        help="that one thing may take; what takes longer, or crashes, is unsupported, and the "
+        "rest is tried all the same (default: %(default)s)",
+    )
     for kind in ("json", "markdown"):
         add_argument(f"--{kind}", type=Path, metavar="FILE", help="where to write the result too")
 
 
 def _conformance(options: argparse.Namespace) -> int:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    from ..conformance import SECTIONS, conformance, library
+    from ..conformance import SECTIONS, guarded
 
     for path in (options.json, options.markdown):
         if path is not None and not is_writable(path.parent):
             return refuse("conformance", f"{path} cannot be written to")
+    asked = {"bare": options.bare, "only": options.only, "seconds": options.seconds}
     try:
-        chosen = library(options.backend, bare=options.bare)
+        found = guarded(options.backend, **asked, told=tell)
     except BackendUnavailable as error:
         return refuse("conformance", error)
-    found = conformance(chosen, only=options.only, told=tell)
     tell("")
     if not found.findings:
         return refuse("conformance", f"--only {options.only}: there are {', '.join(SECTIONS)}")

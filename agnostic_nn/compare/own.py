@@ -2,11 +2,8 @@
 
 import ast
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from .. import losses, optimizers, random
 from ..arrays import namespace
 from ..data import Examples, expect_lengths
 from ..layers import Layer
+from ..loading import CannotLoad, load_layer
 from ..losses.base import check_of, metrics_of
 from ..metrics import absolute_error
 from ..training import make_step
@@ -50,72 +48,14 @@ def own(
     train, test, held_out = _data(Path(data))
     chosen = _chosen(losses, loss or _default_loss(train), "loss")
     moved = _chosen(optimizers, optimizer, "optimizer")
-    layer = _layer(model)
+    try:
+        layer = load_layer(model)
+    except CannotLoad as error:
+        raise CannotCompare(str(error)) from error
     metric = _fitting(layer, chosen, moved, train, test, batch_size)
     about = f"{Path(data).name}: {held_out}"
     name, read = model, lambda: (train, test)
     return Workload(name, about, read, layer, chosen, metric, EPOCHS, moved, batch_size)
-
-
-# --- the model --------------------------------------------------------------------------
-
-
-def _layer(named: str) -> Layer:
-    module, colon, name = named.partition(":")
-    if not (module and colon and name):
-        raise CannotCompare(f"a model is named as module:object, got {named!r}")
-    with _importable(os.getcwd()):
-        found = _attribute(_module(module), module, name)
-        if not isinstance(found, Layer):
-            found = _called(found, named)
-    if not isinstance(found, Layer):
-        kind = type(found).__qualname__
-        raise CannotCompare(f"{named} is no layer, and gives none when called: it is a {kind}")
-    return found
-
-
-def _module(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        missing = error.name or name
-        if f"{name}.".startswith(f"{missing}."):
-            where = f"there is none in {os.getcwd()}, and none is installed"
-            raise CannotCompare(f"no module is called {missing!r}: {where}") from error
-        raise CannotCompare(f"{name} needs the module {missing!r}, which is not there") from error
-    except Exception as error:  # whatever a stranger's file does when it is imported
-        raise CannotCompare(f"{name} does not import: {_said(error)}") from error
-
-
-def _attribute(module: Any, home: str, name: str) -> Any:
-    found = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            known = [n for n, one in vars(module).items() if isinstance(one, Layer)]
-            remedy = f"; its layers are {', '.join(known)}" if known else ""
-            raise CannotCompare(f"{home} has no {name!r}{remedy}")
-        found = getattr(found, part)
-    return found
-
-
-def _called(found: Any, named: str) -> Any:
-    if not callable(found):
-        return found
-    try:
-        return found()
-    except Exception as error:  # of whatever kind a stranger's function raises
-        raise CannotCompare(
-            f"{named} cannot be called without arguments: {_said(error)}"
-        ) from error
-
-
-@contextmanager
-def _importable(folder: str) -> Iterator[None]:
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
 
 
 # --- the data ---------------------------------------------------------------------------

@@ -2,14 +2,17 @@
 
 The entry point in pyproject.toml makes it known: `pip install examples/mlx_backend`, and then
 `agnostic-nn conformance mlx`. What stands in `_Namespace` is what MLX lacks of the Standard: its
-functions take no `device` and not every keyword, there is no `bool`, and arrays do not say where
-they are. Its float64 is right to the digits of float32 only (exp, sin, cos), so none is promised.
+functions take no `device` and not every keyword, and there is no `bool`; `register` says that its
+arrays belong to that, and where they are. Its float64 is right to the digits of float32 only (exp,
+sin, cos), so none is promised.
 """
 
 from importlib.metadata import version as version_of
 
 import mlx.core as mx
 import numpy as np
+
+from agnostic_nn.arrays import register
 
 __all__ = [
     "asarray",
@@ -66,6 +69,12 @@ class _Namespace:
     def ones_like(self, x, /, *, dtype=None, device=None):
         return mx.ones(x.shape, dtype=dtype or x.dtype)
 
+    def sum(self, x, /, *, axis=None, dtype=None, keepdims=False):
+        if x.size == 0:  # MLX 0.32's may read memory that it never set, and then not return
+            shape = np.empty(x.shape).sum(axis=axis, keepdims=keepdims).shape
+            return mx.zeros(shape, dtype=dtype or x.dtype)
+        return mx.sum(x if dtype is None else x.astype(dtype), axis=axis, keepdims=keepdims)
+
     def zeros(self, shape, *, dtype=None, device=None):
         return mx.zeros(shape, dtype=dtype)
 
@@ -74,8 +83,7 @@ class _Namespace:
 
 
 xp = _Namespace()
-mx.array.__array_namespace__ = lambda self, api_version=None: xp
-mx.array.device = property(lambda self: HERE)
+register(mx.array, xp, lambda x: HERE)
 
 
 def devices():

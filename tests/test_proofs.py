@@ -1,0 +1,51 @@
+"""The page of proofs is held to what is found, but for what another machine rounds otherwise."""
+
+import pytest
+from proofs import MADE_WITH, PAGE, unlike
+
+from agnostic_nn.specimens import LAYERS, LOSSES
+
+SOUND = PAGE.read_text(encoding="utf-8")
+(DENSE,) = (line for line in SOUND.splitlines() if line.startswith("| Dense | ") and "pass" in line)
+ERROR = DENSE.split(" | ")[1]
+
+
+def edited(number):
+    return DENSE, DENSE.replace(ERROR, number)
+
+
+ALIKE = {
+    "the same": ("", ""),
+    "another rounding": edited(f"{float(ERROR) * 3:.1e}"),
+    "less than noise": ("0.0e+00 | passed", "9.9e-13 | passed"),
+    "other versions": (MADE_WITH, f"{MADE_WITH}antique "),
+}
+UNLIKE = {
+    "a larger error": edited("1.1e-10"),
+    "no number": edited("nan"),
+    "a missing row": (f"{DENSE}\n", ""),
+    "a page cut short": (SOUND.splitlines(keepends=True)[-1], ""),
+    "a row too many": (DENSE, f"{DENSE}\n{DENSE}"),
+    "another verdict": (DENSE, DENSE.replace("passed", "failed")),
+    "another name": (DENSE, DENSE.replace("Dense", "Sparse")),
+    "a missing column": (DENSE, DENSE.replace(" | passed", "")),
+    "a case fewer": ("| Dense | 6 |", "| Dense | 5 |"),
+    "other words": ("central difference", "difference"),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), ALIKE.values(), ids=ALIKE)
+def test_roundings_and_versions_make_no_difference(before, after):
+    assert list(unlike(SOUND.replace(before, after) if before else SOUND, SOUND)) == []
+
+
+@pytest.mark.parametrize(("before", "after"), UNLIKE.values(), ids=UNLIKE)
+def test_anything_else_does(before, after):
+    assert before in SOUND
+    assert list(unlike(SOUND.replace(before, after, 1), SOUND))
+    assert list(unlike(SOUND, SOUND.replace(before, after, 1)))
+
+
+def test_every_layer_and_loss_is_on_the_page():
+    passed = {line.split()[1] for line in SOUND.splitlines() if line.endswith(" | passed |")}
+    assert passed == {one.name for one in (*LAYERS, *LOSSES)}
