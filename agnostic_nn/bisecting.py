@@ -38,9 +38,10 @@ from .losses import Loss
 from .noise import rounded
 from .optimizers import Optimizer
 from .pieces import Piece, cast, pieces, read, write
+from .policies import PRECISIONS
 from .registry import Backend, BackendUnavailable
 from .registry import backend as choose
-from .tables import html_table, table
+from .tables import folded, html_table, table
 from .training import Trainer, make_step
 from .trees import leaves, tree_map
 
@@ -104,6 +105,7 @@ class Bisection:
     findings: tuple[Finding, ...]
     remark: str = ""
     _pieces: tuple[Piece, ...] = field(default=(), repr=False, compare=False)
+    _names: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def first(self) -> Finding | None:
@@ -144,8 +146,12 @@ class Bisection:
     def _repr_html_(self) -> str:
         told = [f"<p><strong>{escape(self.verdict)}</strong></p><p>{escape(self.title)}</p>"]
         if self.first is not None:
-            told.append(html_table(*self._neighbours(), title=self._place))
-        told.append(html_table(*self._results()))
+            told.append(html_table(*self._neighbours(), title=self._place, inline=True))
+        columns, rows = self._results()
+        # the verdict where it is seen, however many columns follow
+        columns, *rows = ([*row[:3], row[-1], *row[3:-1]] for row in (columns, *rows))
+        found = html_table(columns, rows, inline=True)
+        told.append(folded(f"all {len(self.findings)} results", found, len(rows)))
         return "".join([*told, f"<p>{escape(self.remark)}</p>" if self.remark else ""])
 
     def save(self, path: str | os.PathLike, number: int | None = None) -> None:
@@ -163,7 +169,7 @@ class Bisection:
         found = [i for i, one in enumerate(self.findings) if not one.holds]
         found = found if number is None else [number]
         expect(len(found) > 0, "nothing differs: there is no piece to write")
-        write(path, self._pieces[found[0]], self.backends)
+        write(path, self._pieces[found[0]], self._names)
 
     @property
     def _place(self) -> str:
@@ -225,10 +231,11 @@ def bisect(
     """Find the first piece of a training step that two backends compute differently.
 
     one, other: backends or their names; a name may end in a dtype, as in "jax:cpu:0@float64",
-    and is float32 otherwise. x, target: all examples, as `Trainer.fit` takes them. `steps`
-    are first taken by `one`, in batches in the order that `seed` fixes, and the step that
-    follows is looked at; one that meets a loss or a gradient that is not finite is not
-    taken, but looked at instead.
+    and is float32 otherwise, and in a precision and "deterministic", as in "jax@fast" or
+    "torch@float32@strict@deterministic" (see `agnostic_nn.policies`). x, target: all examples, as
+    `Trainer.fit` takes them. `steps` are first taken by `one`, in batches in the order that `seed`
+    fixes, and the step that follows is looked at; one that meets a loss or a gradient that is not
+    finite is not taken, but looked at instead.
 
     Each piece runs as `Trainer` would run it, compiled where the backend compiles, though by
     itself: what a compiler makes of several pieces together is not seen.
@@ -281,6 +288,14 @@ def replay(path: str | os.PathLike, *sides: Backend | str, thing: Any = None) ->
     return _judged(f"{where}, alone, from {path}", found, [(piece, None)])
 
 
+_WORDS = {
+    **dict.fromkeys(("float32", "float64"), "dtype"),
+    **dict.fromkeys(PRECISIONS, "precision"),
+    "deterministic": "deterministic",
+}
+_SAYS = "float32 or float64, strict or fast, and deterministic"
+
+
 @dataclass(frozen=True)
 class _Side:
     """A backend and the dtype in which it computes."""
@@ -292,15 +307,23 @@ class _Side:
     def of(name: Backend | str) -> "_Side":
         if isinstance(name, Backend):
             return _Side(name, "float32")
-        library, _, dtype = name.partition("@")
-        known = dtype in ("", "float32", "float64")
-        expect(known, "expected float32 or float64 after @, got {!r}", name)
-        side = _Side(choose(library), dtype or "float32")
+        library, *words = name.split("@")
+        said = {_WORDS.get(word): word for word in words}
+        known = None not in said and len(said) == len(words)
+        expect(known, "expected {} after @, each once at most, got {!r}", _SAYS, name)
+        repeats = True if "deterministic" in said else None
+        side = _Side(choose(library, said.get("precision"), repeats), said.get("dtype", "float32"))
         side.context().close()
         return side
 
+    @property
+    def name(self) -> str:
+        """What chooses it again, whatever the environment says then."""
+        words = [str(self.backend), self.dtype, self.backend.precision]
+        return "@".join(words + ["deterministic"] * self.backend.deterministic)
+
     def __str__(self) -> str:
-        return f"{self.backend}@{self.dtype}"
+        return self.name.replace("@strict", "")
 
     @property
     def epsilon(self) -> float:
@@ -370,7 +393,8 @@ def _judged(
             if heads is None or head in heads:
                 findings.append(finding)
                 owners.append(piece)
-    return Bisection(title, tuple(map(str, sides)), tuple(findings), remark, tuple(owners))
+    names = tuple(side.name for side in sides)
+    return Bisection(title, tuple(map(str, sides)), tuple(findings), remark, tuple(owners), names)
 
 
 def _held(

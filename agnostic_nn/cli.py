@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import commands
+from .registry import _chosen_policy
 
 __all__ = ["main"]
 
@@ -31,6 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in commands.__all__:
         getattr(commands, name).add(known)
     options = parser.parse_args(arguments)
+    try:
+        _chosen_policy(None, None)
+    except ValueError as error:  # no command can run where the environment makes no sense
+        print(f"agnostic-nn: {error}", file=sys.stderr)
+        return 2
     try:
         return options.command(options)
     except KeyboardInterrupt:

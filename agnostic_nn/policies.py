@@ -76,7 +76,7 @@ from typing import Any
 
 from .special import convolve, convolve_input, convolve_weight
 
-__all__ = ["PRECISIONS", "probe"]
+__all__ = ["PRECISIONS", "less", "probe"]
 
 PRECISIONS = ("strict", "fast")
 
@@ -106,6 +106,27 @@ def probe(backend: Any) -> dict[str, dict[str, str]]:
         how: {what: _format(y) for what, y in _as_matrices(products).items()}
         for how, products in found.items()
     }
+
+
+def less(found: dict[str, dict[str, str]]) -> str:
+    """What of a probe is less than float32, such as "bfloat16 (compiled: matmul)"; "" if nothing.
+
+    "all": of the products taken that way.
+    """
+    formats: dict[str, dict[str, list[str]]] = {}
+    for how, names in found.items():
+        for what, name in names.items():
+            if name != "float32":
+                formats.setdefault(name, {}).setdefault(how, []).append(what)
+
+    def where(ways):
+        parts = (
+            f"{how}: {'all' if len(names) == len(found[how]) else ', '.join(names)}"
+            for how, names in ways.items()
+        )
+        return "; ".join(parts)
+
+    return " and ".join(f"{name} ({where(ways)})" for name, ways in formats.items())
 
 
 def _matrices():

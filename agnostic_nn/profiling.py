@@ -160,7 +160,8 @@ def profile(
     step = make_step(model, loss, optimizer)
 
     def medians(clock, step):
-        return _timed(clock, step, chosen.asarray(host), batch, steps)
+        with chosen.applied():
+            return _timed(clock, step, chosen.asarray(host), batch, steps)
 
     clock = _Stopwatch(chosen)
     whole = medians(clock, partial(clock.time, "step", chosen.jit(step, donate=(0,))))

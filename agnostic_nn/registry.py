@@ -102,17 +102,12 @@ class Backend:
             If the precision is "strict" and any of them is less than float32.
         """
         found = policies.probe(self)
-        less = [
-            f"{what} ({how}) in {name}"
-            for how, names in found.items()
-            for what, name in names.items()
-            if name != "float32"
-        ]
+        less = policies.less(found)
         if less and self.precision == policies.PRECISIONS[0]:
             sets = " ".join((self._policy.__doc__ or "").split()) if self._policy else ""
             sets = sets or "There is nothing to set: look at what the library was built with."
             raise BackendUnavailable(
-                f"{self} is to compute in float32, but computes {', '.join(less)}. {sets}"
+                f"{self} is to compute in float32, but computes in {less}. {sets}"
             )
         return found
 

@@ -625,7 +625,8 @@ class Trainer:
         averages = (one for one in optimizers_in(self.optimizer) if hasattr(one, "averaged"))
         found = (inner for inner in moments_in(moments) if "average" in inner)
         for optimizer, own in zip(averages, found, strict=False):
-            return optimizer.averaged(params, own), state
+            with self.backend.applied():
+                return optimizer.averaged(params, own), state
         raise TypeError(f"expected an optimizer such as nn.Average(), got {self.optimizer!r}")
 
     def predict(self, x: Any, *, batch_size: int = 1024, averaged: bool = False) -> Any:
@@ -742,7 +743,18 @@ class Trainer:
     # --- elsewhere and later ------------------------------------------------------------
 
     def to(self, backend: Backend | str) -> "Trainer":
-        """A trainer on another backend that goes on from here; this one stays as it is."""
+        """A trainer on another backend that goes on from here; this one stays as it is.
+
+        One that is given by name keeps to this one's precision and `deterministic`, whatever the
+        environment says; a `Backend` has its own.
+
+        Raises
+        ------
+        BackendUnavailable
+            If the other cannot run here, or not as deterministically as this one.
+        """
+        if not isinstance(backend, Backend):
+            backend = choose(backend, self.backend.precision, self.backend.deterministic)
         moved = Trainer(
             self.model,
             self.loss,

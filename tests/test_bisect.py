@@ -1,6 +1,6 @@
 """Bisect names the piece that is wrong, on the backend where it is, and nothing else."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -440,6 +440,36 @@ def test_a_piece_is_replayed_alone(backend, tmp_path, fault):
     assert fine.backends == found.backends
 
 
+def test_sides_have_policies_and_a_replay_has_them_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("AGNOSTIC_NN_PRECISION", "fast")
+    sides = ("numpy@deterministic@fast", "numpy@strict", "numpy")
+    assert [bisecting._Side.of(side).backend.policy for side in sides] == [
+        {"precision": "fast", "deterministic": True},
+        {"precision": "strict", "deterministic": False},
+        {"precision": "fast", "deterministic": False},
+    ]
+    found = bisected(IMAGES, images(), *sides[:2])
+    assert found.backends == ("numpy:cpu@float32@fast@deterministic", "numpy:cpu@float32")
+    assert found.title.startswith(f"{found.backends[0]} and {found.backends[1]} in lock step")
+    found.save(tmp_path / "piece", 0)
+    for variable in ("fast", "strict"):
+        monkeypatch.setenv("AGNOSTIC_NN_PRECISION", variable)
+        assert bisecting.replay(tmp_path / "piece").backends == found.backends
+
+
+def test_what_only_a_policy_does_is_found():
+    """The same backend twice, of which one takes products as TensorFloat-32 if it may."""
+
+    def policy(device, precision, deterministic):
+        return patched((nn.Dense, "forward", like_tf32))() if precision == "fast" else nullcontext()
+
+    numpy = nn.backend("numpy", "strict")
+    may = replace(numpy, adapter=SimpleNamespace(**vars(numpy.adapter) | {"policy": policy}))
+    first = bisected(IMAGES, images(), may, replace(may, precision="fast")).first
+    assert (first.path, first.kind, first.part) == ("4.1", "Dense", "forward")
+    assert first.ratios[0] <= 1.0 < first.ratios[1]
+
+
 def test_what_a_block_does_is_replayed_too(backend, tmp_path):
     change, _ = INSIDE["what a block adds"]
     faulty = broken(backend, patched(change))
@@ -487,17 +517,17 @@ def test_text_and_html_say_the_verdict_first(backend):
     assert f"WRONG on {found.backends[1]}" in text
     assert "worst of" in text
     assert page.startswith("<p><strong>2, GELU(): forward is wrong on ")
-    assert page.count("<table>") == 2
+    assert page.count("<table") == 2
     calm = bisected(IMAGES, images(), "numpy")
     assert str(calm).startswith("No difference beyond rounding")
     assert "WRONG" not in str(calm)
-    assert calm._repr_html_().count("<table>") == 1
+    assert calm._repr_html_().count("<table") == 1
 
 
 def test_the_command_finds_writes_and_replays(backend, tmp_path, monkeypatch, capsys):
     faulty = broken(backend, patched((nn.GRU, "backward", scaled_dx)))
     sides = {"faulty": faulty, "numpy": nn.backend("numpy")}
-    monkeypatch.setattr(bisecting, "choose", sides.__getitem__)
+    monkeypatch.setattr(bisecting, "choose", lambda name, *policy: sides[name])
     file = tmp_path / "piece.npz"
     asked = ["--workload", "parity-gru", "--output", str(file)]
     assert cli.main(["bisect", "numpy", *asked]) == 0
@@ -531,7 +561,9 @@ REFUSED = [
     ([], "expected one or two backends"),
     (["numpy", "numpy", "numpy"], "expected one or two backends"),
     (["fortran", *PARITY], "no backend is called 'fortran'"),
-    (["numpy@float16", *PARITY], "expected float32 or float64 after @"),
+    (["numpy@float16", *PARITY], "expected float32 or float64, strict or fast, and determ"),
+    (["numpy@fast@strict", *PARITY], "after @, each once at most, got 'numpy@fast@strict'"),
+    (["numpy@", *PARITY], "each once at most, got 'numpy@'"),
     (["numpy", "--workload", "mine"], "no workload is called 'mine'"),
     (["numpy", "--model", "mine:model"], "--model and --data go together"),
     (["numpy", "--loss", "huber"], "--model and --data go together"),

@@ -160,6 +160,16 @@ def test_what_makes_no_sense_is_refused_in_one_line(arguments, said, tmp_path, c
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("variable", ["AGNOSTIC_NN_PRECISION", "AGNOSTIC_NN_DETERMINISTIC"])
+def test_an_environment_that_says_no_policy_is_refused_in_one_line(monkeypatch, capsys, variable):
+    monkeypatch.setenv(variable, "low")
+    assert cli.main(["backends"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"agnostic-nn: expected {variable} to be ")
+    assert err.endswith(", got 'low'\n")
+
+
 def test_missing_data_are_refused_with_what_to_install(small, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)

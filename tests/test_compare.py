@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn import special
+from agnostic_nn import cli, special
 from agnostic_nn.checkpoint import digest
 from agnostic_nn.compare import (
     CannotCompare,
@@ -165,7 +165,7 @@ def test_starting_parameters_are_the_same_bits_on_the_device_as_on_the_host(digi
 @pytest.mark.parametrize("workload", ["digits-norm", "breast-cancer", "characters", "parity-gru"])
 def test_every_workload_stays_within_tolerance_from_any_start(backend, workload):
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
-    result = only(compare(workload, [str(backend)], epochs=2, seed=7))
+    result = only(compare(workload, [str(backend)], epochs=2, seed=7, sizes=()))
     assert result["left_tolerance"] is None, result["verdict"]
 
 
@@ -393,8 +393,11 @@ TYPES = {
     "boolean": lambda value: isinstance(value, bool),
     "null": lambda value: value is None,
 }
-NAMED = ("epsilon", "gradients", "layers", "parameters", "variables", "versions")  # by names
-OPTIONAL = ("batches", "deviations", "left_tolerance", "memory", "results[].tolerance")
+NAMED = (  # by names
+    *("compiled", "eager", "epsilon", "gradients", "layers", "parameters", "variables"),
+    "versions",
+)
+OPTIONAL = ("batches", "deviations", "left_tolerance", "memory", "probe", "results[].tolerance")
 
 
 def read_strictly(path):
@@ -432,6 +435,8 @@ def eventful(spirals):
     report = deepcopy(spirals)
     departed = report["results"][-1] | {"left_tolerance": {"step": 3, "what": "a | in its name"}}
     report["results"].append(departed | {"verdict": "left tolerance at step 3 (a | in its name)"})
+    short = report["results"][-2] | {"shortfall": "strict, but multiplies in something less"}
+    report["results"].append(short)
     left_out = {"backend": "absent", "machine": "here", "reason": "absent is absent"}
     report["left_out"].append(left_out)
     report["machines"][0]["environment"]["variables"]["OMP_NUM_THREADS"] = "1"
@@ -459,6 +464,7 @@ def test_the_markdown_tells_of_every_result(eventful, tmp_path):
     for result in eventful["results"]:
         assert result["verdict"].replace("|", "\\|") in text
     assert "numpy has no device 'tape'" in text
+    assert "It is strict, but multiplies in something less." in text
     assert "absent is absent" in text
     assert eventful["start_sha256"] in text
     for block in re.findall(r"(?:^\|.*\|\n)+", text, re.M):
@@ -495,6 +501,135 @@ def test_the_environment_names_settings_that_are_set_and_no_others(monkeypatch):
     assert found["variables"]["OMP_NUM_THREADS"] == "3"
     assert not {"UNRELATED", "MKL_NUM_THREADS"} & found["variables"].keys()
     assert found["versions"]["numpy"] == np.__version__
+
+
+# --- policies ---------------------------------------------------------------------------
+
+FLOAT32 = dict.fromkeys(
+    ("matmul", "matmul of stacks", "convolve", "convolve_input", "convolve_weight"), "float32"
+)
+
+
+class Rough(np.ndarray):
+    """Arrays whose products keep ten binary digits of their factors, as TensorFloat-32."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
+        inputs = [np.asarray(x) if isinstance(x, Rough) else x for x in inputs]
+        if ufunc is np.matmul and inputs[0].dtype == np.float32:
+            mantissas, exponents = zip(*map(np.frexp, inputs), strict=True)
+            short = (np.rint(m * np.float32(2**11)) for m in mantissas)
+            inputs = [np.ldexp(m, e - 11) for m, e in zip(short, exponents, strict=True)]
+        kwargs |= {} if out is None else {"out": tuple(map(np.asarray, out))}
+        found = np.asarray(getattr(ufunc, method)(*inputs, **kwargs))
+        return found.view(Rough) if out is None else out[0]
+
+
+@pytest.fixture
+def rough(pretend):
+    return pretend(
+        asarray=lambda data, device: np.array(data).view(Rough),
+        to_numpy=np.asarray,
+        jit=lambda function, device, donate=(): function,
+    )
+
+
+def test_the_policy_of_each_run_is_recorded_beside_what_a_probe_found(backend):
+    report = compare(SPIRALS, [str(backend)], epochs=1, sizes=())
+    result = only(report)
+    policy = {key: result[key] for key in ("precision", "deterministic")}
+    assert policy == backend.policy
+    assert result["probe"] == {"eager": FLOAT32, "compiled": FLOAT32}
+    assert result["shortfall"] is None
+    *_, drawn = summary(report).partition("as asked for and as found by a probe")
+    (row,) = [line.split() for line in drawn.splitlines() if line.split()[:1] == [str(backend)]]
+    repeats = "yes" if backend.deterministic else "no"
+    assert row[1:] == [backend.precision, repeats, "float32", "float32"]
+
+
+def test_strict_that_computes_less_is_a_shortfall_that_is_said(rough, tmp_path):
+    report = compare(SPIRALS, [rough], epochs=1, sizes=(), precision="strict")
+    result = only(report)
+    less = "TensorFloat-32 (eager: all; compiled: all)"
+    assert result["shortfall"] == f"strict, but multiplies in {less}"
+    assert result["left_tolerance"]["step"] == 1
+    said = f"It is strict, but multiplies in {less}."
+    write(report, tmp_path)
+    assert said in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert said in summary(report)
+    fast = compare(SPIRALS, [rough], epochs=1, sizes=(), precision="fast")
+    assert only(fast)["probe"]["eager"] == dict.fromkeys(FLOAT32, "TensorFloat-32")
+    assert only(fast)["shortfall"] is None
+    assert "fast changes nothing" not in summary(fast)
+
+
+def test_fast_that_changes_nothing_is_said_too():
+    report = compare(SPIRALS, ["numpy"], epochs=1, precision="fast", deterministic=True)
+    assert (only(report)["precision"], only(report)["deterministic"]) == ("fast", True)
+    said = "fast changes nothing on numpy:cpu: products are float32 all the same"
+    assert said in summary(report)
+
+
+def test_each_backend_is_probed_once_and_for_float32_only(monkeypatch):
+    probed = []
+    monkeypatch.setattr(comparing.policies, "probe", lambda one: probed.append(one) or {})
+    report = compare(SPIRALS, ["numpy"], dtypes=["float64", "float32"], epochs=1, sizes=())
+    assert probed == [nn.backend("numpy")]
+    assert [result["probe"] for result in report["results"]] == [None, {}]
+
+
+def test_a_probe_that_fails_takes_no_result_away(monkeypatch):
+    def fail(backend):
+        raise MemoryError("no room\nfor it")
+
+    monkeypatch.setattr(comparing.policies, "probe", fail)
+    report = compare(SPIRALS, ["numpy"], epochs=1)
+    assert only(report)["error"] is only(report)["probe"] is None
+    said = "It is strict, but no probe of it can be made: MemoryError: no room for it."
+    assert said in summary(report)
+
+
+def test_one_backend_can_stand_beside_itself_under_another_policy():
+    sides = [nn.backend("numpy", "strict"), nn.backend("numpy", "fast")]
+    report = compare(SPIRALS, sides, epochs=1, precision="strict")
+    assert [result["precision"] for result in report["results"]] == ["strict", "fast"]
+    assert "numpy:cpu strict: stays" in summary(report)
+    assert "numpy:cpu fast: stays" in summary(report)
+
+
+def test_what_cannot_be_deterministic_is_a_result_if_named_and_else_left_out(pretend, monkeypatch):
+    def policy(device, precision, deterministic):
+        if deterministic:
+            raise NotImplementedError("it never\ndoes the same again")
+
+    name = pretend(policy=policy)
+    known = [
+        Status(each, "1", (nn.backend(each, deterministic=False),), None)
+        for each in (name, "numpy")
+    ]
+    named, _ = compare(SPIRALS, [name, "numpy"], epochs=1, deterministic=True)["results"]
+    said = f"{name}:cpu: it never does the same again"
+    assert named["error"] == said
+    monkeypatch.setattr(comparing, "backends", lambda: iter(known))
+    report = compare(SPIRALS, epochs=1, deterministic=True)
+    assert only(report)["backend"] == "numpy"
+    assert only(report)["deterministic"] is True
+    (left_out,) = report["left_out"]
+    assert left_out["reason"] == said
+
+
+def test_the_command_line_says_the_policy(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("sklearn", reason="the data come with scikit-learn")
+    monkeypatch.setitem(sys.modules, "jinja2", None)  # pages take seconds to draw
+    asked = ["compare", "--backends=numpy", "--workload=breast-cancer", "--epochs=1", "--quiet"]
+    asked += ["--no-batches", f"--output={tmp_path}"]
+    monkeypatch.setenv("AGNOSTIC_NN_PRECISION", "strict")
+    assert cli.main([*asked, "--precision=fast", "--deterministic"]) == 0
+    report = read_strictly(tmp_path / "report.json")
+    assert (only(report)["precision"], only(report)["deterministic"]) == ("fast", True)
+    assert report["machines"][0]["environment"]["variables"]["AGNOSTIC_NN_PRECISION"] == "strict"
+    for option in ("--precision=fast", "--deterministic"):
+        assert cli.main(["compare", option, "--merge", "a.json", "b.json"]) == 2
+        assert "has no meaning here: --merge trains nothing" in capsys.readouterr().err
 
 
 # --- dtypes, sizes, memory --------------------------------------------------------------
@@ -581,7 +716,39 @@ def test_a_gradient_that_is_rounding_and_nothing_else_is_held_to_no_tolerance():
     assert result["deviations"]["gradients"]["0.bias"]["relative"] > 1.0
     assert result["deviations"]["gradients"]["0.bias"]["tolerance"] is None
     assert result["left_tolerance"] is None
-    assert "0 but for rounding: 0.bias" in summary(report)
+    assert result["deviations"]["outputs"]["tolerance"] is not None
+    assert "held to no tolerance: 0.bias, as its gradient is 0 but for rounding" in summary(report)
+    assert "outputs on" not in summary(report)
+
+
+def test_steps_that_adam_makes_of_rounding_are_no_evidence_and_said():
+    model = nn.Sequential(nn.Dense(8), nn.BatchNorm(), nn.Tanh(), nn.Dense(2))
+    report = compare(replace(SPIRALS, model=model, optimizer=nn.Adam(0.02)), ["numpy"], sizes=())
+    result = only(report)
+    found = result["deviations"]
+    assert found["parameters"]["0.bias"]["absolute"] > 1e-3
+    assert found["outputs"]["relative"] > result["tolerance"]["last_step"]
+    assert found["outputs"]["tolerance"] is None
+    assert result["left_tolerance"] is None
+    (said,) = (line for line in summary(report).splitlines() if line.startswith("held to no"))
+    assert said.startswith("held to no tolerance: 0.bias, as its gradient is 0 but for rounding")
+    assert "such as Adam" in said
+    assert "nor are the outputs on numpy:cpu" in said
+
+
+def test_outputs_that_are_no_numbers_are_evidence_whatever_rounding_did(pretend):
+    model = nn.Sequential(nn.Dense(8), nn.BatchNorm(), nn.Tanh(), nn.Dense(2))
+    workload = replace(SPIRALS, model=model, optimizer=nn.Adam(0.02))
+
+    def jit(function, device, donate=()):
+        def run(*args):
+            found = function(*args)
+            return found * math.nan if isinstance(found, np.ndarray) else found
+
+        return run
+
+    result = only(compare(workload, [pretend(jit=jit)], sizes=()))
+    assert result["left_tolerance"]["what"] == "outputs"
 
 
 # --- the page ---------------------------------------------------------------------------
@@ -598,8 +765,12 @@ def test_the_page_tells_of_every_result_and_loads_nothing(drawn, eventful):
     for result in eventful["results"]:
         assert (result["error"] or result["verdict"]) in unescape(drawn)
     assert "absent is absent" in drawn
+    short = r'<li class="doubt"><b>[^<]*</b> <span>stays within .* It is strict, but multiplies'
+    assert re.search(short, drawn)
+    assert "precision, as asked for and as found by a probe" in drawn.lower()
     assert eventful["start_sha256"] in drawn
-    assert not re.search(r"<script|<link|src=|@import|https?://(?!www\.w3\.org)", drawn)
+    assert not re.search(r"<script|src=|@import|https?://(?!www\.w3\.org)", drawn)
+    assert re.findall(r"<link[^>]*>", drawn) == ['<link rel="icon" href="data:,">']
     assert eventful["machines"][0]["environment"]["platform"] in drawn
 
 
@@ -612,7 +783,10 @@ def test_the_page_tells_of_every_result_and_loads_nothing(drawn, eventful):
     ],
 )
 def test_the_page_has_a_plot_of(drawn, title):
-    assert any(title in plot for plot in re.findall(r"<svg.*?</svg>", drawn, re.S))
+    (plot,) = (plot for plot in re.findall(r"<svg.*?</svg>", drawn, re.S) if f">{title}" in plot)
+    words = re.findall(r"<text[^>]*>(?=[^<\s])", plot)
+    assert words
+    assert all("var(--ink)" in text for text in words)  # or it is black on black
 
 
 def test_a_page_of_failures_alone_has_no_plots(eventful):

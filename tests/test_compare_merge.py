@@ -115,6 +115,34 @@ def test_what_differs_is_said_in_sentences_with_what_it_meant(saved, report):
     assert not [line for line in said if line.startswith("date")]
 
 
+def test_policies_that_differ_are_said_with_what_was_found(saved):
+    probe = {how: {"matmul": "TensorFloat-32"} for how in ("eager", "compiled")}
+    changes = {"precision": "fast", "deterministic": True, "probe": probe}
+    changes = {f"results__0__{key}": value for key, value in changes.items()}
+    merged = merge([saved("one"), saved("two", **changes)])
+    assert "precision of numpy:cpu: strict (one), fast (two)." in merged["differences"]
+    assert "deterministic of numpy:cpu: False (one), True (two)." in merged["differences"]
+    found = "products of numpy:cpu: float32 eager, float32 compiled (one), TensorFloat-32 eager"
+    assert f"{found}, TensorFloat-32 compiled (two)." in merged["differences"]
+    assert "numpy:cpu strict (one): stays within" in summary(merged)
+    assert "numpy:cpu fast deterministic (two): stays within" in summary(merged)
+
+
+def test_an_older_report_without_a_probe_is_merged_and_has_none(saved, report):
+    path = saved("one")
+    older = deepcopy(report)
+    for key in ("probe", "shortfall"):
+        del older["results"][0][key]
+    path.write_text(json.dumps(older), encoding="utf-8")
+    merged = merge([path, saved("two")])
+    first, second = merged["results"]
+    assert first.keys() == second.keys()
+    assert first["probe"] is first["shortfall"] is None
+    assert second["probe"] is not None
+    assert not [line for line in merged["differences"] if line.startswith("products")]
+    assert "numpy:cpu (one): stays within" in summary(merged)
+
+
 def test_losses_that_part_are_said_with_the_step_and_a_run_that_left_with_its_name(saved, report):
     losses = list(report["results"][0]["losses"])
     losses[2] += 1e-3

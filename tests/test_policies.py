@@ -1,7 +1,8 @@
 """Precision and determinism: what is chosen, what is set meanwhile, and what a probe finds."""
 
 import json
-from contextlib import nullcontext
+import sys
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -11,9 +12,14 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn import policies, random, special
+from agnostic_nn.compare import Workload, compare
+from agnostic_nn.conformance import conformance, library
+from agnostic_nn.data import Examples
+from agnostic_nn.explaining.notebooks import told_notebook
 from agnostic_nn.registry import Backend
-from agnostic_nn.training import make_step
+from agnostic_nn.training import Trainer, make_step
 from agnostic_nn.trees import leaves
+from agnostic_nn_backends import SHIPPED
 
 WAYS = ("matmul", "matmul of stacks", "convolve", "convolve_input", "convolve_weight")
 
@@ -224,9 +230,9 @@ def test_a_strict_backend_that_falls_short_is_an_error_that_names_the_setting(mo
     with pytest.raises(nn.BackendUnavailable) as caught:
         fake(policy=policy)().probe()
     said = str(caught.value)
-    assert said.startswith("fake:gpu:0 is to compute in float32, but computes matmul (eager) in T")
+    assert said.startswith("fake:gpu:0 is to compute in float32, but computes in TensorFl")
     assert (
-        "convolve_weight (compiled) in TensorFloat-32. It sets nothing; FAKE_TF32=0 would" in said
+        "in TensorFloat-32 (eager: all; compiled: all). It sets nothing; FAKE_TF32=0 would" in said
     )
     with pytest.raises(nn.BackendUnavailable, match="look at what the library was built with"):
         fake()().probe()
@@ -250,7 +256,7 @@ def test_one_operation_that_falls_short_is_found_among_the_others(monkeypatch, w
     one = fake(asarray=lambda data, device: np.array(data).view(Short))
     monkeypatch.setattr(Rounded, "product", None)
     with pytest.raises(
-        nn.BackendUnavailable, match=rf"computes {what} \(eager\) in bfloat16, {what}"
+        nn.BackendUnavailable, match=rf"in bfloat16 \(eager: {what}; compiled: {what}\)\. There"
     ):
         one().probe()
 
@@ -268,6 +274,16 @@ def test_what_only_a_compiler_does_is_found(monkeypatch):
 
     found = fake(jit=jit)("fast").probe()
     assert found == all_in("float32") | {"compiled": dict.fromkeys(WAYS, "TensorFloat-32")}
+
+
+def test_what_is_less_than_float32_is_told_by_format():
+    found = {
+        "eager": {"matmul": "float32", "convolve": "bfloat16"},
+        "compiled": {"matmul": "float16", "convolve": "bfloat16"},
+    }
+    said = "bfloat16 (eager: convolve; compiled: convolve) and float16 (compiled: matmul)"
+    assert policies.less(found) == said
+    assert policies.less(all_in("float32")) == ""
 
 
 def test_the_probe_runs_under_the_policy(monkeypatch):
@@ -526,6 +542,118 @@ def test_dpnp_is_deterministic_only_with_onemkls_mode(monkeypatch):
     monkeypatch.setenv("MKL_CBWR", "AVX2,STRICT")
     policy(None, "strict", True)
     policy(None, "fast", False)
+
+
+# --- every tool keeps to it ---------------------------------------------------------------
+
+
+@pytest.fixture
+def watched():
+    """A backend that notes what is computed on it, and what of that without its policy."""
+    now, seen, bare = [], set(), set()
+
+    class Watched(np.ndarray):
+        def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
+            seen.add(ufunc.__name__)
+            if not now:
+                bare.add(ufunc.__name__)
+            inputs = [np.asarray(x) if isinstance(x, Watched) else x for x in inputs]
+            kwargs |= {} if out is None else {"out": tuple(map(np.asarray, out))}
+            found = np.asarray(getattr(ufunc, method)(*inputs, **kwargs))
+            return found.view(Watched) if out is None else out[0]
+
+    @contextmanager
+    def policy(*_):
+        now.append(True)
+        try:
+            yield
+        finally:
+            now.pop()
+
+    def asarray(data, device):
+        return np.array(data).view(Watched)
+
+    return fake(policy=policy, asarray=asarray)(), seen, bare
+
+
+SMALL = nn.Sequential(
+    nn.Dense(4), nn.Residual(nn.LayerNorm(), nn.Dense(4)), nn.BatchNorm(), nn.Dropout(0.1),
+    nn.Dense(2),
+)  # fmt: skip
+DATA = (
+    np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32),
+    (np.arange(20) % 2).astype(np.int32),
+)
+TASK = SMALL, nn.softmax_cross_entropy, nn.Average(nn.Adam()), *DATA
+
+
+def _train(backend):
+    trainer = Trainer(*TASK[:3], backend=backend)
+    trainer.fit(*DATA, batch_size=8, verbose=0, validation=DATA)
+    trainer.step(*DATA)
+    trainer.evaluate(*DATA, averaged=True)
+    trainer.predict(DATA[0], batch_size=8, averaged=True)
+    trainer.summary()
+
+
+def _compare(backend):
+    workload = Workload("", "", lambda: (Examples(*DATA),) * 2, *TASK[:2], None, 1)
+    (result,) = compare(workload, [backend], sizes=(2,))["results"]
+    assert result["error"] is None
+
+
+TOOLS = {
+    "bisect": lambda backend: nn.bisect(*TASK, backend, steps=1),
+    "check": lambda backend: nn.check(SMALL, (3,), backends=[backend], elements=1),
+    "compare": _compare,
+    "conformance": lambda backend: conformance(backend, only="training"),
+    "explain": lambda backend: nn.explain(*TASK[:2], *DATA, backend=backend),
+    "explain of a notebook": lambda backend: told_notebook("chain_rule_and_update", backend),
+    "probe": lambda backend: backend.probe(),
+    "profile": lambda backend: nn.profile(*TASK, backend=backend, steps=1),
+    "Trainer": _train,
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_every_tool_computes_under_the_policy(watched, tool):
+    backend, seen, bare = watched
+    TOOLS[tool](backend)
+    assert "matmul" in seen
+    assert bare == set()
+
+
+def test_a_trainer_that_goes_elsewhere_by_name_keeps_its_policy(monkeypatch):
+    trainer = Trainer(*TASK[:3], backend=nn.backend("numpy", "fast", deterministic=True))
+    moved = trainer.to("numpy:cpu")
+    assert moved.backend.policy == {"precision": "fast", "deterministic": True}
+    other = nn.backend("numpy", "strict", deterministic=False)
+    assert trainer.to(other).backend is other
+    monkeypatch.setenv("AGNOSTIC_NN_PRECISION", "fast")
+    monkeypatch.setenv("AGNOSTIC_NN_DETERMINISTIC", "1")
+    again = Trainer(*TASK[:3], backend=other).to("numpy").backend
+    assert again.policy == {"precision": "strict", "deterministic": False}
+
+
+def test_a_trainer_does_not_go_where_its_policy_is_refused(monkeypatch):
+    def policy(device, precision, deterministic):
+        if deterministic:
+            raise NotImplementedError("it never does the same again")
+
+    module = SimpleNamespace(**{**vars(nn.backend("numpy").adapter), "policy": policy})
+    monkeypatch.setitem(sys.modules, "wayward", module)
+    monkeypatch.setitem(SHIPPED, "wayward", ("wayward", "nothing"))
+    assert Trainer(*TASK[:3], backend="numpy").to("wayward").backend.name == "wayward"
+    trainer = Trainer(*TASK[:3], backend=nn.backend("numpy", deterministic=True))
+    with pytest.raises(nn.BackendUnavailable, match="wayward:cpu: it never does the same again"):
+        trainer.to("wayward")
+
+
+def test_a_library_without_an_adapter_has_the_policy_of_the_environment(monkeypatch):
+    monkeypatch.setenv("AGNOSTIC_NN_PRECISION", "fast")
+    assert library("numpy", bare=True).precision == "fast"
+    monkeypatch.setenv("AGNOSTIC_NN_PRECISION", "")
+    assert library("numpy", bare=True).precision == "strict"
 
 
 # --- the same bits in every run -----------------------------------------------------------

@@ -27,7 +27,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         nargs="*",
         metavar="BACKEND",
         help="two, such as numpy jax:cpu:0, each with a dtype if it is not float32, as in "
-        "jax:cpu:0@float64; one alone is held to numpy@float64",
+        "jax:cpu:0@float64, and with strict or fast, and deterministic, if need be, as in "
+        "torch@strict torch@fast@deterministic; one alone is held to numpy@float64",
     )
     add_argument(
         "--workload",

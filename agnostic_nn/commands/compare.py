@@ -72,6 +72,19 @@ def add(commands: argparse._SubParsersAction) -> None:
         "(default: float32)",
     )
     add_argument(
+        "--precision",
+        choices=("strict", "fast"),
+        help="multiply float32 as float32, or as TensorFloat-32 where there is that; what was done "
+        "is measured (default: $AGNOSTIC_NN_PRECISION, else strict)",
+    )
+    add_argument(
+        "--deterministic",
+        action="store_true",
+        default=None,
+        help="give the same bits in every run; what cannot is left out (default: only if "
+        "$AGNOSTIC_NN_DETERMINISTIC is 1)",
+    )
+    add_argument(
         "--merge",
         type=Path,
         nargs="+",
@@ -144,7 +157,8 @@ def _compare(options: argparse.Namespace) -> int:
 def _wrong(options: argparse.Namespace) -> str | None:
     """What does not go together."""
     own = ("data", "loss", "optimizer", "batch_size")
-    train = ("backends", "workload", "model", *own, "dtypes", "epochs", "seed")
+    policy = ("precision", "deterministic")
+    train = ("backends", "workload", "model", *own, *policy, "dtypes", "epochs", "seed")
     if options.merge:
         return _given(options, train, "--merge trains nothing")
     if options.labels:
@@ -180,6 +194,8 @@ def _trained(options: argparse.Namespace) -> dict[str, Any]:
     return compare(
         workload,
         options.backends,
+        precision=options.precision,
+        deterministic=options.deterministic,
         dtypes=options.dtypes or ["float32"],
         epochs=options.epochs,
         seed=options.seed or 0,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import random
+from .. import policies, random
 from ..arrays import Moments, Params, State, namespace
 from ..checkpoint import digest
 from ..data import Examples
@@ -21,20 +21,25 @@ from ..training import make_step
 from ..trees import leaves, named_leaves
 from .deviation import Deviation, deviation, tolerance
 from .environment import environment
+from .page import Comparison
 from .roundings import Chains, layer_of
 from .running import SIZES, Run, Task, cast, run, sha256
 from .workloads import CannotCompare, Workload, find
 
-__all__ = ["SCHEMA", "Missing", "compare"]
+__all__ = ["LATER", "SCHEMA", "Missing", "compare"]
 
 SCHEMA = 2
 DTYPES, REFERENCE_DTYPE = ("float32", "float64"), "float64"
 # of the largest gradient: what is below was 0 and is rounding in float64
 NOTHING = 2.0**-42
 _SETTINGS = ("has_float64", "precision", "deterministic")
+LATER = ("probe", "shortfall")  # fields of a result that came to be within the schema
 ONLY_BY_NAME = {
     "array_api_strict": "array_api_strict is a library for tests: name it to compare it too"
 }
+
+
+Policy = tuple[str | None, bool | None]
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,10 @@ class Missing:
 
 def compare(
     workload: str | Workload,
-    names: Sequence[str] | None = None,
+    names: Sequence[str | Backend] | None = None,
     *,
+    precision: str | None = None,
+    deterministic: bool | None = None,
     dtypes: Sequence[str] = ("float32",),
     epochs: int | None = None,
     seed: int = 0,
@@ -60,6 +67,11 @@ def compare(
     Without names: on every device of every backend that can run here, those left out
     that are for tests. A name without a device means the backend's first. A backend that
     cannot run, or fails on the way, is a result with its error; the others still finish.
+
+    precision, deterministic: of all that are given by name, as `nn.backend` takes them. A
+    `Backend` keeps its own, so that one that is strict and one that is fast can stand side by
+    side. Each is probed after it has trained in float32: where that is less than what its
+    precision promises, the report says so.
 
     dtypes: to train in, one after the other, "float64" where the device has it; sizes: of
     batches whose steps are timed besides; seed: of weights, masks and the order of the data;
@@ -75,7 +87,7 @@ def compare(
     asked = list(dict.fromkeys(dtypes))
     if not asked or set(asked) - set(DTYPES):
         raise CannotCompare(f"dtypes are of {' and '.join(DTYPES)}, got {', '.join(asked)}")
-    pairs, left_out = _pairs(names, asked)
+    pairs, left_out = _pairs(names, asked, (precision, deterministic))
     train, test = workload.read()
     epochs = workload.epochs if epochs is None else epochs
     task = Task(workload, train, test, _start(workload, train, seed), epochs, seed)
@@ -128,18 +140,18 @@ def compare(
         "machines": [{"label": machine, "environment": here}],
         "differences": [],
     }
-    return _finite(report)
+    return Comparison(_finite(report))
 
 
 # --- what to train on -------------------------------------------------------------------
 
 
 def _pairs(
-    names: Sequence[str] | None, dtypes: list[str]
+    names: Sequence[str | Backend] | None, dtypes: list[str], policy: Policy
 ) -> tuple[list[tuple[Backend | Missing, str]], list[dict[str, str]]]:
     """Each backend with each dtype that it has, and what is left out, with the reason."""
     chosen: Sequence[Backend | Missing]
-    chosen, left_out = _everything() if names is None else (_named(names), [])
+    chosen, left_out = _everything(policy) if names is None else (_named(names, policy), [])
     pairs = []
     for found in chosen:
         for dtype in dtypes:
@@ -154,25 +166,31 @@ def _pairs(
     return pairs, left_out
 
 
-def _everything() -> tuple[list[Backend], list[dict[str, str]]]:
+def _everything(policy: Policy) -> tuple[list[Backend], list[dict[str, str]]]:
     """Every device that can run, and the backends left out, each with the reason."""
     chosen: list[Backend] = []
     left_out = []
     for status in backends():
         reason = status.reason or ONLY_BY_NAME.get(status.name)
-        if reason:
-            left_out.append({"backend": status.name, "reason": _one_line(reason)})
-        else:
-            chosen.extend(status.devices)
+        reasons = [reason] if reason else []
+        for one in () if reason else status.devices:
+            try:
+                chosen.append(choose(str(one), *policy))
+            except BackendUnavailable as error:  # it can run, but not so
+                reasons.append(str(error))
+        left_out += [{"backend": status.name, "reason": _one_line(each)} for each in reasons]
     return chosen, left_out
 
 
-def _named(names: Sequence[str]) -> list[Backend | Missing]:
+def _named(names: Sequence[str | Backend], policy: Policy) -> list[Backend | Missing]:
     """The backends called `names`; or the reason why one cannot run, each once."""
     chosen: list[Backend | Missing] = []
     for name in names:
+        if isinstance(name, Backend):
+            chosen.append(name)
+            continue
         try:
-            chosen.append(choose(name))
+            chosen.append(choose(name, *policy))
         except BackendUnavailable as error:
             known = {status.name: status for status in backends()}
             if name.partition(":")[0] not in known:
@@ -232,6 +250,7 @@ def _result(
         title = str(found) if dtype == "float32" else f"{found} {dtype}"
         done = run(task, found, dtype, title, told, sizes)
         entry |= _speed(task, done) | {"memory": _memory(task, dtype, done)}
+        entry |= _probed(found) if dtype == "float32" else {}  # last: it takes memory too
         return entry | _difference(task, dtype, done, reference, chains)
     except Exception as error:  # whatever stops one backend must not stop the others
         return entry | {"error": _one_line(f"{type(error).__name__}: {error}")}
@@ -247,7 +266,7 @@ def _entry(name: str, dtype: str) -> dict[str, Any]:
         "hardware": None,
         "version": None,
         "dtype": dtype,
-        **dict.fromkeys(_SETTINGS),
+        **dict.fromkeys((*_SETTINGS, *LATER)),
         "verdict": "failed",
         "error": None,
         "left_tolerance": None,
@@ -267,6 +286,18 @@ def _entry(name: str, dtype: str) -> dict[str, Any]:
         "loss_deviations": None,
         "losses": None,
     }
+
+
+def _probed(found: Backend) -> dict[str, Any]:
+    """In which formats products are taken, and what is missing for the precision asked for."""
+    try:
+        probe = policies.probe(found)
+    except Exception as error:  # what cannot be proven takes no result away
+        reason = _one_line(f"{type(error).__name__}: {error}")
+        return {"shortfall": f"{found.precision}, but no probe of it can be made: {reason}"}
+    less = policies.less(probe) if found.precision == "strict" else ""
+    said = f"strict, but multiplies in {less}" if less else None
+    return {"probe": probe, "shortfall": said}
 
 
 def _speed(task: Task, done: Run) -> dict[str, Any]:
@@ -341,11 +372,15 @@ def _difference(
     for name, found in named(done.gradients, reference.gradients):
         chain = chains.gradients.get(layer_of(name, chains.gradients), chains.step)
         gradients[name] = entry(found, None if name in nothing else allowed(chain))
-    outputs = entry(deviation(done.outputs, reference.outputs, dtype), end)
+    apart = dict(named(done.params, reference.params))
     parameters = {
-        name: entry(found, None if name in nothing else end)
-        for name, found in named(done.params, reference.params)
+        name: entry(found, None if name in nothing else end) for name, found in apart.items()
     }
+    found = deviation(done.outputs, reference.outputs, dtype)
+    size = max((float(np.max(np.abs(p), initial=0.0)) for p in leaves(reference.params)), default=0)
+    # Where an optimizer has made steps of rounding, predictions follow, as no rounding does.
+    free = any(apart[name].absolute > end * size for name in nothing) and found.absolute < math.inf
+    outputs = entry(found, None if free else end)
 
     def far(found: dict[str, Any]) -> bool:
         # "not within" instead of "beyond": NaN is neither

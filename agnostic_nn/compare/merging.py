@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .comparing import SCHEMA
+from .comparing import LATER, SCHEMA
 from .deviation import tolerance
-from .report import flat, names
+from .page import Comparison
+from .report import flat, multiplied, names
 from .workloads import CannotCompare
 
 __all__ = ["merge", "read"]
@@ -38,7 +39,8 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} is of schema {schema}, and only reports of schema {SCHEMA} can be merged: "
             "make it again with this version"
         )
-    return report
+    results = [dict.fromkeys(LATER) | result for result in report["results"]]
+    return report | {"results": results}
 
 
 def merge(paths: Sequence[Path], labels: Sequence[str] | None = None) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def merge(paths: Sequence[Path], labels: Sequence[str] | None = None) -> dict[st
     nothing = sorted({name for one in told for name in one["nothing"]})
     merged["tolerance"] = first["tolerance"] | {"epsilon": epsilon, "nothing": nothing}
     merged["differences"] = [*_settings(merged), *_runs(merged)]
-    return merged
+    return Comparison(merged)
 
 
 # --- what can be compared ---------------------------------------------------------------
@@ -151,8 +153,11 @@ def _settings(report: dict[str, Any]) -> Iterator[str]:
             yield from _told(key, {label: each.get(key) for label, each in found.items()})
     runs: dict[str, dict[str, Any]] = {}
     for r in report["results"]:
-        for key in ("hardware", "version"):
+        for key in ("hardware", "version", "precision", "deterministic"):
             runs.setdefault(f"{key} of {_name(r)}", {})[r["machine"]] = r[key]
+        if r["probe"] is not None:
+            said = ", ".join(f"{multiplied(names)} {how}" for how, names in r["probe"].items())
+            runs.setdefault(f"products of {_name(r)}", {})[r["machine"]] = said
     for key, values in runs.items():
         yield from _told(key, values)
     have = {

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable
+from html import escape
 from typing import Any
 
-from ..pages import INK, colour, figure, render
+from ..pages import INK, colour, figure, framed, render
 from .report import (
     READING,
     by_size,
@@ -13,15 +14,30 @@ from .report import (
     overview,
     remarks,
     sentence,
+    summary,
     tolerances,
 )
 
-__all__ = ["page"]
+__all__ = ["Comparison", "page"]
 
 MARKS = "osD^vPX*"
 Runs = list[tuple[int, str, dict[str, Any]]]  # number, name and result of each
 
+POINTS = 150  # of a line whose single steps are noise
 REACH = 5.0, 3.0  # inches of a plot: several make a row at a desk, and each fits a phone
+
+
+class Comparison(dict):
+    """A report, as data for JSON; `str()` is text for a terminal, and a notebook shows the page."""
+
+    def __str__(self) -> str:
+        return summary(self)
+
+    def _repr_html_(self) -> str:
+        try:
+            return framed(page(self))
+        except ImportError:
+            return f"<pre>{escape(str(self))}</pre>"
 
 
 def page(report: dict[str, Any]) -> str:
@@ -44,7 +60,7 @@ def page(report: dict[str, Any]) -> str:
         report=report,
         verdicts=verdicts,
         remarks=list(remarks(report)),
-        tables=[_trimmed(*each) for each in overview(report)],
+        tables=[_trimmed(len(ran), *each) for each in overview(report)],
         plots=[(made, about) for made, about in drawn if made is not None],
         reading=[each.format(**report["tolerance"]) for each in READING],
         tolerances=tolerances(report),
@@ -53,12 +69,17 @@ def page(report: dict[str, Any]) -> str:
     )
 
 
-def _trimmed(title: str, columns: list[str], rows: list) -> tuple[str, list[str], list]:
-    """A table without verdicts, which stand at the head, and without hardware that is the same."""
-    same = {"verdict"}
+def _trimmed(runs: int, title: str, columns: list[str], rows: list) -> tuple[str, list[str], list]:
+    """A table, a run in each of its first rows, without what is the same or stands elsewhere.
+
+    Verdicts stand at the head, and where there are several dtypes each run is called by its own.
+    """
+    same = {"verdict", "dtype"}
+    if "dtype" in columns:
+        several = {row[columns.index("dtype")] for row in rows[:runs]} - {None}
+        title += f", in {several.pop()}" if len(several) == 1 else ""
     if "hardware" in columns:
-        place = columns.index("hardware")
-        several = {row[place] for row in rows if row[place] is not None}
+        several = {row[columns.index("hardware")] for row in rows[:runs]} - {None}
         same |= {"hardware"} if len(several) < 2 else set()
     kept = [i for i, column in enumerate(columns) if column not in same]
     return title, [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
@@ -67,20 +88,22 @@ def _trimmed(title: str, columns: list[str], rows: list) -> tuple[str, list[str]
 def _class(result: dict[str, Any]) -> str:
     if result["error"] is not None:
         return "bad"
-    return "good" if result["left_tolerance"] is None else "doubt"
+    return "doubt" if result["left_tolerance"] or result["shortfall"] else "good"
 
 
 def _losses(report: dict[str, Any], runs: Runs) -> Any:
     made, axes = figure(*REACH)
     reference = report["reference"]
     steps = range(1, len(reference["losses"]) + 1)
-    for i, name, r in runs:
+    some = -(-len(steps) // POINTS)
+    for k, (i, name, r) in enumerate(runs):
         # the ones beneath are broader, so that all are seen where they are the same
-        width = 0.8 + 1.2 * (len(runs) - i)
-        axes.plot(steps, _numbers(r["losses"]), color=colour(i), lw=width, alpha=0.75, label=name)
-    numbers = _numbers(reference["losses"])
-    axes.plot(steps, numbers, color=INK, lw=0.8, label=f"{reference['dtype']} reference")
-    axes.set_title("Loss", loc="left")
+        width = 1.2 + 1.1 * (len(runs) - k)
+        numbers = _means(_numbers(r["losses"]), some)
+        axes.plot(steps[::some], numbers, color=colour(i), lw=width, label=name)
+    numbers = _means(_numbers(reference["losses"]), some)
+    axes.plot(steps[::some], numbers, color=INK, lw=0.8, label=f"{reference['dtype']} reference")
+    _title(axes, "Loss" if some == 1 else f"Loss, the mean of {some} steps each")
     axes.set(xlabel="step")
     _scale(axes, [n for n in numbers if n > 0])
     _key(axes)
@@ -92,12 +115,13 @@ def _by_step(report: dict[str, Any], runs: Runs) -> Any:
     steps = range(1, len(report["reference"]["losses"]) + 1)
     for i, name, r in runs:
         off = [value or float("nan") for value in _numbers(r["loss_deviations"])]
-        axes.plot(steps, off, color=colour(i), lw=1.0, alpha=0.8, label=name)
-    for dtype, epsilon in _used(report, runs):
+        axes.plot(steps, off, color=colour(i), lw=1.0, alpha=0.8, label=_called(name, off))
+    for k, (dtype, epsilon) in enumerate(_used(report, runs)):
         chain = report["tolerance"]["step"]
         allowed = [4.0 * epsilon * (chain * t) ** 0.5 for t in steps]
-        axes.plot(steps, allowed, color=INK, lw=1.0, ls="--", label=f"tolerance, {dtype}")
-    axes.set_title("Deviation of the loss from the reference", loc="left")
+        style = ("--", ":")[k % 2]
+        axes.plot(steps, allowed, color=INK, lw=1.2, ls=style, label=f"tolerance, {dtype}")
+    _title(axes, "Deviation of the loss from the reference")
     axes.set(xlabel="step", yscale="log")
     _key(axes)
     return made
@@ -111,17 +135,18 @@ def _within(part: str, title: str) -> Callable:
             return None
         made, axes = figure(REACH[0], max(REACH[1], 1.2 + 0.2 * len(places)))
         heights = range(len(places), 0, -1)
-        allowed: dict[str, None] = {}
+        limits: dict[str, list[float]] = {}
         for i, name, r in runs:
             found = r["deviations"][part]
             off = [found[place]["relative"] or float("nan") for place in places]
-            axes.plot(off, heights, MARKS[i % len(MARKS)], color=colour(i), alpha=0.8, label=name)
-            if r["dtype"] not in allowed:
-                allowed[r["dtype"]] = None
-                limits = [found[place]["tolerance"] or float("nan") for place in places]
-                label = f"tolerance, {r['dtype']}"
-                axes.plot(limits, heights, "|", color=INK, ms=9, mew=1.5, label=label)
-        axes.set_title(title, loc="left")
+            mark = MARKS[i % len(MARKS)]
+            axes.plot(off, heights, mark, color=colour(i), alpha=0.8, label=_called(name, off))
+            allowed = [found[place]["tolerance"] or float("nan") for place in places]
+            limits.setdefault(r["dtype"], allowed)
+        for k, (dtype, allowed) in enumerate(limits.items()):
+            style = {"ms": 9, "mew": (1.5, 3.0)[k % 2], "label": f"tolerance, {dtype}"}
+            axes.plot(allowed, heights, "|", color=INK, **style)
+        _title(axes, title)
         axes.set(xscale="log", ylim=(0.4, len(places) + 0.6))
         low, high = axes.get_xlim()
         axes.set_xlim(10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high)))
@@ -137,16 +162,19 @@ def _times(report: dict[str, Any], runs: Runs) -> Any:
     timed = [(i, n, r) for i, n, r in runs if r["step_ms"] is not None]
     if not timed:
         return None
-    made, axes = figure(REACH[0], max(2.0, 1.0 + 0.4 * len(timed)))
+    made, axes = figure(REACH[0], max(2.0, 1.0 + 0.5 * len(timed)))
+    most = 2.5 * max(r["step_ms"] for _, _, r in timed)  # a disturbed run may have any tail
     for height, (i, _, r) in enumerate(reversed(timed)):
         low, high = r["step_ms_quartiles"]
-        axes.barh(height, r["step_ms"], color=colour(i), height=0.55, alpha=0.85)
-        axes.plot([low, high], [height, height], color=INK, lw=1.4)
-    axes.set_title("Time of a step and its middle half, ms", loc="left")
-    axes.set_yticks(range(len(timed)), [n for _, n, _ in reversed(timed)])
-    most = max(r["step_ms"] for _, _, r in timed)
-    axes.set_xlim(0.0, min(axes.get_xlim()[1], 2.5 * most))  # a disturbed run may have any tail
-    axes.grid(False, axis="y")
+        axes.barh(height, r["step_ms"], color=colour(i), height=0.4, alpha=0.85)
+        axes.plot([low, min(high, most)], [height, height], color=INK, lw=1.4)
+        if high > most:
+            axes.plot(most, height, ">", color=INK, ms=5, clip_on=False)
+            said = {"ha": "right", "va": "bottom", "fontsize": 8.5}
+            axes.text(most, height + 0.2, f"to {high:.3g}", color=INK, **said)
+    _title(axes, "Time of a step and its middle half, ms")
+    axes.set_xlim(0.0, min(axes.get_xlim()[1], most))
+    _bars(axes, [n for _, n, _ in timed])
     return made
 
 
@@ -161,7 +189,7 @@ def _by_size(report: dict[str, Any], runs: Runs) -> Any:
             axes.plot(x, y, f"-{MARKS[i % len(MARKS)]}", color=colour(i), ms=5, label=name)
     if not sizes:
         return None
-    axes.set_title("Time of a step by the size of its batch, ms", loc="left")
+    _title(axes, "Time of a step by the size of its batch, ms")
     axes.set(xlabel="examples in a batch")
     axes.set(xscale="log", yscale="log")
     axes.set_xticks(sorted(sizes), map(str, sorted(sizes)))
@@ -173,10 +201,10 @@ def _by_size(report: dict[str, Any], runs: Runs) -> Any:
 def _memory(report: dict[str, Any], runs: Runs) -> Any:
     held = [(n, r["memory"]) for _, n, r in runs]
     parts = ("parameters", "state", "moments", "kept_for_backward")
-    made, axes = figure(REACH[0], max(2.2, 1.2 + 0.4 * len(held)))
+    made, axes = figure(REACH[0], max(2.2, 1.2 + 0.5 * len(held)))
     told = {"peak": "in use at most, as the device tells", "predicted": "foretold of a step"}
     for height, (_, found) in enumerate(reversed(held)):
-        for key, width in (("peak", 0.8), ("predicted", 0.6)):
+        for key, width in (("peak", 0.5), ("predicted", 0.4)):
             if found[key] is not None:
                 shade = {"height": width, "alpha": 0.25, "label": told.pop(key, None)}
                 axes.barh(height, found[key] / 1e6, color=INK, **shade)
@@ -184,11 +212,10 @@ def _memory(report: dict[str, Any], runs: Runs) -> Any:
         for k, part in enumerate(parts):
             size = (found[part] or 0) / 1e6
             label = part.replace("_", " ") if height == 0 and size else None
-            axes.barh(height, size, left=left, color=colour(k + 3), height=0.35, label=label)
+            axes.barh(height, size, left=left, color=colour(k + 3), height=0.25, label=label)
             left += size
-    axes.set_title("Memory of a step, MB", loc="left")
-    axes.set_yticks(range(len(held)), [n for n, _ in reversed(held)])
-    axes.grid(False, axis="y")
+    _title(axes, "Memory of a step, MB")
+    _bars(axes, [n for n, _ in held])
     _key(axes)
     return made
 
@@ -220,6 +247,30 @@ def _numbers(values: list[float | None]) -> list[float]:
     return [float("nan") if value is None else value for value in values]
 
 
+def _means(numbers: list[float], some: int) -> list[float]:
+    parts = (numbers[i : i + some] for i in range(0, len(numbers), some))
+    return [sum(part) / len(part) for part in parts]
+
+
+def _called(name: str, off: list[float]) -> str:
+    """A run in a key; one that is nowhere off has no mark where decades are drawn."""
+    return name if any(map(math.isfinite, off)) else f"{name}: 0"
+
+
+def _title(axes: Any, text: str) -> None:
+    """A title that begins where the plot does with all its labels, and not where its lines do."""
+    axes.figure.suptitle(text, x=0.0, ha="left", fontsize=11, color=INK)
+
+
+def _bars(axes: Any, names: list[str]) -> None:
+    """The name of each bar above it, from the top down: beside it there is no room on a phone."""
+    axes.set_yticks([])
+    axes.set_ylim(-0.4, len(names) - 0.4)
+    for height, name in enumerate(reversed(names)):
+        axes.text(0.0, height + 0.25, name, color=INK, va="bottom", fontsize=9)
+    axes.spines["left"].set_visible(False)
+
+
 def _scale(axes: Any, numbers: list[float]) -> None:
     if numbers and max(numbers) > 30.0 * min(numbers):
         axes.set_yscale("log")
@@ -231,4 +282,4 @@ def _key(axes: Any) -> None:
     if found:
         wide = 1 if max(len(h.get_label()) for h in found) > 28 else 2
         beneath = {"loc": "outside lower left", "ncols": wide, "frameon": False}
-        axes.figure.legend(handles=found, fontsize=8.5, labelcolor=INK, **beneath)
+        axes.figure.legend(handles=found, fontsize=9.2, labelcolor=INK, **beneath)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..policies import less
 from ..tables import markdown_table, table
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "by_size",
     "environments",
     "flat",
+    "multiplied",
     "names",
     "overview",
     "remarks",
@@ -73,12 +75,17 @@ def write(report: dict[str, Any], folder: str | os.PathLike, page: str | None = 
 
 
 def names(report: dict[str, Any]) -> list[str]:
-    """What tells the results apart: the backend, and dtype and machine where there are several."""
+    """What tells the results apart: the backend, and what else there are several of."""
     results = report["results"]
     dtypes, machines = ({r[key] for r in results} for key in ("dtype", "machine"))
+    precisions, repeats = (
+        {r[key] for r in results} - {None} for key in ("precision", "deterministic")
+    )
     return [
         ":".join(filter(None, (r["backend"], r["device"])))
         + f" {r['dtype']}" * (len(dtypes) > 1)
+        + f" {r['precision']}" * (len(precisions) > 1 and r["precision"] is not None)
+        + " deterministic" * (len(repeats) > 1 and r["deterministic"] is True)
         + f" ({r['machine']})" * (len(machines) > 1)
         for r in results
     ]
@@ -91,11 +98,12 @@ def sentence(result: dict[str, Any]) -> str:
     far, allowed = result["max_relative_deviation"], result["tolerance"]["last_step"]
     most = "no number at all" if far is None else f"at most {far:.2g} off the reference"
     time = "" if result["step_ms"] is None else f", at {result['step_ms']:.3g} ms a step"
+    short = f" It is {result['shortfall']}." if result["shortfall"] else ""
     if result["left_tolerance"] is None:
         told = f"stays {result['verdict']}: {most}, where rounding may come to {allowed:.2g}"
-        return f"{told} by the end{time}."
+        return f"{told} by the end{time}.{short}"
     why = f"rounding in {result['dtype']} does not explain it"
-    return f"{result['verdict']}: {why}; {most}{time}."
+    return f"{result['verdict']}: {why}; {most}{time}.{short}"
 
 
 def overview(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list[Row]]]:
@@ -136,6 +144,30 @@ def overview(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list[Row]
     title = f"largest relative deviation from the {reference['dtype']} reference"
     yield title, [*columns, "verdict"], rows
 
+    columns = ["backend", "precision", "deterministic", "products, eager", "products, compiled"]
+    rows = [
+        [
+            name,
+            r["precision"],
+            "yes" if r["deterministic"] else "no",
+            *(r["probe"] and multiplied(r["probe"][how]) for how in ("eager", "compiled")),
+        ]
+        for name, r in zip(called, results, strict=True)
+        if r["precision"] is not None
+    ]
+    if rows:
+        yield "precision, as asked for and as found by a probe", columns, rows
+
+
+def multiplied(products: dict[str, str]) -> str:
+    """The format of products of matrices, by what takes them; with their names if not of all."""
+    named: dict[str, list[str]] = {}
+    for what, name in products.items():
+        named.setdefault(name, []).append(what)
+    if len(named) == 1:
+        return next(iter(named))
+    return "; ".join(f"{name}: {', '.join(which)}" for name, which in named.items())
+
 
 def _megabytes(memory: dict[str, int | None] | None) -> float | None:
     found = memory and (memory["peak"] or memory["predicted"])
@@ -159,14 +191,42 @@ def remarks(report: dict[str, Any]) -> Iterator[str]:
         yield f"starting parameters: bit-identical on every backend, SHA-256 {sha256}"
     nothing = report["tolerance"]["nothing"]
     if nothing:
-        yield f"held to no tolerance, as their gradient is 0 but for rounding: {', '.join(nothing)}"
-    for name, r in zip(called, report["results"], strict=True):
+        yield _of_nothing(report, nothing)
+    pairs = list(zip(called, report["results"], strict=True))
+    fast = [name for name, r in pairs if r["precision"] == "fast" and _in_float32(r)]
+    if fast:
+        yield f"fast changes nothing on {', '.join(fast)}: products are float32 all the same"
+    for name, r in pairs:
         if r["error"] is not None:
             yield f"failed: {name}: {r['error']}"
     several = len(report["machines"]) > 1
     for r in report["left_out"]:
         where = f" on {r['machine']}" if several else ""
         yield f"left out{where}: {r['reason']}"
+
+
+def _in_float32(result: dict[str, Any]) -> bool:
+    """Whether that was found."""
+    return result["probe"] is not None and not less(result["probe"])
+
+
+def _of_nothing(report: dict[str, Any], nothing: list[str]) -> str:
+    """Why parameters, and outputs that follow them, are held to no tolerance."""
+    many, said = len(nothing) > 1, ", ".join(nothing)
+    why = (
+        f"held to no tolerance: {said}, as {'their' if many else 'its'} gradient is 0 but for "
+        "rounding, and an optimizer that divides by a gradient's size, such as Adam, makes whole "
+        "steps of that, other ones on each backend"
+    )
+    free = {}
+    for name, r in zip(names(report), report["results"], strict=True):
+        found = r["deviations"]
+        if found is not None and found["outputs"]["tolerance"] is None:
+            free[name] = max(found["parameters"][each]["absolute"] or 0.0 for each in nothing)
+    if not free:
+        return why
+    most = f"{max(free.values()):.2g}"
+    return f"{why}; nor are the outputs on {', '.join(free)}, as these steps came to {most} there"
 
 
 # --- Markdown ---------------------------------------------------------------------------
@@ -192,6 +252,10 @@ READING = (
     "half lies between the quartiles of the others. Memory is what the device had in use at "
     "most, where it tells; else what is foretold of a step: parameters, state, moments, what is "
     "kept for the way back, and whatever else is there at the worst moment.",
+    "A strict backend has to multiply float32 numbers as float32, a fast one may take them as "
+    "TensorFloat-32. Settings have been seen to do nothing, so in what format it does so was "
+    "measured, by products that come out as another number in each, eagerly and compiled: those "
+    "of matrices, alone and in stacks, and the convolutions.",
 )
 
 

@@ -310,4 +310,5 @@ NOTEBOOKS = tuple(_TOLD)
 def told_notebook(name: str, backend: Backend) -> tuple[str, str, list[Part]]:
     """Title, what it is about, and parts of the page of one of `NOTEBOOKS`."""
     title, about, parts = _TOLD[name]
-    return title, about, parts(_Teller(backend))
+    with backend.applied():
+        return title, about, parts(_Teller(backend))
