@@ -35,6 +35,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ from .arrays import Params, Shape, State, expect
 from .layers.base import Layer, kinds
 from .registry import Backend, BackendUnavailable, backend
 from .registry import backends as installed
-from .tables import html_table, table
+from .tables import folded, html_table, table
 from .trees import leaves, named_leaves, shape_map, tree_map, unname
 
 __all__ = ["CheckFailed", "Report", "Row", "check"]
@@ -96,7 +97,10 @@ class Report:
         return f"{self.title}\n\n{table(*self._cells())}"
 
     def _repr_html_(self) -> str:
-        return html_table(*self._cells(), self.title, inline=True)
+        worst = self.worst.error / self.worst.tolerance
+        said = f"{len(self.rows)} comparisons, the worst at {worst:.2g} of its tolerance"
+        rows = html_table(*self._cells(), inline=True)
+        return f"<p>{escape(self.title)}</p>{folded(said, rows, len(self.rows))}"
 
     def _cells(self) -> tuple[list[str], list[list]]:
         columns = ["oracle", "backend", "mode", "leaf", "error", "tolerance", "checked", "kinks"]

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .pages import embedded, figure, svg
-from .tables import html_table, table
+from .tables import folded, html_table, table
 
 __all__ = ["History"]
 
 NO_MEASURES = {"epoch", "steps", "seconds"}
-MANY = 20  # epochs, whose table a notebook shows when asked to
 
 
 @dataclass
@@ -39,9 +38,9 @@ class History:
         except ImportError:  # without the extra `report` the table says it all
             plots = ""
         rows = html_table(*self._cells(), inline=True)
-        if plots and len(self) > MANY:
-            rows = f"<details><summary>{len(self)} epochs</summary>{rows}</details>"
-        return f"{embedded(plots)}{rows}" if plots else rows
+        if not plots:
+            return rows
+        return embedded(plots) + folded(f"{len(self)} epochs", rows, len(self))
 
     def _cells(self) -> tuple[list[str], list[list]]:
         columns = list(self.epochs[0]) if self.epochs else ["epoch", "loss"]

@@ -22,8 +22,8 @@ layer for its products and what each step does to its gates.
 
 A function of `special` is what the body of its standard version asks for, except that a
 convolution is the product above, erf and a random word are one for each number, and sums into
-rows one for each number added. In memory it is what a native version needs: see the last
-part of this file.
+rows one for each number added. In memory it is what NumPy's version needs and keeps: see the
+last part of this file.
 """
 
 import math
@@ -516,8 +516,13 @@ def _erf(x):
     return found
 
 
+_FEW = 2**13  # scores: so many are kept
+
+
 def _attend(query, *args, **options):
-    _standard(special.attend, query, *args, **options)
+    _, (weights,) = _standard(special.attend, query, *args, **options)
+    if weights.size <= _FEW:
+        return _beside(query), (_anew(weights),)
     spent = tuple(_made(query.shape[:-1], query.dtype) for _ in range(2))  # m and n
     return _beside(query), spent
 
@@ -577,20 +582,38 @@ def _convolve_weight(x, dy, window, stride, padding, dilation, groups):
     return _summed(shape, dy.size // width, x, dy)
 
 
-def _largest(x, *spans):
-    y, which = _standard(special.largest, x, *spans)
+def _largest(x, window, *spans):
+    y, which = _standard(special.largest, x, window, *spans)
+    if all(d * (k - 1) < s for k, s, _, d in zip(window, *spans, strict=True)):
+        # windows that lie apart are looked through at once, not along one axis after another
+        narrow = np.uint8 if math.prod(window) <= 256 else np.int32
+        which = (_made(y.shape, narrow),)
     aside = [_anew(one) for one in (y, *which)]  # the larger so far, and whether it is
     found = _anew(y), tuple(map(_anew, which))
     del aside
     return found
 
 
-def _largest_input(dy, *args):
-    dx = _standard(special.largest_input, dy, *args)
+def _largest_input(dy, _, lengths, *spans):
+    with _now.get().only():
+        x = _made((len(dy), *lengths, dy.shape[-1]), dy.dtype)
+        _, which = special.largest.dispatch(object)(x, *spans)
+    dx = _standard(special.largest_input, dy, which, lengths, *spans)
     aside = [_anew(dy) for _ in range(2)]  # masks as wide as numbers
     found = _anew(dx)
     del aside
     return found
+
+
+def _lstm(xs, params, start, reverse, keep, by_steps):
+    time, batch, fan_in = xs.shape
+    width = len(params["recurrent"])
+    with _now.get().only(operations=True):
+        end, (_, kept) = by_steps()
+    table = _made((time + 1, batch, width + fan_in + 1), xs.dtype)  # h, x and 1 of every step
+    hs = Counted(table.layout[..., :width], table.memory)
+    made = tuple((hs[:-1], tree_map(_anew, slopes)) for _, slopes in kept)
+    return tree_map(_anew, end), (hs[1:], made)
 
 
 def _normalize_rows(x, *args):
@@ -637,6 +660,7 @@ special.convolve_weight.register(Counted, _convolve_weight)
 special.erf.register(Counted, _erf)
 special.largest.register(Counted, _largest)
 special.largest_input.register(Counted, _largest_input)
+special.lstm.register(Counted, _lstm)
 special.normalize_rows.register(Counted, _normalize_rows)
 special.normalize_rows_backward.register(Counted, _normalize_rows_backward)
 special.scan_as.register(Counted, special.scan_into(lambda x, n: _made((n, *x.shape), x.dtype)))

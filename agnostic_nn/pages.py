@@ -5,6 +5,7 @@ and set into it as SVG that takes its colours from the page; formulas are LaTeX,
 which browsers draw themselves. No page loads anything, and none has a script.
 """
 
+import html
 import re
 from io import StringIO
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from .tables import html_table
 
-__all__ = ["colour", "embedded", "figure", "formula", "render", "svg"]
+__all__ = ["colour", "embedded", "figure", "formula", "framed", "render", "svg"]
 
 COLOURS = 8  # that lines are told apart by; `page.html` says which
 INK, FAINT, PAPER = "#010203", "#010204", "#010205"  # stand for those of the page until it is drawn
@@ -41,7 +42,25 @@ def render(template: str, **values: Any) -> str:
     for function in (html_table, svg, formula):
         name = function.__name__.removeprefix("html_")
         environment.globals[name] = lambda *args, _f=function, **kw: safe(_f(*args, **kw))
-    return environment.get_template(template).render(**values)
+    environment.filters["whole"] = _whole
+    return _with_contents(environment.get_template(template).render(**values))
+
+
+def _whole(text: str) -> Any:
+    """Text in which no number such as 2e-06 is broken between lines."""
+    found = re.sub(r"\d[\d.]*e-\d+", r'<span class="whole">\g<0></span>', html.escape(text))
+    return _needed("markupsafe").Markup(found)
+
+
+def _with_contents(page: str) -> str:
+    """The page with a name for each of its headings, and links to them if there are several."""
+    found = re.findall("<h2>(.*?)</h2>", page)
+    for i in range(len(found)):
+        page = page.replace("<h2>", f'<h2 id="part{i}">', 1)
+    links = "\n".join(f'<a href="#part{i}">{name}</a>' for i, name in enumerate(found))
+    empty = '<nav aria-label="contents"></nav>'
+    full = empty.replace("><", f">{links}<") if len(found) > 1 else ""
+    return page.replace(empty, full, 1)
 
 
 def figure(
@@ -64,8 +83,6 @@ def colour(i: int) -> str:
 
 def svg(figure: Any, about: str) -> str:
     """A figure as HTML; `about` is what it shows, for those who cannot see it."""
-    from html import escape
-
     from matplotlib import rc_context
 
     for legend in filter(None, (axes.get_legend() for axes in figure.axes)):
@@ -80,16 +97,35 @@ def svg(figure: Any, about: str) -> str:
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
     drawn = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", drawn, count=1)
     drawn = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", drawn, count=1)
-    drawn = re.sub(r"(font: [^'\";]*)'[^;\"]*", r"\1system-ui, sans-serif", drawn)
+    drawn = _without_font(drawn)
     for stands, means in _OF_PAGE.items():
         drawn = drawn.replace(stands, means)
-    drawn = drawn.replace("<svg", f'<svg role="img" aria-label="{escape(about, quote=True)}"', 1)
+    said = html.escape(about, quote=True)
+    drawn = drawn.replace("<svg", f'<svg role="img" aria-label="{said}"', 1)
     return f"<figure>{drawn}</figure>"
 
 
-def embedded(html: str) -> str:
+def _without_font(drawn: str) -> str:
+    """SVG whose text is in the font of the page, and which has no rules for the rest of it."""
+    drawn = re.sub(r"<defs>\s*<style\b.*?</style>\s*</defs>", "", drawn, flags=re.DOTALL)
+    drawn = drawn.replace("<svg", '<svg style="stroke-linejoin: round"', 1)  # as those have it
+    drawn = re.sub(r'font-family: [^;"]*', "font-family: inherit", drawn)
+    # an older matplotlib says size and family in one
+    return re.sub(r'font: ([^;"]*?px)[^;"]*', r"font: \1 sans-serif; font-family: inherit", drawn)
+
+
+def embedded(made: str) -> str:
     """What is made for a page, such as plots, for a notebook: with the colours of a page."""
-    return f'<div style="{_ELSEWHERE}">{html}</div>'
+    made = made.replace("<figure>", '<figure style="margin: 0.5rem 0">')
+    return f'<div style="{_ELSEWHERE}">{made}</div>'
+
+
+def framed(page: str) -> str:
+    """A page for a notebook, which shows it in a frame of its own."""
+    # without it the page's links would be to places in the notebook
+    page = page.replace("<head>", '<head><base href="about:srcdoc">', 1)
+    style = "width:100%;height:44rem;border:0"
+    return f'<iframe srcdoc="{html.escape(page, quote=True)}" style="{style}"></iframe>'
 
 
 def formula(latex: str, *, block: bool = False) -> str:
@@ -116,6 +152,7 @@ _STYLE: Any = {
     "axes.titlelocation": "left",
     "axes.edgecolor": FAINT,
     "axes.facecolor": "none",
+    "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -1,7 +1,8 @@
 """Summary: what a model is made of, layer by layer, what it keeps for `backward` and asks for.
 
 Nothing is computed: a `Ledger` counts what a training step would ask of its array library, for
-arrays of these shapes. FLOPs are counted there, and what they are is said there; so are bytes.
+arrays of these shapes. FLOPs are counted there, and what they are is said there; so are bytes,
+which are those that NumPy would take and keep.
 """
 
 from collections.abc import Callable, Iterator
@@ -109,10 +110,17 @@ class Summary:
         return [*columns, *counts], [*lines, ["", "total", "", *totals]]
 
     def _remarks(self) -> list[str]:
-        if self.bytes_of_training is None:
-            return []
-        size = _megabytes(self.bytes_of_training)
-        return [f"As predicted, one step of training on NumPy holds up to {size} at once."]
+        said = [_WHOSE]
+        if self.bytes_of_training is not None:
+            size = _megabytes(self.bytes_of_training)
+            said += [f"As predicted, one step of training on NumPy holds up to {size} at once."]
+        return said
+
+
+_WHOSE = (
+    "Bytes kept are those of NumPy: another library's own version of an LSTM, of attention, of "
+    "pooling or of normalization may keep more or less."
+)
 
 
 def _megabytes(size: int) -> str:

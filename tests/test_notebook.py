@@ -5,6 +5,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,8 +13,13 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn import history as histories
+from agnostic_nn import tables
 from agnostic_nn.bisecting import Bisection
 from agnostic_nn.checking import Report
+from agnostic_nn.compare import Workload, compare
+from agnostic_nn.compare.page import Comparison
+from agnostic_nn.conformance import Conformance, conformance
+from agnostic_nn.data import Examples
 from agnostic_nn.explaining.explaining import Explanation
 from agnostic_nn.profiling import Profile
 from agnostic_nn.specimens import LAYERS
@@ -31,7 +37,10 @@ class Strict(HTMLParser):
         self.open, self.words = [], []
 
     def handle_starttag(self, tag, attrs):
-        assert tag not in ("embed", "link", "object", "script")
+        assert tag not in ("embed", "object", "script")
+        if tag in ("base", "link"):  # what browsers would ask for otherwise, or elsewhere
+            assert dict(attrs)["href"] in ("about:srcdoc", "data:,")
+            return
         for name, value in attrs:
             if name == "srcdoc":  # a page of its own, in one piece
                 self.words.append(read(value))
@@ -94,6 +103,13 @@ def bisection():
     return nn.bisect(MODEL, nn.mean_squared_error, nn.SGD(0.1), x, x[:, :2], "numpy")
 
 
+def comparison():
+    x = np.random.default_rng(0).standard_normal((20, 3)).astype("float32")
+    examples = Examples(x, x[:, :2])
+    task = ("tiny", "a < b", lambda: (examples, examples), MODEL, nn.mean_squared_error, None, 1)
+    return compare(Workload(*task, batch_size=10), ["numpy"], sizes=())
+
+
 RESULTS = {  # type: how to get one, what both forms say
     nn.Layer: (lambda: MODEL, ["Dense", "Residual", "ReLU"]),
     nn.Trainer: (trainer, ["Trainer on numpy:cpu in float32: mean_squared_error by SGD", "Dense"]),
@@ -103,6 +119,11 @@ RESULTS = {  # type: how to get one, what both forms say
     Profile: (profile, ["numpy:cpu, a batch of 4", "the whole step in one", "matmul"]),
     Bisection: (bisection, ["numpy", "Dense"]),
     Explanation: (explanation, ["Dense", "ReLU"]),
+    Comparison: (comparison, ["2 steps of tiny", "numpy:cpu", "within tolerance"]),
+    Conformance: (
+        lambda: conformance("numpy", only="Dense"),
+        ["numpy:cpu", "1 tried: 1 exact", "layers", "Dense"],
+    ),
 }
 
 
@@ -251,6 +272,32 @@ def test_without_matplotlib_a_history_is_its_table(monkeypatch):
     html = history()._repr_html_()
     assert "<svg" not in html
     assert "validation_loss" in read(html)
+
+
+def test_long_results_are_said_in_a_line_and_shown_when_asked_for(monkeypatch):
+    monkeypatch.setattr(tables, "MANY", 10)
+    html = nn.check(nn.LayerNorm(), (5,), backends=[])._repr_html_()
+    assert re.search(r"<summary>\d+ comparisons, the worst at \S+ of its tolerance</summary>", html)
+    found = bisection()
+    html = found._repr_html_()
+    assert f"<summary>all {len(found.findings)} results</summary>" in html
+    shown = html.index("<details>")
+    assert html.index("No difference beyond rounding") < shown < html.index("<td")
+
+
+def test_pages_in_frames_have_links_to_places_in_themselves():
+    pytest.importorskip("jinja2", reason="the extra `report` is not installed")
+    pytest.importorskip("latex2mathml", reason="the extra `report` is not installed")
+    html = unescape(explanation()._repr_html_())
+    assert html.index('<base href="about:srcdoc">') < html.index('<a href="#')
+    assert "<base" not in explanation().to_html()
+
+
+@pytest.mark.parametrize("make", [comparison, explanation])
+def test_without_what_draws_pages_results_are_text(make, monkeypatch):
+    result = make()
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert read(result._repr_html_()) == str(result).replace("\u00a0", " ")
 
 
 def test_to_be_shown_a_layer_loads_nothing_heavy():

@@ -10,7 +10,17 @@ pytest.importorskip("jinja2", reason="the extra `report` is not installed")
 pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 pytest.importorskip("latex2mathml", reason="the extra `report` is not installed")
 
-from agnostic_nn.pages import colour, figure, formula, render, svg
+from agnostic_nn.compare.page import _means, _trimmed
+from agnostic_nn.pages import (
+    _whole,
+    _with_contents,
+    _without_font,
+    colour,
+    figure,
+    formula,
+    render,
+    svg,
+)
 
 
 def drawn():
@@ -28,7 +38,9 @@ def test_a_page_loads_nothing_and_runs_nothing():
     assert "A &lt;title&gt;" in page
     assert "1 &amp; 2" in page
     assert "&lt;b&gt;not bold" in page
-    assert not re.search(r"<script|<link|src=|@import|https?://", page)
+    assert page.count("<link") == 1
+    assert '<link rel="icon" href="data:,">' in page  # or a browser would ask for one
+    assert not re.search(r"<script|src=|@import|https?://", page)
 
 
 def test_plots_take_their_colours_from_the_page_and_say_what_they_show():
@@ -40,6 +52,61 @@ def test_plots_take_their_colours_from_the_page_and_say_what_they_show():
     assert not re.search(r"#[0-9a-f]{6}\b", text.replace("#ffffff", ""))
     assert not re.search(r'<svg[^>]* (width|height)="', text)
     assert drawn() == text
+
+
+def test_a_page_of_several_parts_begins_with_links_to_them():
+    empty = '<nav aria-label="contents"></nav>'
+    page = _with_contents(f"{empty}<h2>a &lt; b</h2><p>1</p><h2>c</h2>")
+    links = re.findall('<a href="#([^"]*)">(.*?)</a>', page)
+    assert [name for _, name in links] == ["a &lt; b", "c"]
+    for place, name in links:
+        assert f'<h2 id="{place}">{name}</h2>' in page
+    assert "<nav" not in _with_contents(f"{empty}<h2>alone</h2>")
+
+
+def test_no_number_is_broken_between_lines():
+    said = _whole("2e-06 <b> & 1.5e-13 off, on torch-1e")
+    number = '<span class="whole">{}</span>'.format
+    expected = f"{number('2e-06')} &lt;b&gt; &amp; {number('1.5e-13')} off, on torch-1e"
+    assert said == expected
+
+
+def test_a_table_of_a_report_leaves_out_what_stands_elsewhere():
+    columns = ["backend", "hardware", "dtype", "loss", "verdict"]
+    rows = [["numpy", "a cpu", "float32", 1.0, "fine"], ["jax", None, "float32", 2.0, "fine"]]
+    rows.append(["reference", None, "float64", 1.0, None])
+    left = ["backend", "loss"], [["numpy", 1.0], ["jax", 2.0], ["reference", 1.0]]
+    assert _trimmed(2, "after 2 steps", columns, rows) == ("after 2 steps, in float32", *left)
+    rows[1][1:3] = "a gpu", "float64"
+    title, columns, _ = _trimmed(2, "after 2 steps", columns, rows)
+    assert (title, columns) == ("after 2 steps", ["backend", "hardware", "loss"])
+
+
+def test_a_line_of_many_steps_is_drawn_by_means_of_a_few():
+    assert _means([1.0, 3.0, 2.0, 4.0, 7.0], 2) == [2.0, 3.0, 7.0]
+    assert _means([1.0, 3.0], 1) == [1.0, 3.0]
+
+
+def test_text_in_plots_is_in_the_font_of_the_page():
+    found = re.findall(r"<text [^>]*>|<tspan [^>]*>", drawn())
+    assert found
+    assert "DejaVu" not in drawn()
+    assert all("font-family: inherit" in text for text in found if "font" in text)
+    assert "<style" not in drawn()  # it would be one for the whole page
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("font-size: 7px; font-family: 'A B', sans-serif", "font-size: 7px; font-family: inherit"),
+        (
+            "font: italic 700 7px 'A B', serif; text-anchor: middle",
+            "font: italic 700 7px sans-serif; font-family: inherit; text-anchor: middle",
+        ),
+    ],
+)
+def test_either_way_in_which_matplotlib_writes_a_font(written, expected):
+    assert _without_font(f'<text style="{written}">') == f'<text style="{expected}">'
 
 
 def test_formulas_are_mathml():

@@ -1,5 +1,6 @@
 """Drawing: a network, its arrays and a page of all that; nothing here is computed anew."""
 
+import re
 import zlib
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
@@ -50,6 +51,7 @@ def _shown(number: int, part: Part) -> dict[str, Any]:
     layers = [node for node in found.nodes if node.call]
     columns, rows = found.table()
     return {
+        "id": f"p{number}",
         "heading": part.heading,
         "said": part.said,
         "after": part.after,
@@ -57,7 +59,7 @@ def _shown(number: int, part: Part) -> dict[str, Any]:
         "few": len(layers) <= 8,
         "loss": found.value,
         "loss_name": found.loss_name,
-        "loss_rules": [formula(one, block=True) for one in found.loss_rules()],
+        "loss_rules": [_rule(one) for one in found.loss_rules()],
         "loss_said": "" if found.loss_rules() else found.loss_said,
         "loss_lines": [_array(line) for line in found.loss_lines()],
         "rows": found.rows,
@@ -79,7 +81,7 @@ def _forward(found: Telling, node: Node, prefix: str) -> dict[str, Any]:
         "id": f"{prefix}{node.number}",
         "shape": str(tuple(leaves(node.y)[0].shape)),
         "around": found.blocks(node) if node.call else "",
-        "rules": [formula(one, block=True) for one in found.rules(node)],
+        "rules": [_rule(one) for one in found.rules(node)],
         "flat": "",
         "kept": "",
     }
@@ -116,6 +118,13 @@ def _backward(found: Telling, node: Node, prefix: str) -> dict[str, Any]:
     return shown | {
         "lines": [_array(line) for line in found.backward(node) if line.array is not None]
     }
+
+
+def _rule(latex: str) -> str:
+    """What a layer computes: equations beside each other, or below where there is no room."""
+    equations = re.split(r",?\s*\\quad\s*", latex)
+    each = "".join(f"<span>{formula(equation)}</span>" for equation in equations)
+    return f'<p class="rule">{each}</p>'
 
 
 # --- arrays -----------------------------------------------------------------------------
@@ -224,7 +233,8 @@ def network(found: Telling, prefix: str) -> str:
     ]
     nodes.append(loss)
     tops, heights, bottom = _rows(nodes)
-    drawn = [*_frames(nodes, tops, heights)]
+    frames = [*_frames(nodes, tops, heights)]
+    drawn = [frame for frame, _ in frames]
     lanes: list[tuple[int, int]] = []  # of ways around: where the last one in a lane ended
     for node in nodes:
         for edge in node.edges:
@@ -236,6 +246,7 @@ def network(found: Telling, prefix: str) -> str:
     for one in found.findings:
         marked[one.path] = marked.get(one.path, False) or one.bad
     drawn += [_box(node, found, tops[node.number], prefix, marked) for node in nodes]
+    drawn += [label for _, label in frames]
     about = "The network from its input to the loss, with shapes on the way and norms of gradients"
     arrows = _ARROWS if prefix == "p0" else ""  # once a page
     legend = (
@@ -276,8 +287,8 @@ def _height(node: Node) -> int:
     return 2 * ROUND
 
 
-def _frames(nodes: list[Node], tops: list[int], heights: list[int]) -> Iterable[str]:
-    """A frame around the layers of each block."""
+def _frames(nodes: list[Node], tops: list[int], heights: list[int]) -> Iterable[tuple[str, str]]:
+    """A frame around the layers of each block, and its label."""
     blocks = {
         call.number: (call, node.blocks.index(call)) for node in nodes for call in node.blocks
     }
@@ -289,8 +300,9 @@ def _frames(nodes: list[Node], tops: list[int], heights: list[int]) -> Iterable[
         left = 4 + 7 * depth
         yield (
             f'<rect class="frame" x="{left}" y="{top}" width="{WIDTH - 2 * left}" '
-            f'height="{end - top}" rx="8"/><text class="small" x="{left + 8}" y="{top + 13}">'
-            f"{escape(f'{call.path} {type(call.layer).__name__}'.strip())}</text>"
+            f'height="{end - top}" rx="8"/>',
+            f'<text class="small free" x="{left + 8}" y="{top + 13}">'
+            f"{escape(f'{call.path} {type(call.layer).__name__}'.strip())}</text>",
         )
 
 
@@ -343,13 +355,14 @@ def _straight(edge, nodes, tops, heights) -> list[str]:
     left, right = MIDDLE - 9, MIDDLE + 9
     drawn = [
         f'<path class="down" d="M{left},{top + 1}V{end - 3}"/>',
-        f'<text class="small" x="{left - 9}" y="{middle}" text-anchor="end">{_shape(edge)}</text>',
+        f'<text class="small free" x="{left - 9}" y="{middle}" text-anchor="end">'
+        f"{_shape(edge)}</text>",
     ]
     if edge.gradient is not None:
         name = escape(f"∂L/∂{plain(nodes[edge.start].name)}")
         drawn += [
             f'<path class="up" d="M{right},{end - 1}V{top + 3}"/>',
-            f'<text class="small" x="{right + 9}" y="{middle}">{name}: {_norm(edge)}</text>',
+            f'<text class="small free" x="{right + 9}" y="{middle}">{name}: {_norm(edge)}</text>',
         ]
     return drawn
 
@@ -368,14 +381,15 @@ def _around(edge: Edge, nodes, tops, heights, lane: int) -> list[str]:
     drawn = [
         f'<path class="down" d="M{MIDDLE - start_half - 1},{start}H{MIDDLE - far}V{end}'
         f'H{MIDDLE - end_half - 3}"/>',
-        f'<text class="small" x="{MIDDLE - end_half - 10}" y="{end - 5 - shift}" '
+        f'<text class="small free" x="{MIDDLE - end_half - 10}" y="{end - 5 - shift}" '
         f'text-anchor="end">{_shape(edge)}</text>',
     ]
     if edge.gradient is not None:
         drawn += [
             f'<path class="up" d="M{MIDDLE + end_half + 1},{end}H{MIDDLE + far}V{start}'
             f'H{MIDDLE + start_half + 3}"/>',
-            f'<text class="small" x="{MIDDLE + HALF + 10}" y="{start + 14}">{_norm(edge)}</text>',
+            f'<text class="small free" x="{MIDDLE + HALF + 10}" y="{start + 14}">'
+            f"{_norm(edge)}</text>",
         ]
     return drawn
 

@@ -14,6 +14,7 @@ from ..data import fetch
 from ..layers import Layer
 from ..layers.base import kinds
 from ..losses import Loss
+from ..pages import framed
 from ..registry import Backend
 from ..registry import backend as choose
 from ..trees import leaves, named_leaves, tree_map, unname
@@ -48,11 +49,9 @@ class Explanation(Telling):
 
     def _repr_html_(self) -> str:
         try:
-            found = self.to_html()
+            return framed(self.to_html())
         except ImportError:
             return f"<pre>{escape(str(self))}</pre>"
-        style = "width:100%;height:44rem;border:0"
-        return f'<iframe srcdoc="{escape(found, quote=True)}" style="{style}"></iframe>'
 
 
 def explain(
@@ -114,7 +113,8 @@ def explain(
 
     batch = [x, target] if weights is None else [x, target, weights]
     host = (params, state, *batch)
-    walked = walk(model, loss, *map(chosen.asarray, host))
+    with chosen.applied():
+        walked = walk(model, loss, *map(chosen.asarray, host))
     nodes, output = flow(walked, chosen.to_numpy)
     value = np.asarray(chosen.to_numpy(walked.loss))
     moved = partial(_moved, model, loss, *host)
