@@ -16,7 +16,8 @@ TensorFloat-32 where the hardware has that. They set
                mkldnn.rnn}.fp32_precision = "ieee", or "tf32" (before PyTorch 2.9: "highest",
                or "high", for torch.set_float32_matmul_precision, and cudnn.allow_tf32)
     CuPy       the compute type of float32 products: COMPUTE_TYPE_DEFAULT, or COMPUTE_TYPE_TF32,
-               which is what CUPY_TF32=1 is for
+               which is what CUPY_TF32=1 is for (of two matrices: CuPy 14 multiplies stacks of
+               them, and so windows, in float32 all the same)
     others     nothing: they multiply as the BLAS does that they were built with
 
 Settings have been seen to do nothing, so `Backend.probe` looks. It takes a product y = A B of
