@@ -190,7 +190,8 @@ def _runs(report: dict[str, Any]) -> Iterator[str]:
     )
     if len(timed) > 1:
         (least, quickest), *others = timed
-        rest = _and([f"{float(f'{ms / least:.2g}'):,g} times as long in {name}" for ms, name in others])
+        ratios = [(float(f"{ms / least:.2g}"), name) for ms, name in others]
+        rest = _and([f"{ratio:,g} times as long in {name}" for ratio, name in ratios])
         yield f"A step takes {least:.3g} ms in {quickest}, which is the quickest, and {rest}."
     far = [(r["max_relative_deviation"], n, r) for n, r in pairs if r["deviations"] is not None]
     known = sorted(((d, n) for d, n, _ in far if d is not None), reverse=True)
