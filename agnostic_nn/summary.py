@@ -80,13 +80,14 @@ class Summary:
         return sum(row.flops_backward for row in self.rows)
 
     def __str__(self) -> str:
-        return "\n\n".join([table(*self._cells()), *self._remarks()])
+        return "\n\n".join([table(*self.cells()), *self.remarks()])
 
     def _repr_html_(self) -> str:
-        said = "".join(f"<p>{remark}</p>" for remark in self._remarks())
-        return html_table(*self._cells(), inline=True) + said
+        said = "".join(f"<p>{remark}</p>" for remark in self.remarks())
+        return html_table(*self.cells(), inline=True) + said
 
-    def _cells(self) -> tuple[list[str], list[list]]:
+    def cells(self) -> tuple[list[str], list[list]]:
+        """Columns and rows of its table, the totals last."""
         columns = {"": "path", "layer": "layer", "output shape": "shape"}
         counts = {
             "parameters": "parameters",
@@ -109,7 +110,8 @@ class Summary:
         totals = [getattr(self, name, None) for name in counts.values()]
         return [*columns, *counts], [*lines, ["", "total", "", *totals]]
 
-    def _remarks(self) -> list[str]:
+    def remarks(self) -> list[str]:
+        """What is to be said below it."""
         said = [_WHOSE]
         if self.bytes_of_training is not None:
             size = _megabytes(self.bytes_of_training)

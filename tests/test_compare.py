@@ -34,6 +34,7 @@ from agnostic_nn.data import Examples
 from agnostic_nn.metrics import accuracy
 from agnostic_nn.progress import Progress
 from agnostic_nn.registry import Status
+from agnostic_nn.summary import Row
 from agnostic_nn.training import Trainer
 from agnostic_nn_backends import SHIPPED
 
@@ -810,6 +811,41 @@ def test_numbers_that_are_none_do_not_keep_a_page_from_being_drawn(pretend):
     assert only(report)["max_relative_deviation"] is None
     assert "no number at all" in page(report)
     assert "no number at all" in summary(report)
+
+
+@pytest.fixture(scope="module")
+def counted():
+    """A report, and the summary of its model."""
+    report = compare(SPIRALS, ["numpy"], dtypes=["float64"], epochs=1, sizes=())
+    given = SPIRALS.model, SPIRALS.loss, SPIRALS.optimizer
+    trainer = nn.Trainer(*given, backend="numpy", dtype="float64")
+    train, _ = SPIRALS.read()
+    trainer.step(train.x[:16].astype("float64"), train.target[:16])
+    return report, trainer.summary(SPIRALS.batch_size)
+
+
+@pytest.mark.parametrize("name", sorted(set(Row.__annotations__) - {"shape"}))
+def test_a_report_says_of_each_layer_what_the_summary_does(counted, name):
+    report, told = counted
+    assert [each[name] for each in report["ledger"]] == [getattr(row, name) for row in told.rows]
+
+
+def test_the_markdown_says_what_each_layer_holds_and_asks_for(counted, tmp_path):
+    report, told = counted
+    write(report, tmp_path)
+    expect_counts((tmp_path / "report.md").read_text(encoding="utf-8"), told)
+
+
+def test_the_page_says_what_each_layer_holds_and_asks_for(drawn, counted):
+    report, told = counted
+    expect_counts(unescape(page(report)), told)
+
+
+def expect_counts(text, told):
+    assert "What each layer holds and asks for, in float64" in text
+    assert f"{told.flops_backward:,}" in text
+    assert f"{told.bytes_kept:,}" in text
+    assert told.remarks()[0] in text
 
 
 def test_an_older_page_goes_where_none_can_be_made(spirals, tmp_path):

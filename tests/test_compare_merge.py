@@ -143,6 +143,19 @@ def test_an_older_report_without_a_probe_is_merged_and_has_none(saved, report):
     assert "numpy:cpu (one): stays within" in summary(merged)
 
 
+def test_what_layers_ask_for_is_told_if_any_report_tells_it(saved, report, tmp_path):
+    assert report["ledger"]
+    older = {key: value for key, value in report.items() if key != "ledger"}
+    old, new, first = saved("one"), saved("two"), saved("three")
+    for path in (old, first):
+        path.write_text(json.dumps(older), encoding="utf-8")
+    assert merge([old, new])["ledger"] == report["ledger"]
+    merged = merge([old, first])
+    assert merged["ledger"] == []
+    write(merged, tmp_path / "merged")
+    assert "asks for" not in (tmp_path / "merged" / "report.md").read_text(encoding="utf-8")
+
+
 def test_losses_that_part_are_said_with_the_step_and_a_run_that_left_with_its_name(saved, report):
     losses = list(report["results"][0]["losses"])
     losses[2] += 1e-3

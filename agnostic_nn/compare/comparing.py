@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from ..ledger import peak_of
 from ..progress import Progress, progress
 from ..registry import Backend, BackendUnavailable, backends
 from ..registry import backend as choose
-from ..summary import summarize
+from ..summary import Summary, summarize
 from ..training import make_step
 from ..trees import leaves, named_leaves
 from .deviation import Deviation, deviation, tolerance
@@ -135,6 +136,7 @@ def compare(
             "layers": list(_layers(chains)),
             "nothing": sorted(_nothing(reference)),
         },
+        "ledger": _ledger(task, asked[0]),
         "results": [result | {"machine": machine} for result in results],
         "left_out": [each | {"machine": machine} for each in left_out],
         "machines": [{"label": machine, "environment": here}],
@@ -226,6 +228,21 @@ def _layers(chains: Chains) -> Iterator[dict[str, Any]]:
     for path, chain in chains.outputs.items():
         entry = {"layer": path, "about": chains.about[path], "outputs": chain}
         yield entry | {"gradients": chains.gradients.get(path)}
+
+
+def _ledger(task: Task, dtype: str) -> list[dict[str, Any]]:
+    """Each layer, and what a step of training holds and asks for in it."""
+    told = _summary(task, dtype)
+    return [asdict(row) | {"shape": str(row.shape)} for row in told.rows] if told else []
+
+
+def _summary(task: Task, dtype: str) -> Summary | None:
+    """Of the model with a batch; a stranger's layer may take no arrays but NumPy's."""
+    (params, state, _), shape = cast(task.start, dtype), task.train.x.shape[1:]
+    try:
+        return summarize(task.workload.model, params, state, shape, dtype, task.workload.batch_size)
+    except Exception:
+        return None
 
 
 # --- what came of it --------------------------------------------------------------------
@@ -326,15 +343,12 @@ def _memory(task: Task, dtype: str, done: Run) -> dict[str, Any]:
         name: sum(leaf.nbytes for leaf in leaves(tree))
         for name, tree in zip(("parameters", "state", "moments"), start, strict=True)
     }
-    predicted, held["kept_for_backward"] = None, None
-    try:
-        shape, size = task.train.x.shape[1:], work.batch_size
-        told = summarize(work.model, start[0], start[1], shape, dtype, size)
-        held["kept_for_backward"] = told.bytes_kept
+    told, predicted = _summary(task, dtype), None
+    held["kept_for_backward"] = told.bytes_kept if told else None
+    if told:
         step = make_step(work.model, work.loss, work.optimizer)
-        predicted = peak_of(step, start, *next(task.batches(dtype)))
-    except Exception:  # a stranger's layer may take no arrays but NumPy's
-        pass
+        with suppress(Exception):  # as above, of a stranger's loss
+            predicted = peak_of(step, start, *next(task.batches(dtype)))
     return {"peak": done.peak, "predicted": predicted, **held}
 
 

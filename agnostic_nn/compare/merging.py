@@ -40,7 +40,7 @@ def read(path: Path) -> dict[str, Any]:
             "make it again with this version"
         )
     results = [dict.fromkeys(LATER) | result for result in report["results"]]
-    return report | {"results": results}
+    return {"ledger": []} | report | {"results": results}
 
 
 def merge(paths: Sequence[Path], labels: Sequence[str] | None = None) -> dict[str, Any]:
@@ -74,6 +74,7 @@ def merge(paths: Sequence[Path], labels: Sequence[str] | None = None) -> dict[st
     epsilon = {dtype: value for one in told for dtype, value in one["epsilon"].items()}
     nothing = sorted({name for one in told for name in one["nothing"]})
     merged["tolerance"] = first["tolerance"] | {"epsilon": epsilon, "nothing": nothing}
+    merged["ledger"] = next((r["ledger"] for r in reports if r["ledger"]), [])
     merged["differences"] = [*_settings(merged), *_runs(merged)]
     return Comparison(merged)
 

@@ -10,6 +10,7 @@ from .report import (
     READING,
     by_size,
     environments,
+    ledger,
     names,
     overview,
     remarks,
@@ -64,6 +65,7 @@ def page(report: dict[str, Any]) -> str:
         plots=[(made, about) for made, about in drawn if made is not None],
         reading=[each.format(**report["tolerance"]) for each in READING],
         tolerances=tolerances(report),
+        ledger=ledger(report) if report["ledger"] else None,
         by_size=by_size(report),
         environments=environments(report),
     )

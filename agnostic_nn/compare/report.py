@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..policies import less
+from ..summary import Row as Entry
+from ..summary import Summary
 from ..tables import markdown_table, table
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "by_size",
     "environments",
     "flat",
+    "ledger",
     "multiplied",
     "names",
     "overview",
@@ -283,6 +286,9 @@ def _markdown(report: dict[str, Any]) -> str:
     parts += ["## How to read this", *(each.format(**report["tolerance"]) for each in READING)]
     columns, rows = tolerances(report)
     parts += ["## Tolerances of layers at the first step", markdown_table(columns, rows)]
+    if report["ledger"]:
+        title, columns, rows, said = ledger(report)
+        parts += [f"## {title}", markdown_table(columns, rows), *said]
     columns, rows = by_size(report)
     if rows:
         parts += ["## Milliseconds a step, by the size of the batch", markdown_table(columns, rows)]
@@ -311,6 +317,15 @@ def tolerances(report: dict[str, Any]) -> tuple[list[str], list[Row]]:
             row += [n and 4.0 * epsilon * n**0.5 for n in chains]
         rows.append(row)
     return columns, rows
+
+
+def ledger(report: dict[str, Any]) -> tuple[str, list[str], list[Row], list[str]]:
+    """Title, columns and rows: what each layer holds and asks for; and what is said of it."""
+    told = Summary(
+        tuple(Entry(**each) for each in report["ledger"]), report["workload"]["batch_size"]
+    )
+    dtype = next(iter(report["tolerance"]["epsilon"]))
+    return f"What each layer holds and asks for, in {dtype}", *told.cells(), told.remarks()
 
 
 def by_size(report: dict[str, Any]) -> tuple[list[str], list[Row]]:
