@@ -28,7 +28,7 @@ from agnostic_nn.compare import (
     write,
 )
 from agnostic_nn.compare.deviation import deviation, tolerance
-from agnostic_nn.compare.environment import environment
+from agnostic_nn.compare.environment import VARIABLES, environment
 from agnostic_nn.compare.workloads import WORKLOADS
 from agnostic_nn.data import Examples
 from agnostic_nn.metrics import accuracy
@@ -616,6 +616,15 @@ def test_what_cannot_be_deterministic_is_a_result_if_named_and_else_left_out(pre
     assert only(report)["deterministic"] is True
     (left_out,) = report["left_out"]
     assert left_out["reason"] == said
+
+
+def test_every_variable_that_we_know_to_matter_is_reported():
+    root = Path(__file__).parents[1]
+    files = [root / "agnostic_nn" / "policies.py", *(root / "backends").rglob("*.py")]
+    home = r"\b(?:AGNOSTIC_NN|CUBLAS|CUPY|JAX|MKL|NVIDIA|ONEDNN|TORCH|XLA)_[A-Z0-9_]+\b"
+    told = {name for path in files for name in re.findall(home, path.read_text(encoding="utf-8"))}
+    assert told
+    assert told <= set(VARIABLES)
 
 
 def test_the_command_line_says_the_policy(monkeypatch, tmp_path, capsys):

@@ -20,6 +20,7 @@ VARIABLES = (  # by which threads, precision, devices and ways to compute are ch
     "AGNOSTIC_NN_REPLAY",
     "CUBLAS_WORKSPACE_CONFIG",
     "CUDA_VISIBLE_DEVICES",
+    "CUPY_ENABLE_UMP",
     "CUPY_TF32",
     "JAX_DEFAULT_MATMUL_PRECISION",
     "JAX_ENABLE_X64",
