@@ -1,6 +1,7 @@
 """Every check this project has: `nox` runs the default ones, `nox -l` lists all."""
 
 import ctypes
+import functools
 import os
 import re
 import shutil
@@ -72,6 +73,18 @@ nox.options.sessions = [  # dpnp takes 3 GB, so it is run by name
 ]
 
 
+def session(check):
+    """A nox session; where CI is set, what it installed goes once it has passed: 1.5 GB, not 8."""
+
+    @functools.wraps(check)
+    def passing(session, **parameters):
+        check(session, **parameters)
+        if os.environ.get("CI") and session.venv_backend == "virtualenv":
+            shutil.rmtree(session.virtualenv.location)
+
+    return nox.session(passing)
+
+
 def pytest(session, *arguments, env, run=("pytest",)):
     """The one test suite, on one array library, in as many processes as there are processors."""
     several = ("--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal")
@@ -80,7 +93,7 @@ def pytest(session, *arguments, env, run=("pytest",)):
     session.run(*run, *several, *arguments, *session.posargs, env=env, external=run[1:] != ())
 
 
-@nox.session
+@session
 @nox.parametrize("backend", list(CONFIGURATIONS), ids=list(CONFIGURATIONS))
 def tests(session, backend):
     """The test suite on one backend: nox -s "tests(jax)" """
@@ -107,7 +120,7 @@ def tests(session, backend):
     pytest(session, *arguments, env=env)
 
 
-@nox.session
+@session
 def sweep(session):
     """Every case of every layer on JAX, those too that only sweep over options."""
     requirements, env = CONFIGURATIONS["jax-x64"]
@@ -115,14 +128,14 @@ def sweep(session):
     pytest(session, "tests/test_layers.py", env=env | {"AGNOSTIC_NN_SWEEP": "1"})
 
 
-@nox.session
+@session
 def proofs(session):
     """Hold docs/proofs.md to what is found: everything, every oracle; `-- --write` writes it."""
     session.install("-e", ".[jax,strict]", "torch==2.13.0", "optax")
     session.run("python", "tests/proofs.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
-@nox.session
+@session
 def conformance(session):
     """What a backend can carry: `-- jax`, or `-- mlx.core -- mlx[cpu]` with what to install."""
     if not session.posargs:
@@ -135,7 +148,7 @@ def conformance(session):
     session.run("agnostic-nn", "conformance", *asked)
 
 
-@nox.session
+@session
 def bench(session):
     """Time this library against others; `-- --help` says how to ask for less than an hour."""
     others = nox.project.dependency_groups(PROJECT, "bench")
@@ -143,7 +156,7 @@ def bench(session):
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
-@nox.session
+@session
 def newest(session):
     """The NumPy suite on the newest Python at hand."""
     python = newest_python()
@@ -157,7 +170,7 @@ def newest(session):
     pytest(session, env=env, run=(run, "-m", "pytest"))
 
 
-@nox.session
+@session
 def lowest(session):
     """The NumPy suite with the lowest versions that pyproject.toml allows."""
     needs = PROJECT["project"]["dependencies"]
@@ -167,7 +180,7 @@ def lowest(session):
     pytest(session, env={"AGNOSTIC_NN_BACKEND": "numpy"} | FEW)
 
 
-@nox.session
+@session
 def build(session):
     """The NumPy suite on the installed wheel, which holds the two packages and nothing else."""
     session.install("build", *TEST)
@@ -191,7 +204,7 @@ def build(session):
     pytest(session, env={"AGNOSTIC_NN_BACKEND": "numpy"} | DEVICE | FEW)
 
 
-@nox.session
+@session
 def lint(session):
     """Check formatting and lint."""
     session.install(*nox.project.dependency_groups(PROJECT, "lint"))
@@ -199,7 +212,7 @@ def lint(session):
     session.run("ruff", "check", ".")
 
 
-@nox.session
+@session
 def typecheck(session):
     """Check the type hints of the public surface."""
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "typecheck"))
