@@ -152,22 +152,25 @@ from .registry import Backend, BackendUnavailable, Status, backend, backends
 
 if TYPE_CHECKING:
     from .bisecting import bisect
-    from .callbacks import (
+    from .checking import CheckFailed, check
+    from .explaining import explain
+    from .profiling import profile
+    from .training import (
         Callback,
         Checkpoint,
+        CheckpointError,
         CSVLog,
         EarlyStopping,
+        History,
+        NonFiniteLoss,
         RateLog,
         ReduceOnPlateau,
         TensorBoardLog,
+        Trainer,
+        class_weights,
+        make_step,
+        stratified_split,
     )
-    from .checking import CheckFailed, check
-    from .checkpoint import CheckpointError
-    from .data import class_weights, stratified_split
-    from .explaining import explain
-    from .history import History
-    from .profiling import profile
-    from .training import NonFiniteLoss, Trainer, make_step
 
 __all__ = [
     "CELU",
@@ -336,25 +339,25 @@ __all__ = [
 ]
 
 _UPSTAIRS = {
-    "CSVLog": "callbacks",
-    "Callback": "callbacks",
+    "CSVLog": "training",
+    "Callback": "training",
     "CheckFailed": "checking",
-    "Checkpoint": "callbacks",
-    "CheckpointError": "checkpoint",
-    "EarlyStopping": "callbacks",
-    "History": "history",
+    "Checkpoint": "training",
+    "CheckpointError": "training",
+    "EarlyStopping": "training",
+    "History": "training",
     "NonFiniteLoss": "training",
-    "RateLog": "callbacks",
-    "ReduceOnPlateau": "callbacks",
-    "TensorBoardLog": "callbacks",
+    "RateLog": "training",
+    "ReduceOnPlateau": "training",
+    "TensorBoardLog": "training",
     "Trainer": "training",
     "bisect": "bisecting",
     "check": "checking",
-    "class_weights": "data",
+    "class_weights": "training",
     "explain": "explaining",
     "make_step": "training",
     "profile": "profiling",
-    "stratified_split": "data",
+    "stratified_split": "training",
 }
 
 __version__ = "0.1.0"

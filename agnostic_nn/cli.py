@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import commands
-from .registry import _chosen_policy
+from .registry import chosen_policy
 
 __all__ = ["main"]
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         getattr(commands, name).add(known)
     options = parser.parse_args(arguments)
     try:
-        _chosen_policy(None, None)
+        chosen_policy(None, None)
     except ValueError as error:  # no command can run where the environment makes no sense
         print(f"agnostic-nn: {error}", file=sys.stderr)
         return 2

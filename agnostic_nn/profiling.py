@@ -152,7 +152,7 @@ def profile(
     """
     expect_count("steps", steps)
     trainer = Trainer(model, loss, optimizer, backend=backend)
-    examples = trainer._examples(x, target)[:]
+    examples = trainer.examples(x, target)[:]
     chosen = trainer.backend
     batch = chosen.asarray((examples.x, examples.target))
     host = chosen.to_numpy((trainer.params, trainer.state, trainer.moments))

@@ -20,7 +20,15 @@ from . import policies
 from .arrays import Array
 from .trees import leaves, tree_map
 
-__all__ = ["Backend", "BackendUnavailable", "Status", "backend", "backends"]
+__all__ = [
+    "Backend",
+    "BackendUnavailable",
+    "Status",
+    "backend",
+    "backends",
+    "chosen_policy",
+    "known",
+]
 
 VARIABLE = "AGNOSTIC_NN_BACKEND"
 PRECISION, DETERMINISTIC = "AGNOSTIC_NN_PRECISION", "AGNOSTIC_NN_DETERMINISTIC"
@@ -123,6 +131,14 @@ class Backend:
             raise BackendUnavailable(f"{self} has no float64")
         return self.adapter.double()
 
+    @property
+    def can_double(self) -> bool:
+        """Whether float64 is to be had within `double`."""
+        if self.adapter.double is None:
+            return False
+        with self.double():
+            return self.has_float64
+
     def asarray(self, tree: Any) -> Any:
         """NumPy arrays or nested lists, in a tree or alone, as arrays on this device.
 
@@ -224,7 +240,7 @@ def backend(
         device does not exist, or it cannot be deterministic as things are set up. Nothing
         falls back to another.
     """
-    policy = _chosen_policy(precision, deterministic)
+    policy = chosen_policy(precision, deterministic)
     name = name or os.environ.get(VARIABLE) or "numpy"
     library, _, device_name = name.partition(":")
     adapter = _load(library)
@@ -245,7 +261,7 @@ def backend(
     return found
 
 
-def _chosen_policy(precision: Any, deterministic: Any) -> tuple[str, bool]:
+def chosen_policy(precision: Any, deterministic: Any) -> tuple[str, bool]:
     """What was asked for, else what the environment says."""
     where = "precision"
     if precision is None:
@@ -265,8 +281,8 @@ def _chosen_policy(precision: Any, deterministic: Any) -> tuple[str, bool]:
 
 def backends() -> Iterator[Status]:
     """Each known backend, the shipped ones first, with its devices or why it cannot run."""
-    policy = _chosen_policy(None, None)
-    for library in _modules():
+    policy = chosen_policy(None, None)
+    for library in known():
         try:
             adapter = _load(library)
         except BackendUnavailable as error:
@@ -280,7 +296,7 @@ def backends() -> Iterator[Status]:
             yield Status(library, adapter.version, (), str(error))
 
 
-def _modules() -> dict[str, str]:
+def known() -> dict[str, str]:
     """Name to module of each known backend."""
     from importlib.metadata import entry_points  # as slow to import as half of NumPy
 
@@ -294,10 +310,10 @@ def _modules() -> dict[str, str]:
 def _load(library: str) -> ModuleType:
     module, install = SHIPPED.get(library, (None, None))
     if module is None:
-        module = _modules().get(library)
+        module = known().get(library)
     if module is None:
         raise BackendUnavailable(
-            f"no backend is called {library!r}; there are {', '.join(_modules())}"
+            f"no backend is called {library!r}; there are {', '.join(known())}"
         )
     try:
         return import_module(module)

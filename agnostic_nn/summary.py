@@ -14,7 +14,7 @@ import numpy as np
 from .arrays import Params, Shape, State
 from .layers import Layer
 from .layers.base import kinds, outline
-from .ledger import Ledger, Memory, peak_of
+from .ledger import Ledger, Memory, blanks_like, peak_of
 from .tables import html_table, table
 from .trees import leaves, shape_map, tree_map
 
@@ -164,15 +164,15 @@ def summarize(
     notes: list[_Note] = []  # in the order in which layers are called
     ledger = Ledger()
     with ledger:
-        params, state = ledger.arrays((params, state))
-        x = ledger.arrays(_like_input(model.takes, shape, dtype, batch_size))
+        params, state = blanks_like((params, state))
+        x = blanks_like(_like_input(model.takes, shape, dtype, batch_size))
         trained = {leaf.memory for leaf in leaves(params)}
         constant = trained | {leaf.memory for leaf in leaves(state)}
         watched = _Watch(ledger, notes, trained).twin(model, "", None)
         y, _, cache = watched.forward(params, state, x, train=True)
         forward = ledger.operations.copy()
         signed = list(_signed(cache))
-        watched.backward_params(params, cache, ledger.arrays(y))
+        watched.backward_params(params, cache, blanks_like(y))
 
     known: set[Memory] = set()
     for number, leaf in signed:
@@ -306,8 +306,8 @@ def bytes_of_training(
     """
     x = _like_input(model.takes, shape, dtype, batch_size)
     params, state, _ = carry
-    with Ledger() as ledger:
-        given = ledger.arrays((params, state, x))
+    with Ledger():
+        given = blanks_like((params, state, x))
         y, _, _ = model.forward(*given, train=True)
     like = tree_map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), y)
     targets = [like]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn import bisecting, cli, noise, special
+from agnostic_nn import cli, special
 from agnostic_nn.arrays import device, namespace
+from agnostic_nn.bisecting import bisecting, noise
 from agnostic_nn.blocks import parallel, residual
 from agnostic_nn.layers import convolution, normalization, regularization
 

@@ -9,7 +9,7 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn import CheckFailed, check
 from agnostic_nn.arrays import namespace
-from agnostic_nn.checking import STEP
+from agnostic_nn.checking.checking import STEP
 
 
 class Cube(nn.Elementwise):

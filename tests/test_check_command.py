@@ -7,7 +7,7 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn import cli, losses, optimizers
-from agnostic_nn.specimens import LAYERS, LOSSES, OPTIMIZERS
+from agnostic_nn.checking.specimens import LAYERS, LOSSES, OPTIMIZERS
 
 OWN = '''
 from dataclasses import dataclass

@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import save as save_tensors
 
 import agnostic_nn as nn
-from agnostic_nn import checkpoint
-from agnostic_nn.config import describe, rebuild
+from agnostic_nn.training import checkpoint
+from agnostic_nn.training.config import describe, rebuild
 from agnostic_nn.trees import leaves
 
 ARRAYS = {
@@ -138,7 +138,7 @@ def test_the_file_is_on_the_disk_before_it_replaces_the_old_one(tmp_path, monkey
 
 KILLED = """
 import sys, numpy as np
-from agnostic_nn import checkpoint
+from agnostic_nn.training import checkpoint
 n = 0
 while True:
     n += 1

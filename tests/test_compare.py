@@ -16,7 +16,6 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn import cli, special
-from agnostic_nn.checkpoint import digest
 from agnostic_nn.compare import (
     CannotCompare,
     Workload,
@@ -30,12 +29,13 @@ from agnostic_nn.compare import (
 from agnostic_nn.compare.deviation import deviation, tolerance
 from agnostic_nn.compare.environment import VARIABLES, environment
 from agnostic_nn.compare.workloads import WORKLOADS
-from agnostic_nn.data import Examples
 from agnostic_nn.metrics import accuracy
-from agnostic_nn.progress import Progress
 from agnostic_nn.registry import Status
 from agnostic_nn.summary import Row
 from agnostic_nn.training import Trainer
+from agnostic_nn.training.checkpoint import digest
+from agnostic_nn.training.data import Examples
+from agnostic_nn.training.progress import Progress
 from agnostic_nn_backends import SHIPPED
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "report-schema.md"

@@ -8,8 +8,8 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn.compare import CannotCompare, Workload, compare, merge, summary, write
-from agnostic_nn.data import Examples
 from agnostic_nn.metrics import accuracy
+from agnostic_nn.training.data import Examples
 
 
 def _read():

@@ -9,7 +9,7 @@ from cases.optimizers import OPTIMIZERS
 
 import agnostic_nn as nn
 from agnostic_nn import schedules
-from agnostic_nn.config import describe, rebuild
+from agnostic_nn.training.config import describe, rebuild
 
 
 def through_json(thing):
@@ -18,7 +18,7 @@ def through_json(thing):
 
 def of_ones_own(layer):
     """Whether a layer holds what only tests use."""
-    theirs = type(layer).__module__.startswith(("cases", "agnostic_nn.specimens"))
+    theirs = type(layer).__module__.startswith(("cases", "agnostic_nn.checking.specimens"))
     return theirs or "Lambda(" in repr(layer)
 
 

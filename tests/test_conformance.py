@@ -397,7 +397,7 @@ def used(path):
 def test_what_a_backend_must_have_is_what_the_library_uses():
     core = ("special", "layers", "blocks", "losses", "optimizers")
     files = [path for folder in core for path in (ROOT / "agnostic_nn" / folder).glob("*.py")]
-    alone = ("arrays", "initializers", "metrics", "random", "schedules", "training")
+    alone = ("arrays", "initializers", "metrics", "random", "schedules", "training/steps")
     files += [ROOT / "agnostic_nn" / f"{name}.py" for name in alone]
     asked = {name for path in files for name in used(path)}
     assert asked - {"float64"} == set(NEEDS)

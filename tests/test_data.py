@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn import data
+from agnostic_nn.training import data
 
 # --- trees and files --------------------------------------------------------------------
 

@@ -11,10 +11,10 @@ import pytest
 from cases import inputs
 
 import agnostic_nn as nn
-from agnostic_nn import ledger as ledgers
 from agnostic_nn.arrays import namespace
-from agnostic_nn.ledger import Ledger, peak_of
-from agnostic_nn.specimens import LAYERS, LOSSES, OPTIMIZERS
+from agnostic_nn.checking.specimens import LAYERS, LOSSES, OPTIMIZERS
+from agnostic_nn.ledger import Ledger, blanks_like, peak_of
+from agnostic_nn.ledger import arrays as counting
 from agnostic_nn.summary import _like_input
 from agnostic_nn.trees import leaves, named_leaves, tree_map
 
@@ -30,10 +30,10 @@ def drawn(layer, shape, rows, dtype="float32"):
 def counted(layer, shape, rows):
     """The operations of forward and of backward, dx included."""
     with Ledger() as ledger:
-        params, state, x = ledger.arrays(drawn(layer, shape, rows))
+        params, state, x = blanks_like(drawn(layer, shape, rows))
         y, _, cache = layer.forward(params, state, x, train=True)
         forward = ledger.operations.total()
-        layer.backward(params, cache, ledger.arrays(y))
+        layer.backward(params, cache, blanks_like(y))
     return forward, ledger.operations.total() - forward
 
 
@@ -121,8 +121,8 @@ def test_shapes_and_dtypes_are_those_of_numpy(specimen, dtype):
 
 
 def told_by(run, *trees):
-    with Ledger() as ledger:
-        return [pair for pair in named_leaves(run(*ledger.arrays(trees))) if pair[1] is not None]
+    with Ledger():
+        return [pair for pair in named_leaves(run(*blanks_like(trees))) if pair[1] is not None]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda one: type(one).__name__)
@@ -175,7 +175,7 @@ def held_by_numpy(function, *args):
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_memory_is_that_of_numpy(name, told, monkeypatch):
     if told == "by names":  # as where the interpreter counts no references for them
-        monkeypatch.setattr(ledgers, "_UNKNOWN", ledgers._NAMED)
+        monkeypatch.setattr(counting, "_UNKNOWN", counting._NAMED)
     expression, a = EXPRESSIONS[name], np.ones((1000, 1000), "float32")
     found = held_by_numpy(expression, a)
     assert peak_of(expression, a) - a.nbytes == pytest.approx(found, abs=2e4)
@@ -215,7 +215,7 @@ def test_a_layer_holds_what_is_predicted(layer, shape):
 
 def test_what_is_given_back_is_no_longer_alive():
     with Ledger() as ledger:
-        a = ledger.arrays(np.ones((10, 10), "float32"))
+        a = blanks_like(np.ones((10, 10), "float32"))
         assert (ledger.alive, ledger.peak) == (400, 400)
         b = a + 1.0
         view = b[2:, :]
@@ -246,14 +246,14 @@ def test_matrices_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("dtype", ["bool", "int8", "int32", "uint32", "float32"])
 def test_sums_are_as_wide_as_those_of_numpy(dtype):
-    with Ledger() as ledger:
-        (a,) = ledger.arrays((np.ones(3, dtype),))
+    with Ledger():
+        (a,) = blanks_like((np.ones(3, dtype),))
         assert namespace(a).sum(a).dtype == HOST.sum(np.ones(3, dtype)).dtype
 
 
 def test_functions_of_numpy_itself_are_counted_too():
     with Ledger() as ledger:
-        a = ledger.arrays(np.ones((3, 4), "float32"))
+        a = blanks_like(np.ones((3, 4), "float32"))
         made = np.exp(np.ones(4, "float32") * a)
         assert (made.shape, made.dtype) == ((3, 4), np.float32)
     assert ledger.operations.total() == 24

@@ -15,8 +15,8 @@ import agnostic_nn as nn
 from agnostic_nn import binary_cross_entropy as binary
 from agnostic_nn import mean_squared_error as mse
 from agnostic_nn import softmax_cross_entropy as softmax
-from agnostic_nn.config import describe, rebuild
 from agnostic_nn.losses.base import check_of, metrics_of
+from agnostic_nn.training.config import describe, rebuild
 from agnostic_nn.trees import leaves, tree_map
 
 

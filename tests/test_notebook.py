@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn import history as histories
 from agnostic_nn import tables
 from agnostic_nn.bisecting import Bisection
-from agnostic_nn.checking import Report
+from agnostic_nn.checking.checking import Report
+from agnostic_nn.checking.specimens import LAYERS
 from agnostic_nn.compare import Workload, compare
 from agnostic_nn.compare.page import Comparison
 from agnostic_nn.conformance import Conformance, conformance
-from agnostic_nn.data import Examples
 from agnostic_nn.explaining.explaining import Explanation
 from agnostic_nn.profiling import Profile
-from agnostic_nn.specimens import LAYERS
 from agnostic_nn.summary import Summary
+from agnostic_nn.training import history as histories
+from agnostic_nn.training.data import Examples
 
 VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
 MODEL = nn.Sequential(nn.Dense(4), nn.Residual(nn.Dense(4, bias=False), nn.ReLU()), nn.Dense(2))

@@ -14,10 +14,10 @@ import agnostic_nn as nn
 from agnostic_nn import policies, random, special
 from agnostic_nn.compare import Workload, compare
 from agnostic_nn.conformance import conformance, library
-from agnostic_nn.data import Examples
 from agnostic_nn.explaining.notebooks import told_notebook
 from agnostic_nn.registry import Backend
 from agnostic_nn.training import Trainer, make_step
+from agnostic_nn.training.data import Examples
 from agnostic_nn.trees import leaves
 from agnostic_nn_backends import SHIPPED
 

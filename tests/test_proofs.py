@@ -3,7 +3,7 @@
 import pytest
 from proofs import MADE_WITH, PAGE, unlike
 
-from agnostic_nn.specimens import LAYERS, LOSSES
+from agnostic_nn.checking.specimens import LAYERS, LOSSES
 
 SOUND = PAGE.read_text(encoding="utf-8")
 (DENSE,) = (line for line in SOUND.splitlines() if line.startswith("| Dense | ") and "pass" in line)

@@ -10,9 +10,9 @@ from agnostic_nn.arrays import namespace
 from agnostic_nn.compare import Workload, compare
 from agnostic_nn.compare.roundings import chains, layer_of
 from agnostic_nn.compare.running import Task
-from agnostic_nn.data import Examples
 from agnostic_nn.metrics import accuracy
 from agnostic_nn.training import make_step
+from agnostic_nn.training.data import Examples
 from agnostic_nn.trees import named_leaves
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from agnostic_nn import schedules
-from agnostic_nn.config import describe, rebuild
 from agnostic_nn.schedules import (
     Constant,
     Cosine,
@@ -22,6 +21,7 @@ from agnostic_nn.schedules import (
     Times,
     Warmup,
 )
+from agnostic_nn.training.config import describe, rebuild
 
 STEPS = 120
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn import data, training
-from agnostic_nn.interrupts import DeferredInterrupts
 from agnostic_nn.layers.base import kinds
+from agnostic_nn.training import data, feeding
+from agnostic_nn.training.interrupts import DeferredInterrupts
 from agnostic_nn.trees import leaves, tree_map
 
 
@@ -215,7 +215,7 @@ def test_all_batches_compile_once(backend):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_steps_taken_by_one_call_are_those_taken_one_by_one(backend, monkeypatch, weighted):
     """Eleven batches, the last one short, by calls of four; and what is left of an epoch."""
-    monkeypatch.setattr(training.Backend, "compiles", True)
+    monkeypatch.setattr(nn.Backend, "compiles", True)
     x, labels = blobs(43)
     weights = np.linspace(0.5, 2.0, 43).astype("float32") if weighted else None
     options = {"batch_size": 4, "weights": weights, "verbose": 0}
@@ -224,11 +224,12 @@ def test_steps_taken_by_one_call_are_those_taken_one_by_one(backend, monkeypatch
     calls, steps = [], together._steps
     monkeypatch.setattr(together, "_steps", lambda *given: calls.append(1) or steps(*given))
     together.build((4,))
-    monkeypatch.setattr(training, "_WORK", 4 * together._work(4))
+    each = feeding.work_of(model, together.params, (4,))
+    monkeypatch.setattr(feeding, "_WORK", 4 * 4 * each)
     histories = [together.fit(x, labels, steps=4, epochs=2, **options)]
     histories += [together.fit(x, labels, **options)]
     assert len(calls) == 1 + 2  # of four, and of four and three
-    monkeypatch.setattr(training, "_WORK", 0)
+    monkeypatch.setattr(feeding, "_WORK", 0)
     for steps, found in zip((4, None), histories, strict=True):
         expected = alone.fit(x, labels, steps=steps, epochs=1, **options)
         assert found.epochs[-1]["steps"] == expected.epochs[-1]["steps"]
@@ -662,7 +663,7 @@ def test_what_augment_makes_is_checked_too(backend, augment, kind, said):
 
 
 def test_ctrl_c_leaves_no_thread_behind(backend, monkeypatch):
-    monkeypatch.setattr(training, "_WORK", 0)  # each step by a call of its own
+    monkeypatch.setattr(feeding, "_WORK", 0)  # each step by a call of its own
     trainer, whole = make(backend, nn.Dense(3)), make(backend, nn.Dense(3))
     step, calls = trainer._step, []
 
@@ -957,7 +958,7 @@ def test_fit_stops_at_the_first_step_that_is_not_finite_and_keeps_the_last_good_
 
 def test_ctrl_c_ends_fit_at_a_step_boundary_with_the_trainer_usable(backend, monkeypatch):
     x, labels = blobs()
-    monkeypatch.setattr(training, "_WORK", 0)  # each step by a call of its own
+    monkeypatch.setattr(feeding, "_WORK", 0)  # each step by a call of its own
     trainer = make(backend)
     step, calls = trainer._step, []
 

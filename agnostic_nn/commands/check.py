@@ -109,7 +109,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _shape(text: str) -> Any:
     """A shape, or a tree of shapes, from "5,3" or what Python would write."""
-    from ..data import shape_from
+    from ..training.data import shape_from
 
     try:
         found = shape_from(ast.literal_eval(text))
@@ -127,16 +127,15 @@ def _shape(text: str) -> Any:
 def _double(name: str) -> Backend:
     """The backend called `name`, refused if it has no float64 to be had."""
     one = backend(name)
-    with one.double():
-        if not one.has_float64:
-            raise BackendUnavailable(f"{one} has no float64")
+    if not one.can_double:
+        raise BackendUnavailable(f"{one} has no float64")
     return one
 
 
 def _chosen(asked: list[str], shape: Any) -> list[tuple]:
     """Name, layer, shape and draw of each that was asked for."""
+    from ..checking.specimens import LAYERS, LOSSES
     from ..loading import load_layer
-    from ..specimens import LAYERS, LOSSES
 
     ready = {one.name: one for one in (*LAYERS, *LOSSES)}
     if not asked and shape is not None:

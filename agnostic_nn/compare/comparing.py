@@ -11,14 +11,14 @@ import numpy as np
 
 from .. import policies, random
 from ..arrays import Moments, Params, State, namespace
-from ..checkpoint import digest
-from ..data import Examples
 from ..ledger import peak_of
-from ..progress import Progress, progress
 from ..registry import Backend, BackendUnavailable, backends
 from ..registry import backend as choose
 from ..summary import Summary, summarize
 from ..training import make_step
+from ..training.checkpoint import digest
+from ..training.data import Examples
+from ..training.progress import Progress, progress
 from ..trees import leaves, named_leaves
 from .deviation import Deviation, deviation, tolerance
 from .environment import environment

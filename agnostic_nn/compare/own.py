@@ -11,12 +11,12 @@ import numpy as np
 
 from .. import losses, optimizers, random
 from ..arrays import namespace
-from ..data import Examples, expect_lengths
 from ..layers import Layer
 from ..loading import CannotLoad, load_layer
 from ..losses.base import check_of, metrics_of
 from ..metrics import absolute_error
 from ..training import make_step
+from ..training.data import Examples, expect_lengths
 from .workloads import CannotCompare, Workload, split
 
 __all__ = ["own"]

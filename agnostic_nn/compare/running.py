@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Moments, Params, Rows, State
-from ..checkpoint import digest
-from ..data import Examples, batches, order
 from ..layers import Layer
 from ..metrics import finish_of
 from ..profiling import WARM_UP
-from ..progress import Progress
 from ..registry import Backend
 from ..training import make_step
+from ..training.checkpoint import digest
+from ..training.data import Examples, batches, order
+from ..training.progress import Progress
 from ..trees import leaves, named_leaves, tree_map
 from .roundings import Chains, chains, twin
 from .workloads import Workload

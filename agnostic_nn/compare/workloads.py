@@ -17,7 +17,6 @@ import numpy as np
 from .. import blocks, layers, losses, optimizers, random
 from ..arrays import Array, namespace
 from ..blocks import Repeat, Sequential, TransformerBlock
-from ..data import Examples
 from ..layers import (
     GELU,
     GRU,
@@ -37,6 +36,7 @@ from ..layers import (
 from ..losses import Loss, binary_cross_entropy, softmax_cross_entropy
 from ..metrics import accuracy, binary_accuracy
 from ..optimizers import Adam, Optimizer
+from ..training.data import Examples
 
 __all__ = ["WORKLOADS", "CannotCompare", "Workload", "find", "split"]
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from .. import random
 from ..arrays import Params, State, namespace
-from ..data import fetch
 from ..layers import Layer
 from ..layers.base import kinds
 from ..losses import Loss
 from ..pages import framed
 from ..registry import Backend
 from ..registry import backend as choose
+from ..training.data import fetch
 from ..trees import leaves, named_leaves, tree_map, unname
 from .drawing import Part, page
 from .findings import findings

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import agnostic_nn as nn
-from agnostic_nn.checking import _batched, _draw
+from agnostic_nn.checking.inputs import batched, draw_for
 from agnostic_nn.trees import named_leaves, shape_map, tree_map
 
 __all__ = ["Case", "Given", "arrays_for", "inputs", "kinds", "layer_cases", "named", "run"]
@@ -70,8 +70,8 @@ def layer_cases() -> list[Case]:
 def inputs(case: Case, generator: np.random.Generator, rows: int, dtype: str) -> Any:
     """x for a case, on the host: real numbers in dtype, whole ones in int32."""
     kinds = {"f": dtype, "i": "int32", "u": "int32", "b": "bool"}
-    shape = _batched(case.shape, rows)
-    drawn = case.draw(generator, shape) if case.draw else _draw(case.layer, generator, shape)
+    shape = batched(case.shape, rows)
+    drawn = case.draw(generator, shape) if case.draw else draw_for(case.layer, generator, shape)
     return tree_map(lambda leaf: leaf.astype(kinds[leaf.dtype.kind]), drawn)
 
 

@@ -40,13 +40,14 @@ from typing import Any
 
 import numpy as np
 
-from . import random
-from .arrays import Params, Shape, State, expect
-from .layers.base import Layer, kinds
-from .registry import Backend, BackendUnavailable, backend
-from .registry import backends as installed
-from .tables import folded, html_table, table
-from .trees import leaves, named_leaves, shape_map, tree_map, unname
+from .. import random
+from ..arrays import Params, Shape, State, expect
+from ..layers.base import Layer, kinds
+from ..registry import Backend, BackendUnavailable, backend
+from ..registry import backends as installed
+from ..tables import folded, html_table, table
+from ..trees import leaves, named_leaves, shape_map, tree_map, unname
+from .inputs import batched, draw_for
 
 __all__ = ["CheckFailed", "Report", "Row", "check"]
 
@@ -136,9 +137,9 @@ def check(
     expect(batch >= 1, "expected a batch of at least 1, got {}", batch)
     expect(elements >= 1, "expected to check at least 1 element, got {}", elements)
     generator = np.random.default_rng(seed)
-    make = draw or partial(_draw, layer)
+    make = draw or partial(draw_for, layer)
     for dtype in (np.float32, np.float64):
-        case = _somewhere(layer, _batched(shape, batch), dtype, make, generator)
+        case = _somewhere(layer, batched(shape, batch), dtype, make, generator)
         for mode in ("train", "predict"):
             _expect_contract(replace(case, mode=mode))
 
@@ -211,35 +212,6 @@ class _Case:
         return {"y": y, "state": state, "params": grads} | there
 
 
-def _batched(shape, batch):
-    return shape_map(lambda one: (batch, *one), shape)
-
-
-def _draw(layer, generator, shape):
-    """An x that `layer` takes; of integers, the last example repeats the first."""
-    wanted = kinds(layer.takes, shape_map(np.empty, shape))
-    for bits in (6, 5, 4, 3, 2, 1, 0):
-        x = tree_map(partial(_drawn, generator, bits), wanted, shape_map(np.empty, shape))
-        if "integral" not in leaves(wanted):
-            return x
-        try:
-            layer.check(x)
-        except ValueError:
-            continue
-        return x
-    raise ValueError(f"{layer} refuses even an x of zeros: say with `draw` what it takes")
-
-
-def _drawn(generator, bits, kind, like):
-    if kind == "real floating":
-        return generator.standard_normal(like.shape)
-    if kind == "bool":
-        return generator.random(like.shape) < 0.75
-    x = generator.integers(2**bits, size=like.shape)
-    x[-1] = x[0]
-    return x
-
-
 def _somewhere(layer, shape, dtype, draw, generator):
     """A case in which no bias is 0, no scale is 1 and the state is not the first."""
 
@@ -258,7 +230,7 @@ def _somewhere(layer, shape, dtype, draw, generator):
     y, after, _ = layer.forward(params, state, inputs(rows), train=True)
     promised = {"y": shape_map(lambda one: np.zeros((rows, *one), dtype), out), "state": state}
     _expect_alike(f"train in {np.dtype(dtype)}", {"y": y, "state": after}, promised)
-    dy = shape_map(generator.standard_normal, _batched(out, _length(shape)))
+    dy = shape_map(generator.standard_normal, batched(out, _length(shape)))
     dy = tree_map(lambda leaf: np.asarray(leaf, dtype), dy)
     return _Case(layer, "train", params, after, inputs(_length(shape)), dy)
 
@@ -442,14 +414,8 @@ def _differentiated(case, vjp):
 def _usable():
     """All backends that can have float64 but NumPy itself, each with its first such device."""
     for status in installed():
-        yield from [one for one in status.devices if _has_double(one)][:1]
-
-
-def _has_double(one):
-    if one == backend("numpy") or one.adapter.double is None:
-        return False
-    with one.double():
-        return one.has_float64
+        devices = (one for one in status.devices if one != backend("numpy"))
+        yield from [one for one in devices if one.can_double][:1]
 
 
 def _rows(oracle, case, expected, got, where="numpy"):

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from . import random
-from .arrays import device, expect, first_true, namespace
-from .registry import Backend
-from .trees import leaves, named_leaves, shape_map, tree_map
+from .. import random
+from ..arrays import device, expect, first_true, namespace
+from ..registry import Backend
+from ..trees import leaves, named_leaves, shape_map, tree_map
 
 __all__ = [
     "Examples",

@@ -31,19 +31,19 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import expect
-from .data import batches, order
-from .layers import Layer
-from .losses import Loss
+from ..arrays import expect
+from ..layers import Layer
+from ..losses import Loss
+from ..optimizers import Optimizer
+from ..policies import PRECISIONS
+from ..registry import Backend, BackendUnavailable
+from ..registry import backend as choose
+from ..tables import folded, html_table, table
+from ..training import Trainer, make_step
+from ..training.data import batches, order
+from ..trees import leaves, tree_map
 from .noise import rounded
-from .optimizers import Optimizer
 from .pieces import Piece, cast, pieces, read, write
-from .policies import PRECISIONS
-from .registry import Backend, BackendUnavailable
-from .registry import backend as choose
-from .tables import folded, html_table, table
-from .training import Trainer, make_step
-from .trees import leaves, tree_map
 
 __all__ = ["Bisection", "Finding", "bisect", "replay"]
 
@@ -252,7 +252,7 @@ def bisect(
     sides = (_Side.of(one), _Side.of(other))
     narrow = "float64" if all(side.dtype == "float64" for side in sides) else "float32"
     trainer = Trainer(model, loss, optimizer, backend="numpy", seed=seed, dtype=narrow)
-    examples = trainer._examples(*cast((x, target), narrow))[:]
+    examples = trainer.examples(*cast((x, target), narrow))[:]
     data, size = (examples.x, examples.target), min(batch_size, len(examples))
     start = trainer.params, trainer.state, trainer.moments
     carry, batch, taken = sides[0].train(trainer, start, data, size, steps)

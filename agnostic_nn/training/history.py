@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from .pages import embedded, figure, svg
-from .tables import folded, html_table, table
+from ..pages import embedded, figure, svg
+from ..tables import folded, html_table, table
 
 __all__ = ["History"]
 

@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from . import random, special
-from .arrays import namespace
-from .trees import named_leaves, tree_map
+from .. import random, special
+from ..arrays import namespace
+from ..trees import named_leaves, tree_map
 
 __all__ = ["exactly", "plain", "rounded"]
 

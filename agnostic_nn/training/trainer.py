@@ -4,134 +4,45 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from html import escape
-from inspect import signature
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from . import checkpoint, random
-from .arrays import Array, Moments, Params, Rows, Shape, State, expect, namespace, size
+from .. import random
+from ..arrays import Array, Moments, Params, Shape, State, namespace
+from ..layers import Layer
+from ..losses.base import Loss, metrics_of
+from ..metrics import finish_of
+from ..optimizers import Optimizer
+from ..registry import Backend
+from ..registry import backend as choose
+from ..summary import Summary, bytes_of_training, summarize
+from ..trees import leaves, named_leaves, tree_map, unname
+from . import checkpoint
 from .callbacks import Callback, as_callback, moments_in, optimizers_in
 from .config import describe, rebuild
-from .data import (
-    Examples,
-    Stored,
-    Streamed,
-    ahead,
-    expect_lengths,
-    expect_shapes,
-    fetch,
-    filled,
-    is_mapped,
-    pieces,
-    shape_from,
-    typed,
-)
+from .data import Examples, Stored, Streamed, ahead, fetch, filled, is_mapped, shape_from
+from .feeding import Feed, moved, work_of
 from .history import History
+from .intake import Intake
 from .interrupts import DeferredInterrupts
-from .layers import Layer
-from .layers.base import kinds
-from .losses.base import Loss, check_of, metrics_of
-from .metrics import finish_of
-from .optimizers import Optimizer
 from .progress import progress
-from .registry import Backend
-from .registry import backend as choose
-from .special import all_finite, scan, select
-from .summary import Summary, bytes_of_training, summarize
-from .trees import leaves, named_leaves, shape_map, tree_map, unname
+from .steps import Carry, in_turn, judge, make_step
 
-__all__ = ["NonFiniteLoss", "Trainer", "make_step"]
+__all__ = ["NonFiniteLoss", "Trainer"]
 
-Carry = tuple[Params, State, Moments]
 # of an epoch begun: batches done, batch size, examples, whether shuffled; 0, 0 and False
 # of a user's own batches
 _CLOSED = (0, 0, 0, True)
-# steps taken together: at most so many multiplications, some milliseconds, and bytes of x
-_WORK, _ROOM = 2**27, 2**22
 
 
 class NonFiniteLoss(FloatingPointError):
     """A step met a loss or a gradient that is NaN or infinite; it was not taken."""
-
-
-def make_step(
-    model: Layer, loss: Loss, optimizer: Optimizer, *, keep_finite: bool = True
-) -> Callable:
-    """Tie a model, a loss and an optimizer into one pure training step.
-
-    step(carry, x, target, counts=None, weights=None) -> (carry, value, finite), where
-    carry is (params, state, moments), value the loss before the step, and finite whether
-    it and the gradients were. With `keep_finite` a step that is not leaves carry as it was.
-    counts: (batch,), 1 for an example and 0 for a row that only fills the batch up;
-    weights: (batch,), how much each row counts in the loss, by default as `counts` say;
-    due: a 0-d boolean, whether the step is to be taken at all.
-
-    The step closes over hyper-parameters only, so `backend.jit(make_step(...))`
-    compiles all of it, and an eager backend runs it as it stands.
-    """
-
-    def step(carry, x, target, counts=None, weights=None, due=None):
-        params, state, moments = carry
-        train = True if counts is None else Rows(counts)
-        y, after, *cache = model.forward(params, state, x, train=train)
-        value, dy = _weighted(loss, y, target, counts if weights is None else weights)
-        expect(value.ndim == 0, "expected a loss of one number, got one of shape {}", value.shape)
-        # popped: a block lets go of each entry once it is spent, if nobody else holds it
-        grads = model.backward_params(params, cache.pop(), dy)
-
-        def taken():
-            new, kept = optimizer.update(params, grads, moments)
-            return new, after, kept
-
-        finite = all_finite(value, *leaves(grads)) if keep_finite else all_finite(value)
-        if due is None and not keep_finite:
-            return taken(), value, finite
-        takes = finite if keep_finite else due
-        takes = takes if due is None else namespace(due).logical_and(due, takes)
-        return select(takes, taken, carry), value, finite
-
-    return step
-
-
-def _in_turn(step: Callable, keep_finite: bool) -> Callable:
-    """`step` with one batch after the other, in one loop that a backend may compile.
-
-    steps(carry, due, batches) -> (carry, values, finites), where batches are the arguments
-    of `step` with a new first axis, () standing for None, and `due`, (steps,), says which
-    are to be taken: the first ones. With `keep_finite` none is taken after one that is not
-    finite. values and finites: (steps,).
-    """
-
-    def steps(carry, due, batches):
-        xp = namespace(due)
-
-        def one(carry, now):
-            (old, going), (due, batch) = carry, now
-            due = xp.logical_and(going, due)
-            new, value, finite = step(old, *map(_or_none, batch), due=due)
-            going = xp.logical_and(going, finite) if keep_finite else going
-            return (new, going), (value, finite)
-
-        (carry, _), (values, finites) = scan(one, (carry, due[0]), (due, batches))
-        return carry, values, finites
-
-    return steps
-
-
-def _or_none(part: Any) -> Any:
-    return None if isinstance(part, tuple) and not part else part
-
-
-def _weighted(loss, y, target, weights):
-    """Losses of a user's own need not take weights as long as nobody gives any."""
-    return loss(y, target) if weights is None else loss(y, target, weights)
 
 
 class Trainer:
@@ -194,7 +105,7 @@ class Trainer:
             raise ValueError(f"{self.backend} has no float64 as it is set up now")
         self.seed, self.dtype, self.keep_finite = seed, dtype, keep_finite
         self.metrics = metrics_of(loss) if metrics is None else dict(metrics)
-        self._check, self._weighs = check_of(loss), _takes_three(loss)
+        self._intake = Intake(model, loss, self.backend, dtype)
         self.shape: Shape | None = None
         self.out_shape: Shape | None = None
         self.steps = 0  # so far; one that `step` refused is counted, for nobody has looked yet
@@ -208,8 +119,8 @@ class Trainer:
         jit = self.backend.jit
         step = make_step(model, loss, optimizer, keep_finite=keep_finite)
         self._step = jit(step, donate=(0,))
-        self._steps = jit(_in_turn(step, keep_finite), donate=(0,))
-        self._judge = jit(partial(_judge, model, loss, tuple(self.metrics.values())))
+        self._steps = jit(in_turn(step, keep_finite), donate=(0,))
+        self._judge = jit(partial(judge, model, loss, tuple(self.metrics.values())))
         self._join = jit(lambda *parts: namespace(parts[0]).concat(parts, axis=0))
         self._predict = jit(model.predict)
         if shape is not None:
@@ -311,7 +222,7 @@ class Trainer:
 
         With `keep_finite`, a step whose loss or gradients are not finite changes nothing.
         """
-        examples = self._examples(x, target, weights)
+        examples = self.examples(x, target, weights)
         if is_mapped((examples.x, examples.target)):
             examples = examples[:]
         moved = self.backend.asarray(examples.target)
@@ -407,7 +318,7 @@ class Trainer:
         if batches is None:
             if steps_per_epoch is not None:
                 raise ValueError("steps_per_epoch is for batches of one's own; see also steps")
-            examples = self._examples(x, target, weights)
+            examples = self.examples(x, target, weights)
             batch_size = min(batch_size, len(examples))
             source = Stored(examples, batch_size, shuffle, self.seed)
         elif x is not None or target is not None or weights is not None:
@@ -415,8 +326,8 @@ class Trainer:
         elif not isinstance(batches, Iterable) and not callable(batches):
             raise TypeError(f"expected batches as an iterable or a function, got {batches!r}")
         else:
-            source = Streamed(batches, steps_per_epoch, self._examples)
-        held_out = None if validation is None else self._examples(*validation)
+            source = Streamed(batches, steps_per_epoch, self.examples)
+        held_out = None if validation is None else self.examples(*validation)
         asked = [as_callback(callback) for callback in callbacks]
         done, *mark = self._open
         if done and tuple(mark) != source.mark:
@@ -427,6 +338,17 @@ class Trainer:
                 f"got {source}"
             )
 
+        feed = Feed(
+            source,
+            self._intake,
+            self._step,
+            self._steps,
+            augment=augment,
+            check=self.examples,
+            rows_for=self._rows_for,
+            work=lambda: work_of(self.model, self._built()[0], self.shape or ()),
+            seed=self.seed,
+        )
         history = History()
         last = math.inf if steps is None else self.steps + steps
         with (
@@ -440,7 +362,7 @@ class Trainer:
             for number in range(1, epochs + 1):
                 started, before, epoch = time.perf_counter(), self.steps, self.epoch + 1
                 told.begin(f"epoch {number}/{epochs}", source.count, self._open[0])
-                loss = self._fit_epoch(source, augment, prefetch, stop, last, told)
+                loss = self._fit_epoch(feed, prefetch, stop, last, told)
                 if stop.requested:
                     break
                 row = {"epoch": epoch, "steps": self.steps - before, "loss": loss}
@@ -459,20 +381,13 @@ class Trainer:
     def _end(self, callback, stop, kind, *_) -> None:
         callback.end(self, kind is None and not stop.requested and not self._open[0])
 
-    def _fit_epoch(self, source, augment, prefetch, stop, last, told) -> float:
+    def _fit_epoch(self, feed: Feed, prefetch: int, stop, last: float, told) -> float:
         """Finish the open epoch or begin the next; the mean loss of the examples it met."""
         total = seen = 0.0
-        first = done = self._open[0]
-        limit = None if last == math.inf else last - self.steps
-        drawn = islice(source.epoch(self.epoch, first), limit)
-        together = 1
-        if isinstance(source, Stored) and augment is None and self.backend.compiles:
-            together = self._together(source, limit)
-        if together == 1:
-            made = self._prepared(source, drawn, augment, self.epoch, first)
-        else:
-            made = self._gathered(source, first, limit, together)
-        with ahead(made, prefetch) as prepared:
+        source, first = feed.source, self._open[0]
+        done = first
+        limit = None if last == math.inf else int(last) - self.steps
+        with ahead(feed.epoch(self.epoch, first, limit), prefetch) as prepared:
             for sizes, run, *batch in prepared:
                 self._carry, values, finites = run(self._owned(), *batch)
                 values, finites = (np.ravel(self.backend.to_numpy(a)) for a in (values, finites))
@@ -498,94 +413,10 @@ class Trainer:
             self.epoch, self._open = self.epoch + 1, _CLOSED
         return total / seen if seen else math.nan
 
-    def _gathered(self, source, first, limit, together) -> Iterator[tuple]:
-        """What `_prepared` makes, but for many batches by one call.
-
-        Where the backend compiles loops, that costs as much as one small step. How many it
-        is depends on sizes alone, and so does the last bit.
-        """
-        ragged, shape = self._is_ragged(source), (together, source.batch_size)
-        for sizes, examples in source.stretches(self.epoch, first, limit, together):
-            x, target, weights = tree_map(
-                lambda leaf: () if leaf is None else leaf.reshape(*shape, *leaf.shape[1:]),
-                (examples.x, examples.target, examples.weights),
-            )
-            new = len(sizes)
-            due = np.arange(together) < new
-            counts: Any = ()
-            if ragged:
-                sizes += sizes[-1:] * (together - len(sizes))
-                counts = np.arange(shape[1]) < np.asarray(sizes)[:, None]
-                counts = counts.astype(self.dtype)
-            if ragged and not isinstance(weights, tuple):
-                weights = weights * counts.reshape(*shape, *(1,) * (weights.ndim - 2))
-            moved = self.backend.asarray((x, target, counts, weights))
-            yield sizes[:new], self._steps, self.backend.asarray(due), moved
-
-    def _together(self, source: Stored, limit: int | None) -> int:
-        """How many steps to take by one call: an even share of an epoch, or of `limit` steps."""
-        count = source.count if limit is None else min(limit, source.count)
-        room = _ROOM // sum(leaf[:1].nbytes for leaf in leaves((source.examples.x,)))
-        most = min(count, _WORK // self._work(source.batch_size), room // source.batch_size)
-        return math.ceil(count / math.ceil(count / max(1, most)))
-
-    def _work(self, rows: int) -> int:
-        """About how many multiplications a step takes: three a parameter and position of x."""
-
-        def positions(one, kind):
-            return math.prod(one.shape if kind == "integral" else one.shape[:-1])
-
-        parameters = sum(map(size, leaves(self._built()[0])))
-        one = shape_map(np.empty, self.shape)
-        found = tree_map(positions, one, kinds(self.model.takes, one))
-        return 3 * parameters * rows * max(leaves(found))
-
-    def _prepared(self, source, drawn, augment, epoch, first) -> Iterator[tuple]:
-        """For each step: how many examples are in its batch, the function, and its arguments."""
-        for number, examples in enumerate(drawn, first):
-            if augment is not None:
-                generator = np.random.default_rng((self.seed, epoch, number))
-                examples = self._augmented(augment, examples, generator)
-            if isinstance(source, Stored):
-                rows, ragged = source.batch_size, self._is_ragged(source)
-            else:
-                rows = self._largest = max(self._largest, len(examples))
-                ragged = self._weighs or len(examples) < rows  # lest a short one is the first
-                if ragged:
-                    who = f"of {len(examples)} examples where others had {rows},"
-                    self._expect_weights(f"a short batch, {who}")
-            yield [len(examples)], self._step, *self._moved(examples, rows, ragged)
-
-    def _is_ragged(self, source: Stored) -> bool:
-        """Whether the last batch is short; raises TypeError if the loss cannot do with that."""
-        count, rows = len(source.examples), source.batch_size
-        if count % rows:
-            self._expect_weights(f"a short batch, of {count} examples {rows} at a time,")
-        return count % rows > 0
-
-    def _augmented(self, augment, examples: Examples, generator) -> Examples:
-        found = augment(examples.x, examples.target, generator)
-        if not isinstance(found, tuple) or len(found) != 2:
-            raise TypeError(f"expected augment to return (x, target), got {type(found).__name__}")
-        try:
-            changed = self._examples(*found, examples.weights)
-        except (TypeError, ValueError) as error:
-            error.add_note("in what augment returned")
-            raise
-        if len(changed) != len(examples):
-            raise ValueError(f"augment turned {len(examples)} examples into {len(changed)}")
-        return changed
-
-    def _moved(self, examples: Examples, rows: int, counted: bool) -> list[Array | None]:
-        """Examples on the backend, filled up to `rows`: x, target, counts and weights."""
-        size = len(examples)
-        examples = examples if size == rows else filled(examples, rows)
-        counts = (np.arange(rows) < size).astype(self.dtype) if counted else None
-        weights = examples.weights
-        if weights is not None and counts is not None:
-            weights = weights * counts.reshape(-1, *(1,) * (weights.ndim - 1))
-        host = (examples.x, examples.target, counts, weights)
-        return [None if part is None else self.backend.asarray(part) for part in host]
+    def _rows_for(self, count: int) -> int:
+        """How many rows a user's own batch of `count` examples is filled up to."""
+        self._largest = max(self._largest, count)
+        return self._largest
 
     # --- using what was learned ---------------------------------------------------------
 
@@ -596,17 +427,15 @@ class Trainer:
 
         averaged: with the mean of the parameters that `Average` keeps.
         """
-        return self._evaluate(self._examples(x, target), batch_size, averaged)
+        return self._evaluate(self.examples(x, target), batch_size, averaged)
 
     def _evaluate(self, examples: Examples, batch_size: int, averaged=False) -> dict[str, float]:
         batch_size, count = min(batch_size, len(examples)), len(examples)
         params, state = self._in_use(averaged)
-        ragged = count % batch_size > 0
-        if ragged:
-            self._expect_weights(f"a short batch, of {count} examples {batch_size} at a time,")
+        ragged = self._intake.is_ragged(count, batch_size)
         sums: Any = None
         for part in Stored(examples, batch_size, False, 0).epoch(0, 0):
-            x, target, counts, _ = self._moved(part, batch_size, ragged)
+            x, target, counts, _ = moved(self._intake, part, batch_size, ragged)
             found = self.backend.to_numpy(self._judge(params, state, x, target, counts))
             share = len(part) / count
             found = tree_map(lambda mean: share * np.asarray(mean, np.float64), found)  # noqa: B023
@@ -679,66 +508,22 @@ class Trainer:
             f"{self.optimizer!r}, after {self.steps} steps and {self.epoch} epochs"
         )
 
-    # --- checks at the door -------------------------------------------------------------
-
     def _input(self, x: Any) -> Any:
         """x on the host, checked against the model, which it builds if that was to be done."""
-        found, chosen = fetch("x", x, self.backend)
-        expect_lengths("x", found)
+        found, chosen = self._intake.fetched(x)
         if self.shape is None:
             self.build(tree_map(lambda leaf: leaf.shape[1:], found))
-        expect_shapes("x", found, self.shape)
-        if chosen is not True:
-            found = tree_map(self._floating, found, chosen, kinds(self.model.takes, found))
-        _check_pieces(self.model.check, found)
-        return self._typed("x", found, chosen)
+        return self._intake.checked(found, chosen, self.shape)
 
-    def _floating(self, leaf: np.ndarray, chosen: bool, kind: str) -> np.ndarray:
-        """Numbers that came without a dtype are of the model's, where it takes such."""
-        return leaf if chosen or kind != "real floating" else leaf.astype(self.dtype)
+    def examples(self, x: Any, target: Any, weights: Any = None) -> Examples:
+        """Data as they are trained on: on the host, checked, in the dtype of the model.
 
-    def _typed(self, name: str, data: Any, chosen: Any) -> Any:
-        if is_mapped(data):
-            _check_pieces(lambda part: typed(name, part, chosen, self.dtype), data)
-        return typed(name, data, chosen, self.dtype)
-
-    def _examples(self, x: Any, target: Any, weights: Any = None) -> Examples:
-        host = self._input(x)
-        count = len(leaves(host)[0])
-        if count == 0:
-            shapes = " and ".join(
-                f"{path} of shape {a.shape}" for path, a in named_leaves(host, "x")
-            )
-            raise ValueError(f"expected at least one example, got {shapes}")
-        found, chosen = fetch("target", target, self.backend)
-        if any(leaf.shape[:1] != (count,) for leaf in leaves(found)):
-            named = named_leaves(found, "target")
-            path, leaf = next(pair for pair in named if pair[1].shape[:1] != (count,))
-            said = "targets" if path == "target" else path
-            raise ValueError(f"{count} examples, but {said} of shape {leaf.shape}")
-        check = self._check
-        if check is not None:
-            _check_pieces(lambda part: check(part, self.out_shape), found)
-        found = self._typed("target", found, chosen)
-        if weights is not None:
-            self._expect_weights("weighting examples")
-            weights, chosen = fetch("weights", weights, self.backend)
-            if not isinstance(weights, np.ndarray):
-                raise TypeError("expected weights as one array, which all losses share")
-            weights = typed("weights", weights, chosen, self.dtype)
-            if weights.shape[:1] != (count,):
-                raise ValueError(f"expected weights of shape ({count},), got {weights.shape}")
-            if not (np.isfinite(weights) & (weights >= 0)).all():
-                raise ValueError("expected finite weights of at least 0")
-        return Examples(host, found, weights)
-
-    def _expect_weights(self, who: str) -> None:
-        """Refuse what needs a loss that takes weights, if this one does not."""
-        if not self._weighs:
-            raise TypeError(
-                f"{who} needs a loss that takes weights: give it a third parameter, "
-                "weights=None, or choose a batch_size that divides the examples"
-            )
+        Raises
+        ------
+        TypeError, ValueError
+            If they do not fit the model: what was expected and what came.
+        """
+        return self._intake.examples(self._input(x), target, weights, self.out_shape)
 
     # --- elsewhere and later ------------------------------------------------------------
 
@@ -841,44 +626,6 @@ class Trainer:
         trainer.steps, trainer.epoch = found["steps"], found["epoch"]
         trainer._open = tuple(found["open"])
         return trainer
-
-
-def _judge(model, loss, metrics, params, state, x, target, counts):
-    """The mean loss of a batch and the means of each metric, over the rows that count."""
-    y = model.predict(params, state, x)
-    value, _ = _weighted(loss, y, target, counts)
-    mean = partial(_mean, None if counts is None else counts / namespace(counts).sum(counts))
-    return value, *[tree_map(mean, metric(y, target)) for metric in metrics]
-
-
-def _mean(share, values):
-    """The mean over examples, each with its `share`; other axes stay."""
-    xp = namespace(values)
-    if share is None:
-        return xp.mean(values, axis=0)
-    return xp.sum(xp.reshape(share, (-1, *(1,) * (values.ndim - 1))) * values, axis=0)
-
-
-def _check_pieces(check: Callable, data: Any) -> None:
-    """Check data, piece by piece where they lie in a file; errors then count from the piece."""
-    if not is_mapped(data):
-        check(data)
-        return
-    for start, part in pieces(data):
-        try:
-            check(part)
-        except (TypeError, ValueError) as error:
-            if not start:
-                raise
-            raise type(error)(f"{error}, counted from example {start}") from error
-
-
-def _takes_three(function: Callable) -> bool:
-    try:
-        signature(function).bind(None, None, None)
-    except TypeError:
-        return False
-    return True
 
 
 def _part(path, name: str, given: Any, found: dict) -> Any:

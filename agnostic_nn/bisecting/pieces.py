@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import expect
-from .blocks import Graph, Parallel, Residual, TransformerBlock
-from .config import describe, rebuild
-from .layers import Layer
-from .losses import Loss
+from ..arrays import expect
+from ..blocks import Graph, Parallel, Residual, TransformerBlock
+from ..layers import Layer
+from ..losses import Loss
+from ..optimizers import Optimizer
+from ..summary import outline
+from ..training.config import describe, rebuild
+from ..trees import leaves, named_leaves, tree_map
 from .noise import exactly, plain
-from .optimizers import Optimizer
-from .summary import outline
-from .trees import leaves, named_leaves, tree_map
 
 __all__ = ["Piece", "cast", "pieces", "read", "write"]
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from . import blocks, layers, losses
-from . import optimizers as by
-from .arrays import Shape, device, namespace
-from .layers.base import Layer
-from .trees import shape_map, tree_map
+from .. import blocks, layers, losses
+from .. import optimizers as by
+from ..arrays import Shape, device, namespace
+from ..layers.base import Layer
+from ..trees import shape_map, tree_map
 
 __all__ = ["LAYERS", "LOSSES", "OPTIMIZERS", "LossOf", "Specimen", "drawn", "loss_of"]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import expect, expect_count, expect_number
+from ..arrays import expect, expect_count, expect_number
 
 __all__ = [
     "CSVLog",

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
-from . import blocks, initializers, layers, losses, optimizers, schedules
+from .. import blocks, initializers, layers, losses, optimizers, schedules
 
 __all__ = ["describe", "rebuild"]
 

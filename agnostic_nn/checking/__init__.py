@@ -1,0 +1,10 @@
+"""Check: a layer against every oracle there is; and one specimen of each thing, to be checked.
+
+`checking.py` holds a layer to central differences, to automatic differentiation and to NumPy;
+`specimens.py` has a line for each layer, loss and optimizer of this library.
+"""
+
+from .checking import CheckFailed, check
+from .specimens import LAYERS, LOSSES, OPTIMIZERS
+
+__all__ = ["LAYERS", "LOSSES", "OPTIMIZERS", "CheckFailed", "check"]

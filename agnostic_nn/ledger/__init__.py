@@ -1,0 +1,11 @@
+"""Ledger: what a computation asks for, operations and bytes, found from shapes alone.
+
+`ledger.py` is the book and says what is counted as what, `arrays.py` the arrays without numbers
+that write into it, `native.py` what NumPy's own versions of `special` would need.
+"""
+
+from . import native
+from .arrays import Counted, blanks_like, peak_of
+from .ledger import Ledger, Memory
+
+__all__ = ["Counted", "Ledger", "Memory", "blanks_like", "native", "peak_of"]
