@@ -154,6 +154,17 @@ def test_a_filled_up_batch_trains_as_the_short_one_does(backend):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 4)])
+def test_examples_without_numbers_are_trained_on(backend, shape):
+    """There is nothing to look at, and so the model learns how often each class comes."""
+    labels = np.repeat([0, 1, 2], [5, 10, 15])
+    model = nn.Sequential(nn.Dense(2), nn.Flatten(), nn.Dense(3))
+    trainer = make(backend, model, optimizer=nn.SGD(1.0))
+    trainer.fit(np.zeros((30, *shape), "float32"), labels, epochs=60, batch_size=30, verbose=0)
+    y = trainer.predict(np.zeros((1, *shape), "float32"))[0]
+    np.testing.assert_allclose(np.exp(y) / np.exp(y).sum(), [1 / 6, 1 / 3, 1 / 2], atol=1e-2)
+
+
 def test_the_reported_loss_is_the_mean_over_examples(backend):
     x, labels = blobs()
     trainer = make(backend, optimizer=nn.SGD(1e-9), shape=(4,))

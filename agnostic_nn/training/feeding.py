@@ -101,9 +101,9 @@ class Feed:
     def _together(self, source: Stored, limit: int | None) -> int:
         """How many steps to take by one call: an even share of an epoch, or of `limit` steps."""
         count = source.count if limit is None else min(limit, source.count)
-        room = _ROOM // sum(leaf[:1].nbytes for leaf in leaves((source.examples.x,)))
-        work = _WORK // (self.work() * source.batch_size)
-        most = min(count, work, room // source.batch_size)
+        size = sum(leaf[:1].nbytes for leaf in leaves((source.examples.x,)))
+        costs = (_WORK, self.work()), (_ROOM, size)  # either is 0 where an axis has no length
+        most = min(count, *(all_of // max(1, one * source.batch_size) for all_of, one in costs))
         return math.ceil(count / math.ceil(count / max(1, most)))
 
     def _augmented(self, augment: Callable, examples: Examples, generator: Any) -> Examples:

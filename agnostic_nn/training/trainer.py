@@ -225,16 +225,12 @@ class Trainer:
         examples = self.examples(x, target, weights)
         if is_mapped((examples.x, examples.target)):
             examples = examples[:]
-        moved = self.backend.asarray(examples.target)
+        given = self.backend.asarray((examples.x, examples.target))
         weighting = () if weights is None else (None, self.backend.asarray(examples.weights))
         with DeferredInterrupts():
-            value, _ = self._advance(self.backend.asarray(examples.x), moved, *weighting)
+            self._carry, value, _ = self._step(self._owned(), *given, *weighting)
+            self.steps += 1
         return value
-
-    def _advance(self, *batch: Array | None) -> tuple[Array, Array]:
-        self._carry, value, finite = self._step(self._owned(), *batch)
-        self.steps += 1
-        return value, finite
 
     def _owned(self) -> Carry:
         """The carry, to be given up: a copy if somebody else may have kept it."""
