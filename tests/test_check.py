@@ -8,7 +8,7 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn import CheckFailed, check
-from agnostic_nn.arrays import namespace
+from agnostic_nn.arrays import Rows, namespace
 from agnostic_nn.checking.checking import STEP
 
 
@@ -188,6 +188,57 @@ class PredictsByTheBatch(nn.BatchNorm):
         return y, after if train else state, cache
 
 
+class CountsFillers(nn.BatchNorm):
+    """As a stranger would write it, who has not heard of `Rows`."""
+
+    def forward(self, params, state, x, *, train=False):
+        return super().forward(params, state, x, train=bool(train))
+
+
+class DividesByAllRows(nn.Layer):
+    """Remembers the mean of the rows that count, but over as many as there are rows."""
+
+    def init(self, key, shape, dtype):
+        return {}, {"mean": namespace(key).zeros(shape, dtype=dtype)}, shape
+
+    def forward(self, params, state, x, *, train=False):
+        counts = train.counts if isinstance(train, Rows) else np.ones(len(x), x.dtype)
+        mean = counts @ x / self.number(counts) if train else state["mean"]
+        return x, {"mean": mean}, ()
+
+    def backward(self, params, cache, dy):
+        return dy, {}
+
+    def number(self, counts):
+        return max(len(counts), 1)
+
+
+class RemembersNothingAsNaN(DividesByAllRows):
+    def number(self, counts):
+        return np.sum(counts)
+
+
+class SendsFillersBack(nn.BatchNorm):
+    def backward(self, params, cache, dy):
+        dx, grads = super().backward(params, cache, dy)
+        fillers = 0.0 if len(cache) < 3 else 1.0 - cache[2]
+        return dx + fillers, grads
+
+
+class DropsByTheFillers(nn.Dropout):
+    """Draws, and looks at the mean of all rows, fillers among them."""
+
+    def forward(self, params, state, x, *, train=False):
+        y, after, cache = super().forward(params, state, x, train=train)
+        scale = namespace(x).mean(x, axis=0) if train else 0.0
+        return y + scale, after, cache
+
+    def backward(self, params, cache, dy):
+        dx, grads = super().backward(params, cache, dy)
+        predicted = isinstance(cache, tuple)
+        return (dx if predicted else dx + namespace(dy).mean(dy, axis=0)), grads
+
+
 class LooksAtTheBatch(nn.Layer):
     """Subtracts the mean of the batch, rightly derived, also where it predicts."""
 
@@ -200,13 +251,13 @@ class LooksAtTheBatch(nn.Layer):
 
 class GoesBackAsInTraining(nn.BatchNorm):
     def backward(self, params, cache, dy):
-        normal, spread = cache
-        return super().backward(params, (normal, spread.reshape(1, -1)), dy)
+        normal, spread, *counts = cache
+        return super().backward(params, (normal, spread.reshape(1, -1), *counts), dy)
 
 
 class GoesBackAsInPredicting(nn.BatchNorm):
     def backward(self, params, cache, dy):
-        normal, spread = cache
+        normal, spread, *_ = cache
         return super().backward(params, (normal, spread.reshape(-1)), dy)
 
 
@@ -296,7 +347,7 @@ BROKEN = [  # layer, shape of one example, what the message says
     (KeepsItsKeyWhileItDrops(0.3), (9,), r"batch of 1 on numpy, predict: [xy]\[0, \d\]"),
     (HasSecretRandomness(), (99,), "[xy] is another when computed a second time"),
     (PredictsByTheBatch(), (4,), "predict: a batch of one example is refused"),
-    (LooksAtTheBatch(), (4,), r"batch of 1 on numpy, predict: [xy]\[0, \d\]"),
+    (LooksAtTheBatch(), (4,), r"filled batch on numpy, train: [xy]\["),
     (GoesBackAsInTraining(), (4,), r"central difference on numpy, predict: x\["),
     (GoesBackAsInPredicting(), (4,), r"central difference on numpy, train: x\["),
     (TrustsTheLayout(), (4,), r"layout on numpy, train: y\["),
@@ -305,6 +356,11 @@ BROKEN = [  # layer, shape of one example, what the message says
     (ForgetsTheScale(), (4,), r"central difference on numpy, train: x\["),
     (ForgetsTheVariance(epsilon=0.0), (4,), r"central difference on numpy, predict: x\["),
     (CountsRepeatsOnce(40, 1), (), r"central difference on numpy, train: weight\["),
+    (CountsFillers(), (4,), r"filled batch on numpy, train: [xy]\["),
+    (DividesByAllRows(), (4,), r"filled batch on numpy, train: state.mean\["),
+    (SendsFillersBack(), (4,), r"filled batch on numpy, train: x\["),
+    (DropsByTheFillers(0.3), (4,), r"filled batch on numpy, train: [xy]\["),
+    (RemembersNothingAsNaN(), (4,), r"train, batch of 0: state.mean is \[nan"),
     (GainFromNothing(), (4,), r"batch of 0 on numpy, train: gain\[\d\] is 1.0, expected 0.0"),
     (ForgetsTheSlopeOfOne(), (4,), r"batch of 1 on numpy, \w+: x"),
     (Rounds(), (4,), r"of 12 elements of x, 1[12] lie at a kink"),
@@ -425,6 +481,7 @@ def test_the_report_is_a_table_of_every_oracle(backend):
         "layout",
         "batch of 0",
         "batch of 1",
+        "filled batch",
         "same on NumPy",
     }
     differentiates = backend.adapter.vjp is not None

@@ -25,6 +25,9 @@ layout, batch of 0, batch of 1
     Arrays that are transposed and sliced give the same; no examples give no gradient;
     one example is predicted as it is among others. A layer may refuse such batches with
     a ValueError, and the table says so, but not the prediction of one example.
+filled batch
+    Rows that only fill a short batch up (see `Rows`), with a dy of 0, change neither the y and
+    dx of the others nor the state nor a gradient, and get a dx of 0.
 
 First of all, in float32 and float64, the contract: shape, dtype and nesting of whatever
 the layer returns, no argument changed, the same answer at a second call, and no state
@@ -41,7 +44,7 @@ from typing import Any
 import numpy as np
 
 from .. import random
-from ..arrays import Params, Shape, State, expect
+from ..arrays import Array, Params, Rows, Shape, State, expect
 from ..layers.base import Layer, kinds
 from ..registry import Backend, BackendUnavailable, backend
 from ..registry import backends as installed
@@ -150,6 +153,7 @@ def check(
         rows += _adjoint(case, generator)
         rows += _layout(case)
         rows += _small_batches(case, generator)
+        rows += _filled_batch(case)
     for other in _usable() if backends is None else backends:
         other = backend(other) if isinstance(other, str) else other
         try:
@@ -182,6 +186,7 @@ class _Case:
     state: State
     x: Any
     dy: Any
+    counts: Array | None = None
 
     @property
     def arrays(self):
@@ -201,7 +206,8 @@ class _Case:
         real = point.get("x", {})
         real = real if isinstance(real, dict) else {"": real}
         x = unname(dict(named_leaves(self.x)) | real, self.x)
-        return self.layer.forward(point["params"], self.state, x, train=self.mode == "train")
+        train = self.mode == "train" if self.counts is None else Rows(self.counts)
+        return self.layer.forward(point["params"], self.state, x, train=train)
 
     def run(self):
         """All that the layer computes, nested so that every leaf has a name."""
@@ -375,6 +381,9 @@ def _small_batches(case, generator):
         wanted = {"y": few.dy, "state": few.state, **few.point}
         _expect_alike(f"{case.mode}, {oracle}", results, wanted)
         if size == 0:
+            for name, leaf in named_leaves(results["state"], "state"):
+                if not np.all(np.isfinite(leaf)):
+                    raise CheckFailed(f"{case.mode}, {oracle}: {name} is {leaf}")
             yield from _rows(oracle, case, tree_map(np.zeros_like, few.point), results)
         elif case.mode == "train":
             yield from _adjoint(few, generator, oracle)
@@ -382,6 +391,24 @@ def _small_batches(case, generator):
             among = case.run()
             alone = {name: last(among[name], size) for name in among.keys() & {"x", "y"}}
             yield from _rows(oracle, case, alone, results)
+
+
+def _filled_batch(case, fillers=2):
+    if case.mode == "predict":
+        return []
+    count = len(leaves(case.x)[0])
+
+    def more(leaf, filler):
+        return np.concatenate([leaf, np.repeat(filler, fillers, axis=0)])
+
+    x = tree_map(lambda leaf: more(leaf, leaf[-1:]), case.x)
+    dy = tree_map(lambda leaf: more(leaf, 0.0 * leaf[-1:]), case.dy)
+    found = replace(case, x=x, dy=dy, counts=np.repeat([1.0, 0.0], [count, fillers])).run()
+    found["y"] = tree_map(lambda leaf: leaf[:count], found["y"])
+    wanted = case.run()
+    if "x" in wanted:
+        wanted["x"] = tree_map(lambda leaf: more(leaf, 0.0 * leaf[-1:]), wanted["x"])
+    return _rows("filled batch", case, wanted, found)
 
 
 def _elsewhere(cases, other):
