@@ -21,6 +21,7 @@ from .arrays import Array
 from .trees import leaves, tree_map
 
 __all__ = [
+    "ADAPTER",
     "Backend",
     "BackendUnavailable",
     "Status",
@@ -32,6 +33,11 @@ __all__ = [
 
 VARIABLE = "AGNOSTIC_NN_BACKEND"
 PRECISION, DETERMINISTIC = "AGNOSTIC_NN_PRECISION", "AGNOSTIC_NN_DETERMINISTIC"
+
+ADAPTER = (  # what each must have, as `agnostic_nn_backends` says
+    *("asarray", "compiles", "describe", "devices", "double", "has_float64", "jit"),
+    *("synchronize", "to_numpy", "version", "vjp", "xp"),
+)
 
 
 class BackendUnavailable(RuntimeError):
@@ -316,7 +322,7 @@ def _load(library: str) -> ModuleType:
             f"no backend is called {library!r}; there are {', '.join(known())}"
         )
     try:
-        return import_module(module)
+        adapter = import_module(module)
     except ModuleNotFoundError as error:
         remedy = f": pip install '{install}'" if install else ""
         raise BackendUnavailable(
@@ -324,6 +330,13 @@ def _load(library: str) -> ModuleType:
         ) from error
     except Exception as error:  # a library that is there but broken may fail with anything
         raise BackendUnavailable(f"{library} does not import: {error}") from error
+    missing = [name for name in ADAPTER if not hasattr(adapter, name)]
+    if missing:
+        raise BackendUnavailable(
+            f"{library} is incomplete: its adapter {module} lacks {', '.join(missing)}; "
+            "agnostic_nn_backends says what they are"
+        )
+    return adapter
 
 
 def _devices(library: str) -> dict[str, Any]:

@@ -38,9 +38,9 @@ error that is more than ten times as large or small, where those below 1e-12 cou
 ## Layers, blocks and losses
 
 What `agnostic-nn check` says. `central difference` and `adjoint` hold the hand-derived gradients to
-differences of the layer's own forward, good to 1e-7 where a slope bends; `layout`, `batch of 0` and
-`batch of 1` hold the layer to itself; the column of a backend is all that it computes, against
-NumPy, and `vjp of` it automatic differentiation of the layer's own forward.
+differences of the layer's own forward, good to 1e-7 where a slope bends; `layout`, `batch of 0`,
+`batch of 1` and `filled batch` hold the layer to itself; the column of a backend is all that it
+computes, against NumPy, and `vjp of` it automatic differentiation of the layer's own forward.
 
 {checked}
 
@@ -99,14 +99,25 @@ def optimizers():
 def unlike(page, found):
     """Lines of a page and of what was found that are not alike."""
     for held, now in zip_longest(page.splitlines(), found.splitlines(), fillvalue=""):
-        if not (held.startswith(MADE_WITH) and now.startswith(MADE_WITH)):
-            cells = zip_longest(held.split("|"), now.split("|"), fillvalue="")
-            if not all(alike(*pair) for pair in cells):
-                yield held, now
+        versions = held.startswith(MADE_WITH) and now.startswith(MADE_WITH)
+        if not versions and not alike(held, now):
+            yield held, now
+
+
+def renewed(page, found):
+    """What was found, in the page's own words where those are no less true."""
+    held = page.splitlines()
+    lines = (next((old for old in held if alike(old, now)), now) for now in found.splitlines())
+    return "\n".join(lines) + "\n"
 
 
 def alike(held, now):
-    """Whether two cells are the same, or errors that may be of two machines."""
+    """Whether two lines are the same, but for errors that may be of two machines."""
+    cells = zip_longest(held.split("|"), now.split("|"), fillvalue="")
+    return all(_alike(*pair) for pair in cells)
+
+
+def _alike(held, now):
     if not (ERROR.fullmatch(held) and ERROR.fullmatch(now)):
         return held == now
     small, large = sorted(max(float(cell), NOISE) for cell in (held, now))
@@ -125,10 +136,11 @@ def main(arguments):
         beside=markdown_table(["", "cases", "worst error"], beside_torch()),
         optimizers=markdown_table(columns, rows),
     )
+    page = PAGE.read_text(encoding="utf-8")
     if arguments == ["--write"]:
-        PAGE.write_text(found, encoding="utf-8")
+        PAGE.write_text(renewed(page, found), encoding="utf-8")
         return 0
-    wrong = list(unlike(PAGE.read_text(encoding="utf-8"), found))
+    wrong = list(unlike(page, found))
     for held, now in wrong[:5]:
         print(f"docs/proofs.md says\n  {held}\nbut found was\n  {now}", file=sys.stderr)
     if wrong:

@@ -17,7 +17,7 @@ INTEGERS = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 
 DTYPES = ["bool", *INTEGERS, "float16", "float32", "float64", "complex64", "complex128"]
 TOY = """
 import array_api_compat.numpy as xp
-version, double, vjp = "1.2.3", None, None
+version, compiles, double, vjp = "1.2.3", False, None, None
 def devices(): return {"gpu:0": 0, "gpu:1": 1, "cpu:0": 2}
 def describe(device): return f"unit {device}"
 def has_float64(device): return False
@@ -170,6 +170,7 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch, forget, na
 TROUBLE = {  # what goes wrong, the adapter's source, what is said, whether a version is known
     "missing": ("import no_such_package", "toy needs the package 'no_such_package'", False),
     "broken": ("raise OSError('libtoy.so: no such file')", "does not import: libtoy.so", False),
+    "incomplete": (TOY + "\ndel vjp, describe", "toy_for_agnostic_nn lacks describe, vjp", False),
     "driver": (TOY + "\ndef devices(): raise OSError('no driver')", "no device: no driver", True),
     "nothing": (TOY + "\ndef devices(): return {}", "toy finds no device on this machine", True),
 }

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn import cli, special
+from agnostic_nn import cli, registry, special
 from agnostic_nn.conformance import (
-    ADAPTER,
     NEEDS,
     SECTIONS,
     THROUGH,
@@ -271,6 +270,38 @@ def test_a_wrong_adapter_is_noticed(module, names, section, name, reason):
     assert reason in one.reason
 
 
+def test_an_incomplete_adapter_is_no_namespace(module):
+    source = module("adapter_of_mine")
+    del source.vjp, source.describe
+    with pytest.raises(nn.BackendUnavailable, match="is an adapter, but lacks describe, vjp"):
+        library("adapter_of_mine")
+
+
+def test_arrays_that_numpy_cannot_read_are_said_to_be_such(module):
+    class Boxed:
+        """An array by all its names, but those by which another library may look inside."""
+
+        def __init__(self, array):
+            self.array = array
+
+        def __array_namespace__(self, api_version=None):
+            return boxes
+
+        def __getattr__(self, name):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return getattr(self.array, name)
+
+    dtypes = {name: getattr(np, name) for name in ("int32", "float32", "float64")}
+    boxes = ModuleType("boxes")
+    vars(boxes).update(dtypes, asarray=lambda x, dtype=None: Boxed(np.asarray(x, dtype)))
+    module("home_of_mine", boxes=boxes)
+    found = conformance("home_of_mine:boxes", only="int32, there and back")
+    (one,) = found.findings
+    assert one.verdict == "unsupported"
+    assert "NumPy finds no numbers in arrays of home_of_mine:boxes" in one.reason
+
+
 def test_without_float64_the_rest_is_tried_in_float32(module):
     module("adapter_of_mine", double=None, has_float64=lambda device: False)
     found = conformance("adapter_of_mine", only="optimizers")
@@ -283,7 +314,7 @@ def test_the_adapter_that_is_an_example_has_every_name():
     body = ast.parse(path.read_text(encoding="utf-8")).body
     assigned = (one for one in body if isinstance(one, ast.Assign))
     values = {ast.unparse(one.targets[0]): one.value for one in assigned}
-    assert set(ast.literal_eval(values["__all__"])) == set(ADAPTER)
+    assert set(ast.literal_eval(values["__all__"])) == set(registry.ADAPTER)
 
 
 # --- the command and its page -----------------------------------------------------------

@@ -1,7 +1,7 @@
 """The page of proofs is held to what is found, but for what another machine rounds otherwise."""
 
 import pytest
-from proofs import MADE_WITH, PAGE, unlike
+from proofs import MADE_WITH, PAGE, renewed, unlike
 
 from agnostic_nn.checking.specimens import LAYERS, LOSSES
 
@@ -32,6 +32,14 @@ UNLIKE = {
     "a case fewer": ("| Dense | 6 |", "| Dense | 5 |"),
     "other words": ("central difference", "difference"),
 }
+
+
+def test_writing_the_page_anew_changes_only_what_is_another():
+    noise = SOUND.replace(*edited(f"{float(ERROR) * 3:.1e}"))
+    assert renewed(SOUND, noise) == SOUND
+    worse = noise.replace("| Flatten | ", "| Flatter | ")
+    assert renewed(SOUND, worse) == SOUND.replace("| Flatten | ", "| Flatter | ")
+    assert renewed("", SOUND) == SOUND
 
 
 @pytest.mark.parametrize(("before", "after"), ALIKE.values(), ids=ALIKE)

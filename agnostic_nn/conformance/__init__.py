@@ -22,12 +22,11 @@ need be.
 """
 
 from .findings import NEEDS, Conformance, Finding
-from .library import ADAPTER, library
+from .library import library
 from .trials import SECTIONS, THROUGH
 from .trying import conformance, guarded
 
 __all__ = [
-    "ADAPTER",
     "NEEDS",
     "SECTIONS",
     "THROUGH",

@@ -8,14 +8,9 @@ import numpy as np
 
 from ..arrays import namespace
 from ..loading import CannotLoad, load
-from ..registry import Backend, BackendUnavailable, backend, chosen_policy, known
+from ..registry import ADAPTER, Backend, BackendUnavailable, backend, chosen_policy, known
 
-__all__ = ["ADAPTER", "library", "line"]
-
-ADAPTER = (
-    *("asarray", "compiles", "describe", "devices", "double", "has_float64", "jit"),
-    *("synchronize", "to_numpy", "version", "vjp", "xp"),
-)
+__all__ = ["library", "line"]
 
 
 def library(name: str, *, bare: bool = False) -> Backend:
@@ -36,8 +31,10 @@ def library(name: str, *, bare: bool = False) -> Backend:
     except CannotLoad as error:
         names = ", ".join(known())
         raise BackendUnavailable(f"{name} is no backend ({names}): {error}") from error
-    whole = not bare and all(hasattr(found, each) for each in ADAPTER)
-    adapter = found if whole else _adapted(name, found)
+    missing = [each for each in ADAPTER if not hasattr(found, each)]
+    if missing and not bare and hasattr(found, "to_numpy"):  # which no namespace has
+        raise BackendUnavailable(f"{name} is an adapter, but lacks {', '.join(missing)}")
+    adapter = _adapted(name, found) if bare or missing else found
     try:
         device_name, device = next(iter(adapter.devices().items()))
     except Exception as error:
@@ -59,9 +56,13 @@ def _adapted(name, given):
 
     def to_numpy(array):
         try:
-            return np.asarray(array)
+            found = np.asarray(array)
         except (TypeError, ValueError, RuntimeError):
             return np.from_dlpack(array)
+        if found.dtype == object:
+            remedy = "they need __array__ or __dlpack__, or the library an adapter"
+            raise TypeError(f"NumPy finds no numbers in arrays of {name}: {remedy}")
+        return found
 
     def has_float64(device):
         try:
