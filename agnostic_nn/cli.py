@@ -1,6 +1,7 @@
 """The command line, `agnostic-nn`: see `commands`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -38,10 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"agnostic-nn: {error}", file=sys.stderr)
         return 2
     try:
-        return options.command(options)
+        status = options.command(options)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("agnostic-nn: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read has seen enough; at exit Python would flush once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return status
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn import CheckFailed, check
 from agnostic_nn.arrays import Rows, namespace
+from agnostic_nn.checking import loss_of
 from agnostic_nn.checking.checking import STEP
 
 
@@ -464,6 +465,18 @@ class WrongInOnePlace(nn.Dense):
 def test_what_a_sample_misses_the_adjoint_catches():
     with pytest.raises(CheckFailed, match=r"adjoint on numpy, \w+: x and params"):
         check(WrongInOnePlace(20), (30,), backends=[], elements=7)
+
+
+def test_a_loss_is_checked_as_a_layer():
+    def cubed(y, target, weights=None, *, reduction="mean"):
+        return namespace(y).sum((y - target) ** 3, axis=-1), 3.0 * (y - target) ** 2
+
+    shape = {"y": (3,), "target": (3,)}
+    with pytest.raises(TypeError, match=r"expected a layer, got <function .*check\(loss_of\(loss"):
+        check(cubed, shape)
+    check(loss_of(cubed), shape, backends=[])
+    with pytest.raises(CheckFailed, match=r"central difference on numpy, train: x\.y\["):
+        check(loss_of(lambda *a, **k: (cubed(*a)[0], 2.0 * cubed(*a)[1])), shape, backends=[])
 
 
 def test_the_report_is_a_table_of_every_oracle(backend):

@@ -84,15 +84,17 @@ def asked(backend, capsys):
 
 
 def test_every_public_layer_loss_and_optimizer_has_a_specimen():
+    where = "a line in agnostic_nn/checking/specimens.py, in order of names"
     public = [thing for thing in vars(nn).values() if isinstance(thing, type)]
     wanted = {thing.__name__ for thing in public if issubclass(thing, nn.Layer)}
-    assert {one.name for one in LAYERS} == wanted - {"Layer", "Elementwise"}
-    assert {one.name for one in LOSSES} == {*losses.__all__} - {"Loss", "Losses"}
+    assert {one.name for one in LAYERS} == wanted - {"Layer", "Elementwise"}, where
+    assert {one.name for one in LOSSES} == {*losses.__all__} - {"Loss", "Losses"}, where
     tried = {type(one).__name__ for one in OPTIMIZERS}
-    assert tried == {*optimizers.__all__} - {"Fixed", "Optimizer", "Rule"}  # the first is in Parts
+    beside = {"Fixed", "Optimizer", "Rule"}  # the first is in Parts
+    assert tried == {*optimizers.__all__} - beside, where
     for several in (LAYERS, LOSSES):
         names = [one.name for one in several]
-        assert names == sorted(names)
+        assert names == sorted(names), where
 
 
 def test_the_whole_library_passes(asked):

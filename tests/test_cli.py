@@ -233,3 +233,13 @@ def test_nothing_of_compare_is_imported_before_it_is_asked_for():
     modules = found.stdout.split()
     assert "agnostic_nn.cli" in modules
     assert not [name for name in modules if name.startswith(("agnostic_nn.compare", "sklearn"))]
+
+
+def test_a_reader_who_has_seen_enough_is_no_error():
+    code = "import sys; from agnostic_nn import cli; sys.exit(cli.main(['backends']))"
+    command = [sys.executable, "-P", "-c", code]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 141

@@ -431,7 +431,8 @@ def test_what_a_backend_must_have_is_what_the_library_uses():
     alone = ("arrays", "initializers", "metrics", "random", "schedules", "training/steps")
     files += [ROOT / "agnostic_nn" / f"{name}.py" for name in alone]
     asked = {name for path in files for name in used(path)}
-    assert asked - {"float64"} == set(NEEDS)
+    where = "NEEDS in agnostic_nn/conformance/findings.py, and docs/conformance.md"
+    assert asked - {"float64"} == set(NEEDS), where
     page = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
     for name in NEEDS:
-        assert f"`{name}`" in page
+        assert f"`{name}`" in page, where

@@ -26,6 +26,14 @@ def test_the_readmes_code_runs_on_every_backend(backend, tmp_path, monkeypatch, 
     assert "accuracy" in capsys.readouterr().out
 
 
+def test_the_guides_code_runs():
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    names = dict(vars(nn.layers.activations))  # where its activation is to stand
+    for source in re.findall(r"```python\n(.*?)```", guide, re.DOTALL):
+        exec(source, names)
+    nn.check(names["Arctan"](), (5,))
+
+
 def test_ci_runs_the_readmes_test_command():
     compare, test = (block.strip() for block in blocks("console"))
     assert test in (ROOT / ".ci" / "run").read_text().splitlines()

@@ -1,10 +1,11 @@
 """Check: a layer against every oracle there is; and one specimen of each thing, to be checked.
 
 `checking.py` holds a layer to central differences, to automatic differentiation and to NumPy;
-`specimens.py` has a line for each layer, loss and optimizer of this library.
+`inputs.py` draws numbers to try it with, and `specimens.py` has a line for each layer, loss and
+optimizer of this library.
 """
 
 from .checking import CheckFailed, check
-from .specimens import LAYERS, LOSSES, OPTIMIZERS
+from .specimens import LAYERS, LOSSES, OPTIMIZERS, drawn, loss_of
 
-__all__ = ["LAYERS", "LOSSES", "OPTIMIZERS", "CheckFailed", "check"]
+__all__ = ["LAYERS", "LOSSES", "OPTIMIZERS", "CheckFailed", "check", "drawn", "loss_of"]

@@ -136,7 +136,15 @@ def check(
         worst entry of the first oracle that objects, and ends with the table.
     BackendUnavailable
         If one of `backends` cannot run or has no float64.
+    TypeError
+        If `layer` is none. A loss is checked as the layer `agnostic_nn.checking.loss_of(loss)`.
     """
+    if not isinstance(layer, Layer):
+        raise TypeError(
+            f"expected a layer, got {layer!r}; a loss is checked as "
+            'check(loss_of(loss), {"y": (3,), "target": (3,)}), '
+            "with loss_of from agnostic_nn.checking"
+        )
     expect(batch >= 1, "expected a batch of at least 1, got {}", batch)
     expect(elements >= 1, "expected to check at least 1 element, got {}", elements)
     generator = np.random.default_rng(seed)

@@ -33,7 +33,7 @@ def draw_for(layer: Layer, generator: np.random.Generator, shape: Any) -> Any:
 
 
 def _drawn(generator, bits, kind, like):
-    if kind == "real floating":
+    if kind in ("real floating", "numeric"):
         return generator.standard_normal(like.shape)
     if kind == "bool":
         return generator.random(like.shape) < 0.75

@@ -1,4 +1,10 @@
-"""Compare: the same training on every backend and device, held to one float64 reference."""
+"""Compare: the same training on every backend and device, held to one float64 reference.
+
+`workloads.py` has what is trained, and `own.py` takes a user's own. `running.py` trains on one
+backend and `comparing.py` on all; `roundings.py` counts roundings, `deviation.py` says how far they
+may take a number. `report.py` and `page.py` write what came of it, with `environment.py` telling of
+the machine, and `merging.py` makes one report of several.
+"""
 
 from .comparing import compare
 from .merging import merge

@@ -2,7 +2,7 @@
 
 Each body uses the Standard alone, so it is right on every backend. Those under
 `singledispatch` dispatch on the array's type: a backend may `register` a faster one for
-its own; it may change the speed and the last bit, never the meaning.
+its own; it may change the speed and the last bit, never the meaning. Each file has a family.
 """
 
 from .attention import attend, attend_backward

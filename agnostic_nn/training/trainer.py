@@ -1,4 +1,4 @@
-"""Training: the whole flow of data, from batch to better parameters, and who remembers them."""
+"""Trainer: the whole flow of data, from batch to better parameters, and who remembers them."""
 
 import copy
 import math

@@ -22,8 +22,8 @@
     vjp           (function, *primals) -> (outputs, pullback), the library's own automatic
                   differentiation, or None; only checks of our gradients use it
 
-A backend imports its own library and `agnostic_nn.special` and `.random`, to register
-native versions there, and nothing else of ours. It sets no global option.
+A backend imports its own library, and of ours `agnostic_nn.special`, `.random` and `.spans`, to
+register native versions there, and the workshops beside it. It sets no global option.
 """
 
 __all__ = ["SHIPPED", "processor"]
