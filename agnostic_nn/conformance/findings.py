@@ -40,8 +40,9 @@ Array API Standard these:
 
 Numbers made from nothing are asked for with `dtype=` and `device=`, and `device(x)` of
 array-api-compat must tell where x is, or else the function that was registered; `np.asarray` or
-DLPack must bring x to the host, or an adapter's `to_numpy`. Sorts are asked for with `stable=True`. Nothing is written into an array, nothing is indexed by a mask or by integers,
-and no value decides a shape.
+DLPack must bring x to the host, or an adapter's `to_numpy`. Sorts are asked for with `stable=True`.
+Nothing is written into an array, nothing is indexed by a mask or by integers, and no value decides
+a shape.
 
 A library with all of that runs as it is, by the name of its namespace (`agnostic-nn conformance
 mlx.core`). What it lacks, an adapter brings: one module with the names that
