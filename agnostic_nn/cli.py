@@ -12,6 +12,16 @@ from .registry import chosen_policy
 __all__ = ["main"]
 
 
+class _Version(argparse.Action):
+    """Says which version is installed, and stops."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print("agnostic-nn", version("agnostic-nn"))
+        parser.exit()
+
+
 class _Parser(argparse.ArgumentParser):
     """One line says what is wrong; how to ask is in the help."""
 
@@ -29,10 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="agnostic-nn",
         description="Neural networks with hand-derived gradients, on any array library.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="say which this is, and stop")
     known = parser.add_subparsers(required=True, metavar="command")
     for name in commands.__all__:
         getattr(commands, name).add(known)
     options = parser.parse_args(arguments)
+    if hasattr(sys.stdout, "reconfigure"):  # not every terminal has Greek letters
+        sys.stdout.reconfigure(errors="replace")
     try:
         chosen_policy(None, None)
     except ValueError as error:  # no command can run where the environment makes no sense

@@ -3,6 +3,8 @@
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 from .layers.base import Layer
@@ -64,12 +66,16 @@ def _module(name: str) -> Any:
         return import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or name
+        if name.endswith(".py"):
+            raise CannotLoad(f"a module is named without .py: {name[:-3]}") from error
         if f"{name}.".startswith(f"{missing}."):
             where = f"there is none in {os.getcwd()}, and none is installed"
             raise CannotLoad(f"no module is called {missing!r}: {where}") from error
         raise CannotLoad(f"{name} needs the module {missing!r}, which is not there") from error
     except (Exception, SystemExit) as error:  # whatever a stranger's file does, exit() too
-        raise CannotLoad(f"{name} does not import: {_said(error)}") from error
+        place = extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}, line {place.lineno}"
+        raise CannotLoad(f"{name} does not import: {_said(error)} ({where})") from error
 
 
 def _attribute(found: Any, name: str, home: str, names: str) -> Any:

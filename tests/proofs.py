@@ -39,8 +39,8 @@ error that is more than ten times as large or small, where those below 1e-12 cou
 
 What `agnostic-nn check` says. `central difference` and `adjoint` hold the hand-derived gradients to
 differences of the layer's own forward, good to 1e-7 where a slope bends; `layout`, `batch of 0`,
-`batch of 1` and `filled batch` hold the layer to itself; the column of a backend is all that it
-computes, against NumPy, and `vjp of` it automatic differentiation of the layer's own forward.
+`batch of 1`, `shortcuts` and `filled batch` hold the layer to itself; the column of a backend is
+all that it computes, against NumPy, and `vjp of` it automatic differentiation of its forward.
 
 {checked}
 

@@ -189,6 +189,22 @@ class PredictsByTheBatch(nn.BatchNorm):
         return y, after if train else state, cache
 
 
+class ForgetsTheShortcut(nn.Dense):
+    """Scales its weight both ways, but Dense goes a way of its own where it is the first layer."""
+
+    def forward(self, params, state, x, *, train=False):
+        return super().forward(params | {"weight": 2.0 * params["weight"]}, state, x, train=train)
+
+    def backward(self, params, cache, dy):
+        dx, grads = super().backward(params | {"weight": 2.0 * params["weight"]}, cache, dy)
+        return dx, grads | {"weight": 2.0 * grads["weight"]}
+
+
+class PredictsAnotherWay(nn.Tanh):
+    def predict(self, params, state, x):
+        return np.clip(x, -1.0, 1.0)
+
+
 class CountsFillers(nn.BatchNorm):
     """As a stranger would write it, who has not heard of `Rows`."""
 
@@ -357,6 +373,8 @@ BROKEN = [  # layer, shape of one example, what the message says
     (ForgetsTheScale(), (4,), r"central difference on numpy, train: x\["),
     (ForgetsTheVariance(epsilon=0.0), (4,), r"central difference on numpy, predict: x\["),
     (CountsRepeatsOnce(40, 1), (), r"central difference on numpy, train: weight\["),
+    (ForgetsTheShortcut(2), (4,), r"shortcuts on numpy, train: weight\["),
+    (PredictsAnotherWay(), (4,), r"shortcuts on numpy, predict: y\["),
     (CountsFillers(), (4,), r"filled batch on numpy, train: [xy]\["),
     (DividesByAllRows(), (4,), r"filled batch on numpy, train: state.mean\["),
     (SendsFillersBack(), (4,), r"filled batch on numpy, train: x\["),
@@ -494,6 +512,7 @@ def test_the_report_is_a_table_of_every_oracle(backend):
         "layout",
         "batch of 0",
         "batch of 1",
+        "shortcuts",
         "filled batch",
         "same on NumPy",
     }
@@ -521,9 +540,14 @@ def test_the_same_seed_gives_the_same_report():
 
 
 @pytest.mark.parametrize("nothing", [{"batch": 0}, {"elements": 0}], ids=str)
-def test_to_check_nothing_is_refused(nothing):
+def test_to_check_too_little_is_refused(nothing):
     with pytest.raises(ValueError, match=r"at least 1.*, got 0"):
         check(nn.Tanh(), (4,), **nothing)
+
+
+def test_examples_without_a_number_check_nothing():
+    with pytest.raises(ValueError, match=r"no number to check in examples of \(0,\)"):
+        check(nn.Tanh(), (0,), backends=[])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and its exit status."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -135,7 +136,7 @@ def test_a_backend_that_fails_makes_the_exit_status_1(small, tmp_path, capsys, m
         (["paint"], "paint"),
         (["compare", "--backends=nonesuch"], "there are numpy, jax, torch, cupy, dpnp"),
         (["compare", "--backends=nonesuch"], "can run here: numpy:cpu"),
-        (["compare", "--backends=,"], "expected names of backends"),
+        (["compare", "--backends=,"], "expected names with commas between, got ','"),
         (["compare", "--workload=nonesuch"], "there are digits-mlp, digits-norm, digits-cnn"),
         (["compare", "--epochs=0"], "at least 1, got '0'"),
         (["compare", "--epochs=many"], "at least 1, got 'many'"),
@@ -233,6 +234,33 @@ def test_nothing_of_compare_is_imported_before_it_is_asked_for():
     modules = found.stdout.split()
     assert "agnostic_nn.cli" in modules
     assert not [name for name in modules if name.startswith(("agnostic_nn.compare", "sklearn"))]
+
+
+def test_a_report_is_written_before_a_word_is_said(small, tmp_path, monkeypatch):
+    def closed(*arguments, **options):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    monkeypatch.setattr("os.dup2", lambda *numbers: None)
+    with (tmp_path / "out").open("w") as out:
+        monkeypatch.setattr("sys.stdout", out)
+        assert cli.main([*small, "--backends=numpy"]) == 141
+    assert (tmp_path / "report" / "report.json").exists()
+
+
+def test_a_terminal_without_greek_letters_gets_question_marks():
+    code = "import sys; from agnostic_nn import cli; sys.exit(cli.main(['backends']))"
+    command, ascii = [sys.executable, "-P", "-c", code], {"PYTHONIOENCODING": "ascii"}
+    found = subprocess.run(command, capture_output=True, check=True, env={**os.environ, **ascii})
+    assert b"?" in found.stdout
+    assert b"numpy:cpu" in found.stdout
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"agnostic-nn {nn.__version__}\n"
 
 
 def test_a_reader_who_has_seen_enough_is_no_error():

@@ -28,6 +28,7 @@ from agnostic_nn.compare import (
 )
 from agnostic_nn.compare.deviation import deviation, tolerance
 from agnostic_nn.compare.environment import VARIABLES, environment
+from agnostic_nn.compare.report import sentence
 from agnostic_nn.compare.workloads import WORKLOADS
 from agnostic_nn.metrics import accuracy
 from agnostic_nn.registry import Status
@@ -331,6 +332,8 @@ def test_the_step_at_which_the_tolerance_is_left_is_named(pretend):
     result = only(compare(SPIRALS, [pretend(jit=changed_at(3, stretch))]))
     assert result["left_tolerance"] == {"step": 4, "what": "loss"}
     assert result["verdict"] == "left tolerance at step 4 (loss)"
+    assert "only if this training magnifies it" in sentence(result)
+    assert "bisect --steps 3`" in sentence(result)
     assert result["deviations"]["parameters"]["0.weight"]["relative"] > 1e-4
     assert result["deviations"]["gradients"]["0.weight"]["relative"] < 1e-5
 

@@ -200,7 +200,10 @@ def test_reports_of_another_schema_are_refused_with_what_to_do(saved):
         (None, "cannot be read: No such file"),
         ("{", "is no JSON"),
         ("[]", "is no report.json"),
-        ('{"schema": 2}', "is no report.json"),
+        (
+            '{"schema": 2}',
+            "is no report.json of this command, or damaged: no workload, start_sha256",
+        ),
     ],
 )
 def test_what_is_no_report_is_refused(saved, tmp_path, text, said):

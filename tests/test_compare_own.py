@@ -13,6 +13,19 @@ import agnostic_nn as nn
 
 model = nn.Sequential(nn.Dense(8), nn.Tanh(), nn.Dense(3))
 
+frozen = nn.Sequential(nn.Freeze(nn.Dense(8)), nn.Recompute(nn.Dense(3)))
+graph = nn.Graph(a=(nn.Dense(4), "x"), b=(nn.Tanh(), "a"), c=(nn.Dense(3), "b"))
+
+class Kept(nn.Dense):  # its cache is a dict, of arrays in pairs
+    def forward(self, params, state, x, *, train=False):
+        y, state, cache = super().forward(params, state, x, train=train)
+        return y, state, {"x": (x, x)}
+
+    def backward_params(self, params, cache, dy):
+        return super().backward_params(params, cache["x"][0], dy)
+
+kept = nn.Sequential(Kept(8), nn.Dense(3))
+
 def line():
     return nn.Dense(1)
 
@@ -43,7 +56,9 @@ def folder(tmp_path, monkeypatch):
     np.savez("large.npz", x=x, target=np.full(60, 2**40))
     np.savez("many.npz", x=x, target=label + 5)
     np.savez("other.npz", x=x, target=label, x_test=x[:, :3], target_test=label)
-    np.savez("nan.npz", x=np.where(x > 2, np.nan, x), target=label)
+    x[3, 2] = np.nan
+    np.savez("nan.npz", x=x, target=label)
+    np.savez("untested.npz", x=x, target=label, x_test=x[:0], target_test=label[:0])
     np.save("one.npy", x)
     (tmp_path / "text.npz").write_text("no arrays", encoding="utf-8")
     yield tmp_path
@@ -69,6 +84,14 @@ def test_a_layer_is_trained_on_labels_by_cross_entropy(folder, capsys):
     assert "a random fifth" in task["about"]
     assert found["results"][0]["verdict"] == "within tolerance over 4 steps"
     assert 0.0 <= found["results"][0]["test_metric"] <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("model", "layers"), [("frozen", "0, 1, "), ("graph", "a, b, c, "), ("kept", "0, 1, ")]
+)
+def test_whatever_a_layer_keeps_only_layers_are_told_of(folder, capsys, model, layers):
+    found = trained(capsys, f"--model=mine:{model}", "--data=labels.npz")
+    assert ", ".join(found["results"][0]["deviations"]["layers"]) == layers
 
 
 def test_a_function_that_gives_a_layer_is_called_and_numbers_are_fitted(folder, capsys):
@@ -116,7 +139,11 @@ LABELS = ("--model=mine:model", "--data=labels.npz")
         (["--model=mine:model", "--data=large.npz"], "target holds integers that do not fit"),
         (["--model=mine:model", "--data=many.npz"], "expected labels from 0 to 2"),
         (["--model=mine:model", "--data=other.npz"], "x is float32 (60, 4), but x_test float32"),
-        (["--model=mine:model", "--data=nan.npz"], "do not fit: ValueError: expected finite"),
+        (
+            ["--model=mine:model", "--data=nan.npz"],
+            "ValueError: expected finite numbers, but x[3, 2] is nan",
+        ),
+        (["--model=mine:model", "--data=untested.npz"], "x_test holds no examples"),
         (["--model=mine:model", "--data=numbers.npz"], "ValueError: expected targets (batch, 3)"),
         ([*LABELS, "--loss=nonesuch"], "no loss is called 'nonesuch'; there are binary_cross"),
         ([*LABELS, "--loss=huber(1.0)"], "a loss takes its options by name"),

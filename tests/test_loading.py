@@ -88,7 +88,8 @@ REFUSED = [  # what is named, what is said
     ("mine:broken", "without arguments: RuntimeError: not today nor tomorrow"),
     ("mine:leaving", "mine:leaving cannot be called without arguments: SystemExit: 0"),
     ("agnostic_nn:Dense", "missing 1 required positional argument: 'width'"),
-    ("failing:model", "failing does not import: ZeroDivisionError: division by zero"),
+    ("failing:model", "ZeroDivisionError: division by zero (failing.py, line 1)"),
+    ("mine.py:number", "a module is named without .py: mine"),
     ("leaving:model", "leaving does not import: SystemExit: 0"),
     ("needing:model", "needing needs the module 'surely_not_there', which is not there"),
 ]

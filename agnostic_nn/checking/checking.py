@@ -25,6 +25,9 @@ layout, batch of 0, batch of 1
     Arrays that are transposed and sliced give the same; no examples give no gradient;
     one example is predicted as it is among others. A layer may refuse such batches with
     a ValueError, and the table says so, but not the prediction of one example.
+shortcuts
+    What a layer may compute by itself is what it computes with all the rest: the gradients of
+    `backward_params` are those of `backward`, and the y of `predict` is that of `forward`.
 filled batch
     Rows that only fill a short batch up (see `Rows`), with a dy of 0, change neither the y and
     dx of the others nor the state nor a gradient, and get a dx of 0.
@@ -155,12 +158,15 @@ def check(
             _expect_contract(replace(case, mode=mode))
 
     cases = [replace(case.map(_read_only), mode=mode) for mode in ("train", "predict")]
+    some = any(leaf.size for leaf in leaves(cases[0].point))
+    expect(some, "there is no number to check in examples of {}", shape)
     rows: list[Row] = []
     for case in cases:
         rows += _central_differences(case, elements, generator)
         rows += _adjoint(case, generator)
         rows += _layout(case)
         rows += _small_batches(case, generator)
+        rows += _shortcuts(case)
         rows += _filled_batch(case)
     for other in _usable() if backends is None else backends:
         other = backend(other) if isinstance(other, str) else other
@@ -399,6 +405,16 @@ def _small_batches(case, generator):
             among = case.run()
             alone = {name: last(among[name], size) for name in among.keys() & {"x", "y"}}
             yield from _rows(oracle, case, alone, results)
+
+
+def _shortcuts(case):
+    expected = case.run()
+    if case.mode == "predict":
+        y = case.layer.predict(case.params, case.state, case.x)
+        return _rows("shortcuts", case, {"y": expected["y"]}, {"y": y})
+    cache = case.forward(case.point)[2]
+    grads = case.layer.backward_params(case.params, cache, case.dy)
+    return _rows("shortcuts", case, {"params": expected["params"]}, {"params": grads})
 
 
 def _filled_batch(case, fillers=2):

@@ -30,7 +30,7 @@ def names(text: str) -> list[str]:
     """The names in "numpy, jax:cpu:0"."""
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
-        raise argparse.ArgumentTypeError("expected names of backends, such as numpy,jax")
+        raise argparse.ArgumentTypeError(f"expected names with commas between, got {text!r}")
     return found
 
 
@@ -61,8 +61,13 @@ def refuse(command: str, message: object, status: int = 2) -> int:
     return status
 
 
-def written(command: str, texts: dict[Path | None, str], status: int = 0) -> int:
-    """Write each text to its path, where there is one; `status`, or 1 if one cannot be written."""
+def written(command: str, said: str, texts: dict[Path | None, str], status: int = 0) -> int:
+    """Write each text to its path, where there is one, and then say `said`.
+
+    In that order: whoever reads what is said may have seen enough before its end. Returns
+    `status`, or 1 if a file cannot be written.
+    """
+    told = [said] if said else []
     for path, text in texts.items():
         if path is None:
             continue
@@ -70,8 +75,10 @@ def written(command: str, texts: dict[Path | None, str], status: int = 0) -> int
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         except OSError as error:
-            return refuse(command, f"{path} cannot be written: {error.strerror}", 1)
-        print(f"written: {path}")
+            status = refuse(command, f"{path} cannot be written: {error.strerror}", 1)
+            break
+        told.append(f"written: {path}")
+    print("\n".join(told))
     return status
 
 

@@ -94,17 +94,14 @@ def _check(options: argparse.Namespace) -> int:
     tell("")
 
     columns, lines = _lines(found)
-    print(table(columns, lines))
     failed = [one for one in found if one["message"]]
-    for one in failed:
-        print(f"\n{one['name']}: {one['message'].rstrip()}")
-    said = f"{len(failed)} of {len(found)} failed" if failed else f"all {len(found)} passed"
-    print(f"\n{said}")
+    said = [table(columns, lines), *(f"{one['name']}: {one['message'].rstrip()}" for one in failed)]
+    said += [f"{len(failed)} of {len(found)} failed" if failed else f"all {len(found)} passed"]
     texts = {
         options.json: json.dumps({"seed": options.seed, "checks": found}, indent=1) + "\n",
         options.markdown: f"{markdown_table(columns, lines)}\n",
     }
-    return written("check", texts, 1 if failed else 0)
+    return written("check", "\n\n".join(said), texts, 1 if failed else 0)
 
 
 def _shape(text: str) -> Any:

@@ -137,17 +137,18 @@ def _compare(options: argparse.Namespace) -> int:
         report = _merged(options) if options.merge else _trained(options)
     except CannotCompare as error:
         return refuse("compare", error)
-    print(summary(report))
     html, remark = None, None
     try:
         html = page(report)
     except ImportError as error:
         remark = f"no report.html: {error}"
-    try:
+    try:  # before a word is said: nobody may be listening any more
         paths = write(report, options.output, html)
     except OSError as error:
+        print(summary(report))
         reason = f"the report cannot be written to {options.output}: {error.strerror}"
         return refuse("compare", reason, 1)
+    print(summary(report))
     print(f"written: {', '.join(map(str, paths))}")
     if remark:
         print(remark)

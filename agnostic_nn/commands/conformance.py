@@ -40,7 +40,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         default=120,
         metavar="N",
         help="that one thing may take; what takes longer, or crashes, is unsupported, and the "
-        "rest is tried all the same (default: %(default)s)",
+        "rest is tried all the same; a library may take 120 to start (default: %(default)s)",
     )
     for kind in ("json", "markdown"):
         add_argument(f"--{kind}", type=Path, metavar="FILE", help="where to write the result too")
@@ -60,9 +60,8 @@ def _conformance(options: argparse.Namespace) -> int:
     tell("")
     if not found.findings:
         return refuse("conformance", f"--only {options.only}: there are {', '.join(SECTIONS)}")
-    print(found)
     texts = {
         options.json: json.dumps(found.to_json(), indent=1) + "\n",
         options.markdown: found.to_markdown(),
     }
-    return written("conformance", texts, 0 if found.conforms else 1)
+    return written("conformance", str(found), texts, 0 if found.conforms else 1)

@@ -73,7 +73,7 @@ def _explain(options: argparse.Namespace) -> int:
         print("\n\n".join(map(str, told[-1])))
         return 0
     try:
-        return written("explain", {options.output: page(*told)})
+        return written("explain", "", {options.output: page(*told)})
     except ImportError as error:
         return refuse("explain", error)
 

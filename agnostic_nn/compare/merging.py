@@ -16,6 +16,10 @@ from .workloads import CannotCompare
 
 __all__ = ["merge", "read"]
 
+PARTS = (  # of a report, without which there is nothing to merge
+    *("workload", "start_sha256", "reference", "tolerance", "results", "left_out", "machines"),
+)
+
 
 def read(path: Path) -> dict[str, Any]:
     """The report in a file.
@@ -32,13 +36,17 @@ def read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CannotCompare(f"{path} is no JSON: {error}") from error
     schema = report.get("schema") if isinstance(report, dict) else None
-    if schema is None or "results" not in report:
+    if schema is None:
         raise CannotCompare(f"{path} is no report.json of this command")
     if schema != SCHEMA:
         raise CannotCompare(
             f"{path} is of schema {schema}, and only reports of schema {SCHEMA} can be merged: "
             "make it again with this version"
         )
+    missing = [part for part in PARTS if not isinstance(report.get(part), dict | list | str)]
+    if missing:
+        lacks = ", ".join(missing)
+        raise CannotCompare(f"{path} is no report.json of this command, or damaged: no {lacks}")
     results = [dict.fromkeys(LATER) | result for result in report["results"]]
     return {"ledger": []} | report | {"results": results}
 

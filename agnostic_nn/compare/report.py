@@ -105,7 +105,14 @@ def sentence(result: dict[str, Any]) -> str:
     if result["left_tolerance"] is None:
         told = f"stays {result['verdict']}: {most}, where rounding may come to {allowed:.2g}"
         return f"{told} by the end{time}.{short}"
-    why = f"rounding in {result['dtype']} does not explain it"
+    step, dtype = result["left_tolerance"]["step"], result["dtype"]
+    why = f"rounding in {dtype} does not explain it"
+    if step > 1:
+        why = (
+            f"step 1 holds in every layer, so rounding in {dtype} explains it only if this "
+            f"training magnifies it, and `agnostic-nn bisect --steps {step - 1}` looks into that "
+            "step alone"
+        )
     return f"{result['verdict']}: {why}; {most}{time}.{short}"
 
 

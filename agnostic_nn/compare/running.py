@@ -177,6 +177,9 @@ def _sizes(
 # --- inside the first step --------------------------------------------------------------
 
 
+_SIGN = "\0"  # no name in a layer's own cache begins so
+
+
 def _signing(model: Layer) -> Layer:
     """The model, each of whose layers leaves what it put out in its cache, under its path."""
 
@@ -185,7 +188,7 @@ def _signing(model: Layer) -> Layer:
 
         def forward(self: Any, params: Any, state: Any, x: Any, *, train: Any = False) -> Any:
             y, state, cache = kind.forward(self, params, state, x, train=train)
-            return y, state, {path: (y, cache)}
+            return y, state, {_SIGN + path: (y, cache)}
 
         return {"forward": forward}
 
@@ -201,9 +204,13 @@ def _noted(cache: Any) -> dict[str, list[np.ndarray]]:
     """Real numbers by path, from the caches of layers within layers: the outer one stands last."""
     found: dict[str, list[np.ndarray]] = {}
     if isinstance(cache, dict):
-        for path, (y, inner) in cache.items():
-            found |= _noted(inner)
-            found[path] = [leaf for leaf in leaves(y) if leaf.dtype.kind == "f"]
+        for name, inner in cache.items():
+            if not name.startswith(_SIGN):
+                found |= _noted(inner)
+                continue
+            y, within = inner
+            found |= _noted(within)
+            found[name.removeprefix(_SIGN)] = [a for a in leaves(y) if a.dtype.kind == "f"]
     elif isinstance(cache, tuple):
         for branch in cache:
             found |= _noted(branch)
