@@ -338,6 +338,13 @@ def test_the_step_at_which_the_tolerance_is_left_is_named(pretend):
     assert result["deviations"]["gradients"]["0.weight"]["relative"] < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_reference_that_diverges_is_said_to():
+    report = compare(replace(SPIRALS, optimizer=nn.SGD(1e150)), ["numpy"], epochs=1, sizes=())
+    assert "the reference diverges: from step 3 on its own loss in float64" in summary(report)
+    assert "diverges" not in summary(compare(SPIRALS, ["numpy"], epochs=1, sizes=()))
+
+
 def test_a_wrong_native_function_is_seen_in_every_deviation():
     right = special.erf.dispatch(np.ndarray)
 

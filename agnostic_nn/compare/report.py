@@ -199,6 +199,10 @@ def remarks(report: dict[str, Any]) -> Iterator[str]:
         yield f"starting parameters: {sha256}, but not on {', '.join(others)}"
     elif started:
         yield f"starting parameters: bit-identical on every backend, SHA-256 {sha256}"
+    losses = report["reference"]["losses"]
+    if None in losses:
+        step, dtype = losses.index(None) + 1, report["reference"]["dtype"]
+        yield f"the reference diverges: from step {step} on its own loss in {dtype} is no number"
     nothing = report["tolerance"]["nothing"]
     if nothing:
         yield _of_nothing(report, nothing)
