@@ -116,7 +116,7 @@ def expect_number(name: str, value: Any, low: float = -math.inf, high: float = m
     Python's own numbers only: NumPy's scalars would widen a float32 array.
     """
     if type(value) not in (int, float):
-        raise TypeError(f"expected {name} to be a number, got {value!r}")
+        raise TypeError(f"expected {name} to be a number, got {_foreign(value, 'float')}")
     bounds = f" of at least {low:g}" if high == math.inf else f" in [{low:g}, {high:g})"
     bounds = "" if low == -math.inf else bounds
     fits = math.isfinite(value) and low <= value < high
@@ -133,8 +133,13 @@ def expect_positive(name: str, value: Any) -> None:
 def expect_count(name: str, value: Any) -> None:
     """Raise unless `value`, the hyper-parameter called `name`, is an integer of at least 1."""
     if type(value) is not int:
-        raise TypeError(f"expected {name} to be an integer, got {value!r}")
+        raise TypeError(f"expected {name} to be an integer, got {_foreign(value, 'int')}")
     expect(value >= 1, "expected {} of at least 1, got {}", name, value)
+
+
+def _foreign(value: Any, kind: str) -> str:
+    """What was refused, and what to do if it is a number of an array library's."""
+    return f"{value!r}: pass Python's own, {kind}(...)" if hasattr(value, "dtype") else repr(value)
 
 
 @dataclass(frozen=True)

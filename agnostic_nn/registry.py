@@ -247,6 +247,8 @@ def backend(
         falls back to another.
     """
     policy = chosen_policy(precision, deterministic)
+    if not (name is None or isinstance(name, str)):
+        raise TypeError(f"expected the name of a backend, such as 'numpy', got {name!r}")
     name = name or os.environ.get(VARIABLE) or "numpy"
     library, _, device_name = name.partition(":")
     adapter = _load(library)

@@ -134,6 +134,11 @@ def test_an_unknown_name_is_refused_with_those_there_are(install):
         refuse(name, f"no backend is called {library!r}; there are ", "toy", *SHIPPED)
 
 
+def test_what_is_no_name_is_refused():
+    with pytest.raises(TypeError, match="the name of a backend, such as 'numpy', got <module"):
+        nn.backend(np)
+
+
 @pytest.mark.parametrize("device", ["tpu", "gpu:2", "gpu:00", "cpu:0:0"])
 def test_an_unknown_device_is_refused_with_those_there_are(install, device):
     install("toy", TOY)

@@ -274,13 +274,29 @@ def test_moments_of_another_nesting_shape_or_dtype_are_refused(backend):
     trainer = make(backend, nn.Scaled(nn.SGD()))
     trainer.build((4,))
     moments = trainer.moments
-    for wrong in (
-        moments | {"scale": backend.asarray(np.ones(1, "float32"))},
-        moments | {"scale": backend.asarray(np.ones((), "int32"))},
-        {"scale": moments["scale"], "other": moments["inner"]},
+    for wrong, said in (
+        ({"scale": backend.asarray(np.ones(1, "float32"))}, r"scale is .*float32 \(1,\), expected"),
+        ({"scale": backend.asarray(np.ones((), "int32"))}, r"scale is .*int32 \(\), expected"),
+        ({"other": moments["inner"]}, r"moments\.other\..* is .*, expected nothing"),
     ):
-        with pytest.raises(ValueError, match="moments like those there are, but"):
-            trainer.moments = wrong
+        with pytest.raises(ValueError, match=said):
+            trainer.moments = moments | wrong
+    with pytest.raises(ValueError, match=r"moments\.inner\.step is nothing, expected"):
+        trainer.moments = {}
+
+
+def test_moments_that_were_given_stay_the_callers(backend):
+    trainer, other = make(backend), make(backend)
+    trainer.fit(X, LABELS, **OPTIONS)
+    other.fit(X, LABELS, **OPTIONS)
+    moments = trainer.moments
+    before = [np.array(leaf) for leaf in leaves(backend.to_numpy(moments))]
+    trainer.step(X, LABELS)
+    trainer.moments = other.moments = moments
+    for one in (trainer, other):
+        one.fit(X, LABELS, **OPTIONS)
+    for a, b in zip(leaves(backend.to_numpy(moments)), before, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 # --- what survives ----------------------------------------------------------------------

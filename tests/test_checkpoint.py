@@ -268,6 +268,43 @@ def test_a_checkpoint_of_another_model_is_refused(backend, tmp_path):
         nn.Trainer.load(tmp_path / "a", backend=backend)
 
 
+def test_a_file_that_cannot_be_written_is_called_by_its_own_name(tmp_path):
+    path = tmp_path / "none" / "a.safetensors"
+    with pytest.raises(FileNotFoundError) as caught:
+        checkpoint.write(path, ARRAYS, {})
+    assert caught.value.filename == str(path)
+
+
+def test_whether_to_keep_finite_is_saved_and_metrics_may_be_given(backend, tmp_path):
+    loss, own = nn.mean_squared_error, {"own": lambda y, target: y[:, 0]}
+    trainer = nn.Trainer(
+        nn.Dense(2), loss, nn.SGD(), backend=backend, shape=(3,), metrics=own, keep_finite=False
+    )
+    trainer.save(tmp_path / "a")
+    loaded = nn.Trainer.load(tmp_path / "a", backend=backend, metrics=own)
+    assert (loaded.keep_finite, loaded.metrics) == (False, own)
+
+    arrays, description = checkpoint.read(tmp_path / "a")
+    del description["keep_finite"], description["format"]
+    checkpoint.write(tmp_path / "old", arrays, description)
+    old = nn.Trainer.load(tmp_path / "old", backend=backend)
+    assert (old.keep_finite, old.metrics) == (True, {})
+
+
+def test_what_came_as_numbers_of_numpy_is_saved_too(backend, tmp_path):
+    model = nn.Dense(2, bias=np.bool_(False))
+    shape, seed = (np.int64(3),), np.int64(5)
+    trainer = nn.Trainer(
+        model, nn.mean_squared_error, nn.SGD(), backend=backend, shape=shape, seed=seed
+    )
+    x, y = np.ones((4, 3), "float32"), np.ones((4, 2), "float32")
+    trainer.fit(x, y, epochs=np.int64(2), batch_size=np.int32(4), verbose=0)
+    trainer.save(tmp_path / "a")
+    loaded = nn.Trainer.load(tmp_path / "a", backend=backend)
+    assert (loaded.seed, loaded.shape, loaded.model) == (5, (3,), nn.Dense(2, bias=False))
+    assert_same_bits(loaded, trainer)
+
+
 class Doubling(nn.Elementwise):
     """A user's own layer: y = 2x."""
 

@@ -78,6 +78,31 @@ def test_a_shape_survives_json(shape):
     assert data.shape_from(json.loads(json.dumps(shape))) == shape
 
 
+@pytest.mark.parametrize("length", [4.0, -1, "4", None, True])
+def test_a_shape_is_made_of_integers(length):
+    with pytest.raises(ValueError, match=f"length of a shape to be an integer .* got {length!r}"):
+        data.shape_from({"a": (3, length)})
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "said"),
+    [
+        (np.ma.masked_array(np.ones(3), [0, 1, 0]), TypeError, r"x\.a without a mask, which would"),
+        ([[1, 2], [3]], ValueError, r"expected x\.a as lists of equal lengths"),
+    ],
+)
+def test_what_would_lose_something_or_is_no_array_is_refused(backend, given, kind, said):
+    with pytest.raises(kind, match=said):
+        data.fetch("x", {"a": given}, backend)
+
+
+def test_a_dtype_that_numpy_lacks_is_refused_by_name():
+    torch = pytest.importorskip("torch", reason="has one")
+    given = torch.ones(3, dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match="expected x of a dtype that NumPy has: "):
+        data.fetch("x", given, nn.backend("torch:cpu"))
+
+
 # --- ahead ------------------------------------------------------------------------------
 
 

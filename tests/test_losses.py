@@ -414,6 +414,14 @@ BAD_OPTIONS = [  # loss, y, target, options, error, message
     ),
     (
         softmax,
+        zeros(2, 2),
+        ints(2),
+        {"class_weights": np.ones(2)},
+        TypeError,
+        r"class_weights as a tuple of numbers, got ndarray: pass tuple\(w.tolist\(\)\)",
+    ),
+    (
+        softmax,
         zeros(2, 3),
         zeros(2, 3),
         {"ignore_index": 1},
@@ -887,8 +895,12 @@ def test_several_losses_bring_the_checks_and_metrics_of_each():
         BOTH.check({**WANTED, "label": np.asarray([5])}, shape)
     with pytest.raises(ValueError, match="finite targets"):
         BOTH.check({**WANTED, "box": np.full((4, 2), NAN)}, shape)
-    with pytest.raises(ValueError, match=r"no target for box, only for \['label'\]"):
+    with pytest.raises(ValueError, match=r"targets \['box', 'label'\], got \['label'\]"):
         BOTH.check({"label": ints(4)}, shape)
+    with pytest.raises(ValueError, match=r"targets \['box', 'label'\], got tuple"):
+        BOTH.check(tuple(WANTED.values()), shape)
+    with pytest.raises(ValueError, match=r"outputs \['box', 'label'\], got one of shape \(3,\)"):
+        BOTH.check(WANTED, (3,))
     found = BOTH.metrics["label.accuracy"](FOUND, WANTED)
     np.testing.assert_array_equal(found, np.ones(4))
     assert set(BOTH.metrics) == {"label.accuracy"}

@@ -565,10 +565,12 @@ def test_an_epoch_that_was_cut_off_after_its_last_batch_is_complete_when_that_is
     trainer = make(backend, nn.Dense(3))
     trainer.fit(batches=cut([8, 8]), steps=2, verbose=0)
     assert (trainer.epoch, trainer.steps) == (0, 2), "there might have been a third"
-    history = trainer.fit(batches=cut([8, 8]), epochs=2, verbose=0)
-    assert (trainer.epoch, trainer.steps) == (2, 4)
-    assert history["steps"] == [0, 2]
-    assert np.isnan(history["loss"][0])
+    rows = []
+    ask = {"callbacks": [lambda trainer, row: rows.append(row)], "verbose": 0}
+    history = trainer.fit(batches=cut([8, 8]), epochs=2, **ask)
+    assert (trainer.epoch, trainer.steps) == (3, 6)
+    assert rows == history.epochs, "nothing is told of what had nothing left"
+    assert (history["epoch"], history["steps"]) == ([2, 3], [2, 2])
 
 
 @pytest.mark.parametrize(
@@ -607,6 +609,21 @@ def test_an_error_in_a_batch_says_which_and_costs_no_step_before_it(backend):
     assert_same_bits(host(trainer), host(other))
     with pytest.raises(ValueError, match="epoch 1 was begun with other batches, got 50 examples"):
         trainer.fit(x, labels, verbose=0)
+
+
+def test_a_trainer_is_built_by_data_that_fit_only(backend):
+    x = np.ones((4, 9), "float32")
+    target = np.ones((9, 3), "float32")
+    trainer = make(backend, nn.Dense(3), loss=nn.mean_squared_error)
+    with pytest.raises(ValueError, match=r"4 examples, but targets of shape \(9, 3\)"):
+        trainer.fit(x, target, verbose=0)
+    assert (trainer.shape, trainer.out_shape) == (None, None)
+    with pytest.raises(RuntimeError, match="no weights yet"):
+        trainer.predict(x)
+    trainer.fit(x.T, target, verbose=0)
+    with pytest.raises(ValueError, match="9 examples"):
+        trainer.fit(x.T, target[1:], verbose=0)
+    assert trainer.shape == (4,), "what was learned stays"
 
 
 def test_a_loss_without_weights_takes_batches_of_one_length_only(backend):
@@ -825,6 +842,8 @@ def test_wrong_data_are_refused_with_what_was_expected_and_what_came(
         ({"batch_size": 2.5}, "batch_size to be an integer of at least 1, got 2.5"),
         ({"epochs": 0}, "epochs to be an integer of at least 1, got 0"),
         ({"steps": -1}, "steps to be an integer of at least 1, got -1"),
+        ({"epochs": True}, "epochs to be an integer of at least 1, got True"),
+        ({"epochs": np.int64(0)}, "epochs to be an integer of at least 1, got"),
         ({"weights": np.ones(49, "float32")}, r"weights of shape \(50,\), got \(49,\)"),
         ({"weights": -np.ones(50, "float32")}, "weights of at least 0"),
         ({"weights": np.full(50, np.inf, "float32")}, "weights of at least 0"),
@@ -834,6 +853,53 @@ def test_wrong_data_are_refused_with_what_was_expected_and_what_came(
 def test_wrong_options_are_refused(backend, options, said):
     with pytest.raises(ValueError, match=said):
         make(backend).fit(X, LABELS, verbose=0, **options)
+
+
+@pytest.mark.parametrize(
+    ("validation", "said"),
+    [((X, LABELS, np.ones(50, "float32")), "tuple of 3"), (X, "ndarray"), (7, "int")],
+)
+def test_validation_is_a_pair(backend, validation, said):
+    with pytest.raises(TypeError, match=rf"expected validation \(x, target\), got a {said}"):
+        make(backend).fit(X, LABELS, validation=validation, verbose=0)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5])
+def test_predictions_are_made_in_batches_of_some(backend, batch_size):
+    trainer, said = make(backend, shape=(4,)), "batch_size to be an integer of at least 1"
+    with pytest.raises(ValueError, match=said):
+        trainer.evaluate(X, LABELS, batch_size=batch_size)
+    with pytest.raises(ValueError, match=said):
+        trainer.predict(X, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("weights", [np.arange(50), list(range(50)), np.arange(50) % 2 > 0])
+def test_weights_may_be_integers_or_booleans(backend, weights):
+    one, other = (make(backend, optimizer=nn.SGD(0.1)) for _ in range(2))
+    one.fit(X, LABELS, batch_size=25, weights=weights, verbose=0)
+    other.fit(X, LABELS, batch_size=25, weights=np.asarray(weights, "float32"), verbose=0)
+    assert_same_bits(host(one), host(other))
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "target", "said"),
+    [
+        (TwoByTwo(), nn.softmax_cross_entropy, LABELS, r"one output, got \{.*: Losses has a loss"),
+        (TwoByTwo(), nn.mean_squared_error, X, r"one output, got \{.*: Losses has a loss"),
+        (nn.Dense(3), nn.softmax_cross_entropy, {"a": LABELS}, "as one array, got a dict"),
+        (nn.Dense(3), nn.multi_class_margin, {"a": LABELS}, "as one array, got a dict"),
+        (nn.Dense(3), nn.hinge, (X, X), "as one array, got a tuple"),
+        (nn.Dense(3), nn.mean_squared_error, 1.0 * LABELS, r"targets \(batch, 3\), got \(50,\)"),
+    ],
+)
+def test_targets_that_do_not_suit_the_loss_are_refused_by_its_name(
+    backend, model, loss, target, said
+):
+    target = tree_map(lambda leaf: leaf.astype("float32") if leaf.dtype == float else leaf, target)
+    x = {"x": X, "mask": np.ones((50, 3), bool)} if isinstance(model, TwoByTwo) else X
+    with pytest.raises(ValueError, match=said) as caught:
+        make(backend, model, loss).fit(x, target, verbose=0)
+    assert caught.value.__notes__ == [f"for the loss {loss.__name__}"]
 
 
 def test_weights_are_one_array_and_a_loss_is_one_number(backend):
@@ -855,8 +921,12 @@ def test_a_loss_of_ones_own_may_do_without_weights_where_none_are_needed(backend
     assert history["loss"][1] < history["loss"][0]
     with pytest.raises(TypeError, match="of 50 examples 16 at a time, needs a loss that takes"):
         trainer.fit(X, target, batch_size=16, verbose=0)
-    with pytest.raises(TypeError, match="weighting examples needs a loss that takes weights"):
+    with pytest.raises(TypeError, match=r"weighting examples needs a loss.* weights=None$"):
         trainer.fit(X, target, weights=np.ones(50, "float32"), verbose=0)
+    steps = trainer.steps
+    with pytest.raises(TypeError, match=r"of 26 examples 25 at a time, .* that divides the exampl"):
+        trainer.fit(X, target, batch_size=25, validation=(X[:26], target[:26]), verbose=0)
+    assert trainer.steps == steps, "refused before anything is learned"
 
 
 @pytest.mark.parametrize(
@@ -873,9 +943,15 @@ def test_a_loss_of_ones_own_may_do_without_weights_where_none_are_needed(backend
         ((nn.Dense(2), nn.mean_squared_error, nn.SGD()), {"dtype": "int8"}, ValueError, "'int8'"),
         (
             (nn.Dense(2), nn.mean_squared_error, nn.SGD()),
-            {"seed": -1, "shape": (2,)},
+            {"seed": -1},
             ValueError,
-            "seed",
+            "seed to be an integer of at least 0, got -1",
+        ),
+        (
+            (nn.Dense(2), nn.mean_squared_error, nn.SGD()),
+            {"seed": 1.5},
+            ValueError,
+            "seed to be an integer of at least 0, got 1.5",
         ),
         (
             (nn.ReLU(), nn.mean_squared_error, nn.SGD()),
@@ -891,8 +967,9 @@ def test_a_trainer_of_wrong_parts_is_refused(backend, arguments, options, kind, 
 
 
 def test_before_there_are_weights_it_says_how_to_get_them(backend):
-    with pytest.raises(RuntimeError, match="give Trainer a shape, or fit it"):
-        make(backend).summary()
+    for ask in (nn.Trainer.summary, lambda t: t.predict(X), lambda t: t.evaluate(X, LABELS)):
+        with pytest.raises(RuntimeError, match="give Trainer a shape, or fit it"):
+            ask(make(backend))
 
 
 def test_arrays_of_another_device_are_refused(backend):

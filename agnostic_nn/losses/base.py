@@ -22,12 +22,14 @@ __all__ = [
     "check_of",
     "check_signs",
     "expect_alike",
+    "expect_single",
     "expect_target",
     "metrics_of",
     "nested_like",
     "one_hot",
     "parts",
     "reduced",
+    "shown",
 ]
 
 Loss = Callable[..., tuple[Array, Any]]
@@ -125,6 +127,14 @@ def metrics_of(loss: Loss) -> dict[str, Callable]:
     return {name: _told(one, loss.keywords) for name, one in metrics_of(loss.func).items()}
 
 
+def shown(loss: Loss) -> str:
+    """A loss as it is written."""
+    if not isinstance(loss, partial):
+        return getattr(loss, "__name__", repr(loss))
+    options = [f"{name}={value!r}" for name, value in loss.keywords.items()]
+    return f"partial({', '.join([shown(loss.func), *map(repr, loss.args), *options])})"
+
+
 def _told(function, options):
     known = getattr(function, "__kwdefaults__", None) or {}
     told = {name: value for name, value in options.items() if name in known}
@@ -187,6 +197,7 @@ def one_hot(labels: Array, like: Array) -> Array:
 
 def check_numbers(target: Array, shape: Shape) -> None:
     """Refuse targets that are not finite real numbers, one for each output."""
+    expect_single(target, shape)
     xp = namespace(target)
     if not xp.isdtype(target.dtype, "real floating"):
         raise TypeError(f"expected real floating targets, got {target.dtype}")
@@ -206,6 +217,7 @@ def check_signs(target: Array, shape: Shape) -> None:
 
 def check_labels(target: Array, shape: Shape, *, ignore_index: int | None = None) -> None:
     """Refuse targets that are not integers from 0 to classes - 1, or `ignore_index`."""
+    expect_single(target, shape)
     xp = namespace(target)
     if not xp.isdtype(target.dtype, "integral"):
         raise TypeError(f"expected integer labels, got {target.dtype}")
@@ -218,6 +230,14 @@ def check_labels(target: Array, shape: Shape, *, ignore_index: int | None = None
         raise ValueError(
             f"expected labels from 0 to {shape[-1] - 1}, but label{list(bad)} is {target[bad]}"
         )
+
+
+def expect_single(target: Any, shape: Any) -> None:
+    """Raise unless both are of one output; several have a loss each, in `Losses`."""
+    several = isinstance(shape, dict) or any(isinstance(part, tuple) for part in shape)
+    expect(not several, "expected one output, got {}: Losses has a loss for each", shape)
+    kind = type(target).__name__
+    expect(kind not in ("dict", "tuple"), "expected targets as one array, got a {}", kind)
 
 
 def expect_target(target: Array, shape: Shape) -> None:

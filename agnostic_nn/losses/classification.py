@@ -24,6 +24,7 @@ from .base import (
     check_labels,
     check_numbers,
     expect_alike,
+    expect_single,
     one_hot,
     reduced,
 )
@@ -37,8 +38,8 @@ __all__ = [
 
 
 def _check_distributions(target: Array, shape: Shape) -> None:
-    xp = namespace(target)
     check_numbers(target, shape)
+    xp = namespace(target)
     bad = first_true(target < 0)
     if bad is not None:
         raise ValueError(f"expected probabilities, but target{list(bad)} is {target[bad]}")
@@ -51,6 +52,7 @@ def _check_distributions(target: Array, shape: Shape) -> None:
 
 
 def _check_classes(target: Array, shape: Shape, *, ignore_index: int | None = None) -> None:
+    expect_single(target, shape)
     if namespace(target).isdtype(target.dtype, "integral") or target.ndim == len(shape):
         check_labels(target, shape, ignore_index=ignore_index)
     else:
@@ -87,6 +89,11 @@ def _wanted(y, target, label_smoothing, class_weights, ignore_index):
 
 def _along_classes(name, numbers, y):
     """Numbers, one for each place along the last axis of y, as an array like y."""
+    if not isinstance(numbers, tuple | list):
+        kind = type(numbers).__name__
+        raise TypeError(
+            f"expected {name} as a tuple of numbers, got {kind}: pass tuple(w.tolist())"
+        )
     for number in numbers:
         expect_number(f"each of {name}", number, low=0.0)
     count = len(numbers)
@@ -155,8 +162,8 @@ def softmax_cross_entropy(
     xp = namespace(logits, target)
     log_q = log_softmax(logits)
     q = xp.exp(log_q)
-    options = (label_smoothing, class_weights, ignore_index, focusing)
-    if options == (0.0, None, None, 0.0) and xp.isdtype(target.dtype, "integral"):
+    options = (label_smoothing, class_weights is None, ignore_index, focusing)
+    if options == (0.0, True, None, 0.0) and xp.isdtype(target.dtype, "integral"):
         hot = at_label(target, logits)
         values = -xp.sum(xp.where(hot, log_q, 0.0), axis=-1)
         return reduced(values, q - xp.astype(hot, logits.dtype), weights, reduction)

@@ -8,7 +8,7 @@ from typing import Any
 from ..arrays import Array, expect, expect_number
 from ..metrics import finish_of, finished_by
 from ..trees import tree_map
-from .base import Loss, check_of, metrics_of
+from .base import Loss, check_of, metrics_of, shown
 
 __all__ = ["Losses"]
 
@@ -59,10 +59,7 @@ class Losses:
     def __call__(self, y: dict, target: dict, weights: Any = None) -> tuple[Array, dict]:
         """The weighted sum of all losses, and dy by name."""
         names = [name for name, _ in self.losses]
-        for what, tree in {"outputs": y, "targets": target}.items():
-            fits = isinstance(tree, dict) and sorted(tree) == names
-            shown = sorted(tree) if isinstance(tree, dict) else type(tree).__name__
-            expect(fits, "expected {} {}, got {}", what, names, shown)
+        _expect_named(y, target, names)
         total, dy = None, {}
         for (name, loss), (_, weight) in zip(self.losses, self.weights, strict=True):
             own = weights.get(name) if isinstance(weights, dict) else weights
@@ -76,8 +73,10 @@ class Losses:
 
     def check(self, target: dict, shape: dict) -> None:
         """Refuse a target on the host as each of the losses does its own."""
+        names = [name for name, _ in self.losses]
+        expect(isinstance(shape, dict), "expected outputs {}, got one of shape {}", names, shape)
+        _expect_named(shape, target, names)
         for name, loss in self.losses:
-            expect(name in target, "no target for {}, only for {}", name, sorted(target))
             check = check_of(loss)
             if check is not None:
                 check(target[name], shape[name])
@@ -92,7 +91,7 @@ class Losses:
         }
 
     def __repr__(self) -> str:
-        named = [f"{name}={_shown(loss)}" for name, loss in self.losses]
+        named = [f"{name}={shown(loss)}" for name, loss in self.losses]
         weights = {name: weight for name, weight in self.weights if weight != 1.0}
         return f"Losses({', '.join([*named, *([f'weights={weights}'] if weights else [])])})"
 
@@ -113,12 +112,12 @@ def _of_output(metric, name):
     return found
 
 
-def _shown(loss):
-    """A loss as it is written."""
-    if not isinstance(loss, partial):
-        return getattr(loss, "__name__", repr(loss))
-    options = [f"{name}={value!r}" for name, value in loss.keywords.items()]
-    return f"partial({', '.join([_shown(loss.func), *map(repr, loss.args), *options])})"
+def _expect_named(y: Any, target: Any, names: list[str]) -> None:
+    """Raise unless outputs, or their shapes, and targets are dicts of these names."""
+    for what, tree in {"outputs": y, "targets": target}.items():
+        is_named = isinstance(tree, dict)
+        found = sorted(tree) if is_named else type(tree).__name__
+        expect(is_named and found == names, "expected {} {}, got {}", what, names, found)
 
 
 def _plain(thing):

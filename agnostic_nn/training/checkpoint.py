@@ -51,8 +51,10 @@ def write(path: str | os.PathLike, arrays: dict[str, np.ndarray], description: A
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename2 is None:
+            error.filename = os.fspath(path)  # nobody knows the other name
         raise
     _flush_folder(path.parent)
 

@@ -9,6 +9,8 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from .. import blocks, initializers, layers, losses, optimizers, schedules
 
 __all__ = ["describe", "rebuild"]
@@ -27,6 +29,8 @@ def describe(thing: Any) -> Any:
     """
     if thing is None or isinstance(thing, bool | int | float | str):
         return thing
+    if isinstance(thing, np.generic):
+        return thing.item()
     if isinstance(thing, tuple | list):
         return [describe(entry) for entry in thing]
     if isinstance(thing, dict):

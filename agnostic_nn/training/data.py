@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from operator import index
 from queue import Empty, Queue
 from threading import Event, Thread
 from typing import Any
@@ -33,8 +34,10 @@ __all__ = [
     "expect_shapes",
     "fetch",
     "filled",
+    "integer",
     "is_mapped",
     "order",
+    "outlined",
     "pieces",
     "shape_from",
     "stratified_split",
@@ -118,9 +121,14 @@ def _is_numbers(data: Any) -> bool:
 
 def _fetch(name: str, data: Any, backend: Backend) -> tuple[np.ndarray, bool]:
     if isinstance(data, np.ndarray | np.generic):
+        if hasattr(data, "mask"):
+            raise TypeError(f"expected {name} without a mask, which would be lost: fill it first")
         found, chosen = data if isinstance(data, np.memmap) else np.asarray(data), True
     elif isinstance(data, list | tuple | int | float):
-        found, chosen = np.asarray(data), False
+        try:
+            found, chosen = np.asarray(data), False
+        except ValueError as error:
+            raise ValueError(f"expected {name} as lists of equal lengths: {error}") from error
     else:
         try:
             ours = namespace(data) is namespace(backend.asarray(np.float32(0)))
@@ -134,7 +142,10 @@ def _fetch(name: str, data: Any, backend: Backend) -> tuple[np.ndarray, bool]:
             )
         if device(data) != backend.device and device(data) is not None:
             raise TypeError(f"{name} lies on {device(data)}, but the model is on {backend}")
-        found, chosen = backend.to_numpy(data), True
+        try:
+            found, chosen = backend.to_numpy(data), True
+        except TypeError as error:
+            raise TypeError(f"expected {name} of a dtype that NumPy has: {error}") from error
     if found.dtype.kind not in "fiub":
         raise TypeError(f"expected {name} to hold numbers, got dtype {found.dtype}")
     return found, chosen
@@ -189,7 +200,32 @@ def shape_from(data: Any) -> Any:
     """A shape, or a tree of shapes, from lists and tuples of integers, as JSON has them."""
     if isinstance(data, dict):
         return {name: shape_from(shape) for name, shape in data.items()}
-    return tuple(shape_from(entry) for entry in data) if isinstance(data, list | tuple) else data
+    if isinstance(data, list | tuple):
+        return tuple(shape_from(entry) for entry in data)
+    return integer("each length of a shape", data, 0)
+
+
+def integer(name: str, value: Any, least: int = 1) -> int:
+    """`value`, an integer of any library called `name`, as Python's own.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or less than `least`.
+    """
+    try:
+        found = index(value)
+    except TypeError:
+        found = least - 1
+    wanted = "expected {} to be an integer of at least {}, got {!r}"
+    expect(found >= least and not isinstance(value, bool), wanted, name, least, value)
+    return found
+
+
+def outlined(thing: Any) -> str:
+    """What kind of thing it is, and how long a tuple or a list."""
+    kind = type(thing).__qualname__
+    return f"a {kind} of {len(thing)}" if isinstance(thing, tuple | list) else f"a {kind}"
 
 
 def expect_shapes(name: str, data: Any, shapes: Any) -> None:
@@ -351,9 +387,8 @@ class Streamed:
 
     def _checked(self, batch: Any) -> Examples:
         if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-            kind = type(batch).__qualname__
-            said = f"a {kind} of {len(batch)}" if isinstance(batch, tuple | list) else f"a {kind}"
-            raise TypeError(f"expected batches (x, target) or (x, target, weights), got {said}")
+            wanted = "batches (x, target) or (x, target, weights)"
+            raise TypeError(f"expected {wanted}, got {outlined(batch)}")
         return self.check(*batch)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..layers import Layer
 from ..layers.base import kinds
-from ..losses.base import Loss, check_of
+from ..losses.base import Loss, check_of, shown
 from ..registry import Backend
 from ..trees import leaves, named_leaves, tree_map
 from .data import Examples, expect_lengths, expect_shapes, fetch, is_mapped, pieces, typed
@@ -58,7 +58,11 @@ class Intake:
             raise ValueError(f"{count} examples, but {said} of shape {leaf.shape}")
         check = self._check
         if check is not None:
-            _check_pieces(lambda part: check(part, out_shape), found)
+            try:
+                _check_pieces(lambda part: check(part, out_shape), found)
+            except (TypeError, ValueError) as error:
+                error.add_note(f"for the loss {shown(self.loss)}")
+                raise
         found = self._typed("target", found, chosen)
         if weights is not None:
             weights = self._weights(weights, count)
@@ -69,7 +73,7 @@ class Intake:
         given, chosen = fetch("weights", given, self.backend)
         if not isinstance(given, np.ndarray):
             raise TypeError("expected weights as one array, which all losses share")
-        weights = typed("weights", given, chosen, self.dtype)
+        weights = typed("weights", given, chosen, self.dtype).astype(self.dtype, copy=False)
         if weights.shape[:1] != (count,):
             raise ValueError(f"expected weights of shape ({count},), got {weights.shape}")
         if not (np.isfinite(weights) & (weights >= 0)).all():
@@ -85,18 +89,21 @@ class Intake:
             return False
         return True
 
-    def expect_weights(self, who: str) -> None:
+    def expect_weights(self, who: str, otherwise: str = "") -> None:
         """Refuse what needs a loss that takes weights, if this one does not."""
         if not self.weighs:
             raise TypeError(
                 f"{who} needs a loss that takes weights: give it a third parameter, "
-                "weights=None, or choose a batch_size that divides the examples"
+                f"weights=None{otherwise}"
             )
 
     def is_ragged(self, count: int, rows: int) -> bool:
         """Whether batches of `rows` leave a short one, which the loss must be able to weigh."""
         if count % rows:
-            self.expect_weights(f"a short batch, of {count} examples {rows} at a time,")
+            self.expect_weights(
+                f"a short batch, of {count} examples {rows} at a time,",
+                ", or choose a batch_size that divides the examples",
+            )
         return count % rows > 0
 
     @cached_property

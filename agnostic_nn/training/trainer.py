@@ -16,7 +16,7 @@ import numpy as np
 from .. import random
 from ..arrays import Array, Moments, Params, Shape, State, namespace
 from ..layers import Layer
-from ..losses.base import Loss, metrics_of
+from ..losses.base import Loss, metrics_of, shown
 from ..metrics import finish_of
 from ..optimizers import Optimizer
 from ..registry import Backend
@@ -26,7 +26,18 @@ from ..trees import leaves, named_leaves, tree_map, unname
 from . import checkpoint
 from .callbacks import Callback, as_callback, moments_in, optimizers_in
 from .config import describe, rebuild
-from .data import Examples, Stored, Streamed, ahead, fetch, filled, is_mapped, shape_from
+from .data import (
+    Examples,
+    Stored,
+    Streamed,
+    ahead,
+    fetch,
+    filled,
+    integer,
+    is_mapped,
+    outlined,
+    shape_from,
+)
 from .feeding import Feed, moved, work_of
 from .history import History
 from .intake import Intake
@@ -103,7 +114,8 @@ class Trainer:
         self.backend = backend if isinstance(backend, Backend) else choose(backend)
         if dtype == "float64" and not self.backend.has_float64:
             raise ValueError(f"{self.backend} has no float64 as it is set up now")
-        self.seed, self.dtype, self.keep_finite = seed, dtype, keep_finite
+        self.seed, self.dtype = integer("seed", seed, 0), dtype
+        self.keep_finite = bool(keep_finite)
         self.metrics = metrics_of(loss) if metrics is None else dict(metrics)
         self._intake = Intake(model, loss, self.backend, dtype)
         self.shape: Shape | None = None
@@ -159,10 +171,9 @@ class Trainer:
     @moments.setter
     def moments(self, moments: Moments) -> None:
         params, state, old = self._built()
-        for a, b in zip(named_leaves(moments), named_leaves(old), strict=True):
-            if (a[0], a[1].shape, a[1].dtype) != (b[0], b[1].shape, b[1].dtype):
-                raise ValueError(f"expected moments like those there are, but {a[0]} differs")
+        _expect_alike(*[dict(named_leaves(tree, "moments")) for tree in (moments, old)])
         self._carry = params, state, moments
+        self._is_shown = True  # whoever gave them still has them
 
     def start_from(self, params: Params, state: State | None = None) -> None:
         """Go on from other parameters, and another state if given, with moments begun anew.
@@ -276,10 +287,11 @@ class Trainer:
             than the longest so far are filled up to it. `steps_per_epoch` of them make an
             epoch, by default as many as come.
         validation
-            (x, target) to evaluate after each epoch.
+            (x, target) to evaluate after each epoch, without weights.
         weights
-            How much each example counts in the loss, (examples,), or as many leading axes
-            as the loss takes.
+            How much each example counts in the loss of its batch, (examples,), or as many
+            leading axes as the loss takes. The loss of an epoch is the mean of those of its
+            batches, each counted by its examples whatever they weigh.
         augment
             augment(x, target, generator) -> (x, target): a batch on the host, changed. The
             `np.random.Generator` is fixed by seed, epoch and batch.
@@ -304,12 +316,11 @@ class Trainer:
         KeyboardInterrupt
             After Ctrl-C, once the current step is done.
         """
-        counts = {"epochs": epochs, "batch_size": batch_size, "steps": steps}
-        for name, value in (counts | {"steps_per_epoch": steps_per_epoch}).items():
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"expected {name} to be an integer of at least 1, got {value!r}")
-        if not isinstance(prefetch, int) or prefetch < 0:
-            raise ValueError(f"expected prefetch to be an integer of at least 0, got {prefetch!r}")
+        epochs, batch_size = integer("epochs", epochs), integer("batch_size", batch_size)
+        steps = None if steps is None else integer("steps", steps)
+        if steps_per_epoch is not None:
+            steps_per_epoch = integer("steps_per_epoch", steps_per_epoch)
+        prefetch = integer("prefetch", prefetch, 0)
         source: Stored | Streamed
         if batches is None:
             if steps_per_epoch is not None:
@@ -323,7 +334,13 @@ class Trainer:
             raise TypeError(f"expected batches as an iterable or a function, got {batches!r}")
         else:
             source = Streamed(batches, steps_per_epoch, self.examples)
-        held_out = None if validation is None else self.examples(*validation)
+        held_out = None
+        if validation is not None:
+            if not isinstance(validation, tuple | list) or len(validation) != 2:
+                raise TypeError(f"expected validation (x, target), got {outlined(validation)}")
+            held_out = self.examples(*validation)
+            # refused now, not after an epoch
+            self._intake.is_ragged(len(held_out), min(batch_size, len(held_out)))
         asked = [as_callback(callback) for callback in callbacks]
         done, *mark = self._open
         if done and tuple(mark) != source.mark:
@@ -356,17 +373,20 @@ class Trainer:
                 callback.begin(self)
                 ends.push(partial(self._end, callback, stop))
             for number in range(1, epochs + 1):
-                started, before, epoch = time.perf_counter(), self.steps, self.epoch + 1
+                started, before = time.perf_counter(), self.steps
                 told.begin(f"epoch {number}/{epochs}", source.count, self._open[0])
                 loss = self._fit_epoch(feed, prefetch, stop, last, told)
+                if self.steps == before and not stop.requested:  # of one begun nothing was left
+                    loss = self._fit_epoch(feed, prefetch, stop, last, told)
                 if stop.requested:
                     break
+                complete = not self._open[0]
+                epoch = self.epoch if complete else self.epoch + 1
                 row = {"epoch": epoch, "steps": self.steps - before, "loss": loss}
                 if held_out is not None:
                     found = self._evaluate(held_out, batch_size)
                     row |= {f"validation_{name}": value for name, value in found.items()}
                 row["seconds"] = time.perf_counter() - started
-                complete = not self._open[0]
                 answers = [callback.epoch(self, row) for callback in asked if complete]
                 told.finish(row)
                 history.epochs.append(row)
@@ -423,6 +443,8 @@ class Trainer:
 
         averaged: with the mean of the parameters that `Average` keeps.
         """
+        self._built()
+        batch_size = integer("batch_size", batch_size)
         return self._evaluate(self.examples(x, target), batch_size, averaged)
 
     def _evaluate(self, examples: Examples, batch_size: int, averaged=False) -> dict[str, float]:
@@ -460,10 +482,7 @@ class Trainer:
         Arrays of the backend give arrays of the backend; anything else NumPy arrays.
         averaged: with the mean of the parameters that `Average` keeps.
         """
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(
-                f"expected batch_size to be an integer of at least 1, got {batch_size!r}"
-            )
+        batch_size = integer("batch_size", batch_size)
         params, state = self._in_use(averaged)
         host = Examples(self._input(x), ())
         batch_size = max(1, min(batch_size, len(host)))
@@ -498,9 +517,8 @@ class Trainer:
 
     def _title(self) -> str:
         """What is trained how, and how far it is."""
-        loss = getattr(self.loss, "__name__", None) or repr(self.loss)
         return (
-            f"{type(self).__name__} on {self.backend} in {self.dtype}: {loss} by "
+            f"{type(self).__name__} on {self.backend} in {self.dtype}: {shown(self.loss)} by "
             f"{self.optimizer!r}, after {self.steps} steps and {self.epoch} epochs"
         )
 
@@ -519,7 +537,13 @@ class Trainer:
         TypeError, ValueError
             If they do not fit the model: what was expected and what came.
         """
-        return self._intake.examples(self._input(x), target, weights, self.out_shape)
+        is_new = self.shape is None
+        try:
+            return self._intake.examples(self._input(x), target, weights, self.out_shape)
+        except BaseException:
+            if is_new:  # what it was built for may be what is wrong
+                self.shape = self.out_shape = self._carry = None
+            raise
 
     # --- elsewhere and later ------------------------------------------------------------
 
@@ -570,6 +594,7 @@ class Trainer:
             "shape": self.shape,
             "dtype": self.dtype,
             "seed": self.seed,
+            "keep_finite": self.keep_finite,
             "steps": self.steps,
             "epoch": self.epoch,
             "open": self._open,
@@ -588,10 +613,12 @@ class Trainer:
         model: Layer | None = None,
         loss: Loss | None = None,
         optimizer: Optimizer | None = None,
+        metrics: dict[str, Callable] | None = None,
     ) -> "Trainer":
         """The trainer that was saved at `path`, on any backend.
 
-        A model, loss or optimizer of your own is not rebuilt from a file: pass it.
+        A model, loss or optimizer of your own is not rebuilt from a file: pass it. Nor are
+        `metrics` in it; by default they are those that the loss brings.
 
         Raises
         ------
@@ -608,6 +635,8 @@ class Trainer:
             backend=backend,
             seed=found["seed"],
             dtype=found["dtype"],
+            metrics=metrics,
+            keep_finite=found.get("keep_finite", True),
         )
         shape = shape_from(found["shape"])
         carry = trainer._draw(shape)
