@@ -6,6 +6,7 @@ which are those that NumPy would take and keep.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,6 +189,17 @@ def summarize(
     return Summary(tuple(_rows(notes, constant)), batch_size)
 
 
+@contextmanager
+def _naming(note: _Note) -> Iterator[None]:
+    """What is raised in here says by which layer, the innermost."""
+    try:
+        yield
+    except Exception as error:
+        if not getattr(error, "__notes__", None):
+            error.add_note("in " + ", ".join(filter(None, (note.path, outline(note.layer)))))
+        raise
+
+
 class _Watch:
     """Twins of layers that note what passes through, and sign what they keep."""
 
@@ -206,7 +218,7 @@ class _Watch:
                 number.append(len(notes))
                 notes.append(note)
             note.read |= {leaf.memory for leaf in leaves(x)}
-            with owned_by(*number):
+            with owned_by(*number), _naming(note):
                 y, state, cache = kind.forward(self_, params, state, x, train=train)
             note.shape = tree_map(lambda leaf: tuple(leaf.shape[1:]), y)
             self._count(note, params)
@@ -217,7 +229,7 @@ class _Watch:
                 # `backward_params` may have taken off the signature, and then ask `backward`
                 signed = isinstance(cache, dict) and number[0] in cache
                 own = cache[number[0]] if signed else cache
-                with owned_by(*number):
+                with owned_by(*number), _naming(note):
                     return getattr(kind, name)(self_, params, own, dy)
 
             return method

@@ -10,9 +10,10 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn import cli, special
 from agnostic_nn.arrays import device, namespace
-from agnostic_nn.bisecting import bisecting, noise
+from agnostic_nn.bisecting import PieceFails, bisecting, noise
 from agnostic_nn.blocks import parallel, residual
 from agnostic_nn.layers import convolution, normalization, regularization
+from agnostic_nn.layers.base import outline
 
 IMAGES = nn.Sequential(
     nn.Conv2D(4, 3, padding="same"),
@@ -506,6 +507,95 @@ def test_what_differs_nowhere_is_not_saved(tmp_path):
         found.save(tmp_path / "piece")
 
 
+MINE = """
+import agnostic_nn as nn
+import numpy as np
+
+
+class Wrong(nn.Layer):
+    factor = 1.01
+
+    def forward(self, params, state, x, *, train=False):
+        return x * (self.factor if isinstance(x, np.ndarray) else 1.0), state, ()
+
+    def backward(self, params, cache, dy):
+        return dy, {}
+
+
+class Fails(Wrong):
+    def forward(self, params, state, x, *, train=False):
+        if not isinstance(x, np.ndarray):
+            raise AttributeError("no such thing")
+        return x, state, ()
+
+
+class Endless(Wrong):
+    def forward(self, params, state, x, *, train=False):
+        return x * float("nan"), state, ()
+
+
+wrong, fails, endless = (
+    nn.Sequential(nn.Dense(4), nn.Residual(one()), nn.Dense(2))
+    for one in (Wrong, Fails, Endless)
+)
+alone = Wrong()
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """Arguments of the command, to which the name of an own model is added."""
+    (tmp_path / "mine_that_differ.py").write_text(MINE)
+    generator = np.random.default_rng(0)
+    x, target = (generator.standard_normal((40, n)).astype(np.float32) for n in (3, 2))
+    np.savez(tmp_path / "data.npz", x=x, target=target)
+    monkeypatch.chdir(tmp_path)
+    asked = ["bisect", "numpy", "--data", "data.npz"]
+    return lambda name: [*asked, "--model", f"mine_that_differ:{name}"]
+
+
+def test_a_layer_of_ones_own_is_replayed_by_its_name(mine, capsys):
+    assert cli.main(mine("wrong")) == 1
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert last == "agnostic-nn bisect --replay bisect.npz --model mine_that_differ:wrong"
+    for name in ("wrong", "alone"):
+        again = ["bisect", "--replay", "bisect.npz", "--model", f"mine_that_differ:{name}"]
+        assert cli.main(again) == 1
+        assert capsys.readouterr().out.splitlines()[0].split(";")[0] == first.split(";")[0]
+    assert cli.main([*again[:-1], "mine_that_differ:fails"]) == 2
+    assert "the model has no Wrong() at 1.0" in capsys.readouterr().err
+
+
+def test_a_layer_that_raises_is_named_with_where(mine, capsys):
+    assert cli.main(mine("fails")) == 2
+    err = capsys.readouterr().err
+    assert "1.0, Fails() fails on the reference, whose arrays have the Standard's" in err
+    assert err.count("\n") == 1
+
+
+def test_a_backend_on_which_a_layer_raises_is_named(backend):
+    @contextmanager
+    def failing():
+        raise AttributeError("not here")
+        yield
+
+    with pytest.raises(PieceFails, match="AttributeError: not here") as raised:
+        bisected(IMAGES, images(), "numpy", broken(backend, failing))
+    assert str(raised.value).startswith(f"0, {outline(IMAGES.layers[0])} fails on {backend}@")
+    assert isinstance(raised.value.__cause__, AttributeError)
+
+
+def test_what_is_not_finite_is_remarked_upon(mine, capsys):
+    cli.main(mine("endless"))
+    said = "Not finite in the reference either, first: 1.0, Endless(): forward."
+    assert said in capsys.readouterr().out
+
+
+def test_batches_have_at_least_one_example():
+    with pytest.raises(ValueError, match="batch_size of at least 1, got 0"):
+        bisected(IMAGES, images(), "numpy", batch_size=0)
+
+
 # --- what is said -------------------------------------------------------------------------
 
 
@@ -569,6 +659,8 @@ REFUSED = [
     (["numpy", "--model", "mine:model"], "--model and --data go together"),
     (["numpy", "--loss", "huber"], "--model and --data go together"),
     (["numpy", "--output", "nowhere/at/all/file"], "its folder is not there"),
+    (["--replay", "x.npz", "--steps", "2"], "--steps has no meaning here"),
+    (["--replay", "x.npz", *PARITY], "--workload has no meaning here"),
     (["--replay", "nowhere.npz"], "nowhere.npz cannot be read: No such file"),
 ]
 

@@ -357,3 +357,15 @@ def test_the_memory_of_training_stands_below_the_table(backend):
     assert summary.bytes_of_training > 4 * 160 + 7 * 80
     assert f"holds up to {summary.bytes_of_training:,} bytes at once" in str(summary)
     assert made.summary(1000).bytes_of_training > 10 * summary.bytes_of_training
+
+
+def test_a_layer_that_asks_for_a_value_is_named():
+    class Summed(nn.Layer):
+        def forward(self, params, state, x, *, train=False):
+            return x / x.sum(), state, ()
+
+    model = nn.Sequential(nn.Dense(3), nn.Residual(Summed()))
+    trainer = nn.Trainer(model, nn.mean_squared_error, nn.SGD(0.1), backend="numpy", shape=(3,))
+    with pytest.raises(AttributeError, match="has no sum") as raised:
+        trainer.summary()
+    assert raised.value.__notes__ == ["in 1.0, Summed()"]

@@ -4,6 +4,6 @@
 `bisecting.py` holds both backends' pieces to that.
 """
 
-from .bisecting import Bisection, Finding, bisect, replay
+from .bisecting import Bisection, Finding, PieceFails, bisect, replay
 
-__all__ = ["Bisection", "Finding", "bisect", "replay"]
+__all__ = ["Bisection", "Finding", "PieceFails", "bisect", "replay"]

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import expect
+from ..arrays import expect, expect_count
 from ..layers import Layer
 from ..losses import Loss
 from ..optimizers import Optimizer
@@ -43,9 +43,9 @@ from ..training import Trainer, make_step
 from ..training.data import batches, order
 from ..trees import leaves, tree_map
 from .noise import rounded
-from .pieces import Piece, cast, pieces, read, write
+from .pieces import REFERENCE, Piece, PieceFails, cast, failing, pieces, read, write
 
-__all__ = ["Bisection", "Finding", "bisect", "replay"]
+__all__ = ["Bisection", "Finding", "PieceFails", "bisect", "replay"]
 
 FACTOR = 4.0  # of the spread
 AROUND = 3  # neighbours shown on either side
@@ -70,6 +70,7 @@ class Finding:
     index: tuple[int, ...]
     columns: tuple[int, ...]
     numbers: tuple[tuple[float, ...], ...]
+    finite: bool = True  # the whole reference
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -154,10 +155,11 @@ class Bisection:
         told.append(folded(f"all {len(self.findings)} results", found, len(rows)))
         return "".join([*told, f"<p>{escape(self.remark)}</p>" if self.remark else ""])
 
-    def save(self, path: str | os.PathLike, number: int | None = None) -> None:
+    def save(self, path: str | os.PathLike, number: int | None = None) -> bool:
         """Write the piece that `first` belongs to, with what it was given, for `replay`.
 
-        number: of another finding, whose piece to write instead.
+        number: of another finding, whose piece to write instead. Returns whether the file says
+        all that `replay` needs: not so of what this library does not define.
 
         Raises
         ------
@@ -169,7 +171,7 @@ class Bisection:
         found = [i for i, one in enumerate(self.findings) if not one.holds]
         found = found if number is None else [number]
         expect(len(found) > 0, "nothing differs: there is no piece to write")
-        write(path, self._pieces[found[0]], self._names)
+        return write(path, self._pieces[found[0]], self._names)
 
     @property
     def _place(self) -> str:
@@ -244,9 +246,12 @@ def bisect(
     ------
     TypeError, ValueError
         If the data do not fit the model, as `Trainer` says.
+    PieceFails
+        If a layer, the loss or the optimizer raises anything; the message says where.
     BackendUnavailable
         If a backend cannot run here, or has no float64 and was asked for it.
     """
+    expect_count("batch_size", batch_size)
     fits = type(steps) is int and steps >= 0
     expect(fits, "expected steps to be an integer of at least 0, got {}", steps)
     sides = (_Side.of(one), _Side.of(other))
@@ -255,7 +260,8 @@ def bisect(
     examples = trainer.examples(*cast((x, target), narrow))[:]
     data, size = (examples.x, examples.target), min(batch_size, len(examples))
     start = trainer.params, trainer.state, trainer.moments
-    carry, batch, taken = sides[0].train(trainer, start, data, size, steps)
+    with failing("a training step", str(sides[0])):
+        carry, batch, taken = sides[0].train(trainer, start, data, size, steps)
     carry, batch = cast((carry, batch), narrow)
     events = pieces(model, loss, optimizer, carry, batch, narrow)
     title = f"{sides[0]} and {sides[1]} in lock step, step {taken + 1}, seed {seed}"
@@ -270,7 +276,8 @@ def replay(path: str | os.PathLike, *sides: Backend | str, thing: Any = None) ->
     """Run the piece that `Bisection.save` wrote, alone, and say again what differs.
 
     sides: the backends to run it on, by default those that found it. thing: the layer, loss
-    or optimizer, where it is not one of this library, which alone are stored.
+    or optimizer, or a model that the layer is in, where it is not one of this library, which
+    alone are stored.
 
     Raises
     ------
@@ -279,13 +286,14 @@ def replay(path: str | os.PathLike, *sides: Backend | str, thing: Any = None) ->
     ValueError
         If it is no such file, or it is about something that this library does not define and
         `thing` is not given.
+    PieceFails
+        If it raises anything.
     BackendUnavailable
         If a backend cannot run here.
     """
     piece, names = read(path, thing)
     found = tuple(map(_Side.of, sides or names))
-    where = ", ".join(filter(None, (piece.path, piece.shown)))
-    return _judged(f"{where}, alone, from {path}", found, [(piece, None)])
+    return _judged(f"{piece.name}, alone, from {path}", found, [(piece, None)])
 
 
 _WORDS = {
@@ -393,6 +401,10 @@ def _judged(
             if heads is None or head in heads:
                 findings.append(finding)
                 owners.append(piece)
+    endless = next((one for one in findings if not one.finite), None)
+    if endless is not None:
+        said = f"Not finite in the reference either, first: {endless.name}: {endless.part}."
+        remark = " ".join(filter(None, (remark, said)))
     names = tuple(side.name for side in sides)
     return Bisection(title, tuple(map(str, sides)), tuple(findings), remark, tuple(owners), names)
 
@@ -406,13 +418,15 @@ def _held(
         if side.dtype not in spreads:
             # so small that float64 itself would round it away: taken larger, and scaled down
             epsilon = max(side.epsilon, 2.0**-40)
-            reference, spread = rounded(piece.function, piece.given, epsilon=epsilon)
+            with failing(piece.name, REFERENCE):
+                reference, spread = rounded(piece.function, piece.given, epsilon=epsilon)
             scale = side.epsilon / epsilon
             spreads[side.dtype] = {name: far * scale for name, far in spread.items()}
         key = number, piece.key
         if key not in compiled:
             compiled[key] = side.backend.jit(piece.function)
-        found.append(side.run(compiled[key], piece.given))
+        with failing(piece.name, str(side)):
+            found.append(side.run(compiled[key], piece.given))
     heads = list(_SAID[piece.kind])
     for name in sorted(reference, key=lambda name: heads.index(name.partition(".")[0])):
         wanted, got = reference[name], [one[name] for one in found]
@@ -459,7 +473,9 @@ def _finding(
         rows = [np.atleast_1d(one[lead]) for one in (wanted, *got)]
         numbers = [tuple(float(row[i]) for i in columns) for row in rows]
     place = index, tuple(columns), tuple(numbers)
-    return Finding(piece.path, piece.shown, part, largest, tuple(worst), tuple(allowed), *place)
+    finite = wanted.dtype.kind != "f" or bool(np.all(np.isfinite(wanted)))
+    held = largest, tuple(worst), tuple(allowed)
+    return Finding(piece.path, piece.shown, part, *held, *place, finite)
 
 
 def _errors(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:

@@ -11,7 +11,8 @@ What a piece is given comes from one step that NumPy takes in float64, by the fo
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
@@ -25,15 +26,33 @@ from ..blocks import Graph, Parallel, Residual, TransformerBlock
 from ..layers import Layer
 from ..losses import Loss
 from ..optimizers import Optimizer
+from ..registry import BackendUnavailable
 from ..summary import outline
 from ..training.config import describe, rebuild
 from ..trees import leaves, named_leaves, tree_map
 from .noise import exactly, plain
 
-__all__ = ["Piece", "cast", "pieces", "read", "write"]
+__all__ = ["REFERENCE", "Piece", "PieceFails", "cast", "failing", "pieces", "read", "write"]
 
 FORMAT = 1
+REFERENCE = "the reference, whose arrays have the Standard's functions alone"
 FORWARD, BACKWARD = ("y", "state", "enters"), ("dx", "grads", "returns")
+
+
+class PieceFails(RuntimeError):
+    """A layer, a loss or an optimizer raised what is the cause of this."""
+
+
+@contextmanager
+def failing(name: str, where: str) -> Iterator[None]:
+    """What is raised in here is said to be the failure of `name` on `where`, the innermost."""
+    try:
+        yield
+    except (PieceFails, BackendUnavailable):
+        raise
+    except Exception as error:  # a stranger's layer may raise any
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PieceFails(f"{name} fails on {where}: {said}") from error
 
 
 def _layer(layer: Layer, train: bool, given: dict) -> dict:
@@ -136,6 +155,11 @@ class Piece:
         return getattr(function, "__name__", None) or repr(function)
 
     @property
+    def name(self) -> str:
+        """Where it is and the thing, such as "2.0, Dense(width=4)"."""
+        return ", ".join(filter(None, (self.path, self.shown)))
+
+    @property
     def function(self) -> Callable:
         """What maps `given` to all results, a dict by path, whatever their number."""
         return partial(_results, self.kind, self.thing, self.train)
@@ -186,7 +210,8 @@ def pieces(
         params, state, moments = carry
         y, _, cache = twin.forward(params, state, x, train=True)
         recorder.note(Piece("loss", "", loss, _host({"y": y, "target": target})), "value", "dy")
-        _, dy = loss(y, target)
+        with failing(recorder.events[-1][0].name, REFERENCE):
+            _, dy = loss(y, target)
         recorder.on_the_way_back = True
         grads = twin.backward_params(params, cache, dy)
         given = {"params": params, "grads": grads, "moments": moments}
@@ -253,7 +278,8 @@ class _Recorder:
             if self.open:
                 self.open[-1].inside.setdefault(name, []).append(piece)
             self.open.append(piece)
-            y, state, cache = kind.forward(own, params, state, x, train=train)
+            with failing(piece.name, REFERENCE):
+                y, state, cache = kind.forward(own, params, state, x, train=train)
             self.open.pop()
             piece.result |= _host({"y": y, "state": state})
             if noted:
@@ -262,7 +288,8 @@ class _Recorder:
 
         def backward(twin, params, cache, dy):
             piece = again.pop() if again else waiting.pop()
-            dx, grads = kind.backward(twin if block else layer, params, cache, dy)
+            with failing(piece.name, REFERENCE):
+                dx, grads = kind.backward(twin if block else layer, params, cache, dy)
             piece.given |= _host({"dy": dy})
             piece.result |= _host({"dx": dx, "grads": grads})
             if noted:
@@ -289,8 +316,11 @@ def _alike(one: Piece, other: Piece) -> bool:
 # --- files ------------------------------------------------------------------------------
 
 
-def write(path: str | os.PathLike, piece: Piece, names: tuple[str, ...]) -> None:
-    """Put a piece into an npz file, with the `names` of the backends that differ there."""
+def write(path: str | os.PathLike, piece: Piece, names: tuple[str, ...]) -> bool:
+    """Put a piece into an npz file, with the `names` of the backends that differ there.
+
+    Returns whether the thing could be put there too.
+    """
     said = describe(piece.thing)
     try:
         rebuild(said)
@@ -310,6 +340,7 @@ def write(path: str | os.PathLike, piece: Piece, names: tuple[str, ...]) -> None
     # a handle: NumPy would add .npz to a name without
     with Path(path).open("wb") as file:
         np.savez(file, agnostic_nn_bisect=text, **dict(named_leaves(piece.given)))
+    return said is not None
 
 
 def read(path: str | os.PathLike, thing: Any = None) -> tuple[Piece, list[str]]:
@@ -335,11 +366,30 @@ def read(path: str | os.PathLike, thing: Any = None) -> tuple[Piece, list[str]]:
     if thing is None and said["thing"] is None:
         raise ValueError(
             f"{path} is about {said['shown']}, which agnostic_nn does not define: pass it to "
-            "agnostic_nn.bisecting.replay as `thing`"
+            "agnostic_nn.bisecting.replay as `thing`, or name it after --model"
         )
-    thing = rebuild(said["thing"]) if thing is None else thing
+    thing = rebuild(said["thing"]) if thing is None else _found(thing, said)
     given = _unnested(said["nesting"], arrays, "")
     return Piece(said["kind"], said["path"], thing, given, said["train"]), said["backends"]
+
+
+def _found(thing: Any, said: dict) -> Any:
+    """What a file is about: `thing`, or the layer in it that is at its path and looks alike."""
+    path, inside = said["path"].partition("#")[0], []
+
+    def look(name: str, layer: Layer, above: str = "") -> Layer:
+        place = ".".join(filter(None, (above, name)))
+        if place == path and outline(layer) == said["shown"]:
+            inside.append(layer)
+        if hasattr(layer, "map_layers"):
+            layer.map_layers(lambda name, one: look(name, one, place))
+        return layer
+
+    if said["kind"] in ("layer", "around") and isinstance(thing, Layer):
+        look("", thing)
+        alone = not hasattr(thing, "map_layers") or outline(thing) == said["shown"]
+        expect(bool(inside) or alone, "the model has no {} at {}", said["shown"], path)
+    return inside[0] if inside else thing
 
 
 def _nesting(tree: Any) -> Any:

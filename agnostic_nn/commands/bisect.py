@@ -46,30 +46,28 @@ def add(commands: argparse._SubParsersAction) -> None:
     add_argument(
         "--steps",
         type=_whole,
-        default=0,
         metavar="N",
         help="that the first backend takes before the step that is looked at; one whose loss or "
-        "gradient is not finite is looked at instead (default: %(default)s)",
+        "gradient is not finite is looked at instead (default: 0)",
     )
     add_argument(
         "--seed",
         type=seed,
-        default=0,
         metavar="N",
-        help="of weights, masks and the order of the data (default: %(default)s)",
+        help="of weights, masks and the order of the data (default: 0)",
     )
     add_argument(
         "--output",
         type=Path,
-        default=Path("bisect.npz"),
         metavar="FILE",
-        help="where the piece goes that differs, with what it was given (default: %(default)s)",
+        help="where the piece goes that differs, with what it was given (default: bisect.npz)",
     )
     add_argument(
         "--replay",
         type=Path,
         metavar="FILE",
-        help="run that piece alone, on these backends or on those that it was found with",
+        help="run that piece alone, on these backends or on those that it was found with; a layer, "
+        "loss or optimizer of one's own is named after --model, or a model that the layer is in",
     )
 
 
@@ -78,36 +76,49 @@ def _whole(text: str) -> int:
 
 
 def _bisect(options: argparse.Namespace) -> int:
+    from ..bisecting import PieceFails
     from ..compare.workloads import CannotCompare
 
     if options.replay is None and len(options.backends) not in (1, 2):
         return refuse("bisect", "expected one or two backends, such as numpy jax")
-    if not options.output.absolute().parent.is_dir():
-        return refuse("bisect", f"--output {options.output}: its folder is not there")
+    if options.replay is not None:
+        for name in ("workload", "data", "loss", "optimizer", "steps", "seed", "output"):
+            if getattr(options, name) is not None:
+                return refuse("bisect", f"--{name} has no meaning here: --replay FILE has its own")
+    output = options.output or Path("bisect.npz")
+    if not output.absolute().parent.is_dir():
+        return refuse("bisect", f"--output {output}: its folder is not there")
     try:
         found = _replayed(options) if options.replay else _found(options)
     except OSError as error:
         return refuse("bisect", f"{options.replay} cannot be read: {error.strerror or error}")
-    except (BackendUnavailable, CannotCompare, TypeError, ValueError) as error:
+    except (BackendUnavailable, CannotCompare, PieceFails, TypeError, ValueError) as error:
         return refuse("bisect", error)
-    print(found)
-    if found.first is None:
-        return 0
-    if options.replay is None:
-        try:
-            found.save(options.output)
+    hint = ""
+    if found.first is not None and options.replay is None:
+        try:  # before a word is said: nobody may be listening any more
+            alone = found.save(output)
         except OSError as error:
-            reason = f"{options.output} cannot be written: {error.strerror}"
-            return refuse("bisect", reason, 1)
-        print(f"\nwritten: {options.output}; to run that piece alone, anywhere:")
-        print(f"agnostic-nn bisect --replay {options.output}")
-    return 1
+            print(found)
+            return refuse("bisect", f"{output} cannot be written: {error.strerror}", 1)
+        model = "" if alone else f" --model {options.model}"
+        hint = f"\n\nwritten: {output}; to run that piece alone, anywhere:\n"
+        hint += f"agnostic-nn bisect --replay {output}{model}"
+    print(f"{found}{hint}")
+    return 0 if found.first is None else 1
 
 
 def _replayed(options: argparse.Namespace) -> Any:
     from ..bisecting import replay
+    from ..loading import CannotLoad, load, load_layer
 
-    return replay(options.replay, *options.backends)
+    thing = None
+    if options.model:
+        try:
+            thing = load_layer(options.model)
+        except CannotLoad:  # a loss or an optimizer, or nothing at all
+            thing = load(options.model)
+    return replay(options.replay, *options.backends, thing=thing)
 
 
 def _found(options: argparse.Namespace) -> Any:
@@ -126,7 +137,7 @@ def _found(options: argparse.Namespace) -> Any:
     return bisect(
         *(workload.model, workload.loss, workload.optimizer, train.x, train.target),
         *options.backends,
-        steps=options.steps,
+        steps=options.steps or 0,
         batch_size=workload.batch_size,
-        seed=options.seed,
+        seed=options.seed or 0,
     )

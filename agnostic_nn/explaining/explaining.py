@@ -13,6 +13,7 @@ from ..arrays import Params, State, namespace
 from ..layers import Layer
 from ..layers.base import kinds
 from ..losses import Loss
+from ..losses.base import check_of
 from ..pages import framed
 from ..registry import Backend
 from ..registry import backend as choose
@@ -86,6 +87,8 @@ def explain(
         As the model's layers and the loss do, where the data do not fit; or if the backend
         does not have the dtype.
     """
+    if not isinstance(model, Layer):
+        raise TypeError(f"expected model to be a layer, got {model!r}")
     chosen = backend if isinstance(backend, Backend) else choose(backend)
     x, picked = fetch("x", x, chosen)
     if params is not None:
@@ -103,10 +106,12 @@ def explain(
     if weights is not None:
         found, _ = fetch("weights", weights, chosen)
         weights = tree_map(lambda leaf: _typed(dtype, leaf, "real floating"), found)
+    xp, shape = namespace(np.zeros(())), tree_map(lambda leaf: leaf.shape[1:], x)
+    drawn = model.init(random.key(seed, xp=xp), shape, getattr(xp, dtype))
+    check = check_of(loss)
+    if check is not None:
+        check(target, drawn[2])
     if params is None or state is None:
-        xp = namespace(np.zeros(()))
-        shape = tree_map(lambda leaf: leaf.shape[1:], x)
-        drawn = model.init(random.key(seed, xp=xp), shape, getattr(xp, dtype))
         params = drawn[0] if params is None else params
         state = drawn[1] if state is None else state
     state = tree_map(lambda leaf: fetch("state", leaf, chosen)[0], state)
