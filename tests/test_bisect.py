@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
@@ -583,6 +584,66 @@ def test_a_backend_on_which_a_layer_raises_is_named(backend):
         bisected(IMAGES, images(), "numpy", broken(backend, failing))
     assert str(raised.value).startswith(f"0, {outline(IMAGES.layers[0])} fails on {backend}@")
     assert isinstance(raised.value.__cause__, AttributeError)
+
+
+LOSS = nn.softmax_cross_entropy
+FEW = np.ones((8, 5), "float32"), np.zeros(8, "int32")
+
+
+class Picky(nn.Layer):
+    """Raises where `refuses` says so: of the way, and of what it is given."""
+
+    def __init__(self, refuses):
+        object.__setattr__(self, "refuses", refuses)
+
+    def __repr__(self):
+        return "Picky()"
+
+    def forward(self, params, state, x, *, train=False):
+        if self.refuses("forward", x):
+            raise AttributeError("not so")
+        return x, state, ()
+
+    def backward(self, params, cache, dy):
+        if self.refuses("backward", dy):
+            raise AttributeError("not so")
+        return dy, {}
+
+
+def in_the_reference(x):
+    return not isinstance(x, np.ndarray)
+
+
+WHERE = {  # what refuses, the steps before, and what is said to fail where
+    "backward": (
+        lambda way, x: way == "backward" and in_the_reference(x),
+        0,
+        r"1, Picky\(\) fails on the reference",
+    ),
+    "a step before": (lambda way, x: not in_the_reference(x), 1, "a training step fails on numpy"),
+}
+
+
+@pytest.mark.parametrize(("refuses", "steps", "said"), WHERE.values(), ids=WHERE)
+def test_wherever_a_layer_raises_it_is_said(refuses, steps, said):
+    model = nn.Sequential(nn.Dense(4), Picky(refuses), nn.Dense(3))
+    with pytest.raises(PieceFails, match=f"{said}.*: AttributeError: not so"):
+        nn.bisect(model, LOSS, nn.SGD(), *FEW, "numpy", steps=steps)
+
+
+def test_a_layer_that_raises_the_second_time_is_named_too():
+    times = count()
+    picky = Picky(lambda way, x: way == "forward" and in_the_reference(x) and next(times) == 1)
+    with pytest.raises(PieceFails, match=r"^1, Picky\(\) fails on the reference.*: not so"):
+        nn.bisect(nn.Sequential(nn.Dense(4), picky, nn.Dense(3)), LOSS, nn.SGD(), *FEW, "numpy")
+
+
+def test_a_loss_that_raises_is_named():
+    def picky(y, target):
+        raise AttributeError("not so")
+
+    with pytest.raises(PieceFails, match=r"^picky fails on the reference.*: not so"):
+        nn.bisect(nn.Dense(3), picky, nn.SGD(), *FEW, "numpy")
 
 
 def test_what_is_not_finite_is_remarked_upon(mine, capsys):
