@@ -586,8 +586,7 @@ def test_a_backend_on_which_a_layer_raises_is_named(backend):
     assert isinstance(raised.value.__cause__, AttributeError)
 
 
-LOSS = nn.softmax_cross_entropy
-FEW = np.ones((8, 5), "float32"), np.zeros(8, "int32")
+ONES = np.ones((8, 5), "float32"), np.zeros(8, "int32")
 
 
 class Picky(nn.Layer):
@@ -614,7 +613,7 @@ def in_the_reference(x):
     return not isinstance(x, np.ndarray)
 
 
-WHERE = {  # what refuses, the steps before, and what is said to fail where
+STRANGERS = {  # what refuses, the steps before, and what is said to fail where
     "backward": (
         lambda way, x: way == "backward" and in_the_reference(x),
         0,
@@ -624,18 +623,24 @@ WHERE = {  # what refuses, the steps before, and what is said to fail where
 }
 
 
-@pytest.mark.parametrize(("refuses", "steps", "said"), WHERE.values(), ids=WHERE)
+@pytest.mark.parametrize(("refuses", "steps", "said"), STRANGERS.values(), ids=STRANGERS)
 def test_wherever_a_layer_raises_it_is_said(refuses, steps, said):
     model = nn.Sequential(nn.Dense(4), Picky(refuses), nn.Dense(3))
     with pytest.raises(PieceFails, match=f"{said}.*: AttributeError: not so"):
-        nn.bisect(model, LOSS, nn.SGD(), *FEW, "numpy", steps=steps)
+        nn.bisect(model, nn.softmax_cross_entropy, nn.SGD(), *ONES, "numpy", steps=steps)
 
 
 def test_a_layer_that_raises_the_second_time_is_named_too():
     times = count()
     picky = Picky(lambda way, x: way == "forward" and in_the_reference(x) and next(times) == 1)
     with pytest.raises(PieceFails, match=r"^1, Picky\(\) fails on the reference.*: not so"):
-        nn.bisect(nn.Sequential(nn.Dense(4), picky, nn.Dense(3)), LOSS, nn.SGD(), *FEW, "numpy")
+        nn.bisect(
+            nn.Sequential(nn.Dense(4), picky, nn.Dense(3)),
+            nn.softmax_cross_entropy,
+            nn.SGD(),
+            *ONES,
+            "numpy",
+        )
 
 
 def test_a_loss_that_raises_is_named():
@@ -643,7 +648,7 @@ def test_a_loss_that_raises_is_named():
         raise AttributeError("not so")
 
     with pytest.raises(PieceFails, match=r"^picky fails on the reference.*: not so"):
-        nn.bisect(nn.Dense(3), picky, nn.SGD(), *FEW, "numpy")
+        nn.bisect(nn.Dense(3), picky, nn.SGD(), *ONES, "numpy")
 
 
 def test_what_is_not_finite_is_remarked_upon(mine, capsys):
