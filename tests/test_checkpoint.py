@@ -212,7 +212,7 @@ def trained(backend, **options):
 
 
 def assert_same_bits(one, other):
-    for a, b in zip(leaves(one._carry), leaves(other._carry), strict=True):
+    for a, b in zip(leaves(one._run.carry), leaves(other._run.carry), strict=True):
         np.testing.assert_array_equal(one.backend.to_numpy(a), other.backend.to_numpy(b))
 
 
@@ -239,8 +239,8 @@ def test_resumed_elsewhere_it_goes_on_with_the_same_data_and_masks(backend, tmp_
         while resumed.epoch < 3:
             resumed.fit(x, labels, batch_size=8, verbose=0)
         for (name, a), (_, b) in zip(
-            nn.trees.named_leaves(whole.backend.to_numpy(whole._carry)),
-            nn.trees.named_leaves(resumed._carry),
+            nn.trees.named_leaves(whole.backend.to_numpy(whole._run.carry)),
+            nn.trees.named_leaves(resumed._run.carry),
             strict=True,
         ):
             # 15 steps of Adam, each moving a weight by about its rate, 1e-2, at the most

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,6 +50,22 @@ __all__ = ["NonFiniteLoss", "Trainer"]
 # of an epoch begun: batches done, batch size, examples, whether shuffled; 0, 0 and False
 # of a user's own batches
 _CLOSED = (0, 0, 0, True)
+
+
+class _Run(NamedTuple):
+    """All that a step of training changes, and what has to agree with it.
+
+    A trainer replaces it as a whole, by one assignment: at every moment it holds the arrays
+    of a whole number of steps, and the counters that belong to them.
+    """
+
+    carry: Carry | None = None
+    shape: Shape | None = None
+    out_shape: Shape | None = None
+    steps: int = 0
+    epoch: int = 0
+    open: tuple = _CLOSED
+    is_shared: bool = False  # whether the caller may have kept the arrays of `carry`
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -118,15 +134,9 @@ class Trainer:
         self.keep_finite = bool(keep_finite)
         self.metrics = metrics_of(loss) if metrics is None else dict(metrics)
         self._intake = Intake(model, loss, self.backend, dtype)
-        self.shape: Shape | None = None
-        self.out_shape: Shape | None = None
-        self.steps = 0  # so far; one that `step` refused is counted, for nobody has looked yet
-        self.epoch = 0  # epochs completed
         self.notes: dict[str, Any] = {}
-        self._open = _CLOSED
+        self._run = _Run()
         self._largest = 0  # of a user's own batches: the others are filled up to it
-        self._carry: Carry | None = None
-        self._is_shown = False
         self._kept: dict[str, Carry] = {}
         jit = self.backend.jit
         step = make_step(model, loss, optimizer, keep_finite=keep_finite)
@@ -141,17 +151,50 @@ class Trainer:
     def build(self, shape: Shape) -> None:
         """Draw the starting weights for examples of `shape`, anew if there were any."""
         shape = shape_from(shape)
-        self._place(self._draw(shape), shape)
+        carry, out_shape = self._draw(shape)
+        carry = self.backend.asarray(carry)
+        run = self._run
+        self._run = run._replace(carry=carry, shape=shape, out_shape=out_shape, is_shared=False)
 
-    def _draw(self, shape: Shape) -> Carry:
-        """The carry before the first step, on the host."""
+    def _draw(self, shape: Shape) -> tuple[Carry, Shape]:
+        """Return the carry before the first step, on the host, and the shape of one y."""
         xp = namespace(np.zeros(()))
         key = random.key(self.seed, xp=xp)
-        params, state, self.out_shape = self.model.init(key, shape, getattr(xp, self.dtype))
-        return params, state, self.optimizer.init(params)
+        params, state, out_shape = self.model.init(key, shape, getattr(xp, self.dtype))
+        return (params, state, self.optimizer.init(params)), out_shape
 
-    def _place(self, carry: Carry, shape: Shape) -> None:
-        self.shape, self._carry = shape, self.backend.asarray(carry)
+    def _place(self, carry: Carry) -> None:
+        """Continue from arrays on the host."""
+        carry = self.backend.asarray(carry)
+        self._run = self._run._replace(carry=carry, is_shared=False)
+
+    @property
+    def shape(self) -> Shape | None:
+        """The shape of one example, or None as long as there are no weights."""
+        return self._run.shape
+
+    @property
+    def out_shape(self) -> Shape | None:
+        """The shape of one y, or None as long as there are no weights."""
+        return self._run.out_shape
+
+    @property
+    def steps(self) -> int:
+        """Steps so far, including those that `step` skipped because they were not finite."""
+        return self._run.steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self._run = self._run._replace(steps=steps)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed."""
+        return self._run.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._run = self._run._replace(epoch=epoch)
 
     @property
     def params(self) -> Params:
@@ -172,8 +215,8 @@ class Trainer:
     def moments(self, moments: Moments) -> None:
         params, state, old = self._built()
         _expect_alike(*[dict(named_leaves(tree, "moments")) for tree in (moments, old)])
-        self._carry = params, state, moments
-        self._is_shown = True  # whoever gave them still has them
+        carry = params, state, moments
+        self._run = self._run._replace(carry=carry, is_shared=True)  # the caller still has them
 
     def start_from(self, params: Params, state: State | None = None) -> None:
         """Go on from other parameters, and another state if given, with moments begun anew.
@@ -191,7 +234,7 @@ class Trainer:
         new = tree_map(lambda leaf: fetch("params", leaf, self.backend)[0], new)
         _expect_alike(dict(named_leaves(new)), dict(named_leaves(old)))
         moments = self.optimizer.init(new["params"])
-        self._place((new["params"], new["state"], moments), self.shape or ())
+        self._place((new["params"], new["state"], moments))
 
     def keep(self, name: str) -> None:
         """Remember parameters, state and moments as they are now, on the host, as `name`.
@@ -210,21 +253,23 @@ class Trainer:
         KeyError
             If nothing was kept by that name.
         """
-        self._carry = self.backend.asarray(self._kept[name])
+        self._place(self._kept[name])
 
     def _on_host(self) -> Carry:
         """The carry, copied: a view would keep its memory from the next step."""
         return tree_map(np.array, self.backend.to_numpy(self._built()))
 
     def _shown(self) -> Carry:
-        """The carry, for somebody else to keep: a step, which takes its memory, gets a copy."""
-        self._is_shown = True
-        return self._built()
+        """Return the carry to the caller; the next step copies it before it donates its memory."""
+        carry = self._built()
+        self._run = self._run._replace(is_shared=True)
+        return carry
 
     def _built(self) -> Carry:
-        if self._carry is None:
+        carry = self._run.carry
+        if carry is None:
             raise RuntimeError("no weights yet: give Trainer a shape, or fit it to data first")
-        return self._carry
+        return carry
 
     # --- learning -----------------------------------------------------------------------
 
@@ -239,16 +284,16 @@ class Trainer:
         given = self.backend.asarray((examples.x, examples.target))
         weighting = () if weights is None else (None, self.backend.asarray(examples.weights))
         with DeferredInterrupts():
-            self._carry, value, _ = self._step(self._owned(), *given, *weighting)
-            self.steps += 1
+            run = self._run
+            carry, value, _ = self._step(self._owned(), *given, *weighting)
+            self._run = run._replace(carry=carry, steps=run.steps + 1, is_shared=False)
         return value
 
     def _owned(self) -> Carry:
-        """The carry, to be given up: a copy if somebody else may have kept it."""
+        """Return the carry for a step that donates it: a copy if the caller may have kept it."""
         carry = self._built()
-        if self._is_shown:
+        if self._run.is_shared:
             carry = tree_map(lambda leaf: namespace(leaf).asarray(leaf, copy=True), carry)
-            self._is_shown = False
         return carry
 
     def fit(
@@ -342,7 +387,7 @@ class Trainer:
             # refused now, not after an epoch
             self._intake.is_ragged(len(held_out), min(batch_size, len(held_out)))
         asked = [as_callback(callback) for callback in callbacks]
-        done, *mark = self._open
+        done, *mark = self._run.open
         if done and tuple(mark) != source.mark:
             size, count, shuffled = mark
             begun = f"{count} examples in batches of {size} and shuffle={shuffled}"
@@ -374,13 +419,13 @@ class Trainer:
                 ends.push(partial(self._end, callback, stop))
             for number in range(1, epochs + 1):
                 started, before = time.perf_counter(), self.steps
-                told.begin(f"epoch {number}/{epochs}", source.count, self._open[0])
+                told.begin(f"epoch {number}/{epochs}", source.count, self._run.open[0])
                 loss = self._fit_epoch(feed, prefetch, stop, last, told)
                 if self.steps == before and not stop.requested:  # of one begun nothing was left
                     loss = self._fit_epoch(feed, prefetch, stop, last, told)
                 if stop.requested:
                     break
-                complete = not self._open[0]
+                complete = not self._run.open[0]
                 epoch = self.epoch if complete else self.epoch + 1
                 row = {"epoch": epoch, "steps": self.steps - before, "loss": loss}
                 if held_out is not None:
@@ -395,29 +440,35 @@ class Trainer:
         return history
 
     def _end(self, callback, stop, kind, *_) -> None:
-        callback.end(self, kind is None and not stop.requested and not self._open[0])
+        callback.end(self, kind is None and not stop.requested and not self._run.open[0])
 
     def _fit_epoch(self, feed: Feed, prefetch: int, stop, last: float, told) -> float:
         """Finish the open epoch or begin the next; the mean loss of the examples it met."""
         total = seen = 0.0
-        source, first = feed.source, self._open[0]
+        source, first = feed.source, self._run.open[0]
         done = first
         limit = None if last == math.inf else int(last) - self.steps
         with ahead(feed.epoch(self.epoch, first, limit), prefetch) as prepared:
-            for sizes, run, *batch in prepared:
-                self._carry, values, finites = run(self._owned(), *batch)
+            for sizes, steps, *batch in prepared:
+                run = self._run
+                carry, values, finites = steps(self._owned(), *batch)
                 values, finites = (np.ravel(self.backend.to_numpy(a)) for a in (values, finites))
-                for size, value, finite in zip(sizes, values, finites, strict=False):
-                    if self.keep_finite and not finite:
-                        raise NonFiniteLoss(
-                            f"step {self.steps + 1} (epoch {self.epoch + 1}, batch {done + 1}) met "
-                            f"a loss of {float(value)}, or a gradient that is not finite; the "
-                            "parameters are those before it. A lower rate, ClipByGlobalNorm or a "
-                            "look at that batch may help."
-                        )
-                    done, self.steps = done + 1, self.steps + 1
-                    self._open = (done, *source.mark)
+                taken = len(sizes)
+                if self.keep_finite and not finites[:taken].all():
+                    taken = int(np.argmin(finites))
+                done += taken
+                self._run = run._replace(
+                    carry=carry, steps=run.steps + taken, open=(done, *source.mark), is_shared=False
+                )
+                for size, value in zip(sizes[:taken], values, strict=False):
                     total, seen = total + float(value) * size, seen + size
+                if taken < len(sizes):
+                    raise NonFiniteLoss(
+                        f"step {self.steps + 1} (epoch {self.epoch + 1}, batch {done + 1}) met "
+                        f"a loss of {float(values[taken])}, or a gradient that is not finite; the "
+                        "parameters are those before it. A lower rate, ClipByGlobalNorm or a "
+                        "look at that batch may help."
+                    )
                 told.advance(done, total / seen)
                 if stop.requested:
                     break
@@ -426,7 +477,7 @@ class Trainer:
         else:
             complete = done >= source.count
         if complete:
-            self.epoch, self._open = self.epoch + 1, _CLOSED
+            self._run = self._run._replace(epoch=self.epoch + 1, open=_CLOSED)
         return total / seen if seen else math.nan
 
     def _rows_for(self, count: int) -> int:
@@ -537,12 +588,12 @@ class Trainer:
         TypeError, ValueError
             If they do not fit the model: what was expected and what came.
         """
-        is_new = self.shape is None
+        before = self._run
         try:
             return self._intake.examples(self._input(x), target, weights, self.out_shape)
         except BaseException:
-            if is_new:  # what it was built for may be what is wrong
-                self.shape = self.out_shape = self._carry = None
+            if before.shape is None:  # the shape that it was built for may be what is wrong
+                self._run = before
             raise
 
     # --- elsewhere and later ------------------------------------------------------------
@@ -570,11 +621,12 @@ class Trainer:
             metrics=self.metrics,
             keep_finite=self.keep_finite,
         )
-        moved.steps, moved.epoch, moved._open = self.steps, self.epoch, self._open
-        moved.out_shape, moved._largest = self.out_shape, self._largest
+        run = self._run
+        moved._run = run._replace(carry=None, is_shared=False)
         moved.notes, moved._kept = copy.deepcopy(self.notes), dict(self._kept)
-        if self.shape is not None:
-            moved._place(self.backend.to_numpy(self._built()), self.shape)
+        moved._largest = self._largest
+        if run.carry is not None:
+            moved._place(self.backend.to_numpy(run.carry))
         return moved
 
     def save(self, path: str | os.PathLike) -> None:
@@ -583,7 +635,9 @@ class Trainer:
         Parameters, state and moments, the step count, and where in the data training
         stands. A crash or a full disk never costs the old file.
         """
-        params, state, moments = self.backend.to_numpy(self._built())
+        self._built()
+        run = self._run
+        params, state, moments = self.backend.to_numpy(run.carry)
         tree = {"params": params, "state": state, "moments": moments}
         kept = sorted(self._kept)
         tree |= {f"kept {i}": self._kept[name] for i, name in enumerate(kept)}
@@ -591,13 +645,13 @@ class Trainer:
             "model": describe(self.model),
             "loss": describe(self.loss),
             "optimizer": describe(self.optimizer),
-            "shape": self.shape,
+            "shape": run.shape,
             "dtype": self.dtype,
             "seed": self.seed,
             "keep_finite": self.keep_finite,
-            "steps": self.steps,
-            "epoch": self.epoch,
-            "open": self._open,
+            "steps": run.steps,
+            "epoch": run.epoch,
+            "open": run.open,
             "largest": self._largest,
             "notes": self.notes,
             "kept": kept,
@@ -639,17 +693,22 @@ class Trainer:
             keep_finite=found.get("keep_finite", True),
         )
         shape = shape_from(found["shape"])
-        carry = trainer._draw(shape)
+        carry, out_shape = trainer._draw(shape)
         kept = found.get("kept", ())
         like = dict(zip(("params", "state", "moments"), carry, strict=True))
         like |= {f"kept {i}": carry for i in range(len(kept))}
         _expect_same_arrays(path, arrays, dict(named_leaves(like)))
         tree = unname(arrays, like)
-        trainer._place((tree["params"], tree["state"], tree["moments"]), shape)
+        trainer._run = _Run(
+            trainer.backend.asarray((tree["params"], tree["state"], tree["moments"])),
+            shape,
+            out_shape,
+            found["steps"],
+            found["epoch"],
+            tuple(found["open"]),
+        )
         trainer._kept = {name: tree[f"kept {i}"] for i, name in enumerate(kept)}
         trainer.notes, trainer._largest = found.get("notes", {}), found.get("largest", 0)
-        trainer.steps, trainer.epoch = found["steps"], found["epoch"]
-        trainer._open = tuple(found["open"])
         return trainer
 
 
