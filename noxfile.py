@@ -45,7 +45,10 @@ OF_FLOAT32 = (
 )
 
 CONFIGURATIONS = {  # name: (what to install besides the tests' own needs, environment)
-    "numpy": (["-e", ".[llvm,report]"], {"AGNOSTIC_NN_BACKEND": "numpy"}),
+    "numpy": (
+        ["-e", ".[llvm,report]", "nbclient", "ipykernel"],  # a Jupyter kernel
+        {"AGNOSTIC_NN_BACKEND": "numpy"},
+    ),
     "strict": (["-e", ".[strict]"], STRICT | DEVICE | FEW),
     "strictest": (
         ["-e", ".[strict]"],

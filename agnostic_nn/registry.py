@@ -25,6 +25,7 @@ __all__ = [
     "Backend",
     "BackendUnavailable",
     "Status",
+    "StatusTable",
     "backend",
     "backends",
     "chosen_policy",
@@ -287,8 +288,59 @@ def chosen_policy(precision: Any, deterministic: Any) -> tuple[str, bool]:
     return precision, deterministic
 
 
-def backends() -> Iterator[Status]:
-    """Each known backend, the shipped ones first, with its devices or why it cannot run."""
+class StatusTable(tuple[Status, ...]):
+    """The `Status` of each backend, which displays as a table, in a notebook as HTML."""
+
+    COLUMNS = ("backend", "version", "hardware", "float64")
+
+    def __repr__(self) -> str:
+        from .tables import table
+
+        text = table(self.COLUMNS, self._rows())
+        if not self._reasons():
+            return text
+        return "\n".join([text, "", "cannot run here:", *(f"  {r}" for r in self._reasons())])
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        from .tables import html_table
+
+        reasons = "".join(f"<li>{escape(reason)}</li>" for reason in self._reasons())
+        listed = f"<p>cannot run here:</p><ul>{reasons}</ul>" if reasons else ""
+        return html_table(self.COLUMNS, self._rows(), inline=True) + listed
+
+    def _rows(self) -> list[list[str | None]]:
+        """One row a device that can be used."""
+        return [
+            [str(device), status.version, device.hardware, "yes" if device.has_float64 else "no"]
+            for status in self
+            for device in status.devices
+        ]
+
+    def _reasons(self) -> list[str]:
+        """Why each of the other libraries cannot run, in one line."""
+        reasons = []
+        for status in self:
+            if status.reason is None:
+                continue
+            reason = " ".join(status.reason.split())
+            if status.version:
+                reason += f" ({status.name} {status.version} is installed)"
+            reasons.append(reason)
+        return reasons
+
+
+def backends() -> StatusTable:
+    """Return the status of each known backend: its version and devices, or why it cannot run.
+
+    The shipped ones come first. The result is a tuple of `Status` that displays as a table.
+    Every library that is installed is imported to find its devices.
+    """
+    return StatusTable(_statuses())
+
+
+def _statuses() -> Iterator[Status]:
     policy = chosen_policy(None, None)
     for library in known():
         try:

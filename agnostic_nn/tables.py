@@ -23,9 +23,18 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | No
     for row in rows:
         drawn.add_row(*map(_cell, row))
     # as wide as it needs: a narrow terminal should wrap lines, not lose digits
-    console = Console(file=StringIO(), width=400, color_system=None, highlight=False, markup=False)
+    # force_jupyter: in a notebook rich would display the table instead of writing it to the file
+    file = StringIO()
+    console = Console(
+        file=file,
+        width=400,
+        color_system=None,
+        highlight=False,
+        markup=False,
+        force_jupyter=False,
+    )
     console.print(drawn)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = file.getvalue()
     return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
 
 

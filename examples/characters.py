@@ -7,6 +7,7 @@ back at what it remembers of all before, instead of a `forward` through all of t
 
 import math
 from argparse import ArgumentParser
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +47,19 @@ def train(backend, model, text, epochs, window=WINDOW, verbose=0):
     return trainer, loss / math.log(2)
 
 
+@cache
+def decoding_step(model, backend):
+    """The step that reads one character, compiled once for all texts of one length."""
+    return backend.jit(model.advance)
+
+
 def write(trainer, prompt, count, temperature=0.5, seed=0):
     """`prompt` and `count` characters more, each drawn from softmax(y / temperature)."""
     model, backend = trainer.model, trainer.backend
     chances = np.random.default_rng(seed).random(count)  # the same on every backend
     text = list(prompt.encode("ascii"))
-    step, memory = backend.jit(model.advance), None
+    step = decoding_step(model, backend)
+    memory = None
     for i in range(len(text) + count - 1):
         x = backend.asarray(np.full((1, 1), text[i], np.int32))
         if memory is None:

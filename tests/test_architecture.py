@@ -97,7 +97,7 @@ INSIDE_FUNCTIONS = {  # what is slow to import or optional, and its only home
     "compare.workloads": {"mlxtend", "sklearn"},
     "pages": {"matplotlib"},
     "policies": {"numpy"},
-    "training.progress": {"rich"},
+    "training.progress": {"IPython", "rich"},
     "tables": {"rich"},
 }
 LIBRARIES = {  # of each adapter

@@ -208,6 +208,17 @@ def test_all_six_backends_are_listed_with_devices_or_a_reason(backend):
     assert backend in found[backend.name].devices
 
 
+def test_the_list_of_backends_displays_as_a_table(backend):
+    statuses = nn.backends()
+    (line,) = [line for line in repr(statuses).splitlines() if line.split()[:1] == [str(backend)]]
+    assert backend.version in line
+    assert backend.hardware in line
+    assert str(backend) in statuses._repr_html_()
+    for status in statuses:
+        if status.reason is not None:
+            assert " ".join(status.reason.split()) in repr(statuses)
+
+
 def test_several_backends_live_side_by_side(backend, draw):
     x = draw(3)
     handles = [backend, nn.backend("numpy"), nn.backend(backend.name)]

@@ -47,6 +47,22 @@ def test_what_is_drawn_depends_on_the_seed_and_nothing_else(example, learned):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_texts_of_one_length_share_one_compiled_step(example, learned, monkeypatch):
+    trainer, _ = learned
+    example.decoding_step.cache_clear()
+    compiled = []
+    jit = type(trainer.backend).jit
+
+    def counting(self, function, *args, **kwargs):
+        compiled.append(function)
+        return jit(self, function, *args, **kwargs)
+
+    monkeypatch.setattr(type(trainer.backend), "jit", counting)
+    for prompt in ("one", "two"):
+        example.write(trainer, prompt, 8)
+    assert len(compiled) == 1
+
+
 def test_the_readme_is_read_as_it_stands_but_for_what_is_not_ascii(example):
     text = example.read()
     assert text.dtype == np.int32

@@ -21,6 +21,7 @@ from agnostic_nn.compare.page import Comparison
 from agnostic_nn.conformance import Conformance, conformance
 from agnostic_nn.explaining.explaining import Explanation
 from agnostic_nn.profiling import Profile
+from agnostic_nn.registry import StatusTable
 from agnostic_nn.summary import Summary
 from agnostic_nn.training import history as histories
 from agnostic_nn.training.data import Examples
@@ -120,6 +121,7 @@ RESULTS = {  # type: how to get one, what both forms say
     Bisection: (bisection, ["numpy", "Dense"]),
     Explanation: (explanation, ["Dense", "ReLU"]),
     Comparison: (comparison, ["2 steps of tiny", "numpy:cpu", "within tolerance"]),
+    StatusTable: (nn.backends, ["numpy:cpu", "float64"]),
     Conformance: (
         lambda: conformance("numpy", only="Dense"),
         ["numpy:cpu", "1 tried: 1 exact", "layers", "Dense"],

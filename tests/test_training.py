@@ -1119,6 +1119,22 @@ def test_a_progress_bar_is_drawn_on_the_error_stream_unless_silenced(backend, ca
     assert shown.out == ""
 
 
+def test_bars_of_many_epochs_keep_the_newest_in_sight_and_end_with_all(backend, capsys):
+    from rich.progress import Progress as Bars
+
+    from agnostic_nn.training.progress import _ROWS, _Bars
+
+    bars = Bars(disable=True)
+    drawn = _Bars(bars)
+    for epoch in range(_ROWS + 5):
+        drawn.begin(f"epoch {epoch}", 1)
+        drawn.finish({"loss": 1.0})
+    visible = [task.description for task in bars.tasks if task.visible]
+    assert visible == [f"epoch {epoch}" for epoch in range(5, _ROWS + 5)]
+    drawn.close()
+    assert all(task.visible for task in bars.tasks)
+
+
 # --- from what another model learned ----------------------------------------------------
 
 

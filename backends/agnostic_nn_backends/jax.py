@@ -41,10 +41,12 @@ vjp = jax.vjp
 
 
 def devices():
-    found = jax.devices()
-    if found[0].platform != "cpu":
-        found = [*found, *jax.devices("cpu")]
-    return {f"{device.platform}:{device.id}": device for device in found}
+    # Under jax.distributed, jax.devices() lists those of every process; only the devices of
+    # this process can hold its arrays.
+    local = jax.local_devices()
+    if local[0].platform != "cpu":
+        local = [*local, *jax.local_devices(backend="cpu")]
+    return {f"{device.platform}:{device.id}": device for device in local}
 
 
 def describe(device):

@@ -1,0 +1,70 @@
+"""What a real Jupyter kernel shows. rich behaves differently there, so a stand-in is not enough."""
+
+import os
+
+import pytest
+
+CELLS = {
+    "fit": """
+import numpy as np
+import agnostic_nn as nn
+
+x = np.random.default_rng(0).standard_normal((64, 3)).astype("float32")
+model = nn.Sequential(nn.Dense(4), nn.ReLU(), nn.Dense(2))
+trainer = nn.Trainer(model, nn.mean_squared_error, nn.Adam(), backend="numpy")
+history = trainer.fit(x, x[:, :2], epochs=3)
+""",
+    "quiet": "quiet = trainer.fit(x, x[:, :2], epochs=1, verbose=0)",
+    "print": 'print(history)\nprint("after the table")',
+    "summary": "print(trainer.summary())",
+    "history": "history",
+    "backends": "nn.backends()",
+}
+
+
+@pytest.fixture(scope="module")
+def outputs():
+    """The outputs of each cell, by its name."""
+    if os.environ.get("AGNOSTIC_NN_BACKEND", "numpy") != "numpy":
+        pytest.skip("what a kernel shows does not depend on the backend: the numpy session runs it")
+    reason = "needs a Jupyter kernel: pip install nbclient ipykernel"
+    nbclient = pytest.importorskip("nbclient", reason=reason)
+    nbformat = pytest.importorskip("nbformat", reason=reason)
+    pytest.importorskip("ipykernel", reason=reason)
+    cells = [nbformat.v4.new_code_cell(source) for source in CELLS.values()]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    return {name: cell.outputs for name, cell in zip(CELLS, notebook.cells, strict=True)}
+
+
+def streams(outputs):
+    return "".join(output.text for output in outputs if output.output_type == "stream")
+
+
+def test_fit_shows_its_progress_without_ipywidgets_and_without_a_warning(outputs):
+    (bars,) = outputs["fit"]  # one output that is updated in place
+    assert bars.output_type == "display_data"
+    lines = bars.data["text/plain"].splitlines()
+    assert [line.split()[:2] for line in lines] == [["epoch", f"{n}/3"] for n in (1, 2, 3)]
+    assert all("2/2" in line and "loss" in line for line in lines)
+
+
+def test_a_quiet_fit_shows_nothing(outputs):
+    assert outputs["quiet"] == []
+
+
+def test_printed_tables_stay_where_they_were_printed(outputs):
+    assert [output.output_type for output in outputs["print"]] == ["stream"]
+    text = streams(outputs["print"])
+    assert "epoch" in text
+    assert "loss" in text
+    assert text.rstrip().endswith("after the table")
+    assert "Dense(width=4)" in streams(outputs["summary"])
+
+
+def test_results_display_as_html(outputs):
+    (history,) = outputs["history"]
+    assert "<table" in history.data["text/html"]
+    (table,) = outputs["backends"]
+    assert "numpy:cpu" in table.data["text/html"]
+    assert "numpy:cpu" in table.data["text/plain"]
