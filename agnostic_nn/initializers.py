@@ -6,7 +6,7 @@ window, count into both fans.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from .arrays import device, expect, expect_number, expect_positive, namespace
@@ -43,6 +43,7 @@ class VarianceScaling:
 
     scale: float
     fan: str
+    _: KW_ONLY
     distribution: str
 
     def __post_init__(self) -> None:
@@ -65,12 +66,12 @@ class VarianceScaling:
 # Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural
 # networks" (2010), eq. 12 and 16; He et al., arXiv:1502.01852, eq. 10; LeCun et al.,
 # "Efficient BackProp" (1998), eq. 16.
-glorot_normal = VarianceScaling(1.0, "average", "normal")
-glorot_uniform = VarianceScaling(1.0, "average", "uniform")
-he_normal = VarianceScaling(2.0, "in", "normal")
-he_uniform = VarianceScaling(2.0, "in", "uniform")
-lecun_normal = VarianceScaling(1.0, "in", "normal")
-lecun_uniform = VarianceScaling(1.0, "in", "uniform")
+glorot_normal = VarianceScaling(1.0, "average", distribution="normal")
+glorot_uniform = VarianceScaling(1.0, "average", distribution="uniform")
+he_normal = VarianceScaling(2.0, "in", distribution="normal")
+he_uniform = VarianceScaling(2.0, "in", distribution="uniform")
+lecun_normal = VarianceScaling(1.0, "in", distribution="normal")
+lecun_uniform = VarianceScaling(1.0, "in", distribution="uniform")
 
 
 @dataclass(frozen=True)

@@ -226,6 +226,7 @@ class Status:
 
 def backend(
     name: str | None = None,
+    *,
     precision: str | None = None,
     deterministic: bool | None = None,
 ) -> Backend:

@@ -7,7 +7,7 @@ a schedule takes another, so does a plain number.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from .arrays import Array, expect, expect_count, expect_number, expect_positive, namespace
 
@@ -63,6 +63,7 @@ class StepDecay:
 
     rate: float
     every: int
+    _: KW_ONLY
     factor: float = 0.1
 
     def __post_init__(self) -> None:
@@ -83,6 +84,7 @@ class ExponentialDecay:
 
     rate: float
     factor: float
+    _: KW_ONLY
     every: int = 1
 
     def __post_init__(self) -> None:
@@ -107,6 +109,7 @@ class Cosine:
 
     rate: float
     steps: int
+    _: KW_ONLY
     warmup: int = 0
     final: float = 0.0
 
@@ -137,6 +140,7 @@ class CosineRestarts:
 
     rate: float
     lengths: tuple[int, ...]
+    _: KW_ONLY
     final: float = 0.0
 
     def __post_init__(self) -> None:
@@ -165,6 +169,7 @@ class Linear:
 
     start: float
     stop: float
+    _: KW_ONLY
     steps: int
 
     def __post_init__(self) -> None:
@@ -183,6 +188,7 @@ class Polynomial:
 
     rate: float
     steps: int
+    _: KW_ONLY
     power: float = 1.0
     final: float = 0.0
 
@@ -207,6 +213,7 @@ class InverseSquareRoot:
     """
 
     rate: float
+    _: KW_ONLY
     warmup: int = 1
 
     def __post_init__(self) -> None:
@@ -223,26 +230,31 @@ class InverseSquareRoot:
 class OneCycle:
     """Up half a cosine, then down half a cosine, and `final` from the last step on.
 
-        rate · (start + (1 - start) · (1 - cos πu) / 2)      u = t / e         while t <= e
-        rate · (final + (1 - final) · (1 + cos πu) / 2)      u = (t - e) / (steps - 1 - e)
+        start + (rate - start) · (1 - cos πu) / 2      u = t / e         while t <= e
+        final + (rate - final) · (1 + cos πu) / 2      u = (t - e) / (steps - 1 - e)
 
-    with e = rise · steps - 1; `start` and `final` are shares of `rate`, and the last step is
-    the one at t = steps - 1. Smith & Topin, arXiv:1708.07120, as PyTorch has it: with
-    cosines, and without their third phase.
+    with e = rise · steps - 1, and the last step at t = steps - 1. `start` and `final` are
+    rates, as in the other schedules; by default rate / 25 and rate / 250,000, as in PyTorch.
+    Smith & Topin, arXiv:1708.07120, as PyTorch has it: with cosines, and without their third
+    phase.
     """
 
     rate: float
     steps: int
+    _: KW_ONLY
     rise: float = 0.3
-    start: float = 0.04
-    final: float = 4e-6
+    start: float | None = None
+    final: float | None = None
 
     def __post_init__(self) -> None:
         expect_positive("rate", self.rate)
         expect_count("steps", self.steps)
         expect_number("rise", self.rise, 0.0, 1.0)
-        expect_number("start", self.start, 0.0)
-        expect_number("final", self.final, 0.0)
+        for name, rate in (("start", self.start), ("final", self.final)):
+            if rate is not None:
+                expect_number(name, rate, 0.0)
+                fits = rate <= self.rate
+                expect(fits, "expected {}, a rate, of at most {}, got {}", name, self.rate, rate)
         fits = self.rise * self.steps > 1
         expect(fits, "no step to rise in: {} of {} steps", self.rise, self.steps)
 
@@ -251,9 +263,11 @@ class OneCycle:
         top = self.rise * self.steps - 1.0
         up = _down(xp, xp.clip(1.0 - t / top, 0.0, 1.0))
         down = _down(xp, xp.clip((t - top) / (self.steps - 1.0 - top), 0.0, 1.0))
-        rising = self.start + (1.0 - self.start) * up
-        falling = self.final + (1.0 - self.final) * down
-        return self.rate * xp.where(t <= top, rising, falling)
+        start = self.rate / 25.0 if self.start is None else self.start
+        final = self.rate / 250_000.0 if self.final is None else self.final
+        rising = start + (self.rate - start) * up
+        falling = final + (self.rate - final) * down
+        return xp.where(t <= top, rising, falling)
 
 
 @dataclass(frozen=True)

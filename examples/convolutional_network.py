@@ -38,7 +38,9 @@ def network(width, window, stride):
     """Twice two convolutions and a mean over 2x2 pixels; window and stride are of the first."""
 
     def convolution(width, window=3, stride=1):
-        conv = nn.Conv2D(width, window, stride, padding="same", bias=False)  # BatchNorm has one
+        conv = nn.Conv2D(
+            width, window, stride=stride, padding="same", bias=False
+        )  # BatchNorm has one
         return conv, nn.BatchNorm(), nn.SiLU()
 
     return nn.Sequential(

@@ -458,7 +458,7 @@ SENSELESS = [  # what is asked for, error and message
     (lambda: nn.TransformerBlock(ATTENTION, hidden=0), ValueError, "hidden of at least 1"),
     (lambda: nn.TransformerBlock(ATTENTION, 3, dropout=-1), ValueError, "dropout in"),
     (lambda: nn.PositionEmbedding(0), ValueError, "length of at least 1, got 0"),
-    (lambda: nn.SinusoidalPositions(-1.0), ValueError, "base above 0"),
+    (lambda: nn.SinusoidalPositions(base=-1.0), ValueError, "base above 0"),
     (lambda: nn.Unembedding(0), ValueError, "count of at least 1, got 0"),
 ]
 

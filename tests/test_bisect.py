@@ -466,7 +466,7 @@ def test_what_only_a_policy_does_is_found():
     def policy(device, precision, deterministic):
         return patched((nn.Dense, "forward", like_tf32))() if precision == "fast" else nullcontext()
 
-    numpy = nn.backend("numpy", "strict")
+    numpy = nn.backend("numpy", precision="strict")
     may = replace(numpy, adapter=SimpleNamespace(**vars(numpy.adapter) | {"policy": policy}))
     first = bisected(IMAGES, images(), may, replace(may, precision="fast")).first
     assert (first.path, first.kind, first.part) == ("4.1", "Dense", "forward")

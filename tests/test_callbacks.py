@@ -128,7 +128,7 @@ def test_ctrl_c_in_a_callback_waits_and_nothing_is_restored(backend, epochs):
         row["pressed"] = 1
 
     trainer, whole = make(backend), make(backend)
-    stopping = nn.EarlyStopping("loss", mode="max", patience=9)
+    stopping = nn.EarlyStopping(monitor="loss", mode="max", patience=9)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(X, LABELS, epochs=epochs, callbacks=[told, stopping, press], **OPTIONS)
     assert told.calls[-1] is False
@@ -266,7 +266,7 @@ def test_reduce_on_plateau_lowers_the_scale_of_the_steps(backend):
 def test_reduce_on_plateau_needs_steps_that_can_be_scaled(backend):
     trainer = make(backend)
     with pytest.raises(TypeError, match=r"such as nn.Scaled\(nn.Adam\(\)\), got Adam"):
-        trainer.fit(X, LABELS, callbacks=[nn.ReduceOnPlateau("loss")], **OPTIONS)
+        trainer.fit(X, LABELS, callbacks=[nn.ReduceOnPlateau(monitor="loss")], **OPTIONS)
     assert trainer.steps == 0
 
 

@@ -173,7 +173,7 @@ MODEL = nn.Sequential(
     nn.Reshape((7,)),
     nn.Dense(3, bias=False),
 )
-OPTIMIZER = nn.ClipByGlobalNorm(nn.AdamW(nn.schedules.Cosine(1e-2, 50, 5)), 2.0)
+OPTIMIZER = nn.ClipByGlobalNorm(nn.AdamW(nn.schedules.Cosine(1e-2, 50, warmup=5)), 2.0)
 LOSS = partial(nn.softmax_cross_entropy, label_smoothing=0.1)
 
 

@@ -600,7 +600,7 @@ def test_a_probe_that_fails_takes_no_result_away(monkeypatch):
 
 
 def test_one_backend_can_stand_beside_itself_under_another_policy():
-    sides = [nn.backend("numpy", "strict"), nn.backend("numpy", "fast")]
+    sides = [nn.backend("numpy", precision="strict"), nn.backend("numpy", precision="fast")]
     report = compare(SPIRALS, sides, epochs=1, precision="strict")
     assert [result["precision"] for result in report["results"]] == ["strict", "fast"]
     assert "numpy:cpu strict: stays" in summary(report)

@@ -45,7 +45,7 @@ def test_every_optimizer_comes_back(optimizer):
 THINGS = [
     nn.Parts((("0", nn.Fixed()), ("bias", nn.SGD(0.1))), rest=nn.Average(nn.Scaled(nn.AdamW()))),
     schedules.Piecewise((0.1, schedules.Times(schedules.Cosine(1.0, 9), 0.5)), (7,)),
-    schedules.Warmup(schedules.Linear(1.0, 0.0, 9), 3),
+    schedules.Warmup(schedules.Linear(1.0, 0.0, steps=9), 3),
     nn.Losses(label=nn.softmax_cross_entropy, box=nn.huber, weights={"box": 2.0}),
     nn.Losses(
         a=partial(nn.softmax_cross_entropy, class_weights=(1.0, 2.0), label_smoothing=0.1),

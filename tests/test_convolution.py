@@ -226,6 +226,6 @@ def test_forward_refuses_what_it_was_not_made_for(backend, kind):
 
 def test_what_is_said_in_short_or_at_length_is_equal():
     short = nn.Conv2D(4, 3, padding=1)
-    assert short == nn.Conv2D(4, [3, 3], (1, 1), [[1, 1], 1], dilation=[1, 1])
+    assert short == nn.Conv2D(4, [3, 3], stride=(1, 1), padding=[[1, 1], 1], dilation=[1, 1])
     assert hash(short) == hash(nn.Conv2D(4, (3, 3), padding=((1, 1), (1, 1))))
     assert short.padding == ((1, 1), (1, 1))

@@ -69,7 +69,9 @@ WORKLOADS = {  # name: (model, shape of one example, loss, optimizer)
         ),
         (4,),
         nn.mean_squared_error,
-        nn.SGD(nn.schedules.StepDecay(0.1, every=2), 0.9, nesterov=True, weight_decay=1e-3),
+        nn.SGD(
+            nn.schedules.StepDecay(0.1, every=2), momentum=0.9, nesterov=True, weight_decay=1e-3
+        ),
     ),
     "choices": (
         nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Dense(2)),
@@ -778,10 +780,10 @@ def test_a_gpu_adds_up_repeated_indices(gpu, dtype, integer):
 
 
 def test_a_strict_gpu_multiplies_in_float32_and_a_fast_one_as_it_can(gpu):
-    for names in nn.backend("cupy:0", "strict").probe().values():
+    for names in nn.backend("cupy:0", precision="strict").probe().values():
         assert set(names.values()) == {"float32"}
     able = int(gpu.device.compute_capability) >= 80
-    for names in nn.backend("cupy:0", "fast").probe().values():
+    for names in nn.backend("cupy:0", precision="fast").probe().values():
         assert names["matmul"] == ("TensorFloat-32" if able else "float32")
 
 

@@ -182,7 +182,7 @@ def test_a_stratified_split_keeps_the_share_of_each_class(labels, share):
 
 def test_a_stratified_split_is_random_and_fixed_by_its_seed():
     labels = np.repeat([0, 1], 50)
-    first, again, other = (nn.stratified_split(labels, 0.2, seed)[1] for seed in (0, 0, 1))
+    first, again, other = (nn.stratified_split(labels, 0.2, seed=seed)[1] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert set(first) != set(other)
     assert list(first) != sorted(first)
@@ -211,7 +211,7 @@ def test_weights_of_classes_make_them_count_alike():
     np.testing.assert_allclose(weights, [8 / (3 * 5), 8 / 3, 0, 8 / (3 * 2)], rtol=1e-6)
     sums = np.bincount(labels, weights[labels])
     np.testing.assert_allclose(sums[[0, 1, 3]], 8 / 3, rtol=1e-6)
-    assert nn.class_weights(labels, "float64").dtype == np.float64
+    assert nn.class_weights(labels, dtype="float64").dtype == np.float64
     sklearn = pytest.importorskip("sklearn.utils.class_weight", reason="the oracle")
     theirs = sklearn.compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
     np.testing.assert_allclose(weights[[0, 1, 3]], theirs, rtol=1e-6)

@@ -29,7 +29,7 @@ STEPS = [  # model, loss, optimizer; one example is four numbers
     (
         nn.Sequential(nn.Embedding(5, 2), nn.Residual(nn.LayerNorm(), nn.GELU()), nn.Flatten()),
         nn.softmax_cross_entropy,
-        nn.SGD(nn.schedules.StepDecay(0.1, every=2), 0.9, nesterov=True, weight_decay=0.1),
+        nn.SGD(nn.schedules.StepDecay(0.1, every=2), momentum=0.9, nesterov=True, weight_decay=0.1),
     ),
     (
         nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.LeakyReLU()),
@@ -42,7 +42,9 @@ STEPS = [  # model, loss, optimizer; one example is four numbers
         nn.Adam(nn.schedules.Constant(0.1), beta1=0.0),
     ),
     (
-        nn.Sequential(nn.Dense(4, initializer=nn.Orthogonal()), nn.SiLU(), nn.GELU(True)),
+        nn.Sequential(
+            nn.Dense(4, initializer=nn.Orthogonal()), nn.SiLU(), nn.GELU(approximate=True)
+        ),
         nn.mean_squared_error,
         nn.SGD(),
     ),

@@ -20,7 +20,11 @@ SCALED = [  # initializer, its variance for given fans, its distribution
     (nn.he_uniform, lambda fan_in, fan_out: 2 / fan_in, "uniform"),
     (nn.lecun_normal, lambda fan_in, fan_out: 1 / fan_in, "normal"),
     (nn.lecun_uniform, lambda fan_in, fan_out: 1 / fan_in, "uniform"),
-    (VarianceScaling(0.3, "out", "uniform"), lambda fan_in, fan_out: 0.3 / fan_out, "uniform"),
+    (
+        VarianceScaling(0.3, "out", distribution="uniform"),
+        lambda fan_in, fan_out: 0.3 / fan_out,
+        "uniform",
+    ),
 ]
 each_scaled = pytest.mark.parametrize(
     ("initializer", "variance", "distribution"), SCALED, ids=[str(case[0]) for case in SCALED]
@@ -167,10 +171,16 @@ def test_orthogonal_weights_favour_no_direction():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: VarianceScaling(0.0, "in", "normal"), "scale above 0, got 0"),
-        (lambda: VarianceScaling(math.nan, "in", "normal"), "scale above 0, got nan"),
-        (lambda: VarianceScaling(1.0, "sideways", "normal"), "no fan is called 'sideways'"),
-        (lambda: VarianceScaling(1.0, "in", "cauchy"), "no distribution is called 'cauchy'"),
+        (lambda: VarianceScaling(0.0, "in", distribution="normal"), "scale above 0, got 0"),
+        (lambda: VarianceScaling(math.nan, "in", distribution="normal"), "scale above 0, got nan"),
+        (
+            lambda: VarianceScaling(1.0, "sideways", distribution="normal"),
+            "no fan is called 'sideways'",
+        ),
+        (
+            lambda: VarianceScaling(1.0, "in", distribution="cauchy"),
+            "no distribution is called 'cauchy'",
+        ),
         (lambda: TruncatedNormal(0.0), "deviation above 0, got 0"),
         (lambda: TruncatedNormal(-1.0), "deviation above 0, got -1"),
         (lambda: start(HOST, nn.he_normal, (3,), "float32"), r"fan_in, fan_out\), got \(3,\)"),

@@ -573,7 +573,10 @@ def test_a_leaf_belongs_to_the_first_part_that_fits(backend):
         (nn.Parts((("7", SGD()),), rest=SGD()), "no leaf is left for the pattern '7'"),
         (nn.Parts((("biass", SGD()),), rest=SGD()), "no leaf is left for the pattern 'biass'"),
         (nn.Parts((("0", SGD()),)), "2.0.weight belongs to no part"),
-        (nn.Parts((("0", SGD()), ("bias", SGD())), SGD()), "no leaf is left for the pattern 'bi"),
+        (
+            nn.Parts((("0", SGD()), ("bias", SGD())), rest=SGD()),
+            "no leaf is left for the pattern 'bi",
+        ),
     ],
 )
 def test_a_pattern_without_leaves_and_a_leaf_without_part_are_refused(parts, message):
@@ -662,7 +665,11 @@ WRONG = [  # what to make, error, message
     (lambda: nn.ClipByValue(Adam), TypeError, r"an optimizer such as Adam\(\), got <class"),
     (lambda: nn.L2(SGD(), -1.0), ValueError, "penalty of at least 0, got -1.0"),
     (lambda: nn.L2(None), TypeError, "an optimizer such as"),
-    (lambda: nn.L2(SGD(), 1.0, "bias"), TypeError, "spares to be a tuple of paths, got 'bias'"),
+    (
+        lambda: nn.L2(SGD(), 1.0, spares="bias"),
+        TypeError,
+        "spares to be a tuple of paths, got 'bias'",
+    ),
     (lambda: nn.Accumulate(SGD(), 0), ValueError, "every of at least 1, got 0"),
     (lambda: nn.Accumulate(SGD(), 1.5), TypeError, "every to be an integer, got 1.5"),
     (lambda: nn.Accumulate(SGD(), np.int64(2)), TypeError, r"got np.int64\(2\): .* int\(...\)$"),

@@ -41,7 +41,7 @@ def test_a_backend_is_strict_and_not_deterministic_unless_told_so(monkeypatch, b
     assert (fast.precision, fast.deterministic) == ("fast", False)
     assert fast in [device for status in nn.backends() for device in status.devices]
     assert nn.backend(str(backend), precision="strict") == one
-    assert nn.backend(str(backend), "fast") == fast
+    assert nn.backend(str(backend), precision="fast") == fast
 
 
 def test_the_environment_makes_a_backend_deterministic(monkeypatch):
@@ -53,8 +53,8 @@ def test_the_environment_makes_a_backend_deterministic(monkeypatch):
 
 
 def test_backends_of_another_policy_are_others_of_the_same_name(backend):
-    fast = nn.backend(str(backend), "fast", backend.deterministic)
-    assert fast != nn.backend(str(backend), "strict", backend.deterministic)
+    fast = nn.backend(str(backend), precision="fast", deterministic=backend.deterministic)
+    assert fast != nn.backend(str(backend), precision="strict", deterministic=backend.deterministic)
     assert str(fast) == str(backend)
     assert "precision='fast'" in repr(fast)
     assert json.loads(json.dumps(fast.policy)) == fast.policy
@@ -84,7 +84,7 @@ def test_what_is_no_policy_is_refused(monkeypatch, arguments, environment, error
 @pytest.mark.parametrize("precision", policies.PRECISIONS)
 def test_what_is_strict_multiplies_in_float32(backend, precision):
     """So does a GPU if it has to be strict; if it may be fast, TensorFloat-32 is allowed."""
-    found = nn.backend(str(backend), precision).probe()
+    found = nn.backend(str(backend), precision=precision).probe()
     if precision == "strict" or backend.device_name.startswith(("cpu", "CPU")):
         assert found == all_in("float32")
     for names in found.values():
@@ -484,7 +484,7 @@ JAX = {"strict": "HIGHEST", "fast": "HIGH"}
 def test_jax_is_told_within_what_it_compiles(precision):
     """By XLA's own text: every product and convolution carries it, for CUDA as well."""
     jax = pytest.importorskip("jax", reason="JAX is not installed")
-    one = nn.backend("jax:cpu", precision)
+    one = nn.backend("jax:cpu", precision=precision)
     given = one.asarray(policies._given())
     traced = one.jit(policies._products).trace(*given)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
@@ -624,10 +624,10 @@ def test_every_tool_computes_under_the_policy(watched, tool):
 
 
 def test_a_trainer_that_goes_elsewhere_by_name_keeps_its_policy(monkeypatch):
-    trainer = Trainer(*TASK[:3], backend=nn.backend("numpy", "fast", deterministic=True))
+    trainer = Trainer(*TASK[:3], backend=nn.backend("numpy", precision="fast", deterministic=True))
     moved = trainer.to("numpy:cpu")
     assert moved.backend.policy == {"precision": "fast", "deterministic": True}
-    other = nn.backend("numpy", "strict", deterministic=False)
+    other = nn.backend("numpy", precision="strict", deterministic=False)
     assert trainer.to(other).backend is other
     monkeypatch.setenv("AGNOSTIC_NN_PRECISION", "fast")
     monkeypatch.setenv("AGNOSTIC_NN_DETERMINISTIC", "1")

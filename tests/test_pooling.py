@@ -161,7 +161,7 @@ def test_average_pooling_divides_by_what_it_says(backend, widest, epsilon, geome
     draw = np.random.default_rng(0)
     x = draw.standard_normal((2, *lengths, 2)).astype(widest)
     kind = (nn.AveragePool1D, nn.AveragePool2D, nn.AveragePool3D)[len(lengths) - 1]
-    layer = kind(window, stride, padding, count_padding)
+    layer = kind(window, stride, padding=padding, count_padding=count_padding)
     places = dict(windows_of(*geometry))
     out = tuple(np.max(list(places), axis=0) + 1)
     expected, dx = np.zeros((2, *out, 2)), np.zeros(x.shape)
@@ -180,7 +180,7 @@ POOLS = [
     (nn.MaxPool2D(2), 2),
     (nn.MaxPool2D(3, stride=2, padding=1), 2),
     (nn.AveragePool2D(2), 2),
-    (nn.AveragePool2D(3, 2, 1), 2),
+    (nn.AveragePool2D(3, 2, padding=1), 2),
     (nn.AdaptiveMaxPool(2), 2),
     (nn.AdaptiveAveragePool(2), 2),
     (nn.GlobalMaxPool(), 0),
@@ -273,7 +273,7 @@ LINEAR = [  # factor, x, y by hand
 @pytest.mark.parametrize(("factor", "x", "expected"), LINEAR)
 def test_linear_upsampling_has_its_centres_half_a_place_inside(backend, factor, x, expected):
     x = np.asarray(x, "float32").reshape(1, -1, 1)
-    y, dx = run(backend, nn.Upsample(factor, "linear"), x)
+    y, dx = run(backend, nn.Upsample(factor, mode="linear"), x)
     np.testing.assert_allclose(y[0, :, 0], expected, rtol=0, atol=1e-6)
     assert np.sum(dx) == pytest.approx(len(expected), rel=1e-6)
 
@@ -283,7 +283,7 @@ def test_linear_upsampling_keeps_a_line_straight_to_the_last_digits(backend, fac
     """Weights taken from sᵢ of the size of the axis would miss by its length times eps."""
     n = 500
     x = (np.arange(n, dtype="float32") % 2).reshape(1, n, 1)
-    y, _ = run(backend, nn.Upsample(factor, "linear"), x)
+    y, _ = run(backend, nn.Upsample(factor, mode="linear"), x)
     source = np.clip((np.arange(n * factor) + 0.5) / factor - 0.5, 0, n - 1)
     expected = np.interp(source, np.arange(n), x[0, :, 0])
     np.testing.assert_allclose(y[0, :, 0], expected, rtol=0, atol=2 * np.finfo("float32").eps)
@@ -320,7 +320,7 @@ UNFIT = [  # layer, shape of one example, message
     (nn.AveragePool1D(3), (2, 1), r"windows over \(3,\) do not fit \(2,\)"),
     (nn.MaxPool1D(2, padding=2), (4, 1), r"window of \(2,\) would see nothing but padding"),
     (nn.AveragePool1D(2, padding=((0, 2),)), (4, 1), "would see nothing but padding"),
-    (nn.MaxPool1D(2, 1, ((1, 2),), dilation=3), (1, 1), "would see nothing but padding"),
+    (nn.MaxPool1D(2, 1, padding=((1, 2),), dilation=3), (1, 1), "would see nothing but padding"),
     (nn.GlobalMaxPool(), (3,), r"GlobalMaxPool takes \(batch, \*space, .*, got .*\(3,\)"),
     (nn.GlobalAveragePool(), (0, 3), r"GlobalAveragePool takes .*, got .*\(0, 3\)"),
     (nn.AdaptiveMaxPool(2), (3,), r"AdaptiveMaxPool takes \(batch, \*space, .*\(3,\)"),
@@ -353,7 +353,7 @@ SENSELESS = [  # what is asked for, error and message
     (lambda: nn.AdaptiveMaxPool(0), ValueError, "size of at least 1, got 0"),
     (lambda: nn.AdaptiveAveragePool((2, 1.5)), TypeError, "size to be an integer"),
     (lambda: nn.Upsample(0), ValueError, "factors of at least 1, got 0"),
-    (lambda: nn.Upsample(2, "cubic"), ValueError, "mode 'nearest' or 'linear', got 'cubic'"),
+    (lambda: nn.Upsample(2, mode="cubic"), ValueError, "mode 'nearest' or 'linear', got 'cubic'"),
     (lambda: nn.ZeroPad("same"), TypeError, "padding to be numbers, got 'same'"),
     (lambda: nn.Crop(-1), ValueError, "padding of at least 0, got -1"),
 ]
@@ -367,7 +367,7 @@ def test_a_layer_that_makes_no_sense_is_refused_at_once(make, error, message):
 
 def test_what_is_said_in_short_or_at_length_is_equal():
     assert nn.MaxPool2D(2) == nn.MaxPool2D([2, 2], stride=(2, 2), padding="valid", dilation=1)
-    assert nn.AveragePool1D(3, padding=1) == nn.AveragePool1D((3,), 3, [(1, 1)])
+    assert nn.AveragePool1D(3, padding=1) == nn.AveragePool1D((3,), 3, padding=[(1, 1)])
     assert nn.ZeroPad([1, [2, 0]]) == nn.ZeroPad(((1, 1), (2, 0)))
     assert hash(nn.AdaptiveMaxPool([2, 3])) == hash(nn.AdaptiveMaxPool((2, 3)))
     assert hash(nn.Upsample([2, 3])) == hash(nn.Upsample((2, 3)))

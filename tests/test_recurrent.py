@@ -38,9 +38,9 @@ def gru(after):
 
 CELLS = [  # a layer, and its cell in plain NumPy
     (nn.RNN(3), lambda z, p, h, c: (np.tanh(z + h @ p["recurrent"]), c)),
-    (nn.RNN(3, "relu"), lambda z, p, h, c: (np.maximum(z + h @ p["recurrent"], 0), c)),
+    (nn.RNN(3, activation="relu"), lambda z, p, h, c: (np.maximum(z + h @ p["recurrent"], 0), c)),
     (nn.GRU(3), gru(after=True)),
-    (nn.GRU(3, "before"), gru(after=False)),
+    (nn.GRU(3, reset="before"), gru(after=False)),
     (nn.LSTM(3), lstm),
 ]
 
@@ -149,7 +149,7 @@ TWO_WAYS = {"bidirectional": True, "final": True}
 MASKED = [
     nn.RNN(3, **TWO_WAYS),
     nn.GRU(3, **TWO_WAYS),
-    nn.GRU(3, "before", **TWO_WAYS, sequence=False),
+    nn.GRU(3, reset="before", **TWO_WAYS, sequence=False),
     nn.LSTM(3, **TWO_WAYS),
     nn.LSTM(3, **TWO_WAYS, sequence=False),
 ]
@@ -289,7 +289,9 @@ def test_a_memory_that_is_far_out_keeps_its_slope(backend, draw, widest, epsilon
     np.testing.assert_allclose(found, 0.5 * 4 * flat(40.0), rtol=160 * epsilon)
 
 
-@pytest.mark.parametrize("layer", [nn.RNN(2), nn.GRU(2), nn.GRU(2, "before"), nn.LSTM(2)], ids=str)
+@pytest.mark.parametrize(
+    "layer", [nn.RNN(2), nn.GRU(2), nn.GRU(2, reset="before"), nn.LSTM(2)], ids=str
+)
 def test_numbers_far_out_stay_finite(made, run, layer):
     """2.4e38 is a float32, twice as much is none: NumPy warns where a slope doubles it."""
     params = tree_map(lambda leaf: leaf.astype("float32"), made(layer))
@@ -319,7 +321,11 @@ def test_parameters_start_as_the_docstrings_say():
         np.testing.assert_allclose(block.T @ block, np.eye(width), atol=1e-14)
     squares = [leaf.tobytes() for leaf in leaves(gru) if leaf.shape == (width, 3 * width)]
     assert len(set(squares)) == len(squares) == 4
-    assert (start(nn.GRU(width, "before"))[0]["forward"]).keys() == {"weight", "recurrent", "bias"}
+    assert (start(nn.GRU(width, reset="before"))[0]["forward"]).keys() == {
+        "weight",
+        "recurrent",
+        "bias",
+    }
 
 
 def test_jax_compiles_one_step_whatever_the_length():
@@ -391,8 +397,12 @@ BAD = [
     (lambda: nn.LSTM(0), ValueError, "expected width of at least 1, got 0"),
     (lambda: nn.GRU(3, depth=0), ValueError, "expected depth of at least 1, got 0"),
     (lambda: nn.GRU(3, depth=1.0), TypeError, r"expected depth to be an integer, got 1\.0"),
-    (lambda: nn.RNN(3, "sigmoid"), ValueError, "expected activation tanh or relu, got 'sigmoid'"),
-    (lambda: nn.GRU(3, "never"), ValueError, "expected reset after or before, got 'never'"),
+    (
+        lambda: nn.RNN(3, activation="sigmoid"),
+        ValueError,
+        "expected activation tanh or relu, got 'sigmoid'",
+    ),
+    (lambda: nn.GRU(3, reset="never"), ValueError, "expected reset after or before, got 'never'"),
     (lambda: nn.LSTM(3, forget_bias=math.inf), ValueError, "expected a finite forget_bias"),
 ]
 

@@ -51,9 +51,9 @@ def one_cycle(rate, steps, rise, start, final):
     def at(t):
         top = rise * steps - 1
         if t <= top:
-            return rate * (start + (1 - start) * (1 - math.cos(math.pi * t / top)) / 2)
+            return start + (rate - start) * (1 - math.cos(math.pi * t / top)) / 2
         u = min((t - top) / (steps - 1 - top), 1.0)
-        return rate * (final + (1 - final) * (1 + math.cos(math.pi * u)) / 2)
+        return final + (rate - final) * (1 + math.cos(math.pi * u)) / 2
 
     return at
 
@@ -92,11 +92,11 @@ CASES = [  # schedule, its formula
         InverseSquareRoot(0.2, warmup=30),
         lambda t: 0.2 * min((t + 1) / 30, math.sqrt(30 / (t + 1))),
     ),
-    (OneCycle(0.1, steps=100), one_cycle(0.1, 100, 0.3, 0.04, 4e-6)),
-    (OneCycle(0.1, 77, rise=0.5, start=0.5, final=0.1), one_cycle(0.1, 77, 0.5, 0.5, 0.1)),
+    (OneCycle(0.1, steps=100), one_cycle(0.1, 100, 0.3, 4e-3, 4e-7)),
+    (OneCycle(0.1, 77, rise=0.5, start=0.05, final=0.01), one_cycle(0.1, 77, 0.5, 0.05, 0.01)),
     (Piecewise((0.1, 0.05, 0.2), starts=(7, 49)), lambda t: (0.1, 0.05, 0.2)[(t > 6) + (t > 48)]),
     (
-        Piecewise((0.3, Linear(0.3, 0.1, 20), ExponentialDecay(0.05, 0.9)), starts=[10, 50]),
+        Piecewise((0.3, Linear(0.3, 0.1, steps=20), ExponentialDecay(0.05, 0.9)), starts=[10, 50]),
         phases,
     ),
     (
@@ -108,7 +108,7 @@ CASES = [  # schedule, its formula
         Warmup(InverseSquareRoot(0.2), 20),
         lambda t: 0.2 * (t + 1) / 20 if t < 20 else 0.2 / math.sqrt(t - 19),
     ),
-    (Times(Linear(0.0, 1.0, 10), 0.3), lambda t: 0.3 * min(t / 10, 1)),
+    (Times(Linear(0.0, 1.0, steps=10), 0.3), lambda t: 0.3 * min(t / 10, 1)),
     (
         Times(ExponentialDecay(0.1, 0.9), StepDecay(1.0, every=7, factor=0.5)),
         lambda t: 0.1 * 0.9**t * 0.5 ** (t // 7),
@@ -173,7 +173,7 @@ def test_a_part_begins_at_the_very_step_it_should(backend, widest, dtype):
 
 
 def test_one_cycle_starts_tops_and_ends_where_it_should(backend, widest, epsilon):
-    schedule = OneCycle(0.2, steps=50, rise=0.2, start=0.1, final=0.01)
+    schedule = OneCycle(0.2, steps=50, rise=0.2, start=0.02, final=0.002)
     t = backend.asarray(np.asarray([0, 9, 49, 50, 10_000], widest))
     rates = backend.to_numpy(backend.jit(schedule)(t))
     np.testing.assert_allclose(rates, [0.02, 0.2, 0.002, 0.002, 0.002], rtol=16 * epsilon)
@@ -188,11 +188,11 @@ THEIRS = [  # schedule, PyTorch's on top of a rate of 0.1
         CosineRestarts(0.1, (10, 20, 40), final=0.01),
         lambda s, o: s.CosineAnnealingWarmRestarts(o, T_0=10, T_mult=2, eta_min=0.01),
     ),
-    (Linear(0.03, 0.1, 20), lambda s, o: s.LinearLR(o, start_factor=0.3, total_iters=20)),
+    (Linear(0.03, 0.1, steps=20), lambda s, o: s.LinearLR(o, start_factor=0.3, total_iters=20)),
     (Polynomial(0.1, 40, power=2.0), lambda s, o: s.PolynomialLR(o, total_iters=40, power=2.0)),
     (Piecewise((0.1, 0.02, 0.004), (7, 30)), lambda s, o: s.MultiStepLR(o, [7, 30], gamma=0.2)),
     (
-        Piecewise((Linear(0.01, 0.1, 9), ExponentialDecay(0.1, 0.9)), (9,)),
+        Piecewise((Linear(0.01, 0.1, steps=9), ExponentialDecay(0.1, 0.9)), (9,)),
         lambda s, o: s.SequentialLR(
             o,
             [s.LinearLR(o, start_factor=0.1, total_iters=9), s.ExponentialLR(o, gamma=0.9)],
@@ -242,15 +242,16 @@ def test_every_schedule_is_held_to_its_formula():
         (lambda: CosineRestarts(0.1, (5, 0)), "each length of at least 1, got 0"),
         (lambda: CosineRestarts(0.0, (5,)), "rate above 0, got 0.0"),
         (lambda: CosineRestarts(0.1, (5,), final=-1.0), "final of at least 0, got -1.0"),
-        (lambda: Linear(-0.1, 0.1, 5), "start of at least 0, got -0.1"),
-        (lambda: Linear(0.1, -0.1, 5), "stop of at least 0, got -0.1"),
-        (lambda: Linear(0.1, 0.1, 0), "steps of at least 1, got 0"),
+        (lambda: Linear(-0.1, 0.1, steps=5), "start of at least 0, got -0.1"),
+        (lambda: Linear(0.1, -0.1, steps=5), "stop of at least 0, got -0.1"),
+        (lambda: Linear(0.1, 0.1, steps=0), "steps of at least 1, got 0"),
         (lambda: Polynomial(0.1, 0), "steps of at least 1, got 0"),
         (lambda: Polynomial(0.1, 5, power=0.0), "power above 0, got 0.0"),
         (lambda: InverseSquareRoot(0.1, warmup=0), "warmup of at least 1, got 0"),
         (lambda: OneCycle(0.1, steps=3), "no step to rise in: 0.3 of 3 steps"),
         (lambda: OneCycle(0.1, steps=30, rise=1.0), r"rise in \[0, 1\), got 1.0"),
         (lambda: OneCycle(0.1, steps=30, start=-1.0), "start of at least 0, got -1.0"),
+        (lambda: OneCycle(1e-3, 30, final=0.1), "final, a rate, of at most 0.001, got 0.1"),
         (lambda: Piecewise((0.1, 0.2), ()), r"a start for each part but the first, got \(\)"),
         (lambda: Piecewise((0.1, 0.2, 0.3), (5, 5)), r"starts that rise, got \(5, 5\)"),
         (lambda: Piecewise((0.1, 0.2), (0,)), "each start of at least 1, got 0"),

@@ -1,6 +1,6 @@
 """TransformerBlock: attention and a small network for each position, with ways around both."""
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cache
 from typing import ClassVar
 
@@ -45,6 +45,7 @@ class TransformerBlock(Layer):
 
     attention: MultiHeadAttention
     hidden: int
+    _: KW_ONLY
     cross: MultiHeadAttention | None = None
     activation: Layer = field(default=GELU())
     norm: Layer = field(default=LayerNorm())

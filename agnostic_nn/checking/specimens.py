@@ -156,8 +156,10 @@ LAYERS = (
     Specimen(layers.Conv1D(4, 3, stride=2, padding=((2, 1),), dilation=2, groups=2), (8, 2)),
     Specimen(layers.Conv2D(4, (3, 2), stride=(2, 1), padding="same"), (5, 7, 3)),
     Specimen(layers.Conv3D(2, 2, padding=1), (3, 2, 3, 2)),
-    Specimen(layers.ConvTranspose1D(4, 3, 3, dilation=2, groups=2, output_padding=2), (4, 2)),
-    Specimen(layers.ConvTranspose2D(4, (3, 2), (2, 3), padding="same"), (3, 2, 3)),
+    Specimen(
+        layers.ConvTranspose1D(4, 3, stride=3, dilation=2, groups=2, output_padding=2), (4, 2)
+    ),
+    Specimen(layers.ConvTranspose2D(4, (3, 2), stride=(2, 3), padding="same"), (3, 2, 3)),
     Specimen(layers.ConvTranspose3D(2, 2), (3, 2, 2, 3)),
     Specimen(layers.Crop((1, 0)), (5, 3, 2)),
     Specimen(layers.Dense(3), (4,)),
@@ -223,7 +225,7 @@ LAYERS = (
     Specimen(blocks.TransformerBlock(layers.MultiHeadAttention(2), hidden=5), (3, 4)),
     Specimen(layers.Transpose((2, 1)), _NEXT),
     Specimen(layers.Unembedding(5), _NEXT),
-    Specimen(layers.Upsample((2, 3), "linear"), (5, 3, 2)),
+    Specimen(layers.Upsample((2, 3), mode="linear"), (5, 3, 2)),
     Specimen(layers.ZeroPad((1, 0)), (3, 2, 2)),
 )
 

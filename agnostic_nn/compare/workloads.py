@@ -158,7 +158,7 @@ def split(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _convolutional(width: int, window: int, stride: int) -> Layer:
     return Sequential(
-        *(Conv2D(width, window, stride, padding="same", bias=False), BatchNorm(), SiLU()),
+        *(Conv2D(width, window, stride=stride, padding="same", bias=False), BatchNorm(), SiLU()),
         *(AveragePool2D(2), Dropout(0.2)),
         *(Conv2D(2 * width, 3, padding="same", bias=False), BatchNorm(), SiLU()),
         *(AveragePool2D(2, padding="same"), Flatten(), Dropout(0.5), Dense(10)),

@@ -1,7 +1,7 @@
 """Activations: most apply one scalar function to every element; few have parameters."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 from ..arrays import device, expect, expect_number, expect_positive, namespace
@@ -211,8 +211,8 @@ class ReLU6(HardTanh):
     Krizhevsky, "Convolutional Deep Belief Networks on CIFAR-10" (2010).
     """
 
-    low: float = 0.0
-    high: float = 6.0
+    low: float = field(default=0.0, init=False, repr=False)
+    high: float = field(default=6.0, init=False, repr=False)
 
 
 class HardSigmoid(Elementwise):
@@ -358,6 +358,7 @@ class GELU(Elementwise):
         f'(x) = (1 + tanh u) / 2 + x u' / (2 cosh² u)
     """
 
+    _: KW_ONLY
     approximate: bool = False
 
     def value(self, x):
@@ -407,6 +408,7 @@ class PReLU(Layer):
     axes but the last. At the kink dx = a dy, as in LeakyReLU.
     """
 
+    _: KW_ONLY
     initial: float = 0.25
 
     pointwise = True

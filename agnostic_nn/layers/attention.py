@@ -5,7 +5,7 @@ that are Q, K, V, O, which the map that follows keeps as well, and what else `at
 A block that keeps less is `Recompute`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 from ..arrays import device, expect, expect_count, expect_number, expect_positive, namespace
@@ -69,6 +69,7 @@ class MultiHeadAttention(Layer):
     """
 
     heads: int
+    _: KW_ONLY
     key_heads: int | None = None
     head_width: int | None = None
     causal: bool = False
@@ -109,7 +110,7 @@ class MultiHeadAttention(Layer):
         }
         keys, params = split(key, 5), {}
         for i, (name, (fan_in, fan_out)) in enumerate(fans.items()):
-            dense = Dense(fan_out, self.bias, self.initializer)
+            dense = Dense(fan_out, bias=self.bias, initializer=self.initializer)
             params[name], _, _ = dense.init(keys[i, :], (fan_in,), dtype)
         return params, {"key": keys[4, :]} if self.dropout else {}, named["x"]
 
@@ -207,7 +208,7 @@ class MultiHeadAttention(Layer):
         return self._map(params, "output", self._joined(heads)), memory
 
     def _dense(self, params):
-        return Dense(params["weight"].shape[1], self.bias)
+        return Dense(params["weight"].shape[1], bias=self.bias)
 
     def _map(self, params, name, x):
         return self._dense(params[name]).forward(params[name], {}, x)[0]

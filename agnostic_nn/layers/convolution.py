@@ -29,7 +29,7 @@ and since an adjoint's adjoint is the map itself, with x and dy in each other's 
 (Dumoulin & Visin, "A guide to convolution arithmetic for deep learning", arXiv:1603.07285, ch. 4.)
 """
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 from ..arrays import device, expect, expect_count, namespace
@@ -55,6 +55,7 @@ class _Convolution(Layer):
 
     width: int
     window: PerAxis
+    _: KW_ONLY
     stride: PerAxis = 1
     padding: Padding = "valid"
     dilation: PerAxis = 1
@@ -154,6 +155,7 @@ class _Convolution(Layer):
 
 @dataclass(frozen=True)
 class _ConvTranspose(_Convolution):
+    _: KW_ONLY
     output_padding: PerAxis = 0
 
     def __post_init__(self):

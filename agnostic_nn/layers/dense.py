@@ -1,6 +1,6 @@
 """Dense: an affine map of the last axis."""
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from ..arrays import device, expect, expect_count, namespace
 from ..initializers import Initializer, glorot_uniform
@@ -28,6 +28,7 @@ class Dense(Layer):
     """
 
     width: int
+    _: KW_ONLY
     bias: bool = True
     initializer: Initializer = field(default=glorot_uniform, repr=False)
 

@@ -1,6 +1,6 @@
 """Embedding: a table of rows, looked up by number; and what it takes to find the number again."""
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from ..arrays import expect, expect_count, first_true, namespace
 from ..initializers import Initializer, TruncatedNormal
@@ -29,6 +29,7 @@ class Embedding(Layer):
 
     count: int
     width: int
+    _: KW_ONLY
     initializer: Initializer = field(default=TruncatedNormal(0.02), repr=False)
 
     takes = "integral"
@@ -87,6 +88,7 @@ class Unembedding(Layer):
     """
 
     count: int
+    _: KW_ONLY
     initializer: Initializer = field(default=TruncatedNormal(0.02), repr=False)
 
     pointwise = True

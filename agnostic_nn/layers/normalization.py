@@ -6,7 +6,7 @@ term Σ gⱼ in dL/dx, which came through μ, is not there.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from ..arrays import Rows, device, expect, expect_count, expect_number, namespace
 from ..special import (
@@ -70,6 +70,7 @@ class LayerNorm(_Scaled):
     switched off. The gradient is derived in `special.normalization`.
     """
 
+    _: KW_ONLY
     epsilon: float = 1e-5
     scale: bool = True
     bias: bool = True
@@ -124,6 +125,7 @@ class InstanceNorm(_OfEachExample):
     shape. Parameters as in LayerNorm, and the gradient is derived in `special.normalization`.
     """
 
+    _: KW_ONLY
     epsilon: float = 1e-5
     scale: bool = True
     bias: bool = True
@@ -144,6 +146,7 @@ class GroupNorm(_OfEachExample):
     """
 
     groups: int
+    _: KW_ONLY
     epsilon: float = 1e-5
     scale: bool = True
     bias: bool = True
@@ -175,6 +178,7 @@ class RMSNorm(_Scaled):
     That of `special.normalization` without the term of μ: dx = (g - x̂ Σ g x̂ / N) / s.
     """
 
+    _: KW_ONLY
     epsilon: float = 1e-5
     scale: bool = True
 
@@ -218,6 +222,7 @@ class BatchNorm(_Scaled):
     s are constants, and dx = g / s.
     """
 
+    _: KW_ONLY
     momentum: float = 0.9
     epsilon: float = 1e-5
     scale: bool = True

@@ -21,7 +21,7 @@ gradient then is not promised.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from typing import Any, ClassVar
 
@@ -114,6 +114,7 @@ class _Windows(Layer):
 class _MaxPool(_Windows):
     window: int | tuple[int, ...] = 2
     stride: int | tuple[int, ...] | None = None
+    _: KW_ONLY
     padding: str | int | tuple[int, ...] | Pads = "valid"
     dilation: int | tuple[int, ...] = 1
 
@@ -128,6 +129,7 @@ class _MaxPool(_Windows):
 class _AveragePool(_Windows):
     window: int | tuple[int, ...] = 2
     stride: int | tuple[int, ...] | None = None
+    _: KW_ONLY
     padding: str | int | tuple[int, ...] | Pads = "valid"
     count_padding: bool = True
 

@@ -18,7 +18,7 @@ whose matrix is orthogonal: its transpose, which takes dy to dx, is its inverse,
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from ..arrays import Array, Shape, device, expect, expect_count, expect_positive, namespace
 from ..initializers import Initializer, TruncatedNormal
@@ -95,6 +95,7 @@ class PositionEmbedding(_Added):
     """
 
     length: int
+    _: KW_ONLY
     initializer: Initializer = field(default=TruncatedNormal(0.02), repr=False)
 
     def __post_init__(self):
@@ -125,6 +126,7 @@ class SinusoidalPositions(_Added):
     x: (batch, time, width) -> y of the same shape, and dx = dy.
     """
 
+    _: KW_ONLY
     base: float = 10_000.0
 
     def __post_init__(self):

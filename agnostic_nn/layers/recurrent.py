@@ -325,6 +325,7 @@ class RNN(_Recurrent):
     With a = z + hₜ₋₁ R: dz = dh φ'(a) and dhₜ₋₁ = dz Rᵀ; ReLU'(0) = 0.
     """
 
+    _: KW_ONLY
     activation: str = "tanh"
 
     def __post_init__(self):
@@ -377,6 +378,7 @@ class GRU(_Recurrent):
     dR_n = Σ (r hₜ₋₁)ᵀ dz_n. For 1 - u stands σ(-a), which keeps its digits.
     """
 
+    _: KW_ONLY
     reset: str = "after"
 
     gates: ClassVar[int] = 3
@@ -467,6 +469,7 @@ class LSTM(_Recurrent):
         dz_o = dh tanh(cₜ) σ'(o)     dhₜ₋₁ = dz Rᵀ     dcₜ₋₁ = dc σ(f)
     """
 
+    _: KW_ONLY
     forget_bias: float = 1.0
 
     gates: ClassVar[int] = 4

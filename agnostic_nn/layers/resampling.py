@@ -4,7 +4,7 @@ Each layer here is a linear map A of every axis of space, y = A x, so dx = Aᵀ 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from ..arrays import device, expect, namespace
 from ..spans import Pads, padding_per_axis, per_axis
@@ -35,6 +35,7 @@ class Upsample(Layer):
     """
 
     factors: int | tuple[int, ...] = 2
+    _: KW_ONLY
     mode: str = "nearest"
 
     def __post_init__(self):

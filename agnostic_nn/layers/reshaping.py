@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..arrays import Array, device, expect, namespace
 from ..special import scatter_add
@@ -52,7 +52,7 @@ class Reshape(Layer):
 class Flatten(Reshape):
     """y = x with all axes after the batch made one, in row-major order."""
 
-    shape: tuple[int, ...] = (-1,)
+    shape: tuple[int, ...] = field(default=(-1,), init=False, repr=False)
 
 
 @dataclass(frozen=True)

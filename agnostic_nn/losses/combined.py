@@ -41,6 +41,7 @@ class Losses:
     def __init__(
         self,
         losses: Mapping[str, Loss] | tuple[tuple[str, Loss], ...] = (),
+        *,
         weights: Mapping[str, float] | tuple[tuple[str, float], ...] = (),
         **named: Loss,
     ) -> None:

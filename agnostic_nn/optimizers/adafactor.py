@@ -1,6 +1,6 @@
 """Adafactor: Adam's second moments, of a matrix only their row and column means."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from ..arrays import expect_number, expect_positive, namespace
 from .base import SPARED, Rate, Rule, zeros
@@ -26,6 +26,7 @@ class Adafactor(Rule):
     """
 
     rate: Rate = 1e-2
+    _: KW_ONLY
     power: float = 0.8
     limit: float = 1.0
     epsilon1: float = 1e-30

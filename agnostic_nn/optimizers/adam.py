@@ -8,7 +8,7 @@ weights given so far, undoes that (Kingma & Ba, arXiv:1412.6980, sec. 3).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from ..arrays import Array, device, expect_number, expect_positive, namespace
@@ -22,6 +22,7 @@ class _Moments(Rule):
     """m and v of the head of this file."""
 
     rate: Rate = 1e-3
+    _: KW_ONLY
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
@@ -59,6 +60,7 @@ class Adam(_Moments):
     al., arXiv:1904.09237, Algorithm 2, divided by 1 - β₂ᵗ as PyTorch has it).
     """
 
+    _: KW_ONLY
     amsgrad: bool = False
 
     def start(self, p):
@@ -88,6 +90,7 @@ class AdamW(Adam):
     multiplier in the rate, as PyTorch has it), but for biases and scales (see `Rule`).
     """
 
+    _: KW_ONLY
     weight_decay: float = 1e-2
     spares: tuple[str, ...] = SPARED
 
@@ -129,6 +132,7 @@ class NAdam(_Moments):
     """
 
     rate: Rate = 2e-3
+    _: KW_ONLY
     momentum_decay: float = 4e-3
 
     def __post_init__(self) -> None:
@@ -225,6 +229,7 @@ class LAMB(_Moments):
     leaf; biases and scales are spared the decay (see `Rule`), not the ratio.
     """
 
+    _: KW_ONLY
     epsilon: float = 1e-6
     weight_decay: float = 1e-2
     spares: tuple[str, ...] = SPARED

@@ -3,7 +3,7 @@
 None of these decays weights; put `L2` around one that should.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from ..arrays import expect_number, expect_positive, namespace
 from .base import Rate, Rule, zeros
@@ -24,6 +24,7 @@ class Adagrad(Rule):
     """
 
     rate: Rate = 1e-2
+    _: KW_ONLY
     initial: float = 0.0
     epsilon: float = 1e-10
 
@@ -53,6 +54,7 @@ class Adadelta(Rule):
     """
 
     rate: Rate = 1.0
+    _: KW_ONLY
     rho: float = 0.9
     epsilon: float = 1e-6
 
@@ -88,6 +90,7 @@ class RMSprop(Rule):
     """
 
     rate: Rate = 1e-2
+    _: KW_ONLY
     rho: float = 0.99
     epsilon: float = 1e-8
     momentum: float = 0.0

@@ -1,6 +1,6 @@
 """Gradients, before an optimizer gets them: clipped, with a penalty, or summed up."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from ..arrays import Array, expect_count, expect_number, expect_positive, namespace
@@ -90,6 +90,7 @@ class L2:
 
     optimizer: Optimizer
     penalty: float = 1e-4
+    _: KW_ONLY
     spares: tuple[str, ...] = SPARED
 
     def __post_init__(self) -> None:

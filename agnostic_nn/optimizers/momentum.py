@@ -1,6 +1,6 @@
 """Momentum: a step along a running sum of gradients, or along its signs."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from ..arrays import expect, expect_number, namespace
 from .base import SPARED, Rate, Rule, zeros
@@ -23,6 +23,7 @@ class SGD(Rule):
     """
 
     rate: Rate = 1e-2
+    _: KW_ONLY
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
@@ -59,6 +60,7 @@ class Lion(Rule):
     """
 
     rate: Rate = 1e-4
+    _: KW_ONLY
     beta1: float = 0.9
     beta2: float = 0.99
     weight_decay: float = 0.0

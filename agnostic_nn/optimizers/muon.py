@@ -1,7 +1,7 @@
 """Muon: momentum whose every matrix is made nearly orthogonal before the step."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from ..arrays import Array, expect, expect_count, expect_number, expect_positive, namespace
 from ..trees import leaves, named_leaves, unname
@@ -46,6 +46,7 @@ class Muon(Rule):
     """
 
     rate: Rate = 2e-2
+    _: KW_ONLY
     momentum: float = 0.95
     nesterov: bool = True
     weight_decay: float = 0.0

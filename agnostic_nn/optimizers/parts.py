@@ -1,6 +1,6 @@
 """Parts: settings of their own for parts of the tree, and parts that stand still."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from ..arrays import Params, expect
@@ -40,6 +40,7 @@ class Parts:
     """
 
     parts: tuple[tuple[str, Optimizer], ...]
+    _: KW_ONLY
     rest: Optimizer | None = None
 
     def __post_init__(self) -> None:

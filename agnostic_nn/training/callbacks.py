@@ -11,7 +11,7 @@ import csv
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,7 @@ def as_callback(thing: Any) -> Callback:
 class _Watching(Callback):
     """What has an eye on a value, and remembers the best and for how long there was none better."""
 
+    _: KW_ONLY
     monitor: str = "validation_loss"
     mode: str = "min"
     least: float = 0.0
@@ -147,6 +148,7 @@ class EarlyStopping(_Watching):
     """
 
     patience: int = 10
+    _: KW_ONLY
     restore: bool = True
 
     def __post_init__(self) -> None:
@@ -175,6 +177,7 @@ class ReduceOnPlateau(_Watching):
     """
 
     patience: int = 10
+    _: KW_ONLY
     factor: float = 0.1
     lowest: float = 0.0
 
@@ -229,8 +232,8 @@ class Checkpoint(_Watching):
     def __init__(
         self,
         path: str | os.PathLike,
-        every: int = 1,
         *,
+        every: int = 1,
         best: bool = False,
         monitor: str = "validation_loss",
         mode: str = "min",

@@ -451,7 +451,7 @@ def _empty(waiting: Queue) -> None:
 # --- before training --------------------------------------------------------------------
 
 
-def stratified_split(target: Any, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(target: Any, share: float, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the examples in two parts, the second with a `share` of each class.
 
     target: (examples,) labels on the host, of any kind that sorts. Of a class of n, ⌊n · share⌋
@@ -484,7 +484,7 @@ def stratified_split(target: Any, share: float, seed: int = 0) -> tuple[np.ndarr
     return shuffled[~second[shuffled]], shuffled[second[shuffled]]
 
 
-def class_weights(target: Any, dtype: str = "float32") -> np.ndarray:
+def class_weights(target: Any, *, dtype: str = "float32") -> np.ndarray:
     """A weight for each class, such that all classes count alike: N / (K nₖ).
 
     target: labels 0, 1, 2, … on the host, any shape, N of them; nₖ are of class k, K

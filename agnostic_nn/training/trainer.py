@@ -610,7 +610,11 @@ class Trainer:
             If the other cannot run here, or not as deterministically as this one.
         """
         if not isinstance(backend, Backend):
-            backend = choose(backend, self.backend.precision, self.backend.deterministic)
+            backend = choose(
+                backend,
+                precision=self.backend.precision,
+                deterministic=self.backend.deterministic,
+            )
         moved = Trainer(
             self.model,
             self.loss,

@@ -35,7 +35,7 @@ CASES = [
     Case(nn.ReLU6(), (5,), lambda t, g: t.nn.functional.relu6(g.x)),
     Case(nn.Threshold(0.3, -0.2), (5,), lambda t, g: t.nn.functional.threshold(g.x, 0.3, -0.2)),
     Case(nn.PReLU(), (5,), prelu),
-    Case(nn.PReLU(0.0), (2, 3), prelu),
+    Case(nn.PReLU(initial=0.0), (2, 3), prelu),
     Case(nn.GLU(), (6,), lambda t, g: t.nn.functional.glu(g.x)),
     Case(nn.GLU(), (3, 2), lambda t, g: t.nn.functional.glu(g.x), thorough=True),
     Case(nn.SwiGLU(), (2, 6), gated("silu")),

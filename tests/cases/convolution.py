@@ -48,22 +48,24 @@ CASES = [
     conv(Conv2D(6, 3, padding=1, groups=3), (5, 3, 3), (1, 1, 1, 1)),
     conv(Conv2D(2, (2, 3), stride=(3, 2), padding=((1, 2), 0)), (5, 6, 2), (0, 0, 1, 2)),
     conv(
-        Conv3D(4, (2, 1, 3), (1, 2, 1), padding=((0, 1), 0, 1), dilation=(2, 1, 1), groups=2),
+        Conv3D(
+            4, (2, 1, 3), stride=(1, 2, 1), padding=((0, 1), 0, 1), dilation=(2, 1, 1), groups=2
+        ),
         (3, 3, 4, 2),
         (1, 1, 0, 0, 0, 1),
     ),
     transposed(ConvTranspose1D(3, 2), (5, 2), (0, 0)),
     transposed(
-        ConvTranspose1D(4, 3, 3, padding=((2, 1),), dilation=2, groups=2, output_padding=2),
+        ConvTranspose1D(4, 3, stride=3, padding=((2, 1),), dilation=2, groups=2, output_padding=2),
         (4, 2),
         (-2, 1),
     ),
-    transposed(ConvTranspose2D(4, (3, 2), (2, 3), padding="same"), (3, 2, 3), (0, 1, 0, -1)),
+    transposed(ConvTranspose2D(4, (3, 2), stride=(2, 3), padding="same"), (3, 2, 3), (0, 1, 0, -1)),
     transposed(
         ConvTranspose2D(6, 3, padding=(1, 0), groups=3, bias=False), (4, 3, 3), (0, 0, -1, -1)
     ),
     transposed(
-        ConvTranspose3D(4, (2, 1, 3), (1, 2, 1), padding=((0, 1), 0, 1), groups=2),
+        ConvTranspose3D(4, (2, 1, 3), stride=(1, 2, 1), padding=((0, 1), 0, 1), groups=2),
         (3, 2, 3, 2),
         (-1, -1, 0, 0, 0, -1),
     ),
@@ -74,16 +76,17 @@ def sweep(length=7, window=3):
     """Stride × padding × dilation for both directions; groups and bias come along by turns."""
     geometries = product((1, 2, 3), ("valid", "same", ((2, 1),)), (1, 2))
     for i, (stride, padding, dilation) in enumerate(geometries):
-        arguments = (4, window, stride, padding, dilation, (1, 2, 4)[i % 3], i % 4 != 0)
+        options = {"stride": stride, "padding": padding, "dilation": dilation}
+        options |= {"groups": (1, 2, 4)[i % 3], "bias": i % 4 != 0}
         reach = dilation * (window - 1) + 1
         missing = max(reach - (length % stride or stride), 0)  # TensorFlow's way to say "same"
         low, high = {"valid": (0, 0), "same": (missing // 2, -(-missing // 2))}.get(padding, (2, 1))
-        yield conv(Conv1D(*arguments), (length, 4), (low, high), thorough=True)
+        yield conv(Conv1D(4, window, **options), (length, 4), (low, high), thorough=True)
         if padding == "same":
-            layer, cut = ConvTranspose1D(*arguments), reach - stride
+            layer, cut = ConvTranspose1D(4, window, **options), reach - stride
             sides = -(max(cut, 0) // 2), max(cut, 0) // 2 - cut
         else:
-            layer = ConvTranspose1D(*arguments, output_padding=stride - 1)
+            layer = ConvTranspose1D(4, window, **options, output_padding=stride - 1)
             sides = -low, stride - 1 - high
         yield transposed(layer, (length, 4), sides, thorough=True)
 

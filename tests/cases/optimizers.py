@@ -218,7 +218,7 @@ OPTIMIZERS = [
         nn.SGD(0.1), partial(sgd, rate=steady(0.1)), pytorchs("SGD", lr=0.1), optaxs("sgd", 0.1)
     ),
     Beside(
-        nn.SGD(0.1, 0.9, weight_decay=0.1, spares=ALL),
+        nn.SGD(0.1, momentum=0.9, weight_decay=0.1, spares=ALL),
         partial(sgd, rate=steady(0.1), momentum=0.9, decay=0.1),
         pytorchs("SGD", lr=0.1, momentum=0.9, weight_decay=0.1),
     ),
