@@ -320,7 +320,8 @@ class _Side:
         known = None not in said and len(said) == len(words)
         expect(known, "expected {} after @, each once at most, got {!r}", _SAYS, name)
         repeats = True if "deterministic" in said else None
-        side = _Side(choose(library, said.get("precision"), repeats), said.get("dtype", "float32"))
+        backend = choose(library, precision=said.get("precision"), deterministic=repeats)
+        side = _Side(backend, said.get("dtype", "float32"))
         side.context().close()
         return side
 

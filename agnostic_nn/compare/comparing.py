@@ -177,11 +177,16 @@ def _everything(policy: Policy) -> tuple[list[Backend], list[dict[str, str]]]:
         reasons = [reason] if reason else []
         for one in () if reason else status.devices:
             try:
-                chosen.append(choose(str(one), *policy))
+                chosen.append(_chosen(str(one), policy))
             except BackendUnavailable as error:  # it can run, but not so
                 reasons.append(str(error))
         left_out += [{"backend": status.name, "reason": _one_line(each)} for each in reasons]
     return chosen, left_out
+
+
+def _chosen(name: str, policy: Policy) -> Backend:
+    precision, deterministic = policy
+    return choose(name, precision=precision, deterministic=deterministic)
 
 
 def _named(names: Sequence[str | Backend], policy: Policy) -> list[Backend | Missing]:
@@ -192,7 +197,7 @@ def _named(names: Sequence[str | Backend], policy: Policy) -> list[Backend | Mis
             chosen.append(name)
             continue
         try:
-            chosen.append(choose(name, *policy))
+            chosen.append(_chosen(name, policy))
         except BackendUnavailable as error:
             known = {status.name: status for status in backends()}
             if name.partition(":")[0] not in known:
