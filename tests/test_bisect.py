@@ -684,7 +684,7 @@ def test_text_and_html_say_the_verdict_first(backend):
 def test_the_command_finds_writes_and_replays(backend, tmp_path, monkeypatch, capsys):
     faulty = broken(backend, patched((nn.GRU, "backward", scaled_dx)))
     sides = {"faulty": faulty, "numpy": nn.backend("numpy")}
-    monkeypatch.setattr(bisecting, "choose", lambda name, *policy: sides[name])
+    monkeypatch.setattr(bisecting, "choose", lambda name, **policy: sides[name])
     file = tmp_path / "piece.npz"
     asked = ["--workload", "parity-gru", "--output", str(file)]
     assert cli.main(["bisect", "numpy", *asked]) == 0
