@@ -1,4 +1,4 @@
-"""What constructors and calls refuse: everything that makes no sense, at once and in plain words."""
+"""What constructors and calls refuse: whatever makes no sense, at once and in plain words."""
 
 import inspect
 
