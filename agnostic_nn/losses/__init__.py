@@ -5,6 +5,17 @@ dy nested, shaped and typed like y. It is a mean over examples; `weights`, shape
 leading axes of y, makes it Σ w·loss / Σ w (0 where all weights are 0). With "sum" it is
 Σ w·loss, and with "none" there is one value per example or element, and dy belongs to their
 sum. A mean of no examples is refused.
+
+Over several batches, as in `Trainer.fit`, `Trainer.evaluate` and `Accumulate`, Σ w·loss and
+Σ w are added up and divided once. A custom loss, which returns a mean alone, is taken to be a
+mean over its examples, by their weights if it gets any. If it divides by something else, say
+so by an attribute, a function of the same arguments:
+
+    def loss(y, target, weights=None): ...          the mean where target >= 0
+    loss.divisor = lambda y, target, weights: ...   how many such targets there are
+
+The divisor is a 0-d array, which depends on target, weights and shapes only, or None of a
+loss that is a sum.
 """
 
 from .base import Loss

@@ -7,15 +7,19 @@ Python values, and `functools.partial` sets them.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from ..arrays import Array, Shape, device, expect, first_true, namespace, size
-from ..trees import tree_map
+from ..trees import leaves, tree_map
 
 __all__ = [
+    "BatchLoss",
+    "Divisor",
     "Loss",
     "at_label",
+    "batch_loss",
     "brings",
     "check_labels",
     "check_numbers",
@@ -33,6 +37,69 @@ __all__ = [
 ]
 
 Loss = Callable[..., tuple[Array, Any]]
+Divisor = Any  # a Python number, a 0-d array, or None where nothing is divided
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """A loss of one batch, and what joins it to that of other batches.
+
+        mean of all batches: Σ divisor · value / Σ divisor        sum of all batches: Σ value
+
+    and alike for gradients: what is averaged is sums, never means. A divisor depends on
+    target, weights and shapes only; it is 0 where nothing counts.
+
+    value, dy
+        What the loss returns: the 0-d value, and its gradient by y.
+    terms
+        (value, divisor) of each part of the loss, which `value` is the sum of: one, or one
+        for each output of `Losses`. The divisor of a part that is a sum is None.
+    divisor
+        That of the whole loss, by which gradients of batches are joined.
+    ratio
+        `divisor` by the sum of the weights, or by the number of examples if there are none,
+        where shapes alone fix it, else None.
+    unequal
+        Why there is no one divisor for all terms; "" if there is.
+    """
+
+    value: Array
+    dy: Any
+    terms: tuple[tuple[Array, Divisor], ...]
+    divisor: Divisor
+    ratio: float | None = None
+    unequal: str = ""
+
+
+class _InDetail(str):
+    """A reduction for which `reduced` returns a `BatchLoss`."""
+
+
+def batch_loss(loss: Loss, y: Any, target: Any, weights: Array | None = None) -> BatchLoss:
+    """The loss of a batch with what its mean was divided by.
+
+    Losses of this library say it, with options set by `partial` too. A custom loss returns a
+    mean alone, which is taken to be over examples: its divisor is the sum of the weights, or
+    without weights the number of examples. Where that is not so, as if some labels are
+    ignored, its attribute `divisor`, a function (y, target, weights), returns the 0-d array
+    that it divides by, or None if it is a sum.
+    """
+    function, options = loss, {}
+    if isinstance(loss, partial) and not loss.args:
+        function, options = loss.func, loss.keywords
+    detailed = getattr(function, "in_detail", None)
+    # a loss of each example, which no step takes, says so itself
+    if detailed is not None and options.get("reduction") != "none":
+        return detailed(y, target, weights, **options)
+    value, dy = loss(y, target) if weights is None else loss(y, target, weights)
+    divides = getattr(function, "divisor", None)
+    if callable(divides):
+        divisor, ratio = _told(divides, options)(y, target, weights), None
+    elif weights is None:
+        divisor, ratio = float(leaves(y)[0].shape[0]), 1.0
+    else:
+        divisor, ratio = namespace(weights).sum(weights), 1.0
+    return BatchLoss(value, dy, ((value, divisor),), divisor, ratio)
 
 
 def reduced(
@@ -41,7 +108,7 @@ def reduced(
     weights: Array | None,
     reduction: str,
     counts: Array | None = None,
-) -> tuple[Array, Any]:
+) -> Any:
     """A loss and its dy, from the `values` v of examples and their `slopes` by y.
 
     With w the weights, shaped like leading axes of v, and c the counts, shaped like v, each
@@ -51,6 +118,7 @@ def reduced(
 
     dy is the derivative, of the sum where nothing is reduced: each slope times its example's
     share, w / Σ w c or w. An example of weight 0 is left out even if its loss is infinite.
+    Σ w c is the divisor of a mean; `batch_loss` is how it is handed out.
 
     slopes: a tree of arrays that begin with the axes of v.
 
@@ -66,21 +134,33 @@ def reduced(
     mean = reduction == "mean"
     some = size(values) > 0 or not mean
     expect(some, "a mean needs examples, got losses of shape {}", values.shape)
+    divisor: Divisor = None
+    ratio = None
     if weights is None and counts is None:
         value = values if reduction == "none" else xp.sum(values)
-        if not mean:
-            return value, slopes
-        share = 1.0 / size(values)
-        return value * share, tree_map(lambda slope: slope * share, slopes)
+        if mean:
+            divisor, ratio = float(size(values)), size(values) / _rows(values)
+            share = 1.0 / divisor
+            value, slopes = value * share, tree_map(lambda slope: slope * share, slopes)
+    else:
+        share = xp.ones_like(values) if weights is None else _spread(weights, values)
+        if mean and counts is None:
+            ratio = size(values) / size(share)
+            divisor = xp.sum(share) * ratio
+        elif mean:
+            divisor = xp.sum(share * counts)
+        if mean:
+            share = share / xp.where(divisor > 0, divisor, 1.0)
+        values = xp.where(share != 0, values, 0.0) * share
+        value = values if reduction == "none" else xp.sum(values)
+        slopes = tree_map(lambda slope: _scaled(slope, share), slopes)
+    if not isinstance(reduction, _InDetail):
+        return value, slopes
+    return BatchLoss(value, slopes, ((value, divisor),), divisor, ratio)
 
-    share = xp.ones_like(values) if weights is None else _spread(weights, values)
-    if mean:
-        repeats = size(values) / size(share)
-        total = xp.sum(share) * repeats if counts is None else xp.sum(share * counts)
-        share = share / xp.where(total > 0, total, 1.0)
-    values = xp.where(share != 0, values, 0.0) * share
-    value = values if reduction == "none" else xp.sum(values)
-    return value, tree_map(lambda slope: _scaled(slope, share), slopes)
+
+def _rows(values):
+    return values.shape[0] if values.ndim else 1
 
 
 def _spread(weights, values):
@@ -103,10 +183,14 @@ def brings(check: Callable, **metrics: Callable) -> Callable[[Loss], Loss]:
 
     check(target, shape) refuses a target on the host for outputs of `shape`, batch left
     out. An option of the loss that matters to it or to a metric is a keyword of that too.
+    The loss ends in `reduced`, so it has an attribute `in_detail` too: see `batch_loss`.
     """
 
     def attach(loss: Any) -> Loss:
-        loss.check, loss.metrics = check, metrics
+        def in_detail(y, target, weights=None, *, reduction="mean", **options):
+            return loss(y, target, weights, reduction=_InDetail(reduction), **options)
+
+        loss.check, loss.metrics, loss.in_detail = check, metrics, in_detail
         return loss
 
     return attach

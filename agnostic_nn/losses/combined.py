@@ -8,7 +8,7 @@ from typing import Any
 from ..arrays import Array, expect, expect_number
 from ..metrics import finish_of, finished_by
 from ..trees import tree_map
-from .base import Loss, check_of, metrics_of, shown
+from .base import BatchLoss, Loss, batch_loss, check_of, metrics_of, shown
 
 __all__ = ["Losses"]
 
@@ -59,18 +59,28 @@ class Losses:
 
     def __call__(self, y: dict, target: dict, weights: Any = None) -> tuple[Array, dict]:
         """The weighted sum of all losses, and dy by name."""
+        found = self.in_detail(y, target, weights)
+        return found.value, found.dy
+
+    def in_detail(self, y: dict, target: dict, weights: Any = None) -> BatchLoss:
+        """The same, with one term for each loss: see `BatchLoss`."""
         names = [name for name, _ in self.losses]
         _expect_named(y, target, names)
         total, dy = None, {}
+        terms: list[tuple] = []
+        found, shared = {}, []
         for (name, loss), (_, weight) in zip(self.losses, self.weights, strict=True):
             own = weights.get(name) if isinstance(weights, dict) else weights
-            given = (y[name], target[name])
-            value, slope = loss(*given) if own is None else loss(*given, own)
-            expect(value.ndim == 0, "the loss of {} is of shape {}: reduce it", name, value.shape)
-            value = weight * value
+            part = found[name] = batch_loss(loss, y[name], target[name], own)
+            shared.append(own)
+            shape = part.value.shape
+            expect(part.value.ndim == 0, "the loss of {} is of shape {}: reduce it", name, shape)
+            value = weight * part.value
             total = value if total is None else total + value
-            dy[name] = tree_map(lambda leaf, weight=weight: weight * leaf, slope)
-        return total, dy
+            terms += _weighed(part, value, weight)
+            dy[name] = tree_map(lambda leaf, weight=weight: weight * leaf, part.dy)
+        alike = all(own is shared[0] for own in shared)
+        return BatchLoss(total, dy, tuple(terms), *_joined(found, alike))
 
     def check(self, target: dict, shape: dict) -> None:
         """Refuse a target on the host as each of the losses does its own."""
@@ -101,6 +111,35 @@ class Losses:
 
     def __hash__(self) -> int:
         return hash(_plain(self))
+
+
+def _weighed(part, value, weight):
+    """The terms of a part of the loss, by its weight; `value` is that of the part."""
+    if len(part.terms) == 1:
+        return [(value, part.terms[0][1])]
+    return [(weight * one, divisor) for one, divisor in part.terms]
+
+
+def _joined(parts, alike):
+    """The divisor of several losses together, its ratio, and why there is none.
+
+    Divisors that shapes fix, times the same weights, keep their ratios from batch to batch.
+    So one stands for all of them: their own if they are equal, otherwise the sum of the
+    weights, or the number of examples. All divisors None make None.
+    """
+    found = list(parts.values())
+    first = found[0]
+    reasons = [part.unequal for part in found if part.unequal]
+    if reasons or len(found) == 1:
+        return first.divisor, first.ratio, reasons[0] if reasons else ""
+    if all(part.divisor is None for part in found):
+        return None, None, ""
+    ratios = {part.ratio for part in found}
+    if None in ratios or not alike:
+        return None, None, " and ".join(parts)
+    if len(ratios) == 1:
+        return first.divisor, first.ratio, ""
+    return first.divisor / first.ratio, 1.0, ""
 
 
 def _of_output(metric, name):

@@ -6,7 +6,8 @@ In all formulas θ are the parameters, g the gradient, and t = 1, 2, … the ste
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from inspect import signature
 from typing import Any, Protocol
 
 from ..arrays import (
@@ -34,7 +35,9 @@ __all__ = [
     "first_leaf",
     "matches",
     "paths",
+    "update_by",
     "update_parts",
+    "uses_divisor",
     "weights_given",
     "zeros",
 ]
@@ -44,7 +47,13 @@ SPARED: tuple[str, ...] = ("bias", "recurrent_bias", "scale", "slope")
 
 
 class Optimizer(Protocol):
-    """What an optimizer is: how `moments` start, and how a step changes `params`."""
+    """What an optimizer is: how `moments` start, and how a step changes `params`.
+
+    An optimizer that joins gradients of several batches, as `Accumulate` does, has a class
+    attribute `uses_divisor = True` and a fourth parameter of `update`, `divisor=1.0`: what
+    the mean of which these are the gradients was divided by, a number or a 0-d array, or None
+    if they are those of a sum. One that is put around others takes it too and passes it on.
+    """
 
     def init(self, params: Params) -> Moments:
         """The moments before the first step."""
@@ -237,6 +246,58 @@ def update_parts(
         moved.append(p)
         kept.append(new)
     return tree_map(lambda owner, *found: found[owner], owners, *moved), kept
+
+
+def update_by(optimizer: Any, divisor: Any) -> Callable:
+    """`optimizer.update` with the `divisor` of the gradients set, if it takes one."""
+    if not _takes_divisor(optimizer):
+        return optimizer.update
+    return partial(optimizer.update, divisor=divisor)
+
+
+def _takes_divisor(optimizer: Any) -> bool:
+    kind = type(optimizer)
+    update = getattr(kind, "update", None)
+    if update is None:
+        return "divisor" in signature(optimizer.update).parameters
+    return _of_class(kind)
+
+
+@cache
+def _of_class(kind: Any) -> bool:
+    return "divisor" in signature(kind.update).parameters
+
+
+def uses_divisor(optimizer: Any) -> bool:
+    """Whether the optimizer, or one that it is put around, joins gradients of several batches.
+
+    Raises
+    ------
+    TypeError
+        If one in between takes no divisor: it would not get there.
+    """
+    if getattr(optimizer, "uses_divisor", False):
+        return True
+    inner = [one for one in _inside(optimizer) if uses_divisor(one)]
+    if inner and not _takes_divisor(optimizer):
+        raise TypeError(
+            f"{type(optimizer).__name__} holds {type(inner[0]).__name__}, which has to know "
+            "what the means of batches were divided by: give its update a fourth parameter, "
+            "divisor=1.0, and pass it on to the update of the optimizer inside"
+        )
+    return bool(inner)
+
+
+def _inside(thing: Any) -> Iterator[Any]:
+    """The optimizers that are attributes of an optimizer, or in a tuple or a dict of one."""
+    entries = thing.values() if isinstance(thing, dict) else thing
+    if not isinstance(thing, dict | tuple | list):
+        entries = getattr(thing, "__dict__", {}).values()
+    for entry in entries:
+        if isinstance(entry, dict | tuple | list):
+            yield from _inside(entry)
+        elif callable(getattr(entry, "update", None)) and not isinstance(entry, type):
+            yield entry
 
 
 def expect_paths(name: str, paths: Any) -> tuple[str, ...]:

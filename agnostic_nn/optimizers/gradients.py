@@ -3,10 +3,20 @@
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from ..arrays import Array, expect_count, expect_number, expect_positive, namespace
+from ..arrays import Array, device, expect_count, expect_number, expect_positive, namespace
 from ..special import select
 from ..trees import leaves, tree_map
-from .base import SPARED, Optimizer, count, decays, expect_optimizer, expect_paths, zeros
+from .base import (
+    SPARED,
+    Optimizer,
+    count,
+    decays,
+    expect_optimizer,
+    expect_paths,
+    first_leaf,
+    update_by,
+    zeros,
+)
 
 __all__ = ["L2", "Accumulate", "ClipByGlobalNorm", "ClipByNorm", "ClipByValue"]
 
@@ -25,8 +35,8 @@ class _Clip:
     def init(self, params):
         return self.optimizer.init(params)
 
-    def update(self, params, grads, moments):
-        return self.optimizer.update(params, self._held(grads), moments)
+    def update(self, params, grads, moments, divisor=1.0):
+        return update_by(self.optimizer, divisor)(params, self._held(grads), moments)
 
     def _held(self, grads: Any) -> Any:
         raise NotImplementedError
@@ -101,30 +111,47 @@ class L2:
     def init(self, params):
         return self.optimizer.init(params)
 
-    def update(self, params, grads, moments):
+    def update(self, params, grads, moments, divisor=1.0):
         numbers = decays(params, self.penalty, self.spares)
 
         def add(p, g):
             decay = next(numbers)
             return g + decay * p if decay else g
 
-        return self.optimizer.update(params, tree_map(add, params, grads), moments)
+        return update_by(self.optimizer, divisor)(params, tree_map(add, params, grads), moments)
 
 
 @dataclass(frozen=True)
 class Accumulate:
-    """Another optimizer, given the mean gradient of `every` steps at the last of them.
+    """Another optimizer, given the gradient of `every` batches together at the last of them.
 
-        s ← s + g        at every k-th step: a step with g = s / k, and s ← 0
+        s ← s + d g        D ← D + d        every k-th step: a step with g = s / D, s ← 0, D ← 0
 
-    θ stands still between. As the loss is a mean over examples, k batches of one size do
-    what one batch of all their examples would (but for layers that look across a batch).
-    A schedule counts the steps that are taken. Moments: `count` of gradients in s, a 0-d
-    integer, s as `total`, and those of the other optimizer as `inner`.
+    θ stands still between. d is what the loss of the batch was divided by: the examples that
+    count, with their weights, which `make_step` and `Trainer` hand on. So k batches do what
+    one batch of all their examples would, to rounding, also with ignored labels, weights of
+    classes or examples, and batches of different sizes (but for layers that look across a
+    batch, as BatchNorm does). Of a loss with reduction="sum", s ← s + g and the step is with s.
+    If nothing counted, g = 0. `update` called without d takes all batches to count alike.
+
+    Optimizers inside see the joined gradient; `ClipByNorm` or `L2` around `Accumulate` see
+    that of each batch. A schedule counts the steps that are taken. Batches left over at the
+    end of training stay in the moments: they are saved, and the next `fit` goes on with them.
+
+    Moments: `count` of batches in s, a 0-d integer, s as `total`, D as `divisor`, and those
+    of the other optimizer as `inner`.
+
+    Raises
+    ------
+    ValueError
+        In a training step, if the losses of several outputs, in `Losses`, divide by what need
+        not stay in one ratio from batch to batch: no one d would be right.
     """
 
     optimizer: Optimizer
     every: int
+
+    uses_divisor = True
 
     def __post_init__(self) -> None:
         expect_optimizer(self.optimizer)
@@ -132,20 +159,48 @@ class Accumulate:
 
     def init(self, params):
         inner = self.optimizer.init(params)
-        return {"count": count(params), "total": tree_map(zeros, params), "inner": inner}
+        steps, like = count(params), first_leaf(params)
+        divisor = namespace(like).zeros((), dtype=like.dtype, device=device(like))
+        total = tree_map(zeros, params)
+        return {"count": steps, "divisor": divisor, "total": total, "inner": inner}
 
-    def update(self, params, grads, moments):
+    def update(self, params, grads, moments, divisor=1.0):
         seen = moments["count"] + 1
-        total = tree_map(lambda s, g: s + g, moments["total"], grads)
+        joined = moments["divisor"]
+        if divisor is None:
+            total = tree_map(lambda s, g: s + g, moments["total"], grads)
+        else:
+            total = tree_map(lambda s, g: s + _times(g, divisor), moments["total"], grads)
+            joined = joined + _like(divisor, joined)
 
         def step():
-            mean = tree_map(lambda s: s / self.every, total)
-            moved, inner = self.optimizer.update(params, mean, moments["inner"])
+            mean, inner_divisor = total, None
+            if divisor is not None:
+                some = namespace(joined).where(joined > 0, joined, 1.0)
+                mean = tree_map(lambda s: s / _like(some, s), total)
+                inner_divisor = joined
+            update = update_by(self.optimizer, inner_divisor)
+            moved, inner = update(params, mean, moments["inner"])
             return moved, {
                 "count": seen - self.every,
+                "divisor": zeros(joined),
                 "total": tree_map(zeros, total),
                 "inner": inner,
             }
 
-        going = {"count": seen, "total": total, "inner": moments["inner"]}
+        going = {"count": seen, "divisor": joined, "total": total, "inner": moments["inner"]}
         return select(seen == self.every, step, (params, going))
+
+
+def _times(g, divisor):
+    """d g, where a number of 1 costs nothing."""
+    if type(divisor) in (int, float):
+        return g if divisor == 1 else divisor * g
+    return _like(divisor, g) * g
+
+
+def _like(number, array):
+    """A number, or a 0-d array, in the dtype of `array`."""
+    if type(number) in (int, float) or number.dtype == array.dtype:
+        return number
+    return namespace(number).astype(number, array.dtype)

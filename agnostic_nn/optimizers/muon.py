@@ -14,6 +14,7 @@ from .base import (
     divided,
     expect_optimizer,
     matches,
+    update_by,
     update_parts,
     zeros,
 )
@@ -85,8 +86,8 @@ class Muon(Rule):
             "others": self.others.init(rest) if leaves(rest) else {},
         }
 
-    def update(self, params, grads, moments):
-        updates = [super().update, self.others.update]
+    def update(self, params, grads, moments, divisor=1.0):
+        updates = [super().update, update_by(self.others, divisor)]
         parts = [moments["matrices"], moments["others"]]
         params, new = update_parts(updates, self._owners(params), params, grads, parts)
         return params, {"matrices": new[0], "others": new[1]}

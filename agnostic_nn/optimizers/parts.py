@@ -5,7 +5,15 @@ from typing import Any
 
 from ..arrays import Params, expect
 from ..trees import leaves, named_leaves, unname
-from .base import Optimizer, divided, expect_optimizer, expect_paths, matches, update_parts
+from .base import (
+    Optimizer,
+    divided,
+    expect_optimizer,
+    expect_paths,
+    matches,
+    update_by,
+    update_parts,
+)
 
 __all__ = ["Fixed", "Parts"]
 
@@ -77,8 +85,8 @@ class Parts:
         *parts, rest = [part.init(tree) if leaves(tree) else {} for part, tree in pairs]
         return {"parts": tuple(parts), "rest": rest}
 
-    def update(self, params, grads, moments):
-        updates = [optimizer.update for optimizer in self._optimizers()]
+    def update(self, params, grads, moments, divisor=1.0):
+        updates = [update_by(optimizer, divisor) for optimizer in self._optimizers()]
         old = [*moments["parts"], moments["rest"]]
         params, (*parts, rest) = update_parts(updates, self._owners(params), params, grads, old)
         return params, {"parts": tuple(parts), "rest": rest}

@@ -4,7 +4,15 @@ from dataclasses import dataclass
 
 from ..arrays import Moments, Params, device, expect_number, namespace
 from ..trees import tree_map
-from .base import Optimizer, count, expect_optimizer, first_leaf, weights_given, zeros
+from .base import (
+    Optimizer,
+    count,
+    expect_optimizer,
+    first_leaf,
+    update_by,
+    weights_given,
+    zeros,
+)
 
 __all__ = ["Average", "Scaled"]
 
@@ -31,8 +39,8 @@ class Scaled:
         one = namespace(like).ones((), dtype=like.dtype, device=device(like))
         return {"scale": one, "inner": inner}
 
-    def update(self, params, grads, moments):
-        moved, inner = self.optimizer.update(params, grads, moments["inner"])
+    def update(self, params, grads, moments, divisor=1.0):
+        moved, inner = update_by(self.optimizer, divisor)(params, grads, moments["inner"])
         back = 1.0 - moments["scale"]
         params = tree_map(lambda p, q: q - back * (q - p), params, moved)
         return params, {"scale": moments["scale"], "inner": inner}
@@ -62,8 +70,8 @@ class Average:
         inner = self.optimizer.init(params)
         return {"step": count(params), "average": tree_map(zeros, params), "inner": inner}
 
-    def update(self, params, grads, moments):
-        params, inner = self.optimizer.update(params, grads, moments["inner"])
+    def update(self, params, grads, moments, divisor=1.0):
+        params, inner = update_by(self.optimizer, divisor)(params, grads, moments["inner"])
         average = tree_map(
             lambda a, p: self.decay * a + (1.0 - self.decay) * p, moments["average"], params
         )

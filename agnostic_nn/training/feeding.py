@@ -44,7 +44,7 @@ class Feed:
     def epoch(self, number: int, first: int, limit: int | None) -> Iterator[tuple]:
         """From batch `first` of epoch `number` on, at most `limit` batches.
 
-        Each entry: how many examples are in each batch, the function, and its arguments.
+        Each entry: how many batches it holds, the function, and its arguments.
         """
         source = self.source
         if isinstance(source, Stored) and self.augment is None and self.intake.backend.compiles:
@@ -69,7 +69,7 @@ class Feed:
                 if ragged:
                     who = f"of {len(examples)} examples where others had {rows},"
                     intake.expect_weights(f"a short batch, {who}")
-            yield [len(examples)], self.step, *moved(intake, examples, rows, ragged)
+            yield 1, self.step, *moved(intake, examples, rows, ragged)
 
     def _gathered(
         self, source: Stored, epoch: int, first: int, limit: int | None, together: int
@@ -96,7 +96,7 @@ class Feed:
             if ragged and not isinstance(weights, tuple):
                 weights = weights * counts.reshape(*shape, *(1,) * (weights.ndim - 2))
             there = backend.asarray((x, target, counts, weights))
-            yield sizes[:new], self.steps, backend.asarray(due), there
+            yield new, self.steps, backend.asarray(due), there
 
     def _together(self, source: Stored, limit: int | None) -> int:
         """How many steps to take by one call: an even share of an epoch, or of `limit` steps."""

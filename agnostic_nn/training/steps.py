@@ -1,19 +1,23 @@
 """Steps: a model, a loss and an optimizer as pure functions, to be compiled."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from ..arrays import Moments, Params, Rows, State, expect, namespace
+from ..arrays import Array, Moments, Params, Rows, State, expect, namespace
 from ..layers import Layer
-from ..losses.base import Loss
+from ..losses.base import BatchLoss, Loss, batch_loss
 from ..optimizers import Optimizer
+from ..optimizers.base import update_by, uses_divisor
 from ..special import all_finite, scan, select
 from ..trees import leaves, tree_map
 
-__all__ = ["Carry", "in_turn", "judge", "make_step"]
+__all__ = ["Carry", "Terms", "in_turn", "judge", "make_step", "make_step_with_terms"]
 
 Carry = tuple[Params, State, Moments]
+# What joins the loss of a batch to that of others, as arrays: values and divisors of its
+# parts (see `BatchLoss`). No values stand for one part, the loss itself; () for a divisor
+# says that it is a sum. A divisor may be a Python number.
+Terms = tuple[tuple, tuple]
 
 
 def make_step(
@@ -30,38 +34,83 @@ def make_step(
 
     The step closes over hyper-parameters only, so `backend.jit(make_step(...))`
     compiles all of it, and an eager backend runs it as it stands.
+
+    Raises
+    ------
+    TypeError
+        If an optimizer around `Accumulate` does not pass a divisor on to it.
     """
+    with_terms = make_step_with_terms(model, loss, optimizer, keep_finite=keep_finite)
+
+    def step(carry, x, target, counts=None, weights=None, due=None):
+        carry, value, finite, _ = with_terms(carry, x, target, counts, weights, due)
+        return carry, value, finite
+
+    return step
+
+
+def make_step_with_terms(
+    model: Layer, loss: Loss, optimizer: Optimizer, *, keep_finite: bool = True
+) -> Callable:
+    """A step as `make_step` makes it, which returns (carry, value, finite, terms).
+
+    terms: what a mean over several batches is taken of, `Terms`.
+    """
+    joins = uses_divisor(optimizer)
 
     def step(carry, x, target, counts=None, weights=None, due=None):
         params, state, moments = carry
         train = True if counts is None else Rows(counts)
         y, after, *cache = model.forward(params, state, x, train=train)
-        value, dy = _weighted(loss, y, target, counts if weights is None else weights)
+        found = batch_loss(loss, y, target, counts if weights is None else weights)
+        value, update = found.value, optimizer.update
         expect(value.ndim == 0, "expected a loss of one number, got one of shape {}", value.shape)
+        if joins:
+            _expect_one_divisor(found, optimizer)
+            update = update_by(optimizer, found.divisor)
         # popped: a block lets go of each entry once it is spent, if nobody else holds it
-        grads = model.backward_params(params, cache.pop(), dy)
+        grads = model.backward_params(params, cache.pop(), found.dy)
 
         def taken():
-            new, kept = optimizer.update(params, grads, moments)
+            new, kept = update(params, grads, moments)
             return new, after, kept
 
         finite = all_finite(value, *leaves(grads)) if keep_finite else all_finite(value)
         if due is None and not keep_finite:
-            return taken(), value, finite
+            return taken(), value, finite, _terms(found)
         takes = finite if keep_finite else due
         takes = takes if due is None else namespace(due).logical_and(due, takes)
-        return select(takes, taken, carry), value, finite
+        return select(takes, taken, carry), value, finite, _terms(found)
 
     return step
+
+
+def _terms(found: BatchLoss) -> Terms:
+    divisors = tuple([() if divisor is None else divisor for _, divisor in found.terms])
+    if len(found.terms) == 1:
+        return (), divisors
+    return tuple([value for value, _ in found.terms]), divisors
+
+
+def _expect_one_divisor(found: BatchLoss, optimizer: Optimizer) -> None:
+    message = (
+        "{} joins the gradients of several batches, but the losses of {} divide by what does "
+        "not stay in one ratio from batch to batch, as with ignore_index, class_weights, "
+        "reduction='sum' of some, or weights of some outputs: train on larger batches without "
+        "it, or with reduction='sum' in all of them and the weights of Losses to scale them"
+    )
+    expect(not found.unequal, message, optimizer, found.unequal)
 
 
 def in_turn(step: Callable, keep_finite: bool) -> Callable:
     """`step` with one batch after the other, in one loop that a backend may compile.
 
-    steps(carry, due, batches) -> (carry, values, finites), where batches are the arguments
+    step is made by `make_step_with_terms`.
+
+    steps(carry, due, batches) -> (carry, values, finites, terms), where batches are the arguments
     of `step` with a new first axis, () standing for None, and `due`, (steps,), says which
     are to be taken: the first ones. With `keep_finite` none is taken after one that is not
-    finite. values and finites: (steps,).
+    finite. values, finites and the arrays in terms: (steps,).
     """
 
     def steps(carry, due, batches):
@@ -70,12 +119,13 @@ def in_turn(step: Callable, keep_finite: bool) -> Callable:
         def one(carry, now):
             (old, going), (due, batch) = carry, now
             due = xp.logical_and(going, due)
-            new, value, finite = step(old, *map(_or_none, batch), due=due)
+            new, value, finite, terms = step(old, *map(_or_none, batch), due=due)
             going = xp.logical_and(going, finite) if keep_finite else going
-            return (new, going), (value, finite)
+            terms = tree_map(lambda term: _array(term, value), terms)
+            return (new, going), (value, finite, terms)
 
-        (carry, _), (values, finites) = scan(one, (carry, due[0]), (due, batches))
-        return carry, values, finites
+        (carry, _), (values, finites, terms) = scan(one, (carry, due[0]), (due, batches))
+        return carry, values, finites, terms
 
     return steps
 
@@ -84,12 +134,20 @@ def _or_none(part: Any) -> Any:
     return None if isinstance(part, tuple) and not part else part
 
 
+def _array(number: Any, like: Array) -> Array:
+    """A number as an array like `like`, which is 0-d; an array as it is."""
+    if type(number) in (int, float):
+        return namespace(like).full_like(like, number)
+    return number
+
+
 def judge(model, loss, metrics, params, state, x, target, counts):
-    """The mean loss of a batch and the means of each metric, over the rows that count."""
+    """The loss of a batch, its `Terms`, and the means of each metric over the rows that count."""
     y = model.predict(params, state, x)
-    value, _ = _weighted(loss, y, target, counts)
-    mean = partial(_mean, None if counts is None else counts / namespace(counts).sum(counts))
-    return value, *[tree_map(mean, metric(y, target)) for metric in metrics]
+    found = batch_loss(loss, y, target, counts)
+    share = None if counts is None else counts / namespace(counts).sum(counts)
+    means = [tree_map(lambda values: _mean(share, values), metric(y, target)) for metric in metrics]
+    return found.value, _terms(found), means
 
 
 def _mean(share, values):
@@ -97,9 +155,6 @@ def _mean(share, values):
     xp = namespace(values)
     if share is None:
         return xp.mean(values, axis=0)
-    return xp.sum(xp.reshape(share, (-1, *(1,) * (values.ndim - 1))) * values, axis=0)
-
-
-def _weighted(loss, y, target, weights):
-    """Losses of a user's own need not take weights as long as nobody gives any."""
-    return loss(y, target) if weights is None else loss(y, target, weights)
+    share = xp.reshape(share, (-1, *(1,) * (values.ndim - 1)))
+    # 0 · inf would be NaN, where a row only fills the batch up
+    return xp.sum(xp.where(share != 0, values, 0.0) * share, axis=0)

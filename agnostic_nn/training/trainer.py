@@ -42,8 +42,9 @@ from .feeding import Feed, moved, work_of
 from .history import History
 from .intake import Intake
 from .interrupts import DeferredInterrupts
+from .means import MeanLoss
 from .progress import progress
-from .steps import Carry, in_turn, judge, make_step
+from .steps import Carry, in_turn, judge, make_step, make_step_with_terms
 
 __all__ = ["NonFiniteLoss", "Trainer"]
 
@@ -139,7 +140,7 @@ class Trainer:
         self._largest = 0  # of a user's own batches: the others are filled up to it
         self._kept: dict[str, Carry] = {}
         jit = self.backend.jit
-        step = make_step(model, loss, optimizer, keep_finite=keep_finite)
+        step = make_step_with_terms(model, loss, optimizer, keep_finite=keep_finite)
         self._step = jit(step, donate=(0,))
         self._steps = jit(in_turn(step, keep_finite), donate=(0,))
         self._judge = jit(partial(judge, model, loss, tuple(self.metrics.values())))
@@ -285,7 +286,7 @@ class Trainer:
         weighting = () if weights is None else (None, self.backend.asarray(examples.weights))
         with DeferredInterrupts():
             run = self._run
-            carry, value, _ = self._step(self._owned(), *given, *weighting)
+            carry, value, *_ = self._step(self._owned(), *given, *weighting)
             self._run = run._replace(carry=carry, steps=run.steps + 1, is_shared=False)
         return value
 
@@ -320,6 +321,12 @@ class Trainer:
         to the common shape with rows that count nothing. An epoch that an earlier call
         left unfinished is finished first, and counts as one of `epochs`.
 
+        The loss of an epoch is Σ w L / Σ w over its examples, as the loss of a batch is over
+        those of the batch: only what counts is counted, whatever batches it comes in. A custom
+        loss, which returns a mean alone, is averaged by its examples, or by the sum of their
+        weights, unless it says what it divides by (see `agnostic_nn.losses`). Losses with
+        reduction="sum" are added.
+
         Parameters
         ----------
         x, target
@@ -334,9 +341,8 @@ class Trainer:
         validation
             (x, target) to evaluate after each epoch, without weights.
         weights
-            How much each example counts in the loss of its batch, (examples,), or as many
-            leading axes as the loss takes. The loss of an epoch is the mean of those of its
-            batches, each counted by its examples whatever they weigh.
+            How much each example counts in the loss, (examples,), or as many leading axes as
+            the loss takes.
         augment
             augment(x, target, generator) -> (x, target): a batch on the host, changed. The
             `np.random.Generator` is fixed by seed, epoch and batch.
@@ -444,32 +450,31 @@ class Trainer:
 
     def _fit_epoch(self, feed: Feed, prefetch: int, stop, last: float, told) -> float:
         """Finish the open epoch or begin the next; the mean loss of the examples it met."""
-        total = seen = 0.0
+        mean = MeanLoss(self.backend.to_numpy)
         source, first = feed.source, self._run.open[0]
         done = first
         limit = None if last == math.inf else int(last) - self.steps
         with ahead(feed.epoch(self.epoch, first, limit), prefetch) as prepared:
-            for sizes, steps, *batch in prepared:
+            for count, steps, *batch in prepared:
                 run = self._run
-                carry, values, finites = steps(self._owned(), *batch)
+                carry, values, finites, terms = steps(self._owned(), *batch)
                 values, finites = (np.ravel(self.backend.to_numpy(a)) for a in (values, finites))
-                taken = len(sizes)
-                if self.keep_finite and not finites[:taken].all():
+                taken = count
+                if self.keep_finite and not finites[:count].all():
                     taken = int(np.argmin(finites))
                 done += taken
                 self._run = run._replace(
                     carry=carry, steps=run.steps + taken, open=(done, *source.mark), is_shared=False
                 )
-                for size, value in zip(sizes[:taken], values, strict=False):
-                    total, seen = total + float(value) * size, seen + size
-                if taken < len(sizes):
+                if taken < count:
                     raise NonFiniteLoss(
                         f"step {self.steps + 1} (epoch {self.epoch + 1}, batch {done + 1}) met "
                         f"a loss of {float(values[taken])}, or a gradient that is not finite; the "
                         "parameters are those before it. A lower rate, ClipByGlobalNorm or a "
                         "look at that batch may help."
                     )
-                told.advance(done, total / seen)
+                mean.add(values[:count].tolist(), terms)
+                told.advance(done, mean.value)
                 if stop.requested:
                     break
         if source.count is None:
@@ -478,7 +483,7 @@ class Trainer:
             complete = done >= source.count
         if complete:
             self._run = self._run._replace(epoch=self.epoch + 1, open=_CLOSED)
-        return total / seen if seen else math.nan
+        return mean.value if mean.batches else math.nan
 
     def _rows_for(self, count: int) -> int:
         """How many rows a user's own batch of `count` examples is filled up to."""
@@ -490,7 +495,12 @@ class Trainer:
     def evaluate(
         self, x: Any, target: Any, *, batch_size: int = 1024, averaged: bool = False
     ) -> dict[str, float]:
-        """The mean loss and metrics over all examples, in the mode for prediction.
+        """The loss and metrics over all examples, in the mode for prediction.
+
+        They are those of one batch of all examples, to rounding, for any `batch_size`: a mean
+        is over what counts, so a label that is ignored does not. A custom loss, which returns
+        a mean alone, is averaged by examples, unless it says what it divides by (see
+        `agnostic_nn.losses`). A loss with reduction="sum" is the sum over all examples.
 
         averaged: with the mean of the parameters that `Average` keeps.
         """
@@ -502,16 +512,16 @@ class Trainer:
         batch_size, count = min(batch_size, len(examples)), len(examples)
         params, state = self._in_use(averaged)
         ragged = self._intake.is_ragged(count, batch_size)
-        sums: Any = None
+        loss, sums = MeanLoss(self.backend.to_numpy), None
         for part in Stored(examples, batch_size, False, 0).epoch(0, 0):
             x, target, counts, _ = moved(self._intake, part, batch_size, ragged)
-            found = self.backend.to_numpy(self._judge(params, state, x, target, counts))
-            share = len(part) / count
-            found = tree_map(lambda mean: share * np.asarray(mean, np.float64), found)  # noqa: B023
-            sums = found if sums is None else tree_map(np.add, sums, found)
-        loss, *means = sums
-        finished = zip(self.metrics.items(), means, strict=True)
-        return {"loss": float(loss)} | {
+            value, terms, means = self._judge(params, state, x, target, counts)
+            loss.add([float(self.backend.to_numpy(value))], terms)
+            means, share = self.backend.to_numpy(tuple(means)), len(part) / count
+            means = tree_map(lambda mean: share * np.asarray(mean, np.float64), means)  # noqa: B023
+            sums = means if sums is None else tree_map(np.add, sums, means)
+        finished = zip(self.metrics.items(), sums or (), strict=True)
+        return {"loss": loss.value} | {
             name: finish_of(metric)(mean) for (name, metric), mean in finished
         }
 
