@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median, quantiles
 
+from agnostic_nn.files import write_text
 from agnostic_nn.tables import table
 
 from .running import AGAIN, BEFORE, REFERENCE
@@ -62,8 +63,8 @@ def write(results: dict, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     plots = list(_plots(results, folder))
     data, page = folder / "benchmarks.json", folder / "benchmarks.md"
-    data.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    page.write_text(_markdown(results, plots), encoding="utf-8")
+    write_text(data, json.dumps(results, indent=1) + "\n")
+    write_text(page, _markdown(results, plots))
     return [data, page, *plots]
 
 

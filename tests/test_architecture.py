@@ -32,7 +32,8 @@ FLOORS = (
     {"blocks.residual"},
     {"blocks", "registry"},
     {  # from here up NumPy and the standard library may be used
-        *("bisecting.noise", "checking.inputs", "ledger.ledger", "pages"),
+        *("bisecting.noise", "checking.inputs", "files", "ledger.ledger", "pages"),
+        "training.tensors",
         *("training.config", "training.interrupts", "training.progress"),
     },
     {
@@ -94,7 +95,6 @@ WORKSHOPS = {  # of adapters, and the library that each is for, if for one only
 INSIDE_FUNCTIONS = {  # what is slow to import or optional, and its only home
     "training.callbacks": {"tensorboardX"},
     "registry": {"numpy"},
-    "training.checkpoint": {"safetensors"},
     "compare.workloads": {"mlxtend", "sklearn"},
     "pages": {"matplotlib"},
     "policies": {"numpy"},

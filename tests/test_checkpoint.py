@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 import agnostic_nn as nn
@@ -36,6 +37,24 @@ def test_what_is_written_is_read_back(tmp_path):
     assert_same(arrays, ARRAYS)
     assert description["note"] == "ü"
     assert os.listdir(tmp_path) == ["a"], "nothing else is left behind"
+
+
+def test_other_programs_read_what_is_written_and_the_header_is_aligned(tmp_path):
+    dtypes = ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?"]
+    arrays = {f"ü.{dtype}": np.arange(5).astype(dtype) for dtype in dtypes} | ARRAYS
+    arrays["big-endian"] = np.arange(4, dtype=">i4")
+    checkpoint.write(tmp_path / "a", arrays, {})
+    data = (tmp_path / "a").read_bytes()
+    assert_same(load_tensors(data), arrays | {"big-endian": arrays["big-endian"].astype("<i4")})
+    assert int.from_bytes(data[:8], "little") % 8 == 0
+    assert_same(checkpoint.read(tmp_path / "a")[0], load_tensors(data))
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(2, "O"), np.zeros(2, "U3"), np.zeros(2, "c16")])
+def test_what_the_format_cannot_hold_is_refused(tmp_path, wrong):
+    with pytest.raises(TypeError, match=r"cannot save odd of dtype .*: expected one of float64"):
+        checkpoint.write(tmp_path / "a", {"odd": wrong}, {})
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -85,9 +104,9 @@ def test_every_shortened_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"", "no safetensors file"),
-        (b"\x80\x04pickle", "no safetensors file"),
-        (save_tensors({"a": np.zeros(2)}), "no checkpoint of agnostic_nn"),
+        (b"", "is empty"),
+        (b"\x80\x04pickle", "is a pickle"),
+        (save_tensors({"a": np.zeros(2)}), "not a checkpoint of agnostic_nn"),
         (
             save_tensors({}, {"agnostic_nn": '{"format": 99}', "sha256": "0"}),
             "digest does not fit",

@@ -23,6 +23,7 @@ import numpy as np
 
 from ..arrays import expect
 from ..blocks import Graph, Parallel, Residual, TransformerBlock
+from ..files import replacing
 from ..layers import Layer
 from ..losses import Loss
 from ..optimizers import Optimizer
@@ -338,7 +339,7 @@ def write(path: str | os.PathLike, piece: Piece, names: tuple[str, ...]) -> bool
     }
     text = np.asarray(json.dumps(description))
     # a handle: NumPy would add .npz to a name without
-    with Path(path).open("wb") as file:
+    with replacing(path) as file:
         np.savez(file, agnostic_nn_bisect=text, **dict(named_leaves(piece.given)))
     return said is not None
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ..files import write_text
+
 __all__ = ["command", "count", "is_writable", "names", "refuse", "seed", "tell", "written"]
 
 
@@ -73,7 +75,7 @@ def written(command: str, said: str, texts: dict[Path | None, str], status: int 
             continue
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            write_text(path, text)
         except OSError as error:
             status = refuse(command, f"{path} cannot be written: {error.strerror}", 1)
             break

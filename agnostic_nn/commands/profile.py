@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from ..files import write_text
 from ..registry import BackendUnavailable, backend
 from .arguments import command, count, refuse
 
@@ -51,7 +52,7 @@ def _profile(options: argparse.Namespace) -> int:
     if options.json is not None:
         data = {"workload": workload.name, **found.to_json()}
         try:
-            options.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+            write_text(options.json, json.dumps(data, indent=2) + "\n")
         except OSError as error:
             return refuse("profile", f"{options.json} cannot be written: {error.strerror}", 1)
         print(f"\nwritten: {options.json}")

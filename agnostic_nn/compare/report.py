@@ -3,9 +3,11 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ..files import replacing
 from ..policies import less
 from ..summary import Row as Entry
 from ..summary import Summary
@@ -59,22 +61,15 @@ def write(report: dict[str, Any], folder: str | os.PathLike, page: str | None = 
     }
     if page is not None:
         texts["report.html"] = page
-    beside: list[tuple[Path, Path]] = []
-    try:
+    with ExitStack() as files:  # all are complete before the first is renamed
         for name, text in texts.items():
-            beside.append((folder / f".{name}.{os.getpid()}", folder / name))
-            with beside[-1][0].open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        for new, path in beside:
-            os.replace(new, path)
-        if page is None:
-            (folder / "report.html").unlink(missing_ok=True)
-    finally:
-        for new, _ in beside:
-            new.unlink(missing_ok=True)
-    return [path for _, path in beside]
+            file = files.enter_context(replacing(folder / name))
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    if page is None:
+        (folder / "report.html").unlink(missing_ok=True)
+    return [folder / name for name in texts]
 
 
 def names(report: dict[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import expect, expect_count, expect_number
+from ..files import write_text
 
 __all__ = [
     "CSVLog",
@@ -304,9 +305,7 @@ class CSVLog(Callback):
         kept = [row for row in rows if reached(row)]
         text = StringIO()
         csv.writer(text).writerows([head, *kept] if kept else [])
-        beside = path.with_name(f".{path.name}.new")
-        beside.write_text(text.getvalue(), encoding="utf-8", newline="")
-        os.replace(beside, path)
+        write_text(path, text.getvalue())
 
     def epoch(self, trainer, row):
         with Path(self.path).open("a+", newline="", encoding="utf-8") as file:
