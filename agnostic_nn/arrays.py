@@ -24,6 +24,7 @@ __all__ = [
     "State",
     "device",
     "expect",
+    "expect_axis",
     "expect_count",
     "expect_number",
     "expect_positive",
@@ -108,6 +109,11 @@ def expect(holds: bool, message: str, *values: Any) -> None:
     if not holds:  # PyTorch's shapes are tuples with a name of their own
         shown = [tuple(value) if isinstance(value, tuple) else value for value in values]
         raise ValueError(message.format(*shown) if shown else message)
+
+
+def expect_axis(y: Array, what: str) -> None:
+    """Raise unless y has a last axis, of the classes or numbers that `what` names."""
+    expect(y.ndim > 0, "expected y of shape (..., {}), got () without axes", what)
 
 
 def expect_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .arrays import Array, device, expect, expect_count, namespace
+from .arrays import Array, device, expect, expect_axis, expect_count, namespace
 from .special import log_softmax
 
 __all__ = [
@@ -80,6 +80,7 @@ def accuracy(y: Array, target: Array, *, ignore_index: int | None = None) -> Any
     y: (..., classes); target: (...) integer, or (..., classes) with the target class
     largest. Returns (...), in the dtype of y. Targets that are `ignore_index` do not count.
     """
+    expect_axis(y, "classes")
     xp = namespace(y)
     labels = _labels(y, target)
     found = xp.argmax(y, axis=-1)
@@ -100,6 +101,7 @@ def top_k_accuracy(y: Array, target: Array, *, k: int = 5, ignore_index: int | N
         If k is no integer from 1 to the number of classes.
     """
     expect_count("k", k)
+    expect_axis(y, "classes")
     classes = y.shape[-1]
     expect(k <= classes, "expected k of at most {} classes, got {}", classes, k)
     xp = namespace(y)
@@ -138,6 +140,7 @@ def perplexity(logits: Array, target: Array, *, ignore_index: int | None = None)
     logits: (..., classes); target: (...) integer labels. Returns -log softmax(z) at the
     label, (...), in the dtype of the logits. Labels that are `ignore_index` do not count.
     """
+    expect_axis(logits, "classes")
     xp = namespace(logits, target)
     numbers = xp.arange(logits.shape[-1], device=device(target))
     hit = xp.expand_dims(xp.astype(target, numbers.dtype), axis=-1) == numbers

@@ -150,13 +150,15 @@ class Backend:
         """NumPy arrays or nested lists, in a tree or alone, as arrays on this device.
 
         Nothing is shared with the host. The dtype is kept; asking for one that the
-        library lacks is an error.
+        library lacks is an error. None, the gradient of what has none, stays None.
         """
         return tree_map(self._asarray, tree)
 
     def _asarray(self, data: Any) -> Array:
         import numpy as np
 
+        if data is None:
+            return None
         data = np.asarray(data)
         array = self.adapter.asarray(data, self.device)
         if array.dtype != _counterpart(self.xp, data.dtype):
@@ -166,8 +168,9 @@ class Backend:
         return array
 
     def to_numpy(self, tree: Any) -> Any:
-        """Arrays of this backend, in a tree or alone, as NumPy arrays on the host."""
-        return tree_map(self.adapter.to_numpy, tree)
+        """Arrays of this backend, in a tree or alone, as NumPy arrays on the host; None stays."""
+        to_numpy = self.adapter.to_numpy
+        return tree_map(lambda leaf: None if leaf is None else to_numpy(leaf), tree)
 
     def jit(self, function: Callable, donate: tuple[int, ...] = ()) -> Callable:
         """The pure `function` for this device, compiled where the library compiles.
@@ -184,7 +187,8 @@ class Backend:
     def synchronize(self, tree: Any) -> Any:
         """Wait until the values of `tree` are there; returns it."""
         for leaf in leaves(tree):
-            self.adapter.synchronize(leaf)
+            if leaf is not None:
+                self.adapter.synchronize(leaf)
         return tree
 
 

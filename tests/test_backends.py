@@ -285,6 +285,17 @@ LAYOUTS = {  # name: a view of numbers shaped (4, 6)
 }
 
 
+def test_none_in_a_tree_stays_none(backend):
+    """`backward` returns None for what has no gradient, such as integer inputs."""
+    tree = {"x": None, "y": (np.ones(2, "float32"), None)}
+    there = backend.synchronize(backend.asarray(tree))
+    assert there["x"] is None
+    found = backend.to_numpy(there)
+    assert found["x"] is None
+    assert found["y"][1] is None
+    np.testing.assert_array_equal(found["y"][0], [1.0, 1.0])
+
+
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_every_layout_of_the_host_comes_back_as_it_was(backend, draw, layout):
     data = layout(draw(4, 6))

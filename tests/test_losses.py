@@ -492,6 +492,31 @@ def test_a_smoothing_outside_0_and_1_is_refused(backend, share):
         softmax(logits, target, label_smoothing=share)
 
 
+WITHOUT_AXES = [  # loss or metric along a last axis, y and target without axes
+    (softmax, zeros(), ints()),
+    (softmax, zeros(), zeros()),
+    (nn.negative_log_likelihood, zeros(), ints()),
+    (nn.kl_divergence, zeros(), zeros()),
+    (nn.multi_class_margin, zeros(), ints()),
+    (nn.cosine_distance, zeros(), zeros()),
+    (nn.cosine_embedding, (zeros(), zeros()), zeros()),
+    (nn.triplet_margin, (zeros(), zeros(), zeros()), None),
+    (nn.metrics.accuracy, zeros(), ints()),
+    (nn.metrics.top_k_accuracy, zeros(), ints()),
+    (nn.metrics.perplexity, zeros(), ints()),
+]
+
+
+@pytest.mark.parametrize(("loss", "y", "target"), WITHOUT_AXES)
+def test_an_output_without_axes_is_refused_with_the_shape_that_is_expected(
+    backend, loss, y, target
+):
+    with pytest.raises(
+        ValueError, match=r"expected y of shape \(\.\.\., (classes|width)\), got \(\)"
+    ):
+        loss(*backend.asarray((y, target)))
+
+
 NAN, INF = math.nan, math.inf
 CHECKED = [  # loss, shape of one output, target, error, message
     (softmax, (3,), [0.0, 1.0], TypeError, "integer labels, got float64"),

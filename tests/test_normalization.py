@@ -176,3 +176,23 @@ SENSELESS = [  # what is asked for, error and message
 def test_a_layer_that_makes_no_sense_is_refused_at_once(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_one_row_that_counts_moves_no_statistic_of_batch_norm(backend):
+    """It has no variance. Two rows move it, and so do the places of a single image."""
+    layer = nn.BatchNorm(momentum=0.3, scale=False, bias=False)
+    state = {"mean": np.asarray([0.7], "float32"), "variance": np.asarray([1.3], "float32")}
+    x = np.asarray([[1.0], [3.0], [3.0]], "float32")
+    for counts, mean, variance in [
+        ([1, 0, 0], 0.7, 1.3),
+        ([1, 1, 0], 0.3 * 0.7 + 0.7 * 2.0, 0.3 * 1.3 + 0.7 * 2.0),
+    ]:
+        y, after, dx, _ = run(backend, layer, {}, state, x, train=np.asarray(counts, "float32"))
+        exact = 0.0 if sum(counts) == 1 else 1e-6
+        np.testing.assert_allclose(after["mean"], np.float32(mean), rtol=exact)
+        np.testing.assert_allclose(after["variance"], np.float32(variance), rtol=exact)
+        assert np.isfinite(y).all()
+        assert np.isfinite(dx).all()
+    image = np.asarray([[[1.0], [3.0]], [[9.0], [9.0]]], "float32")
+    _, after, *_ = run(backend, layer, {}, state, image, train=np.asarray([1, 0], "float32"))
+    np.testing.assert_allclose(after["variance"], [0.3 * 1.3 + 0.7 * 2.0], rtol=1e-6)

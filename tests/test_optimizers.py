@@ -422,14 +422,100 @@ def test_gradients_within_the_limit_pass_unchanged(backend, clip, limit):
     assert apart(kept, plain) == 0
 
 
-def test_gradients_of_zero_and_of_overflowing_norm_move_nothing(backend):
-    params = {"w": np.ones(2, np.float32)}
+OPTIMIZERS_BESIDE_EMPTY = [
+    SGD(0.1, momentum=0.9),
+    nn.Lion(0.1),
+    nn.Adagrad(0.1),
+    nn.Adadelta(),
+    nn.RMSprop(0.1, centred=True),
+    Adam(0.1),
+    AdamW(0.1),
+    nn.Adamax(0.1),
+    nn.NAdam(0.1),
+    nn.RAdam(0.1),
+    nn.LAMB(0.1),
+    nn.Adafactor(0.1),
+    nn.Muon(0.1),
+    nn.ClipByNorm(Adam(0.1), limit=100.0),
+    ClipByGlobalNorm(Adam(0.1), limit=100.0),
+    nn.Average(Adam(0.1)),
+    nn.Accumulate(Adam(0.1), 1),
+]
+EXTREMES = [  # gradient, limit, clipped gradient; squares overflow or underflow float32
+    ([0.0, 0.0], 1.0, [0.0, 0.0]),
+    ([3e20, 4e20], 1.0, [0.6, 0.8]),
+    ([3e38, 3e38], 1.0, [0.5**0.5, 0.5**0.5]),  # the norm overflows too
+    ([3e-30, 4e-30], 1.0, [3e-30, 4e-30]),
+    ([3e-30, 4e-30], 5e-31, [3e-31, 4e-31]),
+]
+
+
+@pytest.mark.parametrize("clip", [nn.ClipByNorm, ClipByGlobalNorm])
+def test_gradients_are_clipped_though_their_squares_overflow_or_underflow(backend, clip):
+    params = {"v": np.zeros((0, 3), "float32"), "w": np.zeros(2, "float32")}
+    for g, limit, expected in EXTREMES:
+        grads = {"v": np.zeros((0, 3), "float32"), "w": np.asarray(g, "float32")}
+        moved = one_step(backend, clip(SGD(1.0), limit=limit), params, grads)
+        np.testing.assert_allclose(-moved["w"], expected, rtol=1e-6, atol=0)
+
+
+def test_a_gradient_of_nan_is_nan_for_all_after_clipping(backend):
+    params = {"w": np.zeros(2, "float32")}
+    grads = {"w": np.asarray([np.nan, 1.0], "float32")}
     for clip in (nn.ClipByNorm, ClipByGlobalNorm):
-        for g in (0.0, 1e30):
-            with np.errstate(over="ignore" if g else "warn"):
-                grads = {"w": np.full(2, g, np.float32)}
-                moved = one_step(backend, clip(SGD(1.0), limit=1.0), params, grads)
-            np.testing.assert_array_equal(moved["w"], 1)
+        moved = one_step(backend, clip(SGD(1.0)), params, grads)
+        assert np.isnan(moved["w"]).all()
+
+
+def test_the_ratio_of_lamb_is_right_though_squares_overflow(backend):
+    """The first step is sign(g) · rate · ‖θ‖ / ‖sign g‖."""
+    optimizer = nn.LAMB(0.5, weight_decay=0.0)
+    for scale in (1e20, 1e-25):
+        params = {"w": np.asarray([3.0, 4.0], "float32") * np.float32(scale)}
+        moved = one_step(backend, optimizer, params, {"w": np.asarray([1.0, -1.0], "float32")})
+        step = 0.5 * 5.0 / 2**0.5
+        expected = np.asarray([3.0 - step, 4.0 + step]) * scale
+        np.testing.assert_allclose(moved["w"], expected, rtol=1e-4)
+
+
+def test_muon_turns_a_matrix_whose_squares_overflow(backend):
+    params = {"w": np.zeros((2, 3), "float32")}
+    grads = {"w": np.asarray([[1.0, 2.0, 3.0], [-1.0, 1.0, 0.0]], "float32")}
+    huge = {"w": grads["w"] * np.float32(1e20)}
+    moved, far = (one_step(backend, nn.Muon(0.1), params, g)["w"] for g in (grads, huge))
+    np.testing.assert_allclose(far, moved, rtol=1e-4)
+
+
+def test_adafactor_measures_parameters_whose_squares_overflow(backend):
+    optimizer, g = nn.Adafactor(1e-2), {"w": np.ones(2, "float32")}
+    near, far = (
+        one_step(backend, optimizer, {"w": np.full(2, size, "float32")}, g)["w"] / size
+        for size in (1.0, 1e20)
+    )
+    np.testing.assert_allclose(far, near, rtol=1e-5)
+
+
+def test_empty_and_scalar_parameters_leave_a_matrix_alone(backend):
+    """A matrix moves next to a (0, 3) and a 0-d parameter as it does alone."""
+
+    def steps(params, grads):
+        return [o.update(params, grads, o.init(params)) for o in OPTIMIZERS_BESIDE_EMPTY]
+
+    def both(params, grads):
+        alone = ({"weight": tree["weight"]} for tree in (params, grads))
+        return tuple(steps(params, grads)), tuple(steps(*alone))
+
+    params = {"empty": np.zeros((0, 3)), "scalar": np.asarray(2.0), "weight": np.ones((2, 3))}
+    grads = {"empty": np.zeros((0, 3)), "scalar": np.asarray(0.01), "weight": np.ones((2, 3)) * 0.1}
+    trees = (tree_map(lambda a: a.astype("float32"), tree) for tree in (params, grads))
+    found = backend.to_numpy(backend.jit(both)(*map(backend.asarray, trees)))
+    for optimizer, (moved, moments), (alone, _) in zip(
+        OPTIMIZERS_BESIDE_EMPTY, *found, strict=True
+    ):
+        assert moved["empty"].shape == (0, 3), optimizer
+        assert moved["scalar"].shape == (), optimizer
+        assert all(np.isfinite(leaf).all() for leaf in leaves((moved, moments))), optimizer
+        np.testing.assert_allclose(moved["weight"], alone["weight"], rtol=1e-6)
 
 
 # --- accumulating, averaging, scaling ---------------------------------------------------

@@ -213,8 +213,9 @@ class BatchNorm(_Scaled):
     whose momentum is 1 minus this one). `frozen` holds them as they are, and uses them
     while training too: for fine-tuning on batches that are too small to say anything.
 
-    Rows that only fill up a batch (`Rows`) get the same treatment as the others but
-    move no statistic.
+    Rows that only fill up a batch (`Rows`) get the same treatment as the others but move no
+    statistic. Where a single number per channel is left, as in a last batch of one example,
+    it has no variance, and the running statistics stay as they are.
 
     Gradient
     --------
@@ -267,15 +268,18 @@ class BatchNorm(_Scaled):
         axes = tuple(range(x.ndim - 1))
         counts = _counts(train, x)
         normal, mean, variance, spread = normalize(x, axes, self.epsilon, counts)
+        batch = {"mean": xp.reshape(mean, (-1,)), "variance": xp.reshape(variance, (-1,))}
         if counts is None:
-            unbias = size / (size - 1)
+            batch["variance"] = batch["variance"] * (size / (size - 1))
+            state = {name: self._carry(old, batch[name]) for name, old in state.items()}
         else:
             total = xp.sum(counts)
-            unbias = total / xp.maximum(total - 1.0, 1.0)
-        state = {
-            "mean": self._carry(state["mean"], xp.reshape(mean, (-1,))),
-            "variance": self._carry(state["variance"], xp.reshape(variance, (-1,)) * unbias),
-        }
+            several = total > 1.0
+            batch["variance"] = batch["variance"] * (total / xp.maximum(total - 1.0, 1.0))
+            state = {
+                name: xp.where(several, self._carry(old, batch[name]), old)
+                for name, old in state.items()
+            }
         cache = (normal, spread) if counts is None else (normal, spread, counts)
         return self._scaled(params, normal), state, cache
 

@@ -15,7 +15,7 @@ For F = log, s = a: that is the familiar q - p if the classes weigh 1 and p sums
 
 import math
 
-from ..arrays import Array, Shape, device, expect, expect_number, first_true, namespace
+from ..arrays import Array, Shape, device, expect, expect_axis, expect_number, first_true, namespace
 from ..metrics import accuracy, binary_accuracy
 from ..special import log_softmax
 from .base import (
@@ -159,6 +159,7 @@ def softmax_cross_entropy(
         If an option is out of its bounds, or the shapes do not fit, or hold nothing.
     """
     expect(0.0 <= focusing < math.inf, "expected focusing of at least 0, got {}", focusing)
+    expect_axis(logits, "classes")
     xp = namespace(logits, target)
     log_q = log_softmax(logits)
     q = xp.exp(log_q)
@@ -208,6 +209,7 @@ def negative_log_likelihood(
     ValueError
         If the shapes do not fit, or hold nothing.
     """
+    expect_axis(y, "classes")
     a, counts, kept = _wanted(y, target, 0.0, class_weights, ignore_index)
     xp = namespace(y)
     values = -xp.sum(a * xp.where(a > 0, y, 0.0), axis=-1)
@@ -234,6 +236,7 @@ def kl_divergence(
         If y and target differ in shape or dtype, or hold nothing.
     """
     expect_alike(y, target)
+    expect_axis(y, "classes")
     xp = namespace(y)
     log_p = xp.log(xp.where(target > 0, target, 1.0))
     values = xp.sum(target * (log_p - xp.where(target > 0, y, 0.0)), axis=-1)

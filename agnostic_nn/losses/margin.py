@@ -9,7 +9,7 @@ and at the kink, g = 0, the slope is 0.
 
 import math
 
-from ..arrays import Array, expect, namespace
+from ..arrays import Array, expect, expect_axis, namespace
 from ..metrics import accuracy, binary_accuracy
 from .base import brings, check_labels, check_signs, expect_alike, one_hot, reduced
 
@@ -96,6 +96,7 @@ def multi_class_margin(
     """
     expect(math.isfinite(margin), "expected a finite margin, got {}", margin)
     expect(power in (1, 2), "expected a power of 1 or 2, got {}", power)
+    expect_axis(y, "classes")
     xp = namespace(y, target)
     if not xp.isdtype(target.dtype, "integral"):
         raise TypeError(f"expected integer labels, got {target.dtype}")

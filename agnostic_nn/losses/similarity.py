@@ -10,8 +10,16 @@ the direction of v. A vector of length 0 has none: there v̂ is 0, and so is eve
 import math
 from typing import Any
 
-from ..arrays import Array, expect, namespace
-from .base import brings, check_numbers, check_signs, expect_alike, nested_like, parts, reduced
+from ..arrays import Array, expect, expect_axis, namespace
+from .base import (
+    brings,
+    check_numbers,
+    check_signs,
+    expect_alike,
+    nested_like,
+    parts,
+    reduced,
+)
 
 __all__ = ["cosine_distance", "cosine_embedding", "triplet_margin"]
 
@@ -57,6 +65,7 @@ def cosine_distance(
         If y and target differ in shape or dtype, or hold nothing.
     """
     expect_alike(y, target)
+    expect_axis(y, "width")
     xp = namespace(y)
     (length, ours), (_, theirs) = _polar(y), _polar(target)
     cosine = xp.sum(ours * theirs, axis=-1, keepdims=True)
@@ -101,6 +110,7 @@ def cosine_embedding(
     """
     expect(math.isfinite(margin), "expected a finite margin, got {}", margin)
     a, b = parts(y, _PAIR)
+    expect_axis(a, "width")
     xp = namespace(a, target)
     expect(target.shape == a.shape[:-1], "pairs {}, but target is {}", a.shape, target.shape)
     expect(target.dtype == a.dtype, "y is {} but target is {}", a.dtype, target.dtype)
@@ -149,6 +159,7 @@ def triplet_margin(
     """
     expect(math.isfinite(margin), "expected a finite margin, got {}", margin)
     anchor, positive, negative = parts(y, _TRIPLET)
+    expect_axis(anchor, "width")
     xp = namespace(anchor)
     (near, u), (far, v) = _polar(anchor - positive), _polar(anchor - negative)
     short = xp.maximum(near - far + margin, 0.0)

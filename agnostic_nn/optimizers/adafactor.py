@@ -1,8 +1,10 @@
 """Adafactor: Adam's second moments, of a matrix only their row and column means."""
 
+import math
 from dataclasses import KW_ONLY, dataclass
 
-from ..arrays import expect_number, expect_positive, namespace
+from ..arrays import Array, expect_number, expect_positive, namespace, size
+from ..special import norm
 from .base import SPARED, Rate, Rule, zeros
 
 __all__ = ["Adafactor"]
@@ -42,7 +44,7 @@ class Adafactor(Rule):
         expect_positive("epsilon2", self.epsilon2)
 
     def start(self, p):
-        if p.ndim < 2:
+        if not _is_factored(p):
             return {"v": zeros(p)}
         row, column = p[..., :, :1], p[..., :1, :]
         return {"v": {"row": zeros(row), "column": zeros(column)}}
@@ -60,7 +62,7 @@ class Adafactor(Rule):
             now = square if axis is None else xp.mean(square, axis=axis, keepdims=True)
             return (1.0 - share) * old + share * now
 
-        if p.ndim < 2:
+        if not _is_factored(p):
             whole = new = mean(old["v"], None)
         else:
             row, column = mean(old["v"]["row"], -1), mean(old["v"]["column"], -2)
@@ -68,8 +70,18 @@ class Adafactor(Rule):
             # in this order: the product of two tiny means is 0 in float32
             whole = row / xp.mean(row, axis=-2, keepdims=True) * column
         u = g / xp.sqrt(whole)
-        size = xp.maximum(xp.sqrt(xp.mean(p * p)), self.epsilon2) * largest
-        step = size / xp.maximum(xp.sqrt(xp.mean(u * u)) / self.limit, 1.0)
+        scale = xp.maximum(_rms(p), self.epsilon2) * largest
+        step = scale / xp.maximum(_rms(u) / self.limit, 1.0)
         if decay:
             p = p * (1.0 - rate * decay)
         return p - step * u, {"v": new}
+
+
+def _is_factored(p: Array) -> bool:
+    """Return whether row and column means stand for the second moments of p."""
+    return p.ndim >= 2 and size(p) > 0
+
+
+def _rms(x: Array) -> Array:
+    """√(Σ x² / N), 0 without elements."""
+    return norm(x) / math.sqrt(max(size(x), 1))

@@ -12,6 +12,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from ..arrays import Array, device, expect_number, expect_positive, namespace
+from ..special import norm
 from .base import SPARED, Rate, Rule, weights_given, zeros
 
 __all__ = ["LAMB", "Adam", "AdamW", "Adamax", "NAdam", "RAdam"]
@@ -240,7 +241,7 @@ class LAMB(_Moments):
         u = (m / unbias1) / (xp.sqrt(v / unbias2) + self.epsilon)
         if decay:
             u = u + decay * p
-        long, step = xp.sqrt(xp.sum(p * p)), xp.sqrt(xp.sum(u * u))
+        long, step = norm(p), norm(u)
         one = xp.ones_like(long)
         ratio = xp.where((long > 0) & (step > 0), long / xp.where(step > 0, step, one), one)
         return p - rate * ratio * u, {"m": m, "v": v}

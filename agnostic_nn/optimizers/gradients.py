@@ -4,7 +4,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from ..arrays import Array, device, expect_count, expect_number, expect_positive, namespace
-from ..special import select
+from ..special import scaled_norm, select
 from ..trees import leaves, tree_map
 from .base import (
     SPARED,
@@ -41,10 +41,21 @@ class _Clip:
     def _held(self, grads: Any) -> Any:
         raise NotImplementedError
 
-    def _shrink(self, square: Array) -> Array:
-        """limit / max(n, limit), of a norm n whose square is given."""
-        xp = namespace(square)
-        return self.limit / xp.maximum(xp.sqrt(square), self.limit)
+    def _shrink(self, *grads: Array) -> list[Array]:
+        """Scale arrays so that their common norm n is at most the limit.
+
+        With n = m l as in `scaled_norm`, g limit / n is (g / m) (limit / l), of which no part
+        overflows; nor does limit / l, with which m is compared, as l is at least 1 unless all
+        of g is 0.
+        """
+        largest, length = scaled_norm(*grads)
+        xp = namespace(largest)
+        length = xp.maximum(length, 1.0)
+        fits = largest <= self.limit / length
+        one = xp.ones_like(largest)
+        divisor = xp.where(fits, one, largest)
+        factor = self.limit / xp.where(fits, self.limit * one, length)
+        return [g / divisor * factor for g in grads]
 
 
 @dataclass(frozen=True)
@@ -64,12 +75,12 @@ class ClipByNorm(_Clip):
 
         g ← g · limit / max(‖g‖, limit)        ‖g‖² = Σ g² over one leaf
 
-    Pascanu et al., arXiv:1211.5063, Algorithm 1, for each leaf alone. Where ‖g‖² overflows
-    its dtype the step is taken with g = 0.
+    Pascanu et al., arXiv:1211.5063, Algorithm 1, for each leaf alone. ‖g‖² may overflow or
+    underflow its dtype; a gradient that is not finite gives NaN or 0.
     """
 
     def _held(self, grads):
-        return tree_map(lambda g: g * self._shrink(namespace(g).sum(g * g)), grads)
+        return tree_map(lambda g: self._shrink(g)[0], grads)
 
 
 @dataclass(frozen=True)
@@ -78,13 +89,15 @@ class ClipByGlobalNorm(_Clip):
 
         g ← g · limit / max(‖g‖, limit)        ‖g‖² = Σ g² over all parameters
 
-    Pascanu et al., arXiv:1211.5063, Algorithm 1, with one norm for the whole tree. Where
-    ‖g‖² overflows its dtype the step is taken with g = 0.
+    Pascanu et al., arXiv:1211.5063, Algorithm 1, with one norm for the whole tree. ‖g‖² may
+    overflow or underflow its dtype; a gradient that is not finite gives NaN or 0.
     """
 
     def _held(self, grads):
-        shrink = self._shrink(sum(namespace(g).sum(g * g) for g in leaves(grads)))
-        return tree_map(lambda g: g * shrink, grads)
+        found: list[Array] = []
+        tree_map(found.append, grads)
+        held = iter(self._shrink(*found)) if found else iter(())
+        return tree_map(lambda g: next(held), grads)
 
 
 @dataclass(frozen=True)

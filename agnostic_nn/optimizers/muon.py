@@ -3,7 +3,8 @@
 import math
 from dataclasses import KW_ONLY, dataclass, field
 
-from ..arrays import Array, expect, expect_count, expect_number, expect_positive, namespace
+from ..arrays import Array, expect, expect_count, expect_number, expect_positive, namespace, size
+from ..special import norm
 from ..trees import leaves, named_leaves, unname
 from .adam import AdamW
 from .base import (
@@ -40,8 +41,8 @@ class Muon(Rule):
     takes rates and decays made for AdamW (Liu et al., arXiv:2502.16982, eq. 4).
 
     A weight is (in, out); axes before these two, as a convolution has, count into `in`.
-    Leaves with fewer than two axes, and those that `spares` names (see `matches`), go to
-    `others`, which has a rate of its own. The authors leave the embedding and the last
+    Leaves with fewer than two axes, those without elements, and those that `spares` names (see
+    `matches`) go to `others`, which has its own rate. The authors leave the embedding and the last
     layer to AdamW too, as `Parts` can. A stack of weights, as `Repeat` holds, would be turned
     as one tall matrix.
     """
@@ -74,7 +75,9 @@ class Muon(Rule):
         """0 for a matrix, 1 for what goes to `others`."""
 
         owners = {
-            path: int(p.ndim < 2 or any(matches(pattern, path) for pattern in self.spares))
+            path: int(
+                p.ndim < 2 or not size(p) or any(matches(pattern, path) for pattern in self.spares)
+            )
             for path, p in named_leaves(params)
         }
         return unname(owners, params)
@@ -115,7 +118,7 @@ class Muon(Rule):
         if x.shape[0] > x.shape[1]:
             return xp.matrix_transpose(self._orthogonal(xp.matrix_transpose(x)))
         a, b, c = self.coefficients
-        x = x / xp.maximum(xp.sqrt(xp.sum(x * x)), self.epsilon)
+        x = x / xp.maximum(norm(x), self.epsilon)
         for _ in range(self.iterations):
             square = x @ xp.matrix_transpose(x)
             x = a * x + (b * square + c * (square @ square)) @ x

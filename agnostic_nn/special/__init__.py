@@ -18,7 +18,7 @@ from .normalization import (
 )
 from .padding import crop, pad, surround
 from .pooling import along, largest, largest_input, slide, unslide
-from .reductions import all_finite, log_softmax, sum_rows
+from .reductions import all_finite, log_softmax, norm, scaled_norm, sum_rows
 from .windows import convolve, convolve_input, convolve_weight
 
 __all__ = [
@@ -39,11 +39,13 @@ __all__ = [
     "log_softmax",
     "lstm",
     "lstm_backward",
+    "norm",
     "normalize",
     "normalize_backward",
     "normalize_rows",
     "normalize_rows_backward",
     "pad",
+    "scaled_norm",
     "scan",
     "scan_as",
     "scan_into",

@@ -1,10 +1,11 @@
 """Reductions: what is left of many numbers."""
 
+import math
 from functools import singledispatch
 
-from ..arrays import Array, namespace
+from ..arrays import Array, device, namespace, size
 
-__all__ = ["all_finite", "log_softmax", "sum_rows"]
+__all__ = ["all_finite", "log_softmax", "norm", "scaled_norm", "sum_rows"]
 
 
 @singledispatch
@@ -15,6 +16,35 @@ def all_finite(value: Array, *others: Array) -> Array:
     for other in others:
         found = xp.logical_and(found, xp.all(xp.isfinite(other)))
     return found
+
+
+def scaled_norm(value: Array, *others: Array) -> tuple[Array, Array]:
+    """Return m and l, 0-d, whose product is the Euclidean norm of all elements of the arrays.
+
+    m is the largest |x| and l = √Σ (x/m)², so no square overflows, and those that underflow are
+    too small to matter. m l may overflow where its factors do not. Where m is 0 or not finite
+    l is √Σ x². m is at most a sixteenth of the largest number, as the reciprocal of that
+    would be 0 where a library flushes subnormal numbers. Arrays without elements add nothing.
+    """
+    xp = namespace(value, *others)
+    arrays = [x for x in (value, *others) if size(x)]
+    if not arrays:
+        zero = xp.zeros((), dtype=value.dtype, device=device(value))
+        return zero, zero
+    largest = xp.max(xp.abs(arrays[0]))
+    for x in arrays[1:]:
+        largest = xp.maximum(largest, xp.max(xp.abs(x)))
+    is_usable = (largest > 0) & (largest < math.inf)
+    bounded = xp.minimum(largest, float(xp.finfo(value.dtype).max) / 16)
+    scale = xp.where(is_usable, bounded, xp.ones_like(largest))
+    scaled = [x / scale for x in arrays]
+    return scale, xp.sqrt(sum(xp.sum(x * x) for x in scaled))
+
+
+def norm(x: Array) -> Array:
+    """√Σ x² over all elements, 0-d, where squares may overflow or underflow."""
+    largest, length = scaled_norm(x)
+    return largest * length
 
 
 def log_softmax(x: Array, axis: int = -1) -> Array:
