@@ -5,7 +5,7 @@ from typing import Any
 
 from ..arrays import Array, device, expect_count, expect_number, expect_positive, namespace
 from ..special import scaled_norm, select
-from ..trees import leaves, tree_map
+from ..trees import tree_map
 from .base import (
     SPARED,
     Optimizer,
