@@ -1,9 +1,16 @@
-"""Bisect: the first piece of a training step in which a backend leaves its tolerance.
+"""Bisect: find the first piece of a training step or a prediction that two backends compute
+differently.
 
-A step is taken apart (see `pieces`), and every backend is given, for each piece, the same
-numbers: those of the reference, rounded to the narrower dtype of both. So no error travels
-from one piece to the next, nor a NaN, and what differs differs because of that piece. Both are
-held to the same piece in float64 from the same numbers, so it is known which of them is wrong.
+A step, and a prediction after it, are taken apart (see `pieces`), and each backend is given, for
+each piece, the same numbers: those of the reference, rounded to the narrower dtype of both. So no
+error, and no NaN, travels from one piece to the next, and what differs differs because of that
+piece. Both are compared with the same piece in float64 from the same numbers, so it is known
+which of them is wrong. Random words and keys have to be equal.
+
+The last two pieces are the whole step and the whole prediction. They are called three times, with
+other numbers in between, so that a backend records and repeats them as it does in training. If
+only they differ, all pieces are judged once more, called three times too: a result that depends
+on an earlier call is a difference.
 
 How far a result may lie from there follows from its dtype and from what is computed:
 
@@ -18,7 +25,13 @@ below tiny, the smallest normal number, compilers may take for 0. A product in T
 an error of 2⁻¹¹ in each factor, thousands of times that of float32.
 
 What may jump, such as the sign that Lion takes, can differ by rounding alone where it jumps;
-the spread sees most of such jumps, not all.
+the spread sees most of such jumps, not all. A whole step, which may meet many, is sampled again
+with larger errors before it is called different.
+
+A number that is finite in float64 and not on a backend is a difference only if another backend
+of that dtype has it, or the formula itself has it in that dtype, computed without native
+functions. Where both backends overflow, or the reference is NaN as they are, there is nothing to
+compare: such results are "not judged", which is not agreement.
 """
 
 import math
@@ -42,7 +55,7 @@ from ..tables import folded, html_table, table
 from ..training import Trainer, make_step
 from ..training.data import batches, order
 from ..trees import leaves, tree_map
-from .noise import rounded
+from .noise import exactly, rounded
 from .pieces import REFERENCE, Piece, PieceFails, cast, failing, pieces, read, write
 
 __all__ = ["Bisection", "Finding", "PieceFails", "bisect", "replay"]
@@ -53,12 +66,13 @@ AROUND = 3  # neighbours shown on either side
 
 @dataclass(frozen=True)
 class Finding:
-    """One result of one piece, as each backend has it, against the reference.
+    """One result of one piece on each backend, compared with the reference.
 
     largest: of the reference, in size. errors and tolerances: of the worst element, in the
     order of the backends. `index` is that element on the backend that is furthest past its
     tolerance, or nearest to it; `columns` are the places along the last axis around it, and
-    `numbers` what is there: of the reference, then of each backend.
+    `numbers` the values there: of the reference, then of each backend. unjudged: why some
+    elements could not be compared, or "".
     """
 
     path: str
@@ -71,6 +85,7 @@ class Finding:
     columns: tuple[int, ...]
     numbers: tuple[tuple[float, ...], ...]
     finite: bool = True  # the whole reference
+    unjudged: str = ""
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -79,8 +94,13 @@ class Finding:
 
     @property
     def holds(self) -> bool:
-        """Whether all errors are within their tolerances."""
+        """Whether no error is beyond its tolerance."""
         return all(ratio <= 1.0 for ratio in self.ratios)
+
+    @property
+    def status(self) -> str:
+        """Whether the backends "agree" or "differ" here, or this is "not judged"."""
+        return "differ" if not self.holds else "not judged" if self.unjudged else "agree"
 
     @property
     def kind(self) -> str:
@@ -95,9 +115,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Bisection:
-    """What `bisect` found: every result, in the order in which a step computes them.
+    """The result of `bisect`: every finding, in the order in which a step computes them.
 
-    `str()` is a verdict and a table. remark: what else there is to say, such as why the steps
+    `str()` is a verdict and a table. remark: further information, such as why the steps
     before this one ended early.
     """
 
@@ -114,52 +134,66 @@ class Bisection:
         return next((one for one in self.findings if not one.holds), None)
 
     @property
+    def unjudged(self) -> tuple[Finding, ...]:
+        """The results of which some elements could not be compared."""
+        return tuple(one for one in self.findings if one.unjudged)
+
+    @property
+    def status(self) -> str:
+        """Whether the backends "agree" or "differ", or some results are "not judged"."""
+        return "differ" if self.first else "not judged" if self.unjudged else "agree"
+
+    @property
     def worst(self) -> float:
         """The largest error over tolerance of all."""
         return max(ratio for one in self.findings for ratio in one.ratios)
 
     @property
     def verdict(self) -> str:
-        """What was found, in one sentence."""
+        """The result in one or two sentences."""
         first, count = self.first, sum(not one.holds for one in self.findings)
-        if first is None:
+        if first is not None:
+            later = f"{count - 1} later result{'s are' if count > 2 else ' is'} wrong too"
+            said = f"{first.name}: {self._differences(first)}"
+            return f"{said}; {later}." if count > 1 else f"{said}."
+        if self.unjudged:
+            names = list(dict.fromkeys(f"{one.name}: {one.part}" for one in self.unjudged))
+            one, others = self.unjudged[0], len(names) - 1
+            more = f", and {others} more" if others else ""
+            rest = len(self.findings) - len(self.unjudged)
             return (
-                f"No difference beyond rounding: all {len(self.findings)} results of "
-                f"{' and '.join(self.backends)} are within their tolerances, the worst at "
-                f"{self.worst:.2g} of its own."
+                f"Not judged: {names[0]} ({one.unjudged}){more}. "
+                f"The other {rest} results agree to rounding."
             )
-        each = zip(self.backends, first.errors, first.tolerances, first.ratios, strict=True)
-        told = [
-            f"{name} by {error:.3g}, where {tolerance:.3g} is allowed"
-            for name, error, tolerance, ratio in each
-            if not ratio <= 1.0
-        ]
-        rest = f"; {count - 1} later results are wrong too" if count > 1 else ""
-        return f"{first.name}: {first.part} is wrong on {' and on '.join(told)}{rest}."
+        return (
+            f"No difference beyond rounding: all {len(self.findings)} results of "
+            f"{' and '.join(self.backends)} are within their tolerances, the worst at "
+            f"{self.worst:.2g} of its own."
+        )
 
     def __str__(self) -> str:
-        told = [self.verdict, self.title]
+        parts = [self.verdict, self.title]
         if self.first is not None:
-            told += [self._place, table(*self._neighbours())]
-        told += [table(*self._results()), self.remark]
-        return "\n\n".join(filter(None, told))
+            parts += [self._place, table(*self._neighbours())]
+        parts += [table(*self._results()), self.remark]
+        return "\n\n".join(filter(None, parts))
 
     def _repr_html_(self) -> str:
-        told = [f"<p><strong>{escape(self.verdict)}</strong></p><p>{escape(self.title)}</p>"]
+        parts = [f"<p><strong>{escape(self.verdict)}</strong></p><p>{escape(self.title)}</p>"]
         if self.first is not None:
-            told.append(html_table(*self._neighbours(), title=self._place, inline=True))
+            parts.append(html_table(*self._neighbours(), title=self._place, inline=True))
         columns, rows = self._results()
-        # the verdict where it is seen, however many columns follow
+        # the verdict first, however many columns follow
         columns, *rows = ([*row[:3], row[-1], *row[3:-1]] for row in (columns, *rows))
-        found = html_table(columns, rows, inline=True)
-        told.append(folded(f"all {len(self.findings)} results", found, len(rows)))
-        return "".join([*told, f"<p>{escape(self.remark)}</p>" if self.remark else ""])
+        results = html_table(columns, rows, inline=True)
+        parts.append(folded(f"all {len(self.findings)} results", results, len(rows)))
+        return "".join([*parts, f"<p>{escape(self.remark)}</p>" if self.remark else ""])
 
     def save(self, path: str | os.PathLike, number: int | None = None) -> bool:
-        """Write the piece that `first` belongs to, with what it was given, for `replay`.
+        """Write the piece that `first` belongs to, with its inputs, for `replay`.
 
-        number: of another finding, whose piece to write instead. Returns whether the file says
-        all that `replay` needs: not so of what this library does not define.
+        number: of another finding, whose piece to write instead. Returns whether the file holds
+        all that `replay` needs: it does not where this library does not define the piece.
 
         Raises
         ------
@@ -172,6 +206,30 @@ class Bisection:
         found = found if number is None else [number]
         expect(len(found) > 0, "nothing differs: there is no piece to write")
         return write(path, self._pieces[found[0]], self._names)
+
+    def _differences(self, first: Finding) -> str:
+        """What is wrong with a result, on each backend on which it is."""
+        wrong: list[str] = []
+        for i, (name, ratio) in enumerate(zip(self.backends, first.ratios, strict=True)):
+            if ratio <= 1.0:
+                continue
+            error, tolerance = first.errors[i], first.tolerances[i]
+            if math.isfinite(error):
+                said = f"wrong on {name} by {error:.3g}, where {tolerance:.3g} is allowed"
+            else:
+                said = self._not_a_number(first, i, name)
+            wrong.append(said)
+        return f"{first.part} is {' and '.join(wrong)}"
+
+    def _not_a_number(self, first: Finding, i: int, name: str) -> str:
+        """Describe an element that is finite in the reference or on a backend, not in both."""
+        at = first.columns.index((first.index or (0,))[-1])
+        wanted, got = first.numbers[0][at], first.numbers[1 + i][at]
+        place = f" at {list(first.index)}" if first.index else ""
+        where = "the float64 reference"
+        if math.isinf(got) and math.isfinite(wanted):
+            return f"{got:g} (overflow) on {name}{place}, where {where} is {wanted:.6g}"
+        return f"{got:.6g} on {name}{place}, where {where} is {wanted:.6g}"
 
     @property
     def _place(self) -> str:
@@ -197,11 +255,12 @@ class Bisection:
             columns += [f"error, {name}", "allowed"]
         rows = []
         for one, count in self._shown():
-            told = [one.path, one.kind, one.part + (f", worst of {count}" if count > 1 else "")]
+            lead = [one.path, one.kind, one.part + (f", worst of {count}" if count > 1 else "")]
             pairs = zip(one.errors, one.tolerances, strict=True)
             numbers = [one.largest, *(number for pair in pairs for number in pair)]
             guilty = [n for n, r in zip(self.backends, one.ratios, strict=True) if not r <= 1.0]
-            rows.append([*told, *numbers, f"WRONG on {', '.join(guilty)}" if guilty else "ok"])
+            fine = f"not judged: {one.unjudged}" if one.unjudged else "ok"
+            rows.append([*lead, *numbers, f"WRONG on {', '.join(guilty)}" if guilty else fine])
         return [*columns, "verdict"], rows
 
     def _shown(self) -> Iterator[tuple[Finding, int]]:
@@ -209,12 +268,13 @@ class Bisection:
         groups: dict[Any, list[Finding]] = {}
         for i, one in enumerate(self.findings):
             head = one.part.partition(":")[0]
-            groups.setdefault((one.path, head) if head in _TOGETHER else i, []).append(one)
+            together = head in _TOGETHER or one.kind in _TOGETHER
+            groups.setdefault((one.path, one.kind, head) if together else i, []).append(one)
         for group in groups.values():
             worst = max(group, key=lambda one: max(one.ratios))
             for one in group:
-                if one is worst or not one.holds:
-                    yield one, len(group) if one.holds else 1
+                if one is worst or one.status != "agree":
+                    yield one, len(group) if one.status == "agree" else 1
 
 
 def bisect(
@@ -226,21 +286,27 @@ def bisect(
     one: Backend | str,
     other: Backend | str = "numpy@float64",
     *,
-    steps: int = 0,
+    steps: int = 1,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Bisection:
-    """Find the first piece of a training step that two backends compute differently.
+    """Find the first piece of a step of training, or a prediction, that two backends part at.
 
     one, other: backends or their names; a name may end in a dtype, as in "jax:cpu:0@float64",
     and is float32 otherwise, and in a precision and "deterministic", as in "jax@fast" or
     "torch@float32@strict@deterministic" (see `agnostic_nn.policies`). x, target: all examples, as
     `Trainer.fit` takes them. `steps` are first taken by `one`, in batches in the order that `seed`
-    fixes, and the step that follows is looked at; one that meets a loss or a gradient that is not
-    finite is not taken, but looked at instead.
+    fixes, and the step that follows is judged; a step that meets a loss or a gradient that is not
+    finite is judged instead of taken. With steps=0 biases, moments and running statistics are
+    mostly 0, and so would be the error of a backend that leaves them out. The update of the very
+    first step is judged too.
+
+    Then a prediction is judged, with the parameters and the state after the step, the same on
+    both sides. `Layer.predict` and `Layer.backward_params`, where a layer has its own, are compared
+    with the reference's `forward` and `backward`.
 
     Each piece runs as `Trainer` would run it, compiled where the backend compiles, though by
-    itself: what a compiler makes of several pieces together is not seen.
+    itself; the last two, the whole step up to the gradients and the whole prediction, run as one.
 
     Raises
     ------
@@ -260,20 +326,28 @@ def bisect(
     examples = trainer.examples(*cast((x, target), narrow))[:]
     data, size = (examples.x, examples.target), min(batch_size, len(examples))
     start = trainer.params, trainer.state, trainer.moments
-    with failing("a training step", str(sides[0])):
-        carry, batch, taken = sides[0].train(trainer, start, data, size, steps)
+    begun = cast(start, narrow)
+    try:
+        with failing("a training step", str(sides[0])):
+            carry, batch, taken = sides[0].train(trainer, start, data, size, steps)
+    except PieceFails:  # so does a piece of the first step, most likely, which has a name
+        rows = order(seed, 0, len(examples))[:size]
+        batch = cast(tree_map(lambda leaf: leaf[rows], data), narrow)
+        _judged("", sides, pieces(model, loss, optimizer, begun, batch, narrow))
+        raise
     carry, batch = cast((carry, batch), narrow)
-    events = pieces(model, loss, optimizer, carry, batch, narrow)
-    title = f"{sides[0]} and {sides[1]} in lock step, step {taken + 1}, seed {seed}"
+    events = pieces(model, loss, optimizer, carry, batch, narrow, begun if taken else None)
+    title = f"{sides[0]} and {sides[1]} in lock step, step {taken + 1} and a prediction after it"
+    title = f"{title}, seed {seed}"
     remark = ""
     if taken < steps:
         what = "a loss or a gradient that is not finite"
-        remark = f"Step {taken + 1} meets {what} on {sides[0]}: that one was looked at."
+        remark = f"Step {taken + 1} meets {what} on {sides[0]}: this is the step that was judged."
     return _judged(f"{title}, a batch of {len(leaves(batch)[0])}", sides, events, remark)
 
 
 def replay(path: str | os.PathLike, *sides: Backend | str, thing: Any = None) -> Bisection:
-    """Run the piece that `Bisection.save` wrote, alone, and say again what differs.
+    """Run the piece that `Bisection.save` wrote, alone, and judge it again.
 
     sides: the backends to run it on, by default those that found it. thing: the layer, loss
     or optimizer, or a model that the layer is in, where it is not one of this library, which
@@ -338,6 +412,11 @@ class _Side:
     def epsilon(self) -> float:
         return float(np.finfo(self.dtype).eps)
 
+    @property
+    def limit(self) -> float:
+        """The largest number of its dtype."""
+        return float(np.finfo(self.dtype).max)
+
     def context(self) -> ExitStack:
         """Where its dtype is to be had; refused where it never is."""
         stack = ExitStack()
@@ -349,10 +428,19 @@ class _Side:
                 raise BackendUnavailable(f"{self.backend} has no float64")
         return stack
 
-    def run(self, compiled: Callable, given: Any) -> Any:
-        """compiled(given), from and to the host."""
+    def run(self, compiled: Callable, given: dict[str, Any], again: bool) -> list[Any]:
+        """Return compiled(given), and also, if called `again`, after a call with other numbers."""
+
+        def result(numbers):
+            found = compiled(self.backend.asarray(cast(numbers, self.dtype)))
+            return tree_map(np.array, self.backend.to_numpy(found))  # may be memory of later calls
+
         with self.context():
-            return self.backend.to_numpy(compiled(self.backend.asarray(cast(given, self.dtype))))
+            found = [result(given)]
+            if again:
+                result(tree_map(_changed, given))
+                found.append(result(given))
+        return found
 
     def train(
         self, trainer: Trainer, start: tuple, data: tuple, size: int, steps: int
@@ -379,29 +467,60 @@ class _Side:
 # --- the judgement ----------------------------------------------------------------------
 
 _AROUND, _BACK = "forward around its layers", "backward around its layers"
-_SAID = {
-    "layer": {"y": "forward", "state": "state", "dx": "backward: dx", "grads": "backward"},
-    "around": {"enters": _AROUND, "y": _AROUND, "returns": _BACK, "dx": _BACK},
+_PARTS = {  # the results of each kind of piece in their order, and what each is called
+    "data": {"x": "x", "target": "target"},
+    "layer": {
+        "words": "random words",
+        "y": "forward",
+        "shortcut_y": "predict",
+        "state": "state",
+        "dx": "backward: dx",
+        "grads": "backward",
+        "shortcut_grads": "backward_params",
+    },
+    "around": {
+        "enters": _AROUND,
+        "y": _AROUND,
+        "shortcut_y": f"predict{_AROUND[7:]}",
+        "state": f"state{_AROUND[7:]}",
+        "returns": _BACK,
+        "dx": _BACK,
+        "grads": _BACK,
+        "shortcut_grads": f"backward_params{_AROUND[7:]}",
+    },
     "loss": {"value": "value", "dy": "slope"},
+    "start": {"params": "first update", "moments": "moments of the first update"},
     "update": {"params": "update", "moments": "moments"},
+    "whole": {
+        "words": "random words",
+        "y": "forward",
+        "shortcut_y": "predict",
+        "state": "state",
+        "value": "value",
+        "grads": "backward",
+    },
 }
-_TOGETHER = {_AROUND, _BACK, "update", "moments"}
+_TOGETHER = {
+    *(_AROUND, _BACK, "update", "moments", "first update", "moments of the first update"),
+    *("the whole step", "the whole prediction"),
+}
+_IN_PREDICTION = {"forward": "prediction", "state": "state after prediction"}
+_SHORTCUTS = {"shortcut_y": "y", "shortcut_grads": "grads"}  # and what they are to be equal to
+_EXACT = {"words", "x", "target"}
 
 
 def _judged(
     title: str, sides: tuple[_Side, ...], events: list[tuple[Piece, Any]], remark: str = ""
 ) -> Bisection:
-    """Findings for events: pieces with the heads of results, or None for all of them."""
-    compiled: dict[Any, Callable] = {}
-    done: dict[int, list[tuple[str, Finding]]] = {}
-    findings, owners = [], []
-    for piece, heads in events:
-        if id(piece) not in done:
-            done[id(piece)] = list(_held(piece, sides, compiled))
-        for head, finding in done[id(piece)]:
-            if heads is None or head in heads:
-                findings.append(finding)
-                owners.append(piece)
+    """Return the findings for events: pieces with the heads of results, or None for all."""
+    judge = _Judge(sides)
+    owners, findings = judge.all(events)
+    first = next((i for i, one in enumerate(findings) if not one.holds), None)
+    if first is not None and owners[first].kind == "whole":
+        judge.again = True
+        more = judge.all(events)
+        if any(not one.holds for one in more[1][:first]):
+            owners, findings = more
     endless = next((one for one in findings if not one.finite), None)
     if endless is not None:
         said = f"Not finite in the reference either, first: {endless.name}: {endless.part}."
@@ -410,57 +529,172 @@ def _judged(
     return Bisection(title, tuple(map(str, sides)), tuple(findings), remark, tuple(owners), names)
 
 
-def _held(
-    piece: Piece, sides: tuple[_Side, ...], compiled: dict[Any, Callable]
-) -> Iterator[tuple[str, Finding]]:
-    """Each result of a piece, with the head of its path, held to the reference."""
-    spreads, found = {}, []
-    for number, side in enumerate(sides):
-        if side.dtype not in spreads:
-            # so small that float64 itself would round it away: taken larger, and scaled down
-            epsilon = max(side.epsilon, 2.0**-40)
+class _Judge:
+    """Runs pieces on each side and compares their results with the reference."""
+
+    def __init__(self, sides: tuple[_Side, ...]) -> None:
+        self.sides = sides
+        self.again = False  # whether each piece, not only the whole, is called repeatedly
+        self.compiled: dict[Any, Callable] = {}
+        self.references: dict[Any, Any] = {}
+
+    def all(self, events: list[tuple[Piece, Any]]) -> tuple[list[Piece], list[Finding]]:
+        """Return all findings in order, and the piece of each."""
+        done: dict[int, list[tuple[str, Finding]]] = {}
+        findings: list[Finding] = []
+        owners: list[Piece] = []
+        for piece, heads in events:
+            if id(piece) not in done:
+                clean = all(one.holds for one in findings)
+                done[id(piece)] = list(self.findings(piece, clean=clean))
+            for head, finding in done[id(piece)]:
+                if heads is None or head in heads:
+                    findings.append(finding)
+                    owners.append(piece)
+        return owners, findings
+
+    def findings(self, piece: Piece, *, clean: bool) -> Iterator[tuple[str, Finding]]:
+        """Yield each result of a piece, with the head of its path.
+
+        clean: whether nothing has differed so far. If so, a whole step is called several times, and
+        sampled again with larger errors if it differs.
+        """
+        if id(piece) not in self.references:
+            self.references[id(piece)] = self.reference(piece, 4 if piece.kind == "whole" else 8)
+        reference, spreads = self.references[id(piece)]
+        whole = piece.kind == "whole" and clean
+        found = [self.results(piece, i, self.again or whole) for i in range(len(self.sides))]
+        controls = _Controls(piece)
+        results = list(self.held(piece, reference, spreads, found, controls))
+        wrong = not all(one.holds for _, one in results)
+        if whole and wrong:
+            _, more = self.reference(piece, samples=32, factor=4.0)
+            for dtype, spread in more.items():
+                pairs = spread.items()
+                spreads[dtype] = {k: max(far, spreads[dtype][k]) for k, far in pairs}
+            results = list(self.held(piece, reference, spreads, found, controls))
+        yield from results
+
+    def reference(
+        self, piece: Piece, samples: int, factor: float = 1.0
+    ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+        """Return the reference's results by path, and by dtype how far rounding takes them."""
+        spreads = {}
+        for side in self.sides:
+            if side.dtype in spreads:
+                continue
+            # so small that float64 itself would round it away: made larger, and scaled down
+            epsilon = max(factor * side.epsilon, 2.0**-40)
             with failing(piece.name, REFERENCE):
-                reference, spread = rounded(piece.function, piece.given, epsilon=epsilon)
-            scale = side.epsilon / epsilon
+                reference, spread = rounded(
+                    *(piece.formula, piece.given),
+                    epsilon=epsilon,
+                    limit=side.limit,
+                    samples=samples,
+                    seed=samples,
+                )
+            scale = factor * side.epsilon / epsilon
             spreads[side.dtype] = {name: far * scale for name, far in spread.items()}
-        key = number, piece.key
-        if key not in compiled:
-            compiled[key] = side.backend.jit(piece.function)
+        return reference, spreads
+
+    def results(self, piece: Piece, number: int, again: bool) -> list[dict[str, Any]]:
+        """Return what a side computes by path, called once or `again`."""
+        side = self.sides[number]
+        # compiled once for equal pieces; where nothing compiles, a second call would be recorded
+        shared = side.backend.compiles or self.again
+        key = number, piece.key if shared else id(piece)
+        if key not in self.compiled:
+            function = piece.function  # the batch is only moved there and back
+            self.compiled[key] = function if piece.kind == "data" else side.backend.jit(function)
         with failing(piece.name, str(side)):
-            found.append(side.run(compiled[key], piece.given))
-    heads = list(_SAID[piece.kind])
-    for name in sorted(reference, key=lambda name: heads.index(name.partition(".")[0])):
-        wanted, got = reference[name], [one[name] for one in found]
-        real = wanted.dtype.kind == "f"
-        sizes = np.abs(wanted[np.isfinite(wanted)]) if real else np.zeros(0)
-        largest = float(np.max(sizes, initial=0.0))
-        allowed = [
-            FACTOR * (spreads[side.dtype][name] + float(np.finfo(side.dtype).tiny))
-            + side.epsilon * largest
-            if real
-            else 0.0
-            for side in sides
-        ]
-        head, _, path = name.partition(".")
-        yield head, _finding(piece, _said(piece, head, path), wanted, got, largest, allowed)
+            return side.run(self.compiled[key], piece.given, again)
+
+    def held(
+        self, piece: Piece, reference: dict, spreads: dict, found: list, controls: "_Controls"
+    ) -> Iterator[tuple[str, Finding]]:
+        """Yield a finding for each result of the reference and each shortcut."""
+        order = list(_PARTS[piece.kind])
+        names = {name for runs in found for name in runs[0]} | reference.keys()
+        for name in sorted(names, key=lambda name: (order.index(name.partition(".")[0]), name)):
+            head, _, path = name.partition(".")
+            full = name.replace(head, _SHORTCUTS.get(head, head), 1)
+            wanted = reference[full]
+            # a side that has no such shortcut takes the long way
+            got = [[run.get(name, run[full]) for run in runs] for runs in found]
+            finding = _finding(
+                *(piece, _part(piece, head, path), full, wanted, got),
+                sides=self.sides,
+                spreads=[spreads[side.dtype][full] for side in self.sides],
+                controls=controls,
+                exact=head in _EXACT,
+            )
+            yield head, finding
 
 
-def _said(piece: Piece, head: str, path: str) -> str:
-    """What a result is called, such as "backward: gradient of weight"."""
-    said = _SAID[piece.kind][head]
+class _Controls:
+    """The results of a piece by its formulas alone in the dtype of a side, made when needed."""
+
+    def __init__(self, piece: Piece) -> None:
+        self.piece = piece
+        self.results: dict[str, dict[str, Any]] = {}
+
+    def __call__(self, dtype: str, name: str) -> Any:
+        if dtype not in self.results:
+            given = cast(self.piece.given, dtype)
+            with failing(self.piece.name, REFERENCE):
+                self.results[dtype] = exactly(self.piece.formula, given, dtype=dtype)
+        return self.results[dtype][name]
+
+
+def _part(piece: Piece, head: str, path: str) -> str:
+    """Return what a result is called, such as "backward: gradient of weight"."""
+    said = _PARTS[piece.kind][head]
+    if piece.predicts:
+        first, *others = said.split(" ", 1)
+        said = " ".join([_IN_PREDICTION.get(first, first), *others])
     if head in ("enters", "returns"):
         return f"{said}: {'x' if head == 'enters' else 'dy'} of {path}"
-    if head == "grads":
-        return f"{said}: gradient of {path}"
+    if head in ("grads", "shortcut_grads"):
+        return f"{said}: gradient of {path}" if path else f"{said}: gradient"
     if head == "dx" and piece.kind == "around":
         said = f"{said}: dx"
     return f"{said}: {path}" if path and ":" not in said else " ".join(filter(None, (said, path)))
 
 
 def _finding(
-    piece: Piece, part: str, wanted: Any, got: list, largest: float, allowed: list[float]
+    piece: Piece,
+    part: str,
+    name: str,
+    wanted: np.ndarray,
+    got: list[list[np.ndarray]],
+    *,
+    sides: tuple[_Side, ...],
+    spreads: list[float],
+    controls: _Controls,
+    exact: bool,
 ) -> Finding:
-    errors = [_errors(wanted, one) for one in got]
+    """Compare a result, `got` by each side in several runs, with the reference, `wanted`."""
+    real = wanted.dtype.kind == "f"
+    largest, allowed = 0.0, [0.0] * len(sides)
+    if real:
+        sizes = np.abs(wanted[np.isfinite(wanted)])
+        largest = float(np.max(sizes, initial=0.0))
+        for i, side in enumerate(sides):
+            within = float(np.max(sizes, where=sizes <= side.limit, initial=0.0))
+            tiny = float(np.finfo(side.dtype).tiny)
+            tolerance = FACTOR * (spreads[i] + tiny) + side.epsilon * within
+            allowed[i] = 0.0 if exact else tolerance
+    one_run = [_worse(wanted, runs) for runs in got]
+    errors, reasons = [], []
+    blind = _blind(name, wanted, one_run, sides, controls) if real else [{} for _ in sides]
+    for side, values, masks, limit in zip(sides, one_run, blind, allowed, strict=True):
+        error = _errors(wanted, values)
+        for reason, mask in masks.items():
+            error = np.where(mask, 0.0, error)
+            reasons.append(f"{reason} on {side} in {np.sum(mask)} of {mask.size} elements")
+        if limit > side.limit / FACTOR:
+            reasons.append(f"rounding alone takes it past the range of {side.dtype}")
+        errors.append(error)
     worst = [float(np.max(one, initial=0.0)) for one in errors]
     index: tuple[int, ...] = ()
     columns = range(0)
@@ -471,16 +705,58 @@ def _finding(
         index = tuple(int(i) for i in np.unravel_index(flat, wanted.shape))
         lead, last, length = index[:-1], (index or (0,))[-1], (wanted.shape or (1,))[-1]
         columns = range(max(0, last - AROUND), min(length, last + AROUND + 1))
-        rows = [np.atleast_1d(one[lead]) for one in (wanted, *got)]
+        rows = [np.atleast_1d(one[lead]) for one in (wanted, *one_run)]
         numbers = [tuple(float(row[i]) for i in columns) for row in rows]
     place = index, tuple(columns), tuple(numbers)
-    finite = wanted.dtype.kind != "f" or bool(np.all(np.isfinite(wanted)))
-    held = largest, tuple(worst), tuple(allowed)
-    return Finding(piece.path, piece.shown, part, *held, *place, finite)
+    finite = not real or bool(np.all(np.isfinite(wanted)))
+    measured = largest, tuple(worst), tuple(allowed)
+    reason = "; ".join(reasons)
+    return Finding(piece.path, piece.shown, part, *measured, *place, finite, reason)
+
+
+def _worse(wanted: np.ndarray, runs: list[np.ndarray]) -> np.ndarray:
+    """Return of each element the value that is furthest from the reference."""
+    worst = runs[0]
+    for run in runs[1:]:
+        worst = np.where(_errors(wanted, run) > _errors(wanted, worst), run, worst)
+    return worst
+
+
+def _blind(
+    name: str,
+    wanted: np.ndarray,
+    got: list[np.ndarray],
+    sides: tuple[_Side, ...],
+    controls: _Controls,
+) -> list[dict[str, np.ndarray]]:
+    """Return for each side the masks of elements that cannot be compared, by the reason.
+
+    That is where the reference and the side are NaN, where a number of the reference is out of
+    the range of the side's dtype, and where all sides of that dtype overflow on the way, or the
+    formula itself does and the other side has a wider dtype.
+    """
+    found: list[dict[str, np.ndarray]] = []
+    for side, values in zip(sides, got, strict=True):
+        masks: dict[str, np.ndarray] = {}
+        lost = ~np.isfinite(values) & np.isfinite(wanted)
+        beyond = lost & (np.abs(wanted) > side.limit) & (np.sign(values) == np.sign(wanted))
+        if np.any(lost & ~beyond):
+            alike = [v for s, v in zip(sides, got, strict=True) if s.dtype == side.dtype]
+            together = np.all([~np.isfinite(v) for v in alike], axis=0)
+            if len(alike) == 1:
+                together = ~np.isfinite(controls(side.dtype, name))
+            beyond = beyond | (lost & together)
+        nothing = np.isnan(wanted) & np.isnan(values)
+        if np.any(beyond):
+            masks[f"finite in float64, overflows {side.dtype}"] = beyond
+        if np.any(nothing):
+            masks["NaN in the reference and"] = nothing
+        found.append(masks)
+    return found
 
 
 def _errors(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
-    """How far off each element is: infinitely, if it is no number and should be, or the reverse."""
+    """Return the absolute error of each element; infinite where only one side is finite."""
     expect(wanted.shape == got.shape, "expected {}, got {}", wanted.shape, got.shape)
     wide = np.float64 if wanted.dtype.kind == "f" else np.int64
     one, other = wanted.astype(wide), got.astype(wide)
@@ -492,3 +768,8 @@ def _errors(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
 
 def _ratio(error: float, tolerance: float) -> float:
     return error / tolerance if tolerance else math.inf if error else 0.0
+
+
+def _changed(leaf: np.ndarray) -> np.ndarray:
+    """Return other numbers of the same signs; integers, such as labels and keys, stay."""
+    return leaf * 0.75 if leaf.dtype.kind == "f" else leaf

@@ -21,8 +21,10 @@ such as the gradient of a bias in front of a norm, has its scale from there too:
 would say nothing.
 """
 
+import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from .. import random, special
 from ..arrays import namespace
 from ..trees import named_leaves, tree_map
 
-__all__ = ["exactly", "plain", "rounded"]
+__all__ = ["exactly", "noting_words", "plain", "rounded"]
 
 _ROUNDED = {"add", "divide", "multiply", "reciprocal", "sqrt", "square", "subtract"}
 _FUNCTIONS = {
@@ -43,38 +45,67 @@ _SUMS = {"cumulative_sum", "mean", "sum"}
 _PRODUCTS = {"matmul", "tensordot", "vecdot"}
 
 
-def exactly(function: Callable, *trees: Any) -> Any:
-    """function(*trees), arrays of NumPy, in float64 and by its formulas alone."""
-    return _run(function, trees, None)
+def exactly(function: Callable, *trees: Any, dtype: str = "float64") -> Any:
+    """Return function(*trees) of NumPy arrays, computed in `dtype` by its formulas alone."""
+    return _run(function, trees, None, dtype)
 
 
 def rounded(
-    function: Callable, *trees: Any, epsilon: float, samples: int = 8, seed: int = 0
+    function: Callable,
+    *trees: Any,
+    epsilon: float,
+    limit: float = math.inf,
+    samples: int = 8,
+    seed: int = 0,
 ) -> tuple[Any, dict[str, float]]:
-    """What `exactly` returns, and by path how far off rounding took each leaf's worst element."""
+    """Return what `exactly` does, and by path how far rounding takes each leaf's worst element.
+
+    Elements of the reference that are larger than `limit` are left out of the second.
+    """
     reference = exactly(function, *trees)
     named = dict(named_leaves(reference))
     furthest = dict.fromkeys(named, 0.0)
     noise = _Noise(np.random.default_rng(seed), epsilon)
     for _ in range(samples):
         for name, leaf in named_leaves(_run(function, trees, noise)):
-            furthest[name] = max(furthest[name], _distance(leaf, named[name]))
+            furthest[name] = max(furthest[name], _distance(leaf, named[name], limit))
     return reference, furthest
 
 
-def _distance(found: Any, reference: Any) -> float:
-    """Between the elements furthest apart, of those that are finite in both."""
+@contextmanager
+def noting_words() -> Iterator[list[tuple[Any, int, int]]]:
+    """Collect the (key, count, stream) of all random words that `exactly` draws in this context."""
+    drawn: list[tuple[Any, int, int]] = []
+    _drawn.append(drawn)
+    try:
+        yield drawn
+    finally:
+        _drawn.pop()
+
+
+_drawn: list[list[tuple[Any, int, int]]] = []
+
+
+def _words_of(key: Any, count: int, stream: int = 0) -> Any:
+    if _drawn:
+        _drawn[-1].append((plain(key), count, stream))
+    return _asked("words", _words, key, count, stream)
+
+
+def _distance(found: Any, reference: Any, limit: float) -> float:
+    """Return the largest distance of two elements, of those that are finite in both."""
     if np.size(found) == 0 or np.asarray(found).dtype.kind != "f":
         return 0.0
     with np.errstate(invalid="ignore"):
         gaps = np.abs(found - reference)
-    return float(np.max(gaps, where=np.isfinite(gaps), initial=0.0))
+        compared = np.isfinite(gaps) & (np.abs(reference) <= limit)
+    return float(np.max(gaps, where=compared, initial=0.0))
 
 
-def _run(function: Callable, trees: tuple, noise: "_Noise | None") -> Any:
+def _run(function: Callable, trees: tuple, noise: "_Noise | None", dtype: str = "float64") -> Any:
     def wide(leaf):
         leaf = np.asarray(leaf)
-        return _Noisy(leaf.astype(np.float64) if leaf.dtype.kind == "f" else leaf, noise)
+        return _Noisy(leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, noise)
 
     with np.errstate(all="ignore"):
         result = function(*tree_map(wide, trees))
@@ -224,6 +255,4 @@ _namespace = _Namespace()
 # one function that errs as such, not the hundreds of terms that it is made of; and integers
 _erf, _words = special.erf.dispatch(object), random.words.dispatch(object)
 special.erf.register(_Noisy, lambda x: _asked("erf", _erf, x))
-random.words.register(
-    _Noisy, lambda key, count, stream=0: _asked("words", _words, key, count, stream)
-)
+random.words.register(_Noisy, _words_of)

@@ -1,11 +1,13 @@
-"""Pieces: a training step taken apart into what can run by itself, with what each is given.
+"""Split a training step, and a prediction after it, into pieces that can run alone.
 
-Layers, inside blocks too, the loss and the update of the optimizer are pieces, and so is what a
-block does around its layers, such as the sum of a Residual: there its layers only return what
-they are told to, and what the block hands them is among the results. A Sequential and blocks
-that hold one layer do nothing of their own.
+Layers, also those inside blocks, the loss and the update of the optimizer are pieces. So is what
+a block does around its layers, such as the sum of a Residual: there the layers return fixed
+results, and the block's results include what it hands to each layer. A Sequential and blocks
+that hold one layer compute nothing themselves; they are covered by two last pieces, the whole
+step from the inputs to the gradients, and the whole prediction.
 
-What a piece is given comes from one step that NumPy takes in float64, by the formulas alone.
+The inputs of each piece come from one step that NumPy takes in float64, by the formulas alone,
+and from a prediction with the parameters and the state after that step.
 """
 
 import json
@@ -27,17 +29,19 @@ from ..files import replacing
 from ..layers import Layer
 from ..losses import Loss
 from ..optimizers import Optimizer
+from ..random import words
 from ..registry import BackendUnavailable
 from ..summary import outline
 from ..training.config import describe, rebuild
 from ..trees import leaves, named_leaves, tree_map
-from .noise import exactly, plain
+from .noise import exactly, noting_words, plain
 
 __all__ = ["REFERENCE", "Piece", "PieceFails", "cast", "failing", "pieces", "read", "write"]
 
 FORMAT = 1
 REFERENCE = "the reference, whose arrays have the Standard's functions alone"
-FORWARD, BACKWARD = ("y", "state", "enters"), ("dx", "grads", "returns")
+FORWARD = ("y", "state", "words", "enters", "shortcut_y")
+BACKWARD = ("dx", "grads", "returns", "shortcut_grads")
 
 
 class PieceFails(RuntimeError):
@@ -56,43 +60,92 @@ def failing(name: str, where: str) -> Iterator[None]:
         raise PieceFails(f"{name} fails on {where}: {said}") from error
 
 
-def _layer(layer: Layer, train: bool, given: dict) -> dict:
-    y, state, cache = layer.forward(given["params"], given["state"], given["x"], train=train)
+def _layer(layer: Layer, train: bool, given: dict, shortcuts: bool) -> dict:
+    params, x = given["params"], given["x"]
+    y, state, cache = layer.forward(params, given["state"], x, train=train)
     found = {"y": y, "state": state}
     if "dy" in given:
-        dx, grads = layer.backward(given["params"], cache, given["dy"])
+        dx, grads = layer.backward(params, cache, given["dy"])
         found |= {"dx": dx, "grads": grads}
+        if shortcuts and _overrides(layer, "backward_params"):
+            found["shortcut_grads"] = layer.backward_params(params, cache, given["dy"])
+    if shortcuts and not train and _overrides(layer, "predict"):
+        found["shortcut_y"] = layer.predict(params, given["state"], x)
     return found
 
 
-def _around(block: Any, train: bool, given: dict) -> dict:
+def _around(block: Any, train: bool, given: dict, shortcuts: bool) -> dict:
+    params, x = given["params"], given["x"]
+    twin, inside = _with_fixed_layers(block, given)
+    y, state, cache = twin.forward(params, given["state"], x, train=train)
+    enters = {name: one.handed(one.xs) for name, one in inside.items()}
+    found = {"y": y, "state": state, "enters": enters}
+    if "dy" in given:
+        dx, grads = twin.backward(params, cache, given["dy"])
+        returns = {name: one.handed(one.dys) for name, one in inside.items()}
+        found |= {"dx": dx, "grads": grads, "returns": returns}
+        if shortcuts and _overrides(block, "backward_params"):
+            twin, _ = _with_fixed_layers(block, given)
+            _, _, cache = twin.forward(params, given["state"], x, train=train)
+            found["shortcut_grads"] = twin.backward_params(params, cache, given["dy"])
+    if shortcuts and not train and _overrides(block, "predict"):
+        twin, _ = _with_fixed_layers(block, given)
+        found["shortcut_y"] = twin.predict(params, given["state"], x)
+    return found
+
+
+def _with_fixed_layers(block: Any, given: dict) -> "tuple[Any, dict[str, _Told]]":
+    """Return a twin of a block whose layers return fixed results, and those layers by name."""
     inside: dict[str, _Told] = {}
 
-    def told(name: str, layer: Layer) -> Layer:
+    def fixed(name: str, layer: Layer) -> Layer:
         inside[name] = _Told(given["inside"].get(name, ()))
         return inside[name]
 
-    twin = block.map_layers(told)
-    y, _, cache = twin.forward(given["params"], given["state"], given["x"], train=train)
-    found = {"y": y, "enters": {name: one.handed(one.xs) for name, one in inside.items()}}
-    if "dy" in given:
-        dx, _ = twin.backward(given["params"], cache, given["dy"])
-        returns = {name: one.handed(one.dys) for name, one in inside.items()}
-        found |= {"dx": dx, "returns": returns}
-    return found
+    return block.map_layers(fixed), inside
 
 
-def _loss(loss: Loss, train: bool, given: dict) -> dict:
+def _overrides(layer: Layer, name: str) -> bool:
+    """Return whether a layer computes `name` otherwise than by `forward` and `backward`."""
+    return getattr(type(layer), name) is not getattr(Layer, name)
+
+
+def _loss(loss: Loss, train: bool, given: dict, shortcuts: bool) -> dict:
     value, dy = loss(given["y"], given["target"])
     return {"value": value, "dy": dy}
 
 
-def _update(optimizer: Optimizer, train: bool, given: dict) -> dict:
+def _update(optimizer: Optimizer, train: bool, given: dict, shortcuts: bool) -> dict:
     params, moments = optimizer.update(given["params"], given["grads"], given["moments"])
     return {"params": params, "moments": moments}
 
 
-_KINDS: dict[str, Callable] = {"layer": _layer, "around": _around, "loss": _loss, "update": _update}
+def _data(thing: Any, train: bool, given: dict, shortcuts: bool) -> dict:
+    return dict(given)
+
+
+def _whole(thing: tuple, train: bool, given: dict, shortcuts: bool) -> dict:
+    model, loss = thing
+    params, state, x = given["params"], given["state"], given["x"]
+    y, after, cache = model.forward(params, state, x, train=train)
+    found = {"y": y, "state": after}
+    if train:
+        value, dy = loss(y, given["target"])
+        return found | {"value": value, "grads": model.backward_params(params, cache, dy)}
+    if shortcuts and _overrides(model, "predict"):
+        found["shortcut_y"] = model.predict(params, state, x)
+    return found
+
+
+_KINDS: dict[str, Callable] = {
+    "layer": _layer,
+    "around": _around,
+    "loss": _loss,
+    "update": _update,
+    "start": _update,
+    "data": _data,
+    "whole": _whole,
+}
 
 
 class _Told(Layer):
@@ -133,10 +186,13 @@ def _opened(dx: Any) -> Any:
 
 @dataclass(eq=False)
 class Piece:
-    """Something that a step asks for, where it is, and what it is given, on the host.
+    """Something that a step computes, where it is, and its inputs, on the host.
 
-    kind: "layer", "around" (a block without its layers), "loss" or "update"; `thing` is the
-    layer, block, loss or optimizer.
+    kind: "data" (the batch, moved to the backend and back), "layer", "around" (a block without
+    its layers), "loss", "update", "start" (the first update of a training) or "whole"; `thing` is
+    the layer, block, loss or optimizer, or (model, loss). predicts: whether it belongs to the
+    prediction after the step. draws: (count, stream) of the random words that it draws, with
+    the keys `given["keys"]`.
     """
 
     kind: str
@@ -144,12 +200,17 @@ class Piece:
     thing: Any
     given: dict[str, Any]
     train: bool = True
+    predicts: bool = False
+    draws: tuple[tuple[int, int], ...] = ()
     result: dict[str, Any] = field(default_factory=dict, repr=False)
     inside: dict[str, list["Piece"]] = field(default_factory=dict, repr=False)
 
     @property
     def shown(self) -> str:
         """The thing in one line."""
+        if self.kind in ("data", "whole"):
+            whole = "the whole prediction" if self.predicts else "the whole step"
+            return "the batch" if self.kind == "data" else whole
         if isinstance(self.thing, Layer):
             return outline(self.thing)
         function = self.thing.func if isinstance(self.thing, partial) else self.thing
@@ -161,23 +222,33 @@ class Piece:
         return ", ".join(filter(None, (self.path, self.shown)))
 
     @property
+    def formula(self) -> Callable:
+        """The function from `given` to all results, a dict by path."""
+        return partial(_results, self.kind, self.thing, self.train, self.draws, False)
+
+    @property
     def function(self) -> Callable:
-        """What maps `given` to all results, a dict by path, whatever their number."""
-        return partial(_results, self.kind, self.thing, self.train)
+        """The same function, and the results of `predict` and `backward_params` too."""
+        return partial(_results, self.kind, self.thing, self.train, self.draws, True)
 
     @property
     def key(self) -> Any:
         """Equal for pieces with one function."""
-        key = self.kind, self.thing, self.train
+        key = self.kind, self.thing, self.train, self.draws
         try:
             hash(key)
         except TypeError:
-            return self.kind, id(self.thing), self.train
+            return self.kind, id(self.thing), self.train, self.draws
         return key
 
 
-def _results(kind: str, thing: Any, train: bool, given: dict) -> dict[str, Any]:
-    found = _KINDS[kind](thing, train, given)
+def _results(
+    kind: str, thing: Any, train: bool, draws: tuple, shortcuts: bool, given: dict
+) -> dict[str, Any]:
+    found = _KINDS[kind](thing, train, given, shortcuts)
+    if draws:
+        pairs = zip(given["keys"], draws, strict=True)
+        found["words"] = tuple(words(key, *draw) for key, draw in pairs)
     return {name: leaf for name, leaf in named_leaves(found) if leaf is not None}
 
 
@@ -196,49 +267,87 @@ def cast(tree: Any, dtype: str) -> Any:
 
 
 def pieces(
-    model: Layer, loss: Loss, optimizer: Optimizer, carry: tuple, batch: tuple, dtype: str
+    model: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    carry: tuple,
+    batch: tuple,
+    dtype: str,
+    start: tuple | None = None,
 ) -> list[tuple[Piece, tuple[str, ...]]]:
-    """What the step from `carry` on a batch (x, target) asks for, in that order.
+    """Return what the step from `carry` on a batch (x, target) computes, in that order.
 
-    Each is a piece and the heads of those of its results that are asked for at that moment: a
-    layer comes twice, on the way forward and on the way back. What they are given is in
-    `dtype`. A layer that is called several times has the number of the call in its path.
+    Each entry is a piece and the heads of those of its results that are computed at that moment:
+    a layer comes twice, on the way forward and on the way back. The pieces of a prediction of x
+    with the new parameters and state follow, with those of `carry` if the new ones are not
+    finite. `given` is in `dtype`. A layer that is called several times has the number of the call
+    in its path. start: the carry before the first step, if its update is to be a piece too.
     """
     recorder = _Recorder()
     twin = recorder.twin(model, "", "")
+    batch_on_host = dict(zip(("x", "target"), batch, strict=True))
+    recorder.note(Piece("data", "", "the batch", batch_on_host), "x", "target")
 
     def step(carry, x, target):
         params, state, moments = carry
-        y, _, cache = twin.forward(params, state, x, train=True)
+        y, after, cache = twin.forward(params, state, x, train=True)
         recorder.note(Piece("loss", "", loss, _host({"y": y, "target": target})), "value", "dy")
         with failing(recorder.events[-1][0].name, REFERENCE):
             _, dy = loss(y, target)
         recorder.on_the_way_back = True
         grads = twin.backward_params(params, cache, dy)
-        given = {"params": params, "grads": grads, "moments": moments}
-        recorder.note(Piece("update", "", optimizer, _host(given)), "params", "moments")
-        return ()
+        given = _host({"params": params, "grads": grads, "moments": moments})
+        recorder.note(Piece("update", "", optimizer, given), "params", "moments")
+        with failing(recorder.events[-1][0].name, REFERENCE):
+            params, _ = optimizer.update(params, grads, moments)
+        if start is not None:
+            first = {"params": start[0], "grads": _host(grads), "moments": start[2]}
+            recorder.note(Piece("start", "", optimizer, first), "params", "moments")
+        return _host((params, after))
 
-    exactly(step, carry, *batch)
-    found = list({id(piece): piece for piece, _ in recorder.events}.values())
-    often = Counter((piece.kind, piece.path) for piece in found)
+    params, state = exactly(step, carry, *batch)
+    whole = {"params": carry[0], "state": carry[1], **batch_on_host}
+    recorder.note(Piece("whole", "", (model, loss), whole), "y", "state", "value", "grads")
+    after = cast((params, state), dtype)
+    if not all(np.all(np.isfinite(leaf)) for leaf in leaves(after) if leaf.dtype.kind == "f"):
+        after = carry[:2]
+    events = recorder.events + _prediction(model, loss, *after, batch[0])
+    found = list({id(piece): piece for piece, _ in events}.values())
+    often = Counter((piece.kind, piece.path, piece.predicts) for piece in found)
     numbers: Counter = Counter()
     for piece in found:
-        place = piece.kind, piece.path
+        place = piece.kind, piece.path, piece.predicts
         numbers[place] += 1
         if often[place] > 1:
             piece.path += f"#{numbers[place]}"
         if piece.kind == "around":
-            told = {name: tuple(p.result for p in calls) for name, calls in piece.inside.items()}
-            piece.given["inside"] = told
+            inside = {name: tuple(p.result for p in calls) for name, calls in piece.inside.items()}
+            piece.given["inside"] = inside
         piece.given = cast(piece.given, dtype)
+    return events
+
+
+def _prediction(
+    model: Layer, loss: Loss, params: Any, state: Any, x: Any
+) -> list[tuple[Piece, tuple[str, ...]]]:
+    """Return the pieces of a prediction of x, as `pieces` does those of a step."""
+    recorder = _Recorder(predicts=True)
+    twin = recorder.twin(model, "", "")
+    exactly(lambda *given: _host(twin.forward(*given, train=False)[0]), params, state, x)
+    given = {"params": params, "state": state, "x": x}
+    whole = Piece("whole", "", (model, loss), given, train=False, predicts=True)
+    recorder.note(whole, "y", "state", "shortcut_y")
     return recorder.events
 
 
 class _Recorder:
-    """Twins of layers that note what each is given, in the order in which a step asks them."""
+    """Twins of layers that record the inputs of each, in the order in which they are called.
 
-    def __init__(self) -> None:
+    predicts: whether a prediction is recorded, instead of a step of training.
+    """
+
+    def __init__(self, *, predicts: bool = False) -> None:
+        self.predicts = predicts
         self.events: list[tuple[Piece, tuple[str, ...]]] = []
         self.on_the_way_back = False
         self.open: list[Piece] = []  # whose forward is being computed
@@ -271,7 +380,7 @@ class _Recorder:
         def forward(twin, params, state, x, *, train=False):
             own = twin if block else layer  # a layer's methods must not meet those noted here
             given = _host({"params": params, "state": state, "x": x})
-            piece = Piece(called, path, layer, given, bool(train))
+            piece = Piece(called, path, layer, given, bool(train), self.predicts)
             if self.on_the_way_back:
                 again.append(next((old for old in waiting if _alike(old, piece)), piece))
                 return kind.forward(own, params, state, x, train=train)
@@ -279,9 +388,12 @@ class _Recorder:
             if self.open:
                 self.open[-1].inside.setdefault(name, []).append(piece)
             self.open.append(piece)
-            with failing(piece.name, REFERENCE):
+            with failing(piece.name, REFERENCE), noting_words() as drawn:
                 y, state, cache = kind.forward(own, params, state, x, train=train)
             self.open.pop()
+            if drawn and not block:
+                piece.given["keys"] = tuple(np.array(key) for key, _, _ in drawn)
+                piece.draws = tuple((count, stream) for _, count, stream in drawn)
             piece.result |= _host({"y": y, "state": state})
             if noted:
                 self.note(piece, *FORWARD)
@@ -333,7 +445,10 @@ def write(path: str | os.PathLike, piece: Piece, names: tuple[str, ...]) -> bool
         "path": piece.path,
         "shown": piece.shown,
         "thing": said,
+        "loss": describe(piece.thing[1]) if piece.kind == "whole" else None,
         "train": piece.train,
+        "predicts": piece.predicts,
+        "draws": piece.draws,
         "backends": list(names),
         "nesting": _nesting(piece.given),
     }
@@ -371,11 +486,21 @@ def read(path: str | os.PathLike, thing: Any = None) -> tuple[Piece, list[str]]:
         )
     thing = rebuild(said["thing"]) if thing is None else _found(thing, said)
     given = _unnested(said["nesting"], arrays, "")
-    return Piece(said["kind"], said["path"], thing, given, said["train"]), said["backends"]
+    draws = tuple(map(tuple, said.get("draws", ())))
+    piece = Piece(
+        *(said["kind"], said["path"], thing, given, said["train"]),
+        predicts=said.get("predicts", False),
+        draws=draws,
+    )
+    return piece, said["backends"]
 
 
 def _found(thing: Any, said: dict) -> Any:
     """What a file is about: `thing`, or the layer in it that is at its path and looks alike."""
+    if said["kind"] == "data":
+        return said["thing"]
+    if said["kind"] == "whole":
+        return thing if isinstance(thing, tuple) else (thing, rebuild(said["loss"]))
     path, inside = said["path"].partition("#")[0], []
 
     def look(name: str, layer: Layer, above: str = "") -> Layer:

@@ -1,6 +1,7 @@
-"""`agnostic-nn bisect`: the first piece of a step that two backends compute differently."""
+"""`agnostic-nn bisect`: find the first piece that two backends compute differently."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,16 @@ __all__ = ["add"]
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Say what can be asked."""
+    """Add the command."""
     add_argument = command(
         commands,
         "bisect",
         "Find the first layer, loss or update that two backends compute differently.",
         _bisect,
-        "Each piece of one training step gets the same numbers on both, and is held to the same "
-        "piece in float64.",
-        epilog="Exit status: 0 if nothing differs beyond rounding, 1 if something does, 2 if the "
-        "command line makes no sense here.",
+        "Each piece of one training step, and of a prediction after it, gets the same numbers on "
+        "both backends and is compared with the same piece in float64.",
+        epilog="Exit status: 0 if nothing differs beyond rounding, 1 if something does, 2 if a "
+        "result could not be judged, such as one that overflows on both, or nothing could be run.",
     )
     add_argument(
         "backends",
@@ -28,27 +29,28 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="BACKEND",
         help="two, such as numpy jax:cpu:0, each with a dtype if it is not float32, as in "
         "jax:cpu:0@float64, and with strict or fast, and deterministic, if need be, as in "
-        "torch@strict torch@fast@deterministic; one alone is held to numpy@float64",
+        "torch@strict torch@fast@deterministic; one alone is compared with numpy@float64",
     )
     add_argument(
         "--workload",
         metavar="NAME",
-        help="what to train, of what `compare` trains (default: digits-mlp)",
+        help="what to train, one of the workloads of `compare` (default: digits-mlp)",
     )
     add_argument(
         "--model",
         metavar="MODULE:OBJECT",
-        help="instead of a workload: a layer of one's own, or a function that gives one",
+        help="instead of a workload: your own layer, or a function that returns one",
     )
     add_argument("--data", type=Path, metavar="FILE", help="an npz file with its x and target")
     add_argument("--loss", metavar="NAME", help="of that model, such as huber(delta=0.5)")
     add_argument("--optimizer", metavar="NAME", help="of that model, such as Adam(rate=1e-3)")
+    add_argument("--batch-size", type=count, metavar="N", help="examples a step (default: 32)")
     add_argument(
         "--steps",
         type=_whole,
         metavar="N",
-        help="that the first backend takes before the step that is looked at; one whose loss or "
-        "gradient is not finite is looked at instead (default: 0)",
+        help="that the first backend takes before the step that is judged; a step whose loss or "
+        "gradient is not finite is judged instead (default: 1)",
     )
     add_argument(
         "--seed",
@@ -60,14 +62,14 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="where the piece goes that differs, with what it was given (default: bisect.npz)",
+        help="where to write the piece that differs, with its inputs (default: bisect.npz)",
     )
     add_argument(
         "--replay",
         type=Path,
         metavar="FILE",
-        help="run that piece alone, on these backends or on those that it was found with; a layer, "
-        "loss or optimizer of one's own is named after --model, or a model that the layer is in",
+        help="run that piece alone, on these backends or on those that it was found with; for your "
+        "own layer, loss or optimizer add --model, which may be a model that the layer is in",
     )
 
 
@@ -82,9 +84,11 @@ def _bisect(options: argparse.Namespace) -> int:
     if options.replay is None and len(options.backends) not in (1, 2):
         return refuse("bisect", "expected one or two backends, such as numpy jax")
     if options.replay is not None:
-        for name in ("workload", "data", "loss", "optimizer", "steps", "seed", "output"):
+        needless = ("workload", "data", "loss", "optimizer", "batch_size", "steps", "seed")
+        for name in (*needless, "output"):
             if getattr(options, name) is not None:
-                return refuse("bisect", f"--{name} has no meaning here: --replay FILE has its own")
+                option = f"--{name.replace('_', '-')}"
+                return refuse("bisect", f"{option} has no meaning here: --replay FILE has its own")
     output = options.output or Path("bisect.npz")
     if not output.absolute().parent.is_dir():
         return refuse("bisect", f"--output {output}: its folder is not there")
@@ -96,16 +100,16 @@ def _bisect(options: argparse.Namespace) -> int:
         return refuse("bisect", error)
     hint = ""
     if found.first is not None and options.replay is None:
-        try:  # before a word is said: nobody may be listening any more
+        try:  # before anything is printed: the reader of a pipe may have gone
             alone = found.save(output)
         except OSError as error:
             print(found)
             return refuse("bisect", f"{output} cannot be written: {error.strerror}", 1)
-        model = "" if alone else f" --model {options.model}"
-        hint = f"\n\nwritten: {output}; to run that piece alone, anywhere:\n"
-        hint += f"agnostic-nn bisect --replay {output}{model}"
+        again = ["agnostic-nn", "bisect", "--replay", str(output)]
+        again += [] if alone else ["--model", options.model]
+        hint = f"\n\nwritten: {output}; to run that piece alone, anywhere:\n{shlex.join(again)}"
     print(f"{found}{hint}")
-    return 0 if found.first is None else 1
+    return {"agree": 0, "differ": 1, "not judged": 2}[found.status]
 
 
 def _replayed(options: argparse.Namespace) -> Any:
@@ -126,10 +130,11 @@ def _found(options: argparse.Namespace) -> Any:
     from ..compare.own import own
     from ..compare.workloads import CannotCompare, find
 
-    asked = {k: getattr(options, k) for k in ("loss", "optimizer") if getattr(options, k)}
+    names = ("loss", "optimizer", "batch_size")
+    given = {name: getattr(options, name) for name in names if getattr(options, name)}
     if options.model and options.data and not options.workload:
-        workload = own(options.model, options.data, **asked)
-    elif options.model or options.data or asked:
+        workload = own(options.model, options.data, **given)
+    elif options.model or options.data or given:
         raise CannotCompare("--model and --data go together, without --workload")
     else:
         workload = find(options.workload or "digits-mlp")
@@ -137,7 +142,7 @@ def _found(options: argparse.Namespace) -> Any:
     return bisect(
         *(workload.model, workload.loss, workload.optimizer, train.x, train.target),
         *options.backends,
-        steps=options.steps or 0,
+        steps=1 if options.steps is None else options.steps,
         batch_size=workload.batch_size,
         seed=options.seed or 0,
     )
