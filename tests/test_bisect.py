@@ -11,10 +11,11 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn import cli, special
 from agnostic_nn.arrays import device, namespace
-from agnostic_nn.bisecting import PieceFails, bisecting, noise
-from agnostic_nn.blocks import parallel, residual
+from agnostic_nn.bisecting import PieceFails, bisecting, noise, pieces
+from agnostic_nn.blocks import graph, parallel, residual
 from agnostic_nn.layers import convolution, normalization, regularization
 from agnostic_nn.layers.base import outline
+from agnostic_nn.trees import tree_map
 
 IMAGES = nn.Sequential(
     nn.Conv2D(4, 3, padding="same"),
@@ -319,6 +320,240 @@ def test_a_residual_that_loses_a_term_is_named(backend, change):
     assert (first.path, first.part) == ("4", parts[change])
 
 
+# --- a prediction, and what only repeated calls or later steps show --------------------------
+
+
+def in_prediction(old):
+    def forward(self, params, state, x, *, train=False):
+        y, new, cache = old(self, params, state, x, train=train)
+        return (y if train else 1.5 * y), new, cache
+
+    return forward
+
+
+def moving_in_prediction(old):
+    def forward(self, params, state, x, *, train=False):
+        y, new, cache = old(self, params, state, x, train=train)
+        return y, new if train else {**new, "mean": 1.01 * new["mean"]}, cache
+
+    return forward
+
+
+def another_predict(old):
+    def predict(self, params, state, x):
+        return 1.001 * old(self, params, state, x)
+
+    return predict
+
+
+def without_bias_gradient(old):
+    def backward_params(self, params, cache, dy):
+        grads = old(self, params, cache, dy)
+        return tree_map(lambda g: g if g.ndim > 1 else 0.0 * g, grads)
+
+    return backward_params
+
+
+def without_bias(old):
+    def forward(self, params, state, x, *, train=False):
+        return old(self, {**params, "bias": 0.0 * params["bias"]}, state, x, train=train)
+
+    return forward
+
+
+def with_old_state(old):
+    def forward(self, params, state, x, *, train=False):
+        y, _, cache = old(self, params, state, x, train=train)
+        return y, state, cache
+
+    return forward
+
+
+def other_words(old):
+    def words(key, count, stream=0):
+        found = old(key, count, stream)
+        xp = namespace(found)
+        return xp.where(xp.arange(count, device=device(found)) == count - 1, found ^ 1, found)
+
+    return words
+
+
+SMALL = nn.Sequential(
+    nn.LSTM(2),
+    nn.Flatten(),
+    nn.Residual(nn.BatchNorm(), nn.Dense(10), nn.Dropout(0.3)),
+    nn.Dense(2),
+)
+LATER = {
+    "only a prediction": ((nn.BatchNorm, "forward", in_prediction), "2.0", "prediction"),
+    "a prediction that changes the state": (
+        (nn.BatchNorm, "forward", moving_in_prediction),
+        *("2.0", "state after prediction: mean"),
+    ),
+    "predict of a layer": ((nn.LSTM, "predict", another_predict), "0", "predict"),
+    "predict of a block": (
+        (nn.Residual, "predict", another_predict),
+        *("2", "predict around its layers"),
+    ),
+    "backward_params": (
+        (nn.LSTM, "backward_params", without_bias_gradient),
+        *("0", "backward_params: gradient of 0.forward.bias"),
+    ),
+    "a bias, 0 before the first step": ((nn.Dense, "forward", without_bias), "2.1", "forward"),
+    "a state that a block loses": (
+        (nn.Residual, "forward", with_old_state),
+        *("2", "state around its layers: 0.mean"),
+    ),
+}
+
+
+def small(seed=0):
+    generator = np.random.default_rng(seed)
+    x = generator.standard_normal((16, 5, 3)).astype(np.float32)
+    return x, generator.standard_normal((16, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("fault", LATER)
+def test_what_the_first_forward_does_not_show_is_named_too(backend, thorough, fault):
+    if not thorough and fault not in ("only a prediction", "backward_params"):
+        pytest.skip("a sweep, left to backends that do not compile")
+    change, path, part = LATER[fault]
+    found = bisected(SMALL, small(), "numpy", broken(backend, patched(change)))
+    assert (found.first.path, found.first.part) == (path, part)
+    assert not any(one.ratios[0] > 1.0 for one in found.findings)
+
+
+def eager(changes, asarray=None):
+    """NumPy without recorded calls, with a fault in whatever runs there."""
+    numpy = nn.backend("numpy")
+    plain = {"jit": lambda function, device, donate=(): function}
+    moved = {} if asarray is None else {"asarray": asarray}
+    adapter = SimpleNamespace(**(vars(numpy.adapter) | plain | moved))
+    return broken(replace(numpy, adapter=adapter), patched(*changes))
+
+
+def test_a_bit_of_a_random_word_is_named():
+    faulty = eager([(pieces, "words", other_words)])
+    found = bisected(SMALL, small(), "numpy", faulty)
+    assert (found.first.path, found.first.part) == ("2.2", "random words: 0")
+    assert found.first.errors == (0.0, 1.0)
+
+
+def test_a_gradient_of_shared_parameters_that_is_not_summed_is_named():
+    model = nn.Graph(
+        one=(nn.Dense(3), "x"),
+        two=(nn.Shared("one"), "one"),
+        both=(nn.Add(), "one", "two"),
+    )
+    data = tuple(np.random.default_rng(0).standard_normal((2, 8, 3)).astype(np.float32))
+    lost = (graph, "tree_sum", lambda old: lambda one, other: other)
+    found = bisected(model, data, "numpy", eager([lost]))
+    parts = {one.part for one in found.findings if not one.holds and one.path == ""}
+    assert "backward around its layers: gradient of one.weight" in parts
+
+
+def test_a_result_of_an_earlier_call_is_named():
+    results = {}
+
+    def stale(old):
+        def forward(self, params, state, x, *, train=False):
+            new, *rest = old(self, params, state, x, train=train)
+            last = results.get(new.shape)
+            results[new.shape] = new
+            return new if last is None else last, *rest
+
+        return forward
+
+    first = bisected(
+        SMALL, small(), "numpy", eager([(nn.Dropout, "forward", stale)]), steps=0
+    ).first
+    assert (first.path, first.part) == ("2.2", "forward")
+
+
+def test_examples_that_change_places_on_the_way_are_named():
+    def asarray(data, device):
+        return np.array(data[::-1] if data.shape[:2] == (12, 5) else data)
+
+    first = bisected(SMALL, small(), "numpy", eager([], asarray)).first
+    assert (first.kind, first.part) == ("the batch", "x")
+
+
+def test_an_update_that_is_wrong_in_the_first_step_alone_is_named():
+    def at_first(old):
+        def update(self, params, grads, moments):
+            new, kept = old(self, params, grads, moments)
+            if int(kept["step"]) > 1:
+                return new, kept
+            return tree_map(lambda p, n: p + 1.01 * (n - p), params, new), kept
+
+        return update
+
+    first = bisected(SMALL, small(), "numpy", eager([(nn.Adam, "update", at_first)])).first
+    assert (first.kind, first.part) == ("Adam", "first update: 0.0.forward.bias")
+
+
+class Power(nn.Layer):
+    """y = x⁸, which leaves the range of float32 early."""
+
+    def init(self, key, shape, dtype):
+        return {"unused": namespace(key).ones((1,), dtype=dtype)}, {}, shape
+
+    def forward(self, params, state, x, *, train=False):
+        return (x * x) ** 2 * (x * x) ** 2, state, x
+
+    def backward(self, params, cache, dy):
+        return 0.0 * dy, {"unused": 0.0 * params["unused"]}
+
+
+class Back(Power):
+    """y = √(x²): x² may overflow, and y does not."""
+
+    def forward(self, params, state, x, *, train=False):
+        return namespace(x).sqrt(x * x), state, x
+
+
+def test_what_overflows_on_both_sides_is_not_judged_and_on_one_is_different():
+    x = np.full((4, 3), 1e30, np.float32)
+    x[:, 2] = 1.0
+    data = x, np.zeros((4, 3), np.float32)
+    for layer in (Power(), Back()):
+        for sides in (("numpy", eager([])), ("numpy",)):
+            found = bisected(layer, data, *sides, steps=0)
+            assert found.status == "not judged"
+            name, part = type(layer).__name__, "forward"
+            assert found.verdict.startswith(
+                f"Not judged: {name}(): {part} (finite in float64, overf"
+            )
+            assert "in 8 of 12 elements" in found.verdict
+            assert "No difference" not in str(found)
+    right = (Back, "forward", lambda old: lambda self, p, s, x, *, train=False: (abs(x), s, x))
+    found = bisected(Back(), data, "numpy", eager([right]), steps=0)
+    assert found.status == "differ"
+    assert "forward is inf (overflow) on numpy:cpu@float32 at [0, 0], where the fl" in found.verdict
+    assert "float64 reference is 1e+30" in found.verdict
+    wrong = (
+        Power,
+        "forward",
+        lambda old: lambda self, p, s, x, *, train=False: (x**8 + 0.01, s, x),
+    )
+    first = bisected(Power(), data, "numpy@float64", eager([wrong]), steps=0).first
+    assert first.index == (0, 2), "huge elements do not hide small ones"
+
+
+def test_numbers_that_are_not_there_are_not_judged():
+    class Missing(Power):
+        def forward(self, params, state, x, *, train=False):
+            return x * float("nan"), state, x
+
+    found = bisected(Missing(), images()[1:] * 2, "numpy", steps=0)
+    assert found.status == "not judged"
+    assert "NaN in the reference and on numpy" in found.verdict
+    there = (Missing, "forward", lambda old: lambda self, p, s, x, *, train=False: (x, s, x))
+    assert (
+        bisected(Missing(), images()[1:] * 2, "numpy", eager([there]), steps=0).status == "differ"
+    )
+
+
 # --- no false alarm -----------------------------------------------------------------------
 
 
@@ -327,10 +562,11 @@ def test_rounding_is_no_difference(backend, thorough):
     if backend.adapter.double is not None:
         pairs += [("numpy@float64", f"{backend}@float64"), ("numpy", f"{backend}@float64")]
     for seed, pair in enumerate(pairs if thorough else pairs[:1]):
-        for model, data, loss in (
+        cases = (
             (IMAGES, images(seed), nn.mean_squared_error),
             (WORDS, words(seed), nn.softmax_cross_entropy),
-        ):
+        )
+        for model, data, loss in cases if seed == 0 else cases[seed % 2 :][:1]:
             found = bisected(model, data, *pair, loss=loss, seed=seed, steps=seed)
             assert found.status == "agree", str(found)
             assert found.worst < 0.6

@@ -452,9 +452,13 @@ class _Side:
             step = self.backend.jit(step)
             carry = self.backend.asarray(cast(start, self.dtype))
             while True:
-                for rows, new in batches(order(trainer.seed, epoch, count), size):
+                indices = order(trainer.seed, epoch, count)
+                for rows, new in batches(indices, size):
                     batch = tree_map(lambda leaf: leaf[rows[:new]], data)  # noqa: B023
                     if taken == steps:
+                        # a short last batch, of one row perhaps, would be a poor test
+                        full = np.concatenate([rows[:new], indices[: size - new]])
+                        batch = tree_map(lambda leaf: leaf[full], data)  # noqa: B023
                         return self.backend.to_numpy(carry), batch, taken
                     moved = self.backend.asarray(cast(batch, self.dtype))
                     after, _, finite = step(carry, *moved)
