@@ -125,10 +125,12 @@ def tests(session, backend):
 
 @session
 def sweep(session):
-    """Every case of every layer on JAX, those too that only sweep over options."""
+    """Every case of every layer and loss on JAX, those too that only sweep over options."""
     requirements, env = CONFIGURATIONS["jax-x64"]
     session.install(*requirements, *TEST)
-    pytest(session, "tests/test_layers.py", env=env | {"AGNOSTIC_NN_SWEEP": "1"})
+    pytest(
+        session, "tests/test_layers.py", "tests/test_means.py", env=env | {"AGNOSTIC_NN_SWEEP": "1"}
+    )
 
 
 @session

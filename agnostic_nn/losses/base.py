@@ -47,7 +47,8 @@ class BatchLoss:
         mean of all batches: Σ divisor · value / Σ divisor        sum of all batches: Σ value
 
     and alike for gradients: what is averaged is sums, never means. A divisor depends on
-    target, weights and shapes only; it is 0 where nothing counts.
+    target, weights and shapes only. It is 0 where nothing counts; then value and dy are the
+    sum and its gradient, as if divided by 1, and enter into sums over batches like that.
 
     value, dy
         What the loss returns: the 0-d value, and its gradient by y.
@@ -114,7 +115,10 @@ def reduced(
     With w the weights, shaped like leading axes of v, and c the counts, shaped like v, each
     1 unless given:
 
-        mean: Σ w v / Σ w c, and 0 where Σ w c is 0        sum: Σ w v        none: w v
+        mean: Σ w v / Σ w c        sum: Σ w v        none: w v
+
+    A mean with Σ w c = 0 is divided by 1: it is Σ w v, which is 0 unless examples cost
+    something that do not count, such as smoothed labels of a class that weighs 0.
 
     dy is the derivative, of the sum where nothing is reduced: each slope times its example's
     share, w / Σ w c or w. An example of weight 0 is left out even if its loss is infinite.

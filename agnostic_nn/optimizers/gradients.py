@@ -145,7 +145,8 @@ class Accumulate:
     one batch of all their examples would, to rounding, also with ignored labels, weights of
     classes or examples, and batches of different sizes (but for layers that look across a
     batch, as BatchNorm does). Of a loss with reduction="sum", s ← s + g and the step is with s.
-    If nothing counted, g = 0. `update` called without d takes all batches to count alike.
+    Where d or D is 0, nothing counted, and 1 stands for it. `update` called without d takes
+    all batches to count alike.
 
     Optimizers inside see the joined gradient; `ClipByNorm` or `L2` around `Accumulate` see
     that of each batch. A schedule counts the steps that are taken. Batches left over at the
@@ -183,14 +184,15 @@ class Accumulate:
         if divisor is None:
             total = tree_map(lambda s, g: s + g, moments["total"], grads)
         else:
-            total = tree_map(lambda s, g: s + _times(g, divisor), moments["total"], grads)
+            factor = _or_one(divisor)
+            total = tree_map(lambda s, g: s + _times(g, factor), moments["total"], grads)
             joined = joined + _like(divisor, joined)
 
         def step():
             mean, inner_divisor = total, None
             if divisor is not None:
-                some = namespace(joined).where(joined > 0, joined, 1.0)
-                mean = tree_map(lambda s: s / _like(some, s), total)
+                by = _or_one(joined)
+                mean = tree_map(lambda s: s / _like(by, s), total)
                 inner_divisor = joined
             update = update_by(self.optimizer, inner_divisor)
             moved, inner = update(params, mean, moments["inner"])
@@ -205,11 +207,17 @@ class Accumulate:
         return select(seen == self.every, step, (params, going))
 
 
-def _times(g, divisor):
-    """d g, where a number of 1 costs nothing."""
+def _or_one(divisor):
+    """What a mean was divided by: its divisor, or 1 where nothing counts."""
     if type(divisor) in (int, float):
-        return g if divisor == 1 else divisor * g
-    return _like(divisor, g) * g
+        return divisor or 1.0
+    return namespace(divisor).where(divisor > 0, divisor, 1.0)
+
+
+def _times(g, factor):
+    if type(factor) in (int, float):
+        return g if factor == 1 else factor * g
+    return _like(factor, g) * g
 
 
 def _like(number, array):

@@ -16,7 +16,7 @@ class MeanLoss:
 
     As the value of one batch is a sum by its divisor, this is the loss of one batch of all
     examples, however many batches they come in. Terms without a divisor are sums, and are
-    added. A batch in which nothing counts adds nothing, and the mean of nothing is 0.
+    added. What a mean is divided by is 1 where its divisor is 0; see `BatchLoss`.
 
     to_numpy: from an array of the backend to one on the host.
     """
@@ -39,8 +39,8 @@ class MeanLoss:
             for value, share in islice(zip(found, shares, strict=False), len(values)):
                 if share is None:
                     self._totals[i] += value
-                elif share > 0.0:
-                    self._totals[i] += share * value
+                else:
+                    self._totals[i] += (share or 1.0) * value
                     self._divisors[i] += share
         self.batches += len(values)
 
