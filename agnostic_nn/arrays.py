@@ -5,8 +5,10 @@ created here, and no array library is imported.
 """
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 from array_api_compat import array_namespace, size
@@ -22,12 +24,20 @@ __all__ = [
     "Rows",
     "Shape",
     "State",
+    "described",
     "device",
     "expect",
     "expect_axis",
+    "expect_choice",
     "expect_count",
+    "expect_flag",
+    "expect_function",
+    "expect_integer",
+    "expect_integers",
     "expect_number",
+    "expect_path",
     "expect_positive",
+    "expect_text",
     "first_true",
     "namespace",
     "register",
@@ -58,7 +68,11 @@ def namespace(x: Array, *others: Array) -> Any:
     kind = type(x)
     xp = _NAMESPACES.get(kind)
     if xp is None:
-        xp = _NAMESPACES[kind] = array_namespace(x)
+        try:
+            xp = array_namespace(x)
+        except TypeError:
+            raise TypeError(f"expected an array, got {described(x)}") from None
+        _NAMESPACES[kind] = xp
     for other in others:
         if type(other) is not kind and namespace(other) is not xp:
             raise TypeError(
@@ -138,9 +152,109 @@ def expect_positive(name: str, value: Any) -> None:
 
 def expect_count(name: str, value: Any) -> None:
     """Raise unless `value`, the hyper-parameter called `name`, is an integer of at least 1."""
+    expect_integer(name, value, 1)
+
+
+def expect_integer(name: str, value: Any, least: int | None = None) -> None:
+    """Raise unless `value`, the hyper-parameter called `name`, is an integer of at least `least`.
+
+    Python's own integers only; True and False are flags.
+    """
     if type(value) is not int:
         raise TypeError(f"expected {name} to be an integer, got {_foreign(value, 'int')}")
-    expect(value >= 1, "expected {} of at least 1, got {}", name, value)
+    expect(
+        least is None or value >= least, "expected {} of at least {}, got {}", name, least, value
+    )
+
+
+def expect_integers(name: str, values: Any, least: int | None = None) -> tuple[int, ...]:
+    """Return `values`, the hyper-parameter called `name`, as a tuple of integers.
+
+    Raises
+    ------
+    TypeError
+        If `values` is not a tuple or a list, or holds anything but integers.
+    ValueError
+        If an integer is below `least`.
+    """
+    if not isinstance(values, tuple | list):
+        raise TypeError(f"expected {name} to be a tuple of integers, got {values!r}")
+    for value in values:
+        expect_integer(f"each of {name}", value, least)
+    return tuple(values)
+
+
+def expect_flag(name: str, value: Any) -> None:
+    """Raise TypeError unless `value`, the hyper-parameter called `name`, is True or False."""
+    if type(value) is not bool:
+        raise TypeError(f"expected {name} to be True or False, got {_foreign(value, 'bool')}")
+
+
+def expect_choice(name: str, value: Any, choices: Sequence[str | None]) -> None:
+    """Raise ValueError unless `value`, the hyper-parameter called `name`, is one of `choices`."""
+    known = (value is None or isinstance(value, str)) and value in choices
+    if not known:  # formatted only then: a loss checks its options at every call
+        *others, last = map(repr, choices)
+        allowed = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"expected {name} {allowed}, got {value!r}")
+
+
+def expect_text(name: str, value: Any) -> None:
+    """Raise TypeError unless `value`, the hyper-parameter called `name`, is a string."""
+    if not isinstance(value, str):
+        raise TypeError(f"expected {name} to be a string, got {value!r}")
+
+
+def expect_path(name: str, value: Any) -> str:
+    """Return `value`, the path called `name`, as a string.
+
+    Raises
+    ------
+    TypeError
+        If it is neither a string nor a path.
+    ValueError
+        If it is empty.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"expected {name} to be a path, got {value!r}")
+    path = os.fspath(value)
+    expect(len(path) > 0, "expected {} to be a path, got an empty string", name)
+    return path
+
+
+def expect_function(name: str, value: Any, arguments: str) -> None:
+    """Raise TypeError unless `value` can be called with `arguments`, such as "y, target".
+
+    A class is refused, as it would make an object instead, and so is a layer. Where a function
+    does not tell its signature, as some that are built in do not, its arguments are not checked.
+    """
+    expected = f"expected {name} to be a function of ({arguments})"
+    if isinstance(value, type):
+        raise TypeError(f"{expected}, got the class {value.__name__}: did you mean an instance?")
+    if not callable(value) or getattr(value, "is_layer", False):
+        raise TypeError(f"{expected}, got {described(value)}")
+    try:
+        parameters = signature(value)
+    except (TypeError, ValueError):
+        return
+    try:
+        parameters.bind(*arguments.split(", "))
+    except TypeError:
+        shown = getattr(value, "__qualname__", None) or repr(value)
+        raise TypeError(f"{expected}, but {shown}{parameters} cannot take these") from None
+
+
+def described(value: Any) -> str:
+    """A value as an error shows it: itself if it is short, else what kind of thing it is."""
+    shown = repr(value)
+    if len(shown) <= 60 and "\n" not in shown:
+        return shown
+    kind = type(value)
+    return f"a {kind.__name__}" if kind.__module__ == "builtins" else f"a {_named(kind)}"
+
+
+def _named(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _foreign(value: Any, kind: str) -> str:

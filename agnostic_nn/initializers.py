@@ -9,7 +9,15 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from .arrays import device, expect, expect_number, expect_positive, namespace
+from .arrays import (
+    device,
+    expect,
+    expect_choice,
+    expect_function,
+    expect_number,
+    expect_positive,
+    namespace,
+)
 from .random import normal, uniform
 from .special import erf
 
@@ -19,6 +27,7 @@ __all__ = [
     "Orthogonal",
     "TruncatedNormal",
     "VarianceScaling",
+    "expect_initializer",
     "glorot_normal",
     "glorot_uniform",
     "he_normal",
@@ -28,6 +37,12 @@ __all__ = [
 ]
 
 Initializer = Callable
+
+
+def expect_initializer(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is an initializer, a function of (key, shape, dtype)."""
+    if not isinstance(value, VarianceScaling | Constant | TruncatedNormal | Orthogonal):
+        expect_function(name, value, "key, shape, dtype")
 
 
 @dataclass(frozen=True)
@@ -48,9 +63,8 @@ class VarianceScaling:
 
     def __post_init__(self) -> None:
         expect_positive("scale", self.scale)
-        expect(self.fan in ("in", "out", "average"), f"no fan is called {self.fan!r}")
-        known = self.distribution in ("normal", "uniform")
-        expect(known, f"no distribution is called {self.distribution!r}")
+        expect_choice("fan", self.fan, ("in", "out", "average"))
+        expect_choice("distribution", self.distribution, ("normal", "uniform"))
 
     def __call__(self, key, shape, dtype):
         expect(len(shape) >= 2, f"expected a shape (..., fan_in, fan_out), got {shape}")

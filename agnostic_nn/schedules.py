@@ -9,7 +9,18 @@ import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 
-from .arrays import Array, expect, expect_count, expect_number, expect_positive, namespace
+from .arrays import (
+    Array,
+    described,
+    expect,
+    expect_count,
+    expect_function,
+    expect_integer,
+    expect_integers,
+    expect_number,
+    expect_positive,
+    namespace,
+)
 
 __all__ = [
     "Constant",
@@ -30,7 +41,9 @@ Rate = float | Callable[[Array], Array]
 
 
 def _expect_rate(name: str, rate: Rate) -> None:
-    if not callable(rate):
+    if callable(rate):
+        expect_function(name, rate, "t")
+    else:
         expect_number(name, rate, 0.0)
 
 
@@ -116,6 +129,8 @@ class Cosine:
     def __post_init__(self) -> None:
         expect_positive("rate", self.rate)
         expect_number("final", self.final, 0.0)
+        expect_integer("warmup", self.warmup)
+        expect_integer("steps", self.steps)
         fits = 0 <= self.warmup < self.steps
         expect(fits, "expected 0 <= warmup < steps, got {} and {}", self.warmup, self.steps)
 
@@ -146,10 +161,8 @@ class CosineRestarts:
     def __post_init__(self) -> None:
         expect_positive("rate", self.rate)
         expect_number("final", self.final, 0.0)
-        object.__setattr__(self, "lengths", tuple(self.lengths))
+        object.__setattr__(self, "lengths", expect_integers("lengths", self.lengths, 1))
         expect(len(self.lengths) > 0, "expected one length or more, got none")
-        for length in self.lengths:
-            expect_count("each length", length)
 
     def __call__(self, t: Array) -> Array:
         xp = namespace(t)
@@ -281,14 +294,14 @@ class Piecewise:
     starts: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        for name in ("parts", "starts"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not isinstance(self.parts, tuple | list):
+            raise TypeError(f"expected parts to be a tuple of rates, got {described(self.parts)}")
+        object.__setattr__(self, "parts", tuple(self.parts))
+        object.__setattr__(self, "starts", expect_integers("starts", self.starts, 1))
         fits = len(self.parts) == len(self.starts) + 1
         expect(fits, "expected a start for each part but the first, got {}", self.starts)
         for part in self.parts:
             _expect_rate("each part", part)
-        for start in self.starts:
-            expect_count("each start", start)
         rising = all(a < b for a, b in zip(self.starts, self.starts[1:], strict=False))
         expect(rising, "expected starts that rise, got {}", self.starts)
 

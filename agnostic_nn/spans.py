@@ -44,6 +44,7 @@ def per_axis(name: str, value: PerAxis, rank: int, least: int = 1) -> Shape:
     numbers = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
     if any(type(number) is not int for number in numbers):
         raise TypeError(f"expected {name} to be an integer or {rank} of them, got {value!r}")
+    expect(len(numbers) > 0, "expected {} for one axis or more, got {}", name, value)
     expect(len(numbers) == rank, "expected {} for {} axes, got {}", name, rank, value)
     expect(min(numbers) >= least, "expected {} of at least {}, got {}", name, least, value)
     return numbers

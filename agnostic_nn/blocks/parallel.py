@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ..arrays import expect
+from ..arrays import (
+    expect,
+    expect_choice,
+)
 from ..layers.base import Layer
 from ..layers.merging import Add, Concatenate, Multiply
 from ..random import split
@@ -34,8 +37,7 @@ class Parallel(Layer):
     def __init__(self, *layers: Layer, join: str | None = "sum") -> None:
         expect_layers(*layers)
         expect(len(layers) > 0, "Parallel needs at least one layer")
-        known = join is None or join in _JOINS
-        expect(known, "expected join to be one of {} or None, got {!r}", list(_JOINS), join)
+        expect_choice("join", join, (*_JOINS, None))
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "join", join)
         object.__setattr__(self, "takes", common("x", [layer.takes for layer in layers]))

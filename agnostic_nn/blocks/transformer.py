@@ -4,7 +4,12 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import cache
 from typing import ClassVar
 
-from ..arrays import expect, expect_count, expect_number
+from ..arrays import (
+    expect,
+    expect_count,
+    expect_flag,
+    expect_number,
+)
 from ..layers.activations import GELU
 from ..layers.attention import MultiHeadAttention, beside_x, inputs_by_name
 from ..layers.base import Layer
@@ -60,6 +65,7 @@ class TransformerBlock(Layer):
     }
 
     def __post_init__(self):
+        expect_flag("pre_norm", self.pre_norm)
         expect_count("hidden", self.hidden)
         expect_number("dropout", self.dropout, 0.0, 1.0)
         for name in ("attention", "cross", "activation", "norm"):

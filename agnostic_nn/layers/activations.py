@@ -4,7 +4,15 @@ import math
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
-from ..arrays import device, expect, expect_number, expect_positive, namespace
+from ..arrays import (
+    device,
+    expect,
+    expect_flag,
+    expect_integer,
+    expect_number,
+    expect_positive,
+    namespace,
+)
 from ..special import above_zero, erf, log_softmax, sigmoid, softplus
 from .base import Layer
 
@@ -361,6 +369,9 @@ class GELU(Elementwise):
     _: KW_ONLY
     approximate: bool = False
 
+    def __post_init__(self):
+        expect_flag("approximate", self.approximate)
+
     def value(self, x):
         if self.approximate:
             return 0.5 * x * (1.0 + namespace(x).tanh(_gelu_u(x)))
@@ -499,6 +510,7 @@ class Softmax(Layer):
     axis: int = -1
 
     def __post_init__(self):
+        expect_integer("axis", self.axis)
         object.__setattr__(self, "pointwise", self.axis == -1)
 
     def init(self, key, shape, dtype):
@@ -527,6 +539,7 @@ class LogSoftmax(Layer):
     axis: int = -1
 
     def __post_init__(self):
+        expect_integer("axis", self.axis)
         object.__setattr__(self, "pointwise", self.axis == -1)
 
     def init(self, key, shape, dtype):

@@ -8,8 +8,16 @@ A block that keeps less is `Recompute`.
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
-from ..arrays import device, expect, expect_count, expect_number, expect_positive, namespace
-from ..initializers import Initializer, glorot_uniform
+from ..arrays import (
+    device,
+    expect,
+    expect_count,
+    expect_flag,
+    expect_number,
+    expect_positive,
+    namespace,
+)
+from ..initializers import Initializer, expect_initializer, glorot_uniform
 from ..random import bernoulli, split
 from ..special import attend, attend_backward
 from .base import Layer
@@ -82,6 +90,9 @@ class MultiHeadAttention(Layer):
     takes: ClassVar = {"x": "real floating", "memory": "real floating", "mask": "bool"}
 
     def __post_init__(self):
+        for name in ("causal", "rotary", "bias"):
+            expect_flag(name, getattr(self, name))
+        expect_initializer("initializer", self.initializer)
         expect_count("heads", self.heads)
         if self.key_heads is not None:
             expect_count("key_heads", self.key_heads)

@@ -32,8 +32,14 @@ and since an adjoint's adjoint is the map itself, with x and dy in each other's 
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
-from ..arrays import device, expect, expect_count, namespace
-from ..initializers import Initializer, glorot_uniform
+from ..arrays import (
+    device,
+    expect,
+    expect_count,
+    expect_flag,
+    namespace,
+)
+from ..initializers import Initializer, expect_initializer, glorot_uniform
 from ..random import split
 from ..spans import Padding, PerAxis, out_lengths, padding_per_axis, pads, per_axis, reaches
 from ..special import convolve, convolve_input, convolve_weight, sum_rows
@@ -66,6 +72,8 @@ class _Convolution(Layer):
     rank: ClassVar[int]
 
     def __post_init__(self):
+        expect_flag("bias", self.bias)
+        expect_initializer("initializer", self.initializer)
         expect_count("width", self.width)
         expect_count("groups", self.groups)
         fits = self.width % self.groups == 0

@@ -2,8 +2,14 @@
 
 from dataclasses import KW_ONLY, dataclass, field
 
-from ..arrays import device, expect, expect_count, namespace
-from ..initializers import Initializer, glorot_uniform
+from ..arrays import (
+    device,
+    expect,
+    expect_count,
+    expect_flag,
+    namespace,
+)
+from ..initializers import Initializer, expect_initializer, glorot_uniform
 from ..special import sum_rows
 from .base import Layer
 
@@ -35,6 +41,8 @@ class Dense(Layer):
     pointwise = True
 
     def __post_init__(self):
+        expect_flag("bias", self.bias)
+        expect_initializer("initializer", self.initializer)
         expect_count("width", self.width)
 
     def init(self, key, shape, dtype):

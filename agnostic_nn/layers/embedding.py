@@ -3,7 +3,7 @@
 from dataclasses import KW_ONLY, dataclass, field
 
 from ..arrays import expect, expect_count, first_true, namespace
-from ..initializers import Initializer, TruncatedNormal
+from ..initializers import Initializer, TruncatedNormal, expect_initializer
 from ..special import scatter_add
 from .base import Layer
 
@@ -36,6 +36,7 @@ class Embedding(Layer):
     pointwise = True
 
     def __post_init__(self):
+        expect_initializer("initializer", self.initializer)
         expect_count("count", self.count)
         expect_count("width", self.width)
 
@@ -94,6 +95,7 @@ class Unembedding(Layer):
     pointwise = True
 
     def __post_init__(self):
+        expect_initializer("initializer", self.initializer)
         expect_count("count", self.count)
 
     def init(self, key, shape, dtype):

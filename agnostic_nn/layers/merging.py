@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
-from ..arrays import device, expect, namespace
+from ..arrays import (
+    device,
+    expect,
+    expect_integer,
+    namespace,
+)
 from .base import Layer
 
 __all__ = ["Add", "Concatenate", "Multiply"]
@@ -77,6 +82,7 @@ class Concatenate(Layer):
     axis: int = -1
 
     def __post_init__(self):
+        expect_integer("axis", self.axis)
         object.__setattr__(self, "pointwise", self.axis == -1)
 
     def init(self, key, shape, dtype):

@@ -8,7 +8,15 @@ term Σ gⱼ in dL/dx, which came through μ, is not there.
 import math
 from dataclasses import KW_ONLY, dataclass
 
-from ..arrays import Rows, device, expect, expect_count, expect_number, namespace
+from ..arrays import (
+    Rows,
+    device,
+    expect,
+    expect_count,
+    expect_flag,
+    expect_number,
+    namespace,
+)
 from ..special import (
     normalize,
     normalize_backward,
@@ -29,6 +37,8 @@ class _Scaled(Layer):
     bias: bool
 
     def __post_init__(self):
+        expect_flag("scale", self.scale)
+        expect_flag("bias", self.bias)
         expect_number("epsilon", self.epsilon, 0.0)
 
     def init(self, key, shape, dtype):
@@ -233,6 +243,7 @@ class BatchNorm(_Scaled):
     pointwise = True  # when predicting
 
     def __post_init__(self):
+        expect_flag("frozen", self.frozen)
         super().__post_init__()
         expect_number("momentum", self.momentum)
         fits = 0.0 <= self.momentum <= 1.0

@@ -25,7 +25,12 @@ from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-from ..arrays import device, expect, namespace
+from ..arrays import (
+    device,
+    expect,
+    expect_flag,
+    namespace,
+)
 from ..spans import Pads, out_lengths, padding_per_axis, pads, per_axis
 from ..special import along, crop, largest, largest_input, pad, slide, unslide
 from .base import Layer
@@ -134,6 +139,10 @@ class _AveragePool(_Windows):
     count_padding: bool = True
 
     dilation = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect_flag("count_padding", self.count_padding)
 
     def _pool(self, x, *spans):
         for axis, (k, s, around, d) in reversed(list(enumerate(zip(*spans, strict=True), 1))):

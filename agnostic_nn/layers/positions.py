@@ -21,7 +21,7 @@ import math
 from dataclasses import KW_ONLY, dataclass, field
 
 from ..arrays import Array, Shape, device, expect, expect_count, expect_positive, namespace
-from ..initializers import Initializer, TruncatedNormal
+from ..initializers import Initializer, TruncatedNormal, expect_initializer
 from .base import Layer
 
 __all__ = ["PositionEmbedding", "SinusoidalPositions", "angles", "expect_sequence", "rotate"]
@@ -99,6 +99,7 @@ class PositionEmbedding(_Added):
     initializer: Initializer = field(default=TruncatedNormal(0.02), repr=False)
 
     def __post_init__(self):
+        expect_initializer("initializer", self.initializer)
         expect_count("length", self.length)
 
     def init(self, key, shape, dtype):

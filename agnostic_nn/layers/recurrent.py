@@ -55,8 +55,16 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import ClassVar
 
-from ..arrays import device, expect, expect_count, expect_number, namespace
-from ..initializers import Initializer, Orthogonal, glorot_uniform
+from ..arrays import (
+    device,
+    expect,
+    expect_choice,
+    expect_count,
+    expect_flag,
+    expect_number,
+    namespace,
+)
+from ..initializers import Initializer, Orthogonal, expect_initializer, glorot_uniform
 from ..random import split
 from ..special import lstm, lstm_backward, scan, sum_rows
 from ..trees import leaves, tree_map
@@ -83,6 +91,10 @@ class _Recurrent(Layer):
     keeps: ClassVar[tuple[str, ...]] = ("h",)
 
     def __post_init__(self):
+        for name in ("bidirectional", "sequence", "final"):
+            expect_flag(name, getattr(self, name))
+        expect_initializer("initializer", self.initializer)
+        expect_initializer("recurrent_initializer", self.recurrent_initializer)
         expect_count("width", self.width)
         expect_count("depth", self.depth)
 
@@ -330,8 +342,7 @@ class RNN(_Recurrent):
 
     def __post_init__(self):
         super().__post_init__()
-        known = self.activation in ("tanh", "relu")
-        expect(known, "expected activation tanh or relu, got {!r}", self.activation)
+        expect_choice("activation", self.activation, ("tanh", "relu"))
 
     def step(self, params, z, state):
         xp, a = namespace(z), state["h"] @ params["recurrent"]

@@ -6,7 +6,12 @@ Each layer here is a linear map A of every axis of space, y = A x, so dx = Aᵀ 
 import math
 from dataclasses import KW_ONLY, dataclass
 
-from ..arrays import device, expect, namespace
+from ..arrays import (
+    device,
+    expect,
+    expect_choice,
+    namespace,
+)
 from ..spans import Pads, padding_per_axis, per_axis
 from ..special import crop, pad
 from .base import Layer
@@ -44,8 +49,7 @@ class Upsample(Layer):
             object.__setattr__(self, "factors", several)
         else:
             per_axis("factors", self.factors, 1)
-        known = self.mode in ("nearest", "linear")
-        expect(known, "expected mode 'nearest' or 'linear', got {}", repr(self.mode))
+        expect_choice("mode", self.mode, ("nearest", "linear"))
 
     def init(self, key, shape, dtype):
         factors = self._per_axis((0, *shape))

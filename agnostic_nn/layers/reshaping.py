@@ -4,7 +4,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..arrays import Array, device, expect, namespace
+from ..arrays import (
+    Array,
+    device,
+    expect,
+    expect_function,
+    expect_integers,
+    namespace,
+)
 from ..special import scatter_add
 from .base import Layer
 
@@ -22,7 +29,7 @@ class Reshape(Layer):
     shape: tuple[int, ...]
 
     def __post_init__(self):
-        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "shape", expect_integers("shape", self.shape))
         open_axes = sum(length == -1 for length in self.shape)
         fine = open_axes <= 1 and all(length >= 1 or length == -1 for length in self.shape)
         expect(fine, f"expected lengths of at least 1, one of them may be -1, got {self.shape}")
@@ -67,7 +74,7 @@ class Transpose(Layer):
     axes: tuple[int, ...]
 
     def __post_init__(self):
-        object.__setattr__(self, "axes", tuple(self.axes))
+        object.__setattr__(self, "axes", expect_integers("axes", self.axes))
         fits = sorted(self.axes) == list(range(1, len(self.axes) + 1))
         expect(fits, "expected 1 to {} in some order, got {}", len(self.axes), self.axes)
 
@@ -108,8 +115,7 @@ class Lambda(Layer):
     function: Callable[[Array], Array]
 
     def __post_init__(self):
-        if not callable(self.function):
-            raise TypeError(f"expected a function, got {self.function!r}")
+        expect_function("function", self.function, "x")
 
     def __repr__(self) -> str:
         return f"Lambda({getattr(self.function, '__qualname__', repr(self.function))})"

@@ -11,7 +11,14 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from ..arrays import Array, device, expect_number, expect_positive, namespace
+from ..arrays import (
+    Array,
+    device,
+    expect_flag,
+    expect_number,
+    expect_positive,
+    namespace,
+)
 from ..special import norm
 from .base import SPARED, Rate, Rule, weights_given, zeros
 
@@ -63,6 +70,10 @@ class Adam(_Moments):
 
     _: KW_ONLY
     amsgrad: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect_flag("amsgrad", self.amsgrad)
 
     def start(self, p):
         most = {"v_max": zeros(p)} if self.amsgrad else {}

@@ -5,7 +5,12 @@ None of these decays weights; put `L2` around one that should.
 
 from dataclasses import KW_ONLY, dataclass
 
-from ..arrays import expect_number, expect_positive, namespace
+from ..arrays import (
+    expect_flag,
+    expect_number,
+    expect_positive,
+    namespace,
+)
 from .base import Rate, Rule, zeros
 
 __all__ = ["Adadelta", "Adagrad", "RMSprop"]
@@ -97,6 +102,7 @@ class RMSprop(Rule):
     centred: bool = False
 
     def __post_init__(self) -> None:
+        expect_flag("centred", self.centred)
         super().__post_init__()
         expect_number("rho", self.rho, 0.0, 1.0)
         expect_positive("epsilon", self.epsilon)

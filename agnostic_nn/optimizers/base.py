@@ -14,8 +14,10 @@ from ..arrays import (
     Array,
     Moments,
     Params,
+    described,
     device,
     expect,
+    expect_function,
     expect_number,
     expect_positive,
     namespace,
@@ -32,6 +34,7 @@ __all__ = [
     "divided",
     "expect_optimizer",
     "expect_paths",
+    "expect_rate",
     "first_leaf",
     "matches",
     "paths",
@@ -89,8 +92,7 @@ class Rule:
     spares = SPARED
 
     def __post_init__(self) -> None:
-        if not callable(self.rate):
-            expect_positive("rate", self.rate)
+        expect_rate("rate", self.rate)
         expect_number("weight_decay", self.weight_decay, 0.0)
         if self.spares is not SPARED:
             object.__setattr__(self, "spares", expect_paths("spares", self.spares))
@@ -300,14 +302,26 @@ def _inside(thing: Any) -> Iterator[Any]:
             yield entry
 
 
+def expect_rate(name: str, rate: Any) -> None:
+    """Raise unless `rate` is a finite number above 0, or a function of the steps taken."""
+    if callable(rate):
+        expect_function(name, rate, "t")
+    else:
+        expect_positive(name, rate)
+
+
 def expect_paths(name: str, paths: Any) -> tuple[str, ...]:
     """`paths`, the hyper-parameter called `name`, as a tuple; raises unless it holds strings."""
-    if isinstance(paths, str) or not all(isinstance(path, str) for path in paths):
+    several = isinstance(paths, tuple | list)
+    if not several or not all(isinstance(path, str) for path in paths):
         raise TypeError(f"expected {name} to be a tuple of paths, got {paths!r}")
     return tuple(paths)
 
 
 def expect_optimizer(optimizer: Any) -> None:
-    """Raise unless `optimizer` has an `update`."""
-    if not callable(getattr(optimizer, "update", None)) or isinstance(optimizer, type):
-        raise TypeError(f"expected an optimizer such as Adam(), got {optimizer!r}")
+    """Raise TypeError unless `optimizer` has an `init` and an `update`, and is not a class."""
+    if isinstance(optimizer, type):
+        name = optimizer.__name__
+        raise TypeError(f"expected an optimizer, got the class {name}: write {name}(...)")
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise TypeError(f"expected an optimizer such as Adam(), got {described(optimizer)}")

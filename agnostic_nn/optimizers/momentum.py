@@ -2,7 +2,12 @@
 
 from dataclasses import KW_ONLY, dataclass
 
-from ..arrays import expect, expect_number, namespace
+from ..arrays import (
+    expect,
+    expect_flag,
+    expect_number,
+    namespace,
+)
 from .base import SPARED, Rate, Rule, zeros
 
 __all__ = ["SGD", "Lion"]
@@ -30,6 +35,7 @@ class SGD(Rule):
     spares: tuple[str, ...] = SPARED
 
     def __post_init__(self) -> None:
+        expect_flag("nesterov", self.nesterov)
         super().__post_init__()
         expect_number("momentum", self.momentum, 0.0, 1.0)
         expect(not self.nesterov or self.momentum > 0, "nesterov needs a momentum above 0")

@@ -3,7 +3,16 @@
 import math
 from dataclasses import KW_ONLY, dataclass, field
 
-from ..arrays import Array, expect, expect_count, expect_number, expect_positive, namespace, size
+from ..arrays import (
+    Array,
+    expect,
+    expect_count,
+    expect_flag,
+    expect_number,
+    expect_positive,
+    namespace,
+    size,
+)
 from ..special import norm
 from ..trees import leaves, named_leaves, unname
 from .adam import AdamW
@@ -60,10 +69,13 @@ class Muon(Rule):
     epsilon: float = 1e-7
 
     def __post_init__(self) -> None:
+        expect_flag("nesterov", self.nesterov)
+        expect_flag("match_adam", self.match_adam)
         super().__post_init__()
         expect_number("momentum", self.momentum, 0.0, 1.0)
         expect_optimizer(self.others)
-        object.__setattr__(self, "coefficients", tuple(self.coefficients))
+        several = isinstance(self.coefficients, tuple | list)
+        object.__setattr__(self, "coefficients", tuple(self.coefficients) if several else ())
         three = len(self.coefficients) == 3
         expect(three, "expected three coefficients, got {}", self.coefficients)
         for name, value in zip("abc", self.coefficients, strict=True):

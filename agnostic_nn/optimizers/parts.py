@@ -3,7 +3,11 @@
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from ..arrays import Params, expect
+from ..arrays import (
+    Params,
+    described,
+    expect,
+)
 from ..trees import leaves, named_leaves, unname
 from .base import (
     Optimizer,
@@ -52,10 +56,14 @@ class Parts:
     rest: Optimizer | None = None
 
     def __post_init__(self) -> None:
-        pairs = tuple(tuple(pair) for pair in self.parts)
-        for pair in pairs:
-            expect(len(pair) == 2, "expected pairs of a pattern and an optimizer, got {}", pair)
+        if not isinstance(self.parts, tuple | list):
+            given = described(self.parts)
+            raise TypeError(f"expected pairs of a pattern and an optimizer, got {given}")
+        for pair in self.parts:
+            fits = isinstance(pair, tuple | list) and len(pair) == 2
+            expect(fits, "expected pairs of a pattern and an optimizer, got {}", repr(pair))
             expect_optimizer(pair[1])
+        pairs = tuple(tuple(pair) for pair in self.parts)
         expect_paths("patterns", [pattern for pattern, _ in pairs])
         object.__setattr__(self, "parts", pairs)
         if self.rest is not None:
