@@ -5,7 +5,6 @@ created here, and no array library is imported.
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
@@ -35,7 +34,6 @@ __all__ = [
     "expect_integer",
     "expect_integers",
     "expect_number",
-    "expect_path",
     "expect_positive",
     "expect_text",
     "first_true",
@@ -203,23 +201,6 @@ def expect_text(name: str, value: Any) -> None:
     """Raise TypeError unless `value`, the hyper-parameter called `name`, is a string."""
     if not isinstance(value, str):
         raise TypeError(f"expected {name} to be a string, got {value!r}")
-
-
-def expect_path(name: str, value: Any) -> str:
-    """Return `value`, the path called `name`, as a string.
-
-    Raises
-    ------
-    TypeError
-        If it is neither a string nor a path.
-    ValueError
-        If it is empty.
-    """
-    if not isinstance(value, str | os.PathLike):
-        raise TypeError(f"expected {name} to be a path, got {value!r}")
-    path = os.fspath(value)
-    expect(len(path) > 0, "expected {} to be a path, got an empty string", name)
-    return path
 
 
 def expect_function(name: str, value: Any, arguments: str) -> None:

@@ -13,17 +13,37 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 try:
     import fcntl as _locks
 except ImportError:  # Windows, which lets nobody remove a file that is open
     _locks = None  # type: ignore[assignment]
 
-__all__ = ["kind_of", "replacing", "write_text"]
+__all__ = ["expect_path", "kind_of", "replacing", "write_text"]
 
 _LONGEST = 255  # bytes of a name, on all common file systems
 _HEX = 8
+
+
+def expect_path(name: str, value: Any) -> str:
+    """Return `value`, the path called `name`, as a string.
+
+    Raises
+    ------
+    TypeError
+        If it is neither a string nor a path.
+    ValueError
+        If it is empty.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"expected {name} to be a path, got {value!r}")
+    path = os.fspath(value)
+    if isinstance(path, bytes):
+        raise TypeError(f"expected {name} to be a path of text, got {path!r}")
+    if not path:
+        raise ValueError(f"expected {name} to be a path, got an empty string")
+    return path
 
 
 @contextmanager

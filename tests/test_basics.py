@@ -419,7 +419,7 @@ SENSELESS = [  # what is asked for, error and message
         "expected layers, but argument 1 is 'ReLU'",
     ),
     (lambda: nn.Sequential([nn.ReLU()]), TypeError, r"argument 0 is \[ReLU\(\)\]"),
-    (lambda: nn.Residual(nn.ReLU), TypeError, "argument 0 is <class"),
+    (lambda: nn.Residual(nn.ReLU), TypeError, "argument 0 is the class ReLU: write ReLU"),
 ]
 
 

@@ -52,7 +52,11 @@ MALFORMED = [
     (lambda: nn.Residual(DENSE, shortcut="x"), TypeError, "expected layers"),
     (lambda: nn.Parallel(DENSE, "sum"), TypeError, "argument 1 is 'sum'"),
     (lambda: nn.Parallel(), ValueError, "at least one layer"),
-    (lambda: nn.Parallel(DENSE, join="mean"), ValueError, "expected join to be one of"),
+    (
+        lambda: nn.Parallel(DENSE, join="mean"),
+        ValueError,
+        "'multiply' or None, got 'mean'",
+    ),
     (
         lambda: nn.Parallel(DENSE, nn.Embedding(3, 3)),
         ValueError,
@@ -62,7 +66,7 @@ MALFORMED = [
     (lambda: nn.Repeat("x", 2), TypeError, "expected layers"),
     (lambda: nn.Recompute(None), TypeError, "expected layers"),
     (lambda: nn.Freeze({}), TypeError, "expected layers"),
-    (lambda: nn.Lambda(3), TypeError, "expected a function, got 3"),
+    (lambda: nn.Lambda(3), TypeError, "expected function to be a function of"),
     (lambda: nn.Transpose((1, 1)), ValueError, r"expected 1 to 2 in some order, got \(1, 1\)"),
     (lambda: nn.Transpose((0, 1)), ValueError, r"expected 1 to 2 in some order, got \(0, 1\)"),
     (lambda: nn.Graph(), ValueError, "at least one node"),

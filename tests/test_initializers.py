@@ -175,11 +175,11 @@ def test_orthogonal_weights_favour_no_direction():
         (lambda: VarianceScaling(math.nan, "in", distribution="normal"), "scale above 0, got nan"),
         (
             lambda: VarianceScaling(1.0, "sideways", distribution="normal"),
-            "no fan is called 'sideways'",
+            "fan 'in', 'out' or 'average', got 'sideways'",
         ),
         (
             lambda: VarianceScaling(1.0, "in", distribution="cauchy"),
-            "no distribution is called 'cauchy'",
+            "distribution 'normal' or 'uniform', got 'cauchy'",
         ),
         (lambda: TruncatedNormal(0.0), "deviation above 0, got 0"),
         (lambda: TruncatedNormal(-1.0), "deviation above 0, got -1"),

@@ -748,7 +748,7 @@ WRONG = [  # what to make, error, message
     (lambda: ClipByGlobalNorm(SGD(), 0.0), ValueError, "limit above 0, got 0.0"),
     (lambda: ClipByGlobalNorm(SGD(), -1.0), ValueError, "limit above 0, got -1.0"),
     (lambda: ClipByGlobalNorm(SGD(), INF), ValueError, "limit above 0, got inf"),
-    (lambda: nn.ClipByValue(Adam), TypeError, r"an optimizer such as Adam\(\), got <class"),
+    (lambda: nn.ClipByValue(Adam), TypeError, r"an optimizer, got the class Adam: write Adam"),
     (lambda: nn.L2(SGD(), -1.0), ValueError, "penalty of at least 0, got -1.0"),
     (lambda: nn.L2(None), TypeError, "an optimizer such as"),
     (

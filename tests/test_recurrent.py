@@ -400,7 +400,7 @@ BAD = [
     (
         lambda: nn.RNN(3, activation="sigmoid"),
         ValueError,
-        "expected activation tanh or relu, got 'sigmoid'",
+        "expected activation .tanh. or .relu., got 'sigmoid'",
     ),
     (lambda: nn.GRU(3, reset="never"), ValueError, "expected reset after or before, got 'never'"),
     (lambda: nn.LSTM(3, forget_bias=math.inf), ValueError, "expected a finite forget_bias"),
