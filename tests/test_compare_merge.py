@@ -110,7 +110,7 @@ def test_what_differs_is_said_in_sentences_with_what_it_meant(saved, report):
     assert f"numpy:cpu ({here}), but not in numpy:cpu (Another Processor)." in text
     assert f" ms in numpy:cpu ({here}), which is the quickest, and " in text
     assert "times as long in numpy:cpu (Another Processor)." in text
-    assert "All of them stay within the tolerance: their differences are rounding." in said
+    assert "All of them agree with the reference: their differences are rounding." in said
     assert "are the same to the last bit at every step." in text
     assert not [line for line in said if line.startswith("date")]
 
@@ -124,8 +124,8 @@ def test_policies_that_differ_are_said_with_what_was_found(saved):
     assert "deterministic of numpy:cpu: False (one), True (two)." in merged["differences"]
     found = "products of numpy:cpu: float32 eager, float32 compiled (one), TensorFloat-32 eager"
     assert f"{found}, TensorFloat-32 compiled (two)." in merged["differences"]
-    assert "numpy:cpu strict (one): stays within" in summary(merged)
-    assert "numpy:cpu fast deterministic (two): stays within" in summary(merged)
+    assert "numpy:cpu strict (one): agrees over" in summary(merged)
+    assert "numpy:cpu fast deterministic (two): agrees over" in summary(merged)
 
 
 def test_an_older_report_without_a_probe_is_merged_and_has_none(saved, report):
@@ -140,7 +140,7 @@ def test_an_older_report_without_a_probe_is_merged_and_has_none(saved, report):
     assert first["probe"] is first["shortfall"] is None
     assert second["probe"] is not None
     assert not [line for line in merged["differences"] if line.startswith("products")]
-    assert "numpy:cpu (one): stays within" in summary(merged)
+    assert "numpy:cpu (one): agrees over" in summary(merged)
 
 
 def test_what_layers_ask_for_is_told_if_any_report_tells_it(saved, report, tmp_path):
@@ -159,12 +159,11 @@ def test_what_layers_ask_for_is_told_if_any_report_tells_it(saved, report, tmp_p
 def test_losses_that_part_are_said_with_the_step_and_a_run_that_left_with_its_name(saved, report):
     losses = list(report["results"][0]["losses"])
     losses[2] += 1e-3
-    left = {"step": 3, "what": "loss"}
-    changes = {"results__0__losses": losses, "results__0__left_tolerance": left}
+    changes = {"results__0__losses": losses, "results__0__status": "differs"}
     said = "\n".join(merge([saved("one"), saved("two", **changes)])["differences"])
     assert "The losses of numpy:cpu (one) and numpy:cpu (two) first differ at step 3." in said
-    assert "numpy:cpu (two) left the tolerance" in said
-    assert "All of them stay" not in said
+    assert "More than rounding is different in numpy:cpu (two)." in said
+    assert "All of them agree" not in said
 
 
 @pytest.mark.parametrize(
@@ -190,7 +189,7 @@ def test_a_reference_that_was_rounded_otherwise_is_the_same(saved, report):
 
 
 def test_reports_of_another_schema_are_refused_with_what_to_do(saved):
-    with pytest.raises(CannotCompare, match=r"is of schema 1, and only .* schema 2 .* again"):
+    with pytest.raises(CannotCompare, match=r"is of schema 1, and only .* schema 3 .* again"):
         merge([saved("one"), saved("two", schema=1)])
 
 
@@ -201,7 +200,7 @@ def test_reports_of_another_schema_are_refused_with_what_to_do(saved):
         ("{", "is no JSON"),
         ("[]", "is no report.json"),
         (
-            '{"schema": 2}',
+            '{"schema": 3}',
             "is no report.json of this command, or damaged: no workload, start_sha256",
         ),
     ],

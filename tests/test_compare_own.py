@@ -82,7 +82,7 @@ def test_a_layer_is_trained_on_labels_by_cross_entropy(folder, capsys):
     assert task["model"].startswith("Sequential(Dense(width=8")
     assert (task["training_examples"], task["test_examples"]) == (48, 12)
     assert "a random fifth" in task["about"]
-    assert found["results"][0]["verdict"] == "within tolerance over 4 steps"
+    assert found["results"][0]["verdict"] == "agrees over 4 steps"
     assert 0.0 <= found["results"][0]["test_metric"] <= 1.0
 
 

@@ -145,13 +145,14 @@ def test_a_run_without_a_fault_stays_far_within_the_tolerance_of_each_layer():
 @pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize("fault", ["rough forward", "rough backward", "dropped term"])
 def test_the_layer_with_the_fault_is_named(fault, place):
-    left = trained_with(fault, place)["left_tolerance"]
+    left = trained_with(fault, place)["first_difference"]
     path = str(2 * place)
-    assert left["step"] == 1
+    assert (left["step"], left["layer"]) == (1, path)
     if fault == "rough forward":
-        assert left["what"] == f"outputs of layer {path}"
+        assert left["what"] == f"the output of layer {path} (Faulty)"
     else:
-        assert left["what"] in (f"gradient of {path}.weight", f"gradient of {path}.bias")
+        assert left["name"] in (f"{path}.weight", f"{path}.bias")
+        assert left["what"] == f"the gradient of {left['name']} (Faulty)"
 
 
 def test_later_layers_may_be_less_exact_than_earlier_ones():

@@ -20,8 +20,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         "Do the same training on every backend and device, and report how they differ.",
         _compare,
         "The reference is the same training by NumPy in float64.",
-        epilog="Exit status: 0 if every backend finished, 1 if one failed, 2 if the command "
-        "line makes no sense here. Leaving the tolerance is a finding, not a failure.",
+        epilog="Exit status: 0 if all was judged and agrees; 1 if a backend differs by more than "
+        "rounding, or the report cannot be written; 2 if none differs, but one could not run or "
+        "not all of it can be judged, or the command line makes no sense here.",
     )
     add_argument(
         "--backends",
@@ -152,7 +153,7 @@ def _compare(options: argparse.Namespace) -> int:
     print(f"written: {', '.join(map(str, paths))}")
     if remark:
         print(remark)
-    return 1 if any(result["error"] is not None for result in report["results"]) else 0
+    return {"agrees": 0, "differs": 1}.get(report["verdict"]["status"], 2)
 
 
 def _wrong(options: argparse.Namespace) -> str | None:

@@ -1,6 +1,7 @@
 """Comparing: one training on every backend, and how each differs from the reference."""
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,17 +20,29 @@ from ..training import make_step
 from ..training.checkpoint import digest
 from ..training.data import Examples
 from ..training.progress import Progress, progress
-from ..trees import leaves, named_leaves
-from .deviation import Deviation, deviation, tolerance
+from ..trees import leaves, named_leaves, tree_map
+from .controls import Controls
+from .drift import largest
 from .environment import environment
+from .judging import (
+    AGREES,
+    DIFFERS,
+    FAILED,
+    NOT_JUDGED,
+    Context,
+    Judgement,
+    divergence,
+    judge,
+)
 from .page import Comparison
-from .roundings import Chains, layer_of
-from .running import SIZES, Run, Task, cast, run, sha256
+from .probes import Reference
+from .roundings import Chains
+from .running import SIZES, Run, Task, cast, given, run, run_reference, sha256
 from .workloads import CannotCompare, Workload, find
 
-__all__ = ["LATER", "SCHEMA", "Missing", "compare"]
+__all__ = ["LATER", "SCHEMA", "Missing", "compare", "overall"]
 
-SCHEMA = 2
+SCHEMA = 3
 DTYPES, REFERENCE_DTYPE = ("float32", "float64"), "float64"
 # of the largest gradient: what is below was 0 and is rounding in float64
 NOTHING = 2.0**-42
@@ -97,14 +110,18 @@ def compare(
     here = environment()
     with progress(shown) as told:
         host = choose("numpy")
-        reference = run(task, host, REFERENCE_DTYPE, f"{REFERENCE_DTYPE} reference", told)
+        title = f"{REFERENCE_DTYPE} reference"
+        reference = run_reference(task, host, REFERENCE_DTYPE, title, told)
+        contexts = {dtype: _context(task, reference, chains, dtype) for _, dtype in pairs}
+        controls = Controls(task, told, host)
         results = [
-            _result(task, found, dtype, reference, chains, told, tuple(sizes))
+            _result(task, found, contexts[dtype], controls, told, tuple(sizes))
             for found, dtype in pairs
         ]
     machine = here["processor"]
     report = {
         "schema": SCHEMA,
+        "verdict": overall(results),
         "workload": {
             "name": workload.name,
             "about": workload.about,
@@ -120,6 +137,7 @@ def compare(
             "epochs": epochs,
             "steps": task.steps,
             "seed": seed,
+            "options": list(workload.options),
         },
         "start_sha256": sha256(task.start[0]),
         "reference": {
@@ -128,13 +146,16 @@ def compare(
             "final_loss": reference.losses[-1],
             "test_metric": reference.metric,
             "losses": reference.losses,
+            "scales": reference.scales,
+            "diverges": divergence(reference.losses, reference.scales) or None,
         },
         "tolerance": {
             "formula": "4 ε √n",
             "epsilon": {dtype: float(np.finfo(dtype).eps) for dtype in asked},
             "step": chains.step,
             "layers": list(_layers(chains)),
-            "nothing": sorted(_nothing(reference)),
+            "predictions": chains.predictions,
+            "nothing": sorted(set().union(*(each.nothing for each in contexts.values()))),
         },
         "ledger": _ledger(task, asked[0]),
         "results": [result | {"machine": machine} for result in results],
@@ -211,13 +232,39 @@ def _named(names: Sequence[str | Backend], policy: Policy) -> list[Backend | Mis
 
 def _start(workload: Workload, train: Examples, seed: int) -> tuple[Params, State, Moments]:
     xp = namespace(np.zeros(()))
-    shape = train.x.shape[1:]
+    shape = _shape(train)
     params, state, _ = workload.model.init(random.key(seed, xp=xp), shape, xp.float32)
     return params, state, workload.optimizer.init(params)
 
 
+def _shape(examples: Examples) -> Any:
+    """The shape of x without the axis of examples."""
+    return tree_map(lambda leaf: leaf.shape[1:], examples.x)
+
+
 def _arrays(train: Examples, test: Examples) -> dict[str, np.ndarray]:
-    return {"x": train.x, "target": train.target, "x_test": test.x, "target_test": test.target}
+    named = {"x": train.x, "target": train.target, "x_test": test.x, "target_test": test.target}
+    return {path: leaf for name, tree in named.items() for path, leaf in named_leaves(tree, name)}
+
+
+def _context(task: Task, reference: Run, chains: Chains, dtype: str) -> Context:
+    """What runs in `dtype` are judged by."""
+    every = given(task, reference, dtype)
+    references = [
+        Reference(task.workload, one, reference.scales[one.step - 1]) for one in every if one.finite
+    ]
+    unprobed = [one.step for one in every if not one.finite]
+    nothing = _nothing(references[0]) if references else set()
+    return Context(dtype, reference, references, unprobed, chains, nothing)
+
+
+def overall(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The worst verdict of all, and how many runs have which."""
+    counts = dict.fromkeys((DIFFERS, FAILED, NOT_JUDGED, AGREES), 0)
+    for result in results:
+        counts[result["status"]] += 1
+    worst = next(status for status, count in counts.items() if count)
+    return {"status": worst, "runs": {s.replace(" ", "_"): n for s, n in counts.items()}}
 
 
 def _loss_of(loss: Any) -> str:
@@ -243,7 +290,7 @@ def _ledger(task: Task, dtype: str) -> list[dict[str, Any]]:
 
 def _summary(task: Task, dtype: str) -> Summary | None:
     """Of the model with a batch; a stranger's layer may take no arrays but NumPy's."""
-    (params, state, _), shape = cast(task.start, dtype), task.train.x.shape[1:]
+    (params, state, _), shape = cast(task.start, dtype), _shape(task.train)
     try:
         return summarize(task.workload.model, params, state, shape, dtype, task.workload.batch_size)
     except Exception:
@@ -256,13 +303,13 @@ def _summary(task: Task, dtype: str) -> Summary | None:
 def _result(
     task: Task,
     found: Backend | Missing,
-    dtype: str,
-    reference: Run,
-    chains: Chains,
+    context: Context,
+    controls: Controls,
     told: Progress,
     sizes: tuple[int, ...],
 ) -> dict[str, Any]:
     """An entry of the report's `results`."""
+    dtype = context.dtype
     if isinstance(found, Missing):
         return _entry(found.name, dtype) | {"error": found.reason}
     entry = _entry(str(found), dtype)
@@ -270,10 +317,11 @@ def _result(
         entry |= {"hardware": found.hardware, "version": found.version}
         entry |= {key: getattr(found, key, None) for key in _SETTINGS}
         title = str(found) if dtype == "float32" else f"{found} {dtype}"
-        done = run(task, found, dtype, title, told, sizes)
+        done = run(task, found, dtype, title, told, sizes, context.references)
+        controls.keep(found, dtype, done)
         entry |= _speed(task, done) | {"memory": _memory(task, dtype, done)}
         entry |= _probed(found) if dtype == "float32" else {}  # last: it takes memory too
-        return entry | _difference(task, dtype, done, reference, chains)
+        return entry | _judged(task, found, done, context, controls)
     except Exception as error:  # whatever stops one backend must not stop the others
         return entry | {"error": _one_line(f"{type(error).__name__}: {error}")}
 
@@ -289,9 +337,14 @@ def _entry(name: str, dtype: str) -> dict[str, Any]:
         "version": None,
         "dtype": dtype,
         **dict.fromkeys((*_SETTINGS, *LATER)),
+        "status": FAILED,
         "verdict": "failed",
         "error": None,
-        "left_tolerance": None,
+        "first_difference": None,
+        "differences": [],
+        "not_judged": [],
+        "control": None,
+        "command": None,
         "test_metric": None,
         "final_loss": None,
         "steps": None,
@@ -357,110 +410,90 @@ def _memory(task: Task, dtype: str, done: Run) -> dict[str, Any]:
     return {"peak": done.peak, "predicted": predicted, **held}
 
 
-def _difference(
-    task: Task, dtype: str, done: Run, reference: Run, chains: Chains
+def _judged(
+    task: Task, found: Backend, done: Run, context: Context, controls: Controls
 ) -> dict[str, Any]:
-    """What the training came to, and how far from the reference."""
-    epsilon, last = float(np.finfo(dtype).eps), len(done.losses)
-
-    def allowed(chain: int) -> float:
-        return tolerance(epsilon, chain)
-
-    end = allowed(chains.step * last)
-    nothing = _nothing(reference)
-
-    def entry(found: Deviation, limit: float | None) -> dict[str, Any]:
-        return asdict(found) | {"tolerance": limit}
-
-    def named(tree: Params, like: Params) -> Iterator[tuple[str, Deviation]]:
-        for (name, ours), theirs in zip(named_leaves(tree), leaves(like), strict=True):
-            yield name, deviation(ours, theirs, dtype)
-
-    scale = max(map(abs, reference.losses))
-    off = (np.abs(np.subtract(done.losses, reference.losses)) / scale).tolist()
-    losses = deviation(np.asarray(done.losses), np.asarray(reference.losses), dtype)
-    layers = {
-        path: entry(
-            _of_layer(ours, reference.layers[path], dtype),
-            allowed(chains.outputs.get(path, chains.step)),
-        )
-        for path, ours in done.layers.items()
-        if ours
-    }
-    gradients = {}
-    for name, found in named(done.gradients, reference.gradients):
-        chain = chains.gradients.get(layer_of(name, chains.gradients), chains.step)
-        gradients[name] = entry(found, None if name in nothing else allowed(chain))
-    apart = dict(named(done.params, reference.params))
-    parameters = {
-        name: entry(found, None if name in nothing else end) for name, found in apart.items()
-    }
-    found = deviation(done.outputs, reference.outputs, dtype)
-    size = max((float(np.max(np.abs(p), initial=0.0)) for p in leaves(reference.params)), default=0)
-    # Where an optimizer has made steps of rounding, predictions follow, as no rounding does.
-    free = any(apart[name].absolute > end * size for name in nothing) and found.absolute < math.inf
-    outputs = entry(found, None if free else end)
-
-    def far(found: dict[str, Any]) -> bool:
-        # "not within" instead of "beyond": NaN is neither
-        return found["tolerance"] is not None and not found["relative"] <= found["tolerance"]
-
-    left: list[tuple[int, str]] = [(0, "starting parameters")] * (
-        done.start != sha256(cast(task.start[0], dtype))
-    )
-    left += [(1, _outputs_of(path)) for path, found in layers.items() if far(found)]
-    left += [(t, "loss") for t, d in enumerate(off, 1) if not d <= allowed(chains.step * t)]
-    backwards = sorted(gradients, key=lambda name: gradients[name]["tolerance"] or 0.0)
-    left += [(1, f"gradient of {name}") for name in backwards if far(gradients[name])]
-    left += [(last, "outputs")] * far(outputs)
-    left += [(last, f"parameter {name}") for name, found in parameters.items() if far(found)]
-    verdict, departure = f"within tolerance over {last} steps", None
-    if left:
-        step, what = min(left, key=lambda found: found[0])
-        verdict, departure = f"left tolerance at step {step} ({what})", {"step": step, "what": what}
-
-    held = [outputs, *layers.values(), *gradients.values(), *parameters.values()]
-    every = [found["relative"] for found in held if found["tolerance"] is not None]
-    exact = left[:1] != [(0, "starting parameters")]
+    """What the training came to, how far it is from the reference, and the verdict."""
+    dtype, last = context.dtype, len(done.losses)
+    expected = sha256(cast(task.start[0], dtype))
+    exact = done.start == expected
+    judgement = judge(done, context, exact, found, lambda: controls.of(context, found))
+    first = next(iter(judgement.differences), None)
+    deviations: dict[str, Any] = dict(judgement.deviations)
+    deviations |= {part: deviations[part].get("") for part in ("losses", "loss")}
+    groups = [each for group in judgement.deviations.values() for each in group.values()]
+    every = [each["relative"] for each in groups if each["tolerance"] is not None]
+    chains = context.chains
     return {
-        "verdict": verdict,
-        "left_tolerance": departure,
+        "status": judgement.status,
+        "verdict": _verdict(judgement, last),
+        "first_difference": first,
+        "differences": judgement.differences,
+        "not_judged": judgement.not_judged,
+        "control": judgement.control,
+        "command": _command(task, found, judgement, dtype),
         "test_metric": done.metric,
         "final_loss": done.losses[-1],
         "start_sha256": sha256(task.start[0]) if exact else done.start,
-        "max_relative_deviation": float(np.max(every)),
-        "tolerance": {"first_step": allowed(chains.step), "last_step": end},
-        "deviations": {
-            "losses": entry(losses, end),
-            "outputs": outputs,
-            "layers": layers,
-            "gradients": gradients,
-            "parameters": parameters,
+        "max_relative_deviation": float(np.max(every)) if every else None,
+        "tolerance": {
+            "first_step": context.allowed(chains.step),
+            "last_step": context.allowed(chains.step * last),
         },
-        "loss_deviations": off,
+        "deviations": deviations,
+        "loss_deviations": judgement.loss_deviations,
         "losses": done.losses,
     }
 
 
-def _outputs_of(path: str) -> str:
-    return f"outputs of layer {path}" if path else "outputs of the model"
+def _verdict(judgement: Judgement, last: int) -> str:
+    """The verdict in words."""
+    if judgement.differences:
+        first = judgement.differences[0]
+        since = f"from step {first['step']}" if first["step"] else "from the start"
+        return f"differs by more than rounding {since}, first in {first['what']}"
+    if not judgement.not_judged:
+        return f"agrees over {last:,} steps"
+    unknown = [each["step"] for each in judgement.not_judged if each["quantity"] == "losses"]
+    if not unknown:
+        return "agrees in all that can be judged"
+    if unknown[0] == 1:
+        return "cannot be judged as a whole training"
+    return f"agrees up to step {unknown[0] - 1:,}; cannot be judged beyond"
 
 
-def _of_layer(found: list, reference: list, dtype: str) -> Deviation:
-    """The largest deviation, in each unit, of the arrays that a layer put out."""
-    each = [deviation(ours, theirs, dtype) for ours, theirs in zip(found, reference, strict=True)]
-    units = ("absolute", "relative", "ulps")
-    return Deviation(*(float(np.max([getattr(one, unit) for one in each])) for unit in units))
+def _command(task: Task, found: Backend, judgement: Judgement, dtype: str) -> str | None:
+    """The command line that looks into the step in question; None without one that can."""
+    options = task.workload.options
+    steps = [each["step"] for each in judgement.differences]
+    steps = steps or [e["step"] for e in judgement.not_judged if e["quantity"] == "losses"]
+    if not options or not steps:
+        return None
+    step = max(1, steps[0])
+    words = ["agnostic-nn", "bisect", *_named_side(found, dtype), *options]
+    words += ["--steps", str(step - 1)] if step > 1 else []
+    words += ["--seed", str(task.seed)] if task.seed else []
+    return shlex.join(words)
 
 
-def _nothing(reference: Run) -> set[str]:
+def _named_side(found: Backend, dtype: str) -> list[str]:
+    """A backend with its dtype and policy, as `bisect` takes it."""
+    words = [str(found)]
+    words += [dtype] if dtype != "float32" else []
+    words += [found.precision] if found.precision != "strict" else []
+    words += ["deterministic"] if found.deterministic else []
+    return ["@".join(words)]
+
+
+def _nothing(reference: Reference) -> set[str]:
     """The parameters whose gradient is 0 but for rounding: there is nothing to compare."""
-    largest = {
-        name: float(np.max(np.abs(leaf), initial=0.0))
-        for name, leaf in named_leaves(reference.gradients)
+    size = {
+        name.removeprefix("gradients."): largest(leaf)
+        for name, leaf in reference.results.items()
+        if name.startswith("gradients.")
     }
-    top = max(largest.values(), default=0.0)
-    return {name for name, value in largest.items() if value < NOTHING * top}
+    top = max(size.values(), default=0.0)
+    return {name for name, value in size.items() if value < NOTHING * top}
 
 
 def _one_line(text: str) -> str:

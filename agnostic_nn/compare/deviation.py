@@ -1,11 +1,12 @@
 """Deviation: how far numbers lie from the reference's, and how far rounding alone may take them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Deviation", "deviation", "tolerance"]
+__all__ = ["Deviation", "deviation", "loss_deviations", "tolerance"]
 
 
 @dataclass(frozen=True)
@@ -23,20 +24,39 @@ class Deviation:
     ulps: float
 
 
-def deviation(found: np.ndarray, reference: np.ndarray, dtype: str) -> Deviation:
-    """How far `found`, computed in `dtype`, lies from `reference`.
+def deviation(
+    found: np.ndarray, reference: np.ndarray, dtype: str, scale: float = 0.0
+) -> Deviation:
+    """Return how far `found`, computed in `dtype`, lies from `reference`.
 
-    NaN anywhere makes all of it NaN. Beside a reference of zeros only zeros have a
-    finite relative deviation.
+    scale: what the deviation is relative to, where the largest magnitude of the reference is
+    smaller. NaN anywhere makes all of it NaN. Next to a scale of 0 only zeros have a finite
+    relative deviation.
     """
     expected = np.asarray(reference, np.float64)
     if not expected.size:
         return Deviation(0.0, 0.0, 0.0)
-    absolute = float(np.max(np.abs(np.asarray(found, np.float64) - expected)))
-    largest = float(np.max(np.abs(expected)))
-    relative = absolute / largest if largest else absolute and absolute * math.inf
-    ulp = float(np.spacing(np.asarray(largest, dtype)))
-    return Deviation(absolute, relative, absolute / ulp)
+    with np.errstate(all="ignore"):
+        absolute = float(np.max(np.abs(np.asarray(found, np.float64) - expected)))
+        largest = max(float(np.max(np.abs(expected))), scale)
+        relative = absolute / largest if largest else absolute and absolute * math.inf
+        ulp = float(np.spacing(np.asarray(largest, dtype)))
+        return Deviation(absolute, relative, absolute / ulp)
+
+
+def loss_deviations(
+    found: Sequence[float], reference: Sequence[float], scales: Sequence[float]
+) -> list[float]:
+    """Return how far the loss of each step is off, relative to the scale of that step alone.
+
+        |found - reference| / scale        scale: |reference| + Σ |dL/dy| · max |y|
+
+    A loss such as the mean of (y - target)² comes from larger numbers than it is. Where its
+    outputs are off by a share r, it is off by r · Σ |dL/dy| · max |y|, to first order.
+    """
+    with np.errstate(all="ignore"):
+        gaps = np.abs(np.subtract(found, reference, dtype=np.float64))
+        return np.where(gaps == 0.0, 0.0, gaps / np.asarray(scales, np.float64)).tolist()
 
 
 def tolerance(epsilon: float, chain: int) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .comparing import LATER, SCHEMA
+from .comparing import LATER, SCHEMA, overall
 from .deviation import tolerance
 from .page import Comparison
 from .report import flat, multiplied, names
@@ -83,6 +83,7 @@ def merge(paths: Sequence[Path], labels: Sequence[str] | None = None) -> dict[st
     nothing = sorted({name for one in told for name in one["nothing"]})
     merged["tolerance"] = first["tolerance"] | {"epsilon": epsilon, "nothing": nothing}
     merged["ledger"] = next((r["ledger"] for r in reports if r["ledger"]), [])
+    merged["verdict"] = overall(merged["results"])
     merged["differences"] = [*_settings(merged), *_runs(merged)]
     return Comparison(merged)
 
@@ -207,12 +208,18 @@ def _runs(report: dict[str, Any]) -> Iterator[str]:
     if len(known) > 1:
         each = _and([f"{d:.2g} in {name}" for d, name in known])
         yield f"Numbers lie off the reference by at most {each}."
-    left = [name for _, name, r in far if r["left_tolerance"] is not None]
-    if far and not left:
-        yield "All of them stay within the tolerance: their differences are rounding."
-    elif left:
-        yield f"{_and(left)} left the tolerance: more than rounding is different there."
+    by = {status: [n for n, r in pairs if r["status"] == status] for status in _TOLD}
+    for status, names_of in by.items():
+        if names_of and (status != "agrees" or len(names_of) == len(pairs)):
+            yield _TOLD[status].format(_and(names_of))
     yield from _losses(pairs)
+
+
+_TOLD = {
+    "agrees": "All of them agree with the reference: their differences are rounding.",
+    "differs": "More than rounding is different in {}.",
+    "not judged": "Not all could be judged in {}.",
+}
 
 
 def _losses(pairs: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:

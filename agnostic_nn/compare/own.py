@@ -21,7 +21,7 @@ from .workloads import CannotCompare, Workload, split
 
 __all__ = ["own"]
 
-EPOCHS, BATCH = 10, 32
+EPOCHS, BATCH, ADAM = 10, 32, "Adam"
 NEEDED, HELD_OUT = ("x", "target"), ("x_test", "target_test")
 
 
@@ -29,7 +29,7 @@ def own(
     model: str,
     data: str | os.PathLike,
     loss: str | None = None,
-    optimizer: str = "Adam",
+    optimizer: str = ADAM,
     batch_size: int = BATCH,
 ) -> Workload:
     """The training of `model`, "module:object", on the arrays of the file `data`.
@@ -59,8 +59,12 @@ def own(
         held_out = "a random fifth is the test set"
     train, test = parts
     about = f"{Path(data).name}: {len(train) + len(test):,} examples; {held_out}"
-    name, read = model, lambda: (train, test)
-    return Workload(name, about, read, layer, chosen, metric, EPOCHS, moved, batch_size)
+    options = ["--model", model, "--data", str(data)]
+    options += ["--loss", loss] if loss is not None else []
+    options += ["--optimizer", optimizer] if optimizer != ADAM else []
+    options += ["--batch-size", str(batch_size)] if batch_size != BATCH else []
+    found = model, about, lambda: (train, test), layer, chosen, metric, EPOCHS, moved, batch_size
+    return Workload(*found, options=tuple(options))
 
 
 # --- the data ---------------------------------------------------------------------------
@@ -73,6 +77,10 @@ def _data(path: Path) -> list[Examples]:
     if missing:
         held = ", ".join(arrays) or "nothing"
         raise CannotCompare(f"{path} has no array called {' and '.join(missing)}: it has {held}")
+    unused = [name for name in arrays if name not in (*NEEDED, *HELD_OUT)]
+    if unused:
+        used = ", ".join((*NEEDED, *HELD_OUT))
+        raise CannotCompare(f"{path} has {', '.join(unused)}, which nothing here uses: only {used}")
     halves = [name for name in HELD_OUT if name in arrays]
     if len(halves) == 1:
         (other,) = set(HELD_OUT) - set(halves)

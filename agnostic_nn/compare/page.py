@@ -88,9 +88,9 @@ def _trimmed(runs: int, title: str, columns: list[str], rows: list) -> tuple[str
 
 
 def _class(result: dict[str, Any]) -> str:
-    if result["error"] is not None:
+    if result["status"] in ("failed", "differs"):
         return "bad"
-    return "doubt" if result["left_tolerance"] or result["shortfall"] else "good"
+    return "doubt" if result["status"] == "not judged" or result["shortfall"] else "good"
 
 
 def _losses(report: dict[str, Any], runs: Runs) -> Any:
@@ -116,8 +116,9 @@ def _by_step(report: dict[str, Any], runs: Runs) -> Any:
     made, axes = figure(*REACH)
     steps = range(1, len(report["reference"]["losses"]) + 1)
     for i, name, r in runs:
-        off = [value or float("nan") for value in _numbers(r["loss_deviations"])]
-        axes.plot(steps, off, color=colour(i), lw=1.0, alpha=0.8, label=_called(name, off))
+        off = r["loss_deviations"]
+        shown = [value or float("nan") for value in _numbers(off)]
+        axes.plot(steps, shown, color=colour(i), lw=1.0, alpha=0.8, label=_called(name, off))
     for k, (dtype, epsilon) in enumerate(_used(report, runs)):
         chain = report["tolerance"]["step"]
         allowed = [4.0 * epsilon * (chain * t) ** 0.5 for t in steps]
@@ -140,9 +141,10 @@ def _within(part: str, title: str) -> Callable:
         limits: dict[str, list[float]] = {}
         for i, name, r in runs:
             found = r["deviations"][part]
-            off = [found[place]["relative"] or float("nan") for place in places]
+            off = [found[place]["relative"] for place in places]
+            shown = [value or float("nan") for value in off]
             mark = MARKS[i % len(MARKS)]
-            axes.plot(off, heights, mark, color=colour(i), alpha=0.8, label=_called(name, off))
+            axes.plot(shown, heights, mark, color=colour(i), alpha=0.8, label=_called(name, off))
             allowed = [found[place]["tolerance"] or float("nan") for place in places]
             limits.setdefault(r["dtype"], allowed)
         for k, (dtype, allowed) in enumerate(limits.items()):
@@ -225,11 +227,11 @@ def _memory(report: dict[str, Any], runs: Runs) -> Any:
 _PLOTS = {
     _losses: "The loss of each run by step, and of the reference",
     _by_step: "How far the loss of each run is from the reference's, by step, and the tolerance",
-    _within("layers", "Outputs of layers at the first step"): (
-        "How far what each layer puts out is from the reference, at the first step"
+    _within("layers", "Outputs of layers, from the same numbers"): (
+        "How far the output of each layer is from the reference, in a step from the same numbers"
     ),
-    _within("gradients", "Gradients at the first step"): (
-        "How far the gradient of each parameter is from the reference, at the first step"
+    _within("gradients", "Gradients, from the same numbers"): (
+        "How far the gradient of each parameter is from the reference, from the same numbers"
     ),
     _within("parameters", "Parameters after the last step"): (
         "How far each parameter is from the reference, after the last step"
@@ -254,9 +256,11 @@ def _means(numbers: list[float], some: int) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def _called(name: str, off: list[float]) -> str:
-    """A run in a key; one that is nowhere off has no mark where decades are drawn."""
-    return name if any(map(math.isfinite, off)) else f"{name}: 0"
+def _called(name: str, off: list[float | None]) -> str:
+    """A run in a key, which says why it has no mark: 0 is not drawn where decades are."""
+    if any(off):
+        return name
+    return f"{name}: not known" if None in off else f"{name}: 0"
 
 
 def _title(axes: Any, text: str) -> None:

@@ -14,7 +14,9 @@ from ..summary import Summary
 from ..tables import markdown_table, table
 
 __all__ = [
+    "PROBED",
     "READING",
+    "TRAINED",
     "by_size",
     "environments",
     "flat",
@@ -30,6 +32,9 @@ __all__ = [
 ]
 
 Row = list[Any]
+# groups of deviations: from the same numbers, and of whole trainings
+PROBED = ("layers", "loss", "gradients", "states", "updates", "predictions")
+TRAINED = ("losses", "parameters", "trained_state", "outputs")
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -93,22 +98,100 @@ def sentence(result: dict[str, Any]) -> str:
     """The verdict on a run, and its figures."""
     if result["error"] is not None:
         return f"failed: {result['error']}."
-    far, allowed = result["max_relative_deviation"], result["tolerance"]["last_step"]
-    most = "no number at all" if far is None else f"at most {far:.2g} off the reference"
-    time = "" if result["step_ms"] is None else f", at {result['step_ms']:.3g} ms a step"
-    short = f" It is {result['shortfall']}." if result["shortfall"] else ""
-    if result["left_tolerance"] is None:
-        told = f"stays {result['verdict']}: {most}, where rounding may come to {allowed:.2g}"
-        return f"{told} by the end{time}.{short}"
-    step, dtype = result["left_tolerance"]["step"], result["dtype"]
-    why = f"rounding in {dtype} does not explain it"
-    if step > 1:
-        why = (
-            f"step 1 holds in every layer, so rounding in {dtype} explains it only if this "
-            f"training magnifies it, and `agnostic-nn bisect --steps {step - 1}` looks into that "
-            "step alone"
-        )
-    return f"{result['verdict']}: {why}; {most}{time}.{short}"
+    parts = [f"{result['verdict']}{_figures(result)}{_time(result)}."]
+    if result["status"] == "differs":
+        parts += _difference(result)
+    if result["not_judged"]:
+        parts.append(_not_judged(result))
+    if result["command"]:
+        step = int(_step_of(result))
+        parts.append(f"To look into step {step:,}: `{result['command']}`")
+    if result["shortfall"]:
+        parts.append(f"It is {result['shortfall']}.")
+    return " ".join(parts)
+
+
+def _figures(result: dict[str, Any]) -> str:
+    """How far off what was judged is: the worst of all that the table shows."""
+    if result["status"] == "differs":
+        return ""
+    far = result["max_relative_deviation"]
+    if far is None:
+        return ". How far off it is is not known"
+    judged = [each for _, each in _entries(result) if each["tolerance"] is not None]
+    worst = max(judged, key=lambda each: each["relative"] or 0.0)
+    allowed = f"(rounding alone could explain {worst['tolerance']:.2g})"
+    if result["status"] == "agrees":
+        return f", to {far:.2g} of float64 {allowed}"
+    return f". What was judged agrees with float64 to {far:.2g} {allowed}"
+
+
+def _time(result: dict[str, Any]) -> str:
+    return "" if result["step_ms"] is None else f", at {result['step_ms']:.3g} ms a step"
+
+
+def _difference(result: dict[str, Any]) -> Iterator[str]:
+    """What differs, by how much, and what that depends on."""
+    first, *others = result["differences"]
+    if first["relative"] is not None:
+        allowed = f"rounding in {result['dtype']} explains {first['tolerance']:.2g} at most"
+        yield f"It is off by {first['relative']:.2g}, and {allowed}."
+    elif first["quantity"] != "start":
+        yield "It holds what is not a finite number."
+    if others:
+        differ = "results differ" if len(others) > 1 else "result differs"
+        yield f"{len(others):,} other {differ} too."
+    if first["quantity"] in TRAINED:
+        at = next((each for each in result["differences"] if each["quantity"] in PROBED), None)
+        if at is not None:
+            yield f"From the same numbers, {at['what']} differs at step {at['step']:,}."
+        else:
+            yield (
+                "From the same numbers, the parts of the first, the middle and the last step "
+                "agree, and so do predictions."
+            )
+
+
+def _not_judged(result: dict[str, Any]) -> str:
+    """What is not judged, each with the reason, those with one reason together."""
+    by: dict[str, list[str]] = {}
+    for each in result["not_judged"]:
+        since = f" from step {each['step']:,} on" if each["quantity"] == "losses" else ""
+        since = f" at step {each['step']:,}" if each["quantity"] == "probe" else since
+        by.setdefault(each["why"], []).append(each["what"] + since)
+    said = "; ".join(f"{_some(names)} ({why})" for why, names in by.items())
+    return f"NOT JUDGED: {said}.{_controlled(result['control'])}"
+
+
+def _controlled(control: dict[str, Any] | None) -> str:
+    """At which step control runs leave the tolerance too."""
+    left = [
+        f"{run['name']} at step {run['left_tolerance']:,}"
+        for run in (control["runs"] if control else ())
+        if run["left_tolerance"] is not None
+    ]
+    return f" Control runs leave the tolerance too: {' and '.join(left)}." if left else ""
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    names = list(dict.fromkeys(names))
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _step_of(result: dict[str, Any]) -> int:
+    """The step that the command of a result looks into."""
+    steps = [each["step"] for each in result["differences"]]
+    steps += [each["step"] for each in result["not_judged"] if each["quantity"] == "losses"]
+    return max(1, steps[0])
+
+
+def _entries(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Group and entry of each deviation."""
+    for group, found in result["deviations"].items():
+        for each in [found] if group in ("loss", "losses") else found.values():
+            if each is not None:
+                yield group, each
 
 
 def overview(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list[Row]]]:
@@ -134,17 +217,16 @@ def overview(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list[Row]
     title = f"after {task['steps']:,} steps of {task['name']} ({task['epochs']} epochs)"
     yield title, columns, rows
 
-    columns = ["backend", "loss", "outputs", "layers", "gradients", "parameters", "worst in ULPs"]
+    columns = ["backend", *_COLUMNS]
     rows = []
     for name, r in zip(called, results, strict=True):
-        found = r["deviations"]
-        figures: list[Any] = [None] * 6
-        if found is not None:
-            groups = [[found["losses"]], [found["outputs"]]]
-            inside = ("layers", "gradients", "parameters")
-            groups += [[d for d in found[k].values() if d["tolerance"] is not None] for k in inside]
-            worst = [_worst(group, "relative") for group in groups]
-            figures = [*worst, _worst([d for group in groups for d in group], "ulps")]
+        figures: list[Any] = [None] * len(_COLUMNS)
+        if r["deviations"] is not None:
+            entries = list(_entries(r))
+            figures = [
+                _worst([each for group, each in entries if group in groups])
+                for groups in _COLUMNS.values()
+            ]
         rows.append([name, *figures, r["verdict"]])
     title = f"largest relative deviation from the {reference['dtype']} reference"
     yield title, [*columns, "verdict"], rows
@@ -179,10 +261,26 @@ def _megabytes(memory: dict[str, int | None] | None) -> float | None:
     return found / 1e6 if found else None
 
 
-def _worst(deviations: Sequence[dict[str, float | None]], unit: str) -> float | None:
-    """The largest; None, which stands for no number at all, is worse than any."""
-    found = [value for deviation in deviations if (value := deviation[unit]) is not None]
-    return max(found, default=0.0) if len(found) == len(deviations) else None
+_COLUMNS = {  # of a table of deviations, and the groups in each
+    "layers": ("layers", "loss"),
+    "gradients": ("gradients",),
+    "updates": ("updates",),
+    "state": ("states", "trained_state"),
+    "predictions": ("predictions",),
+    "training: loss": ("losses",),
+    "parameters": ("parameters",),
+    "outputs": ("outputs",),
+}
+
+
+def _worst(entries: Sequence[dict[str, Any]]) -> float | str | None:
+    """The largest relative deviation of what was judged; words where there is none."""
+    judged = [each["relative"] for each in entries if each["tolerance"] is not None]
+    if None in judged:
+        return "not known"
+    if judged:
+        return max(judged)
+    return "not judged" if entries else None
 
 
 def remarks(report: dict[str, Any]) -> Iterator[str]:
@@ -194,13 +292,16 @@ def remarks(report: dict[str, Any]) -> Iterator[str]:
         yield f"starting parameters: {sha256}, but not on {', '.join(others)}"
     elif started:
         yield f"starting parameters: bit-identical on every backend, SHA-256 {sha256}"
-    losses = report["reference"]["losses"]
-    if None in losses:
-        step, dtype = losses.index(None) + 1, report["reference"]["dtype"]
-        yield f"the reference diverges: from step {step} on its own loss in {dtype} is no number"
+    diverges = report["reference"]["diverges"]
+    if diverges:
+        yield f"the training diverges: {diverges}"
     nothing = report["tolerance"]["nothing"]
     if nothing:
-        yield _of_nothing(report, nothing)
+        are = "gradients that are" if len(nothing) > 1 else "a gradient that is"
+        yield (
+            f"{are} 0 but for rounding: {', '.join(nothing)}, as of a bias before BatchNorm; "
+            "judged by the size of the largest gradient"
+        )
     pairs = list(zip(called, report["results"], strict=True))
     fast = [name for name, r in pairs if r["precision"] == "fast" and _in_float32(r)]
     if fast:
@@ -219,43 +320,28 @@ def _in_float32(result: dict[str, Any]) -> bool:
     return result["probe"] is not None and not less(result["probe"])
 
 
-def _of_nothing(report: dict[str, Any], nothing: list[str]) -> str:
-    """Why parameters, and outputs that follow them, are held to no tolerance."""
-    many, said = len(nothing) > 1, ", ".join(nothing)
-    why = (
-        f"held to no tolerance: {said}, as {'their' if many else 'its'} gradient is 0 but for "
-        "rounding, and an optimizer that divides by a gradient's size, such as Adam, makes whole "
-        "steps of that, other ones on each backend"
-    )
-    free = {}
-    for name, r in zip(names(report), report["results"], strict=True):
-        found = r["deviations"]
-        if found is not None and found["outputs"]["tolerance"] is None:
-            free[name] = max(found["parameters"][each]["absolute"] or 0.0 for each in nothing)
-    if not free:
-        return why
-    most = f"{max(free.values()):.2g}"
-    return f"{why}; nor are the outputs on {', '.join(free)}, as these steps came to {most} there"
-
-
 # --- Markdown ---------------------------------------------------------------------------
 
 
 READING = (
     "A deviation is the largest difference in an array: absolute, relative to the largest "
     "magnitude in the reference's array, and in ULPs, the spacing of the dtype at that "
-    "magnitude. Outputs are those for the test set after the last step, those of layers and "
-    "gradients are of the first step, parameters those after the last.",
+    "magnitude. Outputs of layers, gradients, new states, updates and predictions are computed "
+    "from the same numbers on both sides: those of the reference at the first, the middle and the "
+    "last step. Losses, parameters and outputs after training are those of whole trainings.",
     "The tolerance is {formula}, with ε the spacing of the dtype at 1 and n the roundings that "
     "follow one another until a number is there: of a sum as many as it has terms, of any other "
     "operation one. They are counted layer by layer in one step, forward and back: {step:,} in "
-    "all of it. The loss is held to it at every step t, with n that of t steps, relative to its "
-    "largest value; what layers put out and their gradients at the first, each with the n of "
-    "its layer; outputs and parameters at the last, with that of all steps; and the starting "
-    "parameters must be the same bits. Roundings have random signs, so their sum exceeds this "
-    "with a probability below 3e-14 (Higham & Mary, 2019). Leaving it means that rounding in "
-    "this dtype does not explain the difference: look for a lower precision inside "
-    "multiplications (TF32), an error, or a network that magnifies rounding, as kinks do.",
+    "all of it, and {predictions:,} in predictions. The loss is held to it at every step t, with n "
+    "that of t steps, relative to the size of that step's loss and of what errors of its outputs "
+    "do to it; parameters, state and outputs at the last, with n that of all steps; and the "
+    "starting parameters must be the same bits. Roundings have random signs, so their sum exceeds "
+    "this with a probability below 3e-14 (Higham & Mary, 2019).",
+    "Where a result from the same numbers lies further off, how far rounding takes it is measured, "
+    "and where it lies further off than that it differs: look for a lower precision inside "
+    "multiplications (TF32) or an error. Where only the training as a whole lies further off, it "
+    "is compared with control runs, in which nothing but rounding is changed: what rounding alone "
+    "takes as far is not judged, and said to be.",
     "A step is timed from a batch that lies on the device until the new parameters have their "
     "values. The first one, which compiles where a library compiles, stands apart; the middle "
     "half lies between the quartiles of the others. Memory is what the device had in use at "
@@ -291,7 +377,7 @@ def _markdown(report: dict[str, Any]) -> str:
     parts.append("\n".join(f"- {_escape(line)}" for line in remarks(report)))
     parts += ["## How to read this", *(each.format(**report["tolerance"]) for each in READING)]
     columns, rows = tolerances(report)
-    parts += ["## Tolerances of layers at the first step", markdown_table(columns, rows)]
+    parts += ["## Tolerances of layers in one step", markdown_table(columns, rows)]
     if report["ledger"]:
         title, columns, rows, said = ledger(report)
         parts += [f"## {title}", markdown_table(columns, rows), *said]
@@ -358,13 +444,36 @@ def _short(text: str, length: int = 60) -> str:
 
 
 def _details(deviations: dict[str, Any]) -> list[Row]:
-    named = {"losses": deviations["losses"], "outputs": deviations["outputs"]}
-    inside = deviations["layers"].items()
-    named |= {f"outputs of layer {n}": found for n, found in inside if n}
-    named |= {f"gradient of {name}": found for name, found in deviations["gradients"].items()}
-    named |= {f"parameter {name}": found for name, found in deviations["parameters"].items()}
-    units = ("absolute", "relative", "ulps", "tolerance")
-    return [[name, *(found[unit] for unit in units)] for name, found in named.items()]
+    named = {}
+    for group, words in _DETAILS.items():
+        found = deviations[group]
+        entries = {"": found} if group in ("loss", "losses") else found
+        for name, entry in entries.items():
+            if entry is not None:
+                named[words.format(name or "the model")] = entry
+    units = ("absolute", "relative", "ulps")
+    return [
+        [name, *(_known(found[unit]) for unit in units), _known(found["tolerance"], "not judged")]
+        for name, found in named.items()
+    ]
+
+
+_DETAILS = {
+    "layers": "output of {}",
+    "loss": "loss of one step",
+    "gradients": "gradient of {}",
+    "states": "new state {}",
+    "updates": "update of {}",
+    "predictions": "prediction {}",
+    "losses": "loss, in training",
+    "parameters": "{} after training",
+    "trained_state": "state {} after training",
+    "outputs": "outputs {} after training",
+}
+
+
+def _known(number: float | None, otherwise: str = "not known") -> float | str:
+    return otherwise if number is None else number
 
 
 def flat(data: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -41,17 +41,32 @@ class Chains:
     """Roundings in a row: until each layer's outputs and gradients are there, and in a step.
 
     outputs and gradients: by the layer's place in the model, in the order of computation;
-    about: what the layer is.
+    about: what the layer is; predictions: until those of the model are there.
     """
 
     outputs: dict[str, int]
     gradients: dict[str, int]
     step: int
     about: dict[str, str] = field(default_factory=dict)
+    predictions: int = 0
+
+    @property
+    def loss(self) -> int:
+        """Until the loss is there, at most: the first gradient comes after it."""
+        return min(self.gradients.values(), default=self.step)
+
+    @property
+    def update(self) -> int:
+        """From the gradients to the new parameters."""
+        return self.step - max(self.gradients.values(), default=0)
 
 
-def chains(step_of: Callable[[Layer], Callable], model: Layer, carry: Any, batch: tuple) -> Chains:
+def chains(
+    step_of: Callable[[Layer], Callable], model: Layer, carry: Any, batch: tuple, x: Any = None
+) -> Chains:
     """The roundings of step_of(model)(carry, *batch), a step as `make_step` makes it.
+
+    x: examples to predict, whose roundings are counted too.
 
     Where a layer of somebody's own takes no arrays but NumPy's they cannot be watched. Then
     shapes must do: forward sums over the rows of each weight, backward over its columns, and
@@ -76,14 +91,24 @@ def chains(step_of: Callable[[Layer], Callable], model: Layer, carry: Any, batch
         names = {"forward": outputs, "backward": gradients, "backward_params": gradients}
         return {name: noting(type(layer), name, path, noted) for name, noted in names.items()}
 
+    predicting = _Count()
+    try:
+        _counted(count, step_of(twin(model, methods)), (carry, *batch))
+        if x is not None:
+            _counted(predicting, model.predict, (carry[0], carry[1], x))
+    except Exception:  # of whatever kind a custom layer raises
+        guess = len(batch[-1]) + sum(sum(leaf.shape) for leaf in leaves(carry[0]))
+        return Chains({}, {}, guess, predictions=guess)
+    return Chains(outputs, gradients, count.roundings, about, predicting.roundings)
+
+
+def _counted(count: "_Count", function: Callable, trees: tuple) -> None:
+    """Run function(*trees), counting."""
     before = _now.set(count)  # type: ignore[arg-type]
     try:
-        step_of(twin(model, methods))(*tree_map(_Watched, (carry, *batch)))
-    except Exception:  # of whatever kind a stranger's layer raises
-        return Chains({}, {}, len(batch[-1]) + sum(sum(leaf.shape) for leaf in leaves(carry[0])))
+        function(*tree_map(_Watched, trees))
     finally:
         _now.reset(before)
-    return Chains(outputs, gradients, count.roundings, about)
 
 
 def twin(

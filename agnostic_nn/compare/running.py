@@ -1,16 +1,15 @@
-"""Running: one training, on one backend, timed step by step, and looked into at the first."""
+"""Running: one training, on one backend, timed step by step, and the probes of its steps."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from ..arrays import Moments, Params, Rows, State
+from ..arrays import Moments, Params, State, namespace
 from ..layers import Layer
 from ..metrics import finish_of
 from ..profiling import WARM_UP
@@ -20,10 +19,11 @@ from ..training.checkpoint import digest
 from ..training.data import Examples, batches, order
 from ..training.progress import Progress
 from ..trees import leaves, named_leaves, tree_map
-from .roundings import Chains, chains, twin
+from .probes import Given, Named, Reference, cast, chosen_rows, functions, probe, steps_to_probe
+from .roundings import Chains, chains
 from .workloads import Workload
 
-__all__ = ["SIZES", "Run", "Task", "cast", "run", "sha256"]
+__all__ = ["SIZES", "Run", "Task", "cast", "ended", "given", "run", "run_reference", "sha256"]
 
 SIZES = (1, 512, 64, 8)  # of batches, to time: what a plot would miss most first
 ENOUGH, BUDGET = 0.1, 2.0  # seconds to time one for; and after which no other is begun
@@ -54,17 +54,18 @@ class Task:
     def batch(self, rows: np.ndarray, new: int, dtype: str) -> Any:
         """The examples numbered `rows`, of which the first `new` count."""
         counts = np.arange(len(rows)) < new
-        examples = cast((self.train.x[rows], self.train.target[rows]), dtype)
-        return (*examples, counts.astype(dtype))
+        part = self.train[rows]
+        return (*cast((part.x, part.target), dtype), counts.astype(dtype))
 
     def chains(self) -> Chains:
-        """The roundings of the first step."""
+        """The roundings of the first step, and of predictions."""
         workload, first = self.workload, next(self.batches("float32"))
 
         def step(model: Layer) -> Callable:
             return make_step(model, workload.loss, workload.optimizer)
 
-        return chains(step, workload.model, self.start, first)
+        x = self.test[chosen_rows(len(self.test))].x
+        return chains(step, workload.model, self.start, first, x)
 
 
 @dataclass(frozen=True)
@@ -72,26 +73,18 @@ class Run:
     """What one training left, on the host."""
 
     start: str  # SHA-256 of the parameters as they came back from the device
-    layers: dict[str, list[np.ndarray]]  # what each put out in the first step, by its path
-    gradients: Params  # of the first step
     losses: list[float]  # one a step, before it
     seconds: list[float]  # one a step
     params: Params
-    outputs: np.ndarray  # for the test set
+    state: State
+    outputs: Any  # for the test set
     metric: float | None  # of the outputs
-    sizes: dict[int, float]  # seconds of a step by the size of its batch, where asked for
-    peak: int | None  # bytes, if the device tells
-
-
-@dataclass(frozen=True)
-class _Unmoved:
-    """An "optimizer" whose step hands out the gradients in place of new parameters."""
-
-    def init(self, params):
-        return ()
-
-    def update(self, params, grads, moments):
-        return grads, moments
+    sizes: dict[int, float] = field(default_factory=dict)  # seconds of a step by batch size
+    peak: int | None = None  # bytes, if the device tells
+    probes: list[Named] = field(default_factory=list)
+    # of the reference alone: what steps start from, and the scale of each loss
+    carries: dict[int, tuple] = field(default_factory=dict)
+    scales: list[float] = field(default_factory=list)
 
 
 def run(
@@ -101,47 +94,132 @@ def run(
     title: str,
     told: Progress,
     sizes: tuple[int, ...] = (),
+    references: Sequence[Reference] = (),
 ) -> Run:
-    """The training of `task`, as `Trainer` would do it.
+    """The training of `task`, as `Trainer` would do it, and then its probes.
 
     A step is timed from a batch that has arrived on the device to new parameters that
     have their values.
     """
     workload = task.workload
-    carry = backend.asarray(cast(task.start, dtype))
-    start = sha256(backend.to_numpy(carry[0]))
-    step = backend.jit(make_step(workload.model, workload.loss, workload.optimizer), donate=(0,))
-    slope = backend.jit(make_step(workload.model, workload.loss, _Unmoved(), keep_finite=False))
-    look = backend.jit(partial(_inside, _signing(workload.model)))
-    layers: dict[str, list[np.ndarray]] = {}
-    gradients: Params = None
-    losses: list[float] = []
-    seconds: list[float] = []
-    told.begin(title, task.steps)
-    for given in task.batches(dtype):
-        batch = backend.asarray(given)
-        if not losses:
-            layers = _noted(backend.to_numpy(look(carry, *batch)))
-            gradients = backend.to_numpy(slope(carry, *batch)[0][0])
-        backend.synchronize(batch)
-        began = perf_counter()
-        carry, value, _ = step(carry, *batch)
-        backend.synchronize((carry[0], value))
-        seconds.append(perf_counter() - began)
-        losses.append(float(value))
-        told.advance(len(losses), losses[-1])
+    with np.errstate(all="ignore"):  # what is not finite is found in the results
+        carry = backend.asarray(cast(task.start, dtype))
+        start = sha256(backend.to_numpy(carry[0]))
+        step = backend.jit(
+            make_step(workload.model, workload.loss, workload.optimizer), donate=(0,)
+        )
+        losses: list[float] = []
+        seconds: list[float] = []
+        told.begin(title, task.steps)
+        for given in task.batches(dtype):
+            batch = backend.asarray(given)
+            backend.synchronize(batch)
+            began = perf_counter()
+            carry, value, _ = step(carry, *batch)
+            backend.synchronize((carry[0], value))
+            seconds.append(perf_counter() - began)
+            losses.append(float(value))
+            told.advance(len(losses), losses[-1])
 
+        parts = {part: backend.jit(function) for part, function in functions(workload).items()}
+        params, state, outputs, metric = ended(task, backend, dtype, carry, parts["predict"])
+        measured = {} if metric is None else {str(workload.measured): metric}
+        told.finish({"loss": losses[-1], **measured})
+        tells = getattr(backend.adapter, "peak_memory", None)
+        peak = tells and tells(backend.device)
+        probes = probe(backend, parts, list(references))
+        timed = _sizes(task, backend, dtype, step, carry, sizes)
+    return Run(start, losses, seconds, params, state, outputs, metric, timed, peak, probes)
+
+
+def ended(
+    task: Task, backend: Backend, dtype: str, carry: Any, predict: Callable | None = None
+) -> tuple:
+    """Parameters, state, outputs for the test set and their metric, on the host."""
     params, state, _ = carry
-    forward = backend.jit(lambda params, state, x: workload.model.forward(params, state, x)[0])
-    outputs = backend.to_numpy(forward(params, state, backend.asarray(cast(task.test.x, dtype))))
-    metric = _metric(workload, outputs, cast(task.test.target, dtype))
+    predict = predict or backend.jit(functions(task.workload)["predict"])
+    moved = backend.asarray(cast(task.test.x, dtype))
+    outputs = backend.to_numpy(predict(params, state, moved)["predictions"]["y"])
+    metric = _metric(task.workload, outputs, cast(task.test.target, dtype))
+    # copied: steps to come take their memory
+    copies = (tree_map(np.array, backend.to_numpy(tree)) for tree in (params, state))
+    return *copies, tree_map(np.array, outputs), metric
+
+
+def run_reference(task: Task, backend: Backend, dtype: str, title: str, told: Progress) -> Run:
+    """The training that all others are compared with, with what some of its steps start from."""
+    workload = task.workload
+    optimizer = _Keeping(workload.optimizer)
+    kept = set(steps_to_probe(task.steps))
+    carries: dict[int, tuple] = {}
+    losses: list[float] = []
+    scales: list[float] = []
+    with np.errstate(all="ignore"):
+        params, state, moments = cast(task.start, dtype)
+        carry = backend.asarray((params, state, (moments, np.zeros((), dtype))))
+        step = backend.jit(make_step(_Scaling(workload.model), workload.loss, optimizer), (0,))
+        told.begin(title, task.steps)
+        for batch in task.batches(dtype):
+            if len(losses) in kept:
+                params, state, (moments, _) = tree_map(np.array, backend.to_numpy(carry))
+                carries[len(losses)] = params, state, moments
+            carry, value, _ = step(carry, *backend.asarray(batch))
+            losses.append(float(value))
+            scales.append(abs(losses[-1]) + float(carry[2][1]))
+            told.advance(len(losses), losses[-1])
+        params, state, outputs, metric = ended(task, backend, dtype, carry)
     measured = {} if metric is None else {str(workload.measured): metric}
     told.finish({"loss": losses[-1], **measured})
-    found = tree_map(np.array, backend.to_numpy(params))  # copied: steps to come take its memory
-    tells = getattr(backend.adapter, "peak_memory", None)
-    peak = tells and tells(backend.device)
-    timed = _sizes(task, backend, dtype, step, carry, sizes)
-    return Run(start, layers, gradients, losses, seconds, found, outputs, metric, timed, peak)
+    start = sha256(task.start[0])
+    found = params, state, outputs, metric
+    return Run(start, losses, [], *found, carries=carries, scales=scales)
+
+
+def given(task: Task, reference: Run, dtype: str) -> list[Given]:
+    """What the probed steps of the reference start from, in `dtype`."""
+    x = cast(task.test.x[chosen_rows(len(task.test))], dtype)
+    found = []
+    for number, batch in enumerate(task.batches(dtype)):
+        if number in reference.carries:
+            found.append(Given(number + 1, cast(reference.carries[number], dtype), batch, x))
+    return found
+
+
+@dataclass(frozen=True)
+class _Scaling(Layer):
+    """A model whose gradients also tell how far relative errors of its outputs move the loss.
+
+    scale = sum over outputs of |dL/dy| * max |y|
+    """
+
+    layer: Layer
+
+    def forward(self, params, state, x, *, train=False):
+        y, state, cache = self.layer.forward(params, state, x, train=train)
+        return y, state, (cache, y)
+
+    def backward_params(self, params, cache, dy):
+        inner, y = cache
+        scale = 0.0
+        for out, slope in zip(leaves(y), leaves(dy), strict=True):
+            if slope is not None:
+                xp = namespace(slope)
+                scale = scale + xp.sum(xp.abs(slope)) * xp.max(xp.abs(out))
+        return {"grads": self.layer.backward_params(params, inner, dy), "scale": scale}
+
+
+@dataclass(frozen=True)
+class _Keeping:
+    """An optimizer that keeps, with its moments, the scale that `_Scaling` tells."""
+
+    optimizer: Any
+
+    def init(self, params):
+        return self.optimizer.init(params), 0.0
+
+    def update(self, params, grads, moments):
+        after, kept = self.optimizer.update(params, grads["grads"], moments[0])
+        return after, (kept, grads["scale"])
 
 
 def _metric(workload: Workload, outputs: Any, target: np.ndarray) -> float | None:
@@ -174,57 +252,9 @@ def _sizes(
     return found
 
 
-# --- inside the first step --------------------------------------------------------------
-
-
-_SIGN = "\0"  # no name in a layer's own cache begins so
-
-
-def _signing(model: Layer) -> Layer:
-    """The model, each of whose layers leaves what it put out in its cache, under its path."""
-
-    def methods(layer: Layer, path: str) -> dict[str, Callable]:
-        kind = type(layer)
-
-        def forward(self: Any, params: Any, state: Any, x: Any, *, train: Any = False) -> Any:
-            y, state, cache = kind.forward(self, params, state, x, train=train)
-            return y, state, {_SIGN + path: (y, cache)}
-
-        return {"forward": forward}
-
-    return twin(model, methods)
-
-
-def _inside(signing: Layer, carry: Any, x: Any, target: Any, counts: Any) -> Any:
-    """What each layer put out, as nested in the cache."""
-    return signing.forward(carry[0], carry[1], x, train=Rows(counts))[2]
-
-
-def _noted(cache: Any) -> dict[str, list[np.ndarray]]:
-    """Real numbers by path, from the caches of layers within layers: the outer one stands last."""
-    found: dict[str, list[np.ndarray]] = {}
-    if isinstance(cache, dict):
-        for name, inner in cache.items():
-            if not name.startswith(_SIGN):
-                found |= _noted(inner)
-                continue
-            y, within = inner
-            found |= _noted(within)
-            found[name.removeprefix(_SIGN)] = [a for a in leaves(y) if a.dtype.kind == "f"]
-    elif isinstance(cache, tuple):
-        for branch in cache:
-            found |= _noted(branch)
-    return found
-
-
 # --- on the host ------------------------------------------------------------------------
 
 
 def sha256(params: Params) -> str:
     """A digest of names, dtypes, shapes and bytes: equal for the same bits only."""
     return digest(dict(named_leaves(params)))
-
-
-def cast(tree: Any, dtype: str) -> Any:
-    """Real numbers in `dtype`; labels, keys and counts stay integers."""
-    return tree_map(lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, tree)

@@ -61,6 +61,8 @@ class Workload:
     epochs: int
     optimizer: Optimizer = field(default_factory=Adam)
     batch_size: int = 32
+    # the words of a command line that name it; empty if it has none
+    options: tuple[str, ...] = ()
 
     @property
     def measured(self) -> str | None:
@@ -253,4 +255,6 @@ _ALL = (
         optimizer=Adam(2e-2),
     ),
 )
-WORKLOADS = {workload.name: workload for workload in _ALL}
+WORKLOADS = {
+    workload.name: replace(workload, options=("--workload", workload.name)) for workload in _ALL
+}

@@ -1,0 +1,127 @@
+"""Controls: the same training with nothing but rounding changed.
+
+How far such a run comes from the reference is how far rounding alone takes this training, whatever
+its steps do with it. There are two:
+
+- the float64 reference, in which each gradient gets an error as large as rounding in the dtype of
+  the backend makes it, and new parameters and states are rounded once more; both at random, so the
+  start is perturbed in its last bits too;
+- NumPy in that dtype, unless its probes differ, since then it is wrong itself.
+
+They are run only where a backend leaves its tolerance though all its probes agree.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..registry import Backend
+from ..training import make_step
+from ..training.progress import Progress
+from ..trees import leaves, named_leaves, tree_map
+from .drift import Drift, largest
+from .judging import Context, probes_agree
+from .probes import Unmoved
+from .running import Run, Task, ended, run
+
+__all__ = ["Controls"]
+
+
+@dataclass
+class Controls:
+    """The control runs of a comparison: each is done when it is first needed, and kept."""
+
+    task: Task
+    told: Progress
+    host: Backend  # NumPy
+    _done: dict[str, Run] = field(default_factory=dict)  # NumPy's, by dtype
+    _noisy: dict[str, Drift] = field(default_factory=dict)
+    _plain: dict[str, Drift | None] = field(default_factory=dict)
+
+    def keep(self, backend: Backend, dtype: str, done: Run) -> None:
+        """Take a run that is done anyway, if it is NumPy's, as a control run."""
+        if backend.adapter is self.host.adapter:
+            self._done.setdefault(dtype, done)
+
+    def of(self, context: Context, backend: Backend) -> dict[str, Drift]:
+        """Control runs by name, for a run on `backend`."""
+        dtype = context.dtype
+        if dtype not in self._noisy:
+            self._noisy[dtype] = context.drift(self._perturbed(context))
+        found = {f"the float64 reference with the rounding of {dtype}": self._noisy[dtype]}
+        if backend.adapter is self.host.adapter:  # nothing is its own control
+            return found
+        if dtype not in self._plain:
+            done = self._done.get(dtype) or self._numpy(context)
+            agrees = probes_agree(done.probes, context)
+            self._plain[dtype] = context.drift(done) if agrees else None
+        plain = self._plain[dtype]
+        return found if plain is None else found | {f"NumPy in {dtype}": plain}
+
+    def _numpy(self, context: Context) -> Run:
+        title = f"control: numpy {context.dtype}"
+        return run(self.task, self.host, context.dtype, title, self.told, (), context.references)
+
+    def _perturbed(self, context: Context) -> Run:
+        """The reference, rounded at random as `dtype` rounds."""
+        task, host, wide = self.task, self.host, "float64"
+        model, loss, optimizer = (getattr(task.workload, n) for n in ("model", "loss", "optimizer"))
+        shares = _shares(context)
+        draw = np.random.default_rng(task.seed)
+
+        def blurred(tree: Any) -> Any:
+            return tree_map(lambda leaf: _blurred(leaf, context.epsilon, draw), tree)
+
+        losses: list[float] = []
+        self.told.begin(f"control: {wide} with rounding of {context.dtype}", task.steps)
+        with np.errstate(all="ignore"):
+            slope = host.jit(make_step(model, loss, Unmoved()))
+            update = host.jit(optimizer.update)
+            params, state, moments = (
+                tree_map(lambda leaf: leaf.astype(wide) if leaf.dtype.kind == "f" else leaf, tree)
+                for tree in task.start
+            )
+            for batch in task.batches(wide):
+                (grads, after, _), value, finite = slope((params, state, ()), *batch)
+                losses.append(float(value))
+                self.told.advance(len(losses), losses[-1])
+                if not bool(finite):
+                    continue
+                params, moments = update(params, _rounded(grads, shares, draw), moments)
+                params, state, moments = blurred(params), blurred(after), blurred(moments)
+            finished = ended(task, host, wide, (params, state, moments))
+        self.told.finish({"loss": losses[-1]})
+        return Run("", losses, [], *finished)
+
+
+def _shares(context: Context) -> dict[str, float]:
+    """How far rounding takes each gradient, over the largest of all gradients: in any probe."""
+    shares: dict[str, float] = {}
+    for each in context.references:
+        names = [name for name in each.results if name.startswith("gradients.")]
+        top = max((largest(each.results[name]) for name in names), default=0.0)
+        for name in names:
+            spread = each.spread(name, context.dtype)
+            known = spread / top if top and math.isfinite(spread) else 0.0
+            short = name.removeprefix("gradients.")
+            shares[short] = max(shares.get(short, 0.0), known)
+    return shares
+
+
+def _rounded(grads: Any, shares: dict[str, float], draw: np.random.Generator) -> Any:
+    top = max(map(largest, leaves(grads)), default=0.0)
+    names = iter([name for name, _ in named_leaves(grads)])
+
+    def one(leaf: Any) -> Any:
+        share = shares.get(next(names), 0.0)
+        return leaf + top * share * draw.uniform(-1.0, 1.0, leaf.shape)
+
+    return tree_map(one, grads)
+
+
+def _blurred(leaf: Any, epsilon: float, draw: np.random.Generator) -> Any:
+    if leaf.dtype.kind != "f":
+        return leaf
+    return leaf * (1.0 + 0.5 * epsilon * draw.uniform(-1.0, 1.0, leaf.shape))
