@@ -13,10 +13,12 @@ They are run only where a backend leaves its tolerance though all its probes agr
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from ..optimizers.base import update_by, uses_divisor
 from ..registry import Backend
 from ..training import make_step
 from ..training.progress import Progress
@@ -77,23 +79,42 @@ class Controls:
         losses: list[float] = []
         self.told.begin(f"control: {wide} with rounding of {context.dtype}", task.steps)
         with np.errstate(all="ignore"):
-            slope = host.jit(make_step(model, loss, Unmoved()))
-            update = host.jit(optimizer.update)
+            slope = host.jit(make_step(model, loss, _unmoved(optimizer)))
+            update = host.jit(partial(_update, optimizer))
+            one = np.ones(())
             params, state, moments = (
                 tree_map(lambda leaf: leaf.astype(wide) if leaf.dtype.kind == "f" else leaf, tree)
                 for tree in task.start
             )
             for batch in task.batches(wide):
-                (grads, after, _), value, finite = slope((params, state, ()), *batch)
+                (grads, after, divisor), value, finite = slope((params, state, one), *batch)
                 losses.append(float(value))
                 self.told.advance(len(losses), losses[-1])
                 if not bool(finite):
                     continue
-                params, moments = update(params, _rounded(grads, shares, draw), moments)
+                grads = _rounded(grads, shares, draw)
+                params, moments = update(params, grads, moments, divisor)
                 params, state, moments = blurred(params), blurred(after), blurred(moments)
             finished = ended(task, host, wide, (params, state, moments))
         self.told.finish({"loss": losses[-1]})
         return Run("", losses, [], *finished)
+
+
+class _Divided(Unmoved):
+    """The same, with what the gradients were divided by in place of moments."""
+
+    uses_divisor = True
+
+    def update(self, params, grads, moments, divisor=1.0):
+        return grads, np.asarray(divisor, np.float64)
+
+
+def _unmoved(optimizer: Any) -> Unmoved:
+    return _Divided() if uses_divisor(optimizer) else Unmoved()
+
+
+def _update(optimizer: Any, params: Any, grads: Any, moments: Any, divisor: Any) -> tuple:
+    return update_by(optimizer, divisor)(params, grads, moments)
 
 
 def _shares(context: Context) -> dict[str, float]:

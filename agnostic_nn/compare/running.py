@@ -12,6 +12,7 @@ import numpy as np
 from ..arrays import Moments, Params, State, namespace
 from ..layers import Layer
 from ..metrics import finish_of
+from ..optimizers.base import update_by
 from ..profiling import WARM_UP
 from ..registry import Backend
 from ..training import make_step
@@ -217,8 +218,9 @@ class _Keeping:
     def init(self, params):
         return self.optimizer.init(params), 0.0
 
-    def update(self, params, grads, moments):
-        after, kept = self.optimizer.update(params, grads["grads"], moments[0])
+    def update(self, params, grads, moments, divisor=1.0):
+        update = update_by(self.optimizer, divisor)
+        after, kept = update(params, grads["grads"], moments[0])
         return after, (kept, grads["scale"])
 
 
