@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cache, update_wrapper
+from functools import cache, partial, update_wrapper
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -18,6 +18,7 @@ from agnostic_nn_backends import SHIPPED
 
 from . import policies
 from .arrays import Array
+from .guards import guarded
 from .trees import leaves, tree_map
 
 __all__ = [
@@ -173,11 +174,27 @@ class Backend:
         return tree_map(lambda leaf: None if leaf is None else to_numpy(leaf), tree)
 
     def jit(self, function: Callable, donate: tuple[int, ...] = ()) -> Callable:
-        """The pure `function` for this device, compiled where the library compiles.
+        """Return `function` for this device, compiled where the library compiles.
 
         `donate` names the positions of arguments that the caller gives up; their
         memory may be used again.
+
+        The function's results depend on its arguments, and on Python values that a user's own
+        functions and methods in it read: closure cells, globals, defaults, attributes and
+        containers. Before each call these are compared with what they were, and if one has
+        changed the function is compiled again; see `agnostic_nn.guards`.
+
+        Raises
+        ------
+        TypeError
+            When called, if the function changes what it reads each time that it is called,
+            such as a random generator.
         """
+        compiled = partial(self._compiled, donate=donate)
+        return guarded(function, compiled, self.adapter.to_numpy, _packages(self.xp))
+
+    def _compiled(self, function: Callable, donate: tuple[int, ...]) -> Callable:
+        """The pure `function`, compiled under the policy."""
         if self._policy is None:
             return self.adapter.jit(function, self.device, donate)
         if self.compiles:  # what is traced under the policy keeps it
@@ -210,6 +227,12 @@ class _Applied:
 
     def __hash__(self) -> int:
         return hash((self.backend, self.function))
+
+
+@cache
+def _packages(xp: Any) -> frozenset[str]:
+    """The packages of array libraries: their code reads no values of a user's."""
+    return frozenset([*SHIPPED, "array_api_compat", xp.__name__.partition(".")[0]])
 
 
 @cache

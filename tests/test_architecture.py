@@ -20,7 +20,7 @@ from agnostic_nn_backends import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    {"arrays", "tables", "trees"},
+    {"arrays", "guards", "tables", "trees"},
     {"spans"},
     {"special.padding", "special.reductions"},
     {"special", "random"},
@@ -83,7 +83,10 @@ CORE = {
     "math",
     "typing",
 }
-BACKENDS = {"agnostic_nn_backends", "contextlib", "importlib", "os", "types"}
+ALSO = {  # what single files of the core may import besides
+    "guards": {"builtins", "contextvars", "dis", "os", "pickle", "sys", "types", "warnings"},
+    "registry": {"agnostic_nn_backends", "contextlib", "importlib", "os", "types"},
+}
 WORKSHOPS = {  # of adapters, and the library that each is for, if for one only
     "attention": "numpy",
     "groups": None,
@@ -173,7 +176,7 @@ def misplaced(root):
                 name = inner
                 fine = below is not None and below < height
             elif height < HOST:
-                fine = top in CORE or (module == "registry" and top in BACKENDS)
+                fine = top in CORE | ALSO.get(module, set())
             else:
                 fine = top in STDLIB | {"numpy"}
             if not fine and not (lazy and top in INSIDE_FUNCTIONS.get(module, ())):

@@ -106,6 +106,10 @@ class Trainer:
     where callbacks keep what has to survive.
     """
 
+    CHANGES = frozenset(  # what a user's loss or layer may read that changes with time
+        *("params state moments steps epoch notes predict evaluate".split(),)
+    )
+
     def __init__(
         self,
         model: Layer,
