@@ -32,11 +32,12 @@ from types import (
     GetSetDescriptorType,
     MemberDescriptorType,
     MethodType,
+    MethodWrapperType,
     ModuleType,
 )
 from typing import Any, NamedTuple
 
-__all__ = ["Guarded", "Watch", "guarded", "reads"]
+__all__ = ["Guarded", "Names", "Watch", "guarded", "names_of", "reads"]
 
 OURS = "agnostic_nn", "agnostic_nn_backends"
 ATOMS = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
@@ -73,7 +74,7 @@ _MISSING = type("Missing", (), {"__repr__": lambda _: "missing"})()
 def guarded(
     function: Callable,
     compiled: Callable[[Callable], Callable],
-    to_numpy: Callable[[Any], Any],
+    to_numpy: Callable[[Any], Any] | None,
     libraries: frozenset[str],
 ) -> Callable:
     """Return compiled(function), compiled again whenever a value that user code reads changes.
@@ -81,7 +82,8 @@ def guarded(
     Where the function leads to no code or data of a user's, it is compiled(function) itself.
 
     compiled: a function from a pure function to the compiled one.
-    to_numpy: a function from an array of the backend to a host array.
+    to_numpy: a function from an array of the backend to a host array; without one, arrays are not
+    compared, as every call reads them anyhow.
     libraries: names of packages whose code is not looked into.
     """
     watch = Watch(function, to_numpy, libraries)
@@ -125,6 +127,8 @@ class Guarded:
     def _renewed(self, old: "_Version | None") -> "_Version":
         """The version for the values as they are now: `old` if they are equal to those."""
         watch = self._watch()
+        if watch.refused:
+            raise TypeError(f"{_name_of(self._function)} {watch.refused}. {REMEDY}.")
         if old is not None and not old.is_stale:
             changed = watch.difference(old.watch)
             if changed is None:
@@ -206,7 +210,7 @@ def _never() -> bool:
 
 def _name_of(function: Any) -> str:
     function = getattr(function, "func", function)
-    return getattr(function, "__qualname__", type(function).__qualname__)
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def reads(function: Callable, thing: Any) -> bool:
@@ -303,7 +307,7 @@ class Watch:
     def __init__(
         self,
         function: Callable,
-        to_numpy: Callable[[Any], Any],
+        to_numpy: Callable[[Any], Any] | None,
         libraries: frozenset[str] = frozenset(),
     ) -> None:
         self._to_numpy, self._libraries = to_numpy, libraries
@@ -316,11 +320,12 @@ class Watch:
         self._count = 0
         self._generators: dict[int, tuple[str, Any]] = {}
         self._met_user_code = False
+        self.refused: str | None = None  # why no guard can follow what is read
         self.changing: list[Any] = []  # objects of this library that change, such as a Trainer
         self.values: dict[str, tuple[str, Any]] = {}  # by path: the kind of comparison, and value
         self._walk(function, "", is_own=True, is_direct=True)
         self._look_at_attributes()
-        self.is_empty = not (self._tests or self._generators or self._met_user_code)
+        self.is_empty = not (self._tests or self._generators or self._met_user_code or self.refused)
         self.holds = self._written()
 
     # what it is for
@@ -331,8 +336,11 @@ class Watch:
             if path not in old.values:
                 return f"{path}, which is {_shown(value)} and was not there before"
             before = old.values[path]
-            if kind != before[0] or not _EQUAL[kind](value, before[1]):
-                return f"{path}, which was {_shown(before[1])} and is {_shown(value)}"
+            if kind == before[0] and _EQUAL[kind](value, before[1]):
+                continue
+            if kind == before[0] == "state":
+                return f"{path}, which has made steps"
+            return f"{path}, which was {_shown(before[1])} and is {_shown(value)}"
         for path in old.values.keys() - self.values.keys():
             return f"{path}, which was {_shown(old.values[path][1])} and is gone"
         return None
@@ -357,6 +365,9 @@ class Watch:
         exec(_compiled(f"def holds():\n try:\n  return {lines}\n except Exception: return False"),
              self._env)  # fmt: skip
         return self._env.pop("holds")
+
+    def _refuse(self, why: str) -> None:
+        self.refused = self.refused or why
 
     # writing tests
 
@@ -409,6 +420,8 @@ class Watch:
         """
         if isinstance(thing, ATOMS) or thing is _MISSING:
             return
+        if isinstance(thing, MethodWrapperType):
+            thing = thing.__self__
         seen = self._seen.get(id(thing))
         if seen is not None and (is_own or not seen[1]):
             return
@@ -439,9 +452,9 @@ class Watch:
             self._expect(f"{self._name(thing)}.get(missing)", thing.get(_MISSING), f"{path}.get()")
         elif isinstance(thing, ITERATORS) or type(thing).__module__ == "itertools":
             if not is_own:
-                raise TypeError(
-                    f"user code reads {path}, an iterator ({type(thing).__name__}), which gives "
-                    f"another value each time. {REMEDY}."
+                self._refuse(
+                    f"reads {path}, an iterator ({type(thing).__name__}), which gives another "
+                    "value each time"
                 )
         elif _is_array(thing):
             if not is_own:
@@ -467,8 +480,8 @@ class Watch:
         if not is_users:
             wrapped = getattr(function, "__wrapped__", None)
             self._walk(wrapped, path, is_direct=is_direct)
-            for _, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
-                self._walk(_contents(cell), path, is_own=True, is_direct=True)
+            for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
+                self._walk(_contents(cell), path or variable, is_own=True, is_direct=True)
             for value in function.__defaults__ or ():
                 self._walk(value, path, is_own=True)
             return
@@ -519,7 +532,7 @@ class Watch:
             self._expect(code, value, f"{name} (a global of {module})")
 
     def _partial(self, thing: partial, path: str, is_own: bool) -> None:
-        is_top = is_own and not path
+        is_top = is_own and not path and _root(getattr(thing.func, "__module__", "")) in OURS
         self._walk(thing.func, path, is_direct=True)
         for value in thing.args:
             self._walk(
@@ -544,11 +557,11 @@ class Watch:
     def _container(self, thing: Any, path: str, is_own: bool, is_direct: bool) -> None:
         self._count += 0 if is_own else len(thing)
         if self._count > MOST:
-            raise TypeError(
-                f"user code reads {path}, a {type(thing).__name__} of {len(thing)} entries: too "
-                f"many values in containers to compare before each call (the most is {MOST}). "
-                f"Make it an array. {REMEDY}."
+            self._refuse(
+                f"reads {path}, a {type(thing).__name__} of {len(thing)} entries: too many values "
+                f"in containers to compare before each call, {MOST} at most; make it an array"
             )
+            return
         if isinstance(thing, dict | Mapping):
             entries = list(thing.items())
         elif isinstance(thing, set | frozenset):
@@ -598,6 +611,8 @@ class Watch:
 
     def _array(self, thing: Any, path: str) -> None:
         """An array is compared by its bytes, whatever its size, unless nothing can write to it."""
+        if self._to_numpy is None:
+            return
         try:
             host = thing if hasattr(thing, "tobytes") else self._to_numpy(thing)
         except Exception:  # of another library than the backend's
@@ -615,18 +630,20 @@ class Watch:
         if hasattr(kind, "_as_of"):  # whether that is read is known when all names are
             self._holders.append(_Holder(thing, path, False))
             return
-        if is_dataclass(kind):
+        is_data = is_dataclass(kind)  # what a user gave to it is in its fields
+        if is_data:
             values = {f.name: getattr(thing, f.name, None) for f in fields(kind) if f.init}
         else:
             values = dict(getattr(thing, "__dict__", {}))
         path = path or kind.__name__
         for name, value in values.items():
-            self._walk(value, _inside(path, f".{name}"), is_direct=True)
+            self._walk(value, _inside(path, f".{name}"), is_own=not is_data, is_direct=True)
 
     def _changing(self, thing: Any, path: str) -> None:
         now, name = thing._as_of(), self._name(thing)
         self.changing.append(thing)
-        self._test(f"{name}._as_of() == {self._name(now)}", f"the state of {path}", "==", now)
+        test = f"all(map(is_, {name}._as_of(), {self._name(now)}))"
+        self._test(test, f"the state of {path}, a {type(thing).__name__}", "state", now)
 
     def _object(self, thing: Any, path: str) -> None:
         kind = type(thing)
@@ -660,7 +677,7 @@ class Watch:
             is_new = not any(thing is seen for seen in self.changing)
             if is_new and (type(thing).CHANGES | {"*"}) & self._attributes:
                 self._changing(thing, holder.path)
-            return
+            look = self._attribute
         else:
             look = self._attribute
         names = self._attributes | (_called_of(type(thing)) if holder.is_users else set())
@@ -676,7 +693,7 @@ class Watch:
         found = vars(holder.thing)
         if name in found:
             code = f"{self._name(found)}.get({name!r}, missing)"
-            self._expect(code, found[name], f"{holder.path}.{name}")
+            self._expect(code, found[name], _inside(holder.path, f".{name}"))
 
     def _foreign_module(self, holder: "_Holder", name: str) -> None:
         """Of an installed module only functions that draw from a hidden generator matter."""
@@ -684,9 +701,9 @@ class Watch:
         value = vars(module).get(name, sys.modules.get(f"{module.__name__}.{name}"))
         if isinstance(value, ModuleType):
             if not self._is_ours(value.__name__):
-                self._walk(value, f"{holder.path}.{name}")
+                self._walk(value, _inside(holder.path, f".{name}"))
         elif _draws(getattr(value, "__self__", None)) or _draws(value):
-            self._walk(getattr(value, "__self__", value), f"{holder.path}.{name}")
+            self._walk(getattr(value, "__self__", value), _inside(holder.path, f".{name}"))
 
     def _class_attribute(self, holder: "_Holder", name: str) -> None:
         for base in holder.thing.__mro__:
@@ -744,11 +761,13 @@ def _called_of(kind: type) -> frozenset[str]:
 
 
 class _Numbers(NamedTuple):
+    """An array, to be compared bit by bit."""
+
     layout: tuple
     data: bytes
 
     def __repr__(self) -> str:
-        return f"an array {self.layout[0]} {self.layout[1]}"
+        return f"an array of {self.layout[0]} {self.layout[1]}"
 
 
 def _is(one: Any, other: Any) -> bool:
@@ -778,8 +797,10 @@ def _inside(path: str, more: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value in an error, cut where it is long."""
-    if not isinstance(value, (*ATOMS, _Numbers, tuple, frozenset, dict, list)):
+    """A value in an error, cut where it is long; of objects the type only."""
+    if type(value) in (tuple, frozenset) and not all(isinstance(v, ATOMS) for v in value):
+        return f"a {type(value).__name__}"
+    if not isinstance(value, (*ATOMS, _Numbers, tuple, frozenset)):
         return f"a {type(value).__name__}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -809,6 +830,7 @@ _EQUAL: dict[str, Callable[[Any, Any], bool]] = {
     "is": _is,
     "==": _is_equal,
     "type": _is_alike,
+    "state": lambda one, other: all(map(_is, one, other)),
     "array": _is_alike,
 }
 

@@ -35,6 +35,7 @@ __all__ = [
 
 VARIABLE = "AGNOSTIC_NN_BACKEND"
 PRECISION, DETERMINISTIC = "AGNOSTIC_NN_PRECISION", "AGNOSTIC_NN_DETERMINISTIC"
+REPLAY = "AGNOSTIC_NN_REPLAY"
 
 ADAPTER = (  # what each must have, as `agnostic_nn_backends` says
     *("asarray", "compiles", "describe", "devices", "double", "has_float64", "jit"),
@@ -52,7 +53,8 @@ class Backend:
 
     `str(backend)` is the name that chooses it again, such as "jax:cpu:0". What precision and
     `deterministic` mean is said in `agnostic_nn.policies`; they hold for what `jit` makes of
-    functions and for what is called in `with backend.applied():`.
+    functions and for what is called in `with backend.applied():`. Unless `replay`, `jit` neither
+    compiles nor replays: the Python of a function runs at each call.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Backend:
     adapter: ModuleType = field(compare=False, repr=False)
     precision: str = policies.PRECISIONS[0]
     deterministic: bool = False
+    replay: bool = True
 
     def __str__(self) -> str:
         return f"{self.name}:{self.device_name}"
@@ -88,7 +91,7 @@ class Backend:
     @property
     def compiles(self) -> bool:
         """Whether `jit` compiles loops too, so that one call of many steps beats many calls."""
-        return self.adapter.compiles
+        return self.adapter.compiles and self.replay
 
     @property
     def policy(self) -> dict[str, Any]:
@@ -188,10 +191,23 @@ class Backend:
         ------
         TypeError
             When called, if the function changes what it reads each time that it is called,
-            such as a random generator.
+            such as a random generator. With `replay=False` there is nothing to guard.
         """
+        if not self.replay:
+            return self._eager(function)
         compiled = partial(self._compiled, donate=donate)
-        return guarded(function, compiled, self.adapter.to_numpy, _packages(self.xp))
+        # where each call runs the Python, arrays that changed are met as they are
+        to_numpy = self.adapter.to_numpy if hasattr(self.adapter, "eager") else None
+        return guarded(function, compiled, to_numpy, _packages(self.xp))
+
+    def _eager(self, function: Callable) -> Callable:
+        """`function` under the policy, as Python runs it."""
+        eager = getattr(self.adapter, "eager", None)
+        if eager is None:
+            function = self.adapter.jit(function, self.device, ())
+        else:
+            function = eager(function, self.device)
+        return function if self._policy is None else _Applied(self, function)
 
     def _compiled(self, function: Callable, donate: tuple[int, ...]) -> Callable:
         """The pure `function`, compiled under the policy."""
@@ -256,6 +272,7 @@ def backend(
     *,
     precision: str | None = None,
     deterministic: bool | None = None,
+    replay: bool | None = None,
 ) -> Backend:
     """The backend called `name`: a library, alone or with a device, as in "jax:cpu:1".
 
@@ -268,6 +285,10 @@ def backend(
     `deterministic` one gives the same bits in every run; by default one if
     AGNOSTIC_NN_DETERMINISTIC is 1. See `agnostic_nn.policies`.
 
+    With `replay=False` nothing is compiled or replayed: the Python of each step runs, for a
+    debugger, for `print`, or for a function that is not pure. That is slower, on JAX many times.
+    By default AGNOSTIC_NN_REPLAY decides: 0 turns it off.
+
     Raises
     ------
     BackendUnavailable
@@ -275,7 +296,7 @@ def backend(
         device does not exist, or it cannot be deterministic as things are set up. Nothing
         falls back to another.
     """
-    policy = chosen_policy(precision, deterministic)
+    policy = chosen_policy(precision, deterministic, replay)
     if not (name is None or isinstance(name, str)):
         raise TypeError(f"expected the name of a backend, such as 'numpy', got {name!r}")
     name = name or os.environ.get(VARIABLE) or "numpy"
@@ -295,25 +316,35 @@ def backend(
         found.applied()
     except NotImplementedError as error:
         raise BackendUnavailable(f"{found}: {error}") from error
+    if adapter.compiles and not found.replay and getattr(adapter, "eager", None) is None:
+        raise BackendUnavailable(
+            f"{found} always compiles: its adapter has no `eager`, so replay=False is not possible"
+        )
     return found
 
 
-def chosen_policy(precision: Any, deterministic: Any) -> tuple[str, bool]:
-    """What was asked for, else what the environment says."""
+def chosen_policy(precision: Any, deterministic: Any, replay: Any = None) -> tuple[str, bool, bool]:
+    """Return precision, `deterministic` and `replay` as given, else as the environment has them."""
     where = "precision"
     if precision is None:
         where, precision = PRECISION, os.environ.get(PRECISION) or policies.PRECISIONS[0]
     if precision not in policies.PRECISIONS:
         allowed = " or ".join(map(repr, policies.PRECISIONS))
         raise ValueError(f"expected {where} to be {allowed}, got {precision!r}")
-    if deterministic is None:
-        given = os.environ.get(DETERMINISTIC) or "0"
-        if given not in ("0", "1"):
-            raise ValueError(f"expected {DETERMINISTIC} to be 0 or 1, got {given!r}")
-        deterministic = given == "1"
-    if type(deterministic) is not bool:
-        raise TypeError(f"expected deterministic to be True or False, got {deterministic!r}")
-    return precision, deterministic
+    deterministic = _flag("deterministic", deterministic, DETERMINISTIC, "0")
+    return precision, deterministic, _flag("replay", replay, REPLAY, "1")
+
+
+def _flag(name: str, value: Any, variable: str, default: str) -> bool:
+    """A flag as given, else as the environment variable has it."""
+    if value is None:
+        text = os.environ.get(variable) or default
+        if text not in ("0", "1"):
+            raise ValueError(f"expected {variable} to be 0 or 1, got {text!r}")
+        return text == "1"
+    if type(value) is not bool:
+        raise TypeError(f"expected {name} to be True or False, got {value!r}")
+    return value
 
 
 class StatusTable(tuple[Status, ...]):

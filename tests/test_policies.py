@@ -814,8 +814,8 @@ def test_a_difference_of_one_bit_would_be_seen(backend):
     made = iter((1.0, 1.0 + 2.0**-23))
     with pytest.raises(AssertionError):
         assert_repeats(
-            replace(backend, deterministic=False, adapter=SimpleNamespace(
-                **{**vars(backend.adapter), "policy": None, "jit": lambda function, *_: function}
+            replace(backend, deterministic=False, replay=False, adapter=SimpleNamespace(
+                **{**vars(backend.adapter), "policy": None, "eager": lambda function, _: function}
             )),
             lambda x: x * next(made),
             (np.ones(1, np.float32),),

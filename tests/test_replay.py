@@ -340,13 +340,15 @@ def test_what_a_trainer_shows_is_left_alone_by_later_steps(backend, library):
         assert_same(shown, kept)
 
 
-def test_replay_can_be_turned_off(monkeypatch, backend, replay):
-    monkeypatch.setenv("AGNOSTIC_NN_REPLAY", "0")
+@pytest.mark.parametrize("by", ["field", "environment"])
+def test_replay_can_be_turned_off(monkeypatch, backend, library, by):
+    monkeypatch.setenv("AGNOSTIC_NN_REPLAY", "0" if by == "environment" else "1")
+    eager = nn.backend(str(backend), replay=None if by == "environment" else False)
     calls = []
-    fast = replay(lambda old: (calls.append(1), old + 1.0)[1:], (0,))
+    run = eager.jit(lambda old: (calls.append(1), old + 1.0)[1:], (0,))
     old = backend.asarray(np.zeros(3))
     for _ in range(5):
-        assert_same(fast(old), (np.ones(3),))
+        assert_same(run(old), (np.ones(3),))
     assert len(calls) == 5
 
 

@@ -28,7 +28,7 @@ class Feed:
     step takes one batch, and steps many, as `in_turn` says. augment: a user's own, fixed by
     `seed`. check(x, target, weights) makes examples of what that returns. rows_for: from the
     length of a user's own batch to that which it is filled up to. work() tells about how many
-    multiplications a step takes for each row.
+    multiplications a step takes for each row. together: whether `steps` may be used.
     """
 
     source: Stored | Streamed
@@ -40,6 +40,7 @@ class Feed:
     rows_for: Callable[[int], int]
     work: Callable[[], int]
     seed: int
+    together: bool
 
     def epoch(self, number: int, first: int, limit: int | None) -> Iterator[tuple]:
         """From batch `first` of epoch `number` on, at most `limit` batches.
@@ -47,7 +48,8 @@ class Feed:
         Each entry: how many batches it holds, the function, and its arguments.
         """
         source = self.source
-        if isinstance(source, Stored) and self.augment is None and self.intake.backend.compiles:
+        compiles = self.together and self.intake.backend.compiles
+        if isinstance(source, Stored) and self.augment is None and compiles:
             together = self._together(source, limit)
             if together > 1:
                 return self._gathered(source, number, first, limit, together)

@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import random
 from ..arrays import Array, Moments, Params, Shape, State, namespace
+from ..guards import reads
 from ..layers import Layer
 from ..losses.base import Loss, metrics_of, shown
 from ..metrics import finish_of
@@ -106,9 +107,8 @@ class Trainer:
     where callbacks keep what has to survive.
     """
 
-    CHANGES = frozenset(  # what a user's loss or layer may read that changes with time
-        *("params state moments steps epoch notes predict evaluate".split(),)
-    )
+    # what changes with time, if a user's loss or layer should read it: see `guards`
+    CHANGES = frozenset(("epoch", "evaluate", "moments", "params", "predict", "state", "steps"))
 
     def __init__(
         self,
@@ -276,6 +276,11 @@ class Trainer:
             raise RuntimeError("no weights yet: give Trainer a shape, or fit it to data first")
         return carry
 
+    def _as_of(self) -> tuple:
+        """Objects that are the same ones for as long as no step changed anything."""
+        run = self._run
+        return run.steps, run.epoch, run.carry
+
     # --- learning -----------------------------------------------------------------------
 
     def step(self, x: Any, target: Any, weights: Any = None) -> Array:
@@ -416,6 +421,8 @@ class Trainer:
             rows_for=self._rows_for,
             work=lambda: work_of(self.model, self._built()[0], self.shape or ()),
             seed=self.seed,
+            # a loss that reads this trainer's steps or parameters needs each of them
+            together=not reads(self._steps, self),
         )
         history = History()
         last = math.inf if steps is None else self.steps + steps
@@ -615,8 +622,8 @@ class Trainer:
     def to(self, backend: Backend | str) -> "Trainer":
         """A trainer on another backend that goes on from here; this one stays as it is.
 
-        One that is given by name keeps to this one's precision and `deterministic`, whatever the
-        environment says; a `Backend` has its own.
+        One that is given by name keeps to this one's precision, `deterministic` and `replay`,
+        whatever the environment says; a `Backend` has its own.
 
         Raises
         ------
@@ -624,10 +631,12 @@ class Trainer:
             If the other cannot run here, or not as deterministically as this one.
         """
         if not isinstance(backend, Backend):
+            own = self.backend
             backend = choose(
                 backend,
-                precision=self.backend.precision,
-                deterministic=self.backend.deterministic,
+                precision=own.precision,
+                deterministic=own.deterministic,
+                replay=own.replay,
             )
         moved = Trainer(
             self.model,

@@ -10,6 +10,8 @@
     to_numpy      array -> a NumPy array on the host
     jit           (function, device, donate) -> the pure function, compiled where that is
                   possible; `donate` says which arguments the caller gives up, by position
+    eager         (function, device) -> the function, whose Python runs at each call; None where
+                  `jit` does no more, and an adapter of a user's own may lack it
     compiles      whether `jit` compiles loops too
     peak_memory   device -> bytes that were in use there at most so far, or None if it does not
                   tell; None where no device does, and an adapter of a user's own may lack it

@@ -16,6 +16,7 @@ __all__ = [
     "describe",
     "devices",
     "double",
+    "eager",
     "has_float64",
     "jit",
     "peak_memory",
@@ -29,6 +30,7 @@ __all__ = [
 
 version = xp.__version__
 compiles = False
+eager = None
 double = nullcontext
 peak_memory = None
 policy = None

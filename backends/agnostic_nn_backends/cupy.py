@@ -18,6 +18,7 @@ __all__ = [
     "describe",
     "devices",
     "double",
+    "eager",
     "has_float64",
     "jit",
     "peak_memory",
@@ -31,6 +32,7 @@ __all__ = [
 
 version = cupy.__version__
 compiles = False
+eager = None
 double = nullcontext
 peak_memory = None
 to_numpy = cupy.asnumpy

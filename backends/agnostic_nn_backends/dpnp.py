@@ -15,6 +15,7 @@ __all__ = [
     "describe",
     "devices",
     "double",
+    "eager",
     "has_float64",
     "jit",
     "peak_memory",
@@ -28,6 +29,7 @@ __all__ = [
 
 version = xp.__version__
 compiles = False
+eager = None
 double = nullcontext
 peak_memory = None
 to_numpy = xp.asnumpy

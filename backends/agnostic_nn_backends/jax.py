@@ -5,7 +5,7 @@ float64 stays off unless the caller sets JAX_ENABLE_X64.
 
 import os
 import re
-from functools import reduce
+from functools import reduce, wraps
 
 import jax
 import jax.numpy as xp
@@ -22,6 +22,7 @@ __all__ = [
     "describe",
     "devices",
     "double",
+    "eager",
     "has_float64",
     "jit",
     "peak_memory",
@@ -68,6 +69,15 @@ def asarray(data, device):
 
 def jit(function, device, donate=()):
     return jax.jit(function, donate_argnums=donate)
+
+
+def eager(function, device):
+    @wraps(function)
+    def uncompiled(*args, **kwargs):
+        with jax.disable_jit():  # loops and branches run in Python too
+            return function(*args, **kwargs)
+
+    return uncompiled
 
 
 _PRECISION = {"strict": "highest", "fast": "tensorfloat32"}

@@ -12,7 +12,7 @@ from agnostic_nn.spans import out_lengths
 from agnostic_nn.special.windows import places, turn
 
 from . import attention, numpy_calls, processor, recurrence, tape
-from .replay import replayed
+from .replay import plain, replayed
 
 __all__ = [
     "asarray",
@@ -20,6 +20,7 @@ __all__ = [
     "describe",
     "devices",
     "double",
+    "eager",
     "has_float64",
     "jit",
     "peak_memory",
@@ -58,6 +59,10 @@ def asarray(data, device):
 
 def jit(function, device, donate=()):
     return replayed(function, numpy_calls.library, donate)
+
+
+def eager(function, device):
+    return plain(function, numpy_calls.library)
 
 
 def synchronize(array):

@@ -14,7 +14,6 @@ That is looked at once, before a program is trusted: a function that cannot be w
 or whose program gives anything else, is called as it is.
 """
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, wraps
@@ -25,30 +24,37 @@ from typing import Any
 from .plan import Plan
 from .tape import Library, Node, Tape, Traced, leaves, mapped
 
-__all__ = ["Program", "replayed"]
+__all__ = ["Program", "plain", "replayed"]
 
 KINDS = 8  # of arguments that are remembered
+
+
+def plain(function: Callable, library: Library) -> Callable:
+    """The `function` itself, called as it is, with results that can be written to.
+
+    For a debugger, and to tell whether a replay is wrong: `nn.backend(..., replay=False)`.
+    """
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        return _each(library.owned, function(*args), library)
+
+    return call
 
 
 def replayed(function: Callable, library: Library, donated: tuple[int, ...] = ()) -> Callable:
     """The pure `function` of trees of arrays, replayed where it can be.
 
     donated: positions of arguments whose memory the caller gives up.
-
-    With the environment variable AGNOSTIC_NN_REPLAY at 0 it is always called as it is, and
-    what is given up is not made use of: for a debugger, and to tell whether a replay is wrong.
     """
     known: dict[Any, Program | bool] = {}  # by kind of arguments; True: met once, False: cannot be
     latest: list[Program] = []
-    lock, off = Lock(), os.environ.get("AGNOSTIC_NN_REPLAY") == "0"
-
-    def plain(*args: Any) -> Any:
-        return _each(library.owned, function(*args), library)
+    lock, direct = Lock(), plain(function, library)
 
     @wraps(function)
     def call(*args: Any) -> Any:
-        if off or not lock.acquire(blocking=False):  # another thread is at it
-            return plain(*args)
+        if not lock.acquire(blocking=False):  # another thread is at it
+            return direct(*args)
         try:
             for program in latest:
                 if program.fits(args):
@@ -56,18 +62,18 @@ def replayed(function: Callable, library: Library, donated: tuple[int, ...] = ()
             try:
                 found = known.get(kind := _kind(args, library))
             except TypeError:  # an argument is no array, and does not hash
-                return plain(*args)
+                return direct(*args)
             if isinstance(found, Program) and found.fits(args):
                 latest[:] = [found]
                 return found(args)
             if found is True:
-                known[kind], result = _made(plain, args, library, donated)
+                known[kind], result = _made(direct, args, library, donated)
                 return result
             if found is None:
                 known[kind] = True
                 if len(known) > KINDS:
                     known.pop(next(iter(known)))
-            return plain(*args)
+            return direct(*args)
         finally:
             lock.release()
 

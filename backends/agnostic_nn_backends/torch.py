@@ -13,7 +13,7 @@ from torch.nn import functional, grad
 from agnostic_nn import random, special
 
 from . import processor, tape, torch_calls
-from .replay import replayed
+from .replay import plain, replayed
 
 __all__ = [
     "asarray",
@@ -21,6 +21,7 @@ __all__ = [
     "describe",
     "devices",
     "double",
+    "eager",
     "has_float64",
     "jit",
     "peak_memory",
@@ -64,6 +65,10 @@ def to_numpy(array):
 
 def jit(function, device, donate=()):
     return replayed(function, torch_calls.library, donate) if device.type == "cpu" else function
+
+
+def eager(function, device):
+    return plain(function, torch_calls.library) if device.type == "cpu" else function
 
 
 _LINES = ":4096:8", ":16:8"  # what CUBLAS_WORKSPACE_CONFIG must be
