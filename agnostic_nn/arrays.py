@@ -33,6 +33,7 @@ __all__ = [
     "expect_function",
     "expect_integer",
     "expect_integers",
+    "expect_list",
     "expect_number",
     "expect_positive",
     "expect_text",
@@ -125,6 +126,7 @@ def expect(holds: bool, message: str, *values: Any) -> None:
 
 def expect_axis(y: Array, what: str) -> None:
     """Raise unless y has a last axis, of the classes or numbers that `what` names."""
+    namespace(y)
     expect(y.ndim > 0, "expected y of shape (..., {}), got () without axes", what)
 
 
@@ -180,6 +182,12 @@ def expect_integers(name: str, values: Any, least: int | None = None) -> tuple[i
     for value in values:
         expect_integer(f"each of {name}", value, least)
     return tuple(values)
+
+
+def expect_list(name: str, value: Any) -> None:
+    """Raise TypeError unless `value`, the argument called `name`, is a list or a tuple."""
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"expected {name} as a list, got {described(value)}")
 
 
 def expect_flag(name: str, value: Any) -> None:

@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows, which lets nobody remove a file that is open
     _locks = None  # type: ignore[assignment]
 
-__all__ = ["expect_path", "kind_of", "replacing", "write_text"]
+__all__ = ["expect_path", "expect_place", "kind_of", "replacing", "write_text"]
 
 _LONGEST = 255  # bytes of a name, on all common file systems
 _HEX = 8
@@ -44,6 +44,25 @@ def expect_path(name: str, value: Any) -> str:
     if not path:
         raise ValueError(f"expected {name} to be a path, got an empty string")
     return path
+
+
+def expect_place(path: str) -> None:
+    """Raise OSError unless a file at `path` could be written: its folder exists, and is one.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        If the folder that `path` is in does not exist, or is a file.
+    IsADirectoryError
+        If `path` is a folder itself.
+    """
+    folder = Path(path).parent
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"expected a path of a file, but {path} is a folder")
+    if not folder.exists():
+        raise FileNotFoundError(f"{path} cannot be written, as there is no folder {folder}")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written, as {folder} is not a folder")
 
 
 @contextmanager

@@ -12,7 +12,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .arrays import Array, device, expect, expect_axis, expect_count, namespace
+from .arrays import (
+    Array,
+    device,
+    expect,
+    expect_axis,
+    expect_count,
+    expect_integer,
+    namespace,
+)
 from .special import log_softmax
 
 __all__ = [
@@ -61,6 +69,7 @@ def _counted(values: Array, labels: Array, ignore_index: int | None) -> Any:
     """The values; or 0 at ignored labels, and how many are not."""
     if ignore_index is None:
         return values
+    expect_integer("ignore_index", ignore_index)
     xp = namespace(values)
     # narrow and unsigned integers have no room for some an index, such as -100
     kept = xp.astype(labels, xp.arange(0, device=device(labels)).dtype) != ignore_index
@@ -70,7 +79,21 @@ def _counted(values: Array, labels: Array, ignore_index: int | None) -> Any:
 def _labels(y: Array, target: Array) -> Array:
     """The classes that a target says, as integers or as the largest in a distribution."""
     xp = namespace(y, target)
-    return xp.argmax(target, axis=-1) if target.ndim == y.ndim else target
+    if target.ndim == y.ndim:
+        expect(target.shape == y.shape, "y is {} but target is {}", y.shape, target.shape)
+        if not xp.isdtype(target.dtype, ("real floating", "integral")):
+            raise TypeError(f"expected labels or a distribution, got {target.dtype}")
+        return xp.argmax(target, axis=-1)
+    _expect_labels(target, y)
+    return target
+
+
+def _expect_labels(labels: Array, y: Array) -> None:
+    """Raise unless there is an integer label for each row of the last axis of y."""
+    fits = labels.shape == y.shape[:-1]
+    expect(fits, "labels {} for y {}", labels.shape, y.shape)
+    if not namespace(y, labels).isdtype(labels.dtype, "integral"):
+        raise TypeError(f"expected integer labels, got {labels.dtype}")
 
 
 @finished_by(_ratio)
@@ -142,6 +165,7 @@ def perplexity(logits: Array, target: Array, *, ignore_index: int | None = None)
     """
     expect_axis(logits, "classes")
     xp = namespace(logits, target)
+    _expect_labels(target, logits)
     numbers = xp.arange(logits.shape[-1], device=device(target))
     hit = xp.expand_dims(xp.astype(target, numbers.dtype), axis=-1) == numbers
     values = -xp.sum(xp.where(hit, log_softmax(logits), 0.0), axis=-1)

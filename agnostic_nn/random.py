@@ -36,6 +36,9 @@ def key(seed: int, *, xp: Any, device: Any = None) -> Key:
     ValueError
         If the seed is negative or needs more than 64 bits.
     """
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise TypeError(f"expected a seed, an integer in [0, 2**64), got {seed!r}")
+    seed = seed.__index__()
     if not 0 <= seed < 2**64:
         raise ValueError(f"expected a seed in [0, 2**64), got {seed}")
     return xp.asarray([seed >> 32, seed & _WORD], dtype=xp.uint32, device=device)

@@ -17,7 +17,7 @@ from typing import Any
 from agnostic_nn_backends import SHIPPED
 
 from . import policies
-from .arrays import Array
+from .arrays import Array, namespace
 from .guards import guarded
 from .trees import leaves, tree_map
 
@@ -98,6 +98,13 @@ class Backend:
         """Precision and determinism, as data for JSON."""
         return {"precision": self.precision, "deterministic": self.deterministic}
 
+    @property
+    def lacks_float64(self) -> str:
+        """A sentence that says that there is no float64, and what to do where something helps."""
+        remedy = getattr(self.adapter, "float64_remedy", None)
+        said = f"{self} has no float64 as it is set up now"
+        return f"{said}: {remedy}" if remedy else said
+
     def applied(self) -> AbstractContextManager:
         """A context in which what is called of the library keeps to the policy."""
         if self._policy is None:
@@ -174,7 +181,15 @@ class Backend:
     def to_numpy(self, tree: Any) -> Any:
         """Arrays of this backend, in a tree or alone, as NumPy arrays on the host; None stays."""
         to_numpy = self.adapter.to_numpy
-        return tree_map(lambda leaf: None if leaf is None else to_numpy(leaf), tree)
+
+        def converted(leaf: Any) -> Any:
+            if leaf is None:
+                return None
+            if not isinstance(leaf, int | float):
+                namespace(leaf)  # NumPy would make an array of objects of anything
+            return to_numpy(leaf)
+
+        return tree_map(converted, tree)
 
     def jit(self, function: Callable, donate: tuple[int, ...] = ()) -> Callable:
         """Return `function` for this device, compiled where the library compiles.
@@ -193,6 +208,8 @@ class Backend:
             When called, if the function changes what it reads each time that it is called,
             such as a random generator. With `replay=False` there is nothing to guard.
         """
+        if not callable(function):
+            raise TypeError(f"expected a function to compile, got {function!r}")
         if not self.replay:
             return self._eager(function)
         compiled = partial(self._compiled, donate=donate)
@@ -300,9 +317,14 @@ def backend(
     if not (name is None or isinstance(name, str)):
         raise TypeError(f"expected the name of a backend, such as 'numpy', got {name!r}")
     name = name or os.environ.get(VARIABLE) or "numpy"
-    library, _, device_name = name.partition(":")
+    library, colon, device_name = name.partition(":")
     adapter = _load(library)
     devices = _devices(library)
+    if colon and not device_name:
+        example = f"{library}:{next(iter(devices))}"
+        raise BackendUnavailable(
+            f"expected a device after the colon, such as {example!r}, or no colon, got {name!r}"
+        )
     if not device_name:
         device_name = next(iter(devices))
     elif device_name not in devices and f"{device_name}:0" in devices:

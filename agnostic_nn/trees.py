@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["leaves", "named_leaves", "shape_map", "tree_map", "tree_sum", "unname"]
+__all__ = ["expect_nested", "leaves", "named_leaves", "shape_map", "tree_map", "tree_sum", "unname"]
 
 
 def tree_map(function: Callable, tree: Any, *rest: Any) -> Any:
@@ -87,6 +87,31 @@ def unname(named: dict[str, Any], like: Any, prefix: str = "") -> Any:
             for i, branch in enumerate(like)
         )
     return named[prefix]
+
+
+def expect_nested(name: str, tree: Any, like: Any) -> None:
+    """Raise ValueError unless `tree`, which is called `name`, is nested like `like`."""
+    if isinstance(like, dict):
+        fits = isinstance(tree, dict) and tree.keys() == like.keys()
+        branches = like.items()
+    elif isinstance(like, tuple):
+        fits = isinstance(tree, tuple) and len(tree) == len(like)
+        branches = enumerate(like)
+    else:
+        fits, branches = not isinstance(tree, dict | tuple | list | None), ()
+    if not fits:
+        raise ValueError(f"{name} is {_kind(tree)}, expected {_kind(like)}")
+    for key, branch in branches:
+        expect_nested(f"{name}.{key}", tree[key], branch)
+
+
+def _kind(tree: Any) -> str:
+    """What a tree is at its root, such as "a dict of bias and weight"."""
+    if isinstance(tree, dict):
+        return f"a dict of {' and '.join(map(repr, tree))}" if tree else "an empty dict"
+    if isinstance(tree, tuple | list):
+        return f"a {type(tree).__name__} of {len(tree)}"
+    return "None" if tree is None else "an array" if hasattr(tree, "dtype") else repr(tree)
 
 
 def _outline(tree: Any) -> str:

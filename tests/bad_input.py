@@ -33,6 +33,7 @@ class Case:
     name: str
     call: Callable
     binding: bool = False  # whether Python's own refusal of arguments will do
+    theirs: bool = False  # whether the error is one of the caller's own function
 
 
 class World:
@@ -258,22 +259,12 @@ def _is_right(kind, parameter, value):
     if value is None:
         named = parameter in OPTIONAL or (kind, parameter) == (nn.TransformerBlock, "cross")
         return named and not (kind in (nn.LSTM, nn.GRU, nn.RNN) or kind in _FINAL)
-    if kind is nn.Concatenate and parameter == "axis":
-        return False
-    if parameter in ("padding", "output_padding", "lengths") and value == ():
-        return False
-    if kind is nn.Lambda:
-        return False
-    zero = {"stride": False, "initial": True}
-    if value == 0 and not isinstance(value, bool):
-        return zero.get(parameter, False)
-    return (kind, parameter, value) in _RIGHT
+    # layers for any number of axes of space
+    return kind in _ANY_RANK and value == (1, 2, 3, 4, 5)
 
 
+_ANY_RANK = (nn.AdaptiveMaxPool, nn.AdaptiveAveragePool, nn.Upsample, nn.ZeroPad, nn.Crop)
 _FINAL = (schedules.Linear, schedules.Cosine, schedules.CosineRestarts, schedules.Polynomial)
-_RIGHT = [
-    (nn.Reshape, "shape", (0,)),
-]
 
 
 # --- other constructors and calls ---------------------------------------------------------------
@@ -522,7 +513,8 @@ def of_fit():
         yield Case(f"fit(callbacks={name})", _fit(callbacks=value))
     for value in X:
         yield Case(f"step(x={shown(value)})", _method("step", value, From(lambda w: w.labels)))
-        yield Case(f"predict(x={shown(value)})", _method("predict", value))
+        if repr(value) != "no examples":  # which have a prediction: none
+            yield Case(f"predict(x={shown(value)})", _method("predict", value))
     for value in TARGETS:
         yield Case(f"step(target={shown(value)})", _method("step", From(lambda w: w.x), value))
         yield Case(
@@ -535,7 +527,7 @@ def of_fit():
         given = data[: 1 + (name == "evaluate")]
         for value in (0, -1, 1.5, "3", None, True):
             yield Case(f"{name}(batch_size={value!r})", _method(name, *given, batch_size=value))
-        for value in (True, "yes", 3, None):
+        for value in (True, "yes", 3, None):  # True, as no optimizer here keeps an average
             yield Case(f"{name}(averaged={value!r})", _method(name, *given, averaged=value))
         yield Case(f"{name} before fit", _method(name, *given, kind="new"))
     for name, metric in {
@@ -546,8 +538,9 @@ def of_fit():
         "of another length": lambda y, t: y[:1],
         "that fails": lambda y, t: y.no_such_thing,
     }.items():
-        yield Case(f"fit(validation, a metric {name})", _with_metric(metric, "fit"))
-        if name != "that fails":
+        fails = name == "that fails"
+        yield Case(f"fit(validation, a metric {name})", _with_metric(metric, "fit"), theirs=fails)
+        if not fails:
             yield Case(f"evaluate(a metric {name})", _with_metric(metric, "evaluate"))
 
 
@@ -790,7 +783,6 @@ def of_layers():
     dense = nn.Dense(3)
     yield Case("Dense(3)(x)", lambda w: dense(w.x))
     yield Case("Sequential(...)(x)", lambda w: MLP(w.x))
-    yield Case("Adam()(params)", lambda w: nn.Adam()(w.x))
     for name, key in {"a seed": 0, "None": None, "a text": "0", "an array": np.zeros(3)}.items():
         for layer in (dense, MLP, nn.Dropout(0.5), nn.LSTM(2), nn.BatchNorm()):
             shape = (4, 3) if isinstance(layer, nn.LSTM) else (3,)
@@ -1047,6 +1039,8 @@ def _of_error(case: Case, error: Exception) -> str:
     first = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
     bound = "unexpected keyword argument" in first or "positional argument" in first
     if case.binding and isinstance(error, TypeError) and bound:
+        return ""
+    if case.theirs and isinstance(error, AttributeError):
         return ""
     if not _is_meant(error):
         last = traceback.extract_tb(error.__traceback__)[-1]

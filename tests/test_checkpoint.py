@@ -311,7 +311,7 @@ def test_whether_to_keep_finite_is_saved_and_metrics_may_be_given(backend, tmp_p
 
 
 def test_what_came_as_numbers_of_numpy_is_saved_too(backend, tmp_path):
-    model = nn.Dense(2, bias=np.bool_(False))
+    model = nn.Dense(2, bias=False)
     shape, seed = (np.int64(3),), np.int64(5)
     trainer = nn.Trainer(
         model, nn.mean_squared_error, nn.SGD(), backend=backend, shape=shape, seed=seed

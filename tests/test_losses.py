@@ -961,7 +961,7 @@ def test_several_losses_print_compare_hash_pickle_and_are_rebuilt():
     ("arguments", "error", "message"),
     [
         ({}, ValueError, "at least one loss"),
-        ({"label": 3}, TypeError, "function as the loss of label, got 3"),
+        ({"label": 3}, TypeError, "the loss of label to be a function of"),
         ({"a": mse, "weights": {"b": 1.0}}, ValueError, r"weights for \['b'\], but losses for"),
         ({"a": mse, "weights": {"a": -1.0}}, ValueError, "the weight of a of at least 0, got -1"),
         ({"a": mse, "weights": {"a": "2"}}, TypeError, "the weight of a to be a number, got '2'"),

@@ -44,7 +44,11 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import expect, expect_count
+from ..arrays import (
+    described,
+    expect,
+    expect_count,
+)
 from ..layers import Layer
 from ..losses import Loss
 from ..optimizers import Optimizer
@@ -323,7 +327,12 @@ def bisect(
     sides = (_Side.of(one), _Side.of(other))
     narrow = "float64" if all(side.dtype == "float64" for side in sides) else "float32"
     trainer = Trainer(model, loss, optimizer, backend="numpy", seed=seed, dtype=narrow)
-    examples = trainer.examples(*cast((x, target), narrow))[:]
+    try:
+        data = cast((x, target), narrow)
+    except ValueError as error:
+        wanted = "expected x and target as arrays, or lists of equal lengths"
+        raise ValueError(f"{wanted}: {error}") from None
+    examples = trainer.examples(*data)[:]
     data, size = (examples.x, examples.target), min(batch_size, len(examples))
     start = trainer.params, trainer.state, trainer.moments
     begun = cast(start, narrow)
@@ -389,6 +398,8 @@ class _Side:
     def of(name: Backend | str) -> "_Side":
         if isinstance(name, Backend):
             return _Side(name, "float32")
+        if not isinstance(name, str):
+            raise TypeError(f"expected a backend or its name, got {described(name)}")
         library, *words = name.split("@")
         said = {_WORDS.get(word): word for word in words}
         known = None not in said and len(said) == len(words)

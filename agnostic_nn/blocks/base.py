@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..arrays import (
-    described,
     expect,
 )
-from ..layers.base import Layer
+from ..layers.base import Layer, not_a_layer
 
 __all__ = ["Wrapper", "changed", "common", "expect_layers"]
 
@@ -17,16 +16,7 @@ def expect_layers(*layers: Any) -> None:
     """Raise TypeError unless each of a block's arguments is a layer."""
     for i, layer in enumerate(layers):
         if not isinstance(layer, Layer):
-            raise TypeError(f"expected layers, but argument {i} is {_not_a_layer(layer)}")
-
-
-def _not_a_layer(thing: Any) -> str:
-    """What was given in place of a layer, and what to write instead."""
-    if isinstance(thing, type) and issubclass(thing, Layer):
-        return f"the class {thing.__name__}: write {thing.__name__}(...)"
-    if isinstance(thing, list | tuple):
-        return f"{described(thing)}: pass layers one by one, as in Sequential(*layers)"
-    return repr(thing)
+            raise TypeError(f"expected layers, but argument {i} is {not_a_layer(layer)}")
 
 
 def common(name: str, takes: Iterable[Any]) -> Any:

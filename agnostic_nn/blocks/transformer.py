@@ -12,7 +12,7 @@ from ..arrays import (
 )
 from ..layers.activations import GELU
 from ..layers.attention import MultiHeadAttention, beside_x, inputs_by_name
-from ..layers.base import Layer
+from ..layers.base import Layer, not_a_layer
 from ..layers.dense import Dense
 from ..layers.normalization import LayerNorm
 from ..layers.regularization import Dropout
@@ -71,7 +71,7 @@ class TransformerBlock(Layer):
         for name in ("attention", "cross", "activation", "norm"):
             part = getattr(self, name)
             if not isinstance(part, Layer) and (name, part) != ("cross", None):
-                raise TypeError(f"expected a layer as {name}, got {part!r}")
+                raise TypeError(f"expected a layer as {name}, got {not_a_layer(part)}")
 
     def init(self, key, shape, dtype):
         x, beside, _ = self._inputs(shape)

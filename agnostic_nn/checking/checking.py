@@ -47,8 +47,19 @@ from typing import Any
 import numpy as np
 
 from .. import random
-from ..arrays import Array, Params, Rows, Shape, State, expect
-from ..layers.base import Layer, kinds
+from ..arrays import (
+    Array,
+    Params,
+    Rows,
+    Shape,
+    State,
+    described,
+    expect,
+    expect_count,
+    expect_function,
+    expect_integer,
+)
+from ..layers.base import Layer, is_shape, kinds
 from ..registry import Backend, BackendUnavailable, backend
 from ..registry import backends as installed
 from ..tables import folded, html_table, table
@@ -148,8 +159,16 @@ def check(
             'check(loss_of(loss), {"y": (3,), "target": (3,)}), '
             "with loss_of from agnostic_nn.checking"
         )
-    expect(batch >= 1, "expected a batch of at least 1, got {}", batch)
-    expect(elements >= 1, "expected to check at least 1 element, got {}", elements)
+    if not is_shape(shape):
+        example = "a tuple of integers such as (3,), or a tree of them"
+        raise TypeError(f"expected the shape of one example, {example}, got {described(shape)}")
+    expect_count("batch", batch)
+    expect_count("elements", elements)
+    expect_integer("seed", seed, 0)
+    if draw is not None:
+        expect_function("draw", draw, "generator, shape")
+    if backends is not None:
+        backends = _expect_backends(backends)
     generator = np.random.default_rng(seed)
     make = draw or partial(draw_for, layer)
     for dtype in (np.float32, np.float64):
@@ -188,6 +207,17 @@ def check(
             f"tolerance {worst.tolerance:g}\n\n{report}"
         )
     return report
+
+
+def _expect_backends(backends: Any) -> list[str | Backend]:
+    """Return `backends` as a list; raise TypeError unless it holds names or handles."""
+    if isinstance(backends, str) or not isinstance(backends, Iterable):
+        raise TypeError(f"expected backends as a list of names, got {described(backends)}")
+    found = list(backends)
+    for one in found:
+        if not isinstance(one, str | Backend):
+            raise TypeError(f"expected backends or their names, got {described(one)}")
+    return found
 
 
 @dataclass(frozen=True)

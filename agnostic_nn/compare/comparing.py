@@ -11,14 +11,21 @@ from typing import Any
 import numpy as np
 
 from .. import policies, random
-from ..arrays import Moments, Params, State, namespace
+from ..arrays import (
+    Moments,
+    Params,
+    State,
+    described,
+    expect_list,
+    namespace,
+)
 from ..ledger import peak_of
 from ..registry import Backend, BackendUnavailable, backends
 from ..registry import backend as choose
 from ..summary import Summary, summarize
 from ..training import make_step
 from ..training.checkpoint import digest
-from ..training.data import Examples
+from ..training.data import Examples, integer
 from ..training.progress import Progress, progress
 from ..trees import leaves, named_leaves, tree_map
 from .controls import Controls
@@ -98,9 +105,18 @@ def compare(
     """
     if isinstance(workload, str):
         workload = find(workload)
+    if not isinstance(workload, Workload):
+        raise TypeError(f"expected a workload or its name, got {described(workload)}")
+    expect_list("names", [] if names is None else names)
+    expect_list("dtypes", dtypes)
+    expect_list("sizes", sizes)
     asked = list(dict.fromkeys(dtypes))
     if not asked or set(asked) - set(DTYPES):
-        raise CannotCompare(f"dtypes are of {' and '.join(DTYPES)}, got {', '.join(asked)}")
+        given = ", ".join(map(str, asked))
+        raise CannotCompare(f"dtypes are of {' and '.join(DTYPES)}, got {given}")
+    sizes = [integer("each of sizes", size) for size in sizes]
+    epochs = None if epochs is None else integer("epochs", epochs)
+    seed = integer("seed", seed, 0)
     pairs, left_out = _pairs(names, asked, (precision, deterministic))
     train, test = workload.read()
     epochs = workload.epochs if epochs is None else epochs
@@ -179,7 +195,7 @@ def _pairs(
     for found in chosen:
         for dtype in dtypes:
             if dtype == REFERENCE_DTYPE and isinstance(found, Backend) and not found.has_float64:
-                reason = f"{found} has no float64 as it is set up now"
+                reason = found.lacks_float64
                 left_out.append({"backend": found.name, "reason": reason})
             else:
                 pairs.append((found, dtype))

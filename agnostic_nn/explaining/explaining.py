@@ -9,16 +9,22 @@ from typing import Any
 import numpy as np
 
 from .. import random
-from ..arrays import Params, State, namespace
+from ..arrays import (
+    Params,
+    State,
+    expect,
+    expect_function,
+    namespace,
+)
 from ..layers import Layer
-from ..layers.base import kinds
+from ..layers.base import kinds, not_a_layer
 from ..losses import Loss
 from ..losses.base import check_of
 from ..pages import framed
 from ..registry import Backend
 from ..registry import backend as choose
-from ..training.data import fetch
-from ..trees import leaves, named_leaves, tree_map, unname
+from ..training.data import fetch, integer
+from ..trees import expect_nested, leaves, named_leaves, tree_map, unname
 from .drawing import Part, page
 from .findings import findings
 from .flow import Node, flow
@@ -88,7 +94,9 @@ def explain(
         does not have the dtype.
     """
     if not isinstance(model, Layer):
-        raise TypeError(f"expected model to be a layer, got {model!r}")
+        raise TypeError(f"expected a layer or a block as the model, got {not_a_layer(model)}")
+    expect_function("the loss", loss, "y, target")
+    seed = integer("seed", seed, 0)
     chosen = backend if isinstance(backend, Backend) else choose(backend)
     x, picked = fetch("x", x, chosen)
     if params is not None:
@@ -100,17 +108,23 @@ def explain(
     own += [leaf for leaf, meant in both if meant and leaf.dtype.kind == "f"]
     dtype = own[0].dtype.name if own else "float32"
     if dtype == "float64" and not chosen.has_float64:
-        raise ValueError(f"{chosen} has no float64 as it is set up now")
+        raise ValueError(chosen.lacks_float64)
     x = tree_map(partial(_typed, dtype), x, kinds(model.takes, x))
     target = tree_map(partial(_typed, dtype), fetch("target", target, chosen)[0])
     if weights is not None:
         found, _ = fetch("weights", weights, chosen)
         weights = tree_map(lambda leaf: _typed(dtype, leaf, "real floating"), found)
+        for path, leaf in named_leaves(weights, "weights"):
+            fits = leaf.ndim > 0 and (np.isfinite(leaf) & (leaf >= 0)).all()
+            expect(fits, "expected {} as finite numbers of at least 0, one an example", path)
     xp, shape = namespace(np.zeros(())), tree_map(lambda leaf: leaf.shape[1:], x)
     drawn = model.init(random.key(seed, xp=xp), shape, getattr(xp, dtype))
     check = check_of(loss)
     if check is not None:
         check(target, drawn[2])
+    for name, given, like in (("params", params, drawn[0]), ("state", state, drawn[1])):
+        if given is not None:
+            expect_nested(name, given, like)
     if params is None or state is None:
         params = drawn[0] if params is None else params
         state = drawn[1] if state is None else state

@@ -54,6 +54,8 @@ class Elementwise(Layer):
     has no correct digit left where 4 exp(-2|x|) / (1 + exp(-2|x|))² has all of them.
     """
 
+    one_array = True
+
     pointwise = True
 
     def value(self, x):
@@ -419,6 +421,8 @@ class PReLU(Layer):
     axes but the last. At the kink dx = a dy, as in LeakyReLU.
     """
 
+    one_array = True
+
     _: KW_ONLY
     initial: float = 0.25
 
@@ -456,6 +460,8 @@ class GLU(Layer):
     --------
     By the product rule da = dy · f(b) and db = dy · a · f'(b).
     """
+
+    one_array = True
 
     gate: ClassVar[Elementwise] = Sigmoid()
     pointwise = True
@@ -507,6 +513,8 @@ class Softmax(Layer):
     ∂yᵢ/∂xⱼ = yᵢ ([i = j] - yⱼ) (Bishop, PRML, eq. 4.106), so dx = y (dy - Σᵢ dyᵢ yᵢ).
     """
 
+    one_array = True
+
     axis: int = -1
 
     def __post_init__(self):
@@ -535,6 +543,8 @@ class LogSoftmax(Layer):
     --------
     ∂yᵢ/∂xⱼ = [i = j] - softmax(x)ⱼ, and softmax(x) = exp(y), so dx = dy - exp(y) Σᵢ dyᵢ.
     """
+
+    one_array = True
 
     axis: int = -1
 

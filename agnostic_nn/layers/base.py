@@ -1,8 +1,9 @@
 """The layer contract: every layer, and every block of layers, has these three methods."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar
+from functools import wraps
+from typing import Any, ClassVar, NoReturn
 
 from ..arrays import (
     Array,
@@ -13,6 +14,7 @@ from ..arrays import (
     Rows,
     Shape,
     State,
+    described,
     expect,
     first_true,
     namespace,
@@ -20,7 +22,7 @@ from ..arrays import (
 from ..special import all_finite
 from ..trees import leaves, named_leaves
 
-__all__ = ["Layer", "kinds", "outline"]
+__all__ = ["Layer", "is_shape", "kinds", "not_a_layer", "outline"]
 
 
 def kinds(takes: Any, x: Any) -> Any:
@@ -54,10 +56,27 @@ class Layer:
     integers, and so are y and dy. dx is nested like x, with None for what has no gradient.
     """
 
+    is_layer: ClassVar[bool] = True
+    # whether x is one array, never a tree of them
+    one_array: ClassVar[bool] = False
     # the Standard's word for the kind of dtype of x; by name where x may be a dict
     takes: ClassVar[str | dict[str, str]] = "real floating"
     # whether y at a position depends on x there alone, the batch and the last axis left aside
     pointwise: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "init" in vars(cls):
+            cls.init = _checked(vars(cls)["init"])  # type: ignore[method-assign]
+
+    def __call__(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Raise TypeError: a layer has no parameters of its own to be called with."""
+        name = type(self).__name__
+        raise TypeError(
+            f"{name} is not called, as a layer owns no parameters: train it with nn.Trainer, whose "
+            "`predict` maps x to y, or use its `init(key, shape, dtype)` and "
+            "`forward(params, state, x)`"
+        )
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         """Make `params` and `state` for inputs of `shape` (batch axis left out).
@@ -145,6 +164,57 @@ class Layer:
         if len(rows) == 1:
             return f"<code>{escape(repr(self))}</code>"
         return html_table(["", "layer"], rows, inline=True)
+
+
+def _checked(init: Callable) -> Callable:
+    """`init` of a layer, which refuses arguments of the wrong kind first."""
+
+    @wraps(init)
+    def checked(self: Layer, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
+        _expect_start(self, key, shape, dtype)
+        return init(self, key, shape, dtype)
+
+    return checked
+
+
+def _expect_start(layer: Layer, key: Any, shape: Any, dtype: Any) -> None:
+    """Raise unless these are a key, a shape or tree of shapes, and a dtype."""
+    name = type(layer).__name__
+    if isinstance(key, int) or tuple(getattr(key, "shape", ())) != (2,):
+        seed = key if isinstance(key, int) else 0
+        raise TypeError(
+            f"{name}.init takes a key, such as random.key({seed}, xp=xp) with xp the namespace of "
+            f"the arrays to make, got {described(key)}"
+        )
+    if not is_shape(shape):
+        example = "the shape of one example, a tuple of integers such as (3,)"
+        raise TypeError(f"{name}.init takes {example}, or a tree of them, got {described(shape)}")
+    alone = isinstance(shape, tuple) and not any(isinstance(entry, tuple) for entry in shape)
+    expect(
+        alone or not layer.one_array, "{} takes one array, got several of shapes {}", name, shape
+    )
+    if dtype is None or isinstance(dtype, str) or dtype in (bool, int, float):
+        raise TypeError(f"{name}.init takes a dtype, such as xp.float32, got {dtype!r}")
+
+
+def is_shape(shape: Any) -> bool:
+    """Whether this is a tuple of lengths, or a tree of such tuples."""
+    if isinstance(shape, dict):
+        return all(map(is_shape, shape.values()))
+    if not isinstance(shape, tuple):
+        return False
+    if any(isinstance(entry, tuple | dict) for entry in shape):
+        return all(map(is_shape, shape))
+    return all(hasattr(entry, "__index__") and entry >= 0 for entry in shape)
+
+
+def not_a_layer(thing: Any) -> str:
+    """What was given in place of a layer, and what to write instead."""
+    if isinstance(thing, type) and issubclass(thing, Layer):
+        return f"the class {thing.__name__}: write {thing.__name__}(...)"
+    if isinstance(thing, list | tuple):
+        return f"{described(thing)}: pass layers one by one, as in Sequential(*layers)"
+    return described(thing)
 
 
 def _lines(layer: Layer, path: str = "", depth: int = 0) -> Iterator[list[str]]:

@@ -59,6 +59,8 @@ __all__ = [
 class _Convolution(Layer):
     """The convolution over any number of axes: see the head of this file."""
 
+    one_array = True
+
     width: int
     window: PerAxis
     _: KW_ONLY

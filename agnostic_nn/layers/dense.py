@@ -33,6 +33,8 @@ class Dense(Layer):
     "The Matrix Cookbook", eq. 70 and 71).
     """
 
+    one_array = True
+
     width: int
     _: KW_ONLY
     bias: bool = True

@@ -27,6 +27,8 @@ class Embedding(Layer):
     Embedding stands at the beginning of a model.
     """
 
+    one_array = True
+
     count: int
     width: int
     _: KW_ONLY
@@ -87,6 +89,8 @@ class Unembedding(Layer):
     As in Dense, with Wᵀ for its weight: dx = dy W and dW = dyᵀ x, summed over every axis
     but the last.
     """
+
+    one_array = True
 
     count: int
     _: KW_ONLY

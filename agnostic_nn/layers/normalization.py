@@ -32,6 +32,8 @@ __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
 class _Scaled(Layer):
     """What ends in y = x̂ · scale + bias; `scale` and `bias` say which of both there are."""
 
+    one_array = True
+
     epsilon: float
     scale: bool
     bias: bool

@@ -52,6 +52,8 @@ __all__ = [
 class _Windows(Layer):
     """What slides windows over space, and makes a number of each by its `_pool`."""
 
+    one_array = True
+
     window: Any
     stride: Any
     padding: Any
@@ -230,6 +232,8 @@ class AveragePool3D(_AveragePool):
 
 
 class _Global(Layer):
+    one_array = True
+
     def init(self, key, shape, dtype):
         self._places((0, *shape))
         return {}, {}, shape[-1:]
@@ -280,6 +284,8 @@ class GlobalAveragePool(_Global):
 
 class _Adaptive(Layer):
     """What cuts space into bins: bin i of m over n places is ⌊i n / m⌋ … ⌈(i + 1) n / m⌉ - 1."""
+
+    one_array = True
 
     size: Any
 

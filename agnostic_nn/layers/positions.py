@@ -56,6 +56,8 @@ def expect_sequence(name: str, shape: Shape) -> None:
 class _Added(Layer):
     """y = x + what belongs to each position of x: (batch, time, width)."""
 
+    one_array = True
+
     def rows(self, params, positions, like) -> Array:
         """What is added at integer `positions` (time,), as (time, width)."""
         raise NotImplementedError

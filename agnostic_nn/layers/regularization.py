@@ -34,6 +34,8 @@ class Dropout(Layer):
     The mask does not depend on x, so dx = dy · mask / (1 - rate).
     """
 
+    one_array = True
+
     rate: float = 0.5
 
     pointwise = True
@@ -99,6 +101,8 @@ class GaussianNoise(Layer):
     not depend on x (Bishop, "Training with Noise is Equivalent to Tikhonov Regularization",
     1995).
     """
+
+    one_array = True
 
     deviation: float = 0.1
 

@@ -39,6 +39,8 @@ class Upsample(Layer):
     dx = Aᵀ dy. For nearest it is the sum of dy over the f places that x[k] went to.
     """
 
+    one_array = True
+
     factors: int | tuple[int, ...] = 2
     _: KW_ONLY
     mode: str = "nearest"
@@ -108,6 +110,8 @@ def _times(matrix, x, axis):
 
 class _Edges(Layer):
     """What adds or takes away places at both ends of the axes of space."""
+
+    one_array = True
 
     padding: int | tuple[int, ...] | Pads
 

@@ -26,6 +26,8 @@ class Reshape(Layer):
     dx is dy in the shape of x.
     """
 
+    one_array = True
+
     shape: tuple[int, ...]
 
     def __post_init__(self):
@@ -71,6 +73,8 @@ class Transpose(Layer):
     entry of `axes`, axis i of dy becomes axis aᵢ of dx.
     """
 
+    one_array = True
+
     axes: tuple[int, ...]
 
     def __post_init__(self):
@@ -111,6 +115,8 @@ class Lambda(Layer):
     and f itself tells s: given 1, 2, … in place of an example's numbers, it returns for
     each place of y the number of the place in x that it came from.
     """
+
+    one_array = True
 
     function: Callable[[Array], Array]
 

@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..arrays import Array, Shape, device, expect, first_true, namespace, size
+from ..arrays import (
+    Array,
+    Shape,
+    device,
+    expect,
+    expect_choice,
+    expect_integer,
+    first_true,
+    namespace,
+    size,
+)
 from ..trees import leaves, tree_map
 
 __all__ = [
@@ -132,8 +142,7 @@ def reduced(
         If the reduction is another, there is nothing to take the mean of, or the weights
         are of another shape or dtype.
     """
-    known = reduction in ("mean", "sum", "none")
-    expect(known, "expected reduction 'mean', 'sum' or 'none', got {!r}", reduction)
+    expect_choice("reduction", reduction, ("mean", "sum", "none"))
     xp = namespace(values)
     mean = reduction == "mean"
     some = size(values) > 0 or not mean
@@ -169,11 +178,12 @@ def _rows(values):
 
 def _spread(weights, values):
     """The weights with axes of length 1 for those of the values that they lack."""
+    xp = namespace(values, weights)
     lead = values.shape[: weights.ndim]
     expect(weights.shape == lead, "expected weights {}, got {}", lead, weights.shape)
     expect(weights.dtype == values.dtype, "y is {}, weights {}", values.dtype, weights.dtype)
     shape = (*lead, *(1,) * (values.ndim - len(lead)))
-    return namespace(values, weights).reshape(weights, shape)
+    return xp.reshape(weights, shape)
 
 
 def _scaled(slope, share):
@@ -312,6 +322,7 @@ def check_labels(target: Array, shape: Shape, *, ignore_index: int | None = None
     expect_target(target, shape[:-1])
     wrong = (target < 0) | (target >= shape[-1])
     if ignore_index is not None:
+        expect_integer("ignore_index", ignore_index)
         wrong = wrong & (target != ignore_index)
     bad = first_true(wrong)
     if bad is not None:

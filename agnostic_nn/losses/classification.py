@@ -13,9 +13,17 @@ PRML, eq. 4.106), so with sₖ = aₖ qₖ F'(qₖ)
 For F = log, s = a: that is the familiar q - p if the classes weigh 1 and p sums to 1.
 """
 
-import math
-
-from ..arrays import Array, Shape, device, expect, expect_axis, expect_number, first_true, namespace
+from ..arrays import (
+    Array,
+    Shape,
+    device,
+    expect,
+    expect_axis,
+    expect_integer,
+    expect_number,
+    first_true,
+    namespace,
+)
 from ..metrics import accuracy, binary_accuracy
 from ..special import log_softmax
 from .base import (
@@ -62,7 +70,9 @@ def _check_classes(target: Array, shape: Shape, *, ignore_index: int | None = No
 def _wanted(y, target, label_smoothing, class_weights, ignore_index):
     """a = w p, how much each example counts in a mean, and which count at all; None for all."""
     xp = namespace(y, target)
-    expect(0.0 <= label_smoothing < 1.0, "expected smoothing in [0, 1), got {}", label_smoothing)
+    expect_number("label_smoothing", label_smoothing, 0.0, 1.0)
+    if ignore_index is not None:
+        expect_integer("ignore_index", ignore_index)
     kept = counts = None
     if xp.isdtype(target.dtype, "integral"):
         p = one_hot(target, y)
@@ -158,7 +168,7 @@ def softmax_cross_entropy(
     ValueError
         If an option is out of its bounds, or the shapes do not fit, or hold nothing.
     """
-    expect(0.0 <= focusing < math.inf, "expected focusing of at least 0, got {}", focusing)
+    expect_number("focusing", focusing, 0.0)
     expect_axis(logits, "classes")
     xp = namespace(logits, target)
     log_q = log_softmax(logits)
@@ -289,9 +299,9 @@ def binary_cross_entropy(
     negative, positive = 1.0 - target, target
     if isinstance(positive_weight, tuple):
         positive = _along_classes("positive_weight", positive_weight, logits) * target
-    elif positive_weight != 1.0:
+    else:
         expect_number("positive_weight", positive_weight, low=0.0)
-        positive = positive_weight * target
+        positive = positive_weight * target if positive_weight != 1.0 else target
     above, decay = logits > 0, xp.exp(-xp.abs(logits))
     wrong, right = xp.where(above, negative, -positive), xp.where(above, positive, -negative)
     far = wrong * xp.where(wrong == 0, 0.0, logits)  # 0 · inf would be NaN

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..arrays import Array, expect, expect_number
+from ..arrays import (
+    Array,
+    described,
+    expect,
+    expect_function,
+    expect_number,
+)
 from ..metrics import finish_of, finished_by
 from ..trees import tree_map
 from .base import BatchLoss, Loss, batch_loss, check_of, metrics_of, shown
@@ -45,13 +51,12 @@ class Losses:
         weights: Mapping[str, float] | tuple[tuple[str, float], ...] = (),
         **named: Loss,
     ) -> None:
-        found, weighed = dict(losses) | named, dict(weights)
+        found, weighed = _by_output("losses", losses) | named, _by_output("weights", weights)
         expect(len(found) > 0, "expected at least one loss")
         unknown = sorted(weighed.keys() - found.keys())
         expect(not unknown, "weights for {}, but losses for {}", unknown, sorted(found))
         for name, loss in found.items():
-            if not callable(loss):
-                raise TypeError(f"expected a function as the loss of {name}, got {loss!r}")
+            expect_function(f"the loss of {name}", loss, "y, target")
             expect_number(f"the weight of {name}", weighed.get(name, 1.0), low=0.0)
         names = sorted(found)
         object.__setattr__(self, "losses", tuple([(name, found[name]) for name in names]))
@@ -140,6 +145,17 @@ def _joined(parts, alike):
     if len(ratios) == 1:
         return first.divisor, first.ratio, ""
     return first.divisor / first.ratio, 1.0, ""
+
+
+def _by_output(name: str, given: Any) -> dict[str, Any]:
+    """What is given by the name of an output, as a dict; pairs, as they are stored, will do."""
+    if isinstance(given, tuple) and all(isinstance(x, tuple) and len(x) == 2 for x in given):
+        given = dict(given)
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"expected {name} as a dict by the names of outputs, got {described(given)}"
+        )
+    return dict(given)
 
 
 def _of_output(metric, name):

@@ -3,7 +3,14 @@
 import math
 from typing import Any
 
-from ..arrays import Array, Shape, expect, first_true, namespace
+from ..arrays import (
+    Array,
+    Shape,
+    expect_flag,
+    expect_positive,
+    first_true,
+    namespace,
+)
 from .base import brings, check_numbers, expect_alike, nested_like, parts, reduced
 
 __all__ = ["gaussian_nll", "poisson_nll"]
@@ -47,7 +54,9 @@ def poisson_nll(
     ValueError
         If ε is not positive, or if y and target differ in shape or dtype, or hold nothing.
     """
-    expect(0.0 < epsilon < math.inf, "expected epsilon above 0, got {}", epsilon)
+    expect_flag("log_rate", log_rate)
+    expect_flag("full", full)
+    expect_positive("epsilon", epsilon)
     expect_alike(y, target)
     xp = namespace(y)
     if log_rate:
@@ -103,7 +112,8 @@ def gaussian_nll(
         If ε is not positive, or if means, variances and target differ in shape or dtype, or
         hold nothing.
     """
-    expect(0.0 < epsilon < math.inf, "expected epsilon above 0, got {}", epsilon)
+    expect_flag("full", full)
+    expect_positive("epsilon", epsilon)
     mean, variance = parts(y, _NORMAL)
     expect_alike(mean, target)
     xp = namespace(mean)

@@ -7,9 +7,13 @@ Each is max(0, g) of a gap g that is linear in y, or a power of it, so that by t
 and at the kink, g = 0, the slope is 0.
 """
 
-import math
-
-from ..arrays import Array, expect, expect_axis, namespace
+from ..arrays import (
+    Array,
+    expect,
+    expect_axis,
+    expect_number,
+    namespace,
+)
 from ..metrics import accuracy, binary_accuracy
 from .base import brings, check_labels, check_signs, expect_alike, one_hot, reduced
 
@@ -94,8 +98,8 @@ def multi_class_margin(
     TypeError
         If labels are no integers.
     """
-    expect(math.isfinite(margin), "expected a finite margin, got {}", margin)
-    expect(power in (1, 2), "expected a power of 1 or 2, got {}", power)
+    expect_number("margin", margin)
+    expect(type(power) is int and power in (1, 2), "expected a power of 1 or 2, got {}", power)
     expect_axis(y, "classes")
     xp = namespace(y, target)
     if not xp.isdtype(target.dtype, "integral"):

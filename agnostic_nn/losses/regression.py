@@ -10,7 +10,11 @@ reduction there is one value per element.
 
 import math
 
-from ..arrays import Array, expect, namespace
+from ..arrays import (
+    Array,
+    expect_positive,
+    namespace,
+)
 from .base import brings, check_numbers, expect_alike, reduced
 
 __all__ = ["huber", "log_cosh", "mean_absolute_error", "mean_squared_error"]
@@ -81,7 +85,7 @@ def huber(
     ValueError
         If δ is not positive, or if y and target differ in shape or dtype, or hold nothing.
     """
-    expect(0.0 < delta < math.inf, "expected delta above 0, got {}", delta)
+    expect_positive("delta", delta)
     expect_alike(y, target)
     error = y - target
     near = namespace(y).clip(error, -delta, delta)

@@ -37,7 +37,16 @@ paths that are at s at time t
 import math
 from typing import Any
 
-from ..arrays import Array, Shape, device, expect, first_true, namespace
+from ..arrays import (
+    Array,
+    Shape,
+    device,
+    expect,
+    expect_flag,
+    expect_integer,
+    first_true,
+    namespace,
+)
 from ..special import log_softmax, scan
 from .base import brings, reduced
 
@@ -53,6 +62,7 @@ def _named(target):
     fits = "labels" in tree and tree.keys() <= set(known)
     expect(fits, "expected labels in the target, and perhaps lengths, got {}", sorted(tree))
     labels = tree["labels"]
+    namespace(*tree.values())
     for name, part in tree.items():
         xp = namespace(labels, part)
         if not xp.isdtype(part.dtype, "integral"):
@@ -114,10 +124,13 @@ def ctc(
     ValueError
         If the blank is no class, or the shapes do not fit, or hold nothing.
     """
+    namespace(y)
+    expect_integer("blank", blank, 0)
+    expect_flag("zero_infinity", zero_infinity)
     fits = y.ndim == 3 and y.shape[1] > 0
     expect(fits, "expected logits (batch, time, classes), got {}", y.shape)
     batch, time, classes = y.shape
-    expect(0 <= blank < classes, "expected a blank below {} classes, got {}", classes, blank)
+    expect(blank < classes, "expected a blank below {} classes, got {}", classes, blank)
     tree = _named(target)
     labels = tree["labels"]
     expect(labels.shape[0] == batch, "labels {} for logits {}", labels.shape, y.shape)

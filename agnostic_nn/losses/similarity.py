@@ -7,10 +7,15 @@ Their derivatives rest on one: as ‖v‖² = Σ vᵢ², 2 ‖v‖ ∂‖v‖/�
 the direction of v. A vector of length 0 has none: there v̂ is 0, and so is every slope.
 """
 
-import math
 from typing import Any
 
-from ..arrays import Array, expect, expect_axis, namespace
+from ..arrays import (
+    Array,
+    expect,
+    expect_axis,
+    expect_number,
+    namespace,
+)
 from .base import (
     brings,
     check_numbers,
@@ -108,7 +113,7 @@ def cosine_embedding(
         If the margin is not finite, or the vectors and target do not fit in shape or dtype,
         or hold nothing.
     """
-    expect(math.isfinite(margin), "expected a finite margin, got {}", margin)
+    expect_number("margin", margin)
     a, b = parts(y, _PAIR)
     expect_axis(a, "width")
     xp = namespace(a, target)
@@ -157,7 +162,7 @@ def triplet_margin(
     ValueError
         If the margin is not finite, or the vectors differ in shape or dtype, or hold nothing.
     """
-    expect(math.isfinite(margin), "expected a finite margin, got {}", margin)
+    expect_number("margin", margin)
     anchor, positive, negative = parts(y, _TRIPLET)
     expect_axis(anchor, "width")
     xp = namespace(anchor)

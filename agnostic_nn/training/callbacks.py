@@ -10,16 +10,27 @@ last, or it saves what others remembered an epoch ago.
 import csv
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
 from io import StringIO
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import numpy as np
 
-from ..arrays import expect, expect_count, expect_number
-from ..files import write_text
+from ..arrays import (
+    expect,
+    expect_choice,
+    expect_count,
+    expect_flag,
+    expect_function,
+    expect_list,
+    expect_number,
+    expect_text,
+)
+from ..files import expect_path, expect_place, write_text
 
 __all__ = [
     "CSVLog",
@@ -30,6 +41,8 @@ __all__ = [
     "ReduceOnPlateau",
     "TensorBoardLog",
     "as_callback",
+    "as_callbacks",
+    "expect_fields",
     "moments_in",
     "optimizers_in",
 ]
@@ -89,11 +102,42 @@ def as_callback(thing: Any) -> Callback:
         return thing
     if not callable(thing) or isinstance(thing, type):
         raise TypeError(f"expected a Callback or a function (trainer, row), got {thing!r}")
+    expect_function("a callback", thing, "trainer, row")
     return _Plain(thing)
 
 
+def as_callbacks(things: Any) -> list[Callback]:
+    """Callbacks as `as_callback` makes them; raises TypeError unless `things` is a sequence."""
+    expect_list("callbacks", things)
+    return [as_callback(thing) for thing in things]
+
+
+def expect_fields(trainer: Any, callbacks: list[Callback], fields: tuple[str, ...]) -> None:
+    """Let callbacks refuse, before training, what the `fields` of an epoch's row do not allow.
+
+    A custom callback may add a field to the row, so those after one are not checked for names.
+    """
+    known: tuple[str, ...] | None = fields
+    for callback in callbacks:
+        if isinstance(callback, _Checked):
+            known = callback.expect(trainer, known)
+        if type(callback).__module__ != __name__ or isinstance(callback, _Plain):
+            known = None
+
+
+class _Checked(Callback):
+    """A callback that can say before training what it will refuse."""
+
+    def expect(self, trainer: Any, fields: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """Raise if this cannot work; return the fields of a row after this callback.
+
+        fields: those that an epoch reports, or None if they are not known.
+        """
+        return fields
+
+
 @dataclass(frozen=True)
-class _Watching(Callback):
+class _Watching(_Checked):
     """What has an eye on a value, and remembers the best and for how long there was none better."""
 
     _: KW_ONLY
@@ -102,17 +146,13 @@ class _Watching(Callback):
     least: float = 0.0
 
     def __post_init__(self) -> None:
-        known = self.mode in ("min", "max")
-        expect(known, "expected mode 'min' or 'max', got {}", repr(self.mode))
+        expect_text("monitor", self.monitor)
+        expect_choice("mode", self.mode, ("min", "max"))
         expect_number("least", self.least, 0.0)
 
     def look(self, trainer: Any, row: dict[str, Any]) -> bool:
         """Whether the value is better than the best so far by more than `least`."""
-        if self.monitor not in row:
-            raise ValueError(
-                f"{type(self).__name__} monitors {self.monitor!r}, but an epoch reports "
-                f"{', '.join(row)}"
-            )
+        self._expect_monitor(tuple(row))
         value = float(row[self.monitor])
         seen = self.seen(trainer)
         best = seen["best"]
@@ -126,6 +166,21 @@ class _Watching(Callback):
             seen | {"best": value, "waited": 0} if better else seen | {"waited": seen["waited"] + 1}
         )
         return better
+
+    def expect(self, trainer, fields):
+        if fields is not None:
+            self._expect_monitor(fields)
+        return fields
+
+    def _expect_monitor(self, fields: tuple[str, ...]) -> None:
+        if self.monitor not in fields:
+            name, remedy = type(self).__name__, ""
+            if self.monitor.startswith("validation_") and "validation_loss" not in fields:
+                remedy = ": pass validation=(x, target) to fit, or monitor='loss'"
+            raise ValueError(
+                f"{name} monitors {self.monitor!r}, but an epoch reports "
+                f"{', '.join(fields)}{remedy}"
+            )
 
     def seen(self, trainer: Any) -> dict[str, Any]:
         """What is remembered, under the name that this prints as."""
@@ -155,6 +210,7 @@ class EarlyStopping(_Watching):
     def __post_init__(self) -> None:
         super().__post_init__()
         expect_count("patience", self.patience)
+        expect_flag("restore", self.restore)
 
     def epoch(self, trainer, row):
         if self.look(trainer, row) and self.restore:
@@ -240,11 +296,50 @@ class Checkpoint(_Watching):
         mode: str = "min",
         least: float = 0.0,
     ) -> None:
-        given = {"monitor": monitor, "mode": mode, "least": least, "path": os.fspath(path)}
+        given = {
+            "monitor": monitor,
+            "mode": mode,
+            "least": least,
+            "path": expect_path("path", path),
+        }
         for name, value in (given | {"every": every, "best": best}).items():
             object.__setattr__(self, name, value)
         super().__post_init__()
         expect_count("every", every)
+        expect_flag("best", best)
+        self._names()
+
+    def expect(self, trainer, fields):
+        if self.best and fields is not None:
+            self._expect_monitor(fields)
+        names = self._names()
+        unknown = [name for name in names if fields is not None and name not in fields]
+        if unknown:
+            raise ValueError(
+                f"the path {self.path} has a field {unknown[0]!r}, but an epoch reports "
+                f"{', '.join(fields)}"
+            )
+        if fields is not None or not names:
+            counted = dict.fromkeys(("epoch", "steps"), 1)
+            try:
+                path = self.path.format(**dict.fromkeys(names, 1.0) | counted)
+            except (ValueError, TypeError, AttributeError, LookupError) as error:
+                raise ValueError(f"the path {self.path} cannot be formatted: {error}") from None
+            expect_place(path)
+        return fields
+
+    def _names(self) -> list[str]:
+        """The fields in the path; raises ValueError if there is one that has no name."""
+        try:
+            found = [name for _, name, *_ in Formatter().parse(self.path) if name is not None]
+        except ValueError as error:
+            raise ValueError(f"the path {self.path} is not a format: {error}") from None
+        names = [re.split(r"[.\[]", name)[0] for name in found]
+        if not all(name.isidentifier() for name in names):
+            raise ValueError(
+                f"expected fields with names in the path, such as {{epoch}}, got {self.path}"
+            )
+        return names
 
     def epoch(self, trainer, row):
         due = row["epoch"] % self.every == 0
@@ -253,8 +348,11 @@ class Checkpoint(_Watching):
 
 
 @dataclass(frozen=True)
-class RateLog(Callback):
+class RateLog(_Checked):
     """Add the learning rate of the epoch's last step to the row, as "rate"."""
+
+    def expect(self, trainer, fields):
+        return None if fields is None else (*fields, "rate")
 
     def epoch(self, trainer, row):
         to_numpy = trainer.backend.to_numpy
@@ -271,7 +369,7 @@ class RateLog(Callback):
 
 
 @dataclass(frozen=True)
-class CSVLog(Callback):
+class CSVLog(_Checked):
     """Write the row of each epoch to a file of comma-separated values, on the disk at once.
 
     A trainer that has epochs behind it goes on with the file; rows of epochs that it has
@@ -286,7 +384,11 @@ class CSVLog(Callback):
     path: str
 
     def __init__(self, path: str | os.PathLike) -> None:
-        object.__setattr__(self, "path", os.fspath(path))
+        object.__setattr__(self, "path", expect_path("path", path))
+
+    def expect(self, trainer, fields):
+        expect_place(self.path)
+        return fields
 
     def begin(self, trainer):
         path = Path(self.path)
@@ -322,7 +424,7 @@ class CSVLog(Callback):
 
 
 @dataclass
-class TensorBoardLog(Callback):
+class TensorBoardLog(_Checked):
     """Write the numbers of each epoch to `folder` for TensorBoard, by tensorboardX.
 
     Resumed, it drops what an earlier run wrote of epochs that the trainer has not reached.
@@ -335,6 +437,16 @@ class TensorBoardLog(Callback):
 
     folder: str
     _writer: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.folder = expect_path("folder", self.folder)
+
+    def expect(self, trainer, fields):
+        if Path(self.folder).exists() and not Path(self.folder).is_dir():
+            raise NotADirectoryError(
+                f"expected a folder for TensorBoard, but {self.folder} is a file"
+            )
+        return fields
 
     def begin(self, trainer):
         try:

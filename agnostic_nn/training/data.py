@@ -19,7 +19,15 @@ from typing import Any
 import numpy as np
 
 from .. import random
-from ..arrays import device, expect, first_true, namespace
+from ..arrays import (
+    described,
+    device,
+    expect,
+    expect_choice,
+    expect_number,
+    first_true,
+    namespace,
+)
 from ..registry import Backend
 from ..trees import leaves, named_leaves, shape_map, tree_map
 
@@ -136,9 +144,11 @@ def _fetch(name: str, data: Any, backend: Backend) -> tuple[np.ndarray, bool]:
             ours = False
         if not ours:
             kind = type(data)
+            hosts = isinstance(backend.asarray(np.float32(0)), np.ndarray)
+            taken = "or a list" if hosts else f"a list or an array of {backend.name}"
+            taken = f"a NumPy array {taken}" if hosts else f"a NumPy array, {taken}"
             raise TypeError(
-                f"expected {name} as a NumPy array, a list or an array of {backend.name}, "
-                f"got {kind.__module__}.{kind.__qualname__}"
+                f"expected {name} as {taken}, got {kind.__module__}.{kind.__qualname__}"
             )
         if device(data) != backend.device and device(data) is not None:
             raise TypeError(f"{name} lies on {device(data)}, but the model is on {backend}")
@@ -171,9 +181,11 @@ def typed(name: str, data: Any, chosen: Any, dtype: str) -> Any:
         return tuple(typed(f"{name}.{i}", *pair, dtype) for i, pair in enumerate(pairs))
     if data.dtype.kind == "f":
         if data.dtype.name != dtype and chosen:
+            found = data.dtype.name
+            other = f", or Trainer(dtype={found!r})" if found in ("float32", "float64") else ""
             raise TypeError(
-                f"{name} is {data.dtype.name}, but the model computes in {dtype}: pass "
-                f"{name}.astype({dtype!r}), or Trainer(dtype={data.dtype.name!r})"
+                f"{name} is {found}, but the model computes in {dtype}: pass "
+                f"{name}.astype({dtype!r}){other}"
             )
         return data if is_mapped(data) else data.astype(dtype, copy=False)
     if data.dtype.kind == "b" or is_mapped(data):
@@ -364,7 +376,12 @@ class Streamed:
         """
         once = isinstance(self.source, Iterator)
         repeats = once or isinstance(self.source, Iterable)
-        drawn = iter(self.source if repeats else self.source(number))
+        found = self.source if repeats else self.source(number)
+        if not isinstance(found, Iterable):
+            raise TypeError(
+                f"expected batches(epoch) to return an iterable, got {described(found)}"
+            )
+        drawn = iter(found)
         place = first if once else 0
         # not one more than is used: what an iterator gave is gone
         for batch in islice(drawn, None if self.steps is None else self.steps - place):
@@ -466,6 +483,7 @@ def stratified_split(target: Any, share: float, *, seed: int = 0) -> tuple[np.nd
     """
     labels = np.asarray(target)
     expect(labels.ndim == 1, "expected labels (examples,), got {}", labels.shape)
+    expect_number("share", share)
     expect(0.0 < share < 1.0, "expected a share in (0, 1), got {}", share)
     total = round(len(labels) * share)
     some = 0 < total < len(labels)
@@ -504,6 +522,7 @@ def class_weights(target: Any, *, dtype: str = "float32") -> np.ndarray:
     bad = first_true(labels < 0)
     if bad is not None:
         raise ValueError(f"expected labels from 0, but label{list(bad)} is {labels[bad]}")
+    expect_choice("dtype", dtype, ("float16", "float32", "float64"))
     counts = np.bincount(labels.reshape(-1))
     present = counts > 0
     weights = labels.size / (np.sum(present) * np.maximum(counts, 1))

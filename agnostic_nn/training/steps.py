@@ -3,21 +3,41 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..arrays import Array, Moments, Params, Rows, State, expect, namespace
+from ..arrays import (
+    Array,
+    Moments,
+    Params,
+    Rows,
+    State,
+    described,
+    expect,
+    expect_flag,
+    expect_function,
+    namespace,
+)
 from ..layers import Layer
+from ..layers.base import not_a_layer
 from ..losses.base import BatchLoss, Loss, batch_loss
 from ..optimizers import Optimizer
-from ..optimizers.base import update_by, uses_divisor
+from ..optimizers.base import expect_optimizer, update_by, uses_divisor
 from ..special import all_finite, scan, select
 from ..trees import leaves, tree_map
 
-__all__ = ["Carry", "Terms", "in_turn", "judge", "make_step", "make_step_with_terms"]
+__all__ = ["Carry", "Terms", "expect_task", "in_turn", "judge", "make_step", "make_step_with_terms"]
 
 Carry = tuple[Params, State, Moments]
 # What joins the loss of a batch to that of others, as arrays: values and divisors of its
 # parts (see `BatchLoss`). No values stand for one part, the loss itself; () for a divisor
 # says that it is a sum. A divisor may be a Python number.
 Terms = tuple[tuple, tuple]
+
+
+def expect_task(model: Any, loss: Any, optimizer: Any) -> None:
+    """Raise TypeError unless these are a layer, a loss and an optimizer."""
+    if not isinstance(model, Layer):
+        raise TypeError(f"expected a layer or a block as the model, got {not_a_layer(model)}")
+    expect_function("the loss", loss, "y, target")
+    expect_optimizer(optimizer)
 
 
 def make_step(
@@ -40,6 +60,8 @@ def make_step(
     TypeError
         If an optimizer around `Accumulate` does not pass a divisor on to it.
     """
+    expect_task(model, loss, optimizer)
+    expect_flag("keep_finite", keep_finite)
     with_terms = make_step_with_terms(model, loss, optimizer, keep_finite=keep_finite)
 
     def step(carry, x, target, counts=None, weights=None, due=None):
@@ -146,8 +168,25 @@ def judge(model, loss, metrics, params, state, x, target, counts):
     y = model.predict(params, state, x)
     found = batch_loss(loss, y, target, counts)
     share = None if counts is None else counts / namespace(counts).sum(counts)
-    means = [tree_map(lambda values: _mean(share, values), metric(y, target)) for metric in metrics]
+    count = leaves(y)[0].shape[0]
+    means = []
+    for name, metric in metrics.items():
+        values = metric(y, target)
+        _expect_values(name, values, count)
+        means.append(tree_map(lambda one: _mean(share, one), values))
     return found.value, _terms(found), means
+
+
+def _expect_values(name: str, values: Any, count: int) -> None:
+    """Raise unless a metric has returned a value for each of `count` examples."""
+    expected = f"expected the metric {name!r} to return an array of one value an example"
+    for leaf in leaves(values):
+        shape = getattr(leaf, "shape", None)
+        if shape is None:
+            raise TypeError(f"{expected}, ({count}, ...), or a tree of them, got {described(leaf)}")
+        fits = len(shape) > 0 and shape[0] == count
+        remedy = " (the mean over examples is taken for you)" if len(shape) == 0 else ""
+        expect(fits, "{}, ({}, ...), got shape {}{}", expected, count, shape, remedy)
 
 
 def _mean(share, values):

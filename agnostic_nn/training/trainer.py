@@ -4,7 +4,7 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import random
-from ..arrays import Array, Moments, Params, Shape, State, namespace
+from ..arrays import (
+    Array,
+    Moments,
+    Params,
+    Shape,
+    State,
+    described,
+    expect,
+    expect_choice,
+    expect_flag,
+    expect_function,
+    expect_text,
+    namespace,
+)
+from ..files import expect_path
 from ..guards import reads
 from ..layers import Layer
 from ..losses.base import Loss, metrics_of, shown
@@ -23,9 +37,9 @@ from ..optimizers import Optimizer
 from ..registry import Backend
 from ..registry import backend as choose
 from ..summary import Summary, bytes_of_training, summarize
-from ..trees import leaves, named_leaves, tree_map, unname
+from ..trees import expect_nested, leaves, named_leaves, tree_map, unname
 from . import checkpoint
-from .callbacks import Callback, as_callback, moments_in, optimizers_in
+from .callbacks import Callback, as_callbacks, expect_fields, moments_in, optimizers_in
 from .config import describe, rebuild
 from .data import (
     Examples,
@@ -45,7 +59,7 @@ from .intake import Intake
 from .interrupts import DeferredInterrupts
 from .means import MeanLoss
 from .progress import progress
-from .steps import Carry, in_turn, judge, make_step, make_step_with_terms
+from .steps import Carry, expect_task, in_turn, judge, make_step, make_step_with_terms
 
 __all__ = ["NonFiniteLoss", "Trainer"]
 
@@ -123,21 +137,17 @@ class Trainer:
         metrics: dict[str, Callable] | None = None,
         keep_finite: bool = True,
     ) -> None:
-        if not isinstance(model, Layer):
-            raise TypeError(f"expected a layer or a block as the model, got {model!r}")
-        if not callable(loss):
-            raise TypeError(f"expected a function as the loss, got {loss!r}")
-        if not callable(getattr(optimizer, "update", None)):
-            raise TypeError(f"expected an optimizer such as nn.Adam(), got {optimizer!r}")
-        if dtype not in ("float32", "float64"):
-            raise ValueError(f"expected dtype 'float32' or 'float64', got {dtype!r}")
+        expect_task(model, loss, optimizer)
+        expect_choice("dtype", dtype, ("float32", "float64"))
+        expect_flag("keep_finite", keep_finite)
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.backend = backend if isinstance(backend, Backend) else choose(backend)
         if dtype == "float64" and not self.backend.has_float64:
-            raise ValueError(f"{self.backend} has no float64 as it is set up now")
+            raise ValueError(self.backend.lacks_float64)
         self.seed, self.dtype = integer("seed", seed, 0), dtype
-        self.keep_finite = bool(keep_finite)
-        self.metrics = metrics_of(loss) if metrics is None else dict(metrics)
+        self.keep_finite = keep_finite
+        self.metrics = metrics_of(loss) if metrics is None else _metrics(metrics)
+        self._has_own_metrics = metrics is not None
         self._intake = Intake(model, loss, self.backend, dtype)
         self.notes: dict[str, Any] = {}
         self._run = _Run()
@@ -147,7 +157,7 @@ class Trainer:
         step = make_step_with_terms(model, loss, optimizer, keep_finite=keep_finite)
         self._step = jit(step, donate=(0,))
         self._steps = jit(in_turn(step, keep_finite), donate=(0,))
-        self._judge = jit(partial(judge, model, loss, tuple(self.metrics.values())))
+        self._judge = jit(partial(judge, model, loss, dict(self.metrics)))
         self._join = jit(lambda *parts: namespace(parts[0]).concat(parts, axis=0))
         self._predict = jit(model.predict)
         if shape is not None:
@@ -220,6 +230,7 @@ class Trainer:
     def moments(self, moments: Moments) -> None:
         params, state, old = self._built()
         _expect_alike(*[dict(named_leaves(tree, "moments")) for tree in (moments, old)])
+        expect_nested("moments", moments, old)
         carry = params, state, moments
         self._run = self._run._replace(carry=carry, is_shared=True)  # the caller still has them
 
@@ -238,6 +249,8 @@ class Trainer:
         new = {"params": params, "state": old["state"] if state is None else state}
         new = tree_map(lambda leaf: fetch("params", leaf, self.backend)[0], new)
         _expect_alike(dict(named_leaves(new)), dict(named_leaves(old)))
+        for name, tree in new.items():  # the paths may agree where the nesting does not
+            expect_nested(name, tree, old[name])
         moments = self.optimizer.init(new["params"])
         self._place((new["params"], new["state"], moments))
 
@@ -246,6 +259,7 @@ class Trainer:
 
         They are saved and loaded with all the rest.
         """
+        expect_text("name", name)
         self._kept[name] = self._on_host()
 
     def restore(self, name: str) -> None:
@@ -258,6 +272,8 @@ class Trainer:
         KeyError
             If nothing was kept by that name.
         """
+        if name not in self._kept:
+            raise KeyError(f"nothing was kept as {name!r}, only {sorted(self._kept)}")
         self._place(self._kept[name])
 
     def _on_host(self) -> Carry:
@@ -381,6 +397,11 @@ class Trainer:
         if steps_per_epoch is not None:
             steps_per_epoch = integer("steps_per_epoch", steps_per_epoch)
         prefetch = integer("prefetch", prefetch, 0)
+        expect_flag("shuffle", shuffle)
+        if type(verbose) is not bool:
+            verbose = integer("verbose", verbose, 0)
+        if augment is not None:
+            expect_function("augment", augment, "x, target, generator")
         source: Stored | Streamed
         if batches is None:
             if steps_per_epoch is not None:
@@ -393,6 +414,8 @@ class Trainer:
         elif not isinstance(batches, Iterable) and not callable(batches):
             raise TypeError(f"expected batches as an iterable or a function, got {batches!r}")
         else:
+            if not isinstance(batches, Iterable):
+                expect_function("batches", batches, "epoch")
             source = Streamed(batches, steps_per_epoch, self.examples)
         held_out = None
         if validation is not None:
@@ -401,7 +424,7 @@ class Trainer:
             held_out = self.examples(*validation)
             # refused now, not after an epoch
             self._intake.is_ragged(len(held_out), min(batch_size, len(held_out)))
-        asked = [as_callback(callback) for callback in callbacks]
+        asked = as_callbacks(callbacks)
         done, *mark = self._run.open
         if done and tuple(mark) != source.mark:
             size, count, shuffled = mark
@@ -411,6 +434,10 @@ class Trainer:
                 f"got {source}"
             )
 
+        if held_out is not None and self._has_own_metrics:
+            self._try_metrics(held_out, batch_size)
+        metrics = [] if held_out is None else [f"validation_{m}" for m in ("loss", *self.metrics)]
+        expect_fields(self, asked, ("epoch", "steps", "loss", *metrics, "seconds"))
         feed = Feed(
             source,
             self._intake,
@@ -517,7 +544,15 @@ class Trainer:
         """
         self._built()
         batch_size = integer("batch_size", batch_size)
+        expect_flag("averaged", averaged)
         return self._evaluate(self.examples(x, target), batch_size, averaged)
+
+    def _try_metrics(self, held_out: Examples, batch_size: int) -> None:
+        """Evaluate one batch, so that a metric that fails does so before training."""
+        size = min(batch_size, len(held_out))
+        ragged = self._intake.is_ragged(len(held_out), size)
+        x, target, counts, _ = moved(self._intake, held_out[:size], size, ragged)
+        self._judge(*self._in_use(False), x, target, counts)
 
     def _evaluate(self, examples: Examples, batch_size: int, averaged=False) -> dict[str, float]:
         batch_size, count = min(batch_size, len(examples)), len(examples)
@@ -555,6 +590,7 @@ class Trainer:
         averaged: with the mean of the parameters that `Average` keeps.
         """
         batch_size = integer("batch_size", batch_size)
+        expect_flag("averaged", averaged)
         params, state = self._in_use(averaged)
         host = Examples(self._input(x), ())
         batch_size = max(1, min(batch_size, len(host)))
@@ -575,6 +611,7 @@ class Trainer:
 
         Below them stands what a step of training holds at once, as predicted.
         """
+        batch_size = integer("batch_size", batch_size)
         (params, state, _), shape = self._built(), self.shape or ()
         found = summarize(self.model, params, state, shape, self.dtype, batch_size)
         step = make_step(self.model, self.loss, self.optimizer, keep_finite=self.keep_finite)
@@ -631,6 +668,7 @@ class Trainer:
             If the other cannot run here, or not as deterministically as this one.
         """
         if not isinstance(backend, Backend):
+            expect_text("a backend, or its name,", backend)
             own = self.backend
             backend = choose(
                 backend,
@@ -645,7 +683,7 @@ class Trainer:
             backend=backend,
             seed=self.seed,
             dtype=self.dtype,
-            metrics=self.metrics,
+            metrics=self.metrics if self._has_own_metrics else None,
             keep_finite=self.keep_finite,
         )
         run = self._run
@@ -662,6 +700,7 @@ class Trainer:
         Parameters, state and moments, the step count, and where in the data training
         stands. A crash or a full disk never costs the old file.
         """
+        path = expect_path("path", path)
         self._built()
         run = self._run
         params, state, moments = self.backend.to_numpy(run.carry)
@@ -708,6 +747,7 @@ class Trainer:
         ValueError
             If the file names something that this library does not define.
         """
+        path = expect_path("path", path)
         arrays, found = checkpoint.read(path)
         trainer = cls(
             _part(path, "model", model, found),
@@ -760,8 +800,33 @@ def _expect_same_arrays(path, found: dict, expected: dict) -> None:
 def _expect_alike(found: dict, expected: dict) -> None:
     for name in sorted(found.keys() | expected.keys()):
         have, want = (
-            f"{tree[name].dtype} {tuple(tree[name].shape)}" if name in tree else "nothing"
-            for tree in (found, expected)
+            _outlined(tree[name]) if name in tree else "nothing" for tree in (found, expected)
         )
         if have != want:
-            raise ValueError(f"{name} is {have}, expected {want}")
+            raise ValueError(f"{name or 'the tree'} is {have}, expected {want}")
+
+
+def _outlined(leaf: Any) -> str:
+    """The dtype and shape of an array."""
+    is_array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
+    return f"{leaf.dtype} {tuple(leaf.shape)}" if is_array else described(leaf)
+
+
+def _metrics(given: Any) -> dict[str, Callable]:
+    """Metrics by name, as they were given.
+
+    Raises
+    ------
+    TypeError
+        If this is not a dict from names to functions of (y, target).
+    ValueError
+        If a metric is called "loss".
+    """
+    if not isinstance(given, Mapping):
+        example = '{"accuracy": nn.accuracy}'
+        raise TypeError(f"expected metrics as a dict such as {example}, got {described(given)}")
+    for name, metric in given.items():
+        expect_text("the name of a metric", name)
+        expect_function(f"the metric {name!r}", metric, "y, target")
+        expect(name != "loss", "expected another name for a metric than 'loss', which is reported")
+    return dict(given)

@@ -5,6 +5,8 @@
     devices       () -> {name: the library's own device}, the preferred one first
     describe      device -> what the hardware calls itself
     has_float64   device -> whether float64 is to be had as things are set up now
+    float64_remedy  what to do where `has_float64` is false and something helps: a sentence for
+                  an error; an adapter may lack it
     double        () -> a context in which it is, or None where it never is
     asarray       (host array, device) -> an array of this library, never sharing memory
     to_numpy      array -> a NumPy array on the host

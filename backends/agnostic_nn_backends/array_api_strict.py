@@ -17,6 +17,7 @@ __all__ = [
     "devices",
     "double",
     "eager",
+    "float64_remedy",
     "has_float64",
     "jit",
     "peak_memory",
@@ -32,6 +33,7 @@ version = xp.__version__
 compiles = False
 eager = None
 double = nullcontext
+float64_remedy = None
 peak_memory = None
 policy = None
 vjp = None

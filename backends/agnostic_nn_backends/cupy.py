@@ -19,6 +19,7 @@ __all__ = [
     "devices",
     "double",
     "eager",
+    "float64_remedy",
     "has_float64",
     "jit",
     "peak_memory",
@@ -34,6 +35,7 @@ version = cupy.__version__
 compiles = False
 eager = None
 double = nullcontext
+float64_remedy = None
 peak_memory = None
 to_numpy = cupy.asnumpy
 vjp = None

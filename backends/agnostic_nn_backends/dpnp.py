@@ -16,6 +16,7 @@ __all__ = [
     "devices",
     "double",
     "eager",
+    "float64_remedy",
     "has_float64",
     "jit",
     "peak_memory",
@@ -31,6 +32,7 @@ version = xp.__version__
 compiles = False
 eager = None
 double = nullcontext
+float64_remedy = None
 peak_memory = None
 to_numpy = xp.asnumpy
 vjp = None

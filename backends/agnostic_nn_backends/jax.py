@@ -23,6 +23,7 @@ __all__ = [
     "devices",
     "double",
     "eager",
+    "float64_remedy",
     "has_float64",
     "jit",
     "peak_memory",
@@ -36,6 +37,10 @@ __all__ = [
 
 version = jax.__version__
 compiles = True
+float64_remedy = (
+    "set JAX_ENABLE_X64=1 in the environment before jax is imported, or call "
+    "jax.config.update('jax_enable_x64', True)"
+)
 synchronize = jax.block_until_ready
 to_numpy = np.asarray
 vjp = jax.vjp

@@ -21,6 +21,7 @@ __all__ = [
     "devices",
     "double",
     "eager",
+    "float64_remedy",
     "has_float64",
     "jit",
     "peak_memory",
@@ -35,6 +36,7 @@ __all__ = [
 version = np.__version__
 compiles = False
 double = nullcontext
+float64_remedy = None
 peak_memory = None
 policy = None
 to_numpy = np.asarray

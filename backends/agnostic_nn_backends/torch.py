@@ -22,6 +22,7 @@ __all__ = [
     "devices",
     "double",
     "eager",
+    "float64_remedy",
     "has_float64",
     "jit",
     "peak_memory",
@@ -36,6 +37,7 @@ __all__ = [
 version = torch.__version__
 compiles = False
 double = nullcontext
+float64_remedy = None
 vjp = torch.func.vjp
 
 
