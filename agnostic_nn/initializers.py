@@ -7,9 +7,13 @@ window, count into both fans.
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from functools import singledispatch
 from typing import Any
 
 from .arrays import (
+    Array,
+    Key,
+    Shape,
     device,
     expect,
     expect_choice,
@@ -27,6 +31,7 @@ __all__ = [
     "Orthogonal",
     "TruncatedNormal",
     "VarianceScaling",
+    "drawn",
     "expect_initializer",
     "glorot_normal",
     "glorot_uniform",
@@ -45,8 +50,21 @@ def expect_initializer(name: str, value: Any) -> None:
         expect_function(name, value, "key, shape, dtype")
 
 
+@singledispatch
+def drawn(key: Key, draw: Callable, shape: Shape, dtype: Any) -> Array:
+    """Return draw(key, shape, dtype), or for arrays without numbers such an array of `shape`."""
+    return draw(key, shape, dtype)
+
+
+class _Drawn:
+    """Base of the initializers: `draw` makes the numbers."""
+
+    def __call__(self, key: Key, shape: Shape, dtype: Any) -> Array:
+        return drawn(key, self.draw, shape, dtype)  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
-class VarianceScaling:
+class VarianceScaling(_Drawn):
     """Zero mean and variance `scale` / fan, so that signals keep their size through a layer.
 
     A sum of fan_in terms has fan_in times the variance of a term: 1 / fan_in keeps
@@ -66,7 +84,8 @@ class VarianceScaling:
         expect_choice("fan", self.fan, ("in", "out", "average"))
         expect_choice("distribution", self.distribution, ("normal", "uniform"))
 
-    def __call__(self, key, shape, dtype):
+    def draw(self, key, shape, dtype):
+        """Make the numbers."""
         expect(len(shape) >= 2, f"expected a shape (..., fan_in, fan_out), got {shape}")
         window = math.prod(shape[:-2])
         fan_in, fan_out = window * shape[-2], window * shape[-1]
@@ -89,7 +108,7 @@ lecun_uniform = VarianceScaling(1.0, "in", distribution="uniform")
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(_Drawn):
     """Every element is `value`."""
 
     value: float = 0.0
@@ -97,12 +116,13 @@ class Constant:
     def __post_init__(self) -> None:
         expect_number("value", self.value)
 
-    def __call__(self, key, shape, dtype):
+    def draw(self, key, shape, dtype):
+        """Make the numbers."""
         return namespace(key).full(shape, self.value, dtype=dtype, device=device(key))
 
 
 @dataclass(frozen=True)
-class TruncatedNormal:
+class TruncatedNormal(_Drawn):
     """Normal draws of standard deviation `deviation`, none further than twice that from 0.
 
     Inverts the distribution function: z solves Φ(z) = p with p uniform on
@@ -117,7 +137,8 @@ class TruncatedNormal:
     def __post_init__(self) -> None:
         expect_positive("deviation", self.deviation)
 
-    def __call__(self, key, shape, dtype):
+    def draw(self, key, shape, dtype):
+        """Make the numbers."""
         xp = namespace(key)
         centred = (uniform(key, shape, dtype) - 0.5) * math.erf(math.sqrt(2.0))  # p - 1/2
         z = xp.zeros_like(centred)
@@ -128,7 +149,7 @@ class TruncatedNormal:
 
 
 @dataclass(frozen=True)
-class Orthogonal:
+class Orthogonal(_Drawn):
     """Orthonormal columns (or rows, where there are fewer of them), times `gain`.
 
     Products of many such matrices neither grow nor shrink a signal (Saxe et al.,
@@ -143,7 +164,8 @@ class Orthogonal:
     def __post_init__(self) -> None:
         expect_positive("gain", self.gain)
 
-    def __call__(self, key, shape, dtype):
+    def draw(self, key, shape, dtype):
+        """Make the numbers."""
         expect(len(shape) >= 2, f"expected a shape (..., fan_in, fan_out), got {shape}")
         xp = namespace(key)
         rows, columns = math.prod(shape[:-1]), shape[-1]

@@ -42,7 +42,8 @@ FLOORS = (
     },
     {"checking", "ledger.native", "training.intake", "training.steps"},
     {"ledger", "loading", "training.feeding", "training.means"},
-    {"summary"},
+    {"summary", "training.outlines"},
+    {"training.saved"},
     {"bisecting.pieces", "training.trainer"},
     {"training"},
     {

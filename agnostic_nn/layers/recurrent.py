@@ -127,6 +127,7 @@ class _Recurrent(Layer):
 
     def init(self, key, shape, dtype):
         given = shape if isinstance(shape, dict) else {"x": shape}
+        keys = split(key, 2 * self.depth)
         name, states = type(self).__name__, self._everywhere((self.width,))
         expect("x" in given, "{} takes a dict with x, got {}", name, sorted(given))
         one = given["x"]
@@ -135,7 +136,6 @@ class _Recurrent(Layer):
             found = given.get(part, wanted)
             expect(found == wanted, "{} takes a {} of {}, got {}", name, part, wanted, found)
 
-        keys = split(key, 2 * self.depth)
         params, fan_in, fan_out = [], one[1], self.width * len(self._directions)
         for i in range(self.depth):
             numbered = enumerate(self._directions, start=2 * i)

@@ -5,7 +5,7 @@ that write into it, `native.py` what NumPy's own versions of `special` would nee
 """
 
 from . import native
-from .arrays import Counted, blanks_like, peak_of
+from .arrays import Counted, blank, blanks_like, peak_of
 from .ledger import Ledger, Memory
 
-__all__ = ["Counted", "Ledger", "Memory", "blanks_like", "native", "peak_of"]
+__all__ = ["Counted", "Ledger", "Memory", "blank", "blanks_like", "native", "peak_of"]

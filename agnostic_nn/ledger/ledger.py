@@ -54,6 +54,11 @@ class Ledger:
     def __exit__(self, *_: Any) -> None:
         _now.reset(self._token)
 
+    @property
+    def weighs(self) -> bool:
+        """Whether bytes are written down now."""
+        return self._weighs
+
     @contextmanager
     def owned_by(self, owner: Any) -> Iterator[None]:
         """What is done in here is the affair of `owner`."""
@@ -100,7 +105,7 @@ class Memory:
     __slots__ = ("_ledger", "size")
 
     def __init__(self, size: int) -> None:
-        self._ledger = current()
+        self._ledger, self.size = current(), 0
         self.size = self._ledger.take(size)
 
     def __del__(self) -> None:

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from .. import random, special
+from .. import initializers, random, special
 from ..spans import out_lengths
 from ..special.windows import turn
 from ..trees import tree_map
@@ -166,12 +166,21 @@ def _surround(x, pads, value):
     return blank((x.shape[0], *lengths, x.shape[-1]), x.dtype)
 
 
+def _drawn(key, draw, shape, dtype):
+    if current().weighs:
+        return initializers.drawn.dispatch(object)(key, draw, shape, dtype)
+    return blank(tuple(shape), dtype)
+
+
 def _words(key, count, stream=0):
+    if not current().weighs:
+        return blank((count,), key.dtype)
     current().count(count)
     with current().only(memory=True):
         return random.words.dispatch(object)(key, count, stream)
 
 
+initializers.drawn.register(Counted, _drawn)
 random.words.register(Counted, _words)
 special.above_zero.register(Counted, _above_zero)
 special.attend.register(Counted, _attend)

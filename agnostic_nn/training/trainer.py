@@ -40,7 +40,7 @@ from ..summary import Summary, bytes_of_training, summarize
 from ..trees import expect_nested, leaves, named_leaves, tree_map, unname
 from . import checkpoint
 from .callbacks import Callback, as_callbacks, expect_fields, moments_in, optimizers_in
-from .config import describe, rebuild
+from .config import describe
 from .data import (
     Examples,
     Stored,
@@ -59,6 +59,7 @@ from .intake import Intake
 from .interrupts import DeferredInterrupts
 from .means import MeanLoss
 from .progress import progress
+from .saved import Saved, expect_same_arrays, restored, skeleton
 from .steps import Carry, expect_task, in_turn, judge, make_step, make_step_with_terms
 
 __all__ = ["NonFiniteLoss", "Trainer"]
@@ -735,66 +736,55 @@ class Trainer:
         optimizer: Optimizer | None = None,
         metrics: dict[str, Callable] | None = None,
     ) -> "Trainer":
-        """The trainer that was saved at `path`, on any backend.
+        """Return the trainer that was saved at `path`, on any backend.
 
         A model, loss or optimizer of your own is not rebuilt from a file: pass it. Nor are
         `metrics` in it; by default they are those that the loss brings.
 
+        The file may come from anybody: it cannot run code, and what does not fit is refused before
+        memory is taken for it. Its numbers are not judged: they may be NaN, or a bad model.
+
         Raises
         ------
         CheckpointError
-            If the file is no checkpoint, is damaged, or holds another model than the given.
-        ValueError
-            If the file names something that this library does not define.
+            If the file is not a checkpoint, is damaged, holds another model than the given one, or
+            names something that this library does not define. It is a ValueError.
+        OSError
+            If the file cannot be read.
         """
         path = expect_path("path", path)
-        arrays, found = checkpoint.read(path)
-        trainer = cls(
-            _part(path, "model", model, found),
-            _part(path, "loss", loss, found),
-            _part(path, "optimizer", optimizer, found),
-            backend=backend,
-            seed=found["seed"],
-            dtype=found["dtype"],
-            metrics=metrics,
-            keep_finite=found.get("keep_finite", True),
-        )
-        shape = shape_from(found["shape"])
-        carry, out_shape = trainer._draw(shape)
-        kept = found.get("kept", ())
-        like = dict(zip(("params", "state", "moments"), carry, strict=True))
-        like |= {f"kept {i}": carry for i in range(len(kept))}
-        _expect_same_arrays(path, arrays, dict(named_leaves(like)))
-        tree = unname(arrays, like)
-        trainer._run = _Run(
-            trainer.backend.asarray((tree["params"], tree["state"], tree["moments"])),
-            shape,
-            out_shape,
-            found["steps"],
-            found["epoch"],
-            tuple(found["open"]),
-        )
-        trainer._kept = {name: tree[f"kept {i}"] for i, name in enumerate(kept)}
-        trainer.notes, trainer._largest = found.get("notes", {}), found.get("largest", 0)
+        with checkpoint.opened(path) as file:
+            saved = Saved.read(file)
+            given = {"model": model, "loss": loss, "optimizer": optimizer}
+            parts = {name: restored(file, name, thing) for name, thing in given.items()}
+            trainer = cls(
+                **parts,
+                backend=backend,
+                seed=saved.seed,
+                dtype=saved.dtype,
+                metrics=metrics,
+                keep_finite=saved.keep_finite,
+            )
+            trainer._take(file, saved, is_own=not (model is None and optimizer is None))
         return trainer
 
+    def _take(self, file: checkpoint.OpenedCheckpoint, saved: Saved, is_own: bool) -> None:
+        """Continue from a checkpoint; is_own: whether the caller gave the model or optimizer."""
+        draw = self._draw if is_own else None
+        carry, out_shape = skeleton(file, saved, self.model, self.optimizer, draw)
+        like: dict[str, Any] = dict(zip(("params", "state", "moments"), carry, strict=True))
+        like |= {f"kept {i}": carry for i in range(len(saved.kept))}
+        expect_same_arrays(file, like)
 
-def _part(path, name: str, given: Any, found: dict) -> Any:
-    """The part called `name` that was given, if it fits the file; otherwise the file's own."""
-    if given is None:
-        return rebuild(found[name])
-    if describe(given) != found[name]:
-        raise checkpoint.CheckpointError(
-            f"{path} was saved with the {name} {found[name]}, got {describe(given)}"
-        )
-    return given
+        def placed(name: str, array: np.ndarray) -> Any:
+            return array if name.startswith("kept ") else self.backend.asarray(array)
 
-
-def _expect_same_arrays(path, found: dict, expected: dict) -> None:
-    try:
-        _expect_alike(found, expected)
-    except ValueError as error:
-        raise checkpoint.CheckpointError(f"{path} does not fit the model: {error}") from None
+        tree = unname(file.arrays(placed), like)
+        carry = tree["params"], tree["state"], tree["moments"]
+        progress = saved.steps, saved.epoch, saved.open
+        self._run = _Run(carry, saved.shape, out_shape, *progress)
+        self._kept = {name: tree[f"kept {i}"] for i, name in enumerate(saved.kept)}
+        self.notes, self._largest = saved.notes, saved.largest
 
 
 def _expect_alike(found: dict, expected: dict) -> None:
