@@ -41,7 +41,7 @@ FLOORS = (
         *("training.callbacks", "training.checkpoint", "training.data", "training.history"),
     },
     {"checking", "ledger.native", "training.intake", "training.steps"},
-    {"ledger", "loading", "training.feeding", "training.means"},
+    {"ledger", "loading", "training.feeding", "training.memory", "training.means"},
     {"summary", "training.outlines"},
     {"training.saved"},
     {"bisecting.pieces", "training.trainer"},

@@ -153,11 +153,14 @@ class Stub:
     def __init__(self):
         self.notes, self.now, self.kept, self.restored = {}, 0, {}, None
 
-    def keep(self, name):
-        self.kept[name] = self.now
+    def memory(self, callback):
+        return self.notes
 
-    def restore(self, name):
-        self.restored = self.kept[name]
+    def keep(self, callback):
+        self.kept[id(callback)] = self.now
+
+    def restore(self, callback):
+        self.restored = self.kept[id(callback)]
 
 
 NAN = math.nan
@@ -202,9 +205,6 @@ def test_early_stopping_restores_parameters_state_and_moments(backend):
     assert (len(history), trainer.epoch) == (4, 4)
     assert_same_bits(host(trainer), found[1])
     assert not np.array_equal(found[1][0], found[3][0])
-    trainer.fit(X, LABELS, **OPTIONS)
-    trainer.restore(repr(callbacks[-1]))
-    assert_same_bits(host(trainer), found[1])
 
 
 @pytest.mark.parametrize("callback", [nn.EarlyStopping(), nn.Checkpoint("x", best=True)])
@@ -343,7 +343,7 @@ def test_resumed_from_a_checkpoint_callbacks_go_on_as_if_nothing_had_happened(
     callbacks = all_at_once(SCRIPT[at:])
     resumed.fit(X, LABELS, epochs=10 - at, callbacks=callbacks, **OPTIONS)
     assert resumed.epoch == 9
-    assert resumed.notes == whole.notes
+    assert resumed.notes == whole.notes == {}
     assert_same_bits(host(resumed), host(whole))
     for name in ("log.csv", "best", "last", "epoch3", "epoch6", "epoch9"):
         one, other = ((tmp_path / folder / name) for folder in "ab")
@@ -376,6 +376,177 @@ def test_what_was_kept_goes_along_to_another_backend(backend):
     assert_same_bits(host(moved), first)
     with pytest.raises(KeyError):
         trainer.restore("second")
+
+
+# --- what belongs to one run ------------------------------------------------------------
+
+
+def watching(trainer, values, *callbacks, **options):
+    """Epochs of a fit in which the validation loss takes these values."""
+    callbacks = [reporting(values), *callbacks]
+    options = {"epochs": len(values)} | OPTIONS | options
+    return len(trainer.fit(X, LABELS, callbacks=callbacks, **options))
+
+
+def failing_at(epoch):
+    def fail(trainer, row):
+        if row["epoch"] == epoch:
+            raise OSError("the disk is full")
+
+    return fail
+
+
+def test_a_new_fit_starts_afresh(backend):
+    """Also with the same callback, whose best value would be out of reach."""
+    trainer, stopping = make(backend), nn.EarlyStopping(patience=2)
+    assert watching(trainer, [1.0, 2.0, 3.0, 4.0], stopping) == 3
+    best = []
+    look = [stopping, lambda trainer, row: best.append(host(trainer))]
+    assert watching(trainer, [9.0, 8.0, 7.0, 7.5, 7.1, 7.0], *look) == 5
+    assert_same_bits(host(trainer), best[2])
+
+
+def test_a_checkpoint_of_the_best_is_one_of_this_run(backend, tmp_path):
+    trainer = make(backend)
+    for values, best in (([1.0, 2.0], 1), ([9.0, 8.0, 8.5], 4)):
+        watching(trainer, values, nn.Checkpoint(tmp_path / "a", best=True))
+        assert nn.Trainer.load(tmp_path / "a", backend).epoch == best
+
+
+def test_callbacks_that_print_alike_do_not_share(backend):
+    """Each would count the other's epochs, and two for one value would be one too few."""
+    stopping = nn.EarlyStopping(patience=4), nn.EarlyStopping(patience=4)
+    assert stopping[0] == stopping[1]
+    values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert watching(make(backend), values, *stopping) == 5
+    assert watching(make(backend), values, stopping[0], stopping[0]) <= 5
+
+
+@pytest.mark.parametrize("how", ["an error", "steps", "saved", "moved"])
+def test_an_interrupted_run_is_continued(backend, tmp_path, how):
+    """The best was in epoch 1; 3 more end it, of which 2 were before the interruption."""
+    trainer, found, stopping = make(backend), [], nn.EarlyStopping(patience=3)
+    keep = [lambda trainer, row: found.append(host(trainer)), stopping]
+    if how == "steps":
+        watching(trainer, [1.0, 2.0, 3.0, 0.0], *keep, steps=10)
+        assert trainer._run.open[0] == 1
+    else:
+        with pytest.raises(OSError, match="full"):
+            watching(trainer, [1.0, 2.0, 3.0], *keep, failing_at(3))
+    if how == "saved":
+        trainer.save(tmp_path / "a")
+        trainer = nn.Trainer.load(tmp_path / "a", backend)
+    elif how == "moved":
+        trainer = trainer.to(backend)
+    # another list, in which there is one that needs no memory before it
+    assert watching(trainer, [4.0, 5.0, 6.0], lambda trainer, row: None, stopping) == 1
+    assert_same_bits(host(trainer), found[0])
+    assert watching(trainer, [7.0, 6.0, 5.0], stopping) == 3
+
+
+def test_what_a_run_kept_is_dropped_with_it(backend, tmp_path):
+    trainer, stopping = make(backend), nn.EarlyStopping()
+    sizes = []
+
+    def measure(trainer, row):
+        trainer.save(tmp_path / "a")
+        sizes.append((tmp_path / "a").stat().st_size)
+
+    watching(trainer, [3.0, 2.0], stopping, measure)
+    trainer.save(tmp_path / "a")
+    assert (tmp_path / "a").stat().st_size < 0.8 * sizes[-1]
+    assert trainer._memory is None
+    assert nn.Trainer.load(tmp_path / "a", backend)._memory is None
+
+
+@pytest.mark.parametrize("end", ["build", "start_from"])
+def test_new_weights_end_an_interrupted_run(backend, end):
+    trainer, stopping = make(backend), nn.EarlyStopping(patience=1)
+    with pytest.raises(OSError, match="full"):
+        watching(trainer, [1.0], stopping, failing_at(1))
+    if end == "build":
+        trainer.build((4,))
+    else:
+        trainer.start_from(trainer.params, trainer.state)
+    assert watching(trainer, [5.0, 4.0, 4.5], stopping) == 3
+
+
+def test_another_metric_has_another_best(backend):
+    trainer = make(backend)
+    with pytest.raises(OSError, match="full"):
+        watching(trainer, [1e-9], nn.EarlyStopping(patience=1), failing_at(1))
+    stopping = nn.EarlyStopping(monitor="loss", patience=1)
+    assert watching(trainer, [1.0, 1.0], stopping) == 2
+
+
+def test_a_lowered_scale_stays_and_the_wait_begins_again(backend):
+    trainer, rates = make(backend, nn.Scaled(nn.SGD(1e-3))), []
+    look = [nn.RateLog(), lambda trainer, row: rates.append(row["rate"])]
+    for _ in range(2):
+        plateau = nn.ReduceOnPlateau(patience=2, factor=0.5)
+        watching(trainer, [1.0, 1.0, 1.0, 1.0], plateau, *look)
+    expected = [1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25]
+    np.testing.assert_allclose(rates, 1e-3 * np.array(expected), rtol=1e-6)
+
+
+class Counting(nn.Callback):
+    """Counts the epochs of a run, and goes back to the weights of the first at its end."""
+
+    def __init__(self, inner=None):
+        self.inner, self.counts = inner, []
+
+    def epoch(self, trainer, row):
+        memory = trainer.memory(self)
+        memory["epochs"] = memory.get("epochs", 0) + 1
+        if memory["epochs"] == 1:
+            trainer.keep(self)
+        self.counts.append(memory["epochs"])
+        return None if self.inner is None else self.inner.epoch(trainer, row)
+
+    def end(self, trainer, complete):
+        if complete:
+            trainer.restore(self)
+
+
+def test_custom_callbacks_remember_too_and_those_that_they_call(backend, tmp_path):
+    trainer, first = make(backend), []
+    one, two = Counting(nn.EarlyStopping(patience=3)), Counting(Counting())
+    save = nn.Checkpoint(tmp_path / "a")
+    look = [lambda trainer, row: first.append(host(trainer)), one, two, save]
+    with pytest.raises(OSError, match="full"):
+        watching(trainer, [1.0, 2.0], *look, failing_at(2))
+    loaded = nn.Trainer.load(tmp_path / "a", backend)
+    for again in (trainer, loaded):
+        one, two = Counting(nn.EarlyStopping(patience=3)), Counting(Counting())
+        assert watching(again, [3.0, 4.0, 5.0], one, two) == 2, "the inner one had waited once"
+        assert one.counts == two.counts == two.inner.counts == [3, 4]
+        assert_same_bits(host(again), first[0])
+        watching(again, [1.0], one, two)
+        assert one.counts == [3, 4, 1]
+
+
+def test_outside_of_fit_there_is_nothing_to_remember(backend):
+    trainer, counting = make(backend, None), Counting()
+    trainer.build((4,))
+    for call in (trainer.memory, trainer.keep, trainer.restore):
+        with pytest.raises(RuntimeError, match="only while `fit` is under way"):
+            call(counting)
+    trainer.keep("mine")
+    watching(trainer, [1.0], counting)
+    trainer.restore("mine")
+
+
+def test_a_fit_within_a_fit_is_a_run_within_a_run(backend):
+    trainer, outer, inner = make(backend), Counting(), Counting()
+
+    def train_more(trainer, row):
+        if row["epoch"] == 2:
+            watching(trainer, [1.0, 1.0], inner)
+
+    watching(trainer, [1.0, 1.0, 1.0], outer, train_more, outer)
+    assert inner.counts == [1, 2]
+    assert outer.counts == [1, 1, 2, 2, 3, 3], "the same one twice in a list is two"
+    assert trainer._memory is None
 
 
 # --- logs -------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 A callback is a value like a layer: its fields say what it does, and what it has to
 remember it keeps in the trainer, which saves it. So training resumed from a checkpoint
-goes on as if it had never stopped. They are asked in the order of the list: one that
+goes on as if it had never stopped. They are called in the order of the list: one that
 adds to the row of an epoch comes before one that writes it down, and `Checkpoint` comes
-last, or it saves what others remembered an epoch ago.
+last, or it saves what others remembered an epoch ago. See `Callback` for how long they
+remember.
 """
 
 import csv
@@ -49,10 +50,25 @@ __all__ = [
 
 
 class Callback:
-    """Does nothing, three times over; a callback of one's own does so in fewer places.
+    """Base class with three hooks that do nothing; override the ones you need.
 
-    What it raises ends `fit` with the trainer as it was. `trainer.notes` is a dict of data
-    for JSON that is saved with the trainer, and `trainer.keep(name)` remembers weights.
+    What a hook raises ends `fit` with the trainer as it was.
+
+    `trainer.memory(self)` is a dict of data for JSON in which a callback remembers something from
+    epoch to epoch, `trainer.keep(self)` remembers the weights of now, and `trainer.restore(self)`
+    goes back to them. All of it is saved with the trainer and belongs to one run of `fit`:
+
+    - A run is over when `fit` returns after a whole epoch, which is when `end` gets `complete`
+      true: then all of it is dropped, and the next `fit` starts afresh.
+    - After an error, Ctrl-C, or `steps` that end within an epoch, the run is interrupted, and the
+      next `fit` continues it. So does the first `fit` of a trainer that was saved during a run,
+      such as by `Checkpoint`, or during an interruption, and is loaded or moved.
+    - New weights from `Trainer.build` or `start_from` end an interrupted run.
+
+    A callback gets what was remembered by the one of the same class and the same number among
+    those of this class in the list: two `EarlyStopping` never share, and other classes may come
+    and go. What should outlive a run belongs into `trainer.notes`, a dict of data for JSON, and
+    under a name: `trainer.keep("name")`.
     """
 
     def begin(self, trainer: Any) -> None:
@@ -138,7 +154,7 @@ class _Checked(Callback):
 
 @dataclass(frozen=True)
 class _Watching(_Checked):
-    """What has an eye on a value, and remembers the best and for how long there was none better."""
+    """Tracks the best value of a metric in a run, and the epochs since it improved."""
 
     _: KW_ONLY
     monitor: str = "validation_loss"
@@ -162,9 +178,9 @@ class _Watching(_Checked):
             better = value < best - self.least
         else:
             better = value > best + self.least
-        trainer.notes[repr(self)] = (
-            seen | {"best": value, "waited": 0} if better else seen | {"waited": seen["waited"] + 1}
-        )
+        if better:
+            seen["best"] = value
+        seen["waited"] = 0 if better else seen["waited"] + 1
         return better
 
     def expect(self, trainer, fields):
@@ -183,12 +199,16 @@ class _Watching(_Checked):
             )
 
     def seen(self, trainer: Any) -> dict[str, Any]:
-        """What is remembered, under the name that this prints as."""
-        return trainer.notes.get(repr(self), {"best": None, "waited": 0})
-
-    def begin_again(self, trainer: Any) -> None:
-        """Wait from now on."""
-        trainer.notes[repr(self)] = self.seen(trainer) | {"waited": 0}
+        """Return what is remembered: the best value and the wait, of this metric alone."""
+        memory = trainer.memory(self)
+        watched = {"monitor": self.monitor, "mode": self.mode}
+        best, waited = memory.get("best"), memory.get("waited")
+        # a file may say anything
+        sound = isinstance(best, int | float | None) and isinstance(waited, int)
+        if not sound or any(memory.get(name) != value for name, value in watched.items()):
+            memory.clear()
+            memory.update(watched, best=None, waited=0)
+        return memory
 
 
 @dataclass(frozen=True)
@@ -199,8 +219,10 @@ class EarlyStopping(_Watching):
     better, "max" if more is. Better is what differs by more than `least`; NaN never is.
 
     With `restore`, when `fit` ends after a whole epoch, also because there were no more,
-    parameters, state and moments are those of the best one; steps and epochs stay counted.
-    After an error or Ctrl-C they are the last ones, so that training can go on.
+    parameters, state and moments are those of the best one of this run; steps and epochs stay
+    counted. After an error or Ctrl-C they are the last ones, so that training can go on. A
+    `Checkpoint` has saved the last ones too: for the best, save the trainer after `fit`, or use
+    `Checkpoint(best=True)`.
     """
 
     patience: int = 10
@@ -213,16 +235,18 @@ class EarlyStopping(_Watching):
         expect_flag("restore", self.restore)
 
     def epoch(self, trainer, row):
-        if self.look(trainer, row) and self.restore:
-            trainer.keep(repr(self))
+        if self.look(trainer, row):
+            self.seen(trainer)["kept"] = self.restore
+            if self.restore:
+                trainer.keep(self)
         stop = self.seen(trainer)["waited"] >= self.patience
-        if stop:
-            self.begin_again(trainer)
+        if stop:  # whoever resumes from here nevertheless wants some epochs
+            self.seen(trainer)["waited"] = 0
         return stop
 
     def end(self, trainer, complete):
-        if complete and self.restore and self.seen(trainer)["best"] is not None:
-            trainer.restore(repr(self))
+        if complete and self.restore and self.seen(trainer).get("kept") is True:
+            trainer.restore(self)
 
 
 @dataclass(frozen=True)
@@ -230,7 +254,12 @@ class ReduceOnPlateau(_Watching):
     """Multiply the scale of a `Scaled` optimizer by `factor` whenever a value stops improving.
 
     That is when it has not become better for `patience` epochs, as `EarlyStopping` has it;
-    then the wait begins anew. The scale stays at `lowest` or above.
+    then the wait begins again. The scale stays at `lowest` or above.
+
+    The scale is among the optimizer's moments, as momentum and the step of a schedule are, and so
+    outlives the run: the next `fit` begins with it, but with a best value and a wait of its own.
+    `trainer.start_from(trainer.params, trainer.state)` begins with a scale of 1, and other moments
+    as at the start.
     """
 
     patience: int = 10
@@ -254,7 +283,7 @@ class ReduceOnPlateau(_Watching):
         self.look(trainer, row)
         if self.seen(trainer)["waited"] < self.patience:
             return
-        self.begin_again(trainer)
+        self.seen(trainer)["waited"] = 0
         trainer.moments = self._lowered(trainer.backend, trainer.moments)
 
     def _lowered(self, backend: Any, moments: Any) -> Any:
@@ -279,7 +308,7 @@ class Checkpoint(_Watching):
 
     path: where; "{epoch}" and other fields of the row in it, such as "{loss:.3f}", make a
     file for each. The old file is whole until the new one is. With `best`, those of the
-    `every`-th epochs are saved in which `monitor` is better than in those before.
+    `every`-th epochs are saved in which `monitor` is better than in those of this run before.
     """
 
     path: str = "checkpoint.safetensors"

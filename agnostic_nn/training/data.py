@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from operator import index
+from operator import index, length_hint
 from queue import Empty, Queue
 from threading import Event, Thread
 from typing import Any
@@ -52,6 +52,7 @@ __all__ = [
     "typed",
 ]
 
+_END = object()
 PIECE = 2**24  # bytes of a mapped file that are looked at together
 
 
@@ -320,9 +321,9 @@ class Stored:
         count, size = len(self.examples), self.batch_size
         return f"{count} examples in batches of {size} and shuffle={self.shuffle}"
 
-    def epoch(self, number: int, first: int) -> Iterator[Examples]:
-        """The batches of epoch `number`, from batch `first` on."""
-        for rows, size in batches(self._indices(number), self.batch_size, first):
+    def epoch(self, number: int, first: int, limit: int | None = None) -> Iterator[Examples]:
+        """Yield the batches of epoch `number`, from batch `first` on, at most `limit` of them."""
+        for rows, size in islice(batches(self._indices(number), self.batch_size, first), limit):
             yield self.examples[rows[:size]]
 
     def stretches(
@@ -343,18 +344,20 @@ class Stored:
         return order(self.seed, number, count) if self.shuffle else np.arange(count)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Streamed:
     """Epochs over batches that come from elsewhere, each `(x, target)` or with weights.
 
-    source: an iterable, begun anew each epoch; a function from the number of the epoch to
-    one; or an iterator, which can only go on where it stands. steps: batches an epoch,
-    by default as many as come. check turns a batch into `Examples`.
+    source: an iterable, begun again each epoch; a function from the number of the epoch to
+    one; or an iterator, which can only continue where it stands. steps: batches an epoch,
+    by default as many as come. check turns a batch into `Examples`. is_over: whether the last
+    call of `epoch` has come to the end of the epoch.
     """
 
     source: Any
     steps: int | None
     check: Callable[..., Examples]
+    is_over: bool = False
 
     mark = (0, 0, False)
 
@@ -366,14 +369,18 @@ class Streamed:
     def __str__(self) -> str:
         return "batches of one's own"
 
-    def epoch(self, number: int, first: int) -> Iterator[Examples]:
-        """The batches of epoch `number`, from batch `first` on.
+    def epoch(self, number: int, first: int, limit: int | None = None) -> Iterator[Examples]:
+        """Yield the batches of epoch `number`, from batch `first` on, at most `limit` of them.
+
+        Whether the epoch is over after so many is found out by looking for one more; of an
+        iterator, which might lose it, only where the iterator knows how many are left.
 
         Raises
         ------
         ValueError
             If there are fewer than `steps`, or none at all.
         """
+        self.is_over = False
         once = isinstance(self.source, Iterator)
         repeats = once or isinstance(self.source, Iterable)
         found = self.source if repeats else self.source(number)
@@ -393,6 +400,10 @@ class Streamed:
             place += 1
             if place > first:
                 yield examples
+            if limit is not None and place - first == limit:
+                self.is_over = self._is_over(drawn, place, once)
+                return
+        self.is_over = True
         short = place == 0 if self.steps is None else place < self.steps
         if short:
             wanted = "" if self.steps is None else f" of {self.steps}"
@@ -402,14 +413,18 @@ class Streamed:
                 "again"
             )
 
+    def _is_over(self, drawn: Iterator, place: int, once: bool) -> bool:
+        if self.steps is not None:
+            return place >= self.steps
+        if once:
+            return length_hint(drawn, 1) == 0
+        return next(drawn, _END) is _END
+
     def _checked(self, batch: Any) -> Examples:
         if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
             wanted = "batches (x, target) or (x, target, weights)"
             raise TypeError(f"expected {wanted}, got {outlined(batch)}")
         return self.check(*batch)
-
-
-_END = object()
 
 
 @contextmanager

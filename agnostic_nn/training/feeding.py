@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -57,8 +56,7 @@ class Feed:
 
     def _one_by_one(self, epoch: int, first: int, limit: int | None) -> Iterator[tuple]:
         source, intake = self.source, self.intake
-        drawn = islice(source.epoch(epoch, first), limit)
-        for number, examples in enumerate(drawn, first):
+        for number, examples in enumerate(source.epoch(epoch, first, limit), first):
             if self.augment is not None:
                 generator = np.random.default_rng((self.seed, epoch, number))
                 examples = self._augmented(self.augment, examples, generator)

@@ -4,8 +4,8 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from html import escape
@@ -58,6 +58,7 @@ from .history import History
 from .intake import Intake
 from .interrupts import DeferredInterrupts
 from .means import MeanLoss
+from .memory import Asked, RunMemory
 from .progress import progress
 from .saved import Saved, expect_same_arrays, restored, skeleton
 from .steps import Carry, expect_task, in_turn, judge, make_step, make_step_with_terms
@@ -118,8 +119,8 @@ class Trainer:
     x and target are NumPy arrays, nested lists, arrays of the backend, or trees of those
     where the model takes or makes several, the examples along axis 0 of each.
 
-    `notes` is a dict of data for JSON that is saved and loaded with all the rest; it is
-    where callbacks keep what has to survive.
+    `notes` is a dict of data for JSON that is saved and loaded with all the rest. What callbacks
+    remember in one run of `fit` is not in it: see `Callback`.
     """
 
     # what changes with time, if a user's loss or layer should read it: see `guards`
@@ -154,6 +155,7 @@ class Trainer:
         self._run = _Run()
         self._largest = 0  # of a user's own batches: the others are filled up to it
         self._kept: dict[str, Carry] = {}
+        self._memory: RunMemory | None = None  # of a run that is under way, or interrupted
         jit = self.backend.jit
         step = make_step_with_terms(model, loss, optimizer, keep_finite=keep_finite)
         self._step = jit(step, donate=(0,))
@@ -171,6 +173,7 @@ class Trainer:
         carry = self.backend.asarray(carry)
         run = self._run
         self._run = run._replace(carry=carry, shape=shape, out_shape=out_shape, is_shared=False)
+        self._end_interrupted_run()
 
     def _draw(self, shape: Shape) -> tuple[Carry, Shape]:
         """Return the carry before the first step, on the host, and the shape of one y."""
@@ -254,16 +257,23 @@ class Trainer:
             expect_nested(name, tree, old[name])
         moments = self.optimizer.init(new["params"])
         self._place((new["params"], new["state"], moments))
+        self._end_interrupted_run()
 
-    def keep(self, name: str) -> None:
+    def keep(self, name: str | Callback) -> None:
         """Remember parameters, state and moments as they are now, on the host, as `name`.
 
-        They are saved and loaded with all the rest.
-        """
-        expect_text("name", name)
-        self._kept[name] = self._on_host()
+        They are saved and loaded with all the rest. Those that a callback keeps under itself are
+        dropped when its run of `fit` is over: see `Callback`.
 
-    def restore(self, name: str) -> None:
+        Raises
+        ------
+        RuntimeError
+            If `name` is a callback and no `fit` is under way.
+        """
+        kept, key = self._kept_as(name)
+        kept[key] = self._on_host()
+
+    def restore(self, name: str | Callback) -> None:
         """Go back to the parameters, state and moments kept as `name`; they stay kept.
 
         Steps and epochs stay counted.
@@ -272,10 +282,58 @@ class Trainer:
         ------
         KeyError
             If nothing was kept by that name.
+        RuntimeError
+            If `name` is a callback and no `fit` is under way.
         """
-        if name not in self._kept:
-            raise KeyError(f"nothing was kept as {name!r}, only {sorted(self._kept)}")
-        self._place(self._kept[name])
+        kept, key = self._kept_as(name)
+        if key not in kept:
+            raise KeyError(f"nothing was kept as {key!r}, only {sorted(kept)}")
+        self._place(kept[key])
+
+    def _kept_as(self, name: str | Callback) -> tuple[dict[str, Carry], str]:
+        if not isinstance(name, Callback):
+            expect_text("name", name)
+            return self._kept, name
+        memory = self._memory or RunMemory()
+        return memory.best, memory.key(name)
+
+    def memory(self, callback: Callback) -> dict[str, Any]:
+        """Return the dict of data for JSON in which `callback` remembers something in this run.
+
+        It is empty when a run begins, saved with the trainer, and dropped when the run is over: see
+        `Callback`.
+
+        Raises
+        ------
+        RuntimeError
+            If no `fit` is under way.
+        """
+        memory = self._memory or RunMemory()
+        return memory.notes.setdefault(memory.key(callback), {})
+
+    def _end_interrupted_run(self) -> None:
+        if self._memory is not None and not self._memory.is_running:
+            self._memory = None
+
+    @contextmanager
+    def _remembering(self, callbacks: Sequence[Callback]) -> Iterator[Sequence[Asked]]:
+        """Let callbacks remember in the run that was interrupted, or else in a new one.
+
+        The memory is dropped once that run is over. A `fit` that a callback calls is a run within
+        the other.
+        """
+        before = self._memory
+        is_inner = before is not None and before.is_running
+        memory = RunMemory() if before is None or is_inner else before
+        self._memory = memory
+        try:
+            yield memory.begin(callbacks)
+        finally:
+            memory.pause()
+            if is_inner:
+                self._memory = before
+        if not is_inner and not self._run.open[0]:
+            self._memory = None
 
     def _on_host(self) -> Carry:
         """The carry, copied: a view would keep its memory from the next step."""
@@ -376,10 +434,11 @@ class Trainer:
             How many batches a thread may prepare and move to the device ahead of their
             use. Of an iterator, Ctrl-C or an error loses those.
         steps
-            Stop after so many.
+            Stop after so many. If these were the last of an epoch, it is complete. Of a generator
+            whose length is unknown that shows when the next `fit` finds nothing left.
         callbacks
-            Asked in turn after each completed epoch: see `Callback`. A function gets
-            (trainer, row).
+            Called in turn after each completed epoch: see `Callback`, also for when this
+            `fit` continues an interrupted one. A function gets (trainer, row).
         verbose
             0 shows no progress bar.
 
@@ -425,7 +484,7 @@ class Trainer:
             held_out = self.examples(*validation)
             # refused now, not after an epoch
             self._intake.is_ragged(len(held_out), min(batch_size, len(held_out)))
-        asked = as_callbacks(callbacks)
+        given = as_callbacks(callbacks)
         done, *mark = self._run.open
         if done and tuple(mark) != source.mark:
             size, count, shuffled = mark
@@ -438,7 +497,7 @@ class Trainer:
         if held_out is not None and self._has_own_metrics:
             self._try_metrics(held_out, batch_size)
         metrics = [] if held_out is None else [f"validation_{m}" for m in ("loss", *self.metrics)]
-        expect_fields(self, asked, ("epoch", "steps", "loss", *metrics, "seconds"))
+        expect_fields(self, given, ("epoch", "steps", "loss", *metrics, "seconds"))
         feed = Feed(
             source,
             self._intake,
@@ -455,6 +514,7 @@ class Trainer:
         history = History()
         last = math.inf if steps is None else self.steps + steps
         with (
+            self._remembering(given) as asked,
             DeferredInterrupts() as stop,
             progress(bool(verbose)) as told,
             ExitStack() as ends,
@@ -516,10 +576,10 @@ class Trainer:
                 told.advance(done, mean.value)
                 if stop.requested:
                     break
-        if source.count is None:
-            complete = not stop.requested and (limit is None or done - first < limit)
+        if isinstance(source, Streamed) and source.count is None:
+            complete = source.is_over and not stop.requested
         else:
-            complete = done >= source.count
+            complete = done >= (source.count or 0)
         if complete:
             self._run = self._run._replace(epoch=self.epoch + 1, open=_CLOSED)
         return mean.value if mean.batches else math.nan
@@ -691,6 +751,7 @@ class Trainer:
         moved._run = run._replace(carry=None, is_shared=False)
         moved.notes, moved._kept = copy.deepcopy(self.notes), dict(self._kept)
         moved._largest = self._largest
+        moved._memory = None if self._memory is None else self._memory.copy()
         if run.carry is not None:
             moved._place(self.backend.to_numpy(run.carry))
         return moved
@@ -708,6 +769,9 @@ class Trainer:
         tree = {"params": params, "state": state, "moments": moments}
         kept = sorted(self._kept)
         tree |= {f"kept {i}": self._kept[name] for i, name in enumerate(kept)}
+        memory = self._memory or RunMemory()
+        best = sorted(memory.best)
+        tree |= {f"best {i}": memory.best[key] for i, key in enumerate(best)}
         description = {
             "model": describe(self.model),
             "loss": describe(self.loss),
@@ -722,6 +786,8 @@ class Trainer:
             "largest": self._largest,
             "notes": self.notes,
             "kept": kept,
+            "fit": None if self._memory is None else memory.notes,
+            "best": best,
         }
         checkpoint.write(path, dict(named_leaves(tree)), description)
 
@@ -774,10 +840,11 @@ class Trainer:
         carry, out_shape = skeleton(file, saved, self.model, self.optimizer, draw)
         like: dict[str, Any] = dict(zip(("params", "state", "moments"), carry, strict=True))
         like |= {f"kept {i}": carry for i in range(len(saved.kept))}
+        like |= {f"best {i}": carry for i in range(len(saved.best))}
         expect_same_arrays(file, like)
 
         def placed(name: str, array: np.ndarray) -> Any:
-            return array if name.startswith("kept ") else self.backend.asarray(array)
+            return array if name.startswith(("kept ", "best ")) else self.backend.asarray(array)
 
         tree = unname(file.arrays(placed), like)
         carry = tree["params"], tree["state"], tree["moments"]
@@ -785,6 +852,9 @@ class Trainer:
         self._run = _Run(carry, saved.shape, out_shape, *progress)
         self._kept = {name: tree[f"kept {i}"] for i, name in enumerate(saved.kept)}
         self.notes, self._largest = saved.notes, saved.largest
+        if saved.fit is not None:
+            best = {key: tree[f"best {i}"] for i, key in enumerate(saved.best)}
+            self._memory = RunMemory(saved.fit, best)
 
 
 def _expect_alike(found: dict, expected: dict) -> None:

@@ -47,13 +47,12 @@ def nbytes(code, shape):
 
 def plain(arrays=None):
     """Entries of a header and the bytes that they name."""
-    entries, data = {}, b""
+    entries, end = {}, 0
     for name, (code, shape) in (ARRAYS if arrays is None else arrays).items():
         size = nbytes(code, shape)
-        offsets = [len(data), len(data) + size]
-        entries[name] = {"dtype": code, "shape": shape, "data_offsets": offsets}
-        data += bytes(size)
-    return entries, data
+        entries[name] = {"dtype": code, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    return entries, bytes(end)
 
 
 def total(entries, data, text):
