@@ -1,6 +1,5 @@
 """Whatever a file says, loading it costs little and ends in a CheckpointError."""
 
-import collections
 import os
 import time
 import tracemalloc
@@ -34,32 +33,34 @@ def test_the_file_that_all_others_are_made_of_is_sound(tmp_path):
     assert (again.steps, again.model) == (7, trainer.model)
 
 
+LARGE = (  # whose memory is measured, which takes long
+    *("width 1000000000", "an input of 1000000000", "Embedding of 1000000000", "a wide text"),
+    *("LSTM 1000000000 deep", "1000000000 times Dropout", "a window of 1000000000"),
+    *("Orthogonal of 1000000000", "many pairs", "pairs in a header", "a wide header"),
+)
+
+
 @pytest.mark.parametrize("kind", hostile.KINDS, ids=lambda kind: kind.__name__)
 def test_every_hostile_file_is_refused_soon_and_with_little_memory(tmp_path, kind):
-    path, faults = tmp_path / "a", collections.Counter()
-    nn.Trainer(nn.Dense(3), nn.mean_squared_error, nn.SGD(0.1), backend="numpy")  # imports
+    """All of `python tests/cases/hostile.py` but those that take long to make."""
+    path, faults = tmp_path / "a", []
     for name, data in kind():
         path.write_bytes(data)
-        size, heavy = len(data), kind in (hostile.models, hostile.bombs)
+        size, is_large = len(data), name in LARGE
         del data
-        if heavy:
+        if is_large:
             tracemalloc.start()
         started = time.process_time()
         try:
             refused(path)
-            # tracing makes it up to four times as slow; CI's machines are slow too
-            assert time.process_time() - started < (8.0 if heavy else 2.0), "slow"
-            if heavy:
+            assert time.process_time() - started < 4.0, "slow"  # CI's machines are, too
+            if is_large:
                 assert tracemalloc.get_traced_memory()[1] < ROOM + 2 * size, "large"
         except (Exception, pytest.fail.Exception) as error:
-            faults[f"{name}: {type(error).__name__}: {str(error)[:200]}"] += 1
+            faults.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
         finally:
             tracemalloc.stop()
-    assert not faults
-
-
-def test_there_are_as_many_as_we_say():
-    assert sum(1 for kind in hostile.KINDS for _ in kind()) >= 560
+    assert faults == []
 
 
 @posix

@@ -20,7 +20,7 @@ from .outlines import TooLarge, outline_of
 from .steps import Carry
 from .tensors import short
 
-__all__ = ["Saved", "expect_same_arrays", "restored", "skeleton"]
+__all__ = ["Saved", "expect_same_arrays", "refusing", "restored", "skeleton"]
 
 _MOST = 2**53  # steps and examples, which no training reaches
 
