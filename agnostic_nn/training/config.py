@@ -124,6 +124,8 @@ class _Rebuilding:
             raise ValueError(f"the checkpoint does not fit this version: {error}") from error
 
     def bound(self, function: Any, named: dict) -> Any:
+        if not isinstance(function, losses.Losses | partial) and not isfunction(function):
+            raise ValueError(f"the checkpoint has options for {ascii(function)[:200]}, not a loss")
         try:
             signature(function).bind_partial(**named)
         except TypeError as error:
