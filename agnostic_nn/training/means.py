@@ -1,7 +1,6 @@
 """Means: the loss of many batches, from sums and what they are divided by."""
 
-from collections.abc import Callable, Sequence
-from itertools import islice, repeat
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,33 +26,36 @@ class MeanLoss:
         self._totals: list[float] = []
         self._divisors: list[float] = []
 
-    def add(self, values: Sequence[float], terms: Terms) -> None:
-        """Add batches of these losses, with the terms of their steps, as many or more."""
+    def add(self, values: list[float], terms: Terms) -> None:
+        """Add batches of these losses, with the terms of their steps.
+
+        A call of several steps returns terms of all of them, also of the last ones that were
+        not taken; as many count as there are values.
+        """
         parts, divisors = terms
+        count = len(values)
+        self.batches += count
         if not self._totals:
             self._totals, self._divisors = [0.0] * len(divisors), [0.0] * len(divisors)
         for i, divisor in enumerate(divisors):
-            shares = self._numbers(divisor)
-            found = self._numbers(parts[i]) if parts else values
-            # a call of several steps also returns terms of steps that were not taken
-            for value, share in islice(zip(found, shares, strict=False), len(values)):
-                if share is None:
-                    self._totals[i] += value
-                else:
+            found = self._numbers(parts[i])[:count] if parts else values
+            if type(divisor) is float:
+                self._totals[i] += divisor * sum(found)
+                self._divisors[i] += divisor * count
+            elif isinstance(divisor, tuple):
+                self._totals[i] += sum(found)
+            else:
+                for value, share in zip(found, self._numbers(divisor), strict=False):
                     self._totals[i] += (share or 1.0) * value
                     self._divisors[i] += share
-        self.batches += len(values)
 
     @property
     def value(self) -> float:
         """The loss of all batches so far."""
-        pairs = zip(self._totals, self._divisors, strict=True)
-        return sum([total / (divisor or 1.0) for total, divisor in pairs], 0.0)
+        found = 0.0
+        for total, divisor in zip(self._totals, self._divisors, strict=True):
+            found += total / (divisor or 1.0)
+        return found
 
-    def _numbers(self, term):
-        """A term of one step or of several as Python numbers; None for no divisor."""
-        if type(term) is float:
-            return repeat(term)
-        if isinstance(term, tuple):
-            return repeat(None)
-        return np.ravel(self._to_numpy(term)).tolist()
+    def _numbers(self, array: Any) -> list[float]:
+        return np.ravel(self._to_numpy(array)).tolist()
