@@ -185,6 +185,16 @@ def test_each_output_is_divided_by_its_own(
     close(moved, at_once, epsilon)
 
 
+def test_outputs_of_different_sizes_are_joined_by_examples():
+    """Or by their weights: so that it makes no difference how long the sequences of a batch are."""
+    loss = SEVERAL["plain"][0]
+    assert batch_loss(loss, X, TARGET).divisor == ROWS
+    assert batch_loss(loss, X, TARGET, WEIGHTS).divisor == np.sum(WEIGHTS)
+    alike = nn.Losses(a=MSE, b=nn.huber)
+    pair = {"a": X["b"], "b": X["b"]}
+    assert batch_loss(alike, pair, pair).divisor == X["b"].size
+
+
 CUSTOM = {"mean": mean_of_squares, "with a divisor": mean_where_positive, "sum": half_the_sum}
 
 
@@ -324,7 +334,7 @@ EVERYWHERE = [
 def test_the_divisor_reaches_accumulate_through_every_optimizer(around):
     inner = nn.SGD(0.125)
     given = (NUMPY, IGNORING, "float64", (4,))
-    data = X["a"][:, 0], SOME["a"][:, 0]
+    data = X["a"][:, 0], np.asarray([2, 1, 3, 0, -1, -1, -1])  # 3, 1 and 0 of them count
     _, at_once = learned(*given, data, None, 100, inner)
     _, moved = learned(*given, data, None, 3, around(nn.Accumulate(Deaf(inner), 3)))
     close(moved, at_once, 1e-15)
