@@ -141,6 +141,16 @@ def proofs(session):
 
 
 @session
+def badinput(session):
+    """Give every public constructor and call what makes no sense; `-- BACKEND` names another."""
+    backend = session.posargs[0] if session.posargs else "numpy"
+    known = {env["AGNOSTIC_NN_BACKEND"]: needs for needs, env in CONFIGURATIONS.values()}
+    known = {name.partition(":")[0]: needs for name, needs in known.items()}
+    session.install("-e", ".[compare]", *known.get(backend.partition(":")[0], []))
+    session.run("python", "tests/bad_input.py", env={"AGNOSTIC_NN_BACKEND": backend})
+
+
+@session
 def conformance(session):
     """What a backend can carry: `-- jax`, or `-- mlx.core -- mlx[cpu]` with what to install."""
     if not session.posargs:

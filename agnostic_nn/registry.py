@@ -170,7 +170,12 @@ class Backend:
 
         if data is None:
             return None
-        data = np.asarray(data)
+        try:
+            data = np.asarray(data)
+        except ValueError as error:
+            raise ValueError(f"expected numbers, or lists of equal lengths: {error}") from None
+        if data.dtype.kind in "OSUmM":
+            raise TypeError(f"expected numbers, got dtype {data.dtype}")
         array = self.adapter.asarray(data, self.device)
         if array.dtype != _counterpart(self.xp, data.dtype):
             raise TypeError(

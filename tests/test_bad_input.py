@@ -1,7 +1,10 @@
 """What constructors and calls refuse: whatever makes no sense, at once and in plain words."""
 
 import inspect
+import math
 
+import bad_input
+import numpy as np
 import pytest
 
 import agnostic_nn as nn
@@ -95,3 +98,161 @@ def test_what_callers_write_by_position_means_what_it_says():
 def test_what_prints_can_be_pasted(value):
     names = vars(schedules) | {name: getattr(nn, name) for name in nn.__all__}
     assert eval(repr(value), names) == value
+
+
+# --- the campaign --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", bad_input.QUICK, ids=lambda part: part.__name__)
+def test_bad_input_is_refused_in_words_and_changes_nothing(backend, part):
+    found = bad_input.run([part], backend)
+    assert len(found) > 50
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
+
+
+def test_the_campaign_tells_what_is_wrong(backend, tmp_path):
+    world = bad_input.World(backend, tmp_path)
+    trainer = world.trainer()
+
+    def verdict(call):
+        return bad_input.verdict(bad_input.Case("case", call), world)
+
+    def changes(w):
+        trainer.steps += 1
+        nn.Dense(0)
+
+    assert verdict(lambda w: nn.Dense(0)) == ""
+    assert verdict(lambda w: nn.Dense(3)) == "accepted"
+    assert verdict(lambda w: nn.Dense(units=3)).startswith("internal error: TypeError")
+    assert verdict(lambda w: {}["a"]).startswith("internal error: KeyError: 'a'")
+    assert verdict(changes) == "the trainer changed"
+
+
+# --- messages ------------------------------------------------------------------------------------
+
+
+def fitted(backend, **options):
+    model = nn.Sequential(nn.Dense(2))
+    trainer = nn.Trainer(model, nn.softmax_cross_entropy, nn.Adam(), backend=backend)
+    x = np.ones((4, 3), "float32")
+    trainer.fit(x, np.zeros(4, int), verbose=0, **options)
+    return trainer
+
+
+MESSAGES = [  # what is done, what is said
+    (lambda b: nn.Dense(3, bias="relu"), "expected bias to be True or False, got 'relu'"),
+    (lambda b: nn.GELU(approximate="none"), "expected approximate to be True or False"),
+    (lambda b: nn.Dense(3, bias=np.True_), r"pass Python's own, bool\(...\)"),
+    (
+        lambda b: nn.Dense(3, initializer=nn.Orthogonal),
+        "got the class Orthogonal: did you mean an instance",
+    ),
+    (
+        lambda b: nn.Dense(3, initializer=lambda shape: shape),
+        r"initializer to be a function of \(key, shape, dtype\), but .*\(shape\) cannot take these",
+    ),
+    (lambda b: nn.Sequential(nn.ReLU), r"the class ReLU: write ReLU\(...\)"),
+    (lambda b: nn.Sequential([nn.ReLU()]), r"one by one, as in Sequential\(\*layers\)"),
+    (lambda b: nn.L2(nn.Adam), r"the class Adam: write Adam\(...\)"),
+    (lambda b: nn.Adam(nn.schedules.Cosine), "the class Cosine: did you mean an instance"),
+    (lambda b: nn.Dense(3)(np.ones((2, 3))), "train it with nn.Trainer, whose `predict` maps x"),
+    (lambda b: nn.Dense(3).init(0, (3,), b.xp.float32), r"a key, such as random.key\(0, xp=xp\)"),
+    (lambda b: nn.backend("numpy:"), "a device after the colon, such as 'numpy:cpu'"),
+    (
+        lambda b: nn.Trainer(nn.Dense(2), nn.huber, nn.Adam(), metrics=["accuracy"]),
+        r'metrics as a dict such as \{"accuracy": nn.accuracy\}, got \[\'accuracy\'\]',
+    ),
+    (
+        lambda b: nn.Trainer(nn.Dense(2), nn.huber, nn.Adam(), metrics={"loss": nn.accuracy}),
+        "another name for a metric than 'loss'",
+    ),
+    (lambda b: fitted(b, shuffle="no"), "expected shuffle to be True or False, got 'no'"),
+    (lambda b: fitted(b, callbacks=nn.RateLog()), "expected callbacks as a list"),
+    (
+        lambda b: fitted(b, callbacks=[nn.EarlyStopping(5)]),
+        r"reports epoch, steps, loss, seconds: pass validation=\(x, target\) to fit",
+    ),
+    (
+        lambda b: fitted(b, callbacks=[nn.Checkpoint("{los}.safetensors")]),
+        "has a field 'los', but an epoch reports epoch, steps, loss, seconds",
+    ),
+    (
+        lambda b: fitted(b, callbacks=[nn.Checkpoint("{epoch:q}.safetensors")]),
+        "cannot be formatted: Unknown format code 'q'",
+    ),
+    (
+        lambda b: fitted(b, callbacks=[nn.CSVLog("/no/such/folder/a.csv")]),
+        "there is no folder /no/such/folder",
+    ),
+]
+
+
+@pytest.mark.parametrize(("wrong", "said"), MESSAGES, ids=[said for _, said in MESSAGES])
+def test_errors_say_what_was_expected_and_the_remedy(backend, wrong, said):
+    with pytest.raises((TypeError, ValueError, OSError, nn.BackendUnavailable), match=said):
+        wrong(backend)
+
+
+def test_float16_data_are_not_told_of_a_dtype_that_is_refused(backend):
+    with pytest.raises(TypeError, match=r"x is float16.*pass x.astype\('float32'\)$"):
+        fitted(backend).predict(np.ones((2, 3), "float16"))
+
+
+def test_what_numpy_takes_is_said_once():
+    with pytest.raises(
+        TypeError, match=r"expected x as a NumPy array or a list, got builtins\.set"
+    ):
+        fitted("numpy").predict({1, 2})
+
+
+def test_a_lack_of_float64_says_what_helps(backend):
+    class Narrow(nn.Backend):
+        has_float64 = False
+
+    narrow = Narrow(backend.name, backend.device_name, backend.device, backend.adapter)
+    remedy = backend.adapter.float64_remedy
+    with pytest.raises(ValueError, match="has no float64 as it is set up now") as caught:
+        nn.Trainer(nn.Dense(2), nn.huber, nn.Adam(), backend=narrow, dtype="float64")
+    assert str(caught.value).endswith(remedy or "now")
+    if backend.compiles:
+        assert "JAX_ENABLE_X64=1" in remedy
+
+
+def test_a_metric_without_values_of_examples_is_refused_before_training(backend):
+    def mean_error(y, target):
+        return nn.arrays.namespace(y).mean(y)
+
+    model = nn.Sequential(nn.Dense(2))
+    given = (model, nn.softmax_cross_entropy, nn.Adam())
+    trainer = nn.Trainer(*given, backend=backend, metrics={"error": mean_error})
+    data = np.ones((4, 3), "float32"), np.zeros(4, int)
+    message = r"metric 'error' to return .* one value an example, \(4, ...\), got shape \(\)"
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(*data, validation=data, verbose=0)
+    assert trainer.steps == 0
+
+
+def test_fields_that_another_callback_adds_are_not_refused(backend, tmp_path):
+    def score(trainer, row):
+        row["score"] = -row["loss"]
+
+    path = tmp_path / "{score:.2f} {rate:.2f}"
+    best = nn.Checkpoint(path, best=True, monitor="score", mode="max")
+    fitted(backend, callbacks=[nn.RateLog(), score, best, nn.EarlyStopping(2, monitor="score")])
+    assert len(list(tmp_path.iterdir())) == 1
+    fitted(backend, callbacks=[nn.RateLog(), nn.EarlyStopping(2, monitor="rate")])
+    with pytest.raises(ValueError, match="monitors 'rate', but an epoch reports"):
+        fitted(backend, callbacks=[nn.EarlyStopping(2, monitor="rate"), nn.RateLog()])
+
+
+def test_parameters_nested_otherwise_are_refused_at_once(backend):
+    model = nn.Sequential(nn.Dense(2), nn.ReLU(), nn.Dense(2))
+    trainer = nn.Trainer(model, nn.huber, nn.Adam(), backend=backend, shape=(3,))
+    first, _, last = backend.to_numpy(trainer.params)
+    for wrong in ((first, (), last), {"0": first, "1": {}, "2": last}, (first, {}, last, {})):
+        with pytest.raises(ValueError, match=r"params.* is a .*, expected a"):
+            trainer.start_from(wrong)
+    trainer.start_from((first, {}, last))
+    assert math.isfinite(
+        float(trainer.step(np.ones((2, 3), "float32"), np.ones((2, 2), "float32")))
+    )

@@ -174,6 +174,10 @@ SENSELESS = [  # arguments, what is said
     (["Dense", "--shape=-1"], "expected a shape"),
     (["Dense", "--shape=2.5"], "expected a shape"),
     (["Dense", "--shape=True"], "expected a shape"),
+    (
+        ["Conv2D", "--shape=5,3"],
+        "Conv2D cannot be checked with --shape (5, 3): Conv2D takes (batch, 2 of space, channels)",
+    ),
     (["Dense", "--elements=0"], "expected an integer of at least 1"),
     (["Dense", "--backends=nonsense"], "no backend is called 'nonsense'"),
     (["Dense", "--json=layers_of_mine.py/x.json"], "cannot be written to"),

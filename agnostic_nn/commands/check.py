@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from .. import random
 from ..registry import Backend, BackendUnavailable, backend
 from ..trees import shape_map
 from .arguments import command, count, is_writable, names, refuse, seed, tell, written
@@ -72,6 +73,9 @@ def _check(options: argparse.Namespace) -> int:
 
     try:
         chosen = _chosen(options.what, options.shape)
+        if options.shape is not None:
+            for name, layer, shape, _ in chosen:
+                _expect_shape(name, layer, shape)
         others = options.backends and [_double(name) for name in options.backends]
         for path in (options.json, options.markdown):
             if path is not None and not is_writable(path.parent):
@@ -102,6 +106,15 @@ def _check(options: argparse.Namespace) -> int:
         options.markdown: f"{markdown_table(columns, lines)}\n",
     }
     return written("check", "\n\n".join(said), texts, 1 if failed else 0)
+
+
+def _expect_shape(name: str, layer: Any, shape: Any) -> None:
+    """Refuse a shape of the command line that the layer says it cannot take."""
+    xp = backend("numpy").xp
+    try:
+        layer.init(random.key(0, xp=xp), shape, xp.float32)
+    except ValueError as error:
+        raise _Senseless(f"{name} cannot be checked with --shape {shape}: {error}") from None
 
 
 def _shape(text: str) -> Any:
