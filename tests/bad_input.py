@@ -537,7 +537,7 @@ def of_fit():
         "to a text": lambda y, t: "good",
         "to None": lambda y, t: None,
         "to a number": lambda y, t: 0.5,
-        "of another length": lambda y, t: y[:1],
+        "of another length": lambda y, t: y[:1, ...],
         "that fails": lambda y, t: y.no_such_thing,
     }.items():
         fails = name == "that fails"
