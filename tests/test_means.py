@@ -93,6 +93,7 @@ def test_a_loss_and_a_step_are_the_same_in_batches_of_any_size(
     given = (backend, loss, widest, shape, data, WEIGHTS.astype(widest))
     _, at_once = learned(*given, 100, nn.SGD(0.125))
     for size in (3,) if backend.compiles else (1, 2, 3):
+        close(still.evaluate(*data, weights=given[-1], batch_size=size)["loss"], value, epsilon)
         found, moved = learned(*given, size)
         close(found, value, epsilon, size)
         close(moved, at_once, epsilon, size)
@@ -226,6 +227,16 @@ def test_a_custom_loss_without_weights_is_averaged_by_examples():
 
 
 # --- where little counts, or nothing -----------------------------------------------------
+
+
+def test_weights_count_in_the_loss_and_not_in_metrics():
+    data, w = (X["a"], SOME["a"]), np.asarray([0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 0.0])
+    made = Trainer(Shift(), IGNORING, nn.Fixed(), dtype="float64", shape=(3, 4))
+    found = made.evaluate(*data, weights=w, batch_size=2)
+    close(found["loss"], IGNORING(*data, w)[0], 1e-15)
+    close(found["accuracy"], made.evaluate(*data)["accuracy"], 1e-15)
+    with pytest.raises(ValueError, match=r"weights of shape \(7,\), got \(3,\)"):
+        made.evaluate(*data, weights=w[:3])
 
 
 def test_the_mean_of_nothing_is_0(backend, widest):

@@ -258,7 +258,7 @@ def update_by(optimizer: Any, divisor: Any) -> Callable:
 
 
 def _takes_divisor(optimizer: Any) -> bool:
-    kind = type(optimizer)
+    kind: Any = type(optimizer)
     update = getattr(kind, "update", None)
     if update is None:
         return "divisor" in signature(optimizer.update).parameters

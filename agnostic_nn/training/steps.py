@@ -90,6 +90,8 @@ def make_step_with_terms(
         if joins:
             _expect_one_divisor(found, optimizer)
             update = update_by(optimizer, found.divisor)
+        # Devices that share a batch would meet here: each term's dy times its own divisor by the
+        # sum of all; then gradients are added. Means of devices are never averaged.
         # popped: a block lets go of each entry once it is spent, if nobody else holds it
         grads = model.backward_params(params, cache.pop(), found.dy)
 
@@ -163,10 +165,13 @@ def _array(number: Any, like: Array) -> Array:
     return number
 
 
-def judge(model, loss, metrics, params, state, x, target, counts):
-    """The loss of a batch, its `Terms`, and the means of each metric over the rows that count."""
+def judge(model, loss, metrics, params, state, x, target, counts=None, weights=None):
+    """The loss of a batch, its `Terms`, and the means of each metric over the rows that count.
+
+    counts and weights are as in `make_step`; weights are those of the loss alone.
+    """
     y = model.predict(params, state, x)
-    found = batch_loss(loss, y, target, counts)
+    found = batch_loss(loss, y, target, counts if weights is None else weights)
     share = None if counts is None else counts / namespace(counts).sum(counts)
     count = leaves(y)[0].shape[0]
     means = []

@@ -592,7 +592,13 @@ class Trainer:
     # --- using what was learned ---------------------------------------------------------
 
     def evaluate(
-        self, x: Any, target: Any, *, batch_size: int = 1024, averaged: bool = False
+        self,
+        x: Any,
+        target: Any,
+        *,
+        weights: Any = None,
+        batch_size: int = 1024,
+        averaged: bool = False,
     ) -> dict[str, float]:
         """The loss and metrics over all examples, in the mode for prediction.
 
@@ -601,19 +607,19 @@ class Trainer:
         a mean alone, is averaged by examples, unless it says what it divides by (see
         `agnostic_nn.losses`). A loss with reduction="sum" is the sum over all examples.
 
-        averaged: with the mean of the parameters that `Average` keeps.
+        weights: how much each example counts in the loss, as in `fit`; metrics count all
+        alike. averaged: with the mean of the parameters that `Average` keeps.
         """
         self._built()
         batch_size = integer("batch_size", batch_size)
         expect_flag("averaged", averaged)
-        return self._evaluate(self.examples(x, target), batch_size, averaged)
+        return self._evaluate(self.examples(x, target, weights), batch_size, averaged)
 
     def _try_metrics(self, held_out: Examples, batch_size: int) -> None:
         """Evaluate one batch, so that a metric that fails does so before training."""
         size = min(batch_size, len(held_out))
         ragged = self._intake.is_ragged(len(held_out), size)
-        x, target, counts, _ = moved(self._intake, held_out[:size], size, ragged)
-        self._judge(*self._in_use(False), x, target, counts)
+        self._judge(*self._in_use(False), *moved(self._intake, held_out[:size], size, ragged))
 
     def _evaluate(self, examples: Examples, batch_size: int, averaged=False) -> dict[str, float]:
         batch_size, count = min(batch_size, len(examples)), len(examples)
@@ -621,8 +627,8 @@ class Trainer:
         ragged = self._intake.is_ragged(count, batch_size)
         loss, sums = MeanLoss(self.backend.to_numpy), None
         for part in Stored(examples, batch_size, False, 0).epoch(0, 0):
-            x, target, counts, _ = moved(self._intake, part, batch_size, ragged)
-            value, terms, means = self._judge(params, state, x, target, counts)
+            batch = moved(self._intake, part, batch_size, ragged)
+            value, terms, means = self._judge(params, state, *batch)
             loss.add([float(self.backend.to_numpy(value))], terms)
             means, share = self.backend.to_numpy(tuple(means)), len(part) / count
             means = tree_map(lambda mean: share * np.asarray(mean, np.float64), means)  # noqa: B023
