@@ -105,6 +105,7 @@ from .layers import (
 )
 from .losses import (
     Losses,
+    Weighted,
     binary_cross_entropy,
     cosine_distance,
     cosine_embedding,
@@ -293,6 +294,7 @@ __all__ = [
     "Unembedding",
     "Upsample",
     "VarianceScaling",
+    "Weighted",
     "ZeroPad",
     "absolute_error",
     "accuracy",

@@ -211,8 +211,10 @@ def expect_text(name: str, value: Any) -> None:
         raise TypeError(f"expected {name} to be a string, got {value!r}")
 
 
-def expect_function(name: str, value: Any, arguments: str) -> None:
+def expect_function(name: str, value: Any, arguments: str, also: str | None = None) -> None:
     """Raise TypeError unless `value` can be called with `arguments`, such as "y, target".
+
+    also: the name of an argument that it may declare, and then gets by keyword.
 
     A class is refused, as it would make an object instead, and so is a layer. Where a function
     does not tell its signature, as some that are built in do not, its arguments are not checked.
@@ -226,8 +228,9 @@ def expect_function(name: str, value: Any, arguments: str) -> None:
         parameters = signature(value)
     except (TypeError, ValueError):
         return
+    keywords = {also: None} if also in parameters.parameters else {}
     try:
-        parameters.bind(*arguments.split(", "))
+        parameters.bind(*arguments.split(", "), **keywords)
     except TypeError:
         shown = getattr(value, "__qualname__", None) or repr(value)
         raise TypeError(f"{expected}, but {shown}{parameters} cannot take these") from None

@@ -40,7 +40,7 @@ FLOORS = (
         *("checking.checking", "checking.specimens", "ledger.arrays"),
         *("training.callbacks", "training.checkpoint", "training.data", "training.history"),
     },
-    {"checking", "ledger.native", "training.intake", "training.steps"},
+    {"checking", "ledger.native", "training.context", "training.intake", "training.steps"},
     {"ledger", "loading", "training.feeding", "training.memory", "training.means"},
     {"summary", "training.outlines"},
     {"training.saved"},

@@ -25,7 +25,7 @@ from .classification import (
     negative_log_likelihood,
     softmax_cross_entropy,
 )
-from .combined import Losses
+from .combined import Losses, Weighted
 from .likelihood import gaussian_nll, poisson_nll
 from .margin import hinge, multi_class_margin, squared_hinge
 from .regression import huber, log_cosh, mean_absolute_error, mean_squared_error
@@ -35,6 +35,7 @@ from .similarity import cosine_distance, cosine_embedding, triplet_margin
 __all__ = [
     "Loss",
     "Losses",
+    "Weighted",
     "binary_cross_entropy",
     "cosine_distance",
     "cosine_embedding",

@@ -9,6 +9,7 @@ Python values, and `functools.partial` sets them.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from ..arrays import (
@@ -44,6 +45,7 @@ __all__ = [
     "parts",
     "reduced",
     "shown",
+    "takes",
 ]
 
 Loss = Callable[..., tuple[Array, Any]]
@@ -86,8 +88,18 @@ class _InDetail(str):
     """A reduction for which `reduced` returns a `BatchLoss`."""
 
 
-def batch_loss(loss: Loss, y: Any, target: Any, weights: Array | None = None) -> BatchLoss:
+def batch_loss(
+    loss: Loss,
+    y: Any,
+    target: Any,
+    weights: Array | None = None,
+    *,
+    step: Array | None = None,
+    context: Any = None,
+) -> BatchLoss:
     """The loss of a batch with what its mean was divided by.
+
+    step, context: passed on as keywords to a loss that `takes` them.
 
     Losses of this library say it, with options set by `partial` too. A custom loss returns a
     mean alone, which is taken to be over examples: its divisor is the sum of the weights, or
@@ -98,11 +110,13 @@ def batch_loss(loss: Loss, y: Any, target: Any, weights: Array | None = None) ->
     function, options = loss, {}
     if isinstance(loss, partial) and not loss.args:
         function, options = loss.func, loss.keywords
+    now = {"step": step, "context": context}
+    now = {name: v for name, v in now.items() if v is not None and takes(loss, name)}
     detailed = getattr(function, "in_detail", None)
     # a loss of each example, which no step takes, says so itself
     if detailed is not None and options.get("reduction") != "none":
-        return detailed(y, target, weights, **options)
-    value, dy = loss(y, target) if weights is None else loss(y, target, weights)
+        return detailed(y, target, weights, **options, **now)
+    value, dy = loss(y, target, **now) if weights is None else loss(y, target, weights, **now)
     divides = getattr(function, "divisor", None)
     if callable(divides):
         divisor, ratio = _told(divides, options)(y, target, weights), None
@@ -208,6 +222,26 @@ def brings(check: Callable, **metrics: Callable) -> Callable[[Loss], Loss]:
         return loss
 
     return attach
+
+
+def takes(function: Callable, name: str) -> bool:
+    """Return whether a loss or metric takes `name`, "context" or "step", from a training step.
+
+    A custom one takes the context if it declares a parameter of that name that no `partial`
+    has set. `Losses` and `Weighted` take what their losses do, and the number of the step if a
+    weight follows a schedule; their method `takes_now` says so.
+    """
+    if isinstance(function, partial):
+        return name not in function.keywords and takes(function.func, name)
+    declared = getattr(function, "takes_now", None)
+    if callable(declared):
+        return declared(name)
+    if name != "context":
+        return False
+    try:
+        return name in signature(function).parameters
+    except (TypeError, ValueError):  # some built-in functions do not tell
+        return False
 
 
 def check_of(loss: Loss) -> Callable | None:

@@ -1,4 +1,4 @@
-"""Combined: one loss out of several."""
+"""Combined: one loss out of several, and weights that follow a schedule."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,12 +11,15 @@ from ..arrays import (
     expect,
     expect_function,
     expect_number,
+    namespace,
 )
 from ..metrics import finish_of, finished_by
 from ..trees import tree_map
-from .base import BatchLoss, Loss, batch_loss, check_of, metrics_of, shown
+from .base import BatchLoss, Loss, batch_loss, check_of, metrics_of, shown, takes
 
-__all__ = ["Losses"]
+__all__ = ["Losses", "Weighted"]
+
+Weight = float | Callable[[Array], Array]
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
@@ -24,9 +27,11 @@ class Losses:
     """Σₙ wₙ Lₙ(y[n], target[n]) over outputs n by name, each with a loss of its own.
 
     Losses(label=softmax_cross_entropy, box=huber, weights={"box": 2.0}); a loss weighs 1
-    unless `weights` say otherwise. It is a loss like others: y and target are dicts of these
-    names, weights of examples are shared by all, or a dict for those that have any. For an
-    output that is called "losses" or "weights" pass a dict of losses first.
+    unless `weights` say otherwise. A weight may follow a schedule, a function of the number of
+    steps taken: weights={"kl": schedules.Linear(0.0, 1.0, steps=1000)}. It is a loss like others:
+    y and target are dicts of these names, weights of examples are shared by all, or a dict for
+    those that have any. For an output that is called "losses" or "weights" pass a dict of losses
+    first.
 
     Gradient
     --------
@@ -35,20 +40,21 @@ class Losses:
     Raises
     ------
     TypeError
-        If one of the losses is no function, or one of the weights no number.
+        If one of the losses is no function, or one of the weights no number and no schedule.
     ValueError
         If there is no loss, a weight is negative or for an output that has no loss; or, when
-        called, if y or target are not dicts of these names.
+        called, if y or target are not dicts of these names, or there is no `step` and a weight
+        follows a schedule.
     """
 
     losses: tuple[tuple[str, Loss], ...]
-    weights: tuple[tuple[str, float], ...]
+    weights: tuple[tuple[str, Weight], ...]
 
     def __init__(
         self,
         losses: Mapping[str, Loss] | tuple[tuple[str, Loss], ...] = (),
         *,
-        weights: Mapping[str, float] | tuple[tuple[str, float], ...] = (),
+        weights: Mapping[str, Weight] | tuple[tuple[str, Weight], ...] = (),
         **named: Loss,
     ) -> None:
         found, weighed = _by_output("losses", losses) | named, _by_output("weights", weights)
@@ -56,18 +62,43 @@ class Losses:
         unknown = sorted(weighed.keys() - found.keys())
         expect(not unknown, "weights for {}, but losses for {}", unknown, sorted(found))
         for name, loss in found.items():
-            expect_function(f"the loss of {name}", loss, "y, target")
-            expect_number(f"the weight of {name}", weighed.get(name, 1.0), low=0.0)
+            expect_function(f"the loss of {name}", loss, "y, target", also="context")
+            _expect_weight(f"the weight of {name}", weighed.get(name, 1.0))
         names = sorted(found)
         object.__setattr__(self, "losses", tuple([(name, found[name]) for name in names]))
         object.__setattr__(self, "weights", tuple([(n, weighed.get(n, 1.0)) for n in names]))
 
-    def __call__(self, y: dict, target: dict, weights: Any = None) -> tuple[Array, dict]:
-        """The weighted sum of all losses, and dy by name."""
-        found = self.in_detail(y, target, weights)
+    def __call__(
+        self,
+        y: dict,
+        target: dict,
+        weights: Any = None,
+        *,
+        step: Array | None = None,
+        context: Any = None,
+    ) -> tuple[Array, dict]:
+        """The weighted sum of all losses, and dy by name.
+
+        step: how many steps have been taken, a 0-d array, for weights that follow a schedule.
+        context: for losses that take it.
+        """
+        found = self.in_detail(y, target, weights, step=step, context=context)
         return found.value, found.dy
 
-    def in_detail(self, y: dict, target: dict, weights: Any = None) -> BatchLoss:
+    def takes_now(self, name: str) -> bool:
+        """Whether one of the losses takes `name`, or for "step" a weight follows a schedule."""
+        scheduled = name == "step" and any(callable(weight) for _, weight in self.weights)
+        return scheduled or any(takes(loss, name) for _, loss in self.losses)
+
+    def in_detail(
+        self,
+        y: dict,
+        target: dict,
+        weights: Any = None,
+        *,
+        step: Array | None = None,
+        context: Any = None,
+    ) -> BatchLoss:
         """The same, with one term for each loss: see `BatchLoss`."""
         names = [name for name, _ in self.losses]
         _expect_named(y, target, names)
@@ -76,10 +107,12 @@ class Losses:
         found, shared = {}, []
         for (name, loss), (_, weight) in zip(self.losses, self.weights, strict=True):
             own = weights.get(name) if isinstance(weights, dict) else weights
-            part = found[name] = batch_loss(loss, y[name], target[name], own)
+            part = batch_loss(loss, y[name], target[name], own, step=step, context=context)
+            found[name] = part
             shared.append(own)
             shape = part.value.shape
             expect(part.value.ndim == 0, "the loss of {} is of shape {}: reduce it", name, shape)
+            weight = _at(f"the weight of {name}", weight, step, part.value)
             value = weight * part.value
             total = value if total is None else total + value
             terms += _weighed(part, value, weight)
@@ -116,6 +149,103 @@ class Losses:
 
     def __hash__(self) -> int:
         return hash(_plain(self))
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """w · L(y, target), a loss times a number or a schedule.
+
+    Weighted(mean_squared_error, schedules.Linear(0.0, 1.0, steps=1000)): the weight of a step is
+    that of its number, the steps that a `Trainer` took before. Validation and `evaluate` take the
+    weight of the current step. For several outputs see the `weights` of `Losses`.
+
+    Gradient
+    --------
+    dy = w ∂L/∂y.
+
+    Raises
+    ------
+    TypeError
+        If the loss is not a function, or the weight neither a number nor a function.
+    ValueError
+        If the weight is negative; or, when called, if it follows a schedule and there is no
+        `step`.
+    """
+
+    loss: Loss
+    weight: Weight
+
+    def __post_init__(self) -> None:
+        expect_function("the loss", self.loss, "y, target", also="context")
+        _expect_weight("the weight", self.weight)
+
+    def __call__(
+        self,
+        y: Any,
+        target: Any,
+        weights: Any = None,
+        *,
+        step: Array | None = None,
+        context: Any = None,
+    ) -> tuple[Array, Any]:
+        """The loss times its weight, and dy.
+
+        step: how many steps have been taken, a 0-d array. context: for a loss that takes it.
+        """
+        found = self.in_detail(y, target, weights, step=step, context=context)
+        return found.value, found.dy
+
+    def takes_now(self, name: str) -> bool:
+        """Whether the loss takes `name`, or for "step" the weight follows a schedule."""
+        return (name == "step" and callable(self.weight)) or takes(self.loss, name)
+
+    def in_detail(
+        self,
+        y: Any,
+        target: Any,
+        weights: Any = None,
+        *,
+        step: Array | None = None,
+        context: Any = None,
+    ) -> BatchLoss:
+        """The same, with what its mean was divided by: see `BatchLoss`."""
+        part = batch_loss(self.loss, y, target, weights, step=step, context=context)
+        weight = _at("the weight", self.weight, step, part.value)
+        value = weight * part.value
+        dy = tree_map(lambda leaf: weight * leaf, part.dy)
+        terms = tuple(_weighed(part, value, weight))
+        return BatchLoss(value, dy, terms, part.divisor, part.ratio, part.unequal)
+
+    @property
+    def check(self) -> Callable | None:
+        """The check of targets that the loss brings, or None."""
+        return check_of(self.loss)
+
+    @property
+    def metrics(self) -> dict[str, Callable]:
+        """Those that the loss brings."""
+        return metrics_of(self.loss)
+
+    def __repr__(self) -> str:
+        return f"Weighted({shown(self.loss)}, {self.weight!r})"
+
+
+def _expect_weight(name: str, weight: Any) -> None:
+    """Raise unless a weight is a number of at least 0 or a function of the step."""
+    if callable(weight):
+        expect_function(name, weight, "t")
+    else:
+        expect_number(name, weight, low=0.0)
+
+
+def _at(name: str, weight: Weight, step: Array | None, like: Array) -> Any:
+    """The weight at `step`: a number as it is, a schedule's in the dtype of `like`."""
+    if not callable(weight):
+        return weight
+    message = "{} follows a schedule: pass the number of the step, or train with a Trainer"
+    expect(step is not None, message, name)
+    xp = namespace(like)
+    return xp.astype(weight(xp.astype(step, like.dtype)), like.dtype)
 
 
 def _weighed(part, value, weight):

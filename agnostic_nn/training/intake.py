@@ -10,7 +10,7 @@ import numpy as np
 
 from ..layers import Layer
 from ..layers.base import kinds
-from ..losses.base import Loss, check_of, shown
+from ..losses.base import Loss, check_of, shown, takes
 from ..registry import Backend
 from ..trees import leaves, named_leaves, tree_map
 from .data import Examples, expect_lengths, expect_shapes, fetch, is_mapped, pieces, typed
@@ -83,8 +83,9 @@ class Intake:
     @cached_property
     def weighs(self) -> bool:
         """Whether the loss takes weights."""
+        also = {"context": None} if takes(self.loss, "context") else {}
         try:
-            signature(self.loss).bind(None, None, None)
+            signature(self.loss).bind(None, None, None, **also)
         except TypeError:
             return False
         return True

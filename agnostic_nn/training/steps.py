@@ -17,7 +17,7 @@ from ..arrays import (
 )
 from ..layers import Layer
 from ..layers.base import not_a_layer
-from ..losses.base import BatchLoss, Loss, batch_loss
+from ..losses.base import BatchLoss, Loss, batch_loss, takes
 from ..optimizers import Optimizer
 from ..optimizers.base import expect_optimizer, update_by, uses_divisor
 from ..special import all_finite, scan, select
@@ -36,7 +36,7 @@ def expect_task(model: Any, loss: Any, optimizer: Any) -> None:
     """Raise TypeError unless these are a layer, a loss and an optimizer."""
     if not isinstance(model, Layer):
         raise TypeError(f"expected a layer or a block as the model, got {not_a_layer(model)}")
-    expect_function("the loss", loss, "y, target")
+    expect_function("the loss", loss, "y, target", also="context")
     expect_optimizer(optimizer)
 
 
@@ -50,7 +50,9 @@ def make_step(
     it and the gradients were. With `keep_finite` a step that is not leaves carry as it was.
     counts: (batch,), 1 for an example and 0 for a row that only fills the batch up;
     weights: (batch,), how much each row counts in the loss, by default as `counts` say;
-    due: a 0-d boolean, whether the step is to be taken at all.
+    due: a 0-d boolean, whether the step is to be taken at all;
+    t: a 0-d array, how many steps were taken before, for a loss whose weight follows a schedule;
+    context: a tree of arrays for a loss that takes it.
 
     The step closes over hyper-parameters only, so `backend.jit(make_step(...))`
     compiles all of it, and an eager backend runs it as it stands.
@@ -64,8 +66,8 @@ def make_step(
     expect_flag("keep_finite", keep_finite)
     with_terms = make_step_with_terms(model, loss, optimizer, keep_finite=keep_finite)
 
-    def step(carry, x, target, counts=None, weights=None, due=None):
-        carry, value, finite, _ = with_terms(carry, x, target, counts, weights, due)
+    def step(carry, x, target, counts=None, weights=None, due=None, t=None, context=None):
+        carry, value, finite, _ = with_terms(carry, x, target, counts, weights, due, t, context)
         return carry, value, finite
 
     return step
@@ -80,11 +82,12 @@ def make_step_with_terms(
     """
     joins = uses_divisor(optimizer)
 
-    def step(carry, x, target, counts=None, weights=None, due=None):
+    def step(carry, x, target, counts=None, weights=None, due=None, t=None, context=None):
         params, state, moments = carry
         train = True if counts is None else Rows(counts)
         y, after, *cache = model.forward(params, state, x, train=train)
-        found = batch_loss(loss, y, target, counts if weights is None else weights)
+        weights = counts if weights is None else weights
+        found = batch_loss(loss, y, target, weights, step=t, context=context)
         value, update = found.value, optimizer.update
         expect(value.ndim == 0, "expected a loss of one number, got one of shape {}", value.shape)
         if joins:
@@ -131,24 +134,29 @@ def in_turn(step: Callable, keep_finite: bool) -> Callable:
 
     step is made by `make_step_with_terms`.
 
-    steps(carry, due, batches) -> (carry, values, finites, terms), where batches are the arguments
-    of `step` with a new first axis, () standing for None, and `due`, (steps,), says which
-    are to be taken: the first ones. With `keep_finite` none is taken after one that is not
+    steps(carry, due, batches, ts=None, context=None) -> (carry, values, finites, terms), where
+    batches are the arguments of `step` with a new first axis, () standing for None, and `due`,
+    (steps,), says which are to be taken: the first ones. ts: (steps,), the t of each; all have
+    one context. With `keep_finite` none is taken after one that is not
     finite. values, finites and the arrays in terms: (steps,).
     """
 
-    def steps(carry, due, batches):
+    def steps(carry, due, batches, ts=None, context=None):
         xp = namespace(due)
 
         def one(carry, now):
-            (old, going), (due, batch) = carry, now
+            (old, going), (due, batch, t) = carry, now
             due = xp.logical_and(going, due)
-            new, value, finite, terms = step(old, *map(_or_none, batch), due=due)
+            new, value, finite, terms = step(
+                old, *map(_or_none, batch), due=due, t=_or_none(t), context=context
+            )
             going = xp.logical_and(going, finite) if keep_finite else going
             terms = tree_map(lambda term: _array(term, value), terms)
             return (new, going), (value, finite, terms)
 
-        (carry, _), (values, finites, terms) = scan(one, (carry, due[0]), (due, batches))
+        (carry, _), (values, finites, terms) = scan(
+            one, (carry, due[0]), (due, batches, () if ts is None else ts)
+        )
         return carry, values, finites, terms
 
     return steps
@@ -165,18 +173,32 @@ def _array(number: Any, like: Array) -> Array:
     return number
 
 
-def judge(model, loss, metrics, params, state, x, target, counts=None, weights=None):
+def judge(
+    model,
+    loss,
+    metrics,
+    params,
+    state,
+    x,
+    target,
+    counts=None,
+    weights=None,
+    t=None,
+    context=None,
+):
     """The loss of a batch, its `Terms`, and the means of each metric over the rows that count.
 
-    counts and weights are as in `make_step`; weights are those of the loss alone.
+    counts, weights, t and context are as in `make_step`; weights are those of the loss alone.
     """
     y = model.predict(params, state, x)
-    found = batch_loss(loss, y, target, counts if weights is None else weights)
+    weights = counts if weights is None else weights
+    found = batch_loss(loss, y, target, weights, step=t, context=context)
     share = None if counts is None else counts / namespace(counts).sum(counts)
     count = leaves(y)[0].shape[0]
     means = []
     for name, metric in metrics.items():
-        values = metric(y, target)
+        now = {"context": context} if context is not None and takes(metric, "context") else {}
+        values = metric(y, target, **now)
         _expect_values(name, values, count)
         means.append(tree_map(lambda one: _mean(share, one), values))
     return found.value, _terms(found), means

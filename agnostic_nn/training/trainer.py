@@ -31,7 +31,7 @@ from ..arrays import (
 from ..files import expect_path
 from ..guards import reads
 from ..layers import Layer
-from ..losses.base import Loss, metrics_of, shown
+from ..losses.base import Loss, metrics_of, shown, takes
 from ..metrics import finish_of
 from ..optimizers import Optimizer
 from ..registry import Backend
@@ -41,6 +41,7 @@ from ..trees import expect_nested, leaves, named_leaves, tree_map, unname
 from . import checkpoint
 from .callbacks import Callback, as_callbacks, expect_fields, moments_in, optimizers_in
 from .config import describe
+from .context import Context
 from .data import (
     Examples,
     Stored,
@@ -115,6 +116,12 @@ class Trainer:
         says; by default those that the loss brings, such as accuracy.
     keep_finite
         Take no step whose loss or gradients are not finite, and stop `fit` there.
+    context
+        Arrays that steps read and do not train: a tree (dicts and tuples) of host arrays or
+        arrays of the backend, or a function without arguments that returns one, called before
+        each step and each evaluation. A loss or metric that declares a parameter `context`
+        receives it; layers do not. Examples are a target network, the other half of a GAN
+        (`context=lambda: other.params`) or a teacher. See the property `context`.
 
     x and target are NumPy arrays, nested lists, arrays of the backend, or trees of those
     where the model takes or makes several, the examples along axis 0 of each.
@@ -124,7 +131,9 @@ class Trainer:
     """
 
     # what changes with time, if a user's loss or layer should read it: see `guards`
-    CHANGES = frozenset(("epoch", "evaluate", "moments", "params", "predict", "state", "steps"))
+    CHANGES = frozenset(
+        ("context", "epoch", "evaluate", "moments", "params", "predict", "state", "steps")
+    )
 
     def __init__(
         self,
@@ -138,6 +147,7 @@ class Trainer:
         shape: Shape | None = None,
         metrics: dict[str, Callable] | None = None,
         keep_finite: bool = True,
+        context: Any = None,
     ) -> None:
         expect_task(model, loss, optimizer)
         expect_choice("dtype", dtype, ("float32", "float64"))
@@ -151,6 +161,9 @@ class Trainer:
         self.metrics = metrics_of(loss) if metrics is None else _metrics(metrics)
         self._has_own_metrics = metrics is not None
         self._intake = Intake(model, loss, self.backend, dtype)
+        self._context = Context(self.backend, dtype)
+        self._follows_steps = takes(loss, "step")
+        self.context = context
         self.notes: dict[str, Any] = {}
         self._run = _Run()
         self._largest = 0  # of a user's own batches: the others are filled up to it
@@ -237,6 +250,25 @@ class Trainer:
         expect_nested("moments", moments, old)
         carry = params, state, moments
         self._run = self._run._replace(carry=carry, is_shared=True)  # the caller still has them
+
+    @property
+    def context(self) -> Any:
+        """The tree of arrays that steps read, on the backend, or the function that returns it.
+
+        Set it to change it between steps: `target.context = online.params`. A tree is copied. It
+        keeps its nesting, shapes and dtypes, so that nothing is compiled again. It is not saved.
+        """
+        return self._context.given
+
+    @context.setter
+    def context(self, context: Any) -> None:
+        readers = [self.loss, *self.metrics.values()]
+        if context is not None and not any(takes(reader, "context") for reader in readers):
+            raise ValueError(
+                "expected a loss or metric that declares a parameter `context`, as there is one to "
+                f"read: {shown(self.loss)} does not"
+            )
+        self._context.set(context)
 
     def start_from(self, params: Params, state: State | None = None) -> None:
         """Go on from other parameters, and another state if given, with moments begun anew.
@@ -354,7 +386,7 @@ class Trainer:
     def _as_of(self) -> tuple:
         """Objects that are the same ones for as long as no step changed anything."""
         run = self._run
-        return run.steps, run.epoch, run.carry
+        return run.steps, run.epoch, run.carry, self._context.given
 
     # --- learning -----------------------------------------------------------------------
 
@@ -368,11 +400,28 @@ class Trainer:
             examples = examples[:]
         given = self.backend.asarray((examples.x, examples.target))
         weighting = () if weights is None else (None, self.backend.asarray(examples.weights))
+        now = self._now()
+        if now:
+            weighting = (*(weighting or (None, None)), None, *now)
         with DeferredInterrupts():
             run = self._run
             carry, value, *_ = self._step(self._owned(), *given, *weighting)
             self._run = run._replace(carry=carry, steps=run.steps + 1, is_shared=False)
         return value
+
+    def _now(self, count: int | None = None) -> tuple:
+        """The number of the next step, or of `count` next steps, and the context, for a step.
+
+        () where the loss takes neither.
+        """
+        context = self._context.now()
+        if context is None and not self._follows_steps:
+            return ()
+        t = None
+        if self._follows_steps:
+            t = np.asarray(self.steps + (0 if count is None else np.arange(count)), self.dtype)
+            t = self.backend.asarray(t)
+        return t, context
 
     def _owned(self) -> Carry:
         """Return the carry for a step that donates it: a copy if the caller may have kept it."""
@@ -509,7 +558,7 @@ class Trainer:
             work=lambda: work_of(self.model, self._built()[0], self.shape or ()),
             seed=self.seed,
             # a loss that reads this trainer's steps or parameters needs each of them
-            together=not reads(self._steps, self),
+            together=not (self._context.is_called or reads(self._steps, self)),
         )
         history = History()
         last = math.inf if steps is None else self.steps + steps
@@ -556,6 +605,11 @@ class Trainer:
         with ahead(feed.epoch(self.epoch, first, limit), prefetch) as prepared:
             for count, steps, *batch in prepared:
                 run = self._run
+                if steps is self._steps:
+                    batch += self._now(len(batch[0]))
+                else:
+                    now = self._now()
+                    batch += (None, *now) if now else ()
                 carry, values, finites, terms = steps(self._owned(), *batch)
                 values, finites = (np.ravel(self.backend.to_numpy(a)) for a in (values, finites))
                 taken = count
@@ -626,9 +680,10 @@ class Trainer:
         params, state = self._in_use(averaged)
         ragged = self._intake.is_ragged(count, batch_size)
         loss, sums = MeanLoss(self.backend.to_numpy), None
+        now = self._now()
         for part in Stored(examples, batch_size, False, 0).epoch(0, 0):
             batch = moved(self._intake, part, batch_size, ragged)
-            value, terms, means = self._judge(params, state, *batch)
+            value, terms, means = self._judge(params, state, *batch, *now)
             loss.add([float(self.backend.to_numpy(value))], terms)
             means, share = self.backend.to_numpy(tuple(means)), len(part) / count
             means = tree_map(lambda mean: share * np.asarray(mean, np.float64), means)  # noqa: B023
@@ -743,6 +798,7 @@ class Trainer:
                 deterministic=own.deterministic,
                 replay=own.replay,
             )
+        given = self.context
         moved = Trainer(
             self.model,
             self.loss,
@@ -752,6 +808,7 @@ class Trainer:
             dtype=self.dtype,
             metrics=self.metrics if self._has_own_metrics else None,
             keep_finite=self.keep_finite,
+            context=given if self._context.is_called else self.backend.to_numpy(given),
         )
         run = self._run
         moved._run = run._replace(carry=None, is_shared=False)
@@ -807,11 +864,12 @@ class Trainer:
         loss: Loss | None = None,
         optimizer: Optimizer | None = None,
         metrics: dict[str, Callable] | None = None,
+        context: Any = None,
     ) -> "Trainer":
         """Return the trainer that was saved at `path`, on any backend.
 
         A model, loss or optimizer of your own is not rebuilt from a file: pass it. Nor are
-        `metrics` in it; by default they are those that the loss brings.
+        `metrics` in it, by default those that the loss brings, nor the `context`.
 
         The file may come from anybody: it cannot run code, and what does not fit is refused before
         memory is taken for it. Its numbers are not judged: they may be NaN, or a bad model.
@@ -836,6 +894,7 @@ class Trainer:
                 dtype=saved.dtype,
                 metrics=metrics,
                 keep_finite=saved.keep_finite,
+                context=context,
             )
             trainer._take(file, saved, is_own=not (model is None and optimizer is None))
         return trainer
@@ -893,6 +952,6 @@ def _metrics(given: Any) -> dict[str, Callable]:
         raise TypeError(f"expected metrics as a dict such as {example}, got {described(given)}")
     for name, metric in given.items():
         expect_text("the name of a metric", name)
-        expect_function(f"the metric {name!r}", metric, "y, target")
+        expect_function(f"the metric {name!r}", metric, "y, target", also="context")
         expect(name != "loss", "expected another name for a metric than 'loss', which is reported")
     return dict(given)
