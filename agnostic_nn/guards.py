@@ -62,8 +62,10 @@ WRITERS = {  # methods that only write: a list that is appended to and never rea
     *("write", "writelines"),
 }
 DYNAMIC = {"getattr", "vars", "__dict__", "attrgetter", "asdict", "astuple"}
-ITERATORS = (GeneratorType, *{type(iter(c)) for c in ([], (), {}, set(), "", range(1))}, enumerate)
-ITERATORS += (zip, map, filter, type(reversed([])))
+ITERATORS: tuple[type, ...] = (
+    *(type(iter(kind())) for kind in (list, tuple, dict, set, str)),
+    *(type(iter(range(1))), type(reversed([])), GeneratorType, enumerate, filter, map, zip),
+)
 REMEDY = (
     "Give arrays that change as `context` of a Trainer or as arguments, take randomness from a key "
     "in the layer's state, let a weight follow a schedule, or choose "
@@ -588,8 +590,8 @@ class Watch:
             now = frozenset(thing)
             self._test(f"{name} == {self._name(now)}", path, "==", now)
         elif isinstance(thing, bytearray):
-            now = bytes(thing)
-            self._test(f"{name} == {self._name(now)}", path, "==", now)
+            content = bytes(thing)
+            self._test(f"{name} == {self._name(content)}", path, "==", content)
         elif isinstance(thing, dict):
             keys, values = tuple(thing), tuple(thing.values())
             test = f"len({name}) == {count}"
@@ -734,7 +736,8 @@ class Watch:
                 self._of_class(base, name)
         if own is None or name.startswith("__"):
             return
-        is_frozen = is_dataclass(kind) and kind.__dataclass_params__.frozen
+        settings = vars(kind).get("__dataclass_params__")  # of this class, not of its bases
+        is_frozen = settings is not None and settings.frozen
         if name in own:
             if is_frozen:
                 self._value(own[name], path)
@@ -754,7 +757,6 @@ class _Holder:
         self.done: set[str] = set()
 
 
-@cache
 def _called_of(kind: type) -> frozenset[str]:
     """The methods of a user's class that this library or an operator may call."""
     ours = [vars(base) for base in kind.__mro__ if _root(base.__module__) in OURS]

@@ -316,7 +316,7 @@ def critic_loss(y, target, weights=None):
     return nn.binary_cross_entropy(y, target, weights)
 
 
-def gan(backend, together):
+def gan(backend, together, rounds):
     """Train a generator of numbers around 3 against a critic; return their means before and after.
 
     together: whether the generator's loss reads the critic's parameters as a context, or has them
@@ -336,7 +336,7 @@ def gan(backend, together):
     noise = generator.normal(size=(16, 2)).astype("float32")
     ones = np.ones((16, 1), "float32")
     means, losses = [float(maker.predict(noise).mean())], []
-    for _ in range(60):
+    for _ in range(rounds):
         real = generator.normal(3.0, 0.5, size=(16, 1)).astype("float32")
         both = np.concatenate([real, maker.predict(noise)])
         losses.append(float(judge.step(both, np.concatenate([ones, 0 * ones]))))
@@ -348,10 +348,10 @@ def gan(backend, together):
 
 
 def test_two_trainers_make_a_gan(backend):
-    (before, after), losses = gan(backend, together=True)
+    (before, after), losses = gan(backend, together=True, rounds=30)
     assert abs(after - 3.0) < abs(before - 3.0) - 0.5
-    again = gan(backend, together=False)
-    np.testing.assert_allclose(again[1], losses, rtol=1e-4, atol=1e-5)
+    _, again = gan(backend, together=False, rounds=4)
+    np.testing.assert_allclose(again, losses[:8], rtol=1e-4, atol=1e-5)
 
 
 def test_a_target_network_that_lags_behind(backend):

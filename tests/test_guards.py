@@ -616,7 +616,6 @@ def test_every_part_of_training_follows_a_value(backend):
 
 
 def test_a_loss_may_read_the_steps_and_parameters_of_a_trainer(backend):
-    seen = []
 
     def loss(y, target, weights=None):
         value, dy = nn.mean_squared_error(y, target, weights)
@@ -624,11 +623,11 @@ def test_a_loss_may_read_the_steps_and_parameters_of_a_trainer(backend):
 
     trainer = nn.Trainer(nn.Dense(1), loss, nn.SGD(1e-12), backend=backend, shape=(2,))
     x, target = np.ones((12, 2), "float32"), np.zeros((12, 1), "float32")
-    seen = [float(trainer.step(x, target)) for _ in range(4)]
-    np.testing.assert_allclose(np.diff(seen), seen[1], rtol=1e-5)
+    seen = [float(trainer.step(x, target)) for _ in range(2)]
+    assert seen[0] == 0.0
     # many steps in one compiled loop would all see the first of its numbers
-    mean = trainer.fit(x, target, batch_size=4, verbose=0, shuffle=False)["loss"][0]
-    assert mean == pytest.approx(seen[1] * 5, rel=1e-5)
+    mean = trainer.fit(x, target, batch_size=6, verbose=0, shuffle=False)["loss"][0]
+    assert mean == pytest.approx(seen[1] * 2.5, rel=1e-5)
 
 
 def test_a_refused_step_leaves_the_trainer_as_it_was(backend):

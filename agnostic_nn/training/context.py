@@ -60,7 +60,7 @@ class Context:
     def _placed(self, tree: Any, copy: bool) -> Any:
         placed = self._on_backend("context", tree, copy)
         outline = {
-            name: (str(leaf.dtype), tuple(leaf.shape))
+            name: (str(leaf.dtype).rpartition(".")[2], tuple(leaf.shape))
             for name, leaf in named_leaves(placed, "context")
         }
         if self._outline is not None and outline != self._outline:
