@@ -633,7 +633,7 @@ class Watch:
         if hasattr(kind, "_as_of"):  # whether that is read is known when all names are
             self._holders.append(_Holder(thing, path, False))
             return
-        is_data = is_dataclass(kind)  # what a user gave to it is in its fields
+        is_data = _is_frozen(kind)  # what a user gave to it is in its fields
         if is_data:
             values = {f.name: getattr(thing, f.name, None) for f in fields(kind) if f.init}
         else:
@@ -736,8 +736,7 @@ class Watch:
                 self._of_class(base, name)
         if own is None or name.startswith("__"):
             return
-        settings = vars(kind).get("__dataclass_params__")  # of this class, not of its bases
-        is_frozen = settings is not None and settings.frozen
+        is_frozen = _is_frozen(kind)
         if name in own:
             if is_frozen:
                 self._value(own[name], path)
@@ -797,6 +796,12 @@ def _inside(path: str, more: str) -> str:
     """`path` with an attribute or index, before the words on where it begins."""
     expression, found, where = path.partition(" (")
     return f"{expression}{more}{found}{where}"
+
+
+def _is_frozen(kind: type) -> bool:
+    """Whether a class is a frozen dataclass itself, not only one of its bases."""
+    settings = vars(kind).get("__dataclass_params__")
+    return settings is not None and settings.frozen
 
 
 def _shown(value: Any) -> str:

@@ -112,7 +112,7 @@ class _Rebuilding:
     def made(self, kind: Callable, named: dict) -> Any:
         arguments = self.values(named)
         functions = [name for name, one in arguments.items() if isfunction(one)]
-        if functions and kind is not losses.Losses:
+        if functions and kind not in (losses.Losses, losses.Weighted):
             raise ValueError(f"the checkpoint has a loss for {functions[0]} of a {kind.__name__}")
         # as these classes are called: Sequential(*layers), Graph(**nodes)
         layers, nodes = arguments.pop("layers", ()), arguments.pop("nodes", ())
@@ -124,7 +124,9 @@ class _Rebuilding:
             raise ValueError(f"the checkpoint does not fit this version: {error}") from error
 
     def bound(self, function: Any, named: dict) -> Any:
-        if not isinstance(function, losses.Losses | partial) and not isfunction(function):
+        if not isinstance(function, losses.Losses | losses.Weighted | partial) and not isfunction(
+            function
+        ):
             raise ValueError(f"the checkpoint has options for {ascii(function)[:200]}, not a loss")
         try:
             signature(function).bind_partial(**named)
