@@ -37,7 +37,7 @@ def counted(model, batch, width):
 
 def test_a_sum_makes_a_rounding_for_each_term_and_other_arithmetic_one():
     found = counted(nn.Dense(5), batch=10, width=3)
-    forward, loss, weight, bias = 3 + 1, 10 * 5, 10, 10
+    forward, loss, weight, bias = 3 + 1, 10 * 5 + 10, 10, 10  # a loss sums the weights of rows too
     assert found.outputs == {"": forward}
     assert found.gradients == {"": forward + loss + weight + bias}
     assert found.step > found.gradients[""]
@@ -47,7 +47,7 @@ def test_roundings_add_up_forward_and_back_in_the_order_of_computation():
     found = counted(nn.Sequential(nn.Dense(5), nn.Tanh(), nn.Dense(2, bias=False)), 10, 3)
     assert list(found.outputs.items()) == [("0", 4), ("1", 5), ("2", 10), ("", 10)]
     assert list(found.gradients) == ["2", "1", "0", ""]
-    second = 10 + 10 * 2 + 2 + 10  # before it, the loss, its dx and its gradient
+    second = 10 + 10 * 2 + 10 + 2 + 10  # before it, the loss, its dx and its gradient
     assert found.gradients["2"] == second
     assert found.gradients["0"] > found.gradients["1"] > second
 

@@ -485,20 +485,19 @@ def _command(task: Task, found: Backend, judgement: Judgement, dtype: str) -> st
     steps = steps or [e["step"] for e in judgement.not_judged if e["quantity"] == "losses"]
     if not options or not steps:
         return None
-    step = max(1, steps[0])
-    words = ["agnostic-nn", "bisect", *_named_side(found, dtype), *options]
-    words += ["--steps", str(step - 1)] if step > 1 else []
+    taken = max(1, steps[0]) - 1
+    words = ["agnostic-nn", "bisect", _side(found, dtype), *options, "--steps", str(taken)]
     words += ["--seed", str(task.seed)] if task.seed else []
     return shlex.join(words)
 
 
-def _named_side(found: Backend, dtype: str) -> list[str]:
+def _side(found: Backend, dtype: str) -> str:
     """A backend with its dtype and policy, as `bisect` takes it."""
     words = [str(found)]
     words += [dtype] if dtype != "float32" else []
     words += [found.precision] if found.precision != "strict" else []
     words += ["deterministic"] if found.deterministic else []
-    return ["@".join(words)]
+    return "@".join(words)
 
 
 def _nothing(reference: Reference) -> set[str]:

@@ -8,7 +8,7 @@ its steps do with it. There are two:
   start is perturbed in its last bits too;
 - NumPy in that dtype, unless its probes differ, since then it is wrong itself.
 
-They are run only where a backend leaves its tolerance though all its probes agree.
+They are run only where the training of a backend leaves its tolerance.
 """
 
 import math
@@ -70,7 +70,7 @@ class Controls:
         """The reference, rounded at random as `dtype` rounds."""
         task, host, wide = self.task, self.host, "float64"
         model, loss, optimizer = (getattr(task.workload, n) for n in ("model", "loss", "optimizer"))
-        shares = _shares(context)
+        shares = gradient_noise(context)
         draw = np.random.default_rng(task.seed)
 
         def blurred(tree: Any) -> Any:
@@ -101,12 +101,12 @@ class Controls:
 
 
 class _Divided(Unmoved):
-    """The same, with what the gradients were divided by in place of moments."""
+    """The same, whose moments, 1 before, are what the gradients were divided by."""
 
     uses_divisor = True
 
     def update(self, params, grads, moments, divisor=1.0):
-        return grads, np.asarray(divisor, np.float64)
+        return grads, moments * divisor
 
 
 def _unmoved(optimizer: Any) -> Unmoved:
@@ -117,7 +117,7 @@ def _update(optimizer: Any, params: Any, grads: Any, moments: Any, divisor: Any)
     return update_by(optimizer, divisor)(params, grads, moments)
 
 
-def _shares(context: Context) -> dict[str, float]:
+def gradient_noise(context: Context) -> dict[str, float]:
     """How far rounding takes each gradient, over the largest of all gradients: in any probe."""
     shares: dict[str, float] = {}
     for each in context.references:

@@ -99,8 +99,7 @@ def judge(
 ) -> Judgement:
     """The judgement on a run.
 
-    controls: makes control runs, by name; called only where the training leaves its tolerance and
-    all else agrees.
+    controls: makes control runs, by name; called only where the training leaves its tolerance.
     """
     found = Judgement({group: {} for group in (*PROBED, *TRAINED)})
     with np.errstate(all="ignore"):
@@ -112,14 +111,19 @@ def judge(
         for theirs, ours in zip(context.references, done.probes, strict=True):
             _judge_probe(found, theirs, ours, context, backend)
         _judge_training(found, done, context, controls)
-    # the model comes last, though a layer inside may be computed once more on the way back
-    inner = [path for path in context.chains.outputs if path]
-    places = {path: place for place, path in enumerate([*inner, ""])}
+    places = _places(context.chains)
     layers = found.deviations["layers"]
     names = sorted(layers, key=lambda name: places.get(name.partition("[")[0], len(places)))
     found.deviations["layers"] = {name: layers[name] for name in names}
     found.differences.sort(key=lambda each: _turn(each, context.chains, places))
     return found
+
+
+def _places(chains: Chains) -> dict[str, int]:
+    """The layers by their paths, in the order of computation."""
+    # the model comes last, though a layer inside may be computed once more on the way back
+    inner = [path for path in chains.outputs if path]
+    return {path: place for place, path in enumerate([*inner, ""])}
 
 
 def _turn(each: Entry, chains: Chains, places: dict[str, int]) -> tuple:
@@ -289,9 +293,11 @@ def _place_of_prediction(backend: Backend, theirs: Reference, context: Context) 
             ours = flat(backend.to_numpy(backend.jit(function)(*backend.asarray(trees))))
         except Exception:  # a loop that is compiled keeps to itself what is inside
             continue
-        for name, leaf in expected.items():
-            if is_far(entry_of(ours[name], leaf, context.dtype, limit, 0)):
-                return name.partition(".")[2].partition("[")[0]
+        paths = {name: name.removeprefix("layers.").partition("[")[0] for name in expected}
+        places = _places(context.chains)
+        for name in sorted(expected, key=lambda name: places.get(paths[name], len(places))):
+            if is_far(entry_of(ours[name], expected[name], context.dtype, limit, 0)):
+                return paths[name]
     return ""
 
 
@@ -308,15 +314,13 @@ def _judge_training(
     far = [(g, n) for g in TRAINED[1:] for n, each in ours.entries[g].items() if is_far(each)]
     if not left and not far:
         return
-    # where the cause is known, what follows from it is not excused
-    samples = {} if found.differences else controls()
+    samples = controls()
     most = _most(list(samples.values()), len(ours.losses))
     soon = _soon(most)
     lost = _lost(soon, context)
     wrong = [t for t in left if t < lost and not ours.losses[t - 1] <= SLACK * soon[t - 1]]
     last, first = len(ours.losses), min(left, default=len(ours.losses))
-    if samples:
-        found.control = _control(samples, ours.limits, most, first, context)
+    found.control = _control(samples, ours.limits, most, first, context)
     cause = _why(found.control, first, context)
     if wrong:
         entry = {"relative": ours.losses[wrong[0] - 1], "tolerance": ours.limits[wrong[0] - 1]}
@@ -332,7 +336,7 @@ def _judge_training(
             (_reached(each, group, name, context) for each in samples.values()), default=0.0
         )
         explained = lost <= last or _size(entry) <= SLACK * reached
-        if wrong or not explained or not samples:
+        if wrong or not explained:
             found.differences.append(_found(group, name, last, context, entry))
             continue
         follows = left and lost <= last
@@ -398,8 +402,8 @@ def _control(
     }
 
 
-def _why(control: Entry | None, step: int, context: Context) -> str:
-    grown = control["magnification"] if control else math.inf
+def _why(control: Entry, step: int, context: Context) -> str:
+    grown = control["magnification"]
     times = f"by {grown:.2g}" if math.isfinite(grown) else "beyond all numbers"
     said = f"this training magnifies rounding {times} by step {step}"
     diverges = divergence(context.reference.losses, context.reference.scales)

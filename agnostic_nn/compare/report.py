@@ -160,14 +160,17 @@ def _not_judged(result: dict[str, Any]) -> str:
         since = f" at step {each['step']:,}" if each["quantity"] == "probe" else since
         by.setdefault(each["why"], []).append(each["what"] + since)
     said = "; ".join(f"{_some(names)} ({why})" for why, names in by.items())
-    return f"NOT JUDGED: {said}.{_controlled(result['control'])}"
+    return f"NOT JUDGED: {said}.{_controlled(result)}"
 
 
-def _controlled(control: dict[str, Any] | None) -> str:
-    """At which step control runs leave the tolerance too."""
+def _controlled(result: dict[str, Any]) -> str:
+    """At which step control runs leave the tolerance too, where it was a loss that did."""
+    runs = result["control"]["runs"] if result["control"] else ()
+    if all(each["quantity"] != "losses" for each in result["not_judged"]):
+        return ""
     left = [
         f"{run['name']} at step {run['left_tolerance']:,}"
-        for run in (control["runs"] if control else ())
+        for run in runs
         if run["left_tolerance"] is not None
     ]
     return f" Control runs leave the tolerance too: {' and '.join(left)}." if left else ""
