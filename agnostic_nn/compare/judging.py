@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from ..bisecting.noise import rounded
 from ..registry import Backend
-from ..trees import named_leaves
+from ..trees import leaves, named_leaves
 from .deviation import tolerance
 from .drift import Drift, Entry, drift, entry_of, is_far, largest, state_scale
-from .probes import Named, Reference, exact, flat, inside_predictions
+from .probes import Named, Reference, chosen_rows, exact, flat, functions, inside_predictions
 from .report import PROBED, TRAINED
 from .roundings import Chains, layer_of
 from .running import Run
@@ -339,10 +340,38 @@ def _judge_training(
         if wrong or not explained:
             found.differences.append(_found(group, name, last, context, entry))
             continue
+        if group == "outputs" and not _follows(done, name, context):
+            what = f"{_in_words(group, name, None, '')}, from its own parameters"
+            found.differences.append(_found(group, name, last, context, entry) | {"what": what})
+            continue
         follows = left and lost <= last
         why = cause if follows else _why_at_end(group, name, reached, context)
         found.not_judged.append(_found(group, name, last, context, entry) | {"why": why})
         found.deviations[group][name] = entry | {"tolerance": None}
+
+
+def _follows(done: Run, name: str, context: Context) -> bool:
+    """Whether outputs after training are what the parameters and the state of the run make."""
+    if not context.references:
+        return True
+    reference = context.references[0]
+    predict = functions(reference.workload)["predict"]
+    rows = chosen_rows(len(leaves(done.outputs)[0]))
+    trees = done.params, done.state, reference.given.x
+    path = name.removeprefix("y")
+    ours = flat(done.outputs)[path.removeprefix(".")][rows]
+    expected = exact(predict, *trees)[f"predictions.{name}"]
+    limit = context.allowed(context.chains.predictions or context.chains.step)
+    if not is_far(entry_of(ours, expected, context.dtype, limit, 0)):
+        return True
+    if not np.all(np.isfinite(expected)) or not largest(expected) < np.finfo(context.dtype).max:
+        return True  # nothing is known of it
+    try:
+        _, spread = rounded(predict, *trees, epsilon=max(context.epsilon, 2.0**-40))
+    except Exception:  # a custom layer may take no arrays but NumPy's
+        return False
+    limit = FACTOR * spread[f"predictions.{name}"] / (largest(expected) or 1.0)
+    return not is_far(entry_of(ours, expected, context.dtype, limit, 0))
 
 
 def _size(entry: Entry, unit: str = "relative") -> float:
