@@ -9,7 +9,7 @@ from typing import NoReturn
 from . import commands
 from .registry import chosen_policy
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 
 class _Version(argparse.Action):
@@ -29,21 +29,26 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line asks.
-
-    Returns 0 if all is well, 1 if a backend failed or a file could not be written, 2 if
-    what was asked for makes no sense here.
-    """
-    parser = _Parser(
+def parser() -> argparse.ArgumentParser:
+    """Return what reads a command line."""
+    made = _Parser(
         prog="agnostic-nn",
         description="Neural networks with hand-derived gradients, on any array library.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="say which this is, and stop")
-    known = parser.add_subparsers(required=True, metavar="command")
+    made.add_argument("--version", action=_Version, nargs=0, help="say which this is, and stop")
+    known = made.add_subparsers(required=True, metavar="command")
     for name in commands.__all__:
         getattr(commands, name).add(known)
-    options = parser.parse_args(arguments)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line asks.
+
+    Returns 0 if all is well, 1 if something differs or fails, or a file could not be written, 2 if
+    not all could be judged or the command line makes no sense here: each command's help says more.
+    """
+    options = parser().parse_args(arguments)
     if hasattr(sys.stdout, "reconfigure"):  # not every terminal has Greek letters
         sys.stdout.reconfigure(errors="replace")
     try:

@@ -21,13 +21,16 @@ from agnostic_nn.compare import (
     Workload,
     compare,
     comparing,
+    controls,
     page,
     running,
     summary,
     write,
 )
 from agnostic_nn.compare.deviation import deviation, tolerance
+from agnostic_nn.compare.deviation import loss_deviations as deviation_of_losses
 from agnostic_nn.compare.environment import VARIABLES, environment
+from agnostic_nn.compare.report import overview as report_overview
 from agnostic_nn.compare.report import sentence
 from agnostic_nn.compare.workloads import WORKLOADS
 from agnostic_nn.metrics import accuracy
@@ -524,6 +527,24 @@ def test_a_report_is_written_whole_or_not_at_all(eventful, tmp_path, monkeypatch
     assert (tmp_path / "report.json").read_text() == "the old one"
 
 
+FAMILIES = (
+    *("OPENBLAS_CORETYPE", "OPENBLAS_NUM_THREADS", "MKL_ENABLE_INSTRUCTIONS"),
+    *("MKL_CBWR", "MKL_DEBUG_CPU_TYPE", "MKL_NUM_THREADS"),
+    *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_CPU_ISA_HINTS"),
+    *("DNNL_CPU_ISA_HINTS", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
+    *("NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES", "ATEN_CPU_CAPABILITY"),
+    *("BLIS_ARCH_TYPE", "GLIBC_TUNABLES", "XLA_FLAGS"),
+    *("OMP_NUM_THREADS", "JAX_ENABLE_X64", "NVIDIA_TF32_OVERRIDE"),
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_variables_that_choose_instructions_are_in_the_environment(monkeypatch, name):
+    monkeypatch.setenv(name, "as it was set")
+    assert environment()["variables"][name] == "as it was set"
+    assert list(VARIABLES) == sorted(set(VARIABLES))
+
+
 def test_the_environment_names_settings_that_are_set_and_no_others(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("UNRELATED", "secret")
@@ -781,6 +802,197 @@ def test_steps_that_adam_makes_of_rounding_are_not_judged_and_nothing_else_is():
     said = sentence(result)
     assert "NOT JUDGED: 0.bias (Dense) after training (its gradient is 0 but for rounding" in said
     assert report["verdict"]["status"] == "not judged"
+
+
+def test_control_runs_without_any_rounding_are_the_reference(monkeypatch):
+    monkeypatch.setattr(controls, "gradient_noise", lambda context: {})
+    monkeypatch.setattr(controls, "_blurred", lambda leaf, epsilon, draw: leaf)
+    for optimizer in (nn.Adam(0.02), nn.Accumulate(nn.SGD(0.5), 2)):
+        workload = replace(SPIRALS, optimizer=optimizer)
+        train, test = workload.read()
+        start = comparing._start(workload, train, 0)
+        task = running.Task(workload, train, test, start, 2, 0)
+        host = nn.backend("numpy")
+        reference = running.run_reference(task, host, "float64", "", Progress())
+        context = comparing._context(task, reference, task.chains(), "float32")
+        done = controls.Controls(task, Progress(), host)._perturbed(context)
+        assert done.losses == reference.losses
+        for ours, theirs in zip(
+            nn.trees.leaves(done.params), nn.trees.leaves(reference.params), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+CHAOTIC = replace(SPIRALS, optimizer=nn.SGD(5.0, momentum=0.9), epochs=10)
+
+
+@pytest.fixture(scope="module")
+def chaotic(backend):
+    return compare(CHAOTIC, [str(backend)], sizes=())
+
+
+def test_a_training_that_magnifies_rounding_is_judged_as_far_as_rounding_allows(chaotic):
+    result = only(chaotic)
+    assert (result["status"], result["differences"]) == ("not judged", [])
+    (loss,) = (each for each in result["not_judged"] if each["quantity"] == "losses")
+    assert 20 < loss["step"] < 70
+    control = result["control"]
+    assert control["step"] == loss["step"]
+    assert control["magnification"] > 100.0
+    assert any((run["left_tolerance"] or 0) > 20 for run in control["runs"])
+    said = sentence(result)
+    assert f"agrees up to step {loss['step'] - 1}; cannot be judged beyond" in said
+    assert f"this training magnifies rounding by {control['magnification']:.2g}" in said
+    judged = result["deviations"]
+    for part in ("layers", "gradients", "states", "updates", "predictions"):
+        assert all(each["tolerance"] is not None for each in judged[part].values())
+
+
+def test_a_fault_before_rounding_has_grown_is_a_fault_also_in_chaotic_training(pretend):
+    def stretch(found):
+        (params, *rest), value, finite = found
+        return (nn.trees.tree_map(lambda p: p * 1.01, params), *rest), value, finite
+
+    result = only(compare(CHAOTIC, [pretend(jit=changed_at(5, stretch))], sizes=()))
+    first = result["first_difference"]
+    assert result["status"] == "differs"
+    assert first["quantity"] == "losses"
+    assert 6 <= first["step"] <= 8
+
+
+CONVOLUTIONAL = nn.Sequential(
+    *(nn.Reshape((2, 1, 1)), nn.Conv2D(4, 1), nn.BatchNorm(), nn.Tanh(), nn.Flatten()),
+    *(nn.Dropout(0.1), nn.Dense(2)),
+)
+
+
+def planted(fault):
+    """`BatchNorm.forward`, or `Dropout.predict`, with a fault in float32."""
+    kind, name = (nn.Dropout, "predict") if fault == "shortcut" else (nn.BatchNorm, "forward")
+    right = getattr(kind, name)
+
+    def forward(self, params, state, x, *, train=False):
+        y, after, cache = right(self, params, state, x, train=train)
+        if x.dtype == np.float32 and train is False and fault == "prediction":
+            y = y * 1.5
+        if x.dtype == np.float32 and train is not False and fault == "state":
+            after = after | {"variance": after["variance"] * 1.01}
+        return y, after, cache
+
+    def predict(self, params, state, x):
+        y = right(self, params, state, x)
+        return y * 1.001 if x.dtype == np.float32 else y
+
+    return kind, name, predict if fault == "shortcut" else forward
+
+
+@pytest.mark.parametrize(
+    ("fault", "what", "optimizer"),
+    [
+        ("prediction", "the prediction of layer 2 (BatchNorm)", nn.Adam(0.02)),
+        ("state", "the new state 2.variance (BatchNorm)", nn.SGD(5.0, momentum=0.9)),
+        ("shortcut", "the prediction of layer 5 (Dropout)", nn.SGD(5.0, momentum=0.9)),
+    ],
+    ids=["prediction", "state", "shortcut"],
+)
+def test_faults_outside_of_training_are_located(monkeypatch, fault, what, optimizer):
+    monkeypatch.setattr(*planted(fault))
+    workload = replace(SPIRALS, model=CONVOLUTIONAL, optimizer=optimizer, epochs=4)
+    result = only(compare(workload, ["numpy"], sizes=()))
+    assert result["first_difference"]["what"] == what
+    assert result["first_difference"]["step"] == 1
+    assert {each["step"] for each in result["differences"] if each["what"] == what} >= {1, 15, 28}
+
+
+def test_a_backend_whose_predictions_are_wrong_once_is_seen_though_its_bias_is_unknown(pretend):
+    def jit(function, device, donate=()):
+        compiled, calls = HOST.jit(function, device, donate), count()
+
+        def call(*arguments):
+            found = compiled(*arguments)
+            if isinstance(found, dict) and "predictions" in found and next(calls) == 0:
+                return nn.trees.tree_map(lambda y: y * 1.01, found)
+            return found
+
+        return call
+
+    workload = replace(BIASED, optimizer=nn.Adam(0.02))
+    result = only(compare(workload, [pretend(jit=jit)], sizes=()))
+    (difference,) = result["differences"]
+    assert difference["what"] == "the outputs after training, from its own parameters"
+    assert "0.bias (Dense) after training" in unknown(result)
+
+
+def test_a_spike_of_the_loss_does_not_loosen_the_tolerance_of_other_steps():
+    losses, scales = [1.0, 1e6, 1.0], [2.0, 2e6, 2.0]
+    off = deviation_of_losses([1.0, 1e6 + 1.0, 1.001], losses, scales)
+    np.testing.assert_allclose(off, [0.0, 5e-7, 5e-4], rtol=1e-6)
+
+    def read():
+        train, test = _spirals()
+        target = np.ones((100, 1), np.float32)
+        target[17] = 1e6
+        return Examples(train.x, target), Examples(test.x, np.ones((20, 1), np.float32))
+
+    model = nn.Sequential(nn.Dense(8), nn.Tanh(), nn.Dense(1))
+    workload = replace(
+        *(SPIRALS,), read=read, model=model, loss=nn.mean_squared_error, metric=None,
+        optimizer=nn.SGD(1e-9), epochs=1,
+    )  # fmt: skip
+    report = compare(workload, ["numpy"], sizes=())
+    losses = report["reference"]["losses"]
+    assert max(losses) > 1e6 * min(losses)
+    assert only(report)["status"] == "agrees"
+    quiet = int(np.argmin(losses))
+    wrong = [loss * (1.001 if t == quiet else 1.0) for t, loss in enumerate(losses)]
+    off = deviation_of_losses(wrong, losses, report["reference"]["scales"])
+    assert off[quiet] > only(report)["tolerance"]["last_step"]
+
+
+def test_the_sentence_takes_the_worst_of_what_its_table_shows(spirals):
+    result = spirals["results"][-1]
+    _, (title, _columns, rows), *_ = report_overview(spirals)
+    assert title.startswith("largest relative deviation")
+    shown = [figure for figure in rows[-1][1:-1] if figure is not None]
+    assert len(shown) >= 7
+    assert f"to {max(shown):.2g} of float64" in sentence(result)
+    assert max(shown) == result["max_relative_deviation"]
+
+
+def test_a_reference_that_is_wrong_itself_is_said_to_be():
+    right = special.erf.dispatch(np.ndarray)
+    special.erf.register(np.ndarray, lambda x: right(x) * (0.99 if x.dtype == np.float64 else 1))
+    try:
+        report = compare(SPIRALS, ["numpy"], sizes=())
+    finally:
+        special.erf.register(np.ndarray, right)
+    result = only(report)
+    assert report["reference"]["agrees"] is False
+    assert {each["quantity"] for each in result["not_judged"]} >= {"losses", "parameters"}
+    assert "THE REFERENCE IS WRONG: numpy:cpu in float64" in summary(report)
+
+
+def test_several_outputs_and_inputs_are_judged_each():
+    def read():
+        train, test = _spirals()
+        parts = []
+        for part in (train, test):
+            x = {"x": part.x, "z": part.x * 2.0}
+            parts.append(Examples(x, {"a": part.target, "b": part.x}))
+        return tuple(parts)
+
+    model = nn.Graph(
+        a=(nn.Dense(2), "x"),
+        c=(nn.Dense(4), "z"),
+        b=(nn.Dense(2), "c"),
+        outputs={"a": "a", "b": "b"},
+    )
+    loss = nn.Losses(a=nn.softmax_cross_entropy, b=nn.mean_squared_error)
+    workload = replace(SPIRALS, read=read, model=model, loss=loss, metric=None)
+    result = only(compare(workload, ["numpy"], sizes=()))
+    assert (result["error"], result["status"]) == (None, "agrees")
+    for part in ("predictions", "outputs"):
+        assert list(result["deviations"][part]) == ["y.a", "y.b"]
 
 
 def test_outputs_that_are_no_numbers_are_evidence_whatever_rounding_did(pretend):

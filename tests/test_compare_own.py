@@ -1,11 +1,14 @@
 """`compare` trains a model and data of one's own, and says in one line what does not fit."""
 
 import json
+import re
+import shlex
 import sys
 
 import numpy as np
 import pytest
 
+import agnostic_nn as nn
 from agnostic_nn import cli
 
 MODULE = """
@@ -28,6 +31,8 @@ kept = nn.Sequential(Kept(8), nn.Dense(3))
 
 def line():
     return nn.Dense(1)
+
+biased = nn.Sequential(nn.Dense(8), nn.BatchNorm(), nn.Tanh(), nn.Dense(3))
 
 class home:
     wide = nn.Dense(3)
@@ -58,6 +63,7 @@ def folder(tmp_path, monkeypatch):
     np.savez("other.npz", x=x, target=label, x_test=x[:, :3], target_test=label)
     x[3, 2] = np.nan
     np.savez("nan.npz", x=x, target=label)
+    np.savez("masked.npz", x=x[4:], target=label[4:], mask=label[4:] > 0, w=label[4:])
     np.savez("untested.npz", x=x, target=label, x_test=x[:0], target_test=label[:0])
     np.save("one.npy", x)
     (tmp_path / "text.npz").write_text("no arrays", encoding="utf-8")
@@ -144,6 +150,10 @@ LABELS = ("--model=mine:model", "--data=labels.npz")
             "ValueError: expected finite numbers, but x[3, 2] is nan",
         ),
         (["--model=mine:model", "--data=untested.npz"], "x_test holds no examples"),
+        (
+            ["--model=mine:model", "--data=masked.npz"],
+            "masked.npz has mask, w, which nothing here uses: only x, target, x_test, target_test",
+        ),
         (["--model=mine:model", "--data=numbers.npz"], "ValueError: expected targets (batch, 3)"),
         ([*LABELS, "--loss=nonesuch"], "no loss is called 'nonesuch'; there are binary_cross"),
         ([*LABELS, "--loss=huber(1.0)"], "a loss takes its options by name"),
@@ -174,3 +184,86 @@ def test_arguments_are_read_and_never_run(folder, capsys):
         assert cli.main(["compare", *LABELS, "--quiet", f"--optimizer={asked}"]) == 2
     capsys.readouterr()
     assert not (folder / "ran").exists()
+
+
+# --- verdicts, their exit status, and commands that can be pasted -----------------------
+
+
+QUICK = ("compare", "--backends=numpy", "--epochs=2", "--no-batches", "--quiet")
+
+
+def printed(capsys, *arguments):
+    """The exit status, what is printed, and the report."""
+    status = cli.main([*QUICK, *arguments])
+    with open("report/report.json", encoding="utf-8") as file:
+        return status, capsys.readouterr().out, json.load(file)
+
+
+def pasted(text):
+    """Each command in a text, as the words that a shell makes of it."""
+    return [shlex.split(command) for command in re.findall(r"`(agnostic-nn [^`]+)`", text)]
+
+
+@pytest.fixture
+def rough(monkeypatch):
+    """In float32, and in float64 on demand, `Dense` keeps ten digits of its weights."""
+    forward = nn.Dense.forward
+
+    def roughly(self, params, state, x, *, train=False):
+        if isinstance(x, np.ndarray) and type(params["weight"]) is np.ndarray:
+            kept = params["weight"].astype(np.float16).astype(x.dtype)
+            params = params | {"weight": kept}
+        return forward(self, params, state, x, train=train)
+
+    monkeypatch.setattr(nn.Dense, "forward", roughly)
+
+
+def test_a_difference_is_status_1_and_the_command_that_is_printed_runs(folder, capsys, rough):
+    options = ["--model=mine:model", "--data=labels.npz", "--seed=3", "--batch-size=16"]
+    options += ["--loss=softmax_cross_entropy(label_smoothing=0.1)", "--optimizer=SGD(rate=0.1)"]
+    status, out, report = printed(capsys, *options)
+    result = report["results"][0]
+    assert (status, report["verdict"]["status"], result["status"]) == (1, "differs", "differs")
+    assert result["first_difference"]["what"] == "the output of layer 0 (Dense)"
+    (words,) = pasted(out)
+    assert words == shlex.split(result["command"])
+    assert words[:2] == ["agnostic-nn", "bisect"]
+    chosen = vars(cli.parser().parse_args(words[1:]))
+    assert chosen["backends"] == ["numpy:cpu"]
+    assert (chosen["model"], str(chosen["data"])) == ("mine:model", "labels.npz")
+    assert (chosen["seed"], chosen["batch_size"], chosen["steps"]) == (3, 16, 0)
+    assert chosen["loss"] == "softmax_cross_entropy(label_smoothing=0.1)"
+    assert chosen["optimizer"] == "SGD(rate=0.1)"
+    markdown = (folder / "report" / "report.md").read_text(encoding="utf-8")
+    assert pasted(markdown) == [words]
+    assert cli.main(words[1:]) == 1
+    assert "0, Dense(width=8" in capsys.readouterr().out
+
+
+def test_commands_name_the_dtype_and_the_policy_of_a_run(folder, capsys, rough):
+    asked = ["--model=mine:model", "--data=labels.npz", "--dtypes=float32,float64"]
+    _, out, _ = printed(capsys, *asked, "--precision=fast", "--deterministic")
+    commands = pasted(out)
+    backends = [cli.parser().parse_args(words[1:]).backends for words in commands]
+    assert backends == [["numpy:cpu@fast@deterministic"], ["numpy:cpu@float64@fast@deterministic"]]
+    assert all("--batch-size" not in words and "--seed" not in words for words in commands)
+
+
+def test_what_cannot_be_judged_is_status_2_and_named(folder, capsys):
+    asked = ["--model=mine:biased", "--data=labels.npz"]
+    status, out, report = printed(capsys, *asked, "--optimizer=Adam(0.02)")
+    assert (status, report["verdict"]["status"]) == (2, "not judged")
+    assert "NOT JUDGED: 0.bias (Dense) after training" in out
+    status, out, report = printed(capsys, *asked, "--optimizer=SGD(0.02)")
+    assert (status, report["verdict"]["status"]) == (0, "agrees")
+    assert "NOT JUDGED" not in out
+    assert cli.main([*QUICK, *asked, "--backends=numpy:tape"]) == 2
+    assert "numpy has no device 'tape'" in capsys.readouterr().out
+
+
+def test_the_help_says_what_the_exit_status_means(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "0 if all was judged and agrees" in said
+    assert "2 if none differs, but one could not run or not all of it can be judged" in said

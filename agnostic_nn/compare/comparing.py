@@ -40,9 +40,11 @@ from .judging import (
     Judgement,
     divergence,
     judge,
+    probes_agree,
 )
 from .page import Comparison
-from .probes import Reference
+from .probes import Reference, functions, probe
+from .report import TRAINED
 from .roundings import Chains
 from .running import SIZES, Run, Task, cast, given, run, run_reference, sha256
 from .workloads import CannotCompare, Workload, find
@@ -163,6 +165,7 @@ def compare(
             "test_metric": reference.metric,
             "losses": reference.losses,
             "scales": reference.scales,
+            "agrees": _reference_agrees(task, reference, contexts, host, results),
             "diverges": divergence(reference.losses, reference.scales) or None,
         },
         "tolerance": {
@@ -272,6 +275,27 @@ def _context(task: Task, reference: Run, chains: Chains, dtype: str) -> Context:
     unprobed = [one.step for one in every if not one.finite]
     nothing = _nothing(references[0]) if references else set()
     return Context(dtype, reference, references, unprobed, chains, nothing)
+
+
+def _reference_agrees(
+    task: Task,
+    reference: Run,
+    contexts: dict[str, Context],
+    host: Backend,
+    results: list[dict[str, Any]],
+) -> bool | None:
+    """Whether NumPy in float64 agrees with the formulas; None if it was not needed.
+
+    It is where a training leaves its tolerance as a whole, since it is held to NumPy's.
+    """
+    left = [each for r in results for each in (*r["differences"], *r["not_judged"])]
+    if all(each["quantity"] not in TRAINED for each in left):
+        return None
+    context = contexts.get(REFERENCE_DTYPE)
+    context = context or _context(task, reference, task.chains(), REFERENCE_DTYPE)
+    parts = {part: host.jit(function) for part, function in functions(task.workload).items()}
+    with np.errstate(all="ignore"):
+        return probes_agree(probe(host, parts, context.references), context)
 
 
 def overall(results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,16 +3,18 @@
 How far such a run comes from the reference is how far rounding alone takes this training, whatever
 its steps do with it. There are two:
 
-- the float64 reference, in which each gradient gets an error as large as rounding in the dtype of
-  the backend makes it, and new parameters and states are rounded once more; both at random, so the
-  start is perturbed in its last bits too;
-- NumPy in that dtype, unless its probes differ, since then it is wrong itself.
+- the float64 reference, started from parameters that are perturbed in the last bit of the dtype of
+  the backend. At each step gradients get a relative error as large as rounding in that dtype makes
+  it, and new parameters, state and moments are rounded once more, at random. A gradient that is
+  nothing but rounding gets an error of that size;
+- NumPy in that dtype, unless its probes differ, since then it is wrong itself. NumPy is held to a
+  run of its own that starts from perturbed parameters.
 
 They are run only where the training of a backend leaves its tolerance.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,10 +27,10 @@ from ..training.progress import Progress
 from ..trees import leaves, named_leaves, tree_map
 from .drift import Drift, largest
 from .judging import Context, probes_agree
-from .probes import Unmoved
+from .probes import Unmoved, cast
 from .running import Run, Task, ended, run
 
-__all__ = ["Controls"]
+__all__ = ["Controls", "Noise", "gradient_noise"]
 
 
 @dataclass
@@ -52,25 +54,31 @@ class Controls:
         dtype = context.dtype
         if dtype not in self._noisy:
             self._noisy[dtype] = context.drift(self._perturbed(context))
-        found = {f"the float64 reference with the rounding of {dtype}": self._noisy[dtype]}
-        if backend.adapter is self.host.adapter:  # nothing is its own control
-            return found
-        if dtype not in self._plain:
-            done = self._done.get(dtype) or self._numpy(context)
+        found = {f"the float64 reference with rounding of {dtype}": self._noisy[dtype]}
+        own = backend.adapter is self.host.adapter  # nothing is its own control
+        name = f"NumPy in {dtype}" + (" from a perturbed start" if own else "")
+        if name not in self._plain:
+            done = None if own else self._done.get(dtype)
+            done = done or self._numpy(context, own)
             agrees = probes_agree(done.probes, context)
-            self._plain[dtype] = context.drift(done) if agrees else None
-        plain = self._plain[dtype]
-        return found if plain is None else found | {f"NumPy in {dtype}": plain}
+            self._plain[name] = context.drift(done) if agrees else None
+        plain = self._plain[name]
+        return found if plain is None else found | {name: plain}
 
-    def _numpy(self, context: Context) -> Run:
+    def _numpy(self, context: Context, perturbed: bool) -> Run:
+        task = self.task
+        if perturbed:
+            params, *rest = cast(task.start, context.dtype)
+            draw = np.random.default_rng(task.seed)
+            task = replace(task, start=(tree_map(partial(_nudged, draw), params), *rest))
         title = f"control: numpy {context.dtype}"
-        return run(self.task, self.host, context.dtype, title, self.told, (), context.references)
+        return run(task, self.host, context.dtype, title, self.told, (), context.references)
 
     def _perturbed(self, context: Context) -> Run:
         """The reference, rounded at random as `dtype` rounds."""
         task, host, wide = self.task, self.host, "float64"
         model, loss, optimizer = (getattr(task.workload, n) for n in ("model", "loss", "optimizer"))
-        shares = gradient_noise(context)
+        noise = gradient_noise(context)
         draw = np.random.default_rng(task.seed)
 
         def blurred(tree: Any) -> Any:
@@ -86,13 +94,14 @@ class Controls:
                 tree_map(lambda leaf: leaf.astype(wide) if leaf.dtype.kind == "f" else leaf, tree)
                 for tree in task.start
             )
+            params = blurred(params)
             for batch in task.batches(wide):
                 (grads, after, divisor), value, finite = slope((params, state, one), *batch)
                 losses.append(float(value))
                 self.told.advance(len(losses), losses[-1])
                 if not bool(finite):
                     continue
-                grads = _rounded(grads, shares, draw)
+                grads = _rounded(grads, noise, draw)
                 params, moments = update(params, grads, moments, divisor)
                 params, state, moments = blurred(params), blurred(after), blurred(moments)
             finished = ended(task, host, wide, (params, state, moments))
@@ -117,29 +126,50 @@ def _update(optimizer: Any, params: Any, grads: Any, moments: Any, divisor: Any)
     return update_by(optimizer, divisor)(params, grads, moments)
 
 
-def gradient_noise(context: Context) -> dict[str, float]:
-    """How far rounding takes each gradient, over the largest of all gradients: in any probe."""
-    shares: dict[str, float] = {}
+@dataclass(frozen=True)
+class Noise:
+    """How far rounding takes a gradient: relative to it, or to the largest of all gradients."""
+
+    size: float
+    of_all: bool
+
+
+def gradient_noise(context: Context) -> dict[str, Noise]:
+    """How far rounding took each gradient in the probes, at least, by the path of the parameter.
+
+    At least: where a loss is saturated, what is left of its gradients is nothing but rounding.
+    """
+    found: dict[str, list[float]] = {}
     for each in context.references:
         names = [name for name in each.results if name.startswith("gradients.")]
         top = max((largest(each.results[name]) for name in names), default=0.0)
         for name in names:
-            spread = each.spread(name, context.dtype)
-            known = spread / top if top and math.isfinite(spread) else 0.0
             short = name.removeprefix("gradients.")
-            shares[short] = max(shares.get(short, 0.0), known)
-    return shares
+            spread, scale = each.spread(name, context.dtype), largest(each.results[name])
+            scale = top if short in context.nothing else scale
+            size = spread / scale if scale and math.isfinite(spread) else context.epsilon
+            found.setdefault(short, []).append(size)
+    return {name: Noise(min(sizes), name in context.nothing) for name, sizes in found.items()}
 
 
-def _rounded(grads: Any, shares: dict[str, float], draw: np.random.Generator) -> Any:
+def _rounded(grads: Any, noise: dict[str, Noise], draw: np.random.Generator) -> Any:
     top = max(map(largest, leaves(grads)), default=0.0)
     names = iter([name for name, _ in named_leaves(grads)])
 
     def one(leaf: Any) -> Any:
-        share = shares.get(next(names), 0.0)
-        return leaf + top * share * draw.uniform(-1.0, 1.0, leaf.shape)
+        each = noise.get(next(names), Noise(0.0, False))
+        scale = top if each.of_all else np.abs(leaf)
+        return leaf + scale * each.size * draw.uniform(-1.0, 1.0, leaf.shape)
 
     return tree_map(one, grads)
+
+
+def _nudged(draw: np.random.Generator, leaf: Any) -> Any:
+    """The same numbers, each moved to the next one, up or down, or not."""
+    if leaf.dtype.kind != "f":
+        return leaf
+    towards = leaf + draw.integers(-1, 2, leaf.shape).astype(leaf.dtype)
+    return np.nextafter(leaf, towards)
 
 
 def _blurred(leaf: Any, epsilon: float, draw: np.random.Generator) -> Any:

@@ -295,6 +295,12 @@ def remarks(report: dict[str, Any]) -> Iterator[str]:
         yield f"starting parameters: {sha256}, but not on {', '.join(others)}"
     elif started:
         yield f"starting parameters: bit-identical on every backend, SHA-256 {sha256}"
+    if report["reference"]["agrees"] is False:
+        yield (
+            f"THE REFERENCE IS WRONG: {report['reference']['backend']} in "
+            f"{report['reference']['dtype']} differs from the formulas themselves, so no training "
+            "can be held to it as a whole; what is computed from the same numbers is judged rightly"
+        )
     diverges = report["reference"]["diverges"]
     if diverges:
         yield f"the training diverges: {diverges}"

@@ -178,7 +178,7 @@ def run_reference(task: Task, backend: Backend, dtype: str, title: str, told: Pr
 
 def given(task: Task, reference: Run, dtype: str) -> list[Given]:
     """What the probed steps of the reference start from, in `dtype`."""
-    x = cast(task.test.x[chosen_rows(len(task.test))], dtype)
+    x = cast(task.test[chosen_rows(len(task.test))].x, dtype)
     found = []
     for number, batch in enumerate(task.batches(dtype)):
         if number in reference.carries:
