@@ -37,6 +37,8 @@ from types import (
 )
 from typing import Any, NamedTuple
 
+from .atomic import into
+
 __all__ = ["Guarded", "Names", "Watch", "guarded", "names_of", "reads"]
 
 OURS = "agnostic_nn", "agnostic_nn_backends"
@@ -117,6 +119,14 @@ class Guarded:
             version = self._renewed(version)
         self._calls += 1
         return version.run(*args, **kwargs)
+
+    def into(self, outcome: list, *args: Any) -> None:
+        """Call it as `atomic.into` does."""
+        version = self._version
+        if version is None or not version.holds():
+            version = self._renewed(version)
+        self._calls += 1
+        into(version.run, outcome, *args)
 
     def __getattr__(self, name: str) -> Any:
         """Attributes of the library's compiled function, such as `lower` or `trace`."""

@@ -18,6 +18,7 @@ from agnostic_nn_backends import SHIPPED
 
 from . import policies
 from .arrays import Array, namespace
+from .atomic import into
 from .guards import guarded
 from .trees import leaves, tree_map
 
@@ -200,7 +201,8 @@ class Backend:
         """Return `function` for this device, compiled where the library compiles.
 
         `donate` names the positions of arguments that the caller gives up; their
-        memory may be used again.
+        memory may be used again. Where an exception may come at any moment, such a function
+        is called by `atomic.into`.
 
         The function's results depend on its arguments, and on Python values that a user's own
         functions and methods in it read: closure cells, globals, defaults, attributes and
@@ -257,6 +259,10 @@ class _Applied:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self.backend.applied():
             return self.function(*args, **kwargs)
+
+    def into(self, outcome: list, *args: Any) -> None:
+        with self.backend.applied():
+            into(self.function, outcome, *args)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Applied):

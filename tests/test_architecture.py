@@ -20,6 +20,7 @@ from agnostic_nn_backends import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
+    {"atomic"},
     {"arrays", "guards", "tables", "trees"},
     {"spans"},
     {"special.padding", "special.reductions"},
@@ -70,7 +71,7 @@ FLOORS = (
     {"commands"},
     {"cli"},
 )
-HOST = 11  # the lowest floor of those that work on the host
+HOST = 12  # the lowest floor of those that work on the host
 STDLIB = set(sys.stdlib_module_names)
 CORE = {
     "array_api_compat",
@@ -90,6 +91,7 @@ ALSO = {  # what single files of the core may import besides
 }
 WORKSHOPS = {  # of adapters, and the library that each is for, if for one only
     "attention": "numpy",
+    "commit": None,
     "groups": None,
     "kernels": "llvmlite",
     "numpy_calls": "numpy",
@@ -286,7 +288,7 @@ def unlike(root):
     _, door = adapters.pop("__init__")
     for workshop, library in WORKSHOPS.items():
         path, tree = adapters.pop(workshop)
-        ours = ("agnostic_nn.special", "backends.agnostic_nn_backends")
+        ours = ("agnostic_nn.atomic", "agnostic_nn.special", "backends.agnostic_nn_backends")
         ours = (*ours, library, f"array_api_compat.{library}") if library else ours
         for name, _ in imports(path, tree):
             if name.partition(".")[0] not in STDLIB and not name.startswith(ours):
@@ -297,7 +299,8 @@ def unlike(root):
             yield f"{path} lists {listed(tree)}, documented are {documented}"
         missing = set(documented) - bound(tree)
         yield from (f"{path} has no {name}" for name in sorted(missing))
-        ours = ("agnostic_nn.special", "agnostic_nn.random", "agnostic_nn.spans")
+        ours = ("agnostic_nn.atomic", "agnostic_nn.special", "agnostic_nn.random")
+        ours = (*ours, "agnostic_nn.spans")
         ours = (*ours, f"array_api_compat.{library}", "backends.agnostic_nn_backends.processor")
         ours = (*ours, *(f"backends.agnostic_nn_backends.{name}" for name in WORKSHOPS))
         own = STDLIB | LIBRARIES.get(library, {library, "numpy"})

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from operator import index, length_hint
-from queue import Empty, Queue
-from threading import Event, Thread
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -438,23 +438,29 @@ def ahead(items: Iterable, count: int) -> Iterator[Iterable]:
     if not count:
         yield items
         return
-    waiting: Queue = Queue(maxsize=count)
-    left = Event()
+    # queues that are written in C: an exception in the middle of a call leaves them whole
+    made: SimpleQueue = SimpleQueue()
+    room: SimpleQueue = SimpleQueue()  # an entry for each item that may be put into `made`
+    for _ in range(count):
+        room.put(None)
+    left: list[bool] = []
 
     def produce() -> None:
         last: tuple = (_END, None)
         try:
             for item in items:
-                waiting.put((item, None))
-                if left.is_set():
+                room.get()
+                if left:
                     return
+                made.put((item, None))
         except BaseException as error:
             last = (_END, error)
-        waiting.put(last)
+        made.put(last)
 
     def consume() -> Iterator:
         while True:
-            item, error = waiting.get()
+            item, error = made.get()
+            room.put(None)
             if error is not None:
                 raise error
             if item is _END:
@@ -462,22 +468,14 @@ def ahead(items: Iterable, count: int) -> Iterator[Iterable]:
             yield item
 
     thread = Thread(target=produce, name="agnostic_nn-ahead", daemon=True)
-    thread.start()
     try:
+        thread.start()
         yield consume()
     finally:
-        left.set()
-        while thread.is_alive():
-            _empty(waiting)
-            thread.join(0.01)
-
-
-def _empty(waiting: Queue) -> None:
-    try:
-        while True:
-            waiting.get_nowait()
-    except Empty:
-        pass
+        left.append(True)
+        room.put(None)
+        if thread.ident is not None:
+            thread.join()
 
 
 # --- before training --------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""Interrupts: let Ctrl-C wait until a step is done, since half a step is no state at all."""
+"""Interrupts: let Ctrl-C wait until the current step of `fit` is done."""
 
 import signal
 import threading
 from typing import Any
+from weakref import ref
 
 __all__ = ["DeferredInterrupts"]
 
@@ -10,32 +11,50 @@ __all__ = ["DeferredInterrupts"]
 class DeferredInterrupts:
     """A context that holds Ctrl-C back: the first sets `requested`, a second raises at once.
 
-    Compiled steps give their old state away before the new one is there, so an exception
-    between the two would leave a trainer without either. At the end a held-back Ctrl-C is
-    raised. Where somebody else handles Ctrl-C, or off the main thread, where Python
-    delivers none, nothing is changed.
+    At the end a held-back Ctrl-C is raised; if another exception is on its way, as its cause.
+    Where the user handles Ctrl-C, or off the main thread, where Python delivers none, nothing
+    is changed.
     """
 
     requested = False
-    _before: Any = None
+    _is_on = False
 
     def __enter__(self) -> "DeferredInterrupts":
-        if threading.current_thread() is threading.main_thread():
-            before = signal.signal(signal.SIGINT, self._handle)
-            if before is signal.default_int_handler:
-                self._before = before
-            else:
-                signal.signal(signal.SIGINT, before)
+        # read first: a handler that is replaced for a moment misses what comes in that moment
+        default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if default and threading.current_thread() is threading.main_thread():
+            try:
+                self._is_on = True
+                signal.signal(signal.SIGINT, _handler(ref(self)))
+            except BaseException as error:  # of another signal's handler, or another thread
+                self.__exit__(type(error), error, None)
+                raise
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self._before is None:
+        if not self._is_on:
             return
-        signal.signal(signal.SIGINT, self._before)
-        if self.requested and kind is None:
-            raise KeyboardInterrupt
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._is_on = False
+        finally:
+            if self.requested and not isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
 
-    def _handle(self, number: int, frame: Any) -> None:
-        if self.requested:
+
+def _handler(context: Any) -> Any:
+    """A handler of SIGINT; `context`: a weak reference to a `DeferredInterrupts`.
+
+    An exception may come in the very moment when a context ends. Then its handler stays, and
+    does what the default one does.
+    """
+
+    def handle(number: int, frame: Any) -> None:
+        held = context()
+        if held is None:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if held is None or held.requested or not held._is_on:
             raise KeyboardInterrupt
-        self.requested = True
+        held.requested = True
+
+    return handle

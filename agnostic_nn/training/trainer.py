@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from html import escape
+from threading import RLock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from ..arrays import (
     expect_text,
     namespace,
 )
+from ..atomic import StateLost, into, settle
 from ..files import expect_path
 from ..guards import reads
 from ..layers import Layer
@@ -85,6 +87,26 @@ class _Run(NamedTuple):
     epoch: int = 0
     open: tuple = _CLOSED
     is_shared: bool = False  # whether the caller may have kept the arrays of `carry`
+    lost: str = ""  # why there is no carry any more
+
+
+class _Attempt(NamedTuple):
+    """A call of a step that has begun: `before`, and where it puts what comes of it.
+
+    after(before, result) -> (run, answer): the run that the result makes, and what is to be
+    returned. Both can be computed again, if an exception cuts the first time short.
+    """
+
+    before: _Run
+    outcome: list
+    after: Callable[[_Run, Any], tuple[_Run, Any]]
+
+    def ended(self) -> tuple[_Run, Any]:
+        try:
+            is_done = settle(self.outcome)
+        except StateLost as error:
+            return self.before._replace(carry=None, lost=str(error)), None
+        return self.after(self.before, self.outcome[1]) if is_done else (self.before, None)
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -165,7 +187,8 @@ class Trainer:
         self._follows_steps = takes(loss, "step")
         self.context = context
         self.notes: dict[str, Any] = {}
-        self._run = _Run()
+        self._run: _Run | _Attempt = _Run()
+        self._lock = RLock()  # of whoever reads or replaces it, from whichever thread
         self._largest = 0  # of a user's own batches: the others are filled up to it
         self._kept: dict[str, Carry] = {}
         self._memory: RunMemory | None = None  # of a run that is under way, or interrupted
@@ -184,8 +207,7 @@ class Trainer:
         shape = shape_from(shape)
         carry, out_shape = self._draw(shape)
         carry = self.backend.asarray(carry)
-        run = self._run
-        self._run = run._replace(carry=carry, shape=shape, out_shape=out_shape, is_shared=False)
+        self._change(carry=carry, shape=shape, out_shape=out_shape, is_shared=False)
         self._end_interrupted_run()
 
     def _draw(self, shape: Shape) -> tuple[Carry, Shape]:
@@ -197,36 +219,57 @@ class Trainer:
 
     def _place(self, carry: Carry) -> None:
         """Continue from arrays on the host."""
-        carry = self.backend.asarray(carry)
-        self._run = self._run._replace(carry=carry, is_shared=False)
+        self._change(carry=self.backend.asarray(carry), is_shared=False)
+
+    def _settled(self) -> _Run:
+        """The run as it stands: after the last step that was completed."""
+        with self._lock:
+            run = self._run
+            if isinstance(run, _Run):
+                return run
+            ended, _ = run.ended()
+            if ended is not run.before:
+                self._run = ended
+            return ended
+
+    def _change(self, **changes: Any) -> _Run:
+        """Replace parts of the run; returns it as it is then."""
+        with self._lock:
+            run = self._settled()
+            if self._run is not run and run.carry is not None:
+                # a step has begun, in which a signal handler got here: it may still write to
+                # the memory that it was given, and its result comes too late
+                changes = {"carry": _copied(run.carry)} | changes
+            self._run = run = run._replace(**changes)
+            return run
 
     @property
     def shape(self) -> Shape | None:
         """The shape of one example, or None as long as there are no weights."""
-        return self._run.shape
+        return self._settled().shape
 
     @property
     def out_shape(self) -> Shape | None:
         """The shape of one y, or None as long as there are no weights."""
-        return self._run.out_shape
+        return self._settled().out_shape
 
     @property
     def steps(self) -> int:
         """Steps so far, including those that `step` skipped because they were not finite."""
-        return self._run.steps
+        return self._settled().steps
 
     @steps.setter
     def steps(self, steps: int) -> None:
-        self._run = self._run._replace(steps=steps)
+        self._change(steps=steps)
 
     @property
     def epoch(self) -> int:
         """Epochs completed."""
-        return self._run.epoch
+        return self._settled().epoch
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
-        self._run = self._run._replace(epoch=epoch)
+        self._change(epoch=epoch)
 
     @property
     def params(self) -> Params:
@@ -245,11 +288,10 @@ class Trainer:
 
     @moments.setter
     def moments(self, moments: Moments) -> None:
-        params, state, old = self._built()
+        params, state, old = self._shown()
         _expect_alike(*[dict(named_leaves(tree, "moments")) for tree in (moments, old)])
         expect_nested("moments", moments, old)
-        carry = params, state, moments
-        self._run = self._run._replace(carry=carry, is_shared=True)  # the caller still has them
+        self._change(carry=(params, state, moments), is_shared=True)  # the caller still has them
 
     @property
     def context(self) -> Any:
@@ -364,28 +406,37 @@ class Trainer:
             memory.pause()
             if is_inner:
                 self._memory = before
-        if not is_inner and not self._run.open[0]:
+        if not is_inner and not self._settled().open[0]:
             self._memory = None
 
     def _on_host(self) -> Carry:
         """The carry, copied: a view would keep its memory from the next step."""
-        return tree_map(np.array, self.backend.to_numpy(self._built()))
+        with self._lock:
+            return tree_map(np.array, self.backend.to_numpy(self._built()))
 
     def _shown(self) -> Carry:
         """Return the carry to the caller; the next step copies it before it donates its memory."""
-        carry = self._built()
-        self._run = self._run._replace(is_shared=True)
-        return carry
+        with self._lock:
+            carry, run = self._built(), self._settled()
+            if self._run is not run:  # a step has begun, in which a signal handler got here
+                return _copied(carry)
+            self._run = run._replace(is_shared=True)
+            return carry
 
     def _built(self) -> Carry:
-        carry = self._run.carry
-        if carry is None:
+        run = self._settled()
+        if run.carry is None and run.lost:
+            raise StateLost(
+                f"the parameters are lost: {run.lost}. Go on from a checkpoint by Trainer.load, or "
+                "from what was kept by `restore`"
+            )
+        if run.carry is None:
             raise RuntimeError("no weights yet: give Trainer a shape, or fit it to data first")
-        return carry
+        return run.carry
 
     def _as_of(self) -> tuple:
         """Objects that are the same ones for as long as no step changed anything."""
-        run = self._run
+        run = self._settled()
         return run.steps, run.epoch, run.carry, self._context.given
 
     # --- learning -----------------------------------------------------------------------
@@ -403,11 +454,7 @@ class Trainer:
         now = self._now()
         if now:
             weighting = (*(weighting or (None, None)), None, *now)
-        with DeferredInterrupts():
-            run = self._run
-            carry, value, *_ = self._step(self._owned(), *given, *weighting)
-            self._run = run._replace(carry=carry, steps=run.steps + 1, is_shared=False)
-        return value
+        return self._advance(self._step, _stepped, *given, *weighting)
 
     def _now(self, count: int | None = None) -> tuple:
         """The number of the next step, or of `count` next steps, and the context, for a step.
@@ -423,12 +470,26 @@ class Trainer:
             t = self.backend.asarray(t)
         return t, context
 
-    def _owned(self) -> Carry:
-        """Return the carry for a step that donates it: a copy if the caller may have kept it."""
-        carry = self._built()
-        if self._run.is_shared:
-            carry = tree_map(lambda leaf: namespace(leaf).asarray(leaf, copy=True), carry)
-        return carry
+    def _advance(self, step: Callable, after: Callable, *args: Any) -> Any:
+        """Take steps by one call of `step`; returns the answer of `after`, as `_Attempt` says.
+
+        Whatever raises whenever, either nothing is changed or the steps are taken and counted.
+        """
+        with self._lock:
+            carry, run = self._built(), self._settled()
+            if run.is_shared or self._run is not run:
+                carry = _copied(carry)
+            attempt = self._run = _Attempt(run, [], after)
+            try:
+                into(step, attempt.outcome, carry, *args)
+                ended, answer = attempt.ended()
+                if self._run is attempt:
+                    self._run = ended
+            except BaseException:
+                if self._run is attempt:
+                    self._run, _ = attempt.ended()
+                raise
+        return answer
 
     def fit(
         self,
@@ -534,7 +595,7 @@ class Trainer:
             # refused now, not after an epoch
             self._intake.is_ragged(len(held_out), min(batch_size, len(held_out)))
         given = as_callbacks(callbacks)
-        done, *mark = self._run.open
+        done, *mark = self._settled().open
         if done and tuple(mark) != source.mark:
             size, count, shuffled = mark
             begun = f"{count} examples in batches of {size} and shuffle={shuffled}"
@@ -573,13 +634,13 @@ class Trainer:
                 ends.push(partial(self._end, callback, stop))
             for number in range(1, epochs + 1):
                 started, before = time.perf_counter(), self.steps
-                told.begin(f"epoch {number}/{epochs}", source.count, self._run.open[0])
+                told.begin(f"epoch {number}/{epochs}", source.count, self._settled().open[0])
                 loss = self._fit_epoch(feed, prefetch, stop, last, told)
                 if self.steps == before and not stop.requested:  # of one begun nothing was left
                     loss = self._fit_epoch(feed, prefetch, stop, last, told)
                 if stop.requested:
                     break
-                complete = not self._run.open[0]
+                complete = not self._settled().open[0]
                 epoch = self.epoch if complete else self.epoch + 1
                 row = {"epoch": epoch, "steps": self.steps - before, "loss": loss}
                 if held_out is not None:
@@ -594,31 +655,24 @@ class Trainer:
         return history
 
     def _end(self, callback, stop, kind, *_) -> None:
-        callback.end(self, kind is None and not stop.requested and not self._run.open[0])
+        callback.end(self, kind is None and not stop.requested and not self._settled().open[0])
 
     def _fit_epoch(self, feed: Feed, prefetch: int, stop, last: float, told) -> float:
         """Finish the open epoch or begin the next; the mean loss of the examples it met."""
         mean = MeanLoss(self.backend.to_numpy)
-        source, first = feed.source, self._run.open[0]
+        source, first = feed.source, self._settled().open[0]
         done = first
         limit = None if last == math.inf else int(last) - self.steps
         with ahead(feed.epoch(self.epoch, first, limit), prefetch) as prepared:
             for count, steps, *batch in prepared:
-                run = self._run
                 if steps is self._steps:
                     batch += self._now(len(batch[0]))
                 else:
                     now = self._now()
                     batch += (None, *now) if now else ()
-                carry, values, finites, terms = steps(self._owned(), *batch)
-                values, finites = (np.ravel(self.backend.to_numpy(a)) for a in (values, finites))
-                taken = count
-                if self.keep_finite and not finites[:count].all():
-                    taken = int(np.argmin(finites))
+                counted = partial(self._counted, count, source.mark)
+                taken, values, terms = self._advance(steps, counted, *batch)
                 done += taken
-                self._run = run._replace(
-                    carry=carry, steps=run.steps + taken, open=(done, *source.mark), is_shared=False
-                )
                 if taken < count:
                     raise NonFiniteLoss(
                         f"step {self.steps + 1} (epoch {self.epoch + 1}, batch {done + 1}) met "
@@ -635,8 +689,18 @@ class Trainer:
         else:
             complete = done >= (source.count or 0)
         if complete:
-            self._run = self._run._replace(epoch=self.epoch + 1, open=_CLOSED)
+            self._change(epoch=self.epoch + 1, open=_CLOSED)
         return mean.value if mean.batches else math.nan
+
+    def _counted(self, count: int, mark: tuple, run: _Run, result: Any) -> tuple[_Run, Any]:
+        """The run after `count` steps at once, and how many were taken, with their losses."""
+        carry, values, finites, terms = result
+        values, finites = (np.ravel(self.backend.to_numpy(a)) for a in (values, finites))
+        if self.keep_finite and not finites[:count].all():
+            count = int(np.argmin(finites))
+        steps, done = run.steps + count, run.open[0] + count
+        after = run._replace(carry=carry, steps=steps, open=(done, *mark), is_shared=False)
+        return after, (count, values, terms)
 
     def _rows_for(self, count: int) -> int:
         """How many rows a user's own batch of `count` examples is filled up to."""
@@ -680,7 +744,7 @@ class Trainer:
         params, state = self._in_use(averaged)
         ragged = self._intake.is_ragged(count, batch_size)
         loss, sums = MeanLoss(self.backend.to_numpy), None
-        now = self._now()
+        now = self._settled()
         for part in Stored(examples, batch_size, False, 0).epoch(0, 0):
             batch = moved(self._intake, part, batch_size, ragged)
             value, terms, means = self._judge(params, state, *batch, *now)
@@ -768,7 +832,7 @@ class Trainer:
         TypeError, ValueError
             If they do not fit the model: what was expected and what came.
         """
-        before = self._run
+        before = self._settled()
         try:
             return self._intake.examples(self._input(x), target, weights, self.out_shape)
         except BaseException:
@@ -810,13 +874,13 @@ class Trainer:
             keep_finite=self.keep_finite,
             context=given if self._context.is_called else self.backend.to_numpy(given),
         )
-        run = self._run
+        run = self._settled()
         moved._run = run._replace(carry=None, is_shared=False)
         moved.notes, moved._kept = copy.deepcopy(self.notes), dict(self._kept)
         moved._largest = self._largest
         moved._memory = None if self._memory is None else self._memory.copy()
         if run.carry is not None:
-            moved._place(self.backend.to_numpy(run.carry))
+            moved._place(self._on_host())
         return moved
 
     def save(self, path: str | os.PathLike) -> None:
@@ -826,33 +890,34 @@ class Trainer:
         stands. A crash or a full disk never costs the old file.
         """
         path = expect_path("path", path)
-        self._built()
-        run = self._run
-        params, state, moments = self.backend.to_numpy(run.carry)
-        tree = {"params": params, "state": state, "moments": moments}
-        kept = sorted(self._kept)
-        tree |= {f"kept {i}": self._kept[name] for i, name in enumerate(kept)}
-        memory = self._memory or RunMemory()
-        best = sorted(memory.best)
-        tree |= {f"best {i}": memory.best[key] for i, key in enumerate(best)}
-        description = {
-            "model": describe(self.model),
-            "loss": describe(self.loss),
-            "optimizer": describe(self.optimizer),
-            "shape": run.shape,
-            "dtype": self.dtype,
-            "seed": self.seed,
-            "keep_finite": self.keep_finite,
-            "steps": run.steps,
-            "epoch": run.epoch,
-            "open": run.open,
-            "largest": self._largest,
-            "notes": self.notes,
-            "kept": kept,
-            "fit": None if self._memory is None else memory.notes,
-            "best": best,
-        }
-        checkpoint.write(path, dict(named_leaves(tree)), description)
+        with self._lock:  # no step is taken in another thread meanwhile
+            self._built()
+            run = self._settled()
+            params, state, moments = self.backend.to_numpy(run.carry)
+            tree = {"params": params, "state": state, "moments": moments}
+            kept = sorted(self._kept)
+            tree |= {f"kept {i}": self._kept[name] for i, name in enumerate(kept)}
+            memory = self._memory or RunMemory()
+            best = sorted(memory.best)
+            tree |= {f"best {i}": memory.best[key] for i, key in enumerate(best)}
+            description = {
+                "model": describe(self.model),
+                "loss": describe(self.loss),
+                "optimizer": describe(self.optimizer),
+                "shape": run.shape,
+                "dtype": self.dtype,
+                "seed": self.seed,
+                "keep_finite": self.keep_finite,
+                "steps": run.steps,
+                "epoch": run.epoch,
+                "open": run.open,
+                "largest": self._largest,
+                "notes": self.notes,
+                "kept": kept,
+                "fit": None if self._memory is None else memory.notes,
+                "best": best,
+            }
+            checkpoint.write(path, dict(named_leaves(tree)), description)
 
     @classmethod
     def load(
@@ -920,6 +985,17 @@ class Trainer:
         if saved.fit is not None:
             best = {key: tree[f"best {i}"] for i, key in enumerate(saved.best)}
             self._memory = RunMemory(saved.fit, best)
+
+
+def _copied(carry: Carry) -> Carry:
+    return tree_map(lambda leaf: namespace(leaf).asarray(leaf, copy=True), carry)
+
+
+def _stepped(run: _Run, result: Any) -> tuple[_Run, Any]:
+    """The run after one step, and its loss."""
+    carry, value, *_ = result
+    after = _Run(carry, run.shape, run.out_shape, run.steps + 1, run.epoch, run.open)
+    return after, value
 
 
 def _expect_alike(found: dict, expected: dict) -> None:

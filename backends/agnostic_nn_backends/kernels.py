@@ -16,12 +16,23 @@ import ctypes
 import os
 import struct
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
+from itertools import repeat
 from typing import Any
 
-__all__ = ["Array", "Call", "Operand", "available", "is_exact", "kernel", "kind", "spread"]
+__all__ = [
+    "Array",
+    "Call",
+    "Operand",
+    "Shared",
+    "available",
+    "is_exact",
+    "kernel",
+    "kind",
+    "spread",
+]
 
 MANY = 2**20  # numbers that are worth a thread
 
@@ -330,11 +341,30 @@ def _compiled(code: str, arrays: int, scalars: tuple[str, ...]) -> Callable[...,
 
 
 def spread(kernel: Callable, *parts: tuple) -> None:
-    """kernel(*part) for each of `parts`, one on this thread and the others beside it."""
-    others = [_threads().submit(kernel, *part) for part in parts[1:]]
-    kernel(*parts[0])
-    for other in others:
-        other.result()
+    """Call kernel(*part) for each of `parts`: one on this thread, the others on more threads."""
+    Shared(kernel, *parts)()
+
+
+class Shared:
+    """A call of `spread` that can be repeated after an error: it makes what was not made yet."""
+
+    def __init__(self, kernel: Callable, *parts: tuple) -> None:
+        self.kernel, self.parts = kernel, dict(enumerate(parts))
+
+    def __call__(self) -> None:
+        first, *rest = self.parts
+        others: list[Future] = []
+        try:
+            others += map(_threads().submit, repeat(self._make), rest)
+            self._make(first)
+        finally:  # no thread writes on after an error
+            wait(others)
+        for other in others:
+            other.result()
+
+    def _make(self, number: int) -> None:
+        self.kernel(*self.parts[number])
+        del self.parts[number]
 
 
 @cache

@@ -1,7 +1,12 @@
 """NumPy's calls: how a tape catches them, and what a plan has to know of them."""
 
 import os
+import sys
+import warnings
+from contextvars import Context
 from functools import partial
+from operator import setitem
+from types import SimpleNamespace
 
 import array_api_compat.numpy as xp
 import numpy as np
@@ -150,13 +155,32 @@ _OPERATIONS = {
 }  # fmt: skip
 
 
+_ERRORS = {  # by what NumPy says of them: their names for `np.errstate`, and their flags
+    "divide": ("divide", 1), "overflow": ("over", 2), "underflow": ("under", 4),
+    "invalid": ("invalid", 8),
+}  # fmt: skip
+
+
+def _raise(message, flag):
+    raise FloatingPointError(message)
+
+
+_REPORTS = {
+    "ignore": lambda message, flag: None,
+    "warn": lambda message, flag: warnings.warn(message, RuntimeWarning, stacklevel=2),
+    "raise": _raise,
+    "print": lambda message, flag: print(f"Warning: {message}", file=sys.stderr),
+    "call": lambda message, flag: np.geterrcall()(message.split(" encountered")[0], flag),
+    "log": lambda message, flag: np.geterrcall().write(f"Warning: {message}\n"),
+}
+
+
 class _Library:
     kinds = (np.ndarray, np.generic)
     operations = _OPERATIONS
     array = np.ndarray
     traced = TracedArray
     early = staticmethod(choose)
-    copy = staticmethod(np.copyto)
     empty = staticmethod(np.empty)
 
     def prepare(self):
@@ -224,6 +248,31 @@ class _Library:
         of = getattr(function, "__self__", None)
         reduces = isinstance(of, np.ufunc) and function.__name__ == "reduce"
         return reduces or function in (np.matmul, np.concatenate, np.stack)
+
+    def is_atomic(self, function):
+        ufunc = getattr(function, "__self__", function)
+        # those of np.frompyfunc call Python
+        return isinstance(ufunc, np.ufunc) and not any("O->O" in kind for kind in ufunc.types[:1])
+
+    def copying(self, to, array):
+        return partial(setitem, to, ..., array)
+
+    def together(self):
+        heard = []
+        context = Context()
+        context.run(np.seterr, all="log")
+        context.run(np.seterrcall, SimpleNamespace(write=heard.append))
+        return context.run, heard
+
+    def report(self, heard):
+        modes = np.geterr()
+        for line in heard:
+            message = line.removeprefix("Warning: ").rstrip()
+            kind, flag = _ERRORS[message.split()[0]]
+            _REPORTS[modes[kind]](message, flag)
+
+    def quiet(self):
+        return np.errstate(all="ignore")
 
     def takes_last(self, function):
         return isinstance(function, np.ufunc) and function not in (np.maximum, np.minimum)

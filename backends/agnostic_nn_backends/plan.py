@@ -8,12 +8,13 @@ others once no later call reads it, by whatever view.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from . import kernels
 from .groups import Group, exact, part
 from .tape import Node, Tape, leaves
-from .writing import called, function
+from .writing import called, delayed, function
 
 __all__ = ["Plan"]
 
@@ -41,6 +42,7 @@ class Plan:
         self.constants = {node.number for node in tape.nodes if node.constant}
         self.guard: tuple[int, int] | None = self._guard(tape.guards)
         self._find_roots(self._needed())
+        self._set_apart()
         self._line_up()
         self._find_lives()
         self._find_homes()
@@ -106,10 +108,50 @@ class Plan:
         """Whether the array of a node stays where it is from call to call."""
         return n in self.constants or n in self.places or n in self.kept or n in self.views
 
+    def _set_apart(self) -> None:
+        """Find the calls that come last: those that write to donated memory, and all after them.
+
+        They are made as a whole, so each has to be a call of a C function into memory that the
+        program has. What becomes of an argument is not written where that lies if it, or a
+        call that reads it, is none; it is copied there at the end.
+        """
+        after: dict[int, list[int]] = {}  # the calls that read a node, or a view of it
+        for n in self.order:
+            for p in self.parents[n]:
+                after.setdefault(p, []).append(n)
+        wanted = {node.number for node in self.wanted}
+        wanted |= set() if self.guard is None else {self.guard[0]}
+        self.over: set[int] = set()  # to be written where an argument lies
+        self.late: set[int] = set()
+        for old, new in self.pairs:
+            n = new.number
+            if new is old or n in self.places or not (n in self.kept and self._is_elementwise(new)):
+                continue
+            found, queue = set(self.late), [n]
+            while queue:
+                if (n := queue.pop()) not in found:
+                    found.add(n)
+                    queue += after.get(n, ())
+            if all(self._can_be_late(n) for n in found - self.late) and not found & wanted:
+                self.over.add(new.number)
+                self.late = found
+        # what only late calls read stays with them in one group
+        for n in reversed(self.order):
+            if n in self.late or n in wanted or n not in after or not set(after[n]) <= self.late:
+                continue
+            if n in self.kept and self._can_be_late(n) and self._is_blockwise(self.nodes[n]):
+                self.late.add(n)
+
+    def _can_be_late(self, n: int) -> bool:
+        if n in self.views:
+            return True
+        return n in self.kept and self.library.is_atomic(self.nodes[n].function)
+
     def _line_up(self) -> None:
         """Sort calls into items; small ones may go before a group that they have no part in."""
         self.items: list[_Item] = []
         self.stop: int | None = None  # before which item to look whether to go on
+        self.commit: int | None = None  # the first item of those that are late
         group: list[Node] = []
 
         def flush() -> None:
@@ -117,9 +159,14 @@ class Plan:
                 self.items.append(_Item(list(group)))
                 group.clear()
 
+        self.order.sort(key=self.late.__contains__)  # which is stable
         for n in self.order:
             node = self.nodes[n]
-            if self.guard is not None and self.stop is None and n >= self.guard[1]:
+            is_first = self.commit is None and n in self.late
+            if is_first:
+                flush()
+                self.commit = len(self.items)
+            if self.guard is not None and self.stop is None and (is_first or n >= self.guard[1]):
                 flush()
                 self.stop = len(self.items)
             if n in self.views:
@@ -138,6 +185,8 @@ class Plan:
         flush()
         if self.guard is not None and self.stop is None:
             self.stop = len(self.items)
+        if self.commit is None:
+            self.commit = len(self.items)
 
     def _is_blockwise(self, node: Node) -> bool:
         """Whether a call goes number by number through large arrays of one shape.
@@ -222,7 +271,7 @@ class Plan:
                     continue
                 if len(item.nodes) > 1 and self.last[n] == p:
                     self.inner.add(n)
-                elif n in heirs and self._takes_over(node, heirs[n], p):
+                elif n in self.over and self._takes_over(node, heirs[n], p):
                     self.homes[n] = ("input", self.places[heirs[n].number])
                 elif (spent := self._spent(node, p)) is not None and len(item.nodes) == 1:
                     self.homes[n] = self.homes.pop(spent)
@@ -271,13 +320,18 @@ class Plan:
     # --- the code -----------------------------------------------------------------------
 
     def written(self) -> tuple[Callable, list[Callable], dict[str, Any]]:
-        """A function that makes the calls, one for each argument that binds it, and their names."""
+        """A function that makes the calls, one for each argument that binds it, and their names.
+
+        The function returns the calls that write to donated memory, which are still to be made.
+        """
         env: dict[str, Any] = {
-            "copy": self.library.copy,
+            "copying": self.library.copying,
+            "partial": partial,
             "copied": self.library.copied,
             "split": self.library.split,
             "address": self.library.address,
             "spread": kernels.spread,
+            "Shared": kernels.Shared,
         }
         for n in self.constants:
             env[f"e{n}"] = self.nodes[n].value
@@ -304,14 +358,21 @@ class Plan:
                 (root,) = self.roots[n]
                 where[root].append(called(node, self.library, env))
 
-        body = []
+        body, late, done = [], [], []
         for p, item in enumerate(self.items):
             if p == self.stop:
-                body.append(f"if not e{self.guard[0]}: return False")
-            body += self._lines(item, env, where)
-            body += [f"e{n} = None" for n in self.let_go.get(p, ())]
+                body.append(f"if not e{self.guard[0]}: return ()")
+            lines = self._lines(item, env, where)
+            names = [f"e{n} = None" for n in self.let_go.get(p, ())]
+            if p < self.commit:
+                body += [*lines, *names]
+                continue
+            before, calls = delayed(lines)
+            body += before
+            late.append(calls)
+            done += names
         if self.stop == len(self.items):
-            body.append(f"if not e{self.guard[0]}: return False")
+            body.append(f"if not e{self.guard[0]}: return ()")
         moved = [(old, new) for old, new in self.pairs if self._has_to_move(old, new)]
         theirs = {old.number for old, _ in self.pairs}
         for k, (_, new) in enumerate(moved):
@@ -319,9 +380,11 @@ class Plan:
                 body.append(f"m{k} = copied(e{new.number})")
         for k, (old, new) in enumerate(moved):
             source = f"m{k}" if self.roots[new.number] & theirs else f"e{new.number}"
-            body.append(f"copy(e{old.number}, {source})")
-        run = function("run", "", [*body, "return True"], env)
+            late.append(f"copying(e{old.number}, {source})")
+        run = function("run", "", [*body, f"return [{', '.join(late)}]"], env)
         function("prepare", "", steady, env)()
+        self.release = function("release", "", done, env)
+        self.is_shared = any(call.startswith("Shared(") for call in late)  # by several threads
         return run, [function("bind", "array", lines, env) for lines in binding], env
 
     def is_elsewhere(self, node: Node) -> bool:

@@ -15,12 +15,13 @@ or whose program gives anything else, is called as it is.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache, wraps
 from itertools import pairwise
-from threading import Lock
 from typing import Any
 
+from agnostic_nn.atomic import settle
+
+from .commit import Commit
 from .plan import Plan
 from .tape import Library, Node, Tape, Traced, leaves, mapped
 
@@ -49,46 +50,86 @@ def replayed(function: Callable, library: Library, donated: tuple[int, ...] = ()
     """
     known: dict[Any, Program | bool] = {}  # by kind of arguments; True: met once, False: cannot be
     latest: list[Program] = []
-    lock, direct = Lock(), plain(function, library)
+    direct = plain(function, library)
 
     @wraps(function)
     def call(*args: Any) -> Any:
-        if not lock.acquire(blocking=False):  # another thread is at it
-            return direct(*args)
-        try:
-            for program in latest:
-                if program.fits(args):
-                    return program(args)
-            try:
-                found = known.get(kind := _kind(args, library))
-            except TypeError:  # an argument is no array, and does not hash
-                return direct(*args)
-            if isinstance(found, Program) and found.fits(args):
-                latest[:] = [found]
-                return found(args)
-            if found is True:
-                known[kind], result = _made(direct, args, library, donated)
-                return result
-            if found is None:
-                known[kind] = True
-                if len(known) > KINDS:
-                    known.pop(next(iter(known)))
-            return direct(*args)
-        finally:
-            lock.release()
+        return _each(library.owned, function(*args), library)
 
     return call
 
 
+def replayed(function: Callable, library: Library, donated: tuple[int, ...] = ()) -> Callable:
+    """The pure `function` of trees of arrays, replayed where it can be.
+
+    donated: positions of arguments whose memory the caller gives up.
+    """
+    known: dict[Any, Program | bool] = {}  # by kind of arguments; True: met once, False: cannot be
+    latest: list[Program] = []
+    direct = plain(function, library)
+
+    holder: dict[int, object] = {}  # who runs a program now; a lock would not say whose it is
+
+    def into(outcome: list, *args: Any) -> None:
+        me = object()
+        try:
+            if off or holder.setdefault(0, me) is not me:  # another thread is at it
+                outcome.extend((None, plain(*args)))
+            else:
+                _run(outcome, args)
+        finally:
+            # no call comes before it is given back, so no exception can come either
+            try:
+                if holder[0] is me:
+                    del holder[0]
+            except KeyError:
+                pass
+
+    def _run(outcome: list, args: tuple) -> None:
+        for program in latest:
+            if program.fits(args):
+                return program.into(outcome, args)
+        try:
+            found = known.get(kind := _kind(args, library))
+        except TypeError:  # an argument is no array, and does not hash
+            outcome.extend((None, plain(*args)))
+            return None
+        if isinstance(found, Program) and found.fits(args):
+            latest[:] = [found]
+            return found.into(outcome, args)
+        if found is True:
+            known[kind] = _made(outcome, plain, args, library, donated)
+            return None
+        if found is None:
+            known[kind] = True
+            if len(known) > KINDS:
+                known.pop(next(iter(known)))
+        outcome.extend((None, plain(*args)))
+        return None
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        outcome: list = []
+        try:
+            into(outcome, *args)
+        except BaseException:
+            settle(outcome)
+            raise
+        return outcome[1]
+
+    call.into = into  # type: ignore[attr-defined]
+    return call
+
+
 def _made(
-    function: Callable, args: tuple, library: Library, donated: tuple[int, ...]
-) -> tuple[Any, Any]:
-    """A program that was seen to do what the function does, or else False; and the result."""
-    try:
-        program = Program(function, args, library, donated)
-    except Exception:  # what a tape cannot hold, and what is wrong, the function itself shows
-        return False, function(*args)
+    outcome: list, function: Callable, args: tuple, library: Library, donated: tuple[int, ...]
+) -> Any:
+    """Call the function; return a program that was seen to do the same, or else False."""
+    program = _traced(function, args, library, donated)
     result = function(*args)
+    if program is None:
+        outcome.extend((None, result))
+        return False
     # what was given up is not needed any more, unless the result still shows it: so it can be
     # written to, and a trial takes no memory of its own
     given_up = [library.span(leaf) for i in donated for leaf in _arrays(args[i], library)]
@@ -101,10 +142,41 @@ def _made(
         return library.copied(leaf) if seen else leaf
 
     result = _each(kept, result, library)
-    with suppress(Exception):
-        if program.fits(args) and _same(result, replay := program(args), library):
-            return program, replay
-    return False, result
+    outcome.extend((None, result))  # from here on the arguments may be lost
+    try:
+        with library.quiet():
+            if program.fits(args) and _same(result, replay := program(args), library):
+                outcome[1] = replay
+                return program
+    except Exception as error:
+        if not _comes_again(error, lambda: program(args)):
+            raise
+    return False
+
+
+def _traced(
+    function: Callable, args: tuple, library: Library, donated: tuple[int, ...]
+) -> "Program | None":
+    """A program that does what the function does, or None if a tape cannot hold it."""
+
+    def trace() -> Program:
+        return Program(function, args, library, donated)
+
+    try:
+        return trace()
+    except Exception as error:  # the function itself shows what is wrong
+        if _comes_again(error, trace):
+            return None
+        raise
+
+
+def _comes_again(error: Exception, action: Callable) -> bool:
+    """Whether an error is of the action; one of a signal handler or another thread is not."""
+    try:
+        action()
+    except Exception as other:
+        return type(error) is type(other)
+    return False
 
 
 def _arrays(tree: Any, library: Library) -> list:
@@ -173,9 +245,11 @@ class Program:
         self.bound: list[Any] = [None] * len(inputs)
         plan = Plan(tape, inputs, wanted, pairs)
         self.run, self.binders, self.env = plan.written()
+        self.release, self.is_shared = plan.release, plan.is_shared
+        self.together, self.heard = library.together()
         self.copied = {n.number for n in wanted if plan.is_elsewhere(n)}
-        exec(f"def outcome(args): return {self._said(self.result)}", self.env)
-        self.outcome = self.env.pop("outcome")
+        exec(f"def result_of(args): return {self._said(self.result)}", self.env)
+        self.result_of = self.env.pop("result_of")
 
     def fits(self, args: tuple) -> bool:
         """Whether this is a program for such arguments; if so they are bound to it."""
@@ -194,8 +268,9 @@ class Program:
         if self.lent and not self.lent.isdisjoint(changed) and not self._apart(found):
             return False
         for i in changed:
-            bound[i] = found[i]
+            bound[i] = None  # an exception may come before all names are bound
             self.binders[i](found[i])
+            bound[i] = found[i]
         return True
 
     def _layout(self, leaf: Any) -> Any:
@@ -213,8 +288,22 @@ class Program:
         return not any(b[0] < a[1] and (a[2] or b[2]) for a, b in pairwise(spans))
 
     def __call__(self, args: tuple) -> Any:
-        self.run()
-        return self.outcome(args)
+        outcome: list = []
+        self.into(outcome, args)
+        return outcome[1]
+
+    def into(self, outcome: list, args: tuple) -> None:
+        """Make the calls and put the result into `outcome`, as `agnostic_nn.atomic` says."""
+        calls = self.run()
+        result = self.result_of(args)
+        if not calls:
+            outcome.extend((None, result))
+            return
+        self.heard.clear()
+        Commit(outcome, calls, result, self.together, self.env, self.is_shared).run()
+        self.release()
+        if self.heard:
+            self.library.report(self.heard)
 
     def _said(self, tree: Any, path: tuple | None = ()) -> str:
         """The code that makes a result, in which arguments that were given up stand as they are."""

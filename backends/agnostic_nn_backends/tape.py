@@ -13,6 +13,7 @@ come next would depend on the numbers.
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache, partial, wraps
 from threading import local
@@ -96,8 +97,8 @@ class Library(Protocol):
         """Its numbers, in memory of their own."""
         ...
 
-    def copy(self, to: Any, array: Any) -> None:
-        """Write its numbers over those of another."""
+    def copying(self, to: Any, array: Any) -> Callable:
+        """Return a C function that writes its numbers over those of another."""
         ...
 
     def empty(self, shape: tuple, dtype: Any) -> Any:
@@ -126,6 +127,25 @@ class Library(Protocol):
 
     def takes_out(self, function: Callable) -> bool:
         """Whether another call can be made into an array that is there."""
+        ...
+
+    def is_atomic(self, function: Callable) -> bool:
+        """Return whether a call runs no Python code, so that no exception can cut it in two."""
+        ...
+
+    def together(self) -> tuple[Callable, list]:
+        """Return how to call C functions without Python code for floating-point errors.
+
+        That is (call, heard): call(function, *args), and a list that collects the errors.
+        """
+        ...
+
+    def report(self, heard: list) -> None:
+        """Raise or warn of the errors that were heard, as the user has set it."""
+        ...
+
+    def quiet(self) -> AbstractContextManager:
+        """Return a context without floating-point errors and warnings."""
         ...
 
     def takes_last(self, function: Callable) -> bool:

@@ -1,6 +1,9 @@
 """PyTorch's calls on a CPU: how a tape catches them, and what a plan has to know of them."""
 
+from contextlib import nullcontext
 from functools import partial
+from operator import call
+from types import BuiltinFunctionType, MethodDescriptorType
 
 import array_api_compat.torch as xp
 import torch
@@ -236,7 +239,6 @@ class _Library:
     traced = TracedTensor
     early = None
     copied = staticmethod(torch.clone)
-    copy = staticmethod(torch.Tensor.copy_)
 
     def prepare(self):
         # as for NumPy: glibc keeps what a step frees, once it has seen so much be freed
@@ -301,6 +303,21 @@ class _Library:
 
     def takes_out(self, function):
         return function in _OUT
+
+    def is_atomic(self, function):
+        return isinstance(function, BuiltinFunctionType | MethodDescriptorType)
+
+    def copying(self, to, array):
+        return partial(torch.Tensor.copy_, to, array)
+
+    def together(self):
+        return call, []
+
+    def report(self, heard):
+        pass
+
+    def quiet(self):
+        return nullcontext()
 
     def takes_last(self, function):
         return False

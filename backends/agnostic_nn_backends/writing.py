@@ -8,7 +8,7 @@ from typing import Any
 
 from .tape import Library, Node
 
-__all__ = ["called", "function", "renamed", "said"]
+__all__ = ["called", "delayed", "function", "renamed", "said"]
 
 
 def called(node: Node, library: Library, env: dict[str, Any], out: str = "") -> str:
@@ -48,6 +48,26 @@ def renamed(code: str, names: dict[int, str]) -> str:
             for after in ",)":
                 code = code.replace(f"{before}e{number}{after}", f"{before}{name}{after}")
     return code
+
+
+def delayed(lines: list[str]) -> tuple[list[str], str]:
+    """Lines that make calls as those to run before, and the calls as entries of a list.
+
+    The lines are one call of which no result is named, or a loop of such; others before it
+    name what it needs.
+    """
+    start = next((k for k, line in enumerate(lines) if line.startswith("for ")), len(lines) - 1)
+    before, loop = lines[:start], lines[start:]
+    if len(loop) == 1:
+        return before, _partial(loop[0])
+    head, *steps = loop
+    calls = ", ".join(_partial(step.strip()) for step in steps)
+    return before, f"*[step for {head[4:-1]} for step in ({calls},)]"
+
+
+def _partial(call: str) -> str:
+    name, _, rest = call.partition("(")
+    return f"Shared({rest}" if name == "spread" else f"partial({name}, {rest}"
 
 
 def function(name: str, arguments: str, lines: list[str], env: dict[str, Any]) -> Callable:

@@ -1,0 +1,294 @@
+"""Fire exceptions at random moments into a training run, and look whether its state is whole.
+
+    python tests/campaigns/interrupts.py [--shots 2000] [CONFIGURATION ...]
+
+Each configuration runs in a process of its own: `fit` and then `step`, with as many shots each,
+of five kinds in turn: a SIGALRM handler and a SIGTERM handler that raise, a user's own SIGINT
+handler, Ctrl-C twice, and an exception from another thread. After each, parameters, state and
+moments have to be, bit for bit, those of an undisturbed run after `trainer.steps` steps. Then the
+same trainer goes on.
+"""
+
+import argparse
+import ctypes
+import hashlib
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+CONFIGURATIONS = {
+    "numpy": {"AGNOSTIC_NN_BACKEND": "numpy"},
+    "numpy-no-kernels": {"AGNOSTIC_NN_BACKEND": "numpy", "AGNOSTIC_NN_KERNELS": "0"},
+    "numpy-no-replay": {"AGNOSTIC_NN_BACKEND": "numpy", "AGNOSTIC_NN_REPLAY": "0"},
+    "numpy-threads": {"AGNOSTIC_NN_BACKEND": "numpy", "OMP_NUM_THREADS": "2"},
+    "torch": {"AGNOSTIC_NN_BACKEND": "torch:cpu"},
+    "jax": {"AGNOSTIC_NN_BACKEND": "jax"},
+}
+KINDS = "alarm", "term", "handler", "ctrl-c", "async"
+BATCH, BATCHES = 16, 12
+SOON = 5  # shots fall within so many steps
+FRESH, EARLY = 40, 4  # so many shots at each trainer, the first of them while it compiles
+
+
+class Shot(Exception):
+    """What a handler raises."""
+
+
+class Thrown(BaseException):
+    """What another thread raises in this one."""
+
+
+def raise_shot(number, frame):
+    raise Shot
+
+
+def exit_now(number, frame):
+    sys.exit(1)
+
+
+def digest(trainer):
+    from agnostic_nn.trees import named_leaves
+
+    found = hashlib.sha256()
+    carry = trainer.backend.to_numpy((trainer.params, trainer.state, trainer.moments))
+    for name, leaf in named_leaves(carry):
+        found.update(name.encode() + leaf.tobytes())
+    return found.digest()
+
+
+class Campaign:
+    """A trainer to shoot at, and the digests of the states that it should go through."""
+
+    def __init__(self, way, seed, apart):
+        import numpy as np
+
+        import agnostic_nn as nn
+        from agnostic_nn.training import feeding
+
+        if os.environ.get("OMP_NUM_THREADS") != "1":
+            from agnostic_nn_backends import kernels
+
+            kernels.MANY = 1000  # so that several threads share small arrays
+        # some calls an epoch where a call takes several steps
+        feeding._WORK = 0 if apart else 2**20
+        self.way, self.random = way, random.Random(seed)
+        generator = np.random.default_rng(seed)
+        self.x = generator.standard_normal((BATCH * BATCHES, 40), dtype=np.float32)
+        self.labels = generator.integers(0, 10, BATCH * BATCHES)
+        self.batches = [
+            (self.x[i : i + BATCH], self.labels[i : i + BATCH])
+            for i in range(0, BATCH * BATCHES, BATCH)
+        ]
+
+        def make():
+            layers = nn.Dense(80), nn.BatchNorm(), nn.ReLU(), nn.Dropout(0.1), nn.Dense(10)
+            return nn.Trainer(
+                nn.Sequential(*layers), nn.softmax_cross_entropy, nn.Adam(1e-3), shape=(40,)
+            )
+
+        self.make, self.trainer, self.whole = make, make(), make()
+        self.states = {0: digest(self.whole)}
+        self.found = dict.fromkeys(
+            ("torn", "lost", "uncounted", "swallowed", "other", "in destructors"), 0
+        )
+        self.messages = []
+
+    def expected(self, steps):
+        """The digest of the undisturbed run after so many steps."""
+        whole = self.whole
+        while steps not in self.states:
+            if self.way == "step":
+                whole.step(*self.batches[whole.steps % BATCHES])
+                self.states[whole.steps] = digest(whole)
+                continue
+            take = getattr(whole, "_take", None)
+            if take is None:  # as it was before steps were atomic: with --apart
+                whole.fit(self.x, self.labels, batch_size=BATCH, steps=1, verbose=0)
+                self.states[whole.steps] = digest(whole)
+                continue
+            whole._take = self._recorded
+            whole.fit(self.x, self.labels, batch_size=BATCH, verbose=0)
+            del whole._take
+        return self.states[steps]
+
+    def _recorded(self, *args):
+        answer = type(self.whole)._take(self.whole, *args)
+        self.states[self.whole.steps] = digest(self.whole)
+        return answer
+
+    def train(self, until):
+        trainer = self.trainer
+        if self.way == "step":
+            while time.monotonic() < until:
+                trainer.step(*self.batches[trainer.steps % BATCHES])
+            return
+
+        def late(trainer, row):
+            return time.monotonic() > until
+
+        trainer.fit(
+            self.x, self.labels, batch_size=BATCH, epochs=10**9, verbose=0, callbacks=[late]
+        )
+
+    def warm(self):
+        """Measure how long the first calls of a trainer take, and a step after them."""
+        self.trainer, times = self.make(), []
+        start = time.perf_counter()
+        self.advance()
+        first = time.perf_counter() - start
+        for _ in range(8):
+            start, steps = time.perf_counter(), self.trainer.steps
+            self.advance()
+            times.append((time.perf_counter() - start) / (self.trainer.steps - steps))
+        return first, min(times)
+
+    def advance(self):
+        """Train undisturbed until all is compiled."""
+        trainer = self.trainer
+        if self.way == "fit":
+            trainer.fit(self.x, self.labels, batch_size=BATCH, verbose=0)
+        for _ in range(6) if self.way == "step" else ():
+            trainer.step(*self.batches[trainer.steps % BATCHES])
+
+    def shoot(self, kind, delay):
+        """Train until the shot falls; returns what was raised."""
+        before = {
+            number: signal.getsignal(number)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+        }
+        me = threading.get_ident()
+
+        def from_thread(*actions):
+            def fire():
+                time.sleep(delay)
+                for action in actions:
+                    action()
+                    time.sleep(delay * self.random.random() / 4)
+
+            thread = threading.Thread(target=fire)
+            thread.start()
+            return thread
+
+        kill, pid, thread = os.kill, os.getpid(), None
+        raised = None
+        try:
+            if kind == "alarm":
+                signal.signal(signal.SIGALRM, raise_shot)
+                signal.setitimer(signal.ITIMER_REAL, max(delay, 1e-6))
+            elif kind == "term":
+                signal.signal(signal.SIGTERM, exit_now)
+                thread = from_thread(lambda: kill(pid, signal.SIGTERM))
+            elif kind == "handler":
+                signal.signal(signal.SIGINT, raise_shot)
+                thread = from_thread(lambda: kill(pid, signal.SIGINT))
+            elif kind == "ctrl-c":
+                presses = [lambda: kill(pid, signal.SIGINT)] * (2 if self.way == "fit" else 1)
+                thread = from_thread(*presses)
+            else:
+                throw = ctypes.pythonapi.PyThreadState_SetAsyncExc
+                thread = from_thread(lambda: throw(ctypes.c_ulong(me), ctypes.py_object(Thrown)))
+            self.train(time.monotonic() + delay + 5)
+        except (Shot, SystemExit, KeyboardInterrupt, Thrown) as error:
+            raised = type(error)
+        except BaseException as error:
+            self.found["other"] += 1
+            self.messages.append(f"{kind}: {type(error).__name__}: {str(error)[:200]}")
+            raised = type(error)
+        while True:  # a second Ctrl-C, or an exception from the thread, may come here
+            try:
+                if thread is not None:
+                    thread.join()
+                time.sleep(1e-3)
+                break
+            except BaseException:
+                continue
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        return raised
+
+    def look(self, kind):
+        trainer = self.trainer
+        try:
+            steps = trainer.steps
+            if digest(trainer) != self.expected(steps):
+                self.found["torn"] += 1
+            if self.way == "fit":
+                state = getattr(trainer, "_now", lambda: trainer)()
+                done = getattr(state, "open", getattr(state, "_open", None))[0]
+                self.found["uncounted"] += trainer.epoch * BATCHES + done != steps
+            return
+        except Exception as error:
+            self.found["lost"] += 1
+            self.messages.append(f"{kind}: {type(error).__name__}: {str(error)[:200]}")
+        self.start_again()
+
+    def start_again(self):
+        self.trainer = self.make()
+
+    def run(self, shots):
+        first, step = self.warm()
+        unraisable = []
+        sys.unraisablehook = unraisable.append
+        start = time.perf_counter()
+        kinds = itertools.cycle(KINDS)
+        for n in range(shots):
+            kind = next(kinds)
+            if n % FRESH == 0:
+                self.start_again()
+            if n % FRESH == EARLY:
+                self.advance()
+            span = first if n % FRESH < EARLY else SOON * step
+            raised = self.shoot(kind, self.random.random() * span)
+            if raised is None and not unraisable:
+                self.found["swallowed"] += 1
+                self.messages.append(f"{kind}: nothing was raised in 10 s")
+            if raised is None and unraisable:  # CPython drops what is raised in a destructor
+                self.found["in destructors"] += 1
+            unraisable.clear()
+            torn = self.found["torn"]
+            self.look(kind)
+            if self.found["torn"] > torn:
+                self.start_again()
+                self.advance()
+        return {
+            "shots": shots, **self.found,
+            "steps": self.trainer.steps, "step": f"{step * 1e6:.0f} us",
+            "seconds": round(time.perf_counter() - start), "messages": self.messages[:5],
+        }  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("configurations", nargs="*", default=list(CONFIGURATIONS))
+    parser.add_argument("--shots", type=int, default=2000)
+    parser.add_argument("--way", choices=("fit", "step"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--apart", action="store_true", help="one step a call in fit, too")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.child:
+        print(json.dumps(Campaign(chosen.way, chosen.seed, chosen.apart).run(chosen.shots)))
+        return 0
+    failed = False
+    for name in chosen.configurations:
+        for way in (chosen.way,) if chosen.way else ("fit", "step"):
+            env = {"OMP_NUM_THREADS": "1"} | CONFIGURATIONS[name]
+            command = [sys.executable, __file__, "--child", "--way", way]
+            command += ["--shots", str(chosen.shots), "--seed", str(chosen.seed)]
+            command += ["--apart"] if chosen.apart else []
+            done = subprocess.run(command, env=os.environ | env, stdout=subprocess.PIPE, text=True)
+            found = json.loads(done.stdout) if done.returncode == 0 else {"exit": done.returncode}
+            print(f"{name} {way}:", found, flush=True)
+            bad = ("torn", "lost", "uncounted", "swallowed", "other")
+            failed |= done.returncode != 0 or any(found[one] for one in bad)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

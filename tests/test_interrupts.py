@@ -1,0 +1,452 @@
+"""After any exception a trainer holds the state of a whole number of steps, and goes on rightly.
+
+`tests/campaigns/interrupts.py` fires thousands of exceptions at random times; here some are
+planted at chosen places.
+"""
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import warnings
+from contextlib import contextmanager, suppress
+
+import numpy as np
+import pytest
+
+import agnostic_nn as nn
+from agnostic_nn.atomic import StateLost
+from agnostic_nn.training import data
+from agnostic_nn.training.interrupts import DeferredInterrupts
+from agnostic_nn.trees import leaves, tree_map
+from agnostic_nn_backends import kernels
+from agnostic_nn_backends.replay import Program
+
+X = np.random.default_rng(0).standard_normal((32, 12), dtype=np.float32)
+LABELS = np.arange(32) % 3
+BATCH, BATCHES = 8, 4
+
+
+class Shot(Exception):
+    """An exception that comes from nowhere: of a kind that code could take for its own."""
+
+
+def shoot():
+    raise Shot
+
+
+def make(backend, optimizer=None):
+    model = nn.Sequential(nn.Dense(20), nn.BatchNorm(), nn.ReLU(), nn.Dropout(0.1), nn.Dense(3))
+    optimizer = optimizer or nn.Adam(0.01)
+    loss = nn.softmax_cross_entropy
+    return nn.Trainer(model, loss, optimizer, backend=backend, shape=(12,))
+
+
+def batch(number):
+    rows = slice(number % BATCHES * BATCH, number % BATCHES * BATCH + BATCH)
+    return X[rows], LABELS[rows]
+
+
+def advance(trainer, steps=1):
+    for _ in range(steps):
+        trainer.step(*batch(trainer.steps))
+    return trainer
+
+
+def bits(trainer):
+    """Parameters, state and moments, as bytes."""
+    carry = trainer.backend.to_numpy((trainer.params, trainer.state, trainer.moments))
+    return [leaf.tobytes() for leaf in leaves(carry)]
+
+
+class Whole:
+    """The states of an undisturbed run, by how many steps it has taken."""
+
+    def __init__(self, backend, make=make):
+        self.trainer = make(backend)
+        self.states = [bits(self.trainer)]
+
+    def expect(self, trainer):
+        while len(self.states) <= trainer.steps:
+            self.states.append(bits(advance(self.trainer)))
+        assert bits(trainer) == self.states[trainer.steps], "the state is torn"
+
+
+@pytest.fixture
+def whole(backend):
+    return Whole(backend)
+
+
+@contextmanager
+def at(number, action):
+    """Call action() before the `number`-th bytecode instruction of this library in here.
+
+    Handlers of signals and exceptions from other threads come between two instructions. Yields a
+    list, whose length is how many instructions there were.
+    """
+    seen = []
+
+    def local(frame, event, arg):
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            seen.append(None)
+            if len(seen) == number:
+                sys.settrace(None)
+                action()
+        return local
+
+    def start(frame, event, arg):
+        name = frame.f_code.co_filename
+        ours = "agnostic_nn" in name and os.sep + "tests" + os.sep not in name
+        return local(frame, event, arg) if ours or name == "<string>" else None
+
+    before = sys.gettrace()
+    sys.settrace(start)
+    try:
+        yield seen
+    finally:
+        sys.settrace(before)
+
+
+def places(backend, taken, count, call=advance):
+    """Some instructions of a call by a trainer that has taken so many steps."""
+    trainer = advance(make(backend), taken)
+    with at(0, None) as seen:
+        call(trainer)
+    generator = random.Random(0)
+    return sorted({1, *(generator.randrange(1, len(seen) + 1) for _ in range(count))})
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2, 6])
+def test_an_exception_anywhere_in_a_step_leaves_a_whole_number_of_steps(backend, whole, taken):
+    few = taken < 3 or backend.compiles
+    for place in places(backend, taken, 2 if few else 30):
+        trainer = advance(make(backend), taken)
+        with pytest.raises(Shot), at(place, shoot):
+            advance(trainer)
+        assert trainer.steps in (taken, taken + 1)
+        whole.expect(trainer)
+        whole.expect(advance(trainer, 2))
+
+
+def fit(trainer, **options):
+    options = {"batch_size": BATCH, "shuffle": False, "verbose": 0} | options
+    trainer.fit(X, LABELS, **options)
+
+
+def test_an_exception_anywhere_in_fit_leaves_a_whole_number_of_steps(backend, monkeypatch):
+    monkeypatch.setattr("agnostic_nn.training.feeding._WORK", 0)  # each step by a call of its own
+    whole = Whole(backend)
+    trainer = advance(make(backend), BATCHES)
+    for place in places(backend, BATCHES, 3 if backend.compiles else 12, fit):
+        with pytest.raises(Shot), at(place, shoot):
+            fit(trainer, epochs=9)
+        whole.expect(trainer)
+        run = trainer._now()
+        assert (run.epoch + 1) * BATCHES + run.open[0] == run.steps
+    while trainer._now().open[0]:
+        fit(trainer)
+    whole.expect(trainer)
+
+
+def test_a_signal_handler_may_save_and_look_at_any_moment(backend, whole, tmp_path):
+    trainer, path = advance(make(backend), 4), tmp_path / "saved"
+    for place in places(backend, 4, 4 if backend.compiles else 12):
+        shown, steps = [], trainer.steps
+
+        def look():
+            trainer.save(path)
+            shown.extend((trainer.steps, trainer.params))  # noqa: B023
+            shown.append(tree_map(np.array, backend.to_numpy(shown[1])))  # noqa: B023
+
+        with at(place, look):
+            advance(trainer)
+        assert trainer.steps == steps + 1
+        whole.expect(trainer)
+        saved = nn.Trainer.load(path, backend)
+        assert saved.steps == shown[0]
+        whole.expect(saved)
+        whole.expect(advance(trainer))
+        for one, other in zip(leaves(shown[1]), leaves(shown[2]), strict=True):
+            np.testing.assert_array_equal(backend.to_numpy(one), other)
+
+
+def test_what_a_signal_handler_restores_in_the_middle_of_a_step_is_whole(backend, whole):
+    trainer = advance(make(backend), 4)
+    trainer.keep("four")
+    for place in places(backend, 4, 4 if backend.compiles else 12):
+
+        def restore():
+            trainer.restore("four")
+            trainer.steps = 4
+
+        with at(place, restore):
+            advance(trainer)
+        assert trainer.steps in (4, 5)
+        whole.expect(trainer)
+        restore()
+        whole.expect(trainer)
+
+
+# --- errors of the calls themselves -----------------------------------------------------------
+
+
+@pytest.fixture(params=["kernels", "no kernels", "no replay"])
+def how(request, backend, monkeypatch):
+    """How NumPy and PyTorch run a step."""
+    if backend.name not in ("numpy", "torch") or "cpu" not in str(backend):
+        pytest.skip(f"{backend} has its own way to run a step")
+    if request.param == "kernels" and not kernels.available():
+        pytest.skip("there is nothing to make kernels here")
+    if request.param == "no kernels":
+        monkeypatch.setattr(kernels, "available", lambda: False)
+    if request.param == "no replay":
+        monkeypatch.setenv("AGNOSTIC_NN_REPLAY", "0")
+    return request.param
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2, 4])
+def test_floating_point_errors_leave_a_whole_number_of_steps(backend, how, taken):
+    def make(backend):
+        layers = nn.Dense(300), nn.ReLU(), nn.Dense(2)
+        return nn.Trainer(
+            nn.Sequential(*layers), nn.mean_squared_error, nn.Adam(), backend=backend, shape=(12,)
+        )
+
+    x, y = X[:4] * np.float32(1e-22), np.zeros((4, 2), np.float32)
+    trainer, whole = make(backend), make(backend)
+    for _ in range(taken):
+        trainer.step(x, y)
+    heard = 0
+    for mode, kind in (("raise", FloatingPointError), ("warn", RuntimeWarning)):
+        with warnings.catch_warnings(), np.errstate(all=mode):
+            warnings.simplefilter("error")
+            try:
+                trainer.step(x, y)
+            except kind:
+                heard += 1
+        while whole.steps < trainer.steps:
+            whole.step(x, y)
+        assert bits(trainer) == bits(whole)
+    if backend.name == "numpy" and (how != "kernels" or taken < 2):  # kernels report none
+        assert heard == 2
+
+
+def test_floating_point_errors_of_a_commit_are_reported_as_the_user_has_set_it(backend, capsys):
+    if backend.name != "numpy":
+        pytest.skip("only NumPy reports floating-point errors")
+    from agnostic_nn_backends.numpy_calls import library
+    from agnostic_nn_backends.replay import replayed
+
+    square = replayed(lambda old: (old * old,), library, (0,))
+    heard = []
+
+    def call(power, **state):
+        with np.errstate(**state):
+            (found,) = square(np.full(3, 10.0**power))
+        np.testing.assert_array_equal(found, np.full(3, 10.0 ** (2 * power)))
+
+    for _ in range(4):
+        call(2, all="raise")
+        call(-200, all="ignore")
+        with pytest.raises(FloatingPointError, match="underflow encountered in multiply"):
+            call(-200, all="raise")
+        with pytest.warns(RuntimeWarning, match="underflow encountered in multiply"):
+            call(-200, all="warn")
+        call(-200, all="call", call=lambda *said: heard.append(said))
+        call(-200, all="print")
+    assert heard[-1] == ("underflow", 4)
+    assert "underflow encountered in multiply" in "".join(capsys.readouterr())
+
+
+def programs(trainer):
+    """The programs of a trainer's step."""
+    function = trainer._step
+    function = getattr(function, "function", function)
+    cells = {name: cell.cell_contents for name, cell in zip(
+        function.into.__code__.co_freevars, function.into.__closure__, strict=True)}  # fmt: skip
+    run = cells["_run"]
+    cells = dict(zip(run.__code__.co_freevars, run.__closure__, strict=True))
+    return [one for one in cells["known"].cell_contents.values() if isinstance(one, Program)]
+
+
+class Failing:
+    """A function that raises MemoryError the first `times` that it is called."""
+
+    def __init__(self, function, times=1):
+        self.function, self.times = function, times
+        self.__name__ = getattr(function, "__name__", "")
+
+    def __call__(self, *args, **kwargs):
+        self.times -= 1
+        if self.times >= 0:
+            raise MemoryError("planted")
+        return self.function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("optimizer", [nn.Adam(0.01), nn.SGD(0.1), nn.LAMB(0.01)], ids=repr)
+def test_memory_that_runs_out_in_any_call_leaves_a_whole_number_of_steps(backend, how, optimizer):
+    if how == "no replay":
+        pytest.skip("there is no program")
+    trainer = advance(make(backend, optimizer), 4)
+    whole = Whole(backend, lambda backend: make(backend, optimizer))
+    (program,) = programs(trainer)
+    names = [name for name in program.env if name[0] in "fk" and name[1:].isdecimal()]
+    assert len(names) > 20
+    raised = set()
+    for name in names:
+        function, steps = program.env[name], trainer.steps
+        program.env[name] = Failing(function)
+        try:
+            advance(trainer)
+        except MemoryError:
+            raised.add(trainer.steps - steps)
+        program.env[name] = function
+        whole.expect(trainer)
+    assert raised == {0, 1}, "before a commit the step is not taken, in it it is completed"
+    whole.expect(advance(trainer, 2))
+
+
+def test_a_commit_that_cannot_be_completed_is_an_error_until_the_state_is_replaced(backend, how):
+    if how == "no replay":
+        pytest.skip("there is no program")
+    trainer = advance(make(backend), 4)
+    trainer.keep("four")
+    (program,) = programs(trainer)
+    names = [name for name in program.env if name[0] in "fk" and name[1:].isdecimal()]
+    lost = 0
+    for name in names:
+        function = program.env[name]
+        program.env[name] = Failing(function, times=2)
+        with suppress(MemoryError, StateLost):
+            advance(trainer, 3)
+        program.env[name] = function
+        if trainer._now().lost:
+            lost += 1
+            said = r"the parameters are lost: .*MemoryError: planted.* Trainer\.load"
+            for use in (advance, bits, lambda trainer: trainer.predict(X)):
+                with pytest.raises(StateLost, match=said):
+                    use(trainer)
+        trainer.restore("four")
+        trainer.steps = 4
+        if lost == 2:
+            break
+    assert lost == 2
+    Whole(backend).expect(advance(trainer))
+
+
+def test_an_error_in_a_thread_that_shares_a_kernel_leaves_a_whole_number_of_steps(
+    backend, how, monkeypatch
+):
+    if how != "kernels":
+        pytest.skip("only kernels are shared by threads")
+    from importlib import import_module
+
+    library = import_module(f"agnostic_nn_backends.{backend.name}_calls").library
+    monkeypatch.setattr(kernels, "MANY", 1)
+    monkeypatch.setattr(type(library), "threads", lambda self: 3)
+    trainer, whole = advance(make(backend), 4), Whole(backend)
+    (program,) = programs(trainer)
+    assert program.is_shared
+    for name in [name for name in program.env if name[0] == "k"]:
+        function = program.env[name]
+        program.env[name] = Failing(function)
+        with pytest.raises(MemoryError):
+            advance(trainer)
+        program.env[name] = function
+        whole.expect(trainer)
+    waits = []
+
+    def interrupted(self, timeout=None):
+        if not waits:
+            waits.append(1)
+            raise Shot
+        return wait(self, timeout)
+
+    wait = threading.Event.wait
+    monkeypatch.setattr(threading.Event, "wait", interrupted)
+    with pytest.raises(Shot):
+        advance(trainer)
+    whole.expect(trainer)
+    whole.expect(advance(trainer, 2))
+
+
+# --- signals --------------------------------------------------------------------------------
+
+
+def test_no_ctrl_c_is_lost_where_it_is_held_back():
+    pressed, heard = 200, 0
+
+    def press():
+        generator = random.Random(0)
+        for number in range(pressed):
+            while heard < number:
+                time.sleep(1e-5)
+            time.sleep(generator.random() * 1e-4)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    until = time.monotonic() + 20
+    while heard < pressed and time.monotonic() < until:
+        try:
+            while time.monotonic() < until:
+                with DeferredInterrupts():
+                    pass
+        except KeyboardInterrupt:
+            heard += 1
+    assert heard == pressed
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_of_the_user_is_never_replaced():
+    heard = []
+
+    def handler(*_):
+        heard.append(1)
+
+    before, replace = signal.signal(signal.SIGINT, handler), signal.signal
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signal, "signal", lambda *_: pytest.fail("replaced for a moment"))
+        with DeferredInterrupts() as held:
+            os.kill(os.getpid(), signal.SIGINT)
+    replace(signal.SIGINT, before)
+    assert heard == [1]
+    assert not held.requested
+
+
+def test_a_ctrl_c_held_back_is_not_lost_to_another_exception():
+    def press_and_raise():
+        with DeferredInterrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+            raise Shot
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        press_and_raise()
+    assert isinstance(caught.value.__cause__, Shot)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_step_leaves_signals_alone(backend, monkeypatch):
+    trainer = advance(make(backend), 4)
+    monkeypatch.setattr(signal, "signal", lambda *_: pytest.fail("a step needs no handler"))
+    advance(trainer)
+
+
+def test_an_exception_while_batches_are_prepared_ahead_ends_their_thread(backend):
+    before = threading.active_count()
+    for place in (1, 40, 90, 120, 150):
+        for action in (shoot, None):
+            with at(place if action else 0, action):
+                try:
+                    with data.ahead(iter(range(100)), 2) as items:
+                        assert [next(items) for _ in range(3)] == [0, 1, 2]
+                except Shot:
+                    pass
+    until = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threading.active_count() == before
