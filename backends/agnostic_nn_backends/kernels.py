@@ -16,10 +16,11 @@ import ctypes
 import os
 import struct
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from itertools import repeat
+from queue import Empty, SimpleQueue
 from typing import Any
 
 __all__ = [
@@ -341,30 +342,60 @@ def _compiled(code: str, arrays: int, scalars: tuple[str, ...]) -> Callable[...,
 
 
 def spread(kernel: Callable, *parts: tuple) -> None:
-    """Call kernel(*part) for each of `parts`: one on this thread, the others on more threads."""
-    Shared(kernel, *parts)()
+    """Call kernel(*part) for each of `parts`, on this thread and on others."""
+    shared = Shared(kernel, *parts)
+    try:
+        shared()
+    finally:  # after an error no thread begins with what is left, or writes on
+        shared.parts.clear()
+        shared.wait()
 
 
 class Shared:
-    """A call of `spread` that can be repeated after an error: it makes what was not made yet."""
+    """The calls of a kernel that threads share; after an error they can be called again.
+
+    Then it makes those that were not made. Each thread takes its parts out of `parts`, so that
+    none is made twice; `begun` and `ended` count them.
+    """
 
     def __init__(self, kernel: Callable, *parts: tuple) -> None:
         self.kernel, self.parts = kernel, dict(enumerate(parts))
+        self.begun: list[int] = []
+        self.ended: list[int] = []
+        self.errors: list[BaseException] = []
+        self.news: SimpleQueue = SimpleQueue()
 
     def __call__(self) -> None:
-        first, *rest = self.parts
-        others: list[Future] = []
-        try:
-            others += map(_threads().submit, repeat(self._make), rest)
-            self._make(first)
-        finally:  # no thread writes on after an error
-            wait(others)
-        for other in others:
-            other.result()
+        numbers = [*self.parts]
+        self.errors.clear()
+        for number in numbers[1:]:
+            _threads().submit(self._make, number)
+        for number in numbers:
+            self._make(number)
+        self.wait()
+        if self.errors:
+            raise self.errors[0]
+
+    def wait(self) -> None:
+        """Wait until no thread is at it."""
+        while len(self.ended) < len(self.begun):
+            with suppress(Empty):
+                self.news.get(timeout=0.01)
 
     def _make(self, number: int) -> None:
-        self.kernel(*self.parts[number])
-        del self.parts[number]
+        part = None
+        try:
+            self.begun.append(number)
+            part = self.parts.pop(number, None)
+            if part is not None:
+                self.kernel(*part)
+        except BaseException as error:
+            if part is not None:
+                self.parts[number] = part
+            self.errors.append(error)
+        finally:
+            self.ended.append(number)
+            self.news.put(None)
 
 
 @cache
