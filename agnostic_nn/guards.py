@@ -375,7 +375,9 @@ class Watch:
         if not self._tests:
             return _always
         lines = " and ".join(self._tests)
-        exec(_compiled(f"def holds():\n try:\n  return {lines}\n except Exception: return False"),
+        # not of every Exception: one of a signal handler must not get lost here
+        errors = "AttributeError, LookupError, NameError, TypeError, ValueError"
+        exec(_compiled(f"def holds():\n try:\n  return {lines}\n except ({errors}): return False"),
              self._env)  # fmt: skip
         return self._env.pop("holds")
 

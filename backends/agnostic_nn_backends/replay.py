@@ -52,29 +52,13 @@ def replayed(function: Callable, library: Library, donated: tuple[int, ...] = ()
     latest: list[Program] = []
     direct = plain(function, library)
 
-    @wraps(function)
-    def call(*args: Any) -> Any:
-        return _each(library.owned, function(*args), library)
-
-    return call
-
-
-def replayed(function: Callable, library: Library, donated: tuple[int, ...] = ()) -> Callable:
-    """The pure `function` of trees of arrays, replayed where it can be.
-
-    donated: positions of arguments whose memory the caller gives up.
-    """
-    known: dict[Any, Program | bool] = {}  # by kind of arguments; True: met once, False: cannot be
-    latest: list[Program] = []
-    direct = plain(function, library)
-
     holder: dict[int, object] = {}  # who runs a program now; a lock would not say whose it is
 
     def into(outcome: list, *args: Any) -> None:
         me = object()
         try:
-            if off or holder.setdefault(0, me) is not me:  # another thread is at it
-                outcome.extend((None, plain(*args)))
+            if holder.setdefault(0, me) is not me:  # another thread is at it
+                outcome.extend((None, direct(*args)))
             else:
                 _run(outcome, args)
         finally:
@@ -92,19 +76,19 @@ def replayed(function: Callable, library: Library, donated: tuple[int, ...] = ()
         try:
             found = known.get(kind := _kind(args, library))
         except TypeError:  # an argument is no array, and does not hash
-            outcome.extend((None, plain(*args)))
+            outcome.extend((None, direct(*args)))
             return None
         if isinstance(found, Program) and found.fits(args):
             latest[:] = [found]
             return found.into(outcome, args)
         if found is True:
-            known[kind] = _made(outcome, plain, args, library, donated)
+            known[kind] = _made(outcome, direct, args, library, donated)
             return None
         if found is None:
             known[kind] = True
             if len(known) > KINDS:
                 known.pop(next(iter(known)))
-        outcome.extend((None, plain(*args)))
+        outcome.extend((None, direct(*args)))
         return None
 
     @wraps(function)
