@@ -144,9 +144,9 @@ def test_an_exception_anywhere_in_fit_leaves_a_whole_number_of_steps(backend, mo
         with pytest.raises(Shot), at(place, shoot):
             fit(trainer, epochs=9)
         whole.expect(trainer)
-        run = trainer._now()
+        run = trainer._settled()
         assert (run.epoch + 1) * BATCHES + run.open[0] == run.steps
-    while trainer._now().open[0]:
+    while trainer._settled().open[0]:
         fit(trainer)
     whole.expect(trainer)
 
@@ -328,7 +328,7 @@ def test_a_commit_that_cannot_be_completed_is_an_error_until_the_state_is_replac
         with suppress(MemoryError, StateLost):
             advance(trainer, 3)
         program.env[name] = function
-        if trainer._now().lost:
+        if trainer._settled().lost:
             lost += 1
             said = r"the parameters are lost: .*MemoryError: planted.* Trainer\.load"
             for use in (advance, bits, lambda trainer: trainer.predict(X)):

@@ -744,7 +744,7 @@ class Trainer:
         params, state = self._in_use(averaged)
         ragged = self._intake.is_ragged(count, batch_size)
         loss, sums = MeanLoss(self.backend.to_numpy), None
-        now = self._settled()
+        now = self._now()
         for part in Stored(examples, batch_size, False, 0).epoch(0, 0):
             batch = moved(self._intake, part, batch_size, ragged)
             value, terms, means = self._judge(params, state, *batch, *now)

@@ -219,7 +219,7 @@ class Campaign:
             if digest(trainer) != self.expected(steps):
                 self.found["torn"] += 1
             if self.way == "fit":
-                state = getattr(trainer, "_now", lambda: trainer)()
+                state = getattr(trainer, "_settled", lambda: trainer)()
                 done = getattr(state, "open", getattr(state, "_open", None))[0]
                 self.found["uncounted"] += trainer.epoch * BATCHES + done != steps
             return
