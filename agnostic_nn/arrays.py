@@ -7,6 +7,7 @@ created here, and no array library is imported.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -226,7 +227,9 @@ def expect_function(name: str, value: Any, arguments: str, also: str | None = No
         raise TypeError(f"{expected}, got {described(value)}")
     try:
         parameters = signature(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError) as error:
+        if isinstance(value, partial):  # some of what it sets is no argument of the function
+            raise TypeError(f"{expected}, but {error}") from None
         return
     keywords = {also: None} if also in parameters.parameters else {}
     try:
@@ -264,6 +267,10 @@ class Rows:
     """
 
     counts: Array
+
+    def __post_init__(self) -> None:
+        namespace(self.counts)
+        expect(self.counts.ndim == 1, "expected counts (batch,), got {}", self.counts.shape)
 
     def __bool__(self) -> bool:
         return True

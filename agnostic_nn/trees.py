@@ -1,6 +1,6 @@
 """Trees: nested dicts and tuples whose leaves are arrays; JAX traces them as they are."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 __all__ = ["expect_nested", "leaves", "named_leaves", "shape_map", "tree_map", "tree_sum", "unname"]
@@ -91,6 +91,7 @@ def unname(named: dict[str, Any], like: Any, prefix: str = "") -> Any:
 
 def expect_nested(name: str, tree: Any, like: Any) -> None:
     """Raise ValueError unless `tree`, which is called `name`, is nested like `like`."""
+    branches: Iterable[tuple[Any, Any]] = ()
     if isinstance(like, dict):
         fits = isinstance(tree, dict) and tree.keys() == like.keys()
         branches = like.items()
@@ -98,7 +99,7 @@ def expect_nested(name: str, tree: Any, like: Any) -> None:
         fits = isinstance(tree, tuple) and len(tree) == len(like)
         branches = enumerate(like)
     else:
-        fits, branches = not isinstance(tree, dict | tuple | list | None), ()
+        fits = not isinstance(tree, dict | tuple | list | None)
     if not fits:
         raise ValueError(f"{name} is {_kind(tree)}, expected {_kind(like)}")
     for key, branch in branches:

@@ -47,6 +47,7 @@ class World:
         self.labels = draw.integers(0, 2, 12)
         self.y = draw.standard_normal((12, 2)).astype("float32")
         (folder / "file").write_text("no checkpoint")
+        (folder / "columns.csv").write_text("epoch,steps,loss,rate,seconds\n1,2,0.5,0.1,1.0\n")
         self._trainers: dict[str, nn.Trainer] = {}
 
     def trainer(self, kind: str = "trained") -> nn.Trainer:
@@ -293,7 +294,10 @@ def of_trainers():
     """`Trainer` and what it does."""
     wrong = {
         "model": (nn.ReLU, nn.Sequential, None, "mlp", [nn.Dense(2)], 3, lambda x: x),
-        "loss": ("mse", None, 3, nn.Losses, nn.Dense(2), nn.Adam(), lambda y: y),
+        "loss": (
+            *("mse", None, 3, nn.Losses, nn.Dense(2), nn.Adam(), lambda y: y),
+            partial(nn.huber, deltas=1.0),
+        ),
         "optimizer": (nn.Adam, "adam", None, 3, nn.ReLU(), schedules.Constant(0.1)),
         "backend": (3, "nonsense", "numpy:", "numpy:gpu:7", ":", ":cpu", ["numpy"], np),
         "seed": (-1, 1.5, "0", None, True, [0], math.nan),
@@ -424,18 +428,18 @@ CALLBACKS = {
     "a text": "early",
     "None": None,
     "a number": 3,
-    "one callback, not a list": nn.EarlyStopping(5),
+    "one callback, not a list": nn.EarlyStopping(patience=5),
     "a class": [nn.EarlyStopping],
     "texts": ["x"],
     "numbers": [3],
     "a function of nothing": [lambda: None],
-    "a monitor without validation": [nn.EarlyStopping(5)],
-    "an unknown monitor": [nn.EarlyStopping(5, monitor="los")],
+    "a monitor without validation": [nn.EarlyStopping(patience=5)],
+    "an unknown monitor": [nn.EarlyStopping(patience=5, monitor="los")],
     "best by an unknown monitor": From(
         lambda w: [nn.Checkpoint(w.folder / "a", best=True, monitor="los")]
     ),
-    "a plateau of an unknown monitor": [nn.ReduceOnPlateau(5, monitor="los")],
-    "a plateau without a Scaled": [nn.ReduceOnPlateau(5, monitor="loss")],
+    "a plateau of an unknown monitor": [nn.ReduceOnPlateau(patience=5, monitor="los")],
+    "a plateau without a Scaled": [nn.ReduceOnPlateau(patience=5, monitor="loss")],
     "an unknown field of a path": From(lambda w: [nn.Checkpoint(w.folder / "{los}.safetensors")]),
     "a field without a name": From(lambda w: [nn.Checkpoint(w.folder / "{}.safetensors")]),
     "an open brace": From(lambda w: [nn.Checkpoint(w.folder / "{epoch.safetensors")]),
@@ -446,6 +450,7 @@ CALLBACKS = {
     "no folder for a log": From(lambda w: [nn.CSVLog(w.folder / "missing" / "a.csv")]),
     "a folder as the log": From(lambda w: [nn.CSVLog(w.folder)]),
     "a log of something else": From(lambda w: [nn.CSVLog(w.folder / "file")]),
+    "a log of other columns": From(lambda w: [nn.CSVLog(w.folder / "columns.csv")]),
     "a file as the folder of a log": From(lambda w: [nn.TensorBoardLog(w.folder / "file")]),
 }
 
@@ -863,6 +868,10 @@ def of_layers():
         "Losses(weights of others)": lambda w: nn.Losses(a=losses.huber, weights={"b": 1.0}),
         "Losses(weights as text)": lambda w: nn.Losses(a=losses.huber, weights={"a": "1"}),
         "Losses(weights negative)": lambda w: nn.Losses(a=losses.huber, weights={"a": -1.0}),
+        "Rows(text)": lambda w: nn.Rows("x"),
+        "Rows(None)": lambda w: nn.Rows(None),
+        "Rows(two axes)": lambda w: nn.Rows(w.x),
+        "History(3)": lambda w: nn.History(3),
         "Flatten(shape=(3,))": lambda w: nn.Flatten(shape=(3,)),
         "ReLU6(high=1.0)": lambda w: nn.ReLU6(high=1.0),
         "ReLU(inplace=True)": lambda w: nn.ReLU(inplace=True),

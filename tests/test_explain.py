@@ -620,5 +620,5 @@ def test_data_that_the_loss_cannot_take_are_refused():
     x = np.ones((2, 4), np.float32)
     with pytest.raises(ValueError, match="9"):
         nn.explain(nn.Dense(3), nn.softmax_cross_entropy, x, np.array([0, 9]))
-    with pytest.raises(TypeError, match="expected model to be a layer, got 3"):
+    with pytest.raises(TypeError, match="expected a layer or a block as the model, got 3"):
         nn.explain(3, nn.softmax_cross_entropy, x, np.array([0, 1]))

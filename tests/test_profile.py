@@ -267,7 +267,7 @@ def infinite(y, target):
     [
         ({"steps": 0}, ValueError, "steps of at least 1, got 0"),
         ({"steps": 2.0}, TypeError, "steps to be an integer"),
-        ({"loss": 3}, TypeError, "a function as the loss"),
+        ({"loss": 3}, TypeError, "the loss to be a function of"),
         ({"target": TARGET[:5]}, ValueError, "6 examples, but targets of shape"),
         ({"x": X * math.nan}, ValueError, "expected finite numbers"),
         ({"loss": infinite}, nn.NonFiniteLoss, "step 1 met a loss of"),

@@ -417,12 +417,30 @@ class CSVLog(_Checked):
 
     def expect(self, trainer, fields):
         expect_place(self.path)
+        head, rows = self._reached(trainer)
+        if rows and fields is not None:
+            self._expect_columns(head, fields)
         return fields
 
     def begin(self, trainer):
+        head, rows = self._reached(trainer)
+        if head:
+            text = StringIO()
+            csv.writer(text).writerows([head, *rows] if rows else [])
+            write_text(self.path, text.getvalue())
+
+    def _expect_columns(self, head, fields) -> None:
+        if head != list(fields):
+            raise ValueError(
+                f"{self.path} has the columns {', '.join(head)}, but an epoch reports "
+                f"{', '.join(fields)}"
+            )
+
+    def _reached(self, trainer) -> tuple[list[str], list[list[str]]]:
+        """The head of the file, and its rows of epochs that the trainer has reached."""
         path = Path(self.path)
         if not path.exists():
-            return
+            return [], []
         with path.open(newline="", encoding="utf-8") as file:
             head, *rows = [*csv.reader(file)] or [["epoch"]]
         if "epoch" not in head:
@@ -433,10 +451,7 @@ class CSVLog(_Checked):
             whole = len(row) == len(head) and row[place].isdecimal()
             return whole and int(row[place]) <= trainer.epoch
 
-        kept = [row for row in rows if reached(row)]
-        text = StringIO()
-        csv.writer(text).writerows([head, *kept] if kept else [])
-        write_text(path, text.getvalue())
+        return head, [row for row in rows if reached(row)]
 
     def epoch(self, trainer, row):
         with Path(self.path).open("a+", newline="", encoding="utf-8") as file:
@@ -444,11 +459,8 @@ class CSVLog(_Checked):
             head = next(csv.reader(file), None)
             if head is None:
                 csv.writer(file).writerow(row)
-            elif head != list(row):
-                raise ValueError(
-                    f"{self.path} has the columns {', '.join(head)}, but an epoch reports "
-                    f"{', '.join(row)}"
-                )
+            else:
+                self._expect_columns(head, list(row))
             csv.writer(file).writerow(row.values())
 
 

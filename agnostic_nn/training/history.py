@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..arrays import expect_list
 from ..pages import embedded, figure, svg
 from ..tables import folded, html_table, table
 
@@ -22,6 +23,9 @@ class History:
     """
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        expect_list("epochs", self.epochs)
 
     def __getitem__(self, name: str) -> list:
         return [row[name] for row in self.epochs]
