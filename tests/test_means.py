@@ -14,6 +14,7 @@ from cases.losses import CASES as EVERY_LOSS
 
 import agnostic_nn as nn
 from agnostic_nn.arrays import namespace
+from agnostic_nn.compare.controls import _unmoved, _update
 from agnostic_nn.losses.base import batch_loss
 from agnostic_nn.training import Trainer
 from agnostic_nn.trees import leaves, shape_map, tree_map
@@ -372,3 +373,21 @@ def test_batches_left_over_are_saved_and_gone_on_with(backend, widest, epsilon, 
     loaded = Trainer.load(tmp_path / "half.safetensors", backend, model=Shift(), metrics={})
     loaded.fit(*data, **options)
     close(backend.to_numpy(loaded.params), at_once, epsilon)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_control_run_of_compare_takes_the_steps_of_accumulate(reduction):
+    """It takes gradients and update apart, to put rounding in between."""
+    loss, optimizer = partial(IGNORING, reduction=reduction), nn.Accumulate(nn.SGD(0.125), 2)
+    params = {"b": np.zeros((3, 4))}
+    moments, apart = optimizer.init(params), params
+    step, unmoved = nn.make_step(Shift(), loss, optimizer), _unmoved(optimizer)
+    slope = nn.make_step(Shift(), loss, unmoved)
+    carry = params, {}, moments
+    for rows in (slice(0, 4), slice(4, 7)):
+        batch = X["a"][rows], SOME["a"][rows]
+        carry, _, _ = step(carry, *batch)
+        (grads, _, divisor), _, _ = slope((apart, {}, np.ones(())), *batch)
+        apart, moments = _update(optimizer, unmoved, apart, grads, moments, divisor)
+    close(apart, carry[0], 1e-15)
+    assert np.any(apart["b"] != 0)

@@ -87,8 +87,9 @@ class Controls:
         losses: list[float] = []
         self.told.begin(f"control: {wide} with rounding of {context.dtype}", task.steps)
         with np.errstate(all="ignore"):
-            slope = host.jit(make_step(model, loss, _unmoved(optimizer)))
-            update = host.jit(partial(_update, optimizer))
+            unmoved = _unmoved(optimizer)
+            slope = host.jit(make_step(model, loss, unmoved))
+            update = host.jit(partial(_update, optimizer, unmoved))
             one = np.ones(())
             params, state, moments = (
                 tree_map(lambda leaf: leaf.astype(wide) if leaf.dtype.kind == "f" else leaf, tree)
@@ -110,19 +111,28 @@ class Controls:
 
 
 class _Divided(Unmoved):
-    """The same, whose moments, 1 before, are what the gradients were divided by."""
+    """The same, whose moments, 1 before, are what the gradients were divided by.
+
+    of_sum: whether they were those of a sum, which is divided by nothing.
+    """
 
     uses_divisor = True
+    of_sum = False
 
     def update(self, params, grads, moments, divisor=1.0):
-        return grads, moments * divisor
+        self.of_sum = divisor is None
+        return grads, moments if divisor is None else moments * divisor
 
 
 def _unmoved(optimizer: Any) -> Unmoved:
     return _Divided() if uses_divisor(optimizer) else Unmoved()
 
 
-def _update(optimizer: Any, params: Any, grads: Any, moments: Any, divisor: Any) -> tuple:
+def _update(
+    optimizer: Any, unmoved: Unmoved, params: Any, grads: Any, moments: Any, divisor: Any
+) -> tuple:
+    """One step along gradients that `unmoved` handed out with their divisor."""
+    divisor = None if getattr(unmoved, "of_sum", False) else divisor
     return update_by(optimizer, divisor)(params, grads, moments)
 
 
