@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -55,6 +56,46 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path, wrong):
     with pytest.raises(TypeError, match=r"cannot save odd of dtype .*: expected one of float64"):
         checkpoint.write(tmp_path / "a", {"odd": wrong}, {})
     assert os.listdir(tmp_path) == []
+
+
+def test_a_save_and_a_load_take_little_memory_besides_the_state(tmp_path):
+    model = nn.Sequential(*[nn.Dense(500, bias=False) for _ in range(8)])
+    options = {"backend": "numpy", "shape": (500,)}
+    trainer = nn.Trainer(model, nn.mean_squared_error, nn.SGD(0.1), **options)
+    trainer.save(tmp_path / "a")  # what is imported and kept the first time is not counted
+    nn.Trainer.load(tmp_path / "a", "numpy")
+    size = (tmp_path / "a").stat().st_size
+    tracemalloc.start()
+    trainer.save(tmp_path / "a")
+    _, peak = tracemalloc.get_traced_memory()
+    assert peak < 0.5 * size
+    tracemalloc.reset_peak()
+    loaded = nn.Trainer.load(tmp_path / "a", "numpy")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * size
+    assert_same_bits(loaded, trainer)
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_is_refused(tmp_path):
+    path = tmp_path / "a"
+    checkpoint.write(path, {"a": np.ones(10_000)}, {})
+    with checkpoint.opened(path) as file:
+        with path.open("r+b") as other:
+            other.truncate(5000)
+        with pytest.raises(checkpoint.CheckpointError, match="became shorter while it was read"):
+            file.arrays()
+
+
+def test_a_damaged_file_that_fits_no_model_is_called_damaged(tmp_path):
+    """So that a flipped bit in a shape is not taken for another model."""
+    trainer = nn.Trainer(nn.Dense(3), nn.mean_squared_error, nn.SGD(), backend="numpy", shape=(4,))
+    trainer.save(tmp_path / "a")
+    whole = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(whole.replace(b'width\\": 3', b'width\\": 7'))
+    assert (tmp_path / "a").read_bytes() != whole
+    with pytest.raises(nn.CheckpointError, match="is damaged: its digest does not fit"):
+        nn.Trainer.load(tmp_path / "a", "numpy")
 
 
 @pytest.mark.parametrize(
@@ -182,6 +223,8 @@ def test_killed_while_saving_the_file_is_whole(tmp_path):
         writer.stdout.close()
         arrays, description = checkpoint.read(path)
         assert (arrays["a"] == description["n"]).all()
+    checkpoint.write(path, {}, {})
+    assert os.listdir(tmp_path) == ["a"], "what the killed ones left is gone"
 
 
 MODEL = nn.Sequential(
