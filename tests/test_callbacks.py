@@ -380,6 +380,8 @@ def test_what_was_kept_goes_along_to_another_backend(backend):
 
 # --- what belongs to one run ------------------------------------------------------------
 
+NUMPY = "numpy"  # it is the same on all, and soon done on one
+
 
 def watching(trainer, values, *callbacks, **options):
     """Epochs of a fit in which the validation loss takes these values."""
@@ -396,9 +398,9 @@ def failing_at(epoch):
     return fail
 
 
-def test_a_new_fit_starts_afresh(backend):
+def test_a_new_fit_starts_afresh():
     """Also with the same callback, whose best value would be out of reach."""
-    trainer, stopping = make(backend), nn.EarlyStopping(patience=2)
+    trainer, stopping = make(NUMPY), nn.EarlyStopping(patience=2)
     assert watching(trainer, [1.0, 2.0, 3.0, 4.0], stopping) == 3
     best = []
     look = [stopping, lambda trainer, row: best.append(host(trainer))]
@@ -406,26 +408,26 @@ def test_a_new_fit_starts_afresh(backend):
     assert_same_bits(host(trainer), best[2])
 
 
-def test_a_checkpoint_of_the_best_is_one_of_this_run(backend, tmp_path):
-    trainer = make(backend)
+def test_a_checkpoint_of_the_best_is_one_of_this_run(tmp_path):
+    trainer = make(NUMPY)
     for values, best in (([1.0, 2.0], 1), ([9.0, 8.0, 8.5], 4)):
         watching(trainer, values, nn.Checkpoint(tmp_path / "a", best=True))
-        assert nn.Trainer.load(tmp_path / "a", backend).epoch == best
+        assert nn.Trainer.load(tmp_path / "a", NUMPY).epoch == best
 
 
-def test_callbacks_that_print_alike_do_not_share(backend):
+def test_callbacks_that_print_alike_do_not_share():
     """Each would count the other's epochs, and two for one value would be one too few."""
     stopping = nn.EarlyStopping(patience=4), nn.EarlyStopping(patience=4)
     assert stopping[0] == stopping[1]
     values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    assert watching(make(backend), values, *stopping) == 5
-    assert watching(make(backend), values, stopping[0], stopping[0]) <= 5
+    assert watching(make(NUMPY), values, *stopping) == 5
+    assert watching(make(NUMPY), values, stopping[0], stopping[0]) <= 5
 
 
 @pytest.mark.parametrize("how", ["an error", "steps", "saved", "moved"])
-def test_an_interrupted_run_is_continued(backend, tmp_path, how):
+def test_an_interrupted_run_is_continued(tmp_path, how):
     """The best was in epoch 1; 3 more end it, of which 2 were before the interruption."""
-    trainer, found, stopping = make(backend), [], nn.EarlyStopping(patience=3)
+    trainer, found, stopping = make(NUMPY), [], nn.EarlyStopping(patience=3)
     keep = [lambda trainer, row: found.append(host(trainer)), stopping]
     if how == "steps":
         watching(trainer, [1.0, 2.0, 3.0, 0.0], *keep, steps=10)
@@ -435,17 +437,17 @@ def test_an_interrupted_run_is_continued(backend, tmp_path, how):
             watching(trainer, [1.0, 2.0, 3.0], *keep, failing_at(3))
     if how == "saved":
         trainer.save(tmp_path / "a")
-        trainer = nn.Trainer.load(tmp_path / "a", backend)
+        trainer = nn.Trainer.load(tmp_path / "a", NUMPY)
     elif how == "moved":
-        trainer = trainer.to(backend)
+        trainer = trainer.to(NUMPY)
     # another list, in which there is one that needs no memory before it
     assert watching(trainer, [4.0, 5.0, 6.0], lambda trainer, row: None, stopping) == 1
     assert_same_bits(host(trainer), found[0])
     assert watching(trainer, [7.0, 6.0, 5.0], stopping) == 3
 
 
-def test_what_a_run_kept_is_dropped_with_it(backend, tmp_path):
-    trainer, stopping = make(backend), nn.EarlyStopping()
+def test_what_a_run_kept_is_dropped_with_it(tmp_path):
+    trainer, stopping = make(NUMPY), nn.EarlyStopping()
     sizes = []
 
     def measure(trainer, row):
@@ -456,12 +458,12 @@ def test_what_a_run_kept_is_dropped_with_it(backend, tmp_path):
     trainer.save(tmp_path / "a")
     assert (tmp_path / "a").stat().st_size < 0.8 * sizes[-1]
     assert trainer._memory is None
-    assert nn.Trainer.load(tmp_path / "a", backend)._memory is None
+    assert nn.Trainer.load(tmp_path / "a", NUMPY)._memory is None
 
 
 @pytest.mark.parametrize("end", ["build", "start_from"])
-def test_new_weights_end_an_interrupted_run(backend, end):
-    trainer, stopping = make(backend), nn.EarlyStopping(patience=1)
+def test_new_weights_end_an_interrupted_run(end):
+    trainer, stopping = make(NUMPY), nn.EarlyStopping(patience=1)
     with pytest.raises(OSError, match="full"):
         watching(trainer, [1.0], stopping, failing_at(1))
     if end == "build":
@@ -471,16 +473,16 @@ def test_new_weights_end_an_interrupted_run(backend, end):
     assert watching(trainer, [5.0, 4.0, 4.5], stopping) == 3
 
 
-def test_another_metric_has_another_best(backend):
-    trainer = make(backend)
+def test_another_metric_has_another_best():
+    trainer = make(NUMPY)
     with pytest.raises(OSError, match="full"):
         watching(trainer, [1e-9], nn.EarlyStopping(patience=1), failing_at(1))
     stopping = nn.EarlyStopping(monitor="loss", patience=1)
     assert watching(trainer, [1.0, 1.0], stopping) == 2
 
 
-def test_a_lowered_scale_stays_and_the_wait_begins_again(backend):
-    trainer, rates = make(backend, nn.Scaled(nn.SGD(1e-3))), []
+def test_a_lowered_scale_stays_and_the_wait_begins_again():
+    trainer, rates = make(NUMPY, nn.Scaled(nn.SGD(1e-3))), []
     look = [nn.RateLog(), lambda trainer, row: rates.append(row["rate"])]
     for _ in range(2):
         plateau = nn.ReduceOnPlateau(patience=2, factor=0.5)
@@ -525,8 +527,8 @@ def test_custom_callbacks_remember_too_and_those_that_they_call(backend, tmp_pat
         assert one.counts == [3, 4, 1]
 
 
-def test_outside_of_fit_there_is_nothing_to_remember(backend):
-    trainer, counting = make(backend, None), Counting()
+def test_outside_of_fit_there_is_nothing_to_remember():
+    trainer, counting = make(NUMPY, None), Counting()
     trainer.build((4,))
     for call in (trainer.memory, trainer.keep, trainer.restore):
         with pytest.raises(RuntimeError, match="only while `fit` is under way"):
@@ -536,8 +538,8 @@ def test_outside_of_fit_there_is_nothing_to_remember(backend):
     trainer.restore("mine")
 
 
-def test_a_fit_within_a_fit_is_a_run_within_a_run(backend):
-    trainer, outer, inner = make(backend), Counting(), Counting()
+def test_a_fit_within_a_fit_is_a_run_within_a_run():
+    trainer, outer, inner = make(NUMPY), Counting(), Counting()
 
     def train_more(trainer, row):
         if row["epoch"] == 2:

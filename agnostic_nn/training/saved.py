@@ -199,10 +199,11 @@ def expect_same_arrays(file: OpenedCheckpoint, like: dict[str, Any]) -> None:
             for tree in (found, expected)
         )
         if have != want:
-            have, want = (
-                "nothing" if one is None else "{} {}".format(*one) for one in (have, want)
+            has, needs = (
+                "nothing" if one is None else f"{one[0]} {one[1]}" for one in (have, want)
             )
-            file.refuse(f"does not fit the model: {short(name)} is {have}, expected {want}")
+            path = name if name.isprintable() and len(name) <= 200 else short(name)
+            file.refuse(f"does not fit the model: {path} is {has}, expected {needs}")
 
 
 @contextmanager
