@@ -23,7 +23,7 @@ FLOORS = (
     {"atomic"},
     {"arrays", "guards", "tables", "trees"},
     {"spans"},
-    {"special.padding", "special.reductions"},
+    {"special.elementwise", "special.padding", "special.precision", "special.reductions"},
     {"special", "random"},
     {"initializers", "metrics", "policies", "layers.base", "losses.base", "optimizers.base"},
     {"layers", "losses", "optimizers", "schedules"},

@@ -15,7 +15,7 @@ pytest.importorskip("llvmlite", reason="it is what compiles kernels")
 
 ONE = {
     "negative": np.negative, "square": np.square, "reciprocal": np.reciprocal, "sqrt": np.sqrt,
-    "absolute": np.absolute, "invert": np.invert,
+    "absolute": np.absolute, "floor": np.floor, "invert": np.invert,
 }  # fmt: skip
 TWO = {
     "add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide,
@@ -34,7 +34,7 @@ INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 DTYPES = ["bool", *INTEGERS, *FLOATS]
 MADE = {  # of these each dtype, with numbers of its own, has one right result
     "bool": {"and", "or", "xor", "invert"},
-    "float": {"reciprocal", "sqrt", "absolute", "divide"},
+    "float": {"reciprocal", "sqrt", "absolute", "floor", "divide"},
     "int": {"and", "or", "xor", "invert"},
 }
 FOR_NUMBERS = {"negative", "square", "add", "subtract", "multiply", "maximum", "minimum"}

@@ -32,6 +32,8 @@ DISPATCHED = [
     special.largest,
     special.largest_input,
     erf,
+    special.erfc,
+    special.tanh,
     special.normalize_rows,
     special.normalize_rows_backward,
     special.lstm,
@@ -239,6 +241,28 @@ def test_all_finite_takes_what_reductions_return(backend, draw, way):
     x = backend.asarray(draw(3))
     assert bool(function(xp.sum(x), xp.max(x), x))
     assert not bool(function(xp.sum(x), xp.sum(x) * math.nan))
+
+
+@ways
+@pytest.mark.parametrize("dtype", ["float32", "widest"])
+def test_erfc_keeps_the_digits_of_its_tail(backend, widest, way, dtype):
+    """The rounding of x² costs up to x² eps; the smallest numbers may be 0."""
+    dtype = widest if dtype == "widest" else dtype
+    x = np.linspace(-6.0, 8.0 if dtype == "float32" else 25.0, 501).astype(dtype)
+    y = call(backend, take(way, special.erfc), x)
+    assert y.dtype == x.dtype
+    expected = np.asarray([math.erfc(v) for v in x.tolist()])
+    eps = float(np.finfo(x.dtype).eps)
+    np.testing.assert_array_less(np.abs(y / expected - 1), (40 + 2 * x.astype(float) ** 2) * eps)
+
+
+@ways
+def test_tanh_is_that_of_the_c_library(backend, widest, epsilon, way):
+    x = np.concatenate([np.linspace(-30, 30, 401), np.logspace(-30, 0, 61), [math.inf, -math.inf]])
+    y = call(backend, take(way, special.tanh), x.astype(widest))
+    expected = [math.tanh(v) for v in x.astype(widest).tolist()]
+    np.testing.assert_allclose(y, expected, rtol=8 * epsilon, atol=0)
+    assert math.isnan(call(backend, take(way, special.tanh), np.asarray([math.nan], widest))[0])
 
 
 SMALL = np.logspace(-6, 0, 25)

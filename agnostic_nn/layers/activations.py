@@ -1,6 +1,5 @@
 """Activations: most apply one scalar function to every element; few have parameters."""
 
-import math
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
@@ -13,7 +12,24 @@ from ..arrays import (
     expect_positive,
     namespace,
 )
-from ..special import above_zero, erf, log_softmax, sigmoid, softplus
+from ..special import (
+    above_zero,
+    expm1_below,
+    gelu,
+    gelu_curve,
+    gelu_curve_slope,
+    gelu_slope,
+    log_softmax,
+    mish,
+    mish_slope,
+    narrowed,
+    sigmoid,
+    silu,
+    silu_slope,
+    softplus,
+    tanh,
+    widened,
+)
 from .base import Layer
 
 __all__ = [
@@ -48,7 +64,8 @@ class Elementwise(Layer):
     """y = f(x). Write f as `value` and f' as `slope`; the rest is here.
 
     Any shape, any real dtype; shape and dtype are kept. By the chain rule
-    dL/dx = dL/dy · f'(x), element by element.
+    dL/dx = dL/dy · f'(x), element by element. float16 and bfloat16 are computed in float32, and
+    rounded once: docs/accuracy.md has what f and f' are held to.
 
     Slopes are computed from x, not from the rounded y: 1 - y² of a saturated tanh
     has no correct digit left where 4 exp(-2|x|) / (1 + exp(-2|x|))² has all of them.
@@ -67,10 +84,10 @@ class Elementwise(Layer):
         raise NotImplementedError
 
     def forward(self, params, state, x, *, train=False):
-        return self.value(x), state, x
+        return narrowed(self.value(widened(x)), x), state, x
 
     def backward(self, params, cache, dy):
-        return dy * self.slope(cache), {}
+        return narrowed(widened(dy) * self.slope(widened(cache)), dy), {}
 
 
 class ReLU(Elementwise):
@@ -125,7 +142,7 @@ class ELU(Elementwise):
 
     def value(self, x):
         xp = namespace(x)
-        return xp.where(x > 0, x, self.alpha * xp.expm1(xp.minimum(x, 0.0)))
+        return xp.maximum(x, 0.0) + self.alpha * expm1_below(xp.minimum(x, 0.0))
 
     def slope(self, x):
         xp = namespace(x)
@@ -140,13 +157,17 @@ class SELU(Elementwise):
     """
 
     def value(self, x):
-        return _SELU_SCALE * _SELU_SHAPE.value(x)
+        xp = namespace(x)
+        return _SCALE * xp.maximum(x, 0.0) + _SCALE_ALPHA * expm1_below(xp.minimum(x, 0.0))
 
     def slope(self, x):
-        return _SELU_SCALE * _SELU_SHAPE.slope(x)
+        xp = namespace(x)
+        below = _SCALE_ALPHA * xp.exp(xp.minimum(x, 0.0))
+        return xp.where(x > 0, _SCALE, below)
 
 
-_SELU_SCALE, _SELU_SHAPE = 1.0507009873554805, ELU(1.6732632423543772)
+_SCALE = 1.0507009873554805
+_SCALE_ALPHA = _SCALE * 1.6732632423543772
 
 
 @dataclass(frozen=True)
@@ -163,7 +184,7 @@ class CELU(Elementwise):
 
     def value(self, x):
         xp = namespace(x)
-        return xp.where(x > 0, x, self.alpha * xp.expm1(self._below(x)))
+        return xp.maximum(x, 0.0) + self.alpha * expm1_below(self._below(x))
 
     def slope(self, x):
         return namespace(x).exp(self._below(x))
@@ -284,7 +305,7 @@ class Sigmoid(Elementwise):
     def slope(self, x):
         xp = namespace(x)
         decay = xp.exp(-xp.abs(x))
-        return decay / ((1.0 + decay) * (1.0 + decay))
+        return decay / (1.0 + decay * (2.0 + decay))
 
 
 class Tanh(Elementwise):
@@ -296,12 +317,12 @@ class Tanh(Elementwise):
     """
 
     def value(self, x):
-        return namespace(x).tanh(x)
+        return tanh(x)
 
     def slope(self, x):
         xp = namespace(x)
         decay = xp.exp(-2.0 * xp.minimum(xp.abs(x), 1e3))  # exp(-2000) is 0; 2|x| may overflow
-        return 4.0 * decay / ((1.0 + decay) * (1.0 + decay))
+        return 4.0 * decay / (1.0 + decay * (2.0 + decay))
 
 
 class SiLU(Elementwise):
@@ -313,10 +334,10 @@ class SiLU(Elementwise):
     """
 
     def value(self, x):
-        return x * sigmoid(x)
+        return silu(x)
 
     def slope(self, x):
-        return sigmoid(x) * (1.0 + x * sigmoid(-x))
+        return silu_slope(x)
 
 
 class Softplus(Elementwise):
@@ -344,11 +365,10 @@ class Mish(Elementwise):
     """
 
     def value(self, x):
-        return x * namespace(x).tanh(softplus(x))
+        return mish(x)
 
     def slope(self, x):
-        s = softplus(x)
-        return namespace(x).tanh(s) + x * sigmoid(x) * Tanh().slope(s)
+        return mish_slope(x)
 
 
 @dataclass(frozen=True)
@@ -375,37 +395,10 @@ class GELU(Elementwise):
         expect_flag("approximate", self.approximate)
 
     def value(self, x):
-        if self.approximate:
-            return 0.5 * x * (1.0 + namespace(x).tanh(_gelu_u(x)))
-        return x * _normal_cdf(x)
+        return gelu_curve(x) if self.approximate else gelu(x)
 
     def slope(self, x):
-        if self.approximate:
-            xp = namespace(x)
-            x = xp.clip(x, -_FLAT, _FLAT)
-            u = _gelu_u(x)
-            du = _ROOT * (1.0 + 3.0 * _CUBE * x * x)
-            return 0.5 * (1.0 + xp.tanh(u)) + 0.5 * x * du * Tanh().slope(u)
-        return _normal_cdf(x) + x * _normal_pdf(x)
-
-
-_ROOT, _CUBE = math.sqrt(2.0 / math.pi), 0.044715
-_FLAT = 40.0  # past it Φ is 0 or 1 and φ is 0 to the last bit, and x² could overflow
-
-
-def _gelu_u(x):
-    x = namespace(x).clip(x, -_FLAT, _FLAT)
-    return _ROOT * (x + _CUBE * x * x * x)
-
-
-def _normal_cdf(x):
-    return 0.5 * (1.0 + erf(x * math.sqrt(0.5)))
-
-
-def _normal_pdf(x):
-    xp = namespace(x)
-    x = xp.clip(x, -_FLAT, _FLAT)
-    return xp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
+        return gelu_curve_slope(x) if self.approximate else gelu_slope(x)
 
 
 @dataclass(frozen=True)
@@ -472,13 +465,14 @@ class GLU(Layer):
 
     def forward(self, params, state, x, *, train=False):
         self._expect_even(x.shape)
-        a, b = self._halves(x)
-        return a * self.gate.value(b), state, x
+        a, b = self._halves(widened(x))
+        return narrowed(a * self.gate.value(b), x), state, x
 
     def backward(self, params, cache, dy):
-        a, b = self._halves(cache)
-        da, db = dy * self.gate.value(b), dy * a * self.gate.slope(b)
-        return namespace(dy).concat((da, db), axis=-1), {}
+        a, b = self._halves(widened(cache))
+        wide = widened(dy)
+        da, db = wide * self.gate.value(b), wide * a * self.gate.slope(b)
+        return narrowed(namespace(dy).concat((da, db), axis=-1), dy), {}
 
     def _expect_even(self, shape):
         name, fits = type(self).__name__, len(shape) >= 2 and shape[-1] % 2 == 0
@@ -525,14 +519,15 @@ class Softmax(Layer):
         return {}, {}, _with_axis(self.axis, shape)
 
     def forward(self, params, state, x, *, train=False):
-        xp = namespace(x)
-        grown = xp.exp(x - xp.max(x, axis=self.axis, keepdims=True))
+        xp, wide = namespace(x), widened(x)
+        grown = xp.exp(wide - xp.max(wide, axis=self.axis, keepdims=True))
         y = grown / xp.sum(grown, axis=self.axis, keepdims=True)
-        return y, state, y
+        return narrowed(y, x), state, y
 
     def backward(self, params, cache, dy):
-        y = cache
-        return y * (dy - namespace(y).sum(dy * y, axis=self.axis, keepdims=True)), {}
+        y, wide = cache, widened(dy)
+        dx = y * (wide - namespace(y).sum(wide * y, axis=self.axis, keepdims=True))
+        return narrowed(dx, dy), {}
 
 
 @dataclass(frozen=True)
@@ -556,12 +551,13 @@ class LogSoftmax(Layer):
         return {}, {}, _with_axis(self.axis, shape)
 
     def forward(self, params, state, x, *, train=False):
-        y = log_softmax(x, axis=self.axis)
-        return y, state, y
+        y = log_softmax(widened(x), axis=self.axis)
+        return narrowed(y, x), state, y
 
     def backward(self, params, cache, dy):
-        xp = namespace(cache)
-        return dy - xp.exp(cache) * xp.sum(dy, axis=self.axis, keepdims=True), {}
+        xp, wide = namespace(cache), widened(dy)
+        dx = wide - xp.exp(cache) * xp.sum(wide, axis=self.axis, keepdims=True)
+        return narrowed(dx, dy), {}
 
 
 def _with_axis(axis, shape):

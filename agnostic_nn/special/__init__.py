@@ -7,7 +7,18 @@ its own; it may change the speed and the last bit, never the meaning. Each file 
 
 from .attention import attend, attend_backward
 from .barriers import barrier, barrier_as
-from .elementwise import above_zero, erf, sigmoid, softplus
+from .elementwise import above_zero, erf, erfc, sigmoid, softplus, tanh
+from .gates import (
+    expm1_below,
+    gelu,
+    gelu_curve,
+    gelu_curve_slope,
+    gelu_slope,
+    mish,
+    mish_slope,
+    silu,
+    silu_slope,
+)
 from .indexing import scatter_add, select
 from .loops import lstm, lstm_backward, scan, scan_as, scan_into
 from .normalization import (
@@ -18,6 +29,7 @@ from .normalization import (
 )
 from .padding import crop, pad, surround
 from .pooling import along, largest, largest_input, slide, unslide
+from .precision import is_narrow, narrowed, widened
 from .reductions import all_finite, log_softmax, norm, scaled_norm, sum_rows
 from .windows import convolve, convolve_input, convolve_weight
 
@@ -34,11 +46,21 @@ __all__ = [
     "convolve_weight",
     "crop",
     "erf",
+    "erfc",
+    "expm1_below",
+    "gelu",
+    "gelu_curve",
+    "gelu_curve_slope",
+    "gelu_slope",
+    "is_narrow",
     "largest",
     "largest_input",
     "log_softmax",
     "lstm",
     "lstm_backward",
+    "mish",
+    "mish_slope",
+    "narrowed",
     "norm",
     "normalize",
     "normalize_backward",
@@ -52,9 +74,13 @@ __all__ = [
     "scatter_add",
     "select",
     "sigmoid",
+    "silu",
+    "silu_slope",
     "slide",
     "softplus",
     "sum_rows",
     "surround",
+    "tanh",
     "unslide",
+    "widened",
 ]

@@ -56,6 +56,7 @@ _FLOATS = {
     "reciprocal": ("fdiv {t} 1.0, {a}",),
     "sqrt": ("call {t} @llvm.sqrt.f{bits}({t} {a})",),
     "absolute": ("call {t} @llvm.fabs.f{bits}({t} {a})",),
+    "floor": ("call {t} @llvm.floor.f{bits}({t} {a})",),
     "maximum": tuple(line.replace("{more}", "ogt") for line in _LARGER),
     "minimum": tuple(line.replace("{more}", "olt") for line in _LARGER),
 }
@@ -270,6 +271,8 @@ declare float @llvm.sqrt.f32(float)
 declare float @llvm.fabs.f32(float)
 declare double @llvm.sqrt.f64(double)
 declare double @llvm.fabs.f64(double)
+declare float @llvm.floor.f32(float)
+declare double @llvm.floor.f64(double)
 """
 
 

@@ -145,7 +145,8 @@ TracedArray.namespace = _Namespace()
 _OPERATIONS = {
     np.add: "add", np.subtract: "subtract", np.multiply: "multiply", np.true_divide: "divide",
     np.negative: "negative", np.square: "square", np.reciprocal: "reciprocal",
-    np.sqrt: "sqrt", np.absolute: "absolute", np.maximum: "maximum", np.minimum: "minimum",
+    np.sqrt: "sqrt", np.absolute: "absolute", np.floor: "floor",
+    np.maximum: "maximum", np.minimum: "minimum",
     np.less: "less", np.less_equal: "less_equal", np.greater: "greater",
     np.greater_equal: "greater_equal", np.equal: "equal", np.not_equal: "not_equal",
     np.bitwise_and: "and", np.bitwise_or: "or", np.bitwise_xor: "xor",

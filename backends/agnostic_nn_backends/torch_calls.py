@@ -221,7 +221,7 @@ TracedTensor.namespace = _Namespace()
 _OPERATIONS = {  # but not sqrt, which MKL rounds another way
     torch.add: "add", torch.sub: "subtract", torch.mul: "multiply", torch.div: "divide",
     torch.neg: "negative", torch.reciprocal: "reciprocal",
-    torch.abs: "absolute", torch.maximum: "maximum", torch.minimum: "minimum",
+    torch.abs: "absolute", torch.floor: "floor", torch.maximum: "maximum", torch.minimum: "minimum",
     torch.lt: "less", torch.le: "less_equal", torch.gt: "greater",
     torch.ge: "greater_equal", torch.eq: "equal", torch.ne: "not_equal",
     torch.bitwise_and: "and", torch.bitwise_or: "or", torch.bitwise_xor: "xor",

@@ -1,0 +1,68 @@
+"""Activations and their slopes are right to four units in the last place, as docs/accuracy.md says."""
+
+import math
+
+import numpy as np
+import pytest
+from accuracy import TRUTH, half, limit, measure, single
+
+import agnostic_nn as nn
+
+LAYERS = list(TRUTH)
+
+
+def test_activations_of_float32_are_right_to_the_last_places(backend):
+    grids = [single(TRUTH[layer][2], 2**14) for layer in LAYERS]
+    allowed = limit(backend)
+    for layer, errors in zip(LAYERS, measure(backend, LAYERS, grids), strict=True):
+        for what, (error, place) in zip(("f", "f'"), errors, strict=True):
+            assert error <= allowed, f"{what} of {layer} is {error:.2f} units off at {place}"
+
+
+def test_activations_of_every_float16_number_are_rounded_right(backend):
+    if not hasattr(backend.xp, "float16"):
+        pytest.skip(f"{backend.name} has no float16")
+    for layer, errors in zip(LAYERS, measure(backend, LAYERS, [half()] * len(LAYERS)), strict=True):
+        for what, (error, place) in zip(("f", "f'"), errors, strict=True):
+            assert error <= 0.51, f"{what} of {layer} is {error:.2f} units off at {place}"
+
+
+def test_gelu_keeps_the_digits_of_its_tail(backend, widest):
+    """1 + erf would leave 0 of them at -5.5 in float32, and half of them in float64."""
+    for dtype in {"float32", widest}:
+        x = np.asarray([-5.5, -2.9, 0.5], dtype)
+        layer = nn.GELU()
+        y, _, cache = layer.forward({}, {}, backend.asarray(x))
+        slope, _ = layer.backward({}, cache, backend.asarray(np.ones_like(x)))
+        phi = [0.5 * math.erfc(-v / math.sqrt(2.0)) for v in x]
+        bell = [v * math.exp(-0.5 * v * v) / math.sqrt(2.0 * math.pi) for v in x]
+        eps = float(np.finfo(dtype).eps)
+        np.testing.assert_allclose(backend.to_numpy(y), x * phi, rtol=40 * eps)
+        np.testing.assert_allclose(backend.to_numpy(slope), np.add(phi, bell), rtol=40 * eps)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.GLU(), nn.SwiGLU(), nn.GEGLU(), nn.Softmax(), nn.LogSoftmax()]
+)
+def test_float16_stays_float16_and_is_computed_in_float32(backend, layer):
+    """The results are those of float32, rounded once; sums of exp do not overflow."""
+    if not hasattr(backend.xp, "float16"):
+        pytest.skip(f"{backend.name} has no float16")
+    x = np.random.default_rng(0).uniform(-4, 4, (2, 8)).astype(np.float16)
+    found = []
+    for given in (x, x.astype(np.float32)):
+        y, _, cache = layer.forward({}, {}, backend.asarray(given))
+        dy = np.ones(y.shape, given.dtype) * given.dtype.type(0.5)
+        found.append(backend.to_numpy((y, layer.backward({}, cache, backend.asarray(dy))[0])))
+    for narrow, wide in zip(*found, strict=True):
+        assert narrow.dtype == np.float16
+        np.testing.assert_array_equal(narrow, wide.astype(np.float16))
+
+
+def test_softmax_of_many_float16_numbers_does_not_overflow(backend):
+    if not hasattr(backend.xp, "float16"):
+        pytest.skip(f"{backend.name} has no float16")
+    x = backend.asarray(np.zeros((1, 2**17), np.float16))
+    for layer, expected in ((nn.Softmax(), 2.0**-17), (nn.LogSoftmax(), -17 * math.log(2.0))):
+        y = backend.to_numpy(layer.forward({}, {}, x)[0])
+        np.testing.assert_allclose(y, expected, rtol=1e-3)
