@@ -151,6 +151,13 @@ def badinput(session):
 
 
 @session
+def ulp(session):
+    """Measure how accurate activations are: docs/accuracy.md; `-- --write` updates it."""
+    session.install("-e", ".[jax,strict,llvm]", "torch==2.13.0")
+    session.run("python", "tests/accuracy.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@session
 def conformance(session):
     """What a backend can carry: `-- jax`, or `-- mlx.core -- mlx[cpu]` with what to install."""
     if not session.posargs:

@@ -8,6 +8,7 @@ numbers and on about a million float32 numbers, on every backend that is install
 """
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 

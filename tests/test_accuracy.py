@@ -1,4 +1,4 @@
-"""Activations and their slopes are right to four units in the last place, as docs/accuracy.md says."""
+"""Activations and slopes are right to four units in the last place, as docs/accuracy.md says."""
 
 import math
 

@@ -465,13 +465,18 @@ def native_erf(x):
     return on_current_device(special.erf.dispatch(np.ndarray), x)
 
 
+def native_erfc(x):
+    return on_current_device(special.erfc.dispatch(np.ndarray), x)
+
+
 @pytest.fixture
 def stand_in(monkeypatch):
     """The adapter, loaded anew on modules that only look like CuPy, on each of two devices."""
     warnings.warn("NO GPU CODE RAN: NumPy stood in for CuPy", stacklevel=1)
     nn.backend("numpy")
     monkeypatch.setitem(sys.modules, "cupy", CUPY)
-    monkeypatch.setitem(sys.modules, "cupyx.scipy.special", SimpleNamespace(erf=native_erf))
+    functions = SimpleNamespace(erf=native_erf, erfc=native_erfc)
+    monkeypatch.setitem(sys.modules, "cupyx.scipy.special", functions)
     monkeypatch.setitem(sys.modules, "array_api_compat.cupy", NAMESPACE)
     monkeypatch.setattr(array_api_compat, "cupy", NAMESPACE, raising=False)
     monkeypatch.setattr(Device, "waited", [])

@@ -8,6 +8,7 @@ import array_api_compat.cupy as xp
 import cupy
 import numpy as np
 from cupyx.scipy.special import erf as _erf
+from cupyx.scipy.special import erfc as _erfc
 
 from agnostic_nn import special
 from agnostic_nn.special.indexing import add_sorted
@@ -116,5 +117,6 @@ def _unslide(*parts, axis, stride, dilation, length):
 
 
 special.erf.register(cupy.ndarray, _erf)
+special.erfc.register(cupy.ndarray, _erfc)
 special.scatter_add.register(cupy.ndarray, _scatter_add)
 special.unslide.register(cupy.ndarray, _unslide)

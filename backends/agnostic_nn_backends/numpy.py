@@ -75,7 +75,8 @@ try:
     from scipy.special import erf as _wide_erf
     from scipy.special import erfc as _erfc
 except ImportError:  # the C library's, one number at a time: still ten times our series
-    _one_erf, _one_erfc = np.frompyfunc(math.erf, 1, 1), np.frompyfunc(math.erfc, 1, 1)
+    _one_erf = np.frompyfunc(math.erf, 1, 1)
+    _one_erfc = np.frompyfunc(math.erfc, 1, 1)
 
     def _wide_erf(x):
         return np.asarray(_one_erf(x)).astype(x.dtype)
