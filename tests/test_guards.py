@@ -100,6 +100,19 @@ def a_module_imported_inside():
     return function, lambda: setattr(config, "factor", 3.0)
 
 
+def a_name_imported_inside():
+    package = sys.modules["package_of_a_user"] = types.ModuleType("package_of_a_user")
+    package.config = sys.modules["package_of_a_user.config"] = types.ModuleType("config")
+    package.config.factor = 2.0
+
+    def function(x):
+        from package_of_a_user.config import factor
+
+        return x * factor
+
+    return function, lambda: setattr(package.config, "factor", 3.0)
+
+
 def a_default():
     def function(x, factor=2.0):
         return x * factor
@@ -620,11 +633,12 @@ def test_a_loss_may_read_the_steps_and_parameters_of_a_trainer(backend):
 
     trainer = nn.Trainer(nn.Dense(1), loss, nn.SGD(1e-12), backend=backend, shape=(2,))
     x, target = np.ones((12, 2), "float32"), np.zeros((12, 1), "float32")
-    seen = [float(trainer.step(x, target)) for _ in range(2)]
-    assert seen[0] == 0.0
+    count = 2 if backend.compiles else 5  # from the third call on a step may be replayed
+    seen = [float(trainer.step(x, target)) for _ in range(count)]
+    np.testing.assert_allclose(seen, seen[1] * np.arange(count), rtol=1e-5)
     # many steps in one compiled loop would all see the first of its numbers
     mean = trainer.fit(x, target, batch_size=6, verbose=0, shuffle=False)["loss"][0]
-    assert mean == pytest.approx(seen[1] * 2.5, rel=1e-5)
+    assert mean == pytest.approx(seen[1] * (count + 0.5), rel=1e-5)
 
 
 def test_a_refused_step_leaves_the_trainer_as_it_was(backend):
