@@ -63,6 +63,8 @@ WRITERS = {  # methods that only write: a list that is appended to and never rea
     *("add", "append", "appendleft", "discard", "extend", "extendleft", "insert", "update"),
     *("write", "writelines"),
 }
+# parts of the names of functions and methods that draw from a library's hidden generator
+DRAWS = ("bernoulli", "dropout", "exponential_", "multinomial", "normal", "rand", "uniform")
 DYNAMIC = {"getattr", "vars", "__dict__", "attrgetter", "asdict", "astuple"}
 ITERATORS: tuple[type, ...] = (
     *(type(iter(kind())) for kind in (list, tuple, dict, set, str)),
@@ -81,6 +83,7 @@ def guarded(
     compiled: Callable[[Callable], Callable],
     to_numpy: Callable[[Any], Any] | None,
     libraries: frozenset[str],
+    hidden: Callable[[], Any] | None = None,
 ) -> Callable:
     """Return compiled(function), compiled again whenever a value that user code reads changes.
 
@@ -90,11 +93,10 @@ def guarded(
     to_numpy: a function from an array of the backend to a host array; without one, arrays are not
     compared, as every call reads them anyhow.
     libraries: names of packages whose code is not looked into.
+    hidden: returns the state of the array library's own random generator.
     """
-    watch = Watch(function, to_numpy, libraries)
-    if watch.is_empty:
-        return compiled(function)
-    return Guarded(function, compiled, partial(Watch, function, to_numpy, libraries))
+    watch = partial(Watch, function, to_numpy, libraries, hidden)
+    return compiled(function) if watch().is_empty else Guarded(function, compiled, watch)
 
 
 class Guarded:
@@ -322,6 +324,7 @@ class Watch:
         function: Callable,
         to_numpy: Callable[[Any], Any] | None,
         libraries: frozenset[str] = frozenset(),
+        hidden: Callable[[], Any] | None = None,
     ) -> None:
         self._to_numpy, self._libraries = to_numpy, libraries
         self._env: dict[str, Any] = {"missing": _MISSING, "is_": _is, "all": all, "map": map}
@@ -338,6 +341,9 @@ class Watch:
         self.values: dict[str, tuple[str, Any]] = {}  # by path: the kind of comparison, and value
         self._walk(function, "", is_own=True, is_direct=True)
         self._look_at_attributes()
+        drawing = sorted(name for name in self._attributes if any(d in name for d in DRAWS))
+        if hidden is not None and drawing:
+            self._generators[id(hidden)] = ", ".join(drawing), _Hidden(hidden)
         self.is_empty = not (self._tests or self._generators or self._met_user_code or self.refused)
         self.holds = self._written()
 
@@ -758,6 +764,12 @@ class Watch:
         elif theirs and not is_frozen:  # an attribute of the instance would hide the class's
             code = f"{self._name(thing)}.__dict__.get({name!r}, missing)"
             self._test(f"{code} is missing", path, "is", _MISSING)
+
+
+class _Hidden(NamedTuple):
+    """The hidden generator of an array library."""
+
+    getstate: Callable[[], Any]
 
 
 class _Holder:

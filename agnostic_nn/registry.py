@@ -222,7 +222,8 @@ class Backend:
         compiled = partial(self._compiled, donate=donate)
         # where each call runs the Python, arrays that changed are met as they are
         to_numpy = self.adapter.to_numpy if hasattr(self.adapter, "eager") else None
-        return guarded(function, compiled, to_numpy, _packages(self.xp))
+        hidden = getattr(self.adapter, "random_state", None)
+        return guarded(function, compiled, to_numpy, _packages(self.xp), hidden)
 
     def _eager(self, function: Callable) -> Callable:
         """`function` under the policy, as Python runs it."""

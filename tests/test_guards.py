@@ -641,6 +641,22 @@ def test_a_loss_may_read_the_steps_and_parameters_of_a_trainer(backend):
     assert mean == pytest.approx(seen[1] * (count + 0.5), rel=1e-5)
 
 
+def test_what_a_trainers_steps_are_made_from_cannot_be_replaced(backend):
+    trainer = nn.Trainer(nn.Dense(1), nn.huber, nn.SGD(0.1), backend=backend)
+    for name in (
+        "model",
+        "loss",
+        "optimizer",
+        "metrics",
+        "backend",
+        "dtype",
+        "seed",
+        "keep_finite",
+    ):
+        with pytest.raises(AttributeError, match=f"the {name} of a Trainer cannot be replaced"):
+            setattr(trainer, name, getattr(trainer, name))
+
+
 def test_a_refused_step_leaves_the_trainer_as_it_was(backend):
     drawn = np.random.default_rng(0)
 
@@ -656,3 +672,13 @@ def test_a_refused_step_leaves_the_trainer_as_it_was(backend):
             act()
         assert trainer.steps == 0
         np.testing.assert_array_equal(backend.to_numpy(trainer.params)["weight"], before["weight"])
+
+
+def test_a_draw_from_the_array_librarys_hidden_generator_is_refused(backend):
+    draw = getattr(backend.xp, "rand", None)  # PyTorch's
+    if draw is None:
+        pytest.skip(f"{backend.name} has no such generator")
+    xp = backend.xp
+    run = backend.jit(lambda x: x * xp.rand(2))
+    with pytest.raises(TypeError, match="it draws from rand"):
+        run(backend.asarray(np.ones(2, np.float32)))

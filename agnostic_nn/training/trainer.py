@@ -113,6 +113,10 @@ class NonFiniteLoss(FloatingPointError):
     """A step met a loss or a gradient that is NaN or infinite; it was not taken."""
 
 
+# attributes that steps are made from
+_COMPILED = {"backend", "dtype", "keep_finite", "loss", "metrics", "model", "optimizer", "seed"}
+
+
 class Trainer:
     """A model in training: the one object of the library that changes.
 
@@ -201,6 +205,14 @@ class Trainer:
         self._predict = jit(model.predict)
         if shape is not None:
             self.build(shape)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _COMPILED and name in self.__dict__:
+            raise AttributeError(
+                f"the {name} of a Trainer cannot be replaced, as its steps are compiled from it: "
+                "make a new Trainer, and let it `start_from` the parameters of this one"
+            )
+        super().__setattr__(name, value)
 
     def build(self, shape: Shape) -> None:
         """Draw the starting weights for examples of `shape`, anew if there were any."""

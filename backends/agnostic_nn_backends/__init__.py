@@ -22,6 +22,8 @@
                   the same bits in every run; raises NotImplementedError, with what to do, where
                   that cannot be had, and its docstring says what it sets. None where nothing
                   is to be set; an adapter of a user's own may also lack it
+    random_state  () -> the state of the library's hidden random generator, to be compared, or None
+                  if it has none; an adapter of a user's own may lack it
     synchronize   array -> None, once its values are there (for timing)
     vjp           (function, *primals) -> (outputs, pullback), the library's own automatic
                   differentiation, or None; only checks of our gradients use it

@@ -25,6 +25,7 @@ __all__ = [
     "jit",
     "peak_memory",
     "policy",
+    "random_state",
     "synchronize",
     "to_numpy",
     "version",
@@ -34,6 +35,7 @@ __all__ = [
 
 version = cupy.__version__
 compiles = False
+random_state = None
 eager = None
 double = nullcontext
 float64_remedy = None

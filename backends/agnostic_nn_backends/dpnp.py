@@ -21,6 +21,7 @@ __all__ = [
     "jit",
     "peak_memory",
     "policy",
+    "random_state",
     "synchronize",
     "to_numpy",
     "version",
@@ -30,6 +31,7 @@ __all__ = [
 
 version = xp.__version__
 compiles = False
+random_state = None
 eager = None
 double = nullcontext
 float64_remedy = None

@@ -31,6 +31,7 @@ __all__ = [
     "jit",
     "peak_memory",
     "policy",
+    "random_state",
     "synchronize",
     "to_numpy",
     "version",
@@ -40,6 +41,7 @@ __all__ = [
 
 version = jax.__version__
 compiles = True
+random_state = None
 float64_remedy = (
     "set JAX_ENABLE_X64=1 in the environment before jax is imported, or call "
     "jax.config.update('jax_enable_x64', True)"

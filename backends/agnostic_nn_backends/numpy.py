@@ -26,6 +26,7 @@ __all__ = [
     "jit",
     "peak_memory",
     "policy",
+    "random_state",
     "synchronize",
     "to_numpy",
     "version",
@@ -35,6 +36,7 @@ __all__ = [
 
 version = np.__version__
 compiles = False
+random_state = None
 double = nullcontext
 float64_remedy = None
 peak_memory = None

@@ -27,6 +27,7 @@ __all__ = [
     "jit",
     "peak_memory",
     "policy",
+    "random_state",
     "synchronize",
     "to_numpy",
     "version",
@@ -71,6 +72,10 @@ def jit(function, device, donate=()):
 
 def eager(function, device):
     return plain(function, torch_calls.library) if device.type == "cpu" else function
+
+
+def random_state():
+    return torch.get_rng_state().numpy().tobytes()
 
 
 _LINES = ":4096:8", ":16:8"  # what CUBLAS_WORKSPACE_CONFIG must be
