@@ -36,7 +36,7 @@ TRAININGS = (
     *("test_compare_merge", "test_compare_own", "test_roundings"),
     *("test_callbacks", "test_data", "test_readme", "test_cuda_lowering"),
     *("test_benchmarks", "test_bisect", "test_profile", "test_check_command", "test_conformance"),
-    *("test_explain", "test_ledger", "test_notebook", "test_policies"),
+    *("test_explain", "test_faults", "test_ledger", "test_notebook", "test_policies"),
 )
 OF_FLOAT32 = (
     "test_float32_stays_float32_and_is_right_to_its_digits",
@@ -155,6 +155,14 @@ def ulp(session):
     """Measure how accurate activations are: docs/accuracy.md; `-- --write` updates it."""
     session.install("-e", ".[jax,strict,llvm]", "torch==2.13.0")
     session.run("python", "tests/accuracy.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@session
+def campaign(session):
+    """Plant faults and ask compare and bisect; `-- --write` writes docs/fault-campaign.md."""
+    session.install("-e", ".[jax,strict,compare]", "torch==2.13.0")
+    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": "tests", "XLA_FLAGS": QUICK}
+    session.run("python", "-m", "faults.campaign", *session.posargs, env=env)
 
 
 @session

@@ -786,5 +786,7 @@ def _ratio(error: float, tolerance: float) -> float:
 
 
 def _changed(leaf: np.ndarray) -> np.ndarray:
-    """Return other numbers of the same signs; integers, such as labels and keys, stay."""
-    return leaf * 0.75 if leaf.dtype.kind == "f" else leaf
+    """Return other numbers of the same signs; integers, such as labels, in another order."""
+    if leaf.dtype.kind == "f":
+        return leaf * 0.75
+    return np.roll(leaf, 1, axis=0) if leaf.ndim else leaf

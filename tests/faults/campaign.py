@@ -1,0 +1,452 @@
+"""The campaign: plant each fault, and ask `compare` and `bisect` whether the backends agree.
+
+`nox -s campaign` prints the table and fails if an aim is missed; `nox -s campaign -- --write` also
+writes `docs/fault-campaign.md`. Nothing in that page is typed by hand.
+"""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+import agnostic_nn as nn
+from agnostic_nn.bisecting import PieceFails, bisecting
+from agnostic_nn.compare import compare, comparing
+from agnostic_nn.tables import markdown_table
+
+from .catalogue import Fault, catalogue
+from .models import BATCH, MODELS, SEED, workload
+from .planting import clean, faulty
+from .truth import BEYOND, Effect, effect
+
+__all__ = ["Answer", "Outcome", "bisected", "compared", "remembered", "tried"]
+
+PAGE = Path(__file__).parents[2] / "docs" / "fault-campaign.md"
+CAUGHT, LOCATED = 0.99, 0.97  # the aims; and no false alarm
+COARSE = 256.0  # times rounding: what `compare`, whose tolerance is coarser, is to catch
+AGREE, DIFFER = "agree", "differ"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a tool says: a verdict ("agree", "differ", "not judged" or "failed"), and where."""
+
+    verdict: str
+    located: bool = False
+    said: str = ""
+    step: int = 0  # from 1, if `compare` names one
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A fault, its effect, and what each tool says of it.
+
+    again: of `bisect --steps`, as `compare` prints it, where `bisect` alone found nothing.
+    """
+
+    fault: Fault
+    effect: Effect
+    bisect: Answer
+    compare: Answer
+    again: Answer | None = None
+
+
+@contextmanager
+def remembered() -> Iterator[None]:
+    """Compute what the reference makes of the same piece and numbers only once.
+
+    And leave out what `compare` measures besides: memory, the formats of products, a ledger.
+    """
+    with ExitStack() as stack:
+        for place, name, key in (
+            (bisecting, "rounded", lambda f, given, **options: (repr(f), _digest(given))),
+            (comparing, "run_reference", lambda task, *_: (task.workload.name, task.seed)),
+            (comparing, "_context", lambda task, _, __, dtype: (*_task(task), dtype)),
+        ):
+            stack.enter_context(patch.object(place, name, _once(getattr(place, name), key)))
+        for name in ("_probed", "_memory"):
+            stack.enter_context(patch.object(comparing, name, lambda *_: {}))
+        stack.enter_context(patch.object(comparing, "_ledger", lambda *_: []))
+        yield
+
+
+def _task(task: Any) -> tuple:
+    return task.workload.name, task.seed
+
+
+def _once(function: Callable, key: Callable) -> Callable:
+    known: dict[Any, Any] = {}
+
+    def call(*args, **kwargs):
+        at = key(*args, **kwargs), tuple(sorted(kwargs.items()))
+        if at not in known:
+            known[at] = function(*args, **kwargs)
+        return known[at]
+
+    return call
+
+
+def _digest(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return tuple((name, _digest(branch)) for name, branch in sorted(tree.items()))
+    if isinstance(tree, tuple):
+        return tuple(map(_digest, tree))
+    array = np.asarray(tree)
+    return array.shape, array.dtype.name, array.tobytes()
+
+
+def tried(fault: Fault) -> Outcome:
+    """Plant a fault and ask both tools."""
+    outcome = Outcome(fault, effect(fault), bisected(fault), compared(fault))
+    if outcome.bisect.verdict != DIFFER and outcome.compare.step > 1:
+        return replace(outcome, again=bisected(fault, outcome.compare.step - 1))
+    return outcome
+
+
+def bisected(fault: Fault, steps: int = 1) -> Answer:
+    """Ask `bisect` about a backend with a fault."""
+    try:
+        found = _bisect(fault.model, SEED, clean(), _side(fault), steps)
+    except PieceFails as error:
+        return Answer("failed", said=str(error))
+    first = found.first
+    if first is None:
+        return Answer(found.status, said=found.verdict)
+    place = first.path.partition("#")[0] in fault.places
+    right = place and first.part.startswith(fault.parts)
+    blamed = first.ratios[0] <= 1.0 < first.ratios[1]
+    return Answer(DIFFER, right and blamed, f"{first.name}: {first.part}")
+
+
+def compared(fault: Fault) -> Answer:
+    """Ask `compare` about a backend with a fault."""
+    result = _compare(fault.model, SEED, _side(fault))
+    first = result["first_difference"] or {}
+    said = first.get("what") or result["error"] or ""
+    return Answer(_verdict(result), _is_right(fault, first), said, first.get("step") or 0)
+
+
+def _side(fault: Fault) -> nn.Backend:
+    return faulty(fault.changes(), fault.moves() if fault.moves else None)
+
+
+def _bisect(model: str, seed: int, one: Any, other: Any, steps: int = 1) -> bisecting.Bisection:
+    work = workload(model, seed)
+    train, _ = work.read()
+    given = work.model, work.loss, work.optimizer, train.x, train.target, one, other
+    return nn.bisect(*given, steps=steps, batch_size=BATCH, seed=seed)
+
+
+def _compare(model: str, seed: int, backend: Any) -> dict[str, Any]:
+    report = compare(workload(model, seed), [backend], seed=seed, sizes=())
+    return report["results"][0]
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    return {"agrees": AGREE, "differs": DIFFER}.get(result["status"], result["status"])
+
+
+QUANTITIES = {  # the beginning of a part of `bisect`: what `compare` calls it
+    "forward": {"layers", "predictions"},
+    "predict": {"predictions"},
+    "state": {"states", "predictions"},
+    "backward": {"gradients"},
+    "random words": {"layers", "states"},
+    "value": {"loss"},
+    "slope": {"gradients"},
+    "update": {"updates"},
+    "first update": {"updates"},
+    "moments": {"updates"},
+    "x": {"layers", "loss", "predictions"},
+}
+
+
+def _is_right(fault: Fault, first: dict[str, Any]) -> bool:
+    """Whether the first difference is of the right kind, in the right layer or just before it.
+
+    `compare` sees outputs and gradients, not what a layer returns to the one before it: for a dx
+    the gradients of a layer before are right.
+    """
+    parts = [part for part in QUANTITIES if any(p.startswith(part) for p in fault.parts)]
+    right = first.get("quantity") in set().union(*(QUANTITIES[part] for part in parts))
+    anywhere = fault.places == ("",) or fault.parts == ("backward: dx",)
+    return right and (anywhere or (first.get("layer") or "") in fault.places)
+
+
+# --- clean runs -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Alarms:
+    """Of clean runs on a backend: how many, and how many verdicts of each tool are wrong.
+
+    amber: by the tool, the runs of which something is not judged.
+    """
+
+    backend: str
+    runs: int
+    wrong: Counter
+    amber: Counter
+    said: tuple[str, ...]
+
+
+BACKENDS = {"numpy": 27, "torch:cpu": 20, "array_api_strict:device1": 2, "jax:cpu": 1}  # a model
+
+
+def alarms(place: tuple[str, str, int]) -> Alarms | None:
+    """Run both tools on a backend and a model without a fault, with other seeds and data."""
+    name, model, count = place
+    try:
+        backend = nn.backend(name)
+    except nn.BackendUnavailable as error:
+        print(f"{name} is left out: {error}")
+        return None
+    wrong: Counter = Counter()
+    amber: Counter = Counter()
+    said = []
+    with remembered():
+        for seed in range(SEED + 1, SEED + 1 + count):
+            bisection = _bisect(model, seed, "numpy", backend)
+            result = _compare(model, seed, backend)
+            for tool, verdict, what in (
+                ("bisect", bisection.status, bisection.verdict),
+                ("compare", _verdict(result), result["verdict"]),
+            ):
+                if verdict == "not judged":
+                    amber[tool] += 1
+                elif verdict != AGREE:
+                    wrong[tool] += 1
+                    said.append(f"{tool}, {name}, {model}, seed {seed}: {what}")
+    return Alarms(name, count, wrong, amber, tuple(said))
+
+
+# --- the page ---------------------------------------------------------------------------
+
+HEAD = """# The fault campaign
+
+{counted} faults are planted in one of two backends, in {models} small models, one at a time, and
+`agnostic-nn compare` and `agnostic-nn bisect` are asked whether the backends agree. A fault is
+*caught* if the verdict says that they differ, and *located* if the first difference named is in the
+right layer and of the right kind: forward, backward, state, prediction, update and so on, and, for
+`bisect`, if the right backend is blamed. `nox -s campaign -- --write` writes this page.
+
+The faults are sampled from a grid of kinds, layers, sizes and models: `tests/faults/catalogue.py`.
+{planted} were planted. Of these {idle} do not count, because they have no effect beyond rounding:
+in float64, the fault takes no output, loss, gradient, state, parameter, moment or prediction
+further from its value than {beyond:g} times what float32 without a fault is off there, at any of
+four steps (`tests/faults/truth.py`). An example is a constant added in front of a norm.
+
+{aims}
+
+`compare` allows 4 ε √n after n roundings in a row, which may be hundreds of times what rounding
+does. Its share is therefore of the faults beyond that; the table by size has all of them.
+
+## Faults by kind
+
+{kinds}
+
+`bisect` runs with its default, which judges the second step and a prediction after it. Where it
+finds nothing and `compare` names a step, it is run once more with the `--steps` that `compare`
+prints: that is the last column, the number caught only so. `compare` sees the outputs of layers,
+gradients, states and updates, not what one layer returns to the layer before it, so a wrong dx
+counts as located there if it names a gradient.
+
+## Faults by size
+
+How far the fault takes the worst result, in units of what rounding does to that result in float32.
+
+{sizes}
+
+## Predictions
+
+{predictions}
+
+## Clean runs
+
+The same models without a fault, with other seeds and other data. `compare` names parameters as not
+judged where only rounding decides how they are trained, such as the bias of the keys of attention,
+which has no gradient; its verdict on the transformer is then "not judged" (amber).
+
+{clean}
+
+## Missed
+
+What one of the two does not catch, or `bisect` does not locate.
+
+{missed}
+"""
+
+
+def _page(outcomes: list[Outcome], clean_runs: list[Alarms]) -> tuple[str, list[str]]:
+    """Return the page, and the aims that are missed."""
+    counted = [one for one in outcomes if one.effect.counts]
+    kinds = [_row(kind, counted) for kind in dict.fromkeys(one.fault.kind for one in counted)]
+    total = _row(None, counted)
+    bands = [(BEYOND, 1e2), (1e2, 1e4), (1e4, 1e6), (1e6, np.inf)]
+    sizes = []
+    for low, high in bands:
+        part = [one for one in counted if low < one.effect.largest <= high]
+        sizes.append([f"{low:g} to {high:g}", *_row(None, part)[1:-1]])
+    greens, said = {}, []
+    for tool, beyond in (("bisect", BEYOND), ("compare", COARSE)):
+        moved = [one for one in outcomes if one.effect.prediction > beyond]
+        greens[tool] = [one for one in moved if getattr(one, tool).verdict == AGREE]
+        said.append(
+            f"{len(moved)} faults take a prediction further than {beyond:g} times rounding; "
+            f"`{tool}` says that all agrees in {len(greens[tool])} of these."
+        )
+    runs = sum(one.runs for one in clean_runs)
+    false = {tool: sum(one.wrong[tool] for one in clean_runs) for tool in ("bisect", "compare")}
+    coarse = [one for one in counted if one.effect.largest > COARSE]
+    shares = {
+        "`bisect` catches": (_share(counted, lambda o: _caught(o)), CAUGHT),
+        "`bisect` locates": (_share(counted, lambda o: _placed(o)), LOCATED),
+        f"`compare` catches, of the {len(coarse)} with an effect of {COARSE:g} times rounding,": (
+            _share(coarse, lambda o: o.compare.verdict == DIFFER),
+            CAUGHT,
+        ),
+    }
+    missed = [
+        f"{what} {share:.1%}, aim {aim:.0%}" for what, (share, aim) in shares.items() if share < aim
+    ]
+    missed += [f"{tool}: {n} false alarms in {runs} runs" for tool, n in false.items() if n]
+    missed += [
+        f"{tool} is green though a prediction differs: {len(g)}" for tool, g in greens.items() if g
+    ]
+    aims = [f"{what} {share:.1%} (aim {aim:.0%})" for what, (share, aim) in shares.items()]
+    aims.append(f"false alarms: {sum(false.values())} in {runs} clean runs of each (aim 0)")
+    head = [
+        "kind",
+        "faults",
+        "`compare` catches",
+        "locates",
+        "`bisect` catches",
+        "locates",
+        "with `--steps`",
+    ]
+    clean_rows = []
+    for name in dict.fromkeys(one.backend for one in clean_runs):
+        part = [one for one in clean_runs if one.backend == name]
+        row: list[Any] = [name, sum(one.runs for one in part)]
+        for tool in ("compare", "bisect"):
+            row += [sum(one.wrong[tool] for one in part), sum(one.amber[tool] for one in part)]
+        clean_rows.append(row)
+    failures = [
+        f"- {one.fault}. `compare`: {_shown(one.compare)}; "
+        f"`bisect`: {_shown(one.again or one.bisect)}"
+        for one in counted
+        if not (one.compare.verdict == DIFFER and _caught(one) and _placed(one))
+    ]
+    failures += [f"- false alarm: {text}" for one in clean_runs for text in one.said]
+    page = HEAD.format(
+        counted=len(counted),
+        models=len(MODELS),
+        planted=len(outcomes),
+        idle=len(outcomes) - len(counted),
+        beyond=BEYOND,
+        aims="\n".join(f"- {aim}" for aim in aims),
+        kinds=markdown_table(head, [*kinds, total]),
+        sizes=markdown_table(["times rounding", *head[1:-1]], sizes),
+        predictions="\n".join(said),
+        clean=markdown_table(
+            [
+                *("backend", "runs", "`compare`: false alarms", "not judged"),
+                *("`bisect`: false alarms", "not judged"),
+            ],
+            clean_rows,
+        ),
+        missed="\n".join(failures) or "Nothing.",
+    )
+    return page, missed
+
+
+def _caught(one: Outcome) -> bool:
+    return DIFFER in (one.bisect.verdict, one.again and one.again.verdict)
+
+
+def _placed(one: Outcome) -> bool:
+    return (one.again or one.bisect).located
+
+
+def _shown(answer: Answer) -> str:
+    where = "" if answer.located or answer.verdict != DIFFER else ", elsewhere"
+    return f"{answer.verdict}{where}" + (f" ({answer.said})" if answer.said else "")
+
+
+def _share(outcomes: list[Outcome], holds: Callable[[Outcome], bool]) -> float:
+    return sum(map(holds, outcomes)) / max(1, len(outcomes))
+
+
+def _row(kind: str | None, outcomes: list[Outcome]) -> list[Any]:
+    part = [one for one in outcomes if kind in (None, one.fault.kind)]
+    return [
+        kind or "all",
+        len(part),
+        sum(one.compare.verdict == DIFFER for one in part),
+        sum(one.compare.verdict == DIFFER and one.compare.located for one in part),
+        sum(_caught(one) for one in part),
+        sum(_placed(one) for one in part),
+        sum(one.again is not None and one.again.verdict == DIFFER for one in part),
+    ]
+
+
+def _tried(numbers: list[int], share: float) -> list[tuple[int, tuple]]:
+    """Try the faults of these numbers; functions do not travel between processes."""
+    found = []
+    with remembered():
+        faults = catalogue(share)
+        for number in numbers:
+            outcome = tried(faults[number])
+            found.append((number, (outcome.effect, outcome.bisect, outcome.compare, outcome.again)))
+    return found
+
+
+def main() -> int:
+    """Run the campaign; return 1 if an aim is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
+    parser.add_argument("--share", type=float, default=1.0, help="of the faults and clean runs")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    options = parser.parse_args()
+    faults = catalogue(options.share)
+    models = list(MODELS)
+    # faults of one model in one process, which computes the references once
+    groups = [
+        [i for i, fault in enumerate(faults) if fault.model == model][part::4]
+        for model in models
+        for part in range(4)
+    ]
+    places = [
+        (name, model, max(1, round(count * options.share)))
+        for name, count in BACKENDS.items()
+        for model in models
+    ]
+    with ProcessPoolExecutor(options.jobs) as pool:
+        started = [pool.submit(_tried, group, options.share) for group in groups if group]
+        clean_started = [pool.submit(alarms, place) for place in places]
+        known: dict[int, tuple] = {}
+        for each in started:
+            known |= dict(each.result())
+            print(f"{len(known)} of {len(faults)} faults", flush=True)
+        clean_runs = [found for each in clean_started if (found := each.result()) is not None]
+    outcomes = [Outcome(fault, *known[i]) for i, fault in enumerate(faults)]
+    page, missed = _page(outcomes, clean_runs)
+    print(page)
+    if options.write:
+        PAGE.write_text(page)
+        print(f"written: {os.path.relpath(PAGE)}")
+    print("\n".join(f"MISSED: {aim}" for aim in missed) or "all aims are met")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""A sample of the fault campaign: one planted fault of each kind, which both tools catch."""
+
+import numpy as np
+import pytest
+from faults.campaign import bisected, compared, remembered
+from faults.catalogue import KINDS, Fault, catalogue
+from faults.models import MODELS
+from faults.truth import effect
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory():
+    with remembered():
+        yield
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fault_of_each_kind_is_caught_and_located(kind):
+    grid = [fault for fault in KINDS[kind][0]() if fault.model in ("MLP", "CNN", "graph")]
+    fault = grid[len(grid) * 2 // 5]
+    assert effect(fault).counts
+    found = bisected(fault)
+    assert (found.verdict, found.located) == ("differ", True), f"{fault}: {found.said}"
+    assert compared(fault).verdict == "differ", fault
+
+
+def test_without_a_fault_nothing_is_caught():
+    for model in ("MLP", "embedding"):
+        nothing = Fault("nothing", "nothing", model, ("",), ("",))
+        assert effect(nothing).largest == 0.0
+        assert bisected(nothing).verdict == "agree"
+        assert compared(nothing).verdict in ("agree", "not judged")
+
+
+def test_what_is_below_rounding_is_not_a_fault():
+    def barely():
+        from agnostic_nn import layers
+
+        def make(old):
+            def forward(self, params, state, x, *, train=False):
+                y, *rest = old(self, params, state, x, train=train)
+                return y * np.asarray(1.0 + 1e-9, y.dtype), *rest
+
+            return forward
+
+        return [(layers.Dense, "forward", make)]
+
+    fault = Fault("forward", "times 1 + 1e-9", "MLP", ("0",), ("forward",), barely)
+    assert 0.0 < effect(fault).largest < 1.0
+    assert not effect(fault).counts
+
+
+def test_the_campaign_is_as_large_as_it_is_said_to_be():
+    faults = catalogue()
+    assert len(faults) >= 400
+    assert {fault.model for fault in faults} == set(MODELS)
+    assert len(set(map(str, faults))) > 0.98 * len(faults)
