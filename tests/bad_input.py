@@ -316,6 +316,7 @@ def of_trainers():
             {"a": type},
         ),
         "keep_finite": ("no", None, 1, 0.5),
+        "context": ("text", 3, {"a": "text"}, np.ones(3)),  # as the loss takes none
     }
     for name, values in wrong.items():
         for value in values:
@@ -742,6 +743,7 @@ def of_tools():
             "name": (3, "nonsense", "numpy:", ":", ":cpu", "numpy:gpu", "numpy:cpu:9", ["numpy"]),
             "precision": ("high", 3, True),
             "deterministic": ("yes", 1, 0.5),
+            "replay": ("no", 1, 0.5),
         },
     )
     workload = {"workload": "parity-gru", "names": ["numpy"], "sizes": ()}
@@ -786,10 +788,16 @@ def of_tools():
 
 
 def of_layers():
-    """Layers called, started and run in ways that make no sense."""
+    """Layers called as functions, and what is put together wrongly."""
     dense = nn.Dense(3)
     yield Case("Dense(3)(x)", lambda w: dense(w.x))
     yield Case("Sequential(...)(x)", lambda w: MLP(w.x))
+    yield from _malformed()
+
+
+def of_arrays():
+    """Layers started and run with what are no keys, shapes or arrays."""
+    dense = nn.Dense(3)
     for name, key in {"a seed": 0, "None": None, "a text": "0", "an array": np.zeros(3)}.items():
         for layer in (dense, MLP, nn.Dropout(0.5), nn.LSTM(2), nn.BatchNorm()):
             shape = (4, 3) if isinstance(layer, nn.LSTM) else (3,)
@@ -823,6 +831,10 @@ def of_layers():
         for layer in (dense, MLP):
             kind = type(layer).__name__
             yield Case(f"{kind}.forward({name})", partial(_forward, layer, x))
+
+
+def _malformed():
+    """Blocks, losses of several outputs and the like that are put together wrongly."""
     for name, wrong in {
         "Sequential([layers])": lambda w: nn.Sequential([nn.Dense(3), nn.ReLU()]),
         "Sequential(class)": lambda w: nn.Sequential(nn.Dense(3), nn.ReLU),
@@ -868,6 +880,12 @@ def of_layers():
         "Losses(weights of others)": lambda w: nn.Losses(a=losses.huber, weights={"b": 1.0}),
         "Losses(weights as text)": lambda w: nn.Losses(a=losses.huber, weights={"a": "1"}),
         "Losses(weights negative)": lambda w: nn.Losses(a=losses.huber, weights={"a": -1.0}),
+        "Weighted(class)": lambda w: nn.Weighted(nn.Losses, 1.0),
+        "Weighted(text)": lambda w: nn.Weighted("mse", 1.0),
+        "Weighted(negative)": lambda w: nn.Weighted(losses.huber, -1.0),
+        "Weighted(weight as text)": lambda w: nn.Weighted(losses.huber, "1"),
+        "Weighted(class of a schedule)": lambda w: nn.Weighted(losses.huber, schedules.Linear),
+        "Weighted(function of two)": lambda w: nn.Weighted(losses.huber, lambda t, u: t),
         "Rows(text)": lambda w: nn.Rows("x"),
         "Rows(None)": lambda w: nn.Rows(None),
         "Rows(two axes)": lambda w: nn.Rows(w.x),
@@ -1007,7 +1025,7 @@ LABELLED = (
     metrics.perplexity,
 )
 QUICK = (of_constructors, of_trainers, of_layers, of_fit, of_parameters)
-ALL = (*QUICK, of_tools, of_losses)
+ALL = (*QUICK, of_arrays, of_tools, of_losses)
 
 
 # --- the verdict --------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ SENSELESS = [  # what is asked for and message
     (lambda: nn.DropPath(-0.1), r"rate in \[0, 1\), got -0.1"),
     (lambda: nn.GaussianNoise(-1.0), "deviation of at least 0, got -1.0"),
     (
-        lambda: nn.SpatialDropout().init(start()["key"], (), "float32"),
+        lambda: nn.SpatialDropout().init(start()["key"], (), np.float32),
         r"SpatialDropout takes \(batch, \*space, channels\), got \(batch,\)",
     ),
 ]
