@@ -477,7 +477,7 @@ class Watch:
                     f"reads {path}, an iterator ({type(thing).__name__}), which gives another "
                     "value each time"
                 )
-        elif _is_array(thing):
+        elif _is_array(thing) and not self._is_users(type(thing).__module__):
             if not is_own:
                 self._array(thing, path)
         elif _draws(thing):
@@ -668,11 +668,11 @@ class Watch:
 
     def _object(self, thing: Any, path: str) -> None:
         kind = type(thing)
-        wrapped = getattr(thing, "__wrapped__", None)
-        if wrapped is not None and callable(thing):
+        is_users = self._is_users(kind.__module__)
+        wrapped = None if is_users else getattr(thing, "__wrapped__", None)
+        if wrapped is not None and callable(thing):  # such as what `functools.cache` makes
             self._walk(wrapped, path, is_direct=True)
             return
-        is_users = self._is_users(kind.__module__)
         self._met_user_code |= is_users
         if is_users or hasattr(thing, "__dict__"):
             self._holders.append(_Holder(thing, path or kind.__name__, is_users))
@@ -868,9 +868,8 @@ _EQUAL: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def _is_array(thing: Any) -> bool:
-    return all(hasattr(thing, name) for name in ("shape", "dtype", "ndim")) and not isinstance(
-        thing, type
-    )
+    # looked for on the type: a property of a user's class is not run
+    return all(hasattr(type(thing), name) for name in ("shape", "dtype", "ndim"))
 
 
 def _is_read_only(host: Any) -> bool:

@@ -162,7 +162,9 @@ def test_a_weight_that_is_none_is_refused():
     with pytest.raises(TypeError, match="the loss to be a function"):
         nn.Weighted(0.5, nn.huber)
     y = np.zeros((2, 1))
-    with pytest.raises(ValueError, match="follows a schedule: pass the number of the step"):
+    with pytest.raises(
+        ValueError, match="follows a schedule: pass the number of the step, train with"
+    ):
         nn.Weighted(nn.huber, RAMP)(y, y)
     value, _ = nn.Weighted(nn.huber, RAMP)(y + 1.0, y, step=np.asarray(4.0))
     assert float(value) == 0.5 * 0.5

@@ -513,6 +513,29 @@ def test_what_is_only_written_to_is_no_input():
     assert log == [1.0]  # a side effect happens when the Python runs
 
 
+def test_looking_runs_no_code_of_a_user():
+    class Shy:
+        factor = 2.0
+
+        def __getattr__(self, name):
+            raise RuntimeError(name)
+
+        @property
+        def shape(self):
+            raise RuntimeError("shape")
+
+        dtype = ndim = __wrapped__ = shape
+
+        def __call__(self, x):
+            return x * self.factor
+
+    shy = Shy()
+    run = host_guarded(lambda x: shy(x))
+    assert run(1.0) == 2.0
+    Shy.factor = 3.0
+    assert run(1.0) == 3.0
+
+
 def test_a_value_that_keeps_changing_gives_one_warning(backend):
     scale = 0.0
     run = backend.jit(lambda x: x * scale)

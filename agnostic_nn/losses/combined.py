@@ -242,7 +242,9 @@ def _at(name: str, weight: Weight, step: Array | None, like: Array) -> Any:
     """The weight at `step`: a number as it is, a schedule's in the dtype of `like`."""
     if not callable(weight):
         return weight
-    message = "{} follows a schedule: pass the number of the step, or train with a Trainer"
+    message = (
+        "{} follows a schedule: pass the number of the step, train with a Trainer, or use a number"
+    )
     expect(step is not None, message, name)
     xp = namespace(like)
     return xp.astype(weight(xp.astype(step, like.dtype)), like.dtype)
