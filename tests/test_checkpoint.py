@@ -51,6 +51,20 @@ def test_other_programs_read_what_is_written_and_the_header_is_aligned(tmp_path)
     assert_same(checkpoint.read(tmp_path / "a")[0], load_tensors(data))
 
 
+@pytest.mark.parametrize(
+    ("notes", "said"),
+    [
+        ({"a": [1, {2: "two"}]}, r"notes\['a'\]\[1\]: expected text as the key, got 2"),
+        ({"a": np.float32(1)}, r"notes\['a'\]: expected data for JSON, got a float32"),
+        ({"a": {1}}, r"notes\['a'\]: expected data for JSON, got a set"),
+    ],
+)
+def test_notes_that_json_would_refuse_or_change_are_refused(tmp_path, notes, said):
+    with pytest.raises(TypeError, match=said):
+        checkpoint.write(tmp_path / "a", {}, {"notes": notes})
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("wrong", [np.zeros(2, "O"), np.zeros(2, "U3"), np.zeros(2, "c16")])
 def test_what_the_format_cannot_hold_is_refused(tmp_path, wrong):
     with pytest.raises(TypeError, match=r"cannot save odd of dtype .*: expected one of float64"):

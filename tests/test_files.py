@@ -33,7 +33,7 @@ def test_the_old_file_stays_until_the_block_ends_and_if_it_raises(tmp_path):
 
 
 @posix
-@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o755])
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o755, 0o666, 0o777])
 def test_the_mode_of_the_old_file_is_kept(tmp_path, mode):
     path = tmp_path / "a"
     path.write_text("old")

@@ -66,6 +66,8 @@ def write(path: str | os.PathLike, arrays: dict[str, np.ndarray], description: A
         If an array has a dtype that the format lacks, or the description is not data for JSON.
     """
     entries = {name: entry_of(name, array) for name, array in arrays.items()}
+    for name, value in description.items():
+        _expect_json(name, value)
     text = json.dumps({"format": FORMAT, **description}, sort_keys=True)
     total = _begun(text)
     for name, entry in sorted(entries.items()):
@@ -188,6 +190,21 @@ class OpenedCheckpoint:
     def _expect(self, found: str) -> None:
         if found != self._digest:
             raise CheckpointError(f"{self.name} is damaged: its digest does not fit its contents")
+
+
+def _expect_json(name: str, data: Any) -> None:
+    """Raise TypeError for what JSON would refuse, or change: keys that are not text."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            if not isinstance(key, str):
+                raise TypeError(f"cannot save {name}: expected text as the key, got {key!r}")
+            _expect_json(f"{name}[{key!r}]", value)
+    elif isinstance(data, list | tuple):
+        for i, value in enumerate(data):
+            _expect_json(f"{name}[{i}]", value)
+    elif not isinstance(data, str | int | float | None):
+        kind = type(data).__qualname__
+        raise TypeError(f"cannot save {name}: expected data for JSON, got a {kind}")
 
 
 def digest(arrays: dict[str, np.ndarray], text: str = "") -> str:
