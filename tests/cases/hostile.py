@@ -269,6 +269,11 @@ def models() -> Iterator[tuple[str, bytes]]:
     for depth in (50, 100, 300, 450):
         for kind in ("Sequential", "Residual", "Recompute", "Freeze"):
             yield f"{kind} {depth} deep", model(deep(kind, depth))
+    inside = {name.replace("params", "params.1"): one for name, one in ARRAYS.items()}
+    for name in ("Layer", "Elementwise"):
+        layers = [{"type": name}, MODEL]
+        said = DESCRIPTION | {"model": {"type": "Sequential", "layers": layers}}
+        yield f"{name} in a Sequential", made(said, arrays=inside)
     names = ("Popen", "os.system", "builtins.eval", "Layer", "Elementwise", "Lambda", "Rule", "")
     for name in (*names, "mean_squared_error", "outline", "Optimizer", "Loss", "kinds", "drawn"):
         yield f"type {name}", model({"type": name})
