@@ -231,7 +231,7 @@ def expect_function(name: str, value: Any, arguments: str, also: str | None = No
         if isinstance(value, partial):  # some of what it sets is no argument of the function
             raise TypeError(f"{expected}, but {error}") from None
         return
-    keywords = {also: None} if also in parameters.parameters else {}
+    keywords = {also: None} if also is not None and also in parameters.parameters else {}
     try:
         parameters.bind(*arguments.split(", "), **keywords)
     except TypeError:
