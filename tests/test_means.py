@@ -20,7 +20,7 @@ from agnostic_nn.training import Trainer
 from agnostic_nn.trees import leaves, shape_map, tree_map
 
 # where each case is compiled these are enough; `nox -s sweep` runs all
-FEW = ("ignore_index=-100, label_smoothing", "gaussian_nll, full")
+FEW = ("ignore_index=-100, label_smoothing",)
 ROWS = 7
 # one batch that is ignored as a whole when two are taken at a time, and others unequal
 WEIGHTS = np.asarray([0.5, 2.0, 0.0, 0.0, 1.0, 3.0, 0.25])
@@ -251,8 +251,10 @@ def test_the_mean_of_nothing_is_0(backend, widest):
     assert all(not np.any(leaf) for leaf in leaves(backend.to_numpy(still.params)))
 
 
-def test_batches_in_which_nothing_counts_change_nothing(backend, widest, epsilon):
+def test_batches_in_which_nothing_counts_change_nothing(backend, widest, epsilon, thorough):
     """One row left over, which is ignored, and a batch of ignored rows before it."""
+    if not thorough:
+        pytest.skip("one of a sweep, which takes a compiler long: nox -s sweep")
     target = TARGET["a"].copy()
     target[3:] = -1
     data = cast((X["a"], target), widest)
@@ -382,12 +384,13 @@ def test_a_control_run_of_compare_takes_the_steps_of_accumulate(reduction):
     params = {"b": np.zeros((3, 4))}
     moments, apart = optimizer.init(params), params
     step, unmoved = nn.make_step(Shift(), loss, optimizer), _unmoved(optimizer)
-    slope = nn.make_step(Shift(), loss, unmoved)
+    slope = NUMPY.jit(nn.make_step(Shift(), loss, unmoved))
+    update = NUMPY.jit(partial(_update, optimizer, unmoved))
     carry = params, {}, moments
-    for rows in (slice(0, 4), slice(4, 7)):
+    for rows in (slice(0, 4), slice(4, 7), slice(0, 3), slice(3, 7), slice(1, 4), slice(3, 6)):
         batch = X["a"][rows], SOME["a"][rows]
         carry, _, _ = step(carry, *batch)
         (grads, _, divisor), _, _ = slope((apart, {}, np.ones(())), *batch)
-        apart, moments = _update(optimizer, unmoved, apart, grads, moments, divisor)
+        apart, moments = update(apart, grads, moments, divisor)
     close(apart, carry[0], 1e-15)
     assert np.any(apart["b"] != 0)
