@@ -179,6 +179,13 @@ def conformance(session):
 
 
 @session
+def interrupts(session):
+    """Fire exceptions at random moments into `fit` and `step`: -- [--shots 2000] [numpy jax ...]"""
+    session.install("-e", ".[jax,llvm]", "torch==2.13.0")
+    session.run("python", "tests/campaigns/interrupts.py", *session.posargs)
+
+
+@session
 def bench(session):
     """Time this library against others; `-- --help` says how to ask for less than an hour."""
     others = nox.project.dependency_groups(PROJECT, "bench")

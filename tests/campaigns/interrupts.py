@@ -33,7 +33,7 @@ CONFIGURATIONS = {
 KINDS = "alarm", "term", "handler", "ctrl-c", "async"
 BATCH, BATCHES = 16, 12
 SOON = 5  # shots fall within so many steps
-FRESH, EARLY = 40, 4  # so many shots at each trainer, the first of them while it compiles
+FRESH, EARLY = 100, 6  # so many shots at each trainer, the first of them while it compiles
 
 
 class Shot(Exception):
