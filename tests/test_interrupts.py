@@ -396,6 +396,35 @@ def test_an_error_in_a_thread_that_shares_a_kernel_leaves_a_whole_number_of_step
     whole.expect(advance(trainer, 2))
 
 
+def test_memory_that_a_compiled_step_took_and_lost_is_reported(backend, monkeypatch):
+    trainer = advance(make(backend), 4)
+    if backend.name != "jax":
+        pytest.skip("only JAX gives memory up before there is a result")
+    trainer.keep("four")
+
+    class Broken:
+        """A compiled function that fails after it has taken the memory of its first argument."""
+
+        def __init__(self, function):
+            self._cache_size = function._cache_size
+
+        def __call__(self, carry, *_):
+            for leaf in leaves(carry):
+                leaf.delete()
+            raise MemoryError("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._step, "function", Broken(trainer._step.function))
+        with pytest.raises(MemoryError):
+            advance(trainer)
+    for use in (advance, bits, lambda trainer: trainer.predict(X)):
+        with pytest.raises(StateLost, match=r"MemoryError: planted.* Trainer\.load"):
+            use(trainer)
+    assert trainer.steps == 4
+    trainer.restore("four")
+    Whole(backend).expect(advance(trainer))
+
+
 # --- signals --------------------------------------------------------------------------------
 
 

@@ -710,8 +710,8 @@ class Trainer:
         values, finites = (np.ravel(self.backend.to_numpy(a)) for a in (values, finites))
         if self.keep_finite and not finites[:count].all():
             count = int(np.argmin(finites))
-        steps, done = run.steps + count, run.open[0] + count
-        after = run._replace(carry=carry, steps=steps, open=(done, *mark), is_shared=False)
+        steps, begun = run.steps + count, (run.open[0] + count, *mark)
+        after = _Run(carry, run.shape, run.out_shape, steps, run.epoch, begun)
         return after, (count, values, terms)
 
     def _rows_for(self, count: int) -> int:

@@ -11,7 +11,8 @@
     asarray       (host array, device) -> an array of this library, never sharing memory
     to_numpy      array -> a NumPy array on the host
     jit           (function, device, donate) -> the pure function, compiled where that is
-                  possible; `donate` says which arguments the caller gives up, by position
+                  possible; `donate` says which arguments the caller gives up, by position. One
+                  that takes their memory has an attribute `into`, as `agnostic_nn.atomic` says
     eager         (function, device) -> the function, whose Python runs at each call; None where
                   `jit` does no more, and an adapter of a user's own may lack it
     compiles      whether `jit` compiles loops too

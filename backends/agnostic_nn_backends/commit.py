@@ -32,8 +32,8 @@ class Commit:
     def __init__(
         self, outcome: list, calls: list, result: Any, together: Callable, owner: Any, aside: bool
     ) -> None:
-        self.calls = [*calls, partial(outcome.append, result)]
-        self.rest: Any = iter(self.calls)
+        calls.append(partial(outcome.append, result))
+        self.calls, self.rest = calls, iter(calls)
         self.together, self.owner, self.outcome = together, owner, outcome
         self.thread = _Aside(self._make) if aside else None
 
@@ -41,7 +41,7 @@ class Commit:
         """Make the calls; an exception cannot come between two of them."""
         self.outcome.append(self.finish)
         if self.thread is None:
-            self._make()
+            self.together(deque, map(call, self.rest), 0)
         else:
             self.thread.run()
 
