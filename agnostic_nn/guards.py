@@ -274,14 +274,24 @@ _NOTHING = {"CACHE", "EXTENDED_ARG", "NOP", "PUSH_NULL", "PRECALL", "RESUME", "N
 
 
 def _is_written(steps: list, number: int) -> bool:
-    """Whether what is loaded is only written to: `x.append(...)` or `x[key] = ...`."""
-    after = steps[number + 1 : number + 3]
-    if not after:
-        return False
-    if after[0].opname in ("LOAD_ATTR", "LOAD_METHOD"):
+    """Whether what is loaded is only written to.
+
+    As in `x.append(...)`, `x[key] = ...` and `x[key].append(...)`.
+    """
+    after = steps[number + 1 : number + 4]
+    if after and after[0].opname in _METHODS:
         return after[0].argval in WRITERS
-    simple = after[0].opname.startswith(("LOAD_CONST", "LOAD_FAST", "LOAD_SMALL_INT"))
-    return simple and len(after) == 2 and after[1].opname == "STORE_SUBSCR"
+    if len(after) < 2 or not after[0].opname.startswith(_SIMPLE):
+        return False
+    if after[1].opname == "STORE_SUBSCR":
+        return True
+    is_entry = after[1].opname == "BINARY_SUBSCR" or after[1].argrepr == "[]"
+    is_method = len(after) == 3 and after[2].opname in _METHODS
+    return is_entry and is_method and after[2].argval in WRITERS
+
+
+_METHODS = {"LOAD_ATTR", "LOAD_METHOD"}
+_SIMPLE = ("LOAD_CONST", "LOAD_FAST", "LOAD_SMALL_INT")
 
 
 # --- whose code it is -------------------------------------------------------------------

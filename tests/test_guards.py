@@ -500,11 +500,12 @@ def test_a_memo_that_a_function_fills_is_no_change(backend):
 
 
 def test_what_is_only_written_to_is_no_input():
-    log, by_name, count = [], {}, Counter()
+    log, by_name, lists, count = [], {}, {"x": []}, Counter()
 
     def function(x):
         log.append(x)
         by_name["x"] = x
+        lists["x"].append(x)
         count.last = x
         return x
 
