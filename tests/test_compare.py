@@ -42,6 +42,7 @@ from agnostic_nn.training.data import Examples
 from agnostic_nn.training.progress import Progress
 from agnostic_nn_backends import SHIPPED
 
+drawing = sys.modules["agnostic_nn.compare.page"]  # in the package `page` is its function
 SCHEMA = Path(__file__).parents[1] / "docs" / "report-schema.md"
 EPSILON = float(np.finfo("float32").eps)
 NUMBERS = count()
@@ -198,7 +199,7 @@ def test_measurements_are_standardised_by_the_training_set_alone():
 
 @pytest.fixture(scope="module")
 def spirals(backend):
-    return compare(SPIRALS, dict.fromkeys(["numpy:tape", str(backend)]))
+    return compare(SPIRALS, list(dict.fromkeys(["numpy:tape", str(backend)])))
 
 
 def test_the_same_comparison_twice_finds_the_same_numbers(backend, spirals):
@@ -1054,6 +1055,11 @@ def test_a_page_of_failures_alone_has_no_plots(eventful):
     failed = [result for result in eventful["results"] if result["error"] is not None]
     assert failed
     assert "<svg" not in page(eventful | {"results": failed})
+
+
+def test_a_key_of_a_plot_shows_no_deviation_0_where_nothing_is_known():
+    keys = [drawing._called("jax", off) for off in ([0.0, 1e-7], [0.0, 0.0], [None, 0.0], [None])]
+    assert keys == ["jax", "jax: 0", "jax: not known", "jax: not known"]
 
 
 def test_numbers_that_are_none_do_not_keep_a_page_from_being_drawn(pretend):
