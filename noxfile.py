@@ -151,6 +151,13 @@ def badinput(session):
 
 
 @session
+def hostile(session):
+    """Load checkpoints that were made to do harm, each in a process of its own (POSIX)."""
+    session.install("-e", ".")
+    session.run("python", "tests/cases/hostile.py")
+
+
+@session
 def ulp(session):
     """Measure how accurate activations are: docs/accuracy.md; `-- --write` updates it."""
     session.install("-e", ".[jax,strict,llvm]", "torch==2.13.0")
