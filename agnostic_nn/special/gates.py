@@ -75,7 +75,7 @@ def gelu_slope(x: Array) -> Array:
 
 
 _PEAK = 1.0 / math.sqrt(2.0 * math.pi)  # φ(0)
-# r, how far around, f'(-r), and (f'(-a) - f'(-r)) / (r - a) in powers of r - a, fitted to 3e-8
+# r, how far past it, f'(-r), and (f'(-a) - f'(-r)) / (r - a) in powers of r - a, fitted to 3e-8
 _GELU_ROOT = (
     *(0.7517915368080139, 0.75, -5.227312105e-9),
     *(0.43149399, 0.388284902, -0.0182003472, -0.114006233, -0.0147614473, 0.0194081735),
@@ -196,9 +196,16 @@ def silu_slope(x: Array) -> Array:
 
 _FAR = 1e3  # exp(-1000) is 0 even in float64
 _SILU_ROOT = (
-    *(1.2784645557403564, 1.0, -2.827039668e-9),
-    *(0.217811703, 0.146648839, 0.018874864, -0.0152234102, -0.00660720533, 0.000130384276),
-    *(0.000800965865, 0.000178037095, -4.4947911e-05, -2.28056757e-05),
+    *(1.2784645557403564, 1.0, -2.827039668e-09),
+    *(0.217811701, 0.146648794, 0.0188748593, -0.0152225911, -0.00660701214, 0.000126251381),
+    *(
+        0.00080005528,
+        0.000186533557,
+        -4.35492884e-05,
+        -3.04486525e-05,
+        -6.80931724e-07,
+        2.50297186e-06,
+    ),
 )
 
 
@@ -239,9 +246,17 @@ def mish_slope(x: Array) -> Array:
 
 
 _MISH_ROOT = (
-    *(1.1924312114715576, 0.75, 8.125727934e-10),
-    *(0.26694791, 0.204731288, 0.0419083137, -0.0202722991, -0.0158283065, -0.00335866795),
-    *(0.00112887486, 0.000990154553, 0.000178403681, -5.52690514e-05),
+    *(1.1924312114715576, 1.0, 8.125727934e-10),
+    *(0.266947916, 0.204731242, 0.0419077394, -0.0202713094, -0.0158200594, -0.00336403171),
+    *(
+        0.00108748453,
+        0.00099942912,
+        0.000264391384,
+        -5.58362113e-05,
+        -6.62655806e-05,
+        -7.29989734e-06,
+    ),
+    *(5.97943713e-06,),
 )
 
 
@@ -264,12 +279,12 @@ def _mirrored(x, below):
 
 
 def _around_root(a, below, near: float, reach: float, constant: float, *powers: float):
-    """`below`, or in float32 a polynomial in r - a where that is smaller than `reach`."""
+    """`below`, or in float32 a polynomial in r - a, with r = `near`, up to a = r + `reach`."""
     xp = namespace(a)
     if a.dtype != xp.float32:
         return below
     apart = near - a
-    return _either(xp.abs(apart) < reach, constant + apart * _polynomial(apart, powers), below)
+    return _either(apart > -reach, constant + apart * _polynomial(apart, powers), below)
 
 
 def _rounded(x, scale: float):
