@@ -3,7 +3,9 @@
 The values are an array (examples, ...), or a tree of such. What is reported is their mean
 over all examples, however many batches those come in. Where a mean is not what people
 read, as with a root or a ratio of sums, the function has an attribute `finish`: on the
-host it turns the means over examples, nested like the values, into one number.
+host it turns the means over examples, nested like the values, into one number. It may have an
+attribute `variances`, a tuple of names of values, which are then a dict: instead of the mean of
+such a value it gets {"mean": ..., "variance": ...} over all examples.
 `functools.partial` sets options, such as k.
 """
 
@@ -22,13 +24,16 @@ from .arrays import (
     namespace,
 )
 from .special import log_softmax
+from .trees import tree_map
 
 __all__ = [
     "absolute_error",
     "accuracy",
+    "batch_means",
     "binary_accuracy",
     "finish_of",
     "finished_by",
+    "joined",
     "perplexity",
     "r2",
     "top_k_accuracy",
@@ -51,6 +56,59 @@ def finish_of(metric: Callable) -> Callable[[Any], float]:
     if found is None and isinstance(metric, partial):
         return finish_of(metric.func)
     return _mean if found is None else found
+
+
+def batch_means(metric: Callable, values: Any, mean: Callable[[Array], Array]) -> Any:
+    """What of the values of one batch `joined` needs: their means, taken by `mean`.
+
+    For a variance a mean of squares would lose the digits in which large values differ. So it is
+    {"centre": c, "mean": mean of v - c, "square": mean of (v - c)²}, with c near the mean of v.
+    """
+
+    def centred(value: Array) -> dict[str, Array]:
+        first = value[:1, ...]
+        centre = first + namespace(value).mean(value - first, axis=0, keepdims=True)
+        apart = value - centre
+        return {"centre": centre[0, ...], "mean": mean(apart), "square": mean(apart * apart)}
+
+    varied = getattr(finish_of(metric), "variances", ())
+    if not varied:
+        return tree_map(mean, values)
+    return {
+        name: centred(value) if name in varied else tree_map(mean, value)
+        for name, value in values.items()
+    }
+
+
+def joined(metric: Callable, parts: list[tuple[float, Any]]) -> Any:
+    """The means over all examples, from the share and the `batch_means` of each batch.
+
+    With the share w, mean m and variance v of each batch, the variance of all is
+    Σ w (v + (m - Σ w m)²). Means are taken from the first centre on: nothing large is subtracted.
+    """
+    shares = [share for share, _ in parts]
+
+    def total(*means: Array) -> Array:
+        return sum(share * mean for share, mean in zip(shares, means, strict=True))
+
+    def spread(*found: dict[str, Array]) -> dict[str, Array]:
+        start = found[0]["centre"]
+        means = [one["centre"] - start + one["mean"] for one in found]
+        mean = total(*means)
+        within = [one["square"] - one["mean"] * one["mean"] for one in found]
+        apart = [(one - mean) * (one - mean) for one in means]
+        return {"mean": start + mean, "variance": total(*within) + total(*apart)}
+
+    trees = [means for _, means in parts]
+    varied = getattr(finish_of(metric), "variances", ())
+    if not varied:
+        return tree_map(total, *trees)
+    return {
+        name: (spread if name in varied else partial(tree_map, total))(
+            *[tree[name] for tree in trees]
+        )
+        for name in trees[0]
+    }
 
 
 def _mean(means: Array) -> float:
@@ -172,12 +230,15 @@ def perplexity(logits: Array, target: Array, *, ignore_index: int | None = None)
     return _counted(values, target, ignore_index)
 
 
-def _explained(means: dict[str, Array]) -> float:
+def _explained(means: dict[str, Any]) -> float:
     xp = namespace(means["error"])
-    error, spread = means["error"], means["square"] - means["target"] * means["target"]
+    error, spread = means["error"], means["target"]["variance"]
     some = spread > 0
     constant = xp.where(error > 0, 0.0, xp.ones_like(error))
     return _mean(xp.where(some, 1.0 - error / xp.where(some, spread, 1.0), constant))
+
+
+_explained.variances = ("target",)  # type: ignore[attr-defined]
 
 
 @finished_by(_explained)
@@ -186,8 +247,7 @@ def r2(y: Array, target: Array) -> dict[str, Array]:
 
     y, target: (examples, ...) of one shape and real dtype; R² of each output, then their
     mean, as scikit-learn's `r2_score`: of a constant target it is 1 if y is all right,
-    else 0. Returns (t - y)², t and t²; as Σ (t - t̄)² / n is the mean of t² less the square
-    of that of t, digits are lost where t̄² is far above the variance: standardise first.
+    else 0. Returns (t - y)² and t, of which the variance over all examples is taken.
     """
     error = target - y
-    return {"error": error * error, "target": target, "square": target * target}
+    return {"error": error * error, "target": target}

@@ -8,7 +8,7 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn import absolute_error, accuracy, binary_accuracy, perplexity, r2, top_k_accuracy
-from agnostic_nn.metrics import finish_of
+from agnostic_nn.metrics import batch_means, finish_of, joined
 from agnostic_nn.trees import tree_map
 
 
@@ -118,13 +118,18 @@ def test_a_k_that_cannot_be_is_refused(backend, draw, k, kind, said):
 
 def finished(backend, metric, y, target, parts=(slice(None),)):
     """What a training loop reports: the metric's finish of the means over all parts."""
-    count, means = len(y), None
+
+    def means(y, target):
+        xp = nn.arrays.namespace(y)
+        return batch_means(metric, metric(y, target), lambda one: xp.mean(one, axis=0))
+
+    found = []
     for part in parts:
-        values = backend.jit(metric)(backend.asarray(y[part]), backend.asarray(target[part]))
-        values = tree_map(lambda v: np.asarray(v, "float64"), backend.to_numpy(values))
-        sums = tree_map(lambda v: np.sum(v, axis=0) / count, values)
-        means = sums if means is None else tree_map(np.add, means, sums)
-    return finish_of(metric)(means)
+        there = backend.asarray((y[part], target[part]))
+        host = backend.to_numpy(backend.jit(means)(*there))
+        host = tree_map(lambda v: np.asarray(v, "float64"), host)
+        found.append((len(y[part]) / len(y), host))
+    return finish_of(metric)(joined(metric, found))
 
 
 BATCHES = (slice(0, 20), slice(20, 33), slice(33, 60))
@@ -159,16 +164,32 @@ def test_r2_is_the_share_of_variance_explained_over_all_batches(backend, draw, e
     y = target + 0.3 * draw(60, *tail)
     error = np.sum((y - target) ** 2, axis=0)
     expected = np.mean(1 - error / np.sum((target - np.mean(target, axis=0)) ** 2, axis=0))
-    # t² is up to some 20 times the variance
     found = finished(backend, r2, y, target, BATCHES)
     assert found == pytest.approx(expected, abs=100 * epsilon)
     metrics = pytest.importorskip("sklearn.metrics", reason="the oracle")
     assert found == pytest.approx(metrics.r2_score(target, y), abs=100 * epsilon)
 
 
+def test_r2_is_right_far_from_zero_whatever_the_batch_size(backend):
+    """Targets near 3e5 with a deviation of 5, of which float32 keeps a hundredth."""
+    generator = np.random.default_rng(0)
+    target = (300_000 + 5 * generator.standard_normal((200, 2))).astype("float32")
+    y = (target + 1.5 * generator.standard_normal(target.shape)).astype("float32")
+    exact, found = target.astype("float64"), []
+    share = np.sum((exact - y) ** 2, axis=0) / np.sum((exact - exact.mean(axis=0)) ** 2, axis=0)
+    for parts in ([slice(None)], [slice(0, 64), slice(64, 128), slice(128, 200)]):
+        found.append(finished(backend, r2, y, target, parts))
+    np.testing.assert_allclose(found, np.mean(1 - share), rtol=1e-5)
+
+
 @pytest.mark.parametrize(("y", "expected"), [([2.0, 2.0], 1.0), ([2.0, 2.5], 0.0)])
 def test_r2_of_a_constant_is_all_or_nothing(backend, widest, y, expected):
-    assert finished(backend, r2, np.asarray(y, widest), np.full(2, 2.0, widest)) == expected
+    for target in (2.0, 0.1, 123456.7):
+        given = np.asarray(y, widest) - 2.0 + np.asarray(target, widest)
+        for parts in ([slice(None)], [slice(0, 1), slice(1, 2)]):
+            given = given.astype(widest)
+            wanted = np.full(2, target, widest)
+            assert finished(backend, r2, given, wanted, parts) == expected
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8"])

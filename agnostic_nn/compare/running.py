@@ -11,7 +11,7 @@ import numpy as np
 
 from ..arrays import Moments, Params, State, namespace
 from ..layers import Layer
-from ..metrics import finish_of
+from ..metrics import batch_means, finish_of, joined
 from ..optimizers.base import update_by
 from ..profiling import WARM_UP
 from ..registry import Backend
@@ -227,10 +227,10 @@ class _Keeping:
 def _metric(workload: Workload, outputs: Any, target: np.ndarray) -> float | None:
     if workload.metric is None:
         return None
-    means = tree_map(
-        lambda values: np.mean(values, axis=0, dtype=np.float64), workload.metric(outputs, target)
-    )
-    return float(finish_of(workload.metric)(means))
+    metric = workload.metric
+    values = tree_map(lambda one: np.asarray(one, np.float64), metric(outputs, target))
+    means = batch_means(metric, values, lambda one: np.mean(one, axis=0))
+    return float(finish_of(metric)(joined(metric, [(1.0, means)])))
 
 
 def _sizes(

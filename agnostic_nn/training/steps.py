@@ -1,6 +1,7 @@
 """Steps: a model, a loss and an optimizer as pure functions, to be compiled."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..arrays import (
@@ -18,6 +19,7 @@ from ..arrays import (
 from ..layers import Layer
 from ..layers.base import not_a_layer
 from ..losses.base import BatchLoss, Loss, batch_loss, takes
+from ..metrics import batch_means
 from ..optimizers import Optimizer
 from ..optimizers.base import expect_optimizer, update_by, uses_divisor
 from ..special import all_finite, scan, select
@@ -186,7 +188,7 @@ def judge(
     t=None,
     context=None,
 ):
-    """The loss of a batch, its `Terms`, and the means of each metric over the rows that count.
+    """The loss of a batch, its `Terms`, and each metric's `batch_means` of the rows that count.
 
     counts, weights, t and context are as in `make_step`; weights are those of the loss alone.
     """
@@ -200,7 +202,7 @@ def judge(
         now = {"context": context} if context is not None and takes(metric, "context") else {}
         values = metric(y, target, **now)
         _expect_values(name, values, count)
-        means.append(tree_map(lambda one: _mean(share, one), values))
+        means.append(batch_means(metric, values, partial(_mean, share)))
     return found.value, _terms(found), means
 
 

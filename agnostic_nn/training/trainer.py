@@ -34,7 +34,7 @@ from ..files import expect_path
 from ..guards import reads
 from ..layers import Layer
 from ..losses.base import Loss, metrics_of, shown, takes
-from ..metrics import finish_of
+from ..metrics import finish_of, joined
 from ..optimizers import Optimizer
 from ..registry import Backend
 from ..registry import backend as choose
@@ -755,18 +755,18 @@ class Trainer:
         batch_size, count = min(batch_size, len(examples)), len(examples)
         params, state = self._in_use(averaged)
         ragged = self._intake.is_ragged(count, batch_size)
-        loss, sums = MeanLoss(self.backend.to_numpy), None
+        loss, parts = MeanLoss(self.backend.to_numpy), []
         now = self._now()
         for part in Stored(examples, batch_size, False, 0).epoch(0, 0):
             batch = moved(self._intake, part, batch_size, ragged)
             value, terms, means = self._judge(params, state, *batch, *now)
             loss.add([float(self.backend.to_numpy(value))], terms)
-            means, share = self.backend.to_numpy(tuple(means)), len(part) / count
-            means = tree_map(lambda mean: share * np.asarray(mean, np.float64), means)  # noqa: B023
-            sums = means if sums is None else tree_map(np.add, sums, means)
-        finished = zip(self.metrics.items(), sums or (), strict=True)
+            means = self.backend.to_numpy(tuple(means))
+            means = tree_map(lambda mean: np.asarray(mean, np.float64), means)
+            parts.append((len(part) / count, means))
         return {"loss": loss.value} | {
-            name: finish_of(metric)(mean) for (name, metric), mean in finished
+            name: finish_of(metric)(joined(metric, [(share, means[i]) for share, means in parts]))
+            for i, (name, metric) in enumerate(self.metrics.items())
         }
 
     def _in_use(self, averaged: bool) -> tuple[Params, State]:
