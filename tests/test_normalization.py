@@ -196,3 +196,40 @@ def test_one_row_that_counts_moves_no_statistic_of_batch_norm(backend):
     image = np.asarray([[[1.0], [3.0]], [[9.0], [9.0]]], "float32")
     _, after, *_ = run(backend, layer, {}, state, image, train=np.asarray([1, 0], "float32"))
     np.testing.assert_allclose(after["variance"], [0.3 * 1.3 + 0.7 * 2.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.LayerNorm(), nn.RMSNorm(), nn.GroupNorm(2), nn.InstanceNorm(), nn.BatchNorm()],
+    ids=str,
+)
+def test_float16_numbers_whose_squares_overflow_are_normalized(backend, layer):
+    """Squares of 300 are above 65504; what is computed in float32 is rounded once."""
+    if not hasattr(backend.xp, "float16"):
+        pytest.skip(f"{backend.name} has no float16")
+    generator = np.random.default_rng(0)
+    x = generator.uniform(-400, 400, (3, 5, 4)).astype("float16")
+    dy = generator.uniform(-1, 1, x.shape).astype("float16")
+    host = nn.backend("numpy").xp
+    params, state, _ = layer.init(nn.random.key(0, xp=host), (5, 4), host.float32)
+    found = []
+    for dtype in ("float16", "float32"):
+        trees = nn.trees.tree_map(lambda a: a.astype(dtype), (params, state, x, dy))  # noqa: B023
+        found.append(run(backend, layer, *trees))
+    for narrow, wide in zip(*map(list, map(nn.trees.leaves, found)), strict=True):
+        assert narrow.dtype == np.float16
+        assert np.isfinite(wide).all()
+        np.testing.assert_allclose(narrow, wide.astype("float16"), rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm(scale=False, bias=False), nn.GroupNorm(1)], ids=str)
+def test_statistics_of_many_float32_rows_keep_their_digits(backend, layer):
+    generator = np.random.default_rng(0)
+    x = (generator.random((1, 2**19, 2)) + 3.0).astype("float32")
+    host = nn.backend("numpy").xp
+    params, state, _ = layer.init(nn.random.key(0, xp=host), x.shape[1:], host.float32)
+    y, *_ = layer.forward(*backend.asarray((params, state, x)), train=True)
+    axes = (0, 1) if isinstance(layer, nn.BatchNorm) else (0, 1, 2)
+    wide = x.astype("float64")
+    expected = (wide - wide.mean(axis=axes)) / np.sqrt(wide.var(axis=axes) + layer.epsilon)
+    np.testing.assert_allclose(backend.to_numpy(y), expected, atol=8e-6)

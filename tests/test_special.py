@@ -41,6 +41,7 @@ DISPATCHED = [
     scan_as,
     scatter_add,
     select,
+    special.sum_over,
     special.sum_rows,
     special.surround,
     special.unslide,
@@ -336,3 +337,28 @@ def test_every_function_under_dispatch_is_held_to_its_standard_twin():
     modules = (special, random)
     found = [f for m in modules for f in vars(m).values() if hasattr(f, "dispatch")]
     assert set(found) == set(DISPATCHED)
+
+
+@pytest.mark.parametrize("width", [1, 3, 64])
+def test_sums_of_many_rows_of_float32_keep_their_digits(backend, width):
+    """One row after the other would lose some hundred eps of 2^20 rows."""
+    x = np.random.default_rng(0).random((2**20 // (1 if width < 64 else 8), width), np.float32)
+    exact = np.sum(x, axis=0, dtype=np.float64)
+    there = backend.asarray(x)
+    eps = float(np.finfo(np.float32).eps)
+    rows = backend.to_numpy(special.sum_rows(there))
+    np.testing.assert_allclose(rows, exact, rtol=16 * eps)
+    over = backend.to_numpy(special.sum_over(there, (0,)))
+    np.testing.assert_allclose(over[0], exact, rtol=16 * eps)
+
+
+@ways
+@pytest.mark.parametrize(
+    "shape", [(3, 5), (1500, 3), (2, 1025, 3), (2, 600, 3, 2), (0, 3)], ids=str
+)
+def test_sums_over_axes_are_those_of_float64(backend, widest, epsilon, way, shape):
+    x = np.random.default_rng(1).standard_normal(shape).astype(widest)
+    for axes in {tuple(range(len(shape) - 1)), (len(shape) - 2,), (len(shape) - 1,)}:
+        found = call(backend, lambda x, a=axes: take(way, special.sum_over)(x, a), x)
+        expected = np.sum(x.astype("float64"), axis=axes, keepdims=True)
+        np.testing.assert_allclose(found, expected, atol=500 * epsilon)

@@ -27,6 +27,7 @@ from ..special import (
     silu,
     silu_slope,
     softplus,
+    sum_rows,
     tanh,
     widened,
 )
@@ -438,7 +439,7 @@ class PReLU(Layer):
 
     def backward(self, params, cache, dy):
         xp, x = namespace(dy), cache
-        dslope = xp.sum(dy * xp.minimum(x, 0.0), axis=tuple(range(dy.ndim - 1)))
+        dslope = sum_rows(dy * xp.minimum(x, 0.0))
         return xp.where(x > 0, dy, params["slope"] * dy), {"slope": dslope}
 
 

@@ -18,12 +18,15 @@ from ..arrays import (
     namespace,
 )
 from ..special import (
+    narrowed,
     normalize,
     normalize_backward,
     normalize_rows,
     normalize_rows_backward,
     sum_rows,
+    widened,
 )
+from ..trees import tree_map
 from .base import Layer
 
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
@@ -59,18 +62,19 @@ class _Scaled(Layer):
             fits = x.ndim >= 2 and x.shape[-1] == width
             expect(fits, "{} takes (batch, ..., {}), got {}", name, width, x.shape)
 
-    def _scaled(self, params, normal):
-        y = normal * params["scale"] if self.scale else normal
-        return y + params["bias"] if self.bias else y
+    def _scaled(self, params, normal, x):
+        """y, in the dtype of x."""
+        y = normal * widened(params["scale"]) if self.scale else normal
+        return narrowed(y + widened(params["bias"]) if self.bias else y, x)
 
     def _scaled_backward(self, params, normal, dy):
         """g and the gradients of scale and bias."""
-        grads = {}
+        dy, grads = widened(dy), {}
         if self.scale:
-            grads["scale"] = sum_rows(dy * normal)
+            grads["scale"] = narrowed(sum_rows(dy * normal), params["scale"])
         if self.bias:
-            grads["bias"] = sum_rows(dy)
-        return dy * params["scale"] if self.scale else dy, grads
+            grads["bias"] = narrowed(sum_rows(dy), params["bias"])
+        return dy * widened(params["scale"]) if self.scale else dy, grads
 
 
 @dataclass(frozen=True)
@@ -91,14 +95,17 @@ class LayerNorm(_Scaled):
 
     def forward(self, params, state, x, *, train=False):
         self._expect_width(x, params)
-        y, spent = normalize_rows(x, params.get("scale"), params.get("bias"), self.epsilon)
-        return y, state, spent
+        wide = tree_map(widened, params)
+        scale, bias = wide.get("scale"), wide.get("bias")
+        y, spent = normalize_rows(widened(x), scale, bias, self.epsilon)
+        return narrowed(y, x), state, spent
 
     def backward(self, params, cache, dy):
-        scale, bias = params.get("scale"), params.get("bias")
-        dx, dscale, dbias = normalize_rows_backward(dy, scale, bias, cache)
+        wide = tree_map(widened, params)
+        scale, bias = wide.get("scale"), wide.get("bias")
+        dx, dscale, dbias = normalize_rows_backward(widened(dy), scale, bias, cache)
         grads = {"scale": dscale, "bias": dbias}
-        return dx, {name: grads[name] for name in params}
+        return narrowed(dx, dy), {name: narrowed(grads[name], p) for name, p in params.items()}
 
 
 class _OfEachExample(_Scaled):
@@ -116,9 +123,9 @@ class _OfEachExample(_Scaled):
         self._expect_width(x, params)
         xp = namespace(x)
         shape, axes = self._groups(x.shape)
-        normal, _, _, spread = normalize(xp.reshape(x, shape), axes, self.epsilon)
+        normal, _, _, spread = normalize(xp.reshape(widened(x), shape), axes, self.epsilon)
         normal = xp.reshape(normal, x.shape)
-        return self._scaled(params, normal), state, (normal, spread)
+        return self._scaled(params, normal, x), state, (normal, spread)
 
     def backward(self, params, cache, dy):
         xp = namespace(dy)
@@ -126,7 +133,8 @@ class _OfEachExample(_Scaled):
         g, grads = self._scaled_backward(params, normal, dy)
         shape, axes = self._groups(dy.shape)
         g, normal = xp.reshape(g, shape), xp.reshape(normal, shape)
-        return xp.reshape(normalize_backward(g, normal, spread, axes), dy.shape), grads
+        dx = xp.reshape(normalize_backward(g, normal, spread, axes), dy.shape)
+        return narrowed(dx, dy), grads
 
 
 @dataclass(frozen=True)
@@ -200,15 +208,16 @@ class RMSNorm(_Scaled):
     def forward(self, params, state, x, *, train=False):
         self._expect_width(x, params)
         xp = namespace(x)
-        spread = xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
-        normal = x / spread
-        return self._scaled(params, normal), state, (normal, spread)
+        wide = widened(x)
+        spread = xp.sqrt(xp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        normal = wide / spread
+        return self._scaled(params, normal, x), state, (normal, spread)
 
     def backward(self, params, cache, dy):
         normal, spread = cache
         g, grads = self._scaled_backward(params, normal, dy)
         tilt = namespace(g).mean(g * normal, axis=-1, keepdims=True)
-        return (g - normal * tilt) / spread, grads
+        return narrowed((g - normal * tilt) / spread, dy), grads
 
 
 @dataclass(frozen=True)
@@ -272,15 +281,15 @@ class BatchNorm(_Scaled):
         xp = namespace(x)
         self._expect_width(x, state)
         if self.frozen or not train:
-            spread = xp.sqrt(state["variance"] + self.epsilon)
-            normal = (x - state["mean"]) / spread
-            return self._scaled(params, normal), state, (normal, spread)
+            spread = xp.sqrt(widened(state["variance"]) + self.epsilon)
+            normal = (widened(x) - widened(state["mean"])) / spread
+            return self._scaled(params, normal, x), state, (normal, spread)
 
         size = math.prod(x.shape[:-1])
         expect(size > 1, "BatchNorm trains on two or more numbers a channel, got {}", x.shape)
         axes = tuple(range(x.ndim - 1))
         counts = _counts(train, x)
-        normal, mean, variance, spread = normalize(x, axes, self.epsilon, counts)
+        normal, mean, variance, spread = normalize(widened(x), axes, self.epsilon, counts)
         batch = {"mean": xp.reshape(mean, (-1,)), "variance": xp.reshape(variance, (-1,))}
         if counts is None:
             batch["variance"] = batch["variance"] * (size / (size - 1))
@@ -294,17 +303,18 @@ class BatchNorm(_Scaled):
                 for name, old in state.items()
             }
         cache = (normal, spread) if counts is None else (normal, spread, counts)
-        return self._scaled(params, normal), state, cache
+        return self._scaled(params, normal, x), state, cache
 
     def backward(self, params, cache, dy):
         normal, spread, *counts = cache
         g, grads = self._scaled_backward(params, normal, dy)
         if spread.ndim == 1:  # the running variance: a constant
-            return g / spread, grads
-        return normalize_backward(g, normal, spread, tuple(range(dy.ndim - 1)), *counts), grads
+            return narrowed(g / spread, dy), grads
+        axes = tuple(range(dy.ndim - 1))
+        return narrowed(normalize_backward(g, normal, spread, axes, *counts), dy), grads
 
     def _carry(self, old, new):
-        return self.momentum * old + (1.0 - self.momentum) * new
+        return narrowed(self.momentum * widened(old) + (1.0 - self.momentum) * new, old)
 
 
 def _counts(train, x):
@@ -312,5 +322,5 @@ def _counts(train, x):
     if not isinstance(train, Rows):
         return None
     xp = namespace(x)
-    counts = xp.reshape(train.counts, (-1,) + (1,) * (x.ndim - 1))
+    counts = xp.reshape(widened(train.counts), (-1,) + (1,) * (x.ndim - 1))
     return xp.broadcast_to(counts, (*x.shape[:-1], 1))

@@ -32,7 +32,18 @@ from ..arrays import (
     namespace,
 )
 from ..spans import Pads, out_lengths, padding_per_axis, pads, per_axis
-from ..special import along, crop, largest, largest_input, pad, slide, unslide
+from ..special import (
+    along,
+    crop,
+    largest,
+    largest_input,
+    narrowed,
+    pad,
+    slide,
+    sum_over,
+    unslide,
+    widened,
+)
 from .base import Layer
 
 __all__ = [
@@ -272,8 +283,9 @@ class GlobalAveragePool(_Global):
     """
 
     def forward(self, params, state, x, *, train=False):
-        self._places(x.shape)
-        return namespace(x).mean(x, axis=tuple(range(1, x.ndim - 1))), state, _shape_of(x)
+        total = sum_over(widened(x), tuple(range(1, x.ndim - 1)))
+        y = namespace(x).reshape(total, (x.shape[0], x.shape[-1])) / float(self._places(x.shape))
+        return narrowed(y, x), state, _shape_of(x)
 
     def backward(self, params, cache, dy):
         xp, shape = namespace(dy), (dy.shape[0], *cache.shape[1:])

@@ -22,6 +22,7 @@ from dataclasses import KW_ONLY, dataclass, field
 
 from ..arrays import Array, Shape, device, expect, expect_count, expect_positive, namespace
 from ..initializers import Initializer, TruncatedNormal, expect_initializer
+from ..special import sum_over
 from .base import Layer
 
 __all__ = ["PositionEmbedding", "SinusoidalPositions", "angles", "expect_sequence", "rotate"]
@@ -115,7 +116,8 @@ class PositionEmbedding(_Added):
         xp = namespace(dy)
         weight = params["weight"]
         rest = xp.zeros_like(weight[dy.shape[1] :, :])
-        return dy, {"weight": xp.concat((xp.sum(dy, axis=0), rest), axis=0)}
+        total = sum_over(dy, (0,))[0, ...]
+        return dy, {"weight": xp.concat((total, rest), axis=0)}
 
     def _expect_length(self, length):
         expect(length <= self.length, "there are {} positions, got {}", self.length, length)

@@ -30,7 +30,7 @@ from .normalization import (
 from .padding import crop, pad, surround
 from .pooling import along, largest, largest_input, slide, unslide
 from .precision import is_narrow, narrowed, widened
-from .reductions import all_finite, log_softmax, norm, scaled_norm, sum_rows
+from .reductions import all_finite, log_softmax, norm, scaled_norm, sum_over, sum_rows
 from .windows import convolve, convolve_input, convolve_weight
 
 __all__ = [
@@ -78,6 +78,7 @@ __all__ = [
     "silu_slope",
     "slide",
     "softplus",
+    "sum_over",
     "sum_rows",
     "surround",
     "tanh",

@@ -25,7 +25,7 @@ import math
 from functools import singledispatch
 
 from ..arrays import Array, Cache, namespace
-from .reductions import sum_rows
+from .reductions import sum_over, sum_rows
 
 __all__ = ["normalize", "normalize_backward", "normalize_rows", "normalize_rows_backward"]
 
@@ -88,7 +88,7 @@ def _sum(x, axes):
     """Σ over `axes`, which stay as axes of length 1."""
     if axes == tuple(range(x.ndim - 1)):
         return namespace(x).reshape(sum_rows(x), (*(1,) * len(axes), x.shape[-1]))
-    return namespace(x).sum(x, axis=axes, keepdims=True)
+    return sum_over(x, axes)
 
 
 def _mean(x, axes):
