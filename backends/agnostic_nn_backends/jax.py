@@ -269,6 +269,14 @@ def _convolve_weight(x, dy, window, stride, padding, dilation, groups):
     )
 
 
+def _sum_over(x, axes):
+    return xp.sum(x, axis=axes, keepdims=True)
+
+
+def _sum_rows(x):
+    return xp.sum(x, axis=tuple(range(x.ndim - 1)))
+
+
 def _tanh(x):
     # XLA's own is up to five units in the last place off
     change = special.expm1_below(-2.0 * xp.minimum(xp.abs(x), 20.0))
@@ -300,6 +308,8 @@ for kind in (jax.Array, jax.core.Tracer):
     special.scatter_add.register(kind, _scatter_add)
     special.select.register(kind, _select)
     special.scan_as.register(kind, _scan_as)
+    special.sum_over.register(kind, _sum_over)
+    special.sum_rows.register(kind, _sum_rows)
     special.unslide.register(kind, _unslide)
     special.all_finite.register(kind, _all_finite)
     special.barrier_as.register(kind, _barrier_as)

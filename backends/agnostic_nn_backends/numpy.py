@@ -311,20 +311,6 @@ def _sum_rows(x):
     return np.ones(len(rows), x.dtype) @ rows
 
 
-def _sum_over(x, axes):
-    long = [axis for axis in axes if x.shape[axis] > 2 * _CHUNK and axis < x.ndim - 1]
-    if not long:
-        return np.add.reduce(x, axes, keepdims=True)
-    axis = long[0]
-    count = x.shape[axis] // _CHUNK
-    before, after = x.shape[:axis], x.shape[axis + 1 :]
-    place = (slice(None),) * axis
-    chunks = x[(*place, slice(count * _CHUNK))].reshape(*before, count, _CHUNK, *after)
-    sums = np.add.reduce(chunks, axis + 1)
-    rest = x[(*place, slice(count * _CHUNK, None))]
-    return _sum_over(np.concatenate([sums, rest], axis=axis), axes)
-
-
 def _normalize_rows(x, scale, bias, epsilon):
     rows, ones = x.reshape(-1, x.shape[-1]), np.ones((x.shape[-1], 1), x.dtype)
     normal = rows - rows @ ones / len(ones)
@@ -356,7 +342,7 @@ def _normalize_rows_backward(dy, scale, bias, cache):
     return dx.reshape(dy.shape), dscale, dbias
 
 
-_TRANSPARENT = {_erf, _sum_over, _sum_rows}
+_TRANSPARENT = {_erf, _sum_rows}
 
 
 def _unslide(*parts, axis, stride, dilation, length):
@@ -385,7 +371,6 @@ special.normalize_rows.register(np.ndarray, _normalize_rows)
 special.normalize_rows_backward.register(np.ndarray, _normalize_rows_backward)
 special.scan_as.register(np.ndarray, special.scan_into(_empty))
 special.scatter_add.register(np.ndarray, _scatter_add)
-special.sum_over.register(np.ndarray, _sum_over)
 special.sum_rows.register(np.ndarray, _sum_rows)
 special.surround.register(np.ndarray, _surround)
 special.unslide.register(np.ndarray, _unslide)

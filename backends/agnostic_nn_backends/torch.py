@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional, grad
 
 from agnostic_nn import random, special
+from agnostic_nn.arrays import namespace
 
 from . import processor, tape, torch_calls
 from .replay import plain, replayed
@@ -379,6 +380,14 @@ def _chosen(holds, new, old):
     return torch.where(holds, new, old)
 
 
+def _sum_over(x, axes):
+    return namespace(x).sum(x, axis=axes, keepdims=True)
+
+
+def _sum_rows(x):
+    return namespace(x).sum(x, axis=tuple(range(x.ndim - 1)))
+
+
 def _above_zero(x, dy):
     return torch.ops.aten.threshold_backward(dy, x, 0)
 
@@ -416,6 +425,8 @@ special.largest_input.register(torch.Tensor, _largest_input)
 special.scan_as.register(torch.Tensor, special.scan_into(_empty))
 special.scatter_add.register(torch.Tensor, _scatter_add)
 special.select.register(torch.Tensor, _select)
+special.sum_over.register(torch.Tensor, _sum_over)
+special.sum_rows.register(torch.Tensor, _sum_rows)
 special.surround.register(torch.Tensor, _surround)
 special.unslide.register(torch.Tensor, _unslide)
 random.words.register(torch.Tensor, _words)
@@ -428,5 +439,7 @@ for function in (*vars(special).values(), random.words):
 for function, own in ((special.lstm, _lstm), (special.lstm_backward, _lstm_backward)):
     function.register(torch_calls.TracedTensor, tape.whole(own, _has_lstm))
 special.barrier_as.register(torch_calls.TracedTensor, tape.barrier)
+special.sum_over.register(torch_calls.TracedTensor, _sum_over)
+special.sum_rows.register(torch_calls.TracedTensor, _sum_rows)
 special.scan_as.register(torch_calls.TracedTensor, tape.short_scan)
 special.select.register(torch_calls.TracedTensor, tape.select)
