@@ -11,7 +11,6 @@ import torch
 from torch.nn import functional, grad
 
 from agnostic_nn import random, special
-from agnostic_nn.arrays import namespace
 
 from . import processor, tape, torch_calls
 from .replay import plain, replayed
@@ -380,12 +379,12 @@ def _chosen(holds, new, old):
     return torch.where(holds, new, old)
 
 
-def _sum_over(x, axes):
-    return namespace(x).sum(x, axis=axes, keepdims=True)
+def _sum_over(x, axes, xp=xp):
+    return xp.sum(x, axis=axes, keepdims=True)
 
 
-def _sum_rows(x):
-    return namespace(x).sum(x, axis=tuple(range(x.ndim - 1)))
+def _sum_rows(x, xp=xp):
+    return xp.sum(x, axis=tuple(range(x.ndim - 1)))
 
 
 def _above_zero(x, dy):
@@ -439,7 +438,8 @@ for function in (*vars(special).values(), random.words):
 for function, own in ((special.lstm, _lstm), (special.lstm_backward, _lstm_backward)):
     function.register(torch_calls.TracedTensor, tape.whole(own, _has_lstm))
 special.barrier_as.register(torch_calls.TracedTensor, tape.barrier)
-special.sum_over.register(torch_calls.TracedTensor, _sum_over)
-special.sum_rows.register(torch_calls.TracedTensor, _sum_rows)
+for function, own in ((special.sum_over, _sum_over), (special.sum_rows, _sum_rows)):
+    made = partial(own, xp=torch_calls.TracedTensor.namespace)
+    function.register(torch_calls.TracedTensor, made)
 special.scan_as.register(torch_calls.TracedTensor, tape.short_scan)
 special.select.register(torch_calls.TracedTensor, tape.select)
