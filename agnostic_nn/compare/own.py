@@ -168,7 +168,7 @@ def _chosen(home: Any, text: str, kind: str) -> Any:
     return _made(made, args, options, text, kind)
 
 
-_ABSTRACT = "Loss", "Losses", "Weighted", "Optimizer", "Rule"
+_ABSTRACT = "Loss", "Losses", "Weighted", "Weighted", "Optimizer", "Rule"
 _A = {"loss": "a loss", "optimizer": "an optimizer"}
 _LIKE = {"loss": "huber(delta=0.5)", "optimizer": "Adam(rate=1e-3)"}
 
