@@ -51,6 +51,7 @@ width) each: state[0]["forward"]["h"]. Dropout between layers is a `Dropout` bet
 of depth 1. Step by step (`advance`) the memory is the state.
 """
 
+import math
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import ClassVar
@@ -65,7 +66,7 @@ from ..arrays import (
     namespace,
 )
 from ..initializers import Initializer, Orthogonal, expect_initializer, glorot_uniform
-from ..random import split
+from ..random import fold, split, uniform
 from ..special import lstm, lstm_backward, scan, sum_rows
 from ..trees import leaves, tree_map
 from .base import Layer
@@ -117,8 +118,8 @@ class _Recurrent(Layer):
         """The gradients of the parameters that `step` reads, from all steps at once."""
         return {"recurrent": _rows(hs).T @ _rows(dz)}
 
-    def biases(self, like):
-        """The parameters that are no matrices, of the library, dtype and device of `like`."""
+    def biases(self, key, like):
+        """Draw the parameters that are vectors, in the library, dtype and device of `like`."""
         return {"bias": _levels(like, self.width, [0.0] * self.gates)}
 
     @property
@@ -153,7 +154,7 @@ class _Recurrent(Layer):
             square = (self.width, self.width)
             recurrent.append(self.recurrent_initializer(keys[2 * i + 1, :], square, dtype))
         found = {"weight": xp.concat(weight, axis=1), "recurrent": xp.concat(recurrent, axis=1)}
-        return found | self.biases(found["weight"])
+        return found | self.biases(fold(key, 0), found["weight"])
 
     def _everywhere(self, one):
         """A state nested as all are, by layer, direction and name, with `one` for each part."""
@@ -376,7 +377,8 @@ class GRU(_Recurrent):
     Parameters of each direction of each layer, with gates in PyTorch's order r, u, n:
     weight (fan_in, 3 · width), recurrent (width, 3 · width), bias (3 · width,), and for
     "after" recurrent_bias (width,), b_n above. PyTorch's second bias is added to the first
-    but for its last third, which is b_n.
+    but for its last third, which is b_n. Biases start uniform on ±1/√width, as PyTorch's do:
+    on sequences of 64 steps that learned better than biases of 0 (docs/recurrent-start.md).
 
     Gradient
     --------
@@ -399,9 +401,12 @@ class GRU(_Recurrent):
         known = self.reset in ("after", "before")
         expect(known, "expected reset after or before, got {!r}", self.reset)
 
-    def biases(self, like):
-        more = {"recurrent_bias": _levels(like, self.width, [0.0])} if self._after else {}
-        return super().biases(like) | more
+    def biases(self, key, like):
+        keys = split(key, 2)
+        bias = {"bias": _spread_evenly(keys[0, :], self.gates * self.width, self.width, like)}
+        if self._after:
+            bias["recurrent_bias"] = _spread_evenly(keys[1, :], self.width, self.width, like)
+        return bias
 
     @property
     def _after(self):
@@ -490,7 +495,7 @@ class LSTM(_Recurrent):
         super().__post_init__()
         expect_number("forget_bias", self.forget_bias)
 
-    def biases(self, like):
+    def biases(self, key, like):
         return {"bias": _levels(like, self.width, [0.0, self.forget_bias, 0.0, 0.0])}
 
     def _run(self, params, xs, start, counts, reverse, keep):
@@ -553,6 +558,12 @@ def _levels(like, width, values):
     """Each of `values`, `width` times."""
     xp, place = namespace(like), device(like)
     return xp.concat([xp.full((width,), v, dtype=like.dtype, device=place) for v in values])
+
+
+def _spread_evenly(key, count, width, like):
+    """Draw `count` numbers from the uniform distribution on ±1/√width."""
+    bound = 1.0 / math.sqrt(width)
+    return (2.0 * uniform(key, (count,), like.dtype) - 1.0) * bound
 
 
 def _transposed(matrix):
