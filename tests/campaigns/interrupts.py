@@ -107,18 +107,18 @@ class Campaign:
                 whole.step(*self.batches[whole.steps % BATCHES])
                 self.states[whole.steps] = digest(whole)
                 continue
-            take = getattr(whole, "_take", None)
-            if take is None:  # as it was before steps were atomic: with --apart
+            advance = getattr(whole, "_advance", None)
+            if advance is None:  # as it was before steps were atomic: with --apart
                 whole.fit(self.x, self.labels, batch_size=BATCH, steps=1, verbose=0)
                 self.states[whole.steps] = digest(whole)
                 continue
-            whole._take = self._recorded
+            whole._advance = self._recorded
             whole.fit(self.x, self.labels, batch_size=BATCH, verbose=0)
-            del whole._take
+            del whole._advance
         return self.states[steps]
 
     def _recorded(self, *args):
-        answer = type(self.whole)._take(self.whole, *args)
+        answer = type(self.whole)._advance(self.whole, *args)
         self.states[self.whole.steps] = digest(self.whole)
         return answer
 
