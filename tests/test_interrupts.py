@@ -140,7 +140,7 @@ def test_an_exception_anywhere_in_a_step_leaves_a_whole_number_of_steps(backend,
     few = taken < 3
     if few and backend.compiles:
         pytest.skip("compiling takes too long; the campaign shoots there, too")
-    for place in places(backend, taken, 2 if few else 30):
+    for place in places(backend, taken, 2 if few else 20):
         trainer = advance(make(backend), taken)
         with pytest.raises(Shot), at(place, shoot):
             advance(trainer)
@@ -158,7 +158,7 @@ def test_an_exception_anywhere_in_fit_leaves_a_whole_number_of_steps(backend, mo
     monkeypatch.setattr("agnostic_nn.training.feeding._WORK", 0)  # each step by a call of its own
     whole = Whole(backend)
     trainer = advance(make(backend), BATCHES)
-    for place in places(backend, BATCHES, 12, fit):
+    for place in places(backend, BATCHES, 8, fit):
         with pytest.raises(Shot), at(place, shoot):
             fit(trainer, epochs=9)
         whole.expect(trainer)
@@ -171,7 +171,7 @@ def test_an_exception_anywhere_in_fit_leaves_a_whole_number_of_steps(backend, mo
 
 def test_a_signal_handler_may_save_and_look_at_any_moment(backend, whole, tmp_path):
     trainer, path = advance(make(backend), 4), tmp_path / "saved"
-    for place in places(backend, 4, 12):
+    for place in places(backend, 4, 8):
         shown, steps = [], trainer.steps
 
         def look():
@@ -194,7 +194,7 @@ def test_a_signal_handler_may_save_and_look_at_any_moment(backend, whole, tmp_pa
 def test_what_a_signal_handler_restores_in_the_middle_of_a_step_is_whole(backend, whole):
     trainer = advance(make(backend), 4)
     trainer.keep("four")
-    for place in places(backend, 4, 12):
+    for place in places(backend, 4, 8):
 
         def restore():
             trainer.restore("four")
