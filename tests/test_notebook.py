@@ -120,7 +120,7 @@ RESULTS = {  # type: how to get one, what both forms say
     Profile: (profile, ["numpy:cpu, a batch of 4", "the whole step in one", "matmul"]),
     Bisection: (bisection, ["numpy", "Dense"]),
     Explanation: (explanation, ["Dense", "ReLU"]),
-    Comparison: (comparison, ["2 steps of tiny", "numpy:cpu", "within tolerance"]),
+    Comparison: (comparison, ["2 steps of tiny", "numpy:cpu", "agrees over 2 steps"]),
     StatusTable: (nn.backends, ["numpy:cpu", "float64"]),
     Conformance: (
         lambda: conformance("numpy", only="Dense"),

@@ -311,7 +311,7 @@ def pieces(
     after = cast((params, state), dtype)
     if not all(np.all(np.isfinite(leaf)) for leaf in leaves(after) if leaf.dtype.kind == "f"):
         after = carry[:2]
-    events = recorder.events + _prediction(model, loss, *after, batch[0])
+    events = recorder.events + _prediction(model, loss, after[0], after[1], batch[0])
     found = list({id(piece): piece for piece, _ in events}.values())
     often = Counter((piece.kind, piece.path, piece.predicts) for piece in found)
     numbers: Counter = Counter()

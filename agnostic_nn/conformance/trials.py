@@ -143,9 +143,13 @@ def _special():
         "barrier": lambda a: special.barrier({"x": a["x"], "numbers": a["numbers"]}),
         "crop": lambda a: special.crop(a["x"], ((1, 2),)),
         "erf": lambda a: special.erf(a["numbers"]),
+        "erfc": lambda a: special.erfc(a["numbers"]),
+        "expm1_below": lambda a: special.expm1_below(-(a["numbers"] * a["numbers"])),
         "largest": pooled,
         "log_softmax": lambda a: special.log_softmax(100.0 * a["x"]),
+        "norm": lambda a: special.norm(a["numbers"]),
         "pad": lambda a: special.pad(a["x"], ((2, -1),), 0.5),
+        "scaled_norm": lambda a: special.scaled_norm(a["numbers"], a["x"]),
         "scan": lambda a: (loop(a, reverse=False), loop(a, reverse=True)),
         "scatter_add": lambda a: special.scatter_add(a["x"][:, 0, :], a["rows"], 4),
         "select": lambda a: tuple(
@@ -153,9 +157,14 @@ def _special():
         ),
         "sigmoid": lambda a: special.sigmoid(a["numbers"]),
         "softplus": lambda a: special.softplus(a["numbers"]),
+        "sum_over": lambda a: special.sum_over(a["x"], (0, 2)),
         "sum_rows": lambda a: special.sum_rows(a["x"]),
         "surround": lambda a: special.surround(a["x"], ((1, 2),), 0.5),
+        "tanh": lambda a: special.tanh(a["numbers"]),
     }
+    for gate in ("gelu", "gelu_curve", "silu", "mish"):
+        for name in (gate, f"{gate}_slope"):
+            functions[name] = partial(_elementwise, getattr(special, name))
     for name in special.__all__:
         if name not in functions:
             yield Trial(name, f"tried through {THROUGH[name]}")
@@ -167,6 +176,10 @@ def _special():
         yield Trial(name, compute)
 
 
+def _elementwise(function, arrays):
+    return function(arrays["numbers"])
+
+
 THROUGH = {
     "along": "pooling",
     "attend": "MultiHeadAttention",
@@ -175,9 +188,11 @@ THROUGH = {
     "convolve": "Conv2D",
     "convolve_input": "Conv2D",
     "convolve_weight": "Conv2D",
+    "is_narrow": "GELU",
     "largest_input": "largest",
     "lstm": "LSTM",
     "lstm_backward": "LSTM",
+    "narrowed": "GELU",
     "normalize": "GroupNorm",
     "normalize_backward": "GroupNorm",
     "normalize_rows": "LayerNorm",
@@ -186,6 +201,7 @@ THROUGH = {
     "scan_into": "scan",
     "slide": "pooling",
     "unslide": "pooling",
+    "widened": "GELU",
 }
 
 

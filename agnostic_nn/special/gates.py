@@ -95,8 +95,8 @@ def _tail_parts(a):
 
 # exp(-s) is c exp(-e), with s as _SHIFT, e as _SHIFT_ERROR, and c a power of two
 _SHIFT, _SHIFT_ERROR, _SHIFTED = 88013 / 2**12, -1.37692333046e-5, 2.0**-31
-_TAIL_M = (1.0, 0.914925082, 0.395318628, 0.0911121222, 0.00972494521)
-_TAIL_M = tuple([0.5 * _SHIFTED * number for number in _TAIL_M])
+_TAIL_POWERS = (1.0, 0.914925082, 0.395318628, 0.0911121222, 0.00972494521)
+_TAIL_M = tuple([0.5 * _SHIFTED * number for number in _TAIL_POWERS])
 _TAIL_K = math.sqrt(math.pi / 2.0) / (0.5 * _SHIFTED)
 _TAIL_N = (1.0, 0.459496586, 0.115243801, 0.012134093, 1.1889073e-06)
 
