@@ -277,7 +277,8 @@ class _Applied:
 @cache
 def _packages(xp: Any) -> frozenset[str]:
     """The packages of array libraries: their code reads no values of a user's."""
-    return frozenset([*SHIPPED, "array_api_compat", xp.__name__.partition(".")[0]])
+    name = vars(xp).get("__name__", "")  # a namespace need not be a module
+    return frozenset([*SHIPPED, "array_api_compat", name.partition(".")[0]])
 
 
 @cache

@@ -257,16 +257,22 @@ FLAT = [  # a layer of width 1, its bias, and which entry of dL/dbias is what fo
 
 
 @pytest.mark.parametrize("reset", ["after", "before"])
-def test_the_biases_of_a_gru_start_uniform_and_apart(reset):
-    layer = nn.GRU(64, reset=reset, bidirectional=True)
+def test_the_biases_of_a_gru_start_as_both_of_pytorch_do(reset):
+    """Each is uniform on ±b, with b = 1/√width; of the gates r and u two add up."""
+    width, bound = 256, 1 / 16
+    layer = nn.GRU(width, reset=reset)
     params, _, _ = layer.init(nn.random.key(0, xp=nn.backend("numpy").xp), (5, 3), np.float64)
-    vectors = [one[name] for one in params[0].values() for name in sorted(one) if "bias" in name]
-    drawn = np.concatenate(vectors)
-    assert drawn.shape == (2 * (3 + (reset == "after")) * 64,)
-    assert np.unique(drawn).size == drawn.size  # each has a draw of its own
-    assert np.abs(drawn).max() <= 1 / 8
-    np.testing.assert_allclose(drawn.std(), 1 / 8 / np.sqrt(3), rtol=0.1)
-    np.testing.assert_allclose(drawn.mean(), 0, atol=0.01)
+    drawn = params[0]["forward"]
+    parts = dict(zip("run", np.split(drawn["bias"], 3), strict=True))
+    if reset == "after":
+        parts["b_n"] = drawn["recurrent_bias"]
+    together = np.concatenate(list(parts.values()))
+    assert np.unique(together).size == together.size  # each has a draw of its own
+    for name, part in parts.items():
+        count = 2 if name in "ru" else 1
+        assert bound * (count - 0.2) < np.abs(part).max() <= count * bound
+        np.testing.assert_allclose(part.std(), bound * np.sqrt(count / 3), rtol=0.1)
+        np.testing.assert_allclose(part.mean(), 0, atol=bound / 8)
 
 
 @pytest.mark.parametrize(("layer", "bias", "place", "slope"), FLAT, ids=lambda v: str(v)[:20])

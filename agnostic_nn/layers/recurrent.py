@@ -377,8 +377,8 @@ class GRU(_Recurrent):
     Parameters of each direction of each layer, with gates in PyTorch's order r, u, n:
     weight (fan_in, 3 · width), recurrent (width, 3 · width), bias (3 · width,), and for
     "after" recurrent_bias (width,), b_n above. PyTorch's second bias is added to the first
-    but for its last third, which is b_n. Biases start uniform on ±1/√width, as PyTorch's do:
-    on sequences of 64 steps that learned better than biases of 0 (docs/recurrent-start.md).
+    but for its last third, which is b_n. Biases start as PyTorch's two do, each uniform on
+    ±1/√width: sequences of 64 steps were learned better than from 0 (docs/recurrent-start.md).
 
     Gradient
     --------
@@ -402,11 +402,15 @@ class GRU(_Recurrent):
         expect(known, "expected reset after or before, got {!r}", self.reset)
 
     def biases(self, key, like):
-        keys = split(key, 2)
-        bias = {"bias": _spread_evenly(keys[0, :], self.gates * self.width, self.width, like)}
+        # of r and u both biases of PyTorch in one, of n the first: the second is b_n
+        xp, keys = namespace(like), split(key, 3)
+        bias = _spread_evenly(keys[0, :], 3 * self.width, self.width, like)
+        second = _spread_evenly(keys[1, :], 2 * self.width, self.width, like)
+        zeros = _levels(like, self.width, [0.0])
+        drawn = {"bias": bias + xp.concat([second, zeros])}
         if self._after:
-            bias["recurrent_bias"] = _spread_evenly(keys[1, :], self.width, self.width, like)
-        return bias
+            drawn["recurrent_bias"] = _spread_evenly(keys[2, :], self.width, self.width, like)
+        return drawn
 
     @property
     def _after(self):
