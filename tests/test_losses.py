@@ -15,6 +15,8 @@ import agnostic_nn as nn
 from agnostic_nn import binary_cross_entropy as binary
 from agnostic_nn import mean_squared_error as mse
 from agnostic_nn import softmax_cross_entropy as softmax
+from agnostic_nn.checking.inputs import batched
+from agnostic_nn.checking.specimens import LOSSES as SPECIMENS
 from agnostic_nn.losses.base import check_of, metrics_of
 from agnostic_nn.training.config import describe, rebuild
 from agnostic_nn.trees import leaves, tree_map
@@ -989,3 +991,39 @@ def test_several_losses_refuse_what_is_none(arguments, error, message):
 def test_several_losses_refuse_other_outputs(losses, y, target, message):
     with pytest.raises(ValueError, match=message):
         losses(y, target)
+
+
+# --- float16 ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("specimen", SPECIMENS, ids=lambda specimen: specimen.name)
+def test_losses_of_float16_are_computed_in_float32(backend, specimen):
+    if not hasattr(backend.xp, "float16"):
+        pytest.skip(f"{backend.name} has no float16")
+    drawn = specimen.draw(np.random.default_rng(0), batched(specimen.shape, 4))
+    options = dict(specimen.layer.options)
+
+    def cast(dtype, tree):
+        arrays = tree_map(np.asarray, tree)
+        return tree_map(lambda a: a.astype(dtype if a.dtype.kind == "f" else "int32"), arrays)
+
+    results = []
+    for dtype in ("float16", "float32"):
+        x = backend.asarray(cast(dtype, cast("float16", drawn)))
+        results.append(backend.to_numpy(specimen.layer.loss(x["y"], x["target"], **options)))
+    (value, dy), (expected, expected_dy) = results
+    np.testing.assert_array_equal(value, expected)
+    for leaf, expected_leaf in zip(leaves(dy), leaves(expected_dy), strict=True):
+        assert leaf.dtype == np.float16
+        np.testing.assert_array_equal(leaf, expected_leaf.astype(np.float16))
+
+
+def test_squares_of_float16_do_not_overflow(backend):
+    if not hasattr(backend.xp, "float16"):
+        pytest.skip(f"{backend.name} has no float16")
+    y, target = backend.asarray((np.full((4, 3), 300, "float16"), np.zeros((4, 3), "float16")))
+    value, dy = nn.mean_squared_error(y, target)
+    assert float(backend.to_numpy(value)) == 90_000.0
+    np.testing.assert_array_equal(backend.to_numpy(dy), np.full((4, 3), 50, "float16"))
+    with pytest.raises(ValueError, match=r"float16.*float32"):
+        nn.mean_squared_error(y, backend.asarray(np.zeros((4, 3), "float32")))

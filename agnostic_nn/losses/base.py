@@ -7,8 +7,8 @@ Python values, and `functools.partial` sets them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import partial, wraps
 from inspect import signature
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..arrays import (
     namespace,
     size,
 )
+from ..special import is_narrow, narrowed, widened
 from ..trees import leaves, tree_map
 
 __all__ = [
@@ -212,9 +213,12 @@ def brings(check: Callable, **metrics: Callable) -> Callable[[Loss], Loss]:
     check(target, shape) refuses a target on the host for outputs of `shape`, batch left
     out. An option of the loss that matters to it or to a metric is a keyword of that too.
     The loss ends in `reduced`, so it has an attribute `in_detail` too: see `batch_loss`.
+    Outputs in float16 or bfloat16 are computed in float32: see `_in_float32`.
     """
 
-    def attach(loss: Any) -> Loss:
+    def attach(function: Loss) -> Loss:
+        loss: Any = _in_float32(function)
+
         def in_detail(y, target, weights=None, *, reduction="mean", **options):
             return loss(y, target, weights, reduction=_InDetail(reduction), **options)
 
@@ -222,6 +226,49 @@ def brings(check: Callable, **metrics: Callable) -> Callable[[Loss], Loss]:
         return loss
 
     return attach
+
+
+def _in_float32(loss: Loss) -> Loss:
+    """Return `loss` that computes outputs in float16 or bfloat16 in float32.
+
+    Squares, exponentials and sums over examples would overflow or lose their digits in a narrow
+    dtype. The value and the divisor are then in float32, dy in the dtype of y.
+    """
+
+    @wraps(loss)
+    def computed(y: Any, *arguments: Any, **options: Any) -> Any:
+        first = next(iter(leaves(y)), None) if isinstance(y, dict | tuple) else y
+        if not hasattr(first, "dtype") or not is_narrow(first):
+            return loss(y, *arguments, **options)
+
+        def wide(leaf: Any) -> Any:
+            if not _is_real(leaf):
+                return leaf
+            expect(leaf.dtype == first.dtype, "y is {}, but got {}", first.dtype, leaf.dtype)
+            return widened(leaf)
+
+        arrays = [tree_map(wide, part) for part in arguments]
+        for name in ("target", "weights"):
+            if name in options:
+                options[name] = tree_map(wide, options[name])
+        result = loss(tree_map(wide, y), *arrays, **options)
+        if isinstance(result, BatchLoss):
+            return replace(result, dy=_narrow(result.dy, first))
+        value, dy = result
+        return value, _narrow(dy, first)
+
+    return computed
+
+
+def _is_real(leaf: Any) -> bool:
+    """Return whether a leaf is an array of real floating-point numbers."""
+    if not hasattr(leaf, "dtype"):
+        return False
+    return bool(namespace(leaf).isdtype(leaf.dtype, "real floating"))
+
+
+def _narrow(dy: Any, like: Array) -> Any:
+    return tree_map(lambda leaf: narrowed(leaf, like), dy)
 
 
 def takes(function: Callable, name: str) -> bool:

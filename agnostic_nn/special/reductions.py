@@ -4,6 +4,7 @@ import math
 from functools import singledispatch
 
 from ..arrays import Array, device, namespace, size
+from .precision import narrowed, widened
 
 __all__ = ["all_finite", "log_softmax", "norm", "scaled_norm", "sum_over", "sum_rows"]
 
@@ -48,10 +49,15 @@ def norm(x: Array) -> Array:
 
 
 def log_softmax(x: Array, axis: int = -1) -> Array:
-    """x - log Σ exp(x) along `axis`, shifted by the maximum so that exp cannot overflow."""
+    """Return x - log Σ exp(x) along `axis`, shifted by the maximum so that exp cannot overflow.
+
+    float16 and bfloat16 are computed in float32.
+    """
     xp = namespace(x)
-    shifted = x - xp.max(x, axis=axis, keepdims=True)
-    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True))
+    wide = widened(x)
+    shifted = wide - xp.max(wide, axis=axis, keepdims=True)
+    y = shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True))
+    return narrowed(y, like=x)
 
 
 @singledispatch
