@@ -730,6 +730,7 @@ CALLS = {  # name: (a function of arrays, those arrays)
         (IMAGES,),
     ),
     "erf": (special.erf, (numbers(1000),)),
+    "erfc": (special.erfc, (numbers(50, 60),)),
     "normalize_rows": (
         lambda x, s, b: special.normalize_rows(x, s, b, 1e-5)[0],
         (numbers(300, 64), numbers(64), numbers(64)),
@@ -745,8 +746,10 @@ CALLS = {  # name: (a function of arrays, those arrays)
         lambda x, y: special.select(x[0, 0] > 0, lambda: x * y, y),
         (numbers(9, 9), numbers(9, 9)),
     ),
+    "sum_over": (lambda x: special.sum_over(x, (0, 1)), (numbers(40, 500, 7),)),
     "sum_rows": (special.sum_rows, (numbers(40, 500, 7),)),
     "surround": (lambda x: special.surround(x, ((1, 2), (0, 1)), 0.5), (IMAGES,)),
+    "tanh": (special.tanh, (numbers(50, 60),)),
     "unslide": (
         lambda *a: special.unslide(*a, axis=1, stride=1, dilation=1, length=11),
         tuple(numbers(4, 9, 6, seed=seed) for seed in range(3)),
