@@ -678,7 +678,7 @@ class Trainer:
         with ahead(feed.epoch(self.epoch, first, limit), prefetch) as prepared:
             for count, steps, *batch in prepared:
                 if steps is self._steps:
-                    batch += self._now(len(batch[0]))
+                    batch += self._now(batch[0].shape[0])
                 else:
                     now = self._now()
                     batch += (None, *now) if now else ()
