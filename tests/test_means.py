@@ -232,7 +232,7 @@ def test_a_custom_loss_without_weights_is_averaged_by_examples():
 
 def test_weights_count_in_the_loss_and_not_in_metrics():
     data, w = (X["a"], SOME["a"]), np.asarray([0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 0.0])
-    made = Trainer(Shift(), IGNORING, nn.Fixed(), dtype="float64", shape=(3, 4))
+    made = Trainer(Shift(), IGNORING, nn.Fixed(), backend="numpy", dtype="float64", shape=(3, 4))
     found = made.evaluate(*data, weights=w, batch_size=2)
     close(found["loss"], IGNORING(*data, w)[0], 1e-15)
     close(found["accuracy"], made.evaluate(*data)["accuracy"], 1e-15)
