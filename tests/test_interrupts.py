@@ -429,12 +429,12 @@ def test_memory_that_a_compiled_step_took_and_lost_is_reported(backend, monkeypa
 
 
 def test_no_ctrl_c_is_lost_where_it_is_held_back():
-    pressed, heard = 200, 0
+    pressed, heard, awaited = 200, 0, -1
 
     def press():
         generator = random.Random(0)
         for number in range(pressed):
-            while heard < number:
+            while awaited < number:  # until the main thread is where it catches the next one
                 time.sleep(1e-5)
             time.sleep(generator.random() * 1e-4)
             os.kill(os.getpid(), signal.SIGINT)
@@ -444,6 +444,7 @@ def test_no_ctrl_c_is_lost_where_it_is_held_back():
     until = time.monotonic() + 20
     while heard < pressed and time.monotonic() < until:
         try:
+            awaited = heard
             while time.monotonic() < until:
                 with DeferredInterrupts():
                     pass

@@ -4,6 +4,7 @@
 as documented, and the worst time and memory. It makes the files without the library.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -360,8 +361,8 @@ def special(folder) -> Iterator[tuple[str, str]]:
 
     os.mkfifo(named("pipe"))
     os.mkdir(named("folder"))
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(named("socket"))
+    with socket.socket(socket.AF_UNIX) as listening, contextlib.chdir(folder):
+        listening.bind("socket")  # by its name: the whole path may be too long for a socket
     os.symlink(named("pipe"), named("link"))
     for name in ("pipe", "folder", "socket", "link"):
         yield f"a {name}", named(name)
