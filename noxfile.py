@@ -90,7 +90,7 @@ def session(check):
 
 def pytest(session, *arguments, env, run=("pytest",)):
     """The one test suite, on one array library, in as many processes as there are processors."""
-    several = ("--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal")
+    several = ("--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal", "--durations=15")
     # threads that wait for each other on small arrays cost more than they bring
     env = {"OMP_NUM_THREADS": "1"} | env
     session.run(*run, *several, *arguments, *session.posargs, env=env, external=run[1:] != ())
