@@ -28,10 +28,10 @@ What may jump, such as the sign that Lion takes, can differ by rounding alone wh
 the spread sees most of such jumps, not all. A whole step, which may meet many, is sampled again
 with larger errors before it is called different.
 
-A number that is finite in float64 and not on a backend is a difference only if another backend
-of that dtype has it, or the formula itself has it in that dtype, computed without native
-functions. Where both backends overflow, or the reference is NaN as they are, there is nothing to
-compare: such results are "not judged", which is not agreement.
+If a number is finite in float64 but not on a backend, it is a difference only if it is finite on
+another backend of the same dtype, or when the formula is computed in that dtype without native
+functions. Results that overflow on both backends, or are NaN on the backends and in the
+reference, cannot be compared. They are "not judged", which does not count as agreement.
 """
 
 import math
@@ -98,12 +98,12 @@ class Finding:
 
     @property
     def holds(self) -> bool:
-        """Whether no error is beyond its tolerance."""
+        """Return whether every error is within its tolerance."""
         return all(ratio <= 1.0 for ratio in self.ratios)
 
     @property
     def status(self) -> str:
-        """Whether the backends "agree" or "differ" here, or this is "not judged"."""
+        """Return "agree", "differ" or "not judged" for this result."""
         return "differ" if not self.holds else "not judged" if self.unjudged else "agree"
 
     @property
@@ -144,7 +144,7 @@ class Bisection:
 
     @property
     def status(self) -> str:
-        """Whether the backends "agree" or "differ", or some results are "not judged"."""
+        """Return "agree", "differ", or "not judged" if some results could not be judged."""
         return "differ" if self.first else "not judged" if self.unjudged else "agree"
 
     @property
@@ -212,7 +212,7 @@ class Bisection:
         return write(path, self._pieces[found[0]], self._names)
 
     def _differences(self, first: Finding) -> str:
-        """What is wrong with a result, on each backend on which it is."""
+        """Describe the error of a result on each backend where it is wrong."""
         wrong: list[str] = []
         for i, (name, ratio) in enumerate(zip(self.backends, first.ratios, strict=True)):
             if ratio <= 1.0:

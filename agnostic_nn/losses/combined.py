@@ -77,7 +77,7 @@ class Losses:
         step: Array | None = None,
         context: Any = None,
     ) -> tuple[Array, dict]:
-        """The weighted sum of all losses, and dy by name.
+        """Return the weighted sum of all losses, and dy by name.
 
         step: how many steps have been taken, a 0-d array, for weights that follow a schedule.
         context: for losses that take it.
@@ -188,7 +188,7 @@ class Weighted:
         step: Array | None = None,
         context: Any = None,
     ) -> tuple[Array, Any]:
-        """The loss times its weight, and dy.
+        """Return the weighted loss, and dy.
 
         step: how many steps have been taken, a 0-d array. context: for a loss that takes it.
         """
@@ -196,7 +196,7 @@ class Weighted:
         return found.value, found.dy
 
     def takes_now(self, name: str) -> bool:
-        """Whether the loss takes `name`, or for "step" the weight follows a schedule."""
+        """Return whether a step passes `name`: "step" for a schedule, or what the loss takes."""
         return (name == "step" and callable(self.weight)) or takes(self.loss, name)
 
     def in_detail(
@@ -208,7 +208,7 @@ class Weighted:
         step: Array | None = None,
         context: Any = None,
     ) -> BatchLoss:
-        """The same, with what its mean was divided by: see `BatchLoss`."""
+        """Return the loss with the divisor of its mean: see `BatchLoss`."""
         part = batch_loss(self.loss, y, target, weights, step=step, context=context)
         weight = _at("the weight", self.weight, step, part.value)
         value = weight * part.value
