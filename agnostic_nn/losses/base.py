@@ -237,7 +237,7 @@ def _in_float32(loss: Loss) -> Loss:
 
     @wraps(loss)
     def computed(y: Any, *arguments: Any, **options: Any) -> Any:
-        first = next(iter(leaves(y)), None) if isinstance(y, dict | tuple) else y
+        first: Any = next(iter(leaves(y)), None) if isinstance(y, dict | tuple) else y
         if not hasattr(first, "dtype") or not is_narrow(first):
             return loss(y, *arguments, **options)
 
