@@ -124,7 +124,7 @@ def test_ctrl_c_in_a_callback_waits_and_nothing_is_restored(backend, epochs):
     told = Told()
 
     def press(trainer, row):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         row["pressed"] = 1
 
     trainer, whole = make(backend), make(backend)

@@ -1,6 +1,5 @@
 """A Trainer learns, counts every example once, and stays usable whatever comes."""
 
-import os
 import signal
 import threading
 import tracemalloc
@@ -723,7 +722,7 @@ def test_ctrl_c_leaves_no_thread_behind(backend, monkeypatch):
     def pressed(*arguments):
         calls.append(1)
         if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return step(*arguments)
 
     monkeypatch.setattr(trainer, "_step", pressed)
@@ -1078,7 +1077,7 @@ def test_ctrl_c_ends_fit_at_a_step_boundary_with_the_trainer_usable(backend, mon
     def pressed(*arguments):
         calls.append(1)
         if len(calls) == 6:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return step(*arguments)
 
     monkeypatch.setattr(trainer, "_step", pressed)
@@ -1096,9 +1095,9 @@ def test_ctrl_c_ends_fit_at_a_step_boundary_with_the_trainer_usable(backend, mon
 def test_a_second_ctrl_c_is_not_held_back():
     def press_twice():
         with DeferredInterrupts() as held:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             assert held.requested
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             pytest.fail("went on after the second Ctrl-C")
 
     with pytest.raises(KeyboardInterrupt):
@@ -1111,7 +1110,7 @@ def test_ctrl_c_handled_by_somebody_else_stays_theirs():
     before = signal.signal(signal.SIGINT, lambda *_: heard.append(1))
     try:
         with DeferredInterrupts() as held:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         assert heard == [1]
         assert not held.requested
     finally:

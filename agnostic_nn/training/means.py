@@ -58,4 +58,4 @@ class MeanLoss:
         return found
 
     def _numbers(self, array: Any) -> list[float]:
-        return np.ravel(self._to_numpy(array)).tolist()
+        return self._to_numpy(array).reshape(-1).tolist()

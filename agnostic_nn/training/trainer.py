@@ -671,7 +671,7 @@ class Trainer:
 
     def _fit_epoch(self, feed: Feed, prefetch: int, stop, last: float, told) -> float:
         """Finish the open epoch or begin the next; the mean loss of the examples it met."""
-        mean = MeanLoss(self.backend.to_numpy)
+        mean = MeanLoss(self.backend.adapter.to_numpy)
         source, first = feed.source, self._settled().open[0]
         done = first
         limit = None if last == math.inf else int(last) - self.steps
@@ -682,17 +682,17 @@ class Trainer:
                 else:
                     now = self._now()
                     batch += (None, *now) if now else ()
-                counted = partial(self._counted, count, source.mark)
-                taken, values, terms = self._advance(steps, counted, *batch)
+                after = partial(self._after_steps, count, source.mark)
+                taken, values, terms = self._advance(steps, after, *batch)
                 done += taken
                 if taken < count:
                     raise NonFiniteLoss(
                         f"step {self.steps + 1} (epoch {self.epoch + 1}, batch {done + 1}) met "
-                        f"a loss of {float(values[taken])}, or a gradient that is not finite; the "
+                        f"a loss of {values[taken]}, or a gradient that is not finite; the "
                         "parameters are those before it. A lower rate, ClipByGlobalNorm or a "
                         "look at that batch may help."
                     )
-                mean.add(values[:count].tolist(), terms)
+                mean.add(values[:count], terms)
                 told.advance(done, mean.value)
                 if stop.requested:
                     break
@@ -704,15 +704,19 @@ class Trainer:
             self._change(epoch=self.epoch + 1, open=_CLOSED)
         return mean.value if mean.batches else math.nan
 
-    def _counted(self, count: int, mark: tuple, run: _Run, result: Any) -> tuple[_Run, Any]:
+    def _after_steps(self, count: int, mark: tuple, run: _Run, result: Any) -> tuple[_Run, Any]:
         """The run after `count` steps at once, and how many were taken, with their losses."""
         carry, values, finites, terms = result
-        values, finites = (np.ravel(self.backend.to_numpy(a)) for a in (values, finites))
-        if self.keep_finite and not finites[:count].all():
-            count = int(np.argmin(finites))
+        values, finites = map(self._to_list, (values, finites))
+        if self.keep_finite and not all(finites[:count]):
+            count = finites.index(False)
         steps, begun = run.steps + count, (run.open[0] + count, *mark)
         after = _Run(carry, run.shape, run.out_shape, steps, run.epoch, begun)
         return after, (count, values, terms)
+
+    def _to_list(self, numbers: Any) -> list:
+        """The numbers of an array of the backend as Python numbers, one after the other."""
+        return self.backend.adapter.to_numpy(numbers).reshape(-1).tolist()
 
     def _rows_for(self, count: int) -> int:
         """How many rows a user's own batch of `count` examples is filled up to."""
@@ -755,7 +759,7 @@ class Trainer:
         batch_size, count = min(batch_size, len(examples)), len(examples)
         params, state = self._in_use(averaged)
         ragged = self._intake.is_ragged(count, batch_size)
-        loss, parts = MeanLoss(self.backend.to_numpy), []
+        loss, parts = MeanLoss(self.backend.adapter.to_numpy), []
         now = self._now()
         for part in Stored(examples, batch_size, False, 0).epoch(0, 0):
             batch = moved(self._intake, part, batch_size, ragged)
