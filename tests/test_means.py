@@ -150,21 +150,25 @@ def half_the_sum(y, target, weights=None):
 
 half_the_sum.divisor = lambda y, target, weights: None
 
-# a loss, whether Accumulate can join its batches, and targets
+# a loss, the terms that Accumulate needs for it, and targets
 SEVERAL = {
-    "plain": (nn.Losses(a=CE, b=MSE, weights={"a": 0.5}), True, TARGET),
-    "sums": (nn.Losses(a=partial(IGNORING, reduction="sum"), b=half_the_sum), True, SOME),
-    "custom": (nn.Losses(a=CE, b=mean_of_squares), True, TARGET),
-    "labels ignored": (nn.Losses(a=IGNORING, b=MSE, weights={"b": 2.0}), False, SOME),
-    "a custom divisor": (nn.Losses(a=CE, b=mean_where_positive), False, TARGET),
-    "a sum and a mean": (nn.Losses(a=CE, b=partial(MSE, reduction="sum")), False, TARGET),
+    "plain": (nn.Losses(a=CE, b=MSE, weights={"a": 0.5}), 1, TARGET),
+    "sums": (nn.Losses(a=partial(IGNORING, reduction="sum"), b=half_the_sum), 1, SOME),
+    "custom": (nn.Losses(a=CE, b=mean_of_squares), 1, TARGET),
+    "labels ignored": (nn.Losses(a=IGNORING, b=MSE, weights={"b": 2.0}), 2, SOME),
+    "both divide by what counts": (nn.Losses(a=IGNORING, b=mean_where_positive), 2, SOME),
+    "a custom divisor": (nn.Losses(a=CE, b=mean_where_positive), 2, TARGET),
+    "a sum and a mean": (nn.Losses(a=CE, b=partial(MSE, reduction="sum")), 2, TARGET),
+    "weighted": (nn.Weighted(nn.Losses(a=IGNORING, b=nn.Weighted(MSE, 3.0)), 0.5), 2, SOME),
 }
 
 
-@pytest.mark.parametrize(("loss", "joined", "target"), SEVERAL.values(), ids=SEVERAL)
-def test_each_output_is_divided_by_its_own(
-    backend, widest, epsilon, thorough, loss, joined, target
-):
+def accumulated(batch_size, terms):
+    return nn.Accumulate(nn.SGD(0.125), math.ceil(ROWS / batch_size), terms=terms)
+
+
+@pytest.mark.parametrize(("loss", "terms", "target"), SEVERAL.values(), ids=SEVERAL)
+def test_each_output_is_divided_by_its_own(backend, widest, epsilon, thorough, loss, terms, target):
     if not thorough and loss not in (SEVERAL["plain"][0], SEVERAL["labels ignored"][0]):
         pytest.skip("one of a sweep, which takes a compiler long: nox -s sweep")
     data = cast((X, target), widest)
@@ -178,13 +182,59 @@ def test_each_output_is_divided_by_its_own(
     close(found, value, epsilon)
     history = still.fit(*data, weights=given[-1], batch_size=3, verbose=0)
     close(history["loss"][0], value, epsilon)
-    if not joined:
-        with pytest.raises(ValueError, match="the losses of a and b divide by what does not stay"):
+    if terms > 1:
+        with pytest.raises(ValueError, match=rf"losses of a and b .* terms={terms}\), around all"):
             learned(*given, 3)
-        return
-    found, moved = learned(*given, 3)
-    close(found, value, epsilon)
-    close(moved, at_once, epsilon)
+    for size in (3,) if backend.compiles else (1, 2, 3):
+        found, moved = learned(*given, size, accumulated(size, terms))
+        close(found, value, epsilon)
+        close(moved, at_once, epsilon)
+
+
+def test_terms_of_nested_losses_are_joined_one_by_one():
+    """Three losses in two levels, of which each divides by something else."""
+    inner = nn.Losses(a=IGNORING, b=mean_where_positive, weights={"a": 3.0})
+    loss = nn.Losses(first=nn.Weighted(inner, 0.5), second=partial(MSE, reduction="sum"))
+    data = {"first": X, "second": X["b"]}, {"first": SOME, "second": TARGET["b"]}
+    shape = {"first": SHAPE, "second": (2,)}
+    given = (NUMPY, loss, "float64", shape, data, WEIGHTS)
+    _, at_once = learned(*given, 100, nn.SGD(0.125))
+    for size in (1, 2, 3, 5):
+        _, moved = learned(*given, size, accumulated(size, 3))
+        close(moved, at_once, 1e-15)
+    with pytest.raises(ValueError, match="for each of 3 losses"):
+        learned(*given, 3, accumulated(3, 2))
+    with pytest.raises(ValueError, match="around all other optimizers"):
+        learned(*given, 3, nn.Average(accumulated(3, 3)))
+
+
+def test_several_terms_take_one_gradient_where_that_is_enough():
+    loss, _, target = SEVERAL["plain"]
+    given = (NUMPY, loss, "float64", SHAPE, (X, target), None)
+    _, at_once = learned(*given, 100, nn.SGD(0.125))
+    _, moved = learned(*given, 3, nn.ClipByValue(accumulated(3, 2), 1e3))
+    close(moved, at_once, 1e-15)
+
+
+def test_several_terms_hold_no_accumulate():
+    with pytest.raises(ValueError, match="set `every` of one Accumulate to the product of both"):
+        nn.Accumulate(nn.Average(accumulated(3, 1)), 2, terms=2)
+
+
+def test_an_output_is_reached_through_a_whole_model_for_each_term(backend, widest, epsilon):
+    """Two losses, two backward passes of one cache, and the gradient of a shared layer."""
+    shared = nn.Sequential(nn.Dense(3), nn.Tanh())
+    nodes = {"h": (shared, "x"), "a": (nn.Dense(4), "h"), "b": (nn.Dense(2), "h")}
+    model = nn.Graph(outputs={"a": "a", "b": "b"}, **nodes)
+    loss, x = nn.Losses(a=IGNORING, b=MSE), cast(X["b"], widest)
+    target = cast({"a": SOME["a"][:, 0], "b": TARGET["b"]}, widest)
+    options = {"backend": backend, "dtype": widest, "metrics": {}, "shape": (2,)}
+    moved = []
+    for optimizer, size in ((nn.SGD(0.125), ROWS), (accumulated(3, 2), 3)):
+        made = Trainer(model, loss, optimizer, **options)
+        made.fit(x, target, batch_size=size, shuffle=False, verbose=0)
+        moved.append(backend.to_numpy(made.params))
+    close(moved[1], moved[0], epsilon)
 
 
 def test_outputs_of_different_sizes_are_joined_by_examples():
@@ -377,20 +427,29 @@ def test_batches_left_over_are_saved_and_gone_on_with(backend, widest, epsilon, 
     close(backend.to_numpy(loaded.params), at_once, epsilon)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_a_control_run_of_compare_takes_the_steps_of_accumulate(reduction):
+CONTROLLED = {
+    "mean": (IGNORING, 1),
+    "sum": (partial(IGNORING, reduction="sum"), 1),
+    "sum and mean": (nn.Losses(a=partial(IGNORING, reduction="sum"), b=mean_where_positive), 2),
+}
+
+
+@pytest.mark.parametrize(("loss", "terms"), CONTROLLED.values(), ids=CONTROLLED)
+def test_a_control_run_of_compare_takes_the_steps_of_accumulate(loss, terms):
     """It takes gradients and update apart, to put rounding in between."""
-    loss, optimizer = partial(IGNORING, reduction=reduction), nn.Accumulate(nn.SGD(0.125), 2)
-    params = {"b": np.zeros((3, 4))}
+    optimizer = nn.Accumulate(nn.SGD(0.125), 2, terms=terms)
+    several = terms > 1
+    params = {"b": {"a": np.zeros((3, 4)), "b": np.zeros(2)} if several else np.zeros((3, 4))}
     moments, apart = optimizer.init(params), params
     step, unmoved = nn.make_step(Shift(), loss, optimizer), _unmoved(optimizer)
-    slope = NUMPY.jit(nn.make_step(Shift(), loss, unmoved))
-    update = NUMPY.jit(partial(_update, optimizer, unmoved))
+    slope = NUMPY.jit(nn.make_step(Shift(), loss, unmoved, keep_finite=False))
+    update = NUMPY.jit(partial(_update, optimizer))
     carry = params, {}, moments
     for rows in (slice(0, 4), slice(4, 7), slice(0, 3), slice(3, 7), slice(1, 4), slice(3, 6)):
-        batch = X["a"][rows], SOME["a"][rows]
+        batch = tree_map(lambda leaf, rows=rows: leaf[rows], (X, SOME))
+        batch = batch if several else (batch[0]["a"], batch[1]["a"])
         carry, _, _ = step(carry, *batch)
         (grads, _, divisor), _, _ = slope((apart, {}, np.ones(())), *batch)
         apart, moments = update(apart, grads, moments, divisor)
     close(apart, carry[0], 1e-15)
-    assert np.any(apart["b"] != 0)
+    assert all(np.any(leaf != 0) for leaf in leaves(apart))

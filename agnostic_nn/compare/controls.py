@@ -16,7 +16,7 @@ They are run only where the training of a backend leaves its tolerance.
 import math
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -88,8 +88,8 @@ class Controls:
         self.told.begin(f"control: {wide} with rounding of {context.dtype}", task.steps)
         with np.errstate(all="ignore"):
             unmoved = _unmoved(optimizer)
-            slope = host.jit(make_step(model, loss, unmoved))
-            update = host.jit(partial(_update, optimizer, unmoved))
+            slope = host.jit(make_step(model, loss, unmoved, keep_finite=False))
+            update = host.jit(partial(_update, optimizer))
             one = np.ones(())
             params, state, moments = (
                 tree_map(lambda leaf: leaf.astype(wide) if leaf.dtype.kind == "f" else leaf, tree)
@@ -100,9 +100,11 @@ class Controls:
                 (grads, after, divisor), value, finite = slope((params, state, one), *batch)
                 losses.append(float(value))
                 self.told.advance(len(losses), losses[-1])
-                if not bool(finite):
+                if not bool(finite) or not all(np.isfinite(g).all() for g in leaves(grads)):
                     continue
-                grads = _rounded(grads, noise, draw)
+                several = isinstance(divisor, tuple)  # a tree of gradients for each divisor
+                trees = [_rounded(tree, noise, draw) for tree in (grads if several else [grads])]
+                grads = tuple(trees) if several else trees[0]
                 params, moments = update(params, grads, moments, divisor)
                 params, state, moments = blurred(params), blurred(after), blurred(moments)
             finished = ended(task, host, wide, (params, state, moments))
@@ -110,29 +112,37 @@ class Controls:
         return Run("", losses, [], *finished)
 
 
+@dataclass(frozen=True)
 class _Divided(Unmoved):
     """The same, whose moments, 1 before, are what the gradients were divided by.
 
-    of_sum: whether they were those of a sum, which is divided by nothing.
+    They are () for gradients of a sum, which is divided by nothing, and a tuple where each of
+    several `terms` has gradients and a divisor.
     """
 
-    uses_divisor = True
-    of_sum = False
+    terms: int = 1
+    uses_divisor: ClassVar[bool] = True
 
     def update(self, params, grads, moments, divisor=1.0):
-        self.of_sum = divisor is None
-        return grads, moments if divisor is None else moments * divisor
+        if isinstance(divisor, tuple):
+            return grads, tuple([_given(moments, each) for each in divisor])
+        return grads, _given(moments, divisor)
+
+
+def _given(one: Any, divisor: Any) -> Any:
+    return () if divisor is None else one * divisor
 
 
 def _unmoved(optimizer: Any) -> Unmoved:
-    return _Divided() if uses_divisor(optimizer) else Unmoved()
+    terms = getattr(optimizer, "terms", 1)
+    return _Divided(terms) if uses_divisor(optimizer) else Unmoved()
 
 
-def _update(
-    optimizer: Any, unmoved: Unmoved, params: Any, grads: Any, moments: Any, divisor: Any
-) -> tuple:
-    """One step along gradients that `unmoved` handed out with their divisor."""
-    divisor = None if getattr(unmoved, "of_sum", False) else divisor
+def _update(optimizer: Any, params: Any, grads: Any, moments: Any, divisor: Any) -> tuple:
+    """One step along gradients that `_Divided` handed out with their divisor."""
+    if isinstance(divisor, tuple):
+        several = [None if isinstance(each, tuple) else each for each in divisor]
+        divisor = tuple(several) or None
     return update_by(optimizer, divisor)(params, grads, moments)
 
 

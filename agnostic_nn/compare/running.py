@@ -215,13 +215,21 @@ class _Keeping:
 
     optimizer: Any
 
+    @property
+    def terms(self):
+        """How many sums of gradients the optimizer keeps: see `Accumulate`."""
+        return getattr(self.optimizer, "terms", 1)
+
     def init(self, params):
         return self.optimizer.init(params), 0.0
 
     def update(self, params, grads, moments, divisor=1.0):
         update = update_by(self.optimizer, divisor)
-        after, kept = update(params, grads["grads"], moments[0])
-        return after, (kept, grads["scale"])
+        if not isinstance(divisor, tuple):
+            after, kept = update(params, grads["grads"], moments[0])
+            return after, (kept, grads["scale"])
+        after, kept = update(params, tuple([each["grads"] for each in grads]), moments[0])
+        return after, (kept, sum(each["scale"] for each in grads))
 
 
 def _metric(workload: Workload, outputs: Any, target: np.ndarray) -> float | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..arrays import (
     Array,
@@ -30,6 +30,7 @@ __all__ = [
     "BatchLoss",
     "Divisor",
     "Loss",
+    "Term",
     "at_label",
     "batch_loss",
     "brings",
@@ -53,6 +54,17 @@ Loss = Callable[..., tuple[Array, Any]]
 Divisor = Any  # a Python number, a 0-d array, or None where nothing is divided
 
 
+class Term(NamedTuple):
+    """One part of a loss: its value, what that was divided by, and the output it depends on.
+
+    divisor: None of a sum. path: names of nested dicts of outputs; () for all outputs.
+    """
+
+    value: Array
+    divisor: Divisor
+    path: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class BatchLoss:
     """A loss of one batch, and what joins it to that of other batches.
@@ -66,8 +78,8 @@ class BatchLoss:
     value, dy
         What the loss returns: the 0-d value, and its gradient by y.
     terms
-        (value, divisor) of each part of the loss, which `value` is the sum of: one, or one
-        for each output of `Losses`. The divisor of a part that is a sum is None.
+        A `Term` for each part of the loss, which `value` is the sum of: one, or one for each
+        output of `Losses`.
     divisor
         That of the whole loss, by which gradients of batches are joined.
     ratio
@@ -79,7 +91,7 @@ class BatchLoss:
 
     value: Array
     dy: Any
-    terms: tuple[tuple[Array, Divisor], ...]
+    terms: tuple[Term, ...]
     divisor: Divisor
     ratio: float | None = None
     unequal: str = ""
@@ -125,7 +137,7 @@ def batch_loss(
         divisor, ratio = float(leaves(y)[0].shape[0]), 1.0
     else:
         divisor, ratio = namespace(weights).sum(weights), 1.0
-    return BatchLoss(value, dy, ((value, divisor),), divisor, ratio)
+    return BatchLoss(value, dy, (Term(value, divisor),), divisor, ratio)
 
 
 def reduced(
@@ -184,7 +196,7 @@ def reduced(
         slopes = tree_map(lambda slope: _scaled(slope, share), slopes)
     if not isinstance(reduction, _InDetail):
         return value, slopes
-    return BatchLoss(value, slopes, ((value, divisor),), divisor, ratio)
+    return BatchLoss(value, slopes, (Term(value, divisor),), divisor, ratio)
 
 
 def _rows(values):

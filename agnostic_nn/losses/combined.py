@@ -15,15 +15,40 @@ from ..arrays import (
 )
 from ..metrics import finish_of, finished_by
 from ..trees import tree_map
-from .base import BatchLoss, Loss, batch_loss, check_of, metrics_of, shown, takes
+from .base import BatchLoss, Loss, Term, batch_loss, check_of, metrics_of, shown, takes
 
 __all__ = ["Losses", "Weighted"]
 
 Weight = float | Callable[[Array], Array]
 
 
+class _Combined:
+    """A loss made of other losses; a subclass computes it in `in_detail`."""
+
+    def in_detail(self, y: Any, target: Any, weights: Any = None, **now: Any) -> BatchLoss:
+        """Return the loss with the divisors of its means. now: `step` and `context`."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        y: Any,
+        target: Any,
+        weights: Any = None,
+        *,
+        step: Array | None = None,
+        context: Any = None,
+    ) -> tuple[Array, Any]:
+        """Return the loss, and dy nested like y.
+
+        step: how many steps have been taken, a 0-d array, for weights that follow a schedule.
+        context: for losses that take it.
+        """
+        result = self.in_detail(y, target, weights, step=step, context=context)
+        return result.value, result.dy
+
+
 @dataclass(frozen=True, init=False, repr=False, eq=False)
-class Losses:
+class Losses(_Combined):
     """Σₙ wₙ Lₙ(y[n], target[n]) over outputs n by name, each with a loss of its own.
 
     Losses(label=softmax_cross_entropy, box=huber, weights={"box": 2.0}); a loss weighs 1
@@ -68,54 +93,29 @@ class Losses:
         object.__setattr__(self, "losses", tuple([(name, found[name]) for name in names]))
         object.__setattr__(self, "weights", tuple([(n, weighed.get(n, 1.0)) for n in names]))
 
-    def __call__(
-        self,
-        y: dict,
-        target: dict,
-        weights: Any = None,
-        *,
-        step: Array | None = None,
-        context: Any = None,
-    ) -> tuple[Array, dict]:
-        """Return the weighted sum of all losses, and dy by name.
-
-        step: how many steps have been taken, a 0-d array, for weights that follow a schedule.
-        context: for losses that take it.
-        """
-        found = self.in_detail(y, target, weights, step=step, context=context)
-        return found.value, found.dy
-
     def takes_now(self, name: str) -> bool:
         """Whether one of the losses takes `name`, or for "step" a weight follows a schedule."""
         scheduled = name == "step" and any(callable(weight) for _, weight in self.weights)
         return scheduled or any(takes(loss, name) for _, loss in self.losses)
 
-    def in_detail(
-        self,
-        y: dict,
-        target: dict,
-        weights: Any = None,
-        *,
-        step: Array | None = None,
-        context: Any = None,
-    ) -> BatchLoss:
-        """The same, with one term for each loss: see `BatchLoss`."""
+    def in_detail(self, y: Any, target: Any, weights: Any = None, **now: Any) -> BatchLoss:
+        """Return the weighted sum of all losses with one term for each: see `BatchLoss`."""
         names = [name for name, _ in self.losses]
         _expect_named(y, target, names)
         total, dy = None, {}
-        terms: list[tuple] = []
+        terms: list[Term] = []
         found, shared = {}, []
         for (name, loss), (_, weight) in zip(self.losses, self.weights, strict=True):
             own = weights.get(name) if isinstance(weights, dict) else weights
-            part = batch_loss(loss, y[name], target[name], own, step=step, context=context)
+            part = batch_loss(loss, y[name], target[name], own, **now)
             found[name] = part
             shared.append(own)
             shape = part.value.shape
             expect(part.value.ndim == 0, "the loss of {} is of shape {}: reduce it", name, shape)
-            weight = _at(f"the weight of {name}", weight, step, part.value)
+            weight = _at(f"the weight of {name}", weight, now.get("step"), part.value)
             value = weight * part.value
             total = value if total is None else total + value
-            terms += _weighed(part, value, weight)
+            terms += _weighed(part, value, weight, (name,))
             dy[name] = tree_map(lambda leaf, weight=weight: weight * leaf, part.dy)
         alike = all(own is shared[0] for own in shared)
         return BatchLoss(total, dy, tuple(terms), *_joined(found, alike))
@@ -152,7 +152,7 @@ class Losses:
 
 
 @dataclass(frozen=True)
-class Weighted:
+class Weighted(_Combined):
     """w · L(y, target), a loss times a number or a schedule.
 
     Weighted(mean_squared_error, schedules.Linear(0.0, 1.0, steps=1000)): the weight of a step is
@@ -179,41 +179,17 @@ class Weighted:
         expect_function("the loss", self.loss, "y, target", also="context")
         _expect_weight("the weight", self.weight)
 
-    def __call__(
-        self,
-        y: Any,
-        target: Any,
-        weights: Any = None,
-        *,
-        step: Array | None = None,
-        context: Any = None,
-    ) -> tuple[Array, Any]:
-        """Return the weighted loss, and dy.
-
-        step: how many steps have been taken, a 0-d array. context: for a loss that takes it.
-        """
-        found = self.in_detail(y, target, weights, step=step, context=context)
-        return found.value, found.dy
-
     def takes_now(self, name: str) -> bool:
         """Return whether a step passes `name`: "step" for a schedule, or what the loss takes."""
         return (name == "step" and callable(self.weight)) or takes(self.loss, name)
 
-    def in_detail(
-        self,
-        y: Any,
-        target: Any,
-        weights: Any = None,
-        *,
-        step: Array | None = None,
-        context: Any = None,
-    ) -> BatchLoss:
-        """Return the loss with the divisor of its mean: see `BatchLoss`."""
-        part = batch_loss(self.loss, y, target, weights, step=step, context=context)
-        weight = _at("the weight", self.weight, step, part.value)
+    def in_detail(self, y: Any, target: Any, weights: Any = None, **now: Any) -> BatchLoss:
+        """Return the weighted loss with the divisor of its mean: see `BatchLoss`."""
+        part = batch_loss(self.loss, y, target, weights, **now)
+        weight = _at("the weight", self.weight, now.get("step"), part.value)
         value = weight * part.value
         dy = tree_map(lambda leaf: weight * leaf, part.dy)
-        terms = tuple(_weighed(part, value, weight))
+        terms = tuple(_weighed(part, value, weight, ()))
         return BatchLoss(value, dy, terms, part.divisor, part.ratio, part.unequal)
 
     @property
@@ -250,11 +226,12 @@ def _at(name: str, weight: Weight, step: Array | None, like: Array) -> Any:
     return xp.astype(weight(xp.astype(step, like.dtype)), like.dtype)
 
 
-def _weighed(part, value, weight):
-    """The terms of a part of the loss, by its weight; `value` is that of the part."""
+def _weighed(part, value, weight, path):
+    """Return the terms of the part at `path` times its weight; their sum is `value`."""
     if len(part.terms) == 1:
-        return [(value, part.terms[0][1])]
-    return [(weight * one, divisor) for one, divisor in part.terms]
+        only = part.terms[0]
+        return [Term(value, only.divisor, (*path, *only.path))]
+    return [Term(weight * t.value, t.divisor, (*path, *t.path)) for t in part.terms]
 
 
 def _joined(parts, alike):

@@ -1,6 +1,7 @@
 """Gradients, before an optimizer gets them: clipped, with a penalty, or summed up."""
 
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any
 
 from ..arrays import Array, device, expect_count, expect_number, expect_positive, namespace
@@ -15,6 +16,7 @@ from .base import (
     expect_paths,
     first_leaf,
     update_by,
+    uses_divisor,
     zeros,
 )
 
@@ -148,63 +150,105 @@ class Accumulate:
     Where d or D is 0, nothing counted, and 1 stands for it. `update` called without d takes
     all batches to count alike.
 
+    Several outputs may divide by what does not stay in one ratio from batch to batch, as where
+    one loss ignores labels and another does not. Then with `terms`, the number of losses in
+    `Losses`, each loss Lₙ has a sum and a divisor: g = Σₙ sₙ / Dₙ. A step then runs the backward
+    pass once for each loss, and moments hold a tree like the parameters for each.
+
     Optimizers inside see the joined gradient; `ClipByNorm` or `L2` around `Accumulate` see
     that of each batch. A schedule counts the steps that are taken. Batches left over at the
     end of training stay in the moments: they are saved, and the next `fit` goes on with them.
 
     Moments: `count` of batches in s, a 0-d integer, s as `total`, D as `divisor`, and those
-    of the other optimizer as `inner`.
+    of the other optimizer as `inner`. With several terms `total` and `divisor` are tuples.
 
     Raises
     ------
     ValueError
-        In a training step, if the losses of several outputs, in `Losses`, divide by what need
-        not stay in one ratio from batch to batch: no one d would be right.
+        In a training step, if losses divide by what need not stay in one ratio from batch to
+        batch, so that no one d is right, and `terms` is not their number or another optimizer
+        is around this one; if `terms` is above 1 and an `Accumulate` is inside this one.
     """
 
     optimizer: Optimizer
     every: int
+    _: KW_ONLY
+    terms: int = 1
 
     uses_divisor = True
 
     def __post_init__(self) -> None:
         expect_optimizer(self.optimizer)
         expect_count("every", self.every)
+        expect_count("terms", self.terms)
+        if self.terms > 1 and uses_divisor(self.optimizer):
+            raise ValueError(
+                f"expected an optimizer that does not join batches inside Accumulate(..., "
+                f"terms={self.terms}), got {self.optimizer!r}: set `every` of one Accumulate to "
+                "the product of both"
+            )
 
     def init(self, params):
         inner = self.optimizer.init(params)
         steps, like = count(params), first_leaf(params)
-        divisor = namespace(like).zeros((), dtype=like.dtype, device=device(like))
-        total = tree_map(zeros, params)
-        return {"count": steps, "divisor": divisor, "total": total, "inner": inner}
+        zero = partial(namespace(like).zeros, (), dtype=like.dtype, device=device(like))
+        sums = [(tree_map(zeros, params), zero()) for _ in range(self.terms)]
+        return {"count": steps, "inner": inner} | self._named(sums)
+
+    def _sums(self, moments):
+        """Return a list of (s, D), one for each term."""
+        total, divisor = moments["total"], moments["divisor"]
+        several = self.terms > 1
+        return list(zip(total, divisor, strict=True)) if several else [(total, divisor)]
+
+    def _named(self, sums):
+        """Return moments that `_sums` takes apart."""
+        if self.terms > 1:
+            total, divisor = zip(*sums, strict=True)
+        else:
+            total, divisor = sums[0]
+        return {"total": total, "divisor": divisor}
 
     def update(self, params, grads, moments, divisor=1.0):
+        """One step; with a tuple of divisors, one a term, `grads` is a tuple of trees."""
         seen = moments["count"] + 1
-        joined = moments["divisor"]
-        if divisor is None:
-            total = tree_map(lambda s, g: s + g, moments["total"], grads)
-        else:
-            factor = _or_one(divisor)
-            total = tree_map(lambda s, g: s + _times(g, factor), moments["total"], grads)
-            joined = joined + _like(divisor, joined)
+        # gradients of a loss as a whole are all counted in the first sum
+        trees = grads if isinstance(divisor, tuple) else (grads,)
+        divisors = divisor if isinstance(divisor, tuple) else (divisor,) * self.terms
+        sums = [
+            (_added(s, trees[i], divisors[i]) if i < len(trees) else s, _joined(d, divisors[i]))
+            for i, (s, d) in enumerate(self._sums(moments))
+        ]
 
         def step():
-            mean, inner_divisor = total, None
-            if divisor is not None:
-                by = _or_one(joined)
-                mean = tree_map(lambda s: s / _like(by, s), total)
-                inner_divisor = joined
-            update = update_by(self.optimizer, inner_divisor)
+            means = [_divided(*pair, by) for pair, by in zip(sums, divisors, strict=True)]
+            mean = tree_map(lambda *parts: sum(parts[1:], parts[0]), *means)
+            known = self.terms == 1 and divisor is not None
+            update = update_by(self.optimizer, sums[0][1] if known else None)
             moved, inner = update(params, mean, moments["inner"])
-            return moved, {
-                "count": seen - self.every,
-                "divisor": zeros(joined),
-                "total": tree_map(zeros, total),
-                "inner": inner,
-            }
+            started = [tree_map(zeros, pair) for pair in sums]
+            return moved, {"count": seen - self.every, "inner": inner} | self._named(started)
 
-        going = {"count": seen, "divisor": joined, "total": total, "inner": moments["inner"]}
+        going = {"count": seen, "inner": moments["inner"]} | self._named(sums)
         return select(seen == self.every, step, (params, going))
+
+
+def _added(total, grads, divisor):
+    """Return s + d g, or s + g for a sum, which has no divisor."""
+    factor = 1 if divisor is None else _or_one(divisor)
+    return tree_map(lambda s, g: s + _times(g, factor), total, grads)
+
+
+def _joined(joined, divisor):
+    return joined if divisor is None else joined + _like(divisor, joined)
+
+
+def _divided(total, joined, divisor):
+    """Return s / D, or s for a sum."""
+    if divisor is None:
+        return total
+    by = _or_one(joined)
+    return tree_map(lambda s: s / _like(by, s), total)
 
 
 def _or_one(divisor):

@@ -90,15 +90,18 @@ def make_step_with_terms(
         y, after, *cache = model.forward(params, state, x, train=train)
         weights = counts if weights is None else weights
         found = batch_loss(loss, y, target, weights, step=t, context=context)
-        value, update = found.value, optimizer.update
+        value, update, dys = found.value, optimizer.update, ()
         expect(value.ndim == 0, "expected a loss of one number, got one of shape {}", value.shape)
         if joins:
-            _expect_one_divisor(found, optimizer)
-            update = update_by(optimizer, found.divisor)
+            dys, divisor = _by_divisor(found, optimizer)
+            update = update_by(optimizer, divisor)
         # Devices that share a batch would meet here: each term's dy times its own divisor by the
         # sum of all; then gradients are added. Means of devices are never averaged.
         # popped: a block lets go of each entry once it is spent, if nobody else holds it
-        grads = model.backward_params(params, cache.pop(), found.dy)
+        if not dys:
+            grads = model.backward_params(params, cache.pop(), found.dy)
+        else:
+            grads = tuple([model.backward_params(params, cache[0], dy) for dy in dys])
 
         def taken():
             new, kept = update(params, grads, moments)
@@ -115,20 +118,43 @@ def make_step_with_terms(
 
 
 def _terms(found: BatchLoss) -> Terms:
-    divisors = tuple([() if divisor is None else divisor for _, divisor in found.terms])
+    divisors = tuple([() if term.divisor is None else term.divisor for term in found.terms])
     if len(found.terms) == 1:
         return (), divisors
-    return tuple([value for value, _ in found.terms]), divisors
+    return tuple([term.value for term in found.terms]), divisors
 
 
-def _expect_one_divisor(found: BatchLoss, optimizer: Optimizer) -> None:
+def _by_divisor(found: BatchLoss, optimizer: Optimizer) -> tuple[tuple, Any]:
+    """Return dy of each term and the divisors of all, or () and the divisor of the whole loss.
+
+    Raises ValueError if terms need divisors of their own and the optimizer does not keep apart
+    as many.
+    """
+    if not found.unequal:
+        return (), found.divisor
     message = (
         "{} joins the gradients of several batches, but the losses of {} divide by what does "
         "not stay in one ratio from batch to batch, as with ignore_index, class_weights, "
-        "reduction='sum' of some, or weights of some outputs: train on larger batches without "
-        "it, or with reduction='sum' in all of them and the weights of Losses to scale them"
+        "reduction='sum' of some, or weights of some outputs: write Accumulate(..., terms={}), "
+        "around all other optimizers, which keeps one sum of gradients for each of {} losses"
     )
-    expect(not found.unequal, message, optimizer, found.unequal)
+    count = len(found.terms)
+    expect(getattr(optimizer, "terms", 1) == count, message, optimizer, found.unequal, count, count)
+    dys = tuple([_only(found.dy, term.path) for term in found.terms])
+    return dys, tuple([term.divisor for term in found.terms])
+
+
+def _only(dy: Any, path: tuple[str, ...]) -> Any:
+    """Return dy with 0 for all outputs but that at `path`, the names in nested dicts."""
+    if not path:
+        return dy
+    first, rest = path[0], path[1:]
+    return {
+        name: _only(part, rest)
+        if name == first
+        else tree_map(lambda leaf: namespace(leaf).zeros_like(leaf), part)
+        for name, part in dy.items()
+    }
 
 
 def in_turn(step: Callable, keep_finite: bool) -> Callable:
