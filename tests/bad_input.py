@@ -203,7 +203,7 @@ def _constructors():
         add(kind)
     for kind in (nn.ClipByValue, nn.ClipByNorm, nn.ClipByGlobalNorm, nn.L2, nn.Average):
         add(kind, optimizer=nn.Adam())
-    add(nn.Accumulate, optimizer=nn.Adam(), every=2)
+    add(nn.Accumulate, optimizer=nn.Adam(), every=2, terms=2)
     add(nn.Scaled, optimizer=nn.Adam())
     number = {"rate": "positive", "final": "number"}
     add(schedules.Constant, number, rate=0.1)

@@ -6,6 +6,7 @@ import re
 import sys
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from html import unescape
 from itertools import count
 from pathlib import Path
@@ -800,11 +801,39 @@ def test_steps_that_adam_makes_of_rounding_are_not_judged_and_nothing_else_is():
     assert report["verdict"]["status"] == "not judged"
 
 
+def two_outputs(reduction="mean"):
+    """A workload whose model has two outputs, each with a loss."""
+
+    def read():
+        train, test = _spirals()
+        parts = []
+        for part in (train, test):
+            x = {"x": part.x, "z": part.x * 2.0}
+            parts.append(Examples(x, {"a": part.target, "b": part.x}))
+        return tuple(parts)
+
+    model = nn.Graph(
+        a=(nn.Dense(2), "x"),
+        c=(nn.Dense(4), "z"),
+        b=(nn.Dense(2), "c"),
+        outputs={"a": "a", "b": "b"},
+    )
+    squares = partial(nn.mean_squared_error, reduction=reduction)
+    loss = nn.Losses(a=nn.softmax_cross_entropy, b=squares)
+    return replace(SPIRALS, read=read, model=model, loss=loss, metric=None)
+
+
+CONTROLLED = [
+    replace(SPIRALS, optimizer=nn.Adam(0.02)),
+    replace(SPIRALS, optimizer=nn.Accumulate(nn.SGD(0.5), 2)),
+    replace(two_outputs("sum"), optimizer=nn.Accumulate(nn.SGD(0.01), 2, terms=2)),
+]
+
+
 def test_control_runs_without_any_rounding_are_the_reference(monkeypatch):
     monkeypatch.setattr(controls, "gradient_noise", lambda context: {})
     monkeypatch.setattr(controls, "_blurred", lambda leaf, epsilon, draw: leaf)
-    for optimizer in (nn.Adam(0.02), nn.Accumulate(nn.SGD(0.5), 2)):
-        workload = replace(SPIRALS, optimizer=optimizer)
+    for workload in CONTROLLED:
         train, test = workload.read()
         start = comparing._start(workload, train, 0)
         task = running.Task(workload, train, test, start, 2, 0)
@@ -969,23 +998,7 @@ def test_a_reference_that_is_wrong_itself_is_said_to_be():
 
 
 def test_several_outputs_and_inputs_are_judged_each():
-    def read():
-        train, test = _spirals()
-        parts = []
-        for part in (train, test):
-            x = {"x": part.x, "z": part.x * 2.0}
-            parts.append(Examples(x, {"a": part.target, "b": part.x}))
-        return tuple(parts)
-
-    model = nn.Graph(
-        a=(nn.Dense(2), "x"),
-        c=(nn.Dense(4), "z"),
-        b=(nn.Dense(2), "c"),
-        outputs={"a": "a", "b": "b"},
-    )
-    loss = nn.Losses(a=nn.softmax_cross_entropy, b=nn.mean_squared_error)
-    workload = replace(SPIRALS, read=read, model=model, loss=loss, metric=None)
-    result = only(compare(workload, ["numpy"], sizes=()))
+    result = only(compare(two_outputs(), ["numpy"], sizes=()))
     assert (result["error"], result["status"]) == (None, "agrees")
     for part in ("predictions", "outputs"):
         assert list(result["deviations"][part]) == ["y.a", "y.b"]
