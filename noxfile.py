@@ -72,7 +72,7 @@ CONFIGURATIONS = {  # name: (what to install besides the tests' own needs, envir
 
 nox.options.sessions = [  # dpnp takes 3 GB, so it is run by name
     *(f"tests({name})" for name in CONFIGURATIONS if name != "dpnp"),
-    *("proofs", "newest", "lowest", "build", "lint", "typecheck"),
+    *("proofs", "lowest", "wheel", "lint", "typecheck"),
 ]
 
 
@@ -93,7 +93,7 @@ def pytest(session, *arguments, env, run=("pytest",)):
     several = ("--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal", "--durations=15")
     # threads that wait for each other on small arrays cost more than they bring
     env = {"OMP_NUM_THREADS": "1"} | env
-    session.run(*run, *several, *arguments, *session.posargs, env=env, external=run[1:] != ())
+    session.run(*run, *several, *arguments, *session.posargs, env=env, external=run != ("pytest",))
 
 
 @session
@@ -201,20 +201,6 @@ def bench(session):
 
 
 @session
-def newest(session):
-    """The NumPy suite on the newest Python at hand."""
-    python = newest_python()
-    session.log(f"the newest Python here is {python}")
-    place = Path(session.create_tmp(), "venv")
-    if not place.exists():
-        session.run(python, "-m", "venv", str(place), external=True)
-    run = str(place / "bin" / "python")
-    session.run(run, "-m", "pip", "install", "-q", "-e", ".[llvm]", *TEST, external=True)
-    env = {"AGNOSTIC_NN_BACKEND": "numpy"} | FEW
-    pytest(session, env=env, run=(run, "-m", "pytest"))
-
-
-@session
 def lowest(session):
     """The NumPy suite with the lowest versions that pyproject.toml allows."""
     needs = PROJECT["project"]["dependencies"]
@@ -225,9 +211,9 @@ def lowest(session):
 
 
 @session
-def build(session):
-    """The NumPy suite on the installed wheel, which holds the two packages and nothing else."""
-    session.install("build", *TEST)
+def wheel(session):
+    """The NumPy suite on the installed wheel, without extras, on the newest Python at hand."""
+    session.install("build")
     place = Path(session.create_tmp())
     shutil.rmtree(place / "dist", ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(place / "dist"), silent=True)
@@ -239,13 +225,19 @@ def build(session):
         session.error(f"the wheel holds {sorted(packages)}")
     if "agnostic_nn/templates/page.html" not in names:
         session.error("the wheel holds no templates of pages")
-    session.install("--force-reinstall", "--no-deps", str(wheel))
-    session.install(str(wheel))
+    newest = newest_python()
+    session.log(f"the newest Python here is {newest}")
+    shutil.rmtree(place / "venv", ignore_errors=True)
+    session.run(newest, "-m", "venv", str(place / "venv"), external=True)
+    scripts = place / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    python = str(scripts / "python")
+    session.run(python, "-m", "pip", "install", "-q", str(wheel), *TEST, external=True)
     where = "import agnostic_nn; print(agnostic_nn.__file__)"
-    found = session.run("python", "-P", "-c", where, silent=True)
+    found = session.run(python, "-P", "-c", where, silent=True, external=True)
     if "site-packages" not in found:
         session.error(f"not the installed wheel is imported, but {found}")
-    pytest(session, env={"AGNOSTIC_NN_BACKEND": "numpy"} | DEVICE | FEW)
+    env = {"AGNOSTIC_NN_BACKEND": "numpy"} | FEW
+    pytest(session, env=env, run=(str(scripts / "pytest"),))
 
 
 @session
