@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median, quantiles
 
-from agnostic_nn.files import write_text
+from agnostic_nn.files import replacing, write_text
 from agnostic_nn.tables import table
 
 from .running import AGAIN, BEFORE, REFERENCE
@@ -231,7 +231,8 @@ def _plots(results, folder):
 
 
 def _saved(figure, path):
-    figure.savefig(path, metadata={"Date": None})
+    with replacing(path) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
     return path
 
 

@@ -1,12 +1,15 @@
 """Measure how many units in the last place activations and their slopes are off.
 
-    python tests/accuracy.py            compare docs/accuracy.md with what is measured
-    python tests/accuracy.py --write    write it
+    python tests/accuracy.py            print the page that docs/accuracy.md should be
+    python tests/accuracy.py --write    write it to docs/accuracy.md
+
+The exit status is 1 if an activation or slope is off by more than is allowed.
 
 Each activation is compared with its value and slope in extended precision, on all float16
 numbers and on about a million float32 numbers, on every backend that is installed.
 """
 
+import argparse
 import math
 import sys
 from collections.abc import Callable
@@ -15,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import agnostic_nn as nn
+from agnostic_nn.files import write_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "accuracy.md"
 LIMIT = 4.0
@@ -316,10 +320,13 @@ def page() -> tuple[str, list[str]]:
     return head + "\n" + "\n".join(lines) + "\n", bad
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description="Measure how accurate activations are.")
+    parser.add_argument("--write", action="store_true", help="write docs/accuracy.md")
+    is_to_write = parser.parse_args(arguments).write
     text, bad = page()
-    if "--write" in sys.argv:
-        PAGE.write_text(text, encoding="utf-8")
+    if is_to_write:
+        write_text(PAGE, text)
     else:
         print(text)
     for line in bad:
@@ -328,4 +335,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -4,6 +4,7 @@
 Nothing in its tables is typed by hand.
 """
 
+import argparse
 import re
 import sys
 from collections import Counter, defaultdict
@@ -17,6 +18,7 @@ from cases.optimizers import worst_errors
 
 import agnostic_nn as nn
 from agnostic_nn import cli
+from agnostic_nn.files import write_text
 from agnostic_nn.tables import markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "proofs.md"
@@ -125,6 +127,9 @@ def _alike(held, now):
 
 
 def main(arguments):
+    parser = argparse.ArgumentParser(description="Hold docs/proofs.md to what is measured.")
+    parser.add_argument("--write", action="store_true", help="update the page")
+    is_to_write = parser.parse_args(arguments).write
     table = checked()
     if table is None:
         return 1
@@ -137,8 +142,8 @@ def main(arguments):
         optimizers=markdown_table(columns, rows),
     )
     page = PAGE.read_text(encoding="utf-8")
-    if arguments == ["--write"]:
-        PAGE.write_text(renewed(page, found), encoding="utf-8")
+    if is_to_write:
+        write_text(PAGE, renewed(page, found))
         return 0
     wrong = list(unlike(page, found))
     for held, now in wrong[:5]:

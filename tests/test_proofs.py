@@ -1,6 +1,11 @@
 """The page of proofs is held to what is found, but for what another machine rounds otherwise."""
 
+import os
+
+import accuracy
+import proofs
 import pytest
+from faults import campaign
 from proofs import MADE_WITH, PAGE, renewed, unlike
 
 from agnostic_nn.checking.specimens import LAYERS, LOSSES
@@ -57,3 +62,40 @@ def test_anything_else_does(before, after):
 def test_every_layer_and_loss_is_on_the_page():
     passed = {line.split()[1] for line in SOUND.splitlines() if line.endswith(" | passed |")}
     assert passed == {one.name for one in (*LAYERS, *LOSSES)}, "nox -s proofs -- --write"
+
+
+@pytest.fixture
+def write(monkeypatch, tmp_path):
+    """Functions that call each program that writes a page, with pages that cost nothing to make."""
+    for module in (proofs, accuracy):
+        page = tmp_path / module.PAGE.name
+        page.write_text("old", encoding="utf-8")
+        monkeypatch.setattr(module, "PAGE", page)
+    monkeypatch.setattr(proofs, "checked", lambda: "ε new")
+    monkeypatch.setattr(proofs, "beside_torch", list)
+    monkeypatch.setattr(proofs, "optimizers", lambda: iter([("", "x")]))
+    monkeypatch.setattr(accuracy, "page", lambda: ("ε new", []))
+    return proofs, accuracy
+
+
+def test_a_page_is_written_on_demand_only_and_as_a_whole(write, monkeypatch, capsys):
+    for module in write:
+        folder = module.PAGE.parent
+        module.main([])
+        with pytest.raises(SystemExit):
+            module.main(["--wirte"])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", lambda number: os.lseek(-1, 0, 0))  # as on a full disk
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                module.main(["--write"])
+        assert module.PAGE.read_text(encoding="utf-8") == "old"
+        assert module.main(["--write"]) == 0
+        assert "ε new" in module.PAGE.read_text(encoding="utf-8")
+        assert len(list(folder.iterdir())) == 2  # no new file is left over
+
+
+def test_a_part_of_the_campaign_is_not_published(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["campaign", "--share=0.1", "--write"])
+    with pytest.raises(SystemExit):
+        campaign.main()
+    assert "--write needs the whole campaign" in capsys.readouterr().err

@@ -21,6 +21,7 @@ import numpy as np
 import agnostic_nn as nn
 from agnostic_nn.bisecting import PieceFails, bisecting
 from agnostic_nn.compare import compare, comparing
+from agnostic_nn.files import write_text
 from agnostic_nn.tables import markdown_table
 
 from .catalogue import Fault, catalogue
@@ -417,6 +418,8 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="of the faults and clean runs")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     options = parser.parse_args()
+    if options.write and options.share != 1.0:
+        parser.error("--write needs the whole campaign, without --share")
     faults = catalogue(options.share)
     models = list(MODELS)
     # faults of one model in one process, which computes the references once
@@ -442,7 +445,7 @@ def main() -> int:
     page, missed = _page(outcomes, clean_runs)
     print(page)
     if options.write:
-        PAGE.write_text(page)
+        write_text(PAGE, page)
         print(f"written: {os.path.relpath(PAGE)}")
     print("\n".join(f"MISSED: {aim}" for aim in missed) or "all aims are met")
     return 1 if missed else 0
