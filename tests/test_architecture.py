@@ -20,11 +20,11 @@ from agnostic_nn_backends import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    {"atomic"},
-    {"arrays", "guards", "tables", "trees"},
-    {"spans", "special.precision"},
-    {"special.elementwise", "special.padding", "special.reductions"},
-    {"special", "random"},
+    {"atomic", "guards.names", "guards.values"},
+    {"arrays", "guards.snapshot", "tables", "trees"},
+    {"guards.watching", "spans", "special.precision"},
+    {"guards.guarding", "special.elementwise", "special.padding", "special.reductions"},
+    {"guards", "special", "random"},
     {"initializers", "metrics", "policies", "layers.base", "losses.base", "optimizers.base"},
     {"layers", "losses", "optimizers", "schedules"},
     {"layers.attention", "optimizers.muon"},
@@ -86,7 +86,11 @@ CORE = {
     "typing",
 }
 ALSO = {  # what single files of the core may import besides
-    "guards": {"builtins", "contextvars", "dis", "os", "pickle", "sys", "types", "warnings"},
+    "guards.guarding": {"warnings"},
+    "guards.names": {"dis", "os", "sys", "types"},
+    "guards.snapshot": {"types"},
+    "guards.values": {"pickle", "types"},
+    "guards.watching": {"builtins", "contextvars", "sys", "types"},
     "registry": {"agnostic_nn_backends", "contextlib", "importlib", "os", "types"},
 }
 WORKSHOPS = {  # of adapters, and the library that each is for, if for one only
