@@ -23,6 +23,7 @@ from agnostic_nn.compare import (
     compare,
     comparing,
     controls,
+    judging,
     page,
     running,
     summary,
@@ -946,6 +947,96 @@ def test_a_backend_whose_predictions_are_wrong_once_is_seen_though_its_bias_is_u
     (difference,) = result["differences"]
     assert difference["what"] == "the outputs after training, from its own parameters"
     assert "0.bias (Dense) after training" in unknown(result)
+
+
+WIDE = nn.Sequential(nn.Dense(256), nn.Tanh(), nn.Dense(256), nn.Tanh(), nn.Dense(2))
+
+
+def slightly(quantity):
+    """A `jit` whose results of this name are too large by 64 ε, 7.6e-6 of their size."""
+
+    def jit(function, device, donate=()):
+        compiled = HOST.jit(function, device, donate)
+
+        def call(*arguments):
+            found = compiled(*arguments)
+            if not isinstance(found, dict):
+                return found
+            return {
+                name: nn.trees.tree_map(lambda a: a * np.float32(1 + 64 * EPSILON), leaf)
+                if name.startswith(quantity)
+                else leaf
+                for name, leaf in found.items()
+            }
+
+        return call
+
+    return jit
+
+
+@pytest.mark.parametrize("quantity", ["gradients.0.weight", "predictions"])
+def test_a_fault_a_little_larger_than_rounding_is_caught(pretend, quantity):
+    workload = replace(SPIRALS, model=WIDE, epochs=1)
+    result = only(compare(workload, [pretend(jit=slightly(quantity))], sizes=()))
+    first = result["first_difference"]
+    assert result["status"] == "differs"
+    assert quantity.startswith(first["quantity"])
+    assert 32 * EPSILON < first["relative"] < 96 * EPSILON
+
+
+def first_probe(workload, weight=None):
+    """The context of a comparison, and the reference of the first step."""
+    train, test = workload.read()
+    params, *rest = comparing._start(workload, train, 0)
+    if weight is not None:
+        params = (
+            {"weight": np.asarray(weight, np.float32), "bias": params[0]["bias"]},
+            *params[1:],
+        )
+    task = running.Task(workload, train, test, (params, *rest), 1, 0)
+    reference = running.run_reference(task, nn.backend("numpy"), "float64", "", Progress())
+    context = comparing._context(task, reference, task.chains(), "float32")
+    return context, context.references[0]
+
+
+def test_rounding_is_sampled_until_it_explains_a_result():
+    context, reference = first_probe(SPIRALS)
+    name = "gradients.0.weight"
+    stages = [reference.spread(name, "float32", stage) for stage in range(3)]
+    assert 0.0 < stages[0] <= stages[1] <= stages[2] < 4.0 * stages[0]
+    expected = reference.results[name]
+    for spreads, last in (((1.0, 9.0, 9.0), 1), ((0.1, 1.0, 9.0), 2), ((0.1, 0.1, 0.1), 3)):
+        called = []
+
+        def spread(stage, called=called, spreads=spreads):
+            called.append(stage)
+            return spreads[stage] * stages[0]
+
+        wrong = expected.copy()
+        wrong.flat[3] += 3.0 * stages[0]
+        entry = judging._measured(wrong, expected, 0.0, 1, context, spread)
+        assert called == list(range(last))
+        assert judging.is_far(entry) == (last == 3)
+
+
+def test_a_jump_that_rounding_may_cause_is_not_a_difference():
+    # the first unit is 2 ε above 0, where the slope of ReLU jumps; one rounding reaches 1 ε
+    def read():
+        train, test = _spirals()
+        return replace(train, x=np.ones_like(train.x)), test
+
+    model = nn.Sequential(nn.Dense(2), nn.ReLU(), nn.Dense(2))
+    weight = [[1.0, 0.5], [-1.0 + 2 * EPSILON, 0.5]]
+    context, reference = first_probe(replace(SPIRALS, read=read, model=model), weight)
+    name, rows = "gradients.0.bias", 16
+    expected = reference.results[name]
+    jumped = expected.copy()
+    jumped[0] *= 1.0 - 1.0 / rows  # one row has no gradient there
+    assert reference.spread(name, "float32", 1) < 1e-2 * abs(expected[0]) / rows
+    entry, why = judging._probed(name, jumped, reference, context)
+    assert (judging.is_far(entry), why) == (False, None)
+    entry, why = judging._probed("gradients.0.weight", jumped * np.nan, reference, context)
+    assert (judging.is_far(entry), why) == (True, None)
 
 
 def test_a_spike_of_the_loss_does_not_loosen_the_tolerance_of_other_steps():

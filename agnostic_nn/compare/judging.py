@@ -1,7 +1,8 @@
 """Judging: what of a run agrees with the reference, what differs, and what cannot be judged.
 
-Probes, which start from the same numbers, are judged first: each result by the roundings of one
-step. Where a result lies further off than that, how far rounding alone takes it is measured.
+Probes, which start from the same numbers, are judged first. How far rounding alone takes each of
+their results is measured, on the host, and what lies further off differs. Only where that cannot
+be measured are the roundings of one step counted instead.
 
 The training as a whole is judged by the roundings of all its steps. Where it lies further off, and
 all probes agree, it is compared with control runs (see `controls`): as far as rounding alone took
@@ -11,6 +12,7 @@ these, a difference is no evidence. That part is named as not judged.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,16 @@ from ..registry import Backend
 from ..trees import leaves, named_leaves
 from .deviation import tolerance
 from .drift import Drift, Entry, drift, entry_of, is_far, largest, state_scale
-from .probes import Named, Reference, chosen_rows, exact, flat, functions, inside_predictions
+from .probes import (
+    STAGES,
+    Named,
+    Reference,
+    chosen_rows,
+    exact,
+    flat,
+    functions,
+    inside_predictions,
+)
 from .report import PROBED, TRAINED
 from .roundings import Chains, layer_of
 from .running import Run
@@ -230,24 +241,51 @@ def _ratio(entry: Entry) -> float:
 
 def _probed(name: str, ours: Any, theirs: Reference, context: Context) -> tuple[Entry, str | None]:
     """How far a result of a probe is off, and why it cannot be judged, if it cannot."""
-    expected, dtype = theirs.results[name], context.dtype
+    expected, dtype, step = theirs.results[name], context.dtype, theirs.given.step
     scale, limit = _scale_and_limit(name, theirs, context)
-    entry = entry_of(ours, expected, dtype, limit, theirs.given.step, scale)
-    if expected.dtype.kind != "f" or not is_far(entry):
+    entry = entry_of(ours, expected, dtype, limit, step, scale)
+    if expected.dtype.kind != "f":
         return entry, None
     if not largest(expected) <= float(np.finfo(dtype).max):
         return entry, f"{dtype} cannot hold it"
     if not math.isfinite(entry["absolute"]) and theirs.overflows(name, dtype):
         return entry, f"{dtype} overflows on the way to it"
-    spread = theirs.spread(name, dtype)
-    if math.isfinite(spread):
-        allowed = FACTOR * (spread + float(np.finfo(dtype).tiny))
-        allowed += context.epsilon * largest(expected)
-        scale = max(scale, largest(expected))
-        entry["tolerance"] = max(limit, allowed / scale if scale else math.inf)
-        return entry, None
+    measured = _measured(ours, expected, scale, step, context, partial(theirs.spread, name, dtype))
+    if measured is not None or not is_far(entry):
+        return measured or entry, None
     unknown = name.removeprefix("gradients.") in context.nothing
     return entry, "it is 0 but for rounding, whose size cannot be measured" if unknown else None
+
+
+def _measured(
+    ours: Any,
+    expected: np.ndarray,
+    scale: float,
+    step: int,
+    context: Context,
+    spread: Callable[[int], float],
+) -> Entry | None:
+    """How far a result is off, held to rounding as measured; None if that cannot be measured.
+
+        tolerance = (4 (spread + tiny) + ε max |expected|) / max(scale, max |expected|)
+
+    spread(stage) is how far rounding takes the worst element, as sampled in the stages up to that
+    one, by errors as large as libraries allow themselves; 4 is for what so few runs do not reach.
+    ε is for the rounding of constants, and what is below tiny, the smallest normal number,
+    compilers may take for 0. `bisect` has the same rule.
+    """
+    tiny, size = float(np.finfo(context.dtype).tiny), largest(expected)
+    entry = None
+    for stage in range(len(STAGES)):
+        far = spread(stage)
+        if not math.isfinite(far):
+            continue
+        allowed = FACTOR * (far + tiny) + context.epsilon * size
+        unit = max(scale, size) or allowed
+        entry = entry_of(ours, expected, context.dtype, allowed / unit, step, unit)
+        if not is_far(entry):
+            break
+    return entry
 
 
 def _scale_and_limit(name: str, theirs: Reference, context: Context) -> tuple[float, float]:
@@ -286,20 +324,40 @@ def _place_of_prediction(backend: Backend, theirs: Reference, context: Context) 
     """The first layer whose prediction is off; the model itself if that of no layer is."""
     params, state, _ = theirs.given.carry
     trees = params, state, theirs.given.x
-    limit = context.allowed(context.chains.predictions or context.chains.step)
+    places = _places(context.chains)
     for depth in (None, 1):
         function = inside_predictions(theirs.workload.model, depth)
         try:
-            expected = exact(function, *trees)
             ours = flat(backend.to_numpy(backend.jit(function)(*backend.asarray(trees))))
+            expected = exact(function, *trees)
         except Exception:  # a loop that is compiled keeps to itself what is inside
             continue
+        spread = _spread_of(function, trees, context)
         paths = {name: name.removeprefix("layers.").partition("[")[0] for name in expected}
-        places = _places(context.chains)
         for name in sorted(expected, key=lambda name: places.get(paths[name], len(places))):
-            if is_far(entry_of(ours[name], expected[name], context.dtype, limit, 0)):
+            if not _holds(name, ours[name], expected[name], spread, context):
                 return paths[name]
     return ""
+
+
+def _spread_of(function: Callable, trees: tuple, context: Context) -> dict[str, float]:
+    """How far rounding takes each result of a function, by name; empty if that is unknown."""
+    drawn = max(context.epsilon, 2.0**-40)  # float64 itself would round less away
+    try:
+        _, found = rounded(function, *trees, epsilon=drawn)
+    except Exception:  # a custom layer may take no arrays but NumPy's
+        return {}
+    return {name: far * context.epsilon / drawn for name, far in found.items()}
+
+
+def _holds(
+    name: str, ours: Any, expected: np.ndarray, spread: dict[str, float], context: Context
+) -> bool:
+    """Whether a prediction is within rounding: as measured, else as counted."""
+    far = spread.get(name, math.inf)
+    entry = _measured(ours, expected, 0.0, 0, context, lambda stage: far)
+    limit = context.allowed(context.chains.predictions or context.chains.step)
+    return not is_far(entry or entry_of(ours, expected, context.dtype, limit, 0))
 
 
 # --- the training as a whole ------------------------------------------------------------
@@ -361,17 +419,10 @@ def _follows(done: Run, name: str, context: Context) -> bool:
     path = name.removeprefix("y")
     ours = flat(done.outputs)[path.removeprefix(".")][rows]
     expected = exact(predict, *trees)[f"predictions.{name}"]
-    limit = context.allowed(context.chains.predictions or context.chains.step)
-    if not is_far(entry_of(ours, expected, context.dtype, limit, 0)):
-        return True
     if not np.all(np.isfinite(expected)) or not largest(expected) < np.finfo(context.dtype).max:
         return True  # nothing is known of it
-    try:
-        _, spread = rounded(predict, *trees, epsilon=max(context.epsilon, 2.0**-40))
-    except Exception:  # a custom layer may take no arrays but NumPy's
-        return False
-    limit = FACTOR * spread[f"predictions.{name}"] / (largest(expected) or 1.0)
-    return not is_far(entry_of(ours, expected, context.dtype, limit, 0))
+    spread = _spread_of(predict, trees, context)
+    return _holds(f"predictions.{name}", ours, expected, spread, context)
 
 
 def _size(entry: Entry, unit: str = "relative") -> float:

@@ -11,7 +11,7 @@ so NumPy is judged like any other backend.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from .workloads import Workload
 
 __all__ = [
     "PARTS",
+    "STAGES",
     "Given",
     "Named",
     "Reference",
@@ -44,8 +45,27 @@ __all__ = [
 
 PREDICTED = 512  # examples to predict at most, in a probe
 PARTS = ("inside", "slope", "update", "predict")
-SAMPLES = 4  # of rounding, where its size has to be measured
+_PART_OF = {"layers": "inside", "updates": "update", "predictions": "predict"}  # else "slope"
 Named = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample rounding.
+
+    factor: how many times larger than rounding the errors are that each operation gets, by which
+    the result is divided again; examples: how many to predict at most.
+    """
+
+    samples: int
+    factor: float = 1.0
+    examples: int = PREDICTED
+
+
+# Each stage is reached only by results that are further off than the stages before explain. The
+# first is cheap and nearly always enough. The last finds what jumps, such as a ReLU or a maximum
+# near a tie: far larger errors reach jumps that a few runs with small ones do not.
+STAGES = (Sampling(1, examples=32), Sampling(7), Sampling(16, factor=4.0))
 
 
 @dataclass(frozen=True)
@@ -142,7 +162,7 @@ class Reference:
     scale: float
     results: Named = field(default_factory=dict)
     grads: Params = None
-    _spreads: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict, repr=False)
+    _spreads: dict[tuple, dict[str, float]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         parts = functions(self.workload)
@@ -153,13 +173,15 @@ class Reference:
                 dtype = _dtype_of(self.given.carry[0])
                 self.grads = cast(_like(self.grads, self.results, "gradients"), dtype)
 
-    def spread(self, name: str, dtype: str) -> float:
-        """How far off rounding in `dtype` took the worst element of a result; infinity if unknown.
+    def spread(self, name: str, dtype: str, stage: int = len(STAGES) - 1) -> float:
+        """Return how far rounding in `dtype` takes the worst element of a result, as sampled.
 
-        It is measured, by adding to each operation an error as large as one rounding.
+        It is measured by adding to each operation an error as large as one rounding (see
+        `bisecting.noise`), in all stages up to `stage`. It is infinite if it cannot be measured.
         """
-        part = next(part for part in PARTS if name in self._of(part, dtype))
-        return self._spreads[part, dtype][name]
+        part = _PART_OF.get(name.partition(".")[0], "slope")
+        every = [self._sampled(part, dtype, number) for number in range(stage + 1)]
+        return max((found[name] for found in every if found), default=math.inf)
 
     def overflows(self, name: str, dtype: str) -> bool:
         """Whether NumPy, computing in `dtype`, gets no finite numbers either."""
@@ -170,19 +192,27 @@ class Reference:
                 return not np.all(np.isfinite(found[name]))
         return False
 
-    def _of(self, part: str, dtype: str) -> dict[str, float]:
-        if (part, dtype) not in self._spreads:
-            epsilon = float(np.finfo(dtype).eps)
-            drawn = max(epsilon, 2.0**-40)  # float64 itself would round less away
+    def _sampled(self, part: str, dtype: str, stage: int) -> dict[str, float]:
+        """Return the spreads of a part by name, from one stage; empty if they are unknown."""
+        key = part, dtype, stage
+        if key not in self._spreads:
+            sampling = STAGES[stage]
+            size = sampling.factor * float(np.finfo(dtype).eps)
+            drawn = max(size, 2.0**-40)  # float64 itself would round less away
+            given = self.given
+            if part == "predict":
+                few = tree_map(lambda leaf: leaf[: sampling.examples], given.x)
+                given = replace(given, x=few)
+            trees = _arguments(part, given, self.grads)
             function = functions(self.workload)[part]
-            trees = _arguments(part, self.given, self.grads)
+            options = {"epsilon": drawn, "samples": sampling.samples, "seed": stage}
             try:
-                _, found = rounded(function, *trees, epsilon=drawn, samples=SAMPLES)
+                _, found = rounded(function, *trees, **options)
             except Exception:  # a custom layer may take no arrays but NumPy's
-                names = exact(function, *trees)
-                found = dict.fromkeys(names, math.inf)
-            self._spreads[part, dtype] = {n: far * epsilon / drawn for n, far in found.items()}
-        return self._spreads[part, dtype]
+                found = {}
+            scale = size / (drawn * sampling.factor)
+            self._spreads[key] = {name: far * scale for name, far in found.items()}
+        return self._spreads[key]
 
 
 def exact(function: Callable, *trees: Any) -> Named:

@@ -338,19 +338,24 @@ READING = (
     "magnitude. Outputs of layers, gradients, new states, updates and predictions are computed "
     "from the same numbers on both sides: those of the reference at the first, the middle and the "
     "last step. Losses, parameters and outputs after training are those of whole trainings.",
-    "The tolerance is {formula}, with ε the spacing of the dtype at 1 and n the roundings that "
-    "follow one another until a number is there: of a sum as many as it has terms, of any other "
-    "operation one. They are counted layer by layer in one step, forward and back: {step:,} in "
-    "all of it, and {predictions:,} in predictions. The loss is held to it at every step t, with n "
-    "that of t steps, relative to the size of that step's loss and of what errors of its outputs "
-    "do to it; parameters, state and outputs at the last, with n that of all steps; and the "
-    "starting parameters must be the same bits. Roundings have random signs, so their sum exceeds "
-    "this with a probability below 3e-14 (Higham & Mary, 2019).",
-    "Where a result from the same numbers lies further off, how far rounding takes it is measured, "
-    "and where it lies further off than that it differs: look for a lower precision inside "
-    "multiplications (TF32) or an error. Where only the training as a whole lies further off, it "
-    "is compared with control runs, in which nothing but rounding is changed: what rounding alone "
-    "takes as far is not judged, and said to be.",
+    "For results from the same numbers, rounding is measured. The reference is computed again with "
+    "a random error added to each operation, as large as one rounding in the dtype of the backend. "
+    "The tolerance is 4 times how far that takes the worst element of a result, plus ε times its "
+    "largest element, with ε the spacing of the dtype at 1. What lies further off differs: look "
+    "for a lower precision inside multiplications (TF32) or an error.",
+    "For the training as a whole, roundings are counted. The tolerance is {formula}, with n the "
+    "roundings that follow one another until a number is there: of a sum as many as it has terms, "
+    "of any other operation one, {step:,} in one step. The loss is held to it at every step t, "
+    "with n that of t steps, relative to the size of that step's loss and of what errors of its "
+    "outputs do to it; parameters, state and outputs at the last, with n that of all steps; and "
+    "the starting parameters must be the same bits. Roundings have random signs, so their sum "
+    "exceeds this with a probability below 3e-14 (Higham & Mary, 2019). Results from the same "
+    "numbers are held to it only if rounding cannot be measured, as in a custom layer that takes "
+    "no arrays but NumPy's; then n is counted layer by layer, and is {predictions:,} in "
+    "predictions.",
+    "Where the training as a whole lies further off, it is compared with control runs, in which "
+    "nothing but rounding is changed: what rounding alone takes as far is not judged, and said to "
+    "be.",
     "A step is timed from a batch that lies on the device until the new parameters have their "
     "values. The first one, which compiles where a library compiles, stands apart; the middle "
     "half lies between the quartiles of the others. Memory is what the device had in use at "
@@ -386,7 +391,10 @@ def _markdown(report: dict[str, Any]) -> str:
     parts.append("\n".join(f"- {_escape(line)}" for line in remarks(report)))
     parts += ["## How to read this", *(each.format(**report["tolerance"]) for each in READING)]
     columns, rows = tolerances(report)
-    parts += ["## Tolerances of layers in one step", markdown_table(columns, rows)]
+    parts += [
+        "## Roundings counted in one step, and what they allow",
+        markdown_table(columns, rows),
+    ]
     if report["ledger"]:
         title, columns, rows, said = ledger(report)
         parts += [f"## {title}", markdown_table(columns, rows), *said]

@@ -33,7 +33,6 @@ __all__ = ["Answer", "Outcome", "bisected", "compared", "remembered", "tried"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "fault-campaign.md"
 CAUGHT, LOCATED = 0.99, 0.97  # the aims; and no false alarm
-COARSE = 256.0  # times rounding: what `compare`, whose tolerance is coarser, is to catch
 AGREE, DIFFER = "agree", "differ"
 
 
@@ -234,36 +233,42 @@ def alarms(place: tuple[str, str, int]) -> Alarms | None:
 
 HEAD = """# The fault campaign
 
-{counted} faults are planted in one of two backends, in {models} small models, one at a time, and
-`agnostic-nn compare` and `agnostic-nn bisect` are asked whether the backends agree. A fault is
-*caught* if the verdict says that they differ, and *located* if the first difference named is in the
-right layer and of the right kind: forward, backward, state, prediction, update and so on, and, for
-`bisect`, if the right backend is blamed. `nox -s campaign -- --write` writes this page.
-
-The faults are sampled from a grid of kinds, layers, sizes and models: `tests/faults/catalogue.py`.
-{planted} were planted. Of these {idle} do not count, because they have no effect beyond rounding:
-in float64, the fault takes no output, loss, gradient, state, parameter, moment or prediction
-further from its value than {beyond:g} times what float32 without a fault is off there, at any of
-four steps (`tests/faults/truth.py`). An example is a constant added in front of a norm.
+This page measures how many wrong results `agnostic-nn compare` and `agnostic-nn bisect` catch.
+{counted} faults were planted in one of two backends, one at a time, in {models} small models, and
+both tools were asked whether the backends agree. Both also ran {runs} times without any fault.
 
 {aims}
 
-`compare` allows 4 ε √n after n roundings in a row, which may be hundreds of times what rounding
-does. Its share is therefore of the faults beyond that; the table by size has all of them.
-
-## Faults by kind
-
 {kinds}
 
-`bisect` runs with its default, which judges the second step and a prediction after it. Where it
-finds nothing and `compare` names a step, it is run once more with the `--steps` that `compare`
-prints: that is the last column, the number caught only so. `compare` sees the outputs of layers,
-gradients, states and updates, not what one layer returns to the layer before it, so a wrong dx
-counts as located there if it names a gradient.
+- **Catches**: the verdict is that the backends differ.
+- **Locates**: the first difference that is named is in the layer with the fault and is of the right
+  kind (forward, backward, state, prediction, update and so on); `bisect` must also blame the right
+  backend. `compare` sees the outputs of layers, gradients, states, updates and predictions, but not
+  the gradient dx that one layer hands to another. If dx is wrong, any gradient is accepted.
+- **With `--steps`**: caught only by the second of two runs. `bisect` judges the second step and a
+  prediction after it. If it finds no difference and `compare` names a step, it runs once more with
+  the `--steps` that `compare` prints. Faults caught that way are included in the columns before.
+
+## Repeat it
+
+`nox -s campaign` runs the campaign and fails if an aim is missed. `nox -s campaign -- --write` also
+writes this page; nothing on it is typed by hand. It takes about a quarter of an hour on one core.
+The faults are in `tests/faults/catalogue.py`, a sample of a grid of kinds, layers, sizes and
+models, and the models are in `tests/faults/models.py`.
+
+## Faults without an effect
+
+Of {planted} planted faults, {idle} are left out of all tables, because they have no effect beyond
+rounding. An example is a constant that is added in front of a norm, which removes it. This is
+decided in float64, without either tool (`tests/faults/truth.py`): a fault counts if it takes any
+output, loss, gradient, state, parameter, moment or prediction further from its right value than
+{beyond:g} times what float32 without a fault is off there, at any of four steps.
 
 ## Faults by size
 
-How far the fault takes the worst result, in units of what rounding does to that result in float32.
+The effect of a fault on the worst result, in multiples of what rounding to float32 does to that
+result.
 
 {sizes}
 
@@ -271,19 +276,29 @@ How far the fault takes the worst result, in units of what rounding does to that
 
 {predictions}
 
-## Clean runs
+## Runs without a fault
 
-The same models without a fault, with other seeds and other data. `compare` names parameters as not
-judged where only rounding decides how they are trained, such as the bias of the keys of attention,
-which has no gradient; its verdict on the transformer is then "not judged" (amber).
+The same models with other seeds and other data. A run is "not judged" if nothing differs but
+something could not be judged, which the verdict then names. For `compare` that is the case of the
+transformer: the bias of the keys of attention has no gradient but rounding, so what training makes
+of it cannot be compared.
 
 {clean}
 
 ## Missed
 
-What one of the two does not catch, or `bisect` does not locate.
+Every counted fault that one of the tools does not catch or does not locate, and every false alarm.
 
 {missed}
+
+## Limits
+
+- The faults are planted in NumPy, in Python code. A fault of a compiler or a device may look
+  different.
+- The models are small, with {batch} examples a batch. Faults that need large arrays, several
+  threads or many steps are not among these.
+- A fault with an effect of less than {beyond:g} times rounding is not counted, and neither tool can
+  be expected to see it.
 """
 
 
@@ -298,23 +313,17 @@ def _page(outcomes: list[Outcome], clean_runs: list[Alarms]) -> tuple[str, list[
         part = [one for one in counted if low < one.effect.largest <= high]
         sizes.append([f"{low:g} to {high:g}", *_row(None, part)[1:-1]])
     greens, said = {}, []
-    for tool, beyond in (("bisect", BEYOND), ("compare", COARSE)):
-        moved = [one for one in outcomes if one.effect.prediction > beyond]
+    moved = [one for one in outcomes if one.effect.prediction > BEYOND]
+    for tool in ("compare", "bisect"):
         greens[tool] = [one for one in moved if getattr(one, tool).verdict == AGREE]
-        said.append(
-            f"{len(moved)} faults take a prediction further than {beyond:g} times rounding; "
-            f"`{tool}` says that all agrees in {len(greens[tool])} of these."
-        )
+        said.append(f"`{tool}` says that all agrees for {len(greens[tool])} of these")
     runs = sum(one.runs for one in clean_runs)
     false = {tool: sum(one.wrong[tool] for one in clean_runs) for tool in ("bisect", "compare")}
-    coarse = [one for one in counted if one.effect.largest > COARSE]
     shares = {
-        "`bisect` catches": (_share(counted, lambda o: _caught(o)), CAUGHT),
-        "`bisect` locates": (_share(counted, lambda o: _placed(o)), LOCATED),
-        f"`compare` catches, of the {len(coarse)} with an effect of {COARSE:g} times rounding,": (
-            _share(coarse, lambda o: o.compare.verdict == DIFFER),
-            CAUGHT,
-        ),
+        "`compare` catches": (_share(counted, lambda o: o.compare.verdict == DIFFER), CAUGHT),
+        "`compare` locates": (_share(counted, _placed_by_compare), LOCATED),
+        "`bisect` catches": (_share(counted, _caught), CAUGHT),
+        "`bisect` locates": (_share(counted, _placed), LOCATED),
     }
     missed = [
         f"{what} {share:.1%}, aim {aim:.0%}" for what, (share, aim) in shares.items() if share < aim
@@ -324,7 +333,7 @@ def _page(outcomes: list[Outcome], clean_runs: list[Alarms]) -> tuple[str, list[
         f"{tool} is green though a prediction differs: {len(g)}" for tool, g in greens.items() if g
     ]
     aims = [f"{what} {share:.1%} (aim {aim:.0%})" for what, (share, aim) in shares.items()]
-    aims.append(f"false alarms: {sum(false.values())} in {runs} clean runs of each (aim 0)")
+    aims.append(f"false alarms: {sum(false.values())} in {runs} runs of each tool (aim 0)")
     head = [
         "kind",
         "faults",
@@ -345,7 +354,7 @@ def _page(outcomes: list[Outcome], clean_runs: list[Alarms]) -> tuple[str, list[
         f"- {one.fault}. `compare`: {_shown(one.compare)}; "
         f"`bisect`: {_shown(one.again or one.bisect)}"
         for one in counted
-        if not (one.compare.verdict == DIFFER and _caught(one) and _placed(one))
+        if not (_placed_by_compare(one) and _caught(one) and _placed(one))
     ]
     failures += [f"- false alarm: {text}" for one in clean_runs for text in one.said]
     page = HEAD.format(
@@ -357,7 +366,10 @@ def _page(outcomes: list[Outcome], clean_runs: list[Alarms]) -> tuple[str, list[
         aims="\n".join(f"- {aim}" for aim in aims),
         kinds=markdown_table(head, [*kinds, total]),
         sizes=markdown_table(["times rounding", *head[1:-1]], sizes),
-        predictions="\n".join(said),
+        predictions=f"{len(moved)} faults take a prediction further than {BEYOND:g} times what "
+        f"rounding does: {'; '.join(said)}.",
+        runs=runs,
+        batch=BATCH,
         clean=markdown_table(
             [
                 *("backend", "runs", "`compare`: false alarms", "not judged"),
@@ -372,6 +384,10 @@ def _page(outcomes: list[Outcome], clean_runs: list[Alarms]) -> tuple[str, list[
 
 def _caught(one: Outcome) -> bool:
     return DIFFER in (one.bisect.verdict, one.again and one.again.verdict)
+
+
+def _placed_by_compare(one: Outcome) -> bool:
+    return one.compare.verdict == DIFFER and one.compare.located
 
 
 def _placed(one: Outcome) -> bool:
@@ -393,7 +409,7 @@ def _row(kind: str | None, outcomes: list[Outcome]) -> list[Any]:
         kind or "all",
         len(part),
         sum(one.compare.verdict == DIFFER for one in part),
-        sum(one.compare.verdict == DIFFER and one.compare.located for one in part),
+        sum(map(_placed_by_compare, part)),
         sum(_caught(one) for one in part),
         sum(_placed(one) for one in part),
         sum(one.again is not None and one.again.verdict == DIFFER for one in part),
