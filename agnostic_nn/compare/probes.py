@@ -50,7 +50,7 @@ Named = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Sampling:
+class _Sampling:
     """How to sample rounding.
 
     factor: how many times larger than rounding the errors are that each operation gets, by which
@@ -65,7 +65,7 @@ class Sampling:
 # Each stage is reached only by results that are further off than the stages before explain. The
 # first is cheap and nearly always enough. The last finds what jumps, such as a ReLU or a maximum
 # near a tie: far larger errors reach jumps that a few runs with small ones do not.
-STAGES = (Sampling(1, examples=32), Sampling(7), Sampling(16, factor=4.0))
+STAGES = (_Sampling(1, examples=32), _Sampling(7), _Sampling(16, factor=4.0))
 
 
 @dataclass(frozen=True)
