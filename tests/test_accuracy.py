@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from accuracy import TRUTH, half, limit, measure, single
+from accuracy import LIMIT, TRUTH, half, measure, single
 
 import agnostic_nn as nn
 
@@ -13,12 +13,9 @@ LAYERS = list(TRUTH)
 
 def test_activations_of_float32_are_right_to_the_last_places(backend):
     grids = [single(TRUTH[layer][2], 2**14) for layer in LAYERS]
-    allowed = limit(backend)
     for layer, errors in zip(LAYERS, measure(backend, LAYERS, grids), strict=True):
         for what, (error, place) in zip(("f", "f'"), errors, strict=True):
-            assert error <= allowed + 0.5 * (layer == nn.GELU(approximate=True)), (
-                f"{what} of {layer} is {error:.2f} units off at {place}"
-            )
+            assert error <= LIMIT, f"{what} of {layer} is {error:.2f} units off at {place}"
 
 
 def test_activations_of_every_float16_number_are_rounded_right(backend):

@@ -96,6 +96,7 @@ ALSO = {  # what single files of the core may import besides
 WORKSHOPS = {  # of adapters, and the library that each is for, if for one only
     "attention": "numpy",
     "commit": None,
+    "exponential": None,
     "groups": None,
     "kernels": "llvmlite",
     "numpy_calls": "numpy",

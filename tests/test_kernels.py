@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from agnostic_nn_backends import kernels
+from agnostic_nn_backends.exponential import HALFWAY
 from agnostic_nn_backends.kernels import Array, Call, Operand, is_exact, kernel, kind, spread
+from agnostic_nn_backends.numpy_calls import two_to
 
 pytest.importorskip("llvmlite", reason="it is what compiles kernels")
 
@@ -242,6 +244,16 @@ def test_shifts_are_made_by_numbers_within_the_width(dtype):
             (number(1), a(0, dtype)),
         ):
             assert not is_exact(Call(name, given, dtype)), (name, given)
+
+
+def test_powers_of_two_are_made_of_bits_and_of_float32_alone():
+    n = np.arange(-126, 128, dtype="float32")
+    call = Call("two to", (a(0, "float32"),), "float32")
+    (found,) = outcomes([call], [n + np.float32(HALFWAY)])
+    assert_bits(found, np.ldexp(np.float32(1), n.astype(int)))
+    assert_bits(two_to(n + np.float32(HALFWAY)), found)
+    assert not is_exact(Call("two to", (a(0, "float64"),), "float64"))
+    assert not is_exact(Call("two to", (a(0, "int32"),), "int32"))
 
 
 def test_a_mask_is_whatever_is_not_zero():

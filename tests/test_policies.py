@@ -729,6 +729,7 @@ CALLS = {  # name: (a function of arrays, those arrays)
         lambda x: _unpooled(x, (3, 2), (1, 1), ((1, 1), (0, 0)), (1, 1)),
         (IMAGES,),
     ),
+    "bounded_exp": (special.bounded_exp, (numbers(50, 60),)),
     "erf": (special.erf, (numbers(1000),)),
     "erfc": (special.erfc, (numbers(50, 60),)),
     "normalize_rows": (

@@ -141,6 +141,7 @@ def _special():
         "above_zero": lambda a: special.above_zero(a["numbers"], a["numbers"]),
         "all_finite": lambda a: (special.all_finite(a["x"]), special.all_finite(a["broken"])),
         "barrier": lambda a: special.barrier({"x": a["x"], "numbers": a["numbers"]}),
+        "bounded_exp": lambda a: special.bounded_exp(-special.softplus(a["numbers"])),
         "crop": lambda a: special.crop(a["x"], ((1, 2),)),
         "erf": lambda a: special.erf(a["numbers"]),
         "erfc": lambda a: special.erfc(a["numbers"]),

@@ -7,7 +7,7 @@ its own; it may change the speed and the last bit, never the meaning. Each file 
 
 from .attention import attend, attend_backward
 from .barriers import barrier, barrier_as
-from .elementwise import above_zero, erf, erfc, sigmoid, softplus, tanh
+from .elementwise import above_zero, bounded_exp, erf, erfc, sigmoid, softplus, tanh
 from .gates import (
     expm1_below,
     gelu,
@@ -41,6 +41,7 @@ __all__ = [
     "attend_backward",
     "barrier",
     "barrier_as",
+    "bounded_exp",
     "convolve",
     "convolve_input",
     "convolve_weight",

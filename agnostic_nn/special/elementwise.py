@@ -5,7 +5,7 @@ from functools import singledispatch
 
 from ..arrays import Array, namespace
 
-__all__ = ["above_zero", "erf", "erfc", "sigmoid", "softplus", "tanh"]
+__all__ = ["above_zero", "bounded_exp", "erf", "erfc", "sigmoid", "softplus", "tanh"]
 
 
 @singledispatch
@@ -67,6 +67,15 @@ def softplus(x: Array) -> Array:
     """log(1 + exp(x)), elementwise, as max(x, 0) + log1p(exp(-|x|)), which cannot overflow."""
     xp = namespace(x)
     return xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(x)))
+
+
+@singledispatch
+def bounded_exp(x: Array) -> Array:
+    """exp(x) where x ≥ -87, elementwise, and any number from 0 to exp(-87) below.
+
+    As the library has it; a backend may register one with more digits.
+    """
+    return namespace(x).exp(x)
 
 
 @singledispatch

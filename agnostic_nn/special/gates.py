@@ -21,7 +21,7 @@ import math
 from typing import Any
 
 from ..arrays import Array, namespace
-from .elementwise import erfc
+from .elementwise import bounded_exp, erfc
 
 __all__ = [
     "expm1_below",
@@ -36,21 +36,25 @@ __all__ = [
 ]
 
 _END = 40.0  # past it the normal tail and that of the curve are 0 even in float64
+_END_OF_BELL, _END_OF_CURVE = 14.7, 11.0  # the same of float32
 
 
 def gelu(x: Array) -> Array:
     """x Φ(x), elementwise, with Φ the standard normal distribution function.
 
-    In float32 Φ(-a) = exp(-a²/2) R(a), with R as in `_tail_parts`.
+    In float32 Φ(-a) = φ(a) W / (a W + N) with W and N polynomials of a, fitted so that it is within
+    1.7e-8 up to 14.7, past which a Φ(-a) is 0. Nothing cancels, and where a is large it hardly
+    matters what W and N are off.
     """
     xp = namespace(x)
-    a = xp.minimum(xp.abs(x), _END)
+    a = _cut(x, _END_OF_BELL, _END)
     if x.dtype == xp.float32:
-        decay, low = _bell(a)
-        more = low * (1.0 + low * (0.5 + low * (1.0 / 6.0)))  # exp(low) - 1
-        over, product, rest = _tail_parts(a)
+        bell, low = _bell(a)
+        more = low * (1.0 + low * (_HALF + low * (1.0 / 6.0)))  # exp(low) - 1
+        over, rest = _polynomial(a, _TAIL_OVER), _polynomial(a, _TAIL_UNDER)
+        product = (1.0 / _SHIFTED) * (a * over)
         total = product + (rest + more * (product + rest))
-        part = a / total * decay * over  # in this order nothing underflows too early
+        part = a / total * bell * over  # in this order nothing underflows too early
     else:
         part = a * _normal_tail(a)
     return xp.maximum(x, 0.0) - part
@@ -59,46 +63,41 @@ def gelu(x: Array) -> Array:
 def gelu_slope(x: Array) -> Array:
     """Φ(x) + x φ(x), elementwise, with φ the standard normal density.
 
-    In float32 f'(-a) = Φ(-a) - a φ(a) = exp(-a²/2) (R(a) - a/√2π), with R as in `_tail_parts`.
+    In float32 f'(-a) = Φ(-a) - a φ(a) = φ(a) (a₀ - a) G(a), where G falls from 1.67 to 1: it is 1
+    and a quotient of polynomials, fitted to within 8.2e-9 up to 14.7, past which f' is 0. a₀ is
+    the sum of r and e, of _GELU_ROOT.
     """
     xp = namespace(x)
-    a = xp.minimum(xp.abs(x), _END)
+    a = _cut(x, _END_OF_BELL, _END)
     if x.dtype == xp.float32:
-        decay, low = _bell(a)
-        less = low * (1.0 - low * (0.5 - low * (1.0 / 6.0)))  # 1 - exp(-low)
-        over, product, rest = _tail_parts(a)
-        size = over / (product + rest) - (_SHIFTED * _PEAK) * a
-        below = (size - size * less) * decay
+        bell, low = _bell(a)
+        less = low * (1.0 - low * (_HALF - low * (1.0 / 6.0)))  # 1 - exp(-low)
+        part = _polynomial(a, _SLOPE_OVER) / _polynomial(a, _SLOPE_UNDER)
+        size = _SHIFTED + (part - less * (_SHIFTED + part))  # G exp(-low) c, rounded in one sum
+        # of (r - a) + e XLA would make (r + e) - a
+        below = ((_GELU_ROOT - a) * size + _GELU_ROOT_ERROR * size) * bell
     else:
         below = _normal_tail(a) - a * xp.exp(-0.5 * a * a) * _PEAK
-    return _mirrored(x, _around_root(a, below, *_GELU_ROOT))
+    return _mirrored(x, below)
 
 
 _PEAK = 1.0 / math.sqrt(2.0 * math.pi)  # φ(0)
-# r, how far past it, f'(-r), and (f'(-a) - f'(-r)) / (r - a) in powers of r - a, fitted to 3e-8
-_GELU_ROOT = (
-    *(0.7517915368080139, 0.75, -5.227312105e-9),
-    *(0.43149399, 0.388284902, -0.0182003472, -0.114006233, -0.0147614473, 0.0194081735),
-    *(0.00448714402, -0.00220384131, -0.000634309311, 0.000148918828),
-)
+_GELU_ROOT, _GELU_ROOT_ERROR = 0.7517915368080139, -1.211444945855772e-8  # a₀ is their sum
 
+# c, a power of two, and s and e: c exp(s - e) is 1, and φ(0) for _BELL_SHIFT
+_SHIFTED = 2.0**-37
+_SHIFT, _SHIFT_ERROR = 105048 / 2**12, 3.869428203e-5
+_BELL_SHIFT, _BELL_SHIFT_ERROR = 101284 / 2**12, 3.191498670e-05
 
-def _tail_parts(a):
-    """M c/2, k a M and N in Φ(-a) exp(a²/2) = R(a) = M / (2 (k a M + N)), with k = √(π/2).
+_HALF = 0.5000284  # stands for the fourth power of z, too, within 5e-9
 
-    c is _SHIFTED. M and N are fitted to within 2e-8 up to 14.6, where Φ(-a) is 0 in float32.
-    Nothing cancels, and where a is large it hardly matters what M and N are off.
-    """
-    over = _polynomial(a, _TAIL_M)
-    return over, _TAIL_K * (a * over), _polynomial(a, _TAIL_N)
-
-
-# exp(-s) is c exp(-e), with s as _SHIFT, e as _SHIFT_ERROR, and c a power of two
-_SHIFT, _SHIFT_ERROR, _SHIFTED = 88013 / 2**12, -1.37692333046e-5, 2.0**-31
-_TAIL_POWERS = (1.0, 0.914925082, 0.395318628, 0.0911121222, 0.00972494521)
-_TAIL_M = tuple([0.5 * _SHIFTED * number for number in _TAIL_POWERS])
-_TAIL_K = math.sqrt(math.pi / 2.0) / (0.5 * _SHIFTED)
-_TAIL_N = (1.0, 0.459496586, 0.115243801, 0.012134093, 1.1889073e-06)
+# scaled so that float32 numbers are close; those that are summed with 1, or come last, times c
+_TAIL_POWERS = (0.967750013, 0.885859191, 0.382915229, 0.0882954597, 0.00943070091)
+_TAIL_OVER = tuple([_SHIFTED * number for number in _TAIL_POWERS])
+_TAIL_UNDER = (0.772152781, 0.355152994, 0.0891014412, 0.00938921515, 9.03989246e-07)
+_SLOPE_POWERS = (0.37874788, 0.278384864, 0.0875906348, 0.0111627057, 8.51278941e-08)
+_SLOPE_OVER = tuple([_SHIFTED * number for number in _SLOPE_POWERS])
+_SLOPE_UNDER = (0.567749977, 0.79415983, 0.450317234, 0.124989741, 0.0148535706)
 
 
 def _normal_tail(a):
@@ -107,19 +106,19 @@ def _normal_tail(a):
 
 
 def _bell(a):
-    """exp(s - h²/2) and z of float32, with s as _SHIFT: exp(-a²/2) is exp(s - h²/2 - z) c.
+    """exp(s - h²/2) and z of float32, with s as _BELL_SHIFT: φ(a) is exp(s - h²/2 - z) c.
 
     h is a rounded so that its square is exact, and so is the exponent; z is below 0.03.
     """
     h = _rounded(a, 256.0)
-    return namespace(a).exp(_SHIFT - 0.5 * h * h), 0.5 * (a - h) * (a + h) + _SHIFT_ERROR
+    return bounded_exp(_BELL_SHIFT - 0.5 * h * h), 0.5 * (a - h) * (a + h) + _BELL_SHIFT_ERROR
 
 
 def gelu_curve(x: Array) -> Array:
     """x (1 + tanh u) / 2 with u = √(2/π) (x + 0.044715 x³), elementwise: x σ(2u)."""
     xp = namespace(x)
-    a = xp.minimum(xp.abs(x), _END)
-    decay, first, last, _ = _curve_decay(a)
+    a = _cut(x, _END_OF_CURVE, _END)
+    decay, first, last = _curve_decay(*_curve_parts(a))
     return xp.maximum(x, 0.0) - a * first / (1.0 + decay) * last
 
 
@@ -129,15 +128,16 @@ def gelu_curve_slope(x: Array) -> Array:
     With v = 2u at a, d = exp(-v) and σ' = d / (1 + d)², it is K d / (1 + d)² at -a, where
     K = 1 + d - a v'.
     """
-    xp = namespace(x)
-    a = xp.minimum(xp.abs(x), _END)
-    decay, first, last, steep = _curve_decay(a)
-    size = (1.0 + decay) - a * steep
+    a = _cut(x, _END_OF_CURVE, _END)
+    parts = _curve_parts(a)
+    decay, first, last = _curve_decay(*parts)
+    high, low = _cubic(3.0, *parts)
+    size = (1.0 - high) + (decay - low)
     below = size * first / (1.0 + decay * (2.0 + decay)) * last
     return _mirrored(x, _around_root(a, below, *_CURVE_ROOT))
 
 
-# v = k₁ a + k₃ a³, and k₁ and k₃ cut into a few bits and the rest for `_curve_decay`
+# v = k₁ a + k₃ a³, and k₁ and k₃ cut into a few bits and the rest for `_cubic`
 _K1 = 2.0 * math.sqrt(2.0 / math.pi)
 _K3 = 0.044715 * _K1
 _K1_HIGH, _K1_LOW = 836643 / 2**19, -7.60596417726e-7
@@ -149,35 +149,48 @@ _CURVE_ROOT = (
 )
 
 
-def _curve_decay(a):
-    """exp(-v) with v = k₁ a + k₃ a³, the same as two factors, and v' = k₁ + 3 k₃ a².
+def _curve_parts(a):
+    """In float32 h, h², a - h and a² + a h + h² for `_cubic`.
 
-    In float32 with h, a rounded to sixteenths, v = v(h) + (a - h)(k₁ + k₃ (a² + a h + h²)) and
-    v(h) = h (k₁ + k₃ h²). Of k₁ and k₃ so few bits are taken that the sum in brackets is exact,
-    and of that so few that its product with h is; the rest is small. Likewise for v'.
+    h is a rounded to sixteenths. In other dtypes a and a² alone.
     """
-    xp = namespace(a)
-    if a.dtype != xp.float32:
-        square = a * a
-        decay = xp.exp(-a * (_K1 + _K3 * square))
-        return decay, decay, 1.0, _K1 + 3.0 * _K3 * square
-    a = xp.minimum(a, 12.0)  # where exp(-v) is 0
+    if a.dtype != namespace(a).float32:
+        return a, a * a
     h = _rounded(a, 16.0)
-    square, apart = h * h, a - h
-    total = _K1_HIGH + _K3_HIGH * square
+    square = h * h
+    return h, square, a - h, a * a + a * h + square
+
+
+def _cubic(times, h, square, apart=0.0, sums=0.0):
+    """k₁ a + k a³ with k = k₃ `times`, as two numbers: v if that is 1, and a v' if it is 3.
+
+    In float32 it is p + (a - h)(k₁ + k (a² + a h + h²)) with p = h (k₁ + k h²). Of k₁ and k so
+    few bits are taken that the sum in p is exact, and of that so few that its product with h is,
+    the first number. The second has the rest, which is small.
+    """
+    if h.dtype != namespace(h).float32:
+        return h * (_K1 + (times * _K3) * square), 0.0
+    total = _K1_HIGH + (times * _K3_HIGH) * square
     most = _rounded(total, 256.0)
-    rest = h * ((total - most) + (_K1_LOW + _K3_LOW * square))
-    rest = rest + apart * (_K1 + _K3 * (a * a + a * h + square))
-    decay = _exp_minus(h * most, rest)
-    steep = (_K1_LOW + (3.0 * _K3_LOW) * square) + (3.0 * _K3) * (apart * (a + h))
-    steep = (_K1_HIGH + (3.0 * _K3_HIGH) * square) + steep
-    return decay * _SHIFTED, decay, _SHIFTED, steep
+    rest = h * ((total - most) + (_K1_LOW + (times * _K3_LOW) * square))
+    return h * most, rest + apart * (_K1 + (times * _K3) * sums)
+
+
+def _curve_decay(*parts):
+    """exp(-v) from `_curve_parts`, and the same as two factors."""
+    high, low = _cubic(1.0, *parts)
+    xp = namespace(high)
+    if high.dtype != xp.float32:
+        decay = xp.exp(-high)
+        return decay, decay, 1.0
+    decay = _exp_minus(high, low)
+    return decay * _SHIFTED, decay, _SHIFTED
 
 
 def silu(x: Array) -> Array:
     """x σ(x), elementwise."""
     xp = namespace(x)
-    a = xp.minimum(xp.abs(x), _FAR)
+    a = _cut(x, _FAR_SINGLE, _FAR)
     decay, factor = _decay(a)
     return xp.maximum(x, 0.0) - a * decay / (1.0 + decay) * factor
 
@@ -187,14 +200,13 @@ def silu_slope(x: Array) -> Array:
 
     At -a, with d = exp(-a), it is d (1 + d - a) / (1 + d)².
     """
-    xp = namespace(x)
-    a = xp.minimum(xp.abs(x), _FAR)
+    a = _cut(x, _FAR_SINGLE, _FAR)
     decay, factor = _decay(a)
     below = ((1.0 - a) + decay) * decay / (1.0 + decay * (2.0 + decay)) * factor
     return _mirrored(x, _around_root(a, below, *_SILU_ROOT))
 
 
-_FAR = 1e3  # exp(-1000) is 0 even in float64
+_FAR, _FAR_SINGLE = 1e3, 118.0  # a exp(-a) is 0 there even in float64, and in float32
 _SILU_ROOT = (
     *(1.2784645557403564, 1.0, -2.827039668e-09),
     *(0.217811701, 0.146648794, 0.0188748593, -0.0152225911, -0.00660701214, 0.000126251381),
@@ -216,7 +228,7 @@ def mish(x: Array) -> Array:
     and p = d + d²/2, and (1 + 2d) / (1 + 2d + 2d²) at a, where u = 1 + 1/d.
     """
     xp = namespace(x)
-    decay, factor = _decay(xp.minimum(xp.abs(x), _FAR))
+    decay, factor = _decay(_cut(x, _FAR_SINGLE, _FAR))
     is_below = x < 0
     half = 0.5 * decay * decay
     over = _either(is_below, decay + half, 1.0 + 2.0 * decay)
@@ -233,8 +245,7 @@ def mish_slope(x: Array) -> Array:
         at -a:  K d / (1 + p)²        K = (1 - a) + (3/2 - a) d + d² + d³/4        p = d + d²/2
 
     """
-    xp = namespace(x)
-    a = xp.minimum(xp.abs(x), _FAR)
+    a = _cut(x, _FAR_SINGLE, _FAR)
     decay, factor = _decay(a)
     size = (1.0 - a) + decay * ((1.5 - a) + decay * (1.0 + 0.25 * decay))
     half = decay + 0.5 * decay * decay
@@ -263,6 +274,12 @@ _MISH_ROOT = (
 # --- helpers ----------------------------------------------------------------------------
 
 
+def _cut(x, single: float, other: float):
+    """|x|, but no more than `single` in float32, or than `other` in another dtype."""
+    xp = namespace(x)
+    return xp.minimum(xp.abs(x), single if x.dtype == xp.float32 else other)
+
+
 def _either(condition, one, other):
     """`one` where the condition holds, else `other`, both finite.
 
@@ -289,6 +306,7 @@ def _around_root(a, below, near: float, reach: float, constant: float, *powers: 
 
 def _rounded(x, scale: float):
     """x rounded to multiples of 1 / scale, with `scale` a power of two."""
+    # to add and subtract 1.5 · 2²³ / scale would do, but XLA leaves that out
     return namespace(x).floor(x * scale + 0.5) * (1.0 / scale)
 
 
@@ -296,7 +314,7 @@ def _exp_minus(high, low):
     """exp(s - high - low) of float32, with s as _SHIFT, from which `high` has an exact distance."""
     rest = high - _SHIFT
     total = rest + low
-    decay = namespace(high).exp(-total)
+    decay = bounded_exp(-total)
     return decay - decay * ((low - (total - rest)) + _SHIFT_ERROR)
 
 
@@ -306,7 +324,7 @@ def _decay(z):
     if z.dtype != xp.float32:
         return xp.exp(-z), xp.ones_like(z)
     far = xp.astype(z > 64.0, z.dtype)
-    return xp.exp(_FAR_SHIFT * far - z), (1.0 - far) + _FAR_SHIFTED * far
+    return bounded_exp(_FAR_SHIFT * far - z), (1.0 - far) + _FAR_SHIFTED * far
 
 
 _FAR_SHIFT, _FAR_SHIFTED = 31.6875, 1.7309861972069317e-14

@@ -60,6 +60,12 @@ _FLOATS = {
     "maximum": tuple(line.replace("{more}", "ogt") for line in _LARGER),
     "minimum": tuple(line.replace("{more}", "olt") for line in _LARGER),
 }
+_TWO_TO = (  # 2ⁿ, from the bits of n + 1.5 · 2²³
+    "bitcast {t} {a} to i32",
+    "shl i32 {0}, 23",
+    "add i32 {1}, 1065353216",
+    "bitcast i32 {2} to {t}",
+)
 _BITS = {
     "and": ("and {t} {a}, {b}",),
     "or": ("or {t} {a}, {b}",),
@@ -154,6 +160,8 @@ def _instructions(call: Call) -> tuple[str, ...]:
         return compared if dtype == "bool" else ()
     if source != dtype:
         return ()
+    if name == "two to":
+        return _TWO_TO if dtype == "float32" else ()
     if name.endswith("shift"):
         *_, by = call.operands
         if by.among != "number" or not 0 <= by.place < _bits(dtype):

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from functools import partial
 
 import array_api_compat.numpy as xp
 import numpy as np
@@ -12,6 +13,7 @@ from agnostic_nn.spans import out_lengths
 from agnostic_nn.special.windows import places, turn
 
 from . import attention, numpy_calls, processor, recurrence, tape
+from .exponential import bounded_exp
 from .replay import plain, replayed
 
 __all__ = [
@@ -342,6 +344,16 @@ def _normalize_rows_backward(dy, scale, bias, cache):
     return dx.reshape(dy.shape), dscale, dbias
 
 
+def _bounded_exp(x):
+    return bounded_exp(x, numpy_calls.two_to) if x.dtype == np.float32 else np.exp(x)
+
+
+def _traced_exp(x):
+    if x.dtype != np.float32:
+        return special.bounded_exp.dispatch(object)(x)
+    return bounded_exp(x, partial(tape.asked, numpy_calls.two_to))
+
+
 _TRANSPARENT = {_erf, _sum_rows}
 
 
@@ -358,6 +370,7 @@ def _unslide(*parts, axis, stride, dilation, length):
 special.above_zero.register(np.ndarray, _above_zero)
 special.attend.register(np.ndarray, attention.attend)
 special.attend_backward.register(np.ndarray, attention.attend_backward)
+special.bounded_exp.register(np.ndarray, _bounded_exp)
 special.convolve.register(np.ndarray, _convolve)
 special.convolve_input.register(np.ndarray, _convolve_input)
 special.convolve_weight.register(np.ndarray, _convolve_weight)
@@ -384,6 +397,7 @@ for function in vars(special).values():
     if np.ndarray in getattr(function, "registry", ()):
         own = function.registry[np.ndarray]
         function.register(numpy_calls.TracedArray, own if own in _TRANSPARENT else tape.opaque(own))
+special.bounded_exp.register(numpy_calls.TracedArray, _traced_exp)
 special.scan_as.register(numpy_calls.TracedArray, tape.short_scan)
 special.barrier_as.register(numpy_calls.TracedArray, tape.barrier)
 special.select.register(numpy_calls.TracedArray, tape.select)

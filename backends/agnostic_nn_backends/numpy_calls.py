@@ -12,9 +12,10 @@ import array_api_compat.numpy as xp
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from .exponential import FACTOR
 from .tape import Traced, Untraceable, asked, operators
 
-__all__ = ["TracedArray", "choose", "library"]
+__all__ = ["TracedArray", "choose", "library", "two_to"]
 
 _BLOCK = 2**15  # numbers: five times as many of float32 fill a third of a common second cache
 
@@ -88,6 +89,15 @@ def cast(x, dtype, out=None):
     return out
 
 
+def two_to(shifted, out=None):
+    """2ⁿ of float32 from n + HALFWAY, by its bits, with n a whole number from -126 to 127."""
+    out = np.empty(shifted.shape, np.float32) if out is None else out
+    bits = out.view(np.int32)
+    np.left_shift(np.asarray(shifted).view(np.int32), 23, out=bits)
+    np.add(bits, FACTOR, out=bits)
+    return out
+
+
 class _Namespace:
     """The Standard's functions for traced arrays: those of NumPy, written down."""
 
@@ -152,7 +162,7 @@ _OPERATIONS = {
     np.bitwise_and: "and", np.bitwise_or: "or", np.bitwise_xor: "xor",
     np.invert: "invert", np.logical_not: "invert",
     np.left_shift: "left shift", np.right_shift: "right shift",
-    choose: "choose", cast: "cast",
+    choose: "choose", cast: "cast", two_to: "two to",
 }  # fmt: skip
 
 
@@ -243,7 +253,7 @@ class _Library:
 
     def is_elementwise(self, function):
         plain = isinstance(function, np.ufunc) and function.signature is None
-        return function in (choose, cast) or (plain and function.nout == 1)
+        return function in (choose, cast, two_to) or (plain and function.nout == 1)
 
     def takes_out(self, function):
         of = getattr(function, "__self__", None)

@@ -12,7 +12,8 @@ from torch.nn import functional, grad
 
 from agnostic_nn import random, special
 
-from . import processor, tape, torch_calls
+from . import kernels, processor, tape, torch_calls
+from .exponential import bounded_exp
 from .replay import plain, replayed
 
 __all__ = [
@@ -396,6 +397,13 @@ def _words(key, count, stream=0):
     return random.words.dispatch(object)(key.to(torch.int64), count, stream)
 
 
+def _bounded_exp(x, two_to=torch_calls.two_to):
+    # only within a kernel these calls are faster than PyTorch's exp
+    if x.is_cpu and x.dtype == torch.float32 and kernels.available():
+        return bounded_exp(x, two_to)
+    return special.bounded_exp.dispatch(object)(x)
+
+
 def _unslide(*parts, axis, stride, dilation, length):
     first = parts[0]
     shape = (*first.shape[:axis], length, *first.shape[axis + 1 :])
@@ -410,6 +418,7 @@ special.above_zero.register(torch.Tensor, _above_zero)
 special.all_finite.register(torch.Tensor, _all_finite)
 special.attend.register(torch.Tensor, _attend)
 special.attend_backward.register(torch.Tensor, _attend_backward)
+special.bounded_exp.register(torch.Tensor, _bounded_exp)
 special.convolve.register(torch.Tensor, _convolve)
 special.convolve_input.register(torch.Tensor, _convolve_input)
 special.convolve_weight.register(torch.Tensor, _convolve_weight)
@@ -441,5 +450,8 @@ special.barrier_as.register(torch_calls.TracedTensor, tape.barrier)
 for function, own in ((special.sum_over, _sum_over), (special.sum_rows, _sum_rows)):
     made = partial(own, xp=torch_calls.TracedTensor.namespace)
     function.register(torch_calls.TracedTensor, made)
+special.bounded_exp.register(
+    torch_calls.TracedTensor, partial(_bounded_exp, two_to=partial(tape.asked, torch_calls.two_to))
+)
 special.scan_as.register(torch_calls.TracedTensor, tape.short_scan)
 special.select.register(torch_calls.TracedTensor, tape.select)

@@ -8,9 +8,10 @@ from types import BuiltinFunctionType, MethodDescriptorType
 import array_api_compat.torch as xp
 import torch
 
+from .exponential import FACTOR
 from .tape import Traced, Untraceable, asked, operators
 
-__all__ = ["TracedTensor", "library"]
+__all__ = ["TracedTensor", "library", "two_to"]
 
 _BLOCK = 2**15  # numbers for each thread; PyTorch uses no second one for fewer
 
@@ -98,6 +99,14 @@ def cast(x, dtype, out=None):
     return x.to(dtype) if out is None else out.copy_(x)
 
 
+def two_to(shifted, out=None):
+    """2ⁿ of float32 from n + HALFWAY, by its bits, with n a whole number from -126 to 127."""
+    out = torch.empty_like(shifted) if out is None else out
+    bits = out.view(torch.int32)
+    torch.bitwise_left_shift(shifted.view(torch.int32), 23, out=bits).add_(FACTOR)
+    return out
+
+
 _ONE = {
     "abs": torch.abs, "bitwise_invert": torch.bitwise_not, "ceil": torch.ceil, "cos": torch.cos,
     "exp": torch.exp, "expm1": torch.expm1, "floor": torch.floor, "log": torch.log,
@@ -109,7 +118,7 @@ _TWO = {
     "maximum": torch.maximum, "minimum": torch.minimum,
 }  # fmt: skip
 _ELEMENTWISE = {
-    *_AS_NUMBERS.values(), *_ONE.values(), *_TWO.values(), cast, torch.add, torch.sub,
+    *_AS_NUMBERS.values(), *_ONE.values(), *_TWO.values(), cast, two_to, torch.add, torch.sub,
     torch.mul, torch.div, torch.floor_divide, torch.remainder, torch.pow,
     torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor,
     torch.bitwise_left_shift, torch.bitwise_right_shift,
@@ -227,7 +236,7 @@ _OPERATIONS = {  # but not sqrt, which MKL rounds another way
     torch.bitwise_and: "and", torch.bitwise_or: "or", torch.bitwise_xor: "xor",
     torch.bitwise_not: "invert", torch.logical_not: "invert",
     torch.bitwise_left_shift: "left shift", torch.bitwise_right_shift: "right shift",
-    torch.where: "choose", cast: "cast",
+    torch.where: "choose", cast: "cast", two_to: "two to",
 }  # fmt: skip
 _OPERATIONS |= {_AS_NUMBERS[one]: f"{_OPERATIONS[one]} as numbers" for one in _AS_NUMBERS}
 
