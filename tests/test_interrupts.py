@@ -21,6 +21,7 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn.atomic import StateLost
 from agnostic_nn.training import data
+from agnostic_nn.training import trainer as trainer_module
 from agnostic_nn.training.interrupts import DeferredInterrupts
 from agnostic_nn.trees import leaves, tree_map
 from agnostic_nn_backends import kernels
@@ -509,3 +510,46 @@ def test_an_exception_while_batches_are_prepared_ahead_ends_their_thread(backend
     while threading.active_count() > before and time.monotonic() < until:
         time.sleep(0.01)
     assert threading.active_count() == before
+
+
+# --- what planted bugs have shown to be missing ---------------------------------------------
+
+
+def test_what_a_signal_handler_changes_in_a_step_stays_changed(backend, whole, monkeypatch):
+    """The step that it interrupts still writes to its memory, and its result comes too late."""
+    trainer = advance(make(backend), 4)
+    trainer.keep("four")
+    call = trainer_module.into
+
+    def restore():
+        trainer.restore("four")
+
+    def count():
+        trainer.steps = 4
+
+    for action in (count, restore):
+
+        def interrupted(*args):
+            action()  # noqa: B023
+            call(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer_module, "into", interrupted)
+            advance(trainer)
+        assert trainer.steps == 4
+        whole.expect(trainer)
+    whole.expect(advance(trainer, 2))
+
+
+def test_a_program_is_used_again_after_an_exception(backend, how, monkeypatch):
+    if how == "no replay":
+        pytest.skip("there is no program")
+    trainer = advance(make(backend), 4)
+    (program,) = programs(trainer)
+    monkeypatch.setattr(program, "result_of", Failing(program.result_of))
+    with pytest.raises(MemoryError):
+        advance(trainer)
+    used, into = [], Program.into
+    monkeypatch.setattr(Program, "into", lambda self, *args: (used.append(self), into(self, *args)))
+    advance(trainer)
+    assert used == [program]
