@@ -14,6 +14,7 @@ import time
 import warnings
 from contextlib import contextmanager, suppress
 from functools import cache
+from operator import call
 
 import numpy as np
 import pytest
@@ -24,7 +25,8 @@ from agnostic_nn.training import data
 from agnostic_nn.training import trainer as trainer_module
 from agnostic_nn.training.interrupts import DeferredInterrupts
 from agnostic_nn.trees import leaves, tree_map
-from agnostic_nn_backends import kernels
+from agnostic_nn_backends import kernels, replay
+from agnostic_nn_backends.commit import Commit
 from agnostic_nn_backends.replay import Program
 
 X = np.random.default_rng(0).standard_normal((32, 12), dtype=np.float32)
@@ -553,3 +555,70 @@ def test_a_program_is_used_again_after_an_exception(backend, how, monkeypatch):
     monkeypatch.setattr(Program, "into", lambda self, *args: (used.append(self), into(self, *args)))
     advance(trainer)
     assert used == [program]
+
+
+def test_an_epoch_is_counted_and_closed_by_one_change(backend, monkeypatch):
+    monkeypatch.setattr("agnostic_nn.training.feeding._WORK", 0)  # each step by a call of its own
+    trainer = make(backend)
+    change, changes = trainer._change, []
+
+    def checked(**parts):
+        run = change(**parts)
+        assert run.epoch * BATCHES + run.open[0] == run.steps
+        changes.append(parts)
+        return run
+
+    monkeypatch.setattr(trainer, "_change", checked)
+    fit(trainer, epochs=2)
+    assert [parts["epoch"] for parts in changes if "epoch" in parts] == [1, 2]
+
+
+def test_a_commit_that_another_thread_makes_is_waited_for(monkeypatch):
+    begun, may_end, written, outcome = threading.Event(), threading.Event(), [], []
+
+    def write():
+        begun.set()
+        may_end.wait()
+        written.append("all")
+
+    def interrupted(timeout=None):
+        begun.wait()
+        raise Shot
+
+    commit = Commit(outcome, [write], "result", call, None, aside=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(commit.thread.done, "wait", interrupted)
+        with pytest.raises(Shot):
+            commit.run()
+    threading.Timer(0.05, may_end.set).start()
+    commit.finish()
+    assert (written, outcome[1:]) == (["all"], ["result"])
+
+
+def test_an_exception_while_a_program_is_tried_leaves_a_whole_number_of_steps(
+    backend, how, monkeypatch
+):
+    """The trial writes to the memory of the parameters, of which the step is already taken."""
+    if how == "no replay":
+        pytest.skip("there is no program")
+    trainer, whole = advance(make(backend), 1), Whole(backend)
+    with monkeypatch.context() as patch:
+        patch.setattr(replay, "_same", lambda *_: shoot())
+        with pytest.raises(Shot):
+            advance(trainer)
+    assert trainer.steps == 2
+    whole.expect(trainer)
+    whole.expect(advance(trainer, 2))
+
+
+def test_arguments_that_an_exception_kept_from_a_program_are_bound_at_the_next_call():
+    from agnostic_nn_backends.numpy_calls import library
+
+    one, other = np.ones(5), np.arange(5.0)
+    program = Program(lambda x: (x * 2.0 + 1.0,), (one,), library, ())
+    assert program.fits((one,))
+    program.binders[:] = [Failing(bind) for bind in program.binders]
+    with pytest.raises(MemoryError):
+        program.fits((other,))
+    assert program.fits((other,))
+    np.testing.assert_array_equal(program((other,))[0], other * 2.0 + 1.0)
