@@ -23,10 +23,13 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 from . import random, special
 from .arrays import expect_count
 from .layers import Layer
 from .losses import Loss
+from .losses.base import no_context, takes
 from .optimizers import Optimizer
 from .registry import Backend
 from .tables import html_table, table
@@ -146,22 +149,33 @@ def profile(
     Raises
     ------
     TypeError, ValueError
-        If the data do not fit the model, as `Trainer` says, or steps is no positive integer.
+        If the data do not fit the model, as `Trainer` says, steps is not a positive integer, or
+        the loss takes a context.
     NonFiniteLoss
         If a loss or a gradient is NaN or infinite: such steps are not taken.
     """
     expect_count("steps", steps)
+    if takes(loss, "context"):
+        raise ValueError(no_context(loss, "profile"))
     trainer = Trainer(model, loss, optimizer, backend=backend)
     examples = trainer.examples(x, target)[:]
     chosen = trainer.backend
     batch = chosen.asarray((examples.x, examples.target))
     host = chosen.to_numpy((trainer.params, trainer.state, trainer.moments))
 
-    step = make_step(model, loss, optimizer)
+    taken = make_step(model, loss, optimizer)
+
+    def step(carry, x, target, t=None):
+        return taken(carry, x, target, t=t)
+
+    def batch_of(number):
+        if not takes(loss, "step"):
+            return batch
+        return (*batch, chosen.asarray(np.asarray(number, trainer.dtype)))
 
     def medians(clock, step):
         with chosen.applied():
-            return _timed(clock, step, chosen.asarray(host), batch, steps)
+            return _timed(clock, step, chosen.asarray(host), batch_of, steps)
 
     clock = _Stopwatch(chosen)
     whole = medians(clock, partial(clock.time, "step", chosen.jit(step, donate=(0,))))
@@ -177,6 +191,11 @@ def profile(
     }
     told = _operations(step, chosen, medians)
     return Profile(str(chosen), len(examples), steps, rows, parts, whole["step"], *told)
+
+
+def _loss(loss: Loss, y: Any, target: Any, t: Any = None) -> tuple:
+    """The loss, of which a weight may follow a schedule, after t steps."""
+    return loss(y, target) if t is None else loss(y, target, step=t)
 
 
 class _Stopwatch:
@@ -206,14 +225,17 @@ class _Stopwatch:
 
 
 def _timed(
-    clock: _Stopwatch, step: Callable, carry: Any, batch: tuple, steps: int
+    clock: _Stopwatch, step: Callable, carry: Any, batch_of: Callable, steps: int
 ) -> dict[Any, float]:
-    """Train for some steps, and a few to warm up; of each piece the median of seconds."""
+    """Train for some steps, and a few to warm up; of each piece the median of seconds.
+
+    batch_of: the arguments of a step after the carry, by the number of steps before.
+    """
     found = []
     for number in range(1, WARM_UP + steps + 1):
         clock.seconds.clear()
         clock.calls.clear()
-        carry, value, finite = step(carry, *batch)
+        carry, value, finite = step(carry, *batch_of(number - 1))
         if not bool(finite):
             raise NonFiniteLoss(
                 f"step {number} met a loss of {float(value)}, or a gradient that is not finite, "
@@ -254,7 +276,7 @@ class _Watch:
     def step(self, model: Layer, loss: Loss, optimizer: Optimizer) -> Callable:
         """The step of `make_step`, piece by piece."""
         jit, time, twin = self.backend.jit, self.clock.time, self.twin(model)
-        judge, look = jit(lambda y, target: loss(y, target)), jit(special.all_finite)
+        judge, look = jit(partial(_loss, loss)), jit(special.all_finite)
 
         def moved(params, moments, state, after, grads, finite):
             def taken():
@@ -265,11 +287,11 @@ class _Watch:
 
         update = jit(moved, donate=(0, 1))
 
-        def step(carry, x, target):
+        def step(carry, x, target, *t):
             params, state, moments = carry
             self.part = "forward"
             y, after, *cache = twin.forward(params, state, x, train=True)
-            value, dy = time("loss", judge, y, target)
+            value, dy = time("loss", judge, y, target, *t)
             self.part = "backward"
             grads = twin.backward_params(params, cache.pop(), dy)
             finite = time("finite", look, value, *leaves(grads))

@@ -1064,3 +1064,51 @@ def test_noise_has_a_scale_where_all_cancels():
     exact, far = noise.rounded(nothing, x, epsilon=2.0**-23)
     assert abs(exact) < 1e-12
     assert 1e-7 < far[""] < 1e-4
+
+
+# --- weights that follow a schedule -------------------------------------------------------
+
+RISING = nn.Weighted(nn.mean_squared_error, nn.schedules.Linear(1.0, 2.0, steps=10))
+
+
+def test_a_weight_that_follows_a_schedule_is_that_of_the_step(backend, tmp_path):
+    model, data = nn.Sequential(nn.Dense(3), nn.Tanh(), nn.Dense(2)), images()
+    data = data[0].reshape(24, -1), data[1][:, :2]
+    values = []
+    for loss in (RISING, nn.mean_squared_error):
+        found = bisected(
+            *(model, data, backend, "numpy"), optimizer=nn.SGD(1e-30), loss=loss, steps=3
+        )
+        assert found.status == "agree"
+        values.append([one.largest for one in found.findings if one.part == "value"])
+    rising, constant = map(np.asarray, values)
+    assert len(rising) == 2  # of the loss, and within the whole step
+    np.testing.assert_allclose(rising / constant, 1.3, rtol=1e-6)
+    found = bisected(model, data, backend, "numpy", loss=RISING, steps=3)
+    number = next(i for i, one in enumerate(found.findings) if one.part == "value")
+    assert found.save(tmp_path / "loss.npz", number)
+    again = nn.bisecting.replay(tmp_path / "loss.npz")
+    assert again.status == "agree"
+    assert [one.largest for one in again.findings if one.part == "value"] == [
+        found.findings[number].largest
+    ]
+
+
+def test_a_backend_on_which_a_schedule_stands_still_is_found():
+    def stand_still(old):
+        return lambda self, t: old(self, t * 0.0)
+
+    frozen = broken(nn.backend("numpy"), patched((nn.schedules.Linear, "__call__", stand_still)))
+    data = images()
+    model = nn.Sequential(nn.Flatten(), nn.Dense(3))
+    found = bisected(model, data, "numpy", frozen, loss=RISING, steps=2)
+    assert found.first.part == "value"
+    assert found.first.ratios[0] < 1.0 < found.first.ratios[1]
+
+
+def test_a_loss_that_takes_a_context_is_refused():
+    def loss(y, target, *, context=None):
+        return nn.mean_squared_error(y, target)
+
+    with pytest.raises(ValueError, match=r"bisect passes no context, and loss takes one"):
+        bisected(IMAGES, images(), "numpy", "numpy", loss=loss)

@@ -1039,6 +1039,51 @@ def test_a_jump_that_rounding_may_cause_is_not_a_difference():
     assert (judging.is_far(entry), why) == (True, None)
 
 
+def growing(t):
+    """1 + t / 10; in float32 a backend with a fault always sees t = 0, if `FROZEN`."""
+    return 1.0 + t * (0.0 if FROZEN and t.dtype == np.float32 else 0.1)
+
+
+FROZEN = []
+
+
+def test_a_weight_that_follows_a_schedule_follows_it_here_too(backend):
+    def read():
+        train, test = _spirals()
+        return Examples(train.x, train.x), Examples(test.x, test.x)
+
+    loss = nn.Weighted(nn.mean_squared_error, nn.schedules.Linear(1.0, 1.5, steps=5))
+    workload = replace(
+        *(SPIRALS,), read=read, model=nn.Dense(2), loss=loss, metric=None, batch_size=100,
+        optimizer=nn.SGD(1e-30), epochs=4,
+    )  # fmt: skip
+    result = only(compare(workload, [str(backend)], sizes=(4,)))
+    assert (result["error"], result["status"]) == (None, "agrees")
+    losses = np.asarray(result["losses"])
+    np.testing.assert_allclose(losses / losses[0], [1.0, 1.1, 1.2, 1.3], rtol=1e-5)
+
+
+def test_a_backend_on_which_a_schedule_stands_still_is_caught():
+    loss = nn.Weighted(nn.softmax_cross_entropy, growing)
+    workload = replace(SPIRALS, loss=loss, optimizer=nn.SGD(0.5, momentum=0.5))
+    assert only(compare(workload, ["numpy"], sizes=()))["status"] == "agrees"
+    FROZEN.append(True)
+    try:
+        result = only(compare(workload, [nn.backend("numpy", replay=False)], sizes=()))
+    finally:
+        FROZEN.clear()
+    assert {"loss", "gradients", "losses"} <= {e["quantity"] for e in result["differences"]}
+    assert {e["step"] for e in result["differences"] if e["quantity"] == "loss"} == {8, STEPS}
+
+
+def test_a_loss_that_takes_a_context_is_refused():
+    def loss(y, target, *, context=None):
+        return nn.mean_squared_error(y, target)
+
+    with pytest.raises(CannotCompare, match=r"passes no context, and loss takes one.*partial"):
+        compare(replace(SPIRALS, loss=loss), ["numpy"])
+
+
 def test_a_spike_of_the_loss_does_not_loosen_the_tolerance_of_other_steps():
     losses, scales = [1.0, 1e6, 1.0], [2.0, 2e6, 2.0]
     off = deviation_of_losses([1.0, 1e6 + 1.0, 1.001], losses, scales)

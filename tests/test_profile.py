@@ -331,3 +331,32 @@ def test_a_file_that_cannot_be_written_is_said_after_the_table(tmp_path, capsys)
     assert "the whole step in one" in out
     assert "cannot be written" in err
     assert err.count("\n") == 1
+
+
+def test_a_weight_that_follows_a_schedule_gets_the_number_of_the_step():
+    seen = []
+
+    def weight(t):
+        seen.append(float(t))
+        return 1.0 + t
+
+    x = np.ones((4, 3), np.float32)
+    loss = nn.Weighted(nn.mean_squared_error, weight)
+    given = nn.Dense(2), loss, nn.SGD(1e-3), x, x[:, :2]
+    found = nn.profile(*given, backend=nn.backend("numpy", replay=False), steps=2)
+    assert found.step > 0.0
+    assert found.parts["loss"] > 0.0
+    once = [float(number) for number in range(WARM_UP + 2)]
+    assert [t for t in seen if t in once] == seen
+    assert seen[: len(once)] == once
+    assert seen[-len(once) :] == once  # step by step, piece by piece, operation by operation
+    assert len(seen) == 3 * len(once)
+
+
+def test_a_loss_that_takes_a_context_is_refused():
+    def loss(y, target, *, context=None):
+        return nn.mean_squared_error(y, target)
+
+    x = np.ones((4, 2), np.float32)
+    with pytest.raises(ValueError, match=r"profile passes no context, and loss takes one"):
+        nn.profile(nn.Dense(2), loss, nn.SGD(1e-3), x, x)

@@ -51,6 +51,7 @@ from ..arrays import (
 )
 from ..layers import Layer
 from ..losses import Loss
+from ..losses.base import no_context, takes
 from ..optimizers import Optimizer
 from ..policies import PRECISIONS
 from ..registry import Backend, BackendUnavailable
@@ -315,7 +316,7 @@ def bisect(
     Raises
     ------
     TypeError, ValueError
-        If the data do not fit the model, as `Trainer` says.
+        If the data do not fit the model, as `Trainer` says, or the loss takes a context.
     PieceFails
         If a layer, the loss or the optimizer raises anything; the message says where.
     BackendUnavailable
@@ -324,6 +325,8 @@ def bisect(
     expect_count("batch_size", batch_size)
     fits = type(steps) is int and steps >= 0
     expect(fits, "expected steps to be an integer of at least 0, got {}", steps)
+    if takes(loss, "context"):
+        raise ValueError(no_context(loss, "bisect"))
     sides = (_Side.of(one), _Side.of(other))
     narrow = "float64" if all(side.dtype == "float64" for side in sides) else "float32"
     trainer = Trainer(model, loss, optimizer, backend="numpy", seed=seed, dtype=narrow)
@@ -345,7 +348,7 @@ def bisect(
         _judged("", sides, pieces(model, loss, optimizer, begun, batch, narrow))
         raise
     carry, batch = cast((carry, batch), narrow)
-    events = pieces(model, loss, optimizer, carry, batch, narrow, begun if taken else None)
+    events = pieces(model, loss, optimizer, carry, batch, narrow, begun if taken else None, taken)
     title = f"{sides[0]} and {sides[1]} in lock step, step {taken + 1} and a prediction after it"
     title = f"{title}, seed {seed}"
     remark = ""
@@ -457,10 +460,15 @@ class _Side:
         self, trainer: Trainer, start: tuple, data: tuple, size: int, steps: int
     ) -> tuple[Any, Any, int]:
         """Carry, the next batch and the steps taken, after `steps` or before one that fails."""
-        step = make_step(trainer.model, trainer.loss, trainer.optimizer)
+        whole = make_step(trainer.model, trainer.loss, trainer.optimizer)
+        follows = takes(trainer.loss, "step")
+
+        def step(carry, x, target, t=None):
+            return whole(carry, x, target, t=t)
+
         count, taken, epoch = len(leaves(data[0])[0]), 0, 0
         with self.context():
-            step = self.backend.jit(step)
+            compiled = self.backend.jit(step)
             carry = self.backend.asarray(cast(start, self.dtype))
             while True:
                 indices = order(trainer.seed, epoch, count)
@@ -471,8 +479,9 @@ class _Side:
                         full = np.concatenate([rows[:new], indices[: size - new]])
                         batch = tree_map(lambda leaf: leaf[full], data)  # noqa: B023
                         return self.backend.to_numpy(carry), batch, taken
-                    moved = self.backend.asarray(cast(batch, self.dtype))
-                    after, _, finite = step(carry, *moved)
+                    given = (*batch, np.asarray(float(taken))) if follows else batch
+                    moved = self.backend.asarray(cast(given, self.dtype))
+                    after, _, finite = compiled(carry, *moved)
                     if not bool(finite):
                         return self.backend.to_numpy(carry), batch, taken
                     carry, taken = after, taken + 1

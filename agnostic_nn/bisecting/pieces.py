@@ -28,6 +28,7 @@ from ..blocks import Graph, Parallel, Residual, TransformerBlock
 from ..files import replacing
 from ..layers import Layer
 from ..losses import Loss
+from ..losses.base import takes
 from ..optimizers import Optimizer
 from ..random import words
 from ..registry import BackendUnavailable
@@ -111,8 +112,13 @@ def _overrides(layer: Layer, name: str) -> bool:
 
 
 def _loss(loss: Loss, train: bool, given: dict, shortcuts: bool) -> dict:
-    value, dy = loss(given["y"], given["target"])
+    value, dy = loss(given["y"], given["target"], **_number(given))
     return {"value": value, "dy": dy}
+
+
+def _number(given: dict) -> dict:
+    """The number of the step as a keyword, for a loss whose weight follows a schedule."""
+    return {"step": given["step"]} if "step" in given else {}
 
 
 def _update(optimizer: Optimizer, train: bool, given: dict, shortcuts: bool) -> dict:
@@ -130,7 +136,7 @@ def _whole(thing: tuple, train: bool, given: dict, shortcuts: bool) -> dict:
     y, after, cache = model.forward(params, state, x, train=train)
     found = {"y": y, "state": after}
     if train:
-        value, dy = loss(y, given["target"])
+        value, dy = loss(y, given["target"], **_number(given))
         return found | {"value": value, "grads": model.backward_params(params, cache, dy)}
     if shortcuts and _overrides(model, "predict"):
         found["shortcut_y"] = model.predict(params, state, x)
@@ -274,6 +280,7 @@ def pieces(
     batch: tuple,
     dtype: str,
     start: tuple | None = None,
+    taken: int = 0,
 ) -> list[tuple[Piece, tuple[str, ...]]]:
     """Return what the step from `carry` on a batch (x, target) computes, in that order.
 
@@ -281,19 +288,22 @@ def pieces(
     a layer comes twice, on the way forward and on the way back. The pieces of a prediction of x
     with the new parameters and state follow, with those of `carry` if the new ones are not
     finite. `given` is in `dtype`. A layer that is called several times has the number of the call
-    in its path. start: the carry before the first step, if its update is to be a piece too.
+    in its path. start: the carry before the first step, if its update is to be a piece too. taken:
+    how many steps were taken before, for a loss whose weight follows a schedule.
     """
     recorder = _Recorder()
     twin = recorder.twin(model, "", "")
     batch_on_host = dict(zip(("x", "target"), batch, strict=True))
     recorder.note(Piece("data", "", "the batch", batch_on_host), "x", "target")
+    numbered = {"step": np.asarray(float(taken))} if takes(loss, "step") else {}
 
-    def step(carry, x, target):
+    def step(carry, x, target, number):
         params, state, moments = carry
         y, after, cache = twin.forward(params, state, x, train=True)
-        recorder.note(Piece("loss", "", loss, _host({"y": y, "target": target})), "value", "dy")
+        given = _host({"y": y, "target": target, **number})
+        recorder.note(Piece("loss", "", loss, given), "value", "dy")
         with failing(recorder.events[-1][0].name, REFERENCE):
-            _, dy = loss(y, target)
+            _, dy = loss(y, target, **number)
         recorder.on_the_way_back = True
         grads = twin.backward_params(params, cache, dy)
         given = _host({"params": params, "grads": grads, "moments": moments})
@@ -305,8 +315,8 @@ def pieces(
             recorder.note(Piece("start", "", optimizer, first), "params", "moments")
         return _host((params, after))
 
-    params, state = exactly(step, carry, *batch)
-    whole = {"params": carry[0], "state": carry[1], **batch_on_host}
+    params, state = exactly(step, carry, *batch, numbered)
+    whole = {"params": carry[0], "state": carry[1], **batch_on_host, **numbered}
     recorder.note(Piece("whole", "", (model, loss), whole), "y", "state", "value", "grads")
     after = cast((params, state), dtype)
     if not all(np.all(np.isfinite(leaf)) for leaf in leaves(after) if leaf.dtype.kind == "f"):

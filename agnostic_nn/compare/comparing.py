@@ -20,10 +20,10 @@ from ..arrays import (
     namespace,
 )
 from ..ledger import peak_of
+from ..losses.base import no_context, takes
 from ..registry import Backend, BackendUnavailable, backends
 from ..registry import backend as choose
 from ..summary import Summary, summarize
-from ..training import make_step
 from ..training.checkpoint import digest
 from ..training.data import Examples, integer
 from ..training.progress import Progress, progress
@@ -43,7 +43,7 @@ from .judging import (
     probes_agree,
 )
 from .page import Comparison
-from .probes import Reference, functions, probe
+from .probes import Reference, functions, numbered_step, probe
 from .report import TRAINED
 from .roundings import Chains
 from .running import SIZES, Run, Task, cast, given, run, run_reference, sha256
@@ -103,7 +103,8 @@ def compare(
     Raises
     ------
     CannotCompare
-        If there is no such workload, backend or dtype, or the data are not to be had.
+        If there is no such workload, backend or dtype, the data are not available, or the loss
+        takes a context.
     """
     if isinstance(workload, str):
         workload = find(workload)
@@ -119,6 +120,8 @@ def compare(
     sizes = [integer("each of sizes", size) for size in sizes]
     epochs = None if epochs is None else integer("epochs", epochs)
     seed = integer("seed", seed, 0)
+    if takes(workload.loss, "context"):
+        raise CannotCompare(no_context(workload.loss, "compare"))
     pairs, left_out = _pairs(names, asked, (precision, deterministic))
     train, test = workload.read()
     epochs = workload.epochs if epochs is None else epochs
@@ -444,7 +447,7 @@ def _memory(task: Task, dtype: str, done: Run) -> dict[str, Any]:
     told, predicted = _summary(task, dtype), None
     held["kept_for_backward"] = told.bytes_kept if told else None
     if told:
-        step = make_step(work.model, work.loss, work.optimizer)
+        step = numbered_step(work.model, work.loss, work.optimizer)
         with suppress(Exception):  # as above, of a stranger's loss
             predicted = peak_of(step, start, *next(task.batches(dtype)))
     return {"peak": done.peak, "predicted": predicted, **held}

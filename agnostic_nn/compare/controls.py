@@ -22,12 +22,11 @@ import numpy as np
 
 from ..optimizers.base import update_by, uses_divisor
 from ..registry import Backend
-from ..training import make_step
 from ..training.progress import Progress
 from ..trees import leaves, named_leaves, tree_map
 from .drift import Drift, largest
 from .judging import Context, probes_agree
-from .probes import Unmoved, cast
+from .probes import Unmoved, cast, numbered_step
 from .running import Run, Task, ended, run
 
 __all__ = ["Controls", "Noise", "gradient_noise"]
@@ -88,7 +87,7 @@ class Controls:
         self.told.begin(f"control: {wide} with rounding of {context.dtype}", task.steps)
         with np.errstate(all="ignore"):
             unmoved = _unmoved(optimizer)
-            slope = host.jit(make_step(model, loss, unmoved, keep_finite=False))
+            slope = host.jit(numbered_step(model, loss, unmoved, keep_finite=False))
             update = host.jit(partial(_update, optimizer))
             one = np.ones(())
             params, state, moments = (

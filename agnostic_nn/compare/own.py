@@ -211,7 +211,8 @@ def _fitting(
                 check(examples.target, shape)
         carry = params, state, optimizer.init(params)
         counts = np.ones(len(part), np.float32)
-        make_step(model, loss, optimizer)(carry, part.x, part.target, counts)
+        t = np.zeros((), np.float32)
+        make_step(model, loss, optimizer)(carry, part.x, part.target, counts, t=t)
         y = model.forward(params, state, part.x)[0]
     except Exception as error:  # a stranger's layer may raise any
         fits = f"the model, the data and the loss do not fit: {_said(error)}"

@@ -20,6 +20,7 @@ import numpy as np
 from ..arrays import Params, Rows
 from ..bisecting.noise import exactly, rounded
 from ..layers import Layer
+from ..losses import Loss
 from ..registry import Backend
 from ..training import make_step
 from ..trees import leaves, named_leaves, tree_map
@@ -39,6 +40,7 @@ __all__ = [
     "flat",
     "functions",
     "inside_predictions",
+    "numbered_step",
     "probe",
     "steps_to_probe",
 ]
@@ -100,13 +102,26 @@ class Unmoved:
         return grads, moments
 
 
+def numbered_step(model: Layer, loss: Loss, optimizer: Any, **options: Any) -> Callable:
+    """Return step(carry, x, target, counts, t=None), a step as `make_step` makes it.
+
+    t: how many steps were taken before, for a loss whose weight follows a schedule.
+    """
+    step = make_step(model, loss, optimizer, **options)
+
+    def numbered(carry, x, target, counts, t=None):
+        return step(carry, x, target, counts, t=t)
+
+    return numbered
+
+
 def functions(workload: Workload) -> dict[str, Callable]:
     """The parts, by name: each maps arrays to a tree of results."""
     model, optimizer = workload.model, workload.optimizer
-    step = make_step(model, workload.loss, Unmoved(), keep_finite=False)
+    step = numbered_step(model, workload.loss, Unmoved(), keep_finite=False)
 
-    def slope(carry, x, target, counts):
-        (grads, state, _), value, _ = step(carry, x, target, counts)
+    def slope(carry, x, target, counts, t=None):
+        (grads, state, _), value, _ = step(carry, x, target, counts, t)
         return {"loss": value} | _named(grads, "gradients") | _named(state, "states")
 
     def update(params, grads, moments):
@@ -264,7 +279,9 @@ def _signing(model: Layer) -> Layer:
     return twin(model, methods)
 
 
-def _inside(signing: Layer, carry: Any, x: Any, target: Any, counts: Any) -> dict[str, Any]:
+def _inside(
+    signing: Layer, carry: Any, x: Any, target: Any, counts: Any, t: Any = None
+) -> dict[str, Any]:
     """The outputs of each layer in training, as "layers." and its path."""
     cache = signing.forward(carry[0], carry[1], x, train=Rows(counts))[2]
     return {

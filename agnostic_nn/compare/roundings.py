@@ -97,7 +97,7 @@ def chains(
         if x is not None:
             _counted(predicting, model.predict, (carry[0], carry[1], x))
     except Exception:  # of whatever kind a custom layer raises
-        guess = len(batch[-1]) + sum(sum(leaf.shape) for leaf in leaves(carry[0]))
+        guess = len(batch[2]) + sum(sum(leaf.shape) for leaf in leaves(carry[0]))
         return Chains({}, {}, guess, predictions=guess)
     return Chains(outputs, gradients, count.roundings, about, predicting.roundings)
 

@@ -11,16 +11,26 @@ import numpy as np
 
 from ..arrays import Moments, Params, State, namespace
 from ..layers import Layer
+from ..losses.base import takes
 from ..metrics import batch_means, finish_of, joined
 from ..optimizers.base import update_by
 from ..profiling import WARM_UP
 from ..registry import Backend
-from ..training import make_step
 from ..training.checkpoint import digest
 from ..training.data import Examples, batches, order
 from ..training.progress import Progress
 from ..trees import leaves, named_leaves, tree_map
-from .probes import Given, Named, Reference, cast, chosen_rows, functions, probe, steps_to_probe
+from .probes import (
+    Given,
+    Named,
+    Reference,
+    cast,
+    chosen_rows,
+    functions,
+    numbered_step,
+    probe,
+    steps_to_probe,
+)
 from .roundings import Chains, chains
 from .workloads import Workload
 
@@ -46,24 +56,30 @@ class Task:
         return self.epochs * math.ceil(len(self.train) / self.workload.batch_size)
 
     def batches(self, dtype: str) -> Any:
-        """What each step is given: x, target, and 1 for an example or 0 for a filler."""
-        size = self.workload.batch_size
+        """What each step is given: x, target, and 1 for an example or 0 for a filler.
+
+        And, if a weight of the loss follows a schedule, the number of steps before.
+        """
+        size, number = self.workload.batch_size, 0
         for epoch in range(self.epochs):
             for rows, new in batches(order(self.seed, epoch, len(self.train)), size):
-                yield self.batch(rows, new, dtype)
+                yield self.batch(rows, new, dtype, number)
+                number += 1
 
-    def batch(self, rows: np.ndarray, new: int, dtype: str) -> Any:
-        """The examples numbered `rows`, of which the first `new` count."""
+    def batch(self, rows: np.ndarray, new: int, dtype: str, number: int = 0) -> Any:
+        """The examples numbered `rows`, of which the first `new` count, for step `number`."""
         counts = np.arange(len(rows)) < new
         part = self.train[rows]
-        return (*cast((part.x, part.target), dtype), counts.astype(dtype))
+        given = (*cast((part.x, part.target), dtype), counts.astype(dtype))
+        follows = takes(self.workload.loss, "step")
+        return (*given, np.asarray(number, dtype)) if follows else given
 
     def chains(self) -> Chains:
         """The roundings of the first step, and of predictions."""
         workload, first = self.workload, next(self.batches("float32"))
 
         def step(model: Layer) -> Callable:
-            return make_step(model, workload.loss, workload.optimizer)
+            return numbered_step(model, workload.loss, workload.optimizer)
 
         x = self.test[chosen_rows(len(self.test))].x
         return chains(step, workload.model, self.start, first, x)
@@ -107,7 +123,7 @@ def run(
         carry = backend.asarray(cast(task.start, dtype))
         start = sha256(backend.to_numpy(carry[0]))
         step = backend.jit(
-            make_step(workload.model, workload.loss, workload.optimizer), donate=(0,)
+            numbered_step(workload.model, workload.loss, workload.optimizer), donate=(0,)
         )
         losses: list[float] = []
         seconds: list[float] = []
@@ -158,7 +174,7 @@ def run_reference(task: Task, backend: Backend, dtype: str, title: str, told: Pr
     with np.errstate(all="ignore"):
         params, state, moments = cast(task.start, dtype)
         carry = backend.asarray((params, state, (moments, np.zeros((), dtype))))
-        step = backend.jit(make_step(_Scaling(workload.model), workload.loss, optimizer), (0,))
+        step = backend.jit(numbered_step(_Scaling(workload.model), workload.loss, optimizer), (0,))
         told.begin(title, task.steps)
         for batch in task.batches(dtype):
             if len(losses) in kept:

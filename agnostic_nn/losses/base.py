@@ -303,6 +303,14 @@ def takes(function: Callable, name: str) -> bool:
         return False
 
 
+def no_context(loss: Loss, what: str) -> str:
+    """Return the message of `what`, which passes no context to a loss that takes one."""
+    return (
+        f"{what} passes no context, and {shown(loss)} takes one: give it a fixed one, with "
+        "functools.partial(loss, context=...)"
+    )
+
+
 def check_of(loss: Loss) -> Callable | None:
     """The check that a loss brings, told what `partial` has set of its options, or None."""
     if not isinstance(loss, partial):
