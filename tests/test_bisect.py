@@ -1,7 +1,12 @@
 """Bisect names the piece that is wrong, on the backend where it is, and nothing else."""
 
+import json
+import os
+import zipfile
+import zlib
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from io import BytesIO
 from itertools import count
 from types import SimpleNamespace
 
@@ -778,6 +783,99 @@ def test_a_file_that_holds_no_piece_is_refused(tmp_path):
     for name in ("text", "arrays.npz", "pickled.npz"):
         with pytest.raises(ValueError, match=f"{name} was not written by bisect"):
             bisecting.replay(tmp_path / name)
+
+
+def _said(**changes):
+    """The description of a hostile file: that of a right one, with changes; ... takes one away."""
+
+    def make(arrays, raw):
+        said = json.loads(str(arrays["agnostic_nn_bisect"])) | changes
+        said = {name: value for name, value in said.items() if value is not ...}
+        return arrays | {"agnostic_nn_bisect": np.asarray(json.dumps(said))}
+
+    return make
+
+
+def _in_header(old, new):
+    return lambda arrays, raw: raw.replace(old, new, 1)
+
+
+HOSTILE = {
+    "no description": lambda arrays, raw: {"x": arrays["x"]},
+    "not JSON": lambda arrays, raw: arrays | {"agnostic_nn_bisect": np.asarray("{")},
+    "a list": lambda arrays, raw: arrays | {"agnostic_nn_bisect": np.asarray("[1]")},
+    "deep": lambda arrays, raw: arrays | {"agnostic_nn_bisect": np.asarray("[" * 10**5)},
+    "of bytes": lambda arrays, raw: arrays | {"agnostic_nn_bisect": np.asarray(b"{}")},
+    "an array is missing": lambda arrays, raw: {k: v for k, v in arrays.items() if k != "x"},
+    "format": _said(format="1"),
+    "no format": _said(format=...),
+    "kind": _said(kind="nonesuch"),
+    "a kind that is a list": _said(kind=["layer"]),
+    "train": _said(train=1),
+    "backends": _said(backends="numpy"),
+    "no backend": _said(backends=[]),
+    "draws": _said(draws=[[1, -1]]),
+    "nesting": _said(nesting=["x"]),
+    "thing": _said(thing={"kind": 3}),
+    "a number": _said(thing=7),
+    "compressed": None,
+    "objects": lambda arrays, raw: arrays | {"x": np.array([HALVED], dtype=object)},
+    "times": lambda arrays, raw: arrays | {"x": np.zeros(3, "M8[s]")},
+    "cut": lambda arrays, raw: raw[: len(raw) // 2],
+    "one byte": lambda arrays, raw: raw.replace(b"\x00\x00\x80?", b"\x00\x00\x81?", 1),
+    # 1e10 numbers instead of 16, in as many characters
+    "shape": _in_header(b"(16,), }          ", b"(10000000000,), } "),
+    "negative": _in_header(b"(16,), } ", b"(-16,), }"),
+}
+
+
+@pytest.mark.parametrize("fault", HOSTILE)
+def test_a_hostile_file_is_refused(tmp_path, fault):
+    data = np.ones((16, 2), np.float32)
+    found = bisected(nn.Dense(16), (data, np.ones((16, 16), np.float32)), "numpy")
+    number = next(i for i, one in enumerate(found.findings) if one.kind == "Dense")
+    path = tmp_path / "piece.npz"
+    found.save(path, number)
+    assert bisecting.replay(path).status == "agree"
+    with np.load(path) as file:
+        arrays = dict(file)
+    if fault == "compressed":
+        np.savez_compressed(path, **arrays)
+    else:
+        changed = HOSTILE[fault](arrays, path.read_bytes())
+        if isinstance(changed, dict):
+            np.savez(path, **changed)
+        else:
+            assert changed != path.read_bytes()
+            if fault in ("shape", "negative"):
+                changed = with_right_sums(changed)
+            path.write_bytes(changed)
+    with pytest.raises(ValueError, match=r"piece.npz was not written by bisect, or is damaged: ."):
+        bisecting.replay(path)
+
+
+def with_right_sums(raw):
+    """The bytes of an uncompressed zip file with the checksums of what its members hold."""
+    with zipfile.ZipFile(BytesIO(raw)) as archive:
+        members = archive.infolist()
+    out = bytearray(raw)
+    directory = raw.index(b"PK\x01\x02")
+    for member in members:
+        lengths = raw[member.header_offset + 26 : member.header_offset + 30]
+        start = member.header_offset + 30 + sum(np.frombuffer(lengths, "<u2").tolist())
+        data = raw[start : start + member.file_size]
+        new = zlib.crc32(data).to_bytes(4, "little")
+        out[member.header_offset + 14 : member.header_offset + 18] = new
+        place = raw.index(member.filename.encode(), directory) - 46
+        out[place + 16 : place + 20] = new
+    return bytes(out)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    assert cli.main(["bisect", "--replay", str(tmp_path / "pipe")]) == 2
+    assert "is damaged: expected a file, got a pipe" in capsys.readouterr().err
 
 
 def test_what_differs_nowhere_is_not_saved(tmp_path):

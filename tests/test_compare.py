@@ -636,6 +636,34 @@ def test_a_probe_that_fails_takes_no_result_away(monkeypatch):
     assert only(report)["error"] is only(report)["probe"] is None
     said = "It is strict, but no probe of it can be made: MemoryError: no room for it."
     assert said in summary(report)
+    assert only(report)["status"] == report["verdict"]["status"] == "not judged"
+    assert "agrees over 7 steps, but is not shown to be strict. What was judged" in summary(report)
+
+
+def test_less_than_the_precision_that_was_asked_for_is_amber_and_no_success(
+    monkeypatch, tmp_path, capsys
+):
+    pytest.importorskip("sklearn", reason="the data come with scikit-learn")
+    monkeypatch.setitem(sys.modules, "jinja2", None)  # pages take seconds to draw
+    less = {way: dict.fromkeys(FLOAT32, "TensorFloat-32") for way in ("eager", "compiled")}
+    monkeypatch.setattr(comparing.policies, "probe", lambda backend: less)
+    asked = ["compare", "--backends=numpy", "--workload=breast-cancer", "--epochs=1", "--quiet"]
+    asked += ["--no-batches", f"--output={tmp_path}"]
+    assert cli.main([*asked, "--precision=fast"]) == 0
+    assert cli.main([*asked, "--precision=strict"]) == 2
+    report = read_strictly(tmp_path / "report.json")
+    assert report["verdict"]["status"] == only(report)["status"] == "not judged"
+    assert only(report)["verdict"] == "agrees over 15 steps, but is not shown to be strict"
+    assert "It is strict, but multiplies in TensorFloat-32" in capsys.readouterr().out
+
+
+def test_a_named_backend_without_the_dtype_is_a_failure(pretend):
+    narrow = pretend(has_float64=lambda device: False)
+    report = compare(SPIRALS, ["numpy", narrow], dtypes=["float64"], epochs=1, sizes=())
+    fine, missing = report["results"]
+    assert (fine["status"], missing["status"]) == ("agrees", "failed")
+    assert missing["error"] == f"{narrow}:cpu has no float64 as it is set up now"
+    assert report["verdict"]["status"] == "failed"
 
 
 def test_one_backend_can_stand_beside_itself_under_another_policy():

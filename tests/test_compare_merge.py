@@ -128,6 +128,13 @@ def test_policies_that_differ_are_said_with_what_was_found(saved):
     assert "numpy:cpu fast deterministic (two): agrees over" in summary(merged)
 
 
+def test_less_than_the_precision_that_was_asked_for_is_amber_in_an_older_report_too(saved):
+    less = "strict, but multiplies in less"
+    merged = merge([saved("one"), saved("two", results__0__shortfall=less)])
+    assert [result["status"] for result in merged["results"]] == ["agrees", "not judged"]
+    assert merged["verdict"]["status"] == "not judged"
+
+
 def test_an_older_report_without_a_probe_is_merged_and_has_none(saved, report):
     path = saved("one")
     older = deepcopy(report)

@@ -11,21 +11,23 @@ and from a prediction with the parameters and the state after that step.
 """
 
 import json
+import math
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
-from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 
 from ..arrays import expect
 from ..blocks import Graph, Parallel, Residual, TransformerBlock
-from ..files import replacing
+from ..files import kind_of, replacing
 from ..layers import Layer
 from ..losses import Loss
 from ..losses.base import takes
@@ -470,39 +472,145 @@ def write(path: str | os.PathLike, piece: Piece, names: tuple[str, ...]) -> bool
 
 
 def read(path: str | os.PathLike, thing: Any = None) -> tuple[Piece, list[str]]:
-    """The piece in a file that `write` wrote, and the names of backends.
+    """Return the piece in a file that `write` wrote, and the names of backends.
+
+    The file may be of any origin: no object in it is unpickled, and no more memory is taken than
+    the file is long.
 
     Raises
     ------
     OSError
         If it cannot be read.
     ValueError
-        If it is no such file, or its layer, loss or optimizer is none of this library and no
-        `thing` is given.
+        If it is not such a file or is damaged, or its layer, loss or optimizer is not one of this
+        library and no `thing` is given.
     """
-    data = Path(path).read_bytes()
     try:
-        with np.load(BytesIO(data), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        said = json.loads(str(arrays.pop("agnostic_nn_bisect")))
-    except Exception as error:  # NumPy raises various kinds for what is no npz file
-        raise ValueError(f"{path} was not written by bisect, or is damaged: {error}") from error
+        arrays = _arrays(path)
+        said = _description(arrays.pop("agnostic_nn_bisect", None))
+        given = _unnested(said["nesting"], arrays, "") if said["format"] == FORMAT else {}
+        wanted = thing is None and said["thing"] is not None
+        stored = rebuild(said["thing"]) if wanted else None
+        kind = said["kind"]
+        fits = stored is None or _THINGS[kind](stored)
+        expect(fits, "it has {!r:.200} for a piece of the kind {!r}", stored, kind)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a hostile file leads to
+        reason = " ".join(f"{error}".split()) or type(error).__name__
+        raise ValueError(f"{path} was not written by bisect, or is damaged: {reason}") from error
     right = said["format"] == FORMAT
     expect(right, "{} has format {}, this version reads {}", path, said["format"], FORMAT)
-    if thing is None and said["thing"] is None:
+    if thing is None and stored is None:
         raise ValueError(
             f"{path} is about {said['shown']}, which agnostic_nn does not define: pass it to "
             "agnostic_nn.bisecting.replay as `thing`, or name it after --model"
         )
-    thing = rebuild(said["thing"]) if thing is None else _found(thing, said)
-    given = _unnested(said["nesting"], arrays, "")
-    draws = tuple(map(tuple, said.get("draws", ())))
+    thing = stored if thing is None else _found(thing, said)
+    draws = tuple(map(tuple, said["draws"]))
     piece = Piece(
         *(said["kind"], said["path"], thing, given, said["train"]),
-        predicts=said.get("predicts", False),
+        predicts=said["predicts"],
         draws=draws,
     )
     return piece, said["backends"]
+
+
+def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Return the arrays of an npz file by name: numbers and one text, none of them compressed."""
+    status = os.stat(path)
+    expect(stat.S_ISREG(status.st_mode), "expected a file, got {}", kind_of(status.st_mode))
+    found: dict[str, np.ndarray] = {}
+    with ZipFile(path) as archive:
+        members = archive.infolist()
+        size = sum(member.file_size for member in members)
+        plain = all(member.compress_type == ZIP_STORED for member in members)
+        fits = plain and size <= status.st_size
+        expect(fits, "its arrays, of {} bytes, are compressed or overlap", size)
+        for member in members:
+            name = member.filename.removesuffix(".npy")
+            expect(name not in found, "it has two arrays {!r}", name)
+            found[name] = _array(name, archive.read(member))
+    return found
+
+
+def _array(name: str, raw: bytes) -> np.ndarray:
+    """Return the array in a file of NumPy's format; the shape it states has to be that of its data.
+
+    NumPy would take memory for the stated shape first.
+    """
+    file = BytesIO(raw)
+    version = np.lib.format.read_magic(file)
+    expect(version in _HEADERS, "{!r} has the unknown version {}", name, version)
+    shape, fortran, dtype = _HEADERS[version](file)
+    expect(dtype.kind in "biufU" and dtype.itemsize > 0, "{!r} has the dtype {}", name, dtype)
+    size, there = math.prod(shape) * dtype.itemsize, len(raw) - file.tell()
+    expect(size == there, "{!r} has {} bytes instead of {}", name, there, size)
+    order = "F" if fortran else "C"
+    return np.ndarray(shape, dtype, raw[file.tell() :], order=order).copy(order)  # type: ignore
+
+
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+def _description(text: np.ndarray | None) -> dict[str, Any]:
+    """Return the description of a piece, each entry of the type that it has to have."""
+    text = np.zeros(0) if text is None else text
+    expect(text.shape == () and text.dtype.kind == "U", "it has no description of a piece")
+    said = json.loads(str(text))
+    expect(isinstance(said, dict), "its description is {!r:.200}", said)
+    said = {"draws": [], "predicts": False, "loss": None} | said
+    for name, fits in _ENTRIES.items():
+        expect(name in said and fits(said[name]), "its {} is {!r:.200}", name, said.get(name))
+    return said
+
+
+def _pairs(data: Any) -> bool:
+    return isinstance(data, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair)
+        for pair in data
+    )
+
+
+def _is_layer(thing: Any) -> bool:
+    return isinstance(thing, Layer)
+
+
+def _is_optimizer(thing: Any) -> bool:
+    return callable(getattr(thing, "update", None))
+
+
+_THINGS: dict[str, Callable[[Any], bool]] = {
+    "layer": _is_layer,
+    "around": lambda thing: _is_layer(thing) and hasattr(thing, "map_layers"),
+    "loss": callable,
+    "update": _is_optimizer,
+    "start": _is_optimizer,
+    "data": lambda thing: isinstance(thing, str),
+    "whole": lambda thing: (
+        isinstance(thing, tuple) and len(thing) == 2 and _is_layer(thing[0]) and callable(thing[1])
+    ),
+}
+_ENTRIES: dict[str, Callable[[Any], bool]] = {
+    "format": lambda data: type(data) is int,
+    "kind": lambda data: isinstance(data, str) and data in _KINDS,
+    "path": lambda data: isinstance(data, str),
+    "shown": lambda data: isinstance(data, str),
+    "thing": lambda data: True,
+    "loss": lambda data: True,
+    "train": lambda data: isinstance(data, bool),
+    "predicts": lambda data: isinstance(data, bool),
+    "draws": _pairs,
+    "backends": lambda data: (
+        isinstance(data, list)
+        and len(data) in (1, 2)
+        and all(isinstance(name, str) for name in data)
+    ),
+    "nesting": lambda data: isinstance(data, dict),
+}
 
 
 def _found(thing: Any, said: dict) -> Any:
@@ -543,4 +651,5 @@ def _unnested(nesting: Any, arrays: dict[str, np.ndarray], path: str) -> Any:
         return {k: _unnested(v, arrays, below(k)) for k, v in nesting.items()}
     if isinstance(nesting, list):
         return tuple(_unnested(v, arrays, below(i)) for i, v in enumerate(nesting))
+    expect(path in arrays, "it has no array {!r}", path)
     return arrays[path]

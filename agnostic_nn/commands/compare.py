@@ -21,8 +21,10 @@ def add(commands: argparse._SubParsersAction) -> None:
         _compare,
         "The reference is the same training by NumPy in float64.",
         epilog="Exit status: 0 if all was judged and agrees; 1 if a backend differs by more than "
-        "rounding, or the report cannot be written; 2 if none differs, but one could not run or "
-        "not all of it can be judged, or the command line makes no sense here.",
+        "rounding, or the report cannot be written; 2 if none differs, but one that was named "
+        "could not run, not all of it can be judged, or the precision that was asked for (strict "
+        "by default) is not kept or cannot be measured; and 2 if the command line makes no sense "
+        "here.",
     )
     add_argument(
         "--backends",

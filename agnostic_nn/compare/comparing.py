@@ -49,7 +49,7 @@ from .roundings import Chains
 from .running import SIZES, Run, Task, cast, given, run, run_reference, sha256
 from .workloads import CannotCompare, Workload, find
 
-__all__ = ["LATER", "SCHEMA", "Missing", "compare", "overall"]
+__all__ = ["LATER", "SCHEMA", "Missing", "amber", "compare", "overall"]
 
 SCHEMA = 3
 DTYPES, REFERENCE_DTYPE = ("float32", "float64"), "float64"
@@ -197,17 +197,21 @@ def _pairs(
     """Each backend with each dtype that it has, and what is left out, with the reason."""
     chosen: Sequence[Backend | Missing]
     chosen, left_out = _everything(policy) if names is None else (_named(names, policy), [])
-    pairs = []
+    pairs: list[tuple[Backend | Missing, str]] = []
+    lacking: list[tuple[Backend | Missing, str]] = []
     for found in chosen:
         for dtype in dtypes:
             if dtype == REFERENCE_DTYPE and isinstance(found, Backend) and not found.has_float64:
                 reason = found.lacks_float64
                 left_out.append({"backend": found.name, "reason": reason})
+                lacking.append((Missing(str(found), reason), dtype))
             else:
                 pairs.append((found, dtype))
     if not pairs:
         reasons = "; ".join(each["reason"] for each in left_out)
         raise CannotCompare(f"nothing is left to compare: {reasons}")
+    if names is not None and dtypes == [REFERENCE_DTYPE]:  # those were named, and do not run at all
+        return pairs + lacking, []
     return pairs, left_out
 
 
@@ -364,9 +368,17 @@ def _result(
         controls.keep(found, dtype, done)
         entry |= _speed(task, done) | {"memory": _memory(task, dtype, done)}
         entry |= _probed(found) if dtype == "float32" else {}  # last: it takes memory too
-        return entry | _judged(task, found, done, context, controls)
+        return amber(entry | _judged(task, found, done, context, controls))
     except Exception as error:  # whatever stops one backend must not stop the others
         return entry | {"error": _one_line(f"{type(error).__name__}: {error}")}
+
+
+def amber(result: dict[str, Any]) -> dict[str, Any]:
+    """The result, not judged instead of in agreement if its precision is not as was asked for."""
+    if result["status"] != AGREES or not result["shortfall"]:
+        return result
+    verdict = f"{result['verdict']}, but is not shown to be {result['precision']}"
+    return result | {"status": NOT_JUDGED, "verdict": verdict}
 
 
 def _entry(name: str, dtype: str) -> dict[str, Any]:

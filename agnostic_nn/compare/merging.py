@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .comparing import LATER, SCHEMA, overall
+from .comparing import LATER, SCHEMA, amber, overall
 from .deviation import tolerance
 from .page import Comparison
 from .report import flat, multiplied, names
@@ -47,7 +47,7 @@ def read(path: Path) -> dict[str, Any]:
     if missing:
         lacks = ", ".join(missing)
         raise CannotCompare(f"{path} is no report.json of this command, or damaged: no {lacks}")
-    results = [dict.fromkeys(LATER) | result for result in report["results"]]
+    results = [amber(dict.fromkeys(LATER) | result) for result in report["results"]]
     return {"ledger": []} | report | {"results": results}
 
 
