@@ -42,6 +42,7 @@ __all__ = [
     "expect_single",
     "expect_target",
     "metrics_of",
+    "no_context",
     "nested_like",
     "one_hot",
     "parts",
