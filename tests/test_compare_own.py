@@ -266,4 +266,6 @@ def test_the_help_says_what_the_exit_status_means(capsys):
         cli.main(["compare", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "0 if all was judged and agrees" in said
-    assert "2 if none differs, but one could not run or not all of it can be judged" in said
+    assert "1 if a backend differs" in said
+    assert "2 if none differs, but one that was named could not run, not all of it can be" in said
+    assert "or the precision that was asked for (strict by default) is not kept" in said
