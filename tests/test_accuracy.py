@@ -7,6 +7,7 @@ import pytest
 from accuracy import LIMIT, TRUTH, half, measure, single
 
 import agnostic_nn as nn
+from agnostic_nn.trees import leaves, tree_map
 
 LAYERS = list(TRUTH)
 
@@ -65,3 +66,42 @@ def test_softmax_of_many_float16_numbers_does_not_overflow(backend):
     for layer, expected in ((nn.Softmax(), 2.0**-17), (nn.LogSoftmax(), -17 * math.log(2.0))):
         y = backend.to_numpy(layer.forward({}, {}, x)[0])
         np.testing.assert_allclose(y, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.GRU(6), nn.LSTM(6), nn.MultiHeadAttention(2, rotary=True)], ids=str
+)
+def test_sequences_of_float16_are_close_to_those_of_float64(backend, layer):
+    """The reference is the same layer in float64 on NumPy; large numbers overflow in sums."""
+    if not hasattr(backend.xp, "float16"):
+        pytest.skip(f"{backend.name} has no float16")
+    attends, rng = isinstance(layer, nn.MultiHeadAttention), np.random.default_rng(0)
+    params, _, _ = layer.init(np.asarray([1, 2], np.uint32), (40, 8), np.float64)
+    params = tree_map(lambda p: p.astype(np.float16), params)
+
+    def run(params, x, dy):
+        y, _, cache = layer.forward(params, {}, x, train=True)
+        return (y, *layer.backward(params, cache, dy))
+
+    compiled = backend.jit(run)
+    for largest in (1.0, 3e3 if attends else 6e4):
+        x = rng.uniform(-largest, largest, (1, 40, 8)).astype(np.float16)
+        dy = rng.uniform(-1, 1, (1, 40, 8 if attends else 6)).astype(np.float16)
+        wide = tree_map(lambda a: a.astype(np.float64), (params, x, dy))
+        found = backend.to_numpy(compiled(*backend.asarray((params, x, dy))))
+        for narrow, exact in zip(leaves(found), leaves(run(*wide)), strict=True):
+            assert narrow.dtype == np.float16
+            assert np.isfinite(narrow).all()
+            close = 3e-3 if attends else 1e-3  # Q, K, V and O are rounded on the way
+            size = np.abs(exact).max()
+            np.testing.assert_allclose(narrow, exact, rtol=close, atol=0.6 * close * size + 1e-7)
+
+
+def test_positions_of_float16_go_past_2048(backend):
+    """float16 has no number 2049, and takes 4097 for 4096."""
+    if not hasattr(backend.xp, "float16"):
+        pytest.skip(f"{backend.name} has no float16")
+    x, layer = np.zeros((1, 4100, 4)), nn.SinusoidalPositions()
+    found = backend.to_numpy(layer.forward({}, {}, backend.asarray(x.astype(np.float16)))[0])
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, layer.forward({}, {}, x)[0], atol=2e-3)

@@ -2,7 +2,8 @@
 
 The mean that each head takes, and its gradient, are derived in `special.attention`. Kept for
 that are Q, K, V, O, which the map that follows keeps as well, and what else `attend` leaves.
-A block that keeps less is `Recompute`.
+A block that keeps less is `Recompute`. Between the maps of x and the map of O float16 and
+bfloat16 are computed in float32: sums in S may overflow, and P of many keys is small.
 """
 
 from dataclasses import KW_ONLY, dataclass, field
@@ -19,7 +20,7 @@ from ..arrays import (
 )
 from ..initializers import Initializer, expect_initializer, glorot_uniform
 from ..random import bernoulli, split
-from ..special import attend, attend_backward
+from ..special import attend, attend_backward, narrowed, widened
 from .base import Layer
 from .dense import Dense
 from .positions import angles, expect_sequence, rotate
@@ -146,7 +147,9 @@ class MultiHeadAttention(Layer):
             keys = split(state["key"], 2)
             kept, state = bernoulli(keys[0, :], 1.0 - self.dropout, shape), {"key": keys[1, :]}
             kept = namespace(x).astype(kept, x.dtype) * (1.0 / (1.0 - self.dropout))
-        heads, spent = attend(query, key, value, allowed, kept, causal=self.causal)
+        wide = widened(query), widened(key), widened(value), allowed, _widened(kept)
+        heads, spent = attend(*wide, causal=self.causal)
+        heads = narrowed(heads, like=query)
         joined = self._joined(heads)
         memory = named.get("memory", ())
         cache = (x, memory, given, query, key, value, allowed, kept, spent, joined)
@@ -163,9 +166,11 @@ class MultiHeadAttention(Layer):
 
         dheads = self._grouped(back("output", joined, dy), value.shape[1])
         heads = self._grouped(joined, value.shape[1])
-        dquery, dkey, dvalue = attend_backward(
-            query, key, value, allowed, kept, heads, spent, dheads, causal=self.causal
+        wide = widened(query), widened(key), widened(value), allowed, _widened(kept)
+        wide_grads = attend_backward(
+            *wide, widened(heads), spent, widened(dheads), causal=self.causal
         )
+        dquery, dkey, dvalue = (narrowed(one, like=dy) for one in wide_grads)
         if self.rotary:
             dquery = rotate(dquery, -self._angles(query, _positions(x)))
             dkey = rotate(dkey, -self._angles(key, _positions(source)))
@@ -215,7 +220,8 @@ class MultiHeadAttention(Layer):
         allowed = _allowed(mask, (*query.shape[:-1], places.shape[0]))
         if self.causal:
             allowed = places <= now if mask is None else xp.logical_and(allowed, places <= now)
-        heads, _ = attend(query, memory["key"], memory["value"], allowed)
+        key, value = widened(memory["key"]), widened(memory["value"])
+        heads = narrowed(attend(widened(query), key, value, allowed)[0], like=query)
         return self._map(params, "output", self._joined(heads)), memory
 
     def _dense(self, params):
@@ -251,6 +257,10 @@ class MultiHeadAttention(Layer):
         """(batch, key heads, group, time, d) -> (batch, time, heads · d)."""
         batch, _, _, time, width = x.shape
         return _join(namespace(x).reshape(x, (batch, self.heads, time, width)))
+
+
+def _widened(kept):
+    return kept if isinstance(kept, tuple) else widened(kept)
 
 
 def _allowed(mask, shape):

@@ -22,18 +22,22 @@ from dataclasses import KW_ONLY, dataclass, field
 
 from ..arrays import Array, Shape, device, expect, expect_count, expect_positive, namespace
 from ..initializers import Initializer, TruncatedNormal, expect_initializer
-from ..special import sum_over
+from ..special import is_narrow, narrowed, sum_over, widened
 from .base import Layer
 
 __all__ = ["PositionEmbedding", "SinusoidalPositions", "angles", "expect_sequence", "rotate"]
 
 
 def angles(like: Array, positions: Array, width: int, base: float) -> Array:
-    """a(t, i) as above: (time, width / 2) for integer `positions` (time,); dtype of `like`."""
+    """a(t, i) as above: (time, width / 2) for integer `positions` (time,).
+
+    The dtype is that of `like`, or float32 if that is narrower: float16 has no position 2049.
+    """
     xp = namespace(like)
-    pairs = xp.arange(width // 2, dtype=like.dtype, device=device(like))
+    dtype = xp.float32 if is_narrow(like) else like.dtype
+    pairs = xp.arange(width // 2, dtype=dtype, device=device(like))
     speed = xp.exp(pairs * (-2.0 / width * math.log(base)))
-    return xp.astype(positions, like.dtype)[:, None] * speed[None, :]
+    return xp.astype(positions, dtype)[:, None] * speed[None, :]
 
 
 def rotate(x: Array, angle: Array) -> Array:
@@ -41,12 +45,14 @@ def rotate(x: Array, angle: Array) -> Array:
 
     Su et al., arXiv:2104.09864, eq. 34, where neighbours make a pair; here number i and
     number i + width / 2 do, the same up to the order of what is learned, and quicker.
+    float16 and bfloat16 are computed in float32.
     """
-    xp = namespace(x)
+    xp, wide = namespace(x), widened(x)
     half = x.shape[-1] // 2
     cosine, sine = xp.cos(angle), xp.sin(angle)
-    u, v = x[..., :half], x[..., half:]
-    return xp.concat((u * cosine - v * sine, u * sine + v * cosine), axis=-1)
+    u, v = wide[..., :half], wide[..., half:]
+    turned = xp.concat((u * cosine - v * sine, u * sine + v * cosine), axis=-1)
+    return narrowed(turned, like=x)
 
 
 def expect_sequence(name: str, shape: Shape) -> None:
@@ -146,7 +152,7 @@ class SinusoidalPositions(_Added):
         xp = namespace(like)
         angle = angles(like, positions, like.shape[-1], self.base)
         pairs = xp.stack((xp.sin(angle), xp.cos(angle)), axis=-1)
-        return xp.reshape(pairs, (positions.shape[0], like.shape[-1]))
+        return narrowed(xp.reshape(pairs, (positions.shape[0], like.shape[-1])), like=like)
 
     def backward(self, params, cache, dy):
         return dy, {}

@@ -49,6 +49,9 @@ Parameters are a tuple with a dict of directions, "forward" and perhaps "reverse
 layer: params[0]["forward"]["weight"]. A state is nested alike, down to its parts, (batch,
 width) each: state[0]["forward"]["h"]. Dropout between layers is a `Dropout` between layers
 of depth 1. Step by step (`advance`) the memory is the state.
+
+float16 and bfloat16 are computed in float32, the products too, and rounded once at the end: of
+the 8 or 11 bits of a gate little is left after many steps, and sums in z may overflow.
 """
 
 import math
@@ -67,7 +70,7 @@ from ..arrays import (
 )
 from ..initializers import Initializer, Orthogonal, expect_initializer, glorot_uniform
 from ..random import fold, split, uniform
-from ..special import lstm, lstm_backward, scan, sum_rows
+from ..special import lstm, lstm_backward, narrowed, scan, sum_rows, widened
 from ..trees import leaves, tree_map
 from .base import Layer
 
@@ -181,7 +184,9 @@ class _Recurrent(Layer):
     def _read(self, params, given, keep):
         """y, and of each layer its input and what it kept, and which steps count."""
         self._expect(params, given)
-        xp, start = namespace(given["x"]), given.get("state")
+        like = given["x"]
+        params, given = tree_map(widened, (params, given))
+        xp, start = namespace(like), given.get("state")
         if start is None:
             start = self._everywhere(_zeros(given["x"], (given["x"].shape[0], self.width)))
         counts: tuple = ()  # or one array, (time, batch, 1)
@@ -202,7 +207,8 @@ class _Recurrent(Layer):
         y = xp.permute_dims(xs, (1, 0, 2))
         if not self.sequence:
             y = xp.concat([ends[-1][way]["h"] for way in self._directions], axis=-1)
-        return {"y": y, "state": tuple(ends)} if self.final else y, (tuple(caches), counts)
+        y = {"y": y, "state": tuple(ends)} if self.final else y
+        return tree_map(partial(narrowed, like=like), y), (tuple(caches), counts)
 
     def _run(self, params, xs, start, counts, reverse, keep):
         """One layer in one direction: its final state, and of each step h and what it kept."""
@@ -238,6 +244,8 @@ class _Recurrent(Layer):
     def _read_back(self, params, cache, dy, into_x):
         """dL/dxs if asked for, that of the first states, and that of the parameters."""
         caches, counts, _ = cache
+        like = leaves(dy)[0]
+        params, dy = tree_map(widened, (params, dy))
         dy, dend = (dy["y"], dy["state"]) if self.final else (dy, None)
         xp = namespace(dy)
         dend = self._everywhere(_zeros(dy, (dy.shape[0], self.width))) if dend is None else dend
@@ -263,7 +271,7 @@ class _Recurrent(Layer):
             dys = (sum(dxs[1:], dxs[0]),) if wanted else ()
             grads.insert(0, found)
             dstarts.insert(0, dstart)
-        return *dys, tuple(dstarts), tuple(grads)
+        return tree_map(partial(narrowed, like=like), (*dys, tuple(dstarts), tuple(grads)))
 
     def _run_back(self, params, xs, kept, dys, dend, counts, reverse, wanted):
         """Of one layer in one direction: dx if wanted, dL/dparams, and dL/d(its first state)."""
