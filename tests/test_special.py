@@ -374,3 +374,11 @@ def test_sums_over_axes_are_those_of_float64(backend, widest, epsilon, way, shap
         found = call(backend, lambda x, a=axes: take(way, special.sum_over)(x, a), x)
         expected = np.sum(x.astype("float64"), axis=axes, keepdims=True)
         np.testing.assert_allclose(found, expected, atol=500 * epsilon)
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_norm_of_several_arrays_is_scaled_by_the_largest_number_of_all(backend, place):
+    arrays = [np.ones(2, "f") for _ in range(3)]
+    arrays[place] = np.asarray([3e30, 4e30], "f")
+    largest, length = backend.to_numpy(special.scaled_norm(*backend.asarray(tuple(arrays))))
+    np.testing.assert_allclose([largest, length], [4e30, 1.25], rtol=1e-6)
