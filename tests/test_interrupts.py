@@ -622,3 +622,19 @@ def test_arguments_that_an_exception_kept_from_a_program_are_bound_at_the_next_c
         program.fits((other,))
     assert program.fits((other,))
     np.testing.assert_array_equal(program((other,))[0], other * 2.0 + 1.0)
+
+
+def test_a_second_ctrl_c_is_not_held_back():
+    seen = []
+
+    def press_twice():
+        with DeferredInterrupts() as held:
+            signal.raise_signal(signal.SIGINT)
+            seen.append(held.requested)
+            signal.raise_signal(signal.SIGINT)
+            seen.append("still running")
+
+    with pytest.raises(KeyboardInterrupt):
+        press_twice()
+    assert seen == [True]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
