@@ -275,6 +275,18 @@ lose digits next to their zeros.
 Measured with {versions}.
 """
 
+TAIL = """
+## Squares of gradients
+
+Adam, AdamW, NAdam, RAdam, LAMB, RMSprop, Adagrad and Adadelta keep means or sums of g², computed
+in the dtype of the parameters. g² is infinite in float32 where |g| is above 1.8e19, and in float64
+above 1.3e154. The mean is infinite from then on, and that parameter takes no more steps, other
+than those of weight decay; others are not concerned. PyTorch does the same. With Adafactor
+parameters become NaN. `Trainer` refuses gradients that are infinite, but not these. A
+`ClipByGlobalNorm` or `ClipByValue` around the optimizer keeps gradients in range: norms are
+computed so that no square overflows. SGD, Lion, Muon and Adamax keep no squares.
+"""
+
 
 def page() -> tuple[str, list[str]]:
     """The page, and a line for each error that is above its limit."""
@@ -308,7 +320,7 @@ def page() -> tuple[str, list[str]]:
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     versions = ", ".join(f"{b.name} {b.version}" for b in backends)
     head = HEAD.format(limit=LIMIT, versions=versions)
-    return head + "\n" + "\n".join(lines) + "\n", bad
+    return head + "\n" + "\n".join(lines) + "\n" + TAIL, bad
 
 
 def main(arguments: list[str]) -> int:

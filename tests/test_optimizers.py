@@ -459,6 +459,24 @@ def test_gradients_are_clipped_though_their_squares_overflow_or_underflow(backen
         np.testing.assert_allclose(-moved["w"], expected, rtol=1e-6, atol=0)
 
 
+SQUARES = [Adam(), nn.RMSprop(), nn.Adagrad(), nn.Adadelta()]
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_a_gradient_whose_square_overflows_stops_its_number_for_good(backend):
+    """As docs/accuracy.md says; its neighbours go on, and clipping keeps it in range."""
+    start = {"weight": backend.asarray(np.ones(3, np.float32))}
+    large, usual = ({"weight": np.asarray([g, 1.0, 1.0], np.float32)} for g in (2e19, 1.0))
+    for optimizer in SQUARES:
+        for around, moves in ((optimizer, False), (ClipByGlobalNorm(optimizer, limit=1.0), True)):
+            params, moments = start, around.init(start)
+            for grads in (large, usual, usual):
+                params, moments = around.update(params, backend.asarray(grads), moments)
+            first, *others = backend.to_numpy(params)["weight"]
+            assert (first != 1.0) == moves, around
+            assert all(0.5 < other < 1.0 for other in others), around
+
+
 def test_a_gradient_of_nan_is_nan_for_all_after_clipping(backend):
     params = {"w": np.zeros(2, "float32")}
     grads = {"w": np.asarray([np.nan, 1.0], "float32")}

@@ -25,6 +25,9 @@ class Adafactor(Rule):
     are, and R C / mean(R) stands for it (sec. 3). With more axes, as in the kernel of a
     convolution, each matrix of the last two is one. No momentum. The weight decay is
     PyTorch's, which adds ε₁ elsewhere; at 1e-30 neither is seen beside a gradient.
+
+    Where g² overflows, in float32 where |g| is above 1.8e19, θ becomes NaN, all of it if it is a
+    matrix; `ClipByGlobalNorm` around the optimizer keeps g in range.
     """
 
     rate: Rate = 1e-2

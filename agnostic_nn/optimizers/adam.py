@@ -5,6 +5,12 @@
 
 m and v start at zero, which biases them towards zero; dividing by 1 - βᵗ, the sum of the
 weights given so far, undoes that (Kingma & Ba, arXiv:1412.6980, sec. 3).
+
+g² is computed in the dtype of the parameters. Where it overflows, in float32 where |g| is above
+1.8e19, v becomes infinite and stays so, and that number of θ takes no more steps, as in PyTorch;
+RAdam, whose first steps are not divided by √v, takes a step of the size of g before. Adamax has
+no g². `ClipByGlobalNorm` or `ClipByValue` around the optimizer keeps g in range. Where g² is 0, in
+float32 where |g| is below 1e-23, ε alone divides.
 """
 
 import math

@@ -1,6 +1,9 @@
 """Adaptive rates: each number of θ is moved by its gradient over a size that g has had.
 
-None of these decays weights; put `L2` around one that should.
+None of these decays weights; put `L2` around one that should. g² is computed in the dtype of the
+parameters. Where it overflows, in float32 where |g| is above 1.8e19, the size becomes infinite
+and stays so, and that number of θ takes no more steps, as in PyTorch; `ClipByGlobalNorm` or
+`ClipByValue` around the optimizer keeps g in range.
 """
 
 from dataclasses import KW_ONLY, dataclass
