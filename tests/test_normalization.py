@@ -6,6 +6,7 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn.arrays import Rows
 from agnostic_nn.special import normalize_rows, normalize_rows_backward
+from agnostic_nn.trees import tree_map
 
 
 def run(backend, layer, params, state, x, dy=None, train=True):
@@ -233,3 +234,18 @@ def test_statistics_of_many_float32_rows_keep_their_digits(backend, layer):
     wide = x.astype("float64")
     expected = (wide - wide.mean(axis=axes)) / np.sqrt(wide.var(axis=axes) + layer.epsilon)
     np.testing.assert_allclose(backend.to_numpy(y), expected, atol=8e-6)
+
+
+def test_layer_norm_of_long_rows_keeps_its_digits(backend):
+    """Added one after the other, 2^20 numbers of float32 lose some 250 eps."""
+    generator, layer = np.random.default_rng(0), nn.LayerNorm()
+    x, dy = (generator.normal(size=(2, 2**20)).astype(np.float32) for _ in range(2))
+    params = {"scale": np.ones(2**20, np.float32), "bias": np.zeros(2**20, np.float32)}
+    found = []
+    for given in (backend.asarray((params, x, dy)), tree_map(np.float64, (params, x, dy))):
+        params_now, x_now, dy_now = given
+        y, _, cache = layer.forward(params_now, {}, x_now, train=True)
+        found.append((y, layer.backward(params_now, cache, dy_now)[0]))
+    for single, double in zip(backend.to_numpy(found[0]), found[1], strict=True):
+        error = np.abs(single - double).max() / np.abs(double).max()
+        assert error < 8 * np.finfo(np.float32).eps
