@@ -232,7 +232,7 @@ def test_an_output_is_reached_through_a_whole_model_for_each_term(backend, wides
     moved = []
     for optimizer, size in ((nn.SGD(0.125), ROWS), (accumulated(3, 2), 3)):
         made = Trainer(model, loss, optimizer, **options)
-        made.fit(x, target, batch_size=size, shuffle=False, verbose=0)
+        made.fit(x, target, epochs=2, batch_size=size, shuffle=False, verbose=0)
         moved.append(backend.to_numpy(made.params))
     close(moved[1], moved[0], epsilon)
 

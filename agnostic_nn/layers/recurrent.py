@@ -339,7 +339,8 @@ class RNN(_Recurrent):
     head of this file.
 
     Parameters of each direction of each layer: weight (fan_in, width), recurrent
-    (width, width), bias (width,). PyTorch has a second bias that is added to the first.
+    (width, width), bias (width,), which starts from 0. PyTorch has a second bias that is added
+    to the first, and starts from neither 0 nor orthogonal weights (docs/recurrent-start.md).
 
     Gradient
     --------
@@ -386,7 +387,7 @@ class GRU(_Recurrent):
     weight (fan_in, 3 · width), recurrent (width, 3 · width), bias (3 · width,), and for
     "after" recurrent_bias (width,), b_n above. PyTorch's second bias is added to the first
     but for its last third, which is b_n. Biases start as PyTorch's two do, each uniform on
-    ±1/√width: sequences of 64 steps were learned better than from 0 (docs/recurrent-start.md).
+    ±1/√width; weights do not (docs/recurrent-start.md compares starts on sequences of 64 steps).
 
     Gradient
     --------
