@@ -164,7 +164,7 @@ def gradient_noise(context: Context) -> dict[str, Noise]:
         top = max((largest(each.results[name]) for name in names), default=0.0)
         for name in names:
             short = name.removeprefix("gradients.")
-            spread, scale = each.spread(name, context.dtype), largest(each.results[name])
+            spread, scale = each.spread(name, context.dtype, 1), largest(each.results[name])
             scale = top if short in context.nothing else scale
             size = spread / scale if scale and math.isfinite(spread) else context.epsilon
             found.setdefault(short, []).append(size)

@@ -188,7 +188,7 @@ class Reference:
                 dtype = _dtype_of(self.given.carry[0])
                 self.grads = cast(_like(self.grads, self.results, "gradients"), dtype)
 
-    def spread(self, name: str, dtype: str, stage: int = len(STAGES) - 1) -> float:
+    def spread(self, name: str, dtype: str, stage: int) -> float:
         """Return how far rounding in `dtype` takes the worst element of a result, as sampled.
 
         It is measured by adding to each operation an error as large as one rounding (see
@@ -220,7 +220,7 @@ class Reference:
                 given = replace(given, x=few)
             trees = _arguments(part, given, self.grads)
             function = functions(self.workload)[part]
-            options = {"epsilon": drawn, "samples": sampling.samples, "seed": stage}
+            options: dict[str, Any] = {"epsilon": drawn, "samples": sampling.samples, "seed": stage}
             try:
                 _, found = rounded(function, *trees, **options)
             except Exception:  # a custom layer may take no arrays but NumPy's
