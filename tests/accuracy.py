@@ -6,7 +6,7 @@
 The exit status is 1 if an activation or slope is off by more than is allowed.
 
 Each activation is compared with its value and slope in extended precision, on all float16
-numbers and on about a million float32 numbers, on every backend that is installed.
+numbers and on about two million float32 numbers, on every backend that is installed.
 """
 
 import argparse
@@ -174,17 +174,19 @@ def half() -> np.ndarray:
     return x[np.isfinite(x)]
 
 
-def single(places: tuple[float, ...] = (), size: int = 2**20) -> np.ndarray:
+def single(places: tuple[float, ...] = (), size: int = 2**21) -> np.ndarray:
     """About `size` finite float32 numbers of both signs.
 
-    A third of all exponents, a third evenly from 0 to 20, and a third close to the `places`.
+    A quarter of all exponents, a quarter evenly from 0 to 20, a quarter evenly in their logarithms
+    from 1e-4 to 20, and a quarter close to the `places`.
     """
-    third = size // 6
-    bits = np.linspace(0, np.float32(np.finfo(np.float32).max).view(np.int32), third)
-    parts = [bits.astype(np.int32).view(np.float32), np.linspace(0, 20, third, dtype=np.float32)]
+    part = size // 8
+    bits = np.linspace(0, np.float32(np.finfo(np.float32).max).view(np.int32), part)
+    parts = [bits.astype(np.int32).view(np.float32), np.linspace(0, 20, part, dtype=np.float32)]
+    parts.append(np.geomspace(1e-4, 20, part, dtype=np.float32))
     for place in places:
         middle = int(np.float32(place).view(np.int32))
-        near = third // len(places)
+        near = part // len(places)
         few, wide = np.arange(near // 2) - near // 4, np.linspace(-(2**21), 2**21, near // 2)
         for offsets in (few, wide):
             parts.append((middle + offsets).astype(np.int32).view(np.float32))
@@ -260,9 +262,10 @@ HEAD = """\
 # Accuracy of activations
 
 The largest error of each activation f and of its slope f', in units in the last place of the
-right result. float16: all 63,488 finite numbers. float32: about a million numbers of both signs,
-a third of all exponents, a third evenly from 0 to 20 and a third around places where a function
-changes. The right result is computed in extended precision; x is taken as exact, and dy is 1.
+right result. float16: all 63,488 finite numbers. float32: about two million numbers of both signs,
+a quarter of all exponents, a quarter evenly from 0 to 20, a quarter evenly in their logarithms from
+1e-4 to 20 and a quarter around places where a function changes. The right result is computed in
+extended precision; x is taken as exact, and dy is 1.
 
 `nox -s ulp` measures it and fails if an error of float32 is above {limit:g}, or one of float16
 above 0.51; `nox -s ulp -- --write` updates this page. NumPy's own float32 `exp` may be 2.5 units

@@ -51,9 +51,10 @@ def gelu(x: Array) -> Array:
     if x.dtype == xp.float32:
         bell, low = _bell(a)
         more = low * (1.0 + low * (_HALF + low * (1.0 / 6.0)))  # exp(low) - 1
-        over, rest = _polynomial(a, _TAIL_OVER), _polynomial(a, _TAIL_UNDER)
-        product = (1.0 / _SHIFTED) * (a * over)
-        total = product + (rest + more * (product + rest))
+        over, rest = _polynomial(a, _TAIL_OVER), a * _polynomial(a, _TAIL_UNDER[1:])
+        product, least = (1.0 / _SHIFTED) * (a * over), _TAIL_UNDER[0]
+        # the largest number is added last, so that few roundings matter
+        total = product + (least + (rest + more * (product + (least + rest))))
         part = a / total * bell * over  # in this order nothing underflows too early
     else:
         part = a * _normal_tail(a)
@@ -74,8 +75,9 @@ def gelu_slope(x: Array) -> Array:
         less = low * (1.0 - low * (_HALF - low * (1.0 / 6.0)))  # 1 - exp(-low)
         part = _polynomial(a, _SLOPE_OVER) / _polynomial(a, _SLOPE_UNDER)
         size = _SHIFTED + (part - less * (_SHIFTED + part))  # G exp(-low) c, rounded in one sum
-        # of (r - a) + e XLA would make (r + e) - a
-        below = ((_GELU_ROOT - a) * size + _GELU_ROOT_ERROR * size) * bell
+        # without the minimum, which is r - a, XLA would make (r + e) - a of it
+        apart = xp.minimum(_GELU_ROOT - a, 1.0) + _GELU_ROOT_ERROR
+        below = apart * size * bell
     else:
         below = _normal_tail(a) - a * xp.exp(-0.5 * a * a) * _PEAK
     return _mirrored(x, below)
@@ -87,7 +89,7 @@ _GELU_ROOT, _GELU_ROOT_ERROR = 0.7517915368080139, -1.211444945855772e-8  # a₀
 # c, a power of two, and s and e: c exp(s - e) is 1, and φ(0) for _BELL_SHIFT
 _SHIFTED = 2.0**-37
 _SHIFT, _SHIFT_ERROR = 105048 / 2**12, 3.869428203e-5
-_BELL_SHIFT, _BELL_SHIFT_ERROR = 101284 / 2**12, 3.191498670e-05
+_BELL_SHIFT, _BELL_SHIFT_ERROR = 101283 / 2**12, -2.122256383e-04  # exp is close for h near 0
 
 _HALF = 0.5000284  # stands for the fourth power of z, too, within 5e-9
 
