@@ -17,6 +17,7 @@ from agnostic_nn.arrays import namespace
 from agnostic_nn.compare.controls import _unmoved, _update
 from agnostic_nn.losses.base import batch_loss
 from agnostic_nn.training import Trainer
+from agnostic_nn.training.means import MeanLoss
 from agnostic_nn.trees import leaves, shape_map, tree_map
 
 # where each case is compiled these are enough; `nox -s sweep` runs all
@@ -275,6 +276,13 @@ def test_a_custom_loss_without_weights_is_averaged_by_examples():
     data = X["b"][:6], TARGET["b"][:6]
     for size in (1, 2, 3, 6):
         close(still.evaluate(*data, batch_size=size)["loss"], loss(*data)[0], 1e-15)
+
+
+def test_divisors_that_are_python_numbers_may_differ_between_batches():
+    mean = MeanLoss(np.asarray)
+    mean.add([1.0], ((), (3.0,)))
+    mean.add([2.0, 4.0], ((), (5.0,)))
+    assert mean.value == (3 * 1.0 + 5 * 2.0 + 5 * 4.0) / 13
 
 
 # --- where little counts, or nothing -----------------------------------------------------
