@@ -100,11 +100,12 @@ def whole(backend):
 
 
 @contextmanager
-def at(number, action):
+def at(number, action, within=None):
     """Call action() before the `number`-th bytecode instruction of this library in here.
 
     Handlers of signals and exceptions from other threads come between two instructions. Yields a
-    list, whose length is how many instructions there were.
+    list, whose length is how many instructions there were. within: code objects whose instructions
+    alone count.
     """
     seen = []
 
@@ -119,6 +120,8 @@ def at(number, action):
 
     def start(frame, event, arg):
         name = frame.f_code.co_filename
+        if within is not None:
+            return local(frame, event, arg) if frame.f_code in within else None
         ours = "agnostic_nn" in name and os.sep + "tests" + os.sep not in name
         return local(frame, event, arg) if ours or name == "<string>" else None
 
@@ -638,3 +641,47 @@ def test_a_second_ctrl_c_is_not_held_back():
         press_twice()
     assert seen == [True]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_exception_at_any_place_of_a_commit_leaves_a_whole_number_of_steps(backend, whole):
+    """Every instruction of the functions that give memory up and take the result."""
+    trainer = advance(make(backend), 4)
+    own = getattr(type(trainer._step), "into", None)  # that of a backend that compiles
+    functions = (own,) if own else (Commit.__init__, Commit.run, Program.into)
+    codes = {each.__code__ for each in functions}
+    with at(0, None, codes) as seen:
+        advance(trainer)
+    if not seen:
+        pytest.skip(f"{backend} neither compiles nor replays")
+    for place in range(1, len(seen) + 1):
+        steps = advance(trainer).steps  # so that the next call is one of the usual kind
+        with pytest.raises(Shot), at(place, shoot, codes):
+            advance(trainer)
+        assert trainer.steps - steps in (0, 1)
+        whole.expect(trainer)
+
+
+def test_memory_is_not_given_up_to_a_call_that_may_compile(backend, monkeypatch):
+    """Compilation runs Python, in which an exception may come at any moment."""
+    if backend.name != "jax":
+        pytest.skip("only JAX compiles")
+    trainer = advance(make(backend), 4)
+
+    class Broken:
+        """A compiled function that takes the memory of its first argument and fails."""
+
+        def __init__(self, function):
+            self._cache_size, self.clear_cache = function._cache_size, lambda: None
+
+        def __call__(self, carry, *_):
+            for leaf in leaves(carry):
+                leaf.delete()
+            raise Shot
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._step, "latest", frozenset())  # as after a change of the parameters
+        patch.setattr(trainer._step, "function", Broken(trainer._step.function))
+        with pytest.raises(Shot):
+            advance(trainer)
+    assert trainer.steps == 4
+    Whole(backend).expect(advance(trainer))
