@@ -55,3 +55,9 @@ def test_the_campaign_is_as_large_as_it_is_said_to_be():
     assert len(faults) >= 400
     assert {fault.model for fault in faults} == set(MODELS)
     assert len(set(map(str, faults))) > 0.98 * len(faults)
+
+
+def test_compare_locates_a_prediction_inside_a_graph():
+    fault = next(f for f in KINDS["prediction only"][0]() if f.model == "graph")
+    found = compared(fault)
+    assert (found.verdict, found.located) == ("differ", True), found.said

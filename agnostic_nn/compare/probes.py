@@ -322,13 +322,21 @@ def inside_predictions(model: Layer, depth: int | None) -> Callable:
             if depth is not None and path and path.count(".") >= depth:
                 return {}
 
-            def method(self: Any, params: Any, state: Any, x: Any) -> Any:
-                y = kind.predict(self, params, state, x)
+            def note(y: Any) -> None:
                 noted.pop(path, None)
                 noted[path] = y
+
+            def method(self: Any, params: Any, state: Any, x: Any) -> Any:
+                y = kind.predict(self, params, state, x)
+                note(y)
                 return y
 
-            return {"predict": method}
+            def forward(self: Any, params: Any, state: Any, x: Any, *, train: Any = False) -> Any:
+                y, *rest = kind.forward(self, params, state, x, train=train)
+                note(y)  # a block without a `predict` calls the `forward` of its layers
+                return y, *rest
+
+            return {"predict": method, "forward": forward}
 
         twin(model, methods).predict(params, state, x)
         return {

@@ -21,6 +21,7 @@ import numpy as np
 import agnostic_nn as nn
 from agnostic_nn.bisecting import PieceFails, bisecting
 from agnostic_nn.compare import compare, comparing
+from agnostic_nn.compare.report import PROBED
 from agnostic_nn.files import write_text
 from agnostic_nn.tables import markdown_table
 
@@ -132,7 +133,9 @@ def compared(fault: Fault) -> Answer:
     result = _compare(fault.model, SEED, _side(fault))
     first = result["first_difference"] or {}
     said = first.get("what") or result["error"] or ""
-    return Answer(_verdict(result), _is_right(fault, first), said, first.get("step") or 0)
+    same = (each for each in result["differences"] if each["quantity"] in PROBED)
+    right = _is_right(fault, next(same, first))
+    return Answer(_verdict(result), right, said, first.get("step") or 0)
 
 
 def _side(fault: Fault) -> nn.Backend:
@@ -244,8 +247,10 @@ both tools were asked whether the backends agree. Both also ran {runs} times wit
 - **Catches**: the verdict is that the backends differ.
 - **Locates**: the first difference that is named is in the layer with the fault and is of the right
   kind (forward, backward, state, prediction, update and so on); `bisect` must also blame the right
-  backend. `compare` sees the outputs of layers, gradients, states, updates and predictions, but not
-  the gradient dx that one layer hands to another. If dx is wrong, any gradient is accepted.
+  backend. If the first difference is in the training as a whole, such as the loss of a step,
+  `compare` also names the first result from the same numbers that differs, and that one counts.
+  It sees the outputs of layers, gradients, states, updates and predictions, but not the gradient
+  dx that one layer hands to another. If dx is wrong, any gradient is accepted.
 - **With `--steps`**: caught only by the second of two runs. `bisect` judges the second step and a
   prediction after it. If it finds no difference and `compare` names a step, it runs once more with
   the `--steps` that `compare` prints. Faults caught that way are included in the columns before.
