@@ -647,7 +647,7 @@ def test_an_exception_at_any_place_of_a_commit_leaves_a_whole_number_of_steps(ba
     """Every instruction of the functions that give memory up and take the result."""
     trainer = advance(make(backend), 4)
     own = getattr(type(trainer._step), "into", None)  # that of a backend that compiles
-    functions = (own,) if own else (Commit.__init__, Commit.run, Program.into)
+    functions = Commit.__init__, Commit.run, Program.into, *([own] if own else [])
     codes = {each.__code__ for each in functions}
     with at(0, None, codes) as seen:
         advance(trainer)
