@@ -284,9 +284,10 @@ result.
 ## Runs without a fault
 
 The same models with other seeds and other data. A run is "not judged" if nothing differs but
-something could not be judged, which the verdict then names. For `compare` that is the case of the
+something could not be judged, which the verdict then names. For `compare` that is every run of the
 transformer: the bias of the keys of attention has no gradient but rounding, so what training makes
-of it cannot be compared.
+of it cannot be compared. It may be a single run of another model, in which rounding alone took a
+result of the whole training as far in a control run.
 
 {clean}
 
