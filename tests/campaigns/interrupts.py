@@ -273,6 +273,8 @@ def main():
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
+        # a shell starts its background jobs deaf to Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         print(json.dumps(Campaign(chosen.way, chosen.seed, chosen.apart).run(chosen.shots)))
         return 0
     failed = False
