@@ -64,7 +64,10 @@ CONFIGURATIONS = {  # name: (what to install besides the tests' own needs, envir
         ["-e", ".[jax]"],
         JAX | FEW | {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=2"},
     ),
-    "jax-x64": (["-e", ".[jax]"], JAX | FEW | {"JAX_ENABLE_X64": "1", "XLA_FLAGS": QUICK}),
+    "jax-x64": (
+        ["-e", ".[jax]"],
+        JAX | DEVICE | FEW | {"JAX_ENABLE_X64": "1", "XLA_FLAGS": QUICK},
+    ),
     "torch": (["-e", ".[llvm]", "torch==2.13.0"], {"AGNOSTIC_NN_BACKEND": "torch:cpu"}),
     "cupy": (["-e", ".[cupy-cuda13x]"], {"AGNOSTIC_NN_BACKEND": "cupy"}),
     "dpnp": (["-e", ".[dpnp]"], {"AGNOSTIC_NN_BACKEND": "dpnp"}),
