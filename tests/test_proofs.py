@@ -71,6 +71,7 @@ def write(monkeypatch, tmp_path):
         page = tmp_path / module.PAGE.name
         page.write_text("old", encoding="utf-8")
         monkeypatch.setattr(module, "PAGE", page)
+    monkeypatch.setattr(proofs, "BACKENDS", ())
     monkeypatch.setattr(proofs, "checked", lambda: "ε new")
     monkeypatch.setattr(proofs, "beside_torch", list)
     monkeypatch.setattr(proofs, "optimizers", lambda: iter([("", "x")]))
