@@ -685,3 +685,34 @@ def test_memory_is_not_given_up_to_a_call_that_may_compile(backend, monkeypatch)
             advance(trainer)
     assert trainer.steps == 4
     Whole(backend).expect(advance(trainer))
+
+
+@pytest.mark.parametrize("place", [1, 2, 5])
+def test_jax_computes_again_after_an_exception_while_it_traced(backend, monkeypatch, place):
+    """As a signal handler raises it: JAX's own Python code has not restored what it traces."""
+    if backend.name != "jax":
+        pytest.skip("only JAX traces")
+    core = pytest.importorskip("jax.extend.core")
+    set_current_trace, take_current_trace = core.set_current_trace, core.take_current_trace
+
+    def current():
+        with take_current_trace() as trace:
+            return trace
+
+    trainer, calls, before = new(backend), [], current()
+    trainer.build((12,))
+    restore = set_current_trace.__exit__
+
+    def cut_short(self, *error):
+        calls.append(1)
+        if len(calls) == place:
+            raise Shot
+        return restore(self, *error)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(set_current_trace, "__exit__", cut_short)
+        with pytest.raises(Shot):
+            advance(trainer)
+    assert trainer.steps == 0
+    assert current() is before
+    Whole(backend).expect(advance(trainer))

@@ -19,6 +19,11 @@ from agnostic_nn.special.windows import turn
 
 from . import processor
 
+try:
+    from jax.extend.core import take_current_trace
+except ImportError:  # before JAX 0.8.2
+    from jax.core import take_current_trace
+
 __all__ = [
     "asarray",
     "compiles",
@@ -72,16 +77,54 @@ def double():
     return jax.enable_x64(True)
 
 
+def _trace_restored(function):
+    """`function`, after which this thread computes with arrays again, whatever was raised.
+
+    JAX remembers for each thread what it traces now, and a `with` of its Python code sets that
+    back. An exception of a signal handler may come in the moment before. Then the thread stays in
+    a trace that has ended: from then on every operation returns a tracer instead of an array.
+    """
+
+    @wraps(function)
+    def call(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except BaseException:
+            leaves = jax.tree.leaves((args, kwargs))
+            if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+                take_current_trace().__enter__()  # and no exit: the trace of no function
+            raise
+
+    return call
+
+
+@_trace_restored
 def asarray(data, device):
     # a device_put of host memory may go on reading it later, so it gets its own
     return jax.device_put(np.array(data, order="C"), device)
 
 
 def jit(function, device, donate=()):
-    return _Donating(function, donate) if donate else jax.jit(function)
+    return _Donating(function, donate) if donate else _Compiled(function)
 
 
-class _Donating:
+class _Compiled:
+    """A compiled function, with the attributes of JAX's, such as `lower`."""
+
+    def __init__(self, function, **options):
+        self.function = jax.jit(function, **options)
+
+    @_trace_restored
+    def __call__(self, *args, **kwargs):
+        return self.function(*args, **kwargs)
+
+    def __getattr__(self, name):
+        if name == "function":  # of a copy that is being made
+            raise AttributeError(name)
+        return getattr(self.function, name)
+
+
+class _Donating(_Compiled):
     """A compiled function that takes the memory of some arguments, as `agnostic_nn.atomic` says.
 
     A call with arguments of a new kind goes through Python code of JAX, which traces and
@@ -90,16 +133,12 @@ class _Donating:
     """
 
     def __init__(self, function, donate):
-        self.function, self.donate = jax.jit(function, donate_argnums=donate), donate
+        super().__init__(function, donate_argnums=donate)
+        self.donate = donate
         self.known, self.latest, self.entries = set(), frozenset(), 0
         self.compiling = False  # still so after an exception on the way
 
-    def __call__(self, *args):
-        return self.function(*args)
-
-    def __getattr__(self, name):
-        return getattr(self.function, name)
-
+    @_trace_restored
     def into(self, outcome, *args):
         # what the last call returned is of the same kind as what that took
         is_latest = all(id(args[i]) in self.latest for i in self.donate)
