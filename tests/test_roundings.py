@@ -127,7 +127,7 @@ def trained_with(fault="", place=-1):
 
     widths = [24, 16, 2]
     dense = [Faulty(w, fault=fault if i == place else "") for i, w in enumerate(widths)]
-    model = nn.Sequential(dense[0], nn.GELU(), dense[1], nn.GELU(), dense[2])
+    model = nn.Sequential(dense[0], nn.Tanh(), dense[1], nn.Tanh(), dense[2])
     loss = nn.softmax_cross_entropy
     workload = Workload("fault", "noise", read, model, loss, accuracy, 1, batch_size=32)
     (result,) = compare(workload, ["numpy"], sizes=())["results"]
