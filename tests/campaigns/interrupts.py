@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 
 CONFIGURATIONS = {
     "numpy": {"AGNOSTIC_NN_BACKEND": "numpy"},
@@ -44,11 +45,21 @@ class Thrown(BaseException):
     """What another thread raises in this one."""
 
 
+WHERE = []  # the innermost frames in which the last handler ran
+
+
+def note(frame):
+    stack = traceback.extract_stack(frame, limit=3)
+    WHERE[:] = [f"{one.filename}:{one.lineno} {one.name}" for one in stack]
+
+
 def raise_shot(number, frame):
+    note(frame)
     raise Shot
 
 
 def exit_now(number, frame):
+    note(frame)
     sys.exit(1)
 
 
@@ -244,10 +255,11 @@ class Campaign:
             if n % FRESH == EARLY:
                 self.advance()
             span = first if n % FRESH < EARLY else SOON * step
+            WHERE.clear()
             raised = self.shoot(kind, self.random.random() * span)
             if raised is None and not unraisable:
                 self.found["swallowed"] += 1
-                self.messages.append(f"{kind}: nothing was raised in 10 s")
+                self.messages.append(f"{kind}: nothing was raised in 5 s; handled in {WHERE}")
             if raised is None and unraisable:  # CPython drops what is raised in a destructor
                 self.found["in destructors"] += 1
             unraisable.clear()
