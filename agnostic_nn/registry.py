@@ -178,7 +178,7 @@ class Backend:
         if data.dtype.kind in "OSUmM":
             raise TypeError(f"expected numbers, got dtype {data.dtype}")
         array = self.adapter.asarray(data, self.device)
-        if array.dtype != _counterpart(self.xp, data.dtype):
+        if not _is_same(array.dtype, data.dtype, self.xp):
             raise TypeError(
                 f"{self} would turn {data.dtype.name} into {array.dtype}; cast it first"
             )
@@ -282,9 +282,17 @@ def _packages(xp: Any) -> frozenset[str]:
 
 
 @cache
-def _counterpart(xp: Any, dtype: Any) -> Any:
-    """What the library `xp` calls a dtype of NumPy's."""
-    return getattr(xp, dtype.name, None)
+def _is_same(dtype: Any, wanted: Any, xp: Any) -> bool:
+    """Compare the dtype of an array of the library `xp` with a dtype of NumPy.
+
+    NumPy compares its dtypes with objects that are none, such as `jax.numpy.float32`, by running
+    their Python code, and drops what that raises: an exception of a signal handler would be lost.
+    """
+    import numpy as np
+
+    if isinstance(dtype, np.dtype):
+        return dtype == np.dtype(wanted.type)
+    return dtype == getattr(xp, wanted.name, None)
 
 
 @dataclass(frozen=True)

@@ -716,3 +716,40 @@ def test_jax_computes_again_after_an_exception_while_it_traced(backend, monkeypa
     assert trainer.steps == 0
     assert current() is before
     Whole(backend).expect(advance(trainer))
+
+
+def test_an_exception_while_data_are_moved_is_not_dropped(backend):
+    """NumPy drops exceptions of the Python code that it runs to compare a dtype with no dtype."""
+    one = np.ones(2, np.float32)
+    backend.asarray(one)
+    places = []
+
+    def profile(frame, event, argument):
+        if event == "call":
+            places.append(frame.f_code)
+
+    sys.setprofile(profile)
+    try:
+        backend.asarray(one)
+    finally:
+        sys.setprofile(None)
+    for place in range(len(places)):
+        calls = []
+
+        def shoot_there(frame, event, argument, place=place, calls=calls):
+            if event == "call":
+                calls.append(1)
+                if len(calls) == place + 1:
+                    sys.setprofile(None)
+                    raise Shot
+
+        def move(action=shoot_there):
+            sys.setprofile(action)
+            backend.asarray(one)
+
+        try:
+            with pytest.raises(Shot):
+                move()
+        finally:
+            sys.setprofile(None)
+    backend.asarray(one)
