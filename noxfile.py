@@ -215,7 +215,7 @@ def lowest(session):
 
 @session
 def wheel(session):
-    """The NumPy suite on the installed wheel, without extras, on the newest Python at hand."""
+    """The NumPy suite on the installed wheel, without extras, on the newest Python installed."""
     session.install("build")
     place = Path(session.create_tmp())
     shutil.rmtree(place / "dist", ignore_errors=True)
@@ -236,9 +236,9 @@ def wheel(session):
     python = str(scripts / "python")
     session.run(python, "-m", "pip", "install", "-q", str(wheel), *TEST, external=True)
     where = "import agnostic_nn; print(agnostic_nn.__file__)"
-    found = session.run(python, "-P", "-c", where, silent=True, external=True)
-    if "site-packages" not in found:
-        session.error(f"not the installed wheel is imported, but {found}")
+    location = session.run(python, "-P", "-c", where, silent=True, external=True)
+    if "site-packages" not in location:
+        session.error(f"not the installed wheel is imported, but {location}")
     env = {"AGNOSTIC_NN_BACKEND": "numpy"} | FEW
     pytest(session, env=env, run=(str(scripts / "pytest"),))
 

@@ -479,8 +479,8 @@ class _Side:
                         full = np.concatenate([rows[:new], indices[: size - new]])
                         batch = tree_map(lambda leaf: leaf[full], data)  # noqa: B023
                         return self.backend.to_numpy(carry), batch, taken
-                    given = (*batch, np.asarray(float(taken))) if follows else batch
-                    moved = self.backend.asarray(cast(given, self.dtype))
+                    arguments = (*batch, np.asarray(float(taken))) if follows else batch
+                    moved = self.backend.asarray(cast(arguments, self.dtype))
                     after, _, finite = compiled(carry, *moved)
                     if not bool(finite):
                         return self.backend.to_numpy(carry), batch, taken

@@ -302,14 +302,14 @@ def pieces(
     def step(carry, x, target, number):
         params, state, moments = carry
         y, after, cache = twin.forward(params, state, x, train=True)
-        given = _host({"y": y, "target": target, **number})
-        recorder.note(Piece("loss", "", loss, given), "value", "dy")
+        inputs = _host({"y": y, "target": target, **number})
+        recorder.note(Piece("loss", "", loss, inputs), "value", "dy")
         with failing(recorder.events[-1][0].name, REFERENCE):
             _, dy = loss(y, target, **number)
         recorder.on_the_way_back = True
         grads = twin.backward_params(params, cache, dy)
-        given = _host({"params": params, "grads": grads, "moments": moments})
-        recorder.note(Piece("update", "", optimizer, given), "params", "moments")
+        inputs = _host({"params": params, "grads": grads, "moments": moments})
+        recorder.note(Piece("update", "", optimizer, inputs), "params", "moments")
         with failing(recorder.events[-1][0].name, REFERENCE):
             params, _ = optimizer.update(params, grads, moments)
         if start is not None:
@@ -487,11 +487,12 @@ def read(path: str | os.PathLike, thing: Any = None) -> tuple[Piece, list[str]]:
     """
     try:
         arrays = _arrays(path)
-        said = _description(arrays.pop("agnostic_nn_bisect", None))
-        given = _unnested(said["nesting"], arrays, "") if said["format"] == FORMAT else {}
-        wanted = thing is None and said["thing"] is not None
-        stored = rebuild(said["thing"]) if wanted else None
-        kind = said["kind"]
+        description = _description(arrays.pop("agnostic_nn_bisect", None))
+        is_known = description["format"] == FORMAT
+        inputs = _unnested(description["nesting"], arrays, "") if is_known else {}
+        is_rebuilt = thing is None and description["thing"] is not None
+        stored = rebuild(description["thing"]) if is_rebuilt else None
+        kind = description["kind"]
         fits = stored is None or _THINGS[kind](stored)
         expect(fits, "it has {!r:.200} for a piece of the kind {!r}", stored, kind)
     except OSError:
@@ -499,28 +500,27 @@ def read(path: str | os.PathLike, thing: Any = None) -> tuple[Piece, list[str]]:
     except Exception as error:  # whatever a hostile file leads to
         reason = " ".join(f"{error}".split()) or type(error).__name__
         raise ValueError(f"{path} was not written by bisect, or is damaged: {reason}") from error
-    right = said["format"] == FORMAT
-    expect(right, "{} has format {}, this version reads {}", path, said["format"], FORMAT)
+    expect(is_known, "{} has format {}, this version reads {}", path, description["format"], FORMAT)
     if thing is None and stored is None:
         raise ValueError(
-            f"{path} is about {said['shown']}, which agnostic_nn does not define: pass it to "
-            "agnostic_nn.bisecting.replay as `thing`, or name it after --model"
+            f"{path} is about {description['shown']}, which agnostic_nn does not define: "
+            "pass it to agnostic_nn.bisecting.replay as `thing`, or name it after --model"
         )
-    thing = stored if thing is None else _found(thing, said)
-    draws = tuple(map(tuple, said["draws"]))
+    thing = stored if thing is None else _found(thing, description)
+    draws = tuple(map(tuple, description["draws"]))
     piece = Piece(
-        *(said["kind"], said["path"], thing, given, said["train"]),
-        predicts=said["predicts"],
+        *(description["kind"], description["path"], thing, inputs, description["train"]),
+        predicts=description["predicts"],
         draws=draws,
     )
-    return piece, said["backends"]
+    return piece, description["backends"]
 
 
 def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Return the arrays of an npz file by name: numbers and one text, none of them compressed."""
     status = os.stat(path)
     expect(stat.S_ISREG(status.st_mode), "expected a file, got {}", kind_of(status.st_mode))
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     with ZipFile(path) as archive:
         members = archive.infolist()
         size = sum(member.file_size for member in members)
@@ -529,9 +529,9 @@ def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
         expect(fits, "its arrays, of {} bytes, are compressed or overlap", size)
         for member in members:
             name = member.filename.removesuffix(".npy")
-            expect(name not in found, "it has two arrays {!r}", name)
-            found[name] = _array(name, archive.read(member))
-    return found
+            expect(name not in arrays, "it has two arrays {!r}", name)
+            arrays[name] = _array(name, archive.read(member))
+    return arrays
 
 
 def _array(name: str, raw: bytes) -> np.ndarray:
@@ -560,12 +560,17 @@ def _description(text: np.ndarray | None) -> dict[str, Any]:
     """Return the description of a piece, each entry of the type that it has to have."""
     text = np.zeros(0) if text is None else text
     expect(text.shape == () and text.dtype.kind == "U", "it has no description of a piece")
-    said = json.loads(str(text))
-    expect(isinstance(said, dict), "its description is {!r:.200}", said)
-    said = {"draws": [], "predicts": False, "loss": None} | said
+    description = json.loads(str(text))
+    expect(isinstance(description, dict), "its description is {!r:.200}", description)
+    description = {"draws": [], "predicts": False, "loss": None} | description
     for name, fits in _ENTRIES.items():
-        expect(name in said and fits(said[name]), "its {} is {!r:.200}", name, said.get(name))
-    return said
+        expect(
+            name in description and fits(description[name]),
+            "its {} is {!r:.200}",
+            name,
+            description.get(name),
+        )
+    return description
 
 
 def _pairs(data: Any) -> bool:

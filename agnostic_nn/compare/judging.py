@@ -344,16 +344,19 @@ def _spread_of(function: Callable, trees: tuple, context: Context) -> dict[str, 
     """How far rounding takes each result of a function, by name; empty if that is unknown."""
     drawn = max(context.epsilon, 2.0**-40)  # float64 itself would round less away
     try:
-        _, found = rounded(function, *trees, epsilon=drawn)
+        _, spreads = rounded(function, *trees, epsilon=drawn)
     except Exception:  # a custom layer may take no arrays but NumPy's
         return {}
-    return {name: far * context.epsilon / drawn for name, far in found.items()}
+    return {name: far * context.epsilon / drawn for name, far in spreads.items()}
 
 
 def _holds(
     name: str, ours: Any, expected: np.ndarray, spread: dict[str, float], context: Context
 ) -> bool:
-    """Whether a prediction is within rounding: as measured, else as counted."""
+    """Return whether a prediction agrees to rounding.
+
+    Rounding is as measured (`spread`); where it could not be measured, as counted.
+    """
     far = spread.get(name, math.inf)
     entry = _measured(ours, expected, 0.0, 0, context, lambda stage: far)
     limit = context.allowed(context.chains.predictions or context.chains.step)

@@ -196,15 +196,15 @@ class Reference:
         """
         part = _PART_OF.get(name.partition(".")[0], "slope")
         every = [self._sampled(part, dtype, number) for number in range(stage + 1)]
-        return max((found[name] for found in every if found), default=math.inf)
+        return max((spreads[name] for spreads in every if spreads), default=math.inf)
 
     def overflows(self, name: str, dtype: str) -> bool:
         """Whether NumPy, computing in `dtype`, gets no finite numbers either."""
         for part, function in functions(self.workload).items():
             with np.errstate(all="ignore"):
-                found = flat(function(*_arguments(part, self.given, self.grads)))
-            if name in found:
-                return not np.all(np.isfinite(found[name]))
+                results = flat(function(*_arguments(part, self.given, self.grads)))
+            if name in results:
+                return not np.all(np.isfinite(results[name]))
         return False
 
     def _sampled(self, part: str, dtype: str, stage: int) -> dict[str, float]:
@@ -214,19 +214,19 @@ class Reference:
             sampling = STAGES[stage]
             size = sampling.factor * float(np.finfo(dtype).eps)
             drawn = max(size, 2.0**-40)  # float64 itself would round less away
-            given = self.given
+            batch = self.given
             if part == "predict":
-                few = tree_map(lambda leaf: leaf[: sampling.examples], given.x)
-                given = replace(given, x=few)
-            trees = _arguments(part, given, self.grads)
+                few = tree_map(lambda leaf: leaf[: sampling.examples], batch.x)
+                batch = replace(batch, x=few)
+            trees = _arguments(part, batch, self.grads)
             function = functions(self.workload)[part]
             options: dict[str, Any] = {"epsilon": drawn, "samples": sampling.samples, "seed": stage}
             try:
-                _, found = rounded(function, *trees, **options)
+                _, spreads = rounded(function, *trees, **options)
             except Exception:  # a custom layer may take no arrays but NumPy's
-                found = {}
+                spreads = {}
             scale = size / (drawn * sampling.factor)
-            self._spreads[key] = {name: far * scale for name, far in found.items()}
+            self._spreads[key] = {name: far * scale for name, far in spreads.items()}
         return self._spreads[key]
 
 

@@ -56,9 +56,9 @@ class Task:
         return self.epochs * math.ceil(len(self.train) / self.workload.batch_size)
 
     def batches(self, dtype: str) -> Any:
-        """What each step is given: x, target, and 1 for an example or 0 for a filler.
+        """Yield the arguments of each step: x, target, and 1 for an example or 0 for a filler.
 
-        And, if a weight of the loss follows a schedule, the number of steps before.
+        If a weight of the loss follows a schedule, the number of steps taken before comes last.
         """
         size, number = self.workload.batch_size, 0
         for epoch in range(self.epochs):
@@ -70,9 +70,9 @@ class Task:
         """The examples numbered `rows`, of which the first `new` count, for step `number`."""
         counts = np.arange(len(rows)) < new
         part = self.train[rows]
-        given = (*cast((part.x, part.target), dtype), counts.astype(dtype))
+        arguments = (*cast((part.x, part.target), dtype), counts.astype(dtype))
         follows = takes(self.workload.loss, "step")
-        return (*given, np.asarray(number, dtype)) if follows else given
+        return (*arguments, np.asarray(number, dtype)) if follows else arguments
 
     def chains(self) -> Chains:
         """The roundings of the first step, and of predictions."""
@@ -242,10 +242,10 @@ class _Keeping:
     def update(self, params, grads, moments, divisor=1.0):
         update = update_by(self.optimizer, divisor)
         if not isinstance(divisor, tuple):
-            after, kept = update(params, grads["grads"], moments[0])
-            return after, (kept, grads["scale"])
-        after, kept = update(params, tuple([each["grads"] for each in grads]), moments[0])
-        return after, (kept, sum(each["scale"] for each in grads))
+            after, inner = update(params, grads["grads"], moments[0])
+            return after, (inner, grads["scale"])
+        after, inner = update(params, tuple([each["grads"] for each in grads]), moments[0])
+        return after, (inner, sum(each["scale"] for each in grads))
 
 
 def _metric(workload: Workload, outputs: Any, target: np.ndarray) -> float | None:

@@ -81,7 +81,7 @@ class Guarded:
         return getattr(version.run, name)
 
     def _renewed(self, old: "_Version | None") -> "_Version":
-        """The version for the values as they are now: `old` if they are equal to those."""
+        """Return the version for the current values: `old` if its values are equal to them."""
         watch = self._watch()
         if watch.refused:
             raise TypeError(f"{name_of(self._function)} {watch.refused}. {REMEDY}.")
@@ -168,4 +168,4 @@ def reads(function: Callable, thing: Any) -> bool:
     """Return whether a function that `Backend.jit` returned reads `thing` where that changes."""
     if not isinstance(function, Guarded):
         return False
-    return any(thing is seen for seen in function._watch().changing)
+    return any(thing is other for other in function._watch().changing)

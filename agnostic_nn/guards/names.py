@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 OURS = "agnostic_nn", "agnostic_nn_backends"
-WRITERS = {  # methods that only write: a list that is appended to and never read is no input
+WRITERS = {  # methods that only write: no result depends on a list that is only appended to
     *("add", "append", "appendleft", "discard", "extend", "extendleft", "insert", "update"),
     *("write", "writelines"),
 }

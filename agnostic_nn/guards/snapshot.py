@@ -11,7 +11,7 @@ __all__ = ["Snapshot"]
 
 
 class Snapshot:
-    """Values as they are now, by the path at which code reads them.
+    """The current values of what code reads, by path.
 
     `holds()` returns whether they are still the same: generated code that compares identities,
     and the numbers of arrays that can be written to.

@@ -53,8 +53,8 @@ def contents_of(cell: Any) -> Any:
 
 def inside(path: str, more: str) -> str:
     """Insert an attribute or index into `path`, before the remark in parentheses."""
-    expression, found, where = path.partition(" (")
-    return f"{expression}{more}{found}{where}"
+    expression, separator, remark = path.partition(" (")
+    return f"{expression}{more}{separator}{remark}"
 
 
 def is_frozen_class(kind: type) -> bool:

@@ -65,7 +65,7 @@ ITERATORS: tuple[type, ...] = (
 
 
 class Watch(Snapshot):
-    """The Python values that user code in `function` reads, as they are now."""
+    """The current Python values that user code in `function` reads."""
 
     def __init__(
         self,
@@ -122,8 +122,8 @@ class Watch(Snapshot):
             return
         if isinstance(thing, MethodWrapperType):
             thing = thing.__self__
-        seen = self._seen.get(id(thing))
-        if seen is not None and (is_own or not seen[1]):
+        earlier = self._seen.get(id(thing))
+        if earlier is not None and (is_own or not earlier[1]):
             return
         self._seen[id(thing)] = thing, is_own
         if isinstance(thing, ModuleType):
@@ -314,7 +314,7 @@ class Watch(Snapshot):
     # attributes, by the names that any user code reads
 
     def _look_at_attributes(self) -> None:
-        """Look at the attributes of all holders until there is no new name and no new holder."""
+        """Look at the attributes of all holders until neither a name nor a holder is new."""
         while True:
             before = len(self._holders), len(self._attributes)
             for holder in list(self._holders):
@@ -329,7 +329,7 @@ class Watch(Snapshot):
         elif isinstance(thing, type):
             look = self._class_attribute
         elif hasattr(type(thing), "_as_of"):
-            is_new = not any(thing is seen for seen in self.changing)
+            is_new = not any(thing is other for other in self.changing)
             if is_new and (type(thing).CHANGES | {"*"}) & self._attributes:
                 self._changing(thing, holder.path)
             look = self._attribute
@@ -345,10 +345,10 @@ class Watch(Snapshot):
             look(holder, name)
 
     def _module(self, holder: "_Holder", name: str) -> None:
-        found = vars(holder.thing)
-        if name in found:
-            code = f"{self._name(found)}.get({name!r}, missing)"
-            self._expect(code, found[name], inside(holder.path, f".{name}"))
+        contents = vars(holder.thing)
+        if name in contents:
+            code = f"{self._name(contents)}.get({name!r}, missing)"
+            self._expect(code, contents[name], inside(holder.path, f".{name}"))
 
     def _foreign_module(self, holder: "_Holder", name: str) -> None:
         """Look at functions of an installed module that draw from a hidden generator."""

@@ -170,7 +170,7 @@ class MultiHeadAttention(Layer):
         wide_grads = attend_backward(
             *wide, widened(heads), spent, widened(dheads), causal=self.causal
         )
-        dquery, dkey, dvalue = (narrowed(one, like=dy) for one in wide_grads)
+        dquery, dkey, dvalue = (narrowed(grad, like=dy) for grad in wide_grads)
         if self.rotary:
             dquery = rotate(dquery, -self._angles(query, _positions(x)))
             dkey = rotate(dkey, -self._angles(key, _positions(source)))

@@ -223,8 +223,8 @@ class Accumulate:
         def step():
             means = [_divided(*pair, by) for pair, by in zip(sums, divisors, strict=True)]
             mean = tree_map(lambda *parts: sum(parts[1:], parts[0]), *means)
-            known = self.terms == 1 and divisor is not None
-            update = update_by(self.optimizer, sums[0][1] if known else None)
+            has_divisor = self.terms == 1 and divisor is not None
+            update = update_by(self.optimizer, sums[0][1] if has_divisor else None)
             moved, inner = update(params, mean, moments["inner"])
             started = [tree_map(zeros, pair) for pair in sums]
             return moved, {"count": seen - self.every, "inner": inner} | self._named(started)

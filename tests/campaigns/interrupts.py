@@ -50,7 +50,7 @@ WHERE = []  # the innermost frames in which the last handler ran
 
 def note(frame):
     stack = traceback.extract_stack(frame, limit=3)
-    WHERE[:] = [f"{one.filename}:{one.lineno} {one.name}" for one in stack]
+    WHERE[:] = [f"{call.filename}:{call.lineno} {call.name}" for call in stack]
 
 
 def raise_shot(number, frame):

@@ -316,7 +316,7 @@ def _page(outcomes: list[Outcome], clean_runs: list[Alarms]) -> tuple[str, list[
     bands = [(BEYOND, 1e2), (1e2, 1e4), (1e4, 1e6), (1e6, np.inf)]
     sizes = []
     for low, high in bands:
-        part = [one for one in counted if low < one.effect.largest <= high]
+        part = [outcome for outcome in counted if low < outcome.effect.largest <= high]
         sizes.append([f"{low:g} to {high:g}", *_row(None, part)[1:-1]])
     greens, said = {}, []
     moved = [one for one in outcomes if one.effect.prediction > BEYOND]
