@@ -7,7 +7,7 @@ created here, and no array library is imported.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from inspect import signature
 from typing import Any
 
@@ -39,6 +39,7 @@ __all__ = [
     "expect_positive",
     "expect_text",
     "first_true",
+    "float_bits",
     "namespace",
     "register",
     "size",
@@ -80,6 +81,18 @@ def namespace(x: Array, *others: Array) -> Any:
                 f"and {type(other).__module__}.{type(other).__name__}"
             )
     return xp
+
+
+@cache
+def float_bits(dtype: Any, xp: Any) -> int:
+    """Return the number of bits of a real floating-point dtype of `xp`, and 0 of another dtype.
+
+    Use this where code depends on the precision, instead of `dtype == xp.float32`. `jax.numpy`
+    holds scalar types, not dtypes: to compare its dtype with one of them NumPy runs Python code of
+    JAX, and drops what that raises, the exception of a signal handler included. The answer is
+    kept, so later calls run no Python code at all.
+    """
+    return int(xp.finfo(dtype).bits) if xp.isdtype(dtype, "real floating") else 0
 
 
 def device(x: Array) -> Any:

@@ -9,7 +9,7 @@ import math
 from functools import singledispatch
 from typing import Any
 
-from .arrays import Array, Key, Shape, device, expect, namespace
+from .arrays import Array, Key, Shape, device, expect, float_bits, namespace
 
 __all__ = [
     "bernoulli",
@@ -90,9 +90,10 @@ def uniform(key: Key, shape: Shape, dtype: Any) -> Array:
         If dtype is neither float32 nor float64.
     """
     xp = namespace(key)
-    expect(dtype in (xp.float32, xp.float64), "expected float32 or float64, got {}", dtype)
+    bits = float_bits(dtype, xp)
+    expect(bits in (32, 64), "expected float32 or float64, got {}", dtype)
     count = math.prod(shape)
-    if dtype == xp.float64:
+    if bits == 64:
         drawn = xp.reshape(words(key, 2 * count), (count, 2))
         high, low = xp.astype(drawn[:, 0] >> 5, dtype), xp.astype(drawn[:, 1] >> 6, dtype)
         return xp.reshape((high * 2.0**26 + low) * 2.0**-53, shape)

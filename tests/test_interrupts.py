@@ -20,7 +20,9 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
+from agnostic_nn.arrays import float_bits, namespace
 from agnostic_nn.atomic import StateLost
+from agnostic_nn.special.precision import is_narrow
 from agnostic_nn.training import data
 from agnostic_nn.training import trainer as trainer_module
 from agnostic_nn.training.interrupts import DeferredInterrupts
@@ -721,35 +723,48 @@ def test_jax_computes_again_after_an_exception_while_it_traced(backend, monkeypa
 def test_an_exception_while_data_are_moved_is_not_dropped(backend):
     """NumPy drops exceptions of the Python code that it runs to compare a dtype with no dtype."""
     one = np.ones(2, np.float32)
-    backend.asarray(one)
-    places = []
+    expect_exceptions_to_come_out(lambda: backend.asarray(one))
 
-    def profile(frame, event, argument):
+
+def test_an_exception_while_a_dtype_is_looked_at_is_not_dropped(backend):
+    """The functions that compute float16 and float32 differently look at the dtype of x."""
+    one = backend.asarray(np.ones(2, np.float32))
+    xp = namespace(one)
+    expect_exceptions_to_come_out(lambda: float_bits(one.dtype, xp))
+    expect_exceptions_to_come_out(lambda: is_narrow(one))
+
+
+def expect_exceptions_to_come_out(function):
+    """Raise at each call of a Python function that `function` makes, and expect the exception."""
+    function()
+    calls = []
+
+    def count(frame, event, argument):
         if event == "call":
-            places.append(frame.f_code)
+            calls.append(frame.f_code)
 
-    sys.setprofile(profile)
+    sys.setprofile(count)
     try:
-        backend.asarray(one)
+        function()
     finally:
         sys.setprofile(None)
-    for place in range(len(places)):
-        calls = []
+    for place in range(len(calls)):
+        left = [place]
 
-        def shoot_there(frame, event, argument, place=place, calls=calls):
+        def shoot(frame, event, argument, left=left):
             if event == "call":
-                calls.append(1)
-                if len(calls) == place + 1:
+                left[0] -= 1
+                if left[0] < 0:
                     sys.setprofile(None)
                     raise Shot
 
-        def move(action=shoot_there):
+        def shot_at(action=shoot):
             sys.setprofile(action)
-            backend.asarray(one)
+            function()
 
         try:
             with pytest.raises(Shot):
-                move()
+                shot_at()
         finally:
             sys.setprofile(None)
-    backend.asarray(one)
+    function()

@@ -20,7 +20,7 @@ Both keep all but the last few bits everywhere:
 import math
 from typing import Any
 
-from ..arrays import Array, namespace
+from ..arrays import Array, float_bits, namespace
 from .elementwise import bounded_exp, erfc
 
 __all__ = [
@@ -48,7 +48,7 @@ def gelu(x: Array) -> Array:
     """
     xp = namespace(x)
     a = _cut(x, _END_OF_BELL, _END)
-    if x.dtype == xp.float32:
+    if float_bits(x.dtype, xp) == 32:
         bell, low = _bell(a)
         more = low * (1.0 + low * (_HALF + low * (1.0 / 6.0)))  # exp(low) - 1
         over, rest = _polynomial(a, _TAIL_OVER), a * _polynomial(a, _TAIL_UNDER[1:])
@@ -70,7 +70,7 @@ def gelu_slope(x: Array) -> Array:
     """
     xp = namespace(x)
     a = _cut(x, _END_OF_BELL, _END)
-    if x.dtype == xp.float32:
+    if float_bits(x.dtype, xp) == 32:
         bell, low = _bell(a)
         less = low * (1.0 - low * (_HALF - low * (1.0 / 6.0)))  # 1 - exp(-low)
         part = _polynomial(a, _SLOPE_OVER) / _polynomial(a, _SLOPE_UNDER)
@@ -182,7 +182,7 @@ def _curve_decay(*parts):
     """exp(-v) from `_curve_parts`, and the same as two factors."""
     high, low = _cubic(1.0, *parts)
     xp = namespace(high)
-    if high.dtype != xp.float32:
+    if float_bits(high.dtype, xp) != 32:
         decay = xp.exp(-high)
         return decay, decay, 1.0
     decay = _exp_minus(high, low)
@@ -279,7 +279,7 @@ _MISH_ROOT = (
 def _cut(x, single: float, other: float):
     """|x|, but no more than `single` in float32, or than `other` in another dtype."""
     xp = namespace(x)
-    return xp.minimum(xp.abs(x), single if x.dtype == xp.float32 else other)
+    return xp.minimum(xp.abs(x), single if float_bits(x.dtype, xp) == 32 else other)
 
 
 def _either(condition, one, other):
@@ -300,7 +300,7 @@ def _mirrored(x, below):
 def _around_root(a, below, near: float, reach: float, constant: float, *powers: float):
     """`below`, or in float32 a polynomial in r - a, with r = `near`, up to a = r + `reach`."""
     xp = namespace(a)
-    if a.dtype != xp.float32:
+    if float_bits(a.dtype, xp) != 32:
         return below
     apart = near - a
     return _either(apart > -reach, constant + apart * _polynomial(apart, powers), below)
@@ -323,7 +323,7 @@ def _exp_minus(high, low):
 def _decay(z):
     """exp(-z) of z ≥ 0 as two factors, of which the second is to be multiplied with last."""
     xp = namespace(z)
-    if z.dtype != xp.float32:
+    if float_bits(z.dtype, xp) != 32:
         return xp.exp(-z), xp.ones_like(z)
     far = xp.astype(z > 64.0, z.dtype)
     return bounded_exp(_FAR_SHIFT * far - z), (1.0 - far) + _FAR_SHIFTED * far
@@ -335,7 +335,7 @@ _FAR_SHIFT, _FAR_SHIFTED = 31.6875, 1.7309861972069317e-14
 def expm1_below(x: Array) -> Array:
     """exp(x) - 1 of x ≤ 0, elementwise; in float32 x times a polynomial from -1 on."""
     xp = namespace(x)
-    if x.dtype != xp.float32:
+    if float_bits(x.dtype, xp) != 32:
         return xp.expm1(x)
     near = xp.maximum(x, -1.0)
     return _either(x > -1.0, near * _polynomial(near, _EXPM1), xp.exp(x) - 1.0)

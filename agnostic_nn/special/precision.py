@@ -1,17 +1,13 @@
 """Precision: compute float16 and bfloat16 in float32, and round once at the end."""
 
-from ..arrays import Array, namespace
+from ..arrays import Array, float_bits, namespace
 
 __all__ = ["is_narrow", "narrowed", "widened"]
 
 
 def is_narrow(x: Array) -> bool:
     """Return whether the dtype of x is real and narrower than float32."""
-    xp = namespace(x)
-    dtype = x.dtype
-    if dtype == xp.float32 or dtype == xp.float64:
-        return False
-    return bool(xp.isdtype(dtype, "real floating")) and xp.finfo(dtype).bits < 32
+    return 0 < float_bits(x.dtype, namespace(x)) < 32
 
 
 def widened(x: Array) -> Array:
