@@ -36,7 +36,7 @@ TRAININGS = (
     *("test_compare_merge", "test_compare_own", "test_roundings"),
     *("test_callbacks", "test_data", "test_readme", "test_cuda_lowering"),
     *("test_benchmarks", "test_bisect", "test_profile", "test_check_command", "test_conformance"),
-    *("test_explain", "test_faults", "test_ledger", "test_notebook", "test_policies"),
+    *("test_explain", "test_faults", "test_cost", "test_notebook", "test_policies"),
 )
 OF_FLOAT32 = (
     "test_float32_stays_float32_and_is_right_to_its_digits",
@@ -226,7 +226,7 @@ def wheel(session):
     packages = {top for top in tops if not top.endswith(".dist-info")}
     if packages != {"agnostic_nn", "agnostic_nn_backends"}:
         session.error(f"the wheel holds {sorted(packages)}")
-    if "agnostic_nn/templates/page.html" not in names:
+    if "agnostic_nn/display/templates/page.html" not in names:
         session.error("the wheel holds no templates of pages")
     newest = newest_python()
     session.log(f"the newest Python here is {newest}")

@@ -7,8 +7,7 @@ What trains and checks them is imported when it is first asked for.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import random, schedules, special, trees
-from .arrays import Rows
+from . import ops, schedules
 from .blocks import (
     Freeze,
     Graph,
@@ -20,6 +19,9 @@ from .blocks import (
     Shared,
     TransformerBlock,
 )
+from .core import random, trees
+from .core.arrays import Rows
+from .core.backend import Backend, BackendUnavailable, Status, backend, backends
 from .initializers import (
     Constant,
     Orthogonal,
@@ -149,13 +151,12 @@ from .optimizers import (
     RMSprop,
     Scaled,
 )
-from .registry import Backend, BackendUnavailable, Status, backend, backends
 
 if TYPE_CHECKING:
-    from .bisecting import bisect
-    from .checking import CheckFailed, check
-    from .explaining import explain
-    from .profiling import profile
+    from .diagnostics.bisect import bisect
+    from .diagnostics.explain import explain
+    from .diagnostics.gradcheck import CheckFailed, check
+    from .diagnostics.profile import profile
     from .training import (
         Callback,
         Checkpoint,
@@ -325,6 +326,7 @@ __all__ = [
     "mean_squared_error",
     "multi_class_margin",
     "negative_log_likelihood",
+    "ops",
     "perplexity",
     "poisson_nll",
     "profile",
@@ -332,7 +334,6 @@ __all__ = [
     "random",
     "schedules",
     "softmax_cross_entropy",
-    "special",
     "squared_hinge",
     "stratified_split",
     "top_k_accuracy",
@@ -343,7 +344,7 @@ __all__ = [
 _UPSTAIRS = {
     "CSVLog": "training",
     "Callback": "training",
-    "CheckFailed": "checking",
+    "CheckFailed": "diagnostics.gradcheck",
     "Checkpoint": "training",
     "CheckpointError": "training",
     "EarlyStopping": "training",
@@ -353,12 +354,12 @@ _UPSTAIRS = {
     "ReduceOnPlateau": "training",
     "TensorBoardLog": "training",
     "Trainer": "training",
-    "bisect": "bisecting",
-    "check": "checking",
+    "bisect": "diagnostics.bisect",
+    "check": "diagnostics.gradcheck",
     "class_weights": "training",
-    "explain": "explaining",
+    "explain": "diagnostics.explain",
     "make_step": "training",
-    "profile": "profiling",
+    "profile": "diagnostics.profile",
     "stratified_split": "training",
 }
 

@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import singledispatch
 from typing import Any
 
-from .arrays import (
+from .core.arrays import (
     Array,
     Key,
     Shape,
@@ -22,8 +22,8 @@ from .arrays import (
     expect_positive,
     namespace,
 )
-from .random import normal, uniform
-from .special import erf
+from .core.random import normal, uniform
+from .ops import erf
 
 __all__ = [
     "Constant",

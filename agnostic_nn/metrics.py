@@ -14,17 +14,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .arrays import (
-    Array,
-    device,
-    expect,
-    expect_axis,
-    expect_count,
-    expect_integer,
-    namespace,
-)
-from .special import log_softmax
-from .trees import tree_map
+from .core.arrays import Array, device, expect, expect_axis, expect_count, expect_integer, namespace
+from .core.trees import tree_map
+from .ops import log_softmax
 
 __all__ = [
     "absolute_error",

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 
-from .arrays import (
+from .core.arrays import (
     Array,
     described,
     expect,

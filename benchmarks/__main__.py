@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from agnostic_nn.compare.environment import environment
+from agnostic_nn.diagnostics.compare.environment import environment
 
 from .contenders import names
 from .report import text, write

@@ -1,6 +1,6 @@
 """How long JAX compiles a training step of a recurrent network, by the length of the sequence.
 
-The loop over time is compiled once (`special.scan`), so the ratio of 1,024 steps to 16
+The loop over time is compiled once (`ops.scan`), so the ratio of 1,024 steps to 16
 should be near 1. Median of three fresh compilations each, in turns; of a busy machine trust
 the processor's time.
 """

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 
 import agnostic_nn as nn
-from agnostic_nn.guards import Guarded
+from agnostic_nn.core.guards import Guarded
 
 from .workloads import find
 

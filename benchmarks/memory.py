@@ -13,7 +13,7 @@ import tracemalloc
 import numpy as np
 
 import agnostic_nn as nn
-from agnostic_nn.tables import table
+from agnostic_nn.display.tables import table
 
 __all__ = ["MODELS", "figures"]
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median, quantiles
 
-from agnostic_nn.files import replacing, write_text
-from agnostic_nn.tables import table
+from agnostic_nn.core.files import replacing, write_text
+from agnostic_nn.display.tables import table
 
 from .running import AGAIN, BEFORE, REFERENCE
 from .targets import DRAWS, compared, judged, twins

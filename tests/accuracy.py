@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import agnostic_nn as nn
-from agnostic_nn.files import write_text
+from agnostic_nn.core.files import write_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "accuracy.md"
 LIMIT = 4.0

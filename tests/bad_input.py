@@ -20,7 +20,7 @@ import numpy as np
 
 import agnostic_nn as nn
 from agnostic_nn import initializers, losses, metrics, random, schedules
-from agnostic_nn.compare import compare
+from agnostic_nn.diagnostics.compare import compare
 
 HOME = Path(nn.__file__).parent
 OURS = (HOME, HOME.parent / "agnostic_nn_backends", HOME.parent / "backends")

@@ -17,9 +17,9 @@ from cases import layer_cases
 from cases.optimizers import worst_errors
 
 import agnostic_nn as nn
-from agnostic_nn import cli
-from agnostic_nn.files import write_text
-from agnostic_nn.tables import markdown_table
+from agnostic_nn.core.files import write_text
+from agnostic_nn.diagnostics.cli.main import main as agnostic_nn_command
+from agnostic_nn.display.tables import markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "proofs.md"
 BACKENDS = ("jax:cpu", "torch:cpu", "array_api_strict:device1")
@@ -67,7 +67,9 @@ def checked():
     """The table of `agnostic-nn check`; None if something failed, which it has then said."""
     with TemporaryDirectory() as folder:
         path = Path(folder, "check.md")
-        failed = cli.main(["check", f"--backends={','.join(BACKENDS)}", f"--markdown={path}"])
+        failed = agnostic_nn_command(
+            ["check", f"--backends={','.join(BACKENDS)}", f"--markdown={path}"]
+        )
         return None if failed else path.read_text(encoding="utf-8").strip()
 
 

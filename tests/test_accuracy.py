@@ -7,7 +7,7 @@ import pytest
 from accuracy import LIMIT, TRUTH, half, measure, single
 
 import agnostic_nn as nn
-from agnostic_nn.trees import leaves, tree_map
+from agnostic_nn.core.trees import leaves, tree_map
 
 LAYERS = list(TRUTH)
 

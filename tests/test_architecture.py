@@ -1,8 +1,7 @@
-"""The house rule: look down, never up, never sideways, never out of the window.
+"""The import graph: a file imports only from lower levels, and only listed packages from outside.
 
-A file imports only from lower floors, the core imports no array library, and only what
-is listed here comes from outside. Each check takes the root of a tree and returns its
-complaints, so that it can be shown to complain about a tree with something planted.
+The formulas import no array library. Each check takes the root of a source tree and yields its
+complaints, so that the tests can show that it complains about a tree with a planted fault.
 """
 
 import ast
@@ -19,59 +18,74 @@ import agnostic_nn as nn
 from agnostic_nn_backends import SHIPPED
 
 ROOT = Path(__file__).parents[1]
-FLOORS = (
-    {"atomic", "guards.names", "guards.values"},
-    {"arrays", "guards.snapshot", "tables", "trees"},
-    {"guards.watching", "spans", "special.precision"},
-    {"guards.guarding", "special.elementwise", "special.padding", "special.reductions"},
-    {"guards", "special", "random"},
-    {"initializers", "metrics", "policies", "layers.base", "losses.base", "optimizers.base"},
+LEVELS = (
+    {"core.atomic", "core.guards.names", "core.guards.values"},
+    {"core.arrays", "core.guards.snapshot", "core.trees", "display.tables"},
+    {"core.guards.watching", "core.windows", "ops.precision"},
+    {"core.guards.guarding", "ops.elementwise", "ops.padding", "ops.reductions"},
+    {"core.guards", "core.random", "ops"},
+    {"core.policies", "initializers", "metrics", "layers.base", "losses.base", "optimizers.base"},
     {"layers", "losses", "optimizers", "schedules"},
     {"layers.attention", "optimizers.muon"},
     {"blocks.base"},
     {"blocks.sequential"},
     {"blocks.residual"},
-    {"blocks", "registry"},
-    {  # from here up NumPy and the standard library may be used
-        *("bisecting.noise", "checking.inputs", "files", "ledger.ledger", "pages"),
-        "training.tensors",
-        *("training.config", "training.interrupts", "training.progress"),
+    {"blocks", "core.backend"},
+    {  # from here on NumPy and the standard library may be imported
+        *("core.files", "display.pages"),
+        *("diagnostics.bisect.noise", "diagnostics.cost.counter", "diagnostics.gradcheck.inputs"),
+        *("training.config", "training.interrupts", "training.progress", "training.tensors"),
     },
     {
-        *("checking.checking", "checking.specimens", "ledger.arrays"),
+        *("diagnostics.cost.arrays", "diagnostics.examples", "diagnostics.gradcheck.checks"),
         *("training.callbacks", "training.checkpoint", "training.data", "training.history"),
     },
-    {"checking", "ledger.native", "training.context", "training.intake", "training.steps"},
-    {"ledger", "loading", "training.feeding", "training.memory", "training.means"},
-    {"summary", "training.outlines"},
+    {
+        *("diagnostics.cost.native", "diagnostics.gradcheck"),
+        *("training.context", "training.intake", "training.steps"),
+    },
+    {
+        *("diagnostics.cost", "diagnostics.loading"),
+        *("training.feeding", "training.means", "training.memory"),
+    },
+    {"diagnostics.summary", "training.outlines"},
     {"training.saved"},
-    {"bisecting.pieces", "training.trainer"},
+    {"diagnostics.bisect.stages", "training.trainer"},
     {"training"},
     {
-        *("bisecting.bisecting", "profiling"),
-        *("compare.deviation", "compare.environment", "compare.report", "compare.workloads"),
-        *("conformance.findings", "conformance.library"),
-        *("explaining.formulas", "explaining.numbers", "explaining.walk"),
+        *("diagnostics.bisect.search", "diagnostics.profile"),
+        *("diagnostics.compare.deviation", "diagnostics.compare.environment"),
+        *("diagnostics.compare.report", "diagnostics.compare.workloads"),
+        *("diagnostics.conformance.library", "diagnostics.conformance.results"),
+        *("diagnostics.explain.formulas", "diagnostics.explain.numbers"),
+        "diagnostics.explain.walk",
     },
     {
-        *("bisecting", "compare.own", "compare.page", "compare.roundings"),
-        *("conformance.trials", "explaining.flow"),
+        *("diagnostics.bisect", "diagnostics.compare.page", "diagnostics.compare.rounding"),
+        *("diagnostics.compare.user_model", "diagnostics.conformance.trials"),
+        "diagnostics.explain.flow",
     },
-    {"compare.probes", "conformance.judging", "explaining.findings"},
-    {"compare.running"},
-    {"compare.drift"},
-    {"compare.judging"},
-    {"compare.controls"},
-    {"compare.comparing", "conformance.trying", "explaining.telling"},
-    {"compare.merging", "explaining.drawing"},
-    {"compare", "conformance", "explaining.explaining"},
-    {"explaining.notebooks"},
-    {"explaining"},
-    {"commands.arguments"},
-    {"commands"},
-    {"cli"},
+    {
+        *("diagnostics.compare.probes", "diagnostics.conformance.verdicts"),
+        "diagnostics.explain.remarks",
+    },
+    {"diagnostics.compare.running"},
+    {"diagnostics.compare.drift"},
+    {"diagnostics.compare.verdicts"},
+    {"diagnostics.compare.controls"},
+    {
+        *("diagnostics.compare.comparison", "diagnostics.conformance.runner"),
+        "diagnostics.explain.text",
+    },
+    {"diagnostics.compare.merge", "diagnostics.explain.html"},
+    {"diagnostics.compare", "diagnostics.conformance", "diagnostics.explain.explanation"},
+    {"diagnostics.explain.notebooks"},
+    {"diagnostics.explain"},
+    {"diagnostics.cli.arguments"},
+    {"diagnostics.cli"},
+    {"diagnostics.cli.main"},
 )
-HOST = 12  # the lowest floor of those that work on the host
+HOST = 12  # the first level whose modules may import NumPy and the standard library
 STDLIB = set(sys.stdlib_module_names)
 CORE = {
     "array_api_compat",
@@ -85,36 +99,37 @@ CORE = {
     "math",
     "typing",
 }
-ALSO = {  # what single files of the core may import besides
-    "guards.guarding": {"warnings"},
-    "guards.names": {"dis", "os", "sys", "types"},
-    "guards.snapshot": {"types"},
-    "guards.values": {"pickle", "types"},
-    "guards.watching": {"builtins", "contextvars", "sys", "types"},
-    "registry": {"agnostic_nn_backends", "contextlib", "importlib", "os", "types"},
+ALSO = {  # what single files of the core may import in addition
+    "core.guards.guarding": {"warnings"},
+    "core.guards.names": {"dis", "os", "sys", "types"},
+    "core.guards.snapshot": {"types"},
+    "core.guards.values": {"pickle", "types"},
+    "core.guards.watching": {"builtins", "contextvars", "sys", "types"},
+    "core.backend": {"agnostic_nn_backends", "contextlib", "importlib", "os", "types"},
 }
-WORKSHOPS = {  # of adapters, and the library that each is for, if for one only
-    "attention": "numpy",
-    "commit": None,
+HELPERS = {  # files of backends that are not adapters: the library that each may import, if any
     "exponential": None,
-    "groups": None,
-    "kernels": "llvmlite",
-    "numpy_calls": "numpy",
-    "plan": None,
-    "recurrence": "numpy",
+    "numpy.attention": "numpy",
+    "numpy.lstm": "numpy",
+    "numpy.tracing": "numpy",
     "replay": None,
-    "tape": None,
-    "torch_calls": "torch",
-    "writing": None,
+    "replay.codegen": None,
+    "replay.commit": None,
+    "replay.fuse": None,
+    "replay.kernels": "llvmlite",
+    "replay.plan": None,
+    "replay.program": None,
+    "replay.trace": None,
+    "torch.tracing": "torch",
 }
-INSIDE_FUNCTIONS = {  # what is slow to import or optional, and its only home
+INSIDE_FUNCTIONS = {  # what is slow to import or optional, and the only file that imports it
     "training.callbacks": {"tensorboardX"},
-    "registry": {"numpy"},
-    "compare.workloads": {"mlxtend", "sklearn"},
-    "pages": {"matplotlib"},
-    "policies": {"numpy"},
+    "core.backend": {"numpy"},
+    "diagnostics.compare.workloads": {"mlxtend", "sklearn"},
+    "display.pages": {"matplotlib"},
+    "core.policies": {"numpy"},
     "training.progress": {"IPython", "rich"},
-    "tables": {"rich"},
+    "display.tables": {"rich"},
 }
 LIBRARIES = {  # of each adapter
     "numpy": {"numpy", "scipy"},
@@ -156,38 +171,37 @@ def imports(path, tree):
             yield from ((".".join((*module, alias.name)), node in inside) for alias in node.names)
 
 
-def standing(module):
-    """The floor of a module, and the longest part of its name that is on one."""
+def level_of(module):
+    """Return the level of a module, and the longest prefix of its name that has a level."""
     parts = module.split(".")
     for name in (".".join(parts[:n]) for n in range(len(parts), 0, -1)):
-        for height, names in enumerate(FLOORS):
+        for level, names in enumerate(LEVELS):
             if name in names:
-                return height, name
+                return level, name
     return None, module
 
 
 def misplaced(root):
-    """Imports that go up, sideways or out of the window."""
+    """Imports from the same or a higher level, or from outside without being listed."""
     for path, tree in parsed(root, "agnostic_nn"):
         module = module_of(path)
-        height, _ = standing(module)
-        door = path.name == "__init__.py"
-        if height is None and not door:
-            yield f"{module} stands on no floor: add it to FLOORS, above all that it imports"
+        level, _ = level_of(module)
+        is_package = path.name == "__init__.py"
+        if level is None and not is_package:
+            yield f"{module} has no level: add it to LEVELS, after all that it imports"
             continue
         for name, lazy in imports(path, tree):
             top, _, inner = name.partition(".")
-            if door:
-                fine = top in STDLIB | {"agnostic_nn"}
+            if is_package:
+                allowed = top in STDLIB | {"agnostic_nn"}
             elif top == "agnostic_nn":
-                below, inner = standing(inner)
-                name = inner
-                fine = below is not None and below < height
-            elif height < HOST:
-                fine = top in CORE | ALSO.get(module, set())
+                level_below, name = level_of(inner)
+                allowed = level_below is not None and level_below < level
+            elif level < HOST:
+                allowed = top in CORE | ALSO.get(module, set())
             else:
-                fine = top in STDLIB | {"numpy"}
-            if not fine and not (lazy and top in INSIDE_FUNCTIONS.get(module, ())):
+                allowed = top in STDLIB | {"numpy"}
+            if not allowed and not (lazy and top in INSIDE_FUNCTIONS.get(module, ())):
                 yield f"{module} must not import {name}"
 
 
@@ -262,7 +276,7 @@ def bound(tree):
 
 
 def unlisted(root):
-    """Files whose `__all__` is not what they define, and doors whose is not what they open."""
+    """Files whose `__all__` is not what they define, and packages whose is not what they import."""
     for path, tree in parsed(root, "agnostic_nn"):
         names = listed(tree)
         if names is None:
@@ -287,27 +301,38 @@ def undocumented(root):
                 yield f"{path} does not say what {node.name} is"
 
 
+def adapter_files(root):
+    """Path and syntax tree of each file of the backends, by its name inside the package."""
+    files = {}
+    for path, tree in parsed(root, "backends"):
+        name = ".".join(path.with_suffix("").parts[2:])
+        files[name.removesuffix(".__init__") if "." in name else name] = path, tree
+    return files
+
+
 def unlike(root):
     """Adapters with other names than documented, imports of others, or effects on import."""
-    adapters = {path.stem: (path, tree) for path, tree in parsed(root, "backends")}
-    _, door = adapters.pop("__init__")
-    for workshop, library in WORKSHOPS.items():
-        path, tree = adapters.pop(workshop)
-        ours = ("agnostic_nn.atomic", "agnostic_nn.special", "backends.agnostic_nn_backends")
+    adapters = adapter_files(root)
+    _, package = adapters.pop("__init__")
+    for helper, library in HELPERS.items():
+        path, tree = adapters.pop(helper)
+        ours = ("agnostic_nn.core.atomic", "agnostic_nn.ops", "backends.agnostic_nn_backends")
         ours = (*ours, library, f"array_api_compat.{library}") if library else ours
         for name, _ in imports(path, tree):
             if name.partition(".")[0] not in STDLIB and not name.startswith(ours):
                 yield f"{path} must not import {name}"
-    documented = re.findall(r"^    (\w+)  +\S", ast.get_docstring(door, clean=False), re.MULTILINE)
+    documented = re.findall(
+        r"^    (\w+)  +\S", ast.get_docstring(package, clean=False), re.MULTILINE
+    )
     for library, (path, tree) in adapters.items():
         if listed(tree) is None or sorted(listed(tree)) != sorted(documented):
             yield f"{path} lists {listed(tree)}, documented are {documented}"
         missing = set(documented) - bound(tree)
         yield from (f"{path} has no {name}" for name in sorted(missing))
-        ours = ("agnostic_nn.atomic", "agnostic_nn.special", "agnostic_nn.random")
-        ours = (*ours, "agnostic_nn.spans")
-        ours = (*ours, f"array_api_compat.{library}", "backends.agnostic_nn_backends.processor")
-        ours = (*ours, *(f"backends.agnostic_nn_backends.{name}" for name in WORKSHOPS))
+        ours = ("agnostic_nn.core.atomic", "agnostic_nn.core.random", "agnostic_nn.core.windows")
+        ours = (*ours, "agnostic_nn.ops", f"array_api_compat.{library}")
+        ours = (*ours, "backends.agnostic_nn_backends.processor")
+        ours = (*ours, *(f"backends.agnostic_nn_backends.{name}" for name in HELPERS))
         own = STDLIB | LIBRARIES.get(library, {library, "numpy"})
         for name, _ in imports(path, tree):
             if name.partition(".")[0] not in own and not name.startswith(ours):
@@ -325,7 +350,7 @@ CHECKS = (misplaced, deciding, unlisted, undocumented, unlike)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_the_house_keeps_its_rules(check):
+def test_the_tree_keeps_the_rules(check):
     assert list(check(ROOT)) == []
 
 
@@ -345,17 +370,17 @@ PLANTED = [  # check, file, what is added to it, complaint
     (misplaced, "losses/margin", "import backends", "margin must not import backends"),
     (misplaced, "losses/margin", "import importlib", "margin must not import importlib"),
     (misplaced, "losses/margin", "def f():\n    import jax", "margin must not import jax"),
-    (misplaced, "special", "from .layers import Dense", "special must not import layers"),
+    (misplaced, "ops/padding", "from ..layers import Dense", "ops.padding must not import layers"),
     (misplaced, "layers/dense", "from .dropout import D", "layers.dense must not import layers"),
     (misplaced, "layers/dense", "from ..losses import f", "layers.dense must not import losses"),
     (misplaced, "layers/__init__", "import torch", "layers.__init__ must not import torch"),
-    (misplaced, "registry", "import numpy", "registry must not import numpy"),
-    (misplaced, "registry", "import jax", "registry must not import jax"),
+    (misplaced, "core/backend", "import numpy", "core.backend must not import numpy"),
+    (misplaced, "core/backend", "import jax", "core.backend must not import jax"),
     (misplaced, DATA, "import cupy", "data must not import cupy"),
     (misplaced, DATA, "from .trainer import Trainer", "data must not import training"),
-    (misplaced, "tables", "import rich", "tables must not import rich"),
+    (misplaced, "display/tables", "import rich", "tables must not import rich"),
     (misplaced, DATA, "def f():\n    import rich", "data must not import rich"),
-    (misplaced, "newcomer", "import math", "newcomer stands on no floor: add it to FLOORS"),
+    (misplaced, "newcomer", "import math", "newcomer has no level: add it to LEVELS"),
     (
         deciding,
         "losses/margin",
@@ -397,18 +422,23 @@ PLANTED = [  # check, file, what is added to it, complaint
     (undocumented, "newcomer", "import math", "newcomer.py does not say what it is for"),
     (
         unlike,
-        "/torch",
+        "/torch/__init__",
         "__all__ = ['xp']",
-        "torch.py lists ['xp'], documented are ['xp', 'version'",
+        "torch/__init__.py lists ['xp'], documented are ['xp', 'version'",
     ),
     (unlike, "/newcomer", "__all__ = ['xp']\nimport a as xp", "newcomer.py has no devices"),
-    (unlike, "/torch", "import jax", "torch.py must not import jax"),
-    (unlike, "/torch", "import array_api_compat.cupy", "must not import array_api_compat.cupy"),
+    (unlike, "/torch/__init__", "import jax", "torch/__init__.py must not import jax"),
     (
         unlike,
-        "/torch",
-        "from agnostic_nn.trees import leaves",
-        "not import agnostic_nn.trees.leaves",
+        "/torch/__init__",
+        "import array_api_compat.cupy",
+        "must not import array_api_compat.cupy",
+    ),
+    (
+        unlike,
+        "/torch/__init__",
+        "from agnostic_nn.core.trees import leaves",
+        "not import agnostic_nn.core.trees.leaves",
     ),
     (unlike, "/jax", "jax.config.update('jax_enable_x64', True)", "changes something on import"),
     (unlike, "/jax", "import os\nos.environ['A'] = '1'", "changes something on import"),
@@ -418,7 +448,7 @@ PLANTED = [  # check, file, what is added to it, complaint
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     """The adapters, and of the library what something is planted in: all of it takes long."""
-    root = tmp_path_factory.mktemp("house")
+    root = tmp_path_factory.mktemp("tree")
     shutil.copytree(ROOT / "backends", root / "backends")
     for path in {place(file) for _, file, *_ in PLANTED if not file.startswith("/")}:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -448,13 +478,11 @@ def test_a_broken_rule_is_noticed(copy, check, file, source, complaint):
 
 
 def test_each_adapter_is_in_the_list_of_those_shipped():
-    folder = ROOT / "backends" / "agnostic_nn_backends"
-    found = {path.stem for path in folder.glob("*.py")} - {"__init__"}
-    assert found == set(SHIPPED) | set(WORKSHOPS)
+    assert set(adapter_files(ROOT)) - {"__init__"} == set(SHIPPED) | set(HELPERS)
     assert set(LIBRARIES) == set(SHIPPED)
 
 
-def test_every_name_behind_the_front_door_is_there_and_documented():
+def test_every_public_name_is_there_and_documented():
     for name in nn.__all__:
         assert getattr(nn, name).__doc__, name
         assert name in dir(nn)

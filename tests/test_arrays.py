@@ -7,8 +7,8 @@ import array_api_compat
 import numpy as np
 import pytest
 
-from agnostic_nn import arrays
-from agnostic_nn.arrays import Rows, device, expect, first_true, namespace, register, size
+from agnostic_nn.core import arrays
+from agnostic_nn.core.arrays import Rows, device, expect, first_true, namespace, register, size
 
 
 class Foreign:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
+from agnostic_nn.core.trees import leaves, named_leaves, tree_map
 from agnostic_nn.layers.positions import angles, rotate
-from agnostic_nn.special import attend, attend_backward
-from agnostic_nn.trees import leaves, named_leaves, tree_map
+from agnostic_nn.ops import attend, attend_backward
 
 HOST = nn.backend("numpy").xp
 

@@ -10,7 +10,7 @@ from array_api_compat import device
 from cases import named
 
 import agnostic_nn as nn
-from agnostic_nn.trees import tree_map
+from agnostic_nn.core.trees import tree_map
 from agnostic_nn_backends import SHIPPED
 
 INTEGERS = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
@@ -31,7 +31,7 @@ def synchronize(tree): return tree
 @pytest.fixture
 def forget():
     """Adapters are loaded once; a test that changes what is there needs that undone."""
-    loaded = import_module("agnostic_nn.registry")._load
+    loaded = import_module("agnostic_nn.core.backend")._load
     loaded.cache_clear()
     yield
     loaded.cache_clear()

@@ -221,7 +221,7 @@ def test_a_lack_of_float64_says_what_helps(backend):
 
 def test_a_metric_without_values_of_examples_is_refused_before_training(backend):
     def mean_error(y, target):
-        return nn.arrays.namespace(y).mean(y)
+        return nn.core.arrays.namespace(y).mean(y)
 
     model = nn.Sequential(nn.Dense(2))
     given = (model, nn.softmax_cross_entropy, nn.Adam())

@@ -8,8 +8,8 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn import check
-from agnostic_nn.arrays import Rows, device, namespace
-from agnostic_nn.trees import leaves, named_leaves, tree_map
+from agnostic_nn.core.arrays import Rows, device, namespace
+from agnostic_nn.core.trees import leaves, named_leaves, tree_map
 
 
 def assert_close(actual, expected, tolerance):

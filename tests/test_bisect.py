@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn import cli, special
-from agnostic_nn.arrays import device, namespace
-from agnostic_nn.bisecting import PieceFails, bisecting, noise, pieces
+from agnostic_nn import ops
 from agnostic_nn.blocks import graph, parallel, residual
+from agnostic_nn.core.arrays import device, namespace
+from agnostic_nn.core.trees import tree_map
+from agnostic_nn.diagnostics.bisect import PieceFails, noise, search, stages
+from agnostic_nn.diagnostics.cli.main import main
 from agnostic_nn.layers import convolution, normalization, regularization
 from agnostic_nn.layers.base import outline
-from agnostic_nn.trees import tree_map
 
 IMAGES = nn.Sequential(
     nn.Conv2D(4, 3, padding="same"),
@@ -438,7 +439,7 @@ def eager(changes, asarray=None):
 
 
 def test_a_bit_of_a_random_word_is_named():
-    faulty = eager([(pieces, "words", other_words)])
+    faulty = eager([(stages, "words", other_words)])
     found = bisected(SMALL, small(), "numpy", faulty)
     assert (found.first.path, found.first.part) == ("2.2", "random words: 0")
     assert found.first.errors == (0.0, 1.0)
@@ -600,12 +601,12 @@ def test_every_optimizer_can_be_held_to_rounding(optimizer):
 
 
 def test_the_reference_trusts_no_native_version(monkeypatch):
-    native = special.convolve.dispatch(np.ndarray)
-    special.convolve.register(np.ndarray, off_by_one(native))
+    native = ops.convolve.dispatch(np.ndarray)
+    ops.convolve.register(np.ndarray, off_by_one(native))
     try:
         first = bisected(IMAGES, images(), "numpy", "numpy@float64").first
     finally:
-        special.convolve.register(np.ndarray, native)
+        ops.convolve.register(np.ndarray, native)
     assert (first.path, first.part) == ("0", "forward")
     assert min(first.ratios) > 1.0
 
@@ -718,10 +719,10 @@ def test_a_piece_is_replayed_alone(backend, tmp_path, fault):
     faulty = broken(backend, patched(FAULTS[fault][0]))
     found = bisected(IMAGES, images(), "numpy", faulty, steps=1)
     found.save(tmp_path / "piece")
-    again = bisecting.replay(tmp_path / "piece", "numpy", faulty)
+    again = search.replay(tmp_path / "piece", "numpy", faulty)
     assert again.first == found.first
     assert len({one.path for one in again.findings}) == 1
-    fine = bisecting.replay(tmp_path / "piece")
+    fine = search.replay(tmp_path / "piece")
     assert fine.first is None
     assert fine.backends == found.backends
 
@@ -729,7 +730,7 @@ def test_a_piece_is_replayed_alone(backend, tmp_path, fault):
 def test_sides_have_policies_and_a_replay_has_them_too(tmp_path, monkeypatch):
     monkeypatch.setenv("AGNOSTIC_NN_PRECISION", "fast")
     sides = ("numpy@deterministic@fast", "numpy@strict", "numpy")
-    assert [bisecting._Side.of(side).backend.policy for side in sides] == [
+    assert [search._Side.of(side).backend.policy for side in sides] == [
         {"precision": "fast", "deterministic": True},
         {"precision": "strict", "deterministic": False},
         {"precision": "fast", "deterministic": False},
@@ -740,7 +741,7 @@ def test_sides_have_policies_and_a_replay_has_them_too(tmp_path, monkeypatch):
     found.save(tmp_path / "piece", 0)
     for variable in ("fast", "strict"):
         monkeypatch.setenv("AGNOSTIC_NN_PRECISION", variable)
-        assert bisecting.replay(tmp_path / "piece").backends == found.backends
+        assert search.replay(tmp_path / "piece").backends == found.backends
 
 
 def test_what_only_a_policy_does_is_found():
@@ -761,8 +762,8 @@ def test_what_a_block_does_is_replayed_too(backend, tmp_path):
     faulty = broken(backend, patched(change))
     found = bisected(WORDS, words(), "numpy", faulty, loss=nn.softmax_cross_entropy)
     found.save(tmp_path / "piece")
-    assert bisecting.replay(tmp_path / "piece", "numpy", faulty).first == found.first
-    assert bisecting.replay(tmp_path / "piece", faulty, "numpy").first.ratios[1] <= 1.0
+    assert search.replay(tmp_path / "piece", "numpy", faulty).first == found.first
+    assert search.replay(tmp_path / "piece", faulty, "numpy").first.ratios[1] <= 1.0
 
 
 def test_what_the_library_does_not_define_has_to_be_given(tmp_path):
@@ -770,8 +771,8 @@ def test_what_the_library_does_not_define_has_to_be_given(tmp_path):
     number = next(i for i, one in enumerate(found.findings) if one.kind == "Halved")
     found.save(tmp_path / "piece", number)
     with pytest.raises(ValueError, match=r"Halved.* which agnostic_nn does not define"):
-        bisecting.replay(tmp_path / "piece")
-    again = bisecting.replay(tmp_path / "piece", thing=HALVED)
+        search.replay(tmp_path / "piece")
+    again = search.replay(tmp_path / "piece", thing=HALVED)
     assert again.findings[0] == found.findings[number]
 
 
@@ -782,7 +783,7 @@ def test_a_file_that_holds_no_piece_is_refused(tmp_path):
     np.savez(tmp_path / "pickled.npz", agnostic_nn_bisect=pickled)
     for name in ("text", "arrays.npz", "pickled.npz"):
         with pytest.raises(ValueError, match=f"{name} was not written by bisect"):
-            bisecting.replay(tmp_path / name)
+            search.replay(tmp_path / name)
 
 
 def _said(**changes):
@@ -838,7 +839,7 @@ def harmless(tmp_path_factory):
     number = next(i for i, one in enumerate(found.findings) if one.kind == "Dense")
     path = tmp_path_factory.mktemp("harmless") / "piece.npz"
     found.save(path, number)
-    assert bisecting.replay(path).status == "agree"
+    assert search.replay(path).status == "agree"
     with np.load(path) as file:
         return path.read_bytes(), dict(file)
 
@@ -859,7 +860,7 @@ def test_a_hostile_file_is_refused(harmless, tmp_path, fault):
                 changed = with_right_sums(changed)
             path.write_bytes(changed)
     with pytest.raises(ValueError, match=r"piece.npz was not written by bisect, or is damaged: ."):
-        bisecting.replay(path)
+        search.replay(path)
 
 
 def with_right_sums(raw):
@@ -882,7 +883,7 @@ def with_right_sums(raw):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
-    assert cli.main(["bisect", "--replay", str(tmp_path / "pipe")]) == 2
+    assert main(["bisect", "--replay", str(tmp_path / "pipe")]) == 2
     assert "is damaged: expected a file, got a pipe" in capsys.readouterr().err
 
 
@@ -940,20 +941,20 @@ def mine(tmp_path, monkeypatch):
 
 
 def test_a_layer_of_ones_own_is_replayed_by_its_name(mine, capsys):
-    assert cli.main(mine("wrong")) == 1
+    assert main(mine("wrong")) == 1
     first, *_, last = capsys.readouterr().out.splitlines()
     first = first.split(";")[0].rstrip(".")
     assert last == "agnostic-nn bisect --replay bisect.npz --model mine_that_differ:wrong"
     for name in ("wrong", "alone"):
         again = ["bisect", "--replay", "bisect.npz", "--model", f"mine_that_differ:{name}"]
-        assert cli.main(again) == 1
+        assert main(again) == 1
         assert capsys.readouterr().out.splitlines()[0].split(";")[0].rstrip(".") == first
-    assert cli.main([*again[:-1], "mine_that_differ:fails"]) == 2
+    assert main([*again[:-1], "mine_that_differ:fails"]) == 2
     assert "the model has no Wrong() at 1.0" in capsys.readouterr().err
 
 
 def test_a_layer_that_raises_is_named_with_where(mine, capsys):
-    assert cli.main(mine("fails")) == 2
+    assert main(mine("fails")) == 2
     err = capsys.readouterr().err
     assert "1.0, Fails() fails on the reference, whose arrays have the Standard's" in err
     assert err.count("\n") == 1
@@ -1037,7 +1038,7 @@ def test_a_loss_that_raises_is_named():
 
 
 def test_what_is_not_finite_is_remarked_upon(mine, capsys):
-    assert cli.main(mine("endless")) == 2
+    assert main(mine("endless")) == 2
     said = "Not finite in the reference either, first: 1.0, Endless(): forward."
     assert said in capsys.readouterr().out
 
@@ -1070,19 +1071,19 @@ def test_text_and_html_say_the_verdict_first(backend):
 def test_the_command_finds_writes_and_replays(backend, tmp_path, monkeypatch, capsys):
     faulty = broken(backend, patched((nn.GRU, "backward", scaled_dx)))
     sides = {"faulty": faulty, "numpy": nn.backend("numpy")}
-    monkeypatch.setattr(bisecting, "choose", lambda name, **policy: sides[name])
+    monkeypatch.setattr(search, "choose", lambda name, **policy: sides[name])
     file = tmp_path / "piece.npz"
     asked = ["--workload", "parity-gru", "--output", str(file)]
-    assert cli.main(["bisect", "numpy", *asked]) == 0
+    assert main(["bisect", "numpy", *asked]) == 0
     assert capsys.readouterr().out.startswith("No difference beyond rounding")
     assert not file.exists()
-    assert cli.main(["bisect", "numpy", "faulty", *asked, "--steps", "1", "--seed", "3"]) == 1
+    assert main(["bisect", "numpy", "faulty", *asked, "--steps", "1", "--seed", "3"]) == 1
     out = capsys.readouterr().out
     assert out.startswith("0, GRU(width=8): backward: dx is wrong on ")
     assert out.rstrip().endswith(f"agnostic-nn bisect --replay {file}")
-    assert cli.main(["bisect", "--replay", str(file), "numpy", "faulty"]) == 1
+    assert main(["bisect", "--replay", str(file), "numpy", "faulty"]) == 1
     assert capsys.readouterr().out.startswith("0, GRU(width=8): backward: dx is wrong on ")
-    assert cli.main(["bisect", "--replay", str(file), "numpy"]) == 0
+    assert main(["bisect", "--replay", str(file), "numpy"]) == 0
 
 
 def test_the_command_takes_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
@@ -1093,7 +1094,7 @@ def test_the_command_takes_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
     np.savez(tmp_path / "data.npz", x=x, target=target)
     monkeypatch.chdir(tmp_path)
     asked = ["bisect", "numpy", "--model", "mine_to_bisect:model", "--data", "data.npz"]
-    assert cli.main([*asked, "--loss", "huber(delta=0.5)", "--optimizer", "SGD(rate=0.1)"]) == 0
+    assert main([*asked, "--loss", "huber(delta=0.5)", "--optimizer", "SGD(rate=0.1)"]) == 0
     out = capsys.readouterr().out
     assert "huber" in out
     assert "SGD" in out
@@ -1119,7 +1120,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED)
 def test_the_command_refuses_what_makes_no_sense(arguments, message, capsys):
-    assert cli.main(["bisect", *arguments]) == 2
+    assert main(["bisect", *arguments]) == 2
     said = capsys.readouterr()
     assert message in said.err
     assert said.err.count("\n") == 1
@@ -1130,7 +1131,7 @@ def test_steps_are_a_whole_number(capsys):
     with pytest.raises(ValueError, match="steps to be an integer of at least 0, got -1"):
         bisected(IMAGES, images(), "numpy", steps=-1)
     with pytest.raises(SystemExit):
-        cli.main(["bisect", "numpy", "--steps", "-1"])
+        main(["bisect", "numpy", "--steps", "-1"])
 
 
 # --- the noise that tolerances are made of ------------------------------------------------
@@ -1193,7 +1194,7 @@ def test_a_weight_that_follows_a_schedule_is_that_of_the_step(backend, tmp_path)
     found = bisected(model, data, backend, "numpy", loss=RISING, steps=3)
     number = next(i for i, one in enumerate(found.findings) if one.part == "value")
     assert found.save(tmp_path / "loss.npz", number)
-    again = nn.bisecting.replay(tmp_path / "loss.npz")
+    again = nn.diagnostics.bisect.replay(tmp_path / "loss.npz")
     assert again.status == "agree"
     assert [one.largest for one in again.findings if one.part == "value"] == [
         found.findings[number].largest

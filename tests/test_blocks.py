@@ -12,9 +12,9 @@ from cases import named
 from cases.structure import every_other
 
 import agnostic_nn as nn
-from agnostic_nn.arrays import Rows, namespace
-from agnostic_nn.special import barrier, barrier_as
-from agnostic_nn.trees import leaves, named_leaves, tree_map, tree_sum
+from agnostic_nn.core.arrays import Rows, namespace
+from agnostic_nn.core.trees import leaves, named_leaves, tree_map, tree_sum
+from agnostic_nn.ops import barrier, barrier_as
 
 HOST = nn.backend("numpy").xp
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
+from agnostic_nn.core.trees import leaves, tree_map
 from agnostic_nn.training.callbacks import as_callback
-from agnostic_nn.trees import leaves, tree_map
 
 X = np.random.default_rng(0).standard_normal((20, 4)).astype("float32")
 LABELS = np.arange(20) % 3

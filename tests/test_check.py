@@ -8,9 +8,9 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn import CheckFailed, check
-from agnostic_nn.arrays import Rows, namespace
-from agnostic_nn.checking import loss_of
-from agnostic_nn.checking.checking import STEP
+from agnostic_nn.core.arrays import Rows, namespace
+from agnostic_nn.diagnostics.gradcheck import loss_of
+from agnostic_nn.diagnostics.gradcheck.checks import STEP
 
 
 class Cube(nn.Elementwise):

@@ -6,14 +6,15 @@ import sys
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn import cli, losses, optimizers
-from agnostic_nn.checking.specimens import LAYERS, LOSSES, OPTIMIZERS
+from agnostic_nn import losses, optimizers
+from agnostic_nn.diagnostics.cli.main import main
+from agnostic_nn.diagnostics.examples import LAYERS, LOSSES, OPTIMIZERS
 
 OWN = '''
 from dataclasses import dataclass
 
 import agnostic_nn as nn
-from agnostic_nn.arrays import namespace
+from agnostic_nn.core.arrays import namespace
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,14 @@ def asked(backend, capsys):
     """A function from arguments to exit status and what was printed."""
 
     def ask(*arguments, backends=str(backend)):
-        status = cli.main(["check", *arguments, "--elements=4", f"--backends={backends}"])
+        status = main(["check", *arguments, "--elements=4", f"--backends={backends}"])
         return status, capsys.readouterr().out
 
     return ask
 
 
 def test_every_public_layer_loss_and_optimizer_has_a_specimen():
-    where = "a line in agnostic_nn/checking/specimens.py, in order of names"
+    where = "a line in agnostic_nn/diagnostics/examples.py, in order of names"
     public = [thing for thing in vars(nn).values() if isinstance(thing, type)]
     wanted = {thing.__name__ for thing in public if issubclass(thing, nn.Layer)}
     assert {one.name for one in LAYERS} == wanted - {"Layer", "Elementwise"}, where
@@ -187,7 +188,7 @@ SENSELESS = [  # arguments, what is said
 @pytest.mark.parametrize(("arguments", "said"), SENSELESS, ids=lambda value: str(value)[:40])
 def test_what_makes_no_sense_is_refused(capsys, arguments, said):
     try:
-        status = cli.main(["check", *arguments])
+        status = main(["check", *arguments])
     except SystemExit as refused:
         status = refused.code
     assert status == 2
@@ -199,5 +200,5 @@ def test_what_makes_no_sense_is_refused(capsys, arguments, said):
 
 def test_a_device_without_float64_is_refused(capsys):
     pytest.importorskip("array_api_strict", reason="its device pretends to have no float64")
-    assert cli.main(["check", "Dense", "--backends=array_api_strict:no_float64"]) == 2
+    assert main(["check", "Dense", "--backends=array_api_strict:no_float64"]) == 2
     assert "array_api_strict:no_float64 has no float64" in capsys.readouterr().err

@@ -13,9 +13,9 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 import agnostic_nn as nn
+from agnostic_nn.core.trees import leaves
 from agnostic_nn.training import checkpoint
 from agnostic_nn.training.config import describe, rebuild
-from agnostic_nn.trees import leaves
 
 ARRAYS = {
     "params.0.weight": np.arange(6, dtype="float32").reshape(2, 3),
@@ -388,7 +388,7 @@ class Doubling(nn.Elementwise):
         return 2.0 * x
 
     def slope(self, x):
-        return 2.0 * nn.arrays.namespace(x).ones_like(x)
+        return 2.0 * nn.core.arrays.namespace(x).ones_like(x)
 
 
 def test_a_model_of_ones_own_is_passed_rather_than_rebuilt(backend, tmp_path):

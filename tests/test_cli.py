@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn import cli
+from agnostic_nn.diagnostics.cli.main import main
 from agnostic_nn_backends import SHIPPED
 
 
@@ -33,7 +33,7 @@ def add(monkeypatch, name, **names):
 
 
 def test_backends_lists_every_device_with_its_version_and_hardware(backend, capsys):
-    assert cli.main(["backends"]) == 0
+    assert main(["backends"]) == 0
     lines = capsys.readouterr().out.splitlines()
     (line,) = [line for line in lines if line.split()[:1] == [str(backend)]]
     assert backend.version in line
@@ -47,7 +47,7 @@ def test_backends_says_why_one_cannot_run(capsys, monkeypatch):
 
     add(monkeypatch, "driverless", version="9.9", devices=devices)
     monkeypatch.setitem(SHIPPED, "absent", ("agnostic_nn_backends.absent", "agnostic-nn[absent]"))
-    assert cli.main(["backends"]) == 0
+    assert main(["backends"]) == 0
     _, _, missing = capsys.readouterr().out.partition("cannot run here:\n")
     assert (
         "driverless finds no device: no driver was found (driverless 9.9 is installed)" in missing
@@ -56,7 +56,7 @@ def test_backends_says_why_one_cannot_run(capsys, monkeypatch):
 
 
 def test_compare_prints_and_writes_what_it_found(backend, small, tmp_path, capsys):
-    assert cli.main([*small, f"--backends={backend}, numpy", "--seed=3"]) == 0
+    assert main([*small, f"--backends={backend}, numpy", "--seed=3"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def test_compare_prints_and_writes_what_it_found(backend, small, tmp_path, capsy
 
 
 def test_without_the_extra_report_there_is_no_page_and_it_is_said_why(small, tmp_path, capsys):
-    assert cli.main([*small, "--backends=numpy", "--no-batches"]) == 0
+    assert main([*small, "--backends=numpy", "--no-batches"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[-1].startswith("no report.html: pages are drawn by ")
     assert out[-1].endswith("pip install 'agnostic-nn[report]'")
@@ -85,7 +85,7 @@ def test_with_the_extra_report_there_is_a_page(small, tmp_path, capsys, monkeypa
     monkeypatch.delitem(sys.modules, "jinja2")
     pytest.importorskip("jinja2", reason="the extra `report` is not installed")
     pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
-    assert cli.main([*small, "--backends=numpy", "--dtypes=float32,float64"]) == 0
+    assert main([*small, "--backends=numpy", "--dtypes=float32,float64"]) == 0
     assert "report.html" in capsys.readouterr().out
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
@@ -95,24 +95,24 @@ def test_with_the_extra_report_there_is_a_page(small, tmp_path, capsys, monkeypa
 def test_reports_are_merged(small, tmp_path, capsys):
     for name in ("one", "two"):
         asked = [*small, "--backends=numpy", "--no-batches", f"--output={tmp_path / name}"]
-        assert cli.main(asked) == 0
+        assert main(asked) == 0
     capsys.readouterr()
     paths = [str(tmp_path / name / "report.json") for name in ("one", "two")]
     output = f"--output={tmp_path / 'both'}"
-    assert cli.main(["compare", "--merge", *paths, "--labels=laptop,server", output]) == 0
+    assert main(["compare", "--merge", *paths, "--labels=laptop,server", output]) == 0
     out = capsys.readouterr().out
     assert "numpy:cpu (laptop)" in out
     assert "numpy:cpu (server)" in out
     assert "All of them agree with the reference" in out
     merged = json.loads((tmp_path / "both" / "report.json").read_text(encoding="utf-8"))
     assert [machine["label"] for machine in merged["machines"]] == ["laptop", "server"]
-    assert cli.main(["compare", "--merge", paths[0], output]) == 2
+    assert main(["compare", "--merge", paths[0], output]) == 2
     assert "two reports or more" in capsys.readouterr().err
 
 
 def test_progress_is_drawn_unless_quiet(small, capsys):
     small.remove("--quiet")
-    assert cli.main([*small, "--backends=numpy"]) == 0
+    assert main([*small, "--backends=numpy"]) == 0
     err = capsys.readouterr().err
     assert "float64 reference" in err
     assert "numpy:cpu" in err
@@ -123,7 +123,7 @@ def test_a_backend_that_fails_makes_the_exit_status_2(small, tmp_path, capsys, m
         raise RuntimeError("out of order")
 
     add(monkeypatch, "failing", jit=jit)
-    assert cli.main([*small, "--backends=failing,numpy"]) == 2
+    assert main([*small, "--backends=failing,numpy"]) == 2
     assert "failed: failing:cpu: RuntimeError: out of order" in capsys.readouterr().out
     report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     assert [result["error"] is None for result in report["results"]] == [False, True]
@@ -150,7 +150,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(arguments, said, tmp_path, c
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("in the way")
     try:
-        status = cli.main(arguments)
+        status = main(arguments)
     except SystemExit as stop:  # argparse's way
         status = stop.code
     out, err = capsys.readouterr()
@@ -164,7 +164,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(arguments, said, tmp_path, c
 @pytest.mark.parametrize("variable", ["AGNOSTIC_NN_PRECISION", "AGNOSTIC_NN_DETERMINISTIC"])
 def test_an_environment_that_says_no_policy_is_refused_in_one_line(monkeypatch, capsys, variable):
     monkeypatch.setenv(variable, "low")
-    assert cli.main(["backends"]) == 2
+    assert main(["backends"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"agnostic-nn: expected {variable} to be ")
@@ -174,7 +174,7 @@ def test_an_environment_that_says_no_policy_is_refused_in_one_line(monkeypatch, 
 def test_missing_data_are_refused_with_what_to_install(small, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    assert cli.main([*small, "--backends=numpy"]) == 2
+    assert main([*small, "--backends=numpy"]) == 2
     err = capsys.readouterr().err
     assert "scikit-learn" in err
     assert "pip install 'agnostic-nn[compare]'" in err
@@ -187,7 +187,7 @@ def test_a_report_that_cannot_be_written_is_said_in_one_line(small, tmp_path, ca
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    assert cli.main([*small, "--backends=numpy"]) == 1
+    assert main([*small, "--backends=numpy"]) == 1
     out, err = capsys.readouterr()
     assert "agrees over" in out
     assert "No space left on device" in err
@@ -200,7 +200,7 @@ def test_an_interrupt_ends_it_without_a_report(small, tmp_path, capsys, monkeypa
         raise KeyboardInterrupt
 
     add(monkeypatch, "interrupted", synchronize=interrupted)
-    assert cli.main([*small, "--backends=numpy,interrupted"]) == 130
+    assert main([*small, "--backends=numpy,interrupted"]) == 130
     assert capsys.readouterr() == ("", "agnostic-nn: interrupted\n")
     assert not (tmp_path / "report").exists()
 
@@ -218,22 +218,24 @@ def test_an_interrupt_ends_it_without_a_report(small, tmp_path, capsys, monkeypa
 def test_help_says_what_there_is(arguments, said, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stop:
-        cli.main([*arguments, "--help"])
+        main([*arguments, "--help"])
     assert stop.value.code == 0
     assert said in capsys.readouterr().out
 
 
 def test_the_console_script_is_this_command_line():
     (script,) = entry_points(group="console_scripts", name="agnostic-nn")
-    assert script.load() is cli.main
+    assert script.load() is main
 
 
 def test_nothing_of_compare_is_imported_before_it_is_asked_for():
-    code = "import sys, agnostic_nn, agnostic_nn.cli; print(*sorted(sys.modules))"
+    code = "import sys, agnostic_nn, agnostic_nn.diagnostics.cli.main; print(*sorted(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = found.stdout.split()
-    assert "agnostic_nn.cli" in modules
-    assert not [name for name in modules if name.startswith(("agnostic_nn.compare", "sklearn"))]
+    assert "agnostic_nn.diagnostics.cli.main" in modules
+    assert not [
+        name for name in modules if name.startswith(("agnostic_nn.diagnostics.compare", "sklearn"))
+    ]
 
 
 def test_a_report_is_written_before_a_word_is_said(small, tmp_path, monkeypatch):
@@ -244,12 +246,14 @@ def test_a_report_is_written_before_a_word_is_said(small, tmp_path, monkeypatch)
     monkeypatch.setattr("os.dup2", lambda *numbers: None)
     with (tmp_path / "out").open("w") as out:
         monkeypatch.setattr("sys.stdout", out)
-        assert cli.main([*small, "--backends=numpy"]) == 141
+        assert main([*small, "--backends=numpy"]) == 141
     assert (tmp_path / "report" / "report.json").exists()
 
 
 def test_a_terminal_without_greek_letters_gets_question_marks():
-    code = "import sys; from agnostic_nn import cli; sys.exit(cli.main(['backends']))"
+    code = (
+        "import sys; import agnostic_nn.diagnostics.cli.main as m; sys.exit(m.main(['backends']))"
+    )
     command, ascii = [sys.executable, "-P", "-c", code], {"PYTHONIOENCODING": "ascii"}
     found = subprocess.run(command, capture_output=True, check=True, env={**os.environ, **ascii})
     assert b"?" in found.stdout
@@ -258,13 +262,15 @@ def test_a_terminal_without_greek_letters_gets_question_marks():
 
 def test_the_version_is_said(capsys):
     with pytest.raises(SystemExit) as ended:
-        cli.main(["--version"])
+        main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"agnostic-nn {nn.__version__}\n"
 
 
 def test_a_reader_who_has_seen_enough_is_no_error():
-    code = "import sys; from agnostic_nn import cli; sys.exit(cli.main(['backends']))"
+    code = (
+        "import sys; import agnostic_nn.diagnostics.cli.main as m; sys.exit(m.main(['backends']))"
+    )
     command = [sys.executable, "-P", "-c", code]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()

@@ -16,35 +16,38 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn import cli, special
-from agnostic_nn.compare import (
+from agnostic_nn import ops
+from agnostic_nn.core.backend import Status
+from agnostic_nn.diagnostics.cli.main import main
+from agnostic_nn.diagnostics.compare import (
     CannotCompare,
     Workload,
     compare,
-    comparing,
+    comparison,
     controls,
-    judging,
     page,
     running,
     summary,
+    verdicts,
     write,
 )
-from agnostic_nn.compare.deviation import deviation, tolerance
-from agnostic_nn.compare.deviation import loss_deviations as deviation_of_losses
-from agnostic_nn.compare.environment import VARIABLES, environment
-from agnostic_nn.compare.report import overview as report_overview
-from agnostic_nn.compare.report import sentence
-from agnostic_nn.compare.workloads import WORKLOADS
+from agnostic_nn.diagnostics.compare.deviation import deviation, tolerance
+from agnostic_nn.diagnostics.compare.deviation import loss_deviations as deviation_of_losses
+from agnostic_nn.diagnostics.compare.environment import VARIABLES, environment
+from agnostic_nn.diagnostics.compare.report import overview as report_overview
+from agnostic_nn.diagnostics.compare.report import sentence
+from agnostic_nn.diagnostics.compare.workloads import WORKLOADS
+from agnostic_nn.diagnostics.summary import Row
 from agnostic_nn.metrics import accuracy
-from agnostic_nn.registry import Status
-from agnostic_nn.summary import Row
 from agnostic_nn.training import Trainer
 from agnostic_nn.training.checkpoint import digest
 from agnostic_nn.training.data import Examples
 from agnostic_nn.training.progress import Progress
 from agnostic_nn_backends import SHIPPED
 
-drawing = sys.modules["agnostic_nn.compare.page"]  # in the package `page` is its function
+drawing = sys.modules[
+    "agnostic_nn.diagnostics.compare.page"
+]  # in the package `page` is its function
 SCHEMA = Path(__file__).parents[1] / "docs" / "report-schema.md"
 EPSILON = float(np.finfo("float32").eps)
 NUMBERS = count()
@@ -164,7 +167,9 @@ def test_digits_stay_within_tolerance_of_the_reference(digits):
 
 
 def test_starting_parameters_are_the_same_bits_on_the_device_as_on_the_host(digits):
-    params, _, _ = comparing._start(WORKLOADS["digits-mlp"], *WORKLOADS["digits-mlp"].read()[:1], 0)
+    params, _, _ = comparison._start(
+        WORKLOADS["digits-mlp"], *WORKLOADS["digits-mlp"].read()[:1], 0
+    )
     on_host = digest(dict(nn.trees.named_leaves(params)))
     assert only(digits)["start_sha256"] == digits["start_sha256"] == on_host
 
@@ -218,7 +223,7 @@ def test_compare_trains_as_a_trainer_does(backend):
     train, test = SPIRALS.read()
     trainer = Trainer(SPIRALS.model, SPIRALS.loss, SPIRALS.optimizer, backend=backend, seed=5)
     trainer.fit(train.x, train.target, epochs=2, batch_size=16, verbose=0)
-    task = running.Task(SPIRALS, train, test, comparing._start(SPIRALS, train, 5), 2, 5)
+    task = running.Task(SPIRALS, train, test, comparison._start(SPIRALS, train, 5), 2, 5)
     done = running.run(task, backend, "float32", "", Progress())
     assert len(done.losses) == task.steps == STEPS
     assert done.metric == pytest.approx(trainer.evaluate(test.x, test.target)["accuracy"])
@@ -272,7 +277,7 @@ def test_without_names_everything_runs_but_what_cannot_and_test_libraries(monkey
         Status("absent", None, (), "absent needs\n  a package"),
         Status("array_api_strict", "2.4", (host,), None),
     ]
-    monkeypatch.setattr(comparing, "backends", lambda: iter(known))
+    monkeypatch.setattr(comparison, "backends", lambda: iter(known))
     report = compare(SPIRALS, epochs=1)
     assert only(report)["backend"] == "numpy"
     absent, strict = report["left_out"]
@@ -357,7 +362,7 @@ def test_a_reference_that_diverges_is_said_to():
 
 def test_a_wrong_function_is_seen_in_every_deviation(monkeypatch):
     def wrong_in_float32(x):
-        return special.silu(x) * (0.999 if x.dtype == np.float32 else 1.0)
+        return ops.silu(x) * (0.999 if x.dtype == np.float32 else 1.0)
 
     monkeypatch.setattr("agnostic_nn.layers.activations.silu", wrong_in_float32)
     result = only(compare(SPIRALS, ["numpy"]))
@@ -621,7 +626,7 @@ def test_fast_that_changes_nothing_is_said_too():
 
 def test_each_backend_is_probed_once_and_for_float32_only(monkeypatch):
     probed = []
-    monkeypatch.setattr(comparing.policies, "probe", lambda one: probed.append(one) or {})
+    monkeypatch.setattr(comparison.policies, "probe", lambda one: probed.append(one) or {})
     report = compare(SPIRALS, ["numpy"], dtypes=["float64", "float32"], epochs=1, sizes=())
     assert probed == [nn.backend("numpy")]
     assert [result["probe"] for result in report["results"]] == [None, {}]
@@ -631,7 +636,7 @@ def test_a_probe_that_fails_takes_no_result_away(monkeypatch):
     def fail(backend):
         raise MemoryError("no room\nfor it")
 
-    monkeypatch.setattr(comparing.policies, "probe", fail)
+    monkeypatch.setattr(comparison.policies, "probe", fail)
     report = compare(SPIRALS, ["numpy"], epochs=1)
     assert only(report)["error"] is only(report)["probe"] is None
     said = "It is strict, but no probe of it can be made: MemoryError: no room for it."
@@ -646,11 +651,11 @@ def test_less_than_the_precision_that_was_asked_for_is_amber_and_no_success(
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
     monkeypatch.setitem(sys.modules, "jinja2", None)  # pages take seconds to draw
     less = {way: dict.fromkeys(FLOAT32, "TensorFloat-32") for way in ("eager", "compiled")}
-    monkeypatch.setattr(comparing.policies, "probe", lambda backend: less)
+    monkeypatch.setattr(comparison.policies, "probe", lambda backend: less)
     asked = ["compare", "--backends=numpy", "--workload=breast-cancer", "--epochs=1", "--quiet"]
     asked += ["--no-batches", f"--output={tmp_path}"]
-    assert cli.main([*asked, "--precision=fast"]) == 0
-    assert cli.main([*asked, "--precision=strict"]) == 2
+    assert main([*asked, "--precision=fast"]) == 0
+    assert main([*asked, "--precision=strict"]) == 2
     report = read_strictly(tmp_path / "report.json")
     assert report["verdict"]["status"] == only(report)["status"] == "not judged"
     assert only(report)["verdict"] == "agrees over 15 steps, but is not shown to be strict"
@@ -687,7 +692,7 @@ def test_what_cannot_be_deterministic_is_a_result_if_named_and_else_left_out(pre
     named, _ = compare(SPIRALS, [name, "numpy"], epochs=1, deterministic=True)["results"]
     said = f"{name}:cpu: it never does the same again"
     assert named["error"] == said
-    monkeypatch.setattr(comparing, "backends", lambda: iter(known))
+    monkeypatch.setattr(comparison, "backends", lambda: iter(known))
     report = compare(SPIRALS, epochs=1, deterministic=True)
     assert only(report)["backend"] == "numpy"
     assert only(report)["deterministic"] is True
@@ -697,7 +702,7 @@ def test_what_cannot_be_deterministic_is_a_result_if_named_and_else_left_out(pre
 
 def test_every_variable_that_we_know_to_matter_is_reported():
     root = Path(__file__).parents[1]
-    files = [root / "agnostic_nn" / "policies.py", *(root / "backends").rglob("*.py")]
+    files = [root / "agnostic_nn" / "core" / "policies.py", *(root / "backends").rglob("*.py")]
     home = r"\b(?:AGNOSTIC_NN|CUBLAS|CUPY|JAX|MKL|NVIDIA|ONEDNN|TORCH|XLA)_[A-Z0-9_]+\b"
     told = {name for path in files for name in re.findall(home, path.read_text(encoding="utf-8"))}
     assert told
@@ -710,12 +715,12 @@ def test_the_command_line_says_the_policy(monkeypatch, tmp_path, capsys):
     asked = ["compare", "--backends=numpy", "--workload=breast-cancer", "--epochs=1", "--quiet"]
     asked += ["--no-batches", f"--output={tmp_path}"]
     monkeypatch.setenv("AGNOSTIC_NN_PRECISION", "strict")
-    assert cli.main([*asked, "--precision=fast", "--deterministic"]) == 0
+    assert main([*asked, "--precision=fast", "--deterministic"]) == 0
     report = read_strictly(tmp_path / "report.json")
     assert (only(report)["precision"], only(report)["deterministic"]) == ("fast", True)
     assert report["machines"][0]["environment"]["variables"]["AGNOSTIC_NN_PRECISION"] == "strict"
     for option in ("--precision=fast", "--deterministic"):
-        assert cli.main(["compare", option, "--merge", "a.json", "b.json"]) == 2
+        assert main(["compare", option, "--merge", "a.json", "b.json"]) == 2
         assert "has no meaning here: --merge trains nothing" in capsys.readouterr().err
 
 
@@ -864,11 +869,11 @@ def test_control_runs_without_any_rounding_are_the_reference(monkeypatch):
     monkeypatch.setattr(controls, "_blurred", lambda leaf, epsilon, draw: leaf)
     for workload in CONTROLLED:
         train, test = workload.read()
-        start = comparing._start(workload, train, 0)
+        start = comparison._start(workload, train, 0)
         task = running.Task(workload, train, test, start, 2, 0)
         host = nn.backend("numpy")
         reference = running.run_reference(task, host, "float64", "", Progress())
-        context = comparing._context(task, reference, task.chains(), "float32")
+        context = comparison._context(task, reference, task.chains(), "float32")
         done = controls.Controls(task, Progress(), host)._perturbed(context)
         assert done.losses == reference.losses
         for ours, theirs in zip(
@@ -1015,7 +1020,7 @@ def test_a_fault_a_little_larger_than_rounding_is_caught(pretend, quantity):
 def first_probe(workload, weight=None):
     """The context of a comparison, and the reference of the first step."""
     train, test = workload.read()
-    params, *rest = comparing._start(workload, train, 0)
+    params, *rest = comparison._start(workload, train, 0)
     if weight is not None:
         params = (
             {"weight": np.asarray(weight, np.float32), "bias": params[0]["bias"]},
@@ -1023,7 +1028,7 @@ def first_probe(workload, weight=None):
         )
     task = running.Task(workload, train, test, (params, *rest), 1, 0)
     reference = running.run_reference(task, nn.backend("numpy"), "float64", "", Progress())
-    context = comparing._context(task, reference, task.chains(), "float32")
+    context = comparison._context(task, reference, task.chains(), "float32")
     return context, context.references[0]
 
 
@@ -1042,9 +1047,9 @@ def test_rounding_is_sampled_until_it_explains_a_result():
 
         wrong = expected.copy()
         wrong.flat[3] += 3.0 * stages[0]
-        entry = judging._measured(wrong, expected, 0.0, 1, context, spread)
+        entry = verdicts._measured(wrong, expected, 0.0, 1, context, spread)
         assert called == list(range(last))
-        assert judging.is_far(entry) == (last == 3)
+        assert verdicts.is_far(entry) == (last == 3)
 
 
 def test_a_jump_that_rounding_may_cause_is_not_a_difference():
@@ -1061,10 +1066,10 @@ def test_a_jump_that_rounding_may_cause_is_not_a_difference():
     jumped = expected.copy()
     jumped[0] *= 1.0 - 1.0 / rows  # one row has no gradient there
     assert reference.spread(name, "float32", 1) < 1e-2 * abs(expected[0]) / rows
-    entry, why = judging._probed(name, jumped, reference, context)
-    assert (judging.is_far(entry), why) == (False, None)
-    entry, why = judging._probed("gradients.0.weight", jumped * np.nan, reference, context)
-    assert (judging.is_far(entry), why) == (True, None)
+    entry, why = verdicts._probed(name, jumped, reference, context)
+    assert (verdicts.is_far(entry), why) == (False, None)
+    entry, why = verdicts._probed("gradients.0.weight", jumped * np.nan, reference, context)
+    assert (verdicts.is_far(entry), why) == (True, None)
 
 
 def growing(t):
@@ -1150,12 +1155,12 @@ def test_the_sentence_takes_the_worst_of_what_its_table_shows(spirals):
 
 def test_a_reference_that_is_wrong_itself_is_said_to_be():
     model = nn.Sequential(nn.Dense(8), nn.GELU(), nn.Dense(2))  # which takes erfc
-    right = special.erfc.dispatch(np.ndarray)
-    special.erfc.register(np.ndarray, lambda x: right(x) * (0.99 if x.dtype == np.float64 else 1))
+    right = ops.erfc.dispatch(np.ndarray)
+    ops.erfc.register(np.ndarray, lambda x: right(x) * (0.99 if x.dtype == np.float64 else 1))
     try:
         report = compare(replace(SPIRALS, model=model), ["numpy"], sizes=())
     finally:
-        special.erfc.register(np.ndarray, right)
+        ops.erfc.register(np.ndarray, right)
     result = only(report)
     assert report["reference"]["agrees"] is False
     assert {each["quantity"] for each in result["not_judged"]} >= {"losses", "parameters"}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn.compare import CannotCompare, Workload, compare, merge, summary, write
+from agnostic_nn.diagnostics.compare import CannotCompare, Workload, compare, merge, summary, write
 from agnostic_nn.metrics import accuracy
 from agnostic_nn.training.data import Examples
 

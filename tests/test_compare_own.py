@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn import cli
+from agnostic_nn.diagnostics.cli.main import main, parser
 
 MODULE = """
 import agnostic_nn as nn
@@ -73,7 +73,7 @@ def folder(tmp_path, monkeypatch):
 
 def trained(capsys, *arguments):
     asked = ["compare", "--backends=numpy", "--epochs=2", "--no-batches", "--quiet"]
-    status = cli.main([*asked, *arguments])
+    status = main([*asked, *arguments])
     assert (status, capsys.readouterr().err) == (0, "")
     with open("report/report.json", encoding="utf-8") as file:
         return json.load(file)
@@ -169,7 +169,7 @@ LABELS = ("--model=mine:model", "--data=labels.npz")
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(folder, capsys, arguments, said):
-    assert cli.main(["compare", "--quiet", *arguments]) == 2
+    assert main(["compare", "--quiet", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert said in err
@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_refused_in_one_line(folder, capsys, arguments, sai
 def test_arguments_are_read_and_never_run(folder, capsys):
     run = "__import__('pathlib').Path('ran').touch()"
     for asked in (f"Adam(rate={run})", f"Adam({run})", run, f"(lambda: {run})()"):
-        assert cli.main(["compare", *LABELS, "--quiet", f"--optimizer={asked}"]) == 2
+        assert main(["compare", *LABELS, "--quiet", f"--optimizer={asked}"]) == 2
     capsys.readouterr()
     assert not (folder / "ran").exists()
 
@@ -194,7 +194,7 @@ QUICK = ("compare", "--backends=numpy", "--epochs=2", "--no-batches", "--quiet")
 
 def printed(capsys, *arguments):
     """The exit status, what is printed, and the report."""
-    status = cli.main([*QUICK, *arguments])
+    status = main([*QUICK, *arguments])
     with open("report/report.json", encoding="utf-8") as file:
         return status, capsys.readouterr().out, json.load(file)
 
@@ -228,7 +228,7 @@ def test_a_difference_is_status_1_and_the_command_that_is_printed_runs(folder, c
     (words,) = pasted(out)
     assert words == shlex.split(result["command"])
     assert words[:2] == ["agnostic-nn", "bisect"]
-    chosen = vars(cli.parser().parse_args(words[1:]))
+    chosen = vars(parser().parse_args(words[1:]))
     assert chosen["backends"] == ["numpy:cpu"]
     assert (chosen["model"], str(chosen["data"])) == ("mine:model", "labels.npz")
     assert (chosen["seed"], chosen["batch_size"], chosen["steps"]) == (3, 16, 0)
@@ -236,7 +236,7 @@ def test_a_difference_is_status_1_and_the_command_that_is_printed_runs(folder, c
     assert chosen["optimizer"] == "SGD(rate=0.1)"
     markdown = (folder / "report" / "report.md").read_text(encoding="utf-8")
     assert pasted(markdown) == [words]
-    assert cli.main(words[1:]) == 1
+    assert main(words[1:]) == 1
     assert "0, Dense(width=8" in capsys.readouterr().out
 
 
@@ -244,7 +244,7 @@ def test_commands_name_the_dtype_and_the_policy_of_a_run(folder, capsys, rough):
     asked = ["--model=mine:model", "--data=labels.npz", "--dtypes=float32,float64"]
     _, out, _ = printed(capsys, *asked, "--precision=fast", "--deterministic")
     commands = pasted(out)
-    backends = [cli.parser().parse_args(words[1:]).backends for words in commands]
+    backends = [parser().parse_args(words[1:]).backends for words in commands]
     assert backends == [["numpy:cpu@fast@deterministic"], ["numpy:cpu@float64@fast@deterministic"]]
     assert all("--batch-size" not in words and "--seed" not in words for words in commands)
 
@@ -257,13 +257,13 @@ def test_what_cannot_be_judged_is_status_2_and_named(folder, capsys):
     status, out, report = printed(capsys, *asked, "--optimizer=SGD(0.02)")
     assert (status, report["verdict"]["status"]) == (0, "agrees")
     assert "NOT JUDGED" not in out
-    assert cli.main([*QUICK, *asked, "--backends=numpy:tape"]) == 2
+    assert main([*QUICK, *asked, "--backends=numpy:tape"]) == 2
     assert "numpy has no device 'tape'" in capsys.readouterr().out
 
 
 def test_the_help_says_what_the_exit_status_means(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["compare", "--help"])
+        main(["compare", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "0 if all was judged and agrees" in said
     assert "1 if a backend differs" in said

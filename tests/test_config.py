@@ -18,7 +18,7 @@ def through_json(thing):
 
 def of_ones_own(layer):
     """Whether a layer holds what only tests use."""
-    theirs = type(layer).__module__.startswith(("cases", "agnostic_nn.checking.specimens"))
+    theirs = type(layer).__module__.startswith(("cases", "agnostic_nn.diagnostics.examples"))
     return theirs or "Lambda(" in repr(layer)
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn import cli, registry, special
-from agnostic_nn.conformance import (
+from agnostic_nn import ops
+from agnostic_nn.core import backend
+from agnostic_nn.diagnostics.cli.main import main
+from agnostic_nn.diagnostics.conformance import (
     NEEDS,
     SECTIONS,
     THROUGH,
@@ -66,7 +68,7 @@ def test_a_library_without_an_adapter_carries_everything(bare):
 
 def test_nothing_is_skipped_without_a_reason_and_skips_are_counted(bare):
     found = conformance(bare, only="special functions")
-    assert [one.name for one in found.findings] == list(special.__all__)
+    assert [one.name for one in found.findings] == list(ops.__all__)
     skipped = [one for one in found.findings if one.verdict == "skipped"]
     assert all(one.reason.startswith("tried through ") for one in skipped)
     assert found.totals["skipped"] == len(skipped)
@@ -107,9 +109,9 @@ def lack_take_along_axis(strict, monkeypatch):
     monkeypatch.delattr(strict, "take_along_axis")
 
 
-def widen_exponentials(strict, monkeypatch):
-    right = strict.exp
-    monkeypatch.setattr(strict, "exp", lambda x, /: strict.astype(right(x), strict.float64))
+def widen_tanh(strict, monkeypatch):
+    right = strict.tanh
+    monkeypatch.setattr(strict, "tanh", lambda x, /: strict.astype(right(x), strict.float64))
 
 
 def err_by_64_roundings(strict, monkeypatch):
@@ -158,9 +160,9 @@ FAULTS = [  # what is planted; section, name, verdict and a part of the reason; 
         None,
     ),
     (
-        widen_exponentials,
+        widen_tanh,
         "layers",
-        "SiLU",
+        "Tanh",
         "wrong",
         "is float64 (4, 5), expected float32 (4, 5)",
         "Softsign",
@@ -314,7 +316,7 @@ def test_the_adapter_that_is_an_example_has_every_name():
     body = ast.parse(path.read_text(encoding="utf-8")).body
     assigned = (one for one in body if isinstance(one, ast.Assign))
     values = {ast.unparse(one.targets[0]): one.value for one in assigned}
-    assert set(ast.literal_eval(values["__all__"])) == set(registry.ADAPTER)
+    assert set(ast.literal_eval(values["__all__"])) == set(backend.ADAPTER)
 
 
 # --- the command and its page -----------------------------------------------------------
@@ -323,7 +325,7 @@ def test_the_adapter_that_is_an_example_has_every_name():
 def test_the_command_prints_and_writes_what_it_found(tmp_path, capsys):
     files = tmp_path / "new" / "found.json", tmp_path / "new" / "found.md"
     asked = ["conformance", "numpy", "--bare", "--only=losses"]
-    assert cli.main([*asked, f"--json={files[0]}", f"--markdown={files[1]}"]) == 0
+    assert main([*asked, f"--json={files[0]}", f"--markdown={files[1]}"]) == 0
     out = capsys.readouterr().out
     data, page = json.loads(files[0].read_text("utf-8")), files[1].read_text("utf-8")
     assert data["totals"]["unsupported"] == 0
@@ -362,7 +364,7 @@ def test_what_hangs_or_ends_the_process_is_unsupported_and_the_rest_is_tried(tmp
     (tmp_path / "adapter_of_mine.py").write_text(MINE, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     asked = "adapter_of_mine", "--only=arrays", "--seconds=3", "--json=found.json"
-    assert cli.main(["conformance", *asked]) == 1
+    assert main(["conformance", *asked]) == 1
     found = json.loads((tmp_path / "found.json").read_text("utf-8"))
     assert (found["backend"], found["version"]) == ("adapter_of_mine:cpu", "1.5")
     named = {one["name"].split(",")[0]: one for one in found["findings"]}
@@ -409,7 +411,7 @@ SENSELESS = [
 
 @pytest.mark.parametrize(("arguments", "said"), SENSELESS, ids=lambda value: str(value)[:30])
 def test_what_makes_no_sense_is_refused(capsys, arguments, said):
-    assert cli.main(["conformance", *arguments]) == 2
+    assert main(["conformance", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert said in err
@@ -426,12 +428,12 @@ def used(path):
 
 
 def test_what_a_backend_must_have_is_what_the_library_uses():
-    core = ("special", "layers", "blocks", "losses", "optimizers")
+    core = ("ops", "layers", "blocks", "losses", "optimizers")
     files = [path for folder in core for path in (ROOT / "agnostic_nn" / folder).glob("*.py")]
-    alone = ("arrays", "initializers", "metrics", "random", "schedules", "training/steps")
+    alone = ("core/arrays", "core/random", "initializers", "metrics", "schedules", "training/steps")
     files += [ROOT / "agnostic_nn" / f"{name}.py" for name in alone]
     asked = {name for path in files for name in used(path)}
-    where = "NEEDS in agnostic_nn/conformance/findings.py, and docs/conformance.md"
+    where = "NEEDS in agnostic_nn/diagnostics/conformance/results.py, and docs/conformance.md"
     assert asked - {"float64"} == set(NEEDS), where
     page = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
     for name in NEEDS:

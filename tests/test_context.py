@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
+from agnostic_nn.core.trees import tree_map
 from agnostic_nn.losses.base import check_of, metrics_of, takes
 from agnostic_nn.training.config import describe, rebuild
-from agnostic_nn.trees import tree_map
 
 RAMP = nn.schedules.Linear(0.0, 1.0, steps=8)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn.special import convolve, convolve_input, convolve_weight
+from agnostic_nn.ops import convolve, convolve_input, convolve_weight
 
 ways = pytest.mark.parametrize("way", ["native", "standard"])
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
+from agnostic_nn.core.trees import leaves
 from agnostic_nn.training import make_step
-from agnostic_nn.trees import leaves
 
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 

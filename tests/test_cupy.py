@@ -29,11 +29,12 @@ from cases import arrays_for, layer_cases, run
 
 import agnostic_nn as nn
 import agnostic_nn_backends
-from agnostic_nn import arrays, random, special
-from agnostic_nn.explaining.notebooks import rounded_cross_entropy
-from agnostic_nn.registry import Backend
+from agnostic_nn import ops, random
+from agnostic_nn.core import arrays
+from agnostic_nn.core.backend import Backend
+from agnostic_nn.core.trees import leaves, named_leaves
+from agnostic_nn.diagnostics.explain.notebooks import rounded_cross_entropy
 from agnostic_nn.training import Trainer, make_step
-from agnostic_nn.trees import leaves, named_leaves
 
 LIBRARY = Path(nn.__file__).parent
 ADAPTER = Path(agnostic_nn_backends.__file__).parent / "cupy.py"
@@ -250,7 +251,7 @@ class Recorder:
 def standard_only():
     """NumPy without the native versions that its adapter brings."""
     kinds = (np.ndarray, np.generic, np.bool_, bool)
-    dispatched = [f for m in (special, random) for f in vars(m).values() if hasattr(f, "dispatch")]
+    dispatched = [f for m in (ops, random) for f in vars(m).values() if hasattr(f, "dispatch")]
     native = {(f, k): f.dispatch(k) for f in dispatched for k in kinds if k in f.registry}
     for function, kind in native:
         function.register(kind, function.dispatch(object))
@@ -294,8 +295,8 @@ def use_what_no_case_does(xp):
     nn.schedules.Constant(0.1)(y)
     nn.softmax_cross_entropy(y, y / 3, label_smoothing=0.1)
     nn.accuracy(y, y)
-    special.indexing.add_sorted(y, np.asarray([1, 0]), 2)
-    special.all_finite.dispatch(object)(y, y)
+    ops.indexing.add_sorted(y, np.asarray([1, 0]), 2)
+    ops.all_finite.dispatch(object)(y, y)
     rounded_cross_entropy(y, y)
     arrays.first_true(y > 2)
 
@@ -462,11 +463,11 @@ CUPY = SimpleNamespace(
 
 
 def native_erf(x):
-    return on_current_device(special.erf.dispatch(np.ndarray), x)
+    return on_current_device(ops.erf.dispatch(np.ndarray), x)
 
 
 def native_erfc(x):
-    return on_current_device(special.erfc.dispatch(np.ndarray), x)
+    return on_current_device(ops.erfc.dispatch(np.ndarray), x)
 
 
 @pytest.fixture
@@ -540,11 +541,11 @@ def test_the_adapter_brings_its_own_erf_and_scatter_add(stand_in):
     updates, index = np.ones((5, 2)), np.array([0, 2, 2, 0, 2], np.int32)
     for backend in stand_in:
         adapter = backend.adapter
-        assert special.erf.dispatch(CupyArray) is native_erf
-        assert special.scatter_add.dispatch(CupyArray).__module__ == adapter.__name__
-        found = backend.to_numpy(backend.jit(special.erf)(backend.asarray(x)))
-        np.testing.assert_array_equal(found, special.erf(x))
-        add = backend.jit(lambda updates, index: special.scatter_add(updates, index, 4))
+        assert ops.erf.dispatch(CupyArray) is native_erf
+        assert ops.scatter_add.dispatch(CupyArray).__module__ == adapter.__name__
+        found = backend.to_numpy(backend.jit(ops.erf)(backend.asarray(x)))
+        np.testing.assert_array_equal(found, ops.erf(x))
+        add = backend.jit(lambda updates, index: ops.scatter_add(updates, index, 4))
         found = backend.to_numpy(add(backend.asarray(updates), backend.asarray(index)))
         np.testing.assert_array_equal(found, [[2, 2], [0, 0], [3, 3], [0, 0]])
 
@@ -592,7 +593,7 @@ def test_the_adapter_adds_nothing_in_memory_if_it_has_to_be_deterministic(stand_
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     given = stand_in[0].asarray((np.ones((3, 2)), np.array([0, 1, 0])))
     with pytest.raises(AssertionError, match="in whatever order"):
-        special.scatter_add(*given, 2)  # by no backend, and so under no policy
+        ops.scatter_add(*given, 2)  # by no backend, and so under no policy
     with pytest.raises(AssertionError, match="in whatever order"):
         train("choices", stand_in[1])
 
@@ -768,7 +769,7 @@ def test_a_gpu_finds_the_largest_among_infinities(gpu):
             found = gpu.to_numpy(getattr(gpu.xp, name)(gpu.asarray(x), axis=axis))
             np.testing.assert_array_equal(found, getattr(np, name)(x, axis=axis))
     assert float(gpu.xp.max(gpu.asarray(x[:2]))) == 2.0
-    found = gpu.to_numpy(nn.special.log_softmax(gpu.asarray(x[:2])))
+    found = gpu.to_numpy(nn.ops.log_softmax(gpu.asarray(x[:2])))
     np.testing.assert_array_equal(found, [[-inf, 0.0, -inf], [-inf, -inf, 0.0]])
 
 
@@ -781,7 +782,7 @@ def test_a_gpu_adds_up_repeated_indices(gpu, dtype, integer):
     updates = generator.integers(-8, 9, (5000, 2)).astype(dtype)
     expected = np.zeros((4, 2), dtype)
     np.add.at(expected, index, updates)
-    found = special.scatter_add(gpu.asarray(updates), gpu.asarray(index), 4)
+    found = ops.scatter_add(gpu.asarray(updates), gpu.asarray(index), 4)
     np.testing.assert_array_equal(gpu.to_numpy(found), expected)
 
 
@@ -799,7 +800,7 @@ def test_a_deterministic_gpu_gives_the_same_bits_again(gpu):
     generator = np.random.default_rng(0)
     updates = gpu.asarray(generator.standard_normal((100_000, 16)).astype(np.float32))
     index = gpu.asarray(generator.integers(0, 5, 100_000).astype(np.int32))
-    add = certain.jit(lambda updates, index: special.scatter_add(updates, index, 5))
+    add = certain.jit(lambda updates, index: ops.scatter_add(updates, index, 5))
     first, *others = (gpu.to_numpy(add(updates, index)).tobytes() for _ in range(10))
     assert set(others) == {first}
     for workload in WORKLOADS:
@@ -811,7 +812,7 @@ def test_a_deterministic_gpu_gives_the_same_bits_again(gpu):
 
 def test_a_gpus_erf_is_that_of_the_c_library(gpu):
     x = np.linspace(-7.0, 7.0, 1001)
-    found = gpu.to_numpy(special.erf(gpu.asarray(x)))
+    found = gpu.to_numpy(ops.erf(gpu.asarray(x)))
     np.testing.assert_allclose(
         found, [math.erf(value) for value in x], rtol=4 * np.finfo(float).eps
     )

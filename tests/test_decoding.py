@@ -5,7 +5,7 @@ import pytest
 from cases import layer_cases
 
 import agnostic_nn as nn
-from agnostic_nn.trees import leaves, named_leaves, tree_map
+from agnostic_nn.core.trees import leaves, named_leaves, tree_map
 
 HOST = nn.backend("numpy").xp
 CAUSAL = nn.MultiHeadAttention(2, causal=True)

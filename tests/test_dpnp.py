@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn import arrays, random, special
+from agnostic_nn import ops, random
+from agnostic_nn.core import arrays
+from agnostic_nn.core.trees import leaves
 from agnostic_nn.training import Trainer, make_step
-from agnostic_nn.trees import leaves
 
 dpctl = pytest.importorskip("dpctl", reason="dpnp is not installed")
 dpnp = pytest.importorskip("dpnp", reason="dpnp is not installed")
@@ -65,10 +66,10 @@ CALLS = {  # name: function of a key, of two rows of three numbers, and of two r
     "TruncatedNormal": lambda key, y, index: nn.TruncatedNormal()(key, (3, 4), DTYPE),
     "he_uniform": lambda key, y, index: nn.he_uniform(key, (3, 4), DTYPE),
     "lecun_normal": lambda key, y, index: nn.lecun_normal(key, (3, 4), DTYPE),
-    "erf": lambda key, y, index: special.erf(y),
-    "standard-only erf": lambda key, y, index: special.erf.dispatch(object)(y),
-    "scatter_add": lambda key, y, index: special.scatter_add(y, index, 4),
-    "all_finite": lambda key, y, index: special.all_finite(y, y),
+    "erf": lambda key, y, index: ops.erf(y),
+    "standard-only erf": lambda key, y, index: ops.erf.dispatch(object)(y),
+    "scatter_add": lambda key, y, index: ops.scatter_add(y, index, 4),
+    "all_finite": lambda key, y, index: ops.all_finite(y, y),
     "smoothing": lambda key, y, index: nn.softmax_cross_entropy(y, y / 3, label_smoothing=0.1),
     "weights": lambda key, y, index: nn.softmax_cross_entropy(y, index, y[:, 0]),
     "accuracy": lambda key, y, index: nn.accuracy(y, index),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn.compare import WORKLOADS, CannotCompare, compare
+from agnostic_nn.diagnostics.compare import WORKLOADS, CannotCompare, compare
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 SCRIPT = str(Path(__file__).parents[1] / "examples" / "convolutional_network.py")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from agnostic_nn.arrays import namespace
+from agnostic_nn.core.arrays import namespace
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -16,11 +16,11 @@ from cases import inputs, layer_cases
 from test_examples import NOTEBOOKS, numbers
 
 import agnostic_nn as nn
-from agnostic_nn.cli import main
-from agnostic_nn.commands.explain import EXAMPLES
-from agnostic_nn.explaining import notebooks
-from agnostic_nn.explaining.drawing import heat_map
-from agnostic_nn.explaining.formulas import (
+from agnostic_nn.core.trees import leaves, named_leaves, tree_map
+from agnostic_nn.diagnostics.cli.explain import EXAMPLES
+from agnostic_nn.diagnostics.cli.main import main
+from agnostic_nn.diagnostics.explain import notebooks
+from agnostic_nn.diagnostics.explain.formulas import (
     FORMULAS,
     Formula,
     formula_of,
@@ -29,11 +29,11 @@ from agnostic_nn.explaining.formulas import (
     plain,
     told,
 )
-from agnostic_nn.explaining.numbers import facts, is_small, shown, thinned, tiles
-from agnostic_nn.explaining.walk import walk
-from agnostic_nn.pages import formula as mathml
-from agnostic_nn.summary import summarize
-from agnostic_nn.trees import leaves, named_leaves, tree_map
+from agnostic_nn.diagnostics.explain.html import heat_map
+from agnostic_nn.diagnostics.explain.numbers import facts, is_small, shown, thinned, tiles
+from agnostic_nn.diagnostics.explain.walk import walk
+from agnostic_nn.diagnostics.summary import summarize
+from agnostic_nn.display.pages import formula as mathml
 
 PAGES = Path(__file__).parents[1] / "docs" / "explain"
 XP = nn.backend("numpy").xp

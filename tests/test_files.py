@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from agnostic_nn import files
-from agnostic_nn.files import replacing, write_text
+from agnostic_nn.core import files
+from agnostic_nn.core.files import replacing, write_text
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links, modes and pipes as POSIX has them")
 

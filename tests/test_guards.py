@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn.guards import Guarded, guarded, names_of
+from agnostic_nn.core.guards import Guarded, guarded, names_of
 
 # --- each place where a value may stand -----------------------------------------------------
 # A maker returns (function of x, change): `change()` makes the function's factor 3 instead of 2.

@@ -20,16 +20,17 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn.arrays import float_bits, namespace
-from agnostic_nn.atomic import StateLost
-from agnostic_nn.special.precision import is_narrow
+from agnostic_nn.core.arrays import float_bits, namespace
+from agnostic_nn.core.atomic import StateLost
+from agnostic_nn.core.trees import leaves, tree_map
+from agnostic_nn.ops.precision import is_narrow
 from agnostic_nn.training import data
 from agnostic_nn.training import trainer as trainer_module
 from agnostic_nn.training.interrupts import DeferredInterrupts
-from agnostic_nn.trees import leaves, tree_map
-from agnostic_nn_backends import kernels, replay
-from agnostic_nn_backends.commit import Commit
-from agnostic_nn_backends.replay import Program
+from agnostic_nn_backends.replay import kernels
+from agnostic_nn_backends.replay import program as replay
+from agnostic_nn_backends.replay.commit import Commit
+from agnostic_nn_backends.replay.program import Program
 
 X = np.random.default_rng(0).standard_normal((32, 12), dtype=np.float32)
 LABELS = np.arange(32) % 3
@@ -268,8 +269,8 @@ def test_floating_point_errors_leave_a_whole_number_of_steps(chosen, how, taken)
 def test_floating_point_errors_of_a_commit_are_reported_as_the_user_has_set_it(backend, capsys):
     if backend.name != "numpy":
         pytest.skip("only NumPy reports floating-point errors")
-    from agnostic_nn_backends.numpy_calls import library
-    from agnostic_nn_backends.replay import replayed
+    from agnostic_nn_backends.numpy.tracing import library
+    from agnostic_nn_backends.replay.program import replayed
 
     square = replayed(lambda old: (old * old,), library, (0,))
     heard = []
@@ -376,7 +377,7 @@ def test_an_error_in_a_thread_that_shares_a_kernel_leaves_a_whole_number_of_step
         pytest.skip("only kernels are shared by threads")
     from importlib import import_module
 
-    library = import_module(f"agnostic_nn_backends.{backend.name}_calls").library
+    library = import_module(f"agnostic_nn_backends.{backend.name}.tracing").library
     monkeypatch.setattr(kernels, "MANY", 1)
     monkeypatch.setattr(type(library), "threads", lambda self: 3)
     trainer, whole = advance(make(backend), 4), Whole(backend)
@@ -617,7 +618,7 @@ def test_an_exception_while_a_program_is_tried_leaves_a_whole_number_of_steps(
 
 
 def test_arguments_that_an_exception_kept_from_a_program_are_bound_at_the_next_call():
-    from agnostic_nn_backends.numpy_calls import library
+    from agnostic_nn_backends.numpy.tracing import library
 
     one, other = np.ones(5), np.arange(5.0)
     program = Program(lambda x: (x * 2.0 + 1.0,), (one,), library, ())

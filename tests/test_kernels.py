@@ -8,10 +8,18 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from agnostic_nn_backends import kernels
 from agnostic_nn_backends.exponential import HALFWAY
-from agnostic_nn_backends.kernels import Array, Call, Operand, is_exact, kernel, kind, spread
-from agnostic_nn_backends.numpy_calls import two_to
+from agnostic_nn_backends.numpy.tracing import two_to
+from agnostic_nn_backends.replay import kernels
+from agnostic_nn_backends.replay.kernels import (
+    Array,
+    Call,
+    Operand,
+    is_exact,
+    kernel,
+    kind,
+    spread,
+)
 
 pytest.importorskip("llvmlite", reason="it is what compiles kernels")
 
@@ -532,7 +540,7 @@ def test_all_parts_are_waited_for_and_what_goes_wrong_is_told():
 
 FORKED = """
 import os, signal, warnings
-from agnostic_nn_backends.kernels import spread
+from agnostic_nn_backends.replay.kernels import spread
 warnings.simplefilter("ignore")
 done = []
 spread(done.append, (1,), (2,), (3,))

@@ -9,8 +9,8 @@ from cases import Case, arrays_for, kinds, layer_cases, run
 
 import agnostic_nn as nn
 from agnostic_nn import check
-from agnostic_nn.arrays import device
-from agnostic_nn.trees import leaves, named_leaves, tree_map
+from agnostic_nn.core.arrays import device
+from agnostic_nn.core.trees import leaves, named_leaves, tree_map
 
 CASES = layer_cases()
 each_case = pytest.mark.parametrize("case", CASES, ids=str)

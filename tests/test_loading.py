@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn.loading import CannotLoad, load, load_layer
+from agnostic_nn.diagnostics.loading import CannotLoad, load, load_layer
 
 MINE = """
 import agnostic_nn as nn

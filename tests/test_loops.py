@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn.special import scan, scan_as
-from agnostic_nn.trees import leaves, named_leaves, tree_map
+from agnostic_nn.core.trees import leaves, named_leaves, tree_map
+from agnostic_nn.ops import scan, scan_as
 
 ways = pytest.mark.parametrize("way", ["native", "standard"])
 

@@ -15,11 +15,11 @@ import agnostic_nn as nn
 from agnostic_nn import binary_cross_entropy as binary
 from agnostic_nn import mean_squared_error as mse
 from agnostic_nn import softmax_cross_entropy as softmax
-from agnostic_nn.checking.inputs import batched
-from agnostic_nn.checking.specimens import LOSSES as SPECIMENS
+from agnostic_nn.core.trees import leaves, tree_map
+from agnostic_nn.diagnostics.examples import LOSSES as SPECIMENS
+from agnostic_nn.diagnostics.gradcheck.inputs import batched
 from agnostic_nn.losses.base import check_of, metrics_of
 from agnostic_nn.training.config import describe, rebuild
-from agnostic_nn.trees import leaves, tree_map
 
 
 def average(values, weights):

@@ -13,12 +13,12 @@ from cases import inputs
 from cases.losses import CASES as EVERY_LOSS
 
 import agnostic_nn as nn
-from agnostic_nn.arrays import namespace
-from agnostic_nn.compare.controls import _unmoved, _update
+from agnostic_nn.core.arrays import namespace
+from agnostic_nn.core.trees import leaves, shape_map, tree_map
+from agnostic_nn.diagnostics.compare.controls import _unmoved, _update
 from agnostic_nn.losses.base import batch_loss
 from agnostic_nn.training import Trainer
 from agnostic_nn.training.means import MeanLoss
-from agnostic_nn.trees import leaves, shape_map, tree_map
 
 # where each case is compiled these are enough; `nox -s sweep` runs all
 FEW = ("ignore_index=-100, label_smoothing",)

@@ -8,8 +8,8 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn import absolute_error, accuracy, binary_accuracy, perplexity, r2, top_k_accuracy
+from agnostic_nn.core.trees import tree_map
 from agnostic_nn.metrics import batch_means, finish_of, joined
-from agnostic_nn.trees import tree_map
 
 
 def measure(backend, metric, y, target):
@@ -120,7 +120,7 @@ def finished(backend, metric, y, target, parts=(slice(None),)):
     """What a training loop reports: the metric's finish of the means over all parts."""
 
     def means(y, target):
-        xp = nn.arrays.namespace(y)
+        xp = nn.core.arrays.namespace(y)
         return batch_means(metric, metric(y, target), lambda one: xp.mean(one, axis=0))
 
     found = []
@@ -245,8 +245,8 @@ def test_a_trainer_finishes_metrics_over_all_batches_and_tells_them_what_the_los
 
 def squared(y, target):
     """R² of the outputs as if they were to be 1 at the label and 0 elsewhere."""
-    xp = nn.arrays.namespace(y)
-    numbers = xp.arange(3, dtype=target.dtype, device=nn.arrays.device(y))
+    xp = nn.core.arrays.namespace(y)
+    numbers = xp.arange(3, dtype=target.dtype, device=nn.core.arrays.device(y))
     return r2(y, xp.astype(target[:, None] == numbers, y.dtype))
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn.arrays import Rows
-from agnostic_nn.special import normalize_rows, normalize_rows_backward
-from agnostic_nn.trees import tree_map
+from agnostic_nn.core.arrays import Rows
+from agnostic_nn.core.trees import tree_map
+from agnostic_nn.ops import normalize_rows, normalize_rows_backward
 
 
 def run(backend, layer, params, state, x, dy=None, train=True):

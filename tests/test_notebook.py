@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn import tables
-from agnostic_nn.bisecting import Bisection
-from agnostic_nn.checking.checking import Report
-from agnostic_nn.checking.specimens import LAYERS
-from agnostic_nn.compare import Workload, compare
-from agnostic_nn.compare.page import Comparison
-from agnostic_nn.conformance import Conformance, conformance
-from agnostic_nn.explaining.explaining import Explanation
-from agnostic_nn.profiling import Profile
-from agnostic_nn.registry import StatusTable
-from agnostic_nn.summary import Summary
+from agnostic_nn.core.backend import StatusTable
+from agnostic_nn.diagnostics.bisect import Bisection
+from agnostic_nn.diagnostics.compare import Workload, compare
+from agnostic_nn.diagnostics.compare.page import Comparison
+from agnostic_nn.diagnostics.conformance import Conformance, conformance
+from agnostic_nn.diagnostics.examples import LAYERS
+from agnostic_nn.diagnostics.explain.explanation import Explanation
+from agnostic_nn.diagnostics.gradcheck.checks import Report
+from agnostic_nn.diagnostics.profile import Profile
+from agnostic_nn.diagnostics.summary import Summary
+from agnostic_nn.display import tables
 from agnostic_nn.training import history as histories
 from agnostic_nn.training.data import Examples
 

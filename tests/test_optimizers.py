@@ -13,11 +13,11 @@ from cases.optimizers import OPTIMIZERS, STEPS, apart, by_hand, problem, walk
 
 import agnostic_nn as nn
 from agnostic_nn import SGD, Adam, AdamW, ClipByGlobalNorm
+from agnostic_nn.core.trees import leaves, named_leaves, tree_map
 from agnostic_nn.optimizers import Rule
 from agnostic_nn.optimizers.base import SPARED, decays, first_leaf, matches, paths
 from agnostic_nn.schedules import Constant, Cosine, Piecewise, StepDecay
 from agnostic_nn.training.config import describe, rebuild
-from agnostic_nn.trees import leaves, named_leaves, tree_map
 
 SPLIT = nn.Parts((("0.bias", nn.Fixed()), ("2", nn.Lion(0.01))), rest=AdamW(0.1))
 AROUND = [  # optimizers around others

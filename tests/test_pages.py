@@ -4,14 +4,14 @@ import re
 
 import pytest
 
-from agnostic_nn.tables import html_table, table
+from agnostic_nn.display.tables import html_table, table
 
 pytest.importorskip("jinja2", reason="the extra `report` is not installed")
 pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 pytest.importorskip("latex2mathml", reason="the extra `report` is not installed")
 
-from agnostic_nn.compare.page import _means, _trimmed
-from agnostic_nn.pages import (
+from agnostic_nn.diagnostics.compare.page import _means, _trimmed
+from agnostic_nn.display.pages import (
     _whole,
     _with_contents,
     _without_font,

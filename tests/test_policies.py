@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn import policies, random, special
-from agnostic_nn.compare import Workload, compare
-from agnostic_nn.conformance import conformance, library
-from agnostic_nn.explaining.notebooks import told_notebook
-from agnostic_nn.registry import Backend
+from agnostic_nn import ops, random
+from agnostic_nn.core import policies
+from agnostic_nn.core.backend import Backend
+from agnostic_nn.core.trees import leaves
+from agnostic_nn.diagnostics.compare import Workload, compare
+from agnostic_nn.diagnostics.conformance import conformance, library
+from agnostic_nn.diagnostics.explain.notebooks import told_notebook
 from agnostic_nn.training import Trainer, make_step
 from agnostic_nn.training.data import Examples
-from agnostic_nn.trees import leaves
 from agnostic_nn_backends import SHIPPED
 
 WAYS = ("matmul", "matmul of stacks", "convolve", "convolve_input", "convolve_weight")
@@ -241,7 +242,7 @@ def test_a_strict_backend_that_falls_short_is_an_error_that_names_the_setting(mo
 @pytest.mark.parametrize("what", ["convolve", "convolve_input", "convolve_weight"])
 def test_one_operation_that_falls_short_is_found_among_the_others(monkeypatch, what):
     product, _ = FAKES["bf16"]
-    function = getattr(special, what)
+    function = getattr(ops, what)
 
     def short(*args):
         monkeypatch.setattr(Rounded, "product", staticmethod(product))
@@ -361,7 +362,7 @@ def test_a_backend_that_cannot_be_deterministic_says_what_to_do(monkeypatch):
             raise NotImplementedError("set THIS before Python starts")
 
     adapter = SimpleNamespace(**{**vars(nn.backend("numpy").adapter), "policy": policy})
-    monkeypatch.setattr(nn.registry, "_load", lambda library: adapter)
+    monkeypatch.setattr(nn.core.backend, "_load", lambda library: adapter)
     assert nn.backend("numpy").policy["deterministic"] is False
     with pytest.raises(nn.BackendUnavailable, match="numpy:cpu: set THIS before Python starts"):
         nn.backend("numpy", deterministic=True)
@@ -674,7 +675,7 @@ def test_sorted_updates_add_up_to_what_scatter_add_gives(
     index = generator.integers(0, min(rows, 256), count).astype(integer)
     expected = np.zeros((rows, width))
     np.add.at(expected, index, updates)
-    add = backend.jit(lambda updates, index: special.indexing.add_sorted(updates, index, rows))
+    add = backend.jit(lambda updates, index: ops.indexing.add_sorted(updates, index, rows))
     found = backend.to_numpy(add(*backend.asarray((updates, index))))
     assert found.dtype == updates.dtype
     np.testing.assert_array_equal(found, expected)
@@ -684,7 +685,7 @@ def test_sorted_updates_of_other_rows_never_mix(backend, widest):
     """Not even what is infinite, or no number at all."""
     updates = np.asarray([[1.0], [np.inf], [2.0], [np.nan], [4.0]], widest)
     index = np.asarray([2, 0, 2, 1, 2], np.int32)
-    add = backend.jit(lambda updates, index: special.indexing.add_sorted(updates, index, 4))
+    add = backend.jit(lambda updates, index: ops.indexing.add_sorted(updates, index, 4))
     found = backend.to_numpy(add(*backend.asarray((updates, index))))
     np.testing.assert_array_equal(found, [[np.inf], [np.nan], [7.0], [0.0]])
 
@@ -700,59 +701,53 @@ QUERY, ANSWERS = numbers(2, 3, 2, 20, 8), numbers(2, 3, 20, 8)
 
 
 CALLS = {  # name: (a function of arrays, those arrays)
-    "above_zero": (special.above_zero, (numbers(50, 60), numbers(50, 60, seed=1))),
-    "all_finite": (special.all_finite, (numbers(500, 60), numbers(7))),
-    "attend": (lambda *a: special.attend(*a)[0], (QUERY, ANSWERS, ANSWERS)),
+    "above_zero": (ops.above_zero, (numbers(50, 60), numbers(50, 60, seed=1))),
+    "all_finite": (ops.all_finite, (numbers(500, 60), numbers(7))),
+    "attend": (lambda *a: ops.attend(*a)[0], (QUERY, ANSWERS, ANSWERS)),
     "attend_backward": (
-        lambda q, k, v, dy: special.attend_backward(q, k, v, (), (), *special.attend(q, k, v), dy),
+        lambda q, k, v, dy: ops.attend_backward(q, k, v, (), (), *ops.attend(q, k, v), dy),
         (QUERY, ANSWERS, ANSWERS, numbers(2, 3, 2, 20, 8, seed=1)),
     ),
-    "barrier_as": (lambda x: special.barrier(x), (numbers(4, 5),)),
-    "convolve": (lambda x, w: special.convolve(x, w, *SPANS), (IMAGES, WINDOW)),
+    "barrier_as": (lambda x: ops.barrier(x), (numbers(4, 5),)),
+    "convolve": (lambda x, w: ops.convolve(x, w, *SPANS), (IMAGES, WINDOW)),
     "convolve_input": (
-        lambda x, w: special.convolve_input(
-            special.convolve(x, w, *SPANS), w, x.shape[1:-1], *SPANS
-        ),
+        lambda x, w: ops.convolve_input(ops.convolve(x, w, *SPANS), w, x.shape[1:-1], *SPANS),
         (IMAGES, WINDOW),
     ),
     "convolve_weight": (
-        lambda x, w: special.convolve_weight(
-            x, special.convolve(x, w, *SPANS), w.shape[:2], *SPANS
-        ),
+        lambda x, w: ops.convolve_weight(x, ops.convolve(x, w, *SPANS), w.shape[:2], *SPANS),
         (IMAGES, WINDOW),
     ),
     "largest": (
-        lambda x: special.largest(x, (3, 2), (1, 1), ((1, 1), (0, 0)), (1, 1))[0],
+        lambda x: ops.largest(x, (3, 2), (1, 1), ((1, 1), (0, 0)), (1, 1))[0],
         (IMAGES,),
     ),
     "largest_input": (
         lambda x: _unpooled(x, (3, 2), (1, 1), ((1, 1), (0, 0)), (1, 1)),
         (IMAGES,),
     ),
-    "bounded_exp": (special.bounded_exp, (numbers(50, 60),)),
-    "erf": (special.erf, (numbers(1000),)),
-    "erfc": (special.erfc, (numbers(50, 60),)),
+    "bounded_exp": (ops.bounded_exp, (numbers(50, 60),)),
+    "erf": (ops.erf, (numbers(1000),)),
+    "erfc": (ops.erfc, (numbers(50, 60),)),
     "normalize_rows": (
-        lambda x, s, b: special.normalize_rows(x, s, b, 1e-5)[0],
+        lambda x, s, b: ops.normalize_rows(x, s, b, 1e-5)[0],
         (numbers(300, 64), numbers(64), numbers(64)),
     ),
     "normalize_rows_backward": (
-        lambda x, s, b: special.normalize_rows_backward(
-            x, s, b, special.normalize_rows(x, s, b, 1e-5)[1]
-        ),
+        lambda x, s, b: ops.normalize_rows_backward(x, s, b, ops.normalize_rows(x, s, b, 1e-5)[1]),
         (numbers(300, 64), numbers(64), numbers(64)),
     ),
-    "scatter_add": (lambda x, i: special.scatter_add(x, i, 7), (numbers(3000, 33), INDEX)),
+    "scatter_add": (lambda x, i: ops.scatter_add(x, i, 7), (numbers(3000, 33), INDEX)),
     "select": (
-        lambda x, y: special.select(x[0, 0] > 0, lambda: x * y, y),
+        lambda x, y: ops.select(x[0, 0] > 0, lambda: x * y, y),
         (numbers(9, 9), numbers(9, 9)),
     ),
-    "sum_over": (lambda x: special.sum_over(x, (0, 1)), (numbers(40, 500, 7),)),
-    "sum_rows": (special.sum_rows, (numbers(40, 500, 7),)),
-    "surround": (lambda x: special.surround(x, ((1, 2), (0, 1)), 0.5), (IMAGES,)),
-    "tanh": (special.tanh, (numbers(50, 60),)),
+    "sum_over": (lambda x: ops.sum_over(x, (0, 1)), (numbers(40, 500, 7),)),
+    "sum_rows": (ops.sum_rows, (numbers(40, 500, 7),)),
+    "surround": (lambda x: ops.surround(x, ((1, 2), (0, 1)), 0.5), (IMAGES,)),
+    "tanh": (ops.tanh, (numbers(50, 60),)),
     "unslide": (
-        lambda *a: special.unslide(*a, axis=1, stride=1, dilation=1, length=11),
+        lambda *a: ops.unslide(*a, axis=1, stride=1, dilation=1, length=11),
         tuple(numbers(4, 9, 6, seed=seed) for seed in range(3)),
     ),
     "words": (lambda key: random.words(key, 1001), (np.asarray([1, 2], np.uint32),)),
@@ -765,12 +760,12 @@ LAYERS = {  # what the rest is called by
 
 
 def _unpooled(x, *spans):
-    y, which = special.largest(x, *spans)
-    return special.largest_input(y, which, x.shape[1:-1], *spans)
+    y, which = ops.largest(x, *spans)
+    return ops.largest_input(y, which, x.shape[1:-1], *spans)
 
 
 def test_every_function_under_dispatch_is_among_those_run_twice():
-    modules = (special, random)
+    modules = (ops, random)
     found = {n for m in modules for n, f in vars(m).items() if hasattr(f, "dispatch")}
     assert found == {*CALLS, *LAYERS}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn.special import largest, largest_input, pad, slide, surround, unslide
+from agnostic_nn.ops import largest, largest_input, pad, slide, surround, unslide
 
 ways = pytest.mark.parametrize("way", ["native", "standard"])
 

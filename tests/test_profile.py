@@ -11,10 +11,11 @@ import pytest
 from cases import arrays_for, layer_cases, run
 
 import agnostic_nn as nn
-from agnostic_nn import cli, profiling
-from agnostic_nn.arrays import namespace
-from agnostic_nn.profiling import WARM_UP
-from agnostic_nn.trees import named_leaves, tree_map
+from agnostic_nn.core.arrays import namespace
+from agnostic_nn.core.trees import named_leaves, tree_map
+from agnostic_nn.diagnostics import profile
+from agnostic_nn.diagnostics.cli.main import main
+from agnostic_nn.diagnostics.profile import WARM_UP
 
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 TARGET = np.random.default_rng(1).standard_normal((6, 3)).astype(np.float32)
@@ -186,13 +187,13 @@ def test_operations_are_counted_one_by_one(eager):
     calls = {row.name: row.calls for row in found.operations}
     # forward: x W twice, + b; backward: xᵀ dy twice, dy Wᵀ once, for nobody asks for the first dx
     assert calls["matmul"] == 5
-    assert calls["special.sum_rows"] == calls["special.all_finite"] == 1
+    assert calls["ops.sum_rows"] == calls["ops.all_finite"] == 1
     # y - target, and the step of three parameters
     assert calls["subtract"] == 4
     assert all(row.seconds > 0 for row in found.operations)
     seconds = [row.seconds for row in found.operations]
     assert seconds == sorted(seconds, reverse=True)
-    assert "special.sum_rows" in str(found)
+    assert "ops.sum_rows" in str(found)
 
 
 def test_all_that_is_timed_is_the_same_training(eager):
@@ -220,18 +221,18 @@ def test_all_that_is_timed_is_the_same_training(eager):
 def test_every_layer_computes_the_same_while_it_is_watched(backend):
     if backend.compiles:
         pytest.skip("none is watched where operations are compiled into one another")
-    clock, cases = profiling._Stopwatch(backend), layer_cases()
+    clock, cases = profile._Stopwatch(backend), layer_cases()
     assert len(cases) > 200
     for case in cases:
         arrays = backend.asarray(arrays_for(case))
         plain = run(case.layer, arrays, train=True)
-        before = profiling._now.set(clock)
-        watched = run(case.layer, tree_map(profiling._Watched, arrays), train=True)
-        profiling._now.reset(before)
+        before = profile._now.set(clock)
+        watched = run(case.layer, tree_map(profile._Watched, arrays), train=True)
+        profile._now.reset(before)
         for (name, a), (_, b) in zip(named_leaves(watched), named_leaves(plain), strict=True):
             a, b = backend.to_numpy((a.value, b))
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=f"{case}: {name}")
-    assert {"clip", "where", "special.scatter_add", "random.words"} <= clock.calls.keys()
+    assert {"clip", "where", "ops.scatter_add", "random.words"} <= clock.calls.keys()
 
 
 def test_a_model_that_takes_several_inputs_is_looked_into(backend):
@@ -289,7 +290,7 @@ def test_the_command_prints_a_table_and_writes_what_it_says(backend, tmp_path, c
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
     file = tmp_path / "profile.json"
     arguments = ["profile", "--workload=breast-cancer", f"--backend={backend}", "--steps=2"]
-    assert cli.main([*arguments, f"--json={file}"]) == 0
+    assert main([*arguments, f"--json={file}"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert out.startswith(f"breast-cancer on {backend}, a batch of 32: medians of 2 steps\n")
@@ -313,7 +314,7 @@ def test_the_command_prints_a_table_and_writes_what_it_says(backend, tmp_path, c
 def test_the_command_refuses_in_one_line(arguments, said, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     try:
-        status = cli.main(["profile", *arguments])
+        status = main(["profile", *arguments])
     except SystemExit as stop:  # argparse's way
         status = stop.code
     out, err = capsys.readouterr()
@@ -326,7 +327,7 @@ def test_the_command_refuses_in_one_line(arguments, said, tmp_path, capsys, monk
 def test_a_file_that_cannot_be_written_is_said_after_the_table(tmp_path, capsys):
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
     arguments = ["profile", "--workload=breast-cancer", "--backend=numpy", "--steps=1"]
-    assert cli.main([*arguments, f"--json={tmp_path}"]) == 1
+    assert main([*arguments, f"--json={tmp_path}"]) == 1
     out, err = capsys.readouterr()
     assert "the whole step in one" in out
     assert "cannot be written" in err

@@ -8,7 +8,7 @@ import pytest
 from faults import campaign
 from proofs import MADE_WITH, PAGE, renewed, unlike
 
-from agnostic_nn.checking.specimens import LAYERS, LOSSES
+from agnostic_nn.diagnostics.examples import LAYERS, LOSSES
 
 SOUND = PAGE.read_text(encoding="utf-8")
 (DENSE,) = (line for line in SOUND.splitlines() if line.startswith("| Dense | ") and "pass" in line)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
+from agnostic_nn.core.trees import leaves, named_leaves, tree_map
 from agnostic_nn.layers.recurrent import _Recurrent
-from agnostic_nn.trees import leaves, named_leaves, tree_map
 
 BOTH = {"depth": 2, "bidirectional": True, "final": True}
 
@@ -122,8 +122,8 @@ def test_a_version_of_ones_own_of_an_lstm_is_its_formulas(
 ):
     """From any state, of arrays laid out column by column, also where it only predicts."""
     dtype, layer = widest if dtype == "widest" else dtype, nn.LSTM(5, **options)
-    own = nn.special.lstm.dispatch(type(backend.asarray(np.ones(1, dtype))))
-    if own is nn.special.lstm.dispatch(object):
+    own = nn.ops.lstm.dispatch(type(backend.asarray(np.ones(1, dtype))))
+    if own is nn.ops.lstm.dispatch(object):
         pytest.skip(f"{backend.name} has none of its own")
     params, x = made(layer, 3), draw(rows, time, 3)
     params, given = tree_map(

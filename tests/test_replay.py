@@ -10,11 +10,11 @@ import pytest
 from cases import arrays_for, layer_cases, run
 
 import agnostic_nn as nn
-from agnostic_nn import special
-from agnostic_nn.arrays import namespace
-from agnostic_nn.trees import leaves, tree_map
-from agnostic_nn_backends import kernels, plan
-from agnostic_nn_backends.replay import Program, replayed
+from agnostic_nn import ops
+from agnostic_nn.core.arrays import namespace
+from agnostic_nn.core.trees import leaves, tree_map
+from agnostic_nn_backends.replay import kernels, plan
+from agnostic_nn_backends.replay.program import Program, replayed
 
 CASES = [case for case in layer_cases() if not case.thorough]
 
@@ -24,7 +24,7 @@ def library(backend):
     """What is known of the backend's library, where functions are replayed."""
     if backend.name not in ("numpy", "torch") or "cpu" not in str(backend):
         pytest.skip(f"{backend} has its own way to run a function again")
-    return import_module(f"agnostic_nn_backends.{backend.name}_calls").library
+    return import_module(f"agnostic_nn_backends.{backend.name}.tracing").library
 
 
 def looked_at(kernel):
@@ -277,8 +277,8 @@ def test_what_autograd_looks_at_is_left_to_it(backend, replay):
 
 def test_a_step_that_is_not_taken_changes_nothing(backend, replay):
     def step(carry, x):
-        finite = special.all_finite(x)
-        return special.select(finite, lambda: tree_map(lambda c: c + x, carry), carry), finite
+        finite = ops.all_finite(x)
+        return ops.select(finite, lambda: tree_map(lambda c: c + x, carry), carry), finite
 
     fast = replay(step, (0,))
     carry = backend.asarray((np.zeros(3), {"b": np.ones(3)}))
@@ -594,7 +594,7 @@ def test_what_may_show_what_is_written_to_is_no_work_for_kernels(backend, librar
     monkeypatch.setattr(plan, "LEAST", 0)
 
     def step(old, x, finite):
-        shown = special.select(finite, lambda: old + x, old)  # old itself, if it is not finite
+        shown = ops.select(finite, lambda: old + x, old)  # old itself, if it is not finite
         return (shown * 2.0 + 1.0,)
 
     old, x = backend.asarray((np.ones((3, 2)), np.ones((3, 2))))

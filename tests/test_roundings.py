@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn.arrays import namespace
-from agnostic_nn.compare import Workload, compare
-from agnostic_nn.compare.roundings import chains, layer_of
-from agnostic_nn.compare.running import Task
+from agnostic_nn.core.arrays import namespace
+from agnostic_nn.core.trees import named_leaves
+from agnostic_nn.diagnostics.compare import Workload, compare
+from agnostic_nn.diagnostics.compare.rounding import chains, layer_of
+from agnostic_nn.diagnostics.compare.running import Task
 from agnostic_nn.metrics import accuracy
 from agnostic_nn.training import make_step
 from agnostic_nn.training.data import Examples
-from agnostic_nn.trees import named_leaves
 
 
 def total(y, target, weights=None):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
+from agnostic_nn.core.trees import leaves
+from agnostic_nn.diagnostics.summary import summarize
 from agnostic_nn.layers.base import outline
-from agnostic_nn.summary import summarize
-from agnostic_nn.trees import leaves
 
 HOST = nn.backend("numpy").xp
 

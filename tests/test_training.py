@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
+from agnostic_nn.core.trees import leaves, tree_map
 from agnostic_nn.layers.base import kinds
 from agnostic_nn.training import data, feeding
 from agnostic_nn.training.interrupts import DeferredInterrupts
-from agnostic_nn.trees import leaves, tree_map
 
 
 def blobs(count=50, width=4, classes=3):
@@ -114,13 +114,13 @@ class Counting(nn.Layer):
     """The identity, with a state that remembers how often it saw each row number in x[:, 0]."""
 
     def init(self, key, shape, dtype):
-        xp = nn.arrays.namespace(key)
+        xp = nn.core.arrays.namespace(key)
         return {}, {"seen": xp.zeros(50, dtype=dtype)}, shape
 
     def forward(self, params, state, x, *, train=False):
         if train:
-            xp = nn.arrays.namespace(x)
-            numbers = xp.arange(50, dtype=x.dtype, device=nn.arrays.device(x))
+            xp = nn.core.arrays.namespace(x)
+            numbers = xp.arange(50, dtype=x.dtype, device=nn.core.arrays.device(x))
             hits = xp.astype(x[:, 0:1] == numbers[None, :], x.dtype)
             if isinstance(train, nn.Rows):
                 hits = hits * train.counts[:, None]
@@ -277,12 +277,12 @@ class TwoByTwo(nn.Layer):
 
     def forward(self, params, state, x, *, train=False):
         z = x["x"] @ params["weight"]
-        value = nn.arrays.namespace(z).where(x["mask"], z, 0.0)
+        value = nn.core.arrays.namespace(z).where(x["mask"], z, 0.0)
         return {"value": value, "logits": z @ params["other"]}, state, (x["x"], x["mask"], z)
 
     def backward(self, params, cache, dy):
         x, mask, z = cache
-        xp = nn.arrays.namespace(z)
+        xp = nn.core.arrays.namespace(z)
         dz = xp.where(mask, dy["value"], 0.0) + dy["logits"] @ params["other"].T
         grads = {"weight": x.T @ dz, "other": z.T @ dy["logits"]}
         return {"x": dz @ params["weight"].T, "mask": None}, grads
@@ -311,7 +311,9 @@ def test_trees_are_learned_from_and_predicted(backend, tmp_path):
     assert {name: leaf.shape for name, leaf in y.items()} == {"value": (50, 3), "logits": (50, 2)}
     np.testing.assert_array_equal(y["value"][~x["mask"]], 0.0)
     moved = trainer.predict(backend.asarray(x))
-    assert nn.arrays.namespace(moved["value"]) is nn.arrays.namespace(trainer.params["weight"])
+    assert nn.core.arrays.namespace(moved["value"]) is nn.core.arrays.namespace(
+        trainer.params["weight"]
+    )
     np.testing.assert_allclose(backend.to_numpy(moved["logits"]), y["logits"], rtol=1e-5, atol=1e-6)
     for batch_size in (7, 50):
         found = trainer.evaluate(x, target, batch_size=batch_size)
@@ -341,19 +343,19 @@ class Swapped(nn.Layer):
 
     def init(self, key, shape, dtype):
         first, second = shape
-        return {"gain": nn.arrays.namespace(key).ones(1, dtype=dtype)}, {}, (second, first)
+        return {"gain": nn.core.arrays.namespace(key).ones(1, dtype=dtype)}, {}, (second, first)
 
     def forward(self, params, state, x, *, train=False):
         return (x[1] * params["gain"], 2.0 * x[0]), state, x[1]
 
     def backward(self, params, cache, dy):
-        gain = nn.arrays.namespace(cache).sum(cache * dy[0])[None]
+        gain = nn.core.arrays.namespace(cache).sum(cache * dy[0])[None]
         return (2.0 * dy[1], dy[0] * params["gain"]), {"gain": gain}
 
 
 def halved(y, target, weights=None):
     value, dy = nn.mean_squared_error(y[0], target[0], weights)
-    return value, (dy, nn.arrays.namespace(y[1]).zeros_like(y[1]))
+    return value, (dy, nn.core.arrays.namespace(y[1]).zeros_like(y[1]))
 
 
 def test_tuples_go_in_and_out_too(backend, tmp_path):
@@ -745,7 +747,7 @@ def test_predict_gives_back_the_library_it_was_given(backend):
     assert isinstance(expected, np.ndarray)
     assert expected.shape == (50, 3)
     moved = trainer.predict(backend.asarray(x), batch_size=16)
-    assert nn.arrays.namespace(moved) is nn.arrays.namespace(backend.asarray(x))
+    assert nn.core.arrays.namespace(moved) is nn.core.arrays.namespace(backend.asarray(x))
     np.testing.assert_allclose(backend.to_numpy(moved), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(trainer.predict(x.tolist()), expected, rtol=1e-5, atol=1e-6)
     assert trainer.predict(x[:0]).shape == (0, 3)
@@ -937,7 +939,7 @@ def test_weights_are_one_array_and_a_loss_is_one_number(backend):
 def test_a_loss_of_ones_own_may_do_without_weights_where_none_are_needed(backend):
     def squares(y, target):
         error = y - target
-        return nn.arrays.namespace(y).sum(error * error), 2.0 * error
+        return nn.core.arrays.namespace(y).sum(error * error), 2.0 * error
 
     trainer = make(backend, loss=squares)
     target = np.ones((50, 3), "float32")
@@ -1029,19 +1031,19 @@ class Poisoned(nn.Layer):
     way: str
 
     def init(self, key, shape, dtype):
-        return {"gain": nn.arrays.namespace(key).ones(1, dtype=dtype)}, {}, shape
+        return {"gain": nn.core.arrays.namespace(key).ones(1, dtype=dtype)}, {}, shape
 
     def forward(self, params, state, x, *, train=False):
         y = x * params["gain"]
         return (y * poison(x) if self.way == "forward" else y), state, x
 
     def backward(self, params, cache, dy):
-        gain = nn.arrays.namespace(dy).sum(dy * cache)[None]
+        gain = nn.core.arrays.namespace(dy).sum(dy * cache)[None]
         return dy * params["gain"], {"gain": gain * poison(cache)}
 
 
 def poison(x):
-    xp, first = nn.arrays.namespace(x), x[0, 0]
+    xp, first = nn.core.arrays.namespace(x), x[0, 0]
     return xp.where(first == 7.0, float("nan") * xp.ones_like(first), xp.ones_like(first))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agnostic_nn.trees import leaves, named_leaves, tree_map, unname
+from agnostic_nn.core.trees import leaves, named_leaves, tree_map, unname
 
 TREES = [
     5,

@@ -12,9 +12,9 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn import metrics, schedules
-from agnostic_nn.trees import leaves, named_leaves, tree_map
+from agnostic_nn.core.trees import leaves, named_leaves, tree_map
 
-HOST = nn.arrays.namespace(np.zeros(()))
+HOST = nn.core.arrays.namespace(np.zeros(()))
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..arrays import (
-    expect,
-)
+from ..core.arrays import expect
 from ..layers.base import Layer, not_a_layer
 
 __all__ = ["Wrapper", "changed", "common", "expect_layers"]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..arrays import Params, State
+from ..core.arrays import Params, State
 from .base import Wrapper
 
 __all__ = ["Freeze"]

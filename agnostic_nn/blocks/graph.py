@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..arrays import device, expect, namespace
+from ..core.arrays import device, expect, namespace
+from ..core.random import split
+from ..core.trees import leaves, tree_map, tree_sum
 from ..layers.base import Layer
-from ..random import split
-from ..trees import leaves, tree_map, tree_sum
 from .base import changed, common, expect_layers
 
 __all__ = ["Graph", "Shared"]

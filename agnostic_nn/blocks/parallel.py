@@ -3,14 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ..arrays import (
-    expect,
-    expect_choice,
-)
+from ..core.arrays import expect, expect_choice
+from ..core.random import split
+from ..core.trees import tree_sum
 from ..layers.base import Layer
 from ..layers.merging import Add, Concatenate, Multiply
-from ..random import split
-from ..trees import tree_sum
 from .base import changed, common, expect_layers
 
 __all__ = ["Parallel"]

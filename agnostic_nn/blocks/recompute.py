@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from ..arrays import Rows
-from ..special import barrier
-from ..trees import leaves
+from ..core.arrays import Rows
+from ..core.trees import leaves
+from ..ops import barrier
 from .base import Wrapper
 
 __all__ = ["Recompute"]

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from ..arrays import device, expect, expect_count, namespace
-from ..random import split
-from ..special import scan
-from ..trees import leaves, tree_map
+from ..core.arrays import device, expect, expect_count, namespace
+from ..core.random import split
+from ..core.trees import leaves, tree_map
+from ..ops import scan
 from .base import Wrapper
 
 __all__ = ["Repeat"]
@@ -19,7 +19,7 @@ class Repeat(Wrapper):
     the new "x" alone; every fᵢ is then given all others, such as a mask, as they came.
 
     Params, state, cache and grads are those of the layer with a new first axis of length
-    `count`. One loop (`special.scan`) goes over it, so a backend that compiles loops
+    `count`. One loop (`ops.scan`) goes over it, so a backend that compiles loops
     compiles the layer once, however often it is repeated.
 
     Gradient

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from ..arrays import expect
+from ..core.arrays import expect
+from ..core.random import fold
+from ..core.trees import tree_map, tree_sum
 from ..layers.base import Layer
-from ..random import fold
-from ..trees import tree_map, tree_sum
 from .base import changed, expect_layers
 from .sequential import Sequential
 

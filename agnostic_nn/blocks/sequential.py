@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..core.random import split
+from ..core.trees import leaves
 from ..layers.base import Layer
-from ..random import split
-from ..trees import leaves
 from .base import changed, expect_layers
 
 __all__ = ["Sequential"]

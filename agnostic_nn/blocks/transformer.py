@@ -4,19 +4,14 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import cache
 from typing import ClassVar
 
-from ..arrays import (
-    expect,
-    expect_count,
-    expect_flag,
-    expect_number,
-)
+from ..core.arrays import expect, expect_count, expect_flag, expect_number
+from ..core.random import split
 from ..layers.activations import GELU
 from ..layers.attention import MultiHeadAttention, beside_x, inputs_by_name
 from ..layers.base import Layer, not_a_layer
 from ..layers.dense import Dense
 from ..layers.normalization import LayerNorm
 from ..layers.regularization import Dropout
-from ..random import split
 from .base import changed
 from .sequential import Sequential
 

@@ -28,24 +28,11 @@ from .activations import (
 )
 from .attention import MultiHeadAttention
 from .base import Layer
-from .convolution import (
-    Conv1D,
-    Conv2D,
-    Conv3D,
-    ConvTranspose1D,
-    ConvTranspose2D,
-    ConvTranspose3D,
-)
+from .convolution import Conv1D, Conv2D, Conv3D, ConvTranspose1D, ConvTranspose2D, ConvTranspose3D
 from .dense import Dense
 from .embedding import Embedding, Unembedding
 from .merging import Add, Concatenate, Multiply
-from .normalization import (
-    BatchNorm,
-    GroupNorm,
-    InstanceNorm,
-    LayerNorm,
-    RMSNorm,
-)
+from .normalization import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from .pooling import (
     AdaptiveAveragePool,
     AdaptiveMaxPool,
@@ -60,17 +47,8 @@ from .pooling import (
 )
 from .positions import PositionEmbedding, SinusoidalPositions
 from .recurrent import GRU, LSTM, RNN
-from .regularization import (
-    Dropout,
-    DropPath,
-    GaussianNoise,
-    SpatialDropout,
-)
-from .resampling import (
-    Crop,
-    Upsample,
-    ZeroPad,
-)
+from .regularization import Dropout, DropPath, GaussianNoise, SpatialDropout
+from .resampling import Crop, Upsample, ZeroPad
 from .reshaping import Flatten, Lambda, Reshape, Transpose
 
 __all__ = [

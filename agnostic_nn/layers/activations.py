@@ -3,7 +3,7 @@
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
-from ..arrays import (
+from ..core.arrays import (
     device,
     expect,
     expect_flag,
@@ -12,7 +12,7 @@ from ..arrays import (
     expect_positive,
     namespace,
 )
-from ..special import (
+from ..ops import (
     above_zero,
     expm1_below,
     gelu,

@@ -1,6 +1,6 @@
 """Attention layers: what is asked is a map of x, and so is what answers.
 
-The mean that each head takes, and its gradient, are derived in `special.attention`. Kept for
+The mean that each head takes, and its gradient, are derived in `ops.attention`. Kept for
 that are Q, K, V, O, which the map that follows keeps as well, and what else `attend` leaves.
 A block that keeps less is `Recompute`. Between the maps of x and the map of O float16 and
 bfloat16 are computed in float32: sums in S may overflow, and P of many keys is small.
@@ -9,7 +9,7 @@ bfloat16 are computed in float32: sums in S may overflow, and P of many keys is 
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
-from ..arrays import (
+from ..core.arrays import (
     device,
     expect,
     expect_count,
@@ -18,9 +18,9 @@ from ..arrays import (
     expect_positive,
     namespace,
 )
+from ..core.random import bernoulli, split
 from ..initializers import Initializer, expect_initializer, glorot_uniform
-from ..random import bernoulli, split
-from ..special import attend, attend_backward, narrowed, widened
+from ..ops import attend, attend_backward, narrowed, widened
 from .base import Layer
 from .dense import Dense
 from .positions import angles, expect_sequence, rotate
@@ -53,7 +53,7 @@ class MultiHeadAttention(Layer):
 
     Q, K and V of a head are columns of affine maps: Q of x, K and V of x too, or of another
     sequence, the memory (Vaswani et al., arXiv:1706.03762, sec. 3.2.2). O and the gradients
-    of Q, K and V are derived in `special.attention`; the rest of the chain is that of `Dense`.
+    of Q, K and V are derived in `ops.attention`; the rest of the chain is that of `Dense`.
 
     x: (batch, time, width), alone or in a dict of inputs, beside
 

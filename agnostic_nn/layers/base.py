@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import wraps
 from typing import Any, ClassVar, NoReturn
 
-from ..arrays import (
+from ..core.arrays import (
     Array,
     Cache,
     Key,
@@ -19,8 +19,8 @@ from ..arrays import (
     first_true,
     namespace,
 )
-from ..special import all_finite
-from ..trees import leaves, named_leaves
+from ..core.trees import leaves, named_leaves
+from ..ops import all_finite
 
 __all__ = ["Layer", "is_shape", "kinds", "not_a_layer", "outline"]
 
@@ -158,7 +158,7 @@ class Layer:
         """For a notebook: the layers inside, one a line, or this one as it prints."""
         from html import escape
 
-        from ..tables import html_table
+        from ..display.tables import html_table
 
         rows = list(_lines(self))
         if len(rows) == 1:

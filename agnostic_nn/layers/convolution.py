@@ -32,17 +32,11 @@ and since an adjoint's adjoint is the map itself, with x and dy in each other's 
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
-from ..arrays import (
-    device,
-    expect,
-    expect_count,
-    expect_flag,
-    namespace,
-)
+from ..core.arrays import device, expect, expect_count, expect_flag, namespace
+from ..core.random import split
+from ..core.windows import Padding, PerAxis, out_lengths, padding_per_axis, pads, per_axis, reaches
 from ..initializers import Initializer, expect_initializer, glorot_uniform
-from ..random import split
-from ..spans import Padding, PerAxis, out_lengths, padding_per_axis, pads, per_axis, reaches
-from ..special import convolve, convolve_input, convolve_weight, sum_rows
+from ..ops import convolve, convolve_input, convolve_weight, sum_rows
 from .base import Layer
 
 __all__ = [

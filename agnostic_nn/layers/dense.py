@@ -2,15 +2,9 @@
 
 from dataclasses import KW_ONLY, dataclass, field
 
-from ..arrays import (
-    device,
-    expect,
-    expect_count,
-    expect_flag,
-    namespace,
-)
+from ..core.arrays import device, expect, expect_count, expect_flag, namespace
 from ..initializers import Initializer, expect_initializer, glorot_uniform
-from ..special import sum_rows
+from ..ops import sum_rows
 from .base import Layer
 
 __all__ = ["Dense"]

@@ -2,9 +2,9 @@
 
 from dataclasses import KW_ONLY, dataclass, field
 
-from ..arrays import expect, expect_count, first_true, namespace
+from ..core.arrays import expect, expect_count, first_true, namespace
 from ..initializers import Initializer, TruncatedNormal, expect_initializer
-from ..special import scatter_add
+from ..ops import scatter_add
 from .base import Layer
 
 __all__ = ["Embedding", "Unembedding"]

@@ -2,12 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..arrays import (
-    device,
-    expect,
-    expect_integer,
-    namespace,
-)
+from ..core.arrays import device, expect, expect_integer, namespace
 from .base import Layer
 
 __all__ = ["Add", "Concatenate", "Multiply"]

@@ -1,23 +1,16 @@
 """Normalization: shift and scale to mean 0 and variance 1, then to a learned mean and spread.
 
 All end in y = x̂ · scale + bias, with one number of each for each channel, the last axis of
-x. x̂ and the gradient are derived in `special.normalization`; with μ held at 0 (RMSNorm) the
+x. x̂ and the gradient are derived in `ops.normalization`; with μ held at 0 (RMSNorm) the
 term Σ gⱼ in dL/dx, which came through μ, is not there.
 """
 
 import math
 from dataclasses import KW_ONLY, dataclass
 
-from ..arrays import (
-    Rows,
-    device,
-    expect,
-    expect_count,
-    expect_flag,
-    expect_number,
-    namespace,
-)
-from ..special import (
+from ..core.arrays import Rows, device, expect, expect_count, expect_flag, expect_number, namespace
+from ..core.trees import tree_map
+from ..ops import (
     narrowed,
     normalize,
     normalize_backward,
@@ -26,7 +19,6 @@ from ..special import (
     sum_rows,
     widened,
 )
-from ..trees import tree_map
 from .base import Layer
 
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
@@ -83,7 +75,7 @@ class LayerNorm(_Scaled):
 
     Ba, Kiros & Hinton, arXiv:1607.06450, eq. 4. x: (..., width) -> y: (..., width).
     Parameters: scale (width,), from 1, and bias (width,), from 0, each unless it is
-    switched off. The gradient is derived in `special.normalization`.
+    switched off. The gradient is derived in `ops.normalization`.
     """
 
     _: KW_ONLY
@@ -142,7 +134,7 @@ class InstanceNorm(_OfEachExample):
     """y = x̂ · scale + bias, with each channel of each example normalized over its places.
 
     Ulyanov, Vedaldi & Lempitsky, arXiv:1607.08022. x: (batch, *space, width) -> y of the same
-    shape. Parameters as in LayerNorm, and the gradient is derived in `special.normalization`.
+    shape. Parameters as in LayerNorm, and the gradient is derived in `ops.normalization`.
     """
 
     _: KW_ONLY
@@ -162,7 +154,7 @@ class GroupNorm(_OfEachExample):
 
     The last axis is cut into `groups` of neighbours, each with a mean and variance of its
     own in each example (Wu & He, arXiv:1803.08494, eq. 7). x: (batch, ..., width) -> y of the same
-    shape. Parameters as in LayerNorm, and the gradient is derived in `special.normalization`.
+    shape. Parameters as in LayerNorm, and the gradient is derived in `ops.normalization`.
     """
 
     groups: int
@@ -195,7 +187,7 @@ class RMSNorm(_Scaled):
 
     Gradient
     --------
-    That of `special.normalization` without the term of μ: dx = (g - x̂ Σ g x̂ / N) / s.
+    That of `ops.normalization` without the term of μ: dx = (g - x̂ Σ g x̂ / N) / s.
     """
 
     _: KW_ONLY
@@ -240,7 +232,7 @@ class BatchNorm(_Scaled):
 
     Gradient
     --------
-    While training, dx is derived in `special.normalization`; otherwise, and when frozen, μ and
+    While training, dx is derived in `ops.normalization`; otherwise, and when frozen, μ and
     s are constants, and dx = g / s.
     """
 

@@ -25,14 +25,9 @@ from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-from ..arrays import (
-    device,
-    expect,
-    expect_flag,
-    namespace,
-)
-from ..spans import Pads, out_lengths, padding_per_axis, pads, per_axis
-from ..special import (
+from ..core.arrays import device, expect, expect_flag, namespace
+from ..core.windows import Pads, out_lengths, padding_per_axis, pads, per_axis
+from ..ops import (
     along,
     crop,
     largest,

@@ -20,9 +20,9 @@ whose matrix is orthogonal: its transpose, which takes dy to dx, is its inverse,
 import math
 from dataclasses import KW_ONLY, dataclass, field
 
-from ..arrays import Array, Shape, device, expect, expect_count, expect_positive, namespace
+from ..core.arrays import Array, Shape, device, expect, expect_count, expect_positive, namespace
 from ..initializers import Initializer, TruncatedNormal, expect_initializer
-from ..special import is_narrow, narrowed, sum_over, widened
+from ..ops import is_narrow, narrowed, sum_over, widened
 from .base import Layer
 
 __all__ = ["PositionEmbedding", "SinusoidalPositions", "angles", "expect_sequence", "rotate"]

@@ -19,7 +19,7 @@ dR so where f adds hₜ₋₁ R to zₜ. The second line, again, is products for
 the first the derivatives of f do not depend on ds, so forward computes them, and keeps them
 instead of what they are made of; the loop back only multiplies. A cell is three functions:
 `step` is f, `slopes` are the factors in its derivatives, `step_backward` multiplies by them.
-An LSTM whose steps all count goes to the library in one piece, which may know it (`special.lstm`).
+An LSTM whose steps all count goes to the library in one piece, which may know it (`ops.lstm`).
 
 A step that a mask leaves out keeps the state, sₜ = sₜ₋₁, and puts out 0: dzₜ = 0, dsₜ₋₁ = dsₜ.
 So the state passes unchanged over what fills a sequence up, wherever that stands, and the
@@ -59,7 +59,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import ClassVar
 
-from ..arrays import (
+from ..core.arrays import (
     device,
     expect,
     expect_choice,
@@ -68,10 +68,10 @@ from ..arrays import (
     expect_number,
     namespace,
 )
+from ..core.random import fold, split, uniform
+from ..core.trees import leaves, tree_map
 from ..initializers import Initializer, Orthogonal, expect_initializer, glorot_uniform
-from ..random import fold, split, uniform
-from ..special import lstm, lstm_backward, narrowed, scan, sum_rows, widened
-from ..trees import leaves, tree_map
+from ..ops import lstm, lstm_backward, narrowed, scan, sum_rows, widened
 from .base import Layer
 
 __all__ = ["GRU", "LSTM", "RNN"]

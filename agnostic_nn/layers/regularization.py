@@ -14,8 +14,8 @@ other, so it is reproducible, savable and safe under `jit`; every backend draws 
 import math
 from dataclasses import dataclass
 
-from ..arrays import expect, expect_number, namespace
-from ..random import bernoulli, split, uniform
+from ..core.arrays import expect, expect_number, namespace
+from ..core.random import bernoulli, split, uniform
 from .base import Layer
 
 __all__ = ["DropPath", "Dropout", "GaussianNoise", "SpatialDropout"]

@@ -6,14 +6,9 @@ Each layer here is a linear map A of every axis of space, y = A x, so dx = Aᵀ 
 import math
 from dataclasses import KW_ONLY, dataclass
 
-from ..arrays import (
-    device,
-    expect,
-    expect_choice,
-    namespace,
-)
-from ..spans import Pads, padding_per_axis, per_axis
-from ..special import crop, pad
+from ..core.arrays import device, expect, expect_choice, namespace
+from ..core.windows import Pads, padding_per_axis, per_axis
+from ..ops import crop, pad
 from .base import Layer
 
 __all__ = ["Crop", "Upsample", "ZeroPad"]

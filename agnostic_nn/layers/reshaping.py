@@ -4,15 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..arrays import (
-    Array,
-    device,
-    expect,
-    expect_function,
-    expect_integers,
-    namespace,
-)
-from ..special import scatter_add
+from ..core.arrays import Array, device, expect, expect_function, expect_integers, namespace
+from ..ops import scatter_add
 from .base import Layer
 
 __all__ = ["Flatten", "Lambda", "Reshape", "Transpose"]

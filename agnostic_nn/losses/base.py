@@ -12,7 +12,7 @@ from functools import partial, wraps
 from inspect import signature
 from typing import Any, NamedTuple
 
-from ..arrays import (
+from ..core.arrays import (
     Array,
     Shape,
     device,
@@ -23,8 +23,8 @@ from ..arrays import (
     namespace,
     size,
 )
-from ..special import is_narrow, narrowed, widened
-from ..trees import leaves, tree_map
+from ..core.trees import leaves, tree_map
+from ..ops import is_narrow, narrowed, widened
 
 __all__ = [
     "BatchLoss",

@@ -13,7 +13,7 @@ PRML, eq. 4.106), so with sₖ = aₖ qₖ F'(qₖ)
 For F = log, s = a: that is the familiar q - p if the classes weigh 1 and p sums to 1.
 """
 
-from ..arrays import (
+from ..core.arrays import (
     Array,
     Shape,
     device,
@@ -25,7 +25,7 @@ from ..arrays import (
     namespace,
 )
 from ..metrics import accuracy, binary_accuracy
-from ..special import log_softmax
+from ..ops import log_softmax
 from .base import (
     at_label,
     brings,

@@ -5,16 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..arrays import (
-    Array,
-    described,
-    expect,
-    expect_function,
-    expect_number,
-    namespace,
-)
+from ..core.arrays import Array, described, expect, expect_function, expect_number, namespace
+from ..core.trees import tree_map
 from ..metrics import finish_of, finished_by
-from ..trees import tree_map
 from .base import BatchLoss, Loss, Term, batch_loss, check_of, metrics_of, shown, takes
 
 __all__ = ["Losses", "Weighted"]

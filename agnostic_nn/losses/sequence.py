@@ -37,7 +37,7 @@ paths that are at s at time t
 import math
 from typing import Any
 
-from ..arrays import (
+from ..core.arrays import (
     Array,
     Shape,
     device,
@@ -47,7 +47,7 @@ from ..arrays import (
     first_true,
     namespace,
 )
-from ..special import log_softmax, scan
+from ..ops import log_softmax, scan
 from .base import brings, reduced
 
 __all__ = ["ctc"]

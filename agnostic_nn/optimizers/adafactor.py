@@ -3,8 +3,8 @@
 import math
 from dataclasses import KW_ONLY, dataclass
 
-from ..arrays import Array, expect_number, expect_positive, namespace, size
-from ..special import norm
+from ..core.arrays import Array, expect_number, expect_positive, namespace, size
+from ..ops import norm
 from .base import SPARED, Rate, Rule, zeros
 
 __all__ = ["Adafactor"]

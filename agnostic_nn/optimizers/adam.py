@@ -17,15 +17,8 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from ..arrays import (
-    Array,
-    device,
-    expect_flag,
-    expect_number,
-    expect_positive,
-    namespace,
-)
-from ..special import norm
+from ..core.arrays import Array, device, expect_flag, expect_number, expect_positive, namespace
+from ..ops import norm
 from .base import SPARED, Rate, Rule, weights_given, zeros
 
 __all__ = ["LAMB", "Adam", "AdamW", "Adamax", "NAdam", "RAdam"]

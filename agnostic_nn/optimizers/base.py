@@ -10,7 +10,7 @@ from functools import cache, partial
 from inspect import signature
 from typing import Any, Protocol
 
-from ..arrays import (
+from ..core.arrays import (
     Array,
     Moments,
     Params,
@@ -22,7 +22,7 @@ from ..arrays import (
     expect_positive,
     namespace,
 )
-from ..trees import leaves, tree_map
+from ..core.trees import leaves, tree_map
 
 __all__ = [
     "SPARED",

@@ -4,9 +4,9 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
-from ..arrays import Array, device, expect_count, expect_number, expect_positive, namespace
-from ..special import scaled_norm, select
-from ..trees import tree_map
+from ..core.arrays import Array, device, expect_count, expect_number, expect_positive, namespace
+from ..core.trees import tree_map
+from ..ops import scaled_norm, select
 from .base import (
     SPARED,
     Optimizer,

@@ -2,12 +2,7 @@
 
 from dataclasses import KW_ONLY, dataclass
 
-from ..arrays import (
-    expect,
-    expect_flag,
-    expect_number,
-    namespace,
-)
+from ..core.arrays import expect, expect_flag, expect_number, namespace
 from .base import SPARED, Rate, Rule, zeros
 
 __all__ = ["SGD", "Lion"]

@@ -3,7 +3,7 @@
 import math
 from dataclasses import KW_ONLY, dataclass, field
 
-from ..arrays import (
+from ..core.arrays import (
     Array,
     expect,
     expect_count,
@@ -13,8 +13,8 @@ from ..arrays import (
     namespace,
     size,
 )
-from ..special import norm
-from ..trees import leaves, named_leaves, unname
+from ..core.trees import leaves, named_leaves, unname
+from ..ops import norm
 from .adam import AdamW
 from .base import (
     SPARED,

@@ -3,12 +3,8 @@
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from ..arrays import (
-    Params,
-    described,
-    expect,
-)
-from ..trees import leaves, named_leaves, unname
+from ..core.arrays import Params, described, expect
+from ..core.trees import leaves, named_leaves, unname
 from .base import (
     Optimizer,
     divided,

@@ -2,17 +2,9 @@
 
 from dataclasses import dataclass
 
-from ..arrays import Moments, Params, device, expect_number, namespace
-from ..trees import tree_map
-from .base import (
-    Optimizer,
-    count,
-    expect_optimizer,
-    first_leaf,
-    update_by,
-    weights_given,
-    zeros,
-)
+from ..core.arrays import Moments, Params, device, expect_number, namespace
+from ..core.trees import tree_map
+from .base import Optimizer, count, expect_optimizer, first_leaf, update_by, weights_given, zeros
 
 __all__ = ["Average", "Scaled"]
 

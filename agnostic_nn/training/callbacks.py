@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import (
+from ..core.arrays import (
     expect,
     expect_choice,
     expect_count,
@@ -31,7 +31,7 @@ from ..arrays import (
     expect_number,
     expect_text,
 )
-from ..files import expect_path, expect_place, write_text
+from ..core.files import expect_path, expect_place, write_text
 
 __all__ = [
     "CSVLog",

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import namespace
-from ..registry import Backend
-from ..trees import named_leaves
+from ..core.arrays import namespace
+from ..core.backend import Backend
+from ..core.trees import named_leaves
 from .data import fetch
 
 __all__ = ["Context"]

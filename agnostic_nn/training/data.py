@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import random
-from ..arrays import (
+from ..core import random
+from ..core.arrays import (
     described,
     device,
     expect,
@@ -28,8 +28,8 @@ from ..arrays import (
     first_true,
     namespace,
 )
-from ..registry import Backend
-from ..trees import leaves, named_leaves, shape_map, tree_map
+from ..core.backend import Backend
+from ..core.trees import leaves, named_leaves, shape_map, tree_map
 
 __all__ = [
     "Examples",

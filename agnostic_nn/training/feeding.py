@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array, Params, Shape, size
+from ..core.arrays import Array, Params, Shape, size
+from ..core.trees import leaves, shape_map, tree_map
 from ..layers import Layer
 from ..layers.base import kinds
-from ..trees import leaves, shape_map, tree_map
 from .data import Examples, Stored, Streamed, filled
 from .intake import Intake
 

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..arrays import expect_list
-from ..pages import embedded, figure, svg
-from ..tables import folded, html_table, table
+from ..core.arrays import expect_list
+from ..display.pages import embedded, figure, svg
+from ..display.tables import folded, html_table, table
 
 __all__ = ["History"]
 

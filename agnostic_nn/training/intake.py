@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ..core.backend import Backend
+from ..core.trees import leaves, named_leaves, tree_map
 from ..layers import Layer
 from ..layers.base import kinds
 from ..losses.base import Loss, check_of, shown, takes
-from ..registry import Backend
-from ..trees import leaves, named_leaves, tree_map
 from .data import Examples, expect_lengths, expect_shapes, fetch, is_mapped, pieces, typed
 
 __all__ = ["Intake"]

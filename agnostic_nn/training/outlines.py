@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Shape, namespace
-from ..ledger import Ledger, blank
+from ..core.arrays import Shape, namespace
+from ..diagnostics.cost import Ledger, blank
 from .steps import Carry
 
 __all__ = ["TooLarge", "outline_of"]

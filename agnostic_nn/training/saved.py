@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..arrays import Shape, expect
+from ..core.arrays import Shape, expect
+from ..core.trees import named_leaves
 from ..layers import Layer
 from ..losses.base import metrics_of
-from ..trees import named_leaves
 from .checkpoint import CheckpointError, OpenedCheckpoint
 from .config import describe, rebuild
 from .data import shape_from

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..arrays import (
+from ..core.arrays import (
     Array,
     Moments,
     Params,
@@ -16,14 +16,14 @@ from ..arrays import (
     expect_function,
     namespace,
 )
+from ..core.trees import leaves, tree_map
 from ..layers import Layer
 from ..layers.base import not_a_layer
 from ..losses.base import BatchLoss, Loss, batch_loss, takes
 from ..metrics import batch_means
+from ..ops import all_finite, scan, select
 from ..optimizers import Optimizer
 from ..optimizers.base import expect_optimizer, update_by, uses_divisor
-from ..special import all_finite, scan, select
-from ..trees import leaves, tree_map
 
 __all__ = ["Carry", "Terms", "expect_task", "in_turn", "judge", "make_step", "make_step_with_terms"]
 

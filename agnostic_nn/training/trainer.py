@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import random
-from ..arrays import (
+from ..core import random
+from ..core.arrays import (
     Array,
     Moments,
     Params,
@@ -29,17 +29,17 @@ from ..arrays import (
     expect_text,
     namespace,
 )
-from ..atomic import StateLost, into, settle
-from ..files import expect_path
-from ..guards import reads
+from ..core.atomic import StateLost, into, settle
+from ..core.backend import Backend
+from ..core.backend import backend as choose
+from ..core.files import expect_path
+from ..core.guards import reads
+from ..core.trees import expect_nested, leaves, named_leaves, tree_map, unname
+from ..diagnostics.summary import Summary, bytes_of_training, summarize
 from ..layers import Layer
 from ..losses.base import Loss, metrics_of, shown, takes
 from ..metrics import finish_of, joined
 from ..optimizers import Optimizer
-from ..registry import Backend
-from ..registry import backend as choose
-from ..summary import Summary, bytes_of_training, summarize
-from ..trees import expect_nested, leaves, named_leaves, tree_map, unname
 from . import checkpoint
 from .callbacks import Callback, as_callbacks, expect_fields, moments_in, optimizers_in
 from .config import describe

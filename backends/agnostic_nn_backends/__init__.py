@@ -12,7 +12,7 @@
     to_numpy      array -> a NumPy array on the host
     jit           (function, device, donate) -> the pure function, compiled where that is
                   possible; `donate` says which arguments the caller gives up, by position. One
-                  that takes their memory has an attribute `into`, as `agnostic_nn.atomic` says
+                  that takes their memory has an attribute `into`, as `agnostic_nn.core.atomic` says
     eager         (function, device) -> the function, whose Python runs at each call; None where
                   `jit` does no more, and an adapter of a user's own may lack it
     compiles      whether `jit` compiles loops too
@@ -29,7 +29,7 @@
     vjp           (function, *primals) -> (outputs, pullback), the library's own automatic
                   differentiation, or None; only checks of our gradients use it
 
-A backend imports its own library, and of ours `agnostic_nn.special`, `.random` and `.spans`, to
+A backend imports its own library, and of ours `agnostic_nn.ops`, `.random` and `.spans`, to
 register native versions there, and the workshops beside it. It sets no global option.
 """
 

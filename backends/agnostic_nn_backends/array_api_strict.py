@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import array_api_strict as xp
 import numpy as np
 
-from agnostic_nn import special
+from agnostic_nn import ops
 
 from .exponential import HALFWAY, bounded_exp
 
@@ -80,4 +80,4 @@ def _bounded_exp(x):
     return bounded_exp(x, lambda shifted: xp.pow(2.0, shifted - HALFWAY))
 
 
-special.bounded_exp.register(type(xp.zeros(())), _bounded_exp)
+ops.bounded_exp.register(type(xp.zeros(())), _bounded_exp)

@@ -10,8 +10,8 @@ import numpy as np
 from cupyx.scipy.special import erf as _erf
 from cupyx.scipy.special import erfc as _erfc
 
-from agnostic_nn import special
-from agnostic_nn.special.indexing import add_sorted
+from agnostic_nn import ops
+from agnostic_nn.ops.indexing import add_sorted
 
 __all__ = [
     "asarray",
@@ -118,7 +118,7 @@ def _unslide(*parts, axis, stride, dilation, length):
     return x
 
 
-special.erf.register(cupy.ndarray, _erf)
-special.erfc.register(cupy.ndarray, _erfc)
-special.scatter_add.register(cupy.ndarray, _scatter_add)
-special.unslide.register(cupy.ndarray, _unslide)
+ops.erf.register(cupy.ndarray, _erf)
+ops.erfc.register(cupy.ndarray, _erfc)
+ops.scatter_add.register(cupy.ndarray, _scatter_add)
+ops.unslide.register(cupy.ndarray, _unslide)

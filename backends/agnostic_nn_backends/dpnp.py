@@ -7,7 +7,7 @@ import dpctl
 import dpnp as xp
 import numpy as np
 
-from agnostic_nn import special
+from agnostic_nn import ops
 
 __all__ = [
     "asarray",
@@ -75,4 +75,4 @@ def synchronize(array):
     array.sycl_queue.wait()
 
 
-special.erf.register(xp.ndarray, xp.scipy.special.erf)
+ops.erf.register(xp.ndarray, xp.scipy.special.erf)

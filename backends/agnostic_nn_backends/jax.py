@@ -13,9 +13,9 @@ import jax
 import jax.numpy as xp
 import numpy as np
 
-from agnostic_nn import special
-from agnostic_nn.atomic import StateLost
-from agnostic_nn.special.windows import turn
+from agnostic_nn import ops
+from agnostic_nn.core.atomic import StateLost
+from agnostic_nn.ops.convolution import turn
 
 from . import processor
 
@@ -125,7 +125,7 @@ class _Compiled:
 
 
 class _Donating(_Compiled):
-    """A compiled function that takes the memory of some arguments, as `agnostic_nn.atomic` says.
+    """A compiled function that donates the memory of some arguments: see `agnostic_nn.core.atomic`.
 
     A call with arguments of a new kind goes through Python code of JAX, which traces and
     compiles, and where an exception would lose the donated arrays: it gets copies of them.
@@ -233,7 +233,7 @@ def _scan_as(leaf, step, carry, xs, reverse, then):
 
 @jax.jit
 def _all_finite(*arrays):
-    look = special.all_finite.dispatch(object)
+    look = ops.all_finite.dispatch(object)
 
     def sum_first():
         # a sum of squares is quicker to take than a look, and says the same unless it overflows
@@ -251,7 +251,7 @@ def _select(holds, make, old):
     # of a step; but a GPU would have to tell the host which way to go
     return jax.lax.platform_dependent(
         cpu=lambda: jax.lax.cond(holds, make, lambda: old),
-        default=lambda: special.select.dispatch(object)(holds, make, old),
+        default=lambda: ops.select.dispatch(object)(holds, make, old),
     )
 
 
@@ -318,7 +318,7 @@ def _sum_rows(x):
 
 def _tanh(x):
     # XLA's own is up to five units in the last place off
-    change = special.expm1_below(-2.0 * xp.minimum(xp.abs(x), 20.0))
+    change = ops.expm1_below(-2.0 * xp.minimum(xp.abs(x), 20.0))
     return xp.sign(x) * (-change / (2.0 + change))
 
 
@@ -338,17 +338,17 @@ def _unslide(*parts, axis, stride, dilation, length):
 
 # While `jit` traces, arrays are tracers: a type of their own to dispatch on.
 for kind in (jax.Array, jax.core.Tracer):
-    special.convolve.register(kind, _convolve)
-    special.convolve_input.register(kind, _convolve_input)
-    special.convolve_weight.register(kind, _convolve_weight)
-    special.erf.register(kind, jax.lax.erf)
-    special.erfc.register(kind, jax.lax.erfc)
-    special.tanh.register(kind, _tanh)
-    special.scatter_add.register(kind, _scatter_add)
-    special.select.register(kind, _select)
-    special.scan_as.register(kind, _scan_as)
-    special.sum_over.register(kind, _sum_over)
-    special.sum_rows.register(kind, _sum_rows)
-    special.unslide.register(kind, _unslide)
-    special.all_finite.register(kind, _all_finite)
-    special.barrier_as.register(kind, _barrier_as)
+    ops.convolve.register(kind, _convolve)
+    ops.convolve_input.register(kind, _convolve_input)
+    ops.convolve_weight.register(kind, _convolve_weight)
+    ops.erf.register(kind, jax.lax.erf)
+    ops.erfc.register(kind, jax.lax.erfc)
+    ops.tanh.register(kind, _tanh)
+    ops.scatter_add.register(kind, _scatter_add)
+    ops.select.register(kind, _select)
+    ops.scan_as.register(kind, _scan_as)
+    ops.sum_over.register(kind, _sum_over)
+    ops.sum_rows.register(kind, _sum_rows)
+    ops.unslide.register(kind, _unslide)
+    ops.all_finite.register(kind, _all_finite)
+    ops.barrier_as.register(kind, _barrier_as)

@@ -12,7 +12,7 @@ from importlib.metadata import version as version_of
 import mlx.core as mx
 import numpy as np
 
-from agnostic_nn.arrays import register
+from agnostic_nn.core.arrays import register
 
 __all__ = [
     "asarray",

@@ -64,7 +64,7 @@ def exit_now(number, frame):
 
 
 def digest(trainer):
-    from agnostic_nn.trees import named_leaves
+    from agnostic_nn.core.trees import named_leaves
 
     found = hashlib.sha256()
     carry = trainer.backend.to_numpy((trainer.params, trainer.state, trainer.moments))
@@ -83,7 +83,7 @@ class Campaign:
         from agnostic_nn.training import feeding
 
         if os.environ.get("OMP_NUM_THREADS") != "1":
-            from agnostic_nn_backends import kernels
+            from agnostic_nn_backends.replay import kernels
 
             kernels.MANY = 1000  # so that several threads share small arrays
         # some calls an epoch where a call takes several steps

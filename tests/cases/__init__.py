@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 import agnostic_nn as nn
-from agnostic_nn.checking.inputs import batched, draw_for
-from agnostic_nn.trees import named_leaves, shape_map, tree_map
+from agnostic_nn.core.trees import named_leaves, shape_map, tree_map
+from agnostic_nn.diagnostics.gradcheck.inputs import batched, draw_for
 
 __all__ = ["Case", "Given", "arrays_for", "inputs", "kinds", "layer_cases", "named", "run"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 import agnostic_nn as nn
-from agnostic_nn.trees import leaves, named_leaves, shape_map, tree_map
+from agnostic_nn.core.trees import leaves, named_leaves, shape_map, tree_map
 
 from . import Given, inputs
 

@@ -3,7 +3,7 @@
 from itertools import product
 
 import agnostic_nn as nn
-from agnostic_nn.trees import shape_map
+from agnostic_nn.core.trees import shape_map
 
 from . import Case
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 import agnostic_nn as nn
-from agnostic_nn.checking.specimens import drawn, loss_of
+from agnostic_nn.diagnostics.examples import drawn, loss_of
 
 from . import Case
 

@@ -11,7 +11,7 @@ import numpy as np
 import agnostic_nn as nn
 from agnostic_nn import optimizers as ours
 from agnostic_nn import schedules
-from agnostic_nn.trees import named_leaves, tree_map
+from agnostic_nn.core.trees import named_leaves, tree_map
 
 __all__ = ["OPTIMIZERS", "Beside", "by_hand", "optax_walk", "problem", "torch_walk", "walk"]
 

@@ -1,7 +1,7 @@
 """Blocks, graphs and layers that only move numbers; their twins are the formulas in PyTorch."""
 
 import agnostic_nn as nn
-from agnostic_nn.arrays import namespace
+from agnostic_nn.core.arrays import namespace
 
 from . import Case
 

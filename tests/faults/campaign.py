@@ -19,11 +19,11 @@ from unittest.mock import patch
 import numpy as np
 
 import agnostic_nn as nn
-from agnostic_nn.bisecting import PieceFails, bisecting
-from agnostic_nn.compare import compare, comparing
-from agnostic_nn.compare.report import PROBED
-from agnostic_nn.files import write_text
-from agnostic_nn.tables import markdown_table
+from agnostic_nn.core.files import write_text
+from agnostic_nn.diagnostics.bisect import PieceFails, search
+from agnostic_nn.diagnostics.compare import compare, comparison
+from agnostic_nn.diagnostics.compare.report import PROBED
+from agnostic_nn.display.tables import markdown_table
 
 from .catalogue import Fault, catalogue
 from .models import BATCH, MODELS, SEED, workload
@@ -69,14 +69,14 @@ def remembered() -> Iterator[None]:
     """
     with ExitStack() as stack:
         for place, name, key in (
-            (bisecting, "rounded", lambda f, given, **options: (repr(f), _digest(given))),
-            (comparing, "run_reference", lambda task, *_: (task.workload.name, task.seed)),
-            (comparing, "_context", lambda task, _, __, dtype: (*_task(task), dtype)),
+            (search, "rounded", lambda f, given, **options: (repr(f), _digest(given))),
+            (comparison, "run_reference", lambda task, *_: (task.workload.name, task.seed)),
+            (comparison, "_context", lambda task, _, __, dtype: (*_task(task), dtype)),
         ):
             stack.enter_context(patch.object(place, name, _once(getattr(place, name), key)))
         for name in ("_probed", "_memory"):
-            stack.enter_context(patch.object(comparing, name, lambda *_: {}))
-        stack.enter_context(patch.object(comparing, "_ledger", lambda *_: []))
+            stack.enter_context(patch.object(comparison, name, lambda *_: {}))
+        stack.enter_context(patch.object(comparison, "_ledger", lambda *_: []))
         yield
 
 
@@ -142,7 +142,7 @@ def _side(fault: Fault) -> nn.Backend:
     return faulty(fault.changes(), fault.moves() if fault.moves else None)
 
 
-def _bisect(model: str, seed: int, one: Any, other: Any, steps: int = 1) -> bisecting.Bisection:
+def _bisect(model: str, seed: int, one: Any, other: Any, steps: int = 1) -> search.Bisection:
     work = workload(model, seed)
     train, _ = work.read()
     given = work.model, work.loss, work.optimizer, train.x, train.target, one, other

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 import agnostic_nn as nn
-from agnostic_nn.bisecting import pieces
+from agnostic_nn.core.trees import leaves, tree_map
+from agnostic_nn.diagnostics.bisect import stages
 from agnostic_nn.layers import convolution, regularization
-from agnostic_nn.trees import leaves, tree_map
 
 from .models import BATCH, CNN, GRAPH, MLP, MODELS, RECURRENT, TRANSFORMER, WORDS
 from .planting import Change, of
@@ -631,7 +631,7 @@ def masks() -> Iterator[Fault]:
     from agnostic_nn import random
 
     for model, places in (("CNN", ("8.3",)), ("graph", ("noisy",))):
-        changes = lambda: [(random, "words", last_word), (pieces, "words", last_word)]  # noqa: E731
+        changes = lambda: [(random, "words", last_word), (stages, "words", last_word)]  # noqa: E731
         yield Fault(
             *("masks and random words", "the last random word", model, places),
             *(("random words", "forward"), changes),
@@ -893,7 +893,7 @@ def _of_loss(loss, change) -> Callable[[], list[Change]]:
 
         return batch_loss
 
-    return lambda: [(pieces, "_KINDS", kinds), (steps, "batch_loss", in_a_step)]
+    return lambda: [(stages, "_KINDS", kinds), (steps, "batch_loss", in_a_step)]
 
 
 def _whole(change):
@@ -903,7 +903,7 @@ def _whole(change):
         def other(y, target):
             return change(*loss(y, target))
 
-        return pieces._whole((model, other), train, given, shortcuts)
+        return stages._whole((model, other), train, given, shortcuts)
 
     return run
 

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 import agnostic_nn as nn
-from agnostic_nn.compare.workloads import Workload
+from agnostic_nn.diagnostics.compare.workloads import Workload
 from agnostic_nn.training.data import Examples
 
 __all__ = ["MODELS", "SEED", "workload"]

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from agnostic_nn import random
-from agnostic_nn.arrays import namespace
+from agnostic_nn.core.arrays import namespace
+from agnostic_nn.core.trees import named_leaves, tree_map
 from agnostic_nn.training import steps
-from agnostic_nn.trees import named_leaves, tree_map
 
 from .catalogue import Fault
 from .models import BATCH, SEED, workload

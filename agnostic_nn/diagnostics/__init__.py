@@ -1,0 +1,3 @@
+"""Tools that check, compare, explain and measure networks, and the command line."""
+
+__all__ = ()

@@ -1,0 +1,148 @@
+"""`agnostic-nn bisect`: find the first piece that two backends compute differently."""
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+from ...core.backend import BackendUnavailable
+from .arguments import command, count, refuse, seed
+
+__all__ = ["add"]
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Add the command."""
+    add_argument = command(
+        commands,
+        "bisect",
+        "Find the first layer, loss or update that two backends compute differently.",
+        _bisect,
+        "Each piece of one training step, and of a prediction after it, gets the same numbers on "
+        "both backends and is compared with the same piece in float64.",
+        epilog="Exit status: 0 if nothing differs beyond rounding, 1 if something does, 2 if a "
+        "result could not be judged, such as one that overflows on both, or nothing could be run.",
+    )
+    add_argument(
+        "backends",
+        nargs="*",
+        metavar="BACKEND",
+        help="two, such as numpy jax:cpu:0, each with a dtype if it is not float32, as in "
+        "jax:cpu:0@float64, and with strict or fast, and deterministic, if need be, as in "
+        "torch@strict torch@fast@deterministic; one alone is compared with numpy@float64",
+    )
+    add_argument(
+        "--workload",
+        metavar="NAME",
+        help="what to train, one of the workloads of `compare` (default: digits-mlp)",
+    )
+    add_argument(
+        "--model",
+        metavar="MODULE:OBJECT",
+        help="instead of a workload: your own layer, or a function that returns one",
+    )
+    add_argument("--data", type=Path, metavar="FILE", help="an npz file with its x and target")
+    add_argument("--loss", metavar="NAME", help="of that model, such as huber(delta=0.5)")
+    add_argument("--optimizer", metavar="NAME", help="of that model, such as Adam(rate=1e-3)")
+    add_argument("--batch-size", type=count, metavar="N", help="examples a step (default: 32)")
+    add_argument(
+        "--steps",
+        type=_whole,
+        metavar="N",
+        help="that the first backend takes before the step that is judged; a step whose loss or "
+        "gradient is not finite is judged instead (default: 1)",
+    )
+    add_argument(
+        "--seed",
+        type=seed,
+        metavar="N",
+        help="of weights, masks and the order of the data (default: 0)",
+    )
+    add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where to write the piece that differs, with its inputs (default: bisect.npz)",
+    )
+    add_argument(
+        "--replay",
+        type=Path,
+        metavar="FILE",
+        help="run that piece alone, on these backends or on those that it was found with; for your "
+        "own layer, loss or optimizer add --model, which may be a model that the layer is in",
+    )
+
+
+def _whole(text: str) -> int:
+    return 0 if text == "0" else count(text)
+
+
+def _bisect(options: argparse.Namespace) -> int:
+    from ..bisect import PieceFails
+    from ..compare.workloads import CannotCompare
+
+    if options.replay is None and len(options.backends) not in (1, 2):
+        return refuse("bisect", "expected one or two backends, such as numpy jax")
+    if options.replay is not None:
+        needless = ("workload", "data", "loss", "optimizer", "batch_size", "steps", "seed")
+        for name in (*needless, "output"):
+            if getattr(options, name) is not None:
+                option = f"--{name.replace('_', '-')}"
+                return refuse("bisect", f"{option} has no meaning here: --replay FILE has its own")
+    output = options.output or Path("bisect.npz")
+    if not output.absolute().parent.is_dir():
+        return refuse("bisect", f"--output {output}: its folder is not there")
+    try:
+        found = _replayed(options) if options.replay else _found(options)
+    except OSError as error:
+        return refuse("bisect", f"{options.replay} cannot be read: {error.strerror or error}")
+    except (BackendUnavailable, CannotCompare, PieceFails, TypeError, ValueError) as error:
+        return refuse("bisect", error)
+    hint = ""
+    if found.first is not None and options.replay is None:
+        try:  # before anything is printed: the reader of a pipe may have gone
+            alone = found.save(output)
+        except OSError as error:
+            print(found)
+            return refuse("bisect", f"{output} cannot be written: {error.strerror}", 1)
+        again = ["agnostic-nn", "bisect", "--replay", str(output)]
+        again += [] if alone else ["--model", options.model]
+        hint = f"\n\nwritten: {output}; to run that piece alone, anywhere:\n{shlex.join(again)}"
+    print(f"{found}{hint}")
+    return {"agree": 0, "differ": 1, "not judged": 2}[found.status]
+
+
+def _replayed(options: argparse.Namespace) -> Any:
+    from ..bisect import replay
+    from ..loading import CannotLoad, load, load_layer
+
+    thing = None
+    if options.model:
+        try:
+            thing = load_layer(options.model)
+        except CannotLoad:  # a loss or an optimizer, or nothing at all
+            thing = load(options.model)
+    return replay(options.replay, *options.backends, thing=thing)
+
+
+def _found(options: argparse.Namespace) -> Any:
+    from ..bisect import bisect
+    from ..compare.user_model import own
+    from ..compare.workloads import CannotCompare, find
+
+    names = ("loss", "optimizer", "batch_size")
+    given = {name: getattr(options, name) for name in names if getattr(options, name)}
+    if options.model and options.data and not options.workload:
+        workload = own(options.model, options.data, **given)
+    elif options.model or options.data or given:
+        raise CannotCompare("--model and --data go together, without --workload")
+    else:
+        workload = find(options.workload or "digits-mlp")
+    train, _ = workload.read()
+    return bisect(
+        *(workload.model, workload.loss, workload.optimizer, train.x, train.target),
+        *options.backends,
+        steps=1 if options.steps is None else options.steps,
+        batch_size=workload.batch_size,
+        seed=options.seed or 0,
+    )

@@ -1,0 +1,59 @@
+"""`agnostic-nn profile`: where the time of a training step goes."""
+
+import argparse
+import json
+from pathlib import Path
+
+from ...core.backend import BackendUnavailable, backend
+from ...core.files import write_text
+from .arguments import command, count, refuse
+
+__all__ = ["add"]
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Say what can be asked."""
+    about = "Show where the time of a training step goes: by layer, by part and by operation."
+    add_argument = command(commands, "profile", about, _profile)
+    add_argument(
+        "--workload",
+        default="digits-mlp",
+        metavar="NAME",
+        help="what to train, of what `compare` trains (default: %(default)s)",
+    )
+    add_argument(
+        "--backend",
+        metavar="NAME",
+        help="where, such as jax:cpu:0 (default: $AGNOSTIC_NN_BACKEND, else numpy)",
+    )
+    add_argument(
+        "--steps", type=count, default=20, metavar="N", help="to time (default: %(default)s)"
+    )
+    add_argument(
+        "--json", type=Path, metavar="FILE", help="where to write all figures too, in seconds"
+    )
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from ..compare.workloads import CannotCompare, find
+    from ..profile import profile
+
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        return refuse("profile", f"--json {options.json}: {options.json.parent} is no folder")
+    try:
+        chosen, workload = backend(options.backend), find(options.workload)
+        train, _ = workload.read()
+    except (BackendUnavailable, CannotCompare) as error:
+        return refuse("profile", error)
+    part = train[: workload.batch_size]
+    asked = workload.model, workload.loss, workload.optimizer, part.x, part.target
+    found = profile(*asked, backend=chosen, steps=options.steps)
+    print(f"{workload.name} on {found}")
+    if options.json is not None:
+        data = {"workload": workload.name, **found.to_json()}
+        try:
+            write_text(options.json, json.dumps(data, indent=2) + "\n")
+        except OSError as error:
+            return refuse("profile", f"{options.json} cannot be written: {error.strerror}", 1)
+        print(f"\nwritten: {options.json}")
+    return 0

@@ -1,0 +1,100 @@
+"""Environment: the machine and the settings that a measurement was made with."""
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from ...core.backend import backend
+
+__all__ = ["environment"]
+
+PACKAGES = ("agnostic-nn", "numpy", "scikit-learn", "llvmlite")
+VARIABLES = (  # that choose threads, precision, devices, instructions or ways to compute
+    "AGNOSTIC_NN_DETERMINISTIC",
+    "AGNOSTIC_NN_KERNELS",
+    "AGNOSTIC_NN_PRECISION",
+    "AGNOSTIC_NN_REPLAY",
+    "ATEN_CPU_CAPABILITY",
+    "BLIS_ARCH_TYPE",
+    "BLIS_NUM_THREADS",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_VISIBLE_DEVICES",
+    "CUPY_ACCELERATORS",
+    "CUPY_ENABLE_UMP",
+    "CUPY_TF32",
+    "DNNL_CPU_ISA_HINTS",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "DNNL_MAX_CPU_ISA",
+    "GLIBC_TUNABLES",
+    "GOTO_NUM_THREADS",
+    "HIP_VISIBLE_DEVICES",
+    "HSA_OVERRIDE_GFX_VERSION",
+    "JAX_DEFAULT_DTYPE_BITS",
+    "JAX_DEFAULT_MATMUL_PRECISION",
+    "JAX_DISABLE_JIT",
+    "JAX_ENABLE_X64",
+    "JAX_PLATFORMS",
+    "KMP_AFFINITY",
+    "KMP_DETERMINISTIC_REDUCTION",
+    "LD_PRELOAD",
+    "LIBTPU_INIT_ARGS",
+    "MKL_CBWR",
+    "MKL_DEBUG_CPU_TYPE",
+    "MKL_DOMAIN_NUM_THREADS",
+    "MKL_DYNAMIC",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_NUM_THREADS",
+    "MKL_THREADING_LAYER",
+    "NPROC",
+    "NPY_DISABLE_CPU_FEATURES",
+    "NPY_ENABLE_CPU_FEATURES",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_DYNAMIC",
+    "OMP_NUM_THREADS",
+    "OMP_SCHEDULE",
+    "OMP_THREAD_LIMIT",
+    "ONEAPI_DEVICE_SELECTOR",
+    "ONEDNN_CPU_ISA_HINTS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_DEFAULT_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "SYCL_DEVICE_FILTER",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "VECLIB_MAXIMUM_THREADS",
+    "XLA_FLAGS",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Data for JSON: when and where this runs, on what, and how it is set up."""
+    usable = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "platform": platform.platform(),
+        "processor": backend("numpy").hardware,
+        "cores": os.cpu_count(),
+        "usable_cores": len(usable(0)) if usable else os.cpu_count(),
+        "blas": _blas(),
+        "versions": {"python": platform.python_version(), **{n: _version(n) for n in PACKAGES}},
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _blas() -> str | None:
+    """The library that multiplies NumPy's matrices, as NumPy was built."""
+    config: Any = np.show_config(mode="dicts")
+    found = config.get("Build Dependencies", {}).get("blas", {})
+    return " ".join(found[k] for k in ("name", "version") if k in found) or None

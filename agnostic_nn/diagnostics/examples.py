@@ -1,0 +1,285 @@
+"""Specimens: one of each layer, loss and optimizer, small and ready to be run.
+
+`agnostic-nn check` holds them to the oracles, `agnostic-nn conformance` holds a library to
+NumPy with them. A line each; what is new to the library gets a line here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .. import blocks, layers, losses
+from .. import optimizers as by
+from ..core.arrays import Shape, device, namespace
+from ..core.trees import shape_map, tree_map
+from ..layers.base import Layer
+
+__all__ = ["LAYERS", "LOSSES", "OPTIMIZERS", "LossOf", "Specimen", "drawn", "loss_of"]
+
+
+@dataclass(frozen=True, eq=False)  # shapes may be dicts, which do not hash
+class Specimen:
+    """A layer, the shape of one example, and `draw` as `check` takes it."""
+
+    layer: Layer
+    shape: Any
+    draw: Callable[[np.random.Generator, Any], Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """That of the layer's class, or of the loss."""
+        return getattr(self.layer, "called", type(self.layer).__name__)
+
+
+@dataclass(frozen=True, repr=False)
+class LossOf(Layer):
+    """The values of a loss, one per example, of x = {"y": …, "target": …}, as a layer.
+
+    So the oracles of layers judge losses. dy times the slopes is dx; a target has no gradient.
+    """
+
+    loss: Callable
+    options: tuple[tuple[str, Any], ...] = ()
+    labels: bool = False
+
+    def __repr__(self) -> str:
+        shown = "".join(f", {name}={value}" for name, value in self.options)
+        return f"LossOf({self.called}{shown}{', labels' * self.labels})"
+
+    @property
+    def takes(self):  # type: ignore[override]
+        return {"y": "real floating", "target": "integral" if self.labels else "numeric"}
+
+    @property
+    def called(self) -> str:
+        """The name of the loss."""
+        return self.loss.__name__
+
+    def init(self, key, shape, dtype):
+        xp = namespace(key)
+        kinds = {"y": dtype, "target": xp.int32 if self.labels else dtype}
+
+        def zeros(name):
+            made = partial(xp.zeros, dtype=kinds[name], device=device(key))
+            return shape_map(lambda one: made((1, *one)), shape[name])
+
+        values, _ = self.evaluate({"y": zeros("y"), "target": zeros("target")})
+        return {}, {}, tuple(values.shape[1:])
+
+    def evaluate(self, x: Any) -> tuple[Any, Any]:
+        """The values and slopes of each example."""
+        return self.loss(x["y"], x["target"], reduction="none", **dict(self.options))
+
+    def forward(self, params, state, x, *, train=False):
+        values, slopes = self.evaluate(x)
+        return values, state, slopes
+
+    def backward(self, params, cache, dy):
+        xp = namespace(dy)
+
+        def scaled(slope):
+            return slope * xp.reshape(dy, (*dy.shape, *(1,) * (slope.ndim - dy.ndim)))
+
+        return {"y": tree_map(scaled, cache), "target": None}, {}
+
+
+def loss_of(loss: Callable, labels: bool = False, **options: Any) -> LossOf:
+    """A loss with options as a layer; `labels` if its target holds integers."""
+    return LossOf(loss, tuple(sorted(options.items())), labels)
+
+
+def drawn(targets: Callable, outputs: Callable = np.random.Generator.standard_normal) -> Callable:
+    """A draw of y by `outputs` and of target by `targets`, each of a generator and a shape."""
+
+    def draw(generator, shape):
+        found = {"y": shape_map(lambda one: outputs(generator, one), shape["y"])}
+        return {**found, "target": targets(generator, shape)}
+
+    return draw
+
+
+def _numbers(generator, shape):
+    return generator.standard_normal(shape["target"])
+
+
+def _chances(generator, shape):
+    return generator.random(shape["target"])
+
+
+def _signs(generator, shape):
+    return generator.choice([-1.0, 1.0], shape["target"])
+
+
+def _labels(generator, shape):
+    return generator.integers(0, shape["y"][-1], shape["target"])
+
+
+def _distributions(generator, shape):
+    p = generator.uniform(0.1, 1.0, shape["target"])
+    return p / np.sum(p, axis=-1, keepdims=True)
+
+
+def _positive(generator, shape):
+    return generator.uniform(0.3, 2.0, shape)
+
+
+def _log_chances(generator, shape):
+    y = generator.standard_normal(shape)
+    return y - np.log(np.sum(np.exp(y), axis=-1, keepdims=True))
+
+
+def _spelled(generator, shape):
+    """Labels but the blank, which is the last class."""
+    return generator.integers(0, shape["y"][-1] - 1, shape["target"])
+
+
+def _every_other(x: Any) -> Any:
+    """Every other position of x (batch, time, ...): what Lambda is shown with."""
+    return x[:, ::2, ...]
+
+
+_NEXT: Shape = (5, 3)  # time and width
+
+LAYERS = (
+    Specimen(layers.AdaptiveAveragePool(2), (5, 3, 2)),
+    Specimen(layers.AdaptiveMaxPool(2), (5, 3, 2)),
+    Specimen(layers.Add(), ((3,), (3,))),
+    Specimen(layers.AveragePool1D(3, stride=2, padding=1), (7, 2)),
+    Specimen(layers.AveragePool2D((2, 3)), (5, 7, 2)),
+    Specimen(layers.AveragePool3D(2, stride=1), (3, 2, 4, 2)),
+    Specimen(layers.BatchNorm(), (4,)),
+    Specimen(layers.CELU(0.5), (5,)),
+    Specimen(layers.Concatenate(), ((5, 3), (5, 2))),
+    Specimen(layers.Conv1D(4, 3, stride=2, padding=((2, 1),), dilation=2, groups=2), (8, 2)),
+    Specimen(layers.Conv2D(4, (3, 2), stride=(2, 1), padding="same"), (5, 7, 3)),
+    Specimen(layers.Conv3D(2, 2, padding=1), (3, 2, 3, 2)),
+    Specimen(
+        layers.ConvTranspose1D(4, 3, stride=3, dilation=2, groups=2, output_padding=2), (4, 2)
+    ),
+    Specimen(layers.ConvTranspose2D(4, (3, 2), stride=(2, 3), padding="same"), (3, 2, 3)),
+    Specimen(layers.ConvTranspose3D(2, 2), (3, 2, 2, 3)),
+    Specimen(layers.Crop((1, 0)), (5, 3, 2)),
+    Specimen(layers.Dense(3), (4,)),
+    Specimen(layers.DropPath(0.3), (3, 2)),
+    Specimen(layers.Dropout(0.3), (5,)),
+    Specimen(layers.ELU(1.5), (5,)),
+    Specimen(layers.Embedding(5, 3), (4,)),
+    Specimen(layers.Flatten(), (2, 3)),
+    Specimen(blocks.Freeze(blocks.Sequential(layers.Dense(3), layers.Tanh())), (4,)),
+    Specimen(layers.GEGLU(), (6,)),
+    Specimen(layers.GELU(), (5,)),
+    Specimen(layers.GLU(), (6,)),
+    Specimen(layers.GRU(4), _NEXT),
+    Specimen(layers.GaussianNoise(0.5), (3,)),
+    Specimen(layers.GlobalAveragePool(), (3, 5, 2)),
+    Specimen(layers.GlobalMaxPool(), (3, 5, 2)),
+    Specimen(
+        blocks.Graph(a=(layers.Dense(4), "x"), b=(layers.Tanh(), "a"), c=(blocks.Shared("a"), "b")),
+        (4,),
+    ),
+    Specimen(layers.GroupNorm(2), (3, 6)),
+    Specimen(layers.HardSigmoid(), (5,)),
+    Specimen(layers.HardSwish(), (5,)),
+    Specimen(layers.HardTanh(), (5,)),
+    Specimen(layers.InstanceNorm(), (5, 2)),
+    Specimen(layers.LSTM(4), _NEXT),
+    Specimen(layers.Lambda(_every_other), _NEXT),
+    Specimen(layers.LayerNorm(), (5,)),
+    Specimen(layers.LeakyReLU(), (5,)),
+    Specimen(layers.LogSoftmax(), (4,)),
+    Specimen(layers.MaxPool1D(3, stride=1, padding="same", dilation=2), (7, 2)),
+    Specimen(layers.MaxPool2D(3, stride=2, padding=1), (5, 7, 2)),
+    Specimen(layers.MaxPool3D(2, stride=(1, 2, 1)), (3, 5, 2, 2)),
+    Specimen(layers.Mish(), (5,)),
+    Specimen(
+        layers.MultiHeadAttention(4, key_heads=2, head_width=2, causal=True, rotary=True),
+        {"x": (5, 3), "mask": (5,)},
+    ),
+    Specimen(layers.Multiply(), ((3,), (3,))),
+    Specimen(layers.PReLU(), (5,)),
+    Specimen(blocks.Parallel(layers.Dense(3), layers.Tanh()), (3,)),
+    Specimen(layers.PositionEmbedding(7), _NEXT),
+    Specimen(layers.RMSNorm(), (5,)),
+    Specimen(layers.RNN(4), _NEXT),
+    Specimen(layers.ReLU(), (5,)),
+    Specimen(layers.ReLU6(), (5,)),
+    Specimen(blocks.Recompute(blocks.Sequential(layers.Dense(3), layers.Tanh())), (4,)),
+    Specimen(blocks.Repeat(blocks.Residual(layers.Dense(3), layers.Tanh()), 2), (3,)),
+    Specimen(layers.Reshape((3, -1)), (2, 6)),
+    Specimen(blocks.Residual(layers.Dense(3)), (3,)),
+    Specimen(layers.SELU(), (5,)),
+    Specimen(blocks.Sequential(layers.Dense(4), layers.GELU(), layers.Dense(2)), (3,)),
+    Specimen(layers.SiLU(), (5,)),
+    Specimen(layers.Sigmoid(), (5,)),
+    Specimen(layers.SinusoidalPositions(), (5, 6)),
+    Specimen(layers.Softmax(), (4,)),
+    Specimen(layers.Softplus(), (5,)),
+    Specimen(layers.Softsign(), (5,)),
+    Specimen(layers.SpatialDropout(0.3), (3, 4)),
+    Specimen(layers.SwiGLU(), (6,)),
+    Specimen(layers.Tanh(), (5,)),
+    Specimen(layers.Threshold(0.3, -0.2), (5,)),
+    Specimen(blocks.TransformerBlock(layers.MultiHeadAttention(2), hidden=5), (3, 4)),
+    Specimen(layers.Transpose((2, 1)), _NEXT),
+    Specimen(layers.Unembedding(5), _NEXT),
+    Specimen(layers.Upsample((2, 3), mode="linear"), (5, 3, 2)),
+    Specimen(layers.ZeroPad((1, 0)), (3, 2, 2)),
+)
+
+_ONE = {"y": (5,), "target": (5,)}
+_CLASS = {"y": (4,), "target": ()}
+_TWO = {"y": {"mean": (3,), "variance": (3,)}, "target": (3,)}
+_PAIR = {"y": {"first": (5, 4), "second": (5, 4)}, "target": (5,)}
+_THREE = {"y": ((3, 4), (3, 4), (3, 4)), "target": (0,)}
+_SHARES = {"y": (2, 4), "target": (2, 4)}
+
+LOSSES = (
+    Specimen(loss_of(losses.binary_cross_entropy), _ONE, drawn(_chances)),
+    Specimen(loss_of(losses.cosine_distance), _SHARES, drawn(_numbers)),
+    Specimen(loss_of(losses.cosine_embedding, margin=0.1), _PAIR, drawn(_signs)),
+    Specimen(
+        loss_of(losses.ctc, labels=True, blank=3), {"y": (6, 4), "target": (2,)}, drawn(_spelled)
+    ),
+    Specimen(loss_of(losses.gaussian_nll), _TWO, drawn(_numbers, _positive)),
+    Specimen(loss_of(losses.hinge), _ONE, drawn(_signs)),
+    Specimen(loss_of(losses.huber, delta=0.7), _ONE, drawn(_numbers)),
+    Specimen(loss_of(losses.kl_divergence), _SHARES, drawn(_distributions, _log_chances)),
+    Specimen(loss_of(losses.log_cosh), _ONE, drawn(_numbers)),
+    Specimen(loss_of(losses.mean_absolute_error), _ONE, drawn(_numbers)),
+    Specimen(loss_of(losses.mean_squared_error), _ONE, drawn(_numbers)),
+    Specimen(loss_of(losses.multi_class_margin, labels=True), _CLASS, drawn(_labels)),
+    Specimen(
+        loss_of(losses.negative_log_likelihood, labels=True), _CLASS, drawn(_labels, _log_chances)
+    ),
+    Specimen(loss_of(losses.poisson_nll), _ONE, drawn(_chances)),
+    Specimen(loss_of(losses.softmax_cross_entropy, labels=True), _CLASS, drawn(_labels)),
+    Specimen(loss_of(losses.squared_hinge), _ONE, drawn(_signs)),
+    Specimen(loss_of(losses.triplet_margin, margin=0.5), _THREE, drawn(_numbers)),
+)
+
+OPTIMIZERS = (
+    by.Accumulate(by.SGD(0.1), 2),
+    by.Adadelta(0.5),
+    by.Adafactor(0.1),
+    by.Adagrad(0.1),
+    by.Adam(0.1, amsgrad=True),
+    by.AdamW(0.1, weight_decay=0.3),
+    by.Adamax(0.1),
+    by.Average(by.SGD(0.1), 0.9),
+    by.ClipByGlobalNorm(by.SGD(0.1)),
+    by.ClipByNorm(by.SGD(0.1)),
+    by.ClipByValue(by.SGD(0.1), 0.5),
+    by.L2(by.SGD(0.1), 0.2),
+    by.LAMB(0.1),
+    by.Lion(0.01, weight_decay=0.3),
+    by.Muon(0.05),
+    by.NAdam(0.1),
+    by.Parts((("bias", by.Fixed()),), rest=by.SGD(0.1)),
+    by.RAdam(0.1),
+    by.RMSprop(0.01, momentum=0.5, centred=True),
+    by.SGD(0.1, momentum=0.9, nesterov=True),
+    by.Scaled(by.SGD(0.1)),
+)

@@ -1,0 +1,476 @@
+r"""Formulas: what a layer computes forwards and backwards, as LaTeX, and as plain text.
+
+Each is read off the derivation in the layer's docstring, in its letters. `@x` and `@y` stand for
+what goes in and comes out, `@weight` for the parameter of that path, and `@dx`, `@dy` and
+`@dweight` for the gradients of the loss by them; `told` puts names of a network in their places,
+such as z_1. What has no entry here is told by the part of its docstring under "Gradient".
+"""
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from inspect import cleandoc
+from typing import Any
+
+from ... import layers, losses
+from ...layers import Layer
+
+__all__ = ["Formula", "formula_of", "gradient_said", "indexed", "name_of", "plain", "told"]
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What a layer or a loss computes.
+
+    backward: of each gradient, by what it is the gradient of, the right side. letters: what
+    parameters are called. more: what else the right sides are made of.
+    """
+
+    forward: str
+    backward: Mapping[str, str] = field(default_factory=dict)
+    letters: Mapping[str, str] = field(default_factory=dict)
+    more: tuple[str, ...] = ()
+
+
+def _elementwise(value: str, slope: str) -> Formula:
+    return Formula(f"@y = {value}", {"x": rf"@dy \odot {slope}"})
+
+
+def _affine(forward: str, dx: str, dweight: str) -> Formula:
+    backward = {"x": dx, "weight": dweight, "bias": r"\sum @dy"}
+    return Formula(forward, backward, {"weight": "W", "bias": "b"})
+
+
+def _normalization(over: str, dx: str, more: str) -> Formula:
+    return Formula(
+        r"@y = \hat{x} \cdot @scale + @bias",
+        {"x": dx, "scale": r"\sum @dy \odot \hat{x}", "bias": r"\sum @dy"},
+        {"scale": r"\gamma", "bias": r"\beta"},
+        (more + rf" \quad \text{{over {over}}}", r"g = @dy \cdot @scale"),
+    )
+
+
+_CENTRED = r"\hat{x} = \frac{@x - \mu}{s}, \quad s = \sqrt{v + \varepsilon}"
+_TO_CENTRED = r"\frac{1}{s} (g - \mathrm{mean}(g) - \hat{x} \odot \mathrm{mean}(g \odot \hat{x}))"
+_LARGEST = Formula(
+    r"@y_o = @x_{p(o)}, \quad p(o) = \text{the first place in window } o \text{ where } @x"
+    r" \text{ is largest}",
+    {"x": r"\sum @dy_o \text{ over all } o \text{ with } p(o) = i"},
+)
+_MEAN = Formula(
+    r"@y_o = \frac{1}{c} \sum @x_i \text{ over } i \text{ in window } o",
+    {"x": r"\sum \frac{1}{c} @dy_o \text{ over all } o \text{ with } i \text{ in window } o"},
+)
+_CONVOLUTION = _affine(
+    r"@y_o = \sum_k @x_{o s + k d - \mathrm{low}} @weight_k + @bias",
+    r"\sum @dy_o @weight_k^\top \text{ over all } o, k \text{ with } o s + k d - \mathrm{low} = i",
+    r"\sum @x_{o s + k d - \mathrm{low}}^\top @dy_o \text{ for each } k",
+)
+_TRANSPOSED = _affine(
+    r"@y_i = \sum @x_o @weight_k^\top + @bias \text{ over all } o, k \text{ with }"
+    r" o s + k d - \mathrm{low} = i",
+    r"\sum_k @dy_{o s + k d - \mathrm{low}} @weight_k",
+    r"\sum (@dy_{o s + k d - \mathrm{low}})^\top @x_o \text{ for each } k",
+)
+_DROPPED = Formula(r"@y = @x \odot m", {"x": r"@dy \odot m"}, more=(
+    r"m = 0 \text{ with probability } \mathrm{rate}, \text{ else } \frac{1}{1 - \mathrm{rate}}",
+))  # fmt: skip
+_RECURRENT = {
+    "x": r"dz_t @weight^\top",
+    "weight": r"\sum_t @x_t^\top dz_t",
+    "bias": r"\sum_t dz_t",
+    "recurrent": r"\sum_t h_{t-1}^\top dz_t",
+}
+_GATES = {"weight": "W", "bias": "b", "recurrent": "R"}
+_NEAR_GELU = Formula(
+    r"@y = \frac{1}{2} @x \odot (1 + \tanh u)",
+    {"x": r"\frac{1}{2} @dy \odot (1 + \tanh u + @x \odot u' \odot (1 - \tanh^2 u))"},
+    more=(
+        r"u = \sqrt{\frac{2}{\pi}} (@x + 0.044715 @x^3)",
+        r"u' = \sqrt{\frac{2}{\pi}} (1 + 3 \cdot 0.044715 @x^2)",
+    ),
+)
+_HALVES = (r"(a, b) = \text{the halves of } @x",)
+
+
+def _gated(gate: str) -> Formula:
+    dx = rf"(@dy \odot {gate}(b), \; @dy \odot a \odot {gate}'(b))"
+    return Formula(rf"@y = a \odot {gate}(b)", {"x": dx}, more=_HALVES)
+
+
+FORMULAS: dict[Any, Formula] = {
+    layers.Dense: _affine(r"@y = @x @weight + @bias", r"@dy @weight^\top", r"@x^\top @dy"),
+    **dict.fromkeys((layers.Conv1D, layers.Conv2D, layers.Conv3D), _CONVOLUTION),
+    **dict.fromkeys(
+        (layers.ConvTranspose1D, layers.ConvTranspose2D, layers.ConvTranspose3D), _TRANSPOSED
+    ),
+    layers.ReLU: _elementwise(r"\max(@x, 0)", "[@x > 0]"),
+    layers.ReLU6: _elementwise(r"\min(\max(@x, 0), 6)", "[0 < @x < 6]"),
+    layers.LeakyReLU: _elementwise(r"\max(@x, 0) + s \min(@x, 0)", r"([@x > 0] + s [@x \le 0])"),
+    layers.ELU: _elementwise(
+        r"\max(@x, 0) + \alpha (\exp(\min(@x, 0)) - 1)",
+        r"([@x > 0] + \alpha \exp(@x) [@x \le 0])",
+    ),
+    layers.Sigmoid: _elementwise(
+        r"\sigma(@x) = \frac{1}{1 + \exp(-@x)}", r"\sigma(@x) \odot \sigma(-@x)"
+    ),
+    layers.Tanh: _elementwise(r"\tanh @x", r"(1 - \tanh^2 @x)"),
+    layers.SiLU: _elementwise(
+        r"@x \odot \sigma(@x)", r"\sigma(@x) \odot (1 + @x \odot \sigma(-@x))"
+    ),
+    layers.Softplus: _elementwise(r"\log(1 + \exp @x)", r"\sigma(@x)"),
+    layers.Softsign: _elementwise(r"\frac{@x}{1 + |@x|}", r"\frac{1}{(1 + |@x|)^2}"),
+    layers.HardTanh: _elementwise(
+        r"\min(\max(@x, \mathrm{low}), \mathrm{high})", r"[\mathrm{low} < @x < \mathrm{high}]"
+    ),
+    layers.GELU: _elementwise(r"@x \odot \Phi(@x)", r"(\Phi(@x) + @x \odot \varphi(@x))"),
+    layers.Mish: _elementwise(
+        r"@x \odot \tanh(\mathrm{softplus}(@x))",
+        r"(\tanh s + @x \odot \sigma(@x) \odot (1 - \tanh^2 s)), \; s = \mathrm{softplus}(@x)",
+    ),
+    layers.PReLU: Formula(
+        r"@y = \max(@x, 0) + @slope \odot \min(@x, 0)",
+        {
+            "x": r"@dy \odot ([@x > 0] + @slope \odot [@x \le 0])",
+            "slope": r"\sum @dy \odot \min(@x, 0)",
+        },
+        {"slope": "a"},
+    ),
+    layers.GLU: _gated(r"\sigma"),
+    layers.GEGLU: _gated(r"\mathrm{GELU}"),
+    layers.SwiGLU: _gated(r"\mathrm{SiLU}"),
+    layers.Softmax: Formula(
+        r"@y = \frac{\exp @x}{\sum \exp @x}", {"x": r"@y \odot (@dy - \sum @dy \odot @y)"}
+    ),
+    layers.LogSoftmax: Formula(
+        r"@y = @x - \log \sum \exp @x", {"x": r"@dy - \exp(@y) \odot \sum @dy"}
+    ),
+    layers.BatchNorm: _normalization("the batch, channel by channel", _TO_CENTRED, _CENTRED),
+    layers.LayerNorm: _normalization("each row", _TO_CENTRED, _CENTRED),
+    layers.InstanceNorm: _normalization(
+        "the places of each example and channel", _TO_CENTRED, _CENTRED
+    ),
+    layers.GroupNorm: _normalization("each group of channels", _TO_CENTRED, _CENTRED),
+    layers.RMSNorm: _normalization(
+        "each row",
+        r"\frac{1}{s} (g - \hat{x} \odot \mathrm{mean}(g \odot \hat{x}))",
+        r"\hat{x} = \frac{@x}{s}, \quad s = \sqrt{\mathrm{mean}(@x^2) + \varepsilon}",
+    ),
+    **dict.fromkeys((layers.MaxPool1D, layers.MaxPool2D, layers.MaxPool3D), _LARGEST),
+    **dict.fromkeys((layers.GlobalMaxPool, layers.AdaptiveMaxPool), _LARGEST),
+    **dict.fromkeys((layers.AveragePool1D, layers.AveragePool2D, layers.AveragePool3D), _MEAN),
+    **dict.fromkeys((layers.GlobalAveragePool, layers.AdaptiveAveragePool), _MEAN),
+    layers.Dropout: _DROPPED,
+    layers.SpatialDropout: _DROPPED,
+    layers.DropPath: _DROPPED,
+    layers.Embedding: Formula(
+        r"@y = \text{row } @x \text{ of } @weight",
+        {"weight": r"\text{in row } k, \; \sum @dy \text{ where } @x = k"},
+        {"weight": "E"},
+    ),
+    layers.Unembedding: Formula(
+        r"@y = @x @weight^\top", {"x": "@dy @weight", "weight": r"(@dy)^\top @x"}, {"weight": "E"}
+    ),
+    layers.PositionEmbedding: Formula(
+        r"@y_t = @x_t + @weight_t",
+        {"x": "@dy", "weight": r"\text{in row } t, \; \sum @dy_t \text{ over the batch}"},
+        {"weight": "P"},
+    ),
+    layers.RNN: Formula(
+        r"@y_t = h_t = f(@x_t @weight + @bias + h_{t-1} @recurrent)",
+        _RECURRENT,
+        _GATES,
+        (r"dh_t = @dy_t + dz_{t+1} @recurrent^\top, \quad dz_t = dh_t \odot f'",),
+    ),
+    layers.LSTM: Formula(
+        r"@y_t = h_t = \sigma(o) \odot \tanh c_t, \quad"
+        r" c_t = \sigma(f) \odot c_{t-1} + \sigma(i) \odot \tanh g",
+        _RECURRENT,
+        _GATES,
+        (
+            r"(i, f, g, o) = z_t = @x_t @weight + @bias + h_{t-1} @recurrent",
+            r"dh_t = @dy_t + dz_{t+1} @recurrent^\top",
+            r"dc_t = dc_{t+1} \odot \sigma(f_{t+1}) + dh_t \odot \sigma(o) \odot (1 - \tanh^2 c_t)",
+            r"dz_i = dc \odot \tanh g \odot \sigma'(i), \quad"
+            r" dz_f = dc \odot c_{t-1} \odot \sigma'(f)",
+            r"dz_g = dc \odot \sigma(i) \odot (1 - \tanh^2 g), \quad"
+            r" dz_o = dh \odot \tanh c_t \odot \sigma'(o)",
+        ),
+    ),
+    layers.GRU: Formula(
+        r"@y_t = h_t = (1 - u) \odot n + u \odot h_{t-1}",
+        {name: rule for name, rule in _RECURRENT.items() if name != "recurrent"},
+        _GATES | {"recurrent_bias": "b_n"},
+        (
+            r"r = \sigma(z_r + h_{t-1} R_r), \quad u = \sigma(z_u + h_{t-1} R_u)",
+            r"n = \tanh(z_n + r \odot (h_{t-1} R_n + b_n)), \quad z_t = @x_t @weight + @bias",
+            r"dz_n = dh \odot (1 - u) \odot \tanh', \quad"
+            r" dz_u = dh \odot (h_{t-1} - n) \odot \sigma'",
+        ),
+    ),
+    layers.MultiHeadAttention: Formula(
+        r"@y = O @output.weight + @output.bias, \quad O = P V, \quad"
+        r" P = \mathrm{softmax}(\frac{1}{\sqrt{d}} Q K^\top)",
+        {
+            "x": r"dQ @query.weight^\top + dK @key.weight^\top + dV @value.weight^\top",
+            "output.weight": r"O^\top @dy",
+            "output.bias": r"\sum @dy",
+            **{
+                f"{part}.{leaf}": rule.format(letter)
+                for part, letter in (("query", "Q"), ("key", "K"), ("value", "V"))
+                for leaf, rule in (("weight", r"@x^\top d{}"), ("bias", r"\sum d{}"))
+            },
+        },
+        {
+            f"{part}.{leaf}": f"{letter}_{part[0].upper()}"
+            for part in ("query", "key", "value", "output")
+            for leaf, letter in (("weight", "W"), ("bias", "b"))
+        },
+        (
+            r"Q = @x @query.weight + @query.bias, \quad K = @x @key.weight + @key.bias",
+            r"V = @x @value.weight + @value.bias",
+            r"dO = @dy @output.weight^\top, \quad dV = P^\top dO, \quad G = dO V^\top",
+            r"dS = P \odot (G - \sum G \odot P)",
+            r"dQ = \frac{1}{\sqrt{d}} dS K, \quad dK = \frac{1}{\sqrt{d}} dS^\top Q",
+        ),
+    ),
+    layers.Flatten: Formula(
+        r"@y = @x \text{, laid out in one row an example}",
+        {"x": r"@dy \text{, laid out as } @x \text{ was}"},
+    ),
+    layers.Reshape: Formula(
+        r"@y = @x \text{, laid out otherwise}", {"x": r"@dy \text{, laid out as } @x \text{ was}"}
+    ),
+    layers.Transpose: Formula(
+        r"@y = @x \text{, its axes in another order}",
+        {"x": r"@dy \text{, its axes in the order of } @x"},
+    ),
+    losses.mean_squared_error: Formula(
+        r"L = \mathrm{mean}((@y - t)^2)", {"y": r"\frac{2}{n} (@y - t)"}
+    ),
+    losses.mean_absolute_error: Formula(
+        r"L = \mathrm{mean} |@y - t|", {"y": r"\frac{1}{n} \mathrm{sign}(@y - t)"}
+    ),
+    losses.huber: Formula(
+        r"L = \mathrm{mean}(c \odot (e - \frac{1}{2} c))",
+        {"y": r"\frac{1}{n} c"},
+        more=(r"e = @y - t, \quad c = \mathrm{clip}(e, -\delta, \delta)",),
+    ),
+    losses.log_cosh: Formula(
+        r"L = \mathrm{mean}(\log \cosh(@y - t))", {"y": r"\frac{1}{n} \tanh(@y - t)"}
+    ),
+    losses.softmax_cross_entropy: Formula(
+        r"L = \mathrm{mean}(-\sum_k p_k \log q_k)",
+        {"y": r"\frac{1}{n} (q - p)"},
+        more=(r"q = \mathrm{softmax}(@y), \quad p = \text{the target, one-hot}",),
+    ),
+    losses.negative_log_likelihood: Formula(
+        r"L = \mathrm{mean}(-\sum_k p_k @y_k)",
+        {"y": r"-\frac{1}{n} p"},
+        more=(r"p = \text{the target, one-hot}",),
+    ),
+    losses.binary_cross_entropy: Formula(
+        r"L = \mathrm{mean}(-t \log \sigma(@y) - (1 - t) \log \sigma(-@y))",
+        {"y": r"\frac{1}{n} (\sigma(@y) - t)"},
+    ),
+    losses.hinge: Formula(
+        r"L = \mathrm{mean}(\max(0, 1 - t \odot @y))",
+        {"y": r"-\frac{1}{n} t \odot [t \odot @y < 1]"},
+    ),
+    losses.squared_hinge: Formula(
+        r"L = \mathrm{mean}(\max(0, 1 - t \odot @y)^2)",
+        {"y": r"-\frac{2}{n} t \odot \max(0, 1 - t \odot @y)"},
+    ),
+    losses.poisson_nll: Formula(
+        r"L = \mathrm{mean}(\exp(@y) - t \odot @y)", {"y": r"\frac{1}{n} (\exp(@y) - t)"}
+    ),
+}
+
+
+def formula_of(what: Any) -> Formula | None:
+    """The formula of a layer, or of a loss without options; None if there is none for it.
+
+    Layers and losses of one's own may bring one, as their attribute `formula`. A subclass has
+    that of its base only if both forward and backward are the base's.
+    """
+    own = getattr(what, "formula", None)
+    if isinstance(own, Formula):
+        return own
+    if not isinstance(what, Layer):
+        plain_loss = not isinstance(what, partial) or not (what.keywords or what.args)
+        return FORMULAS.get(what) if plain_loss and callable(what) else None
+    for kind in type(what).__mro__:
+        if kind in FORMULAS:
+            return _fitting(FORMULAS[kind], what) if _same(type(what), kind) else None
+    return None
+
+
+def _same(kind: type, base: type) -> bool:
+    parts = ("forward", "backward", "value", "slope")
+    return all(getattr(kind, name, None) is getattr(base, name, None) for name in parts)
+
+
+def _fitting(found: Formula, layer: Layer) -> Formula:
+    """The formula without what this layer has switched off, or has chosen otherwise."""
+    if getattr(layer, "approximate", False):
+        return _NEAR_GELU
+    return Formula("") if getattr(layer, "reset", "after") == "before" else found
+
+
+def name_of(letters: Mapping[str, str], path: str, index: str) -> str:
+    r"""What a parameter is called: its letter, and as its index the rest of the path and `index`.
+
+    name_of({"weight": "W"}, "0.forward.weight", "1") is W_{0 forward 1}.
+    """
+    *before, last = path.split(".")
+    letter = letters.get(path)
+    if letter is None:
+        letter = letters.get(last, rf"\mathrm{{{_words(last)}}}")
+        index = " ".join(filter(None, (*before, index)))
+    base, _, own = letter.partition("_")
+    if not own:
+        return indexed(base, index)
+    return indexed(base, own + index)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def indexed(letter: str, index: str) -> str:
+    """A letter with an index, as LaTeX."""
+    if not index:
+        return letter
+    if " " in index or not index.isascii():
+        return rf"{letter}_{{\mathrm{{{index}}}}}"
+    return f"{letter}_{index}" if len(index) == 1 else f"{letter}_{{{index}}}"
+
+
+def told(formula: str, names: Mapping[str, str]) -> str:
+    """A formula with names for what `@` marks; without terms of what has no name."""
+    for _, name, _ in _MARK.findall(formula):
+        if name not in names:
+            mark = re.escape(f"@{name}")
+            formula = re.sub(rf"\s*(\+|\\cdot)\s*{mark}(?!\w)", "", formula)
+
+    def named(found: re.Match) -> str:
+        of_loss, mark, place = found.groups()
+        if mark not in names:
+            return found[0]
+        name = names[mark] if place is None else _at(names[mark], place)
+        return rf"\frac{{\partial L}}{{\partial {name}}}" if of_loss else name
+
+    return _MARK.sub(named, formula)
+
+
+_MARK = re.compile(r"@(d?)(recurrent_bias|[a-z]+(?:\.[a-z]+)?)(?:_(\{(?:[^{}]|\{[^{}]*\})*\}|\w))?")
+
+
+def _at(name: str, place: str) -> str:
+    """A name at a place: z_1 at t is z_{1, t}."""
+    letter, _, own = name.partition("_")
+    inside = [part.removeprefix("{").removesuffix("}") for part in (own, place) if part]
+    return rf"{letter}_{{{', '.join(inside)}}}"
+
+
+_SAID = {
+    r"\partial": "∂", r"\sum": "Σ", r"\top": "ᵀ", r"\odot": "∘", r"\cdot": "·", r"\le": "≤",
+    r"\sigma": "σ", r"\alpha": "α", r"\gamma": "γ", r"\beta": "β", r"\varepsilon": "ε",
+    r"\Phi": "Φ", r"\varphi": "φ", r"\mu": "μ", r"\delta": "δ",
+    r"\pi": "π", r"\quad": "  ", r"\;": " ",
+    **{rf"\{name}": name for name in ("max", "min", "exp", "log", "tanh", "cosh")},
+}  # fmt: skip
+_HATS = {"x": "x̂"}
+
+
+def plain(latex: str) -> str:
+    r"""A formula of this file as plain text: \frac{\partial L}{\partial W_1} is ∂L/∂W1."""
+    text, at = [], 0
+    while at < len(latex):
+        word = re.compile(r"\\(?:[A-Za-z]+|;)").match(latex, at)
+        if word is None:
+            one = latex[at]
+            at += 1
+            if one in "_^":
+                inside, at = _group(latex, at)
+                text.append(_raised(inside) if one == "^" else _lowered(inside))
+            elif one == "{":
+                inside, at = _group(latex, at - 1)
+                text.append(plain(inside))
+            else:
+                text.append(one)
+            continue
+        name, at = word[0], word.end()
+        if name == r"\frac":
+            above, at = _group(latex, at)
+            below, at = _group(latex, at)
+            text.append(f"{_bracketed(plain(above))}/{_bracketed(plain(below))}")
+        elif name in (r"\mathrm", r"\text", r"\sqrt", r"\hat"):
+            inside, at = _group(latex, at)
+            if name == r"\sqrt":
+                text.append(f"√({plain(inside)})")
+            else:
+                text.append(_HATS[inside] if name == r"\hat" else plain(inside))
+        else:
+            if name == r"\partial":  # TeX wants a space here that no reader does
+                at += len(latex[at:]) - len(latex[at:].lstrip())
+            text.append(_SAID[name])
+    return re.sub(r" {3,}", "  ", "".join(text)).replace(" ,", ",").strip()
+
+
+def _group(latex: str, at: int) -> tuple[str, int]:
+    """What stands in braces at a place, or the one letter or word there, and where it ends."""
+    if latex[at] == "\\":
+        end = re.compile(r"\\[A-Za-z]+").match(latex, at).end()  # type: ignore[union-attr]
+        return latex[at:end], end
+    if latex[at] != "{":
+        return latex[at], at + 1
+    depth = 0
+    for end in range(at, len(latex)):
+        depth += (latex[end] == "{") - (latex[end] == "}")
+        if depth == 0:
+            return latex[at + 1 : end], end + 1
+    raise ValueError(f"no end of {latex[at:]!r}")
+
+
+def _bracketed(text: str) -> str:
+    return f"({text})" if " " in re.sub(r"\[.*?\]", "", text) else text
+
+
+def _raised(inside: str) -> str:
+    text = plain(inside)
+    return {"ᵀ": "ᵀ", "2": "²", "3": "³"}.get(text, f"^{text}")
+
+
+def _lowered(inside: str) -> str:
+    """Numbers stand next to their letter, W1; of anything else the place is shown, h[t-1]."""
+    text = plain(inside)
+    number, place = re.fullmatch(r"(\d*'*)(?:, )?(.*)", text).groups()  # type: ignore[union-attr]
+    if not place or re.fullmatch(r"[A-Z]\d*|[a-z]\d+", text):
+        return text
+    if number and not text.startswith(f"{number}, "):
+        number, place = "", text
+    return f"_{text}" if len(text) == 1 else f"{number}[{place}]"
+
+
+def gradient_said(what: Any) -> str:
+    """What the docstring of a layer or a loss says under "Gradient", or else that of its file.
+
+    If neither does, what the docstring begins with, which for many says it all.
+    """
+    what = what.func if isinstance(what, partial) else what
+    kinds = type(what).__mro__ if not hasattr(what, "__name__") else (what,)
+    said = [vars(kind).get("__doc__") if isinstance(kind, type) else kind.__doc__ for kind in kinds]
+    files = dict.fromkeys(kind.__module__ for kind in kinds if kind is not object)
+    said += [getattr(sys.modules.get(name), "__doc__", None) for name in files]
+    for text in filter(None, said):
+        found = re.search(
+            r"^Gradient[^\n]*\n-{4,}\n(.*?)(?=^\w[^\n]*\n-{4,}$|\Z)",
+            cleandoc(text),
+            re.DOTALL | re.MULTILINE,
+        )
+        if found:
+            return found[1].strip()
+    return cleandoc(said[0] or "").partition("\n\n")[0]

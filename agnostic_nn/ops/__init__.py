@@ -1,0 +1,83 @@
+"""Special: the few functions networks need and the Array API Standard lacks.
+
+Each body uses the Standard alone, so it is right on every backend. Those under
+`singledispatch` dispatch on the array's type: a backend may `register` a faster one for
+its own; it may change the speed and the last bit, never the meaning. Each file has a family.
+"""
+
+from .activations import (
+    expm1_below,
+    gelu,
+    gelu_curve,
+    gelu_curve_slope,
+    gelu_slope,
+    mish,
+    mish_slope,
+    silu,
+    silu_slope,
+)
+from .attention import attend, attend_backward
+from .barriers import barrier, barrier_as
+from .convolution import convolve, convolve_input, convolve_weight
+from .elementwise import above_zero, bounded_exp, erf, erfc, sigmoid, softplus, tanh
+from .indexing import scatter_add, select
+from .loops import lstm, lstm_backward, scan, scan_as, scan_into
+from .normalization import normalize, normalize_backward, normalize_rows, normalize_rows_backward
+from .padding import crop, pad, surround
+from .pooling import along, largest, largest_input, slide, unslide
+from .precision import is_narrow, narrowed, widened
+from .reductions import all_finite, log_softmax, norm, scaled_norm, sum_over, sum_rows
+
+__all__ = [
+    "above_zero",
+    "all_finite",
+    "along",
+    "attend",
+    "attend_backward",
+    "barrier",
+    "barrier_as",
+    "bounded_exp",
+    "convolve",
+    "convolve_input",
+    "convolve_weight",
+    "crop",
+    "erf",
+    "erfc",
+    "expm1_below",
+    "gelu",
+    "gelu_curve",
+    "gelu_curve_slope",
+    "gelu_slope",
+    "is_narrow",
+    "largest",
+    "largest_input",
+    "log_softmax",
+    "lstm",
+    "lstm_backward",
+    "mish",
+    "mish_slope",
+    "narrowed",
+    "norm",
+    "normalize",
+    "normalize_backward",
+    "normalize_rows",
+    "normalize_rows_backward",
+    "pad",
+    "scaled_norm",
+    "scan",
+    "scan_as",
+    "scan_into",
+    "scatter_add",
+    "select",
+    "sigmoid",
+    "silu",
+    "silu_slope",
+    "slide",
+    "softplus",
+    "sum_over",
+    "sum_rows",
+    "surround",
+    "tanh",
+    "unslide",
+    "widened",
+]

@@ -1,0 +1,97 @@
+"""Reductions: what is left of many numbers."""
+
+import math
+from functools import singledispatch
+
+from ..core.arrays import Array, device, namespace, size
+from .precision import narrowed, widened
+
+__all__ = ["all_finite", "log_softmax", "norm", "scaled_norm", "sum_over", "sum_rows"]
+
+
+@singledispatch
+def all_finite(value: Array, *others: Array) -> Array:
+    """Whether no number in any of the arrays is NaN or infinite, as a 0-d boolean."""
+    xp = namespace(value)
+    found = xp.all(xp.isfinite(value))
+    for other in others:
+        found = xp.logical_and(found, xp.all(xp.isfinite(other)))
+    return found
+
+
+def scaled_norm(value: Array, *others: Array) -> tuple[Array, Array]:
+    """Return m and l, 0-d, whose product is the Euclidean norm of all elements of the arrays.
+
+    m is the largest |x| and l = √Σ (x/m)², so no square overflows, and those that underflow are
+    too small to matter. m l may overflow where its factors do not. Where m is 0 or not finite
+    l is √Σ x². m is at most a sixteenth of the largest number, as the reciprocal of that
+    would be 0 where a library flushes subnormal numbers. Arrays without elements add nothing.
+    """
+    xp = namespace(value, *others)
+    arrays = [x for x in (value, *others) if size(x)]
+    if not arrays:
+        zero = xp.zeros((), dtype=value.dtype, device=device(value))
+        return zero, zero
+    largest = xp.max(xp.abs(arrays[0]))
+    for x in arrays[1:]:
+        largest = xp.maximum(largest, xp.max(xp.abs(x)))
+    is_usable = (largest > 0) & (largest < math.inf)
+    bounded = xp.minimum(largest, float(xp.finfo(value.dtype).max) / 16)
+    scale = xp.where(is_usable, bounded, xp.ones_like(largest))
+    scaled = [x / scale for x in arrays]
+    return scale, xp.sqrt(sum(xp.sum(x * x) for x in scaled))
+
+
+def norm(x: Array) -> Array:
+    """√Σ x² over all elements, 0-d, where squares may overflow or underflow."""
+    largest, length = scaled_norm(x)
+    return largest * length
+
+
+def log_softmax(x: Array, axis: int = -1) -> Array:
+    """Return x - log Σ exp(x) along `axis`, shifted by the maximum so that exp cannot overflow.
+
+    float16 and bfloat16 are computed in float32.
+    """
+    xp = namespace(x)
+    wide = widened(x)
+    shifted = wide - xp.max(wide, axis=axis, keepdims=True)
+    y = shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True))
+    return narrowed(y, like=x)
+
+
+@singledispatch
+def sum_rows(x: Array) -> Array:
+    """Σ over all axes but the last: x (..., width) -> (width,).
+
+    What a library's sum loses here, adding row after row, a network learns from: the
+    gradient of every bias is such a sum, and so are the statistics of a batch.
+    """
+    axes = tuple(range(x.ndim - 1))
+    return namespace(x).reshape(sum_over(x, axes), (x.shape[-1],))
+
+
+@singledispatch
+def sum_over(x: Array, axes: tuple[int, ...]) -> Array:
+    """Σ over `axes`, at least 0 each, which stay as axes of length 1.
+
+    Along an axis that is long, and not the last, numbers are added in chunks of 256, and then the
+    sums of the chunks: added one after the other, 2^20 numbers of float32 lose some hundred eps.
+    A backend whose library does so anyway may register its sum.
+    """
+    xp = namespace(x)
+    long = [axis for axis in axes if x.shape[axis] > 2 * _CHUNK and axis < x.ndim - 1]
+    if not long:
+        return xp.sum(x, axis=axes, keepdims=True)
+    axis = long[0]
+    count, before, after = x.shape[axis] // _CHUNK, x.shape[:axis], x.shape[axis + 1 :]
+    split = (slice(None),) * axis
+    chunks = x[(*split, slice(0, count * _CHUNK), ...)]
+    sums = xp.sum(xp.reshape(chunks, (*before, count, _CHUNK, *after)), axis=axis + 1)
+    if count * _CHUNK < x.shape[axis]:
+        rest = x[(*split, slice(count * _CHUNK, None), ...)]
+        sums = xp.concat((sums, rest), axis=axis)
+    return sum_over(sums, axes)
+
+
+_CHUNK = 256

@@ -1,0 +1,413 @@
+"""NumPy: the reference on the CPU, and the host from which every other backend is fed."""
+
+import math
+from contextlib import nullcontext
+from functools import partial
+
+import array_api_compat.numpy as xp
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from agnostic_nn import ops
+from agnostic_nn.core.windows import out_lengths
+from agnostic_nn.ops.convolution import places, turn
+
+from .. import processor
+from ..exponential import bounded_exp
+from ..replay import trace
+from ..replay.program import plain, replayed
+from . import attention, lstm, tracing
+
+__all__ = [
+    "asarray",
+    "compiles",
+    "describe",
+    "devices",
+    "double",
+    "eager",
+    "float64_remedy",
+    "has_float64",
+    "jit",
+    "peak_memory",
+    "policy",
+    "random_state",
+    "synchronize",
+    "to_numpy",
+    "version",
+    "vjp",
+    "xp",
+]
+
+version = np.__version__
+compiles = False
+random_state = None
+double = nullcontext
+float64_remedy = None
+peak_memory = None
+policy = None
+to_numpy = np.asarray
+vjp = None
+
+
+def devices():
+    return {"cpu": "cpu"}
+
+
+def describe(device):
+    return processor()
+
+
+def has_float64(device):
+    return True
+
+
+def asarray(data, device):
+    return np.array(data, order="C")
+
+
+def jit(function, device, donate=()):
+    return replayed(function, tracing.library, donate)
+
+
+def eager(function, device):
+    return plain(function, tracing.library)
+
+
+def synchronize(array):
+    pass
+
+
+try:
+    from scipy.special import erf as _wide_erf
+    from scipy.special import erfc as _erfc
+except ImportError:  # the C library's, one number at a time: still ten times our series
+    _one_erf = np.frompyfunc(math.erf, 1, 1)
+    _one_erfc = np.frompyfunc(math.erfc, 1, 1)
+
+    def _wide_erf(x):
+        return np.asarray(_one_erf(x)).astype(x.dtype)
+
+    def _erfc(x):
+        return np.asarray(_one_erfc(x)).astype(x.dtype)
+
+
+# P and Q in erf(x) = x P(x²) / Q(x²), fitted to relative errors below 5e-8 up to 3.85, where
+# erf becomes 1; as rounded, within 3.1 eps of erf. Nothing in it but what has one right result
+_END = 3.85
+_ERF = (
+    (1.1283791, 0.19388212, 0.049784448, 0.003462138, 0.00013761436, -1.9791519e-6, 2.0747551e-8),
+    (1.0, 0.5051555, 0.11251289, 0.01385089, 0.0009028879),
+)
+
+
+def _erf(x):
+    if x.dtype != np.float32:
+        return _wide_erf(x)
+    near = np.minimum(np.maximum(x, -_END), _END)
+    above, below = (_polynomial(near * near, numbers) for numbers in _ERF)
+    return np.minimum(np.maximum(near * above / below, -1.0), 1.0)
+
+
+def _polynomial(x, numbers):
+    total = numbers[-1]
+    for number in numbers[-2::-1]:
+        total = total * x + number
+    return total
+
+
+_MANY = 2**12  # numbers to add, for which it pays to make a matrix
+
+try:
+    from scipy.sparse import csc_array as _sparse
+except ImportError:
+    _sparse = None
+
+
+def _scatter_add(updates, index, rows):
+    # a product with one-hot columns adds in the same order; SciPy does not look at their numbers
+    count = len(index)
+    if _sparse is not None and updates.size > _MANY and 0 <= index.min() <= index.max() < rows:
+        ones, ends = np.ones(count, updates.dtype), np.arange(count + 1)
+        return _sparse((ones, index.astype(ends.dtype), ends), (rows, count)) @ updates
+    out = np.zeros((rows, updates.shape[1]), updates.dtype)
+    np.add.at(out, index, updates)
+    return out
+
+
+def _empty(one, length):
+    return np.empty((length, *one.shape), one.dtype)
+
+
+def _surround(x, pads, value):
+    lengths = (low + n + high for n, (low, high) in zip(x.shape[1:-1], pads, strict=True))
+    wide = np.full((len(x), *lengths, x.shape[-1]), value, x.dtype)
+    ops.crop(wide, pads)[...] = x
+    return wide
+
+
+_FEW = 2**18  # numbers to copy at a time: they stay in the cache, and memory does not grow
+
+
+def _seen(x, window, stride, padding, dilation, groups):
+    """What each window sees, without a copy: (groups, batch, *out, *window, fan_in)."""
+    x = ops.pad(x, padding)
+    batch, *_, channels = x.shape
+    rank = len(window)
+    spans = [d * (k - 1) + 1 for k, d in zip(window, dilation, strict=True)]
+    seen = sliding_window_view(x, spans, axis=tuple(range(1, rank + 1)))
+    steps, places = ([slice(None, None, n) for n in numbers] for numbers in (stride, dilation))
+    seen = seen[(slice(None), *steps, slice(None), *places)]
+    seen = seen.reshape(batch, *seen.shape[1 : rank + 1], groups, channels // groups, *window)
+    return np.moveaxis(seen, (rank + 1, rank + 2), (0, -1))
+
+
+def _rows(seen, rank):
+    """A few examples at a time, and what windows see there as rows of a matrix for each group."""
+    groups, batch, *space = seen.shape[: rank + 2]
+    places, size = math.prod(space), math.prod(seen.shape[rank + 2 :])
+    few = max(1, _FEW // (groups * places * size))
+    for start in range(0, batch, few):
+        part = seen[:, start : start + few]
+        count = part.shape[1] * places
+        if seen.shape[-1] > 1:
+            rows = part.reshape(groups, count, size)
+        else:  # of one channel, longer runs of numbers lie along space: copied column by column
+            columns = np.moveaxis(part, range(rank + 2, part.ndim), range(1, rank + 2))
+            rows = columns.reshape(groups, size, count).transpose(0, 2, 1)
+        yield slice(start, start + few), rows
+
+
+def _matrices(x, groups):
+    """(..., groups · n) -> (groups, all of the others, n), without a copy if x is contiguous."""
+    rows, n = math.prod(x.shape[:-1]), x.shape[-1] // groups
+    return x.reshape(rows, groups, n).transpose(1, 0, 2)
+
+
+def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
+    seen = _seen(x, weight.shape[:-2], stride, padding, dilation, groups)
+    rank, width = len(stride), weight.shape[-1]
+    y = np.empty((*seen.shape[1 : rank + 2], width), x.dtype)
+    matrices = _matrices(weight, groups)
+    for some, rows in _rows(seen, rank):
+        np.matmul(rows, matrices, out=_matrices(y[some], groups))
+        if bias is not None:  # added line by line: NumPy is slow where the last axis is short
+            lines = y[some].reshape(-1, y.shape[-2] * width)
+            lines += np.tile(bias, y.shape[-2])
+    return y
+
+
+def _convolve_weight(x, dy, window, stride, padding, dilation, groups):
+    seen = _seen(x, window, stride, padding, dilation, groups)
+    fan_in, width = seen.shape[-1], dy.shape[-1]
+    total = np.zeros((groups, math.prod(window) * fan_in, width // groups), dy.dtype)
+    for some, rows in _rows(seen, len(stride)):
+        total += rows.transpose(0, 2, 1) @ _matrices(dy[some], groups)
+    return total.transpose(1, 0, 2).reshape(*window, fan_in, width)
+
+
+def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
+    *window, fan_in, _ = weight.shape
+    space = dy.shape[1:-1]
+    if max(stride) == 1:
+        turned, around = turn(weight, lengths, space, stride, padding, dilation, groups)
+        return _convolve(dy, turned, stride, around, dilation, groups)
+    dx, rows = _wide(dy, lengths, padding, groups * fan_in), _matrices(dy, groups)
+    for place, seen in places(dx, window, space, stride, dilation):
+        part = rows @ _matrices(weight[place], groups).transpose(0, 2, 1)
+        seen += part.transpose(1, 0, 2).reshape(seen.shape)
+    return ops.crop(dx, padding)
+
+
+def _wide(dy, lengths, padding, channels):
+    """Zeros for dx and the padding around it."""
+    sizes = (n + low + high for n, (low, high) in zip(lengths, padding, strict=True))
+    return np.zeros((len(dy), *sizes, channels), dy.dtype)
+
+
+def _passes(lengths, *spans):
+    """Windows over all axes at once, or where they overlap over one after another, the last first.
+
+    Fewer places to look at. With the lengths of the axes before each pass.
+    """
+    if all(d * (k - 1) < s for k, s, _, d in zip(*spans, strict=True)):
+        return [(lengths, *spans)]
+    found, plain = [], (1, 1, (0, 0), 1)
+    for axis in reversed(range(len(lengths))):
+        columns = zip(spans, plain, strict=True)
+        one = [[own if i == axis else no for i, own in enumerate(span)] for span, no in columns]
+        found.append((lengths, *one))
+        window, stride, padding, dilation = one
+        lengths = out_lengths(lengths, window, stride, dilation, padding)
+    return found
+
+
+def _largest(x, *spans):
+    kept = []
+    for lengths, *some in _passes(x.shape[1:-1], *spans):
+        first = 0
+        if any(map(any, some[2])):
+            # so that even among numbers of -∞ it is not the padding that is largest
+            first = _winners(np.zeros((1, *lengths, 1), x.dtype), 0, *some)[1]
+        x, which = _winners(x, first, *some)
+        kept.append(which)
+    return x, tuple(kept)
+
+
+def _winners(x, first, window, stride, padding, dilation):
+    space = out_lengths(x.shape[1:-1], window, stride, dilation, padding)
+    seen = places(ops.pad(x, padding, -math.inf), window, space, stride, dilation)
+    _, best = next(seen)
+    which = np.zeros(best.shape, np.uint8 if math.prod(window) <= 256 else np.int32) + first
+    for place, (_, part) in enumerate(seen, 1):
+        larger = np.maximum(best, part)
+        # the last place to be larger than all before it has the first of the largest
+        which = np.maximum(which, (larger > best) * which.dtype.type(place))
+        best = larger
+    return best, which
+
+
+def _largest_input(dy, which, lengths, *spans):
+    passes = zip(_passes(lengths, *spans), which, strict=True)
+    for some, won in reversed(list(passes)):
+        dy = _put_back(dy, won, *some)
+    return dy
+
+
+def _put_back(dy, which, lengths, window, stride, padding, dilation):
+    space, channels, bits = dy.shape[1:-1], dy.shape[-1], np.dtype(f"i{dy.itemsize}")
+    tiles = window == stride and lengths == tuple(map(math.prod, zip(space, stride, strict=True)))
+    once = tiles and not any(map(any, padding))
+    if once:  # each place is in one window
+        dx = np.empty((len(dy), *lengths, channels), dy.dtype)
+    else:
+        dx = _wide(dy, lengths, padding, channels)
+    for place, (_, part) in enumerate(places(dx, window, space, stride, dilation)):
+        # a number with all of its bits, or with none, is it or 0: much faster than `where`
+        mask = -(which == place).view(np.int8).astype(bits)
+        if once:
+            np.bitwise_and(dy.view(bits), mask, out=part.view(bits))
+        else:
+            part += (dy.view(bits) & mask).view(dy.dtype)
+    return ops.crop(dx, padding)
+
+
+def _above_zero(x, dy):
+    return tracing.choose(x <= 0, 0.0, dy, np.empty(dy.shape, dy.dtype))
+
+
+def _all_finite(*arrays):
+    # BLAS sums squares faster than NumPy looks; if they overflow, it has to look
+    return np.bool_(all(math.isfinite(np.vdot(a, a)) or np.isfinite(a).all() for a in arrays))
+
+
+_CHUNK = 256  # rows to add one after the other: the error grows with their number
+
+
+def _sum_rows(x):
+    # NumPy adds row after row, which loses digits; BLAS adds blocks, and ten times as fast, but
+    # does not sum the blocks in pairs: many rows are added up in chunks, and then their sums
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    while len(rows) > 2 * _CHUNK:
+        count, width = len(rows) // _CHUNK, rows.shape[1]
+        chunks = rows[: count * _CHUNK].reshape(count, _CHUNK, width)
+        sums, rest = np.ones(_CHUNK, x.dtype) @ chunks, rows[count * _CHUNK :]
+        rows = np.concatenate([sums, rest]) if len(rest) else sums
+    return np.ones(len(rows), x.dtype) @ rows
+
+
+_WIDE = 2**13  # numbers in a row, of which BLAS and einsum still lose few digits: some two eps
+
+
+def _normalize_rows(x, scale, bias, epsilon):
+    if x.shape[-1] > _WIDE:  # NumPy adds the last axis in pairs
+        return ops.normalize_rows.dispatch(object)(x, scale, bias, epsilon)
+    rows, ones = x.reshape(-1, x.shape[-1]), np.ones((x.shape[-1], 1), x.dtype)
+    normal = rows - rows @ ones / len(ones)
+    spread = np.einsum("ij,ij->i", normal, normal)[:, None]
+    spread /= len(ones)
+    spread += epsilon
+    np.sqrt(spread, out=spread)
+    normal /= spread
+    y = normal.copy() if scale is None else normal * scale
+    if bias is not None:
+        y += bias
+    return y.reshape(x.shape), (normal, spread)
+
+
+def _normalize_rows_backward(dy, scale, bias, cache):
+    if dy.shape[-1] > _WIDE:
+        return ops.normalize_rows_backward.dispatch(object)(dy, scale, bias, cache)
+    # Σ g x̂ = (dy · x̂) · scale, and BLAS sums what both it and dscale are made of
+    normal, spread = cache
+    rows, width = dy.reshape(normal.shape), normal.shape[1]
+    share = np.full((width, 1), 1.0 / width, dy.dtype)
+    product = rows * normal
+    dscale = None if scale is None else _sum_rows(product)
+    dbias = None if bias is None else _sum_rows(rows)
+    dx = rows.copy() if scale is None else rows * scale
+    dx -= dx @ share
+    tilt = product @ (share if scale is None else scale[:, None] * share)
+    np.multiply(normal, tilt, out=product)
+    dx -= product
+    dx /= spread
+    return dx.reshape(dy.shape), dscale, dbias
+
+
+def _bounded_exp(x):
+    return bounded_exp(x, tracing.two_to) if x.dtype == np.float32 else np.exp(x)
+
+
+def _traced_exp(x):
+    if x.dtype != np.float32:
+        return ops.bounded_exp.dispatch(object)(x)
+    return bounded_exp(x, partial(trace.asked, tracing.two_to))
+
+
+_TRANSPARENT = {_erf, _sum_rows}
+
+
+def _unslide(*parts, axis, stride, dilation, length):
+    first = parts[0]
+    shape = (*first.shape[:axis], length, *first.shape[axis + 1 :])
+    x = np.zeros(shape, first.dtype)
+    for k, part in enumerate(parts):
+        end = k * dilation + (part.shape[axis] - 1) * stride + 1
+        x[(*(slice(None),) * axis, slice(k * dilation, end, stride), ...)] += part
+    return x
+
+
+ops.above_zero.register(np.ndarray, _above_zero)
+ops.attend.register(np.ndarray, attention.attend)
+ops.attend_backward.register(np.ndarray, attention.attend_backward)
+ops.bounded_exp.register(np.ndarray, _bounded_exp)
+ops.convolve.register(np.ndarray, _convolve)
+ops.convolve_input.register(np.ndarray, _convolve_input)
+ops.convolve_weight.register(np.ndarray, _convolve_weight)
+ops.erf.register(np.ndarray, _erf)
+ops.erfc.register(np.ndarray, _erfc)
+ops.largest.register(np.ndarray, _largest)
+ops.largest_input.register(np.ndarray, _largest_input)
+ops.lstm.register(np.ndarray, lstm.lstm)
+ops.lstm_backward.register(np.ndarray, lstm.lstm_backward)
+ops.normalize_rows.register(np.ndarray, _normalize_rows)
+ops.normalize_rows_backward.register(np.ndarray, _normalize_rows_backward)
+ops.scan_as.register(np.ndarray, ops.scan_into(_empty))
+ops.scatter_add.register(np.ndarray, _scatter_add)
+ops.sum_rows.register(np.ndarray, _sum_rows)
+ops.surround.register(np.ndarray, _surround)
+ops.unslide.register(np.ndarray, _unslide)
+for kind in (np.ndarray, np.generic):  # reductions return scalars
+    ops.all_finite.register(kind, _all_finite)
+for kind in (np.ndarray, np.bool_, bool):
+    ops.select.register(kind, lambda holds, make, old: make() if holds else old)
+
+# What is written down on a tape: such calls as they stand, or what they are made of.
+for function in vars(ops).values():
+    if np.ndarray in getattr(function, "registry", ()):
+        own = function.registry[np.ndarray]
+        function.register(tracing.TracedArray, own if own in _TRANSPARENT else trace.opaque(own))
+ops.bounded_exp.register(tracing.TracedArray, _traced_exp)
+ops.scan_as.register(tracing.TracedArray, trace.short_scan)
+ops.barrier_as.register(tracing.TracedArray, trace.barrier)
+ops.select.register(tracing.TracedArray, trace.select)
+ops.above_zero.register(tracing.TracedArray, ops.above_zero.dispatch(object))

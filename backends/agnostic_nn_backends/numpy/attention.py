@@ -1,0 +1,136 @@
+"""Attention on NumPy: a few scores at a time, which stay in the cache and are not kept.
+
+Formulas and shapes are those of `agnostic_nn.ops.attention`. A piece of S is made turned
+round, keys by queries: NumPy goes down the columns of a matrix three times as fast as along
+its rows. Pieces that `causal` forbids as a whole are not made. Kept are m and n of each row of
+S, of which E = exp(S - m) = n P is made anew. It is dO that is divided by n, a smaller matrix:
+with G = (dO / n) Vᵀ, dV = Eᵀ (dO / n) and dS = E ∘ (G - Σ E ∘ G / n).
+"""
+
+import math
+
+import numpy as np
+
+from agnostic_nn import ops
+
+__all__ = ["attend", "attend_backward"]
+
+SCORES = 2**16  # to compute at a time: with P, dP and what they are made of, half of a cache
+FEW = 2**13  # scores that are sooner kept than made anew: the standard version does so
+QUERIES = 64  # of one head at a time: fewer make slow products, more of them see nothing new
+
+
+def attend(query, key, value, allowed=(), kept=(), *, causal=False):
+    if _are_few(query, key):
+        standard = ops.attend.dispatch(object)
+        return standard(query, key, value, allowed, kept, causal=causal)
+    heads = _empty_like(query)
+    shifts, totals = (np.empty(query.shape[:-1], query.dtype) for _ in "mn")
+    score = _scores(query, key, allowed, causal)
+    for place, keys in _pieces(query, key, causal):
+        _, weights = score(place, keys)
+        shift = np.max(weights, axis=-2, keepdims=True)
+        if len(allowed):
+            shift[shift == -math.inf] = 0.0  # no key allowed: exp(-∞ - 0) is 0
+        weights -= shift
+        np.exp(weights, out=weights)
+        total = np.ones((1, weights.shape[-2]), weights.dtype) @ weights
+        if len(allowed):
+            total[total == 0.0] = 1.0
+        if len(kept):
+            weights *= _turned(kept[(*place, keys)])
+        rows = weights.swapaxes(-1, -2) @ value[(*place[:2], keys)]
+        rows /= total.swapaxes(-1, -2)
+        heads[place] = rows.reshape(heads[place].shape)
+        shifts[place] = shift.reshape(shifts[place].shape)
+        totals[place] = total.reshape(totals[place].shape)
+    return heads, (shifts, totals)
+
+
+def attend_backward(query, key, value, allowed, kept, heads, cache, dy, *, causal=False):
+    if _are_few(query, key):
+        standard = ops.attend_backward.dispatch(object)
+        return standard(query, key, value, allowed, kept, heads, cache, dy, causal=causal)
+    shifts, totals = cache
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    dquery, dkey, dvalue = _empty_like(query), _empty_like(key), _empty_like(value)
+    dkey[...] = dvalue[...] = 0.0
+    score = _scores(query, key, allowed, causal)
+    for place, keys in _pieces(query, key, causal):
+        answers = (*place[:2], keys)
+        asked, weights = score(place, keys)
+        turned = (*weights.shape[:2], 1, -1)
+        weights -= shifts[place].reshape(turned)
+        np.exp(weights, out=weights)
+        rows = _flat(dy[place] / totals[place][..., None])
+        slope = value[answers] @ rows.swapaxes(-1, -2)
+        if len(kept):
+            dropped = _turned(kept[(*place, keys)])
+            slope *= dropped
+            dvalue[answers] += (weights * dropped) @ rows
+        else:
+            dvalue[answers] += weights @ rows
+        mean = np.ones((1, len(weights[0, 0])), weights.dtype) @ (slope * weights)
+        mean /= totals[place].reshape(turned)
+        slope -= mean
+        slope *= weights
+        down = slope.swapaxes(-1, -2) @ key[answers]
+        down *= scale
+        dquery[place] = down.reshape(dquery[place].shape)
+        dkey[answers] += slope @ asked
+    return dquery, dkey, dvalue
+
+
+def _are_few(query, key):
+    return math.prod(query.shape[:-1]) * key.shape[2] <= FEW
+
+
+def _pieces(query, key, causal):
+    """Indices of some queries, of all five axes but the last, and the keys that they may see."""
+    batch, heads, group, time, _ = query.shape
+    keys, rows = key.shape[2], min(time, QUERIES)
+    some = max(1, min(heads, SCORES // (group * rows * keys)))
+    few = max(1, SCORES // (some * group * rows * keys))
+    for i in range(0, batch, few):
+        for j in range(0, heads, some):
+            for low in range(0, time, rows):
+                place = slice(i, i + few), slice(j, j + some), slice(None), slice(low, low + rows)
+                yield place, slice(0, min(low + rows, keys) if causal else keys)
+
+
+def _scores(query, key, allowed, causal):
+    """A function from a piece to Q / √d there and S turned round, -∞ where no key is allowed."""
+    scale, group = 1.0 / math.sqrt(query.shape[-1]), query.shape[2]
+    late = np.tril(np.full((QUERIES, QUERIES), -math.inf, query.dtype), -1)[:, None]
+    if len(allowed):
+        hidden = np.where(allowed, 0.0, -math.inf).astype(query.dtype)
+        hidden = np.broadcast_to(hidden, (*query.shape[:-1], key.shape[2]))
+
+    def score(place, keys):
+        asked = _flat(query[place] * scale)
+        found = key[(*place[:2], keys)] @ asked.swapaxes(-1, -2)
+        seen = found.reshape(*found.shape[:3], group, -1)  # a view: one axis becomes two
+        if causal:
+            near = seen[:, :, place[3].start :]
+            near += late[: near.shape[2], :, : near.shape[4]]
+        if len(allowed):
+            seen += np.moveaxis(hidden[(*place, keys)], -1, 2)
+        return asked, found
+
+    return score
+
+
+def _empty_like(x):
+    """Laid out as what x is a view of: heads beside each other, (batch, time, heads, ..., d)."""
+    batch, *heads, time, width = x.shape
+    return np.moveaxis(np.empty((batch, time, *heads, width), x.dtype), 1, -2)
+
+
+def _flat(x):
+    """(batch, heads, group, t, n) -> (batch, heads, group · t, n)."""
+    return x.reshape(*x.shape[:2], -1, x.shape[-1])
+
+
+def _turned(x):
+    """(batch, heads, group, t, s) -> (batch, heads, s, group · t)."""
+    return _flat(x).swapaxes(-1, -2)

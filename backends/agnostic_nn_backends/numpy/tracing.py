@@ -1,0 +1,292 @@
+"""NumPy's calls: how a tape catches them, and what a plan has to know of them."""
+
+import os
+import sys
+import warnings
+from contextvars import Context
+from functools import partial
+from operator import setitem
+from types import SimpleNamespace
+
+import array_api_compat.numpy as xp
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from ..exponential import FACTOR
+from ..replay.trace import Traced, Untraceable, asked, operators
+
+__all__ = ["TracedArray", "choose", "library", "two_to"]
+
+_BLOCK = 2**15  # numbers: five times as many of float32 fill a third of a common second cache
+
+
+class TracedArray(Traced):
+    """A NumPy array that writes down what is done with it."""
+
+    __slots__ = ()
+    __array_priority__ = 1000
+    methods = np.ndarray
+    boolean = np.bool_
+    device = "cpu"
+
+    def __array_ufunc__(self, ufunc, method, *args, **kwargs):
+        if "out" in kwargs:
+            raise Untraceable("a traced array cannot be written to")
+        return asked(ufunc if method == "__call__" else getattr(ufunc, method), *args, **kwargs)
+
+    def __array_function__(self, function, types, args, kwargs):
+        return asked(function, *args, **kwargs)
+
+
+def _turned(function):
+    return lambda self, other: asked(function, other, self)
+
+
+_TWO = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "truediv": np.true_divide,
+    "floordiv": np.floor_divide, "mod": np.remainder, "pow": np.power, "matmul": np.matmul,
+    "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
+    "lshift": np.left_shift, "rshift": np.right_shift,
+}  # fmt: skip
+operators(TracedArray, _TWO)
+for _name, _function in _TWO.items():
+    setattr(TracedArray, f"__r{_name}__", _turned(_function))
+operators(TracedArray, {
+    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
+    "ge": np.greater_equal, "neg": np.negative, "pos": np.positive, "abs": np.absolute,
+    "invert": np.invert,
+})  # fmt: skip
+
+
+def choose(condition, one, other, out=None):
+    """np.where, into an array that is there already if one is given.
+
+    By bits, which are all or none of a number's: NumPy's own branches at each number, and
+    takes ten times as long where nobody can guess the next.
+    """
+    if out is None:
+        return np.where(condition, one, other)
+    if out.itemsize > 8:
+        out[...] = np.where(condition, one, other)
+        return out
+    bits = np.dtype(f"i{out.itemsize}")
+    one, other = (np.asarray(a, out.dtype).view(bits) for a in (one, other))
+    mask = np.negative(condition, dtype=bits, casting="unsafe")
+    result = out.view(bits)
+    if other.ndim == 0 and other == 0:
+        np.bitwise_and(one, mask, result)
+    else:
+        np.bitwise_and(np.bitwise_xor(one, other), mask, result)
+        np.bitwise_xor(result, other, result)
+    return out
+
+
+def cast(x, dtype, out=None):
+    """x in another dtype, into an array that is there already if one is given."""
+    if out is None:
+        return np.asarray(x).astype(dtype)
+    np.copyto(out, x, casting="unsafe")
+    return out
+
+
+def two_to(shifted, out=None):
+    """2ⁿ of float32 from n + HALFWAY, by its bits, with n a whole number from -126 to 127."""
+    out = np.empty(shifted.shape, np.float32) if out is None else out
+    bits = out.view(np.int32)
+    np.left_shift(np.asarray(shifted).view(np.int32), 23, out=bits)
+    np.add(bits, FACTOR, out=bits)
+    return out
+
+
+class _Namespace:
+    """The Standard's functions for traced arrays: those of NumPy, written down."""
+
+    __name__ = xp.__name__
+
+    def __getattr__(self, name):
+        found = getattr(np, name, None)
+        found = found if isinstance(found, np.ufunc) else getattr(xp, name)
+        if callable(found) and not isinstance(found, type) and name not in _ABOUT_DTYPES:
+            found = partial(asked, found)
+        self.__dict__[name] = found
+        return found
+
+    def sum(self, x, /, *, axis=None, dtype=None, keepdims=False):
+        if dtype is None and x.dtype.kind == "f":
+            return asked(np.add.reduce, x, axis, keepdims=keepdims)
+        return asked(xp.sum, x, axis=axis, dtype=dtype, keepdims=keepdims)
+
+    def max(self, x, /, *, axis=None, keepdims=False):
+        return asked(np.maximum.reduce, x, axis, keepdims=keepdims)
+
+    def min(self, x, /, *, axis=None, keepdims=False):
+        return asked(np.minimum.reduce, x, axis, keepdims=keepdims)
+
+    def clip(self, x, /, min=None, max=None):
+        x = x if min is None else self.maximum(x, min)
+        return x if max is None else self.minimum(x, max)
+
+    def full_like(self, x, value, /, *, dtype=None, device=None):
+        return asked(xp.full, x.shape, value, dtype=x.dtype if dtype is None else dtype)
+
+    def zeros_like(self, x, /, *, dtype=None, device=None):
+        return self.full_like(x, 0, dtype=dtype)
+
+    def ones_like(self, x, /, *, dtype=None, device=None):
+        return self.full_like(x, 1, dtype=dtype)
+
+    def where(self, condition, one, other, /):
+        return asked(choose, condition, one, other)
+
+    def astype(self, x, dtype, /, *, copy=True, device=None):
+        return x if x.dtype == dtype else asked(cast, x, dtype)
+
+    def concat(self, arrays, /, *, axis=0):
+        return asked(np.concatenate, list(arrays), axis=axis)
+
+    def stack(self, arrays, /, *, axis=0):
+        return asked(np.stack, list(arrays), axis=axis)
+
+
+_ABOUT_DTYPES = ("finfo", "iinfo", "isdtype", "can_cast", "result_type")
+TracedArray.namespace = _Namespace()
+
+
+_OPERATIONS = {
+    np.add: "add", np.subtract: "subtract", np.multiply: "multiply", np.true_divide: "divide",
+    np.negative: "negative", np.square: "square", np.reciprocal: "reciprocal",
+    np.sqrt: "sqrt", np.absolute: "absolute", np.floor: "floor",
+    np.maximum: "maximum", np.minimum: "minimum",
+    np.less: "less", np.less_equal: "less_equal", np.greater: "greater",
+    np.greater_equal: "greater_equal", np.equal: "equal", np.not_equal: "not_equal",
+    np.bitwise_and: "and", np.bitwise_or: "or", np.bitwise_xor: "xor",
+    np.invert: "invert", np.logical_not: "invert",
+    np.left_shift: "left shift", np.right_shift: "right shift",
+    choose: "choose", cast: "cast", two_to: "two to",
+}  # fmt: skip
+
+
+_ERRORS = {  # by what NumPy says of them: their names for `np.errstate`, and their flags
+    "divide": ("divide", 1), "overflow": ("over", 2), "underflow": ("under", 4),
+    "invalid": ("invalid", 8),
+}  # fmt: skip
+
+
+def _raise(message, flag):
+    raise FloatingPointError(message)
+
+
+_REPORTS = {
+    "ignore": lambda message, flag: None,
+    "warn": lambda message, flag: warnings.warn(message, RuntimeWarning, stacklevel=2),
+    "raise": _raise,
+    "print": lambda message, flag: print(f"Warning: {message}", file=sys.stderr),
+    "call": lambda message, flag: np.geterrcall()(message.split(" encountered")[0], flag),
+    "log": lambda message, flag: np.geterrcall().write(f"Warning: {message}\n"),
+}
+
+
+class _Library:
+    kinds = (np.ndarray, np.generic)
+    operations = _OPERATIONS
+    array = np.ndarray
+    traced = TracedArray
+    early = staticmethod(choose)
+    empty = staticmethod(np.empty)
+
+    def prepare(self):
+        # glibc keeps what a step frees, once it has seen so much be freed at a time; else it
+        # gives the memory of each step back, and has to get it again page by page
+        np.empty(2**25 - 2**13, np.uint8)
+
+    def block(self):
+        return _BLOCK
+
+    def threads(self):
+        given = os.environ.get("OMP_NUM_THREADS", "")  # which BLAS goes by, too
+        if given.isdecimal():
+            return int(given)
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+    def layout(self, array):
+        return array.shape, array.dtype, array.strides
+
+    def span(self, array):
+        return np.lib.array_utils.byte_bounds(array) if array.size else (0, 0)
+
+    def address(self, array):
+        return array.__array_interface__["data"][0]
+
+    def is_dense(self, array):
+        steps = [(n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)]
+        return min(array.strides) >= 0 and (
+            not array.size or sum(steps) + array.itemsize == array.nbytes
+        )
+
+    def is_in_order(self, array):
+        return array.flags.c_contiguous
+
+    def is_ours(self, array):
+        return array.flags.writeable
+
+    def hollow(self, array):
+        return as_strided(np.empty(1, array.dtype), array.shape, array.strides)
+
+    def owned(self, array):
+        # NumPy turns 0-d arrays into scalars, which nothing can be put into
+        return np.asarray(array)
+
+    def copied(self, array):
+        return np.array(array)
+
+    def memory(self, size):
+        return np.empty(size, np.uint8)
+
+    def laid(self, like, memory):
+        return np.ndarray(like.shape, like.dtype, memory, 0, like.strides)
+
+    def split(self, array, rows):
+        return [array[i : i + rows] for i in range(0, len(array), rows)]
+
+    def same(self, one, other):
+        return np.array_equal(one, other, equal_nan=one.dtype.kind in "fc")
+
+    def is_elementwise(self, function):
+        plain = isinstance(function, np.ufunc) and function.signature is None
+        return function in (choose, cast, two_to) or (plain and function.nout == 1)
+
+    def takes_out(self, function):
+        of = getattr(function, "__self__", None)
+        reduces = isinstance(of, np.ufunc) and function.__name__ == "reduce"
+        return reduces or function in (np.matmul, np.concatenate, np.stack)
+
+    def is_atomic(self, function):
+        ufunc = getattr(function, "__self__", function)
+        # those of np.frompyfunc call Python
+        return isinstance(ufunc, np.ufunc) and not any("O->O" in kind for kind in ufunc.types[:1])
+
+    def copying(self, to, array):
+        return partial(setitem, to, ..., array)
+
+    def together(self):
+        heard = []
+        context = Context()
+        context.run(np.seterr, all="log")
+        context.run(np.seterrcall, SimpleNamespace(write=heard.append))
+        return context.run, heard
+
+    def report(self, heard):
+        modes = np.geterr()
+        for line in heard:
+            message = line.removeprefix("Warning: ").rstrip()
+            kind, flag = _ERRORS[message.split()[0]]
+            _REPORTS[modes[kind]](message, flag)
+
+    def quiet(self):
+        return np.errstate(all="ignore")
+
+    def takes_last(self, function):
+        return isinstance(function, np.ufunc) and function not in (np.maximum, np.minimum)
+
+
+library = _Library()

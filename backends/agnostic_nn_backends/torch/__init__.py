@@ -1,0 +1,460 @@
+"""PyTorch: eager, on CPUs and GPUs. Its autograd is never asked for a gradient but in checks."""
+
+import math
+import os
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
+
+import array_api_compat.torch as xp
+import numpy as np
+import torch
+from torch.nn import functional, grad
+
+from agnostic_nn import ops
+from agnostic_nn.core import random
+
+from .. import processor
+from ..exponential import bounded_exp
+from ..replay import kernels, trace
+from ..replay.program import plain, replayed
+from . import tracing
+
+__all__ = [
+    "asarray",
+    "compiles",
+    "describe",
+    "devices",
+    "double",
+    "eager",
+    "float64_remedy",
+    "has_float64",
+    "jit",
+    "peak_memory",
+    "policy",
+    "random_state",
+    "synchronize",
+    "to_numpy",
+    "version",
+    "vjp",
+    "xp",
+]
+
+version = torch.__version__
+compiles = False
+double = nullcontext
+float64_remedy = None
+vjp = torch.func.vjp
+
+
+def devices():
+    cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    mps = ["mps:0"] if torch.backends.mps.is_available() else []
+    return {name: torch.device(name) for name in [*cuda, *mps, "cpu"]}
+
+
+def describe(device):
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return processor()
+
+
+def has_float64(device):
+    return device.type != "mps"
+
+
+def asarray(data, device):
+    return torch.tensor(np.array(data, order="C"), device=device)
+
+
+def to_numpy(array):
+    return array.detach().cpu().numpy()
+
+
+def jit(function, device, donate=()):
+    return replayed(function, tracing.library, donate) if device.type == "cpu" else function
+
+
+def eager(function, device):
+    return plain(function, tracing.library) if device.type == "cpu" else function
+
+
+def random_state():
+    return torch.get_rng_state().numpy().tobytes()
+
+
+_LINES = ":4096:8", ":16:8"  # what CUBLAS_WORKSPACE_CONFIG must be
+
+
+def policy(device, precision, deterministic):
+    """It sets fp32_precision, of matmul in torch.backends.cuda, of conv and rnn in .cudnn and of
+    all three in .mkldnn, to "ieee", or to "tf32" if fast; NVIDIA_TF32_OVERRIDE,
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE and ONEDNN_DEFAULT_FPMATH_MODE are stronger."""
+    cuda = device.type == "cuda"
+    if deterministic and cuda and os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in _LINES:
+        raise NotImplementedError(
+            "cuBLAS does not give the same bits in every run, unless CUBLAS_WORKSPACE_CONFIG is "
+            f"{' or '.join(_LINES)} before Python starts"
+        )
+    if deterministic and device.type == "mps":
+        raise NotImplementedError("PyTorch promises no bits of what Apple's GPUs compute")
+    found = [(get(), put, value) for get, put, value in _settings(cuda, precision, deterministic)]
+    wrong = [one for one in found if one[0] != one[2] and (one[0], one[2]) != ("none", "ieee")]
+    return _set_up(wrong) if wrong else _AS_IT_IS
+
+
+_AS_IT_IS = nullcontext()
+
+
+@contextmanager
+def _set_up(settings):
+    done = []
+    try:
+        for old, put, value in settings:
+            done.append((put, old))
+            put(value)
+        yield
+    finally:
+        for put, old in reversed(done):
+            put(old)
+
+
+@cache
+def _settings(cuda, precision, deterministic):
+    """How to look at each setting, how to change it, and what it has to be."""
+    cudnn, strict, found = torch.backends.cudnn, precision == "strict", []
+    if deterministic:
+        get, put = torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode
+        found.append((get, put, 2))  # an error for what cannot be
+    if deterministic and cuda:
+        found += [_attribute(cudnn, "deterministic", True), _attribute(cudnn, "benchmark", False)]
+    if not hasattr(torch._C, "_get_fp32_precision_getter"):  # before PyTorch 2.9
+        get, put = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+        found.append((get, put, "highest" if strict else "high"))
+        return [*found, _attribute(cudnn, "allow_tf32", not strict)]
+    # what torch.backends does, but ten times as slowly
+    get, put = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
+    for place in _PRODUCTS["cuda" if cuda else "cpu"]:
+        found.append((partial(get, *place), partial(put, *place), "ieee" if strict else "tf32"))
+    return found
+
+
+_PRODUCTS = {
+    "cuda": (("cuda", "matmul"), ("cuda", "conv"), ("cuda", "rnn")),
+    "cpu": (("mkldnn", "matmul"), ("mkldnn", "conv"), ("mkldnn", "rnn")),
+}
+
+
+def _attribute(place, name, value):
+    return partial(getattr, place, name), partial(setattr, place, name), value
+
+
+def peak_memory(device):
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def synchronize(array):
+    if array.is_cuda:
+        torch.cuda.synchronize(array.device)
+    elif array.is_mps:
+        torch.mps.synchronize()
+
+
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _in_one(query, key, allowed, kept):
+    """Whether PyTorch has attention in one function, which keeps no P: not for every case."""
+    plain = isinstance(allowed, tuple) and isinstance(kept, tuple)
+    # of fewer keys than fill a register it loses a NaN
+    return plain and query.is_cpu and query.numel() > 0 and key.shape[2] >= 16
+
+
+def _lined(x):
+    """x as that function needs it and does not check: the last axis without gaps."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _for_each(x, group):
+    """(batch, heads, s, d), once for each head of a group: (batch, heads · group, s, d)."""
+    return _lined(x).unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(1, 2)
+
+
+def _attend(query, key, value, allowed=(), kept=(), *, causal=False):
+    if not _in_one(query, key, allowed, kept):
+        standard = ops.attend.dispatch(object)
+        return standard(query, key, value, allowed, kept, causal=causal)
+    group = query.shape[2]
+    answers = _for_each(key, group), _for_each(value, group)
+    heads, logs = _FLASH(_lined(query).flatten(1, 2), *answers, 0.0, causal)
+    return heads.unflatten(1, query.shape[1:3]), (logs,)
+
+
+def _attend_backward(query, key, value, allowed, kept, heads, cache, dy, *, causal=False):
+    if not _in_one(query, key, allowed, kept):
+        standard = ops.attend_backward.dispatch(object)
+        return standard(query, key, value, allowed, kept, heads, cache, dy, causal=causal)
+    group = query.shape[2]
+    dy, query, heads = (_lined(x).flatten(1, 2) for x in (dy, query, heads))
+    answers = _for_each(key, group), _for_each(value, group)
+    dquery, *found = _FLASH_BACKWARD(dy, query, *answers, heads, *cache, 0.0, causal)
+    if group > 1:
+        found = [dx.unflatten(1, (-1, group)).sum(2) for dx in found]
+    return dquery.unflatten(1, (-1, group)), *found
+
+
+def _empty(one, length):
+    return one.new_empty((length, *one.shape))
+
+
+def _scatter_add(updates, index, rows):
+    zeros = torch.zeros((rows, updates.shape[1]), dtype=updates.dtype, device=updates.device)
+    return zeros.index_add_(0, index.to(torch.int64), updates)
+
+
+def _normalize_rows(x, scale, bias, epsilon):
+    y, *statistics = torch.native_layer_norm(x, x.shape[-1:], scale, bias, epsilon)
+    return y, (x, *statistics)
+
+
+def _normalize_rows_backward(dy, scale, bias, cache):
+    x, *statistics = cache
+    asked = (True, scale is not None, bias is not None)
+    back = torch.ops.aten.native_layer_norm_backward
+    return back(dy, x, x.shape[-1:], *statistics, scale, bias, asked)
+
+
+def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
+    rank = len(stride)
+    even, more = _evenly(padding)
+    x = ops.pad(x, more).movedim(-1, 1)
+    function = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
+    # oneDNN given the bias as well crashes where windows of one place see nothing but zeros
+    y = function(x, _outward(weight), None, stride, even, dilation, groups).movedim(1, -1)
+    if bias is not None:
+        y += bias
+    return y
+
+
+def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
+    even, more = _evenly(padding)
+    sizes = (n + before + behind for n, (before, behind) in zip(lengths, more, strict=True))
+    like = dy.new_empty((len(dy), *sizes, weight.shape[-2] * groups)).movedim(-1, 1)
+    spans = stride, even, dilation, False, [0] * len(stride), groups
+    arrays = dy.movedim(-1, 1), like, _outward(weight), None
+    dx, _, _ = torch.ops.aten.convolution_backward(*arrays, *spans, (True, False, False))
+    return ops.crop(dx.movedim(1, -1), more)
+
+
+def _convolve_weight(x, dy, window, stride, padding, dilation, groups):
+    rank = len(stride)
+    even, more = _evenly(padding)
+    x = ops.pad(x, more).movedim(-1, 1)
+    shape = (dy.shape[-1], x.shape[1] // groups, *window)
+    function = (grad.conv1d_weight, grad.conv2d_weight, grad.conv3d_weight)[rank - 1]
+    found = function(x, shape, dy.movedim(-1, 1), stride, even, dilation, groups)
+    return found.permute(*range(2, rank + 2), 1, 0)
+
+
+def _outward(weight):
+    """(*window, fan_in, width), as PyTorch has it: (width, fan_in, *window)."""
+    return weight.permute(-1, -2, *range(weight.ndim - 2))
+
+
+def _evenly(padding):
+    """So many zeros on both sides of each axis, and how many more there are on one."""
+    even = [min(sides) for sides in padding]
+    more = ((low - e, high - e) for (low, high), e in zip(padding, even, strict=True))
+    return even, tuple(more)
+
+
+def _surround(x, pads, value):
+    sides = [n for pair in reversed(pads) for n in pair]
+    return functional.pad(x, (0, 0, *sides), value=value)
+
+
+_POOLS = functional.max_pool2d, functional.max_pool3d
+_UNPOOLS = (
+    torch.ops.aten.max_pool2d_with_indices_backward,
+    torch.ops.aten.max_pool3d_with_indices_backward,
+)
+
+
+def _has_pool(window, padding):
+    """Whether PyTorch pools that: padding must be even, and half a window at most."""
+    return all(a == b and a <= k // 2 for k, (a, b) in zip(window, padding, strict=True))
+
+
+def _image(*spans):
+    """What says something of time, of an image one place high."""
+    return ((one, *span) for one, span in zip((1, 1, (0, 0), 1), spans, strict=True))
+
+
+def _largest(x, window, stride, padding, dilation):
+    if len(window) == 1:
+        y, which = _largest(x[:, None], *_image(window, stride, padding, dilation))
+        return y[:, 0], which
+    if not _has_pool(window, padding):
+        return ops.largest.dispatch(object)(x, window, stride, padding, dilation)
+    lows = [low for low, _ in padding]
+    y, which = _POOLS[len(window) - 2](
+        x.movedim(-1, 1), window, stride, lows, dilation, return_indices=True
+    )
+    return y.movedim(1, -1), (which,)
+
+
+def _largest_input(dy, which, lengths, window, stride, padding, dilation):
+    spans = window, stride, padding, dilation
+    if len(window) == 1:
+        return _largest_input(dy[:, None], which, (1, *lengths), *_image(*spans))[:, 0]
+    if not _has_pool(window, padding):
+        return ops.largest_input.dispatch(object)(dy, which, lengths, *spans)
+    like = dy.new_empty((len(dy), *lengths, dy.shape[-1])).movedim(-1, 1)
+    lows = [low for low, _ in padding]
+    spans = window, stride, lows, dilation, False
+    return _UNPOOLS[len(window) - 2](dy.movedim(-1, 1), like, *spans, *which).movedim(1, -1)
+
+
+_MODE = 2  # what PyTorch's own numbering calls an LSTM
+
+
+def _has_lstm(xs):
+    """Whether oneDNN has one for that; of slopes of gates below 1e-7 it leaves nothing.
+
+    It makes them from what the gates put out.
+    """
+    here = torch.backends.mkldnn.is_available() and xs.is_cpu
+    return here and xs.dtype == torch.float32 and 0 not in xs.shape
+
+
+def _lstm(xs, params, start, reverse, keep, by_steps):
+    if not _has_lstm(xs):
+        return by_steps()
+    bias, width = params["bias"], len(params["recurrent"])
+    weights = params["weight"].T, params["recurrent"].T, bias, torch.zeros_like(bias)
+    given = _packed(xs, *weights, start["h"], start["c"])
+    how = reverse, [], _MODE, width, 1, True, False, False, keep
+    ys, h, c, space = torch.ops.aten.mkldnn_rnn_layer(*given, *how)
+    return {"h": h, "c": c}, (ys, (*given, ys, h, c, space))
+
+
+def _lstm_backward(xs, params, kept, dys, dend, reverse, wanted, by_steps):
+    if not _has_lstm(xs):
+        return by_steps()
+    *arrays, space = kept
+    given = *arrays, *(dys or (None,)), dend["h"], dend["c"]
+    how = reverse, _MODE, len(params["recurrent"]), 1, True, True, False, [], False
+    found = torch.ops.aten.mkldnn_rnn_layer_backward(*given, *how, space)
+    dxs, dweight, drecurrent, dbias, _, dh, dc = found
+    dweight, drecurrent = _packed(dweight.T, drecurrent.T)
+    grads = {"weight": dweight, "recurrent": drecurrent, "bias": dbias}
+    return dxs if wanted else (), grads, {"h": dh, "c": dc}
+
+
+def _packed(*arrays):
+    # oneDNN reads memory row by row, and does not look whether it is laid out so
+    return [one.contiguous() for one in arrays]
+
+
+def _all_finite(*arrays):
+    if not all(one.is_cpu for one in arrays):
+        return ops.all_finite.dispatch(object)(*arrays)
+    # BLAS sums squares faster than PyTorch looks; if they overflow, it has to look
+    return torch.tensor(all(map(_is_finite, arrays)))
+
+
+def _is_finite(x):
+    flat = x.reshape(-1)
+    return math.isfinite(torch.dot(flat, flat)) or bool(torch.isfinite(x).all())
+
+
+def _select(holds, make, old):
+    # a GPU would have to tell the host which way to go
+    return (make() if holds else old) if holds.is_cpu else _chosen(holds, make(), old)
+
+
+def _chosen(holds, new, old):
+    if isinstance(new, dict):
+        return {name: _chosen(holds, new[name], old[name]) for name in new}
+    if isinstance(new, tuple):
+        return tuple(_chosen(holds, *pair) for pair in zip(new, old, strict=True))
+    if new.dtype == torch.uint32:  # random keys, between which no GPU chooses
+        return _chosen(holds, new.view(torch.int32), old.view(torch.int32)).view(torch.uint32)
+    return torch.where(holds, new, old)
+
+
+def _sum_over(x, axes, xp=xp):
+    return xp.sum(x, axis=axes, keepdims=True)
+
+
+def _sum_rows(x, xp=xp):
+    return xp.sum(x, axis=tuple(range(x.ndim - 1)))
+
+
+def _above_zero(x, dy):
+    return torch.ops.aten.threshold_backward(dy, x, 0)
+
+
+def _words(key, count, stream=0):
+    # PyTorch has no uint32 arithmetic; in int64 the same words come out
+    return random.words.dispatch(object)(key.to(torch.int64), count, stream)
+
+
+def _bounded_exp(x, two_to=tracing.two_to):
+    # only within a kernel these calls are faster than PyTorch's exp
+    if x.is_cpu and x.dtype == torch.float32 and kernels.available():
+        return bounded_exp(x, two_to)
+    return ops.bounded_exp.dispatch(object)(x)
+
+
+def _unslide(*parts, axis, stride, dilation, length):
+    first = parts[0]
+    shape = (*first.shape[:axis], length, *first.shape[axis + 1 :])
+    x = first.new_zeros(shape)
+    for k, part in enumerate(parts):
+        end = k * dilation + (part.shape[axis] - 1) * stride + 1
+        x[(*(slice(None),) * axis, slice(k * dilation, end, stride), ...)] += part
+    return x
+
+
+ops.above_zero.register(torch.Tensor, _above_zero)
+ops.all_finite.register(torch.Tensor, _all_finite)
+ops.attend.register(torch.Tensor, _attend)
+ops.attend_backward.register(torch.Tensor, _attend_backward)
+ops.bounded_exp.register(torch.Tensor, _bounded_exp)
+ops.convolve.register(torch.Tensor, _convolve)
+ops.convolve_input.register(torch.Tensor, _convolve_input)
+ops.convolve_weight.register(torch.Tensor, _convolve_weight)
+ops.erf.register(torch.Tensor, torch.special.erf)
+ops.erfc.register(torch.Tensor, torch.special.erfc)
+ops.lstm.register(torch.Tensor, _lstm)
+ops.lstm_backward.register(torch.Tensor, _lstm_backward)
+ops.normalize_rows.register(torch.Tensor, _normalize_rows)
+ops.normalize_rows_backward.register(torch.Tensor, _normalize_rows_backward)
+ops.largest.register(torch.Tensor, _largest)
+ops.largest_input.register(torch.Tensor, _largest_input)
+ops.scan_as.register(torch.Tensor, ops.scan_into(_empty))
+ops.scatter_add.register(torch.Tensor, _scatter_add)
+ops.select.register(torch.Tensor, _select)
+ops.sum_over.register(torch.Tensor, _sum_over)
+ops.sum_rows.register(torch.Tensor, _sum_rows)
+ops.surround.register(torch.Tensor, _surround)
+ops.unslide.register(torch.Tensor, _unslide)
+random.words.register(torch.Tensor, _words)
+
+# What is written down on a tape: such calls as they stand, or loops turn by turn.
+for function in (*vars(ops).values(), random.words):
+    if torch.Tensor in getattr(function, "registry", ()):
+        own = function.registry[torch.Tensor]
+        function.register(tracing.TracedTensor, trace.opaque(own))
+for function, own in ((ops.lstm, _lstm), (ops.lstm_backward, _lstm_backward)):
+    function.register(tracing.TracedTensor, trace.whole(own, _has_lstm))
+ops.barrier_as.register(tracing.TracedTensor, trace.barrier)
+for function, own in ((ops.sum_over, _sum_over), (ops.sum_rows, _sum_rows)):
+    made = partial(own, xp=tracing.TracedTensor.namespace)
+    function.register(tracing.TracedTensor, made)
+ops.bounded_exp.register(
+    tracing.TracedTensor, partial(_bounded_exp, two_to=partial(trace.asked, tracing.two_to))
+)
+ops.scan_as.register(tracing.TracedTensor, trace.short_scan)
+ops.select.register(tracing.TracedTensor, trace.select)

@@ -1,0 +1,50 @@
+"""The arithmetic of windows, against counting them."""
+
+from itertools import product
+
+import pytest
+
+from agnostic_nn.core.windows import out_lengths, padding_per_axis, pads, reaches
+
+GEOMETRIES = list(product((1, 2, 3, 8), (1, 2, 4), (1, 2, 3), (1, 2)))  # n, k, s, d
+
+
+def counted(n, k, s, d, low, high):
+    """How many windows, one after the other, end before the last of n numbers and the zeros."""
+    starts = range(-low, n + high, s)
+    return sum(start + d * (k - 1) < n + high for start in starts)
+
+
+@pytest.mark.parametrize("sides", [(0, 0), (1, 0), (0, 1), (2, 3)], ids=str)
+def test_there_are_as_many_windows_as_one_can_count(sides):
+    for n, k, s, d in GEOMETRIES:
+        there = counted(n, k, s, d, *sides)
+        if there:
+            assert out_lengths((n,), (k,), (s,), (d,), (sides,)) == (there,)
+        else:
+            with pytest.raises(ValueError, match=r"do not fit \(\d,\) padded by"):
+                out_lengths((n,), (k,), (s,), (d,), (sides,))
+
+
+def test_same_pads_no_more_than_it_takes_to_begin_a_window_at_every_stride():
+    for n, k, s, d in GEOMETRIES:
+        ((low, high),) = pads("same", (n,), (k,), (s,), (d,))
+        assert high - low in (0, 1)
+        assert counted(n, k, s, d, low, high) == -(-n // s)
+        if high:
+            assert counted(n, k, s, d, low, high - 1) < -(-n // s)
+
+
+def test_each_axis_has_its_own_numbers():
+    assert reaches((3, 1, 2), (1, 5, 4)) == (3, 1, 5)
+    assert pads("valid", (5, 6), (3, 2), (1, 1), (1, 1)) == ((0, 0), (0, 0))
+    assert pads("same", (5, 6), (3, 2), (1, 4), (1, 1)) == ((1, 1), (0, 0))
+    assert pads(((1, 2), (3, 4)), (5, 6), (3, 2), (1, 4), (1, 1)) == ((1, 2), (3, 4))
+    assert out_lengths((5, 6), (3, 2), (1, 4), (1, 1), ((1, 1), (0, 0))) == (5, 2)
+
+
+def test_padding_in_short_is_padding_at_length():
+    for short in (1, (1, 1), [[1, 1], 1], ((1, 1), (1, 1))):
+        assert padding_per_axis(short, 2) == ((1, 1), (1, 1))
+    assert padding_per_axis((1, 2), 2) == ((1, 1), (2, 2))
+    assert padding_per_axis(((1, 2),), 1) == ((1, 2),)
