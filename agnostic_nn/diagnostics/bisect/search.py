@@ -299,8 +299,8 @@ def bisect(
     as `Trainer.fit` takes them. `steps` are first taken by `one`, in batches in the order that
     `seed` fixes, and the step that follows is judged; a step that meets a loss or a gradient that
     is not finite is judged instead of taken. With steps=0 biases, moments and running statistics
-    are mostly 0, and so would be the error of a backend that leaves them out. The update of the very
-    first step is judged too.
+    are mostly 0, and so would be the error of a backend that leaves them out. The update of the
+    very first step is judged too.
 
     Then a prediction is judged, with the parameters and the state after the step, the same on
     both sides. `Layer.predict` and `Layer.backward_params`, where a layer has its own, are compared
