@@ -20,7 +20,7 @@ from .blocks import (
     TransformerBlock,
 )
 from .core import random, trees
-from .core.arrays import Rows
+from .core.arrays import RowMask
 from .core.backend import Backend, BackendUnavailable, Status, backend, backends
 from .initializers import (
     Constant,
@@ -272,7 +272,7 @@ __all__ = [
     "Repeat",
     "Reshape",
     "Residual",
-    "Rows",
+    "RowMask",
     "Scaled",
     "Sequential",
     "Shared",

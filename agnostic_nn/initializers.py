@@ -140,11 +140,11 @@ class TruncatedNormal(_Drawn):
     def draw(self, key, shape, dtype):
         """Make the numbers."""
         xp = namespace(key)
-        centred = (uniform(key, shape, dtype) - 0.5) * math.erf(math.sqrt(2.0))  # p - 1/2
-        z = xp.zeros_like(centred)
+        centered = (uniform(key, shape, dtype) - 0.5) * math.erf(math.sqrt(2.0))  # p - 1/2
+        z = xp.zeros_like(centered)
         for _ in range(8):
             density = xp.exp(-0.5 * z * z) * (1.0 / math.sqrt(2.0 * math.pi))
-            z = z - (0.5 * erf(z * math.sqrt(0.5)) - centred) / density
+            z = z - (0.5 * erf(z * math.sqrt(0.5)) - centered) / density
         return xp.clip(z, -2.0, 2.0) * self.deviation
 
 

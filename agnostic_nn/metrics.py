@@ -57,7 +57,7 @@ def batch_means(metric: Callable, values: Any, mean: Callable[[Array], Array]) -
     {"centre": c, "mean": mean of v - c, "square": mean of (v - c)²}, with c near the mean of v.
     """
 
-    def centred(value: Array) -> dict[str, Array]:
+    def centered(value: Array) -> dict[str, Array]:
         first = value[:1, ...]
         centre = first + namespace(value).mean(value - first, axis=0, keepdims=True)
         apart = value - centre
@@ -67,7 +67,7 @@ def batch_means(metric: Callable, values: Any, mean: Callable[[Array], Array]) -
     if not varied:
         return tree_map(mean, values)
     return {
-        name: centred(value) if name in varied else tree_map(mean, value)
+        name: centered(value) if name in varied else tree_map(mean, value)
         for name, value in values.items()
     }
 

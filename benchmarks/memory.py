@@ -53,10 +53,10 @@ def trainer_of(name):
 def batch_of(name):
     """Some x and target; only their shapes and dtypes matter."""
     model, shape, rows, loss, _ = MODELS[name]
-    x = np.zeros((rows, *shape), "int32" if model.takes == "integral" else "float32")
+    x = np.zeros((rows, *shape), "int32" if model.input_kinds == "integral" else "float32")
     if loss is nn.mean_squared_error:
         return x, np.zeros((rows, 1), "float32")
-    return x, x if model.takes == "integral" else np.zeros(rows, "int32")
+    return x, x if model.input_kinds == "integral" else np.zeros(rows, "int32")
 
 
 def figures(name, *, replay=False):

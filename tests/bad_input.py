@@ -106,17 +106,19 @@ WRONG = {
 }
 
 PARAMETERS = {  # of constructors, unless `CONSTRUCTORS` says otherwise
-    **dict.fromkeys(("bias", "approximate", "nesterov", "amsgrad", "centred", "causal"), "flag"),
+    **dict.fromkeys(("bias", "approximate", "nesterov", "amsgrad", "centered", "causal"), "flag"),
     **dict.fromkeys(("rotary", "scale", "frozen", "bidirectional", "sequence", "final"), "flag"),
     **dict.fromkeys(("count_padding", "pre_norm", "match_adam", "restore", "best"), "flag"),
-    **dict.fromkeys(("width", "count", "depth", "groups", "heads", "length"), "count"),
+    **dict.fromkeys(
+        ("width", "num_embeddings", "count", "depth", "groups", "heads", "length"), "count"
+    ),
     **dict.fromkeys(("hidden", "every", "patience", "iterations", "steps"), "count"),
-    **dict.fromkeys(("alpha", "initial", "epsilon", "momentum_decay", "least"), "number"),
-    **dict.fromkeys(("penalty", "negative_slope", "threshold", "otherwise"), "number"),
+    **dict.fromkeys(("alpha", "initial", "epsilon", "momentum_decay", "min_delta"), "number"),
+    **dict.fromkeys(("penalty", "negative_slope", "threshold", "replacement"), "number"),
     **dict.fromkeys(("low", "high", "value", "weight_decay", "forget_bias"), "number"),
     **dict.fromkeys(("base", "limit", "gain", "deviation", "epsilon1", "epsilon2"), "positive"),
     **dict.fromkeys(("momentum", "beta1", "beta2", "rho", "decay", "dropout"), "share"),
-    **dict.fromkeys(("rise", "lowest"), "share"),
+    **dict.fromkeys(("rise", "min_scale"), "share"),
     **dict.fromkeys(("activation", "reset", "mode", "fan", "distribution"), "choice"),
     **dict.fromkeys(("initializer", "recurrent_initializer"), "initializer"),
     **dict.fromkeys(("window", "stride", "dilation", "size", "factors"), "per axis"),
@@ -131,7 +133,7 @@ PARAMETERS = {  # of constructors, unless `CONSTRUCTORS` says otherwise
     "output_padding": "length",
     "axis": "axis",
     "join": "option",
-    "spares": "paths",
+    "no_decay": "paths",
     "monitor": "name",
     "name": "name",
     "rate": "rate",
@@ -160,8 +162,8 @@ def _constructors():
     counted = {"key_heads": "count", "head_width": "count"}
     pools = {"stride": "per axis"}
     add(nn.Dense, width=3)
-    add(nn.Embedding, count=3, width=2)
-    add(nn.Unembedding, count=3)
+    add(nn.Embedding, num_embeddings=3, width=2)
+    add(nn.Unembedding, num_embeddings=3)
     add(nn.PositionEmbedding, length=3)
     add(nn.SinusoidalPositions)
     for kind in (nn.Conv1D, nn.Conv2D, nn.ConvTranspose2D):
@@ -886,9 +888,9 @@ def _malformed():
         "Weighted(weight as text)": lambda w: nn.Weighted(losses.huber, "1"),
         "Weighted(class of a schedule)": lambda w: nn.Weighted(losses.huber, schedules.Linear),
         "Weighted(function of two)": lambda w: nn.Weighted(losses.huber, lambda t, u: t),
-        "Rows(text)": lambda w: nn.Rows("x"),
-        "Rows(None)": lambda w: nn.Rows(None),
-        "Rows(two axes)": lambda w: nn.Rows(w.x),
+        "RowMask(text)": lambda w: nn.RowMask("x"),
+        "RowMask(None)": lambda w: nn.RowMask(None),
+        "RowMask(two axes)": lambda w: nn.RowMask(w.x),
         "History(3)": lambda w: nn.History(3),
         "Flatten(shape=(3,))": lambda w: nn.Flatten(shape=(3,)),
         "ReLU6(high=1.0)": lambda w: nn.ReLU6(high=1.0),
@@ -933,7 +935,7 @@ def of_losses():
             "label_smoothing": (1.0, -0.1, "a", None, math.nan),
             "class_weights": (3.0, "abc", (1.0, 2.0), (1.0, -1.0, 1.0), ("a", "b", "c")),
             "ignore_index": ("a", 1.5, True),
-            "focusing": (-1.0, "a", None, math.nan),
+            "gamma": (-1.0, "a", None, math.nan),
         },
         losses.negative_log_likelihood: {
             "class_weights": (3.0, (1.0, 2.0)),

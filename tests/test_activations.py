@@ -207,7 +207,7 @@ SENSELESS = [  # what is asked for, error and message
     (lambda: nn.HardTanh(1.0, 1.0), ValueError, "low < high, got 1.0 and 1.0"),
     (lambda: nn.ReLU6(low=7.0), TypeError, "unexpected keyword argument 'low'"),
     (lambda: nn.Threshold(math.nan), ValueError, "finite threshold, got nan"),
-    (lambda: nn.Threshold(0.0, np.float64(1.0)), TypeError, "otherwise to be a number"),
+    (lambda: nn.Threshold(0.0, np.float64(1.0)), TypeError, "replacement to be a number"),
     (lambda: nn.PReLU(initial="0.25"), TypeError, "initial to be a number, got '0.25'"),
 ]
 

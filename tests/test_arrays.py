@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from agnostic_nn.core import arrays
-from agnostic_nn.core.arrays import Rows, device, expect, first_true, namespace, register, size
+from agnostic_nn.core.arrays import RowMask, device, expect, first_true, namespace, register, size
 
 
 class Foreign:
@@ -136,9 +136,9 @@ def test_expect_writes_every_shape_as_a_tuple(backend, draw):
 
 def test_rows_are_as_true_as_true_whatever_they_count(backend, widest):
     for counts in (np.zeros(3, widest), np.asarray([1, 0, 1], widest)):
-        assert Rows(backend.asarray(counts))
+        assert RowMask(backend.asarray(counts))
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Rows(np.ones(2)).counts = None
+        RowMask(np.ones(2)).counts = None
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (300,), (2, 3), (3, 1, 5), (4, 0), (0,)], ids=str)

@@ -8,7 +8,7 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn import check
-from agnostic_nn.core.arrays import Rows, device, namespace
+from agnostic_nn.core.arrays import RowMask, device, namespace
 from agnostic_nn.core.trees import leaves, named_leaves, tree_map
 
 
@@ -227,7 +227,7 @@ def test_rows_that_only_fill_up_a_batch_change_nothing(backend, widest, epsilon,
     dy[real:] = 0.0  # a loss gives fillers no weight
 
     def run(params, state, x, dy, counts):
-        train = True if counts is None else Rows(counts)
+        train = True if counts is None else RowMask(counts)
         y, after, cache = layer.forward(params, state, x, train=train)
         return y, after, *layer.backward(params, cache, dy)
 
@@ -251,9 +251,9 @@ class LastIsFiller(nn.BatchNorm):
             raise ValueError("too few rows")
         xp = namespace(x)
         place = xp.arange(x.shape[0], dtype=x.dtype, device=device(x))
-        rows = xp.sum(train.counts) if isinstance(train, Rows) else float(x.shape[0])
+        rows = xp.sum(train.counts) if isinstance(train, RowMask) else float(x.shape[0])
         counts = xp.astype(place < rows - 1.0, x.dtype)
-        return super().forward(params, state, x, train=Rows(counts) if train else False)
+        return super().forward(params, state, x, train=RowMask(counts) if train else False)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3)])
@@ -409,7 +409,7 @@ SENSELESS = [  # what is asked for, error and message
     (lambda: nn.Dropout(-0.1), ValueError, r"rate in \[0, 1\), got -0.1"),
     (lambda: nn.Dropout(math.nan), ValueError, r"rate in \[0, 1\), got nan"),
     (lambda: nn.BatchNorm(momentum=1.5), ValueError, r"a momentum in \[0, 1\], got 1.5"),
-    (lambda: nn.Embedding(0, 3), ValueError, "count of at least 1, got 0"),
+    (lambda: nn.Embedding(0, 3), ValueError, "num_embeddings of at least 1, got 0"),
     (lambda: nn.Embedding(3, 0), ValueError, "width of at least 1, got 0"),
     (lambda: nn.Reshape((-1, -1)), ValueError, r"one of them may be -1, got \(-1, -1\)"),
     (lambda: nn.Reshape((0, 2)), ValueError, r"at least 1, .* got \(0, 2\)"),

@@ -12,7 +12,7 @@ from cases import named
 from cases.structure import every_other
 
 import agnostic_nn as nn
-from agnostic_nn.core.arrays import Rows, namespace
+from agnostic_nn.core.arrays import RowMask, namespace
 from agnostic_nn.core.trees import leaves, named_leaves, tree_map, tree_sum
 from agnostic_nn.ops import barrier, barrier_as
 
@@ -275,14 +275,14 @@ def test_the_order_in_which_inputs_are_named_does_not_matter():
 
 
 def test_a_graph_says_what_it_takes():
-    assert nn.Graph(a=(nn.Dense(3), "x")).takes == "real floating"
-    assert nn.Graph(a=(nn.Embedding(3, 3), "x")).takes == "integral"
+    assert nn.Graph(a=(nn.Dense(3), "x")).input_kinds == "real floating"
+    assert nn.Graph(a=(nn.Embedding(3, 3), "x")).input_kinds == "integral"
     attends = nn.MultiHeadAttention(2)
-    assert nn.Graph(a=(attends, "x")).takes == attends.takes
-    assert nn.Graph(a=(attends, "x"), b=(nn.Add(), "a", "x")).takes == "real floating"
-    assert nn.Parallel(attends, attends).takes == attends.takes
-    assert nn.Parallel(attends, DENSE).takes == "real floating"
-    assert READS.takes == {"x": "integral", "mask": "bool"}
+    assert nn.Graph(a=(attends, "x")).input_kinds == attends.input_kinds
+    assert nn.Graph(a=(attends, "x"), b=(nn.Add(), "a", "x")).input_kinds == "real floating"
+    assert nn.Parallel(attends, attends).input_kinds == attends.input_kinds
+    assert nn.Parallel(attends, DENSE).input_kinds == "real floating"
+    assert READS.input_kinds == {"x": "integral", "mask": "bool"}
     assert nn.Graph(a=(DENSE, "one"), b=(nn.Add(), "a", "two")).inputs == ("one", "two")
 
 
@@ -424,7 +424,7 @@ def test_what_is_computed_again_is_bit_for_bit_the_same(backend, mode):
     """The same masks and the same statistics: the second forward starts from the same state."""
     params, state = backend.asarray(start(STATEFUL, (3,)))
     x, dy, counts = backend.asarray((draws(5, 3), draws(5, 4), np.float32([1, 1, 1, 0, 0])))
-    train = {"train": True, "predict": False, "rows": Rows(counts)}[mode]
+    train = {"train": True, "predict": False, "rows": RowMask(counts)}[mode]
     _, moved, _ = STATEFUL.forward(params, state, x, train=True)
     found, expected = (
         backend.to_numpy(both_ways(layer, params, moved, x, dy, train))
@@ -539,7 +539,7 @@ def test_fillers_count_nothing_within_a_block(backend, wrap):
     x, dy = draws(5, 3), draws(5, 3)
     dy[3:] = 0
     there = backend.asarray((params, state, x, dy, np.float32([1, 1, 1, 0, 0])))
-    filled = both_ways(block, *there[:4], Rows(there[4]))
+    filled = both_ways(block, *there[:4], RowMask(there[4]))
     short = both_ways(block, *backend.asarray((params, state, x[:3], dy[:3])), True)
     filled, short = backend.to_numpy((filled, short))
     for name in ("y", "dx"):

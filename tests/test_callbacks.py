@@ -173,8 +173,8 @@ NAN = math.nan
         ({"patience": 2}, [3.0, 2.0, 2.5, 1.9, 2.0, 1.9], 6, 4),
         ({"patience": 1}, [3.0, 3.0], 2, 1),
         ({"patience": 2, "mode": "max"}, [0.1, 0.5, 0.4, 0.6, 0.6, 0.6], 6, 4),
-        ({"patience": 2, "least": 0.5}, [3.0, 2.6, 2.4, 2.0, 1.9], 5, 3),
-        ({"patience": 2, "mode": "max", "least": 0.5}, [1.0, 1.4, 1.6, 2.0, 2.1], 5, 3),
+        ({"patience": 2, "min_delta": 0.5}, [3.0, 2.6, 2.4, 2.0, 1.9], 5, 3),
+        ({"patience": 2, "mode": "max", "min_delta": 0.5}, [1.0, 1.4, 1.6, 2.0, 2.1], 5, 3),
         ({"patience": 2}, [NAN, 3.0, NAN, NAN], 4, 2),
         ({"patience": 2}, [NAN, NAN], 2, None),
         ({"patience": 2}, [math.inf, 3.0, 2.0], None, 3),
@@ -219,10 +219,10 @@ def test_a_value_that_is_not_reported_is_missed(callback):
     [
         (nn.EarlyStopping, {"mode": "least"}, ValueError, "mode 'min' or 'max', got 'least'"),
         (nn.EarlyStopping, {"patience": 0}, ValueError, "patience of at least 1, got 0"),
-        (nn.EarlyStopping, {"least": -1.0}, ValueError, "least of at least 0, got -1"),
+        (nn.EarlyStopping, {"min_delta": -1.0}, ValueError, "min_delta of at least 0, got -1"),
         (nn.ReduceOnPlateau, {"factor": 1.0}, ValueError, r"factor in \(0, 1\), got 1.0"),
         (nn.ReduceOnPlateau, {"patience": 2.5}, TypeError, "patience to be an integer, got 2.5"),
-        (nn.ReduceOnPlateau, {"lowest": 1.5}, ValueError, r"lowest in \[0, 1\), got 1.5"),
+        (nn.ReduceOnPlateau, {"min_scale": 1.5}, ValueError, r"min_scale in \[0, 1\), got 1.5"),
         (nn.Checkpoint, {"path": "x", "every": 0}, ValueError, "every of at least 1, got 0"),
         (nn.Checkpoint, {"path": "x", "mode": "x"}, ValueError, "mode 'min' or 'max', got 'x'"),
     ],
@@ -238,7 +238,7 @@ def test_reduce_on_plateau_lowers_the_scale_of_the_steps(backend):
     rates = []
     callbacks = [
         reporting([2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
-        nn.ReduceOnPlateau(patience=2, factor=0.5, lowest=0.2),
+        nn.ReduceOnPlateau(patience=2, factor=0.5, min_scale=0.2),
         nn.RateLog(),
         lambda trainer, row: rates.append(row["rate"]),
     ]

@@ -8,7 +8,7 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn import CheckFailed, check
-from agnostic_nn.core.arrays import Rows, namespace
+from agnostic_nn.core.arrays import RowMask, namespace
 from agnostic_nn.diagnostics.gradcheck import loss_of
 from agnostic_nn.diagnostics.gradcheck.checks import STEP
 
@@ -206,7 +206,7 @@ class PredictsAnotherWay(nn.Tanh):
 
 
 class CountsFillers(nn.BatchNorm):
-    """As a stranger would write it, who has not heard of `Rows`."""
+    """As a stranger would write it, who has not heard of `RowMask`."""
 
     def forward(self, params, state, x, *, train=False):
         return super().forward(params, state, x, train=bool(train))
@@ -219,7 +219,7 @@ class DividesByAllRows(nn.Layer):
         return {}, {"mean": namespace(key).zeros(shape, dtype=dtype)}, shape
 
     def forward(self, params, state, x, *, train=False):
-        counts = train.counts if isinstance(train, Rows) else np.ones(len(x), x.dtype)
+        counts = train.counts if isinstance(train, RowMask) else np.ones(len(x), x.dtype)
         mean = counts @ x / self.number(counts) if train else state["mean"]
         return x, {"mean": mean}, ()
 
@@ -554,7 +554,7 @@ def test_examples_without_a_number_check_nothing():
 class Blend(nn.Layer):
     """Two outputs of two inputs and a mask: product = x · other · gain, kept = x + other or 0."""
 
-    takes = {"x": "real floating", "other": "real floating", "mask": "bool"}  # noqa: RUF012
+    input_kinds = {"x": "real floating", "other": "real floating", "mask": "bool"}  # noqa: RUF012
 
     def init(self, key, shape, dtype):
         gain = namespace(key).ones(shape["x"], dtype=dtype)

@@ -40,7 +40,7 @@ class Raises(Gain):
 
 
 class Masked(Gain):
-    takes = {"x": "real floating", "mask": "bool"}
+    input_kinds = {"x": "real floating", "mask": "bool"}
 
     def init(self, key, shape, dtype):
         return super().init(key, shape["x"], dtype)

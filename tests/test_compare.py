@@ -191,7 +191,7 @@ def test_the_split_is_fixed_and_leaves_no_example_on_both_sides(workload):
     whole = len(train) + len(test)
     assert len(test) == round(whole / 5)
     assert train.x.dtype == test.x.dtype
-    assert train.x.dtype == ("int32" if workload.model.takes == "integral" else "float32")
+    assert train.x.dtype == ("int32" if workload.model.input_kinds == "integral" else "float32")
     rows = {row.tobytes() for row in train.x}
     assert sum(row.tobytes() in rows for row in test.x) == 0
 

@@ -24,7 +24,7 @@ HOST = nn.backend("numpy").xp
 
 def drawn(layer, shape, rows, dtype="float32"):
     params, state, _ = layer.init(nn.random.key(0, xp=HOST), shape, getattr(HOST, dtype))
-    return params, state, tree_map(np.array, _like_input(layer.takes, shape, dtype, rows))
+    return params, state, tree_map(np.array, _like_input(layer.input_kinds, shape, dtype, rows))
 
 
 def counted(layer, shape, rows):

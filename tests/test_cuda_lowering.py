@@ -54,7 +54,7 @@ def arguments(on_jax, name):
     xp = nn.backend("numpy").xp
     params, state, _ = model.init(nn.random.key(0, xp=xp), shape, xp.float32)
     x = np.arange(6 * shape[0]).reshape(6, *shape) % 5
-    x = x.astype(np.int32 if model.takes == "integral" else np.float32)
+    x = x.astype(np.int32 if model.input_kinds == "integral" else np.float32)
     target, counts = np.array([0, 1, 2, 0, 1, 2], np.int32), np.ones(6, np.float32)
     return on_jax.asarray(((params, state, optimizer.init(params)), x, target, counts))
 

@@ -91,7 +91,7 @@ def examples(workload, dtype="float32"):
     model, shape, loss, _ = WORKLOADS[workload]
     generator = np.random.default_rng(0)
     _, _, out = model.init(random.key(0, xp=numpy_namespace), shape, np.float32)
-    if model.takes == "integral":
+    if model.input_kinds == "integral":
         x = generator.integers(0, 5, (6, *shape)).astype(np.int32)
     else:
         x = generator.standard_normal((6, *shape)).astype(dtype)

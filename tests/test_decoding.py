@@ -49,7 +49,7 @@ def numbers(layer, shape, dtype):
     generator = np.random.default_rng(0)
     params, state, _ = layer.init(nn.random.key(0, xp=HOST), shape, getattr(HOST, dtype))
     params = tree_map(lambda p: (p + generator.uniform(-0.5, 0.5, p.shape)).astype(dtype), params)
-    if layer.takes == "integral":
+    if layer.input_kinds == "integral":
         return params, state, generator.integers(9, size=(3, *shape), dtype="int32")
     named = shape if isinstance(shape, dict) else {"x": shape}
     x = {name: generator.standard_normal((3, *s)).astype(dtype) for name, s in named.items()}
@@ -135,7 +135,7 @@ def test_a_mask_says_at_each_step_whether_that_step_counts(backend, widest, epsi
 ALONE = [
     case
     for case in layer_cases()
-    if case.layer.pointwise and not case.thorough and isinstance(case.shape, tuple)
+    if case.layer.per_position and not case.thorough and isinstance(case.shape, tuple)
 ]
 
 
@@ -146,7 +146,7 @@ def test_a_layer_that_calls_itself_pointwise_maps_each_position_alone(widest, ep
     pair = isinstance(case.shape[0], tuple) if case.shape else False
     width = 6
     shape = ((3, width), (3, width)) if pair else (3, width)
-    if layer.takes == "integral":
+    if layer.input_kinds == "integral":
         x = generator.integers(3, size=(2, 3), dtype="int32")
         shape = (3,)
     else:

@@ -93,7 +93,7 @@ def assert_stays(tree, backend):
 def batch(model, loss, out):
     """Six examples and targets on the host; the sixth only fills the batch up."""
     integers = np.arange(24, dtype=np.int32).reshape(6, 4) % 5
-    x = integers if model.takes == "integral" else np.sin(integers).astype(np.float32)
+    x = integers if model.input_kinds == "integral" else np.sin(integers).astype(np.float32)
     if loss is nn.softmax_cross_entropy:
         target = np.array([0, 1, 2, 0, 1, 2], np.int32)
     else:

@@ -397,7 +397,7 @@ BAD_OPTIONS = [  # loss, y, target, options, error, message
     (nn.huber, zeros(2), zeros(2), {"delta": 0.0}, ValueError, "delta above 0, got 0.0"),
     (nn.poisson_nll, zeros(2), zeros(2), {"epsilon": 0.0}, ValueError, "epsilon above 0, got 0.0"),
     (nn.gaussian_nll, (zeros(2),) * 2, zeros(2), {"epsilon": -1.0}, ValueError, "epsilon above 0"),
-    (softmax, zeros(2, 3), ints(2), {"focusing": -1.0}, ValueError, "focusing of at least 0"),
+    (softmax, zeros(2, 3), ints(2), {"gamma": -1.0}, ValueError, "gamma of at least 0"),
     (
         softmax,
         zeros(2, 3),
@@ -721,7 +721,7 @@ OPTIONS = [  # loss, y, target, options, values
     (nn.gaussian_nll, ([1, 3], [1, 4]), [1, 1], {}, [0, LOG2 + 0.5]),
     (nn.gaussian_nll, ([1], [1]), [1], {"full": True}, [math.log(2 * math.pi) / 2]),
     (softmax, [[0, 0]], [[0.5, 0.5]], {"class_weights": (1.0, 3.0)}, [2 * LOG2]),
-    (softmax, [[0, 0]], [1], {"focusing": 2.0}, [LOG2 / 4]),
+    (softmax, [[0, 0]], [1], {"gamma": 2.0}, [LOG2 / 4]),
     (softmax, [[0, 0, 0, 0]], [1], {"label_smoothing": 0.5}, [2 * LOG2]),
     (binary, [0, 0, 0], [1, 0, 0.5], {"positive_weight": 3.0}, [3 * LOG2, LOG2, 2 * LOG2]),
     (binary, [0, 0], [1, 1], {"positive_weight": (2.0, 0.0)}, [2 * LOG2, 0]),
@@ -771,7 +771,7 @@ def test_to_ignore_is_to_leave_out(backend, draw, epsilon, ignored, smoothing):
     y, labels = logits_and_labels(draw)
     labels[2:4] = ignored
     y[2] = np.nan
-    options = {**smoothing, "class_weights": UNEQUAL, "focusing": 1.5}
+    options = {**smoothing, "class_weights": UNEQUAL, "gamma": 1.5}
     value, dy = run(backend, softmax, y, labels, ignore_index=ignored, **options)
     kept = labels != ignored
     kept_value, kept_dy = run(backend, softmax, y[kept], labels[kept], **options)
@@ -810,7 +810,7 @@ def test_a_focal_loss_of_two_classes_is_that_of_the_paper(backend, draw, widest,
     x, gamma = draw(5), 2.0
     y = np.stack([np.zeros_like(x), x], axis=-1)
     labels = np.ones(5, np.int32)
-    options = {"focusing": gamma, "class_weights": (0.75, 0.25)}
+    options = {"gamma": gamma, "class_weights": (0.75, 0.25)}
     value, dy = run(backend, softmax, y, labels, **options)
     p = 1 / (1 + np.exp(-x.astype("float64")))
     # in the mean all weights are α, so α is in neither
@@ -819,13 +819,13 @@ def test_a_focal_loss_of_two_classes_is_that_of_the_paper(backend, draw, widest,
     np.testing.assert_allclose(dy[:, 1], slope, rtol=0, atol=16 * epsilon)
 
 
-@pytest.mark.parametrize("focusing", [0.25, 1.0, 2.0])
-def test_a_focal_loss_of_what_is_certain_is_0_and_not_nan(backend, focusing):
+@pytest.mark.parametrize("gamma", [0.25, 1.0, 2.0])
+def test_a_focal_loss_of_what_is_certain_is_0_and_not_nan(backend, gamma):
     y = np.asarray([[1e4, -1e4], [0, -math.inf], [30, 0]], np.float32)
-    value, dy = run(backend, softmax, y, np.zeros(3, np.int32), focusing=focusing)
+    value, dy = run(backend, softmax, y, np.zeros(3, np.int32), gamma=gamma)
     np.testing.assert_allclose(value, 0, atol=1e-6)
     np.testing.assert_allclose(dy, 0, atol=1e-6)
-    value, dy = run(backend, softmax, y[:1], np.ones(1, np.int32), focusing=focusing)
+    value, dy = run(backend, softmax, y[:1], np.ones(1, np.int32), gamma=gamma)
     np.testing.assert_allclose(value, 2e4)
     np.testing.assert_allclose(dy, [[1, -1]])
 

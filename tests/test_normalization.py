@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn.core.arrays import Rows
+from agnostic_nn.core.arrays import RowMask
 from agnostic_nn.core.trees import tree_map
 from agnostic_nn.ops import normalize_rows, normalize_rows_backward
 
@@ -13,7 +13,7 @@ def run(backend, layer, params, state, x, dy=None, train=True):
     """y, the next state, dx and grads on the host; dy is 1 unless given. `train` may be counts."""
 
     def both(params, state, x, dy, counts):
-        mode = train if counts is None else Rows(counts)
+        mode = train if counts is None else RowMask(counts)
         y, after, cache = layer.forward(params, state, x, train=mode)
         return y, after, *layer.backward(params, cache, dy)
 

@@ -15,7 +15,7 @@ import agnostic_nn as nn
 from agnostic_nn import SGD, Adam, AdamW, ClipByGlobalNorm
 from agnostic_nn.core.trees import leaves, named_leaves, tree_map
 from agnostic_nn.optimizers import Rule
-from agnostic_nn.optimizers.base import SPARED, decays, first_leaf, matches, paths
+from agnostic_nn.optimizers.base import NO_DECAY, decays, first_leaf, matches, paths
 from agnostic_nn.schedules import Constant, Cosine, Piecewise, StepDecay
 from agnostic_nn.training.config import describe, rebuild
 
@@ -96,7 +96,7 @@ FIRST = [  # optimizer, θ after one step from θ = 2 with g = 0.5
     (nn.Adagrad(0.1, epsilon=0.1), 2 - 0.1 * 0.5 / 0.6),
     (nn.Adadelta(epsilon=0.1), 2 - 0.5 * math.sqrt(0.1 / 0.125)),
     (nn.RMSprop(0.1, rho=0.75, epsilon=0.1), 2 - 0.1 * 0.5 / 0.35),
-    (nn.RMSprop(0.1, rho=0.5, epsilon=0.1, centred=True), 2 - 0.1 * 0.5 / 0.35),
+    (nn.RMSprop(0.1, rho=0.5, epsilon=0.1, centered=True), 2 - 0.1 * 0.5 / 0.35),
     (Adam(0.1, epsilon=1e-3), 2 - 0.1 * 0.5 / (0.5 + 1e-3)),
     (Adam(0.1, epsilon=1e-3, amsgrad=True), 2 - 0.1 * 0.5 / (0.5 + 1e-3)),
     (AdamW(0.1, epsilon=1e-3, weight_decay=0.3), 2 * (1 - 0.1 * 0.3) - 0.1 * 0.5 / (0.5 + 1e-3)),
@@ -273,7 +273,7 @@ def test_the_length_that_radam_waits_for_is_right_to_the_last_digits(backend, wi
 def test_a_gradient_that_never_changes_gives_centred_rmsprop_no_nan(backend):
     """v - m² is 0 up to rounding, of either sign."""
     g = np.linspace(0.1, 3.0, 50, dtype="float32")
-    found = one_step(backend, nn.RMSprop(1e-6, rho=0.3, centred=True), {"w": 0 * g}, {"w": g}, 60)
+    found = one_step(backend, nn.RMSprop(1e-6, rho=0.3, centered=True), {"w": 0 * g}, {"w": g}, 60)
     assert np.all(np.isfinite(found["w"]))
 
 
@@ -311,7 +311,7 @@ def test_muon_turns_every_singular_value_into_about_one(backend, draw, shape):
 
 def test_muon_leaves_vectors_and_what_it_spares_to_the_other_optimizer(backend, widest, epsilon):
     start, grads = problem(widest)
-    muon = nn.Muon(0.05, spares=("bias", "2"), others=SGD(0.1))
+    muon = nn.Muon(0.05, no_decay=("bias", "2"), others=SGD(0.1))
     found, moments = walk(backend, muon, start, grads)
     alone, _ = walk(backend, nn.Muon(0.05), start, grads)
     plain, _ = walk(backend, SGD(0.1), start, grads)
@@ -354,7 +354,7 @@ def test_every_vector_that_a_layer_trains_is_spared_and_no_matrix():
         for path, leaf in named_leaves(params):
             name = path.split(".")[-1]
             axes[name] = min(leaf.ndim, axes.get(name, 9))  # Repeat stacks what it repeats
-    assert {name for name, least in axes.items() if least < 2} == set(SPARED)
+    assert {name for name, least in axes.items() if least < 2} == set(NO_DECAY)
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ OPTIMIZERS_BESIDE_EMPTY = [
     nn.Lion(0.1),
     nn.Adagrad(0.1),
     nn.Adadelta(),
-    nn.RMSprop(0.1, centred=True),
+    nn.RMSprop(0.1, centered=True),
     Adam(0.1),
     AdamW(0.1),
     nn.Adamax(0.1),
@@ -734,8 +734,8 @@ WRONG = [  # what to make, error, message
     (lambda: SGD(0.1, weight_decay=NAN), ValueError, "decay of at least 0, got nan"),
     (lambda: SGD(0.1, weight_decay=INF), ValueError, "decay of at least 0, got inf"),
     (lambda: SGD(0.1, weight_decay="a"), TypeError, "decay to be a number, got 'a'"),
-    (lambda: SGD(spares="bias"), TypeError, "spares to be a tuple of paths, got 'bias'"),
-    (lambda: AdamW(spares=(1,)), TypeError, r"spares to be a tuple of paths, got \(1,\)"),
+    (lambda: SGD(no_decay="bias"), TypeError, "no_decay to be a tuple of paths, got 'bias'"),
+    (lambda: AdamW(no_decay=(1,)), TypeError, r"no_decay to be a tuple of paths, got \(1,\)"),
     (lambda: Adam(beta1=1.0), ValueError, r"beta1 in \[0, 1\), got 1.0"),
     (lambda: Adam(beta2=-0.5), ValueError, r"beta2 in \[0, 1\), got -0.5"),
     (lambda: Adam(beta2=NAN), ValueError, r"beta2 in \[0, 1\), got nan"),
@@ -770,9 +770,9 @@ WRONG = [  # what to make, error, message
     (lambda: nn.L2(SGD(), -1.0), ValueError, "penalty of at least 0, got -1.0"),
     (lambda: nn.L2(None), TypeError, "an optimizer such as"),
     (
-        lambda: nn.L2(SGD(), 1.0, spares="bias"),
+        lambda: nn.L2(SGD(), 1.0, no_decay="bias"),
         TypeError,
-        "spares to be a tuple of paths, got 'bias'",
+        "no_decay to be a tuple of paths, got 'bias'",
     ),
     (lambda: nn.Accumulate(SGD(), 0), ValueError, "every of at least 1, got 0"),
     (lambda: nn.Accumulate(SGD(), 1.5), TypeError, "every to be an integer, got 1.5"),

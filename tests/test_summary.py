@@ -244,7 +244,7 @@ def test_a_transformer_block_is_looked_into():
     model = nn.Sequential(nn.Embedding(9, 4), nn.Repeat(block, 3), nn.Dense(9))
     found = summary_of(model, (5,))
     assert [(row.depth, row.path, row.layer) for row in found.rows] == [
-        (0, "0", "Embedding(count=9, width=4)"),
+        (0, "0", "Embedding(num_embeddings=9, width=4)"),
         (0, "1", "Repeat(count=3)"),
         (1, "1", "TransformerBlock(hidden=8, dropout=0.1)"),
         (2, "1.attention_norm", "LayerNorm()"),

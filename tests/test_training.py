@@ -122,7 +122,7 @@ class Counting(nn.Layer):
             xp = nn.core.arrays.namespace(x)
             numbers = xp.arange(50, dtype=x.dtype, device=nn.core.arrays.device(x))
             hits = xp.astype(x[:, 0:1] == numbers[None, :], x.dtype)
-            if isinstance(train, nn.Rows):
+            if isinstance(train, nn.RowMask):
                 hits = hits * train.counts[:, None]
             state = {"seen": state["seen"] + xp.sum(hits, axis=0)}
         return x, state, ()
@@ -264,7 +264,7 @@ def test_the_order_of_an_epoch_is_fixed_by_seed_and_epoch():
 class TwoByTwo(nn.Layer):
     """value = x W where the mask is true, else 0; logits = x W V."""
 
-    takes: ClassVar = {"x": "real floating", "mask": "bool"}
+    input_kinds: ClassVar = {"x": "real floating", "mask": "bool"}
 
     def init(self, key, shape, dtype):
         assert shape == {"x": (4,), "mask": (3,)}
@@ -410,7 +410,7 @@ def test_wrong_trees_are_refused_by_the_name_of_the_leaf(backend, x, target, kin
 
 
 @pytest.mark.parametrize(
-    ("takes", "x", "expected"),
+    ("input_kinds", "x", "expected"),
     [
         ("integral", 0, "integral"),
         ("integral", {"a": 0, "b": (0, 0)}, {"a": "integral", "b": ("integral", "integral")}),
@@ -420,8 +420,8 @@ def test_wrong_trees_are_refused_by_the_name_of_the_leaf(backend, x, target, kin
         ({"x": "integral", "mask": "bool"}, {"mask": (0,)}, {"mask": ("bool",)}),
     ],
 )
-def test_what_a_layer_takes_is_said_of_each_leaf(takes, x, expected):
-    assert kinds(takes, x) == expected
+def test_input_kinds_are_found_for_each_leaf(input_kinds, x, expected):
+    assert kinds(input_kinds, x) == expected
 
 
 def test_a_name_that_a_layer_does_not_take_is_refused():

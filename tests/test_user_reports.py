@@ -81,7 +81,7 @@ def run(backend, layer, x, dy=None, *, params=None, state=None, train=False, dty
         return y, () if dx is None else dx, grads, after
 
     dy = () if dy is None else cast(dy, dtype)
-    if isinstance(train, nn.Rows):  # an array in a closure: not for a compiler
+    if isinstance(train, nn.RowMask):  # an array in a closure: not for a compiler
         results = both(*backend.asarray((params, state, x, dy)))
     else:
         results = backend.jit(both)(*backend.asarray((params, state, x, dy)))
@@ -150,7 +150,7 @@ def test_narrow_labels_and_an_index_that_does_not_fit_them(backend):
 def test_focal_loss_of_a_saturated_output_has_a_finite_slope(backend, gamma):
     """kornia#918, MyGrad#269, optax#1267: (1 - q)^(γ - 1) is infinite at q = 1."""
     logits = np.array([[200.0, 0.0, -3.0], [-150.0, 90.0, 0.0], [0.0, 0.0, 0.0]])
-    options = {"focusing": gamma, "reduction": "sum"}
+    options = {"gamma": gamma, "reduction": "sum"}
     value, slope = loss_of(
         backend, nn.softmax_cross_entropy, logits, np.array([0, 0, 2]), **options
     )
@@ -285,9 +285,9 @@ def test_norms_of_rows_far_from_zero(backend, layer):
         ]
     )
     y, dx, _, _ = run(backend, layer, x, generator(0).normal(size=x.shape), dtype="float32")
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = (centred**2).mean(axis=-1, keepdims=True)
-    close(y, centred / np.sqrt(variance + 1e-5), rtol=1e-3, atol=0.03)
+    centered = x - x.mean(axis=-1, keepdims=True)
+    variance = (centered**2).mean(axis=-1, keepdims=True)
+    close(y, centered / np.sqrt(variance + 1e-5), rtol=1e-3, atol=0.03)
     assert np.isfinite(dx).all()
 
 
@@ -297,7 +297,7 @@ def test_batch_norm_counts_real_rows_only(backend):
     counts = np.array([1.0, 1, 1, 0, 0, 0, 0, 0])
     dy = generator(3).normal(size=x.shape) * counts[:, None, None, None]
     layer = nn.BatchNorm()
-    filled = run(backend, layer, x, dy, train=nn.Rows(backend.asarray(counts)))
+    filled = run(backend, layer, x, dy, train=nn.RowMask(backend.asarray(counts)))
     alone = run(backend, layer, x[:3], dy[:3], train=True)
     close(filled[0][:3], alone[0])
     close(filled[1][:3], alone[1])
@@ -530,7 +530,7 @@ OPTIMIZERS = [
     nn.Lion(0.1),
     nn.Adagrad(0.1),
     nn.Adadelta(),
-    nn.RMSprop(0.1, centred=True),
+    nn.RMSprop(0.1, centered=True),
     nn.Adam(0.1),
     nn.AdamW(0.1),
     nn.Adamax(0.1),
@@ -597,7 +597,7 @@ def test_a_running_average_is_unbiased_from_the_first_step(backend, decay):
         close(average, [np.average(seen, weights=weights)], rtol=1e-4)
 
 
-@pytest.mark.parametrize(("options", "others"), [({}, 1.0), ({"spares": ()}, 0.95)])
+@pytest.mark.parametrize(("options", "others"), [({}, 1.0), ({"no_decay": ()}, 0.95)])
 def test_weight_decay_leaves_biases_and_scales_alone(backend, options, others):
     """optax#25, transformers#4360, keras#16201: with gradient 0 only weights shrink."""
     model = nn.Sequential(nn.Dense(3), nn.LayerNorm(), nn.PReLU(), nn.Dense(2))

@@ -48,8 +48,8 @@ class Wrapper(Layer):
 
     def __post_init__(self):
         expect_layers(self.layer)
-        object.__setattr__(self, "takes", self.layer.takes)
-        object.__setattr__(self, "pointwise", self.layer.pointwise)
+        object.__setattr__(self, "input_kinds", self.layer.input_kinds)
+        object.__setattr__(self, "per_position", self.layer.per_position)
 
     def init(self, key, shape, dtype):
         return self.layer.init(key, shape, dtype)

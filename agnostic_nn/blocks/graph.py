@@ -84,7 +84,7 @@ class Graph(Layer):
         object.__setattr__(self, "outputs", outputs)
         object.__setattr__(self, "_calls", self._called())
         object.__setattr__(self, "inputs", self._inputs())
-        object.__setattr__(self, "takes", self._takes())
+        object.__setattr__(self, "input_kinds", self._takes())
 
     def __repr__(self) -> str:
         parts = [
@@ -214,7 +214,7 @@ class Graph(Layer):
     def _takes(self) -> Any:
         found: dict[str, list] = {name: [] for name in self.inputs}
         for _, layer, reads, *_ in self._calls:
-            for source, kind in _kinds(reads, layer.takes):
+            for source, kind in _kinds(reads, layer.input_kinds):
                 if source in found:
                     found[source].append(kind)
         takes = {k: common(k, kinds) if kinds else "real floating" for k, kinds in found.items()}

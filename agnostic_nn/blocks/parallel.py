@@ -37,7 +37,9 @@ class Parallel(Layer):
         expect_choice("join", join, (*_JOINS, None))
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "join", join)
-        object.__setattr__(self, "takes", common("x", [layer.takes for layer in layers]))
+        object.__setattr__(
+            self, "input_kinds", common("x", [layer.input_kinds for layer in layers])
+        )
 
     def __repr__(self) -> str:
         return f"Parallel({', '.join(map(repr, self.layers))}, join={self.join!r})"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..core.arrays import Rows
+from ..core.arrays import RowMask
 from ..core.trees import leaves
 from ..ops import barrier
 from .base import Wrapper
@@ -28,12 +28,12 @@ class Recompute(Wrapper):
     def forward(self, params, state, x, *, train=False):
         y, after, _ = self.layer.forward(params, state, x, train=train)
         # the mode, told by nesting: a cache holds nothing but arrays
-        mode = (train.counts,) if isinstance(train, Rows) else ((),) if train else ()
+        mode = (train.counts,) if isinstance(train, RowMask) else ((),) if train else ()
         return y, after, (x, state, mode)
 
     def backward(self, params, cache, dy):
         (x, state, mode), dy = barrier((cache, dy))
-        train = Rows(*mode) if leaves(mode) else bool(mode)
+        train = RowMask(*mode) if leaves(mode) else bool(mode)
         _, _, again = self.layer.forward(params, state, x, train=train)
         return self.layer.backward(params, again, dy)
 

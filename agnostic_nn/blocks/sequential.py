@@ -24,7 +24,7 @@ class Sequential(Layer):
         expect_layers(*layers)
         object.__setattr__(self, "layers", layers)
         if layers:
-            object.__setattr__(self, "takes", layers[0].takes)
+            object.__setattr__(self, "input_kinds", layers[0].input_kinds)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"

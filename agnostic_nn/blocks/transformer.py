@@ -52,7 +52,7 @@ class TransformerBlock(Layer):
     pre_norm: bool = True
     dropout: float = 0.0
 
-    takes: ClassVar = {
+    input_kinds: ClassVar = {
         "x": "real floating",
         "mask": "bool",
         "memory": "real floating",

@@ -21,7 +21,7 @@ __all__ = [
     "Memory",
     "Moments",
     "Params",
-    "Rows",
+    "RowMask",
     "Shape",
     "State",
     "described",
@@ -271,7 +271,7 @@ def _foreign(value: Any, kind: str) -> str:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowMask:
     """What `train=True` becomes when some rows of a batch only fill it up.
 
     Shapes must not change from step to step, so the last short batch is padded.

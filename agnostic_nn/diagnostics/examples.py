@@ -50,7 +50,7 @@ class LossOf(Layer):
         return f"LossOf({self.called}{shown}{', labels' * self.labels})"
 
     @property
-    def takes(self):  # type: ignore[override]
+    def input_kinds(self):  # type: ignore[override]
         return {"y": "real floating", "target": "integral" if self.labels else "numeric"}
 
     @property
@@ -279,7 +279,7 @@ OPTIMIZERS = (
     by.NAdam(0.1),
     by.Parts((("bias", by.Fixed()),), rest=by.SGD(0.1)),
     by.RAdam(0.1),
-    by.RMSprop(0.01, momentum=0.5, centred=True),
+    by.RMSprop(0.01, momentum=0.5, centered=True),
     by.SGD(0.1, momentum=0.9, nesterov=True),
     by.Scaled(by.SGD(0.1)),
 )

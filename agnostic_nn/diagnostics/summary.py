@@ -166,7 +166,7 @@ def summarize(
     ledger = Ledger()
     with ledger:
         params, state = blanks_like((params, state))
-        x = blanks_like(_like_input(model.takes, shape, dtype, batch_size))
+        x = blanks_like(_like_input(model.input_kinds, shape, dtype, batch_size))
         trained = {leaf.memory for leaf in leaves(params)}
         constant = trained | {leaf.memory for leaf in leaves(state)}
         watched = _Watch(ledger, notes, trained).twin(model, "", None)
@@ -316,7 +316,7 @@ def bytes_of_training(
 
     The targets may be class numbers or like y; None if the loss takes neither.
     """
-    x = _like_input(model.takes, shape, dtype, batch_size)
+    x = _like_input(model.input_kinds, shape, dtype, batch_size)
     params, state, _ = carry
     with Ledger():
         given = blanks_like((params, state, x))

@@ -74,7 +74,7 @@ class Elementwise(Layer):
 
     one_array = True
 
-    pointwise = True
+    per_position = True
 
     def value(self, x):
         """f(x)."""
@@ -197,17 +197,17 @@ class CELU(Elementwise):
 
 @dataclass(frozen=True)
 class Threshold(Elementwise):
-    """y = x for x > θ, the `threshold`, else `otherwise`; f'(x) = 1 or 0, and f'(θ) = 0."""
+    """y = x for x > θ, the `threshold`, else `replacement`; f'(x) = 1 or 0, and f'(θ) = 0."""
 
     threshold: float
-    otherwise: float = 0.0
+    replacement: float = 0.0
 
     def __post_init__(self):
         expect_number("threshold", self.threshold)
-        expect_number("otherwise", self.otherwise)
+        expect_number("replacement", self.replacement)
 
     def value(self, x):
-        return namespace(x).where(x <= self.threshold, self.otherwise, x)
+        return namespace(x).where(x <= self.threshold, self.replacement, x)
 
     def slope(self, x):
         return namespace(x).astype(x > self.threshold, x.dtype)
@@ -420,7 +420,7 @@ class PReLU(Layer):
     _: KW_ONLY
     initial: float = 0.25
 
-    pointwise = True
+    per_position = True
 
     def __post_init__(self):
         expect_number("initial", self.initial)
@@ -458,7 +458,7 @@ class GLU(Layer):
     one_array = True
 
     gate: ClassVar[Elementwise] = Sigmoid()
-    pointwise = True
+    per_position = True
 
     def init(self, key, shape, dtype):
         self._expect_even((0, *shape))
@@ -514,7 +514,7 @@ class Softmax(Layer):
 
     def __post_init__(self):
         expect_integer("axis", self.axis)
-        object.__setattr__(self, "pointwise", self.axis == -1)
+        object.__setattr__(self, "per_position", self.axis == -1)
 
     def init(self, key, shape, dtype):
         return {}, {}, _with_axis(self.axis, shape)
@@ -546,7 +546,7 @@ class LogSoftmax(Layer):
 
     def __post_init__(self):
         expect_integer("axis", self.axis)
-        object.__setattr__(self, "pointwise", self.axis == -1)
+        object.__setattr__(self, "per_position", self.axis == -1)
 
     def init(self, key, shape, dtype):
         return {}, {}, _with_axis(self.axis, shape)

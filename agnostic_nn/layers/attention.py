@@ -88,7 +88,7 @@ class MultiHeadAttention(Layer):
     bias: bool = True
     initializer: Initializer = field(default=glorot_uniform, repr=False)
 
-    takes: ClassVar = {"x": "real floating", "memory": "real floating", "mask": "bool"}
+    input_kinds: ClassVar = {"x": "real floating", "memory": "real floating", "mask": "bool"}
 
     def __post_init__(self):
         for name in ("causal", "rotary", "bias"):
@@ -279,9 +279,9 @@ def _allowed(mask, shape):
 def inputs_by_name(layer, x):
     """What `layer` takes by name; and for the cache, told by nesting, which of it was there."""
     named = x if isinstance(x, dict) else {"x": x}
-    fits = "x" in named and named.keys() <= layer.takes.keys()
-    expect(fits, "{} takes {}, got {}", type(layer).__name__, list(layer.takes), list(named))
-    others = [name for name in layer.takes if name != "x"]
+    fits = "x" in named and named.keys() <= layer.input_kinds.keys()
+    expect(fits, "{} takes {}, got {}", type(layer).__name__, list(layer.input_kinds), list(named))
+    others = [name for name in layer.input_kinds if name != "x"]
     return named, tuple(((),) if name in named else () for name in others) if named is x else ()
 
 
@@ -289,6 +289,6 @@ def beside_x(layer, dx, others, given):
     """dx nested like x: alone, or with those gradients of `others` that were `given`."""
     if not given:
         return dx
-    names = [name for name in layer.takes if name != "x"]
+    names = [name for name in layer.input_kinds if name != "x"]
     found = zip(names, others, given, strict=True)
     return {"x": dx} | {name: dother for name, dother, there in found if there}

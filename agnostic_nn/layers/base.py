@@ -11,7 +11,7 @@ from ..core.arrays import (
     Key,
     Memory,
     Params,
-    Rows,
+    RowMask,
     Shape,
     State,
     described,
@@ -25,22 +25,22 @@ from ..ops import all_finite
 __all__ = ["Layer", "is_shape", "kinds", "not_a_layer", "outline"]
 
 
-def kinds(takes: Any, x: Any) -> Any:
-    """What `takes` says of each leaf of `x`, nested like x.
+def kinds(input_kinds: Any, x: Any) -> Any:
+    """What `input_kinds` says of each leaf of `x`, nested like x.
 
     Raises
     ------
     ValueError
         If x is a dict with a name that is not taken.
     """
-    if isinstance(x, dict) and isinstance(takes, dict):
-        unknown = sorted(x.keys() - takes.keys())
-        expect(not unknown, "expected inputs among {}, got {}", sorted(takes), unknown)
-        return {name: kinds(takes[name], leaf) for name, leaf in x.items()}
+    if isinstance(x, dict) and isinstance(input_kinds, dict):
+        unknown = sorted(x.keys() - input_kinds.keys())
+        expect(not unknown, "expected inputs among {}, got {}", sorted(input_kinds), unknown)
+        return {name: kinds(input_kinds[name], leaf) for name, leaf in x.items()}
     if isinstance(x, dict):
-        return {name: kinds(takes, leaf) for name, leaf in x.items()}
-    takes = takes["x"] if isinstance(takes, dict) else takes
-    return tuple(kinds(takes, leaf) for leaf in x) if isinstance(x, tuple) else takes
+        return {name: kinds(input_kinds, leaf) for name, leaf in x.items()}
+    input_kinds = input_kinds["x"] if isinstance(input_kinds, dict) else input_kinds
+    return tuple(kinds(input_kinds, leaf) for leaf in x) if isinstance(x, tuple) else input_kinds
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Layer:
     # whether x is one array, never a tree of them
     one_array: ClassVar[bool] = False
     # the Standard's word for the kind of dtype of x; by name where x may be a dict
-    takes: ClassVar[str | dict[str, str]] = "real floating"
+    input_kinds: ClassVar[str | dict[str, str]] = "real floating"
     # whether y at a position depends on x there alone, the batch and the last axis left aside
-    pointwise: ClassVar[bool] = False
+    per_position: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -87,7 +87,7 @@ class Layer:
         return {}, {}, shape
 
     def forward(
-        self, params: Params, state: State, x: Array, *, train: bool | Rows = False
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
     ) -> tuple[Array, State, Cache]:
         """Map `x` to `y`; also return the next state and what `backward` will need."""
         raise NotImplementedError
@@ -115,7 +115,7 @@ class Layer:
         TypeError
             If y at one time depends on x at a later time, or this layer keeps no memory.
         """
-        if not self.pointwise:
+        if not self.per_position:
             raise TypeError(f"{self} cannot go step by step: it looks at more than one position")
         return ()
 
@@ -143,7 +143,7 @@ class Layer:
         ValueError
             If x holds a value or a name that this layer cannot take.
         """
-        wanted = leaves(kinds(self.takes, x))
+        wanted = leaves(kinds(self.input_kinds, x))
         for (name, leaf), kind in zip(named_leaves(x, "x"), wanted, strict=True):
             xp = namespace(leaf)
             if not xp.isdtype(leaf.dtype, kind):

@@ -34,7 +34,7 @@ class Dense(Layer):
     bias: bool = True
     initializer: Initializer = field(default=glorot_uniform, repr=False)
 
-    pointwise = True
+    per_position = True
 
     def __post_init__(self):
         expect_flag("bias", self.bias)

@@ -12,9 +12,9 @@ __all__ = ["Embedding", "Unembedding"]
 
 @dataclass(frozen=True)
 class Embedding(Layer):
-    """y[..., :] = W[x[...], :], with x integers in [0, count).
+    """y[..., :] = W[x[...], :], with x integers in [0, n), n = `num_embeddings`.
 
-    Parameters: weight (count, width).
+    Parameters: weight (num_embeddings, width).
 
     Gradient
     --------
@@ -29,21 +29,21 @@ class Embedding(Layer):
 
     one_array = True
 
-    count: int
+    num_embeddings: int
     width: int
     _: KW_ONLY
     initializer: Initializer = field(default=TruncatedNormal(0.02), repr=False)
 
-    takes = "integral"
-    pointwise = True
+    input_kinds = "integral"
+    per_position = True
 
     def __post_init__(self):
         expect_initializer("initializer", self.initializer)
-        expect_count("count", self.count)
+        expect_count("num_embeddings", self.num_embeddings)
         expect_count("width", self.width)
 
     def init(self, key, shape, dtype):
-        weight = self.initializer(key, (self.count, self.width), dtype)
+        weight = self.initializer(key, (self.num_embeddings, self.width), dtype)
         return {"weight": weight}, {}, (*shape, self.width)
 
     def forward(self, params, state, x, *, train=False):
@@ -66,14 +66,14 @@ class Embedding(Layer):
     def backward(self, params, cache, dy):
         xp = namespace(dy)
         updates = xp.reshape(dy, (-1, self.width))
-        return None, {"weight": scatter_add(updates, xp.reshape(cache, (-1,)), self.count)}
+        return None, {"weight": scatter_add(updates, xp.reshape(cache, (-1,)), self.num_embeddings)}
 
     def check(self, x):
         super().check(x)
-        bad = first_true((x < 0) | (x >= self.count))
+        bad = first_true((x < 0) | (x >= self.num_embeddings))
         if bad is not None:
             raise ValueError(
-                f"Embedding holds rows 0 to {self.count - 1}, but x{list(bad)} is {x[bad]}"
+                f"Embedding holds rows 0 to {self.num_embeddings - 1}, but x{list(bad)} is {x[bad]}"
             )
 
 
@@ -82,7 +82,7 @@ class Unembedding(Layer):
     """y = x Wᵀ: how well x fits each row of a table, with W laid out as that of an Embedding.
 
     So both may share one (Press & Wolf, arXiv:1608.05859), and y are the logits of the next
-    number. x: (..., width) -> y: (..., count). Parameters: weight (count, width).
+    number. x: (..., width) -> y: (..., num_embeddings). Parameters: weight (num_embeddings, width).
 
     Gradient
     --------
@@ -92,27 +92,27 @@ class Unembedding(Layer):
 
     one_array = True
 
-    count: int
+    num_embeddings: int
     _: KW_ONLY
     initializer: Initializer = field(default=TruncatedNormal(0.02), repr=False)
 
-    pointwise = True
+    per_position = True
 
     def __post_init__(self):
         expect_initializer("initializer", self.initializer)
-        expect_count("count", self.count)
+        expect_count("num_embeddings", self.num_embeddings)
 
     def init(self, key, shape, dtype):
         expect(len(shape) >= 1, "Unembedding takes (batch, ..., width), got (batch,)")
         *lead, width = shape
         return (
-            {"weight": self.initializer(key, (self.count, width), dtype)},
+            {"weight": self.initializer(key, (self.num_embeddings, width), dtype)},
             {},
-            (*lead, self.count),
+            (*lead, self.num_embeddings),
         )
 
     def forward(self, params, state, x, *, train=False):
-        """x: (..., width) -> y: (..., count), in the one dtype of x and the weight.
+        """x: (..., width) -> y: (..., num_embeddings), in the one dtype of x and the weight.
 
         Raises
         ------
@@ -123,16 +123,16 @@ class Unembedding(Layer):
         """
         weight = params["weight"]
         xp = namespace(x, weight)
-        count, width = weight.shape
+        num_embeddings, width = weight.shape
         expect(x.shape[-1:] == (width,), "Unembedding takes (..., {}), got {}", width, x.shape)
         expect(x.dtype == weight.dtype, "Unembedding holds {}, got {}", weight.dtype, x.dtype)
         # one matrix: NumPy takes a product of more axes for many small ones
         y = xp.reshape(x, (-1, width)) @ weight.T
-        return xp.reshape(y, (*x.shape[:-1], count)), state, x
+        return xp.reshape(y, (*x.shape[:-1], num_embeddings)), state, x
 
     def backward(self, params, cache, dy):
         xp = namespace(dy)
-        count, width = params["weight"].shape
-        rows, x = xp.reshape(dy, (-1, count)), xp.reshape(cache, (-1, width))
+        num_embeddings, width = params["weight"].shape
+        rows, x = xp.reshape(dy, (-1, num_embeddings)), xp.reshape(cache, (-1, width))
         dx = xp.reshape(rows @ params["weight"], cache.shape)
         return dx, {"weight": rows.T @ x}

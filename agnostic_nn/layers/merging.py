@@ -16,7 +16,7 @@ class Add(Layer):
     dy reaches each of them as it is: dxᵢ = dy.
     """
 
-    pointwise = True
+    per_position = True
 
     def init(self, key, shape, dtype):
         return {}, {}, _one_shape("Add", shape)
@@ -42,7 +42,7 @@ class Multiply(Layer):
     would fail where xᵢ is 0.
     """
 
-    pointwise = True
+    per_position = True
 
     def init(self, key, shape, dtype):
         return {}, {}, _one_shape("Multiply", shape)
@@ -78,7 +78,7 @@ class Concatenate(Layer):
 
     def __post_init__(self):
         expect_integer("axis", self.axis)
-        object.__setattr__(self, "pointwise", self.axis == -1)
+        object.__setattr__(self, "per_position", self.axis == -1)
 
     def init(self, key, shape, dtype):
         shapes = _shapes("Concatenate", shape)

@@ -8,7 +8,15 @@ term Σ gⱼ in dL/dx, which came through μ, is not there.
 import math
 from dataclasses import KW_ONLY, dataclass
 
-from ..core.arrays import Rows, device, expect, expect_count, expect_flag, expect_number, namespace
+from ..core.arrays import (
+    RowMask,
+    device,
+    expect,
+    expect_count,
+    expect_flag,
+    expect_number,
+    namespace,
+)
 from ..core.trees import tree_map
 from ..ops import (
     narrowed,
@@ -83,7 +91,7 @@ class LayerNorm(_Scaled):
     scale: bool = True
     bias: bool = True
 
-    pointwise = True
+    per_position = True
 
     def forward(self, params, state, x, *, train=False):
         self._expect_width(x, params)
@@ -195,7 +203,7 @@ class RMSNorm(_Scaled):
     scale: bool = True
 
     bias = False
-    pointwise = True
+    per_position = True
 
     def forward(self, params, state, x, *, train=False):
         self._expect_width(x, params)
@@ -226,7 +234,7 @@ class BatchNorm(_Scaled):
     whose momentum is 1 minus this one). `frozen` holds them as they are, and uses them
     while training too: for fine-tuning on batches that are too small to say anything.
 
-    Rows that only fill up a batch (`Rows`) get the same treatment as the others but move no
+    Rows that only fill up a batch (`RowMask`) get the same treatment as the others but move no
     statistic. Where a single number per channel is left, as in a last batch of one example,
     it has no variance, and the running statistics stay as they are.
 
@@ -243,7 +251,7 @@ class BatchNorm(_Scaled):
     bias: bool = True
     frozen: bool = False
 
-    pointwise = True  # when predicting
+    per_position = True  # when predicting
 
     def __post_init__(self):
         expect_flag("frozen", self.frozen)
@@ -311,7 +319,7 @@ class BatchNorm(_Scaled):
 
 def _counts(train, x):
     """How much each number counts, shaped like x but for the width, or None if all count alike."""
-    if not isinstance(train, Rows):
+    if not isinstance(train, RowMask):
         return None
     xp = namespace(x)
     counts = xp.reshape(widened(train.counts), (-1,) + (1,) * (x.ndim - 1))

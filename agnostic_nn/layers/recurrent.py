@@ -90,7 +90,7 @@ class _Recurrent(Layer):
     initializer: Initializer = field(default=glorot_uniform, repr=False)
     recurrent_initializer: Initializer = field(default=Orthogonal(), repr=False)
 
-    takes: ClassVar = {"x": "real floating", "mask": "bool", "state": "real floating"}
+    input_kinds: ClassVar = {"x": "real floating", "mask": "bool", "state": "real floating"}
     gates: ClassVar[int] = 1
     keeps: ClassVar[tuple[str, ...]] = ("h",)
 
@@ -312,7 +312,7 @@ class _Recurrent(Layer):
 
     def _expect(self, params, given):
         name, weight = type(self).__name__, params[0]["forward"]["weight"]
-        known = "x" in given and given.keys() <= self.takes.keys()
+        known = "x" in given and given.keys() <= self.input_kinds.keys()
         expect(known, "{} takes x and perhaps mask and state, got {}", name, sorted(given))
         x, fan_in = given["x"], weight.shape[0]
         xp = namespace(x, weight)

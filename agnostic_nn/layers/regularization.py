@@ -38,7 +38,7 @@ class Dropout(Layer):
 
     rate: float = 0.5
 
-    pointwise = True
+    per_position = True
 
     def __post_init__(self):
         expect_number("rate", self.rate, 0.0, 1.0)
@@ -106,7 +106,7 @@ class GaussianNoise(Layer):
 
     deviation: float = 0.1
 
-    pointwise = True
+    per_position = True
 
     def __post_init__(self):
         expect_number("deviation", self.deviation, 0.0)

@@ -294,7 +294,8 @@ def takes(function: Callable, name: str) -> bool:
     if isinstance(function, partial):
         return name not in function.keywords and takes(function.func, name)
     declared = getattr(function, "takes_now", None)
-    if callable(declared):
+    # the class `Losses` itself is not a loss: whoever calls it refuses it
+    if callable(declared) and not isinstance(function, type):
         return declared(name)
     if name != "context":
         return False

@@ -129,7 +129,7 @@ def softmax_cross_entropy(
     label_smoothing: float = 0.0,
     class_weights: tuple[float, ...] | None = None,
     ignore_index: int | None = None,
-    focusing: float = 0.0,
+    gamma: float = 0.0,
     reduction: str = "mean",
 ):
     """Mean over examples of -Σₖ wₖ pₖ (1 - qₖ)^γ log qₖ, with q = softmax(z), z the logits.
@@ -147,7 +147,7 @@ def softmax_cross_entropy(
     ignore_index
         Examples with this label, which need not be a class, count nothing: where all have
         it the loss is 0.
-    focusing
+    gamma
         γ ≥ 0: less is made of what is right already (Lin et al., "Focal Loss for Dense
         Object Detection", arXiv:1708.02002, eq. 4; their α is a class weight).
 
@@ -168,12 +168,12 @@ def softmax_cross_entropy(
     ValueError
         If an option is out of its bounds, or the shapes do not fit, or hold nothing.
     """
-    expect_number("focusing", focusing, 0.0)
+    expect_number("gamma", gamma, 0.0)
     expect_axis(logits, "classes")
     xp = namespace(logits, target)
     log_q = log_softmax(logits)
     q = xp.exp(log_q)
-    options = (label_smoothing, class_weights is None, ignore_index, focusing)
+    options = (label_smoothing, class_weights is None, ignore_index, gamma)
     if options == (0.0, True, None, 0.0) and xp.isdtype(target.dtype, "integral"):
         hot = at_label(target, logits)
         values = -xp.sum(xp.where(hot, log_q, 0.0), axis=-1)
@@ -182,11 +182,11 @@ def softmax_cross_entropy(
     s = a
     # where a is 0 a logit of -inf must not turn 0 · inf into NaN
     terms = a * xp.where(a > 0, log_q, 0.0)
-    if focusing:
+    if gamma:
         rest = -xp.expm1(log_q)
         ratio = q * xp.where(q > 0, log_q, 0.0) / xp.where(rest > 0, rest, 1.0)
-        modulation = rest**focusing
-        s = a * modulation * (1.0 - focusing * ratio)
+        modulation = rest**gamma
+        s = a * modulation * (1.0 - gamma * ratio)
         terms = modulation * terms
     slopes = q * xp.sum(s, axis=-1, keepdims=True) - s
     values = -xp.sum(terms, axis=-1)

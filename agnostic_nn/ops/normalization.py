@@ -37,15 +37,15 @@ def normalize(
     xp = namespace(x)
     if counts is None:
         mean = _mean(x, axes)
-        centred = x - mean
-        variance = _mean(centred * centred, axes)
+        centered = x - mean
+        variance = _mean(centered * centered, axes)
     else:
         total = xp.sum(counts, axis=axes, keepdims=True)
         mean = _sum(counts * x, axes) / total
-        centred = x - mean
-        variance = _sum(counts * centred * centred, axes) / total
+        centered = x - mean
+        variance = _sum(counts * centered * centered, axes) / total
     spread = xp.sqrt(variance + epsilon)
-    return centred / spread, mean, variance, spread
+    return centered / spread, mean, variance, spread
 
 
 def normalize_backward(

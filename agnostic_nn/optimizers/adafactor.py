@@ -5,7 +5,7 @@ from dataclasses import KW_ONLY, dataclass
 
 from ..core.arrays import Array, expect_number, expect_positive, namespace, size
 from ..ops import norm
-from .base import SPARED, Rate, Rule, zeros
+from .base import NO_DECAY, Rate, Rule, zeros
 
 __all__ = ["Adafactor"]
 
@@ -37,7 +37,7 @@ class Adafactor(Rule):
     epsilon1: float = 1e-30
     epsilon2: float = 1e-3
     weight_decay: float = 0.0
-    spares: tuple[str, ...] = SPARED
+    no_decay: tuple[str, ...] = NO_DECAY
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..core.arrays import Array, device, expect_flag, expect_number, expect_positive, namespace
 from ..ops import norm
-from .base import SPARED, Rate, Rule, weights_given, zeros
+from .base import NO_DECAY, Rate, Rule, weights_given, zeros
 
 __all__ = ["LAMB", "Adam", "AdamW", "Adamax", "NAdam", "RAdam"]
 
@@ -103,7 +103,7 @@ class AdamW(Adam):
 
     _: KW_ONLY
     weight_decay: float = 1e-2
-    spares: tuple[str, ...] = SPARED
+    no_decay: tuple[str, ...] = NO_DECAY
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class LAMB(_Moments):
     _: KW_ONLY
     epsilon: float = 1e-6
     weight_decay: float = 1e-2
-    spares: tuple[str, ...] = SPARED
+    no_decay: tuple[str, ...] = NO_DECAY
 
     def move(self, p, g, old, decay, rate, unbias1, unbias2):
         xp = namespace(p)

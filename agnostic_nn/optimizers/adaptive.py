@@ -82,11 +82,11 @@ class RMSprop(Rule):
     """Steps scaled by a running root mean square of the gradient.
 
         v ← ρ v + (1 - ρ) g²                (v, m and b start at 0)
-        m ← ρ m + (1 - ρ) g                 with `centred`, else m = 0
+        m ← ρ m + (1 - ρ) g                 with `centered`, else m = 0
         b ← μ b + g / (√max(v - m², 0) + ε)
         θ ← θ - rate · b
 
-    Tieleman & Hinton, "Lecture 6.5: rmsprop" (2012); centred as in Graves,
+    Tieleman & Hinton, "Lecture 6.5: rmsprop" (2012); centered as in Graves,
     arXiv:1308.0850, eq. 38 to 41. ε stands outside the root and the rate outside b, as
     PyTorch has it (Graves has both inside). v - m² is a variance: where rounding makes it
     negative it counts as 0, and a gradient that never changes takes steps of g / ε.
@@ -97,24 +97,24 @@ class RMSprop(Rule):
     rho: float = 0.99
     epsilon: float = 1e-8
     momentum: float = 0.0
-    centred: bool = False
+    centered: bool = False
 
     def __post_init__(self) -> None:
-        expect_flag("centred", self.centred)
+        expect_flag("centered", self.centered)
         super().__post_init__()
         expect_number("rho", self.rho, 0.0, 1.0)
         expect_positive("epsilon", self.epsilon)
         expect_number("momentum", self.momentum, 0.0, 1.0)
 
     def start(self, p):
-        names = ("v", *("m",) * self.centred, *("b",) * (self.momentum > 0))
+        names = ("v", *("m",) * self.centered, *("b",) * (self.momentum > 0))
         return {name: zeros(p) for name in names}
 
     def move(self, p, g, old, decay, rate):
         xp = namespace(p)
         v = spread = self.rho * old["v"] + (1.0 - self.rho) * (g * g)
         new = {"v": v}
-        if self.centred:
+        if self.centered:
             m = new["m"] = self.rho * old["m"] + (1.0 - self.rho) * g
             spread = xp.maximum(v - m * m, 0.0)
         b = g / (xp.sqrt(spread) + self.epsilon)

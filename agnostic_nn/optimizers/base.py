@@ -25,7 +25,7 @@ from ..core.arrays import (
 from ..core.trees import leaves, tree_map
 
 __all__ = [
-    "SPARED",
+    "NO_DECAY",
     "Optimizer",
     "Rate",
     "Rule",
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 Rate = float | Callable[[Array], Array]
-SPARED: tuple[str, ...] = ("bias", "recurrent_bias", "scale", "slope")
+NO_DECAY: tuple[str, ...] = ("bias", "recurrent_bias", "scale", "slope")
 
 
 class Optimizer(Protocol):
@@ -79,23 +79,23 @@ class Rule:
     nested like the parameters. `rate` is a number, or a function of the steps taken
     before, such as those of `schedules`.
 
-    A rule with a `weight_decay` λ gets it as `decay`, except for leaves that `spares` names,
+    A rule with a `weight_decay` λ gets it as `decay`, except for leaves that `no_decay` names,
     where decay is 0 (see `matches`). By default these are the vectors: biases, scales of
     norms, slopes. They are too few to fit noise with, and pulled towards 0 they keep a layer
-    from the level that data need (He et al., arXiv:1812.01187, sec. 3.1). `spares=()` spares
+    from the level that data need (He et al., arXiv:1812.01187, sec. 3.1). `no_decay=()` no_decay
     none, as PyTorch's optimizers do.
     """
 
     rate: Rate
 
     weight_decay = 0.0
-    spares = SPARED
+    no_decay = NO_DECAY
 
     def __post_init__(self) -> None:
         expect_rate("rate", self.rate)
         expect_number("weight_decay", self.weight_decay, 0.0)
-        if self.spares is not SPARED:
-            object.__setattr__(self, "spares", expect_paths("spares", self.spares))
+        if self.no_decay is not NO_DECAY:
+            object.__setattr__(self, "no_decay", expect_paths("no_decay", self.no_decay))
 
     def start(self, p: Array) -> dict[str, Any]:
         """What is remembered of the leaf `p` before the first step."""
@@ -121,7 +121,7 @@ class Rule:
     def update(self, params: Params, grads: Params, moments: Moments) -> tuple[Params, Moments]:
         """One step; returns new `params` and `moments`, changing no argument."""
         shared = self._shared_now(params, moments)
-        numbers = decays(params, self.weight_decay, self.spares) if self.weight_decay else None
+        numbers = decays(params, self.weight_decay, self.no_decay) if self.weight_decay else None
         names = [name for name in moments if name != "step"]
         kept: list[dict] = []
         move = self.move
@@ -208,10 +208,10 @@ def matches(pattern: str, path: str) -> bool:
     )
 
 
-def decays(params: Params, decay: float, spares: tuple[str, ...]) -> Iterator[float]:
+def decays(params: Params, decay: float, no_decay: tuple[str, ...]) -> Iterator[float]:
     """How much each leaf decays, in the order of `tree_map`: `decay`, or 0 if it is spared."""
     for path in paths(params):
-        yield 0.0 if any(matches(pattern, path) for pattern in spares) else decay
+        yield 0.0 if any(matches(pattern, path) for pattern in no_decay) else decay
 
 
 def paths(tree: Any, prefix: str = "") -> list[str]:

@@ -8,7 +8,7 @@ from ..core.arrays import Array, device, expect_count, expect_number, expect_pos
 from ..core.trees import tree_map
 from ..ops import scaled_norm, select
 from .base import (
-    SPARED,
+    NO_DECAY,
     Optimizer,
     count,
     decays,
@@ -110,24 +110,24 @@ class L2:
 
     What PyTorch calls `weight_decay` in most of its optimizers. It passes through moments
     and adaptive rates; AdamW, Lion, LAMB, Adafactor and Muon decay weights beside these. Leaves
-    that `spares` names are left out (see `Rule`).
+    that `no_decay` names are left out (see `Rule`).
     """
 
     optimizer: Optimizer
     penalty: float = 1e-4
     _: KW_ONLY
-    spares: tuple[str, ...] = SPARED
+    no_decay: tuple[str, ...] = NO_DECAY
 
     def __post_init__(self) -> None:
         expect_optimizer(self.optimizer)
         expect_number("penalty", self.penalty, 0.0)
-        object.__setattr__(self, "spares", expect_paths("spares", self.spares))
+        object.__setattr__(self, "no_decay", expect_paths("no_decay", self.no_decay))
 
     def init(self, params):
         return self.optimizer.init(params)
 
     def update(self, params, grads, moments, divisor=1.0):
-        numbers = decays(params, self.penalty, self.spares)
+        numbers = decays(params, self.penalty, self.no_decay)
 
         def add(p, g):
             decay = next(numbers)

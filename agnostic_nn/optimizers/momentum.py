@@ -3,7 +3,7 @@
 from dataclasses import KW_ONLY, dataclass
 
 from ..core.arrays import expect, expect_flag, expect_number, namespace
-from .base import SPARED, Rate, Rule, zeros
+from .base import NO_DECAY, Rate, Rule, zeros
 
 __all__ = ["SGD", "Lion"]
 
@@ -27,7 +27,7 @@ class SGD(Rule):
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
-    spares: tuple[str, ...] = SPARED
+    no_decay: tuple[str, ...] = NO_DECAY
 
     def __post_init__(self) -> None:
         expect_flag("nesterov", self.nesterov)
@@ -65,7 +65,7 @@ class Lion(Rule):
     beta1: float = 0.9
     beta2: float = 0.99
     weight_decay: float = 0.0
-    spares: tuple[str, ...] = SPARED
+    no_decay: tuple[str, ...] = NO_DECAY
 
     def __post_init__(self) -> None:
         super().__post_init__()

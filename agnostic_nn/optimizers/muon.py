@@ -17,7 +17,7 @@ from ..core.trees import leaves, named_leaves, unname
 from ..ops import norm
 from .adam import AdamW
 from .base import (
-    SPARED,
+    NO_DECAY,
     Optimizer,
     Rate,
     Rule,
@@ -50,7 +50,7 @@ class Muon(Rule):
     takes rates and decays made for AdamW (Liu et al., arXiv:2502.16982, eq. 4).
 
     A weight is (in, out); axes before these two, as a convolution has, count into `in`.
-    Leaves with fewer than two axes, those without elements, and those that `spares` names (see
+    Leaves with fewer than two axes, those without elements, and those that `no_decay` names (see
     `matches`) go to `others`, which has its own rate. The authors leave the embedding and the last
     layer to AdamW too, as `Parts` can. A stack of weights, as `Repeat` holds, would be turned
     as one tall matrix.
@@ -61,7 +61,7 @@ class Muon(Rule):
     momentum: float = 0.95
     nesterov: bool = True
     weight_decay: float = 0.0
-    spares: tuple[str, ...] = SPARED
+    no_decay: tuple[str, ...] = NO_DECAY
     others: Optimizer = field(default=AdamW())
     match_adam: bool = False
     coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315)
@@ -88,7 +88,9 @@ class Muon(Rule):
 
         owners = {
             path: int(
-                p.ndim < 2 or not size(p) or any(matches(pattern, path) for pattern in self.spares)
+                p.ndim < 2
+                or not size(p)
+                or any(matches(pattern, path) for pattern in self.no_decay)
             )
             for path, p in named_leaves(params)
         }

@@ -159,15 +159,15 @@ class _Watching(_Checked):
     _: KW_ONLY
     monitor: str = "validation_loss"
     mode: str = "min"
-    least: float = 0.0
+    min_delta: float = 0.0
 
     def __post_init__(self) -> None:
         expect_text("monitor", self.monitor)
         expect_choice("mode", self.mode, ("min", "max"))
-        expect_number("least", self.least, 0.0)
+        expect_number("min_delta", self.min_delta, 0.0)
 
     def look(self, trainer: Any, row: dict[str, Any]) -> bool:
-        """Whether the value is better than the best so far by more than `least`."""
+        """Whether the value is better than the best so far by more than `min_delta`."""
         self._expect_monitor(tuple(row))
         value = float(row[self.monitor])
         seen = self.seen(trainer)
@@ -175,9 +175,9 @@ class _Watching(_Checked):
         if best is None:
             better = not math.isnan(value)
         elif self.mode == "min":
-            better = value < best - self.least
+            better = value < best - self.min_delta
         else:
-            better = value > best + self.least
+            better = value > best + self.min_delta
         if better:
             seen["best"] = value
         seen["waited"] = 0 if better else seen["waited"] + 1
@@ -216,7 +216,7 @@ class EarlyStopping(_Watching):
     """End `fit` when a value has not become better for `patience` epochs.
 
     monitor: what an epoch reports, such as "validation_accuracy". mode: "min" if less is
-    better, "max" if more is. Better is what differs by more than `least`; NaN never is.
+    better, "max" if more is. Better is what differs by more than `min_delta`; NaN never is.
 
     With `restore`, when `fit` ends after a whole epoch, also because there were no more,
     parameters, state and moments are those of the best one of this run; steps and epochs stay
@@ -254,7 +254,7 @@ class ReduceOnPlateau(_Watching):
     """Multiply the scale of a `Scaled` optimizer by `factor` whenever a value stops improving.
 
     That is when it has not become better for `patience` epochs, as `EarlyStopping` has it;
-    then the wait begins again. The scale stays at `lowest` or above.
+    then the wait begins again. The scale stays at `min_scale` or above.
 
     The scale is among the optimizer's moments, as momentum and the step of a schedule are, and so
     outlives the run: the next `fit` begins with it, but with a best value and a wait of its own.
@@ -265,14 +265,14 @@ class ReduceOnPlateau(_Watching):
     patience: int = 10
     _: KW_ONLY
     factor: float = 0.1
-    lowest: float = 0.0
+    min_scale: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         expect_count("patience", self.patience)
         inside = isinstance(self.factor, float) and 0.0 < self.factor < 1.0
         expect(inside, "expected a factor in (0, 1), got {}", self.factor)
-        expect_number("lowest", self.lowest, 0.0, 1.0)
+        expect_number("min_scale", self.min_scale, 0.0, 1.0)
 
     def begin(self, trainer):
         if trainer.shape is not None:
@@ -291,7 +291,7 @@ class ReduceOnPlateau(_Watching):
         if "scale" not in moments:
             return moments | {"inner": self._lowered(backend, moments["inner"])}
         scale = backend.to_numpy(moments["scale"])
-        lower = np.asarray(max(float(scale) * self.factor, self.lowest), scale.dtype)
+        lower = np.asarray(max(float(scale) * self.factor, self.min_scale), scale.dtype)
         return moments | {"scale": backend.asarray(lower)}
 
     def _expect_scaled(self, trainer: Any) -> None:
@@ -323,12 +323,12 @@ class Checkpoint(_Watching):
         best: bool = False,
         monitor: str = "validation_loss",
         mode: str = "min",
-        least: float = 0.0,
+        min_delta: float = 0.0,
     ) -> None:
         given = {
             "monitor": monitor,
             "mode": mode,
-            "least": least,
+            "min_delta": min_delta,
             "path": expect_path("path", path),
         }
         for name, value in (given | {"every": every, "best": best}).items():

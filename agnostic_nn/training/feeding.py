@@ -128,7 +128,7 @@ def work_of(model: Layer, params: Params, shape: Shape) -> int:
 
     parameters = sum(map(size, leaves(params)))
     one = shape_map(np.empty, shape)
-    return 3 * parameters * max(leaves(tree_map(positions, one, kinds(model.takes, one))))
+    return 3 * parameters * max(leaves(tree_map(positions, one, kinds(model.input_kinds, one))))
 
 
 def moved(intake: Intake, examples: Examples, rows: int, counted: bool) -> list[Array | None]:

@@ -40,7 +40,7 @@ class Intake:
         """What was `fetched` as the model takes it, whose examples have `shape`."""
         expect_shapes("x", found, shape)
         if chosen is not True:
-            found = tree_map(self._floating, found, chosen, kinds(self.model.takes, found))
+            found = tree_map(self._floating, found, chosen, kinds(self.model.input_kinds, found))
         _check_pieces(self.model.check, found)
         return self._typed("x", found, chosen)
 

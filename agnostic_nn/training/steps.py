@@ -8,7 +8,7 @@ from ..core.arrays import (
     Array,
     Moments,
     Params,
-    Rows,
+    RowMask,
     State,
     described,
     expect,
@@ -86,7 +86,7 @@ def make_step_with_terms(
 
     def step(carry, x, target, counts=None, weights=None, due=None, t=None, context=None):
         params, state, moments = carry
-        train = True if counts is None else Rows(counts)
+        train = True if counts is None else RowMask(counts)
         y, after, *cache = model.forward(params, state, x, train=train)
         weights = counts if weights is None else weights
         found = batch_loss(loss, y, target, weights, step=t, context=context)

@@ -248,7 +248,7 @@ def models() -> Iterator[tuple[str, bytes]]:
     for width in (10**9, 2**62, 2**63, BIG, 0, -1, 1.5, True, "3", None, [3], {}):
         yield f"width {str(width)[:20]}", model(MODEL | {"width": width})
     for n in (10**6, 10**9, 2**62):
-        yield f"Embedding of {n}", model({"type": "Embedding", "count": n, "width": n})
+        yield f"Embedding of {n}", model({"type": "Embedding", "num_embeddings": n, "width": n})
         yield f"LSTM of {n}", model({"type": "LSTM", "width": n})
         yield f"LSTM {n} deep", model({"type": "LSTM", "width": 1, "depth": n}, shape=[4, 4])
         for inner in ({"type": "ReLU"}, {"type": "Dropout", "rate": 0.5}, MODEL | {"width": 4}):

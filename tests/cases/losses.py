@@ -31,7 +31,7 @@ def by_class(name, weight=None, **options):
     return theirs
 
 
-def focal(weight, focusing, smoothing=0.0):
+def focal(weight, gamma, smoothing=0.0):
     """The formula, to PyTorch's autograd: it has no focal loss of many classes."""
 
     def theirs(t, g):
@@ -40,7 +40,7 @@ def focal(weight, focusing, smoothing=0.0):
         p = target if target.is_floating_point() else t.eye(classes, dtype=y.dtype)[target.long()]
         p = (1.0 - smoothing) * p + smoothing / classes
         q = y.softmax(-1)
-        return -(t.tensor(weight, dtype=y.dtype) * p * (1.0 - q) ** focusing * q.log()).sum(-1)
+        return -(t.tensor(weight, dtype=y.dtype) * p * (1.0 - q) ** gamma * q.log()).sum(-1)
 
     return theirs
 
@@ -208,13 +208,13 @@ CASES = [
         drawn(distributions),
     ),
     Case(
-        loss_of(nn.softmax_cross_entropy, labels=True, class_weights=FIVE, focusing=2.0),
+        loss_of(nn.softmax_cross_entropy, labels=True, class_weights=FIVE, gamma=2.0),
         LABELS,
         focal(FIVE, 2.0),
         drawn(labels),
     ),
     Case(
-        loss_of(nn.softmax_cross_entropy, focusing=0.5, label_smoothing=0.1),
+        loss_of(nn.softmax_cross_entropy, gamma=0.5, label_smoothing=0.1),
         {"y": (2, 4), "target": (2, 4)},
         focal((1.0,) * 4, 0.5, 0.1),
         drawn(distributions),

@@ -80,12 +80,12 @@ def adadelta(p, grads, rate=1.0, rho=0.9, epsilon=1e-6):
         yield p
 
 
-def rmsprop(p, grads, rate, rho=0.99, epsilon=1e-8, momentum=0.0, centred=False):
+def rmsprop(p, grads, rate, rho=0.99, epsilon=1e-8, momentum=0.0, centered=False):
     square = mean = b = 0.0
     for g in grads:
         square = rho * square + (1 - rho) * g**2
         mean = rho * mean + (1 - rho) * g
-        b = momentum * b + g / (np.sqrt(square - (mean**2 if centred else 0)) + epsilon)
+        b = momentum * b + g / (np.sqrt(square - (mean**2 if centered else 0)) + epsilon)
         p = p - rate * b
         yield p
 
@@ -218,7 +218,7 @@ OPTIMIZERS = [
         nn.SGD(0.1), partial(sgd, rate=steady(0.1)), pytorchs("SGD", lr=0.1), optaxs("sgd", 0.1)
     ),
     Beside(
-        nn.SGD(0.1, momentum=0.9, weight_decay=0.1, spares=ALL),
+        nn.SGD(0.1, momentum=0.9, weight_decay=0.1, no_decay=ALL),
         partial(sgd, rate=steady(0.1), momentum=0.9, decay=0.1),
         pytorchs("SGD", lr=0.1, momentum=0.9, weight_decay=0.1),
     ),
@@ -233,7 +233,7 @@ OPTIMIZERS = [
         partial(sgd, rate=lambda t: 0.1 * 0.5 ** (t // 7)),
     ),
     Beside(
-        nn.Lion(0.01, beta1=0.8, beta2=0.95, weight_decay=0.3, spares=ALL),
+        nn.Lion(0.01, beta1=0.8, beta2=0.95, weight_decay=0.3, no_decay=ALL),
         partial(lion, rate=0.01, beta1=0.8, beta2=0.95, decay=0.3),
         optax=optaxs("lion", 0.01, b1=0.8, b2=0.95, weight_decay=0.3),
     ),
@@ -243,7 +243,7 @@ OPTIMIZERS = [
         pytorchs("Adagrad", lr=0.1, initial_accumulator_value=0.2, eps=1e-3),
     ),
     Beside(
-        nn.L2(nn.Adagrad(0.1), 0.2, spares=ALL),
+        nn.L2(nn.Adagrad(0.1), 0.2, no_decay=ALL),
         partial(adagrad, rate=0.1, decay=0.2),
         pytorchs("Adagrad", lr=0.1, weight_decay=0.2),
     ),
@@ -260,8 +260,8 @@ OPTIMIZERS = [
         optaxs("rmsprop", 0.01, decay=0.9, eps=1e-3, eps_in_sqrt=False),
     ),
     Beside(
-        nn.RMSprop(0.01, rho=0.9, momentum=0.5, centred=True),
-        partial(rmsprop, rate=0.01, rho=0.9, momentum=0.5, centred=True),
+        nn.RMSprop(0.01, rho=0.9, momentum=0.5, centered=True),
+        partial(rmsprop, rate=0.01, rho=0.9, momentum=0.5, centered=True),
         pytorchs("RMSprop", lr=0.01, alpha=0.9, momentum=0.5, centered=True),
     ),
     Beside(
@@ -281,11 +281,11 @@ OPTIMIZERS = [
         pytorchs("Adam", lr=0.1, betas=(0.0, 0.0), eps=0.1),
     ),
     Beside(
-        nn.AdamW(schedules.ExponentialDecay(0.1, 0.9), **ADAM, weight_decay=0.3, spares=ALL),
+        nn.AdamW(schedules.ExponentialDecay(0.1, 0.9), **ADAM, weight_decay=0.3, no_decay=ALL),
         partial(adam, rate=lambda t: 0.1 * 0.9**t, **ADAM, decay=0.3),
     ),
     Beside(
-        nn.AdamW(0.1, weight_decay=0.3, spares=ALL),
+        nn.AdamW(0.1, weight_decay=0.3, no_decay=ALL),
         partial(adam, rate=steady(0.1), decay=0.3),
         pytorchs("AdamW", lr=0.1, weight_decay=0.3),
         optaxs("adamw", 0.1, weight_decay=0.3),
@@ -317,12 +317,12 @@ OPTIMIZERS = [
         pytorchs("RAdam", lr=0.1, betas=(0.9, 0.5)),
     ),
     Beside(
-        nn.LAMB(0.1, **ADAM, weight_decay=0.3, spares=ALL),
+        nn.LAMB(0.1, **ADAM, weight_decay=0.3, no_decay=ALL),
         partial(lamb, rate=0.1, **ADAM, decay=0.3),
         optax=optaxs("lamb", 0.1, **OPTAXS, weight_decay=0.3),
     ),
     Beside(
-        nn.Adafactor(0.3, power=0.7, limit=1.05, epsilon2=0.5, weight_decay=0.1, spares=ALL),
+        nn.Adafactor(0.3, power=0.7, limit=1.05, epsilon2=0.5, weight_decay=0.1, no_decay=ALL),
         partial(adafactor, rate=0.3, power=0.7, limit=1.05, epsilon2=0.5, decay=0.1, factored=True),
         pytorchs("Adafactor", lr=0.3, beta2_decay=-0.7, d=1.05, eps=(1e-30, 0.5), weight_decay=0.1),
         flat=partial(
@@ -330,7 +330,7 @@ OPTIMIZERS = [
         ),
     ),
     Beside(
-        nn.Muon(0.05, weight_decay=0.2, others=nn.AdamW(0.01, weight_decay=0.1, spares=ALL)),
+        nn.Muon(0.05, weight_decay=0.2, others=nn.AdamW(0.01, weight_decay=0.1, no_decay=ALL)),
         partial(muon, rate=0.05, decay=0.2),
         pytorchs_muon("original", weight_decay=0.2),
         flat=partial(adam, rate=steady(0.01), decay=0.1),
@@ -342,7 +342,7 @@ OPTIMIZERS = [
             momentum=0.8,
             nesterov=False,
             match_adam=True,
-            others=nn.AdamW(0.01, weight_decay=0.1, spares=ALL),
+            others=nn.AdamW(0.01, weight_decay=0.1, no_decay=ALL),
         ),
         partial(muon, rate=0.05, momentum=0.8, nesterov=False, rms=True),
         pytorchs_muon("match_rms_adamw", weight_decay=0.0, momentum=0.8, nesterov=False),

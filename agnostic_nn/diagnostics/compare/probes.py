@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core.arrays import Params, Rows
+from ...core.arrays import Params, RowMask
 from ...core.backend import Backend
 from ...core.trees import leaves, named_leaves, tree_map
 from ...layers import Layer
@@ -283,7 +283,7 @@ def _inside(
     signing: Layer, carry: Any, x: Any, target: Any, counts: Any, t: Any = None
 ) -> dict[str, Any]:
     """The outputs of each layer in training, as "layers." and its path."""
-    cache = signing.forward(carry[0], carry[1], x, train=Rows(counts))[2]
+    cache = signing.forward(carry[0], carry[1], x, train=RowMask(counts))[2]
     return {
         f"layers.{path}" + (f"[{i}]" if len(ys) > 1 else ""): y
         for path, ys in _noted(cache).items()

@@ -103,7 +103,7 @@ def explain(
     dtype = own[0].dtype.name if own else "float32"
     if dtype == "float64" and not chosen.has_float64:
         raise ValueError(chosen.lacks_float64)
-    x = tree_map(partial(_typed, dtype), x, kinds(model.takes, x))
+    x = tree_map(partial(_typed, dtype), x, kinds(model.input_kinds, x))
     target = tree_map(partial(_typed, dtype), fetch("target", target, chosen)[0])
     if weights is not None:
         found, _ = fetch("weights", weights, chosen)

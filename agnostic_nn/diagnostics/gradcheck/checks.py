@@ -29,7 +29,7 @@ shortcuts
     What a layer may compute by itself is what it computes with all the rest: the gradients of
     `backward_params` are those of `backward`, and the y of `predict` is that of `forward`.
 filled batch
-    Rows that only fill a short batch up (see `Rows`), with a dy of 0, change neither the y and
+    Rows that only fill a short batch up (see `RowMask`), with a dy of 0, change neither the y and
     dx of the others nor the state nor a gradient, and get a dx of 0.
 
 First of all, in float32 and float64, the contract: shape, dtype and nesting of whatever
@@ -50,7 +50,7 @@ from ...core import random
 from ...core.arrays import (
     Array,
     Params,
-    Rows,
+    RowMask,
     Shape,
     State,
     described,
@@ -240,7 +240,7 @@ class _Case:
     @property
     def point(self):
         """That which has a gradient; the leaves of x by their paths, if x is a tree."""
-        found = dict(named_leaves(kinds(self.layer.takes, self.x)))
+        found = dict(named_leaves(kinds(self.layer.input_kinds, self.x)))
         real = {path: x for path, x in named_leaves(self.x) if found[path] == "real floating"}
         return {"params": self.params} | ({"x": real.get("", real)} if real else {})
 
@@ -251,7 +251,7 @@ class _Case:
         real = point.get("x", {})
         real = real if isinstance(real, dict) else {"": real}
         x = unname(dict(named_leaves(self.x)) | real, self.x)
-        train = self.mode == "train" if self.counts is None else Rows(self.counts)
+        train = self.mode == "train" if self.counts is None else RowMask(self.counts)
         return self.layer.forward(point["params"], self.state, x, train=train)
 
     def run(self):

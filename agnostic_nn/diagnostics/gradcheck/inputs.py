@@ -19,7 +19,7 @@ def batched(shape: Shape, batch: int) -> Any:
 
 def draw_for(layer: Layer, generator: np.random.Generator, shape: Any) -> Any:
     """An x that `layer` takes; of integers, the last example repeats the first."""
-    wanted = kinds(layer.takes, shape_map(np.empty, shape))
+    wanted = kinds(layer.input_kinds, shape_map(np.empty, shape))
     for bits in (6, 5, 4, 3, 2, 1, 0):
         x = tree_map(partial(_drawn, generator, bits), wanted, shape_map(np.empty, shape))
         if "integral" not in leaves(wanted):
