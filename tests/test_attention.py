@@ -75,38 +75,38 @@ def test_a_query_that_may_see_no_key_gets_the_bias_and_sends_no_gradient_back(
     backend, draw, widest
 ):
     layer = nn.MultiHeadAttention(2, causal=True)
-    x, memory = draw(2, 3, 4), draw(2, 5, 6)
+    x, source = draw(2, 3, 4), draw(2, 5, 6)
     mask = np.ones((2, 5), bool)
     mask[0, :] = False
     mask[1, :2] = False  # of a causal layer the first two queries of the second see none either
-    shape = {"x": (3, 4), "memory": (5, 6), "mask": (5,)}
+    shape = {"x": (3, 4), "source": (5, 6), "mask": (5,)}
     params, state = made(layer, shape, widest)
-    given = {"x": x, "memory": memory, "mask": mask}
+    given = {"x": x, "source": source, "mask": mask}
     y, dx, grads = run(backend, layer, params, state, given, draw(2, 3, 4))
     bias = params["output"]["bias"]
     np.testing.assert_array_equal(y[0], np.broadcast_to(bias, (3, 4)))
     np.testing.assert_array_equal(y[1, :2], np.broadcast_to(bias, (2, 4)))
     assert not np.array_equal(y[1, 2], bias)
     assert not dx["x"][0].any()
-    assert not dx["memory"][0].any()
+    assert not dx["source"][0].any()
     assert not dx["x"][1, :2].any()
     assert all(np.isfinite(leaf).all() for leaf in leaves((dx, grads)))
 
 
 def test_what_a_mask_hides_changes_nothing_and_gets_no_gradient(backend, draw, widest):
     layer = nn.MultiHeadAttention(2, rotary=True)
-    shape = {"x": (3, 4), "memory": (5, 4), "mask": (5,)}
+    shape = {"x": (3, 4), "source": (5, 4), "mask": (5,)}
     params, state = made(layer, shape, widest)
-    given = {"x": draw(2, 3, 4), "memory": draw(2, 5, 4), "mask": np.ones((2, 5), bool)}
+    given = {"x": draw(2, 3, 4), "source": draw(2, 5, 4), "mask": np.ones((2, 5), bool)}
     given["mask"][:, 3:] = False
     dy = draw(2, 3, 4)
-    loud = given | {"memory": given["memory"].copy()}
-    loud["memory"][:, 3:] = 1e15
+    loud = given | {"source": given["source"].copy()}
+    loud["source"][:, 3:] = 1e15
     y, dx, grads = run(backend, layer, params, state, given, dy)
     again, dloud, gloud = run(backend, layer, params, state, loud, dy)
     np.testing.assert_array_equal(again, y)
-    np.testing.assert_array_equal(dloud["memory"], dx["memory"])
-    assert not dx["memory"][:, 3:].any()
+    np.testing.assert_array_equal(dloud["source"], dx["source"])
+    assert not dx["source"][:, 3:].any()
     for (name, one), other in zip(named_leaves(grads), leaves(gloud), strict=True):
         np.testing.assert_array_equal(one, other, err_msg=name)
 
@@ -282,10 +282,10 @@ def test_scores_may_be_as_large_as_they_come_and_nan_stays_nan(backend, widest, 
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"mask": (90,)}, {"memory": (110, 6), "mask": (110,)}], ids=str
+    "given", [{}, {"mask": (90,)}, {"source": (110, 6), "mask": (110,)}], ids=str
 )
 def test_nothing_is_kept_but_what_the_derivation_names(given):
-    """x, Q, K, V, O, memory and mask, each once; on NumPy two numbers a row stand for P."""
+    """x, Q, K, V, O, source and mask, each once; on NumPy two numbers a row stand for P."""
     layer = nn.MultiHeadAttention(4, key_heads=2, causal=True, rotary=True)
     shape = {"x": (90, 8), **given}
     params, state = made(layer, shape, "float32")
@@ -294,9 +294,9 @@ def test_nothing_is_kept_but_what_the_derivation_names(given):
     if "mask" in x:
         x["mask"] = x["mask"] > 0
     _, _, cache = layer.forward(params, state, x, train=True)
-    keys = 110 if "memory" in given else 90
+    keys = 110 if "source" in given else 90
     kept = {"x": 90 * 8, "Q": 90 * 8, "K": keys * 4, "V": keys * 4, "P": 2 * 4 * 90, "O": 90 * 8}
-    kept["memory"] = 110 * 6 if "memory" in given else 0
+    kept["source"] = 110 * 6 if "source" in given else 0
     kept["mask"] = keys / 4 if "mask" in given else 0  # a byte each, numbers have four
     assert sum(leaf.nbytes for leaf in leaves(cache)) == 4 * 3 * sum(kept.values())
 
@@ -311,7 +311,7 @@ def test_the_parameters_of_a_block_read_like_it():
         norm=nn.RMSNorm(),
         dropout=0.1,
     )
-    params, state = made(block, {"x": (3, 4), "memory": (5, 7)}, "float32")
+    params, state = made(block, {"x": (3, 4), "source": (5, 7)}, "float32")
     assert {name: leaf.shape for name, leaf in named_leaves(params)} == {
         "attention.query.weight": (4, 4),
         "attention.key.weight": (4, 4),
@@ -357,8 +357,8 @@ def test_a_block_predicts_by_what_its_parts_predict(draw, widest, name):
     }
     part, asked = marked(parts[name])
     block = nn.TransformerBlock(hidden=6, **parts | {name: part})
-    x = {"x": draw(2, 3, 4), "memory": draw(2, 5, 7)}
-    params, state = made(block, {"x": (3, 4), "memory": (5, 7)}, widest)
+    x = {"x": draw(2, 3, 4), "source": draw(2, 5, 7)}
+    params, state = made(block, {"x": (3, 4), "source": (5, 7)}, widest)
     y = block.predict(params, state, x)
     np.testing.assert_array_equal(y, block.forward(params, state, x)[0])
     assert len(asked) == (3 if name == "norm" else 1)
@@ -389,8 +389,8 @@ REFUSED = [  # layer, shapes it was made for, x, error and message
         r"\(batch, time, width\), got \(batch, \*\(4,\)\)",
     ),
     (ATTENTION, (3, 4), zeros(2, 3, 5), ValueError, r"\(\.\.\., 4\), got .*2, 3, 5"),
-    (ATTENTION, (3, 4), {"x": X, "y": X}, ValueError, r"takes .*'memory', 'mask'.*got .*'y'"),
-    (ATTENTION, (3, 4), {"memory": X}, ValueError, r"takes \['x', .*got \['memory'\]"),
+    (ATTENTION, (3, 4), {"x": X, "y": X}, ValueError, r"takes .*'source', 'mask'.*got .*'y'"),
+    (ATTENTION, (3, 4), {"source": X}, ValueError, r"takes \['x', .*got \['source'\]"),
     (ATTENTION, (3, 4), {"x": X, "mask": zeros(2, 3)}, TypeError, "boolean mask, got .*float32"),
     (
         ATTENTION,
@@ -399,14 +399,14 @@ REFUSED = [  # layer, shapes it was made for, x, error and message
         ValueError,
         r"a mask \(2, 3\) or \(2, 3, 3\), got \(2, 4\)",
     ),
-    (ATTENTION, (3, 4), {"x": X, "memory": zeros(2, 4)}, ValueError, r"got \(batch, \*\(4,\)\)"),
-    (CROSS, {"x": (3, 4), "memory": (3, 4)}, X, ValueError, r"go together, got \['x'\]"),
+    (ATTENTION, (3, 4), {"x": X, "source": zeros(2, 4)}, ValueError, r"got \(batch, \*\(4,\)\)"),
+    (CROSS, {"x": (3, 4), "source": (3, 4)}, X, ValueError, r"go together, got \['x'\]"),
     (
         nn.TransformerBlock(ATTENTION, hidden=3),
         (3, 4),
-        {"x": X, "memory": X},
+        {"x": X, "source": X},
         ValueError,
-        r"go together, got \['x', 'memory'\]",
+        r"go together, got \['x', 'source'\]",
     ),
     (nn.PositionEmbedding(3), (3, 4), zeros(2, 4, 4), ValueError, "there are 3 positions, got 4"),
     (
@@ -459,7 +459,7 @@ SENSELESS = [  # what is asked for, error and message
     (lambda: nn.TransformerBlock(ATTENTION, 3, dropout=-1), ValueError, "dropout in"),
     (lambda: nn.PositionEmbedding(0), ValueError, "length of at least 1, got 0"),
     (lambda: nn.SinusoidalPositions(base=-1.0), ValueError, "base above 0"),
-    (lambda: nn.Unembedding(0), ValueError, "count of at least 1, got 0"),
+    (lambda: nn.Unembedding(0), ValueError, "num_embeddings of at least 1, got 0"),
 ]
 
 

@@ -581,7 +581,7 @@ def test_a_model_of_blocks_goes_step_by_step(backend):
 def test_a_graph_that_makes_what_a_node_needs_at_every_step_cannot_go_step_by_step(backend):
     graph = nn.Graph(
         m=(nn.Dense(4), "x"),
-        y=(nn.MultiHeadAttention(2), {"x": "x", "memory": "m"}),
+        y=(nn.MultiHeadAttention(2), {"x": "x", "source": "m"}),
     )
     params, state = backend.asarray(start(graph, (3, 4)))
     with pytest.raises(TypeError, match=r"y reads \['m'\] at every step"):

@@ -21,19 +21,19 @@ LANGUAGE = nn.Sequential(
     nn.Unembedding(9),
 )
 TRANSLATOR = nn.TransformerBlock(CAUSAL, hidden=6, cross=nn.MultiHeadAttention(2))
-WITH_MEMORY = {"x": (6, 4), "memory": (5, 4)}
+WITH_SOURCE = {"x": (6, 4), "source": (5, 4)}
 MODELS = {  # layer, shape of one example
     "attention": (CAUSAL, (6, 4)),
     "turned and shared": (TURNED, (6, 8)),
     "over some of the steps": (CAUSAL, {"x": (6, 4), "mask": (6,)}),
-    "of a memory": (nn.MultiHeadAttention(2), WITH_MEMORY),
-    "of a memory, turned": (
+    "of a source": (nn.MultiHeadAttention(2), WITH_SOURCE),
+    "of a source, turned": (
         nn.MultiHeadAttention(2, rotary=True, causal=True),
-        {**WITH_MEMORY, "mask": (5,)},
+        {**WITH_SOURCE, "mask": (5,)},
     ),
     "learned positions": (nn.PositionEmbedding(7), (6, 3)),
     "sinusoids": (nn.SinusoidalPositions(), (6, 4)),
-    "a block with a memory": (TRANSLATOR, {**WITH_MEMORY, "mask": (6,), "memory_mask": (5,)}),
+    "a block with a source": (TRANSLATOR, {**WITH_SOURCE, "mask": (6,), "source_mask": (5,)}),
     "frozen": (nn.Freeze(nn.TransformerBlock(CAUSAL, hidden=6)), (6, 4)),
     "of what is embedded": (nn.Sequential(nn.Embedding(9, 4), nn.GRU(3)), (6,)),
     "around it": (nn.Residual(nn.LayerNorm(), CAUSAL, nn.Dense(4)), (6, 4)),

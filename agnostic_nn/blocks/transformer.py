@@ -26,13 +26,14 @@ class TransformerBlock(Layer):
     with `pre_norm` off it is y = norm(x + f(x)), as first described (Vaswani et al.,
     arXiv:1706.03762, sec. 3.1).
 
-    attention: how x asks itself, such as MultiHeadAttention(4, causal=True); cross: how it asks
-    a memory, or None. The feed is Dense(hidden), `activation` and a Dense back to the width
-    of x; a gated unit such as SwiGLU halves `hidden` in between (Shazeer, arXiv:2002.05202).
+    attention: how x asks itself, such as MultiHeadAttention(4, causal=True); cross: attention
+    to a second sequence, the source, or None. The feed is Dense(hidden), `activation` and a
+    Dense back to the width of x; a gated unit such as SwiGLU halves `hidden` in between
+    (Shazeer, arXiv:2002.05202).
     norm: LayerNorm or RMSNorm. dropout: the share that is dropped of each f(x) in training.
 
     x: (batch, time, width), alone or in a dict of inputs, beside `mask` for the attention,
-    and `memory` and `memory_mask` for the cross attention, shaped as `MultiHeadAttention`
+    and `source` and `source_mask` for the cross attention, shaped as `MultiHeadAttention`
     says. y: (batch, time, width).
 
     Params, state and grads go by name: attention, cross, feed, and each of these with _norm
@@ -55,8 +56,8 @@ class TransformerBlock(Layer):
     input_kinds: ClassVar = {
         "x": "real floating",
         "mask": "bool",
-        "memory": "real floating",
-        "memory_mask": "bool",
+        "source": "real floating",
+        "source_mask": "bool",
     }
 
     def __post_init__(self):
@@ -92,7 +93,7 @@ class TransformerBlock(Layer):
     def backward(self, params, cache, dy):
         given, *caches = cache
         del cache  # so that each entry goes when it is spent
-        layers, grads, dmemory = self._layers(_width(params)), {}, None
+        layers, grads, dsource = self._layers(_width(params)), {}, None
 
         def back(name, dy):
             dx, grads[name] = layers[name].backward(params[name], caches.pop(), dy)
@@ -103,9 +104,9 @@ class TransformerBlock(Layer):
                 dy = back(f"{name}_norm", dy)
             dx = back(name, back(f"{name}_dropout", dy) if self.dropout else dy)
             if isinstance(dx, dict):
-                dx, dmemory = dx["x"], dx.get("memory", dmemory)
+                dx, dsource = dx["x"], dx.get("source", dsource)
             dy = dy + (back(f"{name}_norm", dx) if self.pre_norm else dx)
-        return beside_x(self, dy, (None, dmemory, None), given), grads
+        return beside_x(self, dy, (None, dsource, None), given), grads
 
     def predict(self, params, state, x):
         x, beside, _ = self._inputs(x)
@@ -173,9 +174,9 @@ class TransformerBlock(Layer):
     def _inputs(self, x):
         """x itself, what each part is given beside it, and all of that as `beside_x` wants it."""
         named, given = inputs_by_name(self, x)
-        fits = ("memory" in named) == (self.cross is not None)
-        expect(fits, "cross attention and an input called memory go together, got {}", list(named))
-        cross = {"memory": "memory", "mask": "memory_mask"} if self.cross else {}
+        fits = ("source" in named) == (self.cross is not None)
+        expect(fits, "cross attention and an input called source go together, got {}", list(named))
+        cross = {"source": "source", "mask": "source_mask"} if self.cross else {}
         beside = {"attention": {"mask": "mask"}, "cross": cross}
         for name, wanted in beside.items():
             beside[name] = {new: named[old] for new, old in wanted.items() if old in named}

@@ -52,12 +52,12 @@ class MultiHeadAttention(Layer):
     """y = [O₁ … Oₕ] W + b, the heads side by side, each the mean that attention takes.
 
     Q, K and V of a head are columns of affine maps: Q of x, K and V of x too, or of another
-    sequence, the memory (Vaswani et al., arXiv:1706.03762, sec. 3.2.2). O and the gradients
+    sequence, the source (Vaswani et al., arXiv:1706.03762, sec. 3.2.2). O and the gradients
     of Q, K and V are derived in `ops.attention`; the rest of the chain is that of `Dense`.
 
     x: (batch, time, width), alone or in a dict of inputs, beside
 
-    - memory: (batch, other time, other width), the sequence that is asked instead of x;
+    - source: (batch, other time, other width), the sequence that K and V are maps of;
     - mask: boolean, True where a key may be seen: (batch, keys), as for sequences that were
       filled up to one length, or (batch, time, keys).
 
@@ -73,7 +73,7 @@ class MultiHeadAttention(Layer):
     Parameters: query, key, value and output, each with weight (fan_in, width) and, unless
     `bias` is false, bias (width,), which starts at 0.
 
-    Going step by step, it remembers K and V of all steps so far; of the input "memory",
+    Going step by step, it remembers K and V of all steps so far; of the input "source",
     which has to be there at every step, it computes them once.
     """
 
@@ -88,7 +88,7 @@ class MultiHeadAttention(Layer):
     bias: bool = True
     initializer: Initializer = field(default=glorot_uniform, repr=False)
 
-    input_kinds: ClassVar = {"x": "real floating", "memory": "real floating", "mask": "bool"}
+    input_kinds: ClassVar = {"x": "real floating", "source": "real floating", "mask": "bool"}
 
     def __post_init__(self):
         for name in ("causal", "rotary", "bias"):
@@ -108,7 +108,7 @@ class MultiHeadAttention(Layer):
         named, _ = inputs_by_name(self, shape)
         for name in named.keys() - {"mask"}:
             expect_sequence("MultiHeadAttention", named[name])
-        width, other = named["x"][-1], named.get("memory", named["x"])[-1]
+        width, other = named["x"][-1], named.get("source", named["x"])[-1]
         fits = self.head_width is not None or width % self.heads == 0
         expect(fits, "{} heads cannot share a width of {}", self.heads, width)
         each = self.head_width or width // self.heads
@@ -137,7 +137,7 @@ class MultiHeadAttention(Layer):
             If the mask is not boolean, or an array is of another library.
         """
         named, given = inputs_by_name(self, x)
-        x, source = named["x"], named.get("memory", named["x"])
+        x, source = named["x"], named.get("source", named["x"])
         times, places = _positions(x), _positions(source)
         query = self._queries(params, x, times)
         key, value = self._keys(params, source, places)
@@ -151,13 +151,13 @@ class MultiHeadAttention(Layer):
         heads, spent = attend(*wide, causal=self.causal)
         heads = narrowed(heads, like=query)
         joined = self._joined(heads)
-        memory = named.get("memory", ())
-        cache = (x, memory, given, query, key, value, allowed, kept, spent, joined)
+        other = named.get("source", ())
+        cache = (x, other, given, query, key, value, allowed, kept, spent, joined)
         return self._map(params, "output", joined), state, cache
 
     def backward(self, params, cache, dy):
-        x, memory, given, query, key, value, allowed, kept, spent, joined = cache
-        source = x if isinstance(memory, tuple) else memory
+        x, other, given, query, key, value, allowed, kept, spent, joined = cache
+        source = x if isinstance(other, tuple) else other
         grads = {}
 
         def back(name, x, dy):
@@ -185,8 +185,8 @@ class MultiHeadAttention(Layer):
         named, _ = inputs_by_name(self, x)
         xp, place = namespace(named["x"]), device(named["x"])
         step = xp.zeros((), dtype=xp.int32, device=place)
-        if "memory" in named:
-            key, value = self._keys(params, named["memory"], _positions(named["memory"]))
+        if "source" in named:
+            key, value = self._keys(params, named["source"], _positions(named["source"]))
             return {"step": step, "key": key, "value": value}
         if not self.causal:
             raise TypeError(f"{self} cannot go step by step: it looks at later ones, not causal")
@@ -207,7 +207,7 @@ class MultiHeadAttention(Layer):
         now = xp.reshape(step, (1,))
         places = _positions(memory["key"][:, 0, :, :])
         new = {"step": step + 1}
-        if "memory" not in named:
+        if "source" not in named:
             here = places == now
             for name, row in zip(("key", "value"), self._keys(params, x, now), strict=True):
                 new[name] = xp.where(here[:, None], row, memory[name])

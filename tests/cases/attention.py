@@ -26,7 +26,7 @@ def attention(heads, key_heads=None, causal=False, rotary=False):
 
     def theirs(t, g):
         given = g.x if isinstance(g.x, dict) else {"x": g.x}
-        x, source, allowed = given["x"], given.get("memory", given["x"]), given.get("mask")
+        x, source, allowed = given["x"], given.get("source", given["x"]), given.get("mask")
 
         def split(name, x, heads):
             y = linear(t, g.params[name], x).unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -54,7 +54,7 @@ def module(heads, causal=False):
 
     def theirs(t, g):
         given = g.x if isinstance(g.x, dict) else {"x": g.x}
-        x, source = given["x"], given.get("memory", given["x"])
+        x, source = given["x"], given.get("source", given["x"])
         width, other = x.shape[-1], source.shape[-1]
         bias = "bias" in g.params["query"]
         made = t.nn.MultiheadAttention(
@@ -110,11 +110,11 @@ def decoder_layer(heads, hidden):
         masks = {
             "tgt_mask": t.ones(x.shape[1], x.shape[1], dtype=t.bool).triu(1),
             "tgt_key_padding_mask": ~g.x["mask"],
-            "memory_key_padding_mask": ~g.x["memory_mask"],
+            "memory_key_padding_mask": ~g.x["source_mask"],
         }
         names = {"attention": "self_attn", "cross": "multihead_attn"}
         parts = layer_as_theirs(t, g.params, names)
-        return t.func.functional_call(made, parts, (x, g.x["memory"]), masks)
+        return t.func.functional_call(made, parts, (x, g.x["source"]), masks)
 
     return theirs
 
@@ -151,16 +151,16 @@ def masked(generator, shapes):
         return generator.standard_normal(shape)
 
     x = shape_map(draw, shapes)
-    for name in x.keys() & {"mask", "memory_mask"}:
+    for name in x.keys() & {"mask", "source_mask"}:
         allowed = x[name] > -0.7
         allowed[..., 0] = True  # the first key, which is all that a causal first query may see
-        allowed[-1:] = name == "memory_mask" or allowed.shape[0] < 2
+        allowed[-1:] = name == "source_mask" or allowed.shape[0] < 2
         x[name] = allowed
     return x
 
 
 def sweep():
-    shapes = {"x": (4, 5), "memory": (6, 3)}
+    shapes = {"x": (4, 5), "source": (6, 3)}
     pairs = {None: None, "keys": {False: (4,), True: (6,)}, "pairs": {False: (4, 4), True: (4, 6)}}
     for causal, mask, cross, grouped in product((False, True), pairs, (False, True), (False, True)):
         rotary = causal ^ cross ^ grouped  # half of all: any three options still meet in every way
@@ -178,8 +178,8 @@ def sweep():
 OWN_NUMBERS = "other random numbers"
 NO_SUCH_LAYER = "no such layer"
 PADDED = {"x": (5, 7), "mask": (5,)}
-CROSSED = {"x": (4, 6), "memory": (5, 3), "mask": (5,)}
-TRANSLATED = {"x": (4, 6), "mask": (4,), "memory": (5, 6), "memory_mask": (5,)}
+CROSSED = {"x": (4, 6), "source": (5, 3), "mask": (5,)}
+TRANSLATED = {"x": (4, 6), "mask": (4,), "source": (5, 6), "source_mask": (5,)}
 
 CASES = [
     Case(nn.MultiHeadAttention(2, causal=True, bias=False), (5, 6), module(2, causal=True)),
@@ -192,7 +192,7 @@ CASES = [
     ),
     Case(nn.MultiHeadAttention(2, dropout=0.3), {"x": (4, 6), "mask": (4, 4)}, OWN_NUMBERS),
     Case(nn.MultiHeadAttention(1), (1, 1), module(1), thorough=True),
-    Case(nn.MultiHeadAttention(3), {"x": (4, 6), "memory": (5, 4)}, module(3), thorough=True),
+    Case(nn.MultiHeadAttention(3), {"x": (4, 6), "source": (5, 4)}, module(3), thorough=True),
     Case(nn.MultiHeadAttention(2, causal=True), (4, 6), module(2, causal=True), thorough=True),
     *sweep(),
     Case(nn.PositionEmbedding(7), (5, 3), position_embedding),
