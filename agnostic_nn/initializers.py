@@ -10,18 +10,8 @@ from dataclasses import KW_ONLY, dataclass
 from functools import singledispatch
 from typing import Any
 
-from .core.arrays import (
-    Array,
-    Key,
-    Shape,
-    device,
-    expect,
-    expect_choice,
-    expect_function,
-    expect_number,
-    expect_positive,
-    namespace,
-)
+from .core.arrays import Array, Key, Shape, device, namespace
+from .core.errors import expect, expect_choice, expect_function, expect_number, expect_positive
 from .core.random import normal, uniform
 from .ops import erf
 

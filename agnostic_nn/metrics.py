@@ -14,7 +14,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .core.arrays import Array, device, expect, expect_axis, expect_count, expect_integer, namespace
+from .core.arrays import Array, device, expect_axis, namespace
+from .core.errors import expect, expect_count, expect_integer
 from .core.trees import tree_map
 from .ops import log_softmax
 

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 
-from .core.arrays import (
-    Array,
+from .core.arrays import Array, namespace
+from .core.errors import (
     described,
     expect,
     expect_count,
@@ -19,7 +19,6 @@ from .core.arrays import (
     expect_integers,
     expect_number,
     expect_positive,
-    namespace,
 )
 
 __all__ = [

@@ -19,7 +19,7 @@ from agnostic_nn_backends import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 LEVELS = (
-    {"core.atomic", "core.guards.names", "core.guards.values"},
+    {"core.atomic", "core.errors", "core.guards.names", "core.guards.values"},
     {"core.arrays", "core.guards.snapshot", "core.trees", "display.tables"},
     {"core.guards.watching", "core.windows", "ops.precision"},
     {"core.guards.guarding", "ops.elementwise", "ops.padding", "ops.reductions"},

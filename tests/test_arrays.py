@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from agnostic_nn.core import arrays
-from agnostic_nn.core.arrays import RowMask, device, expect, first_true, namespace, register, size
+from agnostic_nn.core.arrays import RowMask, device, first_true, namespace, register, size
+from agnostic_nn.core.errors import expect
 
 
 class Foreign:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.arrays import expect
+from ..core.errors import expect
 from ..layers.base import Layer, not_a_layer
 
 __all__ = ["Wrapper", "changed", "common", "expect_layers"]

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.arrays import device, expect, namespace
+from ..core.arrays import device, namespace
+from ..core.errors import expect
 from ..core.random import split
 from ..core.trees import leaves, tree_map, tree_sum
 from ..layers.base import Layer

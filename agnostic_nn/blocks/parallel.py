@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.arrays import expect, expect_choice
+from ..core.errors import expect, expect_choice
 from ..core.random import split
 from ..core.trees import tree_sum
 from ..layers.base import Layer

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from ..core.arrays import device, expect, expect_count, namespace
+from ..core.arrays import device, namespace
+from ..core.errors import expect, expect_count
 from ..core.random import split
 from ..core.trees import leaves, tree_map
 from ..ops import scan

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..core.arrays import expect
+from ..core.errors import expect
 from ..core.random import fold
 from ..core.trees import tree_map, tree_sum
 from ..layers.base import Layer

@@ -4,7 +4,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import cache
 from typing import ClassVar
 
-from ..core.arrays import expect, expect_count, expect_flag, expect_number
+from ..core.errors import expect, expect_count, expect_flag, expect_number
 from ..core.random import split
 from ..layers.activations import GELU
 from ..layers.attention import MultiHeadAttention, beside_x, inputs_by_name

@@ -9,7 +9,8 @@ import math
 from functools import singledispatch
 from typing import Any
 
-from .arrays import Array, Key, Shape, device, expect, float_bits, namespace
+from .arrays import Array, Key, Shape, device, float_bits, namespace
+from .errors import expect
 
 __all__ = [
     "bernoulli",

@@ -13,7 +13,8 @@ TensorFlow and Keras; with s = 1 the length stays the same).
 
 from typing import Any
 
-from .arrays import Shape, expect
+from .arrays import Shape
+from .errors import expect
 
 __all__ = [
     "Padding",

@@ -27,8 +27,8 @@ import numpy as np
 
 from .. import ops
 from ..core import random
-from ..core.arrays import expect_count
 from ..core.backend import Backend
+from ..core.errors import expect_count
 from ..core.trees import leaves, tree_map
 from ..display.tables import html_table, table
 from ..layers import Layer

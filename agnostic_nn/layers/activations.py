@@ -3,15 +3,8 @@
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
-from ..core.arrays import (
-    device,
-    expect,
-    expect_flag,
-    expect_integer,
-    expect_number,
-    expect_positive,
-    namespace,
-)
+from ..core.arrays import device, namespace
+from ..core.errors import expect, expect_flag, expect_integer, expect_number, expect_positive
 from ..ops import (
     above_zero,
     expm1_below,

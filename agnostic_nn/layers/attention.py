@@ -9,15 +9,8 @@ bfloat16 are computed in float32: sums in S may overflow, and P of many keys is 
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
-from ..core.arrays import (
-    device,
-    expect,
-    expect_count,
-    expect_flag,
-    expect_number,
-    expect_positive,
-    namespace,
-)
+from ..core.arrays import device, namespace
+from ..core.errors import expect, expect_count, expect_flag, expect_number, expect_positive
 from ..core.random import bernoulli, split
 from ..initializers import Initializer, expect_initializer, glorot_uniform
 from ..ops import attend, attend_backward, narrowed, widened

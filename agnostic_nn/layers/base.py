@@ -14,11 +14,10 @@ from ..core.arrays import (
     RowMask,
     Shape,
     State,
-    described,
-    expect,
     first_true,
     namespace,
 )
+from ..core.errors import described, expect
 from ..core.trees import leaves, named_leaves
 from ..ops import all_finite
 

@@ -32,7 +32,8 @@ and since an adjoint's adjoint is the map itself, with x and dy in each other's 
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
-from ..core.arrays import device, expect, expect_count, expect_flag, namespace
+from ..core.arrays import device, namespace
+from ..core.errors import expect, expect_count, expect_flag
 from ..core.random import split
 from ..core.windows import Padding, PerAxis, out_lengths, padding_per_axis, pads, per_axis, reaches
 from ..initializers import Initializer, expect_initializer, glorot_uniform

@@ -2,7 +2,8 @@
 
 from dataclasses import KW_ONLY, dataclass, field
 
-from ..core.arrays import device, expect, expect_count, expect_flag, namespace
+from ..core.arrays import device, namespace
+from ..core.errors import expect, expect_count, expect_flag
 from ..initializers import Initializer, expect_initializer, glorot_uniform
 from ..ops import sum_rows
 from .base import Layer

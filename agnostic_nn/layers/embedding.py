@@ -2,7 +2,8 @@
 
 from dataclasses import KW_ONLY, dataclass, field
 
-from ..core.arrays import expect, expect_count, first_true, namespace
+from ..core.arrays import first_true, namespace
+from ..core.errors import expect, expect_count
 from ..initializers import Initializer, TruncatedNormal, expect_initializer
 from ..ops import scatter_add
 from .base import Layer

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from ..core.arrays import device, expect, expect_integer, namespace
+from ..core.arrays import device, namespace
+from ..core.errors import expect, expect_integer
 from .base import Layer
 
 __all__ = ["Add", "Concatenate", "Multiply"]

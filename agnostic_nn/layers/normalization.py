@@ -8,15 +8,8 @@ term Σ gⱼ in dL/dx, which came through μ, is not there.
 import math
 from dataclasses import KW_ONLY, dataclass
 
-from ..core.arrays import (
-    RowMask,
-    device,
-    expect,
-    expect_count,
-    expect_flag,
-    expect_number,
-    namespace,
-)
+from ..core.arrays import RowMask, device, namespace
+from ..core.errors import expect, expect_count, expect_flag, expect_number
 from ..core.trees import tree_map
 from ..ops import (
     narrowed,

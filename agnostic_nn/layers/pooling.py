@@ -25,7 +25,8 @@ from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-from ..core.arrays import device, expect, expect_flag, namespace
+from ..core.arrays import device, namespace
+from ..core.errors import expect, expect_flag
 from ..core.windows import Pads, out_lengths, padding_per_axis, pads, per_axis
 from ..ops import (
     along,

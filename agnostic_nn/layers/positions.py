@@ -20,7 +20,8 @@ whose matrix is orthogonal: its transpose, which takes dy to dx, is its inverse,
 import math
 from dataclasses import KW_ONLY, dataclass, field
 
-from ..core.arrays import Array, Shape, device, expect, expect_count, expect_positive, namespace
+from ..core.arrays import Array, Shape, device, namespace
+from ..core.errors import expect, expect_count, expect_positive
 from ..initializers import Initializer, TruncatedNormal, expect_initializer
 from ..ops import is_narrow, narrowed, sum_over, widened
 from .base import Layer

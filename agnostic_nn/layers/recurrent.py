@@ -59,15 +59,8 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import ClassVar
 
-from ..core.arrays import (
-    device,
-    expect,
-    expect_choice,
-    expect_count,
-    expect_flag,
-    expect_number,
-    namespace,
-)
+from ..core.arrays import device, namespace
+from ..core.errors import expect, expect_choice, expect_count, expect_flag, expect_number
 from ..core.random import fold, split, uniform
 from ..core.trees import leaves, tree_map
 from ..initializers import Initializer, Orthogonal, expect_initializer, glorot_uniform

@@ -14,7 +14,8 @@ other, so it is reproducible, savable and safe under `jit`; every backend draws 
 import math
 from dataclasses import dataclass
 
-from ..core.arrays import expect, expect_number, namespace
+from ..core.arrays import namespace
+from ..core.errors import expect, expect_number
 from ..core.random import bernoulli, split, uniform
 from .base import Layer
 

@@ -6,7 +6,8 @@ Each layer here is a linear map A of every axis of space, y = A x, so dx = Aᵀ 
 import math
 from dataclasses import KW_ONLY, dataclass
 
-from ..core.arrays import device, expect, expect_choice, namespace
+from ..core.arrays import device, namespace
+from ..core.errors import expect, expect_choice
 from ..core.windows import Pads, padding_per_axis, per_axis
 from ..ops import crop, pad
 from .base import Layer

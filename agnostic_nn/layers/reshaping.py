@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..core.arrays import Array, device, expect, expect_function, expect_integers, namespace
+from ..core.arrays import Array, device, namespace
+from ..core.errors import expect, expect_function, expect_integers
 from ..ops import scatter_add
 from .base import Layer
 

@@ -12,17 +12,8 @@ from functools import partial, wraps
 from inspect import signature
 from typing import Any, NamedTuple
 
-from ..core.arrays import (
-    Array,
-    Shape,
-    device,
-    expect,
-    expect_choice,
-    expect_integer,
-    first_true,
-    namespace,
-    size,
-)
+from ..core.arrays import Array, Shape, device, first_true, namespace, size
+from ..core.errors import expect, expect_choice, expect_integer
 from ..core.trees import leaves, tree_map
 from ..ops import is_narrow, narrowed, widened
 

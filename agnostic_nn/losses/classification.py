@@ -13,17 +13,8 @@ PRML, eq. 4.106), so with sₖ = aₖ qₖ F'(qₖ)
 For F = log, s = a: that is the familiar q - p if the classes weigh 1 and p sums to 1.
 """
 
-from ..core.arrays import (
-    Array,
-    Shape,
-    device,
-    expect,
-    expect_axis,
-    expect_integer,
-    expect_number,
-    first_true,
-    namespace,
-)
+from ..core.arrays import Array, Shape, device, expect_axis, first_true, namespace
+from ..core.errors import expect, expect_integer, expect_number
 from ..metrics import accuracy, binary_accuracy
 from ..ops import log_softmax
 from .base import (

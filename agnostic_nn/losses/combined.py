@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..core.arrays import Array, described, expect, expect_function, expect_number, namespace
+from ..core.arrays import Array, namespace
+from ..core.errors import described, expect, expect_function, expect_number
 from ..core.trees import tree_map
 from ..metrics import finish_of, finished_by
 from .base import BatchLoss, Loss, Term, batch_loss, check_of, metrics_of, shown, takes

@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-from ..core.arrays import Array, Shape, expect_flag, expect_positive, first_true, namespace
+from ..core.arrays import Array, Shape, first_true, namespace
+from ..core.errors import expect_flag, expect_positive
 from .base import brings, check_numbers, expect_alike, nested_like, parts, reduced
 
 __all__ = ["gaussian_nll", "poisson_nll"]

@@ -7,7 +7,8 @@ Each is max(0, g) of a gap g that is linear in y, or a power of it, so that by t
 and at the kink, g = 0, the slope is 0.
 """
 
-from ..core.arrays import Array, expect, expect_axis, expect_number, namespace
+from ..core.arrays import Array, expect_axis, namespace
+from ..core.errors import expect, expect_number
 from ..metrics import accuracy, binary_accuracy
 from .base import brings, check_labels, check_signs, expect_alike, one_hot, reduced
 

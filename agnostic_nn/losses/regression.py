@@ -10,7 +10,8 @@ reduction there is one value per element.
 
 import math
 
-from ..core.arrays import Array, expect_positive, namespace
+from ..core.arrays import Array, namespace
+from ..core.errors import expect_positive
 from .base import brings, check_numbers, expect_alike, reduced
 
 __all__ = ["huber", "log_cosh", "mean_absolute_error", "mean_squared_error"]

@@ -37,16 +37,8 @@ paths that are at s at time t
 import math
 from typing import Any
 
-from ..core.arrays import (
-    Array,
-    Shape,
-    device,
-    expect,
-    expect_flag,
-    expect_integer,
-    first_true,
-    namespace,
-)
+from ..core.arrays import Array, Shape, device, first_true, namespace
+from ..core.errors import expect, expect_flag, expect_integer
 from ..ops import log_softmax, scan
 from .base import brings, reduced
 

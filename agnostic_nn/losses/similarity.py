@@ -9,7 +9,8 @@ the direction of v. A vector of length 0 has none: there v̂ is 0, and so is eve
 
 from typing import Any
 
-from ..core.arrays import Array, expect, expect_axis, expect_number, namespace
+from ..core.arrays import Array, expect_axis, namespace
+from ..core.errors import expect, expect_number
 from .base import brings, check_numbers, check_signs, expect_alike, nested_like, parts, reduced
 
 __all__ = ["cosine_distance", "cosine_embedding", "triplet_margin"]

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from functools import singledispatch
 from typing import Any
 
-from ..core.arrays import Array, Cache, Params, expect, namespace
+from ..core.arrays import Array, Cache, Params, namespace
+from ..core.errors import expect
 from ..core.trees import leaves, tree_map
 
 __all__ = ["lstm", "lstm_backward", "scan", "scan_as", "scan_into"]

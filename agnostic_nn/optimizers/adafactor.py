@@ -3,7 +3,8 @@
 import math
 from dataclasses import KW_ONLY, dataclass
 
-from ..core.arrays import Array, expect_number, expect_positive, namespace, size
+from ..core.arrays import Array, namespace, size
+from ..core.errors import expect_number, expect_positive
 from ..ops import norm
 from .base import NO_DECAY, Rate, Rule, zeros
 

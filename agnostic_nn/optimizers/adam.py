@@ -17,7 +17,8 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from ..core.arrays import Array, device, expect_flag, expect_number, expect_positive, namespace
+from ..core.arrays import Array, device, namespace
+from ..core.errors import expect_flag, expect_number, expect_positive
 from ..ops import norm
 from .base import NO_DECAY, Rate, Rule, weights_given, zeros
 

@@ -8,7 +8,8 @@ and stays so, and that number of θ takes no more steps, as in PyTorch; `ClipByG
 
 from dataclasses import KW_ONLY, dataclass
 
-from ..core.arrays import expect_flag, expect_number, expect_positive, namespace
+from ..core.arrays import namespace
+from ..core.errors import expect_flag, expect_number, expect_positive
 from .base import Rate, Rule, zeros
 
 __all__ = ["Adadelta", "Adagrad", "RMSprop"]

@@ -10,18 +10,8 @@ from functools import cache, partial
 from inspect import signature
 from typing import Any, Protocol
 
-from ..core.arrays import (
-    Array,
-    Moments,
-    Params,
-    described,
-    device,
-    expect,
-    expect_function,
-    expect_number,
-    expect_positive,
-    namespace,
-)
+from ..core.arrays import Array, Moments, Params, device, namespace
+from ..core.errors import described, expect, expect_function, expect_number, expect_positive
 from ..core.trees import leaves, tree_map
 
 __all__ = [

@@ -4,7 +4,8 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
-from ..core.arrays import Array, device, expect_count, expect_number, expect_positive, namespace
+from ..core.arrays import Array, device, namespace
+from ..core.errors import expect_count, expect_number, expect_positive
 from ..core.trees import tree_map
 from ..ops import scaled_norm, select
 from .base import (

@@ -2,7 +2,8 @@
 
 from dataclasses import KW_ONLY, dataclass
 
-from ..core.arrays import expect, expect_flag, expect_number, namespace
+from ..core.arrays import namespace
+from ..core.errors import expect, expect_flag, expect_number
 from .base import NO_DECAY, Rate, Rule, zeros
 
 __all__ = ["SGD", "Lion"]

@@ -3,16 +3,8 @@
 import math
 from dataclasses import KW_ONLY, dataclass, field
 
-from ..core.arrays import (
-    Array,
-    expect,
-    expect_count,
-    expect_flag,
-    expect_number,
-    expect_positive,
-    namespace,
-    size,
-)
+from ..core.arrays import Array, namespace, size
+from ..core.errors import expect, expect_count, expect_flag, expect_number, expect_positive
 from ..core.trees import leaves, named_leaves, unname
 from ..ops import norm
 from .adam import AdamW

@@ -3,7 +3,8 @@
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from ..core.arrays import Params, described, expect
+from ..core.arrays import Params
+from ..core.errors import described, expect
 from ..core.trees import leaves, named_leaves, unname
 from .base import (
     Optimizer,

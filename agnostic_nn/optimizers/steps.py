@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from ..core.arrays import Moments, Params, device, expect_number, namespace
+from ..core.arrays import Moments, Params, device, namespace
+from ..core.errors import expect_number
 from ..core.trees import tree_map
 from .base import Optimizer, count, expect_optimizer, first_leaf, update_by, weights_given, zeros
 

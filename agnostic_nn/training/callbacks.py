@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.arrays import (
+from ..core.errors import (
     expect,
     expect_choice,
     expect_count,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import blocks, initializers, layers, losses, optimizers, schedules
-from ..core.arrays import expect
+from ..core.errors import expect
 
 __all__ = ["describe", "rebuild"]
 

@@ -19,16 +19,9 @@ from typing import Any
 import numpy as np
 
 from ..core import random
-from ..core.arrays import (
-    described,
-    device,
-    expect,
-    expect_choice,
-    expect_number,
-    first_true,
-    namespace,
-)
+from ..core.arrays import device, first_true, namespace
 from ..core.backend import Backend
+from ..core.errors import described, expect, expect_choice, expect_number
 from ..core.trees import leaves, named_leaves, shape_map, tree_map
 
 __all__ = [

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.arrays import expect_list
+from ..core.errors import expect_list
 from ..display.pages import embedded, figure, svg
 from ..display.tables import folded, html_table, table
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.arrays import Shape, expect
+from ..core.arrays import Shape
+from ..core.errors import expect
 from ..core.trees import named_leaves
 from ..layers import Layer
 from ..losses.base import metrics_of

@@ -4,18 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..core.arrays import (
-    Array,
-    Moments,
-    Params,
-    RowMask,
-    State,
-    described,
-    expect,
-    expect_flag,
-    expect_function,
-    namespace,
-)
+from ..core.arrays import Array, Moments, Params, RowMask, State, namespace
+from ..core.errors import described, expect, expect_flag, expect_function
 from ..core.trees import leaves, tree_map
 from ..layers import Layer
 from ..layers.base import not_a_layer

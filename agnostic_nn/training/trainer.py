@@ -15,23 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core import random
-from ..core.arrays import (
-    Array,
-    Moments,
-    Params,
-    Shape,
-    State,
+from ..core.arrays import Array, Moments, Params, Shape, State, namespace
+from ..core.atomic import StateLost, into, settle
+from ..core.backend import Backend
+from ..core.backend import backend as choose
+from ..core.errors import (
     described,
     expect,
     expect_choice,
     expect_flag,
     expect_function,
     expect_text,
-    namespace,
 )
-from ..core.atomic import StateLost, into, settle
-from ..core.backend import Backend
-from ..core.backend import backend as choose
 from ..core.files import expect_path
 from ..core.guards import reads
 from ..core.trees import expect_nested, leaves, named_leaves, tree_map, unname

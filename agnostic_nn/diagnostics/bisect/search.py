@@ -44,9 +44,9 @@ from typing import Any
 
 import numpy as np
 
-from ...core.arrays import described, expect, expect_count
 from ...core.backend import Backend, BackendUnavailable
 from ...core.backend import backend as choose
+from ...core.errors import described, expect, expect_count
 from ...core.policies import PRECISIONS
 from ...core.trees import leaves, tree_map
 from ...display.tables import folded, html_table, table

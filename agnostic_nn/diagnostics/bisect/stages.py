@@ -26,8 +26,8 @@ from zipfile import ZIP_STORED, ZipFile
 import numpy as np
 
 from ...blocks import Graph, Parallel, Residual, TransformerBlock
-from ...core.arrays import expect
 from ...core.backend import BackendUnavailable
+from ...core.errors import expect
 from ...core.files import kind_of, replacing
 from ...core.random import words
 from ...core.trees import leaves, named_leaves, tree_map

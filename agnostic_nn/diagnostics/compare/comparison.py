@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from ...core import policies, random
-from ...core.arrays import Moments, Params, State, described, expect_list, namespace
+from ...core.arrays import Moments, Params, State, namespace
 from ...core.backend import Backend, BackendUnavailable, backends
 from ...core.backend import backend as choose
+from ...core.errors import described, expect_list
 from ...core.trees import leaves, named_leaves, tree_map
 from ...losses.base import no_context, takes
 from ...training.checkpoint import digest

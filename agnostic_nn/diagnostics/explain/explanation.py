@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ...core import random
-from ...core.arrays import Params, State, expect, expect_function, namespace
+from ...core.arrays import Params, State, namespace
 from ...core.backend import Backend
 from ...core.backend import backend as choose
+from ...core.errors import expect, expect_function
 from ...core.trees import expect_nested, leaves, named_leaves, tree_map, unname
 from ...display.pages import framed
 from ...layers import Layer

@@ -47,20 +47,10 @@ from typing import Any
 import numpy as np
 
 from ...core import random
-from ...core.arrays import (
-    Array,
-    Params,
-    RowMask,
-    Shape,
-    State,
-    described,
-    expect,
-    expect_count,
-    expect_function,
-    expect_integer,
-)
+from ...core.arrays import Array, Params, RowMask, Shape, State
 from ...core.backend import Backend, BackendUnavailable, backend
 from ...core.backend import backends as installed
+from ...core.errors import described, expect, expect_count, expect_function, expect_integer
 from ...core.trees import leaves, named_leaves, shape_map, tree_map, unname
 from ...display.tables import folded, html_table, table
 from ...layers.base import Layer, is_shape, kinds
