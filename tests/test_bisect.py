@@ -18,7 +18,7 @@ from agnostic_nn import ops
 from agnostic_nn.blocks import graph, parallel, residual
 from agnostic_nn.core.arrays import device, namespace
 from agnostic_nn.core.trees import tree_map
-from agnostic_nn.diagnostics.bisect import PieceFails, noise, search, stages
+from agnostic_nn.diagnostics.bisect import StageFailed, noise, search, stages
 from agnostic_nn.diagnostics.cli.main import main
 from agnostic_nn.layers import convolution, normalization, regularization
 from agnostic_nn.layers.base import outline
@@ -966,7 +966,7 @@ def test_a_backend_on_which_a_layer_raises_is_named(backend):
         raise AttributeError("not here")
         yield
 
-    with pytest.raises(PieceFails, match="AttributeError: not here") as raised:
+    with pytest.raises(StageFailed, match="AttributeError: not here") as raised:
         bisected(IMAGES, images(), "numpy", broken(backend, failing))
     assert str(raised.value).startswith(f"0, {outline(IMAGES.layers[0])} fails on {backend}@")
     assert isinstance(raised.value.__cause__, AttributeError)
@@ -1012,14 +1012,14 @@ STRANGERS = {  # what refuses, the steps before, and what is said to fail where
 @pytest.mark.parametrize(("refuses", "steps", "said"), STRANGERS.values(), ids=STRANGERS)
 def test_wherever_a_layer_raises_it_is_said(refuses, steps, said):
     model = nn.Sequential(nn.Dense(4), Picky(refuses), nn.Dense(3))
-    with pytest.raises(PieceFails, match=f"{said}.*: AttributeError: not so"):
+    with pytest.raises(StageFailed, match=f"{said}.*: AttributeError: not so"):
         nn.bisect(model, nn.softmax_cross_entropy, nn.SGD(), *ONES, "numpy", steps=steps)
 
 
 def test_a_layer_that_raises_the_second_time_is_named_too():
     times = count()
     picky = Picky(lambda way, x: way == "forward" and in_the_reference(x) and next(times) == 1)
-    with pytest.raises(PieceFails, match=r"^1, Picky\(\) fails on the reference.*: not so"):
+    with pytest.raises(StageFailed, match=r"^1, Picky\(\) fails on the reference.*: not so"):
         nn.bisect(
             nn.Sequential(nn.Dense(4), picky, nn.Dense(3)),
             nn.softmax_cross_entropy,
@@ -1033,7 +1033,7 @@ def test_a_loss_that_raises_is_named():
     def picky(y, target):
         raise AttributeError("not so")
 
-    with pytest.raises(PieceFails, match=r"^picky fails on the reference.*: not so"):
+    with pytest.raises(StageFailed, match=r"^picky fails on the reference.*: not so"):
         nn.bisect(nn.Dense(3), picky, nn.SGD(), *ONES, "numpy")
 
 

@@ -1,4 +1,4 @@
-"""Specimens: one of each layer, loss and optimizer, small and ready to be run.
+"""Examples: one of each layer, loss and optimizer, small and ready to be run.
 
 `agnostic-nn check` holds them to the oracles, `agnostic-nn conformance` holds a library to
 NumPy with them. A line each; what is new to the library gets a line here.
@@ -17,11 +17,11 @@ from ..core.arrays import Shape, device, namespace
 from ..core.trees import shape_map, tree_map
 from ..layers.base import Layer
 
-__all__ = ["LAYERS", "LOSSES", "OPTIMIZERS", "LossOf", "Specimen", "drawn", "loss_of"]
+__all__ = ["LAYERS", "LOSSES", "OPTIMIZERS", "Example", "LossOf", "drawn", "loss_of"]
 
 
 @dataclass(frozen=True, eq=False)  # shapes may be dicts, which do not hash
-class Specimen:
+class Example:
     """A layer, the shape of one example, and `draw` as `check` takes it."""
 
     layer: Layer
@@ -144,89 +144,87 @@ def _every_other(x: Any) -> Any:
 _NEXT: Shape = (5, 3)  # time and width
 
 LAYERS = (
-    Specimen(layers.AdaptiveAveragePool(2), (5, 3, 2)),
-    Specimen(layers.AdaptiveMaxPool(2), (5, 3, 2)),
-    Specimen(layers.Add(), ((3,), (3,))),
-    Specimen(layers.AveragePool1D(3, stride=2, padding=1), (7, 2)),
-    Specimen(layers.AveragePool2D((2, 3)), (5, 7, 2)),
-    Specimen(layers.AveragePool3D(2, stride=1), (3, 2, 4, 2)),
-    Specimen(layers.BatchNorm(), (4,)),
-    Specimen(layers.CELU(0.5), (5,)),
-    Specimen(layers.Concatenate(), ((5, 3), (5, 2))),
-    Specimen(layers.Conv1D(4, 3, stride=2, padding=((2, 1),), dilation=2, groups=2), (8, 2)),
-    Specimen(layers.Conv2D(4, (3, 2), stride=(2, 1), padding="same"), (5, 7, 3)),
-    Specimen(layers.Conv3D(2, 2, padding=1), (3, 2, 3, 2)),
-    Specimen(
-        layers.ConvTranspose1D(4, 3, stride=3, dilation=2, groups=2, output_padding=2), (4, 2)
-    ),
-    Specimen(layers.ConvTranspose2D(4, (3, 2), stride=(2, 3), padding="same"), (3, 2, 3)),
-    Specimen(layers.ConvTranspose3D(2, 2), (3, 2, 2, 3)),
-    Specimen(layers.Crop((1, 0)), (5, 3, 2)),
-    Specimen(layers.Dense(3), (4,)),
-    Specimen(layers.DropPath(0.3), (3, 2)),
-    Specimen(layers.Dropout(0.3), (5,)),
-    Specimen(layers.ELU(1.5), (5,)),
-    Specimen(layers.Embedding(5, 3), (4,)),
-    Specimen(layers.Flatten(), (2, 3)),
-    Specimen(blocks.Freeze(blocks.Sequential(layers.Dense(3), layers.Tanh())), (4,)),
-    Specimen(layers.GEGLU(), (6,)),
-    Specimen(layers.GELU(), (5,)),
-    Specimen(layers.GLU(), (6,)),
-    Specimen(layers.GRU(4), _NEXT),
-    Specimen(layers.GaussianNoise(0.5), (3,)),
-    Specimen(layers.GlobalAveragePool(), (3, 5, 2)),
-    Specimen(layers.GlobalMaxPool(), (3, 5, 2)),
-    Specimen(
+    Example(layers.AdaptiveAveragePool(2), (5, 3, 2)),
+    Example(layers.AdaptiveMaxPool(2), (5, 3, 2)),
+    Example(layers.Add(), ((3,), (3,))),
+    Example(layers.AveragePool1D(3, stride=2, padding=1), (7, 2)),
+    Example(layers.AveragePool2D((2, 3)), (5, 7, 2)),
+    Example(layers.AveragePool3D(2, stride=1), (3, 2, 4, 2)),
+    Example(layers.BatchNorm(), (4,)),
+    Example(layers.CELU(0.5), (5,)),
+    Example(layers.Concatenate(), ((5, 3), (5, 2))),
+    Example(layers.Conv1D(4, 3, stride=2, padding=((2, 1),), dilation=2, groups=2), (8, 2)),
+    Example(layers.Conv2D(4, (3, 2), stride=(2, 1), padding="same"), (5, 7, 3)),
+    Example(layers.Conv3D(2, 2, padding=1), (3, 2, 3, 2)),
+    Example(layers.ConvTranspose1D(4, 3, stride=3, dilation=2, groups=2, output_padding=2), (4, 2)),
+    Example(layers.ConvTranspose2D(4, (3, 2), stride=(2, 3), padding="same"), (3, 2, 3)),
+    Example(layers.ConvTranspose3D(2, 2), (3, 2, 2, 3)),
+    Example(layers.Crop((1, 0)), (5, 3, 2)),
+    Example(layers.Dense(3), (4,)),
+    Example(layers.DropPath(0.3), (3, 2)),
+    Example(layers.Dropout(0.3), (5,)),
+    Example(layers.ELU(1.5), (5,)),
+    Example(layers.Embedding(5, 3), (4,)),
+    Example(layers.Flatten(), (2, 3)),
+    Example(blocks.Freeze(blocks.Sequential(layers.Dense(3), layers.Tanh())), (4,)),
+    Example(layers.GEGLU(), (6,)),
+    Example(layers.GELU(), (5,)),
+    Example(layers.GLU(), (6,)),
+    Example(layers.GRU(4), _NEXT),
+    Example(layers.GaussianNoise(0.5), (3,)),
+    Example(layers.GlobalAveragePool(), (3, 5, 2)),
+    Example(layers.GlobalMaxPool(), (3, 5, 2)),
+    Example(
         blocks.Graph(a=(layers.Dense(4), "x"), b=(layers.Tanh(), "a"), c=(blocks.Shared("a"), "b")),
         (4,),
     ),
-    Specimen(layers.GroupNorm(2), (3, 6)),
-    Specimen(layers.HardSigmoid(), (5,)),
-    Specimen(layers.HardSwish(), (5,)),
-    Specimen(layers.HardTanh(), (5,)),
-    Specimen(layers.InstanceNorm(), (5, 2)),
-    Specimen(layers.LSTM(4), _NEXT),
-    Specimen(layers.Lambda(_every_other), _NEXT),
-    Specimen(layers.LayerNorm(), (5,)),
-    Specimen(layers.LeakyReLU(), (5,)),
-    Specimen(layers.LogSoftmax(), (4,)),
-    Specimen(layers.MaxPool1D(3, stride=1, padding="same", dilation=2), (7, 2)),
-    Specimen(layers.MaxPool2D(3, stride=2, padding=1), (5, 7, 2)),
-    Specimen(layers.MaxPool3D(2, stride=(1, 2, 1)), (3, 5, 2, 2)),
-    Specimen(layers.Mish(), (5,)),
-    Specimen(
+    Example(layers.GroupNorm(2), (3, 6)),
+    Example(layers.HardSigmoid(), (5,)),
+    Example(layers.HardSwish(), (5,)),
+    Example(layers.HardTanh(), (5,)),
+    Example(layers.InstanceNorm(), (5, 2)),
+    Example(layers.LSTM(4), _NEXT),
+    Example(layers.Lambda(_every_other), _NEXT),
+    Example(layers.LayerNorm(), (5,)),
+    Example(layers.LeakyReLU(), (5,)),
+    Example(layers.LogSoftmax(), (4,)),
+    Example(layers.MaxPool1D(3, stride=1, padding="same", dilation=2), (7, 2)),
+    Example(layers.MaxPool2D(3, stride=2, padding=1), (5, 7, 2)),
+    Example(layers.MaxPool3D(2, stride=(1, 2, 1)), (3, 5, 2, 2)),
+    Example(layers.Mish(), (5,)),
+    Example(
         layers.MultiHeadAttention(4, key_heads=2, head_width=2, causal=True, rotary=True),
         {"x": (5, 3), "mask": (5,)},
     ),
-    Specimen(layers.Multiply(), ((3,), (3,))),
-    Specimen(layers.PReLU(), (5,)),
-    Specimen(blocks.Parallel(layers.Dense(3), layers.Tanh()), (3,)),
-    Specimen(layers.PositionEmbedding(7), _NEXT),
-    Specimen(layers.RMSNorm(), (5,)),
-    Specimen(layers.RNN(4), _NEXT),
-    Specimen(layers.ReLU(), (5,)),
-    Specimen(layers.ReLU6(), (5,)),
-    Specimen(blocks.Recompute(blocks.Sequential(layers.Dense(3), layers.Tanh())), (4,)),
-    Specimen(blocks.Repeat(blocks.Residual(layers.Dense(3), layers.Tanh()), 2), (3,)),
-    Specimen(layers.Reshape((3, -1)), (2, 6)),
-    Specimen(blocks.Residual(layers.Dense(3)), (3,)),
-    Specimen(layers.SELU(), (5,)),
-    Specimen(blocks.Sequential(layers.Dense(4), layers.GELU(), layers.Dense(2)), (3,)),
-    Specimen(layers.SiLU(), (5,)),
-    Specimen(layers.Sigmoid(), (5,)),
-    Specimen(layers.SinusoidalPositions(), (5, 6)),
-    Specimen(layers.Softmax(), (4,)),
-    Specimen(layers.Softplus(), (5,)),
-    Specimen(layers.Softsign(), (5,)),
-    Specimen(layers.SpatialDropout(0.3), (3, 4)),
-    Specimen(layers.SwiGLU(), (6,)),
-    Specimen(layers.Tanh(), (5,)),
-    Specimen(layers.Threshold(0.3, -0.2), (5,)),
-    Specimen(blocks.TransformerBlock(layers.MultiHeadAttention(2), hidden=5), (3, 4)),
-    Specimen(layers.Transpose((2, 1)), _NEXT),
-    Specimen(layers.Unembedding(5), _NEXT),
-    Specimen(layers.Upsample((2, 3), mode="linear"), (5, 3, 2)),
-    Specimen(layers.ZeroPad((1, 0)), (3, 2, 2)),
+    Example(layers.Multiply(), ((3,), (3,))),
+    Example(layers.PReLU(), (5,)),
+    Example(blocks.Parallel(layers.Dense(3), layers.Tanh()), (3,)),
+    Example(layers.PositionEmbedding(7), _NEXT),
+    Example(layers.RMSNorm(), (5,)),
+    Example(layers.RNN(4), _NEXT),
+    Example(layers.ReLU(), (5,)),
+    Example(layers.ReLU6(), (5,)),
+    Example(blocks.Recompute(blocks.Sequential(layers.Dense(3), layers.Tanh())), (4,)),
+    Example(blocks.Repeat(blocks.Residual(layers.Dense(3), layers.Tanh()), 2), (3,)),
+    Example(layers.Reshape((3, -1)), (2, 6)),
+    Example(blocks.Residual(layers.Dense(3)), (3,)),
+    Example(layers.SELU(), (5,)),
+    Example(blocks.Sequential(layers.Dense(4), layers.GELU(), layers.Dense(2)), (3,)),
+    Example(layers.SiLU(), (5,)),
+    Example(layers.Sigmoid(), (5,)),
+    Example(layers.SinusoidalPositions(), (5, 6)),
+    Example(layers.Softmax(), (4,)),
+    Example(layers.Softplus(), (5,)),
+    Example(layers.Softsign(), (5,)),
+    Example(layers.SpatialDropout(0.3), (3, 4)),
+    Example(layers.SwiGLU(), (6,)),
+    Example(layers.Tanh(), (5,)),
+    Example(layers.Threshold(0.3, -0.2), (5,)),
+    Example(blocks.TransformerBlock(layers.MultiHeadAttention(2), hidden=5), (3, 4)),
+    Example(layers.Transpose((2, 1)), _NEXT),
+    Example(layers.Unembedding(5), _NEXT),
+    Example(layers.Upsample((2, 3), mode="linear"), (5, 3, 2)),
+    Example(layers.ZeroPad((1, 0)), (3, 2, 2)),
 )
 
 _ONE = {"y": (5,), "target": (5,)}
@@ -237,27 +235,27 @@ _THREE = {"y": ((3, 4), (3, 4), (3, 4)), "target": (0,)}
 _SHARES = {"y": (2, 4), "target": (2, 4)}
 
 LOSSES = (
-    Specimen(loss_of(losses.binary_cross_entropy), _ONE, drawn(_chances)),
-    Specimen(loss_of(losses.cosine_distance), _SHARES, drawn(_numbers)),
-    Specimen(loss_of(losses.cosine_embedding, margin=0.1), _PAIR, drawn(_signs)),
-    Specimen(
+    Example(loss_of(losses.binary_cross_entropy), _ONE, drawn(_chances)),
+    Example(loss_of(losses.cosine_distance), _SHARES, drawn(_numbers)),
+    Example(loss_of(losses.cosine_embedding, margin=0.1), _PAIR, drawn(_signs)),
+    Example(
         loss_of(losses.ctc, labels=True, blank=3), {"y": (6, 4), "target": (2,)}, drawn(_spelled)
     ),
-    Specimen(loss_of(losses.gaussian_nll), _TWO, drawn(_numbers, _positive)),
-    Specimen(loss_of(losses.hinge), _ONE, drawn(_signs)),
-    Specimen(loss_of(losses.huber, delta=0.7), _ONE, drawn(_numbers)),
-    Specimen(loss_of(losses.kl_divergence), _SHARES, drawn(_distributions, _log_chances)),
-    Specimen(loss_of(losses.log_cosh), _ONE, drawn(_numbers)),
-    Specimen(loss_of(losses.mean_absolute_error), _ONE, drawn(_numbers)),
-    Specimen(loss_of(losses.mean_squared_error), _ONE, drawn(_numbers)),
-    Specimen(loss_of(losses.multi_class_margin, labels=True), _CLASS, drawn(_labels)),
-    Specimen(
+    Example(loss_of(losses.gaussian_nll), _TWO, drawn(_numbers, _positive)),
+    Example(loss_of(losses.hinge), _ONE, drawn(_signs)),
+    Example(loss_of(losses.huber, delta=0.7), _ONE, drawn(_numbers)),
+    Example(loss_of(losses.kl_divergence), _SHARES, drawn(_distributions, _log_chances)),
+    Example(loss_of(losses.log_cosh), _ONE, drawn(_numbers)),
+    Example(loss_of(losses.mean_absolute_error), _ONE, drawn(_numbers)),
+    Example(loss_of(losses.mean_squared_error), _ONE, drawn(_numbers)),
+    Example(loss_of(losses.multi_class_margin, labels=True), _CLASS, drawn(_labels)),
+    Example(
         loss_of(losses.negative_log_likelihood, labels=True), _CLASS, drawn(_labels, _log_chances)
     ),
-    Specimen(loss_of(losses.poisson_nll), _ONE, drawn(_chances)),
-    Specimen(loss_of(losses.softmax_cross_entropy, labels=True), _CLASS, drawn(_labels)),
-    Specimen(loss_of(losses.squared_hinge), _ONE, drawn(_signs)),
-    Specimen(loss_of(losses.triplet_margin, margin=0.5), _THREE, drawn(_numbers)),
+    Example(loss_of(losses.poisson_nll), _ONE, drawn(_chances)),
+    Example(loss_of(losses.softmax_cross_entropy, labels=True), _CLASS, drawn(_labels)),
+    Example(loss_of(losses.squared_hinge), _ONE, drawn(_signs)),
+    Example(loss_of(losses.triplet_margin, margin=0.5), _THREE, drawn(_numbers)),
 )
 
 OPTIMIZERS = (

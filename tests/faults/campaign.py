@@ -20,7 +20,7 @@ import numpy as np
 
 import agnostic_nn as nn
 from agnostic_nn.core.files import write_text
-from agnostic_nn.diagnostics.bisect import PieceFails, search
+from agnostic_nn.diagnostics.bisect import StageFailed, search
 from agnostic_nn.diagnostics.compare import compare, comparison
 from agnostic_nn.diagnostics.compare.report import PROBED
 from agnostic_nn.display.tables import markdown_table
@@ -117,7 +117,7 @@ def bisected(fault: Fault, steps: int = 1) -> Answer:
     """Ask `bisect` about a backend with a fault."""
     try:
         found = _bisect(fault.model, SEED, clean(), _side(fault), steps)
-    except PieceFails as error:
+    except StageFailed as error:
         return Answer("failed", said=str(error))
     first = found.first
     if first is None:

@@ -1,9 +1,9 @@
 """Bisect: two backends in lock step, and the first layer that they compute differently.
 
-`pieces.py` takes a training step apart, `noise.py` samples what rounding may do to a piece, and
-`bisecting.py` holds both backends' pieces to that.
+`stages.py` takes a training step apart, `noise.py` samples what rounding may do to a stage, and
+`bisecting.py` holds both backends' stages to that.
 """
 
-from .search import Bisection, Finding, PieceFails, bisect, replay
+from .search import Bisection, Finding, StageFailed, bisect, replay
 
-__all__ = ["Bisection", "Finding", "PieceFails", "bisect", "replay"]
+__all__ = ["Bisection", "Finding", "StageFailed", "bisect", "replay"]

@@ -1,15 +1,15 @@
-"""Bisect: find the first piece of a training step or a prediction that two backends compute
+"""Bisect: find the first stage of a training step or a prediction that two backends compute
 differently.
 
-A step, and a prediction after it, are taken apart (see `pieces`), and each backend is given, for
-each piece, the same numbers: those of the reference, rounded to the narrower dtype of both. So no
-error, and no NaN, travels from one piece to the next, and what differs differs because of that
-piece. Both are compared with the same piece in float64 from the same numbers, so it is known
+A step, and a prediction after it, are taken apart (see `stages`), and each backend is given, for
+each stage, the same numbers: those of the reference, rounded to the narrower dtype of both. So no
+error, and no NaN, travels from one stage to the next, and what differs differs because of that
+stage. Both are compared with the same stage in float64 from the same numbers, so it is known
 which of them is wrong. Random words and keys have to be equal.
 
-The last two pieces are the whole step and the whole prediction. They are called three times, with
+The last two stages are the whole step and the whole prediction. They are called three times, with
 other numbers in between, so that a backend records and repeats them as it does in training. If
-only they differ, all pieces are judged once more, called three times too: a result that depends
+only they differ, all stages are judged once more, called three times too: a result that depends
 on an earlier call is a difference.
 
 How far a result may lie from there follows from its dtype and from what is computed:
@@ -57,9 +57,9 @@ from ...optimizers import Optimizer
 from ...training import Trainer, make_step
 from ...training.data import batches, order
 from .noise import exactly, rounded
-from .stages import REFERENCE, Piece, PieceFails, cast, failing, pieces, read, write
+from .stages import REFERENCE, Stage, StageFailed, cast, failing, read, split_step, write
 
-__all__ = ["Bisection", "Finding", "PieceFails", "bisect", "replay"]
+__all__ = ["Bisection", "Finding", "StageFailed", "bisect", "replay"]
 
 FACTOR = 4.0  # of the spread
 AROUND = 3  # neighbours shown on either side
@@ -67,7 +67,7 @@ AROUND = 3  # neighbours shown on either side
 
 @dataclass(frozen=True)
 class Finding:
-    """One result of one piece on each backend, compared with the reference.
+    """One result of one stage on each backend, compared with the reference.
 
     largest: of the reference, in size. errors and tolerances: of the worst element, in the
     order of the backends. `index` is that element on the backend that is furthest past its
@@ -77,7 +77,7 @@ class Finding:
     """
 
     path: str
-    piece: str
+    stage: str
     part: str
     largest: float
     errors: tuple[float, ...]
@@ -105,13 +105,13 @@ class Finding:
 
     @property
     def kind(self) -> str:
-        """The piece without its hyper-parameters."""
-        return self.piece.partition("(")[0]
+        """The stage without its hyper-parameters."""
+        return self.stage.partition("(")[0]
 
     @property
     def name(self) -> str:
-        """The piece and where it is, such as "2.0, Dense(width=4)"."""
-        return ", ".join(filter(None, (self.path, self.piece)))
+        """The stage and where it is, such as "2.0, Dense(width=4)"."""
+        return ", ".join(filter(None, (self.path, self.stage)))
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Bisection:
     backends: tuple[str, ...]
     findings: tuple[Finding, ...]
     remark: str = ""
-    _pieces: tuple[Piece, ...] = field(default=(), repr=False, compare=False)
+    _stages: tuple[Stage, ...] = field(default=(), repr=False, compare=False)
     _names: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -191,10 +191,10 @@ class Bisection:
         return "".join([*parts, f"<p>{escape(self.remark)}</p>" if self.remark else ""])
 
     def save(self, path: str | os.PathLike, number: int | None = None) -> bool:
-        """Write the piece that `first` belongs to, with its inputs, for `replay`.
+        """Write the stage that `first` belongs to, with its inputs, for `replay`.
 
-        number: of another finding, whose piece to write instead. Returns whether the file holds
-        all that `replay` needs: it does not where this library does not define the piece.
+        number: of another finding, whose stage to write instead. Returns whether the file holds
+        all that `replay` needs: it does not where this library does not define the stage.
 
         Raises
         ------
@@ -205,8 +205,8 @@ class Bisection:
         """
         found = [i for i, one in enumerate(self.findings) if not one.holds]
         found = found if number is None else [number]
-        expect(len(found) > 0, "nothing differs: there is no piece to write")
-        return write(path, self._pieces[found[0]], self._names)
+        expect(len(found) > 0, "nothing differs: there is no stage to write")
+        return write(path, self._stages[found[0]], self._names)
 
     def _differences(self, first: Finding) -> str:
         """Describe the error of a result on each backend where it is wrong."""
@@ -251,7 +251,7 @@ class Bisection:
         return ["element", "reference", *self.backends], lines
 
     def _results(self) -> tuple[list[str], list[list[Any]]]:
-        columns = ["", "piece", "part", "largest"]
+        columns = ["", "stage", "part", "largest"]
         for name in self.backends:
             columns += [f"error, {name}", "allowed"]
         rows = []
@@ -291,7 +291,7 @@ def bisect(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Bisection:
-    """Find the first piece of a step of training, or a prediction, that two backends part at.
+    """Find the first stage of a step of training, or a prediction, that two backends part at.
 
     one, other: backends or their names; a name may end in a dtype, as in "jax:cpu:0@float64",
     and is float32 otherwise, and in a precision and "deterministic", as in "jax@fast" or
@@ -306,14 +306,14 @@ def bisect(
     both sides. `Layer.predict` and `Layer.backward_params`, where a layer has its own, are compared
     with the reference's `forward` and `backward`.
 
-    Each piece runs as `Trainer` would run it, compiled where the backend compiles, though by
+    Each stage runs as `Trainer` would run it, compiled where the backend compiles, though by
     itself; the last two, the whole step up to the gradients and the whole prediction, run as one.
 
     Raises
     ------
     TypeError, ValueError
         If the data do not fit the model, as `Trainer` says, or the loss takes a context.
-    PieceFails
+    StageFailed
         If a layer, the loss or the optimizer raises anything; the message says where.
     BackendUnavailable
         If a backend cannot run here, or has no float64 and was asked for it.
@@ -338,13 +338,15 @@ def bisect(
     try:
         with failing("a training step", str(sides[0])):
             carry, batch, taken = sides[0].train(trainer, start, data, size, steps)
-    except PieceFails:  # so does a piece of the first step, most likely, which has a name
+    except StageFailed:  # so does a stage of the first step, most likely, which has a name
         rows = order(seed, 0, len(examples))[:size]
         batch = cast(tree_map(lambda leaf: leaf[rows], data), narrow)
-        _judged("", sides, pieces(model, loss, optimizer, begun, batch, narrow))
+        _judged("", sides, split_step(model, loss, optimizer, begun, batch, narrow))
         raise
     carry, batch = cast((carry, batch), narrow)
-    events = pieces(model, loss, optimizer, carry, batch, narrow, begun if taken else None, taken)
+    events = split_step(
+        model, loss, optimizer, carry, batch, narrow, begun if taken else None, taken
+    )
     title = f"{sides[0]} and {sides[1]} in lock step, step {taken + 1} and a prediction after it"
     title = f"{title}, seed {seed}"
     remark = ""
@@ -355,7 +357,7 @@ def bisect(
 
 
 def replay(path: str | os.PathLike, *sides: Backend | str, thing: Any = None) -> Bisection:
-    """Run the piece that `Bisection.save` wrote, alone, and judge it again.
+    """Run the stage that `Bisection.save` wrote, alone, and judge it again.
 
     sides: the backends to run it on, by default those that found it. thing: the layer, loss
     or optimizer, or a model that the layer is in, where it is not one of this library, which
@@ -368,14 +370,14 @@ def replay(path: str | os.PathLike, *sides: Backend | str, thing: Any = None) ->
     ValueError
         If it is no such file, or it is about something that this library does not define and
         `thing` is not given.
-    PieceFails
+    StageFailed
         If it raises anything.
     BackendUnavailable
         If a backend cannot run here.
     """
-    piece, names = read(path, thing)
+    stage, names = read(path, thing)
     found = tuple(map(_Side.of, sides or names))
-    return _judged(f"{piece.name}, alone, from {path}", found, [(piece, None)])
+    return _judged(f"{stage.name}, alone, from {path}", found, [(stage, None)])
 
 
 _WORDS = {
@@ -487,7 +489,7 @@ class _Side:
 # --- the judgement ----------------------------------------------------------------------
 
 _AROUND, _BACK = "forward around its layers", "backward around its layers"
-_PARTS = {  # the results of each kind of piece in their order, and what each is called
+_PARTS = {  # the results of each kind of stage in their order, and what each is called
     "data": {"x": "x", "target": "target"},
     "layer": {
         "words": "random words",
@@ -530,9 +532,9 @@ _EXACT = {"words", "x", "target"}
 
 
 def _judged(
-    title: str, sides: tuple[_Side, ...], events: list[tuple[Piece, Any]], remark: str = ""
+    title: str, sides: tuple[_Side, ...], events: list[tuple[Stage, Any]], remark: str = ""
 ) -> Bisection:
-    """Return the findings for events: pieces with the heads of results, or None for all."""
+    """Return the findings for events: stages with the heads of results, or None for all."""
     judge = _Judge(sides)
     owners, findings = judge.all(events)
     first = next((i for i, one in enumerate(findings) if not one.holds), None)
@@ -550,53 +552,53 @@ def _judged(
 
 
 class _Judge:
-    """Runs pieces on each side and compares their results with the reference."""
+    """Runs stages on each side and compares their results with the reference."""
 
     def __init__(self, sides: tuple[_Side, ...]) -> None:
         self.sides = sides
-        self.again = False  # whether each piece, not only the whole, is called repeatedly
+        self.again = False  # whether each stage, not only the whole, is called repeatedly
         self.compiled: dict[Any, Callable] = {}
         self.references: dict[Any, Any] = {}
 
-    def all(self, events: list[tuple[Piece, Any]]) -> tuple[list[Piece], list[Finding]]:
-        """Return all findings in order, and the piece of each."""
+    def all(self, events: list[tuple[Stage, Any]]) -> tuple[list[Stage], list[Finding]]:
+        """Return all findings in order, and the stage of each."""
         done: dict[int, list[tuple[str, Finding]]] = {}
         findings: list[Finding] = []
-        owners: list[Piece] = []
-        for piece, heads in events:
-            if id(piece) not in done:
+        owners: list[Stage] = []
+        for stage, heads in events:
+            if id(stage) not in done:
                 clean = all(one.holds for one in findings)
-                done[id(piece)] = list(self.findings(piece, clean=clean))
-            for head, finding in done[id(piece)]:
+                done[id(stage)] = list(self.findings(stage, clean=clean))
+            for head, finding in done[id(stage)]:
                 if heads is None or head in heads:
                     findings.append(finding)
-                    owners.append(piece)
+                    owners.append(stage)
         return owners, findings
 
-    def findings(self, piece: Piece, *, clean: bool) -> Iterator[tuple[str, Finding]]:
-        """Yield each result of a piece, with the head of its path.
+    def findings(self, stage: Stage, *, clean: bool) -> Iterator[tuple[str, Finding]]:
+        """Yield each result of a stage, with the head of its path.
 
         clean: whether nothing has differed so far. If so, a whole step is called several times, and
         sampled again with larger errors if it differs.
         """
-        if id(piece) not in self.references:
-            self.references[id(piece)] = self.reference(piece, 4 if piece.kind == "whole" else 8)
-        reference, spreads = self.references[id(piece)]
-        whole = piece.kind == "whole" and clean
-        found = [self.results(piece, i, self.again or whole) for i in range(len(self.sides))]
-        controls = _Controls(piece)
-        results = list(self.held(piece, reference, spreads, found, controls))
+        if id(stage) not in self.references:
+            self.references[id(stage)] = self.reference(stage, 4 if stage.kind == "whole" else 8)
+        reference, spreads = self.references[id(stage)]
+        whole = stage.kind == "whole" and clean
+        found = [self.results(stage, i, self.again or whole) for i in range(len(self.sides))]
+        controls = _Controls(stage)
+        results = list(self.held(stage, reference, spreads, found, controls))
         wrong = not all(one.holds for _, one in results)
         if whole and wrong:
-            _, more = self.reference(piece, samples=32, factor=4.0)
+            _, more = self.reference(stage, samples=32, factor=4.0)
             for dtype, spread in more.items():
                 pairs = spread.items()
                 spreads[dtype] = {k: max(far, spreads[dtype][k]) for k, far in pairs}
-            results = list(self.held(piece, reference, spreads, found, controls))
+            results = list(self.held(stage, reference, spreads, found, controls))
         yield from results
 
     def reference(
-        self, piece: Piece, samples: int, factor: float = 1.0
+        self, stage: Stage, samples: int, factor: float = 1.0
     ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
         """Return the reference's results by path, and by dtype how far rounding takes them."""
         spreads = {}
@@ -605,9 +607,9 @@ class _Judge:
                 continue
             # so small that float64 itself would round it away: made larger, and scaled down
             epsilon = max(factor * side.epsilon, 2.0**-40)
-            with failing(piece.name, REFERENCE):
+            with failing(stage.name, REFERENCE):
                 reference, spread = rounded(
-                    *(piece.formula, piece.given),
+                    *(stage.formula, stage.given),
                     epsilon=epsilon,
                     limit=side.limit,
                     samples=samples,
@@ -617,23 +619,23 @@ class _Judge:
             spreads[side.dtype] = {name: far * scale for name, far in spread.items()}
         return reference, spreads
 
-    def results(self, piece: Piece, number: int, again: bool) -> list[dict[str, Any]]:
+    def results(self, stage: Stage, number: int, again: bool) -> list[dict[str, Any]]:
         """Return what a side computes by path, called once or `again`."""
         side = self.sides[number]
-        # compiled once for equal pieces; where nothing compiles, a second call would be recorded
+        # compiled once for equal stages; where nothing compiles, a second call would be recorded
         shared = side.backend.compiles or self.again
-        key = number, piece.key if shared else id(piece)
+        key = number, stage.key if shared else id(stage)
         if key not in self.compiled:
-            function = piece.function  # the batch is only moved there and back
-            self.compiled[key] = function if piece.kind == "data" else side.backend.jit(function)
-        with failing(piece.name, str(side)):
-            return side.run(self.compiled[key], piece.given, again)
+            function = stage.function  # the batch is only moved there and back
+            self.compiled[key] = function if stage.kind == "data" else side.backend.jit(function)
+        with failing(stage.name, str(side)):
+            return side.run(self.compiled[key], stage.given, again)
 
     def held(
-        self, piece: Piece, reference: dict, spreads: dict, found: list, controls: "_Controls"
+        self, stage: Stage, reference: dict, spreads: dict, found: list, controls: "_Controls"
     ) -> Iterator[tuple[str, Finding]]:
         """Yield a finding for each result of the reference and each shortcut."""
-        order = list(_PARTS[piece.kind])
+        order = list(_PARTS[stage.kind])
         names = {name for runs in found for name in runs[0]} | reference.keys()
         for name in sorted(names, key=lambda name: (order.index(name.partition(".")[0]), name)):
             head, _, path = name.partition(".")
@@ -642,7 +644,7 @@ class _Judge:
             # a side that has no such shortcut takes the long way
             got = [[run.get(name, run[full]) for run in runs] for runs in found]
             finding = _finding(
-                *(piece, _part(piece, head, path), full, wanted, got),
+                *(stage, _part(stage, head, path), full, wanted, got),
                 sides=self.sides,
                 spreads=[spreads[side.dtype][full] for side in self.sides],
                 controls=controls,
@@ -652,37 +654,37 @@ class _Judge:
 
 
 class _Controls:
-    """The results of a piece by its formulas alone in the dtype of a side, made when needed."""
+    """The results of a stage by its formulas alone in the dtype of a side, made when needed."""
 
-    def __init__(self, piece: Piece) -> None:
-        self.piece = piece
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
         self.results: dict[str, dict[str, Any]] = {}
 
     def __call__(self, dtype: str, name: str) -> Any:
         if dtype not in self.results:
-            given = cast(self.piece.given, dtype)
-            with failing(self.piece.name, REFERENCE):
-                self.results[dtype] = exactly(self.piece.formula, given, dtype=dtype)
+            given = cast(self.stage.given, dtype)
+            with failing(self.stage.name, REFERENCE):
+                self.results[dtype] = exactly(self.stage.formula, given, dtype=dtype)
         return self.results[dtype][name]
 
 
-def _part(piece: Piece, head: str, path: str) -> str:
+def _part(stage: Stage, head: str, path: str) -> str:
     """Return what a result is called, such as "backward: gradient of weight"."""
-    said = _PARTS[piece.kind][head]
-    if piece.predicts:
+    said = _PARTS[stage.kind][head]
+    if stage.predicts:
         first, *others = said.split(" ", 1)
         said = " ".join([_IN_PREDICTION.get(first, first), *others])
     if head in ("enters", "returns"):
         return f"{said}: {'x' if head == 'enters' else 'dy'} of {path}"
     if head in ("grads", "shortcut_grads"):
         return f"{said}: gradient of {path}" if path else f"{said}: gradient"
-    if head == "dx" and piece.kind == "around":
+    if head == "dx" and stage.kind == "around":
         said = f"{said}: dx"
     return f"{said}: {path}" if path and ":" not in said else " ".join(filter(None, (said, path)))
 
 
 def _finding(
-    piece: Piece,
+    stage: Stage,
     part: str,
     name: str,
     wanted: np.ndarray,
@@ -731,7 +733,7 @@ def _finding(
     finite = not real or bool(np.all(np.isfinite(wanted)))
     measured = largest, tuple(worst), tuple(allowed)
     reason = "; ".join(reasons)
-    return Finding(piece.path, piece.shown, part, *measured, *place, finite, reason)
+    return Finding(stage.path, stage.shown, part, *measured, *place, finite, reason)
 
 
 def _worse(wanted: np.ndarray, runs: list[np.ndarray]) -> np.ndarray:

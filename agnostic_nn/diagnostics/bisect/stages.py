@@ -1,12 +1,12 @@
-"""Split a training step, and a prediction after it, into pieces that can run alone.
+"""Split a training step, and a prediction after it, into stages that can run alone.
 
-Layers, also those inside blocks, the loss and the update of the optimizer are pieces. So is what
+Layers, also those inside blocks, the loss and the update of the optimizer are stages. So is what
 a block does around its layers, such as the sum of a Residual: there the layers return fixed
 results, and the block's results include what it hands to each layer. A Sequential and blocks
-that hold one layer compute nothing themselves; they are covered by two last pieces, the whole
+that hold one layer compute nothing themselves; they are covered by two last stages, the whole
 step from the inputs to the gradients, and the whole prediction.
 
-The inputs of each piece come from one step that NumPy takes in float64, by the formulas alone,
+The inputs of each stage come from one step that NumPy takes in float64, by the formulas alone,
 and from a prediction with the parameters and the state after that step.
 """
 
@@ -39,7 +39,7 @@ from ...training.config import describe, rebuild
 from ..summary import outline
 from .noise import exactly, noting_words, plain
 
-__all__ = ["REFERENCE", "Piece", "PieceFails", "cast", "failing", "pieces", "read", "write"]
+__all__ = ["REFERENCE", "Stage", "StageFailed", "cast", "failing", "read", "split_step", "write"]
 
 FORMAT = 1
 REFERENCE = "the reference, whose arrays have the Standard's functions alone"
@@ -47,7 +47,7 @@ FORWARD = ("y", "state", "words", "enters", "shortcut_y")
 BACKWARD = ("dx", "grads", "returns", "shortcut_grads")
 
 
-class PieceFails(RuntimeError):
+class StageFailed(RuntimeError):
     """A layer, a loss or an optimizer raised what is the cause of this."""
 
 
@@ -56,11 +56,11 @@ def failing(name: str, where: str) -> Iterator[None]:
     """What is raised in here is said to be the failure of `name` on `where`, the innermost."""
     try:
         yield
-    except (PieceFails, BackendUnavailable):
+    except (StageFailed, BackendUnavailable):
         raise
     except Exception as error:  # a stranger's layer may raise any
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise PieceFails(f"{name} fails on {where}: {said}") from error
+        raise StageFailed(f"{name} fails on {where}: {said}") from error
 
 
 def _layer(layer: Layer, train: bool, given: dict, shortcuts: bool) -> dict:
@@ -193,7 +193,7 @@ def _opened(dx: Any) -> Any:
 
 
 @dataclass(eq=False)
-class Piece:
+class Stage:
     """Something that a step computes, where it is, and its inputs, on the host.
 
     kind: "data" (the batch, moved to the backend and back), "layer", "around" (a block without
@@ -211,7 +211,7 @@ class Piece:
     predicts: bool = False
     draws: tuple[tuple[int, int], ...] = ()
     result: dict[str, Any] = field(default_factory=dict, repr=False)
-    inside: dict[str, list["Piece"]] = field(default_factory=dict, repr=False)
+    inside: dict[str, list["Stage"]] = field(default_factory=dict, repr=False)
 
     @property
     def shown(self) -> str:
@@ -241,7 +241,7 @@ class Piece:
 
     @property
     def key(self) -> Any:
-        """Equal for pieces with one function."""
+        """Equal for stages with one function."""
         key = self.kind, self.thing, self.train, self.draws
         try:
             hash(key)
@@ -274,7 +274,7 @@ def cast(tree: Any, dtype: str) -> Any:
 # --- taking a step apart ----------------------------------------------------------------
 
 
-def pieces(
+def split_step(
     model: Layer,
     loss: Loss,
     optimizer: Optimizer,
@@ -283,71 +283,71 @@ def pieces(
     dtype: str,
     start: tuple | None = None,
     taken: int = 0,
-) -> list[tuple[Piece, tuple[str, ...]]]:
+) -> list[tuple[Stage, tuple[str, ...]]]:
     """Return what the step from `carry` on a batch (x, target) computes, in that order.
 
-    Each entry is a piece and the heads of those of its results that are computed at that moment:
-    a layer comes twice, on the way forward and on the way back. The pieces of a prediction of x
+    Each entry is a stage and the heads of those of its results that are computed at that moment:
+    a layer comes twice, on the way forward and on the way back. The stages of a prediction of x
     with the new parameters and state follow, with those of `carry` if the new ones are not
     finite. `given` is in `dtype`. A layer that is called several times has the number of the call
-    in its path. start: the carry before the first step, if its update is to be a piece too. taken:
+    in its path. start: the carry before the first step, if its update is to be a stage too. taken:
     how many steps were taken before, for a loss whose weight follows a schedule.
     """
     recorder = _Recorder()
     twin = recorder.twin(model, "", "")
     batch_on_host = dict(zip(("x", "target"), batch, strict=True))
-    recorder.note(Piece("data", "", "the batch", batch_on_host), "x", "target")
+    recorder.note(Stage("data", "", "the batch", batch_on_host), "x", "target")
     numbered = {"step": np.asarray(float(taken))} if takes(loss, "step") else {}
 
     def step(carry, x, target, number):
         params, state, moments = carry
         y, after, cache = twin.forward(params, state, x, train=True)
         inputs = _host({"y": y, "target": target, **number})
-        recorder.note(Piece("loss", "", loss, inputs), "value", "dy")
+        recorder.note(Stage("loss", "", loss, inputs), "value", "dy")
         with failing(recorder.events[-1][0].name, REFERENCE):
             _, dy = loss(y, target, **number)
         recorder.on_the_way_back = True
         grads = twin.backward_params(params, cache, dy)
         inputs = _host({"params": params, "grads": grads, "moments": moments})
-        recorder.note(Piece("update", "", optimizer, inputs), "params", "moments")
+        recorder.note(Stage("update", "", optimizer, inputs), "params", "moments")
         with failing(recorder.events[-1][0].name, REFERENCE):
             params, _ = optimizer.update(params, grads, moments)
         if start is not None:
             first = {"params": start[0], "grads": _host(grads), "moments": start[2]}
-            recorder.note(Piece("start", "", optimizer, first), "params", "moments")
+            recorder.note(Stage("start", "", optimizer, first), "params", "moments")
         return _host((params, after))
 
     params, state = exactly(step, carry, *batch, numbered)
     whole = {"params": carry[0], "state": carry[1], **batch_on_host, **numbered}
-    recorder.note(Piece("whole", "", (model, loss), whole), "y", "state", "value", "grads")
+    recorder.note(Stage("whole", "", (model, loss), whole), "y", "state", "value", "grads")
     after = cast((params, state), dtype)
     if not all(np.all(np.isfinite(leaf)) for leaf in leaves(after) if leaf.dtype.kind == "f"):
         after = carry[:2]
     events = recorder.events + _prediction(model, loss, after[0], after[1], batch[0])
-    found = list({id(piece): piece for piece, _ in events}.values())
-    often = Counter((piece.kind, piece.path, piece.predicts) for piece in found)
+    found = list({id(stage): stage for stage, _ in events}.values())
+    often = Counter((stage.kind, stage.path, stage.predicts) for stage in found)
     numbers: Counter = Counter()
-    for piece in found:
-        place = piece.kind, piece.path, piece.predicts
+    for stage in found:
+        place = stage.kind, stage.path, stage.predicts
         numbers[place] += 1
         if often[place] > 1:
-            piece.path += f"#{numbers[place]}"
-        if piece.kind == "around":
-            inside = {name: tuple(p.result for p in calls) for name, calls in piece.inside.items()}
-            piece.given["inside"] = inside
-        piece.given = cast(piece.given, dtype)
+            stage.path += f"#{numbers[place]}"
+        if stage.kind == "around":
+            inside = {name: tuple(p.result for p in calls) for name, calls in stage.inside.items()}
+            stage.given["inside"] = inside
+        stage.given = cast(stage.given, dtype)
     return events
 
 
 def _prediction(
     model: Layer, loss: Loss, params: Any, state: Any, x: Any
-) -> list[tuple[Piece, tuple[str, ...]]]:
-    """Return the pieces of a prediction of x, as `pieces` does those of a step."""
+) -> list[tuple[Stage, tuple[str, ...]]]:
+    """Return the stages of a prediction of x, as `stages` does those of a step."""
     recorder = _Recorder(predicts=True)
     twin = recorder.twin(model, "", "")
     exactly(lambda *given: _host(twin.forward(*given, train=False)[0]), params, state, x)
     given = {"params": params, "state": state, "x": x}
-    whole = Piece("whole", "", (model, loss), given, train=False, predicts=True)
+    whole = Stage("whole", "", (model, loss), given, train=False, predicts=True)
     recorder.note(whole, "y", "state", "shortcut_y")
     return recorder.events
 
@@ -360,13 +360,13 @@ class _Recorder:
 
     def __init__(self, *, predicts: bool = False) -> None:
         self.predicts = predicts
-        self.events: list[tuple[Piece, tuple[str, ...]]] = []
+        self.events: list[tuple[Stage, tuple[str, ...]]] = []
         self.on_the_way_back = False
-        self.open: list[Piece] = []  # whose forward is being computed
+        self.open: list[Stage] = []  # whose forward is being computed
 
-    def note(self, piece: Piece, *heads: str) -> None:
+    def note(self, stage: Stage, *heads: str) -> None:
         """That results with these heads are computed now."""
-        self.events.append((piece, heads))
+        self.events.append((stage, heads))
 
     def twin(self, layer: Layer, path: str, name: str) -> Layer:
         """A layer like `layer`; of a block, with twins in place of its layers."""
@@ -386,39 +386,39 @@ class _Recorder:
         block = hasattr(layer, "map_layers")
         called = "around" if block else "layer"
         noted = not block or isinstance(layer, Graph | Parallel | Residual | TransformerBlock)
-        waiting: list[Piece] = []  # for their dy: the last first, as the chain rule has it
-        again: list[Piece] = []  # whose forward is asked for once more on the way back
+        waiting: list[Stage] = []  # for their dy: the last first, as the chain rule has it
+        again: list[Stage] = []  # whose forward is asked for once more on the way back
 
         def forward(twin, params, state, x, *, train=False):
             own = twin if block else layer  # a layer's methods must not meet those noted here
             given = _host({"params": params, "state": state, "x": x})
-            piece = Piece(called, path, layer, given, bool(train), self.predicts)
+            stage = Stage(called, path, layer, given, bool(train), self.predicts)
             if self.on_the_way_back:
-                again.append(next((old for old in waiting if _alike(old, piece)), piece))
+                again.append(next((old for old in waiting if _alike(old, stage)), stage))
                 return kind.forward(own, params, state, x, train=train)
-            waiting.append(piece)
+            waiting.append(stage)
             if self.open:
-                self.open[-1].inside.setdefault(name, []).append(piece)
-            self.open.append(piece)
-            with failing(piece.name, REFERENCE), noting_words() as drawn:
+                self.open[-1].inside.setdefault(name, []).append(stage)
+            self.open.append(stage)
+            with failing(stage.name, REFERENCE), noting_words() as drawn:
                 y, state, cache = kind.forward(own, params, state, x, train=train)
             self.open.pop()
             if drawn and not block:
-                piece.given["keys"] = tuple(np.array(key) for key, _, _ in drawn)
-                piece.draws = tuple((count, stream) for _, count, stream in drawn)
-            piece.result |= _host({"y": y, "state": state})
+                stage.given["keys"] = tuple(np.array(key) for key, _, _ in drawn)
+                stage.draws = tuple((count, stream) for _, count, stream in drawn)
+            stage.result |= _host({"y": y, "state": state})
             if noted:
-                self.note(piece, *FORWARD)
+                self.note(stage, *FORWARD)
             return y, state, cache
 
         def backward(twin, params, cache, dy):
-            piece = again.pop() if again else waiting.pop()
-            with failing(piece.name, REFERENCE):
+            stage = again.pop() if again else waiting.pop()
+            with failing(stage.name, REFERENCE):
                 dx, grads = kind.backward(twin if block else layer, params, cache, dy)
-            piece.given |= _host({"dy": dy})
-            piece.result |= _host({"dx": dx, "grads": grads})
+            stage.given |= _host({"dy": dy})
+            stage.result |= _host({"dx": dx, "grads": grads})
             if noted:
-                self.note(piece, *BACKWARD)
+                self.note(stage, *BACKWARD)
             return dx, grads
 
         def backward_params(twin, params, cache, dy):
@@ -433,7 +433,7 @@ def _host(tree: Any) -> Any:
     return tree_map(lambda leaf: () if leaf is None else np.array(plain(leaf)), tree)
 
 
-def _alike(one: Piece, other: Piece) -> bool:
+def _alike(one: Stage, other: Stage) -> bool:
     pairs = zip(leaves(one.given["x"]), leaves(other.given["x"]), strict=False)
     return "dy" not in one.given and all(np.array_equal(a, b) for a, b in pairs)
 
@@ -441,38 +441,38 @@ def _alike(one: Piece, other: Piece) -> bool:
 # --- files ------------------------------------------------------------------------------
 
 
-def write(path: str | os.PathLike, piece: Piece, names: tuple[str, ...]) -> bool:
-    """Put a piece into an npz file, with the `names` of the backends that differ there.
+def write(path: str | os.PathLike, stage: Stage, names: tuple[str, ...]) -> bool:
+    """Put a stage into an npz file, with the `names` of the backends that differ there.
 
     Returns whether the thing could be put there too.
     """
-    said = describe(piece.thing)
+    said = describe(stage.thing)
     try:
         rebuild(said)
     except ValueError:
         said = None
     description = {
         "format": FORMAT,
-        "kind": piece.kind,
-        "path": piece.path,
-        "shown": piece.shown,
+        "kind": stage.kind,
+        "path": stage.path,
+        "shown": stage.shown,
         "thing": said,
-        "loss": describe(piece.thing[1]) if piece.kind == "whole" else None,
-        "train": piece.train,
-        "predicts": piece.predicts,
-        "draws": piece.draws,
+        "loss": describe(stage.thing[1]) if stage.kind == "whole" else None,
+        "train": stage.train,
+        "predicts": stage.predicts,
+        "draws": stage.draws,
         "backends": list(names),
-        "nesting": _nesting(piece.given),
+        "nesting": _nesting(stage.given),
     }
     text = np.asarray(json.dumps(description))
     # a handle: NumPy would add .npz to a name without
     with replacing(path) as file:
-        np.savez(file, agnostic_nn_bisect=text, **dict(named_leaves(piece.given)))
+        np.savez(file, agnostic_nn_bisect=text, **dict(named_leaves(stage.given)))
     return said is not None
 
 
-def read(path: str | os.PathLike, thing: Any = None) -> tuple[Piece, list[str]]:
-    """Return the piece in a file that `write` wrote, and the names of backends.
+def read(path: str | os.PathLike, thing: Any = None) -> tuple[Stage, list[str]]:
+    """Return the stage in a file that `write` wrote, and the names of backends.
 
     The file may be of any origin: no object in it is unpickled, and no more memory is taken than
     the file is long.
@@ -494,7 +494,7 @@ def read(path: str | os.PathLike, thing: Any = None) -> tuple[Piece, list[str]]:
         stored = rebuild(description["thing"]) if is_rebuilt else None
         kind = description["kind"]
         fits = stored is None or _THINGS[kind](stored)
-        expect(fits, "it has {!r:.200} for a piece of the kind {!r}", stored, kind)
+        expect(fits, "it has {!r:.200} for a stage of the kind {!r}", stored, kind)
     except OSError:
         raise
     except Exception as error:  # whatever a hostile file leads to
@@ -508,12 +508,12 @@ def read(path: str | os.PathLike, thing: Any = None) -> tuple[Piece, list[str]]:
         )
     thing = stored if thing is None else _found(thing, description)
     draws = tuple(map(tuple, description["draws"]))
-    piece = Piece(
+    stage = Stage(
         *(description["kind"], description["path"], thing, inputs, description["train"]),
         predicts=description["predicts"],
         draws=draws,
     )
-    return piece, description["backends"]
+    return stage, description["backends"]
 
 
 def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -557,9 +557,9 @@ _HEADERS = {
 
 
 def _description(text: np.ndarray | None) -> dict[str, Any]:
-    """Return the description of a piece, each entry of the type that it has to have."""
+    """Return the description of a stage, each entry of the type that it has to have."""
     text = np.zeros(0) if text is None else text
-    expect(text.shape == () and text.dtype.kind == "U", "it has no description of a piece")
+    expect(text.shape == () and text.dtype.kind == "U", "it has no description of a stage")
     description = json.loads(str(text))
     expect(isinstance(description, dict), "its description is {!r:.200}", description)
     description = {"draws": [], "predicts": False, "loss": None} | description

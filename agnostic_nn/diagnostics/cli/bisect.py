@@ -1,4 +1,4 @@
-"""`agnostic-nn bisect`: find the first piece that two backends compute differently."""
+"""`agnostic-nn bisect`: find the first stage that two backends compute differently."""
 
 import argparse
 import shlex
@@ -18,8 +18,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         "bisect",
         "Find the first layer, loss or update that two backends compute differently.",
         _bisect,
-        "Each piece of one training step, and of a prediction after it, gets the same numbers on "
-        "both backends and is compared with the same piece in float64.",
+        "Each stage of one training step, and of a prediction after it, gets the same numbers on "
+        "both backends and is compared with the same stage in float64.",
         epilog="Exit status: 0 if nothing differs beyond rounding, 1 if something does, 2 if a "
         "result could not be judged, such as one that overflows on both, or nothing could be run.",
     )
@@ -62,13 +62,13 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="where to write the piece that differs, with its inputs (default: bisect.npz)",
+        help="where to write the stage that differs, with its inputs (default: bisect.npz)",
     )
     add_argument(
         "--replay",
         type=Path,
         metavar="FILE",
-        help="run that piece alone, on these backends or on those that it was found with; for your "
+        help="run that stage alone, on these backends or on those that it was found with; for your "
         "own layer, loss or optimizer add --model, which may be a model that the layer is in",
     )
 
@@ -78,7 +78,7 @@ def _whole(text: str) -> int:
 
 
 def _bisect(options: argparse.Namespace) -> int:
-    from ..bisect import PieceFails
+    from ..bisect import StageFailed
     from ..compare.workloads import CannotCompare
 
     if options.replay is None and len(options.backends) not in (1, 2):
@@ -96,7 +96,7 @@ def _bisect(options: argparse.Namespace) -> int:
         found = _replayed(options) if options.replay else _found(options)
     except OSError as error:
         return refuse("bisect", f"{options.replay} cannot be read: {error.strerror or error}")
-    except (BackendUnavailable, CannotCompare, PieceFails, TypeError, ValueError) as error:
+    except (BackendUnavailable, CannotCompare, StageFailed, TypeError, ValueError) as error:
         return refuse("bisect", error)
     hint = ""
     if found.first is not None and options.replay is None:
@@ -107,7 +107,7 @@ def _bisect(options: argparse.Namespace) -> int:
             return refuse("bisect", f"{output} cannot be written: {error.strerror}", 1)
         again = ["agnostic-nn", "bisect", "--replay", str(output)]
         again += [] if alone else ["--model", options.model]
-        hint = f"\n\nwritten: {output}; to run that piece alone, anywhere:\n{shlex.join(again)}"
+        hint = f"\n\nwritten: {output}; to run that stage alone, anywhere:\n{shlex.join(again)}"
     print(f"{found}{hint}")
     return {"agree": 0, "differ": 1, "not judged": 2}[found.status]
 

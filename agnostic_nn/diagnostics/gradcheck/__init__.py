@@ -1,7 +1,7 @@
 """Check: a layer against every oracle there is; and one specimen of each thing, to be checked.
 
 `checking.py` holds a layer to central differences, to automatic differentiation and to NumPy;
-`inputs.py` draws numbers to try it with, and `specimens.py` has a line for each layer, loss and
+`inputs.py` draws numbers to try it with, and `examples.py` has a line for each layer, loss and
 optimizer of this library.
 """
 
