@@ -14,7 +14,7 @@ from cases.structure import every_other
 import agnostic_nn as nn
 from agnostic_nn.core.arrays import RowMask, namespace
 from agnostic_nn.core.trees import leaves, named_leaves, tree_map, tree_sum
-from agnostic_nn.ops import barrier, barrier_as
+from agnostic_nn.ops import barrier, barrier_impl
 
 HOST = nn.backend("numpy").xp
 
@@ -473,7 +473,7 @@ def test_compiled_it_needs_less_memory():
 def test_a_barrier_lets_everything_through(backend):
     tree = ({"a": draws(2, 3), "b": ()}, np.asarray([1, 2**32 - 1], "uint32"), (draws(1),))
     for jit in (backend.jit, lambda function: function):
-        for function in (barrier, lambda t: barrier_as.dispatch(object)(leaves(t)[0], t)):
+        for function in (barrier, lambda t: barrier_impl.dispatch(object)(leaves(t)[0], t)):
             assert_same_bits(backend.to_numpy(jit(function)(backend.asarray(tree))), tree)
     assert barrier(((), {})) == ((), {})
 

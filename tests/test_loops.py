@@ -5,7 +5,7 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn.core.trees import leaves, named_leaves, tree_map
-from agnostic_nn.ops import scan, scan_as
+from agnostic_nn.ops import scan, scan_impl
 
 ways = pytest.mark.parametrize("way", ["native", "standard"])
 
@@ -14,7 +14,7 @@ def loop(way):
     """`scan`, or the part of it that is written with the Standard alone."""
     if way == "native":
         return scan
-    standard = scan_as.dispatch(object)
+    standard = scan_impl.dispatch(object)
 
     def scan_by_the_standard(step, carry, xs, *, reverse=False, then=lambda y: y):
         return standard(leaves(xs)[0], step, carry, xs, reverse, then)

@@ -708,7 +708,7 @@ CALLS = {  # name: (a function of arrays, those arrays)
         lambda q, k, v, dy: ops.attend_backward(q, k, v, (), (), *ops.attend(q, k, v), dy),
         (QUERY, ANSWERS, ANSWERS, numbers(2, 3, 2, 20, 8, seed=1)),
     ),
-    "barrier_as": (lambda x: ops.barrier(x), (numbers(4, 5),)),
+    "barrier_impl": (lambda x: ops.barrier(x), (numbers(4, 5),)),
     "convolve": (lambda x, w: ops.convolve(x, w, *SPANS), (IMAGES, WINDOW)),
     "convolve_input": (
         lambda x, w: ops.convolve_input(ops.convolve(x, w, *SPANS), w, x.shape[1:-1], *SPANS),
@@ -744,7 +744,7 @@ CALLS = {  # name: (a function of arrays, those arrays)
     ),
     "sum_over": (lambda x: ops.sum_over(x, (0, 1)), (numbers(40, 500, 7),)),
     "sum_rows": (ops.sum_rows, (numbers(40, 500, 7),)),
-    "surround": (lambda x: ops.surround(x, ((1, 2), (0, 1)), 0.5), (IMAGES,)),
+    "pad_impl": (lambda x: ops.pad_impl(x, ((1, 2), (0, 1)), 0.5), (IMAGES,)),
     "tanh": (ops.tanh, (numbers(50, 60),)),
     "unslide": (
         lambda *a: ops.unslide(*a, axis=1, stride=1, dilation=1, length=11),
@@ -755,7 +755,7 @@ CALLS = {  # name: (a function of arrays, those arrays)
 LAYERS = {  # what the rest is called by
     "lstm": nn.LSTM(16),
     "lstm_backward": nn.LSTM(16),
-    "scan_as": nn.GRU(16),
+    "scan_impl": nn.GRU(16),
 }
 
 

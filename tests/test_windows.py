@@ -4,7 +4,12 @@ from itertools import product
 
 import pytest
 
-from agnostic_nn.core.windows import out_lengths, padding_per_axis, pads, reaches
+from agnostic_nn.core.windows import (
+    effective_window,
+    out_lengths,
+    padding_per_axis,
+    resolve_padding,
+)
 
 GEOMETRIES = list(product((1, 2, 3, 8), (1, 2, 4), (1, 2, 3), (1, 2)))  # n, k, s, d
 
@@ -28,7 +33,7 @@ def test_there_are_as_many_windows_as_one_can_count(sides):
 
 def test_same_pads_no_more_than_it_takes_to_begin_a_window_at_every_stride():
     for n, k, s, d in GEOMETRIES:
-        ((low, high),) = pads("same", (n,), (k,), (s,), (d,))
+        ((low, high),) = resolve_padding("same", (n,), (k,), (s,), (d,))
         assert high - low in (0, 1)
         assert counted(n, k, s, d, low, high) == -(-n // s)
         if high:
@@ -36,10 +41,10 @@ def test_same_pads_no_more_than_it_takes_to_begin_a_window_at_every_stride():
 
 
 def test_each_axis_has_its_own_numbers():
-    assert reaches((3, 1, 2), (1, 5, 4)) == (3, 1, 5)
-    assert pads("valid", (5, 6), (3, 2), (1, 1), (1, 1)) == ((0, 0), (0, 0))
-    assert pads("same", (5, 6), (3, 2), (1, 4), (1, 1)) == ((1, 1), (0, 0))
-    assert pads(((1, 2), (3, 4)), (5, 6), (3, 2), (1, 4), (1, 1)) == ((1, 2), (3, 4))
+    assert effective_window((3, 1, 2), (1, 5, 4)) == (3, 1, 5)
+    assert resolve_padding("valid", (5, 6), (3, 2), (1, 1), (1, 1)) == ((0, 0), (0, 0))
+    assert resolve_padding("same", (5, 6), (3, 2), (1, 4), (1, 1)) == ((1, 1), (0, 0))
+    assert resolve_padding(((1, 2), (3, 4)), (5, 6), (3, 2), (1, 4), (1, 1)) == ((1, 2), (3, 4))
     assert out_lengths((5, 6), (3, 2), (1, 4), (1, 1), ((1, 1), (0, 0))) == (5, 2)
 
 

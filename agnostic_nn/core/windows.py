@@ -20,11 +20,11 @@ __all__ = [
     "Padding",
     "Pads",
     "PerAxis",
+    "effective_window",
     "out_lengths",
     "padding_per_axis",
-    "pads",
     "per_axis",
-    "reaches",
+    "resolve_padding",
 ]
 
 PerAxis = Any  # an integer for all axes, or a tuple with one for each
@@ -77,12 +77,12 @@ def padding_per_axis(padding: Padding, rank: int) -> str | Pads:
     return tuple((low, high) for low, high in both)
 
 
-def reaches(window: Shape, dilation: Shape) -> Shape:
+def effective_window(window: Shape, dilation: Shape) -> Shape:
     """How many numbers a window spans along each axis."""
     return tuple(d * (k - 1) + 1 for k, d in zip(window, dilation, strict=True))
 
 
-def pads(
+def resolve_padding(
     padding: str | Pads, lengths: Shape, window: Shape, stride: Shape, dilation: Shape
 ) -> Pads:
     """What `padding`, a word or pairs, puts around axes of these lengths."""
@@ -91,7 +91,7 @@ def pads(
     if padding == "valid":
         return ((0, 0),) * len(lengths)
     found = []
-    for n, r, s in zip(lengths, reaches(window, dilation), stride, strict=True):
+    for n, r, s in zip(lengths, effective_window(window, dilation), stride, strict=True):
         total = max((-(-n // s) - 1) * s + r - n, 0)
         found.append((total // 2, total - total // 2))
     return tuple(found)
@@ -105,7 +105,7 @@ def out_lengths(lengths: Shape, window: Shape, stride: Shape, dilation: Shape, p
     ValueError
         If there is none.
     """
-    spans = reaches(window, dilation)
+    spans = effective_window(window, dilation)
     found = tuple(
         (n + low + high - r) // s + 1
         for n, r, s, (low, high) in zip(lengths, spans, stride, pads, strict=True)

@@ -483,8 +483,8 @@ _ABOUT_DTYPES = ("finfo", "iinfo", "isdtype", "can_cast", "result_type")
 _namespace = _Namespace()
 
 # a loop, a barrier and a choice are what is computed inside
-ops.scan_as.register(_Watched, ops.scan_as.dispatch(object))
-ops.barrier_as.register(_Watched, ops.barrier_as.dispatch(object))
+ops.scan_impl.register(_Watched, ops.scan_impl.dispatch(object))
+ops.barrier_impl.register(_Watched, ops.barrier_impl.dispatch(object))
 ops.select.register(_Watched, lambda holds, make, old: make() if holds else old)
 for _home, _module in {"ops": ops, "random": random}.items():
     for _name in _module.__all__:

@@ -35,7 +35,15 @@ from typing import ClassVar
 from ..core.arrays import device, namespace
 from ..core.errors import expect, expect_count, expect_flag
 from ..core.random import split
-from ..core.windows import Padding, PerAxis, out_lengths, padding_per_axis, pads, per_axis, reaches
+from ..core.windows import (
+    Padding,
+    PerAxis,
+    effective_window,
+    out_lengths,
+    padding_per_axis,
+    per_axis,
+    resolve_padding,
+)
 from ..initializers import Initializer, expect_initializer, glorot_uniform
 from ..ops import convolve, convolve_input, convolve_weight, sum_rows
 from .base import Layer
@@ -132,7 +140,7 @@ class _Convolution(Layer):
 
     def _spans(self, lengths):
         """What `convolve` over axes of these lengths takes besides arrays."""
-        padding = pads(self.padding, lengths, self.window, self.stride, self.dilation)
+        padding = resolve_padding(self.padding, lengths, self.window, self.stride, self.dilation)
         return self.stride, padding, self.dilation, self.groups
 
     def _out(self, lengths):
@@ -176,7 +184,7 @@ class _ConvTranspose(_Convolution):
         stride, padding, dilation, _ = self._spans(lengths)
         if self.padding == "same":
             return tuple(n * s for n, s in zip(lengths, stride, strict=True))
-        spans = reaches(self.window, dilation)
+        spans = effective_window(self.window, dilation)
         found = tuple(
             (n - 1) * s + r - low - high + more
             for n, s, r, (low, high), more in zip(

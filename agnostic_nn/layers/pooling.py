@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 
 from ..core.arrays import device, namespace
 from ..core.errors import expect, expect_flag
-from ..core.windows import Pads, out_lengths, padding_per_axis, pads, per_axis
+from ..core.windows import Pads, out_lengths, padding_per_axis, per_axis, resolve_padding
 from ..ops import (
     along,
     crop,
@@ -111,7 +111,7 @@ class _Windows(Layer):
     def _spans(self, lengths):
         """Window, stride, padding and dilation over axes of these lengths, if there are windows."""
         spans = self.window, self.stride, self.dilation
-        padding = pads(self.padding, lengths, *spans)
+        padding = resolve_padding(self.padding, lengths, *spans)
         out_lengths(lengths, *spans, padding)  # refuses what is smaller than a window
         return self.window, self.stride, padding, self.dilation
 

@@ -17,13 +17,13 @@ from .activations import (
     silu_slope,
 )
 from .attention import attend, attend_backward
-from .barriers import barrier, barrier_as
+from .barriers import barrier, barrier_impl
 from .convolution import convolve, convolve_input, convolve_weight
 from .elementwise import above_zero, bounded_exp, erf, erfc, sigmoid, softplus, tanh
 from .indexing import scatter_add, select
-from .loops import lstm, lstm_backward, scan, scan_as, scan_into
+from .loops import lstm, lstm_backward, scan, scan_impl, scan_into
 from .normalization import normalize, normalize_backward, normalize_rows, normalize_rows_backward
-from .padding import crop, pad, surround
+from .padding import crop, pad, pad_impl
 from .pooling import along, largest, largest_input, slide, unslide
 from .precision import is_narrow, narrowed, widened
 from .reductions import all_finite, log_softmax, norm, scaled_norm, sum_over, sum_rows
@@ -35,7 +35,7 @@ __all__ = [
     "attend",
     "attend_backward",
     "barrier",
-    "barrier_as",
+    "barrier_impl",
     "bounded_exp",
     "convolve",
     "convolve_input",
@@ -63,9 +63,10 @@ __all__ = [
     "normalize_rows",
     "normalize_rows_backward",
     "pad",
+    "pad_impl",
     "scaled_norm",
     "scan",
-    "scan_as",
+    "scan_impl",
     "scan_into",
     "scatter_add",
     "select",
@@ -76,7 +77,6 @@ __all__ = [
     "softplus",
     "sum_over",
     "sum_rows",
-    "surround",
     "tanh",
     "unslide",
     "widened",

@@ -6,7 +6,7 @@ from typing import Any
 from ..core.arrays import Array
 from ..core.trees import leaves
 
-__all__ = ["barrier", "barrier_as"]
+__all__ = ["barrier", "barrier_impl"]
 
 
 def barrier(tree: Any) -> Any:
@@ -17,10 +17,10 @@ def barrier(tree: Any) -> Any:
     `tree` before it goes on with any of it.
     """
     found = leaves(tree)
-    return barrier_as(found[0], tree) if found else tree
+    return barrier_impl(found[0], tree) if found else tree
 
 
 @singledispatch
-def barrier_as(leaf: Array, tree: Any) -> Any:
+def barrier_impl(leaf: Array, tree: Any) -> Any:
     """`barrier` as the library of `leaf` does it; without a compiler there is nothing to do."""
     return tree

@@ -8,7 +8,7 @@ from ..core.arrays import Array, Cache, Params, namespace
 from ..core.errors import expect
 from ..core.trees import leaves, tree_map
 
-__all__ = ["lstm", "lstm_backward", "scan", "scan_as", "scan_into"]
+__all__ = ["lstm", "lstm_backward", "scan", "scan_impl", "scan_into"]
 
 
 def scan(
@@ -38,11 +38,11 @@ def scan(
     lengths = {leaf.shape[0] for leaf in leaves(xs)}
     fits = len(lengths) == 1 and min(lengths) >= 1
     expect(fits, "expected one length of at least 1 to loop over, got {}", sorted(lengths))
-    return scan_as(leaves(xs)[0], step, carry, xs, reverse, then)
+    return scan_impl(leaves(xs)[0], step, carry, xs, reverse, then)
 
 
 @singledispatch
-def scan_as(
+def scan_impl(
     leaf: Array, step: Callable, carry: Any, xs: Any, reverse: bool, then: Callable
 ) -> tuple[Any, Any]:
     """`scan` as the library of `leaf` does it; what a backend registers."""
@@ -58,12 +58,12 @@ def scan_as(
 
 
 def scan_into(empty: Callable) -> Callable:
-    """A `scan_as` for a library that writes into its arrays: no y is kept until the last is there.
+    """Return a `scan_impl` for a library with mutable arrays, which writes each y into its result.
 
     empty: (array, length) -> an array of so many like that one, along a new first axis.
     """
 
-    def scan_as(leaf, step, carry, xs, reverse, then):
+    def scan_impl(leaf, step, carry, xs, reverse, then):
         places = range(leaf.shape[0])
         found: Any = None
         for t in reversed(places) if reverse else places:
@@ -75,7 +75,7 @@ def scan_into(empty: Callable) -> Callable:
                 all_of_one[t, ...] = one
         return carry, found
 
-    return scan_as
+    return scan_impl
 
 
 @singledispatch

@@ -5,7 +5,7 @@ from functools import singledispatch
 from ..core.arrays import Array, device, namespace
 from ..core.windows import Pads
 
-__all__ = ["crop", "pad", "surround"]
+__all__ = ["crop", "pad", "pad_impl"]
 
 
 def pad(x: Array, pads: Pads, value: float = 0.0) -> Array:
@@ -14,12 +14,12 @@ def pad(x: Array, pads: Pads, value: float = 0.0) -> Array:
     A number below 0 cuts away as many instead.
     """
     more, less = ([(max(s * a, 0), max(s * b, 0)) for a, b in pads] for s in (1, -1))
-    x = surround(x, tuple(more), value) if any(map(any, more)) else x
+    x = pad_impl(x, tuple(more), value) if any(map(any, more)) else x
     return crop(x, tuple(less)) if any(map(any, less)) else x
 
 
 @singledispatch
-def surround(x: Array, pads: Pads, value: float) -> Array:
+def pad_impl(x: Array, pads: Pads, value: float) -> Array:
     """`pad` for numbers of at least 0; what a backend registers."""
     xp = namespace(x)
     for axis, ends in enumerate(pads, 1):

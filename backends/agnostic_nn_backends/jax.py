@@ -223,7 +223,7 @@ def _scatter_add(updates, index, rows):
     return zeros.at[index.astype(xp.int32)].add(updates)
 
 
-def _scan_as(leaf, step, carry, xs, reverse, then):
+def _scan_impl(leaf, step, carry, xs, reverse, then):
     def both(carry, x):
         carry, y = step(carry, x)
         return carry, then(y)
@@ -322,7 +322,7 @@ def _tanh(x):
     return xp.sign(x) * (-change / (2.0 + change))
 
 
-def _barrier_as(leaf, tree):
+def _barrier_impl(leaf, tree):
     return jax.lax.optimization_barrier(tree)
 
 
@@ -346,9 +346,9 @@ for kind in (jax.Array, jax.core.Tracer):
     ops.tanh.register(kind, _tanh)
     ops.scatter_add.register(kind, _scatter_add)
     ops.select.register(kind, _select)
-    ops.scan_as.register(kind, _scan_as)
+    ops.scan_impl.register(kind, _scan_impl)
     ops.sum_over.register(kind, _sum_over)
     ops.sum_rows.register(kind, _sum_rows)
     ops.unslide.register(kind, _unslide)
     ops.all_finite.register(kind, _all_finite)
-    ops.barrier_as.register(kind, _barrier_as)
+    ops.barrier_impl.register(kind, _barrier_impl)

@@ -161,7 +161,7 @@ def _special():
         "softplus": lambda a: ops.softplus(a["numbers"]),
         "sum_over": lambda a: ops.sum_over(a["x"], (0, 2)),
         "sum_rows": lambda a: ops.sum_rows(a["x"]),
-        "surround": lambda a: ops.surround(a["x"], ((1, 2),), 0.5),
+        "pad_impl": lambda a: ops.pad_impl(a["x"], ((1, 2),), 0.5),
         "tanh": lambda a: ops.tanh(a["numbers"]),
     }
     for gate in ("gelu", "gelu_curve", "silu", "mish"):
@@ -186,7 +186,7 @@ THROUGH = {
     "along": "pooling",
     "attend": "MultiHeadAttention",
     "attend_backward": "MultiHeadAttention",
-    "barrier_as": "barrier",
+    "barrier_impl": "barrier",
     "convolve": "Conv2D",
     "convolve_input": "Conv2D",
     "convolve_weight": "Conv2D",
@@ -199,7 +199,7 @@ THROUGH = {
     "normalize_backward": "GroupNorm",
     "normalize_rows": "LayerNorm",
     "normalize_rows_backward": "LayerNorm",
-    "scan_as": "scan",
+    "scan_impl": "scan",
     "scan_into": "scan",
     "slide": "pooling",
     "unslide": "pooling",

@@ -162,7 +162,7 @@ def _scatter_add(updates, index, rows):
     return blank((rows, updates.shape[1]), updates.dtype)
 
 
-def _surround(x, pads, value):
+def _pad_impl(x, pads, value):
     lengths = [low + n + high for n, (low, high) in zip(x.shape[1:-1], pads, strict=True)]
     return blank((x.shape[0], *lengths, x.shape[-1]), x.dtype)
 
@@ -195,7 +195,7 @@ ops.largest_input.register(Counted, _largest_input)
 ops.lstm.register(Counted, _lstm)
 ops.normalize_rows.register(Counted, _normalize_rows)
 ops.normalize_rows_backward.register(Counted, _normalize_rows_backward)
-ops.scan_as.register(Counted, ops.scan_into(lambda x, n: blank((n, *x.shape), x.dtype)))
+ops.scan_impl.register(Counted, ops.scan_into(lambda x, n: blank((n, *x.shape), x.dtype)))
 ops.scatter_add.register(Counted, _scatter_add)
 ops.select.register(Counted, lambda holds, make, old: make())
-ops.surround.register(Counted, _surround)
+ops.pad_impl.register(Counted, _pad_impl)

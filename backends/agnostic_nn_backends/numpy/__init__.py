@@ -138,7 +138,7 @@ def _empty(one, length):
     return np.empty((length, *one.shape), one.dtype)
 
 
-def _surround(x, pads, value):
+def _pad_impl(x, pads, value):
     lengths = (low + n + high for n, (low, high) in zip(x.shape[1:-1], pads, strict=True))
     wide = np.full((len(x), *lengths, x.shape[-1]), value, x.dtype)
     ops.crop(wide, pads)[...] = x
@@ -391,10 +391,10 @@ ops.lstm.register(np.ndarray, lstm.lstm)
 ops.lstm_backward.register(np.ndarray, lstm.lstm_backward)
 ops.normalize_rows.register(np.ndarray, _normalize_rows)
 ops.normalize_rows_backward.register(np.ndarray, _normalize_rows_backward)
-ops.scan_as.register(np.ndarray, ops.scan_into(_empty))
+ops.scan_impl.register(np.ndarray, ops.scan_into(_empty))
 ops.scatter_add.register(np.ndarray, _scatter_add)
 ops.sum_rows.register(np.ndarray, _sum_rows)
-ops.surround.register(np.ndarray, _surround)
+ops.pad_impl.register(np.ndarray, _pad_impl)
 ops.unslide.register(np.ndarray, _unslide)
 for kind in (np.ndarray, np.generic):  # reductions return scalars
     ops.all_finite.register(kind, _all_finite)
@@ -407,7 +407,7 @@ for function in vars(ops).values():
         own = function.registry[np.ndarray]
         function.register(tracing.TracedArray, own if own in _TRANSPARENT else trace.opaque(own))
 ops.bounded_exp.register(tracing.TracedArray, _traced_exp)
-ops.scan_as.register(tracing.TracedArray, trace.short_scan)
-ops.barrier_as.register(tracing.TracedArray, trace.barrier)
+ops.scan_impl.register(tracing.TracedArray, trace.short_scan)
+ops.barrier_impl.register(tracing.TracedArray, trace.barrier)
 ops.select.register(tracing.TracedArray, trace.select)
 ops.above_zero.register(tracing.TracedArray, ops.above_zero.dispatch(object))

@@ -349,7 +349,7 @@ def apart(x):
 
 
 def barrier(leaf: Traced, tree: Any) -> Any:
-    """`ops.barrier_as`: what is computed from `tree` is computed again."""
+    """`ops.barrier_impl`: what is computed from `tree` is computed again."""
     return mapped(lambda one: asked(apart, one) if isinstance(one, Traced) else one, tree)
 
 
@@ -364,11 +364,11 @@ def opaque(function: Callable) -> Callable:
 
 
 def short_scan(leaf: Traced, *rest: Any) -> Any:
-    """`ops.scan_as`, turn by turn."""
+    """`ops.scan_impl`, turn by turn."""
     # a tape holds every turn of a loop, and takes as long to plan
     if leaf.shape[0] > 16:
         raise Untraceable("too long a loop")
-    return ops.scan_as.dispatch(object)(leaf, *rest)
+    return ops.scan_impl.dispatch(object)(leaf, *rest)
 
 
 def whole(function: Callable, possible: Callable) -> Callable:

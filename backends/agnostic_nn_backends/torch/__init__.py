@@ -268,7 +268,7 @@ def _evenly(padding):
     return even, tuple(more)
 
 
-def _surround(x, pads, value):
+def _pad_impl(x, pads, value):
     sides = [n for pair in reversed(pads) for n in pair]
     return functional.pad(x, (0, 0, *sides), value=value)
 
@@ -433,12 +433,12 @@ ops.normalize_rows.register(torch.Tensor, _normalize_rows)
 ops.normalize_rows_backward.register(torch.Tensor, _normalize_rows_backward)
 ops.largest.register(torch.Tensor, _largest)
 ops.largest_input.register(torch.Tensor, _largest_input)
-ops.scan_as.register(torch.Tensor, ops.scan_into(_empty))
+ops.scan_impl.register(torch.Tensor, ops.scan_into(_empty))
 ops.scatter_add.register(torch.Tensor, _scatter_add)
 ops.select.register(torch.Tensor, _select)
 ops.sum_over.register(torch.Tensor, _sum_over)
 ops.sum_rows.register(torch.Tensor, _sum_rows)
-ops.surround.register(torch.Tensor, _surround)
+ops.pad_impl.register(torch.Tensor, _pad_impl)
 ops.unslide.register(torch.Tensor, _unslide)
 random.words.register(torch.Tensor, _words)
 
@@ -449,12 +449,12 @@ for function in (*vars(ops).values(), random.words):
         function.register(tracing.TracedTensor, trace.opaque(own))
 for function, own in ((ops.lstm, _lstm), (ops.lstm_backward, _lstm_backward)):
     function.register(tracing.TracedTensor, trace.whole(own, _has_lstm))
-ops.barrier_as.register(tracing.TracedTensor, trace.barrier)
+ops.barrier_impl.register(tracing.TracedTensor, trace.barrier)
 for function, own in ((ops.sum_over, _sum_over), (ops.sum_rows, _sum_rows)):
     made = partial(own, xp=tracing.TracedTensor.namespace)
     function.register(tracing.TracedTensor, made)
 ops.bounded_exp.register(
     tracing.TracedTensor, partial(_bounded_exp, two_to=partial(trace.asked, tracing.two_to))
 )
-ops.scan_as.register(tracing.TracedTensor, trace.short_scan)
+ops.scan_impl.register(tracing.TracedTensor, trace.short_scan)
 ops.select.register(tracing.TracedTensor, trace.select)
