@@ -8,7 +8,7 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn.core.trees import tree_map
-from agnostic_nn.losses.base import check_of, metrics_of, takes
+from agnostic_nn.losses.base import check_of, metrics_of, takes_keyword
 from agnostic_nn.training.config import describe, rebuild
 
 RAMP = nn.schedules.Linear(0.0, 1.0, steps=8)
@@ -139,10 +139,10 @@ def test_a_weighted_loss_brings_what_its_loss_does():
     with pytest.raises(ValueError, match="labels from 0 to 2"):
         check_of(loss)(np.asarray([7, 1]), (3,))
     assert repr(loss).startswith("Weighted(partial(softmax_cross_entropy, ignore_index=9), Linear(")
-    assert takes(loss, "step")
-    assert not takes(nn.Weighted(nn.huber, 2.0), "step")
-    assert takes(nn.Losses(a=loss), "step")
-    assert not takes(nn.Losses(a=nn.huber), "step")
+    assert takes_keyword(loss, "step")
+    assert not takes_keyword(nn.Weighted(nn.huber, 2.0), "step")
+    assert takes_keyword(nn.Losses(a=loss), "step")
+    assert not takes_keyword(nn.Losses(a=nn.huber), "step")
 
 
 def test_weighted_batches_are_joined_by_what_their_loss_divides_by(backend):
@@ -265,9 +265,9 @@ def test_a_metric_may_read_the_context(backend):
     trainer.build((2,))
     assert trainer.evaluate(x, target, batch_size=5)["shifted"] == pytest.approx(3.0)
     losses = nn.Losses(a=distance)
-    assert takes(losses, "context")
-    assert takes(nn.Weighted(distance, 2.0), "context")
-    assert not takes(functools.partial(distance, context={"scale": 1.0}), "context")
+    assert takes_keyword(losses, "context")
+    assert takes_keyword(nn.Weighted(distance, 2.0), "context")
+    assert not takes_keyword(functools.partial(distance, context={"scale": 1.0}), "context")
 
 
 def test_a_context_that_does_not_fit_is_refused_and_the_old_one_stays(backend):

@@ -33,7 +33,7 @@ from ..core.trees import leaves, tree_map
 from ..display.tables import html_table, table
 from ..layers import Layer
 from ..losses import Loss
-from ..losses.base import no_context, takes
+from ..losses.base import no_context, takes_keyword
 from ..optimizers import Optimizer
 from ..training import NonFiniteLoss, Trainer, make_step
 
@@ -156,7 +156,7 @@ def profile(
         If a loss or a gradient is NaN or infinite: such steps are not taken.
     """
     expect_count("steps", steps)
-    if takes(loss, "context"):
+    if takes_keyword(loss, "context"):
         raise ValueError(no_context(loss, "profile"))
     trainer = Trainer(model, loss, optimizer, backend=backend)
     examples = trainer.examples(x, target)[:]
@@ -170,7 +170,7 @@ def profile(
         return taken(carry, x, target, t=t)
 
     def batch_of(number):
-        if not takes(loss, "step"):
+        if not takes_keyword(loss, "step"):
             return batch
         return (*batch, chosen.asarray(np.asarray(number, trainer.dtype)))
 

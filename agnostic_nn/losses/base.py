@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from ..core.arrays import Array, Shape, device, first_true, namespace, size
 from ..core.errors import expect, expect_choice, expect_integer
@@ -24,25 +24,26 @@ __all__ = [
     "Term",
     "at_label",
     "batch_loss",
-    "brings",
     "check_labels",
     "check_numbers",
     "check_of",
     "check_signs",
+    "describe_loss",
     "expect_alike",
     "expect_single",
     "expect_target",
+    "loss_function",
     "metrics_of",
     "nested_like",
     "no_context",
     "one_hot",
-    "parts",
     "reduced",
-    "shown",
-    "takes",
+    "split_outputs",
+    "takes_keyword",
 ]
 
 Loss = Callable[..., tuple[Array, Any]]
+F = TypeVar("F", bound=Callable[..., Any])
 Divisor = Any  # a Python number, a 0-d array, or None where nothing is divided
 
 
@@ -89,7 +90,7 @@ class BatchLoss:
     unequal: str = ""
 
 
-class _InDetail(str):
+class _WithDivisor(str):
     """A reduction for which `reduced` returns a `BatchLoss`."""
 
 
@@ -116,15 +117,15 @@ def batch_loss(
     if isinstance(loss, partial) and not loss.args:
         function, options = loss.func, loss.keywords
     now = {"step": step, "context": context}
-    now = {name: v for name, v in now.items() if v is not None and takes(loss, name)}
-    detailed = getattr(function, "in_detail", None)
+    now = {name: v for name, v in now.items() if v is not None and takes_keyword(loss, name)}
+    detailed = getattr(function, "with_divisor", None)
     # a loss of each example, which no step takes, says so itself
     if detailed is not None and options.get("reduction") != "none":
         return detailed(y, target, weights, **options, **now)
     value, dy = loss(y, target, **now) if weights is None else loss(y, target, weights, **now)
     divides = getattr(function, "divisor", None)
     if callable(divides):
-        divisor, ratio = _told(divides, options)(y, target, weights), None
+        divisor, ratio = _bind_options(divides, options)(y, target, weights), None
     elif weights is None:
         divisor, ratio = float(leaves(y)[0].shape[0]), 1.0
     else:
@@ -186,7 +187,7 @@ def reduced(
         values = xp.where(share != 0, values, 0.0) * share
         value = values if reduction == "none" else xp.sum(values)
         slopes = tree_map(lambda slope: _scaled(slope, share), slopes)
-    if not isinstance(reduction, _InDetail):
+    if not isinstance(reduction, _WithDivisor):
         return value, slopes
     return BatchLoss(value, slopes, (Term(value, divisor),), divisor, ratio)
 
@@ -211,28 +212,40 @@ def _scaled(slope, share):
     return xp.where(share != 0, slope, 0.0) * share
 
 
-def brings(check: Callable, **metrics: Callable) -> Callable[[Loss], Loss]:
-    """Attach what a `Trainer` wants of a loss: a check of targets, and metrics to report.
+def loss_function(check: Callable[..., None], **metrics: Callable) -> Callable[[F], F]:
+    """Return a decorator that gives a loss what `batch_loss` and a `Trainer` look for.
 
-    check(target, shape) refuses a target on the host for outputs of `shape`, batch left
-    out. An option of the loss that matters to it or to a metric is a keyword of that too.
-    The loss ends in `reduced`, so it has an attribute `in_detail` too: see `batch_loss`.
+    The decorated function has the signature of the original and these attributes:
+
+    check
+        check(target, shape) validates a target on the host, for outputs of `shape` without the
+        batch axis. Options of the loss that the check needs are its keyword arguments.
+    metrics
+        The metrics to report by default, by name: functions (y, target). Options of the loss
+        that a metric needs are its keyword arguments.
+    with_divisor
+        The same function, returning a `BatchLoss`. The loss must end in `reduced`.
+
     Outputs in float16 or bfloat16 are computed in float32: see `_in_float32`.
     """
 
-    def attach(function: Loss) -> Loss:
+    def decorate(function: F) -> F:
         loss: Any = _in_float32(function)
 
-        def in_detail(y, target, weights=None, *, reduction="mean", **options):
-            return loss(y, target, weights, reduction=_InDetail(reduction), **options)
+        def with_divisor(
+            y: Any, target: Any, weights: Any = None, *, reduction: str = "mean", **options: Any
+        ) -> BatchLoss:
+            return loss(y, target, weights, reduction=_WithDivisor(reduction), **options)
 
-        loss.check, loss.metrics, loss.in_detail = check, metrics, in_detail
+        loss.check = check
+        loss.metrics = metrics
+        loss.with_divisor = with_divisor
         return loss
 
-    return attach
+    return decorate
 
 
-def _in_float32(loss: Loss) -> Loss:
+def _in_float32(loss: F) -> F:
     """Return `loss` that computes outputs in float16 or bfloat16 in float32.
 
     Squares, exponentials and sums over examples would overflow or lose their digits in a narrow
@@ -261,7 +274,7 @@ def _in_float32(loss: Loss) -> Loss:
         value, dy = result
         return value, _narrow(dy, first)
 
-    return computed
+    return cast(F, computed)
 
 
 def _is_real(leaf: Any) -> bool:
@@ -275,16 +288,16 @@ def _narrow(dy: Any, like: Array) -> Any:
     return tree_map(lambda leaf: narrowed(leaf, like), dy)
 
 
-def takes(function: Callable, name: str) -> bool:
+def takes_keyword(function: Callable, name: str) -> bool:
     """Return whether a loss or metric takes `name`, "context" or "step", from a training step.
 
     A custom one takes the context if it declares a parameter of that name that no `partial`
     has set. `Losses` and `Weighted` take what their losses do, and the number of the step if a
-    weight follows a schedule; their method `takes_now` says so.
+    weight follows a schedule; their method `takes_keyword` says so.
     """
     if isinstance(function, partial):
-        return name not in function.keywords and takes(function.func, name)
-    declared = getattr(function, "takes_now", None)
+        return name not in function.keywords and takes_keyword(function.func, name)
+    declared = getattr(function, "takes_keyword", None)
     # the class `Losses` itself is not a loss: whoever calls it refuses it
     if callable(declared) and not isinstance(function, type):
         return declared(name)
@@ -299,35 +312,35 @@ def takes(function: Callable, name: str) -> bool:
 def no_context(loss: Loss, what: str) -> str:
     """Return the message of `what`, which passes no context to a loss that takes one."""
     return (
-        f"{what} passes no context, and {shown(loss)} takes one: give it a fixed one, with "
+        f"{what} passes no context, and {describe_loss(loss)} takes one: give it a fixed one, with "
         "functools.partial(loss, context=...)"
     )
 
 
 def check_of(loss: Loss) -> Callable | None:
-    """The check that a loss brings, told what `partial` has set of its options, or None."""
+    """Return the target check of a loss, with options that `partial` has set, or None."""
     if not isinstance(loss, partial):
         return getattr(loss, "check", None)
     check = check_of(loss.func)
-    return None if check is None else _told(check, loss.keywords)
+    return None if check is None else _bind_options(check, loss.keywords)
 
 
 def metrics_of(loss: Loss) -> dict[str, Callable]:
-    """The metrics that a loss brings, by name, told what `partial` has set of their options."""
+    """Return the metrics of a loss by name, with options that `partial` has set."""
     if not isinstance(loss, partial):
         return getattr(loss, "metrics", {})
-    return {name: _told(one, loss.keywords) for name, one in metrics_of(loss.func).items()}
+    return {name: _bind_options(one, loss.keywords) for name, one in metrics_of(loss.func).items()}
 
 
-def shown(loss: Loss) -> str:
+def describe_loss(loss: Loss) -> str:
     """A loss as it is written."""
     if not isinstance(loss, partial):
         return getattr(loss, "__name__", repr(loss))
     options = [f"{name}={value!r}" for name, value in loss.keywords.items()]
-    return f"partial({', '.join([shown(loss.func), *map(repr, loss.args), *options])})"
+    return f"partial({', '.join([describe_loss(loss.func), *map(repr, loss.args), *options])})"
 
 
-def _told(function, options):
+def _bind_options(function, options):
     known = getattr(function, "__kwdefaults__", None) or {}
     told = {name: value for name, value in options.items() if name in known}
     return partial(function, **told) if told else function
@@ -343,7 +356,7 @@ def expect_alike(y: Array, target: Array) -> None:
     expect(y.dtype == target.dtype, "y is {} but target is {}", y.dtype, target.dtype)
 
 
-def parts(y: Any, names: tuple[str, ...]) -> list[Array]:
+def split_outputs(y: Any, names: tuple[str, ...]) -> list[Array]:
     """The arrays of y, which is a dict of these names or a tuple in their order."""
     if isinstance(y, dict):
         expect(y.keys() == set(names), "expected outputs {}, got {}", sorted(names), sorted(y))

@@ -13,17 +13,19 @@ PRML, eq. 4.106), so with sₖ = aₖ qₖ F'(qₖ)
 For F = log, s = a: that is the familiar q - p if the classes weigh 1 and p sums to 1.
 """
 
+from typing import Any
+
 from ..core.arrays import Array, Shape, device, expect_axis, first_true, namespace
 from ..core.errors import expect, expect_integer, expect_number
 from ..metrics import accuracy, binary_accuracy
 from ..ops import log_softmax
 from .base import (
     at_label,
-    brings,
     check_labels,
     check_numbers,
     expect_alike,
     expect_single,
+    loss_function,
     one_hot,
     reduced,
 )
@@ -111,7 +113,7 @@ def _judged(values, slopes, kept, weights, reduction, counts):
     return reduced(values, slopes, weights, reduction, counts)
 
 
-@brings(_check_classes, accuracy=accuracy)
+@loss_function(check=_check_classes, accuracy=accuracy)
 def softmax_cross_entropy(
     logits: Array,
     target: Array,
@@ -122,7 +124,7 @@ def softmax_cross_entropy(
     ignore_index: int | None = None,
     gamma: float = 0.0,
     reduction: str = "mean",
-):
+) -> tuple[Array, Any]:
     """Mean over examples of -Σₖ wₖ pₖ (1 - qₖ)^γ log qₖ, with q = softmax(z), z the logits.
 
     logits: (..., classes) real. target: (...) integer labels in [0, classes), p being 1
@@ -184,7 +186,7 @@ def softmax_cross_entropy(
     return _judged(values, slopes, kept, weights, reduction, counts)
 
 
-@brings(_check_classes, accuracy=accuracy)
+@loss_function(check=_check_classes, accuracy=accuracy)
 def negative_log_likelihood(
     y: Array,
     target: Array,
@@ -193,7 +195,7 @@ def negative_log_likelihood(
     class_weights: tuple[float, ...] | None = None,
     ignore_index: int | None = None,
     reduction: str = "mean",
-):
+) -> tuple[Array, Any]:
     """Mean over examples of -Σₖ wₖ pₖ yₖ, with y log-probabilities, such as of `LogSoftmax`.
 
     y: (..., classes) real; target and options as in `softmax_cross_entropy`, which takes
@@ -217,10 +219,10 @@ def negative_log_likelihood(
     return _judged(values, -a, kept, weights, reduction, counts)
 
 
-@brings(_check_distributions, accuracy=accuracy)
+@loss_function(check=_check_distributions, accuracy=accuracy)
 def kl_divergence(
     y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
-):
+) -> tuple[Array, Any]:
     """Mean over examples of Σₖ pₖ (log pₖ - yₖ), with y log-probabilities and p the target.
 
     y, target: (..., classes), one shape and real dtype. The mean is that over examples, which
@@ -251,7 +253,7 @@ def _check_probabilities(target: Array, shape: Shape) -> None:
         raise ValueError(f"expected targets in [0, 1], but target{list(bad)} is {target[bad]}")
 
 
-@brings(_check_probabilities, accuracy=binary_accuracy)
+@loss_function(check=_check_probabilities, accuracy=binary_accuracy)
 def binary_cross_entropy(
     logits: Array,
     target: Array,
@@ -259,7 +261,7 @@ def binary_cross_entropy(
     *,
     positive_weight: float | tuple[float, ...] = 1.0,
     reduction: str = "mean",
-):
+) -> tuple[Array, Any]:
     """Mean of -w t log σ(z) - (1 - t) log σ(-z) over every element, with z the logits.
 
     logits, target: any one shape and real dtype; targets in [0, 1], which is trusted.

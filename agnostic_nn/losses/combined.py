@@ -9,7 +9,16 @@ from ..core.arrays import Array, namespace
 from ..core.errors import described, expect, expect_function, expect_number
 from ..core.trees import tree_map
 from ..metrics import finish_of, finished_by
-from .base import BatchLoss, Loss, Term, batch_loss, check_of, metrics_of, shown, takes
+from .base import (
+    BatchLoss,
+    Loss,
+    Term,
+    batch_loss,
+    check_of,
+    describe_loss,
+    metrics_of,
+    takes_keyword,
+)
 
 __all__ = ["Losses", "Weighted"]
 
@@ -17,9 +26,9 @@ Weight = float | Callable[[Array], Array]
 
 
 class _Combined:
-    """A loss made of other losses; a subclass computes it in `in_detail`."""
+    """A loss made of other losses; a subclass computes it in `with_divisor`."""
 
-    def in_detail(self, y: Any, target: Any, weights: Any = None, **now: Any) -> BatchLoss:
+    def with_divisor(self, y: Any, target: Any, weights: Any = None, **now: Any) -> BatchLoss:
         """Return the loss with the divisors of its means. now: `step` and `context`."""
         raise NotImplementedError
 
@@ -37,7 +46,7 @@ class _Combined:
         step: how many steps have been taken, a 0-d array, for weights that follow a schedule.
         context: for losses that take it.
         """
-        result = self.in_detail(y, target, weights, step=step, context=context)
+        result = self.with_divisor(y, target, weights, step=step, context=context)
         return result.value, result.dy
 
 
@@ -87,12 +96,12 @@ class Losses(_Combined):
         object.__setattr__(self, "losses", tuple([(name, found[name]) for name in names]))
         object.__setattr__(self, "weights", tuple([(n, weighed.get(n, 1.0)) for n in names]))
 
-    def takes_now(self, name: str) -> bool:
+    def takes_keyword(self, name: str) -> bool:
         """Whether one of the losses takes `name`, or for "step" a weight follows a schedule."""
         scheduled = name == "step" and any(callable(weight) for _, weight in self.weights)
-        return scheduled or any(takes(loss, name) for _, loss in self.losses)
+        return scheduled or any(takes_keyword(loss, name) for _, loss in self.losses)
 
-    def in_detail(self, y: Any, target: Any, weights: Any = None, **now: Any) -> BatchLoss:
+    def with_divisor(self, y: Any, target: Any, weights: Any = None, **now: Any) -> BatchLoss:
         """Return the weighted sum of all losses with one term for each: see `BatchLoss`."""
         names = [name for name, _ in self.losses]
         _expect_named(y, target, names)
@@ -126,7 +135,7 @@ class Losses(_Combined):
 
     @property
     def metrics(self) -> dict[str, Callable]:
-        """Those that each loss brings, such as "label.accuracy"."""
+        """The metrics of each loss under the name of its output, such as "label.accuracy"."""
         return {
             f"{name}.{metric}": _of_output(function, name)
             for name, loss in self.losses
@@ -134,7 +143,7 @@ class Losses(_Combined):
         }
 
     def __repr__(self) -> str:
-        named = [f"{name}={shown(loss)}" for name, loss in self.losses]
+        named = [f"{name}={describe_loss(loss)}" for name, loss in self.losses]
         weights = {name: weight for name, weight in self.weights if weight != 1.0}
         return f"Losses({', '.join([*named, *([f'weights={weights}'] if weights else [])])})"
 
@@ -173,11 +182,11 @@ class Weighted(_Combined):
         expect_function("the loss", self.loss, "y, target", also="context")
         _expect_weight("the weight", self.weight)
 
-    def takes_now(self, name: str) -> bool:
+    def takes_keyword(self, name: str) -> bool:
         """Return whether a step passes `name`: "step" for a schedule, or what the loss takes."""
-        return (name == "step" and callable(self.weight)) or takes(self.loss, name)
+        return (name == "step" and callable(self.weight)) or takes_keyword(self.loss, name)
 
-    def in_detail(self, y: Any, target: Any, weights: Any = None, **now: Any) -> BatchLoss:
+    def with_divisor(self, y: Any, target: Any, weights: Any = None, **now: Any) -> BatchLoss:
         """Return the weighted loss with the divisor of its mean: see `BatchLoss`."""
         part = batch_loss(self.loss, y, target, weights, **now)
         weight = _at("the weight", self.weight, now.get("step"), part.value)
@@ -188,16 +197,16 @@ class Weighted(_Combined):
 
     @property
     def check(self) -> Callable | None:
-        """The check of targets that the loss brings, or None."""
+        """The target check of the loss, or None."""
         return check_of(self.loss)
 
     @property
     def metrics(self) -> dict[str, Callable]:
-        """Those that the loss brings."""
+        """The metrics of the loss."""
         return metrics_of(self.loss)
 
     def __repr__(self) -> str:
-        return f"Weighted({shown(self.loss)}, {self.weight!r})"
+        return f"Weighted({describe_loss(self.loss)}, {self.weight!r})"
 
 
 def _expect_weight(name: str, weight: Any) -> None:

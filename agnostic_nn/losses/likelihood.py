@@ -5,7 +5,7 @@ from typing import Any
 
 from ..core.arrays import Array, Shape, first_true, namespace
 from ..core.errors import expect_flag, expect_positive
-from .base import brings, check_numbers, expect_alike, nested_like, parts, reduced
+from .base import check_numbers, expect_alike, loss_function, nested_like, reduced, split_outputs
 
 __all__ = ["gaussian_nll", "poisson_nll"]
 
@@ -17,7 +17,7 @@ def _check_counts(target: Array, shape: Shape) -> None:
         raise ValueError(f"expected counts of at least 0, but target{list(bad)} is {target[bad]}")
 
 
-@brings(_check_counts)
+@loss_function(check=_check_counts)
 def poisson_nll(
     y: Array,
     target: Array,
@@ -27,7 +27,7 @@ def poisson_nll(
     full: bool = False,
     epsilon: float = 1e-8,
     reduction: str = "mean",
-):
+) -> tuple[Array, Any]:
     """Mean of λ - t log λ over every element, with rate λ = exp(y), or y unless `log_rate`.
 
     y, target: any one shape and real dtype; targets are counts t ≥ 0. A rate y is trusted
@@ -75,7 +75,7 @@ def _check_first(target: Array, shape: Any) -> None:
     check_numbers(target, shape["mean"] if isinstance(shape, dict) else shape[0])
 
 
-@brings(_check_first)
+@loss_function(check=_check_first)
 def gaussian_nll(
     y: Any,
     target: Array,
@@ -84,7 +84,7 @@ def gaussian_nll(
     full: bool = False,
     epsilon: float = 1e-6,
     reduction: str = "mean",
-):
+) -> tuple[Array, Any]:
     """Mean of (log v + (t - μ)² / v) / 2 over every element, with v = max(variance, ε).
 
     y: {"mean": μ, "variance": …}, or a tuple of the two; target: all three of one shape and
@@ -108,7 +108,7 @@ def gaussian_nll(
     """
     expect_flag("full", full)
     expect_positive("epsilon", epsilon)
-    mean, variance = parts(y, _NORMAL)
+    mean, variance = split_outputs(y, _NORMAL)
     expect_alike(mean, target)
     xp = namespace(mean)
     error = mean - target

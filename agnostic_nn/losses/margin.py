@@ -7,10 +7,12 @@ Each is max(0, g) of a gap g that is linear in y, or a power of it, so that by t
 and at the kink, g = 0, the slope is 0.
 """
 
+from typing import Any
+
 from ..core.arrays import Array, expect_axis, namespace
 from ..core.errors import expect, expect_number
 from ..metrics import accuracy, binary_accuracy
-from .base import brings, check_labels, check_signs, expect_alike, one_hot, reduced
+from .base import check_labels, check_signs, expect_alike, loss_function, one_hot, reduced
 
 __all__ = ["hinge", "multi_class_margin", "squared_hinge"]
 
@@ -21,8 +23,10 @@ def _shortfall(y, target):
     return namespace(y).maximum(1.0 - target * y, 0.0)
 
 
-@brings(check_signs, accuracy=binary_accuracy)
-def hinge(y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"):
+@loss_function(check=check_signs, accuracy=binary_accuracy)
+def hinge(
+    y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
+) -> tuple[Array, Any]:
     """Mean of max(0, 1 - t y) over every element, the targets t being -1 or 1.
 
     y, target: any one shape and real dtype. Cortes & Vapnik, "Support-Vector Networks"
@@ -41,10 +45,10 @@ def hinge(y: Array, target: Array, weights: Array | None = None, *, reduction: s
     return reduced(short, -target * namespace(y).sign(short), weights, reduction)
 
 
-@brings(check_signs, accuracy=binary_accuracy)
+@loss_function(check=check_signs, accuracy=binary_accuracy)
 def squared_hinge(
     y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
-):
+) -> tuple[Array, Any]:
     """Mean of max(0, 1 - t y)² over every element, the targets t being -1 or 1.
 
     y, target: any one shape and real dtype.
@@ -62,7 +66,7 @@ def squared_hinge(
     return reduced(short * short, -2.0 * target * short, weights, reduction)
 
 
-@brings(check_labels, accuracy=accuracy)
+@loss_function(check=check_labels, accuracy=accuracy)
 def multi_class_margin(
     y: Array,
     target: Array,
@@ -71,7 +75,7 @@ def multi_class_margin(
     margin: float = 1.0,
     power: int = 1,
     reduction: str = "mean",
-):
+) -> tuple[Array, Any]:
     """Mean over examples of Σₖ max(0, m - y_t + yₖ)ᵖ / classes, over the classes k ≠ t.
 
     y: (..., classes) real; target: (...) integer labels t in [0, classes), which is trusted;

@@ -9,18 +9,19 @@ reduction there is one value per element.
 """
 
 import math
+from typing import Any
 
 from ..core.arrays import Array, namespace
 from ..core.errors import expect_positive
-from .base import brings, check_numbers, expect_alike, reduced
+from .base import check_numbers, expect_alike, loss_function, reduced
 
 __all__ = ["huber", "log_cosh", "mean_absolute_error", "mean_squared_error"]
 
 
-@brings(check_numbers)
+@loss_function(check=check_numbers)
 def mean_squared_error(
     y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
-):
+) -> tuple[Array, Any]:
     """Mean of (y - t)² over every element.
 
     Gradient
@@ -37,10 +38,10 @@ def mean_squared_error(
     return reduced(error * error, 2.0 * error, weights, reduction)
 
 
-@brings(check_numbers)
+@loss_function(check=check_numbers)
 def mean_absolute_error(
     y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
-):
+) -> tuple[Array, Any]:
     """Mean of |y - t| over every element.
 
     Gradient
@@ -58,7 +59,7 @@ def mean_absolute_error(
     return reduced(xp.abs(error), xp.sign(error), weights, reduction)
 
 
-@brings(check_numbers)
+@loss_function(check=check_numbers)
 def huber(
     y: Array,
     target: Array,
@@ -66,7 +67,7 @@ def huber(
     *,
     delta: float = 1.0,
     reduction: str = "mean",
-):
+) -> tuple[Array, Any]:
     """Mean of e²/2 where |e| ≤ δ, else of δ (|e| - δ/2): a parabola with straight arms.
 
     Huber, "Robust Estimation of a Location Parameter" (1964).
@@ -89,8 +90,10 @@ def huber(
     return reduced(near * (error - 0.5 * near), near, weights, reduction)
 
 
-@brings(check_numbers)
-def log_cosh(y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"):
+@loss_function(check=check_numbers)
+def log_cosh(
+    y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
+) -> tuple[Array, Any]:
     """Mean of log cosh(y - t): near e²/2 for small errors, |e| - log 2 for large ones.
 
     Gradient

@@ -40,7 +40,7 @@ from typing import Any
 from ..core.arrays import Array, Shape, device, first_true, namespace
 from ..core.errors import expect, expect_flag, expect_integer
 from ..ops import log_softmax, scan
-from .base import brings, reduced
+from .base import loss_function, reduced
 
 __all__ = ["ctc"]
 
@@ -88,7 +88,7 @@ def _check_labellings(target: Any, shape: Shape, *, blank: int = 0) -> None:
         )
 
 
-@brings(_check_labellings)
+@loss_function(check=_check_labellings)
 def ctc(
     y: Array,
     target: Any,
@@ -97,7 +97,7 @@ def ctc(
     blank: int = 0,
     zero_infinity: bool = False,
     reduction: str = "mean",
-):
+) -> tuple[Array, Any]:
     """Mean over examples of -log of the probability that softmax(y) spells the labels.
 
     y: (batch, time, classes) logits; target: {"labels": (batch, length)} integer, none of them

@@ -11,7 +11,15 @@ from typing import Any
 
 from ..core.arrays import Array, expect_axis, namespace
 from ..core.errors import expect, expect_number
-from .base import brings, check_numbers, check_signs, expect_alike, nested_like, parts, reduced
+from .base import (
+    check_numbers,
+    check_signs,
+    expect_alike,
+    loss_function,
+    nested_like,
+    reduced,
+    split_outputs,
+)
 
 __all__ = ["cosine_distance", "cosine_embedding", "triplet_margin"]
 
@@ -36,10 +44,10 @@ def _turn(direction, length, other, cosine):
     return xp.where(none, 0.0, other - cosine * direction) / xp.where(none, 1.0, length)
 
 
-@brings(check_numbers)
+@loss_function(check=check_numbers)
 def cosine_distance(
     y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
-):
+) -> tuple[Array, Any]:
     """Mean over examples of 1 - cos(y, t), with cos(y, t) = Σ yᵢ tᵢ / (‖y‖ ‖t‖).
 
     y, target: (..., width), one shape and real dtype. With a vector of length 0 the cosine
@@ -74,7 +82,7 @@ def _check_sides(target: Array, shape: Any) -> None:
     check_signs(target, first[:-1])
 
 
-@brings(_check_sides)
+@loss_function(check=_check_sides)
 def cosine_embedding(
     y: Any,
     target: Array,
@@ -82,7 +90,7 @@ def cosine_embedding(
     *,
     margin: float = 0.0,
     reduction: str = "mean",
-):
+) -> tuple[Array, Any]:
     """Mean over pairs of 1 - cos where the target is 1, of max(0, cos - m) where it is -1.
 
     y: {"first": a, "second": b}, or a tuple of the two, each (..., width) real; target: (...)
@@ -101,7 +109,7 @@ def cosine_embedding(
         or hold nothing.
     """
     expect_number("margin", margin)
-    a, b = parts(y, _PAIR)
+    a, b = split_outputs(y, _PAIR)
     expect_axis(a, "width")
     xp = namespace(a, target)
     expect(target.shape == a.shape[:-1], "pairs {}, but target is {}", a.shape, target.shape)
@@ -123,7 +131,7 @@ def _check_nothing(target: Any, shape: Any) -> None:
     """The three outputs are compared with each other."""
 
 
-@brings(_check_nothing)
+@loss_function(check=_check_nothing)
 def triplet_margin(
     y: Any,
     target: Any = None,
@@ -131,7 +139,7 @@ def triplet_margin(
     *,
     margin: float = 1.0,
     reduction: str = "mean",
-):
+) -> tuple[Array, Any]:
     """Mean over examples of max(0, ‖a - p‖ - ‖a - n‖ + m): the positive is to be the nearer.
 
     y: {"anchor": a, "positive": p, "negative": n}, or a tuple of the three, each (..., width)
@@ -150,7 +158,7 @@ def triplet_margin(
         If the margin is not finite, or the vectors differ in shape or dtype, or hold nothing.
     """
     expect_number("margin", margin)
-    anchor, positive, negative = parts(y, _TRIPLET)
+    anchor, positive, negative = split_outputs(y, _TRIPLET)
     expect_axis(anchor, "width")
     xp = namespace(anchor)
     (near, u), (far, v) = _polar(anchor - positive), _polar(anchor - negative)

@@ -20,7 +20,7 @@ from typing import Any
 from ..core.arrays import Array, device, namespace
 from ..core.errors import expect_flag, expect_number, expect_positive
 from ..ops import norm
-from .base import NO_DECAY, Rate, Rule, weights_given, zeros
+from .base import NO_DECAY, Rate, Rule, bias_correction, zeros
 
 __all__ = ["LAMB", "Adam", "AdamW", "Adamax", "NAdam", "RAdam"]
 
@@ -45,7 +45,7 @@ class _Moments(Rule):
         return {"m": zeros(p), "v": zeros(p)}
 
     def shared(self, rate, t):
-        return rate, weights_given(self.beta1, t), weights_given(self.beta2, t)
+        return rate, bias_correction(self.beta1, t), bias_correction(self.beta2, t)
 
     def _moments(self, g: Array, old: dict[str, Any]) -> tuple[Array, Array]:
         m = self.beta1 * old["m"] + (1.0 - self.beta1) * g
@@ -80,8 +80,8 @@ class Adam(_Moments):
         return super().start(p) | most
 
     def shared(self, rate, t):
-        root = namespace(t).sqrt(weights_given(self.beta2, t))
-        return rate, rate * root / weights_given(self.beta1, t), self.epsilon * root
+        root = namespace(t).sqrt(bias_correction(self.beta2, t))
+        return rate, rate * root / bias_correction(self.beta1, t), self.epsilon * root
 
     def move(self, p, g, old, decay, rate, scale, epsilon):
         xp = namespace(p)
@@ -123,7 +123,7 @@ class Adamax(_Moments):
         return {"m": zeros(p), "u": zeros(p)}
 
     def shared(self, rate, t):
-        return (rate / weights_given(self.beta1, t),)
+        return (rate / bias_correction(self.beta1, t),)
 
     def move(self, p, g, old, decay, rate):
         xp = namespace(p)
@@ -160,7 +160,7 @@ class NAdam(_Moments):
             shrink = namespace(t).exp(t * (self.momentum_decay * math.log(0.96)))
             return self.beta1 * (1.0 - 0.5 * shrink)
 
-        return rate, mu(t), mu(t + 1.0), weights_given(self.beta2, t)
+        return rate, mu(t), mu(t + 1.0), bias_correction(self.beta2, t)
 
     def move(self, p, g, old, decay, rate, mu, mu_next, unbias2):
         m, v = self._moments(g, old)
@@ -191,7 +191,7 @@ class RAdam(_Moments):
     """
 
     def shared(self, rate, t):
-        rate = rate / weights_given(self.beta1, t)
+        rate = rate / bias_correction(self.beta1, t)
         longest = self._longest()
         if longest <= 5.0:
             return rate, None, None
@@ -200,7 +200,7 @@ class RAdam(_Moments):
         far = xp.where(length > 5.0, length, 5.0 * xp.ones_like(length))
         share = longest / ((longest - 4.0) * (longest - 2.0))
         r = xp.sqrt((far - 4.0) * (far - 2.0) * share / far)
-        return rate, length > 5.0, r * xp.sqrt(weights_given(self.beta2, t))
+        return rate, length > 5.0, r * xp.sqrt(bias_correction(self.beta2, t))
 
     def _longest(self) -> float:
         """ρ∞."""

@@ -19,19 +19,19 @@ __all__ = [
     "Optimizer",
     "Rate",
     "Rule",
-    "count",
+    "bias_correction",
+    "bind_divisor",
     "decays",
-    "divided",
     "expect_optimizer",
     "expect_paths",
     "expect_rate",
     "first_leaf",
     "matches",
     "paths",
-    "update_by",
+    "split_by_owner",
     "update_parts",
     "uses_divisor",
-    "weights_given",
+    "zero_step",
     "zeros",
 ]
 
@@ -103,7 +103,7 @@ class Rule:
 
     def init(self, params: Params) -> Moments:
         """The moments before the first step; raises ValueError if there is nothing to train."""
-        steps = count(params)
+        steps = zero_step(params)
         started: list[dict] = []
         tree_map(lambda p: started.append(self.start(p)), params)
         return {"step": steps, **_by_name(started, params)}
@@ -160,7 +160,7 @@ def first_leaf(tree: Any) -> Array:
     return None
 
 
-def count(params: Params) -> Array:
+def zero_step(params: Params) -> Array:
     """No steps yet, as a 0-d integer beside the parameters."""
     like = first_leaf(params)
     expect(like is not None, "the model has no parameters to train")
@@ -173,7 +173,7 @@ def zeros(p: Array) -> Array:
     return namespace(p).zeros_like(p)
 
 
-def weights_given(beta: float, t: Array) -> Array:
+def bias_correction(beta: float, t: Array) -> Array:
     """1 - βᵗ, as -(exp(t log β) - 1): float32 cannot hold 0.999 well enough to subtract it.
 
     So much weight has been given, after t steps, by a mean that starts at 0 and keeps the
@@ -216,7 +216,7 @@ def paths(tree: Any, prefix: str = "") -> list[str]:
     ]
 
 
-def divided(owners: Any, tree: Any, parts: int) -> list:
+def split_by_owner(owners: Any, tree: Any, parts: int) -> list:
     """Trees nested like `tree`, one a part, with () in place of the leaves of other parts.
 
     owners: nested like `tree`, the number of the part that each leaf belongs to.
@@ -231,7 +231,7 @@ def update_parts(
     updates: list[Callable], owners: Any, params: Params, grads: Params, moments: list
 ) -> tuple[Params, list]:
     """One step of each part by its own `update`; a part without leaves stays as it is."""
-    trees = (divided(owners, tree, len(updates)) for tree in (params, grads))
+    trees = (split_by_owner(owners, tree, len(updates)) for tree in (params, grads))
     moved, kept = [], []
     for update, p, g, old in zip(updates, *trees, moments, strict=True):
         p, new = update(p, g, old) if leaves(p) else (p, old)
@@ -240,7 +240,7 @@ def update_parts(
     return tree_map(lambda owner, *found: found[owner], owners, *moved), kept
 
 
-def update_by(optimizer: Any, divisor: Any) -> Callable:
+def bind_divisor(optimizer: Any, divisor: Any) -> Callable:
     """`optimizer.update` with the `divisor` of the gradients set, if it takes one."""
     if not _takes_divisor(optimizer):
         return optimizer.update

@@ -11,13 +11,13 @@ from ..ops import scaled_norm, select
 from .base import (
     NO_DECAY,
     Optimizer,
-    count,
+    bind_divisor,
     decays,
     expect_optimizer,
     expect_paths,
     first_leaf,
-    update_by,
     uses_divisor,
+    zero_step,
     zeros,
 )
 
@@ -39,7 +39,7 @@ class _Clip:
         return self.optimizer.init(params)
 
     def update(self, params, grads, moments, divisor=1.0):
-        return update_by(self.optimizer, divisor)(params, self._held(grads), moments)
+        return bind_divisor(self.optimizer, divisor)(params, self._held(grads), moments)
 
     def _held(self, grads: Any) -> Any:
         raise NotImplementedError
@@ -134,7 +134,7 @@ class L2:
             decay = next(numbers)
             return g + decay * p if decay else g
 
-        return update_by(self.optimizer, divisor)(params, tree_map(add, params, grads), moments)
+        return bind_divisor(self.optimizer, divisor)(params, tree_map(add, params, grads), moments)
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class Accumulate:
 
     def init(self, params):
         inner = self.optimizer.init(params)
-        steps, like = count(params), first_leaf(params)
+        steps, like = zero_step(params), first_leaf(params)
         zero = partial(namespace(like).zeros, (), dtype=like.dtype, device=device(like))
         sums = [(tree_map(zeros, params), zero()) for _ in range(self.terms)]
         return {"count": steps, "inner": inner} | self._named(sums)
@@ -225,7 +225,7 @@ class Accumulate:
             means = [_divided(*pair, by) for pair, by in zip(sums, divisors, strict=True)]
             mean = tree_map(lambda *parts: sum(parts[1:], parts[0]), *means)
             has_divisor = self.terms == 1 and divisor is not None
-            update = update_by(self.optimizer, sums[0][1] if has_divisor else None)
+            update = bind_divisor(self.optimizer, sums[0][1] if has_divisor else None)
             moved, inner = update(params, mean, moments["inner"])
             started = [tree_map(zeros, pair) for pair in sums]
             return moved, {"count": seen - self.every, "inner": inner} | self._named(started)

@@ -13,10 +13,10 @@ from .base import (
     Optimizer,
     Rate,
     Rule,
-    divided,
+    bind_divisor,
     expect_optimizer,
     matches,
-    update_by,
+    split_by_owner,
     update_parts,
     zeros,
 )
@@ -89,14 +89,14 @@ class Muon(Rule):
         return unname(owners, params)
 
     def init(self, params):
-        matrices, rest = divided(self._owners(params), params, 2)
+        matrices, rest = split_by_owner(self._owners(params), params, 2)
         return {
             "matrices": super().init(matrices) if leaves(matrices) else {},
             "others": self.others.init(rest) if leaves(rest) else {},
         }
 
     def update(self, params, grads, moments, divisor=1.0):
-        updates = [super().update, update_by(self.others, divisor)]
+        updates = [super().update, bind_divisor(self.others, divisor)]
         parts = [moments["matrices"], moments["others"]]
         params, new = update_parts(updates, self._owners(params), params, grads, parts)
         return params, {"matrices": new[0], "others": new[1]}

@@ -8,11 +8,11 @@ from ..core.errors import described, expect
 from ..core.trees import leaves, named_leaves, unname
 from .base import (
     Optimizer,
-    divided,
+    bind_divisor,
     expect_optimizer,
     expect_paths,
     matches,
-    update_by,
+    split_by_owner,
     update_parts,
 )
 
@@ -85,13 +85,13 @@ class Parts:
 
     def init(self, params):
         optimizers = self._optimizers()
-        trees = divided(self._owners(params), params, len(optimizers))
+        trees = split_by_owner(self._owners(params), params, len(optimizers))
         pairs = zip(optimizers, trees, strict=True)
         *parts, rest = [part.init(tree) if leaves(tree) else {} for part, tree in pairs]
         return {"parts": tuple(parts), "rest": rest}
 
     def update(self, params, grads, moments, divisor=1.0):
-        updates = [update_by(optimizer, divisor) for optimizer in self._optimizers()]
+        updates = [bind_divisor(optimizer, divisor) for optimizer in self._optimizers()]
         old = [*moments["parts"], moments["rest"]]
         params, (*parts, rest) = update_parts(updates, self._owners(params), params, grads, old)
         return params, {"parts": tuple(parts), "rest": rest}

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from ..core.arrays import Moments, Params, device, namespace
 from ..core.errors import expect_number
 from ..core.trees import tree_map
-from .base import Optimizer, count, expect_optimizer, first_leaf, update_by, weights_given, zeros
+from .base import (
+    Optimizer,
+    bias_correction,
+    bind_divisor,
+    expect_optimizer,
+    first_leaf,
+    zero_step,
+    zeros,
+)
 
 __all__ = ["Average", "Scaled"]
 
@@ -33,7 +41,7 @@ class Scaled:
         return {"scale": one, "inner": inner}
 
     def update(self, params, grads, moments, divisor=1.0):
-        moved, inner = update_by(self.optimizer, divisor)(params, grads, moments["inner"])
+        moved, inner = bind_divisor(self.optimizer, divisor)(params, grads, moments["inner"])
         back = 1.0 - moments["scale"]
         params = tree_map(lambda p, q: q - back * (q - p), params, moved)
         return params, {"scale": moments["scale"], "inner": inner}
@@ -61,10 +69,10 @@ class Average:
 
     def init(self, params):
         inner = self.optimizer.init(params)
-        return {"step": count(params), "average": tree_map(zeros, params), "inner": inner}
+        return {"step": zero_step(params), "average": tree_map(zeros, params), "inner": inner}
 
     def update(self, params, grads, moments, divisor=1.0):
-        params, inner = update_by(self.optimizer, divisor)(params, grads, moments["inner"])
+        params, inner = bind_divisor(self.optimizer, divisor)(params, grads, moments["inner"])
         average = tree_map(
             lambda a, p: self.decay * a + (1.0 - self.decay) * p, moments["average"], params
         )
@@ -75,5 +83,5 @@ class Average:
         like = first_leaf(params)
         xp = namespace(like)
         t = xp.astype(moments["step"], like.dtype)
-        given = weights_given(self.decay, xp.maximum(t, 1.0))
+        given = bias_correction(self.decay, xp.maximum(t, 1.0))
         return tree_map(lambda p, a: xp.where(t > 0, a / given, p), params, moments["average"])

@@ -12,7 +12,7 @@ from ..core.backend import Backend
 from ..core.trees import leaves, named_leaves, tree_map
 from ..layers import Layer
 from ..layers.base import kinds
-from ..losses.base import Loss, check_of, shown, takes
+from ..losses.base import Loss, check_of, describe_loss, takes_keyword
 from .data import Examples, expect_lengths, expect_shapes, fetch, is_mapped, pieces, typed
 
 __all__ = ["Intake"]
@@ -61,7 +61,7 @@ class Intake:
             try:
                 _check_pieces(lambda part: check(part, out_shape), found)
             except (TypeError, ValueError) as error:
-                error.add_note(f"for the loss {shown(self.loss)}")
+                error.add_note(f"for the loss {describe_loss(self.loss)}")
                 raise
         found = self._typed("target", found, chosen)
         if weights is not None:
@@ -83,7 +83,7 @@ class Intake:
     @cached_property
     def weighs(self) -> bool:
         """Whether the loss takes weights."""
-        also = {"context": None} if takes(self.loss, "context") else {}
+        also = {"context": None} if takes_keyword(self.loss, "context") else {}
         try:
             signature(self.loss).bind(None, None, None, **also)
         except TypeError:

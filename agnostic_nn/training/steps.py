@@ -9,11 +9,11 @@ from ..core.errors import described, expect, expect_flag, expect_function
 from ..core.trees import leaves, tree_map
 from ..layers import Layer
 from ..layers.base import not_a_layer
-from ..losses.base import BatchLoss, Loss, batch_loss, takes
+from ..losses.base import BatchLoss, Loss, batch_loss, takes_keyword
 from ..metrics import batch_means
 from ..ops import all_finite, scan, select
 from ..optimizers import Optimizer
-from ..optimizers.base import expect_optimizer, update_by, uses_divisor
+from ..optimizers.base import bind_divisor, expect_optimizer, uses_divisor
 
 __all__ = ["Carry", "Terms", "expect_task", "in_turn", "judge", "make_step", "make_step_with_terms"]
 
@@ -84,7 +84,7 @@ def make_step_with_terms(
         expect(value.ndim == 0, "expected a loss of one number, got one of shape {}", value.shape)
         if joins:
             dys, divisor = _by_divisor(found, optimizer)
-            update = update_by(optimizer, divisor)
+            update = bind_divisor(optimizer, divisor)
         # Devices that share a batch would meet here: each term's dy times its own divisor by the
         # sum of all; then gradients are added. Means of devices are never averaged.
         # popped: a block lets go of each entry once it is spent, if nobody else holds it
@@ -215,7 +215,8 @@ def judge(
     count = leaves(y)[0].shape[0]
     means = []
     for name, metric in metrics.items():
-        now = {"context": context} if context is not None and takes(metric, "context") else {}
+        takes_context = context is not None and takes_keyword(metric, "context")
+        now = {"context": context} if takes_context else {}
         values = metric(y, target, **now)
         _expect_values(name, values, count)
         means.append(batch_means(metric, values, partial(_mean, share)))

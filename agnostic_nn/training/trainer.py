@@ -32,7 +32,7 @@ from ..core.guards import reads
 from ..core.trees import expect_nested, leaves, named_leaves, tree_map, unname
 from ..diagnostics.summary import Summary, bytes_of_training, summarize
 from ..layers import Layer
-from ..losses.base import Loss, metrics_of, shown, takes
+from ..losses.base import Loss, describe_loss, metrics_of, takes_keyword
 from ..metrics import finish_of, joined
 from ..optimizers import Optimizer
 from . import checkpoint
@@ -183,7 +183,7 @@ class Trainer:
         self._has_own_metrics = metrics is not None
         self._intake = Intake(model, loss, self.backend, dtype)
         self._context = Context(self.backend, dtype)
-        self._follows_steps = takes(loss, "step")
+        self._follows_steps = takes_keyword(loss, "step")
         self.context = context
         self.notes: dict[str, Any] = {}
         self._run: _Run | _Attempt = _Run()
@@ -312,10 +312,10 @@ class Trainer:
     @context.setter
     def context(self, context: Any) -> None:
         readers = [self.loss, *self.metrics.values()]
-        if context is not None and not any(takes(reader, "context") for reader in readers):
+        if context is not None and not any(takes_keyword(reader, "context") for reader in readers):
             raise ValueError(
                 "expected a loss or metric that declares a parameter `context`, as there is one to "
-                f"read: {shown(self.loss)} does not"
+                f"read: {describe_loss(self.loss)} does not"
             )
         self._context.set(context)
 
@@ -824,8 +824,9 @@ class Trainer:
     def _title(self) -> str:
         """What is trained how, and how far it is."""
         return (
-            f"{type(self).__name__} on {self.backend} in {self.dtype}: {shown(self.loss)} by "
-            f"{self.optimizer!r}, after {self.steps} steps and {self.epoch} epochs"
+            f"{type(self).__name__} on {self.backend} in {self.dtype}: "
+            f"{describe_loss(self.loss)} by {self.optimizer!r}, "
+            f"after {self.steps} steps and {self.epoch} epochs"
         )
 
     def _input(self, x: Any) -> Any:

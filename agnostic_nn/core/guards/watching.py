@@ -51,7 +51,7 @@ CALLED = {
         for name in ("add", "sub", "mul", "truediv", "pow")
         for side in ("", "r")
     ),
-    *("divisor", "in_detail", "takes_now"),
+    *("divisor", "with_divisor", "takes_keyword"),
     *("__neg__", "__abs__", "__eq__", "__lt__", "__gt__", "__le__", "__ge__", "__next__"),
 }
 MADE = {"__init__", "__new__", "__post_init__"}  # called where user code calls a class

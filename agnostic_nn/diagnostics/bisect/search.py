@@ -52,7 +52,7 @@ from ...core.trees import leaves, tree_map
 from ...display.tables import folded, html_table, table
 from ...layers import Layer
 from ...losses import Loss
-from ...losses.base import no_context, takes
+from ...losses.base import no_context, takes_keyword
 from ...optimizers import Optimizer
 from ...training import Trainer, make_step
 from ...training.data import batches, order
@@ -321,7 +321,7 @@ def bisect(
     expect_count("batch_size", batch_size)
     fits = type(steps) is int and steps >= 0
     expect(fits, "expected steps to be an integer of at least 0, got {}", steps)
-    if takes(loss, "context"):
+    if takes_keyword(loss, "context"):
         raise ValueError(no_context(loss, "bisect"))
     sides = (_Side.of(one), _Side.of(other))
     narrow = "float64" if all(side.dtype == "float64" for side in sides) else "float32"
@@ -459,7 +459,7 @@ class _Side:
     ) -> tuple[Any, Any, int]:
         """Carry, the next batch and the steps taken, after `steps` or before one that fails."""
         whole = make_step(trainer.model, trainer.loss, trainer.optimizer)
-        follows = takes(trainer.loss, "step")
+        follows = takes_keyword(trainer.loss, "step")
 
         def step(carry, x, target, t=None):
             return whole(carry, x, target, t=t)

@@ -33,7 +33,7 @@ from ...core.random import words
 from ...core.trees import leaves, named_leaves, tree_map
 from ...layers import Layer
 from ...losses import Loss
-from ...losses.base import takes
+from ...losses.base import takes_keyword
 from ...optimizers import Optimizer
 from ...training.config import describe, rebuild
 from ..summary import outline
@@ -297,7 +297,7 @@ def split_step(
     twin = recorder.twin(model, "", "")
     batch_on_host = dict(zip(("x", "target"), batch, strict=True))
     recorder.note(Stage("data", "", "the batch", batch_on_host), "x", "target")
-    numbered = {"step": np.asarray(float(taken))} if takes(loss, "step") else {}
+    numbered = {"step": np.asarray(float(taken))} if takes_keyword(loss, "step") else {}
 
     def step(carry, x, target, number):
         params, state, moments = carry

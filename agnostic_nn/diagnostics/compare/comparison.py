@@ -16,7 +16,7 @@ from ...core.backend import Backend, BackendUnavailable, backends
 from ...core.backend import backend as choose
 from ...core.errors import described, expect_list
 from ...core.trees import leaves, named_leaves, tree_map
-from ...losses.base import no_context, takes
+from ...losses.base import no_context, takes_keyword
 from ...training.checkpoint import digest
 from ...training.data import Examples, integer
 from ...training.progress import Progress, progress
@@ -114,7 +114,7 @@ def compare(
     sizes = [integer("each of sizes", size) for size in sizes]
     epochs = None if epochs is None else integer("epochs", epochs)
     seed = integer("seed", seed, 0)
-    if takes(workload.loss, "context"):
+    if takes_keyword(workload.loss, "context"):
         raise CannotCompare(no_context(workload.loss, "compare"))
     pairs, left_out = _pairs(names, asked, (precision, deterministic))
     train, test = workload.read()

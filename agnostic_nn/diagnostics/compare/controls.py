@@ -22,7 +22,7 @@ import numpy as np
 
 from ...core.backend import Backend
 from ...core.trees import leaves, named_leaves, tree_map
-from ...optimizers.base import update_by, uses_divisor
+from ...optimizers.base import bind_divisor, uses_divisor
 from ...training.progress import Progress
 from .drift import Drift, largest
 from .probes import Unmoved, cast, numbered_step
@@ -142,7 +142,7 @@ def _update(optimizer: Any, params: Any, grads: Any, moments: Any, divisor: Any)
     if isinstance(divisor, tuple):
         several = [None if isinstance(each, tuple) else each for each in divisor]
         divisor = tuple(several) or None
-    return update_by(optimizer, divisor)(params, grads, moments)
+    return bind_divisor(optimizer, divisor)(params, grads, moments)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from ...core.arrays import Moments, Params, State, namespace
 from ...core.backend import Backend
 from ...core.trees import leaves, named_leaves, tree_map
 from ...layers import Layer
-from ...losses.base import takes
+from ...losses.base import takes_keyword
 from ...metrics import batch_means, finish_of, joined
-from ...optimizers.base import update_by
+from ...optimizers.base import bind_divisor
 from ...training.checkpoint import digest
 from ...training.data import Examples, batches, order
 from ...training.progress import Progress
@@ -71,7 +71,7 @@ class Task:
         counts = np.arange(len(rows)) < new
         part = self.train[rows]
         arguments = (*cast((part.x, part.target), dtype), counts.astype(dtype))
-        follows = takes(self.workload.loss, "step")
+        follows = takes_keyword(self.workload.loss, "step")
         return (*arguments, np.asarray(number, dtype)) if follows else arguments
 
     def chains(self) -> Chains:
@@ -240,7 +240,7 @@ class _Keeping:
         return self.optimizer.init(params), 0.0
 
     def update(self, params, grads, moments, divisor=1.0):
-        update = update_by(self.optimizer, divisor)
+        update = bind_divisor(self.optimizer, divisor)
         if not isinstance(divisor, tuple):
             after, inner = update(params, grads["grads"], moments[0])
             return after, (inner, grads["scale"])
