@@ -35,22 +35,24 @@ LEVELS = (
     {  # from here on NumPy and the standard library may be imported
         *("core.files", "display.pages"),
         *("diagnostics.bisect.noise", "diagnostics.cost.counter", "diagnostics.gradcheck.inputs"),
-        *("training.config", "training.interrupts", "training.progress", "training.tensors"),
+        *("training.config", "training.inputs", "training.interrupts", "training.progress"),
+        *("training.safetensors_format", "training.splits"),
     },
     {
         *("diagnostics.cost.arrays", "diagnostics.examples", "diagnostics.gradcheck.checks"),
-        *("training.callbacks", "training.checkpoint", "training.data", "training.history"),
+        *("training.batches", "training.callbacks", "training.checkpoint"),
+        *("training.context", "training.history"),
     },
     {
         *("diagnostics.cost.native", "diagnostics.gradcheck"),
-        *("training.context", "training.intake", "training.steps"),
+        *("training.steps", "training.validation"),
     },
     {
         *("diagnostics.cost", "diagnostics.loading"),
-        *("training.feeding", "training.means", "training.memory"),
+        *("training.callback_memory", "training.feed", "training.mean_loss"),
     },
-    {"diagnostics.summary", "training.outlines"},
-    {"training.saved"},
+    {"diagnostics.summary", "training.abstract_init"},
+    {"training.checkpoint_fields"},
     {"diagnostics.bisect.stages", "training.trainer"},
     {"training"},
     {
@@ -357,7 +359,7 @@ def test_the_tree_keeps_the_rules(check):
     assert list(check(ROOT)) == []
 
 
-DATA = "training/data"
+INPUTS = "training/inputs"
 PLANTED = [  # check, file, what is added to it, complaint
     (misplaced, "losses/margin", "import numpy as np", "margin must not import numpy"),
     (misplaced, "losses/margin", "import scipy.special", "margin must not import scipy.special"),
@@ -379,10 +381,10 @@ PLANTED = [  # check, file, what is added to it, complaint
     (misplaced, "layers/__init__", "import torch", "layers.__init__ must not import torch"),
     (misplaced, "core/backend", "import numpy", "core.backend must not import numpy"),
     (misplaced, "core/backend", "import jax", "core.backend must not import jax"),
-    (misplaced, DATA, "import cupy", "data must not import cupy"),
-    (misplaced, DATA, "from .trainer import Trainer", "data must not import training"),
+    (misplaced, INPUTS, "import cupy", "inputs must not import cupy"),
+    (misplaced, INPUTS, "from .trainer import Trainer", "inputs must not import training"),
     (misplaced, "display/tables", "import rich", "tables must not import rich"),
-    (misplaced, DATA, "def f():\n    import rich", "data must not import rich"),
+    (misplaced, INPUTS, "def f():\n    import rich", "inputs must not import rich"),
     (misplaced, "newcomer", "import math", "newcomer has no level: add it to LEVELS"),
     (
         deciding,
@@ -392,28 +394,28 @@ PLANTED = [  # check, file, what is added to it, complaint
     ),
     (
         deciding,
-        DATA,
+        INPUTS,
         "def f(b): return b.name == 'cupy'",
-        "data decides by the name 'cupy'",
+        "inputs decides by the name 'cupy'",
     ),
     (
         deciding,
-        DATA,
+        INPUTS,
         "def f(b): return b in ('a', 'torch:cpu')",
-        "data decides by the name 'torch'",
+        "inputs decides by the name 'torch'",
     ),
     (
         deciding,
-        DATA,
+        INPUTS,
         "def f(b): return str(b).startswith('dpnp')",
         "decides by the name 'dpnp'",
     ),
-    (deciding, DATA, "m = __import__('jax.numpy')", "data decides by the name 'jax'"),
+    (deciding, INPUTS, "m = __import__('jax.numpy')", "inputs decides by the name 'jax'"),
     (
         deciding,
-        DATA,
+        INPUTS,
         "match 1:\n    case 'numpy': pass",
-        "data decides by the name 'numpy'",
+        "inputs decides by the name 'numpy'",
     ),
     (unlisted, "losses/margin", "def gap(): pass", "margin.py: gap is not in __all__"),
     (unlisted, "losses/margin", "gentle: float = 3.0", "margin.py: gentle is not in __all__"),

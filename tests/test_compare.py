@@ -40,8 +40,8 @@ from agnostic_nn.diagnostics.compare.workloads import WORKLOADS
 from agnostic_nn.diagnostics.summary import Row
 from agnostic_nn.metrics import accuracy
 from agnostic_nn.training import Trainer
+from agnostic_nn.training.batches import Examples
 from agnostic_nn.training.checkpoint import digest
-from agnostic_nn.training.data import Examples
 from agnostic_nn.training.progress import Progress
 from agnostic_nn_backends import SHIPPED
 

@@ -9,7 +9,7 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn.diagnostics.compare import CannotCompare, Workload, compare, merge, summary, write
 from agnostic_nn.metrics import accuracy
-from agnostic_nn.training.data import Examples
+from agnostic_nn.training.batches import Examples
 
 
 def _read():

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn.training import data
+from agnostic_nn.training import batches, inputs
 
 # --- trees and files --------------------------------------------------------------------
 
 
 def test_examples_are_indexed_leaf_by_leaf():
     x = {"a": np.arange(5), "b": (np.arange(10).reshape(5, 2), np.arange(5) > 2)}
-    part = data.Examples(x, np.arange(5), np.ones(5))[np.array([3, 1])]
+    part = batches.Examples(x, np.arange(5), np.ones(5))[np.array([3, 1])]
     np.testing.assert_array_equal(part.x["a"], [3, 1])
     np.testing.assert_array_equal(part.x["b"][0], [[6, 7], [2, 3]])
     np.testing.assert_array_equal(part.x["b"][1], [True, False])
@@ -23,7 +23,7 @@ def test_examples_are_indexed_leaf_by_leaf():
 
 
 def test_a_short_batch_is_filled_up_with_its_last_example():
-    part = data.filled(data.Examples(np.arange(3), np.arange(3)), 5)
+    part = batches.padded(batches.Examples(np.arange(3), np.arange(3)), 5)
     np.testing.assert_array_equal(part.x, [0, 1, 2, 2, 2])
 
 
@@ -38,23 +38,23 @@ def test_a_short_batch_is_filled_up_with_its_last_example():
     ],
 )
 def test_a_tuple_of_numbers_is_one_array_and_a_tuple_of_arrays_is_a_tree(backend, given, chosen):
-    assert data.fetch("x", given, backend)[1] == chosen
+    assert inputs.fetch("x", given, backend)[1] == chosen
 
 
 def test_arrays_of_the_backend_are_fetched_from_trees_too(backend):
     moved = backend.asarray({"a": np.arange(3, dtype="int32")})
-    found, chosen = data.fetch("x", moved, backend)
+    found, chosen = inputs.fetch("x", moved, backend)
     assert isinstance(found["a"], np.ndarray)
     assert chosen == {"a": True}
     with pytest.raises(TypeError, match=r"expected x\.b\.1 as a NumPy array.* got builtins.str"):
-        data.fetch("x", {"b": (np.zeros(2), "two")}, backend)
+        inputs.fetch("x", {"b": (np.zeros(2), "two")}, backend)
 
 
 def test_a_file_is_looked_at_in_pieces_that_fit(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "PIECE", 100)
+    monkeypatch.setattr(inputs, "CHUNK_BYTES", 100)
     np.save(tmp_path / "a.npy", np.arange(60, dtype="float32").reshape(30, 2))
     mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
-    found = list(data.pieces({"a": mapped, "b": np.zeros(30, "int32")}))
+    found = list(inputs.chunks({"a": mapped, "b": np.zeros(30, "int32")}))
     assert all(sum(leaf.nbytes for leaf in part.values()) <= 100 for _, part in found)
     assert [start for start, _ in found] == list(range(0, 30, 8))
     np.testing.assert_array_equal(np.concatenate([part["a"] for _, part in found]), mapped)
@@ -64,8 +64,11 @@ def test_numbers_of_a_file_are_converted_in_batches_only(tmp_path):
     np.save(tmp_path / "a.npy", np.arange(6, dtype=">i8"))
     np.save(tmp_path / "b.npy", np.arange(6, dtype=">f4"))
     a, b = (np.load(tmp_path / name, mmap_mode="r") for name in ("a.npy", "b.npy"))
-    assert data.typed("x", {"a": a, "b": b}, {"a": True, "b": True}, "float32") == {"a": a, "b": b}
-    part = data.Examples(a, b)[np.array([5, 0])]
+    assert inputs.converted("x", {"a": a, "b": b}, {"a": True, "b": True}, "float32") == {
+        "a": a,
+        "b": b,
+    }
+    part = batches.Examples(a, b)[np.array([5, 0])]
     assert (part.x.dtype, part.target.dtype) == (np.dtype("int32"), np.dtype("=f4"))
     np.testing.assert_array_equal(part.x, [5, 0])
     np.testing.assert_array_equal(part.target, [5, 0])
@@ -75,13 +78,13 @@ def test_numbers_of_a_file_are_converted_in_batches_only(tmp_path):
 def test_a_shape_survives_json(shape):
     import json
 
-    assert data.shape_from(json.loads(json.dumps(shape))) == shape
+    assert inputs.as_shape(json.loads(json.dumps(shape))) == shape
 
 
 @pytest.mark.parametrize("length", [4.0, -1, "4", None, True])
 def test_a_shape_is_made_of_integers(length):
     with pytest.raises(ValueError, match=f"length of a shape to be an integer .* got {length!r}"):
-        data.shape_from({"a": (3, length)})
+        inputs.as_shape({"a": (3, length)})
 
 
 @pytest.mark.parametrize(
@@ -93,14 +96,14 @@ def test_a_shape_is_made_of_integers(length):
 )
 def test_what_would_lose_something_or_is_no_array_is_refused(backend, given, kind, said):
     with pytest.raises(kind, match=said):
-        data.fetch("x", {"a": given}, backend)
+        inputs.fetch("x", {"a": given}, backend)
 
 
 def test_a_dtype_that_numpy_lacks_is_refused_by_name():
     torch = pytest.importorskip("torch", reason="has one")
     given = torch.ones(3, dtype=torch.bfloat16)
     with pytest.raises(TypeError, match="expected x of a dtype that NumPy has: "):
-        data.fetch("x", given, nn.backend("torch:cpu"))
+        inputs.fetch("x", given, nn.backend("torch:cpu"))
 
 
 # --- ahead ------------------------------------------------------------------------------
@@ -112,7 +115,7 @@ def assert_no_thread_is_left():
 
 @pytest.mark.parametrize("count", [0, 1, 2, 50])
 def test_what_is_made_ahead_comes_in_order(count):
-    with data.ahead(iter(range(20)), count) as items:
+    with batches.prefetched(iter(range(20)), count) as items:
         assert list(items) == list(range(20))
     assert_no_thread_is_left()
 
@@ -124,7 +127,7 @@ def test_an_error_comes_where_its_item_would_have_come(count):
         raise OSError("gone")
 
     found = []
-    with pytest.raises(OSError, match="gone"), data.ahead(made(), count) as items:
+    with pytest.raises(OSError, match="gone"), batches.prefetched(made(), count) as items:
         found.extend(items)
     assert found == [0, 1, 2]
     assert_no_thread_is_left()
@@ -138,7 +141,7 @@ def test_no_more_is_made_ahead_than_was_asked_for():
             made.append(i)
             yield i
 
-    with data.ahead(items(), 3) as found:
+    with batches.prefetched(items(), 3) as found:
         assert next(iter(found)) == 0
         deadline = time.monotonic() + 10
         while len(made) < 5 and time.monotonic() < deadline:
@@ -150,7 +153,7 @@ def test_no_more_is_made_ahead_than_was_asked_for():
 
 def test_items_are_made_while_others_are_used():
     main = threading.get_ident()
-    with data.ahead((threading.get_ident() for _ in range(3)), 1) as items:
+    with batches.prefetched((threading.get_ident() for _ in range(3)), 1) as items:
         assert main not in list(items)
 
 
@@ -160,7 +163,7 @@ def test_whatever_ends_the_use_ends_the_making(error):
         next(iter(items))
         raise error
 
-    with pytest.raises(error), data.ahead(iter(range(10**9)), 2) as items:
+    with pytest.raises(error), batches.prefetched(iter(range(10**9)), 2) as items:
         leave(items)
     assert_no_thread_is_left()
 

@@ -24,7 +24,7 @@ from agnostic_nn.core.arrays import float_bits, namespace
 from agnostic_nn.core.atomic import StateLost
 from agnostic_nn.core.trees import leaves, tree_map
 from agnostic_nn.ops.precision import is_narrow
-from agnostic_nn.training import data
+from agnostic_nn.training import batches
 from agnostic_nn.training import trainer as trainer_module
 from agnostic_nn.training.interrupts import DeferredInterrupts
 from agnostic_nn_backends.replay import kernels
@@ -165,7 +165,9 @@ def fit(trainer, **options):
 
 
 def test_an_exception_anywhere_in_fit_leaves_a_whole_number_of_steps(backend, monkeypatch):
-    monkeypatch.setattr("agnostic_nn.training.feeding._WORK", 0)  # each step by a call of its own
+    monkeypatch.setattr(
+        "agnostic_nn.training.feed._MAX_MULTIPLICATIONS", 0
+    )  # each step by a call of its own
     whole = Whole(backend)
     trainer = advance(make(backend), BATCHES)
     for place in places(backend, BATCHES, 8, fit):
@@ -510,7 +512,7 @@ def test_an_exception_while_batches_are_prepared_ahead_ends_their_thread(backend
         for action in (shoot, None):
             with at(place if action else 0, action):
                 try:
-                    with data.ahead(iter(range(100)), 2) as items:
+                    with batches.prefetched(iter(range(100)), 2) as items:
                         assert [next(items) for _ in range(3)] == [0, 1, 2]
                 except Shot:
                     pass
@@ -564,7 +566,9 @@ def test_a_program_is_used_again_after_an_exception(backend, how, monkeypatch):
 
 
 def test_an_epoch_is_counted_and_closed_by_one_change(backend, monkeypatch):
-    monkeypatch.setattr("agnostic_nn.training.feeding._WORK", 0)  # each step by a call of its own
+    monkeypatch.setattr(
+        "agnostic_nn.training.feed._MAX_MULTIPLICATIONS", 0
+    )  # each step by a call of its own
     trainer = make(backend)
     change, changes = trainer._change, []
 

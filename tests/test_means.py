@@ -18,7 +18,7 @@ from agnostic_nn.core.trees import leaves, shape_map, tree_map
 from agnostic_nn.diagnostics.compare.controls import _unmoved, _update
 from agnostic_nn.losses.base import batch_loss
 from agnostic_nn.training import Trainer
-from agnostic_nn.training.means import MeanLoss
+from agnostic_nn.training.mean_loss import MeanLoss
 
 # where each case is compiled these are enough; `nox -s sweep` runs all
 FEW = ("ignore_index=-100, label_smoothing",)

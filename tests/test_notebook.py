@@ -24,7 +24,7 @@ from agnostic_nn.diagnostics.profile import Profile
 from agnostic_nn.diagnostics.summary import Summary
 from agnostic_nn.display import tables
 from agnostic_nn.training import history as histories
-from agnostic_nn.training.data import Examples
+from agnostic_nn.training.batches import Examples
 
 VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
 MODEL = nn.Sequential(nn.Dense(4), nn.Residual(nn.Dense(4, bias=False), nn.ReLU()), nn.Dense(2))

@@ -19,7 +19,7 @@ from agnostic_nn.diagnostics.compare import Workload, compare
 from agnostic_nn.diagnostics.conformance import conformance, library
 from agnostic_nn.diagnostics.explain.notebooks import told_notebook
 from agnostic_nn.training import Trainer, make_step
-from agnostic_nn.training.data import Examples
+from agnostic_nn.training.batches import Examples
 from agnostic_nn_backends import SHIPPED
 
 WAYS = ("matmul", "matmul of stacks", "convolve", "convolve_input", "convolve_weight")

@@ -13,7 +13,7 @@ from agnostic_nn.diagnostics.compare.rounding import chains, layer_of
 from agnostic_nn.diagnostics.compare.running import Task
 from agnostic_nn.metrics import accuracy
 from agnostic_nn.training import make_step
-from agnostic_nn.training.data import Examples
+from agnostic_nn.training.batches import Examples
 
 
 def total(y, target, weights=None):

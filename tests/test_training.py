@@ -14,7 +14,7 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn.core.trees import leaves, tree_map
 from agnostic_nn.layers.base import kinds
-from agnostic_nn.training import data, feeding
+from agnostic_nn.training import batches, feed, inputs
 from agnostic_nn.training.interrupts import DeferredInterrupts
 
 
@@ -234,12 +234,12 @@ def test_steps_taken_by_one_call_are_those_taken_one_by_one(backend, monkeypatch
     calls, steps = [], together._steps
     monkeypatch.setattr(together, "_steps", lambda *given: calls.append(1) or steps(*given))
     together.build((4,))
-    each = feeding.work_of(model, together.params, (4,))
-    monkeypatch.setattr(feeding, "_WORK", 4 * 4 * each)
+    each = feed.multiplications_per_row(model, together.params, (4,))
+    monkeypatch.setattr(feed, "_MAX_MULTIPLICATIONS", 4 * 4 * each)
     histories = [together.fit(x, labels, steps=4, epochs=2, **options)]
     histories += [together.fit(x, labels, **options)]
     assert len(calls) == 1 + 2  # of four, and of four and three
-    monkeypatch.setattr(feeding, "_WORK", 0)
+    monkeypatch.setattr(feed, "_MAX_MULTIPLICATIONS", 0)
     for steps, found in zip((4, None), histories, strict=True):
         expected = alone.fit(x, labels, steps=steps, epochs=1, **options)
         assert found.epochs[-1]["steps"] == expected.epochs[-1]["steps"]
@@ -250,11 +250,11 @@ def test_steps_taken_by_one_call_are_those_taken_one_by_one(backend, monkeypatch
 
 
 def test_the_order_of_an_epoch_is_fixed_by_seed_and_epoch():
-    orders = [data.order(seed, epoch, 100) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [batches.epoch_order(seed, epoch, 100) for seed in (0, 1) for epoch in (0, 1)]
     for i, one in enumerate(orders):
         assert sorted(one) == list(range(100))
         assert all(not np.array_equal(one, other) for other in orders[i + 1 :])
-    np.testing.assert_array_equal(orders[0][:6], data.order(0, 0, 100)[:6])
+    np.testing.assert_array_equal(orders[0][:6], batches.epoch_order(0, 0, 100)[:6])
 
 
 # --- several inputs and outputs ---------------------------------------------------------
@@ -455,7 +455,7 @@ def test_mapped_files_train_as_arrays_do_and_are_never_held_as_a_whole(backend, 
     tracemalloc.start()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(data, "PIECE", 2**18)
+            patch.setattr(inputs, "CHUNK_BYTES", 2**18)
             first.fit(mapped, labels, **options)
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -468,7 +468,7 @@ def test_mapped_files_train_as_arrays_do_and_are_never_held_as_a_whole(backend, 
 def test_what_is_wrong_in_a_file_is_found_and_counted_from_its_piece(
     backend, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(data, "PIECE", 8 * 16)
+    monkeypatch.setattr(inputs, "CHUNK_BYTES", 8 * 16)
     x, labels = blobs()
     x[19, 2] = np.nan
     np.save(tmp_path / "x.npy", x)
@@ -717,7 +717,7 @@ def test_what_augment_makes_is_checked_too(backend, augment, kind, said):
 
 
 def test_ctrl_c_leaves_no_thread_behind(backend, monkeypatch):
-    monkeypatch.setattr(feeding, "_WORK", 0)  # each step by a call of its own
+    monkeypatch.setattr(feed, "_MAX_MULTIPLICATIONS", 0)  # each step by a call of its own
     trainer, whole = make(backend, nn.Dense(3)), make(backend, nn.Dense(3))
     step, calls = trainer._step, []
 
@@ -1072,7 +1072,7 @@ def test_fit_stops_at_the_first_step_that_is_not_finite_and_keeps_the_last_good_
 
 def test_ctrl_c_ends_fit_at_a_step_boundary_with_the_trainer_usable(backend, monkeypatch):
     x, labels = blobs()
-    monkeypatch.setattr(feeding, "_WORK", 0)  # each step by a call of its own
+    monkeypatch.setattr(feed, "_MAX_MULTIPLICATIONS", 0)  # each step by a call of its own
     trainer = make(backend)
     step, calls = trainer._step, []
 

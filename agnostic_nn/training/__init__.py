@@ -1,9 +1,13 @@
 """Training: from a user's data to better parameters.
 
-`steps.py` ties a model, a loss and an optimizer into one pure step. `intake.py` and `data.py` check
-what a user hands over and cut it into batches, `feeding.py` brings these to the device, and
-`trainer.py` remembers what steps returned; `checkpoint.py` and `config.py` bring that to a file and
-back. `history.py` and `progress.py` tell of a run, `callbacks.py` and `interrupts.py` listen.
+`steps.py` ties a model, a loss and an optimizer into one pure step. `inputs.py` and `validation.py`
+check a user's data, `batches.py` cuts them into batches, `feed.py` moves these to the device, and
+`trainer.py` holds what the steps return. `checkpoint.py`, `checkpoint_fields.py` and `config.py`
+write a trainer to a file and read it back, in the format of `safetensors_format.py`;
+`abstract_init.py` finds the shapes that a file must hold. `context.py` holds the arrays that steps
+read without training them, `mean_loss.py` averages losses over batches, and `callback_memory.py`
+holds what callbacks remember during a run. `callbacks.py`, `interrupts.py`, `progress.py` and
+`history.py` watch, stop and report a run. `splits.py` splits examples and balances classes.
 """
 
 from .callbacks import (
@@ -16,8 +20,8 @@ from .callbacks import (
     TensorBoardLog,
 )
 from .checkpoint import CheckpointError
-from .data import class_weights, stratified_split
 from .history import History
+from .splits import class_weights, stratified_split
 from .steps import make_step
 from .trainer import NonFiniteLoss, Trainer
 

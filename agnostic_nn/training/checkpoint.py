@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from ..core.files import kind_of, replacing
-from .tensors import LONGEST, Entry, entry_of, header, parse, parsed_json, plain, short
+from .safetensors_format import LONGEST, Entry, entry_of, header, parse, parsed_json, plain, short
 
 __all__ = ["CheckpointError", "OpenedCheckpoint", "digest", "opened", "read", "write"]
 

@@ -7,7 +7,7 @@ import numpy as np
 from ..core.arrays import namespace
 from ..core.backend import Backend
 from ..core.trees import named_leaves
-from .data import fetch
+from .inputs import fetch
 
 __all__ = ["Context"]
 

@@ -36,30 +36,20 @@ from ..losses.base import Loss, describe_loss, metrics_of, takes_keyword
 from ..metrics import finish_of, joined
 from ..optimizers import Optimizer
 from . import checkpoint
+from .batches import Examples, StoredBatches, StreamedBatches, padded, prefetched
+from .callback_memory import BoundCallback, RunMemory
 from .callbacks import Callback, as_callbacks, expect_fields, moments_in, optimizers_in
+from .checkpoint_fields import CheckpointFields, expect_same_arrays, restored, skeleton
 from .config import describe
 from .context import Context
-from .data import (
-    Examples,
-    Stored,
-    Streamed,
-    ahead,
-    fetch,
-    filled,
-    integer,
-    is_mapped,
-    outlined,
-    shape_from,
-)
-from .feeding import Feed, moved, work_of
+from .feed import BatchFeeder, multiplications_per_row, to_device
 from .history import History
-from .intake import Intake
+from .inputs import as_integer, as_shape, fetch, is_mapped, type_and_length
 from .interrupts import DeferredInterrupts
-from .means import MeanLoss
-from .memory import Asked, RunMemory
+from .mean_loss import MeanLoss
 from .progress import progress
-from .saved import Saved, expect_same_arrays, restored, skeleton
 from .steps import Carry, expect_task, in_turn, judge, make_step, make_step_with_terms
+from .validation import InputValidator
 
 __all__ = ["NonFiniteLoss", "Trainer"]
 
@@ -177,11 +167,11 @@ class Trainer:
         self.backend = backend if isinstance(backend, Backend) else choose(backend)
         if dtype == "float64" and not self.backend.has_float64:
             raise ValueError(self.backend.lacks_float64)
-        self.seed, self.dtype = integer("seed", seed, 0), dtype
+        self.seed, self.dtype = as_integer("seed", seed, 0), dtype
         self.keep_finite = keep_finite
         self.metrics = metrics_of(loss) if metrics is None else _metrics(metrics)
         self._has_own_metrics = metrics is not None
-        self._intake = Intake(model, loss, self.backend, dtype)
+        self._validator = InputValidator(model, loss, self.backend, dtype)
         self._context = Context(self.backend, dtype)
         self._follows_steps = takes_keyword(loss, "step")
         self.context = context
@@ -211,7 +201,7 @@ class Trainer:
 
     def build(self, shape: Shape) -> None:
         """Draw the starting weights for examples of `shape`, anew if there were any."""
-        shape = shape_from(shape)
+        shape = as_shape(shape)
         carry, out_shape = self._draw(shape)
         carry = self.backend.asarray(carry)
         self._change(carry=carry, shape=shape, out_shape=out_shape, is_shared=False)
@@ -397,7 +387,7 @@ class Trainer:
             self._memory = None
 
     @contextmanager
-    def _remembering(self, callbacks: Sequence[Callback]) -> Iterator[Sequence[Asked]]:
+    def _remembering(self, callbacks: Sequence[Callback]) -> Iterator[Sequence[BoundCallback]]:
         """Let callbacks remember in the run that was interrupted, or else in a new one.
 
         The memory is dropped once that run is over. A `fit` that a callback calls is a run within
@@ -569,23 +559,23 @@ class Trainer:
         KeyboardInterrupt
             After Ctrl-C, once the current step is done.
         """
-        epochs, batch_size = integer("epochs", epochs), integer("batch_size", batch_size)
-        steps = None if steps is None else integer("steps", steps)
+        epochs, batch_size = as_integer("epochs", epochs), as_integer("batch_size", batch_size)
+        steps = None if steps is None else as_integer("steps", steps)
         if steps_per_epoch is not None:
-            steps_per_epoch = integer("steps_per_epoch", steps_per_epoch)
-        prefetch = integer("prefetch", prefetch, 0)
+            steps_per_epoch = as_integer("steps_per_epoch", steps_per_epoch)
+        prefetch = as_integer("prefetch", prefetch, 0)
         expect_flag("shuffle", shuffle)
         if type(verbose) is not bool:
-            verbose = integer("verbose", verbose, 0)
+            verbose = as_integer("verbose", verbose, 0)
         if augment is not None:
             expect_function("augment", augment, "x, target, generator")
-        source: Stored | Streamed
+        source: StoredBatches | StreamedBatches
         if batches is None:
             if steps_per_epoch is not None:
                 raise ValueError("steps_per_epoch is for batches of one's own; see also steps")
             examples = self.examples(x, target, weights)
             batch_size = min(batch_size, len(examples))
-            source = Stored(examples, batch_size, shuffle, self.seed)
+            source = StoredBatches(examples, batch_size, shuffle, self.seed)
         elif x is not None or target is not None or weights is not None:
             raise ValueError("expected x and target or batches, got both")
         elif not isinstance(batches, Iterable) and not callable(batches):
@@ -593,14 +583,16 @@ class Trainer:
         else:
             if not isinstance(batches, Iterable):
                 expect_function("batches", batches, "epoch")
-            source = Streamed(batches, steps_per_epoch, self.examples)
+            source = StreamedBatches(batches, steps_per_epoch, self.examples)
         held_out = None
         if validation is not None:
             if not isinstance(validation, tuple | list) or len(validation) != 2:
-                raise TypeError(f"expected validation (x, target), got {outlined(validation)}")
+                raise TypeError(
+                    f"expected validation (x, target), got {type_and_length(validation)}"
+                )
             held_out = self.examples(*validation)
             # refused now, not after an epoch
-            self._intake.is_ragged(len(held_out), min(batch_size, len(held_out)))
+            self._validator.has_short_batch(len(held_out), min(batch_size, len(held_out)))
         given = as_callbacks(callbacks)
         done, *mark = self._settled().open
         if done and tuple(mark) != source.mark:
@@ -615,15 +607,15 @@ class Trainer:
             self._try_metrics(held_out, batch_size)
         metrics = [] if held_out is None else [f"validation_{m}" for m in ("loss", *self.metrics)]
         expect_fields(self, given, ("epoch", "steps", "loss", *metrics, "seconds"))
-        feed = Feed(
+        feed = BatchFeeder(
             source,
-            self._intake,
+            self._validator,
             self._step,
             self._steps,
             augment=augment,
             check=self.examples,
             rows_for=self._rows_for,
-            work=lambda: work_of(self.model, self._built()[0], self.shape or ()),
+            work=lambda: multiplications_per_row(self.model, self._built()[0], self.shape or ()),
             seed=self.seed,
             # a loss that reads this trainer's steps or parameters needs each of them
             together=not (self._context.is_called or reads(self._steps, self)),
@@ -664,13 +656,13 @@ class Trainer:
     def _end(self, callback, stop, kind, *_) -> None:
         callback.end(self, kind is None and not stop.requested and not self._settled().open[0])
 
-    def _fit_epoch(self, feed: Feed, prefetch: int, stop, last: float, told) -> float:
+    def _fit_epoch(self, feed: BatchFeeder, prefetch: int, stop, last: float, told) -> float:
         """Finish the open epoch or begin the next; the mean loss of the examples it met."""
         mean = MeanLoss(self.backend.adapter.to_numpy)
         source, first = feed.source, self._settled().open[0]
         done = first
         limit = None if last == math.inf else int(last) - self.steps
-        with ahead(feed.epoch(self.epoch, first, limit), prefetch) as prepared:
+        with prefetched(feed.epoch(self.epoch, first, limit), prefetch) as prepared:
             for count, steps, *batch in prepared:
                 if steps is self._steps:
                     batch += self._now(batch[0].shape[0])
@@ -691,7 +683,7 @@ class Trainer:
                 told.advance(done, mean.value)
                 if stop.requested:
                     break
-        if isinstance(source, Streamed) and source.count is None:
+        if isinstance(source, StreamedBatches) and source.count is None:
             complete = source.is_over and not stop.requested
         else:
             complete = done >= (source.count or 0)
@@ -740,24 +732,26 @@ class Trainer:
         alike. averaged: with the mean of the parameters that `Average` keeps.
         """
         self._built()
-        batch_size = integer("batch_size", batch_size)
+        batch_size = as_integer("batch_size", batch_size)
         expect_flag("averaged", averaged)
         return self._evaluate(self.examples(x, target, weights), batch_size, averaged)
 
     def _try_metrics(self, held_out: Examples, batch_size: int) -> None:
         """Evaluate one batch, so that a metric that fails does so before training."""
         size = min(batch_size, len(held_out))
-        ragged = self._intake.is_ragged(len(held_out), size)
-        self._judge(*self._in_use(False), *moved(self._intake, held_out[:size], size, ragged))
+        ragged = self._validator.has_short_batch(len(held_out), size)
+        self._judge(
+            *self._in_use(False), *to_device(self._validator, held_out[:size], size, ragged)
+        )
 
     def _evaluate(self, examples: Examples, batch_size: int, averaged=False) -> dict[str, float]:
         batch_size, count = min(batch_size, len(examples)), len(examples)
         params, state = self._in_use(averaged)
-        ragged = self._intake.is_ragged(count, batch_size)
+        ragged = self._validator.has_short_batch(count, batch_size)
         loss, parts = MeanLoss(self.backend.adapter.to_numpy), []
         now = self._now()
-        for part in Stored(examples, batch_size, False, 0).epoch(0, 0):
-            batch = moved(self._intake, part, batch_size, ragged)
+        for part in StoredBatches(examples, batch_size, False, 0).epoch(0, 0):
+            batch = to_device(self._validator, part, batch_size, ragged)
             value, terms, means = self._judge(params, state, *batch, *now)
             loss.add([float(self.backend.to_numpy(value))], terms)
             means = self.backend.to_numpy(tuple(means))
@@ -786,7 +780,7 @@ class Trainer:
         Arrays of the backend give arrays of the backend; anything else NumPy arrays.
         averaged: with the mean of the parameters that `Average` keeps.
         """
-        batch_size = integer("batch_size", batch_size)
+        batch_size = as_integer("batch_size", batch_size)
         expect_flag("averaged", averaged)
         params, state = self._in_use(averaged)
         host = Examples(self._input(x), ())
@@ -795,7 +789,7 @@ class Trainer:
         for start in range(0, max(1, len(host)), batch_size):
             part = host[start : start + batch_size]
             size = len(part)
-            part = part if not size or size == batch_size else filled(part, batch_size)
+            part = part if not size or size == batch_size else padded(part, batch_size)
             y = self._predict(params, state, self.backend.asarray(part.x))
             found.append(tree_map(lambda leaf: leaf[:size, ...], y))  # noqa: B023
         y = found[0] if len(found) == 1 else tree_map(self._join, *found)
@@ -808,7 +802,7 @@ class Trainer:
 
         Below them stands what a step of training holds at once, as predicted.
         """
-        batch_size = integer("batch_size", batch_size)
+        batch_size = as_integer("batch_size", batch_size)
         (params, state, _), shape = self._built(), self.shape or ()
         found = summarize(self.model, params, state, shape, self.dtype, batch_size)
         step = make_step(self.model, self.loss, self.optimizer, keep_finite=self.keep_finite)
@@ -831,10 +825,10 @@ class Trainer:
 
     def _input(self, x: Any) -> Any:
         """x on the host, checked against the model, which it builds if that was to be done."""
-        found, chosen = self._intake.fetched(x)
+        found, chosen = self._validator.fetched(x)
         if self.shape is None:
             self.build(tree_map(lambda leaf: leaf.shape[1:], found))
-        return self._intake.checked(found, chosen, self.shape)
+        return self._validator.checked(found, chosen, self.shape)
 
     def examples(self, x: Any, target: Any, weights: Any = None) -> Examples:
         """Data as they are trained on: on the host, checked, in the dtype of the model.
@@ -846,7 +840,7 @@ class Trainer:
         """
         before = self._settled()
         try:
-            return self._intake.examples(self._input(x), target, weights, self.out_shape)
+            return self._validator.examples(self._input(x), target, weights, self.out_shape)
         except BaseException:
             if before.shape is None:  # the shape that it was built for may be what is wrong
                 self._run = before
@@ -961,7 +955,7 @@ class Trainer:
         """
         path = expect_path("path", path)
         with checkpoint.opened(path) as file:
-            saved = Saved.read(file)
+            saved = CheckpointFields.read(file)
             given = {"model": model, "loss": loss, "optimizer": optimizer}
             parts = {name: restored(file, name, thing) for name, thing in given.items()}
             trainer = cls(
@@ -976,7 +970,9 @@ class Trainer:
             trainer._take(file, saved, is_own=not (model is None and optimizer is None))
         return trainer
 
-    def _take(self, file: checkpoint.OpenedCheckpoint, saved: Saved, is_own: bool) -> None:
+    def _take(
+        self, file: checkpoint.OpenedCheckpoint, saved: CheckpointFields, is_own: bool
+    ) -> None:
         """Continue from a checkpoint; is_own: whether the caller gave the model or optimizer."""
         draw = self._draw if is_own else None
         carry, out_shape = skeleton(file, saved, self.model, self.optimizer, draw)

@@ -80,14 +80,14 @@ class Campaign:
         import numpy as np
 
         import agnostic_nn as nn
-        from agnostic_nn.training import feeding
+        from agnostic_nn.training import feed
 
         if os.environ.get("OMP_NUM_THREADS") != "1":
             from agnostic_nn_backends.replay import kernels
 
             kernels.MANY = 1000  # so that several threads share small arrays
         # some calls an epoch where a call takes several steps
-        feeding._WORK = 0 if apart else 2**20
+        feed._MAX_MULTIPLICATIONS = 0 if apart else 2**20
         self.way, self.random = way, random.Random(seed)
         generator = np.random.default_rng(seed)
         self.x = generator.standard_normal((BATCH * BATCHES, 40), dtype=np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 
 import agnostic_nn as nn
 from agnostic_nn.diagnostics.compare.workloads import Workload
-from agnostic_nn.training.data import Examples
+from agnostic_nn.training.batches import Examples
 
 __all__ = ["MODELS", "SEED", "workload"]
 

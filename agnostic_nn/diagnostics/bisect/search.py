@@ -55,7 +55,7 @@ from ...losses import Loss
 from ...losses.base import no_context, takes_keyword
 from ...optimizers import Optimizer
 from ...training import Trainer, make_step
-from ...training.data import batches, order
+from ...training.batches import batch_indices, epoch_order
 from .noise import exactly, rounded
 from .stages import REFERENCE, Stage, StageFailed, cast, failing, read, split_step, write
 
@@ -339,7 +339,7 @@ def bisect(
         with failing("a training step", str(sides[0])):
             carry, batch, taken = sides[0].train(trainer, start, data, size, steps)
     except StageFailed:  # so does a stage of the first step, most likely, which has a name
-        rows = order(seed, 0, len(examples))[:size]
+        rows = epoch_order(seed, 0, len(examples))[:size]
         batch = cast(tree_map(lambda leaf: leaf[rows], data), narrow)
         _judged("", sides, split_step(model, loss, optimizer, begun, batch, narrow))
         raise
@@ -469,8 +469,8 @@ class _Side:
             compiled = self.backend.jit(step)
             carry = self.backend.asarray(cast(start, self.dtype))
             while True:
-                indices = order(trainer.seed, epoch, count)
-                for rows, new in batches(indices, size):
+                indices = epoch_order(trainer.seed, epoch, count)
+                for rows, new in batch_indices(indices, size):
                     batch = tree_map(lambda leaf: leaf[rows[:new]], data)  # noqa: B023
                     if taken == steps:
                         # a short last batch, of one row perhaps, would be a poor test

@@ -119,10 +119,10 @@ def _expect_shape(name: str, layer: Any, shape: Any) -> None:
 
 def _shape(text: str) -> Any:
     """A shape, or a tree of shapes, from "5,3" or what Python would write."""
-    from ...training.data import shape_from
+    from ...training.inputs import as_shape
 
     try:
-        found = shape_from(ast.literal_eval(text))
+        found = as_shape(ast.literal_eval(text))
         found = (found,) if type(found) is int else found
         sizes: list = []
         shape_map(sizes.extend, found)

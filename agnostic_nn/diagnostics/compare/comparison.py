@@ -17,8 +17,9 @@ from ...core.backend import backend as choose
 from ...core.errors import described, expect_list
 from ...core.trees import leaves, named_leaves, tree_map
 from ...losses.base import no_context, takes_keyword
+from ...training.batches import Examples
 from ...training.checkpoint import digest
-from ...training.data import Examples, integer
+from ...training.inputs import as_integer
 from ...training.progress import Progress, progress
 from ..cost import peak_of
 from ..summary import Summary, summarize
@@ -111,9 +112,9 @@ def compare(
     if not asked or set(asked) - set(DTYPES):
         given = ", ".join(map(str, asked))
         raise CannotCompare(f"dtypes are of {' and '.join(DTYPES)}, got {given}")
-    sizes = [integer("each of sizes", size) for size in sizes]
-    epochs = None if epochs is None else integer("epochs", epochs)
-    seed = integer("seed", seed, 0)
+    sizes = [as_integer("each of sizes", size) for size in sizes]
+    epochs = None if epochs is None else as_integer("epochs", epochs)
+    seed = as_integer("seed", seed, 0)
     if takes_keyword(workload.loss, "context"):
         raise CannotCompare(no_context(workload.loss, "compare"))
     pairs, left_out = _pairs(names, asked, (precision, deterministic))

@@ -16,8 +16,8 @@ from ...layers import Layer
 from ...losses.base import takes_keyword
 from ...metrics import batch_means, finish_of, joined
 from ...optimizers.base import bind_divisor
+from ...training.batches import Examples, batch_indices, epoch_order
 from ...training.checkpoint import digest
-from ...training.data import Examples, batches, order
 from ...training.progress import Progress
 from ..profile import WARM_UP
 from .probes import (
@@ -62,7 +62,7 @@ class Task:
         """
         size, number = self.workload.batch_size, 0
         for epoch in range(self.epochs):
-            for rows, new in batches(order(self.seed, epoch, len(self.train)), size):
+            for rows, new in batch_indices(epoch_order(self.seed, epoch, len(self.train)), size):
                 yield self.batch(rows, new, dtype, number)
                 number += 1
 

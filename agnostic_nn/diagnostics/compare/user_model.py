@@ -16,7 +16,8 @@ from ...layers import Layer
 from ...losses.base import check_of, metrics_of
 from ...metrics import absolute_error
 from ...training import make_step
-from ...training.data import Examples, expect_lengths
+from ...training.batches import Examples
+from ...training.inputs import expect_lengths
 from ..loading import CannotLoad, load_layer
 from .workloads import CannotCompare, Workload, split
 

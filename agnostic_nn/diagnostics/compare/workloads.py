@@ -37,7 +37,7 @@ from ...layers import (
 from ...losses import Loss, binary_cross_entropy, softmax_cross_entropy
 from ...metrics import accuracy, binary_accuracy
 from ...optimizers import Adam, Optimizer
-from ...training.data import Examples
+from ...training.batches import Examples
 
 __all__ = ["WORKLOADS", "CannotCompare", "Workload", "find", "split"]
 

@@ -19,7 +19,7 @@ from ...layers import Layer
 from ...layers.base import kinds, not_a_layer
 from ...losses import Loss
 from ...losses.base import check_of
-from ...training.data import fetch, integer
+from ...training.inputs import as_integer, fetch
 from .flow import Node, flow
 from .formulas import formula_of, gradient_said
 from .html import Part, page
@@ -91,7 +91,7 @@ def explain(
     if not isinstance(model, Layer):
         raise TypeError(f"expected a layer or a block as the model, got {not_a_layer(model)}")
     expect_function("the loss", loss, "y, target")
-    seed = integer("seed", seed, 0)
+    seed = as_integer("seed", seed, 0)
     chosen = backend if isinstance(backend, Backend) else choose(backend)
     x, picked = fetch("x", x, chosen)
     if params is not None:

@@ -1,4 +1,4 @@
-"""Intake: what a user hands over, checked on the host before anything is computed from it."""
+"""Validation: checks of a user's data against a model and a loss, before anything is computed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +13,14 @@ from ..core.trees import leaves, named_leaves, tree_map
 from ..layers import Layer
 from ..layers.base import kinds
 from ..losses.base import Loss, check_of, describe_loss, takes_keyword
-from .data import Examples, expect_lengths, expect_shapes, fetch, is_mapped, pieces, typed
+from .batches import Examples
+from .inputs import chunks, converted, expect_lengths, expect_shapes, fetch, is_mapped
 
-__all__ = ["Intake"]
+__all__ = ["InputValidator"]
 
 
 @dataclass(frozen=True)
-class Intake:
+class InputValidator:
     """What a model and a loss take on a backend, in the dtype that the model computes in.
 
     Errors say what was expected and what came, in the user's own numbers.
@@ -73,7 +74,7 @@ class Intake:
         given, chosen = fetch("weights", given, self.backend)
         if not isinstance(given, np.ndarray):
             raise TypeError("expected weights as one array, which all losses share")
-        weights = typed("weights", given, chosen, self.dtype).astype(self.dtype, copy=False)
+        weights = converted("weights", given, chosen, self.dtype).astype(self.dtype, copy=False)
         if weights.shape[:1] != (count,):
             raise ValueError(f"expected weights of shape ({count},), got {weights.shape}")
         if not (np.isfinite(weights) & (weights >= 0)).all():
@@ -81,7 +82,7 @@ class Intake:
         return weights
 
     @cached_property
-    def weighs(self) -> bool:
+    def takes_weights(self) -> bool:
         """Whether the loss takes weights."""
         also = {"context": None} if takes_keyword(self.loss, "context") else {}
         try:
@@ -92,13 +93,13 @@ class Intake:
 
     def expect_weights(self, who: str, otherwise: str = "") -> None:
         """Refuse what needs a loss that takes weights, if this one does not."""
-        if not self.weighs:
+        if not self.takes_weights:
             raise TypeError(
                 f"{who} needs a loss that takes weights: give it a third parameter, "
                 f"weights=None{otherwise}"
             )
 
-    def is_ragged(self, count: int, rows: int) -> bool:
+    def has_short_batch(self, count: int, rows: int) -> bool:
         """Whether batches of `rows` leave a short one, which the loss must be able to weigh."""
         if count % rows:
             self.expect_weights(
@@ -117,8 +118,8 @@ class Intake:
 
     def _typed(self, name: str, data: Any, chosen: Any) -> Any:
         if is_mapped(data):
-            _check_pieces(lambda part: typed(name, part, chosen, self.dtype), data)
-        return typed(name, data, chosen, self.dtype)
+            _check_pieces(lambda part: converted(name, part, chosen, self.dtype), data)
+        return converted(name, data, chosen, self.dtype)
 
 
 def _check_pieces(check: Callable, data: Any) -> None:
@@ -126,7 +127,7 @@ def _check_pieces(check: Callable, data: Any) -> None:
     if not is_mapped(data):
         check(data)
         return
-    for start, part in pieces(data):
+    for start, part in chunks(data):
         try:
             check(part)
         except (TypeError, ValueError) as error:

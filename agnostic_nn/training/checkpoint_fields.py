@@ -14,20 +14,20 @@ from ..core.errors import expect
 from ..core.trees import named_leaves
 from ..layers import Layer
 from ..losses.base import metrics_of
+from .abstract_init import TooLarge, abstract_carry
 from .checkpoint import CheckpointError, OpenedCheckpoint
 from .config import describe, rebuild
-from .data import shape_from
-from .outlines import TooLarge, outline_of
+from .inputs import as_shape
+from .safetensors_format import short
 from .steps import Carry
-from .tensors import short
 
-__all__ = ["Saved", "expect_same_arrays", "refusing", "restored", "skeleton"]
+__all__ = ["CheckpointFields", "expect_same_arrays", "refusing", "restored", "skeleton"]
 
 _MOST = 2**53  # steps and examples, which no training reaches
 
 
 @dataclass(frozen=True)
-class Saved:
+class CheckpointFields:
     """The fields of a description besides the model, the loss and the optimizer.
 
     open: progress of the epoch under way; see `Trainer`. kept: names of carries that the file has
@@ -49,7 +49,7 @@ class Saved:
     best: tuple[str, ...]
 
     @classmethod
-    def read(cls, file: OpenedCheckpoint) -> "Saved":
+    def read(cls, file: OpenedCheckpoint) -> "CheckpointFields":
         """Return the description of a checkpoint.
 
         Raises
@@ -61,7 +61,7 @@ class Saved:
             return _saved(file.description)
 
 
-def _saved(data: dict[str, Any]) -> Saved:
+def _saved(data: dict[str, Any]) -> CheckpointFields:
     missing = {"shape", "dtype", "seed", "steps", "epoch", "open"} - data.keys()
     expect(not missing, "it does not give {}", ", ".join(sorted(missing)))
     dtype, keep_finite, notes = data["dtype"], data.get("keep_finite", True), data.get("notes", {})
@@ -74,7 +74,7 @@ def _saved(data: dict[str, Any]) -> Saved:
         _expect_dict("fit", fit)
         for remembered in fit.values():
             _expect_dict("fit", remembered)
-    return Saved(
+    return CheckpointFields(
         shape=_shape(data["shape"]),
         dtype=dtype,
         seed=_count("seed", data["seed"], 2**64),
@@ -97,7 +97,7 @@ def _count(name: str, value: Any, end: int = _MOST) -> int:
 
 
 def _shape(value: Any) -> Any:
-    shape = shape_from(value)
+    shape = as_shape(value)
     sizes = [shape]
     while sizes:
         one = sizes.pop()
@@ -166,7 +166,11 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 
 
 def skeleton(
-    file: OpenedCheckpoint, saved: Saved, model: Any, optimizer: Any, draw: Callable | None
+    file: OpenedCheckpoint,
+    saved: CheckpointFields,
+    model: Any,
+    optimizer: Any,
+    draw: Callable | None,
 ) -> tuple[Carry, Shape]:
     """Return the carry of a model as arrays without numbers, and the shape of one y.
 
@@ -182,7 +186,7 @@ def skeleton(
     with refusing(file):
         try:
             bounds = size, len(file.entries)
-            return outline_of(model, optimizer, saved.shape, saved.dtype, *bounds)
+            return abstract_carry(model, optimizer, saved.shape, saved.dtype, *bounds)
         except (TooLarge, MemoryError, RecursionError):
             raise
         except Exception:

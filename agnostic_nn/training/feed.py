@@ -11,17 +11,17 @@ from ..core.arrays import Array, Params, Shape, size
 from ..core.trees import leaves, shape_map, tree_map
 from ..layers import Layer
 from ..layers.base import kinds
-from .data import Examples, Stored, Streamed, filled
-from .intake import Intake
+from .batches import Examples, StoredBatches, StreamedBatches, padded
+from .validation import InputValidator
 
-__all__ = ["Feed", "moved", "work_of"]
+__all__ = ["BatchFeeder", "multiplications_per_row", "to_device"]
 
 # steps taken together: at most so many multiplications, some milliseconds, and bytes of x
-_WORK, _ROOM = 2**27, 2**22
+_MAX_MULTIPLICATIONS, _MAX_BYTES = 2**27, 2**22
 
 
 @dataclass(frozen=True)
-class Feed:
+class BatchFeeder:
     """For each call of a step its function and its arguments, but for the carry.
 
     step takes one batch, and steps many, as `in_turn` says. augment: a user's own, fixed by
@@ -30,8 +30,8 @@ class Feed:
     multiplications a step takes for each row. together: whether `steps` may be used.
     """
 
-    source: Stored | Streamed
-    intake: Intake
+    source: StoredBatches | StreamedBatches
+    validator: InputValidator
     step: Callable
     steps: Callable
     augment: Callable | None
@@ -47,40 +47,42 @@ class Feed:
         Each entry: how many batches it holds, the function, and its arguments.
         """
         source = self.source
-        compiles = self.together and self.intake.backend.compiles
-        if isinstance(source, Stored) and self.augment is None and compiles:
+        compiles = self.together and self.validator.backend.compiles
+        if isinstance(source, StoredBatches) and self.augment is None and compiles:
             together = self._together(source, limit)
             if together > 1:
                 return self._gathered(source, number, first, limit, together)
         return self._one_by_one(number, first, limit)
 
     def _one_by_one(self, epoch: int, first: int, limit: int | None) -> Iterator[tuple]:
-        source, intake = self.source, self.intake
+        source, validator = self.source, self.validator
         for number, examples in enumerate(source.epoch(epoch, first, limit), first):
             if self.augment is not None:
                 generator = np.random.default_rng((self.seed, epoch, number))
                 examples = self._augmented(self.augment, examples, generator)
-            if isinstance(source, Stored):
+            if isinstance(source, StoredBatches):
                 rows = source.batch_size
-                ragged = intake.is_ragged(len(source.examples), rows)
+                ragged = validator.has_short_batch(len(source.examples), rows)
             else:
                 rows = self.rows_for(len(examples))
-                ragged = intake.weighs or len(examples) < rows  # lest a short one is the first
+                ragged = (
+                    validator.takes_weights or len(examples) < rows
+                )  # lest a short one is the first
                 if ragged:
                     who = f"of {len(examples)} examples where others had {rows},"
-                    intake.expect_weights(f"a short batch, {who}")
-            yield 1, self.step, *moved(intake, examples, rows, ragged)
+                    validator.expect_weights(f"a short batch, {who}")
+            yield 1, self.step, *to_device(validator, examples, rows, ragged)
 
     def _gathered(
-        self, source: Stored, epoch: int, first: int, limit: int | None, together: int
+        self, source: StoredBatches, epoch: int, first: int, limit: int | None, together: int
     ) -> Iterator[tuple]:
         """Many batches by one call.
 
         Where the backend compiles loops, that costs as much as one small step. How many it
         is depends on sizes alone, and so does the last bit.
         """
-        backend, shape = self.intake.backend, (together, source.batch_size)
-        ragged = self.intake.is_ragged(len(source.examples), source.batch_size)
+        backend, shape = self.validator.backend, (together, source.batch_size)
+        ragged = self.validator.has_short_batch(len(source.examples), source.batch_size)
         for sizes, examples in source.stretches(epoch, first, limit, together):
             x, target, weights = tree_map(
                 lambda leaf: () if leaf is None else leaf.reshape(*shape, *leaf.shape[1:]),
@@ -92,17 +94,20 @@ class Feed:
             if ragged:
                 sizes += sizes[-1:] * (together - len(sizes))
                 counts = np.arange(shape[1]) < np.asarray(sizes)[:, None]
-                counts = counts.astype(self.intake.dtype)
+                counts = counts.astype(self.validator.dtype)
             if ragged and not isinstance(weights, tuple):
                 weights = weights * counts.reshape(*shape, *(1,) * (weights.ndim - 2))
             there = backend.asarray((x, target, counts, weights))
             yield new, self.steps, backend.asarray(due), there
 
-    def _together(self, source: Stored, limit: int | None) -> int:
+    def _together(self, source: StoredBatches, limit: int | None) -> int:
         """How many steps to take by one call: an even share of an epoch, or of `limit` steps."""
         count = source.count if limit is None else min(limit, source.count)
         size = sum(leaf[:1].nbytes for leaf in leaves((source.examples.x,)))
-        costs = (_WORK, self.work()), (_ROOM, size)  # either is 0 where an axis has no length
+        costs = (
+            (_MAX_MULTIPLICATIONS, self.work()),
+            (_MAX_BYTES, size),
+        )  # either is 0 where an axis has no length
         most = min(count, *(all_of // max(1, one * source.batch_size) for all_of, one in costs))
         return math.ceil(count / math.ceil(count / max(1, most)))
 
@@ -120,7 +125,7 @@ class Feed:
         return changed
 
 
-def work_of(model: Layer, params: Params, shape: Shape) -> int:
+def multiplications_per_row(model: Layer, params: Params, shape: Shape) -> int:
     """About how many multiplications a step takes: three a parameter and position of x."""
 
     def positions(one, kind):
@@ -131,13 +136,15 @@ def work_of(model: Layer, params: Params, shape: Shape) -> int:
     return 3 * parameters * max(leaves(tree_map(positions, one, kinds(model.input_kinds, one))))
 
 
-def moved(intake: Intake, examples: Examples, rows: int, counted: bool) -> list[Array | None]:
+def to_device(
+    validator: InputValidator, examples: Examples, rows: int, counted: bool
+) -> list[Array | None]:
     """Examples on the backend, filled up to `rows`: x, target, counts and weights."""
     size = len(examples)
-    examples = examples if size == rows else filled(examples, rows)
-    counts = (np.arange(rows) < size).astype(intake.dtype) if counted else None
+    examples = examples if size == rows else padded(examples, rows)
+    counts = (np.arange(rows) < size).astype(validator.dtype) if counted else None
     weights = examples.weights
     if weights is not None and counts is not None:
         weights = weights * counts.reshape(-1, *(1,) * (weights.ndim - 1))
     host = (examples.x, examples.target, counts, weights)
-    return [None if part is None else intake.backend.asarray(part) for part in host]
+    return [None if part is None else validator.backend.asarray(part) for part in host]

@@ -8,7 +8,7 @@ from typing import Any
 from .callbacks import Callback
 from .steps import Carry
 
-__all__ = ["Asked", "RunMemory"]
+__all__ = ["BoundCallback", "RunMemory"]
 
 
 class RunMemory:
@@ -28,10 +28,10 @@ class RunMemory:
         self._owners: dict[str, list[tuple[str, Any]]] = {}
         self._now = ""
 
-    def begin(self, callbacks: Sequence[Callback]) -> list["Asked"]:
+    def begin(self, callbacks: Sequence[Callback]) -> list["BoundCallback"]:
         """Let `callbacks` remember here; returns them as `fit` should call them."""
         self.is_running, self._now, self._owners = True, "", {}
-        return [Asked(self, self._key(callback), callback) for callback in callbacks]
+        return [BoundCallback(self, self._key(callback), callback) for callback in callbacks]
 
     def pause(self) -> None:
         """Wait for the next `fit`, which continues this run."""
@@ -69,7 +69,7 @@ class RunMemory:
         return key
 
 
-class Asked:
+class BoundCallback:
     """A callback, called so that its run's memory knows which one it is."""
 
     def __init__(self, memory: RunMemory, key: str, callback: Callback) -> None:

@@ -12,7 +12,7 @@ from ..core.arrays import Shape, namespace
 from ..diagnostics.cost import Ledger, blank
 from .steps import Carry
 
-__all__ = ["TooLarge", "outline_of"]
+__all__ = ["TooLarge", "abstract_carry"]
 
 _FREE = 2**16  # bytes of an array that no file has to hold, such as keys
 _MADE = 20_000, 30  # arrays that `init` may make: so many, and so many for each in the file
@@ -43,7 +43,7 @@ class _Bounded(Ledger):
         pass
 
 
-def outline_of(
+def abstract_carry(
     model: Any, optimizer: Any, shape: Shape, dtype: str, size: int, arrays: int
 ) -> tuple[Carry, Shape]:
     """Return what `init` makes, as arrays without numbers, and the shape of one y.
