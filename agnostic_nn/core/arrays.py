@@ -1,7 +1,7 @@
-"""Arrays: find the namespace an array belongs to, and name what we pass around.
+"""Find the namespace and the device of an array, and define the type aliases of this library.
 
-The one file that knows how to ask an array where it came from. No array is
-created here, and no array library is imported.
+The look-up of an array's library happens here and nowhere else. No array is created here, and no
+array library is imported.
 """
 
 from collections.abc import Callable
@@ -36,23 +36,23 @@ __all__ = [
 Array = Any  # the Array API Standard has no static array type yet
 Shape = tuple[int, ...]
 Key = Any  # two uint32 words: see `agnostic_nn.core.random`
-Params = Any  # nested dicts and tuples of arrays: trained by an optimizer
-State = Any  # the same nesting: carried from step to step, never trained
-Cache = Any  # nested tuples of arrays: left by `forward`, spent by `backward`
-Memory = Any  # nested dicts and tuples of arrays: what a layer remembers from step to step in time
-Moments = Any  # nested dicts and tuples of arrays: what an optimizer remembers
+Params = Any  # nested dicts and tuples of arrays, trained by an optimizer
+State = Any  # nested dicts and tuples of arrays, carried from step to step and never trained
+Cache = Any  # nested tuples of arrays, returned by `forward` and consumed by `backward`
+Memory = Any  # nested dicts and tuples of arrays: the state of a recurrent layer between time steps
+Moments = Any  # nested dicts and tuples of arrays: the state of an optimizer
 
-_NAMESPACES: dict[type, Any] = {}  # a look-up costs 2 µs, this one 0.1 µs
-_DEVICES: dict[type, Callable[[Array], Any]] = {}  # of arrays that do not say where they are
+_NAMESPACES: dict[type, Any] = {}  # by type of array: 0.1 µs instead of 2 µs for each look-up
+_DEVICES: dict[type, Callable[[Array], Any]] = {}  # for types of arrays without `x.device`
 
 
 def namespace(x: Array, *others: Array) -> Any:
-    """The Array API namespace that `x` belongs to.
+    """Return the Array API namespace that `x` belongs to.
 
     Raises
     ------
     TypeError
-        If `x` is no array, or one of `others` belongs to another library.
+        If `x` is not an array, or one of `others` belongs to another library.
     """
     kind = type(x)
     xp = _NAMESPACES.get(kind)
@@ -75,31 +75,33 @@ def namespace(x: Array, *others: Array) -> Any:
 def float_bits(dtype: Any, xp: Any) -> int:
     """Return the number of bits of a real floating-point dtype of `xp`, and 0 of another dtype.
 
-    Use this where code depends on the precision, instead of `dtype == xp.float32`. `jax.numpy`
-    holds scalar types, not dtypes: to compare its dtype with one of them NumPy runs Python code of
-    JAX, and drops what that raises, the exception of a signal handler included. The answer is
-    kept, so later calls run no Python code at all.
+    Use this where code depends on the precision, instead of `dtype == xp.float32`. In `jax.numpy`
+    that name is a scalar type, not a dtype. To compare a dtype with it, NumPy runs Python code of
+    JAX and discards any exception raised there, even one that a signal handler raised. The result
+    is cached, so later calls run no Python code at all.
     """
     return int(xp.finfo(dtype).bits) if xp.isdtype(dtype, "real floating") else 0
 
 
 def device(x: Array) -> Any:
-    """Where `x` is, in its own library's words."""
+    """Return the device of `x`, as its library represents it."""
     return _DEVICES.get(type(x), _device_of)(x)
 
 
 def register(kind: type, xp: Any, device: Callable[[Array], Any] | None = None) -> None:
-    """Say that arrays of the class `kind` belong to the namespace `xp`.
+    """Register `xp` as the namespace of arrays of the class `kind`.
 
-    For the adapter of a library whose arrays name none by `__array_namespace__`, or one that lacks
-    something; the class stays as it is. device: x -> where x is, if there is no `x.device` either.
+    Adapters call this for a library whose arrays have no `__array_namespace__`, or whose namespace
+    lacks something. The class itself is not changed.
+
+    device: a function from an array to its device, for arrays without `x.device`.
 
     Raises
     ------
     TypeError
-        If `kind` is no class, `xp` has no `asarray`, or `device` cannot be called.
+        If `kind` is not a class, `xp` has no `asarray`, or `device` is not callable.
     ValueError
-        If such arrays were found to belong to another namespace, or registered with one.
+        If arrays of this class already belong to another namespace.
     """
     if not isinstance(kind, type):
         raise TypeError(f"expected a class of arrays, got {kind!r}")
@@ -107,26 +109,26 @@ def register(kind: type, xp: Any, device: Callable[[Array], Any] | None = None) 
         raise TypeError(f"expected a namespace of the Array API Standard, got {xp!r}")
     if not (device is None or callable(device)):
         raise TypeError(f"expected device to be a function of an array, got {device!r}")
-    known = _NAMESPACES.get(kind, xp)
-    expect(known is xp, "arrays of {} already belong to {}, not to {}", kind, known, xp)
+    current = _NAMESPACES.get(kind, xp)
+    expect(current is xp, "arrays of {} already belong to {}, not to {}", kind, current, xp)
     _NAMESPACES[kind] = xp
     if device is not None:
         _DEVICES[kind] = device
 
 
 def expect_axis(y: Array, what: str) -> None:
-    """Raise unless y has a last axis, of the classes or numbers that `what` names."""
+    """Raise unless y is an array with at least one axis; `what` names the last one in the error."""
     namespace(y)
     expect(y.ndim > 0, "expected y of shape (..., {}), got () without axes", what)
 
 
 @dataclass(frozen=True)
 class RowMask:
-    """What `train=True` becomes when some rows of a batch only fill it up.
+    """Mark which rows of a padded batch are examples; passed as `train` instead of True.
 
-    Shapes must not change from step to step, so the last short batch is padded.
-    `counts`, shaped (batch,), is 1 for an example and 0 for a filler. It is as true
-    as `True`; only a layer that mixes the rows of a batch needs to look inside.
+    Shapes must not change from step to step, so a short last batch is padded. `counts`, of shape
+    (batch,), is 1 for an example and 0 for padding. A RowMask is truthy, so only a layer that
+    mixes the rows of a batch needs to look at `counts`.
     """
 
     counts: Array
@@ -140,13 +142,16 @@ class RowMask:
 
 
 def first_true(mask: Array) -> tuple[int, ...] | None:
-    """The index of the first true element of `mask`, or None; for data on the host."""
+    """Return the index of the first true element of `mask` in row-major order, or None.
+
+    Use it only on host arrays, as it reads their values.
+    """
     xp = namespace(mask)
     if not xp.any(mask):
         return None
     flat = int(xp.argmax(xp.astype(xp.reshape(mask, (-1,)), xp.uint8)))
     index = []
     for length in reversed(mask.shape):
-        flat, place = divmod(flat, length)
-        index.append(place)
+        flat, position = divmod(flat, length)
+        index.append(position)
     return tuple(reversed(index))

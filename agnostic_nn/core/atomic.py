@@ -1,14 +1,14 @@
-"""Atomic calls: after any exception, a call has changed nothing or all that it changes.
+"""Atomic calls: if a call raises, it has written either nothing or its complete result.
 
-A compiled function may take the memory of an argument that the caller gives up ("donates").
-An exception between its first write and the moment when the caller holds the result would
-leave neither the old values nor the new. So such a function reports to an `outcome`, a list:
+A compiled function may reuse the memory of an argument that the caller donates. An exception
+between its first write and the moment when the caller has the result would destroy both the old
+values and the new ones. So such a function reports its progress in a list, `outcome`:
 
-    []                   nothing has been written: the arguments hold their old values
-    [finish]             it may have begun to write; finish() completes it
-    [finish, result]     it is done; finish may be None
+    []                   nothing has been written; the arguments hold their old values
+    [finish]             writing may have begun; finish() completes it
+    [finish, result]     the call is complete; finish may be None
 
-and makes the last step from one to the next in a way that no exception can cut in two.
+The last step of each transition is a single operation that no exception can interrupt.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ __all__ = ["StateLost", "into", "settle"]
 
 
 class StateLost(RuntimeError):
-    """The memory of donated arrays was given up, but the call that took it has failed."""
+    """Raised when a call that reused the memory of donated arrays has failed without a result."""
 
 
 def into(function: Callable, outcome: list, *args: Any) -> None:
-    """Call function(*args) and put the result into `outcome`, which is empty.
+    """Call function(*args) and report the result in `outcome`, an empty list.
 
-    A function that takes donated memory does it in its own way, by its attribute `into`; any
-    other leaves its arguments alone.
+    A function that reuses donated memory has an attribute `into` for this. Any other function does
+    not write to its arguments, so its result is simply appended.
     """
     own = getattr(function, "into", None)
     if own is None:
@@ -35,14 +35,14 @@ def into(function: Callable, outcome: list, *args: Any) -> None:
 
 
 def settle(outcome: list) -> bool:
-    """Complete a call that an exception has cut short; return whether there is a result.
+    """Complete a call that an exception interrupted, and return whether there is a result.
 
-    If not, nothing has been written.
+    If there is none, nothing has been written.
 
     Raises
     ------
     StateLost
-        If there is neither a result, nor the old values.
+        If both the result and the old values are lost.
     """
     if len(outcome) == 1:
         outcome[0]()

@@ -1,4 +1,4 @@
-"""Checks of arguments: each raises an error that says what was expected and what came."""
+"""Checks of arguments: each raises an error that says what was expected and what was passed."""
 
 import math
 from collections.abc import Sequence
@@ -23,28 +23,30 @@ __all__ = [
 
 
 def expect(holds: bool, message: str, *values: Any) -> None:
-    """Raise ValueError unless `holds`; use on shapes, never on values.
+    """Raise ValueError unless `holds`. Use it on shapes, never on the values of arrays.
 
-    Shapes are known while JAX traces, values are not. `values` are put in the places {}
-    of `message` only when it is raised: writing out a shape takes longer than adding
+    Shapes are known while JAX traces a function; values are not. `values` replace the {} in
+    `message` only if the error is raised, because formatting a shape takes longer than adding
     two small arrays.
     """
-    if not holds:  # PyTorch's shapes are tuples with a name of their own
-        shown = [tuple(value) if isinstance(value, tuple) else value for value in values]
-        raise ValueError(message.format(*shown) if shown else message)
+    if not holds:
+        # torch.Size is a tuple whose repr is torch.Size([2, 3])
+        plain = [tuple(value) if isinstance(value, tuple) else value for value in values]
+        raise ValueError(message.format(*plain) if plain else message)
 
 
 def expect_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
     """Raise unless `value`, the hyper-parameter called `name`, is a finite number in [low, high).
 
-    Python's own numbers only: NumPy's scalars would widen a float32 array.
+    Only Python's int and float are accepted: a float64 scalar of NumPy would promote float32
+    arrays to float64.
     """
     if type(value) not in (int, float):
-        raise TypeError(f"expected {name} to be a number, got {_foreign(value, 'float')}")
+        raise TypeError(f"expected {name} to be a number, got {_with_remedy(value, 'float')}")
     bounds = f" of at least {low:g}" if high == math.inf else f" in [{low:g}, {high:g})"
     bounds = "" if low == -math.inf else bounds
-    fits = math.isfinite(value) and low <= value < high
-    expect(fits, "expected a finite {}{}, got {}", name, bounds, value)
+    is_valid = math.isfinite(value) and low <= value < high
+    expect(is_valid, "expected a finite {}{}, got {}", name, bounds, value)
 
 
 def expect_positive(name: str, value: Any) -> None:
@@ -62,10 +64,10 @@ def expect_count(name: str, value: Any) -> None:
 def expect_integer(name: str, value: Any, least: int | None = None) -> None:
     """Raise unless `value`, the hyper-parameter called `name`, is an integer of at least `least`.
 
-    Python's own integers only; True and False are flags.
+    Only Python's int is accepted, and not bool.
     """
     if type(value) is not int:
-        raise TypeError(f"expected {name} to be an integer, got {_foreign(value, 'int')}")
+        raise TypeError(f"expected {name} to be an integer, got {_with_remedy(value, 'int')}")
     expect(
         least is None or value >= least, "expected {} of at least {}, got {}", name, least, value
     )
@@ -97,13 +99,13 @@ def expect_list(name: str, value: Any) -> None:
 def expect_flag(name: str, value: Any) -> None:
     """Raise TypeError unless `value`, the hyper-parameter called `name`, is True or False."""
     if type(value) is not bool:
-        raise TypeError(f"expected {name} to be True or False, got {_foreign(value, 'bool')}")
+        raise TypeError(f"expected {name} to be True or False, got {_with_remedy(value, 'bool')}")
 
 
 def expect_choice(name: str, value: Any, choices: Sequence[str | None]) -> None:
     """Raise ValueError unless `value`, the hyper-parameter called `name`, is one of `choices`."""
-    known = (value is None or isinstance(value, str)) and value in choices
-    if not known:  # formatted only then: a loss checks its options at every call
+    is_valid = (value is None or isinstance(value, str)) and value in choices
+    if not is_valid:  # format only then: a loss checks its options at every call
         *others, last = map(repr, choices)
         allowed = f"{', '.join(others)} or {last}" if others else last
         raise ValueError(f"expected {name} {allowed}, got {value!r}")
@@ -118,10 +120,11 @@ def expect_text(name: str, value: Any) -> None:
 def expect_function(name: str, value: Any, arguments: str, also: str | None = None) -> None:
     """Raise TypeError unless `value` can be called with `arguments`, such as "y, target".
 
-    also: the name of an argument that it may declare, and then gets by keyword.
+    also: the name of an argument that the function may declare, which it then gets by keyword.
 
-    A class is refused, as it would make an object instead, and so is a layer. Where a function
-    does not tell its signature, as some that are built in do not, its arguments are not checked.
+    A class is refused because calling it would create an instance. A layer is refused too. The
+    arguments are not checked if the function has no signature, as is the case for some built-in
+    functions.
     """
     expected = f"expected {name} to be a function of ({arguments})"
     if isinstance(value, type):
@@ -131,30 +134,28 @@ def expect_function(name: str, value: Any, arguments: str, also: str | None = No
     try:
         parameters = signature(value)
     except (TypeError, ValueError) as error:
-        if isinstance(value, partial):  # some of what it sets is no argument of the function
+        if isinstance(value, partial):  # it sets an argument that the function does not have
             raise TypeError(f"{expected}, but {error}") from None
         return
     keywords = {also: None} if also is not None and also in parameters.parameters else {}
     try:
         parameters.bind(*arguments.split(", "), **keywords)
     except TypeError:
-        shown = getattr(value, "__qualname__", None) or repr(value)
-        raise TypeError(f"{expected}, but {shown}{parameters} cannot take these") from None
+        label = getattr(value, "__qualname__", None) or repr(value)
+        raise TypeError(f"{expected}, but {label}{parameters} cannot take these") from None
 
 
 def described(value: Any) -> str:
-    """A value as an error shows it: itself if it is short, else what kind of thing it is."""
-    shown = repr(value)
-    if len(shown) <= 60 and "\n" not in shown:
-        return shown
+    """Return the text of a value for an error message: its repr if short, else its type."""
+    text = repr(value)
+    if len(text) <= 60 and "\n" not in text:
+        return text
     kind = type(value)
-    return f"a {kind.__name__}" if kind.__module__ == "builtins" else f"a {_named(kind)}"
+    if kind.__module__ == "builtins":
+        return f"a {kind.__name__}"
+    return f"a {kind.__module__}.{kind.__qualname__}"
 
 
-def _named(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _foreign(value: Any, kind: str) -> str:
-    """What was refused, and what to do if it is a number of an array library's."""
+def _with_remedy(value: Any, kind: str) -> str:
+    """Return the repr of a refused value, and the remedy if it comes from an array library."""
     return f"{value!r}: pass Python's own, {kind}(...)" if hasattr(value, "dtype") else repr(value)

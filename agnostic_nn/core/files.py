@@ -1,7 +1,7 @@
-"""Files: write a whole new file next to the old one, and replace the old one by a rename.
+"""Atomic file writes: a complete new file is written next to the old one and renamed over it.
 
-Readers see the old file or the new one, never a part of either, whatever the writer does and
-whenever it is killed.
+A reader sees either the old file or the new one, never a part of one, even if the writer is killed
+at any moment.
 """
 
 import errno
@@ -17,22 +17,22 @@ from typing import Any, BinaryIO
 
 try:
     import fcntl as _locks
-except ImportError:  # Windows, which lets nobody remove a file that is open
+except ImportError:  # Windows, where an open file cannot be removed anyway
     _locks = None  # type: ignore[assignment]
 
 __all__ = ["expect_path", "expect_place", "kind_of", "replacing", "write_text"]
 
-_LONGEST = 255  # bytes of a name, on all common file systems
-_HEX = 8
+_MAX_NAME_BYTES = 255  # bytes of a name, on all common file systems
+_HEX_DIGITS = 8
 
 
 def expect_path(name: str, value: Any) -> str:
-    """Return `value`, the path called `name`, as a string.
+    """Return `value`, the argument called `name`, as a string.
 
     Raises
     ------
     TypeError
-        If it is neither a string nor a path.
+        If `value` is neither a string nor a path.
     ValueError
         If it is empty.
     """
@@ -47,14 +47,14 @@ def expect_path(name: str, value: Any) -> str:
 
 
 def expect_place(path: str) -> None:
-    """Raise OSError unless a file at `path` could be written: its folder exists, and is one.
+    """Raise OSError unless `path` is not a folder and its parent folder exists.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
-        If the folder that `path` is in does not exist, or is a file.
+        If the parent folder of `path` does not exist, or is a file.
     IsADirectoryError
-        If `path` is a folder itself.
+        If `path` is a folder.
     """
     folder = Path(path).parent
     if Path(path).is_dir():
@@ -69,13 +69,13 @@ def expect_place(path: str) -> None:
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Open a new file, for writing and reading, that replaces `path` when the block ends.
 
-    The order is: the file is flushed to the disk, renamed, and its folder flushed. If the block
-    raises, the old file stays as it is and the new one is removed. A process that is killed leaves
-    a file `.name.xxxxxxxx` behind, eight hexadecimal digits, which the next call with the same path
-    removes. Files of a writer that still runs are locked, and stay.
+    At the end the file is flushed to the disk, then renamed, then its folder is flushed. If the
+    block raises, the old file stays unchanged and the new one is removed. A process that is killed
+    leaves a file `.name.xxxxxxxx` (eight hexadecimal digits), which the next call with the same
+    path removes. Files of a writer that is still running are locked, and are not removed.
 
-    The mode of an old file is kept, and its owner and group where the system allows it. A symbolic
-    link is followed: the file that it names is replaced, in its own folder.
+    The new file gets the mode of the old one, and its owner and group if the system allows it. If
+    `path` is a symbolic link, the file that it points to is replaced, in its own folder.
 
     Raises
     ------
@@ -100,13 +100,13 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
                 if old is not None:
                     _take_over(file.fileno(), new, old)
                 os.fsync(file.fileno())
-                if _locks is not None:  # renamed before it is closed, which ends the lock
+                if _locks is not None:  # rename before closing the file, which releases the lock
                     os.replace(new, target)
             except OSError as error:
                 if error.filename in (None, os.fspath(new)):
                     raise _renamed(error, named) from None
                 raise
-        if _locks is None:  # no open file can be renamed there
+        if _locks is None:  # Windows cannot rename an open file
             os.replace(new, target)
     except BaseException:
         with suppress(OSError):
@@ -116,18 +116,20 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write `text` to `path` in UTF-8, as `replacing` does; to a device or a pipe, directly.
+    """Write `text` to `path` in UTF-8, atomically, as `replacing` does.
+
+    A device or a pipe is written to directly.
 
     Raises
     ------
     OSError
-        If it cannot be written.
+        If the file cannot be written.
     """
     try:
         mode = os.stat(path).st_mode
     except OSError:
         mode = stat.S_IFREG
-    if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):  # such as /dev/stdout: there is nothing to keep
+    if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):  # such as /dev/stdout, which cannot be replaced
         with open(path, "wb") as file:
             file.write(text.encode())
         return
@@ -136,7 +138,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def kind_of(mode: int) -> str:
-    """Return what a file of this mode is, such as "a directory"."""
+    """Describe the type of a file with this mode, such as "a directory"."""
     kinds = {
         stat.S_IFREG: "a file",
         stat.S_IFDIR: "a directory",
@@ -149,51 +151,55 @@ def kind_of(mode: int) -> str:
 
 
 def _target(path: str | os.PathLike) -> Path:
-    """The path to replace: that of the file which a symbolic link names, in the end."""
-    found = Path(path)
-    if not found.is_symlink():
-        return found
-    target = Path(os.path.realpath(found))
-    if target.is_symlink():
+    """Return the path to replace, after following symbolic links."""
+    link = Path(path)
+    if not link.is_symlink():
+        return link
+    target = Path(os.path.realpath(link))
+    if target.is_symlink():  # the links form a loop
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
     return target
 
 
 def _status(target: Path) -> os.stat_result | None:
-    """The status of the old file, or None where there is none."""
+    """Return the status of the old file, or None if it does not exist."""
     try:
-        found = os.stat(target)
+        status = os.stat(target)
     except FileNotFoundError:
         return None
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(target))
-    if not stat.S_ISREG(found.st_mode):
-        reason = f"expected a file to replace, but there is {kind_of(found.st_mode)}"
+    if not stat.S_ISREG(status.st_mode):
+        reason = f"expected a file to replace, but there is {kind_of(status.st_mode)}"
         raise OSError(errno.EINVAL, reason, os.fspath(target))
-    return found
+    return status
 
 
 def _stem(name: str) -> str:
-    """The part of a new file's name that it shares with all others for the same path."""
+    """Return the part of the name that all temporary files for one path share.
+
+    A long name is replaced by its hash, so that the temporary name is not too long.
+    """
     raw = os.fsencode(name)
-    if len(raw) + _HEX + 2 <= _LONGEST:
+    if len(raw) + _HEX_DIGITS + 2 <= _MAX_NAME_BYTES:
         return name
     return sha256(raw).hexdigest()
 
 
 def _create(folder: Path, stem: str, mode: int) -> tuple[int, Path]:
-    """A new file that is open and locked."""
+    """Create a new file; return its descriptor, open and locked, and its path."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     flags |= getattr(os, "O_CLOEXEC", 0)
     while True:
-        new = folder / f".{stem}.{token_hex(_HEX // 2)}"
+        new = folder / f".{stem}.{token_hex(_HEX_DIGITS // 2)}"
         try:
             number = os.open(new, flags, mode)
         except FileExistsError:
             continue
         try:
             _lock(number)
-            if os.fstat(number).st_nlink:  # not removed as a leftover before it was locked
+            # another process may have removed the file as a leftover before it was locked
+            if os.fstat(number).st_nlink:
                 return number, new
         except BaseException:
             os.close(number)
@@ -203,7 +209,10 @@ def _create(folder: Path, stem: str, mode: int) -> tuple[int, Path]:
 
 
 def _lock(number: int, wait: bool = True) -> bool:
-    """Lock an open file; False if another process holds it, or the file system has no locks."""
+    """Lock an open file, and return whether that succeeded.
+
+    It fails if another process holds the lock, or the file system does not support locks.
+    """
     if _locks is None:
         return True
     try:
@@ -214,16 +223,17 @@ def _lock(number: int, wait: bool = True) -> bool:
 
 
 def _remove_leftovers(folder: Path, stem: str) -> None:
-    """Remove new files for the same path whose writers were killed."""
-    ours = re.compile(rf"\.{re.escape(stem)}\.[0-9a-f]{{{_HEX}}}").fullmatch
+    """Remove temporary files for the same path whose writers were killed."""
+    matches = re.compile(rf"\.{re.escape(stem)}\.[0-9a-f]{{{_HEX_DIGITS}}}").fullmatch
     with os.scandir(folder) as entries:
-        found = [entry.path for entry in entries if ours(entry.name)]
-    for path in found:
+        leftovers = [entry.path for entry in entries if matches(entry.name)]
+    for path in leftovers:
         with suppress(OSError):
             _remove_unlocked(path)
 
 
 def _remove_unlocked(path: str) -> None:
+    """Remove a regular file unless a running writer holds its lock."""
     if not stat.S_ISREG(os.lstat(path).st_mode):
         return
     if _locks is None:
@@ -242,15 +252,15 @@ def _take_over(number: int, new: Path, old: os.stat_result) -> None:
     if not hasattr(os, "fchmod"):
         os.chmod(new, stat.S_IMODE(old.st_mode))
         return
-    made = os.fstat(number)
-    if (made.st_uid, made.st_gid) != (old.st_uid, old.st_gid):
+    status = os.fstat(number)
+    if (status.st_uid, status.st_gid) != (old.st_uid, old.st_gid):
         with suppress(OSError):
             os.fchown(number, old.st_uid, old.st_gid)
     os.fchmod(number, stat.S_IMODE(old.st_mode))
 
 
 def _renamed(error: OSError, path: str) -> OSError:
-    """The error about the path that the caller knows, rather than about the new file's own."""
+    """Return the error with the path that the caller passed instead of the temporary one."""
     if error.filename2 is not None:
         return type(error)(error.errno, error.strerror, path)
     error.filename = path
@@ -258,7 +268,7 @@ def _renamed(error: OSError, path: str) -> OSError:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Flush the entry that `os.replace` made, where the system lets a folder be opened."""
+    """Flush the directory entry that `os.replace` changed, if the system can open a folder."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,8 +1,8 @@
-"""Random: a counter-based generator, so one seed gives the same words on every backend.
+"""Random numbers from a counter-based generator, which gives the same words on every backend.
 
-Threefry-2x32 with 20 rounds (Salmon et al., "Parallel Random Numbers: As Easy
-as 1, 2, 3", SC 2011): pure functions of a key, hence safe under `jit`. A key is
-an array of two uint32 words. Word i of a key is the same however many are drawn.
+The generator is Threefry-2x32 with 20 rounds (Salmon et al., "Parallel Random Numbers: As Easy as
+1, 2, 3", SC 2011). All functions are pure functions of a key, and so work under `jit`. A key is an
+array of two uint32 words. Word i of a key does not depend on how many words are drawn.
 """
 
 import math
@@ -30,10 +30,12 @@ _WORD = 0xFFFFFFFF
 
 
 def key(seed: int, *, xp: Any, device: Any = None) -> Key:
-    """The key for `seed`, any integer of up to 64 bits, as an array of the library `xp`.
+    """Return the key for `seed`, an integer of up to 64 bits, as an array of the library `xp`.
 
     Raises
     ------
+    TypeError
+        If the seed is not an integer.
     ValueError
         If the seed is negative or needs more than 64 bits.
     """
@@ -46,22 +48,22 @@ def key(seed: int, *, xp: Any, device: Any = None) -> Key:
 
 
 def split(key: Key, count: int) -> Array:
-    """`count` independent keys, as rows of a (count, 2) array."""
+    """Return `count` independent keys, as rows of a (count, 2) array."""
     xp = namespace(key)
     return xp.astype(xp.reshape(words(key, 2 * count), (count, 2)), key.dtype)
 
 
 def fold(key: Key, number: int) -> Key:
-    """A key made of `key` and a number in [0, 2³¹), another one for each number."""
+    """Return a key derived from `key` and a number in [0, 2³¹); each number gives another key."""
     return namespace(key).astype(words(key, 2, stream=number + 1), key.dtype)
 
 
 @singledispatch
 def words(key: Key, count: int, stream: int = 0) -> Array:
-    """`count` random words, integers from [0, 2³²): Threefry of the counters 0, 1, 2, …
+    """Return `count` random integers in [0, 2³²), the Threefry words of the counters 0, 1, 2, …
 
-    `stream` is the counter's high word. The dtype is uint32, or a wider one where a
-    library has no arithmetic for uint32.
+    `stream` is the high word of the counter. The dtype is uint32, or a wider one if the library
+    has no arithmetic for uint32.
     """
     xp = namespace(key)
     low = xp.arange((count + 1) // 2, dtype=key.dtype, device=device(key))
@@ -70,25 +72,25 @@ def words(key: Key, count: int, stream: int = 0) -> Array:
 
 
 def bernoulli(key: Key, probability: float, shape: Shape) -> Array:
-    """Booleans, each true with `probability` to 31 bits, by comparing integers.
+    """Draw booleans, each true with `probability` (rounded to 31 bits).
 
-    No float is involved, so all backends and dtypes draw the same ones.
+    Only integers are compared, so the result is the same for every backend and dtype.
     """
     expect(0.0 <= probability <= 1.0, "expected a probability in [0, 1], got {}", probability)
     xp = namespace(key)
     drawn = xp.reshape(words(key, math.prod(shape)), shape) >> 1
-    share = round(probability * 2.0**31)
-    # JAX takes no Python integer past int32, and nothing drawn is larger
-    return drawn < share if share < 2**31 else xp.ones_like(drawn, dtype=xp.bool)
+    threshold = round(probability * 2.0**31)
+    # JAX accepts no Python integer above int32; at 2³¹, which needs one, every draw is below
+    return drawn < threshold if threshold < 2**31 else xp.ones_like(drawn, dtype=xp.bool)
 
 
 def uniform(key: Key, shape: Shape, dtype: Any) -> Array:
-    """Draws from [0, 1) with as many random bits as `dtype` holds: 24, or 53 for float64.
+    """Draw from the uniform distribution on [0, 1), with 24 random bits, or 53 in float64.
 
     Raises
     ------
     ValueError
-        If dtype is neither float32 nor float64.
+        If `dtype` is neither float32 nor float64.
     """
     xp = namespace(key)
     bits = float_bits(dtype, xp)
@@ -96,15 +98,16 @@ def uniform(key: Key, shape: Shape, dtype: Any) -> Array:
     count = math.prod(shape)
     if bits == 64:
         drawn = xp.reshape(words(key, 2 * count), (count, 2))
-        high, low = xp.astype(drawn[:, 0] >> 5, dtype), xp.astype(drawn[:, 1] >> 6, dtype)
+        high = xp.astype(drawn[:, 0] >> 5, dtype)
+        low = xp.astype(drawn[:, 1] >> 6, dtype)
         return xp.reshape((high * 2.0**26 + low) * 2.0**-53, shape)
     return xp.reshape(xp.astype(words(key, count) >> 8, dtype) * 2.0**-24, shape)
 
 
 def normal(key: Key, shape: Shape, dtype: Any) -> Array:
-    """Draws from the standard normal distribution.
+    """Draw from the standard normal distribution.
 
-    √(-2 log u) cos(2πv) with u from (0, 1] and v from [0, 1) (Box & Muller,
+    The formula is √(-2 log u) cos(2πv) with u from (0, 1] and v from [0, 1) (Box & Muller,
     "A Note on the Generation of Random Normal Deviates", 1958).
     """
     xp = namespace(key)
@@ -114,14 +117,14 @@ def normal(key: Key, shape: Shape, dtype: Any) -> Array:
 
 
 def permutation(key: Key, count: int) -> Array:
-    """0 … count - 1 in random order: where a stable sort of `count` words puts each."""
+    """Return 0 … count - 1 in random order: the indices that sort `count` random words."""
     return namespace(key).argsort(words(key, count), stable=True)
 
 
 def threefry(key0: Array, key1: Array, x0: Array, x1: Array) -> tuple[Array, Array]:
-    """Threefry-2x32-20 of the counter words (x0, x1) under the key words (key0, key1).
+    """Return the Threefry-2x32-20 words of the counter (x0, x1) under the key (key0, key1).
 
-    Integers of any dtype; the result is kept to 32 bits where the dtype is wider.
+    The integers may have any dtype. In a wider dtype than uint32 the results are masked to 32 bits.
     """
     xp = namespace(x0)
     wide = x0.dtype != xp.uint32

@@ -1,4 +1,4 @@
-"""Trees: nested dicts and tuples whose leaves are arrays; JAX traces them as they are."""
+"""Trees: nested dicts and tuples whose leaves are arrays. JAX accepts them as pytrees."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -7,7 +7,7 @@ __all__ = ["expect_nested", "leaves", "named_leaves", "shape_map", "tree_map", "
 
 
 def tree_map(function: Callable, tree: Any, *rest: Any) -> Any:
-    """Apply `function` leaf by leaf to trees that share one nesting.
+    """Return a tree of the results of `function`, applied leaf by leaf to trees of equal nesting.
 
     Raises
     ------
@@ -27,29 +27,31 @@ def tree_map(function: Callable, tree: Any, *rest: Any) -> Any:
     return function(tree, *rest)
 
 
-def tree_sum(one: Any, other: Any) -> Any:
-    """Two gradients of one thing, added leaf by leaf; None, also for a whole tree, is no gradient.
+def tree_sum(a: Any, b: Any) -> Any:
+    """Return the sum, leaf by leaf, of two gradients with respect to the same inputs.
+
+    None stands for the gradient of a leaf or a tree that has none; None plus g is g.
 
     Raises
     ------
     ValueError
         If the trees differ in keys or length.
     """
-    if one is None or other is None:
-        return other if one is None else one
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        return {k: tree_sum(v, other[k]) for k, v in one.items()}
-    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
-        return tuple(tree_sum(a, b) for a, b in zip(one, other, strict=True))
-    if any(isinstance(tree, dict | tuple) for tree in (one, other)):
-        raise ValueError(f"trees differ: expected {_outline(one)}, got {_outline(other)}")
-    return one + other
+    if a is None or b is None:
+        return b if a is None else a
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return {k: tree_sum(v, b[k]) for k, v in a.items()}
+    if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+        return tuple(tree_sum(left, right) for left, right in zip(a, b, strict=True))
+    if any(isinstance(tree, dict | tuple) for tree in (a, b)):
+        raise ValueError(f"trees differ: expected {_outline(a)}, got {_outline(b)}")
+    return a + b
 
 
 def named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each leaf of `tree` with its path, such as `"0.weight"`, in a fixed order.
+    """Yield the path and the leaf, such as `("0.weight", w)`, of each leaf of `tree`.
 
-    Keys are sorted, because `jit` hands dicts back sorted.
+    Keys are sorted, because functions compiled by JAX return dicts with sorted keys.
     """
     if isinstance(tree, dict):
         branches = sorted(tree.items())
@@ -63,7 +65,7 @@ def named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def leaves(tree: Any) -> list:
-    """The leaves of `tree`, in the order of `named_leaves`."""
+    """Return the leaves of `tree`, in the order of `named_leaves`."""
     if isinstance(tree, dict):
         return [leaf for name in sorted(tree) for leaf in leaves(tree[name])]
     if isinstance(tree, tuple):
@@ -72,7 +74,7 @@ def leaves(tree: Any) -> list:
 
 
 def unname(named: dict[str, Any], like: Any, prefix: str = "") -> Any:
-    """A tree nested like `like`, its leaves taken from `named` by their paths.
+    """Return a tree nested like `like`, with the leaves of `named`, a dict from path to leaf.
 
     Raises
     ------
@@ -90,39 +92,42 @@ def unname(named: dict[str, Any], like: Any, prefix: str = "") -> Any:
 
 
 def expect_nested(name: str, tree: Any, like: Any) -> None:
-    """Raise ValueError unless `tree`, which is called `name`, is nested like `like`."""
+    """Raise ValueError unless `tree`, called `name` in the error, is nested like `like`."""
     branches: Iterable[tuple[Any, Any]] = ()
     if isinstance(like, dict):
-        fits = isinstance(tree, dict) and tree.keys() == like.keys()
+        is_alike = isinstance(tree, dict) and tree.keys() == like.keys()
         branches = like.items()
     elif isinstance(like, tuple):
-        fits = isinstance(tree, tuple) and len(tree) == len(like)
+        is_alike = isinstance(tree, tuple) and len(tree) == len(like)
         branches = enumerate(like)
     else:
-        fits = not isinstance(tree, dict | tuple | list | None)
-    if not fits:
+        is_alike = not isinstance(tree, dict | tuple | list | None)
+    if not is_alike:
         raise ValueError(f"{name} is {_kind(tree)}, expected {_kind(like)}")
     for key, branch in branches:
         expect_nested(f"{name}.{key}", tree[key], branch)
 
 
 def _kind(tree: Any) -> str:
-    """What a tree is at its root, such as "a dict of bias and weight"."""
+    """Describe the root of a tree, such as "a dict of 'bias' and 'weight'"."""
     if isinstance(tree, dict):
         return f"a dict of {' and '.join(map(repr, tree))}" if tree else "an empty dict"
     if isinstance(tree, tuple | list):
         return f"a {type(tree).__name__} of {len(tree)}"
-    return "None" if tree is None else "an array" if hasattr(tree, "dtype") else repr(tree)
+    if tree is None:
+        return "None"
+    return "an array" if hasattr(tree, "dtype") else repr(tree)
 
 
 def _outline(tree: Any) -> str:
+    """Describe what two trees of equal nesting have in common at their roots."""
     if isinstance(tree, dict):
         return f"keys {sorted(tree)}"
     return f"{len(tree)} entries" if isinstance(tree, tuple) else "a leaf"
 
 
 def shape_map(function: Callable, shapes: Any) -> Any:
-    """Apply `function` to each shape of a tree of shapes; a shape is a tuple of integers."""
+    """Apply `function` to each shape in a tree of shapes. A shape is a tuple of integers."""
     if isinstance(shapes, dict):
         return {k: shape_map(function, v) for k, v in shapes.items()}
     if all(isinstance(entry, int) for entry in shapes):

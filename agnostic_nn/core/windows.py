@@ -1,14 +1,15 @@
-"""Spans: how far windows reach, what pads them, and how many there are. Integers only.
+"""Sizes of sliding windows: effective window, padding and output length. Integers only.
 
-Along an axis of n numbers, a window of k numbers that lie d (`dilation`) apart reaches over
-r = d (k - 1) + 1 of them. With `low` zeros before the n numbers and `high` behind them,
-windows that begin s (`stride`) apart are
+A window of k elements with dilation d covers r = d (k - 1) + 1 elements of an axis (its effective
+size). An axis of n elements, with `low` zeros before it and `high` after it, has
 
     out = ⌊(n + low + high - r) / s⌋ + 1
 
-"valid" pads nothing. "same" pads as little as makes out = ⌈n / s⌉, which takes
-max((out - 1) s + r - n, 0) zeros: half of them before, and the odd one behind (the rule of
-TensorFlow and Keras; with s = 1 the length stays the same).
+windows with stride s.
+
+"valid" adds no padding. "same" adds the least padding for which out = ⌈n / s⌉, which is
+max((out - 1) s + r - n, 0) zeros: half of them before and half after, an odd one after (the rule
+of TensorFlow and Keras). With s = 1 the length stays the same.
 """
 
 from typing import Any
@@ -27,20 +28,22 @@ __all__ = [
     "resolve_padding",
 ]
 
-PerAxis = Any  # an integer for all axes, or a tuple with one for each
+PerAxis = Any  # an integer for all axes, or a tuple with an integer for each axis
 Padding = Any  # "same", "valid", an integer for all sides, or a tuple: see `padding_per_axis`
-Pads = tuple[tuple[int, int], ...]  # zeros before and behind, for each axis
+Pads = tuple[tuple[int, int], ...]  # the numbers of zeros (before, after) for each axis
 
 
 def per_axis(name: str, value: PerAxis, rank: int, least: int = 1) -> Shape:
-    """The hyper-parameter called `name`, one integer for all axes or one for each, as a tuple.
+    """Return `value`, one integer for all axes or one for each axis, as a tuple of `rank` integers.
+
+    name: the name of the hyper-parameter, for errors.
 
     Raises
     ------
     TypeError
-        If it holds anything but integers.
+        If `value` holds anything but integers.
     ValueError
-        If there are not `rank` of them, or one is below `least`.
+        If it does not hold `rank` integers, or one is below `least`.
     """
     numbers = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
     if any(type(number) is not int for number in numbers):
@@ -52,63 +55,63 @@ def per_axis(name: str, value: PerAxis, rank: int, least: int = 1) -> Shape:
 
 
 def padding_per_axis(padding: Padding, rank: int) -> str | Pads:
-    """The hyper-parameter `padding`: a word as it is, anything else as a pair for each axis.
+    """Return `padding` as a pair (before, after) for each axis, and "same" and "valid" unchanged.
 
-    An integer stands for all axes and both sides, an entry of a tuple for its axis: an integer
-    for both sides, or a pair (before, behind).
+    A single integer applies to both sides of all axes. In a tuple, each entry applies to its axis
+    and is an integer for both sides or a pair (before, after).
 
     Raises
     ------
     TypeError
-        If it holds anything but integers.
+        If `padding` holds anything but integers.
     ValueError
-        If it is another word, has not one entry an axis, or one is negative.
+        If it is another string, does not have an entry for each axis, or holds a negative number.
     """
     if isinstance(padding, str):
-        known = padding in ("same", "valid")
-        expect(known, "expected padding 'same', 'valid' or numbers, got {}", repr(padding))
+        is_valid = padding in ("same", "valid")
+        expect(is_valid, "expected padding 'same', 'valid' or numbers, got {}", repr(padding))
         return padding
     entries = tuple(padding) if isinstance(padding, (tuple, list)) else (padding,) * rank
     expect(len(entries) == rank, "expected padding for {} axes, got {}", rank, padding)
     for entry in entries:
-        fits = not isinstance(entry, (tuple, list)) or len(entry) == 2
-        expect(fits, "expected padding for 2 sides, got {}", entry)
-    both = [per_axis("padding", entry, 2, least=0) for entry in entries]
-    return tuple((low, high) for low, high in both)
+        is_valid = not isinstance(entry, (tuple, list)) or len(entry) == 2
+        expect(is_valid, "expected padding for 2 sides, got {}", entry)
+    pairs = [per_axis("padding", entry, 2, least=0) for entry in entries]
+    return tuple((low, high) for low, high in pairs)
 
 
 def effective_window(window: Shape, dilation: Shape) -> Shape:
-    """How many numbers a window spans along each axis."""
+    """Return the number of elements that a dilated window covers along each axis."""
     return tuple(d * (k - 1) + 1 for k, d in zip(window, dilation, strict=True))
 
 
 def resolve_padding(
     padding: str | Pads, lengths: Shape, window: Shape, stride: Shape, dilation: Shape
 ) -> Pads:
-    """What `padding`, a word or pairs, puts around axes of these lengths."""
+    """Return the pair (before, after) for each axis; compute it for "same" and "valid"."""
     if not isinstance(padding, str):
         return padding
     if padding == "valid":
         return ((0, 0),) * len(lengths)
-    found = []
+    pads = []
     for n, r, s in zip(lengths, effective_window(window, dilation), stride, strict=True):
         total = max((-(-n // s) - 1) * s + r - n, 0)
-        found.append((total // 2, total - total // 2))
-    return tuple(found)
+        pads.append((total // 2, total - total // 2))
+    return tuple(pads)
 
 
 def out_lengths(lengths: Shape, window: Shape, stride: Shape, dilation: Shape, pads: Pads) -> Shape:
-    """How many windows there are along each axis.
+    """Return the number of windows along each axis.
 
     Raises
     ------
     ValueError
-        If there is none.
+        If a window does not fit into the padded input.
     """
-    spans = effective_window(window, dilation)
-    found = tuple(
+    sizes = effective_window(window, dilation)
+    out = tuple(
         (n + low + high - r) // s + 1
-        for n, r, s, (low, high) in zip(lengths, spans, stride, pads, strict=True)
+        for n, r, s, (low, high) in zip(lengths, sizes, stride, pads, strict=True)
     )
-    expect(min(found) >= 1, "windows over {} do not fit {} padded by {}", spans, lengths, pads)
-    return found
+    expect(min(out) >= 1, "windows over {} do not fit {} padded by {}", sizes, lengths, pads)
+    return out
