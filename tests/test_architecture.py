@@ -25,7 +25,10 @@ LEVELS = (
     {"core.guards.watching", "core.windows", "ops.precision"},
     {"core.guards.guarding", "ops.elementwise", "ops.padding", "ops.reductions"},
     {"core.guards", "core.random", "ops"},
-    {"core.policies", "initializers", "metrics", "layers.base", "losses.base", "optimizers.base"},
+    {
+        *("core.policies", "initializers", "metrics"),
+        *("layers.base", "layers.shapes", "losses.base", "optimizers.base"),
+    },
     {"layers", "losses", "optimizers", "schedules"},
     {"layers.attention", "optimizers.muon"},
     {"blocks.base"},

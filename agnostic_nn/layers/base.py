@@ -1,4 +1,4 @@
-"""The layer contract: every layer, and every block of layers, has these three methods."""
+"""The layer contract: `init`, `forward` and `backward`, which layers and blocks implement."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields
@@ -25,12 +25,12 @@ __all__ = ["Layer", "is_shape", "kinds", "not_a_layer", "outline"]
 
 
 def kinds(input_kinds: Any, x: Any) -> Any:
-    """What `input_kinds` says of each leaf of `x`, nested like x.
+    """Return the expected dtype kind of each leaf of `x`, nested like x.
 
     Raises
     ------
     ValueError
-        If x is a dict with a name that is not taken.
+        If x is a dict with a name that is not in `input_kinds`.
     """
     if isinstance(x, dict) and isinstance(input_kinds, dict):
         unknown = sorted(x.keys() - input_kinds.keys())
@@ -38,102 +38,121 @@ def kinds(input_kinds: Any, x: Any) -> Any:
         return {name: kinds(input_kinds[name], leaf) for name, leaf in x.items()}
     if isinstance(x, dict):
         return {name: kinds(input_kinds, leaf) for name, leaf in x.items()}
-    input_kinds = input_kinds["x"] if isinstance(input_kinds, dict) else input_kinds
-    return tuple(kinds(input_kinds, leaf) for leaf in x) if isinstance(x, tuple) else input_kinds
+    if isinstance(input_kinds, dict):
+        input_kinds = input_kinds["x"]  # x without names is the input called "x"
+    if isinstance(x, tuple):
+        return tuple(kinds(input_kinds, leaf) for leaf in x)
+    return input_kinds
 
 
 @dataclass(frozen=True)
 class Layer:
     """A frozen dataclass of hyper-parameters with three pure methods.
 
-    A layer owns no arrays. Whatever it needs comes in through the arguments and
-    whatever it makes goes out through the return value. So it prints, compares, hashes
-    and pickles; a subclass with hyper-parameters of its own is decorated like this one.
+    A layer holds no arrays: parameters, state and inputs are arguments, and all results are
+    return values. A layer can therefore be printed, compared, hashed and pickled. A subclass
+    that adds hyper-parameters needs the decorator `@dataclass(frozen=True)` as well.
 
-    Where one array is not enough, x is a tree: a dict of arrays by name (an array alone is
-    then the one called "x"), or a tuple. Its shape is nested alike, a shape being a tuple of
-    integers, and so are y and dy. dx is nested like x, with None for what has no gradient.
+    A layer with several inputs takes a tree of arrays as x: a dict of arrays by name (a single
+    array then is the input called "x") or a tuple. The shape passed to `init` has the nesting
+    of x, with a tuple of integers for each array. y and dy may be trees too. dx is nested like
+    x, with None for inputs that have no gradient.
     """
 
     is_layer: ClassVar[bool] = True
-    # whether x is one array, never a tree of them
+    # True if x is a single array, never a tree
     one_array: ClassVar[bool] = False
-    # the Standard's word for the kind of dtype of x; by name where x may be a dict
+    # the kind of dtype of x, as `isdtype` of the Array API Standard names it; a dict by input
+    # name for layers that take a dict
     input_kinds: ClassVar[str | dict[str, str]] = "real floating"
-    # whether y at a position depends on x there alone, the batch and the last axis left aside
+    # True if y at each position depends only on x at that position, where positions are all
+    # axes but the batch and the last one
     per_position: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        # wrapped here so that custom layers get the same checks of key, shape and dtype
         if "init" in vars(cls):
             cls.init = _checked(vars(cls)["init"])  # type: ignore[method-assign]
 
     def __call__(self, *arguments: Any, **options: Any) -> NoReturn:
-        """Raise TypeError: a layer has no parameters of its own to be called with."""
+        """Raise TypeError: a layer holds no parameters, so calling it cannot compute y."""
         name = type(self).__name__
         raise TypeError(
-            f"{name} is not called, as a layer owns no parameters: train it with nn.Trainer, whose "
-            "`predict` maps x to y, or use its `init(key, shape, dtype)` and "
+            f"{name} cannot be called, as a layer holds no parameters: train it with nn.Trainer, "
+            "whose `predict` maps x to y, or use its `init(key, shape, dtype)` and "
             "`forward(params, state, x)`"
         )
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
-        """Make `params` and `state` for inputs of `shape` (batch axis left out).
+        """Create `params` and `state` for inputs of `shape`, without the batch axis.
 
-        Returns them with the shape of the outputs. Both are made by the library of
-        `key`. Raises ValueError if the layer cannot take inputs of that shape.
+        Return (params, state, shape of y). The arrays belong to the library and device of `key`.
+
+        Raises
+        ------
+        ValueError
+            If the layer cannot take inputs of that shape.
+        TypeError
+            If key, shape or dtype is something else.
         """
         return {}, {}, shape
 
     def forward(
         self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
     ) -> tuple[Array, State, Cache]:
-        """Map `x` to `y`; also return the next state and what `backward` will need."""
+        """Compute y; return (y, next state, cache), where the cache is for `backward`.
+
+        train: True or a `RowMask` in training, False for prediction. A mask is true.
+        """
         raise NotImplementedError
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
-        """Map dL/dy to dL/dx; also return dL/dparams, nested like `params`."""
+        """Compute the gradients; return (dL/dx, dL/dparams), the latter nested like `params`."""
         raise NotImplementedError
 
     def predict(self, params: Params, state: State, x: Array) -> Array:
-        """The y of `forward` in the mode for prediction; a block keeps nothing on the way."""
+        """Return the y of `forward` with train=False. Blocks override this to keep no caches."""
         return self.forward(params, state, x)[0]
 
     def backward_params(self, params: Params, cache: Cache, dy: Array) -> Params:
-        """The dL/dparams of `backward` alone, for a model's first layer: nobody asks for its dx."""
+        """Return only dL/dparams. Used for a model's first layer, whose dx is not needed."""
         return self.backward(params, cache, dy)[1]
 
     def begin(self, params: Params, state: State, x: Array, length: int) -> Memory:
-        """What a layer remembers before the first of at most `length` steps in time.
+        """Return the memory before the first of at most `length` steps of decoding.
 
-        x: one step's input, (batch, 1, ...), of which only the batch and the device count,
-        and in a dict of inputs those that are there at every step.
+        x: the input of one step, (batch, 1, ...). Only its batch size and device are used, and
+        of a dict also the inputs that stay the same at every step.
 
         Raises
         ------
         TypeError
-            If y at one time depends on x at a later time, or this layer keeps no memory.
+            If y at one time depends on x at a later time, or the layer does not implement
+            decoding.
         """
         if not self.per_position:
-            raise TypeError(f"{self} cannot go step by step: it looks at more than one position")
+            reason = "y at one position depends on x at others"
+            raise TypeError(f"{self} cannot go step by step: {reason}")
         return ()
 
     def advance(
         self, params: Params, state: State, memory: Memory, x: Array
     ) -> tuple[Array, Memory]:
-        """One step in time, as in prediction: y for x (batch, 1, ...), given all steps before it.
+        """Compute y of one step, x (batch, 1, ...), from the memory; return (y, next memory).
 
-        What `forward` puts out there for all steps so far at once. Shapes and dtypes of
-        memory stay, so `jit` compiles one step and no more; steps past the length that
-        `begin` was given are undefined, since `jit` hides their number.
+        y equals what `forward` with train=False computes at that position from all steps so far.
+        Shapes and dtypes of the memory never change, so `jit` compiles a single step. Results
+        after more than the `length` steps passed to `begin` are undefined: under `jit` the
+        number of steps is unknown and cannot be checked.
         """
         return self.forward(params, state, x)[0], memory
 
     def check(self, x: Array) -> None:
-        """Refuse data on the host whose values this layer cannot take; shapes are not its concern.
+        """Validate the dtypes and values of x, which is on the host. Shapes are not checked.
 
-        Called before data go to a backend, since `jit` hides values and libraries
-        differ in what they do with bad ones.
+        Called before data are copied to a backend: under `jit` values cannot be inspected, and
+        libraries differ in what they do with invalid ones.
 
         Raises
         ------
@@ -142,19 +161,21 @@ class Layer:
         ValueError
             If x holds a value or a name that this layer cannot take.
         """
-        wanted = leaves(kinds(self.input_kinds, x))
-        for (name, leaf), kind in zip(named_leaves(x, "x"), wanted, strict=True):
+        expected_kinds = leaves(kinds(self.input_kinds, x))
+        for (name, leaf), kind in zip(named_leaves(x, "x"), expected_kinds, strict=True):
             xp = namespace(leaf)
             if not xp.isdtype(leaf.dtype, kind):
-                said = "" if name == "x" else f" as {name}"
-                wrong = f"{type(self).__name__} takes {kind} numbers{said}, got {leaf.dtype}"
-                raise TypeError(wrong)
+                owner = type(self).__name__
+                which = "" if name == "x" else f" as {name}"
+                raise TypeError(f"{owner} takes {kind} numbers{which}, got {leaf.dtype}")
             if kind == "real floating" and not all_finite(leaf):
-                bad = first_true(~xp.isfinite(leaf)) or ()
-                raise ValueError(f"expected finite numbers, but {name}{list(bad)} is {leaf[bad]}")
+                index = first_true(~xp.isfinite(leaf)) or ()
+                raise ValueError(
+                    f"expected finite numbers, but {name}{list(index)} is {leaf[index]}"
+                )
 
     def _repr_html_(self) -> str:
-        """For a notebook: the layers inside, one a line, or this one as it prints."""
+        """Return HTML for a notebook: a table of the layers inside, or else the repr."""
         from html import escape
 
         from ..display.tables import html_table
@@ -166,18 +187,18 @@ class Layer:
 
 
 def _checked(init: Callable) -> Callable:
-    """`init` of a layer, which refuses arguments of the wrong kind first."""
+    """Wrap a layer's `init` so that it validates key, shape and dtype first."""
 
     @wraps(init)
     def checked(self: Layer, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
-        _expect_start(self, key, shape, dtype)
+        _expect_init_arguments(self, key, shape, dtype)
         return init(self, key, shape, dtype)
 
     return checked
 
 
-def _expect_start(layer: Layer, key: Any, shape: Any, dtype: Any) -> None:
-    """Raise unless these are a key, a shape or tree of shapes, and a dtype."""
+def _expect_init_arguments(layer: Layer, key: Any, shape: Any, dtype: Any) -> None:
+    """Raise unless the arguments are a key, a shape or a tree of shapes, and a dtype."""
     name = type(layer).__name__
     if isinstance(key, int) or tuple(getattr(key, "shape", ())) != (2,):
         seed = key if isinstance(key, int) else 0
@@ -188,16 +209,15 @@ def _expect_start(layer: Layer, key: Any, shape: Any, dtype: Any) -> None:
     if not is_shape(shape):
         example = "the shape of one example, a tuple of integers such as (3,)"
         raise TypeError(f"{name}.init takes {example}, or a tree of them, got {described(shape)}")
-    alone = isinstance(shape, tuple) and not any(isinstance(entry, tuple) for entry in shape)
-    expect(
-        alone or not layer.one_array, "{} takes one array, got several of shapes {}", name, shape
-    )
+    single = isinstance(shape, tuple) and not any(isinstance(entry, tuple) for entry in shape)
+    fits = single or not layer.one_array
+    expect(fits, "{} takes one array, got several of shapes {}", name, shape)
     if dtype is None or isinstance(dtype, str) or dtype in (bool, int, float):
         raise TypeError(f"{name}.init takes a dtype, such as xp.float32, got {dtype!r}")
 
 
 def is_shape(shape: Any) -> bool:
-    """Whether this is a tuple of lengths, or a tree of such tuples."""
+    """Return True for a tuple of lengths or a tree of such tuples."""
     if isinstance(shape, dict):
         return all(map(is_shape, shape.values()))
     if not isinstance(shape, tuple):
@@ -207,54 +227,57 @@ def is_shape(shape: Any) -> bool:
     return all(hasattr(entry, "__index__") and entry >= 0 for entry in shape)
 
 
-def not_a_layer(thing: Any) -> str:
-    """What was given in place of a layer, and what to write instead."""
-    if isinstance(thing, type) and issubclass(thing, Layer):
-        return f"the class {thing.__name__}: write {thing.__name__}(...)"
-    if isinstance(thing, list | tuple):
-        return f"{described(thing)}: pass layers one by one, as in Sequential(*layers)"
-    return described(thing)
+def not_a_layer(value: Any) -> str:
+    """Describe a value that should have been a layer, with a remedy for common mistakes."""
+    if isinstance(value, type) and issubclass(value, Layer):
+        return f"the class {value.__name__}: write {value.__name__}(...)"
+    if isinstance(value, list | tuple):
+        return f"{described(value)}: pass layers one by one, as in Sequential(*layers)"
+    return described(value)
 
 
 def _lines(layer: Layer, path: str = "", depth: int = 0) -> Iterator[list[str]]:
-    """A layer and those inside it: each with its path, and set in as far as it is within."""
-    inside: list[tuple[str, Layer]] = []
+    """Yield [path, outline] of a layer and of all layers inside it, indented by depth."""
+    children: list[tuple[str, Layer]] = []
 
-    def look(name: str, one: Layer) -> Layer:
-        inside.append((name, one))
-        return one
+    def collect(name: str, child: Layer) -> Layer:
+        children.append((name, child))
+        return child
 
     if hasattr(layer, "map_layers"):
-        layer.map_layers(look)
-    # no-break spaces: HTML would leave others out
-    yield [path, "\u00a0\u00a0" * depth + outline(layer, whole=not inside)]
-    for name, one in inside:
-        yield from _lines(one, ".".join(filter(None, (path, name))), depth + 1)
+        layer.map_layers(collect)
+    # no-break spaces, as HTML collapses ordinary ones
+    yield [path, "\u00a0\u00a0" * depth + outline(layer, whole=not children)]
+    for name, child in children:
+        yield from _lines(child, ".".join(filter(None, (path, name))), depth + 1)
 
 
 def outline(layer: Layer, *, whole: bool = True) -> str:
-    """A layer in a line, such as "Dense(width=4)", without what is default.
+    """Return a layer as one line without default settings, such as "Dense(width=4)".
 
-    Unless `whole`, also without the layers inside it.
+    With whole=False the layers inside it are left out as well.
     """
-    name, settings = type(layer).__name__, [f for f in fields(layer) if f.init]
-    given = {f.name: getattr(layer, f.name) for f in settings}
-    needed = [f.name for f in settings if f.default is f.default_factory is MISSING]
-    seen = [f.name for f in fields(layer) if f.repr]
-    said = ", ".join(f"{key}={getattr(layer, key)!r}" for key in seen)
-    if repr(layer) != f"{type(layer).__qualname__}({said})":  # it has its own way
+    name = type(layer).__name__
+    settings = [f for f in fields(layer) if f.init]
+    arguments = {f.name: getattr(layer, f.name) for f in settings}
+    required = [f.name for f in settings if f.default is f.default_factory is MISSING]
+    printed = [f.name for f in fields(layer) if f.repr]
+    generated = ", ".join(f"{key}={getattr(layer, key)!r}" for key in printed)
+    if repr(layer) != f"{type(layer).__qualname__}({generated})":  # a custom __repr__
         return repr(layer) if whole else name
-    try:  # a layer may make something else of a default, such as (1, 1) of 1
-        plain = type(layer)(**{key: given[key] for key in needed})
+    # Defaults come from an instance, not from the fields, as __post_init__ may convert them:
+    # the default 1 of a stride becomes (1, 1).
+    try:
+        defaults = type(layer)(**{key: arguments[key] for key in required})
     except (TypeError, ValueError):
         return repr(layer)
-    shown = []
-    for key in seen:
+    options = []
+    for key in printed:
         value = getattr(layer, key)
-        if key not in needed and value == getattr(plain, key):
+        if key not in required and value == getattr(defaults, key):
             continue
-        if isinstance(value, Layer):
-            shown += [f"{key}={outline(value)}"] if whole else []
-        else:
-            shown.append(f"{key}={value!r}")
-    return f"{name}({', '.join(shown)})" if shown or whole else name
+        if not isinstance(value, Layer):
+            options.append(f"{key}={value!r}")
+        elif whole:
+            options.append(f"{key}={outline(value)}")
+    return f"{name}({', '.join(options)})" if options or whole else name

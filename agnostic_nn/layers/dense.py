@@ -1,12 +1,15 @@
 """Dense: an affine map of the last axis."""
 
 from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
-from ..core.arrays import device, namespace
+from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, device, namespace
 from ..core.errors import expect, expect_count, expect_flag
+)
 from ..initializers import Initializer, expect_initializer, glorot_uniform
 from ..ops import sum_rows
 from .base import Layer
+from .shapes import as_matrix, matrix_as
 
 __all__ = ["Dense"]
 
@@ -15,8 +18,12 @@ __all__ = ["Dense"]
 class Dense(Layer):
     """y = x W + b, over the last axis of x.
 
-    Parameters: weight (fan_in, width) and, unless `bias` is false, bias (width,),
-    which starts at 0.
+    x: (..., fan_in) -> y: (..., width).
+
+    `width`: the length of the last axis of y (units, out_features). `bias`: whether b is added.
+
+    Parameters: weight (fan_in, width) and, unless `bias` is false, bias (width,), which starts
+    at 0.
 
     Gradient
     --------
@@ -37,27 +44,29 @@ class Dense(Layer):
 
     per_position = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_flag("bias", self.bias)
         expect_initializer("initializer", self.initializer)
         expect_count("width", self.width)
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         expect(len(shape) >= 1, "Dense takes (batch, ..., fan_in), got (batch,)")
         xp = namespace(key)
-        *lead, fan_in = shape
+        *leading, fan_in = shape
         params = {"weight": self.initializer(key, (fan_in, self.width), dtype)}
         if self.bias:
             params["bias"] = xp.zeros(self.width, dtype=dtype, device=device(key))
-        return params, {}, (*lead, self.width)
+        return params, {}, (*leading, self.width)
 
-    def forward(self, params, state, x, *, train=False):
-        """x: (..., fan_in) -> y: (..., width), in the one dtype of x and the weight.
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        """Map x (..., fan_in) to y (..., width). x must have the dtype of the weight.
 
         Raises
         ------
         ValueError
-            If x has another width or dtype than the weight was made for.
+            If the last axis or the dtype of x differs from those of the weight.
         TypeError
             If x belongs to another array library.
         """
@@ -66,28 +75,18 @@ class Dense(Layer):
         fan_in = weight.shape[0]
         expect(x.shape[-1:] == (fan_in,), "Dense takes (..., {}), got {}", fan_in, x.shape)
         expect(x.dtype == weight.dtype, "Dense holds {}, got {}", weight.dtype, x.dtype)
-        y = _rows(x) @ weight
+        y = as_matrix(x) @ weight
         if self.bias:
             y += params["bias"]
-        return _like(y, x), state, x
+        return matrix_as(y, x), state, x
 
-    def backward(self, params, cache, dy):
-        dx = _like(_rows(dy) @ params["weight"].T, dy)
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
+        dx = matrix_as(as_matrix(dy) @ params["weight"].T, dy)
         return dx, self.backward_params(params, cache, dy)
 
-    def backward_params(self, params, cache, dy):
-        rows = _rows(dy)
-        grads = {"weight": _rows(cache).T @ rows}
+    def backward_params(self, params: Params, cache: Cache, dy: Array) -> Params:
+        rows = as_matrix(dy)
+        grads = {"weight": as_matrix(cache).T @ rows}
         if self.bias:
             grads["bias"] = sum_rows(rows)
         return grads
-
-
-def _rows(x):
-    """x (..., n) as one matrix: NumPy takes a product of more axes for many small ones."""
-    return x if x.ndim == 2 else namespace(x).reshape(x, (-1, x.shape[-1]))
-
-
-def _like(rows, x):
-    """Rows (count, n) in the places of those of x (..., m)."""
-    return rows if x.ndim == 2 else namespace(rows).reshape(rows, (*x.shape[:-1], rows.shape[-1]))

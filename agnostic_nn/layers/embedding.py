@@ -1,12 +1,15 @@
-"""Embedding: a table of rows, looked up by number; and what it takes to find the number again."""
+"""Embedding and Unembedding: a table of vectors, looked up by index or compared with a vector."""
 
 from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
-from ..core.arrays import first_true, namespace
+from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, first_true, namespace
 from ..core.errors import expect, expect_count
+)
 from ..initializers import Initializer, TruncatedNormal, expect_initializer
 from ..ops import scatter_add
 from .base import Layer
+from .shapes import as_matrix, matrix_as
 
 __all__ = ["Embedding", "Unembedding"]
 
@@ -15,17 +18,22 @@ __all__ = ["Embedding", "Unembedding"]
 class Embedding(Layer):
     """y[..., :] = W[x[...], :], with x integers in [0, n), n = `num_embeddings`.
 
+    x: (...), integers -> y: (..., width).
+
+    `num_embeddings`: the number of rows of W (the size of a vocabulary; Keras: input_dim).
+    `width`: the length of a row (embedding_dim, output_dim).
+
     Parameters: weight (num_embeddings, width).
 
     Gradient
     --------
-    Each look-up is a product with a one-hot row, so its dW is dy in the row it read
-    and 0 elsewhere; look-ups of one row add up:
+    Each look-up is a product with a one-hot row, so its dW is dy in the row that it read
+    and 0 elsewhere. Look-ups of the same row add up:
 
-        dW[k, :] = Σ dy[..., :] over all places where x[...] = k
+        dW[k, :] = Σ dy[..., :] over all positions where x[...] = k
 
-    x is a number of a row and has no gradient: `backward` gives None for dx, so an
-    Embedding stands at the beginning of a model.
+    x is an index and has no gradient. `backward` returns None for dx, so an Embedding can
+    only be the first layer of a model.
     """
 
     one_array = True
@@ -38,57 +46,69 @@ class Embedding(Layer):
     input_kinds = "integral"
     per_position = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_initializer("initializer", self.initializer)
         expect_count("num_embeddings", self.num_embeddings)
         expect_count("width", self.width)
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         weight = self.initializer(key, (self.num_embeddings, self.width), dtype)
         return {"weight": weight}, {}, (*shape, self.width)
 
-    def forward(self, params, state, x, *, train=False):
-        """x: (...) integer -> y: (..., width). Numbers are trusted: `jit` hides values.
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        """Map integers x (...) to y (..., width).
+
+        Indices are not checked here, because `jit` hides values; `check` does so on the host.
 
         Raises
         ------
         TypeError
-            If x is not of an integer dtype, or of another array library.
+            If x does not have an integer dtype, or belongs to another array library.
         """
         weight = params["weight"]
         xp = namespace(x, weight)
         if not xp.isdtype(x.dtype, "integral"):
             raise TypeError(f"Embedding takes integers, got {x.dtype}")
-        # a narrow integer is no index to PyTorch
+        # PyTorch does not take integers narrower than int32 as indices
         rows = xp.astype(xp.reshape(x, (-1,)), xp.int32, copy=False)
         y = xp.take(weight, rows, axis=0)
         return xp.reshape(y, (*x.shape, self.width)), state, x
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[None, Params]:
         xp = namespace(dy)
         updates = xp.reshape(dy, (-1, self.width))
         return None, {"weight": scatter_add(updates, xp.reshape(cache, (-1,)), self.num_embeddings)}
 
-    def check(self, x):
+    def check(self, x: Array) -> None:
         super().check(x)
-        bad = first_true((x < 0) | (x >= self.num_embeddings))
-        if bad is not None:
+        index = first_true((x < 0) | (x >= self.num_embeddings))
+        if index is not None:
             raise ValueError(
-                f"Embedding holds rows 0 to {self.num_embeddings - 1}, but x{list(bad)} is {x[bad]}"
+                f"Embedding holds rows 0 to {self.num_embeddings - 1}, "
+                f"but x{list(index)} is {x[index]}"
             )
 
 
 @dataclass(frozen=True)
 class Unembedding(Layer):
-    """y = x Wᵀ: how well x fits each row of a table, with W laid out as that of an Embedding.
+    """y = x Wᵀ: the scalar product of x with each row of a table W.
 
-    So both may share one (Press & Wolf, arXiv:1608.05859), and y are the logits of the next
-    number. x: (..., width) -> y: (..., num_embeddings). Parameters: weight (num_embeddings, width).
+    x: (..., width) -> y: (..., num_embeddings), the logits of a prediction of the next token.
+
+    W has the layout of an Embedding's weight, so that both layers can share one array
+    (Press & Wolf, arXiv:1608.05859). `num_embeddings`: the number of rows of W.
+
+    Parameters: weight (num_embeddings, width).
 
     Gradient
     --------
-    As in Dense, with Wᵀ for its weight: dx = dy W and dW = dyᵀ x, summed over every axis
-    but the last.
+    As in Dense, with Wᵀ as the weight:
+
+        dx = dy W        dW = dyᵀ x
+
+    where the second product sums over every axis but the last.
     """
 
     one_array = True
@@ -99,41 +119,36 @@ class Unembedding(Layer):
 
     per_position = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_initializer("initializer", self.initializer)
         expect_count("num_embeddings", self.num_embeddings)
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         expect(len(shape) >= 1, "Unembedding takes (batch, ..., width), got (batch,)")
-        *lead, width = shape
-        return (
-            {"weight": self.initializer(key, (self.num_embeddings, width), dtype)},
-            {},
-            (*lead, self.num_embeddings),
-        )
+        *leading, width = shape
+        params = {"weight": self.initializer(key, (self.num_embeddings, width), dtype)}
+        return params, {}, (*leading, self.num_embeddings)
 
-    def forward(self, params, state, x, *, train=False):
-        """x: (..., width) -> y: (..., num_embeddings), in the one dtype of x and the weight.
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        """Map x (..., width) to y (..., num_embeddings). x must have the dtype of the weight.
 
         Raises
         ------
         ValueError
-            If x has another width or dtype than the weight was made for.
+            If the last axis or the dtype of x differs from those of the weight.
         TypeError
             If x belongs to another array library.
         """
         weight = params["weight"]
-        xp = namespace(x, weight)
-        num_embeddings, width = weight.shape
+        namespace(x, weight)
+        width = weight.shape[1]
         expect(x.shape[-1:] == (width,), "Unembedding takes (..., {}), got {}", width, x.shape)
         expect(x.dtype == weight.dtype, "Unembedding holds {}, got {}", weight.dtype, x.dtype)
-        # one matrix: NumPy takes a product of more axes for many small ones
-        y = xp.reshape(x, (-1, width)) @ weight.T
-        return xp.reshape(y, (*x.shape[:-1], num_embeddings)), state, x
+        return matrix_as(as_matrix(x) @ weight.T, x), state, x
 
-    def backward(self, params, cache, dy):
-        xp = namespace(dy)
-        num_embeddings, width = params["weight"].shape
-        rows, x = xp.reshape(dy, (-1, num_embeddings)), xp.reshape(cache, (-1, width))
-        dx = xp.reshape(rows @ params["weight"], cache.shape)
-        return dx, {"weight": rows.T @ x}
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
+        rows = as_matrix(dy)
+        dx = matrix_as(rows @ params["weight"], dy)
+        return dx, {"weight": rows.T @ as_matrix(cache)}

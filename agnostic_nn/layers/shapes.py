@@ -1,0 +1,27 @@
+"""Shapes: flatten an array to a matrix and back, and keep a shape in a cache."""
+
+from ..core.arrays import Array, device, namespace
+
+__all__ = ["as_matrix", "empty_like", "matrix_as"]
+
+
+def as_matrix(x: Array) -> Array:
+    """Reshape x (..., n) to (rows, n), so that a product with it is one matrix product.
+
+    NumPy computes `x @ weight` with more than two axes as many small products.
+    """
+    return x if x.ndim == 2 else namespace(x).reshape(x, (-1, x.shape[-1]))
+
+
+def matrix_as(rows: Array, x: Array) -> Array:
+    """Reshape `rows` (rows, n) to (..., n) with the leading axes of x (..., m)."""
+    return rows if x.ndim == 2 else namespace(rows).reshape(rows, (*x.shape[:-1], rows.shape[-1]))
+
+
+def empty_like(x: Array) -> Array:
+    """Return an array of no elements, (0, *x.shape[1:]), that stands for the shape of x.
+
+    A cache holds arrays only, and the batch size is that of dy: `backward` reads the other
+    lengths from this array, and x itself can be freed.
+    """
+    return namespace(x).zeros((0, *x.shape[1:]), dtype=x.dtype, device=device(x))
