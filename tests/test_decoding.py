@@ -166,7 +166,11 @@ REFUSED = [  # layer, shape, what the message says of it
     (nn.TransformerBlock(nn.MultiHeadAttention(2), hidden=3), (6, 4), "not causal"),
     (nn.Flatten(), (6, 4), "Flatten.* depends on x at others"),
     (nn.Softmax(axis=1), (6, 4), "Softmax.* depends on x at others"),
-    (nn.Sequential(nn.Dense(4), nn.LogSoftmax(axis=-2)), (6, 4), "LogSoftmax.* depends on x at others"),
+    (
+        nn.Sequential(nn.Dense(4), nn.LogSoftmax(axis=-2)),
+        (6, 4),
+        "LogSoftmax.* on x at others",
+    ),
     (nn.Conv1D(4, 3), (6, 4), "Conv1D.* depends on x at others"),
 ]
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, device, namespace
 from ..core.errors import expect, expect_count, expect_flag
-)
 from ..initializers import Initializer, expect_initializer, glorot_uniform
 from ..ops import sum_rows
 from .base import Layer

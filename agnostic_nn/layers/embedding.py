@@ -5,7 +5,6 @@ from typing import Any
 
 from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, first_true, namespace
 from ..core.errors import expect, expect_count
-)
 from ..initializers import Initializer, TruncatedNormal, expect_initializer
 from ..ops import scatter_add
 from .base import Layer
