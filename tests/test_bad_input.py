@@ -13,7 +13,16 @@ from agnostic_nn.training import callbacks
 
 MODULES = (layers, blocks, losses, optimizers, schedules, initializers, callbacks)
 # contracts, and the functions that are not constructors
-CONTRACTS = {"Layer", "Optimizer", "Rule", "Callback", "Elementwise", "Loss", "Initializer"}
+CONTRACTS = {
+    "Layer",
+    "Block",
+    "Optimizer",
+    "Rule",
+    "Callback",
+    "Elementwise",
+    "Loss",
+    "Initializer",
+}
 CLASSES = {
     f"{module.__name__.rpartition('.')[2]}.{name}": getattr(module, name)
     for module in MODULES

@@ -389,7 +389,7 @@ UNFIT = [  # layer, shape of one example, message
     (nn.LogSoftmax(axis=2), (4,), r"axis 2 does not exist in \(batch, \*\(4,\)\)"),
     (nn.Reshape((3, -1)), (4,), r"\(4,\), 4 numbers an example, as \(3, -1\)"),
     (nn.Reshape((5,)), (2, 2), r"\(2, 2\), 4 numbers an example, as \(5,\)"),
-    (nn.Residual(nn.Dense(3)), (4,), r"f turns \(4,\) into \(3,\)"),
+    (nn.Residual(nn.Dense(3)), (4,), r"their shapes are \(4,\) and \(3,\)"),
     (nn.Sequential(nn.Flatten(), nn.Softmax(axis=2)), (2, 2), "axis 2 does not exist"),
 ]
 

@@ -131,8 +131,8 @@ def test_a_malformed_block_is_refused_when_it_is_made(make, error, said):
 
 
 MISFITS = [  # layer, shape, what is said
-    (nn.Residual(nn.Dense(4)), (3,), r"f turns \(3,\) into \(4,\)"),
-    (nn.Residual(nn.Dense(4), shortcut=nn.Dense(5)), (3,), r"\(5,\) differs from \(4,\)"),
+    (nn.Residual(nn.Dense(4)), (3,), r"their shapes are \(3,\) and \(4,\)"),
+    (nn.Residual(nn.Dense(4), shortcut=nn.Dense(5)), (3,), r"their shapes are \(5,\) and \(4,\)"),
     (nn.Parallel(nn.Dense(4), TANH), (3,), r"one shape, got \(\(4,\), \(3,\)\)"),
     (nn.Parallel(nn.Dense(4), TANH, join="concatenate"), (2, 3), None),
     (nn.Parallel(nn.Flatten(), TANH, join="concatenate"), (2, 3), "others must agree"),

@@ -1,5 +1,6 @@
-"""Blocks: layers made of layers. They chain gradients and derive none."""
+"""Blocks: layers made of other layers. They chain gradients and derive none themselves."""
 
+from .base import Block
 from .freeze import Freeze
 from .graph import Graph, Shared
 from .parallel import Parallel
@@ -10,6 +11,7 @@ from .sequential import Sequential
 from .transformer import TransformerBlock
 
 __all__ = [
+    "Block",
     "Freeze",
     "Graph",
     "Parallel",

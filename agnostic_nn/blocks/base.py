@@ -1,13 +1,71 @@
-"""What blocks share: a look at what they are made of, and one layer inside another."""
+"""Base classes and helpers of blocks, layers that are made of other layers."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+from ..core.arrays import Array, Key, Params, Shape, State
 from ..core.errors import expect
 from ..layers.base import Layer, not_a_layer
 
-__all__ = ["Wrapper", "changed", "common", "expect_layers"]
+__all__ = ["Block", "Wrapper", "common_input_kind", "expect_layers", "with_fields"]
+
+
+class Block(Layer):
+    """A layer that is made of other layers.
+
+    A custom block inherits from this class and defines `map_layers`. `explain`, `profile`,
+    `bisect` and other tools use it to see the layers inside; to them, a layer that does not
+    inherit from `Block` is a single layer.
+    """
+
+    def map_layers(self, function: Callable[[str, Layer], Layer]) -> Self:
+        """Return this block with each inner layer replaced by function(path, layer).
+
+        `path` is where the block stores the params of that layer, such as "0"; it is "" if
+        params of the block are those of the layer. Only layers directly inside the block count,
+        not those inside of another block.
+        """
+        raise NotImplementedError
+
+    def _inner_layers(self) -> list[tuple[str, Layer]]:
+        inner_layers: list[tuple[str, Layer]] = []
+
+        def record(path: str, layer: Layer) -> Layer:
+            inner_layers.append((path, layer))
+            return layer
+
+        self.map_layers(record)
+        return inner_layers
+
+
+@dataclass(frozen=True)
+class Wrapper(Block):
+    """A block around one layer, with the params, state and inputs of that layer."""
+
+    layer: Layer
+
+    def __post_init__(self) -> None:
+        expect_layers(self.layer)
+
+    @property
+    def input_kinds(self) -> str | dict[str, str]:  # type: ignore[override]
+        """The dtype kinds that the layer inside accepts."""
+        return self.layer.input_kinds
+
+    @property
+    def per_position(self) -> bool:  # type: ignore[override]
+        """Whether the layer inside computes each position from that position alone."""
+        return self.layer.per_position
+
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
+        return self.layer.init(key, shape, dtype)
+
+    def map_layers(self, function: Callable[[str, Layer], Layer]) -> Self:
+        return with_fields(self, layer=function("", self.layer))
+
+    def check(self, x: Array) -> None:
+        self.layer.check(x)
 
 
 def expect_layers(*layers: Any) -> None:
@@ -17,46 +75,30 @@ def expect_layers(*layers: Any) -> None:
             raise TypeError(f"expected layers, but argument {i} is {not_a_layer(layer)}")
 
 
-def common(name: str, takes: Iterable[Any]) -> Any:
-    """What several layers that read one thing, called `name`, all take for it.
+def common_input_kind(name: str, input_kinds: Iterable[Any]) -> Any:
+    """Return the dtype kind accepted by all layers that read input `name`.
+
+    input_kinds: the attribute of that name of each layer.
 
     Raises
     ------
     ValueError
-        If they take different things.
+        If the layers accept different kinds.
     """
-    found = list(takes)
-    if any(one != found[0] for one in found):  # then none may be a dict of inputs
-        found = [one.get("x") if isinstance(one, dict) else one for one in found]
-    same = all(one == found[0] for one in found)
-    expect(same, "{} would have to be {} at once", name, " and ".join(map(str, found)))
-    return found[0]
+    kinds = list(input_kinds)
+    # equal dicts stay a dict; otherwise the input is one array, which a dict calls "x"
+    if any(kind != kinds[0] for kind in kinds):
+        kinds = [kind.get("x") if isinstance(kind, dict) else kind for kind in kinds]
+    same = all(kind == kinds[0] for kind in kinds)
+    expect(same, "{} would have to be {} at once", name, " and ".join(map(str, kinds)))
+    return kinds[0]
 
 
-def changed(block: Any, /, **fields: Any) -> Any:
-    """`block` with other fields, past its constructor: a subclass may have one of its own."""
+def with_fields(block: Any, /, **fields: Any) -> Any:
+    """Return a copy of `block` with other values of some fields.
+
+    The constructor is not called, because that of a subclass may take other arguments.
+    """
     twin = object.__new__(type(block))
     vars(twin).update(vars(block) | fields)
     return twin
-
-
-@dataclass(frozen=True)
-class Wrapper(Layer):
-    """Another layer with something changed about it; it takes what that layer takes."""
-
-    layer: Layer
-
-    def __post_init__(self):
-        expect_layers(self.layer)
-        object.__setattr__(self, "input_kinds", self.layer.input_kinds)
-        object.__setattr__(self, "per_position", self.layer.per_position)
-
-    def init(self, key, shape, dtype):
-        return self.layer.init(key, shape, dtype)
-
-    def map_layers(self, function: Callable[[str, Layer], Layer]) -> "Wrapper":
-        """The same block, with function(path, layer) in place of its layer."""
-        return changed(self, layer=function("", self.layer))
-
-    def check(self, x):
-        self.layer.check(x)

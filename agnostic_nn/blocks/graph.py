@@ -20,7 +20,7 @@ from ..core.errors import expect
 from ..core.random import split
 from ..core.trees import leaves, tree_map, tree_sum
 from ..layers.base import Layer
-from .base import changed, common, expect_layers
+from .base import Block, common_input_kind, expect_layers, with_fields
 
 __all__ = ["Graph", "Shared"]
 
@@ -46,7 +46,7 @@ class Shared:
 
 
 @dataclass(frozen=True, init=False, repr=False)
-class Graph(Layer):
+class Graph(Block):
     """y = whatever `outputs` names, of nodes that read x and one another.
 
         Graph(
@@ -175,8 +175,8 @@ class Graph(Layer):
             elif layer.layer is not None:
                 layer = Shared(layer.name, function(name, layer.layer))
             nodes.append((name, (layer, *reads)))
-        twin = changed(self, nodes=tuple(nodes))
-        return changed(twin, _calls=twin._called())
+        twin = with_fields(self, nodes=tuple(nodes))
+        return with_fields(twin, _calls=twin._called())
 
     def _called(self) -> tuple[tuple[str, Layer, Any, str, str], ...]:
         """Of each node: name, layer, what it reads, whose params and whose state it has."""
@@ -218,7 +218,10 @@ class Graph(Layer):
             for source, kind in _kinds(reads, layer.input_kinds):
                 if source in found:
                     found[source].append(kind)
-        takes = {k: common(k, kinds) if kinds else "real floating" for k, kinds in found.items()}
+        takes = {
+            k: common_input_kind(k, kinds) if kinds else "real floating"
+            for k, kinds in found.items()
+        }
         return takes["x"] if self.inputs == ("x",) else takes
 
     def _by_name(self, x: Any) -> dict[str, Any]:

@@ -1,31 +1,35 @@
-"""Parallel: layers side by side, each given the same x."""
+"""Parallel: layers that all read the same x, with their outputs joined."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+from ..core.arrays import Array, Cache, Key, Memory, Params, RowMask, Shape, State
 from ..core.errors import expect, expect_choice
 from ..core.random import split
 from ..core.trees import tree_sum
 from ..layers.base import Layer
 from ..layers.merging import Add, Concatenate, Multiply
-from .base import changed, common, expect_layers
+from .base import Block, common_input_kind, expect_layers, with_fields
 
 __all__ = ["Parallel"]
 
-_JOINS = {"sum": Add(), "concatenate": Concatenate(), "multiply": Multiply()}
+_JOINS: dict[str, Layer] = {"sum": Add(), "concatenate": Concatenate(), "multiply": Multiply()}
 
 
 @dataclass(frozen=True, init=False, repr=False)
-class Parallel(Layer):
-    """y = f₁(x) + f₂(x) + …, or the fᵢ(x) joined otherwise; x may be a tree.
+class Parallel(Block):
+    """y = f₁(x) + f₂(x) + …, or the outputs joined in another way. x may be a tree.
 
-    join: "sum", "multiply" (element by element), "concatenate" (along the last axis), or
-    None for a tuple of all of them. Params, state and grads are tuples, one entry a layer.
+    join: "sum"; "multiply", element by element; "concatenate", along the last axis; or None for
+    a tuple of all outputs.
+
+    Params, state and grads are tuples with one entry per layer.
 
     Gradient
     --------
-    x reaches y through every layer, and the gradients of all add up. What each layer gets
-    as its dy is the join's matter: see `Add`, `Multiply`, `Concatenate`.
+    x affects y through every layer, so dx is the sum of their dx. How dy splits among the layers
+    depends on the join: see `Add`, `Multiply` and `Concatenate`.
     """
 
     layers: tuple[Layer, ...]
@@ -37,68 +41,80 @@ class Parallel(Layer):
         expect_choice("join", join, (*_JOINS, None))
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "join", join)
-        object.__setattr__(
-            self, "input_kinds", common("x", [layer.input_kinds for layer in layers])
-        )
+        common_input_kind("x", [layer.input_kinds for layer in layers])  # raises if they differ
 
     def __repr__(self) -> str:
         return f"Parallel({', '.join(map(repr, self.layers))}, join={self.join!r})"
 
-    def init(self, key, shape, dtype):
-        params, state, out = [], [], []
+    @property
+    def input_kinds(self) -> Any:  # type: ignore[override]
+        """The dtype kinds that all layers accept."""
+        return common_input_kind("x", [layer.input_kinds for layer in self.layers])
+
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Any]:
+        params = []
+        state = []
+        shapes = []
         keys = split(key, len(self.layers))
         for i, layer in enumerate(self.layers):
-            p, s, o = layer.init(keys[i, :], shape, dtype)
-            params.append(p)
-            state.append(s)
-            out.append(o)
-        joined: Any = tuple(out)
+            layer_params, layer_state, out = layer.init(keys[i, :], shape, dtype)
+            params.append(layer_params)
+            state.append(layer_state)
+            shapes.append(out)
+        joined: Any = tuple(shapes)
         if self.join is not None:
             _, _, joined = _JOINS[self.join].init(key, joined, dtype)
         return tuple(params), tuple(state), joined
 
-    def forward(self, params, state, x, *, train=False):
-        ys, states, caches = [], [], []
-        for layer, p, old in zip(self.layers, params, state, strict=True):
-            y, new, cache = layer.forward(p, old, x, train=train)
-            ys.append(y)
-            states.append(new)
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Any, State, Cache]:
+        outputs = []
+        states = []
+        caches = []
+        for layer, p, old_state in zip(self.layers, params, state, strict=True):
+            y, new_state, cache = layer.forward(p, old_state, x, train=train)
+            outputs.append(y)
+            states.append(new_state)
             caches.append(cache)
-        joined, seam = tuple(ys), ()
+        joined: Any = tuple(outputs)
+        join_cache: Cache = ()
         if self.join is not None:
-            joined, _, seam = _JOINS[self.join].forward({}, {}, joined)
-        return joined, tuple(states), (tuple(caches), seam)
+            joined, _, join_cache = _JOINS[self.join].forward({}, {}, joined)
+        return joined, tuple(states), (tuple(caches), join_cache)
 
-    def backward(self, params, cache, dy):
-        caches, seam = cache
+    def backward(self, params: Params, cache: Cache, dy: Any) -> tuple[Any, Params]:
+        caches, join_cache = cache
         if self.join is not None:
-            dy, _ = _JOINS[self.join].backward({}, seam, dy)
-        dx, grads = None, []
-        for layer, p, c, d in zip(self.layers, params, caches, dy, strict=True):
-            one, g = layer.backward(p, c, d)
-            dx = tree_sum(dx, one)
-            grads.append(g)
+            dy, _ = _JOINS[self.join].backward({}, join_cache, dy)
+        dx = None
+        grads = []
+        for layer, p, layer_cache, layer_dy in zip(self.layers, params, caches, dy, strict=True):
+            layer_dx, layer_grads = layer.backward(p, layer_cache, layer_dy)
+            dx = tree_sum(dx, layer_dx)
+            grads.append(layer_grads)
         return dx, tuple(grads)
 
-    def begin(self, params, state, x, length):
-        all_layers = zip(self.layers, params, state, strict=True)
-        return tuple(layer.begin(p, s, x, length) for layer, p, s in all_layers)
+    def begin(self, params: Params, state: State, x: Array, length: int) -> Memory:
+        layers = zip(self.layers, params, state, strict=True)
+        return tuple(layer.begin(p, s, x, length) for layer, p, s in layers)
 
-    def advance(self, params, state, memory, x):
-        ys, memories = [], []
-        for layer, p, s, old in zip(self.layers, params, state, memory, strict=True):
-            y, new = layer.advance(p, s, old, x)
-            ys.append(y)
-            memories.append(new)
-        if self.join is None:
-            return tuple(ys), tuple(memories)
-        return _JOINS[self.join].forward({}, {}, tuple(ys))[0], tuple(memories)
+    def advance(self, params: Params, state: State, memory: Memory, x: Array) -> tuple[Any, Memory]:
+        outputs = []
+        memories = []
+        for layer, p, s, old_memory in zip(self.layers, params, state, memory, strict=True):
+            y, new_memory = layer.advance(p, s, old_memory, x)
+            outputs.append(y)
+            memories.append(new_memory)
+        joined: Any = tuple(outputs)
+        if self.join is not None:
+            joined, _, _ = _JOINS[self.join].forward({}, {}, joined)
+        return joined, tuple(memories)
 
-    def map_layers(self, function):
-        """The same block, with function(path, layer) in place of each of its layers."""
+    def map_layers(self, function: Callable[[str, Layer], Layer]) -> Self:
         layers = [function(str(i), layer) for i, layer in enumerate(self.layers)]
-        return changed(self, layers=tuple(layers))
+        return with_fields(self, layers=tuple(layers))
 
-    def check(self, x):
+    def check(self, x: Array) -> None:
         for layer in self.layers:
             layer.check(x)

@@ -1,30 +1,38 @@
-"""Residual: layers with a way around them."""
+"""Residual: layers with a shortcut around them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Self
 
+from ..core.arrays import Array, Cache, Key, Memory, Params, RowMask, Shape, State
 from ..core.errors import expect
 from ..core.random import fold
 from ..core.trees import tree_map, tree_sum
 from ..layers.base import Layer
-from .base import changed, expect_layers
+from ..layers.reshaping import Identity
+from .base import expect_layers, with_fields
 from .sequential import Sequential
 
 __all__ = ["Residual"]
 
+_IDENTITY = Identity()
+
 
 @dataclass(frozen=True, init=False, repr=False)
 class Residual(Sequential):
-    """y = x + f(x), with f the given layers one after the other; or y = g(x) + f(x).
+    """y = x + f(x), where f applies the given layers in order; or y = g(x) + f(x).
 
-    He et al., arXiv:1512.03385, eq. 1; g, the `shortcut`, is W of their eq. 2. f must keep
-    the shape of x, or give that of g(x); x may be a tree. Where x is a dict of arrays f may
-    instead return one array, to which x["x"] is added. Params, state, cache and grads are
-    those of f, and those of a shortcut come last.
+    He et al., arXiv:1512.03385, eq. 1; g is the `shortcut`, W in their eq. 2. f(x) must have the
+    shape of x, or of g(x) if there is a shortcut. x may be a tree. If x is a dict, f may return
+    a single array, to which x["x"] is added.
+
+    Params, state, cache and grads are tuples with one entry per layer of f, and with the entry
+    of the shortcut, if there is one, at the end.
 
     Gradient
     --------
-    x reaches y by two ways, and the gradients of both add up: dx = (g's dx) + (f's dx),
-    where without a shortcut g's dx is dy.
+    x affects y through f and through g, and the two gradients add up:
+    dx = (g's dx) + (f's dx). Without a shortcut g is the identity, and its dx is dy.
     """
 
     shortcut: Layer | None = None
@@ -38,74 +46,96 @@ class Residual(Sequential):
     def __repr__(self) -> str:
         if self.shortcut is None:
             return super().__repr__()
-        named = [*map(repr, self.layers), f"shortcut={self.shortcut!r}"]
-        return f"{type(self).__name__}({', '.join(named)})"
+        arguments = [*map(repr, self.layers), f"shortcut={self.shortcut!r}"]
+        return f"{type(self).__name__}({', '.join(arguments)})"
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         params, state, out = super().init(key, shape, dtype)
-        if self.shortcut is None:
-            fits = out == _added_to(out, shape)
-            expect(fits, "Residual adds x to f(x), but f turns {} into {}", shape, out)
-            return params, state, out
-        p, s, around = self.shortcut.init(fold(key, 0), shape, dtype)
-        expect(out == around, "Residual adds g(x) to f(x), but {} differs from {}", around, out)
-        return (*params, p), (*state, s), out
+        g_params, g_state, g_out = self._g.init(fold(key, 0), shape, dtype)
+        added = _addend(g_out, out)
+        name = "x" if self.shortcut is None else "g(x)"
+        message = "Residual adds {} to f(x), but their shapes are {} and {}"
+        expect(out == added, message, name, added, out)
+        return self._join(params, g_params), self._join(state, g_state), out
 
-    def forward(self, params, state, x, *, train=False):
-        if self.shortcut is None:
-            y, state, cache = super().forward(params, state, x, train=train)
-            return tree_map(_add, _added_to(y, x), y), state, cache
-        y, states, caches = super().forward(params[:-1], state[:-1], x, train=train)
-        around, s, c = self.shortcut.forward(params[-1], state[-1], x, train=train)
-        return tree_map(_add, around, y), (*states, s), (*caches, c)
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        f_params, g_params = self._split(params)
+        f_state, g_state = self._split(state)
+        y, f_state, f_cache = super().forward(f_params, f_state, x, train=train)
+        around, g_state, g_cache = self._g.forward(g_params, g_state, x, train=train)
+        y = tree_map(_add, _addend(around, y), y)
+        return y, self._join(f_state, g_state), self._join(f_cache, g_cache)
 
-    def backward(self, params, cache, dy):
-        if self.shortcut is None:
-            dx, grads = super().backward(params, cache, dy)
-            if isinstance(dx, dict) and not isinstance(dy, dict):
-                return {**dx, "x": tree_sum(dy, dx["x"])}, grads
-            return tree_sum(dy, dx), grads
-        dx, grads = super().backward(params[:-1], cache[:-1], dy)
-        around, g = self.shortcut.backward(params[-1], cache[-1], dy)
-        return tree_sum(around, dx), (*grads, g)
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
+        f_params, g_params = self._split(params)
+        f_cache, g_cache = self._split(cache)
+        dx, f_grads = super().backward(f_params, f_cache, dy)
+        around, g_grads = self._g.backward(g_params, g_cache, dy)
+        if isinstance(dx, dict) and not isinstance(around, dict):
+            # of a dict of inputs, only "x" was added
+            dx = {**dx, "x": tree_sum(around, dx["x"])}
+        else:
+            dx = tree_sum(around, dx)
+        return dx, self._join(f_grads, g_grads)
 
-    def predict(self, params, state, x):
-        if self.shortcut is None:
-            y = super().predict(params, state, x)
-            return tree_map(_add, _added_to(y, x), y)
-        y = super().predict(params[:-1], state[:-1], x)
-        return tree_map(_add, self.shortcut.predict(params[-1], state[-1], x), y)
+    def predict(self, params: Params, state: State, x: Array) -> Array:
+        f_params, g_params = self._split(params)
+        f_state, g_state = self._split(state)
+        y = super().predict(f_params, f_state, x)
+        around = self._g.predict(g_params, g_state, x)
+        return tree_map(_add, _addend(around, y), y)
 
-    def backward_params(self, params, cache, dy):
-        if self.shortcut is None:
-            return super().backward_params(params, cache, dy)
-        grads = super().backward_params(params[:-1], cache[:-1], dy)
-        return (*grads, self.shortcut.backward_params(params[-1], cache[-1], dy))
+    def backward_params(self, params: Params, cache: Cache, dy: Array) -> Params:
+        f_params, g_params = self._split(params)
+        f_cache, g_cache = self._split(cache)
+        f_grads = super().backward_params(f_params, f_cache, dy)
+        return self._join(f_grads, self._g.backward_params(g_params, g_cache, dy))
 
-    def begin(self, params, state, x, length):
-        if self.shortcut is None:
-            return super().begin(params, state, x, length)
-        around = self.shortcut.begin(params[-1], state[-1], x, length)
-        return (*super().begin(params[:-1], state[:-1], x, length), around)
+    def begin(self, params: Params, state: State, x: Array, length: int) -> Memory:
+        f_params, g_params = self._split(params)
+        f_state, g_state = self._split(state)
+        g_memory = self._g.begin(g_params, g_state, x, length)
+        return self._join(super().begin(f_params, f_state, x, length), g_memory)
 
-    def advance(self, params, state, memory, x):
-        if self.shortcut is None:
-            y, memory = super().advance(params, state, memory, x)
-            return tree_map(_add, _added_to(y, x), y), memory
-        y, memories = super().advance(params[:-1], state[:-1], memory[:-1], x)
-        around, m = self.shortcut.advance(params[-1], state[-1], memory[-1], x)
-        return tree_map(_add, around, y), (*memories, m)
+    def advance(
+        self, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Array, Memory]:
+        f_params, g_params = self._split(params)
+        f_state, g_state = self._split(state)
+        f_memory, g_memory = self._split(memory)
+        y, f_memory = super().advance(f_params, f_state, f_memory, x)
+        around, g_memory = self._g.advance(g_params, g_state, g_memory, x)
+        return tree_map(_add, _addend(around, y), y), self._join(f_memory, g_memory)
 
-    def map_layers(self, function):
+    def map_layers(self, function: Callable[[str, Layer], Layer]) -> Self:
         mapped = super().map_layers(function)
-        around = self.shortcut and function(str(len(self.layers)), self.shortcut)
-        return changed(mapped, shortcut=around)
+        if self.shortcut is None:
+            return mapped
+        return with_fields(mapped, shortcut=function(str(len(self.layers)), self.shortcut))
+
+    @property
+    def _g(self) -> Layer:
+        return _IDENTITY if self.shortcut is None else self.shortcut
+
+    def _split(self, entries: Any) -> tuple[Any, Any]:
+        """Return the entries of the layers and the entry of the shortcut.
+
+        The identity has neither parameters nor a state. It gets no entry, so that the trees of
+        a Residual without a shortcut are those of its layers.
+        """
+        return (entries, ()) if self.shortcut is None else (entries[:-1], entries[-1])
+
+    def _join(self, entries: Any, entry: Any) -> Any:
+        """Return the tuple that `_split` takes apart."""
+        return entries if self.shortcut is None else (*entries, entry)
 
 
-def _added_to(y, x):
-    """The part of x that is added to y, or the same of their shapes."""
-    return x.get("x") if isinstance(x, dict) and not isinstance(y, dict) else x
+def _addend(around: Any, y: Any) -> Any:
+    """Return the part of the shortcut's output that is added to y; also for their shapes."""
+    return around.get("x") if isinstance(around, dict) and not isinstance(y, dict) else around
 
 
-def _add(one, other):
-    return one + other
+def _add(around: Any, y: Any) -> Any:
+    return around + y

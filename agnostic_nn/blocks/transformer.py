@@ -12,14 +12,14 @@ from ..layers.base import Layer, not_a_layer
 from ..layers.dense import Dense
 from ..layers.normalization import LayerNorm
 from ..layers.regularization import Dropout
-from .base import changed
+from .base import Block, with_fields
 from .sequential import Sequential
 
 __all__ = ["TransformerBlock"]
 
 
 @dataclass(frozen=True)
-class TransformerBlock(Layer):
+class TransformerBlock(Block):
     """y = x + f(norm(x)) for f = attention, then cross attention if any, then the feed.
 
     That is the form that trains without care ("pre-norm": Xiong et al., arXiv:2002.04745);
@@ -144,7 +144,7 @@ class TransformerBlock(Layer):
         def layers(width):
             return {name: function(name, layer) for name, layer in self._layers(width).items()}
 
-        return changed(self, _layers=layers)
+        return with_fields(self, _layers=layers)
 
     @property
     def _parts(self):

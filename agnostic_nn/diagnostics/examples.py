@@ -182,6 +182,7 @@ LAYERS = (
     Example(layers.HardSigmoid(), (5,)),
     Example(layers.HardSwish(), (5,)),
     Example(layers.HardTanh(), (5,)),
+    Example(layers.Identity(), (3,)),
     Example(layers.InstanceNorm(), (5, 2)),
     Example(layers.LSTM(4), _NEXT),
     Example(layers.Lambda(_every_other), _NEXT),

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops
+from ..blocks import Block
 from ..core import random
 from ..core.backend import Backend
 from ..core.errors import expect_count
@@ -303,7 +304,7 @@ class _Watch:
 
     def twin(self, layer: Layer, path: str = "") -> Layer:
         """A layer like `layer` whose methods are timed, each compiled if it is no block's."""
-        number, kind, block = len(self.notes), type(layer), hasattr(layer, "map_layers")
+        number, kind, block = len(self.notes), type(layer), isinstance(layer, Block)
         note = _Note(path, layer, not block)
         self.notes.append(note)
         compiled: dict[Any, Callable] = {}
@@ -329,7 +330,7 @@ class _Watch:
         def inner(name: str, layer: Layer) -> Layer:
             return self.twin(layer, ".".join(filter(None, (path, name))))
 
-        mapped = layer.map_layers(inner) if block else layer  # type: ignore[attr-defined]
+        mapped = layer.map_layers(inner) if isinstance(layer, Block) else layer
         methods = {name: timed(name) for name in ("forward", "backward", "backward_params")}
         twin: Any = object.__new__(type(kind.__name__, (kind,), methods))
         vars(twin).update(vars(mapped))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..blocks import Block
 from ..core.arrays import Params, Shape, State
 from ..core.trees import leaves, shape_map, tree_map
 from ..display.tables import html_table, table
@@ -237,7 +238,7 @@ class _Watch:
         def inner(name: str, layer: Layer) -> Layer:
             return self.twin(layer, ".".join(filter(None, (path, name))), note)
 
-        mapped = layer.map_layers(inner) if hasattr(layer, "map_layers") else layer
+        mapped = layer.map_layers(inner) if isinstance(layer, Block) else layer
         methods = {name: back(name) for name in ("backward", "backward_params")}
         twin: Any = object.__new__(type(kind.__name__, (kind,), {"forward": forward, **methods}))
         vars(twin).update(vars(mapped))
@@ -259,7 +260,7 @@ def _rows(notes: list[_Note], constant: set[Memory]) -> Iterator[Row]:
         above = note.above
         depth = depths[id(above)] if above else 0
         own = note.parameters, note.bytes_kept, note.frozen, note.forward, note.backward
-        is_block = hasattr(note.layer, "map_layers")
+        is_block = isinstance(note.layer, Block)
         shown = outline(note.layer, whole=not is_block)
         same = note.path == (above.path if above else "")
         if is_block and same and not any(own) and "(" not in shown:

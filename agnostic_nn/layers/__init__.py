@@ -49,7 +49,7 @@ from .positions import PositionEmbedding, SinusoidalPositions
 from .recurrent import GRU, LSTM, RNN
 from .regularization import Dropout, DropPath, GaussianNoise, SpatialDropout
 from .resampling import Crop, Upsample, ZeroPad
-from .reshaping import Flatten, Lambda, Reshape, Transpose
+from .reshaping import Flatten, Identity, Lambda, Reshape, Transpose
 
 __all__ = [
     "CELU",
@@ -89,6 +89,7 @@ __all__ = [
     "HardSigmoid",
     "HardSwish",
     "HardTanh",
+    "Identity",
     "InstanceNorm",
     "Lambda",
     "Layer",

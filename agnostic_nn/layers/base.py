@@ -174,6 +174,10 @@ class Layer:
                     f"expected finite numbers, but {name}{list(index)} is {leaf[index]}"
                 )
 
+    def _inner_layers(self) -> "list[tuple[str, Layer]]":
+        """Return (path, layer) for each layer inside; only a `Block` has any."""
+        return []
+
     def _repr_html_(self) -> str:
         """Return HTML for a notebook: a table of the layers inside, or else the repr."""
         from html import escape
@@ -238,14 +242,7 @@ def not_a_layer(value: Any) -> str:
 
 def _lines(layer: Layer, path: str = "", depth: int = 0) -> Iterator[list[str]]:
     """Yield [path, outline] of a layer and of all layers inside it, indented by depth."""
-    children: list[tuple[str, Layer]] = []
-
-    def collect(name: str, child: Layer) -> Layer:
-        children.append((name, child))
-        return child
-
-    if hasattr(layer, "map_layers"):
-        layer.map_layers(collect)
+    children = layer._inner_layers()
     # no-break spaces, as HTML collapses ordinary ones
     yield [path, "\u00a0\u00a0" * depth + outline(layer, whole=not children)]
     for name, child in children:

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-from ..core.arrays import Array, device, namespace
+from ..core.arrays import Array, Cache, Params, RowMask, State, device, namespace
 from ..core.errors import expect, expect_function, expect_integers
 from ..ops import scatter_add
 from .base import Layer
 
-__all__ = ["Flatten", "Lambda", "Reshape", "Transpose"]
+__all__ = ["Flatten", "Identity", "Lambda", "Reshape", "Transpose"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,25 @@ class Flatten(Reshape):
     """y = x with all axes after the batch made one, in row-major order."""
 
     shape: tuple[int, ...] = field(default=(-1,), init=False, repr=False)
+
+
+class Identity(Layer):
+    """y = x, of one array or a tree of arrays.
+
+    Gradient
+    --------
+    dx = dy.
+    """
+
+    per_position = True
+
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool | RowMask = False
+    ) -> tuple[Any, State, Cache]:
+        return x, state, ()
+
+    def backward(self, params: Params, cache: Cache, dy: Any) -> tuple[Any, Params]:
+        return dy, {}
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,7 @@ CASES = [
     ),
     Case(nn.Transpose((2, 1)), (5, 3), lambda t, g: g.x.permute(0, 2, 1), thorough=True),
     Case(nn.Transpose((2, 3, 1)), (5, 3, 2), lambda t, g: g.x.permute(0, 2, 3, 1)),
+    Case(nn.Identity(), (5, 3), lambda t, g: g.x),
     Case(nn.Lambda(every_other), (5, 3), lambda t, g: g.x[:, ::2, :]),
     Case(nn.Lambda(turned), (7,), lambda t, g: g.x.flip(1), thorough=True),
     Case(

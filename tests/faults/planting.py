@@ -71,7 +71,7 @@ def _alike(one: Any, other: Any) -> bool:
     """Return whether two things have equal settings; `compare` and `bisect` make twins of them."""
     if not isinstance(one, type(other)):
         return False
-    if hasattr(other, "map_layers"):  # its layers may be twins: blocks are the only one of a kind
+    if isinstance(other, nn.Block):  # its layers may be twins: blocks are the only one of a kind
         return True
     names = [field.name for field in fields(other)] if is_dataclass(other) else []
     return all(getattr(one, name) == getattr(other, name) for name in names)

@@ -25,7 +25,7 @@ from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 
-from ...blocks import Graph, Parallel, Residual, TransformerBlock
+from ...blocks import Block, Graph, Parallel, Residual, TransformerBlock
 from ...core.backend import BackendUnavailable
 from ...core.errors import expect
 from ...core.files import kind_of, replacing
@@ -370,12 +370,12 @@ class _Recorder:
 
     def twin(self, layer: Layer, path: str, name: str) -> Layer:
         """A layer like `layer`; of a block, with twins in place of its layers."""
-        kind, block = type(layer), hasattr(layer, "map_layers")
+        kind = type(layer)
 
         def inner(name: str, layer: Layer) -> Layer:
             return self.twin(layer, ".".join(filter(None, (path, name))), name)
 
-        mapped = layer.map_layers(inner) if block else layer  # type: ignore[attr-defined]
+        mapped = layer.map_layers(inner) if isinstance(layer, Block) else layer
         methods = self._methods(layer, path, name)
         twin: Any = object.__new__(type(kind.__name__, (kind,), methods))
         vars(twin).update(vars(mapped))
@@ -383,7 +383,7 @@ class _Recorder:
 
     def _methods(self, layer: Layer, path: str, name: str) -> dict[str, Callable]:
         kind: Any = type(layer)
-        block = hasattr(layer, "map_layers")
+        block = isinstance(layer, Block)
         called = "around" if block else "layer"
         noted = not block or isinstance(layer, Graph | Parallel | Residual | TransformerBlock)
         waiting: list[Stage] = []  # for their dy: the last first, as the chain rule has it
@@ -590,7 +590,7 @@ def _is_optimizer(thing: Any) -> bool:
 
 _THINGS: dict[str, Callable[[Any], bool]] = {
     "layer": _is_layer,
-    "around": lambda thing: _is_layer(thing) and hasattr(thing, "map_layers"),
+    "around": lambda thing: isinstance(thing, Block),
     "loss": callable,
     "update": _is_optimizer,
     "start": _is_optimizer,
@@ -630,13 +630,13 @@ def _found(thing: Any, said: dict) -> Any:
         place = ".".join(filter(None, (above, name)))
         if place == path and outline(layer) == said["shown"]:
             inside.append(layer)
-        if hasattr(layer, "map_layers"):
+        if isinstance(layer, Block):
             layer.map_layers(lambda name, one: look(name, one, place))
         return layer
 
     if said["kind"] in ("layer", "around") and isinstance(thing, Layer):
         look("", thing)
-        alone = not hasattr(thing, "map_layers") or outline(thing) == said["shown"]
+        alone = not isinstance(thing, Block) or outline(thing) == said["shown"]
         expect(bool(inside) or alone, "the model has no {} at {}", said["shown"], path)
     return inside[0] if inside else thing
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ...blocks import Block
 from ...core.backend import Backend
 from ...core.backend import backend as choose
 from ...core.trees import leaves, tree_map
@@ -87,7 +88,7 @@ def chains(
         return method
 
     def methods(layer: Layer, path: str) -> dict[str, Callable]:
-        about[path] = type(layer).__name__ if hasattr(layer, "map_layers") else repr(layer)
+        about[path] = type(layer).__name__ if isinstance(layer, Block) else repr(layer)
         names = {"forward": outputs, "backward": gradients, "backward_params": gradients}
         return {name: noting(type(layer), name, path, noted) for name, noted in names.items()}
 
@@ -120,7 +121,7 @@ def twin(
         return twin(layer, methods, ".".join(filter(None, (path, name))))
 
     kind = type(layer)
-    mapped = layer.map_layers(inner) if hasattr(layer, "map_layers") else layer
+    mapped = layer.map_layers(inner) if isinstance(layer, Block) else layer
     made: Any = object.__new__(type(kind.__name__, (kind,), methods(layer, path)))
     vars(made).update(vars(mapped))
     return made

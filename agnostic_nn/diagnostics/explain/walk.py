@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ...blocks import Repeat
+from ...blocks import Block, Repeat
 from ...core.arrays import Array, Cache, Params, State, namespace
 from ...core.trees import leaves, tree_map, tree_sum
 from ...layers import Layer
@@ -95,7 +95,7 @@ class _Watch:
         """A layer like `layer`, and so are those in it; what it keeps is signed by its number."""
         watched = _Turns((layer.layer,) * layer.count) if isinstance(layer, Repeat) else layer
         kind: Any = type(watched)
-        block = hasattr(watched, "map_layers")
+        block = isinstance(watched, Block)
 
         def inner(name: str, layer: Layer) -> Layer:
             return self.twin(layer, ".".join(filter(None, (path, name))))
@@ -120,7 +120,7 @@ class _Watch:
             return call.dx, call.grads
 
         methods = {"forward": forward, "backward": backward}
-        mapped = watched.map_layers(inner) if block else watched  # type: ignore[attr-defined]
+        mapped = watched.map_layers(inner) if isinstance(watched, Block) else watched
         twin: Any = object.__new__(type(kind.__name__, (kind,), methods))
         vars(twin).update(vars(mapped))
         return twin
@@ -134,7 +134,7 @@ class _Watch:
 
 
 @dataclass(frozen=True)
-class _Turns(Layer):
+class _Turns(Block):
     """What `Repeat` computes, each turn a call of its own."""
 
     layers: tuple[Layer, ...]
