@@ -702,7 +702,7 @@ def test_what_cannot_be_deterministic_is_a_result_if_named_and_else_left_out(pre
 
 def test_every_variable_that_we_know_to_matter_is_reported():
     root = Path(__file__).parents[1]
-    files = [root / "agnostic_nn" / "core" / "policies.py", *(root / "backends").rglob("*.py")]
+    files = [root / "docs" / "precision.md", *(root / "backends").rglob("*.py")]
     home = r"\b(?:AGNOSTIC_NN|CUBLAS|CUPY|JAX|MKL|NVIDIA|ONEDNN|TORCH|XLA)_[A-Z0-9_]+\b"
     told = {name for path in files for name in re.findall(home, path.read_text(encoding="utf-8"))}
     assert told

@@ -283,8 +283,8 @@ def test_what_is_less_than_float32_is_told_by_format():
         "compiled": {"matmul": "float16", "convolve": "bfloat16"},
     }
     said = "bfloat16 (eager: convolve; compiled: convolve) and float16 (compiled: matmul)"
-    assert policies.less(found) == said
-    assert policies.less(all_in("float32")) == ""
+    assert policies.reduced_formats(found) == said
+    assert policies.reduced_formats(all_in("float32")) == ""
 
 
 def test_the_probe_runs_under_the_policy(monkeypatch):
@@ -486,7 +486,7 @@ def test_jax_is_told_within_what_it_compiles(precision):
     """By XLA's own text: every product and convolution carries it, for CUDA as well."""
     jax = pytest.importorskip("jax", reason="JAX is not installed")
     one = nn.backend("jax:cpu", precision=precision)
-    given = one.asarray(policies._given())
+    given = one.asarray(policies._operands())
     traced = one.jit(policies._products).trace(*given)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     lines = [line for line in text.splitlines() if "dot_general" in line or "convolution" in line]

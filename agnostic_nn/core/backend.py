@@ -31,7 +31,7 @@ __all__ = [
     "backend",
     "backends",
     "chosen_policy",
-    "known",
+    "known_backends",
 ]
 
 VARIABLE = "AGNOSTIC_NN_BACKEND"
@@ -444,7 +444,7 @@ def backends() -> StatusTable:
 
 def _statuses() -> Iterator[Status]:
     policy = chosen_policy(None, None)
-    for library in known():
+    for library in known_backends():
         try:
             adapter = _load(library)
         except BackendUnavailable as error:
@@ -458,7 +458,7 @@ def _statuses() -> Iterator[Status]:
             yield Status(library, adapter.version, (), str(error))
 
 
-def known() -> dict[str, str]:
+def known_backends() -> dict[str, str]:
     """Name to module of each known backend."""
     from importlib.metadata import entry_points  # as slow to import as half of NumPy
 
@@ -472,10 +472,10 @@ def known() -> dict[str, str]:
 def _load(library: str) -> ModuleType:
     module, install = SHIPPED.get(library, (None, None))
     if module is None:
-        module = known().get(library)
+        module = known_backends().get(library)
     if module is None:
         raise BackendUnavailable(
-            f"no backend is called {library!r}; there are {', '.join(known())}"
+            f"no backend is called {library!r}; there are {', '.join(known_backends())}"
         )
     try:
         adapter = import_module(module)

@@ -420,7 +420,7 @@ def _probed(found: Backend) -> dict[str, Any]:
     except Exception as error:  # what cannot be proven takes no result away
         reason = _one_line(f"{type(error).__name__}: {error}")
         return {"shortfall": f"{found.precision}, but no probe of it can be made: {reason}"}
-    less = policies.less(probe) if found.precision == "strict" else ""
+    less = policies.reduced_formats(probe) if found.precision == "strict" else ""
     said = f"strict, but multiplies in {less}" if less else None
     return {"probe": probe, "shortfall": said}
 

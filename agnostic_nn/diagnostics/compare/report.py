@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.files import replacing
-from ...core.policies import less
+from ...core.policies import reduced_formats
 from ...display.tables import markdown_table, table
 from ..summary import Row as Entry
 from ..summary import Summary
@@ -326,7 +326,7 @@ def remarks(report: dict[str, Any]) -> Iterator[str]:
 
 def _in_float32(result: dict[str, Any]) -> bool:
     """Whether that was found."""
-    return result["probe"] is not None and not less(result["probe"])
+    return result["probe"] is not None and not reduced_formats(result["probe"])
 
 
 # --- Markdown ---------------------------------------------------------------------------

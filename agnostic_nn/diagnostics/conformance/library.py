@@ -7,7 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 
 from ...core.arrays import namespace
-from ...core.backend import ADAPTER, Backend, BackendUnavailable, backend, chosen_policy, known
+from ...core.backend import (
+    ADAPTER,
+    Backend,
+    BackendUnavailable,
+    backend,
+    chosen_policy,
+    known_backends,
+)
 from ..loading import CannotLoad, load
 
 __all__ = ["library", "line"]
@@ -24,12 +31,12 @@ def library(name: str, *, bare: bool = False) -> Backend:
     BackendUnavailable
         If there is no such thing, or it cannot run.
     """
-    if not bare and name.partition(":")[0] in known():
+    if not bare and name.partition(":")[0] in known_backends():
         return backend(name)
     try:
         found = load(name)
     except CannotLoad as error:
-        names = ", ".join(known())
+        names = ", ".join(known_backends())
         raise BackendUnavailable(f"{name} is no backend ({names}): {error}") from error
     missing = [each for each in ADAPTER if not hasattr(found, each)]
     if missing and not bare and hasattr(found, "to_numpy"):  # which no namespace has
