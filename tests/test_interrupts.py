@@ -380,11 +380,11 @@ def test_an_error_in_a_thread_that_shares_a_kernel_leaves_a_whole_number_of_step
     from importlib import import_module
 
     library = import_module(f"agnostic_nn_backends.{backend.name}.tracing").library
-    monkeypatch.setattr(kernels, "MANY", 1)
-    monkeypatch.setattr(type(library), "threads", lambda self: 3)
+    monkeypatch.setattr(kernels, "MIN_ELEMENTS_PER_THREAD", 1)
+    monkeypatch.setattr(type(library), "num_threads", lambda self: 3)
     trainer, whole = advance(make(backend), 4), Whole(backend)
     (program,) = programs(trainer)
-    assert program.is_shared
+    assert program.is_parallel
     for name in [name for name in program.env if name[0] == "k"]:
         function = program.env[name]
         program.env[name] = Failing(function)
@@ -613,7 +613,7 @@ def test_an_exception_while_a_program_is_tried_leaves_a_whole_number_of_steps(
         pytest.skip("there is no program")
     trainer, whole = advance(make(backend), 1), Whole(backend)
     with monkeypatch.context() as patch:
-        patch.setattr(replay, "_same", lambda *_: shoot())
+        patch.setattr(replay, "_equal", lambda *_: shoot())
         with pytest.raises(Shot):
             advance(trainer)
     assert trainer.steps == 2

@@ -15,10 +15,10 @@ from agnostic_nn_backends.replay.kernels import (
     Array,
     Call,
     Operand,
+    dtype_name,
     is_exact,
     kernel,
-    kind,
-    spread,
+    run_parallel,
 )
 
 pytest.importorskip("llvmlite", reason="it is what compiles kernels")
@@ -370,15 +370,17 @@ def test_scalars_may_be_more_than_fit_into_registers():
     "dtype", ["float16", "complex64", "complex128", ">f4", ">i8", "M8[s]", "S4"]
 )
 def test_other_dtypes_are_left_to_the_library(dtype):
-    assert kind(np.dtype(dtype)) == ""
-    assert not is_exact(Call("add", (a(0, kind(np.dtype(dtype))), a(1, "float32")), "float32"))
-    assert not is_exact(Call("cast", (a(0, "float32"),), kind(np.dtype(dtype))))
+    assert dtype_name(np.dtype(dtype)) == ""
+    assert not is_exact(
+        Call("add", (a(0, dtype_name(np.dtype(dtype))), a(1, "float32")), "float32")
+    )
+    assert not is_exact(Call("cast", (a(0, "float32"),), dtype_name(np.dtype(dtype))))
 
 
 def test_dtypes_are_known_by_name_in_every_library():
-    assert [kind(np.dtype(dtype)) for dtype in DTYPES] == DTYPES
-    assert kind("torch.float32") == "float32"
-    assert kind("torch.bfloat16") == ""
+    assert [dtype_name(np.dtype(dtype)) for dtype in DTYPES] == DTYPES
+    assert dtype_name("torch.float32") == "float32"
+    assert dtype_name("torch.bfloat16") == ""
 
 
 # --- rows, columns, and where results lie ----------------------------------------------------
@@ -520,7 +522,7 @@ def test_each_part_is_made_once_whichever_thread_makes_it():
         (Call("add", (a(0, "float32"), s(0, "float32")), "float32", 0),),
     )
     starts = ((0, 3, 1.0), (3, 4, 2.0), (7, 3, 3.0))
-    spread(made, *((rows, 7, x[start:].ctypes.data, by) for start, rows, by in starts))
+    run_parallel(made, *((rows, 7, x[start:].ctypes.data, by) for start, rows, by in starts))
     added = np.repeat([1.0, 2.0, 3.0], (3, 4, 3))[:, None]
     assert_bits(x, (np.arange(70.0).reshape(10, 7) + added).astype("float32"))
 
@@ -532,21 +534,21 @@ def test_all_parts_are_waited_for_and_what_goes_wrong_is_told():
         done.append(part)
 
     done = []
-    spread(slow, ("one",), ("two",), ("three",))
+    run_parallel(slow, ("one",), ("two",), ("three",))
     assert sorted(done) == ["one", "three", "two"]
     with pytest.raises(ArithmeticError):
-        spread(slow, ("one",), ("wrong",))
+        run_parallel(slow, ("one",), ("wrong",))
 
 
 FORKED = """
 import os, signal, warnings
-from agnostic_nn_backends.replay.kernels import spread
+from agnostic_nn_backends.replay.kernels import run_parallel
 warnings.simplefilter("ignore")
 done = []
-spread(done.append, (1,), (2,), (3,))
+run_parallel(done.append, (1,), (2,), (3,))
 if os.fork() == 0:
     signal.alarm(20)
-    spread(done.append, (4,), (5,))
+    run_parallel(done.append, (4,), (5,))
     os._exit(len(done))
 assert os.waitstatus_to_exitcode(os.wait()[1]) == 5
 """

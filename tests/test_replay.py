@@ -36,7 +36,7 @@ def looked_at(kernel):
         def run(rows, width, *given):
             counts = {"whole": rows * width, "row": width, "column": rows}
             spans = [
-                (place, place + counts[array.met] * np.dtype(array.dtype).itemsize)
+                (place, place + counts[array.broadcast] * np.dtype(array.dtype).itemsize)
                 for array, place in zip(arrays, given, strict=False)
             ]
             for k in written:
@@ -59,14 +59,14 @@ def block(request, library, monkeypatch, thorough):
     monkeypatch.setattr(kernels, "kernel", looked_at(kernels.kernel))
     if request.param == "as many as there are":
         return
-    monkeypatch.setattr(plan, "LEAST", 0)
+    monkeypatch.setattr(plan, "MIN_KERNEL_SIZE", 0)
     if request.param == "on three threads":
         if not kernels.available():
             pytest.skip("only kernels are spread over threads")
-        monkeypatch.setattr(kernels, "MANY", 1)
-        monkeypatch.setattr(type(library), "threads", lambda self: 3)
+        monkeypatch.setattr(kernels, "MIN_ELEMENTS_PER_THREAD", 1)
+        monkeypatch.setattr(type(library), "num_threads", lambda self: 3)
     else:
-        monkeypatch.setattr(type(library), "block", lambda self: 4)
+        monkeypatch.setattr(type(library), "block_size", lambda self: 4)
     if request.param == "without kernels":
         monkeypatch.setattr(kernels, "available", lambda: False)
         monkeypatch.setattr(kernels, "kernel", None)
@@ -145,7 +145,7 @@ def test_steps_that_take_the_memory_of_the_old_give_the_same_bits(optimizer, bac
     calls = []
     fast = replayed(lambda *given: calls.append(1) or step(*given), library, (0,))
     carry = (trainer.params, trainer.state, trainer.moments)
-    ours = tree_map(library.copied, carry)
+    ours = tree_map(library.copy, carry)
     for _ in range(6):
         carry, value, finite = step(carry, x, labels)
         ours, *told = fast(ours, x, labels)
@@ -335,7 +335,7 @@ def test_what_a_trainer_shows_is_left_alone_by_later_steps(backend, library):
     for _ in range(5):
         trainer.step(x[:, :2], target)
         shown = (trainer.params, trainer.state, trainer.moments)
-        kept = tree_map(library.copied, shown)
+        kept = tree_map(library.copy, shown)
         trainer.step(x[:, :2], target)
         assert_same(shown, kept)
 
@@ -486,7 +486,7 @@ def test_groups_give_the_same_bits(group, shape, backend, library):
             rest = operands(shape, backend, seed)
             args = rest.pop("x"), rest
             expected = function(*args)
-            kept = tree_map(library.copied, args)
+            kept = tree_map(library.copy, args)
             assert program.fits(kept)
             with np.errstate(all="ignore"):
                 found = program(kept)
@@ -517,8 +517,8 @@ def small(library, monkeypatch):
     """Kernels for arrays of any size, and a few numbers at a time where they are in parts."""
     if not kernels.available():
         pytest.skip("there is nothing to make kernels here")
-    monkeypatch.setattr(plan, "LEAST", 0)
-    monkeypatch.setattr(type(library), "block", lambda self: 4)
+    monkeypatch.setattr(plan, "MIN_KERNEL_SIZE", 0)
+    monkeypatch.setattr(type(library), "block_size", lambda self: 4)
     monkeypatch.setattr(kernels, "kernel", looked_at(kernels.kernel))
 
 
@@ -584,14 +584,14 @@ def test_a_step_is_made_by_kernels(backend, library):
 
 
 def test_few_numbers_are_no_work_for_kernels(backend, library):
-    x = backend.asarray(np.ones((2, plan.LEAST // 2), "float32"))
+    x = backend.asarray(np.ones((2, plan.MIN_KERNEL_SIZE // 2), "float32"))
     for given, made in ((x, 0), (backend.xp.concat((x, x)), int(kernels.available()))):
         program = Program(lambda x: (x * 2.0 + 1.0,), (given,), library, (0,))
         assert made_by(program)[0] == made
 
 
 def test_what_may_show_what_is_written_to_is_no_work_for_kernels(backend, library, monkeypatch):
-    monkeypatch.setattr(plan, "LEAST", 0)
+    monkeypatch.setattr(plan, "MIN_KERNEL_SIZE", 0)
 
     def step(old, x, finite):
         shown = ops.select(finite, lambda: old + x, old)  # old itself, if it is not finite
@@ -602,7 +602,7 @@ def test_what_may_show_what_is_written_to_is_no_work_for_kernels(backend, librar
         program = Program(step, (old, x, backend.asarray(np.asarray(holds))), library, (0,))
         assert made_by(program)[0] == (0 if not holds else int(kernels.available()))
         for now in (True, False, True):
-            args = (library.copied(old), x, backend.asarray(np.asarray(now)))
+            args = (library.copy(old), x, backend.asarray(np.asarray(now)))
             assert program.fits(args)
             assert_same(program(args), (np.full((3, 2), 5.0 if now else 3.0),))
 
@@ -623,16 +623,16 @@ def test_what_may_show_what_is_written_to_is_no_work_for_kernels(backend, librar
 def test_threads_share_rows_if_each_has_enough(
     shape, many, expected, backend, library, monkeypatch
 ):
-    monkeypatch.setattr(kernels, "MANY", many)
-    monkeypatch.setattr(type(library), "threads", lambda self: 3)
+    monkeypatch.setattr(kernels, "MIN_ELEMENTS_PER_THREAD", many)
+    monkeypatch.setattr(type(library), "num_threads", lambda self: 3)
     found = []
 
-    def spread(kernel, *parts):
+    def run_parallel(kernel, *parts):
         found.extend(parts)
         for part in parts:
             kernel(*part)
 
-    monkeypatch.setattr(kernels, "spread", spread)
+    monkeypatch.setattr(kernels, "run_parallel", run_parallel)
     args = operands(shape, backend)["x"], operands(shape[-1:], backend)["y"]
     for function in (lambda x, row: (x * 2.0 + row)[None], lambda x, row: (x * x + 1.0)[None]):
         found.clear()

@@ -85,7 +85,7 @@ class Campaign:
         if os.environ.get("OMP_NUM_THREADS") != "1":
             from agnostic_nn_backends.replay import kernels
 
-            kernels.MANY = 1000  # so that several threads share small arrays
+            kernels.MIN_ELEMENTS_PER_THREAD = 1000  # so that several threads share small arrays
         # some calls an epoch where a call takes several steps
         feed._MAX_MULTIPLICATIONS = 0 if apart else 2**20
         self.way, self.random = way, random.Random(seed)

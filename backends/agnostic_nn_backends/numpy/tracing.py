@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ..exponential import FACTOR
-from ..replay.trace import Traced, Untraceable, asked, operators
+from ..replay.trace import Traced, Untraceable, operators, record
 
 __all__ = ["TracedArray", "choose", "library", "two_to"]
 
@@ -32,14 +32,14 @@ class TracedArray(Traced):
     def __array_ufunc__(self, ufunc, method, *args, **kwargs):
         if "out" in kwargs:
             raise Untraceable("a traced array cannot be written to")
-        return asked(ufunc if method == "__call__" else getattr(ufunc, method), *args, **kwargs)
+        return record(ufunc if method == "__call__" else getattr(ufunc, method), *args, **kwargs)
 
     def __array_function__(self, function, types, args, kwargs):
-        return asked(function, *args, **kwargs)
+        return record(function, *args, **kwargs)
 
 
 def _turned(function):
-    return lambda self, other: asked(function, other, self)
+    return lambda self, other: record(function, other, self)
 
 
 _TWO = {
@@ -107,27 +107,27 @@ class _Namespace:
         found = getattr(np, name, None)
         found = found if isinstance(found, np.ufunc) else getattr(xp, name)
         if callable(found) and not isinstance(found, type) and name not in _ABOUT_DTYPES:
-            found = partial(asked, found)
+            found = partial(record, found)
         self.__dict__[name] = found
         return found
 
     def sum(self, x, /, *, axis=None, dtype=None, keepdims=False):
         if dtype is None and x.dtype.kind == "f":
-            return asked(np.add.reduce, x, axis, keepdims=keepdims)
-        return asked(xp.sum, x, axis=axis, dtype=dtype, keepdims=keepdims)
+            return record(np.add.reduce, x, axis, keepdims=keepdims)
+        return record(xp.sum, x, axis=axis, dtype=dtype, keepdims=keepdims)
 
     def max(self, x, /, *, axis=None, keepdims=False):
-        return asked(np.maximum.reduce, x, axis, keepdims=keepdims)
+        return record(np.maximum.reduce, x, axis, keepdims=keepdims)
 
     def min(self, x, /, *, axis=None, keepdims=False):
-        return asked(np.minimum.reduce, x, axis, keepdims=keepdims)
+        return record(np.minimum.reduce, x, axis, keepdims=keepdims)
 
     def clip(self, x, /, min=None, max=None):
         x = x if min is None else self.maximum(x, min)
         return x if max is None else self.minimum(x, max)
 
     def full_like(self, x, value, /, *, dtype=None, device=None):
-        return asked(xp.full, x.shape, value, dtype=x.dtype if dtype is None else dtype)
+        return record(xp.full, x.shape, value, dtype=x.dtype if dtype is None else dtype)
 
     def zeros_like(self, x, /, *, dtype=None, device=None):
         return self.full_like(x, 0, dtype=dtype)
@@ -136,16 +136,16 @@ class _Namespace:
         return self.full_like(x, 1, dtype=dtype)
 
     def where(self, condition, one, other, /):
-        return asked(choose, condition, one, other)
+        return record(choose, condition, one, other)
 
     def astype(self, x, dtype, /, *, copy=True, device=None):
-        return x if x.dtype == dtype else asked(cast, x, dtype)
+        return x if x.dtype == dtype else record(cast, x, dtype)
 
     def concat(self, arrays, /, *, axis=0):
-        return asked(np.concatenate, list(arrays), axis=axis)
+        return record(np.concatenate, list(arrays), axis=axis)
 
     def stack(self, arrays, /, *, axis=0):
-        return asked(np.stack, list(arrays), axis=axis)
+        return record(np.stack, list(arrays), axis=axis)
 
 
 _ABOUT_DTYPES = ("finfo", "iinfo", "isdtype", "can_cast", "result_type")
@@ -187,11 +187,11 @@ _REPORTS = {
 
 
 class _Library:
-    kinds = (np.ndarray, np.generic)
+    value_types = (np.ndarray, np.generic)
     operations = _OPERATIONS
-    array = np.ndarray
-    traced = TracedArray
-    early = staticmethod(choose)
+    array_type = np.ndarray
+    traced_type = TracedArray
+    unsafe_in_place = staticmethod(choose)
     empty = staticmethod(np.empty)
 
     def prepare(self):
@@ -199,10 +199,10 @@ class _Library:
         # gives the memory of each step back, and has to get it again page by page
         np.empty(2**25 - 2**13, np.uint8)
 
-    def block(self):
+    def block_size(self):
         return _BLOCK
 
-    def threads(self):
+    def num_threads(self):
         given = os.environ.get("OMP_NUM_THREADS", "")  # which BLAS goes by, too
         if given.isdecimal():
             return int(given)
@@ -211,7 +211,7 @@ class _Library:
     def layout(self, array):
         return array.shape, array.dtype, array.strides
 
-    def span(self, array):
+    def byte_range(self, array):
         return np.lib.array_utils.byte_bounds(array) if array.size else (0, 0)
 
     def address(self, array):
@@ -223,39 +223,39 @@ class _Library:
             not array.size or sum(steps) + array.itemsize == array.nbytes
         )
 
-    def is_in_order(self, array):
+    def is_contiguous(self, array):
         return array.flags.c_contiguous
 
-    def is_ours(self, array):
+    def is_writable(self, array):
         return array.flags.writeable
 
-    def hollow(self, array):
+    def shape_only(self, array):
         return as_strided(np.empty(1, array.dtype), array.shape, array.strides)
 
-    def owned(self, array):
+    def as_array(self, array):
         # NumPy turns 0-d arrays into scalars, which nothing can be put into
         return np.asarray(array)
 
-    def copied(self, array):
+    def copy(self, array):
         return np.array(array)
 
-    def memory(self, size):
+    def allocate(self, size):
         return np.empty(size, np.uint8)
 
-    def laid(self, like, memory):
+    def array_in(self, like, memory):
         return np.ndarray(like.shape, like.dtype, memory, 0, like.strides)
 
-    def split(self, array, rows):
+    def split_rows(self, array, rows):
         return [array[i : i + rows] for i in range(0, len(array), rows)]
 
-    def same(self, one, other):
+    def equal(self, one, other):
         return np.array_equal(one, other, equal_nan=one.dtype.kind in "fc")
 
     def is_elementwise(self, function):
         plain = isinstance(function, np.ufunc) and function.signature is None
         return function in (choose, cast, two_to) or (plain and function.nout == 1)
 
-    def takes_out(self, function):
+    def accepts_out(self, function):
         of = getattr(function, "__self__", None)
         reduces = isinstance(of, np.ufunc) and function.__name__ == "reduce"
         return reduces or function in (np.matmul, np.concatenate, np.stack)
@@ -265,27 +265,27 @@ class _Library:
         # those of np.frompyfunc call Python
         return isinstance(ufunc, np.ufunc) and not any("O->O" in kind for kind in ufunc.types[:1])
 
-    def copying(self, to, array):
+    def deferred_copy(self, to, array):
         return partial(setitem, to, ..., array)
 
-    def together(self):
+    def error_collector(self):
         heard = []
         context = Context()
         context.run(np.seterr, all="log")
         context.run(np.seterrcall, SimpleNamespace(write=heard.append))
         return context.run, heard
 
-    def report(self, heard):
+    def report_errors(self, heard):
         modes = np.geterr()
         for line in heard:
             message = line.removeprefix("Warning: ").rstrip()
             kind, flag = _ERRORS[message.split()[0]]
             _REPORTS[modes[kind]](message, flag)
 
-    def quiet(self):
+    def ignore_errors(self):
         return np.errstate(all="ignore")
 
-    def takes_last(self, function):
+    def out_is_positional(self, function):
         return isinstance(function, np.ufunc) and function not in (np.maximum, np.minimum)
 
 

@@ -19,7 +19,7 @@ def called(node: Node, library: Library, env: dict[str, Any], out: str = "") -> 
     given += [f"{name}={said(one, env)}" for name, one in node.kwargs.items()]
     if not out:
         return f"e{n} = f{n}({', '.join(given)})"
-    if library.takes_last(node.function):
+    if library.out_is_positional(node.function):
         return f"f{n}({', '.join([*given, out])})"
     return f"f{n}({', '.join([*given, f'out={out}'])})"
 
@@ -67,7 +67,7 @@ def delayed(lines: list[str]) -> tuple[list[str], str]:
 
 def _partial(call: str) -> str:
     name, _, rest = call.partition("(")
-    return f"Shared({rest}" if name == "spread" else f"partial({name}, {rest}"
+    return f"ParallelCall({rest}" if name == "run_parallel" else f"partial({name}, {rest}"
 
 
 def function(name: str, arguments: str, lines: list[str], env: dict[str, Any]) -> Callable:

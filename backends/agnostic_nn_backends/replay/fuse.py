@@ -68,7 +68,7 @@ class Group:
         for k, run in enumerate(self.runs):
             read = {p for node in run for p in parents[node.number]}
             done = [names[p] for p in read if p in names and last[p] == k]
-            early = len(run) == 1 and run[0].function is self.library.early
+            early = len(run) == 1 and run[0].function is self.library.unsafe_in_place
             free += [] if early else done
             for node in run:
                 n = node.number
@@ -141,19 +141,19 @@ class Group:
         turns = {node.number: k for k, node in enumerate(run)}
         out = [n for n in turns if n in self.names or n not in self.plan.inner]
         met = [one for n in turns for one in self.calls[n].operands]
-        read = [one.place for one in met if one.among == "array" and one.place not in turns]
+        read = [one.place for one in met if one.kind == "array" and one.place not in turns]
         memory: dict[Any, int] = {}  # where something lies, and the first node met there
         for n in (*read, *out):
             memory.setdefault(self.names.get(n, self.plan.memory(n)), n)
         places = {home: k for k, home in enumerate(memory)}
-        scalars = list({id(one.place): one for one in met if one.among == "scalar"}.values())
+        scalars = list({id(one.place): one for one in met if one.kind == "scalar"}.values())
 
         def placed(one: Operand) -> Operand:
-            if one.among == "scalar":
+            if one.kind == "scalar":
                 return replace(one, place=[id(s.place) for s in scalars].index(id(one.place)))
-            if one.among == "array" and one.place in turns:
+            if one.kind == "array" and one.place in turns:
                 return Operand("call", turns[one.place], one.dtype)
-            if one.among == "array":
+            if one.kind == "array":
                 return replace(
                     one, place=places[self.names.get(one.place, self.plan.memory(one.place))]
                 )
@@ -171,13 +171,13 @@ class Group:
             if n not in self.names:
                 _add(f"a{n} = address(e{n})", where(n), before)
         values = [self._by_value(s.place, env) for s in scalars]
-        flat = all(array.met == "whole" for array in arrays)
+        flat = all(array.broadcast == "whole" for array in arrays)
 
         def given(start: str, rows: str) -> str:
             places = []
             for n, array in zip(memory.values(), arrays, strict=True):
                 step = self.plan.nodes[n].value.itemsize
-                step *= {"whole": self.width, "column": 1, "row": 0}[array.met]
+                step *= {"whole": self.width, "column": 1, "row": 0}[array.broadcast]
                 if n in self.names:
                     places.append(f"{self.library.address(env[self.names[n]])}")
                 else:
@@ -192,16 +192,22 @@ class Group:
         if len(starts) == 1:
             return f"{name}({given('0', str(self.rows))})"
         each = (f"({given(str(k), str(min(some, self.rows - k)))})" for k in starts)
-        return f"spread({name}, {', '.join(each)})"
+        return f"run_parallel({name}, {', '.join(each)})"
 
     def _threads(self) -> int:
         """How many there are, of those that have enough to do."""
-        return max(1, min(self.library.threads(), self.rows * self.width // kernels.MANY))
+        return max(
+            1,
+            min(
+                self.library.num_threads(),
+                self.rows * self.width // kernels.MIN_ELEMENTS_PER_THREAD,
+            ),
+        )
 
     def _met(self, n: int) -> Array:
         value = self.plan.nodes[n].value
         how = {f"{self.width}": "row", "-1, 1": "column"}.get(part(value, self.shape), "whole")
-        return Array(kernels.kind(value.dtype), how)
+        return Array(kernels.dtype_name(value.dtype), how)
 
     def _by_value(self, scalar: Any, env: dict[str, Any]) -> str:
         if isinstance(scalar, Node) and not scalar.constant:
@@ -218,7 +224,7 @@ def exact(node: Node, library: Any) -> Call | None:
     operands = tuple([_operand(one, library) for one in given])
     if None in operands:
         return None
-    call = Call(operation, operands, kernels.kind(node.value.dtype))
+    call = Call(operation, operands, kernels.dtype_name(node.value.dtype))
     return call if kernels.is_exact(call) else None
 
 
@@ -226,13 +232,13 @@ def _operand(argument: Any, library: Any) -> Operand | None:
     if isinstance(argument, bool | int | float):
         return Operand("number", argument)
     value = argument.value if isinstance(argument, Node) else argument
-    if not isinstance(value, library.kinds):
+    if not isinstance(value, library.value_types):
         return None
     if value.ndim == 0:
-        return Operand("scalar", argument, kernels.kind(value.dtype))
+        return Operand("scalar", argument, kernels.dtype_name(value.dtype))
     if not isinstance(argument, Node):
         return None
-    return Operand("array", argument.number, kernels.kind(value.dtype))
+    return Operand("array", argument.number, kernels.dtype_name(value.dtype))
 
 
 def _add(line: str, lines: list[str] | None, otherwise: list[str]) -> None:

@@ -27,15 +27,15 @@ __all__ = [
     "Array",
     "Call",
     "Operand",
-    "Shared",
+    "ParallelCall",
     "available",
+    "dtype_name",
     "is_exact",
     "kernel",
-    "kind",
-    "spread",
+    "run_parallel",
 ]
 
-MANY = 2**20  # numbers that are worth a thread
+MIN_ELEMENTS_PER_THREAD = 2**20  # numbers that are worth a thread
 
 _TYPES = {"bool": "i1", "float32": "float", "float64": "double"} | {
     f"{sign}int{n}": f"i{n}" for sign in ("", "u") for n in (8, 16, 32, 64)
@@ -91,7 +91,7 @@ _EQUAL = {"equal": ("fcmp oeq", "icmp eq"), "not_equal": ("fcmp une", "icmp ne")
 class Operand:
     """What a call is given: a number, or number `place` of the "call"s, "array"s or "scalar"s."""
 
-    among: str
+    kind: str
     place: Any
     dtype: str = ""
 
@@ -111,7 +111,7 @@ class Array:
     """How rows meet an array: "whole", as a "row" that all share, or a number each, a "column"."""
 
     dtype: str
-    met: str
+    broadcast: str
 
 
 @cache
@@ -126,7 +126,7 @@ def available() -> bool:
     return binding.llvm_version_info >= (17,)
 
 
-def kind(dtype: Any) -> str:
+def dtype_name(dtype: Any) -> str:
     """The name of a dtype of any library if a kernel can compute with it, or nothing."""
     name = str(dtype).rpartition(".")[2]
     return name if name in _TYPES else ""
@@ -139,7 +139,7 @@ def is_exact(call: Call) -> bool:
 
 def _instructions(call: Call) -> tuple[str, ...]:
     """LLVM's instructions for a call: {a}, {b}, {c} are given, {0} is what the first gives."""
-    given = [one.dtype for one in call.operands if one.among != "number"]
+    given = [one.dtype for one in call.operands if one.kind != "number"]
     if not (given and call.dtype and all(given)):
         return ()
     name, dtype = call.operation, call.dtype
@@ -149,7 +149,7 @@ def _instructions(call: Call) -> tuple[str, ...]:
         fits = call.operands[0].dtype == "bool" and set(given[1:]) <= {dtype}
         return ("select i1 {a}, {t} {b}, {t} {c}",) if fits else ()
     source, *others = set(given)
-    numbers = [one.place for one in call.operands if one.among == "number"]
+    numbers = [one.place for one in call.operands if one.kind == "number"]
     if others or not all(_is_in(number, source) for number in numbers):
         return ()
     name, *as_numbers = name.split(" as ")
@@ -164,7 +164,7 @@ def _instructions(call: Call) -> tuple[str, ...]:
         return _TWO_TO if dtype == "float32" else ()
     if name.endswith("shift"):
         *_, by = call.operands
-        if by.among != "number" or not 0 <= by.place < _bits(dtype):
+        if by.kind != "number" or not 0 <= by.place < _bits(dtype):
             return ()
     if dtype == "bool":
         return _BITS.get(name, ())
@@ -227,7 +227,7 @@ def _written(arrays: tuple[Array, ...], scalars: tuple[str, ...], calls: tuple[C
     %p0 is the address of array 0, %q0 that of its number at hand, %a0 that number; %s0 is a
     scalar, and %r0 what comes of call 0.
     """
-    read = {one.place for call in calls for one in call.operands if one.among == "array"}
+    read = {one.place for call in calls for one in call.operands if one.kind == "array"}
     takes = ["i64 %rows", "i64 %width", *(f"ptr noalias %p{k}" for k in range(len(arrays)))]
     before: list[str] = []
     by_row = ["%start = mul i64 %i, %width"]
@@ -240,8 +240,8 @@ def _written(arrays: tuple[Array, ...], scalars: tuple[str, ...], calls: tuple[C
             takes.append(f"i64 %w{k}")
             before.append(f"%s{k} = {'bitcast' if t == 'i64' else 'trunc'} i64 %w{k} to {t}")
     for k, array in enumerate(arrays):
-        lines = by_row if array.met == "column" else inside
-        place = {"whole": "%k", "row": "%j", "column": "%i"}[array.met]
+        lines = by_row if array.broadcast == "column" else inside
+        place = {"whole": "%k", "row": "%j", "column": "%i"}[array.broadcast]
         t = _in_memory(array.dtype)
         lines.append(f"%q{k} = getelementptr {t}, ptr %p{k}, i64 {place}")
         if k in read and array.dtype == "bool":
@@ -286,10 +286,10 @@ declare double @llvm.floor.f64(double)
 
 def _call(n: int, call: Call) -> list[str]:
     """Call number n: its steps, and %r{n}."""
-    source = next(one.dtype for one in call.operands if one.among != "number")
+    source = next(one.dtype for one in call.operands if one.kind != "number")
     numbers = call.dtype if call.operation == "choose" else source
     names = [
-        f"%{_LETTERS[one.among]}{one.place}" if one.dtype else _number(one.place, numbers)
+        f"%{_LETTERS[one.kind]}{one.place}" if one.dtype else _number(one.place, numbers)
         for one in call.operands
     ]
     given = dict(zip("abc", names, strict=False))
@@ -352,9 +352,9 @@ def _compiled(code: str, arrays: int, scalars: tuple[str, ...]) -> Callable[...,
     return function
 
 
-def spread(kernel: Callable, *parts: tuple) -> None:
+def run_parallel(kernel: Callable, *parts: tuple) -> None:
     """Call kernel(*part) for each of `parts`, on this thread and on others."""
-    shared = Shared(kernel, *parts)
+    shared = ParallelCall(kernel, *parts)
     try:
         shared()
     finally:  # after an error no thread begins with what is left, or writes on
@@ -362,7 +362,7 @@ def spread(kernel: Callable, *parts: tuple) -> None:
         shared.wait()
 
 
-class Shared:
+class ParallelCall:
     """The calls of a kernel that threads share; after an error they can be called again.
 
     Then it makes those that were not made. Each thread takes its parts out of `parts`, so that

@@ -14,12 +14,12 @@ from typing import Any
 from . import kernels
 from .codegen import called, delayed, function
 from .fuse import Group, exact, part
-from .trace import Node, Tape, leaves
+from .trace import Node, Trace, leaves
 
 __all__ = ["Plan"]
 
-LEAST = 2**7  # numbers that are worth a kernel
-FEW = 2**12  # bytes that are not worth being let go of
+MIN_KERNEL_SIZE = 2**7  # numbers that are worth a kernel
+MIN_RELEASE_BYTES = 2**12  # bytes that are not worth being let go of
 _END = 2**62
 
 
@@ -33,9 +33,9 @@ class _Item:
 class Plan:
     """How to compute the nodes `wanted`, and for each pair (old, new) put new where old lies."""
 
-    def __init__(self, tape: Tape, inputs: list[Node], wanted: list[Node], pairs: list) -> None:
+    def __init__(self, tape: Trace, inputs: list[Node], wanted: list[Node], pairs: list) -> None:
         self.library, self.nodes, self.inputs = tape.library, tape.nodes, inputs
-        self.block = self.library.block()
+        self.block = self.library.block_size()
         self.places = {node.number: i for i, node in enumerate(inputs)}
         self.wanted, self.pairs = wanted, pairs
         self.parents = [[one.number for one in node.parents] for node in tape.nodes]
@@ -96,7 +96,7 @@ class Plan:
         for n in order:
             node, value = self.nodes[n], self.nodes[n].value
             shown = [one.number for one in node.shown]
-            own = [] if isinstance(value, self.library.array) and shown else [n]
+            own = [] if isinstance(value, self.library.array_type) and shown else [n]
             self.roots[n] = frozenset(own).union(*(self.roots[p] for p in shown))
             if own and self._takes_out(node) and n not in unpaired:
                 self.kept.add(n)
@@ -196,15 +196,15 @@ class Plan:
         value = node.value
         if not self._is_elementwise(node) or node.kwargs:
             return False
-        if math.prod(value.shape) <= (LEAST if exact(node, self.library) else self.block):
+        if math.prod(value.shape) <= (MIN_KERNEL_SIZE if exact(node, self.library) else self.block):
             return False
         given = [one.value if isinstance(one, Node) else one for one in leaves(node.args)]
         wide = (value, *(one for one in given if self.is_wide(one)))
-        in_order = self.library.is_in_order
+        in_order = self.library.is_contiguous
         return all(part(one, value.shape) and in_order(one) for one in wide)
 
     def is_wide(self, value: Any) -> bool:
-        if isinstance(value, self.library.array):
+        if isinstance(value, self.library.array_type):
             return value.ndim > 0
         return isinstance(value, tuple | list | dict)
 
@@ -214,14 +214,20 @@ class Plan:
     def _takes_out(self, node: Node) -> bool:
         """Whether a call can be made into an array that is there already."""
         value = node.value
-        if not isinstance(value, self.library.array) or value.ndim == 0 or "out" in node.kwargs:
+        if (
+            not isinstance(value, self.library.array_type)
+            or value.ndim == 0
+            or "out" in node.kwargs
+        ):
             return False
-        possible = self._is_elementwise(node) or self.library.takes_out(node.function)
+        possible = self._is_elementwise(node) or self.library.accepts_out(node.function)
         return possible and self.library.is_dense(value)
 
     def _are_alike(self, one: Node, other: Node) -> bool:
         layouts = [
-            self.library.layout(node.value) if isinstance(node.value, self.library.kinds) else None
+            self.library.layout(node.value)
+            if isinstance(node.value, self.library.value_types)
+            else None
             for node in (one, other)
         ]
         return layouts[0] == layouts[1]
@@ -245,7 +251,11 @@ class Plan:
         # memory that calls ask for: its names let go of it as soon as nobody uses them
         self.let_go: dict[int, list[int]] = {}
         for n, p in used.items():
-            if not self._is_bound(n) and n not in kept and _size(self.nodes[n].value) > FEW:
+            if (
+                not self._is_bound(n)
+                and n not in kept
+                and _size(self.nodes[n].value) > MIN_RELEASE_BYTES
+            ):
                 self.let_go.setdefault(p, []).append(n)
         for node in (*self.wanted, *(new for _, new in self.pairs)):
             for root in self.roots[node.number]:
@@ -255,11 +265,11 @@ class Plan:
                 self.last[root] = max(self.last.get(root, -1), self.stop or 0)
 
     def _find_homes(self) -> None:
-        self.homes: dict[int, tuple[str, int]] = {}  # ("input", place) or ("buffer", number)
+        self.allocation: dict[int, tuple[str, int]] = {}  # ("input", place) or ("buffer", number)
         self.sizes: list[int] = []  # of buffers, in bytes
-        self.gone: dict[int, tuple[str, int]] = {}  # homes that were handed on
+        self.released: dict[int, tuple[str, int]] = {}  # homes that were handed on
         self.inner: set[int] = set()  # nodes of a group that nothing else reads
-        heirs = {new.number: old for old, new in self.pairs if new is not old}
+        donated_to = {new.number: old for old, new in self.pairs if new is not old}
         free: list[int] = []
         ending: dict[int, list[int]] = {}
         for owner, p in self.last.items():
@@ -271,22 +281,24 @@ class Plan:
                     continue
                 if len(item.nodes) > 1 and self.last[n] == p:
                     self.inner.add(n)
-                elif n in self.over and self._takes_over(node, heirs[n], p):
-                    self.homes[n] = ("input", self.places[heirs[n].number])
+                elif n in self.over and self._takes_over(node, donated_to[n], p):
+                    self.allocation[n] = ("input", self.places[donated_to[n].number])
                 elif (spent := self._spent(node, p)) is not None and len(item.nodes) == 1:
-                    self.homes[n] = self.homes.pop(spent)
-                    self.gone[spent] = self.homes[n]
+                    self.allocation[n] = self.allocation.pop(spent)
+                    self.released[spent] = self.allocation[n]
                 else:
-                    self.homes[n] = ("buffer", self._buffer(free, node.value.nbytes))
-            ended = [self.homes[owner] for owner in ending.get(p, ()) if owner in self.homes]
+                    self.allocation[n] = ("buffer", self._buffer(free, node.value.nbytes))
+            ended = [
+                self.allocation[owner] for owner in ending.get(p, ()) if owner in self.allocation
+            ]
             free += [number for kind, number in ended if kind == "buffer"]
 
     def _spent(self, node: Node, p: int) -> int | None:
         """An operand that this elementwise call is the last to read, and may be put over."""
-        if not self._is_elementwise(node) or node.function is self.library.early:
+        if not self._is_elementwise(node) or node.function is self.library.unsafe_in_place:
             return None
         for q in self.parents[node.number]:
-            lies_there = self.homes.get(q, ("", 0))[0] == "buffer" and self.last[q] == p
+            lies_there = self.allocation.get(q, ("", 0))[0] == "buffer" and self.last[q] == p
             if lies_there and self._are_alike(self.nodes[q], node):
                 views = {reader for at, reader in self.readers[q] if at == p}
                 if views == {q}:
@@ -314,7 +326,7 @@ class Plan:
             for at, q in self.readers[old.number]
             if at == p
         )
-        plain = self._is_elementwise(node) and node.function is not self.library.early
+        plain = self._is_elementwise(node) and node.function is not self.library.unsafe_in_place
         return plain and alike and self.last_node[old.number] <= node.number
 
     # --- the code -----------------------------------------------------------------------
@@ -325,17 +337,17 @@ class Plan:
         The function returns the calls that write to donated memory, which are still to be made.
         """
         env: dict[str, Any] = {
-            "copying": self.library.copying,
+            "deferred_copy": self.library.deferred_copy,
             "partial": partial,
-            "copied": self.library.copied,
-            "split": self.library.split,
+            "copy": self.library.copy,
+            "split": self.library.split_rows,
             "address": self.library.address,
-            "spread": kernels.spread,
-            "Shared": kernels.Shared,
+            "run_parallel": kernels.run_parallel,
+            "ParallelCall": kernels.ParallelCall,
         }
         for n in self.constants:
             env[f"e{n}"] = self.nodes[n].value
-        buffers = [self.library.memory(size) for size in self.sizes]
+        buffers = [self.library.allocate(size) for size in self.sizes]
         steady: list[str] = []
         binding: list[list[str]] = [[f"e{node.number} = array"] for node in self.inputs]
         where: dict[int, list[str]] = {}  # the code that makes what an owner's memory shows
@@ -346,14 +358,14 @@ class Plan:
                 where[n] = binding[self.places[n]]
             elif n in self.constants:
                 where[n] = steady
-            elif n in self.homes or n in self.gone:
-                kind, number = self.homes.get(n) or self.gone[n]
+            elif n in self.allocation or n in self.released:
+                kind, number = self.allocation.get(n) or self.released[n]
                 if kind == "input":
                     where[n] = binding[number]
                     where[n].append(f"e{n} = array")
                 else:
                     where[n] = steady
-                    env[f"e{n}"] = self.library.laid(node.value, buffers[number])
+                    env[f"e{n}"] = self.library.array_in(node.value, buffers[number])
             elif n in self.views:
                 (root,) = self.roots[n]
                 where[root].append(called(node, self.library, env))
@@ -377,14 +389,16 @@ class Plan:
         theirs = {old.number for old, _ in self.pairs}
         for k, (_, new) in enumerate(moved):
             if self.roots[new.number] & theirs:  # which another result may be put over first
-                body.append(f"m{k} = copied(e{new.number})")
+                body.append(f"m{k} = copy(e{new.number})")
         for k, (old, new) in enumerate(moved):
             source = f"m{k}" if self.roots[new.number] & theirs else f"e{new.number}"
-            late.append(f"copying(e{old.number}, {source})")
+            late.append(f"deferred_copy(e{old.number}, {source})")
         run = function("run", "", [*body, f"return [{', '.join(late)}]"], env)
         function("prepare", "", steady, env)()
         self.release = function("release", "", done, env)
-        self.is_shared = any(call.startswith("Shared(") for call in late)  # by several threads
+        self.is_parallel = any(
+            call.startswith("ParallelCall(") for call in late
+        )  # by several threads
         return run, [function("bind", "array", lines, env) for lines in binding], env
 
     def is_elsewhere(self, node: Node) -> bool:
@@ -394,20 +408,23 @@ class Plan:
         )
 
     def _has_to_move(self, old: Node, new: Node) -> bool:
-        return new is not old and self.homes.get(new.number) != ("input", self.places[old.number])
+        return new is not old and self.allocation.get(new.number) != (
+            "input",
+            self.places[old.number],
+        )
 
     def _lines(self, item: _Item, env: dict[str, Any], where: dict[int, list[str]]) -> list[str]:
         if len(item.nodes) == 1:
             (node,) = item.nodes
-            kept = node.number in self.homes or node.number in self.gone
+            kept = node.number in self.allocation or node.number in self.released
             return [called(node, self.library, env, f"e{node.number}" if kept else "")]
         lasting = lambda n: where[self._home(n)] if self._is_bound(n) else None  # noqa: E731
         return Group(self, item.nodes).lines(env, lasting)
 
     def memory(self, n: int) -> tuple:
         """Where a node lies: the same for two of them only if they show the same numbers."""
-        if n in self.homes or n in self.gone:
-            return self.homes.get(n) or self.gone[n]
+        if n in self.allocation or n in self.released:
+            return self.allocation.get(n) or self.released[n]
         if n in self.places:
             return "input", self.places[n]
         if len(self.roots[n]) == 1 and n not in self.roots[n]:

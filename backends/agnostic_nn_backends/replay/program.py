@@ -1,7 +1,7 @@
 """Replay: do to new arrays what a function did to others, without the Python in between.
 
 `replayed(function)` is the pure `function`. The second time that it meets arrays of some
-shapes, its calls are written down on a `Tape`; from then on a `Program` makes them:
+shapes, its calls are written down on a `Trace`; from then on a `Program` makes them:
 
 - calls that no result needs are left out;
 - each result lies in memory that the program has and later ones take over;
@@ -23,7 +23,7 @@ from agnostic_nn.core.atomic import settle
 
 from .commit import Commit
 from .plan import Plan
-from .trace import Library, Node, Tape, Traced, leaves, mapped
+from .trace import Library, Node, Trace, Traced, leaves, mapped
 
 __all__ = ["Program", "plain", "replayed"]
 
@@ -38,7 +38,7 @@ def plain(function: Callable, library: Library) -> Callable:
 
     @wraps(function)
     def call(*args: Any) -> Any:
-        return _each(library.owned, function(*args), library)
+        return _each(library.as_array, function(*args), library)
 
     return call
 
@@ -116,20 +116,20 @@ def _made(
         return False
     # what was given up is not needed any more, unless the result still shows it: so it can be
     # written to, and a trial takes no memory of its own
-    given_up = [library.span(leaf) for i in donated for leaf in _arrays(args[i], library)]
+    given_up = [library.byte_range(leaf) for i in donated for leaf in _arrays(args[i], library)]
 
     def kept(leaf: Any) -> Any:
-        if not isinstance(leaf, library.array):
+        if not isinstance(leaf, library.array_type):
             return leaf
-        start, end = library.span(leaf)
+        start, end = library.byte_range(leaf)
         seen = any(start < last and first < end for first, last in given_up)
-        return library.copied(leaf) if seen else leaf
+        return library.copy(leaf) if seen else leaf
 
     result = _each(kept, result, library)
     outcome.extend((None, result))  # from here on the arguments may be lost
     try:
-        with library.quiet():
-            if program.fits(args) and _same(result, replay := program(args), library):
+        with library.ignore_errors():
+            if program.fits(args) and _equal(result, replay := program(args), library):
                 outcome[1] = replay
                 return program
     except Exception as error:
@@ -164,7 +164,7 @@ def _comes_again(error: Exception, action: Callable) -> bool:
 
 
 def _arrays(tree: Any, library: Library) -> list:
-    return [leaf for leaf in leaves(tree) if isinstance(leaf, library.array)]
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, library.array_type)]
 
 
 @cache
@@ -174,20 +174,22 @@ def _prepare(library: Library) -> None:
 
 def _each(function: Callable, tree: Any, library: Library) -> Any:
     """`tree` with function(array) for each array in it."""
-    return mapped(lambda leaf: function(leaf) if isinstance(leaf, library.kinds) else leaf, tree)
+    return mapped(
+        lambda leaf: function(leaf) if isinstance(leaf, library.value_types) else leaf, tree
+    )
 
 
-def _same(one: Any, other: Any, library: Library) -> bool:
+def _equal(one: Any, other: Any, library: Library) -> bool:
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(
-            _same(v, other[k], library) for k, v in one.items()
+            _equal(v, other[k], library) for k, v in one.items()
         )
     if isinstance(one, tuple | list):
         pairs = zip(one, other, strict=False)
-        return len(one) == len(other) and all(_same(*pair, library) for pair in pairs)
-    if isinstance(one, library.kinds):
+        return len(one) == len(other) and all(_equal(*pair, library) for pair in pairs)
+    if isinstance(one, library.value_types):
         alike = one.dtype == other.dtype and one.shape == other.shape
-        return alike and library.same(one, other)
+        return alike and library.equal(one, other)
     return one is other or one == other
 
 
@@ -197,7 +199,7 @@ def _kind(tree: Any, library: Library) -> Any:
         return tuple([(k, _kind(v, library)) for k, v in tree.items()])
     if isinstance(tree, tuple | list):
         return (type(tree), *[_kind(v, library) for v in tree])
-    return library.layout(tree) if isinstance(tree, library.kinds) else (type(tree), tree)
+    return library.layout(tree) if isinstance(tree, library.value_types) else (type(tree), tree)
 
 
 class Program:
@@ -208,11 +210,11 @@ class Program:
     ) -> None:
         _prepare(library)
         self.library = library
-        with Tape(library) as tape:
+        with Trace(library) as tape:
             traced = _each(lambda a: tape.note(None, (), {}, a), args, library)
             # an array that no argument has a part in is a constant, noted like the others
             self.result = _each(
-                lambda a: tape.note(library.copied, (a,), {}, a), function(*traced), library
+                lambda a: tape.note(library.copy, (a,), {}, a), function(*traced), library
             )
         given, self.result = (mapped(_node, tree) for tree in (traced, self.result))
         inputs = _nodes(given)
@@ -229,9 +231,9 @@ class Program:
         self.bound: list[Any] = [None] * len(inputs)
         plan = Plan(tape, inputs, wanted, pairs)
         self.run, self.binders, self.env = plan.written()
-        self.release, self.is_shared = plan.release, plan.is_shared
-        self.together, self.heard = library.together()
-        self.copied = {n.number for n in wanted if plan.is_elsewhere(n)}
+        self.release, self.is_parallel = plan.release, plan.is_parallel
+        self.together, self.heard = library.error_collector()
+        self.copied_results = {n.number for n in wanted if plan.is_elsewhere(n)}
         exec(f"def result_of(args): return {self._said(self.result)}", self.env)
         self.result_of = self.env.pop("result_of")
 
@@ -258,16 +260,16 @@ class Program:
         return True
 
     def _layout(self, leaf: Any) -> Any:
-        return self.library.layout(leaf) if isinstance(leaf, self.library.kinds) else None
+        return self.library.layout(leaf) if isinstance(leaf, self.library.value_types) else None
 
     def _apart(self, found: tuple) -> bool:
         """Whether what is given up can be written to, and nothing else lies there."""
-        if any(not self.library.is_ours(found[i]) for i in self.lent):
+        if any(not self.library.is_writable(found[i]) for i in self.lent):
             return False
         spans = sorted(
-            (*self.library.span(one), i in self.lent)
+            (*self.library.byte_range(one), i in self.lent)
             for i, one in enumerate(found)
-            if isinstance(one, self.library.array)
+            if isinstance(one, self.library.array_type)
         )
         return not any(b[0] < a[1] and (a[2] or b[2]) for a, b in pairwise(spans))
 
@@ -284,10 +286,10 @@ class Program:
             outcome.extend((None, result))
             return
         self.heard.clear()
-        Commit(outcome, calls, result, self.together, self.env, self.is_shared).run()
+        Commit(outcome, calls, result, self.together, self.env, self.is_parallel).run()
         self.release()
         if self.heard:
-            self.library.report(self.heard)
+            self.library.report_errors(self.heard)
 
     def _said(self, tree: Any, path: tuple | None = ()) -> str:
         """The code that makes a result, in which arguments that were given up stand as they are."""
@@ -303,7 +305,7 @@ class Program:
             return f"({said})" if isinstance(tree, tuple) else f"[{said}]"
         if isinstance(tree, Node):
             name = f"e{tree.number}"
-            return f"copied({name})" if tree.number in self.copied else name
+            return f"copy({name})" if tree.number in self.copied_results else name
         name = f"c{len(self.env)}"
         self.env[name] = tree
         return name
@@ -356,7 +358,7 @@ def _looker(args: tuple, library: Library) -> Callable:
             lengths.append(f"len({said}) == {len(tree)}")
             for k, branch in tree.items() if isinstance(tree, dict) else enumerate(tree):
                 look(branch, f"{said}[{k!r}]")
-        elif isinstance(tree, library.kinds):
+        elif isinstance(tree, library.value_types):
             found.append(said)
         else:
             given[f"g{len(given)}"] = tree

@@ -1,4 +1,4 @@
-"""Tape: what a function asks of its array library, written down while it runs.
+"""Trace: what a function asks of its array library, written down while it runs.
 
 The function is called on `Traced` arrays. Each holds what it stands for, so the function
 computes as it would anyhow; and each operator, function of the Standard or other function
@@ -24,16 +24,16 @@ from agnostic_nn import ops
 __all__ = [
     "Library",
     "Node",
-    "Tape",
+    "Trace",
     "Traced",
     "Untraceable",
-    "asked",
     "barrier",
     "either",
     "leaves",
     "mapped",
     "opaque",
     "operators",
+    "record",
     "select",
     "short_scan",
     "whole",
@@ -43,21 +43,21 @@ __all__ = [
 class Library(Protocol):
     """What has to be known of a library of arrays in order to plan calls of it."""
 
-    kinds: tuple[type, ...]  # what counts as an array
-    array: type  # those that have memory, which may be written to
-    traced: type  # its kind of `Traced`
+    value_types: tuple[type, ...]  # what counts as an array
+    array_type: type  # those that have memory, which may be written to
+    traced_type: type  # its kind of `Traced`
     operations: dict[Callable, str]  # by what a kernel has of the same meaning
-    early: Any  # the elementwise call that writes before it has read all, if there is one
+    unsafe_in_place: Any  # the elementwise call that writes before it has read all, if there is one
 
     def prepare(self) -> None:
         """Do what is to be done before the first program runs."""
         ...
 
-    def block(self) -> int:
+    def block_size(self) -> int:
         """How many numbers to go through at a time."""
         ...
 
-    def threads(self) -> int:
+    def num_threads(self) -> int:
         """How many of them to use."""
         ...
 
@@ -65,7 +65,7 @@ class Library(Protocol):
         """All that a program depends on: shape, dtype, steps from number to number, and so on."""
         ...
 
-    def span(self, array: Any) -> tuple[int, int]:
+    def byte_range(self, array: Any) -> tuple[int, int]:
         """The address of the first byte, and that after the last."""
         ...
 
@@ -77,27 +77,27 @@ class Library(Protocol):
         """Whether its numbers lie side by side, in whatever order, and forwards."""
         ...
 
-    def is_in_order(self, array: Any) -> bool:
+    def is_contiguous(self, array: Any) -> bool:
         """Whether its numbers lie side by side, the last axis first."""
         ...
 
-    def is_ours(self, array: Any) -> bool:
+    def is_writable(self, array: Any) -> bool:
         """Whether it may be written to, if its memory is given up."""
         ...
 
-    def hollow(self, array: Any) -> Any:
+    def shape_only(self, array: Any) -> Any:
         """One laid out like it that holds nothing."""
         ...
 
-    def owned(self, array: Any) -> Any:
+    def as_array(self, array: Any) -> Any:
         """An array that came of a call as one that can be written to."""
         ...
 
-    def copied(self, array: Any) -> Any:
+    def copy(self, array: Any) -> Any:
         """Its numbers, in memory of their own."""
         ...
 
-    def copying(self, to: Any, array: Any) -> Callable:
+    def deferred_copy(self, to: Any, array: Any) -> Callable:
         """Return a C function that writes its numbers over those of another."""
         ...
 
@@ -105,19 +105,19 @@ class Library(Protocol):
         """An array of no matter what."""
         ...
 
-    def memory(self, size: int) -> Any:
+    def allocate(self, size: int) -> Any:
         """So many bytes, for `laid`."""
         ...
 
-    def laid(self, like: Any, memory: Any) -> Any:
+    def array_in(self, like: Any, memory: Any) -> Any:
         """An array laid out like another, in that memory."""
         ...
 
-    def split(self, array: Any, rows: int) -> Sequence[Any]:
+    def split_rows(self, array: Any, rows: int) -> Sequence[Any]:
         """So many rows of it at a time, without a copy."""
         ...
 
-    def same(self, one: Any, other: Any) -> bool:
+    def equal(self, one: Any, other: Any) -> bool:
         """Whether two arrays of one layout hold the same numbers, NaN where there is NaN."""
         ...
 
@@ -125,7 +125,7 @@ class Library(Protocol):
         """Whether a call goes number by number, and can be made into an array that is there."""
         ...
 
-    def takes_out(self, function: Callable) -> bool:
+    def accepts_out(self, function: Callable) -> bool:
         """Whether another call can be made into an array that is there."""
         ...
 
@@ -133,22 +133,22 @@ class Library(Protocol):
         """Return whether a call runs no Python code, so that no exception can cut it in two."""
         ...
 
-    def together(self) -> tuple[Callable, list]:
+    def error_collector(self) -> tuple[Callable, list]:
         """Return how to call C functions without Python code for floating-point errors.
 
         That is (call, heard): call(function, *args), and a list that collects the errors.
         """
         ...
 
-    def report(self, heard: list) -> None:
+    def report_errors(self, heard: list) -> None:
         """Raise or warn of the errors that were heard, as the user has set it."""
         ...
 
-    def quiet(self) -> AbstractContextManager:
+    def ignore_errors(self) -> AbstractContextManager:
         """Return a context without floating-point errors and warnings."""
         ...
 
-    def takes_last(self, function: Callable) -> bool:
+    def out_is_positional(self, function: Callable) -> bool:
         """Whether an array to write to may be said as the last argument, which is quicker."""
         ...
 
@@ -176,7 +176,7 @@ class Node:
 
 
 @dataclass(eq=False)
-class Tape:
+class Trace:
     """All calls of one run, in order; the first nodes are the function's own arguments."""
 
     library: Library
@@ -192,7 +192,7 @@ class Tape:
         except TypeError:  # an array that is no argument of the function, and does not hash
             key = found = None
         if found is not None:
-            return self.library.traced(found, value)
+            return self.library.traced_type(found, value)
         given = [one for one in leaves((args, kwargs)) if isinstance(one, Traced)]
         shown = [one.node for one in given if function is either or self._overlap(value, one.value)]
         constant = function is not None and all(one.node.constant for one in given)
@@ -201,27 +201,29 @@ class Tape:
             mapped(_node, args),
             mapped(_node, kwargs),
             len(self.nodes),
-            value if constant else mapped(self._hollow, value),
+            value if constant else mapped(self._shape_only, value),
             [one.node for one in given],
             list(dict.fromkeys(shown)),
             constant,
-            self.library.span(value)[0] if isinstance(value, self.library.array) else 0,
+            self.library.byte_range(value)[0] if isinstance(value, self.library.array_type) else 0,
         )
         self.nodes.append(node)
-        if key is not None and function not in (None, apart):
+        if key is not None and function not in (None, no_cse):
             self.found[key] = node
-        return self.library.traced(node, value)
+        return self.library.traced_type(node, value)
 
-    def _hollow(self, value: Any) -> Any:
+    def _shape_only(self, value: Any) -> Any:
         """An array laid out like `value` that holds nothing: a tape keeps no numbers alive."""
-        return self.library.hollow(value) if isinstance(value, self.library.array) else value
+        return (
+            self.library.shape_only(value) if isinstance(value, self.library.array_type) else value
+        )
 
     def _overlap(self, one: Any, other: Any) -> bool:
-        kind, span = self.library.array, self.library.span
+        kind, span = self.library.array_type, self.library.byte_range
         spans = [[span(a) for a in leaves(tree) if isinstance(a, kind)] for tree in (one, other)]
         return any(a[0] < b[1] and b[0] < a[1] for a in spans[0] for b in spans[1])
 
-    def __enter__(self) -> "Tape":
+    def __enter__(self) -> "Trace":
         self._before = getattr(_now, "tape", None)
         _now.tape = self
         return self
@@ -272,18 +274,18 @@ def _node(argument: Any) -> Any:
     return argument.node if isinstance(argument, Traced) else argument
 
 
-def asked(function: Callable, *args: Any, **kwargs: Any) -> Any:
+def record(function: Callable, *args: Any, **kwargs: Any) -> Any:
     """function(*args, **kwargs), written down."""
     if getattr(function, "__name__", "") in _OF_UNKNOWN_LENGTH:
         raise Untraceable(f"how much {function.__name__} finds depends on values")
     value = function(*mapped(_value, args), **mapped(_value, kwargs))
-    if not isinstance(value, (*_now.tape.library.kinds, tuple, list, dict, bool, int, float)):
+    if not isinstance(value, (*_now.tape.library.value_types, tuple, list, dict, bool, int, float)):
         return value
     noted = _now.tape.note(function, args, kwargs, value)
     if isinstance(value, dict):
-        return {k: asked(operator.getitem, noted, k) for k in value}
+        return {k: record(operator.getitem, noted, k) for k in value}
     if isinstance(value, tuple | list):  # several arrays of one call
-        return type(value)([asked(operator.getitem, noted, i) for i in range(len(value))])
+        return type(value)([record(operator.getitem, noted, i) for i in range(len(value))])
     return noted
 
 
@@ -311,14 +313,14 @@ class Traced:
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.value, name)
         if callable(found):
-            return partial(asked, getattr(self.methods, name), self)
-        return asked(_attribute(name), self) if isinstance(found, self.methods) else found
+            return partial(record, getattr(self.methods, name), self)
+        return record(_attribute(name), self) if isinstance(found, self.methods) else found
 
     def __getitem__(self, place: Any) -> Any:
         entries = place if isinstance(place, tuple) else (place,)
         if any(getattr(entry, "dtype", None) == self.boolean for entry in entries):
             raise Untraceable("how much a mask picks depends on its values")
-        return asked(operator.getitem, self, place)
+        return record(operator.getitem, self, place)
 
     def __len__(self) -> int:
         return len(self.value)
@@ -340,17 +342,17 @@ def operators(kind: type, functions: dict[str, Callable]) -> None:
 
 
 def _operator(function: Callable) -> Callable:
-    return lambda self, *other: asked(function, self, *other)
+    return lambda self, *other: record(function, self, *other)
 
 
-def apart(x):
+def no_cse(x):
     """x itself, as something that is not known: no call with it has been made before."""
     return x
 
 
 def barrier(leaf: Traced, tree: Any) -> Any:
     """`ops.barrier_impl`: what is computed from `tree` is computed again."""
-    return mapped(lambda one: asked(apart, one) if isinstance(one, Traced) else one, tree)
+    return mapped(lambda one: record(no_cse, one) if isinstance(one, Traced) else one, tree)
 
 
 def opaque(function: Callable) -> Callable:
@@ -358,7 +360,7 @@ def opaque(function: Callable) -> Callable:
 
     @wraps(function)
     def noted(*args: Any, **kwargs: Any) -> Any:
-        return asked(function, *args, **kwargs)
+        return record(function, *args, **kwargs)
 
     return noted
 
@@ -379,7 +381,7 @@ def whole(function: Callable, possible: Callable) -> Callable:
 
     @wraps(function)
     def noted(*args: Any) -> Any:
-        return asked(function, *args[:-1], None) if possible(args[0]) else args[-1]()
+        return record(function, *args[:-1], None) if possible(args[0]) else args[-1]()
 
     return noted
 
@@ -391,7 +393,7 @@ def select(holds: Traced, make: Callable, old: Any) -> Any:
     def chosen(new, before):
         if new is before:
             return new
-        noted = asked(either, holds, new, before)
+        noted = record(either, holds, new, before)
         _now.tape.guards[noted.node.number] = place
         return noted
 

@@ -454,7 +454,7 @@ for function, own in ((ops.sum_over, _sum_over), (ops.sum_rows, _sum_rows)):
     made = partial(own, xp=tracing.TracedTensor.namespace)
     function.register(tracing.TracedTensor, made)
 ops.bounded_exp.register(
-    tracing.TracedTensor, partial(_bounded_exp, two_to=partial(trace.asked, tracing.two_to))
+    tracing.TracedTensor, partial(_bounded_exp, two_to=partial(trace.record, tracing.two_to))
 )
 ops.scan_impl.register(tracing.TracedTensor, trace.short_scan)
 ops.select.register(tracing.TracedTensor, trace.select)

@@ -9,7 +9,7 @@ import array_api_compat.torch as xp
 import torch
 
 from ..exponential import FACTOR
-from ..replay.trace import Traced, Untraceable, asked, operators
+from ..replay.trace import Traced, Untraceable, operators, record
 
 __all__ = ["TracedTensor", "library", "two_to"]
 
@@ -30,14 +30,14 @@ class TracedTensor(Traced):
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         if "out" in (kwargs or {}):
             raise Untraceable("a traced tensor cannot be written to")
-        return asked(function, *args, **(kwargs or {}))
+        return record(function, *args, **(kwargs or {}))
 
 
 def _number(value, like):
     """`value` as a tensor of no axes, as calls need it that can be made into another tensor."""
     if isinstance(value, Traced | torch.Tensor):
         return value
-    return asked(torch.full, (), value, dtype=like.dtype, device=like.device)
+    return record(torch.full, (), value, dtype=like.dtype, device=like.device)
 
 
 def _with_number(function):
@@ -45,7 +45,7 @@ def _with_number(function):
 
     def called(self, other):
         plain = type(other) in (int, float) and self.dtype.is_floating_point
-        return asked(function, self, _number(other, self) if plain else other)
+        return record(function, self, _number(other, self) if plain else other)
 
     return called
 
@@ -89,9 +89,9 @@ for _name, _function in {
     setattr(TracedTensor, f"__{_name}__", _with_number(_function))
 for _function in (torch.eq, torch.ne, torch.lt, torch.le, torch.gt, torch.ge):
     setattr(TracedTensor, f"__{_function.__name__}__", _comparison(_function))
-TracedTensor.__rtruediv__ = lambda self, other: asked(torch.reciprocal, self) * other
-TracedTensor.__rsub__ = lambda self, other: asked(torch.sub, _number(other, self), self)
-TracedTensor.__rpow__ = lambda self, other: asked(torch.pow, other, self)
+TracedTensor.__rtruediv__ = lambda self, other: record(torch.reciprocal, self) * other
+TracedTensor.__rsub__ = lambda self, other: record(torch.sub, _number(other, self), self)
+TracedTensor.__rpow__ = lambda self, other: record(torch.pow, other, self)
 
 
 def cast(x, dtype, out=None):
@@ -136,34 +136,34 @@ class _Namespace:
     def __getattr__(self, name):
         found = getattr(xp, name)
         if callable(found) and not isinstance(found, type) and name not in _ABOUT_DTYPES:
-            found = partial(asked, found)
+            found = partial(record, found)
         self.__dict__[name] = found
         return found
 
     def sum(self, x, /, *, axis=None, dtype=None, keepdims=False):
         if axis is None or axis == () or dtype is not None or not x.dtype.is_floating_point:
-            return asked(xp.sum, x, axis=axis, dtype=dtype, keepdims=keepdims)
-        return asked(torch.sum, x, axis, keepdim=keepdims)
+            return record(xp.sum, x, axis=axis, dtype=dtype, keepdims=keepdims)
+        return record(torch.sum, x, axis, keepdim=keepdims)
 
     def max(self, x, /, *, axis=None, keepdims=False):
         if axis is None or axis == ():
-            return asked(xp.max, x, axis=axis, keepdims=keepdims)
-        return asked(torch.amax, x, axis, keepdim=keepdims)
+            return record(xp.max, x, axis=axis, keepdims=keepdims)
+        return record(torch.amax, x, axis, keepdim=keepdims)
 
     def min(self, x, /, *, axis=None, keepdims=False):
         if axis is None or axis == ():
-            return asked(xp.min, x, axis=axis, keepdims=keepdims)
-        return asked(torch.amin, x, axis, keepdim=keepdims)
+            return record(xp.min, x, axis=axis, keepdims=keepdims)
+        return record(torch.amin, x, axis, keepdim=keepdims)
 
     def clip(self, x, /, min=None, max=None):
         plain = all(type(end) in (int, float) for end in (min, max))
         if plain and x.dtype.is_floating_point:
-            return asked(torch.clamp, x, min, max)
-        return asked(xp.clip, x, min, max)
+            return record(torch.clamp, x, min, max)
+        return record(xp.clip, x, min, max)
 
     def full_like(self, x, value, /, *, dtype=None, device=None):
         dtype = x.dtype if dtype is None else dtype
-        return asked(torch.full, x.shape, value, dtype=dtype, device=device or x.device)
+        return record(torch.full, x.shape, value, dtype=dtype, device=device or x.device)
 
     def zeros_like(self, x, /, *, dtype=None, device=None):
         return self.full_like(x, 0, dtype=dtype, device=device)
@@ -175,45 +175,45 @@ class _Namespace:
         like = one if isinstance(one, Traced | torch.Tensor) else other
         one, other = _number(one, like), _number(other, like)
         if one.dtype != other.dtype:
-            return asked(xp.where, condition, one, other)
-        return asked(torch.where, condition, one, other)
+            return record(xp.where, condition, one, other)
+        return record(torch.where, condition, one, other)
 
     def astype(self, x, dtype, /, *, copy=True, device=None):
         if x.dtype == dtype:
             return x
         function, *compared = getattr(x, "compared", (None, x))
         if function is not None and dtype.is_floating_point and compared[0].dtype == dtype:
-            return asked(function, compared[0], _number(compared[1], compared[0]))
-        return asked(cast, x, dtype)
+            return record(function, compared[0], _number(compared[1], compared[0]))
+        return record(cast, x, dtype)
 
     def concat(self, arrays, /, *, axis=0):
         arrays = list(arrays)
         if axis is None or len({one.dtype for one in arrays}) > 1:
-            return asked(xp.concat, arrays, axis=axis)
-        return asked(torch.cat, arrays, axis)
+            return record(xp.concat, arrays, axis=axis)
+        return record(torch.cat, arrays, axis)
 
     def stack(self, arrays, /, *, axis=0):
-        return asked(torch.stack, list(arrays), axis)
+        return record(torch.stack, list(arrays), axis)
 
     def matmul(self, x, y, /):
-        return asked(torch.matmul if x.dtype == y.dtype else xp.matmul, x, y)
+        return record(torch.matmul if x.dtype == y.dtype else xp.matmul, x, y)
 
     def permute_dims(self, x, /, axes):
-        return asked(torch.permute, x, axes)
+        return record(torch.permute, x, axes)
 
     def matrix_transpose(self, x, /):
-        return asked(torch.Tensor.transpose, x, -1, -2)
+        return record(torch.Tensor.transpose, x, -1, -2)
 
 
 def _one(function):
-    return lambda self, x, /: asked(function, x)
+    return lambda self, x, /: record(function, x)
 
 
 def _two(name, function):
     def called(self, x, y, /):
         like = x if isinstance(x, Traced | torch.Tensor) else y
         x, y = _number(x, like), _number(y, like)
-        return asked(function if x.dtype == y.dtype else getattr(xp, name), x, y)
+        return record(function if x.dtype == y.dtype else getattr(xp, name), x, y)
 
     return called
 
@@ -242,21 +242,21 @@ _OPERATIONS |= {_AS_NUMBERS[one]: f"{_OPERATIONS[one]} as numbers" for one in _A
 
 
 class _Library:
-    kinds = (torch.Tensor,)
+    value_types = (torch.Tensor,)
     operations = _OPERATIONS
-    array = torch.Tensor
-    traced = TracedTensor
-    early = None
-    copied = staticmethod(torch.clone)
+    array_type = torch.Tensor
+    traced_type = TracedTensor
+    unsafe_in_place = None
+    copy = staticmethod(torch.clone)
 
     def prepare(self):
         # as for NumPy: glibc keeps what a step frees, once it has seen so much be freed
         torch.empty(2**25 - 2**13, dtype=torch.uint8)
 
-    def block(self):
+    def block_size(self):
         return _BLOCK * torch.get_num_threads()
 
-    def threads(self):
+    def num_threads(self):
         return torch.get_num_threads()
 
     def layout(self, array):
@@ -264,7 +264,7 @@ class _Library:
         fits = not array.requires_grad and (array.is_cpu or array.is_meta)
         return array.shape, array.dtype, array.stride(), fits
 
-    def span(self, array):
+    def byte_range(self, array):
         if array.numel() == 0:
             return 0, 0
         start = array.data_ptr()
@@ -279,56 +279,56 @@ class _Library:
     def is_dense(self, array):
         return array.numel() == 0 or self._extent(array) == array.numel()
 
-    def is_in_order(self, array):
+    def is_contiguous(self, array):
         return array.is_contiguous()
 
-    def is_ours(self, array):
+    def is_writable(self, array):
         return not array.is_inference()
 
-    def hollow(self, array):
+    def shape_only(self, array):
         return torch.empty_strided(array.shape, array.stride(), dtype=array.dtype, device="meta")
 
-    def owned(self, array):
+    def as_array(self, array):
         return array
 
     def empty(self, shape, dtype):
         return torch.empty(shape, dtype=dtype)
 
-    def memory(self, size):
+    def allocate(self, size):
         return torch.empty(size, dtype=torch.uint8)
 
-    def laid(self, like, memory):
+    def array_in(self, like, memory):
         flat = memory[: like.numel() * like.itemsize].view(like.dtype)
         return flat.as_strided(like.shape, like.stride())
 
-    def split(self, array, rows):
+    def split_rows(self, array, rows):
         return array.split(rows)
 
-    def same(self, one, other):
+    def equal(self, one, other):
         return bool(((one == other) | ((one != one) & (other != other))).all())
 
     def is_elementwise(self, function):
         return function in _ELEMENTWISE
 
-    def takes_out(self, function):
+    def accepts_out(self, function):
         return function in _OUT
 
     def is_atomic(self, function):
         return isinstance(function, BuiltinFunctionType | MethodDescriptorType)
 
-    def copying(self, to, array):
+    def deferred_copy(self, to, array):
         return partial(torch.Tensor.copy_, to, array)
 
-    def together(self):
+    def error_collector(self):
         return call, []
 
-    def report(self, heard):
+    def report_errors(self, heard):
         pass
 
-    def quiet(self):
+    def ignore_errors(self):
         return nullcontext()
 
-    def takes_last(self, function):
+    def out_is_positional(self, function):
         return False
 
 
