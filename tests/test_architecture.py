@@ -37,12 +37,15 @@ LEVELS = (
     {"blocks", "core.backend"},
     {  # from here on NumPy and the standard library may be imported
         *("core.files", "display.pages"),
-        *("diagnostics.bisect.noise", "diagnostics.cost.counter", "diagnostics.gradcheck.inputs"),
+        *("diagnostics.cost.counter", "diagnostics.gradcheck.inputs"),
+        *("diagnostics.observe.arrays", "diagnostics.observe.layers"),
         *("training.config", "training.inputs", "training.interrupts", "training.progress"),
         *("training.safetensors_format", "training.splits"),
     },
+    {"diagnostics.observe"},
     {
-        *("diagnostics.cost.arrays", "diagnostics.examples", "diagnostics.gradcheck.checks"),
+        *("diagnostics.bisect.noise", "diagnostics.compare.rounding", "diagnostics.cost.arrays"),
+        *("diagnostics.examples", "diagnostics.gradcheck.checks"),
         *("training.batches", "training.callbacks", "training.checkpoint"),
         *("training.context", "training.history"),
     },
@@ -67,7 +70,7 @@ LEVELS = (
         "diagnostics.explain.walk",
     },
     {
-        *("diagnostics.bisect", "diagnostics.compare.page", "diagnostics.compare.rounding"),
+        *("diagnostics.bisect", "diagnostics.compare.page"),
         *("diagnostics.compare.user_model", "diagnostics.conformance.trials"),
         "diagnostics.explain.flow",
     },

@@ -15,6 +15,7 @@ from agnostic_nn.core.arrays import namespace
 from agnostic_nn.core.trees import named_leaves, tree_map
 from agnostic_nn.diagnostics import profile
 from agnostic_nn.diagnostics.cli.main import main
+from agnostic_nn.diagnostics.observe import observing
 from agnostic_nn.diagnostics.profile import WARM_UP
 
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
@@ -69,7 +70,7 @@ def test_every_layer_and_part_is_there_and_they_sum_up(backend):
     for said in (str(backend), DENSE, "loss", "is all finite?", "update", "the whole step in one"):
         assert said in text
     assert bool(found.operations) is not backend.compiles
-    assert ("melts operations" in text) is backend.compiles
+    assert ("fuses operations" in text) is backend.compiles
 
 
 def test_a_loop_that_is_compiled_is_timed_as_a_whole(backend):
@@ -222,13 +223,13 @@ def test_every_layer_computes_the_same_while_it_is_watched(backend):
     if backend.compiles:
         pytest.skip("none is watched where operations are compiled into one another")
     clock, cases = profile._Stopwatch(backend), layer_cases()
+    timer = profile._OperationTimer(clock)
     assert len(cases) > 200
     for case in cases:
         arrays = backend.asarray(arrays_for(case))
         plain = run(case.layer, arrays, train=True)
-        before = profile._now.set(clock)
-        watched = run(case.layer, tree_map(profile._Watched, arrays), train=True)
-        profile._now.reset(before)
+        with observing(timer):
+            watched = run(case.layer, tree_map(timer.wrap, arrays), train=True)
         for (name, a), (_, b) in zip(named_leaves(watched), named_leaves(plain), strict=True):
             a, b = backend.to_numpy((a.value, b))
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=f"{case}: {name}")
@@ -256,7 +257,7 @@ def test_what_reaches_past_the_standard_has_no_operations_but_all_else(eager):
 
     found = profiled(nn.Sequential(nn.Dense(3), Past()), eager)
     assert found.operations == ()
-    assert "operations cannot be told apart: TypeError" in str(found)
+    assert "operations cannot be timed one by one: TypeError" in str(found)
     assert len(found.rows) == 3
 
 

@@ -11,10 +11,8 @@ be melted into one. That whole step is timed beside them: what the pieces add up
 is the price of looking at them one by one.
 """
 
-import operator
 from collections import defaultdict
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from functools import partial
 from html import escape
@@ -27,16 +25,16 @@ import numpy as np
 
 from .. import ops
 from ..blocks import Block
-from ..core import random
 from ..core.backend import Backend
 from ..core.errors import expect_count
-from ..core.trees import leaves, tree_map
+from ..core.trees import leaves
 from ..display.tables import html_table, table
 from ..layers import Layer
 from ..losses import Loss
 from ..losses.base import no_context, takes_keyword
 from ..optimizers import Optimizer
 from ..training import NonFiniteLoss, Trainer, make_step
+from .observe import Handler, Hook, branch, observed_model, run
 
 __all__ = ["Operation", "Profile", "Row", "profile"]
 
@@ -181,9 +179,9 @@ def profile(
 
     clock = _Stopwatch(chosen)
     whole = medians(clock, partial(clock.time, "step", chosen.jit(step, donate=(0,))))
-    watch = _Watch(chosen)
-    seconds = medians(watch.clock, watch.step(model, loss, optimizer))
-    rows = watch.rows(seconds)
+    layer_timer = _LayerTimer(chosen)
+    seconds = medians(layer_timer.clock, layer_timer.step(model, loss, optimizer))
+    rows = layer_timer.rows(seconds)
     parts = {
         "forward": sum(row.forward for row in rows),
         "loss": seconds["loss"],
@@ -191,8 +189,10 @@ def profile(
         "finite": seconds["finite"],
         "update": seconds["update"],
     }
-    told = _operations(step, chosen, medians)
-    return Profile(str(chosen), len(examples), steps, rows, parts, whole["step"], *told)
+    operations, remark = _operations(step, chosen, medians)
+    return Profile(
+        str(chosen), len(examples), steps, rows, parts, whole["step"], operations, remark
+    )
 
 
 def _loss(loss: Loss, y: Any, target: Any, t: Any = None) -> tuple:
@@ -216,7 +216,7 @@ class _Stopwatch:
         try:
             began = perf_counter()
             result = function(*args, **kwargs)
-            self.backend.synchronize(tuple([leaf for leaf in leaves(result) if _is_array(leaf)]))
+            self.backend.synchronize(tuple(filter(_is_array, leaves(result))))
             took = perf_counter() - began
         finally:
             within = self._within.pop()
@@ -224,6 +224,10 @@ class _Stopwatch:
         self.calls[name] += 1
         self._within[-1] += perf_counter() - came
         return result
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def _timed(
@@ -258,7 +262,11 @@ class _Hidden(Exception):
 
 @dataclass
 class _Note:
-    """A layer, whether it is timed as a whole, and as which of all it was called first."""
+    """A layer that is timed.
+
+    whole: whether the layers inside are not timed by themselves; called: its place in the order
+    of first calls, from 1, or 0 if it was not called.
+    """
 
     path: str
     layer: Layer
@@ -266,58 +274,61 @@ class _Note:
     called: int = 0
 
 
-class _Watch:
-    """Twins of layers that time what is asked of them."""
+class _LayerTimer:
+    """Times the methods of each layer of a model."""
 
     def __init__(self, backend: Backend) -> None:
-        self.backend, self.clock = backend, _Stopwatch(backend)
+        self.backend = backend
+        self.clock = _Stopwatch(backend)
         self.notes: list[_Note] = []
-        self._turn = count(1)
         self.part = "forward"
+        self._turn = count(1)
 
     def step(self, model: Layer, loss: Loss, optimizer: Optimizer) -> Callable:
-        """The step of `make_step`, piece by piece."""
-        jit, time, twin = self.backend.jit, self.clock.time, self.twin(model)
-        judge, look = jit(partial(_loss, loss)), jit(ops.all_finite)
+        """Return the step of `make_step`, timed piece by piece."""
+        jit = self.backend.jit
+        time = self.clock.time
+        timed = observed_model(model, self._hooks)
+        compute_loss = jit(partial(_loss, loss))
+        check_finite = jit(ops.all_finite)
 
-        def moved(params, moments, state, after, grads, finite):
-            def taken():
-                new, kept = optimizer.update(params, grads, moments)
-                return new, after, kept
+        def apply(params, moments, state, after, grads, finite):
+            def updated():
+                new_params, new_moments = optimizer.update(params, grads, moments)
+                return new_params, after, new_moments
 
-            return ops.select(finite, taken, (params, state, moments))
+            return ops.select(finite, updated, (params, state, moments))
 
-        update = jit(moved, donate=(0, 1))
+        update = jit(apply, donate=(0, 1))
 
         def step(carry, x, target, *t):
             params, state, moments = carry
             self.part = "forward"
-            y, after, *cache = twin.forward(params, state, x, train=True)
-            value, dy = time("loss", judge, y, target, *t)
+            y, after, *cache = timed.forward(params, state, x, train=True)
+            value, dy = time("loss", compute_loss, y, target, *t)
             self.part = "backward"
-            grads = twin.backward_params(params, cache.pop(), dy)
-            finite = time("finite", look, value, *leaves(grads))
+            # Popped, so that backward holds the only reference and can free the cache early.
+            grads = timed.backward_params(params, cache.pop(), dy)
+            finite = time("finite", check_finite, value, *leaves(grads))
             carry = time("update", update, params, moments, state, after, grads, finite)
             return carry, value, finite
 
         return step
 
-    def twin(self, layer: Layer, path: str = "") -> Layer:
-        """A layer like `layer` whose methods are timed, each compiled if it is no block's."""
-        number, kind, block = len(self.notes), type(layer), isinstance(layer, Block)
-        note = _Note(path, layer, not block)
+    def _hooks(self, layer: Layer, path: str) -> dict[str, Hook]:
+        number = len(self.notes)
+        note = _Note(path, layer, whole=not isinstance(layer, Block))
         self.notes.append(note)
         compiled: dict[Any, Callable] = {}
 
-        def timed(name: str) -> Callable:
-            def method(self_, *args: Any, **mode: bool) -> Any:
+        def timed(name: str) -> Hook:
+            def hook(method: Callable, *args: Any, **mode: bool) -> Any:
                 if not note.called:
                     self._expect_values(args)
                     note.called = next(self._turn)
                 if not note.whole:
                     try:
-                        inside = partial(getattr(kind, name), self_, *args, **mode)
-                        return self.clock.time((number, self.part), inside)
+                        return self.clock.time((number, self.part), method, *args, **mode)
                     except _Hidden:
                         note.whole = True
                 key = (name, *mode.values())
@@ -325,33 +336,28 @@ class _Watch:
                     compiled[key] = self.backend.jit(partial(getattr(layer, name), **mode))
                 return self.clock.time((number, self.part), compiled[key], *args)
 
-            return method
+            return hook
 
-        def inner(name: str, layer: Layer) -> Layer:
-            return self.twin(layer, ".".join(filter(None, (path, name))))
-
-        mapped = layer.map_layers(inner) if isinstance(layer, Block) else layer
-        methods = {name: timed(name) for name in ("forward", "backward", "backward_params")}
-        twin: Any = object.__new__(type(kind.__name__, (kind,), methods))
-        vars(twin).update(vars(mapped))
-        return twin
+        return {name: timed(name) for name in ("forward", "backward", "backward_params")}
 
     def _expect_values(self, args: tuple) -> None:
-        """Raise _Hidden for arrays that have none."""
+        """Raise _Hidden for arrays without values, as while a loop is compiled."""
         try:
             self.backend.to_numpy(leaves(args)[-1])
-        except Exception as error:  # each library has its own for arrays without
+        except Exception as error:  # each library has its own exception for these
             raise _Hidden from error
 
     def rows(self, seconds: dict[Any, float]) -> tuple[Row, ...]:
-        """A row for each layer that was called, from the medians of what was timed."""
-        total, rows = sum(seconds.values()), []
+        """Return a row for each layer that was called, from the medians of its timings."""
+        total = sum(seconds.values())
+        rows = []
         for number, note in sorted(enumerate(self.notes), key=lambda pair: pair[1].called):
-            forward, backward = (seconds.get((number, p), 0.0) for p in ("forward", "backward"))
-            shown = repr(note.layer) if note.whole else type(note.layer).__name__
+            forward = seconds.get((number, "forward"), 0.0)
+            backward = seconds.get((number, "backward"), 0.0)
+            description = repr(note.layer) if note.whole else type(note.layer).__name__
             if forward + backward > 0.0:
                 share = (forward + backward) / total
-                rows.append(Row(note.path, shown, forward, backward, share))
+                rows.append(Row(note.path, description, forward, backward, share))
         return tuple(rows)
 
 
@@ -361,134 +367,35 @@ class _Watch:
 def _operations(
     step: Callable, backend: Backend, medians: Callable
 ) -> tuple[tuple[Operation, ...], str]:
-    """What each function of arrays takes that `step` calls; or none, and why."""
+    """Return the time of each array function that `step` calls; or none, and the reason."""
     if backend.compiles:
-        return (), f"{backend.name} melts operations into one another: none is timed alone"
+        return (), f"{backend.name} fuses operations: none can be timed alone"
     clock = _Stopwatch(backend)
-
-    def watched(carry, *batch):
-        before = _now.set(clock)
-        try:
-            carry, *found = step(*tree_map(_Watched, (carry, *batch)))
-        finally:
-            _now.reset(before)
-        return tree_map(_value, carry), *map(_value, found)
-
+    timed = partial(run, _OperationTimer(clock), step)
     try:
-        found = medians(clock, watched)
-    except Exception as error:  # the step itself has run: it is the watching that fails
-        return (), f"operations cannot be told apart: {type(error).__name__}: {error}"
-    rows = [Operation(name, clock.calls[name], seconds) for name, seconds in found.items()]
+        seconds = medians(clock, timed)
+    except Exception as error:  # the step itself has run: it is the observing that fails
+        return (), f"operations cannot be timed one by one: {type(error).__name__}: {error}"
+    rows = [Operation(name, clock.calls[name], seconds[name]) for name in seconds]
     return tuple(sorted(rows, key=lambda row: -row.seconds)), ""
 
 
-_now: ContextVar[_Stopwatch] = ContextVar("_now")
+_CONTROL_FLOW = (ops.barrier_impl, ops.scan_impl)
 
 
-def _asked(name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
-    """function(*args, **kwargs) of the arrays that are watched, timed."""
-    result = _now.get().time(name, function, *_mapped(_value, args), **_mapped(_value, kwargs))
-    return _mapped(lambda leaf: _Watched(leaf) if _is_array(leaf) else leaf, result)
+class _OperationTimer(Handler):
+    """Times each operation; of a loop, a barrier or a choice those that are computed inside."""
 
+    def __init__(self, clock: _Stopwatch) -> None:
+        super().__init__(clock.backend.xp)
+        self.clock = clock
 
-def _mapped(function: Callable, tree: Any) -> Any:
-    """`tree_map`, of lists too."""
-    if isinstance(tree, dict):
-        return {k: _mapped(function, v) for k, v in tree.items()}
-    if isinstance(tree, tuple | list):
-        return type(tree)([_mapped(function, v) for v in tree])
-    return function(tree)
+    def compute(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+        return self.clock.time(name, function, *args, **kwargs)
 
-
-def _value(leaf: Any) -> Any:
-    return leaf.value if isinstance(leaf, _Watched) else leaf
-
-
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not isinstance(leaf, _Watched)
-
-
-class _Watched:
-    """An array that times what is done with it; otherwise like the one that it holds."""
-
-    __slots__ = ("value",)
-    __array_ufunc__ = None  # NumPy's own arrays leave operators to it
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __array_namespace__(self, api_version: str | None = None) -> "_Namespace":
-        return _namespace
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # other protocols would lead past the clock
-            raise AttributeError(name)
-        found = getattr(self.value, name)
-        if callable(found):
-            return partial(_asked, name, found)
-        return _Watched(found) if _is_array(found) else found
-
-    def __array__(self, *_: Any, **__: Any) -> Any:
-        raise TypeError("an array that is watched cannot become one of NumPy")
-
-    def __len__(self) -> int:
-        return len(self.value)
-
-    def __bool__(self) -> bool:
-        return bool(self.value)
-
-    def __int__(self) -> int:
-        return int(self.value)
-
-    def __float__(self) -> float:
-        return float(self.value)
-
-
-def _operator(name: str, function: Callable, turned: bool = False) -> Callable:
-    if turned:
-        return lambda self, other: _asked(name, function, other, self)
-    return lambda self, *other: _asked(name, function, self, *other)
-
-
-for _name, _said in {
-    "add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide",
-    "floordiv": "floor_divide", "mod": "remainder", "pow": "pow", "matmul": "matmul",
-    "and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor",
-    "lshift": "bitwise_left_shift", "rshift": "bitwise_right_shift",
-}.items():  # fmt: skip
-    _function = getattr(operator, f"__{_name}__")
-    setattr(_Watched, f"__{_name}__", _operator(_said, _function))
-    setattr(_Watched, f"__r{_name}__", _operator(_said, _function, turned=True))
-    setattr(_Watched, f"__i{_name}__", _operator(_said, getattr(operator, f"__i{_name}__")))
-for _name, _said in {
-    "eq": "equal", "ne": "not_equal", "lt": "less", "le": "less_equal", "gt": "greater",
-    "ge": "greater_equal", "neg": "negative", "pos": "positive", "abs": "abs",
-    "invert": "bitwise_invert", "getitem": "getitem",
-}.items():  # fmt: skip
-    setattr(_Watched, f"__{_name}__", _operator(_said, getattr(operator, f"__{_name}__")))
-
-
-class _Namespace:
-    """The Standard's functions, timed, of whichever library is watched."""
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(_now.get().backend.xp, name)
-        if not callable(found) or isinstance(found, type):
-            return found
-        if name in _ABOUT_DTYPES:
-            return lambda *args: found(*map(_value, args))
-        return partial(_asked, name, found)
-
-
-_ABOUT_DTYPES = ("finfo", "iinfo", "isdtype", "can_cast", "result_type")
-_namespace = _Namespace()
-
-# a loop, a barrier and a choice are what is computed inside
-ops.scan_impl.register(_Watched, ops.scan_impl.dispatch(object))
-ops.barrier_impl.register(_Watched, ops.barrier_impl.dispatch(object))
-ops.select.register(_Watched, lambda holds, make, old: make() if holds else old)
-for _home, _module in {"ops": ops, "random": random}.items():
-    for _name in _module.__all__:
-        _function = getattr(_module, _name)
-        if _Watched not in getattr(_function, "registry", (_Watched,)):
-            _function.register(_Watched, partial(_asked, f"{_home}.{_name}", _function))
+    def call_ops(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+        if function is ops.select:
+            return branch(*args)
+        if function in _CONTROL_FLOW:
+            return super().call_ops(name, function, args, kwargs)
+        return self.call(name, function, args, kwargs)

@@ -1,13 +1,13 @@
-"""Roundings: how many follow one another in a training step, layer by layer.
+"""Count the consecutive roundings in a training step, layer by layer.
 
-One step is taken on the host, on arrays that say what is done with them. A sum of k numbers,
-as each element of a product of matrices is one, makes k roundings; any other arithmetic makes
-one; what only moves, compares or chooses numbers makes none. A function of `ops` counts
-as what it is by the Standard alone, since a native version may round less but not more often.
+One step is taken on NumPy with arrays that report each operation. A sum of k numbers makes k
+roundings, and so does each element of a matrix product; other arithmetic makes one; moving,
+comparing or choosing numbers makes none. A function of `ops` is counted as its standard version,
+since a native version may round less often but not more often.
 
-All of it counts as if in a row, in the order in which it is computed, also what stands side by
-side: the number met when a layer's outputs are there is that of all roundings that they can
-have inherited, and so it is, on the way back, with the layer's gradients.
+Parallel branches are counted as if they were sequential, so the counts are upper bounds: the
+count at a layer's outputs is the number of all roundings before them, in the order of
+computation, and so is the count at its gradients on the way back.
 """
 
 from collections.abc import Callable
@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 
+from ... import ops
 from ...blocks import Block
-from ...core.backend import Backend
-from ...core.backend import backend as choose
-from ...core.trees import leaves, tree_map
+from ...core.arrays import namespace
+from ...core.trees import leaves
 from ...layers import Layer
-from ..profile import _now, _value, _Watched
+from ..observe import Handler, Hook, branch, observed_layer, observed_model, path_of, run
 
 __all__ = ["Chains", "chains", "layer_of", "twin"]
 
 SUMS = {"sum", "mean", "var", "std", "prod", "cumulative_sum", "cumulative_prod"}
 PRODUCTS = {"matmul", "vecdot", "tensordot"}
-EXACT = {  # what makes no new numbers
+EXACT = {  # operations that make no new numbers
     "abs", "argmax", "argmin", "argsort", "asarray", "astype", "broadcast_arrays", "broadcast_to",
     "ceil", "clip", "concat", "copysign", "empty", "empty_like", "expand_dims", "eye", "flip",
     "floor", "full", "full_like", "getitem", "matrix_transpose", "max", "maximum", "min", "minimum",
@@ -39,10 +39,10 @@ EXACT = {  # what makes no new numbers
 
 @dataclass(frozen=True)
 class Chains:
-    """Roundings in a row: until each layer's outputs and gradients are there, and in a step.
+    """Consecutive roundings up to each layer's outputs and gradients, and in a whole step.
 
-    outputs and gradients: by the layer's place in the model, in the order of computation;
-    about: what the layer is; predictions: until those of the model are there.
+    outputs, gradients: by the path of the layer, in the order of computation; about: a
+    description of each layer; predictions: roundings up to the predictions of the model.
     """
 
     outputs: dict[str, int]
@@ -53,7 +53,7 @@ class Chains:
 
     @property
     def loss(self) -> int:
-        """Until the loss is there, at most: the first gradient comes after it."""
+        """An upper bound for the loss: the first gradient is computed after it."""
         return min(self.gradients.values(), default=self.step)
 
     @property
@@ -65,101 +65,95 @@ class Chains:
 def chains(
     step_of: Callable[[Layer], Callable], model: Layer, carry: Any, batch: tuple, x: Any = None
 ) -> Chains:
-    """The roundings of step_of(model)(carry, *batch), a step as `make_step` makes it.
+    """Return the roundings of step_of(model)(carry, *batch), a step as `make_step` makes it.
 
     x: examples to predict, whose roundings are counted too.
 
-    Where a layer of somebody's own takes no arrays but NumPy's they cannot be watched. Then
-    shapes must do: forward sums over the rows of each weight, backward over its columns, and
-    a gradient over the batch; the lengths of all axes of all parameters, and once the batch.
+    A custom layer may accept NumPy's arrays only, and then cannot be observed. In that case the
+    counts are estimated from shapes: forward sums over the rows of each weight, backward over its
+    columns, and a gradient over the batch; that is the lengths of all axes of all parameters, and
+    once the batch.
     """
-    count = _Count()
+    counter = _Counter()
     outputs: dict[str, int] = {}
     gradients: dict[str, int] = {}
     about: dict[str, str] = {}
 
-    def noting(kind: type, name: str, path: str, noted: dict[str, int]) -> Callable:
-        def method(self: Any, *args: Any, **mode: Any) -> Any:
-            found = getattr(kind, name)(self, *args, **mode)
-            noted.pop(path, None)  # so that the last one to be reached stands last
-            noted[path] = count.roundings
-            return found
+    def recorded(path: str, counts: dict[str, int]) -> Hook:
+        def hook(method: Callable, *args: Any, **mode: Any) -> Any:
+            result = method(*args, **mode)
+            counts.pop(path, None)  # so that the layer reached last also stands last
+            counts[path] = counter.roundings
+            return result
 
-        return method
+        return hook
 
-    def methods(layer: Layer, path: str) -> dict[str, Callable]:
+    def hooks(layer: Layer, path: str) -> dict[str, Hook]:
         about[path] = type(layer).__name__ if isinstance(layer, Block) else repr(layer)
-        names = {"forward": outputs, "backward": gradients, "backward_params": gradients}
-        return {name: noting(type(layer), name, path, noted) for name, noted in names.items()}
+        backward = recorded(path, gradients)
+        forward = recorded(path, outputs)
+        return {"forward": forward, "backward": backward, "backward_params": backward}
 
-    predicting = _Count()
+    prediction_counter = _Counter()
     try:
-        _counted(count, step_of(twin(model, methods)), (carry, *batch))
+        run(counter, step_of(observed_model(model, hooks)), carry, *batch)
         if x is not None:
-            _counted(predicting, model.predict, (carry[0], carry[1], x))
-    except Exception:  # of whatever kind a custom layer raises
+            run(prediction_counter, model.predict, carry[0], carry[1], x)
+    except Exception:  # whatever a custom layer raises
         guess = len(batch[2]) + sum(sum(leaf.shape) for leaf in leaves(carry[0]))
         return Chains({}, {}, guess, predictions=guess)
-    return Chains(outputs, gradients, count.roundings, about, predicting.roundings)
+    return Chains(outputs, gradients, counter.roundings, about, prediction_counter.roundings)
 
 
-def _counted(count: "_Count", function: Callable, trees: tuple) -> None:
-    """Run function(*trees), counting."""
-    before = _now.set(count)  # type: ignore[arg-type]
-    try:
-        function(*tree_map(_Watched, trees))
-    finally:
-        _now.reset(before)
+def layer_of(name: str, paths: Any) -> str:
+    """Return the innermost of the layers at `paths` that holds the parameter called `name`."""
+    holding = [path for path in paths if not path or f"{name}.".startswith(f"{path}.")]
+    return max(holding, key=len, default="")
 
 
 def twin(
     layer: Layer, methods: Callable[[Layer, str], dict[str, Callable]], path: str = ""
 ) -> Layer:
-    """A layer like `layer`, and so all layers in it, with other methods: methods(layer, path)."""
+    """Return a copy of `layer` and of all layers in it with other methods: methods(layer, path)."""
 
     def inner(name: str, layer: Layer) -> Layer:
-        return twin(layer, methods, ".".join(filter(None, (path, name))))
+        return twin(layer, methods, path_of(path, name))
 
-    kind = type(layer)
-    mapped = layer.map_layers(inner) if isinstance(layer, Block) else layer
-    made: Any = object.__new__(type(kind.__name__, (kind,), methods(layer, path)))
-    vars(made).update(vars(mapped))
-    return made
+    observed = observed_layer(layer, {}, inner)
+    observed.__class__ = type(type(layer).__name__, (type(layer),), methods(layer, path))
+    return observed
 
 
-def layer_of(name: str, paths: Any) -> str:
-    """Of the layers at `paths` the innermost that holds the parameter called `name`."""
-    holding = [path for path in paths if not path or f"{name}.".startswith(f"{path}.")]
-    return max(holding, key=len, default="")
+class _Counter(Handler):
+    """Counts the roundings of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__(namespace(np.zeros(())))
+        self.roundings = 0
+
+    def compute(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+        result = function(*args, **kwargs)
+        if name not in EXACT and not name.startswith("random."):
+            self.roundings += _roundings_of(name, args, result)
+        return result
+
+    def call_ops(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+        if function is ops.select:
+            return branch(*args)
+        if name.startswith("random."):  # integers
+            return self.call(name, function, args, kwargs)
+        return super().call_ops(name, function, args, kwargs)
 
 
-@dataclass
-class _Count:
-    """Told of every operation in the place of a clock, it counts roundings."""
-
-    backend: Backend = field(default_factory=lambda: choose("numpy"))
-    roundings: int = 0
-
-    def time(self, name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
-        home, _, inner = name.rpartition(".")
-        if home == "ops" and hasattr(function, "dispatch"):
-            plain = function.dispatch(object)
-            return _each(_value, plain(*_each(_watched, args), **_each(_watched, kwargs)))
-        found = function(*args, **kwargs)
-        if home != "random" and inner not in EXACT:
-            self.roundings += _made(inner, args, found)
-        return found
-
-
-def _made(name: str, args: tuple, found: Any) -> int:
-    """How many roundings each element of what was `found` has gone through."""
-    out = [leaf for leaf in _arrays(found) if leaf.dtype.kind == "f"]
-    if not out or not out[0].size:
+def _roundings_of(name: str, args: tuple, result: Any) -> int:
+    """Return how many roundings each element of `result` has gone through."""
+    floats = [leaf for leaf in _arrays(result) if leaf.dtype.kind == "f"]
+    if not floats or not floats[0].size:
         return 0
     if name in PRODUCTS:
         return args[0].shape[-1]
     if name in SUMS:
-        return max(1, args[0].size // out[0].size)
+        return max(1, args[0].size // floats[0].size)
     return 1
 
 
@@ -167,15 +161,3 @@ def _arrays(tree: Any) -> list:
     if isinstance(tree, tuple | list):
         return [leaf for branch in tree for leaf in _arrays(branch)]
     return [tree] if isinstance(tree, np.ndarray | np.generic) else []
-
-
-def _watched(leaf: Any) -> Any:
-    return _Watched(leaf) if isinstance(leaf, np.ndarray | np.generic) else leaf
-
-
-def _each(function: Callable, tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {k: _each(function, v) for k, v in tree.items()}
-    if isinstance(tree, tuple | list):
-        return type(tree)([_each(function, v) for v in tree])
-    return function(tree)

@@ -1,0 +1,281 @@
+"""Observed arrays: wrappers that pass every operation on them to a handler.
+
+An `ObservedArray` holds a value, usually the array of a library, and a `Handler`. Its operators,
+its methods and the functions of its namespace all end in `Handler.call`. The functions of `ops`
+and `random` that dispatch on the class of an array end in `Handler.call_ops`.
+"""
+
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+from ... import ops
+from ...core import random
+from ...core.arrays import device
+from ...core.trees import tree_map
+
+__all__ = [
+    "Handler",
+    "ObservedArray",
+    "ObservedNamespace",
+    "branch",
+    "observing",
+    "run",
+    "value_of",
+]
+
+
+class Handler:
+    """Decides what a call with observed arrays does. Override one of the methods.
+
+    xp: the namespace of the values, whose functions are observed.
+    """
+
+    def __init__(self, xp: Any) -> None:
+        self.xp = xp
+
+    def compute(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+        """Return the result of a call, as values; `args` and `kwargs` hold values too."""
+        return function(*args, **kwargs)
+
+    def call(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+        """Return what an operator, or a function that the Standard calls `name`, returns.
+
+        `args` and `kwargs` hold observed arrays, and so does the result.
+        """
+        result = self.compute(name, function, _mapped(value_of, args), _mapped(value_of, kwargs))
+        return _mapped(self._wrapped, result)
+
+    def call_ops(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+        """Return what a function of `ops` or `random` returns, `name` being "ops.erf" or the like.
+
+        By default it is the standard version, whose operations are observed one by one. To treat
+        it as one operation, pass it to `call`: the native version for the values is then used.
+        """
+        return function.dispatch(object)(*args, **kwargs)  # type: ignore[attr-defined]
+
+    def wrap(self, value: Any) -> "ObservedArray":
+        """Return an observed array that holds `value`."""
+        return ObservedArray(value, self)
+
+    def _wrapped(self, leaf: Any) -> Any:
+        return self.wrap(leaf) if _is_array(leaf) else leaf
+
+
+_default: ContextVar[Handler] = ContextVar("_default")
+
+
+@contextmanager
+def observing(handler: Handler) -> Iterator[None]:
+    """Make `handler` that of calls without an observed array, such as `xp.zeros(shape)`."""
+    token = _default.set(handler)
+    try:
+        yield
+    finally:
+        _default.reset(token)
+
+
+def run(handler: Handler, function: Callable, *trees: Any, default: Handler | None = None) -> Any:
+    """Return function(*trees), called with the leaves of `trees` observed by `handler`.
+
+    default: the handler of arrays that are not computed from the leaves; `handler` if None.
+    """
+    with observing(default or handler):
+        result = function(*tree_map(handler.wrap, trees))
+    return tree_map(value_of, result)
+
+
+def value_of(leaf: Any) -> Any:
+    """Return the value of an observed array, and anything else as it is."""
+    return leaf.value if isinstance(leaf, ObservedArray) else leaf
+
+
+def branch(holds: Any, make: Callable, old: Any) -> Any:
+    """`ops.select` for arrays whose values are known: only the branch taken is computed."""
+    return make() if holds else old
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not isinstance(leaf, ObservedArray)
+
+
+def _mapped(function: Callable, tree: Any) -> Any:
+    """`tree_map`, also through lists and named tuples, which functions of the Standard use."""
+    if isinstance(tree, dict):
+        return {key: _mapped(function, branch) for key, branch in tree.items()}
+    if isinstance(tree, tuple | list):
+        branches = [_mapped(function, branch) for branch in tree]
+        return type(tree)(*branches) if hasattr(tree, "_fields") else type(tree)(branches)
+    return function(tree)
+
+
+# --- which handler ----------------------------------------------------------------------
+
+
+def _call(name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+    return _handler_of(args, kwargs).call(name, function, args, kwargs)
+
+
+def _called(name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    return _handler_of(args, kwargs).call(name, function, args, kwargs)
+
+
+def _called_ops(name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    return _handler_of(args, kwargs).call_ops(name, function, args, kwargs)
+
+
+def _handler_of(args: tuple, kwargs: dict) -> Handler:
+    """Return the first handler among the arguments that is not the default, else the default.
+
+    So a constant, which belongs to the default, takes on the handler of what it is combined with.
+    """
+    default = _default.get(None)
+    handler = _other_than(default, args) or (kwargs and _other_than(default, kwargs.values()))
+    return handler or default or _no_handler()
+
+
+def _other_than(default: Handler | None, values: Any) -> Handler | None:
+    for value in values:
+        if isinstance(value, ObservedArray):
+            if value.handler is not default:
+                return value.handler
+        elif isinstance(value, tuple | list | dict):
+            inner = value.values() if isinstance(value, dict) else value
+            handler = _other_than(default, inner)
+            if handler is not None:
+                return handler
+    return None
+
+
+def _no_handler() -> Handler:
+    raise RuntimeError("observed arrays must be used inside `observing(handler)`")
+
+
+# --- the namespace ----------------------------------------------------------------------
+
+_ABOUT_DTYPES = ("can_cast", "finfo", "iinfo", "isdtype", "result_type")  # they compute no array
+
+
+class ObservedNamespace:
+    """The namespace of observed arrays: functions go to a handler, dtypes and constants are as is.
+
+    handler: returns the handler whose `xp` is used, and None for the default.
+    """
+
+    def __init__(self, handler: Callable[[], Handler] | None = None) -> None:
+        self._handler = handler or (lambda: _default.get(None) or _no_handler())
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._handler().xp, name)
+        if not callable(attribute) or isinstance(attribute, type):
+            return attribute
+        if name in _ABOUT_DTYPES:
+            return lambda *args: attribute(*map(value_of, args))
+        return partial(_called, name, attribute)
+
+
+_namespace = ObservedNamespace()
+
+
+# --- the array --------------------------------------------------------------------------
+
+
+class ObservedArray:
+    """An array that passes what is done with it to its handler; otherwise like its value."""
+
+    __slots__ = ("handler", "value")
+    __array_ufunc__: Any = None  # NumPy's own arrays leave operators to this class
+
+    def __init__(self, value: Any, handler: Handler) -> None:
+        self.value = value
+        self.handler = handler
+
+    def __array_namespace__(self, api_version: str | None = None) -> Any:
+        return _namespace
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # other protocols would bypass the handler
+            raise AttributeError(name)
+        attribute = getattr(self.value, name)
+        if callable(attribute):
+            return partial(_called, name, _method(name), self)
+        return self.handler.wrap(attribute) if _is_array(attribute) else attribute
+
+    @property
+    def device(self) -> Any:
+        return device(self.value)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("an observed array cannot become one of NumPy")
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+    def __int__(self) -> int:
+        return int(self.value)
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __complex__(self) -> complex:
+        return complex(self.value)
+
+    def __index__(self) -> int:
+        return operator.index(self.value)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        _call("setitem", operator.setitem, (self, index, value), {})
+
+
+def _method(name: str) -> Callable:
+    return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
+
+
+def _unary(name: str, function: Callable) -> Callable:
+    return lambda self: _call(name, function, (self,), {})
+
+
+def _binary(name: str, function: Callable) -> Callable:
+    return lambda self, other: _call(name, function, (self, other), {})
+
+
+def _reflected(name: str, function: Callable) -> Callable:
+    return lambda self, other: _call(name, function, (other, self), {})
+
+
+_ARITHMETIC = {  # Python's name of an operator: the Standard's, which a handler gets
+    "add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide",
+    "floordiv": "floor_divide", "mod": "remainder", "pow": "pow", "matmul": "matmul",
+    "and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor",
+    "lshift": "bitwise_left_shift", "rshift": "bitwise_right_shift",
+}  # fmt: skip
+_COMPARISONS = {
+    "eq": "equal", "ne": "not_equal", "lt": "less", "le": "less_equal", "gt": "greater",
+    "ge": "greater_equal", "getitem": "getitem",
+}  # fmt: skip
+_UNARY = {"neg": "negative", "pos": "positive", "abs": "abs", "invert": "bitwise_invert"}
+
+for _python, _name in _ARITHMETIC.items():
+    _function = getattr(operator, f"__{_python}__")
+    _in_place = getattr(operator, f"__i{_python}__")
+    setattr(ObservedArray, f"__{_python}__", _binary(_name, _function))
+    setattr(ObservedArray, f"__r{_python}__", _reflected(_name, _function))
+    setattr(ObservedArray, f"__i{_python}__", _binary(_name, _in_place))
+for _python, _name in _COMPARISONS.items():
+    setattr(ObservedArray, f"__{_python}__", _binary(_name, getattr(operator, f"__{_python}__")))
+for _python, _name in _UNARY.items():
+    setattr(ObservedArray, f"__{_python}__", _unary(_name, getattr(operator, f"__{_python}__")))
+
+# Every function that dispatches on the class of an array. One that is added to `ops` is found here.
+for _prefix, _module in {"ops": ops, "random": random}.items():
+    for _name in _module.__all__:
+        _function = getattr(_module, _name)
+        if hasattr(_function, "registry"):
+            _handled = partial(_called_ops, f"{_prefix}.{_name}", _function)
+            _function.register(ObservedArray, _handled)

@@ -1,0 +1,55 @@
+"""Observed layers: copies of layers whose methods are called through hooks."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ...blocks import Block
+from ...layers import Layer
+
+__all__ = ["Hook", "observed_layer", "observed_model", "path_of"]
+
+# hook(method, *args, **kwargs) -> what the method is to return; `method` is that of the layer
+Hook = Callable[..., Any]
+
+
+def observed_layer(
+    layer: Layer, hooks: dict[str, Hook], inner: Callable[[str, Layer], Layer]
+) -> Layer:
+    """Return a copy of `layer` whose methods named in `hooks` are called through these.
+
+    inner: (name, layer) -> what stands for a layer of a block; called if `layer` is a block.
+    """
+    kind = type(layer)
+    mapped = layer.map_layers(inner) if isinstance(layer, Block) else layer
+    methods = {name: _hooked(getattr(kind, name), hook) for name, hook in hooks.items()}
+    # A subclass of the same name is shown and compared like the layer, and keeps `isinstance` true.
+    observed: Any = object.__new__(type(kind.__name__, (kind,), methods))
+    vars(observed).update(vars(mapped))
+    return observed
+
+
+def _hooked(method: Callable, hook: Hook) -> Callable:
+    def hooked(layer: Layer, *args: Any, **kwargs: Any) -> Any:
+        return hook(partial(method, layer), *args, **kwargs)
+
+    return hooked
+
+
+def observed_model(
+    model: Layer, hooks: Callable[[Layer, str], dict[str, Hook]], path: str = ""
+) -> Layer:
+    """Return a copy of `model` in which every layer has hooks: hooks(layer, path).
+
+    `hooks` is called for a block before it is called for the layers inside.
+    """
+
+    def inner(name: str, layer: Layer) -> Layer:
+        return observed_model(layer, hooks, path_of(path, name))
+
+    return observed_layer(model, hooks(model, path), inner)
+
+
+def path_of(path: str, name: str) -> str:
+    """Return the path of the layer called `name` in the block at `path`; either may be empty."""
+    return f"{path}.{name}" if path and name else path or name
