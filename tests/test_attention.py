@@ -93,6 +93,18 @@ def test_a_query_that_may_see_no_key_gets_the_bias_and_sends_no_gradient_back(
     assert all(np.isfinite(leaf).all() for leaf in leaves((dx, grads)))
 
 
+def test_a_source_that_is_the_same_array_as_x_gets_a_gradient_of_its_own(backend, draw, widest):
+    layer = nn.MultiHeadAttention(2)
+    params, state = made(layer, {"x": (3, 4), "source": (3, 4)}, widest)
+    params, state, x, dy = backend.asarray((params, state, draw(2, 3, 4), draw(2, 3, 4)))
+    _, _, cache = layer.forward(params, state, {"x": x, "source": x})
+    twice, _ = layer.backward(params, cache, dy)
+    _, _, cache = layer.forward(params, state, x)
+    once, _ = layer.backward(params, cache, dy)
+    total = backend.to_numpy(twice["x"] + twice["source"])
+    np.testing.assert_allclose(total, backend.to_numpy(once), rtol=0, atol=1e-5)
+
+
 def test_what_a_mask_hides_changes_nothing_and_gets_no_gradient(backend, draw, widest):
     layer = nn.MultiHeadAttention(2, rotary=True)
     shape = {"x": (3, 4), "source": (5, 4), "mask": (5,)}

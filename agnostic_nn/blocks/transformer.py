@@ -7,7 +7,7 @@ from typing import ClassVar
 from ..core.errors import expect, expect_count, expect_flag, expect_number
 from ..core.random import split
 from ..layers.activations import GELU
-from ..layers.attention import MultiHeadAttention, beside_x, inputs_by_name
+from ..layers.attention import MultiHeadAttention, inputs_by_name, nest_like_x
 from ..layers.base import Layer, not_a_layer
 from ..layers.dense import Dense
 from ..layers.normalization import LayerNorm
@@ -106,7 +106,7 @@ class TransformerBlock(Block):
             if isinstance(dx, dict):
                 dx, dsource = dx["x"], dx.get("source", dsource)
             dy = dy + (back(f"{name}_norm", dx) if self.pre_norm else dx)
-        return beside_x(self, dy, (None, dsource, None), given), grads
+        return nest_like_x(self, dy, (None, dsource, None), given), grads
 
     def predict(self, params, state, x):
         x, beside, _ = self._inputs(x)
@@ -172,7 +172,7 @@ class TransformerBlock(Block):
         return y
 
     def _inputs(self, x):
-        """x itself, what each part is given beside it, and all of that as `beside_x` wants it."""
+        """Return x, the other inputs of each part, and which inputs were passed."""
         named, given = inputs_by_name(self, x)
         fits = ("source" in named) == (self.cross is not None)
         expect(fits, "cross attention and an input called source go together, got {}", list(named))

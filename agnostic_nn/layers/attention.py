@@ -1,15 +1,28 @@
-"""Attention layers: what is asked is a map of x, and so is what answers.
+"""Multi-head attention. Queries, keys and values are linear projections of the inputs.
 
-The mean that each head takes, and its gradient, are derived in `ops.attention`. Kept for
-that are Q, K, V, O, which the map that follows keeps as well, and what else `attend` leaves.
-A block that keeps less is `Recompute`. Between the maps of x and the map of O float16 and
-bfloat16 are computed in float32: sums in S may overflow, and P of many keys is small.
+The weighted mean that each head computes, and its gradient, are derived in `ops.attention`.
+For `backward` the cache holds Q, K, V, the joined heads O, and what `attend` returns for it.
+`Recompute` around a block saves that memory.
+
+float16 and bfloat16 are computed in float32 between the projections of x and the projection
+of O: sums in S may overflow, and the weights P become small with many keys.
 """
 
 from dataclasses import KW_ONLY, dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from ..core.arrays import device, namespace
+from ..core.arrays import (
+    Array,
+    Cache,
+    Key,
+    Memory,
+    Params,
+    RowMask,
+    Shape,
+    State,
+    device,
+    namespace,
+)
 from ..core.errors import expect, expect_count, expect_flag, expect_number, expect_positive
 from ..core.random import bernoulli, split
 from ..initializers import Initializer, expect_initializer, glorot_uniform
@@ -18,56 +31,45 @@ from .base import Layer
 from .dense import Dense
 from .positions import angles, expect_sequence, rotate
 
-__all__ = ["MultiHeadAttention", "beside_x", "inputs_by_name"]
-
-
-def _split(x, heads):
-    """(batch, time, heads · width) -> (batch, heads, time, width)."""
-    xp = namespace(x)
-    batch, time, width = x.shape
-    return xp.permute_dims(xp.reshape(x, (batch, time, heads, width // heads)), (0, 2, 1, 3))
-
-
-def _join(x):
-    """(batch, heads, time, width) -> (batch, time, heads · width)."""
-    xp = namespace(x)
-    batch, heads, time, width = x.shape
-    return xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (batch, time, heads * width))
-
-
-def _positions(x):
-    xp = namespace(x)
-    return xp.arange(x.shape[1], dtype=xp.int32, device=device(x))
+__all__ = ["MultiHeadAttention", "inputs_by_name", "nest_like_x"]
 
 
 @dataclass(frozen=True)
 class MultiHeadAttention(Layer):
-    """y = [O₁ … Oₕ] W + b, the heads side by side, each the mean that attention takes.
+    """y = [O₁ … Oₕ] W + b, the heads side by side, with O = softmax(Q Kᵀ / √d) V for each head.
 
-    Q, K and V of a head are columns of affine maps: Q of x, K and V of x too, or of another
-    sequence, the source (Vaswani et al., arXiv:1706.03762, sec. 3.2.2). O and the gradients
-    of Q, K and V are derived in `ops.attention`; the rest of the chain is that of `Dense`.
+    Q is an affine map of x. K and V are affine maps of x too (self-attention), or of a second
+    sequence, the source (cross-attention) (Vaswani et al., arXiv:1706.03762, sec. 3.2.2).
 
-    x: (batch, time, width), alone or in a dict of inputs, beside
+    x: (batch, time, width), or a dict of "x" and, optionally,
 
-    - source: (batch, other time, other width), the sequence that K and V are maps of;
-    - mask: boolean, True where a key may be seen: (batch, keys), as for sequences that were
-      filled up to one length, or (batch, time, keys).
+    - "source": (batch, source time, source width), the sequence that K and V are computed from
+      (PyTorch: key and value; the encoder's output, also called memory);
+    - "mask": boolean, True where a key may be attended to: (batch, keys), for padded sequences,
+      or (batch, time, keys). PyTorch's masks are True where a key is hidden.
 
-    y: (batch, time, width). A query that may see no key at all gets y = b.
+    y: (batch, time, width). If the mask hides all keys from a query, its O is 0 and y = b.
 
-    `causal` lets position t see the keys up to t, and of those what a mask allows.
-    `key_heads`, a divisor of `heads`, makes fewer heads of K and V, one for each group of
-    neighbouring heads of Q (Ainslie et al., arXiv:2305.13245). `head_width` is width / heads
-    unless given. `rotary` turns Q and K by their positions, with angles of `base` (Su et al.,
-    arXiv:2104.09864, eq. 34). `dropout` drops elements of P while training; its state is a
-    random key.
+    `heads`: number of heads (num_heads). `head_width`: d, by default width / heads (Keras:
+    key_dim). `causal`: position t attends to keys up to t only, in addition to the mask.
+    `key_heads`: number of heads of K and V, a divisor of `heads`; each is shared by a group of
+    neighbouring heads of Q (grouped-query attention, Ainslie et al., arXiv:2305.13245).
+    `rotary`: rotate Q and K by angles of their positions, with the frequencies of `base` (Su
+    et al., arXiv:2104.09864, eq. 34). `dropout`: probability with which elements of
+    P = softmax(…) are dropped in training; the state then is a random key.
 
     Parameters: query, key, value and output, each with weight (fan_in, width) and, unless
     `bias` is false, bias (width,), which starts at 0.
 
-    Going step by step, it remembers K and V of all steps so far; of the input "source",
-    which has to be there at every step, it computes them once.
+    In decoding (`begin`, `advance`) the memory holds K and V of all steps so far. With a
+    source, which is passed at every step, K and V are computed once, in `begin`.
+
+    Gradient
+    --------
+    `ops.attention` derives dQ, dK and dV from dO. The projections are those of `Dense`, with
+    dy = dO, dQ, dK, dV for the y of each. What x is used for several times adds up:
+
+        dx = dQ W_qᵀ        dsource = dK W_kᵀ + dV W_vᵀ        dx += dsource, if x is the source
     """
 
     heads: int
@@ -83,7 +85,7 @@ class MultiHeadAttention(Layer):
 
     input_kinds: ClassVar = {"x": "real floating", "source": "real floating", "mask": "bool"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("causal", "rotary", "bias"):
             expect_flag(name, getattr(self, name))
         expect_initializer("initializer", self.initializer)
@@ -97,167 +99,229 @@ class MultiHeadAttention(Layer):
         expect_positive("base", self.base)
         expect_number("dropout", self.dropout, 0.0, 1.0)
 
-    def init(self, key, shape, dtype):
-        named, _ = inputs_by_name(self, shape)
-        for name in named.keys() - {"mask"}:
-            expect_sequence("MultiHeadAttention", named[name])
-        width, other = named["x"][-1], named.get("source", named["x"])[-1]
+    def init(self, key: Key, shape: Any, dtype: Any) -> tuple[Params, State, Shape]:
+        shapes, _ = inputs_by_name(self, shape)
+        for name in shapes.keys() - {"mask"}:
+            expect_sequence("MultiHeadAttention", shapes[name])
+        width = shapes["x"][-1]
+        source_width = shapes.get("source", shapes["x"])[-1]
         fits = self.head_width is not None or width % self.heads == 0
         expect(fits, "{} heads cannot share a width of {}", self.heads, width)
-        each = self.head_width or width // self.heads
-        fits = not self.rotary or each % 2 == 0
-        expect(fits, "rotary turns pairs, so it wants an even head_width, got {}", each)
+        head_width = self.head_width or width // self.heads
+        fits = not self.rotary or head_width % 2 == 0
+        expect(fits, "rotary needs an even head_width, got {}", head_width)
+        key_heads = self.key_heads or self.heads
         fans = {
-            "query": (width, each * self.heads),
-            "key": (other, each * (self.key_heads or self.heads)),
-            "value": (other, each * (self.key_heads or self.heads)),
-            "output": (each * self.heads, width),
+            "query": (width, head_width * self.heads),
+            "key": (source_width, head_width * key_heads),
+            "value": (source_width, head_width * key_heads),
+            "output": (head_width * self.heads, width),
         }
-        keys, params = split(key, 5), {}
+        keys = split(key, 5)
+        params = {}
         for i, (name, (fan_in, fan_out)) in enumerate(fans.items()):
             dense = Dense(fan_out, bias=self.bias, initializer=self.initializer)
             params[name], _, _ = dense.init(keys[i, :], (fan_in,), dtype)
-        return params, {"key": keys[4, :]} if self.dropout else {}, named["x"]
+        state = {"key": keys[4, :]} if self.dropout else {}
+        return params, state, shapes["x"]
 
-    def forward(self, params, state, x, *, train=False):
-        """x: (batch, time, width), alone or in a dict of inputs -> y: (batch, time, width).
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        """Map x (batch, time, width), alone or in a dict of inputs, to y (batch, time, width).
 
         Raises
         ------
         ValueError
-            If an input has no place here, or its shape or dtype does not fit.
+            If an input has an unknown name, or a shape or dtype that does not fit.
         TypeError
-            If the mask is not boolean, or an array is of another library.
+            If the mask is not boolean, or an array belongs to another library.
         """
-        named, given = inputs_by_name(self, x)
-        x, source = named["x"], named.get("source", named["x"])
-        times, places = _positions(x), _positions(source)
-        query = self._queries(params, x, times)
-        key, value = self._keys(params, source, places)
+        inputs, present = inputs_by_name(self, x)
+        x = inputs["x"]
+        source = inputs.get("source", x)
+        query = self._queries(params, x, _positions(x))
+        key, value = self._keys(params, source, _positions(source))
         shape = (*query.shape[:-1], key.shape[-2])
-        allowed, kept = _allowed(named.get("mask"), shape), ()
+        allowed = _allowed(inputs.get("mask"), shape)
+        keep_mask: Any = ()
         if train and self.dropout:
             keys = split(state["key"], 2)
-            kept, state = bernoulli(keys[0, :], 1.0 - self.dropout, shape), {"key": keys[1, :]}
-            kept = namespace(x).astype(kept, x.dtype) * (1.0 / (1.0 - self.dropout))
-        wide = widened(query), widened(key), widened(value), allowed, _widened(kept)
-        heads, spent = attend(*wide, causal=self.causal)
+            keep_mask = bernoulli(keys[0, :], 1.0 - self.dropout, shape)
+            keep_mask = namespace(x).astype(keep_mask, x.dtype) * (1.0 / (1.0 - self.dropout))
+            state = {"key": keys[1, :]}
+        heads, attend_cache = attend(
+            widened(query),
+            widened(key),
+            widened(value),
+            allowed,
+            _widened(keep_mask),
+            causal=self.causal,
+        )
         heads = narrowed(heads, like=query)
         joined = self._joined(heads)
-        other = named.get("source", ())
-        cache = (x, other, given, query, key, value, allowed, kept, spent, joined)
+        # () for the source if it is x, so that x is in the cache once
+        cache = (
+            *(x, inputs.get("source", ()), present),
+            *(query, key, value, allowed, keep_mask, attend_cache, joined),
+        )
         return self._map(params, "output", joined), state, cache
 
-    def backward(self, params, cache, dy):
-        x, other, given, query, key, value, allowed, kept, spent, joined = cache
-        source = x if isinstance(other, tuple) else other
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
+        x, source, present, query, key, value, allowed, keep_mask, attend_cache, joined = cache
+        is_self_attention = isinstance(source, tuple)
+        if is_self_attention:
+            source = x
         grads = {}
 
-        def back(name, x, dy):
+        def back(name: str, x: Array, dy: Array) -> Array:
             dx, grads[name] = self._dense(params[name]).backward(params[name], x, dy)
             return dx
 
-        dheads = self._grouped(back("output", joined, dy), value.shape[1])
-        heads = self._grouped(joined, value.shape[1])
-        wide = widened(query), widened(key), widened(value), allowed, _widened(kept)
+        key_heads = value.shape[1]
+        dheads = self._grouped(back("output", joined, dy), key_heads)
+        heads = self._grouped(joined, key_heads)
         wide_grads = attend_backward(
-            *wide, widened(heads), spent, widened(dheads), causal=self.causal
+            widened(query),
+            widened(key),
+            widened(value),
+            allowed,
+            _widened(keep_mask),
+            widened(heads),
+            attend_cache,
+            widened(dheads),
+            causal=self.causal,
         )
         dquery, dkey, dvalue = (narrowed(grad, like=dy) for grad in wide_grads)
         if self.rotary:
+            # the inverse of a rotation is its transpose: rotate back
             dquery = rotate(dquery, -self._angles(query, _positions(x)))
             dkey = rotate(dkey, -self._angles(key, _positions(source)))
         dx = back("query", x, self._joined(dquery))
-        dsource = back("key", source, _join(dkey))
-        dsource += back("value", source, _join(dvalue))  # onto a product that was just made
-        if source is x:
+        dsource = back("key", source, _join_heads(dkey))
+        dsource += back("value", source, _join_heads(dvalue))  # in place: a new array
+        if is_self_attention:
             dx += dsource
-        return beside_x(self, dx, (dsource, None), given), grads
+        return nest_like_x(self, dx, (dsource, None), present), grads
 
-    def begin(self, params, state, x, length):
-        named, _ = inputs_by_name(self, x)
-        xp, place = namespace(named["x"]), device(named["x"])
-        step = xp.zeros((), dtype=xp.int32, device=place)
-        if "source" in named:
-            key, value = self._keys(params, named["source"], _positions(named["source"]))
+    def begin(self, params: Params, state: State, x: Any, length: int) -> Memory:
+        inputs, _ = inputs_by_name(self, x)
+        x = inputs["x"]
+        xp = namespace(x)
+        step = xp.zeros((), dtype=xp.int32, device=device(x))
+        if "source" in inputs:
+            source = inputs["source"]
+            key, value = self._keys(params, source, _positions(source))
             return {"step": step, "key": key, "value": value}
         if not self.causal:
-            raise TypeError(f"{self} cannot go step by step: it looks at later ones, not causal")
+            reason = "it is not causal, so y depends on later steps"
+            raise TypeError(f"{self} cannot go step by step: {reason}")
         weight = params["key"]["weight"]
-        heads = self.key_heads or self.heads
-        shape = (named["x"].shape[0], heads, length, weight.shape[1] // heads)
-        empty = xp.zeros(shape, dtype=weight.dtype, device=place)
+        key_heads = self.key_heads or self.heads
+        shape = (x.shape[0], key_heads, length, weight.shape[1] // key_heads)
+        empty = xp.zeros(shape, dtype=weight.dtype, device=device(x))
         memory = {"step": step, "key": empty, "value": empty}
-        if "mask" in named:
-            memory["mask"] = xp.zeros((shape[0], length), dtype=xp.bool, device=place)
+        if "mask" in inputs:
+            memory["mask"] = xp.zeros((shape[0], length), dtype=xp.bool, device=device(x))
         return memory
 
-    def advance(self, params, state, memory, x):
-        named, _ = inputs_by_name(self, x)
-        x, mask, step = named["x"], named.get("mask"), memory["step"]
+    def advance(self, params: Params, state: State, memory: Memory, x: Any) -> tuple[Array, Memory]:
+        inputs, _ = inputs_by_name(self, x)
+        x = inputs["x"]
+        mask = inputs.get("mask")
+        step = memory["step"]
         xp = namespace(x)
         expect(x.shape[1] == 1, "a step takes (batch, 1, width), got {}", x.shape)
         now = xp.reshape(step, (1,))
-        places = _positions(memory["key"][:, 0, :, :])
-        new = {"step": step + 1}
-        if "source" not in named:
-            here = places == now
-            for name, row in zip(("key", "value"), self._keys(params, x, now), strict=True):
-                new[name] = xp.where(here[:, None], row, memory[name])
+        positions = _positions(memory["key"][:, 0, :, :])
+        updates = {"step": step + 1}
+        if "source" not in inputs:
+            # `where` instead of an assignment: the step number is an array, and under `jit`
+            # only operations of fixed shape can use it
+            is_now = positions == now
+            rows = zip(("key", "value"), self._keys(params, x, now), strict=True)
+            for name, row in rows:
+                updates[name] = xp.where(is_now[:, None], row, memory[name])
             if mask is not None:
                 fits = mask.ndim == 2
                 expect(fits, "a step takes a mask (batch, 1) of x itself, got {}", mask.shape)
-                mask = new["mask"] = xp.where(here, mask, memory["mask"])
-        memory = memory | new
+                mask = xp.where(is_now, mask, memory["mask"])
+                updates["mask"] = mask
+        memory = memory | updates
         query = self._queries(params, x, now)
-        allowed = _allowed(mask, (*query.shape[:-1], places.shape[0]))
+        allowed = _allowed(mask, (*query.shape[:-1], positions.shape[0]))
         if self.causal:
-            allowed = places <= now if mask is None else xp.logical_and(allowed, places <= now)
-        key, value = widened(memory["key"]), widened(memory["value"])
+            is_past = positions <= now
+            allowed = is_past if mask is None else xp.logical_and(allowed, is_past)
+        key = widened(memory["key"])
+        value = widened(memory["value"])
         heads = narrowed(attend(widened(query), key, value, allowed)[0], like=query)
         return self._map(params, "output", self._joined(heads)), memory
 
-    def _dense(self, params):
+    def _dense(self, params: Params) -> Dense:
         return Dense(params["weight"].shape[1], bias=self.bias)
 
-    def _map(self, params, name, x):
+    def _map(self, params: Params, name: str, x: Array) -> Array:
         return self._dense(params[name]).forward(params[name], {}, x)[0]
 
-    def _angles(self, like, positions):
+    def _angles(self, like: Array, positions: Array) -> Array:
         return angles(like, positions, like.shape[-1], self.base)
 
-    def _queries(self, params, x, positions):
-        """Q, turned to `positions` if need be, as (batch, key heads, group, time, d)."""
+    def _queries(self, params: Params, x: Array, positions: Array) -> Array:
+        """Return Q, rotated if `rotary`, as (batch, key heads, group, time, d)."""
         expect_sequence("MultiHeadAttention", x.shape[1:])
         query = self._grouped(self._map(params, "query", x), self.key_heads or self.heads)
         return rotate(query, self._angles(query, positions)) if self.rotary else query
 
-    def _keys(self, params, x, positions):
-        """K, turned to `positions` if need be, and V, as (batch, key heads, time, d)."""
+    def _keys(self, params: Params, x: Array, positions: Array) -> tuple[Array, Array]:
+        """Return K, rotated if `rotary`, and V, as (batch, key heads, time, d)."""
         expect_sequence("MultiHeadAttention", x.shape[1:])
-        heads = self.key_heads or self.heads
-        key, value = (_split(self._map(params, name, x), heads) for name in ("key", "value"))
-        return rotate(key, self._angles(key, positions)) if self.rotary else key, value
+        key_heads = self.key_heads or self.heads
+        key = _split_heads(self._map(params, "key", x), key_heads)
+        value = _split_heads(self._map(params, "value", x), key_heads)
+        if self.rotary:
+            key = rotate(key, self._angles(key, positions))
+        return key, value
 
-    def _grouped(self, x, key_heads):
-        """(batch, time, heads · d) -> (batch, key heads, group, time, d)."""
-        split = _split(x, self.heads)
-        batch, heads, time, width = split.shape
-        shape = (batch, key_heads, heads // key_heads, time, width)
-        return namespace(x).reshape(split, shape)
+    def _grouped(self, x: Array, key_heads: int) -> Array:
+        """Reshape (batch, time, heads · d) to (batch, key heads, group, time, d)."""
+        heads_first = _split_heads(x, self.heads)
+        batch, heads, time, d = heads_first.shape
+        shape = (batch, key_heads, heads // key_heads, time, d)
+        return namespace(x).reshape(heads_first, shape)
 
-    def _joined(self, x):
-        """(batch, key heads, group, time, d) -> (batch, time, heads · d)."""
-        batch, _, _, time, width = x.shape
-        return _join(namespace(x).reshape(x, (batch, self.heads, time, width)))
-
-
-def _widened(kept):
-    return kept if isinstance(kept, tuple) else widened(kept)
+    def _joined(self, x: Array) -> Array:
+        """Reshape (batch, key heads, group, time, d) to (batch, time, heads · d)."""
+        batch, _, _, time, d = x.shape
+        return _join_heads(namespace(x).reshape(x, (batch, self.heads, time, d)))
 
 
-def _allowed(mask, shape):
-    """Which keys a mask lets through, as booleans that broadcast to `shape`; () for all."""
+def _split_heads(x: Array, heads: int) -> Array:
+    """Reshape (batch, time, heads · d) to (batch, heads, time, d)."""
+    xp = namespace(x)
+    batch, time, width = x.shape
+    return xp.permute_dims(xp.reshape(x, (batch, time, heads, width // heads)), (0, 2, 1, 3))
+
+
+def _join_heads(x: Array) -> Array:
+    """Reshape (batch, heads, time, d) to (batch, time, heads · d)."""
+    xp = namespace(x)
+    batch, heads, time, d = x.shape
+    return xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (batch, time, heads * d))
+
+
+def _positions(x: Array) -> Array:
+    """Return 0, 1, … for the steps of x (batch, time, ...)."""
+    xp = namespace(x)
+    return xp.arange(x.shape[1], dtype=xp.int32, device=device(x))
+
+
+def _widened(keep_mask: Any) -> Any:
+    return keep_mask if isinstance(keep_mask, tuple) else widened(keep_mask)
+
+
+def _allowed(mask: Array | None, shape: Shape) -> Any:
+    """Return the allowed keys as booleans that broadcast to `shape`, or () if all are."""
     if mask is None:
         return ()
     xp = namespace(mask)
@@ -269,19 +333,32 @@ def _allowed(mask, shape):
     return xp.reshape(mask, (batch, 1, 1, 1 if mask.ndim == 2 else time, keys))
 
 
-def inputs_by_name(layer, x):
-    """What `layer` takes by name; and for the cache, told by nesting, which of it was there."""
-    named = x if isinstance(x, dict) else {"x": x}
-    fits = "x" in named and named.keys() <= layer.input_kinds.keys()
-    expect(fits, "{} takes {}, got {}", type(layer).__name__, list(layer.input_kinds), list(named))
-    others = [name for name in layer.input_kinds if name != "x"]
-    return named, tuple(((),) if name in named else () for name in others) if named is x else ()
+def inputs_by_name(layer: Layer, x: Any) -> tuple[dict[str, Any], tuple]:
+    """Return the inputs of `layer` as a dict, and for the cache which of them were passed.
+
+    x: one input or a dict, of arrays or of shapes. A cache holds arrays and tuples only, so
+    the second value encodes presence by nesting: () if x is not a dict, else for each input
+    but "x" ((),) if it was passed and () if not.
+    """
+    kinds: Any = layer.input_kinds
+    inputs = x if isinstance(x, dict) else {"x": x}
+    fits = "x" in inputs and inputs.keys() <= kinds.keys()
+    expect(fits, "{} takes {}, got {}", type(layer).__name__, list(kinds), list(inputs))
+    if inputs is not x:
+        return inputs, ()
+    return inputs, tuple(((),) if name in inputs else () for name in kinds if name != "x")
 
 
-def beside_x(layer, dx, others, given):
-    """dx nested like x: alone, or with those gradients of `others` that were `given`."""
-    if not given:
+def nest_like_x(layer: Layer, dx: Array, others: tuple, present: tuple) -> Any:
+    """Return dx alone, or in a dict with the gradients of the inputs that were passed.
+
+    others: the gradients of all inputs but "x"; present: the second value of `inputs_by_name`.
+    """
+    if not present:
         return dx
     names = [name for name in layer.input_kinds if name != "x"]
-    found = zip(names, others, given, strict=True)
-    return {"x": dx} | {name: dother for name, dother, there in found if there}
+    grads = {"x": dx}
+    for name, grad, is_present in zip(names, others, present, strict=True):
+        if is_present:
+            grads[name] = grad
+    return grads

@@ -1,26 +1,42 @@
-"""Positions: tell a network, for which all orders are alike, what stands where.
+"""Positional encodings, for layers such as attention that are invariant to order.
 
-Three ways share one set of angles, for the position t and the pair i of d numbers:
+All encodings here with prescribed values use the same angles. For position t and pair i of
+d numbers,
 
     a(t, i) = t · base^(-2i/d)        i = 0 … d/2 - 1
 
-from one turn in 2π positions down to one in about 2π · base. Sines and cosines of them are
-added (`SinusoidalPositions`); or a query and a key are turned by them (`rotate`), so that
-their product depends on how far apart they stand and on nothing else; or nothing is
-prescribed, and what to add is learned (`PositionEmbedding`).
+Their wavelengths grow from 2π positions for i = 0 to about 2π · base. The layers differ in
+how they use the position:
 
-Turning the pair (u, v) by the angle a is the linear map
+    SinusoidalPositions    add sines and cosines of the angles to x
+    rotate                 rotate pairs of a query or a key by the angles, so that the product
+                           of both depends on the distance of their positions only
+    PositionEmbedding      add a learned vector for each position
+
+Rotating the pair (u, v) by the angle a is the linear map
 
     u' = u cos a - v sin a        v' = u sin a + v cos a
 
-whose matrix is orthogonal: its transpose, which takes dy to dx, is its inverse, the turn by
--a. So the gradient of `rotate` is `rotate` itself, the other way round.
+Its matrix is orthogonal: the transpose, which maps dy to dx, is the inverse, a rotation by -a.
+So the gradient of `rotate(x, a)` is `rotate(dy, -a)`.
 """
 
 import math
 from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
-from ..core.arrays import Array, Shape, device, namespace
+from ..core.arrays import (
+    Array,
+    Cache,
+    Key,
+    Memory,
+    Params,
+    RowMask,
+    Shape,
+    State,
+    device,
+    namespace,
+)
 from ..core.errors import expect, expect_count, expect_positive
 from ..initializers import Initializer, TruncatedNormal, expect_initializer
 from ..ops import is_narrow, narrowed, sum_over, widened
@@ -30,130 +46,143 @@ __all__ = ["PositionEmbedding", "SinusoidalPositions", "angles", "expect_sequenc
 
 
 def angles(like: Array, positions: Array, width: int, base: float) -> Array:
-    """a(t, i) as above: (time, width / 2) for integer `positions` (time,).
+    """Return a(t, i), (time, width / 2), for integer `positions` (time,).
 
-    The dtype is that of `like`, or float32 if that is narrower: float16 has no position 2049.
+    The dtype is that of `like`, but at least float32: float16 cannot represent position 2049.
     """
     xp = namespace(like)
     dtype = xp.float32 if is_narrow(like) else like.dtype
     pairs = xp.arange(width // 2, dtype=dtype, device=device(like))
-    speed = xp.exp(pairs * (-2.0 / width * math.log(base)))
-    return xp.astype(positions, dtype)[:, None] * speed[None, :]
+    frequencies = xp.exp(pairs * (-2.0 / width * math.log(base)))
+    return xp.astype(positions, dtype)[:, None] * frequencies[None, :]
 
 
 def rotate(x: Array, angle: Array) -> Array:
-    """Turn the pairs of x (..., time, width) by `angle` (time, width / 2).
+    """Rotate the pairs of x (..., time, width) by `angle` (time, width / 2).
 
-    Su et al., arXiv:2104.09864, eq. 34, where neighbours make a pair; here number i and
-    number i + width / 2 do, the same up to the order of what is learned, and quicker.
+    In Su et al., arXiv:2104.09864, eq. 34, a pair is two neighbouring elements. Here it is
+    elements i and i + width / 2, which takes two slices instead of strided access. The two
+    differ only in the order of the columns of the projections.
     float16 and bfloat16 are computed in float32.
     """
-    xp, wide = namespace(x), widened(x)
+    xp = namespace(x)
+    wide = widened(x)
     half = x.shape[-1] // 2
-    cosine, sine = xp.cos(angle), xp.sin(angle)
-    u, v = wide[..., :half], wide[..., half:]
-    turned = xp.concat((u * cosine - v * sine, u * sine + v * cosine), axis=-1)
-    return narrowed(turned, like=x)
+    cosine = xp.cos(angle)
+    sine = xp.sin(angle)
+    u = wide[..., :half]
+    v = wide[..., half:]
+    rotated = xp.concat((u * cosine - v * sine, u * sine + v * cosine), axis=-1)
+    return narrowed(rotated, like=x)
 
 
 def expect_sequence(name: str, shape: Shape) -> None:
-    """Refuse examples that are no sequences of rows."""
+    """Raise ValueError unless examples have the shape (time, width)."""
     expect(len(shape) == 2, "{} takes (batch, time, width), got (batch, *{})", name, shape)
 
 
 class _Added(Layer):
-    """y = x + what belongs to each position of x: (batch, time, width)."""
+    """y[:, t, :] = x[:, t, :] + rows[t, :]. Base of layers that add a vector per position."""
 
     one_array = True
 
-    def rows(self, params, positions, like) -> Array:
-        """What is added at integer `positions` (time,), as (time, width)."""
+    def rows(self, params: Params, positions: Array, like: Array) -> Array:
+        """Return the vectors (time, width) to add at integer `positions` (time,)."""
         raise NotImplementedError
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         self._expect(x.shape[1:])
         xp = namespace(x)
         positions = xp.arange(x.shape[1], dtype=xp.int32, device=device(x))
         return x + self.rows(params, positions, x), state, ()
 
-    def begin(self, params, state, x, length):
+    def begin(self, params: Params, state: State, x: Array, length: int) -> Memory:
         xp = namespace(x)
         self._expect_length(length)
         return xp.zeros((), dtype=xp.int32, device=device(x))
 
-    def advance(self, params, state, memory, x):
+    def advance(
+        self, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Array, Memory]:
         self._expect(x.shape[1:])
-        return x + self.rows(params, namespace(x).reshape(memory, (1,)), x), memory + 1
+        positions = namespace(x).reshape(memory, (1,))
+        return x + self.rows(params, positions, x), memory + 1
 
     def _expect(self, shape: Shape) -> None:
         expect_sequence(type(self).__name__, shape)
         self._expect_length(shape[0])
 
     def _expect_length(self, length: int) -> None:
-        """Refuse more positions than there are."""
+        """Raise ValueError if the layer has fewer than `length` positions."""
 
 
 @dataclass(frozen=True)
 class PositionEmbedding(_Added):
-    """y[:, t, :] = x[:, t, :] + W[t, :], for up to `length` positions.
+    """y[:, t, :] = x[:, t, :] + W[t, :], a learned vector for each of `length` positions.
 
-    x: (batch, time, width) -> y of the same shape. Parameters: weight (length, width).
+    x: (batch, time, width) -> y of the same shape, with time ≤ length.
+
+    Parameters: weight (length, width).
 
     Gradient
     --------
-    dx = dy, and dW[t, :] = Σ dy[:, t, :] over the batch; 0 where x has no position t.
+    dx = dy, and dW[t, :] = Σ dy[:, t, :] over the batch for t < time, 0 for later positions.
     """
 
     length: int
     _: KW_ONLY
     initializer: Initializer = field(default=TruncatedNormal(0.02), repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_initializer("initializer", self.initializer)
         expect_count("length", self.length)
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         self._expect(shape)
         return {"weight": self.initializer(key, (self.length, shape[1]), dtype)}, {}, shape
 
-    def rows(self, params, positions, like):
+    def rows(self, params: Params, positions: Array, like: Array) -> Array:
         return namespace(like).take(params["weight"], positions, axis=0)
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         xp = namespace(dy)
         weight = params["weight"]
-        rest = xp.zeros_like(weight[dy.shape[1] :, :])
+        unused = xp.zeros_like(weight[dy.shape[1] :, :])
         total = sum_over(dy, (0,))[0, ...]
-        return dy, {"weight": xp.concat((total, rest), axis=0)}
+        return dy, {"weight": xp.concat((total, unused), axis=0)}
 
-    def _expect_length(self, length):
+    def _expect_length(self, length: int) -> None:
         expect(length <= self.length, "there are {} positions, got {}", self.length, length)
 
 
 @dataclass(frozen=True)
 class SinusoidalPositions(_Added):
-    """y[:, t, 2i] = x[:, t, 2i] + sin a(t, i), and cos a(t, i) for 2i + 1: no parameters.
+    """y[:, t, 2i] = x[:, t, 2i] + sin a(t, i), y[:, t, 2i + 1] = x[:, t, 2i + 1] + cos a(t, i).
 
-    Vaswani et al., arXiv:1706.03762, sec. 3.5, with d the width, which must be even.
-    x: (batch, time, width) -> y of the same shape, and dx = dy.
+    Here a(t, i) = t · base^(-2i/width) (Vaswani et al., arXiv:1706.03762, sec. 3.5).
+
+    x: (batch, time, width) -> y of the same shape, with an even width. It has no parameters,
+    and dx = dy.
     """
 
     _: KW_ONLY
     base: float = 10_000.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_positive("base", self.base)
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         self._expect(shape)
-        expect(shape[1] % 2 == 0, "sines and cosines want an even width, got {}", shape[1])
+        expect(shape[1] % 2 == 0, "SinusoidalPositions needs an even width, got {}", shape[1])
         return {}, {}, shape
 
-    def rows(self, params, positions, like):
+    def rows(self, params: Params, positions: Array, like: Array) -> Array:
         xp = namespace(like)
         angle = angles(like, positions, like.shape[-1], self.base)
         pairs = xp.stack((xp.sin(angle), xp.cos(angle)), axis=-1)
         return narrowed(xp.reshape(pairs, (positions.shape[0], like.shape[-1])), like=like)
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         return dy, {}
