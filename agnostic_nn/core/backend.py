@@ -129,12 +129,12 @@ class Backend:
             If the precision is "strict" and any of them is less than float32.
         """
         found = policies.probe(self)
-        less = policies.less(found)
-        if less and self.precision == policies.PRECISIONS[0]:
+        reduced = policies.reduced_formats(found)
+        if reduced and self.precision == policies.PRECISIONS[0]:
             sets = " ".join((self._policy.__doc__ or "").split()) if self._policy else ""
             sets = sets or "There is nothing to set: look at what the library was built with."
             raise BackendUnavailable(
-                f"{self} is to compute in float32, but computes in {less}. {sets}"
+                f"{self} is to compute in float32, but computes in {reduced}. {sets}"
             )
         return found
 

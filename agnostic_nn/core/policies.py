@@ -120,15 +120,15 @@ def _operands():
     )
 
 
-def _products(matrices, stacks, forward, input_gradient, weight_gradient):
+def _products(matrices, stacks, for_convolve, for_input, for_weight):
     """Compute A B with each operation of the library that multiplies matrices."""
     lengths = tuple(2 * n + 1 for n in _ROWS)
     return {
         "matmul": matrices[0] @ matrices[1],
         "matmul of stacks": stacks[0] @ stacks[1],
-        "convolve": convolve(*forward, *_CONVOLUTION),
-        "convolve_input": convolve_input(*input_gradient, lengths, *_CONVOLUTION),
-        "convolve_weight": convolve_weight(*weight_gradient, (3, 3), *_CONVOLUTION),
+        "convolve": convolve(for_convolve[0], for_convolve[1], *_CONVOLUTION),
+        "convolve_input": convolve_input(for_input[0], for_input[1], lengths, *_CONVOLUTION),
+        "convolve_weight": convolve_weight(for_weight[0], for_weight[1], (3, 3), *_CONVOLUTION),
     }
 
 
