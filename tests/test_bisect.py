@@ -1,4 +1,4 @@
-"""Bisect names the piece that is wrong, on the backend where it is, and nothing else."""
+"""Tests of `bisect`: it names the stage that is wrong and the backend, and nothing else."""
 
 import json
 import os
@@ -249,7 +249,7 @@ def test_a_planted_fault_is_named(backend, thorough, fault):
     assert (first.path, first.kind, first.part) == named
     assert first.ratios[0] <= 1.0 < first.ratios[1], "the right one is blamed"
     assert not any(one.ratios[0] > 1.0 for one in found.findings)
-    assert found.verdict.startswith(first.name)
+    assert found.verdict.startswith(f"Differs first in {first.name}: ")
     assert found.backends[1] in found.verdict
     if fault.startswith("not initialised"):
         assert first.index == (2, 3, 1, 0)
@@ -531,7 +531,7 @@ def test_what_overflows_on_both_sides_is_not_judged_and_on_one_is_different():
                 f"Not judged: {name}(): {part} (finite in float64, overf"
             )
             assert "in 8 of 12 elements" in found.verdict
-            assert "No difference" not in str(found)
+            assert "Agrees" not in str(found)
     right = (Back, "forward", lambda old: lambda self, p, s, x, *, train=False: (abs(x), s, x))
     found = bisected(Back(), data, "numpy", eager([right]), steps=0)
     assert found.status == "differ"
@@ -576,7 +576,7 @@ def test_rounding_is_no_difference(backend, thorough):
             found = bisected(model, data, *pair, loss=loss, seed=seed, steps=seed)
             assert found.status == "agree", str(found)
             assert found.worst < 0.6
-            assert found.verdict.startswith("No difference beyond rounding")
+            assert found.verdict.startswith("Agrees within rounding")
             assert f"step {seed + 1} and a prediction" in found.title
 
 
@@ -702,7 +702,7 @@ def test_a_step_that_is_not_finite_is_judged_as_far_as_it_can_be(backend):
     model = nn.Sequential(nn.Dense(3), nn.Dense(3))
     data = tuple(np.random.default_rng(0).standard_normal((2, 8, 3)).astype(np.float32))
     found = bisected(model, data, str(backend), "numpy", optimizer=nn.SGD(1e12), steps=9)
-    assert "Step 2 meets a loss or a gradient that is not finite" in found.remark
+    assert "Step 2 was judged, not step 10: its loss or one of its gradients is not" in found.remark
     assert found.remark in str(found)
     assert found.status == "not judged"
     assert found.verdict.startswith("Not judged: ")
@@ -737,7 +737,7 @@ def test_sides_have_policies_and_a_replay_has_them_too(tmp_path, monkeypatch):
     ]
     found = bisected(IMAGES, images(), *sides[:2])
     assert found.backends == ("numpy:cpu@float32@fast@deterministic", "numpy:cpu@float32")
-    assert found.title.startswith(f"{found.backends[0]} and {found.backends[1]} in lock step")
+    assert found.title.startswith(f"{found.backends[0]} and {found.backends[1]}, step 2 and a")
     found.save(tmp_path / "piece", 0)
     for variable in ("fast", "strict"):
         monkeypatch.setenv("AGNOSTIC_NN_PRECISION", variable)
@@ -956,7 +956,7 @@ def test_a_layer_of_ones_own_is_replayed_by_its_name(mine, capsys):
 def test_a_layer_that_raises_is_named_with_where(mine, capsys):
     assert main(mine("fails")) == 2
     err = capsys.readouterr().err
-    assert "1.0, Fails() fails on the reference, whose arrays have the Standard's" in err
+    assert "layer 1.0 (Fails()) failed on the reference, whose arrays support only the Array" in err
     assert err.count("\n") == 1
 
 
@@ -968,7 +968,9 @@ def test_a_backend_on_which_a_layer_raises_is_named(backend):
 
     with pytest.raises(StageFailed, match="AttributeError: not here") as raised:
         bisected(IMAGES, images(), "numpy", broken(backend, failing))
-    assert str(raised.value).startswith(f"0, {outline(IMAGES.layers[0])} fails on {backend}@")
+    assert str(raised.value).startswith(
+        f"layer 0 ({outline(IMAGES.layers[0])}) failed on {backend}@"
+    )
     assert isinstance(raised.value.__cause__, AttributeError)
 
 
@@ -1003,9 +1005,13 @@ STRANGERS = {  # what refuses, the steps before, and what is said to fail where
     "backward": (
         lambda way, x: way == "backward" and in_the_reference(x),
         0,
-        r"1, Picky\(\) fails on the reference",
+        r"layer 1 \(Picky\(\)\) failed on the reference",
     ),
-    "a step before": (lambda way, x: not in_the_reference(x), 1, r"1, Picky\(\) fails on numpy"),
+    "a step before": (
+        lambda way, x: not in_the_reference(x),
+        1,
+        r"layer 1 \(Picky\(\)\) failed on numpy",
+    ),
 }
 
 
@@ -1019,7 +1025,9 @@ def test_wherever_a_layer_raises_it_is_said(refuses, steps, said):
 def test_a_layer_that_raises_the_second_time_is_named_too():
     times = count()
     picky = Picky(lambda way, x: way == "forward" and in_the_reference(x) and next(times) == 1)
-    with pytest.raises(StageFailed, match=r"^1, Picky\(\) fails on the reference.*: not so"):
+    with pytest.raises(
+        StageFailed, match=r"^layer 1 \(Picky\(\)\) failed on the reference.*: not so"
+    ):
         nn.bisect(
             nn.Sequential(nn.Dense(4), picky, nn.Dense(3)),
             nn.softmax_cross_entropy,
@@ -1033,13 +1041,13 @@ def test_a_loss_that_raises_is_named():
     def picky(y, target):
         raise AttributeError("not so")
 
-    with pytest.raises(StageFailed, match=r"^picky fails on the reference.*: not so"):
+    with pytest.raises(StageFailed, match=r"^picky failed on the reference.*: not so"):
         nn.bisect(nn.Dense(3), picky, nn.SGD(), *ONES, "numpy")
 
 
 def test_what_is_not_finite_is_remarked_upon(mine, capsys):
     assert main(mine("endless")) == 2
-    said = "Not finite in the reference either, first: 1.0, Endless(): forward."
+    said = "The reference is not finite either, first in layer 1.0 (Endless()): forward."
     assert said in capsys.readouterr().out
 
 
@@ -1055,15 +1063,15 @@ def test_text_and_html_say_the_verdict_first(backend):
     change, _ = FAULTS["not initialised, NaN"]
     found = bisected(IMAGES, images(), "numpy", broken(backend, patched(change)))
     text, page = str(found), found._repr_html_()
-    assert text.startswith("2, GELU(): forward is nan on ")
+    assert text.startswith("Differs first in layer 2 (GELU()): forward is nan on ")
     assert " at [2, 3, 1, 0], where the float64 reference is " in text
     assert "[2, 3, 1, 0] <-" in text
     assert f"WRONG on {found.backends[1]}" in text
     assert "worst of" in text
-    assert page.startswith("<p><strong>2, GELU(): forward is nan on ")
+    assert page.startswith("<p><strong>Differs first in layer 2 (GELU()): forward is nan on ")
     assert page.count("<table") == 2
     calm = bisected(IMAGES, images(), "numpy")
-    assert str(calm).startswith("No difference beyond rounding")
+    assert str(calm).startswith("Agrees within rounding")
     assert "WRONG" not in str(calm)
     assert calm._repr_html_().count("<table") == 1
 
@@ -1075,14 +1083,16 @@ def test_the_command_finds_writes_and_replays(backend, tmp_path, monkeypatch, ca
     file = tmp_path / "piece.npz"
     asked = ["--workload", "parity-gru", "--output", str(file)]
     assert main(["bisect", "numpy", *asked]) == 0
-    assert capsys.readouterr().out.startswith("No difference beyond rounding")
+    assert capsys.readouterr().out.startswith("Agrees within rounding")
     assert not file.exists()
     assert main(["bisect", "numpy", "faulty", *asked, "--steps", "1", "--seed", "3"]) == 1
     out = capsys.readouterr().out
-    assert out.startswith("0, GRU(width=8): backward: dx is wrong on ")
+    assert out.startswith("Differs first in layer 0 (GRU(width=8)): backward: dx is wrong on ")
     assert out.rstrip().endswith(f"agnostic-nn bisect --replay {file}")
     assert main(["bisect", "--replay", str(file), "numpy", "faulty"]) == 1
-    assert capsys.readouterr().out.startswith("0, GRU(width=8): backward: dx is wrong on ")
+    assert capsys.readouterr().out.startswith(
+        "Differs first in layer 0 (GRU(width=8)): backward: dx is wrong on "
+    )
     assert main(["bisect", "--replay", str(file), "numpy"]) == 0
 
 

@@ -284,7 +284,7 @@ def test_long_results_are_said_in_a_line_and_shown_when_asked_for(monkeypatch):
     html = found._repr_html_()
     assert f"<summary>all {len(found.findings)} results</summary>" in html
     shown = html.index("<details>")
-    assert html.index("No difference beyond rounding") < shown < html.index("<td")
+    assert html.index("Agrees within rounding") < shown < html.index("<td")
 
 
 def test_pages_in_frames_have_links_to_places_in_themselves():

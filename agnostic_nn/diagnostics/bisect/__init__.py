@@ -1,7 +1,7 @@
-"""Bisect: two backends in lock step, and the first layer that they compute differently.
+"""Bisect: find the first layer that two backends compute differently.
 
-`stages.py` takes a training step apart, `noise.py` samples what rounding may do to a stage, and
-`bisecting.py` holds both backends' stages to that.
+`stages.py` splits a training step into stages, `noise.py` measures what rounding may do to the
+results of a stage, and `search.py` compares the stages of both backends within that tolerance.
 """
 
 from .search import Bisection, Finding, StageFailed, bisect, replay

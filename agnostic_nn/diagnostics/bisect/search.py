@@ -1,31 +1,31 @@
 """Bisect: find the first stage of a training step or a prediction that two backends compute
 differently.
 
-A step, and a prediction after it, are taken apart (see `stages`), and each backend is given, for
-each stage, the same numbers: those of the reference, rounded to the narrower dtype of both. So no
-error, and no NaN, travels from one stage to the next, and what differs differs because of that
-stage. Both are compared with the same stage in float64 from the same numbers, so it is known
-which of them is wrong. Random words and keys have to be equal.
+A step, and a prediction after it, are split into stages (see `stages`). For each stage, both
+backends get the same numbers: those of the reference, rounded to the narrower dtype of the two.
+No error and no NaN travels from one stage to the next, so a difference in the results of a stage is
+caused by that stage. Both backends are compared with the same stage in float64 from the same
+numbers, which shows which of them is wrong. Random words and keys have to be equal.
 
 The last two stages are the whole step and the whole prediction. They are called three times, with
-other numbers in between, so that a backend records and repeats them as it does in training. If
-only they differ, all stages are judged once more, called three times too: a result that depends
-on an earlier call is a difference.
+other numbers in between, so that a backend records and replays them as it does in training. If
+only they differ, all stages are judged again and called three times too: a result that depends on
+an earlier call is a difference.
 
-How far a result may lie from there follows from its dtype and from what is computed:
+The tolerance of a result follows from its dtype and from what is computed:
 
     tolerance = 4 · (spread + tiny) + ε · max |reference|
 
-spread: how far the worst element of that result gets when the reference is run again with an
-error added to each operation, as large as the dtype allows (see `noise`: within ε/2 for what is
-rounded once, and growing with √n for a sum of n terms). It is a sample; libraries err by less
-than what it allows, since they add in blocks, and 4 leaves room for those that do not. Where
-numbers are only moved or chosen it is 0, and ε is room for the rounding of a constant. What is
-below tiny, the smallest normal number, compilers may take for 0. A product in TensorFloat-32 has
+spread: the error of the worst element of that result when the reference is run again with an error
+added to each operation, as large as the dtype allows (see `noise`: within ε/2 for what is
+rounded once, and growing with √n for a sum of n terms). It is a sample. Libraries add in blocks and
+have smaller errors than that; the factor 4 leaves room for those that do not. Where numbers are
+only moved or chosen, the spread is 0, and ε leaves room for the rounding of a constant. Compilers
+may replace numbers below tiny, the smallest normal number, by 0. A product in TensorFloat-32 has
 an error of 2⁻¹¹ in each factor, thousands of times that of float32.
 
-What may jump, such as the sign that Lion takes, can differ by rounding alone where it jumps;
-the spread sees most of such jumps, not all. A whole step, which may meet many, is sampled again
+A function that jumps, such as the sign in Lion, can differ by rounding alone at the jump. The
+spread captures most of such jumps, not all. A whole step may contain many, so it is sampled again
 with larger errors before it is called different.
 
 If a number is finite in float64 but not on a backend, it is a difference only if it is finite on
@@ -57,22 +57,22 @@ from ...optimizers import Optimizer
 from ...training import Trainer, make_step
 from ...training.batches import batch_indices, epoch_order
 from .noise import exactly, rounded
-from .stages import REFERENCE, Stage, StageFailed, cast, failing, read, split_step, write
+from .stages import REFERENCE, Stage, StageFailed, cast, failing, name_of, read, split_step, write
 
 __all__ = ["Bisection", "Finding", "StageFailed", "bisect", "replay"]
 
-FACTOR = 4.0  # of the spread
-AROUND = 3  # neighbours shown on either side
+FACTOR = 4.0  # of the spread, in the tolerance
+NEIGHBOURS = 3  # shown on either side of the worst element
 
 
 @dataclass(frozen=True)
 class Finding:
     """One result of one stage on each backend, compared with the reference.
 
-    largest: of the reference, in size. errors and tolerances: of the worst element, in the
-    order of the backends. `index` is that element on the backend that is furthest past its
-    tolerance, or nearest to it; `columns` are the places along the last axis around it, and
-    `numbers` the values there: of the reference, then of each backend. unjudged: why some
+    largest: the largest absolute value of the reference. errors and tolerances: of the worst
+    element, in the order of the backends. index: the element whose error is largest relative to
+    its tolerance, on the worse backend. columns: the positions along the last axis around it.
+    numbers: the values there, of the reference and then of each backend. unjudged: why some
     elements could not be compared, or "".
     """
 
@@ -90,7 +90,7 @@ class Finding:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Error over tolerance, for each backend; infinite where there may be no error."""
+        """Error over tolerance for each backend; infinite for any error at tolerance 0."""
         return tuple(map(_ratio, self.errors, self.tolerances))
 
     @property
@@ -101,7 +101,9 @@ class Finding:
     @property
     def status(self) -> str:
         """Return "agree", "differ" or "not judged" for this result."""
-        return "differ" if not self.holds else "not judged" if self.unjudged else "agree"
+        if not self.holds:
+            return "differ"
+        return "not judged" if self.unjudged else "agree"
 
     @property
     def kind(self) -> str:
@@ -110,8 +112,8 @@ class Finding:
 
     @property
     def name(self) -> str:
-        """The stage and where it is, such as "2.0, Dense(width=4)"."""
-        return ", ".join(filter(None, (self.path, self.stage)))
+        """The stage and its place in the model, such as "layer 2.0 (Dense(width=4))"."""
+        return name_of(self.path, self.stage)
 
 
 @dataclass(frozen=True)
@@ -131,70 +133,84 @@ class Bisection:
 
     @property
     def first(self) -> Finding | None:
-        """The first result that leaves its tolerance, or None."""
-        return next((one for one in self.findings if not one.holds), None)
+        """The first result whose error exceeds its tolerance, or None."""
+        return next((finding for finding in self.findings if not finding.holds), None)
 
     @property
     def unjudged(self) -> tuple[Finding, ...]:
         """The results of which some elements could not be compared."""
-        return tuple(one for one in self.findings if one.unjudged)
+        return tuple(finding for finding in self.findings if finding.unjudged)
 
     @property
     def status(self) -> str:
         """Return "agree", "differ", or "not judged" if some results could not be judged."""
-        return "differ" if self.first else "not judged" if self.unjudged else "agree"
+        if self.first:
+            return "differ"
+        return "not judged" if self.unjudged else "agree"
 
     @property
     def worst(self) -> float:
         """The largest error over tolerance of all."""
-        return max(ratio for one in self.findings for ratio in one.ratios)
+        return max(ratio for finding in self.findings for ratio in finding.ratios)
 
     @property
     def verdict(self) -> str:
         """The result in one or two sentences."""
-        first, count = self.first, sum(not one.holds for one in self.findings)
+        first = self.first
         if first is not None:
-            later = f"{count - 1} later result{'s are' if count > 2 else ' is'} wrong too"
-            said = f"{first.name}: {self._differences(first)}"
-            return f"{said}; {later}." if count > 1 else f"{said}."
+            difference = f"Differs first in {first.name}: {self._describe(first)}"
+            later = sum(not finding.holds for finding in self.findings) - 1
+            if later == 0:
+                return f"{difference}."
+            are = "results are" if later > 1 else "result is"
+            return f"{difference}; {later} later {are} wrong too."
         if self.unjudged:
-            names = list(dict.fromkeys(f"{one.name}: {one.part}" for one in self.unjudged))
-            one, others = self.unjudged[0], len(names) - 1
+            example = self.unjudged[0]
+            names = {f"{finding.name}: {finding.part}" for finding in self.unjudged}
+            others = len(names) - 1
             more = f", and {others} more" if others else ""
             rest = len(self.findings) - len(self.unjudged)
             return (
-                f"Not judged: {names[0]} ({one.unjudged}){more}. "
-                f"The other {rest} results agree to rounding."
+                f"Not judged: {example.name}: {example.part} ({example.unjudged}){more}. "
+                f"The other {rest} results agree within rounding."
             )
         return (
-            f"No difference beyond rounding: all {len(self.findings)} results of "
-            f"{' and '.join(self.backends)} are within their tolerances, the worst at "
-            f"{self.worst:.2g} of its own."
+            f"Agrees within rounding: all {len(self.findings)} results of "
+            f"{' and '.join(self.backends)} are within tolerance of float64, the worst at "
+            f"{self.worst:.2g} of its tolerance."
         )
 
     def __str__(self) -> str:
         parts = [self.verdict, self.title]
         if self.first is not None:
-            parts += [self._place, table(*self._neighbours())]
-        parts += [table(*self._results()), self.remark]
+            parts += [self._neighbours_title, table(*self._neighbours())]
+        parts += [table(*self._result_table()), self.remark]
         return "\n\n".join(filter(None, parts))
 
     def _repr_html_(self) -> str:
         parts = [f"<p><strong>{escape(self.verdict)}</strong></p><p>{escape(self.title)}</p>"]
         if self.first is not None:
-            parts.append(html_table(*self._neighbours(), title=self._place, inline=True))
-        columns, rows = self._results()
-        # the verdict first, however many columns follow
-        columns, *rows = ([*row[:3], row[-1], *row[3:-1]] for row in (columns, *rows))
-        results = html_table(columns, rows, inline=True)
+            title = self._neighbours_title
+            parts.append(html_table(*self._neighbours(), title=title, inline=True))
+
+        def verdict_first(row: list[Any]) -> list[Any]:
+            """Move the verdict left, so that it is visible however many columns follow."""
+            return [*row[:3], row[-1], *row[3:-1]]
+
+        columns, rows = self._result_table()
+        rows = list(map(verdict_first, rows))
+        results = html_table(verdict_first(columns), rows, inline=True)
         parts.append(folded(f"all {len(self.findings)} results", results, len(rows)))
-        return "".join([*parts, f"<p>{escape(self.remark)}</p>" if self.remark else ""])
+        if self.remark:
+            parts.append(f"<p>{escape(self.remark)}</p>")
+        return "".join(parts)
 
     def save(self, path: str | os.PathLike, number: int | None = None) -> bool:
-        """Write the stage that `first` belongs to, with its inputs, for `replay`.
+        """Write the stage of the finding `first`, with its inputs, for `replay`.
 
-        number: of another finding, whose stage to write instead. Returns whether the file holds
-        all that `replay` needs: it does not where this library does not define the stage.
+        number: index of another finding, whose stage to write instead. Return whether the file
+        holds all that `replay` needs. It does not if this library does not define the layer,
+        loss or optimizer of the stage.
 
         Raises
         ------
@@ -203,79 +219,93 @@ class Bisection:
         OSError
             If the file cannot be written.
         """
-        found = [i for i, one in enumerate(self.findings) if not one.holds]
-        found = found if number is None else [number]
-        expect(len(found) > 0, "nothing differs: there is no stage to write")
-        return write(path, self._stages[found[0]], self._names)
+        if number is None:
+            different = [i for i, finding in enumerate(self.findings) if not finding.holds]
+            expect(len(different) > 0, "nothing differs: there is no stage to write")
+            number = different[0]
+        return write(path, self._stages[number], self._names)
 
-    def _differences(self, first: Finding) -> str:
+    def _describe(self, first: Finding) -> str:
         """Describe the error of a result on each backend where it is wrong."""
-        wrong: list[str] = []
+        errors: list[str] = []
         for i, (name, ratio) in enumerate(zip(self.backends, first.ratios, strict=True)):
             if ratio <= 1.0:
                 continue
-            error, tolerance = first.errors[i], first.tolerances[i]
+            error = first.errors[i]
             if math.isfinite(error):
-                said = f"wrong on {name} by {error:.3g}, where {tolerance:.3g} is allowed"
+                tolerance = first.tolerances[i]
+                errors.append(f"wrong on {name} by {error:.3g} (tolerance {tolerance:.3g})")
             else:
-                said = self._not_a_number(first, i, name)
-            wrong.append(said)
-        return f"{first.part} is {' and '.join(wrong)}"
+                errors.append(self._describe_not_finite(first, i, name))
+        return f"{first.part} is {' and '.join(errors)}"
 
-    def _not_a_number(self, first: Finding, i: int, name: str) -> str:
+    def _describe_not_finite(self, first: Finding, i: int, name: str) -> str:
         """Describe an element that is finite in the reference or on a backend, not in both."""
         at = first.columns.index((first.index or (0,))[-1])
-        wanted, got = first.numbers[0][at], first.numbers[1 + i][at]
+        expected = first.numbers[0][at]
+        got = first.numbers[1 + i][at]
         place = f" at {list(first.index)}" if first.index else ""
-        where = "the float64 reference"
-        if math.isinf(got) and math.isfinite(wanted):
-            return f"{got:g} (overflow) on {name}{place}, where {where} is {wanted:.6g}"
-        return f"{got:.6g} on {name}{place}, where {where} is {wanted:.6g}"
+        reference = f"where the float64 reference is {expected:.6g}"
+        if math.isinf(got) and math.isfinite(expected):
+            return f"{got:g} (overflow) on {name}{place}, {reference}"
+        return f"{got:.6g} on {name}{place}, {reference}"
 
     @property
-    def _place(self) -> str:
+    def _neighbours_title(self) -> str:
         first = self.first
         assert first is not None
         return f"the worst element of {first.part}, and its neighbours"
 
     def _neighbours(self) -> tuple[list[str], list[list[Any]]]:
+        """Return the columns and rows of a table of the worst element and its neighbours."""
         first = self.first
         assert first is not None
         *lead, last = first.index or (0,)
-        marks = [
-            f"[{', '.join(map(str, (*lead, i)))}]" if first.index else "" for i in first.columns
-        ]
-        marks = [f"{m} <-" if i == last else m for m, i in zip(marks, first.columns, strict=True)]
-        rows = zip(marks, *first.numbers, strict=True)
-        lines = [[mark, *(f"{number:.9g}" for number in numbers)] for mark, *numbers in rows]
-        return ["element", "reference", *self.backends], lines
+        rows: list[list[Any]] = []
+        for column, *numbers in zip(first.columns, *first.numbers, strict=True):
+            label = f"[{', '.join(map(str, (*lead, column)))}]" if first.index else ""
+            if column == last:
+                label += " <-"
+            rows.append([label, *(f"{number:.9g}" for number in numbers)])
+        return ["element", "reference", *self.backends], rows
 
-    def _results(self) -> tuple[list[str], list[list[Any]]]:
-        columns = ["", "stage", "part", "largest"]
+    def _result_table(self) -> tuple[list[str], list[list[Any]]]:
+        """Return the columns and rows of the table of results."""
+        columns = ["", "stage", "result", "largest"]
         for name in self.backends:
-            columns += [f"error, {name}", "allowed"]
+            columns += [f"error, {name}", "tolerance"]
         rows = []
-        for one, count in self._shown():
-            lead = [one.path, one.kind, one.part + (f", worst of {count}" if count > 1 else "")]
-            pairs = zip(one.errors, one.tolerances, strict=True)
-            numbers = [one.largest, *(number for pair in pairs for number in pair)]
-            guilty = [n for n, r in zip(self.backends, one.ratios, strict=True) if not r <= 1.0]
-            fine = f"not judged: {one.unjudged}" if one.unjudged else "ok"
-            rows.append([*lead, *numbers, f"WRONG on {', '.join(guilty)}" if guilty else fine])
+        for finding, count in self._rows():
+            part = finding.part + (f", worst of {count}" if count > 1 else "")
+            numbers: list[float] = [finding.largest]
+            for error, tolerance in zip(finding.errors, finding.tolerances, strict=True):
+                numbers += [error, tolerance]
+            ratios = zip(self.backends, finding.ratios, strict=True)
+            wrong = [name for name, ratio in ratios if not ratio <= 1.0]
+            if wrong:
+                verdict = f"WRONG on {', '.join(wrong)}"
+            else:
+                verdict = f"not judged: {finding.unjudged}" if finding.unjudged else "ok"
+            rows.append([finding.path, finding.kind, part, *numbers, verdict])
         return [*columns, "verdict"], rows
 
-    def _shown(self) -> Iterator[tuple[Finding, int]]:
-        """All that is wrong, and of results that belong together the worst, with their number."""
+    def _rows(self) -> Iterator[tuple[Finding, int]]:
+        """Yield the findings to show, each with the number of findings that it stands for.
+
+        Findings of one group, such as the updates of all parameters, share a row: that of the
+        worst. Those that do not agree have a row each.
+        """
         groups: dict[Any, list[Finding]] = {}
-        for i, one in enumerate(self.findings):
-            head = one.part.partition(":")[0]
-            together = head in _TOGETHER or one.kind in _TOGETHER
-            groups.setdefault((one.path, one.kind, head) if together else i, []).append(one)
+        for i, finding in enumerate(self.findings):
+            head = finding.part.partition(":")[0]
+            is_grouped = head in _GROUPED or finding.kind in _GROUPED
+            key = (finding.path, finding.kind, head) if is_grouped else i
+            groups.setdefault(key, []).append(finding)
         for group in groups.values():
-            worst = max(group, key=lambda one: max(one.ratios))
-            for one in group:
-                if one is worst or one.status != "agree":
-                    yield one, len(group) if one.status == "agree" else 1
+            worst = max(group, key=lambda finding: max(finding.ratios))
+            for finding in group:
+                if finding is worst or finding.status != "agree":
+                    yield finding, len(group) if finding.status == "agree" else 1
 
 
 def bisect(
@@ -291,36 +321,39 @@ def bisect(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Bisection:
-    """Find the first stage of a step of training, or a prediction, that two backends part at.
+    """Find the first stage of a training step, or a prediction, that two backends compute
+    differently.
 
-    one, other: backends or their names; a name may end in a dtype, as in "jax:cpu:0@float64",
-    and is float32 otherwise, and in a precision and "deterministic", as in "jax@fast" or
-    "torch@float32@strict@deterministic" (see `agnostic_nn.core.policies`). x, target: all examples,
-    as `Trainer.fit` takes them. `steps` are first taken by `one`, in batches in the order that
-    `seed` fixes, and the step that follows is judged; a step that meets a loss or a gradient that
-    is not finite is judged instead of taken. With steps=0 biases, moments and running statistics
-    are mostly 0, and so would be the error of a backend that leaves them out. The update of the
-    very first step is judged too.
+    one, other: backends or their names. A name may end in a dtype, as in "jax:cpu:0@float64",
+    and means float32 otherwise; it may also end in a precision and "deterministic", as in
+    "jax@fast" or "torch@float32@strict@deterministic" (see `agnostic_nn.core.policies`).
+    x, target: all examples, as `Trainer.fit` takes them.
+
+    The backend `one` first takes `steps` steps, with batches in the order that `seed` fixes, and
+    the next step is judged. A step whose loss or gradient is not finite is judged instead of taken.
+    With steps=0, biases, moments and running statistics are mostly 0, and a backend that omits
+    them would not be noticed. The update of the very first step is judged too.
 
     Then a prediction is judged, with the parameters and the state after the step, the same on
-    both sides. `Layer.predict` and `Layer.backward_params`, where a layer has its own, are compared
-    with the reference's `forward` and `backward`.
+    both sides. `Layer.predict` and `Layer.backward_params`, where a layer overrides them, are
+    compared with the reference's `forward` and `backward`.
 
-    Each stage runs as `Trainer` would run it, compiled where the backend compiles, though by
-    itself; the last two, the whole step up to the gradients and the whole prediction, run as one.
+    Each stage runs by itself, compiled where the backend compiles, as `Trainer` would compile it.
+    The last two stages, the whole step up to the gradients and the whole prediction, run as one
+    function each.
 
     Raises
     ------
     TypeError, ValueError
-        If the data do not fit the model, as `Trainer` says, or the loss takes a context.
+        If the data do not fit the model, as for `Trainer`, or the loss takes a context.
     StageFailed
-        If a layer, the loss or the optimizer raises anything; the message says where.
+        If a layer, the loss or the optimizer raises an error; the message names it.
     BackendUnavailable
-        If a backend cannot run here, or has no float64 and was asked for it.
+        If a backend cannot run here, or has no float64 and float64 was requested.
     """
     expect_count("batch_size", batch_size)
-    fits = type(steps) is int and steps >= 0
-    expect(fits, "expected steps to be an integer of at least 0, got {}", steps)
+    is_count = type(steps) is int and steps >= 0
+    expect(is_count, "expected steps to be an integer of at least 0, got {}", steps)
     if takes_keyword(loss, "context"):
         raise ValueError(no_context(loss, "bisect"))
     sides = (_Side.of(one), _Side.of(other))
@@ -329,63 +362,69 @@ def bisect(
     try:
         data = cast((x, target), narrow)
     except ValueError as error:
-        wanted = "expected x and target as arrays, or lists of equal lengths"
-        raise ValueError(f"{wanted}: {error}") from None
+        expected = "expected x and target as arrays, or lists of equal lengths"
+        raise ValueError(f"{expected}: {error}") from None
     examples = trainer.examples(*data)[:]
-    data, size = (examples.x, examples.target), min(batch_size, len(examples))
+    data = examples.x, examples.target
+    size = min(batch_size, len(examples))
     start = trainer.params, trainer.state, trainer.moments
-    begun = cast(start, narrow)
+    first_carry = cast(start, narrow)
     try:
         with failing("a training step", str(sides[0])):
             carry, batch, taken = sides[0].train(trainer, start, data, size, steps)
-    except StageFailed:  # so does a stage of the first step, most likely, which has a name
+    except StageFailed:
+        # A stage of the first step most likely fails too. If so, its error replaces this one,
+        # because it names the layer.
         rows = epoch_order(seed, 0, len(examples))[:size]
         batch = cast(tree_map(lambda leaf: leaf[rows], data), narrow)
-        _judged("", sides, split_step(model, loss, optimizer, begun, batch, narrow))
+        _judged("", sides, split_step(model, loss, optimizer, first_carry, batch, narrow))
         raise
     carry, batch = cast((carry, batch), narrow)
-    events = split_step(
-        model, loss, optimizer, carry, batch, narrow, begun if taken else None, taken
+    first_update = first_carry if taken else None
+    events = split_step(model, loss, optimizer, carry, batch, narrow, first_update, taken)
+    title = (
+        f"{sides[0]} and {sides[1]}, step {taken + 1} and a prediction after it, seed {seed}, "
+        f"a batch of {len(leaves(batch)[0])}"
     )
-    title = f"{sides[0]} and {sides[1]} in lock step, step {taken + 1} and a prediction after it"
-    title = f"{title}, seed {seed}"
     remark = ""
     if taken < steps:
-        what = "a loss or a gradient that is not finite"
-        remark = f"Step {taken + 1} meets {what} on {sides[0]}: this is the step that was judged."
-    return _judged(f"{title}, a batch of {len(leaves(batch)[0])}", sides, events, remark)
+        remark = (
+            f"Step {taken + 1} was judged, not step {steps + 1}: its loss or one of its gradients "
+            f"is not finite on {sides[0]}."
+        )
+    return _judged(title, sides, events, remark)
 
 
 def replay(path: str | os.PathLike, *sides: Backend | str, thing: Any = None) -> Bisection:
     """Run the stage that `Bisection.save` wrote, alone, and judge it again.
 
-    sides: the backends to run it on, by default those that found it. thing: the layer, loss
-    or optimizer, or a model that the layer is in, where it is not one of this library, which
-    alone are stored.
+    sides: the backends to run it on, by default those of the bisection. thing: the layer, loss
+    or optimizer, or a model that contains the layer. It is needed if this library does not
+    define it, because then the file does not hold it.
 
     Raises
     ------
     OSError
         If the file cannot be read.
     ValueError
-        If it is no such file, or it is about something that this library does not define and
-        `thing` is not given.
+        If `Bisection.save` did not write the file, or it needs a `thing` and none is given.
     StageFailed
-        If it raises anything.
+        If the stage raises an error.
     BackendUnavailable
         If a backend cannot run here.
     """
     stage, names = read(path, thing)
-    found = tuple(map(_Side.of, sides or names))
-    return _judged(f"{stage.name}, alone, from {path}", found, [(stage, None)])
+    chosen = tuple(map(_Side.of, sides or names))
+    return _judged(f"{stage.name}, alone, from {path}", chosen, [(stage, None)])
 
 
-_WORDS = {
+# What each word after an @ in the name of a side sets.
+_SETTINGS = {
     **dict.fromkeys(("float32", "float64"), "dtype"),
     **dict.fromkeys(PRECISIONS, "precision"),
     "deterministic": "deterministic",
 }
-_SAYS = "float32 or float64, strict or fast, and deterministic"
+_ALLOWED = "float32 or float64, strict or fast, and deterministic"
 
 
 @dataclass(frozen=True)
@@ -402,18 +441,18 @@ class _Side:
         if not isinstance(name, str):
             raise TypeError(f"expected a backend or its name, got {described(name)}")
         library, *words = name.split("@")
-        said = {_WORDS.get(word): word for word in words}
-        known = None not in said and len(said) == len(words)
-        expect(known, "expected {} after @, each once at most, got {!r}", _SAYS, name)
-        repeats = True if "deterministic" in said else None
-        backend = choose(library, precision=said.get("precision"), deterministic=repeats)
-        side = _Side(backend, said.get("dtype", "float32"))
-        side.context().close()
+        settings = {_SETTINGS.get(word): word for word in words}
+        is_valid = None not in settings and len(settings) == len(words)
+        expect(is_valid, "expected {} after @, each once at most, got {!r}", _ALLOWED, name)
+        deterministic = True if "deterministic" in settings else None
+        backend = choose(library, precision=settings.get("precision"), deterministic=deterministic)
+        side = _Side(backend, settings.get("dtype", "float32"))
+        side.context().close()  # raises if the backend has no such dtype
         return side
 
     @property
     def name(self) -> str:
-        """What chooses it again, whatever the environment says then."""
+        """A name that selects the same side again, independent of environment variables."""
         words = [str(self.backend), self.dtype, self.backend.precision]
         return "@".join(words + ["deterministic"] * self.backend.deterministic)
 
@@ -426,13 +465,17 @@ class _Side:
 
     @property
     def limit(self) -> float:
-        """The largest number of its dtype."""
+        """The largest number of the dtype."""
         return float(np.finfo(self.dtype).max)
 
     def context(self) -> ExitStack:
-        """Where its dtype is to be had; refused where it never is."""
+        """Return a context in which the backend has the dtype; raise if it never has.
+
+        NumPy's floating-point warnings are off in it: results that are not finite are reported
+        as findings.
+        """
         stack = ExitStack()
-        stack.enter_context(np.errstate(all="ignore"))  # what is not finite is found anyway
+        stack.enter_context(np.errstate(all="ignore"))
         if self.dtype == "float64" and not self.backend.has_float64:
             stack.enter_context(self.backend.double())
             if not self.backend.has_float64:
@@ -440,31 +483,37 @@ class _Side:
                 raise BackendUnavailable(f"{self.backend} has no float64")
         return stack
 
-    def run(self, compiled: Callable, given: dict[str, Any], again: bool) -> list[Any]:
-        """Return compiled(given), and also, if called `again`, after a call with other numbers."""
+    def run(self, compiled: Callable, inputs: dict[str, Any], again: bool) -> list[Any]:
+        """Return [compiled(inputs)]; if `again`, also the result after a call with other inputs."""
 
         def result(numbers):
             found = compiled(self.backend.asarray(cast(numbers, self.dtype)))
-            return tree_map(np.array, self.backend.to_numpy(found))  # may be memory of later calls
+            # copied, because a later call may reuse the memory
+            return tree_map(np.array, self.backend.to_numpy(found))
 
         with self.context():
-            found = [result(given)]
+            results = [result(inputs)]
             if again:
-                result(tree_map(_changed, given))
-                found.append(result(given))
-        return found
+                result(tree_map(_changed, inputs))
+                results.append(result(inputs))
+        return results
 
     def train(
         self, trainer: Trainer, start: tuple, data: tuple, size: int, steps: int
     ) -> tuple[Any, Any, int]:
-        """Carry, the next batch and the steps taken, after `steps` or before one that fails."""
-        whole = make_step(trainer.model, trainer.loss, trainer.optimizer)
-        follows = takes_keyword(trainer.loss, "step")
+        """Take `steps` steps; return the carry, the next batch and the number of steps taken.
+
+        Stop before a step whose loss or gradients are not finite, and return its batch.
+        """
+        train_step = make_step(trainer.model, trainer.loss, trainer.optimizer)
+        takes_step = takes_keyword(trainer.loss, "step")
 
         def step(carry, x, target, t=None):
-            return whole(carry, x, target, t=t)
+            return train_step(carry, x, target, t=t)
 
-        count, taken, epoch = len(leaves(data[0])[0]), 0, 0
+        count = len(leaves(data[0])[0])
+        taken = 0
+        epoch = 0
         with self.context():
             compiled = self.backend.jit(step)
             carry = self.backend.asarray(cast(start, self.dtype))
@@ -473,23 +522,26 @@ class _Side:
                 for rows, new in batch_indices(indices, size):
                     batch = tree_map(lambda leaf: leaf[rows[:new]], data)  # noqa: B023
                     if taken == steps:
-                        # a short last batch, of one row perhaps, would be a poor test
+                        # A short last batch, perhaps of one row, would be a poor test: fill it.
                         full = np.concatenate([rows[:new], indices[: size - new]])
                         batch = tree_map(lambda leaf: leaf[full], data)  # noqa: B023
                         return self.backend.to_numpy(carry), batch, taken
-                    arguments = (*batch, np.asarray(float(taken))) if follows else batch
+                    arguments = (*batch, np.asarray(float(taken))) if takes_step else batch
                     moved = self.backend.asarray(cast(arguments, self.dtype))
                     after, _, finite = compiled(carry, *moved)
                     if not bool(finite):
                         return self.backend.to_numpy(carry), batch, taken
-                    carry, taken = after, taken + 1
+                    carry = after
+                    taken += 1
                 epoch += 1
 
 
 # --- the judgement ----------------------------------------------------------------------
 
-_AROUND, _BACK = "forward around its layers", "backward around its layers"
-_PARTS = {  # the results of each kind of stage in their order, and what each is called
+_AROUND = "forward around its layers"
+_BACK = "backward around its layers"
+# The results of each kind of stage in their order, and the name of each.
+_PARTS = {
     "data": {"x": "x", "target": "target"},
     "layer": {
         "words": "random words",
@@ -503,12 +555,12 @@ _PARTS = {  # the results of each kind of stage in their order, and what each is
     "around": {
         "enters": _AROUND,
         "y": _AROUND,
-        "shortcut_y": f"predict{_AROUND[7:]}",
-        "state": f"state{_AROUND[7:]}",
+        "shortcut_y": "predict around its layers",
+        "state": "state around its layers",
         "returns": _BACK,
         "dx": _BACK,
         "grads": _BACK,
-        "shortcut_grads": f"backward_params{_AROUND[7:]}",
+        "shortcut_grads": "backward_params around its layers",
     },
     "loss": {"value": "value", "dy": "slope"},
     "start": {"params": "first update", "moments": "moments of the first update"},
@@ -522,31 +574,36 @@ _PARTS = {  # the results of each kind of stage in their order, and what each is
         "grads": "backward",
     },
 }
-_TOGETHER = {
+# Parts and stages of which the table shows only the worst result and those that do not agree.
+_GROUPED = {
     *(_AROUND, _BACK, "update", "moments", "first update", "moments of the first update"),
     *("the whole step", "the whole prediction"),
 }
 _IN_PREDICTION = {"forward": "prediction", "state": "state after prediction"}
-_SHORTCUTS = {"shortcut_y": "y", "shortcut_grads": "grads"}  # and what they are to be equal to
+# Results of `predict` and `backward_params`, and the results that they have to equal.
+_SHORTCUTS = {"shortcut_y": "y", "shortcut_grads": "grads"}
 _EXACT = {"words", "x", "target"}
 
 
 def _judged(
     title: str, sides: tuple[_Side, ...], events: list[tuple[Stage, Any]], remark: str = ""
 ) -> Bisection:
-    """Return the findings for events: stages with the heads of results, or None for all."""
+    """Return the findings for `events`: stages with the heads of results, or None for all."""
     judge = _Judge(sides)
-    owners, findings = judge.all(events)
-    first = next((i for i, one in enumerate(findings) if not one.holds), None)
+    owners, findings = judge.judge(events)
+    first = next((i for i, finding in enumerate(findings) if not finding.holds), None)
     if first is not None and owners[first].kind == "whole":
+        # No single stage differs. Its result may depend on an earlier call: call each repeatedly.
         judge.again = True
-        more = judge.all(events)
-        if any(not one.holds for one in more[1][:first]):
-            owners, findings = more
-    endless = next((one for one in findings if not one.finite), None)
-    if endless is not None:
-        said = f"Not finite in the reference either, first: {endless.name}: {endless.part}."
-        remark = " ".join(filter(None, (remark, said)))
+        owners_again, findings_again = judge.judge(events)
+        if any(not finding.holds for finding in findings_again[:first]):
+            owners = owners_again
+            findings = findings_again
+    not_finite = next((finding for finding in findings if not finding.finite), None)
+    if not_finite is not None:
+        place = f"{not_finite.name}: {not_finite.part}"
+        sentence = f"The reference is not finite either, first in {place}."
+        remark = f"{remark} {sentence}" if remark else sentence
     names = tuple(side.name for side in sides)
     return Bisection(title, tuple(map(str, sides)), tuple(findings), remark, tuple(owners), names)
 
@@ -560,14 +617,14 @@ class _Judge:
         self.compiled: dict[Any, Callable] = {}
         self.references: dict[Any, Any] = {}
 
-    def all(self, events: list[tuple[Stage, Any]]) -> tuple[list[Stage], list[Finding]]:
-        """Return all findings in order, and the stage of each."""
+    def judge(self, events: list[tuple[Stage, Any]]) -> tuple[list[Stage], list[Finding]]:
+        """Return the stage of each finding, and all findings in the order of `events`."""
         done: dict[int, list[tuple[str, Finding]]] = {}
         findings: list[Finding] = []
         owners: list[Stage] = []
         for stage, heads in events:
             if id(stage) not in done:
-                clean = all(one.holds for one in findings)
+                clean = all(finding.holds for finding in findings)
                 done[id(stage)] = list(self.findings(stage, clean=clean))
             for head, finding in done[id(stage)]:
                 if heads is None or head in heads:
@@ -576,75 +633,87 @@ class _Judge:
         return owners, findings
 
     def findings(self, stage: Stage, *, clean: bool) -> Iterator[tuple[str, Finding]]:
-        """Yield each result of a stage, with the head of its path.
+        """Yield a finding for each result of a stage, with the head of the result's path.
 
         clean: whether nothing has differed so far. If so, a whole step is called several times, and
         sampled again with larger errors if it differs.
         """
         if id(stage) not in self.references:
-            self.references[id(stage)] = self.reference(stage, 4 if stage.kind == "whole" else 8)
+            samples = 4 if stage.kind == "whole" else 8
+            self.references[id(stage)] = self.reference(stage, samples)
         reference, spreads = self.references[id(stage)]
         whole = stage.kind == "whole" and clean
-        found = [self.results(stage, i, self.again or whole) for i in range(len(self.sides))]
+        results = [self.results(stage, i, self.again or whole) for i in range(len(self.sides))]
         controls = _Controls(stage)
-        results = list(self.held(stage, reference, spreads, found, controls))
-        wrong = not all(one.holds for _, one in results)
-        if whole and wrong:
-            _, more = self.reference(stage, samples=32, factor=4.0)
-            for dtype, spread in more.items():
-                pairs = spread.items()
-                spreads[dtype] = {k: max(far, spreads[dtype][k]) for k, far in pairs}
-            results = list(self.held(stage, reference, spreads, found, controls))
-        yield from results
+        findings = list(self.compare(stage, reference, spreads, results, controls))
+        if whole and not all(finding.holds for _, finding in findings):
+            _, larger = self.reference(stage, samples=32, factor=4.0)
+            for dtype, spread in larger.items():
+                spreads[dtype] = {
+                    name: max(size, spreads[dtype][name]) for name, size in spread.items()
+                }
+            findings = list(self.compare(stage, reference, spreads, results, controls))
+        yield from findings
 
     def reference(
         self, stage: Stage, samples: int, factor: float = 1.0
     ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-        """Return the reference's results by path, and by dtype how far rounding takes them."""
+        """Return the reference's results by path, and by dtype the spread of each.
+
+        factor: enlarges the error that is added to each operation.
+        """
         spreads = {}
         for side in self.sides:
             if side.dtype in spreads:
                 continue
-            # so small that float64 itself would round it away: made larger, and scaled down
+            # The reference, in float64, would round away errors as small as float64's own. They
+            # are enlarged to 2⁻⁴⁰, and the spread is scaled down by as much.
             epsilon = max(factor * side.epsilon, 2.0**-40)
             with failing(stage.name, REFERENCE):
                 reference, spread = rounded(
-                    *(stage.formula, stage.given),
+                    *(stage.formula, stage.inputs),
                     epsilon=epsilon,
                     limit=side.limit,
                     samples=samples,
                     seed=samples,
                 )
             scale = factor * side.epsilon / epsilon
-            spreads[side.dtype] = {name: far * scale for name, far in spread.items()}
+            spreads[side.dtype] = {name: size * scale for name, size in spread.items()}
         return reference, spreads
 
     def results(self, stage: Stage, number: int, again: bool) -> list[dict[str, Any]]:
-        """Return what a side computes by path, called once or `again`."""
+        """Return the results of side `number` by path, of each call (see `_Side.run`)."""
         side = self.sides[number]
-        # compiled once for equal stages; where nothing compiles, a second call would be recorded
-        shared = side.backend.compiles or self.again
-        key = number, stage.key if shared else id(stage)
+        # Equal stages share a compiled function. A backend that does not compile may record the
+        # second call of a function instead; there each stage has its own function, so that its
+        # first call runs as written, unless stages are called repeatedly anyway.
+        is_shared = side.backend.compiles or self.again
+        key = number, stage.key if is_shared else id(stage)
         if key not in self.compiled:
-            function = stage.function  # the batch is only moved there and back
-            self.compiled[key] = function if stage.kind == "data" else side.backend.jit(function)
+            # The batch is only moved to the backend and back.
+            is_data = stage.kind == "data"
+            self.compiled[key] = stage.function if is_data else side.backend.jit(stage.function)
         with failing(stage.name, str(side)):
-            return side.run(self.compiled[key], stage.given, again)
+            return side.run(self.compiled[key], stage.inputs, again)
 
-    def held(
-        self, stage: Stage, reference: dict, spreads: dict, found: list, controls: "_Controls"
+    def compare(
+        self,
+        stage: Stage,
+        reference: dict[str, Any],
+        spreads: dict[str, dict[str, float]],
+        results: list[list[dict[str, Any]]],
+        controls: "_Controls",
     ) -> Iterator[tuple[str, Finding]]:
         """Yield a finding for each result of the reference and each shortcut."""
-        order = list(_PARTS[stage.kind])
-        names = {name for runs in found for name in runs[0]} | reference.keys()
-        for name in sorted(names, key=lambda name: (order.index(name.partition(".")[0]), name)):
+        heads = list(_PARTS[stage.kind])
+        names = {name for runs in results for name in runs[0]} | reference.keys()
+        for name in sorted(names, key=lambda name: (heads.index(name.partition(".")[0]), name)):
             head, _, path = name.partition(".")
             full = name.replace(head, _SHORTCUTS.get(head, head), 1)
-            wanted = reference[full]
-            # a side that has no such shortcut takes the long way
-            got = [[run.get(name, run[full]) for run in runs] for runs in found]
+            # a side without such a shortcut has the result of the full computation
+            got = [[run.get(name, run[full]) for run in runs] for runs in results]
             finding = _finding(
-                *(stage, _part(stage, head, path), full, wanted, got),
+                *(stage, _part(stage, head, path), full, reference[full], got),
                 sides=self.sides,
                 spreads=[spreads[side.dtype][full] for side in self.sides],
                 controls=controls,
@@ -654,7 +723,7 @@ class _Judge:
 
 
 class _Controls:
-    """The results of a stage by its formulas alone in the dtype of a side, made when needed."""
+    """Results of a stage by the plain formulas in the dtype of a side, computed when needed."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -662,32 +731,36 @@ class _Controls:
 
     def __call__(self, dtype: str, name: str) -> Any:
         if dtype not in self.results:
-            given = cast(self.stage.given, dtype)
+            inputs = cast(self.stage.inputs, dtype)
             with failing(self.stage.name, REFERENCE):
-                self.results[dtype] = exactly(self.stage.formula, given, dtype=dtype)
+                self.results[dtype] = exactly(self.stage.formula, inputs, dtype=dtype)
         return self.results[dtype][name]
 
 
 def _part(stage: Stage, head: str, path: str) -> str:
-    """Return what a result is called, such as "backward: gradient of weight"."""
-    said = _PARTS[stage.kind][head]
+    """Return the name of a result, such as "backward: gradient of weight"."""
+    part = _PARTS[stage.kind][head]
     if stage.predicts:
-        first, *others = said.split(" ", 1)
-        said = " ".join([_IN_PREDICTION.get(first, first), *others])
-    if head in ("enters", "returns"):
-        return f"{said}: {'x' if head == 'enters' else 'dy'} of {path}"
+        first, *others = part.split(" ", 1)
+        part = " ".join([_IN_PREDICTION.get(first, first), *others])
+    if head == "enters":
+        return f"{part}: x of {path}"
+    if head == "returns":
+        return f"{part}: dy of {path}"
     if head in ("grads", "shortcut_grads"):
-        return f"{said}: gradient of {path}" if path else f"{said}: gradient"
+        return f"{part}: gradient of {path}" if path else f"{part}: gradient"
     if head == "dx" and stage.kind == "around":
-        said = f"{said}: dx"
-    return f"{said}: {path}" if path and ":" not in said else " ".join(filter(None, (said, path)))
+        part = f"{part}: dx"
+    if not path:
+        return part
+    return f"{part} {path}" if ":" in part else f"{part}: {path}"
 
 
 def _finding(
     stage: Stage,
     part: str,
     name: str,
-    wanted: np.ndarray,
+    reference: np.ndarray,
     got: list[list[np.ndarray]],
     *,
     sides: tuple[_Side, ...],
@@ -695,101 +768,121 @@ def _finding(
     controls: _Controls,
     exact: bool,
 ) -> Finding:
-    """Compare a result, `got` by each side in several runs, with the reference, `wanted`."""
-    real = wanted.dtype.kind == "f"
-    largest, allowed = 0.0, [0.0] * len(sides)
-    if real:
-        sizes = np.abs(wanted[np.isfinite(wanted)])
+    """Compare a result with the reference.
+
+    got: for each side, the result of each of its calls. spreads: for each side. exact: whether
+    the tolerance is 0.
+    """
+    is_real = reference.dtype.kind == "f"
+    largest = 0.0
+    tolerances = [0.0] * len(sides)
+    if is_real:
+        sizes = np.abs(reference[np.isfinite(reference)])
         largest = float(np.max(sizes, initial=0.0))
         for i, side in enumerate(sides):
             within = float(np.max(sizes, where=sizes <= side.limit, initial=0.0))
             tiny = float(np.finfo(side.dtype).tiny)
             tolerance = FACTOR * (spreads[i] + tiny) + side.epsilon * within
-            allowed[i] = 0.0 if exact else tolerance
-    one_run = [_worse(wanted, runs) for runs in got]
+            tolerances[i] = 0.0 if exact else tolerance
+    one_run = [_worst_of(reference, runs) for runs in got]
     errors, reasons = [], []
-    blind = _blind(name, wanted, one_run, sides, controls) if real else [{} for _ in sides]
-    for side, values, masks, limit in zip(sides, one_run, blind, allowed, strict=True):
-        error = _errors(wanted, values)
-        for reason, mask in masks.items():
+    masks = _incomparable(name, reference, one_run, sides, controls) if is_real else [{}] * len(got)
+    for side, values, side_masks, tolerance in zip(sides, one_run, masks, tolerances, strict=True):
+        error = _errors(reference, values)
+        for reason, mask in side_masks.items():
             error = np.where(mask, 0.0, error)
             reasons.append(f"{reason} on {side} in {np.sum(mask)} of {mask.size} elements")
-        if limit > side.limit / FACTOR:
+        if tolerance > side.limit / FACTOR:
             reasons.append(f"rounding alone takes it past the range of {side.dtype}")
         errors.append(error)
-    worst = [float(np.max(one, initial=0.0)) for one in errors]
+    worst = [float(np.max(error, initial=0.0)) for error in errors]
     index: tuple[int, ...] = ()
     columns = range(0)
     numbers: list[tuple[float, ...]] = [()] * (1 + len(got))
-    if wanted.size:
-        guilty = int(np.argmax(list(map(_ratio, worst, allowed))))
-        flat = int(np.argmax(errors[guilty]))
-        index = tuple(int(i) for i in np.unravel_index(flat, wanted.shape))
-        lead, last, length = index[:-1], (index or (0,))[-1], (wanted.shape or (1,))[-1]
-        columns = range(max(0, last - AROUND), min(length, last + AROUND + 1))
-        rows = [np.atleast_1d(one[lead]) for one in (wanted, *one_run)]
+    if reference.size:
+        worse_side = int(np.argmax(list(map(_ratio, worst, tolerances))))
+        flat = int(np.argmax(errors[worse_side]))
+        index = tuple(int(i) for i in np.unravel_index(flat, reference.shape))
+        lead = index[:-1]
+        last = (index or (0,))[-1]
+        length = (reference.shape or (1,))[-1]
+        columns = range(max(0, last - NEIGHBOURS), min(length, last + NEIGHBOURS + 1))
+        rows = [np.atleast_1d(values[lead]) for values in (reference, *one_run)]
         numbers = [tuple(float(row[i]) for i in columns) for row in rows]
-    place = index, tuple(columns), tuple(numbers)
-    finite = not real or bool(np.all(np.isfinite(wanted)))
-    measured = largest, tuple(worst), tuple(allowed)
-    reason = "; ".join(reasons)
-    return Finding(stage.path, stage.shown, part, *measured, *place, finite, reason)
+    return Finding(
+        stage.path,
+        stage.label,
+        part,
+        largest,
+        tuple(worst),
+        tuple(tolerances),
+        index,
+        tuple(columns),
+        tuple(numbers),
+        finite=not is_real or bool(np.all(np.isfinite(reference))),
+        unjudged="; ".join(reasons),
+    )
 
 
-def _worse(wanted: np.ndarray, runs: list[np.ndarray]) -> np.ndarray:
-    """Return of each element the value that is furthest from the reference."""
+def _worst_of(reference: np.ndarray, runs: list[np.ndarray]) -> np.ndarray:
+    """Return for each element the value that is furthest from the reference."""
     worst = runs[0]
     for run in runs[1:]:
-        worst = np.where(_errors(wanted, run) > _errors(wanted, worst), run, worst)
+        worst = np.where(_errors(reference, run) > _errors(reference, worst), run, worst)
     return worst
 
 
-def _blind(
+def _incomparable(
     name: str,
-    wanted: np.ndarray,
+    reference: np.ndarray,
     got: list[np.ndarray],
     sides: tuple[_Side, ...],
     controls: _Controls,
 ) -> list[dict[str, np.ndarray]]:
     """Return for each side the masks of elements that cannot be compared, by the reason.
 
-    That is where the reference and the side are NaN, where a number of the reference is out of
-    the range of the side's dtype, and where all sides of that dtype overflow on the way, or the
-    formula itself does and the other side has a wider dtype.
+    These are the elements where the reference and the side are NaN, where a number of the reference
+    is outside the range of the side's dtype, and where an intermediate result overflows on all
+    sides of that dtype. If there is only one such side, the formula computed in that dtype has to
+    overflow too.
     """
-    found: list[dict[str, np.ndarray]] = []
+    masks_by_side: list[dict[str, np.ndarray]] = []
     for side, values in zip(sides, got, strict=True):
         masks: dict[str, np.ndarray] = {}
-        lost = ~np.isfinite(values) & np.isfinite(wanted)
-        beyond = lost & (np.abs(wanted) > side.limit) & (np.sign(values) == np.sign(wanted))
-        if np.any(lost & ~beyond):
-            alike = [v for s, v in zip(sides, got, strict=True) if s.dtype == side.dtype]
-            together = np.all([~np.isfinite(v) for v in alike], axis=0)
-            if len(alike) == 1:
-                together = ~np.isfinite(controls(side.dtype, name))
-            beyond = beyond | (lost & together)
-        nothing = np.isnan(wanted) & np.isnan(values)
-        if np.any(beyond):
-            masks[f"finite in float64, overflows {side.dtype}"] = beyond
-        if np.any(nothing):
-            masks["NaN in the reference and"] = nothing
-        found.append(masks)
-    return found
+        lost = ~np.isfinite(values) & np.isfinite(reference)
+        same_sign = np.sign(values) == np.sign(reference)
+        overflows = lost & (np.abs(reference) > side.limit) & same_sign
+        if np.any(lost & ~overflows):
+            same_dtype = [v for s, v in zip(sides, got, strict=True) if s.dtype == side.dtype]
+            on_all = np.all([~np.isfinite(v) for v in same_dtype], axis=0)
+            if len(same_dtype) == 1:
+                on_all = ~np.isfinite(controls(side.dtype, name))
+            overflows = overflows | (lost & on_all)
+        both_nan = np.isnan(reference) & np.isnan(values)
+        if np.any(overflows):
+            masks[f"finite in float64, overflows {side.dtype}"] = overflows
+        if np.any(both_nan):
+            masks["NaN in the reference and"] = both_nan
+        masks_by_side.append(masks)
+    return masks_by_side
 
 
-def _errors(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
+def _errors(reference: np.ndarray, got: np.ndarray) -> np.ndarray:
     """Return the absolute error of each element; infinite where only one side is finite."""
-    expect(wanted.shape == got.shape, "expected {}, got {}", wanted.shape, got.shape)
-    wide = np.float64 if wanted.dtype.kind == "f" else np.int64
-    one, other = wanted.astype(wide), got.astype(wide)
-    same = (one == other) | ((one != one) & (other != other))
+    expect(reference.shape == got.shape, "expected {}, got {}", reference.shape, got.shape)
+    wide = np.float64 if reference.dtype.kind == "f" else np.int64
+    a = reference.astype(wide)
+    b = got.astype(wide)
+    same = (a == b) | ((a != a) & (b != b))
     with np.errstate(invalid="ignore"):
-        gaps = np.abs(other - one).astype(np.float64)
+        gaps = np.abs(b - a).astype(np.float64)
     return np.where(same, 0.0, np.where(np.isnan(gaps), math.inf, gaps))
 
 
 def _ratio(error: float, tolerance: float) -> float:
-    return error / tolerance if tolerance else math.inf if error else 0.0
+    if tolerance:
+        return error / tolerance
+    return math.inf if error else 0.0
 
 
 def _changed(leaf: np.ndarray) -> np.ndarray:

@@ -1,12 +1,12 @@
 """Split a training step, and a prediction after it, into stages that can run alone.
 
-Layers, also those inside blocks, the loss and the update of the optimizer are stages. So is what
-a block does around its layers, such as the sum of a Residual: there the layers return fixed
-results, and the block's results include what it hands to each layer. A Sequential and blocks
-that hold one layer compute nothing themselves; they are covered by two last stages, the whole
-step from the inputs to the gradients, and the whole prediction.
+A stage is one layer (also inside a block), the loss, or the update of the optimizer. What a block
+computes outside its layers, such as the sum of a Residual, is a stage too: in it, each layer
+returns a fixed result, and the results of the stage include the input that the block passes to
+each layer. A Sequential, and a block that holds one layer, compute nothing themselves. Two last
+stages cover them: the whole step from the inputs to the gradients, and the whole prediction.
 
-The inputs of each stage come from one step that NumPy takes in float64, by the formulas alone,
+The inputs of each stage come from one step computed by NumPy in float64 with the plain formulas,
 and from a prediction with the parameters and the state after that step.
 """
 
@@ -39,110 +39,135 @@ from ...training.config import describe, rebuild
 from ..summary import outline
 from .noise import exactly, noting_words, plain
 
-__all__ = ["REFERENCE", "Stage", "StageFailed", "cast", "failing", "read", "split_step", "write"]
+__all__ = [
+    "REFERENCE",
+    "Stage",
+    "StageFailed",
+    "cast",
+    "failing",
+    "name_of",
+    "read",
+    "split_step",
+    "write",
+]
 
 FORMAT = 1
-REFERENCE = "the reference, whose arrays have the Standard's functions alone"
+REFERENCE = "the reference, whose arrays support only the Array API Standard"
+
+# The first parts of the paths of results: computed by the forward and by the backward pass.
 FORWARD = ("y", "state", "words", "enters", "shortcut_y")
 BACKWARD = ("dx", "grads", "returns", "shortcut_grads")
 
 
 class StageFailed(RuntimeError):
-    """A layer, a loss or an optimizer raised what is the cause of this."""
+    """A layer, a loss or an optimizer raised an error, which is the `__cause__` of this one."""
 
 
 @contextmanager
 def failing(name: str, where: str) -> Iterator[None]:
-    """What is raised in here is said to be the failure of `name` on `where`, the innermost."""
+    """Re-raise exceptions as `StageFailed`, with the innermost stage `name` and its backend."""
     try:
         yield
     except (StageFailed, BackendUnavailable):
         raise
-    except Exception as error:  # a stranger's layer may raise any
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise StageFailed(f"{name} fails on {where}: {said}") from error
+    except Exception as error:  # a custom layer may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise StageFailed(f"{name} failed on {where}: {reason}") from error
 
 
-def _layer(layer: Layer, train: bool, given: dict, shortcuts: bool) -> dict:
-    params, x = given["params"], given["x"]
-    y, state, cache = layer.forward(params, given["state"], x, train=train)
-    found = {"y": y, "state": state}
-    if "dy" in given:
-        dx, grads = layer.backward(params, cache, given["dy"])
-        found |= {"dx": dx, "grads": grads}
+# --- how each kind of stage is run ------------------------------------------------------
+#
+# Each function takes (thing, train, inputs, shortcuts) and returns the results by name.
+# shortcuts: also compute `predict` and `backward_params`, where the layer overrides them.
+
+
+def _layer(layer: Layer, train: bool, inputs: dict[str, Any], shortcuts: bool) -> dict[str, Any]:
+    params = inputs["params"]
+    x = inputs["x"]
+    y, state, cache = layer.forward(params, inputs["state"], x, train=train)
+    results = {"y": y, "state": state}
+    if "dy" in inputs:
+        dx, grads = layer.backward(params, cache, inputs["dy"])
+        results |= {"dx": dx, "grads": grads}
         if shortcuts and _overrides(layer, "backward_params"):
-            found["shortcut_grads"] = layer.backward_params(params, cache, given["dy"])
+            results["shortcut_grads"] = layer.backward_params(params, cache, inputs["dy"])
     if shortcuts and not train and _overrides(layer, "predict"):
-        found["shortcut_y"] = layer.predict(params, given["state"], x)
-    return found
+        results["shortcut_y"] = layer.predict(params, inputs["state"], x)
+    return results
 
 
-def _around(block: Any, train: bool, given: dict, shortcuts: bool) -> dict:
-    params, x = given["params"], given["x"]
-    twin, inside = _with_fixed_layers(block, given)
-    y, state, cache = twin.forward(params, given["state"], x, train=train)
-    enters = {name: one.handed(one.xs) for name, one in inside.items()}
-    found = {"y": y, "state": state, "enters": enters}
-    if "dy" in given:
-        dx, grads = twin.backward(params, cache, given["dy"])
-        returns = {name: one.handed(one.dys) for name, one in inside.items()}
-        found |= {"dx": dx, "grads": grads, "returns": returns}
+def _around(block: Any, train: bool, inputs: dict[str, Any], shortcuts: bool) -> dict[str, Any]:
+    params = inputs["params"]
+    x = inputs["x"]
+    twin, fixed_layers = _with_fixed_layers(block, inputs)
+    y, state, cache = twin.forward(params, inputs["state"], x, train=train)
+    enters = {name: layer.by_call(layer.xs) for name, layer in fixed_layers.items()}
+    results = {"y": y, "state": state, "enters": enters}
+    if "dy" in inputs:
+        dx, grads = twin.backward(params, cache, inputs["dy"])
+        returns = {name: layer.by_call(layer.dys) for name, layer in fixed_layers.items()}
+        results |= {"dx": dx, "grads": grads, "returns": returns}
         if shortcuts and _overrides(block, "backward_params"):
-            twin, _ = _with_fixed_layers(block, given)
-            _, _, cache = twin.forward(params, given["state"], x, train=train)
-            found["shortcut_grads"] = twin.backward_params(params, cache, given["dy"])
+            # Fixed layers return each result once, so another pass needs another twin.
+            twin, _ = _with_fixed_layers(block, inputs)
+            _, _, cache = twin.forward(params, inputs["state"], x, train=train)
+            results["shortcut_grads"] = twin.backward_params(params, cache, inputs["dy"])
     if shortcuts and not train and _overrides(block, "predict"):
-        twin, _ = _with_fixed_layers(block, given)
-        found["shortcut_y"] = twin.predict(params, given["state"], x)
-    return found
+        twin, _ = _with_fixed_layers(block, inputs)
+        results["shortcut_y"] = twin.predict(params, inputs["state"], x)
+    return results
 
 
-def _with_fixed_layers(block: Any, given: dict) -> "tuple[Any, dict[str, _Told]]":
-    """Return a twin of a block whose layers return fixed results, and those layers by name."""
-    inside: dict[str, _Told] = {}
+def _with_fixed_layers(block: Any, inputs: dict[str, Any]) -> "tuple[Any, dict[str, _FixedLayer]]":
+    """Return a copy of a block whose layers return fixed results, and those layers by name."""
+    fixed_layers: dict[str, _FixedLayer] = {}
 
     def fixed(name: str, layer: Layer) -> Layer:
-        inside[name] = _Told(given["inside"].get(name, ()))
-        return inside[name]
+        fixed_layers[name] = _FixedLayer(inputs["inside"].get(name, ()))
+        return fixed_layers[name]
 
-    return block.map_layers(fixed), inside
-
-
-def _overrides(layer: Layer, name: str) -> bool:
-    """Return whether a layer computes `name` otherwise than by `forward` and `backward`."""
-    return getattr(type(layer), name) is not getattr(Layer, name)
+    return block.map_layers(fixed), fixed_layers
 
 
-def _loss(loss: Loss, train: bool, given: dict, shortcuts: bool) -> dict:
-    value, dy = loss(given["y"], given["target"], **_number(given))
+def _overrides(layer: Layer, method: str) -> bool:
+    """Return whether a layer has its own version of `method` instead of that of `Layer`."""
+    return getattr(type(layer), method) is not getattr(Layer, method)
+
+
+def _loss(loss: Loss, train: bool, inputs: dict[str, Any], shortcuts: bool) -> dict[str, Any]:
+    value, dy = loss(inputs["y"], inputs["target"], **_step_number(inputs))
     return {"value": value, "dy": dy}
 
 
-def _number(given: dict) -> dict:
-    """The number of the step as a keyword, for a loss whose weight follows a schedule."""
-    return {"step": given["step"]} if "step" in given else {}
+def _step_number(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return {"step": number} for a loss whose weight follows a schedule, {} for others."""
+    return {"step": inputs["step"]} if "step" in inputs else {}
 
 
-def _update(optimizer: Optimizer, train: bool, given: dict, shortcuts: bool) -> dict:
-    params, moments = optimizer.update(given["params"], given["grads"], given["moments"])
+def _update(
+    optimizer: Optimizer, train: bool, inputs: dict[str, Any], shortcuts: bool
+) -> dict[str, Any]:
+    params, moments = optimizer.update(inputs["params"], inputs["grads"], inputs["moments"])
     return {"params": params, "moments": moments}
 
 
-def _data(thing: Any, train: bool, given: dict, shortcuts: bool) -> dict:
-    return dict(given)
+def _data(thing: Any, train: bool, inputs: dict[str, Any], shortcuts: bool) -> dict[str, Any]:
+    return dict(inputs)
 
 
-def _whole(thing: tuple, train: bool, given: dict, shortcuts: bool) -> dict:
+def _whole(thing: tuple, train: bool, inputs: dict[str, Any], shortcuts: bool) -> dict[str, Any]:
     model, loss = thing
-    params, state, x = given["params"], given["state"], given["x"]
-    y, after, cache = model.forward(params, state, x, train=train)
-    found = {"y": y, "state": after}
+    params = inputs["params"]
+    state = inputs["state"]
+    x = inputs["x"]
+    y, new_state, cache = model.forward(params, state, x, train=train)
+    results = {"y": y, "state": new_state}
     if train:
-        value, dy = loss(y, given["target"], **_number(given))
-        return found | {"value": value, "grads": model.backward_params(params, cache, dy)}
+        value, dy = loss(y, inputs["target"], **_step_number(inputs))
+        return results | {"value": value, "grads": model.backward_params(params, cache, dy)}
     if shortcuts and _overrides(model, "predict"):
-        found["shortcut_y"] = model.predict(params, state, x)
-    return found
+        results["shortcut_y"] = model.predict(params, state, x)
+    return results
 
 
 _KINDS: dict[str, Callable] = {
@@ -156,57 +181,64 @@ _KINDS: dict[str, Callable] = {
 }
 
 
-class _Told(Layer):
-    """In place of a layer: returns what it is told to, and notes what it is given."""
+class _FixedLayer(Layer):
+    """Stands for a layer of a block: returns given results and records its inputs."""
 
     def __init__(self, calls: tuple) -> None:
         self.calls = iter(calls)
-        self.waiting: list[tuple[int, Any]] = []
+        self.pending: list[tuple[int, Any]] = []  # calls whose backward has not run yet
         self.xs: dict[int, Any] = {}  # by the number of the call
         self.dys: dict[int, Any] = {}
 
-    def forward(self, params, state, x, *, train=False):
-        number, result = len(self.xs), next(self.calls)
+    def forward(
+        self, params: Any, state: Any, x: Any, *, train: Any = False
+    ) -> tuple[Any, Any, tuple]:
+        number = len(self.xs)
+        result = next(self.calls)
         self.xs[number] = x
-        self.waiting.append((number, result))
+        self.pending.append((number, result))
         return result["y"], result["state"], ()
 
-    def backward(self, params, cache, dy):
-        number, result = self.waiting.pop()
+    def backward(self, params: Any, cache: Any, dy: Any) -> tuple[Any, Any]:
+        number, result = self.pending.pop()
         self.dys[number] = dy
-        return _opened(result["dx"]), result["grads"]
+        return _with_none(result["dx"]), result["grads"]
 
     @staticmethod
-    def handed(noted: dict[int, Any]) -> Any:
-        """What was noted, in a tuple if there were several calls."""
-        found = tuple(noted[number] for number in sorted(noted))
-        return found[0] if len(found) == 1 else found
+    def by_call(recorded: dict[int, Any]) -> Any:
+        """Return what was recorded, as a tuple in the order of the calls if there were several."""
+        values = tuple(recorded[number] for number in sorted(recorded))
+        return values[0] if len(values) == 1 else values
 
 
-def _opened(dx: Any) -> Any:
-    """dx as a layer returns it: None, which is no tree to hand to a backend, is () before."""
+def _with_none(dx: Any) -> Any:
+    """Return dx with None, as layers return it, in place of each ().
+
+    A backend cannot move None between host and device, so `_host` stores () instead.
+    """
     if isinstance(dx, dict):
-        return {name: _opened(branch) for name, branch in dx.items()}
+        return {name: _with_none(branch) for name, branch in dx.items()}
     if isinstance(dx, tuple):
-        return tuple(map(_opened, dx)) if dx else None
+        return tuple(map(_with_none, dx)) if dx else None
     return dx
 
 
 @dataclass(eq=False)
 class Stage:
-    """Something that a step computes, where it is, and its inputs, on the host.
+    """One computation of a step, its place in the model, and its inputs, on the host.
 
     kind: "data" (the batch, moved to the backend and back), "layer", "around" (a block without
-    its layers), "loss", "update", "start" (the first update of a training) or "whole"; `thing` is
-    the layer, block, loss or optimizer, or (model, loss). predicts: whether it belongs to the
-    prediction after the step. draws: (count, stream) of the random words that it draws, with
-    the keys `given["keys"]`.
+    its layers), "loss", "update", "start" (the first update of a training) or "whole".
+    thing: the layer, block, loss or optimizer, or (model, loss). predicts: whether the stage
+    belongs to the prediction after the step. draws: (count, stream) of each draw of random
+    words, made with the keys `inputs["keys"]`. result: what the reference computed, for the
+    stage of the block around it. inside: the stages of a block's layers by name, one a call.
     """
 
     kind: str
     path: str
     thing: Any
-    given: dict[str, Any]
+    inputs: dict[str, Any]
     train: bool = True
     predicts: bool = False
     draws: tuple[tuple[int, int], ...] = ()
@@ -214,11 +246,12 @@ class Stage:
     inside: dict[str, list["Stage"]] = field(default_factory=dict, repr=False)
 
     @property
-    def shown(self) -> str:
-        """The thing in one line."""
-        if self.kind in ("data", "whole"):
-            whole = "the whole prediction" if self.predicts else "the whole step"
-            return "the batch" if self.kind == "data" else whole
+    def label(self) -> str:
+        """The layer, loss or optimizer in one line."""
+        if self.kind == "data":
+            return "the batch"
+        if self.kind == "whole":
+            return "the whole prediction" if self.predicts else "the whole step"
         if isinstance(self.thing, Layer):
             return outline(self.thing)
         function = self.thing.func if isinstance(self.thing, partial) else self.thing
@@ -226,22 +259,22 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """Where it is and the thing, such as "2.0, Dense(width=4)"."""
-        return ", ".join(filter(None, (self.path, self.shown)))
+        """The label and its place in the model, such as "layer 2.0 (Dense(width=4))"."""
+        return name_of(self.path, self.label)
 
     @property
     def formula(self) -> Callable:
-        """The function from `given` to all results, a dict by path."""
+        """The function from `inputs` to all results, a dict by path."""
         return partial(_results, self.kind, self.thing, self.train, self.draws, False)
 
     @property
     def function(self) -> Callable:
-        """The same function, and the results of `predict` and `backward_params` too."""
+        """Like `formula`, with the results of `predict` and `backward_params` too."""
         return partial(_results, self.kind, self.thing, self.train, self.draws, True)
 
     @property
     def key(self) -> Any:
-        """Equal for stages with one function."""
+        """A hashable value that is equal for stages with the same function."""
         key = self.kind, self.thing, self.train, self.draws
         try:
             hash(key)
@@ -250,28 +283,33 @@ class Stage:
         return key
 
 
+def name_of(path: str, label: str) -> str:
+    """Return how messages name a stage: its label, and its place if it is part of a model."""
+    return f"layer {path} ({label})" if path else label
+
+
 def _results(
-    kind: str, thing: Any, train: bool, draws: tuple, shortcuts: bool, given: dict
+    kind: str, thing: Any, train: bool, draws: tuple, shortcuts: bool, inputs: dict[str, Any]
 ) -> dict[str, Any]:
-    found = _KINDS[kind](thing, train, given, shortcuts)
+    results = _KINDS[kind](thing, train, inputs, shortcuts)
     if draws:
-        pairs = zip(given["keys"], draws, strict=True)
-        found["words"] = tuple(words(key, *draw) for key, draw in pairs)
-    return {name: leaf for name, leaf in named_leaves(found) if leaf is not None}
+        pairs = zip(inputs["keys"], draws, strict=True)
+        results["words"] = tuple(words(key, *draw) for key, draw in pairs)
+    return {path: leaf for path, leaf in named_leaves(results) if leaf is not None}
 
 
 def cast(tree: Any, dtype: str) -> Any:
-    """Real numbers in `dtype`, all else as it is, on the host."""
+    """Return `tree` on the host, with real numbers in `dtype` and other dtypes unchanged."""
 
-    def one(leaf):
+    def cast_leaf(leaf):
         leaf = np.asarray(leaf)
         return leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf
 
     with np.errstate(over="ignore"):
-        return tree_map(one, tree)
+        return tree_map(cast_leaf, tree)
 
 
-# --- taking a step apart ----------------------------------------------------------------
+# --- splitting a step -------------------------------------------------------------------
 
 
 def split_step(
@@ -284,92 +322,102 @@ def split_step(
     start: tuple | None = None,
     taken: int = 0,
 ) -> list[tuple[Stage, tuple[str, ...]]]:
-    """Return what the step from `carry` on a batch (x, target) computes, in that order.
+    """Return the stages of the step from `carry` on a batch (x, target), in order.
 
-    Each entry is a stage and the heads of those of its results that are computed at that moment:
-    a layer comes twice, on the way forward and on the way back. The stages of a prediction of x
-    with the new parameters and state follow, with those of `carry` if the new ones are not
-    finite. `given` is in `dtype`. A layer that is called several times has the number of the call
-    in its path. start: the carry before the first step, if its update is to be a stage too. taken:
-    how many steps were taken before, for a loss whose weight follows a schedule.
+    Each entry is a stage and the heads (first parts of the paths) of those of its results that are
+    computed at that moment: a layer appears twice, in the forward and in the backward pass. The
+    stages of a prediction of x with the new parameters and state follow, or with those of `carry`
+    if the new ones are not finite. The inputs of each stage are in `dtype`. If a layer is called
+    several times, its path ends in the number of the call, such as "#2".
+
+    start: the carry before the first step, if its update is to be a stage too.
+    taken: the number of steps before this one, for a loss whose weight follows a schedule.
     """
     recorder = _Recorder()
     twin = recorder.twin(model, "", "")
     batch_on_host = dict(zip(("x", "target"), batch, strict=True))
-    recorder.note(Stage("data", "", "the batch", batch_on_host), "x", "target")
+    recorder.record(Stage("data", "", "the batch", batch_on_host), "x", "target")
     numbered = {"step": np.asarray(float(taken))} if takes_keyword(loss, "step") else {}
 
     def step(carry, x, target, number):
         params, state, moments = carry
-        y, after, cache = twin.forward(params, state, x, train=True)
+        y, new_state, cache = twin.forward(params, state, x, train=True)
         inputs = _host({"y": y, "target": target, **number})
-        recorder.note(Stage("loss", "", loss, inputs), "value", "dy")
+        recorder.record(Stage("loss", "", loss, inputs), "value", "dy")
         with failing(recorder.events[-1][0].name, REFERENCE):
             _, dy = loss(y, target, **number)
-        recorder.on_the_way_back = True
+        recorder.in_backward = True
         grads = twin.backward_params(params, cache, dy)
         inputs = _host({"params": params, "grads": grads, "moments": moments})
-        recorder.note(Stage("update", "", optimizer, inputs), "params", "moments")
+        recorder.record(Stage("update", "", optimizer, inputs), "params", "moments")
         with failing(recorder.events[-1][0].name, REFERENCE):
             params, _ = optimizer.update(params, grads, moments)
         if start is not None:
             first = {"params": start[0], "grads": _host(grads), "moments": start[2]}
-            recorder.note(Stage("start", "", optimizer, first), "params", "moments")
-        return _host((params, after))
+            recorder.record(Stage("start", "", optimizer, first), "params", "moments")
+        return _host((params, new_state))
 
     params, state = exactly(step, carry, *batch, numbered)
     whole = {"params": carry[0], "state": carry[1], **batch_on_host, **numbered}
-    recorder.note(Stage("whole", "", (model, loss), whole), "y", "state", "value", "grads")
+    recorder.record(Stage("whole", "", (model, loss), whole), "y", "state", "value", "grads")
     after = cast((params, state), dtype)
     if not all(np.all(np.isfinite(leaf)) for leaf in leaves(after) if leaf.dtype.kind == "f"):
         after = carry[:2]
     events = recorder.events + _prediction(model, loss, after[0], after[1], batch[0])
-    found = list({id(stage): stage for stage, _ in events}.values())
-    often = Counter((stage.kind, stage.path, stage.predicts) for stage in found)
+    unique = list({id(stage): stage for stage, _ in events}.values())
+    _number_calls(unique)
+    for stage in unique:
+        if stage.kind == "around":
+            stage.inputs["inside"] = {
+                name: tuple(call.result for call in calls) for name, calls in stage.inside.items()
+            }
+        stage.inputs = cast(stage.inputs, dtype)
+    return events
+
+
+def _number_calls(stages: list[Stage]) -> None:
+    """Append "#1", "#2", ... to the paths of layers that are called several times."""
+    totals = Counter((stage.kind, stage.path, stage.predicts) for stage in stages)
     numbers: Counter = Counter()
-    for stage in found:
+    for stage in stages:
         place = stage.kind, stage.path, stage.predicts
         numbers[place] += 1
-        if often[place] > 1:
+        if totals[place] > 1:
             stage.path += f"#{numbers[place]}"
-        if stage.kind == "around":
-            inside = {name: tuple(p.result for p in calls) for name, calls in stage.inside.items()}
-            stage.given["inside"] = inside
-        stage.given = cast(stage.given, dtype)
-    return events
 
 
 def _prediction(
     model: Layer, loss: Loss, params: Any, state: Any, x: Any
 ) -> list[tuple[Stage, tuple[str, ...]]]:
-    """Return the stages of a prediction of x, as `stages` does those of a step."""
+    """Return the stages of a prediction of x, in the form of `split_step`."""
     recorder = _Recorder(predicts=True)
     twin = recorder.twin(model, "", "")
-    exactly(lambda *given: _host(twin.forward(*given, train=False)[0]), params, state, x)
-    given = {"params": params, "state": state, "x": x}
-    whole = Stage("whole", "", (model, loss), given, train=False, predicts=True)
-    recorder.note(whole, "y", "state", "shortcut_y")
+    exactly(lambda *args: _host(twin.forward(*args, train=False)[0]), params, state, x)
+    inputs = {"params": params, "state": state, "x": x}
+    whole = Stage("whole", "", (model, loss), inputs, train=False, predicts=True)
+    recorder.record(whole, "y", "state", "shortcut_y")
     return recorder.events
 
 
 class _Recorder:
-    """Twins of layers that record the inputs of each, in the order in which they are called.
+    """Records the stages of a model in the order in which they are computed.
 
-    predicts: whether a prediction is recorded, instead of a step of training.
+    It makes a twin of each layer, which computes the same and records its inputs and results.
+    predicts: whether a prediction is recorded instead of a training step.
     """
 
     def __init__(self, *, predicts: bool = False) -> None:
         self.predicts = predicts
         self.events: list[tuple[Stage, tuple[str, ...]]] = []
-        self.on_the_way_back = False
-        self.open: list[Stage] = []  # whose forward is being computed
+        self.in_backward = False
+        self.open: list[Stage] = []  # stages whose forward is running, the innermost last
 
-    def note(self, stage: Stage, *heads: str) -> None:
-        """That results with these heads are computed now."""
+    def record(self, stage: Stage, *heads: str) -> None:
+        """Record that the results of `stage` with these heads are computed now."""
         self.events.append((stage, heads))
 
     def twin(self, layer: Layer, path: str, name: str) -> Layer:
-        """A layer like `layer`; of a block, with twins in place of its layers."""
+        """Return a recording twin of `layer`; the twin of a block holds twins of its layers."""
         kind = type(layer)
 
         def inner(name: str, layer: Layer) -> Layer:
@@ -377,141 +425,153 @@ class _Recorder:
 
         mapped = layer.map_layers(inner) if isinstance(layer, Block) else layer
         methods = self._methods(layer, path, name)
+        # A subclass created here, filled without calling the constructor of the layer.
         twin: Any = object.__new__(type(kind.__name__, (kind,), methods))
         vars(twin).update(vars(mapped))
         return twin
 
     def _methods(self, layer: Layer, path: str, name: str) -> dict[str, Callable]:
         kind: Any = type(layer)
-        block = isinstance(layer, Block)
-        called = "around" if block else "layer"
-        noted = not block or isinstance(layer, Graph | Parallel | Residual | TransformerBlock)
-        waiting: list[Stage] = []  # for their dy: the last first, as the chain rule has it
-        again: list[Stage] = []  # whose forward is asked for once more on the way back
+        is_block = isinstance(layer, Block)
+        stage_kind = "around" if is_block else "layer"
+        # Other blocks, such as Sequential, compute nothing themselves.
+        is_stage = not is_block or isinstance(layer, Graph | Parallel | Residual | TransformerBlock)
+        # Stages whose backward has not run yet; backward runs in reverse order.
+        pending: list[Stage] = []
+        # Stages whose forward ran again in the backward pass, as within Recompute. Their backward
+        # runs before that of any pending stage.
+        recomputed: list[Stage] = []
 
         def forward(twin, params, state, x, *, train=False):
-            own = twin if block else layer  # a layer's methods must not meet those noted here
-            given = _host({"params": params, "state": state, "x": x})
-            stage = Stage(called, path, layer, given, bool(train), self.predicts)
-            if self.on_the_way_back:
-                again.append(next((old for old in waiting if _alike(old, stage)), stage))
+            # A block has to call its twin layers. A layer may call its own methods, and those
+            # calls must not be recorded.
+            own = twin if is_block else layer
+            inputs = _host({"params": params, "state": state, "x": x})
+            stage = Stage(stage_kind, path, layer, inputs, bool(train), self.predicts)
+            if self.in_backward:
+                recomputed.append(next((old for old in pending if _same_call(old, stage)), stage))
                 return kind.forward(own, params, state, x, train=train)
-            waiting.append(stage)
+            pending.append(stage)
             if self.open:
                 self.open[-1].inside.setdefault(name, []).append(stage)
             self.open.append(stage)
             with failing(stage.name, REFERENCE), noting_words() as drawn:
                 y, state, cache = kind.forward(own, params, state, x, train=train)
             self.open.pop()
-            if drawn and not block:
-                stage.given["keys"] = tuple(np.array(key) for key, _, _ in drawn)
+            if drawn and not is_block:
+                stage.inputs["keys"] = tuple(np.array(key) for key, _, _ in drawn)
                 stage.draws = tuple((count, stream) for _, count, stream in drawn)
             stage.result |= _host({"y": y, "state": state})
-            if noted:
-                self.note(stage, *FORWARD)
+            if is_stage:
+                self.record(stage, *FORWARD)
             return y, state, cache
 
         def backward(twin, params, cache, dy):
-            stage = again.pop() if again else waiting.pop()
+            stage = recomputed.pop() if recomputed else pending.pop()
             with failing(stage.name, REFERENCE):
-                dx, grads = kind.backward(twin if block else layer, params, cache, dy)
-            stage.given |= _host({"dy": dy})
+                dx, grads = kind.backward(twin if is_block else layer, params, cache, dy)
+            stage.inputs |= _host({"dy": dy})
             stage.result |= _host({"dx": dx, "grads": grads})
-            if noted:
-                self.note(stage, *BACKWARD)
+            if is_stage:
+                self.record(stage, *BACKWARD)
             return dx, grads
 
         def backward_params(twin, params, cache, dy):
             return backward(twin, params, cache, dy)[1]
 
         methods = {"forward": forward, "backward": backward}
-        return methods if block else methods | {"backward_params": backward_params}
+        return methods if is_block else methods | {"backward_params": backward_params}
 
 
 def _host(tree: Any) -> Any:
-    """The numbers of arrays that `exactly` handed out; () for None."""
+    """Return copies of the values of arrays inside `exactly`, with () in place of None."""
     return tree_map(lambda leaf: () if leaf is None else np.array(plain(leaf)), tree)
 
 
-def _alike(one: Stage, other: Stage) -> bool:
-    pairs = zip(leaves(one.given["x"]), leaves(other.given["x"]), strict=False)
-    return "dy" not in one.given and all(np.array_equal(a, b) for a, b in pairs)
+def _same_call(stage: Stage, other: Stage) -> bool:
+    """Return whether `other` repeats the forward of `stage`, whose backward has not run yet."""
+    pairs = zip(leaves(stage.inputs["x"]), leaves(other.inputs["x"]), strict=False)
+    return "dy" not in stage.inputs and all(np.array_equal(a, b) for a, b in pairs)
 
 
 # --- files ------------------------------------------------------------------------------
 
 
 def write(path: str | os.PathLike, stage: Stage, names: tuple[str, ...]) -> bool:
-    """Put a stage into an npz file, with the `names` of the backends that differ there.
+    """Write a stage to an npz file, with the `names` of the backends that differ there.
 
-    Returns whether the thing could be put there too.
+    Return whether the file describes the layer, loss or optimizer too. It does not if this
+    library does not define it.
     """
-    said = describe(stage.thing)
+    thing = describe(stage.thing)
     try:
-        rebuild(said)
+        rebuild(thing)
     except ValueError:
-        said = None
+        thing = None
     description = {
         "format": FORMAT,
         "kind": stage.kind,
         "path": stage.path,
-        "shown": stage.shown,
-        "thing": said,
+        "shown": stage.label,
+        "thing": thing,
         "loss": describe(stage.thing[1]) if stage.kind == "whole" else None,
         "train": stage.train,
         "predicts": stage.predicts,
         "draws": stage.draws,
         "backends": list(names),
-        "nesting": _nesting(stage.given),
+        "nesting": _nesting(stage.inputs),
     }
     text = np.asarray(json.dumps(description))
-    # a handle: NumPy would add .npz to a name without
+    # an open file: NumPy would append .npz to a path without it
     with replacing(path) as file:
-        np.savez(file, agnostic_nn_bisect=text, **dict(named_leaves(stage.given)))
-    return said is not None
+        np.savez(file, agnostic_nn_bisect=text, **dict(named_leaves(stage.inputs)))
+    return thing is not None
 
 
 def read(path: str | os.PathLike, thing: Any = None) -> tuple[Stage, list[str]]:
-    """Return the stage in a file that `write` wrote, and the names of backends.
+    """Return the stage in a file that `write` wrote, and the names of the backends.
 
-    The file may be of any origin: no object in it is unpickled, and no more memory is taken than
-    the file is long.
+    The file need not be trusted: no object in it is unpickled, and reading it takes no more
+    memory than the file is long.
 
     Raises
     ------
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     ValueError
-        If it is not such a file or is damaged, or its layer, loss or optimizer is not one of this
-        library and no `thing` is given.
+        If `write` did not write the file, or it is damaged, or its layer, loss or optimizer is
+        not one of this library and no `thing` is given.
     """
     try:
         arrays = _arrays(path)
         description = _description(arrays.pop("agnostic_nn_bisect", None))
-        is_known = description["format"] == FORMAT
-        inputs = _unnested(description["nesting"], arrays, "") if is_known else {}
+        is_readable = description["format"] == FORMAT
+        inputs = _unnested(description["nesting"], arrays, "") if is_readable else {}
         is_rebuilt = thing is None and description["thing"] is not None
         stored = rebuild(description["thing"]) if is_rebuilt else None
         kind = description["kind"]
-        fits = stored is None or _THINGS[kind](stored)
-        expect(fits, "it has {!r:.200} for a stage of the kind {!r}", stored, kind)
+        is_valid = stored is None or _THINGS[kind](stored)
+        expect(is_valid, "it has {!r:.200} for a stage of the kind {!r}", stored, kind)
     except OSError:
         raise
-    except Exception as error:  # whatever a hostile file leads to
+    except Exception as error:  # a hostile file may cause any
         reason = " ".join(f"{error}".split()) or type(error).__name__
         raise ValueError(f"{path} was not written by bisect, or is damaged: {reason}") from error
-    expect(is_known, "{} has format {}, this version reads {}", path, description["format"], FORMAT)
+    written_format = description["format"]
+    expect(is_readable, "{} has format {}, this version reads {}", path, written_format, FORMAT)
     if thing is None and stored is None:
         raise ValueError(
             f"{path} is about {description['shown']}, which agnostic_nn does not define: "
             "pass it to agnostic_nn.diagnostics.bisect.replay as `thing`, or name it after --model"
         )
-    thing = stored if thing is None else _found(thing, description)
-    draws = tuple(map(tuple, description["draws"]))
     stage = Stage(
-        *(description["kind"], description["path"], thing, inputs, description["train"]),
+        kind,
+        description["path"],
+        stored if thing is None else _thing_of(description, thing),
+        inputs,
+        description["train"],
         predicts=description["predicts"],
-        draws=draws,
+        draws=tuple(map(tuple, description["draws"])),
     )
     return stage, description["backends"]
 
@@ -524,9 +584,9 @@ def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     with ZipFile(path) as archive:
         members = archive.infolist()
         size = sum(member.file_size for member in members)
-        plain = all(member.compress_type == ZIP_STORED for member in members)
-        fits = plain and size <= status.st_size
-        expect(fits, "its arrays, of {} bytes, are compressed or overlap", size)
+        is_stored = all(member.compress_type == ZIP_STORED for member in members)
+        is_valid = is_stored and size <= status.st_size
+        expect(is_valid, "its arrays, of {} bytes, are compressed or overlap", size)
         for member in members:
             name = member.filename.removesuffix(".npy")
             expect(name not in arrays, "it has two arrays {!r}", name)
@@ -535,17 +595,19 @@ def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _array(name: str, raw: bytes) -> np.ndarray:
-    """Return the array in a file of NumPy's format; the shape it states has to be that of its data.
+    """Return the array in a file of NumPy's format.
 
-    NumPy would take memory for the stated shape first.
+    NumPy would allocate memory for the shape in the header before it reads the data. A hostile
+    header could ask for any amount, so the shape is compared with the length of the data first.
     """
     file = BytesIO(raw)
     version = np.lib.format.read_magic(file)
     expect(version in _HEADERS, "{!r} has the unknown version {}", name, version)
     shape, fortran, dtype = _HEADERS[version](file)
     expect(dtype.kind in "biufU" and dtype.itemsize > 0, "{!r} has the dtype {}", name, dtype)
-    size, there = math.prod(shape) * dtype.itemsize, len(raw) - file.tell()
-    expect(size == there, "{!r} has {} bytes instead of {}", name, there, size)
+    expected_size = math.prod(shape) * dtype.itemsize
+    size = len(raw) - file.tell()
+    expect(size == expected_size, "{!r} has {} bytes, expected {}", name, size, expected_size)
     order = "F" if fortran else "C"
     return np.ndarray(shape, dtype, raw[file.tell() :], order=order).copy(order)  # type: ignore
 
@@ -557,15 +619,15 @@ _HEADERS = {
 
 
 def _description(text: np.ndarray | None) -> dict[str, Any]:
-    """Return the description of a stage, each entry of the type that it has to have."""
+    """Return the description of a stage from its JSON, after checking the type of each entry."""
     text = np.zeros(0) if text is None else text
     expect(text.shape == () and text.dtype.kind == "U", "it has no description of a stage")
     description = json.loads(str(text))
     expect(isinstance(description, dict), "its description is {!r:.200}", description)
     description = {"draws": [], "predicts": False, "loss": None} | description
-    for name, fits in _ENTRIES.items():
+    for name, is_valid in _ENTRIES.items():
         expect(
-            name in description and fits(description[name]),
+            name in description and is_valid(description[name]),
             "its {} is {!r:.200}",
             name,
             description.get(name),
@@ -573,7 +635,8 @@ def _description(text: np.ndarray | None) -> dict[str, Any]:
     return description
 
 
-def _pairs(data: Any) -> bool:
+def _is_pairs(data: Any) -> bool:
+    """Return whether `data` is a list of pairs of non-negative integers."""
     return isinstance(data, list) and all(
         isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair)
         for pair in data
@@ -588,6 +651,7 @@ def _is_optimizer(thing: Any) -> bool:
     return callable(getattr(thing, "update", None))
 
 
+# By the kind of a stage, whether `thing` is valid for it.
 _THINGS: dict[str, Callable[[Any], bool]] = {
     "layer": _is_layer,
     "around": lambda thing: isinstance(thing, Block),
@@ -599,6 +663,7 @@ _THINGS: dict[str, Callable[[Any], bool]] = {
         isinstance(thing, tuple) and len(thing) == 2 and _is_layer(thing[0]) and callable(thing[1])
     ),
 }
+# By the name of an entry of the description, whether its value is valid.
 _ENTRIES: dict[str, Callable[[Any], bool]] = {
     "format": lambda data: type(data) is int,
     "kind": lambda data: isinstance(data, str) and data in _KINDS,
@@ -608,7 +673,7 @@ _ENTRIES: dict[str, Callable[[Any], bool]] = {
     "loss": lambda data: True,
     "train": lambda data: isinstance(data, bool),
     "predicts": lambda data: isinstance(data, bool),
-    "draws": _pairs,
+    "draws": _is_pairs,
     "backends": lambda data: (
         isinstance(data, list)
         and len(data) in (1, 2)
@@ -618,42 +683,48 @@ _ENTRIES: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _found(thing: Any, said: dict) -> Any:
-    """What a file is about: `thing`, or the layer in it that is at its path and looks alike."""
-    if said["kind"] == "data":
-        return said["thing"]
-    if said["kind"] == "whole":
-        return thing if isinstance(thing, tuple) else (thing, rebuild(said["loss"]))
-    path, inside = said["path"].partition("#")[0], []
+def _thing_of(description: dict[str, Any], thing: Any) -> Any:
+    """Return what the stage runs: the layer of model `thing` at its path, or `thing` itself."""
+    kind = description["kind"]
+    label = description["shown"]
+    if kind == "data":
+        return description["thing"]
+    if kind == "whole":
+        return thing if isinstance(thing, tuple) else (thing, rebuild(description["loss"]))
+    path = description["path"].partition("#")[0]
+    matches: list[Layer] = []
 
-    def look(name: str, layer: Layer, above: str = "") -> Layer:
+    def search(name: str, layer: Layer, above: str = "") -> Layer:
         place = ".".join(filter(None, (above, name)))
-        if place == path and outline(layer) == said["shown"]:
-            inside.append(layer)
+        if place == path and outline(layer) == label:
+            matches.append(layer)
         if isinstance(layer, Block):
-            layer.map_layers(lambda name, one: look(name, one, place))
+            layer.map_layers(lambda name, inner: search(name, inner, place))
         return layer
 
-    if said["kind"] in ("layer", "around") and isinstance(thing, Layer):
-        look("", thing)
-        alone = not isinstance(thing, Block) or outline(thing) == said["shown"]
-        expect(bool(inside) or alone, "the model has no {} at {}", said["shown"], path)
-    return inside[0] if inside else thing
+    if kind in ("layer", "around") and isinstance(thing, Layer):
+        search("", thing)
+        # `thing` may also be the layer itself, without the model around it
+        is_itself = not isinstance(thing, Block) or outline(thing) == label
+        expect(bool(matches) or is_itself, "the model has no {} at {}", label, path)
+    return matches[0] if matches else thing
 
 
 def _nesting(tree: Any) -> Any:
-    """The nesting of a tree, for JSON; None stands for a leaf."""
+    """Return the structure of a tree for JSON, with None for each leaf."""
     if isinstance(tree, dict):
         return {name: _nesting(branch) for name, branch in tree.items()}
     return [_nesting(branch) for branch in tree] if isinstance(tree, tuple) else None
 
 
 def _unnested(nesting: Any, arrays: dict[str, np.ndarray], path: str) -> Any:
+    """Return the tree of `arrays` with the structure `nesting`."""
+
     def below(name):
         return f"{path}.{name}" if path else str(name)
 
     if isinstance(nesting, dict):
-        return {k: _unnested(v, arrays, below(k)) for k, v in nesting.items()}
+        return {name: _unnested(v, arrays, below(name)) for name, v in nesting.items()}
     if isinstance(nesting, list):
         return tuple(_unnested(v, arrays, below(i)) for i, v in enumerate(nesting))
     expect(path in arrays, "it has no array {!r}", path)
