@@ -561,6 +561,7 @@ def test_a_fit_within_a_fit_is_a_run_within_a_run():
         (nn.SGD(nn.schedules.ExponentialDecay(1.0, 0.5)), [0.25, 2.0**-5]),
         (nn.Accumulate(nn.SGD(nn.schedules.ExponentialDecay(1.0, 0.5)), 3), [1.0, 0.5]),
         (nn.ClipByGlobalNorm(nn.Scaled(nn.Adam(0.5))), [0.5, 0.5]),
+        (nn.Muon(nn.schedules.ExponentialDecay(1.0, 0.5)), [0.25, 2.0**-5]),
     ],
 )
 def test_the_rate_is_that_of_the_epochs_last_step(backend, optimizer, rates):

@@ -1,10 +1,10 @@
-"""What optimizers share: their contract, rules made for one leaf, and trees in parts.
+"""The optimizer contract, `Rule` for optimizers that update one leaf at a time, and helpers.
 
 In all formulas θ are the parameters, g the gradient, and t = 1, 2, … the step.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from inspect import signature
@@ -27,6 +27,8 @@ __all__ = [
     "expect_rate",
     "first_leaf",
     "matches",
+    "nested_moments",
+    "nested_optimizers",
     "paths",
     "split_by_owner",
     "update_parts",
@@ -40,40 +42,41 @@ NO_DECAY: tuple[str, ...] = ("bias", "recurrent_bias", "scale", "slope")
 
 
 class Optimizer(Protocol):
-    """What an optimizer is: how `moments` start, and how a step changes `params`.
+    """The methods of an optimizer: `init` makes its `moments`, `update` changes `params`.
 
-    An optimizer that joins gradients of several batches, as `Accumulate` does, has a class
-    attribute `uses_divisor = True` and a fourth parameter of `update`, `divisor=1.0`: what
-    the mean of which these are the gradients was divided by, a number or a 0-d array, or None
-    if they are those of a sum. One that is put around others takes it too and passes it on.
+    An optimizer that combines gradients of several batches, as `Accumulate` does, has a class
+    attribute `uses_divisor = True` and a fourth parameter of `update`, `divisor=1.0`. That is the
+    number or 0-d array by which the loss divided to get its mean, or None if the loss is a sum.
+    A wrapper around other optimizers takes the same parameter and passes it on.
     """
 
     def init(self, params: Params) -> Moments:
-        """The moments before the first step."""
+        """Return the moments before the first step."""
         ...
 
     def update(self, params: Params, grads: Params, moments: Moments) -> tuple[Params, Moments]:
-        """One step; returns new `params` and `moments`, changing no argument."""
+        """Return new `params` and `moments` after one step, without changing any argument."""
         ...
 
 
 @dataclass(frozen=True)
 class Rule:
-    """An optimizer that says what becomes of one leaf; here it is done to all of them.
+    """Base class of optimizers that update every leaf of the parameters by the same rule.
 
-        start(p)                          what it remembers of a leaf, by name
-        shared(rate, t)                   numbers that all leaves share at step t
-        move(p, g, old, decay, *shared)   the leaf after the step, and what it remembers now
+        start(p)                          the moments of a leaf before the first step, by name
+        shared(rate, t)                   numbers that are the same for all leaves at step t
+        move(p, g, old, decay, *shared)   the leaf and its moments after the step
 
-    Moments hold the steps taken, a 0-d integer, as `step`, and under each name a tree
-    nested like the parameters. `rate` is a number, or a function of the steps taken
-    before, such as those of `schedules`.
+    Moments are a dict: `step` is the number of steps taken, a 0-d integer, and each name that
+    `start` returns has a tree nested like the parameters. `rate` is the learning rate, `lr` in
+    PyTorch: a number, or a function of the number of steps taken before, such as those of
+    `schedules`.
 
-    A rule with a `weight_decay` λ gets it as `decay`, except for leaves that `no_decay` names,
-    where decay is 0 (see `matches`). By default these are the vectors: biases, scales of
-    norms, slopes. They are too few to fit noise with, and pulled towards 0 they keep a layer
-    from the level that data need (He et al., arXiv:1812.01187, sec. 3.1). `no_decay=()` no_decay
-    none, as PyTorch's optimizers do.
+    A rule with a `weight_decay` λ gets it as `decay`. It is 0 for leaves that `no_decay` names
+    (see `matches`), by default all vectors: biases, the scales of normalization layers, and the
+    slopes of PReLU. Vectors have too few numbers to overfit, and decay would keep the layer from
+    the scale that the data need (He et al., arXiv:1812.01187, sec. 3.1). PyTorch's optimizers
+    decay all leaves; `no_decay=()` does the same.
     """
 
     rate: Rate
@@ -88,60 +91,76 @@ class Rule:
             object.__setattr__(self, "no_decay", expect_paths("no_decay", self.no_decay))
 
     def start(self, p: Array) -> dict[str, Any]:
-        """What is remembered of the leaf `p` before the first step."""
+        """Return the moments of the leaf `p` before the first step."""
         return {}
 
     def shared(self, rate: Any, t: Array) -> tuple:
-        """What follows `decay` among the arguments of `move`; t is a 0-d real number."""
+        """Return the arguments of `move` that follow `decay`. t is a 0-d real number."""
         return (rate,)
 
     def move(
         self, p: Array, g: Array, old: dict[str, Any], decay: float, *shared: Any
     ) -> tuple[Array, dict[str, Any]]:
-        """The leaf after a step down the gradient `g`, and what is remembered of it then."""
+        """Return the leaf and its moments after a step with the gradient `g`."""
         raise NotImplementedError
 
     def init(self, params: Params) -> Moments:
-        """The moments before the first step; raises ValueError if there is nothing to train."""
-        steps = zero_step(params)
+        """Return the moments before the first step.
+
+        Raises
+        ------
+        ValueError
+            If there are no parameters to train.
+        """
+        step = zero_step(params)
         started: list[dict] = []
         tree_map(lambda p: started.append(self.start(p)), params)
-        return {"step": steps, **_by_name(started, params)}
+        return {"step": step, **_by_name(started, params)}
 
     def update(self, params: Params, grads: Params, moments: Moments) -> tuple[Params, Moments]:
-        """One step; returns new `params` and `moments`, changing no argument."""
-        shared = self._shared_now(params, moments)
-        numbers = decays(params, self.weight_decay, self.no_decay) if self.weight_decay else None
+        """Return new `params` and `moments` after one step, without changing any argument."""
+        shared = self._shared_numbers(params, moments)
+        leaf_decays = (
+            decays(params, self.weight_decay, self.no_decay) if self.weight_decay else None
+        )
         names = [name for name in moments if name != "step"]
-        kept: list[dict] = []
+        new_moments: list[dict] = []  # of each leaf, in the order of tree_map
         move = self.move
 
-        def one(p, g, *old):
-            decay = next(numbers) if numbers else 0.0
+        def move_leaf(p: Array, g: Array, *old: Any) -> Array:
+            decay = next(leaf_decays) if leaf_decays else 0.0
             named = dict(zip(names, old, strict=True)) if names else {}
             p, new = move(p, g, named, decay, *shared)
-            kept.append(new)
+            new_moments.append(new)
             return p
 
-        params = tree_map(one, params, grads, *[moments[name] for name in names])
-        return params, {"step": moments["step"] + 1, **_by_name(kept, params)}
+        params = tree_map(move_leaf, params, grads, *[moments[name] for name in names])
+        return params, {"step": moments["step"] + 1, **_by_name(new_moments, params)}
 
-    def _shared_now(self, params: Params, moments: Moments) -> tuple:
+    def steps_taken(self, moments: Moments) -> Array:
+        """Return the number of steps that led to these moments, a 0-d integer."""
+        return moments["step"]
+
+    def _shared_numbers(self, params: Params, moments: Moments) -> tuple:
         rate = self.rate
         if not callable(rate) and type(self).shared is Rule.shared:
-            return (rate,)  # no use for t, which costs as much to cast as a bias to move
+            return (rate,)  # t is not needed, and the cast costs as much as a step of a bias
         like = first_leaf(params)
         before = namespace(like).astype(moments["step"], like.dtype)
         return self.shared(rate(before) if callable(rate) else rate, before + 1.0)
 
 
-def _by_name(found: list[dict], like: Params) -> dict[str, Any]:
-    """One tree a name, from what was found leaf by leaf in the order of `tree_map`."""
-    return {name: _nested(iter([one[name] for one in found]), like) for name in found[0]}
+def _by_name(leaf_moments: list[dict], like: Params) -> dict[str, Any]:
+    """Return one tree per name from the moments of each leaf in the order of `tree_map`."""
+    names = leaf_moments[0]
+    return {name: _nested(iter([leaf[name] for leaf in leaf_moments]), like) for name in names}
 
 
 def _nested(entries: Iterator, like: Any) -> Any:
-    """A tree nested like `like`, of the next entries; half the cost of `tree_map`."""
+    """Return a tree nested like `like` with the next entries as leaves.
+
+    This takes half the time of `tree_map`.
+    """
     if isinstance(like, dict):
         return {name: _nested(entries, branch) for name, branch in like.items()}
     if isinstance(like, tuple):
@@ -149,19 +168,19 @@ def _nested(entries: Iterator, like: Any) -> Any:
     return next(entries)
 
 
-def first_leaf(tree: Any) -> Array:
-    """Some leaf of `tree`, or None; it stands for the library, device and dtype of all."""
+def first_leaf(tree: Any) -> Any:
+    """Return some leaf of `tree`, or None. All leaves have its library, device and dtype."""
     if not isinstance(tree, (dict, tuple)):
         return tree
     for branch in tree.values() if isinstance(tree, dict) else tree:
-        found = first_leaf(branch)
-        if found is not None:
-            return found
+        leaf = first_leaf(branch)
+        if leaf is not None:
+            return leaf
     return None
 
 
 def zero_step(params: Params) -> Array:
-    """No steps yet, as a 0-d integer beside the parameters."""
+    """Return the count of steps before the first one: a 0-d integer 0 on the device of params."""
     like = first_leaf(params)
     expect(like is not None, "the model has no parameters to train")
     xp = namespace(like)
@@ -169,28 +188,33 @@ def zero_step(params: Params) -> Array:
 
 
 def zeros(p: Array) -> Array:
-    """Zeros like `p`."""
+    """Return zeros like `p`."""
     return namespace(p).zeros_like(p)
 
 
 def bias_correction(beta: float, t: Array) -> Array:
-    """1 - βᵗ, as -(exp(t log β) - 1): float32 cannot hold 0.999 well enough to subtract it.
+    """Return 1 - βᵗ, the sum of the weights in an exponential moving average after t steps.
 
-    So much weight has been given, after t steps, by a mean that starts at 0 and keeps the
-    share β of itself at each.
+    An average that starts at 0 is divided by it, as in Adam. It is computed as
+    -(exp(t log β) - 1), because float32 cannot hold 0.999 well enough to subtract it from 1.
     """
     xp = namespace(t)
     return -xp.expm1(t * math.log(beta)) if beta else xp.ones_like(t)
 
 
+# --- paths of leaves -------------------------------------------------------------------
+
+
 @cache
 def matches(pattern: str, path: str) -> bool:
-    """Whether `path`, such as "2.attention.weight", begins or ends with `pattern`.
+    """Return whether `path`, such as "2.attention.weight", begins or ends with `pattern`.
 
-    Whole names count, joined by dots, and `*` stands for any one of them: "2" is all of
-    layer 2, "bias" every bias, "2.*.weight" a weight in any branch of layer 2, "*" all.
+    Both consist of names joined by dots, which are compared as a whole. `*` matches any one name.
+    "2" matches all of layer 2, "bias" every bias, "2.*.weight" the weight of any branch of layer
+    2, and "*" everything.
     """
-    wanted, names = pattern.split("."), path.split(".")
+    wanted = pattern.split(".")
+    names = path.split(".")
     length = len(wanted)
     return length <= len(names) and any(
         all(want in ("*", name) for want, name in zip(wanted, part, strict=True))
@@ -199,13 +223,13 @@ def matches(pattern: str, path: str) -> bool:
 
 
 def decays(params: Params, decay: float, no_decay: tuple[str, ...]) -> Iterator[float]:
-    """How much each leaf decays, in the order of `tree_map`: `decay`, or 0 if it is spared."""
+    """Yield the decay of each leaf in the order of `tree_map`: 0 if `no_decay` names it."""
     for path in paths(params):
         yield 0.0 if any(matches(pattern, path) for pattern in no_decay) else decay
 
 
 def paths(tree: Any, prefix: str = "") -> list[str]:
-    """The path of each leaf, as in `named_leaves` but in the order of `tree_map`."""
+    """Return the path of each leaf, as `named_leaves` does, but in the order of `tree_map`."""
     if not isinstance(tree, (dict, tuple)):
         return [prefix]
     branches = tree.items() if isinstance(tree, dict) else enumerate(tree)
@@ -216,10 +240,14 @@ def paths(tree: Any, prefix: str = "") -> list[str]:
     ]
 
 
-def split_by_owner(owners: Any, tree: Any, parts: int) -> list:
-    """Trees nested like `tree`, one a part, with () in place of the leaves of other parts.
+# --- several optimizers for one tree ---------------------------------------------------
 
-    owners: nested like `tree`, the number of the part that each leaf belongs to.
+
+def split_by_owner(owners: Any, tree: Any, parts: int) -> list:
+    """Return a list of trees nested like `tree`, one per part.
+
+    Leaves of other parts are replaced by (). owners is nested like `tree` and has, for each
+    leaf, the number of the part that it belongs to.
     """
     return [
         tree_map(lambda owner, leaf, part=part: leaf if owner == part else (), owners, tree)
@@ -230,18 +258,47 @@ def split_by_owner(owners: Any, tree: Any, parts: int) -> list:
 def update_parts(
     updates: list[Callable], owners: Any, params: Params, grads: Params, moments: list
 ) -> tuple[Params, list]:
-    """One step of each part by its own `update`; a part without leaves stays as it is."""
-    trees = (split_by_owner(owners, tree, len(updates)) for tree in (params, grads))
-    moved, kept = [], []
-    for update, p, g, old in zip(updates, *trees, moments, strict=True):
+    """Return params and a list of moments after each part took a step by its own `update`.
+
+    A part without leaves keeps its moments.
+    """
+    part_params = split_by_owner(owners, params, len(updates))
+    part_grads = split_by_owner(owners, grads, len(updates))
+    new_params = []
+    new_moments = []
+    for update, p, g, old in zip(updates, part_params, part_grads, moments, strict=True):
         p, new = update(p, g, old) if leaves(p) else (p, old)
-        moved.append(p)
-        kept.append(new)
-    return tree_map(lambda owner, *found: found[owner], owners, *moved), kept
+        new_params.append(p)
+        new_moments.append(new)
+    return tree_map(lambda owner, *leaf: leaf[owner], owners, *new_params), new_moments
+
+
+# --- wrappers around other optimizers --------------------------------------------------
+
+
+def nested_optimizers(optimizer: Any) -> Iterator[Any]:
+    """Yield an optimizer, then the one that it wraps, and so on, outermost first.
+
+    A wrapper holds the optimizer inside it as `optimizer`.
+    """
+    yield optimizer
+    if hasattr(optimizer, "optimizer"):
+        yield from nested_optimizers(optimizer.optimizer)
+
+
+def nested_moments(moments: Moments) -> Iterator[Moments]:
+    """Yield the moments of each nested optimizer that has its own, outermost first.
+
+    A wrapper either keeps the moments of the optimizer inside it as `inner`, next to its own, or
+    has none of its own and returns those of the optimizer inside it as they are.
+    """
+    yield moments
+    if "inner" in moments:
+        yield from nested_moments(moments["inner"])
 
 
 def bind_divisor(optimizer: Any, divisor: Any) -> Callable:
-    """`optimizer.update` with the `divisor` of the gradients set, if it takes one."""
+    """Return `optimizer.update` with `divisor` bound if it takes one."""
     if not _takes_divisor(optimizer):
         return optimizer.update
     return partial(optimizer.update, divisor=divisor)
@@ -250,50 +307,56 @@ def bind_divisor(optimizer: Any, divisor: Any) -> Callable:
 def _takes_divisor(optimizer: Any) -> bool:
     kind: Any = type(optimizer)
     update = getattr(kind, "update", None)
-    if update is None:
+    if update is None:  # `update` is an attribute of this instance only
         return "divisor" in signature(optimizer.update).parameters
-    return _of_class(kind)
+    return _class_takes_divisor(kind)
 
 
 @cache
-def _of_class(kind: Any) -> bool:
+def _class_takes_divisor(kind: Any) -> bool:
     return "divisor" in signature(kind.update).parameters
 
 
 def uses_divisor(optimizer: Any) -> bool:
-    """Whether the optimizer, or one that it is put around, joins gradients of several batches.
+    """Return whether the optimizer, or one inside it, combines gradients of several batches.
 
     Raises
     ------
     TypeError
-        If one in between takes no divisor: it would not get there.
+        If a wrapper in between takes no divisor, so that it cannot pass it on.
     """
     if getattr(optimizer, "uses_divisor", False):
         return True
-    inner = [one for one in _inside(optimizer) if uses_divisor(one)]
-    if inner and not _takes_divisor(optimizer):
+    users = [inner for inner in _optimizers_inside(optimizer) if uses_divisor(inner)]
+    if users and not _takes_divisor(optimizer):
         raise TypeError(
-            f"{type(optimizer).__name__} holds {type(inner[0]).__name__}, which has to know "
+            f"{type(optimizer).__name__} holds {type(users[0]).__name__}, which has to know "
             "what the means of batches were divided by: give its update a fourth parameter, "
             "divisor=1.0, and pass it on to the update of the optimizer inside"
         )
-    return bool(inner)
+    return bool(users)
 
 
-def _inside(thing: Any) -> Iterator[Any]:
-    """The optimizers that are attributes of an optimizer, or in a tuple or a dict of one."""
-    entries = thing.values() if isinstance(thing, dict) else thing
-    if not isinstance(thing, dict | tuple | list):
+def _optimizers_inside(thing: Any) -> Iterator[Any]:
+    """Yield the optimizers among the attributes of an optimizer, also in tuples and dicts."""
+    if isinstance(thing, dict):
+        entries: Iterable[Any] = thing.values()
+    elif isinstance(thing, tuple | list):
+        entries = thing
+    else:
         entries = getattr(thing, "__dict__", {}).values()
     for entry in entries:
         if isinstance(entry, dict | tuple | list):
-            yield from _inside(entry)
+            yield from _optimizers_inside(entry)
         elif callable(getattr(entry, "update", None)) and not isinstance(entry, type):
             yield entry
 
 
+# --- validation of arguments -----------------------------------------------------------
+
+
 def expect_rate(name: str, rate: Any) -> None:
-    """Raise unless `rate` is a finite number above 0, or a function of the steps taken."""
+    """Raise unless `rate` is a finite number above 0 or a function of the steps taken."""
     if callable(rate):
         expect_function(name, rate, "t")
     else:
@@ -301,7 +364,7 @@ def expect_rate(name: str, rate: Any) -> None:
 
 
 def expect_paths(name: str, paths: Any) -> tuple[str, ...]:
-    """`paths`, the hyper-parameter called `name`, as a tuple; raises unless it holds strings."""
+    """Return `paths` as a tuple; raise TypeError unless it is a tuple or list of strings."""
     several = isinstance(paths, tuple | list)
     if not several or not all(isinstance(path, str) for path in paths):
         raise TypeError(f"expected {name} to be a tuple of paths, got {paths!r}")

@@ -3,7 +3,7 @@
 import math
 from dataclasses import KW_ONLY, dataclass, field
 
-from ..core.arrays import Array, namespace, size
+from ..core.arrays import Array, Moments, namespace, size
 from ..core.errors import expect, expect_count, expect_flag, expect_number, expect_positive
 from ..core.trees import leaves, named_leaves, unname
 from ..ops import norm
@@ -100,6 +100,10 @@ class Muon(Rule):
         parts = [moments["matrices"], moments["others"]]
         params, new = update_parts(updates, self._owners(params), params, grads, parts)
         return params, {"matrices": new[0], "others": new[1]}
+
+    def steps_taken(self, moments: Moments) -> Array:
+        """Return the number of steps that led to these moments, a 0-d integer."""
+        return super().steps_taken(moments["matrices"] or moments["others"])
 
     def start(self, p):
         return {"velocity": zeros(p)}

@@ -1,8 +1,9 @@
-"""Steps, after an optimizer took them: shortened, or averaged."""
+"""Wrappers that change the steps of another optimizer: scaled, or averaged."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from ..core.arrays import Moments, Params, device, namespace
+from ..core.arrays import Array, Moments, Params, device, namespace
 from ..core.errors import expect_number
 from ..core.trees import tree_map
 from .base import (
@@ -11,6 +12,7 @@ from .base import (
     bind_divisor,
     expect_optimizer,
     first_leaf,
+    nested_moments,
     zero_step,
     zeros,
 )
@@ -20,13 +22,15 @@ __all__ = ["Average", "Scaled"]
 
 @dataclass(frozen=True)
 class Scaled:
-    """Another optimizer, each step shortened by a number that stands among the moments.
+    """θ ← θ + scale · (θ' - θ), where θ' is what another optimizer would move θ to.
 
-        θ ← θ + scale · (θ' - θ)            where the optimizer would go to θ'
+    This scales the steps of that optimizer, and so its learning rate. The scale is an array among
+    the moments, so it can change during training without compiling the step again; the callback
+    `ReduceOnPlateau` lowers it.
 
-    So a rate can be lowered while training, without another step to compile: moments hold
-    `scale`, a 0-d array that starts at 1, and those of the optimizer as `inner`. Computed as
-    θ' - (1 - scale)(θ' - θ), which is exactly θ' at scale 1, and θ where nothing moves.
+    The step is computed as θ' - (1 - scale) (θ' - θ), which is exactly θ' if the scale is 1, and
+    exactly θ where θ' = θ. Moments are `scale`, a 0-d array that starts at 1, and those of the
+    other optimizer as `inner`.
     """
 
     optimizer: Optimizer
@@ -34,30 +38,50 @@ class Scaled:
     def __post_init__(self) -> None:
         expect_optimizer(self.optimizer)
 
-    def init(self, params):
+    def init(self, params: Params) -> Moments:
         inner = self.optimizer.init(params)
         like = first_leaf(params)
         one = namespace(like).ones((), dtype=like.dtype, device=device(like))
         return {"scale": one, "inner": inner}
 
-    def update(self, params, grads, moments, divisor=1.0):
-        moved, inner = bind_divisor(self.optimizer, divisor)(params, grads, moments["inner"])
+    def update(
+        self, params: Params, grads: Params, moments: Moments, divisor: Any = 1.0
+    ) -> tuple[Params, Moments]:
+        update = bind_divisor(self.optimizer, divisor)
+        moved, inner = update(params, grads, moments["inner"])
         back = 1.0 - moments["scale"]
         params = tree_map(lambda p, q: q - back * (q - p), params, moved)
         return params, {"scale": moments["scale"], "inner": inner}
 
+    @staticmethod
+    def scales(moments: Moments) -> list[Array]:
+        """Return the scale of each `Scaled` among nested optimizers, given all their moments.
+
+        The outermost scale comes first. The list is empty if there is no `Scaled`.
+        """
+        return [each["scale"] for each in nested_moments(moments) if "scale" in each]
+
+    @staticmethod
+    def with_scale(moments: Moments, scale: Array) -> Moments:
+        """Return moments of nested optimizers with another scale for the outermost `Scaled`."""
+        if "scale" in moments:
+            return moments | {"scale": scale}
+        return moments | {"inner": Scaled.with_scale(moments["inner"], scale)}
+
 
 @dataclass(frozen=True)
 class Average:
-    """Another optimizer, and a running mean of the parameters that it reaches.
+    """a ← d a + (1 - d) θ, an exponential moving average (EMA) of the parameters.
 
-        a ← d a + (1 - d) θ                 (a starts at 0; d is `decay`)
-        averaged = a / (1 - dᵗ)
+        averaged = a / (1 - dᵗ)             a starts at 0; d is `decay`
 
-    Polyak & Juditsky, "Acceleration of stochastic approximation by averaging" (1992), with
-    weights that fade; dividing by 1 - dᵗ, the sum of the weights given so far, makes it a
-    mean of θ₁ … θₜ alone, as in Adam. Training goes on from θ, not from the mean. Moments:
-    `step`, a 0-d integer, a as `average`, and those of the other optimizer as `inner`.
+    θ is moved by another optimizer, which the average does not affect; `Trainer.predict` and
+    `Trainer.evaluate` use the average with `averaged=True`. Dividing by 1 - dᵗ, the sum of the
+    weights, makes it a mean of θ₁ … θₜ alone, as in Adam. Averaging is due to Polyak & Juditsky,
+    "Acceleration of stochastic approximation by averaging" (1992), there with equal weights.
+
+    Moments are `step`, a 0-d integer, a as `average`, and those of the other optimizer as
+    `inner`.
     """
 
     optimizer: Optimizer
@@ -67,21 +91,35 @@ class Average:
         expect_optimizer(self.optimizer)
         expect_number("decay", self.decay, 0.0, 1.0)
 
-    def init(self, params):
+    def init(self, params: Params) -> Moments:
         inner = self.optimizer.init(params)
         return {"step": zero_step(params), "average": tree_map(zeros, params), "inner": inner}
 
-    def update(self, params, grads, moments, divisor=1.0):
-        params, inner = bind_divisor(self.optimizer, divisor)(params, grads, moments["inner"])
+    def update(
+        self, params: Params, grads: Params, moments: Moments, divisor: Any = 1.0
+    ) -> tuple[Params, Moments]:
+        update = bind_divisor(self.optimizer, divisor)
+        params, inner = update(params, grads, moments["inner"])
         average = tree_map(
             lambda a, p: self.decay * a + (1.0 - self.decay) * p, moments["average"], params
         )
         return params, {"step": moments["step"] + 1, "average": average, "inner": inner}
 
     def averaged(self, params: Params, moments: Moments) -> Params:
-        """The mean of the parameters so far; `params` themselves before the first step."""
+        """Return the average of the parameters; `params` themselves before the first step.
+
+        moments: those of this optimizer, without those of optimizers around it.
+        """
         like = first_leaf(params)
         xp = namespace(like)
         t = xp.astype(moments["step"], like.dtype)
-        given = bias_correction(self.decay, xp.maximum(t, 1.0))
-        return tree_map(lambda p, a: xp.where(t > 0, a / given, p), params, moments["average"])
+        correction = bias_correction(self.decay, xp.maximum(t, 1.0))
+        return tree_map(lambda p, a: xp.where(t > 0, a / correction, p), params, moments["average"])
+
+    @staticmethod
+    def own_moments(moments: Moments) -> Moments | None:
+        """Return the moments of the outermost `Average` among nested optimizers, or None."""
+        for each in nested_moments(moments):
+            if "average" in each:
+                return each
+        return None

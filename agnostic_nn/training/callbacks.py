@@ -12,7 +12,7 @@ import csv
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -32,6 +32,8 @@ from ..core.errors import (
     expect_text,
 )
 from ..core.files import expect_path, expect_place, write_text
+from ..optimizers import Rule, Scaled
+from ..optimizers.base import nested_moments, nested_optimizers
 
 __all__ = [
     "CSVLog",
@@ -44,8 +46,6 @@ __all__ = [
     "as_callback",
     "as_callbacks",
     "expect_fields",
-    "moments_in",
-    "optimizers_in",
 ]
 
 
@@ -90,20 +90,6 @@ class _Plain(Callback):
 
     def epoch(self, trainer, row):
         return self.function(trainer, row)
-
-
-def optimizers_in(optimizer: Any) -> Iterator[Any]:
-    """An optimizer and those that it is put around, from the outside in."""
-    yield optimizer
-    if hasattr(optimizer, "optimizer"):
-        yield from optimizers_in(optimizer.optimizer)
-
-
-def moments_in(moments: Any) -> Iterator[Any]:
-    """Moments and those inside them, from the outside in; not every optimizer adds its own."""
-    yield moments
-    if "inner" in moments:
-        yield from moments_in(moments["inner"])
 
 
 def as_callback(thing: Any) -> Callback:
@@ -287,15 +273,14 @@ class ReduceOnPlateau(_Watching):
         trainer.moments = self._lowered(trainer.backend, trainer.moments)
 
     def _lowered(self, backend: Any, moments: Any) -> Any:
-        """The moments with the outermost scale lowered."""
-        if "scale" not in moments:
-            return moments | {"inner": self._lowered(backend, moments["inner"])}
-        scale = backend.to_numpy(moments["scale"])
+        """Return the moments with the scale of the outermost `Scaled` lowered."""
+        outermost, *_ = Scaled.scales(moments)
+        scale = backend.to_numpy(outermost)
         lower = np.asarray(max(float(scale) * self.factor, self.min_scale), scale.dtype)
-        return moments | {"scale": backend.asarray(lower)}
+        return Scaled.with_scale(moments, backend.asarray(lower))
 
     def _expect_scaled(self, trainer: Any) -> None:
-        if not any("scale" in moments for moments in moments_in(trainer.moments)):
+        if not Scaled.scales(trainer.moments):
             raise TypeError(
                 "ReduceOnPlateau needs an optimizer whose steps can be scaled, such as "
                 f"nn.Scaled(nn.Adam()), got {trainer.optimizer!r}"
@@ -385,14 +370,17 @@ class RateLog(_Checked):
 
     def epoch(self, trainer, row):
         to_numpy = trainer.backend.to_numpy
-        found = list(moments_in(trainer.moments))
-        scales = [float(to_numpy(moments["scale"])) for moments in found if "scale" in moments]
-        *_, optimizer = optimizers_in(trainer.optimizer)
+        scales = [float(to_numpy(scale)) for scale in Scaled.scales(trainer.moments)]
+        *_, optimizer = nested_optimizers(trainer.optimizer)
         rate = getattr(optimizer, "rate", None)
         if rate is None:
             raise TypeError(f"RateLog finds no one rate in {trainer.optimizer!r}")
         if callable(rate):
-            last = max(int(to_numpy(found[-1]["step"])) - 1, 0)
+            *_, moments = nested_moments(trainer.moments)
+            # a custom optimizer need not be a Rule; it counts its steps under the same name
+            is_rule = isinstance(optimizer, Rule)
+            steps = optimizer.steps_taken(moments) if is_rule else moments["step"]
+            last = max(int(to_numpy(steps)) - 1, 0)
             rate = float(rate(np.asarray(last, trainer.dtype)))
         row["rate"] = math.prod(scales) * rate
 

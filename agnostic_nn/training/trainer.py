@@ -34,11 +34,12 @@ from ..diagnostics.summary import Summary, bytes_of_training, summarize
 from ..layers import Layer
 from ..losses.base import Loss, describe_loss, metrics_of, takes_keyword
 from ..metrics import finish_of, joined
-from ..optimizers import Optimizer
+from ..optimizers import Average, Optimizer
+from ..optimizers.base import nested_optimizers
 from . import checkpoint
 from .batches import Examples, StoredBatches, StreamedBatches, padded, prefetched
 from .callback_memory import BoundCallback, RunMemory
-from .callbacks import Callback, as_callbacks, expect_fields, moments_in, optimizers_in
+from .callbacks import Callback, as_callbacks, expect_fields
 from .checkpoint_fields import CheckpointFields, expect_same_arrays, restored, skeleton
 from .config import describe
 from .context import Context
@@ -767,12 +768,13 @@ class Trainer:
         params, state, moments = self._built()
         if not averaged:
             return params, state
-        averages = (one for one in optimizers_in(self.optimizer) if hasattr(one, "averaged"))
-        found = (inner for inner in moments_in(moments) if "average" in inner)
-        for optimizer, own in zip(averages, found, strict=False):
-            with self.backend.applied():
-                return optimizer.averaged(params, own), state
-        raise TypeError(f"expected an optimizer such as nn.Average(), got {self.optimizer!r}")
+        own_moments = Average.own_moments(moments)
+        optimizers = nested_optimizers(self.optimizer)
+        average = next((each for each in optimizers if hasattr(each, "averaged")), None)
+        if average is None or own_moments is None:
+            raise TypeError(f"expected an optimizer such as nn.Average(), got {self.optimizer!r}")
+        with self.backend.applied():
+            return average.averaged(params, own_moments), state
 
     def predict(self, x: Any, *, batch_size: int = 1024, averaged: bool = False) -> Any:
         """y for all examples of x, in the mode for prediction.
