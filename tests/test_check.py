@@ -345,7 +345,11 @@ BROKEN = [  # layer, shape of one example, what the message says
     (BiasAveraged(2), (4,), r"central difference on numpy, train: bias\[\d\]"),
     (SlightlyTooLarge(2), (4,), r"x\[\d, \d\] is .* relative error 0.0001, tolerance 1e-07"),
     (nn.Sequential(nn.Tanh(), BiasAveraged(2)), (4,), r"train: 1\.bias\[\d\]"),
-    (GradientNamedOtherwise(2), (4,), "float32: w should not be there; there are bias, w, x, y"),
+    (
+        GradientNamedOtherwise(2),
+        (4,),
+        "float32: w should not be there; the layer returned bias, w, x, y",
+    ),
     (GradientsInATuple(2), (4,), "float32: 0 should not be there"),
     (GradientsSwapped(nn.Dense(4), nn.Dense(4)), (4,), r"central difference .* [01]\.\w+\["),
     (WithoutDx(2), (4,), "float32: x is missing"),
@@ -362,7 +366,7 @@ BROKEN = [  # layer, shape of one example, what the message says
     (PassesUnmasked(0.3), (9,), r"central difference on numpy, train: x\["),
     (DropsWhenPredicting(0.3), (9,), "state.key was changed by predicting"),
     (KeepsItsKeyWhileItDrops(0.3), (9,), r"batch of 1 on numpy, predict: [xy]\[0, \d\]"),
-    (HasSecretRandomness(), (99,), "[xy] is another when computed a second time"),
+    (HasSecretRandomness(), (99,), "[xy] is different when computed a second time"),
     (PredictsByTheBatch(), (4,), "predict: a batch of one example is refused"),
     (LooksAtTheBatch(), (4,), r"filled batch on numpy, train: [xy]\["),
     (GoesBackAsInTraining(), (4,), r"central difference on numpy, predict: x\["),
@@ -409,9 +413,9 @@ def pull_of_gain(function, point):
 
 
 ASTRAY = [  # what is wrong with the backend, what the message says
-    ({"to_numpy": lambda a: np.asarray(a) * (1 + 1e-6)}, r"same on NumPy on off:cpu, train: \w+\["),
+    ({"to_numpy": lambda a: np.asarray(a) * (1 + 1e-6)}, r"same as NumPy on off:cpu, train: \w+\["),
     ({"to_numpy": np.float32}, "on off:cpu: gain is float32"),
-    ({"jit": lambda f, *_: lambda a: f(a | {"dy": 2.0 * a["dy"]})}, "same on NumPy on off:cpu"),
+    ({"jit": lambda f, *_: lambda a: f(a | {"dy": 2.0 * a["dy"]})}, "same as NumPy on off:cpu"),
     ({"vjp": pull_of_gain}, r"automatic differentiation on off:cpu, \w+: x\["),
 ]
 
@@ -514,7 +518,7 @@ def test_the_report_is_a_table_of_every_oracle(backend):
         "batch of 1",
         "shortcuts",
         "filled batch",
-        "same on NumPy",
+        "same as NumPy",
     }
     differentiates = backend.adapter.vjp is not None
     assert {r.oracle for r in report.rows} == wanted | (
@@ -528,7 +532,7 @@ def test_integers_are_drawn_as_the_layer_takes_them():
             raise ValueError("no")
 
     check(nn.Embedding(1, 3), (2,), backends=[])
-    with pytest.raises(ValueError, match="say with `draw` what it takes"):
+    with pytest.raises(ValueError, match="pass `draw`, which returns a valid x"):
         check(Picky(4, 3), (2,), backends=[])
     check(Picky(4, 3), (2,), backends=[], draw=lambda g, shape: g.integers(4, size=shape))
 

@@ -171,7 +171,7 @@ def _column(row: dict[str, Any]) -> str:
     """Where what an oracle says stands in the table."""
     if row["oracle"] == "automatic differentiation":
         return f"vjp of {row['backend']}"
-    return row["backend"] if row["oracle"] == "same on NumPy" else row["oracle"]
+    return row["backend"] if row["oracle"] == "same as NumPy" else row["oracle"]
 
 
 def _lines(found: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

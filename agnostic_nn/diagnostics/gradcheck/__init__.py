@@ -1,8 +1,7 @@
-"""Check: a layer against every oracle there is; and one specimen of each thing, to be checked.
+"""Check the hand-derived gradients of a layer.
 
-`checking.py` holds a layer to central differences, to automatic differentiation and to NumPy;
-`inputs.py` draws numbers to try it with, and `examples.py` has a line for each layer, loss and
-optimizer of this library.
+`checks.py` compares a layer with central differences, with automatic differentiation and with
+NumPy; `inputs.py` draws inputs for it.
 """
 
 from ..examples import LAYERS, LOSSES, OPTIMIZERS, drawn, loss_of

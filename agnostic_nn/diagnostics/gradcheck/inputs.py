@@ -1,4 +1,4 @@
-"""Inputs: shapes and numbers to try a layer with."""
+"""Inputs: shapes and numbers to run a layer with."""
 
 from functools import partial
 from typing import Any
@@ -13,26 +13,38 @@ __all__ = ["batched", "draw_for"]
 
 
 def batched(shape: Shape, batch: int) -> Any:
-    """The shape of so many examples of `shape`, which may be a tree."""
-    return shape_map(lambda one: (batch, *one), shape)
+    """Return the shape of `batch` examples of `shape`, which may be a tree."""
+    return shape_map(lambda example: (batch, *example), shape)
 
 
 def draw_for(layer: Layer, generator: np.random.Generator, shape: Any) -> Any:
-    """An x that `layer` takes; of integers, the last example repeats the first."""
-    wanted = kinds(layer.input_kinds, shape_map(np.empty, shape))
+    """Return a random x of `shape` that `layer` accepts.
+
+    If x holds integers, the last example repeats the first, so that a layer that looks rows up,
+    such as Embedding, adds two gradients to one row.
+
+    Raises
+    ------
+    ValueError
+        If the layer accepts no integers, not even zeros.
+    """
+    expected = kinds(layer.input_kinds, shape_map(np.empty, shape))
+    # The range of valid integers is not known: try smaller ones until the layer accepts them.
     for bits in (6, 5, 4, 3, 2, 1, 0):
-        x = tree_map(partial(_drawn, generator, bits), wanted, shape_map(np.empty, shape))
-        if "integral" not in leaves(wanted):
+        x = tree_map(partial(_draw_leaf, generator, bits), expected, shape_map(np.empty, shape))
+        if "integral" not in leaves(expected):
             return x
         try:
             layer.check(x)
         except ValueError:
             continue
         return x
-    raise ValueError(f"{layer} refuses even an x of zeros: say with `draw` what it takes")
+    raise ValueError(f"{layer} refuses even an x of zeros: pass `draw`, which returns a valid x")
 
 
-def _drawn(generator, bits, kind, like):
+def _draw_leaf(
+    generator: np.random.Generator, bits: int, kind: str, like: np.ndarray
+) -> np.ndarray:
     if kind in ("real floating", "numeric"):
         return generator.standard_normal(like.shape)
     if kind == "bool":
