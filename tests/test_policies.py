@@ -231,7 +231,7 @@ def test_a_strict_backend_that_falls_short_is_an_error_that_names_the_setting(mo
     with pytest.raises(nn.BackendUnavailable) as caught:
         fake(policy=policy)().probe()
     said = str(caught.value)
-    assert said.startswith("fake:gpu:0 is to compute in float32, but computes in TensorFl")
+    assert said.startswith("fake:gpu:0 should compute in float32, but computes in TensorFl")
     assert (
         "in TensorFloat-32 (eager: all; compiled: all). It sets nothing; FAKE_TF32=0 would" in said
     )

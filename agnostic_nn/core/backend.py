@@ -1,8 +1,8 @@
 """Backends: an array library and one of its devices, chosen by a name such as "jax:cpu:1".
 
-Adapters are loaded when they are first asked for. Besides those shipped, any installed
-package can bring one, as an entry point of the group `agnostic_nn.backends` that names
-a module with the names listed in `agnostic_nn_backends`.
+An adapter is imported when its backend is first used. Any installed package can provide another
+one, with an entry point in the group `agnostic_nn.backends` that names a module. This module must
+define the names listed in `agnostic_nn_backends`.
 """
 
 import os
@@ -38,24 +38,24 @@ VARIABLE = "AGNOSTIC_NN_BACKEND"
 PRECISION, DETERMINISTIC = "AGNOSTIC_NN_PRECISION", "AGNOSTIC_NN_DETERMINISTIC"
 REPLAY = "AGNOSTIC_NN_REPLAY"
 
-ADAPTER = (  # what each must have, as `agnostic_nn_backends` says
+ADAPTER = (  # names that each adapter must define, documented in `agnostic_nn_backends`
     *("asarray", "compiles", "describe", "devices", "double", "has_float64", "jit"),
     *("synchronize", "to_numpy", "version", "vjp", "xp"),
 )
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend was asked for that cannot run here; the message says what is missing."""
+    """Raised when a backend cannot run here; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """An array library and one of its devices; immutable, so several live side by side.
+    """An array library and one of its devices. Immutable, so several can be used together.
 
-    `str(backend)` is the name that chooses it again, such as "jax:cpu:0". What precision and
-    `deterministic` mean is said in `agnostic_nn.core.policies`; they hold for what `jit` makes of
-    functions and for what is called in `with backend.applied():`. Unless `replay`, `jit` neither
-    compiles nor replays: the Python of a function runs at each call.
+    `str(backend)` is the name that selects it again, such as "jax:cpu:0". `precision` and
+    `deterministic` are explained in `docs/precision.md`. They apply to functions compiled by `jit`
+    and to library calls inside `with backend.applied():`. With `replay=False`, `jit` neither
+    compiles nor replays, and the Python code of a function runs at each call.
     """
 
     name: str
@@ -71,80 +71,85 @@ class Backend:
 
     @property
     def xp(self) -> Any:
-        """The library's Array API namespace."""
+        """Return the library's Array API namespace."""
         return self.adapter.xp
 
     @property
     def version(self) -> str:
-        """The library's version."""
+        """Return the library's version."""
         return self.adapter.version
 
     @property
     def hardware(self) -> str:
-        """What the device calls itself."""
+        """Return the name of the device's hardware."""
         return self.adapter.describe(self.device)
 
     @property
     def has_float64(self) -> bool:
-        """Whether float64 is to be had on this device, as the library is set up now."""
+        """Return whether float64 is available on this device with the current settings."""
         return self.adapter.has_float64(self.device)
 
     @property
     def compiles(self) -> bool:
-        """Whether `jit` compiles loops too, so that one call of many steps beats many calls."""
+        """Return whether `jit` also compiles loops.
+
+        If so, one call for many steps is faster than one call per step.
+        """
         return self.adapter.compiles and self.replay
 
     @property
     def policy(self) -> dict[str, Any]:
-        """Precision and determinism, as data for JSON."""
+        """Return `precision` and `deterministic` as a dict that can be written to JSON."""
         return {"precision": self.precision, "deterministic": self.deterministic}
 
     @property
     def lacks_float64(self) -> str:
-        """A sentence that says that there is no float64, and what to do where something helps."""
+        """Return an error message for missing float64, with the remedy if the adapter has one."""
         remedy = getattr(self.adapter, "float64_remedy", None)
-        said = f"{self} has no float64 as it is set up now"
-        return f"{said}: {remedy}" if remedy else said
+        message = f"{self} has no float64 as it is set up now"
+        return f"{message}: {remedy}" if remedy else message
 
     def applied(self) -> AbstractContextManager:
-        """A context in which what is called of the library keeps to the policy."""
+        """Return a context that applies the precision and determinism to library calls."""
         if self._policy is None:
             return nullcontext()
         return self._policy(self.device, self.precision, self.deterministic)
 
     @property
     def _policy(self) -> Callable | None:
-        """The adapter's; one of a user's own need not have any."""
+        """Return the adapter's `policy`, or None: a custom adapter may omit it."""
         return getattr(self.adapter, "policy", None)
 
     def probe(self) -> dict[str, dict[str, str]]:
-        """In which formats float32 matrices are multiplied here: a measurement, not a setting.
+        """Measure the formats in which float32 matrices are multiplied on this backend.
 
-        By how, "eager" or "compiled", and by what, such as "matmul": "float32",
-        "TensorFloat-32", "bfloat16" and others; see `agnostic_nn.core.policies`.
+        The keys are the mode, "eager" or "compiled", and then the operation, such as "matmul". The
+        values are "float32", "TensorFloat-32", "bfloat16" and others; see `docs/precision.md`.
 
         Raises
         ------
         BackendUnavailable
-            If the precision is "strict" and any of them is less than float32.
+            If the precision is "strict" and any format is less than float32.
         """
-        found = policies.probe(self)
-        reduced = policies.reduced_formats(found)
+        formats = policies.probe(self)
+        reduced = policies.reduced_formats(formats)
         if reduced and self.precision == policies.PRECISIONS[0]:
-            sets = " ".join((self._policy.__doc__ or "").split()) if self._policy else ""
-            sets = sets or "There is nothing to set: look at what the library was built with."
+            # the docstring of an adapter's policy says which settings of the library it uses
+            settings = " ".join((self._policy.__doc__ or "").split()) if self._policy else ""
+            if not settings:
+                settings = "There is nothing to set: look at what the library was built with."
             raise BackendUnavailable(
-                f"{self} is to compute in float32, but computes in {reduced}. {sets}"
+                f"{self} should compute in float32, but computes in {reduced}. {settings}"
             )
-        return found
+        return formats
 
     def double(self) -> AbstractContextManager:
-        """A context in which float64 is to be had.
+        """Return a context in which float64 is available.
 
         Raises
         ------
         BackendUnavailable
-            If this device has none.
+            If this device does not support float64.
         """
         if self.adapter.double is None:
             raise BackendUnavailable(f"{self} has no float64")
@@ -152,17 +157,24 @@ class Backend:
 
     @property
     def can_double(self) -> bool:
-        """Whether float64 is to be had within `double`."""
+        """Return whether float64 is available inside `with backend.double():`."""
         if self.adapter.double is None:
             return False
         with self.double():
             return self.has_float64
 
     def asarray(self, tree: Any) -> Any:
-        """NumPy arrays or nested lists, in a tree or alone, as arrays on this device.
+        """Return the NumPy arrays or nested lists of a tree as arrays on this device.
 
-        Nothing is shared with the host. The dtype is kept; asking for one that the
-        library lacks is an error. None, the gradient of what has none, stays None.
+        The arrays are copied, and keep their dtype. None, which stands for a missing gradient,
+        stays None.
+
+        Raises
+        ------
+        TypeError
+            If an array does not hold numbers, or the library does not support its dtype.
+        ValueError
+            If lists are nested unevenly.
         """
         return tree_map(self._asarray, tree)
 
@@ -185,48 +197,50 @@ class Backend:
         return array
 
     def to_numpy(self, tree: Any) -> Any:
-        """Arrays of this backend, in a tree or alone, as NumPy arrays on the host; None stays."""
+        """Return the arrays of a tree as NumPy arrays on the host. None stays None."""
         to_numpy = self.adapter.to_numpy
 
         def converted(leaf: Any) -> Any:
             if leaf is None:
                 return None
             if not isinstance(leaf, int | float):
-                namespace(leaf)  # NumPy would make an array of objects of anything
+                namespace(
+                    leaf
+                )  # raises for other objects, which NumPy would accept as dtype object
             return to_numpy(leaf)
 
         return tree_map(converted, tree)
 
     def jit(self, function: Callable, donate: tuple[int, ...] = ()) -> Callable:
-        """Return `function` for this device, compiled where the library compiles.
+        """Return `function` for this device, compiled if the library has a compiler.
 
-        `donate` names the positions of arguments that the caller gives up; their
-        memory may be used again. Where an exception may come at any moment, such a function
-        is called by `atomic.into`.
+        `donate` lists the positions of donated arguments, whose memory the result may reuse. To
+        handle exceptions during such a call, make it with `atomic.into`.
 
-        The function's results depend on its arguments, and on Python values that a user's own
-        functions and methods in it read: closure cells, globals, defaults, attributes and
-        containers. Before each call these are compared with what they were, and if one has
-        changed the function is compiled again; see `agnostic_nn.core.guards`.
+        The results may depend on the arguments, and on Python values that user-defined functions
+        and methods read: closure cells, globals, defaults, attributes and containers. Before each
+        call these values are compared with those at the time of compilation. If one has changed,
+        the function is compiled again; see `agnostic_nn.core.guards`.
 
         Raises
         ------
         TypeError
-            When called, if the function changes what it reads each time that it is called,
-            such as a random generator. With `replay=False` there is nothing to guard.
+            When called, if the function itself changes a value that it reads at each call, such as
+            the state of a random generator. With `replay=False` this is allowed.
         """
         if not callable(function):
             raise TypeError(f"expected a function to compile, got {function!r}")
         if not self.replay:
             return self._eager(function)
         compiled = partial(self._compiled, donate=donate)
-        # where each call runs the Python, arrays that changed are met as they are
+        # an adapter without `eager` runs the Python code at each call, so the current contents of
+        # arrays are read anyway and need not be compared
         to_numpy = self.adapter.to_numpy if hasattr(self.adapter, "eager") else None
-        hidden = getattr(self.adapter, "random_state", None)
-        return guarded(function, compiled, to_numpy, _packages(self.xp), hidden)
+        random_state = getattr(self.adapter, "random_state", None)
+        return guarded(function, compiled, to_numpy, _packages(self.xp), random_state)
 
     def _eager(self, function: Callable) -> Callable:
-        """`function` under the policy, as Python runs it."""
+        """Return `function` with the policy applied, neither compiled nor replayed."""
         eager = getattr(self.adapter, "eager", None)
         if eager is None:
             function = self.adapter.jit(function, self.device, ())
@@ -235,15 +249,15 @@ class Backend:
         return function if self._policy is None else _Applied(self, function)
 
     def _compiled(self, function: Callable, donate: tuple[int, ...]) -> Callable:
-        """The pure `function`, compiled under the policy."""
+        """Return the pure `function`, compiled with the policy applied."""
         if self._policy is None:
             return self.adapter.jit(function, self.device, donate)
-        if self.compiles:  # what is traced under the policy keeps it
+        if self.compiles:  # a compiler records the policy while it traces the function
             return self.adapter.jit(_Applied(self, function), self.device, donate)
         return _Applied(self, self.adapter.jit(function, self.device, donate))
 
     def synchronize(self, tree: Any) -> Any:
-        """Wait until the values of `tree` are there; returns it."""
+        """Wait until the arrays in `tree` are computed, and return `tree`."""
         for leaf in leaves(tree):
             if leaf is not None:
                 self.adapter.synchronize(leaf)
@@ -251,11 +265,15 @@ class Backend:
 
 
 class _Applied:
-    """`function` under the policy of a backend; equal ones need be compiled only once."""
+    """Wrap a function so that it runs with the policy of a backend.
+
+    Wrappers of the same function and backend compare equal, so a library compiles it only once.
+    """
 
     def __init__(self, backend: Backend, function: Callable) -> None:
         update_wrapper(self, function)
-        self.backend, self.function = backend, function
+        self.backend = backend
+        self.function = function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self.backend.applied():
@@ -276,28 +294,29 @@ class _Applied:
 
 @cache
 def _packages(xp: Any) -> frozenset[str]:
-    """The packages of array libraries: their code reads no values of a user's."""
-    name = vars(xp).get("__name__", "")  # a namespace need not be a module
+    """Return the names of array library packages, whose code reads no values of user code."""
+    name = vars(xp).get("__name__", "")  # a namespace may be another object than a module
     return frozenset([*SHIPPED, "array_api_compat", name.partition(".")[0]])
 
 
 @cache
-def _is_same(dtype: Any, wanted: Any, xp: Any) -> bool:
-    """Compare the dtype of an array of the library `xp` with a dtype of NumPy.
+def _is_same(dtype: Any, expected: Any, xp: Any) -> bool:
+    """Return whether the dtype of an array of the library `xp` equals a NumPy dtype.
 
-    NumPy compares its dtypes with objects that are none, such as `jax.numpy.float32`, by running
-    their Python code, and drops what that raises: an exception of a signal handler would be lost.
+    To compare a dtype with another kind of object, such as `jax.numpy.float32`, NumPy runs Python
+    code of that object and discards any exception, even one that a signal handler raised. So
+    NumPy's dtypes are only compared with each other.
     """
     import numpy as np
 
     if isinstance(dtype, np.dtype):
-        return dtype == np.dtype(wanted.type)
-    return dtype == getattr(xp, wanted.name, None)
+        return dtype == np.dtype(expected.type)
+    return dtype == getattr(xp, expected.name, None)
 
 
 @dataclass(frozen=True)
 class Status:
-    """What `backends` says of one: its version and devices, or why it cannot run."""
+    """The status of one backend: its version and devices, or the reason why it cannot run."""
 
     name: str
     version: str | None
@@ -312,27 +331,27 @@ def backend(
     deterministic: bool | None = None,
     replay: bool | None = None,
 ) -> Backend:
-    """The backend called `name`: a library, alone or with a device, as in "jax:cpu:1".
+    """Return the backend called `name`: a library, optionally with a device, as in "jax:cpu:1".
 
-    Without a name, the one in the environment variable AGNOSTIC_NN_BACKEND, else "numpy".
-    Without a device, the one that the library lists first; without a number, the first
-    of its kind.
+    Without a name, the environment variable AGNOSTIC_NN_BACKEND is used, or else "numpy". Without a
+    device, the first device of the library is used; without a number, the first of its kind.
 
-    With precision "strict" float32 is multiplied as float32, with "fast" as TensorFloat-32
-    where there is that; by default as AGNOSTIC_NN_PRECISION says, else "strict". A
-    `deterministic` one gives the same bits in every run; by default one if
-    AGNOSTIC_NN_DETERMINISTIC is 1. See `agnostic_nn.core.policies`.
+    precision: "strict" multiplies float32 as float32; "fast" uses TensorFloat-32 if the hardware
+    supports it. The default is AGNOSTIC_NN_PRECISION, or else "strict".
 
-    With `replay=False` nothing is compiled or replayed: the Python of each step runs, for a
-    debugger, for `print`, or for a function that is not pure. That is slower, on JAX many times.
-    By default AGNOSTIC_NN_REPLAY decides: 0 turns it off.
+    deterministic: whether every run gives the same bits. The default is True if
+    AGNOSTIC_NN_DETERMINISTIC is 1. See `docs/precision.md`.
+
+    replay: with False, nothing is compiled or replayed, and the Python code of each step runs. Use
+    this with a debugger, with `print`, or for a function that is not pure. It is slower, on JAX
+    many times. The default is False if AGNOSTIC_NN_REPLAY is 0.
 
     Raises
     ------
     BackendUnavailable
-        If no backend has that name, its library is not installed or cannot run, the
-        device does not exist, or it cannot be deterministic as things are set up. Nothing
-        falls back to another.
+        If no backend has this name, its library is not installed or cannot run, the device does
+        not exist, or the library cannot be deterministic as it is set up. No other
+        backend is used instead.
     """
     policy = chosen_policy(precision, deterministic, replay)
     if not (name is None or isinstance(name, str)):
@@ -354,32 +373,34 @@ def backend(
         raise BackendUnavailable(
             f"{library} has no device {device_name!r}; it has {', '.join(devices)}"
         )
-    found = Backend(library, device_name, devices[device_name], adapter, *policy)
+    selected = Backend(library, device_name, devices[device_name], adapter, *policy)
     try:
-        found.applied()
+        selected.applied()
     except NotImplementedError as error:
-        raise BackendUnavailable(f"{found}: {error}") from error
-    if adapter.compiles and not found.replay and getattr(adapter, "eager", None) is None:
+        raise BackendUnavailable(f"{selected}: {error}") from error
+    if adapter.compiles and not selected.replay and getattr(adapter, "eager", None) is None:
         raise BackendUnavailable(
-            f"{found} always compiles: its adapter has no `eager`, so replay=False is not possible"
+            f"{selected} always compiles: its adapter has no `eager`, so replay=False is not "
+            "possible"
         )
-    return found
+    return selected
 
 
 def chosen_policy(precision: Any, deterministic: Any, replay: Any = None) -> tuple[str, bool, bool]:
-    """Return precision, `deterministic` and `replay` as given, else as the environment has them."""
-    where = "precision"
+    """Return precision, `deterministic` and `replay`, with the environment's values for None."""
+    source = "precision"
     if precision is None:
-        where, precision = PRECISION, os.environ.get(PRECISION) or policies.PRECISIONS[0]
+        source = PRECISION
+        precision = os.environ.get(PRECISION) or policies.PRECISIONS[0]
     if precision not in policies.PRECISIONS:
         allowed = " or ".join(map(repr, policies.PRECISIONS))
-        raise ValueError(f"expected {where} to be {allowed}, got {precision!r}")
+        raise ValueError(f"expected {source} to be {allowed}, got {precision!r}")
     deterministic = _flag("deterministic", deterministic, DETERMINISTIC, "0")
     return precision, deterministic, _flag("replay", replay, REPLAY, "1")
 
 
 def _flag(name: str, value: Any, variable: str, default: str) -> bool:
-    """A flag as given, else as the environment variable has it."""
+    """Return the flag `value`, or that of the environment variable if it is None."""
     if value is None:
         text = os.environ.get(variable) or default
         if text not in ("0", "1"):
@@ -391,7 +412,7 @@ def _flag(name: str, value: Any, variable: str, default: str) -> bool:
 
 
 class StatusTable(tuple[Status, ...]):
-    """The `Status` of each backend, which displays as a table, in a notebook as HTML."""
+    """A tuple with the `Status` of each backend, displayed as a table, in notebooks as HTML."""
 
     COLUMNS = ("backend", "version", "hardware", "float64")
 
@@ -409,11 +430,11 @@ class StatusTable(tuple[Status, ...]):
         from ..display.tables import html_table
 
         reasons = "".join(f"<li>{escape(reason)}</li>" for reason in self._reasons())
-        listed = f"<p>cannot run here:</p><ul>{reasons}</ul>" if reasons else ""
-        return html_table(self.COLUMNS, self._rows(), inline=True) + listed
+        unavailable = f"<p>cannot run here:</p><ul>{reasons}</ul>" if reasons else ""
+        return html_table(self.COLUMNS, self._rows(), inline=True) + unavailable
 
     def _rows(self) -> list[list[str | None]]:
-        """One row a device that can be used."""
+        """Return one row for each usable device."""
         return [
             [str(device), status.version, device.hardware, "yes" if device.has_float64 else "no"]
             for status in self
@@ -421,7 +442,7 @@ class StatusTable(tuple[Status, ...]):
         ]
 
     def _reasons(self) -> list[str]:
-        """Why each of the other libraries cannot run, in one line."""
+        """Return a line for each library that cannot run, with the reason."""
         reasons = []
         for status in self:
             if status.reason is None:
@@ -436,8 +457,8 @@ class StatusTable(tuple[Status, ...]):
 def backends() -> StatusTable:
     """Return the status of each known backend: its version and devices, or why it cannot run.
 
-    The shipped ones come first. The result is a tuple of `Status` that displays as a table.
-    Every library that is installed is imported to find its devices.
+    Shipped backends come first. The result is a tuple of `Status` that is displayed as a table. To
+    find the devices, every installed library is imported.
     """
     return StatusTable(_statuses())
 
@@ -451,25 +472,28 @@ def _statuses() -> Iterator[Status]:
             yield Status(library, None, (), str(error))
             continue
         try:
-            devices = _devices(library).items()
-            found = tuple(Backend(library, n, d, adapter, *policy) for n, d in devices)
-            yield Status(library, adapter.version, found, None)
+            devices = tuple(
+                Backend(library, name, device, adapter, *policy)
+                for name, device in _devices(library).items()
+            )
+            yield Status(library, adapter.version, devices, None)
         except BackendUnavailable as error:
             yield Status(library, adapter.version, (), str(error))
 
 
 def known_backends() -> dict[str, str]:
-    """Name to module of each known backend."""
-    from importlib.metadata import entry_points  # as slow to import as half of NumPy
+    """Return a dict from the name of each known backend to the name of its module."""
+    from importlib.metadata import entry_points  # the import takes half as long as that of NumPy
 
-    found = {name: module for name, (module, _) in SHIPPED.items()}
+    modules = {name: module for name, (module, _) in SHIPPED.items()}
     for point in entry_points(group="agnostic_nn.backends"):
-        found.setdefault(point.name, point.value)
-    return found
+        modules.setdefault(point.name, point.value)
+    return modules
 
 
 @cache
 def _load(library: str) -> ModuleType:
+    """Import and return the adapter of a library; raise BackendUnavailable if that fails."""
     module, install = SHIPPED.get(library, (None, None))
     if module is None:
         module = known_backends().get(library)
@@ -484,23 +508,24 @@ def _load(library: str) -> ModuleType:
         raise BackendUnavailable(
             f"{library} needs the package {error.name!r}, which is not installed{remedy}"
         ) from error
-    except Exception as error:  # a library that is there but broken may fail with anything
+    except Exception as error:  # a broken installation may raise any exception
         raise BackendUnavailable(f"{library} does not import: {error}") from error
     missing = [name for name in ADAPTER if not hasattr(adapter, name)]
     if missing:
         raise BackendUnavailable(
             f"{library} is incomplete: its adapter {module} lacks {', '.join(missing)}; "
-            "agnostic_nn_backends says what they are"
+            "see the docstring of agnostic_nn_backends"
         )
     return adapter
 
 
 def _devices(library: str) -> dict[str, Any]:
+    """Return the devices of a library by name; raise BackendUnavailable if there is none."""
     try:
         devices = _load(library).devices()
     except BackendUnavailable:
         raise
-    except Exception as error:  # each library has its own way to say that a driver is missing
+    except Exception as error:  # each library raises another exception if a driver is missing
         raise BackendUnavailable(f"{library} finds no device: {error}") from error
     if not devices:
         raise BackendUnavailable(f"{library} finds no device on this machine")
