@@ -1,28 +1,26 @@
-"""Rounding: how far the rounding of each operation may take what a function of arrays returns.
+"""Measure by sampling how far rounding may take the results of a function of arrays.
 
-The function is run by NumPy in float64, by its formulas alone: no native version of anything
-is used, so none has to be trusted. That is the reference. Run again, each operation's result r
-has a random δ added to it, as large as a library that computes with ε, the distance from 1 to
-the next number, may be wrong there:
+The function is run by NumPy in float64 with the standard version of every function of `ops`, so
+no native version has to be trusted. That is the reference. In further runs, a random δ is added
+to the result r of each operation. It is as large as the error that a library may make there,
+computing with ε, the distance from 1 to the next number:
 
     + - * / √             |δ| ≤ ε/2 |r|                      rounded once
     exp, log, tanh, ...   |δ| ≤ 2ε |r|                       what libraries promise or keep to
     sums of n terms t     |δ| ≤ ε/2 √n √(r² + Σ t²)          also within products of matrices
     all others            δ = 0                              they move, choose or compare numbers
 
-A sum passes through partial sums s₁ … sₙ, each rounded, with errors up to ε/2 |sₖ| that are
-independent of one another: together they are about ε/2 √(Σ sₖ²). Terms of one sign have
-sₖ² ≤ r², terms of random signs sₖ² ≈ k/n Σ t², and either way Σ sₖ² ≤ n (r² + Σ t²).
+A sum passes through partial sums s₁ … sₙ, each rounded, with independent errors of up to
+ε/2 |sₖ|: together they are about ε/2 √(Σ sₖ²). Terms of one sign have sₖ² ≤ r², terms of random
+signs sₖ² ≈ k/n Σ t², and either way Σ sₖ² ≤ n (r² + Σ t²).
 
-From there the δ go through all that follows, and whatever magnifies, damps or cancels
-rounding errors does the same to them. How far the results lie from the reference is a sample of
-what rounding does (Parker, "Monte Carlo Arithmetic", 1997). A sum that is 0 but for rounding,
-such as the gradient of a bias in front of a norm, has its scale from there too: its own size
-would say nothing.
+The following operations magnify, damp or cancel the δ in the same way as rounding errors. The
+distance of the results from the reference is a sample of the effect of rounding (Parker, "Monte
+Carlo Arithmetic", 1997). It is also meaningful for a sum that is 0 but for rounding, such as the
+gradient of a bias before a normalization, whose own size would be no scale for its error.
 """
 
 import math
-import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,12 +31,13 @@ from ... import ops
 from ...core import random
 from ...core.arrays import namespace
 from ...core.trees import named_leaves, tree_map
+from ..observe import Handler, ObservedArray, run, value_of
 
-__all__ = ["exactly", "noting_words", "plain", "rounded"]
+__all__ = ["exactly", "noting_words", "rounded"]
 
 _ROUNDED = {"add", "divide", "multiply", "reciprocal", "sqrt", "square", "subtract"}
 _FUNCTIONS = {
-    *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cos", "cosh", "erf"),
+    *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cos", "cosh", "ops.erf"),
     *("exp", "expm1", "hypot", "log", "log10", "log1p", "log2", "logaddexp", "pow"),
     *("remainder", "sin", "sinh", "tan", "tanh"),
 }
@@ -47,8 +46,8 @@ _PRODUCTS = {"matmul", "tensordot", "vecdot"}
 
 
 def exactly(function: Callable, *trees: Any, dtype: str = "float64") -> Any:
-    """Return function(*trees) of NumPy arrays, computed in `dtype` by its formulas alone."""
-    return _run(function, trees, None, dtype)
+    """Return function(*trees) of NumPy arrays, computed in `dtype` without native versions."""
+    return _run(_EXACT, function, trees, dtype)
 
 
 def rounded(
@@ -68,7 +67,7 @@ def rounded(
     furthest = dict.fromkeys(named, 0.0)
     noise = _Noise(np.random.default_rng(seed), epsilon)
     for _ in range(samples):
-        for name, leaf in named_leaves(_run(function, trees, noise)):
+        for name, leaf in named_leaves(_run(noise, function, trees)):
             furthest[name] = max(furthest[name], _distance(leaf, named[name], limit))
     return reference, furthest
 
@@ -87,41 +86,60 @@ def noting_words() -> Iterator[list[tuple[Any, int, int]]]:
 _drawn: list[list[tuple[Any, int, int]]] = []
 
 
-def _words_of(key: Any, count: int, stream: int = 0) -> Any:
-    if _drawn:
-        _drawn[-1].append((plain(key), count, stream))
-    return _asked("words", _words, key, count, stream)
-
-
-def _distance(found: Any, reference: Any, limit: float) -> float:
+def _distance(values: Any, reference: Any, limit: float) -> float:
     """Return the largest distance of two elements, of those that are finite in both."""
-    if np.size(found) == 0 or np.asarray(found).dtype.kind != "f":
+    if np.size(values) == 0 or np.asarray(values).dtype.kind != "f":
         return 0.0
     with np.errstate(invalid="ignore"):
-        gaps = np.abs(found - reference)
+        gaps = np.abs(values - reference)
         compared = np.isfinite(gaps) & (np.abs(reference) <= limit)
     return float(np.max(gaps, where=compared, initial=0.0))
 
 
-def _run(function: Callable, trees: tuple, noise: "_Noise | None", dtype: str = "float64") -> Any:
-    def wide(leaf):
+def _run(handler: Handler, function: Callable, trees: tuple, dtype: str = "float64") -> Any:
+    def converted(leaf: Any) -> Any:
         leaf = np.asarray(leaf)
-        return _Noisy(leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, noise)
+        return leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf
 
     with np.errstate(all="ignore"):
-        result = function(*tree_map(wide, trees))
-    return tree_map(plain, result)
+        # A constant of the function is exact until it is combined with an argument.
+        return run(handler, function, *tree_map(converted, trees), default=_EXACT)
 
 
-class _Noise:
-    """Errors of operations, drawn at random."""
+class _Exact(Handler):
+    """Runs each function of `ops` as its standard version, in NumPy."""
+
+    def call_ops(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+        if function is random.words:
+            if _drawn:
+                _drawn[-1].append(_draw(*args, **kwargs))
+        elif function is not ops.erf:
+            return super().call_ops(name, function, args, kwargs)
+        # One operation: the error of erf is not that of its hundreds of terms, and words are exact.
+        return self.call(name, function.dispatch(object), args, kwargs)
+
+    def wrap(self, value: Any) -> ObservedArray:
+        return super().wrap(np.asarray(value))  # a scalar of NumPy becomes an array without axes
+
+
+def _draw(key: Any, count: int, stream: int = 0) -> tuple[Any, int, int]:
+    return value_of(key), count, stream
+
+
+_EXACT = _Exact(namespace(np.zeros(())))
+
+
+class _Noise(_Exact):
+    """Adds a random error to the result of each operation."""
 
     def __init__(self, generator: np.random.Generator, epsilon: float) -> None:
-        self.generator, self.epsilon = generator, epsilon
+        super().__init__(_EXACT.xp)
+        self.generator = generator
+        self.epsilon = epsilon
 
-    def added(self, name: str, function: Callable, args: tuple, kwargs: dict, result: Any) -> Any:
-        """The result of function(*args, **kwargs), with its error."""
-        size = _size(name, function, args, kwargs, result)
+    def compute(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+        result = function(*args, **kwargs)
+        size = _error_size(name, function, args, kwargs, result)
         if size is None:
             return result
         size = np.where(np.isfinite(size), size, 0.0)
@@ -129,9 +147,9 @@ class _Noise:
         return (result + size * drawn).astype(result.dtype)
 
 
-def _size(name: str, function: Callable, args: tuple, kwargs: dict, result: Any) -> Any:
-    """The largest error of a result, in units of ε; None if it is exact."""
-    if not isinstance(result, np.ndarray) or result.dtype.kind != "f" or not result.size:
+def _error_size(name: str, function: Callable, args: tuple, kwargs: dict, result: Any) -> Any:
+    """Return the largest error of a result, in units of ε; None if it is exact."""
+    if getattr(result, "dtype", None) is None or result.dtype.kind != "f" or not result.size:
         return None
     if name in _ROUNDED:
         return 0.5 * np.abs(result)
@@ -150,110 +168,3 @@ def _size(name: str, function: Callable, args: tuple, kwargs: dict, result: Any)
     else:
         return None
     return 0.5 * (count * (result * result + squares)) ** 0.5
-
-
-class _Noisy:
-    """An array of NumPy, with the errors to add to whatever is computed from it."""
-
-    __slots__ = ("noise", "value")
-    __array_ufunc__ = None  # NumPy's own arrays leave operators to it
-
-    def __init__(self, value: Any, noise: _Noise | None) -> None:
-        self.value, self.noise = value, noise
-
-    def __array_namespace__(self, api_version: str | None = None) -> "_Namespace":
-        return _namespace
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        found = getattr(self.value, name)
-        return _Noisy(found, self.noise) if isinstance(found, np.ndarray) else found
-
-    @property
-    def device(self) -> str:
-        return "cpu"
-
-    def __len__(self) -> int:
-        return len(self.value)
-
-    def __bool__(self) -> bool:
-        return bool(self.value)
-
-    def __int__(self) -> int:
-        return int(self.value)
-
-    def __float__(self) -> float:
-        return float(self.value)
-
-
-def plain(leaf: Any) -> Any:
-    """The array of NumPy that a leaf is or holds, while a function is being run here."""
-    return leaf.value if isinstance(leaf, _Noisy) else leaf
-
-
-def _mapped(function: Callable, tree: Any) -> Any:
-    """`tree_map`, of lists too."""
-    if isinstance(tree, tuple | list):
-        return type(tree)([_mapped(function, v) for v in tree])
-    return function(tree)
-
-
-def _asked(name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
-    """function(*args, **kwargs) of the arrays inside, with errors added."""
-    noises: list[_Noise] = []
-
-    def opened(leaf):
-        if isinstance(leaf, _Noisy) and leaf.noise is not None:
-            noises.append(leaf.noise)
-        return plain(leaf)
-
-    args = _mapped(opened, args)
-    kwargs = {key: _mapped(opened, value) for key, value in kwargs.items()}
-    noise = noises[0] if noises else None
-
-    def closed(leaf):
-        if not isinstance(leaf, np.ndarray | np.generic):
-            return leaf
-        leaf = np.asarray(leaf)
-        return _Noisy(noise.added(name, function, args, kwargs, leaf) if noise else leaf, noise)
-
-    return _mapped(closed, function(*args, **kwargs))
-
-
-def _operator(name: str, function: Callable, turned: bool = False) -> Callable:
-    if turned:
-        return lambda self, other: _asked(name, function, other, self)
-    return lambda self, *other: _asked(name, function, self, *other)
-
-
-for _name, _said in {
-    "add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "pow": "pow",
-    "mod": "remainder", "matmul": "matmul",
-}.items():  # fmt: skip
-    setattr(_Noisy, f"__{_name}__", _operator(_said, getattr(operator, _name)))
-    setattr(_Noisy, f"__r{_name}__", _operator(_said, getattr(operator, _name), turned=True))
-for _name in ("and_", "floordiv", "lshift", "or_", "rshift", "xor"):
-    _function, _bare = getattr(operator, _name), _name.strip("_")
-    setattr(_Noisy, f"__{_bare}__", _operator(_bare, _function))
-    setattr(_Noisy, f"__r{_bare}__", _operator(_bare, _function, turned=True))
-for _name in ("eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "invert", "getitem"):
-    setattr(_Noisy, f"__{_name}__", _operator(_name, getattr(operator, f"__{_name}__")))
-
-
-class _Namespace:
-    """The Standard's functions, with errors."""
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(namespace(np.zeros(())), name)
-        if not callable(found) or isinstance(found, type):
-            return found
-        return lambda *args, **kwargs: _asked(name, found, *args, **kwargs)
-
-
-_namespace = _Namespace()
-
-# one function that errs as such, not the hundreds of terms that it is made of; and integers
-_erf, _words = ops.erf.dispatch(object), random.words.dispatch(object)
-ops.erf.register(_Noisy, lambda x: _asked("erf", _erf, x))
-random.words.register(_Noisy, _words_of)

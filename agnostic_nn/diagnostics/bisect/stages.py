@@ -36,8 +36,9 @@ from ...losses import Loss
 from ...losses.base import takes_keyword
 from ...optimizers import Optimizer
 from ...training.config import describe, rebuild
+from ..observe import value_of
 from ..summary import outline
-from .noise import exactly, noting_words, plain
+from .noise import exactly, noting_words
 
 __all__ = [
     "REFERENCE",
@@ -485,7 +486,7 @@ class _Recorder:
 
 def _host(tree: Any) -> Any:
     """Return copies of the values of arrays inside `exactly`, with () in place of None."""
-    return tree_map(lambda leaf: () if leaf is None else np.array(plain(leaf)), tree)
+    return tree_map(lambda leaf: () if leaf is None else np.array(value_of(leaf)), tree)
 
 
 def _same_call(stage: Stage, other: Stage) -> bool:
