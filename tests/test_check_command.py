@@ -170,7 +170,7 @@ SENSELESS = [  # arguments, what is said
     (["Quux"], "one of your own is module:object"),
     (["--shape=3"], "--shape is that of the layers named, and none is"),
     (["layers_of_mine:Gain"], "say what layers_of_mine:Gain is given: --shape 5,3"),
-    (["layers_of_mine:number", "--shape=3"], "is no layer, and gives none when called"),
+    (["layers_of_mine:number", "--shape=3"], "is not a layer and does not return one"),
     (["Dense", "--shape=wide"], "expected a shape such as 5,3, or a tree of shapes, got 'wide'"),
     (["Dense", "--shape=-1"], "expected a shape"),
     (["Dense", "--shape=2.5"], "expected a shape"),

@@ -390,9 +390,9 @@ def test_a_library_that_does_not_start_is_refused(tmp_path, monkeypatch):
     [
         (
             "gone_library",
-            r"gone_library is no backend \(numpy, .*\): no module is called 'gone_lib",
+            r"gone_library is not a backend \(numpy, .*\): there is no module 'gone_lib",
         ),
-        ("json:gone", "json:gone is no backend .*: json has no 'gone'"),
+        ("json:gone", "json:gone is not a backend .*: json has no 'gone'"),
         ("numpy:gone", "numpy has no device 'gone'"),
         ("json", "arrays of json do not speak the Array API Standard"),
     ],
@@ -403,7 +403,7 @@ def test_what_is_no_library_is_refused(name, said):
 
 
 SENSELESS = [
-    (["gone_library"], "gone_library is no backend (numpy, "),
+    (["gone_library"], "gone_library is not a backend (numpy, "),
     (["numpy", "--only=everything"], "there are names of the Standard, arrays, "),
     (["numpy", f"--json={__file__}/x.json"], "cannot be written to"),
 ]

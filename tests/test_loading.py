@@ -1,4 +1,4 @@
-"""What module:object names is found in the current folder, or refused in one line."""
+"""Tests of loading an object named as module:object."""
 
 import sys
 
@@ -41,7 +41,7 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """The current folder, with modules; what is imported from it is forgotten again."""
+    """A current folder with modules, which are removed from `sys.modules` at the end."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name, text in FILES.items():
@@ -51,20 +51,20 @@ def folder(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_a_module_or_what_is_in_it_is_found():
+def test_modules_and_their_attributes_are_loaded():
     assert load("mine").number == 3
     assert load("mine:number") == 3
     assert load("mine:home.wide") == nn.Dense(5)
 
 
-def test_a_layer_is_taken_as_it_is_or_made():
+def test_a_layer_or_a_function_that_returns_one_is_loaded():
     assert str(load_layer("mine:model")).startswith("Sequential(")
     assert load_layer("mine:home.wide") == nn.Dense(5)
     assert load_layer("mine:made") == nn.Dense(1)
     assert load_layer("agnostic_nn:Tanh") == nn.Tanh()
 
 
-def test_what_a_module_imports_when_it_is_called_is_found_too():
+def test_a_module_may_import_its_neighbour_later():
     assert load("mine:later")() == 7
 
 
@@ -75,29 +75,29 @@ def test_the_current_folder_comes_first_and_once(folder):
     assert sys.path.count(str(folder)) == 1
 
 
-REFUSED = [  # what is named, what is said
-    ("mine", "a layer of one's own is named as module:object, got 'mine'"),
-    (":model", "a layer of one's own is named as module:object, got ':model'"),
-    ("nowhere:model", "no module is called 'nowhere': there is none in "),
-    ("nowhere.inner:model", "no module is called 'nowhere': there is none in "),
-    ("mine.inner:model", "no module is called 'mine.inner': there is none in "),
+REFUSED = [  # name, part of the message
+    ("mine", "expected a custom layer as module:object, got 'mine'"),
+    (":model", "expected a custom layer as module:object, got ':model'"),
+    ("nowhere:model", "there is no module 'nowhere': it is not in "),
+    ("nowhere.inner:model", "there is no module 'nowhere': it is not in "),
+    ("mine.inner:model", "there is no module 'mine.inner': it is not in "),
     ("mine:nothing", "mine has no 'nothing'; its layers are model"),
     ("mine:home.nothing", "mine has no 'home.nothing'"),
-    ("mine:number", "mine:number is no layer, and gives none when called: it is a int"),
-    ("mine:home", "mine:home is no layer, and gives none when called: it is a home"),
+    ("mine:number", "mine:number is not a layer and does not return one: got int"),
+    ("mine:home", "mine:home is not a layer and does not return one: got home"),
     ("mine:broken", "without arguments: RuntimeError: not today nor tomorrow"),
     ("mine:leaving", "mine:leaving cannot be called without arguments: SystemExit: 0"),
     ("agnostic_nn:Dense", "missing 1 required positional argument: 'width'"),
     ("failing:model", "ZeroDivisionError: division by zero (failing.py, line 1)"),
-    ("mine.py:number", "a module is named without .py: mine"),
-    ("leaving:model", "leaving does not import: SystemExit: 0"),
-    ("needing:model", "needing needs the module 'surely_not_there', which is not there"),
+    ("mine.py:number", "expected a module without .py: mine"),
+    ("leaving:model", "leaving cannot be imported: SystemExit: 0"),
+    ("needing:model", "needing needs the module 'surely_not_there', which is not installed"),
 ]
 
 
-@pytest.mark.parametrize(("named", "said"), REFUSED, ids=[named for named, _ in REFUSED])
-def test_what_gives_no_layer_is_refused_in_one_line(named, said):
+@pytest.mark.parametrize(("name", "message"), REFUSED, ids=[name for name, _ in REFUSED])
+def test_errors_of_loading_are_one_line(name, message):
     with pytest.raises(CannotLoad) as refused:
-        load_layer(named)
-    assert said in str(refused.value)
+        load_layer(name)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)

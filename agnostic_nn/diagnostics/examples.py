@@ -1,7 +1,7 @@
-"""Examples: one of each layer, loss and optimizer, small and ready to be run.
+"""Examples: one small instance of each layer, loss and optimizer.
 
-`agnostic-nn check` holds them to the oracles, `agnostic-nn conformance` holds a library to
-NumPy with them. A line each; what is new to the library gets a line here.
+`agnostic-nn check` checks their gradients, and `agnostic-nn conformance` runs them on a library
+and compares with NumPy. Every new layer, loss and optimizer gets a line here.
 """
 
 from collections.abc import Callable
@@ -11,34 +11,36 @@ from typing import Any
 
 import numpy as np
 
-from .. import blocks, layers, losses
-from .. import optimizers as by
-from ..core.arrays import Shape, device, namespace
+from .. import blocks, layers, losses, optimizers
+from ..core.arrays import Array, Params, Shape, State, device, namespace
 from ..core.trees import shape_map, tree_map
 from ..layers.base import Layer
 
 __all__ = ["LAYERS", "LOSSES", "OPTIMIZERS", "Example", "LossOf", "drawn", "loss_of"]
 
+Draw = Callable[[np.random.Generator, Any], Any]
 
-@dataclass(frozen=True, eq=False)  # shapes may be dicts, which do not hash
+
+@dataclass(frozen=True, eq=False)  # shapes may be dicts, which cannot be hashed
 class Example:
-    """A layer, the shape of one example, and `draw` as `check` takes it."""
+    """A layer, the shape of one example of x, and `draw`, which `check` takes."""
 
     layer: Layer
     shape: Any
-    draw: Callable[[np.random.Generator, Any], Any] | None = None
+    draw: Draw | None = None
 
     @property
     def name(self) -> str:
-        """That of the layer's class, or of the loss."""
-        return getattr(self.layer, "called", type(self.layer).__name__)
+        """The name of the class of the layer, or of the loss."""
+        return self.layer.name if isinstance(self.layer, LossOf) else type(self.layer).__name__
 
 
 @dataclass(frozen=True, repr=False)
 class LossOf(Layer):
     """The values of a loss, one per example, of x = {"y": …, "target": …}, as a layer.
 
-    So the oracles of layers judge losses. dy times the slopes is dx; a target has no gradient.
+    With it, the checks of layers apply to losses. dx is dy times the slopes of the loss; the
+    target has no gradient.
     """
 
     loss: Callable
@@ -46,38 +48,41 @@ class LossOf(Layer):
     labels: bool = False
 
     def __repr__(self) -> str:
-        shown = "".join(f", {name}={value}" for name, value in self.options)
-        return f"LossOf({self.called}{shown}{', labels' * self.labels})"
+        options = "".join(f", {name}={value}" for name, value in self.options)
+        return f"LossOf({self.name}{options}{', labels' * self.labels})"
 
     @property
-    def input_kinds(self):  # type: ignore[override]
+    def input_kinds(self) -> dict[str, str]:  # type: ignore[override]
         return {"y": "real floating", "target": "integral" if self.labels else "numeric"}
 
     @property
-    def called(self) -> str:
+    def name(self) -> str:
         """The name of the loss."""
         return self.loss.__name__
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Array, shape: Any, dtype: Any) -> tuple[Params, State, Shape]:
+        # Only the loss knows the shape of its values: evaluate it on a batch of one.
         xp = namespace(key)
-        kinds = {"y": dtype, "target": xp.int32 if self.labels else dtype}
+        dtypes = {"y": dtype, "target": xp.int32 if self.labels else dtype}
 
         def zeros(name):
-            made = partial(xp.zeros, dtype=kinds[name], device=device(key))
-            return shape_map(lambda one: made((1, *one)), shape[name])
+            create = partial(xp.zeros, dtype=dtypes[name], device=device(key))
+            return shape_map(lambda example: create((1, *example)), shape[name])
 
         values, _ = self.evaluate({"y": zeros("y"), "target": zeros("target")})
         return {}, {}, tuple(values.shape[1:])
 
     def evaluate(self, x: Any) -> tuple[Any, Any]:
-        """The values and slopes of each example."""
+        """Return the values and the slopes of each example."""
         return self.loss(x["y"], x["target"], reduction="none", **dict(self.options))
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: Any = False
+    ) -> tuple[Any, State, Any]:
         values, slopes = self.evaluate(x)
         return values, state, slopes
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Any, dy: Array) -> tuple[Any, Params]:
         xp = namespace(dy)
 
         def scaled(slope):
@@ -87,61 +92,65 @@ class LossOf(Layer):
 
 
 def loss_of(loss: Callable, labels: bool = False, **options: Any) -> LossOf:
-    """A loss with options as a layer; `labels` if its target holds integers."""
+    """Return a loss with `options` as a layer; `labels`: whether its target holds integers."""
     return LossOf(loss, tuple(sorted(options.items())), labels)
 
 
-def drawn(targets: Callable, outputs: Callable = np.random.Generator.standard_normal) -> Callable:
-    """A draw of y by `outputs` and of target by `targets`, each of a generator and a shape."""
+def drawn(targets: Draw, outputs: Draw = np.random.Generator.standard_normal) -> Draw:
+    """Return a `draw` for `loss_of`.
+
+    outputs: draws y for a generator and the shape of y, leaf by leaf. targets: draws the target
+    for a generator and the shapes {"y": ..., "target": ...}.
+    """
 
     def draw(generator, shape):
-        found = {"y": shape_map(lambda one: outputs(generator, one), shape["y"])}
-        return {**found, "target": targets(generator, shape)}
+        y = shape_map(lambda leaf: outputs(generator, leaf), shape["y"])
+        return {"y": y, "target": targets(generator, shape)}
 
     return draw
 
 
-def _numbers(generator, shape):
+def _numbers(generator: np.random.Generator, shape: Any) -> np.ndarray:
     return generator.standard_normal(shape["target"])
 
 
-def _chances(generator, shape):
+def _probabilities(generator: np.random.Generator, shape: Any) -> np.ndarray:
     return generator.random(shape["target"])
 
 
-def _signs(generator, shape):
+def _signs(generator: np.random.Generator, shape: Any) -> np.ndarray:
     return generator.choice([-1.0, 1.0], shape["target"])
 
 
-def _labels(generator, shape):
+def _labels(generator: np.random.Generator, shape: Any) -> np.ndarray:
     return generator.integers(0, shape["y"][-1], shape["target"])
 
 
-def _distributions(generator, shape):
+def _distributions(generator: np.random.Generator, shape: Any) -> np.ndarray:
     p = generator.uniform(0.1, 1.0, shape["target"])
     return p / np.sum(p, axis=-1, keepdims=True)
 
 
-def _positive(generator, shape):
+def _positive(generator: np.random.Generator, shape: Any) -> np.ndarray:
     return generator.uniform(0.3, 2.0, shape)
 
 
-def _log_chances(generator, shape):
+def _log_probabilities(generator: np.random.Generator, shape: Any) -> np.ndarray:
     y = generator.standard_normal(shape)
     return y - np.log(np.sum(np.exp(y), axis=-1, keepdims=True))
 
 
-def _spelled(generator, shape):
-    """Labels but the blank, which is the last class."""
+def _labels_without_blank(generator: np.random.Generator, shape: Any) -> np.ndarray:
+    """Return labels for `ctc`: any class but the blank, which is the last."""
     return generator.integers(0, shape["y"][-1] - 1, shape["target"])
 
 
 def _every_other(x: Any) -> Any:
-    """Every other position of x (batch, time, ...): what Lambda is shown with."""
+    """Return every other position of x (batch, time, ...); an example for Lambda."""
     return x[:, ::2, ...]
 
 
-_NEXT: Shape = (5, 3)  # time and width
+_SEQUENCE: Shape = (5, 3)  # time and width
 
 LAYERS = (
     Example(layers.AdaptiveAveragePool(2), (5, 3, 2)),
@@ -170,7 +179,7 @@ LAYERS = (
     Example(layers.GEGLU(), (6,)),
     Example(layers.GELU(), (5,)),
     Example(layers.GLU(), (6,)),
-    Example(layers.GRU(4), _NEXT),
+    Example(layers.GRU(4), _SEQUENCE),
     Example(layers.GaussianNoise(0.5), (3,)),
     Example(layers.GlobalAveragePool(), (3, 5, 2)),
     Example(layers.GlobalMaxPool(), (3, 5, 2)),
@@ -184,8 +193,8 @@ LAYERS = (
     Example(layers.HardTanh(), (5,)),
     Example(layers.Identity(), (3,)),
     Example(layers.InstanceNorm(), (5, 2)),
-    Example(layers.LSTM(4), _NEXT),
-    Example(layers.Lambda(_every_other), _NEXT),
+    Example(layers.LSTM(4), _SEQUENCE),
+    Example(layers.Lambda(_every_other), _SEQUENCE),
     Example(layers.LayerNorm(), (5,)),
     Example(layers.LeakyReLU(), (5,)),
     Example(layers.LogSoftmax(), (4,)),
@@ -200,9 +209,9 @@ LAYERS = (
     Example(layers.Multiply(), ((3,), (3,))),
     Example(layers.PReLU(), (5,)),
     Example(blocks.Parallel(layers.Dense(3), layers.Tanh()), (3,)),
-    Example(layers.PositionEmbedding(7), _NEXT),
+    Example(layers.PositionEmbedding(7), _SEQUENCE),
     Example(layers.RMSNorm(), (5,)),
-    Example(layers.RNN(4), _NEXT),
+    Example(layers.RNN(4), _SEQUENCE),
     Example(layers.ReLU(), (5,)),
     Example(layers.ReLU6(), (5,)),
     Example(blocks.Recompute(blocks.Sequential(layers.Dense(3), layers.Tanh())), (4,)),
@@ -222,63 +231,68 @@ LAYERS = (
     Example(layers.Tanh(), (5,)),
     Example(layers.Threshold(0.3, -0.2), (5,)),
     Example(blocks.TransformerBlock(layers.MultiHeadAttention(2), hidden=5), (3, 4)),
-    Example(layers.Transpose((2, 1)), _NEXT),
-    Example(layers.Unembedding(5), _NEXT),
+    Example(layers.Transpose((2, 1)), _SEQUENCE),
+    Example(layers.Unembedding(5), _SEQUENCE),
     Example(layers.Upsample((2, 3), mode="linear"), (5, 3, 2)),
     Example(layers.ZeroPad((1, 0)), (3, 2, 2)),
 )
 
-_ONE = {"y": (5,), "target": (5,)}
-_CLASS = {"y": (4,), "target": ()}
-_TWO = {"y": {"mean": (3,), "variance": (3,)}, "target": (3,)}
+# Shapes of one example of y and target.
+_VECTOR = {"y": (5,), "target": (5,)}
+_LOGITS = {"y": (4,), "target": ()}
+_GAUSSIAN = {"y": {"mean": (3,), "variance": (3,)}, "target": (3,)}
 _PAIR = {"y": {"first": (5, 4), "second": (5, 4)}, "target": (5,)}
-_THREE = {"y": ((3, 4), (3, 4), (3, 4)), "target": (0,)}
-_SHARES = {"y": (2, 4), "target": (2, 4)}
+_TRIPLET = {"y": ((3, 4), (3, 4), (3, 4)), "target": (0,)}
+_ROWS = {"y": (2, 4), "target": (2, 4)}
 
 LOSSES = (
-    Example(loss_of(losses.binary_cross_entropy), _ONE, drawn(_chances)),
-    Example(loss_of(losses.cosine_distance), _SHARES, drawn(_numbers)),
+    Example(loss_of(losses.binary_cross_entropy), _VECTOR, drawn(_probabilities)),
+    Example(loss_of(losses.cosine_distance), _ROWS, drawn(_numbers)),
     Example(loss_of(losses.cosine_embedding, margin=0.1), _PAIR, drawn(_signs)),
     Example(
-        loss_of(losses.ctc, labels=True, blank=3), {"y": (6, 4), "target": (2,)}, drawn(_spelled)
+        loss_of(losses.ctc, labels=True, blank=3),
+        {"y": (6, 4), "target": (2,)},
+        drawn(_labels_without_blank),
     ),
-    Example(loss_of(losses.gaussian_nll), _TWO, drawn(_numbers, _positive)),
-    Example(loss_of(losses.hinge), _ONE, drawn(_signs)),
-    Example(loss_of(losses.huber, delta=0.7), _ONE, drawn(_numbers)),
-    Example(loss_of(losses.kl_divergence), _SHARES, drawn(_distributions, _log_chances)),
-    Example(loss_of(losses.log_cosh), _ONE, drawn(_numbers)),
-    Example(loss_of(losses.mean_absolute_error), _ONE, drawn(_numbers)),
-    Example(loss_of(losses.mean_squared_error), _ONE, drawn(_numbers)),
-    Example(loss_of(losses.multi_class_margin, labels=True), _CLASS, drawn(_labels)),
+    Example(loss_of(losses.gaussian_nll), _GAUSSIAN, drawn(_numbers, _positive)),
+    Example(loss_of(losses.hinge), _VECTOR, drawn(_signs)),
+    Example(loss_of(losses.huber, delta=0.7), _VECTOR, drawn(_numbers)),
+    Example(loss_of(losses.kl_divergence), _ROWS, drawn(_distributions, _log_probabilities)),
+    Example(loss_of(losses.log_cosh), _VECTOR, drawn(_numbers)),
+    Example(loss_of(losses.mean_absolute_error), _VECTOR, drawn(_numbers)),
+    Example(loss_of(losses.mean_squared_error), _VECTOR, drawn(_numbers)),
+    Example(loss_of(losses.multi_class_margin, labels=True), _LOGITS, drawn(_labels)),
     Example(
-        loss_of(losses.negative_log_likelihood, labels=True), _CLASS, drawn(_labels, _log_chances)
+        loss_of(losses.negative_log_likelihood, labels=True),
+        _LOGITS,
+        drawn(_labels, _log_probabilities),
     ),
-    Example(loss_of(losses.poisson_nll), _ONE, drawn(_chances)),
-    Example(loss_of(losses.softmax_cross_entropy, labels=True), _CLASS, drawn(_labels)),
-    Example(loss_of(losses.squared_hinge), _ONE, drawn(_signs)),
-    Example(loss_of(losses.triplet_margin, margin=0.5), _THREE, drawn(_numbers)),
+    Example(loss_of(losses.poisson_nll), _VECTOR, drawn(_probabilities)),
+    Example(loss_of(losses.softmax_cross_entropy, labels=True), _LOGITS, drawn(_labels)),
+    Example(loss_of(losses.squared_hinge), _VECTOR, drawn(_signs)),
+    Example(loss_of(losses.triplet_margin, margin=0.5), _TRIPLET, drawn(_numbers)),
 )
 
 OPTIMIZERS = (
-    by.Accumulate(by.SGD(0.1), 2),
-    by.Adadelta(0.5),
-    by.Adafactor(0.1),
-    by.Adagrad(0.1),
-    by.Adam(0.1, amsgrad=True),
-    by.AdamW(0.1, weight_decay=0.3),
-    by.Adamax(0.1),
-    by.Average(by.SGD(0.1), 0.9),
-    by.ClipByGlobalNorm(by.SGD(0.1)),
-    by.ClipByNorm(by.SGD(0.1)),
-    by.ClipByValue(by.SGD(0.1), 0.5),
-    by.L2(by.SGD(0.1), 0.2),
-    by.LAMB(0.1),
-    by.Lion(0.01, weight_decay=0.3),
-    by.Muon(0.05),
-    by.NAdam(0.1),
-    by.Parts((("bias", by.Fixed()),), rest=by.SGD(0.1)),
-    by.RAdam(0.1),
-    by.RMSprop(0.01, momentum=0.5, centered=True),
-    by.SGD(0.1, momentum=0.9, nesterov=True),
-    by.Scaled(by.SGD(0.1)),
+    optimizers.Accumulate(optimizers.SGD(0.1), 2),
+    optimizers.Adadelta(0.5),
+    optimizers.Adafactor(0.1),
+    optimizers.Adagrad(0.1),
+    optimizers.Adam(0.1, amsgrad=True),
+    optimizers.AdamW(0.1, weight_decay=0.3),
+    optimizers.Adamax(0.1),
+    optimizers.Average(optimizers.SGD(0.1), 0.9),
+    optimizers.ClipByGlobalNorm(optimizers.SGD(0.1)),
+    optimizers.ClipByNorm(optimizers.SGD(0.1)),
+    optimizers.ClipByValue(optimizers.SGD(0.1), 0.5),
+    optimizers.L2(optimizers.SGD(0.1), 0.2),
+    optimizers.LAMB(0.1),
+    optimizers.Lion(0.01, weight_decay=0.3),
+    optimizers.Muon(0.05),
+    optimizers.NAdam(0.1),
+    optimizers.Parts((("bias", optimizers.Fixed()),), rest=optimizers.SGD(0.1)),
+    optimizers.RAdam(0.1),
+    optimizers.RMSprop(0.01, momentum=0.5, centered=True),
+    optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+    optimizers.Scaled(optimizers.SGD(0.1)),
 )

@@ -1,4 +1,4 @@
-"""Loading: what module:object names, in the current folder or among what is installed."""
+"""Load objects named as module:object, from the current folder or from installed packages."""
 
 import os
 import sys
@@ -13,14 +13,14 @@ __all__ = ["CannotLoad", "load", "load_layer"]
 
 
 class CannotLoad(ValueError):
-    """What was named is not there or fails; the message says in one line what, and why."""
+    """A named object does not exist or cannot be loaded; the message says which and why."""
 
 
-def load(named: str) -> Any:
-    """The object that "module:object" names, or the module that "module" does.
+def load(name: str) -> Any:
+    """Return the object that "module:object" names, or the module that "module" names.
 
-    The current folder becomes the first place where modules are looked for and stays it, as with
-    `python -m`: a module of one's own may import another only when it is called.
+    The current folder becomes the first entry of `sys.path` and stays there, as with `python -m`:
+    a custom module may import another one later, inside a function.
 
     Raises
     ------
@@ -30,35 +30,35 @@ def load(named: str) -> Any:
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    home, _, names = named.partition(":")
-    found = _module(home)
-    for name in names.split(".") if names else ():
-        found = _attribute(found, name, home, names)
-    return found
+    module_name, _, attributes = name.partition(":")
+    loaded = _module(module_name)
+    for attribute in attributes.split(".") if attributes else ():
+        loaded = _attribute(loaded, attribute, module_name, attributes)
+    return loaded
 
 
-def load_layer(named: str) -> Layer:
-    """The layer that "module:object" names, or the one that the object makes when it is called.
+def load_layer(name: str) -> Layer:
+    """Return the layer that "module:object" names, or the layer that the object returns.
 
     Raises
     ------
     CannotLoad
-        As above, or if that is no layer.
+        As for `load`, or if the object is neither a layer nor returns one when called.
     """
-    home, _, name = named.partition(":")
-    if not (home and name):
-        raise CannotLoad(f"a layer of one's own is named as module:object, got {named!r}")
-    found = load(named)
-    if callable(found) and not isinstance(found, Layer):
+    module_name, _, attributes = name.partition(":")
+    if not (module_name and attributes):
+        raise CannotLoad(f"expected a custom layer as module:object, got {name!r}")
+    layer = load(name)
+    if callable(layer) and not isinstance(layer, Layer):
         try:
-            found = found()
-        except (Exception, SystemExit) as error:  # a stranger's function may raise anything
-            fault = f"{named} cannot be called without arguments"
-            raise CannotLoad(f"{fault}: {_said(error)}") from error
-    if not isinstance(found, Layer):
-        kind = type(found).__qualname__
-        raise CannotLoad(f"{named} is no layer, and gives none when called: it is a {kind}")
-    return found
+            layer = layer()
+        except (Exception, SystemExit) as error:  # a custom function may raise anything
+            fault = f"{name} cannot be called without arguments"
+            raise CannotLoad(f"{fault}: {_one_line(error)}") from error
+    if not isinstance(layer, Layer):
+        kind = type(layer).__qualname__
+        raise CannotLoad(f"{name} is not a layer and does not return one: got {kind}")
+    return layer
 
 
 def _module(name: str) -> Any:
@@ -67,25 +67,26 @@ def _module(name: str) -> Any:
     except ModuleNotFoundError as error:
         missing = error.name or name
         if name.endswith(".py"):
-            raise CannotLoad(f"a module is named without .py: {name[:-3]}") from error
+            raise CannotLoad(f"expected a module without .py: {name[:-3]}") from error
         if f"{name}.".startswith(f"{missing}."):
-            where = f"there is none in {os.getcwd()}, and none is installed"
-            raise CannotLoad(f"no module is called {missing!r}: {where}") from error
-        raise CannotLoad(f"{name} needs the module {missing!r}, which is not there") from error
-    except (Exception, SystemExit) as error:  # whatever a stranger's file does, exit() too
+            where = f"it is not in {os.getcwd()} and not installed"
+            raise CannotLoad(f"there is no module {missing!r}: {where}") from error
+        raise CannotLoad(f"{name} needs the module {missing!r}, which is not installed") from error
+    except (Exception, SystemExit) as error:  # importing runs a custom file, which may call exit()
         place = extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}, line {place.lineno}"
-        raise CannotLoad(f"{name} does not import: {_said(error)} ({where})") from error
+        raise CannotLoad(f"{name} cannot be imported: {_one_line(error)} ({where})") from error
 
 
-def _attribute(found: Any, name: str, home: str, names: str) -> Any:
+def _attribute(owner: Any, attribute: str, module_name: str, attributes: str) -> Any:
     try:
-        return getattr(found, name)
+        return getattr(owner, attribute)
     except AttributeError as error:
-        known = [n for n, one in vars(sys.modules[home]).items() if isinstance(one, Layer)]
-        remedy = f"; its layers are {', '.join(known)}" if known else ""
-        raise CannotLoad(f"{home} has no {names!r}{remedy}") from error
+        variables = vars(sys.modules[module_name])
+        layers = [name for name, value in variables.items() if isinstance(value, Layer)]
+        remedy = f"; its layers are {', '.join(layers)}" if layers else ""
+        raise CannotLoad(f"{module_name} has no {attributes!r}{remedy}") from error
 
 
-def _said(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())

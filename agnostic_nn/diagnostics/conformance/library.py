@@ -37,7 +37,7 @@ def library(name: str, *, bare: bool = False) -> Backend:
         found = load(name)
     except CannotLoad as error:
         names = ", ".join(known_backends())
-        raise BackendUnavailable(f"{name} is no backend ({names}): {error}") from error
+        raise BackendUnavailable(f"{name} is not a backend ({names}): {error}") from error
     missing = [each for each in ADAPTER if not hasattr(found, each)]
     if missing and not bare and hasattr(found, "to_numpy"):  # which no namespace has
         raise BackendUnavailable(f"{name} is an adapter, but lacks {', '.join(missing)}")
