@@ -160,11 +160,9 @@ class MultiHeadAttention(Layer):
         )
         heads = narrowed(heads, like=query)
         joined = self._joined(heads)
-        # () for the source if it is x, so that x is in the cache once
-        cache = (
-            *(x, inputs.get("source", ()), present),
-            *(query, key, value, allowed, keep_mask, attend_cache, joined),
-        )
+        other_source = inputs.get("source", ())  # () in self-attention: x is cached once
+        projected = (query, key, value, allowed, keep_mask, attend_cache, joined)
+        cache = (x, other_source, present, *projected)
         return self._map(params, "output", joined), state, cache
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:

@@ -1,78 +1,80 @@
-"""Recurrent: one cell again and again along time, and its gradient back through time.
+"""Recurrent layers and backpropagation through time.
 
-A cell turns the state s of a moment ago (h, and whatever else it keeps) and the input of
-now into the state of now. With row vectors, and the same W, b and R at every step,
+`_Recurrent` runs a cell along time and derives the gradient of that loop. It also implements
+what all recurrent layers share: several layers, two directions, masks and initial states.
+`RNN`, `GRU` and `LSTM` define the cells and derive their gradients. Options that all three
+have in common are described in `RNN`.
 
-    zₜ = xₜ W + b        sₜ = f(zₜ, sₜ₋₁)        yₜ = hₜ        s₀ given, or 0
-
-where f meets R in hₜ₋₁ R. All zₜ are one product before the loop; only h R waits inside it.
-
-Let dsₜ be the gradient by sₜ of all that comes of it: of yₜ, and through sₜ₊₁ of whatever is
-later. By the chain rule it runs backwards, from that of the final state, and what each step
-contributes to W, b and R adds up (Werbos, "Backpropagation Through Time: What It Does and
-How to Do It", 1990):
-
-    dsₜ ← dsₜ + (dyₜ, for h)        dzₜ = (∂f/∂zₜ)ᵀ dsₜ        dsₜ₋₁ = (∂f/∂sₜ₋₁)ᵀ dsₜ
-    dxₜ = dzₜ Wᵀ        dW = Σ xₜᵀ dzₜ        db = Σ dzₜ        dR = Σ hₜ₋₁ᵀ dzₜ
-
-dR so where f adds hₜ₋₁ R to zₜ. The second line, again, is products for all steps at once. In
-the first the derivatives of f do not depend on ds, so forward computes them, and keeps them
-instead of what they are made of; the loop back only multiplies. A cell is three functions:
-`step` is f, `slopes` are the factors in its derivatives, `step_backward` multiplies by them.
-An LSTM whose steps all count goes to the library in one piece, which may know it (`ops.lstm`).
-
-A step that a mask leaves out keeps the state, sₜ = sₜ₋₁, and puts out 0: dzₜ = 0, dsₜ₋₁ = dsₜ.
-So the state passes unchanged over what fills a sequence up, wherever that stands, and the
-reverse direction, the same loop from the last step to the first, begins with s₀ at the last
-step that counts, as it does for PyTorch's packed sequences. What x holds at other steps, be
-it NaN, does not matter.
-
-Slopes are computed from what goes into σ and tanh, not from what comes out, which where the
-function is flat has lost their digits. With d = exp(-|a|), which cannot overflow, and since
-tanh a = 2σ(2a) - 1,
-
-    σ(a) = (1 if a ≥ 0, else d) / (1 + d)        σ'(a) = σ(a) σ(-a) = d / (1 + d)²
-    tanh'(a) = 4 σ'(2a) = 4 d² / (1 + d²)²
-
-All layers here take x (batch, time, fan_in), or a dict of it with "mask" (batch, time)
-boolean, true where a step counts, and "state", that before the first step; either may be
-left out. They give y (batch, time, width), and have these options:
-
-    depth           how many layers, each but the first reading the y of the one before
-    bidirectional   a second cell reads from the last step to the first; y is (…, 2 · width),
-                    both next to each other
-    sequence        if false, y is the h (batch, width) that remains when all is read: of
-                    each direction at its own last step that counts
-    final           y is a dict of "y" and "state", that after the last step
-
-Parameters are a tuple with a dict of directions, "forward" and perhaps "reverse", for each
-layer: params[0]["forward"]["weight"]. A state is nested alike, down to its parts, (batch,
-width) each: state[0]["forward"]["h"]. Dropout between layers is a `Dropout` between layers
-of depth 1. Step by step (`advance`) the memory is the state.
-
-float16 and bfloat16 are computed in float32, the products too, and rounded once at the end: of
-the 8 or 11 bits of a gate little is left after many steps, and sums in z may overflow.
+float16 and bfloat16 are computed in float32, products included, and rounded once at the end:
+rounding the 8 or 11 bits of a gate at every step adds up, and sums in z may overflow.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from ..core.arrays import device, namespace
+from ..core.arrays import (
+    Array,
+    Cache,
+    Key,
+    Memory,
+    Params,
+    RowMask,
+    Shape,
+    State,
+    device,
+    namespace,
+)
 from ..core.errors import expect, expect_choice, expect_count, expect_flag, expect_number
 from ..core.random import fold, split, uniform
 from ..core.trees import leaves, tree_map
 from ..initializers import Initializer, Orthogonal, expect_initializer, glorot_uniform
 from ..ops import lstm, lstm_backward, narrowed, scan, sum_rows, widened
 from .base import Layer
+from .shapes import as_matrix
 
 __all__ = ["GRU", "LSTM", "RNN"]
+
+Carry = Any  # the recurrent state of one layer and direction: a dict of "h" and, in an LSTM, "c"
 
 
 @dataclass(frozen=True)
 class _Recurrent(Layer):
-    """Everything but the cell: the loop over time, layers, directions, masks and states."""
+    """sₜ = f(zₜ, sₜ₋₁) with zₜ = xₜ W + b, and yₜ = hₜ. Base of the recurrent layers.
+
+    sₜ is the recurrent state after step t: hₜ and, in an LSTM, cₜ. s₀ is an input, or 0. With
+    row vectors, f multiplies hₜ₋₁ by a matrix R; W, b and R are the same at every step. All zₜ
+    are one product before the loop. Only the product with R depends on the step before.
+
+    Gradient
+    --------
+    Let dsₜ be the gradient by sₜ, through yₜ and through all later steps. By the chain rule it
+    is computed backwards in time, from the gradient by the final state, and what the steps
+    contribute to W, b and R adds up (Werbos, "Backpropagation Through Time: What It Does and
+    How to Do It", 1990):
+
+        dsₜ ← dsₜ + (dyₜ, for h)        dzₜ = (∂f/∂zₜ)ᵀ dsₜ        dsₜ₋₁ = (∂f/∂sₜ₋₁)ᵀ dsₜ
+        dxₜ = dzₜ Wᵀ        dW = Σ xₜᵀ dzₜ        db = Σ dzₜ        dR = Σ hₜ₋₁ᵀ dzₜ
+
+    The formula for dR holds for cells in which f adds hₜ₋₁ R to zₜ. The second line is computed
+    after the loop, by products over all steps at once. In the first line the derivatives of f
+    do not depend on ds. `forward` computes them and caches them instead of the values that they
+    are computed from, so the loop of `backward` only multiplies.
+
+    Notes
+    -----
+    A cell has three functions: `step` computes f, `slopes` the factors in its derivatives, and
+    `step_backward` multiplies by them. An LSTM without a mask is passed to the library as a
+    whole, which may have a native implementation (`ops.lstm`).
+
+    A masked step keeps the state, sₜ = sₜ₋₁, and its y is 0. So dzₜ = 0 and dsₜ₋₁ = dsₜ: the
+    state passes padding unchanged, wherever the padding is in the sequence. The reverse
+    direction is the same loop from the last step to the first. It starts with s₀ at the last
+    unmasked step, as PyTorch does for packed sequences. x at masked steps has no effect, even
+    if it is NaN.
+    """
 
     width: int
     _: KW_ONLY
@@ -85,9 +87,9 @@ class _Recurrent(Layer):
 
     input_kinds: ClassVar = {"x": "real floating", "mask": "bool", "state": "real floating"}
     gates: ClassVar[int] = 1
-    keeps: ClassVar[tuple[str, ...]] = ("h",)
+    carry_names: ClassVar[tuple[str, ...]] = ("h",)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("bidirectional", "sequence", "final"):
             expect_flag(name, getattr(self, name))
         expect_initializer("initializer", self.initializer)
@@ -95,69 +97,93 @@ class _Recurrent(Layer):
         expect_count("width", self.width)
         expect_count("depth", self.depth)
 
-    def step(self, params, z, state):
-        """The state after a step, from z = x W + b, and what `slopes` will need of it."""
+    def step(self, params: Params, z: Array, carry: Carry) -> tuple[Carry, Any]:
+        """Return the carry after a step, from z = x W + b, and the values that `slopes` needs."""
         raise NotImplementedError
 
-    def slopes(self, h, made):
-        """The factors in the derivatives of f, from the h before and what `step` made.
+    def slopes(self, h: Array, values: Any) -> Any:
+        """Return the factors in the derivatives of f, from the h before and `values` of `step`.
 
-        Of one step, or of all at once: elementwise, but for the last axis.
+        The arrays are those of one step or, with a leading axis, of all steps. So this must be
+        elementwise, apart from splitting the last axis.
         """
         raise NotImplementedError
 
-    def step_backward(self, around, slopes, dstate):
-        """dz and the gradient of the state before, from that of the state after; around is Rᵀ."""
+    def step_backward(self, recurrent_t: Array, slopes: Any, dcarry: Carry) -> tuple[Array, Carry]:
+        """Return dz and the gradient by the carry before, from that by the carry after.
+
+        recurrent_t: Rᵀ.
+        """
         raise NotImplementedError
 
-    def recurrent_grads(self, hs, slopes, dz):
-        """The gradients of the parameters that `step` reads, from all steps at once."""
-        return {"recurrent": _rows(hs).T @ _rows(dz)}
+    def recurrent_grads(self, hs: Array, slopes: Any, dz: Array) -> Params:
+        """Return the gradients of the parameters that `step` reads, summed over all steps.
 
-    def biases(self, key, like):
-        """Draw the parameters that are vectors, in the library, dtype and device of `like`."""
-        return {"bias": _levels(like, self.width, [0.0] * self.gates)}
+        hs: h before each step.
+        """
+        return {"recurrent": as_matrix(hs).T @ as_matrix(dz)}
+
+    def biases(self, key: Key, like: Array) -> Params:
+        """Create the bias vectors, with the library, dtype and device of `like`."""
+        return {"bias": _constant_parts(like, self.width, [0.0] * self.gates)}
 
     @property
-    def _directions(self):
-        return ("forward", "reverse")[: 1 + bool(self.bidirectional)]
+    def _directions(self) -> tuple[str, ...]:
+        return ("forward", "reverse") if self.bidirectional else ("forward",)
 
-    def init(self, key, shape, dtype):
-        given = shape if isinstance(shape, dict) else {"x": shape}
+    def init(self, key: Key, shape: Any, dtype: Any) -> tuple[Params, State, Any]:
+        name = type(self).__name__
+        shapes = shape if isinstance(shape, dict) else {"x": shape}
+        expect("x" in shapes, "{} takes a dict with x, got {}", name, sorted(shapes))
+        x_shape = shapes["x"]
+        fits = len(x_shape) == 2
+        expect(fits, "{} takes (batch, time, width), got (batch, *{})", name, x_shape)
+        time, fan_in = x_shape
+        state_shapes = self._nested_state((self.width,))
+        for part, expected in (("mask", (time,)), ("state", state_shapes)):
+            actual = shapes.get(part, expected)
+            expect(actual == expected, "{} takes a {} of {}, got {}", name, part, expected, actual)
+
         keys = split(key, 2 * self.depth)
-        name, states = type(self).__name__, self._everywhere((self.width,))
-        expect("x" in given, "{} takes a dict with x, got {}", name, sorted(given))
-        one = given["x"]
-        expect(len(one) == 2, "{} takes (batch, time, width), got (batch, *{})", name, one)
-        for part, wanted in {"mask": one[:1], "state": states}.items():
-            found = given.get(part, wanted)
-            expect(found == wanted, "{} takes a {} of {}, got {}", name, part, wanted, found)
-
-        params, fan_in, fan_out = [], one[1], self.width * len(self._directions)
+        params = []
+        fan_out = self.width * len(self._directions)
         for i in range(self.depth):
-            numbered = enumerate(self._directions, start=2 * i)
-            params.append({w: self._draw(keys[n, :], fan_in, dtype) for n, w in numbered})
+            layer_params = {}
+            for n, direction in enumerate(self._directions, start=2 * i):
+                layer_params[direction] = self._draw(keys[n, :], fan_in, dtype)
+            params.append(layer_params)
             fan_in = fan_out
-        out = (one[0], fan_out) if self.sequence else (fan_out,)
-        return tuple(params), {}, {"y": out, "state": states} if self.final else out
+        y_shape = (time, fan_out) if self.sequence else (fan_out,)
+        if self.final:
+            return tuple(params), {}, {"y": y_shape, "state": state_shapes}
+        return tuple(params), {}, y_shape
 
-    def _draw(self, key, fan_in, dtype):
-        """The parameters of one layer in one direction: each gate has a draw of its own."""
-        xp, keys = namespace(key), split(key, 2 * self.gates)
-        weight, recurrent = [], []
+    def _draw(self, key: Key, fan_in: int, dtype: Any) -> Params:
+        """Draw the parameters of one layer in one direction, gate by gate.
+
+        An initializer scales by the fans of the shape it is called with, so each gate is drawn
+        by itself and not as a slice of a wider matrix.
+        """
+        xp = namespace(key)
+        keys = split(key, 2 * self.gates)
+        weight = []
+        recurrent = []
         for i in range(self.gates):
             weight.append(self.initializer(keys[2 * i, :], (fan_in, self.width), dtype))
             square = (self.width, self.width)
             recurrent.append(self.recurrent_initializer(keys[2 * i + 1, :], square, dtype))
-        found = {"weight": xp.concat(weight, axis=1), "recurrent": xp.concat(recurrent, axis=1)}
-        return found | self.biases(fold(key, 0), found["weight"])
+        params = {"weight": xp.concat(weight, axis=1), "recurrent": xp.concat(recurrent, axis=1)}
+        return params | self.biases(fold(key, 0), params["weight"])
 
-    def _everywhere(self, one):
-        """A state nested as all are, by layer, direction and name, with `one` for each part."""
-        return ({way: dict.fromkeys(self.keeps, one) for way in self._directions},) * self.depth
+    def _nested_state(self, leaf: Any) -> tuple[dict[str, Any], ...]:
+        """Return a state of all layers and directions with `leaf` for each of its arrays."""
+        carry = dict.fromkeys(self.carry_names, leaf)
+        return ({direction: dict(carry) for direction in self._directions},) * self.depth
 
-    def forward(self, params, state, x, *, train=False):
-        """x: (batch, time, fan_in), or a dict with it, "mask" (batch, time) and "state".
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool | RowMask = False
+    ) -> tuple[Any, State, Cache]:
+        """Map x (batch, time, fan_in), or a dict with it, "mask" (batch, time) and "state", to y.
 
         Raises
         ------
@@ -166,161 +192,233 @@ class _Recurrent(Layer):
         TypeError
             If x belongs to another array library.
         """
-        given = x if isinstance(x, dict) else {"x": x}
-        y, cache = self._read(params, given, keep=True)
-        form = (tuple(leaves(given.get("state", ()))),) if isinstance(x, dict) else ()
-        return y, state, (*cache, form)
+        if not isinstance(x, dict):
+            y, cache = self._run_layers(params, {"x": x}, keep=True)
+            return y, state, (*cache, ())
+        y, cache = self._run_layers(params, x, keep=True)
+        # which inputs there were, by nesting: a cache holds arrays and tuples only
+        has_state = ((),) if "state" in x else ()
+        return y, state, (*cache, (has_state,))
 
-    def predict(self, params, state, x):
-        return self._read(params, x if isinstance(x, dict) else {"x": x}, keep=False)[0]
+    def predict(self, params: Params, state: State, x: Any) -> Any:
+        return self._run_layers(params, x if isinstance(x, dict) else {"x": x}, keep=False)[0]
 
-    def _read(self, params, given, keep):
-        """y, and of each layer its input and what it kept, and which steps count."""
-        self._expect(params, given)
-        like = given["x"]
-        params, given = tree_map(widened, (params, given))
-        xp, start = namespace(like), given.get("state")
-        if start is None:
-            start = self._everywhere(_zeros(given["x"], (given["x"].shape[0], self.width)))
-        counts: tuple = ()  # or one array, (time, batch, 1)
-        if "mask" in given:
-            counts = (xp.permute_dims(given["mask"], (1, 0))[..., None],)
-        xs = _counted(counts, xp.permute_dims(given["x"], (1, 0, 2)))
-        caches, ends = [], []
-        for layer, layer_start in zip(params, start, strict=True):
-            end, ys, kept = {}, [], []
-            for way in self._directions:
-                asked = layer[way], xs, layer_start[way], counts, way == "reverse", keep
-                end[way], (y, k) = self._run(*asked)
-                ys.append(y)
-                kept.append(k)
+    def _run_layers(self, params: Params, inputs: dict, keep: bool) -> tuple[Any, tuple]:
+        """Return y, and the caches of all layers with the mask.
+
+        The cache of a layer is its input and, for each direction, what `_run` keeps.
+        """
+        self._expect_inputs(params, inputs)
+        like = inputs["x"]
+        params, inputs = tree_map(widened, (params, inputs))
+        x = inputs["x"]
+        xp = namespace(x)
+        starts = inputs.get("state")
+        if starts is None:
+            starts = self._nested_state(_zeros(x, (x.shape[0], self.width)))
+        mask: Any = ()  # for `scan`, a tree without leaves
+        if "mask" in inputs:
+            mask = xp.permute_dims(inputs["mask"], (1, 0))[..., None]  # (time, batch, 1)
+        xs = _zero_masked(mask, xp.permute_dims(x, (1, 0, 2)))
+        caches = []
+        final_states = []
+        for layer_params, layer_starts in zip(params, starts, strict=True):
+            ends = {}
+            outputs = []
+            kept = []
+            for direction in self._directions:
+                end, (hs, direction_cache) = self._run(
+                    layer_params[direction],
+                    xs,
+                    layer_starts[direction],
+                    mask,
+                    direction == "reverse",
+                    keep,
+                )
+                ends[direction] = end
+                outputs.append(hs)
+                kept.append(direction_cache)
             caches.append((xs, tuple(kept)))
-            xs = _counted(counts, xp.concat(ys, axis=-1) if len(ys) > 1 else ys[0])
-            ends.append(end)
-        y = xp.permute_dims(xs, (1, 0, 2))
-        if not self.sequence:
-            y = xp.concat([ends[-1][way]["h"] for way in self._directions], axis=-1)
-        y = {"y": y, "state": tuple(ends)} if self.final else y
-        return tree_map(partial(narrowed, like=like), y), (tuple(caches), counts)
+            final_states.append(ends)
+            ys = xp.concat(outputs, axis=-1) if len(outputs) > 1 else outputs[0]
+            xs = _zero_masked(mask, ys)
+        if self.sequence:
+            y = xp.permute_dims(xs, (1, 0, 2))
+        else:
+            y = xp.concat([ends["h"] for ends in final_states[-1].values()], axis=-1)
+        result = {"y": y, "state": tuple(final_states)} if self.final else y
+        return tree_map(partial(narrowed, like=like), result), (tuple(caches), mask)
 
-    def _run(self, params, xs, start, counts, reverse, keep):
-        """One layer in one direction: its final state, and of each step h and what it kept."""
+    def _run(
+        self, params: Params, xs: Array, start: Carry, mask: Any, reverse: bool, keep: bool
+    ) -> tuple[Carry, tuple[Array, Cache]]:
+        """Run one layer in one direction; return the final carry, h of all steps, and a cache.
+
+        The cache is () unless `keep`, else h before each step and the slopes of each step.
+        """
         xp = namespace(xs)
-        z = _rows(xs) @ params["weight"]
+        has_mask = not isinstance(mask, tuple)
+        z = as_matrix(xs) @ params["weight"]
         z += params["bias"]
 
-        def step(state, now):
-            z, counts = now
-            new, made = self.step(params, z, state)
-            new = tree_map(partial(xp.where, *counts), new, state) if counts else new
-            return new, (new["h"], ((state["h"], made),) if keep else ())
+        def step(carry: Carry, inputs: tuple) -> tuple[Carry, tuple]:
+            z, step_mask = inputs
+            new, values = self.step(params, z, carry)
+            if has_mask:
+                new = tree_map(partial(xp.where, step_mask), new, carry)
+            return new, (new["h"], (carry["h"], values) if keep else ())
 
-        def then(found):
-            h, kept = found
-            return h, tuple((before, self.slopes(before, made)) for before, made in kept)
+        def with_slopes(outputs: tuple) -> tuple:
+            h, kept = outputs
+            if not keep:
+                return outputs
+            h_before, values = kept
+            return h, (h_before, self.slopes(h_before, values))
 
         zs = xp.reshape(z, (*xs.shape[:2], z.shape[1]))
-        return scan(step, start, (zs, counts), reverse=reverse, then=then)
+        return scan(step, start, (zs, mask), reverse=reverse, then=with_slopes)
 
-    def backward(self, params, cache, dy):
-        dys, dstarts, grads = self._read_back(params, cache, dy, into_x=True)
-        dx = namespace(dys).permute_dims(dys, (1, 0, 2))
-        _, counts, form = cache
-        if form:
-            mask = {"mask": None} if counts else {}
-            dx = {"x": dx} | mask | ({"state": dstarts} if form[0] else {})
-        return dx, grads
+    def backward(self, params: Params, cache: Cache, dy: Any) -> tuple[Any, Params]:
+        dxs, dstarts, grads = self._run_layers_backward(params, cache, dy, need_dx=True)
+        dx = namespace(dxs).permute_dims(dxs, (1, 0, 2))
+        _, mask, present = cache
+        if not present:  # x was an array
+            return dx, grads
+        dinputs = {"x": dx}
+        if not isinstance(mask, tuple):
+            dinputs["mask"] = None
+        (has_state,) = present
+        if has_state:
+            dinputs["state"] = dstarts
+        return dinputs, grads
 
-    def backward_params(self, params, cache, dy):
-        return self._read_back(params, cache, dy, into_x=False)[-1]
+    def backward_params(self, params: Params, cache: Cache, dy: Any) -> Params:
+        return self._run_layers_backward(params, cache, dy, need_dx=False)[-1]
 
-    def _read_back(self, params, cache, dy, into_x):
-        """dL/dxs if asked for, that of the first states, and that of the parameters."""
-        caches, counts, _ = cache
+    def _run_layers_backward(
+        self, params: Params, cache: Cache, dy: Any, need_dx: bool
+    ) -> tuple[Any, ...]:
+        """Return dL/dxs if `need_dx`, the gradients by the first states, and dL/dparams."""
+        caches, mask, _ = cache
         like = leaves(dy)[0]
         params, dy = tree_map(widened, (params, dy))
-        dy, dend = (dy["y"], dy["state"]) if self.final else (dy, None)
-        xp = namespace(dy)
-        dend = self._everywhere(_zeros(dy, (dy.shape[0], self.width))) if dend is None else dend
-        dys: tuple = ()  # or one array, (time, batch, all directions)
-        if self.sequence:
-            dys = (_counted(counts, xp.permute_dims(dy, (1, 0, 2))),)
+        if self.final:
+            dy, dends = dy["y"], dy["state"]
         else:
-            last = dict(zip(self._directions, self._split_directions(dy), strict=True))
-            top = {way: d | {"h": d["h"] + last[way]} for way, d in dend[-1].items()}
-            dend = (*dend[:-1], top)
+            dends = self._nested_state(_zeros(dy, (dy.shape[0], self.width)))
+        xp = namespace(dy)
+        # The gradient by the outputs of a layer, as a tuple of one array (time, batch, all
+        # directions), or of none: this is the form that `scan` and `lstm_backward` take.
+        dys: tuple = ()
+        if self.sequence:
+            dys = (_zero_masked(mask, xp.permute_dims(dy, (1, 0, 2))),)
+        else:
+            dlast = dict(zip(self._directions, self._split_directions(dy), strict=True))
+            top = {
+                direction: dend | {"h": dend["h"] + dlast[direction]}
+                for direction, dend in dends[-1].items()
+            }
+            dends = (*dends[:-1], top)
 
         grads: list = []
         dstarts: list = []
         for i in reversed(range(self.depth)):
             xs, kept = caches[i]
-            wanted, dxs, found, dstart = into_x or i > 0, [], {}, {}
-            for n, way in enumerate(self._directions):
-                part = tuple(self._split_directions(d)[n] for d in dys)
-                asked = counts, way == "reverse", wanted
-                back = self._run_back(params[i][way], xs, kept[n], part, dend[i][way], *asked)
-                dx, found[way], dstart[way] = back
+            need_layer_dx = need_dx or i > 0
+            dxs = []
+            layer_grads = {}
+            layer_dstarts = {}
+            for n, direction in enumerate(self._directions):
+                direction_dys = tuple(self._split_directions(array)[n] for array in dys)
+                dx, layer_grads[direction], layer_dstarts[direction] = self._run_back(
+                    params[i][direction],
+                    xs,
+                    kept[n],
+                    direction_dys,
+                    dends[i][direction],
+                    mask,
+                    direction == "reverse",
+                    need_layer_dx,
+                )
                 dxs.append(dx)
-            dys = (sum(dxs[1:], dxs[0]),) if wanted else ()
-            grads.insert(0, found)
-            dstarts.insert(0, dstart)
+            dys = (sum(dxs[1:], dxs[0]),) if need_layer_dx else ()
+            grads.insert(0, layer_grads)
+            dstarts.insert(0, layer_dstarts)
         return tree_map(partial(narrowed, like=like), (*dys, tuple(dstarts), tuple(grads)))
 
-    def _run_back(self, params, xs, kept, dys, dend, counts, reverse, wanted):
-        """Of one layer in one direction: dx if wanted, dL/dparams, and dL/d(its first state)."""
-        xp, around, ((hs, slopes),) = namespace(xs), _transposed(params["recurrent"]), kept
+    def _run_back(
+        self,
+        params: Params,
+        xs: Array,
+        kept: Cache,
+        dys: tuple[Array, ...],
+        dend: Carry,
+        mask: Any,
+        reverse: bool,
+        need_dx: bool,
+    ) -> tuple[Any, Params, Carry]:
+        """Run one layer and direction backwards; return dx or (), dL/dparams, dL/d(first carry)."""
+        xp = namespace(xs)
+        has_mask = not isinstance(mask, tuple)
+        recurrent_t = _contiguous_transpose(params["recurrent"])
+        hs, slopes = kept
 
-        def step(dstate, now):
-            slopes, dys, counts = now
+        def step(dcarry: Carry, inputs: tuple) -> tuple[Carry, Array]:
+            slopes, dys, step_mask = inputs
             for dy in dys:
-                dstate = dstate | {"h": dstate["h"] + dy}
-            dz, before = self.step_backward(around, slopes, dstate)
-            if counts:
-                before = tree_map(partial(xp.where, *counts), before, dstate)
-            return before, _counted(counts, dz)
+                dcarry = dcarry | {"h": dcarry["h"] + dy}
+            dz, dbefore = self.step_backward(recurrent_t, slopes, dcarry)
+            if has_mask:
+                dbefore = tree_map(partial(xp.where, step_mask), dbefore, dcarry)
+            return dbefore, _zero_masked(step_mask, dz)
 
-        dstart, dz = scan(step, dend, (slopes, dys, counts), reverse=not reverse)
-        rows = _rows(dz)
-        grads = {"weight": _rows(xs).T @ rows, "bias": sum_rows(rows)}
+        dstart, dz = scan(step, dend, (slopes, dys, mask), reverse=not reverse)
+        rows = as_matrix(dz)
+        grads = {"weight": as_matrix(xs).T @ rows, "bias": sum_rows(rows)}
         grads |= self.recurrent_grads(hs, slopes, dz)
-        dxs = xp.reshape(rows @ params["weight"].T, xs.shape) if wanted else ()
+        dxs = xp.reshape(rows @ params["weight"].T, xs.shape) if need_dx else ()
         return dxs, grads, dstart
 
-    def _split_directions(self, ys):
-        """The part of ys that belongs to each direction."""
-        return _parts(ys, len(self._directions))
+    def _split_directions(self, ys: Array) -> list[Array]:
+        return _equal_parts(ys, len(self._directions))
 
-    def begin(self, params, state, x, length):
+    def begin(self, params: Params, state: State, x: Any, length: int) -> Memory:
         if self.bidirectional:
-            raise TypeError(f"{self} cannot go step by step: it reads backwards from the last one")
-        given = x if isinstance(x, dict) else {"x": x}
-        weight = params[0]["forward"]["weight"]  # x may be what an Embedding is given
-        start = self._everywhere(_zeros(weight, (given["x"].shape[0], self.width)))
-        return given.get("state", start)
+            reason = "its reverse direction starts at the last step"
+            raise TypeError(f"{self} cannot go step by step: {reason}")
+        inputs = x if isinstance(x, dict) else {"x": x}
+        # the dtype of the weight, as x may be the integers of an Embedding before this layer
+        weight = params[0]["forward"]["weight"]
+        zeros = self._nested_state(_zeros(weight, (inputs["x"].shape[0], self.width)))
+        return inputs.get("state", zeros)
 
-    def advance(self, params, state, memory, x):
-        given = (x if isinstance(x, dict) else {"x": x}) | {"state": memory}
-        y = replace(self, final=True).predict(params, state, given)
+    def advance(self, params: Params, state: State, memory: Memory, x: Any) -> tuple[Any, Memory]:
+        inputs = (x if isinstance(x, dict) else {"x": x}) | {"state": memory}
+        y = replace(self, final=True).predict(params, state, inputs)
         return y if self.final else y["y"], y["state"]
 
-    def _expect(self, params, given):
-        name, weight = type(self).__name__, params[0]["forward"]["weight"]
-        known = "x" in given and given.keys() <= self.input_kinds.keys()
-        expect(known, "{} takes x and perhaps mask and state, got {}", name, sorted(given))
-        x, fan_in = given["x"], weight.shape[0]
+    def _expect_inputs(self, params: Params, inputs: dict) -> None:
+        """Raise unless the inputs have the names, shapes and dtypes that `params` take."""
+        name = type(self).__name__
+        weight = params[0]["forward"]["weight"]
+        fits = "x" in inputs and inputs.keys() <= self.input_kinds.keys()
+        expect(fits, "{} takes x and perhaps mask and state, got {}", name, sorted(inputs))
+        x = inputs["x"]
+        fan_in = weight.shape[0]
         xp = namespace(x, weight)
         fits = x.ndim == 3 and x.shape[1] >= 1 and x.shape[2] == fan_in
         expect(fits, "{} takes (batch, time, {}), got {}", name, fan_in, x.shape)
         expect(x.dtype == weight.dtype, "{} holds {}, got {}", name, weight.dtype, x.dtype)
-        if "mask" in given:
-            mask, wanted = given["mask"], tuple(x.shape[:2])
-            expect(mask.shape == wanted, "{} takes a mask {}, got {}", name, wanted, mask.shape)
+        if "mask" in inputs:
+            mask = inputs["mask"]
+            steps = tuple(x.shape[:2])
+            expect(mask.shape == steps, "{} takes a mask {}, got {}", name, steps, mask.shape)
             expect(mask.dtype == xp.bool, "{} takes a boolean mask, got {}", name, mask.dtype)
-        if "state" in given:
-            wanted = self._everywhere((x.shape[0], self.width))
-            found = tree_map(lambda leaf: tuple(leaf.shape), given["state"])
-            expect(found == wanted, "{} takes a state of {}, got {}", name, wanted, found)
-            for leaf in leaves(given["state"]):
+        if "state" in inputs:
+            expected = self._nested_state((x.shape[0], self.width))
+            shapes = tree_map(lambda leaf: tuple(leaf.shape), inputs["state"])
+            expect(shapes == expected, "{} takes a state of {}, got {}", name, expected, shapes)
+            for leaf in leaves(inputs["state"]):
                 expect(leaf.dtype == x.dtype, "x is {}, but state {}", x.dtype, leaf.dtype)
 
 
@@ -328,12 +426,34 @@ class _Recurrent(Layer):
 class RNN(_Recurrent):
     """hₜ = φ(xₜ W + b + hₜ₋₁ R), φ being tanh or ReLU (Elman, "Finding Structure in Time", 1990).
 
-    x: (batch, time, fan_in) -> y: (batch, time, width); masks, states and options as at the
-    head of this file.
+    x: (batch, time, fan_in) -> y: (batch, time, width), or (batch, time, 2 · width) if
+    bidirectional. x may be a dict of "x" and, optionally,
 
-    Parameters of each direction of each layer: weight (fan_in, width), recurrent
-    (width, width), bias (width,), which starts from 0. PyTorch has a second bias that is added
-    to the first, and starts from neither 0 nor orthogonal weights (docs/recurrent-start.md).
+    - "mask": (batch, time), boolean, True where a step counts. At other steps the state is
+      kept and y is 0, so sequences of different lengths can be padded on either side;
+    - "state": the state before the first step, by default 0.
+
+    `width`: length of h (hidden_size, units). `activation`: "tanh" or "relu". These options
+    are common to all recurrent layers:
+
+        depth           number of layers (num_layers); each reads the y of the one before
+        bidirectional   a second cell reads from the last step to the first; the y of both are
+                        concatenated
+        sequence        if false, y is h after the last step that counts, (batch, width), of
+                        each direction (Keras: return_sequences)
+        final           y is a dict of "y" and "state", the state after the last step (Keras:
+                        return_state)
+
+    For dropout between layers put a `Dropout` between layers of depth 1.
+
+    Parameters: a tuple with an entry for each layer, a dict of the directions "forward" and,
+    if bidirectional, "reverse", as in params[0]["forward"]["weight"]. Each direction has
+    weight (fan_in, width), recurrent (width, width) and bias (width,), which starts at 0.
+    PyTorch has a second bias, which is added to the first, and starts with neither biases of 0
+    nor orthogonal recurrent weights (docs/recurrent-start.md compares both).
+
+    A state has the same nesting, as in state[0]["forward"]["h"], (batch, width). In decoding
+    (`advance`) the memory is that state.
 
     Gradient
     --------
@@ -343,54 +463,58 @@ class RNN(_Recurrent):
     _: KW_ONLY
     activation: str = "tanh"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         expect_choice("activation", self.activation, ("tanh", "relu"))
 
-    def step(self, params, z, state):
-        xp, a = namespace(z), state["h"] @ params["recurrent"]
+    def step(self, params: Params, z: Array, carry: Carry) -> tuple[Carry, Array]:
+        xp = namespace(z)
+        a = carry["h"] @ params["recurrent"]
         a += z
         return {"h": xp.tanh(a) if self.activation == "tanh" else xp.maximum(a, 0.0)}, a
 
-    def slopes(self, h, a):
+    def slopes(self, h: Array, a: Array) -> Array:
         if self.activation == "tanh":
             return _tanh_slope(_decay(a))
         return namespace(a).astype(a > 0, a.dtype)
 
-    def step_backward(self, around, slopes, dstate):
-        dz = dstate["h"] * slopes
-        return dz, {"h": dz @ around}
+    def step_backward(
+        self, recurrent_t: Array, slopes: Array, dcarry: Carry
+    ) -> tuple[Array, Carry]:
+        dz = dcarry["h"] * slopes
+        return dz, {"h": dz @ recurrent_t}
 
 
 @dataclass(frozen=True)
 class GRU(_Recurrent):
-    """hₜ = (1 - u) n + u hₜ₋₁: a gate u says how much of the state stays, another, r, what n sees.
+    """hₜ = (1 - u) n + u hₜ₋₁, with an update gate u, a reset gate r and a candidate n.
 
         r = σ(z_r + hₜ₋₁ R_r)        u = σ(z_u + hₜ₋₁ R_u)
-        n = tanh(z_n + r (hₜ₋₁ R_n + b_n))        reset="after" the product
-        n = tanh(z_n + (r hₜ₋₁) R_n)              reset="before" it
+        n = tanh(z_n + r (hₜ₋₁ R_n + b_n))        reset="after"
+        n = tanh(z_n + (r hₜ₋₁) R_n)              reset="before"
 
-    "before" is Cho et al., arXiv:1406.1078, eq. 5 to 8; "after" is what cuDNN and PyTorch
-    compute: one product with R a step instead of two.
+    `reset`: whether r multiplies after or before the product with R_n. "before" is Cho et al.,
+    arXiv:1406.1078, eq. 5 to 8. "after" is what cuDNN and PyTorch compute; it takes one product
+    with R per step instead of two (Keras: reset_after).
 
-    x: (batch, time, fan_in) -> y: (batch, time, width); masks, states and options as at the
-    head of this file.
+    x: (batch, time, fan_in) -> y: (batch, time, width). Masks, states and the other options are
+    those of `RNN`.
 
     Parameters of each direction of each layer, with gates in PyTorch's order r, u, n:
     weight (fan_in, 3 · width), recurrent (width, 3 · width), bias (3 · width,), and for
     "after" recurrent_bias (width,), b_n above. PyTorch's second bias is added to the first
-    but for its last third, which is b_n. Biases start as PyTorch's two do, each uniform on
-    ±1/√width; weights do not (docs/recurrent-start.md compares starts on sequences of 64 steps).
+    except for its last third, which is b_n. Biases start like the sum of PyTorch's two, each
+    uniform on ±1/√width. Weights do not start like PyTorch's (docs/recurrent-start.md).
 
     Gradient
     --------
-    Let m be what r multiplies, hₜ₋₁ R_n + b_n or hₜ₋₁, and dm̂ the gradient of r m:
+    Let m be what r multiplies, hₜ₋₁ R_n + b_n or hₜ₋₁, and dm̂ the gradient by r m:
 
         dz_n = dh (1 - u) tanh'      dz_u = dh (hₜ₋₁ - n) σ'      dz_r = dm̂ m σ'      dm = dm̂ r
 
     "after": dm̂ = dz_n, and hₜ₋₁ gets dh u + (dz_r, dz_u, dm) Rᵀ; dR = Σ hₜ₋₁ᵀ (dz_r, dz_u, dm)
     and db_n = Σ dm. "before": dm̂ = dz_n R_nᵀ, and hₜ₋₁ gets dh u + dm + (dz_r, dz_u) R_ruᵀ;
-    dR_n = Σ (r hₜ₋₁)ᵀ dz_n. For 1 - u stands σ(-a), which keeps its digits.
+    dR_n = Σ (r hₜ₋₁)ᵀ dz_n. The factor 1 - u is computed as σ(-a), which loses no digits.
     """
 
     _: KW_ONLY
@@ -398,72 +522,87 @@ class GRU(_Recurrent):
 
     gates: ClassVar[int] = 3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        known = self.reset in ("after", "before")
-        expect(known, "expected reset after or before, got {!r}", self.reset)
+        expect_choice("reset", self.reset, ("after", "before"))
 
-    def biases(self, key, like):
-        # of r and u both biases of PyTorch in one, of n the first: the second is b_n
-        xp, keys = namespace(like), split(key, 3)
-        bias = _spread_evenly(keys[0, :], 3 * self.width, self.width, like)
-        second = _spread_evenly(keys[1, :], 2 * self.width, self.width, like)
-        zeros = _levels(like, self.width, [0.0])
-        drawn = {"bias": bias + xp.concat([second, zeros])}
-        if self._after:
-            drawn["recurrent_bias"] = _spread_evenly(keys[2, :], self.width, self.width, like)
-        return drawn
+    def biases(self, key: Key, like: Array) -> Params:
+        # For r and u the bias is the sum of PyTorch's two, so two draws are added. For n it is
+        # the first of them, and the second is `recurrent_bias`.
+        xp = namespace(like)
+        keys = split(key, 3)
+        first = _draw_uniform(keys[0, :], 3 * self.width, self.width, like)
+        second = _draw_uniform(keys[1, :], 2 * self.width, self.width, like)
+        zeros = _constant_parts(like, self.width, [0.0])
+        params = {"bias": first + xp.concat([second, zeros])}
+        if self._reset_after:
+            params["recurrent_bias"] = _draw_uniform(keys[2, :], self.width, self.width, like)
+        return params
 
     @property
-    def _after(self):
+    def _reset_after(self) -> bool:
         return self.reset == "after"
 
-    def step(self, params, z, state):
-        h, both = state["h"], 2 * self.width
-        to_gates, to_new = params["recurrent"][:, :both], params["recurrent"][:, both:]
-        if self._after:
-            around = h @ params["recurrent"]
-            gates = z[:, :both] + around[:, :both]
-            met = around[:, both:] + params["recurrent_bias"]
-            decay = _decay(gates)
-            r, u = _parts(_sigmoid(gates, decay), 2)
-            a = z[:, both:] + r * met
+    def step(self, params: Params, z: Array, carry: Carry) -> tuple[Carry, tuple]:
+        h = carry["h"]
+        recurrent = params["recurrent"]
+        gates = 2 * self.width  # the columns of r and u come first, then those of n
+        if self._reset_after:
+            product = h @ recurrent
+            a_gates = z[:, :gates] + product[:, :gates]
+            m = product[:, gates:] + params["recurrent_bias"]
+            decay = _decay(a_gates)
+            r, u = _equal_parts(_sigmoid(a_gates, decay), 2)
+            a = z[:, gates:] + r * m
         else:
-            gates, met = z[:, :both] + h @ to_gates, h
-            decay = _decay(gates)
-            r, u = _parts(_sigmoid(gates, decay), 2)
-            a = z[:, both:] + (r * met) @ to_new
+            a_gates = z[:, :gates] + h @ recurrent[:, :gates]
+            m = h
+            decay = _decay(a_gates)
+            r, u = _equal_parts(_sigmoid(a_gates, decay), 2)
+            a = z[:, gates:] + (r * m) @ recurrent[:, gates:]
         n = namespace(z).tanh(a)
-        return {"h": (1.0 - u) * n + u * h}, (gates, decay, r, u, met, a, n)
+        return {"h": (1.0 - u) * n + u * h}, (a_gates, decay, r, u, m, a, n)
 
-    def slopes(self, h, made):
-        gates, decay, r, u, met, a, n = made
-        r_slope, u_slope = _parts(_sigmoid_slope(decay), 2)
-        stays = _sigmoid(-_parts(gates, 2)[1], _parts(decay, 2)[1])
-        return r, u, met * r_slope, (h - n) * u_slope, stays * _tanh_slope(_decay(a))
+    def slopes(self, h: Array, values: tuple) -> tuple:
+        a_gates, decay, r, u, m, a, n = values
+        r_slope, u_slope = _equal_parts(_sigmoid_slope(decay), 2)
+        one_minus_u = _sigmoid(-_equal_parts(a_gates, 2)[1], _equal_parts(decay, 2)[1])
+        dr_factor = m * r_slope
+        du_factor = (h - n) * u_slope
+        dn_factor = one_minus_u * _tanh_slope(_decay(a))
+        return r, u, dr_factor, du_factor, dn_factor
 
-    def step_backward(self, around, slopes, dstate):
-        xp, dh, both = namespace(dstate["h"]), dstate["h"], 2 * self.width
-        r, u, by_r, by_u, by_n = slopes
-        dz_u, dz_n = dh * by_u, dh * by_n
-        if self._after:
-            dz_r = dz_n * by_r
-            before = xp.concat((dz_r, dz_u, dz_n * r), axis=-1) @ around
+    def step_backward(
+        self, recurrent_t: Array, slopes: tuple, dcarry: Carry
+    ) -> tuple[Array, Carry]:
+        dh = dcarry["h"]
+        xp = namespace(dh)
+        gates = 2 * self.width
+        r, u, dr_factor, du_factor, dn_factor = slopes
+        dz_u = dh * du_factor
+        dz_n = dh * dn_factor
+        if self._reset_after:
+            dz_r = dz_n * dr_factor
+            dbefore = xp.concat((dz_r, dz_u, dz_n * r), axis=-1) @ recurrent_t
         else:
-            product = dz_n @ around[both:, :]
-            dz_r = product * by_r
-            before = product * r + xp.concat((dz_r, dz_u), axis=-1) @ around[:both, :]
-        return xp.concat((dz_r, dz_u, dz_n), axis=-1), {"h": dh * u + before}
+            dproduct = dz_n @ recurrent_t[gates:, :]
+            dz_r = dproduct * dr_factor
+            dgates = xp.concat((dz_r, dz_u), axis=-1)
+            dbefore = dproduct * r + dgates @ recurrent_t[:gates, :]
+        return xp.concat((dz_r, dz_u, dz_n), axis=-1), {"h": dh * u + dbefore}
 
-    def recurrent_grads(self, hs, slopes, dz):
-        xp, both, r = namespace(dz), 2 * self.width, slopes[0]
-        if self._after:
-            dm = dz[..., both:] * r
-            found = _rows(hs).T @ _rows(xp.concat((dz[..., :both], dm), axis=-1))
-            return {"recurrent": found, "recurrent_bias": sum_rows(dm)}
-        to_gates = _rows(hs).T @ _rows(dz[..., :both])
-        to_new = _rows(r * hs).T @ _rows(dz[..., both:])
-        return {"recurrent": xp.concat((to_gates, to_new), axis=1)}
+    def recurrent_grads(self, hs: Array, slopes: tuple, dz: Array) -> Params:
+        xp = namespace(dz)
+        gates = 2 * self.width
+        r = slopes[0]
+        if self._reset_after:
+            dm = dz[..., gates:] * r
+            dproduct = xp.concat((dz[..., :gates], dm), axis=-1)
+            drecurrent = as_matrix(hs).T @ as_matrix(dproduct)
+            return {"recurrent": drecurrent, "recurrent_bias": sum_rows(dm)}
+        dgates = as_matrix(hs).T @ as_matrix(dz[..., :gates])
+        dcandidate = as_matrix(r * hs).T @ as_matrix(dz[..., gates:])
+        return {"recurrent": xp.concat((dgates, dcandidate), axis=1)}
 
 
 @dataclass(frozen=True)
@@ -473,19 +612,19 @@ class LSTM(_Recurrent):
     Hochreiter & Schmidhuber, "Long Short-Term Memory" (1997), with the forget gate f of
     Gers et al., "Learning to Forget: Continual Prediction with LSTM" (2000).
 
-    x: (batch, time, fan_in) -> y: (batch, time, width); masks, states and options as at the
-    head of this file.
+    x: (batch, time, fan_in) -> y: (batch, time, width). Masks, states and the other options are
+    those of `RNN`. A state holds "c" as well as "h".
 
-    The state holds c besides h. Parameters of each direction of each layer, with gates in
-    PyTorch's order i, f, g, o: weight (fan_in, 4 · width), recurrent (width, 4 · width), bias
-    (4 · width,). It starts from 0, but for f from `forget_bias`: a cell that begins by
-    remembering learns long spans sooner (Jozefowicz et al., "An Empirical Exploration of
-    Recurrent Network Architectures", 2015). PyTorch has a second bias that is added to the
-    first, and starts neither from 1.
+    Parameters of each direction of each layer, with gates in PyTorch's order i, f, g, o:
+    weight (fan_in, 4 · width), recurrent (width, 4 · width) and bias (4 · width,). The bias of
+    f starts at `forget_bias` and the others at 0: with a forget gate that is open at first, a
+    cell learns long dependencies sooner (Jozefowicz et al., "An Empirical Exploration of
+    Recurrent Network Architectures", 2015). PyTorch has a second bias, which is added to the
+    first, and neither starts at 1.
 
     Gradient
     --------
-    h and c after the step both come of cₜ, so first dc ← dc + dh σ(o) tanh'(cₜ), then
+    h and c after the step both depend on cₜ, so first dc ← dc + dh σ(o) tanh'(cₜ), then
 
         dz_i = dc tanh(g) σ'(i)     dz_f = dc cₜ₋₁ σ'(f)     dz_g = dc σ(i) tanh'(g)
         dz_o = dh tanh(cₜ) σ'(o)     dhₜ₋₁ = dz Rᵀ     dcₜ₋₁ = dc σ(f)
@@ -495,103 +634,128 @@ class LSTM(_Recurrent):
     forget_bias: float = 1.0
 
     gates: ClassVar[int] = 4
-    keeps: ClassVar[tuple[str, ...]] = ("h", "c")
+    carry_names: ClassVar[tuple[str, ...]] = ("h", "c")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         expect_number("forget_bias", self.forget_bias)
 
-    def biases(self, key, like):
-        return {"bias": _levels(like, self.width, [0.0, self.forget_bias, 0.0, 0.0])}
+    def biases(self, key: Key, like: Array) -> Params:
+        return {"bias": _constant_parts(like, self.width, [0.0, self.forget_bias, 0.0, 0.0])}
 
-    def _run(self, params, xs, start, counts, reverse, keep):
-        by_steps = partial(super()._run, params, xs, start, counts, reverse, keep)
-        return by_steps() if counts else lstm(xs, params, start, reverse, keep, by_steps)
-
-    def _run_back(self, params, xs, kept, dys, dend, counts, reverse, wanted):
-        asked = params, xs, kept, dys, dend, counts, reverse, wanted
-        by_steps = partial(super()._run_back, *asked)
-        if counts:
+    def _run(
+        self, params: Params, xs: Array, start: Carry, mask: Any, reverse: bool, keep: bool
+    ) -> tuple[Carry, tuple[Array, Cache]]:
+        by_steps = partial(super()._run, params, xs, start, mask, reverse, keep)
+        if not isinstance(mask, tuple):
             return by_steps()
-        return lstm_backward(xs, params, kept, dys, dend, reverse, wanted, by_steps)
+        return lstm(xs, params, start, reverse, keep, by_steps)
 
-    def step(self, params, z, state):
-        xp, h, c = namespace(z), state["h"], state["c"]
-        a = h @ params["recurrent"]
+    def _run_back(
+        self,
+        params: Params,
+        xs: Array,
+        kept: Cache,
+        dys: tuple[Array, ...],
+        dend: Carry,
+        mask: Any,
+        reverse: bool,
+        need_dx: bool,
+    ) -> tuple[Any, Params, Carry]:
+        arguments = (params, xs, kept, dys, dend, mask, reverse, need_dx)
+        by_steps = partial(super()._run_back, *arguments)
+        if not isinstance(mask, tuple):
+            return by_steps()
+        return lstm_backward(xs, params, kept, dys, dend, reverse, need_dx, by_steps)
+
+    def step(self, params: Params, z: Array, carry: Carry) -> tuple[Carry, tuple]:
+        xp = namespace(z)
+        c_before = carry["c"]
+        a = carry["h"] @ params["recurrent"]
         a += z
         decay = _decay(a)
-        i, f, _, o = _parts(_sigmoid(a, decay), 4)
-        grown = xp.tanh(_parts(a, 4)[2])
-        new = f * c + i * grown
-        shown = xp.tanh(new)
-        return {"h": o * shown, "c": new}, (decay, i, f, o, c, grown, new, shown)
+        i, f, _, o = _equal_parts(_sigmoid(a, decay), 4)
+        g_tanh = xp.tanh(_equal_parts(a, 4)[2])
+        c = f * c_before + i * g_tanh
+        c_tanh = xp.tanh(c)
+        return {"h": o * c_tanh, "c": c}, (decay, i, f, o, c_before, g_tanh, c, c_tanh)
 
-    def slopes(self, h, made):
-        decay, i, f, o, c, grown, new, shown = made
-        i_slope, f_slope, _, o_slope = _parts(_sigmoid_slope(decay), 4)
-        by_c = grown * i_slope, c * f_slope, i * _tanh_slope(_parts(decay, 4)[2])
-        return f, by_c, shown * o_slope, o * _tanh_slope(_decay(new))
+    def slopes(self, h: Array, values: tuple) -> tuple:
+        decay, i, f, o, c_before, g_tanh, c, c_tanh = values
+        i_slope, f_slope, _, o_slope = _equal_parts(_sigmoid_slope(decay), 4)
+        g_slope = _tanh_slope(_equal_parts(decay, 4)[2])
+        # what dc is multiplied by for dz_i, dz_f and dz_g, and dh for dz_o and for dc
+        dc_factors = (g_tanh * i_slope, c_before * f_slope, i * g_slope)
+        return f, dc_factors, c_tanh * o_slope, o * _tanh_slope(_decay(c))
 
-    def step_backward(self, around, slopes, dstate):
-        f, by_c, by_h, across = slopes
-        dh = dstate["h"]
-        dc = dstate["c"] + dh * across
-        dz = namespace(dh).concat((*(dc * slope for slope in by_c), dh * by_h), axis=-1)
-        return dz, {"h": dz @ around, "c": dc * f}
+    def step_backward(
+        self, recurrent_t: Array, slopes: tuple, dcarry: Carry
+    ) -> tuple[Array, Carry]:
+        f, dc_factors, dh_factor, dh_to_dc = slopes
+        dh = dcarry["h"]
+        dc = dcarry["c"] + dh * dh_to_dc
+        dz = namespace(dh).concat(
+            (*(dc * factor for factor in dc_factors), dh * dh_factor), axis=-1
+        )
+        return dz, {"h": dz @ recurrent_t, "c": dc * f}
 
 
-def _rows(steps):
-    """(time, batch, width) laid out as (time · batch, width)."""
-    return namespace(steps).reshape(steps, (-1, steps.shape[-1]))
-
-
-def _parts(x, count):
-    """The last axis of x cut into `count` equal parts."""
+def _equal_parts(x: Array, count: int) -> list[Array]:
+    """Split the last axis of x into `count` equal parts."""
     width = x.shape[-1] // count
     return [x[..., i * width : (i + 1) * width] for i in range(count)]
 
 
-def _counted(counts, steps):
-    """`steps` with 0 for those that a mask leaves out."""
-    return namespace(steps).where(*counts, steps, 0.0) if counts else steps
+def _zero_masked(mask: Any, steps: Array) -> Array:
+    """Return `steps` with 0 where the mask is false; mask: () for none."""
+    return steps if isinstance(mask, tuple) else namespace(steps).where(mask, steps, 0.0)
 
 
-def _zeros(like, shape):
+def _zeros(like: Array, shape: Shape) -> Array:
     return namespace(like).zeros(shape, dtype=like.dtype, device=device(like))
 
 
-def _levels(like, width, values):
-    """Each of `values`, `width` times."""
-    xp, place = namespace(like), device(like)
+def _constant_parts(like: Array, width: int, values: Sequence[float]) -> Array:
+    """Return a vector with each of `values` repeated `width` times."""
+    xp = namespace(like)
+    place = device(like)
     return xp.concat([xp.full((width,), v, dtype=like.dtype, device=place) for v in values])
 
 
-def _spread_evenly(key, count, width, like):
+def _draw_uniform(key: Key, count: int, width: int, like: Array) -> Array:
     """Draw `count` numbers from the uniform distribution on ±1/√width."""
     bound = 1.0 / math.sqrt(width)
     return (2.0 * uniform(key, (count,), like.dtype) - 1.0) * bound
 
 
-def _transposed(matrix):
-    """matrixᵀ laid out anew, row by row: what a loop multiplies by again and again."""
+def _contiguous_transpose(matrix: Array) -> Array:
+    """Return a contiguous copy of matrixᵀ, for repeated products in a loop."""
     xp = namespace(matrix)
     return xp.reshape(xp.reshape(matrix.T, (-1,)), matrix.shape[::-1])
 
 
-def _decay(a):
+# Slopes are computed from the argument of σ or tanh, not from its value: where the function
+# is flat, the rounded value has no digits left for 1 - y² or y (1 - y). With d = exp(-|a|),
+# which cannot overflow, and tanh a = 2σ(2a) - 1,
+#
+#     σ(a) = (1 if a ≥ 0, else d) / (1 + d)        σ'(a) = σ(a) σ(-a) = d / (1 + d)²
+#     tanh'(a) = 4 σ'(2a) = 4 d² / (1 + d²)²
+
+
+def _decay(a: Array) -> Array:
     xp = namespace(a)
     return xp.exp(-xp.abs(a))
 
 
-def _sigmoid(a, decay):
+def _sigmoid(a: Array, decay: Array) -> Array:
     xp = namespace(a)
     return xp.maximum(decay, xp.astype(a >= 0, a.dtype)) / (1.0 + decay)
 
 
-def _sigmoid_slope(decay):
-    opened = 1.0 + decay
-    return decay / (opened * opened)
+def _sigmoid_slope(decay: Array) -> Array:
+    denominator = 1.0 + decay
+    return decay / (denominator * denominator)
 
 
-def _tanh_slope(decay):
+def _tanh_slope(decay: Array) -> Array:
     return 4.0 * _sigmoid_slope(decay * decay)

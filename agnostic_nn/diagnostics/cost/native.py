@@ -135,8 +135,8 @@ def _lstm(xs, params, start, reverse, keep, by_steps):
         end, (_, kept) = by_steps()
     table = blank((time + 1, batch, width + fan_in + 1), xs.dtype)  # h, x and 1 of every step
     hs = Counted(table.layout[..., :width], table.memory)
-    made = tuple((hs[:-1], tree_map(_anew, slopes)) for _, slopes in kept)
-    return tree_map(_anew, end), (hs[1:], made)
+    cache = (hs[:-1], tree_map(_anew, kept[1])) if keep else ()
+    return tree_map(_anew, end), (hs[1:], cache)
 
 
 def _normalize_rows(x, *args):
