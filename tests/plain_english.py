@@ -1,0 +1,104 @@
+"""Refuse constructions that make this project's English hard to read.
+
+    python tests/plain_english.py [PATH ...]
+
+Reads Markdown files whole, and of Python files the comments, the docstrings, and the names that are
+assigned. It knows a few bad habits only: a text without a complaint can still be a riddle, so read
+it aloud.
+"""
+
+import ast
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PLACES = (
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "noxfile.py"),
+    *("agnostic_nn", "backends", "benchmarks", "examples", "tests"),
+)
+
+PATTERNS = {
+    "archaic word": r"\b(anew|lest|whence|thereof|nought|to be had|beside)\b",
+    "'is no X' instead of 'is not an X'": r"\b(is|are) no (?!longer\b|more\b|less\b|way\b|need\b"
+    r"|different\b|such\b|gradients?\b|difference\b|other\b|value\b)\w+",
+    "pronoun instead of a noun": r"\b(nobody|somebody|one's own|a stranger|a user's own)\b",
+    "personification": r"\b((is|are|was|were) (told|asked)|lets back|says so|looks (up|down))\b",
+    "metaphor": r"\b(workshops?|the house|front doors?|upstairs|downstairs|on a floor)\b",
+    "riddle": r"\b(what is (asked|given|made|said|kept|wanted|left over)|by turns|in earnest)\b",
+}
+OPENINGS = r"(What|Whatever|Whether|That which|Of what|Of which|By whom|How|Where)\b(?!.*\?$)"
+NAMES = {"told", "said", "asked", "found", "given", "heirs", "hollow"}
+
+
+def complaints(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Yield line number, rule and text of each construction that is refused."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        yield from _of_lines(enumerate(_without_code(text), 1))
+        return
+    tree = ast.parse(text)
+    yield from _of_lines(_comments(text))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node, clean=True)
+            if docstring is None:
+                continue
+            first = node.body[0].lineno
+            if re.match(OPENINGS, docstring):
+                yield first, "docstring that opens with a noun clause", docstring.splitlines()[0]
+            yield from _of_lines(enumerate(docstring.splitlines(), first))
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in NAMES:
+            yield node.lineno, "name that says nothing", node.id
+
+
+def _of_lines(lines: Iterator[tuple[int, str]] | enumerate) -> Iterator[tuple[int, str, str]]:
+    for number, line in lines:
+        for rule, pattern in PATTERNS.items():
+            if re.search(pattern, line, re.IGNORECASE):
+                yield number, rule, line.strip()
+
+
+def _comments(text: str) -> Iterator[tuple[int, str]]:
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+
+
+def _without_code(text: str) -> list[str]:
+    """Return the lines of a Markdown text, those of code blocks emptied."""
+    in_code = False
+    lines = []
+    for line in text.splitlines():
+        if line.startswith("```"):
+            in_code = not in_code
+        lines.append("" if in_code else line)
+    return lines
+
+
+def files(places: list[str]) -> Iterator[Path]:
+    """Yield each Python and Markdown file of `places`, which are relative to the project."""
+    for place in places:
+        path = ROOT / place
+        if path.is_file():
+            yield path
+        else:
+            yield from sorted(p for p in path.rglob("*") if p.suffix in (".py", ".md"))
+
+
+def main(places: list[str]) -> int:
+    """Print all complaints; return 1 if there are any."""
+    count = 0
+    for path in files(places or list(PLACES)):
+        for number, rule, line in complaints(path):
+            print(f"{path.relative_to(ROOT)}:{number}: {rule}: {line[:110]}")
+            count += 1
+    print(f"{count} complaints" if count else "no complaints")
+    return int(count > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
