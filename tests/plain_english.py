@@ -23,8 +23,8 @@ PLACES = (
 
 PATTERNS = {
     "archaic word": r"\b(anew|lest|whence|thereof|nought|to be had|beside)\b",
-    "'is no X' instead of 'is not an X'": r"(?<!there )\b(is|are) no (?!longer\b|more\b|less\b|way\b|need\b"
-    r"|different\b|such\b|gradients?\b|difference\b|other\b|value\b)\w+",
+    "'is no X' instead of 'is not an X'": r"(?<!there )\b(is|are) no (?!longer\b|more\b|less\b"
+    r"|way\b|need\b|different\b|such\b|gradients?\b|difference\b|other\b|value\b)\w+",
     "pronoun instead of a noun": r"\b(nobody|somebody|one's own|a stranger|a user's own)\b",
     "personification": r"\b((is|are|was|were) (told|asked)|lets back|says so|looks (up|down))\b",
     "metaphor": r"\b(workshops?|the house|front doors?|upstairs|downstairs|on a floor)\b",
