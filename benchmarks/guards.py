@@ -66,7 +66,7 @@ def main(name):
     guard = guard_alone()
     step = microseconds(lambda: trainer.step(x, target), 300)
     state, batch = (
-        [backend.asarray(backend.to_numpy(trainer._built()))],
+        [backend.asarray(backend.to_numpy(trainer._current_carry()))],
         backend.asarray((x, target)),
     )
 

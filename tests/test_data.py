@@ -110,7 +110,7 @@ def test_a_dtype_that_numpy_lacks_is_refused_by_name():
 
 
 def assert_no_thread_is_left():
-    assert [t for t in threading.enumerate() if t.name == "agnostic_nn-ahead"] == []
+    assert [t for t in threading.enumerate() if t.name == "agnostic_nn-prefetch"] == []
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 50])

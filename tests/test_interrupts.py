@@ -175,8 +175,8 @@ def test_an_exception_anywhere_in_fit_leaves_a_whole_number_of_steps(backend, mo
             fit(trainer, epochs=9)
         whole.expect(trainer)
         run = trainer._settled()
-        assert (run.epoch + 1) * BATCHES + run.open[0] == run.steps
-    while trainer._settled().open[0]:
+        assert (run.epoch + 1) * BATCHES + run.open.batches_done == run.steps
+    while trainer._settled().open.batches_done:
         fit(trainer)
     whole.expect(trainer)
 
@@ -574,7 +574,7 @@ def test_an_epoch_is_counted_and_closed_by_one_change(backend, monkeypatch):
 
     def checked(**parts):
         run = change(**parts)
-        assert run.epoch * BATCHES + run.open[0] == run.steps
+        assert run.epoch * BATCHES + run.open.batches_done == run.steps
         changes.append(parts)
         return run
 

@@ -36,7 +36,7 @@ def make(backend, model=None, loss=nn.softmax_cross_entropy, optimizer=None, **o
 
 
 def host(trainer):
-    return [trainer.backend.to_numpy(leaf).copy() for leaf in leaves(trainer._built())]
+    return [trainer.backend.to_numpy(leaf).copy() for leaf in leaves(trainer._current_carry())]
 
 
 X, LABELS = blobs()
@@ -484,7 +484,7 @@ def test_what_is_wrong_in_a_file_is_found_and_counted_from_its_piece(
         free.fit(np.nan_to_num(x), wrong, batch_size=50, verbose=0)
 
 
-# --- batches of one's own ---------------------------------------------------------------
+# --- user-supplied batches --------------------------------------------------------------
 
 
 def cut(sizes, x=None, labels=None):
@@ -602,9 +602,9 @@ def test_a_generator_that_has_nothing_left_completes_its_epoch_in_the_next_fit()
 @pytest.mark.parametrize(
     ("batches", "options", "kind", "said"),
     [
-        (iter(cut([8, 8])), {"epochs": 2}, ValueError, "ran dry after 0 in epoch 2: an iterator"),
-        (cut([8, 8]), {"steps_per_epoch": 3}, ValueError, "ran dry after 2 of 3 in epoch 1"),
-        ([], {}, ValueError, "ran dry after 0 in epoch 1"),
+        (iter(cut([8, 8])), {"epochs": 2}, ValueError, "ended after 0 in epoch 2: an iterator"),
+        (cut([8, 8]), {"steps_per_epoch": 3}, ValueError, "ended after 2 of 3 in epoch 1"),
+        ([], {}, ValueError, "ended after 0 in epoch 1"),
         ([X[:4]], {}, TypeError, r"\(x, target, weights\), got a ndarray"),
         ([(X[:4],)], {}, TypeError, "got a tuple of 1"),
         (7, {}, TypeError, "batches as an iterable or a function, got 7"),
@@ -612,7 +612,12 @@ def test_a_generator_that_has_nothing_left_completes_its_epoch_in_the_next_fit()
         ([(X[:4], LABELS[:4] + 1)], {}, ValueError, "labels from 0 to 2"),
         (cut([8]), {"x": X, "target": LABELS}, ValueError, "or batches, got both"),
         (cut([8]), {"weights": np.ones(8, "float32")}, ValueError, "or batches, got both"),
-        (None, {"x": X, "target": LABELS, "steps_per_epoch": 3}, ValueError, "is for batches of"),
+        (
+            None,
+            {"x": X, "target": LABELS, "steps_per_epoch": 3},
+            ValueError,
+            "is for user-supplied",
+        ),
         (None, {"x": X, "target": LABELS, "prefetch": -1}, ValueError, "prefetch to be an integ"),
     ],
 )
@@ -682,7 +687,7 @@ def test_augmented_and_prepared_ahead_it_is_interrupted_without_a_trace(backend,
     assert_same_bits(host(part), host(whole))
     other.fit(x, labels, epochs=3, **options | {"augment": None})
     assert not np.array_equal(host(other)[-1], host(whole)[-1])
-    assert [t for t in threading.enumerate() if t.name == "agnostic_nn-ahead"] == []
+    assert [t for t in threading.enumerate() if t.name == "agnostic_nn-prefetch"] == []
 
 
 def test_each_batch_is_augmented_once_by_draws_of_its_own(backend):
@@ -730,7 +735,7 @@ def test_ctrl_c_leaves_no_thread_behind(backend, monkeypatch):
     monkeypatch.setattr(trainer, "_step", pressed)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(X, LABELS, epochs=3, batch_size=4, prefetch=3, verbose=0)
-    assert [t for t in threading.enumerate() if t.name == "agnostic_nn-ahead"] == []
+    assert [t for t in threading.enumerate() if t.name == "agnostic_nn-prefetch"] == []
     assert trainer.steps == 2
     trainer.fit(X, LABELS, batch_size=4, prefetch=3, verbose=0)
     whole.fit(X, LABELS, batch_size=4, verbose=0)

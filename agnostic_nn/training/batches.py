@@ -1,4 +1,4 @@
-"""Batches: checked examples, cut into batches of one size."""
+"""Batches: checked examples, divided into batches of one size, and batches that a user supplies."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -8,7 +8,7 @@ from itertools import islice
 from operator import length_hint
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from ..core.trees import leaves, tree_map
 from .inputs import is_mapped, type_and_length
 
 __all__ = [
+    "EpochProgress",
     "Examples",
     "StoredBatches",
     "StreamedBatches",
@@ -31,11 +32,25 @@ __all__ = [
 _END = object()
 
 
+class EpochProgress(NamedTuple):
+    """How many batches of the open epoch are done, and the layout of its batches.
+
+    User-supplied batches have batch_size 0, examples 0 and shuffled False. Without an open epoch
+    batches_done is 0.
+    """
+
+    batches_done: int = 0
+    batch_size: int = 0
+    examples: int = 0
+    shuffled: bool = True
+
+
 @dataclass(frozen=True)
 class Examples:
-    """Checked examples on the host: x, their targets, and weights where they count unequally.
+    """Checked examples on the host: x, their targets, and their weights, if they have any.
 
-    `examples[rows]` are some of them, in memory, where integers are int32.
+    `examples[rows]` selects examples. It reads those of a mapped file into memory, and converts
+    their integers to int32.
     """
 
     x: Any
@@ -46,27 +61,27 @@ class Examples:
         return leaves(self.x)[0].shape[0]
 
     def __getitem__(self, rows: Any) -> "Examples":
-        def taken(leaf: np.ndarray) -> np.ndarray:
+        def select(leaf: np.ndarray) -> np.ndarray:
             part = leaf[rows]
             if not is_mapped(leaf):
                 return part
-            kept = np.int32 if leaf.dtype.kind in "iu" else leaf.dtype.newbyteorder("=")
-            return np.asarray(part).astype(kept, copy=False)
+            dtype = np.int32 if leaf.dtype.kind in "iu" else leaf.dtype.newbyteorder("=")
+            return np.asarray(part).astype(dtype, copy=False)
 
         weights = None if self.weights is None else self.weights[rows]
-        return Examples(tree_map(taken, self.x), tree_map(taken, self.target), weights)
+        return Examples(tree_map(select, self.x), tree_map(select, self.target), weights)
 
 
 def padded(examples: Examples, count: int) -> Examples:
-    """`examples` with the last one again and again until there are `count`.
+    """Return `examples` padded to `count` by repeating the last one.
 
-    A layer should meet no numbers that are not data, not even in rows that count nothing.
+    Padding rows do not count in the loss, but layers compute with them, so they hold real data.
     """
     return examples[np.minimum(np.arange(count), len(examples) - 1)]
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order of `count` examples in an epoch: another one each epoch, the same everywhere."""
+    """Return the random order of `count` examples in an epoch, the same on every machine."""
     root = random.key(seed, xp=namespace(np.zeros(())))
     return random.permutation(random.fold(root, epoch), count)
 
@@ -74,11 +89,10 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 def batch_indices(
     indices: np.ndarray, batch_size: int, first: int = 0
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """The `indices` in turn, `batch_size` at a time from batch `first` on, and how many are new.
+    """Yield `indices` in batches from batch `first` on, each with its number of new indices.
 
-    Every batch has the same length, lest a compiler starts anew: the last one is filled
-    up with its last index, since a layer should meet no numbers that are not data. Each
-    index is among the new ones of one batch, once.
+    All batches have the same length, so that a step is compiled once. The last one is padded by
+    repeating its last index: layers compute with padding rows, so they hold real data.
     """
     for start in range(first * batch_size, len(indices), batch_size):
         rows = indices[start : start + batch_size]
@@ -90,7 +104,7 @@ def batch_indices(
 
 @dataclass(frozen=True)
 class StoredBatches:
-    """Epochs over examples at hand: each example once, in batches of one size but the last."""
+    """Divides examples into batches: each example once an epoch, in batches of one size."""
 
     examples: Examples
     batch_size: int
@@ -99,51 +113,53 @@ class StoredBatches:
 
     @property
     def count(self) -> int:
-        """Batches an epoch."""
+        """Batches in an epoch."""
         return math.ceil(len(self.examples) / self.batch_size)
 
     @property
-    def mark(self) -> tuple[int, int, bool]:
-        """What an epoch begun with these can be known by."""
+    def layout(self) -> tuple[int, int, bool]:
+        """Batch size, number of examples and whether shuffled; see `EpochProgress`."""
         return self.batch_size, len(self.examples), self.shuffle
 
     def __str__(self) -> str:
-        count, size = len(self.examples), self.batch_size
-        return f"{count} examples in batches of {size} and shuffle={self.shuffle}"
+        count = len(self.examples)
+        return f"{count} examples in batches of {self.batch_size} and shuffle={self.shuffle}"
 
     def epoch(self, number: int, first: int, limit: int | None = None) -> Iterator[Examples]:
-        """Yield the batches of epoch `number`, from batch `first` on, at most `limit` of them."""
-        for rows, size in islice(
-            batch_indices(self._indices(number), self.batch_size, first), limit
-        ):
+        """Yield the batches of epoch `number`, from batch `first` on, at most `limit` of them.
+
+        The last batch may be shorter than the others.
+        """
+        for rows, size in self._rows(number, first, limit):
             yield self.examples[rows[:size]]
 
-    def stretches(
+    def groups(
         self, number: int, first: int, limit: int | None, together: int
     ) -> Iterator[tuple[list[int], Examples]]:
-        """The same batches, at most `limit` of them, so many `together`: their sizes, and all rows.
+        """Yield the same batches in groups of `together`: their sizes, and the rows of all.
 
-        Short batches are filled up as in `batches`, and the last stretch with its last batch.
+        Short batches are padded as in `batch_indices`, and the last group with its last batch.
         """
-        drawn = islice(batch_indices(self._indices(number), self.batch_size, first), limit)
-        while stretch := list(islice(drawn, together)):
-            rows = [rows for rows, _ in stretch]
+        batches = self._rows(number, first, limit)
+        while group := list(islice(batches, together)):
+            rows = [rows for rows, _ in group]
             rows += rows[-1:] * (together - len(rows))
-            yield [size for _, size in stretch], self.examples[np.concatenate(rows)]
+            yield [size for _, size in group], self.examples[np.concatenate(rows)]
 
-    def _indices(self, number: int) -> np.ndarray:
+    def _rows(self, number: int, first: int, limit: int | None) -> Iterator[tuple[np.ndarray, int]]:
         count = len(self.examples)
-        return epoch_order(self.seed, number, count) if self.shuffle else np.arange(count)
+        indices = epoch_order(self.seed, number, count) if self.shuffle else np.arange(count)
+        return islice(batch_indices(indices, self.batch_size, first), limit)
 
 
 @dataclass
 class StreamedBatches:
-    """Epochs over batches that come from elsewhere, each `(x, target)` or with weights.
+    """Batches that a user supplies, each `(x, target)` or `(x, target, weights)`.
 
-    source: an iterable, begun again each epoch; a function from the number of the epoch to
-    one; or an iterator, which can only continue where it stands. steps: batches an epoch,
-    by default as many as come. check turns a batch into `Examples`. is_over: whether the last
-    call of `epoch` has come to the end of the epoch.
+    source: an iterable, which is iterated again in each epoch; a function from the number of the
+    epoch to an iterable; or an iterator, which can only continue where it stopped. steps: batches
+    in an epoch, by default all of them. check: turns a batch into `Examples`. is_over: whether
+    the last call of `epoch` reached the end of the epoch.
     """
 
     source: Any
@@ -151,21 +167,21 @@ class StreamedBatches:
     check: Callable[..., Examples]
     is_over: bool = False
 
-    mark = (0, 0, False)
+    layout = (0, 0, False)
 
     @property
     def count(self) -> int | None:
-        """Batches an epoch, if that is known."""
+        """Batches in an epoch, or None if unknown."""
         return self.steps
 
     def __str__(self) -> str:
-        return "batches of one's own"
+        return "user-supplied batches"
 
     def epoch(self, number: int, first: int, limit: int | None = None) -> Iterator[Examples]:
         """Yield the batches of epoch `number`, from batch `first` on, at most `limit` of them.
 
-        Whether the epoch is over after so many is found out by looking for one more; of an
-        iterator, which might lose it, only where the iterator knows how many are left.
+        After `limit` batches, the end of the epoch is detected by drawing one more batch. An
+        iterator would lose that batch, so its length hint is used instead.
 
         Raises
         ------
@@ -173,98 +189,101 @@ class StreamedBatches:
             If there are fewer than `steps`, or none at all.
         """
         self.is_over = False
-        once = isinstance(self.source, Iterator)
-        repeats = once or isinstance(self.source, Iterable)
-        found = self.source if repeats else self.source(number)
-        if not isinstance(found, Iterable):
-            raise TypeError(
-                f"expected batches(epoch) to return an iterable, got {described(found)}"
-            )
-        drawn = iter(found)
-        place = first if once else 0
-        # not one more than is used: what an iterator gave is gone
-        for batch in islice(drawn, None if self.steps is None else self.steps - place):
+        is_iterator = isinstance(self.source, Iterator)
+        batches = self._begin(number)
+        position = first if is_iterator else 0
+        # `islice` draws no batch that is not used: an iterator would lose it
+        for batch in islice(batches, None if self.steps is None else self.steps - position):
             try:
                 examples = self._checked(batch)
             except (TypeError, ValueError) as error:
-                error.add_note(f"in batch {place + 1} of epoch {number + 1}")
+                error.add_note(f"in batch {position + 1} of epoch {number + 1}")
                 raise
-            place += 1
-            if place > first:
+            position += 1
+            if position > first:
                 yield examples
-            if limit is not None and place - first == limit:
-                self.is_over = self._is_over(drawn, place, once)
+            if limit is not None and position - first == limit:
+                self.is_over = self._ends_at(position, batches, is_iterator)
                 return
         self.is_over = True
-        short = place == 0 if self.steps is None else place < self.steps
-        if short:
-            wanted = "" if self.steps is None else f" of {self.steps}"
+        is_short = position == 0 if self.steps is None else position < self.steps
+        if is_short:
+            expected = "" if self.steps is None else f" of {self.steps}"
             raise ValueError(
-                f"the batches ran dry after {place}{wanted} in epoch {number + 1}: an iterator "
-                "can be used once; a function of the epoch that makes a new one can be called "
-                "again"
+                f"the batches ended after {position}{expected} in epoch {number + 1}: an "
+                "iterator can be used once; pass a function of the epoch that returns a new one"
             )
 
-    def _is_over(self, drawn: Iterator, place: int, once: bool) -> bool:
+    def _begin(self, number: int) -> Iterator:
+        """Return an iterator over the batches of epoch `number`."""
+        batches = self.source if isinstance(self.source, Iterable) else self.source(number)
+        if not isinstance(batches, Iterable):
+            raise TypeError(
+                f"expected batches(epoch) to return an iterable, got {described(batches)}"
+            )
+        return iter(batches)
+
+    def _ends_at(self, position: int, batches: Iterator, is_iterator: bool) -> bool:
+        """Return whether the epoch ends after `position` batches."""
         if self.steps is not None:
-            return place >= self.steps
-        if once:
-            return length_hint(drawn, 1) == 0
-        return next(drawn, _END) is _END
+            return position >= self.steps
+        if is_iterator:
+            return length_hint(batches, 1) == 0
+        return next(batches, _END) is _END
 
     def _checked(self, batch: Any) -> Examples:
         if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-            wanted = "batches (x, target) or (x, target, weights)"
-            raise TypeError(f"expected {wanted}, got {type_and_length(batch)}")
+            expected = "batches (x, target) or (x, target, weights)"
+            raise TypeError(f"expected {expected}, got {type_and_length(batch)}")
         return self.check(*batch)
 
 
 @contextmanager
 def prefetched(items: Iterable, count: int) -> Iterator[Iterable]:
-    """`items`, up to `count` of them made by a thread before they are asked for.
+    """Yield an iterable over `items`, up to `count` of which a thread computes in advance.
 
-    Their order stays, an error is raised where its item would have come, and when the
-    context ends, however it does, so does the thread: at once, or once the item that it
-    is making is made.
+    The order does not change, and an exception is raised where its item would have come. When
+    the context ends, for whatever reason, the thread ends too: at once, or once it has computed
+    its current item.
     """
     if not count:
         yield items
         return
-    # queues that are written in C: an exception in the middle of a call leaves them whole
-    made: SimpleQueue = SimpleQueue()
-    room: SimpleQueue = SimpleQueue()  # an entry for each item that may be put into `made`
+    # SimpleQueue is written in C: an exception in the middle of a call leaves it intact.
+    results: SimpleQueue = SimpleQueue()
+    slots: SimpleQueue = SimpleQueue()  # an entry for each item that may be put into `results`
     for _ in range(count):
-        room.put(None)
-    left: list[bool] = []
+        slots.put(None)
+    stopped: list[bool] = []
 
     def produce() -> None:
         last: tuple = (_END, None)
         try:
             for item in items:
-                room.get()
-                if left:
+                slots.get()
+                if stopped:
                     return
-                made.put((item, None))
+                results.put((item, None))
         except BaseException as error:
             last = (_END, error)
-        made.put(last)
+        results.put(last)
 
     def consume() -> Iterator:
         while True:
-            item, error = made.get()
-            room.put(None)
+            item, error = results.get()
+            slots.put(None)
             if error is not None:
                 raise error
             if item is _END:
                 return
             yield item
 
-    thread = Thread(target=produce, name="agnostic_nn-ahead", daemon=True)
+    thread = Thread(target=produce, name="agnostic_nn-prefetch", daemon=True)
     try:
         thread.start()
         yield consume()
     finally:
-        left.append(True)
-        room.put(None)
+        stopped.append(True)
+        slots.put(None)
         if thread.ident is not None:
             thread.join()

@@ -15,6 +15,7 @@ from ..core.trees import named_leaves
 from ..layers import Layer
 from ..losses.base import metrics_of
 from .abstract_init import TooLarge, abstract_carry
+from .batches import EpochProgress
 from .checkpoint import CheckpointError, OpenedCheckpoint
 from .config import describe, rebuild
 from .inputs import as_shape
@@ -40,7 +41,7 @@ class CheckpointFields:
     seed: int
     steps: int
     epoch: int
-    open: tuple
+    open: EpochProgress
     keep_finite: bool
     largest: int
     notes: dict[str, Any]
@@ -108,14 +109,15 @@ def _shape(value: Any) -> Any:
     return shape
 
 
-def _progress(value: Any, steps: int) -> tuple:
-    fits = isinstance(value, list) and len(value) == 4 and type(value[3]) is bool
-    expect(fits, "expected open to be three integers and a boolean, got {}", short(value))
-    done, size, count, shuffled = value
-    for number in (done, size, count):
+def _progress(value: Any, steps: int) -> EpochProgress:
+    is_valid = isinstance(value, list) and len(value) == 4 and type(value[3]) is bool
+    expect(is_valid, "expected open to be three integers and a boolean, got {}", short(value))
+    for number in value[:3]:
         _count("each number of open", number)
+    progress = EpochProgress(*value)
+    done = progress.batches_done
     expect(done <= steps, "expected at most {} batches of an open epoch, got {}", steps, done)
-    return done, size, count, shuffled
+    return progress
 
 
 def _names(name: str, value: Any) -> tuple[str, ...]:

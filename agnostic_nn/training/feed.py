@@ -1,4 +1,4 @@
-"""Feeding: batches on their way from the host to a step on the device."""
+"""BatchFeeder: pads batches, moves them to the device, and chooses the step to call."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -16,18 +16,21 @@ from .validation import InputValidator
 
 __all__ = ["BatchFeeder", "multiplications_per_row", "to_device"]
 
-# steps taken together: at most so many multiplications, some milliseconds, and bytes of x
-_MAX_MULTIPLICATIONS, _MAX_BYTES = 2**27, 2**22
+# Limits of the steps that are taken by one call: the number of multiplications, which amount to
+# some milliseconds, and the bytes of x.
+_MAX_MULTIPLICATIONS = 2**27
+_MAX_BYTES = 2**22
 
 
 @dataclass(frozen=True)
 class BatchFeeder:
-    """For each call of a step its function and its arguments, but for the carry.
+    """Yields, for each call of a step, the step function and its arguments except the carry.
 
-    step takes one batch, and steps many, as `in_turn` says. augment: a user's own, fixed by
-    `seed`. check(x, target, weights) makes examples of what that returns. rows_for: from the
-    length of a user's own batch to that which it is filled up to. work() tells about how many
-    multiplications a step takes for each row. together: whether `steps` may be used.
+    step takes one batch, and steps takes several, see `in_turn`. augment: the user's function,
+    or None; its generator is fixed by `seed`. check(x, target, weights): turns the result of
+    augment into examples. rows_for: from the length of a user-supplied batch to that which it is
+    padded to. multiplications(): about how many a step takes for each row. together: whether
+    `steps` may be used.
     """
 
     source: StoredBatches | StreamedBatches
@@ -37,53 +40,56 @@ class BatchFeeder:
     augment: Callable | None
     check: Callable[..., Examples]
     rows_for: Callable[[int], int]
-    work: Callable[[], int]
+    multiplications: Callable[[], int]
     seed: int
     together: bool
 
     def epoch(self, number: int, first: int, limit: int | None) -> Iterator[tuple]:
-        """From batch `first` of epoch `number` on, at most `limit` batches.
+        """Yield (number of batches, step function, *arguments) for each call.
 
-        Each entry: how many batches it holds, the function, and its arguments.
+        These are the batches of epoch `number` from batch `first` on, at most `limit` of them.
         """
         source = self.source
-        compiles = self.together and self.validator.backend.compiles
-        if isinstance(source, StoredBatches) and self.augment is None and compiles:
-            together = self._together(source, limit)
+        can_loop = self.together and self.validator.backend.compiles
+        if isinstance(source, StoredBatches) and self.augment is None and can_loop:
+            together = self._steps_per_call(source, limit)
             if together > 1:
-                return self._gathered(source, number, first, limit, together)
+                return self._in_groups(source, number, first, limit, together)
         return self._one_by_one(number, first, limit)
 
     def _one_by_one(self, epoch: int, first: int, limit: int | None) -> Iterator[tuple]:
-        source, validator = self.source, self.validator
+        source = self.source
+        validator = self.validator
         for number, examples in enumerate(source.epoch(epoch, first, limit), first):
             if self.augment is not None:
                 generator = np.random.default_rng((self.seed, epoch, number))
                 examples = self._augmented(self.augment, examples, generator)
             if isinstance(source, StoredBatches):
                 rows = source.batch_size
-                ragged = validator.has_short_batch(len(source.examples), rows)
+                needs_counts = validator.has_short_batch(len(source.examples), rows)
             else:
                 rows = self.rows_for(len(examples))
-                ragged = (
-                    validator.takes_weights or len(examples) < rows
-                )  # lest a short one is the first
-                if ragged:
-                    who = f"of {len(examples)} examples where others had {rows},"
-                    validator.expect_weights(f"a short batch, {who}")
-            yield 1, self.step, *to_device(validator, examples, rows, ragged)
+                # Any batch may be short, so all of them have counts where the loss allows it:
+                # the step is then compiled once.
+                needs_counts = validator.takes_weights or len(examples) < rows
+                if needs_counts:
+                    sizes = f"of {len(examples)} examples where others had {rows},"
+                    validator.expect_weights(f"a short batch, {sizes}")
+            yield 1, self.step, *to_device(validator, examples, rows, needs_counts)
 
-    def _gathered(
+    def _in_groups(
         self, source: StoredBatches, epoch: int, first: int, limit: int | None, together: int
     ) -> Iterator[tuple]:
-        """Many batches by one call.
+        """Yield the arguments of `steps`, which takes `together` batches by one call.
 
-        Where the backend compiles loops, that costs as much as one small step. How many it
-        is depends on sizes alone, and so does the last bit.
+        On a backend that compiles loops, such a call has the overhead of one step. The size of a
+        group depends only on the sizes of the data, so results are reproducible to the last bit.
         """
-        backend, shape = self.validator.backend, (together, source.batch_size)
-        ragged = self.validator.has_short_batch(len(source.examples), source.batch_size)
-        for sizes, examples in source.stretches(epoch, first, limit, together):
+        backend = self.validator.backend
+        shape = (together, source.batch_size)
+        needs_counts = self.validator.has_short_batch(len(source.examples), source.batch_size)
+        for sizes, examples in source.groups(epoch, first, limit, together):
+            # () stands for None: see `in_turn`
             x, target, weights = tree_map(
                 lambda leaf: () if leaf is None else leaf.reshape(*shape, *leaf.shape[1:]),
                 (examples.x, examples.target, examples.weights),
@@ -91,34 +97,39 @@ class BatchFeeder:
             new = len(sizes)
             due = np.arange(together) < new
             counts: Any = ()
-            if ragged:
-                sizes += sizes[-1:] * (together - len(sizes))
-                counts = np.arange(shape[1]) < np.asarray(sizes)[:, None]
+            if needs_counts:
+                sizes += sizes[-1:] * (together - new)
+                counts = np.arange(source.batch_size) < np.asarray(sizes)[:, None]
                 counts = counts.astype(self.validator.dtype)
-            if ragged and not isinstance(weights, tuple):
+            if needs_counts and not isinstance(weights, tuple):
                 weights = weights * counts.reshape(*shape, *(1,) * (weights.ndim - 2))
-            there = backend.asarray((x, target, counts, weights))
-            yield new, self.steps, backend.asarray(due), there
+            batches = backend.asarray((x, target, counts, weights))
+            yield new, self.steps, backend.asarray(due), batches
 
-    def _together(self, source: StoredBatches, limit: int | None) -> int:
-        """How many steps to take by one call: an even share of an epoch, or of `limit` steps."""
+    def _steps_per_call(self, source: StoredBatches, limit: int | None) -> int:
+        """Return how many steps to take by one call.
+
+        It divides the epoch, or the `limit` steps of it, into calls of nearly equal length.
+        """
         count = source.count if limit is None else min(limit, source.count)
-        size = sum(leaf[:1].nbytes for leaf in leaves((source.examples.x,)))
-        costs = (
-            (_MAX_MULTIPLICATIONS, self.work()),
-            (_MAX_BYTES, size),
-        )  # either is 0 where an axis has no length
-        most = min(count, *(all_of // max(1, one * source.batch_size) for all_of, one in costs))
-        return math.ceil(count / math.ceil(count / max(1, most)))
+        nbytes = sum(leaf[:1].nbytes for leaf in leaves((source.examples.x,)))
+        # per row, either may be 0 if an axis has length 0
+        by_work = _MAX_MULTIPLICATIONS // max(1, self.multiplications() * source.batch_size)
+        by_memory = _MAX_BYTES // max(1, nbytes * source.batch_size)
+        most = max(1, min(count, by_work, by_memory))
+        calls = math.ceil(count / most)
+        return math.ceil(count / calls)
 
-    def _augmented(self, augment: Callable, examples: Examples, generator: Any) -> Examples:
-        found = augment(examples.x, examples.target, generator)
-        if not isinstance(found, tuple) or len(found) != 2:
-            raise TypeError(f"expected augment to return (x, target), got {type(found).__name__}")
+    def _augmented(
+        self, augment: Callable, examples: Examples, generator: np.random.Generator
+    ) -> Examples:
+        result = augment(examples.x, examples.target, generator)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"expected augment to return (x, target), got {type(result).__name__}")
         try:
-            changed = self.check(*found, examples.weights)
+            changed = self.check(*result, examples.weights)
         except (TypeError, ValueError) as error:
-            error.add_note("in what augment returned")
+            error.add_note("in the result of augment")
             raise
         if len(changed) != len(examples):
             raise ValueError(f"augment turned {len(examples)} examples into {len(changed)}")
@@ -126,23 +137,27 @@ class BatchFeeder:
 
 
 def multiplications_per_row(model: Layer, params: Params, shape: Shape) -> int:
-    """About how many multiplications a step takes: three a parameter and position of x."""
+    """Estimate the multiplications of a step per example: 3 per parameter and position of x."""
 
-    def positions(one, kind):
-        return math.prod(one.shape if kind == "integral" else one.shape[:-1])
+    def positions(leaf: np.ndarray, kind: str) -> int:
+        return math.prod(leaf.shape if kind == "integral" else leaf.shape[:-1])
 
     parameters = sum(map(size, leaves(params)))
-    one = shape_map(np.empty, shape)
-    return 3 * parameters * max(leaves(tree_map(positions, one, kinds(model.input_kinds, one))))
+    example = shape_map(np.empty, shape)
+    counts = tree_map(positions, example, kinds(model.input_kinds, example))
+    return 3 * parameters * max(leaves(counts))
 
 
 def to_device(
-    validator: InputValidator, examples: Examples, rows: int, counted: bool
+    validator: InputValidator, examples: Examples, rows: int, needs_counts: bool
 ) -> list[Array | None]:
-    """Examples on the backend, filled up to `rows`: x, target, counts and weights."""
+    """Return x, target, counts and weights on the backend, padded to `rows`.
+
+    counts: 1 for each example and 0 for each padding row, or None.
+    """
     size = len(examples)
     examples = examples if size == rows else padded(examples, rows)
-    counts = (np.arange(rows) < size).astype(validator.dtype) if counted else None
+    counts = (np.arange(rows) < size).astype(validator.dtype) if needs_counts else None
     weights = examples.weights
     if weights is not None and counts is not None:
         weights = weights * counts.reshape(-1, *(1,) * (weights.ndim - 1))

@@ -1,9 +1,9 @@
 """Inputs: a user's arrays, checked and converted on the host.
 
-All of it happens on the host: `jit` hides values, and array libraries differ in what
-they do with bad ones (JAX clamps an index, CuPy wraps it round). Data are an array or a
-tree of arrays, with the examples along axis 0 of each. A file mapped into memory
-(`np.load(path, mmap_mode="r")`) is looked at piece by piece and never held as a whole.
+Checks run on the host because compiled functions cannot look at values, and array libraries
+treat invalid values differently (JAX clamps an index, CuPy wraps it around). Data are an array
+or a tree of arrays, with the examples along axis 0 of each. A file mapped into memory
+(`np.load(path, mmap_mode="r")`) is checked chunk by chunk and never loaded as a whole.
 """
 
 from collections.abc import Iterator
@@ -29,36 +29,37 @@ __all__ = [
     "type_and_length",
 ]
 
-CHUNK_BYTES = 2**24  # bytes of a mapped file that are looked at together
+CHUNK_BYTES = 2**24  # bytes of a mapped file that are checked at a time
 
 
 def is_mapped(data: Any) -> bool:
-    """Whether an array, or one in a tree, lies in a file: reading all of it may be too much."""
+    """Return whether an array, or any array in a tree, is mapped from a file."""
     if isinstance(data, dict | tuple):
         return any(map(is_mapped, leaves(data)))
     return isinstance(data, np.memmap)
 
 
 def fetch(name: str, data: Any, backend: Backend) -> tuple[Any, Any]:
-    """`data` as NumPy arrays, and whether they have a dtype that their owner chose.
+    """Return `data` as NumPy arrays, and for each whether the user chose its dtype.
 
-    NumPy arrays, nested lists of numbers, arrays of the backend, and dicts and tuples of
-    those are taken; a tuple of numbers is one array. Both answers nest like the data.
+    Accepts NumPy arrays, nested lists of numbers, arrays of the backend, and dicts and tuples of
+    those; a tuple of numbers is one array. Both results have the nesting of the data.
 
     Raises
     ------
     TypeError
-        If data is an array of another library, holds no numbers, or lies on another device.
+        If data is an array of another library, does not hold numbers, or is on another device.
     """
     if isinstance(data, dict):
-        branches = {key: fetch(f"{name}.{key}", branch, backend) for key, branch in data.items()}
-        return {k: found for k, (found, _) in branches.items()}, {
-            k: chosen for k, (_, chosen) in branches.items()
-        }
+        arrays = {}
+        has_dtype = {}
+        for key, branch in data.items():
+            arrays[key], has_dtype[key] = fetch(f"{name}.{key}", branch, backend)
+        return arrays, has_dtype
     if isinstance(data, tuple) and not _is_numbers(data):
         pairs = [fetch(f"{name}.{i}", branch, backend) for i, branch in enumerate(data)]
-        return tuple(found for found, _ in pairs), tuple(chosen for _, chosen in pairs)
-    return _fetch(name, data, backend)
+        return tuple([pair[0] for pair in pairs]), tuple([pair[1] for pair in pairs])
+    return _fetch_leaf(name, data, backend)
 
 
 def _is_numbers(data: Any) -> bool:
@@ -67,65 +68,72 @@ def _is_numbers(data: Any) -> bool:
     return isinstance(data, int | float | np.generic)
 
 
-def _fetch(name: str, data: Any, backend: Backend) -> tuple[np.ndarray, bool]:
+def _fetch_leaf(name: str, data: Any, backend: Backend) -> tuple[np.ndarray, bool]:
+    has_dtype = True
     if isinstance(data, np.ndarray | np.generic):
         if hasattr(data, "mask"):
             raise TypeError(f"expected {name} without a mask, which would be lost: fill it first")
-        found, chosen = data if isinstance(data, np.memmap) else np.asarray(data), True
+        array = data if isinstance(data, np.memmap) else np.asarray(data)
     elif isinstance(data, list | tuple | int | float):
+        has_dtype = False
         try:
-            found, chosen = np.asarray(data), False
+            array = np.asarray(data)
         except ValueError as error:
             raise ValueError(f"expected {name} as lists of equal lengths: {error}") from error
     else:
-        try:
-            ours = namespace(data) is namespace(backend.asarray(np.float32(0)))
-        except TypeError:
-            ours = False
-        if not ours:
-            kind = type(data)
-            hosts = isinstance(backend.asarray(np.float32(0)), np.ndarray)
-            taken = "or a list" if hosts else f"a list or an array of {backend.name}"
-            taken = f"a NumPy array {taken}" if hosts else f"a NumPy array, {taken}"
-            raise TypeError(
-                f"expected {name} as {taken}, got {kind.__module__}.{kind.__qualname__}"
-            )
-        if device(data) != backend.device and device(data) is not None:
-            raise TypeError(f"{name} lies on {device(data)}, but the model is on {backend}")
-        try:
-            found, chosen = backend.to_numpy(data), True
-        except TypeError as error:
-            raise TypeError(f"expected {name} of a dtype that NumPy has: {error}") from error
-    if found.dtype.kind not in "fiub":
-        raise TypeError(f"expected {name} to hold numbers, got dtype {found.dtype}")
-    return found, chosen
+        array = _fetch_from_backend(name, data, backend)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"expected {name} to hold numbers, got dtype {array.dtype}")
+    return array, has_dtype
 
 
-def converted(name: str, data: Any, chosen: Any, dtype: str) -> Any:
-    """`data` in the dtype that the model computes in; integers in int32, which all backends have.
+def _fetch_from_backend(name: str, data: Any, backend: Backend) -> np.ndarray:
+    try:
+        is_ours = namespace(data) is namespace(backend.asarray(np.float32(0)))
+    except TypeError:
+        is_ours = False
+    if not is_ours:
+        kind = type(data)
+        computes_on_host = isinstance(backend.asarray(np.float32(0)), np.ndarray)
+        accepted = (
+            "a NumPy array or a list"
+            if computes_on_host
+            else f"a NumPy array, a list or an array of {backend.name}"
+        )
+        raise TypeError(f"expected {name} as {accepted}, got {kind.__module__}.{kind.__qualname__}")
+    if device(data) != backend.device and device(data) is not None:
+        raise TypeError(f"{name} is on {device(data)}, but the model is on {backend}")
+    try:
+        return backend.to_numpy(data)
+    except TypeError as error:
+        raise TypeError(f"expected {name} of a dtype that NumPy has: {error}") from error
 
-    Only numbers that came without a dtype are converted; booleans stay what they are, and
-    so does what is mapped from a file.
+
+def converted(name: str, data: Any, has_dtype: Any, dtype: str) -> Any:
+    """Return `data` in the dtype that the model computes in, and integers in int32.
+
+    All backends have int32. Floating-point numbers are only converted if the user did not choose
+    their dtype. Booleans are not converted, and neither is a mapped file.
 
     Raises
     ------
     TypeError
-        If data is of another real dtype.
+        If data is of another floating-point dtype.
     ValueError
-        If an integer does not fit.
+        If an integer is out of range.
     """
     if isinstance(data, dict):
-        return {k: converted(f"{name}.{k}", leaf, chosen[k], dtype) for k, leaf in data.items()}
+        return {k: converted(f"{name}.{k}", leaf, has_dtype[k], dtype) for k, leaf in data.items()}
     if isinstance(data, tuple):
-        pairs = zip(data, chosen, strict=True)
+        pairs = zip(data, has_dtype, strict=True)
         return tuple(converted(f"{name}.{i}", *pair, dtype) for i, pair in enumerate(pairs))
     if data.dtype.kind == "f":
-        if data.dtype.name != dtype and chosen:
-            found = data.dtype.name
-            other = f", or Trainer(dtype={found!r})" if found in ("float32", "float64") else ""
+        if data.dtype.name != dtype and has_dtype:
+            actual = data.dtype.name
+            choose = f", or Trainer(dtype={actual!r})" if actual in ("float32", "float64") else ""
             raise TypeError(
-                f"{name} is {found}, but the model computes in {dtype}: pass "
-                f"{name}.astype({dtype!r}){other}"
+                f"{name} is {actual}, but the model computes in {dtype}: pass "
+                f"{name}.astype({dtype!r}){choose}"
             )
         return data if is_mapped(data) else data.astype(dtype, copy=False)
     if data.dtype.kind == "b" or is_mapped(data):
@@ -139,17 +147,17 @@ def converted(name: str, data: Any, chosen: Any, dtype: str) -> Any:
 
 
 def chunks(data: Any) -> Iterator[tuple[int, Any]]:
-    """Data that lie in a file in parts that fit into memory, each with where it begins."""
-    found = leaves(data)
-    count = len(found[0])
-    step = max(1, CHUNK_BYTES * count // max(1, sum(leaf.nbytes for leaf in found)))
+    """Yield data mapped from a file in chunks that fit into memory, each with its first index."""
+    arrays = leaves(data)
+    count = len(arrays[0])
+    step = max(1, CHUNK_BYTES * count // max(1, sum(leaf.nbytes for leaf in arrays)))
     for start in range(0, count, step):
         rows = slice(start, start + step)
         yield start, tree_map(lambda leaf: np.asarray(leaf[rows]), data)  # noqa: B023
 
 
 def as_shape(data: Any) -> Any:
-    """A shape, or a tree of shapes, from lists and tuples of integers, as JSON has them."""
+    """Return a shape, or a tree of shapes, from lists and tuples of integers."""
     if isinstance(data, dict):
         return {name: as_shape(shape) for name, shape in data.items()}
     if isinstance(data, list | tuple):
@@ -158,54 +166,55 @@ def as_shape(data: Any) -> Any:
 
 
 def as_integer(name: str, value: Any, least: int = 1) -> int:
-    """`value`, an integer of any library called `name`, as Python's own.
+    """Return `value`, an integer of any library, as a Python int.
 
     Raises
     ------
     ValueError
-        If it is none, or less than `least`.
+        If it is not an integer, or is less than `least`.
     """
     try:
-        found = index(value)
+        number = index(value)
     except TypeError:
-        found = least - 1
-    wanted = "expected {} to be an integer of at least {}, got {!r}"
-    expect(found >= least and not isinstance(value, bool), wanted, name, least, value)
-    return found
+        number = least - 1
+    is_valid = number >= least and not isinstance(value, bool)
+    expect(is_valid, "expected {} to be an integer of at least {}, got {!r}", name, least, value)
+    return number
 
 
 def type_and_length(thing: Any) -> str:
-    """What kind of thing it is, and how long a tuple or a list."""
+    """Return the type of `thing`, and the length of a tuple or list, for an error message."""
     kind = type(thing).__qualname__
     return f"a {kind} of {len(thing)}" if isinstance(thing, tuple | list) else f"a {kind}"
 
 
 def expect_shapes(name: str, data: Any, shapes: Any) -> None:
-    """Raise ValueError unless data hold examples of `shapes`, nested alike."""
+    """Raise ValueError unless data hold examples of `shapes`, a tree with the same nesting."""
     if tree_map(lambda leaf: leaf.shape[1:], data) == shapes:
         return
-    found = dict(named_leaves(data, name))
-    # a shape is a tuple itself, so a list keeps it from being taken for a branch
-    wanted = dict(named_leaves(shape_map(list, shapes), name))
-    if found.keys() != wanted.keys():
-        raise ValueError(f"the model takes {' and '.join(wanted)}, got {' and '.join(found)}")
-    for path, leaf in found.items():
-        if list(leaf.shape[1:]) != wanted[path]:
-            shape = ", ".join(["examples", *map(str, wanted[path])])
+    arrays = dict(named_leaves(data, name))
+    # Lists, since a shape is a tuple and would be taken for a branch of the tree.
+    expected = dict(named_leaves(shape_map(list, shapes), name))
+    if arrays.keys() != expected.keys():
+        raise ValueError(f"the model takes {' and '.join(expected)}, got {' and '.join(arrays)}")
+    for path, leaf in arrays.items():
+        if list(leaf.shape[1:]) != expected[path]:
+            shape = ", ".join(["examples", *map(str, expected[path])])
             raise ValueError(f"the model takes {path} of shape ({shape}), got {leaf.shape}")
 
 
 def expect_lengths(name: str, data: Any) -> None:
-    """Raise ValueError unless all leaves of data hold equally many examples."""
+    """Raise ValueError unless all leaves of data hold the same number of examples."""
     lengths = {leaf.shape[:1] for leaf in leaves(data)}
     if len(lengths) == 1 and () not in lengths:
         return
     expect(len(lengths) > 0, "expected arrays in {}, got none", name)
-    (first, one), *others = named_leaves(data, name)
-    for path, leaf in ((first, one), *others):
+    named = list(named_leaves(data, name))
+    first_path, first_leaf = named[0]
+    for path, leaf in named:
         if leaf.ndim < 1:
             raise ValueError(f"expected {path} of shape (examples, ...), got {leaf.shape}")
-        if len(leaf) != len(one):
+        if len(leaf) != len(first_leaf):
             raise ValueError(
-                f"{first} holds {len(one)} examples, but {path} has shape {leaf.shape}"
+                f"{first_path} holds {len(first_leaf)} examples, but {path} has shape {leaf.shape}"
             )

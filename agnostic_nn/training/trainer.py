@@ -1,4 +1,4 @@
-"""Trainer: the whole flow of data, from batch to better parameters, and who remembers them."""
+"""The Trainer: fits a model to data, evaluates it, predicts with it, saves it and loads it."""
 
 import copy
 import math
@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
 from threading import RLock
@@ -37,7 +37,14 @@ from ..metrics import finish_of, joined
 from ..optimizers import Average, Optimizer
 from ..optimizers.base import nested_optimizers
 from . import checkpoint
-from .batches import Examples, StoredBatches, StreamedBatches, padded, prefetched
+from .batches import (
+    EpochProgress,
+    Examples,
+    StoredBatches,
+    StreamedBatches,
+    padded,
+    prefetched,
+)
 from .callback_memory import BoundCallback, RunMemory
 from .callbacks import Callback, as_callbacks, expect_fields
 from .checkpoint_fields import CheckpointFields, expect_same_arrays, restored, skeleton
@@ -48,22 +55,20 @@ from .history import History
 from .inputs import as_integer, as_shape, fetch, is_mapped, type_and_length
 from .interrupts import DeferredInterrupts
 from .mean_loss import MeanLoss
-from .progress import progress
+from .progress import Progress, progress
 from .steps import Carry, expect_task, in_turn, judge, make_step, make_step_with_terms
 from .validation import InputValidator
 
 __all__ = ["NonFiniteLoss", "Trainer"]
 
-# of an epoch begun: batches done, batch size, examples, whether shuffled; 0, 0 and False
-# of a user's own batches
-_CLOSED = (0, 0, 0, True)
+_NO_OPEN_EPOCH = EpochProgress()
 
 
 class _Run(NamedTuple):
-    """All that a step of training changes, and what has to agree with it.
+    """The carry of the training step, and the counters that belong to it.
 
-    A trainer replaces it as a whole, by one assignment: at every moment it holds the arrays
-    of a whole number of steps, and the counters that belong to them.
+    A trainer replaces its run as a whole, by one assignment. So at every moment it holds the
+    arrays after a whole number of steps, and counters that agree with them.
     """
 
     carry: Carry | None = None
@@ -71,16 +76,16 @@ class _Run(NamedTuple):
     out_shape: Shape | None = None
     steps: int = 0
     epoch: int = 0
-    open: tuple = _CLOSED
-    is_shared: bool = False  # whether the caller may have kept the arrays of `carry`
-    lost: str = ""  # why there is no carry any more
+    open: EpochProgress = _NO_OPEN_EPOCH
+    is_shared: bool = False  # whether the caller may hold the arrays of `carry`
+    lost: str = ""  # why `carry` is None although there were weights
 
 
 class _Attempt(NamedTuple):
-    """A call of a step that has begun: `before`, and where it puts what comes of it.
+    """A call of a step that has begun: the run before it, and the list that its result is put in.
 
-    after(before, result) -> (run, answer): the run that the result makes, and what is to be
-    returned. Both can be computed again, if an exception cuts the first time short.
+    after(before, result) returns the new run and the value to return. It is pure, so it can be
+    called again if an exception interrupts the first call.
     """
 
     before: _Run
@@ -88,6 +93,7 @@ class _Attempt(NamedTuple):
     after: Callable[[_Run, Any], tuple[_Run, Any]]
 
     def ended(self) -> tuple[_Run, Any]:
+        """Return the run that the step left behind, and the value to return."""
         try:
             is_done = settle(self.outcome)
         except StateLost as error:
@@ -95,39 +101,53 @@ class _Attempt(NamedTuple):
         return self.after(self.before, self.outcome[1]) if is_done else (self.before, None)
 
 
+@dataclass(frozen=True)
+class _FitOptions:
+    """The arguments that one call of `fit` passes on to each of its epochs."""
+
+    feeder: BatchFeeder
+    prefetch: int
+    last_step: float  # the value of `Trainer.steps` at which to stop, or infinity
+    held_out: Examples | None
+    batch_size: int
+    interrupts: DeferredInterrupts
+    bars: Progress
+
+
 class NonFiniteLoss(FloatingPointError):
-    """A step met a loss or a gradient that is NaN or infinite; it was not taken."""
+    """The loss or a gradient of a step was NaN or infinite; the step was not taken."""
 
 
-# attributes that steps are made from
+# attributes that the compiled steps close over
 _COMPILED = {"backend", "dtype", "keep_finite", "loss", "metrics", "model", "optimizer", "seed"}
 
 
 class Trainer:
-    """A model in training: the one object of the library that changes.
+    """Trains a model: holds its parameters and replaces them step by step.
 
-    It only remembers what steps returned; everything it does, `make_step` does. Weights
-    are drawn on the host and moved once, so every backend starts from the same bits; the
-    order of the data and the masks of Dropout are the same everywhere too.
+    It is the only mutable object of the library. All computation is in the pure function that
+    `make_step` returns. Weights are drawn on the host and moved once, so every backend starts
+    from the same bits. The order of the data and the masks of Dropout are the same on every
+    backend too.
 
     Parameters
     ----------
     model, loss, optimizer
-        What to train, on what, and how. A loss is a function (y, target, weights=None) to
-        (value, dy).
+        The model, its loss function and its optimizer. A loss is a function (y, target,
+        weights=None) to (value, dy).
     backend
         A `Backend` or its name, such as "jax:cpu:1"; by default that of `nn.backend()`.
     seed
         Fixes weights, masks and the order of the data.
     dtype
-        What the model computes in, "float32" or "float64".
+        The dtype that the model computes in, "float32" or "float64".
     shape
-        The shape of one example, or a tree of shapes; otherwise taken from the first data.
+        The shape of one example, or a tree of shapes; by default that of the first data.
     metrics
         {name: function from (y, target) to values per example}, as `agnostic_nn.metrics`
-        says; by default those that the loss brings, such as accuracy.
+        says; by default those of the loss, such as accuracy.
     keep_finite
-        Take no step whose loss or gradients are not finite, and stop `fit` there.
+        Skip a step whose loss or gradients are not finite, and stop `fit` there.
     context
         Arrays that steps read and do not train: a tree (dicts and tuples) of host arrays or
         arrays of the backend, or a function without arguments that returns one, called before
@@ -135,14 +155,15 @@ class Trainer:
         receives it; layers do not. Examples are a target network, the other half of a GAN
         (`context=lambda: other.params`) or a teacher. See the property `context`.
 
-    x and target are NumPy arrays, nested lists, arrays of the backend, or trees of those
-    where the model takes or makes several, the examples along axis 0 of each.
+    x and target are NumPy arrays, nested lists, arrays of the backend, or trees of those if
+    the model has several inputs or outputs. Examples are along axis 0 of each.
 
-    `notes` is a dict of data for JSON that is saved and loaded with all the rest. What callbacks
-    remember in one run of `fit` is not in it: see `Callback`.
+    `notes` is a dict of JSON data that is saved and loaded with the trainer. The memory of
+    callbacks is separate: see `Callback`.
     """
 
-    # what changes with time, if a user's loss or layer should read it: see `guards`
+    # Attributes that change during training. If a custom loss or layer reads one of them, its
+    # compiled step has to be guarded: see `core.guards`.
     CHANGES = frozenset(
         ("context", "epoch", "evaluate", "moments", "params", "predict", "state", "steps")
     )
@@ -164,24 +185,27 @@ class Trainer:
         expect_task(model, loss, optimizer)
         expect_choice("dtype", dtype, ("float32", "float64"))
         expect_flag("keep_finite", keep_finite)
-        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.model = model
+        self.loss = loss
+        self.optimizer = optimizer
         self.backend = backend if isinstance(backend, Backend) else choose(backend)
         if dtype == "float64" and not self.backend.has_float64:
             raise ValueError(self.backend.lacks_float64)
-        self.seed, self.dtype = as_integer("seed", seed, 0), dtype
+        self.seed = as_integer("seed", seed, 0)
+        self.dtype = dtype
         self.keep_finite = keep_finite
-        self.metrics = metrics_of(loss) if metrics is None else _metrics(metrics)
-        self._has_own_metrics = metrics is not None
+        self.metrics = metrics_of(loss) if metrics is None else _checked_metrics(metrics)
+        self._has_custom_metrics = metrics is not None
         self._validator = InputValidator(model, loss, self.backend, dtype)
         self._context = Context(self.backend, dtype)
-        self._follows_steps = takes_keyword(loss, "step")
+        self._loss_takes_step = takes_keyword(loss, "step")
         self.context = context
         self.notes: dict[str, Any] = {}
         self._run: _Run | _Attempt = _Run()
-        self._lock = RLock()  # of whoever reads or replaces it, from whichever thread
-        self._largest = 0  # of a user's own batches: the others are filled up to it
+        self._lock = RLock()  # held by every thread that reads or replaces `_run`
+        self._longest_batch = 0  # user-supplied batches are padded to this length
         self._kept: dict[str, Carry] = {}
-        self._memory: RunMemory | None = None  # of a run that is under way, or interrupted
+        self._memory: RunMemory | None = None  # of the current or an interrupted `fit`
         jit = self.backend.jit
         step = make_step_with_terms(model, loss, optimizer, keep_finite=keep_finite)
         self._step = jit(step, donate=(0,))
@@ -196,17 +220,17 @@ class Trainer:
         if name in _COMPILED and name in self.__dict__:
             raise AttributeError(
                 f"the {name} of a Trainer cannot be replaced, as its steps are compiled from it: "
-                "make a new Trainer, and let it `start_from` the parameters of this one"
+                "create a new Trainer and call its `start_from` with the parameters of this one"
             )
         super().__setattr__(name, value)
 
     def build(self, shape: Shape) -> None:
-        """Draw the starting weights for examples of `shape`, anew if there were any."""
+        """Draw initial weights for examples of `shape`, replacing those there are."""
         shape = as_shape(shape)
         carry, out_shape = self._draw(shape)
         carry = self.backend.asarray(carry)
         self._change(carry=carry, shape=shape, out_shape=out_shape, is_shared=False)
-        self._end_interrupted_run()
+        self._forget_interrupted_run()
 
     def _draw(self, shape: Shape) -> tuple[Carry, Shape]:
         """Return the carry before the first step, on the host, and the shape of one y."""
@@ -215,12 +239,12 @@ class Trainer:
         params, state, out_shape = self.model.init(key, shape, getattr(xp, self.dtype))
         return (params, state, self.optimizer.init(params)), out_shape
 
-    def _place(self, carry: Carry) -> None:
-        """Continue from arrays on the host."""
+    def _set_carry(self, carry: Carry) -> None:
+        """Move a carry from the host to the backend and continue from it."""
         self._change(carry=self.backend.asarray(carry), is_shared=False)
 
     def _settled(self) -> _Run:
-        """The run as it stands: after the last step that was completed."""
+        """Return the run after the last completed step."""
         with self._lock:
             run = self._run
             if isinstance(run, _Run):
@@ -231,29 +255,29 @@ class Trainer:
             return ended
 
     def _change(self, **changes: Any) -> _Run:
-        """Replace parts of the run; returns it as it is then."""
+        """Replace fields of the run and return the new one."""
         with self._lock:
             run = self._settled()
             if self._run is not run and run.carry is not None:
-                # a step has begun, in which a signal handler got here: it may still write to
-                # the memory that it was given, and its result comes too late
-                changes = {"carry": _copied(run.carry)} | changes
+                # A signal handler called this during a step. That step may still write to the
+                # memory that was donated to it, and its result will be dropped.
+                changes = {"carry": _copy(run.carry)} | changes
             self._run = run = run._replace(**changes)
             return run
 
     @property
     def shape(self) -> Shape | None:
-        """The shape of one example, or None as long as there are no weights."""
+        """The shape of one example, or None before weights are drawn."""
         return self._settled().shape
 
     @property
     def out_shape(self) -> Shape | None:
-        """The shape of one y, or None as long as there are no weights."""
+        """The shape of one output, or None before weights are drawn."""
         return self._settled().out_shape
 
     @property
     def steps(self) -> int:
-        """Steps so far, including those that `step` skipped because they were not finite."""
+        """Steps so far, including those that `step` skipped for a non-finite loss or gradient."""
         return self._settled().steps
 
     @steps.setter
@@ -262,7 +286,7 @@ class Trainer:
 
     @property
     def epoch(self) -> int:
-        """Epochs completed."""
+        """Completed epochs."""
         return self._settled().epoch
 
     @epoch.setter
@@ -271,32 +295,34 @@ class Trainer:
 
     @property
     def params(self) -> Params:
-        """The parameters, on the backend, as they are now: later steps leave these arrays alone."""
-        return self._shown()[0]
+        """The current parameters, on the backend; later steps do not change these arrays."""
+        return self._share_carry()[0]
 
     @property
     def state(self) -> State:
-        """What layers carry from step to step, on the backend."""
-        return self._shown()[1]
+        """The state that layers carry from step to step, on the backend."""
+        return self._share_carry()[1]
 
     @property
     def moments(self) -> Moments:
-        """What the optimizer remembers, on the backend."""
-        return self._shown()[2]
+        """The state of the optimizer, on the backend."""
+        return self._share_carry()[2]
 
     @moments.setter
     def moments(self, moments: Moments) -> None:
-        params, state, old = self._shown()
-        _expect_alike(*[dict(named_leaves(tree, "moments")) for tree in (moments, old)])
+        params, state, old = self._share_carry()
+        new_leaves = dict(named_leaves(moments, "moments"))
+        _expect_same_leaves(new_leaves, dict(named_leaves(old, "moments")))
         expect_nested("moments", moments, old)
-        self._change(carry=(params, state, moments), is_shared=True)  # the caller still has them
+        self._change(carry=(params, state, moments), is_shared=True)
 
     @property
     def context(self) -> Any:
         """The tree of arrays that steps read, on the backend, or the function that returns it.
 
-        Set it to change it between steps: `target.context = online.params`. A tree is copied. It
-        keeps its nesting, shapes and dtypes, so that nothing is compiled again. It is not saved.
+        Assign to it between steps: `target.context = online.params`. A tree is copied. A new tree
+        must have the nesting, shapes and dtypes of the old one, so that steps are not compiled
+        again. The context is not saved.
         """
         return self._context.given
 
@@ -305,64 +331,66 @@ class Trainer:
         readers = [self.loss, *self.metrics.values()]
         if context is not None and not any(takes_keyword(reader, "context") for reader in readers):
             raise ValueError(
-                "expected a loss or metric that declares a parameter `context`, as there is one to "
-                f"read: {describe_loss(self.loss)} does not"
+                "expected a loss or metric that declares a parameter `context` to read the "
+                f"given one: {describe_loss(self.loss)} does not"
             )
         self._context.set(context)
 
     def start_from(self, params: Params, state: State | None = None) -> None:
-        """Go on from other parameters, and another state if given, with moments begun anew.
+        """Continue from other parameters, and another state if given, with new moments.
 
-        Arrays of NumPy or of this backend, nested, shaped and typed like those there are:
-        such as what another model learned, frozen by `Freeze.freeze`.
+        The arrays are NumPy's or this backend's, with the nesting, shapes and dtypes of the
+        current ones: for example the parameters of another model, frozen by `Freeze.freeze`.
 
         Raises
         ------
         ValueError
-            If a leaf is missing, left over, or of another shape or dtype.
+            If a leaf is missing, unknown, or of another shape or dtype.
         """
-        old = dict(zip(("params", "state"), self.backend.to_numpy(self._built()[:2]), strict=True))
-        new = {"params": params, "state": old["state"] if state is None else state}
+        old_params, old_state = self.backend.to_numpy(self._current_carry()[:2])
+        old = {"params": old_params, "state": old_state}
+        new = {"params": params, "state": old_state if state is None else state}
         new = tree_map(lambda leaf: fetch("params", leaf, self.backend)[0], new)
-        _expect_alike(dict(named_leaves(new)), dict(named_leaves(old)))
-        for name, tree in new.items():  # the paths may agree where the nesting does not
+        _expect_same_leaves(dict(named_leaves(new)), dict(named_leaves(old)))
+        for name, tree in new.items():  # trees of different nesting can have the same paths
             expect_nested(name, tree, old[name])
         moments = self.optimizer.init(new["params"])
-        self._place((new["params"], new["state"], moments))
-        self._end_interrupted_run()
+        self._set_carry((new["params"], new["state"], moments))
+        self._forget_interrupted_run()
 
     def keep(self, name: str | Callback) -> None:
-        """Remember parameters, state and moments as they are now, on the host, as `name`.
+        """Keep a copy of the current parameters, state and moments on the host, as `name`.
 
-        They are saved and loaded with all the rest. Those that a callback keeps under itself are
-        dropped when its run of `fit` is over: see `Callback`.
+        Copies are saved and loaded with the trainer. A callback can pass itself as the name; its
+        copy is dropped when its run of `fit` is over: see `Callback`.
 
         Raises
         ------
         RuntimeError
-            If `name` is a callback and no `fit` is under way.
+            If `name` is a callback and no `fit` is running.
         """
-        kept, key = self._kept_as(name)
-        kept[key] = self._on_host()
+        copies, key = self._copies_and_key(name)
+        copies[key] = self._host_copy()
 
     def restore(self, name: str | Callback) -> None:
-        """Go back to the parameters, state and moments kept as `name`; they stay kept.
+        """Restore the parameters, state and moments kept as `name`; the copy stays available.
 
-        Steps and epochs stay counted.
+        The counts of steps and epochs do not change.
 
         Raises
         ------
         KeyError
-            If nothing was kept by that name.
+            If nothing was kept as `name`.
         RuntimeError
-            If `name` is a callback and no `fit` is under way.
+            If `name` is a callback and no `fit` is running.
         """
-        kept, key = self._kept_as(name)
-        if key not in kept:
-            raise KeyError(f"nothing was kept as {key!r}, only {sorted(kept)}")
-        self._place(kept[key])
+        copies, key = self._copies_and_key(name)
+        if key not in copies:
+            raise KeyError(f"nothing was kept as {key!r}, only {sorted(copies)}")
+        self._set_carry(copies[key])
 
-    def _kept_as(self, name: str | Callback) -> tuple[dict[str, Carry], str]:
+    def _copies_and_key(self, name: str | Callback) -> tuple[dict[str, Carry], str]:
+        """Return the dict that holds the copy called `name`, and its key there."""
         if not isinstance(name, Callback):
             expect_text("name", name)
             return self._kept, name
@@ -370,29 +398,29 @@ class Trainer:
         return memory.best, memory.key(name)
 
     def memory(self, callback: Callback) -> dict[str, Any]:
-        """Return the dict of data for JSON in which `callback` remembers something in this run.
+        """Return the dict in which `callback` stores JSON data during this run of `fit`.
 
-        It is empty when a run begins, saved with the trainer, and dropped when the run is over: see
-        `Callback`.
+        It is empty when a run begins, saved with the trainer, and dropped when the run is over:
+        see `Callback`.
 
         Raises
         ------
         RuntimeError
-            If no `fit` is under way.
+            If no `fit` is running.
         """
         memory = self._memory or RunMemory()
         return memory.notes.setdefault(memory.key(callback), {})
 
-    def _end_interrupted_run(self) -> None:
+    def _forget_interrupted_run(self) -> None:
         if self._memory is not None and not self._memory.is_running:
             self._memory = None
 
     @contextmanager
-    def _remembering(self, callbacks: Sequence[Callback]) -> Iterator[Sequence[BoundCallback]]:
-        """Let callbacks remember in the run that was interrupted, or else in a new one.
+    def _remembering(self, callbacks: Sequence[Callback]) -> Iterator[list[BoundCallback]]:
+        """Bind callbacks to the memory of the interrupted run, or else of a new one.
 
-        The memory is dropped once that run is over. A `fit` that a callback calls is a run within
-        the other.
+        The memory is dropped once that run is over. If a callback calls `fit`, that inner run
+        gets a memory of its own.
         """
         before = self._memory
         is_inner = before is not None and before.is_running
@@ -404,79 +432,96 @@ class Trainer:
             memory.pause()
             if is_inner:
                 self._memory = before
-        if not is_inner and not self._settled().open[0]:
+        if not is_inner and not self._settled().open.batches_done:
             self._memory = None
 
-    def _on_host(self) -> Carry:
-        """The carry, copied: a view would keep its memory from the next step."""
-        with self._lock:
-            return tree_map(np.array, self.backend.to_numpy(self._built()))
+    def _host_copy(self) -> Carry:
+        """Return a copy of the carry on the host.
 
-    def _shown(self) -> Carry:
-        """Return the carry to the caller; the next step copies it before it donates its memory."""
+        A view would keep its memory from being donated to the next step.
+        """
         with self._lock:
-            carry, run = self._built(), self._settled()
-            if self._run is not run:  # a step has begun, in which a signal handler got here
-                return _copied(carry)
+            return tree_map(np.array, self.backend.to_numpy(self._current_carry()))
+
+    def _share_carry(self) -> Carry:
+        """Return the carry to the caller; the next step copies it before donating its buffers."""
+        with self._lock:
+            carry = self._current_carry()
+            run = self._settled()
+            if self._run is not run:  # called by a signal handler during a step
+                return _copy(carry)
             self._run = run._replace(is_shared=True)
             return carry
 
-    def _built(self) -> Carry:
+    def _current_carry(self) -> Carry:
+        """Return the carry.
+
+        Raises
+        ------
+        StateLost
+            If an exception destroyed it during a step.
+        RuntimeError
+            If no weights have been drawn yet.
+        """
         run = self._settled()
         if run.carry is None and run.lost:
             raise StateLost(
-                f"the parameters are lost: {run.lost}. Go on from a checkpoint by Trainer.load, or "
-                "from what was kept by `restore`"
+                f"the parameters are lost: {run.lost}. Load a checkpoint with Trainer.load, or "
+                "call `restore` to return to weights that were kept"
             )
         if run.carry is None:
             raise RuntimeError("no weights yet: give Trainer a shape, or fit it to data first")
         return run.carry
 
     def _as_of(self) -> tuple:
-        """Objects that are the same ones for as long as no step changed anything."""
+        """Return objects that are replaced whenever something changes; see `core.guards`."""
         run = self._settled()
         return run.steps, run.epoch, run.carry, self._context.given
 
     # --- learning -----------------------------------------------------------------------
 
     def step(self, x: Any, target: Any, weights: Any = None) -> Array:
-        """Learn from one batch; returns its loss before the step, a 0-d array of the backend.
+        """Train on one batch; returns its loss before the step, a 0-d array of the backend.
 
         With `keep_finite`, a step whose loss or gradients are not finite changes nothing.
         """
         examples = self.examples(x, target, weights)
         if is_mapped((examples.x, examples.target)):
             examples = examples[:]
-        given = self.backend.asarray((examples.x, examples.target))
-        weighting = () if weights is None else (None, self.backend.asarray(examples.weights))
-        now = self._now()
-        if now:
-            weighting = (*(weighting or (None, None)), None, *now)
-        return self._advance(self._step, _stepped, *given, *weighting)
+        batch = self.backend.asarray((examples.x, examples.target))
+        # the remaining parameters of a step: counts, weights, due, t, context
+        optional = () if weights is None else (None, self.backend.asarray(examples.weights))
+        step_context = self._step_context()
+        if step_context:
+            optional = (*(optional or (None, None)), None, *step_context)
+        return self._advance(self._step, _after_one_step, *batch, *optional)
 
-    def _now(self, count: int | None = None) -> tuple:
-        """The number of the next step, or of `count` next steps, and the context, for a step.
+    def _step_context(self, count: int | None = None) -> tuple:
+        """Return the last arguments of a step: the number of the step, and the context.
 
-        () where the loss takes neither.
+        count: return the numbers of the next `count` steps instead. The tuple is empty if the
+        loss takes neither.
         """
         context = self._context.now()
-        if context is None and not self._follows_steps:
+        if context is None and not self._loss_takes_step:
             return ()
         t = None
-        if self._follows_steps:
+        if self._loss_takes_step:
             t = np.asarray(self.steps + (0 if count is None else np.arange(count)), self.dtype)
             t = self.backend.asarray(t)
         return t, context
 
     def _advance(self, step: Callable, after: Callable, *args: Any) -> Any:
-        """Take steps by one call of `step`; returns the answer of `after`, as `_Attempt` says.
+        """Take steps by one call of `step`, and return the second result of `after`.
 
-        Whatever raises whenever, either nothing is changed or the steps are taken and counted.
+        after: see `_Attempt`. If an exception comes at any moment, either nothing is changed or
+        the steps are taken and counted.
         """
         with self._lock:
-            carry, run = self._built(), self._settled()
+            carry = self._current_carry()
+            run = self._settled()
             if run.is_shared or self._run is not run:
-                carry = _copied(carry)
+                carry = _copy(carry)
             attempt = self._run = _Attempt(run, [], after)
             try:
                 into(step, attempt.outcome, carry, *args)
@@ -507,46 +552,46 @@ class Trainer:
         callbacks: Sequence[Callback | Callable] = (),
         verbose: int = 1,
     ) -> History:
-        """Learn from all examples `epochs` times, in batches; returns what each epoch reported.
+        """Train for `epochs` epochs, in batches; returns the results of each epoch.
 
-        Each example is learned from exactly once an epoch; a last short batch is filled up
-        to the common shape with rows that count nothing. An epoch that an earlier call
-        left unfinished is finished first, and counts as one of `epochs`.
+        Each example is used exactly once in an epoch. A short last batch is padded to the
+        common length with rows that do not count. If an earlier call left an epoch unfinished,
+        that epoch is finished first and counts as one of `epochs`.
 
-        The loss of an epoch is Σ w L / Σ w over its examples, as the loss of a batch is over
-        those of the batch: only what counts is counted, whatever batches it comes in. A custom
-        loss, which returns a mean alone, is averaged by its examples, or by the sum of their
-        weights, unless it says what it divides by (see `agnostic_nn.losses`). Losses with
-        reduction="sum" are added.
+        The loss of an epoch is Σ w L / Σ w over its examples, just as the loss of a batch is
+        over its own examples; it does not depend on how examples are divided into batches. A
+        custom loss, which returns only a mean, is averaged by the number of its examples, or by
+        the sum of their weights, unless it returns its divisor (see `agnostic_nn.losses`).
+        Losses with reduction="sum" are added.
 
         Parameters
         ----------
         x, target
             All examples. Files mapped into memory are read batch by batch.
         batches
-            Instead of x and target: an iterable of batches (x, target) or (x, target,
-            weights), begun anew each epoch, where an unfinished epoch's first are passed
-            over; or a function from the number of the epoch, 0, 1, …, to one; or an
-            iterator such as a generator, which goes on where it stands. Batches shorter
-            than the longest so far are filled up to it. `steps_per_epoch` of them make an
-            epoch, by default as many as come.
+            Instead of x and target, one of: an iterable of batches (x, target) or (x, target,
+            weights), which is iterated again in each epoch (to finish an epoch, its first
+            batches are skipped); a function from the number of the epoch, 0, 1, …, to such an
+            iterable; or an iterator such as a generator, which continues where it stopped.
+            Batches shorter than the longest so far are padded to its length. An epoch is
+            `steps_per_epoch` batches, by default all of them.
         validation
             (x, target) to evaluate after each epoch, without weights.
         weights
             How much each example counts in the loss, (examples,), or as many leading axes as
             the loss takes.
         augment
-            augment(x, target, generator) -> (x, target): a batch on the host, changed. The
+            augment(x, target, generator) -> (x, target): transforms a batch on the host. The
             `np.random.Generator` is fixed by seed, epoch and batch.
         prefetch
-            How many batches a thread may prepare and move to the device ahead of their
-            use. Of an iterator, Ctrl-C or an error loses those.
+            How many batches a thread may prepare and move to the device before they are
+            needed. If `batches` is an iterator, Ctrl-C or an error loses those.
         steps
-            Stop after so many. If these were the last of an epoch, it is complete. Of a generator
-            whose length is unknown that shows when the next `fit` finds nothing left.
+            Stop after this many steps. If the last of them ends an epoch, that epoch is
+            complete. For a generator of unknown length only the next `fit` can detect that.
         callbacks
-            Called in turn after each completed epoch: see `Callback`, also for when this
-            `fit` continues an interrupted one. A function gets (trainer, row).
+            Called in order after each completed epoch: see `Callback`, also for a `fit` that
+            continues an interrupted one. A function is called with (trainer, row).
         verbose
             0 shows no progress bar.
 
@@ -560,8 +605,10 @@ class Trainer:
         KeyboardInterrupt
             After Ctrl-C, once the current step is done.
         """
-        epochs, batch_size = as_integer("epochs", epochs), as_integer("batch_size", batch_size)
-        steps = None if steps is None else as_integer("steps", steps)
+        epochs = as_integer("epochs", epochs)
+        batch_size = as_integer("batch_size", batch_size)
+        if steps is not None:
+            steps = as_integer("steps", steps)
         if steps_per_epoch is not None:
             steps_per_epoch = as_integer("steps_per_epoch", steps_per_epoch)
         prefetch = as_integer("prefetch", prefetch, 0)
@@ -570,45 +617,72 @@ class Trainer:
             verbose = as_integer("verbose", verbose, 0)
         if augment is not None:
             expect_function("augment", augment, "x, target, generator")
+
         source: StoredBatches | StreamedBatches
         if batches is None:
             if steps_per_epoch is not None:
-                raise ValueError("steps_per_epoch is for batches of one's own; see also steps")
+                raise ValueError("steps_per_epoch is for user-supplied batches; see also steps")
             examples = self.examples(x, target, weights)
             batch_size = min(batch_size, len(examples))
             source = StoredBatches(examples, batch_size, shuffle, self.seed)
         elif x is not None or target is not None or weights is not None:
             raise ValueError("expected x and target or batches, got both")
-        elif not isinstance(batches, Iterable) and not callable(batches):
-            raise TypeError(f"expected batches as an iterable or a function, got {batches!r}")
         else:
-            if not isinstance(batches, Iterable):
-                expect_function("batches", batches, "epoch")
-            source = StreamedBatches(batches, steps_per_epoch, self.examples)
-        held_out = None
-        if validation is not None:
-            if not isinstance(validation, tuple | list) or len(validation) != 2:
-                raise TypeError(
-                    f"expected validation (x, target), got {type_and_length(validation)}"
-                )
-            held_out = self.examples(*validation)
-            # refused now, not after an epoch
-            self._validator.has_short_batch(len(held_out), min(batch_size, len(held_out)))
-        given = as_callbacks(callbacks)
-        done, *mark = self._settled().open
-        if done and tuple(mark) != source.mark:
-            size, count, shuffled = mark
+            source = self._streamed(batches, steps_per_epoch)
+
+        held_out = None if validation is None else self._held_out(validation, batch_size)
+        callback_list = as_callbacks(callbacks)
+        self._expect_open_epoch_of(source)
+        if held_out is not None and self._has_custom_metrics:
+            self._try_metrics(held_out, batch_size)
+        metrics = [] if held_out is None else [f"validation_{m}" for m in ("loss", *self.metrics)]
+        expect_fields(self, callback_list, ("epoch", "steps", "loss", *metrics, "seconds"))
+
+        feeder = self._feeder(source, augment)
+        last_step = math.inf if steps is None else self.steps + steps
+        with (
+            self._remembering(callback_list) as bound_callbacks,
+            DeferredInterrupts() as interrupts,
+            progress(bool(verbose)) as bars,
+        ):
+            options = _FitOptions(
+                feeder, prefetch, last_step, held_out, batch_size, interrupts, bars
+            )
+            return self._fit_epochs(epochs, options, bound_callbacks)
+
+    def _streamed(self, batches: Any, steps_per_epoch: int | None) -> StreamedBatches:
+        """Return the source of batches that a user supplies."""
+        if not isinstance(batches, Iterable):
+            if not callable(batches):
+                raise TypeError(f"expected batches as an iterable or a function, got {batches!r}")
+            expect_function("batches", batches, "epoch")
+        return StreamedBatches(batches, steps_per_epoch, self.examples)
+
+    def _held_out(self, validation: Any, batch_size: int) -> Examples:
+        """Return the validation data, checked."""
+        if not isinstance(validation, tuple | list) or len(validation) != 2:
+            raise TypeError(f"expected validation (x, target), got {type_and_length(validation)}")
+        held_out = self.examples(*validation)
+        # raises now, not after an epoch, if the loss takes no weights and a batch would be short
+        self._validator.has_short_batch(len(held_out), min(batch_size, len(held_out)))
+        return held_out
+
+    def _expect_open_epoch_of(self, source: StoredBatches | StreamedBatches) -> None:
+        """Raise ValueError if there is an open epoch that was begun with other data."""
+        done, *layout = self._settled().open
+        if done and tuple(layout) != source.layout:
+            size, count, shuffled = layout
             begun = f"{count} examples in batches of {size} and shuffle={shuffled}"
             raise ValueError(
                 f"epoch {self.epoch + 1} was begun with {begun if size else 'other batches'}, "
                 f"got {source}"
             )
 
-        if held_out is not None and self._has_own_metrics:
-            self._try_metrics(held_out, batch_size)
-        metrics = [] if held_out is None else [f"validation_{m}" for m in ("loss", *self.metrics)]
-        expect_fields(self, given, ("epoch", "steps", "loss", *metrics, "seconds"))
-        feed = BatchFeeder(
+    def _feeder(
+        self, source: StoredBatches | StreamedBatches, augment: Callable | None
+    ) -> BatchFeeder:
+        """Return the feeder that turns batches of `source` into arguments of the steps."""
+        return BatchFeeder(
             source,
             self._validator,
             self._step,
@@ -616,102 +690,131 @@ class Trainer:
             augment=augment,
             check=self.examples,
             rows_for=self._rows_for,
-            work=lambda: multiplications_per_row(self.model, self._built()[0], self.shape or ()),
+            multiplications=lambda: multiplications_per_row(
+                self.model, self._current_carry()[0], self.shape or ()
+            ),
             seed=self.seed,
-            # a loss that reads this trainer's steps or parameters needs each of them
+            # A context function is called before each step, and a loss may read this trainer's
+            # counters or parameters: both need to be up to date at every step.
             together=not (self._context.is_called or reads(self._steps, self)),
         )
+
+    def _fit_epochs(
+        self, epochs: int, options: _FitOptions, callbacks: list[BoundCallback]
+    ) -> History:
+        """Run at most `epochs` epochs and return their rows."""
         history = History()
-        last = math.inf if steps is None else self.steps + steps
-        with (
-            self._remembering(given) as asked,
-            DeferredInterrupts() as stop,
-            progress(bool(verbose)) as told,
-            ExitStack() as ends,
-        ):
-            for callback in asked:
+        with ExitStack() as ends:
+            for callback in callbacks:
                 callback.begin(self)
-                ends.push(partial(self._end, callback, stop))
+                ends.push(partial(self._end_callback, callback, options.interrupts))
             for number in range(1, epochs + 1):
-                started, before = time.perf_counter(), self.steps
-                told.begin(f"epoch {number}/{epochs}", source.count, self._settled().open[0])
-                loss = self._fit_epoch(feed, prefetch, stop, last, told)
-                if self.steps == before and not stop.requested:  # of one begun nothing was left
-                    loss = self._fit_epoch(feed, prefetch, stop, last, told)
-                if stop.requested:
+                started = time.perf_counter()
+                steps_before = self.steps
+                title = f"epoch {number}/{epochs}"
+                count = options.feeder.source.count
+                options.bars.begin(title, count, self._settled().open.batches_done)
+                loss = self._fit_epoch(options)
+                if self.steps == steps_before and not options.interrupts.requested:
+                    # the open epoch had no batches left and is now closed: begin the next one
+                    loss = self._fit_epoch(options)
+                if options.interrupts.requested:
                     break
-                complete = not self._settled().open[0]
-                epoch = self.epoch if complete else self.epoch + 1
-                row = {"epoch": epoch, "steps": self.steps - before, "loss": loss}
-                if held_out is not None:
-                    found = self._evaluate(held_out, batch_size)
-                    row |= {f"validation_{name}": value for name, value in found.items()}
+                is_complete = not self._settled().open.batches_done
+                row = self._row(loss, steps_before, is_complete, options)
                 row["seconds"] = time.perf_counter() - started
-                answers = [callback.epoch(self, row) for callback in asked if complete]
-                told.finish(row)
+                stops = [callback.epoch(self, row) for callback in callbacks if is_complete]
+                options.bars.finish(row)
                 history.epochs.append(row)
-                if self.steps >= last or any(answer is True for answer in answers):
+                if self.steps >= options.last_step or any(stop is True for stop in stops):
                     break
         return history
 
-    def _end(self, callback, stop, kind, *_) -> None:
-        callback.end(self, kind is None and not stop.requested and not self._settled().open[0])
+    def _row(
+        self, loss: float, steps_before: int, is_complete: bool, options: _FitOptions
+    ) -> dict[str, Any]:
+        """Return the results of the epoch that has just run, with those on the validation data."""
+        epoch = self.epoch if is_complete else self.epoch + 1
+        row: dict[str, Any] = {"epoch": epoch, "steps": self.steps - steps_before, "loss": loss}
+        if options.held_out is not None:
+            results = self._evaluate(options.held_out, options.batch_size)
+            row |= {f"validation_{name}": value for name, value in results.items()}
+        return row
 
-    def _fit_epoch(self, feed: BatchFeeder, prefetch: int, stop, last: float, told) -> float:
-        """Finish the open epoch or begin the next; the mean loss of the examples it met."""
+    def _end_callback(
+        self,
+        callback: BoundCallback,
+        interrupts: DeferredInterrupts,
+        kind: type[BaseException] | None,
+        *_: Any,
+    ) -> None:
+        is_complete = not interrupts.requested and not self._settled().open.batches_done
+        callback.end(self, kind is None and is_complete)
+
+    def _fit_epoch(self, options: _FitOptions) -> float:
+        """Finish the open epoch or begin the next; return the mean loss over its batches."""
         mean = MeanLoss(self.backend.adapter.to_numpy)
-        source, first = feed.source, self._settled().open[0]
+        source = options.feeder.source
+        first = self._settled().open.batches_done
         done = first
-        limit = None if last == math.inf else int(last) - self.steps
-        with prefetched(feed.epoch(self.epoch, first, limit), prefetch) as prepared:
+        is_limited = options.last_step != math.inf
+        limit = int(options.last_step) - self.steps if is_limited else None
+        batches = options.feeder.epoch(self.epoch, first, limit)
+        with prefetched(batches, options.prefetch) as prepared:
             for count, steps, *batch in prepared:
                 if steps is self._steps:
-                    batch += self._now(batch[0].shape[0])
+                    batch += self._step_context(batch[0].shape[0])
                 else:
-                    now = self._now()
-                    batch += (None, *now) if now else ()
-                after = partial(self._after_steps, count, source.mark)
+                    step_context = self._step_context()
+                    batch += (None, *step_context) if step_context else ()
+                after = partial(self._after_steps, count, source.layout)
                 taken, values, terms = self._advance(steps, after, *batch)
                 done += taken
                 if taken < count:
                     raise NonFiniteLoss(
-                        f"step {self.steps + 1} (epoch {self.epoch + 1}, batch {done + 1}) met "
+                        f"step {self.steps + 1} (epoch {self.epoch + 1}, batch {done + 1}) had "
                         f"a loss of {values[taken]}, or a gradient that is not finite; the "
-                        "parameters are those before it. A lower rate, ClipByGlobalNorm or a "
-                        "look at that batch may help."
+                        "parameters are those before it. A lower rate or ClipByGlobalNorm may "
+                        "help; also check that batch."
                     )
                 mean.add(values[:count], terms)
-                told.advance(done, mean.value)
-                if stop.requested:
+                options.bars.advance(done, mean.value)
+                if options.interrupts.requested:
                     break
         if isinstance(source, StreamedBatches) and source.count is None:
-            complete = source.is_over and not stop.requested
+            is_complete = source.is_over and not options.interrupts.requested
         else:
-            complete = done >= (source.count or 0)
-        if complete:
-            self._change(epoch=self.epoch + 1, open=_CLOSED)
+            is_complete = done >= (source.count or 0)
+        if is_complete:
+            self._change(epoch=self.epoch + 1, open=_NO_OPEN_EPOCH)
         return mean.value if mean.batches else math.nan
 
-    def _after_steps(self, count: int, mark: tuple, run: _Run, result: Any) -> tuple[_Run, Any]:
-        """The run after `count` steps at once, and how many were taken, with their losses."""
+    def _after_steps(
+        self, count: int, layout: tuple[int, int, bool], run: _Run, result: Any
+    ) -> tuple[_Run, Any]:
+        """Return the run after `count` steps of one call, and (steps taken, their losses, terms).
+
+        layout: that of the batches, see `EpochProgress`.
+        """
         carry, values, finites, terms = result
-        values, finites = map(self._to_list, (values, finites))
+        values = self._to_list(values)
+        finites = self._to_list(finites)
         if self.keep_finite and not all(finites[:count]):
             count = finites.index(False)
-        steps, begun = run.steps + count, (run.open[0] + count, *mark)
-        after = _Run(carry, run.shape, run.out_shape, steps, run.epoch, begun)
+        progress = EpochProgress(run.open.batches_done + count, *layout)
+        after = _Run(carry, run.shape, run.out_shape, run.steps + count, run.epoch, progress)
         return after, (count, values, terms)
 
     def _to_list(self, numbers: Any) -> list:
-        """The numbers of an array of the backend as Python numbers, one after the other."""
+        """Return the numbers of an array of the backend as a flat list of Python numbers."""
         return self.backend.adapter.to_numpy(numbers).reshape(-1).tolist()
 
     def _rows_for(self, count: int) -> int:
-        """How many rows a user's own batch of `count` examples is filled up to."""
-        self._largest = max(self._largest, count)
-        return self._largest
+        """Return the length that a user-supplied batch of `count` examples is padded to."""
+        self._longest_batch = max(self._longest_batch, count)
+        return self._longest_batch
 
-    # --- using what was learned ---------------------------------------------------------
+    # --- evaluation and prediction ------------------------------------------------------
 
     def evaluate(
         self,
@@ -722,50 +825,55 @@ class Trainer:
         batch_size: int = 1024,
         averaged: bool = False,
     ) -> dict[str, float]:
-        """The loss and metrics over all examples, in the mode for prediction.
+        """Return the loss and metrics over all examples, computed in prediction mode.
 
-        They are those of one batch of all examples, to rounding, for any `batch_size`: a mean
-        is over what counts, so a label that is ignored does not. A custom loss, which returns
-        a mean alone, is averaged by examples, unless it says what it divides by (see
-        `agnostic_nn.losses`). A loss with reduction="sum" is the sum over all examples.
+        Up to rounding they do not depend on `batch_size`: they equal those of one batch of all
+        examples. Ignored labels do not count in a mean. A custom loss, which returns only a
+        mean, is averaged by the number of examples, unless it returns its divisor (see
+        `agnostic_nn.losses`). A loss with reduction="sum" is summed over all examples.
 
-        weights: how much each example counts in the loss, as in `fit`; metrics count all
-        alike. averaged: with the mean of the parameters that `Average` keeps.
+        weights: how much each example counts in the loss, as in `fit`; metrics ignore them.
+        averaged: use the mean of the parameters that `Average` maintains.
         """
-        self._built()
+        self._current_carry()  # raises if there are no weights
         batch_size = as_integer("batch_size", batch_size)
         expect_flag("averaged", averaged)
         return self._evaluate(self.examples(x, target, weights), batch_size, averaged)
 
     def _try_metrics(self, held_out: Examples, batch_size: int) -> None:
-        """Evaluate one batch, so that a metric that fails does so before training."""
+        """Evaluate one batch, so that a failing metric raises before training."""
         size = min(batch_size, len(held_out))
-        ragged = self._validator.has_short_batch(len(held_out), size)
-        self._judge(
-            *self._in_use(False), *to_device(self._validator, held_out[:size], size, ragged)
-        )
+        needs_counts = self._validator.has_short_batch(len(held_out), size)
+        batch = to_device(self._validator, held_out[:size], size, needs_counts)
+        self._judge(*self._prediction_weights(False), *batch)
 
-    def _evaluate(self, examples: Examples, batch_size: int, averaged=False) -> dict[str, float]:
-        batch_size, count = min(batch_size, len(examples)), len(examples)
-        params, state = self._in_use(averaged)
-        ragged = self._validator.has_short_batch(count, batch_size)
-        loss, parts = MeanLoss(self.backend.adapter.to_numpy), []
-        now = self._now()
+    def _evaluate(
+        self, examples: Examples, batch_size: int, averaged: bool = False
+    ) -> dict[str, float]:
+        count = len(examples)
+        batch_size = min(batch_size, count)
+        params, state = self._prediction_weights(averaged)
+        needs_counts = self._validator.has_short_batch(count, batch_size)
+        loss = MeanLoss(self.backend.adapter.to_numpy)
+        shares = []  # of all examples, in each batch
+        batch_means = []  # the means of all metrics, by batch
+        step_context = self._step_context()
         for part in StoredBatches(examples, batch_size, False, 0).epoch(0, 0):
-            batch = to_device(self._validator, part, batch_size, ragged)
-            value, terms, means = self._judge(params, state, *batch, *now)
+            batch = to_device(self._validator, part, batch_size, needs_counts)
+            value, terms, means = self._judge(params, state, *batch, *step_context)
             loss.add([float(self.backend.to_numpy(value))], terms)
             means = self.backend.to_numpy(tuple(means))
-            means = tree_map(lambda mean: np.asarray(mean, np.float64), means)
-            parts.append((len(part) / count, means))
-        return {"loss": loss.value} | {
-            name: finish_of(metric)(joined(metric, [(share, means[i]) for share, means in parts]))
-            for i, (name, metric) in enumerate(self.metrics.items())
-        }
+            shares.append(len(part) / count)
+            batch_means.append(tree_map(lambda mean: np.asarray(mean, np.float64), means))
+        results = {"loss": loss.value}
+        for i, (name, metric) in enumerate(self.metrics.items()):
+            weighted = [(share, means[i]) for share, means in zip(shares, batch_means, strict=True)]
+            results[name] = finish_of(metric)(joined(metric, weighted))
+        return results
 
-    def _in_use(self, averaged: bool) -> tuple[Params, State]:
-        """The parameters to predict with, and the state."""
-        params, state, moments = self._built()
+    def _prediction_weights(self, averaged: bool) -> tuple[Params, State]:
+        """Return the parameters to predict with, and the state."""
+        params, state, moments = self._current_carry()
         if not averaged:
             return params, state
         own_moments = Average.own_moments(moments)
@@ -777,39 +885,42 @@ class Trainer:
             return average.averaged(params, own_moments), state
 
     def predict(self, x: Any, *, batch_size: int = 1024, averaged: bool = False) -> Any:
-        """y for all examples of x, in the mode for prediction.
+        """Return y for all examples of x, computed in prediction mode.
 
-        Arrays of the backend give arrays of the backend; anything else NumPy arrays.
-        averaged: with the mean of the parameters that `Average` keeps.
+        The result is an array of the backend if x is one, and a NumPy array otherwise.
+        averaged: use the mean of the parameters that `Average` maintains.
         """
         batch_size = as_integer("batch_size", batch_size)
         expect_flag("averaged", averaged)
-        params, state = self._in_use(averaged)
-        host = Examples(self._input(x), ())
-        batch_size = max(1, min(batch_size, len(host)))
-        found = []
-        for start in range(0, max(1, len(host)), batch_size):
-            part = host[start : start + batch_size]
+        params, state = self._prediction_weights(averaged)
+        examples = Examples(self._checked_input(x), ())
+        batch_size = max(1, min(batch_size, len(examples)))
+        outputs = []
+        for start in range(0, max(1, len(examples)), batch_size):
+            part = examples[start : start + batch_size]
             size = len(part)
-            part = part if not size or size == batch_size else padded(part, batch_size)
+            if 0 < size < batch_size:
+                part = padded(part, batch_size)
             y = self._predict(params, state, self.backend.asarray(part.x))
-            found.append(tree_map(lambda leaf: leaf[:size, ...], y))  # noqa: B023
-        y = found[0] if len(found) == 1 else tree_map(self._join, *found)
-        hosts = np.ndarray | np.generic | list | int | float
-        ours = any(not isinstance(leaf, hosts) for leaf in leaves(x))
-        return y if ours else self.backend.to_numpy(y)
+            outputs.append(tree_map(lambda leaf: leaf[:size, ...], y))  # noqa: B023
+        y = outputs[0] if len(outputs) == 1 else tree_map(self._join, *outputs)
+        host_types = np.ndarray | np.generic | list | int | float
+        is_on_backend = any(not isinstance(leaf, host_types) for leaf in leaves(x))
+        return y if is_on_backend else self.backend.to_numpy(y)
 
     def summary(self, batch_size: int = 32) -> Summary:
-        """The layers of the model: shapes, parameters, FLOPs, and bytes kept for `backward`.
+        """Return a table of the layers: shapes, parameters, FLOPs, and bytes cached for `backward`.
 
-        Below them stands what a step of training holds at once, as predicted.
+        Below it stands the predicted peak memory of a training step.
         """
         batch_size = as_integer("batch_size", batch_size)
-        (params, state, _), shape = self._built(), self.shape or ()
-        found = summarize(self.model, params, state, shape, self.dtype, batch_size)
+        params, state, _ = self._current_carry()
+        shape = self.shape or ()
+        table = summarize(self.model, params, state, shape, self.dtype, batch_size)
         step = make_step(self.model, self.loss, self.optimizer, keep_finite=self.keep_finite)
         batch = self.model, shape, self.dtype, batch_size
-        return replace(found, bytes_of_training=bytes_of_training(step, self._built(), *batch))
+        peak = bytes_of_training(step, self._current_carry(), *batch)
+        return replace(table, bytes_of_training=peak)
 
     def __str__(self) -> str:
         return f"{self._title()}\n\n{self.model}"
@@ -818,22 +929,22 @@ class Trainer:
         return f"<p>{escape(self._title())}</p>{self.model._repr_html_()}"
 
     def _title(self) -> str:
-        """What is trained how, and how far it is."""
+        """Return one line: backend, dtype, loss, optimizer, steps and epochs."""
         return (
             f"{type(self).__name__} on {self.backend} in {self.dtype}: "
             f"{describe_loss(self.loss)} by {self.optimizer!r}, "
             f"after {self.steps} steps and {self.epoch} epochs"
         )
 
-    def _input(self, x: Any) -> Any:
-        """x on the host, checked against the model, which it builds if that was to be done."""
-        found, chosen = self._validator.fetched(x)
+    def _checked_input(self, x: Any) -> Any:
+        """Return x on the host, checked against the model; draw weights first if there are none."""
+        arrays, has_dtype = self._validator.fetch_x(x)
         if self.shape is None:
-            self.build(tree_map(lambda leaf: leaf.shape[1:], found))
-        return self._validator.checked(found, chosen, self.shape)
+            self.build(tree_map(lambda leaf: leaf.shape[1:], arrays))
+        return self._validator.check_x(arrays, has_dtype, self.shape)
 
     def examples(self, x: Any, target: Any, weights: Any = None) -> Examples:
-        """Data as they are trained on: on the host, checked, in the dtype of the model.
+        """Return data as `fit` uses them: on the host, checked, in the dtype of the model.
 
         Raises
         ------
@@ -842,35 +953,35 @@ class Trainer:
         """
         before = self._settled()
         try:
-            return self._validator.examples(self._input(x), target, weights, self.out_shape)
+            return self._validator.examples(self._checked_input(x), target, weights, self.out_shape)
         except BaseException:
-            if before.shape is None:  # the shape that it was built for may be what is wrong
+            # Weights drawn for a rejected x may have the wrong shape: drop them again.
+            if before.shape is None:
                 self._run = before
             raise
 
-    # --- elsewhere and later ------------------------------------------------------------
+    # --- other backends, and files ------------------------------------------------------
 
     def to(self, backend: Backend | str) -> "Trainer":
-        """A trainer on another backend that goes on from here; this one stays as it is.
+        """Return a trainer on another backend that continues from here; this one does not change.
 
-        One that is given by name keeps to this one's precision, `deterministic` and `replay`,
-        whatever the environment says; a `Backend` has its own.
+        A backend given by name takes precision, `deterministic` and `replay` from this trainer's
+        backend, not from the environment; a `Backend` has its own settings.
 
         Raises
         ------
         BackendUnavailable
-            If the other cannot run here, or not as deterministically as this one.
+            If the other cannot run here, or cannot be as deterministic as this one.
         """
         if not isinstance(backend, Backend):
             expect_text("a backend, or its name,", backend)
-            own = self.backend
             backend = choose(
                 backend,
-                precision=own.precision,
-                deterministic=own.deterministic,
-                replay=own.replay,
+                precision=self.backend.precision,
+                deterministic=self.backend.deterministic,
+                replay=self.backend.replay,
             )
-        given = self.context
+        context = self.context
         moved = Trainer(
             self.model,
             self.loss,
@@ -878,28 +989,29 @@ class Trainer:
             backend=backend,
             seed=self.seed,
             dtype=self.dtype,
-            metrics=self.metrics if self._has_own_metrics else None,
+            metrics=self.metrics if self._has_custom_metrics else None,
             keep_finite=self.keep_finite,
-            context=given if self._context.is_called else self.backend.to_numpy(given),
+            context=context if self._context.is_called else self.backend.to_numpy(context),
         )
         run = self._settled()
         moved._run = run._replace(carry=None, is_shared=False)
-        moved.notes, moved._kept = copy.deepcopy(self.notes), dict(self._kept)
-        moved._largest = self._largest
+        moved.notes = copy.deepcopy(self.notes)
+        moved._kept = dict(self._kept)
+        moved._longest_batch = self._longest_batch
         moved._memory = None if self._memory is None else self._memory.copy()
         if run.carry is not None:
-            moved._place(self._on_host())
+            moved._set_carry(self._host_copy())
         return moved
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write everything that resuming needs into one safetensors file.
+        """Write everything that is needed to resume training to one safetensors file.
 
-        Parameters, state and moments, the step count, and where in the data training
-        stands. A crash or a full disk never costs the old file.
+        That is parameters, state and moments, the step count, and the position in the data. An
+        existing file is replaced only once the new one is complete.
         """
         path = expect_path("path", path)
-        with self._lock:  # no step is taken in another thread meanwhile
-            self._built()
+        with self._lock:  # so that no other thread takes a step meanwhile
+            self._current_carry()  # raises if there are no weights
             run = self._settled()
             params, state, moments = self.backend.to_numpy(run.carry)
             tree = {"params": params, "state": state, "moments": moments}
@@ -919,7 +1031,7 @@ class Trainer:
                 "steps": run.steps,
                 "epoch": run.epoch,
                 "open": run.open,
-                "largest": self._largest,
+                "largest": self._longest_batch,
                 "notes": self.notes,
                 "kept": kept,
                 "fit": None if self._memory is None else memory.notes,
@@ -941,27 +1053,27 @@ class Trainer:
     ) -> "Trainer":
         """Return the trainer that was saved at `path`, on any backend.
 
-        A model, loss or optimizer of your own is not rebuilt from a file: pass it. Nor are
-        `metrics` in it, by default those that the loss brings, nor the `context`.
+        A custom model, loss or optimizer is not rebuilt from a file: pass it. The file has neither
+        `metrics`, which are those of the loss by default, nor the `context`: pass these too.
 
-        The file may come from anybody: it cannot run code, and what does not fit is refused before
-        memory is taken for it. Its numbers are not judged: they may be NaN, or a bad model.
+        It is safe to load an untrusted file: it cannot run code, and it is checked before memory
+        is allocated for it. Its numbers are not checked: they may be NaN, or those of a bad model.
 
         Raises
         ------
         CheckpointError
-            If the file is not a checkpoint, is damaged, holds another model than the given one, or
-            names something that this library does not define. It is a ValueError.
+            If the file is not a checkpoint, is damaged, was saved with another model than the one
+            passed, or names something that this library does not define. It is a ValueError.
         OSError
             If the file cannot be read.
         """
         path = expect_path("path", path)
         with checkpoint.opened(path) as file:
             saved = CheckpointFields.read(file)
-            given = {"model": model, "loss": loss, "optimizer": optimizer}
-            parts = {name: restored(file, name, thing) for name, thing in given.items()}
             trainer = cls(
-                **parts,
+                model=restored(file, "model", model),
+                loss=restored(file, "loss", loss),
+                optimizer=restored(file, "optimizer", optimizer),
                 backend=backend,
                 seed=saved.seed,
                 dtype=saved.dtype,
@@ -969,75 +1081,76 @@ class Trainer:
                 keep_finite=saved.keep_finite,
                 context=context,
             )
-            trainer._take(file, saved, is_own=not (model is None and optimizer is None))
+            is_custom = not (model is None and optimizer is None)
+            trainer._read_arrays(file, saved, is_custom)
         return trainer
 
-    def _take(
-        self, file: checkpoint.OpenedCheckpoint, saved: CheckpointFields, is_own: bool
+    def _read_arrays(
+        self, file: checkpoint.OpenedCheckpoint, saved: CheckpointFields, is_custom: bool
     ) -> None:
-        """Continue from a checkpoint; is_own: whether the caller gave the model or optimizer."""
-        draw = self._draw if is_own else None
+        """Continue from a checkpoint; is_custom: whether the caller passed model or optimizer."""
+        draw = self._draw if is_custom else None
         carry, out_shape = skeleton(file, saved, self.model, self.optimizer, draw)
         like: dict[str, Any] = dict(zip(("params", "state", "moments"), carry, strict=True))
         like |= {f"kept {i}": carry for i in range(len(saved.kept))}
         like |= {f"best {i}": carry for i in range(len(saved.best))}
         expect_same_arrays(file, like)
 
-        def placed(name: str, array: np.ndarray) -> Any:
+        def on_backend(name: str, array: np.ndarray) -> Any:
+            """Move an array to the backend, unless it belongs to a copy that stays on the host."""
             return array if name.startswith(("kept ", "best ")) else self.backend.asarray(array)
 
-        tree = unname(file.arrays(placed), like)
+        tree = unname(file.arrays(on_backend), like)
         carry = tree["params"], tree["state"], tree["moments"]
-        progress = saved.steps, saved.epoch, saved.open
-        self._run = _Run(carry, saved.shape, out_shape, *progress)
+        self._run = _Run(carry, saved.shape, out_shape, saved.steps, saved.epoch, saved.open)
         self._kept = {name: tree[f"kept {i}"] for i, name in enumerate(saved.kept)}
-        self.notes, self._largest = saved.notes, saved.largest
+        self.notes = saved.notes
+        self._longest_batch = saved.largest
         if saved.fit is not None:
             best = {key: tree[f"best {i}"] for i, key in enumerate(saved.best)}
             self._memory = RunMemory(saved.fit, best)
 
 
-def _copied(carry: Carry) -> Carry:
+def _copy(carry: Carry) -> Carry:
     return tree_map(lambda leaf: namespace(leaf).asarray(leaf, copy=True), carry)
 
 
-def _stepped(run: _Run, result: Any) -> tuple[_Run, Any]:
-    """The run after one step, and its loss."""
+def _after_one_step(run: _Run, result: Any) -> tuple[_Run, Any]:
+    """Return the run after one step, and its loss."""
     carry, value, *_ = result
     after = _Run(carry, run.shape, run.out_shape, run.steps + 1, run.epoch, run.open)
     return after, value
 
 
-def _expect_alike(found: dict, expected: dict) -> None:
-    for name in sorted(found.keys() | expected.keys()):
-        have, want = (
-            _outlined(tree[name]) if name in tree else "nothing" for tree in (found, expected)
-        )
-        if have != want:
-            raise ValueError(f"{name or 'the tree'} is {have}, expected {want}")
+def _expect_same_leaves(new: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise ValueError unless both have leaves of the same names, dtypes and shapes."""
+    for name in sorted(new.keys() | expected.keys()):
+        actual = _dtype_and_shape(new[name]) if name in new else "nothing"
+        needed = _dtype_and_shape(expected[name]) if name in expected else "nothing"
+        if actual != needed:
+            raise ValueError(f"{name or 'the tree'} is {actual}, expected {needed}")
 
 
-def _outlined(leaf: Any) -> str:
-    """The dtype and shape of an array."""
+def _dtype_and_shape(leaf: Any) -> str:
     is_array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
     return f"{leaf.dtype} {tuple(leaf.shape)}" if is_array else described(leaf)
 
 
-def _metrics(given: Any) -> dict[str, Callable]:
-    """Metrics by name, as they were given.
+def _checked_metrics(metrics: Any) -> dict[str, Callable]:
+    """Return a copy of the dict of metrics.
 
     Raises
     ------
     TypeError
-        If this is not a dict from names to functions of (y, target).
+        If `metrics` is not a dict from names to functions of (y, target).
     ValueError
         If a metric is called "loss".
     """
-    if not isinstance(given, Mapping):
+    if not isinstance(metrics, Mapping):
         example = '{"accuracy": nn.accuracy}'
-        raise TypeError(f"expected metrics as a dict such as {example}, got {described(given)}")
-    for name, metric in given.items():
+        raise TypeError(f"expected metrics as a dict such as {example}, got {described(metrics)}")
+    for name, metric in metrics.items():
         expect_text("the name of a metric", name)
         expect_function(f"the metric {name!r}", metric, "y, target", also="context")
         expect(name != "loss", "expected another name for a metric than 'loss', which is reported")
-    return dict(given)
+    return dict(metrics)

@@ -21,7 +21,7 @@ __all__ = ["InputValidator"]
 
 @dataclass(frozen=True)
 class InputValidator:
-    """What a model and a loss take on a backend, in the dtype that the model computes in.
+    """Checks data against a model and a loss, and converts them to the dtype of the model.
 
     Errors say what was expected and what came, in the user's own numbers.
     """
@@ -31,50 +31,58 @@ class InputValidator:
     backend: Backend
     dtype: str
 
-    def fetched(self, x: Any) -> tuple[Any, Any]:
-        """x on the host, equally long throughout, and which dtypes of it were chosen."""
-        found, chosen = fetch("x", x, self.backend)
-        expect_lengths("x", found)
-        return found, chosen
+    def fetch_x(self, x: Any) -> tuple[Any, Any]:
+        """Return x on the host, and for each leaf whether the user chose its dtype.
 
-    def checked(self, found: Any, chosen: Any, shape: Any) -> Any:
-        """What was `fetched` as the model takes it, whose examples have `shape`."""
-        expect_shapes("x", found, shape)
-        if chosen is not True:
-            found = tree_map(self._floating, found, chosen, kinds(self.model.input_kinds, found))
-        _check_pieces(self.model.check, found)
-        return self._typed("x", found, chosen)
+        All leaves have the same length.
+        """
+        arrays, has_dtype = fetch("x", x, self.backend)
+        expect_lengths("x", arrays)
+        return arrays, has_dtype
+
+    def check_x(self, x: Any, has_dtype: Any, shape: Any) -> Any:
+        """Return the result of `fetch_x` as input of a model whose examples have `shape`."""
+        expect_shapes("x", x, shape)
+        if has_dtype is not True:
+            x = tree_map(self._real, x, has_dtype, kinds(self.model.input_kinds, x))
+        _check_in_chunks(self.model.check, x)
+        return self._converted("x", x, has_dtype)
 
     def examples(self, x: Any, target: Any, weights: Any, out_shape: Any) -> Examples:
-        """Examples of x that was `checked`, for a model that makes y of `out_shape`."""
+        """Return examples of x, a result of `check_x`, for a model with outputs of `out_shape`."""
         count = len(leaves(x)[0])
         if count == 0:
             shapes = " and ".join(f"{path} of shape {a.shape}" for path, a in named_leaves(x, "x"))
             raise ValueError(f"expected at least one example, got {shapes}")
-        found, chosen = fetch("target", target, self.backend)
-        if any(leaf.shape[:1] != (count,) for leaf in leaves(found)):
-            named = named_leaves(found, "target")
-            path, leaf = next(pair for pair in named if pair[1].shape[:1] != (count,))
-            said = "targets" if path == "target" else path
-            raise ValueError(f"{count} examples, but {said} of shape {leaf.shape}")
-        check = self._check
+        target, has_dtype = fetch("target", target, self.backend)
+        self._expect_count("target", target, count)
+        check = self._target_check
         if check is not None:
             try:
-                _check_pieces(lambda part: check(part, out_shape), found)
+                _check_in_chunks(lambda chunk: check(chunk, out_shape), target)
             except (TypeError, ValueError) as error:
                 error.add_note(f"for the loss {describe_loss(self.loss)}")
                 raise
-        found = self._typed("target", found, chosen)
+        target = self._converted("target", target, has_dtype)
         if weights is not None:
-            weights = self._weights(weights, count)
-        return Examples(x, found, weights)
+            weights = self._checked_weights(weights, count)
+        return Examples(x, target, weights)
 
-    def _weights(self, given: Any, count: int) -> np.ndarray:
+    def _expect_count(self, name: str, data: Any, count: int) -> None:
+        if all(leaf.shape[:1] == (count,) for leaf in leaves(data)):
+            return
+        for path, leaf in named_leaves(data, name):
+            if leaf.shape[:1] != (count,):
+                label = "targets" if path == "target" else path
+                raise ValueError(f"{count} examples, but {label} of shape {leaf.shape}")
+
+    def _checked_weights(self, weights: Any, count: int) -> np.ndarray:
         self.expect_weights("weighting examples")
-        given, chosen = fetch("weights", given, self.backend)
-        if not isinstance(given, np.ndarray):
+        weights, has_dtype = fetch("weights", weights, self.backend)
+        if not isinstance(weights, np.ndarray):
             raise TypeError("expected weights as one array, which all losses share")
-        weights = converted("weights", given, chosen, self.dtype).astype(self.dtype, copy=False)
+        weights = converted("weights", weights, has_dtype, self.dtype)
+        weights = weights.astype(self.dtype, copy=False)
         if weights.shape[:1] != (count,):
             raise ValueError(f"expected weights of shape ({count},), got {weights.shape}")
         if not (np.isfinite(weights) & (weights >= 0)).all():
@@ -84,23 +92,29 @@ class InputValidator:
     @cached_property
     def takes_weights(self) -> bool:
         """Whether the loss takes weights."""
-        also = {"context": None} if takes_keyword(self.loss, "context") else {}
+        context = {"context": None} if takes_keyword(self.loss, "context") else {}
         try:
-            signature(self.loss).bind(None, None, None, **also)
+            signature(self.loss).bind(None, None, None, **context)
         except TypeError:
             return False
         return True
 
-    def expect_weights(self, who: str, otherwise: str = "") -> None:
-        """Refuse what needs a loss that takes weights, if this one does not."""
+    def expect_weights(self, what: str, alternative: str = "") -> None:
+        """Raise TypeError if the loss does not take weights, which `what` needs."""
         if not self.takes_weights:
             raise TypeError(
-                f"{who} needs a loss that takes weights: give it a third parameter, "
-                f"weights=None{otherwise}"
+                f"{what} needs a loss that takes weights: give it a third parameter, "
+                f"weights=None{alternative}"
             )
 
     def has_short_batch(self, count: int, rows: int) -> bool:
-        """Whether batches of `rows` leave a short one, which the loss must be able to weigh."""
+        """Return whether the last of the batches of `rows` examples is short.
+
+        Raises
+        ------
+        TypeError
+            If it is and the loss takes no weights, which padding needs.
+        """
         if count % rows:
             self.expect_weights(
                 f"a short batch, of {count} examples {rows} at a time,",
@@ -109,27 +123,27 @@ class InputValidator:
         return count % rows > 0
 
     @cached_property
-    def _check(self) -> Callable | None:
+    def _target_check(self) -> Callable | None:
         return check_of(self.loss)
 
-    def _floating(self, leaf: np.ndarray, chosen: bool, kind: str) -> np.ndarray:
-        """Numbers that came without a dtype are of the model's, where it takes such."""
-        return leaf if chosen or kind != "real floating" else leaf.astype(self.dtype)
+    def _real(self, leaf: np.ndarray, has_dtype: bool, kind: str) -> np.ndarray:
+        """Convert numbers without a chosen dtype to that of the model, if it takes real numbers."""
+        return leaf if has_dtype or kind != "real floating" else leaf.astype(self.dtype)
 
-    def _typed(self, name: str, data: Any, chosen: Any) -> Any:
-        if is_mapped(data):
-            _check_pieces(lambda part: converted(name, part, chosen, self.dtype), data)
-        return converted(name, data, chosen, self.dtype)
+    def _converted(self, name: str, data: Any, has_dtype: Any) -> Any:
+        if is_mapped(data):  # `converted` does not read a mapped file: check it in chunks
+            _check_in_chunks(lambda chunk: converted(name, chunk, has_dtype, self.dtype), data)
+        return converted(name, data, has_dtype, self.dtype)
 
 
-def _check_pieces(check: Callable, data: Any) -> None:
-    """Check data, piece by piece where they lie in a file; errors then count from the piece."""
+def _check_in_chunks(check: Callable[[Any], Any], data: Any) -> None:
+    """Check data, those of a mapped file in chunks; an error names the start of its chunk."""
     if not is_mapped(data):
         check(data)
         return
-    for start, part in chunks(data):
+    for start, chunk in chunks(data):
         try:
-            check(part)
+            check(chunk)
         except (TypeError, ValueError) as error:
             if not start:
                 raise
