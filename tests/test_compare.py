@@ -282,7 +282,7 @@ def test_without_names_everything_runs_but_what_cannot_and_test_libraries(monkey
     assert only(report)["backend"] == "numpy"
     absent, strict = report["left_out"]
     assert (absent["backend"], absent["reason"]) == ("absent", "absent needs a package")
-    assert "array_api_strict is a library for tests" in strict["reason"]
+    assert "array_api_strict is for tests only" in strict["reason"]
     assert strict["reason"] in summary(report)
 
 
@@ -329,11 +329,11 @@ def test_a_wrong_starting_weight_is_seen_before_the_first_step(pretend):
     report = compare(SPIRALS, [pretend(asarray=asarray)])
     result = only(report)
     first = result["first_difference"]
-    assert (first["step"], first["what"]) == (0, "the starting parameters")
+    assert (first["step"], first["description"]) == (0, "the starting parameters")
     assert result["verdict"].endswith("from the start, first in the starting parameters")
     assert result["start_sha256"] != report["start_sha256"]
     assert result["deviations"]["gradients"]["0.weight"]["relative"] > 1e-4
-    assert "but not on" in summary(report)
+    assert "but different on" in summary(report)
 
 
 def test_the_step_at_which_the_tolerance_is_left_is_named(pretend):
@@ -344,7 +344,7 @@ def test_the_step_at_which_the_tolerance_is_left_is_named(pretend):
     result = only(compare(SPIRALS, [pretend(jit=changed_at(3, stretch))]))
     assert result["status"] == "differs"
     assert result["verdict"] == "differs by more than rounding from step 4, first in the loss"
-    assert "the parts of the first, the middle and the last step agree" in sentence(result)
+    assert "all parts of the first, the middle and the last step agree" in sentence(result)
     assert result["deviations"]["parameters"]["0.weight"]["relative"] > 1e-4
     assert result["deviations"]["gradients"]["0.weight"]["relative"] < 1e-5
 
@@ -354,9 +354,9 @@ def test_a_reference_that_diverges_is_said_to():
     assert "is not a finite number from step 3 on" in report["reference"]["diverges"]
     assert "the training diverges: the loss of the float64 reference itself" in summary(report)
     result = only(report)
-    assert result["status"] == "not judged"
-    assert result["verdict"] == "agrees up to step 1; cannot be judged beyond"
-    assert "float32 cannot hold the numbers of the reference there" in sentence(result)
+    assert result["status"] == "not checked"
+    assert result["verdict"] == "agrees up to step 1; cannot be checked beyond that"
+    assert "float32 cannot hold the reference's numbers at that step" in sentence(result)
     assert "diverges" not in summary(compare(SPIRALS, ["numpy"], epochs=1, sizes=()))
 
 
@@ -367,7 +367,7 @@ def test_a_wrong_function_is_seen_in_every_deviation(monkeypatch):
     monkeypatch.setattr("agnostic_nn.layers.activations.silu", wrong_in_float32)
     result = only(compare(SPIRALS, ["numpy"]))
     first = result["first_difference"]
-    assert (first["step"], first["what"]) == (1, "the output of layer 1 (SiLU)")
+    assert (first["step"], first["description"]) == (1, "the output of layer 1 (SiLU)")
     found = result["deviations"]
     for far in (found["losses"], found["outputs"]["y"], found["gradients"]["0.weight"]):
         assert far["relative"] > 1e-5
@@ -422,7 +422,7 @@ NAMED = (  # by names
 )
 OPTIONAL = (
     *("batches", "control", "deviations", "differences", "first_difference", "memory"),
-    *("not_judged", "probe", "results[].tolerance"),
+    *("measured_precision", "not_checked", "results[].tolerance"),
 )
 
 
@@ -459,7 +459,7 @@ def fields(data, path=""):
 def eventful(spirals):
     """A report that has everything in it: a result, one that left the tolerance, a failure."""
     report = deepcopy(spirals)
-    one = {"step": 3, "what": "a | in its name", "quantity": "gradients", "name": "0.weight"}
+    one = {"step": 3, "description": "a | in its name", "quantity": "gradients", "name": "0.weight"}
     one |= {"layer": "0", "relative": 0.5, "tolerance": 1e-6}
     runs = [{"name": "a control run", "left_tolerance": 9}]
     departed = report["results"][-1] | {
@@ -467,12 +467,12 @@ def eventful(spirals):
         "verdict": "differs by more than rounding from step 3, first in a | in its name",
         "first_difference": one,
         "differences": [one],
-        "not_judged": [one | {"quantity": "losses", "step": 9, "why": "nobody knows"}],
+        "not_checked": [one | {"quantity": "losses", "step": 9, "reason": "the cause is unknown"}],
         "control": {"step": 9, "magnification": 1e4, "runs": runs},
         "command": "agnostic-nn bisect numpy:cpu --workload digits-mlp --steps 2",
     }
     report["results"].append(departed)
-    short = report["results"][-2] | {"shortfall": "strict, but multiplies in something less"}
+    short = report["results"][-2] | {"precision_issue": "strict, but multiplies in something less"}
     report["results"].append(short)
     left_out = {"backend": "absent", "machine": "here", "reason": "absent is absent"}
     report["left_out"].append(left_out)
@@ -593,9 +593,9 @@ def test_the_policy_of_each_run_is_recorded_beside_what_a_probe_found(backend):
     result = only(report)
     policy = {key: result[key] for key in ("precision", "deterministic")}
     assert policy == backend.policy
-    assert result["probe"] == {"eager": FLOAT32, "compiled": FLOAT32}
-    assert result["shortfall"] is None
-    *_, drawn = summary(report).partition("as asked for and as found by a probe")
+    assert result["measured_precision"] == {"eager": FLOAT32, "compiled": FLOAT32}
+    assert result["precision_issue"] is None
+    *_, drawn = summary(report).partition("requested, and as measured")
     (row,) = [line.split() for line in drawn.splitlines() if line.split()[:1] == [str(backend)]]
     repeats = "yes" if backend.deterministic else "no"
     assert row[1:] == [backend.precision, repeats, "float32", "float32"]
@@ -605,22 +605,22 @@ def test_strict_that_computes_less_is_a_shortfall_that_is_said(rough, tmp_path):
     report = compare(SPIRALS, [rough], epochs=1, sizes=(), precision="strict")
     result = only(report)
     less = "TensorFloat-32 (eager: all; compiled: all)"
-    assert result["shortfall"] == f"strict, but multiplies in {less}"
+    assert result["precision_issue"] == f"strict, but multiplies in {less}"
     assert result["first_difference"]["step"] == 1
     said = f"It is strict, but multiplies in {less}."
     write(report, tmp_path)
     assert said in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert said in summary(report)
     fast = compare(SPIRALS, [rough], epochs=1, sizes=(), precision="fast")
-    assert only(fast)["probe"]["eager"] == dict.fromkeys(FLOAT32, "TensorFloat-32")
-    assert only(fast)["shortfall"] is None
-    assert "fast changes nothing" not in summary(fast)
+    assert only(fast)["measured_precision"]["eager"] == dict.fromkeys(FLOAT32, "TensorFloat-32")
+    assert only(fast)["precision_issue"] is None
+    assert "fast has no effect" not in summary(fast)
 
 
 def test_fast_that_changes_nothing_is_said_too():
     report = compare(SPIRALS, ["numpy"], epochs=1, precision="fast", deterministic=True)
     assert (only(report)["precision"], only(report)["deterministic"]) == ("fast", True)
-    said = "fast changes nothing on numpy:cpu: products are float32 all the same"
+    said = "fast has no effect on numpy:cpu: products are float32 anyway"
     assert said in summary(report)
 
 
@@ -629,7 +629,7 @@ def test_each_backend_is_probed_once_and_for_float32_only(monkeypatch):
     monkeypatch.setattr(comparison.policies, "probe", lambda one: probed.append(one) or {})
     report = compare(SPIRALS, ["numpy"], dtypes=["float64", "float32"], epochs=1, sizes=())
     assert probed == [nn.backend("numpy")]
-    assert [result["probe"] for result in report["results"]] == [None, {}]
+    assert [result["measured_precision"] for result in report["results"]] == [None, {}]
 
 
 def test_a_probe_that_fails_takes_no_result_away(monkeypatch):
@@ -638,11 +638,13 @@ def test_a_probe_that_fails_takes_no_result_away(monkeypatch):
 
     monkeypatch.setattr(comparison.policies, "probe", fail)
     report = compare(SPIRALS, ["numpy"], epochs=1)
-    assert only(report)["error"] is only(report)["probe"] is None
-    said = "It is strict, but no probe of it can be made: MemoryError: no room for it."
+    assert only(report)["error"] is only(report)["measured_precision"] is None
+    said = "It is strict, but it cannot be measured: MemoryError: no room for it."
     assert said in summary(report)
-    assert only(report)["status"] == report["verdict"]["status"] == "not judged"
-    assert "agrees over 7 steps, but is not shown to be strict. What was judged" in summary(report)
+    assert only(report)["status"] == report["verdict"]["status"] == "not checked"
+    assert "agrees over 7 steps, but is not confirmed to be strict. What was checked" in summary(
+        report
+    )
 
 
 def test_less_than_the_precision_that_was_asked_for_is_amber_and_no_success(
@@ -657,8 +659,8 @@ def test_less_than_the_precision_that_was_asked_for_is_amber_and_no_success(
     assert main([*asked, "--precision=fast"]) == 0
     assert main([*asked, "--precision=strict"]) == 2
     report = read_strictly(tmp_path / "report.json")
-    assert report["verdict"]["status"] == only(report)["status"] == "not judged"
-    assert only(report)["verdict"] == "agrees over 15 steps, but is not shown to be strict"
+    assert report["verdict"]["status"] == only(report)["status"] == "not checked"
+    assert only(report)["verdict"] == "agrees over 15 steps, but is not confirmed to be strict"
     assert "It is strict, but multiplies in TensorFloat-32" in capsys.readouterr().out
 
 
@@ -739,7 +741,7 @@ def test_every_dtype_is_compared_where_the_device_has_it(pretend):
     assert double["tolerance"]["last_step"] < 1e-8 * single["tolerance"]["last_step"]
     assert double["start_sha256"] == single["start_sha256"] == report["start_sha256"]
     assert "numpy:cpu float64" in summary(report)
-    with pytest.raises(CannotCompare, match=r"nothing is left to compare: .* has no float64"):
+    with pytest.raises(CannotCompare, match=r"there is nothing to compare: .* has no float64"):
         compare(SPIRALS, [narrow], dtypes=["float64"])
 
 
@@ -794,8 +796,8 @@ def test_memory_is_what_the_device_tells_and_what_a_step_has_to_hold(pretend):
     parameters = 4 * (2 * 8 + 8 + 8 * 2 + 2)
     assert silent["parameters"] == parameters
     assert silent["moments"] >= 2 * parameters
-    assert silent["kept_for_backward"] > 16 * 8 * 4
-    parts = ("parameters", "state", "moments", "kept_for_backward")
+    assert silent["saved_for_backward"] > 16 * 8 * 4
+    parts = ("parameters", "state", "moments", "saved_for_backward")
     assert silent["predicted"] > sum(silent[part] for part in parts)
     assert (silent["peak"], told["peak"]) == (None, 12345)
 
@@ -804,23 +806,23 @@ BIASED = replace(SPIRALS, model=nn.Sequential(nn.Dense(8), nn.BatchNorm(), nn.Ta
 
 
 def unknown(result):
-    return [each["what"] for each in result["not_judged"]]
+    return [each["description"] for each in result["not_checked"]]
 
 
 def test_a_gradient_that_is_rounding_and_nothing_else_is_judged_by_the_size_of_all():
     report = compare(replace(BIASED, optimizer=nn.SGD(0.05)), ["numpy"], sizes=())
     result = only(report)
-    assert report["tolerance"]["nothing"] == ["0.bias"]
+    assert report["tolerance"]["zero_gradients"] == ["0.bias"]
     bias = result["deviations"]["gradients"]["0.bias"]
     assert 0.0 < bias["relative"] < bias["tolerance"] < 1e-4
     assert (result["status"], unknown(result)) == ("agrees", [])
-    assert "0 but for rounding: 0.bias" in summary(report)
+    assert "zero gradients up to rounding: 0.bias" in summary(report)
 
 
 def test_steps_that_adam_makes_of_rounding_are_not_judged_and_nothing_else_is():
     report = compare(replace(BIASED, optimizer=nn.Adam(0.02)), ["numpy"], sizes=())
     result = only(report)
-    assert result["status"] == "not judged"
+    assert result["status"] == "not checked"
     assert unknown(result) == [
         "0.bias (Dense) after training",
         "the state 1.mean (BatchNorm) after training",
@@ -831,8 +833,8 @@ def test_steps_that_adam_makes_of_rounding_are_not_judged_and_nothing_else_is():
     assert found["outputs"]["y"]["tolerance"] is found["parameters"]["0.bias"]["tolerance"] is None
     assert found["predictions"]["y"]["tolerance"] < 1e-4
     said = sentence(result)
-    assert "NOT JUDGED: 0.bias (Dense) after training (its gradient is 0 but for rounding" in said
-    assert report["verdict"]["status"] == "not judged"
+    assert "NOT CHECKED: 0.bias (Dense) after training (its gradient is zero up to rounding" in said
+    assert report["verdict"]["status"] == "not checked"
 
 
 def two_outputs(reduction="mean"):
@@ -892,15 +894,15 @@ def chaotic(backend):
 
 def test_a_training_that_magnifies_rounding_is_judged_as_far_as_rounding_allows(chaotic):
     result = only(chaotic)
-    assert (result["status"], result["differences"]) == ("not judged", [])
-    (loss,) = (each for each in result["not_judged"] if each["quantity"] == "losses")
+    assert (result["status"], result["differences"]) == ("not checked", [])
+    (loss,) = (each for each in result["not_checked"] if each["quantity"] == "losses")
     assert 20 < loss["step"] < 70
     control = result["control"]
     assert control["step"] == loss["step"]
     assert control["magnification"] > 100.0
     assert any((run["left_tolerance"] or 0) > 20 for run in control["runs"])
     said = sentence(result)
-    assert f"agrees up to step {loss['step'] - 1}; cannot be judged beyond" in said
+    assert f"agrees up to step {loss['step'] - 1}; cannot be checked beyond that" in said
     assert f"this training magnifies rounding by {control['magnification']:.2g}" in said
     judged = result["deviations"]
     for part in ("layers", "gradients", "states", "updates", "predictions"):
@@ -958,9 +960,13 @@ def test_faults_outside_of_training_are_located(monkeypatch, fault, what, optimi
     monkeypatch.setattr(*planted(fault))
     workload = replace(SPIRALS, model=CONVOLUTIONAL, optimizer=optimizer, epochs=4)
     result = only(compare(workload, ["numpy"], sizes=()))
-    assert result["first_difference"]["what"] == what
+    assert result["first_difference"]["description"] == what
     assert result["first_difference"]["step"] == 1
-    assert {each["step"] for each in result["differences"] if each["what"] == what} >= {1, 15, 28}
+    assert {each["step"] for each in result["differences"] if each["description"] == what} >= {
+        1,
+        15,
+        28,
+    }
 
 
 def test_a_backend_whose_predictions_are_wrong_once_is_seen_though_its_bias_is_unknown(pretend):
@@ -978,7 +984,7 @@ def test_a_backend_whose_predictions_are_wrong_once_is_seen_though_its_bias_is_u
     workload = replace(BIASED, optimizer=nn.Adam(0.02))
     result = only(compare(workload, [pretend(jit=jit)], sizes=()))
     (difference,) = result["differences"]
-    assert difference["what"] == "the outputs after training, from its own parameters"
+    assert difference["description"] == "the outputs after training, from its own parameters"
     assert "0.bias (Dense) after training" in unknown(result)
 
 
@@ -1149,7 +1155,7 @@ def test_the_sentence_takes_the_worst_of_what_its_table_shows(spirals):
     assert title.startswith("largest relative deviation")
     shown = [figure for figure in rows[-1][1:-1] if figure is not None]
     assert len(shown) >= 7
-    assert f"to {max(shown):.2g} of float64" in sentence(result)
+    assert f"to within {max(shown):.2g} of float64" in sentence(result)
     assert max(shown) == result["max_relative_deviation"]
 
 
@@ -1163,7 +1169,7 @@ def test_a_reference_that_is_wrong_itself_is_said_to_be():
         ops.erfc.register(np.ndarray, right)
     result = only(report)
     assert report["reference"]["agrees"] is False
-    assert {each["quantity"] for each in result["not_judged"]} >= {"losses", "parameters"}
+    assert {each["quantity"] for each in result["not_checked"]} >= {"losses", "parameters"}
     assert "THE REFERENCE IS WRONG: numpy:cpu in float64" in summary(report)
 
 
@@ -1187,7 +1193,7 @@ def test_outputs_that_are_no_numbers_are_evidence_whatever_rounding_did(pretend)
     workload = replace(BIASED, optimizer=nn.Adam(0.02))
     result = only(compare(workload, [pretend(jit=jit)], sizes=()))
     assert result["first_difference"]["quantity"] == "predictions"
-    assert "not known" in summary(compare(workload, [pretend(jit=jit)], sizes=()))
+    assert "unknown" in summary(compare(workload, [pretend(jit=jit)], sizes=()))
 
 
 # --- the page ---------------------------------------------------------------------------
@@ -1206,7 +1212,7 @@ def test_the_page_tells_of_every_result_and_loads_nothing(drawn, eventful):
     assert "absent is absent" in drawn
     short = r'<li class="doubt"><b>[^<]*</b> <span>agrees over .* It is strict, but multiplies'
     assert re.search(short, drawn)
-    assert "precision, as asked for and as found by a probe" in drawn.lower()
+    assert "precision: requested, and as measured" in drawn.lower()
     assert eventful["start_sha256"] in drawn
     assert not re.search(r"<script|src=|@import|https?://(?!www\.w3\.org)", drawn)
     assert re.findall(r"<link[^>]*>", drawn) == ['<link rel="icon" href="data:,">']
@@ -1217,8 +1223,12 @@ def test_the_page_tells_of_every_result_and_loads_nothing(drawn, eventful):
     "title",
     [
         *("Loss", "Deviation of the loss from the reference", "Outputs of layers, from"),
-        *("Gradients, from the same", "Parameters after the last step", "Time of a step and"),
-        *("Time of a step by the size of its batch", "Memory of a step, MB"),
+        *(
+            "Gradients, from the same inputs",
+            "Parameters after the last step",
+            "Time per step, median",
+        ),
+        *("Time per step by batch size", "Memory of a step, MB"),
     ],
 )
 def test_the_page_has_a_plot_of(drawn, title):
@@ -1236,8 +1246,8 @@ def test_a_page_of_failures_alone_has_no_plots(eventful):
 
 
 def test_a_key_of_a_plot_shows_no_deviation_0_where_nothing_is_known():
-    keys = [drawing._called("jax", off) for off in ([0.0, 1e-7], [0.0, 0.0], [None, 0.0], [None])]
-    assert keys == ["jax", "jax: 0", "jax: not known", "jax: not known"]
+    keys = [drawing._label("jax", off) for off in ([0.0, 1e-7], [0.0, 0.0], [None, 0.0], [None])]
+    assert keys == ["jax", "jax: 0", "jax: unknown", "jax: unknown"]
 
 
 def test_numbers_that_are_none_do_not_keep_a_page_from_being_drawn(pretend):
@@ -1253,7 +1263,7 @@ def test_numbers_that_are_none_do_not_keep_a_page_from_being_drawn(pretend):
     assert only(report)["error"] is None
     assert only(report)["max_relative_deviation"] is None
     for text in (page(report), summary(report)):
-        assert "not known" in text
+        assert "unknown" in text
 
 
 @pytest.fixture(scope="module")
@@ -1270,7 +1280,9 @@ def counted():
 @pytest.mark.parametrize("name", sorted(set(Row.__annotations__) - {"shape"}))
 def test_a_report_says_of_each_layer_what_the_summary_does(counted, name):
     report, told = counted
-    assert [each[name] for each in report["ledger"]] == [getattr(row, name) for row in told.rows]
+    assert [each[name] for each in report["layer_costs"]] == [
+        getattr(row, name) for row in told.rows
+    ]
 
 
 def test_the_markdown_says_what_each_layer_holds_and_asks_for(counted, tmp_path):
@@ -1285,7 +1297,7 @@ def test_the_page_says_what_each_layer_holds_and_asks_for(drawn, counted):
 
 
 def expect_counts(text, told):
-    assert "What each layer holds and asks for, in float64" in text
+    assert "Memory and operations by layer, in float64" in text
     assert f"{told.flops_backward:,}" in text
     assert f"{told.bytes_kept:,}" in text
     assert told.remarks()[0] in text

@@ -65,7 +65,7 @@ class Outcome:
 def remembered() -> Iterator[None]:
     """Compute what the reference makes of the same piece and numbers only once.
 
-    And leave out what `compare` measures besides: memory, the formats of products, a ledger.
+    Leave out what `compare` measures besides: memory, the formats of products, costs by layer.
     """
     with ExitStack() as stack:
         for place, name, key in (
@@ -74,9 +74,9 @@ def remembered() -> Iterator[None]:
             (comparison, "_context", lambda task, _, __, dtype: (*_task(task), dtype)),
         ):
             stack.enter_context(patch.object(place, name, _once(getattr(place, name), key)))
-        for name in ("_probed", "_memory"):
+        for name in ("_precision", "_memory"):
             stack.enter_context(patch.object(comparison, name, lambda *_: {}))
-        stack.enter_context(patch.object(comparison, "_ledger", lambda *_: []))
+        stack.enter_context(patch.object(comparison, "_layer_costs", lambda *_: []))
         yield
 
 
@@ -132,7 +132,7 @@ def compared(fault: Fault) -> Answer:
     """Ask `compare` about a backend with a fault."""
     result = _compare(fault.model, SEED, _side(fault))
     first = result["first_difference"] or {}
-    said = first.get("what") or result["error"] or ""
+    said = first.get("description") or result["error"] or ""
     same = (each for each in result["differences"] if each["quantity"] in PROBED)
     right = _is_right(fault, next(same, first))
     return Answer(_verdict(result), right, said, first.get("step") or 0)
@@ -155,7 +155,8 @@ def _compare(model: str, seed: int, backend: Any) -> dict[str, Any]:
 
 
 def _verdict(result: dict[str, Any]) -> str:
-    return {"agrees": AGREE, "differs": DIFFER}.get(result["status"], result["status"])
+    words = {"agrees": AGREE, "differs": DIFFER, "not checked": "not judged"}
+    return words.get(result["status"], result["status"])
 
 
 QUANTITIES = {  # the beginning of a part of `bisect`: what `compare` calls it

@@ -127,13 +127,13 @@ def _replayed(options: argparse.Namespace) -> Any:
 
 def _found(options: argparse.Namespace) -> Any:
     from ..bisect import bisect
-    from ..compare.user_model import own
+    from ..compare.user_model import user_workload
     from ..compare.workloads import CannotCompare, find
 
     names = ("loss", "optimizer", "batch_size")
     given = {name: getattr(options, name) for name in names if getattr(options, name)}
     if options.model and options.data and not options.workload:
-        workload = own(options.model, options.data, **given)
+        workload = user_workload(options.model, options.data, **given)
     elif options.model or options.data or given:
         raise CannotCompare("--model and --data go together, without --workload")
     else:

@@ -186,7 +186,7 @@ def _merged(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _trained(options: argparse.Namespace) -> dict[str, Any]:
-    from ..compare import compare, user_model
+    from ..compare import compare, user_workload
     from ..compare.running import SIZES
 
     workload = options.workload or WORKLOAD
@@ -194,7 +194,7 @@ def _trained(options: argparse.Namespace) -> dict[str, Any]:
         given = {"loss": options.loss, "optimizer": options.optimizer}
         given |= {"batch_size": options.batch_size}
         chosen = {name: value for name, value in given.items() if value is not None}
-        workload = user_model.own(options.model, options.data, **chosen)
+        workload = user_workload(options.model, options.data, **chosen)
     return compare(
         workload,
         options.backends,
@@ -204,5 +204,5 @@ def _trained(options: argparse.Namespace) -> dict[str, Any]:
         epochs=options.epochs,
         seed=options.seed or 0,
         sizes=() if options.no_batches else SIZES,
-        shown=not options.quiet,
+        show_progress=not options.quiet,
     )

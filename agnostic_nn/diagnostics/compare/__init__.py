@@ -1,16 +1,18 @@
-"""Compare: the same training on every backend and device, held to one float64 reference.
+"""Compare: the same training on every backend and device, checked against a float64 reference.
 
-`workloads.py` has what is trained, and `own.py` takes a user's own. `running.py` trains on one
-backend and `comparing.py` on all; `roundings.py` counts roundings, `deviation.py` says how far they
-may take a number. `report.py` and `page.py` write what came of it, with `environment.py` telling of
-the machine, and `merging.py` makes one report of several.
+`workloads.py` defines what is trained, and `user_model.py` makes a workload of a user's model and
+data. `running.py` trains on one backend, `probes.py` runs parts of single steps, and `controls.py`
+repeats a training with nothing changed but rounding. `rounding.py` counts roundings, `deviation.py`
+says how far they may move a number, and `verdicts.py` judges a run. `comparison.py` puts the report
+together, with a description of the machine from `environment.py`. `report.py` and `page.py` format
+it, and `merge.py` combines several reports.
 """
 
 from .comparison import compare
 from .merge import merge
 from .page import page
 from .report import summary, write
-from .user_model import own
+from .user_model import user_workload
 from .workloads import WORKLOADS, CannotCompare, Workload
 
 __all__ = [
@@ -19,8 +21,8 @@ __all__ = [
     "Workload",
     "compare",
     "merge",
-    "own",
     "page",
     "summary",
+    "user_workload",
     "write",
 ]

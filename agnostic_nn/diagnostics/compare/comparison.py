@@ -1,4 +1,4 @@
-"""Comparing: one training on every backend, and how each differs from the reference."""
+"""Run one training on every backend, and report how each differs from the reference."""
 
 import math
 import shlex
@@ -30,12 +30,12 @@ from .page import Comparison
 from .probes import Reference, functions, numbered_step, probe
 from .report import TRAINED
 from .rounding import Chains
-from .running import SIZES, Run, Task, cast, given, run, run_reference, sha256
+from .running import SIZES, Run, Task, cast, probe_inputs, run, run_reference, sha256
 from .verdicts import (
     AGREES,
     DIFFERS,
     FAILED,
-    NOT_JUDGED,
+    NOT_CHECKED,
     Context,
     Judgement,
     divergence,
@@ -44,16 +44,17 @@ from .verdicts import (
 )
 from .workloads import CannotCompare, Workload, find
 
-__all__ = ["LATER", "SCHEMA", "Missing", "amber", "compare", "overall"]
+__all__ = ["SCHEMA", "Missing", "compare", "overall"]
 
-SCHEMA = 3
-DTYPES, REFERENCE_DTYPE = ("float32", "float64"), "float64"
-# of the largest gradient: what is below was 0 and is rounding in float64
-NOTHING = 2.0**-42
+SCHEMA = 4
+DTYPES = ("float32", "float64")
+REFERENCE_DTYPE = "float64"
+# A gradient below this share of the largest one is taken for zero: float64 leaves such values where
+# the exact gradient is 0.
+ZERO_GRADIENT = 2.0**-42
 _SETTINGS = ("has_float64", "precision", "deterministic")
-LATER = ("probe", "shortfall")  # fields of a result that came to be within the schema
 ONLY_BY_NAME = {
-    "array_api_strict": "array_api_strict is a library for tests: name it to compare it too"
+    "array_api_strict": "array_api_strict is for tests only: name it to include it",
 }
 
 
@@ -78,27 +79,40 @@ def compare(
     epochs: int | None = None,
     seed: int = 0,
     sizes: Sequence[int] = SIZES,
-    shown: bool = False,
+    show_progress: bool = False,
 ) -> dict[str, Any]:
-    """Train on each of the backends called `names`; the report, as data for JSON.
+    """Train on each of the backends called `names`, and return the report as data for JSON.
 
-    Without names: on every device of every backend that can run here, those left out
-    that are for tests. A name without a device means the backend's first. A backend that
-    cannot run, or fails on the way, is a result with its error; the others still finish.
+    A backend that cannot run, or fails during training, becomes a result with its error; the
+    others still finish.
 
-    precision, deterministic: of all that are given by name, as `nn.backend` takes them. A
-    `Backend` keeps its own, so that one that is strict and one that is fast can stand side by
-    side. Each is probed after it has trained in float32: where that is less than what its
-    precision promises, the report says so.
-
-    dtypes: to train in, one after the other, "float64" where the device has it; sizes: of
-    batches whose steps are timed besides; seed: of weights, masks and the order of the data;
-    shown: whether to draw progress bars.
+    Parameters
+    ----------
+    workload
+        The training to run: a `Workload` or the name of a built-in one.
+    names
+        Backends; a name without a device means the backend's first device. By default, every device
+        of every backend that can run here, except backends for tests.
+    precision, deterministic
+        The policy of all backends that are given by name, as in `nn.backend`. A `Backend` keeps its
+        own policy, so a strict and a fast one can be compared with each other. After training in
+        float32, the precision of each backend's products is measured; the report says if it is
+        lower than its policy requires.
+    dtypes
+        The dtypes to train in, in this order; "float64" is skipped on devices without it.
+    epochs
+        Passes over the data; by default the workload's.
+    seed
+        Determines weights, masks and the order of the data.
+    sizes
+        Further batch sizes whose steps are timed.
+    show_progress
+        If True, draw progress bars.
 
     Raises
     ------
     CannotCompare
-        If there is no such workload, backend or dtype, the data are not available, or the loss
+        If the workload, a backend or a dtype is unknown, the data are not available, or the loss
         takes a context.
     """
     if isinstance(workload, str):
@@ -108,33 +122,34 @@ def compare(
     expect_list("names", [] if names is None else names)
     expect_list("dtypes", dtypes)
     expect_list("sizes", sizes)
-    asked = list(dict.fromkeys(dtypes))
-    if not asked or set(asked) - set(DTYPES):
-        given = ", ".join(map(str, asked))
-        raise CannotCompare(f"dtypes are of {' and '.join(DTYPES)}, got {given}")
+    unique_dtypes = list(dict.fromkeys(dtypes))
+    if not unique_dtypes or set(unique_dtypes) - set(DTYPES):
+        got = ", ".join(map(str, unique_dtypes))
+        raise CannotCompare(f"expected dtypes from {' and '.join(DTYPES)}, got {got}")
     sizes = [as_integer("each of sizes", size) for size in sizes]
     epochs = None if epochs is None else as_integer("epochs", epochs)
     seed = as_integer("seed", seed, 0)
     if takes_keyword(workload.loss, "context"):
         raise CannotCompare(no_context(workload.loss, "compare"))
-    pairs, left_out = _pairs(names, asked, (precision, deterministic))
+    pairs, left_out = _pairs(names, unique_dtypes, (precision, deterministic))
     train, test = workload.read()
     epochs = workload.epochs if epochs is None else epochs
     task = Task(workload, train, test, _start(workload, train, seed), epochs, seed)
     chains = task.chains()
 
     here = environment()
-    with progress(shown) as told:
+    with progress(show_progress) as bars:
         host = choose("numpy")
         title = f"{REFERENCE_DTYPE} reference"
-        reference = run_reference(task, host, REFERENCE_DTYPE, title, told)
+        reference = run_reference(task, host, REFERENCE_DTYPE, title, bars)
         contexts = {dtype: _context(task, reference, chains, dtype) for _, dtype in pairs}
-        controls = Controls(task, told, host)
+        controls = Controls(task, bars, host)
         results = [
-            _result(task, found, contexts[dtype], controls, told, tuple(sizes))
-            for found, dtype in pairs
+            _result(task, backend, contexts[dtype], controls, bars, tuple(sizes))
+            for backend, dtype in pairs
         ]
     machine = here["processor"]
+    zero_gradients = {name for each in contexts.values() for name in each.zero_gradients}
     report = {
         "schema": SCHEMA,
         "verdict": overall(results),
@@ -142,7 +157,7 @@ def compare(
             "name": workload.name,
             "about": workload.about,
             "model": repr(workload.model),
-            "loss": _loss_of(workload.loss),
+            "loss": _loss_name(workload.loss),
             "optimizer": repr(workload.optimizer),
             "metric": workload.measured,
             "parameters": sum(leaf.size for leaf in leaves(task.start[0])),
@@ -168,13 +183,13 @@ def compare(
         },
         "tolerance": {
             "formula": "4 ε √n",
-            "epsilon": {dtype: float(np.finfo(dtype).eps) for dtype in asked},
-            "step": chains.step,
-            "layers": list(_layers(chains)),
-            "predictions": chains.predictions,
-            "nothing": sorted(set().union(*(each.nothing for each in contexts.values()))),
+            "epsilon": {dtype: float(np.finfo(dtype).eps) for dtype in unique_dtypes},
+            "step_roundings": chains.step,
+            "prediction_roundings": chains.predictions,
+            "layers": list(_layer_roundings(chains)),
+            "zero_gradients": sorted(zero_gradients),
         },
-        "ledger": _ledger(task, asked[0]),
+        "layer_costs": _layer_costs(task, unique_dtypes[0]),
         "results": [result | {"machine": machine} for result in results],
         "left_out": [each | {"machine": machine} for each in left_out],
         "machines": [{"label": machine, "environment": here}],
@@ -189,64 +204,72 @@ def compare(
 def _pairs(
     names: Sequence[str | Backend] | None, dtypes: list[str], policy: Policy
 ) -> tuple[list[tuple[Backend | Missing, str]], list[dict[str, str]]]:
-    """Each backend with each dtype that it has, and what is left out, with the reason."""
+    """Return each backend with each of its dtypes; and what does not run, with the reason."""
     chosen: Sequence[Backend | Missing]
-    chosen, left_out = _everything(policy) if names is None else (_named(names, policy), [])
+    if names is None:
+        chosen, left_out = _all_backends(policy)
+    else:
+        chosen = _named(names, policy)
+        left_out = []
     pairs: list[tuple[Backend | Missing, str]] = []
     lacking: list[tuple[Backend | Missing, str]] = []
-    for found in chosen:
+    for backend in chosen:
         for dtype in dtypes:
-            if dtype == REFERENCE_DTYPE and isinstance(found, Backend) and not found.has_float64:
-                reason = found.lacks_float64
-                left_out.append({"backend": found.name, "reason": reason})
-                lacking.append((Missing(str(found), reason), dtype))
+            if (
+                dtype == REFERENCE_DTYPE
+                and isinstance(backend, Backend)
+                and not backend.has_float64
+            ):
+                reason = backend.lacks_float64
+                left_out.append({"backend": backend.name, "reason": reason})
+                lacking.append((Missing(str(backend), reason), dtype))
             else:
-                pairs.append((found, dtype))
+                pairs.append((backend, dtype))
     if not pairs:
         reasons = "; ".join(each["reason"] for each in left_out)
-        raise CannotCompare(f"nothing is left to compare: {reasons}")
-    if names is not None and dtypes == [REFERENCE_DTYPE]:  # those were named, and do not run at all
+        raise CannotCompare(f"there is nothing to compare: {reasons}")
+    if names is not None and dtypes == [REFERENCE_DTYPE]:
+        # A backend that was named but has no run at all is a failure, not left out.
         return pairs + lacking, []
     return pairs, left_out
 
 
-def _everything(policy: Policy) -> tuple[list[Backend], list[dict[str, str]]]:
-    """Every device that can run, and the backends left out, each with the reason."""
+def _all_backends(policy: Policy) -> tuple[list[Backend], list[dict[str, str]]]:
+    """Return every device that can run, and the backends left out, each with the reason."""
     chosen: list[Backend] = []
     left_out = []
     for status in backends():
         reason = status.reason or ONLY_BY_NAME.get(status.name)
-        reasons = [reason] if reason else []
-        for one in () if reason else status.devices:
+        if reason:
+            left_out.append({"backend": status.name, "reason": _one_line(reason)})
+            continue
+        for device in status.devices:
             try:
-                chosen.append(_chosen(str(one), policy))
-            except BackendUnavailable as error:  # it can run, but not so
-                reasons.append(str(error))
-        left_out += [{"backend": status.name, "reason": _one_line(each)} for each in reasons]
+                chosen.append(_choose(str(device), policy))
+            except BackendUnavailable as error:  # available, but not with this policy
+                left_out.append({"backend": status.name, "reason": _one_line(str(error))})
     return chosen, left_out
 
 
-def _chosen(name: str, policy: Policy) -> Backend:
+def _choose(name: str, policy: Policy) -> Backend:
     precision, deterministic = policy
     return choose(name, precision=precision, deterministic=deterministic)
 
 
 def _named(names: Sequence[str | Backend], policy: Policy) -> list[Backend | Missing]:
-    """The backends called `names`; or the reason why one cannot run, each once."""
+    """Return the backends called `names` without duplicates; `Missing` if one cannot run."""
     chosen: list[Backend | Missing] = []
     for name in names:
         if isinstance(name, Backend):
             chosen.append(name)
             continue
         try:
-            chosen.append(_chosen(name, policy))
+            chosen.append(_choose(name, policy))
         except BackendUnavailable as error:
-            known = {status.name: status for status in backends()}
-            if name.partition(":")[0] not in known:
-                here = [str(device) for status in known.values() for device in status.devices]
-                raise CannotCompare(
-                    f"{error}; those that can run here: {', '.join(here)}"
-                ) from error
+            statuses = {status.name: status for status in backends()}
+            if name.partition(":")[0] not in statuses:
+                here = [str(device) for status in statuses.values() for device in status.devices]
+                raise CannotCompare(f"{error}; these can run here: {', '.join(here)}") from error
             chosen.append(Missing(name, _one_line(str(error))))
     return list(dict.fromkeys(chosen))
 
@@ -259,7 +282,7 @@ def _start(workload: Workload, train: Examples, seed: int) -> tuple[Params, Stat
 
 
 def _shape(examples: Examples) -> Any:
-    """The shape of x without the axis of examples."""
+    """Return the shape of x without the batch axis."""
     return tree_map(lambda leaf: leaf.shape[1:], examples.x)
 
 
@@ -269,14 +292,16 @@ def _arrays(train: Examples, test: Examples) -> dict[str, np.ndarray]:
 
 
 def _context(task: Task, reference: Run, chains: Chains, dtype: str) -> Context:
-    """What runs in `dtype` are judged by."""
-    every = given(task, reference, dtype)
+    """Return what all runs in `dtype` are judged by."""
+    inputs = probe_inputs(task, reference, dtype)
     references = [
-        Reference(task.workload, one, reference.scales[one.step - 1]) for one in every if one.finite
+        Reference(task.workload, each, reference.scales[each.step - 1])
+        for each in inputs
+        if each.finite
     ]
-    unprobed = [one.step for one in every if not one.finite]
-    nothing = _nothing(references[0]) if references else set()
-    return Context(dtype, reference, references, unprobed, chains, nothing)
+    unprobed = [each.step for each in inputs if not each.finite]
+    zero_gradients = _zero_gradients(references[0]) if references else set()
+    return Context(dtype, reference, references, unprobed, chains, zero_gradients)
 
 
 def _reference_agrees(
@@ -286,12 +311,13 @@ def _reference_agrees(
     host: Backend,
     results: list[dict[str, Any]],
 ) -> bool | None:
-    """Whether NumPy in float64 agrees with the formulas; None if it was not needed.
+    """Return whether NumPy in float64 agrees with the formulas; None if that does not matter.
 
-    It is where a training leaves its tolerance as a whole, since it is held to NumPy's.
+    It matters if a training leaves its tolerance as a whole, because trainings are compared with
+    NumPy's. Probes are compared with the formulas.
     """
-    left = [each for r in results for each in (*r["differences"], *r["not_judged"])]
-    if all(each["quantity"] not in TRAINED for each in left):
+    findings = [each for r in results for each in (*r["differences"], *r["not_checked"])]
+    if all(each["quantity"] not in TRAINED for each in findings):
         return None
     context = contexts.get(REFERENCE_DTYPE)
     context = context or _context(task, reference, task.chains(), REFERENCE_DTYPE)
@@ -301,83 +327,90 @@ def _reference_agrees(
 
 
 def overall(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The worst verdict of all, and how many runs have which."""
-    counts = dict.fromkeys((DIFFERS, FAILED, NOT_JUDGED, AGREES), 0)
+    """Return the worst status of all results, and the number of runs with each status."""
+    counts = dict.fromkeys((DIFFERS, FAILED, NOT_CHECKED, AGREES), 0)
     for result in results:
         counts[result["status"]] += 1
     worst = next(status for status, count in counts.items() if count)
-    return {"status": worst, "runs": {s.replace(" ", "_"): n for s, n in counts.items()}}
+    runs = {status.replace(" ", "_"): count for status, count in counts.items()}
+    return {"status": worst, "runs": runs}
 
 
-def _loss_of(loss: Any) -> str:
-    """The loss and its options, as one would write it."""
+def _loss_name(loss: Any) -> str:
+    """Return the loss and its options as Python code."""
     if isinstance(loss, partial):
         options = ", ".join(f"{name}={value!r}" for name, value in loss.keywords.items())
-        return f"{_loss_of(loss.func)}({options})"
+        return f"{_loss_name(loss.func)}({options})"
     return getattr(loss, "__name__", repr(loss))
 
 
-def _layers(chains: Chains) -> Iterator[dict[str, Any]]:
-    """Each layer that was met, and the roundings before its outputs and its gradients."""
+def _layer_roundings(chains: Chains) -> Iterator[dict[str, Any]]:
+    """Yield each layer with the roundings up to its outputs and up to its gradients."""
     for path, chain in chains.outputs.items():
-        entry = {"layer": path, "about": chains.about[path], "outputs": chain}
-        yield entry | {"gradients": chains.gradients.get(path)}
+        yield {
+            "layer": path,
+            "about": chains.about[path],
+            "output_roundings": chain,
+            "gradient_roundings": chains.gradients.get(path),
+        }
 
 
-def _ledger(task: Task, dtype: str) -> list[dict[str, Any]]:
-    """Each layer, and what a step of training holds and asks for in it."""
-    told = _summary(task, dtype)
-    return [asdict(row) | {"shape": str(row.shape)} for row in told.rows] if told else []
+def _layer_costs(task: Task, dtype: str) -> list[dict[str, Any]]:
+    """Return the memory and the operations of each layer in a training step."""
+    costs = _summary(task, dtype)
+    return [asdict(row) | {"shape": str(row.shape)} for row in costs.rows] if costs else []
 
 
 def _summary(task: Task, dtype: str) -> Summary | None:
-    """Of the model with a batch; a stranger's layer may take no arrays but NumPy's."""
-    (params, state, _), shape = cast(task.start, dtype), _shape(task.train)
+    """Return the summary of the model with a batch; None if a custom layer needs NumPy arrays."""
+    params, state, _ = cast(task.start, dtype)
+    shape = _shape(task.train)
     try:
         return summarize(task.workload.model, params, state, shape, dtype, task.workload.batch_size)
     except Exception:
         return None
 
 
-# --- what came of it --------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------
 
 
 def _result(
     task: Task,
-    found: Backend | Missing,
+    backend: Backend | Missing,
     context: Context,
     controls: Controls,
-    told: Progress,
+    bars: Progress,
     sizes: tuple[int, ...],
 ) -> dict[str, Any]:
-    """An entry of the report's `results`."""
+    """Train on one backend, and return an entry of the report's `results`."""
     dtype = context.dtype
-    if isinstance(found, Missing):
-        return _entry(found.name, dtype) | {"error": found.reason}
-    entry = _entry(str(found), dtype)
+    if isinstance(backend, Missing):
+        return _entry(backend.name, dtype) | {"error": backend.reason}
+    entry = _entry(str(backend), dtype)
     try:
-        entry |= {"hardware": found.hardware, "version": found.version}
-        entry |= {key: getattr(found, key, None) for key in _SETTINGS}
-        title = str(found) if dtype == "float32" else f"{found} {dtype}"
-        done = run(task, found, dtype, title, told, sizes, context.references)
-        controls.keep(found, dtype, done)
-        entry |= _speed(task, done) | {"memory": _memory(task, dtype, done)}
-        entry |= _probed(found) if dtype == "float32" else {}  # last: it takes memory too
-        return amber(entry | _judged(task, found, done, context, controls))
-    except Exception as error:  # whatever stops one backend must not stop the others
+        entry |= {"hardware": backend.hardware, "version": backend.version}
+        entry |= {key: getattr(backend, key, None) for key in _SETTINGS}
+        title = str(backend) if dtype == "float32" else f"{backend} {dtype}"
+        trained = run(task, backend, dtype, title, bars, sizes, context.references)
+        controls.keep(backend, dtype, trained)
+        entry |= _speed(task, trained) | {"memory": _memory(task, dtype, trained)}
+        if dtype == "float32":
+            entry |= _precision(backend)  # last, because it takes memory too
+        return _with_precision_issue(entry | _judged(task, backend, trained, context, controls))
+    except Exception as error:  # one backend that fails must not stop the others
         return entry | {"error": _one_line(f"{type(error).__name__}: {error}")}
 
 
-def amber(result: dict[str, Any]) -> dict[str, Any]:
-    """The result, not judged instead of in agreement if its precision is not as was asked for."""
-    if result["status"] != AGREES or not result["shortfall"]:
+def _with_precision_issue(result: dict[str, Any]) -> dict[str, Any]:
+    """Turn "agrees" into "not checked" if the result has a precision issue."""
+    if result["status"] != AGREES or not result["precision_issue"]:
         return result
-    verdict = f"{result['verdict']}, but is not shown to be {result['precision']}"
-    return result | {"status": NOT_JUDGED, "verdict": verdict}
+    verdict = f"{result['verdict']}, but is not confirmed to be {result['precision']}"
+    return result | {"status": NOT_CHECKED, "verdict": verdict}
 
 
 def _entry(name: str, dtype: str) -> dict[str, Any]:
-    """An entry before there is anything to say: it has the same keys whatever comes."""
+    """Return a result with all of its keys, whose values are not known yet."""
     library, _, device = name.partition(":")
     return {
         "backend": library,
@@ -386,13 +419,15 @@ def _entry(name: str, dtype: str) -> dict[str, Any]:
         "hardware": None,
         "version": None,
         "dtype": dtype,
-        **dict.fromkeys((*_SETTINGS, *LATER)),
+        **dict.fromkeys(_SETTINGS),
+        "measured_precision": None,
+        "precision_issue": None,
         "status": FAILED,
         "verdict": "failed",
         "error": None,
         "first_difference": None,
         "differences": [],
-        "not_judged": [],
+        "not_checked": [],
         "control": None,
         "command": None,
         "test_metric": None,
@@ -413,136 +448,144 @@ def _entry(name: str, dtype: str) -> dict[str, Any]:
     }
 
 
-def _probed(found: Backend) -> dict[str, Any]:
-    """In which formats products are taken, and what is missing for the precision asked for."""
+def _precision(backend: Backend) -> dict[str, Any]:
+    """Measure the format of products, and say if it is below what the policy requires."""
     try:
-        probe = policies.probe(found)
-    except Exception as error:  # what cannot be proven takes no result away
+        measured = policies.probe(backend)
+    except Exception as error:  # the training's results remain valid
         reason = _one_line(f"{type(error).__name__}: {error}")
-        return {"shortfall": f"{found.precision}, but no probe of it can be made: {reason}"}
-    less = policies.reduced_formats(probe) if found.precision == "strict" else ""
-    said = f"strict, but multiplies in {less}" if less else None
-    return {"probe": probe, "shortfall": said}
+        return {"precision_issue": f"{backend.precision}, but it cannot be measured: {reason}"}
+    less = policies.reduced_formats(measured) if backend.precision == "strict" else ""
+    issue = f"strict, but multiplies in {less}" if less else None
+    return {"measured_precision": measured, "precision_issue": issue}
 
 
-def _speed(task: Task, done: Run) -> dict[str, Any]:
-    """How long the steps took; the first, which compiles, apart."""
-    first, *later = done.seconds
-    found: dict[str, Any] = {"steps": task.steps, "first_step_ms": first * 1e3}
-    sizes = dict(done.sizes)
+def _speed(task: Task, trained: Run) -> dict[str, Any]:
+    """Return the times of steps; the first step, which may compile, is separate."""
+    first, *later = trained.seconds
+    times: dict[str, Any] = {"steps": task.steps, "first_step_ms": first * 1e3}
+    sizes = dict(trained.sizes)
     if later:
         low, middle, high = np.percentile(later, [25, 50, 75]) * 1e3
-        seen = task.epochs * len(task.train) - min(task.workload.batch_size, len(task.train))
-        found |= {
+        in_first_step = min(task.workload.batch_size, len(task.train))
+        examples = task.epochs * len(task.train) - in_first_step
+        times |= {
             "step_ms": float(middle),
             "step_ms_quartiles": [float(low), float(high)],
-            "samples_per_second": seen / sum(later),
+            "samples_per_second": examples / sum(later),
         }
         if sizes:
             sizes[task.workload.batch_size] = float(middle) / 1e3
     batches = [{"size": size, "step_ms": sizes[size] * 1e3} for size in sorted(sizes)]
-    return found | {"batches": batches}
+    return times | {"batches": batches}
 
 
-def _memory(task: Task, dtype: str, done: Run) -> dict[str, Any]:
-    """Bytes: what the device says it had in use at most, and what a step has to hold."""
-    start, work = cast(task.start, dtype), task.workload
-    held: dict[str, int | None] = {
+def _memory(task: Task, dtype: str, trained: Run) -> dict[str, Any]:
+    """Return bytes: the peak that the device reports, and what a step needs by prediction."""
+    start = cast(task.start, dtype)
+    workload = task.workload
+    parts: dict[str, int | None] = {
         name: sum(leaf.nbytes for leaf in leaves(tree))
         for name, tree in zip(("parameters", "state", "moments"), start, strict=True)
     }
-    told, predicted = _summary(task, dtype), None
-    held["kept_for_backward"] = told.bytes_kept if told else None
-    if told:
-        step = numbered_step(work.model, work.loss, work.optimizer)
-        with suppress(Exception):  # as above, of a stranger's loss
+    costs = _summary(task, dtype)
+    predicted = None
+    parts["saved_for_backward"] = costs.bytes_kept if costs else None
+    if costs:
+        step = numbered_step(workload.model, workload.loss, workload.optimizer)
+        with suppress(Exception):  # a custom loss may accept only NumPy arrays
             predicted = peak_of(step, start, *next(task.batches(dtype)))
-    return {"peak": done.peak, "predicted": predicted, **held}
+    return {"peak": trained.peak, "predicted": predicted, **parts}
 
 
 def _judged(
-    task: Task, found: Backend, done: Run, context: Context, controls: Controls
+    task: Task, backend: Backend, trained: Run, context: Context, controls: Controls
 ) -> dict[str, Any]:
-    """What the training came to, how far it is from the reference, and the verdict."""
-    dtype, last = context.dtype, len(done.losses)
-    expected = sha256(cast(task.start[0], dtype))
-    exact = done.start == expected
-    judgement = judge(done, context, exact, found, lambda: controls.of(context, found))
-    first = next(iter(judgement.differences), None)
+    """Return the verdict on a run, its deviations from the reference and its final values."""
+    dtype = context.dtype
+    last = len(trained.losses)
+    exact_start = trained.start == sha256(cast(task.start[0], dtype))
+    judgement = judge(trained, context, exact_start, backend, lambda: controls.of(context, backend))
     deviations: dict[str, Any] = dict(judgement.deviations)
+    # These two groups have a single entry, without a name.
     deviations |= {part: deviations[part].get("") for part in ("losses", "loss")}
-    groups = [each for group in judgement.deviations.values() for each in group.values()]
-    every = [each["relative"] for each in groups if each["tolerance"] is not None]
+    relative = [
+        entry["relative"]
+        for group in judgement.deviations.values()
+        for entry in group.values()
+        if entry["tolerance"] is not None
+    ]
     chains = context.chains
     return {
         "status": judgement.status,
         "verdict": _verdict(judgement, last),
-        "first_difference": first,
+        "first_difference": next(iter(judgement.differences), None),
         "differences": judgement.differences,
-        "not_judged": judgement.not_judged,
+        "not_checked": judgement.not_checked,
         "control": judgement.control,
-        "command": _command(task, found, judgement, dtype),
-        "test_metric": done.metric,
-        "final_loss": done.losses[-1],
-        "start_sha256": sha256(task.start[0]) if exact else done.start,
-        "max_relative_deviation": float(np.max(every)) if every else None,
+        "command": _command(task, backend, judgement, dtype),
+        "test_metric": trained.metric,
+        "final_loss": trained.losses[-1],
+        "start_sha256": sha256(task.start[0]) if exact_start else trained.start,
+        "max_relative_deviation": float(np.max(relative)) if relative else None,
         "tolerance": {
             "first_step": context.allowed(chains.step),
             "last_step": context.allowed(chains.step * last),
         },
         "deviations": deviations,
         "loss_deviations": judgement.loss_deviations,
-        "losses": done.losses,
+        "losses": trained.losses,
     }
 
 
 def _verdict(judgement: Judgement, last: int) -> str:
-    """The verdict in words."""
+    """Return the verdict in words."""
     if judgement.differences:
         first = judgement.differences[0]
         since = f"from step {first['step']}" if first["step"] else "from the start"
-        return f"differs by more than rounding {since}, first in {first['what']}"
-    if not judgement.not_judged:
+        return f"differs by more than rounding {since}, first in {first['description']}"
+    if not judgement.not_checked:
         return f"agrees over {last:,} steps"
-    unknown = [each["step"] for each in judgement.not_judged if each["quantity"] == "losses"]
-    if not unknown:
-        return "agrees in all that can be judged"
-    if unknown[0] == 1:
-        return "cannot be judged as a whole training"
-    return f"agrees up to step {unknown[0] - 1:,}; cannot be judged beyond"
+    loss_steps = [each["step"] for each in judgement.not_checked if each["quantity"] == "losses"]
+    if not loss_steps:
+        return "agrees in all that can be checked"
+    if loss_steps[0] == 1:
+        return "cannot be checked as a whole training"
+    return f"agrees up to step {loss_steps[0] - 1:,}; cannot be checked beyond that"
 
 
-def _command(task: Task, found: Backend, judgement: Judgement, dtype: str) -> str | None:
-    """The command line that looks into the step in question; None without one that can."""
+def _command(task: Task, backend: Backend, judgement: Judgement, dtype: str) -> str | None:
+    """Return the `bisect` command for the step in question; None if there is none."""
     options = task.workload.options
     steps = [each["step"] for each in judgement.differences]
-    steps = steps or [e["step"] for e in judgement.not_judged if e["quantity"] == "losses"]
+    steps = steps or [e["step"] for e in judgement.not_checked if e["quantity"] == "losses"]
     if not options or not steps:
         return None
-    taken = max(1, steps[0]) - 1
-    words = ["agnostic-nn", "bisect", _side(found, dtype), *options, "--steps", str(taken)]
+    steps_before = max(1, steps[0]) - 1
+    words = ["agnostic-nn", "bisect", _side(backend, dtype)]
+    words += [*options, "--steps", str(steps_before)]
     words += ["--seed", str(task.seed)] if task.seed else []
     return shlex.join(words)
 
 
-def _side(found: Backend, dtype: str) -> str:
-    """A backend with its dtype and policy, as `bisect` takes it."""
-    words = [str(found)]
+def _side(backend: Backend, dtype: str) -> str:
+    """Return a backend with its dtype and policy in the notation of `bisect`."""
+    words = [str(backend)]
     words += [dtype] if dtype != "float32" else []
-    words += [found.precision] if found.precision != "strict" else []
-    words += ["deterministic"] if found.deterministic else []
+    words += [backend.precision] if backend.precision != "strict" else []
+    words += ["deterministic"] if backend.deterministic else []
     return "@".join(words)
 
 
-def _nothing(reference: Reference) -> set[str]:
-    """The parameters whose gradient is 0 but for rounding: there is nothing to compare."""
-    size = {
+def _zero_gradients(reference: Reference) -> set[str]:
+    """Return the parameters whose gradient is zero up to rounding."""
+    sizes = {
         name.removeprefix("gradients."): largest(leaf)
         for name, leaf in reference.results.items()
         if name.startswith("gradients.")
     }
-    top = max(size.values(), default=0.0)
-    return {name for name, value in size.items() if value < NOTHING * top}
+    top = max(sizes.values(), default=0.0)
+    return {name for name, size in sizes.items() if size < ZERO_GRADIENT * top}
 
 
 def _one_line(text: str) -> str:
@@ -550,7 +593,7 @@ def _one_line(text: str) -> str:
 
 
 def _finite(data: Any) -> Any:
-    """`data` with None for what JSON has no number for: NaN and infinity."""
+    """Return `data` with None in place of NaN and infinities, which JSON cannot represent."""
     if isinstance(data, dict):
         return {key: _finite(value) for key, value in data.items()}
     if isinstance(data, list):

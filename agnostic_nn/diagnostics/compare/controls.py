@@ -1,16 +1,16 @@
-"""Controls: the same training with nothing but rounding changed.
+"""Control runs: the same training with nothing changed but rounding.
 
-How far such a run comes from the reference is how far rounding alone takes this training, whatever
-its steps do with it. There are two:
+The distance of a control run from the reference shows how far rounding alone takes this training.
+There are two control runs:
 
-- the float64 reference, started from parameters that are perturbed in the last bit of the dtype of
-  the backend. At each step gradients get a relative error as large as rounding in that dtype makes
-  it, and new parameters, state and moments are rounded once more, at random. A gradient that is
-  nothing but rounding gets an error of that size;
-- NumPy in that dtype, unless its probes differ, since then it is wrong itself. NumPy is held to a
-  run of its own that starts from perturbed parameters.
+- The float64 reference, started from parameters that are perturbed in the last bit of the
+  backend's dtype. At each step every gradient gets a random relative error as large as rounding in
+  that dtype causes. The new parameters, state and moments are perturbed again in the last bit. A
+  gradient that is zero up to rounding gets an error of that absolute size.
+- NumPy in that dtype, unless its probes differ: then it is wrong itself and proves nothing. If the
+  backend under test is NumPy, its control is a second NumPy run from perturbed parameters.
 
-They are run only where the training of a backend leaves its tolerance.
+Control runs are made only if the training of a backend leaves its tolerance.
 """
 
 import math
@@ -25,8 +25,8 @@ from ...core.trees import leaves, named_leaves, tree_map
 from ...optimizers.base import bind_divisor, uses_divisor
 from ...training.progress import Progress
 from .drift import Drift, largest
-from .probes import Unmoved, cast, numbered_step
-from .running import Run, Task, ended, run
+from .probes import ReturnGradients, cast, numbered_step
+from .running import Run, Task, final_results, run
 from .verdicts import Context, probes_agree
 
 __all__ = ["Controls", "Noise", "gradient_noise"]
@@ -34,49 +34,55 @@ __all__ = ["Controls", "Noise", "gradient_noise"]
 
 @dataclass
 class Controls:
-    """The control runs of a comparison: each is done when it is first needed, and kept."""
+    """The control runs of a comparison: each is made when first needed, and then reused."""
 
     task: Task
-    told: Progress
+    progress: Progress
     host: Backend  # NumPy
-    _done: dict[str, Run] = field(default_factory=dict)  # NumPy's, by dtype
-    _noisy: dict[str, Drift] = field(default_factory=dict)
-    _plain: dict[str, Drift | None] = field(default_factory=dict)
+    _numpy_runs: dict[str, Run] = field(default_factory=dict)  # by dtype
+    _perturbed_drifts: dict[str, Drift] = field(default_factory=dict)  # of the reference, by dtype
+    _numpy_drifts: dict[str, Drift | None] = field(default_factory=dict)  # by name
 
-    def keep(self, backend: Backend, dtype: str, done: Run) -> None:
-        """Take a run that is done anyway, if it is NumPy's, as a control run."""
+    def keep(self, backend: Backend, dtype: str, result: Run) -> None:
+        """Reuse a finished run as a control run if it was NumPy's."""
         if backend.adapter is self.host.adapter:
-            self._done.setdefault(dtype, done)
+            self._numpy_runs.setdefault(dtype, result)
 
     def of(self, context: Context, backend: Backend) -> dict[str, Drift]:
-        """Control runs by name, for a run on `backend`."""
+        """Return the control runs for a run on `backend`, by name."""
         dtype = context.dtype
-        if dtype not in self._noisy:
-            self._noisy[dtype] = context.drift(self._perturbed(context))
-        found = {f"the float64 reference with rounding of {dtype}": self._noisy[dtype]}
-        own = backend.adapter is self.host.adapter  # nothing is its own control
-        name = f"NumPy in {dtype}" + (" from a perturbed start" if own else "")
-        if name not in self._plain:
-            done = None if own else self._done.get(dtype)
-            done = done or self._numpy(context, own)
-            agrees = probes_agree(done.probes, context)
-            self._plain[name] = context.drift(done) if agrees else None
-        plain = self._plain[name]
-        return found if plain is None else found | {name: plain}
+        if dtype not in self._perturbed_drifts:
+            self._perturbed_drifts[dtype] = context.drift(self._perturbed(context))
+        drifts = {f"the float64 reference with rounding of {dtype}": self._perturbed_drifts[dtype]}
+
+        is_numpy = backend.adapter is self.host.adapter  # a run cannot be its own control
+        name = f"NumPy in {dtype}" + (" from a perturbed start" if is_numpy else "")
+        if name not in self._numpy_drifts:
+            result = None if is_numpy else self._numpy_runs.get(dtype)
+            result = result or self._numpy(context, is_numpy)
+            agrees = probes_agree(result.probes, context)
+            self._numpy_drifts[name] = context.drift(result) if agrees else None
+        numpy_drift = self._numpy_drifts[name]
+        return drifts if numpy_drift is None else drifts | {name: numpy_drift}
 
     def _numpy(self, context: Context, perturbed: bool) -> Run:
+        """Train with NumPy, from the common start or from perturbed parameters."""
         task = self.task
         if perturbed:
             params, *rest = cast(task.start, context.dtype)
             draw = np.random.default_rng(task.seed)
             task = replace(task, start=(tree_map(partial(_nudged, draw), params), *rest))
         title = f"control: numpy {context.dtype}"
-        return run(task, self.host, context.dtype, title, self.told, (), context.references)
+        return run(task, self.host, context.dtype, title, self.progress, (), context.references)
 
     def _perturbed(self, context: Context) -> Run:
-        """The reference, rounded at random as `dtype` rounds."""
-        task, host, wide = self.task, self.host, "float64"
-        model, loss, optimizer = (getattr(task.workload, n) for n in ("model", "loss", "optimizer"))
+        """Train the float64 reference with random errors as large as rounding in the dtype."""
+        task = self.task
+        host = self.host
+        wide = "float64"
+        model = task.workload.model
+        loss = task.workload.loss
+        optimizer = task.workload.optimizer
         noise = gradient_noise(context)
         draw = np.random.default_rng(task.seed)
 
@@ -84,39 +90,44 @@ class Controls:
             return tree_map(lambda leaf: _blurred(leaf, context.epsilon, draw), tree)
 
         losses: list[float] = []
-        self.told.begin(f"control: {wide} with rounding of {context.dtype}", task.steps)
+        self.progress.begin(f"control: {wide} with rounding of {context.dtype}", task.steps)
         with np.errstate(all="ignore"):
-            unmoved = _unmoved(optimizer)
-            slope = host.jit(numbered_step(model, loss, unmoved, keep_finite=False))
+            # The step is split in two, so that errors can be added to the gradients in between.
+            return_gradients = _return_gradients(optimizer)
+            gradients = host.jit(numbered_step(model, loss, return_gradients, keep_finite=False))
             update = host.jit(partial(_update, optimizer))
-            one = np.ones(())
+            divisor_before = np.ones(())
             params, state, moments = (
                 tree_map(lambda leaf: leaf.astype(wide) if leaf.dtype.kind == "f" else leaf, tree)
                 for tree in task.start
             )
             params = blurred(params)
             for batch in task.batches(wide):
-                (grads, after, divisor), value, finite = slope((params, state, one), *batch)
+                (grads, new_state, divisor), value, finite = gradients(
+                    (params, state, divisor_before), *batch
+                )
                 losses.append(float(value))
-                self.told.advance(len(losses), losses[-1])
+                self.progress.advance(len(losses), losses[-1])
                 if not bool(finite) or not all(np.isfinite(g).all() for g in leaves(grads)):
                     continue
-                several = isinstance(divisor, tuple)  # a tree of gradients for each divisor
+                several = isinstance(divisor, tuple)  # one tree of gradients for each divisor
                 trees = [_rounded(tree, noise, draw) for tree in (grads if several else [grads])]
                 grads = tuple(trees) if several else trees[0]
                 params, moments = update(params, grads, moments, divisor)
-                params, state, moments = blurred(params), blurred(after), blurred(moments)
-            finished = ended(task, host, wide, (params, state, moments))
-        self.told.finish({"loss": losses[-1]})
-        return Run("", losses, [], *finished)
+                params = blurred(params)
+                state = blurred(new_state)
+                moments = blurred(moments)
+            results = final_results(task, host, wide, (params, state, moments))
+        self.progress.finish({"loss": losses[-1]})
+        return Run("", losses, [], *results)
 
 
 @dataclass(frozen=True)
-class _Divided(Unmoved):
-    """The same, whose moments, 1 before, are what the gradients were divided by.
+class _ReturnGradientsAndDivisor(ReturnGradients):
+    """Like `ReturnGradients`; as new moments it returns what the gradients were divided by.
 
-    They are () for gradients of a sum, which is divided by nothing, and a tuple where each of
-    several `terms` has gradients and a divisor.
+    The moments must be 1 before the step. After it they are () for the gradients of a sum, which
+    are not divided, and a tuple if each of several `terms` has its own gradients and divisor.
     """
 
     terms: int = 1
@@ -124,21 +135,23 @@ class _Divided(Unmoved):
 
     def update(self, params, grads, moments, divisor=1.0):
         if isinstance(divisor, tuple):
-            return grads, tuple([_given(moments, each) for each in divisor])
-        return grads, _given(moments, divisor)
+            return grads, tuple([_times(moments, each) for each in divisor])
+        return grads, _times(moments, divisor)
 
 
-def _given(one: Any, divisor: Any) -> Any:
-    return () if divisor is None else one * divisor
+def _times(moments: Any, divisor: Any) -> Any:
+    return () if divisor is None else moments * divisor
 
 
-def _unmoved(optimizer: Any) -> Unmoved:
-    terms = getattr(optimizer, "terms", 1)
-    return _Divided(terms) if uses_divisor(optimizer) else Unmoved()
+def _return_gradients(optimizer: Any) -> ReturnGradients:
+    """Return a stand-in for `optimizer` that takes the same divisors and returns gradients."""
+    if uses_divisor(optimizer):
+        return _ReturnGradientsAndDivisor(getattr(optimizer, "terms", 1))
+    return ReturnGradients()
 
 
 def _update(optimizer: Any, params: Any, grads: Any, moments: Any, divisor: Any) -> tuple:
-    """One step along gradients that `_Divided` handed out with their divisor."""
+    """Take one step along gradients from `_ReturnGradientsAndDivisor`, with their divisor."""
     if isinstance(divisor, tuple):
         several = [None if isinstance(each, tuple) else each for each in divisor]
         divisor = tuple(several) or None
@@ -147,44 +160,51 @@ def _update(optimizer: Any, params: Any, grads: Any, moments: Any, divisor: Any)
 
 @dataclass(frozen=True)
 class Noise:
-    """How far rounding takes a gradient: relative to it, or to the largest of all gradients."""
+    """The rounding error of a gradient.
+
+    size: relative to the gradient's elements, or to the largest of all gradients if
+    `relative_to_all`.
+    """
 
     size: float
-    of_all: bool
+    relative_to_all: bool
 
 
 def gradient_noise(context: Context) -> dict[str, Noise]:
-    """How far rounding took each gradient in the probes, at least, by the path of the parameter.
+    """Return the smallest rounding error of each gradient in the probes, by parameter path.
 
-    At least: where a loss is saturated, what is left of its gradients is nothing but rounding.
+    The smallest, because late in training a saturated loss may leave gradients that consist of
+    rounding errors only.
     """
-    found: dict[str, list[float]] = {}
-    for each in context.references:
-        names = [name for name in each.results if name.startswith("gradients.")]
-        top = max((largest(each.results[name]) for name in names), default=0.0)
+    sizes: dict[str, list[float]] = {}
+    for reference in context.references:
+        names = [name for name in reference.results if name.startswith("gradients.")]
+        top = max((largest(reference.results[name]) for name in names), default=0.0)
         for name in names:
-            short = name.removeprefix("gradients.")
-            spread, scale = each.spread(name, context.dtype, 1), largest(each.results[name])
-            scale = top if short in context.nothing else scale
-            size = spread / scale if scale and math.isfinite(spread) else context.epsilon
-            found.setdefault(short, []).append(size)
-    return {name: Noise(min(sizes), name in context.nothing) for name, sizes in found.items()}
+            path = name.removeprefix("gradients.")
+            spread = reference.spread(name, context.dtype, 1)
+            is_zero = path in context.zero_gradients
+            scale = top if is_zero else largest(reference.results[name])
+            is_measured = scale and math.isfinite(spread)
+            sizes.setdefault(path, []).append(spread / scale if is_measured else context.epsilon)
+    return {path: Noise(min(each), path in context.zero_gradients) for path, each in sizes.items()}
 
 
 def _rounded(grads: Any, noise: dict[str, Noise], draw: np.random.Generator) -> Any:
+    """Add a random error to each gradient, as large as rounding makes it."""
     top = max(map(largest, leaves(grads)), default=0.0)
-    names = iter([name for name, _ in named_leaves(grads)])
+    paths = iter([path for path, _ in named_leaves(grads)])
 
-    def one(leaf: Any) -> Any:
-        each = noise.get(next(names), Noise(0.0, False))
-        scale = top if each.of_all else np.abs(leaf)
-        return leaf + scale * each.size * draw.uniform(-1.0, 1.0, leaf.shape)
+    def with_error(leaf: Any) -> Any:
+        error = noise.get(next(paths), Noise(0.0, False))
+        scale = top if error.relative_to_all else np.abs(leaf)
+        return leaf + scale * error.size * draw.uniform(-1.0, 1.0, leaf.shape)
 
-    return tree_map(one, grads)
+    return tree_map(with_error, grads)
 
 
 def _nudged(draw: np.random.Generator, leaf: Any) -> Any:
-    """The same numbers, each moved to the next one, up or down, or not."""
+    """Move each float at random to the next one above or below, or leave it."""
     if leaf.dtype.kind != "f":
         return leaf
     towards = leaf + draw.integers(-1, 2, leaf.shape).astype(leaf.dtype)
@@ -192,6 +212,7 @@ def _nudged(draw: np.random.Generator, leaf: Any) -> Any:
 
 
 def _blurred(leaf: Any, epsilon: float, draw: np.random.Generator) -> Any:
+    """Change each float by a random relative error of at most ε/2."""
     if leaf.dtype.kind != "f":
         return leaf
     return leaf * (1.0 + 0.5 * epsilon * draw.uniform(-1.0, 1.0, leaf.shape))

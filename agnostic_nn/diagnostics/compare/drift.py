@@ -1,4 +1,4 @@
-"""Drift: how far a whole training lies from the reference's, in each step and at the end."""
+"""Drift: how far a whole training is from the reference, at each step and at the end."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,9 +18,10 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Drift:
-    """Deviations of a training: of the loss in each step, and of what it ended with.
+    """Deviations of a whole training from the reference.
 
-    limits: the tolerance of the loss in each step; entries: by group and name.
+    losses: the deviation of the loss at each step; limits: its tolerance at each step;
+    entries: the deviations of the results after the last step, by group and name.
     """
 
     losses: list[float]
@@ -28,81 +29,87 @@ class Drift:
     entries: dict[str, dict[str, Entry]]
 
 
-def drift(
-    done: Run, reference: Run, dtype: str, chains: Chains, nothing: set[str], name: str = ""
-) -> Drift:
-    """How far `done`, computed in `dtype`, lies from the reference."""
-    epsilon, last = float(np.finfo(dtype).eps), len(reference.losses)
+def drift(run: Run, reference: Run, dtype: str, chains: Chains, zero_gradients: set[str]) -> Drift:
+    """Return the deviations of `run`, which computed in `dtype`, from the reference."""
+    epsilon = float(np.finfo(dtype).eps)
+    last = len(reference.losses)
     limits = [tolerance(epsilon, chains.step * t) for t in range(1, last + 1)]
     end = limits[-1]
-    off = loss_deviations(done.losses, reference.losses, reference.scales)
+    losses = loss_deviations(run.losses, reference.losses, reference.scales)
 
-    size = max(map(largest, leaves(reference.params)), default=0.0)
-    parameters = {
-        # what never had a gradient has no size: that of all others is its scale
-        path: entry_of(ours, theirs, dtype, end, last, size if path in nothing else 0.0)
-        for path, ours, theirs in _pairs(done.params, reference.params)
-    }
-    named = flat(reference.state)
-    state = {
-        path: entry_of(
-            *(ours, theirs, dtype, end, last),
-            state_scale(named, layer_of(path, chains.outputs)),
-        )
-        for path, ours, theirs in _pairs(done.state, reference.state)
-    }
+    largest_parameter = max(map(largest, leaves(reference.params)), default=0.0)
+    parameters = {}
+    for path, ours, theirs in _pairs(run.params, reference.params):
+        # A parameter whose gradient is zero has no size of its own: use the size of the others.
+        scale = largest_parameter if path in zero_gradients else 0.0
+        parameters[path] = entry_of(ours, theirs, dtype, end, last, scale)
+
+    reference_state = flat(reference.state)
+    state = {}
+    for path, ours, theirs in _pairs(run.state, reference.state):
+        scale = state_scale(reference_state, layer_of(path, chains.outputs))
+        state[path] = entry_of(ours, theirs, dtype, end, last, scale)
+
     outputs = {
         path: entry_of(ours, theirs, dtype, end, last)
-        for path, ours, theirs in _pairs(done.outputs, reference.outputs, "y")
+        for path, ours, theirs in _pairs(run.outputs, reference.outputs, "y")
     }
-    losses = _of_losses(done, reference, off, limits, dtype)
     entries = {
-        "losses": {"": losses},
+        "losses": {"": _worst_loss(run, reference, losses, limits, dtype)},
         "parameters": parameters,
         "trained_state": state,
         "outputs": outputs,
     }
-    return Drift(off, limits, entries)
+    return Drift(losses, limits, entries)
 
 
 def _pairs(ours: Any, theirs: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Return the path and both leaves of two trees, without leaves that are None."""
     pairs = zip(named_leaves(ours, prefix), leaves(theirs), strict=True)
-    return [(name, one, other) for (name, one), other in pairs if one is not None]
+    return [(path, leaf, other) for (path, leaf), other in pairs if leaf is not None]
 
 
-def _of_losses(
-    done: Run, reference: Run, off: list[float], limits: list[float], dtype: str
+def _worst_loss(
+    run: Run, reference: Run, losses: list[float], limits: list[float], dtype: str
 ) -> Entry:
-    """The entry of the step whose loss is furthest off, measured by its own tolerance."""
-    ratios = np.asarray(off) / np.asarray(limits)
+    """Return the entry of the step whose loss deviates most, in units of that step's tolerance."""
+    ratios = np.asarray(losses) / np.asarray(limits)
     worst = int(np.argmax(np.where(np.isnan(ratios), np.inf, ratios)))
-    ours, theirs = (np.asarray([run.losses[worst]]) for run in (done, reference))
-    found = asdict(deviation(ours, theirs, dtype)) | {"relative": off[worst]}
-    place = {"tolerance": limits[worst], "step": worst + 1}
-    return found | place | {"scale": reference.scales[worst]}
+    ours = np.asarray([run.losses[worst]])
+    theirs = np.asarray([reference.losses[worst]])
+    entry = asdict(deviation(ours, theirs, dtype))
+    return entry | {
+        "relative": losses[worst],
+        "tolerance": limits[worst],
+        "step": worst + 1,
+        "scale": reference.scales[worst],
+    }
 
 
 def entry_of(
     ours: Any, theirs: Any, dtype: str, limit: float | None, step: int, scale: float = 0.0
 ) -> Entry:
-    """Deviation, tolerance and step; whole numbers have to be the same.
+    """Return deviation, tolerance and step of an array; integers have to be equal.
 
-    scale: what the deviation is relative to, if larger than the largest of `theirs`.
+    scale: what the deviation is relative to, if that is more than the largest of `theirs`.
     """
-    real = np.asarray(theirs).dtype.kind == "f"
-    found = asdict(deviation(ours, theirs, dtype, scale if real else 0.0))
-    place = {"tolerance": limit if real else 0.0, "step": step}
-    return found | place | {"scale": max(scale, largest(theirs))}
+    is_float = np.asarray(theirs).dtype.kind == "f"
+    entry = asdict(deviation(ours, theirs, dtype, scale if is_float else 0.0))
+    return entry | {
+        "tolerance": limit if is_float else 0.0,
+        "step": step,
+        "scale": max(scale, largest(theirs)),
+    }
 
 
 def is_far(entry: Entry) -> bool:
-    """Whether an entry is beyond its tolerance; NaN is."""
-    # "not within" instead of "beyond": NaN is neither
+    """Return whether an entry exceeds its tolerance; NaN does."""
+    # "not within" instead of "beyond", because comparisons with NaN are false
     return entry["tolerance"] is not None and not entry["relative"] <= entry["tolerance"]
 
 
 def largest(array: Any) -> float:
-    """The largest magnitude of real numbers; 0 of all else."""
+    """Return the largest magnitude in an array of floats; 0 for any other array."""
     array = np.asarray(array)
     if array.dtype.kind != "f" or not array.size:
         return 0.0
@@ -110,6 +117,9 @@ def largest(array: Any) -> float:
 
 
 def state_scale(named: Named, path: str, prefix: str = "") -> float:
-    """The largest number of the state of a layer: its running mean may happen to be near 0."""
+    """Return the largest number in the state of a layer.
+
+    All arrays of a layer's state share this scale, because a running mean may be close to 0.
+    """
     start = f"{prefix}{path}." if path else prefix
     return max((largest(leaf) for name, leaf in named.items() if name.startswith(start)), default=0)

@@ -1,4 +1,4 @@
-"""Environment: the machine and the settings that a measurement was made with."""
+"""The machine, the library versions and the settings that a report was made with."""
 
 import os
 import platform
@@ -13,7 +13,8 @@ from ...core.backend import backend
 __all__ = ["environment"]
 
 PACKAGES = ("agnostic-nn", "numpy", "scikit-learn", "llvmlite")
-VARIABLES = (  # that choose threads, precision, devices, instructions or ways to compute
+# Environment variables that choose threads, precision, devices, CPU instructions or algorithms.
+VARIABLES = (
     "AGNOSTIC_NN_DETERMINISTIC",
     "AGNOSTIC_NN_KERNELS",
     "AGNOSTIC_NN_PRECISION",
@@ -72,14 +73,14 @@ VARIABLES = (  # that choose threads, precision, devices, instructions or ways t
 
 
 def environment() -> dict[str, Any]:
-    """Data for JSON: when and where this runs, on what, and how it is set up."""
-    usable = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    """Return date, machine, versions and settings as data for JSON."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "platform": platform.platform(),
         "processor": backend("numpy").hardware,
         "cores": os.cpu_count(),
-        "usable_cores": len(usable(0)) if usable else os.cpu_count(),
+        "usable_cores": len(affinity(0)) if affinity else os.cpu_count(),
         "blas": _blas(),
         "versions": {"python": platform.python_version(), **{n: _version(n) for n in PACKAGES}},
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
@@ -94,7 +95,7 @@ def _version(package: str) -> str | None:
 
 
 def _blas() -> str | None:
-    """The library that multiplies NumPy's matrices, as NumPy was built."""
+    """Return name and version of the BLAS library that NumPy was built with."""
     config: Any = np.show_config(mode="dicts")
-    found = config.get("Build Dependencies", {}).get("blas", {})
-    return " ".join(found[k] for k in ("name", "version") if k in found) or None
+    blas = config.get("Build Dependencies", {}).get("blas", {})
+    return " ".join(blas[key] for key in ("name", "version") if key in blas) or None

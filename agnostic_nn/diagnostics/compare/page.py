@@ -1,4 +1,4 @@
-"""Page: a report as HTML that stands alone, with plots of what its JSON holds."""
+"""The HTML page of a report, with plots of the data in its JSON."""
 
 import math
 from collections.abc import Callable
@@ -7,16 +7,16 @@ from typing import Any
 
 from ...display.pages import INK, colour, figure, framed, render
 from .report import (
-    READING,
-    by_size,
+    HOW_TO_READ,
+    batch_timings,
     environments,
-    ledger,
+    layer_costs,
     names,
     overview,
     remarks,
+    roundings,
     sentence,
     summary,
-    tolerances,
 )
 
 __all__ = ["Comparison", "page"]
@@ -24,12 +24,13 @@ __all__ = ["Comparison", "page"]
 MARKS = "osD^vPX*"
 Runs = list[tuple[int, str, dict[str, Any]]]  # number, name and result of each
 
-POINTS = 150  # of a line whose single steps are noise
-REACH = 5.0, 3.0  # inches of a plot: several make a row at a desk, and each fits a phone
+MAX_POINTS = 150  # of the line of a loss; longer ones are averaged, because single steps are noisy
+WIDTH = 5.0  # inches: several plots fit next to each other on a desktop, one on a phone
+HEIGHT = 3.0
 
 
 class Comparison(dict):
-    """A report, as data for JSON; `str()` is text for a terminal, and a notebook shows the page."""
+    """A report, as data for JSON. `str()` returns text; a notebook shows the page."""
 
     def __str__(self) -> str:
         return summary(self)
@@ -42,18 +43,23 @@ class Comparison(dict):
 
 
 def page(report: dict[str, Any]) -> str:
-    """The text of report.html.
+    """Return the text of report.html.
 
     Raises
     ------
     ImportError
-        If what draws pages is not installed.
+        If a package that pages need is not installed.
     """
-    called = names(report)
-    ran = [(i, n, r) for i, (n, r) in enumerate(zip(called, report["results"], strict=True))]
-    done = [each for each in ran if each[2]["deviations"] is not None]
-    verdicts = [(n, sentence(r), _class(r)) for _, n, r in ran]
-    drawn = [(draw(report, done), about) for draw, about in _PLOTS.items()] if done else []
+    named = zip(names(report), report["results"], strict=True)
+    runs = [(i, name, r) for i, (name, r) in enumerate(named)]
+    finished = [run for run in runs if run[2]["deviations"] is not None]
+    verdicts = [(name, sentence(r), _css_class(r)) for _, name, r in runs]
+    plots = []
+    if finished:
+        for draw, about in _PLOTS.items():
+            plot = draw(report, finished)
+            if plot is not None:
+                plots.append((plot, about))
     return render(
         "compare.html",
         title=f"{report['workload']['name']}: the same training on every backend",
@@ -61,91 +67,99 @@ def page(report: dict[str, Any]) -> str:
         report=report,
         verdicts=verdicts,
         remarks=list(remarks(report)),
-        tables=[_trimmed(len(ran), *each) for each in overview(report)],
-        plots=[(made, about) for made, about in drawn if made is not None],
-        reading=[each.format(**report["tolerance"]) for each in READING],
-        tolerances=tolerances(report),
-        ledger=ledger(report) if report["ledger"] else None,
-        by_size=by_size(report),
+        tables=[_trimmed(len(runs), *each) for each in overview(report)],
+        plots=plots,
+        how_to_read=[each.format(**report["tolerance"]) for each in HOW_TO_READ],
+        roundings=roundings(report),
+        layer_costs=layer_costs(report) if report["layer_costs"] else None,
+        batch_timings=batch_timings(report),
         environments=environments(report),
     )
 
 
 def _trimmed(runs: int, title: str, columns: list[str], rows: list) -> tuple[str, list[str], list]:
-    """A table, a run in each of its first rows, without what is the same or stands elsewhere.
+    """Return a table without columns that repeat one value, or what the page shows elsewhere.
 
-    Verdicts stand at the head, and where there are several dtypes each run is called by its own.
+    The first `runs` rows are runs. Verdicts are listed at the top of the page. If there are several
+    dtypes, they are part of the names of the runs.
     """
-    same = {"verdict", "dtype"}
+    dropped = {"verdict", "dtype"}
     if "dtype" in columns:
-        several = {row[columns.index("dtype")] for row in rows[:runs]} - {None}
-        title += f", in {several.pop()}" if len(several) == 1 else ""
+        dtypes = {row[columns.index("dtype")] for row in rows[:runs]} - {None}
+        title += f", in {dtypes.pop()}" if len(dtypes) == 1 else ""
     if "hardware" in columns:
-        several = {row[columns.index("hardware")] for row in rows[:runs]} - {None}
-        same |= {"hardware"} if len(several) < 2 else set()
-    kept = [i for i, column in enumerate(columns) if column not in same]
-    return title, [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+        hardware = {row[columns.index("hardware")] for row in rows[:runs]} - {None}
+        dropped |= {"hardware"} if len(hardware) < 2 else set()
+    remaining = [i for i, column in enumerate(columns) if column not in dropped]
+    return title, [columns[i] for i in remaining], [[row[i] for i in remaining] for row in rows]
 
 
-def _class(result: dict[str, Any]) -> str:
+def _css_class(result: dict[str, Any]) -> str:
     if result["status"] in ("failed", "differs"):
         return "bad"
-    return "doubt" if result["status"] == "not judged" or result["shortfall"] else "good"
+    return "doubt" if result["status"] == "not checked" or result["precision_issue"] else "good"
 
 
-def _losses(report: dict[str, Any], runs: Runs) -> Any:
-    made, axes = figure(*REACH)
+# --- plots ------------------------------------------------------------------------------
+
+
+def _plot_losses(report: dict[str, Any], runs: Runs) -> Any:
+    plot, axes = figure(WIDTH, HEIGHT)
     reference = report["reference"]
     steps = range(1, len(reference["losses"]) + 1)
-    some = -(-len(steps) // POINTS)
+    size = -(-len(steps) // MAX_POINTS)
     for k, (i, name, r) in enumerate(runs):
-        # the ones beneath are broader, so that all are seen where they are the same
+        # Lines drawn earlier are wider, so that identical lines remain visible.
         width = 1.2 + 1.1 * (len(runs) - k)
-        numbers = _means(_numbers(r["losses"]), some)
-        axes.plot(steps[::some], numbers, color=colour(i), lw=width, label=name)
-    numbers = _means(_numbers(reference["losses"]), some)
-    axes.plot(steps[::some], numbers, color=INK, lw=0.8, label=f"{reference['dtype']} reference")
-    _title(axes, "Loss" if some == 1 else f"Loss, the mean of {some} steps each")
+        values = _means(_numbers(r["losses"]), size)
+        axes.plot(steps[::size], values, color=colour(i), lw=width, label=name)
+    values = _means(_numbers(reference["losses"]), size)
+    axes.plot(steps[::size], values, color=INK, lw=0.8, label=f"{reference['dtype']} reference")
+    _title(axes, "Loss" if size == 1 else f"Loss, averaged over {size} steps")
     axes.set(xlabel="step")
-    _scale(axes, [n for n in numbers if n > 0])
-    _key(axes)
-    return made
+    _log_scale_if_wide(axes, [value for value in values if value > 0])
+    _legend(axes)
+    return plot
 
 
-def _by_step(report: dict[str, Any], runs: Runs) -> Any:
-    made, axes = figure(*REACH)
+def _plot_loss_deviations(report: dict[str, Any], runs: Runs) -> Any:
+    plot, axes = figure(WIDTH, HEIGHT)
     steps = range(1, len(report["reference"]["losses"]) + 1)
     for i, name, r in runs:
-        off = r["loss_deviations"]
-        shown = [value or float("nan") for value in _numbers(off)]
-        axes.plot(steps, shown, color=colour(i), lw=1.0, alpha=0.8, label=_called(name, off))
-    for k, (dtype, epsilon) in enumerate(_used(report, runs)):
-        chain = report["tolerance"]["step"]
+        deviations = r["loss_deviations"]
+        values = [value or float("nan") for value in _numbers(deviations)]
+        label = _label(name, deviations)
+        axes.plot(steps, values, color=colour(i), lw=1.0, alpha=0.8, label=label)
+    for k, (dtype, epsilon) in enumerate(_epsilons(report, runs)):
+        chain = report["tolerance"]["step_roundings"]
         allowed = [4.0 * epsilon * (chain * t) ** 0.5 for t in steps]
         style = ("--", ":")[k % 2]
         axes.plot(steps, allowed, color=INK, lw=1.2, ls=style, label=f"tolerance, {dtype}")
     _title(axes, "Deviation of the loss from the reference")
     axes.set(xlabel="step", yscale="log")
-    _key(axes)
-    return made
+    _legend(axes)
+    return plot
 
 
-def _within(part: str, title: str) -> Callable:
+def _plot_deviations(group: str, title: str) -> Callable:
+    """Return a function that plots the deviations in a group, a row for each array."""
+
     def draw(report: dict[str, Any], runs: Runs) -> Any:
-        whole = list(runs[0][2]["deviations"][part])
-        places = [name for name in whole if name] or whole
+        all_names = list(runs[0][2]["deviations"][group])
+        places = [name for name in all_names if name] or all_names
         if not places:
             return None
-        made, axes = figure(REACH[0], max(REACH[1], 1.2 + 0.2 * len(places)))
+        plot, axes = figure(WIDTH, max(HEIGHT, 1.2 + 0.2 * len(places)))
         heights = range(len(places), 0, -1)
         limits: dict[str, list[float]] = {}
         for i, name, r in runs:
-            found = r["deviations"][part]
-            off = [found[place]["relative"] for place in places]
-            shown = [value or float("nan") for value in off]
+            entries = r["deviations"][group]
+            deviations = [entries[place]["relative"] for place in places]
+            values = [value or float("nan") for value in deviations]
             mark = MARKS[i % len(MARKS)]
-            axes.plot(shown, heights, mark, color=colour(i), alpha=0.8, label=_called(name, off))
-            allowed = [found[place]["tolerance"] or float("nan") for place in places]
+            label = _label(name, deviations)
+            axes.plot(values, heights, mark, color=colour(i), alpha=0.8, label=label)
+            allowed = [entries[place]["tolerance"] or float("nan") for place in places]
             limits.setdefault(r["dtype"], allowed)
         for k, (dtype, allowed) in enumerate(limits.items()):
             style = {"ms": 9, "mew": (1.5, 3.0)[k % 2], "label": f"tolerance, {dtype}"}
@@ -156,93 +170,98 @@ def _within(part: str, title: str) -> Callable:
         axes.set_xlim(10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high)))
         axes.minorticks_off()
         axes.set_yticks(heights, places)
-        _key(axes)
-        return made
+        _legend(axes)
+        return plot
 
     return draw
 
 
-def _times(report: dict[str, Any], runs: Runs) -> Any:
-    timed = [(i, n, r) for i, n, r in runs if r["step_ms"] is not None]
+def _plot_times(report: dict[str, Any], runs: Runs) -> Any:
+    timed = [(i, name, r) for i, name, r in runs if r["step_ms"] is not None]
     if not timed:
         return None
-    made, axes = figure(REACH[0], max(2.0, 1.0 + 0.5 * len(timed)))
-    most = 2.5 * max(r["step_ms"] for _, _, r in timed)  # a disturbed run may have any tail
+    plot, axes = figure(WIDTH, max(2.0, 1.0 + 0.5 * len(timed)))
+    # A run that was disturbed by other programs may have a very long tail: cut it off.
+    most = 2.5 * max(r["step_ms"] for _, _, r in timed)
     for height, (i, _, r) in enumerate(reversed(timed)):
         low, high = r["step_ms_quartiles"]
         axes.barh(height, r["step_ms"], color=colour(i), height=0.4, alpha=0.85)
         axes.plot([low, min(high, most)], [height, height], color=INK, lw=1.4)
         if high > most:
             axes.plot(most, height, ">", color=INK, ms=5, clip_on=False)
-            said = {"ha": "right", "va": "bottom", "fontsize": 8.5}
-            axes.text(most, height + 0.2, f"to {high:.3g}", color=INK, **said)
-    _title(axes, "Time of a step and its middle half, ms")
+            style = {"ha": "right", "va": "bottom", "fontsize": 8.5}
+            axes.text(most, height + 0.2, f"to {high:.3g}", color=INK, **style)
+    _title(axes, "Time per step, median and 25-75 %, ms")
     axes.set_xlim(0.0, min(axes.get_xlim()[1], most))
-    _bars(axes, [n for _, n, _ in timed])
-    return made
+    _bar_names(axes, [name for _, name, _ in timed])
+    return plot
 
 
-def _by_size(report: dict[str, Any], runs: Runs) -> Any:
-    made, axes = figure(*REACH)
+def _plot_batch_timings(report: dict[str, Any], runs: Runs) -> Any:
+    plot, axes = figure(WIDTH, HEIGHT)
     sizes: set[int] = set()
     for i, name, r in runs:
-        x = [each["size"] for each in r["batches"] or ()]
-        y = [each["step_ms"] for each in r["batches"] or ()]
+        x = [batch["size"] for batch in r["batches"] or ()]
+        y = [batch["step_ms"] for batch in r["batches"] or ()]
         if len(x) > 1:
             sizes.update(x)
             axes.plot(x, y, f"-{MARKS[i % len(MARKS)]}", color=colour(i), ms=5, label=name)
     if not sizes:
         return None
-    _title(axes, "Time of a step by the size of its batch, ms")
+    _title(axes, "Time per step by batch size, ms")
     axes.set(xlabel="examples in a batch")
     axes.set(xscale="log", yscale="log")
     axes.set_xticks(sorted(sizes), map(str, sorted(sizes)))
     axes.minorticks_off()
-    _key(axes)
-    return made
+    _legend(axes)
+    return plot
 
 
-def _memory(report: dict[str, Any], runs: Runs) -> Any:
-    held = [(n, r["memory"]) for _, n, r in runs]
-    parts = ("parameters", "state", "moments", "kept_for_backward")
-    made, axes = figure(REACH[0], max(2.2, 1.2 + 0.5 * len(held)))
-    told = {"peak": "in use at most, as the device tells", "predicted": "foretold of a step"}
-    for height, (_, found) in enumerate(reversed(held)):
+def _plot_memory(report: dict[str, Any], runs: Runs) -> Any:
+    parts = ("parameters", "state", "moments", "saved_for_backward")
+    plot, axes = figure(WIDTH, max(2.2, 1.2 + 0.5 * len(runs)))
+    # Each label is used once, for the first bar of its kind.
+    labels = {"peak": "peak, as the device reports it", "predicted": "predicted peak of a step"}
+    for height, (_, _, r) in enumerate(reversed(runs)):
+        memory = r["memory"]
         for key, width in (("peak", 0.5), ("predicted", 0.4)):
-            if found[key] is not None:
-                shade = {"height": width, "alpha": 0.25, "label": told.pop(key, None)}
-                axes.barh(height, found[key] / 1e6, color=INK, **shade)
+            if memory[key] is not None:
+                style = {"height": width, "alpha": 0.25, "label": labels.pop(key, None)}
+                axes.barh(height, memory[key] / 1e6, color=INK, **style)
         left = 0.0
         for k, part in enumerate(parts):
-            size = (found[part] or 0) / 1e6
+            size = (memory[part] or 0) / 1e6
             label = part.replace("_", " ") if height == 0 and size else None
             axes.barh(height, size, left=left, color=colour(k + 3), height=0.25, label=label)
             left += size
     _title(axes, "Memory of a step, MB")
-    _bars(axes, [n for n, _ in held])
-    _key(axes)
-    return made
+    _bar_names(axes, [name for _, name, _ in runs])
+    _legend(axes)
+    return plot
 
 
 _PLOTS = {
-    _losses: "The loss of each run by step, and of the reference",
-    _by_step: "How far the loss of each run is from the reference's, by step, and the tolerance",
-    _within("layers", "Outputs of layers, from the same numbers"): (
-        "How far the output of each layer is from the reference, in a step from the same numbers"
+    _plot_losses: "The loss of each run and of the reference, by step",
+    _plot_loss_deviations: (
+        "The deviation of each run's loss from the reference, and the tolerance, by step"
     ),
-    _within("gradients", "Gradients, from the same numbers"): (
-        "How far the gradient of each parameter is from the reference, from the same numbers"
+    _plot_deviations("layers", "Outputs of layers, from the same inputs"): (
+        "The deviation of each layer's output from the reference, from the same inputs"
     ),
-    _within("parameters", "Parameters after the last step"): (
-        "How far each parameter is from the reference, after the last step"
+    _plot_deviations("gradients", "Gradients, from the same inputs"): (
+        "The deviation of each parameter's gradient from the reference, from the same inputs"
     ),
-    _times: "Milliseconds that a step takes in each run",
-    _by_size: "Milliseconds that a step takes in each run, by the size of the batch",
-    _memory: "Megabytes that a step holds in each run, in all and by what they are for",
+    _plot_deviations("parameters", "Parameters after the last step"): (
+        "The deviation of each parameter from the reference, after the last step"
+    ),
+    _plot_times: "Milliseconds per step in each run",
+    _plot_batch_timings: "Milliseconds per step in each run, by batch size",
+    _plot_memory: "Memory of a step in each run in megabytes: the total and its parts",
 }
 
 
-def _used(report: dict[str, Any], runs: Runs) -> list[tuple[str, float]]:
+def _epsilons(report: dict[str, Any], runs: Runs) -> list[tuple[str, float]]:
+    """Return name and epsilon of each dtype in which a run computed."""
     dtypes = {r["dtype"] for _, _, r in runs}
     return [(d, epsilon) for d, epsilon in report["tolerance"]["epsilon"].items() if d in dtypes]
 
@@ -251,25 +270,29 @@ def _numbers(values: list[float | None]) -> list[float]:
     return [float("nan") if value is None else value for value in values]
 
 
-def _means(numbers: list[float], some: int) -> list[float]:
-    parts = (numbers[i : i + some] for i in range(0, len(numbers), some))
+def _means(numbers: list[float], size: int) -> list[float]:
+    """Return the means of `size` consecutive numbers each."""
+    parts = (numbers[i : i + size] for i in range(0, len(numbers), size))
     return [sum(part) / len(part) for part in parts]
 
 
-def _called(name: str, off: list[float | None]) -> str:
-    """A run in a key, which says why it has no mark: 0 is not drawn where decades are."""
-    if any(off):
+def _label(name: str, deviations: list[float | None]) -> str:
+    """Return the legend's label of a run; it explains why the run has no marks.
+
+    A logarithmic axis shows neither 0 nor unknown values.
+    """
+    if any(deviations):
         return name
-    return f"{name}: not known" if None in off else f"{name}: 0"
+    return f"{name}: unknown" if None in deviations else f"{name}: 0"
 
 
 def _title(axes: Any, text: str) -> None:
-    """A title that begins where the plot does with all its labels, and not where its lines do."""
+    """Set a title that is aligned with the left edge of the figure, not of the axes."""
     axes.figure.suptitle(text, x=0.0, ha="left", fontsize=11, color=INK)
 
 
-def _bars(axes: Any, names: list[str]) -> None:
-    """The name of each bar above it, from the top down: beside it there is no room on a phone."""
+def _bar_names(axes: Any, names: list[str]) -> None:
+    """Write the name of each bar above it, because a phone has no space to the left of it."""
     axes.set_yticks([])
     axes.set_ylim(-0.4, len(names) - 0.4)
     for height, name in enumerate(reversed(names)):
@@ -277,15 +300,15 @@ def _bars(axes: Any, names: list[str]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _scale(axes: Any, numbers: list[float]) -> None:
+def _log_scale_if_wide(axes: Any, numbers: list[float]) -> None:
     if numbers and max(numbers) > 30.0 * min(numbers):
         axes.set_yscale("log")
 
 
-def _key(axes: Any) -> None:
-    """The key beneath the plot: it hides nothing there, however many runs there are."""
-    found, _ = axes.get_legend_handles_labels()
-    if found:
-        wide = 1 if max(len(h.get_label()) for h in found) > 28 else 2
-        beneath = {"loc": "outside lower left", "ncols": wide, "frameon": False}
-        axes.figure.legend(handles=found, fontsize=9.2, labelcolor=INK, **beneath)
+def _legend(axes: Any) -> None:
+    """Draw the legend below the plot, where it hides nothing, whatever the number of runs."""
+    handles, _ = axes.get_legend_handles_labels()
+    if handles:
+        columns = 1 if max(len(handle.get_label()) for handle in handles) > 28 else 2
+        place = {"loc": "outside lower left", "ncols": columns, "frameon": False}
+        axes.figure.legend(handles=handles, fontsize=9.2, labelcolor=INK, **place)

@@ -1,12 +1,13 @@
-"""Probes: parts of one step of training, and predictions, from the same numbers on every side.
+"""Probes: the parts of one training step, and predictions, computed from the same inputs.
 
-A training that magnifies rounding says little about a backend by its end. One step says much: every
-side is given the same parameters, state and moments, those of the reference at some steps, rounded
-to the dtype of the backend. The parts are the outputs of layers in training, the loss, its
-gradients and the new state, the update of the optimizer for the same gradients, and predictions.
+If a training magnifies rounding, its end says little about the backend. A single step says much.
+For a probe, every backend is given the same parameters, state and optimizer moments: those of the
+reference before some of its steps, rounded to the dtype of the backend. The parts are the outputs
+of all layers in training mode, the loss with its gradients and the new state, the optimizer's
+update for the same gradients, and predictions.
 
-The reference of a part is NumPy's in float64 by the formulas alone, without any native function:
-so NumPy is judged like any other backend.
+The reference of a part is computed by NumPy in float64 from the formulas alone, without any native
+function. NumPy as a backend is therefore judged like any other.
 """
 
 import math
@@ -30,10 +31,10 @@ from .workloads import Workload
 __all__ = [
     "PARTS",
     "STAGES",
-    "Given",
     "Named",
+    "ProbeInput",
     "Reference",
-    "Unmoved",
+    "ReturnGradients",
     "cast",
     "chosen_rows",
     "exact",
@@ -45,34 +46,35 @@ __all__ = [
     "steps_to_probe",
 ]
 
-PREDICTED = 512  # examples to predict at most, in a probe
-PARTS = ("inside", "slope", "update", "predict")
-_PART_OF = {"layers": "inside", "updates": "update", "predictions": "predict"}  # else "slope"
+MAX_PREDICTED = 512  # examples to predict in a probe
+PARTS = ("layers", "gradients", "update", "predict")
+# The part that computes a group of results; "gradients" computes all others.
+_PART_OF = {"layers": "layers", "updates": "update", "predictions": "predict"}
 Named = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class _Sampling:
-    """How to sample rounding.
+    """How to sample the effect of rounding.
 
-    factor: how many times larger than rounding the errors are that each operation gets, by which
-    the result is divided again; examples: how many to predict at most.
+    factor: each operation gets an error this many times larger than rounding, and the resulting
+    spread is divided by it again; examples: the number of examples to predict, at most.
     """
 
     samples: int
     factor: float = 1.0
-    examples: int = PREDICTED
+    examples: int = MAX_PREDICTED
 
 
-# Each stage is reached only by results that are further off than the stages before explain. The
-# first is cheap and nearly always enough. The last finds what jumps, such as a ReLU or a maximum
-# near a tie: far larger errors reach jumps that a few runs with small ones do not.
+# A stage runs only for results that deviate more than the earlier stages explain. The first stage
+# is cheap and nearly always enough. The last one finds discontinuities, such as a ReLU or a maximum
+# near a tie: errors far larger than rounding reach jumps that a few runs with small errors miss.
 STAGES = (_Sampling(1, examples=32), _Sampling(7), _Sampling(16, factor=4.0))
 
 
 @dataclass(frozen=True)
-class Given:
-    """What every side starts from, on the host and in one dtype.
+class ProbeInput:
+    """The inputs of a probe, the same for every backend, on the host and in one dtype.
 
     step: the number of the step, from 1, that the reference takes from there; x: examples to
     predict.
@@ -85,15 +87,14 @@ class Given:
 
     @property
     def finite(self) -> bool:
-        """Whether the dtype can hold all numbers."""
-        return all(
-            bool(np.all(np.isfinite(leaf))) for leaf in leaves(self.carry) if leaf.dtype.kind == "f"
-        )
+        """True if the dtype can represent all numbers of the carry."""
+        floats = (leaf for leaf in leaves(self.carry) if leaf.dtype.kind == "f")
+        return all(bool(np.all(np.isfinite(leaf))) for leaf in floats)
 
 
 @dataclass(frozen=True)
-class Unmoved:
-    """An "optimizer" whose step hands out the gradients instead of new parameters."""
+class ReturnGradients:
+    """An "optimizer" whose update returns the gradients in place of new parameters."""
 
     def init(self, params):
         return ()
@@ -103,9 +104,9 @@ class Unmoved:
 
 
 def numbered_step(model: Layer, loss: Loss, optimizer: Any, **options: Any) -> Callable:
-    """Return step(carry, x, target, counts, t=None), a step as `make_step` makes it.
+    """Return step(carry, x, target, counts, t=None), a training step made by `make_step`.
 
-    t: how many steps were taken before, for a loss whose weight follows a schedule.
+    t: the number of steps taken before, for a loss whose weight follows a schedule.
     """
     step = make_step(model, loss, optimizer, **options)
 
@@ -116,93 +117,97 @@ def numbered_step(model: Layer, loss: Loss, optimizer: Any, **options: Any) -> C
 
 
 def functions(workload: Workload) -> dict[str, Callable]:
-    """The parts, by name: each maps arrays to a tree of results."""
-    model, optimizer = workload.model, workload.optimizer
-    step = numbered_step(model, workload.loss, Unmoved(), keep_finite=False)
+    """Return the parts by name: functions of arrays that return a tree of results."""
+    model = workload.model
+    optimizer = workload.optimizer
+    step = numbered_step(model, workload.loss, ReturnGradients(), keep_finite=False)
 
-    def slope(carry, x, target, counts, t=None):
+    def gradients(carry, x, target, counts, t=None):
         (grads, state, _), value, _ = step(carry, x, target, counts, t)
         return {"loss": value} | _named(grads, "gradients") | _named(state, "states")
 
     def update(params, grads, moments):
-        after, kept = optimizer.update(params, grads, moments)
-        return _named(after, "updates") | _named(kept, "updates.moments")
+        new_params, new_moments = optimizer.update(params, grads, moments)
+        return _named(new_params, "updates") | _named(new_moments, "updates.moments")
 
     def predict(params, state, x):
         return {"predictions": {"y": model.predict(params, state, x)}}
 
-    return dict(
-        zip(PARTS, (partial(_inside, _signing(model)), slope, update, predict), strict=True)
-    )
+    return {
+        "layers": partial(_layer_outputs, _recording(model)),
+        "gradients": gradients,
+        "update": update,
+        "predict": predict,
+    }
 
 
 def _named(tree: Any, prefix: str) -> dict[str, Any]:
     return {name: leaf for name, leaf in named_leaves(tree, prefix) if leaf is not None}
 
 
-def _arguments(part: str, given: Given, grads: Params) -> tuple:
-    """What a part is called with."""
-    params, state, moments = given.carry
+def _arguments(part: str, inputs: ProbeInput, grads: Params) -> tuple:
+    """Return the arguments of a part."""
+    params, state, moments = inputs.carry
     return {
-        "inside": (given.carry, *given.batch),
-        "slope": (given.carry, *given.batch),
+        "layers": (inputs.carry, *inputs.batch),
+        "gradients": (inputs.carry, *inputs.batch),
         "update": (params, grads, moments),
-        "predict": (params, state, given.x),
+        "predict": (params, state, inputs.x),
     }[part]
 
 
 def probe(
     backend: Backend, compiled: dict[str, Callable], references: list["Reference"]
 ) -> list[Named]:
-    """The results of all parts from what each reference was given, on the host."""
-    found = []
+    """Run all parts on a backend, from the inputs of each reference; results are on the host."""
+    probes = []
     for reference in references:
         results: Named = {}
         for part, function in compiled.items():
-            moved = backend.asarray(_arguments(part, reference.given, reference.grads))
+            moved = backend.asarray(_arguments(part, reference.inputs, reference.grads))
             results |= flat(backend.to_numpy(function(*moved)))
-        found.append(results)
-    return found
+        probes.append(results)
+    return probes
 
 
 @dataclass
 class Reference:
-    """The results of all parts in float64, and how far rounding alone takes them.
+    """The results of all parts in float64, and how far rounding alone moves them.
 
-    scale: of the loss, as in `deviation.loss_deviations`.
+    scale: the scale of the loss, as in `deviation.loss_deviations`.
     """
 
     workload: Workload
-    given: Given
+    inputs: ProbeInput
     scale: float
     results: Named = field(default_factory=dict)
     grads: Params = None
     _spreads: dict[tuple, dict[str, float]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        parts = functions(self.workload)
-        self.grads = self.given.carry[0]  # nested like them
-        for part, function in parts.items():
-            self.results |= exact(function, *_arguments(part, self.given, self.grads))
-            if part == "slope":
-                dtype = _dtype_of(self.given.carry[0])
+        # Until the gradients are computed, the parameters stand in: a tree of the same structure.
+        self.grads = self.inputs.carry[0]
+        for part, function in functions(self.workload).items():
+            self.results |= exact(function, *_arguments(part, self.inputs, self.grads))
+            if part == "gradients":
+                dtype = _dtype_of(self.inputs.carry[0])
                 self.grads = cast(_like(self.grads, self.results, "gradients"), dtype)
 
     def spread(self, name: str, dtype: str, stage: int) -> float:
-        """Return how far rounding in `dtype` takes the worst element of a result, as sampled.
+        """Return how far rounding in `dtype` moves the worst element of a result, as sampled.
 
-        It is measured by adding to each operation an error as large as one rounding (see
-        `bisecting.noise`), in all stages up to `stage`. It is infinite if it cannot be measured.
+        It is measured by adding an error as large as one rounding to each operation (see
+        `bisect.noise`), in all stages up to `stage`. It is infinite if it cannot be measured.
         """
-        part = _PART_OF.get(name.partition(".")[0], "slope")
-        every = [self._sampled(part, dtype, number) for number in range(stage + 1)]
-        return max((spreads[name] for spreads in every if spreads), default=math.inf)
+        part = _PART_OF.get(name.partition(".")[0], "gradients")
+        stages = [self._sampled(part, dtype, number) for number in range(stage + 1)]
+        return max((spreads[name] for spreads in stages if spreads), default=math.inf)
 
     def overflows(self, name: str, dtype: str) -> bool:
-        """Whether NumPy, computing in `dtype`, gets no finite numbers either."""
+        """Return whether NumPy's result in `dtype` is not finite either."""
         for part, function in functions(self.workload).items():
             with np.errstate(all="ignore"):
-                results = flat(function(*_arguments(part, self.given, self.grads)))
+                results = flat(function(*_arguments(part, self.inputs, self.grads)))
             if name in results:
                 return not np.all(np.isfinite(results[name]))
         return False
@@ -213,35 +218,36 @@ class Reference:
         if key not in self._spreads:
             sampling = STAGES[stage]
             size = sampling.factor * float(np.finfo(dtype).eps)
-            drawn = max(size, 2.0**-40)  # float64 itself would round less away
-            batch = self.given
+            # Smaller errors would be lost in the rounding of float64 itself.
+            drawn = max(size, 2.0**-40)
+            inputs = self.inputs
             if part == "predict":
-                few = tree_map(lambda leaf: leaf[: sampling.examples], batch.x)
-                batch = replace(batch, x=few)
-            trees = _arguments(part, batch, self.grads)
+                few = tree_map(lambda leaf: leaf[: sampling.examples], inputs.x)
+                inputs = replace(inputs, x=few)
+            trees = _arguments(part, inputs, self.grads)
             function = functions(self.workload)[part]
             options: dict[str, Any] = {"epsilon": drawn, "samples": sampling.samples, "seed": stage}
             try:
                 _, spreads = rounded(function, *trees, **options)
-            except Exception:  # a custom layer may take no arrays but NumPy's
+            except Exception:  # a custom layer may accept only NumPy arrays
                 spreads = {}
             scale = size / (drawn * sampling.factor)
-            self._spreads[key] = {name: far * scale for name, far in spreads.items()}
+            self._spreads[key] = {name: spread * scale for name, spread in spreads.items()}
         return self._spreads[key]
 
 
 def exact(function: Callable, *trees: Any) -> Named:
-    """function(*trees) in float64 by the formulas alone, where custom layers can take that."""
+    """Return function(*trees) in float64, by the formulas alone if custom layers allow that."""
     try:
-        found = exactly(function, *trees)
-    except Exception:  # a custom layer may take no arrays but NumPy's
+        result = exactly(function, *trees)
+    except Exception:  # a custom layer may accept only NumPy arrays
         with np.errstate(all="ignore"):
-            found = function(*cast(trees, "float64"))
-    return flat(found)
+            result = function(*cast(trees, "float64"))
+    return flat(result)
 
 
 def flat(tree: Any) -> Named:
-    """Copies of the leaves of `tree`, by their paths."""
+    """Return copies of the leaves of `tree`, by their paths."""
     return {name: np.array(leaf) for name, leaf in named_leaves(tree)}
 
 
@@ -250,7 +256,7 @@ def _dtype_of(params: Params) -> str:
 
 
 def _like(tree: Any, named: Named, prefix: str) -> Any:
-    """A tree nested like `tree`, of the leaves whose names begin with `prefix`."""
+    """Return a tree nested like `tree`, of the leaves whose names begin with `prefix`."""
     if isinstance(tree, dict):
         return {name: _like(branch, named, f"{prefix}.{name}") for name, branch in tree.items()}
     if isinstance(tree, tuple):
@@ -261,79 +267,83 @@ def _like(tree: Any, named: Named, prefix: str) -> Any:
 # --- inside a forward pass --------------------------------------------------------------
 
 
-_SIGN = "\0"  # no name in a layer's cache begins so
+# The prefix of a recorded output in a cache. No layer's cache has a key that begins so.
+_RECORDED = "\0"
 
 
-def _signing(model: Layer) -> Layer:
-    """The model, each of whose layers leaves its output in its cache, under its path."""
+def _recording(model: Layer) -> Layer:
+    """Return the model with layers that also put their output into their cache, by their path."""
 
     def methods(layer: Layer, path: str) -> dict[str, Callable]:
         kind = type(layer)
 
         def forward(self: Any, params: Any, state: Any, x: Any, *, train: Any = False) -> Any:
             y, state, cache = kind.forward(self, params, state, x, train=train)
-            return y, state, {_SIGN + path: (y, cache)}
+            return y, state, {_RECORDED + path: (y, cache)}
 
         return {"forward": forward}
 
     return twin(model, methods)
 
 
-def _inside(
-    signing: Layer, carry: Any, x: Any, target: Any, counts: Any, t: Any = None
+def _layer_outputs(
+    recording: Layer, carry: Any, x: Any, target: Any, counts: Any, t: Any = None
 ) -> dict[str, Any]:
-    """The outputs of each layer in training, as "layers." and its path."""
-    cache = signing.forward(carry[0], carry[1], x, train=RowMask(counts))[2]
-    return {
-        f"layers.{path}" + (f"[{i}]" if len(ys) > 1 else ""): y
-        for path, ys in _noted(cache).items()
-        for i, y in enumerate(ys)
-    }
+    """Return the outputs of each layer in training mode, called "layers." and its path."""
+    cache = recording.forward(carry[0], carry[1], x, train=RowMask(counts))[2]
+    outputs = {}
+    for path, ys in _recorded_outputs(cache).items():
+        for i, y in enumerate(ys):
+            suffix = f"[{i}]" if len(ys) > 1 else ""
+            outputs[f"layers.{path}{suffix}"] = y
+    return outputs
 
 
-def _noted(cache: Any) -> dict[str, list]:
-    """Outputs by path, from the caches of layers within layers: the outer one stands last."""
-    found: dict[str, list] = {}
+def _recorded_outputs(cache: Any) -> dict[str, list]:
+    """Return outputs by path, from nested caches; a block comes after the layers inside it."""
+    outputs: dict[str, list] = {}
     if isinstance(cache, dict):
-        for name, inner in cache.items():
-            if not name.startswith(_SIGN):
-                found |= _noted(inner)
+        for name, value in cache.items():
+            if not name.startswith(_RECORDED):
+                outputs |= _recorded_outputs(value)
                 continue
-            y, within = inner
-            found |= _noted(within)
-            found[name.removeprefix(_SIGN)] = [a for a in leaves(y) if a is not None]
+            y, inner_cache = value
+            outputs |= _recorded_outputs(inner_cache)
+            path = name.removeprefix(_RECORDED)
+            outputs[path] = [leaf for leaf in leaves(y) if leaf is not None]
     elif isinstance(cache, tuple):
         for branch in cache:
-            found |= _noted(branch)
-    return found
+            outputs |= _recorded_outputs(branch)
+    return outputs
 
 
 def inside_predictions(model: Layer, depth: int | None) -> Callable:
-    """predict(params, state, x) -> the output of each layer in prediction, by its path.
+    """Return predict(params, state, x) -> the output of each layer in a prediction, by its path.
 
-    depth: how many layers deep to look; None for all. A loop that is compiled hides what is inside.
+    depth: how many levels of nested layers to look into; None for all. Outputs inside a compiled
+    loop cannot be returned, so such a model needs a limit.
     """
 
     def predict(params, state, x):
-        noted: dict[str, Any] = {}
+        outputs: dict[str, Any] = {}
 
         def methods(layer: Layer, path: str) -> dict[str, Callable]:
             kind = type(layer)
             if depth is not None and path and path.count(".") >= depth:
                 return {}
 
-            def note(y: Any) -> None:
-                noted.pop(path, None)
-                noted[path] = y
+            def record(y: Any) -> None:
+                outputs.pop(path, None)  # a layer that is called again moves to the end
+                outputs[path] = y
 
             def method(self: Any, params: Any, state: Any, x: Any) -> Any:
                 y = kind.predict(self, params, state, x)
-                note(y)
+                record(y)
                 return y
 
             def forward(self: Any, params: Any, state: Any, x: Any, *, train: Any = False) -> Any:
                 y, *rest = kind.forward(self, params, state, x, train=train)
-                note(y)  # a block without a `predict` calls the `forward` of its layers
+                record(y)  # a block without a `predict` calls the `forward` of its layers
                 return y, *rest
 
             return {"predict": method, "forward": forward}
@@ -341,7 +351,7 @@ def inside_predictions(model: Layer, depth: int | None) -> Callable:
         twin(model, methods).predict(params, state, x)
         return {
             f"layers.{path}" + (f"[{i}]" if i else ""): leaf
-            for path, y in noted.items()
+            for path, y in outputs.items()
             for i, leaf in enumerate(leaves(y))
         }
 
@@ -352,16 +362,17 @@ def inside_predictions(model: Layer, depth: int | None) -> Callable:
 
 
 def cast(tree: Any, dtype: str) -> Any:
-    """Real numbers in `dtype`; labels, keys and counts stay integers."""
+    """Convert floats to `dtype`; labels, keys and counts stay integers."""
     with np.errstate(over="ignore"):
         return tree_map(lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, tree)
 
 
 def chosen_rows(count: int) -> np.ndarray:
-    """The rows to predict in a probe: all, or so many of them evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, min(count, PREDICTED)).astype(np.int64))
+    """Return the rows to predict in a probe: all of them, or `MAX_PREDICTED` evenly spaced."""
+    rows = np.linspace(0, count - 1, min(count, MAX_PREDICTED))
+    return np.unique(rows.astype(np.int64))
 
 
 def steps_to_probe(steps: int) -> Iterator[int]:
-    """The first, the middle and the last, from 0."""
+    """Yield the first, the middle and the last step, counted from 0."""
     yield from sorted({0, steps // 2, steps - 1})

@@ -1,4 +1,4 @@
-"""Report: what `compare` found, as text for a terminal, Markdown, HTML, and JSON."""
+"""Format a report of `compare` as text for a terminal and as Markdown, and write its files."""
 
 import json
 import os
@@ -10,53 +10,53 @@ from typing import Any
 from ...core.files import replacing
 from ...core.policies import reduced_formats
 from ...display.tables import markdown_table, table
-from ..summary import Row as Entry
+from ..summary import Row as LayerRow
 from ..summary import Summary
 
 __all__ = [
+    "HOW_TO_READ",
     "PROBED",
-    "READING",
     "TRAINED",
-    "by_size",
+    "batch_timings",
     "environments",
     "flat",
-    "ledger",
-    "multiplied",
+    "layer_costs",
     "names",
     "overview",
+    "product_formats",
     "remarks",
+    "roundings",
     "sentence",
     "summary",
-    "tolerances",
     "write",
 ]
 
 Row = list[Any]
-# groups of deviations: from the same numbers, and of whole trainings
+# The groups of deviations: of results computed from the same inputs, and of whole trainings.
 PROBED = ("layers", "loss", "gradients", "states", "updates", "predictions")
 TRAINED = ("losses", "parameters", "trained_state", "outputs")
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Text for a terminal: the tables, a verdict for each run, and what else is to be said."""
-    parts = [table(columns, rows, title) for title, columns, rows in overview(report)]
-    told = [
-        f"{name}: {sentence(r)}" for name, r in zip(names(report), report["results"], strict=True)
-    ]
-    said = "\n".join([*report["differences"], *remarks(report)])
-    return "\n\n".join([*parts, "\n".join(told), said])
+    """Return text for a terminal: tables, a verdict for each run, and remarks."""
+    tables = [table(columns, rows, title) for title, columns, rows in overview(report)]
+    verdicts = [f"{name}: {sentence(result)}" for name, result in _named_results(report)]
+    notes = [*report["differences"], *remarks(report)]
+    return "\n\n".join([*tables, "\n".join(verdicts), "\n".join(notes)])
 
 
 def write(report: dict[str, Any], folder: str | os.PathLike, page: str | None = None) -> list[Path]:
-    """Put report.json and report.md into `folder`, made if need be; each is whole or not there.
+    """Write report.json and report.md to `folder`, and return the paths of all files.
 
-    page: what goes into report.html. Without it an older one is taken away: it would tell of
-    another report.
+    The folder is created if needed. Each file is replaced atomically.
+
+    page: the text of report.html. Without it an existing report.html is deleted, because it
+    belongs to another report.
 
     Raises
     ------
     OSError
-        If they cannot be written; older ones stay as they were.
+        If the files cannot be written; existing files then remain unchanged.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def write(report: dict[str, Any], folder: str | os.PathLike, page: str | None = 
     }
     if page is not None:
         texts["report.html"] = page
-    with ExitStack() as files:  # all are complete before the first is renamed
+    with ExitStack() as files:  # all files are complete before the first is renamed
         for name, text in texts.items():
             file = files.enter_context(replacing(folder / name))
             file.write(text.encode())
@@ -78,131 +78,161 @@ def write(report: dict[str, Any], folder: str | os.PathLike, page: str | None = 
 
 
 def names(report: dict[str, Any]) -> list[str]:
-    """What tells the results apart: the backend, and what else there are several of."""
+    """Return a unique name for each result.
+
+    It is the backend, followed by the dtype, policy and machine where the results differ in them.
+    """
     results = report["results"]
-    dtypes, machines = ({r[key] for r in results} for key in ("dtype", "machine"))
-    precisions, repeats = (
-        {r[key] for r in results} - {None} for key in ("precision", "deterministic")
-    )
-    return [
-        ":".join(filter(None, (r["backend"], r["device"])))
-        + f" {r['dtype']}" * (len(dtypes) > 1)
-        + f" {r['precision']}" * (len(precisions) > 1 and r["precision"] is not None)
-        + " deterministic" * (len(repeats) > 1 and r["deterministic"] is True)
-        + f" ({r['machine']})" * (len(machines) > 1)
-        for r in results
-    ]
+    dtypes = {r["dtype"] for r in results}
+    machines = {r["machine"] for r in results}
+    precisions = {r["precision"] for r in results} - {None}
+    deterministic = {r["deterministic"] for r in results} - {None}
+    unique = []
+    for r in results:
+        name = ":".join(filter(None, (r["backend"], r["device"])))
+        if len(dtypes) > 1:
+            name += f" {r['dtype']}"
+        if len(precisions) > 1 and r["precision"] is not None:
+            name += f" {r['precision']}"
+        if len(deterministic) > 1 and r["deterministic"] is True:
+            name += " deterministic"
+        if len(machines) > 1:
+            name += f" ({r['machine']})"
+        unique.append(name)
+    return unique
+
+
+def _named_results(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return list(zip(names(report), report["results"], strict=True))
 
 
 def sentence(result: dict[str, Any]) -> str:
-    """The verdict on a run, and its figures."""
+    """Return the verdict on a run with its numbers, in words."""
     if result["error"] is not None:
         return f"failed: {result['error']}."
-    parts = [f"{result['verdict']}{_figures(result)}{_time(result)}."]
+    parts = [f"{result['verdict']}{_agreement(result)}{_time(result)}."]
     if result["status"] == "differs":
         parts += _difference(result)
-    if result["not_judged"]:
-        parts.append(_not_judged(result))
+    if result["not_checked"]:
+        parts.append(_not_checked(result))
     if result["command"]:
-        step = int(_step_of(result))
+        step = _step_in_question(result)
         parts.append(f"To look into step {step:,}: `{result['command']}`")
-    if result["shortfall"]:
-        parts.append(f"It is {result['shortfall']}.")
+    if result["precision_issue"]:
+        parts.append(f"It is {result['precision_issue']}.")
     return " ".join(parts)
 
 
-def _figures(result: dict[str, Any]) -> str:
-    """How far off what was judged is: the worst of all that the table shows."""
+def _agreement(result: dict[str, Any]) -> str:
+    """Say how closely a run agrees: the largest deviation of all that was checked."""
     if result["status"] == "differs":
         return ""
     far = result["max_relative_deviation"]
     if far is None:
-        return ". How far off it is is not known"
-    judged = [each for _, each in _entries(result) if each["tolerance"] is not None]
-    worst = max(judged, key=lambda each: each["relative"] or 0.0)
+        return ". Its deviation from float64 is unknown"
+    checked = [entry for _, entry in _entries(result) if entry["tolerance"] is not None]
+    worst = max(checked, key=lambda entry: entry["relative"] or 0.0)
     allowed = f"(rounding alone could explain {worst['tolerance']:.2g})"
     if result["status"] == "agrees":
-        return f", to {far:.2g} of float64 {allowed}"
-    return f". What was judged agrees with float64 to {far:.2g} {allowed}"
+        return f", to within {far:.2g} of float64 {allowed}"
+    return f". What was checked agrees with float64 to within {far:.2g} {allowed}"
 
 
 def _time(result: dict[str, Any]) -> str:
-    return "" if result["step_ms"] is None else f", at {result['step_ms']:.3g} ms a step"
+    return "" if result["step_ms"] is None else f", {result['step_ms']:.3g} ms per step"
 
 
 def _difference(result: dict[str, Any]) -> Iterator[str]:
-    """What differs, by how much, and what that depends on."""
+    """Say how large the first difference is, and whether single steps differ too."""
     first, *others = result["differences"]
     if first["relative"] is not None:
-        allowed = f"rounding in {result['dtype']} explains {first['tolerance']:.2g} at most"
-        yield f"It is off by {first['relative']:.2g}, and {allowed}."
+        allowed = f"rounding in {result['dtype']} explains at most {first['tolerance']:.2g}"
+        yield f"The relative deviation is {first['relative']:.2g}; {allowed}."
     elif first["quantity"] != "start":
-        yield "It holds what is not a finite number."
+        yield "It contains NaN or infinity."
     if others:
         differ = "results differ" if len(others) > 1 else "result differs"
         yield f"{len(others):,} other {differ} too."
     if first["quantity"] in TRAINED:
-        at = next((each for each in result["differences"] if each["quantity"] in PROBED), None)
-        if at is not None:
-            yield f"From the same numbers, {at['what']} differs at step {at['step']:,}."
+        probed = next((each for each in result["differences"] if each["quantity"] in PROBED), None)
+        if probed is not None:
+            yield (
+                f"Computed from the same inputs, {probed['description']} differs at step "
+                f"{probed['step']:,}."
+            )
         else:
             yield (
-                "From the same numbers, the parts of the first, the middle and the last step "
-                "agree, and so do predictions."
+                "Computed from the same inputs, all parts of the first, the middle and the last "
+                "step agree, and so do predictions."
             )
 
 
-def _not_judged(result: dict[str, Any]) -> str:
-    """What is not judged, each with the reason, those with one reason together."""
-    by: dict[str, list[str]] = {}
-    for each in result["not_judged"]:
-        since = f" from step {each['step']:,} on" if each["quantity"] == "losses" else ""
-        since = f" at step {each['step']:,}" if each["quantity"] == "probe" else since
-        by.setdefault(each["why"], []).append(each["what"] + since)
-    said = "; ".join(f"{_some(names)} ({why})" for why, names in by.items())
-    return f"NOT JUDGED: {said}.{_controlled(result)}"
+def _not_checked(result: dict[str, Any]) -> str:
+    """Name what could not be checked, grouped by the reason."""
+    by_reason: dict[str, list[str]] = {}
+    for finding in result["not_checked"]:
+        when = ""
+        if finding["quantity"] == "losses":
+            when = f" from step {finding['step']:,} on"
+        elif finding["quantity"] == "probe":
+            when = f" at step {finding['step']:,}"
+        by_reason.setdefault(finding["reason"], []).append(finding["description"] + when)
+    listed = "; ".join(f"{_first_few(each)} ({reason})" for reason, each in by_reason.items())
+    return f"NOT CHECKED: {listed}.{_control_runs(result)}"
 
 
-def _controlled(result: dict[str, Any]) -> str:
-    """At which step control runs leave the tolerance too, where it was a loss that did."""
-    runs = result["control"]["runs"] if result["control"] else ()
-    if all(each["quantity"] != "losses" for each in result["not_judged"]):
+def _control_runs(result: dict[str, Any]) -> str:
+    """Say at which step control runs exceed the tolerance, if the loss could not be checked."""
+    if all(finding["quantity"] != "losses" for finding in result["not_checked"]):
         return ""
-    left = [
-        f"{run['name']} at step {run['left_tolerance']:,}"
+    runs = result["control"]["runs"] if result["control"] else ()
+    exceed = [
+        f"{run['name']} from step {run['left_tolerance']:,}"
         for run in runs
         if run["left_tolerance"] is not None
     ]
-    return f" Control runs leave the tolerance too: {' and '.join(left)}." if left else ""
+    return f" Control runs exceed the tolerance too: {' and '.join(exceed)}." if exceed else ""
 
 
-def _some(names: list[str], most: int = 4) -> str:
-    names = list(dict.fromkeys(names))
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def _first_few(descriptions: list[str], most: int = 4) -> str:
+    unique = list(dict.fromkeys(descriptions))
+    rest = f" and {len(unique) - most} more" if len(unique) > most else ""
+    return ", ".join(unique[:most]) + rest
 
 
-def _step_of(result: dict[str, Any]) -> int:
-    """The step that the command of a result looks into."""
+def _step_in_question(result: dict[str, Any]) -> int:
+    """Return the step that the command of a result looks into."""
     steps = [each["step"] for each in result["differences"]]
-    steps += [each["step"] for each in result["not_judged"] if each["quantity"] == "losses"]
-    return max(1, steps[0])
+    steps += [each["step"] for each in result["not_checked"] if each["quantity"] == "losses"]
+    return int(max(1, steps[0]))
 
 
 def _entries(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Group and entry of each deviation."""
-    for group, found in result["deviations"].items():
-        for each in [found] if group in ("loss", "losses") else found.values():
-            if each is not None:
-                yield group, each
+    """Yield group and entry of each deviation."""
+    for group, deviations in result["deviations"].items():
+        entries = [deviations] if group in ("loss", "losses") else deviations.values()
+        for entry in entries:
+            if entry is not None:
+                yield group, entry
+
+
+# --- tables -----------------------------------------------------------------------------
 
 
 def overview(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list[Row]]]:
-    """Title, columns and rows of each table: a run a row."""
-    results, reference, task = report["results"], report["reference"], report["workload"]
-    called = names(report)
+    """Yield title, columns and rows of each table; each row is a run."""
+    yield _results_table(report)
+    yield _deviations_table(report)
+    title, columns, rows = _precision_table(report)
+    if rows:
+        yield title, columns, rows
+
+
+def _results_table(report: dict[str, Any]) -> tuple[str, list[str], list[Row]]:
+    task = report["workload"]
+    reference = report["reference"]
     columns = ["backend", "hardware", "version", "dtype", task["metric"] or "test", "final loss"]
-    columns += ["ms per step", "middle half", "first step, ms", "samples/s", "memory, MB"]
+    columns += ["ms per step", "25-75 %", "first step, ms", "samples/s", "memory, MB"]
     rows = [
         [
             name,
@@ -213,58 +243,15 @@ def overview(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list[Row]
             r["samples_per_second"] and round(r["samples_per_second"]),
             _megabytes(r["memory"]),
         ]
-        for name, r in zip(called, results, strict=True)
+        for name, r in _named_results(report)
     ]
-    same = ["reference", None, None, reference["dtype"]]
-    rows.append([*same, reference["test_metric"], reference["final_loss"], *[None] * 5])
+    reference_row = ["reference", None, None, reference["dtype"]]
+    reference_row += [reference["test_metric"], reference["final_loss"], *[None] * 5]
     title = f"after {task['steps']:,} steps of {task['name']} ({task['epochs']} epochs)"
-    yield title, columns, rows
-
-    columns = ["backend", *_COLUMNS]
-    rows = []
-    for name, r in zip(called, results, strict=True):
-        figures: list[Any] = [None] * len(_COLUMNS)
-        if r["deviations"] is not None:
-            entries = list(_entries(r))
-            figures = [
-                _worst([each for group, each in entries if group in groups])
-                for groups in _COLUMNS.values()
-            ]
-        rows.append([name, *figures, r["verdict"]])
-    title = f"largest relative deviation from the {reference['dtype']} reference"
-    yield title, [*columns, "verdict"], rows
-
-    columns = ["backend", "precision", "deterministic", "products, eager", "products, compiled"]
-    rows = [
-        [
-            name,
-            r["precision"],
-            "yes" if r["deterministic"] else "no",
-            *(r["probe"] and multiplied(r["probe"][how]) for how in ("eager", "compiled")),
-        ]
-        for name, r in zip(called, results, strict=True)
-        if r["precision"] is not None
-    ]
-    if rows:
-        yield "precision, as asked for and as found by a probe", columns, rows
+    return title, columns, [*rows, reference_row]
 
 
-def multiplied(products: dict[str, str]) -> str:
-    """The format of products of matrices, by what takes them; with their names if not of all."""
-    named: dict[str, list[str]] = {}
-    for what, name in products.items():
-        named.setdefault(name, []).append(what)
-    if len(named) == 1:
-        return next(iter(named))
-    return "; ".join(f"{name}: {', '.join(which)}" for name, which in named.items())
-
-
-def _megabytes(memory: dict[str, int | None] | None) -> float | None:
-    found = memory and (memory["peak"] or memory["predicted"])
-    return found / 1e6 if found else None
-
-
-_COLUMNS = {  # of a table of deviations, and the groups in each
+_COLUMNS = {  # of the table of deviations, and the groups in each
     "layers": ("layers", "loss"),
     "gradients": ("gradients",),
     "updates": ("updates",),
@@ -276,132 +263,174 @@ _COLUMNS = {  # of a table of deviations, and the groups in each
 }
 
 
+def _deviations_table(report: dict[str, Any]) -> tuple[str, list[str], list[Row]]:
+    rows = []
+    for name, r in _named_results(report):
+        cells: list[Any] = [None] * len(_COLUMNS)
+        if r["deviations"] is not None:
+            entries = list(_entries(r))
+            cells = [
+                _worst([entry for group, entry in entries if group in groups])
+                for groups in _COLUMNS.values()
+            ]
+        rows.append([name, *cells, r["verdict"]])
+    title = f"largest relative deviation from the {report['reference']['dtype']} reference"
+    return title, ["backend", *_COLUMNS, "verdict"], rows
+
+
+def _precision_table(report: dict[str, Any]) -> tuple[str, list[str], list[Row]]:
+    columns = ["backend", "precision", "deterministic", "products, eager", "products, compiled"]
+    rows = []
+    for name, r in _named_results(report):
+        if r["precision"] is None:
+            continue
+        measured = r["measured_precision"]
+        formats = [measured and product_formats(measured[how]) for how in ("eager", "compiled")]
+        rows.append([name, r["precision"], "yes" if r["deterministic"] else "no", *formats])
+    return "precision: requested, and as measured", columns, rows
+
+
+def product_formats(products: dict[str, str]) -> str:
+    """Return the format of products, or each format with the products that use it."""
+    by_format: dict[str, list[str]] = {}
+    for product, name in products.items():
+        by_format.setdefault(name, []).append(product)
+    if len(by_format) == 1:
+        return next(iter(by_format))
+    return "; ".join(f"{name}: {', '.join(which)}" for name, which in by_format.items())
+
+
+def _megabytes(memory: dict[str, int | None] | None) -> float | None:
+    size = memory and (memory["peak"] or memory["predicted"])
+    return size / 1e6 if size else None
+
+
 def _worst(entries: Sequence[dict[str, Any]]) -> float | str | None:
-    """The largest relative deviation of what was judged; words where there is none."""
-    judged = [each["relative"] for each in entries if each["tolerance"] is not None]
-    if None in judged:
-        return "not known"
-    if judged:
-        return max(judged)
-    return "not judged" if entries else None
+    """Return the largest relative deviation of what was checked; words if there is none."""
+    checked = [entry["relative"] for entry in entries if entry["tolerance"] is not None]
+    if None in checked:
+        return "unknown"
+    if checked:
+        return max(checked)
+    return "not checked" if entries else None
 
 
 def remarks(report: dict[str, Any]) -> Iterator[str]:
-    """Sentences: how it started, what is held to nothing, what failed or was left out."""
-    sha256, called = report["start_sha256"], names(report)
-    started = [(n, r) for n, r in zip(called, report["results"], strict=True) if r["start_sha256"]]
-    others = [name for name, r in started if r["start_sha256"] != sha256]
+    """Yield remarks: on the starting point and the reference, failures, and what was left out."""
+    start = report["start_sha256"]
+    results = _named_results(report)
+    started = [(name, r) for name, r in results if r["start_sha256"]]
+    others = [name for name, r in started if r["start_sha256"] != start]
     if others:
-        yield f"starting parameters: {sha256}, but not on {', '.join(others)}"
+        yield f"starting parameters: SHA-256 {start}, but different on {', '.join(others)}"
     elif started:
-        yield f"starting parameters: bit-identical on every backend, SHA-256 {sha256}"
+        yield f"starting parameters: bit-identical on every backend, SHA-256 {start}"
     if report["reference"]["agrees"] is False:
         yield (
             f"THE REFERENCE IS WRONG: {report['reference']['backend']} in "
-            f"{report['reference']['dtype']} differs from the formulas themselves, so no training "
-            "can be held to it as a whole; what is computed from the same numbers is judged rightly"
+            f"{report['reference']['dtype']} differs from the formulas themselves, so whole "
+            "trainings cannot be compared with it; results computed from the same inputs are "
+            "still checked correctly"
         )
     diverges = report["reference"]["diverges"]
     if diverges:
         yield f"the training diverges: {diverges}"
-    nothing = report["tolerance"]["nothing"]
-    if nothing:
-        are = "gradients that are" if len(nothing) > 1 else "a gradient that is"
+    zero_gradients = report["tolerance"]["zero_gradients"]
+    if zero_gradients:
         yield (
-            f"{are} 0 but for rounding: {', '.join(nothing)}, as of a bias before BatchNorm; "
-            "judged by the size of the largest gradient"
+            f"zero gradients up to rounding: {', '.join(zero_gradients)} (as for a bias before "
+            "BatchNorm); they are checked relative to the largest of all gradients"
         )
-    pairs = list(zip(called, report["results"], strict=True))
-    fast = [name for name, r in pairs if r["precision"] == "fast" and _in_float32(r)]
+    fast = [name for name, r in results if r["precision"] == "fast" and _multiplies_in_float32(r)]
     if fast:
-        yield f"fast changes nothing on {', '.join(fast)}: products are float32 all the same"
-    for name, r in pairs:
+        yield f"fast has no effect on {', '.join(fast)}: products are float32 anyway"
+    for name, r in results:
         if r["error"] is not None:
             yield f"failed: {name}: {r['error']}"
-    several = len(report["machines"]) > 1
-    for r in report["left_out"]:
-        where = f" on {r['machine']}" if several else ""
-        yield f"left out{where}: {r['reason']}"
+    for each in report["left_out"]:
+        where = f" on {each['machine']}" if len(report["machines"]) > 1 else ""
+        yield f"left out{where}: {each['reason']}"
 
 
-def _in_float32(result: dict[str, Any]) -> bool:
-    """Whether that was found."""
-    return result["probe"] is not None and not reduced_formats(result["probe"])
+def _multiplies_in_float32(result: dict[str, Any]) -> bool:
+    """Return whether all measured products are in full float32."""
+    return result["measured_precision"] is not None and not reduced_formats(
+        result["measured_precision"]
+    )
 
 
 # --- Markdown ---------------------------------------------------------------------------
 
 
-READING = (
-    "A deviation is the largest difference in an array: absolute, relative to the largest "
-    "magnitude in the reference's array, and in ULPs, the spacing of the dtype at that "
-    "magnitude. Outputs of layers, gradients, new states, updates and predictions are computed "
-    "from the same numbers on both sides: those of the reference at the first, the middle and the "
-    "last step. Losses, parameters and outputs after training are those of whole trainings.",
-    "For results from the same numbers, rounding is measured. The reference is computed again with "
-    "a random error added to each operation, as large as one rounding in the dtype of the backend. "
-    "The tolerance is 4 times how far that takes the worst element of a result, plus ε times its "
-    "largest element, with ε the spacing of the dtype at 1. What lies further off differs: look "
-    "for a lower precision inside multiplications (TF32) or an error.",
-    "For the training as a whole, roundings are counted. The tolerance is {formula}, with n the "
-    "roundings that follow one another until a number is there: of a sum as many as it has terms, "
-    "of any other operation one, {step:,} in one step. The loss is held to it at every step t, "
-    "with n that of t steps, relative to the size of that step's loss and of what errors of its "
-    "outputs do to it; parameters, state and outputs at the last, with n that of all steps; and "
-    "the starting parameters must be the same bits. Roundings have random signs, so their sum "
-    "exceeds this with a probability below 3e-14 (Higham & Mary, 2019). Results from the same "
-    "numbers are held to it only if rounding cannot be measured, as in a custom layer that takes "
-    "no arrays but NumPy's; then n is counted layer by layer, and is {predictions:,} in "
-    "predictions.",
-    "Where the training as a whole lies further off, it is compared with control runs, in which "
-    "nothing but rounding is changed: what rounding alone takes as far is not judged, and said to "
-    "be.",
-    "A step is timed from a batch that lies on the device until the new parameters have their "
-    "values. The first one, which compiles where a library compiles, stands apart; the middle "
-    "half lies between the quartiles of the others. Memory is what the device had in use at "
-    "most, where it tells; else what is foretold of a step: parameters, state, moments, what is "
-    "kept for the way back, and whatever else is there at the worst moment.",
-    "A strict backend has to multiply float32 numbers as float32, a fast one may take them as "
-    "TensorFloat-32. Settings have been seen to do nothing, so in what format it does so was "
-    "measured, by products that come out as another number in each, eagerly and compiled: those "
-    "of matrices, alone and in stacks, and the convolutions.",
+HOW_TO_READ = (
+    "A deviation is the largest difference between two arrays: absolute, relative to the "
+    "largest magnitude in the reference's array, and in ULPs, the spacing of the dtype at "
+    "that magnitude. Outputs of layers, gradients, new states, updates and predictions are "
+    "computed from the same inputs on both sides: those of the reference at the first, the "
+    "middle and the last step. Losses, parameters and outputs after training belong to whole "
+    "trainings.",
+    "For results from the same inputs, rounding is measured. The reference is computed again "
+    "with a random error added to each operation, as large as one rounding in the dtype of "
+    "the backend. The tolerance is 4 times the resulting change of the worst element, plus ε "
+    "times the largest element, where ε is the spacing of the dtype at 1. A result that "
+    "deviates further differs. The usual causes are a lower precision inside multiplications "
+    "(TF32) and errors in the code.",
+    "For the training as a whole, roundings are counted. The tolerance is {formula}, where n "
+    "is the number of roundings in a row that lead to a result. A sum counts as many as it "
+    "has terms, any other operation counts one, and one step has {step_roundings:,}. The loss "
+    "is checked at every step t, with n of t steps, relative to that step's loss and to what "
+    "errors of the outputs do to it. Parameters, state and outputs are checked at the end, "
+    "with n of all steps. The starting parameters must have the same bits. Roundings have "
+    "random signs, so their sum exceeds the tolerance with a probability below 3e-14 (Higham "
+    "& Mary, 2019). If rounding cannot be measured, as in a custom layer that accepts only "
+    "NumPy arrays, results from the same inputs are checked by counting too: n is counted "
+    "layer by layer, and predictions have {prediction_roundings:,}.",
+    "If the training as a whole exceeds its tolerance, it is compared with control runs, in "
+    "which nothing is changed but rounding. A deviation that rounding alone can cause is "
+    "reported as not checked.",
+    "The time of a step begins when its batch is on the device, and ends when the new "
+    "parameters have their values. The first step, which may compile, is listed separately. "
+    "The column 25-75 % is the range between the quartiles of the other steps. Memory is the "
+    "peak that the device reports. If it reports none, it is the predicted peak of a step: "
+    "parameters, state, moments, what is saved for backward, and temporary arrays.",
+    "A strict backend has to multiply float32 numbers as float32; a fast one may convert them "
+    "to TensorFloat-32. Such settings do not always take effect, so the format is measured, "
+    "with products whose result depends on it. They are run eagerly and compiled: products of "
+    "matrices, of stacks of matrices, and convolutions.",
 )
 
 
 def _markdown(report: dict[str, Any]) -> str:
-    task, reference = report["workload"], report["reference"]
-    called = names(report)
-    pairs = list(zip(called, report["results"], strict=True))
+    task = report["workload"]
+    reference = report["reference"]
+    results = _named_results(report)
     parts = [
         f"# The same training on every backend: {task['name']}",
         f"{task['about']}.",
         f"    {task['model']}",
         f"{task['parameters']:,} parameters, {task['loss']}, {task['optimizer']}; "
-        f"{task['training_examples']:,} examples to train on in batches of {task['batch_size']}, "
-        f"{task['test_examples']:,} to test; seed {task['seed']}.",
-        "Every run starts from the same weights, draws the same masks and meets the data in the "
+        f"{task['training_examples']:,} training examples in batches of {task['batch_size']}, "
+        f"{task['test_examples']:,} test examples; seed {task['seed']}.",
+        "Every run starts from the same weights, draws the same masks and sees the data in the "
         f"same order; so does the reference, on {reference['backend']} in {reference['dtype']}.",
-        "\n".join(f"- **{_escape(name)}** {_escape(sentence(r))}" for name, r in pairs),
+        "\n".join(f"- **{_escape(name)}** {_escape(sentence(r))}" for name, r in results),
     ]
     if report["differences"]:
         listed = "\n".join(f"- {_escape(line)}" for line in report["differences"])
-        parts += ["## What differs, and what it meant", listed]
+        parts += ["## Differences between machines and settings", listed]
     for title, columns, rows in overview(report):
         parts += [f"## {title[0].upper()}{title[1:]}", markdown_table(columns, rows)]
     parts.append("\n".join(f"- {_escape(line)}" for line in remarks(report)))
-    parts += ["## How to read this", *(each.format(**report["tolerance"]) for each in READING)]
-    columns, rows = tolerances(report)
-    parts += [
-        "## Roundings counted in one step, and what they allow",
-        markdown_table(columns, rows),
-    ]
-    if report["ledger"]:
-        title, columns, rows, said = ledger(report)
-        parts += [f"## {title}", markdown_table(columns, rows), *said]
-    columns, rows = by_size(report)
+    tolerance = report["tolerance"]
+    parts += ["## How to read this", *(each.format(**tolerance) for each in HOW_TO_READ)]
+    parts += ["## Roundings in one step, and their tolerance", markdown_table(*roundings(report))]
+    if report["layer_costs"]:
+        title, columns, rows, notes = layer_costs(report)
+        parts += [f"## {title}", markdown_table(columns, rows), *notes]
+    columns, rows = batch_timings(report)
     if rows:
-        parts += ["## Milliseconds a step, by the size of the batch", markdown_table(columns, rows)]
-    for name, r in pairs:
+        parts += ["## Milliseconds per step, by batch size", markdown_table(columns, rows)]
+    for name, r in results:
         if r["deviations"] is not None:
             columns = ["array", "absolute", "relative", "ULPs", "tolerance"]
             parts += [
@@ -412,67 +441,51 @@ def _markdown(report: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def tolerances(report: dict[str, Any]) -> tuple[list[str], list[Row]]:
-    """Columns and rows: the roundings of each layer, and what they allow in each dtype."""
-    told = report["tolerance"]
+def roundings(report: dict[str, Any]) -> tuple[list[str], list[Row]]:
+    """Return columns and rows: the roundings of each layer, and their tolerance in each dtype."""
+    tolerance = report["tolerance"]
     columns = ["layer", "", "n, outputs", "n, gradients"]
-    for dtype in told["epsilon"]:
+    for dtype in tolerance["epsilon"]:
         columns += [f"outputs, {dtype}", f"gradients, {dtype}"]
     rows = []
-    for each in told["layers"]:
-        chains = [each["outputs"], each["gradients"]]
+    for each in tolerance["layers"]:
+        chains = [each["output_roundings"], each["gradient_roundings"]]
         row = [each["layer"] or "the model", _short(each["about"]), *chains]
-        for epsilon in told["epsilon"].values():
+        for epsilon in tolerance["epsilon"].values():
             row += [n and 4.0 * epsilon * n**0.5 for n in chains]
         rows.append(row)
     return columns, rows
 
 
-def ledger(report: dict[str, Any]) -> tuple[str, list[str], list[Row], list[str]]:
-    """Title, columns and rows: what each layer holds and asks for; and what is said of it."""
-    told = Summary(
-        tuple(Entry(**each) for each in report["ledger"]), report["workload"]["batch_size"]
-    )
+def layer_costs(report: dict[str, Any]) -> tuple[str, list[str], list[Row], list[str]]:
+    """Return title, columns, rows and notes: memory and operations of each layer."""
+    rows = tuple(LayerRow(**each) for each in report["layer_costs"])
+    costs = Summary(rows, report["workload"]["batch_size"])
     dtype = next(iter(report["tolerance"]["epsilon"]))
-    return f"What each layer holds and asks for, in {dtype}", *told.cells(), told.remarks()
+    return f"Memory and operations by layer, in {dtype}", *costs.cells(), costs.remarks()
 
 
-def by_size(report: dict[str, Any]) -> tuple[list[str], list[Row]]:
-    """Columns and rows: milliseconds a step, by the size of the batch."""
-    found = {
-        name: {each["size"]: each["step_ms"] for each in r["batches"] or ()}
-        for name, r in zip(names(report), report["results"], strict=True)
+def batch_timings(report: dict[str, Any]) -> tuple[list[str], list[Row]]:
+    """Return columns and rows: milliseconds per step, by batch size."""
+    times = {
+        name: {batch["size"]: batch["step_ms"] for batch in r["batches"] or ()}
+        for name, r in _named_results(report)
     }
-    sizes = sorted(set().union(*found.values()))
-    rows = [[name, *(by.get(size) for size in sizes)] for name, by in found.items()]
+    sizes = sorted(set().union(*times.values()))
+    rows = [[name, *(by_size.get(size) for size in sizes)] for name, by_size in times.items()]
     return ["backend", *map(str, sizes)], rows if sizes else []
 
 
 def environments(report: dict[str, Any]) -> tuple[list[str], list[Row]]:
-    """Columns and rows: a setting a row, a machine a column."""
-    found = {m["label"]: dict(flat(m["environment"])) for m in report["machines"]}
-    settings = list(dict.fromkeys(key for each in found.values() for key in each))
-    rows = [[key, *(each.get(key) for each in found.values())] for key in settings]
-    return ["setting", *(found if len(found) > 1 else ["value"])], rows
+    """Return columns and rows: a row for each setting, a column for each machine."""
+    machines = {m["label"]: dict(flat(m["environment"])) for m in report["machines"]}
+    settings = list(dict.fromkeys(key for values in machines.values() for key in values))
+    rows = [[key, *(values.get(key) for values in machines.values())] for key in settings]
+    return ["setting", *(machines if len(machines) > 1 else ["value"])], rows
 
 
 def _short(text: str, length: int = 60) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
-def _details(deviations: dict[str, Any]) -> list[Row]:
-    named = {}
-    for group, words in _DETAILS.items():
-        found = deviations[group]
-        entries = {"": found} if group in ("loss", "losses") else found
-        for name, entry in entries.items():
-            if entry is not None:
-                named[words.format(name or "the model")] = entry
-    units = ("absolute", "relative", "ulps")
-    return [
-        [name, *(_known(found[unit]) for unit in units), _known(found["tolerance"], "not judged")]
-        for name, found in named.items()
-    ]
 
 
 _DETAILS = {
@@ -489,12 +502,27 @@ _DETAILS = {
 }
 
 
-def _known(number: float | None, otherwise: str = "not known") -> float | str:
+def _details(deviations: dict[str, Any]) -> list[Row]:
+    """Return a row for each array that was compared."""
+    rows = {}
+    for group, words in _DETAILS.items():
+        entries = deviations[group]
+        if group in ("loss", "losses"):
+            entries = {"": entries}
+        for name, entry in entries.items():
+            if entry is not None:
+                cells = [_or(entry[unit], "unknown") for unit in ("absolute", "relative", "ulps")]
+                label = words.format(name or "the model")
+                rows[label] = [label, *cells, _or(entry["tolerance"], "not checked")]
+    return list(rows.values())
+
+
+def _or(number: float | None, otherwise: str) -> float | str:
     return otherwise if number is None else number
 
 
 def flat(data: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Name and value of each setting, whatever it is nested in."""
+    """Yield name and value of each setting in nested dicts."""
     for name, value in data.items():
         if isinstance(value, dict):
             yield from flat(value)

@@ -1,4 +1,4 @@
-"""Running: one training, on one backend, timed step by step, and the probes of its steps."""
+"""Running one training on one backend: timed step by step, and then probed."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ from ...training.checkpoint import digest
 from ...training.progress import Progress
 from ..profile import WARM_UP
 from .probes import (
-    Given,
     Named,
+    ProbeInput,
     Reference,
     cast,
     chosen_rows,
@@ -34,15 +34,27 @@ from .probes import (
 from .rounding import Chains, chains
 from .workloads import Workload
 
-__all__ = ["SIZES", "Run", "Task", "cast", "ended", "given", "run", "run_reference", "sha256"]
+__all__ = [
+    "SIZES",
+    "Run",
+    "Task",
+    "cast",
+    "final_results",
+    "probe_inputs",
+    "run",
+    "run_reference",
+    "sha256",
+]
 
-SIZES = (1, 512, 64, 8)  # of batches, to time: what a plot would miss most first
-ENOUGH, BUDGET = 0.1, 2.0  # seconds to time one for; and after which no other is begun
+# Batch sizes to time, the most informative for a plot first.
+SIZES = (1, 512, 64, 8)
+ENOUGH = 0.1  # seconds to time one batch size
+BUDGET = 2.0  # seconds after which no further batch size is begun
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every backend is given, on the host: data, the starting point, and for how long."""
+    """The training that every backend runs, on the host: data, starting point and duration."""
 
     workload: Workload
     train: Examples
@@ -56,27 +68,29 @@ class Task:
         return self.epochs * math.ceil(len(self.train) / self.workload.batch_size)
 
     def batches(self, dtype: str) -> Any:
-        """Yield the arguments of each step: x, target, and 1 for an example or 0 for a filler.
+        """Yield the arguments of each step: x, target, and 1 for each example, 0 for each filler.
 
         If a weight of the loss follows a schedule, the number of steps taken before comes last.
         """
-        size, number = self.workload.batch_size, 0
+        size = self.workload.batch_size
+        number = 0
         for epoch in range(self.epochs):
             for rows, new in batch_indices(epoch_order(self.seed, epoch, len(self.train)), size):
                 yield self.batch(rows, new, dtype, number)
                 number += 1
 
     def batch(self, rows: np.ndarray, new: int, dtype: str, number: int = 0) -> Any:
-        """The examples numbered `rows`, of which the first `new` count, for step `number`."""
+        """Return the arguments of step `number`, for `rows` of which the first `new` count."""
         counts = np.arange(len(rows)) < new
         part = self.train[rows]
         arguments = (*cast((part.x, part.target), dtype), counts.astype(dtype))
-        follows = takes_keyword(self.workload.loss, "step")
-        return (*arguments, np.asarray(number, dtype)) if follows else arguments
+        has_schedule = takes_keyword(self.workload.loss, "step")
+        return (*arguments, np.asarray(number, dtype)) if has_schedule else arguments
 
     def chains(self) -> Chains:
-        """The roundings of the first step, and of predictions."""
-        workload, first = self.workload, next(self.batches("float32"))
+        """Count the roundings of the first step and of predictions."""
+        workload = self.workload
+        first = next(self.batches("float32"))
 
         def step(model: Layer) -> Callable:
             return numbered_step(model, workload.loss, workload.optimizer)
@@ -87,19 +101,27 @@ class Task:
 
 @dataclass(frozen=True)
 class Run:
-    """What one training left, on the host."""
+    """The results of one training, on the host.
 
-    start: str  # SHA-256 of the parameters as they came back from the device
-    losses: list[float]  # one a step, before it
-    seconds: list[float]  # one a step
+    start: SHA-256 of the starting parameters, read back from the device; losses: of each step,
+    before its update; seconds: of each step; outputs: for the test set, and `metric` is theirs;
+    sizes: seconds of a step by batch size; peak: bytes in use on the device at most, or None if the
+    library does not say.
+
+    Only the reference has `carries`, the inputs of the steps to probe, and `scales`, the scale of
+    the loss at each step.
+    """
+
+    start: str
+    losses: list[float]
+    seconds: list[float]
     params: Params
     state: State
-    outputs: Any  # for the test set
-    metric: float | None  # of the outputs
-    sizes: dict[int, float] = field(default_factory=dict)  # seconds of a step by batch size
-    peak: int | None = None  # bytes, if the device tells
+    outputs: Any
+    metric: float | None
+    sizes: dict[int, float] = field(default_factory=dict)
+    peak: int | None = None
     probes: list[Named] = field(default_factory=list)
-    # of the reference alone: what steps start from, and the scale of each loss
     carries: dict[int, tuple] = field(default_factory=dict)
     scales: list[float] = field(default_factory=list)
 
@@ -109,17 +131,17 @@ def run(
     backend: Backend,
     dtype: str,
     title: str,
-    told: Progress,
+    progress: Progress,
     sizes: tuple[int, ...] = (),
     references: Sequence[Reference] = (),
 ) -> Run:
-    """The training of `task`, as `Trainer` would do it, and then its probes.
+    """Train as `Trainer` would, then run the probes and time other batch sizes.
 
-    A step is timed from a batch that has arrived on the device to new parameters that
-    have their values.
+    The time of a step begins when its batch has arrived on the device, and ends when the new
+    parameters have their values.
     """
     workload = task.workload
-    with np.errstate(all="ignore"):  # what is not finite is found in the results
+    with np.errstate(all="ignore"):  # the verdict reports numbers that are not finite
         carry = backend.asarray(cast(task.start, dtype))
         start = sha256(backend.to_numpy(carry[0]))
         step = backend.jit(
@@ -127,86 +149,89 @@ def run(
         )
         losses: list[float] = []
         seconds: list[float] = []
-        told.begin(title, task.steps)
-        for given in task.batches(dtype):
-            batch = backend.asarray(given)
+        progress.begin(title, task.steps)
+        for arguments in task.batches(dtype):
+            batch = backend.asarray(arguments)
             backend.synchronize(batch)
             began = perf_counter()
             carry, value, _ = step(carry, *batch)
             backend.synchronize((carry[0], value))
             seconds.append(perf_counter() - began)
             losses.append(float(value))
-            told.advance(len(losses), losses[-1])
+            progress.advance(len(losses), losses[-1])
 
         parts = {part: backend.jit(function) for part, function in functions(workload).items()}
-        params, state, outputs, metric = ended(task, backend, dtype, carry, parts["predict"])
+        params, state, outputs, metric = final_results(
+            task, backend, dtype, carry, parts["predict"]
+        )
         measured = {} if metric is None else {str(workload.measured): metric}
-        told.finish({"loss": losses[-1], **measured})
-        tells = getattr(backend.adapter, "peak_memory", None)
-        peak = tells and tells(backend.device)
+        progress.finish({"loss": losses[-1], **measured})
+        peak_memory = getattr(backend.adapter, "peak_memory", None)
+        peak = peak_memory and peak_memory(backend.device)
         probes = probe(backend, parts, list(references))
-        timed = _sizes(task, backend, dtype, step, carry, sizes)
+        timed = _time_sizes(task, backend, dtype, step, carry, sizes)
     return Run(start, losses, seconds, params, state, outputs, metric, timed, peak, probes)
 
 
-def ended(
+def final_results(
     task: Task, backend: Backend, dtype: str, carry: Any, predict: Callable | None = None
 ) -> tuple:
-    """Parameters, state, outputs for the test set and their metric, on the host."""
+    """Return parameters, state, outputs for the test set and their metric, on the host."""
     params, state, _ = carry
     predict = predict or backend.jit(functions(task.workload)["predict"])
     moved = backend.asarray(cast(task.test.x, dtype))
     outputs = backend.to_numpy(predict(params, state, moved)["predictions"]["y"])
     metric = _metric(task.workload, outputs, cast(task.test.target, dtype))
-    # copied: steps to come take their memory
+    # Copies, because later steps reuse the memory of these arrays.
     copies = (tree_map(np.array, backend.to_numpy(tree)) for tree in (params, state))
     return *copies, tree_map(np.array, outputs), metric
 
 
-def run_reference(task: Task, backend: Backend, dtype: str, title: str, told: Progress) -> Run:
-    """The training that all others are compared with, with what some of its steps start from."""
+def run_reference(task: Task, backend: Backend, dtype: str, title: str, progress: Progress) -> Run:
+    """Run the training that all others are compared with; record the inputs of steps to probe."""
     workload = task.workload
-    optimizer = _Keeping(workload.optimizer)
-    kept = set(steps_to_probe(task.steps))
+    optimizer = _RecordScale(workload.optimizer)
+    probed = set(steps_to_probe(task.steps))
     carries: dict[int, tuple] = {}
     losses: list[float] = []
     scales: list[float] = []
     with np.errstate(all="ignore"):
         params, state, moments = cast(task.start, dtype)
         carry = backend.asarray((params, state, (moments, np.zeros((), dtype))))
-        step = backend.jit(numbered_step(_Scaling(workload.model), workload.loss, optimizer), (0,))
-        told.begin(title, task.steps)
+        model = _WithLossScale(workload.model)
+        step = backend.jit(numbered_step(model, workload.loss, optimizer), (0,))
+        progress.begin(title, task.steps)
         for batch in task.batches(dtype):
-            if len(losses) in kept:
+            if len(losses) in probed:
                 params, state, (moments, _) = tree_map(np.array, backend.to_numpy(carry))
                 carries[len(losses)] = params, state, moments
             carry, value, _ = step(carry, *backend.asarray(batch))
             losses.append(float(value))
             scales.append(abs(losses[-1]) + float(carry[2][1]))
-            told.advance(len(losses), losses[-1])
-        params, state, outputs, metric = ended(task, backend, dtype, carry)
+            progress.advance(len(losses), losses[-1])
+        params, state, outputs, metric = final_results(task, backend, dtype, carry)
     measured = {} if metric is None else {str(workload.measured): metric}
-    told.finish({"loss": losses[-1], **measured})
+    progress.finish({"loss": losses[-1], **measured})
     start = sha256(task.start[0])
-    found = params, state, outputs, metric
-    return Run(start, losses, [], *found, carries=carries, scales=scales)
+    return Run(*(start, losses, [], params, state, outputs, metric), carries=carries, scales=scales)
 
 
-def given(task: Task, reference: Run, dtype: str) -> list[Given]:
-    """What the probed steps of the reference start from, in `dtype`."""
+def probe_inputs(task: Task, reference: Run, dtype: str) -> list[ProbeInput]:
+    """Return the inputs of the probed steps of the reference, in `dtype`."""
     x = cast(task.test[chosen_rows(len(task.test))].x, dtype)
-    found = []
+    inputs = []
     for number, batch in enumerate(task.batches(dtype)):
         if number in reference.carries:
-            found.append(Given(number + 1, cast(reference.carries[number], dtype), batch, x))
-    return found
+            carry = cast(reference.carries[number], dtype)
+            inputs.append(ProbeInput(number + 1, carry, batch, x))
+    return inputs
 
 
 @dataclass(frozen=True)
-class _Scaling(Layer):
-    """A model whose gradients also tell how far relative errors of its outputs move the loss.
+class _WithLossScale(Layer):
+    """A model whose gradients include how much relative errors of its outputs move the loss.
 
-    scale = sum over outputs of |dL/dy| * max |y|
+    scale = Σ over outputs of |dL/dy| · max |y|
     """
 
     layer: Layer
@@ -226,14 +251,14 @@ class _Scaling(Layer):
 
 
 @dataclass(frozen=True)
-class _Keeping:
-    """An optimizer that keeps, with its moments, the scale that `_Scaling` tells."""
+class _RecordScale:
+    """An optimizer that stores the scale from `_WithLossScale` with its moments."""
 
     optimizer: Any
 
     @property
     def terms(self):
-        """How many sums of gradients the optimizer keeps: see `Accumulate`."""
+        """The number of gradient sums that the optimizer keeps, as in `Accumulate`."""
         return getattr(self.optimizer, "terms", 1)
 
     def init(self, params):
@@ -252,35 +277,35 @@ def _metric(workload: Workload, outputs: Any, target: np.ndarray) -> float | Non
     if workload.metric is None:
         return None
     metric = workload.metric
-    values = tree_map(lambda one: np.asarray(one, np.float64), metric(outputs, target))
-    means = batch_means(metric, values, lambda one: np.mean(one, axis=0))
+    values = tree_map(lambda leaf: np.asarray(leaf, np.float64), metric(outputs, target))
+    means = batch_means(metric, values, lambda leaf: np.mean(leaf, axis=0))
     return float(finish_of(metric)(joined(metric, [(1.0, means)])))
 
 
-def _sizes(
+def _time_sizes(
     task: Task, backend: Backend, dtype: str, step: Callable, carry: Any, sizes: tuple[int, ...]
 ) -> dict[int, float]:
-    """Seconds of a step with batches of so many examples; fewer of them if time runs out."""
-    found: dict[int, float] = {}
+    """Return the seconds of a step by batch size; some sizes are missing if time runs out."""
+    medians: dict[int, float] = {}
     began = perf_counter()
     for size in sizes:
         if perf_counter() - began > BUDGET:
             break
         rows = np.resize(np.arange(len(task.train)), size)
         batch = backend.asarray(task.batch(rows, size, dtype))
-        took: list[float] = []
-        while len(took) <= WARM_UP or (sum(took[WARM_UP:]) < ENOUGH and len(took) < 100):
-            at = perf_counter()
+        seconds: list[float] = []
+        while len(seconds) <= WARM_UP or (sum(seconds[WARM_UP:]) < ENOUGH and len(seconds) < 100):
+            step_began = perf_counter()
             carry, value, _ = step(carry, *batch)
             backend.synchronize((carry[0], value))
-            took.append(perf_counter() - at)
-        found[size] = median(took[WARM_UP:])
-    return found
+            seconds.append(perf_counter() - step_began)
+        medians[size] = median(seconds[WARM_UP:])
+    return medians
 
 
 # --- on the host ------------------------------------------------------------------------
 
 
 def sha256(params: Params) -> str:
-    """A digest of names, dtypes, shapes and bytes: equal for the same bits only."""
+    """Return a digest of names, dtypes, shapes and bytes: equal only for identical bits."""
     return digest(dict(named_leaves(params)))

@@ -1,10 +1,11 @@
-"""Own: a workload of a model and data of the user's, named on a command line."""
+"""Make a workload of a user's model and data, as named on a command line."""
 
 import ast
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,111 +22,137 @@ from ...training.inputs import expect_lengths
 from ..loading import CannotLoad, load_layer
 from .workloads import CannotCompare, Workload, split
 
-__all__ = ["own"]
+__all__ = ["user_workload"]
 
-EPOCHS, BATCH, ADAM = 10, 32, "Adam"
-NEEDED, HELD_OUT = ("x", "target"), ("x_test", "target_test")
+EPOCHS = 10
+BATCH_SIZE = 32
+OPTIMIZER = "Adam"
+REQUIRED = ("x", "target")
+HELD_OUT = ("x_test", "target_test")
 
 
-def own(
+def user_workload(
     model: str,
     data: str | os.PathLike,
     loss: str | None = None,
-    optimizer: str = ADAM,
-    batch_size: int = BATCH,
+    optimizer: str = OPTIMIZER,
+    batch_size: int = BATCH_SIZE,
 ) -> Workload:
-    """The training of `model`, "module:object", on the arrays of the file `data`.
+    """Return the training of a user's model on the arrays in a file.
 
-    model: a layer, or a function without arguments that gives one; modules in the current
-    folder can be imported. data: an npz file with x and target, and x_test and target_test;
-    without these a random fifth is held out. loss and optimizer: names of this library's, with
-    arguments if need be, such as "Adam(rate=1e-3)"; the loss is by default cross-entropy where
-    the target are integers, else the mean squared error.
+    Parameters
+    ----------
+    model
+        "module:object", where the object is a layer, or a function without arguments that returns
+        one. Modules in the current folder can be imported.
+    data
+        An npz file with x and target, and optionally x_test and target_test. Without these a random
+        fifth is held out.
+    loss, optimizer
+        The name of a loss or optimizer of this library, with arguments if needed, such as
+        "Adam(rate=1e-3)". The default loss is cross-entropy if the targets are integers, else the
+        mean squared error.
 
     Raises
     ------
     CannotCompare
-        If anything of that is not there or does not fit; the message says what.
+        If one of these does not exist, or they do not fit each other; the message says why.
     """
-    parts = _data(Path(data))
-    chosen = _chosen(losses, loss or _default_loss(parts[0]), "loss")
-    moved = _chosen(optimizers, optimizer, "optimizer")
+    parts = _read(Path(data))
+    chosen_loss = _parse(losses, loss or _default_loss(parts[0]), "loss")
+    chosen_optimizer = _parse(optimizers, optimizer, "optimizer")
     try:
         layer = load_layer(model)
     except CannotLoad as error:
         raise CannotCompare(str(error)) from error
-    metric = _fitting(layer, chosen, moved, parts, batch_size)
+    metric = _metric_if_valid(layer, chosen_loss, chosen_optimizer, parts, batch_size)
     held_out = "the test set is the file's own"
-    if len(parts) == 1:  # only now: a complaint counts in the user's own numbers
+    # Split only now, so that error messages have the row numbers of the file.
+    if len(parts) == 1:
         parts = [parts[0][rows] for rows in split(len(parts[0]))]
         held_out = "a random fifth is the test set"
     train, test = parts
     about = f"{Path(data).name}: {len(train) + len(test):,} examples; {held_out}"
     options = ["--model", model, "--data", str(data)]
     options += ["--loss", loss] if loss is not None else []
-    options += ["--optimizer", optimizer] if optimizer != ADAM else []
-    options += ["--batch-size", str(batch_size)] if batch_size != BATCH else []
-    found = model, about, lambda: (train, test), layer, chosen, metric, EPOCHS, moved, batch_size
-    return Workload(*found, options=tuple(options))
+    options += ["--optimizer", optimizer] if optimizer != OPTIMIZER else []
+    options += ["--batch-size", str(batch_size)] if batch_size != BATCH_SIZE else []
+    return Workload(
+        name=model,
+        about=about,
+        read=lambda: (train, test),
+        model=layer,
+        loss=chosen_loss,
+        metric=metric,
+        epochs=EPOCHS,
+        optimizer=chosen_optimizer,
+        batch_size=batch_size,
+        options=tuple(options),
+    )
 
 
 # --- the data ---------------------------------------------------------------------------
 
 
-def _data(path: Path) -> list[Examples]:
-    """The examples in a file: to train on and to test on, or, in one, to split."""
+def _read(path: Path) -> list[Examples]:
+    """Return the examples in a file: a training and a test set, or a single set to split."""
     arrays = _arrays(path)
-    missing = [name for name in NEEDED if name not in arrays]
+    missing = [name for name in REQUIRED if name not in arrays]
     if missing:
-        held = ", ".join(arrays) or "nothing"
-        raise CannotCompare(f"{path} has no array called {' and '.join(missing)}: it has {held}")
-    unused = [name for name in arrays if name not in (*NEEDED, *HELD_OUT)]
+        existing = ", ".join(arrays) or "nothing"
+        raise CannotCompare(
+            f"{path} has no array called {' and '.join(missing)}: it has {existing}"
+        )
+    unused = [name for name in arrays if name not in (*REQUIRED, *HELD_OUT)]
     if unused:
-        used = ", ".join((*NEEDED, *HELD_OUT))
-        raise CannotCompare(f"{path} has {', '.join(unused)}, which nothing here uses: only {used}")
-    halves = [name for name in HELD_OUT if name in arrays]
-    if len(halves) == 1:
-        (other,) = set(HELD_OUT) - set(halves)
-        raise CannotCompare(f"{path} has {halves[0]}, but no {other}")
-    parts = [_pair(path, arrays, names) for names in (NEEDED, HELD_OUT) if names[0] in arrays]
+        used = ", ".join((*REQUIRED, *HELD_OUT))
+        raise CannotCompare(f"{path} has {', '.join(unused)}; expected only {used}")
+    held_out = [name for name in HELD_OUT if name in arrays]
+    if len(held_out) == 1:
+        (other,) = set(HELD_OUT) - set(held_out)
+        raise CannotCompare(f"{path} has {held_out[0]}, but no {other}")
+    parts = [_examples(path, arrays, names) for names in (REQUIRED, HELD_OUT) if names[0] in arrays]
     if len(parts) == 1 and len(parts[0]) < 5:
-        raise CannotCompare(f"{path} has {len(parts[0])} examples, too few to hold a fifth out")
+        raise CannotCompare(f"{path} has {len(parts[0])} examples, too few to hold out a fifth")
     for name in ("x", "target"):
-        one, two = getattr(parts[0], name), getattr(parts[-1], name)
-        if (one.shape[1:], one.dtype) != (two.shape[1:], two.dtype):
-            told = f"{name} is {one.dtype} {one.shape}, but {name}_test {two.dtype} {two.shape}"
-            raise CannotCompare(f"{path}: {told}")
+        train = getattr(parts[0], name)
+        test = getattr(parts[-1], name)
+        if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
+            raise CannotCompare(
+                f"{path}: {name} is {train.dtype} {train.shape}, but {name}_test is {test.dtype} "
+                f"{test.shape}"
+            )
     return parts
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            raise CannotCompare(f"{path} is one array: expected an npz file with x and target")
-        with found as file:
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            raise CannotCompare(f"{path} is a single array: expected an npz file with x and target")
+        with content as file:
             return {name: file[name] for name in file.files}
     except CannotCompare:
         raise
     except OSError as error:
         raise CannotCompare(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # NumPy raises various kinds for what is no npz file
-        raise CannotCompare(f"{path} is no npz file of numbers: {_said(error)}") from error
+    except Exception as error:  # NumPy raises various exceptions if this is not an npz file
+        raise CannotCompare(f"{path} is not an npz file of numbers: {_message(error)}") from error
 
 
-def _pair(path: Path, arrays: dict[str, np.ndarray], names: tuple[str, str]) -> Examples:
-    found = [_number(path, name, arrays[name]) for name in names]
+def _examples(path: Path, arrays: dict[str, np.ndarray], names: tuple[str, str]) -> Examples:
+    x, target = (_converted(path, name, arrays[name]) for name in names)
     try:
-        expect_lengths("", dict(zip(names, found, strict=True)))
+        expect_lengths("", dict(zip(names, (x, target), strict=True)))
     except ValueError as error:
-        raise CannotCompare(f"{path}: {_said(error, named=False)}") from error
-    if not len(found[0]):
-        raise CannotCompare(f"{path}: {names[0]} holds no examples")
-    return Examples(*found)
+        raise CannotCompare(f"{path}: {_message(error, with_type=False)}") from error
+    if not len(x):
+        raise CannotCompare(f"{path}: {names[0]} has no examples")
+    return Examples(x, target)
 
 
-def _number(path: Path, name: str, array: np.ndarray) -> np.ndarray:
-    """In float32, int32 or bool, as every backend has them."""
+def _converted(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    """Convert an array to float32, int32 or bool, which every backend has."""
     if array.dtype.kind == "f":
         return array.astype(np.float32)
     if array.dtype.kind == "b":
@@ -141,67 +168,77 @@ def _number(path: Path, name: str, array: np.ndarray) -> np.ndarray:
 # --- the loss and the optimizer ---------------------------------------------------------
 
 
+_ABSTRACT = ("Loss", "Losses", "Weighted", "Optimizer", "Rule")
+_WITH_ARTICLE = {"loss": "a loss", "optimizer": "an optimizer"}
+_EXAMPLE = {"loss": "huber(delta=0.5)", "optimizer": "Adam(rate=1e-3)"}
+
+
 def _default_loss(train: Examples) -> str:
     return "mean_squared_error" if train.target.dtype.kind == "f" else "softmax_cross_entropy"
 
 
-def _chosen(home: Any, text: str, kind: str) -> Any:
-    """What `text` names in `home`, with its arguments, which are literals: nothing is run."""
+def _parse(module: ModuleType, text: str, kind: str) -> Any:
+    """Return the loss or optimizer that `text` names in `module`.
+
+    The text is parsed, never evaluated: arguments must be literals.
+    """
+    expected = f"expected {_WITH_ARTICLE[kind]} such as {_EXAMPLE[kind]}, got {text!r}"
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError) as error:
-        raise CannotCompare(f"expected {_A[kind]} such as {_LIKE[kind]}, got {text!r}") from error
+        raise CannotCompare(expected) from error
     call = tree if isinstance(tree, ast.Call) else None
     name = call.func if call else tree
     if not isinstance(name, ast.Name):
-        raise CannotCompare(f"expected {_A[kind]} such as {_LIKE[kind]}, got {text!r}")
-    made = getattr(home, name.id, None) if name.id in home.__all__ else None
-    if made is None or not callable(made):
-        known = ", ".join(n for n in home.__all__ if n not in _ABSTRACT)
-        raise CannotCompare(f"no {kind} is called {name.id!r}; there are {known}")
+        raise CannotCompare(expected)
+    factory = getattr(module, name.id, None) if name.id in module.__all__ else None
+    if factory is None or not callable(factory):
+        available = ", ".join(n for n in module.__all__ if n not in _ABSTRACT)
+        raise CannotCompare(f"no {kind} is called {name.id!r}; there are {available}")
     try:
-        args = [ast.literal_eval(one) for one in call.args] if call else []
+        args = [ast.literal_eval(arg) for arg in call.args] if call else []
         options = {k.arg: ast.literal_eval(k.value) for k in call.keywords} if call else {}
     except (ValueError, TypeError, SyntaxError) as error:
-        said = "arguments must be numbers, strings and the like"
-        raise CannotCompare(f"{text!r} cannot be {_A[kind]}: {said}") from error
-    if None in options:
-        raise CannotCompare(f"{text!r} cannot be {_A[kind]}: ** is not known here")
-    return _made(made, args, options, text, kind)
+        raise CannotCompare(
+            f"{text!r} cannot be {_WITH_ARTICLE[kind]}: arguments must be literals, such as "
+            "numbers and strings"
+        ) from error
+    if None in options:  # ast's name for the keyword of **
+        raise CannotCompare(f"{text!r} cannot be {_WITH_ARTICLE[kind]}: ** is not supported here")
+    return _create(factory, args, options, text, kind)
 
 
-_ABSTRACT = "Loss", "Losses", "Weighted", "Weighted", "Optimizer", "Rule"
-_A = {"loss": "a loss", "optimizer": "an optimizer"}
-_LIKE = {"loss": "huber(delta=0.5)", "optimizer": "Adam(rate=1e-3)"}
-
-
-def _made(made: Callable, args: list, options: dict, text: str, kind: str) -> Any:
+def _create(factory: Callable, args: list, options: dict, text: str, kind: str) -> Any:
+    """Call an optimizer's class, or bind the options of a loss function."""
     try:
-        if isinstance(made, type):
-            found = made(*args, **options)
+        if isinstance(factory, type):
+            result = factory(*args, **options)
         elif args:
             raise TypeError("a loss takes its options by name")
         else:
-            found = partial(made, **options) if options else made
+            result = partial(factory, **options) if options else factory
     except (TypeError, ValueError) as error:
-        raise CannotCompare(
-            f"{text!r} cannot be {_A[kind]}: {_said(error, named=False)}"
-        ) from error
-    if kind == "optimizer" and not callable(getattr(found, "update", None)):
-        raise CannotCompare(f"{text!r} is no optimizer")
-    return found
+        reason = _message(error, with_type=False)
+        raise CannotCompare(f"{text!r} cannot be {_WITH_ARTICLE[kind]}: {reason}") from error
+    if kind == "optimizer" and not callable(getattr(result, "update", None)):
+        raise CannotCompare(f"{text!r} is not an optimizer")
+    return result
 
 
-# --- whether they fit each other --------------------------------------------------------
+# --- validation -------------------------------------------------------------------------
 
 
-def _fitting(
+def _metric_if_valid(
     model: Layer, loss: Any, optimizer: Any, parts: list[Examples], batch_size: int
 ) -> Callable | None:
-    """Take one step on the host, as all of it has to; what the outputs are measured by."""
+    """Check on the host that everything fits by taking one step; return a metric for the outputs.
+
+    The metric is the first one of the loss, or the absolute error if outputs and targets have the
+    same shape, or None.
+    """
     xp = namespace(np.zeros(()))
     train = parts[0]
-    part = train[np.arange(min(batch_size, len(train)))]
+    batch = train[np.arange(min(batch_size, len(train)))]
     try:
         for examples in parts:
             model.check(examples.x)
@@ -212,18 +249,20 @@ def _fitting(
             if check is not None:
                 check(examples.target, shape)
         carry = params, state, optimizer.init(params)
-        counts = np.ones(len(part), np.float32)
+        counts = np.ones(len(batch), np.float32)
         t = np.zeros((), np.float32)
-        make_step(model, loss, optimizer)(carry, part.x, part.target, counts, t=t)
-        y = model.forward(params, state, part.x)[0]
-    except Exception as error:  # a stranger's layer may raise any
-        fits = f"the model, the data and the loss do not fit: {_said(error)}"
-        raise CannotCompare(fits) from error
-    brought = next(iter(metrics_of(loss).values()), None)
-    alike = getattr(y, "shape", None) == part.target.shape and part.target.dtype.kind == "f"
-    return brought or (absolute_error if alike else None)
+        make_step(model, loss, optimizer)(carry, batch.x, batch.target, counts, t=t)
+        y = model.forward(params, state, batch.x)[0]
+    except Exception as error:  # a custom layer may raise any exception
+        message = f"the model, the data and the loss do not fit: {_message(error)}"
+        raise CannotCompare(message) from error
+    loss_metric = next(iter(metrics_of(loss).values()), None)
+    same_shape = getattr(y, "shape", None) == batch.target.shape
+    is_regression = same_shape and batch.target.dtype.kind == "f"
+    return loss_metric or (absolute_error if is_regression else None)
 
 
-def _said(error: BaseException, *, named: bool = True) -> str:
+def _message(error: BaseException, *, with_type: bool = True) -> str:
+    """Return the message of an exception in one line."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if named else text
+    return f"{type(error).__name__}: {text}" if with_type else text

@@ -1,12 +1,12 @@
-"""Judging: what of a run agrees with the reference, what differs, and what cannot be judged.
+"""Judging a run: what agrees with the reference, what differs, and what cannot be checked.
 
-Probes, which start from the same numbers, are judged first. How far rounding alone takes each of
-their results is measured, on the host, and what lies further off differs. Only where that cannot
-be measured are the roundings of one step counted instead.
+Probes are judged first, because they start from the same numbers on both sides. On the host, the
+effect of rounding on each of their results is measured; a result that deviates further differs.
+If the effect of rounding cannot be measured, the roundings of one step are counted instead.
 
-The training as a whole is judged by the roundings of all its steps. Where it lies further off, and
-all probes agree, it is compared with control runs (see `controls`): as far as rounding alone took
-these, a difference is no evidence. That part is named as not judged.
+The training as a whole is judged by counting the roundings of all its steps. If it deviates
+further although all probes agree, it is compared with control runs (see `controls`). A deviation
+that rounding alone causes in a control run proves nothing, so it is reported as not checked.
 """
 
 import math
@@ -40,7 +40,7 @@ __all__ = [
     "AGREES",
     "DIFFERS",
     "FAILED",
-    "NOT_JUDGED",
+    "NOT_CHECKED",
     "Context",
     "Judgement",
     "divergence",
@@ -48,19 +48,23 @@ __all__ = [
     "probes_agree",
 ]
 
-AGREES, DIFFERS, NOT_JUDGED, FAILED = "agrees", "differs", "not judged", "failed"
-FACTOR = 4.0  # of what rounding did when it was measured
-SLACK = 16.0  # of how far control runs came: they are few samples
-DIVERGES = 1e3  # times the first loss
-UNKNOWN = 0.1  # of its own size: a control run so far off says nothing any more
+AGREES = "agrees"
+DIFFERS = "differs"
+NOT_CHECKED = "not checked"
+FAILED = "failed"
+
+FACTOR = 4.0  # allowed: this many times the measured effect of rounding, which is a small sample
+SLACK = 16.0  # not checked: up to this many times the drift of control runs, which are few
+DIVERGES = 1e3  # the training diverges if its loss exceeds this many times the first loss
+UNKNOWN = 0.1  # a control run with this relative deviation of the loss says nothing any more
 
 
 @dataclass(frozen=True)
 class Context:
-    """What runs in one dtype are judged by.
+    """The reference, its probes and the counted roundings, by which runs in one dtype are judged.
 
-    nothing: parameters whose gradient is 0 but for rounding; unprobed: steps whose numbers the
-    dtype cannot hold.
+    zero_gradients: parameters whose gradient is zero up to rounding; unprobed: steps whose numbers
+    the dtype cannot represent.
     """
 
     dtype: str
@@ -68,29 +72,29 @@ class Context:
     references: list[Reference]
     unprobed: list[int]
     chains: Chains
-    nothing: set[str]
+    zero_gradients: set[str]
 
     @property
     def epsilon(self) -> float:
-        """From 1 to the next number of the dtype."""
+        """The distance from 1 to the next number of the dtype."""
         return float(np.finfo(self.dtype).eps)
 
     def allowed(self, chain: int) -> float:
-        """How far rounding may take a number after so many roundings."""
+        """Return the relative deviation that `chain` roundings in a row may cause."""
         return tolerance(self.epsilon, chain)
 
-    def drift(self, done: Run) -> Drift:
-        """How far a whole training lies from the reference's."""
-        return drift(done, self.reference, self.dtype, self.chains, self.nothing)
+    def drift(self, run: Run) -> Drift:
+        """Return the deviations of a whole training from the reference."""
+        return drift(run, self.reference, self.dtype, self.chains, self.zero_gradients)
 
 
 @dataclass
 class Judgement:
-    """What came of judging a run: deviations by group and name, differences, what is not judged."""
+    """The result of judging a run; deviations are by group and name."""
 
     deviations: dict[str, dict[str, Entry]]
     differences: list[Entry] = field(default_factory=list)
-    not_judged: list[Entry] = field(default_factory=list)
+    not_checked: list[Entry] = field(default_factory=list)
     loss_deviations: list[float] = field(default_factory=list)
     control: Entry | None = None
 
@@ -99,68 +103,71 @@ class Judgement:
         """The verdict in a word or two."""
         if self.differences:
             return DIFFERS
-        return NOT_JUDGED if self.not_judged else AGREES
+        return NOT_CHECKED if self.not_checked else AGREES
 
 
 def judge(
-    done: Run,
+    run: Run,
     context: Context,
     same_start: bool,
     backend: Backend,
     controls: Callable[[], dict[str, Drift]],
 ) -> Judgement:
-    """The judgement on a run.
+    """Judge a run.
 
-    controls: makes control runs, by name; called only where the training leaves its tolerance.
+    controls: makes control runs, by name; called only if the training leaves its tolerance.
     """
-    found = Judgement({group: {} for group in (*PROBED, *TRAINED)})
+    judgement = Judgement({group: {} for group in (*PROBED, *TRAINED)})
     with np.errstate(all="ignore"):
         if not same_start:
-            found.differences.append(_found("start", "", 0, context))
+            judgement.differences.append(_finding("start", "", 0, context))
         for step in context.unprobed:
-            why = f"{context.dtype} cannot hold the numbers of the reference there"
-            found.not_judged.append(_found("probe", "", step, context) | {"why": why})
-        for theirs, ours in zip(context.references, done.probes, strict=True):
-            _judge_probe(found, theirs, ours, context, backend)
-        _judge_training(found, done, context, controls)
+            reason = f"{context.dtype} cannot hold the reference's numbers at that step"
+            finding = _finding("probe", "", step, context)
+            judgement.not_checked.append(finding | {"reason": reason})
+        for reference, results in zip(context.references, run.probes, strict=True):
+            _judge_probe(judgement, reference, results, context, backend)
+        _judge_training(judgement, run, context, controls)
     places = _places(context.chains)
-    layers = found.deviations["layers"]
+    layers = judgement.deviations["layers"]
     names = sorted(layers, key=lambda name: places.get(name.partition("[")[0], len(places)))
-    found.deviations["layers"] = {name: layers[name] for name in names}
-    found.differences.sort(key=lambda each: _turn(each, context.chains, places))
-    return found
+    judgement.deviations["layers"] = {name: layers[name] for name in names}
+    judgement.differences.sort(key=lambda each: _order(each, context.chains, places))
+    return judgement
 
 
 def _places(chains: Chains) -> dict[str, int]:
-    """The layers by their paths, in the order of computation."""
-    # the model comes last, though a layer inside may be computed once more on the way back
+    """Return the position of each layer in the order of computation, by its path."""
+    # The model itself comes last, although a layer inside it may be recomputed in backward.
     inner = [path for path in chains.outputs if path]
     return {path: place for place, path in enumerate([*inner, ""])}
 
 
-def _turn(each: Entry, chains: Chains, places: dict[str, int]) -> tuple:
-    """When a difference comes: by step, then in the order in which a step computes its parts."""
-    order = ("start", *PROBED, *TRAINED)
+def _order(finding: Entry, chains: Chains, places: dict[str, int]) -> tuple:
+    """Return the sort key of a difference: its step, then the order of computation in a step."""
+    quantity = finding["quantity"]
     inside = 0
-    if each["quantity"] == "layers":
-        inside = places.get(each["layer"], len(places))
-    elif each["quantity"] == "gradients":
-        inside = chains.gradients.get(layer_of(each["name"], chains.gradients), chains.step)
-    return each["step"], order.index(each["quantity"]), inside
+    if quantity == "layers":
+        inside = places.get(finding["layer"], len(places))
+    elif quantity == "gradients":
+        layer = layer_of(finding["name"], chains.gradients)
+        inside = chains.gradients.get(layer, chains.step)
+    quantities = ("start", *PROBED, *TRAINED)
+    return finding["step"], quantities.index(quantity), inside
 
 
-# --- words ------------------------------------------------------------------------------
+# --- descriptions -----------------------------------------------------------------------
 
 
-def _found(
+def _finding(
     quantity: str, name: str, step: int, context: Context, entry: Entry | None = None
 ) -> Entry:
-    """A difference, or what is not judged, as an entry of the report."""
+    """Return a difference, or something not checked, as an entry of the report."""
     layer = _layer_of(quantity, name, context.chains)
     about = context.chains.about.get(layer, "") if layer is not None else ""
     return {
         "step": step,
-        "what": _in_words(quantity, name, layer, about.partition("(")[0]),
+        "description": _description(quantity, name, layer, about.partition("(")[0]),
         "quantity": quantity,
         "name": name,
         "layer": layer,
@@ -170,7 +177,7 @@ def _found(
 
 
 def _layer_of(quantity: str, name: str, chains: Chains) -> str | None:
-    """The path of the layer that a result belongs to; None if it is of no single layer."""
+    """Return the path of the layer that a result belongs to, or None if it has no single layer."""
     if quantity in ("layers", "predictions"):
         return name.partition("[")[0]
     if quantity in ("gradients", "parameters", "states", "trained_state", "updates"):
@@ -178,7 +185,8 @@ def _layer_of(quantity: str, name: str, chains: Chains) -> str | None:
     return None
 
 
-def _in_words(quantity: str, name: str, layer: str | None, kind: str) -> str:
+def _description(quantity: str, name: str, layer: str | None, kind: str) -> str:
+    """Describe a result in words, such as "the gradient of 0.weight (Dense)"."""
     of = f"layer {layer}" + (f" ({kind})" if kind else "") if layer else "the model"
     inside = f" ({kind})" if kind and layer else ""
     return {
@@ -201,37 +209,40 @@ def _in_words(quantity: str, name: str, layer: str | None, kind: str) -> str:
 
 
 def _judge_probe(
-    found: Judgement, theirs: Reference, ours: Named, context: Context, backend: Backend
+    judgement: Judgement, reference: Reference, ours: Named, context: Context, backend: Backend
 ) -> None:
-    step = theirs.given.step
-    for name in theirs.results:
+    """Judge all results of one probe, and add them to `judgement`."""
+    step = reference.inputs.step
+    for name in reference.results:
         group, _, short = name.partition(".")
-        entry, why = _probed(name, ours[name], theirs, context)
-        if why is not None:
-            found.not_judged.append(_found(group, short, step, context, entry) | {"why": why})
+        entry, reason = _probed(name, ours[name], reference, context)
+        if reason is not None:
+            finding = _finding(group, short, step, context, entry)
+            judgement.not_checked.append(finding | {"reason": reason})
             entry["tolerance"] = None
         elif is_far(entry):
-            predicts = group == "predictions"
-            place = _place_of_prediction(backend, theirs, context) if predicts else short
-            found.differences.append(_found(group, place, step, context, entry))
-        worst = found.deviations[group].get(short)
+            place = short
+            if group == "predictions":
+                place = _place_of_prediction(backend, reference, context)
+            judgement.differences.append(_finding(group, place, step, context, entry))
+        worst = judgement.deviations[group].get(short)
         if worst is None or _ratio(entry) > _ratio(worst):
-            found.deviations[group][short] = entry
+            judgement.deviations[group][short] = entry
 
 
 def probes_agree(probes: list[Named], context: Context) -> bool:
-    """Whether no result of the probes differs by more than rounding."""
+    """Return whether no result of the probes differs by more than rounding."""
     with np.errstate(all="ignore"):
-        for theirs, ours in zip(context.references, probes, strict=True):
-            for name in theirs.results:
-                entry, why = _probed(name, ours[name], theirs, context)
-                if why is None and is_far(entry):
+        for reference, ours in zip(context.references, probes, strict=True):
+            for name in reference.results:
+                entry, reason = _probed(name, ours[name], reference, context)
+                if reason is None and is_far(entry):
                     return False
     return True
 
 
 def _ratio(entry: Entry) -> float:
-    """How far off, measured by the tolerance: what is not judged comes last."""
+    """Return the deviation in units of its tolerance; results that are not checked sort last."""
     if entry["tolerance"] is None:
         return -1.0
     if entry["tolerance"] and math.isfinite(entry["relative"]):
@@ -239,22 +250,28 @@ def _ratio(entry: Entry) -> float:
     return math.inf if is_far(entry) else 0.0
 
 
-def _probed(name: str, ours: Any, theirs: Reference, context: Context) -> tuple[Entry, str | None]:
-    """How far a result of a probe is off, and why it cannot be judged, if it cannot."""
-    expected, dtype, step = theirs.results[name], context.dtype, theirs.given.step
-    scale, limit = _scale_and_limit(name, theirs, context)
+def _probed(
+    name: str, ours: Any, reference: Reference, context: Context
+) -> tuple[Entry, str | None]:
+    """Return the deviation of a probe's result, and why it cannot be checked, or None."""
+    expected = reference.results[name]
+    dtype = context.dtype
+    step = reference.inputs.step
+    scale, limit = _scale_and_limit(name, reference, context)
     entry = entry_of(ours, expected, dtype, limit, step, scale)
     if expected.dtype.kind != "f":
         return entry, None
     if not largest(expected) <= float(np.finfo(dtype).max):
         return entry, f"{dtype} cannot hold it"
-    if not math.isfinite(entry["absolute"]) and theirs.overflows(name, dtype):
-        return entry, f"{dtype} overflows on the way to it"
-    measured = _measured(ours, expected, scale, step, context, partial(theirs.spread, name, dtype))
+    if not math.isfinite(entry["absolute"]) and reference.overflows(name, dtype):
+        return entry, f"{dtype} overflows while computing it"
+    spread = partial(reference.spread, name, dtype)
+    measured = _measured(ours, expected, scale, step, context, spread)
     if measured is not None or not is_far(entry):
         return measured or entry, None
-    unknown = name.removeprefix("gradients.") in context.nothing
-    return entry, "it is 0 but for rounding, whose size cannot be measured" if unknown else None
+    if name.removeprefix("gradients.") in context.zero_gradients:
+        return entry, "it is zero up to rounding, and the rounding cannot be measured"
+    return entry, None
 
 
 def _measured(
@@ -265,16 +282,17 @@ def _measured(
     context: Context,
     spread: Callable[[int], float],
 ) -> Entry | None:
-    """How far a result is off, held to rounding as measured; None if that cannot be measured.
+    """Return the deviation with a tolerance from measured rounding; None if that is unknown.
 
         tolerance = (4 (spread + tiny) + ε max |expected|) / max(scale, max |expected|)
 
-    spread(stage) is how far rounding takes the worst element, as sampled in the stages up to that
-    one, by errors as large as libraries allow themselves; 4 is for what so few runs do not reach.
-    ε is for the rounding of constants, and what is below tiny, the smallest normal number,
-    compilers may take for 0. `bisect` has the same rule.
+    spread(stage) is how far rounding moves the worst element, sampled in all stages up to that one
+    with errors as large as libraries allow themselves. The factor 4 covers what so few samples
+    miss. The term with ε is for the rounding of constants. Compilers may treat numbers below tiny,
+    the smallest normal number, as 0. `bisect` uses the same rule.
     """
-    tiny, size = float(np.finfo(context.dtype).tiny), largest(expected)
+    tiny = float(np.finfo(context.dtype).tiny)
+    size = largest(expected)
     entry = None
     for stage in range(len(STAGES)):
         far = spread(stage)
@@ -288,74 +306,83 @@ def _measured(
     return entry
 
 
-def _scale_and_limit(name: str, theirs: Reference, context: Context) -> tuple[float, float]:
-    """What a deviation is relative to, at least, and how large it may be."""
+def _scale_and_limit(name: str, reference: Reference, context: Context) -> tuple[float, float]:
+    """Return the scale of a result's deviation, and its tolerance by counting roundings."""
     group, _, short = name.partition(".")
-    chains, results, allowed = context.chains, theirs.results, context.allowed
+    chains = context.chains
+    results = reference.results
+    allowed = context.allowed
     if group == "layers":
         return 0.0, allowed(chains.outputs.get(short.partition("[")[0], chains.step))
     if group == "loss":
-        return theirs.scale, allowed(chains.loss)
+        return reference.scale, allowed(chains.loss)
     if group == "gradients":
         chain = chains.gradients.get(layer_of(short, chains.gradients), chains.step)
-        every = (largest(leaf) for n, leaf in results.items() if n.startswith("gradients."))
-        return max(every, default=0.0) if short in context.nothing else 0.0, allowed(chain)
+        if short not in context.zero_gradients:
+            return 0.0, allowed(chain)
+        sizes = (largest(leaf) for n, leaf in results.items() if n.startswith("gradients."))
+        return max(sizes, default=0.0), allowed(chain)
     if group == "states":
         path = layer_of(short, chains.outputs)
         limit = allowed(chains.outputs.get(path, chains.step))
         return state_scale(results, path, "states."), limit
     if group == "updates":
-        return 0.0, _of_update(short, theirs, context)
+        return 0.0, _update_limit(short, reference, context)
     return 0.0, allowed(chains.predictions or chains.step)
 
 
-def _of_update(short: str, theirs: Reference, context: Context) -> float:
-    """An update is a small change: it is rounded as such, and then as part of a sum."""
+def _update_limit(short: str, reference: Reference, context: Context) -> float:
+    """Return the tolerance of an updated parameter.
+
+    The change is small and is rounded as such; the sum with the parameter is rounded once more.
+    """
     limit = context.allowed(context.chains.update)
-    after = theirs.results[f"updates.{short}"]
-    before = dict(named_leaves(theirs.given.carry[0])).get(short)
+    after = reference.results[f"updates.{short}"]
+    before = dict(named_leaves(reference.inputs.carry[0])).get(short)
     size = largest(after)
     if before is None or not size:
         return limit
-    return context.epsilon + limit * largest(after - np.asarray(before, np.float64)) / size
+    change = largest(after - np.asarray(before, np.float64))
+    return context.epsilon + limit * change / size
 
 
-def _place_of_prediction(backend: Backend, theirs: Reference, context: Context) -> str:
-    """The first layer whose prediction is off; the model itself if that of no layer is."""
-    params, state, _ = theirs.given.carry
-    trees = params, state, theirs.given.x
+def _place_of_prediction(backend: Backend, reference: Reference, context: Context) -> str:
+    """Return the path of the first layer whose prediction differs, or "" for the model itself."""
+    params, state, _ = reference.inputs.carry
+    trees = params, state, reference.inputs.x
     places = _places(context.chains)
     for depth in (None, 1):
-        function = inside_predictions(theirs.workload.model, depth)
+        function = inside_predictions(reference.workload.model, depth)
         try:
             ours = flat(backend.to_numpy(backend.jit(function)(*backend.asarray(trees))))
             expected = exact(function, *trees)
-        except Exception:  # a loop that is compiled keeps to itself what is inside
+        except Exception:  # outputs inside a compiled loop cannot be returned: look less deep
             continue
         spread = _spread_of(function, trees, context)
         paths = {name: name.removeprefix("layers.").partition("[")[0] for name in expected}
         for name in sorted(expected, key=lambda name: places.get(paths[name], len(places))):
-            if not _holds(name, ours[name], expected[name], spread, context):
+            if not _prediction_agrees(name, ours[name], expected[name], spread, context):
                 return paths[name]
     return ""
 
 
 def _spread_of(function: Callable, trees: tuple, context: Context) -> dict[str, float]:
-    """How far rounding takes each result of a function, by name; empty if that is unknown."""
-    drawn = max(context.epsilon, 2.0**-40)  # float64 itself would round less away
+    """Return how far rounding moves each result of a function, by name; empty if unknown."""
+    # Smaller errors would be lost in the rounding of float64 itself.
+    drawn = max(context.epsilon, 2.0**-40)
     try:
         _, spreads = rounded(function, *trees, epsilon=drawn)
-    except Exception:  # a custom layer may take no arrays but NumPy's
+    except Exception:  # a custom layer may accept only NumPy arrays
         return {}
-    return {name: far * context.epsilon / drawn for name, far in spreads.items()}
+    return {name: spread * context.epsilon / drawn for name, spread in spreads.items()}
 
 
-def _holds(
+def _prediction_agrees(
     name: str, ours: Any, expected: np.ndarray, spread: dict[str, float], context: Context
 ) -> bool:
-    """Return whether a prediction agrees to rounding.
+    """Return whether a prediction agrees up to rounding.
 
-    Rounding is as measured (`spread`); where it could not be measured, as counted.
+    Rounding is as measured (`spread`), or as counted if it could not be measured.
     """
     far = spread.get(name, math.inf)
     entry = _measured(ours, expected, 0.0, 0, context, lambda stage: far)
@@ -367,148 +394,171 @@ def _holds(
 
 
 def _judge_training(
-    found: Judgement, done: Run, context: Context, controls: Callable[[], dict[str, Drift]]
+    judgement: Judgement, run: Run, context: Context, controls: Callable[[], dict[str, Drift]]
 ) -> None:
-    ours = context.drift(done)
-    found.loss_deviations = ours.losses
-    found.deviations |= {group: dict(entries) for group, entries in ours.entries.items()}
-    left = [t for t, d in enumerate(ours.losses, 1) if not d <= ours.limits[t - 1]]
-    far = [(g, n) for g in TRAINED[1:] for n, each in ours.entries[g].items() if is_far(each)]
-    if not left and not far:
+    """Judge losses, parameters, state and outputs of a whole training; add to `judgement`."""
+    ours = context.drift(run)
+    judgement.loss_deviations = ours.losses
+    judgement.deviations |= {group: dict(entries) for group, entries in ours.entries.items()}
+    far_steps = [t for t, d in enumerate(ours.losses, 1) if not d <= ours.limits[t - 1]]
+    far_results = [
+        (group, name)
+        for group in TRAINED[1:]
+        for name, entry in ours.entries[group].items()
+        if is_far(entry)
+    ]
+    if not far_steps and not far_results:
         return
     samples = controls()
-    most = _most(list(samples.values()), len(ours.losses))
-    soon = _soon(most)
-    lost = _lost(soon, context)
-    wrong = [t for t in left if t < lost and not ours.losses[t - 1] <= SLACK * soon[t - 1]]
-    last, first = len(ours.losses), min(left, default=len(ours.losses))
-    found.control = _control(samples, ours.limits, most, first, context)
-    cause = _why(found.control, first, context)
+    last = len(ours.losses)
+    furthest = _furthest(list(samples.values()), last)
+    soon = _with_delay(furthest)
+    lost = _first_unknown_step(soon, context)
+    wrong = [t for t in far_steps if t < lost and not ours.losses[t - 1] <= SLACK * soon[t - 1]]
+    first = min(far_steps, default=last)
+    judgement.control = _control(samples, ours.limits, furthest, first, context)
+    cause = _cause(judgement.control, first, context)
     if wrong:
         entry = {"relative": ours.losses[wrong[0] - 1], "tolerance": ours.limits[wrong[0] - 1]}
-        found.differences.append(_found("losses", "", wrong[0], context, entry))
-    elif left:
+        judgement.differences.append(_finding("losses", "", wrong[0], context, entry))
+    elif far_steps:
         entry = {"relative": ours.losses[first - 1], "tolerance": ours.limits[first - 1]}
-        found.not_judged.append(_found("losses", "", first, context, entry) | {"why": cause})
-        entry = found.deviations["losses"][""]
-        found.deviations["losses"][""] = entry | {"tolerance": None}
-    for group, name in far:
+        finding = _finding("losses", "", first, context, entry)
+        judgement.not_checked.append(finding | {"reason": cause})
+        entry = judgement.deviations["losses"][""]
+        judgement.deviations["losses"][""] = entry | {"tolerance": None}
+    for group, name in far_results:
         entry = ours.entries[group][name]
+        finding = _finding(group, name, last, context, entry)
         reached = max(
-            (_reached(each, group, name, context) for each in samples.values()), default=0.0
+            (_reached(sample, group, name, context) for sample in samples.values()), default=0.0
         )
         explained = lost <= last or _size(entry) <= SLACK * reached
         if wrong or not explained:
-            found.differences.append(_found(group, name, last, context, entry))
+            judgement.differences.append(finding)
             continue
-        if group == "outputs" and not _follows(done, name, context):
-            what = f"{_in_words(group, name, None, '')}, from its own parameters"
-            found.differences.append(_found(group, name, last, context, entry) | {"what": what})
+        if group == "outputs" and not _outputs_follow(run, name, context):
+            description = f"{finding['description']}, from its own parameters"
+            judgement.differences.append(finding | {"description": description})
             continue
-        follows = left and lost <= last
-        why = cause if follows else _why_at_end(group, name, reached, context)
-        found.not_judged.append(_found(group, name, last, context, entry) | {"why": why})
-        found.deviations[group][name] = entry | {"tolerance": None}
+        # If the loss could not be judged either, the results have the same cause.
+        same_cause = far_steps and lost <= last
+        reason = cause if same_cause else _reason_at_end(group, name, reached, context)
+        judgement.not_checked.append(finding | {"reason": reason})
+        judgement.deviations[group][name] = entry | {"tolerance": None}
 
 
-def _follows(done: Run, name: str, context: Context) -> bool:
-    """Whether outputs after training are what the parameters and the state of the run make."""
+def _outputs_follow(run: Run, name: str, context: Context) -> bool:
+    """Return whether the outputs after training follow from the run's own parameters and state."""
     if not context.references:
         return True
     reference = context.references[0]
     predict = functions(reference.workload)["predict"]
-    rows = chosen_rows(len(leaves(done.outputs)[0]))
-    trees = done.params, done.state, reference.given.x
+    rows = chosen_rows(len(leaves(run.outputs)[0]))
+    trees = run.params, run.state, reference.inputs.x
     path = name.removeprefix("y")
-    ours = flat(done.outputs)[path.removeprefix(".")][rows]
+    ours = flat(run.outputs)[path.removeprefix(".")][rows]
     expected = exact(predict, *trees)[f"predictions.{name}"]
     if not np.all(np.isfinite(expected)) or not largest(expected) < np.finfo(context.dtype).max:
-        return True  # nothing is known of it
+        return True  # there is nothing to compare with
     spread = _spread_of(predict, trees, context)
-    return _holds(f"predictions.{name}", ours, expected, spread, context)
+    return _prediction_agrees(f"predictions.{name}", ours, expected, spread, context)
 
 
 def _size(entry: Entry, unit: str = "relative") -> float:
+    """Return a deviation, with infinity in place of NaN."""
     return math.inf if math.isnan(entry[unit]) else entry[unit]
 
 
 def _reached(control: Drift, group: str, name: str, context: Context) -> float:
-    """How far a control run came, in what was reached at the end.
+    """Return how far a result of a control run ended from the reference.
 
-    An optimizer that jumps, as Lion does with signs, jumps elsewhere in each run. So a parameter
-    may be as far off as any, those left aside whose gradient is nothing but rounding.
+    An optimizer whose step is not continuous, such as Lion with its signs, jumps in other
+    parameters in each run. So a parameter may be as far off as any other, except those whose
+    gradient is zero up to rounding.
     """
     entries = control.entries[group]
-    own = entries[name]
-    if group != "parameters" or not own["absolute"] < math.inf or not own["scale"]:
-        return _size(own)
-    others = (_size(e, "absolute") for n, e in entries.items() if n not in context.nothing)
-    return max(_size(own), max(others, default=0.0) / own["scale"])
+    entry = entries[name]
+    if group != "parameters" or not entry["absolute"] < math.inf or not entry["scale"]:
+        return _size(entry)
+    others = (_size(e, "absolute") for n, e in entries.items() if n not in context.zero_gradients)
+    return max(_size(entry), max(others, default=0.0) / entry["scale"])
 
 
-def _most(samples: list[Drift], steps: int) -> list[float]:
-    """How far the furthest of control runs has come until each step."""
-    most = np.zeros(steps)
-    for each in samples:
-        off = np.asarray(each.losses)
-        most = np.maximum(most, np.where(np.isnan(off), np.inf, off))
-    return np.maximum.accumulate(most).tolist()
+def _furthest(samples: list[Drift], steps: int) -> list[float]:
+    """Return the largest deviation of the loss in any control run up to each step."""
+    furthest = np.zeros(steps)
+    for sample in samples:
+        losses = np.asarray(sample.losses)
+        furthest = np.maximum(furthest, np.where(np.isnan(losses), np.inf, losses))
+    return np.maximum.accumulate(furthest).tolist()
 
 
-def _soon(most: list[float]) -> list[float]:
-    """The same until soon after each step: no two runs part at the same one."""
-    last = len(most) - 1
-    return [most[min(last, t + 2 + t // 20)] for t in range(len(most))]
+def _with_delay(furthest: list[float]) -> list[float]:
+    """Return the same values up to a few steps later: no two runs diverge at the same step."""
+    last = len(furthest) - 1
+    return [furthest[min(last, t + 2 + t // 20)] for t in range(len(furthest))]
 
 
-def _lost(most: list[float], context: Context) -> int:
-    """The first step from which nothing can be known of a loss."""
-    end = math.sqrt(float(np.finfo(context.dtype).max))  # what is larger has no square
-    for t, (far, loss) in enumerate(zip(most, context.reference.losses, strict=True), 1):
+def _first_unknown_step(furthest: list[float], context: Context) -> int:
+    """Return the first step from which the loss cannot be checked at all."""
+    # The square of a larger loss would overflow.
+    end = math.sqrt(float(np.finfo(context.dtype).max))
+    for t, (far, loss) in enumerate(zip(furthest, context.reference.losses, strict=True), 1):
         if not far < UNKNOWN or not abs(loss) <= end:
             return t
-    return len(most) + 1
+    return len(furthest) + 1
 
 
 def _control(
-    samples: dict[str, Drift], limits: list[float], most: list[float], step: int, context: Context
+    samples: dict[str, Drift],
+    limits: list[float],
+    furthest: list[float],
+    step: int,
+    context: Context,
 ) -> Entry:
-    """What control runs show, as an entry of the report."""
+    """Return what control runs show, as an entry of the report."""
 
-    def left(losses: list[float]) -> int | None:
+    def exceeds_at(losses: list[float]) -> int | None:
         return next((t for t, d in enumerate(losses, 1) if not d <= limits[t - 1]), None)
 
     return {
         "step": step,
-        "magnification": most[step - 1] / context.epsilon,
-        "runs": [{"name": n, "left_tolerance": left(each.losses)} for n, each in samples.items()],
+        "magnification": furthest[step - 1] / context.epsilon,
+        "runs": [
+            {"name": name, "left_tolerance": exceeds_at(sample.losses)}
+            for name, sample in samples.items()
+        ],
     }
 
 
-def _why(control: Entry, step: int, context: Context) -> str:
-    grown = control["magnification"]
-    times = f"by {grown:.2g}" if math.isfinite(grown) else "beyond all numbers"
-    said = f"this training magnifies rounding {times} by step {step}"
+def _cause(control: Entry, step: int, context: Context) -> str:
+    """Say why the loss cannot be checked from `step` on."""
+    magnification = control["magnification"]
+    times = f"by {magnification:.2g}" if math.isfinite(magnification) else "without bound"
+    cause = f"this training magnifies rounding {times} by step {step}"
     diverges = divergence(context.reference.losses, context.reference.scales)
-    return f"{said}, and it diverges: {diverges}" if diverges else said
+    return f"{cause}, and it diverges: {diverges}" if diverges else cause
 
 
 def divergence(losses: list[float], scales: list[float]) -> str:
-    """A sentence on how large the loss of the reference becomes; none if it does not diverge."""
+    """Say how large the loss of the reference becomes; "" if it does not diverge."""
     finite = [abs(loss) for loss in losses if math.isfinite(loss)]
-    most, ended = max(finite, default=math.inf), len(finite) < len(losses)
-    if not ended and most <= DIVERGES * scales[0]:
+    most = max(finite, default=math.inf)
+    becomes_infinite = len(finite) < len(losses)
+    if not becomes_infinite and most <= DIVERGES * scales[0]:
         return ""
     step = next((t for t, loss in enumerate(losses, 1) if not math.isfinite(loss)), 0)
-    ending = f" and is not a finite number from step {step} on" if ended else ""
-    return f"the loss of the float64 reference itself reaches {most:.2g}{ending}"
+    end = f" and is not a finite number from step {step} on" if becomes_infinite else ""
+    return f"the loss of the float64 reference itself reaches {most:.2g}{end}"
 
 
-def _why_at_end(group: str, name: str, reached: float, context: Context) -> str:
-    if group == "parameters" and name in context.nothing:
+def _reason_at_end(group: str, name: str, reached: float, context: Context) -> str:
+    """Say why a result after the last step cannot be checked."""
+    if group == "parameters" and name in context.zero_gradients:
         return (
-            "its gradient is 0 but for rounding, and the optimizer makes whole steps of that, "
-            "different ones on each backend"
+            "its gradient is zero up to rounding, and the optimizer turns that rounding into "
+            "full-size steps, which differ between backends"
         )
-    size = f"{reached:.2g}" if math.isfinite(reached) else "any distance"
-    return f"rounding alone takes it as far as {size} in a control run"
+    size = f"a relative deviation of {reached:.2g}" if math.isfinite(reached) else "any deviation"
+    return f"in a control run, rounding alone causes {size}"

