@@ -237,7 +237,7 @@ def test_a_difference_is_status_1_and_the_command_that_is_printed_runs(folder, c
     markdown = (folder / "report" / "report.md").read_text(encoding="utf-8")
     assert pasted(markdown) == [words]
     assert main(words[1:]) == 1
-    assert "0, Dense(width=8" in capsys.readouterr().out
+    assert "layer 0 (Dense(width=8" in capsys.readouterr().out
 
 
 def test_commands_name_the_dtype_and_the_policy_of_a_run(folder, capsys, rough):
