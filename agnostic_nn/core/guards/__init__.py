@@ -1,19 +1,20 @@
 """Guards: compile a function again when Python values that user code reads have changed.
 
-A compiled or replayed function runs its Python only now and then, so a number that Python read
-is frozen in it. `guarded(function, ...)` finds out which values the user's own functions and
-methods read, looks before each call whether they are still the same, and compiles again if not.
+The Python code of a compiled or replayed function runs only when it is compiled, so the values
+that it reads then become constants. `guarded(function, ...)` finds the values that user-defined
+functions and methods read. Before each call it checks whether they are still the same, and
+compiles the function again if not.
 
-    names       the names that code reads, from its bytecode, and whose code it is
-    values      how two values are compared
-    snapshot    values by path, and generated code that tells whether they are still the same
-    watching    the search for all values that user code reads, which runs nothing
+    names       the names that code reads, from its bytecode, and the package it belongs to
+    values      the comparison of two values
+    snapshot    recorded values by path, and generated code that checks whether they are unchanged
+    watching    the search for all values that user code reads, without running it
     guarding    the function that is compiled again
 
-This library's own code is pure: a function that consists of it alone has no guard.
+This library's own code is pure, so a function without any user code is not guarded.
 
-Not seen: what Python reads from elsewhere (time, files, the environment, other processes), through
-code of installed packages, or through C.
+Guards do not notice changes of what Python code reads from outside (time, files, the environment,
+other processes), through code of installed packages, or through C.
 """
 
 from .guarding import Guarded, guarded, reads

@@ -1,4 +1,4 @@
-"""Guarding: compile a function again when values that its code reads have changed."""
+"""Compile a function again when values that its Python code reads have changed."""
 
 import warnings
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from .watching import Watch
 
 __all__ = ["Guarded", "guarded", "reads"]
 
-MANY = 10  # changes after which a warning says that something changes all the time
+WARN_AFTER = 10  # number of changes after which a warning is issued, if there are few calls
 REMEDY = (
     "Give arrays that change as `context` of a Trainer or as arguments, take randomness from a key "
     "in the layer's state, let a weight follow a schedule, or choose "
@@ -26,15 +26,15 @@ def guarded(
     libraries: frozenset[str],
     hidden: Callable[[], Any] | None = None,
 ) -> Callable:
-    """Return compiled(function), compiled again whenever a value that user code reads changes.
+    """Return compiled(function), compiled again whenever a value that user code reads has changed.
 
-    Where the function leads to no code or data of a user's, it is compiled(function) itself.
+    If the function leads to no user code or user data, compiled(function) is returned unguarded.
 
-    compiled: a function from a pure function to the compiled one.
-    to_numpy: a function from an array of the backend to a host array; without one, arrays are not
-    compared, as every call reads them anyhow.
-    libraries: names of packages whose code is not looked into.
-    hidden: returns the state of the array library's own random generator.
+    compiled: a function that compiles a pure function.
+    to_numpy: a function from an array of the backend to a host array. If it is None, arrays are not
+    compared, because every call runs the Python code and reads their current contents.
+    libraries: names of packages whose code is not searched.
+    hidden: returns the state of the array library's hidden random generator.
     """
     watch = partial(Watch, function, to_numpy, libraries, hidden)
     return compiled(function) if watch().is_empty else Guarded(function, compiled, watch)
@@ -46,84 +46,97 @@ class Guarded:
     Raises
     ------
     TypeError
-        When called, if the function itself changes what it reads, such as a random generator
-        or a counter, each time that it is called; or if it reads an iterator.
+        When called, if the function itself changes a value that it reads at each call, such as a
+        counter or the state of a random generator, or if it reads an iterator.
     """
 
     def __init__(self, function: Callable, compiled: Callable, watch: Callable[[], "Watch"]):
         update_wrapper(self, function)
-        self._function, self._compiled, self._watch = function, compiled, watch
+        self._function = function
+        self._compiled = compiled
+        self._watch = watch
         self._version: _Version | None = None
-        self._calls = self._changes = 0
+        self._calls = 0
+        self._changes = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         version = self._version
         if version is None or not version.holds():
-            version = self._renewed(version)
+            version = self._current_version(version)
         self._calls += 1
         return version.run(*args, **kwargs)
 
     def into(self, outcome: list, *args: Any) -> None:
-        """Call it as `atomic.into` does."""
+        """Call the function for `atomic.into`, which reports the result in `outcome`."""
         version = self._version
         if version is None or not version.holds():
-            version = self._renewed(version)
+            version = self._current_version(version)
         self._calls += 1
         into(version.run, outcome, *args)
 
     def __getattr__(self, name: str) -> Any:
-        """Attributes of the library's compiled function, such as `lower` or `trace`."""
+        """Return an attribute of the library's compiled function, such as `lower` or `trace`."""
         if name.startswith("_"):
             raise AttributeError(name)
         version = self._version
         if version is None or not version.holds():
-            version = self._renewed(version)
+            version = self._current_version(version)
         return getattr(version.run, name)
 
-    def _renewed(self, old: "_Version | None") -> "_Version":
-        """Return the version for the current values: `old` if its values are equal to them."""
+    def _current_version(self, old: "_Version | None") -> "_Version":
+        """Return the function compiled for the current values: `old` if they are equal to its own.
+
+        `old.holds()` compares identities. Here the values themselves are compared, so that an equal
+        value in a new object does not compile the function again.
+        """
         watch = self._watch()
         if watch.refused:
             raise TypeError(f"{name_of(self._function)} {watch.refused}. {REMEDY}.")
         if old is not None and not old.is_stale:
             changed = watch.difference(old.watch)
             if changed is None:
-                old.trust(watch)
+                old.set_watch(watch)
                 return old
-            self._count(changed)
+            self._count_change(changed)
         version = _Version(self._function, watch, self._watch)
-        version.run = self._compiled(version.fresh())
+        version.run = self._compiled(version.new_function())
         self._version = version
         return version
 
-    def _count(self, changed: str) -> None:
+    def _count_change(self, changed: str) -> None:
+        """Count a change, and warn if the function is compiled again at nearly every call."""
         self._changes += 1
-        if self._changes == MANY and self._calls < 10 * MANY:
+        if self._changes == WARN_AFTER and self._calls < 10 * WARN_AFTER:
             warnings.warn(
-                f"{name_of(self._function)} was compiled again {MANY} times in {self._calls} "
-                f"calls, because a value that it reads keeps changing: {changed}. The results "
-                f"are right but slow. {REMEDY}.",
+                f"{name_of(self._function)} was compiled again {WARN_AFTER} times in "
+                f"{self._calls} calls, because a value that it reads keeps changing: {changed}. "
+                f"The results are correct, but compiling takes time. {REMEDY}.",
                 RuntimeWarning,
                 stacklevel=4,
             )
 
 
 class _Version:
-    """A function compiled for the values that `watch` saw."""
+    """The function compiled for the values that `watch` recorded."""
 
     run: Callable
 
-    def __init__(self, function: Callable, watch: "Watch", again: Callable[[], "Watch"]) -> None:
-        self.function, self.again = function, again
-        self.is_stale, self.runs = False, 0
-        self.trust(watch)
+    def __init__(
+        self, function: Callable, watch: "Watch", new_watch: Callable[[], "Watch"]
+    ) -> None:
+        self.function = function
+        self.new_watch = new_watch
+        self.is_stale = False
+        self.runs = 0  # number of times that the Python code ran
+        self.set_watch(watch)
 
-    def trust(self, watch: "Watch") -> None:
+    def set_watch(self, watch: "Watch") -> None:
+        """Compare with the values that `watch` recorded from now on."""
         self.watch = watch
         self.holds = watch.holds
 
-    def fresh(self) -> Callable:
-        """A new function object, as libraries remember what they compiled by its identity."""
+    def new_function(self) -> Callable:
+        """Return a new function object, as libraries cache compiled functions by identity."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             return self._run(args, kwargs)
@@ -131,31 +144,33 @@ class _Version:
         return update_wrapper(run, self.function)
 
     def _run(self, args: tuple, kwargs: dict) -> Any:
-        """Call the function, and see that it leaves alone what it reads.
+        """Call the function, and raise if it changes the values that it reads.
 
-        One that fills a memo of its own is called a second time, and then finds it filled.
+        If they have changed, it is called a second time: a function that caches its results changes
+        its cache at the first call and leaves it unchanged at the second.
         """
         for _ in range(2):
-            before = self.watch.draws()
+            states = self.watch.generator_states()
             result = self.function(*args, **kwargs)
-            drawn = self.watch.drawn_from(before)
-            if drawn is None and self.watch.holds():
+            drawn_from = self.watch.changed_generator(states)
+            if drawn_from is None and self.watch.holds():
                 self.runs += 1
                 return result
-            now = self.again()
-            changed = drawn or now.difference(self.watch)
-            self.trust(now)
+            watch = self.new_watch()
+            changed = drawn_from or watch.difference(self.watch)
+            self.set_watch(watch)
             if changed is None:
                 self.runs += 1
                 return result
-            if self.runs:  # other shapes were compiled for other values
+            if self.runs:
+                # the code compiled earlier, for other shapes, read the old values
                 self.is_stale = True
                 self.holds = _never
-            if drawn is not None:
+            if drawn_from is not None:
                 break
         raise TypeError(
             f"{name_of(self.function)} changes what it reads while it is called: {changed}. "
-            "Compiled code would repeat one of these values for ever, so this is refused on "
+            "Compiled code would use one of these values forever, so this is refused on "
             f"every backend. {REMEDY}."
         )
 
@@ -164,8 +179,11 @@ def _never() -> bool:
     return False
 
 
-def reads(function: Callable, thing: Any) -> bool:
-    """Return whether a function that `Backend.jit` returned reads `thing` where that changes."""
+def reads(function: Callable, obj: Any) -> bool:
+    """Return whether a function returned by `Backend.jit` reads changing attributes of `obj`.
+
+    obj: an object of this library that changes while it is used, such as a Trainer.
+    """
     if not isinstance(function, Guarded):
         return False
-    return any(thing is other for other in function._watch().changing)
+    return any(obj is changing for changing in function._watch().changing)

@@ -1,4 +1,4 @@
-"""Names: what code reads, by its bytecode, and whose code it is."""
+"""Find the names that code reads, from its bytecode, and the package that code belongs to."""
 
 import dis
 import os
@@ -11,76 +11,81 @@ __all__ = [
     "Names",
     "file_of",
     "is_installed",
-    "is_ours",
+    "is_library",
     "is_standard",
     "name_of",
     "names_of",
     "root_of",
 ]
 
-OURS = "agnostic_nn", "agnostic_nn_backends"
-WRITERS = {  # methods that only write: no result depends on a list that is only appended to
+LIBRARY_PACKAGES = "agnostic_nn", "agnostic_nn_backends"
+# methods that only write: results do not depend on, for example, a list that is only appended to
+WRITE_METHODS = {
     *("add", "append", "appendleft", "discard", "extend", "extendleft", "insert", "update"),
     *("write", "writelines"),
 }
 
 
 class Names(NamedTuple):
-    """The names that a code object, and those nested in it, read."""
+    """The names that a code object and its nested code objects read."""
 
     variables: frozenset[str]  # globals and cells
     attributes: frozenset[str]
-    modules: frozenset[str]  # imported inside
+    modules: frozenset[str]  # imported inside the function
 
 
 @lru_cache(4096)
 def names_of(code: CodeType) -> Names:
-    """Return the names of what `code` reads; of lists that it only appends to, nothing."""
-    variables, attributes, modules = set(), set(), set()
-    steps = [i for i in dis.get_instructions(code) if i.opname not in _NOTHING]
-    for number, step in enumerate(steps):
-        if step.opname == "IMPORT_NAME":
-            modules.add(step.argval)
-        elif step.opname in _ATTRIBUTES and not _is_written(steps, number):
-            attributes.add(step.argval)
-        elif step.opname in _VARIABLES and not _is_written(steps, number):
-            variables.add(step.argval)
+    """Return the names that `code` reads, without those of objects that it only writes to."""
+    variables: set[str] = set()
+    attributes: set[str] = set()
+    modules: set[str] = set()
+    instructions = [i for i in dis.get_instructions(code) if i.opname not in _IGNORED_OPCODES]
+    for position, instruction in enumerate(instructions):
+        if instruction.opname == "IMPORT_NAME":
+            modules.add(instruction.argval)
+        elif instruction.opname in _ATTRIBUTE_OPCODES and not _is_written(instructions, position):
+            attributes.add(instruction.argval)
+        elif instruction.opname in _VARIABLE_OPCODES and not _is_written(instructions, position):
+            variables.add(instruction.argval)
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            for names, more in zip((variables, attributes, modules), names_of(inner), strict=True):
-                names |= more
+            nested = names_of(inner)
+            variables |= nested.variables
+            attributes |= nested.attributes
+            modules |= nested.modules
     return Names(frozenset(variables), frozenset(attributes), frozenset(modules))
 
 
-_ATTRIBUTES = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM"}
-_VARIABLES = {
+_ATTRIBUTE_OPCODES = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM"}
+_VARIABLE_OPCODES = {
     *("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF"),
     *("LOAD_FROM_DICT_OR_DEREF", "LOAD_FROM_DICT_OR_GLOBALS"),
 }
-_NOTHING = {"CACHE", "EXTENDED_ARG", "NOP", "PUSH_NULL", "PRECALL", "RESUME", "NOT_TAKEN"}
+_IGNORED_OPCODES = {"CACHE", "EXTENDED_ARG", "NOP", "PUSH_NULL", "PRECALL", "RESUME", "NOT_TAKEN"}
 
 
-def _is_written(steps: list, number: int) -> bool:
-    """Return whether a loaded object is only written to.
+def _is_written(instructions: list, position: int) -> bool:
+    """Return whether the object that an instruction loads is only written to.
 
-    As in `x.append(...)`, `x[key] = ...` and `x[key].append(...)`.
+    This is so in `x.append(...)`, `x[key] = ...` and `x[key].append(...)`.
     """
-    after = steps[number + 1 : number + 4]
-    if after and after[0].opname in _METHODS:
-        return after[0].argval in WRITERS
-    if len(after) < 2 or not after[0].opname.startswith(_SIMPLE):
+    following = instructions[position + 1 : position + 4]
+    if following and following[0].opname in _METHOD_OPCODES:
+        return following[0].argval in WRITE_METHODS
+    if len(following) < 2 or not following[0].opname.startswith(_KEY_OPCODES):
         return False
-    if after[1].opname == "STORE_SUBSCR":
+    if following[1].opname == "STORE_SUBSCR":
         return True
-    is_entry = after[1].opname == "BINARY_SUBSCR" or after[1].argrepr == "[]"
-    is_method = len(after) == 3 and after[2].opname in _METHODS
-    return is_entry and is_method and after[2].argval in WRITERS
+    is_entry = following[1].opname == "BINARY_SUBSCR" or following[1].argrepr == "[]"
+    is_method = len(following) == 3 and following[2].opname in _METHOD_OPCODES
+    return is_entry and is_method and following[2].argval in WRITE_METHODS
 
 
-_METHODS = {"LOAD_ATTR", "LOAD_METHOD"}
-_SIMPLE = ("LOAD_CONST", "LOAD_FAST", "LOAD_SMALL_INT")
+_METHOD_OPCODES = {"LOAD_ATTR", "LOAD_METHOD"}
+_KEY_OPCODES = ("LOAD_CONST", "LOAD_FAST", "LOAD_SMALL_INT")
 
-# --- whose code it is -------------------------------------------------------------------
+# --- the package that code belongs to -----------------------------------------------------
 
 
 @cache
@@ -92,11 +97,11 @@ def is_installed(file: str) -> bool:
 
 @cache
 def is_standard(root: str, file: str) -> bool:
-    """Return whether a module is of Python's standard library."""
+    """Return whether a module belongs to Python's standard library."""
     if not file or file.startswith("<frozen"):
         return root in sys.stdlib_module_names
-    home = os.path.dirname(os.__file__)
-    return file.startswith(home + os.sep) and not is_installed(file)
+    stdlib = os.path.dirname(os.__file__)
+    return file.startswith(stdlib + os.sep) and not is_installed(file)
 
 
 def root_of(name: Any) -> str:
@@ -109,12 +114,12 @@ def file_of(module_name: Any) -> str:
     return getattr(sys.modules.get(module_name), "__file__", None) or ""
 
 
-def is_ours(module_name: Any) -> bool:
+def is_library(module_name: Any) -> bool:
     """Return whether a module belongs to this library."""
-    return root_of(module_name) in OURS
+    return root_of(module_name) in LIBRARY_PACKAGES
 
 
 def name_of(function: Any) -> str:
-    """Return the name of a function, or of the type of another callable."""
+    """Return the name of a function, or the name of the type of another callable."""
     function = getattr(function, "func", function)
     return getattr(function, "__name__", type(function).__name__)

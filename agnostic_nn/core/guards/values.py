@@ -1,4 +1,4 @@
-"""Values: compare what code read with what it would read now."""
+"""Compare the values that code read with those that it would read now."""
 
 import pickle
 from collections import deque
@@ -10,26 +10,27 @@ __all__ = [
     "ATOMS",
     "EQUAL",
     "MISSING",
-    "Hidden",
-    "Numbers",
-    "contents_of",
-    "inside",
+    "ArrayContents",
+    "HiddenGenerator",
+    "cell_contents",
+    "formatted",
     "is_array",
     "is_frozen_class",
     "is_generator",
     "is_read_only",
     "is_same",
+    "join_path",
     "kind_of",
-    "shown",
     "state_of",
 ]
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
+# stands for a name or attribute that does not exist
 MISSING = type("Missing", (), {"__repr__": lambda _: "missing"})()
 
 
-class Numbers(NamedTuple):
-    """An array, to be compared bit by bit."""
+class ArrayContents(NamedTuple):
+    """The dtype, shape and bytes of an array, to be compared bit by bit."""
 
     layout: tuple
     data: bytes
@@ -38,45 +39,45 @@ class Numbers(NamedTuple):
         return f"an array of {self.layout[0]} {self.layout[1]}"
 
 
-def is_same(one: Any, other: Any) -> bool:
-    """Return whether both are one object."""
-    return one is other
+def is_same(a: Any, b: Any) -> bool:
+    """Return whether a and b are the same object."""
+    return a is b
 
 
-def contents_of(cell: Any) -> Any:
+def cell_contents(cell: Any) -> Any:
     """Return the value in a closure cell, or MISSING."""
     try:
         return cell.cell_contents
-    except ValueError:  # not filled yet
+    except ValueError:  # the cell is still empty
         return MISSING
 
 
-def inside(path: str, more: str) -> str:
+def join_path(path: str, more: str) -> str:
     """Insert an attribute or index into `path`, before the remark in parentheses."""
     expression, separator, remark = path.partition(" (")
     return f"{expression}{more}{separator}{remark}"
 
 
 def is_frozen_class(kind: type) -> bool:
-    """Return whether a class itself, not only a base of it, is a frozen dataclass."""
+    """Return whether a class itself, and not only one of its bases, is a frozen dataclass."""
     settings = vars(kind).get("__dataclass_params__")
     return settings is not None and settings.frozen
 
 
-def shown(value: Any) -> str:
-    """Format a value for an error message: shortened if long, and of objects the type only."""
+def formatted(value: Any) -> str:
+    """Format a value for an error message: a short repr, or the type of other objects."""
     if type(value) in (tuple, frozenset) and not all(isinstance(v, ATOMS) for v in value):
         return f"a {type(value).__name__}"
-    if not isinstance(value, (*ATOMS, Numbers, tuple, frozenset)):
+    if not isinstance(value, (*ATOMS, ArrayContents, tuple, frozenset)):
         return f"a {type(value).__name__}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def kind_of(value: Any) -> str:
-    """Return the key in EQUAL by which a value is compared.
+    """Return the kind of comparison for a value, a key of EQUAL.
 
-    Entries of containers and numbers of arrays are compared separately.
+    Of containers and arrays only the type is compared here; their contents are recorded separately.
     """
     if isinstance(value, ATOMS):
         return "=="
@@ -85,30 +86,30 @@ def kind_of(value: Any) -> str:
     return "array" if is_array(value) else "is"
 
 
-def _is_equal(one: Any, other: Any) -> bool:
-    """Return whether two plain values have the same bits: -0.0 is not 0.0, and NaN is NaN."""
-    if type(one) is not type(other):
+def _is_equal(a: Any, b: Any) -> bool:
+    """Return whether two plain values are identical: -0.0 differs from 0.0, and NaN equals NaN."""
+    if type(a) is not type(b):
         return False
-    return repr(one) == repr(other) if isinstance(one, float | complex) else one == other
+    return repr(a) == repr(b) if isinstance(a, float | complex) else a == b
 
 
-def _is_alike(one: Any, other: Any) -> bool:
-    return type(one) is type(other)
+def _has_same_type(a: Any, b: Any) -> bool:
+    return type(a) is type(b)
 
 
 EQUAL: dict[str, Callable[[Any, Any], bool]] = {
     "is": is_same,
     "==": _is_equal,
-    "type": _is_alike,
-    "state": lambda one, other: all(map(is_same, one, other)),
-    "array": _is_alike,
+    "type": _has_same_type,
+    "state": lambda a, b: all(map(is_same, a, b)),
+    "array": _has_same_type,
 }
 
 
-def is_array(thing: Any) -> bool:
-    """Return whether a thing has the attributes of an array."""
-    # looked up on the type, so that no property of a user's class runs
-    return all(hasattr(type(thing), name) for name in ("shape", "dtype", "ndim"))
+def is_array(obj: Any) -> bool:
+    """Return whether an object has the attributes of an array."""
+    # looked up on the type, so that no property of a user-defined class runs
+    return all(hasattr(type(obj), name) for name in ("shape", "dtype", "ndim"))
 
 
 def is_read_only(host: Any) -> bool:
@@ -123,26 +124,30 @@ def is_read_only(host: Any) -> bool:
 # --- random generators ------------------------------------------------------------------
 
 
-class Hidden(NamedTuple):
+class HiddenGenerator(NamedTuple):
     """The hidden generator of an array library."""
 
     getstate: Callable[[], Any]
 
 
-def is_generator(thing: Any) -> bool:
-    """Return whether a thing is a random generator."""
-    if thing is None or isinstance(thing, type | ModuleType):
+def is_generator(obj: Any) -> bool:
+    """Return whether an object is a random generator."""
+    if obj is None or isinstance(obj, type | ModuleType):
         return False
-    kind = type(thing)
-    named = hasattr(kind, "bit_generator") or hasattr(kind, "getstate")
-    legacy = hasattr(kind, "get_state") and hasattr(kind, "set_state") and hasattr(kind, "seed")
-    torchs = hasattr(kind, "get_state") and hasattr(kind, "manual_seed")
-    bits = hasattr(kind, "state") and hasattr(kind, "random_raw")
-    return named or legacy or torchs or bits
+    kind = type(obj)
+    # numpy.random.Generator, and random.Random of the standard library
+    is_modern = hasattr(kind, "bit_generator") or hasattr(kind, "getstate")
+    # numpy.random.RandomState
+    is_legacy = hasattr(kind, "get_state") and hasattr(kind, "set_state") and hasattr(kind, "seed")
+    # torch.Generator
+    has_manual_seed = hasattr(kind, "get_state") and hasattr(kind, "manual_seed")
+    # numpy.random.BitGenerator
+    is_bit_generator = hasattr(kind, "state") and hasattr(kind, "random_raw")
+    return is_modern or is_legacy or has_manual_seed or is_bit_generator
 
 
 def state_of(generator: Any) -> bytes:
-    """Return the state of a random generator."""
+    """Return the state of a random generator, as bytes that can be compared."""
     if hasattr(generator, "bit_generator"):
         state = generator.bit_generator.state
     elif hasattr(generator, "getstate"):
