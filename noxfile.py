@@ -181,11 +181,11 @@ def conformance(session):
     if not session.posargs:
         session.error("which backend? nox -s conformance -- BACKEND [OPTIONS] [-- PACKAGES]")
     cut = session.posargs.index("--") if "--" in session.posargs else len(session.posargs)
-    asked, packages = session.posargs[:cut], session.posargs[cut + 1 :]
+    options, packages = session.posargs[:cut], session.posargs[cut + 1 :]
     known = {env["AGNOSTIC_NN_BACKEND"]: needs for needs, env in CONFIGURATIONS.values()}
     known = {name.partition(":")[0]: needs for name, needs in known.items()}
-    session.install(*known.get(asked[0].partition(":")[0], ["-e", "."]), *packages)
-    session.run("agnostic-nn", "conformance", *asked)
+    session.install(*known.get(options[0].partition(":")[0], ["-e", "."]), *packages)
+    session.run("agnostic-nn", "conformance", *options)
 
 
 @session
@@ -274,10 +274,10 @@ def newest_python():
     roots = [os.environ.get("PYENV_ROOT"), Path.home() / ".pyenv"]
     installed = [p for root in roots if root for p in glob(f"{root}/versions/3.*/bin/python")]
     named = [shutil.which(f"python3.{minor}") for minor in range(11, 20)]
-    found = {}
+    result = {}
     for path in [sys.executable, *filter(None, named), *installed]:
         answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
         version = re.fullmatch(r"Python 3\.(\d+)\.(\d+)\s*", answer.stdout)
         if answer.returncode == 0 and version:
-            found[tuple(map(int, version.groups()))] = path
-    return found[max(found)]
+            result[tuple(map(int, version.groups()))] = path
+    return result[max(result)]

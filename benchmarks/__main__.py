@@ -40,9 +40,9 @@ def main(arguments):
         settings = {"threads": run["threads"], "clock": options.clock}
         settings |= {"seconds": options.seconds, "told": _told}
         for name in options.workloads:
-            found = measure(name, chosen, rounds=options.rounds, **settings)
-            run["workloads"][name] = found
-            for contender in found["contenders"].values():
+            result = measure(name, chosen, rounds=options.rounds, **settings)
+            run["workloads"][name] = result
+            for contender in result["contenders"].values():
                 results["environment"]["versions"] |= contender["versions"]
             write(results, options.out)
         few = [entry for entry in chosen if entry.contender in SCALED]
@@ -84,19 +84,19 @@ def _parser():
 
 
 def _environment(before):
-    found = environment()
-    found.pop("variables")  # each worker is given its own
-    found["commit"] = _commit(ROOT)
+    result = environment()
+    result.pop("variables")  # each worker is given its own
+    result["commit"] = _commit(ROOT)
     if before is not None:
-        found["commit before"] = _commit(before)
-    return found
+        result["commit before"] = _commit(before)
+    return result
 
 
 def _commit(checkout):
     """Which version of the source lies there; a + says that it was changed since."""
     command = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=10", "--dirty=+"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"
 
 
 def _told(line):

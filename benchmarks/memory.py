@@ -80,10 +80,10 @@ def figures(name, *, replay=False):
 def main():
     replay, lines = "--replay" in sys.argv, []
     for name in MODELS:
-        told, found = figures(name)
+        report, result = figures(name)
         again = figures(name, replay=True)[1] / 1e6 if replay else None
-        error = f"{100.0 * (told / found - 1.0):+.1f}"
-        lines.append([name, round(told / 1e6, 1), round(found / 1e6, 1), error, again])
+        error = f"{100.0 * (report / result - 1.0):+.1f}"
+        lines.append([name, round(report / 1e6, 1), round(result / 1e6, 1), error, again])
     print(table(["model", "predicted MB", "measured MB", "error %", "replayed MB"], lines))
 
 

@@ -83,10 +83,10 @@ def _sections(results: dict) -> Iterator[tuple[str, list[str], list[list], list[
         if run["workloads"] and run["threads"] == "1":  # what targets are set for
             yield "Targets, one thread", *_targets(run["workloads"]), []
         for name, result in run["workloads"].items():
-            for measure, said in WHAT.items():
+            for measure, message in WHAT.items():
                 if any(measure in c["seconds"] for c in result["contenders"].values()):
                     columns, rows = _timed(result, measure)
-                    yield f"{name}: {said}, {threads}", columns, rows, _remarks(result, measure)
+                    yield f"{name}: {message}, {threads}", columns, rows, _remarks(result, measure)
         if left_out := _left_out(run):
             yield f"Left out, {threads}", ["contenders", "of", "because"], left_out, []
         for size, curve in run["scaling"].items():
@@ -96,9 +96,9 @@ def _sections(results: dict) -> Iterator[tuple[str, list[str], list[list], list[
 def _targets(workloads):
     columns = ["workload", "what", "ours", "against", "at most", "ratio", "verdict"]
     rows = []
-    for target, best, found, verdict in judged(workloads):
+    for target, best, result, verdict in judged(workloads):
         against = best or " or ".join(target.against)
-        ratio = str(found) if found else None
+        ratio = str(result) if result else None
         named = [target.workload, target.measure, target.ours, against]
         rows.append([*named, target.at_most, ratio, verdict])
     return columns, rows
@@ -113,13 +113,15 @@ def _timed(result, measure):
     rows = []
     if measure == "step":
         columns += ["first step, s", "process, MB", "arrays, MB", "of a step, MB"]
-    for label, found in sorted(timed.items(), key=lambda item: median(item[1]["seconds"][measure])):
-        milliseconds = [1e3 * seconds for seconds in found["seconds"][measure]]
+    for label, results in sorted(
+        timed.items(), key=lambda item: median(item[1]["seconds"][measure])
+    ):
+        milliseconds = [1e3 * seconds for seconds in results["seconds"][measure]]
         row = [label, _digits(median(milliseconds)), _half(milliseconds)]
         row += [_share(result, measure, label, base) for base in bases]
         if measure == "step":
-            row.append(_digits(found["first_step_seconds"]))
-            row += [_mega(found[f"{what}_bytes"]) for what in ("resident", "array", "step")]
+            row.append(_digits(results["first_step_seconds"]))
+            row += [_mega(results[f"{what}_bytes"]) for what in ("resident", "array", "step")]
         rows.append(row)
     return columns, rows
 
@@ -127,9 +129,9 @@ def _timed(result, measure):
 def _share(result, measure, label, base):
     if label == base:
         return "1"
-    found = compared(result, measure, label, base)
-    near = "≈ " if found.against(1.0) == "tie" else ""
-    return f"{near}{_digits(found.value)}"
+    results = compared(result, measure, label, base)
+    near = "≈ " if results.against(1.0) == "tie" else ""
+    return f"{near}{_digits(results.value)}"
 
 
 def _remarks(result, measure):
@@ -142,10 +144,10 @@ def _left_out(run):
     for name, result in run["workloads"].items():
         for label, reason in result["left_out"].items():
             places.setdefault((label, reason.strip().splitlines()[-1]), []).append(name)
-    found = {}
+    results = {}
     for (label, reason), names in places.items():
-        found.setdefault((reason, ", ".join(names)), []).append(label)
-    return [["; ".join(labels), names, reason] for (reason, names), labels in found.items()]
+        results.setdefault((reason, ", ".join(names)), []).append(label)
+    return [["; ".join(labels), names, reason] for (reason, names), labels in results.items()]
 
 
 def _curve(size, curve):
@@ -153,9 +155,9 @@ def _curve(size, curve):
     labels = [label for label in there if not label.endswith(AGAIN)]
     rows = []
     for value, result in curve.items():
-        found = [result["contenders"].get(label) for label in labels]
+        results = [result["contenders"].get(label) for label in labels]
         rows.append(
-            [int(value), *(c and _digits(1e3 * median(c["seconds"]["step"])) for c in found)]
+            [int(value), *(c and _digits(1e3 * median(c["seconds"]["step"])) for c in results)]
         )
     return [size, *labels], rows
 
@@ -182,8 +184,8 @@ def _mega(count):
 
 
 def _markdown(results, plots):
-    found = results["environment"]
-    environment = _grid(["", ""], [[k, v] for k, v in _said(found)])
+    result = results["environment"]
+    environment = _grid(["", ""], [[k, v] for k, v in _said(result)])
     parts = [_HEAD.format(command=results["command"], environment=environment)]
     parts += [f"![{path.stem}]({path.name})" for path in plots]
     for title, columns, rows, remarks in _sections(results):
@@ -288,14 +290,14 @@ def _scaling(scaling):
         labels = _curve(size, curve)[0][1:]
         styles = ("o-", "s-", "^-", "o--", "s--", "^--", "v--", "D--")
         for i, label in enumerate(labels):
-            found = [
+            results = [
                 (int(value), 1e3 * median(result["contenders"][label]["seconds"]["step"]))
                 for value, result in curve.items()
                 if label in result["contenders"]
             ]
             style, alpha = styles[i % len(styles)], 1.0 if _colour(label) != "tab:gray" else 0.6
             axes.plot(
-                *zip(*found, strict=True), style, color=_colour(label), label=label, alpha=alpha
+                *zip(*results, strict=True), style, color=_colour(label), label=label, alpha=alpha
             )
         axes.set(xscale="log", yscale="log", xlabel=size)
         axes.set_xticks([int(value) for value in curve], list(curve))

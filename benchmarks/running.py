@@ -54,16 +54,16 @@ def entries(contenders: Sequence[str], before: Path | None = None) -> list[Entry
         If there is no checkout; this one would then be timed in its place.
     """
     chosen = [REFERENCE, *(name for name in contenders if name != REFERENCE)]
-    found = [Entry(name, name) for name in chosen]
-    found.insert(1, Entry(REFERENCE, REFERENCE + AGAIN))
+    result = [Entry(name, name) for name in chosen]
+    result.insert(1, Entry(REFERENCE, REFERENCE + AGAIN))
     if before is not None:
         before = before.resolve()
         if not (before / "agnostic_nn" / "__init__.py").exists():
             raise FileNotFoundError(f"no agnostic_nn lies in {before}")
         ours = [name for name in chosen if name.startswith("agnostic_nn")]
         ours = [name for name in ours if not name.endswith(", kernels")]  # it had none
-        found += [Entry(name, name + BEFORE, before) for name in ours]
-    return found
+        result += [Entry(name, name + BEFORE, before) for name in ours]
+    return result
 
 
 class Process:
@@ -137,11 +137,11 @@ def measure(
     cores that would be the work of all, so there it is the wall's. sizes: those of `mlp`,
     for scaling curves.
     """
-    workload, left_out, found, running = find(name, **sizes), {}, {}, {}
+    workload, left_out, result, running = find(name, **sizes), {}, {}, {}
 
     def drop(label, reason):
         left_out[label] = reason
-        found.pop(label, None)
+        result.pop(label, None)
         if label in running:
             running.pop(label).close()
         told(f"  {label} is left out: {reason.strip().splitlines()[-1]}")
@@ -151,25 +151,25 @@ def measure(
             told(f"{name}: {entry.label}")
             running[entry.label] = Process(entry, name, sizes, threads)
             answer = running[entry.label].ask(do="build")
-            reason = _refusal(answer) or follows(found, workload, answer["losses"])
+            reason = _refusal(answer) or follows(result, workload, answer["losses"])
             if reason and entry.label == REFERENCE:
                 raise RuntimeError(f"{REFERENCE} cannot run {name}: {reason}")
             if reason:
                 drop(entry.label, reason)
             else:
-                found[entry.label] = answer | {"seconds": {}}
+                result[entry.label] = answer | {"seconds": {}}
         clock = clock if threads == "1" else "wall"
-        _take_turns(running, found, drop, name, clock, rounds, seconds, told)
+        _take_turns(running, result, drop, name, clock, rounds, seconds, told)
         for label in list(running):
             answer = running[label].ask(do="memory")
             if _refusal(answer):
                 drop(label, _refusal(answer))
             else:
-                found[label] |= answer
+                result[label] |= answer
     finally:
         for process in running.values():
             process.close()
-    return {"about": workload.about, "contenders": found, "left_out": left_out}
+    return {"about": workload.about, "contenders": result, "left_out": left_out}
 
 
 def _take_turns(running, found, drop, name, clock, rounds, seconds, told):

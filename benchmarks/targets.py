@@ -91,11 +91,11 @@ class Ratio:
 def ratio(ours: Sequence[float], theirs: Sequence[float], floor: float = 0.0) -> Ratio:
     """Of medians over rounds that were taken in turns; its noise is at least `floor`."""
     draw, count = random.Random(0), min(len(ours), len(theirs))
-    found = []
+    result = []
     for _ in range(DRAWS if count > 1 else 0):
         rounds = draw.choices(range(count), k=count)
-        found.append(math.log(median(ours[i] for i in rounds) / median(theirs[i] for i in rounds)))
-    cuts = quantiles(found, n=40) if found else [0.0, 0.0]  # the outer two leave 2.5 % beyond
+        result.append(math.log(median(ours[i] for i in rounds) / median(theirs[i] for i in rounds)))
+    cuts = quantiles(result, n=40) if result else [0.0, 0.0]  # the outer two leave 2.5 % beyond
     return Ratio(median(ours) / median(theirs), max((cuts[-1] - cuts[0]) / 2, floor))
 
 
@@ -104,8 +104,8 @@ def twins(result: dict, measure: str) -> float:
     one, other = (_seconds(result, label, measure) for label in (REFERENCE, REFERENCE + AGAIN))
     if not one or not other:
         return 0.0
-    found = ratio(one, other)
-    return max(abs(math.log(found.value)), found.noise)
+    results = ratio(one, other)
+    return max(abs(math.log(results.value)), results.noise)
 
 
 def compared(result: dict, measure: str, ours: str, theirs: str) -> Ratio | None:
@@ -141,11 +141,11 @@ def judged(workloads: dict) -> Iterator[tuple[Target, str | None, Ratio | None, 
         if target.workload not in workloads:
             continue
         result = workloads[target.workload]
-        found = {
+        results = {
             name: compared(result, target.measure, target.ours, name) for name in target.against
         }
-        found = {name: one for name, one in found.items() if one}
-        best = max(found, key=lambda name: found[name].value, default=None)
-        said = {"below": "reached", "tie": "tie", "above": "missed"}
-        verdict = said[found[best].against(target.at_most)] if found else "not measured"
-        yield target, best, found.get(best), verdict
+        results = {name: one for name, one in results.items() if one}
+        best = max(results, key=lambda name: results[name].value, default=None)
+        text = {"below": "reached", "tie": "tie", "above": "missed"}
+        verdict = text[results[best].against(target.at_most)] if results else "not measured"
+        yield target, best, results.get(best), verdict

@@ -111,9 +111,9 @@ class Worker:
         another one made now, data included; and step_bytes, how much of it only during a step.
         Of contenders with arrays elsewhere nobody knows the last two.
         """
-        found = {"resident_bytes": peak_resident() - self.resident_before}
+        result = {"resident_bytes": peak_resident() - self.resident_before}
         if not self.contender.host_arrays:
-            return found | {"array_bytes": None, "step_bytes": None}
+            return result | {"array_bytes": None, "step_bytes": None}
         tracemalloc.start()
         self.contender = file_of(self.name).make(self.name, self.workload)
         for _ in range(4):  # a step may be looked at before it runs as it will from then on
@@ -124,33 +124,33 @@ class Worker:
         self._step()
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        return found | {"array_bytes": most, "step_bytes": most - between}
+        return result | {"array_bytes": most, "step_bytes": most - between}
 
 
 def _status(name):
     """A line of /proc/self/status, in bytes; None where there is no such file."""
     try:
         with open("/proc/self/status") as file:
-            found = [line.split() for line in file if line.startswith(f"{name}:")]
-        return int(found[0][1]) * 1024
+            result = [line.split() for line in file if line.startswith(f"{name}:")]
+        return int(result[0][1]) * 1024
     except (OSError, IndexError):
         return None
 
 
 def resident():
     """Bytes of memory that this process holds now, or held at most where that is all one knows."""
-    found = _status("VmRSS")
-    return peak_resident() if found is None else found
+    result = _status("VmRSS")
+    return peak_resident() if result is None else result
 
 
 def peak_resident():
-    found = _status("VmHWM")
-    if found is None:
+    result = _status("VmHWM")
+    if result is None:
         import resource
 
-        found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found *= 1 if sys.platform == "darwin" else 1024
-    return found
+        result = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        result *= 1 if sys.platform == "darwin" else 1024
+    return result
 
 
 def forget_peak():

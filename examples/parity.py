@@ -52,11 +52,11 @@ def right(y, target):
 
 
 def show(results):
-    for name, found in results.items():
-        print(f"{name}: right about {found['shown']:.1%} of the strings it was shown, and")
-        print(f"     {found['others']:.1%} of others, where its loss is {found['loss']:.4f}")
-        if "longer" in found:
-            print(f"     {found['longer']:.1%} of much longer ones")
+    for name, result in results.items():
+        print(f"{name}: right about {result['shown']:.1%} of the strings it was shown, and")
+        print(f"     {result['others']:.1%} of others, where its loss is {result['loss']:.4f}")
+        if "longer" in result:
+            print(f"     {result['longer']:.1%} of much longer ones")
 
 
 if __name__ == "__main__":

@@ -157,8 +157,8 @@ def _transformer(workload):
     heads = workload.model.layers[2].attention.heads
     count, width = numbers["0.weight"].shape
     hidden = len(numbers["2.feed.0.bias"])
-    given = keras.Input(workload.shape, dtype="int32")
-    x = Positions()(layers.Embedding(count, width)(given))
+    arguments = keras.Input(workload.shape, dtype="int32")
+    x = Positions()(layers.Embedding(count, width)(arguments))
     order = ["0.weight", "1.weight"]
     for i in (2, 3):
         normal = norm(x)
@@ -172,7 +172,7 @@ def _transformer(workload):
         order += [f"{i}.feed_norm.scale", f"{i}.feed_norm.bias"]
         for part in ("feed.0", "feed.2"):
             order += [f"{i}.{part}.weight", f"{i}.{part}.bias"]
-    model = keras.Model(given, layers.Dense(count)(norm(x)))
+    model = keras.Model(arguments, layers.Dense(count)(norm(x)))
     order += ["4.scale", "4.bias", "5.weight", "5.bias"]
     shapes = [variable.shape for variable in model.weights]
     ours = [numbers[name].reshape(shape) for name, shape in zip(order, shapes, strict=True)]

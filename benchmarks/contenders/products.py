@@ -93,15 +93,15 @@ def _lstm(named, batch, shape):
 def _transformer(named, batch, shape, heads=4):
     """Queries meet keys, and scores meet values, head by head."""
     time, rows = shape[0], batch * shape[0]
-    found = []
+    result = []
     for name, weight in sorted(named.items()):
         if weight.ndim == 2 and name not in ("0.weight", "1.weight"):
-            found += _dense(rows, weight)
+            result += _dense(rows, weight)
         if name.endswith("attention.query.weight"):
             queries = _drawn(batch, heads, time, weight.shape[1] // heads)
-            found += _product(queries, queries.mT)
-            found += _product(_drawn(batch, heads, time, time), queries)
-    return found
+            result += _product(queries, queries.mT)
+            result += _product(_drawn(batch, heads, time, time), queries)
+    return result
 
 
 _PRODUCTS = {

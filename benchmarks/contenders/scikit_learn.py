@@ -52,10 +52,10 @@ class _Classifier(Contender):
             max_iter=1,
         )
         self.network.partial_fit(*self.batches[0], classes=range(weights[-1].shape[1]))
-        for own, given in zip(self.network.coefs_, weights, strict=True):
-            own[...] = given
-        for own, given in zip(self.network.intercepts_, biases, strict=True):
-            own[...] = given
+        for own, arguments in zip(self.network.coefs_, weights, strict=True):
+            own[...] = arguments
+        for own, arguments in zip(self.network.intercepts_, biases, strict=True):
+            own[...] = arguments
         del self.network._optimizer
 
     def step(self, i):
