@@ -26,10 +26,10 @@ JAX = {
     "JAX_NUMPY_DTYPE_PROMOTION": "strict",
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes may share a GPU
 }
-# a fifth less to compile, and the same formulas; `proofs` holds all layers as users compile them
+# compiles a fifth faster, with the same formulas; `proofs` checks layers as users compile them
 QUICK = "--xla_backend_optimization_level=1"
-FEW = {"AGNOSTIC_NN_SWEEP": "0"}  # cases that only sweep over options are left to other sessions
-DEVICE = {"AGNOSTIC_NN_HOST": "0"}  # and so is what is alike on every backend
+FEW = {"AGNOSTIC_NN_SWEEP": "0"}  # cases that only sweep over options run in other sessions
+DEVICE = {"AGNOSTIC_NN_HOST": "0"}  # and so do tests that do not depend on the backend
 
 TRAININGS = (
     *("test_characters", "test_cli", "test_compare", "test_example_images", "test_examples"),
@@ -80,7 +80,7 @@ nox.options.sessions = [  # dpnp takes 3 GB, so it is run by name
 
 
 def session(check):
-    """A nox session; where CI is set, what it installed goes once it has passed: 1.5 GB, not 8."""
+    """A nox session. If CI is set, its environment is deleted once it has passed: 1.5 GB, not 8."""
 
     @functools.wraps(check)
     def passing(session, **parameters):
@@ -92,9 +92,9 @@ def session(check):
 
 
 def pytest(session, *arguments, env, run=("pytest",)):
-    """The one test suite, on one array library, in as many processes as there are processors."""
+    """Run the test suite on one array library, in as many processes as there are processors."""
     several = ("--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal", "--durations=15")
-    # threads that wait for each other on small arrays cost more than they bring
+    # on small arrays several threads are slower than one
     env = {"OMP_NUM_THREADS": "1"} | env
     session.run(*run, *several, *arguments, *session.posargs, env=env, external=run != ("pytest",))
 
@@ -106,13 +106,13 @@ def tests(session, backend):
     requirements, env = CONFIGURATIONS[backend]
     session.install(*requirements, *TEST)
     arguments = []
-    if backend.startswith("jax"):  # one program is compiled once, however many tests want it
+    if backend.startswith("jax"):  # each program is compiled once for all tests
         env = env | {
             "JAX_COMPILATION_CACHE_DIR": str(Path(session.create_tmp()).resolve()),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         }
-    if backend == "jax-x64":  # what float32 is held to needs no second compilation
+    if backend == "jax-x64":  # tests of float32 accuracy need no second compilation
         arguments = [f"--ignore=tests/{name}.py" for name in TRAININGS]
         arguments += [f"--deselect=tests/test_layers.py::{name}" for name in OF_FLOAT32]
     if backend == "dpnp":  # Intel's OpenCL runtime for CPUs lies in the environment
@@ -138,14 +138,14 @@ def sweep(session):
 
 @session
 def proofs(session):
-    """Hold docs/proofs.md to what is found: everything, every oracle; `-- --write` writes it."""
+    """Compute docs/proofs.md again and compare; `-- --write` updates the page."""
     session.install("-e", ".[jax,strict]", "torch==2.13.0", "optax")
     session.run("python", "tests/proofs.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @session
 def badinput(session):
-    """Give every public constructor and call what makes no sense; `-- BACKEND` names another."""
+    """Pass invalid input to every public constructor and function; `-- BACKEND` names another."""
     backend = session.posargs[0] if session.posargs else "numpy"
     known = {env["AGNOSTIC_NN_BACKEND"]: needs for needs, env in CONFIGURATIONS.values()}
     known = {name.partition(":")[0]: needs for name, needs in known.items()}
@@ -155,7 +155,7 @@ def badinput(session):
 
 @session
 def hostile(session):
-    """Load checkpoints that were made to do harm, each in a process of its own (POSIX)."""
+    """Load malicious checkpoints, each in a separate process (POSIX)."""
     session.install("-e", ".")
     session.run("python", "tests/cases/hostile.py")
 
@@ -169,7 +169,7 @@ def ulp(session):
 
 @session
 def campaign(session):
-    """Plant faults and ask compare and bisect; `-- --write` writes docs/fault-campaign.md."""
+    """Plant faults for compare and bisect to find; `-- --write` updates docs/fault-campaign.md."""
     session.install("-e", ".[jax,strict,compare]", "torch==2.13.0")
     env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": "tests", "XLA_FLAGS": QUICK}
     session.run("python", "-m", "faults.campaign", *session.posargs, env=env)
@@ -177,7 +177,7 @@ def campaign(session):
 
 @session
 def conformance(session):
-    """What a backend can carry: `-- jax`, or `-- mlx.core -- mlx[cpu]` with what to install."""
+    """Test what a backend supports: `-- jax`, or `-- mlx.core -- mlx[cpu]` with what to install."""
     if not session.posargs:
         session.error("which backend? nox -s conformance -- BACKEND [OPTIONS] [-- PACKAGES]")
     cut = session.posargs.index("--") if "--" in session.posargs else len(session.posargs)
@@ -197,7 +197,7 @@ def interrupts(session):
 
 @session
 def bench(session):
-    """Time this library against others; `-- --help` says how to ask for less than an hour."""
+    """Time this library against others; `-- --help` shows how to run a part of the full hour."""
     others = nox.project.dependency_groups(PROJECT, "bench")
     session.install("-e", ".[jax,llvm,compare]", "torch==2.13.0", *others)
     session.run("python", "-m", "benchmarks", *session.posargs)
@@ -259,7 +259,7 @@ def typecheck(session):
 
 
 def cuda_devices():
-    """How many CUDA devices the driver offers, asked without importing an array library."""
+    """Return the number of CUDA devices, without importing an array library."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -270,7 +270,7 @@ def cuda_devices():
 
 
 def newest_python():
-    """The path of the newest CPython from 3.11 on that runs; a pyenv shim may be there and not."""
+    """Return the path of the newest CPython that runs, 3.11 or later (a pyenv shim may not run)."""
     roots = [os.environ.get("PYENV_ROOT"), Path.home() / ".pyenv"]
     installed = [p for root in roots if root for p in glob(f"{root}/versions/3.*/bin/python")]
     named = [shutil.which(f"python3.{minor}") for minor in range(11, 20)]

@@ -93,7 +93,7 @@ def _environment(before):
 
 
 def _commit(checkout):
-    """Which version of the source lies there; a + says that it was changed since."""
+    """Return the commit of the source there, with a + if files were changed since."""
     command = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=10", "--dirty=+"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() or "unknown"

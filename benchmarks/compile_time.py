@@ -1,8 +1,8 @@
-"""How long JAX compiles a training step of a recurrent network, by the length of the sequence.
+"""Measure the time JAX needs to compile a training step of a recurrent network, by sequence length.
 
 The loop over time is compiled once (`ops.scan`), so the ratio of 1,024 steps to 16
-should be near 1. Median of three fresh compilations each, in turns; of a busy machine trust
-the processor's time.
+should be near 1. Each figure is the median of three compilations, taken in turns. On a busy
+machine, use the processor time.
 """
 
 import statistics
@@ -22,7 +22,7 @@ LAYERS = (
 
 
 def compile_once(layer, length):
-    """Seconds by the clock and of the processor for forward, backward and Adam's step."""
+    """Return wall and processor seconds to compile forward, backward and the update of Adam."""
     model, optimizer = nn.Sequential(layer, nn.Dense(10)), nn.Adam(1e-3)
     step = nn.make_step(model, nn.softmax_cross_entropy, optimizer)
     xp = nn.backend("numpy").xp

@@ -1,10 +1,10 @@
-"""What guards and contexts cost, in CPU time of this process.
+"""Measure the cost of guards and contexts, in CPU time of this process.
 
     python -m benchmarks.guards numpy
 
 1. The comparison before each call of a step whose loss reads a closure variable, a global and an
    attribute, as a share of a `tiny` step: of `Trainer.step`, and of the bare compiled step.
-2. The copy that a trainer makes on its next step if another one has read its `params`.
+2. The copy that a trainer makes at its next step if another trainer has read its `params`.
 """
 
 import sys
@@ -24,7 +24,7 @@ SETTINGS = SimpleNamespace(scale=1.0)
 
 
 def reading_loss():
-    """A loss that reads one value of each kind."""
+    """Return a loss that reads one value of each kind."""
     factor = 1.0
 
     def loss(y, target, weights=None):
@@ -36,13 +36,13 @@ def reading_loss():
 
 
 def microseconds(function, calls):
-    """The best of seven, for one call."""
+    """Return the best of seven measurements of one call."""
     timer = time.process_time
     return 1e6 / calls * min(timeit.repeat(function, number=calls, repeat=7, timer=timer))
 
 
 def guard_alone():
-    """Microseconds that a guarded call takes beyond an unguarded one."""
+    """Return the microseconds that a guarded call takes longer than an unguarded one."""
 
     def compiled(*args):
         return args
@@ -82,7 +82,7 @@ def main(name):
 
 
 def copying(backend, width):
-    """Microseconds of a step, and of one after `params` were read."""
+    """Return the microseconds of a step, and of a step after `params` were read."""
     model = nn.Sequential(nn.Dense(width), nn.Tanh(), nn.Dense(1))
     trainer = nn.Trainer(model, nn.mean_squared_error, nn.Adam(), backend=backend, shape=(width,))
     x = np.random.default_rng(0).normal(size=(32, width)).astype("float32")

@@ -1,9 +1,9 @@
-"""Memory: what a step of training is predicted to hold, and what it does hold on NumPy.
+"""Compare the predicted memory of a training step with the measured memory on NumPy.
 
     python -m benchmarks.memory [--replay]
 
-Measured is the peak that tracemalloc sees in a step, of all that was made from the trainer
-on, with `AGNOSTIC_NN_REPLAY=0`, which is what `summary()` predicts; and then replayed.
+The measured figure is the peak that tracemalloc reports during a step, counted from the creation
+of the trainer: with `AGNOSTIC_NN_REPLAY=0`, which is what `summary()` predicts, or replayed.
 """
 
 import os
@@ -51,7 +51,7 @@ def trainer_of(name):
 
 
 def batch_of(name):
-    """Some x and target; only their shapes and dtypes matter."""
+    """Return some x and target; only their shapes and dtypes matter."""
     model, shape, rows, loss, _ = MODELS[name]
     x = np.zeros((rows, *shape), "int32" if model.input_kinds == "integral" else "float32")
     if loss is nn.mean_squared_error:
@@ -60,15 +60,15 @@ def batch_of(name):
 
 
 def figures(name, *, replay=False):
-    """The most bytes that a step of training holds at once: as predicted, and as measured."""
+    """Return the peak bytes of a training step, as predicted and as measured."""
     os.environ["AGNOSTIC_NN_REPLAY"] = str(int(replay))
     x, target = batch_of(name)
     small = nn.Trainer(nn.Dense(2), nn.mean_squared_error, nn.SGD(0.1), backend="numpy")
-    small.step([[0.0, 0.0]], [[0.0, 0.0]])  # what is imported is no array
+    small.step([[0.0, 0.0]], [[0.0, 0.0]])  # imports must not count as arrays
     tracemalloc.start()
     try:
         trainer = trainer_of(name)
-        for _ in range(4 if replay else 2):  # the first ones look on, and plan
+        for _ in range(4 if replay else 2):  # the first steps record and plan
             tracemalloc.reset_peak()
             trainer.step(x, target)
         measured = tracemalloc.get_traced_memory()[1]

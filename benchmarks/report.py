@@ -1,4 +1,4 @@
-"""Report: what was measured, as tables for a terminal and in Markdown, as JSON, and as plots."""
+"""Write the measurements as tables for a terminal and in Markdown, as JSON, and as plots."""
 
 import json
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ _READING = """\
 
 
 def write(results: dict, folder: Path) -> list[Path]:
-    """benchmarks.json, benchmarks.md, and plots where matplotlib is installed."""
+    """Write benchmarks.json, benchmarks.md, and plots if matplotlib is installed."""
     folder.mkdir(parents=True, exist_ok=True)
     plots = list(_plots(results, folder))
     data, page = folder / "benchmarks.json", folder / "benchmarks.md"
@@ -69,7 +69,7 @@ def write(results: dict, folder: Path) -> list[Path]:
 
 
 def text(results: dict) -> str:
-    """All tables, for a terminal."""
+    """Return all tables as text for a terminal."""
     parts = []
     for title, columns, rows, remarks in _sections(results):
         parts.append("\n".join([table(columns, rows, title), *remarks]))
@@ -77,10 +77,10 @@ def text(results: dict) -> str:
 
 
 def _sections(results: dict) -> Iterator[tuple[str, list[str], list[list], list[str]]]:
-    """Title, columns, rows and remarks of each table."""
+    """Yield title, columns, rows and remarks of each table."""
     for run in results["runs"]:
         threads = "one thread" if run["threads"] == "1" else "all cores"
-        if run["workloads"] and run["threads"] == "1":  # what targets are set for
+        if run["workloads"] and run["threads"] == "1":  # with targets
             yield "Targets, one thread", *_targets(run["workloads"]), []
         for name, result in run["workloads"].items():
             for measure, message in WHAT.items():
@@ -105,7 +105,7 @@ def _targets(workloads):
 
 
 def _timed(result, measure):
-    """A line a contender, the quickest first."""
+    """Return one row per contender, the fastest first."""
     timed = {k: c for k, c in result["contenders"].items() if measure in c["seconds"]}
     bases = [name for name in (*OURS, FLOOR) if name in timed]
     columns = ["contender", "ms", "middle half"]
@@ -139,7 +139,7 @@ def _remarks(result, measure):
 
 
 def _left_out(run):
-    """Who is missing where, and why: a line a reason."""
+    """Return which contenders are missing and why, one line per reason."""
     places = {}
     for name, result in run["workloads"].items():
         for label, reason in result["left_out"].items():
@@ -170,7 +170,7 @@ def _half(values):
 
 
 def _digits(value):
-    """Three digits, however large or small, and never an exponent."""
+    """Format with three digits and without an exponent."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
@@ -195,7 +195,7 @@ def _markdown(results, plots):
 
 
 def _said(environment):
-    """The environment, a line a fact."""
+    """Return the environment, one fact per line."""
     for name, value in environment.items():
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items())
@@ -223,7 +223,7 @@ def _plots(results, folder):
     except ImportError:
         return
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "agnostic_nn"  # the same figures, the same file
+    matplotlib.rcParams["svg.hashsalt"] = "agnostic_nn"  # equal figures give equal files
     for run in results["runs"]:
         suffix = "one-thread" if run["threads"] == "1" else "all-cores"
         if run["workloads"]:
@@ -245,7 +245,7 @@ def _colour(label):
 
 
 def _steps(workloads):
-    """A panel a workload: the median of each contender and the middle half of its rounds."""
+    """Draw one panel per workload: median and 25-75 % range of each contender."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 

@@ -1,4 +1,4 @@
-"""Running: contenders in processes of their own, held to our losses, timed in turns."""
+"""Run contenders in separate processes, compare their losses with ours, and time them in turns."""
 
 import json
 import math
@@ -17,9 +17,12 @@ from .workloads import Workload, find
 __all__ = ["AGAIN", "BEFORE", "REFERENCE", "Entry", "Process", "entries", "follows", "measure"]
 
 ROOT = Path(__file__).parents[1]
-REFERENCE = "agnostic_nn numpy"  # whose losses all others must have
-BEFORE, AGAIN = ", before", ", again"  # another checkout of ours, and the same a second time
-LIMIT = 900  # seconds that a worker may take to answer; torch.compile is slow
+REFERENCE = "agnostic_nn numpy"  # all others must have the losses of this one
+BEFORE, AGAIN = (
+    ", before",
+    ", again",
+)  # another checkout of this library, and a second process of the same one
+LIMIT = 900  # seconds until a worker must answer; torch.compile is slow
 
 _ONE_THREAD = {
     **dict.fromkeys(
@@ -27,7 +30,7 @@ _ONE_THREAD = {
     ),
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
-_ALIKE = {  # compiled afresh each time, and on the CPU
+_ALIKE = {  # compile each time, on the CPU
     "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "JAX_PLATFORMS": "cpu",
@@ -38,7 +41,7 @@ _ON_A_GPU = ("cuda", "cupy")
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the table: a contender, by another label or from another checkout perhaps."""
+    """A row of the table: a contender, with its label and its checkout."""
 
     contender: str
     label: str
@@ -46,12 +49,12 @@ class Entry:
 
 
 def entries(contenders: Sequence[str], before: Path | None = None) -> list[Entry]:
-    """The reference and its twin, then the contenders, ours also from `before`.
+    """Return the reference and its twin, then the contenders; ours also from the checkout `before`.
 
     Raises
     ------
     FileNotFoundError
-        If there is no checkout; this one would then be timed in its place.
+        If there is no checkout at `before`.
     """
     chosen = [REFERENCE, *(name for name in contenders if name != REFERENCE)]
     result = [Entry(name, name) for name in chosen]
@@ -67,7 +70,7 @@ def entries(contenders: Sequence[str], before: Path | None = None) -> list[Entry
 
 
 class Process:
-    """A worker, asked over pipes."""
+    """A worker process, which receives commands over pipes."""
 
     def __init__(self, entry: Entry, workload: str, sizes: dict[str, int], threads: str):
         environment = {k: v for k, v in os.environ.items() if k not in _ONE_THREAD}
@@ -96,7 +99,7 @@ class Process:
         )
 
     def ask(self, **command) -> dict:
-        """The answer, which holds "error" or "unavailable" if there is no better one."""
+        """Return the answer to a command; it has "error" or "unavailable" if the command failed."""
         try:
             print(json.dumps(command), file=self.process.stdin, flush=True)
             if not select.select([self.process.stdout], [], [], LIMIT)[0]:
@@ -129,10 +132,10 @@ def measure(
     told=print,
     **sizes: int,
 ) -> dict:
-    """All entries at one workload, data for JSON: what each took, and why some are left out.
+    """Measure all entries at one workload; return times and reasons of omission, as data for JSON.
 
-    Each round asks everybody once for a burst of about `seconds`, in an order of its own, so
-    that a noisy machine hits all alike. clock: "wall", or "processor" for the time of this
+    Each round runs every entry once for about `seconds`, in a new order, so that noise of the
+    machine affects all equally. clock: "wall", or "processor" for the time of this
     process on its core alone, which other work on the machine disturbs far less; on all
     cores that would be the work of all, so there it is the wall's. sizes: those of `mlp`,
     for scaling curves.
@@ -196,15 +199,15 @@ def _refusal(answer):
 
 
 def follows(found: dict, workload: Workload, losses: list[float] | None) -> str | None:
-    """Why a contender's first losses show that it does other work than ours; None if they agree.
+    """Return why a contender's first losses show that it computes something else, or None if equal.
 
-    The products alone have no losses, and are held to nothing.
+    The matrix products alone have no losses and are not compared.
     """
     if losses is None or REFERENCE not in found:
         return None
     ours = found[REFERENCE]["losses"]
     for i, (loss, wanted) in enumerate(zip(losses, ours, strict=True)):
-        # a NaN is near nothing
+        # comparisons with NaN are false
         if not math.isclose(loss, wanted, rel_tol=workload.tolerance):
             return f"it does other work: its loss {i + 1} is {loss:.6g}, ours {wanted:.6g}"
     return None

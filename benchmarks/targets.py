@@ -1,11 +1,11 @@
-"""Targets: what is to be reached, as data, and whether it was.
+"""Targets for the benchmarks, as data, and whether they were reached.
 
     ratio   the median of ours over the median of theirs, in one run
     noise   by how much, relatively, that ratio may be off: the half width of its 95 %
-            interval when rounds are drawn anew (a bootstrap), or what the same contender
-            shows against itself in two processes, whichever is more
+            interval by a bootstrap over rounds, or the ratio of the same contender to
+            itself in two processes, whichever is larger
 
-A target that lies within the noise of the ratio is a tie, neither reached nor missed.
+If the target is within the noise of the ratio, the verdict is a tie.
 """
 
 import math
@@ -23,7 +23,7 @@ DRAWS = 1000
 
 @dataclass(frozen=True)
 class Target:
-    """Ours is to take at most so many times what the best of `against` takes.
+    """An upper bound for the ratio of our time or memory to that of the best of `against`.
 
     measure: "step", "epoch" or "predict", of time; or "memory", the most of it: that of NumPy's
     arrays for contenders on NumPy, else that of the process.
@@ -62,7 +62,7 @@ _ASKED = (
 
 
 def _with_kernels(target: Target) -> Iterator[Target]:
-    """What NumPy and PyTorch are to reach as they are, and with the extra `llvm`."""
+    """Return the targets of NumPy and PyTorch, without and with the extra `llvm`."""
     yield target
     if target.ours in (_NUMPY, _TORCH):
         yield replace(target, ours=f"{target.ours}, kernels")
@@ -73,7 +73,7 @@ TARGETS = tuple(one for target in _ASKED for one in _with_kernels(target))
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of medians, and by how much it may be off, relatively."""
+    """A ratio of medians and its relative uncertainty."""
 
     value: float
     noise: float
@@ -82,25 +82,25 @@ class Ratio:
         return f"{self.value:.2f} ± {self.value * self.noise:.2f}"
 
     def against(self, bound: float) -> str:
-        """ "below", "tie" or "above" the bound."""
+        """Return whether the ratio is "below" the bound, a "tie", or "above" it."""
         if abs(math.log(self.value / bound)) <= self.noise:
             return "tie"
         return "below" if self.value < bound else "above"
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float], floor: float = 0.0) -> Ratio:
-    """Of medians over rounds that were taken in turns; its noise is at least `floor`."""
+    """Return the ratio of medians over rounds taken in turns; its noise is at least `floor`."""
     draw, count = random.Random(0), min(len(ours), len(theirs))
     result = []
     for _ in range(DRAWS if count > 1 else 0):
         rounds = draw.choices(range(count), k=count)
         result.append(math.log(median(ours[i] for i in rounds) / median(theirs[i] for i in rounds)))
-    cuts = quantiles(result, n=40) if result else [0.0, 0.0]  # the outer two leave 2.5 % beyond
+    cuts = quantiles(result, n=40) if result else [0.0, 0.0]  # 2.5 % lie outside on each side
     return Ratio(median(ours) / median(theirs), max((cuts[-1] - cuts[0]) / 2, floor))
 
 
 def twins(result: dict, measure: str) -> float:
-    """What a contender shows against itself in another process: the harness's own noise."""
+    """Return the ratio of a contender to itself in another process: the noise of the harness."""
     one, other = (_seconds(result, label, measure) for label in (REFERENCE, REFERENCE + AGAIN))
     if not one or not other:
         return 0.0
@@ -109,7 +109,7 @@ def twins(result: dict, measure: str) -> float:
 
 
 def compared(result: dict, measure: str, ours: str, theirs: str) -> Ratio | None:
-    """`ours` over `theirs` at one workload; None where one of them was not measured."""
+    """Return the ratio of `ours` to `theirs` at one workload, or None if one was not measured."""
     if measure == "memory":
         return _memory(result["contenders"], ours, theirs)
     one, other = (_seconds(result, label, measure) for label in (ours, theirs))
@@ -121,7 +121,7 @@ def _seconds(result, label, measure):
 
 
 def _memory(contenders, ours, theirs):
-    """Of NumPy's arrays, to the byte, if both are made of those; else of the process."""
+    """Return memory of NumPy arrays if both contenders use them, else memory of the process."""
     if ours not in contenders or theirs not in contenders:
         return None
     one, other = contenders[ours], contenders[theirs]
@@ -133,7 +133,7 @@ def _memory(contenders, ours, theirs):
 
 
 def judged(workloads: dict) -> Iterator[tuple[Target, str | None, Ratio | None, str]]:
-    """Each target of these workloads: the best of its opponents, the ratio, and the verdict.
+    """Return for each target of these workloads its best opponent, the ratio and the verdict.
 
     "reached", "tie", "missed", or "not measured".
     """

@@ -1,7 +1,7 @@
-"""Worker: one contender at one workload, in a process of its own.
+"""A worker process: one contender at one workload.
 
-`python -P -m benchmarks.worker NAME WORKLOAD` reads commands from stdin and answers them on
-stdout, a line of JSON each:
+`python -P -m benchmarks.worker NAME WORKLOAD` reads commands from stdin and answers on
+stdout, one line of JSON each:
 
     {"do": "build"}                                    the first losses, seconds, versions
     {"do": "burst", "what": "step", "seconds": 0.3}    seconds a step, epoch or prediction
@@ -21,11 +21,11 @@ from .workloads import find
 
 __all__ = ["LOSSES", "Worker", "main"]
 
-LOSSES = 10  # that are compared with ours
+LOSSES = 10  # compared with ours
 
 
 class Worker:
-    """What the commands do; `answer` to one is a dict for JSON."""
+    """Executes commands; `answer` returns a dict for JSON."""
 
     def __init__(self, name, workload):
         self.name, self.workload = name, workload
@@ -42,9 +42,12 @@ class Worker:
             return {"error": traceback.format_exc()}
 
     def build(self):
-        """Make the contender and take the first steps, of which the very first compiles."""
+        """Create the contender and take the first steps; the very first one compiles."""
         file = file_of(self.name)
-        self.workload.parameters(), self.workload.batches()  # what drawing loads is everyone's
+        (
+            self.workload.parameters(),
+            self.workload.batches(),
+        )  # modules loaded by drawing data are common to all contenders
         self.resident_before = resident()
         began = time.perf_counter()
         self.contender = file.make(self.name, self.workload)
@@ -69,7 +72,7 @@ class Worker:
         }
 
     def burst(self, what, seconds):
-        """Do it again and again for about so long: seconds each, by the clock and of processor."""
+        """Repeat for about `seconds`; return wall and processor seconds of each repetition."""
         once = {"step": self._step, "epoch": self._epoch, "predict": self._predict}[what]
         if what not in self.seconds_each:
             self._time(what, once, 1)
@@ -104,19 +107,19 @@ class Worker:
         self.contender.predict()
 
     def memory(self):
-        """What was needed.
+        """Return the memory that was needed.
 
-        resident_bytes: the most that this process held since the contender was made, less what
-        it held before: libraries, compiler and data. array_bytes: the most that NumPy held of
-        another one made now, data included; and step_bytes, how much of it only during a step.
-        Of contenders with arrays elsewhere nobody knows the last two.
+        resident_bytes: peak memory of this process since the contender was created, minus the
+        memory before (libraries, compiler and data). array_bytes: peak memory of NumPy arrays of
+        a second contender created now, data included; step_bytes: the part of it that is only
+        held during a step. The last two are unknown for contenders with other arrays.
         """
         result = {"resident_bytes": peak_resident() - self.resident_before}
         if not self.contender.host_arrays:
             return result | {"array_bytes": None, "step_bytes": None}
         tracemalloc.start()
         self.contender = file_of(self.name).make(self.name, self.workload)
-        for _ in range(4):  # a step may be looked at before it runs as it will from then on
+        for _ in range(4):  # the first steps may record before they run at full speed
             self._step()
         gc.collect()
         between, _ = tracemalloc.get_traced_memory()
@@ -128,7 +131,7 @@ class Worker:
 
 
 def _status(name):
-    """A line of /proc/self/status, in bytes; None where there is no such file."""
+    """Return a field of /proc/self/status in bytes, or None without that file."""
     try:
         with open("/proc/self/status") as file:
             result = [line.split() for line in file if line.startswith(f"{name}:")]
@@ -138,7 +141,7 @@ def _status(name):
 
 
 def resident():
-    """Bytes of memory that this process holds now, or held at most where that is all one knows."""
+    """Return the resident memory of this process in bytes, or its peak where only that is known."""
     result = _status("VmRSS")
     return peak_resident() if result is None else result
 
@@ -154,7 +157,7 @@ def peak_resident():
 
 
 def forget_peak():
-    """Count the peak from now on: drawing weights and data is the harness's own doing."""
+    """Reset the peak, so that weights and data drawn by the harness do not count."""
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
@@ -163,7 +166,7 @@ def forget_peak():
 
 
 def threads():
-    """What multiplies matrices here, and on how many threads, by threadpoolctl if it is there."""
+    """Return which library multiplies matrices, on how many threads (needs threadpoolctl)."""
     try:
         from threadpoolctl import threadpool_info
     except ImportError:
@@ -177,7 +180,7 @@ def main(arguments):
     core = os.environ.get("BENCHMARKS_CORE")
     if core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core)})
-    # what libraries print must not meet the answers
+    # output of libraries must not mix with the answers
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
         sizes = {key: int(value) for key, value in (size.split("=") for size in sizes)}

@@ -1,7 +1,7 @@
-"""Workloads: what is timed. A network, its starting weights, its data, and how it is trained.
+"""Workloads: a network, its initial weights, its data, and how it is trained.
 
-Everything is fixed by seeds, so every contender starts from the very same numbers and meets the
-same batches in the same order; its losses must then follow ours, which the harness checks.
+Seeds fix everything, so every contender starts from the same weights and sees the same batches
+in the same order. Its losses must then equal ours, which the harness checks.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,14 @@ __all__ = ["BATCHES", "DECAY", "EPOCH", "WORKLOADS", "Workload", "find"]
 
 BATCHES = 8  # step i trains on batch i mod 8
 EPOCH = 3200  # examples of an epoch through `fit`
-DECAY = 1e-2  # of AdamW, on matrices alone: biases, scales and vectors are spared
+DECAY = 1e-2  # of AdamW, for matrices only, not for biases, scales and vectors
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A training of a few steps that every contender can do, in float32.
+    """A short training in float32 that every contender can do.
 
-    A contender reads its sizes off `parameters()` and `batch`, since scaling curves change them.
+    A contender takes its sizes from `parameters()` and `batch`, because scaling curves change them.
 
     shape: of one example. rule: "adam" (β 0.9 and 0.999, ε 1e-8), "adamw" (the same, with
     DECAY) or "sgd" (nothing but the rate). tolerance: how far, relatively, the first ten
@@ -43,34 +43,34 @@ class Workload:
 
     @property
     def optimizer(self):
-        """Ours."""
+        """Return the optimizer of this library."""
         if self.rule == "adamw":
             return nn.AdamW(self.rate, weight_decay=DECAY)
         return {"adam": nn.Adam, "sgd": nn.SGD}[self.rule](self.rate)
 
     def initial(self) -> tuple:
-        """Our params and state before the first step, NumPy arrays."""
+        """Return our params and state before the first step, as NumPy arrays."""
         xp = nn.backend("numpy").xp
         params, state, _ = self.model.init(nn.random.key(0, xp=xp), self.shape, xp.float32)
         return params, state
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """The same parameters by their paths, such as "0.weight"."""
+        """Return the same parameters by their paths, such as "0.weight"."""
         return dict(nn.trees.named_leaves(self.initial()[0]))
 
     def examples(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """x and target of `count` examples."""
+        """Return x and target of `count` examples."""
         return self.draw(np.random.default_rng(0), count)
 
     def batches(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The batches that the steps go through, again and again."""
+        """Return the batches that the steps cycle through."""
         x, target = self.examples(BATCHES * self.batch)
         rows = [slice(i * self.batch, (i + 1) * self.batch) for i in range(BATCHES)]
         return [(x[some], target[some]) for some in rows]
 
 
 def _classes(shape, generator, count, *, classes=10):
-    """Noise, and a class that the first few numbers decide: something can be learned."""
+    """Return noise, and a class that depends on its first few numbers, which can be learned."""
     x = generator.standard_normal((count, *shape), dtype=np.float32)
     return x, np.argmax(x.reshape(count, -1)[:, :classes], axis=1).astype(np.int32)
 
@@ -81,13 +81,13 @@ def _pairs(width, generator, count):
 
 
 def _symbols(length, count_of_symbols, generator, count):
-    """Texts of symbols, and the same one symbol later."""
+    """Return texts of symbols, and the same texts shifted by one symbol."""
     text = generator.integers(0, count_of_symbols, (count, length + 1), dtype=np.int32)
     return np.ascontiguousarray(text[:, :-1]), np.ascontiguousarray(text[:, 1:])
 
 
 def mlp(batch: int = 128, width: int = 512) -> Workload:
-    """784, width, width / 2, 10; the scaling curves vary its two numbers."""
+    """Return an MLP of 784, width, width / 2 and 10 units; scaling curves vary width and batch."""
     return Workload(
         "mlp",
         f"784-{width}-{width // 2}-10, ReLU between, batch {batch}, Adam",
@@ -98,7 +98,7 @@ def mlp(batch: int = 128, width: int = 512) -> Workload:
         1e-3,
         batch,
         partial(_classes, (784,)),
-        tolerance=1e-3,  # scikit-learn and Optax have Adam's ε elsewhere, and some units are dead
+        tolerance=1e-3,  # scikit-learn and Optax add Adam's ε elsewhere, and some units are dead
     )
 
 
@@ -170,7 +170,7 @@ _wide = Workload(
     (4096,),
     nn.mean_squared_error,
     "sgd",
-    10.0,  # the mean is over all numbers, so less would leave the losses as they were
+    10.0,  # the mean is over all numbers; with a smaller rate the losses would hardly change
     128,
     partial(_pairs, 4096),
 )
@@ -178,5 +178,5 @@ WORKLOADS = {w.name: w for w in (mlp(), _tiny, _cnn, _lstm, _transformer, _wide)
 
 
 def find(name: str, **sizes: int) -> Workload:
-    """The workload called `name`; `mlp` with another batch or width where sizes are given."""
+    """Return the workload called `name`; sizes change batch and width of `mlp`."""
     return mlp(**sizes) if sizes else WORKLOADS[name]

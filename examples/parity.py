@@ -47,7 +47,7 @@ def compute(backend, length=16, count=1024, epochs=(6, 60), longer=100):
 
 
 def right(y, target):
-    """How often the sign of y says, after the last bit, what the target is."""
+    """Return how often the sign of y after the last bit equals the target."""
     return float(np.mean((y[:, -1, 0] > 0) == (target[:, -1, 0] > 0)))
 
 

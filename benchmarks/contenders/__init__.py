@@ -1,8 +1,8 @@
-"""Contenders: everything that can train a workload, a file for each library.
+"""Contenders: the libraries that can train a workload, one file each.
 
-Such a file has
+Each file defines
 
-    NAMES                    what it offers, such as ("pytorch", "pytorch-compile")
+    NAMES                    the contenders, such as ("pytorch", "pytorch-compile")
     make(name, workload)     -> Contender, or raises Unavailable with the reason
     versions()               -> {"torch": "2.13.0"}
 
@@ -29,14 +29,14 @@ FILES = (
 
 
 class Unavailable(Exception):
-    """This contender cannot run here, or cannot do this workload; the message says why."""
+    """Raised if a contender cannot run here or cannot do a workload; the message says why."""
 
 
 class Contender:
-    """One library at one workload, its data and parameters made and on its device.
+    """One library at one workload, with data and parameters on its device.
 
-    `step` may return before its work is done, `wait` returns after all of it is.
-    host_arrays: whether all its arrays are NumPy's, so that `tracemalloc` sees them.
+    `step` may return before its work is done; `wait` returns after it is done.
+    host_arrays: whether all its arrays are NumPy arrays, which `tracemalloc` counts.
     """
 
     host_arrays = False
@@ -46,23 +46,23 @@ class Contender:
         raise NotImplementedError
 
     def wait(self) -> None:
-        """Return when everything begun is done."""
+        """Wait until all work is done."""
 
     def loss(self) -> float:
-        """The loss of the last step, before its update. Never asked for while timing."""
+        """Return the loss of the last step, before its update. Not called during timing."""
         raise NotImplementedError
 
     def epoch(self) -> None:
-        """`tiny` only: 100 shuffled batches of 32 through the library's `fit`, from NumPy data."""
+        """Train one epoch with the library's `fit`: 100 shuffled batches of 32. Only for `tiny`."""
         raise Unavailable("no loop of its own over epochs")
 
     def predict(self) -> None:
-        """`tiny` only: y of one row, done when it returns."""
+        """Predict one row and wait for the result. Only for `tiny`."""
         raise Unavailable("no prediction of its own")
 
 
 def files() -> Iterator[ModuleType]:
-    """Those of the files above that are here."""
+    """Return the contender files that exist."""
     for file in FILES:
         try:
             yield import_module(f"{__name__}.{file}")
@@ -72,17 +72,17 @@ def files() -> Iterator[ModuleType]:
 
 
 def names() -> list[str]:
-    """All contenders, whether they can run here or not."""
+    """Return the names of all contenders, including those that cannot run here."""
     return [name for file in files() for name in file.NAMES]
 
 
 def file_of(name: str) -> ModuleType:
-    """The file that offers the contender called `name`.
+    """Return the file of the contender called `name`.
 
     Raises
     ------
     Unavailable
-        If none does.
+        If there is no such contender.
     """
     for file in files():
         if name in file.NAMES:

@@ -1,4 +1,4 @@
-"""By hand: the step of a dense network in plain NumPy, as a textbook has it and in place."""
+"""The step of a dense network written by hand in NumPy, plain and in place."""
 
 import numpy as np
 
@@ -63,7 +63,7 @@ class _ByHand(Contender):
         self.update([*dweights, *dbiases])
 
     def forward(self, x):
-        """x and what each layer puts out."""
+        """Return x and the output of each layer."""
         kept = [x]
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True), 1):
             z = kept[-1] @ weight + bias
@@ -87,7 +87,7 @@ class _ByHand(Contender):
 
 
 class _InPlace(_ByHand):
-    """The same, with activations and the update written over what is there."""
+    """The same, with activations and updates computed in place."""
 
     def forward(self, x):
         kept = [x]
@@ -104,7 +104,7 @@ class _InPlace(_ByHand):
                 g *= rate
                 p -= g
             return
-        # p - rate m̂ / (√v̂ + ε), with both corrections folded into two numbers
+        # p - rate m̂ / (√v̂ + ε), with both bias corrections in two numbers
         root = (1.0 - BETA2**self.t) ** 0.5
         rate, epsilon = rate * root / (1.0 - BETA1**self.t), EPSILON * root
         for p, g, m, v in zip(leaves, grads, self.m, self.v, strict=True):

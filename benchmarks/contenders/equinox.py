@@ -1,8 +1,8 @@
 """Equinox, with Optax.
 
-Its layers take one example, so `vmap` takes the batch; weights are (out, in) and images
-channels first. Between steps all that is trained stays a flat list of arrays, as its
-documentation has it under "Low-overhead training loops", and is donated to the next step.
+Layers take one example, and `vmap` maps them over the batch; weights are (out, in) and images
+channels first. Between steps the trained arrays are a flat list, which is donated to the next
+step, as its documentation advises under "Low-overhead training loops".
 """
 
 from importlib.metadata import version
@@ -91,7 +91,7 @@ class _Equinox(Contender):
 
 
 def _filled(layer, **numbers):
-    """`layer` with our numbers in place of those that it drew."""
+    """Return `layer` with our weights."""
     import equinox as eqx
     import jax
 

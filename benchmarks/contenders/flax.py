@@ -1,9 +1,9 @@
 """Flax NNX, with Optax.
 
-Its "Performance considerations" advise a "Functional training loop": model and optimizer are
-split into what they are and their arrays, put together again inside of `jax.jit`, and the
-arrays are donated to the next step. Weights lie as ours do, but an LSTM cell is a pair of
-layers, and attention tells heads apart.
+As advised in its "Performance considerations", the training loop is functional: model and
+optimizer are split into structure and arrays, merged inside `jax.jit`, and the arrays are donated
+to the next step. Weights have our layout, except that an LSTM cell is a pair of layers and
+attention has an axis of heads.
 """
 
 from functools import partial
@@ -87,7 +87,7 @@ class _Flax(Contender):
 
 
 def _matrices(params):
-    """Which of them decay; by name, for the biases of attention have two axes."""
+    """Return which parameters decay; by name, because biases of attention have two axes."""
     import jax
 
     def decays(path, _):
@@ -97,7 +97,7 @@ def _matrices(params):
 
 
 def _filled(layer, **numbers):
-    """`layer` with our numbers in place of those that it drew."""
+    """Return `layer` with our weights."""
     for name, value in numbers.items():
         variable = getattr(layer, name)
         variable[...] = value.reshape(variable.shape)

@@ -1,8 +1,8 @@
 """Keras on JAX.
 
-A step is what its guide "Writing a training loop from scratch in JAX" says, its old state
-donated; an epoch is `fit`, also with all its steps in one call, which its documentation
-advises for small models. Weights lie as ours do, but attention tells heads apart.
+A step follows its guide "Writing a training loop from scratch in JAX", with the old state
+donated. An epoch is `fit`, also with all steps in one call, which its documentation advises for
+small models. Weights have our layout, except that attention has an axis of heads.
 """
 
 import os
@@ -71,7 +71,7 @@ class _Keras(Contender):
             return (params, others, moments), value
 
         self.train = jax.jit(train, donate_argnums=0)
-        # `fit` and `predict_on_batch` go on with the model's own, which a donation would take
+        # `fit` and `predict_on_batch` use the variables of the model, which a donation would delete
         kept = model.trainable_variables, model.non_trainable_variables, optimizer.variables
         self.state = tuple([jax.numpy.copy(v.value) for v in some] for some in kept)
         self.batches = jax.device_put(workload.batches())

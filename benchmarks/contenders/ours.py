@@ -1,6 +1,6 @@
-"""This library: its pure step under `jit`, and its Trainer, on each backend.
+"""This library on each backend: the pure step under `jit`, and the Trainer.
 
-Only names that older versions have are used here, so that the harness can time those too.
+Uses only names that older versions have, so that the harness can time those too.
 """
 
 from importlib.util import find_spec
@@ -51,7 +51,7 @@ def versions():
 
 
 class _Pure(Contender):
-    """`make_step` with all that Trainer does on the device, compiled, its old carry donated."""
+    """`make_step` and all that Trainer does on the device, compiled, with a donated carry."""
 
     def __init__(self, backend, workload):
         self.backend, self.workload = backend, workload
@@ -64,7 +64,7 @@ class _Pure(Contender):
         self.host_arrays = backend.name == "numpy"
 
         def forward(params, state, x):
-            # a model that is asked to predict keeps nothing for `backward`
+            # prediction saves no caches
             predict = getattr(model, "predict", None)
             return predict(params, state, x) if predict else model.forward(params, state, x)[0]
 
@@ -85,7 +85,7 @@ class _Pure(Contender):
         return float(self.value)
 
     def epoch(self):
-        """Step by step, as one would write the loop by hand."""
+        """Train step by step, as in a loop written by hand."""
         order = self.generator.permutation(EPOCH).reshape(-1, self.workload.batch)
         for rows in order:
             self._learn(*(self.backend.asarray(part[rows]) for part in self.examples))
@@ -97,7 +97,7 @@ class _Pure(Contender):
 
 
 class _Trained(Contender):
-    """`Trainer`, which checks what it is given and remembers what comes of it."""
+    """`Trainer`, which checks its input and keeps the results."""
 
     def __init__(self, backend, workload):
         model, loss, optimizer = workload.model, workload.loss, workload.optimizer

@@ -1,8 +1,8 @@
-"""Products: the matrix products of a step and nothing else, the floor under every contender.
+"""The matrix products of a step and nothing else: a lower bound for every contender.
 
-Shapes, order and transposes are those of the step: y = x W, dW = xᵀ dy, and dx = dy Wᵀ but for
-a first layer, each written into memory that is there. A convolution counts as the product
-of its windows, laid out as rows, with its weight; the windows themselves come free.
+Shapes, order and transposes are those of the step: y = x W, dW = xᵀ dy, and dx = dy Wᵀ except for
+a first layer, each written into allocated memory. A convolution counts as the product of its
+windows, as rows, with its weight; extracting the windows is not counted.
 """
 
 import numpy as np
@@ -37,7 +37,7 @@ class _Products(Contender):
 
 
 def products(workload) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The pairs that a training step of this workload multiplies."""
+    """Return the pairs of matrices that a training step of this workload multiplies."""
     named, batch = workload.parameters(), workload.batch
     return _PRODUCTS[workload.name](named, batch, workload.shape)
 
@@ -47,7 +47,7 @@ def _drawn(*shape):
 
 
 def _product(a, b, first=False):
-    """y = a b, db = aᵀ dy, and unless it is `first`, da = dy bᵀ."""
+    """Return the pairs of y = a b, db = aᵀ dy, and, unless `first`, da = dy bᵀ."""
     dy = _drawn(*a.shape[:-1], b.shape[-1])
     da = [] if first else [(dy, b.mT)]
     return [(a, b), (a.mT, dy), *da]
@@ -77,7 +77,7 @@ def _cnn(named, batch, shape):
 
 
 def _lstm(named, batch, shape):
-    # h R and its dh wait for the step before; all else is one product for all of time
+    # h R and its dh need the previous step; everything else is one product for all steps
     time, recurrent = shape[0], named["0.0.forward.recurrent"]
     forward, all_of_it, backward = _dense(batch, recurrent)
     all_of_it = _dense(batch * time, recurrent)[1]
@@ -91,7 +91,7 @@ def _lstm(named, batch, shape):
 
 
 def _transformer(named, batch, shape, heads=4):
-    """Queries meet keys, and scores meet values, head by head."""
+    """Return the products of queries with keys and of scores with values, per head."""
     time, rows = shape[0], batch * shape[0]
     result = []
     for name, weight in sorted(named.items()):

@@ -1,7 +1,7 @@
 """PyTorch: eager with its fused optimizers, and the same with the model through `torch.compile`.
 
-Its weights are (out, in) and its images channels first, though eager lays them out channels
-last, which its convolutions do quicker; its labels are int64.
+Weights are (out, in) and images channels first; in eager mode their memory format is channels
+last, for which convolutions are faster. Labels are int64.
 """
 
 from importlib.metadata import version
@@ -98,7 +98,7 @@ class _PyTorch(Contender):
         return self.value.item()
 
     def epoch(self):
-        # a sampler of whole batches, which its documentation has for quick look-ups in bulk
+        # a sampler of whole batches, which its documentation advises for fast bulk access
         data = self.torch.utils.data
         examples = data.TensorDataset(*self._placed(*self.examples))
         order = data.RandomSampler(examples)
@@ -114,7 +114,7 @@ class _PyTorch(Contender):
 
 
 def _layers(workload):
-    """The model as its users write it, and our numbers by the names that it gives them."""
+    """Return the model as its users write it, and our weights by its parameter names."""
     from torch import nn
 
     numbers = workload.parameters()
@@ -156,7 +156,7 @@ def _lstm(workload):
         def __init__(self, fan_in, width, classes):
             super().__init__()
             self.lstm = nn.LSTM(fan_in, width, batch_first=True)
-            self.lstm.bias_hh_l0.requires_grad_(False)  # ours has one bias
+            self.lstm.bias_hh_l0.requires_grad_(False)  # our LSTM has one bias
             self.dense = nn.Linear(width, classes)
 
         def forward(self, x):

@@ -1,7 +1,7 @@
 """scikit-learn: `MLPClassifier`, a batch at a time by `partial_fit`.
 
-It draws weights of its own, so ours are written over them, and its optimizer begins anew. It
-computes in float32 where x is.
+Its weights are overwritten with ours, and its optimizer starts again. It computes in float32 if
+x is float32.
 """
 
 import warnings
@@ -65,7 +65,7 @@ class _Classifier(Contender):
         return self.network.loss_
 
     def epoch(self):
-        self.network.set_params(warm_start=True)  # which `partial_fit` takes amiss
+        self.network.set_params(warm_start=True)  # `partial_fit` refuses it
         self.network.fit(*self.examples)
         self.network.set_params(warm_start=False)
 

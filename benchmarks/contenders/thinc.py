@@ -1,7 +1,7 @@
-"""Thinc, on its compiled NumpyOps: its gradients are written by hand, too.
+"""Thinc with its compiled NumpyOps; its gradients are written by hand as well.
 
-As in its examples `backprop` is given the difference to labels that are one-hot. It computes
-no cross-entropy, so that is done here, when asked for. Weights are (out, in).
+As in its examples, `backprop` receives the difference to one-hot labels. It does not compute the
+cross-entropy, so that is done here when needed. Weights are (out, in).
 """
 
 from importlib.metadata import version
@@ -34,7 +34,7 @@ class _Thinc(Contender):
     host_arrays = True
 
     def __init__(self, api, workload):
-        # NumPy's matrix products, quicker than those that it brings
+        # matrix products of NumPy, which are faster than its own
         api.set_current_ops(api.NumpyOps(use_blis=False))
         numbers = workload.parameters()
         sizes = [numbers[f"{i}.weight"].shape[::-1] for i in (0, 2, 4)]
