@@ -1,7 +1,10 @@
 """Optimizers: frozen dataclasses with two pure methods, `init` and `update`.
 
-Most are a `Rule` for one leaf. The others stand around another optimizer: what it is given
-(`gradients`), what becomes of its steps (`steps`), and which part of the tree it moves (`parts`).
+Most inherit from `Rule` and update one leaf at a time. The others are wrappers around another
+optimizer: those in `gradients` change the gradients that it gets, those in `steps` change the
+steps that it takes, and `parts` has a different optimizer for each part of the parameters.
+
+The learning rate is called `rate`: `lr` in PyTorch, `learning_rate` in Keras.
 """
 
 from .adafactor import Adafactor

@@ -1,7 +1,8 @@
-"""Adafactor: Adam's second moments, of a matrix only their row and column means."""
+"""Adafactor: Adam's second moments in little memory, as row and column means."""
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 from ..core.arrays import Array, namespace, size
 from ..core.errors import expect_number, expect_positive
@@ -13,22 +14,25 @@ __all__ = ["Adafactor"]
 
 @dataclass(frozen=True)
 class Adafactor(Rule):
-    """Steps relative to the size of the parameters, with little to remember.
+    """Steps relative to the size of the parameters, with little memory.
 
         β = 1 - t^-τ                        τ is `power`; β = 0 at the first step
         V ← β V + (1 - β) (g² + ε₁)
         u = g / √V                          u ← u / max(1, rms(u) / `limit`)
         α = max(ε₂, rms(θ)) · min(rate, 1 / √t)
-        θ ← θ - rate · λ θ - α u
+        θ ← θ - rate · λ θ - α u            λ is `weight_decay`
 
-    Shazeer & Stern, arXiv:1804.04235, Algorithms 4 and 5 with the constants of sec. 9: V is
-    kept whole for vectors; for a matrix only its means R along rows and C along columns
-    are, and R C / mean(R) stands for it (sec. 3). With more axes, as in the kernel of a
-    convolution, each matrix of the last two is one. No momentum. The weight decay is
-    PyTorch's, which adds ε₁ elsewhere; at 1e-30 neither is seen beside a gradient.
+    Shazeer & Stern, arXiv:1804.04235, Algorithms 4 and 5 with the constants of sec. 9, without
+    momentum. A vector has a V of its own shape. For a matrix only the means R along rows and C
+    along columns are stored, and V is R C / mean(R) (sec. 3). An array with more axes, such as
+    the kernel of a convolution, is a stack of matrices over the last two axes.
 
-    Where g² overflows, in float32 where |g| is above 1.8e19, θ becomes NaN, all of it if it is a
-    matrix; `ClipByGlobalNorm` around the optimizer keeps g in range.
+    In PyTorch's Adafactor τ is `beta2_decay` with the opposite sign, `limit` is `d` and
+    (ε₁, ε₂) is `eps`. The weight decay is that of PyTorch, which adds ε₁ in another place; at the
+    default of 1e-30, ε₁ is too small to matter next to a gradient.
+
+    g² overflows in float32 where |g| is above 1.8e19. θ becomes NaN, all of it if it is a matrix.
+    `ClipByGlobalNorm` around the optimizer keeps g in range.
     """
 
     rate: Rate = 1e-2
@@ -47,33 +51,45 @@ class Adafactor(Rule):
         expect_positive("epsilon1", self.epsilon1)
         expect_positive("epsilon2", self.epsilon2)
 
-    def start(self, p):
+    def start(self, p: Array) -> dict[str, Any]:
         if not _is_factored(p):
             return {"v": zeros(p)}
-        row, column = p[..., :, :1], p[..., :1, :]
+        row = p[..., :, :1]
+        column = p[..., :1, :]
         return {"v": {"row": zeros(row), "column": zeros(column)}}
 
-    def shared(self, rate, t):
+    def shared(self, rate: Any, t: Array) -> tuple:
         xp = namespace(t)
         largest = xp.minimum(1.0 / xp.sqrt(t), rate)
         return rate, largest, xp.exp(-self.power * xp.log(t))
 
-    def move(self, p, g, old, decay, rate, largest, share):
+    def move(
+        self,
+        p: Array,
+        g: Array,
+        old: dict[str, Any],
+        decay: float,
+        rate: Any,
+        largest: Array,
+        share: Array,
+    ) -> tuple[Array, dict[str, Any]]:
+        # largest: min(rate, 1 / √t); share: 1 - β
         xp = namespace(p)
         square = g * g + self.epsilon1
 
-        def mean(old, axis):
-            now = square if axis is None else xp.mean(square, axis=axis, keepdims=True)
-            return (1.0 - share) * old + share * now
+        def average(old: Array, axis: int | None) -> Array:
+            new = square if axis is None else xp.mean(square, axis=axis, keepdims=True)
+            return (1.0 - share) * old + share * new
 
-        if not _is_factored(p):
-            whole = new = mean(old["v"], None)
+        if _is_factored(p):
+            row = average(old["v"]["row"], -1)
+            column = average(old["v"]["column"], -2)
+            new: Any = {"row": row, "column": column}
+            # divided first: in float32 the product of two tiny means would be 0
+            v = row / xp.mean(row, axis=-2, keepdims=True) * column
         else:
-            row, column = mean(old["v"]["row"], -1), mean(old["v"]["column"], -2)
-            new = {"row": row, "column": column}
-            # in this order: the product of two tiny means is 0 in float32
-            whole = row / xp.mean(row, axis=-2, keepdims=True) * column
-        u = g / xp.sqrt(whole)
+            v = new = average(old["v"], None)
+        u = g / xp.sqrt(v)
         scale = xp.maximum(_rms(p), self.epsilon2) * largest
         step = scale / xp.maximum(_rms(u) / self.limit, 1.0)
         if decay:
@@ -82,10 +98,10 @@ class Adafactor(Rule):
 
 
 def _is_factored(p: Array) -> bool:
-    """Return whether row and column means stand for the second moments of p."""
+    """Return whether row and column means are stored instead of the second moments of p."""
     return p.ndim >= 2 and size(p) > 0
 
 
 def _rms(x: Array) -> Array:
-    """√(Σ x² / N), 0 without elements."""
+    """Return √(Σ x² / N), or 0 for an empty x."""
     return norm(x) / math.sqrt(max(size(x), 1))

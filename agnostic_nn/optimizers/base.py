@@ -110,7 +110,7 @@ class Rule:
         Raises
         ------
         ValueError
-            If there are no parameters to train.
+            If params are empty.
         """
         step = zero_step(params)
         started: list[dict] = []
@@ -213,11 +213,11 @@ def matches(pattern: str, path: str) -> bool:
     "2" matches all of layer 2, "bias" every bias, "2.*.weight" the weight of any branch of layer
     2, and "*" everything.
     """
-    wanted = pattern.split(".")
+    pattern_names = pattern.split(".")
     names = path.split(".")
-    length = len(wanted)
+    length = len(pattern_names)
     return length <= len(names) and any(
-        all(want in ("*", name) for want, name in zip(wanted, part, strict=True))
+        all(want in ("*", name) for want, name in zip(pattern_names, part, strict=True))
         for part in (names[:length], names[-length:])
     )
 
@@ -290,7 +290,7 @@ def nested_moments(moments: Moments) -> Iterator[Moments]:
     """Yield the moments of each nested optimizer that has its own, outermost first.
 
     A wrapper either keeps the moments of the optimizer inside it as `inner`, next to its own, or
-    has none of its own and returns those of the optimizer inside it as they are.
+    has none and passes those of the optimizer inside on unchanged.
     """
     yield moments
     if "inner" in moments:

@@ -1,10 +1,10 @@
-"""Gradients, before an optimizer gets them: clipped, with a penalty, or summed up."""
+"""Wrappers that change the gradients of another optimizer: clipped, with L2, or accumulated."""
 
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
-from ..core.arrays import Array, device, namespace
+from ..core.arrays import Array, Moments, Params, device, namespace
 from ..core.errors import expect_count, expect_number, expect_positive
 from ..core.trees import tree_map
 from ..ops import scaled_norm, select
@@ -26,7 +26,7 @@ __all__ = ["L2", "Accumulate", "ClipByGlobalNorm", "ClipByNorm", "ClipByValue"]
 
 @dataclass(frozen=True)
 class _Clip:
-    """Another optimizer, with its own moments, given gradients held to a `limit`."""
+    """Base class of wrappers that clip gradients at a `limit`. Moments are those inside."""
 
     optimizer: Optimizer
     limit: float = 1.0
@@ -35,83 +35,82 @@ class _Clip:
         expect_optimizer(self.optimizer)
         expect_positive("limit", self.limit)
 
-    def init(self, params):
+    def init(self, params: Params) -> Moments:
         return self.optimizer.init(params)
 
-    def update(self, params, grads, moments, divisor=1.0):
-        return bind_divisor(self.optimizer, divisor)(params, self._held(grads), moments)
+    def update(
+        self, params: Params, grads: Params, moments: Moments, divisor: Any = 1.0
+    ) -> tuple[Params, Moments]:
+        return bind_divisor(self.optimizer, divisor)(params, self._clipped(grads), moments)
 
-    def _held(self, grads: Any) -> Any:
+    def _clipped(self, grads: Params) -> Params:
         raise NotImplementedError
 
-    def _shrink(self, *grads: Array) -> list[Array]:
-        """Scale arrays so that their common norm n is at most the limit.
+    def _rescaled(self, *grads: Array) -> list[Array]:
+        """Return the arrays, scaled down together if their common norm exceeds the limit.
 
-        With n = m l as in `scaled_norm`, g limit / n is (g / m) (limit / l), of which no part
-        overflows; nor does limit / l, with which m is compared, as l is at least 1 unless all
-        of g is 0.
+        `scaled_norm` returns the norm as a product m l, with l ≥ 1 unless all of g is 0. The
+        norm itself may overflow, but neither limit / l, with which m is compared, nor a factor
+        of g limit / (m l) = (g / m) (limit / l) does.
         """
-        largest, length = scaled_norm(*grads)
-        xp = namespace(largest)
+        m, length = scaled_norm(*grads)
+        xp = namespace(m)
         length = xp.maximum(length, 1.0)
-        fits = largest <= self.limit / length
-        one = xp.ones_like(largest)
-        divisor = xp.where(fits, one, largest)
-        factor = self.limit / xp.where(fits, self.limit * one, length)
+        is_short = m <= self.limit / length
+        one = xp.ones_like(m)
+        # gradients that are short enough are divided by 1 and multiplied by limit / limit = 1
+        divisor = xp.where(is_short, one, m)
+        factor = self.limit / xp.where(is_short, self.limit * one, length)
         return [g / divisor * factor for g in grads]
 
 
 @dataclass(frozen=True)
 class ClipByValue(_Clip):
-    """Another optimizer, given gradients of which no number exceeds `limit`.
+    """g ← min(max(g, -limit), limit), then a step of another optimizer.
 
-    g ← min(max(g, -limit), limit)
+    PyTorch: `clip_grad_value_`. Keras: `clipvalue`.
     """
 
-    def _held(self, grads):
+    def _clipped(self, grads: Params) -> Params:
         return tree_map(lambda g: namespace(g).clip(g, -self.limit, self.limit), grads)
 
 
 @dataclass(frozen=True)
 class ClipByNorm(_Clip):
-    """Another optimizer, given gradients whose norm is at most `limit`, leaf by leaf.
+    """g ← g · limit / max(‖g‖, limit) for each leaf, then a step of another optimizer.
 
-        g ← g · limit / max(‖g‖, limit)        ‖g‖² = Σ g² over one leaf
-
-    Pascanu et al., arXiv:1211.5063, Algorithm 1, for each leaf alone. ‖g‖² may overflow or
-    underflow its dtype; a gradient that is not finite gives NaN or 0.
+    ‖g‖² = Σ g² over one leaf. Pascanu et al., arXiv:1211.5063, Algorithm 1, applied to each leaf
+    separately (Keras: `clipnorm`). ‖g‖² may overflow or underflow its dtype. A gradient that is
+    not finite becomes NaN or 0.
     """
 
-    def _held(self, grads):
-        return tree_map(lambda g: self._shrink(g)[0], grads)
+    def _clipped(self, grads: Params) -> Params:
+        return tree_map(lambda g: self._rescaled(g)[0], grads)
 
 
 @dataclass(frozen=True)
 class ClipByGlobalNorm(_Clip):
-    """Another optimizer, given gradients whose common norm is at most `limit`.
+    """g ← g · limit / max(‖g‖, limit) with one norm for all, then a step of another optimizer.
 
-        g ← g · limit / max(‖g‖, limit)        ‖g‖² = Σ g² over all parameters
-
-    Pascanu et al., arXiv:1211.5063, Algorithm 1, with one norm for the whole tree. ‖g‖² may
-    overflow or underflow its dtype; a gradient that is not finite gives NaN or 0.
+    ‖g‖² = Σ g² over all parameters. Pascanu et al., arXiv:1211.5063, Algorithm 1 (PyTorch:
+    `clip_grad_norm_`; Keras: `global_clipnorm`). ‖g‖² may overflow or underflow its dtype. A
+    gradient that is not finite becomes NaN or 0.
     """
 
-    def _held(self, grads):
-        found: list[Array] = []
-        tree_map(found.append, grads)
-        held = iter(self._shrink(*found)) if found else iter(())
-        return tree_map(lambda g: next(held), grads)
+    def _clipped(self, grads: Params) -> Params:
+        arrays: list[Array] = []
+        tree_map(arrays.append, grads)
+        rescaled = iter(self._rescaled(*arrays)) if arrays else iter(())
+        return tree_map(lambda g: next(rescaled), grads)
 
 
 @dataclass(frozen=True)
 class L2:
-    """Another optimizer, given the gradient of L + ½ λ ‖θ‖², λ being `penalty`.
+    """g ← g + λ θ, the gradient of L + ½ λ ‖θ‖², then a step of another optimizer.
 
-        g ← g + λ θ
-
-    What PyTorch calls `weight_decay` in most of its optimizers. It passes through moments
-    and adaptive rates; AdamW, Lion, LAMB, Adafactor and Muon decay weights beside these. Leaves
-    that `no_decay` names are left out (see `Rule`).
+    λ is `penalty`. Most of PyTorch's optimizers call it `weight_decay`. The penalty enters the
+    moments and adaptive rates of the other optimizer, while the weight decay of AdamW, Lion, LAMB,
+    Adafactor and Muon does not. Leaves that `no_decay` names get no penalty (see `Rule`).
     """
 
     optimizer: Optimizer
@@ -124,14 +123,16 @@ class L2:
         expect_number("penalty", self.penalty, 0.0)
         object.__setattr__(self, "no_decay", expect_paths("no_decay", self.no_decay))
 
-    def init(self, params):
+    def init(self, params: Params) -> Moments:
         return self.optimizer.init(params)
 
-    def update(self, params, grads, moments, divisor=1.0):
-        numbers = decays(params, self.penalty, self.no_decay)
+    def update(
+        self, params: Params, grads: Params, moments: Moments, divisor: Any = 1.0
+    ) -> tuple[Params, Moments]:
+        penalties = decays(params, self.penalty, self.no_decay)
 
-        def add(p, g):
-            decay = next(numbers)
+        def add(p: Array, g: Array) -> Array:
+            decay = next(penalties)
             return g + decay * p if decay else g
 
         return bind_divisor(self.optimizer, divisor)(params, tree_map(add, params, grads), moments)
@@ -139,36 +140,37 @@ class L2:
 
 @dataclass(frozen=True)
 class Accumulate:
-    """Another optimizer, given the gradient of `every` batches together at the last of them.
+    """Gradient accumulation: a step of another optimizer for every `every` batches.
 
-        s ← s + d g        D ← D + d        every k-th step: a step with g = s / D, s ← 0, D ← 0
+        s ← s + d g        D ← D + d        every k-th batch: a step with s / D, then s, D ← 0
 
-    θ stands still between. d is what the loss of the batch was divided by: the examples that
-    count, with their weights, which `make_step` and `Trainer` hand on. So k batches do what
-    one batch of all their examples would, to rounding, also with ignored labels, weights of
-    classes or examples, and batches of different sizes (but for layers that look across a
-    batch, as BatchNorm does). Of a loss with reduction="sum", s ← s + g and the step is with s.
-    Where d or D is 0, nothing counted, and 1 stands for it. `update` called without d takes
-    all batches to count alike.
+    k is `every`. The parameters do not change in between. d is the divisor of the loss: the sum of
+    the weights of the examples that count, by which the mean over the batch was divided. `Trainer`
+    and `make_step` pass it on. So k batches have the effect of one batch with all their examples,
+    up to rounding, also with ignored labels, class or example weights, and batches of different
+    sizes. Layers that mix the examples of a batch, such as BatchNorm, are an exception. For a loss
+    with reduction="sum", s ← s + g, and the step uses s. If d or D is 0, no example counted, and 1
+    is used instead. If `update` is called without d, all batches count the same.
 
-    Several outputs may divide by what does not stay in one ratio from batch to batch, as where
-    one loss ignores labels and another does not. Then with `terms`, the number of losses in
-    `Losses`, each loss Lₙ has a sum and a divisor: g = Σₙ sₙ / Dₙ. A step then runs the backward
-    pass once for each loss, and moments hold a tree like the parameters for each.
+    The losses of several outputs may have divisors whose ratio changes from batch to batch, such
+    as if only one of them ignores labels. Then pass `terms`, the number of losses in `Losses`:
+    each loss Lₙ gets its own sum and divisor, and g = Σₙ sₙ / Dₙ. Each step then runs the backward
+    pass once per loss, and the moments hold one tree like the parameters per loss.
 
-    Optimizers inside see the joined gradient; `ClipByNorm` or `L2` around `Accumulate` see
-    that of each batch. A schedule counts the steps that are taken. Batches left over at the
-    end of training stay in the moments: they are saved, and the next `fit` goes on with them.
+    Optimizers inside get the accumulated gradient; wrappers around `Accumulate`, such as
+    `ClipByNorm` or `L2`, get that of each batch. A schedule inside counts steps, not batches. If
+    training ends between two steps, the sums stay in the moments: they are saved, and the next
+    `fit` continues with them.
 
-    Moments: `count` of batches in s, a 0-d integer, s as `total`, D as `divisor`, and those
-    of the other optimizer as `inner`. With several terms `total` and `divisor` are tuples.
+    Moments are the `count` of batches in s, a 0-d integer; s as `total`, D as `divisor`; and those
+    of the other optimizer as `inner`. With several terms, `total` and `divisor` are tuples.
 
     Raises
     ------
     ValueError
-        In a training step, if losses divide by what need not stay in one ratio from batch to
-        batch, so that no one d is right, and `terms` is not their number or another optimizer
-        is around this one; if `terms` is above 1 and an `Accumulate` is inside this one.
+        If `terms` is above 1 and there is another `Accumulate` inside. In a training step, if the
+        ratio of the divisors of several losses may change from batch to batch, and `terms` is
+        not the number of losses or there is a wrapper around this optimizer.
     """
 
     optimizer: Optimizer
@@ -189,84 +191,100 @@ class Accumulate:
                 "the product of both"
             )
 
-    def init(self, params):
+    def init(self, params: Params) -> Moments:
         inner = self.optimizer.init(params)
-        steps, like = zero_step(params), first_leaf(params)
+        count = zero_step(params)
+        like = first_leaf(params)
         zero = partial(namespace(like).zeros, (), dtype=like.dtype, device=device(like))
         sums = [(tree_map(zeros, params), zero()) for _ in range(self.terms)]
-        return {"count": steps, "inner": inner} | self._named(sums)
+        return {"count": count, "inner": inner} | self._named(sums)
 
-    def _sums(self, moments):
+    def _sums(self, moments: Moments) -> list[tuple[Params, Array]]:
         """Return a list of (s, D), one for each term."""
-        total, divisor = moments["total"], moments["divisor"]
-        several = self.terms > 1
-        return list(zip(total, divisor, strict=True)) if several else [(total, divisor)]
+        total = moments["total"]
+        divisor = moments["divisor"]
+        if self.terms > 1:
+            return list(zip(total, divisor, strict=True))
+        return [(total, divisor)]
 
-    def _named(self, sums):
-        """Return moments that `_sums` takes apart."""
+    def _named(self, sums: list[tuple[Params, Array]]) -> Moments:
+        """Return the moments from which `_sums` makes this list."""
+        total: Any
+        divisor: Any
         if self.terms > 1:
             total, divisor = zip(*sums, strict=True)
         else:
             total, divisor = sums[0]
         return {"total": total, "divisor": divisor}
 
-    def update(self, params, grads, moments, divisor=1.0):
-        """One step; with a tuple of divisors, one a term, `grads` is a tuple of trees."""
-        seen = moments["count"] + 1
-        # gradients of a loss as a whole are all counted in the first sum
-        trees = grads if isinstance(divisor, tuple) else (grads,)
-        divisors = divisor if isinstance(divisor, tuple) else (divisor,) * self.terms
-        sums = [
-            (_added(s, trees[i], divisors[i]) if i < len(trees) else s, _joined(d, divisors[i]))
-            for i, (s, d) in enumerate(self._sums(moments))
-        ]
+    def update(
+        self, params: Params, grads: Any, moments: Moments, divisor: Any = 1.0
+    ) -> tuple[Params, Moments]:
+        """Return new `params` and `moments` after one batch.
 
-        def step():
-            means = [_divided(*pair, by) for pair, by in zip(sums, divisors, strict=True)]
-            mean = tree_map(lambda *parts: sum(parts[1:], parts[0]), *means)
+        If `divisor` is a tuple with one divisor per term, `grads` is a tuple of trees.
+        """
+        count = moments["count"] + 1
+        if isinstance(divisor, tuple):
+            trees = grads
+            divisors = divisor
+        else:
+            # the gradient of the whole loss is added to the first sum
+            trees = (grads,)
+            divisors = (divisor,) * self.terms
+        sums = []
+        for i, (s, d) in enumerate(self._sums(moments)):
+            if i < len(trees):
+                s = _add_gradient(s, trees[i], divisors[i])
+            sums.append((s, _add_divisor(d, divisors[i])))
+
+        def step() -> tuple[Params, Moments]:
+            means = [_mean(s, d, by) for (s, d), by in zip(sums, divisors, strict=True)]
+            mean = tree_map(lambda *terms: sum(terms[1:], terms[0]), *means)
             has_divisor = self.terms == 1 and divisor is not None
             update = bind_divisor(self.optimizer, sums[0][1] if has_divisor else None)
             moved, inner = update(params, mean, moments["inner"])
-            started = [tree_map(zeros, pair) for pair in sums]
-            return moved, {"count": seen - self.every, "inner": inner} | self._named(started)
+            zero_sums = [tree_map(zeros, pair) for pair in sums]
+            return moved, {"count": count - self.every, "inner": inner} | self._named(zero_sums)
 
-        going = {"count": seen, "inner": moments["inner"]} | self._named(sums)
-        return select(seen == self.every, step, (params, going))
+        accumulated = {"count": count, "inner": moments["inner"]} | self._named(sums)
+        return select(count == self.every, step, (params, accumulated))
 
 
-def _added(total, grads, divisor):
-    """Return s + d g, or s + g for a sum, which has no divisor."""
+def _add_gradient(total: Params, grads: Params, divisor: Any) -> Params:
+    """Return s + d g, or s + g for a loss that is a sum, which has no divisor."""
     factor = 1 if divisor is None else _or_one(divisor)
     return tree_map(lambda s, g: s + _times(g, factor), total, grads)
 
 
-def _joined(joined, divisor):
-    return joined if divisor is None else joined + _like(divisor, joined)
+def _add_divisor(total: Array, divisor: Any) -> Array:
+    """Return D + d, or D for a loss that is a sum."""
+    return total if divisor is None else total + _in_dtype_of(total, divisor)
 
 
-def _divided(total, joined, divisor):
-    """Return s / D, or s for a sum."""
+def _mean(total: Params, total_divisor: Array, divisor: Any) -> Params:
+    """Return s / D, or s for a loss that is a sum."""
     if divisor is None:
         return total
-    by = _or_one(joined)
-    return tree_map(lambda s: s / _like(by, s), total)
+    by = _or_one(total_divisor)
+    return tree_map(lambda s: s / _in_dtype_of(s, by), total)
 
 
-def _or_one(divisor):
-    """What a mean was divided by: its divisor, or 1 where nothing counts."""
+def _or_one(divisor: Any) -> Any:
+    """Return the divisor, or 1 if it is 0 because no example counts."""
     if type(divisor) in (int, float):
         return divisor or 1.0
     return namespace(divisor).where(divisor > 0, divisor, 1.0)
 
 
-def _times(g, factor):
+def _times(g: Array, factor: Any) -> Array:
     if type(factor) in (int, float):
         return g if factor == 1 else factor * g
-    return _like(factor, g) * g
+    return _in_dtype_of(g, factor) * g
 
 
-def _like(number, array):
-    """A number, or a 0-d array, in the dtype of `array`."""
+def _in_dtype_of(array: Array, number: Any) -> Any:
+    """Return a number or 0-d array in the dtype of `array`."""
     if type(number) in (int, float) or number.dtype == array.dtype:
         return number
     return namespace(number).astype(number, array.dtype)

@@ -1,8 +1,9 @@
-"""Momentum: a step along a running sum of gradients, or along its signs."""
+"""SGD and Lion: steps along the gradient, or along its sign, with momentum."""
 
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
-from ..core.arrays import namespace
+from ..core.arrays import Array, namespace
 from ..core.errors import expect, expect_flag, expect_number
 from .base import NO_DECAY, Rate, Rule, zeros
 
@@ -17,10 +18,12 @@ class SGD(Rule):
         v ← μ v + g                 (v starts at 0)
         θ ← θ - rate · v            or, with `nesterov`, θ - rate · (g + μ v)
 
-    Polyak, "Some methods of speeding up the convergence of iteration methods" (1964);
-    Nesterov's in the form of Sutskever et al., "On the importance of initialization and
-    momentum in deep learning" (2013), eq. 3 and 4, with the rate taken out of v, as
-    PyTorch has it. Biases and scales are spared the decay (see `Rule`).
+    Momentum is due to Polyak, "Some methods of speeding up the convergence of iteration methods"
+    (1964). Nesterov momentum has the form of Sutskever et al., "On the importance of
+    initialization and momentum in deep learning" (2013), eq. 3 and 4, but the rate is not part
+    of v, as in PyTorch.
+
+    weight_decay: not applied to biases and scales, unlike PyTorch's (see `Rule`).
     """
 
     rate: Rate = 1e-2
@@ -36,29 +39,31 @@ class SGD(Rule):
         expect_number("momentum", self.momentum, 0.0, 1.0)
         expect(not self.nesterov or self.momentum > 0, "nesterov needs a momentum above 0")
 
-    def start(self, p):
+    def start(self, p: Array) -> dict[str, Any]:
         return {"velocity": zeros(p)} if self.momentum else {}
 
-    def move(self, p, g, old, decay, rate):
+    def move(
+        self, p: Array, g: Array, old: dict[str, Any], decay: float, rate: Any
+    ) -> tuple[Array, dict[str, Any]]:
         if decay:
             g = g + decay * p
         if not self.momentum:
             return p - rate * g, {}
         v = self.momentum * old["velocity"] + g
-        along = g + self.momentum * v if self.nesterov else v
-        return p - rate * along, {"velocity": v}
+        direction = g + self.momentum * v if self.nesterov else v
+        return p - rate * direction, {"velocity": v}
 
 
 @dataclass(frozen=True)
 class Lion(Rule):
-    """A step of one size in every coordinate, along the sign of a running mean.
+    """Steps of the same size for every number, along the sign of a moving average.
 
         u = sign(β₁ m + (1 - β₁) g)         sign(0) = 0
         m ← β₂ m + (1 - β₂) g               (m starts at 0)
-        θ ← θ - rate · (u + λ θ)
+        θ ← θ - rate · (u + λ θ)            λ is `weight_decay`
 
-    Chen et al., arXiv:2302.06675, Algorithm 2. Its steps are larger than those of AdamW:
-    the paper takes a rate 3 to 10 times lower, and a decay as many times higher.
+    Chen et al., arXiv:2302.06675, Algorithm 2. The steps are larger than those of AdamW: the
+    paper recommends a rate 3 to 10 times lower, and a weight decay higher by the same factor.
     """
 
     rate: Rate = 1e-4
@@ -73,10 +78,12 @@ class Lion(Rule):
         expect_number("beta1", self.beta1, 0.0, 1.0)
         expect_number("beta2", self.beta2, 0.0, 1.0)
 
-    def start(self, p):
+    def start(self, p: Array) -> dict[str, Any]:
         return {"m": zeros(p)}
 
-    def move(self, p, g, old, decay, rate):
+    def move(
+        self, p: Array, g: Array, old: dict[str, Any], decay: float, rate: Any
+    ) -> tuple[Array, dict[str, Any]]:
         u = namespace(p).sign(self.beta1 * old["m"] + (1.0 - self.beta1) * g)
         m = self.beta2 * old["m"] + (1.0 - self.beta2) * g
         if decay:
