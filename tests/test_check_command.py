@@ -177,7 +177,7 @@ SENSELESS = [  # arguments, what is said
     (["Dense", "--shape=True"], "expected a shape"),
     (
         ["Conv2D", "--shape=5,3"],
-        "Conv2D cannot be checked with --shape (5, 3): Conv2D takes (batch, 2 of space, channels)",
+        "Conv2D cannot be checked with --shape (5, 3): Conv2D takes 4 axes",
     ),
     (["Dense", "--elements=0"], "expected an integer of at least 1"),
     (["Dense", "--backends=nonsense"], "no backend is called 'nonsense'"),

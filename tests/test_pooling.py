@@ -313,14 +313,18 @@ def test_cropping_undoes_padding(backend, padding):
 
 
 UNFIT = [  # layer, shape of one example, message
-    (nn.MaxPool1D(), (4,), r"MaxPool1D takes \(batch, 1 of space, channels\), got .*\(4,\)"),
-    (nn.MaxPool2D(), (4, 1), r"MaxPool2D takes \(batch, 2 of space, channels\), got .*\(4, 1\)"),
+    (nn.MaxPool1D(), (4,), r"MaxPool1D takes 3 axes, .*, got .*\(4,\)"),
+    (nn.MaxPool2D(), (4, 1), r"MaxPool2D takes 4 axes, .*, got .*\(4, 1\)"),
     (nn.AveragePool3D(), (4, 4, 1), r"AveragePool3D takes .*, got .*\(4, 4, 1\)"),
     (nn.MaxPool2D(3), (4, 2, 1), r"windows over \(3, 3\) do not fit \(4, 2\)"),
     (nn.AveragePool1D(3), (2, 1), r"windows over \(3,\) do not fit \(2,\)"),
-    (nn.MaxPool1D(2, padding=2), (4, 1), r"window of \(2,\) would see nothing but padding"),
-    (nn.AveragePool1D(2, padding=((0, 2),)), (4, 1), "would see nothing but padding"),
-    (nn.MaxPool1D(2, 1, padding=((1, 2),), dilation=3), (1, 1), "would see nothing but padding"),
+    (nn.MaxPool1D(2, padding=2), (4, 1), r"window of \(2,\) would contain nothing but padding"),
+    (nn.AveragePool1D(2, padding=((0, 2),)), (4, 1), "would contain nothing but padding"),
+    (
+        nn.MaxPool1D(2, 1, padding=((1, 2),), dilation=3),
+        (1, 1),
+        "would contain nothing but padding",
+    ),
     (nn.GlobalMaxPool(), (3,), r"GlobalMaxPool takes \(batch, \*space, .*, got .*\(3,\)"),
     (nn.GlobalAveragePool(), (0, 3), r"GlobalAveragePool takes .*, got .*\(0, 3\)"),
     (nn.AdaptiveMaxPool(2), (3,), r"AdaptiveMaxPool takes \(batch, \*space, .*\(3,\)"),

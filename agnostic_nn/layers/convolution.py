@@ -1,28 +1,30 @@
-"""Convolution: one small matrix for each place in a window that slides over space or time.
+"""Convolutions and transposed convolutions over one to three axes of space or time.
 
-A convolution is a sum of shifted Dense layers. With a window of places k, stride s, dilation d
-and `low` zeros before x, each of them with an entry for each axis of space,
+A convolution is a sum of shifted Dense layers. For window offset k, stride s, dilation d and
+`low` zeros before x, each with an entry for each spatial axis,
 
     y[o] = Σₖ x[o s + k d - low] W[k] + b
 
-where x[i] and y[o] are the rows of channels at one place of one example, and x is 0 outside.
-(Networks call this convolution; without turning the window round it is a correlation.) With
-`groups` the channels fall into so many parts, in order, and each part of y sees only its
-part of x; with as many groups as channels the convolution is depthwise.
+where x[i] and y[o] are the rows of channels at one position of one example, and x is 0 outside.
+(Neural networks call this convolution; without flipping the window it is a cross-correlation.)
+With `groups` the channels are split into that many parts, in order, and each part of y depends
+on its part of x only. With as many groups as channels the convolution is depthwise.
 
-One derivation serves any number of axes. As in Dense, dL = Σ dy[o] · (dx[i] W[k] + x[i] dW[k] + db)
-with i = o s + k d - low, summed over the batch, o and k; collecting the factors,
+One derivation holds for any number of axes. As in Dense,
+
+    dL = Σ dy[o] · (dx[i] W[k] + x[i] dW[k] + db)        i = o s + k d - low
+
+summed over the batch, o and k. Collecting the factors,
 
     dx[i] = Σ dy[o] W[k]ᵀ over all o, k with o s + k d - low = i        `convolve_input`
     dW[k] = Σ x[o s + k d - low]ᵀ dy[o] over the batch and all o        `convolve_weight`
     db    = Σ dy[o] over the batch and all o
 
-The first is the adjoint of the convolution, and is called transposed convolution. So that is
-a layer of its own,
+The first is the adjoint of the convolution, called transposed convolution. As a layer it is
 
     y = convolve_input(x, W) + b
 
-and since an adjoint's adjoint is the map itself, with x and dy in each other's place,
+The adjoint of an adjoint is the original map, so with x and dy exchanged,
 
     dx = convolve(dy, W)        dW = convolve_weight(dy, x)        db = Σ dy
 
@@ -30,13 +32,14 @@ and since an adjoint's adjoint is the map itself, with x and dy in each other's 
 """
 
 from dataclasses import KW_ONLY, dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from ..core.arrays import device, namespace
+from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, device, namespace
 from ..core.errors import expect, expect_count, expect_flag
 from ..core.random import split
 from ..core.windows import (
     Padding,
+    Pads,
     PerAxis,
     effective_window,
     out_lengths,
@@ -60,7 +63,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class _Convolution(Layer):
-    """The convolution over any number of axes: see the head of this file."""
+    """Convolution over `rank` spatial axes, as derived in the docstring of this module."""
 
     one_array = True
 
@@ -76,102 +79,117 @@ class _Convolution(Layer):
 
     rank: ClassVar[int]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_flag("bias", self.bias)
         expect_initializer("initializer", self.initializer)
         expect_count("width", self.width)
         expect_count("groups", self.groups)
+        # each group computes as many of the output channels as the others
         fits = self.width % self.groups == 0
         expect(fits, "expected a width that {} groups divide, got {}", self.groups, self.width)
         for name in ("window", "stride", "dilation"):
             object.__setattr__(self, name, per_axis(name, getattr(self, name), self.rank))
         object.__setattr__(self, "padding", padding_per_axis(self.padding, self.rank))
 
-    def init(self, key, shape, dtype):
-        name, n = type(self).__name__, self.rank
-        fits = len(shape) == n + 1
-        expect(fits, "{} takes (batch, {} of space, channels), got (batch, *{})", name, n, shape)
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
+        name = type(self).__name__
+        axes = self.rank + 2
+        fits = len(shape) == axes - 1
+        expect(
+            fits, "{} takes {} axes, (batch, *space, channels), got (batch, *{})", name, axes, shape
+        )
         *lengths, channels = shape
         fits = channels % self.groups == 0
         expect(fits, "expected channels that {} groups divide, got {}", self.groups, channels)
-        out = self._out(tuple(lengths))
-        params = {"weight": self._weight(key, channels, dtype)}
+        out = self._out_lengths(tuple(lengths))
+        params = {"weight": self._draw_weight(key, channels, dtype)}
         if self.bias:
             params["bias"] = namespace(key).zeros(self.width, dtype=dtype, device=device(key))
         return params, {}, (*out, self.width)
 
-    def forward(self, params, state, x, *, train=False):
-        """x: (batch, *space, channels) -> y: (batch, *out, width), in the dtype of x and weight.
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        """Map x (batch, *space, channels) to y (batch, *out, width).
 
         Raises
         ------
         ValueError
-            If x has other channels, axes or dtype than the weight was made for, or is
+            If x differs from the weight in its channels, number of axes or dtype, or is
             smaller than a window.
         TypeError
             If x belongs to another array library.
         """
         weight = params["weight"]
         namespace(x, weight)
-        channels = self._channels(weight)
-        fits = x.ndim == self.rank + 2 and x.shape[-1] == channels
-        name, n = type(self).__name__, self.rank
-        expect(fits, "{} takes (batch, {} of space, {}), got {}", name, n, channels, x.shape)
+        name = type(self).__name__
+        channels = self._in_channels(weight)
+        axes = self.rank + 2
+        fits = x.ndim == axes and x.shape[-1] == channels
+        expect(fits, "{} takes {} axes, (batch, *space, {}), got {}", name, axes, channels, x.shape)
         expect(x.dtype == weight.dtype, "{} holds {}, got {}", name, weight.dtype, x.dtype)
         y = self._map(x, weight, params["bias"] if self.bias else None)
         return y, state, x
 
-    def backward(self, params, cache, dy):
-        dx = self._adjoint(dy, params["weight"], cache.shape[1:-1])
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
+        dx = self._input_gradient(dy, params["weight"], cache.shape[1:-1])
         return dx, self.backward_params(params, cache, dy)
 
-    def backward_params(self, params, cache, dy):
-        grads = {"weight": self._correlate(cache, dy)}
+    def backward_params(self, params: Params, cache: Cache, dy: Array) -> Params:
+        grads = {"weight": self._weight_gradient(cache, dy)}
         if self.bias:
             grads["bias"] = sum_rows(dy)
         return grads
 
-    def _matrices(self, key, channels, dtype):
-        """A weight for each group, drawn as a layer of its own, so that its fans are right."""
+    def _draw_groups(self, key: Key, channels: int, dtype: Any) -> list[Array]:
+        """Draw the weight of each group by itself, so that initializers see its fans."""
         fans = (channels // self.groups, self.width // self.groups)
         keys = split(key, self.groups)
         shape = (*self.window, *fans)
         return [self.initializer(keys[i, :], shape, dtype) for i in range(self.groups)]
 
-    def _spans(self, lengths):
-        """What `convolve` over axes of these lengths takes besides arrays."""
+    def _geometry(self, lengths: Shape) -> tuple[Shape, Pads, Shape, int]:
+        """Return stride, padding, dilation and groups, the last arguments of `convolve`.
+
+        lengths: those of the spatial axes of the input of the convolution, on which "same"
+        padding depends.
+        """
         padding = resolve_padding(self.padding, lengths, self.window, self.stride, self.dilation)
         return self.stride, padding, self.dilation, self.groups
 
-    def _out(self, lengths):
-        stride, padding, dilation, _ = self._spans(lengths)
+    def _out_lengths(self, lengths: Shape) -> Shape:
+        """Return the lengths of the spatial axes of y; raise ValueError if there is no window."""
+        stride, padding, dilation, _ = self._geometry(lengths)
         return out_lengths(lengths, self.window, stride, dilation, padding)
 
-    def _weight(self, key, channels, dtype):
-        return namespace(key).concat(self._matrices(key, channels, dtype), axis=-1)
+    def _draw_weight(self, key: Key, channels: int, dtype: Any) -> Array:
+        return namespace(key).concat(self._draw_groups(key, channels, dtype), axis=-1)
 
-    def _channels(self, weight):
+    def _in_channels(self, weight: Array) -> int:
         return weight.shape[-2] * self.groups
 
-    def _map(self, x, weight, bias):
+    # `_ConvTranspose` overrides these three with the adjoint maps.
+
+    def _map(self, x: Array, weight: Array, bias: Array | None) -> Array:
         lengths = x.shape[1:-1]
-        self._out(lengths)  # refuses what is smaller than a window
-        spans = *self._spans(lengths), bias
-        return convolve(x, weight, *spans)
+        self._out_lengths(lengths)  # raises if x is smaller than a window
+        return convolve(x, weight, *self._geometry(lengths), bias)
 
-    def _adjoint(self, dy, weight, lengths):
-        return convolve_input(dy, weight, lengths, *self._spans(lengths))
+    def _input_gradient(self, dy: Array, weight: Array, lengths: Shape) -> Array:
+        return convolve_input(dy, weight, lengths, *self._geometry(lengths))
 
-    def _correlate(self, x, dy):
-        return convolve_weight(x, dy, self.window, *self._spans(x.shape[1:-1]))
+    def _weight_gradient(self, x: Array, dy: Array) -> Array:
+        return convolve_weight(x, dy, self.window, *self._geometry(x.shape[1:-1]))
 
 
 @dataclass(frozen=True)
 class _ConvTranspose(_Convolution):
+    """The adjoint of a convolution that maps y back to the shape of x, plus b."""
+
     _: KW_ONLY
     output_padding: PerAxis = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         extra = per_axis("output_padding", self.output_padding, self.rank, least=0)
         object.__setattr__(self, "output_padding", extra)
@@ -180,105 +198,129 @@ class _ConvTranspose(_Convolution):
         fits = self.padding != "same" or not any(extra)
         expect(fits, "expected no output_padding, as 'same' fixes the length, got {}", extra)
 
-    def _out(self, lengths):
-        stride, padding, dilation, _ = self._spans(lengths)
+    def _out_lengths(self, lengths: Shape) -> Shape:
+        stride, padding, dilation, _ = self._geometry(lengths)
         if self.padding == "same":
             return tuple(n * s for n, s in zip(lengths, stride, strict=True))
-        spans = effective_window(self.window, dilation)
-        found = tuple(
-            (n - 1) * s + r - low - high + more
-            for n, s, r, (low, high), more in zip(
-                lengths, stride, spans, padding, self.output_padding, strict=True
-            )
-        )
-        expect(min(found) >= 1, "padding {} leaves nothing of {}: {}", padding, lengths, found)
-        return found
+        out = []
+        sizes = effective_window(self.window, dilation)
+        extras = self.output_padding
+        for n, s, r, (low, high), extra in zip(
+            lengths, stride, sizes, padding, extras, strict=True
+        ):
+            out.append((n - 1) * s + r - low - high + extra)
+        expect(min(out) >= 1, "padding {} leaves nothing of {}: {}", padding, lengths, tuple(out))
+        return tuple(out)
 
-    def _weight(self, key, channels, dtype):
+    def _draw_weight(self, key: Key, channels: int, dtype: Any) -> Array:
+        # The weight is that of the convolution that maps y to x, (*window, width, channels).
+        # Initializers are called with the fans of this layer, and the result is transposed.
         xp = namespace(key)
-        turned = [xp.matrix_transpose(w) for w in self._matrices(key, channels, dtype)]
-        return xp.concat(turned, axis=-1)
+        transposed = [xp.matrix_transpose(w) for w in self._draw_groups(key, channels, dtype)]
+        return xp.concat(transposed, axis=-1)
 
-    def _channels(self, weight):
+    def _in_channels(self, weight: Array) -> int:
         return weight.shape[-1]
 
-    def _map(self, x, weight, bias):
-        lengths = self._out(x.shape[1:-1])
-        y = convolve_input(x, weight, lengths, *self._spans(lengths))
+    def _map(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        lengths = self._out_lengths(x.shape[1:-1])
+        y = convolve_input(x, weight, lengths, *self._geometry(lengths))
         if bias is not None:
             y += bias
         return y
 
-    def _adjoint(self, dy, weight, lengths):
-        return convolve(dy, weight, *self._spans(dy.shape[1:-1]))
+    def _input_gradient(self, dy: Array, weight: Array, lengths: Shape) -> Array:
+        return convolve(dy, weight, *self._geometry(dy.shape[1:-1]))
 
-    def _correlate(self, x, dy):
-        return convolve_weight(dy, x, self.window, *self._spans(dy.shape[1:-1]))
+    def _weight_gradient(self, x: Array, dy: Array) -> Array:
+        return convolve_weight(dy, x, self.window, *self._geometry(dy.shape[1:-1]))
 
 
 class Conv1D(_Convolution):
-    """y[o] = Σₖ x[o s + k d - low] W[k] + b along time; x: (batch, time, channels).
+    """y[o] = Σₖ x[o s + k d - low] W[k] + b along time, for offsets k in the window.
 
-    width: channels of y; window: places k; stride s and dilation d: how far windows, and the
-    places in one, lie apart. bias: whether there is one.
+    x: (batch, time, channels) -> y: (batch, windows, width), where the number of windows is
+    ⌊(time + before + after - d (k - 1) - 1) / s⌋ + 1 for a window of length k.
 
-    padding: zeros around x. "valid" is none; "same" makes ⌈time / s⌉ windows with as few zeros
-    as that takes, the odd one behind; or an integer for both sides; or ((before, behind),).
-    There are ⌊(time + before + behind - d (k - 1) - 1) / s⌋ + 1 windows.
+    `width`: channels of y (out_channels, filters). `window`: length of the window
+    (kernel_size). `stride`: distance s between the starts of windows. `dilation`: distance d
+    between the elements of a window. `bias`: whether b is added.
 
-    groups: parts of the channels that do not see each other; it divides the channels of x and
-    the width. As many groups as channels make it depthwise.
+    `padding`: zeros around x. "valid" adds none. "same" adds as few as give ⌈time / s⌉ windows,
+    half on each side and an odd one after. An integer applies to both sides, and
+    ((before, after),) sets them separately.
+
+    `groups`: number of parts that the channels are split into, each part of y depending on one
+    part of x. It divides the channels of x and `width`; equal to the channels it makes the
+    convolution depthwise.
 
     Parameters: weight (window, channels / groups, width), each group drawn as a layer of its
-    own, and, unless `bias` is false, bias (width,), from 0. The gradient is derived at the head
-    of this file.
+    own, and, unless `bias` is false, bias (width,), which starts at 0. The gradient is derived
+    in the docstring of this module.
     """
 
     rank = 1
 
 
 class Conv2D(_Convolution):
-    """`Conv1D` over two axes: x: (batch, height, width of x, channels).
+    """y[o] = Σₖ x[o s + k d - low] W[k] + b, for offsets k in a window over two axes.
 
-    Window, stride, padding and dilation are an integer for both axes or have an entry for
-    each, as in padding=((1, 2), (0, 0)) or (1, 0). The weight is (*window, channels / groups,
-    width).
+    x: (batch, rows, columns, channels) -> y: (batch, *out, width).
+
+    The options are those of `Conv1D`. Window, stride, padding and dilation are an integer for
+    both axes, or have an entry for each, as in padding=((1, 2), (0, 0)) or (1, 0).
+
+    Parameters: weight (*window, channels / groups, width) and bias (width,).
     """
 
     rank = 2
 
 
 class Conv3D(_Convolution):
-    """`Conv2D` over three axes: x: (batch, depth, height, width of x, channels)."""
+    """y[o] = Σₖ x[o s + k d - low] W[k] + b, for offsets k in a window over three axes.
+
+    x: (batch, depth, rows, columns, channels) -> y: (batch, *out, width). The options and
+    parameters are those of `Conv2D`, with three axes.
+    """
 
     rank = 3
 
 
 class ConvTranspose1D(_ConvTranspose):
-    """The adjoint of a `Conv1D`, plus b: y[i] = Σ x[o] W[k]ᵀ + b, over o s + k d - low = i.
+    """y[i] = Σ x[o] W[k]ᵀ + b, over all o, k with o s + k d - low = i: the adjoint of a `Conv1D`.
 
-    It goes the other way: with stride s it makes time about s times as long. The arguments and
-    the weight, (window, width / groups, channels), are those of the Conv1D that takes y back
-    to the shape of x; `padding` pads y there, and so cuts it here. With s above 1 several
-    lengths of y lead to one of x:
+    x: (batch, time, channels) -> y: (batch, out, width). With stride s, y is about s times as
+    long as x.
+
+    The options and the weight, (window, width / groups, channels), are those of the Conv1D that
+    maps y to the shape of x. `padding` would pad y there, so here it removes elements of y.
+    With s above 1, several lengths of y are mapped to the same length of x:
 
         "same"       time · s
-        otherwise    (time - 1) s + d (k - 1) + 1 - before - behind + output_padding
+        otherwise    (time - 1) s + d (k - 1) + 1 - before - after + output_padding
 
-    the shortest, and output_padding, in [0, s), makes it longer (as in PyTorch). The gradient is
-    derived at the head of this file.
+    Without `output_padding` it is the shortest of them. `output_padding`, in [0, s), makes y
+    longer by as much, as in PyTorch. The gradient is derived in the docstring of this module.
     """
 
     rank = 1
 
 
 class ConvTranspose2D(_ConvTranspose):
-    """`ConvTranspose1D` over two axes, the adjoint of a `Conv2D`."""
+    """y[i] = Σ x[o] W[k]ᵀ + b, over all o, k with o s + k d - low = i: the adjoint of a `Conv2D`.
+
+    x: (batch, rows, columns, channels) -> y: (batch, *out, width). The options are those of
+    `ConvTranspose1D`, with two axes.
+    """
 
     rank = 2
 
 
 class ConvTranspose3D(_ConvTranspose):
-    """`ConvTranspose1D` over three axes, the adjoint of a `Conv3D`."""
+    """y[i] = Σ x[o] W[k]ᵀ + b, over all o, k with o s + k d - low = i: the adjoint of a `Conv3D`.
+
+    x: (batch, depth, rows, columns, channels) -> y: (batch, *out, width). The options are those
+    of `ConvTranspose1D`, with three axes.
+    """
 
     rank = 3

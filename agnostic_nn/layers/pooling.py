@@ -1,23 +1,23 @@
-"""Pooling: what many places say becomes one number, the largest of them or their mean.
+"""Pooling: reduce each window to its maximum or its mean, channel by channel.
 
-Along one axis of space with windows o, the sets of places Wₒ,
+Along one spatial axis, with the set Wₒ of positions in window o,
 
-    largest     yₒ = x at pₒ, the first place in Wₒ where x is largest
+    maximum     yₒ = x at pₒ, the first position in Wₒ where x is largest
     mean        yₒ = Σ xᵢ / cₒ over i in Wₒ
 
 Gradient
 --------
-A small dx does not move pₒ, so dyₒ goes to one place, and to each place in Wₒ by the second:
+A small dx does not change pₒ, so the maximum passes dyₒ to one position. The mean passes it to
+each position in Wₒ:
 
-    largest     dxᵢ = Σ dyₒ over all o with pₒ = i
+    maximum     dxᵢ = Σ dyₒ over all o with pₒ = i
     mean        dxᵢ = Σ dyₒ / cₒ over all o with i in Wₒ
 
-A window over several axes is averaged along one after another, and the gradient comes back
-the same way. For a mean of means is the mean, if the means of one window are of equally
-many numbers, which they are here.
+A window over several axes is averaged along one axis after another, and so is the gradient. A
+mean of means is the mean if all means are of equally many numbers, as they are here.
 
-At a tie the first place has all of the gradient. NaN counts as the largest; which place gets the
-gradient then is not promised.
+If several elements of a window are equal, the first one gets the whole gradient. NaN counts as
+the largest; which element then gets the gradient is undefined.
 """
 
 import math
@@ -25,7 +25,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-from ..core.arrays import device, namespace
+from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, device, namespace
 from ..core.errors import expect, expect_flag
 from ..core.windows import Pads, out_lengths, padding_per_axis, per_axis, resolve_padding
 from ..ops import (
@@ -41,6 +41,7 @@ from ..ops import (
     widened,
 )
 from .base import Layer
+from .shapes import empty_like
 
 __all__ = [
     "AdaptiveAveragePool",
@@ -57,7 +58,7 @@ __all__ = [
 
 
 class _Windows(Layer):
-    """What slides windows over space, and makes a number of each by its `_pool`."""
+    """Base of layers that slide windows over `rank` spatial axes. `_pool` reduces them."""
 
     one_array = True
 
@@ -68,26 +69,28 @@ class _Windows(Layer):
 
     rank: ClassVar[int]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.stride is None:
             object.__setattr__(self, "stride", self.window)
         for name in ("window", "stride", "dilation"):
-            numbers = per_axis(name, getattr(self, name), self.rank)
-            object.__setattr__(self, name, numbers)
+            object.__setattr__(self, name, per_axis(name, getattr(self, name), self.rank))
         object.__setattr__(self, "padding", padding_per_axis(self.padding, self.rank))
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         self._expect_axes((0, *shape))
         *lengths, channels = shape
-        window, stride, padding, dilation = spans = self._spans(tuple(lengths))
+        geometry = self._geometry(tuple(lengths))
+        window, stride, padding, dilation = geometry
         out = out_lengths(tuple(lengths), window, stride, dilation, padding)
-        for n, o, *of_axis in zip(lengths, out, *spans, strict=True):
-            fits = min(_real(n, o, *of_axis)) > 0
-            expect(fits, "a window of {} would see nothing but padding {}", window, padding)
+        for n, o, *axis_geometry in zip(lengths, out, *geometry, strict=True):
+            fits = min(_unpadded_counts(n, o, *axis_geometry)) > 0
+            expect(fits, "a window of {} would contain nothing but padding {}", window, padding)
         return {}, {}, (*out, channels)
 
-    def forward(self, params, state, x, *, train=False):
-        """x: (batch, *space, channels) -> y: (batch, *out, channels).
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        """Map x (batch, *space, channels) to y (batch, *out, channels).
 
         Raises
         ------
@@ -95,32 +98,46 @@ class _Windows(Layer):
             If x has another number of axes, or is smaller than a window.
         """
         self._expect_axes(x.shape)
-        y, kept = self._pool(x, *self._spans(x.shape[1:-1]))
-        return y, state, (_shape_of(x), kept)
+        y, pool_cache = self._pool(x, *self._geometry(x.shape[1:-1]))
+        return y, state, (empty_like(x), pool_cache)
 
-    def backward(self, params, cache, dy):
-        shape, kept = cache
-        lengths = shape.shape[1:-1]
-        return self._unpool(dy, kept, lengths, *self._spans(lengths)), {}
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
+        empty, pool_cache = cache
+        lengths = empty.shape[1:-1]
+        return self._pool_backward(dy, pool_cache, lengths, *self._geometry(lengths)), {}
 
-    def _expect_axes(self, shape):
-        name, n, fits = type(self).__name__, self.rank, len(shape) == self.rank + 2
-        takes = "{} takes (batch, {} of space, channels), got (batch, *{})"
-        expect(fits, takes, name, n, shape[1:])
+    def _expect_axes(self, shape: Shape) -> None:
+        axes = self.rank + 2
+        fits = len(shape) == axes
+        message = "{} takes {} axes, (batch, *space, channels), got (batch, *{})"
+        expect(fits, message, type(self).__name__, axes, shape[1:])
 
-    def _spans(self, lengths):
-        """Window, stride, padding and dilation over axes of these lengths, if there are windows."""
-        spans = self.window, self.stride, self.dilation
-        padding = resolve_padding(self.padding, lengths, *spans)
-        out_lengths(lengths, *spans, padding)  # refuses what is smaller than a window
+    def _geometry(self, lengths: Shape) -> tuple[Shape, Shape, Pads, Shape]:
+        """Return window, stride, padding and dilation for spatial axes of these lengths.
+
+        Raises ValueError if a window does not fit.
+        """
+        padding = resolve_padding(self.padding, lengths, self.window, self.stride, self.dilation)
+        out_lengths(lengths, self.window, self.stride, self.dilation, padding)
         return self.window, self.stride, padding, self.dilation
 
-    def _pool(self, x, *spans):
-        """y, and what `_unpool` needs."""
+    def _pool(
+        self, x: Array, window: Shape, stride: Shape, padding: Pads, dilation: Shape
+    ) -> tuple[Array, Any]:
+        """Return y and what `_pool_backward` needs besides."""
         raise NotImplementedError
 
-    def _unpool(self, dy, kept, lengths, *spans):
-        """dx."""
+    def _pool_backward(
+        self,
+        dy: Array,
+        cache: Any,
+        lengths: Shape,
+        window: Shape,
+        stride: Shape,
+        padding: Pads,
+        dilation: Shape,
+    ) -> Array:
+        """Return dx; lengths: those of the spatial axes of x."""
         raise NotImplementedError
 
 
@@ -132,11 +149,22 @@ class _MaxPool(_Windows):
     padding: str | int | tuple[int, ...] | Pads = "valid"
     dilation: int | tuple[int, ...] = 1
 
-    def _pool(self, x, *spans):
-        return largest(x, *spans)
+    def _pool(
+        self, x: Array, window: Shape, stride: Shape, padding: Pads, dilation: Shape
+    ) -> tuple[Array, Any]:
+        return largest(x, window, stride, padding, dilation)
 
-    def _unpool(self, dy, which, lengths, *spans):
-        return largest_input(dy, which, lengths, *spans)
+    def _pool_backward(
+        self,
+        dy: Array,
+        cache: Any,
+        lengths: Shape,
+        window: Shape,
+        stride: Shape,
+        padding: Pads,
+        dilation: Shape,
+    ) -> Array:
+        return largest_input(dy, cache, lengths, window, stride, padding, dilation)
 
 
 @dataclass(frozen=True)
@@ -149,68 +177,93 @@ class _AveragePool(_Windows):
 
     dilation = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         expect_flag("count_padding", self.count_padding)
 
-    def _pool(self, x, *spans):
-        for axis, (k, s, around, d) in reversed(list(enumerate(zip(*spans, strict=True), 1))):
-            n, parts = x.shape[axis], slide(pad(x, along(x, axis, around)), axis, k, s, d)
+    def _pool(
+        self, x: Array, window: Shape, stride: Shape, padding: Pads, dilation: Shape
+    ) -> tuple[Array, Any]:
+        axes = enumerate(zip(window, stride, padding, dilation, strict=True), start=1)
+        for axis, (k, s, pads, d) in reversed(list(axes)):
+            n = x.shape[axis]
+            parts = slide(pad(x, along(x, axis, pads)), axis, k, s, d)
             total = sum(parts[1:], start=parts[0])
-            x = total / self._counts(total, axis, n, k, s, around, d)
+            x = total / self._divisor(total, axis, n, k, s, pads, d)
         return x, ()
 
-    def _unpool(self, dy, kept, lengths, *spans):
-        for axis, (n, k, s, around, d) in enumerate(zip(lengths, *spans, strict=True), 1):
-            share = dy / self._counts(dy, axis, n, k, s, around, d)
-            dy = unslide(*[share] * k, axis=axis, stride=s, dilation=d, length=n + sum(around))
-            dy = crop(dy, along(dy, axis, around))
+    def _pool_backward(
+        self,
+        dy: Array,
+        cache: Any,
+        lengths: Shape,
+        window: Shape,
+        stride: Shape,
+        padding: Pads,
+        dilation: Shape,
+    ) -> Array:
+        axes = zip(lengths, window, stride, padding, dilation, strict=True)
+        for axis, (n, k, s, pads, d) in enumerate(axes, start=1):
+            share = dy / self._divisor(dy, axis, n, k, s, pads, d)
+            # each of the k elements of a window gets the same share
+            dy = unslide(*[share] * k, axis=axis, stride=s, dilation=d, length=n + sum(pads))
+            dy = crop(dy, along(dy, axis, pads))
         return dy
 
-    def _counts(self, y, axis, n, k, s, around, d):
-        """Of how many numbers each of y along the axis, n long before, is the mean."""
-        if self.count_padding or around == (0, 0):
+    def _divisor(
+        self, y: Array, axis: int, n: int, k: int, s: int, pads: tuple[int, int], d: int
+    ) -> Any:
+        """Return the number of inputs averaged into each output along an axis of length n.
+
+        A float if it is the same for all outputs, else an array that broadcasts to y.
+        """
+        if self.count_padding or pads == (0, 0):
             return float(k)
-        return _column(_real(n, y.shape[axis], k, s, around, d), y, axis, y.dtype)
+        return _along_axis(_unpadded_counts(n, y.shape[axis], k, s, pads, d), y, axis, y.dtype)
 
 
 class MaxPool1D(_MaxPool):
-    """y = the largest number in each window, channel by channel; see `MaxPool2D`.
+    """y = the maximum of each window, channel by channel.
 
-    x: (batch, time, channels) -> y: (batch, windows, channels).
+    x: (batch, time, channels) -> y: (batch, windows, channels). The options are those of
+    `MaxPool2D`, with one axis.
     """
 
     rank = 1
 
 
 class MaxPool2D(_MaxPool):
-    """y = the largest number in each window, channel by channel.
+    """y = the maximum of each window, channel by channel.
 
-    x: (batch, height, width, channels) -> y: (batch, windows down, windows across, channels).
+    x: (batch, rows, columns, channels) -> y: (batch, *windows, channels).
 
-    window, stride, dilation: an integer, or one for each axis; windows begin `stride` apart
-    (None: as far as the window is long), and the places in one are `dilation` apart.
-    padding: "valid" for none, "same" for ⌈n / stride⌉ windows along an axis of n places, an
-    integer, or for each axis an integer or a pair (before, behind). Padding is never the
-    largest. The gradient is derived at the head of this file.
+    `window`: lengths of the window (kernel_size, pool_size). `stride`: distance between the
+    starts of windows, by default the window. `dilation`: distance between the elements of a
+    window. Each is an integer for all axes or has an entry for each.
+
+    `padding`: "valid" for none, "same" for ⌈n / stride⌉ windows along an axis of length n, an
+    integer, or for each axis an integer or a pair (before, after). Padding is never the
+    maximum. The gradient is derived in the docstring of this module.
     """
 
     rank = 2
 
 
 class MaxPool3D(_MaxPool):
-    """y = the largest number in each window, channel by channel; see `MaxPool2D`.
+    """y = the maximum of each window, channel by channel.
 
-    x: (batch, depth, height, width, channels) -> y: (batch, *windows, channels).
+    x: (batch, depth, rows, columns, channels) -> y: (batch, *windows, channels). The options
+    are those of `MaxPool2D`, with three axes.
     """
 
     rank = 3
 
 
 class AveragePool1D(_AveragePool):
-    """y = the mean of each window, channel by channel; see `AveragePool2D`.
+    """y = the mean of each window, channel by channel.
 
-    x: (batch, time, channels) -> y: (batch, windows, channels).
+    x: (batch, time, channels) -> y: (batch, windows, channels). The options are those of
+    `AveragePool2D`, with one axis.
     """
 
     rank = 1
@@ -219,20 +272,21 @@ class AveragePool1D(_AveragePool):
 class AveragePool2D(_AveragePool):
     """y = the mean of each window, channel by channel.
 
-    x: (batch, height, width, channels) -> y: (batch, windows down, windows across, channels).
+    x: (batch, rows, columns, channels) -> y: (batch, *windows, channels).
 
-    window, stride, padding: as in MaxPool2D. The zeros of the padding count as numbers
-    (PyTorch's meaning), or with `count_padding` off they do not (TensorFlow's). The
-    gradient is derived at the head of this file.
+    `window`, `stride` and `padding` are those of `MaxPool2D`. `count_padding`: whether the zeros
+    of the padding count in the mean, as by default in PyTorch (count_include_pad) and unlike in
+    TensorFlow. The gradient is derived in the docstring of this module.
     """
 
     rank = 2
 
 
 class AveragePool3D(_AveragePool):
-    """y = the mean of each window, channel by channel; see `AveragePool2D`.
+    """y = the mean of each window, channel by channel.
 
-    x: (batch, depth, height, width, channels) -> y: (batch, *windows, channels).
+    x: (batch, depth, rows, columns, channels) -> y: (batch, *windows, channels). The options
+    are those of `AveragePool2D`, with three axes.
     """
 
     rank = 3
@@ -241,114 +295,128 @@ class AveragePool3D(_AveragePool):
 class _Global(Layer):
     one_array = True
 
-    def init(self, key, shape, dtype):
-        self._places((0, *shape))
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
+        self._count_positions((0, *shape))
         return {}, {}, shape[-1:]
 
-    def _places(self, shape):
-        """How many places there are in space."""
-        name, fits = type(self).__name__, len(shape) >= 3 and math.prod(shape[1:-1]) >= 1
-        expect(fits, "{} takes (batch, *space, channels), got (batch, *{})", name, shape[1:])
-        return math.prod(shape[1:-1])
+    def _count_positions(self, shape: Shape) -> int:
+        """Return the number of positions, or raise ValueError if there is none."""
+        positions = math.prod(shape[1:-1])
+        fits = len(shape) >= 3 and positions >= 1
+        message = "{} takes (batch, *space, channels), got (batch, *{})"
+        expect(fits, message, type(self).__name__, shape[1:])
+        return positions
 
 
 class GlobalMaxPool(_Global):
-    """y = the largest number in all of space, channel by channel.
+    """y = the maximum over all positions, channel by channel.
 
-    x: (batch, *space, channels) -> y: (batch, channels), with any number of axes of space.
+    x: (batch, *space, channels) -> y: (batch, channels), with any number of spatial axes.
     """
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         xp = namespace(x)
-        rows = xp.reshape(x, (x.shape[0], self._places(x.shape), x.shape[-1]))
+        rows = xp.reshape(x, (x.shape[0], self._count_positions(x.shape), x.shape[-1]))
         which = xp.argmax(rows, axis=1)
-        return xp.max(rows, axis=1), state, (_shape_of(x), which)
+        return xp.max(rows, axis=1), state, (empty_like(x), which)
 
-    def backward(self, params, cache, dy):
-        xp, (shape, which) = namespace(dy), cache
-        places = xp.arange(self._places(shape.shape), dtype=which.dtype, device=device(which))
-        largest = which[:, None, :] == places[None, :, None]
-        dx = xp.where(largest, dy[:, None, :], 0.0)
-        return xp.reshape(dx, (dy.shape[0], *shape.shape[1:])), {}
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
+        xp = namespace(dy)
+        empty, which = cache
+        count = self._count_positions(empty.shape)
+        positions = xp.arange(count, dtype=which.dtype, device=device(which))
+        is_largest = which[:, None, :] == positions[None, :, None]
+        dx = xp.where(is_largest, dy[:, None, :], 0.0)
+        return xp.reshape(dx, (dy.shape[0], *empty.shape[1:])), {}
 
 
 class GlobalAveragePool(_Global):
-    """y = the mean over all of space, channel by channel.
+    """y = the mean over all positions, channel by channel.
 
-    x: (batch, *space, channels) -> y: (batch, channels), with any number of axes of space.
+    x: (batch, *space, channels) -> y: (batch, channels), with any number of spatial axes.
     """
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         total = sum_over(widened(x), tuple(range(1, x.ndim - 1)))
-        y = namespace(x).reshape(total, (x.shape[0], x.shape[-1])) / float(self._places(x.shape))
-        return narrowed(y, x), state, _shape_of(x)
+        total = namespace(x).reshape(total, (x.shape[0], x.shape[-1]))
+        y = total / float(self._count_positions(x.shape))
+        return narrowed(y, x), state, empty_like(x)
 
-    def backward(self, params, cache, dy):
-        xp, shape = namespace(dy), (dy.shape[0], *cache.shape[1:])
-        share = dy / float(self._places(shape))
-        rows = xp.reshape(share, (shape[0], *(1 for _ in shape[1:-1]), shape[-1]))
-        return xp.broadcast_to(rows, shape), {}
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
+        xp = namespace(dy)
+        shape = (dy.shape[0], *cache.shape[1:])
+        share = dy / float(self._count_positions(shape))
+        share = xp.reshape(share, (shape[0], *(1 for _ in shape[1:-1]), shape[-1]))
+        return xp.broadcast_to(share, shape), {}
 
 
 class _Adaptive(Layer):
-    """What cuts space into bins: bin i of m over n places is ⌊i n / m⌋ … ⌈(i + 1) n / m⌉ - 1."""
+    """Base of layers that reduce each of `size` bins. Bins are reduced axis by axis."""
 
     one_array = True
 
     size: Any
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.size, (tuple, list)):
             object.__setattr__(self, "size", per_axis("size", self.size, len(self.size)))
         else:
             per_axis("size", self.size, 1)
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         return {}, {}, (*self._sizes((0, *shape)), shape[-1])
 
-    def forward(self, params, state, x, *, train=False):
-        cache = [_shape_of(x)]
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        cache = [empty_like(x)]
         for axis, m in reversed(list(enumerate(self._sizes(x.shape), 1))):
             bins = _bins(x.shape[axis], m)
             parts = [x[(*(slice(None),) * axis, slice(start, end), ...)] for start, end in bins]
-            x, kept = self._pool(parts, bins, axis)
-            cache.append(kept)
+            x, axis_cache = self._pool(parts, bins, axis)
+            cache.append(axis_cache)
         return x, state, tuple(cache)
 
-    def backward(self, params, cache, dy):
-        shape, *kept = cache
-        sizes = self._sizes(shape.shape)
-        for (axis, m), one in zip(enumerate(sizes, 1), reversed(kept), strict=True):
-            dy = self._unpool(dy, one, _bins(shape.shape[axis], m), axis)
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
+        empty, *axis_caches = cache
+        sizes = enumerate(self._sizes(empty.shape), 1)
+        for (axis, m), axis_cache in zip(sizes, reversed(axis_caches), strict=True):
+            dy = self._pool_backward(dy, axis_cache, _bins(empty.shape[axis], m), axis)
         return dy, {}
 
-    def _pool(self, parts, bins, axis):
-        """y along one axis, of which `parts` are what is in the bins, and what is kept."""
+    def _pool(self, parts: list[Array], bins: list, axis: int) -> tuple[Array, Any]:
+        """Return y along one axis and what `_pool_backward` needs; parts: x in each bin."""
         raise NotImplementedError
 
-    def _unpool(self, dy, kept, bins, axis):
-        """dx along one axis."""
+    def _pool_backward(self, dy: Array, cache: Any, bins: list, axis: int) -> Array:
+        """Return dx along one axis."""
         raise NotImplementedError
 
-    def _sizes(self, shape):
-        name, fits = type(self).__name__, len(shape) >= 3 and min(shape[1:-1], default=0) >= 1
-        expect(fits, "{} takes (batch, *space, channels), got (batch, *{})", name, shape[1:])
+    def _sizes(self, shape: Shape) -> Shape:
+        fits = len(shape) >= 3 and min(shape[1:-1], default=0) >= 1
+        message = "{} takes (batch, *space, channels), got (batch, *{})"
+        expect(fits, message, type(self).__name__, shape[1:])
         return per_axis("size", self.size, len(shape) - 2)
 
 
 @dataclass(frozen=True)
 class AdaptiveMaxPool(_Adaptive):
-    """y = the largest number in each bin, channel by channel, with `size` bins along each axis.
+    """y = the maximum of each bin, channel by channel, with `size` bins along each axis.
 
-    x: (batch, *space, channels) -> y: (batch, *size, channels), with any number of axes of
-    space; size: an integer, or one for each of them. Bins cover space evenly, and overlap
-    where they must: bin i of m over n places begins at ⌊i n / m⌋ and ends before
-    ⌈(i + 1) n / m⌉ (PyTorch's rule).
+    x: (batch, *space, channels) -> y: (batch, *size, channels), with any number of spatial axes.
+
+    `size`: number of bins (output_size), an integer for all axes or one for each. Bins cover
+    space evenly and overlap where m does not divide n: bin i of m on an axis of length n starts
+    at ⌊i n / m⌋ and ends before ⌈(i + 1) n / m⌉, as in PyTorch.
     """
 
     size: int | tuple[int, ...]
 
-    def _pool(self, parts, bins, axis):
+    def _pool(self, parts: list[Array], bins: list, axis: int) -> tuple[Array, Any]:
         xp = namespace(parts[0])
         best = [xp.max(part, axis=axis, keepdims=True) for part in parts]
         which = [
@@ -357,71 +425,81 @@ class AdaptiveMaxPool(_Adaptive):
         ]
         return xp.concat(best, axis=axis), xp.concat(which, axis=axis)
 
-    def _unpool(self, dy, which, bins, axis):
-        xp, n, total = namespace(dy), bins[-1][1], 0.0
-        places = _column(list(range(n)), dy, axis, which.dtype)
-        for turn in _turns(n, len(bins)):
-            index = xp.asarray(turn, device=device(dy))
-            won = xp.take(which, index, axis=axis) == places
-            total = total + xp.where(won, xp.take(dy, index, axis=axis), 0.0)
-        return total
+    def _pool_backward(self, dy: Array, cache: Any, bins: list, axis: int) -> Array:
+        xp = namespace(dy)
+        which = cache
+        n = bins[-1][1]
+        positions = _along_axis(list(range(n)), dy, axis, which.dtype)
+        dx: Any = 0.0
+        for bin_of_position in _rounds(n, len(bins)):
+            index = xp.asarray(bin_of_position, device=device(dy))
+            is_largest = xp.take(which, index, axis=axis) == positions
+            dx = dx + xp.where(is_largest, xp.take(dy, index, axis=axis), 0.0)
+        return dx
 
 
 @dataclass(frozen=True)
 class AdaptiveAveragePool(_Adaptive):
     """y = the mean of each bin, channel by channel, with `size` bins along each axis.
 
-    Shapes, size and bins: as in AdaptiveMaxPool.
+    x: (batch, *space, channels) -> y: (batch, *size, channels). `size` and the bins are those
+    of `AdaptiveMaxPool`.
     """
 
     size: int | tuple[int, ...]
 
-    def _pool(self, parts, bins, axis):
+    def _pool(self, parts: list[Array], bins: list, axis: int) -> tuple[Array, Any]:
         xp = namespace(parts[0])
         means = [xp.mean(part, axis=axis, keepdims=True) for part in parts]
         return xp.concat(means, axis=axis), ()
 
-    def _unpool(self, dy, kept, bins, axis):
-        xp, total = namespace(dy), 0.0
-        for turn in _turns(bins[-1][1], len(bins)):
-            seen = [(j, *bins[i]) for j, i in enumerate(turn)]
-            shares = [1.0 / (end - start) if start <= j < end else 0.0 for j, start, end in seen]
-            index = xp.asarray(turn, device=device(dy))
-            share = _column(shares, dy, axis, dy.dtype)
-            total = total + xp.take(dy, index, axis=axis) * share
-        return total
+    def _pool_backward(self, dy: Array, cache: Any, bins: list, axis: int) -> Array:
+        xp = namespace(dy)
+        dx: Any = 0.0
+        for bin_of_position in _rounds(bins[-1][1], len(bins)):
+            shares = []
+            for position, i in enumerate(bin_of_position):
+                start, end = bins[i]
+                shares.append(1.0 / (end - start) if start <= position < end else 0.0)
+            index = xp.asarray(bin_of_position, device=device(dy))
+            share = _along_axis(shares, dy, axis, dy.dtype)
+            dx = dx + xp.take(dy, index, axis=axis) * share
+        return dx
 
 
-def _bins(n, m):
+def _bins(n: int, m: int) -> list[tuple[int, int]]:
+    """Return (start, end) of each of m bins on an axis of length n."""
     return [(i * n // m, -(-(i + 1) * n // m)) for i in range(m)]
 
 
 @cache
-def _turns(n, m):
-    """For each of n places a bin that it is in, then for each another, until all had theirs.
+def _rounds(n: int, m: int) -> list[tuple[int, ...]]:
+    """Return rounds of bin indices, with one bin for each of n positions in each round.
 
-    Those in fewer bins than others get some that they are not in, and none twice.
+    Over all rounds, every position gets each of the bins that contain it once. Positions in
+    fewer bins than others get filler bins in the remaining rounds, which do not contain them.
+    The gradient of overlapping bins is then a sum over rounds of whole-array operations.
     """
     bins = _bins(n, m)
-    inside = [[start <= j < end for start, end in bins] for j in range(n)]
-    orders = (sorted(range(m), key=lambda i: not row[i]) for row in inside)
-    return list(zip(*orders, strict=True))[: max(map(sum, inside))]
+    contains = [[start <= position < end for start, end in bins] for position in range(n)]
+    orders = []
+    for row in contains:
+        inside = [i for i in range(m) if row[i]]
+        fillers = [i for i in range(m) if not row[i]]
+        orders.append(inside + fillers)
+    rounds = max(sum(row) for row in contains)
+    return list(zip(*orders, strict=True))[:rounds]
 
 
-def _real(n, o, k, s, around, d):
-    """How many places of each window are not padding."""
-    low, _ = around
+def _unpadded_counts(n: int, o: int, k: int, s: int, pads: tuple[int, int], d: int) -> list[int]:
+    """Return for each of o windows how many of its k elements are not padding."""
+    low, _ = pads
     starts = [i * s - low for i in range(o)]
-    return [sum(0 <= start + place * d < n for place in range(k)) for start in starts]
+    return [sum(0 <= start + offset * d < n for offset in range(k)) for start in starts]
 
 
-def _shape_of(x):
-    """An array of no rows, which holds the shape that `backward` needs and no number."""
-    return namespace(x).zeros((0, *x.shape[1:]), dtype=x.dtype, device=device(x))
-
-
-def _column(numbers, like, axis, dtype):
-    """`numbers` along `axis` of the axes of `like`."""
+def _along_axis(numbers: list, like: Array, axis: int, dtype: Any) -> Array:
+    """Return `numbers` as an array along `axis` that broadcasts to the shape of `like`."""
     xp = namespace(like)
-    column = xp.asarray(numbers, dtype=dtype, device=device(like))
-    return xp.reshape(column, (*(1,) * axis, len(numbers), *(1,) * (like.ndim - axis - 1)))
+    array = xp.asarray(numbers, dtype=dtype, device=device(like))
+    return xp.reshape(array, (*(1,) * axis, len(numbers), *(1,) * (like.ndim - axis - 1)))
