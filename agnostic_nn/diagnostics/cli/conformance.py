@@ -54,7 +54,7 @@ def _conformance(options: argparse.Namespace) -> int:
             return refuse("conformance", f"{path} cannot be written to")
     asked = {"bare": options.bare, "only": options.only, "seconds": options.seconds}
     try:
-        found = guarded(options.backend, **asked, told=tell)
+        found = guarded(options.backend, **asked, progress=tell)
     except BackendUnavailable as error:
         return refuse("conformance", error)
     tell("")

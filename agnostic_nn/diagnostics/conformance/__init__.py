@@ -1,35 +1,36 @@
-"""Conformance: what of this library a given array library can carry, and how exactly.
+"""Conformance: which parts of this library work on a given array library, and how exactly.
 
-Any library that speaks the Array API Standard will do: one with an adapter, or any namespace
-without one. Each thing is computed there and by NumPy, in float32 and, where there is one, in
-float64, and the largest difference from NumPy's float64 decides:
+The library may be any that follows the Array API Standard: one with an adapter, or any namespace
+without one. Each trial runs there and on NumPy, in float32 and, if the library has it, in
+float64. The verdict follows from the largest difference from NumPy's float64:
 
 exact
     The same numbers as NumPy's in the same dtype.
 within
-    Off by no more than roundings are: 16 ε of the largest number of an array (of 1, if that is
-    below), ε from 1 to the next number; in training 4 ε √(n · t), as `compare` says it.
+    The difference can be explained by rounding: at most 16 ε of the largest number of an array (of
+    1, if that is smaller), with ε the distance from 1 to the next number; in training at most
+    4 ε √(n · t), as `compare` derives it.
 wrong
-    Off by more, or of another shape or dtype, or an argument was changed in place.
+    The difference is larger, or a shape or dtype differs, or an argument was changed in place.
 unsupported
-    The library raised an error, which is shown in one line, hung, or ended the process.
+    The library raised an error, which is shown in one line, did not return, or ended the process.
 skipped
-    Not tried by itself, for the reason shown.
+    Not run by itself, for the reason shown.
 
-`library.py` finds the library, `trials.py` says what is tried, `judging.py` holds it to NumPy,
-`findings.py` shows what came of it; `trying.py` goes through it all, in a process of its own if
-need be.
+`library.py` loads the library, `trials.py` lists the trials, `verdicts.py` compares the results
+with NumPy's, `results.py` formats the findings, and `runner.py` runs all trials, in another
+process if need be.
 """
 
 from .library import library
 from .results import NEEDS, Conformance, Finding
 from .runner import conformance, guarded
-from .trials import SECTIONS, THROUGH
+from .trials import SECTIONS, TESTED_IN
 
 __all__ = [
     "NEEDS",
     "SECTIONS",
-    "THROUGH",
+    "TESTED_IN",
     "Conformance",
     "Finding",
     "conformance",

@@ -1,8 +1,9 @@
-"""The library that is tried: with its adapter if it has one, or with none."""
+"""Load the library to be tested, with its adapter if it has one."""
 
 from contextlib import nullcontext
 from importlib import import_module
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -17,69 +18,72 @@ from ...core.backend import (
 )
 from ..loading import CannotLoad, load
 
-__all__ = ["library", "line"]
+__all__ = ["error_line", "library"]
 
 
 def library(name: str, *, bare: bool = False) -> Backend:
-    """The library called `name`, with its adapter if it has one.
+    """Return the library called `name` as a backend.
 
-    A backend, with a device if need be; or a module that is an adapter, or a namespace; or
-    module:object, a namespace. bare: do without the adapter.
+    name: a backend, optionally with a device; or a module that is an adapter or an Array API
+    namespace; or a namespace given as module:object. bare: do not use the adapter.
 
     Raises
     ------
     BackendUnavailable
-        If there is no such thing, or it cannot run.
+        If there is no such library, or it cannot run.
     """
     if not bare and name.partition(":")[0] in known_backends():
         return backend(name)
     try:
-        found = load(name)
+        loaded = load(name)
     except CannotLoad as error:
         names = ", ".join(known_backends())
         raise BackendUnavailable(f"{name} is not a backend ({names}): {error}") from error
-    missing = [each for each in ADAPTER if not hasattr(found, each)]
-    if missing and not bare and hasattr(found, "to_numpy"):  # which no namespace has
+    missing = [attribute for attribute in ADAPTER if not hasattr(loaded, attribute)]
+    is_adapter = hasattr(loaded, "to_numpy")  # no namespace has it
+    if missing and not bare and is_adapter:
         raise BackendUnavailable(f"{name} is an adapter, but lacks {', '.join(missing)}")
-    adapter = _adapted(name, found) if bare or missing else found
+    adapter = _generic_adapter(name, loaded) if bare or missing else loaded
     try:
         device_name, device = next(iter(adapter.devices().items()))
     except Exception as error:
-        raise BackendUnavailable(f"{name} finds no device: {line(error)}") from error
+        raise BackendUnavailable(f"{name} finds no device: {error_line(error)}") from error
     return Backend(name, device_name, device, adapter, *chosen_policy(None, None))
 
 
-def _adapted(name, given):
-    """An adapter for a namespace that has none: the Standard's own words, and nothing native."""
+def _generic_adapter(name: str, library: Any) -> Any:
+    """Return an adapter for a namespace: only functions of the Standard, nothing native."""
     try:
-        xp = namespace(given.asarray([0.0]))
+        xp = namespace(library.asarray([0.0]))
     except Exception as error:
-        reason = f"arrays of {name} do not speak the Array API Standard: {line(error)}"
+        reason = f"arrays of {name} do not follow the Array API Standard: {error_line(error)}"
         raise BackendUnavailable(reason) from error
 
     def asarray(data, device):
-        # without a dtype some would make float32 of float64; one that is missing is the error
+        # Some libraries would convert float64 to float32 if no dtype were given. A dtype that the
+        # library lacks raises AttributeError here.
         return xp.asarray(np.array(data, order="C"), dtype=getattr(xp, data.dtype.name))
 
     def to_numpy(array):
         try:
-            found = np.asarray(array)
+            converted = np.asarray(array)
         except (TypeError, ValueError, RuntimeError):
             return np.from_dlpack(array)
-        if found.dtype == object:
-            remedy = "they need __array__ or __dlpack__, or the library an adapter"
-            raise TypeError(f"NumPy finds no numbers in arrays of {name}: {remedy}")
-        return found
+        if converted.dtype == object:
+            remedy = "they need __array__ or __dlpack__, or the library needs an adapter"
+            raise TypeError(f"NumPy cannot read arrays of {name}: {remedy}")
+        return converted
 
     def has_float64(device):
         try:
             return xp.asarray([0.0], dtype=xp.float64).dtype == xp.float64
-        except Exception:  # each library has its own way to refuse
+        except Exception:  # libraries raise different errors
             return False
 
-    version = getattr(given, "__version__", "") or getattr(
-        import_module(name.partition(":")[0].partition(".")[0]), "__version__", "?"
-    )
+    version = getattr(library, "__version__", "")
+    if not version:
+        package = import_module(name.partition(":")[0].partition(".")[0])
+        version = getattr(package, "__version__", "?")
     return SimpleNamespace(
         xp=xp,
         version=version,
@@ -96,8 +100,9 @@ def _adapted(name, given):
     )
 
 
-def line(error: BaseException) -> str:
-    """An error in one line."""
-    said = " ".join(str(error).split())
-    said = said if len(said) <= 160 else f"{said[:157]}..."
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+def error_line(error: BaseException) -> str:
+    """Return an error as one line."""
+    message = " ".join(str(error).split())
+    if len(message) > 160:
+        message = f"{message[:157]}..."
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

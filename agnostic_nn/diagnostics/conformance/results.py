@@ -1,4 +1,4 @@
-"""Findings: what became of each thing that was tried, as tables, a page and data."""
+"""Findings of a conformance run, as tables, as a page and as data."""
 
 import math
 from collections import Counter
@@ -13,7 +13,7 @@ from ...display.tables import folded, html_table, markdown_table, table
 __all__ = ["NEEDS", "VERDICTS", "Conformance", "Finding"]
 
 VERDICTS = ("exact", "within", "wrong", "unsupported", "skipped")
-NEEDS = (  # of the Standard; a test holds that no more is used
+NEEDS = (  # names of the Standard that the library uses; a test keeps the list complete
     *("abs", "all", "any", "arange", "argmax", "argsort", "asarray", "astype", "bool"),
     *("broadcast_to", "clip", "concat", "cos", "exp", "expand_dims", "expm1", "finfo", "flip"),
     *("float32", "floor", "full", "full_like", "int32", "int8", "isdtype", "isfinite", "log"),
@@ -26,49 +26,58 @@ NEEDS = (  # of the Standard; a test holds that no more is used
 
 HEAD = """# Conformance: {backend} {version}
 
-What of this library {backend} can carry, thing by thing, found by `agnostic-nn conformance`.
+Which parts of this library work on {backend}, as measured by `agnostic-nn conformance`.
 
-## What a backend must have
+## What a backend needs
 
-Arrays with `__array_namespace__`, or a library that array-api-compat wraps, or a class of arrays
-that the adapter names by `agnostic_nn.core.arrays.register`; the dtypes bool, int32, uint32
-and float32, and float64 if there is one; the operators of the Standard, among them `@`, `&`, `^`,
-`<<` and `>>` of uint32; indexing with integers, slices, `None` and `...`; and of the functions and
-names of the Array API Standard these:
+Arrays: they have `__array_namespace__`, or array-api-compat wraps their library, or the adapter
+registers their class with `agnostic_nn.core.arrays.register`.
+
+Dtypes: bool, int32, uint32 and float32, and float64 if the library has it.
+
+Operators of the Array API Standard, among them `@`, and `&`, `^`, `<<` and `>>` of uint32. Indexing
+with integers, slices, `None` and `...`.
+
+These functions and names of the Array API Standard:
 
 {needs}
 
-Numbers made from nothing are asked for with `dtype=` and `device=`, and `device(x)` of
-array-api-compat must tell where x is, or else the function that was registered; `np.asarray` or
-DLPack must bring x to the host, or an adapter's `to_numpy`. Sorts are asked for with `stable=True`.
-Nothing is written into an array, nothing is indexed by a mask or by integers, and no value decides
-a shape.
+- Functions that create arrays are called with `dtype=` and `device=`.
+- `device(x)` of array-api-compat returns the device of x, or the registered function does.
+- `np.asarray` or DLPack copies x to the host, or the `to_numpy` of an adapter does.
+- Sorts are called with `stable=True`.
+- The library never writes into an array, never indexes with a mask or an integer array, and no
+  shape depends on a value.
 
-A library with all of that runs as it is, by the name of its namespace (`agnostic-nn conformance
-mlx.core`). What it lacks, an adapter brings: one module with the names that
-`agnostic_nn_backends` lists, which is found by its own name, or as an entry point of the group
-`agnostic_nn.backends`. There is one of a hundred lines in `examples/mlx_backend`.
+A library with all of that runs without an adapter, under the name of its namespace (`agnostic-nn
+conformance mlx.core`). An adapter supplies what is missing: one module with the names that
+`agnostic_nn_backends` lists. It is found by its module name, or as an entry point of the group
+`agnostic_nn.backends`. `examples/mlx_backend` has one of a hundred lines.
 
 ## How to read this
 
-The columns are the largest difference from NumPy's float64, relative to the largest number of the
-array that it is in, or to 1. `exact`: the same numbers as NumPy's in the same dtype, which has a
-difference from float64 too. `within`: off by no more than 16 ε, ε being the distance from 1 to the
-next number, or in training by 4 ε √n, after n roundings. `wrong`: off by more, or of another shape
-or dtype. `unsupported`: the library's own error in one line, or that it gave no answer or ended the
-process. `skipped`: not tried by itself, and why. Random words, checkpoints and what goes to a
-device and back must be exact. Differences of random draws, training and checkpoints are from NumPy
-in the same dtype.
+The columns show the largest difference from NumPy's float64, relative to the largest number of the
+array, or to 1 if that is larger.
 
-## What was found
+- `exact`: the same numbers as NumPy's in the same dtype. They can still differ from float64.
+- `within`: the difference is at most 16 ε, with ε the distance from 1 to the next number, or in
+  training at most 4 ε √n after n roundings.
+- `wrong`: the difference is larger, or a shape or dtype differs.
+- `unsupported`: the library raised the error shown, did not return, or ended the process.
+- `skipped`: not run by itself, for the reason shown.
 
-On {hardware}, {adapter}: {tried} things, of which **{said}**.
+Random words, checkpoints and copies to the device and back have to be exact. Random draws,
+training and checkpoints are compared with NumPy in the same dtype.
+
+## Results
+
+On {hardware}, {adapter}: {tried} trials, **{summary}**.
 """
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of one thing: errors are relative to the largest number of an array."""
+    """The result of one trial. Errors are relative to the largest number of an array."""
 
     section: str
     name: str
@@ -90,61 +99,65 @@ class Conformance:
 
     @property
     def totals(self) -> dict[str, int]:
-        """How many findings have each verdict."""
-        counted = Counter(one.verdict for one in self.findings)
-        return {verdict: counted[verdict] for verdict in VERDICTS}
+        """The number of findings with each verdict."""
+        counts = Counter(finding.verdict for finding in self.findings)
+        return {verdict: counts[verdict] for verdict in VERDICTS}
 
     @property
     def conforms(self) -> bool:
-        """Whether nothing is wrong or unsupported."""
+        """Return whether nothing is wrong or unsupported."""
         return not (self.totals["wrong"] or self.totals["unsupported"])
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """The totals in words."""
         return ", ".join(f"{count} {verdict}" for verdict, count in self.totals.items())
 
     def __str__(self) -> str:
         parts = [table(columns, rows, title) for title, columns, rows in self._tables()]
         head = f"{self.backend} {self.version} ({self.hardware}), {self.adapter}"
-        return "\n\n".join([head, *parts, f"{len(self.findings)} tried: {self.said}"])
+        return "\n\n".join([head, *parts, f"{len(self.findings)} tried: {self.summary}"])
 
     def _repr_html_(self) -> str:
         head = f"{self.backend} {self.version} ({self.hardware}), {self.adapter}: "
-        told = [f"<p>{escape(head)}<strong>{len(self.findings)} tried: {self.said}</strong></p>"]
+        totals = f"{len(self.findings)} tried: {self.summary}"
+        parts = [f"<p>{escape(head)}<strong>{totals}</strong></p>"]
         for title, columns, rows in self._tables():
-            found = html_table(columns, rows, title, inline=True)
-            told.append(folded(f"{title}: {len(rows)}", found, len(rows)))
-        return "".join(told)
+            section = html_table(columns, rows, title, inline=True)
+            parts.append(folded(f"{title}: {len(rows)}", section, len(rows)))
+        return "".join(parts)
 
     def to_markdown(self) -> str:
-        """The same as a page in Markdown, which says first what a backend must have."""
-        words = ", ".join(f"`{name}`" for name in NEEDS)
-        said = asdict(self) | {"said": self.said, "tried": len(self.findings)}
-        parts = [HEAD.format(needs=fill(words, 100), **said).rstrip()]
+        """Return a page in Markdown, which begins with what a backend needs."""
+        needs = fill(", ".join(f"`{name}`" for name in NEEDS), 100)
+        values = asdict(self) | {"summary": self.summary, "tried": len(self.findings)}
+        parts = [HEAD.format(needs=needs, **values).rstrip()]
         for title, columns, rows in self._tables():
             parts += [f"### {title[0].upper()}{title[1:]}", markdown_table(columns, rows)]
         return "\n\n".join(parts) + "\n"
 
     def to_json(self) -> dict[str, Any]:
-        """The same as data for JSON, where an error that is no finite number is null."""
-        found = asdict(self) | {"totals": self.totals, "needs": list(NEEDS)}
-        for one in found["findings"]:
+        """Return the findings as data for JSON, with null for an error that is not finite."""
+        data = asdict(self) | {"totals": self.totals, "needs": list(NEEDS)}
+        for finding in data["findings"]:
             for dtype in ("float32", "float64"):
-                if one[dtype] is not None and not math.isfinite(one[dtype]):
-                    one[dtype] = None
-        return found
+                if finding[dtype] is not None and not math.isfinite(finding[dtype]):
+                    finding[dtype] = None
+        return data
 
     def _tables(self) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
+        """Yield the title, columns and rows of the table of each section."""
         columns = ["", "verdict", "float32", "float64", "why"]
-        for section in dict.fromkeys(one.section for one in self.findings):
-            rows = [
-                [one.name, one.verdict, _shown(one.float32), _shown(one.float64), one.reason]
-                for one in self.findings
-                if one.section == section
-            ]
+        for section in dict.fromkeys(finding.section for finding in self.findings):
+            rows: list[list[Any]] = []
+            for finding in self.findings:
+                if finding.section == section:
+                    errors = _cell(finding.float32), _cell(finding.float64)
+                    rows.append([finding.name, finding.verdict, *errors, finding.reason])
             yield section, columns, rows
 
 
-def _shown(error):
-    return "" if error is None else f"{error:.1e}" if error else "0"
+def _cell(error: float | None) -> str:
+    if error is None:
+        return ""
+    return f"{error:.1e}" if error else "0"

@@ -1,29 +1,31 @@
-"""Trying: one thing after the other, here or in a process that may hang or crash."""
+"""Run all trials, in this process or in another one that may hang or crash."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from multiprocessing import get_context
+from typing import Any
 
 from ...core.backend import Backend, BackendUnavailable
 from .library import library
 from .results import Conformance, Finding
-from .trials import SECTIONS
-from .verdicts import judged
+from .trials import SECTIONS, Trial
+from .verdicts import judge
 
 __all__ = ["conformance", "guarded"]
 
-SPAWN = get_context("spawn")  # a fork of a process with threads may hang by itself
-SECONDS = 120.0  # that one thing may take, and a library to start
+SPAWN = get_context("spawn")  # a forked copy of a process with threads may hang
+SECONDS = 120.0  # time limit of a trial, and for a library to start
 
 
 def conformance(
-    chosen: Backend | str, *, only: str = "", told: Callable[[str], None] = lambda name: None
+    chosen: Backend | str, *, only: str = "", progress: Callable[[str], None] = lambda name: None
 ) -> Conformance:
-    """Try everything on the library `chosen`; `told` is given the name of what is under way.
+    """Run all trials on the library `chosen`, in this process.
 
-    only: the one section, or the one thing, to try.
+    only: run one section or one trial of this name. progress: called with the name of each
+    trial before it runs.
 
     Raises
     ------
@@ -33,9 +35,9 @@ def conformance(
     chosen = library(chosen) if isinstance(chosen, str) else chosen
     findings = []
     for section, trial in _trials(only):
-        told(trial.name)
-        findings.append(judged(section, trial, chosen))
-    return replace(_begun(chosen), findings=tuple(findings))
+        progress(trial.name)
+        findings.append(judge(section, trial, chosen))
+    return replace(_without_findings(chosen), findings=tuple(findings))
 
 
 def guarded(
@@ -44,79 +46,85 @@ def guarded(
     bare: bool = False,
     only: str = "",
     seconds: float = SECONDS,
-    told: Callable[[str], None] = lambda name: None,
+    progress: Callable[[str], None] = lambda name: None,
 ) -> Conformance:
-    """The same of `library(name, bare=bare)`, in a process of its own, which may hang or crash.
+    """Run all trials on `library(name, bare=bare)`, in another process, which may hang or crash.
 
-    What takes longer than `seconds`, or ends the process, is unsupported; the rest is tried by
-    another process.
+    A trial that takes longer than `seconds`, or ends the process, is unsupported. A new process
+    runs the trials after it.
+
+    Raises
+    ------
+    BackendUnavailable
+        If there is no such library, or it cannot run or start.
     """
-    wanted = [(section, trial.name) for section, trial in _trials(only)]
+    names = [(section, trial.name) for section, trial in _trials(only)]
     findings: list[Finding] = []
-    begun: Conformance | None = None
-    while begun is None or len(findings) < len(wanted):
-        ours, theirs = SPAWN.Pipe(duplex=False)
-        asked = theirs, name, bare, only, len(findings)
-        worker = SPAWN.Process(target=_work, args=asked, daemon=True)
+    result: Conformance | None = None
+    while result is None or len(findings) < len(names):
+        receiver, sender = SPAWN.Pipe(duplex=False)
+        arguments = sender, name, bare, only, len(findings)
+        worker = SPAWN.Process(target=_run_worker, args=arguments, daemon=True)
         worker.start()
-        theirs.close()
+        sender.close()  # so that `receiver` notices when the worker ends
         try:
-            begun = _answer(ours, worker, max(seconds, SECONDS))
-            while len(findings) < len(wanted):
-                told(wanted[len(findings)][1])
-                findings.append(_answer(ours, worker, seconds))
-        except _Silent as error:
-            if begun is None:
+            result = _receive(receiver, worker, max(seconds, SECONDS))
+            while len(findings) < len(names):
+                progress(names[len(findings)][1])
+                findings.append(_receive(receiver, worker, seconds))
+        except _NoAnswer as error:
+            if result is None:
                 raise BackendUnavailable(f"{name} does not start: {error}") from error
-            findings.append(Finding(*wanted[len(findings)], "unsupported", reason=str(error)))
+            findings.append(Finding(*names[len(findings)], "unsupported", reason=str(error)))
         finally:
             worker.kill()
             worker.join()
-    return replace(begun, findings=tuple(findings))
+    return replace(result, findings=tuple(findings))
 
 
-def _trials(only):
-    """Section and trial of all that is asked for, in order."""
+def _trials(only: str) -> Iterator[tuple[str, Trial]]:
+    """Yield the section and the trial of all, or of those called `only`, in order."""
     for section, trials in SECTIONS.items():
         for trial in trials():
             if only in ("", section, trial.name):
                 yield section, trial
 
 
-def _begun(chosen):
-    """All but the findings."""
+def _without_findings(chosen: Backend) -> Conformance:
+    """Return a result that describes the library and has no findings yet."""
     adapter = getattr(chosen.adapter, "__name__", None)
     adapter = f"through the adapter {adapter}" if adapter else "without an adapter"
     return Conformance(str(chosen), chosen.version, chosen.hardware, adapter, ())
 
 
-def _work(answers, name, bare, only, start):
-    """Answer with what the library is, and each finding from the one numbered `start` on."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # to stop is for the process that asks
+def _run_worker(sender: Any, name: str, bare: bool, only: str, start: int) -> None:
+    """Send a result without findings, and then each finding from number `start` on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     try:
         chosen = library(name, bare=bare)
     except BackendUnavailable as error:
-        answers.send(error)
+        sender.send(error)
         return
-    answers.send(_begun(chosen))
+    sender.send(_without_findings(chosen))
     for section, trial in islice(_trials(only), start, None):
-        answers.send(judged(section, trial, chosen))
+        sender.send(judge(section, trial, chosen))
 
 
-class _Silent(Exception):
-    """No answer comes any more; the message says why."""
+class _NoAnswer(Exception):
+    """The worker sends nothing more; the message says why."""
 
 
-def _answer(answers, worker, seconds):
-    if not answers.poll(seconds):
-        raise _Silent(f"no answer within {seconds:g} seconds")
+def _receive(receiver: Any, worker: Any, seconds: float) -> Any:
+    """Return what the worker sends next; raise an exception that it sent."""
+    if not receiver.poll(seconds):
+        raise _NoAnswer(f"no answer within {seconds:g} seconds")
     try:
-        answer = answers.recv()
+        answer = receiver.recv()
     except EOFError:
         worker.join()
         code = worker.exitcode
         ended = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
-        raise _Silent(f"the process ended {ended}") from None
+        raise _NoAnswer(f"the process ended {ended}") from None
     if isinstance(answer, Exception):
         raise answer
     return answer

@@ -1,4 +1,4 @@
-"""Trials: all that is tried, section by section."""
+"""The trials of a conformance run, by section."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,20 +15,22 @@ from ...core.backend import Backend, BackendUnavailable, backend
 from ...core.trees import leaves, named_leaves, shape_map, tree_map
 from ...training import Trainer
 from ..compare.deviation import tolerance
-from ..examples import LAYERS, LOSSES, OPTIMIZERS
+from ..examples import LAYERS, LOSSES, OPTIMIZERS, Example
 from ..gradcheck.inputs import batched, draw_for
 from .results import NEEDS
 
-__all__ = ["SECTIONS", "THROUGH", "Trial", "Wrong", "same"]
+__all__ = ["SECTIONS", "TESTED_IN", "Trial", "Wrong", "same"]
 
 ROUNDINGS = 16.0  # tolerance of one computation, in ε of the dtype
 
 
 class Trial(NamedTuple):
-    """Something to try: `compute(backend, dtype)` makes a tree of arrays on the host.
+    """A computation to run on NumPy and on the library.
 
-    allowed: ε -> the tolerance. wide: whether NumPy's float64 is the reference, and not NumPy's
-    own numbers in the same dtype: random draws of another dtype are other numbers.
+    compute: returns a tree of arrays on the host, for a backend and a dtype; or the reason why
+    the trial is skipped. allowed: returns the tolerance for ε. wide: whether the reference is
+    NumPy's float64; otherwise it is NumPy in the same dtype. Random draws need the latter,
+    because they differ between dtypes.
     """
 
     name: str
@@ -38,46 +40,46 @@ class Trial(NamedTuple):
 
 
 class Wrong(Exception):
-    """What no number shows; the message says it."""
+    """A fault that is not a numerical difference; the message describes it."""
 
 
-def same(found: Any, near: Any) -> bool:
-    """Whether two trees alike hold the same numbers, NaN where NaN is."""
-    pairs = zip(leaves(found), leaves(near), strict=True)
-    return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in pairs)
+def same(a: Any, b: Any) -> bool:
+    """Return whether two trees of one structure hold the same numbers, with NaN equal to NaN."""
+    pairs = zip(leaves(a), leaves(b), strict=True)
+    return all(np.array_equal(x, y, equal_nan=x.dtype.kind == "f") for x, y in pairs)
 
 
-def _exactly(epsilon):
+def _exact(epsilon: float) -> float:
     return 0.0
 
 
-def _names():
-    def compute(one, dtype):
-        missing = [name for name in NEEDS if not hasattr(one.xp, name)]
+def _names() -> Iterator[Trial]:
+    def compute(chosen, dtype):
+        missing = [name for name in NEEDS if not hasattr(chosen.xp, name)]
         if missing:
             raise AttributeError(f"the namespace lacks {', '.join(missing)}")
         return {}
 
-    yield Trial(f"{len(NEEDS)} names", compute, _exactly)
+    yield Trial(f"{len(NEEDS)} names", compute, _exact)
 
 
-def _arrays():
+def _arrays() -> Iterator[Trial]:
     for name in ("bool", "int32", "uint32", "float32", "float64"):
 
-        def compute(one, dtype, name=name):
+        def compute(chosen, dtype, name=name):
             if name == "float64" and dtype == "float32":
-                if not one.can_double:
-                    raise BackendUnavailable(f"{one} has no float64")
+                if not chosen.can_double:
+                    raise BackendUnavailable(f"{chosen} has no float64")
                 return {}
-            given = np.asarray([[0, 1, 2], [100, 3, 7]]).astype(name)
-            array = one.asarray(given)
-            given[...] = 0
-            return one.to_numpy(array)
+            data = np.asarray([[0, 1, 2], [100, 3, 7]]).astype(name)
+            array = chosen.asarray(data)
+            data[...] = 0  # changes `array` too if it shares memory, which is wrong
+            return chosen.to_numpy(array)
 
-        yield Trial(f"{name}, there and back", compute, _exactly, wide=False)
+        yield Trial(f"{name}, round trip", compute, _exact, wide=False)
 
 
-def _random():
+def _random() -> Iterator[Trial]:
     draws = {
         "words": lambda xp, key, dtype: random.words(key, 257),
         "split": lambda xp, key, dtype: random.split(key, 3),
@@ -89,41 +91,47 @@ def _random():
     }
     for name, draw in draws.items():
 
-        def compute(one, dtype, draw=draw):
-            key = random.key(2**40 + 7, xp=one.xp, device=one.device)
-            found = one.to_numpy(one.jit(lambda key: draw(one.xp, key, dtype))(key))
-            # a library may hold words and places in wider integers
-            return found.astype(np.int64) if found.dtype.kind in "iu" else found
+        def compute(chosen, dtype, draw=draw):
+            key = random.key(2**40 + 7, xp=chosen.xp, device=chosen.device)
+            result = chosen.to_numpy(chosen.jit(lambda key: draw(chosen.xp, key, dtype))(key))
+            # a library may use wider integers for words and positions
+            return result.astype(np.int64) if result.dtype.kind in "iu" else result
 
-        # in float64 other numbers are drawn, of more bits
-        allowed = Trial._field_defaults["allowed"] if name == "normal" else _exactly
+        # `wide=False`: draws in float64 have more random bits and are other numbers
+        allowed = Trial._field_defaults["allowed"] if name == "normal" else _exact
         yield Trial(name, compute, allowed, wide=False)
 
 
-def _on(one, function, arrays):
-    """function(arrays) by a backend, on the host; its arguments must stay as they are."""
-    there = one.asarray(arrays)
-    found = one.to_numpy(one.jit(function)(there))
-    for (name, given), now in zip(named_leaves(arrays), leaves(there), strict=True):
-        if not same(given, one.to_numpy(now)):
+def _run_on(chosen: Backend, function: Callable, arrays: Any) -> Any:
+    """Return function(arrays), computed by a backend, on the host.
+
+    Raises
+    ------
+    Wrong
+        If an argument was changed in place.
+    """
+    moved = chosen.asarray(arrays)
+    result = chosen.to_numpy(chosen.jit(function)(moved))
+    for (name, before), after in zip(named_leaves(arrays), leaves(moved), strict=True):
+        if not same(before, chosen.to_numpy(after)):
             raise Wrong(f"{name}, an argument, was changed in place")
-    return found
+    return result
 
 
-def _cast(tree, dtype):
+def _cast(tree: Any, dtype: str) -> Any:
     return tree_map(lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, tree)
 
 
-def _special():
+def _ops() -> Iterator[Trial]:
     generator = np.random.default_rng(0)
     numbers = np.asarray([-1e4, -7.0, -0.5, -0.0, 0.0, 1e-30, 0.5, 7.0, 1e4])
     arrays = {
         "numbers": numbers,
         "x": generator.standard_normal((5, 4, 3)),
         "ties": generator.integers(0, 3, (2, 4, 4, 3)).astype(float),
-        "broken": np.asarray([0.0, math.nan, math.inf]),
+        "not_finite": np.asarray([0.0, math.nan, math.inf]),
         "rows": np.asarray([0, 2, 2, 1, 0], np.int32),
-        "holds": np.asarray([True, False]),
+        "condition": np.asarray([True, False]),
     }
     arrays = _cast(_cast(arrays, "float32"), "float64")
 
@@ -140,7 +148,7 @@ def _special():
 
     functions = {
         "above_zero": lambda a: ops.above_zero(a["numbers"], a["numbers"]),
-        "all_finite": lambda a: (ops.all_finite(a["x"]), ops.all_finite(a["broken"])),
+        "all_finite": lambda a: (ops.all_finite(a["x"]), ops.all_finite(a["not_finite"])),
         "barrier": lambda a: ops.barrier({"x": a["x"], "numbers": a["numbers"]}),
         "bounded_exp": lambda a: ops.bounded_exp(-ops.softplus(a["numbers"])),
         "crop": lambda a: ops.crop(a["x"], ((1, 2),)),
@@ -155,7 +163,7 @@ def _special():
         "scan": lambda a: (loop(a, reverse=False), loop(a, reverse=True)),
         "scatter_add": lambda a: ops.scatter_add(a["x"][:, 0, :], a["rows"], 4),
         "select": lambda a: tuple(
-            ops.select(a["holds"][i], lambda: a["numbers"] + 1.0, a["numbers"]) for i in (0, 1)
+            ops.select(a["condition"][i], lambda: a["numbers"] + 1.0, a["numbers"]) for i in (0, 1)
         ),
         "sigmoid": lambda a: ops.sigmoid(a["numbers"]),
         "softplus": lambda a: ops.softplus(a["numbers"]),
@@ -169,20 +177,21 @@ def _special():
             functions[name] = partial(_elementwise, getattr(ops, name))
     for name in ops.__all__:
         if name not in functions:
-            yield Trial(name, f"tried through {THROUGH[name]}")
+            yield Trial(name, f"tested in {TESTED_IN[name]}")
             continue
 
-        def compute(one, dtype, function=functions[name]):
-            return _on(one, function, _cast(arrays, dtype))
+        def compute(chosen, dtype, function=functions[name]):
+            return _run_on(chosen, function, _cast(arrays, dtype))
 
         yield Trial(name, compute)
 
 
-def _elementwise(function, arrays):
+def _elementwise(function: Callable, arrays: dict[str, Any]) -> Any:
     return function(arrays["numbers"])
 
 
-THROUGH = {
+# Functions that have no trial, and the trials that call them.
+TESTED_IN = {
     "along": "pooling",
     "attend": "MultiHeadAttention",
     "attend_backward": "MultiHeadAttention",
@@ -207,74 +216,78 @@ THROUGH = {
 }
 
 
-def _of(specimens):
-    for one in specimens:
-        yield Trial(one.name, partial(_layer, one, 4))
+def _examples(examples: tuple[Example, ...]) -> Iterator[Trial]:
+    for example in examples:
+        yield Trial(example.name, partial(_layer, example, 4))
 
 
-def _layer(specimen, size, one, dtype):
-    """Forward and backward, training and predicting, of up to four examples."""
-    layer = specimen.layer
+def _layer(example: Example, size: int, chosen: Backend, dtype: str) -> Any:
+    """Return the results of forward and backward, training and predicting, on `size` examples."""
+    layer = example.layer
 
     def everything(a):
-        found = {}
+        results = {}
         for mode in ("train", "predict"):
             train = mode == "train"
             y, state, cache = layer.forward(a["params"], a["state"], a["x"], train=train)
             dx, grads = layer.backward(a["params"], cache, a["dy"])
             dx = {name: leaf for name, leaf in named_leaves(dx, "dx") if leaf is not None}
-            found[mode] = {"y": y, "state": state, "grads": grads, **dx}
-        return found
+            results[mode] = {"y": y, "state": state, "grads": grads, **dx}
+        return results
 
-    arrays = _given(specimen)
-    few = tree_map(lambda leaf: leaf[:size], {name: arrays[name] for name in ("x", "dy")})
-    return _on(one, everything, _cast(arrays | few, dtype))
+    arrays = _arguments(example)
+    batch = tree_map(lambda leaf: leaf[:size], {name: arrays[name] for name in ("x", "dy")})
+    return _run_on(chosen, everything, _cast(arrays | batch, dtype))
 
 
 @cache
-def _given(specimen):
-    """All that a layer is called with, in float32, where no bias is 0."""
-    layer, generator, host = specimen.layer, np.random.default_rng(0), backend("numpy").xp
-    draw = specimen.draw or partial(draw_for, layer)
-    params, state, out = layer.init(random.key(0, xp=host), specimen.shape, host.float32)
-    x = draw(generator, batched(specimen.shape, 4))
+def _arguments(example: Example) -> dict[str, Any]:
+    """Return the arguments of a layer for four examples, in float32, where no bias is 0."""
+    layer = example.layer
+    generator = np.random.default_rng(0)
+    host = backend("numpy").xp
+    draw = example.draw or partial(draw_for, layer)
+    params, state, out = layer.init(random.key(0, xp=host), example.shape, host.float32)
+    x = draw(generator, batched(example.shape, 4))
     dy = shape_map(lambda shape: np.asarray(generator.standard_normal(shape)), batched(out, 4))
     params = tree_map(lambda leaf: leaf + generator.uniform(-0.25, 0.25, leaf.shape), params)
     return _cast({"params": params, "state": state, "x": _narrow(x), "dy": dy}, "float32")
 
 
-def _narrow(tree):
-    """Whole numbers in int32."""
+def _narrow(tree: Any) -> Any:
+    """Return the tree with integers in int32."""
     return tree_map(lambda leaf: leaf.astype("int32") if leaf.dtype.kind in "iu" else leaf, tree)
 
 
-def _batches():
-    """What is left of the few layers that differ most, where there are no or few examples."""
-    some = ("Conv2D", "Dense", "Embedding", "GRU", "MaxPool2D", "MultiHeadAttention")
-    for one in LAYERS:
-        if one.name in some:
+def _batches() -> Iterator[Trial]:
+    """Yield trials with no or one example, for a few layers of different kinds."""
+    names = ("Conv2D", "Dense", "Embedding", "GRU", "MaxPool2D", "MultiHeadAttention")
+    for example in LAYERS:
+        if example.name in names:
             for size in (0, 1):
-                yield Trial(f"{one.name}, a batch of {size}", partial(_layer, one, size))
+                yield Trial(f"{example.name}, a batch of {size}", partial(_layer, example, size))
 
 
-def _optimizers(steps=5):
+def _optimizers(steps: int = 5) -> Iterator[Trial]:
     generator = np.random.default_rng(0)
 
-    def drawn():
+    def draw_params():
         layer = {"weight": generator.standard_normal((5, 3)), "bias": generator.standard_normal(3)}
         tree = ({"weight": generator.standard_normal((3, 2, 2, 4))}, layer)
         return tree_map(lambda leaf: leaf.astype("float32"), tree)
 
-    start, grads = drawn(), [drawn() for _ in range(steps)]
+    start = draw_params()
+    grads = [draw_params() for _ in range(steps)]
     for optimizer in OPTIMIZERS:
 
-        def compute(one, dtype, optimizer=optimizer):
+        def compute(chosen, dtype, optimizer=optimizer):
             params = _cast(start, dtype)
-            moments = one.asarray(optimizer.init(params))
-            params, update = one.asarray(params), one.jit(optimizer.update)
+            moments = chosen.asarray(optimizer.init(params))
+            params = chosen.asarray(params)
+            update = chosen.jit(optimizer.update)
             for grad in grads:
-                params, moments = update(params, one.asarray(_cast(grad, dtype)), moments)
-            return one.to_numpy({"params": params, "moments": moments})
+                params, moments = update(params, chosen.asarray(_cast(grad, dtype)), moments)
+            return chosen.to_numpy({"params": params, "moments": moments})
 
         yield Trial(type(optimizer).__name__, compute)
 
@@ -288,36 +301,36 @@ class _Task(NamedTuple):
     x: np.ndarray
     target: np.ndarray
 
-    def trainer(self, one, dtype):
-        asked = self.model, self.loss, self.optimizer
-        return Trainer(*asked, backend=one, dtype=dtype, seed=3, shape=self.x.shape[1:])
+    def trainer(self, chosen: Backend, dtype: str) -> Trainer:
+        parts = self.model, self.loss, self.optimizer
+        return Trainer(*parts, backend=chosen, dtype=dtype, seed=3, shape=self.x.shape[1:])
 
-    def fit(self, trainer, epochs=2):
-        """The losses of so many epochs of three batches, the last of them short."""
+    def fit(self, trainer: Trainer, epochs: int = 2) -> Any:
+        """Train for `epochs` epochs of three batches, the last of them short."""
         data = _cast(self.x, trainer.dtype), self.target
         return trainer.fit(*data, epochs=epochs, batch_size=16, verbose=0)
 
 
-def _tasks():
+def _tasks() -> dict[str, _Task]:
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 3, 40)
     images = generator.standard_normal((40, 6, 6, 2))
     words = generator.integers(0, 7, (40, 5))
-    slow = optimizers.SGD(0.05, momentum=0.9)
+    sgd = optimizers.SGD(0.05, momentum=0.9)
     return {
         "Dense, BatchNorm, Dropout": _Task(
             blocks.Sequential(
                 *(layers.Dense(8), layers.BatchNorm(), layers.GELU(), layers.Dropout(0.2)),
                 layers.Dense(3),
             ),
-            *(losses.softmax_cross_entropy, slow, images[:, 0, 0, :], labels),
+            *(losses.softmax_cross_entropy, sgd, images[:, 0, 0, :], labels),
         ),
         "Conv2D, MaxPool2D": _Task(
             blocks.Sequential(
                 *(layers.Conv2D(4, 3), layers.ReLU(), layers.MaxPool2D(), layers.Flatten()),
                 layers.Dense(3),
             ),
-            *(losses.softmax_cross_entropy, slow, images, labels),
+            *(losses.softmax_cross_entropy, sgd, images, labels),
         ),
         "Embedding, attention, LSTM": _Task(
             blocks.Sequential(
@@ -325,59 +338,65 @@ def _tasks():
                 blocks.Residual(layers.MultiHeadAttention(2, causal=True)),
                 *(layers.LSTM(4), layers.Flatten(), layers.Dense(3)),
             ),
-            *(losses.softmax_cross_entropy, slow, words, labels),
+            *(losses.softmax_cross_entropy, sgd, words, labels),
         ),
     }
 
 
-def _training():
+def _training() -> Iterator[Trial]:
     for name, task in _tasks().items():
 
-        def compute(one, dtype, task=task):
-            trainer = task.trainer(one, dtype)
+        def compute(chosen, dtype, task=task):
+            trainer = task.trainer(chosen, dtype)
             history = task.fit(trainer)
             y = trainer.predict(_cast(task.x, dtype))
             loss = np.asarray(history["loss"])
-            return {"loss": loss, "params": one.to_numpy(trainer.params), "y": y}
+            return {"loss": loss, "params": chosen.to_numpy(trainer.params), "y": y}
 
-        yield Trial(name, compute, partial(_of_steps, task, 6), wide=False)
+        yield Trial(name, compute, partial(_training_tolerance, task, 6), wide=False)
 
 
-def _of_steps(task, steps, epsilon):
-    """Forward sums over rows of weights, backward over columns, and a gradient over a batch."""
+def _training_tolerance(task: _Task, steps: int, epsilon: float) -> float:
+    """Return the tolerance after `steps` steps.
+
+    The number of roundings in a row is bounded by the lengths of all sums: forward over the rows
+    of each weight, backward over its columns, and for the gradient over a batch of 16.
+    """
     params = task.trainer(backend("numpy"), "float64").params
     return tolerance(epsilon, steps * (16 + sum(sum(leaf.shape) for leaf in leaves(params))))
 
 
-def _checkpoints():
+def _checkpoints() -> Iterator[Trial]:
     task = next(iter(_tasks().values()))
 
-    def moved(one, dtype, back):
-        first, second = (one, backend("numpy")) if back else (backend("numpy"), one)
+    def train_save_load(chosen, dtype, to_numpy):
+        numpy = backend("numpy")
+        first, second = (chosen, numpy) if to_numpy else (numpy, chosen)
         trainer = task.trainer(first, dtype)
         task.fit(trainer, epochs=1)
         with TemporaryDirectory() as folder:
             path = Path(folder, "checkpoint")
             trainer.save(path)
-            again = Trainer.load(path, second)
-        saved, read = first.to_numpy(trainer.params), second.to_numpy(again.params)
-        if not same(saved, read):
-            raise Wrong("what was loaded is not what was saved")
-        task.fit(again, epochs=1)
-        return {"params": second.to_numpy(again.params)}
+            loaded = Trainer.load(path, second)
+        if not same(first.to_numpy(trainer.params), second.to_numpy(loaded.params)):
+            raise Wrong("the loaded parameters differ from the saved ones")
+        task.fit(loaded, epochs=1)
+        return {"params": second.to_numpy(loaded.params)}
 
-    allowed = partial(_of_steps, task, 6)
-    for name, back in {"from NumPy, trained on": False, "to NumPy, trained on": True}.items():
-        yield Trial(name, partial(moved, back=back), allowed, wide=False)
+    allowed = partial(_training_tolerance, task, 6)
+    directions = {"saved by NumPy, then loaded": False, "saved, then loaded by NumPy": True}
+    for name, to_numpy in directions.items():
+        compute = partial(train_save_load, to_numpy=to_numpy)
+        yield Trial(name, compute, allowed, wide=False)
 
 
 SECTIONS: dict[str, Callable[[], Iterator[Trial]]] = {
-    "names of the Standard": _names,
+    "Array API names": _names,
     "arrays": _arrays,
     "random words": _random,
-    "special functions": _special,
-    "layers": partial(_of, LAYERS),
-    "losses": partial(_of, LOSSES),
+    "operations": _ops,
+    "layers": partial(_examples, LAYERS),
+    "losses": partial(_examples, LOSSES),
     "batches of 0 and 1": _batches,
     "optimizers": _optimizers,
     "training": _training,

@@ -1,74 +1,86 @@
-"""Judging: a trial on NumPy and on the library, and what is to be said of the difference."""
+"""Run a trial on NumPy and on the library, and judge the difference."""
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from ...core.backend import Backend, backend
 from ...core.trees import leaves, named_leaves
-from .library import line
+from .library import error_line
 from .results import Finding
 from .trials import Trial, Wrong, same
 
-__all__ = ["judged"]
+__all__ = ["judge"]
 
 
-def judged(section: str, trial: Trial, chosen: Backend) -> Finding:
-    """The finding about a trial."""
-    find = partial(Finding, section, trial.name)
+def judge(section: str, trial: Trial, chosen: Backend) -> Finding:
+    """Return the finding of a trial on the backend `chosen`."""
+    finding: Callable[..., Finding] = partial(Finding, section, trial.name)
     if isinstance(trial.compute, str):
-        return find("skipped", reason=trial.compute)
-    host, exact, reason = backend("numpy"), True, ""
+        return finding("skipped", reason=trial.compute)
+    host = backend("numpy")
+    exact = True
+    reason = ""
     errors: dict[str, float] = {}
     for dtype in ("float32", "float64") if chosen.can_double else ("float32",):
         where = "float64: " if dtype == "float64" else ""
-        near = trial.compute(host, dtype)
-        wide = trial.compute(host, "float64") if trial.wide else near
+        on_numpy = trial.compute(host, dtype)
+        reference = trial.compute(host, "float64") if trial.wide else on_numpy
         try:
             with chosen.double() if dtype == "float64" else nullcontext():
-                found = trial.compute(chosen, dtype)
+                result = trial.compute(chosen, dtype)
         except Wrong as error:
-            return find("wrong", **errors, reason=f"{where}{error}")
-        except Exception as error:  # each library has its own way to refuse
-            return find("unsupported", **errors, reason=f"{where}{line(error)}")
-        fault = _unlike(found, near)
+            return finding("wrong", **errors, reason=f"{where}{error}")
+        except Exception as error:  # libraries raise different errors
+            return finding("unsupported", **errors, reason=f"{where}{error_line(error)}")
+        fault = _structural_fault(result, on_numpy)
         if fault:
-            return find("wrong", **errors, reason=f"{where}{fault}")
-        errors[dtype], worst = _error(found, wide)
-        exact = exact and same(found, near)
+            return finding("wrong", **errors, reason=f"{where}{fault}")
+        errors[dtype], worst = _worst_error(result, reference)
+        exact = exact and same(result, on_numpy)
         if not errors[dtype] <= trial.allowed(float(np.finfo(dtype).eps)):
             reason = reason or f"{where}{worst}"
-    return find("wrong" if reason else "exact" if exact else "within", **errors, reason=reason)
+    if reason:
+        return finding("wrong", **errors, reason=reason)
+    return finding("exact" if exact else "within", **errors)
 
 
-def _unlike(found, near):
-    """What is missing, left over, or of another shape or dtype than NumPy's."""
-    found, near = dict(named_leaves(found)), dict(named_leaves(near))
-    for name in sorted(found.keys() ^ near.keys()):
-        return f"{name} {'is missing' if name in near else 'should not be there'}"
-    for name, leaf in near.items():
-        if (found[name].shape, found[name].dtype) != (leaf.shape, leaf.dtype):
-            there = f"{found[name].dtype} {found[name].shape}"
-            return f"{name} is {there}, expected {leaf.dtype} {leaf.shape}"
+def _structural_fault(result: Any, expected: Any) -> str | None:
+    """Describe a leaf that is missing, not expected, or of another shape or dtype than NumPy's."""
+    result = dict(named_leaves(result))
+    expected = dict(named_leaves(expected))
+    for name in sorted(result.keys() ^ expected.keys()):
+        return f"{name} {'is missing' if name in expected else 'should not be there'}"
+    for name, leaf in expected.items():
+        if (result[name].shape, result[name].dtype) != (leaf.shape, leaf.dtype):
+            got = f"{result[name].dtype} {result[name].shape}"
+            return f"{name} is {got}, expected {leaf.dtype} {leaf.shape}"
     return None
 
 
-def _error(found, reference):
-    """The largest error of all leaves, and the number that it is in, in words."""
-    worst = 0.0, ""
-    for (name, a), b in zip(named_leaves(found), leaves(reference), strict=True):
+def _worst_error(result: Any, reference: Any) -> tuple[float, str]:
+    """Return the largest error of all leaves, and a description of that element."""
+    worst = 0.0
+    description = ""
+    for (name, a), b in zip(named_leaves(result), leaves(reference), strict=True):
         errors = _errors(a, b)
-        if np.max(errors, initial=0.0) > worst[0]:
+        if np.max(errors, initial=0.0) > worst:
             at = np.unravel_index(np.argmax(errors), errors.shape)
             place = f"{name}[{', '.join(map(str, at))}]" if at else name
-            worst = float(errors[at]), f"{place} is {a[at]:.9g}, expected {b[at]:.9g}"
-    return worst
+            worst = float(errors[at])
+            description = f"{place} is {a[at]:.9g}, expected {b[at]:.9g}"
+    return worst, description
 
 
-def _errors(a, b):
-    """Relative to the largest number of b, or to 1; whole numbers and NaN fit or do not."""
+def _errors(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the error of each element of a, relative to the largest number of b, at least 1.
+
+    Other dtypes than real numbers have to be equal, and NaN has to be at the same places.
+    """
     same = (a == b) | ((a != a) & (b != b))
     if a.dtype.kind != "f":
         return np.where(same, 0.0, math.inf)
