@@ -1,11 +1,11 @@
-"""Attention: every query asks all keys, and takes a mean of what stands with them.
+"""Scaled dot-product attention: each query gets a weighted mean of the values.
 
 For one head, with queries Q (t, d), keys K (s, d) and values V (s, d) as rows,
 
-    S = Q Kᵀ / √d        P = softmax(S), row by row, over the keys allowed        O = P V
+    S = Q Kᵀ / √d        P = softmax(S), row by row, over the allowed keys        O = P V
 
-(Vaswani et al., arXiv:1706.03762, eq. 1). P is 0 at a key that is not allowed. A row without
-any key allowed is all 0, and so is its O: a mean of nothing.
+(Vaswani et al., arXiv:1706.03762, eq. 1). P is 0 at a masked key. If all keys of a row are masked,
+its P and its O are 0.
 
 Gradient
 --------
@@ -13,25 +13,25 @@ With dL = Σ dO · (dP V + P dV), a product of matrices as in `Dense`,
 
     dV = Pᵀ dO        g = dO Vᵀ, which is dL/dP
 
-A row of P changes with its row of S by ∂Pⱼ/∂Sₖ = Pⱼ ([j = k] - Pₖ) (Bishop, PRML, eq. 4.106;
-the shift by the row's largest cancels), hence
+Each row of P depends on its row of S by ∂Pⱼ/∂Sₖ = Pⱼ ([j = k] - Pₖ) (Bishop, PRML, eq. 4.106;
+subtracting the maximum of the row first does not change P), hence
 
     dS = P ∘ (g - Σ g ∘ P)        Σ along each row
 
-A forbidden key has P = 0, therefore dS = 0: no gradient passes, and a row of zeros passes
-none at all. S is linear in either factor:
+At a masked key P = 0, therefore dS = 0, and no gradient flows through it. A row of which all keys
+are masked has no gradient at all. S is linear in Q and in K:
 
     dQ = dS K / √d        dK = dSᵀ Q / √d
 
-Dropout of P to P ∘ M (M is 0 or 1 / (1 - rate)) puts P ∘ M in place of P in O and dV, and
-g ∘ M in place of g in dS. Where several heads of Q share one head of K and V (Ainslie et al.,
-arXiv:2305.13245), their queries are so many more rows of Q, and the sums in dK and dV run
-over them all.
+With dropout of P, P ∘ M (each element of M is 0 or 1 / (1 - rate)) replaces P in O and dV, and
+g ∘ M replaces g in dS. If several heads of Q share one head of K and V (grouped queries, Ainslie
+et al., arXiv:2305.13245), their queries count as additional rows of Q, and the sums in dK and dV
+run over all of them.
 
-P is the largest of all this where sequences are longer than heads are wide. Here it is kept
-for the gradient. A native version may keep of each row of S only its largest m and the sum
-n of exp(S - m), or the logarithm of n e^m, and go through S piece by piece once more:
-P = exp(S - m) / n (Dao et al., arXiv:2205.14135), where Σ g ∘ P = Σ dO ∘ O may come from O.
+P is the largest of these arrays if sequences are longer than heads are wide. This version saves it
+for the backward pass. A native version may save only the maximum m of each row of S and the sum n
+of exp(S - m), or the logarithm of n e^m, and recompute P = exp(S - m) / n block by block (Dao et
+al., arXiv:2205.14135). Then Σ g ∘ P = Σ dO ∘ O can be computed from O.
 """
 
 import math
@@ -48,34 +48,36 @@ def attend(
     key: Array,
     value: Array,
     allowed: Array | tuple = (),
-    kept: Array | tuple = (),
+    dropout: Array | tuple = (),
     *,
     causal: bool = False,
 ) -> tuple[Array, Cache]:
-    """O as above, and what `attend_backward` will need, which is the backend's own affair.
+    """Return O, and the cache for `attend_backward`, whose contents each backend chooses.
 
-    query: (batch, heads, group, t, d); key, value: (batch, heads, s, d); allowed: booleans
-    that broadcast to P (batch, heads, group, t, s), or () for all; kept: M like P, or () for
-    none. With `causal` query t may not see the keys after number t. O is shaped like query.
+    query: (batch, heads, group, t, d). key, value: (batch, heads, s, d). O has the shape of query.
+    allowed: booleans that broadcast to the shape (batch, heads, group, t, s) of P, or () to allow
+    all keys. dropout: M, of the shape of P, or () for no dropout. causal: whether query t may use
+    only the keys 0 to t.
     """
     xp = namespace(query, key, value)
-    time, keys = query.shape[-2], key.shape[-2]
+    time = query.shape[-2]
+    keys = key.shape[-2]
     scores = _rows(query * (1.0 / math.sqrt(query.shape[-1]))) @ xp.matrix_transpose(key)
     scores = xp.reshape(scores, (*query.shape[:-1], keys))
     if causal:
-        places = xp.arange(max(time, keys), dtype=xp.int32, device=device(query))
-        before = places[None, :keys] <= places[:time, None]
-        allowed = before if isinstance(allowed, tuple) else xp.logical_and(allowed, before)
-    masked = not isinstance(allowed, tuple)
-    if masked:
-        # not -inf: a row of them would make NaN, and CuPy's max was once wrong about it
+        positions = xp.arange(max(time, keys), dtype=xp.int32, device=device(query))
+        past = positions[None, :keys] <= positions[:time, None]
+        allowed = past if isinstance(allowed, tuple) else xp.logical_and(allowed, past)
+    is_masked = not isinstance(allowed, tuple)
+    if is_masked:
+        # not -inf: a row of only -inf would give NaN, and CuPy's max had a bug with -inf
         scores = xp.where(allowed, scores, float(xp.finfo(scores.dtype).min))
     weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
-    if masked:
+    if is_masked:
         weights = xp.where(allowed, weights, 0.0)
     total = xp.sum(weights, axis=-1, keepdims=True)
     weights = weights / xp.where(total == 0, 1.0, total)
-    heads = xp.reshape(_rows(_dropped(weights, kept)) @ value, query.shape)
+    heads = xp.reshape(_rows(_dropped(weights, dropout)) @ value, query.shape)
     return heads, (weights,)
 
 
@@ -85,30 +87,31 @@ def attend_backward(
     key: Array,
     value: Array,
     allowed: Array | tuple,
-    kept: Array | tuple,
+    dropout: Array | tuple,
     heads: Array,
     cache: Cache,
     dy: Array,
     *,
     causal: bool = False,
 ) -> tuple[Array, Array, Array]:
-    """dQ, dK and dV as above, from what `attend` was given and returned, and dy = dL/dO."""
+    """Return dQ, dK and dV from the arguments and results of `attend`, and dy = dL/dO."""
     xp = namespace(dy)
     (weights,) = cache
     scale = 1.0 / math.sqrt(query.shape[-1])
-    dvalue = xp.matrix_transpose(_rows(_dropped(weights, kept))) @ _rows(dy)
+    dvalue = xp.matrix_transpose(_rows(_dropped(weights, dropout))) @ _rows(dy)
     g = xp.reshape(_rows(dy) @ xp.matrix_transpose(value), weights.shape)
-    g = _dropped(g, kept)
+    g = _dropped(g, dropout)
     dscores = _rows(weights * (g - xp.sum(g * weights, axis=-1, keepdims=True)))
     dquery = xp.reshape(dscores @ key, query.shape) * scale
     return dquery, xp.matrix_transpose(dscores) @ _rows(query * scale), dvalue
 
 
-def _dropped(weights, kept):
-    return weights if isinstance(kept, tuple) else weights * kept
+def _dropped(weights, dropout):
+    """Apply the dropout mask, if there is one."""
+    return weights if isinstance(dropout, tuple) else weights * dropout
 
 
 def _rows(x):
-    """(batch, heads, group, t, n) -> (batch, heads, group · t, n)."""
+    """Reshape (batch, heads, group, t, n) to (batch, heads, group · t, n)."""
     batch, heads, group, time, width = x.shape
     return namespace(x).reshape(x, (batch, heads, group * time, width))

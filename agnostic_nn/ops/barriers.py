@@ -1,4 +1,4 @@
-"""Barriers: what a compiler may not see through."""
+"""Barriers that keep a compiler from merging repeated computations."""
 
 from functools import singledispatch
 from typing import Any
@@ -10,17 +10,18 @@ __all__ = ["barrier", "barrier_impl"]
 
 
 def barrier(tree: Any) -> Any:
-    """`tree` as it is, but nothing made from it is known to have been made before.
+    """Return `tree` unchanged, as a new value for the compiler.
 
-    A compiler that finds one thing computed twice does it once and keeps the result, which
-    undoes a computation that was repeated to save that memory. It also waits for all of
-    `tree` before it goes on with any of it.
+    A compiler that sees the same computation twice performs it once and keeps the result
+    (common-subexpression elimination). That defeats a computation that is repeated on purpose, to
+    save the memory of its result. Behind a barrier the computation is a different one. The compiler
+    also computes all leaves of `tree` before it uses any of them.
     """
-    found = leaves(tree)
-    return barrier_impl(found[0], tree) if found else tree
+    arrays = leaves(tree)
+    return barrier_impl(arrays[0], tree) if arrays else tree
 
 
 @singledispatch
 def barrier_impl(leaf: Array, tree: Any) -> Any:
-    """`barrier` as the library of `leaf` does it; without a compiler there is nothing to do."""
+    """Return `tree` behind a barrier of the library of `leaf`; without a compiler, unchanged."""
     return tree

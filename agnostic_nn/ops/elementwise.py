@@ -1,4 +1,4 @@
-"""Elementwise: functions of one number that the Standard lacks."""
+"""Elementwise functions that the Standard lacks."""
 
 import math
 from functools import singledispatch
@@ -10,20 +10,21 @@ __all__ = ["above_zero", "bounded_exp", "erf", "erfc", "sigmoid", "softplus", "t
 
 @singledispatch
 def above_zero(x: Array, dy: Array) -> Array:
-    """dy, but 0 where x ≤ 0; dy is shaped like x.
+    """Return dy where x > 0, or x is NaN, and 0 elsewhere: the backward pass of ReLU.
 
-    What ReLU lets back. To multiply by 1 and 0 would make NaN of what is infinite.
+    dy has the shape of x. Selecting, instead of multiplying by a mask of 0 and 1, keeps infinities
+    from becoming NaN.
     """
     return namespace(x, dy).where(x <= 0, 0.0, dy)
 
 
 @singledispatch
 def erf(x: Array) -> Array:
-    """(2/√π) ∫₀ˣ exp(-t²) dt, elementwise; any shape, shape and real dtype are kept.
+    """(2/√π) ∫₀ˣ exp(-t²) dt, elementwise, in the shape and real dtype of x.
 
-    Sums exp(-x²) · Σ 2ⁿ x²ⁿ⁺¹ / (2n+1)!!, whose terms all have one sign, so
-    nothing cancels (Abramowitz & Stegun 7.1.6). Past |x| = 6 erf is 1 to the
-    last bit of a float64.
+    This sums the series (2/√π) exp(-x²) · Σ 2ⁿ x²ⁿ⁺¹ / (2n+1)!!, whose terms all have the same
+    sign, so nothing cancels (Abramowitz & Stegun 7.1.6). For |x| > 6, |erf| is 1 to the last bit
+    of float64.
     """
     xp = namespace(x)
     near = xp.clip(x, -6.0, 6.0)
@@ -36,10 +37,10 @@ def erf(x: Array) -> Array:
 
 @singledispatch
 def erfc(x: Array) -> Array:
-    """1 - erf(x), elementwise, with the digits of the tail; shape and real dtype are kept.
+    """1 - erf(x), elementwise, accurate in the tail, in the shape and real dtype of x.
 
-    Below 1 the difference itself, which loses at most one digit there. Above, 200 terms of the
-    continued fraction (Abramowitz & Stegun 7.1.14)
+    For x ≤ 1 this is the difference itself, which loses at most one digit there. For x > 1 it is
+    200 terms of the continued fraction (Abramowitz & Stegun 7.1.14)
 
         √π exp(x²) erfc(x) = 1 / (x + (1/2) / (x + (2/2) / (x + (3/2) / (x + …
     """
@@ -53,10 +54,9 @@ def erfc(x: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)), elementwise, without overflow: exp is only taken of -|x|.
+    """1 / (1 + exp(-x)), elementwise, without overflow, as only exp(-|x|) is computed.
 
-    For x < 0 the equal form exp(x) / (1 + exp(x)) is used, which keeps the
-    relative accuracy of the tail.
+    For x < 0 the equal form exp(x) / (1 + exp(x)) is used, which is accurate in the tail.
     """
     xp = namespace(x)
     decay = xp.exp(-xp.abs(x))
@@ -71,14 +71,14 @@ def softplus(x: Array) -> Array:
 
 @singledispatch
 def bounded_exp(x: Array) -> Array:
-    """exp(x) where x ≥ -87, elementwise, and any number from 0 to exp(-87) below.
+    """exp(x), elementwise; where x < -87 the result may be any number from 0 to exp(-87).
 
-    As the library has it; a backend may register one with more digits.
+    This is the library's exp. A backend may register a more accurate one.
     """
     return namespace(x).exp(x)
 
 
 @singledispatch
 def tanh(x: Array) -> Array:
-    """tanh x, elementwise, as the library has it; a backend may register one with more digits."""
+    """tanh x, elementwise, from the library. A backend may register a more accurate one."""
     return namespace(x).tanh(x)

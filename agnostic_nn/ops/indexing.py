@@ -1,4 +1,4 @@
-"""Indexing: put numbers in their places, and choose between trees."""
+"""Sum rows by index, and select between two trees by a condition."""
 
 from collections.abc import Callable
 from functools import singledispatch
@@ -12,26 +12,26 @@ __all__ = ["add_sorted", "scatter_add", "select"]
 
 @singledispatch
 def scatter_add(updates: Array, index: Array, rows: int) -> Array:
-    """Sum `updates[i]` into row `index[i]` of zeros; repeated indices add up.
+    """Add each `updates[i]` to row `index[i]` of a zero array; repeated indices add up.
 
-    updates: (n, d) real; index: (n,) integer in [0, rows); returns (rows, d).
-    Indices are trusted: `jit` hides their values. As a product with one-hot rows
-    it costs n · rows · d, which is what a native version is for.
+    updates: (n, d) real; index: (n,) integer in [0, rows); returns (rows, d). Indices are not
+    checked, because their values are not known under `jit`. This version is a product with one-hot
+    rows and costs n · rows · d operations; native versions cost n · d.
     """
     xp = namespace(updates, index)
     numbers = xp.arange(rows, device=device(index))
-    picks = numbers[:, None] == xp.astype(index, numbers.dtype)[None, :]
-    return xp.astype(picks, updates.dtype) @ updates
+    one_hot = numbers[:, None] == xp.astype(index, numbers.dtype)[None, :]
+    return xp.astype(one_hot, updates.dtype) @ updates
 
 
 def add_sorted(updates: Array, index: Array, rows: int) -> Array:
-    """`scatter_add`, by additions in an order that nothing but `index` decides.
+    """Compute `scatter_add` with additions in an order that depends only on `index`.
 
-    Sorted by their rows, updates for the same one stand side by side. Each takes in, one after
-    the other, the sums that 1, 2, 4, ... places before it have by then, if those are for the
-    same row: so the last of each row comes to have all of it, and the row looks that up. About
-    n d log₂ n additions and, in memory, some times the updates: what a GPU that has to give the
-    same bits in every run can do instead of adding in memory.
+    The updates are sorted by row, so that those for the same row are adjacent. Then, in steps of 1,
+    2, 4, ..., each adds the partial sum that many positions before it, if that is for the same row.
+    After that the last update of each row holds the sum of the row, which is looked up. This takes
+    about n d log₂ n additions and several times the memory of the updates. A GPU that must give
+    the same bits in every run uses it instead of atomic additions.
     """
     xp = namespace(updates, index)
     if 0 in updates.shape:
@@ -39,25 +39,26 @@ def add_sorted(updates: Array, index: Array, rows: int) -> Array:
     numbers = xp.arange(rows, device=device(index))
     index = xp.astype(index, numbers.dtype)
     order = xp.argsort(index, stable=True)
-    index, total = xp.take(index, order, axis=0), xp.take(updates, order, axis=0)
+    index = xp.take(index, order, axis=0)
+    total = xp.take(updates, order, axis=0)
     step = 1
     while step < index.shape[0]:
-        alike = (index[step:] == index[:-step])[:, None]
-        more = total[step:, :] + xp.where(alike, total[:-step, :], 0.0)
-        total = xp.concat([total[:step, :], more], axis=0)
+        same_row = (index[step:] == index[:-step])[:, None]
+        added = total[step:, :] + xp.where(same_row, total[:-step, :], 0.0)
+        total = xp.concat([total[:step, :], added], axis=0)
         step *= 2
     last = xp.searchsorted(index, numbers, side="right") - 1
     last = xp.clip(last, 0, None)
-    there = xp.take(index, last, axis=0) == numbers
-    return xp.where(there[:, None], xp.take(total, last, axis=0), 0.0)
+    has_updates = xp.take(index, last, axis=0) == numbers
+    return xp.where(has_updates[:, None], xp.take(total, last, axis=0), 0.0)
 
 
 @singledispatch
 def select(holds: Array, make: Callable, old: Any) -> Any:
-    """The tree that `make()` returns where the 0-d boolean `holds` is true, else the tree `old`.
+    """Return the tree `make()` if the 0-d boolean `holds` is true, else the tree `old`.
 
-    Values never cross `jit`, so this cannot be a Python `if`; a backend whose
-    arrays are at hand may register one, and spare itself the making.
+    This is not a Python `if`, because values are not known under `jit`. An eager backend may
+    register a version that branches and skips `make`.
     """
     xp = namespace(holds)
     return tree_map(lambda a, b: xp.where(holds, a, b), make(), old)

@@ -15,7 +15,7 @@ import numpy as np
 
 from agnostic_nn import ops
 from agnostic_nn.core.atomic import StateLost
-from agnostic_nn.ops.convolution import turn
+from agnostic_nn.ops.convolution import flipped_weight
 
 from . import processor
 
@@ -275,7 +275,9 @@ def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
 
 
 def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
-    turned, around = turn(weight, lengths, dy.shape[1:-1], stride, padding, dilation, groups)
+    turned, around = flipped_weight(
+        weight, lengths, dy.shape[1:-1], stride, padding, dilation, groups
+    )
     return jax.lax.conv_general_dilated(
         dy,
         turned,

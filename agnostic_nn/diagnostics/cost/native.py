@@ -12,7 +12,7 @@ from ... import initializers, ops
 from ...core import random
 from ...core.trees import tree_map
 from ...core.windows import out_lengths
-from ...ops.convolution import turn
+from ...ops.convolution import flipped_weight
 from .arrays import Counted, blank, in_place, spread, summed
 from .counter import current
 
@@ -90,7 +90,9 @@ def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
     current().count(2 * dy.size * math.prod(window) * fan_in)
     dx = blank((dy.shape[0], *lengths, fan_in * groups), dy.dtype)
     if max(stride) == 1:
-        _, around = turn(weight, lengths, dy.shape[1:-1], stride, padding, dilation, groups)
+        _, around = flipped_weight(
+            weight, lengths, dy.shape[1:-1], stride, padding, dilation, groups
+        )
         _lay_out(dy, window, around, lengths)
         return dx
     wide = ops.pad(dx, padding)

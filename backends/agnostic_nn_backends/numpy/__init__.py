@@ -10,7 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from agnostic_nn import ops
 from agnostic_nn.core.windows import out_lengths
-from agnostic_nn.ops.convolution import places, turn
+from agnostic_nn.ops.convolution import flipped_weight, window_views
 
 from .. import processor
 from ..exponential import bounded_exp
@@ -209,10 +209,10 @@ def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
     *window, fan_in, _ = weight.shape
     space = dy.shape[1:-1]
     if max(stride) == 1:
-        turned, around = turn(weight, lengths, space, stride, padding, dilation, groups)
+        turned, around = flipped_weight(weight, lengths, space, stride, padding, dilation, groups)
         return _convolve(dy, turned, stride, around, dilation, groups)
     dx, rows = _wide(dy, lengths, padding, groups * fan_in), _matrices(dy, groups)
-    for place, seen in places(dx, window, space, stride, dilation):
+    for place, seen in window_views(dx, window, space, stride, dilation):
         part = rows @ _matrices(weight[place], groups).transpose(0, 2, 1)
         seen += part.transpose(1, 0, 2).reshape(seen.shape)
     return ops.crop(dx, padding)
@@ -255,7 +255,7 @@ def _largest(x, *spans):
 
 def _winners(x, first, window, stride, padding, dilation):
     space = out_lengths(x.shape[1:-1], window, stride, dilation, padding)
-    seen = places(ops.pad(x, padding, -math.inf), window, space, stride, dilation)
+    seen = window_views(ops.pad(x, padding, -math.inf), window, space, stride, dilation)
     _, best = next(seen)
     which = np.zeros(best.shape, np.uint8 if math.prod(window) <= 256 else np.int32) + first
     for place, (_, part) in enumerate(seen, 1):
@@ -281,7 +281,7 @@ def _put_back(dy, which, lengths, window, stride, padding, dilation):
         dx = np.empty((len(dy), *lengths, channels), dy.dtype)
     else:
         dx = _wide(dy, lengths, padding, channels)
-    for place, (_, part) in enumerate(places(dx, window, space, stride, dilation)):
+    for place, (_, part) in enumerate(window_views(dx, window, space, stride, dilation)):
         # a number with all of its bits, or with none, is it or 0: much faster than `where`
         mask = -(which == place).view(np.int8).astype(bits)
         if once:
