@@ -236,7 +236,7 @@ def test_a_metric_without_values_of_examples_is_refused_before_training(backend)
     given = (model, nn.softmax_cross_entropy, nn.Adam())
     trainer = nn.Trainer(*given, backend=backend, metrics={"error": mean_error})
     data = np.ones((4, 3), "float32"), np.zeros(4, int)
-    message = r"metric 'error' to return .* one value an example, \(4, ...\), got shape \(\)"
+    message = r"metric 'error' to return .* one value per example, \(4, ...\), got shape \(\)"
     with pytest.raises(ValueError, match=message):
         trainer.fit(*data, validation=data, verbose=0)
     assert trainer.steps == 0

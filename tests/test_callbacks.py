@@ -531,7 +531,7 @@ def test_outside_of_fit_there_is_nothing_to_remember():
     trainer, counting = make(NUMPY, None), Counting()
     trainer.build((4,))
     for call in (trainer.memory, trainer.keep, trainer.restore):
-        with pytest.raises(RuntimeError, match="only while `fit` is under way"):
+        with pytest.raises(RuntimeError, match="only while `fit` is running"):
             call(counting)
     trainer.keep("mine")
     watching(trainer, [1.0], counting)
@@ -572,7 +572,7 @@ def test_the_rate_is_that_of_the_epochs_last_step(backend, optimizer, rates):
 
 def test_where_there_is_no_one_rate_that_is_said(backend):
     trainer = make(backend, nn.Parts((("bias", nn.SGD(0.1)),), rest=nn.Adam()))
-    with pytest.raises(TypeError, match="RateLog finds no one rate in Parts"):
+    with pytest.raises(TypeError, match="RateLog needs an optimizer with one rate, got Parts"):
         trainer.fit(X, LABELS, callbacks=[nn.RateLog()], **OPTIONS)
 
 
@@ -616,7 +616,7 @@ def test_a_csv_log_of_other_columns_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has the columns epoch, loss, but an epoch reports epoc"):
         log.epoch(at(2), {"epoch": 2, "accuracy": 1.0})
     path.write_text("name,price\nx,1\n")
-    with pytest.raises(ValueError, match="is no log of epochs: its columns are name, price"):
+    with pytest.raises(ValueError, match="is not a log of epochs: its columns are name, price"):
         log.begin(at(1))
     assert path.read_text() == "name,price\nx,1\n"
 

@@ -184,7 +184,7 @@ def test_each_output_is_divided_by_its_own(backend, widest, epsilon, thorough, l
     history = still.fit(*data, weights=given[-1], batch_size=3, verbose=0)
     close(history["loss"][0], value, epsilon)
     if terms > 1:
-        with pytest.raises(ValueError, match=rf"losses of a and b .* terms={terms}\), around all"):
+        with pytest.raises(ValueError, match=rf"losses of a and b .* terms={terms}\) around all"):
             learned(*given, 3)
     for size in (3,) if backend.compiles else (1, 2, 3):
         found, moved = learned(*given, size, accumulated(size, terms))

@@ -219,7 +219,7 @@ def test_all_batches_compile_once(backend):
     if not backend.compiles:
         pytest.skip(f"{backend.name} compiles nothing")
     assert trainer._step._cache_size() + trainer._steps._cache_size() == 1
-    assert trainer._judge._cache_size() == 1
+    assert trainer._evaluate_batch._cache_size() == 1
 
 
 @pytest.mark.parametrize("weighted", [False, True])

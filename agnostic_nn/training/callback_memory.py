@@ -1,4 +1,4 @@
-"""Memory of callbacks: what those of one run of `fit` remember, and which of them it belongs to."""
+"""The memory of callbacks during one run of `fit`."""
 
 import copy
 from collections import Counter
@@ -12,11 +12,14 @@ __all__ = ["BoundCallback", "RunMemory"]
 
 
 class RunMemory:
-    """What the callbacks of one run remember: a dict of data for JSON each, and best weights.
+    """Holds a dict of JSON data for each callback of a run, and the weights that it keeps.
 
-    A callback is known by its class and by its number among those of this class in the list that
-    `fit` was given, so two that print alike do not share. One that is not in the list, but is
-    called by one that is, is known by that one and its number there.
+    A callback is identified by its class and its index among the callbacks of this class in the
+    list passed to `fit`. Two callbacks with equal fields therefore do not share memory. A callback
+    that is not in the list, but is called by one that is, is identified by that one and its index
+    there.
+
+    notes: the dicts, by key. best: the weights, by key.
     """
 
     def __init__(
@@ -25,72 +28,82 @@ class RunMemory:
         self.notes = {} if notes is None else notes
         self.best = {} if best is None else best
         self.is_running = False
-        self._owners: dict[str, list[tuple[str, Any]]] = {}
-        self._now = ""
+        # By the key of a callback, or "" for `fit`: the callbacks that it calls, with their keys.
+        self._called: dict[str, list[tuple[str, Any]]] = {}
+        self._current = ""  # the key of the callback whose hook is running
 
     def begin(self, callbacks: Sequence[Callback]) -> list["BoundCallback"]:
-        """Let `callbacks` remember here; returns them as `fit` should call them."""
-        self.is_running, self._now, self._owners = True, "", {}
-        return [BoundCallback(self, self._key(callback), callback) for callback in callbacks]
+        """Begin a run, or continue it; return `callbacks` bound to this memory."""
+        self.is_running = True
+        self._current = ""
+        self._called = {}
+        return [BoundCallback(self, self._new_key(callback), callback) for callback in callbacks]
 
     def pause(self) -> None:
         """Wait for the next `fit`, which continues this run."""
-        self.is_running, self._now, self._owners = False, "", {}
+        self.is_running = False
+        self._current = ""
+        self._called = {}
 
     def copy(self) -> "RunMemory":
-        """Return the same for another trainer."""
+        """Return a copy for another trainer."""
         return RunMemory(copy.deepcopy(self.notes), dict(self.best))
 
     def key(self, callback: Any) -> str:
-        """Return what `callback`, which is called now, is known by.
+        """Return the key of `callback`, one of whose hooks is running.
 
         Raises
         ------
         RuntimeError
-            If no `fit` is under way.
+            If no `fit` is running.
         """
         if not self.is_running:
-            raise RuntimeError("a callback remembers something only while `fit` is under way")
-        now, listed = self._now, self._owners.get("", [])
-        if any(key == now and owner is callback for key, owner in listed):
-            return now
-        for key, owner in (*listed, *self._owners.get(now, [])):
-            if owner is callback:
+            raise RuntimeError("a callback has memory only while `fit` is running")
+        current = self._current
+        listed = self._called.get("", [])
+        # The same object may be in the list twice: the one whose hook is running comes first.
+        if any(key == current and other is callback for key, other in listed):
+            return current
+        for key, other in (*listed, *self._called.get(current, [])):
+            if other is callback:
                 return key
-        return self._key(callback)
+        return self._new_key(callback)
 
-    def _key(self, callback: Any) -> str:
-        """A new key, within the callback that is called now."""
-        owners = self._owners.setdefault(self._now, [])
+    def _new_key(self, callback: Any) -> str:
+        """Return a new key, below that of the callback whose hook is running."""
+        siblings = self._called.setdefault(self._current, [])
         kind = type(callback).__qualname__
-        number = Counter(type(owner).__qualname__ for _, owner in owners)[kind]
-        key = f"{self._now} > {kind} {number}" if self._now else f"{kind} {number}"
-        owners.append((key, callback))
+        number = Counter(type(other).__qualname__ for _, other in siblings)[kind]
+        key = f"{self._current} > {kind} {number}" if self._current else f"{kind} {number}"
+        siblings.append((key, callback))
         return key
 
 
 class BoundCallback:
-    """A callback, called so that its run's memory knows which one it is."""
+    """A callback with its key in the memory of a run, which is set while a hook is running."""
 
     def __init__(self, memory: RunMemory, key: str, callback: Callback) -> None:
-        self._memory, self._key, self._callback = memory, key, callback
+        self._memory = memory
+        self._key = key
+        self._callback = callback
 
     def begin(self, trainer: Any) -> None:
-        """Call its `begin`."""
+        """Call `begin` of the callback."""
         self._call(self._callback.begin, trainer)
 
     def epoch(self, trainer: Any, row: dict[str, Any]) -> bool | None:
-        """Call its `epoch`."""
+        """Call `epoch` of the callback."""
         return self._call(self._callback.epoch, trainer, row)
 
     def end(self, trainer: Any, complete: bool) -> None:
-        """Call its `end`."""
+        """Call `end` of the callback."""
         self._call(self._callback.end, trainer, complete)
 
     def _call(self, hook: Any, *args: Any) -> Any:
         memory = self._memory
-        before, memory._now = memory._now, self._key
+        before = memory._current
+        memory._current = self._key
         try:
             return hook(*args)
         finally:
-            memory._now = before
+            memory._current = before

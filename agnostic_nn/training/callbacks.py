@@ -1,18 +1,17 @@
-"""Callbacks: what happens between the epochs of a `fit`, at the user's wish.
+"""Callbacks: code that `fit` calls between epochs.
 
-A callback is a value like a layer: its fields say what it does, and what it has to
-remember it keeps in the trainer, which saves it. So training resumed from a checkpoint
-goes on as if it had never stopped. They are called in the order of the list: one that
-adds to the row of an epoch comes before one that writes it down, and `Checkpoint` comes
-last, or it saves what others remembered an epoch ago. See `Callback` for how long they
-remember.
+A callback is a frozen dataclass like a layer: its fields are its options. It stores what it
+remembers in the trainer, which saves it, so training resumed from a checkpoint continues as if
+it had not stopped. Callbacks are called in the order of the list. One that adds to the row of an
+epoch comes before one that writes the row, and `Checkpoint` comes last: otherwise it saves what
+later callbacks remembered an epoch ago. See `Callback` for how long they remember.
 """
 
 import csv
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -52,48 +51,51 @@ __all__ = [
 class Callback:
     """Base class with three hooks that do nothing; override the ones you need.
 
-    What a hook raises ends `fit` with the trainer as it was.
+    An exception from a hook ends `fit` and leaves the trainer unchanged.
 
-    `trainer.memory(self)` is a dict of data for JSON in which a callback remembers something from
-    epoch to epoch, `trainer.keep(self)` remembers the weights of now, and `trainer.restore(self)`
-    goes back to them. All of it is saved with the trainer and belongs to one run of `fit`:
+    `trainer.memory(self)` is a dict of JSON data in which a callback stores what it remembers from
+    epoch to epoch. `trainer.keep(self)` keeps a copy of the current weights, and
+    `trainer.restore(self)` restores it. All of it is saved with the trainer and belongs to one run
+    of `fit`:
 
-    - A run is over when `fit` returns after a whole epoch, which is when `end` gets `complete`
-      true: then all of it is dropped, and the next `fit` starts afresh.
+    - A run is over when `fit` returns after a complete epoch; `end` is then called with
+      `complete` true. Its memory is dropped, and the next `fit` begins a new run.
     - After an error, Ctrl-C, or `steps` that end within an epoch, the run is interrupted, and the
-      next `fit` continues it. So does the first `fit` of a trainer that was saved during a run,
-      such as by `Checkpoint`, or during an interruption, and is loaded or moved.
+      next `fit` continues it. So does the first `fit` of a trainer that was loaded from a
+      checkpoint written during a run or an interruption, or moved by `to`.
     - New weights from `Trainer.build` or `start_from` end an interrupted run.
 
-    A callback gets what was remembered by the one of the same class and the same number among
-    those of this class in the list: two `EarlyStopping` never share, and other classes may come
-    and go. What should outlive a run belongs into `trainer.notes`, a dict of data for JSON, and
-    under a name: `trainer.keep("name")`.
+    A callback is identified by its class and by its index among the callbacks of this class in
+    the list: two `EarlyStopping` never share memory, and callbacks of other classes may be added
+    or removed. Store what should outlive a run in `trainer.notes`, a dict of JSON data, or under
+    a name: `trainer.keep("name")`.
     """
 
     def begin(self, trainer: Any) -> None:
-        """`fit` begins; of the data nothing has been seen yet."""
+        """Called when `fit` begins, before the first batch is read."""
 
     def epoch(self, trainer: Any, row: dict[str, Any]) -> bool | None:
-        """An epoch is complete and `row` is what it reports; may add to it. True ends `fit`.
+        """Called after a complete epoch with its results; may add to `row`. True ends `fit`.
 
-        Of an epoch in which Ctrl-C came nothing is reported, not even if it was in its last step.
+        Not called for an epoch interrupted by Ctrl-C, even in its last step.
         """
 
     def end(self, trainer: Any, complete: bool) -> None:
-        """`fit` ends; complete: whether after a whole epoch, and not by an error or Ctrl-C."""
+        """Called when `fit` ends; complete: after a complete epoch, not by an error or Ctrl-C."""
 
 
 @dataclass(frozen=True)
-class _Plain(Callback):
+class _FunctionCallback(Callback):
+    """Calls a function (trainer, row) after each epoch."""
+
     function: Callable
 
-    def epoch(self, trainer, row):
+    def epoch(self, trainer: Any, row: dict[str, Any]) -> bool | None:
         return self.function(trainer, row)
 
 
 def as_callback(thing: Any) -> Callback:
-    """A callback as it is, and a function (trainer, row) as what is asked after each epoch.
+    """Return a callback unchanged, and a function (trainer, row) as a callback.
 
     Raises
     ------
@@ -105,41 +107,42 @@ def as_callback(thing: Any) -> Callback:
     if not callable(thing) or isinstance(thing, type):
         raise TypeError(f"expected a Callback or a function (trainer, row), got {thing!r}")
     expect_function("a callback", thing, "trainer, row")
-    return _Plain(thing)
+    return _FunctionCallback(thing)
 
 
 def as_callbacks(things: Any) -> list[Callback]:
-    """Callbacks as `as_callback` makes them; raises TypeError unless `things` is a sequence."""
+    """Return a list of callbacks; raise TypeError unless `things` is a sequence of them."""
     expect_list("callbacks", things)
     return [as_callback(thing) for thing in things]
 
 
 def expect_fields(trainer: Any, callbacks: list[Callback], fields: tuple[str, ...]) -> None:
-    """Let callbacks refuse, before training, what the `fields` of an epoch's row do not allow.
+    """Let callbacks raise, before training, if the `fields` of an epoch's row do not suit them.
 
-    A custom callback may add a field to the row, so those after one are not checked for names.
+    A custom callback may add fields to the row. The names that callbacks after it refer to are
+    therefore not checked.
     """
     known: tuple[str, ...] | None = fields
     for callback in callbacks:
-        if isinstance(callback, _Checked):
+        if isinstance(callback, _CheckedCallback):
             known = callback.expect(trainer, known)
-        if type(callback).__module__ != __name__ or isinstance(callback, _Plain):
+        if type(callback).__module__ != __name__ or isinstance(callback, _FunctionCallback):
             known = None
 
 
-class _Checked(Callback):
-    """A callback that can say before training what it will refuse."""
+class _CheckedCallback(Callback):
+    """A callback that can raise before training begins."""
 
     def expect(self, trainer: Any, fields: tuple[str, ...] | None) -> tuple[str, ...] | None:
         """Raise if this cannot work; return the fields of a row after this callback.
 
-        fields: those that an epoch reports, or None if they are not known.
+        fields: those of the row before it, or None if they are not known.
         """
         return fields
 
 
 @dataclass(frozen=True)
-class _Watching(_Checked):
+class _Monitor(_CheckedCallback):
     """Tracks the best value of a metric in a run, and the epochs since it improved."""
 
     _: KW_ONLY
@@ -152,63 +155,68 @@ class _Watching(_Checked):
         expect_choice("mode", self.mode, ("min", "max"))
         expect_number("min_delta", self.min_delta, 0.0)
 
-    def look(self, trainer: Any, row: dict[str, Any]) -> bool:
-        """Whether the value is better than the best so far by more than `min_delta`."""
+    def record(self, trainer: Any, row: dict[str, Any]) -> bool:
+        """Record the value of an epoch; return whether it improved by more than `min_delta`."""
         self._expect_monitor(tuple(row))
         value = float(row[self.monitor])
-        seen = self.seen(trainer)
-        best = seen["best"]
+        memory = self.memory(trainer)
+        best = memory["best"]
         if best is None:
-            better = not math.isnan(value)
+            is_better = not math.isnan(value)
         elif self.mode == "min":
-            better = value < best - self.min_delta
+            is_better = value < best - self.min_delta
         else:
-            better = value > best + self.min_delta
-        if better:
-            seen["best"] = value
-        seen["waited"] = 0 if better else seen["waited"] + 1
-        return better
+            is_better = value > best + self.min_delta
+        if is_better:
+            memory["best"] = value
+        memory["waited"] = 0 if is_better else memory["waited"] + 1
+        return is_better
 
-    def expect(self, trainer, fields):
+    def expect(self, trainer: Any, fields: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if fields is not None:
             self._expect_monitor(fields)
         return fields
 
     def _expect_monitor(self, fields: tuple[str, ...]) -> None:
-        if self.monitor not in fields:
-            name, remedy = type(self).__name__, ""
-            if self.monitor.startswith("validation_") and "validation_loss" not in fields:
-                remedy = ": pass validation=(x, target) to fit, or monitor='loss'"
-            raise ValueError(
-                f"{name} monitors {self.monitor!r}, but an epoch reports "
-                f"{', '.join(fields)}{remedy}"
-            )
+        if self.monitor in fields:
+            return
+        remedy = ""
+        if self.monitor.startswith("validation_") and "validation_loss" not in fields:
+            remedy = ": pass validation=(x, target) to fit, or monitor='loss'"
+        raise ValueError(
+            f"{type(self).__name__} monitors {self.monitor!r}, but an epoch reports "
+            f"{', '.join(fields)}{remedy}"
+        )
 
-    def seen(self, trainer: Any) -> dict[str, Any]:
-        """Return what is remembered: the best value and the wait, of this metric alone."""
+    def memory(self, trainer: Any) -> dict[str, Any]:
+        """Return the memory of this callback: the best value, and the epochs waited since.
+
+        It is reset if it belongs to another metric, or if a file has other data in it.
+        """
         memory = trainer.memory(self)
-        watched = {"monitor": self.monitor, "mode": self.mode}
-        best, waited = memory.get("best"), memory.get("waited")
-        # a file may say anything
-        sound = isinstance(best, int | float | None) and isinstance(waited, int)
-        if not sound or any(memory.get(name) != value for name, value in watched.items()):
+        options = {"monitor": self.monitor, "mode": self.mode}
+        best = memory.get("best")
+        waited = memory.get("waited")
+        is_valid = isinstance(best, int | float | None) and isinstance(waited, int)
+        if not is_valid or any(memory.get(name) != value for name, value in options.items()):
             memory.clear()
-            memory.update(watched, best=None, waited=0)
+            memory.update(options, best=None, waited=0)
         return memory
 
 
 @dataclass(frozen=True)
-class EarlyStopping(_Watching):
-    """End `fit` when a value has not become better for `patience` epochs.
+class EarlyStopping(_Monitor):
+    """End `fit` when a value has not improved for `patience` epochs.
 
-    monitor: what an epoch reports, such as "validation_accuracy". mode: "min" if less is
-    better, "max" if more is. Better is what differs by more than `min_delta`; NaN never is.
+    monitor: a field of the row of an epoch, such as "validation_accuracy". mode: "min" if lower
+    is better, "max" if higher is. An improvement is a change by more than `min_delta`; NaN is
+    never one.
 
-    With `restore`, when `fit` ends after a whole epoch, also because there were no more,
-    parameters, state and moments are those of the best one of this run; steps and epochs stay
-    counted. After an error or Ctrl-C they are the last ones, so that training can go on. A
-    `Checkpoint` has saved the last ones too: for the best, save the trainer after `fit`, or use
-    `Checkpoint(best=True)`.
+    With `restore`, the parameters, state and moments of the best epoch of this run are restored
+    when `fit` ends after a complete epoch, also if it has run all its epochs. The counts of steps
+    and epochs do not change. After an error or Ctrl-C the last weights stay, so that training can
+    continue. A `Checkpoint` has saved the last weights too: for the best, save the trainer after
+    `fit`, or use `Checkpoint(best=True)`.
     """
 
     patience: int = 10
@@ -220,32 +228,32 @@ class EarlyStopping(_Watching):
         expect_count("patience", self.patience)
         expect_flag("restore", self.restore)
 
-    def epoch(self, trainer, row):
-        if self.look(trainer, row):
-            self.seen(trainer)["kept"] = self.restore
+    def epoch(self, trainer: Any, row: dict[str, Any]) -> bool | None:
+        if self.record(trainer, row):
+            self.memory(trainer)["kept"] = self.restore
             if self.restore:
                 trainer.keep(self)
-        stop = self.seen(trainer)["waited"] >= self.patience
-        if stop:  # whoever resumes from here nevertheless wants some epochs
-            self.seen(trainer)["waited"] = 0
+        stop = self.memory(trainer)["waited"] >= self.patience
+        if stop:  # so that a resumed run gets `patience` epochs again
+            self.memory(trainer)["waited"] = 0
         return stop
 
-    def end(self, trainer, complete):
-        if complete and self.restore and self.seen(trainer).get("kept") is True:
+    def end(self, trainer: Any, complete: bool) -> None:
+        if complete and self.restore and self.memory(trainer).get("kept") is True:
             trainer.restore(self)
 
 
 @dataclass(frozen=True)
-class ReduceOnPlateau(_Watching):
+class ReduceOnPlateau(_Monitor):
     """Multiply the scale of a `Scaled` optimizer by `factor` whenever a value stops improving.
 
-    That is when it has not become better for `patience` epochs, as `EarlyStopping` has it;
-    then the wait begins again. The scale stays at `min_scale` or above.
+    That is when it has not improved for `patience` epochs, as in `EarlyStopping`; then the count
+    begins again. The scale stays at `min_scale` or above.
 
-    The scale is among the optimizer's moments, as momentum and the step of a schedule are, and so
-    outlives the run: the next `fit` begins with it, but with a best value and a wait of its own.
-    `trainer.start_from(trainer.params, trainer.state)` begins with a scale of 1, and other moments
-    as at the start.
+    The scale is part of the optimizer's moments, like momentum and the step of a schedule, and so
+    outlives the run: the next `fit` begins with it, but with a new best value and a new count.
+    `trainer.start_from(trainer.params, trainer.state)` resets the scale to 1, and all other
+    moments.
     """
 
     patience: int = 10
@@ -256,20 +264,20 @@ class ReduceOnPlateau(_Watching):
     def __post_init__(self) -> None:
         super().__post_init__()
         expect_count("patience", self.patience)
-        inside = isinstance(self.factor, float) and 0.0 < self.factor < 1.0
-        expect(inside, "expected a factor in (0, 1), got {}", self.factor)
+        is_valid = isinstance(self.factor, float) and 0.0 < self.factor < 1.0
+        expect(is_valid, "expected a factor in (0, 1), got {}", self.factor)
         expect_number("min_scale", self.min_scale, 0.0, 1.0)
 
-    def begin(self, trainer):
+    def begin(self, trainer: Any) -> None:
         if trainer.shape is not None:
             self._expect_scaled(trainer)
 
-    def epoch(self, trainer, row):
+    def epoch(self, trainer: Any, row: dict[str, Any]) -> None:
         self._expect_scaled(trainer)
-        self.look(trainer, row)
-        if self.seen(trainer)["waited"] < self.patience:
+        self.record(trainer, row)
+        if self.memory(trainer)["waited"] < self.patience:
             return
-        self.seen(trainer)["waited"] = 0
+        self.memory(trainer)["waited"] = 0
         trainer.moments = self._lowered(trainer.backend, trainer.moments)
 
     def _lowered(self, backend: Any, moments: Any) -> Any:
@@ -288,12 +296,12 @@ class ReduceOnPlateau(_Watching):
 
 
 @dataclass(frozen=True)
-class Checkpoint(_Watching):
+class Checkpoint(_Monitor):
     """Save the trainer after every `every`-th epoch, or only if a value is the best so far.
 
-    path: where; "{epoch}" and other fields of the row in it, such as "{loss:.3f}", make a
-    file for each. The old file is whole until the new one is. With `best`, those of the
-    `every`-th epochs are saved in which `monitor` is better than in those of this run before.
+    path: "{epoch}" and other fields of the row in it, such as "{loss:.3f}", make a file for each
+    epoch. An existing file is replaced only once the new one is complete. With `best`, the
+    trainer is saved only if `monitor` has improved on those `every`-th epochs of this run.
     """
 
     path: str = "checkpoint.safetensors"
@@ -310,71 +318,75 @@ class Checkpoint(_Watching):
         mode: str = "min",
         min_delta: float = 0.0,
     ) -> None:
-        given = {
+        options = {
             "monitor": monitor,
             "mode": mode,
             "min_delta": min_delta,
             "path": expect_path("path", path),
+            "every": every,
+            "best": best,
         }
-        for name, value in (given | {"every": every, "best": best}).items():
+        for name, value in options.items():
             object.__setattr__(self, name, value)
         super().__post_init__()
         expect_count("every", every)
         expect_flag("best", best)
-        self._names()
+        self._path_fields()  # raises if the path is not a format
 
-    def expect(self, trainer, fields):
+    def expect(self, trainer: Any, fields: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if self.best and fields is not None:
             self._expect_monitor(fields)
-        names = self._names()
-        unknown = [name for name in names if fields is not None and name not in fields]
-        if unknown:
-            raise ValueError(
-                f"the path {self.path} has a field {unknown[0]!r}, but an epoch reports "
-                f"{', '.join(fields)}"
-            )
+        names = self._path_fields()
+        for name in names:
+            if fields is not None and name not in fields:
+                raise ValueError(
+                    f"the path {self.path} has a field {name!r}, but an epoch reports "
+                    f"{', '.join(fields)}"
+                )
         if fields is not None or not names:
-            counted = dict.fromkeys(("epoch", "steps"), 1)
+            # try the format with example values: integers for counts, floats for all others
+            counts = dict.fromkeys(("epoch", "steps"), 1)
             try:
-                path = self.path.format(**dict.fromkeys(names, 1.0) | counted)
+                path = self.path.format(**dict.fromkeys(names, 1.0) | counts)
             except (ValueError, TypeError, AttributeError, LookupError) as error:
                 raise ValueError(f"the path {self.path} cannot be formatted: {error}") from None
             expect_place(path)
         return fields
 
-    def _names(self) -> list[str]:
-        """The fields in the path; raises ValueError if there is one that has no name."""
+    def _path_fields(self) -> list[str]:
+        """Return the fields in the path; raise ValueError if one of them has no name."""
         try:
-            found = [name for _, name, *_ in Formatter().parse(self.path) if name is not None]
+            fields = [name for _, name, *_ in Formatter().parse(self.path) if name is not None]
         except ValueError as error:
             raise ValueError(f"the path {self.path} is not a format: {error}") from None
-        names = [re.split(r"[.\[]", name)[0] for name in found]
+        # of "{row.x}" and "{row[x]}" the first part is the name
+        names = [re.split(r"[.\[]", field)[0] for field in fields]
         if not all(name.isidentifier() for name in names):
             raise ValueError(
                 f"expected fields with names in the path, such as {{epoch}}, got {self.path}"
             )
         return names
 
-    def epoch(self, trainer, row):
+    def epoch(self, trainer: Any, row: dict[str, Any]) -> None:
         due = row["epoch"] % self.every == 0
-        if due and (not self.best or self.look(trainer, row)):
+        if due and (not self.best or self.record(trainer, row)):
             trainer.save(self.path.format(**row))
 
 
 @dataclass(frozen=True)
-class RateLog(_Checked):
+class RateLog(_CheckedCallback):
     """Add the learning rate of the epoch's last step to the row, as "rate"."""
 
-    def expect(self, trainer, fields):
+    def expect(self, trainer: Any, fields: tuple[str, ...] | None) -> tuple[str, ...] | None:
         return None if fields is None else (*fields, "rate")
 
-    def epoch(self, trainer, row):
+    def epoch(self, trainer: Any, row: dict[str, Any]) -> None:
         to_numpy = trainer.backend.to_numpy
         scales = [float(to_numpy(scale)) for scale in Scaled.scales(trainer.moments)]
         *_, optimizer = nested_optimizers(trainer.optimizer)
         rate = getattr(optimizer, "rate", None)
         if rate is None:
-            raise TypeError(f"RateLog finds no one rate in {trainer.optimizer!r}")
+            raise TypeError(f"RateLog needs an optimizer with one rate, got {trainer.optimizer!r}")
         if callable(rate):
             *_, moments = nested_moments(trainer.moments)
             # a custom optimizer need not be a Rule; it counts its steps under the same name
@@ -386,16 +398,16 @@ class RateLog(_Checked):
 
 
 @dataclass(frozen=True)
-class CSVLog(_Checked):
-    """Write the row of each epoch to a file of comma-separated values, on the disk at once.
+class CSVLog(_CheckedCallback):
+    """Append the row of each epoch to a file of comma-separated values.
 
-    A trainer that has epochs behind it goes on with the file; rows of epochs that it has
-    not reached yet, left by a run that was cut off, are dropped. A new trainer begins anew.
+    A trainer that has completed epochs continues the file; rows of later epochs, left by a run
+    that was interrupted, are dropped. A new trainer begins a new file.
 
     Raises
     ------
     ValueError
-        From `fit`, if the file has other columns than the epoch reports.
+        From `fit`, if the columns of the file differ from the fields that the epoch reports.
     """
 
     path: str
@@ -403,60 +415,61 @@ class CSVLog(_Checked):
     def __init__(self, path: str | os.PathLike) -> None:
         object.__setattr__(self, "path", expect_path("path", path))
 
-    def expect(self, trainer, fields):
+    def expect(self, trainer: Any, fields: tuple[str, ...] | None) -> tuple[str, ...] | None:
         expect_place(self.path)
-        head, rows = self._reached(trainer)
+        header, rows = self._completed_rows(trainer)
         if rows and fields is not None:
-            self._expect_columns(head, fields)
+            self._expect_columns(header, fields)
         return fields
 
-    def begin(self, trainer):
-        head, rows = self._reached(trainer)
-        if head:
+    def begin(self, trainer: Any) -> None:
+        header, rows = self._completed_rows(trainer)
+        if header:
             text = StringIO()
-            csv.writer(text).writerows([head, *rows] if rows else [])
+            csv.writer(text).writerows([header, *rows] if rows else [])
             write_text(self.path, text.getvalue())
 
-    def _expect_columns(self, head, fields) -> None:
-        if head != list(fields):
+    def _expect_columns(self, header: list[str], fields: Sequence[str]) -> None:
+        if header != list(fields):
             raise ValueError(
-                f"{self.path} has the columns {', '.join(head)}, but an epoch reports "
+                f"{self.path} has the columns {', '.join(header)}, but an epoch reports "
                 f"{', '.join(fields)}"
             )
 
-    def _reached(self, trainer) -> tuple[list[str], list[list[str]]]:
-        """The head of the file, and its rows of epochs that the trainer has reached."""
+    def _completed_rows(self, trainer: Any) -> tuple[list[str], list[list[str]]]:
+        """Return the header of the file, and its rows of epochs that the trainer has completed."""
         path = Path(self.path)
         if not path.exists():
             return [], []
         with path.open(newline="", encoding="utf-8") as file:
-            head, *rows = [*csv.reader(file)] or [["epoch"]]
-        if "epoch" not in head:
-            raise ValueError(f"{path} is no log of epochs: its columns are {', '.join(head)}")
-        place = head.index("epoch")
+            header, *rows = [*csv.reader(file)] or [["epoch"]]
+        if "epoch" not in header:
+            raise ValueError(f"{path} is not a log of epochs: its columns are {', '.join(header)}")
+        column = header.index("epoch")
 
-        def reached(row: list[str]) -> bool:
-            whole = len(row) == len(head) and row[place].isdecimal()
-            return whole and int(row[place]) <= trainer.epoch
+        def is_completed(row: list[str]) -> bool:
+            # the last row may have been cut off while it was written
+            is_whole = len(row) == len(header) and row[column].isdecimal()
+            return is_whole and int(row[column]) <= trainer.epoch
 
-        return head, [row for row in rows if reached(row)]
+        return header, [row for row in rows if is_completed(row)]
 
-    def epoch(self, trainer, row):
+    def epoch(self, trainer: Any, row: dict[str, Any]) -> None:
         with Path(self.path).open("a+", newline="", encoding="utf-8") as file:
             file.seek(0)
-            head = next(csv.reader(file), None)
-            if head is None:
+            header = next(csv.reader(file), None)
+            if header is None:
                 csv.writer(file).writerow(row)
             else:
-                self._expect_columns(head, list(row))
+                self._expect_columns(header, list(row))
             csv.writer(file).writerow(row.values())
 
 
 @dataclass
-class TensorBoardLog(_Checked):
-    """Write the numbers of each epoch to `folder` for TensorBoard, by tensorboardX.
+class TensorBoardLog(_CheckedCallback):
+    """Write the numbers of each epoch to `folder` for TensorBoard, with tensorboardX.
 
-    Resumed, it drops what an earlier run wrote of epochs that the trainer has not reached.
+    A resumed run drops what an earlier run wrote about epochs that the trainer has not completed.
 
     Raises
     ------
@@ -470,14 +483,14 @@ class TensorBoardLog(_Checked):
     def __post_init__(self) -> None:
         self.folder = expect_path("folder", self.folder)
 
-    def expect(self, trainer, fields):
+    def expect(self, trainer: Any, fields: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if Path(self.folder).exists() and not Path(self.folder).is_dir():
             raise NotADirectoryError(
                 f"expected a folder for TensorBoard, but {self.folder} is a file"
             )
         return fields
 
-    def begin(self, trainer):
+    def begin(self, trainer: Any) -> None:
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
@@ -487,12 +500,12 @@ class TensorBoardLog(_Checked):
             ) from error
         self._writer = SummaryWriter(os.fspath(self.folder), purge_step=trainer.epoch + 1)
 
-    def epoch(self, trainer, row):
+    def epoch(self, trainer: Any, row: dict[str, Any]) -> None:
         for name, value in row.items():
             if name != "epoch":
                 self._writer.add_scalar(name, value, row["epoch"])
         self._writer.flush()
 
-    def end(self, trainer, complete):
+    def end(self, trainer: Any, complete: bool) -> None:
         self._writer.close()
         self._writer = None

@@ -26,7 +26,7 @@ _MAX_BYTES = 2**22
 class BatchFeeder:
     """Yields, for each call of a step, the step function and its arguments except the carry.
 
-    step takes one batch, and steps takes several, see `in_turn`. augment: the user's function,
+    step takes one batch, and steps takes several, see `make_loop`. augment: the user's function,
     or None; its generator is fixed by `seed`. check(x, target, weights): turns the result of
     augment into examples. rows_for: from the length of a user-supplied batch to that which it is
     padded to. multiplications(): about how many a step takes for each row. together: whether
@@ -89,7 +89,7 @@ class BatchFeeder:
         shape = (together, source.batch_size)
         needs_counts = self.validator.has_short_batch(len(source.examples), source.batch_size)
         for sizes, examples in source.groups(epoch, first, limit, together):
-            # () stands for None: see `in_turn`
+            # () stands for None: see `make_loop`
             x, target, weights = tree_map(
                 lambda leaf: () if leaf is None else leaf.reshape(*shape, *leaf.shape[1:]),
                 (examples.x, examples.target, examples.weights),

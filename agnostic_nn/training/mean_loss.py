@@ -1,4 +1,4 @@
-"""Means: the loss of many batches, from sums and what they are divided by."""
+"""MeanLoss: the mean loss of many batches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +13,11 @@ __all__ = ["MeanLoss"]
 class MeanLoss:
     """Σ divisor · value / Σ divisor over batches, for each term of a loss; then their sum.
 
-    As the value of one batch is a sum by its divisor, this is the loss of one batch of all
-    examples, however many batches they come in. Terms without a divisor are sums, and are
-    added. What a mean is divided by is 1 where its divisor is 0; see `BatchLoss`.
+    The value of a batch is a sum over its examples, divided by its divisor. So this is the loss
+    of one batch of all examples, however they are divided into batches. Terms without a divisor
+    are sums, and are added. A divisor of 0 is replaced by 1, as in `BatchLoss`.
 
-    to_numpy: from an array of the backend to one on the host.
+    to_numpy: converts an array of the backend to a NumPy array.
     """
 
     def __init__(self, to_numpy: Callable[[Any], np.ndarray]) -> None:
@@ -27,35 +27,36 @@ class MeanLoss:
         self._divisors: list[float] = []
 
     def add(self, values: list[float], terms: Terms) -> None:
-        """Add batches of these losses, with the terms of their steps.
+        """Add the losses of batches, with the terms that their steps returned.
 
-        A call of several steps returns terms of all of them, also of the last ones that were
-        not taken; as many count as there are values.
+        A call of several steps returns terms for all of them, including the last ones, which
+        may not have been taken. Only the first `len(values)` count.
         """
-        parts, divisors = terms
+        term_values, divisors = terms
         count = len(values)
         self.batches += count
         if not self._totals:
-            self._totals, self._divisors = [0.0] * len(divisors), [0.0] * len(divisors)
+            self._totals = [0.0] * len(divisors)
+            self._divisors = [0.0] * len(divisors)
         for i, divisor in enumerate(divisors):
-            found = self._numbers(parts[i])[:count] if parts else values
+            numbers = self._numbers(term_values[i])[:count] if term_values else values
             if type(divisor) is float:
-                self._totals[i] += divisor * sum(found)
+                self._totals[i] += divisor * sum(numbers)
                 self._divisors[i] += divisor * count
-            elif isinstance(divisor, tuple):
-                self._totals[i] += sum(found)
+            elif isinstance(divisor, tuple):  # () for a sum
+                self._totals[i] += sum(numbers)
             else:
-                for value, share in zip(found, self._numbers(divisor), strict=False):
-                    self._totals[i] += (share or 1.0) * value
-                    self._divisors[i] += share
+                for value, weight in zip(numbers, self._numbers(divisor), strict=False):
+                    self._totals[i] += (weight or 1.0) * value
+                    self._divisors[i] += weight
 
     @property
     def value(self) -> float:
-        """The loss of all batches so far."""
-        found = 0.0
+        """The mean loss of all batches so far."""
+        value = 0.0
         for total, divisor in zip(self._totals, self._divisors, strict=True):
-            found += total / (divisor or 1.0)
-        return found
+            value += total / (divisor or 1.0)
+        return value
 
     def _numbers(self, array: Any) -> list[float]:
         return self._to_numpy(array).reshape(-1).tolist()

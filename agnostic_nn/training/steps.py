@@ -1,4 +1,4 @@
-"""Steps: a model, a loss and an optimizer as pure functions, to be compiled."""
+"""Pure functions to be compiled: training steps, and the evaluation of a batch."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,12 +15,20 @@ from ..ops import all_finite, scan, select
 from ..optimizers import Optimizer
 from ..optimizers.base import bind_divisor, expect_optimizer, uses_divisor
 
-__all__ = ["Carry", "Terms", "expect_task", "in_turn", "judge", "make_step", "make_step_with_terms"]
+__all__ = [
+    "Carry",
+    "Terms",
+    "evaluate_batch",
+    "expect_task",
+    "make_loop",
+    "make_step",
+    "make_step_with_terms",
+]
 
 Carry = tuple[Params, State, Moments]
-# What joins the loss of a batch to that of others, as arrays: values and divisors of its
-# parts (see `BatchLoss`). No values stand for one part, the loss itself; () for a divisor
-# says that it is a sum. A divisor may be a Python number.
+# The arrays that join the loss of a batch with those of others: values and divisors of its terms
+# (see `BatchLoss`). The values are () if there is one term, whose value is the loss itself. A
+# divisor is () if its term is a sum, and may be a Python number.
 Terms = tuple[tuple, tuple]
 
 
@@ -35,19 +43,20 @@ def expect_task(model: Any, loss: Any, optimizer: Any) -> None:
 def make_step(
     model: Layer, loss: Loss, optimizer: Optimizer, *, keep_finite: bool = True
 ) -> Callable:
-    """Tie a model, a loss and an optimizer into one pure training step.
+    """Return a pure training step for a model, a loss and an optimizer.
 
-    step(carry, x, target, counts=None, weights=None) -> (carry, value, finite), where
-    carry is (params, state, moments), value the loss before the step, and finite whether
-    it and the gradients were. With `keep_finite` a step that is not leaves carry as it was.
-    counts: (batch,), 1 for an example and 0 for a row that only fills the batch up;
-    weights: (batch,), how much each row counts in the loss, by default as `counts` say;
-    due: a 0-d boolean, whether the step is to be taken at all;
-    t: a 0-d array, how many steps were taken before, for a loss whose weight follows a schedule;
+    step(carry, x, target, counts=None, weights=None) -> (carry, value, finite), where carry is
+    (params, state, moments), value is the loss before the step, and finite tells whether value
+    and gradients are finite. With `keep_finite`, a step that is not finite returns the carry
+    unchanged.
+    counts: (batch,), 1 for an example and 0 for a padding row;
+    weights: (batch,), how much each row counts in the loss, by default `counts`;
+    due: a 0-d boolean, whether to take the step at all;
+    t: a 0-d array, the number of steps before this one, for a loss that follows a schedule;
     context: a tree of arrays for a loss that takes it.
 
-    The step closes over hyper-parameters only, so `backend.jit(make_step(...))`
-    compiles all of it, and an eager backend runs it as it stands.
+    The step closes over hyper-parameters only, so `backend.jit(make_step(...))` compiles all of
+    it. An eager backend runs it unchanged.
 
     Raises
     ------
@@ -68,113 +77,122 @@ def make_step(
 def make_step_with_terms(
     model: Layer, loss: Loss, optimizer: Optimizer, *, keep_finite: bool = True
 ) -> Callable:
-    """A step as `make_step` makes it, which returns (carry, value, finite, terms).
+    """Return a step like that of `make_step`, which returns (carry, value, finite, terms).
 
-    terms: what a mean over several batches is taken of, `Terms`.
+    terms: see `Terms`; the mean over several batches is computed from them.
     """
-    joins = uses_divisor(optimizer)
+    needs_divisor = uses_divisor(optimizer)
 
     def step(carry, x, target, counts=None, weights=None, due=None, t=None, context=None):
         params, state, moments = carry
         train = True if counts is None else RowMask(counts)
-        y, after, *cache = model.forward(params, state, x, train=train)
+        y, new_state, *cache = model.forward(params, state, x, train=train)
         weights = counts if weights is None else weights
-        found = batch_loss(loss, y, target, weights, step=t, context=context)
-        value, update, dys = found.value, optimizer.update, ()
+        result = batch_loss(loss, y, target, weights, step=t, context=context)
+        value = result.value
+        update = optimizer.update
+        term_dys: tuple = ()
         expect(value.ndim == 0, "expected a loss of one number, got one of shape {}", value.shape)
-        if joins:
-            dys, divisor = _by_divisor(found, optimizer)
+        if needs_divisor:
+            term_dys, divisor = _by_divisor(result, optimizer)
             update = bind_divisor(optimizer, divisor)
-        # Devices that share a batch would meet here: each term's dy times its own divisor by the
-        # sum of all; then gradients are added. Means of devices are never averaged.
-        # popped: a block lets go of each entry once it is spent, if nobody else holds it
-        if not dys:
-            grads = model.backward_params(params, cache.pop(), found.dy)
+        # Data-parallel devices would be joined here: each scales the dy of a term by its own
+        # divisor over the sum of all divisors, then gradients are added. Means of devices are
+        # never averaged.
+        if not term_dys:
+            # The cache is popped, so that a block frees each entry once it has been used.
+            grads = model.backward_params(params, cache.pop(), result.dy)
         else:
-            grads = tuple([model.backward_params(params, cache[0], dy) for dy in dys])
+            grads = tuple([model.backward_params(params, cache[0], dy) for dy in term_dys])
 
-        def taken():
-            new, kept = update(params, grads, moments)
-            return new, after, kept
+        def updated():
+            new_params, new_moments = update(params, grads, moments)
+            return new_params, new_state, new_moments
 
         finite = all_finite(value, *leaves(grads)) if keep_finite else all_finite(value)
         if due is None and not keep_finite:
-            return taken(), value, finite, _terms(found)
-        takes = finite if keep_finite else due
-        takes = takes if due is None else namespace(due).logical_and(due, takes)
-        return select(takes, taken, carry), value, finite, _terms(found)
+            return updated(), value, finite, _terms(result)
+        is_taken = finite if keep_finite else due
+        is_taken = is_taken if due is None else namespace(due).logical_and(due, is_taken)
+        return select(is_taken, updated, carry), value, finite, _terms(result)
 
     return step
 
 
-def _terms(found: BatchLoss) -> Terms:
-    divisors = tuple([() if term.divisor is None else term.divisor for term in found.terms])
-    if len(found.terms) == 1:
+def _terms(result: BatchLoss) -> Terms:
+    divisors = tuple([() if term.divisor is None else term.divisor for term in result.terms])
+    if len(result.terms) == 1:
         return (), divisors
-    return tuple([term.value for term in found.terms]), divisors
+    return tuple([term.value for term in result.terms]), divisors
 
 
-def _by_divisor(found: BatchLoss, optimizer: Optimizer) -> tuple[tuple, Any]:
-    """Return dy of each term and the divisors of all, or () and the divisor of the whole loss.
+def _by_divisor(result: BatchLoss, optimizer: Optimizer) -> tuple[tuple, Any]:
+    """Return dy of each term and their divisors, or () and the divisor of the whole loss.
 
-    Raises ValueError if terms need divisors of their own and the optimizer does not keep apart
-    as many.
+    Raises
+    ------
+    ValueError
+        If terms have unequal divisors, and the optimizer does not keep a sum of gradients for
+        each term.
     """
-    if not found.unequal:
-        return (), found.divisor
+    if not result.unequal:
+        return (), result.divisor
     message = (
-        "{} joins the gradients of several batches, but the losses of {} divide by what does "
-        "not stay in one ratio from batch to batch, as with ignore_index, class_weights, "
-        "reduction='sum' of some, or weights of some outputs: write Accumulate(..., terms={}), "
-        "around all other optimizers, which keeps one sum of gradients for each of {} losses"
+        "{} accumulates gradients over several batches, but the losses of {} have divisors whose "
+        "ratio changes from batch to batch, as with ignore_index, class_weights, reduction='sum' "
+        "of some, or weights of some outputs: write Accumulate(..., terms={}) around all other "
+        "optimizers, which keeps one sum of gradients for each of {} losses"
     )
-    count = len(found.terms)
-    expect(getattr(optimizer, "terms", 1) == count, message, optimizer, found.unequal, count, count)
-    dys = tuple([_only(found.dy, term.path) for term in found.terms])
-    return dys, tuple([term.divisor for term in found.terms])
+    count = len(result.terms)
+    keeps_all = getattr(optimizer, "terms", 1) == count
+    expect(keeps_all, message, optimizer, result.unequal, count, count)
+    dys = tuple([_only(result.dy, term.path) for term in result.terms])
+    return dys, tuple([term.divisor for term in result.terms])
 
 
 def _only(dy: Any, path: tuple[str, ...]) -> Any:
-    """Return dy with 0 for all outputs but that at `path`, the names in nested dicts."""
+    """Return dy with 0 for all outputs except that at `path`, the names in nested dicts."""
     if not path:
         return dy
-    first, rest = path[0], path[1:]
-    return {
-        name: _only(part, rest)
-        if name == first
-        else tree_map(lambda leaf: namespace(leaf).zeros_like(leaf), part)
-        for name, part in dy.items()
-    }
+    selected, *rest = path
+    result = {}
+    for name, part in dy.items():
+        if name == selected:
+            result[name] = _only(part, tuple(rest))
+        else:
+            result[name] = tree_map(lambda leaf: namespace(leaf).zeros_like(leaf), part)
+    return result
 
 
-def in_turn(step: Callable, keep_finite: bool) -> Callable:
-    """`step` with one batch after the other, in one loop that a backend may compile.
+def make_loop(step: Callable, keep_finite: bool) -> Callable:
+    """Return a function that takes several steps in one loop, which a backend may compile.
 
-    step is made by `make_step_with_terms`.
+    step: a result of `make_step_with_terms`.
 
     steps(carry, due, batches, ts=None, context=None) -> (carry, values, finites, terms), where
-    batches are the arguments of `step` with a new first axis, () standing for None, and `due`,
-    (steps,), says which are to be taken: the first ones. ts: (steps,), the t of each; all have
-    one context. With `keep_finite` none is taken after one that is not
-    finite. values, finites and the arrays in terms: (steps,).
+    batches are the arguments of `step` with a new first axis, and () stands for None. due:
+    (steps,), which steps are to be taken: the first ones. ts: (steps,), the t of each; context
+    is the same for all. With `keep_finite`, no step is taken after one that is not finite.
+    values, finites and the arrays in terms: (steps,).
     """
 
     def steps(carry, due, batches, ts=None, context=None):
         xp = namespace(due)
 
-        def one(carry, now):
-            (old, going), (due, batch, t) = carry, now
-            due = xp.logical_and(going, due)
-            new, value, finite, terms = step(
-                old, *map(_or_none, batch), due=due, t=_or_none(t), context=context
+        def one_step(loop_carry, inputs):
+            carry, is_going = loop_carry
+            due, batch, t = inputs
+            due = xp.logical_and(is_going, due)
+            carry, value, finite, terms = step(
+                carry, *map(_or_none, batch), due=due, t=_or_none(t), context=context
             )
-            going = xp.logical_and(going, finite) if keep_finite else going
+            is_going = xp.logical_and(is_going, finite) if keep_finite else is_going
+            # A loop stacks arrays, so divisors that are Python numbers become arrays.
             terms = tree_map(lambda term: _array(term, value), terms)
-            return (new, going), (value, finite, terms)
+            return (carry, is_going), (value, finite, terms)
 
-        (carry, _), (values, finites, terms) = scan(
-            one, (carry, due[0]), (due, batches, () if ts is None else ts)
-        )
+        inputs = (due, batches, () if ts is None else ts)
+        (carry, _), (values, finites, terms) = scan(one_step, (carry, due[0]), inputs)
         return carry, values, finites, terms
 
     return steps
@@ -185,61 +203,62 @@ def _or_none(part: Any) -> Any:
 
 
 def _array(number: Any, like: Array) -> Array:
-    """A number as an array like `like`, which is 0-d; an array as it is."""
+    """Return a number as a 0-d array like `like`, and an array unchanged."""
     if type(number) in (int, float):
         return namespace(like).full_like(like, number)
     return number
 
 
-def judge(
-    model,
-    loss,
-    metrics,
-    params,
-    state,
-    x,
-    target,
-    counts=None,
-    weights=None,
-    t=None,
-    context=None,
-):
-    """The loss of a batch, its `Terms`, and each metric's `batch_means` of the rows that count.
+def evaluate_batch(
+    model: Layer,
+    loss: Loss,
+    metrics: dict[str, Callable],
+    params: Params,
+    state: State,
+    x: Any,
+    target: Any,
+    counts: Array | None = None,
+    weights: Array | None = None,
+    t: Array | None = None,
+    context: Any = None,
+) -> tuple[Array, Terms, list]:
+    """Return the loss of a batch, its `Terms`, and each metric's `batch_means`.
 
-    counts, weights, t and context are as in `make_step`; weights are those of the loss alone.
+    counts, weights, t and context are those of `make_step`. Metrics leave out padding rows, and
+    ignore weights.
     """
     y = model.predict(params, state, x)
     weights = counts if weights is None else weights
-    found = batch_loss(loss, y, target, weights, step=t, context=context)
+    result = batch_loss(loss, y, target, weights, step=t, context=context)
     share = None if counts is None else counts / namespace(counts).sum(counts)
     count = leaves(y)[0].shape[0]
     means = []
     for name, metric in metrics.items():
         takes_context = context is not None and takes_keyword(metric, "context")
-        now = {"context": context} if takes_context else {}
-        values = metric(y, target, **now)
+        keywords = {"context": context} if takes_context else {}
+        values = metric(y, target, **keywords)
         _expect_values(name, values, count)
         means.append(batch_means(metric, values, partial(_mean, share)))
-    return found.value, _terms(found), means
+    return result.value, _terms(result), means
 
 
 def _expect_values(name: str, values: Any, count: int) -> None:
-    """Raise unless a metric has returned a value for each of `count` examples."""
-    expected = f"expected the metric {name!r} to return an array of one value an example"
+    """Raise unless a metric returned one value for each of `count` examples."""
+    expected = f"expected the metric {name!r} to return an array of one value per example"
     for leaf in leaves(values):
         shape = getattr(leaf, "shape", None)
         if shape is None:
             raise TypeError(f"{expected}, ({count}, ...), or a tree of them, got {described(leaf)}")
-        fits = len(shape) > 0 and shape[0] == count
+        is_valid = len(shape) > 0 and shape[0] == count
         remedy = " (the mean over examples is taken for you)" if len(shape) == 0 else ""
-        expect(fits, "{}, ({}, ...), got shape {}{}", expected, count, shape, remedy)
+        expect(is_valid, "{}, ({}, ...), got shape {}{}", expected, count, shape, remedy)
 
 
-def _mean(share, values):
-    """The mean over examples, each with its `share`; other axes stay."""
+def _mean(share: Array | None, values: Array) -> Array:
+    """Return the mean over axis 0, the examples, weighted by their `share`."""
     xp = namespace(values)
     if share is None:
         return xp.mean(values, axis=0)
     share = xp.reshape(share, (-1, *(1,) * (values.ndim - 1)))
-    # 0 · inf would be NaN, where a row only fills the batch up
+    # `where` first: in a padding row 0 · inf would be NaN
     return xp.sum(xp.where(share != 0, values, 0.0) * share, axis=0)

@@ -56,7 +56,7 @@ from .inputs import as_integer, as_shape, fetch, is_mapped, type_and_length
 from .interrupts import DeferredInterrupts
 from .mean_loss import MeanLoss
 from .progress import Progress, progress
-from .steps import Carry, expect_task, in_turn, judge, make_step, make_step_with_terms
+from .steps import Carry, evaluate_batch, expect_task, make_loop, make_step, make_step_with_terms
 from .validation import InputValidator
 
 __all__ = ["NonFiniteLoss", "Trainer"]
@@ -209,8 +209,8 @@ class Trainer:
         jit = self.backend.jit
         step = make_step_with_terms(model, loss, optimizer, keep_finite=keep_finite)
         self._step = jit(step, donate=(0,))
-        self._steps = jit(in_turn(step, keep_finite), donate=(0,))
-        self._judge = jit(partial(judge, model, loss, dict(self.metrics)))
+        self._steps = jit(make_loop(step, keep_finite), donate=(0,))
+        self._evaluate_batch = jit(partial(evaluate_batch, model, loss, dict(self.metrics)))
         self._join = jit(lambda *parts: namespace(parts[0]).concat(parts, axis=0))
         self._predict = jit(model.predict)
         if shape is not None:
@@ -845,7 +845,7 @@ class Trainer:
         size = min(batch_size, len(held_out))
         needs_counts = self._validator.has_short_batch(len(held_out), size)
         batch = to_device(self._validator, held_out[:size], size, needs_counts)
-        self._judge(*self._prediction_weights(False), *batch)
+        self._evaluate_batch(*self._prediction_weights(False), *batch)
 
     def _evaluate(
         self, examples: Examples, batch_size: int, averaged: bool = False
@@ -860,7 +860,7 @@ class Trainer:
         step_context = self._step_context()
         for part in StoredBatches(examples, batch_size, False, 0).epoch(0, 0):
             batch = to_device(self._validator, part, batch_size, needs_counts)
-            value, terms, means = self._judge(params, state, *batch, *step_context)
+            value, terms, means = self._evaluate_batch(params, state, *batch, *step_context)
             loss.add([float(self.backend.to_numpy(value))], terms)
             means = self.backend.to_numpy(tuple(means))
             shares.append(len(part) / count)
