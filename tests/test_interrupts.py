@@ -304,7 +304,7 @@ def programs(trainer):
         function.into.__code__.co_freevars, function.into.__closure__, strict=True)}  # fmt: skip
     run = cells["_run"]
     cells = dict(zip(run.__code__.co_freevars, run.__closure__, strict=True))
-    return [one for one in cells["known"].cell_contents.values() if isinstance(one, Program)]
+    return [one for one in cells["programs"].cell_contents.values() if isinstance(one, Program)]
 
 
 class Failing:
@@ -595,9 +595,9 @@ def test_a_commit_that_another_thread_makes_is_waited_for(monkeypatch):
         begun.wait()
         raise Shot
 
-    commit = Commit(outcome, [write], "result", call, None, aside=True)
+    commit = Commit(outcome, [write], "result", call, None, in_worker=True)
     with monkeypatch.context() as patch:
-        patch.setattr(commit.thread.done, "wait", interrupted)
+        patch.setattr(commit.worker.done, "wait", interrupted)
         with pytest.raises(Shot):
             commit.run()
     threading.Timer(0.05, may_end.set).start()

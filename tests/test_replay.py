@@ -13,7 +13,7 @@ import agnostic_nn as nn
 from agnostic_nn import ops
 from agnostic_nn.core.arrays import namespace
 from agnostic_nn.core.trees import leaves, tree_map
-from agnostic_nn_backends.replay import kernels, plan
+from agnostic_nn_backends.replay import kernels, schedule
 from agnostic_nn_backends.replay.program import Program, replayed
 
 CASES = [case for case in layer_cases() if not case.thorough]
@@ -59,7 +59,7 @@ def block(request, library, monkeypatch, thorough):
     monkeypatch.setattr(kernels, "kernel", looked_at(kernels.kernel))
     if request.param == "as many as there are":
         return
-    monkeypatch.setattr(plan, "MIN_KERNEL_SIZE", 0)
+    monkeypatch.setattr(schedule, "MIN_KERNEL_SIZE", 0)
     if request.param == "on three threads":
         if not kernels.available():
             pytest.skip("only kernels are spread over threads")
@@ -517,7 +517,7 @@ def small(library, monkeypatch):
     """Kernels for arrays of any size, and a few numbers at a time where they are in parts."""
     if not kernels.available():
         pytest.skip("there is nothing to make kernels here")
-    monkeypatch.setattr(plan, "MIN_KERNEL_SIZE", 0)
+    monkeypatch.setattr(schedule, "MIN_KERNEL_SIZE", 0)
     monkeypatch.setattr(type(library), "block_size", lambda self: 4)
     monkeypatch.setattr(kernels, "kernel", looked_at(kernels.kernel))
 
@@ -584,14 +584,14 @@ def test_a_step_is_made_by_kernels(backend, library):
 
 
 def test_few_numbers_are_no_work_for_kernels(backend, library):
-    x = backend.asarray(np.ones((2, plan.MIN_KERNEL_SIZE // 2), "float32"))
+    x = backend.asarray(np.ones((2, schedule.MIN_KERNEL_SIZE // 2), "float32"))
     for given, made in ((x, 0), (backend.xp.concat((x, x)), int(kernels.available()))):
         program = Program(lambda x: (x * 2.0 + 1.0,), (given,), library, (0,))
         assert made_by(program)[0] == made
 
 
 def test_what_may_show_what_is_written_to_is_no_work_for_kernels(backend, library, monkeypatch):
-    monkeypatch.setattr(plan, "MIN_KERNEL_SIZE", 0)
+    monkeypatch.setattr(schedule, "MIN_KERNEL_SIZE", 0)
 
     def step(old, x, finite):
         shown = ops.select(finite, lambda: old + x, old)  # old itself, if it is not finite

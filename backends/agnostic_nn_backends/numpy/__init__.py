@@ -15,7 +15,7 @@ from agnostic_nn.ops.convolution import flipped_weight, window_views
 from .. import processor
 from ..exponential import bounded_exp
 from ..replay import trace
-from ..replay.program import plain, replayed
+from ..replay.program import direct, replayed
 from . import attention, lstm, tracing
 
 __all__ = [
@@ -70,7 +70,7 @@ def jit(function, device, donate=()):
 
 
 def eager(function, device):
-    return plain(function, tracing.library)
+    return direct(function, tracing.library)
 
 
 def synchronize(array):
@@ -407,7 +407,7 @@ for function in vars(ops).values():
         own = function.registry[np.ndarray]
         function.register(tracing.TracedArray, own if own in _TRANSPARENT else trace.opaque(own))
 ops.bounded_exp.register(tracing.TracedArray, _traced_exp)
-ops.scan_impl.register(tracing.TracedArray, trace.short_scan)
+ops.scan_impl.register(tracing.TracedArray, trace.unrolled_scan)
 ops.barrier_impl.register(tracing.TracedArray, trace.barrier)
 ops.select.register(tracing.TracedArray, trace.select)
 ops.above_zero.register(tracing.TracedArray, ops.above_zero.dispatch(object))

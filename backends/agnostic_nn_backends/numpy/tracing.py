@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ..exponential import FACTOR
-from ..replay.trace import Traced, Untraceable, operators, record
+from ..replay.trace import Traced, Untraceable, add_operators, record
 
 __all__ = ["TracedArray", "choose", "library", "two_to"]
 
@@ -48,10 +48,10 @@ _TWO = {
     "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
     "lshift": np.left_shift, "rshift": np.right_shift,
 }  # fmt: skip
-operators(TracedArray, _TWO)
+add_operators(TracedArray, _TWO)
 for _name, _function in _TWO.items():
     setattr(TracedArray, f"__r{_name}__", _turned(_function))
-operators(TracedArray, {
+add_operators(TracedArray, {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
     "ge": np.greater_equal, "neg": np.negative, "pos": np.positive, "abs": np.absolute,
     "invert": np.invert,

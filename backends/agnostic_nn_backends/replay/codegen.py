@@ -1,6 +1,7 @@
-"""Writing: calls of a tape as lines of Python, and functions of such lines.
+"""Text of generated code: calls as lines of Python, and functions made of such lines.
 
-Node number n is the name e{n} in all of them; what else a line needs is in its `env`.
+The result of node n has the name e{n}. Values that cannot be written as literals get a name in
+`env`, the namespace of the generated functions.
 """
 
 from collections.abc import Callable
@@ -8,72 +9,78 @@ from typing import Any
 
 from .trace import Library, Node
 
-__all__ = ["called", "delayed", "function", "renamed", "said"]
+__all__ = ["argument_code", "call_code", "define_function", "rename", "to_deferred"]
 
 
-def called(node: Node, library: Library, env: dict[str, Any], out: str = "") -> str:
-    """One call; with `out` into an array that is there, or else naming the result."""
+def call_code(node: Node, library: Library, env: dict[str, Any], out: str = "") -> str:
+    """Return a line that makes a call: with `out` into that array, else assigning the result."""
     n = node.number
     env[f"f{n}"] = node.function
-    given = [said(one, env) for one in node.args]
-    given += [f"{name}={said(one, env)}" for name, one in node.kwargs.items()]
+    args = [argument_code(arg, env) for arg in node.args]
+    args += [f"{name}={argument_code(arg, env)}" for name, arg in node.kwargs.items()]
     if not out:
-        return f"e{n} = f{n}({', '.join(given)})"
+        return f"e{n} = f{n}({', '.join(args)})"
     if library.out_is_positional(node.function):
-        return f"f{n}({', '.join([*given, out])})"
-    return f"f{n}({', '.join([*given, f'out={out}'])})"
+        return f"f{n}({', '.join([*args, out])})"
+    return f"f{n}({', '.join([*args, f'out={out}'])})"
 
 
-def said(argument: Any, env: dict[str, Any]) -> str:
-    """An argument of a call."""
+def argument_code(argument: Any, env: dict[str, Any]) -> str:
+    """Return the expression of an argument of a call."""
     if isinstance(argument, Node):
         return f"e{argument.number}"
     if argument is None or isinstance(argument, bool | int):
         return repr(argument)
     if isinstance(argument, list):
-        return f"[{', '.join(said(one, env) for one in argument)}]"
+        return f"[{', '.join(argument_code(item, env) for item in argument)}]"
     if isinstance(argument, tuple):
-        return f"({''.join(said(one, env) + ', ' for one in argument)})"
+        return f"({''.join(argument_code(item, env) + ', ' for item in argument)})"
     if isinstance(argument, dict):
-        return f"{{{', '.join(f'{k!r}: {said(v, env)}' for k, v in argument.items())}}}"
+        items = (f"{k!r}: {argument_code(v, env)}" for k, v in argument.items())
+        return f"{{{', '.join(items)}}}"
     name = f"c{len(env)}"
     env[name] = argument
     return name
 
 
-def renamed(code: str, names: dict[int, str]) -> str:
-    """A call with other names for some of its arguments."""
-    for number, name in names.items():
+def rename(code: str, names: dict[int, str]) -> str:
+    """Return a call in which the arguments e{n} have other names."""
+    for n, name in names.items():
         for before in "( ":
             for after in ",)":
-                code = code.replace(f"{before}e{number}{after}", f"{before}{name}{after}")
+                code = code.replace(f"{before}e{n}{after}", f"{before}{name}{after}")
     return code
 
 
-def delayed(lines: list[str]) -> tuple[list[str], str]:
-    """Lines that make calls as those to run before, and the calls as entries of a list.
+def to_deferred(lines: list[str]) -> tuple[list[str], str]:
+    """Turn lines that make calls into callables that make them later.
 
-    The lines are one call of which no result is named, or a loop of such; others before it
-    name what it needs.
+    `lines` ends with one call whose result is not assigned, or with a loop of such calls. Returns
+    the lines before it, and an expression for one or more entries of a list of callables.
     """
-    start = next((k for k, line in enumerate(lines) if line.startswith("for ")), len(lines) - 1)
-    before, loop = lines[:start], lines[start:]
+    last = len(lines) - 1
+    start = next((k for k, line in enumerate(lines) if line.startswith("for ")), last)
+    before = lines[:start]
+    loop = lines[start:]
     if len(loop) == 1:
-        return before, _partial(loop[0])
-    head, *steps = loop
-    calls = ", ".join(_partial(step.strip()) for step in steps)
+        return before, _deferred_call(loop[0])
+    head, *body = loop
+    calls = ", ".join(_deferred_call(line.strip()) for line in body)
     return before, f"*[step for {head[4:-1]} for step in ({calls},)]"
 
 
-def _partial(call: str) -> str:
+def _deferred_call(call: str) -> str:
     name, _, rest = call.partition("(")
     return f"ParallelCall({rest}" if name == "run_parallel" else f"partial({name}, {rest}"
 
 
-def function(name: str, arguments: str, lines: list[str], env: dict[str, Any]) -> Callable:
-    """A function of such lines; what it assigns that others read is global to all of them."""
+def define_function(name: str, parameters: str, lines: list[str], env: dict[str, Any]) -> Callable:
+    """Define a function of these lines. The names that it assigns are global in `env`.
+
+    Names of loop variables and of copies (m{k}) are not shared, and stay local.
+    """
     assigned = sorted({line.split(" = ")[0] for line in lines if line.startswith(("a", "e", "l"))})
     head = [f"global {', '.join(assigned)}"] if assigned else []
     body = "".join(f"\n    {line}" for line in (*head, *(lines or ["pass"])))
-    exec(f"def {name}({arguments}):{body}", env)
+    exec(f"def {name}({parameters}):{body}", env)
     return env.pop(name)

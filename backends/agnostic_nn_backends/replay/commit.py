@@ -1,9 +1,9 @@
-"""Commits: the calls of a program that write to donated memory, made as a whole.
+"""Commits: run the calls that write to donated memory so that no exception can interrupt them.
 
-A signal handler or an exception from another thread runs between two instructions of Python
-code, never inside a function written in C. So all that writes to donated memory comes last in
-a program, as a list of calls of C functions, and `deque(map(call, calls), 0)` makes them: a
-loop in C. The last call of the list publishes the result, so result and memory always agree.
+A signal handler, or an exception set by another thread, runs between two bytecode instructions,
+never inside a C function. So all calls that write to donated memory come last in a program, as a
+list of calls of C functions, and `deque(map(call, calls), 0)` makes them: a loop in C. The last
+call of the list publishes the result, so the result and the memory always agree.
 """
 
 import os
@@ -22,42 +22,61 @@ __all__ = ["Commit"]
 
 
 class Commit:
-    """The calls `calls`, after which `outcome` holds `result`, as `agnostic_nn.core.atomic` says.
+    """Make `calls` and then put `result` into `outcome`, as `agnostic_nn.core.atomic` describes.
 
-    together(function, *args): calls a C function, such that floating-point errors in it run no
-    Python code. owner: what the calls need and do not hold themselves. aside: whether another
-    thread makes them; needed if some are not C functions, as those that several threads share.
+    call_function(function, *args): calls a C function so that floating-point errors in it run no
+        Python code.
+    owner: an object that the calls need; kept alive until they are made.
+    in_worker: make the calls in another thread, where no signal handler runs. Needed if some of
+        them are Python functions, such as kernels that several threads share.
     """
 
     def __init__(
-        self, outcome: list, calls: list, result: Any, together: Callable, owner: Any, aside: bool
+        self,
+        outcome: list,
+        calls: list,
+        result: Any,
+        call_function: Callable,
+        owner: Any,
+        in_worker: bool,
     ) -> None:
         calls.append(partial(outcome.append, result))
-        self.calls, self.rest = calls, iter(calls)
-        self.together, self.owner, self.outcome = together, owner, outcome
-        self.thread = _Aside(self._make) if aside else None
+        self.calls = calls
+        self.remaining: Any = iter(calls)
+        self.call_function = call_function
+        self.owner = owner
+        self.outcome = outcome
+        self.worker = _WorkerCall(self._make_calls) if in_worker else None
 
     def run(self) -> None:
-        """Make the calls; an exception cannot come between two of them."""
+        """Make the calls."""
         self.outcome.append(self.finish)
-        if self.thread is None:
-            self.together(deque, map(call, self.rest), 0)
+        if self.worker is None:
+            self.call_function(deque, map(call, self.remaining), 0)
         else:
-            self.thread.run()
+            self.worker.run()
 
-    def _make(self) -> None:
-        self.together(deque, map(call, self.rest), 0)
+    def _make_calls(self) -> None:
+        self.call_function(deque, map(call, self.remaining), 0)
 
     def finish(self) -> None:
-        """Complete the calls, if they have begun: repeat the one that raised, and go on."""
-        if self.thread is not None:
-            self.thread.wait()
-        left = self.rest.__length_hint__()
+        """Complete the calls after an exception, if they have begun.
+
+        Repeats the call that raised and makes those after it.
+
+        Raises
+        ------
+        StateLost
+            If the call raises again.
+        """
+        if self.worker is not None:
+            self.worker.wait()
+        left = self.remaining.__length_hint__()
         if left == len(self.calls) or len(self.outcome) > 1:
             return
-        back = partial(self.rest.__setstate__, len(self.calls) - left - 1)
+        step_back = partial(self.remaining.__setstate__, len(self.calls) - left - 1)
         try:
-            self.together(deque, map(call, chain((back,), self.rest)), 0)
+            self.call_function(deque, map(call, chain((step_back,), self.remaining)), 0)
         except Exception as error:
             if len(self.outcome) > 1:
                 raise
@@ -66,28 +85,30 @@ class Commit:
             ) from error
 
 
-class _Aside:
-    """A function to be called by another thread, unless nobody waits for it any more."""
+class _WorkerCall:
+    """A function to be called in a worker thread, unless the caller has given up waiting first."""
 
     def __init__(self, function: Callable) -> None:
         self.function = function
-        self.taken: dict[str, str] = {}
+        # `setdefault` is atomic: whoever sets the key first decides whether the function runs
+        self.claimed: dict[str, str] = {}
         self.error: BaseException | None = None
         self.done = Event()
 
     def run(self) -> None:
-        _threads().submit(self._work)
+        """Call the function in a worker thread, wait for it and raise its error."""
+        _pool().submit(self._work)
         self.done.wait()
         if self.error is not None:
             raise self.error
 
     def wait(self) -> None:
-        """Wait until it is done; if it has not begun, it never will."""
-        if self.taken.setdefault("by", "the caller") != "the caller":
+        """Wait until the function has returned; if it has not begun, it never will."""
+        if self.claimed.setdefault("by", "caller") != "caller":
             self.done.wait()
 
     def _work(self) -> None:
-        if self.taken.setdefault("by", "the thread") != "the thread":
+        if self.claimed.setdefault("by", "worker") != "worker":
             return
         try:
             self.function()
@@ -98,7 +119,7 @@ class _Aside:
 
 
 @cache
-def _threads() -> ThreadPoolExecutor:
-    if hasattr(os, "register_at_fork"):  # a fork has none of them
-        os.register_at_fork(after_in_child=_threads.cache_clear)
+def _pool() -> ThreadPoolExecutor:
+    if hasattr(os, "register_at_fork"):  # a forked process has none of the threads
+        os.register_at_fork(after_in_child=_pool.cache_clear)
     return ThreadPoolExecutor(thread_name_prefix="agnostic_nn-commit")

@@ -1,24 +1,34 @@
-"""Groups: elementwise calls that follow one another on large arrays of one shape, as code.
+"""Fusion: the code of elementwise calls on large arrays of one shape that follow one another.
 
-They are made as one kernel if a kernel can make them all; or else block by block, so that
-what passes between them stays in the cache, with kernels for those in a row that can be.
+If kernels can compute all calls of a group, the group becomes one kernel. Otherwise it becomes a
+loop over blocks of rows, small enough that intermediate results stay in the cache. In that loop,
+runs of consecutive calls that kernels can compute are kernels, and each other call is a call of
+the library.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import kernels
-from .codegen import called, renamed, said
+from .codegen import argument_code, call_code, rename
 from .kernels import Array, Call, Operand
-from .trace import Node
+from .trace import Library, Node
 
-__all__ = ["Group", "part"]
+if TYPE_CHECKING:
+    from .plan import Plan
+
+__all__ = ["Group", "kernel_call", "matrix_shape"]
 
 
-def part(array: Any, shape: tuple) -> str:
-    """How an array that is met row by row is laid out as a matrix; nothing if it cannot be."""
+def matrix_shape(array: Any, shape: tuple) -> str:
+    """Return how an operand is reshaped if results of `shape` are seen as a matrix.
+
+    The last axis becomes the columns, all others the rows. Returns the arguments of `reshape` as
+    code: "-1, width" for an operand of that shape, "width" for one row that all rows share,
+    "-1, 1" for one number a row, and "" for any other operand.
+    """
     if array.shape == shape:
         return f"-1, {shape[-1]}"
     if math.prod(array.shape) == shape[-1] == array.shape[-1]:
@@ -27,208 +37,263 @@ def part(array: Any, shape: tuple) -> str:
 
 
 class Group:
-    """The elementwise calls `nodes` of a plan.
+    """A group of elementwise calls, the nodes `nodes` of a plan.
 
-    calls: those that a kernel can make, by number; arrays and scalars stand as they are met.
-    runs: what is made together: such calls in a row, or else one call.
-    names: of parts of results that only others of the group read, but not their own kernel alone.
+    members: their numbers.
+    calls: for each node that a kernel can compute, the `kernels.Call`. Its operands are nodes and
+        arguments; `_kernel` replaces them by indices.
+    runs: the nodes that are computed together: consecutive ones of `calls`, or a single other.
+    scratch: for each intermediate result that passes from one run to another, the name of the
+        memory of one block of it.
+    scratch_dtypes: the dtypes of these memories by name.
     """
 
-    def __init__(self, plan: Any, nodes: list[Node]) -> None:
-        self.plan, self.library, self.nodes = plan, plan.library, nodes
+    def __init__(self, plan: "Plan", nodes: list[Node]) -> None:
+        self.plan = plan
+        self.library = plan.library
+        self.block_size = plan.library.block_size()
+        self.nodes = nodes
+        self.parents = plan.graph.parents
+        self.inner = plan.allocation.inner
         self.shape = nodes[0].value.shape
-        self.rows, self.width = math.prod(self.shape[:-1]), self.shape[-1]
-        self.inside = {node.number for node in nodes}
-        self.calls = {node.number: call for node in nodes if (call := exact(node, plan.library))}
-        if self._shows_otherwise_what_is_written():
-            self.calls = {}
+        self.rows = math.prod(self.shape[:-1])
+        self.width = self.shape[-1]
+        self.members = {node.number for node in nodes}
+        self.calls: dict[int, Call] = {}
+        if not self._reads_written_memory_differently():
+            for node in nodes:
+                call = kernel_call(node, plan.library)
+                if call is not None:
+                    self.calls[node.number] = call
         self.runs: list[list[Node]] = []
         for node in nodes:
             if self.runs and {node.number, self.runs[-1][-1].number} <= self.calls.keys():
                 self.runs[-1].append(node)
             else:
                 self.runs.append([node])
-        self.names = self._named()
+        self.scratch_dtypes: dict[str, Any] = {}
+        self.scratch = self._assign_scratch()
 
-    def _shows_otherwise_what_is_written(self) -> bool:
-        """Whether something reads memory in another order, or in part, that is written to here."""
-        memory, roots = self.plan.memory, self.plan.roots
-        written = {memory(n) for n in self.inside - self.plan.inner}
-        read = {p for n in self.inside for p in self.plan.parents[n]} - self.inside
-        others = {memory(root) for p in read if memory(p) not in written for root in roots[p]}
-        return not written.isdisjoint(others)
+    def _reads_written_memory_differently(self) -> bool:
+        """Return whether the group reads memory that it writes, as an array of another layout.
 
-    def _named(self) -> dict[int, str]:
-        """Names of memory for a block of each result that passes from one run to another."""
-        parents, dtype = self.plan.parents, {}
-        made = {node.number: k for k, run in enumerate(self.runs) for node in run}
-        last = {p: k for k, run in enumerate(self.runs) for one in run for p in parents[one.number]}
+        Kernels assume that arrays are either the same or do not overlap.
+        """
+        location = self.plan.location
+        written = {location(n) for n in self.members - self.inner}
+        read = {p for n in self.members for p in self.parents[n]} - self.members
+        other_memory = {
+            location(root)
+            for p in read
+            if location(p) not in written
+            for root in self.plan.aliases.roots[p]
+        }
+        return not written.isdisjoint(other_memory)
+
+    def _assign_scratch(self) -> dict[int, str]:
+        """Assign memory for blocks of the inner results that later runs read, reusing names."""
+        run_of = {node.number: k for k, run in enumerate(self.runs) for node in run}
+        last_run = {
+            parent: k
+            for k, run in enumerate(self.runs)
+            for node in run
+            for parent in self.parents[node.number]
+        }
         names: dict[int, str] = {}
+        dtypes = self.scratch_dtypes
         free: list[str] = []
         for k, run in enumerate(self.runs):
-            read = {p for node in run for p in parents[node.number]}
-            done = [names[p] for p in read if p in names and last[p] == k]
-            early = len(run) == 1 and run[0].function is self.library.unsafe_in_place
-            free += [] if early else done
+            read = {parent for node in run for parent in self.parents[node.number]}
+            done = [names[p] for p in read if p in names and last_run[p] == k]
+            unsafe = len(run) == 1 and run[0].function is self.library.unsafe_in_place
+            if not unsafe:  # the results of this run may overwrite its operands
+                free += done
             for node in run:
                 n = node.number
-                if n in self.plan.inner and last[n] > made[n]:
-                    fits = [name for name in free if dtype[name] == node.value.dtype]
-                    names[n] = fits[-1] if fits else f"x{n}"
-                    if fits:
+                if n in self.inner and last_run[n] > run_of[n]:
+                    fitting = [name for name in free if dtypes[name] == node.value.dtype]
+                    names[n] = fitting[-1] if fitting else f"x{n}"
+                    if fitting:
                         free.remove(names[n])
-                    dtype[names[n]] = node.value.dtype
-            free += done if early else []
-        self.dtypes = dtype
+                    dtypes[names[n]] = node.value.dtype
+            if unsafe:
+                free += done
         return names
 
-    # --- the code -----------------------------------------------------------------------
+    # --- the code ---------------------------------------------------------------------------
 
-    def lines(self, env: dict[str, Any], where: Callable[[int], list[str] | None]) -> list[str]:
-        """The code; where(n): the lines that say where node n lies, if it lies there for good."""
+    def lines(
+        self, env: dict[str, Any], binding_lines: Callable[[int], list[str] | None]
+    ) -> list[str]:
+        """Return the code of the group.
+
+        binding_lines(n): the lines that bind the memory of node n, to which code that depends
+            only on its place is added; None if its array is another one at each call.
+        """
         if len(self.runs) == 1:
             before: list[str] = []
-            call = self._kernel(self.runs[0], env, where, before)
+            call = self._kernel(self.runs[0], env, binding_lines, before)
             return [*before, call]
-        step = max(1, self.plan.block // self.width)
+        step = max(1, self.block_size // self.width)  # rows in a block
         count = -(-self.rows // step)
-        rest = self.rows - (count - 1) * step
-        for name, dtype in self.dtypes.items():
+        rest = self.rows - (count - 1) * step  # rows in the last block
+        for name, dtype in self.scratch_dtypes.items():
             env[name] = self.library.empty((step, self.width), dtype)
             env[f"l{name}"] = [env[name]] * (count - 1) + [env[name][:rest]]
-        parts = {}  # for each name in a step, that of the list of what it stands for in turn
-        before, steps = [], []
+        blocks = {}  # loop variable -> expression of the list of its values, one a block
+        before = []
+        body = []
         for run in self.runs:
             if len(run) > 1:
-                parts |= {"start": f"range(0, {self.rows}, {step})"}
-                parts |= {"count": f"[{step}] * {count - 1} + [{rest}]"}
-                steps.append(self._kernel(run, env, where, before, "start", "count"))
+                blocks["start"] = f"range(0, {self.rows}, {step})"
+                blocks["count"] = f"[{step}] * {count - 1} + [{rest}]"
+                body.append(self._kernel(run, env, binding_lines, before, "start", "count"))
                 continue
             (node,) = run
-            shown = {}
-            for n in (node.number, *self.plan.parents[node.number]):
-                if n in self.names:
-                    shown[n], parts[f"b{n}"] = f"b{n}", f"l{self.names[n]}"
-                elif n in self.inside or self.plan.is_wide(self.plan.nodes[n].value):
-                    shown[n], parts[f"b{n}"] = f"b{n}", f"l{n}_{self.nodes[0].number}"
-                    line = f"{parts[f'b{n}']} = {self._cut(n, step, count)}"
-                    _add(line, where(n), before)
-            code = called(node, self.library, env, shown.pop(node.number))
-            steps.append(renamed(code, shown))
-        lists = ", ".join(parts.values())
+            block_names = {}
+            for n in (node.number, *self.parents[node.number]):
+                if n in self.scratch:
+                    block_names[n] = f"b{n}"
+                    blocks[f"b{n}"] = f"l{self.scratch[n]}"
+                elif n in self.members or self.plan.graph.is_wide(self.plan.graph.nodes[n].value):
+                    block_names[n] = f"b{n}"
+                    blocks[f"b{n}"] = f"l{n}_{self.nodes[0].number}"
+                    line = f"{blocks[f'b{n}']} = {self._split_code(n, step, count)}"
+                    _add_once(line, binding_lines(n), before)
+            code = call_code(node, self.library, env, block_names.pop(node.number))
+            body.append(rename(code, block_names))
         return [
             *before,
-            f"for {', '.join(parts)}, in zip({lists}):",
-            *(f"    {step}" for step in steps),
+            f"for {', '.join(blocks)}, in zip({', '.join(blocks.values())}):",
+            *(f"    {line}" for line in body),
         ]
 
-    def _cut(self, n: int, step: int, count: int) -> str:
-        """The code for all parts of an array, `step` rows of it at a time."""
-        how = part(self.plan.nodes[n].value, self.shape)
-        flat = f"e{n}.reshape({how})"
-        return f"[{flat}] * {count}" if how == f"{self.width}" else f"split({flat}, {step})"
+    def _split_code(self, n: int, step: int, count: int) -> str:
+        """Return the expression of the list of the blocks of an array, `step` rows each."""
+        shape = matrix_shape(self.plan.graph.nodes[n].value, self.shape)
+        matrix = f"e{n}.reshape({shape})"
+        return f"[{matrix}] * {count}" if shape == f"{self.width}" else f"split({matrix}, {step})"
 
     def _kernel(
         self,
         run: list[Node],
         env: dict[str, Any],
-        where: Callable[[int], list[str] | None],
+        binding_lines: Callable[[int], list[str] | None],
         before: list[str],
         start: str = "",
         count: str = "",
     ) -> str:
-        """The call of a kernel for a run; from row `start` on, `count` of them, or for all rows."""
-        turns = {node.number: k for k, node in enumerate(run)}
-        out = [n for n in turns if n in self.names or n not in self.plan.inner]
-        met = [one for n in turns for one in self.calls[n].operands]
-        read = [one.place for one in met if one.kind == "array" and one.place not in turns]
-        memory: dict[Any, int] = {}  # where something lies, and the first node met there
-        for n in (*read, *out):
-            memory.setdefault(self.names.get(n, self.plan.memory(n)), n)
-        places = {home: k for k, home in enumerate(memory)}
-        scalars = list({id(one.place): one for one in met if one.kind == "scalar"}.values())
+        """Compile a kernel for a run and return its call, for all rows or for one block.
 
-        def placed(one: Operand) -> Operand:
-            if one.kind == "scalar":
-                return replace(one, place=[id(s.place) for s in scalars].index(id(one.place)))
-            if one.kind == "array" and one.place in turns:
-                return Operand("call", turns[one.place], one.dtype)
-            if one.kind == "array":
-                return replace(
-                    one, place=places[self.names.get(one.place, self.plan.memory(one.place))]
-                )
-            return one
+        start, count: names of the first row and the number of rows of a block.
+        before: gets the lines that have to come before the call.
+        """
+        position = {node.number: k for k, node in enumerate(run)}
+        written = [n for n in position if n in self.scratch or n not in self.inner]
+        operands = [operand for n in position for operand in self.calls[n].operands]
+        read = [o.place for o in operands if o.kind == "array" and o.place not in position]
+        nodes_by_memory: dict[Any, int] = {}  # memory -> the first node found there
+        for n in (*read, *written):
+            nodes_by_memory.setdefault(self._memory(n), n)
+        array_index = {memory: k for k, memory in enumerate(nodes_by_memory)}
+        scalars = list({id(o.place): o for o in operands if o.kind == "scalar"}.values())
+        scalar_index = {id(o.place): k for k, o in enumerate(scalars)}
+
+        def with_index(operand: Operand) -> Operand:
+            place = operand.place
+            if operand.kind == "scalar":
+                return replace(operand, place=scalar_index[id(place)])
+            if operand.kind == "array" and place in position:
+                return Operand("call", position[place], operand.dtype)
+            if operand.kind == "array":
+                return replace(operand, place=array_index[self._memory(place)])
+            return operand
 
         calls = []
-        for n in turns:
+        for n in position:
             call = self.calls[n]
-            written = places[self.names.get(n, self.plan.memory(n))] if n in out else None
-            calls.append(replace(call, operands=tuple(map(placed, call.operands)), out=written))
-        arrays = [self._met(n) for n in memory.values()]
+            out = array_index[self._memory(n)] if n in written else None
+            calls.append(replace(call, operands=tuple(map(with_index, call.operands)), out=out))
+        arrays = [self._describe(n) for n in nodes_by_memory.values()]
         name = f"k{run[0].number}"
-        env[name] = kernels.kernel(tuple(arrays), tuple(s.dtype for s in scalars), tuple(calls))
-        for n in memory.values():
-            if n not in self.names:
-                _add(f"a{n} = address(e{n})", where(n), before)
-        values = [self._by_value(s.place, env) for s in scalars]
-        flat = all(array.broadcast == "whole" for array in arrays)
+        scalar_dtypes = tuple(scalar.dtype for scalar in scalars)
+        env[name] = kernels.kernel(tuple(arrays), scalar_dtypes, tuple(calls))
+        for n in nodes_by_memory.values():
+            if n not in self.scratch:
+                _add_once(f"a{n} = address(e{n})", binding_lines(n), before)
+        scalar_values = [self._scalar_code(scalar.place, env) for scalar in scalars]
+        is_flat = all(array.broadcast == "whole" for array in arrays)
 
-        def given(start: str, rows: str) -> str:
-            places = []
-            for n, array in zip(memory.values(), arrays, strict=True):
-                step = self.plan.nodes[n].value.itemsize
-                step *= {"whole": self.width, "column": 1, "row": 0}[array.broadcast]
-                if n in self.names:
-                    places.append(f"{self.library.address(env[self.names[n]])}")
+        def arguments(start: str, rows: str) -> str:
+            """Return the arguments of the kernel for `rows` rows from row `start` on."""
+            addresses = []
+            for n, array in zip(nodes_by_memory.values(), arrays, strict=True):
+                row_bytes = self.plan.graph.nodes[n].value.itemsize
+                row_bytes *= {"whole": self.width, "column": 1, "row": 0}[array.broadcast]
+                if n in self.scratch:
+                    addresses.append(f"{self.library.address(env[self.scratch[n]])}")
+                elif start != "0" and row_bytes:
+                    addresses.append(f"a{n} + {start} * {row_bytes}")
                 else:
-                    places.append(f"a{n} + {start} * {step}" if start != "0" and step else f"a{n}")
-            size = f"1, {rows} * {self.width}" if flat else f"{rows}, {self.width}"
-            return ", ".join([size, *places, *values])
+                    addresses.append(f"a{n}")
+            # one long row is faster than many short ones
+            size = f"1, {rows} * {self.width}" if is_flat else f"{rows}, {self.width}"
+            return ", ".join([size, *addresses, *scalar_values])
 
         if count:
-            return f"{name}({given(start, count)})"
-        some = -(-self.rows // self._threads())
-        starts = range(0, self.rows, some)
+            return f"{name}({arguments(start, count)})"
+        rows_each = -(-self.rows // self._num_threads())
+        starts = range(0, self.rows, rows_each)
         if len(starts) == 1:
-            return f"{name}({given('0', str(self.rows))})"
-        each = (f"({given(str(k), str(min(some, self.rows - k)))})" for k in starts)
-        return f"run_parallel({name}, {', '.join(each)})"
+            return f"{name}({arguments('0', str(self.rows))})"
+        shares = (f"({arguments(str(k), str(min(rows_each, self.rows - k)))})" for k in starts)
+        return f"run_parallel({name}, {', '.join(shares)})"
 
-    def _threads(self) -> int:
-        """How many there are, of those that have enough to do."""
-        return max(
-            1,
-            min(
-                self.library.num_threads(),
-                self.rows * self.width // kernels.MIN_ELEMENTS_PER_THREAD,
-            ),
-        )
+    def _memory(self, n: int) -> Any:
+        """Return a key that is equal for nodes of this group that use the same memory."""
+        return self.scratch.get(n, self.plan.location(n))
 
-    def _met(self, n: int) -> Array:
-        value = self.plan.nodes[n].value
-        how = {f"{self.width}": "row", "-1, 1": "column"}.get(part(value, self.shape), "whole")
-        return Array(kernels.dtype_name(value.dtype), how)
+    def _num_threads(self) -> int:
+        """Return the number of threads, so that each has enough elements to be worth it."""
+        worthwhile = self.rows * self.width // kernels.MIN_ELEMENTS_PER_THREAD
+        return max(1, min(self.library.num_threads(), worthwhile))
 
-    def _by_value(self, scalar: Any, env: dict[str, Any]) -> str:
-        if isinstance(scalar, Node) and not scalar.constant:
+    def _describe(self, n: int) -> Array:
+        """Return the dtype and the broadcasting of the array of a node."""
+        value = self.plan.graph.nodes[n].value
+        shape = matrix_shape(value, self.shape)
+        broadcast = {f"{self.width}": "row", "-1, 1": "column"}.get(shape, "whole")
+        return Array(kernels.dtype_name(value.dtype), broadcast)
+
+    def _scalar_code(self, scalar: Any, env: dict[str, Any]) -> str:
+        """Return the expression of a 0-d array as a Python number."""
+        if isinstance(scalar, Node) and not scalar.is_constant:
             return f"e{scalar.number}.item()"
-        return said((scalar.value if isinstance(scalar, Node) else scalar).item(), env)
+        value = scalar.value if isinstance(scalar, Node) else scalar
+        return argument_code(value.item(), env)
 
 
-def exact(node: Node, library: Any) -> Call | None:
-    """A call as a kernel makes it, if one can; arrays and scalars stand in it as they are met."""
+def kernel_call(node: Node, library: Library) -> Call | None:
+    """Return a node as a call of a kernel, or None if no kernel gives the same bits.
+
+    The operands refer to arrays by the numbers of their nodes, and to scalars by the arguments
+    themselves.
+    """
     operation = library.operations.get(node.function)
     if operation is None or not kernels.available():
         return None
-    given = node.args[:1] if operation == "cast" else node.args
-    operands = tuple([_operand(one, library) for one in given])
-    if None in operands:
-        return None
-    call = Call(operation, operands, kernels.dtype_name(node.value.dtype))
+    args = node.args[:1] if operation == "cast" else node.args
+    operands = []
+    for arg in args:
+        operand = _operand(arg, library)
+        if operand is None:
+            return None
+        operands.append(operand)
+    call = Call(operation, tuple(operands), kernels.dtype_name(node.value.dtype))
     return call if kernels.is_exact(call) else None
 
 
-def _operand(argument: Any, library: Any) -> Operand | None:
+def _operand(argument: Any, library: Library) -> Operand | None:
     if isinstance(argument, bool | int | float):
         return Operand("number", argument)
     value = argument.value if isinstance(argument, Node) else argument
@@ -241,7 +306,8 @@ def _operand(argument: Any, library: Any) -> Operand | None:
     return Operand("array", argument.number, kernels.dtype_name(value.dtype))
 
 
-def _add(line: str, lines: list[str] | None, otherwise: list[str]) -> None:
-    lines = otherwise if lines is None else lines
-    if line not in lines:
-        lines.append(line)
+def _add_once(line: str, lines: list[str] | None, otherwise: list[str]) -> None:
+    """Add a line to `lines`, or to `otherwise` if that is None, unless it is there."""
+    target = otherwise if lines is None else lines
+    if line not in target:
+        target.append(line)

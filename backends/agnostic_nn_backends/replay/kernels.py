@@ -1,15 +1,15 @@
-"""Kernels: elementwise calls that follow one another, as one loop in machine code.
+"""Kernels: several elementwise calls compiled into one loop in machine code.
 
-What a plan would make call by call, each going through whole arrays, a kernel makes number by
-number: what passes between the calls stays in registers. LLVM compiles it, in about 20 ms, if
+Separate calls each read and write whole arrays. A kernel makes all calls for one element after
+the other, so intermediate results stay in registers. LLVM compiles it, in about 20 ms, if
 llvmlite is installed (`pip install "agnostic-nn[llvm]"`).
 
-Only what has one right result is put into a kernel: sums, products, quotients and square
-roots of floats, which IEEE 754 (2019, section 5.4.1) rounds in one way; comparisons, choices,
-and integers modulo 2^n. LLVM keeps them as they are written, and fuses no product with a sum
-unless it is told to. So a kernel gives the bits that the calls give.
+A kernel gives the same bits as the calls. It contains only operations with one correct result:
+sums, products, quotients and square roots of floats, for which IEEE 754 (2019, section 5.4.1)
+prescribes the rounding; comparisons and selections; and integers modulo 2^n. LLVM does not
+reorder them, nor fuse a product with a sum, without fast-math flags.
 
-The environment variable AGNOSTIC_NN_KERNELS at 0 leaves them out.
+Set the environment variable AGNOSTIC_NN_KERNELS to 0 to do without kernels.
 """
 
 import ctypes
@@ -35,12 +35,12 @@ __all__ = [
     "run_parallel",
 ]
 
-MIN_ELEMENTS_PER_THREAD = 2**20  # numbers that are worth a thread
+MIN_ELEMENTS_PER_THREAD = 2**20  # with fewer, another thread costs more than it saves
 
 _TYPES = {"bool": "i1", "float32": "float", "float64": "double"} | {
     f"{sign}int{n}": f"i{n}" for sign in ("", "u") for n in (8, 16, 32, 64)
 }
-_LARGER = (  # NaN if either is
+_MAXIMUM = (  # NaN if either operand is
     "fcmp {more} {t} {a}, {b}",
     "fcmp uno {t} {a}, {a}",
     "or i1 {0}, {1}",
@@ -57,10 +57,10 @@ _FLOATS = {
     "sqrt": ("call {t} @llvm.sqrt.f{bits}({t} {a})",),
     "absolute": ("call {t} @llvm.fabs.f{bits}({t} {a})",),
     "floor": ("call {t} @llvm.floor.f{bits}({t} {a})",),
-    "maximum": tuple(line.replace("{more}", "ogt") for line in _LARGER),
-    "minimum": tuple(line.replace("{more}", "olt") for line in _LARGER),
+    "maximum": tuple(line.replace("{more}", "ogt") for line in _MAXIMUM),
+    "minimum": tuple(line.replace("{more}", "olt") for line in _MAXIMUM),
 }
-_TWO_TO = (  # 2ⁿ, from the bits of n + 1.5 · 2²³
+_POWER_OF_TWO = (  # 2ⁿ, from the bits of n + 1.5 · 2²³
     "bitcast {t} {a} to i32",
     "shl i32 {0}, 23",
     "add i32 {1}, 1065353216",
@@ -89,7 +89,12 @@ _EQUAL = {"equal": ("fcmp oeq", "icmp eq"), "not_equal": ("fcmp une", "icmp ne")
 
 @dataclass(frozen=True)
 class Operand:
-    """What a call is given: a number, or number `place` of the "call"s, "array"s or "scalar"s."""
+    """An operand of a call.
+
+    kind: "number" for a Python number, "array" or "scalar" for an argument of the kernel, "call"
+        for the result of an earlier call.
+    place: the number itself, or the index of the array, scalar or call.
+    """
 
     kind: str
     place: Any
@@ -98,7 +103,10 @@ class Operand:
 
 @dataclass(frozen=True)
 class Call:
-    """operation(*operands) in `dtype`; written to array number `out` if it is not None."""
+    """operation(*operands), with a result of `dtype`.
+
+    out: the index of the array to which the result is written, or None if later calls use it only.
+    """
 
     operation: str
     operands: tuple[Operand, ...]
@@ -108,7 +116,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Array:
-    """How rows meet an array: "whole", as a "row" that all share, or a number each, a "column"."""
+    """An array argument, for results that are a matrix of `rows` times `width` elements.
+
+    broadcast: "whole" for an array of that shape, "row" for one row that all rows share, "column"
+        for one element a row.
+    """
 
     dtype: str
     broadcast: str
@@ -116,7 +128,7 @@ class Array:
 
 @cache
 def available() -> bool:
-    """Whether kernels can be made here."""
+    """Return whether llvmlite is installed and kernels are not turned off."""
     if os.environ.get("AGNOSTIC_NN_KERNELS") == "0":
         return False
     try:
@@ -127,41 +139,45 @@ def available() -> bool:
 
 
 def dtype_name(dtype: Any) -> str:
-    """The name of a dtype of any library if a kernel can compute with it, or nothing."""
+    """Return the name of a dtype of any library, or "" if kernels cannot compute with it."""
     name = str(dtype).rpartition(".")[2]
     return name if name in _TYPES else ""
 
 
 def is_exact(call: Call) -> bool:
-    """Whether a kernel can make a call, to the last bit."""
+    """Return whether a kernel gives the same bits as the call."""
     return bool(_instructions(call))
 
 
 def _instructions(call: Call) -> tuple[str, ...]:
-    """LLVM's instructions for a call: {a}, {b}, {c} are given, {0} is what the first gives."""
-    given = [one.dtype for one in call.operands if one.kind != "number"]
-    if not (given and call.dtype and all(given)):
+    """Return the LLVM instructions of a call, or () if a kernel cannot make it.
+
+    {a}, {b} and {c} stand for the operands, {0}, {1}, ... for the results of the instructions.
+    """
+    dtypes = [operand.dtype for operand in call.operands if operand.kind != "number"]
+    if not (dtypes and call.dtype and all(dtypes)):
         return ()
-    name, dtype = call.operation, call.dtype
+    name = call.operation
+    dtype = call.dtype
     if name == "cast":
-        return _cast(given[0], dtype)
+        return _cast(dtypes[0], dtype)
     if name == "choose":
-        fits = call.operands[0].dtype == "bool" and set(given[1:]) <= {dtype}
-        return ("select i1 {a}, {t} {b}, {t} {c}",) if fits else ()
-    source, *others = set(given)
-    numbers = [one.place for one in call.operands if one.kind == "number"]
-    if others or not all(_is_in(number, source) for number in numbers):
+        is_valid = call.operands[0].dtype == "bool" and set(dtypes[1:]) <= {dtype}
+        return ("select i1 {a}, {t} {b}, {t} {c}",) if is_valid else ()
+    source, *others = set(dtypes)
+    numbers = [operand.place for operand in call.operands if operand.kind == "number"]
+    if others or not all(_is_representable(number, source) for number in numbers):
         return ()
     name, *as_numbers = name.split(" as ")
     if name in _ORDER or name in _EQUAL:
-        compared = _compared(name, source)
+        comparison = _compare(name, source)
         if as_numbers and dtype == source:
-            return (*compared, *(line.replace("{a}", "{0}") for line in _cast("bool", dtype)))
-        return compared if dtype == "bool" else ()
+            return (*comparison, *(line.replace("{a}", "{0}") for line in _cast("bool", dtype)))
+        return comparison if dtype == "bool" else ()
     if source != dtype:
         return ()
     if name == "two to":
-        return _TWO_TO if dtype == "float32" else ()
+        return _POWER_OF_TWO if dtype == "float32" else ()
     if name.endswith("shift"):
         *_, by = call.operands
         if by.kind != "number" or not 0 <= by.place < _bits(dtype):
@@ -171,36 +187,36 @@ def _instructions(call: Call) -> tuple[str, ...]:
     return (_FLOATS if dtype.startswith("float") else _INTEGERS).get(name, ())
 
 
-def _compared(name: str, dtype: str) -> tuple[str]:
-    real = dtype.startswith("float")
+def _compare(name: str, dtype: str) -> tuple[str]:
+    is_float = dtype.startswith("float")
     if name in _EQUAL:
-        return (f"{_EQUAL[name][0 if real else 1]} {{of}} {{a}}, {{b}}",)
-    how = "fcmp o" if real else "icmp s" if dtype.startswith("int") else "icmp u"
-    return (f"{how}{_ORDER[name]} {{of}} {{a}}, {{b}}",)
+        return (f"{_EQUAL[name][0 if is_float else 1]} {{of}} {{a}}, {{b}}",)
+    instruction = "fcmp o" if is_float else "icmp s" if dtype.startswith("int") else "icmp u"
+    return (f"{instruction}{_ORDER[name]} {{of}} {{a}}, {{b}}",)
 
 
 def _cast(source: str, dtype: str) -> tuple[str, ...]:
     old, new = _TYPES[source], _TYPES[dtype]
     if dtype == "bool":
-        return (_compared("not_equal", source)[0].replace("{b}", _number(0, source)),)
+        return (_compare("not_equal", source)[0].replace("{b}", _number(0, source)),)
     if source.startswith("float"):
         if not dtype.startswith("float"):
-            return ()  # what is out of range is nobody's promise
-        word = "fpext" if dtype == "float64" else "fptrunc"
+            return ()  # the result of a value out of range is undefined
+        instruction = "fpext" if dtype == "float64" else "fptrunc"
     elif dtype.startswith("float"):
-        word = "sitofp" if source.startswith("int") else "uitofp"
+        instruction = "sitofp" if source.startswith("int") else "uitofp"
     else:
-        wider = "sext" if source.startswith("int") else "zext"
-        word = wider if _bits(dtype) > _bits(source) else "trunc"
-    return (f"{word if old != new else 'bitcast'} {old} {{a}} to {new}",)
+        extend = "sext" if source.startswith("int") else "zext"
+        instruction = extend if _bits(dtype) > _bits(source) else "trunc"
+    return (f"{instruction if old != new else 'bitcast'} {old} {{a}} to {new}",)
 
 
 def _bits(dtype: str) -> int:
     return 1 if dtype == "bool" else int(dtype.lstrip("uintfloa"))
 
 
-def _is_in(number: Any, dtype: str) -> bool:
-    """Whether a number of Python becomes one of such a dtype, as the Standard has it."""
+def _is_representable(number: Any, dtype: str) -> bool:
+    """Return whether the Array API lets a Python number be an operand next to such a dtype."""
     if dtype == "bool":
         return type(number) is bool
     if dtype.startswith("float"):
@@ -210,7 +226,7 @@ def _is_in(number: Any, dtype: str) -> bool:
 
 
 def _number(number: Any, dtype: str) -> str:
-    """A number as LLVM writes it: floats by the bits of the nearest double."""
+    """Return a number as an LLVM literal: a float by the bits of the nearest double."""
     if not dtype.startswith("float"):
         return str(int(number)) if dtype != "bool" else str(number).lower()
     nearest = ctypes.c_float(number).value if dtype == "float32" else float(number)
@@ -221,50 +237,50 @@ def _in_memory(dtype: str) -> str:
     return "i8" if dtype == "bool" else _TYPES[dtype]
 
 
-def _written(arrays: tuple[Array, ...], scalars: tuple[str, ...], calls: tuple[Call, ...]) -> str:
-    """The kernel in LLVM's language: row by row, and number by number within it.
+def _assembly(arrays: tuple[Array, ...], scalars: tuple[str, ...], calls: tuple[Call, ...]) -> str:
+    """Return the kernel as LLVM assembly: a loop over rows around a loop over columns.
 
-    %p0 is the address of array 0, %q0 that of its number at hand, %a0 that number; %s0 is a
-    scalar, and %r0 what comes of call 0.
+    Names: %p{k} is the address of array k, %q{k} that of its current element and %a{k} the element.
+    %s{k} is scalar k, and %r{n} the result of call n.
     """
-    read = {one.place for call in calls for one in call.operands if one.kind == "array"}
-    takes = ["i64 %rows", "i64 %width", *(f"ptr noalias %p{k}" for k in range(len(arrays)))]
-    before: list[str] = []
+    read = {o.place for call in calls for o in call.operands if o.kind == "array"}
+    parameters = ["i64 %rows", "i64 %width", *(f"ptr noalias %p{k}" for k in range(len(arrays)))]
+    once: list[str] = []
     by_row = ["%start = mul i64 %i, %width"]
-    inside = ["%k = add i64 %start, %j"]
+    by_element = ["%k = add i64 %start, %j"]
     for k, dtype in enumerate(scalars):
         t = _TYPES[dtype]
         if dtype.startswith("float"):
-            takes.append(f"{t} %s{k}")
+            parameters.append(f"{t} %s{k}")
         else:
-            takes.append(f"i64 %w{k}")
-            before.append(f"%s{k} = {'bitcast' if t == 'i64' else 'trunc'} i64 %w{k} to {t}")
+            parameters.append(f"i64 %w{k}")
+            once.append(f"%s{k} = {'bitcast' if t == 'i64' else 'trunc'} i64 %w{k} to {t}")
     for k, array in enumerate(arrays):
-        lines = by_row if array.broadcast == "column" else inside
-        place = {"whole": "%k", "row": "%j", "column": "%i"}[array.broadcast]
+        code = by_row if array.broadcast == "column" else by_element
+        index = {"whole": "%k", "row": "%j", "column": "%i"}[array.broadcast]
         t = _in_memory(array.dtype)
-        lines.append(f"%q{k} = getelementptr {t}, ptr %p{k}, i64 {place}")
+        code.append(f"%q{k} = getelementptr {t}, ptr %p{k}, i64 {index}")
         if k in read and array.dtype == "bool":
-            lines += [f"%b{k} = load i8, ptr %q{k}", f"%a{k} = icmp ne i8 %b{k}, 0"]
+            code += [f"%b{k} = load i8, ptr %q{k}", f"%a{k} = icmp ne i8 %b{k}, 0"]
         elif k in read:
-            lines.append(f"%a{k} = load {t}, ptr %q{k}")
+            code.append(f"%a{k} = load {t}, ptr %q{k}")
     for n, call in enumerate(calls):
-        inside += _call(n, call)
+        by_element += _call_assembly(n, call)
         if call.out is not None and call.dtype == "bool":
-            inside += [f"%o{n} = zext i1 %r{n} to i8", f"store i8 %o{n}, ptr %q{call.out}"]
+            by_element += [f"%o{n} = zext i1 %r{n} to i8", f"store i8 %o{n}, ptr %q{call.out}"]
         elif call.out is not None:
-            inside.append(f"store {_TYPES[call.dtype]} %r{n}, ptr %q{call.out}")
+            by_element.append(f"store {_TYPES[call.dtype]} %r{n}, ptr %q{call.out}")
     lines = "\n  ".join
     return f"""\
-define void @kernel({", ".join(takes)}) {{
+define void @kernel({", ".join(parameters)}) {{
 entry:
-  {lines([*before, "br label %row"])}
+  {lines([*once, "br label %row"])}
 row:
   %i = phi i64 [0, %entry], [%next.i, %end.row]
   {lines([*by_row, "br label %number"])}
 number:
   %j = phi i64 [0, %row], [%next.j, %number]
-  {lines(inside)}
+  {lines(by_element)}
   %next.j = add nuw nsw i64 %j, 1
   %more.j = icmp ult i64 %next.j, %width
   br i1 %more.j, label %number, label %end.row
@@ -284,22 +300,24 @@ declare double @llvm.floor.f64(double)
 """
 
 
-def _call(n: int, call: Call) -> list[str]:
-    """Call number n: its steps, and %r{n}."""
-    source = next(one.dtype for one in call.operands if one.kind != "number")
-    numbers = call.dtype if call.operation == "choose" else source
-    names = [
-        f"%{_LETTERS[one.kind]}{one.place}" if one.dtype else _number(one.place, numbers)
-        for one in call.operands
+def _call_assembly(n: int, call: Call) -> list[str]:
+    """Return the instructions of call number n, of which the last assigns %r{n}."""
+    source = next(operand.dtype for operand in call.operands if operand.kind != "number")
+    number_dtype = call.dtype if call.operation == "choose" else source
+    operands = [
+        f"%{_LETTERS[operand.kind]}{operand.place}"
+        if operand.dtype
+        else _number(operand.place, number_dtype)
+        for operand in call.operands
     ]
-    given = dict(zip("abc", names, strict=False))
-    given |= {"t": _TYPES[call.dtype], "of": _TYPES[source], "bits": _bits(call.dtype)}
-    signed = not call.dtype.startswith("u")
-    given |= {"sign": "s", "right": "ashr"} if signed else {"sign": "u", "right": "lshr"}
+    fields: dict[str, Any] = dict(zip("abc", operands, strict=False))
+    fields |= {"t": _TYPES[call.dtype], "of": _TYPES[source], "bits": _bits(call.dtype)}
+    is_signed = not call.dtype.startswith("u")
+    fields |= {"sign": "s", "right": "ashr"} if is_signed else {"sign": "u", "right": "lshr"}
     instructions = _instructions(call)
     results = [*(f"%r{n}.{i}" for i in range(len(instructions) - 1)), f"%r{n}"]
     return [
-        f"{result} = {line.format(*results, **given)}"
+        f"{result} = {line.format(*results, **fields)}"
         for result, line in zip(results, instructions, strict=True)
     ]
 
@@ -308,7 +326,7 @@ _LETTERS = {"call": "r", "array": "a", "scalar": "s"}
 
 
 def _machine() -> Any:
-    """What LLVM has to know of this processor."""
+    """Return LLVM's description of this processor."""
     from llvmlite import binding as llvm
 
     llvm.initialize_native_target()
@@ -321,16 +339,16 @@ def _machine() -> Any:
 def kernel(
     arrays: tuple[Array, ...], scalars: tuple[str, ...], calls: tuple[Call, ...]
 ) -> Callable[..., None]:
-    """f(rows, width, *addresses, *scalars), both at least 1, which makes `calls`.
+    """Return a compiled function f(rows, width, *addresses, *scalars) that makes `calls`.
 
-    No array may share memory with another, if either is written to.
+    rows and width are at least 1. An array that is written to must not overlap another one.
     """
-    # known by its code: calls with 0.0 and with -0.0 are equal
-    return _compiled(_written(arrays, scalars, calls), len(arrays), scalars)
+    # cached by its assembly, since calls with 0.0 and with -0.0 compare equal
+    return _compile(_assembly(arrays, scalars, calls), len(arrays), scalars)
 
 
 @cache
-def _compiled(code: str, arrays: int, scalars: tuple[str, ...]) -> Callable[..., None]:
+def _compile(code: str, arrays: int, scalars: tuple[str, ...]) -> Callable[..., None]:
     from llvmlite import binding as llvm
 
     machine = _machine()
@@ -341,76 +359,80 @@ def _compiled(code: str, arrays: int, scalars: tuple[str, ...]) -> Callable[...,
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     engine = llvm.create_mcjit_compiler(module, machine)
-    passed = [
-        {"float32": ctypes.c_float, "float64": ctypes.c_double}.get(one, ctypes.c_int64)
-        for one in scalars
+    scalar_types = [
+        {"float32": ctypes.c_float, "float64": ctypes.c_double}.get(dtype, ctypes.c_int64)
+        for dtype in scalars
     ]
     sizes = (ctypes.c_int64, ctypes.c_int64)
-    kind = ctypes.CFUNCTYPE(None, *sizes, *([ctypes.c_void_p] * arrays), *passed)
-    function = kind(engine.get_function_address("kernel"))
-    function.engine = engine  # which holds the code
+    pointers = [ctypes.c_void_p] * arrays
+    signature = ctypes.CFUNCTYPE(None, *sizes, *pointers, *scalar_types)
+    function: Any = signature(engine.get_function_address("kernel"))
+    function.engine = engine  # it owns the machine code
     return function
 
 
-def run_parallel(kernel: Callable, *parts: tuple) -> None:
-    """Call kernel(*part) for each of `parts`, on this thread and on others."""
-    shared = ParallelCall(kernel, *parts)
+def run_parallel(kernel: Callable, *shares: tuple) -> None:
+    """Call kernel(*share) for each of `shares`, in this thread and others."""
+    call = ParallelCall(kernel, *shares)
     try:
-        shared()
-    finally:  # after an error no thread begins with what is left, or writes on
-        shared.parts.clear()
-        shared.wait()
+        call()
+    finally:  # after an error no thread may begin another share, or still be writing
+        call.shares.clear()
+        call.wait()
 
 
 class ParallelCall:
-    """The calls of a kernel that threads share; after an error they can be called again.
+    """The calls kernel(*share), made by several threads.
 
-    Then it makes those that were not made. Each thread takes its parts out of `parts`, so that
-    none is made twice; `begun` and `ended` count them.
+    Calling the object again after an error makes the calls that are still missing. Each thread
+    takes its share out of `shares`, so that none is computed twice; `begun` and `ended` hold the
+    numbers of the shares that were taken and left.
     """
 
-    def __init__(self, kernel: Callable, *parts: tuple) -> None:
-        self.kernel, self.parts = kernel, dict(enumerate(parts))
+    def __init__(self, kernel: Callable, *shares: tuple) -> None:
+        self.kernel = kernel
+        self.shares = dict(enumerate(shares))
         self.begun: list[int] = []
         self.ended: list[int] = []
         self.errors: list[BaseException] = []
-        self.news: SimpleQueue = SimpleQueue()
+        self.wakeups: SimpleQueue = SimpleQueue()
 
     def __call__(self) -> None:
-        numbers = [*self.parts]
+        numbers = [*self.shares]
         self.errors.clear()
         for number in numbers[1:]:
-            _threads().submit(self._make, number)
+            _threads().submit(self._run_share, number)
         for number in numbers:
-            self._make(number)
+            self._run_share(number)
         self.wait()
         if self.errors:
             raise self.errors[0]
 
     def wait(self) -> None:
-        """Wait until no thread is at it."""
+        """Wait until no thread computes a share."""
         while len(self.ended) < len(self.begun):
             with suppress(Empty):
-                self.news.get(timeout=0.01)
+                self.wakeups.get(timeout=0.01)
 
-    def _make(self, number: int) -> None:
-        part = None
+    def _run_share(self, number: int) -> None:
+        """Compute a share, unless another thread has taken it."""
+        share = None
         try:
             self.begun.append(number)
-            part = self.parts.pop(number, None)
-            if part is not None:
-                self.kernel(*part)
+            share = self.shares.pop(number, None)
+            if share is not None:
+                self.kernel(*share)
         except BaseException as error:
-            if part is not None:
-                self.parts[number] = part
+            if share is not None:
+                self.shares[number] = share
             self.errors.append(error)
         finally:
             self.ended.append(number)
-            self.news.put(None)
+            self.wakeups.put(None)
 
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    if hasattr(os, "register_at_fork"):  # a fork has none of them
+    if hasattr(os, "register_at_fork"):  # a forked process has none of the threads
         os.register_at_fork(after_in_child=_threads.cache_clear)
     return ThreadPoolExecutor(thread_name_prefix="agnostic_nn")

@@ -1,17 +1,6 @@
-"""Replay: do to new arrays what a function did to others, without the Python in between.
+"""Programs: recorded functions as generated code, and when a call uses them.
 
-`replayed(function)` is the pure `function`. The second time that it meets arrays of some
-shapes, its calls are written down on a `Trace`; from then on a `Program` makes them:
-
-- calls that no result needs are left out;
-- each result lies in memory that the program has and later ones take over;
-- what becomes of an argument that the caller gives up lies where that lay;
-- elementwise calls that follow one another on large arrays are made block by block, so that
-  what passes between them stays in the cache.
-
-They are the same calls with the same numbers, so the results are the same to the last bit.
-That is looked at once, before a program is trusted: a function that cannot be written down,
-or whose program gives anything else, is called as it is.
+`replayed(function)` behaves like the pure `function`. The package's docstring describes how.
 """
 
 from collections.abc import Callable
@@ -22,47 +11,57 @@ from typing import Any
 from agnostic_nn.core.atomic import settle
 
 from .commit import Commit
+from .emit import emit
+from .graph import Donation
 from .plan import Plan
-from .trace import Library, Node, Trace, Traced, leaves, mapped
+from .trace import Library, Node, Trace, Traced, leaves, map_leaves
 
-__all__ = ["Program", "plain", "replayed"]
+__all__ = ["Program", "direct", "replayed"]
 
-KINDS = 8  # of arguments that are remembered
+MAX_SIGNATURES = 8  # kinds of arguments for which programs are kept
 
 
-def plain(function: Callable, library: Library) -> Callable:
-    """The `function` itself, called as it is, with results that can be written to.
+def direct(function: Callable, library: Library) -> Callable:
+    """Return a function that calls `function` without replay and returns writable arrays.
 
-    For a debugger, and to tell whether a replay is wrong: `nn.backend(..., replay=False)`.
+    It serves `nn.backend(..., replay=False)`: for debuggers, and to find out whether replay is at
+    fault.
     """
 
     @wraps(function)
     def call(*args: Any) -> Any:
-        return _each(library.as_array, function(*args), library)
+        return _map_arrays(library.as_array, function(*args), library)
 
     return call
 
 
 def replayed(function: Callable, library: Library, donated: tuple[int, ...] = ()) -> Callable:
-    """The pure `function` of trees of arrays, replayed where it can be.
+    """Return the pure `function` of trees of arrays, replayed where possible.
 
-    donated: positions of arguments whose memory the caller gives up.
+    donated: the positions of arguments whose memory the caller gives up.
+
+    The first call with a kind of arguments (`_signature`) runs the function. The second call runs
+    it too, and also builds a program and compares its result. Later calls run the program, or
+    the function if it could not be traced or gave another result.
     """
-    known: dict[Any, Program | bool] = {}  # by kind of arguments; True: met once, False: cannot be
-    latest: list[Program] = []
-    direct = plain(function, library)
+    # by signature; True: called once, False: cannot be replayed
+    programs: dict[Any, Program | bool] = {}
+    latest: list[Program] = []  # the program of the last call, which is tried first
+    call_directly = direct(function, library)
 
-    holder: dict[int, object] = {}  # who runs a program now; a lock would not say whose it is
+    # Who runs a program at the moment. A lock could not tell, after an exception, whether it was
+    # acquired by this call or by another thread.
+    holder: dict[int, object] = {}
 
     def into(outcome: list, *args: Any) -> None:
         me = object()
         try:
-            if holder.setdefault(0, me) is not me:  # another thread is at it
-                outcome.extend((None, direct(*args)))
+            if holder.setdefault(0, me) is not me:  # another thread runs a program
+                outcome.extend((None, call_directly(*args)))
             else:
                 _run(outcome, args)
         finally:
-            # no call comes before it is given back, so no exception can come either
+            # no function is called before the holder is removed, so no exception can intervene
             try:
                 if holder[0] is me:
                     del holder[0]
@@ -74,21 +73,21 @@ def replayed(function: Callable, library: Library, donated: tuple[int, ...] = ()
             if program.fits(args):
                 return program.into(outcome, args)
         try:
-            found = known.get(kind := _kind(args, library))
-        except TypeError:  # an argument is no array, and does not hash
-            outcome.extend((None, direct(*args)))
+            entry = programs.get(signature := _signature(args, library))
+        except TypeError:  # an argument that is not an array is not hashable
+            outcome.extend((None, call_directly(*args)))
             return None
-        if isinstance(found, Program) and found.fits(args):
-            latest[:] = [found]
-            return found.into(outcome, args)
-        if found is True:
-            known[kind] = _made(outcome, direct, args, library, donated)
+        if isinstance(entry, Program) and entry.fits(args):
+            latest[:] = [entry]
+            return entry.into(outcome, args)
+        if entry is True:
+            programs[signature] = _build(outcome, call_directly, args, library, donated)
             return None
-        if found is None:
-            known[kind] = True
-            if len(known) > KINDS:
-                known.pop(next(iter(known)))
-        outcome.extend((None, direct(*args)))
+        if entry is None:
+            programs[signature] = True
+            if len(programs) > MAX_SIGNATURES:
+                programs.pop(next(iter(programs)))
+        outcome.extend((None, call_directly(*args)))
         return None
 
     @wraps(function)
@@ -105,27 +104,32 @@ def replayed(function: Callable, library: Library, donated: tuple[int, ...] = ()
     return call
 
 
-def _made(
+def _build(
     outcome: list, function: Callable, args: tuple, library: Library, donated: tuple[int, ...]
 ) -> Any:
-    """Call the function; return a program that was seen to do the same, or else False."""
-    program = _traced(function, args, library, donated)
+    """Call the function, put its result into `outcome`, and return a verified program, or False.
+
+    A program is verified by one run, whose result has to equal that of the function.
+    """
+    program = _trace(function, args, library, donated)
     result = function(*args)
     if program is None:
         outcome.extend((None, result))
         return False
-    # what was given up is not needed any more, unless the result still shows it: so it can be
-    # written to, and a trial takes no memory of its own
-    given_up = [library.byte_range(leaf) for i in donated for leaf in _arrays(args[i], library)]
+    # The trial writes to the donated arguments, which nothing needs any more, so that it takes no
+    # memory of its own. Parts of the result that share their memory have to be copied before.
+    donated_ranges = [
+        library.byte_range(leaf) for i in donated for leaf in _arrays(args[i], library)
+    ]
 
-    def kept(leaf: Any) -> Any:
+    def safe(leaf: Any) -> Any:
         if not isinstance(leaf, library.array_type):
             return leaf
         start, end = library.byte_range(leaf)
-        seen = any(start < last and first < end for first, last in given_up)
-        return library.copy(leaf) if seen else leaf
+        is_donated = any(start < last and first < end for first, last in donated_ranges)
+        return library.copy(leaf) if is_donated else leaf
 
-    result = _each(kept, result, library)
+    result = _map_arrays(safe, result, library)
     outcome.extend((None, result))  # from here on the arguments may be lost
     try:
         with library.ignore_errors():
@@ -133,29 +137,33 @@ def _made(
                 outcome[1] = replay
                 return program
     except Exception as error:
-        if not _comes_again(error, lambda: program(args)):
+        if not _is_reproducible(error, lambda: program(args)):
             raise
     return False
 
 
-def _traced(
+def _trace(
     function: Callable, args: tuple, library: Library, donated: tuple[int, ...]
 ) -> "Program | None":
-    """A program that does what the function does, or None if a tape cannot hold it."""
+    """Return a program for the function, or None if it cannot be traced."""
 
     def trace() -> Program:
         return Program(function, args, library, donated)
 
     try:
         return trace()
-    except Exception as error:  # the function itself shows what is wrong
-        if _comes_again(error, trace):
+    except Exception as error:
+        # an error of the function itself will show when the function is called
+        if _is_reproducible(error, trace):
             return None
         raise
 
 
-def _comes_again(error: Exception, action: Callable) -> bool:
-    """Whether an error is of the action; one of a signal handler or another thread is not."""
+def _is_reproducible(error: Exception, action: Callable) -> bool:
+    """Return whether the action raises such an error again.
+
+    An error from a signal handler or another thread does not come again; it must not be lost.
+    """
     try:
         action()
     except Exception as other:
@@ -168,110 +176,124 @@ def _arrays(tree: Any, library: Library) -> list:
 
 
 @cache
-def _prepare(library: Library) -> None:
+def _prepare_once(library: Any) -> None:
     library.prepare()
 
 
-def _each(function: Callable, tree: Any, library: Library) -> Any:
-    """`tree` with function(array) for each array in it."""
-    return mapped(
-        lambda leaf: function(leaf) if isinstance(leaf, library.value_types) else leaf, tree
-    )
+def _map_arrays(function: Callable, tree: Any, library: Library) -> Any:
+    """Return `tree` with function(array) for each array."""
+    value_types = library.value_types
+    return map_leaves(lambda leaf: function(leaf) if isinstance(leaf, value_types) else leaf, tree)
 
 
-def _equal(one: Any, other: Any, library: Library) -> bool:
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(
-            _equal(v, other[k], library) for k, v in one.items()
-        )
-    if isinstance(one, tuple | list):
-        pairs = zip(one, other, strict=False)
-        return len(one) == len(other) and all(_equal(*pair, library) for pair in pairs)
-    if isinstance(one, library.value_types):
-        alike = one.dtype == other.dtype and one.shape == other.shape
-        return alike and library.equal(one, other)
-    return one is other or one == other
-
-
-def _kind(tree: Any, library: Library) -> Any:
-    """What a program depends on: nesting, layouts and dtypes, and the values of all but arrays."""
+def _equal(tree: Any, other: Any, library: Library) -> bool:
+    """Return whether two results have the same structure, dtypes, shapes and values."""
     if isinstance(tree, dict):
-        return tuple([(k, _kind(v, library)) for k, v in tree.items()])
+        return tree.keys() == other.keys() and all(
+            _equal(v, other[k], library) for k, v in tree.items()
+        )
     if isinstance(tree, tuple | list):
-        return (type(tree), *[_kind(v, library) for v in tree])
+        pairs = zip(tree, other, strict=False)
+        return len(tree) == len(other) and all(_equal(*pair, library) for pair in pairs)
+    if isinstance(tree, library.value_types):
+        alike = tree.dtype == other.dtype and tree.shape == other.shape
+        return alike and library.equal(tree, other)
+    return tree is other or tree == other
+
+
+def _signature(tree: Any, library: Library) -> Any:
+    """Return what a program depends on: structure, layouts of arrays, values of other leaves."""
+    if isinstance(tree, dict):
+        return tuple([(k, _signature(v, library)) for k, v in tree.items()])
+    if isinstance(tree, tuple | list):
+        return (type(tree), *[_signature(v, library) for v in tree])
     return library.layout(tree) if isinstance(tree, library.value_types) else (type(tree), tree)
 
 
 class Program:
-    """What `function` does to trees of arrays like `args`, as a straight line of calls."""
+    """The operations of `function` on arguments like `args`, as generated code.
+
+    A program is bound to arrays: `fits` assigns the arguments to names in `env`, and a call runs
+    with them. See `emit` for the generated functions.
+    """
 
     def __init__(
         self, function: Callable, args: tuple, library: Library, donated: tuple[int, ...]
     ) -> None:
-        _prepare(library)
+        _prepare_once(library)
         self.library = library
-        with Trace(library) as tape:
-            traced = _each(lambda a: tape.note(None, (), {}, a), args, library)
-            # an array that no argument has a part in is a constant, noted like the others
-            self.result = _each(
-                lambda a: tape.note(library.copy, (a,), {}, a), function(*traced), library
+        with Trace(library) as trace:
+            traced = _map_arrays(lambda array: trace.add(None, (), {}, array), args, library)
+            # an array that does not depend on an argument is a constant; record it as a copy
+            result = _map_arrays(
+                lambda array: trace.add(library.copy, (array,), {}, array),
+                function(*traced),
+                library,
             )
-        given, self.result = (mapped(_node, tree) for tree in (traced, self.result))
-        inputs = _nodes(given)
-        self.given_up = _matched(self.result, given, donated)
-        pairs, wanted = [], []
+        arg_nodes, self.result = (map_leaves(_to_node, tree) for tree in (traced, result))
+        inputs = _nodes(arg_nodes)
+        # path of a part of the result -> position of the donated argument that it replaces
+        self.replaces = _match_donations(self.result, arg_nodes, donated)
+        donations: list[Donation] = []
+        outputs: list[Node] = []
         for path, part in _parts(self.result):
-            if path in self.given_up:
-                pairs += zip(_nodes(given[self.given_up[path]]), _nodes(part), strict=True)
+            if path in self.replaces:
+                old_nodes = _nodes(arg_nodes[self.replaces[path]])
+                donations += zip(old_nodes, _nodes(part), strict=True)
             else:
-                wanted += _nodes(part)
-        self.lent = {i for i, node in enumerate(inputs) if any(node is old for old, _ in pairs)}
-        self.look = _looker(args, library)
+                outputs += _nodes(part)
+        old_numbers = {old.number for old, _ in donations}
+        self.donated = {i for i, node in enumerate(inputs) if node.number in old_numbers}
+        self.flatten = _make_flatten(args, library)
         self.layouts = [library.layout(node.value) for node in inputs]
         self.bound: list[Any] = [None] * len(inputs)
-        plan = Plan(tape, inputs, wanted, pairs)
-        self.run, self.binders, self.env = plan.written()
-        self.release, self.is_parallel = plan.release, plan.is_parallel
-        self.together, self.heard = library.error_collector()
-        self.copied_results = {n.number for n in wanted if plan.is_elsewhere(n)}
-        exec(f"def result_of(args): return {self._said(self.result)}", self.env)
+        plan = Plan(trace, inputs, outputs, donations)
+        code = emit(plan)
+        self.run = code.run
+        self.binders = code.binders
+        self.env = code.env
+        self.release = code.release
+        self.is_parallel = code.is_parallel
+        self.call_function, self.errors = library.error_collector()
+        self.copied_results = {n.number for n in outputs if plan.shows_bound_memory(n)}
+        exec(f"def result_of(args): return {self._result_code(self.result)}", self.env)
         self.result_of = self.env.pop("result_of")
 
     def fits(self, args: tuple) -> bool:
-        """Whether this is a program for such arguments; if so they are bound to it."""
+        """Return whether the program is valid for these arguments; if so, bind them to it."""
         try:
-            found = self.look(args)
+            arrays = self.flatten(args)
         except (TypeError, LookupError):
             return False
-        if found is None:
+        if arrays is None:
             return False
         bound = self.bound
-        changed = [i for i, leaf in enumerate(found) if leaf is not bound[i]]
+        changed = [i for i, leaf in enumerate(arrays) if leaf is not bound[i]]
         if not changed:
             return True
-        if any(self._layout(found[i]) != self.layouts[i] for i in changed):
+        if any(self._layout(arrays[i]) != self.layouts[i] for i in changed):
             return False
-        if self.lent and not self.lent.isdisjoint(changed) and not self._apart(found):
+        if self.donated and not self.donated.isdisjoint(changed) and not self._can_write(arrays):
             return False
         for i in changed:
-            bound[i] = None  # an exception may come before all names are bound
-            self.binders[i](found[i])
-            bound[i] = found[i]
+            bound[i] = None  # an exception may come before all names are assigned
+            self.binders[i](arrays[i])
+            bound[i] = arrays[i]
         return True
 
     def _layout(self, leaf: Any) -> Any:
         return self.library.layout(leaf) if isinstance(leaf, self.library.value_types) else None
 
-    def _apart(self, found: tuple) -> bool:
-        """Whether what is given up can be written to, and nothing else lies there."""
-        if any(not self.library.is_writable(found[i]) for i in self.lent):
+    def _can_write(self, arrays: tuple) -> bool:
+        """Return whether the donated arrays are writable and overlap no other argument."""
+        if any(not self.library.is_writable(arrays[i]) for i in self.donated):
             return False
-        spans = sorted(
-            (*self.library.byte_range(one), i in self.lent)
-            for i, one in enumerate(found)
-            if isinstance(one, self.library.array_type)
+        ranges = sorted(
+            (*self.library.byte_range(array), i in self.donated)
+            for i, array in enumerate(arrays)
+            if isinstance(array, self.library.array_type)
         )
-        return not any(b[0] < a[1] and (a[2] or b[2]) for a, b in pairwise(spans))
+        return not any(b[0] < a[1] and (a[2] or b[2]) for a, b in pairwise(ranges))
 
     def __call__(self, args: tuple) -> Any:
         outcome: list = []
@@ -279,30 +301,31 @@ class Program:
         return outcome[1]
 
     def into(self, outcome: list, args: tuple) -> None:
-        """Make the calls and put the result into `outcome`, as `agnostic_nn.core.atomic` says."""
+        """Make the calls and put the result into `outcome`: see `agnostic_nn.core.atomic`."""
         calls = self.run()
         result = self.result_of(args)
         if not calls:
             outcome.extend((None, result))
             return
-        self.heard.clear()
-        Commit(outcome, calls, result, self.together, self.env, self.is_parallel).run()
+        self.errors.clear()
+        Commit(outcome, calls, result, self.call_function, self.env, self.is_parallel).run()
         self.release()
-        if self.heard:
-            self.library.report_errors(self.heard)
+        if self.errors:
+            self.library.report_errors(self.errors)
 
-    def _said(self, tree: Any, path: tuple | None = ()) -> str:
-        """The code that makes a result, in which arguments that were given up stand as they are."""
-        if path in self.given_up:
-            return f"args[{self.given_up[path]}]"
+    def _result_code(self, tree: Any, path: tuple | None = ()) -> str:
+        """Return the expression of the result. Donated arguments stand for what replaces them."""
+        if path in self.replaces:
+            return f"args[{self.replaces[path]}]"
         if isinstance(tree, dict):
-            return f"{{{', '.join(f'{k!r}: {self._said(v, None)}' for k, v in tree.items())}}}"
+            items = (f"{k!r}: {self._result_code(v, None)}" for k, v in tree.items())
+            return f"{{{', '.join(items)}}}"
         if isinstance(tree, tuple | list):
-            inside = (
-                (i,) if path == () and isinstance(tree, tuple) else None for i in range(len(tree))
-            )
-            said = "".join(f"{self._said(*pair)}, " for pair in zip(tree, inside, strict=True))
-            return f"({said})" if isinstance(tree, tuple) else f"[{said}]"
+            has_parts = path == () and isinstance(tree, tuple)
+            paths = ((i,) if has_parts else None for i in range(len(tree)))
+            items = (self._result_code(*pair) for pair in zip(tree, paths, strict=True))
+            inner = "".join(f"{item}, " for item in items)
+            return f"({inner})" if isinstance(tree, tuple) else f"[{inner}]"
         if isinstance(tree, Node):
             name = f"e{tree.number}"
             return f"copy({name})" if tree.number in self.copied_results else name
@@ -311,7 +334,7 @@ class Program:
         return name
 
 
-def _node(leaf: Any) -> Any:
+def _to_node(leaf: Any) -> Any:
     return leaf.node if isinstance(leaf, Traced) else leaf
 
 
@@ -320,54 +343,57 @@ def _nodes(tree: Any) -> list[Node]:
 
 
 def _parts(result: Any) -> list[tuple[tuple, Any]]:
-    """The parts of a result, with their paths: itself, or the entries of a tuple."""
+    """Return (path, part) for each part of a result: an entry of a tuple, or all of it."""
     if not isinstance(result, tuple):
         return [((), result)]
     return [((i,), part) for i, part in enumerate(result)]
 
 
-def _matched(result: Any, given: tuple, donated: tuple[int, ...]) -> dict[tuple, int]:
-    """Which part of the result becomes of which argument that is given up: one nested alike."""
-    found: dict[tuple, int] = {}
+def _match_donations(result: Any, args: tuple, donated: tuple[int, ...]) -> dict[tuple, int]:
+    """Match each donated argument with the first part of the result that has its structure."""
+    matches: dict[tuple, int] = {}
     for position in donated:
+        structure = _structure(args[position])
         for path, part in _parts(result):
-            if path not in found and _outline(part) == _outline(given[position]):
-                found[path] = position
+            if path not in matches and _structure(part) == structure:
+                matches[path] = position
                 break
-    return found
+    return matches
 
 
-def _outline(tree: Any) -> Any:
+def _structure(tree: Any) -> Any:
+    """Return the nesting of a tree, and the shapes and dtypes of its arrays."""
     if isinstance(tree, dict):
-        return tuple([(k, _outline(v)) for k, v in tree.items()])
+        return tuple([(k, _structure(v)) for k, v in tree.items()])
     if isinstance(tree, tuple | list):
-        return (type(tree), *map(_outline, tree))
+        return (type(tree), *map(_structure, tree))
     if not isinstance(tree, Node):
         return ("no array", tree)
     return tree.value.shape, tree.value.dtype
 
 
-def _looker(args: tuple, library: Library) -> Callable:
-    """A function of such arguments to the arrays in them, or None if they are nested otherwise."""
-    lengths: list[str] = []
-    found: list[str] = []
-    given: dict[str, Any] = {}
+def _make_flatten(args: tuple, library: Library) -> Callable:
+    """Generate flatten(args): the tuple of the arrays in arguments of the same structure.
 
-    def look(tree: Any, said: str) -> None:
+    It returns None for another structure, or if a leaf that is not an array is another object.
+    It runs at each call, so it is generated code: one expression without loops.
+    """
+    tests: list[str] = []
+    arrays: list[str] = []
+    env: dict[str, Any] = {}
+
+    def visit(tree: Any, code: str) -> None:
         if isinstance(tree, dict | tuple | list):
-            lengths.append(f"len({said}) == {len(tree)}")
+            tests.append(f"len({code}) == {len(tree)}")
             for k, branch in tree.items() if isinstance(tree, dict) else enumerate(tree):
-                look(branch, f"{said}[{k!r}]")
+                visit(branch, f"{code}[{k!r}]")
         elif isinstance(tree, library.value_types):
-            found.append(said)
+            arrays.append(code)
         else:
-            given[f"g{len(given)}"] = tree
-            lengths.append(f"{said} is g{len(given) - 1}")
+            env[f"g{len(env)}"] = tree
+            tests.append(f"{code} is g{len(env) - 1}")
 
-    look(args, "args")
-    tests = " and ".join(lengths)
-    exec(
-        f"def look(args): return ({''.join(f'{one}, ' for one in found)}) if {tests} else None",
-        given,
-    )
-    return given["look"]
+    visit(args, "args")
+    items = "".join(f"{code}, " for code in arrays)
+    exec(f"def flatten(args): return ({items}) if {' and '.join(tests)} else None", env)
+    return env["flatten"]

@@ -1,14 +1,16 @@
-"""Trace: what a function asks of its array library, written down while it runs.
+"""Tracing: record the array operations of a function while it runs.
 
-The function is called on `Traced` arrays. Each holds what it stands for, so the function
-computes as it would anyhow; and each operator, function of the Standard or other function
-of the library that meets one becomes a `Node`. What comes out is a straight line of calls,
-whatever layers, trees and loops of Python it came from. `replay` makes it a program.
+The function is called with `Traced` arrays. Each wraps a real array, so the function computes
+what it always does. Each operator, function of the Array API or other library function that is
+applied to a traced array also adds a `Node` to the current `Trace`. The result is a list of
+calls without any Python control flow: layers, trees and loops are gone. `Program` turns that
+list into code.
 
-What libraries do differently is a `Library`: see `numpy_calls` and `torch_calls`.
-
-A function that asks for values, as `if x > 0` does, cannot be written down: which calls
+A function that reads the values of an array, as in `if x > 0`, raises `Untraceable`: which calls
 come next would depend on the numbers.
+
+`Library` describes what differs between array libraries. Its implementations are in
+`numpy.tracing` and `torch.tracing`.
 """
 
 import operator
@@ -27,225 +29,259 @@ __all__ = [
     "Trace",
     "Traced",
     "Untraceable",
+    "add_operators",
     "barrier",
-    "either",
     "leaves",
-    "mapped",
+    "map_leaves",
     "opaque",
-    "operators",
+    "opaque_if",
     "record",
     "select",
-    "short_scan",
-    "whole",
+    "select_value",
+    "unrolled_scan",
 ]
+
+MAX_UNROLLED = 16  # a trace holds each iteration of a loop, so planning time grows with them
 
 
 class Library(Protocol):
-    """What has to be known of a library of arrays in order to plan calls of it."""
+    """The facts about an array library that planning and code generation need."""
 
-    value_types: tuple[type, ...]  # what counts as an array
-    array_type: type  # those that have memory, which may be written to
-    traced_type: type  # its kind of `Traced`
-    operations: dict[Callable, str]  # by what a kernel has of the same meaning
-    unsafe_in_place: Any  # the elementwise call that writes before it has read all, if there is one
+    value_types: tuple[Any, ...]  # all array types, including NumPy's scalars
+    array_type: Any  # the type whose memory can be written to
+    traced_type: type  # the subclass of `Traced`
+    operations: dict[Callable, str]  # function -> name of the equivalent kernel operation
+    # the elementwise function whose output must not overlap its operands, or None: it writes to
+    # the output before it has read all of them
+    unsafe_in_place: Any
 
     def prepare(self) -> None:
-        """Do what is to be done before the first program runs."""
+        """Do what is needed once, before the first program is built."""
         ...
 
     def block_size(self) -> int:
-        """How many numbers to go through at a time."""
+        """Return the number of elements that a block of a fused group has."""
         ...
 
     def num_threads(self) -> int:
-        """How many of them to use."""
+        """Return the number of threads that may share a kernel."""
         ...
 
     def layout(self, array: Any) -> tuple:
-        """All that a program depends on: shape, dtype, steps from number to number, and so on."""
+        """Return what a program depends on: shape, dtype, strides and similar."""
         ...
 
     def byte_range(self, array: Any) -> tuple[int, int]:
-        """The address of the first byte, and that after the last."""
+        """Return the address of the first byte, and the one after the last byte."""
         ...
 
     def address(self, array: Any) -> int:
-        """Of its first number."""
+        """Return the address of the first element."""
         ...
 
     def is_dense(self, array: Any) -> bool:
-        """Whether its numbers lie side by side, in whatever order, and forwards."""
+        """Return whether the elements fill their memory without gaps, in any order of axes."""
         ...
 
     def is_contiguous(self, array: Any) -> bool:
-        """Whether its numbers lie side by side, the last axis first."""
+        """Return whether the array is contiguous in C order."""
         ...
 
     def is_writable(self, array: Any) -> bool:
-        """Whether it may be written to, if its memory is given up."""
+        """Return whether the array may be written to once it is donated."""
         ...
 
     def shape_only(self, array: Any) -> Any:
-        """One laid out like it that holds nothing."""
+        """Return an array of the same shape, dtype and strides that holds no data."""
         ...
 
     def as_array(self, array: Any) -> Any:
-        """An array that came of a call as one that can be written to."""
+        """Return a value as an array that can be written to; NumPy returns scalars for 0-d."""
         ...
 
     def copy(self, array: Any) -> Any:
-        """Its numbers, in memory of their own."""
+        """Return a copy."""
         ...
 
     def deferred_copy(self, to: Any, array: Any) -> Callable:
-        """Return a C function that writes its numbers over those of another."""
+        """Return a callable without arguments, implemented in C, that copies `array` to `to`."""
         ...
 
     def empty(self, shape: tuple, dtype: Any) -> Any:
-        """An array of no matter what."""
+        """Return an uninitialized array."""
         ...
 
     def allocate(self, size: int) -> Any:
-        """So many bytes, for `laid`."""
+        """Return an uninitialized buffer of `size` bytes, for `array_in`."""
         ...
 
     def array_in(self, like: Any, memory: Any) -> Any:
-        """An array laid out like another, in that memory."""
+        """Return an array in the buffer `memory` with the layout of `like`."""
         ...
 
     def split_rows(self, array: Any, rows: int) -> Sequence[Any]:
-        """So many rows of it at a time, without a copy."""
+        """Return views of `rows` rows each; the last may have fewer."""
         ...
 
     def equal(self, one: Any, other: Any) -> bool:
-        """Whether two arrays of one layout hold the same numbers, NaN where there is NaN."""
+        """Return whether two arrays of one shape and dtype are equal, NaN being equal to NaN."""
         ...
 
     def is_elementwise(self, function: Callable) -> bool:
-        """Whether a call goes number by number, and can be made into an array that is there."""
+        """Return whether a function is elementwise and accepts an output array."""
         ...
 
     def accepts_out(self, function: Callable) -> bool:
-        """Whether another call can be made into an array that is there."""
+        """Return whether a function that is not elementwise accepts an output array."""
         ...
 
     def is_atomic(self, function: Callable) -> bool:
-        """Return whether a call runs no Python code, so that no exception can cut it in two."""
+        """Return whether a function runs no Python code, so that no exception can split it."""
         ...
 
     def error_collector(self) -> tuple[Callable, list]:
-        """Return how to call C functions without Python code for floating-point errors.
+        """Return (call, errors): call(function, *args) appends floating-point errors to `errors`.
 
-        That is (call, heard): call(function, *args), and a list that collects the errors.
+        Handlers of the user are not called meanwhile: they would be Python code.
         """
         ...
 
-    def report_errors(self, heard: list) -> None:
-        """Raise or warn of the errors that were heard, as the user has set it."""
+    def report_errors(self, errors: list) -> None:
+        """Warn about or raise the collected errors, according to the user's settings."""
         ...
 
     def ignore_errors(self) -> AbstractContextManager:
-        """Return a context without floating-point errors and warnings."""
+        """Return a context in which floating-point errors are ignored."""
         ...
 
     def out_is_positional(self, function: Callable) -> bool:
-        """Whether an array to write to may be said as the last argument, which is quicker."""
+        """Return whether the output array may be the last positional argument, which is faster."""
         ...
 
 
 class Untraceable(TypeError):
-    """The function asked for what a tape cannot hold."""
+    """Raised when a traced function does something that cannot be recorded."""
 
 
 @dataclass(eq=False)
 class Node:
-    """One call, with nodes for what came of others among its arguments.
+    """One recorded call. Its arguments refer to the nodes that computed them.
 
-    value: what came of it: a constant, or a hollow array that only has the layout of what did.
+    function: None for an input.
+    number: the index in the trace.
+    value: the value of a constant; else an array with the layout of the result but no data.
+    parents: the nodes among the arguments.
+    aliases: the parents whose memory the result shares, as a view or as itself.
+    is_constant: whether the result depends on no input.
+    address: of the first element of the result.
     """
 
-    function: Callable | None
+    function: Any
     args: tuple
     kwargs: dict[str, Any]
     number: int
     value: Any
     parents: list["Node"]
-    shown: list["Node"]  # those whose memory the result shows
-    constant: bool
-    start: int  # where the first number lay
+    aliases: list["Node"]
+    is_constant: bool
+    address: int
 
 
 @dataclass(eq=False)
 class Trace:
-    """All calls of one run, in order; the first nodes are the function's own arguments."""
+    """All calls of one run, in order. The first nodes are the inputs of the function.
+
+    guards: maps the number of a node recorded by `select` to the number of the first node that
+        computes the new values.
+    nodes_by_call: the nodes by function and arguments, for common-subexpression elimination.
+    """
 
     library: Library
     nodes: list[Node] = field(default_factory=list)
-    guards: dict[int, int] = field(default_factory=dict)  # a selected node: where `make` began
-    found: dict[tuple, Node] = field(default_factory=dict)  # by what was called with what
+    guards: dict[int, int] = field(default_factory=dict)
+    nodes_by_call: dict[tuple, Node] = field(default_factory=dict)
 
-    def note(self, function: Callable | None, args: tuple, kwargs: dict, value: Any) -> "Traced":
-        """Write a call down, or find the same one: what `forward` had, `backward` need not make."""
-        key = (function, _key(args), _key(kwargs))
+    def add(self, function: Callable | None, args: tuple, kwargs: dict, value: Any) -> "Traced":
+        """Add a node for a call, or find the node of an equal call.
+
+        Backward passes often repeat calls of forward passes; a program makes them once.
+        """
+        key: Any = (function, _call_key(args), _call_key(kwargs))
         try:
-            found = self.found.get(key)
-        except TypeError:  # an array that is no argument of the function, and does not hash
-            key = found = None
-        if found is not None:
-            return self.library.traced_type(found, value)
-        given = [one for one in leaves((args, kwargs)) if isinstance(one, Traced)]
-        shown = [one.node for one in given if function is either or self._overlap(value, one.value)]
-        constant = function is not None and all(one.node.constant for one in given)
+            equal_node = self.nodes_by_call.get(key)
+        except TypeError:  # a constant array among the arguments is not hashable
+            key = None
+            equal_node = None
+        if equal_node is not None:
+            return self.library.traced_type(equal_node, value)
+        traced = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Traced)]
+        aliases = [
+            leaf.node
+            for leaf in traced
+            # which of its operands the result will be depends on a value
+            if function is select_value or self._overlap(value, leaf.value)
+        ]
+        is_constant = function is not None and all(leaf.node.is_constant for leaf in traced)
+        is_array = isinstance(value, self.library.array_type)
         node = Node(
             function,
-            mapped(_node, args),
-            mapped(_node, kwargs),
+            map_leaves(_to_node, args),
+            map_leaves(_to_node, kwargs),
             len(self.nodes),
-            value if constant else mapped(self._shape_only, value),
-            [one.node for one in given],
-            list(dict.fromkeys(shown)),
-            constant,
-            self.library.byte_range(value)[0] if isinstance(value, self.library.array_type) else 0,
+            value if is_constant else map_leaves(self._shape_only, value),
+            [leaf.node for leaf in traced],
+            list(dict.fromkeys(aliases)),
+            is_constant,
+            self.library.byte_range(value)[0] if is_array else 0,
         )
         self.nodes.append(node)
         if key is not None and function not in (None, no_cse):
-            self.found[key] = node
+            self.nodes_by_call[key] = node
         return self.library.traced_type(node, value)
 
     def _shape_only(self, value: Any) -> Any:
-        """An array laid out like `value` that holds nothing: a tape keeps no numbers alive."""
-        return (
-            self.library.shape_only(value) if isinstance(value, self.library.array_type) else value
-        )
+        """Return the layout of an array without its data, so that a trace keeps no data alive."""
+        if isinstance(value, self.library.array_type):
+            return self.library.shape_only(value)
+        return value
 
-    def _overlap(self, one: Any, other: Any) -> bool:
-        kind, span = self.library.array_type, self.library.byte_range
-        spans = [[span(a) for a in leaves(tree) if isinstance(a, kind)] for tree in (one, other)]
-        return any(a[0] < b[1] and b[0] < a[1] for a in spans[0] for b in spans[1])
+    def _overlap(self, tree: Any, other_tree: Any) -> bool:
+        """Return whether an array of one tree shares memory with one of the other."""
+        ranges = self._byte_ranges(tree)
+        other_ranges = self._byte_ranges(other_tree)
+        return any(a[0] < b[1] and b[0] < a[1] for a in ranges for b in other_ranges)
+
+    def _byte_ranges(self, tree: Any) -> list[tuple[int, int]]:
+        array_type = self.library.array_type
+        return [self.library.byte_range(a) for a in leaves(tree) if isinstance(a, array_type)]
 
     def __enter__(self) -> "Trace":
-        self._before = getattr(_now, "tape", None)
-        _now.tape = self
+        self._outer = getattr(_current, "trace", None)
+        _current.trace = self
         return self
 
     def __exit__(self, *_: Any) -> None:
-        _now.tape = self._before
+        _current.trace = self._outer
 
 
-_now = local()  # the tape of this thread
+_current = local()  # .trace: the innermost trace of this thread
 
 
-def mapped(function: Callable, tree: Any) -> Any:
-    """`tree` with function(leaf) for each leaf; a tree here has lists, slices and None too."""
+def map_leaves(function: Callable, tree: Any) -> Any:
+    """Return `tree` with function(leaf) for each leaf.
+
+    Unlike the trees of `agnostic_nn.core.trees`, arguments of calls also contain lists, slices
+    and None.
+    """
     if isinstance(tree, dict):
-        return {k: mapped(function, v) for k, v in tree.items()}
+        return {k: map_leaves(function, v) for k, v in tree.items()}
     if isinstance(tree, tuple | list):
-        return type(tree)([mapped(function, v) for v in tree])
+        return type(tree)([map_leaves(function, v) for v in tree])
     return function(tree)
 
 
 def leaves(tree: Any) -> Iterator[Any]:
-    """The leaves of dicts, tuples and lists."""
+    """Yield the leaves of nested dicts, tuples and lists."""
     if isinstance(tree, dict):
         tree = tree.values()
     elif not isinstance(tree, tuple | list):
@@ -255,72 +291,80 @@ def leaves(tree: Any) -> Iterator[Any]:
         yield from leaves(branch)
 
 
-def _value(argument: Any) -> Any:
+def _to_value(argument: Any) -> Any:
     return argument.value if isinstance(argument, Traced) else argument
 
 
-def _key(tree: Any) -> Any:
-    """What tells calls apart: 1, 1.0 and True are not the same, nor are 0.0 and -0.0."""
+def _to_node(argument: Any) -> Any:
+    return argument.node if isinstance(argument, Traced) else argument
+
+
+def _call_key(tree: Any) -> Any:
+    """Return a key that is equal only for interchangeable arguments.
+
+    1, 1.0 and True are equal in Python but give different dtypes; 0.0 and -0.0 differ too.
+    """
     if isinstance(tree, dict):
-        return tuple([(k, _key(v)) for k, v in tree.items()])
+        return tuple([(k, _call_key(v)) for k, v in tree.items()])
     if isinstance(tree, tuple | list):
-        return (type(tree), *map(_key, tree))
+        return (type(tree), *map(_call_key, tree))
     if isinstance(tree, Traced):
         return tree.node.number, Traced
     return (type(tree), repr(tree) if isinstance(tree, float) else tree)
 
 
-def _node(argument: Any) -> Any:
-    return argument.node if isinstance(argument, Traced) else argument
-
-
 def record(function: Callable, *args: Any, **kwargs: Any) -> Any:
-    """function(*args, **kwargs), written down."""
-    if getattr(function, "__name__", "") in _OF_UNKNOWN_LENGTH:
-        raise Untraceable(f"how much {function.__name__} finds depends on values")
-    value = function(*mapped(_value, args), **mapped(_value, kwargs))
-    if not isinstance(value, (*_now.tape.library.value_types, tuple, list, dict, bool, int, float)):
+    """Return function(*args, **kwargs) as traced arrays, and record the call."""
+    if getattr(function, "__name__", "") in _DATA_DEPENDENT_SHAPES:
+        raise Untraceable(f"the shape of the result of {function.__name__} depends on values")
+    value = function(*map_leaves(_to_value, args), **map_leaves(_to_value, kwargs))
+    value_types = _current.trace.library.value_types
+    if not isinstance(value, (*value_types, tuple, list, dict, bool, int, float)):
         return value
-    noted = _now.tape.note(function, args, kwargs, value)
+    traced = _current.trace.add(function, args, kwargs, value)
+    # a call with several results is one node, and each result an item of it
     if isinstance(value, dict):
-        return {k: record(operator.getitem, noted, k) for k in value}
-    if isinstance(value, tuple | list):  # several arrays of one call
-        return type(value)([record(operator.getitem, noted, i) for i in range(len(value))])
-    return noted
+        return {k: record(operator.getitem, traced, k) for k in value}
+    if isinstance(value, tuple | list):
+        return type(value)([record(operator.getitem, traced, i) for i in range(len(value))])
+    return traced
 
 
-_attribute = cache(operator.attrgetter)
-_OF_UNKNOWN_LENGTH = {
+_attribute_getter = cache(operator.attrgetter)
+_DATA_DEPENDENT_SHAPES = {
     *("nonzero", "flatnonzero", "argwhere", "extract", "compress", "masked_select", "bincount"),
     *("unique", "unique_all", "unique_counts", "unique_inverse", "unique_values"),
 }
 
 
 class Traced:
-    """An array that writes down what is done with it; otherwise like the one it stands for."""
+    """An array that records what is done with it and otherwise behaves like `value`."""
 
     __slots__ = ("node", "value")
-    methods: type  # of the library: whose methods are called
-    namespace: Any
+    methods: type  # the array type of the library, whose methods are called
+    namespace: Any  # the Array API namespace of traced arrays
     boolean: Any  # the dtype of masks
 
     def __init__(self, node: Node, value: Any) -> None:
-        self.node, self.value = node, value
+        self.node = node
+        self.value = value
 
     def __array_namespace__(self, api_version: str | None = None) -> Any:
         return self.namespace
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self.value, name)
-        if callable(found):
+        attribute = getattr(self.value, name)
+        if callable(attribute):
             return partial(record, getattr(self.methods, name), self)
-        return record(_attribute(name), self) if isinstance(found, self.methods) else found
+        if isinstance(attribute, self.methods):
+            return record(_attribute_getter(name), self)
+        return attribute
 
-    def __getitem__(self, place: Any) -> Any:
-        entries = place if isinstance(place, tuple) else (place,)
+    def __getitem__(self, index: Any) -> Any:
+        entries = index if isinstance(index, tuple) else (index,)
         if any(getattr(entry, "dtype", None) == self.boolean for entry in entries):
-            raise Untraceable("how much a mask picks depends on its values")
-        return record(operator.getitem, self, place)
+            raise Untraceable("the number of elements that a mask selects depends on its values")
+        return record(operator.getitem, self, index)
 
     def __len__(self) -> int:
         return len(self.value)
@@ -328,17 +372,17 @@ class Traced:
     def __iter__(self) -> Any:
         return (self[i] for i in range(len(self)))
 
-    def _refused(self, *_: Any, **__: Any) -> Any:
-        raise Untraceable("the values of a traced array are not to be asked for")
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise Untraceable("the values of a traced array cannot be read or written")
 
-    __bool__ = __int__ = __float__ = __complex__ = __index__ = __array__ = __setitem__ = _refused
+    __bool__ = __int__ = __float__ = __complex__ = __index__ = __array__ = __setitem__ = _refuse
     __hash__ = object.__hash__
 
 
-def operators(kind: type, functions: dict[str, Callable]) -> None:
-    """Make `kind` write down operators: {"add": function, ...}; "radd" is given them turned."""
+def add_operators(traced_type: type, functions: dict[str, Callable]) -> None:
+    """Give `traced_type` recording operators: {"add": function} defines `__add__`."""
     for name, function in functions.items():
-        setattr(kind, f"__{name}__", _operator(function))
+        setattr(traced_type, f"__{name}__", _operator(function))
 
 
 def _operator(function: Callable) -> Callable:
@@ -346,67 +390,85 @@ def _operator(function: Callable) -> Callable:
 
 
 def no_cse(x):
-    """x itself, as something that is not known: no call with it has been made before."""
+    """Return x. The call itself is never merged with another one.
+
+    So calls on its result are not merged with calls on x: this identity defeats
+    common-subexpression elimination.
+    """
     return x
 
 
 def barrier(leaf: Traced, tree: Any) -> Any:
-    """`ops.barrier_impl`: what is computed from `tree` is computed again."""
-    return mapped(lambda one: record(no_cse, one) if isinstance(one, Traced) else one, tree)
+    """Implement `ops.barrier_impl`: what is computed from `tree` is computed again."""
+    return map_leaves(lambda x: record(no_cse, x) if isinstance(x, Traced) else x, tree)
 
 
 def opaque(function: Callable) -> Callable:
-    """`function` of arrays, which are real to it whatever it does, as one call on the tape."""
+    """Wrap a function so that it is recorded as one call and gets real arrays."""
 
     @wraps(function)
-    def noted(*args: Any, **kwargs: Any) -> Any:
+    def recorded(*args: Any, **kwargs: Any) -> Any:
         return record(function, *args, **kwargs)
 
-    return noted
+    return recorded
 
 
-def short_scan(leaf: Traced, *rest: Any) -> Any:
-    """`ops.scan_impl`, turn by turn."""
-    # a tape holds every turn of a loop, and takes as long to plan
-    if leaf.shape[0] > 16:
-        raise Untraceable("too long a loop")
-    return ops.scan_impl.dispatch(object)(leaf, *rest)
+def opaque_if(function: Callable, is_supported: Callable) -> Callable:
+    """Wrap a fused function, such as `ops.lstm`, that may fall back to a loop of steps.
 
-
-def whole(function: Callable, possible: Callable) -> Callable:
-    """A function that may do by turns what it has no call for, as `ops.lstm`: opaque or not.
-
-    Its last argument does the turns, and possible(its first) says whether they are not needed.
+    The last argument runs the loop, which is then recorded step by step. If
+    is_supported(first argument), the function does not need it and is recorded as one call.
     """
 
     @wraps(function)
-    def noted(*args: Any) -> Any:
-        return record(function, *args[:-1], None) if possible(args[0]) else args[-1]()
+    def recorded(*args: Any) -> Any:
+        *arrays, by_steps = args
+        return record(function, *arrays, None) if is_supported(args[0]) else by_steps()
 
-    return noted
+    return recorded
+
+
+def unrolled_scan(leaf: Traced, *rest: Any) -> Any:
+    """Implement `ops.scan_impl` by recording each iteration of a short loop.
+
+    Raises
+    ------
+    Untraceable
+        If the loop is too long.
+    """
+    if leaf.shape[0] > MAX_UNROLLED:
+        raise Untraceable(f"a loop of more than {MAX_UNROLLED} iterations is not unrolled")
+    return ops.scan_impl.dispatch(object)(leaf, *rest)
 
 
 def select(holds: Traced, make: Callable, old: Any) -> Any:
-    """`ops.select`: both trees are written down, and which of the two was taken."""
-    place = len(_now.tape.nodes)
+    """Implement `ops.select`: record how both trees are computed, and the selection.
 
-    def chosen(new, before):
+    The selection is a guard if the whole result depends on it: `Plan` then returns early when
+    the condition is false, instead of computing the new tree in vain.
+    """
+    start = len(_current.trace.nodes)
+
+    def select_leaf(new, before):
         if new is before:
             return new
-        noted = record(either, holds, new, before)
-        _now.tape.guards[noted.node.number] = place
-        return noted
+        selected = record(select_value, holds, new, before)
+        _current.trace.guards[selected.node.number] = start
+        return selected
 
-    return _zipped(chosen, make(), old)
+    return _map_pairs(select_leaf, make(), old)
 
 
-def either(holds, new, old):
+def select_value(holds, new, old):
+    """Return `new` if `holds`, else `old`."""
     return new if holds else old
 
 
-def _zipped(function: Callable, tree: Any, other: Any) -> Any:
+def _map_pairs(function: Callable, tree: Any, other_tree: Any) -> Any:
+    """Return function(leaf, other leaf) for each pair of leaves of two trees."""
     if isinstance(tree, dict):
-        return {k: _zipped(function, v, other[k]) for k, v in tree.items()}
+        return {k: _map_pairs(function, v, other_tree[k]) for k, v in tree.items()}
     if isinstance(tree, tuple):
-        return tuple([_zipped(function, *pair) for pair in zip(tree, other, strict=True)])
-    return function(tree, other)
+        pairs = zip(tree, other_tree, strict=True)
+        return tuple([_map_pairs(function, *pair) for pair in pairs])
+    return function(tree, other_tree)

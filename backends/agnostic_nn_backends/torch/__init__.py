@@ -16,7 +16,7 @@ from agnostic_nn.core import random
 from .. import processor
 from ..exponential import bounded_exp
 from ..replay import kernels, trace
-from ..replay.program import plain, replayed
+from ..replay.program import direct, replayed
 from . import tracing
 
 __all__ = [
@@ -75,7 +75,7 @@ def jit(function, device, donate=()):
 
 
 def eager(function, device):
-    return plain(function, tracing.library) if device.type == "cpu" else function
+    return direct(function, tracing.library) if device.type == "cpu" else function
 
 
 def random_state():
@@ -448,7 +448,7 @@ for function in (*vars(ops).values(), random.words):
         own = function.registry[torch.Tensor]
         function.register(tracing.TracedTensor, trace.opaque(own))
 for function, own in ((ops.lstm, _lstm), (ops.lstm_backward, _lstm_backward)):
-    function.register(tracing.TracedTensor, trace.whole(own, _has_lstm))
+    function.register(tracing.TracedTensor, trace.opaque_if(own, _has_lstm))
 ops.barrier_impl.register(tracing.TracedTensor, trace.barrier)
 for function, own in ((ops.sum_over, _sum_over), (ops.sum_rows, _sum_rows)):
     made = partial(own, xp=tracing.TracedTensor.namespace)
@@ -456,5 +456,5 @@ for function, own in ((ops.sum_over, _sum_over), (ops.sum_rows, _sum_rows)):
 ops.bounded_exp.register(
     tracing.TracedTensor, partial(_bounded_exp, two_to=partial(trace.record, tracing.two_to))
 )
-ops.scan_impl.register(tracing.TracedTensor, trace.short_scan)
+ops.scan_impl.register(tracing.TracedTensor, trace.unrolled_scan)
 ops.select.register(tracing.TracedTensor, trace.select)

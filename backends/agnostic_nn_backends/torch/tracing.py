@@ -9,7 +9,7 @@ import array_api_compat.torch as xp
 import torch
 
 from ..exponential import FACTOR
-from ..replay.trace import Traced, Untraceable, operators, record
+from ..replay.trace import Traced, Untraceable, add_operators, record
 
 __all__ = ["TracedTensor", "library", "two_to"]
 
@@ -72,7 +72,7 @@ def _as_numbers(function):
 
 _AS_NUMBERS = {}
 
-operators(TracedTensor, {
+add_operators(TracedTensor, {
     "floordiv": torch.floor_divide, "mod": torch.remainder, "pow": torch.pow,
     "matmul": torch.matmul, "and": torch.bitwise_and, "or": torch.bitwise_or,
     "xor": torch.bitwise_xor, "lshift": torch.bitwise_left_shift,
