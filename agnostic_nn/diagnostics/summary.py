@@ -19,6 +19,7 @@ from ..display.tables import html_table, table
 from ..layers import Layer
 from ..layers.base import kinds, outline
 from .cost import Ledger, Memory, blanks_like, peak_of
+from .observe import Hook, observed_layer, path_of
 
 __all__ = ["Row", "Summary", "bytes_of_training", "summarize"]
 
@@ -170,11 +171,11 @@ def summarize(
         x = blanks_like(_like_input(model.input_kinds, shape, dtype, batch_size))
         trained = {leaf.memory for leaf in leaves(params)}
         constant = trained | {leaf.memory for leaf in leaves(state)}
-        watched = _Watch(ledger, notes, trained).twin(model, "", None)
-        y, _, cache = watched.forward(params, state, x, train=True)
+        observed = _Recorder(ledger, notes, trained).observed(model, "", None)
+        y, _, cache = observed.forward(params, state, x, train=True)
         forward = ledger.operations.copy()
         signed = list(_signed(cache))
-        watched.backward_params(params, cache, blanks_like(y))
+        observed.backward_params(params, cache, blanks_like(y))
 
     known: set[Memory] = set()
     for number, leaf in signed:
@@ -201,48 +202,49 @@ def _naming(note: _Note) -> Iterator[None]:
         raise
 
 
-class _Watch:
-    """Twins of layers that note what passes through, and sign what they keep."""
+class _Recorder:
+    """Records what passes through each layer, and marks what it keeps for backward.
+
+    notes: in the order of first calls. The number of a note is the owner of what its layer asks
+    for, and the key under which the layer's cache is put into a dict.
+    """
 
     def __init__(self, ledger: Ledger, notes: list[_Note], trained: set[Memory]) -> None:
-        self.ledger, self.notes, self.trained = ledger, notes, trained
+        self.ledger = ledger
+        self.notes = notes
+        self.trained = trained
         self.counted: set[tuple[Memory, int]] = set()
 
-    def twin(self, layer: Layer, path: str, above: _Note | None) -> Layer:
-        """A layer like `layer`, and so are those inside it, if it is a block."""
-        note, kind = _Note(path, layer, above), type(layer)
-        notes, owned_by = self.notes, self.ledger.owned_by
-        number: list[int] = []
+    def observed(self, layer: Layer, path: str, above: _Note | None) -> Layer:
+        """Return a copy of `layer` whose calls are recorded, and those of the layers inside."""
+        note = _Note(path, layer, above)
+        number: int | None = None
 
-        def forward(self_, params, state, x, *, train=False):
-            if not number:
-                number.append(len(notes))
-                notes.append(note)
+        def forward(method: Callable, params: Params, state: State, x: Any, **mode: Any) -> tuple:
+            nonlocal number
+            if number is None:
+                number = len(self.notes)
+                self.notes.append(note)
             note.read |= {leaf.memory for leaf in leaves(x)}
-            with owned_by(*number), _naming(note):
-                y, state, cache = kind.forward(self_, params, state, x, train=train)
+            with self.ledger.owned_by(number), _naming(note):
+                y, state, cache = method(params, state, x, **mode)
             note.shape = tree_map(lambda leaf: tuple(leaf.shape[1:]), y)
             self._count(note, params)
-            return y, state, {number[0]: cache}
+            return y, state, {number: cache}
 
-        def back(name: str) -> Callable:
-            def method(self_, params, cache, dy):
-                # `backward_params` may have taken off the signature, and then ask `backward`
-                signed = isinstance(cache, dict) and number[0] in cache
-                own = cache[number[0]] if signed else cache
-                with owned_by(*number), _naming(note):
-                    return getattr(kind, name)(self_, params, own, dy)
-
-            return method
+        def backward(method: Callable, params: Params, cache: Any, dy: Any) -> Any:
+            # `backward_params` may have unpacked the cache already before it calls `backward`.
+            marked = isinstance(cache, dict) and number in cache
+            own_cache = cache[number] if marked else cache
+            with self.ledger.owned_by(number), _naming(note):
+                return method(params, own_cache, dy)
 
         def inner(name: str, layer: Layer) -> Layer:
-            return self.twin(layer, ".".join(filter(None, (path, name))), note)
+            return self.observed(layer, path_of(path, name), note)
 
-        mapped = layer.map_layers(inner) if isinstance(layer, Block) else layer
-        methods = {name: back(name) for name in ("backward", "backward_params")}
-        twin: Any = object.__new__(type(kind.__name__, (kind,), {"forward": forward, **methods}))
-        vars(twin).update(vars(mapped))
-        return twin
+        hooks: dict[str, Hook] = {"forward": forward}
+        hooks |= {"backward": backward, "backward_params": backward}
+        return observed_layer(layer, hooks, inner)
 
     def _count(self, note: _Note, params: Params) -> None:
         for leaf in leaves(params):

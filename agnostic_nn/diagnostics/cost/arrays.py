@@ -1,7 +1,8 @@
-"""Arrays without numbers: what they are asked for goes into the ledger that is open."""
+"""Arrays without values, whose operations are recorded in the active ledger."""
 
 import math
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable
 from functools import cache, partial
 from sys import _getframe, getrefcount
 from typing import Any
@@ -11,32 +12,63 @@ from numpy.lib.stride_tricks import as_strided
 
 from ...core.arrays import namespace
 from ...core.trees import tree_map
+from ..observe import Handler, ObservedArray, ObservedNamespace
 from .counter import Ledger, Memory, current
 
 __all__ = ["Counted", "blank", "blanks_like", "in_place", "peak_of", "spread", "summed"]
 
 
 def blanks_like(tree: Any) -> Any:
-    """Arrays without numbers that are like those of `tree`, whatever library these are of."""
-    return tree_map(lambda leaf: blank(tuple(leaf.shape), _word(leaf.dtype)), tree)
+    """Return arrays without values like those of `tree`, which may be of any library."""
+    return tree_map(lambda leaf: blank(tuple(leaf.shape), _dtype_name(leaf.dtype)), tree)
 
 
 def peak_of(function: Callable, *trees: Any) -> int:
-    """The most bytes that are alive at once in function(*trees), its arguments among them."""
+    """Return the peak number of bytes alive in function(*trees), including its arguments."""
     with Ledger() as ledger:
         function(*blanks_like(trees))
     return ledger.peak
 
 
-class Counted:
-    """An array without numbers. `layout` has its shape, dtype and strides, and must not be read."""
+class _CostHandler(Handler):
+    """Computes shapes and dtypes, and records what each operation costs."""
 
-    __slots__ = ("layout", "memory", "owns")
+    def call(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+        if name in _FUNCTIONS:
+            return _FUNCTIONS[name](*args, **kwargs)
+        ufunc = getattr(np, name, None)
+        if not isinstance(ufunc, np.ufunc) or ufunc.signature is not None:
+            raise TypeError(f"it is unknown what {name} costs")
+        if function in _IN_PLACE:
+            return in_place(args[0])
+        if function in _OPERATORS:
+            # A reference more, such as a local variable for an argument, would hide a temporary.
+            if name not in _NEVER_REUSED and _is_spare(getrefcount(args[0]), *args):
+                return in_place(args[0])
+            if name in _COMMUTATIVE and _is_spare(getrefcount(args[1]), *reversed(args)):
+                return in_place(args[1])
+        return _elementwise(ufunc, *args, **kwargs)
 
-    def __init__(self, layout: np.ndarray, memory: Memory, *, owns: bool = False) -> None:
-        self.layout, self.memory, self.owns = layout, memory, owns
 
-    def __array_namespace__(self, api_version: str | None = None) -> "_Namespace":
+_COSTS = _CostHandler(namespace(np.zeros(())))
+_namespace = ObservedNamespace(_COSTS)
+
+
+class Counted(ObservedArray):
+    """An array without values: `value` has its shape, dtype and strides, and must not be read.
+
+    memory: what it and its views share; owns: whether it is no view.
+    """
+
+    __slots__ = ("memory", "owns")
+    handler = _COSTS
+
+    def __init__(self, value: np.ndarray, memory: Memory, *, owns: bool = False) -> None:
+        self.value = value
+        self.memory = memory
+        self.owns = owns
+
+    def __array_namespace__(self, api_version: str | None = None) -> ObservedNamespace:
         return _namespace
 
     def __array_ufunc__(self, ufunc: Any, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -46,43 +78,15 @@ class Counted:
 
     def __getattr__(self, name: str) -> Any:
         if name in ("T", "mT"):
-            return Counted(getattr(self.layout, name), self.memory)
+            return Counted(getattr(self.value, name), self.memory)
         if name in ("dtype", "nbytes", "ndim", "shape", "size"):
-            return getattr(self.layout, name)
-        raise AttributeError(f"an array without numbers has no {name}")
-
-    @property
-    def device(self) -> str:
-        """As NumPy has it."""
-        return "cpu"
+            return getattr(self.value, name)
+        raise AttributeError(f"an array without values has no {name}")
 
     @property
     def place(self) -> tuple[Memory, int]:
-        """Where its first number would be."""
-        return self.memory, self.layout.__array_interface__["data"][0]
-
-    def __getitem__(self, index: Any) -> "Counted":
-        entries = index if isinstance(index, tuple) else (index,)
-        if any(hasattr(entry, "shape") for entry in entries):
-            raise TypeError("expected integers and slices, got an array as an index")
-        if ... not in entries:  # or NumPy might give a scalar, which is no view
-            entries = (*entries, ...)
-        return Counted(self.layout[entries], self.memory)
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        pass  # numbers are moved: no operation
-
-    def __len__(self) -> int:
-        return len(self.layout)
-
-    def __iter__(self) -> Iterator["Counted"]:
-        return (self[i] for i in range(len(self)))
-
-    def __matmul__(self, other: Any) -> "Counted":
-        return _product(self, other)
-
-    def __rmatmul__(self, other: Any) -> "Counted":
-        return _product(other, self)
+        """The memory and the address of its first element."""
+        return self.memory, self.value.__array_interface__["data"][0]
 
     def _refused(self, *_: Any, **__: Any) -> Any:
         raise TypeError("only shapes are known here, as in `jit`: there is no value to ask for")
@@ -93,31 +97,41 @@ class Counted:
 
 # --- operators --------------------------------------------------------------------------
 
-# Where nobody knows an operand any more, as a * b in a * b + c, and it has so many bytes,
-# NumPy writes the result over it.
-_LARGE = 2**18
+# NumPy writes the result of an operator over an operand that is a temporary, as a * b in
+# a * b + c, if it has at least so many bytes.
+_MIN_REUSED = 2**18
+
+_COMMUTATIVE = {"add", "multiply", "bitwise_and", "bitwise_or", "bitwise_xor"}
+_NEVER_REUSED = {"pow", "remainder"}
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor")
+_OPERATORS = {getattr(operator, name) for name in (*_BINARY, "lshift", "rshift")}
+_IN_PLACE = {getattr(operator, f"i{name.strip('_')}") for name in (*_BINARY, "lshift", "rshift")}
 
 
-class _Probe:
-    def __add__(self, other: Any) -> int:
-        return getrefcount(self)
+class _ReferenceCounter(Handler):
+    """Returns how many references an operand has where `_CostHandler.call` counts them."""
+
+    def call(self, name: str, function: Callable, args: tuple, kwargs: dict) -> int:
+        return getrefcount(args[0])
 
 
 def _references() -> tuple[int, int]:
-    """How many references an operand has that nobody knows, and one with a name."""
-    named = _Probe()
-    return _Probe() + None, named + None
+    """Return the number of references to a temporary operand, and to one with a name."""
+    counter = _ReferenceCounter(None)
+    named = ObservedArray(None, counter)
+    return ObservedArray(None, counter) + None, named + None  # type: ignore[operator]
 
 
 _UNKNOWN, _NAMED = _references()
+_CALLER = 4  # frames: from `_is_spare` over `call`, `_call` and the operator to the expression
 
 
 def _is_spare(references: int, x: Any, other: Any) -> bool:
-    """Whether x, which has so many references, is written over when it meets `other`."""
-    if references > _UNKNOWN or type(x) is not Counted or not x.owns or x.nbytes < _LARGE:
+    """Return whether x, which has so many references, is overwritten in an operation with other."""
+    if references > _UNKNOWN or type(x) is not Counted or not x.owns or x.nbytes < _MIN_REUSED:
         return False
-    if _UNKNOWN == _NAMED:  # an interpreter that counts no reference for a name it looks at
-        names = _getframe(2).f_locals
+    if _UNKNOWN == _NAMED:  # an interpreter that borrows the references of local variables
+        names = _getframe(_CALLER).f_locals
         if any(value is x for value in names.values()):
             return False
     if not hasattr(other, "shape"):
@@ -125,51 +139,16 @@ def _is_spare(references: int, x: Any, other: Any) -> bool:
     return other.dtype == x.dtype and _shape([x.shape, other.shape]) == x.shape
 
 
-def _binary(ufunc: np.ufunc, turned: bool = False) -> Callable:
-    commutes = ufunc in (np.add, np.multiply, np.bitwise_and, np.bitwise_or, np.bitwise_xor)
-    left = ufunc not in (np.remainder, np.power) and (commutes or not turned)
-
-    def operate(self, other):
-        if left and _is_spare(getrefcount(self), self, other):
-            return in_place(self)
-        if commutes and _is_spare(getrefcount(other), other, self):
-            return in_place(other)
-        return _elementwise(ufunc, *((other, self) if turned else (self, other)))
-
-    return operate
-
-
-def _plain(ufunc: np.ufunc) -> Callable:
-    return lambda self, *other: _elementwise(ufunc, self, *other)
-
-
-def in_place(self: Counted, other: Any = None) -> Counted:
-    """What is written over `self`."""
-    current().count(self.size)
-    return Counted(self.layout, self.memory, owns=self.owns)
-
-
-for _name, _ufunc in {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "truediv": np.true_divide,
-    "floordiv": np.floor_divide, "mod": np.remainder, "pow": np.power,
-    "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
-    "lshift": np.left_shift, "rshift": np.right_shift,
-}.items():  # fmt: skip
-    setattr(Counted, f"__{_name}__", _binary(_ufunc))
-    setattr(Counted, f"__r{_name}__", _binary(_ufunc, turned=True))
-    setattr(Counted, f"__i{_name}__", in_place)
-for _name, _function in {
-    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal,
-    "gt": np.greater, "ge": np.greater_equal,
-    "neg": np.negative, "pos": np.positive, "abs": np.absolute, "invert": np.invert,
-}.items():  # fmt: skip
-    setattr(Counted, f"__{_name}__", _plain(_function))
+def in_place(x: Counted) -> Counted:
+    """Return the result of an elementwise operation that is written over `x`."""
+    current().count(x.size)
+    return Counted(x.value, x.memory, owns=x.owns)
 
 
 # --- what arrays are made of ------------------------------------------------------------
 
 
-def _word(dtype: Any) -> str:
+def _dtype_name(dtype: Any) -> str:
     """What NumPy calls a dtype of any library: "float32" for "torch.float32"."""
     return str(dtype).rpartition(".")[2] if not isinstance(dtype, type) else np.dtype(dtype).name
 
@@ -177,8 +156,8 @@ def _word(dtype: Any) -> str:
 def blank(shape: tuple, dtype: Any, like: Any = None) -> Counted:
     """A new array, its axes in memory in the order of those of `like`, if that has its shape."""
     dtype, axes = np.dtype(dtype), list(range(len(shape)))
-    if like is not None and like.shape == shape and not like.layout.flags.c_contiguous:
-        steps = like.layout.strides
+    if like is not None and like.shape == shape and not like.value.flags.c_contiguous:
+        steps = like.value.strides
         axes.sort(key=lambda axis: -abs(steps[axis]) if all(steps) else axis)
     strides, step = [0] * len(shape), dtype.itemsize
     for axis in reversed(axes):
@@ -233,7 +212,7 @@ def summed(shape: tuple, inner: int, *factors: Any) -> Counted:
 
 
 def _view(function: Callable) -> Callable:
-    return lambda x, *args, **kwargs: Counted(function(x.layout, *args, **kwargs), x.memory)
+    return lambda x, *args, **kwargs: Counted(function(x.value, *args, **kwargs), x.memory)
 
 
 def _reduction(x, /, *, axis=None, keepdims=False, dtype=None, correction=None):
@@ -274,6 +253,104 @@ def _found(make: Callable) -> Callable:
     return made
 
 
+def _argsort(x, /, **_):
+    current().count(x.size)
+    return blank(x.shape, np.int64)
+
+
+def _asarray(x, /, *, dtype=None, device=None, copy=None):
+    if isinstance(x, Counted) and not copy and dtype in (None, x.dtype):
+        return x
+    x = x if hasattr(x, "shape") else np.asarray(x)
+    return blank(x.shape, dtype or x.dtype)
+
+
+def _astype(x, dtype, /, *, copy=True, device=None):
+    return x if not copy and x.dtype == dtype else blank(x.shape, dtype, x)
+
+
+def _clip(x, /, min=None, max=None):
+    return spread(x.dtype, x, min, max)
+
+
+def _concat(arrays, /, *, axis=0):
+    first, *others = arrays = list(arrays)
+    shape = list(first.shape)
+    shape[axis] += sum(one.shape[axis] for one in others)
+    return blank(tuple(shape), np.result_type(*[one.dtype for one in arrays]))
+
+
+def _repeat(x, repeats, /, *, axis=None):
+    shape = [x.size] if axis is None else list(x.shape)
+    shape[axis or 0] *= repeats
+    return blank(tuple(shape), x.dtype)
+
+
+def _reshape(x, /, shape, *, copy=None):
+    sizes = [x.size // -math.prod(shape) if n < 0 else n for n in shape]
+    if math.prod(sizes) != x.size:
+        raise ValueError(f"cannot reshape {x.shape} into {tuple(shape)}")
+    try:
+        return Counted(np.reshape(x.value, sizes, copy=False), x.memory)
+    except ValueError:  # its numbers lie apart
+        return blank(tuple(sizes), x.dtype)
+
+
+def _roll(x, /, shift, *, axis=None):
+    return blank(x.shape, x.dtype)
+
+
+def _stack(arrays, /, *, axis=0):
+    arrays = list(arrays)
+    shape = list(arrays[0].shape)
+    shape.insert(axis % (len(shape) + 1), len(arrays))
+    return blank(tuple(shape), np.result_type(*[one.dtype for one in arrays]))
+
+
+def _take(x, indices, /, *, axis=0):
+    axis = axis % x.ndim
+    return blank((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), x.dtype)
+
+
+def _take_along_axis(x, indices, /, *, axis=-1):
+    return blank(indices.shape, x.dtype)
+
+
+def _tensordot(one, other, /, *, axes=2):
+    if isinstance(axes, int):
+        axes = range(one.ndim - axes, one.ndim), range(axes)
+    pairs = zip((one, other), axes, strict=True)
+    spent = [{axis % x.ndim for axis in some} for x, some in pairs]
+    sides = zip((one, other), spent, strict=True)
+    shape = [n for x, gone in sides for i, n in enumerate(x.shape) if i not in gone]
+    inner = math.prod(one.shape[axis] for axis in spent[0])
+    return summed(tuple(shape), inner, one, other)
+
+
+def _unstack(x, /, *, axis=0):
+    return tuple(_FUNCTIONS["moveaxis"](x, axis, 0))
+
+
+def _vecdot(one, other, /, *, axis=-1):
+    shape = list(_shape([one.shape, other.shape]))
+    inner = shape.pop(axis)
+    return summed(tuple(shape), inner, one, other)
+
+
+def _where(condition, one, other, /):
+    kinds = [side.dtype if hasattr(side, "shape") else side for side in (one, other)]
+    return spread(np.result_type(*kinds), condition, one, other)
+
+
+def _getitem(x, index):
+    entries = index if isinstance(index, tuple) else (index,)
+    if any(hasattr(entry, "shape") for entry in entries):
+        raise TypeError("expected integers and slices, got an array as an index")
+    if ... not in entries:  # or NumPy might return a scalar, which is no view
+        entries = (*entries, ...)
+    return Counted(x.value[entries], x.memory)
+
+
 _VIEWS: dict[str, Callable] = {
     "broadcast_to": np.broadcast_to,
     "expand_dims": lambda x, /, *, axis=0: np.expand_dims(x, axis),
@@ -294,101 +371,21 @@ _FUNCTIONS: dict[str, Callable] = {
     **dict.fromkeys(("empty", "ones", "zeros", "full"), _filled),
     **{name: _found(getattr(np, name)) for name in ("arange", "eye", "linspace")},
     "matmul": _product,
+    "getitem": _getitem,
+    "setitem": lambda x, index, value: None,  # moving values is no operation
+    "argsort": _argsort,
+    "asarray": _asarray,
+    "astype": _astype,
+    "clip": _clip,
+    "concat": _concat,
+    "repeat": _repeat,
+    "reshape": _reshape,
+    "roll": _roll,
+    "stack": _stack,
+    "take": _take,
+    "take_along_axis": _take_along_axis,
+    "tensordot": _tensordot,
+    "unstack": _unstack,
+    "vecdot": _vecdot,
+    "where": _where,
 }
-_ABOUT_DTYPES = ("can_cast", "finfo", "iinfo", "isdtype", "result_type")
-
-
-class _Namespace:
-    """The Standard's functions, each as what it asks for."""
-
-    __name__ = "agnostic_nn.diagnostics.cost"
-
-    def __getattr__(self, name: str) -> Any:
-        xp = namespace(np.zeros(()))
-        found, ufunc = getattr(xp, name), getattr(np, name, None)
-        if name in _FUNCTIONS:
-            return _FUNCTIONS[name]
-        if isinstance(ufunc, np.ufunc) and ufunc.signature is None:
-            return partial(_elementwise, ufunc)
-        if name in _ABOUT_DTYPES:
-            return lambda *args: found(*(x.dtype if isinstance(x, Counted) else x for x in args))
-        if callable(found) and not isinstance(found, type):
-            raise TypeError(f"nobody has said what {name} costs")
-        return found
-
-    def argsort(self, x, /, **_):
-        current().count(x.size)
-        return blank(x.shape, np.int64)
-
-    def asarray(self, x, /, *, dtype=None, device=None, copy=None):
-        if isinstance(x, Counted) and not copy and dtype in (None, x.dtype):
-            return x
-        x = x if hasattr(x, "shape") else np.asarray(x)
-        return blank(x.shape, dtype or x.dtype)
-
-    def astype(self, x, dtype, /, *, copy=True, device=None):
-        return x if not copy and x.dtype == dtype else blank(x.shape, dtype, x)
-
-    def clip(self, x, /, min=None, max=None):
-        return spread(x.dtype, x, min, max)
-
-    def concat(self, arrays, /, *, axis=0):
-        first, *others = arrays = list(arrays)
-        shape = list(first.shape)
-        shape[axis] += sum(one.shape[axis] for one in others)
-        return blank(tuple(shape), np.result_type(*[one.dtype for one in arrays]))
-
-    def repeat(self, x, repeats, /, *, axis=None):
-        shape = [x.size] if axis is None else list(x.shape)
-        shape[axis or 0] *= repeats
-        return blank(tuple(shape), x.dtype)
-
-    def reshape(self, x, /, shape, *, copy=None):
-        sizes = [x.size // -math.prod(shape) if n < 0 else n for n in shape]
-        if math.prod(sizes) != x.size:
-            raise ValueError(f"cannot reshape {x.shape} into {tuple(shape)}")
-        try:
-            return Counted(np.reshape(x.layout, sizes, copy=False), x.memory)
-        except ValueError:  # its numbers lie apart
-            return blank(tuple(sizes), x.dtype)
-
-    def roll(self, x, /, shift, *, axis=None):
-        return blank(x.shape, x.dtype)
-
-    def stack(self, arrays, /, *, axis=0):
-        arrays = list(arrays)
-        shape = list(arrays[0].shape)
-        shape.insert(axis % (len(shape) + 1), len(arrays))
-        return blank(tuple(shape), np.result_type(*[one.dtype for one in arrays]))
-
-    def take(self, x, indices, /, *, axis=0):
-        axis = axis % x.ndim
-        return blank((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), x.dtype)
-
-    def take_along_axis(self, x, indices, /, *, axis=-1):
-        return blank(indices.shape, x.dtype)
-
-    def tensordot(self, one, other, /, *, axes=2):
-        if isinstance(axes, int):
-            axes = range(one.ndim - axes, one.ndim), range(axes)
-        pairs = zip((one, other), axes, strict=True)
-        spent = [{axis % x.ndim for axis in some} for x, some in pairs]
-        sides = zip((one, other), spent, strict=True)
-        shape = [n for x, gone in sides for i, n in enumerate(x.shape) if i not in gone]
-        inner = math.prod(one.shape[axis] for axis in spent[0])
-        return summed(tuple(shape), inner, one, other)
-
-    def unstack(self, x, /, *, axis=0):
-        return tuple(self.moveaxis(x, axis, 0))
-
-    def vecdot(self, one, other, /, *, axis=-1):
-        shape = list(_shape([one.shape, other.shape]))
-        inner = shape.pop(axis)
-        return summed(tuple(shape), inner, one, other)
-
-    def where(self, condition, one, other, /):
-        kinds = [side.dtype if hasattr(side, "shape") else side for side in (one, other)]
-        return spread(np.result_type(*kinds), condition, one, other)
-
-
-_namespace = _Namespace()

@@ -62,7 +62,7 @@ def _beside(x):
     """Like x, (batch, heads, ..., time, d), with the heads of one time beside each other."""
     batch, *heads, time, width = x.shape
     made = blank((batch, time, *heads, width), x.dtype)
-    return Counted(np.moveaxis(made.layout, 1, -2), made.memory)
+    return Counted(np.moveaxis(made.value, 1, -2), made.memory)
 
 
 _STRIP = 2**18  # numbers that a convolution lays out at a time
@@ -136,7 +136,7 @@ def _lstm(xs, params, start, reverse, keep, by_steps):
     with current().only(operations=True):
         end, (_, kept) = by_steps()
     table = blank((time + 1, batch, width + fan_in + 1), xs.dtype)  # h, x and 1 of every step
-    hs = Counted(table.layout[..., :width], table.memory)
+    hs = Counted(table.value[..., :width], table.memory)
     cache = (hs[:-1], tree_map(_anew, kept[1])) if keep else ()
     return tree_map(_anew, end), (hs[1:], cache)
 

@@ -6,7 +6,7 @@ and `random` that dispatch on the class of an array end in `Handler.call_ops`.
 """
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -116,42 +116,34 @@ def _mapped(function: Callable, tree: Any) -> Any:
 
 
 def _call(name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
-    return _handler_of(args, kwargs).call(name, function, args, kwargs)
+    values = (*args, *kwargs.values()) if kwargs else args
+    return _handler_of(values, _default.get(None)).call(name, function, args, kwargs)
 
 
-def _called(name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
-    return _handler_of(args, kwargs).call(name, function, args, kwargs)
+def _call_method(name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    return _call(name, function, args, kwargs)
 
 
-def _called_ops(name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
-    return _handler_of(args, kwargs).call_ops(name, function, args, kwargs)
+def _call_ops(name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    values = (*args, *kwargs.values()) if kwargs else args
+    return _handler_of(values, _default.get(None)).call_ops(name, function, args, kwargs)
 
 
-def _handler_of(args: tuple, kwargs: dict) -> Handler:
-    """Return the first handler among the arguments that is not the default, else the default.
+def _handler_of(values: Iterable, default: Handler | None) -> Any:
+    """Return the first handler among `values` that is not the default, else the default.
 
     So a constant, which belongs to the default, takes on the handler of what it is combined with.
     """
-    default = _default.get(None)
-    handler = _other_than(default, args) or (kwargs and _other_than(default, kwargs.values()))
-    return handler or default or _no_handler()
-
-
-def _other_than(default: Handler | None, values: Any) -> Handler | None:
     for value in values:
         if isinstance(value, ObservedArray):
             if value.handler is not default:
                 return value.handler
         elif isinstance(value, tuple | list | dict):
             inner = value.values() if isinstance(value, dict) else value
-            handler = _other_than(default, inner)
-            if handler is not None:
+            handler = _handler_of(inner, default)
+            if handler is not default:
                 return handler
-    return None
-
-
-def _no_handler() -> Handler:
-    raise RuntimeError("observed arrays must be used inside `observing(handler)`")
+    return default
 
 
 # --- the namespace ----------------------------------------------------------------------
@@ -160,21 +152,31 @@ _ABOUT_DTYPES = ("can_cast", "finfo", "iinfo", "isdtype", "result_type")  # they
 
 
 class ObservedNamespace:
-    """The namespace of observed arrays: functions go to a handler, dtypes and constants are as is.
+    """The namespace of observed arrays: functions go to a handler, constants are as they are.
 
-    handler: returns the handler whose `xp` is used, and None for the default.
+    handler: that of calls without an observed array; None for the one set by `observing`.
     """
 
-    def __init__(self, handler: Callable[[], Handler] | None = None) -> None:
-        self._handler = handler or (lambda: _default.get(None) or _no_handler())
+    __name__ = "agnostic_nn.diagnostics.observe"
+
+    def __init__(self, handler: Handler | None = None) -> None:
+        self._handler = handler
 
     def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._handler().xp, name)
+        default = self._handler or _default.get(None)
+        if default is None:
+            raise RuntimeError("observed arrays must be used inside `observing(handler)`")
+        attribute = getattr(default.xp, name)
         if not callable(attribute) or isinstance(attribute, type):
             return attribute
         if name in _ABOUT_DTYPES:
             return lambda *args: attribute(*map(value_of, args))
-        return partial(_called, name, attribute)
+
+        def observed(*args: Any, **kwargs: Any) -> Any:
+            values = (*args, *kwargs.values()) if kwargs else args
+            return _handler_of(values, default).call(name, attribute, args, kwargs)
+
+        return observed
 
 
 _namespace = ObservedNamespace()
@@ -201,7 +203,7 @@ class ObservedArray:
             raise AttributeError(name)
         attribute = getattr(self.value, name)
         if callable(attribute):
-            return partial(_called, name, _method(name), self)
+            return partial(_call_method, name, _method(name), self)
         return self.handler.wrap(attribute) if _is_array(attribute) else attribute
 
     @property
@@ -228,6 +230,9 @@ class ObservedArray:
 
     def __index__(self) -> int:
         return operator.index(self.value)
+
+    def __getitem__(self, index: Any) -> Any:
+        return _call("getitem", operator.getitem, (self, index), {})
 
     def __setitem__(self, index: Any, value: Any) -> None:
         _call("setitem", operator.setitem, (self, index, value), {})
@@ -257,7 +262,7 @@ _ARITHMETIC = {  # Python's name of an operator: the Standard's, which a handler
 }  # fmt: skip
 _COMPARISONS = {
     "eq": "equal", "ne": "not_equal", "lt": "less", "le": "less_equal", "gt": "greater",
-    "ge": "greater_equal", "getitem": "getitem",
+    "ge": "greater_equal",
 }  # fmt: skip
 _UNARY = {"neg": "negative", "pos": "positive", "abs": "abs", "invert": "bitwise_invert"}
 
@@ -277,5 +282,5 @@ for _prefix, _module in {"ops": ops, "random": random}.items():
     for _name in _module.__all__:
         _function = getattr(_module, _name)
         if hasattr(_function, "registry"):
-            _handled = partial(_called_ops, f"{_prefix}.{_name}", _function)
+            _handled = partial(_call_ops, f"{_prefix}.{_name}", _function)
             _function.register(ObservedArray, _handled)
