@@ -1119,11 +1119,11 @@ REFUSED = [
     (["numpy@fast@strict", *PARITY], "after @, each once at most, got 'numpy@fast@strict'"),
     (["numpy@", *PARITY], "each once at most, got 'numpy@'"),
     (["numpy", "--workload", "mine"], "no workload is called 'mine'"),
-    (["numpy", "--model", "mine:model"], "--model and --data go together"),
-    (["numpy", "--loss", "huber"], "--model and --data go together"),
-    (["numpy", "--output", "nowhere/at/all/file"], "its folder is not there"),
-    (["--replay", "x.npz", "--steps", "2"], "--steps has no meaning here"),
-    (["--replay", "x.npz", *PARITY], "--workload has no meaning here"),
+    (["numpy", "--model", "mine:model"], "--model and --data must be used together"),
+    (["numpy", "--loss", "huber"], "--model and --data must be used together"),
+    (["numpy", "--output", "nowhere/at/all/file"], "its folder does not exist"),
+    (["--replay", "x.npz", "--steps", "2"], "--steps cannot be used with --replay"),
+    (["--replay", "x.npz", *PARITY], "--workload cannot be used with --replay"),
     (["--replay", "nowhere.npz"], "nowhere.npz cannot be read: No such file"),
 ]
 

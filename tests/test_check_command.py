@@ -167,9 +167,9 @@ def test_a_layer_that_raises_shows_where(asked):
 
 SENSELESS = [  # arguments, what is said
     (["Desne"], "no layer or loss called 'Desne'; did you mean Dense?"),
-    (["Quux"], "one of your own is module:object"),
-    (["--shape=3"], "--shape is that of the layers named, and none is"),
-    (["layers_of_mine:Gain"], "say what layers_of_mine:Gain is given: --shape 5,3"),
+    (["Quux"], "a custom one is module:object"),
+    (["--shape=3"], "--shape needs the name of a layer"),
+    (["layers_of_mine:Gain"], "the input shape of layers_of_mine:Gain is needed: --shape 5,3"),
     (["layers_of_mine:number", "--shape=3"], "is not a layer and does not return one"),
     (["Dense", "--shape=wide"], "expected a shape such as 5,3, or a tree of shapes, got 'wide'"),
     (["Dense", "--shape=-1"], "expected a shape"),

@@ -136,14 +136,14 @@ def test_a_backend_that_fails_makes_the_exit_status_2(small, tmp_path, capsys, m
         (["paint"], "paint"),
         (["compare", "--backends=nonesuch"], "there are numpy, jax, torch, cupy, dpnp"),
         (["compare", "--backends=nonesuch"], "can run here: numpy:cpu"),
-        (["compare", "--backends=,"], "expected names with commas between, got ','"),
+        (["compare", "--backends=,"], "expected names separated by commas, got ','"),
         (["compare", "--workload=nonesuch"], "there are digits-mlp, digits-norm, digits-cnn"),
         (["compare", "--epochs=0"], "at least 1, got '0'"),
         (["compare", "--epochs=many"], "at least 1, got 'many'"),
         (["compare", "--seed=-1"], "got '-1'"),
         (["compare", f"--seed={2**64}"], "[0, 2**64)"),
-        (["compare", "--output=file"], "is no folder"),
-        (["compare", "--output=file/below"], "is no folder"),
+        (["compare", "--output=file"], "is not a folder"),
+        (["compare", "--output=file/below"], "is not a folder"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(arguments, said, tmp_path, capsys, monkeypatch):

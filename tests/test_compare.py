@@ -642,8 +642,9 @@ def test_a_probe_that_fails_takes_no_result_away(monkeypatch):
     said = "It is strict, but it cannot be measured: MemoryError: no room for it."
     assert said in summary(report)
     assert only(report)["status"] == report["verdict"]["status"] == "not checked"
-    assert "agrees over 7 steps, but is not confirmed to be strict. What was checked" in summary(
-        report
+    assert (
+        "agrees over 7 steps, but is not confirmed to be strict. The largest deviation"
+        in summary(report)
     )
 
 
@@ -723,7 +724,7 @@ def test_the_command_line_says_the_policy(monkeypatch, tmp_path, capsys):
     assert report["machines"][0]["environment"]["variables"]["AGNOSTIC_NN_PRECISION"] == "strict"
     for option in ("--precision=fast", "--deterministic"):
         assert main(["compare", option, "--merge", "a.json", "b.json"]) == 2
-        assert "has no meaning here: --merge trains nothing" in capsys.readouterr().err
+        assert "cannot be used with --merge: it trains nothing" in capsys.readouterr().err
 
 
 # --- dtypes, sizes, memory --------------------------------------------------------------

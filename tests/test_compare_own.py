@@ -128,12 +128,12 @@ LABELS = ("--model=mine:model", "--data=labels.npz")
     ("arguments", "said"),
     [
         (["--model=mine:nothing", "--data=labels.npz"], "mine has no 'nothing'; its layers are mo"),
-        (["--model=mine:model"], "--model takes --data too"),
-        (["--data=labels.npz"], "--data has no meaning here: without --model"),
-        (["--loss=huber"], "--loss has no meaning here"),
-        (["--batch-size=3"], "--batch-size has no meaning here"),
-        ([*LABELS, "--workload=digits-mlp"], "--model and --workload are two things"),
-        ([*LABELS, "--labels=a"], "--labels are for reports to --merge"),
+        (["--model=mine:model"], "--model needs --data"),
+        (["--data=labels.npz"], "--data cannot be used without --model"),
+        (["--loss=huber"], "--loss cannot be used without"),
+        (["--batch-size=3"], "--batch-size cannot be used without"),
+        ([*LABELS, "--workload=digits-mlp"], "--model and --workload cannot be used together"),
+        ([*LABELS, "--labels=a"], "--labels can only be used with --merge"),
         (["--model=mine:model", "--data=absent.npz"], "absent.npz cannot be read: No such file"),
         (["--model=mine:model", "--data=text.npz"], "text.npz is not an npz file"),
         (["--model=mine:model", "--data=one.npy"], "one.npy is a single array"),
@@ -164,7 +164,7 @@ LABELS = ("--model=mine:model", "--data=labels.npz")
         ([*LABELS, "--optimizer=Adam(rate=open('x'))"], "arguments must be literals"),
         ([*LABELS, "--optimizer=nn.Adam"], "expected an optimizer such as Adam(rate=1e-3)"),
         ([*LABELS, "--dtypes=float16"], "expected dtypes from float32 and float64, got float16"),
-        (["--merge", "a.json", "b.json", "--epochs=1"], "--epochs has no meaning here: --merge tr"),
+        (["--merge", "a.json", "b.json", "--epochs=1"], "--epochs cannot be used with --merge: it"),
         (["--merge", "a.json", "b.json"], "a.json cannot be read: No such file"),
     ],
 )
@@ -265,7 +265,7 @@ def test_the_help_says_what_the_exit_status_means(capsys):
     with pytest.raises(SystemExit):
         main(["compare", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "0 if all was judged and agrees" in said
+    assert "0 if everything was checked and agrees" in said
     assert "1 if a backend differs" in said
-    assert "2 if none differs, but one that was named could not run, not all of it can be" in said
-    assert "or the precision that was asked for (strict by default) is not kept" in said
+    assert "2 if none differs, but a named backend could not run, something could not be" in said
+    assert "or the requested precision (strict by default) was not used" in said

@@ -595,7 +595,7 @@ def test_the_command_tells_a_workload_as_text(backend, capsys):
     [
         (["--example", "nothing"], "no example is called 'nothing'; there are train_neuron"),
         (["--workload", "nothing"], "no workload is called 'nothing'"),
-        (["--example", "softmax_network", "--rows", "2"], "--rows has no meaning here"),
+        (["--example", "softmax_network", "--rows", "2"], "--rows cannot be used with --example"),
         (["--backend", "nothing"], "no backend is called 'nothing'"),
     ],
 )

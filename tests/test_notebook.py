@@ -277,7 +277,7 @@ def test_without_matplotlib_a_history_is_its_table(monkeypatch):
 
 
 def test_long_results_are_said_in_a_line_and_shown_when_asked_for(monkeypatch):
-    monkeypatch.setattr(tables, "MANY", 10)
+    monkeypatch.setattr(tables, "MAX_ROWS", 10)
     html = nn.check(nn.LayerNorm(), (5,), backends=[])._repr_html_()
     assert re.search(r"<summary>\d+ comparisons, the worst at \S+ of its tolerance</summary>", html)
     found = bisection()

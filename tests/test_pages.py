@@ -1,4 +1,4 @@
-"""Pages stand alone: everything is in the one file, and what is said is said in HTML."""
+"""Pages are self-contained HTML files."""
 
 import re
 
@@ -12,7 +12,7 @@ pytest.importorskip("latex2mathml", reason="the extra `report` is not installed"
 
 from agnostic_nn.diagnostics.compare.page import _means, _trimmed
 from agnostic_nn.display.pages import (
-    _whole,
+    _unbroken_numbers,
     _with_contents,
     _without_font,
     colour,
@@ -24,12 +24,12 @@ from agnostic_nn.display.pages import (
 
 
 def drawn():
-    made, axes = figure(4, 2)
+    plot, axes = figure(4, 2)
     axes.plot([1, 2, 4], label="a < b")
     axes.plot([1, 3, 9], color=colour(1))
     axes.set(title="losses", xlabel="step")
     axes.legend()
-    return svg(made, 'losses "by" step')
+    return svg(plot, 'losses "by" step')
 
 
 def test_a_page_loads_nothing_and_runs_nothing():
@@ -65,7 +65,7 @@ def test_a_page_of_several_parts_begins_with_links_to_them():
 
 
 def test_no_number_is_broken_between_lines():
-    said = _whole("2e-06 <b> & 1.5e-13 off, on torch-1e")
+    said = _unbroken_numbers("2e-06 <b> & 1.5e-13 off, on torch-1e")
     number = '<span class="whole">{}</span>'.format
     expected = f"{number('2e-06')} &lt;b&gt; &amp; {number('1.5e-13')} off, on torch-1e"
     assert said == expected

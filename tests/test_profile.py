@@ -309,7 +309,7 @@ def test_the_command_prints_a_table_and_writes_what_it_says(backend, tmp_path, c
         (["--workload=nonesuch"], "there are digits-mlp, digits-norm"),
         (["--backend=nonesuch"], "no backend is called 'nonesuch'"),
         (["--steps=0"], "at least 1, got '0'"),
-        (["--json=missing/profile.json"], "missing is no folder"),
+        (["--json=missing/profile.json"], "missing is not a folder"),
     ],
 )
 def test_the_command_refuses_in_one_line(arguments, said, tmp_path, capsys, monkeypatch):

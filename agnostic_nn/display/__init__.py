@@ -1,3 +1,3 @@
-"""How results are shown: tables as text and HTML, plots, and pages that need no network."""
+"""Display of results: tables as text and HTML, plots, and self-contained HTML pages."""
 
 __all__ = ()

@@ -1,8 +1,8 @@
-"""Pages: HTML that stands alone, one file for a desk, a phone and a notebook, light and dark.
+"""HTML pages: one self-contained file for desktops, phones and notebooks, light and dark.
 
-A page is a template in `templates`, which extends `page.html`. Plots are drawn by matplotlib
-and set into it as SVG that takes its colours from the page; formulas are LaTeX, set as MathML,
-which browsers draw themselves. No page loads anything, and none has a script.
+A page is a template in `templates` that extends `page.html`. Plots are drawn by matplotlib and
+embedded as SVG that takes its colours from the page. Formulas are LaTeX, converted to MathML, which
+browsers render themselves. No page loads anything or runs a script.
 """
 
 import html
@@ -15,136 +15,143 @@ from .tables import html_table
 
 __all__ = ["colour", "embedded", "figure", "formula", "framed", "render", "svg"]
 
-COLOURS = 8  # that lines are told apart by; `page.html` says which
-INK, FAINT, PAPER = "#010203", "#010204", "#010205"  # stand for those of the page until it is drawn
-_OF_PAGE = {
+COLOURS = 8  # for lines; `page.html` defines them
+# Placeholders for the colours of the page, which `svg` replaces by CSS variables.
+INK = "#010203"
+FAINT = "#010204"
+PAPER = "#010205"
+_CSS_VARIABLES = {
     INK: "var(--ink)", FAINT: "var(--line)", PAPER: "var(--paper)",
     **{f"#01030{i}": f"var(--c{i})" for i in range(COLOURS)},
 }  # fmt: skip
 
 
 def render(template: str, **values: Any) -> str:
-    """A page: `templates/<template>` with these values, which are escaped unless they are HTML.
+    """Return the page made of `templates/<template>` with these values.
 
-    A template has `table(columns, rows, title)`, `svg(figure, about)` and `formula(latex)`.
+    Values are escaped unless they are HTML already. A template can call
+    `table(columns, rows, title)`, `svg(figure, about)` and `formula(latex)`.
 
     Raises
     ------
     ImportError
-        If what draws pages is not installed.
+        If a package that pages need is not installed.
     """
-    jinja2 = _needed("jinja2")
+    jinja2 = _required("jinja2")
     loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    safe = _needed("markupsafe").Markup
+    safe = _required("markupsafe").Markup
     for function in (html_table, svg, formula):
         name = function.__name__.removeprefix("html_")
         environment.globals[name] = lambda *args, _f=function, **kw: safe(_f(*args, **kw))
-    environment.filters["whole"] = _whole
+    environment.filters["whole"] = _unbroken_numbers
     return _with_contents(environment.get_template(template).render(**values))
 
 
-def _whole(text: str) -> Any:
-    """Text in which no number such as 2e-06 is broken between lines."""
-    found = re.sub(r"\d[\d.]*e-\d+", r'<span class="whole">\g<0></span>', html.escape(text))
-    return _needed("markupsafe").Markup(found)
+def _unbroken_numbers(text: str) -> Any:
+    """Return text as HTML in which a number such as 2e-06 is not broken between lines."""
+    marked = re.sub(r"\d[\d.]*e-\d+", r'<span class="whole">\g<0></span>', html.escape(text))
+    return _required("markupsafe").Markup(marked)
 
 
 def _with_contents(page: str) -> str:
-    """The page with a name for each of its headings, and links to them if there are several."""
-    found = re.findall("<h2>(.*?)</h2>", page)
-    for i in range(len(found)):
+    """Give each heading an id, and add links to the headings if there are several."""
+    headings = re.findall("<h2>(.*?)</h2>", page)
+    for i in range(len(headings)):
         page = page.replace("<h2>", f'<h2 id="part{i}">', 1)
-    links = "\n".join(f'<a href="#part{i}">{name}</a>' for i, name in enumerate(found))
+    links = "\n".join(f'<a href="#part{i}">{name}</a>' for i, name in enumerate(headings))
     empty = '<nav aria-label="contents"></nav>'
-    full = empty.replace("><", f">{links}<") if len(found) > 1 else ""
-    return page.replace(empty, full, 1)
+    contents = empty.replace("><", f">{links}<") if len(headings) > 1 else ""
+    return page.replace(empty, contents, 1)
 
 
 def figure(
     width: float = 9.0, height: float = 3.2, columns: int = 1, rows: int = 1, **subplots: Any
 ) -> tuple[Any, Any]:
-    """A matplotlib figure in the colours of a page, and its axes, as `Figure.subplots` has them."""
-    _needed("matplotlib")
+    """Return a matplotlib figure in the colours of a page, and its axes (see `Figure.subplots`)."""
+    _required("matplotlib")
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(_STYLE | {"axes.prop_cycle": _cycle()}):
-        made = Figure(figsize=(width, height), layout="constrained")
-        return made, made.subplots(rows, columns, **subplots)
+        plot = Figure(figsize=(width, height), layout="constrained")
+        return plot, plot.subplots(rows, columns, **subplots)
 
 
 def colour(i: int) -> str:
-    """The colour of line number i, for matplotlib."""
+    """Return the colour of line number i, for matplotlib."""
     return f"#01030{i % COLOURS}"
 
 
 def svg(figure: Any, about: str) -> str:
-    """A figure as HTML; `about` is what it shows, for those who cannot see it."""
+    """Return a figure as HTML; `about` describes it for readers who cannot see it."""
     from matplotlib import rc_context
 
     for legend in filter(None, (axes.get_legend() for axes in figure.axes)):
         legend.set_frame_on(False)
-        for said in legend.get_texts():  # made after the style of the figure was in force
-            said.set_color(INK)
-    text = StringIO()
+        for label in legend.get_texts():
+            label.set_color(INK)  # the legend was created outside the style of `figure`
+    file = StringIO()
     with rc_context(_STYLE | {"svg.hashsalt": about}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    drawn = text.getvalue()
-    drawn = drawn[drawn.index("<svg") :]
-    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
-    drawn = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", drawn, count=1)
-    drawn = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", drawn, count=1)
-    drawn = _without_font(drawn)
-    for stands, means in _OF_PAGE.items():
-        drawn = drawn.replace(stands, means)
-    said = html.escape(about, quote=True)
-    drawn = drawn.replace("<svg", f'<svg role="img" aria-label="{said}"', 1)
-    return f"<figure>{drawn}</figure>"
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Without width and height, the page's style sheet decides.
+    text = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = _without_font(text)
+    for placeholder, variable in _CSS_VARIABLES.items():
+        text = text.replace(placeholder, variable)
+    description = html.escape(about, quote=True)
+    text = text.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+    return f"<figure>{text}</figure>"
 
 
-def _without_font(drawn: str) -> str:
-    """SVG whose text is in the font of the page, and which has no rules for the rest of it."""
-    drawn = re.sub(r"<defs>\s*<style\b.*?</style>\s*</defs>", "", drawn, flags=re.DOTALL)
-    drawn = drawn.replace("<svg", '<svg style="stroke-linejoin: round"', 1)  # as those have it
-    drawn = re.sub(r'font-family: [^;"]*', "font-family: inherit", drawn)
-    # an older matplotlib says size and family in one
-    return re.sub(r'font: ([^;"]*?px)[^;"]*', r"font: \1 sans-serif; font-family: inherit", drawn)
+def _without_font(text: str) -> str:
+    """Make the text of an SVG use the page's font, and drop rules that would affect the page."""
+    text = re.sub(r"<defs>\s*<style\b.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
+    # The one rule that was needed becomes an attribute.
+    text = text.replace("<svg", '<svg style="stroke-linejoin: round"', 1)
+    text = re.sub(r'font-family: [^;"]*', "font-family: inherit", text)
+    # Older versions of matplotlib write size and family in one property.
+    return re.sub(r'font: ([^;"]*?px)[^;"]*', r"font: \1 sans-serif; font-family: inherit", text)
 
 
-def embedded(made: str) -> str:
-    """What is made for a page, such as plots, for a notebook: with the colours of a page."""
-    made = made.replace("<figure>", '<figure style="margin: 0.5rem 0">')
-    return f'<div style="{_ELSEWHERE}">{made}</div>'
+def embedded(content: str) -> str:
+    """Wrap HTML made for a page, such as plots, in the colours it needs in a notebook."""
+    content = content.replace("<figure>", '<figure style="margin: 0.5rem 0">')
+    return f'<div style="{_NOTEBOOK_STYLE}">{content}</div>'
 
 
 def framed(page: str) -> str:
-    """A page for a notebook, which shows it in a frame of its own."""
-    # without it the page's links would be to places in the notebook
+    """Wrap a page in an iframe for a notebook."""
+    # Without a base, the page's internal links would refer to the notebook.
     page = page.replace("<head>", '<head><base href="about:srcdoc">', 1)
     style = "width:100%;height:44rem;border:0"
     return f'<iframe srcdoc="{html.escape(page, quote=True)}" style="{style}"></iframe>'
 
 
 def formula(latex: str, *, block: bool = False) -> str:
-    """LaTeX as MathML."""
-    converter = _needed("latex2mathml.converter")
+    """Convert LaTeX to MathML."""
+    converter = _required("latex2mathml.converter")
     return converter.convert(latex, display="block" if block else "inline")
 
 
-_COLOURS = ("3a8fd1", "d9742b", "37a169", "c455a3", "8c74d6", "a38f1a", "1c9aa0", "a8766a")
-_ELSEWHERE = "; ".join(
+# Visible on black and on white.
+_NOTEBOOK_COLOURS = ("3a8fd1", "d9742b", "37a169", "c455a3", "8c74d6", "a38f1a", "1c9aa0", "a8766a")
+_NOTEBOOK_STYLE = "; ".join(
     (
         *("--ink: currentColor", "--line: #88888866", "--paper: transparent"),
-        *(f"--c{i}: #{shade}" for i, shade in enumerate(_COLOURS)),  # on black and on white
+        *(f"--c{i}: #{shade}" for i, shade in enumerate(_NOTEBOOK_COLOURS)),
         *("display: grid", "max-width: 60rem"),
         "grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr))",
     )
 )
 _STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text
+    "svg.fonttype": "none",  # keep text as text, not as paths
     "font.size": 10,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -165,10 +172,10 @@ _STYLE: Any = {
 
 
 def _cycle() -> Any:
-    return _needed("cycler").cycler(color=[colour(i) for i in range(COLOURS)])
+    return _required("cycler").cycler(color=[colour(i) for i in range(COLOURS)])
 
 
-def _needed(name: str) -> Any:
+def _required(name: str) -> Any:
     from importlib import import_module
 
     try:

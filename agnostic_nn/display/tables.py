@@ -1,4 +1,4 @@
-"""Tables: rows for people to read, as plain text drawn by rich, as HTML, or as Markdown."""
+"""Tables as plain text (drawn by rich), as HTML and as Markdown."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -7,23 +7,25 @@ from typing import Any
 
 __all__ = ["folded", "html_table", "markdown_table", "table"]
 
-MANY = 20  # rows, which a notebook shows when asked to
+MAX_ROWS = 20  # a notebook folds longer tables
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> str:
-    """Text with a head and one line a row; numbers are set right, None is left empty."""
+    """Return a table as text; numbers are aligned right, None becomes an empty cell."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     rows = [list(row) for row in rows]
-    drawn = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="")
+    rich_table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="")
     for i, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if _is_numeric(i, rows) else "left", no_wrap=True)
+        rich_table.add_column(
+            column, justify="right" if _is_numeric(i, rows) else "left", no_wrap=True
+        )
     for row in rows:
-        drawn.add_row(*map(_cell, row))
-    # as wide as it needs: a narrow terminal should wrap lines, not lose digits
-    # force_jupyter: in a notebook rich would display the table instead of writing it to the file
+        rich_table.add_row(*map(_cell, row))
+    # The width is fixed, because in a narrow terminal rich would cut off digits.
+    # Without force_jupyter=False, rich in a notebook would display the table and write nothing.
     file = StringIO()
     console = Console(
         file=file,
@@ -33,7 +35,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | No
         markup=False,
         force_jupyter=False,
     )
-    console.print(drawn)
+    console.print(rich_table)
     text = file.getvalue()
     return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
 
@@ -45,10 +47,10 @@ def html_table(
     *,
     inline: bool = False,
 ) -> str:
-    """The same table as HTML. A cell that has `__html__` is HTML already.
+    """Return a table as HTML. A cell with a method `__html__` is inserted as HTML.
 
-    inline: with styles of its own, for a notebook, which sets all columns right, tables in the
-    middle, and breaks 1e-06 in two.
+    inline: add style attributes for notebooks, which otherwise align all columns right, center
+    tables, and break 1e-06 into two lines.
     """
     rows = [list(row) for row in rows]
     left = ' style="text-align: left"' if inline else ""
@@ -68,13 +70,15 @@ def html_table(
     return f'<div class="scroll"{scroll}>{table}</div>'
 
 
-def folded(said: str, html: str, rows: int) -> str:
-    """HTML of many rows behind what is said of them, and of few as it is."""
-    return f"<details><summary>{escape(said)}</summary>{html}</details>" if rows > MANY else html
+def folded(label: str, html: str, rows: int) -> str:
+    """Return the HTML of a table, collapsed under `label` if it has many rows."""
+    if rows <= MAX_ROWS:
+        return html
+    return f"<details><summary>{escape(label)}</summary>{html}</details>"
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """The same table as Markdown."""
+    """Return a table as Markdown."""
     lines = [columns, ["---"] * len(columns), *(map(_cell, row) for row in rows)]
     escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)

@@ -1,7 +1,8 @@
-"""Commands: what `agnostic-nn` can be asked to do, a file each.
+"""The commands of `agnostic-nn`, one file each.
 
-Such a file has `add(commands)`, which says what can be asked, and a function that does it and
-returns the exit status. It imports what is slow to import only there.
+Each file has a function `add(commands)` that adds the command's arguments to the parser, and a
+function that runs the command and returns its exit status. Modules that are slow to import are
+imported only in the latter.
 """
 
 from . import backends, bisect, check, compare, conformance, explain, profile

@@ -1,4 +1,4 @@
-"""`agnostic-nn backends`: what can run here, and why the rest cannot."""
+"""`agnostic-nn backends`: which backends can run here, and why others cannot."""
 
 import argparse
 
@@ -9,8 +9,8 @@ __all__ = ["add"]
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Add the command and its options."""
-    about = "List the array libraries: versions, devices, and why one cannot run."
+    """Add the command."""
+    about = "List the array libraries with their versions and devices, or why they cannot run."
     command(commands, "backends", about, _list)
 
 

@@ -12,7 +12,7 @@ __all__ = ["add"]
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Add the command."""
+    """Add the command and its arguments."""
     add_argument = command(
         commands,
         "bisect",
@@ -27,53 +27,63 @@ def add(commands: argparse._SubParsersAction) -> None:
         "backends",
         nargs="*",
         metavar="BACKEND",
-        help="two, such as numpy jax:cpu:0, each with a dtype if it is not float32, as in "
-        "jax:cpu:0@float64, and with strict or fast, and deterministic, if need be, as in "
-        "torch@strict torch@fast@deterministic; one alone is compared with numpy@float64",
+        help="two backends, such as numpy jax:cpu:0, each with a dtype if it is not float32, as in "
+        "jax:cpu:0@float64, and with strict, fast or deterministic if needed, as in torch@strict "
+        "torch@fast@deterministic; a single backend is compared with numpy@float64",
     )
     add_argument(
         "--workload",
         metavar="NAME",
-        help="what to train, one of the workloads of `compare` (default: digits-mlp)",
+        help="the network and data to train, as in `compare` (default: digits-mlp)",
     )
     add_argument(
         "--model",
         metavar="MODULE:OBJECT",
         help="instead of a workload: your own layer, or a function that returns one",
     )
-    add_argument("--data", type=Path, metavar="FILE", help="an npz file with its x and target")
-    add_argument("--loss", metavar="NAME", help="of that model, such as huber(delta=0.5)")
-    add_argument("--optimizer", metavar="NAME", help="of that model, such as Adam(rate=1e-3)")
-    add_argument("--batch-size", type=count, metavar="N", help="examples a step (default: 32)")
+    add_argument(
+        "--data", type=Path, metavar="FILE", help="data for --model: an npz file with x and target"
+    )
+    add_argument("--loss", metavar="NAME", help="loss for --model, such as huber(delta=0.5)")
+    add_argument(
+        "--optimizer", metavar="NAME", help="optimizer for --model, such as Adam(rate=1e-3)"
+    )
+    add_argument(
+        "--batch-size",
+        type=count,
+        metavar="N",
+        help="examples per step for --model (default: 32)",
+    )
     add_argument(
         "--steps",
-        type=_whole,
+        type=_count_or_zero,
         metavar="N",
-        help="that the first backend takes before the step that is judged; a step whose loss or "
-        "gradient is not finite is judged instead (default: 1)",
+        help="steps that the first backend takes before the step that is judged; an earlier step "
+        "whose loss or gradient is not finite is judged instead (default: 1)",
     )
     add_argument(
         "--seed",
         type=seed,
         metavar="N",
-        help="of weights, masks and the order of the data (default: 0)",
+        help="seed for weights, masks and the order of the data (default: 0)",
     )
     add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="where to write the stage that differs, with its inputs (default: bisect.npz)",
+        help="write the stage that differs and its inputs to this file (default: bisect.npz)",
     )
     add_argument(
         "--replay",
         type=Path,
         metavar="FILE",
-        help="run that stage alone, on these backends or on those that it was found with; for your "
-        "own layer, loss or optimizer add --model, which may be a model that the layer is in",
+        help="run only the stage in this file, on the given backends or on those of the file; for "
+        "a custom layer, loss or optimizer add --model, which may be a model that contains the "
+        "layer",
     )
 
 
-def _whole(text: str) -> int:
+def _count_or_zero(text: str) -> int:
     return 0 if text == "0" else count(text)
 
 
@@ -84,35 +94,39 @@ def _bisect(options: argparse.Namespace) -> int:
     if options.replay is None and len(options.backends) not in (1, 2):
         return refuse("bisect", "expected one or two backends, such as numpy jax")
     if options.replay is not None:
-        needless = ("workload", "data", "loss", "optimizer", "batch_size", "steps", "seed")
-        for name in (*needless, "output"):
+        fixed = ("workload", "data", "loss", "optimizer", "batch_size", "steps", "seed", "output")
+        for name in fixed:
             if getattr(options, name) is not None:
                 option = f"--{name.replace('_', '-')}"
-                return refuse("bisect", f"{option} has no meaning here: --replay FILE has its own")
+                return refuse(
+                    "bisect", f"{option} cannot be used with --replay: the file has its own"
+                )
     output = options.output or Path("bisect.npz")
     if not output.absolute().parent.is_dir():
-        return refuse("bisect", f"--output {output}: its folder is not there")
+        return refuse("bisect", f"--output {output}: its folder does not exist")
     try:
-        found = _replayed(options) if options.replay else _found(options)
+        result = _replay(options) if options.replay else _search(options)
     except OSError as error:
         return refuse("bisect", f"{options.replay} cannot be read: {error.strerror or error}")
     except (BackendUnavailable, CannotCompare, StageFailed, TypeError, ValueError) as error:
         return refuse("bisect", error)
     hint = ""
-    if found.first is not None and options.replay is None:
-        try:  # before anything is printed: the reader of a pipe may have gone
-            alone = found.save(output)
+    if result.first is not None and options.replay is None:
+        # Saved before anything is printed, because the reader of a pipe may have gone.
+        try:
+            needs_no_model = result.save(output)
         except OSError as error:
-            print(found)
+            print(result)
             return refuse("bisect", f"{output} cannot be written: {error.strerror}", 1)
-        again = ["agnostic-nn", "bisect", "--replay", str(output)]
-        again += [] if alone else ["--model", options.model]
-        hint = f"\n\nwritten: {output}; to run that stage alone, anywhere:\n{shlex.join(again)}"
-    print(f"{found}{hint}")
-    return {"agree": 0, "differ": 1, "not judged": 2}[found.status]
+        words = ["agnostic-nn", "bisect", "--replay", str(output)]
+        words += [] if needs_no_model else ["--model", options.model]
+        hint = f"\n\nwritten: {output}; to run that stage alone, anywhere:\n{shlex.join(words)}"
+    print(f"{result}{hint}")
+    return {"agree": 0, "differ": 1, "not judged": 2}[result.status]
 
 
-def _replayed(options: argparse.Namespace) -> Any:
+def _replay(options: argparse.Namespace) -> Any:
+    """Run the stage in a file again."""
     from ..bisect import replay
     from ..loading import CannotLoad, load, load_layer
 
@@ -120,22 +134,23 @@ def _replayed(options: argparse.Namespace) -> Any:
     if options.model:
         try:
             thing = load_layer(options.model)
-        except CannotLoad:  # a loss or an optimizer, or nothing at all
+        except CannotLoad:  # it may be a loss or an optimizer
             thing = load(options.model)
     return replay(options.replay, *options.backends, thing=thing)
 
 
-def _found(options: argparse.Namespace) -> Any:
+def _search(options: argparse.Namespace) -> Any:
+    """Search a workload, or the user's model and data, for the first difference."""
     from ..bisect import bisect
     from ..compare.user_model import user_workload
     from ..compare.workloads import CannotCompare, find
 
     names = ("loss", "optimizer", "batch_size")
-    given = {name: getattr(options, name) for name in names if getattr(options, name)}
+    settings = {name: getattr(options, name) for name in names if getattr(options, name)}
     if options.model and options.data and not options.workload:
-        workload = user_workload(options.model, options.data, **given)
-    elif options.model or options.data or given:
-        raise CannotCompare("--model and --data go together, without --workload")
+        workload = user_workload(options.model, options.data, **settings)
+    elif options.model or options.data or settings:
+        raise CannotCompare("--model and --data must be used together, and without --workload")
     else:
         workload = find(options.workload or "digits-mlp")
     train, _ = workload.read()

@@ -1,4 +1,4 @@
-"""`agnostic-nn check`: hand-derived gradients against every oracle, those of one's own too."""
+"""`agnostic-nn check`: check hand-derived gradients, also those of custom layers."""
 
 import argparse
 import ast
@@ -12,58 +12,72 @@ from typing import Any
 from ...core import random
 from ...core.backend import Backend, BackendUnavailable, backend
 from ...core.trees import shape_map
-from .arguments import command, count, is_writable, names, refuse, seed, tell, written
+from .arguments import (
+    command,
+    count,
+    is_writable,
+    names,
+    print_and_write,
+    refuse,
+    seed,
+    show_status,
+)
 
 __all__ = ["add"]
 
 
-class _Senseless(ValueError):
-    """What was asked for makes no sense; the message says why."""
+class _InvalidArguments(ValueError):
+    """Arguments that are invalid; the message says why."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Say what can be asked."""
+    """Add the command and its arguments."""
     add_argument = command(
         commands,
         "check",
-        "Hold hand-derived gradients to differences, to automatic differentiation and to NumPy.",
+        "Check gradients against finite differences, automatic differentiation and NumPy.",
         _check,
-        "What each oracle does is in the help of agnostic_nn.check.",
-        epilog="Exit status: 0 if all is well, 1 if a layer failed, 2 if the command line makes "
-        "no sense here.",
+        "The help of agnostic_nn.check describes each of these oracles.",
+        epilog="Exit status: 0 if all checks passed, 1 if a layer failed, 2 if the command line is "
+        "invalid.",
     )
     add_argument(
         "what",
         nargs="*",
         metavar="LAYER",
-        help="a layer or loss of the library, such as Dense or huber, or module:object, a layer "
-        "or what makes one without arguments (default: every layer and loss of the library)",
+        help="a layer or loss of the library, such as Dense or huber; or module:object, a layer or "
+        "a function without arguments that returns one (default: every layer and loss of the "
+        "library)",
     )
     add_argument(
         "--shape",
         type=_shape,
         metavar="N,N",
-        help="of one example of the layers named, the batch left out: 5,3, or () for a number, "
-        "or a tree such as \"{'x': (5, 3), 'mask': (5,)}\"",
+        help="the shape of one example for the named layers, without the batch: 5,3, or () for a "
+        "number, or a tree such as \"{'x': (5, 3), 'mask': (5,)}\"",
     )
     add_argument(
         "--backends",
         type=names,
         metavar="A,B",
-        help="whose numbers to hold to NumPy's (default: all that run here and have float64)",
+        help="backends to compare with NumPy (default: all that can run here and have float64)",
     )
     add_argument(
         "--elements",
         type=count,
         default=50,
         metavar="N",
-        help="of a parameter, to take differences of (default: %(default)s)",
+        help="elements of a parameter to take finite differences of (default: %(default)s)",
     )
     add_argument(
-        "--seed", type=seed, default=0, metavar="N", help="of all draws (default: %(default)s)"
+        "--seed",
+        type=seed,
+        default=0,
+        metavar="N",
+        help="seed for all random numbers (default: %(default)s)",
     )
     for kind in ("json", "markdown"):
-        add_argument(f"--{kind}", type=Path, metavar="FILE", help="where to write the result too")
+        add_argument(f"--{kind}", type=Path, metavar="FILE", help="also write the results to FILE")
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -76,115 +90,122 @@ def _check(options: argparse.Namespace) -> int:
         if options.shape is not None:
             for name, layer, shape, _ in chosen:
                 _expect_shape(name, layer, shape)
-        others = options.backends and [_double(name) for name in options.backends]
+        others = options.backends and [_with_float64(name) for name in options.backends]
         for path in (options.json, options.markdown):
             if path is not None and not is_writable(path.parent):
-                raise _Senseless(f"{path} cannot be written to")
-    except (_Senseless, CannotLoad, BackendUnavailable) as error:
+                raise _InvalidArguments(f"{path} cannot be written to")
+    except (_InvalidArguments, CannotLoad, BackendUnavailable) as error:
         return refuse("check", error)
-    found = []
-    asked = {"backends": others, "elements": options.elements, "seed": options.seed}
+    results = []
+    settings = {"backends": others, "elements": options.elements, "seed": options.seed}
     for number, (name, layer, shape, draw) in enumerate(chosen, 1):
-        tell(f"{number}/{len(chosen)} {name}")
-        rows, message = [], None
+        show_status(f"{number}/{len(chosen)} {name}")
+        rows = []
+        message = None
         try:
-            rows = [asdict(row) for row in check(layer, shape, draw=draw, **asked).rows]
+            rows = [asdict(row) for row in check(layer, shape, draw=draw, **settings).rows]
         except CheckFailed as error:
             message = "".join(traceback.format_exception_only(error)).partition(": ")[2]
-        except Exception:  # a layer that does not even run may fail with anything
+        except Exception:  # a layer that does not even run may raise any exception
             message = traceback.format_exc()
-        found.append({"name": name, "layer": str(layer), "shape": shape, "rows": rows})
-        found[-1] |= {"verdict": "failed" if message else "passed", "message": message}
-    tell("")
+        verdict = "failed" if message else "passed"
+        result = {"name": name, "layer": str(layer), "shape": shape, "rows": rows}
+        results.append(result | {"verdict": verdict, "message": message})
+    show_status("")
 
-    columns, lines = _lines(found)
-    failed = [one for one in found if one["message"]]
-    said = [table(columns, lines), *(f"{one['name']}: {one['message'].rstrip()}" for one in failed)]
-    said += [f"{len(failed)} of {len(found)} failed" if failed else f"all {len(found)} passed"]
+    columns, lines = _table(results)
+    failed = [result for result in results if result["message"]]
+    parts = [table(columns, lines)]
+    parts += [f"{result['name']}: {result['message'].rstrip()}" for result in failed]
+    if failed:
+        parts.append(f"{len(failed)} of {len(results)} failed")
+    else:
+        parts.append(f"all {len(results)} passed")
     texts = {
-        options.json: json.dumps({"seed": options.seed, "checks": found}, indent=1) + "\n",
+        options.json: json.dumps({"seed": options.seed, "checks": results}, indent=1) + "\n",
         options.markdown: f"{markdown_table(columns, lines)}\n",
     }
-    return written("check", "\n\n".join(said), texts, 1 if failed else 0)
+    return print_and_write("check", "\n\n".join(parts), texts, 1 if failed else 0)
 
 
 def _expect_shape(name: str, layer: Any, shape: Any) -> None:
-    """Refuse a shape of the command line that the layer says it cannot take."""
+    """Raise `_InvalidArguments` if the layer does not accept the shape of the command line."""
     xp = backend("numpy").xp
     try:
         layer.init(random.key(0, xp=xp), shape, xp.float32)
     except ValueError as error:
-        raise _Senseless(f"{name} cannot be checked with --shape {shape}: {error}") from None
+        raise _InvalidArguments(f"{name} cannot be checked with --shape {shape}: {error}") from None
 
 
 def _shape(text: str) -> Any:
-    """A shape, or a tree of shapes, from "5,3" or what Python would write."""
+    """Parse a shape, or a tree of shapes, from "5,3" or a Python literal."""
     from ...training.inputs import as_shape
 
     try:
-        found = as_shape(ast.literal_eval(text))
-        found = (found,) if type(found) is int else found
+        shape = as_shape(ast.literal_eval(text))
+        shape = (shape,) if type(shape) is int else shape
         sizes: list = []
-        shape_map(sizes.extend, found)
+        shape_map(sizes.extend, shape)
         if not all(type(size) is int and size >= 0 for size in sizes):
             raise ValueError
     except (ValueError, SyntaxError, TypeError, AttributeError):
-        wrong = f"expected a shape such as 5,3, or a tree of shapes, got {text!r}"
-        raise argparse.ArgumentTypeError(wrong) from None
-    return found
+        message = f"expected a shape such as 5,3, or a tree of shapes, got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
+    return shape
 
 
-def _double(name: str) -> Backend:
-    """The backend called `name`, refused if it has no float64 to be had."""
-    one = backend(name)
-    if not one.can_double:
-        raise BackendUnavailable(f"{one} has no float64")
-    return one
+def _with_float64(name: str) -> Backend:
+    """Return the backend called `name`; raise `BackendUnavailable` if it cannot have float64."""
+    chosen = backend(name)
+    if not chosen.can_double:
+        raise BackendUnavailable(f"{chosen} has no float64")
+    return chosen
 
 
-def _chosen(asked: list[str], shape: Any) -> list[tuple]:
-    """Name, layer, shape and draw of each that was asked for."""
+def _chosen(requested: list[str], shape: Any) -> list[tuple]:
+    """Return name, layer, shape and draw of each layer or loss to check."""
     from ..examples import LAYERS, LOSSES
     from ..loading import load_layer
 
-    ready = {one.name: one for one in (*LAYERS, *LOSSES)}
-    if not asked and shape is not None:
-        raise _Senseless("--shape is that of the layers named, and none is")
-    found: list[tuple] = []
-    for name in asked or ready:
+    examples = {example.name: example for example in (*LAYERS, *LOSSES)}
+    if not requested and shape is not None:
+        raise _InvalidArguments("--shape needs the name of a layer to which it applies")
+    chosen: list[tuple] = []
+    for name in requested or examples:
         if ":" in name:
             if shape is None:
-                example = f"--shape 5,3 if one example of {name} is shaped (5, 3)"
-                raise _Senseless(f"say what {name} is given: {example}")
-            found.append((name, load_layer(name), shape, None))
-        elif name in ready:
-            one = ready[name]
-            found.append((name, one.layer, one.shape if shape is None else shape, one.draw))
+                usage = f"--shape 5,3 if one example of {name} has the shape (5, 3)"
+                raise _InvalidArguments(f"the input shape of {name} is needed: {usage}")
+            chosen.append((name, load_layer(name), shape, None))
+        elif name in examples:
+            example = examples[name]
+            example_shape = example.shape if shape is None else shape
+            chosen.append((name, example.layer, example_shape, example.draw))
         else:
-            near = get_close_matches(name, ready, 1)
-            remedy = f"did you mean {near[0]}?" if near else "one of your own is module:object"
-            raise _Senseless(f"the library has no layer or loss called {name!r}; {remedy}")
-    return found
+            near = get_close_matches(name, examples, 1)
+            remedy = f"did you mean {near[0]}?" if near else "a custom one is module:object"
+            raise _InvalidArguments(f"the library has no layer or loss called {name!r}; {remedy}")
+    return chosen
 
 
 def _column(row: dict[str, Any]) -> str:
-    """Where what an oracle says stands in the table."""
+    """Return the column of the table in which an oracle's result belongs."""
     if row["oracle"] == "automatic differentiation":
         return f"vjp of {row['backend']}"
     return row["backend"] if row["oracle"] == "same as NumPy" else row["oracle"]
 
 
-def _lines(found: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows: the worst error that each oracle found of a layer, and the verdict."""
-    columns = list(dict.fromkeys(_column(row) for one in found for row in one["rows"]))
-    lines = []
-    for one in found:
-        said: dict[str, list] = {}
-        for row in one["rows"]:
-            said.setdefault(_column(row), []).append(row)
-        cells = [_worst(said.get(column, [])) for column in columns]
-        lines.append([one["name"], *cells, one["verdict"]])
-    return ["", *columns, "verdict"], lines
+def _table(results: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows: each layer with its worst error by oracle, and the verdict."""
+    columns = list(dict.fromkeys(_column(row) for result in results for row in result["rows"]))
+    rows = []
+    for result in results:
+        by_column: dict[str, list] = {}
+        for row in result["rows"]:
+            by_column.setdefault(_column(row), []).append(row)
+        cells = [_worst(by_column.get(column, [])) for column in columns]
+        rows.append([result["name"], *cells, result["verdict"]])
+    return ["", *columns, "verdict"], rows
 
 
 def _worst(rows: list[dict[str, Any]]) -> str:

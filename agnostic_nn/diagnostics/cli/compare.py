@@ -13,99 +13,100 @@ WORKLOAD = "digits-mlp"
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Say what can be asked."""
+    """Add the command and its arguments."""
     add_argument = command(
         commands,
         "compare",
-        "Do the same training on every backend and device, and report how they differ.",
+        "Run the same training on every backend and device, and report how they differ.",
         _compare,
-        "The reference is the same training by NumPy in float64.",
-        epilog="Exit status: 0 if all was judged and agrees; 1 if a backend differs by more than "
-        "rounding, or the report cannot be written; 2 if none differs, but one that was named "
-        "could not run, not all of it can be judged, or the precision that was asked for (strict "
-        "by default) is not kept or cannot be measured; and 2 if the command line makes no sense "
-        "here.",
+        "The reference is the same training on NumPy in float64.",
+        epilog="Exit status: 0 if everything was checked and agrees; 1 if a backend differs by "
+        "more than rounding, or the report cannot be written; 2 if none differs, but a named "
+        "backend could not run, something could not be checked, or the requested precision "
+        "(strict by default) was not used or could not be measured; 2 also if the command line is "
+        "invalid.",
     )
     add_argument(
         "--backends",
         type=names,
         metavar="A,B",
-        help="what to compare, such as numpy,jax:cpu:0; a name alone means its first device "
-        "(default: every device of every backend that can run here, but for test libraries)",
+        help="backends to compare, such as numpy,jax:cpu:0; a name without a device means its "
+        "first device (default: every device of every backend that can run here, except backends "
+        "for tests)",
     )
     add_argument(
         "--workload",
         metavar="NAME",
-        help="what to train: digits-mlp, digits-norm (with BatchNorm and Dropout), digits-cnn, "
-        "mnist-cnn, breast-cancer, characters (a transformer) or parity-gru "
+        help="the network and data to train: digits-mlp, digits-norm (with BatchNorm and "
+        "Dropout), digits-cnn, mnist-cnn, breast-cancer, characters (a transformer) or parity-gru "
         f"(default: {WORKLOAD})",
     )
     add_argument(
         "--model",
         metavar="MODULE:OBJECT",
-        help="train a model of your own instead: a layer, or a function that gives one; modules "
-        "in the current folder can be imported",
+        help="train your own model instead: a layer, or a function that returns one; modules in "
+        "the current folder can be imported",
     )
     add_argument(
         "--data",
         type=Path,
         metavar="FILE",
-        help="what to train it on: an npz file with x and target, and x_test and target_test; "
-        "without those a random fifth is held out",
+        help="data for --model: an npz file with x and target, and optionally x_test and "
+        "target_test; without these a random fifth is held out",
     )
     add_argument(
         "--loss",
         metavar="NAME",
-        help="its loss, such as huber or 'huber(delta=0.5)' (default: softmax_cross_entropy for "
-        "integer targets, else mean_squared_error)",
+        help="loss for --model, such as huber or 'huber(delta=0.5)' (default: "
+        "softmax_cross_entropy for integer targets, else mean_squared_error)",
     )
     add_argument(
         "--optimizer",
         metavar="NAME",
-        help="its optimizer, such as 'SGD(rate=0.1, momentum=0.9)' (default: Adam)",
+        help="optimizer for --model, such as 'SGD(rate=0.1, momentum=0.9)' (default: Adam)",
     )
     add_argument(
-        "--batch-size", type=count, metavar="N", help="examples a step of it (default: 32)"
+        "--batch-size", type=count, metavar="N", help="examples per step for --model (default: 32)"
     )
     add_argument(
         "--dtypes",
         type=names,
         metavar="A,B",
-        help="what to compute in: float32, float64 where a device has it, or both "
+        help="dtypes to train in: float32, float64 (skipped on devices without it), or both "
         "(default: float32)",
     )
     add_argument(
         "--precision",
         choices=("strict", "fast"),
-        help="multiply float32 as float32, or as TensorFloat-32 where there is that; what was done "
-        "is measured (default: $AGNOSTIC_NN_PRECISION, else strict)",
+        help="multiply float32 as float32 (strict), or as TensorFloat-32 where available (fast); "
+        "the precision is measured (default: $AGNOSTIC_NN_PRECISION, else strict)",
     )
     add_argument(
         "--deterministic",
         action="store_true",
         default=None,
-        help="give the same bits in every run; what cannot is left out (default: only if "
-        "$AGNOSTIC_NN_DETERMINISTIC is 1)",
+        help="require the same bits in every run; backends that cannot are left out (default: only "
+        "if $AGNOSTIC_NN_DETERMINISTIC is 1)",
     )
     add_argument(
         "--merge",
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="train nothing: make one report of several report.json, of other machines or settings",
+        help="train nothing; merge several report.json files, from different machines or settings",
     )
     add_argument(
         "--labels",
         type=names,
         metavar="A,B",
-        help="what to call the machines of merged reports (default: their processors, or files)",
+        help="names of the machines in a merged report (default: their processors, or files)",
     )
     add_argument(
         "--output",
         type=Path,
         default=Path("report"),
         metavar="DIR",
-        help="where report.json, report.md and report.html go; made if it is not there "
+        help="folder for report.json, report.md and report.html; created if needed "
         "(default: %(default)s)",
     )
     add_argument(
@@ -118,34 +119,38 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--seed",
         type=seed,
         metavar="N",
-        help="of weights, masks and the order of the data (default: 0)",
+        help="seed for weights, masks and the order of the data (default: 0)",
     )
     add_argument(
         "--no-batches",
         action="store_true",
-        help="do not time steps with batches of other sizes, which takes some seconds a backend",
+        help="do not time steps with other batch sizes, which takes a few seconds per backend",
     )
-    add_argument("--quiet", action="store_true", help="draw no progress bars")
+    add_argument("--quiet", action="store_true", help="do not draw progress bars")
 
 
 def _compare(options: argparse.Namespace) -> int:
     from ..compare import CannotCompare, page, summary, write
 
     if not is_writable(options.output):
-        return refuse("compare", f"--output {options.output} is no folder that can be written to")
-    wrong = _wrong(options)
-    if wrong:
-        return refuse("compare", wrong)
+        return refuse(
+            "compare", f"--output {options.output} is not a folder that can be written to"
+        )
+    conflict = _conflict(options)
+    if conflict:
+        return refuse("compare", conflict)
     try:
         report = _merged(options) if options.merge else _trained(options)
     except CannotCompare as error:
         return refuse("compare", error)
-    html, remark = None, None
+    html = None
+    remark = None
     try:
         html = page(report)
     except ImportError as error:
         remark = f"no report.html: {error}"
-    try:  # before a word is said: nobody may be listening any more
+    # Files are written first: printing raises an exception if the reader of a pipe has gone.
+    try:
         paths = write(report, options.output, html)
     except OSError as error:
         print(summary(report))
@@ -158,25 +163,28 @@ def _compare(options: argparse.Namespace) -> int:
     return {"agrees": 0, "differs": 1}.get(report["verdict"]["status"], 2)
 
 
-def _wrong(options: argparse.Namespace) -> str | None:
-    """What does not go together."""
-    own = ("data", "loss", "optimizer", "batch_size")
+def _conflict(options: argparse.Namespace) -> str | None:
+    """Say which options exclude each other, or return None if they are consistent."""
+    with_model = ("data", "loss", "optimizer", "batch_size")
     policy = ("precision", "deterministic")
-    train = ("backends", "workload", "model", *own, *policy, "dtypes", "epochs", "seed")
+    train = ("backends", "workload", "model", *with_model, *policy, "dtypes", "epochs", "seed")
     if options.merge:
-        return _given(options, train, "--merge trains nothing")
+        return _first_set(options, train, "with --merge: it trains nothing")
     if options.labels:
-        return "--labels are for reports to --merge"
+        return "--labels can only be used with --merge"
     if options.model is None:
-        return _given(options, own, "without --model the workload has its own")
+        return _first_set(options, with_model, "without --model: a workload has its own")
     if options.workload is not None:
-        return "--model and --workload are two things to train: choose one"
-    return None if options.data is not None else "--model takes --data too"
+        return "--model and --workload cannot be used together"
+    return None if options.data is not None else "--model needs --data"
 
 
-def _given(options: argparse.Namespace, names: Sequence[str], why: str) -> str | None:
-    found = [name for name in names if getattr(options, name) is not None]
-    return f"--{found[0].replace('_', '-')} has no meaning here: {why}" if found else None
+def _first_set(options: argparse.Namespace, names: Sequence[str], reason: str) -> str | None:
+    """Say that the first of the named options that is set cannot be used, and why."""
+    for name in names:
+        if getattr(options, name) is not None:
+            return f"--{name.replace('_', '-')} cannot be used {reason}"
+    return None
 
 
 def _merged(options: argparse.Namespace) -> dict[str, Any]:
@@ -191,10 +199,10 @@ def _trained(options: argparse.Namespace) -> dict[str, Any]:
 
     workload = options.workload or WORKLOAD
     if options.model is not None:
-        given = {"loss": options.loss, "optimizer": options.optimizer}
-        given |= {"batch_size": options.batch_size}
-        chosen = {name: value for name, value in given.items() if value is not None}
-        workload = user_workload(options.model, options.data, **chosen)
+        names = ("loss", "optimizer", "batch_size")
+        settings = {name: getattr(options, name) for name in names}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        workload = user_workload(options.model, options.data, **settings)
     return compare(
         workload,
         options.backends,

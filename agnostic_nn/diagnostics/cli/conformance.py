@@ -1,6 +1,6 @@
-"""`agnostic-nn conformance`: what of this library a given array library can carry, thing by thing.
+"""`agnostic-nn conformance`: which parts of this library run on a given array library.
 
-With it a new backend is brought up: see docs/conformance.md.
+It helps to write the adapter of a new backend: see docs/conformance.md.
 """
 
 import argparse
@@ -8,42 +8,45 @@ import json
 from pathlib import Path
 
 from ...core.backend import BackendUnavailable
-from .arguments import command, count, is_writable, refuse, tell, written
+from .arguments import command, count, is_writable, print_and_write, refuse, show_status
 
 __all__ = ["add"]
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Say what can be asked."""
+    """Add the command and its arguments."""
     add_argument = command(
         commands,
         "conformance",
-        "Try everything on an array library, and say what is exact, within tolerance or missing.",
+        "Test this library on an array library: what is exact, within tolerance or missing.",
         _conformance,
         "The reference is NumPy.",
         epilog="Exit status: 0 if nothing is wrong or unsupported, 1 if something is, 2 if the "
-        "command line makes no sense here.",
+        "command line is invalid.",
     )
     add_argument(
         "backend",
         metavar="BACKEND",
-        help="a backend such as jax:cpu:0; or a module that is an adapter, or a namespace of the "
-        "Array API Standard such as mlx.core; or module:namespace",
+        help="a backend such as jax:cpu:0; or a module: an adapter, or a namespace of the Array "
+        "API standard such as mlx.core; or module:namespace",
     )
-    add_argument("--bare", action="store_true", help="do without the library's adapter")
+    add_argument("--bare", action="store_true", help="do not use the adapter of the library")
     add_argument(
-        "--only", default="", metavar="NAME", help="one section or thing, such as layers or Dense"
+        "--only",
+        default="",
+        metavar="NAME",
+        help="a single section or item, such as layers or Dense",
     )
     add_argument(
         "--seconds",
         type=count,
         default=120,
         metavar="N",
-        help="that one thing may take; what takes longer, or crashes, is unsupported, and the "
-        "rest is tried all the same; a library may take 120 to start (default: %(default)s)",
+        help="time limit for one item; an item that takes longer or crashes is unsupported, and "
+        "the others still run; a library may take 120 seconds to start (default: %(default)s)",
     )
     for kind in ("json", "markdown"):
-        add_argument(f"--{kind}", type=Path, metavar="FILE", help="where to write the result too")
+        add_argument(f"--{kind}", type=Path, metavar="FILE", help="also write the results to FILE")
 
 
 def _conformance(options: argparse.Namespace) -> int:
@@ -52,16 +55,16 @@ def _conformance(options: argparse.Namespace) -> int:
     for path in (options.json, options.markdown):
         if path is not None and not is_writable(path.parent):
             return refuse("conformance", f"{path} cannot be written to")
-    asked = {"bare": options.bare, "only": options.only, "seconds": options.seconds}
+    settings = {"bare": options.bare, "only": options.only, "seconds": options.seconds}
     try:
-        found = guarded(options.backend, **asked, progress=tell)
+        report = guarded(options.backend, **settings, progress=show_status)
     except BackendUnavailable as error:
         return refuse("conformance", error)
-    tell("")
-    if not found.findings:
+    show_status("")
+    if not report.findings:
         return refuse("conformance", f"--only {options.only}: there are {', '.join(SECTIONS)}")
     texts = {
-        options.json: json.dumps(found.to_json(), indent=1) + "\n",
-        options.markdown: found.to_markdown(),
+        options.json: json.dumps(report.to_json(), indent=1) + "\n",
+        options.markdown: report.to_markdown(),
     }
-    return written("conformance", str(found), texts, 0 if found.conforms else 1)
+    return print_and_write("conformance", str(report), texts, 0 if report.conforms else 1)

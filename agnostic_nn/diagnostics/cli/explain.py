@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.backend import Backend, BackendUnavailable, backend
-from .arguments import command, count, refuse, seed, written
+from .arguments import command, count, print_and_write, refuse, seed
 
 __all__ = ["add"]
 
@@ -16,41 +16,44 @@ EXAMPLES = (
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Say what can be asked."""
+    """Add the command and its arguments."""
     add_argument = command(
         commands,
         "explain",
         "Show the chain rule of a batch, layer by layer: formulas, shapes and numbers.",
         _explain,
-        "As text, or as a page with the network drawn.",
+        "The result is text, or a page with a drawing of the network.",
     )
     add_argument(
         "--workload",
         metavar="NAME",
-        help="a network and data, of what `compare` trains, before any training "
-        "(default: digits-mlp)",
+        help="a network and data, as in `compare`; the network is untrained (default: digits-mlp)",
     )
     add_argument(
         "--example",
         metavar="NAME",
-        help="or one of five notebooks that teach backpropagation: " + ", ".join(EXAMPLES),
+        help="instead of a workload: one of five lessons on backpropagation: "
+        + ", ".join(EXAMPLES),
     )
     add_argument(
         "--rows",
         type=count,
         metavar="N",
-        help="how many examples of the workload (default: 4)",
+        help="number of examples from the workload (default: 4)",
     )
     add_argument(
         "--backend",
         metavar="NAME",
-        help="where, such as jax:cpu:0 (default: $AGNOSTIC_NN_BACKEND, else numpy)",
+        help="backend, such as jax:cpu:0 (default: $AGNOSTIC_NN_BACKEND, else numpy)",
     )
     add_argument(
-        "--seed", type=seed, metavar="N", help="of the weights of the workload (default: 0)"
+        "--seed", type=seed, metavar="N", help="seed for the weights of the workload (default: 0)"
     )
     add_argument(
-        "--output", type=Path, metavar="FILE", help="write a page instead, such as page.html"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write a page to this file instead, such as page.html",
     )
 
 
@@ -61,25 +64,26 @@ def _explain(options: argparse.Namespace) -> int:
     if options.example is not None:
         for name in ("workload", "rows", "seed"):
             if getattr(options, name) is not None:
-                return refuse("explain", f"--{name} has no meaning here: an example has its own")
+                return refuse("explain", f"--{name} cannot be used with --example: it has its own")
         if options.example not in EXAMPLES:
-            there = ", ".join(EXAMPLES)
-            return refuse("explain", f"no example is called {options.example!r}; there are {there}")
+            available = ", ".join(EXAMPLES)
+            message = f"no example is called {options.example!r}; there are {available}"
+            return refuse("explain", message)
     try:
-        told = _told(options, backend(options.backend))
+        title, about, parts = _explained(options, backend(options.backend))
     except (BackendUnavailable, CannotCompare) as error:
         return refuse("explain", error)
     if options.output is None:
-        print("\n\n".join(map(str, told[-1])))
+        print("\n\n".join(map(str, parts)))
         return 0
     try:
-        return written("explain", "", {options.output: page(*told)})
+        return print_and_write("explain", "", {options.output: page(title, about, parts)})
     except ImportError as error:
         return refuse("explain", error)
 
 
-def _told(options: argparse.Namespace, chosen: Backend) -> tuple[str, str, list[Any]]:
-    """Title, what it is about, and parts of a page."""
+def _explained(options: argparse.Namespace, chosen: Backend) -> tuple[str, str, list[Any]]:
+    """Return the title of a page, its description and its parts."""
     from ..compare.workloads import find
     from ..explain import explain
     from ..explain.html import Part
@@ -89,7 +93,11 @@ def _told(options: argparse.Namespace, chosen: Backend) -> tuple[str, str, list[
         return told_notebook(options.example, chosen)
     workload = find(options.workload or "digits-mlp")
     train, _ = workload.read()
-    some = train[: options.rows or 4]
-    asked = workload.model, workload.loss, some.x, some.target
-    found = explain(*asked, backend=chosen, seed=options.seed or 0)
-    return f"The chain rule of {workload.name}", f"{workload.about}.", [Part("", "", found)]
+    examples = train[: options.rows or 4]
+    explanation = explain(
+        *(workload.model, workload.loss, examples.x, examples.target),
+        backend=chosen,
+        seed=options.seed or 0,
+    )
+    parts = [Part("", "", explanation)]
+    return f"The chain rule of {workload.name}", f"{workload.about}.", parts

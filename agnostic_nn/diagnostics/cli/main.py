@@ -1,4 +1,4 @@
-"""The command line, `agnostic-nn`: see `commands`."""
+"""The command line `agnostic-nn`; its commands are in the other files of this package."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ __all__ = ["main", "parser"]
 
 
 class _Version(argparse.Action):
-    """Says which version is installed, and stops."""
+    """Print the installed version and exit."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from importlib.metadata import version
@@ -23,37 +23,39 @@ class _Version(argparse.Action):
 
 
 class _Parser(argparse.ArgumentParser):
-    """One line says what is wrong; how to ask is in the help."""
+    """A parser that reports an error in one line and refers to the help."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return what reads a command line."""
-    made = _Parser(
+    """Return the parser of the command line."""
+    main_parser = _Parser(
         prog="agnostic-nn",
         description="Neural networks with hand-derived gradients, on any array library.",
     )
-    made.add_argument("--version", action=_Version, nargs=0, help="say which this is, and stop")
-    known = made.add_subparsers(required=True, metavar="command")
+    main_parser.add_argument(
+        "--version", action=_Version, nargs=0, help="print the installed version and exit"
+    )
+    commands = main_parser.add_subparsers(required=True, metavar="command")
     for name in cli.__all__:
-        getattr(cli, name).add(known)
-    return made
+        getattr(cli, name).add(commands)
+    return main_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line asks.
+    """Run a command, and return the exit status.
 
-    Returns 0 if all is well, 1 if something differs or fails, or a file could not be written, 2 if
-    not all could be judged or the command line makes no sense here: each command's help says more.
+    It is 0 if all is well; 1 if something differs or fails, or a file cannot be written; 2 if not
+    everything could be checked, or the command line is invalid. Each command's help says more.
     """
     options = parser().parse_args(arguments)
-    if hasattr(sys.stdout, "reconfigure"):  # not every terminal has Greek letters
+    if hasattr(sys.stdout, "reconfigure"):  # some terminals cannot print Greek letters
         sys.stdout.reconfigure(errors="replace")
     try:
         chosen_policy(None, None)
-    except ValueError as error:  # no command can run where the environment makes no sense
+    except ValueError as error:  # an invalid environment variable affects every command
         print(f"agnostic-nn: {error}", file=sys.stderr)
         return 2
     try:
@@ -62,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("agnostic-nn: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read has seen enough; at exit Python would flush once more
+    except BrokenPipeError:
+        # The reader of the pipe has closed it. Python flushes stdout again at exit, so redirect it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return status

@@ -12,25 +12,29 @@ __all__ = ["add"]
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Say what can be asked."""
+    """Add the command and its arguments."""
     about = "Show where the time of a training step goes: by layer, by part and by operation."
     add_argument = command(commands, "profile", about, _profile)
     add_argument(
         "--workload",
         default="digits-mlp",
         metavar="NAME",
-        help="what to train, of what `compare` trains (default: %(default)s)",
+        help="the network and data to train, as in `compare` (default: %(default)s)",
     )
     add_argument(
         "--backend",
         metavar="NAME",
-        help="where, such as jax:cpu:0 (default: $AGNOSTIC_NN_BACKEND, else numpy)",
+        help="backend, such as jax:cpu:0 (default: $AGNOSTIC_NN_BACKEND, else numpy)",
     )
     add_argument(
-        "--steps", type=count, default=20, metavar="N", help="to time (default: %(default)s)"
+        "--steps",
+        type=count,
+        default=20,
+        metavar="N",
+        help="number of steps to time (default: %(default)s)",
     )
     add_argument(
-        "--json", type=Path, metavar="FILE", help="where to write all figures too, in seconds"
+        "--json", type=Path, metavar="FILE", help="also write all times to FILE, in seconds"
     )
 
 
@@ -39,18 +43,22 @@ def _profile(options: argparse.Namespace) -> int:
     from ..profile import profile
 
     if options.json is not None and not options.json.absolute().parent.is_dir():
-        return refuse("profile", f"--json {options.json}: {options.json.parent} is no folder")
+        return refuse("profile", f"--json {options.json}: {options.json.parent} is not a folder")
     try:
-        chosen, workload = backend(options.backend), find(options.workload)
+        chosen = backend(options.backend)
+        workload = find(options.workload)
         train, _ = workload.read()
     except (BackendUnavailable, CannotCompare) as error:
         return refuse("profile", error)
-    part = train[: workload.batch_size]
-    asked = workload.model, workload.loss, workload.optimizer, part.x, part.target
-    found = profile(*asked, backend=chosen, steps=options.steps)
-    print(f"{workload.name} on {found}")
+    batch = train[: workload.batch_size]
+    result = profile(
+        *(workload.model, workload.loss, workload.optimizer, batch.x, batch.target),
+        backend=chosen,
+        steps=options.steps,
+    )
+    print(f"{workload.name} on {result}")
     if options.json is not None:
-        data = {"workload": workload.name, **found.to_json()}
+        data = {"workload": workload.name, **result.to_json()}
         try:
             write_text(options.json, json.dumps(data, indent=2) + "\n")
         except OSError as error:

@@ -548,7 +548,7 @@ def _verdict(judgement: Judgement, last: int) -> str:
         return f"agrees over {last:,} steps"
     loss_steps = [each["step"] for each in judgement.not_checked if each["quantity"] == "losses"]
     if not loss_steps:
-        return "agrees in all that can be checked"
+        return "agrees wherever it can be checked"
     if loss_steps[0] == 1:
         return "cannot be checked as a whole training"
     return f"agrees up to step {loss_steps[0] - 1:,}; cannot be checked beyond that"

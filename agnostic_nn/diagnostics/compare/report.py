@@ -135,7 +135,7 @@ def _agreement(result: dict[str, Any]) -> str:
     allowed = f"(rounding alone could explain {worst['tolerance']:.2g})"
     if result["status"] == "agrees":
         return f", to within {far:.2g} of float64 {allowed}"
-    return f". What was checked agrees with float64 to within {far:.2g} {allowed}"
+    return f". The largest deviation from float64 in what was checked is {far:.2g} {allowed}"
 
 
 def _time(result: dict[str, Any]) -> str:
