@@ -1,4 +1,4 @@
-"""Loops: one function again and again, compiled once where the backend can."""
+"""Loops over the first axis of arrays, and the LSTM, for which backends have fused kernels."""
 
 from collections.abc import Callable
 from functools import singledispatch
@@ -19,25 +19,27 @@ def scan(
     reverse: bool = False,
     then: Callable = lambda y: y,
 ) -> tuple[Any, Any]:
-    """Fold `step` over the first axis of every leaf of `xs`; returns the last carry and all ys.
+    """Fold `step` over the first axis of every leaf of `xs`; return the last carry and all ys.
 
         carry, y[t] = step(carry, x[t])        t = 0 … length - 1, or backwards with `reverse`
 
-    carry, y and x[t] are trees of arrays; carry keeps its nesting, shapes and dtypes. The
-    ys are stacked along a new first axis, y[t] at t in either direction. A step that
-    makes nothing returns () for y.
+    carry, y and x[t] are trees of arrays, and carry keeps its nesting, shapes and dtypes. The ys
+    are stacked along a new first axis, with y[t] at index t in either direction. A step without
+    output returns () for y. A backend with a compiler compiles `step` once.
 
-    The ys are handed out as `then` makes them, a function of a tree of arrays whatever axes
-    lead them: of each y by itself, while it is in the cache, or of all at once.
+    then: a function of the tree y, applied to the outputs. Its result must not depend on leading
+    axes, as a backend may apply it to each y while that is in the processor's cache, or to all ys
+    stacked.
 
     Raises
     ------
     ValueError
-        If the leaves of xs differ in length, or have none: nobody knows the shape of no y.
+        If the leaves of xs differ in length, or have length 0, since the shapes of the ys would
+        then be unknown.
     """
     lengths = {leaf.shape[0] for leaf in leaves(xs)}
-    fits = len(lengths) == 1 and min(lengths) >= 1
-    expect(fits, "expected one length of at least 1 to loop over, got {}", sorted(lengths))
+    is_valid = len(lengths) == 1 and min(lengths) >= 1
+    expect(is_valid, "expected one length of at least 1 to loop over, got {}", sorted(lengths))
     return scan_impl(leaves(xs)[0], step, carry, xs, reverse, then)
 
 
@@ -45,35 +47,38 @@ def scan(
 def scan_impl(
     leaf: Array, step: Callable, carry: Any, xs: Any, reverse: bool, then: Callable
 ) -> tuple[Any, Any]:
-    """`scan` as the library of `leaf` does it; what a backend registers."""
+    """Compute `scan` with the library of `leaf`. A backend registers its version here."""
     xp = namespace(leaf)
-    found = []
-    places = range(leaf.shape[0])
-    for t in reversed(places) if reverse else places:
+    outputs = []
+    times = range(leaf.shape[0])
+    for t in reversed(times) if reverse else times:
         carry, y = step(carry, tree_map(lambda x: x[t, ...], xs))  # noqa: B023
-        found.append(y)
+        outputs.append(y)
     if reverse:
-        found.reverse()
-    return carry, then(tree_map(lambda *ys: xp.stack(ys, axis=0), *found))
+        outputs.reverse()
+    return carry, then(tree_map(lambda *ys: xp.stack(ys, axis=0), *outputs))
 
 
 def scan_into(empty: Callable) -> Callable:
     """Return a `scan_impl` for a library with mutable arrays, which writes each y into its result.
 
-    empty: (array, length) -> an array of so many like that one, along a new first axis.
+    Compared with stacking all ys at the end, this saves the memory of one copy of them.
+
+    empty: a function (array, length) that returns an uninitialized array of shape
+    (length, *array.shape).
     """
 
     def scan_impl(leaf, step, carry, xs, reverse, then):
-        places = range(leaf.shape[0])
-        found: Any = None
-        for t in reversed(places) if reverse else places:
+        times = range(leaf.shape[0])
+        ys: Any = None
+        for t in reversed(times) if reverse else times:
             carry, y = step(carry, tree_map(lambda x: x[t, ...], xs))  # noqa: B023
             y = then(y)
-            if found is None:
-                found = tree_map(lambda one: empty(one, len(places)), y)
-            for all_of_one, one in zip(leaves(found), leaves(y), strict=True):
-                all_of_one[t, ...] = one
-        return carry, found
+            if ys is None:
+                ys = tree_map(lambda output: empty(output, len(times)), y)
+            for buffer, output in zip(leaves(ys), leaves(y), strict=True):
+                buffer[t, ...] = output
+        return carry, ys
 
     return scan_impl
 
@@ -87,12 +92,14 @@ def lstm(
     keep: bool,
     by_steps: Callable,
 ) -> tuple[dict[str, Array], tuple[Array, Cache]]:
-    """An LSTM of one layer, in one direction and without masks, over a whole sequence.
+    """Run one layer of an LSTM, in one direction and without masks, over a whole sequence.
 
-    xs: (time, batch, fan_in), params and start as `LSTM` of this library has them. Returns the
-    state after the last step read and, of every step, h and what `lstm_backward` will need, if
-    `keep`, which is the backend's own affair. Here it is what `by_steps()` computes, which is
-    what it means: the formulas are those of the layer.
+    xs: (time, batch, fan_in). params and start have the structure that the layer `LSTM` documents.
+    Returns the state after the last step and, for all steps, h and a cache for `lstm_backward`,
+    whose contents each backend chooses. keep: whether the cache is needed.
+
+    by_steps: computes the same with the formulas of the layer, step by step. A backend with a fused
+    kernel registers another version.
     """
     return by_steps()
 
@@ -101,15 +108,16 @@ def lstm(
 def lstm_backward(
     xs: Array,
     params: Params,
-    kept: Cache,
+    cache: Cache,
     dys: tuple[Array, ...],
     dend: dict[str, Array],
     reverse: bool,
-    wanted: bool,
+    need_dx: bool,
     by_steps: Callable,
 ) -> tuple[Any, Params, dict[str, Array]]:
-    """dL/dxs, or () unless `wanted`, dL/dparams and that of the start, of what `lstm` computed.
+    """Return the gradients of `lstm`: dL/dxs, or () unless `need_dx`, dL/dparams and dL/dstart.
 
-    dys: of the h of every step, or () for none; dend: of the state after the last.
+    dys: the gradients of h at all steps, or () if there are none. dend: the gradient of the state
+    after the last step.
     """
     return by_steps()

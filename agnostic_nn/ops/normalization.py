@@ -1,12 +1,12 @@
 """Normalization: shift and scale a group of numbers to mean 0 and variance 1.
 
-One derivation serves all of them. Over a group of N numbers with weights cᵢ ≥ 0
+All normalizing layers share this derivation. Over a group of N numbers with weights cᵢ ≥ 0
 that sum to N (all 1, unless a batch is padded), let
 
     μ = Σ cᵢxᵢ / N      v = Σ cᵢ(xᵢ - μ)² / N      s = √(v + ε)      x̂ᵢ = (xᵢ - μ) / s
 
-and let gᵢ = dL/dx̂ᵢ. A change dx moves μ by Σ cᵢdxᵢ / N and v by 2 Σ cᵢ(xᵢ - μ)dxᵢ / N (the
-part of dv through μ is 0, for Σ cᵢ(xᵢ - μ) = 0), so s moves by Σ cᵢx̂ᵢdxᵢ / N, and
+and let gᵢ = dL/dx̂ᵢ. A change dx changes μ by Σ cᵢdxᵢ / N and v by 2 Σ cᵢ(xᵢ - μ)dxᵢ / N (the
+part of dv through μ is 0, because Σ cᵢ(xᵢ - μ) = 0), so s changes by Σ cᵢx̂ᵢdxᵢ / N, and
 
     dx̂ⱼ = (dxⱼ - Σ cᵢdxᵢ / N - x̂ⱼ Σ cᵢx̂ᵢdxᵢ / N) / s
 
@@ -15,10 +15,10 @@ Szegedy, arXiv:1502.03167, sec. 3, in one line):
 
     dL/dxᵢ = (gᵢ - cᵢ Σ gⱼ / N - cᵢ x̂ᵢ Σ gⱼx̂ⱼ / N) / s
 
-With μ held at 0 (RMSNorm) the term Σ gⱼ, which came through μ, is not there.
+If μ is fixed at 0 (RMSNorm), the term Σ gⱼ, which comes from μ, is absent.
 
-With y = x̂ · scale + bias, of which both have an entry for each channel, the last axis of x,
-dscale = Σ dy · x̂ and dbias = Σ dy over all axes but the last, and g = dy · scale.
+If y = x̂ · scale + bias, where scale and bias have an entry for each channel (the last axis of x),
+then dscale = Σ dy · x̂ and dbias = Σ dy over all axes but the last, and g = dy · scale.
 """
 
 import math
@@ -33,7 +33,10 @@ __all__ = ["normalize", "normalize_backward", "normalize_rows", "normalize_rows_
 def normalize(
     x: Array, axes: tuple[int, ...], epsilon: float, counts: Array | None = None
 ) -> tuple[Array, Array, Array, Array]:
-    """x̂, μ, v and s as above, over `axes`, which stay as axes of length 1; counts: c, like x."""
+    """Return x̂, μ, v and s over `axes`; μ, v and s keep these axes with length 1.
+
+    counts: the weights c, which broadcast to the shape of x, or None if all are 1.
+    """
     xp = namespace(x)
     if counts is None:
         mean = _mean(x, axes)
@@ -51,7 +54,7 @@ def normalize(
 def normalize_backward(
     g: Array, normal: Array, spread: Array, axes: tuple[int, ...], counts: Array | None = None
 ) -> Array:
-    """dL/dx from g = dL/dx̂, as derived above; normal: x̂, spread: s."""
+    """Return dL/dx from g = dL/dx̂, normal = x̂ and spread = s, as derived above."""
     if counts is None:
         return (g - _mean(g, axes) - normal * _mean(g * normal, axes)) / spread
     share = counts / namespace(g).sum(counts, axis=axes, keepdims=True)
@@ -62,10 +65,9 @@ def normalize_backward(
 def normalize_rows(
     x: Array, scale: Array | None, bias: Array | None, epsilon: float
 ) -> tuple[Array, Cache]:
-    """y = x̂ · scale + bias over the last axis, and what `normalize_rows_backward` will need.
+    """Return y = x̂ · scale + bias over the last axis, and a cache for `normalize_rows_backward`.
 
-    x: (..., width); scale, bias: (width,), or None where there is none. What is needed is the
-    backend's own affair.
+    x: (..., width). scale, bias: (width,), or None. Each backend chooses the contents of the cache.
     """
     normal, _, _, spread = normalize(x, (x.ndim - 1,), epsilon)
     y = normal if scale is None else normal * scale
@@ -76,7 +78,7 @@ def normalize_rows(
 def normalize_rows_backward(
     dy: Array, scale: Array | None, bias: Array | None, cache: Cache
 ) -> tuple[Array, Array | None, Array | None]:
-    """dx, dscale and dbias, the latter None where there is no scale or bias."""
+    """Return dx, dscale and dbias; dscale or dbias is None if scale or bias is None."""
     normal, spread = cache
     g = dy if scale is None else dy * scale
     dscale = None if scale is None else sum_rows(dy * normal)
@@ -85,12 +87,12 @@ def normalize_rows_backward(
 
 
 def _sum(x, axes):
-    """Σ over `axes`, which stay as axes of length 1."""
+    """Return the sum over `axes`, which are kept with length 1."""
     if axes == tuple(range(x.ndim - 1)):
         return namespace(x).reshape(sum_rows(x), (*(1,) * len(axes), x.shape[-1]))
     return sum_over(x, axes)
 
 
 def _mean(x, axes):
-    """The mean over `axes`, which stay as axes of length 1."""
+    """Return the mean over `axes`, which are kept with length 1."""
     return _sum(x, axes) / math.prod(x.shape[axis] for axis in axes)

@@ -1,4 +1,4 @@
-"""Padding: a value around an array, and what is cut away from it."""
+"""Padding: surround an array with a value, and remove elements from its sides."""
 
 from functools import singledispatch
 
@@ -9,30 +9,32 @@ __all__ = ["crop", "pad", "pad_impl"]
 
 
 def pad(x: Array, pads: Pads, value: float = 0.0) -> Array:
-    """x with `value` around its inner axes: for each a pair, so many before and behind.
+    """Return x with `value` around its inner axes, all but the first and the last.
 
-    A number below 0 cuts away as many instead.
+    pads: for each inner axis the numbers of elements (before, after). A negative number removes
+    elements instead.
     """
-    more, less = ([(max(s * a, 0), max(s * b, 0)) for a, b in pads] for s in (1, -1))
-    x = pad_impl(x, tuple(more), value) if any(map(any, more)) else x
-    return crop(x, tuple(less)) if any(map(any, less)) else x
+    added = tuple([(max(low, 0), max(high, 0)) for low, high in pads])
+    removed = tuple([(max(-low, 0), max(-high, 0)) for low, high in pads])
+    x = pad_impl(x, added, value) if any(map(any, added)) else x
+    return crop(x, removed) if any(map(any, removed)) else x
 
 
 @singledispatch
 def pad_impl(x: Array, pads: Pads, value: float) -> Array:
-    """`pad` for numbers of at least 0; what a backend registers."""
+    """Compute `pad` for numbers of at least 0. A backend registers its version here."""
     xp = namespace(x)
     for axis, ends in enumerate(pads, 1):
         lead, rest = x.shape[:axis], x.shape[axis + 1 :]
         if any(ends):
-            before, behind = (
+            before, after = (
                 xp.full((*lead, n, *rest), value, dtype=x.dtype, device=device(x)) for n in ends
             )
-            x = xp.concat([before, x, behind], axis=axis)
+            x = xp.concat([before, x, after], axis=axis)
     return x
 
 
 def crop(x: Array, cuts: Pads) -> Array:
-    """x without so many before and behind along each inner axis; the adjoint of `pad`."""
+    """Remove the numbers of elements (before, after) from each inner axis; the adjoint of `pad`."""
     inside = (slice(low, n - high) for n, (low, high) in zip(x.shape[1:-1], cuts, strict=True))
     return x[(slice(None), *inside, slice(None))]

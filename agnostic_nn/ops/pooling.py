@@ -1,9 +1,9 @@
-"""Pooling: the largest number in each window, and windows along one axis as views.
+"""Pooling: the maximum of each window, and windows along one axis as views.
 
-`largest` and its adjoint take, as convolutions do,
+`largest` and its adjoint take the same arguments as a convolution:
 
     window, stride, dilation    an integer for each axis
-    padding                     places (before, behind) for each axis
+    padding                     the numbers of padded positions (before, after) for each axis
     x: (batch, *space, channels), y: (batch, *out, channels)
 """
 
@@ -21,28 +21,32 @@ __all__ = ["along", "largest", "largest_input", "slide", "unslide"]
 def largest(
     x: Array, window: Shape, stride: Shape, padding: Pads, dilation: Shape
 ) -> tuple[Array, tuple[Array, ...]]:
-    """y, the largest number in each window, and which one it was, as `largest_input` wants it.
+    """Return y, the maximum of each window, and its position in the form `largest_input` takes.
 
-    The first of equal ones in row-major order; NaN counts as the largest; padding never is.
+    Of equal elements the first in row-major order is chosen. NaN counts as the largest. Padding is
+    never chosen.
 
-    The window goes along one axis after another. For a largest of largest numbers is the
-    largest, and the first in row-major order if the last axis is done first.
+    The maximum is taken along one axis after another, since a maximum of maxima is the maximum. If
+    the last axis comes first, it is also the first in row-major order.
     """
-    xp, kept = namespace(x), []
+    xp = namespace(x)
+    positions = []
     for axis, (k, s, (low, high), d) in reversed(_axes(window, stride, padding, dilation)):
-        parts = slide(pad(x, along(x, axis, (low, high)), -math.inf), axis, k, s, d)
-        # so that even among numbers of -∞ it is not the padding that is largest
-        first = [max(-((o * s - low) // d), 0) for o in range(parts[0].shape[axis])]
-        narrow = xp.int8 if k <= 128 else xp.int32
-        column = xp.asarray(first, dtype=narrow, device=device(x))
+        views = slide(pad(x, along(x, axis, (low, high)), -math.inf), axis, k, s, d)
+        # start at the first position that is not padding: if all elements of a window are -∞, as
+        # the padding is, that one is chosen
+        first = [max(-((o * s - low) // d), 0) for o in range(views[0].shape[axis])]
+        dtype = xp.int8 if k <= 128 else xp.int32
+        column = xp.asarray(first, dtype=dtype, device=device(x))
         column = xp.reshape(column, (len(first), *(1,) * (x.ndim - axis - 1)))
-        which, best = xp.broadcast_to(column, parts[0].shape), parts[0]
-        for place, part in enumerate(parts[1:], 1):
-            which = xp.where(part > best, place, which)
-            best = xp.maximum(best, part)
-        kept.append(which)
+        position = xp.broadcast_to(column, views[0].shape)
+        best = views[0]
+        for index, view in enumerate(views[1:], 1):
+            position = xp.where(view > best, index, position)
+            best = xp.maximum(best, view)
+        positions.append(position)
         x = best
-    return x, tuple(kept)
+    return x, tuple(positions)
 
 
 @singledispatch
@@ -55,18 +59,21 @@ def largest_input(
     padding: Pads,
     dilation: Shape,
 ) -> Array:
-    """dx[i] = Σ dy[o] over all windows o whose largest x[i] was; `lengths` are those of x."""
+    """dx[i] = Σ dy[o] over all windows o whose maximum is x[i]; `lengths` are those of x.
+
+    which: the positions that `largest` returned.
+    """
     xp = namespace(dy, *which)
     axes = _axes(lengths, window, stride, padding, dilation)
-    for (axis, (n, k, s, (low, high), d)), won in zip(axes, reversed(which), strict=True):
-        parts = [xp.where(won == place, dy, 0.0) for place in range(k)]
+    for (axis, (n, k, s, (low, high), d)), position in zip(axes, reversed(which), strict=True):
+        parts = [xp.where(position == index, dy, 0.0) for index in range(k)]
         dy = unslide(*parts, axis=axis, stride=s, dilation=d, length=low + n + high)
         dy = crop(dy, along(dy, axis, (low, high)))
     return dy
 
 
 def slide(x: Array, axis: int, window: int, stride: int, dilation: int) -> list[Array]:
-    """Views w with w[k][o] = x[o stride + k dilation] along `axis`, one for each k < window."""
+    """Return views w[k][o] = x[o stride + k dilation] along `axis`, for each k < window."""
     last = (x.shape[axis] - dilation * (window - 1) - 1) // stride * stride
     starts = [k * dilation for k in range(window)]
     return [x[_at(axis, slice(start, start + last + 1, stride))] for start in starts]
@@ -76,16 +83,16 @@ def slide(x: Array, axis: int, window: int, stride: int, dilation: int) -> list[
 def unslide(w: Array, *others: Array, axis: int, stride: int, dilation: int, length: int) -> Array:
     """x[i] = Σ w[k][o] over all k, o with o stride + k dilation = i, the adjoint of `slide`.
 
-    A place i = q stride + r is in column r of row q, if x is laid out in rows of `stride`: each
-    w[k] is a column, some rows down, and columns side by side are x.
+    Lay out x in rows of length `stride`: the element i = q stride + r is in column r of row q. Then
+    each w[k] is added to one column, some rows down, and the columns stacked side by side are x.
     """
     xp = namespace(w, *others)
     rows = -(-length // stride)
     columns: list[list[Array]] = [[] for _ in range(stride)]
     for k, part in enumerate((w, *others)):
         row, column = divmod(k * dilation, stride)
-        behind = rows - row - part.shape[axis]
-        columns[column].append(pad(part, along(part, axis, (row, behind))))
+        after = rows - row - part.shape[axis]
+        columns[column].append(pad(part, along(part, axis, (row, after))))
     lead, rest = w.shape[:axis], w.shape[axis + 1 :]
     empty = xp.zeros((*lead, rows, *rest), dtype=w.dtype, device=device(w))
     totals = [sum(parts[1:], start=parts[0]) if parts else empty for parts in columns]
@@ -94,14 +101,15 @@ def unslide(w: Array, *others: Array, axis: int, stride: int, dilation: int, len
 
 
 def along(x: Array, axis: int, sides: tuple[int, int]) -> Pads:
-    """The padding of one inner axis of x alone."""
+    """Return the padding `sides` for one inner axis of x, and 0 for the others."""
     return tuple(sides if i == axis else (0, 0) for i in range(1, x.ndim - 1))
 
 
-def _axes(*spans):
-    """Each inner axis, with what `spans` say of it."""
-    return list(enumerate(zip(*spans, strict=True), 1))
+def _axes(*per_axis):
+    """Return a list of (axis, entries), for each inner axis with its entry of each argument."""
+    return list(enumerate(zip(*per_axis, strict=True), 1))
 
 
-def _at(axis: int, place: slice) -> tuple:
-    return (*(slice(None),) * axis, place, ...)
+def _at(axis: int, index: slice) -> tuple:
+    """Return the index that applies a slice to one axis."""
+    return (*(slice(None),) * axis, index, ...)

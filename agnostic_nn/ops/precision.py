@@ -1,4 +1,4 @@
-"""Precision: compute float16 and bfloat16 in float32, and round once at the end."""
+"""Conversion of float16 and bfloat16 to float32 for a computation, and back for its result."""
 
 from ..core.arrays import Array, float_bits, namespace
 
@@ -11,10 +11,10 @@ def is_narrow(x: Array) -> bool:
 
 
 def widened(x: Array) -> Array:
-    """x in float32 where its dtype is narrower, else x itself."""
+    """Return x in float32 if its dtype is narrower, else x itself."""
     return namespace(x).astype(x, namespace(x).float32) if is_narrow(x) else x
 
 
 def narrowed(x: Array, like: Array) -> Array:
-    """x in the dtype of `like`, if that is narrow, else x itself."""
+    """Return x in the dtype of `like` if that is narrower than float32, else x itself."""
     return namespace(x).astype(x, like.dtype) if is_narrow(like) else x

@@ -1,4 +1,4 @@
-"""Reductions: what is left of many numbers."""
+"""Sums, norms and other reductions."""
 
 import math
 from functools import singledispatch
@@ -11,21 +11,22 @@ __all__ = ["all_finite", "log_softmax", "norm", "scaled_norm", "sum_over", "sum_
 
 @singledispatch
 def all_finite(value: Array, *others: Array) -> Array:
-    """Whether no number in any of the arrays is NaN or infinite, as a 0-d boolean."""
+    """Return, as a 0-d boolean, whether all elements of all arrays are finite."""
     xp = namespace(value)
-    found = xp.all(xp.isfinite(value))
+    finite = xp.all(xp.isfinite(value))
     for other in others:
-        found = xp.logical_and(found, xp.all(xp.isfinite(other)))
-    return found
+        finite = xp.logical_and(finite, xp.all(xp.isfinite(other)))
+    return finite
 
 
 def scaled_norm(value: Array, *others: Array) -> tuple[Array, Array]:
     """Return m and l, 0-d, whose product is the Euclidean norm of all elements of the arrays.
 
-    m is the largest |x| and l = √Σ (x/m)², so no square overflows, and those that underflow are
-    too small to matter. m l may overflow where its factors do not. Where m is 0 or not finite
-    l is √Σ x². m is at most a sixteenth of the largest number, as the reciprocal of that
-    would be 0 where a library flushes subnormal numbers. Arrays without elements add nothing.
+    m is the largest |x| and l = √Σ (x/m)², so no square overflows, and squares that underflow are
+    too small to matter. The product m l may overflow where its factors do not. If the largest |x|
+    is 0 or not finite, m is 1. m is at most 1/16 of the largest finite number, because the
+    reciprocal of that number is subnormal, and some libraries flush it to 0. Empty arrays add
+    nothing.
     """
     xp = namespace(value, *others)
     arrays = [x for x in (value, *others) if size(x)]
@@ -43,13 +44,13 @@ def scaled_norm(value: Array, *others: Array) -> tuple[Array, Array]:
 
 
 def norm(x: Array) -> Array:
-    """√Σ x² over all elements, 0-d, where squares may overflow or underflow."""
+    """√Σ x² over all elements, 0-d, even if squares overflow or underflow."""
     largest, length = scaled_norm(x)
     return largest * length
 
 
 def log_softmax(x: Array, axis: int = -1) -> Array:
-    """Return x - log Σ exp(x) along `axis`, shifted by the maximum so that exp cannot overflow.
+    """x - log Σ exp(x) along `axis`, shifted by the maximum so that exp cannot overflow.
 
     float16 and bfloat16 are computed in float32.
     """
@@ -62,10 +63,10 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
 
 @singledispatch
 def sum_rows(x: Array) -> Array:
-    """Σ over all axes but the last: x (..., width) -> (width,).
+    """Σ x over all axes but the last: x (..., width) -> (width,).
 
-    What a library's sum loses here, adding row after row, a network learns from: the
-    gradient of every bias is such a sum, and so are the statistics of a batch.
+    The rounding errors of these sums affect training, as the gradient of every bias and the
+    statistics of a batch are such sums. `sum_over` therefore adds in chunks.
     """
     axes = tuple(range(x.ndim - 1))
     return namespace(x).reshape(sum_over(x, axes), (x.shape[-1],))
@@ -73,11 +74,11 @@ def sum_rows(x: Array) -> Array:
 
 @singledispatch
 def sum_over(x: Array, axes: tuple[int, ...]) -> Array:
-    """Σ over `axes`, at least 0 each, which stay as axes of length 1.
+    """Σ x over `axes`, which must not be negative and are kept with length 1.
 
-    Along an axis that is long, and not the last, numbers are added in chunks of 256, and then the
-    sums of the chunks: added one after the other, 2^20 numbers of float32 lose some hundred eps.
-    A backend whose library does so anyway may register its sum.
+    Along a long axis other than the last, elements are added in chunks of 256, and then the sums of
+    the chunks. Added one after the other, the sum of 2²⁰ elements of float32 would have an error of
+    some hundred eps. A backend whose library adds in chunks anyway may register its own sum.
     """
     xp = namespace(x)
     long = [axis for axis in axes if x.shape[axis] > 2 * _CHUNK and axis < x.ndim - 1]
