@@ -1,9 +1,9 @@
-"""What all losses share: how losses of examples become one, and what is refused beforehand.
+"""The loss contract, reduction over examples, and checks of targets.
 
-A loss is a function `(y, target, weights=None, *, …, reduction="mean")` to `(value, dy)`:
-what to report, and the gradient to send back, nested, shaped and typed like y. It states
-the `values` of examples and their `slopes` by y; `reduced` does the rest. Options are plain
-Python values, and `functools.partial` sets them.
+A loss is a function `(y, target, weights=None, *, …, reduction="mean")` that returns
+`(value, dy)`; dy is the gradient, with the nesting, shapes and dtype of y. A loss of this library
+computes the `values` of examples and their `slopes`, the derivatives by y, and calls `reduced`.
+Options are plain Python values, which `functools.partial` can set.
 """
 
 from collections.abc import Callable
@@ -48,9 +48,9 @@ Divisor = Any  # a Python number, a 0-d array, or None where nothing is divided
 
 
 class Term(NamedTuple):
-    """One part of a loss: its value, what that was divided by, and the output it depends on.
+    """One term of a loss: its value, its divisor, and the output that it depends on.
 
-    divisor: None of a sum. path: names of nested dicts of outputs; () for all outputs.
+    divisor: None for a sum. path: keys into nested dicts of outputs; () for all outputs.
     """
 
     value: Array
@@ -60,26 +60,25 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """A loss of one batch, and what joins it to that of other batches.
+    """The loss of one batch, with the divisor that is needed to combine several batches.
 
-        mean of all batches: Σ divisor · value / Σ divisor        sum of all batches: Σ value
+        mean over batches: Σ divisor · value / Σ divisor        sum over batches: Σ value
 
-    and alike for gradients: what is averaged is sums, never means. A divisor depends on
-    target, weights and shapes only. It is 0 where nothing counts; then value and dy are the
-    sum and its gradient, as if divided by 1, and enter into sums over batches like that.
+    Gradients are combined in the same way. A divisor depends on target, weights and shapes only.
+    It is 0 if no example counts; value and dy are then sums, and a mean over batches adds them to
+    its numerator without a factor.
 
     value, dy
-        What the loss returns: the 0-d value, and its gradient by y.
+        The results of the loss: its value, a 0-d array, and its gradient by y.
     terms
-        A `Term` for each part of the loss, which `value` is the sum of: one, or one for each
-        output of `Losses`.
+        One `Term`, or one for each output of `Losses`; `value` is their sum.
     divisor
-        That of the whole loss, by which gradients of batches are joined.
+        The divisor of the whole loss, with which gradients of batches are combined.
     ratio
-        `divisor` by the sum of the weights, or by the number of examples if there are none,
-        where shapes alone fix it, else None.
+        `divisor` / (sum of the weights, or number of examples without weights), if it depends on
+        shapes alone; otherwise None.
     unequal
-        Why there is no one divisor for all terms; "" if there is.
+        The names of the terms that have no common divisor; "" if there is one.
     """
 
     value: Array
@@ -91,7 +90,7 @@ class BatchLoss:
 
 
 class _WithDivisor(str):
-    """A reduction for which `reduced` returns a `BatchLoss`."""
+    """The name of a reduction that makes `reduced` return a `BatchLoss`."""
 
 
 def batch_loss(
@@ -103,33 +102,45 @@ def batch_loss(
     step: Array | None = None,
     context: Any = None,
 ) -> BatchLoss:
-    """The loss of a batch with what its mean was divided by.
+    """Compute a loss and the divisor of its mean.
 
-    step, context: passed on as keywords to a loss that `takes` them.
+    step, context: passed on as keyword arguments to a loss that takes them (see `takes_keyword`).
 
-    Losses of this library say it, with options set by `partial` too. A custom loss returns a
-    mean alone, which is taken to be over examples: its divisor is the sum of the weights, or
-    without weights the number of examples. Where that is not so, as if some labels are
-    ignored, its attribute `divisor`, a function (y, target, weights), returns the 0-d array
-    that it divides by, or None if it is a sum.
+    Losses of this library return their divisor, also if `partial` has set options. A custom loss
+    returns only a mean, which is assumed to be over examples: the divisor is the sum of the
+    weights, or the number of examples if there are none. If a loss divides by something else,
+    such as the number of labels that are not ignored, its attribute `divisor` is a function
+    (y, target, weights) that returns it as a 0-d array, or None for a sum.
     """
-    function, options = loss, {}
+    function: Any = loss
+    options: dict[str, Any] = {}
     if isinstance(loss, partial) and not loss.args:
-        function, options = loss.func, loss.keywords
-    now = {"step": step, "context": context}
-    now = {name: v for name, v in now.items() if v is not None and takes_keyword(loss, name)}
-    detailed = getattr(function, "with_divisor", None)
-    # a loss of each example, which no step takes, says so itself
-    if detailed is not None and options.get("reduction") != "none":
-        return detailed(y, target, weights, **options, **now)
-    value, dy = loss(y, target, **now) if weights is None else loss(y, target, weights, **now)
-    divides = getattr(function, "divisor", None)
-    if callable(divides):
-        divisor, ratio = _bind_options(divides, options)(y, target, weights), None
-    elif weights is None:
-        divisor, ratio = float(leaves(y)[0].shape[0]), 1.0
+        function = loss.func
+        options = loss.keywords
+    keywords = {
+        name: value
+        for name, value in {"step": step, "context": context}.items()
+        if value is not None and takes_keyword(loss, name)
+    }
+    with_divisor = getattr(function, "with_divisor", None)
+    # With reduction="none" there is no divisor. The loss is called as usual, and the training
+    # step, which needs a single number, raises for its shape.
+    if with_divisor is not None and options.get("reduction") != "none":
+        return with_divisor(y, target, weights, **options, **keywords)
+    if weights is None:  # a custom loss need not have the parameter
+        value, dy = loss(y, target, **keywords)
     else:
-        divisor, ratio = namespace(weights).sum(weights), 1.0
+        value, dy = loss(y, target, weights, **keywords)
+    custom_divisor = getattr(function, "divisor", None)
+    divisor: Divisor
+    ratio: float | None = 1.0
+    if callable(custom_divisor):
+        divisor = _bind_options(custom_divisor, options)(y, target, weights)
+        ratio = None
+    elif weights is None:
+        divisor = float(leaves(y)[0].shape[0])
+    else:
+        divisor = namespace(weights).sum(weights)
     return BatchLoss(value, dy, (Term(value, divisor),), divisor, ratio)
 
 
@@ -140,43 +151,44 @@ def reduced(
     reduction: str,
     counts: Array | None = None,
 ) -> Any:
-    """A loss and its dy, from the `values` v of examples and their `slopes` by y.
-
-    With w the weights, shaped like leading axes of v, and c the counts, shaped like v, each
-    1 unless given:
+    """Return a loss and its dy, given the `values` v of examples and their `slopes` by y.
 
         mean: Σ w v / Σ w c        sum: Σ w v        none: w v
 
-    A mean with Σ w c = 0 is divided by 1: it is Σ w v, which is 0 unless examples cost
-    something that do not count, such as smoothed labels of a class that weighs 0.
+    w are the weights, with the shape of the leading axes of v, and c the `counts`, with the shape
+    of v; both are 1 by default. If Σ w c = 0, the mean is divided by 1. It is then Σ w v, which is
+    0 unless examples that do not count have a loss, such as smoothed labels of a class of
+    weight 0.
 
-    dy is the derivative, of the sum where nothing is reduced: each slope times its example's
-    share, w / Σ w c or w. An example of weight 0 is left out even if its loss is infinite.
-    Σ w c is the divisor of a mean; `batch_loss` is how it is handed out.
+    dy is the derivative of the loss, or of the sum of all values if nothing is reduced: each slope
+    times w / Σ w c, or times w. An example of weight 0 has no effect even if its loss is infinite.
+    Σ w c is the divisor of the mean, which `batch_loss` returns.
 
-    slopes: a tree of arrays that begin with the axes of v.
+    slopes: a tree of arrays whose leading axes are those of v.
 
     Raises
     ------
     ValueError
-        If the reduction is another, there is nothing to take the mean of, or the weights
-        are of another shape or dtype.
+        If the reduction is unknown, a mean has no values, or the weights have
+        another shape or dtype.
     """
     expect_choice("reduction", reduction, ("mean", "sum", "none"))
     xp = namespace(values)
     mean = reduction == "mean"
-    some = size(values) > 0 or not mean
-    expect(some, "a mean needs examples, got losses of shape {}", values.shape)
+    is_defined = size(values) > 0 or not mean
+    expect(is_defined, "a mean needs examples, got losses of shape {}", values.shape)
     divisor: Divisor = None
     ratio = None
     if weights is None and counts is None:
         value = values if reduction == "none" else xp.sum(values)
         if mean:
-            divisor, ratio = float(size(values)), size(values) / _rows(values)
+            divisor = float(size(values))
+            ratio = size(values) / _row_count(values)
             share = 1.0 / divisor
-            value, slopes = value * share, tree_map(lambda slope: slope * share, slopes)
+            value = value * share
+            slopes = tree_map(lambda slope: slope * share, slopes)
     else:
-        share = xp.ones_like(values) if weights is None else _spread(weights, values)
+        share = xp.ones_like(values) if weights is None else _with_axes_of(values, weights)
         if mean and counts is None:
             ratio = size(values) / size(share)
             divisor = xp.sum(share) * ratio
@@ -184,6 +196,7 @@ def reduced(
             divisor = xp.sum(share * counts)
         if mean:
             share = share / xp.where(divisor > 0, divisor, 1.0)
+        # `where`, because 0 times an infinite value would be NaN
         values = xp.where(share != 0, values, 0.0) * share
         value = values if reduction == "none" else xp.sum(values)
         slopes = tree_map(lambda slope: _scaled(slope, share), slopes)
@@ -192,12 +205,12 @@ def reduced(
     return BatchLoss(value, slopes, (Term(value, divisor),), divisor, ratio)
 
 
-def _rows(values):
+def _row_count(values: Array) -> int:
     return values.shape[0] if values.ndim else 1
 
 
-def _spread(weights, values):
-    """The weights with axes of length 1 for those of the values that they lack."""
+def _with_axes_of(values: Array, weights: Array) -> Array:
+    """Return the weights with an axis of length 1 for each trailing axis that they lack."""
     xp = namespace(values, weights)
     lead = values.shape[: weights.ndim]
     expect(weights.shape == lead, "expected weights {}, got {}", lead, weights.shape)
@@ -206,7 +219,7 @@ def _spread(weights, values):
     return xp.reshape(weights, shape)
 
 
-def _scaled(slope, share):
+def _scaled(slope: Array, share: Array) -> Array:
     xp = namespace(slope)
     share = xp.reshape(share, (*share.shape, *(1,) * (slope.ndim - share.ndim)))
     return xp.where(share != 0, slope, 0.0) * share
@@ -246,10 +259,10 @@ def loss_function(check: Callable[..., None], **metrics: Callable) -> Callable[[
 
 
 def _in_float32(loss: F) -> F:
-    """Return `loss` that computes outputs in float16 or bfloat16 in float32.
+    """Return `loss` with float32 arithmetic for outputs in float16 or bfloat16.
 
-    Squares, exponentials and sums over examples would overflow or lose their digits in a narrow
-    dtype. The value and the divisor are then in float32, dy in the dtype of y.
+    Squares, exponentials and sums over examples would overflow or lose precision in these dtypes.
+    The value and the divisor are in float32, and dy has the dtype of y.
     """
 
     @wraps(loss)
@@ -264,7 +277,7 @@ def _in_float32(loss: F) -> F:
             expect(leaf.dtype == first.dtype, "y is {}, but got {}", first.dtype, leaf.dtype)
             return widened(leaf)
 
-        arrays = [tree_map(wide, part) for part in arguments]
+        arrays = [tree_map(wide, argument) for argument in arguments]
         for name in ("target", "weights"):
             if name in options:
                 options[name] = tree_map(wide, options[name])
@@ -289,28 +302,28 @@ def _narrow(dy: Any, like: Array) -> Any:
 
 
 def takes_keyword(function: Callable, name: str) -> bool:
-    """Return whether a loss or metric takes `name`, "context" or "step", from a training step.
+    """Return whether a training step passes `name`, "context" or "step", to a loss or metric.
 
-    A custom one takes the context if it declares a parameter of that name that no `partial`
-    has set. `Losses` and `Weighted` take what their losses do, and the number of the step if a
-    weight follows a schedule; their method `takes_keyword` says so.
+    A custom function takes the context if it has a parameter of that name that no `partial` has
+    set. `Losses` and `Weighted` take the keywords of their losses, and "step" if a weight follows
+    a schedule; they have a method `takes_keyword`.
     """
     if isinstance(function, partial):
         return name not in function.keywords and takes_keyword(function.func, name)
-    declared = getattr(function, "takes_keyword", None)
-    # the class `Losses` itself is not a loss: whoever calls it refuses it
-    if callable(declared) and not isinstance(function, type):
-        return declared(name)
+    method = getattr(function, "takes_keyword", None)
+    # The class `Losses` itself, passed by mistake, has only an unbound method.
+    if callable(method) and not isinstance(function, type):
+        return method(name)
     if name != "context":
         return False
     try:
         return name in signature(function).parameters
-    except (TypeError, ValueError):  # some built-in functions do not tell
+    except (TypeError, ValueError):  # some built-in functions have no signature
         return False
 
 
 def no_context(loss: Loss, what: str) -> str:
-    """Return the message of `what`, which passes no context to a loss that takes one."""
+    """Return the error message of a tool, `what`, that cannot pass a context to `loss`."""
     return (
         f"{what} passes no context, and {describe_loss(loss)} takes one: give it a fixed one, with "
         "functools.partial(loss, context=...)"
@@ -329,99 +342,109 @@ def metrics_of(loss: Loss) -> dict[str, Callable]:
     """Return the metrics of a loss by name, with options that `partial` has set."""
     if not isinstance(loss, partial):
         return getattr(loss, "metrics", {})
-    return {name: _bind_options(one, loss.keywords) for name, one in metrics_of(loss.func).items()}
+    return {
+        name: _bind_options(metric, loss.keywords) for name, metric in metrics_of(loss.func).items()
+    }
 
 
 def describe_loss(loss: Loss) -> str:
-    """A loss as it is written."""
+    """Return the source form of a loss, such as "partial(huber, delta=0.5)"."""
     if not isinstance(loss, partial):
         return getattr(loss, "__name__", repr(loss))
     options = [f"{name}={value!r}" for name, value in loss.keywords.items()]
     return f"partial({', '.join([describe_loss(loss.func), *map(repr, loss.args), *options])})"
 
 
-def _bind_options(function, options):
-    known = getattr(function, "__kwdefaults__", None) or {}
-    told = {name: value for name, value in options.items() if name in known}
-    return partial(function, **told) if told else function
+def _bind_options(function: Callable, options: dict[str, Any]) -> Callable:
+    """Return `function` with those of the options bound that are keyword arguments of it."""
+    keywords = getattr(function, "__kwdefaults__", None) or {}
+    bound = {name: value for name, value in options.items() if name in keywords}
+    return partial(function, **bound) if bound else function
 
 
-# --- what a loss refuses, by shapes and dtypes -----------------------------------------
+# --- shapes and dtypes of outputs and targets ------------------------------------------
 
 
 def expect_alike(y: Array, target: Array) -> None:
-    """Raise unless y and target are of one library, shape and dtype."""
+    """Raise unless y and target have the same library, shape and dtype."""
     namespace(y, target)
     expect(y.shape == target.shape, "y is {} but target is {}", y.shape, target.shape)
     expect(y.dtype == target.dtype, "y is {} but target is {}", y.dtype, target.dtype)
 
 
 def split_outputs(y: Any, names: tuple[str, ...]) -> list[Array]:
-    """The arrays of y, which is a dict of these names or a tuple in their order."""
+    """Return the arrays of y, a dict with these names or a tuple, in the order of `names`.
+
+    Raises
+    ------
+    ValueError
+        If y has other entries, or if they differ in shape or dtype.
+    """
     if isinstance(y, dict):
         expect(y.keys() == set(names), "expected outputs {}, got {}", sorted(names), sorted(y))
-        found = [y[name] for name in names]
+        outputs = [y[name] for name in names]
     else:
         expect(isinstance(y, tuple), "expected outputs {}, as a dict or a tuple", names)
         expect(len(y) == len(names), "expected outputs {}, got {} of them", names, len(y))
-        found = list(y)
-    first = found[0]
-    for name, part in zip(names, found, strict=True):
-        namespace(first, part)
-        alike = part.shape == first.shape and part.dtype == first.dtype
-        shown = (names[0], first.dtype, first.shape, name, part.dtype, part.shape)
-        expect(alike, "{} is {} {}, but {} is {} {}", *shown)
-    return found
+        outputs = list(y)
+    first = outputs[0]
+    for name, output in zip(names, outputs, strict=True):
+        namespace(first, output)
+        alike = output.shape == first.shape and output.dtype == first.dtype
+        details = (names[0], first.dtype, first.shape, name, output.dtype, output.shape)
+        expect(alike, "{} is {} {}, but {} is {} {}", *details)
+    return outputs
 
 
 def nested_like(y: Any, names: tuple[str, ...], *arrays: Array) -> Any:
-    """Arrays in the order of `names`, nested like y."""
+    """Return a dict or tuple, as y is, of arrays in the order of `names`."""
     return dict(zip(names, arrays, strict=True)) if isinstance(y, dict) else arrays
 
 
 def at_label(labels: Array, like: Array) -> Array:
-    """Whether each place along the last axis of `like` is that of the label; shaped like it.
+    """Return a boolean array with the shape of `like`, true at the class of each label.
 
-    A label that is no class, as what is ignored may be, is nowhere.
+    The last axis of `like` is that of the classes. Labels outside the classes, such as
+    `ignore_index`, match nothing.
     """
     xp = namespace(like, labels)
-    fits = labels.shape == like.shape[:-1]
-    expect(fits, "labels {} for logits {}", labels.shape, like.shape)
+    same = labels.shape == like.shape[:-1]
+    expect(same, "labels {} for logits {}", labels.shape, like.shape)
     numbers = xp.arange(like.shape[-1], device=device(labels))
     # small integers might not hold the number of each class
     return xp.astype(xp.expand_dims(labels, axis=-1), numbers.dtype) == numbers
 
 
 def one_hot(labels: Array, like: Array) -> Array:
-    """1 where `at_label` is true and 0 elsewhere, in the dtype of `like`."""
+    """Return 1 where `at_label` is true and 0 elsewhere, in the dtype of `like`."""
     return namespace(like).astype(at_label(labels, like), like.dtype)
 
 
-# --- what a loss refuses on the host, by values ----------------------------------------
+# --- checks of targets on the host ------------------------------------------------------
 
 
 def check_numbers(target: Array, shape: Shape) -> None:
-    """Refuse targets that are not finite real numbers, one for each output."""
+    """Raise unless targets are finite real numbers, one for each output."""
     expect_single(target, shape)
     xp = namespace(target)
     if not xp.isdtype(target.dtype, "real floating"):
         raise TypeError(f"expected real floating targets, got {target.dtype}")
     expect_target(target, shape)
-    bad = first_true(~xp.isfinite(target))
-    if bad is not None:
-        raise ValueError(f"expected finite targets, but target{list(bad)} is {target[bad]}")
+    index = first_true(~xp.isfinite(target))
+    if index is not None:
+        raise ValueError(f"expected finite targets, but target{list(index)} is {target[index]}")
 
 
 def check_signs(target: Array, shape: Shape) -> None:
-    """Refuse targets that are not -1 or 1, one for each output."""
+    """Raise unless targets are -1 or 1, one for each output."""
     check_numbers(target, shape)
-    bad = first_true((target != 1) & (target != -1))
-    if bad is not None:
-        raise ValueError(f"expected targets of -1 or 1, but target{list(bad)} is {target[bad]}")
+    index = first_true((target != 1) & (target != -1))
+    if index is not None:
+        raise ValueError(f"expected targets of -1 or 1, but target{list(index)} is {target[index]}")
 
 
 def check_labels(target: Array, shape: Shape, *, ignore_index: int | None = None) -> None:
-    """Refuse targets that are not integers from 0 to classes - 1, or `ignore_index`."""
+    """Raise unless targets are integers from 0 to classes - 1, or `ignore_index`."""
     expect_single(target, shape)
     xp = namespace(target)
     if not xp.isdtype(target.dtype, "integral"):
@@ -431,23 +454,23 @@ def check_labels(target: Array, shape: Shape, *, ignore_index: int | None = None
     if ignore_index is not None:
         expect_integer("ignore_index", ignore_index)
         wrong = wrong & (target != ignore_index)
-    bad = first_true(wrong)
-    if bad is not None:
+    index = first_true(wrong)
+    if index is not None:
         raise ValueError(
-            f"expected labels from 0 to {shape[-1] - 1}, but label{list(bad)} is {target[bad]}"
+            f"expected labels from 0 to {shape[-1] - 1}, but label{list(index)} is {target[index]}"
         )
 
 
 def expect_single(target: Any, shape: Any) -> None:
-    """Raise unless both are of one output; several have a loss each, in `Losses`."""
-    several = isinstance(shape, dict) or any(isinstance(part, tuple) for part in shape)
+    """Raise unless the outputs, whose shape is given, and the target are one array each."""
+    several = isinstance(shape, dict) or any(isinstance(entry, tuple) for entry in shape)
     expect(not several, "expected one output, got {}: Losses has a loss for each", shape)
     kind = type(target).__name__
     expect(kind not in ("dict", "tuple"), "expected targets as one array, got a {}", kind)
 
 
 def expect_target(target: Array, shape: Shape) -> None:
-    """Raise unless the target is shaped (batch, *shape)."""
-    fits = tuple(target.shape[1:]) == tuple(shape)
-    wanted = ", ".join(["batch", *map(str, shape)])
-    expect(fits, f"expected targets ({wanted}), got {tuple(target.shape)}")
+    """Raise unless the target has the shape (batch, *shape)."""
+    same = tuple(target.shape[1:]) == tuple(shape)
+    expected = ", ".join(["batch", *map(str, shape)])
+    expect(same, f"expected targets ({expected}), got {tuple(target.shape)}")

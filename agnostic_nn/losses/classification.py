@@ -1,16 +1,16 @@
-"""Classification: losses of the probability that a model gives to the class it should name.
+"""Classification losses.
 
-Those of one class among many are weighted cross-entropies,
+Losses of one class among several are weighted cross-entropies,
 
     L = -Σₖ aₖ F(qₖ)        aₖ = wₖ pₖ
 
-with q the model's probabilities, p the target's, w weights of the classes and F the logarithm
-or what a loss puts in its place. For q = softmax(z), ∂qₖ/∂zⱼ = qₖ ([k = j] - qⱼ) (Bishop,
-PRML, eq. 4.106), so with sₖ = aₖ qₖ F'(qₖ)
+where q are the probabilities of the model, p those of the target, and w the class weights. F is the
+logarithm, or another function for the focal loss. For q = softmax(z),
+∂qₖ/∂zⱼ = qₖ ([k = j] - qⱼ) (Bishop, PRML, eq. 4.106), so with sₖ = aₖ qₖ F'(qₖ)
 
     ∂L/∂zⱼ = qⱼ Σₖ sₖ - sⱼ
 
-For F = log, s = a: that is the familiar q - p if the classes weigh 1 and p sums to 1.
+For F = log, s = a. If also w = 1 and p sums to 1, this is the familiar q - p.
 """
 
 from typing import Any
@@ -39,20 +39,22 @@ __all__ = [
 
 
 def _check_distributions(target: Array, shape: Shape) -> None:
+    """Raise unless targets are probabilities that sum to 1 along the last axis."""
     check_numbers(target, shape)
     xp = namespace(target)
-    bad = first_true(target < 0)
-    if bad is not None:
-        raise ValueError(f"expected probabilities, but target{list(bad)} is {target[bad]}")
+    index = first_true(target < 0)
+    if index is not None:
+        raise ValueError(f"expected probabilities, but target{list(index)} is {target[index]}")
     total = xp.sum(target, axis=-1)
-    bad = first_true(xp.abs(total - 1.0) > 1e-3)
-    if bad is not None:
+    index = first_true(xp.abs(total - 1.0) > 1e-3)
+    if index is not None:
         raise ValueError(
-            f"expected probabilities that sum to 1, but target{list(bad)} sums to {total[bad]}"
+            f"expected probabilities that sum to 1, but target{list(index)} sums to {total[index]}"
         )
 
 
 def _check_classes(target: Array, shape: Shape, *, ignore_index: int | None = None) -> None:
+    """Raise unless targets are labels or distributions over the classes."""
     expect_single(target, shape)
     if namespace(target).isdtype(target.dtype, "integral") or target.ndim == len(shape):
         check_labels(target, shape, ignore_index=ignore_index)
@@ -60,19 +62,29 @@ def _check_classes(target: Array, shape: Shape, *, ignore_index: int | None = No
         _check_distributions(target, shape)
 
 
-def _wanted(y, target, label_smoothing, class_weights, ignore_index):
-    """a = w p, how much each example counts in a mean, and which count at all; None for all."""
+def _class_coefficients(
+    y: Array,
+    target: Array,
+    label_smoothing: float,
+    class_weights: tuple[float, ...] | None,
+    ignore_index: int | None,
+) -> tuple[Array, Array | None, Array | None]:
+    """Return a = w p, the count of each example in a mean, and which examples are not ignored.
+
+    The second is None if each example counts 1, and the third is None if none are ignored.
+    """
     xp = namespace(y, target)
     expect_number("label_smoothing", label_smoothing, 0.0, 1.0)
     if ignore_index is not None:
         expect_integer("ignore_index", ignore_index)
-    kept = counts = None
+    is_counted = None
+    counts = None
     if xp.isdtype(target.dtype, "integral"):
         p = one_hot(target, y)
         if ignore_index is not None:
             numbers = xp.astype(target, xp.arange(0, device=device(target)).dtype)
-            kept = numbers != ignore_index
-            counts = xp.astype(kept, y.dtype)
+            is_counted = numbers != ignore_index
+            counts = xp.astype(is_counted, y.dtype)
     else:
         if target.dtype != y.dtype:
             raise TypeError(f"expected integer labels or {y.dtype}, got {target.dtype}")
@@ -85,13 +97,13 @@ def _wanted(y, target, label_smoothing, class_weights, ignore_index):
     if class_weights is not None:
         w = _along_classes("class_weights", class_weights, y)
         counts = xp.sum(w * p, axis=-1)
-        counts = counts if kept is None else xp.where(kept, counts, 0.0)
+        counts = counts if is_counted is None else xp.where(is_counted, counts, 0.0)
         a = w * a
-    return a, counts, kept
+    return a, counts, is_counted
 
 
-def _along_classes(name, numbers, y):
-    """Numbers, one for each place along the last axis of y, as an array like y."""
+def _along_classes(name: str, numbers: Any, y: Array) -> Array:
+    """Return numbers, one for each entry of the last axis of y, as an array like y."""
     if not isinstance(numbers, tuple | list):
         kind = type(numbers).__name__
         raise TypeError(
@@ -104,12 +116,19 @@ def _along_classes(name, numbers, y):
     return namespace(y).asarray(numbers, dtype=y.dtype, device=device(y))
 
 
-def _judged(values, slopes, kept, weights, reduction, counts):
-    """The loss, without what is ignored whatever y is there."""
-    if kept is not None:
+def _reduced_counted(
+    values: Array,
+    slopes: Array,
+    is_counted: Array | None,
+    weights: Array | None,
+    reduction: str,
+    counts: Array | None,
+) -> tuple[Array, Any]:
+    """Call `reduced` with values and slopes of 0 for ignored examples, even if y is infinite."""
+    if is_counted is not None:
         xp = namespace(values)
-        values = xp.where(kept, values, 0.0)
-        slopes = xp.where(xp.expand_dims(kept, axis=-1), slopes, 0.0)
+        values = xp.where(is_counted, values, 0.0)
+        slopes = xp.where(xp.expand_dims(is_counted, axis=-1), slopes, 0.0)
     return reduced(values, slopes, weights, reduction, counts)
 
 
@@ -127,31 +146,35 @@ def softmax_cross_entropy(
 ) -> tuple[Array, Any]:
     """Mean over examples of -Σₖ wₖ pₖ (1 - qₖ)^γ log qₖ, with q = softmax(z), z the logits.
 
-    logits: (..., classes) real. target: (...) integer labels in [0, classes), p being 1
-    at the label; or p itself, (..., classes) in the dtype of the logits. Labels are
-    trusted: `jit` hides their values.
+    PyTorch: `cross_entropy`. Keras: `CategoricalCrossentropy(from_logits=True)`, or the sparse
+    variant for labels.
+
+    logits: (..., classes) real. target: (...) integer labels in [0, classes), for which p is 1 at
+    the label and 0 elsewhere; or p itself, (..., classes) in the dtype of the logits. The classes
+    are along the last axis, unlike in PyTorch. Labels are not checked here, since `jit` hides
+    their values.
 
     label_smoothing
-        ε moves p towards all classes alike: (1 - ε) p + ε / classes (Szegedy et al.,
-        arXiv:1512.00567, sec. 7).
+        ε replaces p by (1 - ε) p + ε / classes (Szegedy et al., arXiv:1512.00567, sec. 7).
     class_weights
-        w, 1 unless given. In the mean an example counts Σₖ wₖ pₖ, with p before it is
-        smoothed: as in PyTorch for labels, and the same for a p that says what a label says.
+        w, by default 1; `weight` in PyTorch. In a mean an example counts Σₖ wₖ pₖ, with p before
+        smoothing. For labels this is PyTorch's mean; a p that is 1 at one class gives the same.
     ignore_index
-        Examples with this label, which need not be a class, count nothing: where all have
-        it the loss is 0.
+        Examples with this label, which need not be a class, do not count. If all examples have
+        it, the loss is 0.
     gamma
-        γ ≥ 0: less is made of what is right already (Lin et al., "Focal Loss for Dense
-        Object Detection", arXiv:1708.02002, eq. 4; their α is a class weight).
+        γ ≥ 0 of the focal loss, which reduces the loss of examples that are already right (Lin et
+        al., "Focal Loss for Dense Object Detection", arXiv:1708.02002, eq. 4). Their α is a class
+        weight.
 
     Gradient
     --------
-    F(q) = (1 - q)^γ log q, whose q F'(q) = (1 - q)^γ - γ q (1 - q)^(γ-1) log q. Since
-    log q / (1 - q) tends to -1 as q does to 1, nothing grows there if (1 - q)^γ is taken out:
+    F(q) = (1 - q)^γ log q, so q F'(q) = (1 - q)^γ - γ q (1 - q)^(γ-1) log q. Since log q / (1 - q)
+    tends to -1 as q tends to 1, all factors stay finite if (1 - q)^γ is factored out:
 
         sₖ = aₖ (1 - qₖ)^γ (1 - γ qₖ log qₖ / (1 - qₖ))        ∂L/∂zⱼ = qⱼ Σₖ sₖ - sⱼ
 
-    For γ = 0, s = a; and where a is 1 at the label and 0 elsewhere, L = -log q there and
+    For γ = 0, s = a. If a is also 1 at the label and 0 elsewhere, L is -log q at the label, and
     ∂L/∂zⱼ = qⱼ - aⱼ.
 
     Raises
@@ -159,7 +182,7 @@ def softmax_cross_entropy(
     TypeError
         If labels are neither integers nor of the dtype of the logits.
     ValueError
-        If an option is out of its bounds, or the shapes do not fit, or hold nothing.
+        If an option is out of its bounds, or the shapes do not match or are empty.
     """
     expect_number("gamma", gamma, 0.0)
     expect_axis(logits, "classes")
@@ -167,23 +190,26 @@ def softmax_cross_entropy(
     log_q = log_softmax(logits)
     q = xp.exp(log_q)
     options = (label_smoothing, class_weights is None, ignore_index, gamma)
+    # the most common case, with fewer operations
     if options == (0.0, True, None, 0.0) and xp.isdtype(target.dtype, "integral"):
         hot = at_label(target, logits)
         values = -xp.sum(xp.where(hot, log_q, 0.0), axis=-1)
         return reduced(values, q - xp.astype(hot, logits.dtype), weights, reduction)
-    a, counts, kept = _wanted(logits, target, label_smoothing, class_weights, ignore_index)
+    a, counts, is_counted = _class_coefficients(
+        logits, target, label_smoothing, class_weights, ignore_index
+    )
     s = a
-    # where a is 0 a logit of -inf must not turn 0 · inf into NaN
+    # for a logit of -inf, log q is -inf, and 0 · inf would be NaN where a is 0
     terms = a * xp.where(a > 0, log_q, 0.0)
     if gamma:
-        rest = -xp.expm1(log_q)
-        ratio = q * xp.where(q > 0, log_q, 0.0) / xp.where(rest > 0, rest, 1.0)
-        modulation = rest**gamma
+        complement = -xp.expm1(log_q)  # 1 - q, also accurate near q = 1
+        ratio = q * xp.where(q > 0, log_q, 0.0) / xp.where(complement > 0, complement, 1.0)
+        modulation = complement**gamma
         s = a * modulation * (1.0 - gamma * ratio)
         terms = modulation * terms
     slopes = q * xp.sum(s, axis=-1, keepdims=True) - s
     values = -xp.sum(terms, axis=-1)
-    return _judged(values, slopes, kept, weights, reduction, counts)
+    return _reduced_counted(values, slopes, is_counted, weights, reduction, counts)
 
 
 @loss_function(check=_check_classes, accuracy=accuracy)
@@ -196,47 +222,47 @@ def negative_log_likelihood(
     ignore_index: int | None = None,
     reduction: str = "mean",
 ) -> tuple[Array, Any]:
-    """Mean over examples of -Σₖ wₖ pₖ yₖ, with y log-probabilities, such as of `LogSoftmax`.
+    """Mean over examples of -Σₖ wₖ pₖ yₖ, where y are log-probabilities, such as of `LogSoftmax`.
 
-    y: (..., classes) real; target and options as in `softmax_cross_entropy`, which takes
-    the logits themselves and loses no digits.
+    y: (..., classes) real. target and options are those of `softmax_cross_entropy`, which takes
+    logits and is more accurate. PyTorch: `nll_loss`.
 
     Gradient
     --------
-    Linear in y: ∂L/∂yₖ = -aₖ with aₖ = wₖ pₖ.
+    The loss is linear in y: ∂L/∂yₖ = -aₖ with aₖ = wₖ pₖ.
 
     Raises
     ------
     TypeError
         If labels are neither integers nor of the dtype of y.
     ValueError
-        If the shapes do not fit, or hold nothing.
+        If the shapes do not match or are empty.
     """
     expect_axis(y, "classes")
-    a, counts, kept = _wanted(y, target, 0.0, class_weights, ignore_index)
+    a, counts, is_counted = _class_coefficients(y, target, 0.0, class_weights, ignore_index)
     xp = namespace(y)
     values = -xp.sum(a * xp.where(a > 0, y, 0.0), axis=-1)
-    return _judged(values, -a, kept, weights, reduction, counts)
+    return _reduced_counted(values, -a, is_counted, weights, reduction, counts)
 
 
 @loss_function(check=_check_distributions, accuracy=accuracy)
 def kl_divergence(
     y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
 ) -> tuple[Array, Any]:
-    """Mean over examples of Σₖ pₖ (log pₖ - yₖ), with y log-probabilities and p the target.
+    """Mean over examples of Σₖ pₖ (log pₖ - yₖ), where y are log-probabilities and p is the target.
 
-    y, target: (..., classes), one shape and real dtype. The mean is that over examples, which
-    PyTorch calls "batchmean"; a class of probability 0 adds nothing. Kullback & Leibler, "On
-    Information and Sufficiency" (1951).
+    y, target: (..., classes), with the same shape and real dtype. A class with pₖ = 0 adds 0. The
+    mean is over examples, as with PyTorch's `kl_div(..., reduction="batchmean")`. Kullback &
+    Leibler, "On Information and Sufficiency" (1951).
 
     Gradient
     --------
-    Linear in y: ∂L/∂yₖ = -pₖ.
+    The loss is linear in y: ∂L/∂yₖ = -pₖ.
 
     Raises
     ------
     ValueError
-        If y and target differ in shape or dtype, or hold nothing.
+        If y and target differ in shape or dtype, or are empty.
     """
     expect_alike(y, target)
     expect_axis(y, "classes")
@@ -247,10 +273,11 @@ def kl_divergence(
 
 
 def _check_probabilities(target: Array, shape: Shape) -> None:
+    """Raise unless targets are in [0, 1]."""
     check_numbers(target, shape)
-    bad = first_true((target < 0) | (target > 1))
-    if bad is not None:
-        raise ValueError(f"expected targets in [0, 1], but target{list(bad)} is {target[bad]}")
+    index = first_true((target < 0) | (target > 1))
+    if index is not None:
+        raise ValueError(f"expected targets in [0, 1], but target{list(index)} is {target[index]}")
 
 
 @loss_function(check=_check_probabilities, accuracy=binary_accuracy)
@@ -262,13 +289,16 @@ def binary_cross_entropy(
     positive_weight: float | tuple[float, ...] = 1.0,
     reduction: str = "mean",
 ) -> tuple[Array, Any]:
-    """Mean of -w t log σ(z) - (1 - t) log σ(-z) over every element, with z the logits.
+    """Mean of -w t log σ(z) - (1 - t) log σ(-z) over all elements, with logits z and targets t.
 
-    logits, target: any one shape and real dtype; targets in [0, 1], which is trusted.
-    positive_weight: w, one number, or one for each place along the last axis.
+    PyTorch: `binary_cross_entropy_with_logits`. Keras: `BinaryCrossentropy(from_logits=True)`.
 
-    -log σ(z) is log(1 + exp(-z)) = max(-z, 0) + log(1 + exp(-|z|)), which neither overflows
-    nor cancels, and so with the first of each in turn
+    logits, target: the same shape, which may be any, and the same real dtype. Targets are in
+    [0, 1], which is not checked here. positive_weight: w, one number, or a tuple with one for each
+    entry of the last axis; `pos_weight` in PyTorch.
+
+    -log σ(z) = log(1 + exp(-z)) = max(-z, 0) + log(1 + exp(-|z|)), which neither overflows nor
+    cancels. Applied to both terms,
 
         L = (1 - t) max(z, 0) + w t max(-z, 0) + (1 - t + w t) log(1 + exp(-|z|))
 
@@ -278,25 +308,31 @@ def binary_cross_entropy(
 
         ∂L/∂z = (1 - t) σ(z) - w t σ(-z)
 
-    which for w = 1 is σ(z) - t (Bishop, PRML, eq. 4.91), with the digits of both tails: the
-    σ of |z| is 1 / (1 + exp(-|z|)), that of -|z| is exp(-|z|) / (1 + exp(-|z|)).
+    which for w = 1 is σ(z) - t (Bishop, PRML, eq. 4.91). For full precision in both tails,
+    σ(|z|) = 1 / (1 + exp(-|z|)) and σ(-|z|) = exp(-|z|) / (1 + exp(-|z|)).
 
     Raises
     ------
     ValueError
-        If logits and target differ in shape or dtype, or hold nothing, or a weight is
-        negative, or they are not as many as the last axis is long.
+        If logits and target differ in shape or dtype or are empty, or if a weight is negative, or
+        if their number is not the length of the last axis.
     """
     expect_alike(logits, target)
     xp = namespace(logits)
-    negative, positive = 1.0 - target, target
+    negative = 1.0 - target  # 1 - t
+    positive = target  # w t
     if isinstance(positive_weight, tuple):
         positive = _along_classes("positive_weight", positive_weight, logits) * target
     else:
         expect_number("positive_weight", positive_weight, low=0.0)
-        positive = positive_weight * target if positive_weight != 1.0 else target
-    above, decay = logits > 0, xp.exp(-xp.abs(logits))
-    wrong, right = xp.where(above, negative, -positive), xp.where(above, positive, -negative)
-    far = wrong * xp.where(wrong == 0, 0.0, logits)  # 0 · inf would be NaN
-    values = far + (negative + positive) * xp.log1p(decay)
-    return reduced(values, (wrong - right * decay) / (1.0 + decay), weights, reduction)
+        if positive_weight != 1.0:
+            positive = positive_weight * target
+    # With d = exp(-|z|), the slope is ((1 - t) - w t d) / (1 + d) for z > 0
+    # and (-w t + (1 - t) d) / (1 + d) for z ≤ 0: one formula, (outer - inner · d) / (1 + d).
+    is_positive = logits > 0
+    decay = xp.exp(-xp.abs(logits))
+    outer = xp.where(is_positive, negative, -positive)
+    inner = xp.where(is_positive, positive, -negative)
+    linear = outer * xp.where(outer == 0, 0.0, logits)  # 0 · inf would be NaN
+    values = linear + (negative + positive) * xp.log1p(decay)
+    return reduced(values, (outer - inner * decay) / (1.0 + decay), weights, reduction)

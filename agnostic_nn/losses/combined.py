@@ -1,4 +1,4 @@
-"""Combined: one loss out of several, and weights that follow a schedule."""
+"""Losses made of other losses: weighted sums, and weights that follow a schedule."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from ..core.trees import tree_map
 from ..metrics import finish_of, finished_by
 from .base import (
     BatchLoss,
+    Divisor,
     Loss,
     Term,
     batch_loss,
@@ -26,10 +27,10 @@ Weight = float | Callable[[Array], Array]
 
 
 class _Combined:
-    """A loss made of other losses; a subclass computes it in `with_divisor`."""
+    """Base class of losses made of other losses, computed by `with_divisor`."""
 
-    def with_divisor(self, y: Any, target: Any, weights: Any = None, **now: Any) -> BatchLoss:
-        """Return the loss with the divisors of its means. now: `step` and `context`."""
+    def with_divisor(self, y: Any, target: Any, weights: Any = None, **keywords: Any) -> BatchLoss:
+        """Return the loss with its divisor (see `BatchLoss`). keywords: `step` and `context`."""
         raise NotImplementedError
 
     def __call__(
@@ -43,8 +44,8 @@ class _Combined:
     ) -> tuple[Array, Any]:
         """Return the loss, and dy nested like y.
 
-        step: how many steps have been taken, a 0-d array, for weights that follow a schedule.
-        context: for losses that take it.
+        step: the number of steps taken, a 0-d array, for weights that follow a schedule.
+        context: passed on to losses that take it.
         """
         result = self.with_divisor(y, target, weights, step=step, context=context)
         return result.value, result.dy
@@ -52,14 +53,16 @@ class _Combined:
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
 class Losses(_Combined):
-    """Σₙ wₙ Lₙ(y[n], target[n]) over outputs n by name, each with a loss of its own.
+    """Σₙ wₙ Lₙ(y[n], target[n]) over named outputs n with one loss each.
 
-    Losses(label=softmax_cross_entropy, box=huber, weights={"box": 2.0}); a loss weighs 1
-    unless `weights` say otherwise. A weight may follow a schedule, a function of the number of
-    steps taken: weights={"kl": schedules.Linear(0.0, 1.0, steps=1000)}. It is a loss like others:
-    y and target are dicts of these names, weights of examples are shared by all, or a dict for
-    those that have any. For an output that is called "losses" or "weights" pass a dict of losses
-    first.
+        Losses(label=softmax_cross_entropy, box=huber, weights={"box": 2.0})
+
+    The default weight wₙ is 1. A weight may follow a schedule, a function of the number of steps
+    taken: weights={"kl": schedules.Linear(0.0, 1.0, steps=1000)}.
+
+    The result is itself a loss. y and target are dicts with these names. Weights of examples are
+    one array for all losses, or a dict with an array for each loss that has weights. If an output
+    is called "losses" or "weights", pass a dict of losses as the first argument.
 
     Gradient
     --------
@@ -68,11 +71,11 @@ class Losses(_Combined):
     Raises
     ------
     TypeError
-        If one of the losses is no function, or one of the weights no number and no schedule.
+        If a loss is not a function, or a weight is neither a number nor a function.
     ValueError
-        If there is no loss, a weight is negative or for an output that has no loss; or, when
-        called, if y or target are not dicts of these names, or there is no `step` and a weight
-        follows a schedule.
+        If no loss is passed, if a weight is negative, or if there is a weight for an output
+        without a loss. When called: if y or target is not a dict with these names, or if a weight
+        follows a schedule and there is no `step`.
     """
 
     losses: tuple[tuple[str, Loss], ...]
@@ -85,46 +88,51 @@ class Losses(_Combined):
         weights: Mapping[str, Weight] | tuple[tuple[str, Weight], ...] = (),
         **named: Loss,
     ) -> None:
-        found, weighed = _by_output("losses", losses) | named, _by_output("weights", weights)
-        expect(len(found) > 0, "expected at least one loss")
-        unknown = sorted(weighed.keys() - found.keys())
-        expect(not unknown, "weights for {}, but losses for {}", unknown, sorted(found))
-        for name, loss in found.items():
+        losses_by_name = _by_output("losses", losses) | named
+        weights_by_name = _by_output("weights", weights)
+        expect(len(losses_by_name) > 0, "expected at least one loss")
+        names = sorted(losses_by_name)
+        unknown = sorted(weights_by_name.keys() - losses_by_name.keys())
+        expect(not unknown, "weights for {}, but losses for {}", unknown, names)
+        for name, loss in losses_by_name.items():
             expect_function(f"the loss of {name}", loss, "y, target", also="context")
-            _expect_weight(f"the weight of {name}", weighed.get(name, 1.0))
-        names = sorted(found)
-        object.__setattr__(self, "losses", tuple([(name, found[name]) for name in names]))
-        object.__setattr__(self, "weights", tuple([(n, weighed.get(n, 1.0)) for n in names]))
+            _expect_weight(f"the weight of {name}", weights_by_name.get(name, 1.0))
+        loss_pairs = [(name, losses_by_name[name]) for name in names]
+        weight_pairs = [(name, weights_by_name.get(name, 1.0)) for name in names]
+        object.__setattr__(self, "losses", tuple(loss_pairs))
+        object.__setattr__(self, "weights", tuple(weight_pairs))
 
     def takes_keyword(self, name: str) -> bool:
-        """Whether one of the losses takes `name`, or for "step" a weight follows a schedule."""
+        """Return whether a step passes `name`: "step" for a schedule, or what a loss takes."""
         scheduled = name == "step" and any(callable(weight) for _, weight in self.weights)
         return scheduled or any(takes_keyword(loss, name) for _, loss in self.losses)
 
-    def with_divisor(self, y: Any, target: Any, weights: Any = None, **now: Any) -> BatchLoss:
-        """Return the weighted sum of all losses with one term for each: see `BatchLoss`."""
+    def with_divisor(self, y: Any, target: Any, weights: Any = None, **keywords: Any) -> BatchLoss:
+        """Return the weighted sum of all losses with one term each (see `BatchLoss`)."""
         names = [name for name, _ in self.losses]
         _expect_named(y, target, names)
-        total, dy = None, {}
+        total: Any = None
+        dy = {}
         terms: list[Term] = []
-        found, shared = {}, []
+        results = {}
+        example_weights = []
         for (name, loss), (_, weight) in zip(self.losses, self.weights, strict=True):
-            own = weights.get(name) if isinstance(weights, dict) else weights
-            part = batch_loss(loss, y[name], target[name], own, **now)
-            found[name] = part
-            shared.append(own)
-            shape = part.value.shape
-            expect(part.value.ndim == 0, "the loss of {} is of shape {}: reduce it", name, shape)
-            weight = _at(f"the weight of {name}", weight, now.get("step"), part.value)
-            value = weight * part.value
+            own_weights = weights.get(name) if isinstance(weights, dict) else weights
+            example_weights.append(own_weights)
+            result = batch_loss(loss, y[name], target[name], own_weights, **keywords)
+            results[name] = result
+            shape = result.value.shape
+            expect(result.value.ndim == 0, "the loss of {} is of shape {}: reduce it", name, shape)
+            weight = _weight_at(f"the weight of {name}", weight, keywords.get("step"), result.value)
+            value = weight * result.value
             total = value if total is None else total + value
-            terms += _weighed(part, value, weight, (name,))
-            dy[name] = tree_map(lambda leaf, weight=weight: weight * leaf, part.dy)
-        alike = all(own is shared[0] for own in shared)
-        return BatchLoss(total, dy, tuple(terms), *_joined(found, alike))
+            terms += _weighted_terms(result, value, weight, (name,))
+            dy[name] = tree_map(lambda leaf, weight=weight: weight * leaf, result.dy)
+        same_weights = all(each is example_weights[0] for each in example_weights)
+        return BatchLoss(total, dy, tuple(terms), *_common_divisor(results, same_weights))
 
     def check(self, target: dict, shape: dict) -> None:
-        """Refuse a target on the host as each of the losses does its own."""
+        """Run the target check of each loss on the host."""
         names = [name for name, _ in self.losses]
         expect(isinstance(shape, dict), "expected outputs {}, got one of shape {}", names, shape)
         _expect_named(shape, target, names)
@@ -145,22 +153,28 @@ class Losses(_Combined):
     def __repr__(self) -> str:
         named = [f"{name}={describe_loss(loss)}" for name, loss in self.losses]
         weights = {name: weight for name, weight in self.weights if weight != 1.0}
-        return f"Losses({', '.join([*named, *([f'weights={weights}'] if weights else [])])})"
+        if weights:
+            named.append(f"weights={weights}")
+        return f"Losses({', '.join(named)})"
 
     def __eq__(self, other: object) -> bool:
-        return _plain(self) == _plain(other) if isinstance(other, Losses) else NotImplemented
+        if not isinstance(other, Losses):
+            return NotImplemented
+        return _comparison_key(self) == _comparison_key(other)
 
     def __hash__(self) -> int:
-        return hash(_plain(self))
+        return hash(_comparison_key(self))
 
 
 @dataclass(frozen=True)
 class Weighted(_Combined):
     """w · L(y, target), a loss times a number or a schedule.
 
-    Weighted(mean_squared_error, schedules.Linear(0.0, 1.0, steps=1000)): the weight of a step is
-    that of its number, the steps that a `Trainer` took before. Validation and `evaluate` take the
-    weight of the current step. For several outputs see the `weights` of `Losses`.
+        Weighted(mean_squared_error, schedules.Linear(0.0, 1.0, steps=1000))
+
+    A schedule is a function of the number of steps that a `Trainer` took before. Validation and
+    `evaluate` use the weight of the current step. For several outputs see the `weights` of
+    `Losses`.
 
     Gradient
     --------
@@ -169,9 +183,9 @@ class Weighted(_Combined):
     Raises
     ------
     TypeError
-        If the loss is not a function, or the weight neither a number nor a function.
+        If the loss is not a function, or the weight is neither a number nor a function.
     ValueError
-        If the weight is negative; or, when called, if it follows a schedule and there is no
+        If the weight is negative. When called: if the weight follows a schedule and there is no
         `step`.
     """
 
@@ -186,14 +200,14 @@ class Weighted(_Combined):
         """Return whether a step passes `name`: "step" for a schedule, or what the loss takes."""
         return (name == "step" and callable(self.weight)) or takes_keyword(self.loss, name)
 
-    def with_divisor(self, y: Any, target: Any, weights: Any = None, **now: Any) -> BatchLoss:
-        """Return the weighted loss with the divisor of its mean: see `BatchLoss`."""
-        part = batch_loss(self.loss, y, target, weights, **now)
-        weight = _at("the weight", self.weight, now.get("step"), part.value)
-        value = weight * part.value
-        dy = tree_map(lambda leaf: weight * leaf, part.dy)
-        terms = tuple(_weighed(part, value, weight, ()))
-        return BatchLoss(value, dy, terms, part.divisor, part.ratio, part.unequal)
+    def with_divisor(self, y: Any, target: Any, weights: Any = None, **keywords: Any) -> BatchLoss:
+        """Return the weighted loss with its divisor (see `BatchLoss`)."""
+        result = batch_loss(self.loss, y, target, weights, **keywords)
+        weight = _weight_at("the weight", self.weight, keywords.get("step"), result.value)
+        value = weight * result.value
+        dy = tree_map(lambda leaf: weight * leaf, result.dy)
+        terms = tuple(_weighted_terms(result, value, weight, ()))
+        return BatchLoss(value, dy, terms, result.divisor, result.ratio, result.unequal)
 
     @property
     def check(self) -> Callable | None:
@@ -217,8 +231,8 @@ def _expect_weight(name: str, weight: Any) -> None:
         expect_number(name, weight, low=0.0)
 
 
-def _at(name: str, weight: Weight, step: Array | None, like: Array) -> Any:
-    """The weight at `step`: a number as it is, a schedule's in the dtype of `like`."""
+def _weight_at(name: str, weight: Weight, step: Array | None, like: Array) -> Any:
+    """Return the weight at `step`. That of a schedule has the dtype of `like`."""
     if not callable(weight):
         return weight
     message = (
@@ -229,69 +243,74 @@ def _at(name: str, weight: Weight, step: Array | None, like: Array) -> Any:
     return xp.astype(weight(xp.astype(step, like.dtype)), like.dtype)
 
 
-def _weighed(part, value, weight, path):
-    """Return the terms of the part at `path` times its weight; their sum is `value`."""
-    if len(part.terms) == 1:
-        only = part.terms[0]
-        return [Term(value, only.divisor, (*path, *only.path))]
-    return [Term(weight * t.value, t.divisor, (*path, *t.path)) for t in part.terms]
+def _weighted_terms(
+    result: BatchLoss, value: Array, weight: Any, path: tuple[str, ...]
+) -> list[Term]:
+    """Return the terms of a loss of the output at `path` times its weight; their sum is `value`."""
+    if len(result.terms) == 1:
+        term = result.terms[0]
+        return [Term(value, term.divisor, (*path, *term.path))]
+    return [Term(weight * term.value, term.divisor, (*path, *term.path)) for term in result.terms]
 
 
-def _joined(parts, alike):
-    """The divisor of several losses together, its ratio, and why there is none.
+def _common_divisor(
+    results: dict[str, BatchLoss], same_weights: bool
+) -> tuple[Divisor, float | None, str]:
+    """Return `divisor`, `ratio` and `unequal` of the sum of several losses (see `BatchLoss`).
 
-    Divisors that shapes fix, times the same weights, keep their ratios from batch to batch.
-    So one stands for all of them: their own if they are equal, otherwise the sum of the
-    weights, or the number of examples. All divisors None make None.
+    If all divisors are fixed multiples of the sum of the same weights, their ratios do not change
+    from batch to batch, and one divisor serves all: their own if they are equal, otherwise the sum
+    of the weights, or the number of examples. If all divisors are None, so is the result.
     """
-    found = list(parts.values())
-    first = found[0]
-    reasons = [part.unequal for part in found if part.unequal]
-    if reasons or len(found) == 1:
+    losses = list(results.values())
+    first = losses[0]
+    reasons = [loss.unequal for loss in losses if loss.unequal]
+    if reasons or len(losses) == 1:
         return first.divisor, first.ratio, reasons[0] if reasons else ""
-    if all(part.divisor is None for part in found):
+    if all(loss.divisor is None for loss in losses):
         return None, None, ""
-    ratios = {part.ratio for part in found}
-    if None in ratios or not alike:
-        return None, None, " and ".join(parts)
+    ratios = {loss.ratio for loss in losses}
+    if first.ratio is None or None in ratios or not same_weights:
+        return None, None, " and ".join(results)
     if len(ratios) == 1:
         return first.divisor, first.ratio, ""
     return first.divisor / first.ratio, 1.0, ""
 
 
-def _by_output(name: str, given: Any) -> dict[str, Any]:
-    """What is given by the name of an output, as a dict; pairs, as they are stored, will do."""
-    if isinstance(given, tuple) and all(isinstance(x, tuple) and len(x) == 2 for x in given):
-        given = dict(given)
-    if not isinstance(given, Mapping):
+def _by_output(name: str, entries: Any) -> dict[str, Any]:
+    """Return a mapping from names of outputs, or a tuple of pairs as the fields hold, as a dict."""
+    if isinstance(entries, tuple) and all(isinstance(x, tuple) and len(x) == 2 for x in entries):
+        entries = dict(entries)
+    if not isinstance(entries, Mapping):
         raise TypeError(
-            f"expected {name} as a dict by the names of outputs, got {described(given)}"
+            f"expected {name} as a dict by the names of outputs, got {described(entries)}"
         )
-    return dict(given)
+    return dict(entries)
 
 
-def _of_output(metric, name):
-    """A metric of the one output that is called `name`."""
+def _of_output(metric: Callable, name: str) -> Callable:
+    """Return a metric of all outputs that computes `metric` of the output called `name`."""
 
     @finished_by(finish_of(metric))
-    def found(y, target):
+    def output_metric(y: Any, target: Any) -> Array:
         return metric(y[name], target[name])
 
-    return found
+    return output_metric
 
 
 def _expect_named(y: Any, target: Any, names: list[str]) -> None:
-    """Raise unless outputs, or their shapes, and targets are dicts of these names."""
+    """Raise unless outputs, or their shapes, and targets are dicts with these names."""
     for what, tree in {"outputs": y, "targets": target}.items():
-        is_named = isinstance(tree, dict)
-        found = sorted(tree) if is_named else type(tree).__name__
-        expect(is_named and found == names, "expected {} {}, got {}", what, names, found)
+        is_dict = isinstance(tree, dict)
+        actual = sorted(tree) if is_dict else type(tree).__name__
+        expect(is_dict and actual == names, "expected {} {}, got {}", what, names, actual)
 
 
-def _plain(thing):
-    """What two equal sums of losses share: a `partial` is only ever equal to itself."""
-    if isinstance(thing, Losses):
-        return thing.weights, tuple([(name, _plain(loss)) for name, loss in thing.losses])
-    if isinstance(thing, partial):
-        return thing.func, thing.args, tuple(sorted(thing.keywords.items()))
-    return thing
+def _comparison_key(loss: Any) -> Any:
+    """Return what two equal losses have in common; Python never treats two `partial` as equal."""
+    if isinstance(loss, Losses):
+        pairs = [(name, _comparison_key(each)) for name, each in loss.losses]
+        return loss.weights, tuple(pairs)
+    if isinstance(loss, partial):
+        return loss.func, loss.args, tuple(sorted(loss.keywords.items()))
+    return loss

@@ -1,4 +1,4 @@
-"""Likelihood: the negative log of a density at the target, of which y holds the parameters."""
+"""Negative log-likelihoods: y holds the parameters of a distribution of the target."""
 
 import math
 from typing import Any
@@ -12,9 +12,11 @@ __all__ = ["gaussian_nll", "poisson_nll"]
 
 def _check_counts(target: Array, shape: Shape) -> None:
     check_numbers(target, shape)
-    bad = first_true(target < 0)
-    if bad is not None:
-        raise ValueError(f"expected counts of at least 0, but target{list(bad)} is {target[bad]}")
+    index = first_true(target < 0)
+    if index is not None:
+        raise ValueError(
+            f"expected counts of at least 0, but target{list(index)} is {target[index]}"
+        )
 
 
 @loss_function(check=_check_counts)
@@ -28,25 +30,26 @@ def poisson_nll(
     epsilon: float = 1e-8,
     reduction: str = "mean",
 ) -> tuple[Array, Any]:
-    """Mean of λ - t log λ over every element, with rate λ = exp(y), or y unless `log_rate`.
+    """Mean of λ - t log λ over all elements, with λ = exp(y), or λ = y if `log_rate` is False.
 
-    y, target: any one shape and real dtype; targets are counts t ≥ 0. A rate y is trusted
-    to be at least 0, and ε is added to it in the logarithm.
+    y, target: the same shape, which may be any, and the same real dtype. Targets are counts
+    t ≥ 0. If y is the rate λ itself, it must be at least 0, which is not checked, and ε, `epsilon`,
+    is added to it in the logarithm. `log_rate` is PyTorch's `log_input`.
 
-    The Poisson probability of t is λᵗ exp(-λ) / t!, and minus its logarithm is
-    λ - t log λ + log t!. The last term is no matter of y; with `full` Stirling's
-    t log t - t + log(2πt) / 2 stands for it where t > 1, as in PyTorch.
+    The Poisson probability of t is λᵗ exp(-λ) / t!, and its negative logarithm is
+    λ - t log λ + log t!. The last term does not depend on y and is omitted by default. With `full`
+    it is Stirling's approximation t log t - t + log(2πt) / 2 where t > 1, as in PyTorch.
 
     Gradient
     --------
     dλ/dy = λ if λ = exp(y), so
 
-        ∂L/∂y = exp(y) - t        or, of a rate,        ∂L/∂y = 1 - t / (y + ε)
+        ∂L/∂y = exp(y) - t        or, if y is the rate,        ∂L/∂y = 1 - t / (y + ε)
 
     Raises
     ------
     ValueError
-        If ε is not positive, or if y and target differ in shape or dtype, or hold nothing.
+        If ε is not positive, or if y and target differ in shape or dtype, or are empty.
     """
     expect_flag("log_rate", log_rate)
     expect_flag("full", full)
@@ -55,15 +58,15 @@ def poisson_nll(
     xp = namespace(y)
     if log_rate:
         rate = xp.exp(y)
-        # past the largest number exp(y) wins over t y, and inf - inf would be NaN
+        # if exp(y) overflows, the loss is infinite, but inf - t · y could be NaN
         values = rate - target * xp.where(xp.isfinite(rate), y, 0.0)
         slopes = rate - target
     else:
         values = y - target * xp.log(y + epsilon)
         slopes = 1.0 - target / (y + epsilon)
     if full:
-        many = xp.maximum(target, 1.0)
-        stirling = many * xp.log(many) - many + 0.5 * xp.log(2.0 * math.pi * many)
+        count = xp.maximum(target, 1.0)
+        stirling = count * xp.log(count) - count + 0.5 * xp.log(2.0 * math.pi * count)
         values = values + xp.where(target > 1.0, stirling, 0.0)
     return reduced(values, slopes, weights, reduction)
 
@@ -85,11 +88,12 @@ def gaussian_nll(
     epsilon: float = 1e-6,
     reduction: str = "mean",
 ) -> tuple[Array, Any]:
-    """Mean of (log v + (t - μ)² / v) / 2 over every element, with v = max(variance, ε).
+    """Mean of (log v + (t - μ)² / v) / 2 over all elements, with v = max(variance, ε).
 
-    y: {"mean": μ, "variance": …}, or a tuple of the two; target: all three of one shape and
-    real dtype. Nix & Weigend, "Estimating the Mean and Variance of the Target Probability
-    Distribution" (1994). The constant log(2π) / 2 is left out; `full` adds it.
+    y: {"mean": μ, "variance": …}, or a tuple of the two. Means, variances and the target t have
+    the same shape and real dtype. ε is `epsilon`, PyTorch's `eps`. The constant log(2π) / 2 is
+    omitted; `full` adds it. Nix & Weigend, "Estimating the Mean and Variance of the Target
+    Probability Distribution" (1994).
 
     Gradient
     --------
@@ -97,14 +101,14 @@ def gaussian_nll(
 
         ∂L/∂μ = e / v        ∂L/∂v = (1 / v - e² / v²) / 2 = (1 - e² / v) / (2 v)
 
-    A variance below ε has the slope at ε, not the 0 of a constant: as in PyTorch, where it
-    has fallen too low it can rise again.
+    A variance below ε gets the slope at ε instead of 0, as in PyTorch, so that training can
+    increase it again.
 
     Raises
     ------
     ValueError
         If ε is not positive, or if means, variances and target differ in shape or dtype, or
-        hold nothing.
+        are empty.
     """
     expect_flag("full", full)
     expect_positive("epsilon", epsilon)
@@ -117,5 +121,6 @@ def gaussian_nll(
     values = 0.5 * (xp.log(variance) + error * scaled)
     if full:
         values = values + 0.5 * math.log(2.0 * math.pi)
-    spread = 0.5 * (1.0 - error * scaled) / variance
-    return reduced(values, nested_like(y, _NORMAL, scaled, spread), weights, reduction)
+    variance_slope = 0.5 * (1.0 - error * scaled) / variance
+    slopes = nested_like(y, _NORMAL, scaled, variance_slope)
+    return reduced(values, slopes, weights, reduction)

@@ -1,10 +1,10 @@
-"""Margin: losses that are 0 where the answer is right by a margin.
+"""Margin losses, which are 0 if the prediction is right by a margin.
 
-Each is max(0, g) of a gap g that is linear in y, or a power of it, so that by the chain rule
+Each is max(0, g) or max(0, g)² with a gap g that is linear in y. By the chain rule
 
     ∂max(0, g)/∂y = [g > 0] ∂g/∂y        ∂max(0, g)²/∂y = 2 max(0, g) ∂g/∂y
 
-and at the kink, g = 0, the slope is 0.
+At the kink, g = 0, the slope is 0.
 """
 
 from typing import Any
@@ -17,8 +17,8 @@ from .base import check_labels, check_signs, expect_alike, loss_function, one_ho
 __all__ = ["hinge", "multi_class_margin", "squared_hinge"]
 
 
-def _shortfall(y, target):
-    """max(0, 1 - t y): how much the answer lacks."""
+def _shortfall(y: Array, target: Array) -> Array:
+    """Return max(0, 1 - t y), by how much y misses the margin."""
     expect_alike(y, target)
     return namespace(y).maximum(1.0 - target * y, 0.0)
 
@@ -27,10 +27,10 @@ def _shortfall(y, target):
 def hinge(
     y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
 ) -> tuple[Array, Any]:
-    """Mean of max(0, 1 - t y) over every element, the targets t being -1 or 1.
+    """Mean of max(0, 1 - t y) over all elements, with targets t of -1 or 1.
 
-    y, target: any one shape and real dtype. Cortes & Vapnik, "Support-Vector Networks"
-    (1995).
+    y, target: the same shape, which may be any, and the same real dtype. Cortes & Vapnik,
+    "Support-Vector Networks" (1995).
 
     Gradient
     --------
@@ -39,7 +39,7 @@ def hinge(
     Raises
     ------
     ValueError
-        If y and target differ in shape or dtype, or hold nothing.
+        If y and target differ in shape or dtype, or are empty.
     """
     short = _shortfall(y, target)
     return reduced(short, -target * namespace(y).sign(short), weights, reduction)
@@ -49,9 +49,9 @@ def hinge(
 def squared_hinge(
     y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
 ) -> tuple[Array, Any]:
-    """Mean of max(0, 1 - t y)² over every element, the targets t being -1 or 1.
+    """Mean of max(0, 1 - t y)² over all elements, with targets t of -1 or 1.
 
-    y, target: any one shape and real dtype.
+    y, target: the same shape, which may be any, and the same real dtype.
 
     Gradient
     --------
@@ -60,7 +60,7 @@ def squared_hinge(
     Raises
     ------
     ValueError
-        If y and target differ in shape or dtype, or hold nothing.
+        If y and target differ in shape or dtype, or are empty.
     """
     short = _shortfall(y, target)
     return reduced(short * short, -2.0 * target * short, weights, reduction)
@@ -78,24 +78,25 @@ def multi_class_margin(
 ) -> tuple[Array, Any]:
     """Mean over examples of Σₖ max(0, m - y_t + yₖ)ᵖ / classes, over the classes k ≠ t.
 
-    y: (..., classes) real; target: (...) integer labels t in [0, classes), which is trusted;
-    m the `margin`, p the `power`, 1 or 2. The machine of Weston & Watkins ("Support Vector
-    Machines for Multi-Class Pattern Recognition", 1999), divided by the classes as in PyTorch.
+    y: (..., classes) real; target: (...) integer labels t in [0, classes), which are not checked
+    here; m is the `margin`, and p is the `power`, 1 or 2. Weston & Watkins, "Support Vector
+    Machines for Multi-Class Pattern Recognition" (1999), divided by the number of classes as in
+    PyTorch's `multi_margin_loss`.
 
     Gradient
     --------
-    g = m - y_t + yₖ rises with yₖ and falls with y_t. With hₖ the outer slope of class k,
-    [gₖ > 0] or 2 max(0, gₖ), by the classes, and h_t = 0:
+    gₖ = m - y_t + yₖ has the slope 1 by yₖ and -1 by y_t. With hₖ = [gₖ > 0] / classes for p = 1,
+    hₖ = 2 max(0, gₖ) / classes for p = 2, and h_t = 0,
 
         ∂L/∂yₖ = hₖ        ∂L/∂y_t = -Σₖ hₖ
 
     Raises
     ------
     ValueError
-        If the margin is not finite, the power another, or the shapes do not fit or hold
-        nothing.
+        If the margin is not finite, the power is neither 1 nor 2, or the shapes do not match or
+        are empty.
     TypeError
-        If labels are no integers.
+        If labels are not integers.
     """
     expect_number("margin", margin)
     expect(type(power) is int and power in (1, 2), "expected a power of 1 or 2, got {}", power)
@@ -104,8 +105,8 @@ def multi_class_margin(
     if not xp.isdtype(target.dtype, "integral"):
         raise TypeError(f"expected integer labels, got {target.dtype}")
     picks = one_hot(target, y)
-    own = xp.sum(xp.where(picks > 0, y, 0.0), axis=-1, keepdims=True)
-    gap = xp.where(picks > 0, 0.0, xp.maximum(margin - own + y, 0.0))
+    y_label = xp.sum(xp.where(picks > 0, y, 0.0), axis=-1, keepdims=True)
+    gap = xp.where(picks > 0, 0.0, xp.maximum(margin - y_label + y, 0.0))
     share = 1.0 / y.shape[-1]
     values = xp.sum(gap if power == 1 else gap * gap, axis=-1) * share
     slopes = (xp.sign(gap) if power == 1 else 2.0 * gap) * share

@@ -1,11 +1,11 @@
-"""Regression: losses of the error of each element, e = y - t.
+"""Regression losses, functions of the error of each element, e = y - t.
 
-Each is Σ f(e) over elements before its reduction, and since ∂e/∂y = 1,
+Before reduction a loss is f(e) for each element. Since ∂e/∂y = 1,
 
     ∂L/∂yᵢ = f'(eᵢ)
 
-so a loss of this family states f and f'. y, target: any one shape and real dtype; without
-reduction there is one value per element.
+so each loss here is defined by f and f'. y and target have the same shape, which may be any, and
+the same real dtype. With reduction="none" there is one value per element.
 """
 
 import math
@@ -22,7 +22,9 @@ __all__ = ["huber", "log_cosh", "mean_absolute_error", "mean_squared_error"]
 def mean_squared_error(
     y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
 ) -> tuple[Array, Any]:
-    """Mean of (y - t)² over every element.
+    """Mean of (y - t)² over all elements, t being the target.
+
+    PyTorch: `mse_loss`.
 
     Gradient
     --------
@@ -31,7 +33,7 @@ def mean_squared_error(
     Raises
     ------
     ValueError
-        If y and target differ in shape or dtype, or hold nothing.
+        If y and target differ in shape or dtype, or are empty.
     """
     expect_alike(y, target)
     error = y - target
@@ -42,16 +44,18 @@ def mean_squared_error(
 def mean_absolute_error(
     y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
 ) -> tuple[Array, Any]:
-    """Mean of |y - t| over every element.
+    """Mean of |y - t| over all elements, t being the target.
+
+    PyTorch: `l1_loss`.
 
     Gradient
     --------
-    f(e) = |e|, so f'(e) = sign e, and at the kink f'(0) = 0.
+    f(e) = |e|, so f'(e) = sign e. At the kink f'(0) = 0.
 
     Raises
     ------
     ValueError
-        If y and target differ in shape or dtype, or hold nothing.
+        If y and target differ in shape or dtype, or are empty.
     """
     expect_alike(y, target)
     xp = namespace(y)
@@ -68,52 +72,57 @@ def huber(
     delta: float = 1.0,
     reduction: str = "mean",
 ) -> tuple[Array, Any]:
-    """Mean of e²/2 where |e| ≤ δ, else of δ (|e| - δ/2): a parabola with straight arms.
+    """Mean of e²/2 where |e| ≤ δ and of δ (|e| - δ/2) elsewhere, with e = y - t and δ = `delta`.
 
-    Huber, "Robust Estimation of a Location Parameter" (1964).
+    t is the target. Huber, "Robust Estimation of a Location Parameter" (1964). PyTorch:
+    `huber_loss`.
 
     Gradient
     --------
-    f' is e on the parabola and ±δ on the arms: with c = clip(e, -δ, δ), both are
+    f'(e) is e where |e| ≤ δ and ±δ elsewhere. With c = clip(e, -δ, δ), both cases are
 
         f(e) = c (e - c/2)        f'(e) = c
 
     Raises
     ------
     ValueError
-        If δ is not positive, or if y and target differ in shape or dtype, or hold nothing.
+        If δ is not positive, or if y and target differ in shape or dtype, or are empty.
     """
     expect_positive("delta", delta)
     expect_alike(y, target)
     error = y - target
-    near = namespace(y).clip(error, -delta, delta)
-    return reduced(near * (error - 0.5 * near), near, weights, reduction)
+    clipped = namespace(y).clip(error, -delta, delta)
+    return reduced(clipped * (error - 0.5 * clipped), clipped, weights, reduction)
 
 
 @loss_function(check=check_numbers)
 def log_cosh(
     y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
 ) -> tuple[Array, Any]:
-    """Mean of log cosh(y - t): near e²/2 for small errors, |e| - log 2 for large ones.
+    """Mean of log cosh(y - t) over all elements, t being the target.
+
+    It is close to e²/2 for small errors e = y - t, and to |e| - log 2 for large ones.
 
     Gradient
     --------
     f'(e) = sinh e / cosh e = tanh e.
 
     cosh e = (1 + exp(-2|e|)) exp|e| / 2, so log cosh e = |e| + log(1 + exp(-2|e|)) - log 2,
-    where nothing overflows. Near 0 that would cancel, and cosh² = 1 + sinh² gives
-    log(1 + sinh² e) / 2 instead.
+    which does not overflow. Near 0 its terms would cancel. There the code uses cosh² = 1 + sinh²,
+    which gives log(1 + sinh² e) / 2.
 
     Raises
     ------
     ValueError
-        If y and target differ in shape or dtype, or hold nothing.
+        If y and target differ in shape or dtype, or are empty.
     """
     expect_alike(y, target)
     xp = namespace(y)
     error = y - target
-    size = xp.abs(error)
-    sinh = xp.sinh(xp.minimum(size, 1.0))
-    far = size + xp.log1p(xp.exp(-2.0 * size)) - math.log(2.0)
-    values = xp.where(size < 1.0, 0.5 * xp.log1p(sinh * sinh), far)
+    magnitude = xp.abs(error)
+    # limited to 1, so that it does not overflow where it is not used
+    sinh = xp.sinh(xp.minimum(magnitude, 1.0))
+    small = 0.5 * xp.log1p(sinh * sinh)
+    large = magnitude + xp.log1p(xp.exp(-2.0 * magnitude)) - math.log(2.0)
+    values = xp.where(magnitude < 1.0, small, large)
     return reduced(values, xp.tanh(error), weights, reduction)

@@ -1,10 +1,10 @@
-"""Similarity: losses of the angles and distances between vectors, along the last axis.
+"""Losses of the angles and distances between vectors along the last axis.
 
-Their derivatives rest on one: as ‖v‖² = Σ vᵢ², 2 ‖v‖ ∂‖v‖/∂vᵢ = 2 vᵢ, and so
+All derivatives follow from that of the norm. Since ‖v‖² = Σ vᵢ², 2 ‖v‖ ∂‖v‖/∂vᵢ = 2 vᵢ, so
 
     ∂‖v‖/∂v = v / ‖v‖ = v̂
 
-the direction of v. A vector of length 0 has none: there v̂ is 0, and so is every slope.
+the direction of v. For a vector of length 0, v̂ is defined as 0, and so are all slopes.
 """
 
 from typing import Any
@@ -24,8 +24,8 @@ from .base import (
 __all__ = ["cosine_distance", "cosine_embedding", "triplet_margin"]
 
 
-def _polar(v):
-    """‖v‖, with an axis of length 1, and v̂; squares neither overflow nor vanish."""
+def _polar(v: Array) -> tuple[Array, Array]:
+    """Return ‖v‖, with a last axis of length 1, and v̂, without overflow or underflow of v²."""
     xp = namespace(v)
     largest = xp.max(xp.abs(v), axis=-1, keepdims=True)
     scaled = v / xp.where(largest == 0, 1.0, largest)
@@ -33,15 +33,15 @@ def _polar(v):
     return largest * length, scaled / xp.where(length == 0, 1.0, length)
 
 
-def _turn(direction, length, other, cosine):
-    """∂cos/∂v: v can only turn, and the shorter it is, the faster.
+def _cosine_slope(direction: Array, length: Array, other: Array, cosine: Array) -> Array:
+    """Return ∂cos/∂v for the cosine of v, with its direction and length, and of a direction ŵ.
 
-    cos = v · ŵ / ‖v‖, so by the quotient rule ∂cos/∂v = ŵ / ‖v‖ - (v · ŵ) v̂ / ‖v‖², which
-    is (ŵ - cos v̂) / ‖v‖.
+    cos = v · ŵ / ‖v‖, so by the quotient rule ∂cos/∂v = ŵ / ‖v‖ - (v · ŵ) v̂ / ‖v‖²
+    = (ŵ - cos v̂) / ‖v‖.
     """
     xp = namespace(direction)
-    none = length == 0
-    return xp.where(none, 0.0, other - cosine * direction) / xp.where(none, 1.0, length)
+    is_zero = length == 0
+    return xp.where(is_zero, 0.0, other - cosine * direction) / xp.where(is_zero, 1.0, length)
 
 
 @loss_function(check=check_numbers)
@@ -50,26 +50,27 @@ def cosine_distance(
 ) -> tuple[Array, Any]:
     """Mean over examples of 1 - cos(y, t), with cos(y, t) = Σ yᵢ tᵢ / (‖y‖ ‖t‖).
 
-    y, target: (..., width), one shape and real dtype. With a vector of length 0 the cosine
-    is 0.
+    y and the target t: (..., width), with the same shape and real dtype. If one of the vectors
+    has length 0, the cosine is 0.
 
     Gradient
     --------
-    Of t only the direction counts. By the quotient rule, with ∂‖y‖/∂y = ŷ,
+    Only the direction of t matters. By the quotient rule, with ∂‖y‖/∂y = ŷ,
 
         ∂cos/∂y = (t̂ - cos(y, t) ŷ) / ‖y‖        ∂L/∂y = -∂cos/∂y
 
     Raises
     ------
     ValueError
-        If y and target differ in shape or dtype, or hold nothing.
+        If y and target differ in shape or dtype, or are empty.
     """
     expect_alike(y, target)
     expect_axis(y, "width")
     xp = namespace(y)
-    (length, ours), (_, theirs) = _polar(y), _polar(target)
-    cosine = xp.sum(ours * theirs, axis=-1, keepdims=True)
-    slopes = -_turn(ours, length, theirs, cosine)
+    y_length, y_direction = _polar(y)
+    _, target_direction = _polar(target)
+    cosine = xp.sum(y_direction * target_direction, axis=-1, keepdims=True)
+    slopes = -_cosine_slope(y_direction, y_length, target_direction, cosine)
     return reduced(1.0 - cosine[..., 0], slopes, weights, reduction)
 
 
@@ -77,7 +78,7 @@ _PAIR = ("first", "second")
 
 
 def _check_sides(target: Array, shape: Any) -> None:
-    """A target of -1 or 1 for each pair of vectors."""
+    """Raise unless there is a target of -1 or 1 for each pair of vectors."""
     first = shape["first"] if isinstance(shape, dict) else shape[0]
     check_signs(target, first[:-1])
 
@@ -91,22 +92,23 @@ def cosine_embedding(
     margin: float = 0.0,
     reduction: str = "mean",
 ) -> tuple[Array, Any]:
-    """Mean over pairs of 1 - cos where the target is 1, of max(0, cos - m) where it is -1.
+    """Mean over pairs of 1 - cos if the target is 1, and of max(0, cos - m) if it is -1.
 
-    y: {"first": a, "second": b}, or a tuple of the two, each (..., width) real; target: (...)
-    in the same dtype, 1 for vectors to bring together, -1 for vectors to keep apart, which is
-    trusted; m the `margin`. With a vector of length 0 the cosine is 0.
+    y: {"first": a, "second": b}, or a tuple of the two, each (..., width) real. target: (...) in
+    the same dtype, 1 for vectors that should be similar and -1 for vectors that should not, which
+    is not checked here. m is the `margin`. If one of the vectors has length 0, the cosine is 0.
+    PyTorch: `cosine_embedding_loss`.
 
     Gradient
     --------
-    ∂cos/∂a = (b̂ - cos â) / ‖a‖ as in `cosine_distance`, and alike for b, times ∂L/∂cos, which
-    is -1 where the target is 1, else [cos > m].
+    ∂cos/∂a = (b̂ - cos â) / ‖a‖ as in `cosine_distance`, and in the same way for b. ∂L/∂cos is -1
+    if the target is 1, and [cos > m] if it is -1.
 
     Raises
     ------
     ValueError
-        If the margin is not finite, or the vectors and target do not fit in shape or dtype,
-        or hold nothing.
+        If the margin is not finite, or if the vectors and the target do not match in shape or
+        dtype or are empty.
     """
     expect_number("margin", margin)
     a, b = split_outputs(y, _PAIR)
@@ -114,21 +116,23 @@ def cosine_embedding(
     xp = namespace(a, target)
     expect(target.shape == a.shape[:-1], "pairs {}, but target is {}", a.shape, target.shape)
     expect(target.dtype == a.dtype, "y is {} but target is {}", a.dtype, target.dtype)
-    (a_length, a), (b_length, b) = _polar(a), _polar(b)
-    cosine = xp.sum(a * b, axis=-1, keepdims=True)
-    together = xp.expand_dims(target, axis=-1) > 0
-    over = xp.maximum(cosine - margin, 0.0)
-    values = xp.where(together, 1.0 - cosine, over)[..., 0]
-    outer = xp.where(together, -1.0, xp.sign(over))
-    slopes = [outer * _turn(a, a_length, b, cosine), outer * _turn(b, b_length, a, cosine)]
-    return reduced(values, nested_like(y, _PAIR, *slopes), weights, reduction)
+    a_length, a_direction = _polar(a)
+    b_length, b_direction = _polar(b)
+    cosine = xp.sum(a_direction * b_direction, axis=-1, keepdims=True)
+    is_similar = xp.expand_dims(target, axis=-1) > 0
+    excess = xp.maximum(cosine - margin, 0.0)
+    values = xp.where(is_similar, 1.0 - cosine, excess)[..., 0]
+    dcosine = xp.where(is_similar, -1.0, xp.sign(excess))
+    da = dcosine * _cosine_slope(a_direction, a_length, b_direction, cosine)
+    db = dcosine * _cosine_slope(b_direction, b_length, a_direction, cosine)
+    return reduced(values, nested_like(y, _PAIR, da, db), weights, reduction)
 
 
 _TRIPLET = ("anchor", "positive", "negative")
 
 
 def _check_nothing(target: Any, shape: Any) -> None:
-    """The three outputs are compared with each other."""
+    """Accept any target: the three outputs are compared with each other."""
 
 
 @loss_function(check=_check_nothing)
@@ -140,28 +144,30 @@ def triplet_margin(
     margin: float = 1.0,
     reduction: str = "mean",
 ) -> tuple[Array, Any]:
-    """Mean over examples of max(0, ‖a - p‖ - ‖a - n‖ + m): the positive is to be the nearer.
+    """Mean over examples of max(0, ‖a - p‖ - ‖a - n‖ + m), which makes p closer to a than n.
 
     y: {"anchor": a, "positive": p, "negative": n}, or a tuple of the three, each (..., width)
-    real; m the `margin`. No target is looked at. The triplets of Schroff et al.,
-    arXiv:1503.03832, sec. 3.1, with distances as in PyTorch, where they have squares of them.
+    real. m is the `margin`. The target is not used. Schroff et al., arXiv:1503.03832, sec. 3.1,
+    with distances as in PyTorch's `triplet_margin_loss`; the paper has squared distances.
 
     Gradient
     --------
-    With û the direction of a - p, v̂ that of a - n, and [·] whether the maximum is positive,
+    With û the direction of a - p, v̂ that of a - n, and [·] = 1 if the maximum is positive, else 0,
 
         ∂L/∂a = [·] (û - v̂)        ∂L/∂p = -[·] û        ∂L/∂n = [·] v̂
 
     Raises
     ------
     ValueError
-        If the margin is not finite, or the vectors differ in shape or dtype, or hold nothing.
+        If the margin is not finite, or the vectors differ in shape or dtype, or are empty.
     """
     expect_number("margin", margin)
     anchor, positive, negative = split_outputs(y, _TRIPLET)
     expect_axis(anchor, "width")
     xp = namespace(anchor)
-    (near, u), (far, v) = _polar(anchor - positive), _polar(anchor - negative)
-    short = xp.maximum(near - far + margin, 0.0)
-    u, v = xp.sign(short) * u, xp.sign(short) * v
-    return reduced(short[..., 0], nested_like(y, _TRIPLET, u - v, -u, v), weights, reduction)
+    positive_distance, u = _polar(anchor - positive)
+    negative_distance, v = _polar(anchor - negative)
+    excess = xp.maximum(positive_distance - negative_distance + margin, 0.0)
+    u = xp.sign(excess) * u
+    v = xp.sign(excess) * v
+    return reduced(excess[..., 0], nested_like(y, _TRIPLET, u - v, -u, v), weights, reduction)

@@ -149,8 +149,9 @@ class Accumulate:
     and `make_step` pass it on. So k batches have the effect of one batch with all their examples,
     up to rounding, also with ignored labels, class or example weights, and batches of different
     sizes. Layers that mix the examples of a batch, such as BatchNorm, are an exception. For a loss
-    with reduction="sum", s ← s + g, and the step uses s. If d or D is 0, no example counted, and 1
-    is used instead. If `update` is called without d, all batches count the same.
+    with reduction="sum", s ← s + g, and the step uses s. If d or D is 0, because no example
+    counts, it is replaced by 1 as a factor or divisor. If `update` is called without d, all batches
+    count the same.
 
     The losses of several outputs may have divisors whose ratio changes from batch to batch, such
     as if only one of them ignores labels. Then pass `terms`, the number of losses in `Losses`:
