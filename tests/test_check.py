@@ -151,8 +151,8 @@ class WiderGradient(Gain):
 
 
 class WiderState(nn.BatchNorm):
-    def _carry(self, old, new):
-        return super()._carry(old, np.asarray(new, dtype=np.float64))
+    def _average(self, old, new):
+        return super()._average(old, np.asarray(new, dtype=np.float64))
 
 
 class PromisesAnotherShape(nn.Dense):

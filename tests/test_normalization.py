@@ -132,11 +132,11 @@ def test_a_frozen_batch_norm_takes_a_batch_of_one(backend):
 
 
 UNFIT = [  # layer, shape of one example, message
-    (nn.GroupNorm(3), (5, 4), "4 channels do not fall into 3 groups"),
+    (nn.GroupNorm(3), (5, 4), "4 channels cannot be split into 3 groups"),
     (nn.GroupNorm(4), (4,), r"two or more numbers a group, got \(batch, \*\(4,\)\)"),
     (nn.GroupNorm(2), (), r"GroupNorm takes \(batch, \.\.\., width\), got \(batch,\)"),
-    (nn.InstanceNorm(), (1, 4), r"two or more places, got \(batch, \*\(1, 4\)\)"),
-    (nn.InstanceNorm(), (4,), r"two or more places, got \(batch, \*\(4,\)\)"),
+    (nn.InstanceNorm(), (1, 4), r"two or more positions, got \(batch, \*\(1, 4\)\)"),
+    (nn.InstanceNorm(), (4,), r"two or more positions, got \(batch, \*\(4,\)\)"),
     (nn.RMSNorm(), (), r"RMSNorm takes \(batch, \.\.\., width\), got \(batch,\)"),
 ]
 
@@ -152,7 +152,7 @@ REFUSED = [  # layer, shape it was made for, shape of x, message
     (nn.RMSNorm(), (4,), (3, 5), r"RMSNorm takes \(batch, \.\.\., 4\), got \(3, 5\)"),
     (nn.LayerNorm(scale=False), (4,), (3, 5), r"LayerNorm takes \(batch, .*, 4\), got \(3, 5\)"),
     (nn.GroupNorm(2), (4,), (3, 6), r"GroupNorm takes \(batch, \.\.\., 4\), got \(3, 6\)"),
-    (nn.InstanceNorm(), (2, 4), (3, 1, 4), r"two or more places, got \(batch, \*\(1, 4\)\)"),
+    (nn.InstanceNorm(), (2, 4), (3, 1, 4), r"two or more positions, got \(batch, \*\(1, 4\)\)"),
     (nn.BatchNorm(scale=False, bias=False), (4,), (3, 5), r"BatchNorm takes .*, got \(3, 5\)"),
 ]
 

@@ -1,9 +1,13 @@
-"""Activations: most apply one scalar function to every element; few have parameters."""
+"""Activations. Most apply a scalar function to every element; only `PReLU` has parameters.
+
+PyTorch's spelling of class names is used. The gated units `GLU`, `GEGLU` and `SwiGLU` halve the
+last axis; `Softmax` and `LogSoftmax` normalize along an axis.
+"""
 
 from dataclasses import KW_ONLY, dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from ..core.arrays import device, namespace
+from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, device, namespace
 from ..core.errors import expect, expect_flag, expect_integer, expect_number, expect_positive
 from ..ops import (
     above_zero,
@@ -55,49 +59,54 @@ __all__ = [
 
 
 class Elementwise(Layer):
-    """y = f(x). Write f as `value` and f' as `slope`; the rest is here.
+    """y = f(x), element by element. Subclasses define f as `value` and f' as `slope`.
 
-    Any shape, any real dtype; shape and dtype are kept. By the chain rule
-    dL/dx = dL/dy · f'(x), element by element. float16 and bfloat16 are computed in float32, and
-    rounded once: docs/accuracy.md has what f and f' are held to.
+    x: an array of any shape and real floating dtype -> y of the same shape and dtype.
 
-    Slopes are computed from x, not from the rounded y: 1 - y² of a saturated tanh
-    has no correct digit left where 4 exp(-2|x|) / (1 + exp(-2|x|))² has all of them.
+    float16 and bfloat16 are computed in float32 and rounded once. docs/accuracy.md lists the
+    accuracy of f and f' of every activation.
+
+    By the chain rule dx = dy · f'(x), element by element. f' is computed from x, not from the
+    rounded y: where tanh saturates, 1 - y² has no correct digits left, but
+    4 exp(-2|x|) / (1 + exp(-2|x|))² has all of them.
     """
 
     one_array = True
 
     per_position = True
 
-    def value(self, x):
-        """f(x)."""
+    def value(self, x: Array) -> Array:
+        """Return f(x)."""
         raise NotImplementedError
 
-    def slope(self, x):
-        """f'(x), and at a kink the one-sided slope or bound that the layer states."""
+    def slope(self, x: Array) -> Array:
+        """Return f'(x). At a kink it is the one-sided slope that the class docstring states."""
         raise NotImplementedError
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         return narrowed(self.value(widened(x)), x), state, x
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         return narrowed(widened(dy) * self.slope(widened(cache)), dy), {}
 
 
 class ReLU(Elementwise):
     """y = max(x, 0), and f'(x) = 0 for x ≤ 0, else 1; at the kink f'(0) = 0.
 
-    NaN stays NaN (Nair & Hinton, "Rectified Linear Units Improve Restricted
-    Boltzmann Machines", 2010).
+    NaN is passed on as NaN. Nair & Hinton, "Rectified Linear Units Improve Restricted
+    Boltzmann Machines" (2010).
     """
 
-    def value(self, x):
+    def value(self, x: Array) -> Array:
         return namespace(x).maximum(x, 0.0)
 
-    def slope(self, x):
+    def slope(self, x: Array) -> Array:
         return above_zero(x, namespace(x).ones_like(x))
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
+        # selects instead of multiplying by 0 or 1: an infinite dy times 0 would be NaN
         return above_zero(cache, dy), {}
 
 
@@ -111,13 +120,13 @@ class LeakyReLU(Elementwise):
 
     negative_slope: float = 0.01
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_number("negative_slope", self.negative_slope)
 
-    def value(self, x):
+    def value(self, x: Array) -> Array:
         return namespace(x).where(x > 0, x, self.negative_slope * x)
 
-    def slope(self, x):
+    def slope(self, x: Array) -> Array:
         xp = namespace(x)
         return xp.where(x > 0, xp.ones_like(x), self.negative_slope)
 
@@ -131,30 +140,30 @@ class ELU(Elementwise):
 
     alpha: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_number("alpha", self.alpha)
 
-    def value(self, x):
+    def value(self, x: Array) -> Array:
         xp = namespace(x)
         return xp.maximum(x, 0.0) + self.alpha * expm1_below(xp.minimum(x, 0.0))
 
-    def slope(self, x):
+    def slope(self, x: Array) -> Array:
         xp = namespace(x)
         return xp.where(x > 0, xp.ones_like(x), self.alpha * xp.exp(xp.minimum(x, 0.0)))
 
 
 class SELU(Elementwise):
-    """y = λ · ELU(α), with λ = 1.0507… and α = 1.6732…; f'(0) = λ α.
+    """y = λ x for x > 0, else λ α (exp(x) - 1), with λ = 1.0507… and α = 1.6732…; f'(0) = λ α.
 
-    With these two, numbers of mean 0 and variance 1 keep them through a layer whose
-    weights come from `lecun_normal` (Klambauer et al., arXiv:1706.02515, eq. 2).
+    With these constants, inputs of mean 0 and variance 1 keep both through layers whose weights
+    are drawn by `lecun_normal` (Klambauer et al., arXiv:1706.02515, eq. 2).
     """
 
-    def value(self, x):
+    def value(self, x: Array) -> Array:
         xp = namespace(x)
         return _SCALE * xp.maximum(x, 0.0) + _SCALE_ALPHA * expm1_below(xp.minimum(x, 0.0))
 
-    def slope(self, x):
+    def slope(self, x: Array) -> Array:
         xp = namespace(x)
         below = _SCALE_ALPHA * xp.exp(xp.minimum(x, 0.0))
         return xp.where(x > 0, _SCALE, below)
@@ -166,65 +175,68 @@ _SCALE_ALPHA = _SCALE * 1.6732632423543772
 
 @dataclass(frozen=True)
 class CELU(Elementwise):
-    """y = x for x > 0, else α (exp(x/α) - 1); f'(x) = 1 or exp(x/α), so nothing jumps at 0.
+    """y = x for x > 0, else α (exp(x/α) - 1); f'(x) = 1 or exp(x/α), continuous at 0.
 
     Barron, "Continuously Differentiable Exponential Linear Units", arXiv:1704.07483.
     """
 
     alpha: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_positive("alpha", self.alpha)
 
-    def value(self, x):
+    def value(self, x: Array) -> Array:
         xp = namespace(x)
         return xp.maximum(x, 0.0) + self.alpha * expm1_below(self._below(x))
 
-    def slope(self, x):
+    def slope(self, x: Array) -> Array:
         return namespace(x).exp(self._below(x))
 
-    def _below(self, x):
-        """min(x, 0) / α, cut off where its exp is 0: the quotient may overflow."""
+    def _below(self, x: Array) -> Array:
+        """Return min(x, 0) / α, clipped where its exp is 0, as the quotient could overflow."""
         return namespace(x).clip(x, -1e3 * self.alpha, 0.0) / self.alpha
 
 
 @dataclass(frozen=True)
 class Threshold(Elementwise):
-    """y = x for x > θ, the `threshold`, else `replacement`; f'(x) = 1 or 0, and f'(θ) = 0."""
+    """y = x for x > θ, else r; f'(x) = 1 or 0, and f'(θ) = 0.
+
+    `threshold`: θ. `replacement`: r (PyTorch's value).
+    """
 
     threshold: float
     replacement: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_number("threshold", self.threshold)
         expect_number("replacement", self.replacement)
 
-    def value(self, x):
+    def value(self, x: Array) -> Array:
         return namespace(x).where(x <= self.threshold, self.replacement, x)
 
-    def slope(self, x):
+    def slope(self, x: Array) -> Array:
         return namespace(x).astype(x > self.threshold, x.dtype)
 
 
 @dataclass(frozen=True)
 class HardTanh(Elementwise):
-    """y = x cut off below `low` and above `high`; f'(x) = 1 between, else 0, and 0 at both.
+    """y = min(max(x, low), high); f'(x) = 1 for low < x < high, else 0, also at both bounds.
 
-    Collobert et al., arXiv:1103.0398.
+    Collobert et al., arXiv:1103.0398. `low`, `high`: the bounds (PyTorch's min_val, max_val).
     """
 
     low: float = -1.0
     high: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_number("low", self.low)
         expect_number("high", self.high)
         expect(self.low < self.high, "expected low < high, got {} and {}", self.low, self.high)
 
-    def value(self, x):
+    def value(self, x: Array) -> Array:
         return namespace(x).clip(x, self.low, self.high)
 
-    def slope(self, x):
+    def slope(self, x: Array) -> Array:
         xp = namespace(x)
         return xp.astype(xp.logical_and(x > self.low, x < self.high), x.dtype)
 
@@ -241,15 +253,15 @@ class ReLU6(HardTanh):
 
 
 class HardSigmoid(Elementwise):
-    """y = (x + 3) / 6 cut off at 0 and 1; f'(x) = 1/6 for |x| < 3, else 0.
+    """y = (x + 3) / 6, clipped to [0, 1]; f'(x) = 1/6 for |x| < 3, else 0.
 
     Howard et al., arXiv:1905.02244, sec. 5.2.
     """
 
-    def value(self, x):
+    def value(self, x: Array) -> Array:
         return (namespace(x).clip(x, -3.0, 3.0) + 3.0) / 6.0
 
-    def slope(self, x):
+    def slope(self, x: Array) -> Array:
         xp = namespace(x)
         return xp.astype(xp.abs(x) < 3.0, x.dtype) / 6.0
 
@@ -260,27 +272,27 @@ class HardSwish(Elementwise):
     Howard et al., arXiv:1905.02244, sec. 5.2.
     """
 
-    def value(self, x):
+    def value(self, x: Array) -> Array:
         return x * HardSigmoid().value(x)
 
-    def slope(self, x):
+    def slope(self, x: Array) -> Array:
         xp = namespace(x)
         between = (2.0 * xp.clip(x, -3.0, 3.0) + 3.0) / 6.0
         return xp.where(x <= -3.0, 0.0, xp.where(x >= 3.0, 1.0, between))
 
 
 class Softsign(Elementwise):
-    """y = x / (1 + |x|), and f'(x) = 1 / (1 + |x|)², squared last, for (1 + |x|)² may overflow.
+    """y = x / (1 + |x|), and f'(x) = 1 / (1 + |x|)².
 
     Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural
     networks" (2010).
     """
 
-    def value(self, x):
+    def value(self, x: Array) -> Array:
         return x / (1.0 + namespace(x).abs(x))
 
-    def slope(self, x):
-        root = 1.0 / (1.0 + namespace(x).abs(x))
+    def slope(self, x: Array) -> Array:
+        root = 1.0 / (1.0 + namespace(x).abs(x))  # squared last: (1 + |x|)² may overflow
         return root * root
 
 
@@ -289,17 +301,17 @@ class Sigmoid(Elementwise):
 
     Gradient
     --------
-    σ' = exp(-x) / (1 + exp(-x))², which is even in x, so -|x| may stand for -x:
-    nothing overflows, and both tails keep their digits.
+    f'(x) = exp(-x) / (1 + exp(-x))². This is even in x, so it is computed with -|x| in place
+    of -x: exp cannot overflow, and both tails are accurate.
     """
 
-    def value(self, x):
+    def value(self, x: Array) -> Array:
         return sigmoid(x)
 
-    def slope(self, x):
+    def slope(self, x: Array) -> Array:
         xp = namespace(x)
         decay = xp.exp(-xp.abs(x))
-        return decay / (1.0 + decay * (2.0 + decay))
+        return decay / (1.0 + decay * (2.0 + decay))  # (1 + d)², expanded
 
 
 class Tanh(Elementwise):
@@ -307,13 +319,13 @@ class Tanh(Elementwise):
 
     Gradient
     --------
-    tanh' = 1 - tanh² x = 1 / cosh² x = 4 exp(-2|x|) / (1 + exp(-2|x|))².
+    f'(x) = 1 - tanh² x = 1 / cosh² x = 4 exp(-2|x|) / (1 + exp(-2|x|))².
     """
 
-    def value(self, x):
+    def value(self, x: Array) -> Array:
         return tanh(x)
 
-    def slope(self, x):
+    def slope(self, x: Array) -> Array:
         xp = namespace(x)
         decay = xp.exp(-2.0 * xp.minimum(xp.abs(x), 1e3))  # exp(-2000) is 0; 2|x| may overflow
         return 4.0 * decay / (1.0 + decay * (2.0 + decay))
@@ -327,10 +339,10 @@ class SiLU(Elementwise):
     By the product rule f'(x) = σ(x) + x σ'(x) = σ(x) (1 + x σ(-x)), as σ' = σ(x) σ(-x).
     """
 
-    def value(self, x):
+    def value(self, x: Array) -> Array:
         return silu(x)
 
-    def slope(self, x):
+    def slope(self, x: Array) -> Array:
         return silu_slope(x)
 
 
@@ -341,10 +353,10 @@ class Softplus(Elementwise):
     Pricing" (2001), sec. 3.
     """
 
-    def value(self, x):
+    def value(self, x: Array) -> Array:
         return softplus(x)
 
-    def slope(self, x):
+    def slope(self, x: Array) -> Array:
         return sigmoid(x)
 
 
@@ -358,10 +370,10 @@ class Mish(Elementwise):
         f'(x) = tanh s + x σ(x) / cosh² s
     """
 
-    def value(self, x):
+    def value(self, x: Array) -> Array:
         return mish(x)
 
-    def slope(self, x):
+    def slope(self, x: Array) -> Array:
         return mish_slope(x)
 
 
@@ -369,15 +381,15 @@ class Mish(Elementwise):
 class GELU(Elementwise):
     """y = x Φ(x), with Φ the standard normal distribution function.
 
-    Φ(x) = (1 + erf(x/√2)) / 2. With `approximate`, the curve of Hendrycks & Gimpel
-    (arXiv:1606.08415, sec. 2) that needs no erf:
+    Φ(x) = (1 + erf(x/√2)) / 2. With `approximate`, it is the approximation of Hendrycks &
+    Gimpel (arXiv:1606.08415, sec. 2) without erf (PyTorch: approximate="tanh"):
 
         y = x (1 + tanh u) / 2        u = √(2/π) (x + 0.044715 x³)
 
     Gradient
     --------
-    Φ' = φ, the normal density, so the product rule gives f'(x) = Φ(x) + x φ(x). Of
-    the curve, with u' = √(2/π) (1 + 3 · 0.044715 x²) and tanh' = 1 / cosh²:
+    Φ' = φ, the normal density, so the product rule gives f'(x) = Φ(x) + x φ(x). For the
+    approximation, with u' = √(2/π) (1 + 3 · 0.044715 x²) and tanh' = 1 / cosh²:
 
         f'(x) = (1 + tanh u) / 2 + x u' / (2 cosh² u)
     """
@@ -385,22 +397,23 @@ class GELU(Elementwise):
     _: KW_ONLY
     approximate: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_flag("approximate", self.approximate)
 
-    def value(self, x):
+    def value(self, x: Array) -> Array:
         return gelu_curve(x) if self.approximate else gelu(x)
 
-    def slope(self, x):
+    def slope(self, x: Array) -> Array:
         return gelu_curve_slope(x) if self.approximate else gelu_slope(x)
 
 
 @dataclass(frozen=True)
 class PReLU(Layer):
-    """y = x for x > 0, else a x, with one learned slope a for each channel, the last axis of x.
+    """y = x for x > 0, else a x, with a learned slope a for each channel.
 
     He et al., arXiv:1502.01852, eq. 1. x: (batch, ..., width) -> y of the same shape.
-    Parameters: slope (width,), from `initial`.
+
+    Parameters: slope (width,), which starts at `initial` (PyTorch's init).
 
     Gradient
     --------
@@ -415,37 +428,42 @@ class PReLU(Layer):
 
     per_position = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_number("initial", self.initial)
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         expect(len(shape) >= 1, "PReLU takes (batch, ..., width), got (batch,)")
         xp = namespace(key)
         slope = xp.full(shape[-1], self.initial, dtype=dtype, device=device(key))
         return {"slope": slope}, {}, shape
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         slope = params["slope"]
         fits = x.ndim >= 2 and x.shape[-1] == slope.shape[0]
         expect(fits, "PReLU takes (batch, ..., {}), got {}", slope.shape[0], x.shape)
         return namespace(x).where(x > 0, x, slope * x), state, x
 
-    def backward(self, params, cache, dy):
-        xp, x = namespace(dy), cache
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
+        xp = namespace(dy)
+        x = cache
         dslope = sum_rows(dy * xp.minimum(x, 0.0))
         return xp.where(x > 0, dy, params["slope"] * dy), {"slope": dslope}
 
 
 class GLU(Layer):
-    """y = a · f(b), with a and b the first and the second half of the last axis, and f = σ.
+    """y = a · σ(b), with a and b the first and the second half of the last axis.
 
-    The gated linear unit, after a Dense of twice the width (Dauphin et al.,
-    arXiv:1612.08083, eq. 1). x: (batch, ..., 2 width) -> y: (batch, ..., width). Another `gate`
-    makes another unit (Shazeer, arXiv:2002.05202, eq. 5 and 6).
+    x: (batch, ..., 2 width) -> y: (batch, ..., width).
+
+    The gated linear unit usually follows a Dense of twice the width (Dauphin et al.,
+    arXiv:1612.08083, eq. 1). Subclasses replace σ by another activation f as their `gate`
+    (Shazeer, arXiv:2002.05202, eq. 5 and 6).
 
     Gradient
     --------
-    By the product rule da = dy · f(b) and db = dy · a · f'(b).
+    By the product rule da = dy · f(b) and db = dy · a · f'(b), with f = σ.
     """
 
     one_array = True
@@ -453,26 +471,30 @@ class GLU(Layer):
     gate: ClassVar[Elementwise] = Sigmoid()
     per_position = True
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         self._expect_even((0, *shape))
         return {}, {}, (*shape[:-1], shape[-1] // 2)
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         self._expect_even(x.shape)
         a, b = self._halves(widened(x))
         return narrowed(a * self.gate.value(b), x), state, x
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         a, b = self._halves(widened(cache))
-        wide = widened(dy)
-        da, db = wide * self.gate.value(b), wide * a * self.gate.slope(b)
+        wide_dy = widened(dy)
+        da = wide_dy * self.gate.value(b)
+        db = wide_dy * a * self.gate.slope(b)
         return narrowed(namespace(dy).concat((da, db), axis=-1), dy), {}
 
-    def _expect_even(self, shape):
-        name, fits = type(self).__name__, len(shape) >= 2 and shape[-1] % 2 == 0
+    def _expect_even(self, shape: Shape) -> None:
+        name = type(self).__name__
+        fits = len(shape) >= 2 and shape[-1] % 2 == 0
         expect(fits, "{} takes (batch, ..., 2 width), got (batch, *{})", name, shape[1:])
 
-    def _halves(self, x):
+    def _halves(self, x: Array) -> tuple[Array, Array]:
         width = x.shape[-1] // 2
         return x[..., :width], x[..., width:]
 
@@ -493,8 +515,10 @@ class SwiGLU(GLU):
 class Softmax(Layer):
     """yᵢ = exp(xᵢ) / Σⱼ exp(xⱼ) along `axis`.
 
-    To train a classifier leave this layer out and use `softmax_cross_entropy`, which
-    takes the x of this layer and does not lose digits.
+    x: (batch, ...) -> y of the same shape.
+
+    Do not put this layer before `softmax_cross_entropy`: that loss takes x itself, and is
+    accurate where y rounds to 0 or 1.
 
     Gradient
     --------
@@ -505,28 +529,39 @@ class Softmax(Layer):
 
     axis: int = -1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_integer("axis", self.axis)
-        object.__setattr__(self, "per_position", self.axis == -1)
 
-    def init(self, key, shape, dtype):
-        return {}, {}, _with_axis(self.axis, shape)
+    @property
+    def per_position(self) -> bool:  # type: ignore[override]
+        return self.axis == -1
 
-    def forward(self, params, state, x, *, train=False):
-        xp, wide = namespace(x), widened(x)
-        grown = xp.exp(wide - xp.max(wide, axis=self.axis, keepdims=True))
-        y = grown / xp.sum(grown, axis=self.axis, keepdims=True)
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
+        _expect_axis(self.axis, shape)
+        return {}, {}, shape
+
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        xp = namespace(x)
+        wide = widened(x)
+        # shifted by the maximum, which cancels in the quotient, so that exp cannot overflow
+        powers = xp.exp(wide - xp.max(wide, axis=self.axis, keepdims=True))
+        y = powers / xp.sum(powers, axis=self.axis, keepdims=True)
         return narrowed(y, x), state, y
 
-    def backward(self, params, cache, dy):
-        y, wide = cache, widened(dy)
-        dx = y * (wide - namespace(y).sum(wide * y, axis=self.axis, keepdims=True))
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
+        y = cache
+        wide_dy = widened(dy)
+        dx = y * (wide_dy - namespace(y).sum(wide_dy * y, axis=self.axis, keepdims=True))
         return narrowed(dx, dy), {}
 
 
 @dataclass(frozen=True)
 class LogSoftmax(Layer):
     """yᵢ = xᵢ - log Σⱼ exp(xⱼ) along `axis`.
+
+    x: (batch, ...) -> y of the same shape.
 
     Gradient
     --------
@@ -537,25 +572,32 @@ class LogSoftmax(Layer):
 
     axis: int = -1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_integer("axis", self.axis)
-        object.__setattr__(self, "per_position", self.axis == -1)
 
-    def init(self, key, shape, dtype):
-        return {}, {}, _with_axis(self.axis, shape)
+    @property
+    def per_position(self) -> bool:  # type: ignore[override]
+        return self.axis == -1
 
-    def forward(self, params, state, x, *, train=False):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
+        _expect_axis(self.axis, shape)
+        return {}, {}, shape
+
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         y = log_softmax(widened(x), axis=self.axis)
         return narrowed(y, x), state, y
 
-    def backward(self, params, cache, dy):
-        xp, wide = namespace(cache), widened(dy)
-        dx = wide - xp.exp(cache) * xp.sum(wide, axis=self.axis, keepdims=True)
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
+        xp = namespace(cache)
+        wide_dy = widened(dy)
+        dx = wide_dy - xp.exp(cache) * xp.sum(wide_dy, axis=self.axis, keepdims=True)
         return narrowed(dx, dy), {}
 
 
-def _with_axis(axis, shape):
+def _expect_axis(axis: int, shape: Shape) -> None:
+    """Raise ValueError unless (batch, *shape) has `axis` and it is not the batch."""
     rank = len(shape) + 1
     expect(axis != 0 and axis != -rank, "axis 0 is the batch: its rows must stay independent")
-    expect(-rank < axis < rank, f"axis {axis} does not exist in (batch, *{shape})")
-    return shape
+    expect(-rank < axis < rank, "axis {} does not exist in (batch, *{})", axis, shape)

@@ -1,65 +1,72 @@
-"""Merging: layers that make one array of a tuple of them, all of one dtype."""
+"""Merging: layers that combine a tuple of arrays of one dtype into one array."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from ..core.arrays import device, namespace
+from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, namespace
 from ..core.errors import expect, expect_integer
 from .base import Layer
+from .shapes import empty_like
 
 __all__ = ["Add", "Concatenate", "Multiply"]
 
 
 class Add(Layer):
-    """y = x₁ + x₂ + …, of a tuple of arrays of one shape.
+    """y = x₁ + x₂ + …, for a tuple x of arrays of one shape.
 
     Gradient
     --------
-    dy reaches each of them as it is: dxᵢ = dy.
+    dxᵢ = dy for each i.
     """
 
     per_position = True
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Any, dtype: Any) -> tuple[Params, State, Shape]:
         return {}, {}, _one_shape("Add", shape)
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         _expect_one_shape("Add", x)
         y = x[0]
         for other in x[1:]:
             y = y + other
-        return y, state, ((),) * len(x)  # nothing to keep but how many there were
+        return y, state, ((),) * len(x)  # `backward` only needs the number of arrays
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
         return (dy,) * len(cache), {}
 
 
 class Multiply(Layer):
-    """y = x₁ · x₂ · …, element by element, of a tuple of arrays of one shape.
+    """y = x₁ · x₂ · …, element by element, for a tuple x of arrays of one shape.
 
     Gradient
     --------
-    By the product rule dxᵢ = dy · Πⱼ xⱼ over all j but i. It is (dy · x₁ … xᵢ₋₁) times
-    (xᵢ₊₁ … xₙ), one product that grows forwards and one that grows backwards; y / xᵢ
-    would fail where xᵢ is 0.
+    By the product rule dxᵢ = dy · Πⱼ xⱼ over all j except i. It is computed as
+    (dy · x₁ … xᵢ₋₁) · (xᵢ₊₁ … xₙ), from running products over x forwards and backwards.
+    dy · y / xᵢ would be NaN where xᵢ is 0.
     """
 
     per_position = True
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Any, dtype: Any) -> tuple[Params, State, Shape]:
         return {}, {}, _one_shape("Multiply", shape)
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         _expect_one_shape("Multiply", x)
         y = x[0]
         for other in x[1:]:
             y = y * other
         return y, state, x
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
         before = [dy]
         for factor in cache[:-1]:
             before.append(before[-1] * factor)
-        dx, after = [before.pop()], cache[-1]
+        dx = [before.pop()]
+        after = cache[-1]
         for factor in reversed(cache[:-1]):
             dx.append(before.pop() * after)
             after = after * factor
@@ -68,60 +75,73 @@ class Multiply(Layer):
 
 @dataclass(frozen=True)
 class Concatenate(Layer):
-    """y = the arrays of a tuple, joined along `axis`; their other axes agree.
+    """y = [x₁ x₂ …], the arrays of a tuple x concatenated along `axis`.
+
+    The arrays may differ in their lengths along `axis` only, which is not the batch axis 0.
 
     Gradient
     --------
-    Each number of y is one of one array: dxᵢ is the part of dy where xᵢ went.
+    dxᵢ is the slice of dy at the position of xᵢ in y.
     """
 
     axis: int = -1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_integer("axis", self.axis)
-        object.__setattr__(self, "per_position", self.axis == -1)
 
-    def init(self, key, shape, dtype):
+    @property
+    def per_position(self) -> bool:  # type: ignore[override]
+        return self.axis == -1
+
+    def init(self, key: Key, shape: Any, dtype: Any) -> tuple[Params, State, Shape]:
         shapes = _shapes("Concatenate", shape)
         rank = len(shapes[0]) + 1
         expect(self.axis not in (0, -rank), "axis 0 is the batch: its rows must stay independent")
         expect(-rank < self.axis < rank, "axis {} does not exist in (batch, *{})", self.axis, shape)
-        axis = self.axis % rank - 1
-        rest = {(*one[:axis], *one[axis + 1 :]) for one in shapes if len(one) > axis}
-        fits = len(rest) == 1 and all(len(one) == rank - 1 for one in shapes)
+        axis = self.axis % rank - 1  # of a shape, which has no batch axis
+        fits = all(len(example) == rank - 1 for example in shapes)
+        if fits:
+            fits = len({(*example[:axis], *example[axis + 1 :]) for example in shapes}) == 1
         expect(fits, "Concatenate joins along axis {}, the others must agree: {}", self.axis, shape)
         first = shapes[0]
-        return {}, {}, (*first[:axis], sum(one[axis] for one in shapes), *first[axis + 1 :])
+        length = sum(example[axis] for example in shapes)
+        return {}, {}, (*first[:axis], length, *first[axis + 1 :])
 
-    def forward(self, params, state, x, *, train=False):
-        xp = namespace(*x)
-        # backward needs no number of x but the lengths, which arrays of no rows hold
-        empty = [xp.zeros((0, *one.shape[1:]), dtype=one.dtype, device=device(one)) for one in x]
-        return xp.concat(x, axis=self.axis), state, tuple(empty)
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        y = namespace(*x).concat(x, axis=self.axis)
+        return y, state, tuple([empty_like(array) for array in x])
 
-    def backward(self, params, cache, dy):
-        axis, at, dx = self.axis % dy.ndim, 0, []
-        for one in cache:
-            part = slice(at, at + one.shape[axis])
-            dx.append(dy[(*[slice(None)] * axis, part, ...)])
-            at = part.stop
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
+        axis = self.axis % dy.ndim
+        start = 0
+        dx = []
+        for empty in cache:
+            end = start + empty.shape[axis]
+            dx.append(dy[(*[slice(None)] * axis, slice(start, end), ...)])
+            start = end
         return tuple(dx), {}
 
 
-def _shapes(name, shape):
-    """`shape`, if it is a tuple of shapes."""
-    fits = isinstance(shape, tuple) and all(isinstance(one, tuple) for one in shape)
+def _shapes(name: str, shape: Any) -> tuple[Shape, ...]:
+    """Return `shape`, or raise ValueError unless it is a tuple of shapes."""
+    fits = isinstance(shape, tuple) and all(isinstance(entry, tuple) for entry in shape)
     expect(fits and len(shape) > 0, "{} takes a tuple of arrays, got one of shape {}", name, shape)
     return shape
 
 
-def _one_shape(name, shape):
+def _one_shape(name: str, shape: Any) -> Shape:
+    """Return the shape that all arrays have, or raise ValueError."""
     shapes = _shapes(name, shape)
     expect(len(set(shapes)) == 1, "{} takes arrays of one shape, got {}", name, shapes)
     return shapes[0]
 
 
-def _expect_one_shape(name, x):
-    """Libraries would broadcast, and the gradient would have another shape than x."""
-    same = all(one.shape == x[0].shape for one in x)
-    expect(same, "{} takes arrays of one shape, got {}", name, [tuple(one.shape) for one in x])
+def _expect_one_shape(name: str, x: tuple) -> None:
+    """Raise ValueError unless all arrays have one shape.
+
+    Libraries would broadcast them, and dxᵢ would not have the shape of xᵢ.
+    """
+    fits = all(array.shape == x[0].shape for array in x)
+    expect(fits, "{} takes arrays of one shape, got {}", name, [tuple(a.shape) for a in x])

@@ -1,14 +1,15 @@
-"""Normalization: shift and scale to mean 0 and variance 1, then to a learned mean and spread.
+"""Normalization: y = x̂ · scale + bias, where x̂ has mean 0 and variance 1 over some axes.
 
-All end in y = x̂ · scale + bias, with one number of each for each channel, the last axis of
-x. x̂ and the gradient are derived in `ops.normalization`; with μ held at 0 (RMSNorm) the
-term Σ gⱼ in dL/dx, which came through μ, is not there.
+The layers differ in these axes. scale and bias have one element for each channel, the last
+axis of x. x̂ and the gradient are derived in `ops.normalization`. RMSNorm does not subtract
+the mean; the term Σ gⱼ of dL/dx, which comes through μ, is then absent.
 """
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
-from ..core.arrays import RowMask, device, namespace
+from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, device, namespace
 from ..core.errors import expect, expect_count, expect_flag, expect_number
 from ..core.trees import tree_map
 from ..ops import (
@@ -26,7 +27,7 @@ __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
 
 
 class _Scaled(Layer):
-    """What ends in y = x̂ · scale + bias; `scale` and `bias` say which of both there are."""
+    """y = x̂ · scale + bias. Base of layers with an optional scale and bias."""
 
     one_array = True
 
@@ -34,14 +35,16 @@ class _Scaled(Layer):
     scale: bool
     bias: bool
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_flag("scale", self.scale)
         expect_flag("bias", self.bias)
         expect_number("epsilon", self.epsilon, 0.0)
 
-    def init(self, key, shape, dtype):
-        name, xp, place = type(self).__name__, namespace(key), device(key)
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
+        name = type(self).__name__
         expect(len(shape) >= 1, "{} takes (batch, ..., width), got (batch,)", name)
+        xp = namespace(key)
+        place = device(key)
         params = {}
         if self.scale:
             params["scale"] = xp.ones(shape[-1], dtype=dtype, device=place)
@@ -49,20 +52,27 @@ class _Scaled(Layer):
             params["bias"] = xp.zeros(shape[-1], dtype=dtype, device=place)
         return params, {}, shape
 
-    def _expect_width(self, x, params):
-        for leaf in params.values():
-            name, width = type(self).__name__, leaf.shape[0]
+    def _expect_width(self, x: Array, arrays: dict[str, Array]) -> None:
+        """Raise ValueError unless the last axis of x has the length of `arrays`, (width,)."""
+        name = type(self).__name__
+        for leaf in arrays.values():
+            width = leaf.shape[0]
             fits = x.ndim >= 2 and x.shape[-1] == width
             expect(fits, "{} takes (batch, ..., {}), got {}", name, width, x.shape)
 
-    def _scaled(self, params, normal, x):
-        """y, in the dtype of x."""
-        y = normal * widened(params["scale"]) if self.scale else normal
-        return narrowed(y + widened(params["bias"]) if self.bias else y, x)
+    def _scale_and_shift(self, params: Params, normal: Array, x: Array) -> Array:
+        """Return y in the dtype of x, from x̂."""
+        y = normal
+        if self.scale:
+            y = y * widened(params["scale"])
+        if self.bias:
+            y = y + widened(params["bias"])
+        return narrowed(y, x)
 
-    def _scaled_backward(self, params, normal, dy):
-        """g and the gradients of scale and bias."""
-        dy, grads = widened(dy), {}
+    def _scale_backward(self, params: Params, normal: Array, dy: Array) -> tuple[Array, Params]:
+        """Return g = dL/dx̂ and the gradients of scale and bias."""
+        dy = widened(dy)
+        grads = {}
         if self.scale:
             grads["scale"] = narrowed(sum_rows(dy * normal), params["scale"])
         if self.bias:
@@ -72,11 +82,15 @@ class _Scaled(Layer):
 
 @dataclass(frozen=True)
 class LayerNorm(_Scaled):
-    """y = x̂ · scale + bias, with x̂ normalized over the last axis of each example.
+    """y = x̂ · scale + bias, with x̂ normalized over the last axis.
 
-    Ba, Kiros & Hinton, arXiv:1607.06450, eq. 4. x: (..., width) -> y: (..., width).
-    Parameters: scale (width,), from 1, and bias (width,), from 0, each unless it is
-    switched off. The gradient is derived in `ops.normalization`.
+    x: (..., width) -> y: (..., width). Ba, Kiros & Hinton, arXiv:1607.06450, eq. 4.
+
+    `epsilon`: ε, added to the variance. `scale`, `bias`: whether there are these parameters
+    (PyTorch: elementwise_affine; Keras: scale, center).
+
+    Parameters: scale (width,), which starts at 1, and bias (width,), which starts at 0. The
+    gradient is derived in `ops.normalization`.
     """
 
     _: KW_ONLY
@@ -86,14 +100,16 @@ class LayerNorm(_Scaled):
 
     per_position = True
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         self._expect_width(x, params)
         wide = tree_map(widened, params)
         scale, bias = wide.get("scale"), wide.get("bias")
-        y, spent = normalize_rows(widened(x), scale, bias, self.epsilon)
-        return narrowed(y, x), state, spent
+        y, cache = normalize_rows(widened(x), scale, bias, self.epsilon)
+        return narrowed(y, x), state, cache
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         wide = tree_map(widened, params)
         scale, bias = wide.get("scale"), wide.get("bias")
         dx, dscale, dbias = normalize_rows_backward(widened(dy), scale, bias, cache)
@@ -101,41 +117,49 @@ class LayerNorm(_Scaled):
         return narrowed(dx, dy), {name: narrowed(grads[name], p) for name, p in params.items()}
 
 
-class _OfEachExample(_Scaled):
-    """What normalizes each example by itself; `_groups` says over which axes of which shape."""
+class _PerExample(_Scaled):
+    """Base of layers that normalize groups of numbers within each example."""
 
-    def _groups(self, shape):
+    def _groups(self, shape: Shape) -> tuple[Shape, tuple[int, ...]]:
+        """Return (a shape to which x of `shape` is reshaped, the axes to normalize over).
+
+        Raises ValueError if a group has a single number.
+        """
         raise NotImplementedError
 
-    def init(self, key, shape, dtype):
-        made = super().init(key, shape, dtype)
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
+        result = super().init(key, shape, dtype)
         self._groups((0, *shape))
-        return made
+        return result
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         self._expect_width(x, params)
         xp = namespace(x)
         shape, axes = self._groups(x.shape)
         normal, _, _, spread = normalize(xp.reshape(widened(x), shape), axes, self.epsilon)
         normal = xp.reshape(normal, x.shape)
-        return self._scaled(params, normal, x), state, (normal, spread)
+        return self._scale_and_shift(params, normal, x), state, (normal, spread)
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         xp = namespace(dy)
         normal, spread = cache
-        g, grads = self._scaled_backward(params, normal, dy)
+        g, grads = self._scale_backward(params, normal, dy)
         shape, axes = self._groups(dy.shape)
-        g, normal = xp.reshape(g, shape), xp.reshape(normal, shape)
+        g = xp.reshape(g, shape)
+        normal = xp.reshape(normal, shape)
         dx = xp.reshape(normalize_backward(g, normal, spread, axes), dy.shape)
         return narrowed(dx, dy), grads
 
 
 @dataclass(frozen=True)
-class InstanceNorm(_OfEachExample):
-    """y = x̂ · scale + bias, with each channel of each example normalized over its places.
+class InstanceNorm(_PerExample):
+    """y = x̂ · scale + bias, with each channel of each example normalized over all positions.
 
-    Ulyanov, Vedaldi & Lempitsky, arXiv:1607.08022. x: (batch, *space, width) -> y of the same
-    shape. Parameters as in LayerNorm, and the gradient is derived in `ops.normalization`.
+    x: (batch, *space, width) -> y of the same shape. Ulyanov, Vedaldi & Lempitsky,
+    arXiv:1607.08022. The options and parameters are those of `LayerNorm`. The gradient is
+    derived in `ops.normalization`.
     """
 
     _: KW_ONLY
@@ -143,19 +167,21 @@ class InstanceNorm(_OfEachExample):
     scale: bool = True
     bias: bool = True
 
-    def _groups(self, shape):
+    def _groups(self, shape: Shape) -> tuple[Shape, tuple[int, ...]]:
         fits = math.prod(shape[1:-1]) > 1
-        expect(fits, "InstanceNorm takes two or more places, got (batch, *{})", shape[1:])
+        expect(fits, "InstanceNorm takes two or more positions, got (batch, *{})", shape[1:])
         return shape, tuple(range(1, len(shape) - 1))
 
 
 @dataclass(frozen=True)
-class GroupNorm(_OfEachExample):
-    """y = x̂ · scale + bias, with x̂ normalized over all places and a group of channels.
+class GroupNorm(_PerExample):
+    """y = x̂ · scale + bias, with x̂ normalized over all positions and a group of channels.
 
-    The last axis is cut into `groups` of neighbours, each with a mean and variance of its
-    own in each example (Wu & He, arXiv:1803.08494, eq. 7). x: (batch, ..., width) -> y of the same
-    shape. Parameters as in LayerNorm, and the gradient is derived in `ops.normalization`.
+    x: (batch, ..., width) -> y of the same shape. Wu & He, arXiv:1803.08494, eq. 7.
+
+    `groups`: number of groups (num_groups) of neighbouring channels. Each group of each
+    example is normalized separately. The other options and the parameters are those of
+    `LayerNorm`. The gradient is derived in `ops.normalization`.
     """
 
     groups: int
@@ -164,31 +190,35 @@ class GroupNorm(_OfEachExample):
     scale: bool = True
     bias: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         expect_count("groups", self.groups)
 
-    def _groups(self, shape):
+    def _groups(self, shape: Shape) -> tuple[Shape, tuple[int, ...]]:
         batch, *space, width = shape
-        whole = width % self.groups == 0
-        expect(whole, "{} channels do not fall into {} groups", width, self.groups)
-        places, channels = math.prod(space), width // self.groups
-        fits = places * channels > 1
+        fits = width % self.groups == 0
+        expect(fits, "{} channels cannot be split into {} groups", width, self.groups)
+        positions = math.prod(space)
+        channels = width // self.groups
+        fits = positions * channels > 1
         expect(fits, "GroupNorm takes two or more numbers a group, got (batch, *{})", shape[1:])
-        return (batch, places, self.groups, channels), (1, 3)
+        return (batch, positions, self.groups, channels), (1, 3)
 
 
 @dataclass(frozen=True)
 class RMSNorm(_Scaled):
     """y = x / s · scale, with s = √(Σ x² / N + ε) over the N numbers of the last axis.
 
-    LayerNorm without the mean (Zhang & Sennrich, arXiv:1910.07467, eq. 4).
-    x: (..., width) -> y: (..., width). Parameters: scale (width,), from 1, unless it is
-    switched off.
+    x: (..., width) -> y: (..., width). This is LayerNorm without subtracting the mean (Zhang &
+    Sennrich, arXiv:1910.07467, eq. 4).
+
+    Parameters: scale (width,), which starts at 1, unless `scale` is false.
 
     Gradient
     --------
-    That of `ops.normalization` without the term of μ: dx = (g - x̂ Σ g x̂ / N) / s.
+    That of `ops.normalization` without the term of μ. With x̂ = x / s and g = dy · scale,
+
+        dx = (g - x̂ Σ g x̂ / N) / s
     """
 
     _: KW_ONLY
@@ -198,43 +228,49 @@ class RMSNorm(_Scaled):
     bias = False
     per_position = True
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         self._expect_width(x, params)
         xp = namespace(x)
         wide = widened(x)
         spread = xp.sqrt(xp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
         normal = wide / spread
-        return self._scaled(params, normal, x), state, (normal, spread)
+        return self._scale_and_shift(params, normal, x), state, (normal, spread)
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         normal, spread = cache
-        g, grads = self._scaled_backward(params, normal, dy)
-        tilt = namespace(g).mean(g * normal, axis=-1, keepdims=True)
-        return narrowed((g - normal * tilt) / spread, dy), grads
+        g, grads = self._scale_backward(params, normal, dy)
+        projection = namespace(g).mean(g * normal, axis=-1, keepdims=True)
+        return narrowed((g - normal * projection) / spread, dy), grads
 
 
 @dataclass(frozen=True)
 class BatchNorm(_Scaled):
     """y = x̂ · scale + bias, with x̂ normalized over all axes but the last.
 
-    Ioffe & Szegedy, arXiv:1502.03167, algorithm 1. x: (batch, ..., width).
-    Parameters: scale (width,), from 1, and bias (width,), from 0, each unless it is
-    switched off.
+    x: (batch, ..., width) -> y of the same shape. Ioffe & Szegedy, arXiv:1502.03167,
+    algorithm 1.
 
-    State: the running mean and variance, (width,) each, which stand for μ and v when
-    not training. They keep the share `momentum` of what they were at every step; the
-    variance of the batch enters without bias, times N / (N - 1) (as in PyTorch,
-    whose momentum is 1 minus this one). `frozen` holds them as they are, and uses them
-    while training too: for fine-tuning on batches that are too small to say anything.
+    Parameters: scale (width,), which starts at 1, and bias (width,), which starts at 0.
 
-    Rows that only fill up a batch (`RowMask`) get the same treatment as the others but move no
-    statistic. Where a single number per channel is left, as in a last batch of one example,
-    it has no variance, and the running statistics stay as they are.
+    State: the running mean and variance, (width,) each. They are used for μ and v in prediction,
+    and are updated at every training step:
+
+        running ← momentum · running + (1 - momentum) · batch
+
+    `momentum` is that of Keras; PyTorch's is 1 minus this one. The variance of the batch is
+    multiplied by N / (N - 1), the unbiased estimate, as in PyTorch. With `frozen` the running
+    statistics are used in training too and are not updated, for fine-tuning on small batches.
+
+    Rows that pad a batch (`RowMask`) are normalized like the others, but do not contribute to
+    the statistics. If a single number per channel remains, as in a last batch of one example,
+    its variance is undefined and the running statistics are not updated.
 
     Gradient
     --------
-    While training, dx is derived in `ops.normalization`; otherwise, and when frozen, μ and
-    s are constants, and dx = g / s.
+    In training, dx is derived in `ops.normalization`. In prediction and if frozen, μ and s are
+    constants, so dx = g / s with g = dy · scale.
     """
 
     _: KW_ONLY
@@ -244,16 +280,16 @@ class BatchNorm(_Scaled):
     bias: bool = True
     frozen: bool = False
 
-    per_position = True  # when predicting
+    per_position = True  # in prediction, which is what decoding does
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_flag("frozen", self.frozen)
         super().__post_init__()
         expect_number("momentum", self.momentum)
         fits = 0.0 <= self.momentum <= 1.0
         expect(fits, "expected a momentum in [0, 1], got {}", self.momentum)
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         params, _, shape = super().init(key, shape, dtype)
         xp, place = namespace(key), device(key)
         state = {
@@ -262,21 +298,23 @@ class BatchNorm(_Scaled):
         }
         return params, state, shape
 
-    def forward(self, params, state, x, *, train=False):
-        """Map x to y of the same shape.
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        """Map x (batch, ..., width) to y of the same shape.
 
         Raises
         ------
         ValueError
-            If x has another width, or if training finds a single number per channel,
-            whose variance says nothing.
+            If x has another width, or in training a single number per channel, whose variance
+            is undefined.
         """
         xp = namespace(x)
         self._expect_width(x, state)
         if self.frozen or not train:
             spread = xp.sqrt(widened(state["variance"]) + self.epsilon)
             normal = (widened(x) - widened(state["mean"])) / spread
-            return self._scaled(params, normal, x), state, (normal, spread)
+            return self._scale_and_shift(params, normal, x), state, (normal, spread)
 
         size = math.prod(x.shape[:-1])
         expect(size > 1, "BatchNorm trains on two or more numbers a channel, got {}", x.shape)
@@ -286,32 +324,34 @@ class BatchNorm(_Scaled):
         batch = {"mean": xp.reshape(mean, (-1,)), "variance": xp.reshape(variance, (-1,))}
         if counts is None:
             batch["variance"] = batch["variance"] * (size / (size - 1))
-            state = {name: self._carry(old, batch[name]) for name, old in state.items()}
+            state = {name: self._average(old, batch[name]) for name, old in state.items()}
         else:
+            # `where` and `maximum` instead of a branch: under `jit` the total is unknown
             total = xp.sum(counts)
-            several = total > 1.0
+            has_variance = total > 1.0
             batch["variance"] = batch["variance"] * (total / xp.maximum(total - 1.0, 1.0))
             state = {
-                name: xp.where(several, self._carry(old, batch[name]), old)
+                name: xp.where(has_variance, self._average(old, batch[name]), old)
                 for name, old in state.items()
             }
         cache = (normal, spread) if counts is None else (normal, spread, counts)
-        return self._scaled(params, normal, x), state, cache
+        return self._scale_and_shift(params, normal, x), state, cache
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         normal, spread, *counts = cache
-        g, grads = self._scaled_backward(params, normal, dy)
-        if spread.ndim == 1:  # the running variance: a constant
+        g, grads = self._scale_backward(params, normal, dy)
+        if spread.ndim == 1:  # from the running variance, (width,), which is a constant
             return narrowed(g / spread, dy), grads
         axes = tuple(range(dy.ndim - 1))
         return narrowed(normalize_backward(g, normal, spread, axes, *counts), dy), grads
 
-    def _carry(self, old, new):
+    def _average(self, old: Array, new: Array) -> Array:
+        """Return the running statistic `old` after a batch with the statistic `new`."""
         return narrowed(self.momentum * widened(old) + (1.0 - self.momentum) * new, old)
 
 
-def _counts(train, x):
-    """How much each number counts, shaped like x but for the width, or None if all count alike."""
+def _counts(train: bool | RowMask, x: Array) -> Array | None:
+    """Return the weight of each number, (*x.shape[:-1], 1), or None if all have the same."""
     if not isinstance(train, RowMask):
         return None
     xp = namespace(x)

@@ -1,20 +1,21 @@
-"""Regularization: noise while training, which leaves no network a single unit to lean on.
+"""Regularization by random noise during training.
 
-The noise m is drawn anew at every step and does not depend on x. Multiplied,
+The noise m is drawn at every training step and does not depend on x. It is a factor or a term:
 
     y = x · m        dx = dy · m        m = 0 with probability `rate`, else 1 / (1 - rate)
+    y = x + m        dx = dy
 
-which keeps the mean of y at x, for the mean of m is 1; added, y = x + m and dx = dy. Without
-training y = x.
+The mean of a factor m is 1, so the mean of y is x. In prediction y = x.
 
-State: a random key, replaced at every training step. Randomness is state like any
-other, so it is reproducible, savable and safe under `jit`; every backend draws the same.
+State: a random key, replaced at every training step. As randomness is part of the state, it
+can be reproduced and saved, works under `jit`, and is the same on every backend.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from ..core.arrays import namespace
+from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, namespace
 from ..core.errors import expect, expect_number
 from ..core.random import bernoulli, split, uniform
 from .base import Layer
@@ -24,10 +25,12 @@ __all__ = ["DropPath", "Dropout", "GaussianNoise", "SpatialDropout"]
 
 @dataclass(frozen=True)
 class Dropout(Layer):
-    """y = x · mask / (1 - rate) while training, y = x otherwise.
+    """y = x · mask / (1 - rate) in training, y = x in prediction.
 
-    Each element of the mask is 0 with probability `rate`, else 1 (Srivastava et al.,
-    "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", 2014).
+    x: (batch, ...) -> y of the same shape. Each element of the mask is 0 with probability
+    `rate`, else 1 (Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from
+    Overfitting", 2014). `rate`: dropout probability (PyTorch's p).
+
     State: a random key, replaced at every training step.
 
     Gradient
@@ -41,66 +44,73 @@ class Dropout(Layer):
 
     per_position = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_number("rate", self.rate, 0.0, 1.0)
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         return {}, {"key": key}, shape
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         if not train:
             return x, state, ()
         keys = split(state["key"], 2)
-        kept = bernoulli(keys[0, :], 1.0 - self.rate, self._mask_shape(x.shape))
-        mask = namespace(x).astype(kept, x.dtype) * (1.0 / (1.0 - self.rate))
-        return x * mask, {"key": keys[1, :]}, mask
+        keep_mask = bernoulli(keys[0, :], 1.0 - self.rate, self._mask_shape(x.shape))
+        factors = namespace(x).astype(keep_mask, x.dtype) * (1.0 / (1.0 - self.rate))
+        return x * factors, {"key": keys[1, :]}, factors
 
-    def backward(self, params, cache, dy):
-        predicted = isinstance(cache, tuple)
-        return (dy if predicted else dy * cache), {}
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
+        is_prediction = isinstance(cache, tuple)
+        return (dy if is_prediction else dy * cache), {}
 
-    def _mask_shape(self, shape):
+    def _mask_shape(self, shape: Shape) -> Shape:
+        """Return the shape of the mask, which broadcasts to that of x."""
         return shape
 
 
 @dataclass(frozen=True)
 class SpatialDropout(Dropout):
-    """Dropout of whole channels: one draw for each example and channel, the last axis.
+    """y = x · mask / (1 - rate) in training, with one mask element per example and channel.
 
-    Neighbours in an image are alike, so that a dropped element would be known from those
-    around it (Tompson et al., arXiv:1411.4280). x: (batch, *space, channels).
+    x: (batch, *space, channels) -> y of the same shape. Neighbouring elements of an image are
+    correlated, so an element that is dropped by itself can be inferred from its neighbours;
+    dropping whole channels prevents that (Tompson et al., arXiv:1411.4280). PyTorch:
+    Dropout1d to Dropout3d. The gradient is that of `Dropout`.
     """
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         expect(len(shape) >= 1, "SpatialDropout takes (batch, *space, channels), got (batch,)")
         return super().init(key, shape, dtype)
 
-    def _mask_shape(self, shape):
+    def _mask_shape(self, shape: Shape) -> Shape:
         batch, *space, channels = shape
         return (batch, *(1 for _ in space), channels)
 
 
 @dataclass(frozen=True)
 class DropPath(Dropout):
-    """Dropout of whole examples, also known as stochastic depth.
+    """y = x · mask / (1 - rate) in training, with one mask element per example.
 
-    As the last layer of a Residual it leaves out the others, for some of the examples
-    (Huang et al., arXiv:1603.09382, whose survival probability is 1 - rate).
+    Also known as stochastic depth. As the last layer of a `Residual` it skips the inner layers
+    for a random part of the examples (Huang et al., arXiv:1603.09382, with survival probability
+    1 - rate). The gradient is that of `Dropout`.
     """
 
     rate: float = 0.1
 
-    def _mask_shape(self, shape):
+    def _mask_shape(self, shape: Shape) -> Shape:
         return (shape[0], *(1 for _ in shape[1:]))
 
 
 @dataclass(frozen=True)
 class GaussianNoise(Layer):
-    """y = x + deviation · n while training, with n from the standard normal; else y = x.
+    """y = x + deviation · n in training, with n from the standard normal; y = x in prediction.
 
-    State: a random key, replaced at every training step. The gradient is dx = dy, as n does
-    not depend on x (Bishop, "Training with Noise is Equivalent to Tikhonov Regularization",
-    1995).
+    x: (batch, ...) -> y of the same shape. `deviation`: standard deviation of the noise (Keras:
+    stddev). Bishop, "Training with Noise is Equivalent to Tikhonov Regularization" (1995).
+
+    State: a random key, replaced at every training step. n does not depend on x, so dx = dy.
     """
 
     one_array = True
@@ -109,28 +119,32 @@ class GaussianNoise(Layer):
 
     per_position = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_number("deviation", self.deviation, 0.0)
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         return {}, {"key": key}, shape
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         if not train:
             return x, state, ()
         keys = split(state["key"], 2)
         return x + self.deviation * _normal(keys[0, :], x), {"key": keys[1, :]}, ()
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         return dy, {}
 
 
-def _normal(key, x):
-    """Standard normal draws shaped like x, the same in every dtype but for rounding.
+def _normal(key: Key, x: Array) -> Array:
+    """Draw standard normal numbers shaped like x, equal in all dtypes up to rounding.
 
-    √(-2 log u) cos 2πv, as `random.normal` has it, but of 24 random bits even in float64.
+    √(-2 log u) cos 2πv as in `random.normal`, but with u and v of 24 random bits in float64
+    too, so that float32 and float64 get the same draws.
     """
-    xp, keys = namespace(x), split(key, 2)
+    xp = namespace(x)
+    keys = split(key, 2)
     u = 1.0 - xp.astype(uniform(keys[0, :], x.shape, xp.float32), x.dtype)
     v = xp.astype(uniform(keys[1, :], x.shape, xp.float32), x.dtype)
     return xp.sqrt(-2.0 * xp.log(u)) * xp.cos(2.0 * math.pi * v)

@@ -1,12 +1,13 @@
-"""Resampling: more places in space, or fewer. x: (batch, *space, channels).
+"""Resampling: change the lengths of the spatial axes of x (batch, *space, channels).
 
-Each layer here is a linear map A of every axis of space, y = A x, so dx = Aᵀ dy.
+Each layer is a linear map A along every spatial axis, y = A x, so dx = Aᵀ dy.
 """
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
-from ..core.arrays import device, namespace
+from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, device, namespace
 from ..core.errors import expect, expect_choice
 from ..core.windows import Pads, padding_per_axis, per_axis
 from ..ops import crop, pad
@@ -17,22 +18,24 @@ __all__ = ["Crop", "Upsample", "ZeroPad"]
 
 @dataclass(frozen=True)
 class Upsample(Layer):
-    """Each axis of space `factors` times as long: places repeated, or numbers in between.
+    """y = x with each spatial axis lengthened by a factor, by repetition or interpolation.
 
-    x: (batch, *space, channels) -> y: (batch, *(space · factors), channels), with any number
-    of axes of space; factors: an integer, or one for each of them. Along an axis of n
-    places, with factor f and i = k f + p, 0 ≤ p < f,
+    x: (batch, *space, channels) -> y: (batch, *(space · factors), channels), with any number of
+    spatial axes.
+
+    `factors`: an integer for all axes or one for each (PyTorch's scale_factor). `mode`:
+    "nearest" or "linear". Along an axis of length n with factor f, and i = k f + p, 0 ≤ p < f,
 
         nearest     y[i] = x[k]
         linear      y[i] = Σⱼ A[i, j] x[j]      A[i, j] = max(1 - |sᵢ - j|, 0)
 
-    where sᵢ = (i + 1/2) / f - 1/2 is where the centre of a fine place lies between those of
-    coarse ones, 0 below 0 and n - 1 above it (PyTorch's align_corners=False). Along two
-    axes that is bilinear, along three trilinear.
+    where sᵢ = (i + 1/2) / f - 1/2, clipped to [0, n - 1], is the centre of element i of y in
+    the coordinates of x (PyTorch's align_corners=False). Over two axes "linear" is bilinear,
+    over three trilinear.
 
     Gradient
     --------
-    dx = Aᵀ dy. For nearest it is the sum of dy over the f places that x[k] went to.
+    dx = Aᵀ dy. For "nearest" that is the sum of dy over the f elements that x[k] was copied to.
     """
 
     one_array = True
@@ -41,134 +44,148 @@ class Upsample(Layer):
     _: KW_ONLY
     mode: str = "nearest"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.factors, (tuple, list)):
-            several = per_axis("factors", self.factors, len(self.factors))
-            object.__setattr__(self, "factors", several)
+            factors = per_axis("factors", self.factors, len(self.factors))
+            object.__setattr__(self, "factors", factors)
         else:
             per_axis("factors", self.factors, 1)
         expect_choice("mode", self.mode, ("nearest", "linear"))
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         factors = self._per_axis((0, *shape))
-        longer = (n * f for n, f in zip(shape[:-1], factors, strict=True))
-        return {}, {}, (*longer, shape[-1])
+        lengths = [n * f for n, f in zip(shape[:-1], factors, strict=True)]
+        return {}, {}, (*lengths, shape[-1])
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         xp = namespace(x)
         for axis, f in enumerate(self._per_axis(x.shape), 1):
             if self.mode == "nearest":
                 x = xp.repeat(x, f, axis=axis)
             else:
-                x = _times(_interpolation(x.shape[axis], f, x), x, axis)
+                x = _multiply_axis(_interpolation(x.shape[axis], f, x), x, axis)
         return x, state, ()
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         xp = namespace(dy)
         for axis, f in enumerate(self._per_axis(dy.shape), 1):
             n = dy.shape[axis] // f
             if self.mode == "nearest":
-                apart = xp.reshape(dy, (*dy.shape[:axis], n, f, *dy.shape[axis + 1 :]))
-                dy = xp.sum(apart, axis=axis + 1)
+                copies = xp.reshape(dy, (*dy.shape[:axis], n, f, *dy.shape[axis + 1 :]))
+                dy = xp.sum(copies, axis=axis + 1)
             else:
-                dy = _times(xp.matrix_transpose(_interpolation(n, f, dy)), dy, axis)
+                dy = _multiply_axis(xp.matrix_transpose(_interpolation(n, f, dy)), dy, axis)
         return dy, {}
 
-    def _per_axis(self, shape):
+    def _per_axis(self, shape: Shape) -> Shape:
         fits = len(shape) >= 3
         expect(fits, "Upsample takes (batch, *space, channels), got (batch, *{})", shape[1:])
         return per_axis("factors", self.factors, len(shape) - 2)
 
 
-def _interpolation(n, f, like):
-    """A, shaped (n f, n), of the dtype and device of `like`.
+def _interpolation(n: int, f: int, like: Array) -> Array:
+    """Return A of linear interpolation, (n f, n), in the dtype and on the device of `like`.
 
-    As sᵢ = k + (2p + 1 - f) / 2f, and k - j is a whole number, no weight loses digits on
-    a long axis.
+    With sᵢ = k + (2p + 1 - f) / 2f, sᵢ - j is computed as (k - j) + (2p + 1 - f) / 2f. k - j is
+    an exact integer, so the weights are as accurate on a long axis as on a short one.
     """
     xp = namespace(like)
     fine = xp.arange(n * f, device=device(like))
     k = xp.astype(fine // f, like.dtype)
-    between = (2.0 * xp.astype(fine % f, like.dtype) + (1.0 - f)) / (2.0 * f)
-    outside = xp.logical_or(k + between < 0.0, k + between > n - 1.0)
-    between = xp.where(outside, 0.0, between)
+    offset = (2.0 * xp.astype(fine % f, like.dtype) + (1.0 - f)) / (2.0 * f)
+    is_outside = xp.logical_or(k + offset < 0.0, k + offset > n - 1.0)
+    offset = xp.where(is_outside, 0.0, offset)
     j = xp.arange(n, dtype=like.dtype, device=device(like))
-    return xp.maximum(1.0 - xp.abs((k[:, None] - j[None, :]) + between[:, None]), 0.0)
+    return xp.maximum(1.0 - xp.abs((k[:, None] - j[None, :]) + offset[:, None]), 0.0)
 
 
-def _times(matrix, x, axis):
-    """The product of `matrix` with x along `axis`."""
+def _multiply_axis(matrix: Array, x: Array, axis: int) -> Array:
+    """Multiply x by `matrix` along `axis`."""
     xp = namespace(x)
-    lead, n, rest = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
-    y = matrix @ xp.reshape(x, (math.prod(lead), n, math.prod(rest)))
-    return xp.reshape(y, (*lead, matrix.shape[0], *rest))
+    leading = x.shape[:axis]
+    trailing = x.shape[axis + 1 :]
+    y = matrix @ xp.reshape(x, (math.prod(leading), x.shape[axis], math.prod(trailing)))
+    return xp.reshape(y, (*leading, matrix.shape[0], *trailing))
 
 
 class _Edges(Layer):
-    """What adds or takes away places at both ends of the axes of space."""
+    """Base of layers that add or remove elements at both ends of the spatial axes."""
 
     one_array = True
 
     padding: int | tuple[int, ...] | Pads
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.padding, str):
             raise TypeError(f"expected padding to be numbers, got {self.padding!r}")
         if isinstance(self.padding, (tuple, list)):
-            several = padding_per_axis(self.padding, len(self.padding))
-            object.__setattr__(self, "padding", several)
+            padding = padding_per_axis(self.padding, len(self.padding))
+            object.__setattr__(self, "padding", padding)
         else:
             padding_per_axis(self.padding, 1)
 
-    def _pairs(self, shape):
-        name, fits = type(self).__name__, len(shape) >= 3
+    def _pairs(self, shape: Shape) -> Any:
+        """Return (before, after) for each spatial axis of x, which has `shape`."""
+        name = type(self).__name__
+        fits = len(shape) >= 3
         expect(fits, "{} takes (batch, *space, channels), got (batch, *{})", name, shape[1:])
         return padding_per_axis(self.padding, len(shape) - 2)
 
 
 @dataclass(frozen=True)
 class ZeroPad(_Edges):
-    """y = x with zeros around its axes of space, and dx = dy without what lies there.
+    """y = x with zeros at both ends of its spatial axes, and dx = dy without them.
 
-    padding: an integer for all sides, or for each axis an integer for both of its sides or a
-    pair (before, behind).
+    x: (batch, *space, channels) -> y: (batch, *out, channels), with any number of spatial axes.
+
+    `padding`: number of zeros, an integer for all sides, or for each axis an integer for both
+    sides or a pair (before, after).
     """
 
     padding: int | tuple[int, ...] | Pads = 1
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         pairs = self._pairs((0, *shape))
-        longer = (n + sum(pair) for n, pair in zip(shape[:-1], pairs, strict=True))
-        return {}, {}, (*longer, shape[-1])
+        lengths = [n + sum(pair) for n, pair in zip(shape[:-1], pairs, strict=True)]
+        return {}, {}, (*lengths, shape[-1])
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         return pad(x, self._pairs(x.shape)), state, ()
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         return crop(dy, self._pairs(dy.shape)), {}
 
 
 @dataclass(frozen=True)
 class Crop(_Edges):
-    """y = x without the outermost places of its axes of space, and dx = dy with zeros there.
+    """y = x without the outermost elements of its spatial axes, and dx = dy with zeros there.
 
-    padding: how many, as in ZeroPad.
+    x: (batch, *space, channels) -> y: (batch, *out, channels), with any number of spatial axes.
+
+    `padding`: number of elements to remove, in the forms of `ZeroPad` (Keras: cropping).
     """
 
     padding: int | tuple[int, ...] | Pads = 1
 
-    def init(self, key, shape, dtype):
-        return {}, {}, (*self._shorter((0, *shape)), shape[-1])
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
+        return {}, {}, (*self._out_lengths((0, *shape)), shape[-1])
 
-    def forward(self, params, state, x, *, train=False):
-        self._shorter(x.shape)
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        self._out_lengths(x.shape)
         return crop(x, self._pairs(x.shape)), state, ()
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         return pad(dy, self._pairs(dy.shape)), {}
 
-    def _shorter(self, shape):
+    def _out_lengths(self, shape: Shape) -> Shape:
+        """Return the lengths of the spatial axes of y. Raise ValueError if one would be 0."""
         pairs = self._pairs(shape)
-        found = tuple(n - sum(pair) for n, pair in zip(shape[1:-1], pairs, strict=True))
-        expect(min(found) >= 1, "nothing of {} is left without {}", shape[1:-1], pairs)
-        return found
+        lengths = tuple(n - sum(pair) for n, pair in zip(shape[1:-1], pairs, strict=True))
+        expect(min(lengths) >= 1, "nothing of {} is left without {}", shape[1:-1], pairs)
+        return lengths

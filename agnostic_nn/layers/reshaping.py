@@ -1,60 +1,70 @@
-"""Reshaping: layers that compute no number, they only lay the same ones out differently."""
+"""Reshaping: layers that rearrange the elements of x without computing new ones."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.arrays import Array, Cache, Params, RowMask, State, device, namespace
+from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, device, namespace
 from ..core.errors import expect, expect_function, expect_integers
 from ..ops import scatter_add
 from .base import Layer
+from .shapes import empty_like
 
 __all__ = ["Flatten", "Identity", "Lambda", "Reshape", "Transpose"]
 
 
 @dataclass(frozen=True)
 class Reshape(Layer):
-    """y = x with the axes after the batch laid out as `shape`, in row-major order.
+    """y = x with the axes after the batch reshaped to `shape`, in row-major order.
 
-    One entry of `shape` may be -1 and is inferred. The gradient takes the way back:
-    dx is dy in the shape of x.
+    x: (batch, ...) -> y: (batch, *shape). `shape`: lengths without the batch; one of them may be
+    -1 and is inferred. dx is dy in the shape of x.
     """
 
     one_array = True
 
     shape: tuple[int, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "shape", expect_integers("shape", self.shape))
-        open_axes = sum(length == -1 for length in self.shape)
-        fine = open_axes <= 1 and all(length >= 1 or length == -1 for length in self.shape)
-        expect(fine, f"expected lengths of at least 1, one of them may be -1, got {self.shape}")
+        inferred = sum(length == -1 for length in self.shape)
+        fits = inferred <= 1 and all(length >= 1 or length == -1 for length in self.shape)
+        expect(fits, "expected lengths of at least 1, one of them may be -1, got {}", self.shape)
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         return {}, {}, self._target(shape)
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         xp = namespace(x)
         y = xp.reshape(x, (x.shape[0], *self._target(x.shape[1:])))
-        # backward needs no number of x but its shape, which an array of no rows holds
-        return y, state, xp.zeros((0, *x.shape[1:]), dtype=x.dtype, device=device(x))
+        return y, state, empty_like(x)
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         return namespace(dy).reshape(dy, (dy.shape[0], *cache.shape[1:])), {}
 
-    def _target(self, shape):
-        """`self.shape` with -1 replaced, so that a batch of 0 examples works too."""
-        size, known = math.prod(shape), math.prod(n for n in self.shape if n != -1)
-        target = tuple(size // known if n == -1 else n for n in self.shape)
+    def _target(self, shape: Shape) -> Shape:
+        """Return `self.shape` with -1 replaced by the inferred length.
+
+        Passing -1 to a library would fail for a batch of 0 examples, where any length fits.
+        """
+        size = math.prod(shape)
+        known_size = math.prod(n for n in self.shape if n != -1)
+        target = tuple(size // known_size if n == -1 else n for n in self.shape)
         fits = math.prod(target) == size
-        expect(fits, f"cannot lay out {tuple(shape)}, {size} numbers an example, as {self.shape}")
+        message = "cannot reshape {}, {} numbers per example, to {}"
+        expect(fits, message, tuple(shape), size, self.shape)
         return target
 
 
 @dataclass(frozen=True)
 class Flatten(Reshape):
-    """y = x with all axes after the batch made one, in row-major order."""
+    """y = x with all axes after the batch flattened to one, in row-major order.
+
+    x: (batch, ...) -> y: (batch, size). dx is dy in the shape of x.
+    """
 
     shape: tuple[int, ...] = field(default=(-1,), init=False, repr=False)
 
@@ -80,86 +90,93 @@ class Identity(Layer):
 
 @dataclass(frozen=True)
 class Transpose(Layer):
-    """y = x with its axes in another order; axis 0, the batch, stays where it is.
+    """y = x with its axes permuted. Axis 0, the batch, stays first.
 
-    axes: which axis of x each axis of y after the batch is; (2, 1) turns (batch, time,
-    width) into (batch, width, time). The gradient takes the way back: with aᵢ the i-th
-    entry of `axes`, axis i of dy becomes axis aᵢ of dx.
+    `axes`: for each axis of y after the batch, the axis of x that it is (Keras: Permute's
+    dims). (2, 1) turns (batch, time, width) into (batch, width, time).
+
+    Gradient
+    --------
+    The inverse permutation: with aᵢ the i-th entry of `axes`, axis i of dy becomes axis aᵢ of dx.
     """
 
     one_array = True
 
     axes: tuple[int, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "axes", expect_integers("axes", self.axes))
         fits = sorted(self.axes) == list(range(1, len(self.axes) + 1))
         expect(fits, "expected 1 to {} in some order, got {}", len(self.axes), self.axes)
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         fits = len(shape) == len(self.axes)
         expect(fits, "Transpose orders {} axes, got (batch, *{})", len(self.axes), shape)
         return {}, {}, tuple(shape[axis - 1] for axis in self.axes)
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         fits = x.ndim == 1 + len(self.axes)
         expect(fits, "Transpose orders {} axes after the batch, got {}", len(self.axes), x.shape)
         return namespace(x).permute_dims(x, (0, *self.axes)), state, ()
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         order = (0, *self.axes)
-        back = tuple(order.index(axis) for axis in range(len(order)))
-        return namespace(dy).permute_dims(dy, back), {}
+        inverse = tuple(order.index(axis) for axis in range(len(order)))
+        return namespace(dy).permute_dims(dy, inverse), {}
 
 
 @dataclass(frozen=True, repr=False)
 class Lambda(Layer):
-    """y = f(x), with f a function of one's own that moves, repeats or leaves out numbers.
+    """y = f(x), with f a user-defined function that moves, repeats or leaves out elements.
 
-    Such as `lambda x: x[:, ::2, :]`. f is given x with its batch axis and treats all
-    examples alike; it computes nothing, but may fill up with zeros. What else an f could
-    do needs a derivative: write a `Layer`. A checkpoint cannot bring f back.
+    An example is `lambda x: x[:, ::2, :]`. f is called with x including its batch axis, must
+    treat all examples alike, and must not compute with the elements; it may add zeros. Any
+    other f needs a derivative: write a `Layer`. A checkpoint does not store f.
 
     Gradient
     --------
-    Each number of y is one of x, yⱼ = x at s(j), or is 0. So
+    Each element of y is an element of x, yⱼ = x[s(j)], or 0. So
 
-        dx[i] = Σ dyⱼ over all places j with s(j) = i
+        dx[i] = Σ dyⱼ over all positions j with s(j) = i
 
-    and f itself tells s: given 1, 2, … in place of an example's numbers, it returns for
-    each place of y the number of the place in x that it came from.
+    f itself yields s: for an input with the elements 1, 2, … it returns at each position of y
+    the number of the position in x that the element came from, and 0 where it added a zero.
     """
 
     one_array = True
 
     function: Callable[[Array], Array]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_function("function", self.function, "x")
 
     def __repr__(self) -> str:
         return f"Lambda({getattr(self.function, '__qualname__', repr(self.function))})"
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         return {}, {}, tuple(self._sources(namespace(key), shape, device(key)).shape[1:])
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
         y = self.function(x)
         fits = y.shape[:1] == x.shape[:1]
         expect(fits, "{} must keep the batch, but turns {} into {}", self, x.shape, y.shape)
-        # backward needs no number of x but its shape, which an array of no rows holds
-        return y, state, namespace(x).zeros((0, *x.shape[1:]), dtype=x.dtype, device=device(x))
+        return y, state, empty_like(x)
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         xp = namespace(dy)
         shape = cache.shape[1:]
-        size, count = math.prod(shape), math.prod(dy.shape[1:])
+        size = math.prod(shape)
+        count = math.prod(dy.shape[1:])
         sources = xp.reshape(self._sources(xp, shape, device(dy)), (-1,))
         updates = xp.reshape(dy, (dy.shape[0], count)).T
-        total = scatter_add(updates, sources, size + 1)[1:, :]
+        total = scatter_add(updates, sources, size + 1)[1:, :]  # row 0 is that of added zeros
         return xp.reshape(total.T, (dy.shape[0], *shape)), {}
 
-    def _sources(self, xp, shape, place):
-        """Where in x each number of y came from, counted from 1; 0 for none."""
+    def _sources(self, xp: Any, shape: Shape, place: Any) -> Array:
+        """Return the position in x of each element of y, counted from 1; 0 for added zeros."""
         numbers = xp.arange(1, math.prod(shape) + 1, dtype=xp.int32, device=place)
         return self.function(xp.reshape(numbers, (1, *shape)))
