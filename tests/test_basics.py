@@ -361,7 +361,7 @@ REFUSED = [  # layer, shape it was made for, x, error and message
         TypeError,
         "expected arrays of one library, got .*Foreign",
     ),
-    (nn.Reshape((2, 2)), (4,), zeros(3, 5), ValueError, r"\(5,\), 5 numbers.*, as \(2, 2\)"),
+    (nn.Reshape((2, 2)), (4,), zeros(3, 5), ValueError, r"\(5,\), 5 numbers.*, to \(2, 2\)"),
 ]
 
 
@@ -387,8 +387,8 @@ UNFIT = [  # layer, shape of one example, message
     (nn.Softmax(axis=0), (4,), "axis 0 is the batch"),
     (nn.Softmax(axis=-2), (4,), "axis 0 is the batch"),
     (nn.LogSoftmax(axis=2), (4,), r"axis 2 does not exist in \(batch, \*\(4,\)\)"),
-    (nn.Reshape((3, -1)), (4,), r"\(4,\), 4 numbers an example, as \(3, -1\)"),
-    (nn.Reshape((5,)), (2, 2), r"\(2, 2\), 4 numbers an example, as \(5,\)"),
+    (nn.Reshape((3, -1)), (4,), r"\(4,\), 4 numbers per example, to \(3, -1\)"),
+    (nn.Reshape((5,)), (2, 2), r"\(2, 2\), 4 numbers per example, to \(5,\)"),
     (nn.Residual(nn.Dense(3)), (4,), r"their shapes are \(4,\) and \(3,\)"),
     (nn.Sequential(nn.Flatten(), nn.Softmax(axis=2)), (2, 2), "axis 2 does not exist"),
 ]

@@ -158,7 +158,7 @@ class _Convolution(Layer):
         return self.stride, padding, self.dilation, self.groups
 
     def _out_lengths(self, lengths: Shape) -> Shape:
-        """Return the lengths of the spatial axes of y; raise ValueError if there is no window."""
+        """Return the lengths of the spatial axes of y, or raise ValueError if x is too short."""
         stride, padding, dilation, _ = self._geometry(lengths)
         return out_lengths(lengths, self.window, stride, dilation, padding)
 

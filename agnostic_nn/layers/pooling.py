@@ -1,4 +1,4 @@
-"""Pooling: reduce each window to its maximum or its mean, channel by channel.
+"""Pooling: the maximum or the mean of each window, channel by channel.
 
 Along one spatial axis, with the set Wₒ of positions in window o,
 
@@ -14,7 +14,7 @@ each position in Wₒ:
     mean        dxᵢ = Σ dyₒ / cₒ over all o with i in Wₒ
 
 A window over several axes is averaged along one axis after another, and so is the gradient. A
-mean of means is the mean if all means are of equally many numbers, as they are here.
+mean of means is the mean of all elements, because each is taken over equally many.
 
 If several elements of a window are equal, the first one gets the whole gradient. NaN counts as
 the largest; which element then gets the gradient is undefined.

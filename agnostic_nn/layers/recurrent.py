@@ -225,7 +225,7 @@ class _Recurrent(Layer):
         for layer_params, layer_starts in zip(params, starts, strict=True):
             ends = {}
             outputs = []
-            kept = []
+            direction_caches = []
             for direction in self._directions:
                 end, (hs, direction_cache) = self._run(
                     layer_params[direction],
@@ -237,8 +237,8 @@ class _Recurrent(Layer):
                 )
                 ends[direction] = end
                 outputs.append(hs)
-                kept.append(direction_cache)
-            caches.append((xs, tuple(kept)))
+                direction_caches.append(direction_cache)
+            caches.append((xs, tuple(direction_caches)))
             final_states.append(ends)
             ys = xp.concat(outputs, axis=-1) if len(outputs) > 1 else outputs[0]
             xs = _zero_masked(mask, ys)
@@ -269,10 +269,9 @@ class _Recurrent(Layer):
             return new, (new["h"], (carry["h"], values) if keep else ())
 
         def with_slopes(outputs: tuple) -> tuple:
-            h, kept = outputs
             if not keep:
                 return outputs
-            h_before, values = kept
+            h, (h_before, values) = outputs
             return h, (h_before, self.slopes(h_before, values))
 
         zs = xp.reshape(z, (*xs.shape[:2], z.shape[1]))
@@ -323,7 +322,7 @@ class _Recurrent(Layer):
         grads: list = []
         dstarts: list = []
         for i in reversed(range(self.depth)):
-            xs, kept = caches[i]
+            xs, direction_caches = caches[i]
             need_layer_dx = need_dx or i > 0
             dxs = []
             layer_grads = {}
@@ -333,7 +332,7 @@ class _Recurrent(Layer):
                 dx, layer_grads[direction], layer_dstarts[direction] = self._run_back(
                     params[i][direction],
                     xs,
-                    kept[n],
+                    direction_caches[n],
                     direction_dys,
                     dends[i][direction],
                     mask,
@@ -350,7 +349,7 @@ class _Recurrent(Layer):
         self,
         params: Params,
         xs: Array,
-        kept: Cache,
+        cache: Cache,
         dys: tuple[Array, ...],
         dend: Carry,
         mask: Any,
@@ -361,7 +360,7 @@ class _Recurrent(Layer):
         xp = namespace(xs)
         has_mask = not isinstance(mask, tuple)
         recurrent_t = _contiguous_transpose(params["recurrent"])
-        hs, slopes = kept
+        hs, slopes = cache
 
         def step(dcarry: Carry, inputs: tuple) -> tuple[Carry, Array]:
             slopes, dys, step_mask = inputs
@@ -655,18 +654,18 @@ class LSTM(_Recurrent):
         self,
         params: Params,
         xs: Array,
-        kept: Cache,
+        cache: Cache,
         dys: tuple[Array, ...],
         dend: Carry,
         mask: Any,
         reverse: bool,
         need_dx: bool,
     ) -> tuple[Any, Params, Carry]:
-        arguments = (params, xs, kept, dys, dend, mask, reverse, need_dx)
+        arguments = (params, xs, cache, dys, dend, mask, reverse, need_dx)
         by_steps = partial(super()._run_back, *arguments)
         if not isinstance(mask, tuple):
             return by_steps()
-        return lstm_backward(xs, params, kept, dys, dend, reverse, need_dx, by_steps)
+        return lstm_backward(xs, params, cache, dys, dend, reverse, need_dx, by_steps)
 
     def step(self, params: Params, z: Array, carry: Carry) -> tuple[Carry, tuple]:
         xp = namespace(z)
