@@ -149,10 +149,10 @@ def test_the_layer_with_the_fault_is_named(fault, place):
     path = str(2 * place)
     assert (left["step"], left["layer"]) == (1, path)
     if fault == "rough forward":
-        assert left["what"] == f"the output of layer {path} (Faulty)"
+        assert left["description"] == f"the output of layer {path} (Faulty)"
     else:
         assert left["name"] in (f"{path}.weight", f"{path}.bias")
-        assert left["what"] == f"the gradient of {left['name']} (Faulty)"
+        assert left["description"] == f"the gradient of {left['name']} (Faulty)"
 
 
 def test_later_layers_may_be_less_exact_than_earlier_ones():

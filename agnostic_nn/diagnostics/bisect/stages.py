@@ -36,7 +36,7 @@ from ...losses import Loss
 from ...losses.base import takes_keyword
 from ...optimizers import Optimizer
 from ...training.config import describe, rebuild
-from ..observe import value_of
+from ..observe import Hook, observed_layer, path_of, value_of
 from ..summary import outline
 from .noise import exactly, noting_words
 
@@ -335,20 +335,20 @@ def split_step(
     taken: the number of steps before this one, for a loss whose weight follows a schedule.
     """
     recorder = _Recorder()
-    twin = recorder.twin(model, "", "")
+    observed = recorder.observed(model, "", "")
     batch_on_host = dict(zip(("x", "target"), batch, strict=True))
     recorder.record(Stage("data", "", "the batch", batch_on_host), "x", "target")
     numbered = {"step": np.asarray(float(taken))} if takes_keyword(loss, "step") else {}
 
     def step(carry, x, target, number):
         params, state, moments = carry
-        y, new_state, cache = twin.forward(params, state, x, train=True)
+        y, new_state, cache = observed.forward(params, state, x, train=True)
         inputs = _host({"y": y, "target": target, **number})
         recorder.record(Stage("loss", "", loss, inputs), "value", "dy")
         with failing(recorder.events[-1][0].name, REFERENCE):
             _, dy = loss(y, target, **number)
         recorder.in_backward = True
-        grads = twin.backward_params(params, cache, dy)
+        grads = observed.backward_params(params, cache, dy)
         inputs = _host({"params": params, "grads": grads, "moments": moments})
         recorder.record(Stage("update", "", optimizer, inputs), "params", "moments")
         with failing(recorder.events[-1][0].name, REFERENCE):
@@ -392,8 +392,8 @@ def _prediction(
 ) -> list[tuple[Stage, tuple[str, ...]]]:
     """Return the stages of a prediction of x, in the form of `split_step`."""
     recorder = _Recorder(predicts=True)
-    twin = recorder.twin(model, "", "")
-    exactly(lambda *args: _host(twin.forward(*args, train=False)[0]), params, state, x)
+    observed = recorder.observed(model, "", "")
+    exactly(lambda *args: _host(observed.forward(*args, train=False)[0]), params, state, x)
     inputs = {"params": params, "state": state, "x": x}
     whole = Stage("whole", "", (model, loss), inputs, train=False, predicts=True)
     recorder.record(whole, "y", "state", "shortcut_y")
@@ -403,7 +403,7 @@ def _prediction(
 class _Recorder:
     """Records the stages of a model in the order in which they are computed.
 
-    It makes a twin of each layer, which computes the same and records its inputs and results.
+    Each layer is replaced by a copy that computes the same and records its inputs and results.
     predicts: whether a prediction is recorded instead of a training step.
     """
 
@@ -417,22 +417,15 @@ class _Recorder:
         """Record that the results of `stage` with these heads are computed now."""
         self.events.append((stage, heads))
 
-    def twin(self, layer: Layer, path: str, name: str) -> Layer:
-        """Return a recording twin of `layer`; the twin of a block holds twins of its layers."""
-        kind = type(layer)
+    def observed(self, layer: Layer, path: str, name: str) -> Layer:
+        """Return a copy of `layer` whose calls are recorded, and those of the layers inside."""
 
         def inner(name: str, layer: Layer) -> Layer:
-            return self.twin(layer, ".".join(filter(None, (path, name))), name)
+            return self.observed(layer, path_of(path, name), name)
 
-        mapped = layer.map_layers(inner) if isinstance(layer, Block) else layer
-        methods = self._methods(layer, path, name)
-        # A subclass created here, filled without calling the constructor of the layer.
-        twin: Any = object.__new__(type(kind.__name__, (kind,), methods))
-        vars(twin).update(vars(mapped))
-        return twin
+        return observed_layer(layer, self._hooks(layer, path, name), inner)
 
-    def _methods(self, layer: Layer, path: str, name: str) -> dict[str, Callable]:
-        kind: Any = type(layer)
+    def _hooks(self, layer: Layer, path: str, name: str) -> dict[str, Hook]:
         is_block = isinstance(layer, Block)
         stage_kind = "around" if is_block else "layer"
         # Other blocks, such as Sequential, compute nothing themselves.
@@ -443,21 +436,21 @@ class _Recorder:
         # runs before that of any pending stage.
         recomputed: list[Stage] = []
 
-        def forward(twin, params, state, x, *, train=False):
-            # A block has to call its twin layers. A layer may call its own methods, and those
-            # calls must not be recorded.
-            own = twin if is_block else layer
+        def forward(method, params, state, x, *, train=False):
+            # A block has to call its observed layers. Another layer may call its own methods,
+            # and those calls must not be recorded.
+            own_forward = method if is_block else layer.forward
             inputs = _host({"params": params, "state": state, "x": x})
             stage = Stage(stage_kind, path, layer, inputs, bool(train), self.predicts)
             if self.in_backward:
                 recomputed.append(next((old for old in pending if _same_call(old, stage)), stage))
-                return kind.forward(own, params, state, x, train=train)
+                return own_forward(params, state, x, train=train)
             pending.append(stage)
             if self.open:
                 self.open[-1].inside.setdefault(name, []).append(stage)
             self.open.append(stage)
             with failing(stage.name, REFERENCE), noting_words() as drawn:
-                y, state, cache = kind.forward(own, params, state, x, train=train)
+                y, state, cache = own_forward(params, state, x, train=train)
             self.open.pop()
             if drawn and not is_block:
                 stage.inputs["keys"] = tuple(np.array(key) for key, _, _ in drawn)
@@ -467,21 +460,22 @@ class _Recorder:
                 self.record(stage, *FORWARD)
             return y, state, cache
 
-        def backward(twin, params, cache, dy):
+        def backward(method, params, cache, dy):
+            own_backward = method if is_block else layer.backward
             stage = recomputed.pop() if recomputed else pending.pop()
             with failing(stage.name, REFERENCE):
-                dx, grads = kind.backward(twin if is_block else layer, params, cache, dy)
+                dx, grads = own_backward(params, cache, dy)
             stage.inputs |= _host({"dy": dy})
             stage.result |= _host({"dx": dx, "grads": grads})
             if is_stage:
                 self.record(stage, *BACKWARD)
             return dx, grads
 
-        def backward_params(twin, params, cache, dy):
-            return backward(twin, params, cache, dy)[1]
+        def backward_params(method, params, cache, dy):
+            return backward(layer.backward, params, cache, dy)[1]
 
-        methods = {"forward": forward, "backward": backward}
-        return methods if is_block else methods | {"backward_params": backward_params}
+        hooks: dict[str, Hook] = {"forward": forward, "backward": backward}
+        return hooks if is_block else hooks | {"backward_params": backward_params}
 
 
 def _host(tree: Any) -> Any:

@@ -25,7 +25,7 @@ from ...layers import Layer
 from ...losses import Loss
 from ...training import make_step
 from ..bisect.noise import exactly, rounded
-from .rounding import twin
+from ..observe import Hook, observed_model
 from .workloads import Workload
 
 __all__ = [
@@ -274,16 +274,14 @@ _RECORDED = "\0"
 def _recording(model: Layer) -> Layer:
     """Return the model with layers that also put their output into their cache, by their path."""
 
-    def methods(layer: Layer, path: str) -> dict[str, Callable]:
-        kind = type(layer)
-
-        def forward(self: Any, params: Any, state: Any, x: Any, *, train: Any = False) -> Any:
-            y, state, cache = kind.forward(self, params, state, x, train=train)
+    def hooks(layer: Layer, path: str) -> dict[str, Hook]:
+        def forward(method: Callable, *args: Any, **mode: Any) -> Any:
+            y, state, cache = method(*args, **mode)
             return y, state, {_RECORDED + path: (y, cache)}
 
         return {"forward": forward}
 
-    return twin(model, methods)
+    return observed_model(model, hooks)
 
 
 def _layer_outputs(
@@ -327,8 +325,7 @@ def inside_predictions(model: Layer, depth: int | None) -> Callable:
     def predict(params, state, x):
         outputs: dict[str, Any] = {}
 
-        def methods(layer: Layer, path: str) -> dict[str, Callable]:
-            kind = type(layer)
+        def hooks(layer: Layer, path: str) -> dict[str, Hook]:
             if depth is not None and path and path.count(".") >= depth:
                 return {}
 
@@ -336,19 +333,19 @@ def inside_predictions(model: Layer, depth: int | None) -> Callable:
                 outputs.pop(path, None)  # a layer that is called again moves to the end
                 outputs[path] = y
 
-            def method(self: Any, params: Any, state: Any, x: Any) -> Any:
-                y = kind.predict(self, params, state, x)
+            def predict(method: Callable, *args: Any) -> Any:
+                y = method(*args)
                 record(y)
                 return y
 
-            def forward(self: Any, params: Any, state: Any, x: Any, *, train: Any = False) -> Any:
-                y, *rest = kind.forward(self, params, state, x, train=train)
+            def forward(method: Callable, *args: Any, **mode: Any) -> Any:
+                y, *rest = method(*args, **mode)
                 record(y)  # a block without a `predict` calls the `forward` of its layers
                 return y, *rest
 
-            return {"predict": method, "forward": forward}
+            return {"predict": predict, "forward": forward}
 
-        twin(model, methods).predict(params, state, x)
+        observed_model(model, hooks).predict(params, state, x)
         return {
             f"layers.{path}" + (f"[{i}]" if i else ""): leaf
             for path, y in outputs.items()

@@ -21,9 +21,9 @@ from ...blocks import Block
 from ...core.arrays import namespace
 from ...core.trees import leaves
 from ...layers import Layer
-from ..observe import Handler, Hook, branch, observed_layer, observed_model, path_of, run
+from ..observe import Handler, Hook, branch, observed_model, run
 
-__all__ = ["Chains", "chains", "layer_of", "twin"]
+__all__ = ["Chains", "chains", "layer_of"]
 
 SUMS = {"sum", "mean", "var", "std", "prod", "cumulative_sum", "cumulative_prod"}
 PRODUCTS = {"matmul", "vecdot", "tensordot"}
@@ -109,19 +109,6 @@ def layer_of(name: str, paths: Any) -> str:
     """Return the innermost of the layers at `paths` that holds the parameter called `name`."""
     holding = [path for path in paths if not path or f"{name}.".startswith(f"{path}.")]
     return max(holding, key=len, default="")
-
-
-def twin(
-    layer: Layer, methods: Callable[[Layer, str], dict[str, Callable]], path: str = ""
-) -> Layer:
-    """Return a copy of `layer` and of all layers in it with other methods: methods(layer, path)."""
-
-    def inner(name: str, layer: Layer) -> Layer:
-        return twin(layer, methods, path_of(path, name))
-
-    observed = observed_layer(layer, {}, inner)
-    observed.__class__ = type(type(layer).__name__, (type(layer),), methods(layer, path))
-    return observed
 
 
 class _Counter(Handler):

@@ -14,6 +14,7 @@ from ...core.trees import leaves, tree_map, tree_sum
 from ...layers import Layer
 from ...layers.base import outline
 from ...losses import Loss
+from ..observe import observed_layer, path_of
 
 __all__ = ["Call", "Walk", "cached", "nudged", "walk"]
 
@@ -65,11 +66,11 @@ def walk(
 ) -> Walk:
     """Forward as in training, the loss, and backward."""
     calls: list[Call] = []
-    twin = _Watch(calls).twin(model)
-    y, _, cache = twin.forward(params, state, x, train=True)
+    observed = _Recorder(calls).observed(model)
+    y, _, cache = observed.forward(params, state, x, train=True)
     forward = len(calls)
     value, dy = loss(y, target) if weights is None else loss(y, target, weights)
-    _, grads = twin.backward(params, cache, dy)
+    _, grads = observed.backward(params, cache, dy)
     first, again = calls[:forward], calls[forward:]
     for call in again:
         twice = next(c for c in first if c.path == call.path and not c.went_back)
@@ -81,49 +82,47 @@ def walk(
 
 def nudged(model: Layer, params: Params, state: State, x: Any, change: dict[int, Params]) -> Any:
     """y, had calls of some numbers had other parameters, `change`; no call else has them."""
-    return _Watch([], change).twin(model).forward(params, state, x, train=True)[0]
+    return _Recorder([], change).observed(model).forward(params, state, x, train=True)[0]
 
 
-class _Watch:
-    """Twins of layers that write down their calls."""
+class _Recorder:
+    """Records the calls of layers."""
 
     def __init__(self, calls: list[Call], change: dict[int, Params] | None = None) -> None:
-        self.calls, self.change = calls, change or {}
+        self.calls = calls
+        self.change = change or {}
         self.open: list[int] = []
 
-    def twin(self, layer: Layer, path: str = "") -> Layer:
-        """A layer like `layer`, and so are those in it; what it keeps is signed by its number."""
-        watched = _Turns((layer.layer,) * layer.count) if isinstance(layer, Repeat) else layer
-        kind: Any = type(watched)
-        block = isinstance(watched, Block)
+    def observed(self, layer: Layer, path: str = "") -> Layer:
+        """Return a copy of `layer` whose calls are recorded, and those of the layers inside.
+
+        The cache of a call is put into a dict, under the number of the call.
+        """
+        unrolled = _Turns((layer.layer,) * layer.count) if isinstance(layer, Repeat) else layer
+        is_block = isinstance(unrolled, Block)
 
         def inner(name: str, layer: Layer) -> Layer:
-            return self.twin(layer, ".".join(filter(None, (path, name))))
+            return self.observed(layer, path_of(path, name))
 
-        def forward(self_, params, state, x, *, train=False):
+        def forward(method, params, state, x, *, train=False):
             inside = self.open[-1] if self.open else None
             params = self.change.get(len(self.calls), params)
-            call = Call(len(self.calls), path, layer, inside, params, state, x, block=block)
+            call = Call(len(self.calls), path, layer, inside, params, state, x, block=is_block)
             self.calls.append(call)
             call.y, after, call.cache = self._within(
-                call.number, lambda: kind.forward(self_, params, state, x, train=train)
+                call.number, lambda: method(params, state, x, train=train)
             )
             return call.y, after, {call.number: call.cache}
 
-        def backward(self_, params, cache, dy):
-            ((number, kept),) = cache.items()
+        def backward(method, params, cache, dy):
+            ((number, own_cache),) = cache.items()
             call = self.calls[number]
-            call.dy, call.went_back = dy, True
-            call.dx, call.grads = self._within(
-                number, lambda: kind.backward(self_, params, kept, dy)
-            )
+            call.dy = dy
+            call.went_back = True
+            call.dx, call.grads = self._within(number, lambda: method(params, own_cache, dy))
             return call.dx, call.grads
 
-        methods = {"forward": forward, "backward": backward}
-        mapped = watched.map_layers(inner) if isinstance(watched, Block) else watched
-        twin: Any = object.__new__(type(kind.__name__, (kind,), methods))
-        vars(twin).update(vars(mapped))
-        return twin
+        return observed_layer(unrolled, {"forward": forward, "backward": backward}, inner)
 
     def _within(self, number: int, function: Callable) -> Any:
         self.open.append(number)
