@@ -1,12 +1,15 @@
-"""Metrics: functions from (y, target) to values per example, for people to read.
+"""Metrics: functions from (y, target) to values per example, reported as means.
 
-The values are an array (examples, ...), or a tree of such. What is reported is their mean
-over all examples, however many batches those come in. Where a mean is not what people
-read, as with a root or a ratio of sums, the function has an attribute `finish`: on the
-host it turns the means over examples, nested like the values, into one number. It may have an
-attribute `variances`, a tuple of names of values, which are then a dict: instead of the mean of
-such a value it gets {"mean": ..., "variance": ...} over all examples.
-`functools.partial` sets options, such as k.
+The values are an array (examples, ...), or a tree of such arrays. The metric is their mean over all
+examples, whatever the batches. If the metric is not a mean, but for example a root or a ratio of
+sums, the function has an attribute `finish`: a function that turns the means over all examples,
+nested like the values, into one number on the host.
+
+`finish` may have an attribute `variances`, a tuple of names. The values are then a dict, and for
+each of these names `finish` gets {"mean": ..., "variance": ...} over all examples instead of the
+mean.
+
+Options, such as k, are set with `functools.partial`.
 """
 
 import math
@@ -24,9 +27,9 @@ __all__ = [
     "accuracy",
     "batch_means",
     "binary_accuracy",
+    "combine_means",
     "finish_of",
     "finished_by",
-    "joined",
     "perplexity",
     "r2",
     "top_k_accuracy",
@@ -34,7 +37,7 @@ __all__ = [
 
 
 def finished_by(finish: Callable[[Any], float]) -> Callable[[Callable], Callable]:
-    """Attach `finish`, from the means of a metric's values to what is reported."""
+    """Return a decorator that sets `finish`, which turns the means into the reported number."""
 
     def attach(metric: Any) -> Callable:
         metric.finish = finish
@@ -44,64 +47,74 @@ def finished_by(finish: Callable[[Any], float]) -> Callable[[Callable], Callable
 
 
 def finish_of(metric: Callable) -> Callable[[Any], float]:
-    """What turns the means of a metric's values into one number: their mean, unless it says so."""
-    found = getattr(metric, "finish", None)
-    if found is None and isinstance(metric, partial):
+    """Return the metric's `finish`; without one, return a function that averages all means."""
+    finish = getattr(metric, "finish", None)
+    if finish is None and isinstance(metric, partial):
         return finish_of(metric.func)
-    return _mean if found is None else found
+    return _mean if finish is None else finish
 
 
 def batch_means(metric: Callable, values: Any, mean: Callable[[Array], Array]) -> Any:
-    """What of the values of one batch `joined` needs: their means, taken by `mean`.
+    """Return the means of the values of one batch, for `combine_means`.
 
-    For a variance a mean of squares would lose the digits in which large values differ. So it is
-    {"centre": c, "mean": mean of v - c, "square": mean of (v - c)²}, with c near the mean of v.
+    mean: a function from values to their mean over the examples.
+
+    A variance from the mean of squares would lose the digits in which large values differ. So for a
+    value v whose variance is needed, the result is {"centre": c, "mean": mean of v - c, "square":
+    mean of (v - c)²}, where c is close to the mean of v.
     """
 
     def centered(value: Array) -> dict[str, Array]:
         first = value[:1, ...]
         centre = first + namespace(value).mean(value - first, axis=0, keepdims=True)
-        apart = value - centre
-        return {"centre": centre[0, ...], "mean": mean(apart), "square": mean(apart * apart)}
+        deviation = value - centre
+        return {
+            "centre": centre[0, ...],
+            "mean": mean(deviation),
+            "square": mean(deviation * deviation),
+        }
 
-    varied = getattr(finish_of(metric), "variances", ())
-    if not varied:
+    with_variance = getattr(finish_of(metric), "variances", ())
+    if not with_variance:
         return tree_map(mean, values)
     return {
-        name: centered(value) if name in varied else tree_map(mean, value)
+        name: centered(value) if name in with_variance else tree_map(mean, value)
         for name, value in values.items()
     }
 
 
-def joined(metric: Callable, parts: list[tuple[float, Any]]) -> Any:
-    """The means over all examples, from the share and the `batch_means` of each batch.
+def combine_means(metric: Callable, parts: list[tuple[float, Any]]) -> Any:
+    """Return the means over all examples from a share and the `batch_means` of each batch.
 
-    With the share w, mean m and variance v of each batch, the variance of all is
-    Σ w (v + (m - Σ w m)²). Means are taken from the first centre on: nothing large is subtracted.
+    If each batch has the share w of the examples, the mean m and the variance v, the variance over
+    all examples is Σ w (v + (m - Σ w m)²). Means are computed relative to the centre of the first
+    batch, so that no large numbers are subtracted from each other.
     """
     shares = [share for share, _ in parts]
 
     def total(*means: Array) -> Array:
         return sum(share * mean for share, mean in zip(shares, means, strict=True))
 
-    def spread(*found: dict[str, Array]) -> dict[str, Array]:
-        start = found[0]["centre"]
-        means = [one["centre"] - start + one["mean"] for one in found]
+    def mean_and_variance(*batches: dict[str, Array]) -> dict[str, Array]:
+        origin = batches[0]["centre"]
+        means = [batch["centre"] - origin + batch["mean"] for batch in batches]
         mean = total(*means)
-        within = [one["square"] - one["mean"] * one["mean"] for one in found]
-        apart = [(one - mean) * (one - mean) for one in means]
-        return {"mean": start + mean, "variance": total(*within) + total(*apart)}
+        within = [batch["square"] - batch["mean"] * batch["mean"] for batch in batches]
+        between = [(batch_mean - mean) * (batch_mean - mean) for batch_mean in means]
+        return {"mean": origin + mean, "variance": total(*within) + total(*between)}
 
     trees = [means for _, means in parts]
-    varied = getattr(finish_of(metric), "variances", ())
-    if not varied:
+    with_variance = getattr(finish_of(metric), "variances", ())
+    if not with_variance:
         return tree_map(total, *trees)
-    return {
-        name: (spread if name in varied else partial(tree_map, total))(
-            *[tree[name] for tree in trees]
-        )
-        for name in trees[0]
-    }
+    combined = {}
+    for name in trees[0]:
+        branches = [tree[name] for tree in trees]
+        if name in with_variance:
+            combined[name] = mean_and_variance(*branches)
+        else:
+            combined[name] = tree_map(total, *branches)
+    return combined
 
 
 def _mean(means: Array) -> float:
@@ -109,7 +122,7 @@ def _mean(means: Array) -> float:
 
 
 def _ratio(means: Any) -> float:
-    """The mean over what is counted, where `_counted` has said what is."""
+    """Return the mean over the counted targets, from the means of what `_counted` returned."""
     if not isinstance(means, dict):
         return _mean(means)
     counted = _mean(means["counted"])
@@ -117,18 +130,18 @@ def _ratio(means: Any) -> float:
 
 
 def _counted(values: Array, labels: Array, ignore_index: int | None) -> Any:
-    """The values; or 0 at ignored labels, and how many are not."""
+    """Return the values; with `ignore_index`, 0 at ignored labels, and which are counted."""
     if ignore_index is None:
         return values
     expect_integer("ignore_index", ignore_index)
     xp = namespace(values)
-    # narrow and unsigned integers have no room for some an index, such as -100
-    kept = xp.astype(labels, xp.arange(0, device=device(labels)).dtype) != ignore_index
-    return {"value": xp.where(kept, values, 0.0), "counted": xp.astype(kept, values.dtype)}
+    # an index such as -100 does not fit into a narrow or unsigned integer, so compare wider ones
+    counts = xp.astype(labels, xp.arange(0, device=device(labels)).dtype) != ignore_index
+    return {"value": xp.where(counts, values, 0.0), "counted": xp.astype(counts, values.dtype)}
 
 
 def _labels(y: Array, target: Array) -> Array:
-    """The classes that a target says, as integers or as the largest in a distribution."""
+    """Return the classes of a target, which holds integers or distributions."""
     xp = namespace(y, target)
     if target.ndim == y.ndim:
         expect(target.shape == y.shape, "y is {} but target is {}", y.shape, target.shape)
@@ -140,39 +153,42 @@ def _labels(y: Array, target: Array) -> Array:
 
 
 def _expect_labels(labels: Array, y: Array) -> None:
-    """Raise unless there is an integer label for each row of the last axis of y."""
-    fits = labels.shape == y.shape[:-1]
-    expect(fits, "labels {} for y {}", labels.shape, y.shape)
+    """Raise unless `labels` are integers, of the shape of y without its last axis."""
+    is_valid = labels.shape == y.shape[:-1]
+    expect(is_valid, "labels {} for y {}", labels.shape, y.shape)
     if not namespace(y, labels).isdtype(labels.dtype, "integral"):
         raise TypeError(f"expected integer labels, got {labels.dtype}")
 
 
 @finished_by(_ratio)
 def accuracy(y: Array, target: Array, *, ignore_index: int | None = None) -> Any:
-    """1 where the largest of `y` along the last axis is at the target class, else 0.
+    """1 where the largest element of `y` along the last axis is at the target class, else 0.
 
-    y: (..., classes); target: (...) integer, or (..., classes) with the target class
-    largest. Returns (...), in the dtype of y. Targets that are `ignore_index` do not count.
+    y: (..., classes). target: (...) integers, or (..., classes) distributions whose largest element
+    is at the target class. Returns (...), in the dtype of y. Targets equal to `ignore_index` do not
+    count.
     """
     expect_axis(y, "classes")
     xp = namespace(y)
     labels = _labels(y, target)
-    found = xp.argmax(y, axis=-1)
-    right = xp.astype(found == xp.astype(labels, found.dtype), y.dtype)
-    return _counted(right, labels, ignore_index)
+    predicted = xp.argmax(y, axis=-1)
+    is_correct = xp.astype(predicted == xp.astype(labels, predicted.dtype), y.dtype)
+    return _counted(is_correct, labels, ignore_index)
 
 
 @finished_by(_ratio)
 def top_k_accuracy(y: Array, target: Array, *, k: int = 5, ignore_index: int | None = None) -> Any:
     """1 where the target class is among the `k` largest of `y` along the last axis, else 0.
 
-    Shapes as for `accuracy`, which this is at k = 1. Of equal outputs the first is the
-    largest.
+    Shapes are as for `accuracy`, which is the same for k = 1. Of equal outputs the first counts as
+    the largest.
 
     Raises
     ------
-    TypeError, ValueError
-        If k is no integer from 1 to the number of classes.
+    TypeError
+        If k is not an integer.
+    ValueError
+        If k is not between 1 and the number of classes.
     """
     expect_count("k", k)
     expect_axis(y, "classes")
@@ -181,54 +197,63 @@ def top_k_accuracy(y: Array, target: Array, *, k: int = 5, ignore_index: int | N
     xp = namespace(y)
     labels = _labels(y, target)
     numbers = xp.arange(classes, device=device(y))
-    place = xp.expand_dims(xp.astype(labels, numbers.dtype), axis=-1)
-    own = xp.sum(xp.where(numbers == place, y, 0.0), axis=-1, keepdims=True)
-    # said by what is not larger: no comparison with NaN holds, and no rank is better than NaN's
-    below = xp.logical_or(y < own, xp.logical_and(y == own, numbers > place))
-    ahead = xp.logical_and(~below, numbers != place)
-    right = xp.astype(xp.sum(xp.astype(ahead, numbers.dtype), axis=-1) < k, y.dtype)
-    return _counted(right, labels, ignore_index)
+    label = xp.expand_dims(xp.astype(labels, numbers.dtype), axis=-1)
+    output = xp.sum(xp.where(numbers == label, y, 0.0), axis=-1, keepdims=True)
+    # count the classes that are not below the target: comparisons with NaN are false, so NaN ranks
+    # above all numbers, and a target whose own output is NaN ranks below all other classes
+    below = xp.logical_or(y < output, xp.logical_and(y == output, numbers > label))
+    ahead = xp.logical_and(~below, numbers != label)
+    is_correct = xp.astype(xp.sum(xp.astype(ahead, numbers.dtype), axis=-1) < k, y.dtype)
+    return _counted(is_correct, labels, ignore_index)
 
 
 def binary_accuracy(y: Array, target: Array) -> Array:
-    """1 where the logit `y` and target - 1/2 have the same sign, else 0; shape and dtype of y."""
+    """1 where the logit `y` and target - 1/2 have the same sign, else 0.
+
+    Returns an array of the shape and dtype of y.
+    """
     xp = namespace(y, target)
     return xp.astype((y > 0) == (target > 0.5), y.dtype)
 
 
 def absolute_error(y: Array, target: Array) -> Array:
-    """|y - t|, elementwise; y, target: any one shape and real dtype."""
+    """|y - t|, elementwise. y and target have the same shape and real dtype."""
     return namespace(y, target).abs(y - target)
 
 
 def _exponential(means: Any) -> float:
-    # past 709 exp overflows a double
+    # exp overflows float64 above 709
     mean = _ratio(means)
     return math.inf if mean > 709.0 else math.exp(mean)
 
 
 @finished_by(_exponential)
 def perplexity(logits: Array, target: Array, *, ignore_index: int | None = None) -> Any:
-    """exp of the mean of -log softmax(z) at the label: among how many the model hesitates.
+    """exp of the mean of -log softmax(z) at the label.
 
-    logits: (..., classes); target: (...) integer labels. Returns -log softmax(z) at the
-    label, (...), in the dtype of the logits. Labels that are `ignore_index` do not count.
+    A uniform guess among n classes has perplexity n. logits: (..., classes). target: (...) integer
+    labels. Returns -log softmax(z) at the label, (...), in the dtype of the logits. Labels equal to
+    `ignore_index` do not count.
     """
     expect_axis(logits, "classes")
     xp = namespace(logits, target)
     _expect_labels(target, logits)
     numbers = xp.arange(logits.shape[-1], device=device(target))
-    hit = xp.expand_dims(xp.astype(target, numbers.dtype), axis=-1) == numbers
-    values = -xp.sum(xp.where(hit, log_softmax(logits), 0.0), axis=-1)
+    is_label = xp.expand_dims(xp.astype(target, numbers.dtype), axis=-1) == numbers
+    values = -xp.sum(xp.where(is_label, log_softmax(logits), 0.0), axis=-1)
     return _counted(values, target, ignore_index)
 
 
 def _explained(means: dict[str, Any]) -> float:
+    """Return R² from the mean squared error and the variance of the targets."""
     xp = namespace(means["error"])
-    error, spread = means["error"], means["target"]["variance"]
-    some = spread > 0
-    constant = xp.where(error > 0, 0.0, xp.ones_like(error))
-    return _mean(xp.where(some, 1.0 - error / xp.where(some, spread, 1.0), constant))
+    error = means["error"]
+    variance = means["target"]["variance"]
+    is_varied = variance > 0
+    for_constant = xp.where(error > 0, 0.0, xp.ones_like(error))
+    return _mean(
+        xp.where(is_varied, 1.0 - error / xp.where(is_varied, variance, 1.0), for_constant)
+    )
 
 
 _explained.variances = ("target",)  # type: ignore[attr-defined]
@@ -238,9 +263,9 @@ _explained.variances = ("target",)  # type: ignore[attr-defined]
 def r2(y: Array, target: Array) -> dict[str, Array]:
     """R² = 1 - Σ (t - y)² / Σ (t - t̄)², the share of the variance of the targets explained.
 
-    y, target: (examples, ...) of one shape and real dtype; R² of each output, then their
-    mean, as scikit-learn's `r2_score`: of a constant target it is 1 if y is all right,
-    else 0. Returns (t - y)² and t, of which the variance over all examples is taken.
+    y, target: (examples, ...), of the same shape and real dtype. R² is computed for each output and
+    then averaged, as by scikit-learn's `r2_score`. For a constant target it is 1 if all of y is
+    exact, else 0. Returns (t - y)² and t, whose variance over all examples is needed.
     """
     error = target - y
     return {"error": error * error, "target": target}

@@ -9,7 +9,7 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn import absolute_error, accuracy, binary_accuracy, perplexity, r2, top_k_accuracy
 from agnostic_nn.core.trees import tree_map
-from agnostic_nn.metrics import batch_means, finish_of, joined
+from agnostic_nn.metrics import batch_means, combine_means, finish_of
 
 
 def measure(backend, metric, y, target):
@@ -129,7 +129,7 @@ def finished(backend, metric, y, target, parts=(slice(None),)):
         host = backend.to_numpy(backend.jit(means)(*there))
         host = tree_map(lambda v: np.asarray(v, "float64"), host)
         found.append((len(y[part]) / len(y), host))
-    return finish_of(metric)(joined(metric, found))
+    return finish_of(metric)(combine_means(metric, found))
 
 
 BATCHES = (slice(0, 20), slice(20, 33), slice(33, 60))

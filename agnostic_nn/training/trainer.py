@@ -33,7 +33,7 @@ from ..core.trees import expect_nested, leaves, named_leaves, tree_map, unname
 from ..diagnostics.summary import Summary, bytes_of_training, summarize
 from ..layers import Layer
 from ..losses.base import Loss, describe_loss, metrics_of, takes_keyword
-from ..metrics import finish_of, joined
+from ..metrics import combine_means, finish_of
 from ..optimizers import Average, Optimizer
 from ..optimizers.base import nested_optimizers
 from . import checkpoint
@@ -868,7 +868,7 @@ class Trainer:
         results = {"loss": loss.value}
         for i, (name, metric) in enumerate(self.metrics.items()):
             weighted = [(share, means[i]) for share, means in zip(shares, batch_means, strict=True)]
-            results[name] = finish_of(metric)(joined(metric, weighted))
+            results[name] = finish_of(metric)(combine_means(metric, weighted))
         return results
 
     def _prediction_weights(self, averaged: bool) -> tuple[Params, State]:

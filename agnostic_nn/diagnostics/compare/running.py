@@ -14,7 +14,7 @@ from ...core.backend import Backend
 from ...core.trees import leaves, named_leaves, tree_map
 from ...layers import Layer
 from ...losses.base import takes_keyword
-from ...metrics import batch_means, finish_of, joined
+from ...metrics import batch_means, combine_means, finish_of
 from ...optimizers.base import bind_divisor
 from ...training.batches import Examples, batch_indices, epoch_order
 from ...training.checkpoint import digest
@@ -279,7 +279,7 @@ def _metric(workload: Workload, outputs: Any, target: np.ndarray) -> float | Non
     metric = workload.metric
     values = tree_map(lambda leaf: np.asarray(leaf, np.float64), metric(outputs, target))
     means = batch_means(metric, values, lambda leaf: np.mean(leaf, axis=0))
-    return float(finish_of(metric)(joined(metric, [(1.0, means)])))
+    return float(finish_of(metric)(combine_means(metric, [(1.0, means)])))
 
 
 def _time_sizes(
