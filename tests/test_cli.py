@@ -94,8 +94,8 @@ def test_with_the_extra_report_there_is_a_page(small, tmp_path, capsys, monkeypa
 
 def test_reports_are_merged(small, tmp_path, capsys):
     for name in ("one", "two"):
-        asked = [*small, "--backends=numpy", "--no-batches", f"--output={tmp_path / name}"]
-        assert main(asked) == 0
+        command = [*small, "--backends=numpy", "--no-batches", f"--output={tmp_path / name}"]
+        assert main(command) == 0
     capsys.readouterr()
     paths = [str(tmp_path / name / "report.json") for name in ("one", "two")]
     output = f"--output={tmp_path / 'both'}"
@@ -130,7 +130,7 @@ def test_a_backend_that_fails_makes_the_exit_status_2(small, tmp_path, capsys, m
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "command"),
         (["paint"], "paint"),
@@ -146,7 +146,9 @@ def test_a_backend_that_fails_makes_the_exit_status_2(small, tmp_path, capsys, m
         (["compare", "--output=file/below"], "is not a folder"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(arguments, said, tmp_path, capsys, monkeypatch):
+def test_what_makes_no_sense_is_refused_in_one_line(
+    arguments, message, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("in the way")
     try:
@@ -155,7 +157,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(arguments, said, tmp_path, c
         status = stop.code
     out, err = capsys.readouterr()
     assert (status, out) == (2, "")
-    assert said in err
+    assert message in err
     assert err.startswith("agnostic-nn")
     assert err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -206,7 +208,7 @@ def test_an_interrupt_ends_it_without_a_report(small, tmp_path, capsys, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "text"),
     [
         ([], "backends"),
         (["backends"], "cannot run"),
@@ -215,12 +217,12 @@ def test_an_interrupt_ends_it_without_a_report(small, tmp_path, capsys, monkeypa
         (["profile"], "--json FILE"),
     ],
 )
-def test_help_says_what_there_is(arguments, said, capsys, monkeypatch):
+def test_help_says_what_there_is(arguments, text, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stop:
         main([*arguments, "--help"])
     assert stop.value.code == 0
-    assert said in capsys.readouterr().out
+    assert text in capsys.readouterr().out
 
 
 def test_the_console_script_is_this_command_line():
@@ -230,8 +232,10 @@ def test_the_console_script_is_this_command_line():
 
 def test_nothing_of_compare_is_imported_before_it_is_asked_for():
     code = "import sys, agnostic_nn, agnostic_nn.diagnostics.cli.main; print(*sorted(sys.modules))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    modules = found.stdout.split()
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    modules = process.stdout.split()
     assert "agnostic_nn.diagnostics.cli.main" in modules
     assert not [
         name for name in modules if name.startswith(("agnostic_nn.diagnostics.compare", "sklearn"))
@@ -255,9 +259,9 @@ def test_a_terminal_without_greek_letters_gets_question_marks():
         "import sys; import agnostic_nn.diagnostics.cli.main as m; sys.exit(m.main(['backends']))"
     )
     command, ascii = [sys.executable, "-P", "-c", code], {"PYTHONIOENCODING": "ascii"}
-    found = subprocess.run(command, capture_output=True, check=True, env={**os.environ, **ascii})
-    assert b"?" in found.stdout
-    assert b"numpy:cpu" in found.stdout
+    process = subprocess.run(command, capture_output=True, check=True, env={**os.environ, **ascii})
+    assert b"?" in process.stdout
+    assert b"numpy:cpu" in process.stdout
 
 
 def test_the_version_is_said(capsys):

@@ -1,4 +1,4 @@
-"""`compare`: the same training everywhere, deviations that mean something, a report that holds."""
+"""`compare`: the training on each backend, deviations and tolerances, verdicts and reports."""
 
 import json
 import math
@@ -81,7 +81,7 @@ HOST = nn.backend("numpy").adapter
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """Adds a backend: NumPy's with functions of its adapter replaced; gives its name."""
+    """Return a function that adds a changed copy of the NumPy backend and returns its name."""
 
     def add(**replaced):
         module = ModuleType(f"pretended_{next(NUMBERS)}")
@@ -94,15 +94,15 @@ def pretend(monkeypatch):
 
 
 def changed_at(call, change):
-    """A `jit` whose function that takes steps, and only that, returns something else at a call."""
+    """Return a `jit` that changes the results of the training step at one of its calls."""
 
     def jit(function, device, donate=()):
         compiled = HOST.jit(function, device, donate)
         calls = count(1)
 
         def step(*arguments):
-            found = compiled(*arguments)
-            return change(found) if next(calls) == call else found
+            results = compiled(*arguments)
+            return change(results) if next(calls) == call else results
 
         return step if donate else compiled
 
@@ -118,7 +118,7 @@ def only(report):
 
 
 @pytest.mark.parametrize(
-    ("found", "reference", "expected"),
+    ("array", "reference", "expected"),
     [
         ([1.0, 2.0], [1.0, 2.0], (0.0, 0.0, 0.0)),
         ([1.0 + EPSILON], [1.0], (EPSILON, EPSILON, 1.0)),
@@ -129,14 +129,14 @@ def only(report):
         ([math.nan, 1.0], [1.0, 1.0], (math.nan, math.nan, math.nan)),
     ],
 )
-def test_a_deviation_is_known_in_all_three_units(found, reference, expected):
-    got = deviation(np.asarray(found), np.asarray(reference), "float32")
+def test_a_deviation_is_known_in_all_three_units(array, reference, expected):
+    got = deviation(np.asarray(array), np.asarray(reference), "float32")
     np.testing.assert_allclose((got.absolute, got.relative, got.ulps), expected, rtol=1e-12)
 
 
 def test_a_ulp_is_that_of_the_dtype():
-    one = np.asarray([1.0])
-    assert deviation(one + 2.0**-40, one, "float64").ulps == 2.0**12
+    unit = np.asarray([1.0])
+    assert deviation(unit + 2.0**-40, unit, "float64").ulps == 2.0**12
 
 
 def test_the_tolerance_grows_as_a_random_walk_does():
@@ -272,12 +272,12 @@ def test_a_step_is_timed_from_its_batch_to_its_values_and_the_first_apart(preten
 
 def test_without_names_everything_runs_but_what_cannot_and_test_libraries(monkeypatch):
     host = nn.backend("numpy")
-    known = [
+    statuses = [
         Status("numpy", host.version, (host,), None),
         Status("absent", None, (), "absent needs\n  a package"),
         Status("array_api_strict", "2.4", (host,), None),
     ]
-    monkeypatch.setattr(comparison, "backends", lambda: iter(known))
+    monkeypatch.setattr(comparison, "backends", lambda: iter(statuses))
     report = compare(SPIRALS, epochs=1)
     assert only(report)["backend"] == "numpy"
     absent, strict = report["left_out"]
@@ -304,17 +304,17 @@ def test_an_unknown_workload_is_refused_with_those_there_are():
 
 
 def test_a_backend_that_fails_is_an_entry_and_the_others_finish(pretend):
-    def fail(found):
+    def fail(results):
         raise MemoryError("no room\nfor more")
 
     broken = pretend(jit=changed_at(3, fail))
     report = compare(SPIRALS, [broken, "numpy:tape", "numpy:cpu"])
-    failed, missing, fine = report["results"]
+    failed, missing, succeeded = report["results"]
     assert failed["error"] == "MemoryError: no room for more"
     assert missing["error"] == "numpy has no device 'tape'; it has cpu"
     assert (missing["backend"], missing["device"]) == ("numpy", "tape")
-    assert fine["error"] is None
-    assert fine["verdict"] == f"agrees over {STEPS} steps"
+    assert succeeded["error"] is None
+    assert succeeded["verdict"] == f"agrees over {STEPS} steps"
     for entry in (failed, missing):
         assert entry["verdict"] == "failed"
         assert entry["test_metric"] is entry["step_ms"] is entry["deviations"] is None
@@ -337,8 +337,8 @@ def test_a_wrong_starting_weight_is_seen_before_the_first_step(pretend):
 
 
 def test_the_step_at_which_the_tolerance_is_left_is_named(pretend):
-    def stretch(found):
-        (params, *rest), value, finite = found
+    def stretch(results):
+        (params, *rest), value, finite = results
         return (nn.trees.tree_map(lambda p: p * 1.01, params), *rest), value, finite
 
     result = only(compare(SPIRALS, [pretend(jit=changed_at(3, stretch))]))
@@ -368,10 +368,14 @@ def test_a_wrong_function_is_seen_in_every_deviation(monkeypatch):
     result = only(compare(SPIRALS, ["numpy"]))
     first = result["first_difference"]
     assert (first["step"], first["description"]) == (1, "the output of layer 1 (SiLU)")
-    found = result["deviations"]
-    for far in (found["losses"], found["outputs"]["y"], found["gradients"]["0.weight"]):
+    deviations = result["deviations"]
+    for far in (
+        deviations["losses"],
+        deviations["outputs"]["y"],
+        deviations["gradients"]["0.weight"],
+    ):
         assert far["relative"] > 1e-5
-    assert found["parameters"]["0.bias"]["ulps"] > 100
+    assert deviations["parameters"]["0.bias"]["ulps"] > 100
     assert result["max_relative_deviation"] > 1e-5
 
 
@@ -389,8 +393,8 @@ def test_a_lower_precision_inside_multiplications_is_seen_at_the_first_step(monk
 
 
 def test_a_loss_that_is_no_number_leaves_tolerance_and_json_stays_strict(pretend, tmp_path):
-    def spoil(found):
-        carry, value, finite = found
+    def spoil(results):
+        carry, value, finite = results
         return carry, value * math.nan, finite
 
     name = pretend(jit=changed_at(STEPS, spoil))
@@ -428,20 +432,20 @@ OPTIONAL = (
 
 def read_strictly(path):
     def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def documented():
-    """Path to type of each field in the tables of docs/report-schema.md."""
+    """Return path and type of each field in the tables of docs/report-schema.md."""
     rows = re.findall(r"^\| `([^`]+)` \| ([a-z ]+) \|", SCHEMA.read_text(encoding="utf-8"), re.M)
     assert len({path for path, _ in rows}) == len(rows)
     return dict(rows)
 
 
 def fields(data, path=""):
-    """Path and value of each field, in the notation of the documentation."""
+    """Yield path and value of each field, in the notation of the documentation."""
     for name, value in data.items():
         here = f"{path}.{name}" if path else name
         inner = f"{here}[]" if isinstance(value, list) else here
@@ -457,17 +461,24 @@ def fields(data, path=""):
 
 @pytest.fixture(scope="module")
 def eventful(spirals):
-    """A report that has everything in it: a result, one that left the tolerance, a failure."""
+    """A report with every kind of result: one that agrees, one that differs, and a failure."""
     report = deepcopy(spirals)
-    one = {"step": 3, "description": "a | in its name", "quantity": "gradients", "name": "0.weight"}
-    one |= {"layer": "0", "relative": 0.5, "tolerance": 1e-6}
-    runs = [{"name": "a control run", "left_tolerance": 9}]
+    difference = {
+        "step": 3,
+        "description": "a | in its name",
+        "quantity": "gradients",
+        "name": "0.weight",
+    }
+    difference |= {"layer": "0", "relative": 0.5, "tolerance": 1e-6}
+    runs = [{"name": "a control run", "exceeds_tolerance_at": 9}]
     departed = report["results"][-1] | {
         "status": "differs",
         "verdict": "differs by more than rounding from step 3, first in a | in its name",
-        "first_difference": one,
-        "differences": [one],
-        "not_checked": [one | {"quantity": "losses", "step": 9, "reason": "the cause is unknown"}],
+        "first_difference": difference,
+        "differences": [difference],
+        "not_checked": [
+            difference | {"quantity": "losses", "step": 9, "reason": "the cause is unknown"}
+        ],
         "control": {"step": 9, "magnification": 1e4, "runs": runs},
         "command": "agnostic-nn bisect numpy:cpu --workload digits-mlp --steps 2",
     }
@@ -482,13 +493,13 @@ def eventful(spirals):
 
 def test_the_report_has_the_documented_fields_with_the_documented_types(eventful, tmp_path):
     write(eventful, tmp_path)
-    expected, seen = documented(), set()
+    expected, checked = documented(), set()
     for path, value in fields(read_strictly(tmp_path / "report.json")):
         assert path in expected, f"{path} is not documented"
         kinds = expected[path].split(" or ")
         assert any(TYPES[kind](value) for kind in kinds), f"{path} is {value!r}, not {kinds}"
-        seen.add(path)
-    assert expected.keys() - seen == set()
+        checked.add(path)
+    assert expected.keys() - checked == set()
 
 
 def test_every_result_has_the_same_fields(eventful):
@@ -552,10 +563,10 @@ def test_the_environment_names_settings_that_are_set_and_no_others(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("UNRELATED", "secret")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-    found = environment()
-    assert found["variables"]["OMP_NUM_THREADS"] == "3"
-    assert not {"UNRELATED", "MKL_NUM_THREADS"} & found["variables"].keys()
-    assert found["versions"]["numpy"] == np.__version__
+    settings = environment()
+    assert settings["variables"]["OMP_NUM_THREADS"] == "3"
+    assert not {"UNRELATED", "MKL_NUM_THREADS"} & settings["variables"].keys()
+    assert settings["versions"]["numpy"] == np.__version__
 
 
 # --- policies ---------------------------------------------------------------------------
@@ -566,7 +577,7 @@ FLOAT32 = dict.fromkeys(
 
 
 class Rough(np.ndarray):
-    """Arrays whose products keep ten binary digits of their factors, as TensorFloat-32."""
+    """Arrays whose products round their factors to the ten bits of TensorFloat-32."""
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
         inputs = [np.asarray(x) if isinstance(x, Rough) else x for x in inputs]
@@ -575,8 +586,8 @@ class Rough(np.ndarray):
             short = (np.rint(m * np.float32(2**11)) for m in mantissas)
             inputs = [np.ldexp(m, e - 11) for m, e in zip(short, exponents, strict=True)]
         kwargs |= {} if out is None else {"out": tuple(map(np.asarray, out))}
-        found = np.asarray(getattr(ufunc, method)(*inputs, **kwargs))
-        return found.view(Rough) if out is None else out[0]
+        product = np.asarray(getattr(ufunc, method)(*inputs, **kwargs))
+        return product.view(Rough) if out is None else out[0]
 
 
 @pytest.fixture
@@ -607,10 +618,10 @@ def test_strict_that_computes_less_is_a_shortfall_that_is_said(rough, tmp_path):
     less = "TensorFloat-32 (eager: all; compiled: all)"
     assert result["precision_issue"] == f"strict, but multiplies in {less}"
     assert result["first_difference"]["step"] == 1
-    said = f"It is strict, but multiplies in {less}."
+    expected = f"It is strict, but multiplies in {less}."
     write(report, tmp_path)
-    assert said in (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert said in summary(report)
+    assert expected in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert expected in summary(report)
     fast = compare(SPIRALS, [rough], epochs=1, sizes=(), precision="fast")
     assert only(fast)["measured_precision"]["eager"] == dict.fromkeys(FLOAT32, "TensorFloat-32")
     assert only(fast)["precision_issue"] is None
@@ -620,13 +631,13 @@ def test_strict_that_computes_less_is_a_shortfall_that_is_said(rough, tmp_path):
 def test_fast_that_changes_nothing_is_said_too():
     report = compare(SPIRALS, ["numpy"], epochs=1, precision="fast", deterministic=True)
     assert (only(report)["precision"], only(report)["deterministic"]) == ("fast", True)
-    said = "fast has no effect on numpy:cpu: products are float32 anyway"
-    assert said in summary(report)
+    expected = "fast has no effect on numpy:cpu: products are float32 anyway"
+    assert expected in summary(report)
 
 
 def test_each_backend_is_probed_once_and_for_float32_only(monkeypatch):
     probed = []
-    monkeypatch.setattr(comparison.policies, "probe", lambda one: probed.append(one) or {})
+    monkeypatch.setattr(comparison.policies, "probe", lambda backend: probed.append(backend) or {})
     report = compare(SPIRALS, ["numpy"], dtypes=["float64", "float32"], epochs=1, sizes=())
     assert probed == [nn.backend("numpy")]
     assert [result["measured_precision"] for result in report["results"]] == [None, {}]
@@ -639,8 +650,8 @@ def test_a_probe_that_fails_takes_no_result_away(monkeypatch):
     monkeypatch.setattr(comparison.policies, "probe", fail)
     report = compare(SPIRALS, ["numpy"], epochs=1)
     assert only(report)["error"] is only(report)["measured_precision"] is None
-    said = "It is strict, but it cannot be measured: MemoryError: no room for it."
-    assert said in summary(report)
+    expected = "It is strict, but it cannot be measured: MemoryError: no room for it."
+    assert expected in summary(report)
     assert only(report)["status"] == report["verdict"]["status"] == "not checked"
     assert (
         "agrees over 7 steps, but is not confirmed to be strict. The largest deviation"
@@ -655,10 +666,10 @@ def test_less_than_the_precision_that_was_asked_for_is_amber_and_no_success(
     monkeypatch.setitem(sys.modules, "jinja2", None)  # pages take seconds to draw
     less = {way: dict.fromkeys(FLOAT32, "TensorFloat-32") for way in ("eager", "compiled")}
     monkeypatch.setattr(comparison.policies, "probe", lambda backend: less)
-    asked = ["compare", "--backends=numpy", "--workload=breast-cancer", "--epochs=1", "--quiet"]
-    asked += ["--no-batches", f"--output={tmp_path}"]
-    assert main([*asked, "--precision=fast"]) == 0
-    assert main([*asked, "--precision=strict"]) == 2
+    arguments = ["compare", "--backends=numpy", "--workload=breast-cancer", "--epochs=1", "--quiet"]
+    arguments += ["--no-batches", f"--output={tmp_path}"]
+    assert main([*arguments, "--precision=fast"]) == 0
+    assert main([*arguments, "--precision=strict"]) == 2
     report = read_strictly(tmp_path / "report.json")
     assert report["verdict"]["status"] == only(report)["status"] == "not checked"
     assert only(report)["verdict"] == "agrees over 15 steps, but is not confirmed to be strict"
@@ -668,8 +679,8 @@ def test_less_than_the_precision_that_was_asked_for_is_amber_and_no_success(
 def test_a_named_backend_without_the_dtype_is_a_failure(pretend):
     narrow = pretend(has_float64=lambda device: False)
     report = compare(SPIRALS, ["numpy", narrow], dtypes=["float64"], epochs=1, sizes=())
-    fine, missing = report["results"]
-    assert (fine["status"], missing["status"]) == ("agrees", "failed")
+    succeeded, missing = report["results"]
+    assert (succeeded["status"], missing["status"]) == ("agrees", "failed")
     assert missing["error"] == f"{narrow}:cpu has no float64 as it is set up now"
     assert report["verdict"]["status"] == "failed"
 
@@ -688,37 +699,39 @@ def test_what_cannot_be_deterministic_is_a_result_if_named_and_else_left_out(pre
             raise NotImplementedError("it never\ndoes the same again")
 
     name = pretend(policy=policy)
-    known = [
+    statuses = [
         Status(each, "1", (nn.backend(each, deterministic=False),), None)
         for each in (name, "numpy")
     ]
     named, _ = compare(SPIRALS, [name, "numpy"], epochs=1, deterministic=True)["results"]
-    said = f"{name}:cpu: it never does the same again"
-    assert named["error"] == said
-    monkeypatch.setattr(comparison, "backends", lambda: iter(known))
+    reason = f"{name}:cpu: it never does the same again"
+    assert named["error"] == reason
+    monkeypatch.setattr(comparison, "backends", lambda: iter(statuses))
     report = compare(SPIRALS, epochs=1, deterministic=True)
     assert only(report)["backend"] == "numpy"
     assert only(report)["deterministic"] is True
     (left_out,) = report["left_out"]
-    assert left_out["reason"] == said
+    assert left_out["reason"] == reason
 
 
 def test_every_variable_that_we_know_to_matter_is_reported():
     root = Path(__file__).parents[1]
     files = [root / "docs" / "precision.md", *(root / "backends").rglob("*.py")]
     home = r"\b(?:AGNOSTIC_NN|CUBLAS|CUPY|JAX|MKL|NVIDIA|ONEDNN|TORCH|XLA)_[A-Z0-9_]+\b"
-    told = {name for path in files for name in re.findall(home, path.read_text(encoding="utf-8"))}
-    assert told
-    assert told <= set(VARIABLES)
+    variables = {
+        name for path in files for name in re.findall(home, path.read_text(encoding="utf-8"))
+    }
+    assert variables
+    assert variables <= set(VARIABLES)
 
 
 def test_the_command_line_says_the_policy(monkeypatch, tmp_path, capsys):
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
     monkeypatch.setitem(sys.modules, "jinja2", None)  # pages take seconds to draw
-    asked = ["compare", "--backends=numpy", "--workload=breast-cancer", "--epochs=1", "--quiet"]
-    asked += ["--no-batches", f"--output={tmp_path}"]
+    arguments = ["compare", "--backends=numpy", "--workload=breast-cancer", "--epochs=1", "--quiet"]
+    arguments += ["--no-batches", f"--output={tmp_path}"]
     monkeypatch.setenv("AGNOSTIC_NN_PRECISION", "strict")
-    assert main([*asked, "--precision=fast", "--deterministic"]) == 0
+    assert main([*arguments, "--precision=fast", "--deterministic"]) == 0
     report = read_strictly(tmp_path / "report.json")
     assert (only(report)["precision"], only(report)["deterministic"]) == ("fast", True)
     assert report["machines"][0]["environment"]["variables"]["AGNOSTIC_NN_PRECISION"] == "strict"
@@ -752,7 +765,7 @@ def test_a_float64_run_that_computes_in_float32_leaves_its_tolerance(pretend):
             lambda a: a.astype("float32").astype(a.dtype) if a.dtype == np.float64 else a, tree
         )
 
-    name = pretend(jit=changed_at(2, lambda found: (narrow(found[0]), *found[1:])))
+    name = pretend(jit=changed_at(2, lambda results: (narrow(results[0]), *results[1:])))
     result = only(compare(SPIRALS, [name], dtypes=["float64"], sizes=()))
     first = result["first_difference"]
     assert (first["step"], first["quantity"]) == (3, "losses")
@@ -774,10 +787,10 @@ def test_no_other_size_is_begun_when_time_has_run_out(monkeypatch):
 def test_steps_that_are_only_timed_do_not_touch_what_was_learned(pretend):
     def jit(function, device, donate=()):
         def call(*arguments):
-            found = nn.trees.tree_map(np.array, function(*arguments))
+            results = nn.trees.tree_map(np.array, function(*arguments))
             for leaf in (leaf for i in donate for leaf in nn.trees.leaves(arguments[i])):
-                leaf.fill(7)  # what is given up may be written over
-            return found
+                leaf.fill(7)  # a donated array may be overwritten
+            return results
 
         return call
 
@@ -793,14 +806,14 @@ def test_timing_other_sizes_changes_no_result():
 
 def test_memory_is_what_the_device_tells_and_what_a_step_has_to_hold(pretend):
     telling = pretend(peak_memory=lambda device: 12345)
-    silent, told = (r["memory"] for r in compare(SPIRALS, ["numpy", telling])["results"])
+    silent, reporting = (r["memory"] for r in compare(SPIRALS, ["numpy", telling])["results"])
     parameters = 4 * (2 * 8 + 8 + 8 * 2 + 2)
     assert silent["parameters"] == parameters
     assert silent["moments"] >= 2 * parameters
     assert silent["saved_for_backward"] > 16 * 8 * 4
     parts = ("parameters", "state", "moments", "saved_for_backward")
     assert silent["predicted"] > sum(silent[part] for part in parts)
-    assert (silent["peak"], told["peak"]) == (None, 12345)
+    assert (silent["peak"], reporting["peak"]) == (None, 12345)
 
 
 BIASED = replace(SPIRALS, model=nn.Sequential(nn.Dense(8), nn.BatchNorm(), nn.Tanh(), nn.Dense(2)))
@@ -829,17 +842,21 @@ def test_steps_that_adam_makes_of_rounding_are_not_judged_and_nothing_else_is():
         "the state 1.mean (BatchNorm) after training",
         "the outputs after training",
     ]
-    found = result["deviations"]
-    assert found["parameters"]["0.bias"]["absolute"] > 1e-3
-    assert found["outputs"]["y"]["tolerance"] is found["parameters"]["0.bias"]["tolerance"] is None
-    assert found["predictions"]["y"]["tolerance"] < 1e-4
-    said = sentence(result)
-    assert "NOT CHECKED: 0.bias (Dense) after training (its gradient is zero up to rounding" in said
+    deviations = result["deviations"]
+    assert deviations["parameters"]["0.bias"]["absolute"] > 1e-3
+    assert (
+        deviations["outputs"]["y"]["tolerance"]
+        is deviations["parameters"]["0.bias"]["tolerance"]
+        is None
+    )
+    assert deviations["predictions"]["y"]["tolerance"] < 1e-4
+    text = sentence(result)
+    assert "NOT CHECKED: 0.bias (Dense) after training (its gradient is zero up to rounding" in text
     assert report["verdict"]["status"] == "not checked"
 
 
 def two_outputs(reduction="mean"):
-    """A workload whose model has two outputs, each with a loss."""
+    """Return a workload whose model has two outputs, each with a loss."""
 
     def read():
         train, test = _spirals()
@@ -901,18 +918,18 @@ def test_a_training_that_magnifies_rounding_is_judged_as_far_as_rounding_allows(
     control = result["control"]
     assert control["step"] == loss["step"]
     assert control["magnification"] > 100.0
-    assert any((run["left_tolerance"] or 0) > 20 for run in control["runs"])
-    said = sentence(result)
-    assert f"agrees up to step {loss['step'] - 1}; cannot be checked beyond that" in said
-    assert f"this training magnifies rounding by {control['magnification']:.2g}" in said
+    assert any((run["exceeds_tolerance_at"] or 0) > 20 for run in control["runs"])
+    text = sentence(result)
+    assert f"agrees up to step {loss['step'] - 1}; cannot be checked beyond that" in text
+    assert f"this training magnifies rounding by {control['magnification']:.2g}" in text
     judged = result["deviations"]
     for part in ("layers", "gradients", "states", "updates", "predictions"):
         assert all(each["tolerance"] is not None for each in judged[part].values())
 
 
 def test_a_fault_before_rounding_has_grown_is_a_fault_also_in_chaotic_training(pretend):
-    def stretch(found):
-        (params, *rest), value, finite = found
+    def stretch(results):
+        (params, *rest), value, finite = results
         return (nn.trees.tree_map(lambda p: p * 1.01, params), *rest), value, finite
 
     result = only(compare(CHAOTIC, [pretend(jit=changed_at(5, stretch))], sizes=()))
@@ -929,7 +946,7 @@ CONVOLUTIONAL = nn.Sequential(
 
 
 def planted(fault):
-    """`BatchNorm.forward`, or `Dropout.predict`, with a fault in float32."""
+    """Return `BatchNorm.forward` or `Dropout.predict` with a fault in float32."""
     kind, name = (nn.Dropout, "predict") if fault == "shortcut" else (nn.BatchNorm, "forward")
     right = getattr(kind, name)
 
@@ -975,10 +992,10 @@ def test_a_backend_whose_predictions_are_wrong_once_is_seen_though_its_bias_is_u
         compiled, calls = HOST.jit(function, device, donate), count()
 
         def call(*arguments):
-            found = compiled(*arguments)
-            if isinstance(found, dict) and "predictions" in found and next(calls) == 0:
-                return nn.trees.tree_map(lambda y: y * 1.01, found)
-            return found
+            results = compiled(*arguments)
+            if isinstance(results, dict) and "predictions" in results and next(calls) == 0:
+                return nn.trees.tree_map(lambda y: y * 1.01, results)
+            return results
 
         return call
 
@@ -993,20 +1010,20 @@ WIDE = nn.Sequential(nn.Dense(256), nn.Tanh(), nn.Dense(256), nn.Tanh(), nn.Dens
 
 
 def slightly(quantity):
-    """A `jit` whose results of this name are too large by 64 ε, 7.6e-6 of their size."""
+    """Return a `jit` that makes results of this name too large by 64 ε, or 7.6e-6."""
 
     def jit(function, device, donate=()):
         compiled = HOST.jit(function, device, donate)
 
         def call(*arguments):
-            found = compiled(*arguments)
-            if not isinstance(found, dict):
-                return found
+            results = compiled(*arguments)
+            if not isinstance(results, dict):
+                return results
             return {
                 name: nn.trees.tree_map(lambda a: a * np.float32(1 + 64 * EPSILON), leaf)
                 if name.startswith(quantity)
                 else leaf
-                for name, leaf in found.items()
+                for name, leaf in results.items()
             }
 
         return call
@@ -1025,7 +1042,7 @@ def test_a_fault_a_little_larger_than_rounding_is_caught(pretend, quantity):
 
 
 def first_probe(workload, weight=None):
-    """The context of a comparison, and the reference of the first step."""
+    """Return the context of a comparison, and the reference of the first step."""
     train, test = workload.read()
     params, *rest = comparison._start(workload, train, 0)
     if weight is not None:
@@ -1154,10 +1171,10 @@ def test_the_sentence_takes_the_worst_of_what_its_table_shows(spirals):
     result = spirals["results"][-1]
     _, (title, _columns, rows), *_ = report_overview(spirals)
     assert title.startswith("largest relative deviation")
-    shown = [figure for figure in rows[-1][1:-1] if figure is not None]
-    assert len(shown) >= 7
-    assert f"to within {max(shown):.2g} of float64" in sentence(result)
-    assert max(shown) == result["max_relative_deviation"]
+    deviations = [figure for figure in rows[-1][1:-1] if figure is not None]
+    assert len(deviations) >= 7
+    assert f"to within {max(deviations):.2g} of float64" in sentence(result)
+    assert max(deviations) == result["max_relative_deviation"]
 
 
 def test_a_reference_that_is_wrong_itself_is_said_to_be():
@@ -1184,10 +1201,10 @@ def test_several_outputs_and_inputs_are_judged_each():
 def test_outputs_that_are_no_numbers_are_evidence_whatever_rounding_did(pretend):
     def jit(function, device, donate=()):
         def run(*args):
-            found = function(*args)
-            if isinstance(found, dict) and "predictions" in found:
-                return nn.trees.tree_map(lambda y: y * math.nan, found)
-            return found
+            results = function(*args)
+            if isinstance(results, dict) and "predictions" in results:
+                return nn.trees.tree_map(lambda y: y * math.nan, results)
+            return results
 
         return run
 
@@ -1255,8 +1272,8 @@ def test_numbers_that_are_none_do_not_keep_a_page_from_being_drawn(pretend):
     pytest.importorskip("jinja2", reason="the extra `report` is not installed")
     pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 
-    def spoil(found):
-        carry, value, finite = found
+    def spoil(results):
+        carry, value, finite = results
         floats = nn.trees.tree_map(lambda a: a * math.nan if a.dtype.kind == "f" else a, carry)
         return floats, value * math.nan, finite
 
@@ -1271,8 +1288,8 @@ def test_numbers_that_are_none_do_not_keep_a_page_from_being_drawn(pretend):
 def counted():
     """A report, and the summary of its model."""
     report = compare(SPIRALS, ["numpy"], dtypes=["float64"], epochs=1, sizes=())
-    given = SPIRALS.model, SPIRALS.loss, SPIRALS.optimizer
-    trainer = nn.Trainer(*given, backend="numpy", dtype="float64")
+    task = SPIRALS.model, SPIRALS.loss, SPIRALS.optimizer
+    trainer = nn.Trainer(*task, backend="numpy", dtype="float64")
     train, _ = SPIRALS.read()
     trainer.step(train.x[:16].astype("float64"), train.target[:16])
     return report, trainer.summary(SPIRALS.batch_size)
@@ -1280,28 +1297,28 @@ def counted():
 
 @pytest.mark.parametrize("name", sorted(set(Row.__annotations__) - {"shape"}))
 def test_a_report_says_of_each_layer_what_the_summary_does(counted, name):
-    report, told = counted
+    report, costs = counted
     assert [each[name] for each in report["layer_costs"]] == [
-        getattr(row, name) for row in told.rows
+        getattr(row, name) for row in costs.rows
     ]
 
 
 def test_the_markdown_says_what_each_layer_holds_and_asks_for(counted, tmp_path):
-    report, told = counted
+    report, costs = counted
     write(report, tmp_path)
-    expect_counts((tmp_path / "report.md").read_text(encoding="utf-8"), told)
+    expect_counts((tmp_path / "report.md").read_text(encoding="utf-8"), costs)
 
 
 def test_the_page_says_what_each_layer_holds_and_asks_for(drawn, counted):
-    report, told = counted
-    expect_counts(unescape(page(report)), told)
+    report, costs = counted
+    expect_counts(unescape(page(report)), costs)
 
 
-def expect_counts(text, told):
+def expect_counts(text, costs):
     assert "Memory and operations by layer, in float64" in text
-    assert f"{told.flops_backward:,}" in text
-    assert f"{told.bytes_kept:,}" in text
-    assert told.remarks()[0] in text
+    assert f"{costs.flops_backward:,}" in text
+    assert f"{costs.bytes_kept:,}" in text
+    assert costs.remarks()[0] in text
 
 
 def test_an_older_page_goes_where_none_can_be_made(spirals, tmp_path):

@@ -1,4 +1,4 @@
-"""Reports of several machines become one, if they are of one training; else it is said why not."""
+"""Merging reports of the same training from several machines, and refusing other reports."""
 
 import json
 from copy import deepcopy
@@ -31,7 +31,7 @@ def report():
 
 @pytest.fixture
 def saved(report, tmp_path):
-    """A function that saves the report with changes, given as paths and values; its path."""
+    """Return a function that saves the report with changes (path=value) and returns its path."""
 
     def save(name, **changes):
         changed = deepcopy(report)
@@ -99,20 +99,20 @@ def test_a_merged_report_has_the_fields_of_others_and_holds_all_results(saved, r
 
 def test_what_differs_is_said_in_sentences_with_what_it_meant(saved, report):
     here = report["machines"][0]["label"]
-    said = merge([saved("one"), saved("two", **ELSEWHERE)])["differences"]
-    text = "\n".join(said)
-    assert f"processor: {here} ({here}), Another Processor (Another Processor)." in said
+    sentences = merge([saved("one"), saved("two", **ELSEWHERE)])["differences"]
+    text = "\n".join(sentences)
+    assert f"processor: {here} ({here}), Another Processor (Another Processor)." in sentences
     assert "OMP_NUM_THREADS: " in text
     assert "77 (Another Processor)" in text
     version = report["results"][0]["version"]
     expected = f"version of numpy:cpu: {version} ({here}), 0.1 (Another Processor)."
-    assert expected in said
+    assert expected in sentences
     assert f"numpy:cpu ({here}), but not in numpy:cpu (Another Processor)." in text
     assert f" ms in numpy:cpu ({here}), the fastest, and " in text
     assert "times as long in numpy:cpu (Another Processor)." in text
-    assert "All of them agree with the reference: their differences are rounding." in said
+    assert "All of them agree with the reference: their differences are rounding." in sentences
     assert "are bit-identical at every step." in text
-    assert not [line for line in said if line.startswith("date")]
+    assert not [line for line in sentences if line.startswith("date")]
 
 
 def test_policies_that_differ_are_said_with_what_was_found(saved):
@@ -122,8 +122,8 @@ def test_policies_that_differ_are_said_with_what_was_found(saved):
     merged = merge([saved("one"), saved("two", **changes)])
     assert "precision of numpy:cpu: strict (one), fast (two)." in merged["differences"]
     assert "deterministic of numpy:cpu: False (one), True (two)." in merged["differences"]
-    found = "products of numpy:cpu: float32 eager, float32 compiled (one), TensorFloat-32 eager"
-    assert f"{found}, TensorFloat-32 compiled (two)." in merged["differences"]
+    expected = "products of numpy:cpu: float32 eager, float32 compiled (one), TensorFloat-32 eager"
+    assert f"{expected}, TensorFloat-32 compiled (two)." in merged["differences"]
     assert "numpy:cpu strict (one): agrees over" in summary(merged)
     assert "numpy:cpu fast deterministic (two): agrees over" in summary(merged)
 
@@ -132,14 +132,14 @@ def test_losses_that_part_are_said_with_the_step_and_a_run_that_left_with_its_na
     losses = list(report["results"][0]["losses"])
     losses[2] += 1e-3
     changes = {"results__0__losses": losses, "results__0__status": "differs"}
-    said = "\n".join(merge([saved("one"), saved("two", **changes)])["differences"])
-    assert "The losses of numpy:cpu (one) and numpy:cpu (two) first differ at step 3." in said
-    assert "There are differences beyond rounding in numpy:cpu (two)." in said
-    assert "All of them agree" not in said
+    text = "\n".join(merge([saved("one"), saved("two", **changes)])["differences"])
+    assert "The losses of numpy:cpu (one) and numpy:cpu (two) first differ at step 3." in text
+    assert "There are differences beyond rounding in numpy:cpu (two)." in text
+    assert "All of them agree" not in text
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"workload__name": "other"}, r"name \(sides and other\)"),
         ({"workload__seed": 7}, r"seed \(0 and 7\)"),
@@ -150,8 +150,8 @@ def test_losses_that_part_are_said_with_the_step_and_a_run_that_left_with_its_na
         ({"tolerance__step_roundings": 12}, r"counted roundings \(.* and 12 per step\)"),
     ],
 )
-def test_what_is_not_comparable_is_refused_with_what_differs(saved, changes, said):
-    with pytest.raises(CannotCompare, match=r"two.*cannot be compared with .*one.*: " + said):
+def test_what_is_not_comparable_is_refused_with_what_differs(saved, changes, message):
+    with pytest.raises(CannotCompare, match=r"two.*cannot be compared with .*one.*: " + message):
         merge([saved("one"), saved("two", **changes)])
 
 
@@ -166,7 +166,7 @@ def test_reports_of_another_schema_are_refused_with_what_to_do(saved):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (None, "cannot be read: No such file"),
         ("{", "is not JSON"),
@@ -177,11 +177,11 @@ def test_reports_of_another_schema_are_refused_with_what_to_do(saved):
         ),
     ],
 )
-def test_what_is_no_report_is_refused(saved, tmp_path, text, said):
+def test_what_is_no_report_is_refused(saved, tmp_path, text, message):
     path = tmp_path / "other.json"
     if text is not None:
         path.write_text(text, encoding="utf-8")
-    with pytest.raises(CannotCompare, match=said):
+    with pytest.raises(CannotCompare, match=message):
         merge([saved("one"), path])
 
 

@@ -1,4 +1,4 @@
-"""`compare` trains a model and data of one's own, and says in one line what does not fit."""
+"""`compare` with a user's model and data; arguments that do not fit are refused in one line."""
 
 import json
 import re
@@ -72,60 +72,60 @@ def folder(tmp_path, monkeypatch):
 
 
 def trained(capsys, *arguments):
-    asked = ["compare", "--backends=numpy", "--epochs=2", "--no-batches", "--quiet"]
-    status = main([*asked, *arguments])
+    command = ["compare", "--backends=numpy", "--epochs=2", "--no-batches", "--quiet"]
+    status = main([*command, *arguments])
     assert (status, capsys.readouterr().err) == (0, "")
     with open("report/report.json", encoding="utf-8") as file:
         return json.load(file)
 
 
 def test_a_layer_is_trained_on_labels_by_cross_entropy(folder, capsys):
-    found = trained(capsys, "--model=mine:model", "--data=labels.npz")
-    task = found["workload"]
+    report = trained(capsys, "--model=mine:model", "--data=labels.npz")
+    task = report["workload"]
     assert task["name"] == "mine:model"
     assert task["loss"] == "softmax_cross_entropy"
     assert task["metric"] == "test accuracy"
     assert task["model"].startswith("Sequential(Dense(width=8")
     assert (task["training_examples"], task["test_examples"]) == (48, 12)
     assert "a random fifth" in task["about"]
-    assert found["results"][0]["verdict"] == "agrees over 4 steps"
-    assert 0.0 <= found["results"][0]["test_metric"] <= 1.0
+    assert report["results"][0]["verdict"] == "agrees over 4 steps"
+    assert 0.0 <= report["results"][0]["test_metric"] <= 1.0
 
 
 @pytest.mark.parametrize(
     ("model", "layers"), [("frozen", "0, 1, "), ("graph", "a, b, c, "), ("kept", "0, 1, ")]
 )
 def test_whatever_a_layer_keeps_only_layers_are_told_of(folder, capsys, model, layers):
-    found = trained(capsys, f"--model=mine:{model}", "--data=labels.npz")
-    assert ", ".join(found["results"][0]["deviations"]["layers"]) == layers
+    report = trained(capsys, f"--model=mine:{model}", "--data=labels.npz")
+    assert ", ".join(report["results"][0]["deviations"]["layers"]) == layers
 
 
 def test_a_function_that_gives_a_layer_is_called_and_numbers_are_fitted(folder, capsys):
-    found = trained(capsys, "--model=mine:line", "--data=numbers.npz", "--batch-size=12")
-    assert found["workload"]["loss"] == "mean_squared_error"
-    assert found["workload"]["metric"] == "test absolute error"
-    assert found["workload"]["batch_size"] == 12
-    assert found["results"][0]["test_metric"] > 0.0
+    report = trained(capsys, "--model=mine:line", "--data=numbers.npz", "--batch-size=12")
+    assert report["workload"]["loss"] == "mean_squared_error"
+    assert report["workload"]["metric"] == "test absolute error"
+    assert report["workload"]["batch_size"] == 12
+    assert report["results"][0]["test_metric"] > 0.0
 
 
 def test_a_test_set_of_ones_own_is_used(folder, capsys):
-    found = trained(capsys, "--model=mine:home.wide", "--data=parted.npz")["workload"]
-    assert (found["training_examples"], found["test_examples"]) == (40, 20)
-    assert "the file's own" in found["about"]
+    report = trained(capsys, "--model=mine:home.wide", "--data=parted.npz")["workload"]
+    assert (report["training_examples"], report["test_examples"]) == (40, 20)
+    assert "the file's own" in report["about"]
 
 
 def test_loss_and_optimizer_are_named_with_literal_arguments(folder, capsys):
-    asked = "--loss=huber(delta=0.5)", "--optimizer=SGD(0.05, momentum=0.9)"
-    found = trained(capsys, "--model=mine:line", "--data=numbers.npz", *asked)["workload"]
-    assert "delta=0.5" in found["loss"]
-    assert found["optimizer"].startswith("SGD(rate=0.05, momentum=0.9")
+    options = "--loss=huber(delta=0.5)", "--optimizer=SGD(0.05, momentum=0.9)"
+    report = trained(capsys, "--model=mine:line", "--data=numbers.npz", *options)["workload"]
+    assert "delta=0.5" in report["loss"]
+    assert report["optimizer"].startswith("SGD(rate=0.05, momentum=0.9")
 
 
 LABELS = ("--model=mine:model", "--data=labels.npz")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--model=mine:nothing", "--data=labels.npz"], "mine has no 'nothing'; its layers are mo"),
         (["--model=mine:model"], "--model needs --data"),
@@ -168,11 +168,11 @@ LABELS = ("--model=mine:model", "--data=labels.npz")
         (["--merge", "a.json", "b.json"], "a.json cannot be read: No such file"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(folder, capsys, arguments, said):
+def test_what_does_not_fit_is_refused_in_one_line(folder, capsys, arguments, message):
     assert main(["compare", "--quiet", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert said in err
+    assert message in err
     assert err.startswith("agnostic-nn compare: ")
     assert err.count("\n") == 1
     assert not (folder / "report").exists()
@@ -180,8 +180,8 @@ def test_what_does_not_fit_is_refused_in_one_line(folder, capsys, arguments, sai
 
 def test_arguments_are_read_and_never_run(folder, capsys):
     run = "__import__('pathlib').Path('ran').touch()"
-    for asked in (f"Adam(rate={run})", f"Adam({run})", run, f"(lambda: {run})()"):
-        assert main(["compare", *LABELS, "--quiet", f"--optimizer={asked}"]) == 2
+    for optimizer in (f"Adam(rate={run})", f"Adam({run})", run, f"(lambda: {run})()"):
+        assert main(["compare", *LABELS, "--quiet", f"--optimizer={optimizer}"]) == 2
     capsys.readouterr()
     assert not (folder / "ran").exists()
 
@@ -211,8 +211,8 @@ def rough(monkeypatch):
 
     def roughly(self, params, state, x, *, train=False):
         if isinstance(x, np.ndarray) and type(params["weight"]) is np.ndarray:
-            kept = params["weight"].astype(np.float16).astype(x.dtype)
-            params = params | {"weight": kept}
+            rounded = params["weight"].astype(np.float16).astype(x.dtype)
+            params = params | {"weight": rounded}
         return forward(self, params, state, x, train=train)
 
     monkeypatch.setattr(nn.Dense, "forward", roughly)
@@ -241,8 +241,8 @@ def test_a_difference_is_status_1_and_the_command_that_is_printed_runs(folder, c
 
 
 def test_commands_name_the_dtype_and_the_policy_of_a_run(folder, capsys, rough):
-    asked = ["--model=mine:model", "--data=labels.npz", "--dtypes=float32,float64"]
-    _, out, _ = printed(capsys, *asked, "--precision=fast", "--deterministic")
+    options = ["--model=mine:model", "--data=labels.npz", "--dtypes=float32,float64"]
+    _, out, _ = printed(capsys, *options, "--precision=fast", "--deterministic")
     commands = pasted(out)
     backends = [parser().parse_args(words[1:]).backends for words in commands]
     assert backends == [["numpy:cpu@fast@deterministic"], ["numpy:cpu@float64@fast@deterministic"]]
@@ -250,22 +250,22 @@ def test_commands_name_the_dtype_and_the_policy_of_a_run(folder, capsys, rough):
 
 
 def test_what_cannot_be_judged_is_status_2_and_named(folder, capsys):
-    asked = ["--model=mine:biased", "--data=labels.npz"]
-    status, out, report = printed(capsys, *asked, "--optimizer=Adam(0.02)")
+    options = ["--model=mine:biased", "--data=labels.npz"]
+    status, out, report = printed(capsys, *options, "--optimizer=Adam(0.02)")
     assert (status, report["verdict"]["status"]) == (2, "not checked")
     assert "NOT CHECKED: 0.bias (Dense) after training" in out
-    status, out, report = printed(capsys, *asked, "--optimizer=SGD(0.02)")
+    status, out, report = printed(capsys, *options, "--optimizer=SGD(0.02)")
     assert (status, report["verdict"]["status"]) == (0, "agrees")
     assert "NOT CHECKED" not in out
-    assert main([*QUICK, *asked, "--backends=numpy:tape"]) == 2
+    assert main([*QUICK, *options, "--backends=numpy:tape"]) == 2
     assert "numpy has no device 'tape'" in capsys.readouterr().out
 
 
 def test_the_help_says_what_the_exit_status_means(capsys):
     with pytest.raises(SystemExit):
         main(["compare", "--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "0 if everything was checked and agrees" in said
-    assert "1 if a backend differs" in said
-    assert "2 if none differs, but a named backend could not run, something could not be" in said
-    assert "or the requested precision (strict by default) was not used" in said
+    text = " ".join(capsys.readouterr().out.split())
+    assert "0 if everything was checked and agrees" in text
+    assert "1 if a backend differs" in text
+    assert "2 if none differs, but a named backend could not run, something could not be" in text
+    assert "or the requested precision (strict by default) was not used" in text

@@ -39,7 +39,7 @@ def test_a_page_loads_nothing_and_runs_nothing():
     assert "1 &amp; 2" in page
     assert "&lt;b&gt;not bold" in page
     assert page.count("<link") == 1
-    assert '<link rel="icon" href="data:,">' in page  # or a browser would ask for one
+    assert '<link rel="icon" href="data:,">' in page  # otherwise a browser would request one
     assert not re.search(r"<script|src=|@import|https?://", page)
 
 
@@ -65,10 +65,10 @@ def test_a_page_of_several_parts_begins_with_links_to_them():
 
 
 def test_no_number_is_broken_between_lines():
-    said = _unbroken_numbers("2e-06 <b> & 1.5e-13 off, on torch-1e")
+    text = _unbroken_numbers("2e-06 <b> & 1.5e-13 off, on torch-1e")
     number = '<span class="whole">{}</span>'.format
     expected = f"{number('2e-06')} &lt;b&gt; &amp; {number('1.5e-13')} off, on torch-1e"
-    assert said == expected
+    assert text == expected
 
 
 def test_a_table_of_a_report_leaves_out_what_stands_elsewhere():
@@ -88,10 +88,10 @@ def test_a_line_of_many_steps_is_drawn_by_means_of_a_few():
 
 
 def test_text_in_plots_is_in_the_font_of_the_page():
-    found = re.findall(r"<text [^>]*>|<tspan [^>]*>", drawn())
-    assert found
+    elements = re.findall(r"<text [^>]*>|<tspan [^>]*>", drawn())
+    assert elements
     assert "DejaVu" not in drawn()
-    assert all("font-family: inherit" in text for text in found if "font" in text)
+    assert all("font-family: inherit" in text for text in elements if "font" in text)
     assert "<style" not in drawn()  # it would be one for the whole page
 
 
@@ -116,8 +116,8 @@ def test_formulas_are_mathml():
 
 def test_a_table_says_the_same_as_text_and_as_html():
     columns, rows = ["name", "ms"], [["a < b", 1.23456], ["c", None], ["d", 1200]]
-    found = html_table(columns, rows, "some & more")
-    assert "<caption>some &amp; more</caption>" in found
-    assert '<td>a &lt; b</td><td class="right">1.235</td>' in found
-    assert '<td class="right">1,200</td>' in found
+    html = html_table(columns, rows, "some & more")
+    assert "<caption>some &amp; more</caption>" in html
+    assert '<td>a &lt; b</td><td class="right">1.235</td>' in html
+    assert '<td class="right">1,200</td>' in html
     assert "1.235" in table(columns, rows)

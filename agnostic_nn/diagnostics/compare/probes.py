@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core.arrays import Params, RowMask
+from ...core.arrays import Moments, Params, RowMask
 from ...core.backend import Backend
 from ...core.trees import leaves, named_leaves, tree_map
 from ...layers import Layer
@@ -96,10 +96,10 @@ class ProbeInput:
 class ReturnGradients:
     """An "optimizer" whose update returns the gradients in place of new parameters."""
 
-    def init(self, params):
+    def init(self, params: Params) -> Moments:
         return ()
 
-    def update(self, params, grads, moments):
+    def update(self, params: Params, grads: Params, moments: Moments) -> tuple[Params, Moments]:
         return grads, moments
 
 

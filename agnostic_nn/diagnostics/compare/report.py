@@ -139,7 +139,7 @@ def _agreement(result: dict[str, Any]) -> str:
 
 
 def _time(result: dict[str, Any]) -> str:
-    return "" if result["step_ms"] is None else f", {result['step_ms']:.3g} ms per step"
+    return "" if result["step_ms"] is None else f"; {result['step_ms']:.3g} ms per step"
 
 
 def _difference(result: dict[str, Any]) -> Iterator[str]:
@@ -187,9 +187,9 @@ def _control_runs(result: dict[str, Any]) -> str:
         return ""
     runs = result["control"]["runs"] if result["control"] else ()
     exceed = [
-        f"{run['name']} from step {run['left_tolerance']:,}"
+        f"{run['name']} from step {run['exceeds_tolerance_at']:,}"
         for run in runs
-        if run["left_tolerance"] is not None
+        if run["exceeds_tolerance_at"] is not None
     ]
     return f" Control runs exceed the tolerance too: {' and '.join(exceed)}." if exceed else ""
 

@@ -526,7 +526,7 @@ def _control(
         "step": step,
         "magnification": furthest[step - 1] / context.epsilon,
         "runs": [
-            {"name": name, "left_tolerance": exceeds_at(sample.losses)}
+            {"name": name, "exceeds_tolerance_at": exceeds_at(sample.losses)}
             for name, sample in samples.items()
         ],
     }
