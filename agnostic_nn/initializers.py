@@ -1,7 +1,7 @@
-"""Initializers: where weights start. Each is called with (key, shape, dtype).
+"""Initializers of weights. Each is called with (key, shape, dtype).
 
-A weight is (fan_in, fan_out); axes before these two, such as a convolution's
-window, count into both fans.
+A weight has the shape (fan_in, fan_out). Both fans are multiplied by the lengths of any axes before
+these two, such as the window of a convolution.
 """
 
 import math
@@ -42,12 +42,12 @@ def expect_initializer(name: str, value: Any) -> None:
 
 @singledispatch
 def drawn(key: Key, draw: Callable, shape: Shape, dtype: Any) -> Array:
-    """Return draw(key, shape, dtype), or for arrays without numbers such an array of `shape`."""
+    """Return draw(key, shape, dtype). Arrays that have only a shape register their own version."""
     return draw(key, shape, dtype)
 
 
 class _Drawn:
-    """Base of the initializers: `draw` makes the numbers."""
+    """Base class of initializers, which implement `draw`."""
 
     def __call__(self, key: Key, shape: Shape, dtype: Any) -> Array:
         return drawn(key, self.draw, shape, dtype)  # type: ignore[attr-defined]
@@ -55,13 +55,14 @@ class _Drawn:
 
 @dataclass(frozen=True)
 class VarianceScaling(_Drawn):
-    """Zero mean and variance `scale` / fan, so that signals keep their size through a layer.
+    """Random weights of mean 0 and variance `scale` / fan, so that layers preserve the variance.
 
-    A sum of fan_in terms has fan_in times the variance of a term: 1 / fan_in keeps
-    it going forward, 1 / fan_out keeps the gradient's going back.
+    A sum of fan_in terms has fan_in times the variance of one term. So the variance 1 / fan_in
+    preserves that of the activations in the forward pass, and 1 / fan_out that of the gradients in
+    the backward pass.
 
-    fan: "in", "out", or "average" of the two; distribution: "normal", or "uniform"
-    on ±√(3 · variance), which has that variance.
+    fan: "in", "out", or "average" of the two. distribution: "normal", or "uniform" on
+    ±√(3 · variance), which has that variance.
     """
 
     scale: float
@@ -74,11 +75,12 @@ class VarianceScaling(_Drawn):
         expect_choice("fan", self.fan, ("in", "out", "average"))
         expect_choice("distribution", self.distribution, ("normal", "uniform"))
 
-    def draw(self, key, shape, dtype):
-        """Make the numbers."""
+    def draw(self, key: Key, shape: Shape, dtype: Any) -> Array:
+        """Return an array of `shape` and `dtype`."""
         expect(len(shape) >= 2, f"expected a shape (..., fan_in, fan_out), got {shape}")
         window = math.prod(shape[:-2])
-        fan_in, fan_out = window * shape[-2], window * shape[-1]
+        fan_in = window * shape[-2]
+        fan_out = window * shape[-1]
         fan = {"in": fan_in, "out": fan_out, "average": (fan_in + fan_out) / 2}[self.fan]
         variance = self.scale / max(fan, 1)
         if self.distribution == "normal":
@@ -99,27 +101,27 @@ lecun_uniform = VarianceScaling(1.0, "in", distribution="uniform")
 
 @dataclass(frozen=True)
 class Constant(_Drawn):
-    """Every element is `value`."""
+    """Set every element to `value`."""
 
     value: float = 0.0
 
     def __post_init__(self) -> None:
         expect_number("value", self.value)
 
-    def draw(self, key, shape, dtype):
-        """Make the numbers."""
+    def draw(self, key: Key, shape: Shape, dtype: Any) -> Array:
+        """Return an array of `shape` and `dtype`."""
         return namespace(key).full(shape, self.value, dtype=dtype, device=device(key))
 
 
 @dataclass(frozen=True)
 class TruncatedNormal(_Drawn):
-    """Normal draws of standard deviation `deviation`, none further than twice that from 0.
+    """Normal draws of standard deviation `deviation`, truncated to ±2 `deviation`.
 
-    Inverts the distribution function: z solves Φ(z) = p with p uniform on
-    (Φ(-2), Φ(2)). Newton's steps z ← z - (Φ(z) - p) / φ(z) from z = 0 approach the
-    root from one side, since Φ is concave above 0 and convex below; eight of them
-    reach the last bit anywhere in ±2. `deviation` is that of the normal before it
-    is cut, as in PyTorch; that of the draws is 0.88 times as large.
+    The distribution function is inverted: z solves Φ(z) = p with p uniform on (Φ(-2), Φ(2)).
+    Newton's steps z ← z - (Φ(z) - p) / φ(z) from z = 0 approach the root from one side, since Φ is
+    concave above 0 and convex below. Eight steps are accurate to the last bit for all of ±2.
+    `deviation` is that of the normal distribution before truncation, as in PyTorch. That of the
+    draws is 0.88 times as large.
     """
 
     deviation: float = 0.02
@@ -127,8 +129,8 @@ class TruncatedNormal(_Drawn):
     def __post_init__(self) -> None:
         expect_positive("deviation", self.deviation)
 
-    def draw(self, key, shape, dtype):
-        """Make the numbers."""
+    def draw(self, key: Key, shape: Shape, dtype: Any) -> Array:
+        """Return an array of `shape` and `dtype`."""
         xp = namespace(key)
         centered = (uniform(key, shape, dtype) - 0.5) * math.erf(math.sqrt(2.0))  # p - 1/2
         z = xp.zeros_like(centered)
@@ -140,13 +142,13 @@ class TruncatedNormal(_Drawn):
 
 @dataclass(frozen=True)
 class Orthogonal(_Drawn):
-    """Orthonormal columns (or rows, where there are fewer of them), times `gain`.
+    """A random matrix with orthonormal columns (or rows, if there are fewer rows), times `gain`.
 
-    Products of many such matrices neither grow nor shrink a signal (Saxe et al.,
-    arXiv:1312.6120, sec. 3). Gram & Schmidt's process on normal draws, which is
-    uniform over all such matrices; each column is cleared twice of those before it,
-    and twice is enough to be orthogonal to the last bit (Giraud et al., "The loss of
-    orthogonality in the Gram-Schmidt orthogonalization process", 2005).
+    Products of many such matrices preserve the norm of a signal (Saxe et al., arXiv:1312.6120,
+    sec. 3). The Gram-Schmidt process on normal draws gives the uniform distribution over all such
+    matrices. Each column is orthogonalized twice against those before it, which makes it orthogonal
+    to the last bit (Giraud et al., "The loss of orthogonality in the Gram-Schmidt orthogonalization
+    process", 2005).
     """
 
     gain: float = 1.0
@@ -154,20 +156,21 @@ class Orthogonal(_Drawn):
     def __post_init__(self) -> None:
         expect_positive("gain", self.gain)
 
-    def draw(self, key, shape, dtype):
-        """Make the numbers."""
+    def draw(self, key: Key, shape: Shape, dtype: Any) -> Array:
+        """Return an array of `shape` and `dtype`."""
         expect(len(shape) >= 2, f"expected a shape (..., fan_in, fan_out), got {shape}")
         xp = namespace(key)
-        rows, columns = math.prod(shape[:-1]), shape[-1]
+        rows = math.prod(shape[:-1])
+        columns = shape[-1]
         long, short = max(rows, columns), min(rows, columns)
-        drawn = normal(key, (short, long), dtype)
+        vectors = normal(key, (short, long), dtype)
         basis: list[Any] = []
         for i in range(short):
-            vector = drawn[i : i + 1, :]
+            vector = vectors[i : i + 1, :]
             if basis:
-                known = xp.concat(basis, axis=0)
+                previous = xp.concat(basis, axis=0)
                 for _ in range(2):
-                    vector = vector - (vector @ xp.matrix_transpose(known)) @ known
+                    vector = vector - (vector @ xp.matrix_transpose(previous)) @ previous
             basis.append(vector / xp.sqrt(xp.sum(vector * vector)))
-        found = xp.concat(basis, axis=0) * self.gain
-        return xp.reshape(found if rows == short else xp.matrix_transpose(found), shape)
+        matrix = xp.concat(basis, axis=0) * self.gain
+        return xp.reshape(matrix if rows == short else xp.matrix_transpose(matrix), shape)

@@ -1,13 +1,14 @@
-"""Schedules: learning rates that follow the number of steps taken, t = 0, 1, 2, …
+"""Schedules: learning rates as functions of the number of steps taken, t = 0, 1, 2, …
 
-Each is called with t as an array of a real floating dtype and returns the rate, of the
-same shape and dtype. Any such function serves where an optimizer takes a rate, and where
-a schedule takes another, so does a plain number.
+A schedule is called with t, an array of a real floating dtype, and returns the rate, of the same
+shape and dtype. An optimizer accepts any such function as its rate. A schedule that takes another
+schedule also accepts a number.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 from .core.arrays import Array, namespace
 from .core.errors import (
@@ -40,6 +41,7 @@ Rate = float | Callable[[Array], Array]
 
 
 def _expect_rate(name: str, rate: Rate) -> None:
+    """Raise unless `rate` is a function of t or a number of at least 0."""
     if callable(rate):
         expect_function(name, rate, "t")
     else:
@@ -47,18 +49,18 @@ def _expect_rate(name: str, rate: Rate) -> None:
 
 
 def _at(rate: Rate, t: Array) -> Array:
-    """The rate at step t, of a number or a schedule."""
+    """Return the rate at step t of a number or a schedule."""
     return rate(t) if callable(rate) else namespace(t).full_like(t, float(rate))
 
 
-def _down(xp, u: Array) -> Array:
-    """Half a cosine from 1 to 0, as u goes from 0 to 1."""
+def _half_cosine(xp: Any, u: Array) -> Array:
+    """Return (1 + cos πu) / 2, which falls from 1 to 0 as u goes from 0 to 1."""
     return 0.5 * (1.0 + xp.cos(math.pi * u))
 
 
 @dataclass(frozen=True)
 class Constant:
-    """rate, at every step; what a plain number says too."""
+    """rate at every step, like a plain number."""
 
     rate: float
 
@@ -85,9 +87,10 @@ class StepDecay:
 
     def __call__(self, t: Array) -> Array:
         xp = namespace(t)
-        # the half keeps t = every past the edge where a compiler turns / into · (1 / every)
-        done = xp.floor((t + 0.5) / self.every)
-        return self.rate * xp.exp(math.log(self.factor) * done)
+        # with + 0.5, t = every gives 1 even if a compiler replaces the division by a product with
+        # the rounded reciprocal
+        decays = xp.floor((t + 0.5) / self.every)
+        return self.rate * xp.exp(math.log(self.factor) * decays)
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class ExponentialDecay:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Up in a straight line over `warmup` steps, then down half a cosine until `steps`.
+    """Linear increase over `warmup` steps, then half a cosine from `rate` to `final` at `steps`.
 
         t < warmup:  rate · (t + 1) / warmup
         after:       final + (rate - final) · (1 + cos πu) / 2
@@ -130,26 +133,26 @@ class Cosine:
         expect_number("final", self.final, 0.0)
         expect_integer("warmup", self.warmup)
         expect_integer("steps", self.steps)
-        fits = 0 <= self.warmup < self.steps
-        expect(fits, "expected 0 <= warmup < steps, got {} and {}", self.warmup, self.steps)
+        is_valid = 0 <= self.warmup < self.steps
+        expect(is_valid, "expected 0 <= warmup < steps, got {} and {}", self.warmup, self.steps)
 
     def __call__(self, t: Array) -> Array:
         xp = namespace(t)
         u = xp.clip((t - self.warmup) / (self.steps - self.warmup), 0.0, 1.0)
-        down = self.final + (self.rate - self.final) * _down(xp, u)
+        down = self.final + (self.rate - self.final) * _half_cosine(xp, u)
         up = self.rate * (t + 1.0) / max(self.warmup, 1)
         return xp.where(t < self.warmup, up, down)
 
 
 @dataclass(frozen=True)
 class CosineRestarts:
-    """Down half a cosine over each of `lengths` steps in turn, from `rate` every time.
+    """Half a cosine from `rate` to `final` in each of several periods, of `lengths` steps.
 
         final + (rate - final) · (1 + cos πu) / 2        u = (t - start) / length
 
-    where start and length are those of the stretch that t is in; after the last, `final`.
-    Loshchilov & Hutter, arXiv:1608.03983, eq. 5; lengths that double, such as (10, 20, 40),
-    are theirs with T₀ = 10 and T_mult = 2.
+    where start and length are those of the period that t is in. After the last period the rate is
+    `final`. Loshchilov & Hutter, arXiv:1608.03983, eq. 5. Lengths that double, such as
+    (10, 20, 40), are their T₀ = 10 and T_mult = 2.
     """
 
     rate: float
@@ -165,16 +168,17 @@ class CosineRestarts:
 
     def __call__(self, t: Array) -> Array:
         xp = namespace(t)
-        u, start = t / self.lengths[0], self.lengths[0]
+        u = t / self.lengths[0]
+        start = self.lengths[0]
         for length in self.lengths[1:]:
             u = xp.where(t >= start, (t - start) / length, u)
             start += length
-        return self.final + (self.rate - self.final) * _down(xp, xp.clip(u, 0.0, 1.0))
+        return self.final + (self.rate - self.final) * _half_cosine(xp, xp.clip(u, 0.0, 1.0))
 
 
 @dataclass(frozen=True)
 class Linear:
-    """In a straight line from `start` to `stop` over `steps` steps, and `stop` from there on.
+    """Linear change from `start` to `stop` over `steps` steps, then `stop`.
 
     start + (stop - start) · min(t / steps, 1)
     """
@@ -190,8 +194,8 @@ class Linear:
         expect_count("steps", self.steps)
 
     def __call__(self, t: Array) -> Array:
-        done = namespace(t).clip(t / self.steps, 0.0, 1.0)
-        return self.start * (1.0 - done) + self.stop * done
+        progress = namespace(t).clip(t / self.steps, 0.0, 1.0)
+        return self.start * (1.0 - progress) + self.stop * progress
 
 
 @dataclass(frozen=True)
@@ -211,17 +215,17 @@ class Polynomial:
         expect_number("final", self.final, 0.0)
 
     def __call__(self, t: Array) -> Array:
-        left = 1.0 - namespace(t).clip(t / self.steps, 0.0, 1.0)
-        return self.final + (self.rate - self.final) * left**self.power
+        remaining = 1.0 - namespace(t).clip(t / self.steps, 0.0, 1.0)
+        return self.final + (self.rate - self.final) * remaining**self.power
 
 
 @dataclass(frozen=True)
 class InverseSquareRoot:
-    """Up in a straight line over `warmup` steps, then down as 1 / √t.
+    """Linear increase over `warmup` steps, then decay as 1 / √t.
 
         rate · min((t + 1) / warmup, √(warmup / (t + 1)))
 
-    Vaswani et al., arXiv:1706.03762, eq. 3, with rate = 1 / √(d · warmup) and their steps from 1.
+    Vaswani et al., arXiv:1706.03762, eq. 3, with rate = 1 / √(d · warmup); they count steps from 1.
     """
 
     rate: float
@@ -240,15 +244,15 @@ class InverseSquareRoot:
 
 @dataclass(frozen=True)
 class OneCycle:
-    """Up half a cosine, then down half a cosine, and `final` from the last step on.
+    """Half a cosine from `start` up to `rate`, then half a cosine down to `final`.
 
         start + (rate - start) · (1 - cos πu) / 2      u = t / e         while t <= e
         final + (rate - final) · (1 + cos πu) / 2      u = (t - e) / (steps - 1 - e)
 
-    with e = rise · steps - 1, and the last step at t = steps - 1. `start` and `final` are
-    rates, as in the other schedules; by default rate / 25 and rate / 250,000, as in PyTorch.
-    Smith & Topin, arXiv:1708.07120, as PyTorch has it: with cosines, and without their third
-    phase.
+    where e = rise · steps - 1. From the last step, t = steps - 1, the rate is `final`. `start` and
+    `final` are rates, as in the other schedules. Their defaults are rate / 25 and rate / 250,000,
+    as in PyTorch. Smith & Topin, arXiv:1708.07120, in PyTorch's version, which uses cosines and
+    omits the third phase.
     """
 
     rate: float
@@ -265,28 +269,30 @@ class OneCycle:
         for name, rate in (("start", self.start), ("final", self.final)):
             if rate is not None:
                 expect_number(name, rate, 0.0)
-                fits = rate <= self.rate
-                expect(fits, "expected {}, a rate, of at most {}, got {}", name, self.rate, rate)
-        fits = self.rise * self.steps > 1
-        expect(fits, "no step to rise in: {} of {} steps", self.rise, self.steps)
+                is_valid = rate <= self.rate
+                expect(
+                    is_valid, "expected {}, a rate, of at most {}, got {}", name, self.rate, rate
+                )
+        has_rise = self.rise * self.steps > 1
+        expect(has_rise, "no step to rise in: {} of {} steps", self.rise, self.steps)
 
     def __call__(self, t: Array) -> Array:
         xp = namespace(t)
-        top = self.rise * self.steps - 1.0
-        up = _down(xp, xp.clip(1.0 - t / top, 0.0, 1.0))
-        down = _down(xp, xp.clip((t - top) / (self.steps - 1.0 - top), 0.0, 1.0))
+        peak = self.rise * self.steps - 1.0  # e
+        up = _half_cosine(xp, xp.clip(1.0 - t / peak, 0.0, 1.0))
+        down = _half_cosine(xp, xp.clip((t - peak) / (self.steps - 1.0 - peak), 0.0, 1.0))
         start = self.rate / 25.0 if self.start is None else self.start
         final = self.rate / 250_000.0 if self.final is None else self.final
         rising = start + (self.rate - start) * up
         falling = final + (self.rate - final) * down
-        return xp.where(t <= top, rising, falling)
+        return xp.where(t <= peak, rising, falling)
 
 
 @dataclass(frozen=True)
 class Piecewise:
-    """One rate after another: `parts[0]`, and from step `starts[i]` on `parts[i + 1]`.
+    """Several rates in sequence: first `parts[0]`, then `parts[i + 1]` from step `starts[i]`.
 
-    A part is a number, or a schedule, which counts from the step where it begins.
+    A part is a number or a schedule. A schedule counts its steps from its own start.
     """
 
     parts: tuple[Rate, ...]
@@ -297,25 +303,25 @@ class Piecewise:
             raise TypeError(f"expected parts to be a tuple of rates, got {described(self.parts)}")
         object.__setattr__(self, "parts", tuple(self.parts))
         object.__setattr__(self, "starts", expect_integers("starts", self.starts, 1))
-        fits = len(self.parts) == len(self.starts) + 1
-        expect(fits, "expected a start for each part but the first, got {}", self.starts)
+        is_valid = len(self.parts) == len(self.starts) + 1
+        expect(is_valid, "expected a start for each part but the first, got {}", self.starts)
         for part in self.parts:
             _expect_rate("each part", part)
-        rising = all(a < b for a, b in zip(self.starts, self.starts[1:], strict=False))
-        expect(rising, "expected starts that rise, got {}", self.starts)
+        is_rising = all(a < b for a, b in zip(self.starts, self.starts[1:], strict=False))
+        expect(is_rising, "expected starts that rise, got {}", self.starts)
 
     def __call__(self, t: Array) -> Array:
         xp = namespace(t)
         rate = _at(self.parts[0], t)
         for start, part in zip(self.starts, self.parts[1:], strict=True):
-            # a part may be no number before its start
+            # the maximum, because a part may be NaN before its start
             rate = xp.where(t >= start, _at(part, xp.maximum(t - start, 0.0)), rate)
         return rate
 
 
 @dataclass(frozen=True)
 class Warmup:
-    """Up in a straight line over `steps` steps to where another schedule begins, then that one.
+    """Linear increase over `steps` steps to the first rate of another schedule, then that schedule.
 
     t < steps:  schedule(0) · (t + 1) / steps
     after:      schedule(t - steps)
@@ -337,7 +343,7 @@ class Warmup:
 
 @dataclass(frozen=True)
 class Times:
-    """schedule(t) · factor, or schedule(t) · factor(t) where the factor is a schedule too."""
+    """schedule(t) · factor, or schedule(t) · factor(t) if the factor is a schedule."""
 
     schedule: Rate
     factor: Rate
