@@ -55,8 +55,8 @@ def test_other_programs_read_what_is_written_and_the_header_is_aligned(tmp_path)
     ("notes", "said"),
     [
         ({"a": [1, {2: "two"}]}, r"notes\['a'\]\[1\]: expected text as the key, got 2"),
-        ({"a": np.float32(1)}, r"notes\['a'\]: expected data for JSON, got a float32"),
-        ({"a": {1}}, r"notes\['a'\]: expected data for JSON, got a set"),
+        ({"a": np.float32(1)}, r"notes\['a'\]: expected JSON data, got a float32"),
+        ({"a": {1}}, r"notes\['a'\]: expected JSON data, got a set"),
     ],
 )
 def test_notes_that_json_would_refuse_or_change_are_refused(tmp_path, notes, said):

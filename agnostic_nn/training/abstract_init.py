@@ -1,7 +1,7 @@
-"""Outlines: the shapes and dtypes of what a trainer holds, found without memory for numbers.
+"""Run `init` with arrays without data, to find the shapes and dtypes of a trainer's arrays.
 
-A file may say that a layer is 10⁹ wide. What `init` would make of that is compared with what the
-file holds before any of it is drawn.
+A file may claim that a layer is 10⁹ wide. The arrays that `init` would create are compared with
+those in the file before any memory is allocated for them.
 """
 
 from typing import Any
@@ -14,22 +14,24 @@ from .steps import Carry
 
 __all__ = ["TooLarge", "abstract_carry"]
 
-_FREE = 2**16  # bytes of an array that no file has to hold, such as keys
-_MADE = 20_000, 30  # arrays that `init` may make: so many, and so many for each in the file
+_SMALL = 2**16  # bytes by which an array, such as a random key, may exceed the file
+# `init` may create this many arrays, and this many in addition for each array in the file.
+_MAX_ARRAYS = 20_000
+_MAX_ARRAYS_PER_ENTRY = 30
 
 
 class TooLarge(ValueError):
-    """A model would need more than its file holds."""
+    """A model would need more memory than its file has."""
 
 
 class _Bounded(Ledger):
-    """Refuses arrays that are larger, or more of them, than a file of `size` bytes can need."""
+    """Raises if an array is larger than a file of `size` bytes, or if there are too many arrays."""
 
     def __init__(self, size: int, arrays: int) -> None:
         super().__init__()
         self._weighs = False
-        self._largest = size + _FREE
-        self._left = _MADE[0] + _MADE[1] * arrays
+        self._largest = size + _SMALL
+        self._left = _MAX_ARRAYS + _MAX_ARRAYS_PER_ENTRY * arrays
 
     def take(self, size: int) -> int:
         self._left -= 1
@@ -46,14 +48,14 @@ class _Bounded(Ledger):
 def abstract_carry(
     model: Any, optimizer: Any, shape: Shape, dtype: str, size: int, arrays: int
 ) -> tuple[Carry, Shape]:
-    """Return what `init` makes, as arrays without numbers, and the shape of one y.
+    """Return the carry before the first step, as arrays without data, and the shape of one output.
 
-    size, arrays: how many bytes and arrays the file has that all of it should come from.
+    size, arrays: the number of bytes and of arrays in the file that the carry is read from.
 
     Raises
     ------
     TooLarge
-        If an array does not fit into so many bytes, or there are too many.
+        If an array does not fit into the file, or there are too many arrays.
     """
     with _Bounded(size, arrays):
         key = blank((2,), np.uint32)

@@ -1,9 +1,10 @@
-"""Checkpoints: named arrays and a description, in one safetensors file that is written atomically.
+"""Checkpoints: named arrays and a description, written atomically to one safetensors file.
 
-A digest covers every byte: in most formats a flipped bit of a weight loads as another weight. It
-shows damage, not bad intent, since anybody can compute it. So a file is read as if it came from
-an attacker: what its header claims is compared with its size, and what it says with what is
-expected, before memory is taken. Whether the numbers are sensible, or finite, is not looked at.
+A digest covers every byte. Without one, a flipped bit in a weight would load as another weight.
+The digest detects damage, not attacks, because an attacker can compute it too. Files are therefore
+treated as untrusted: the claims of the header are compared with the size of the file, and the
+description with what is expected, before memory is allocated. The numbers are not checked: they
+may be NaN or infinite.
 """
 
 import json
@@ -22,10 +23,10 @@ from .safetensors_format import LONGEST, Entry, entry_of, header, parse, parsed_
 __all__ = ["CheckpointError", "OpenedCheckpoint", "digest", "opened", "read", "write"]
 
 FORMAT = 1
-_CHUNK = 2**20  # bytes that are hashed at a time
-_QUICK = 2**26  # bytes that are hashed to explain an error
+_CHUNK = 2**20  # bytes hashed at a time
+_MAX_HASHED = 2**26  # larger files are not hashed to explain an error
 _ZIP = "a zip archive"
-_FOREIGN = {
+_FOREIGN = {  # other file formats, by their first bytes
     b"PK\x03\x04": _ZIP,
     b"PK\x05\x06": _ZIP,
     **{b"\x80" + bytes([n]): "a pickle, such as PyTorch's older files" for n in range(2, 6)},
@@ -34,42 +35,42 @@ _FOREIGN = {
     b"\x1f\x8b": "a gzip file",
     b"GGUF": "a GGUF file",
     b"version https://git-lfs": "a Git LFS pointer: the file itself was not downloaded",
-    b"<!DOCTYPE": "a page of HTML",
-    b"<!doctype": "a page of HTML",
-    b"<html": "a page of HTML",
+    b"<!DOCTYPE": "an HTML page",
+    b"<!doctype": "an HTML page",
+    b"<html": "an HTML page",
 }
-_ZIPPED = {  # by a name within its first bytes
-    b"/data.pkl": "a file of PyTorch",
-    b"/byteorder": "a file of PyTorch",
-    b".npy": "an npz file of NumPy",
-    b"metadata.json": "a file of Keras",
+_ZIPPED = {  # zip archives, by a file name within their first bytes
+    b"/data.pkl": "a PyTorch file",
+    b"/byteorder": "a PyTorch file",
+    b".npy": "a NumPy npz file",
+    b"metadata.json": "a Keras file",
 }
 
 
 class CheckpointError(ValueError):
-    """A file that is not a checkpoint of ours, or not what was written."""
+    """The file is not a checkpoint of this library, or has changed since it was written."""
 
 
 def write(path: str | os.PathLike, arrays: dict[str, np.ndarray], description: Any) -> None:
-    """Write `arrays` and `description`, data for JSON, to the file at `path`.
+    """Write `arrays` and `description`, a dict of JSON data, to the file at `path`.
 
-    The new file is read back before it replaces the old one: see `files.replacing`. Besides
-    `arrays` that takes as much memory as the largest of them that is not contiguous.
+    The new file is read back before it replaces the old one: see `files.replacing`. The memory
+    needed in addition to `arrays` is that of the largest array that is not contiguous.
 
     Raises
     ------
     OSError
         If the file cannot be written.
     CheckpointError
-        If it is not what was written when it is read back, or could not be loaded.
+        If the file differs when it is read back, or could not be loaded.
     TypeError
-        If an array has a dtype that the format lacks, or the description is not data for JSON.
+        If an array has a dtype that the format lacks, or the description is not JSON data.
     """
     entries = {name: entry_of(name, array) for name, array in arrays.items()}
     for name, value in description.items():
         _expect_json(name, value)
     text = json.dumps({"format": FORMAT, **description}, sort_keys=True)
-    total = _begun(text)
+    total = _new_hash(text)
     for name, entry in sorted(entries.items()):
         _add(total, name, plain(arrays[name], entry))
     head, order = header(entries, {"agnostic_nn": text, "sha256": total.hexdigest()})
@@ -79,7 +80,7 @@ def write(path: str | os.PathLike, arrays: dict[str, np.ndarray], description: A
             file.write(_raw(plain(arrays[name], entries[name])).data)
         file.flush()
         file.seek(0)
-        _open(file, f"what was about to be saved to {os.fspath(path)}").verify()
+        _open(file, f"the new file for {os.fspath(path)}").verify()
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], Any]:
@@ -88,9 +89,9 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], Any]:
     Raises
     ------
     CheckpointError
-        If it is not a checkpoint, or a byte of it has changed since it was written.
+        If the file is not a checkpoint, or a byte has changed since it was written.
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     """
     with opened(path) as file:
         return file.arrays(), file.description
@@ -98,29 +99,30 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], Any]:
 
 @contextmanager
 def opened(path: str | os.PathLike) -> Iterator["OpenedCheckpoint"]:
-    """Open the checkpoint at `path`, of which the header alone is read.
+    """Open the checkpoint at `path` and read its header only.
 
     Raises
     ------
     CheckpointError
-        If it is not a checkpoint.
+        If the file is not a checkpoint.
     OSError
-        If it cannot be opened.
+        If the file cannot be opened.
     """
-    named = os.fspath(path)
-    _expect_file(os.stat(path).st_mode, named)  # to open a device may have effects
+    name = os.fspath(path)
+    _expect_file(os.stat(path).st_mode, name)  # opening a device could have side effects
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(path, flags | getattr(os, "O_CLOEXEC", 0)), "rb") as file:
-        _expect_file(os.fstat(file.fileno()).st_mode, named)
-        yield _open(file, str(named))
+        # checked again: the path may have been replaced in between
+        _expect_file(os.fstat(file.fileno()).st_mode, name)
+        yield _open(file, str(name))
 
 
 @dataclass(frozen=True)
 class OpenedCheckpoint:
-    """A checkpoint of which the arrays are still to be read.
+    """An open checkpoint, whose arrays have not been read yet.
 
-    entries: dtype and shape of each array by name, which the file's size allows. description: as
-    it was given to `write`, with "format".
+    entries: dtype and shape of each array by name, checked against the size of the file.
+    description: the dict passed to `write`, with the key "format" added.
     """
 
     file: BinaryIO
@@ -131,47 +133,49 @@ class OpenedCheckpoint:
     _digest: str
 
     def arrays(self, convert: Callable[[str, np.ndarray], Any] | None = None) -> dict[str, Any]:
-        """Read all arrays; with `convert`, what it makes of (name, array), one at a time.
+        """Read all arrays; with `convert`, return convert(name, array) of each, one at a time.
 
         Raises
         ------
         CheckpointError
             If a byte has changed since the file was written.
         """
-        found, total = {}, _begun(self._text)
+        arrays = {}
+        total = _new_hash(self._text)
         for name, entry in sorted(self.entries.items()):
             array = self._empty(entry)
             self._read(entry.start, _raw(array))
             if entry.dtype.kind == "b" and _raw(array).max(initial=0) > 1:
-                raise CheckpointError(f"{self.name}: {name} holds what is not true or false")
+                raise CheckpointError(f"{self.name}: {name} holds bytes that are not booleans")
             _add(total, name, array)
-            found[name] = array if convert is None else convert(name, array)
-        self._expect(total.hexdigest())
-        return found
+            arrays[name] = array if convert is None else convert(name, array)
+        self._expect_digest(total.hexdigest())
+        return arrays
 
     def verify(self) -> None:
-        """Compare the digest with all bytes, without keeping them.
+        """Compare the digest of all bytes with the saved one, without keeping the arrays.
 
         Raises
         ------
         CheckpointError
             If a byte has changed since the file was written.
         """
-        total, chunk = _begun(self._text), np.empty(_CHUNK, np.uint8)
+        total = _new_hash(self._text)
+        chunk = np.empty(_CHUNK, np.uint8)
         for name, entry in sorted(self.entries.items()):
-            total.update(_title(name, entry))
+            total.update(_label(name, entry))
             for start in range(0, entry.nbytes, _CHUNK):
                 part = chunk[: min(_CHUNK, entry.nbytes - start)]
                 self._read(entry.start + start, part)
                 total.update(part)
-        self._expect(total.hexdigest())
+        self._expect_digest(total.hexdigest())
 
     def refuse(self, message: str) -> NoReturn:
-        """Raise a CheckpointError: that the file is damaged, if it is, or else `message`.
+        """Raise a CheckpointError with `message`, or one that says that the file is damaged.
 
-        A large file is not read for that.
+        A large file is not read to find out whether it is.
         """
-        if sum(entry.nbytes for entry in self.entries.values()) <= _QUICK:
+        if sum(entry.nbytes for entry in self.entries.values()) <= _MAX_HASHED:
             self.verify()
         raise CheckpointError(f"{self.name} {message}")
 
@@ -179,7 +183,7 @@ class OpenedCheckpoint:
         try:
             return np.empty(entry.shape, entry.dtype)
         except (MemoryError, ValueError):
-            message = f"{self.name} needs {entry.nbytes:,} bytes, more than there are"
+            message = f"{self.name} needs {entry.nbytes:,} bytes, more than are available"
             raise CheckpointError(message) from None
 
     def _read(self, start: int, raw: np.ndarray) -> None:
@@ -187,13 +191,13 @@ class OpenedCheckpoint:
         if self.file.readinto(raw) != raw.size:  # type: ignore[attr-defined]
             raise CheckpointError(f"{self.name} became shorter while it was read")
 
-    def _expect(self, found: str) -> None:
-        if found != self._digest:
+    def _expect_digest(self, digest: str) -> None:
+        if digest != self._digest:
             raise CheckpointError(f"{self.name} is damaged: its digest does not fit its contents")
 
 
 def _expect_json(name: str, data: Any) -> None:
-    """Raise TypeError for what JSON would refuse, or change: keys that are not text."""
+    """Raise TypeError for data that JSON would refuse, or change: keys that are not text."""
     if isinstance(data, dict):
         for key, value in data.items():
             if not isinstance(key, str):
@@ -204,34 +208,34 @@ def _expect_json(name: str, data: Any) -> None:
             _expect_json(f"{name}[{i}]", value)
     elif not isinstance(data, str | int | float | None):
         kind = type(data).__qualname__
-        raise TypeError(f"cannot save {name}: expected data for JSON, got a {kind}")
+        raise TypeError(f"cannot save {name}: expected JSON data, got a {kind}")
 
 
 def digest(arrays: dict[str, np.ndarray], text: str = "") -> str:
-    """SHA-256 over `text` and the name, dtype, shape and bytes of every array."""
-    total = _begun(text)
+    """Return the SHA-256 of `text` and the name, dtype, shape and bytes of every array."""
+    total = _new_hash(text)
     for name, array in sorted(arrays.items()):
         _add(total, name, np.asarray(array, order="C"))
     return total.hexdigest()
 
 
-def _begun(text: str) -> Any:
-    from hashlib import sha256
+def _new_hash(text: str) -> Any:
+    from hashlib import sha256  # imported here because it loads OpenSSL
 
     return sha256(text.encode())
 
 
 def _add(total: Any, name: str, array: np.ndarray) -> None:
-    total.update(_title(name, array))
+    total.update(_label(name, array))
     total.update(_raw(array))
 
 
-def _title(name: str, array: Any) -> bytes:
+def _label(name: str, array: Any) -> bytes:
     return f"\n{name} {array.dtype.str} {array.shape}\n".encode()
 
 
 def _raw(array: np.ndarray) -> np.ndarray:
-    """The bytes of a contiguous array, which share its memory."""
+    """Return the bytes of a contiguous array as a view."""
     return array.reshape(-1).view(np.uint8)
 
 
@@ -241,17 +245,18 @@ def _expect_file(mode: int, name: str) -> None:
 
 
 def _open(file: BinaryIO, name: str) -> OpenedCheckpoint:
-    """The checkpoint in an open file, whose header is read and checked here."""
+    """Return the checkpoint in an open file, after reading and checking its header."""
     size = os.fstat(file.fileno()).st_size
     length = _length(file, size, name)
     try:
         entries, metadata = parse(file.read(length), size)
-        text, total = metadata.get("agnostic_nn"), metadata.get("sha256", "")
+        text = metadata.get("agnostic_nn")
+        saved_digest = metadata.get("sha256", "")
         if text is None:
             message = f"{name} is a safetensors file, but not a checkpoint of agnostic_nn"
             raise CheckpointError(message)
         description = parsed_json("its description", text, size)
-        "".join((text, *entries)).encode()  # not everything in JSON is Unicode
+        "".join((text, *entries)).encode()  # raises for lone surrogates, which JSON allows
     except CheckpointError:
         raise
     except (ValueError, MemoryError) as error:
@@ -260,15 +265,15 @@ def _open(file: BinaryIO, name: str) -> OpenedCheckpoint:
         raise CheckpointError(message) from None
     if not isinstance(description, dict):
         raise CheckpointError(f"{name} is damaged: its description is {short(description)}")
-    found = OpenedCheckpoint(file, name, entries, description, text, total)
-    form = description.get("format")
-    if type(form) is not int or form != FORMAT:
-        found.refuse(f"has format {short(form)}; this version reads format {FORMAT}")
-    return found
+    opened_file = OpenedCheckpoint(file, name, entries, description, text, saved_digest)
+    version = description.get("format")
+    if type(version) is not int or version != FORMAT:
+        opened_file.refuse(f"has format {short(version)}; this version reads format {FORMAT}")
+    return opened_file
 
 
 def _length(file: BinaryIO, size: int, name: str) -> int:
-    """The length of the header, which fits into the file."""
+    """Return the length of the header; raise CheckpointError if it exceeds the file."""
     begin = file.read(128)
     length = int.from_bytes(begin[:8], "little")
     if len(begin) > 8 and length <= min(size - 8, LONGEST) and begin[8:9] == b"{":

@@ -1,10 +1,10 @@
-"""What a checkpoint says of a trainer, and the check that its arrays are those of the model.
+"""Checks of a checkpoint: the fields of its description, its model, and its arrays.
 
-A description may come from anybody: each field is checked before it is used, and the arrays in
-the file are compared with those that the model has before one of them is read.
+A file is untrusted: each field is checked before it is used, and the names, dtypes and shapes of
+the arrays are compared with those of the model before any array is read.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,18 +22,24 @@ from .inputs import as_shape
 from .safetensors_format import short
 from .steps import Carry
 
-__all__ = ["CheckpointFields", "expect_same_arrays", "refusing", "restored", "skeleton"]
+__all__ = [
+    "CheckpointFields",
+    "abstract_carry_of",
+    "expect_same_arrays",
+    "restore_part",
+    "wrapping_errors",
+]
 
-_MOST = 2**53  # steps and examples, which no training reaches
+_MAX_COUNT = 2**53  # of steps and examples: no training reaches it
 
 
 @dataclass(frozen=True)
 class CheckpointFields:
-    """The fields of a description besides the model, the loss and the optimizer.
+    """The fields of a description other than the model, the loss and the optimizer.
 
-    open: progress of the epoch under way; see `Trainer`. kept: names of carries that the file has
-    besides the trainer's own. fit: what callbacks of an interrupted `fit` remember, by callback,
-    and best: those whose best weights the file has.
+    open: progress of the open epoch. largest: the longest user-supplied batch. kept: names of the
+    copies that `Trainer.keep` made. fit: the memory of the callbacks of an interrupted `fit`, by
+    key, and best: the keys of those that keep weights; see `RunMemory`.
     """
 
     shape: Shape
@@ -51,30 +57,32 @@ class CheckpointFields:
 
     @classmethod
     def read(cls, file: OpenedCheckpoint) -> "CheckpointFields":
-        """Return the description of a checkpoint.
+        """Return the fields of a checkpoint, checked.
 
         Raises
         ------
         CheckpointError
-            If a field is missing, or is not what `Trainer.save` writes.
+            If a field is missing, or has a value that `Trainer.save` does not write.
         """
-        with refusing(file):
+        with wrapping_errors(file):
             return _saved(file.description)
 
 
 def _saved(data: dict[str, Any]) -> CheckpointFields:
     missing = {"shape", "dtype", "seed", "steps", "epoch", "open"} - data.keys()
     expect(not missing, "it does not give {}", ", ".join(sorted(missing)))
-    dtype, keep_finite, notes = data["dtype"], data.get("keep_finite", True), data.get("notes", {})
-    known = dtype in ("float32", "float64")
-    expect(known, "expected dtype 'float32' or 'float64', got {}", short(dtype))
+    dtype = data["dtype"]
+    keep_finite = data.get("keep_finite", True)
+    notes = data.get("notes", {})
+    is_supported = dtype in ("float32", "float64")
+    expect(is_supported, "expected dtype 'float32' or 'float64', got {}", short(dtype))
     expect(type(keep_finite) is bool, "expected keep_finite true or false, got {}", keep_finite)
     _expect_dict("notes", notes)
     fit = data.get("fit")
     if fit is not None:
         _expect_dict("fit", fit)
-        for remembered in fit.values():
-            _expect_dict("fit", remembered)
+        for memory in fit.values():
+            _expect_dict("fit", memory)
     return CheckpointFields(
         shape=_shape(data["shape"]),
         dtype=dtype,
@@ -91,21 +99,21 @@ def _saved(data: dict[str, Any]) -> CheckpointFields:
     )
 
 
-def _count(name: str, value: Any, end: int = _MOST) -> int:
-    fits = type(value) is int and 0 <= value < end
-    expect(fits, "expected {} to be an integer in [0, {}), got {}", name, end, short(value))
+def _count(name: str, value: Any, end: int = _MAX_COUNT) -> int:
+    is_valid = type(value) is int and 0 <= value < end
+    expect(is_valid, "expected {} to be an integer in [0, {}), got {}", name, end, short(value))
     return value
 
 
 def _shape(value: Any) -> Any:
     shape = as_shape(value)
-    sizes = [shape]
-    while sizes:
-        one = sizes.pop()
-        if isinstance(one, int):
-            _count("each length of shape", one)
+    pending = [shape]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, int):
+            _count("each length of shape", node)
         else:
-            sizes += one.values() if isinstance(one, dict) else one
+            pending += node.values() if isinstance(node, dict) else node
     return shape
 
 
@@ -121,8 +129,9 @@ def _progress(value: Any, steps: int) -> EpochProgress:
 
 
 def _names(name: str, value: Any) -> tuple[str, ...]:
-    fits = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-    expect(fits and len(set(value)) == len(value), "expected {} as names, got {}", name, value)
+    is_valid = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+    is_valid = is_valid and len(set(value)) == len(value)
+    expect(is_valid, "expected {} as names, got {}", name, value)
     return tuple(value)
 
 
@@ -133,62 +142,65 @@ def _expect_dict(name: str, value: Any) -> None:
 # --- the model and its arrays -----------------------------------------------------------
 
 
-def restored(file: OpenedCheckpoint, name: str, given: Any) -> Any:
-    """Return the model, loss or optimizer: `given` if it fits the file, else the file's own.
+def restore_part(file: OpenedCheckpoint, name: str, passed: Any) -> Any:
+    """Return the model, loss or optimizer: the one that the caller passed, or that of the file.
 
     Raises
     ------
     CheckpointError
-        If the file has another one, or one that this library does not define.
+        If the file was saved with another one than the one passed. If None is passed, and the
+        file names something that this library does not define.
     """
     data = file.description.get(name)
-    if given is not None:
-        told = describe(given)
-        if told != data:
-            file.refuse(f"was saved with the {name} {short(data)}, got {short(told)}")
-        return given
-    with refusing(file):
-        found = rebuild(data)
-        expect(_FITS[name](found), "its {} is {}", name, short(found))
-        return found
+    if passed is not None:
+        description = describe(passed)
+        if description != data:
+            file.refuse(f"was saved with the {name} {short(data)}, got {short(description)}")
+        return passed
+    with wrapping_errors(file):
+        part = rebuild(data)
+        expect(_IS_VALID[name](part), "its {} is {}", name, short(part))
+        return part
 
 
 def _is_loss(thing: Any) -> bool:
     if isinstance(thing, type) or not callable(thing):
         return False
-    metrics_of(thing)
+    metrics_of(thing)  # raises if `thing` cannot be a loss
     return not (isinstance(thing, Layer) or hasattr(thing, "update"))
 
 
-_FITS: dict[str, Callable[[Any], bool]] = {
+_IS_VALID: dict[str, Callable[[Any], bool]] = {
     "model": lambda thing: isinstance(thing, Layer),
     "loss": _is_loss,
     "optimizer": lambda thing: callable(getattr(thing, "update", None)),
 }
 
 
-def skeleton(
+def abstract_carry_of(
     file: OpenedCheckpoint,
     saved: CheckpointFields,
     model: Any,
     optimizer: Any,
     draw: Callable | None,
 ) -> tuple[Carry, Shape]:
-    """Return the carry of a model as arrays without numbers, and the shape of one y.
+    """Return the carry of a model as arrays without data, and the shape of one output.
 
-    draw(shape): makes both by drawing numbers, for a model or an optimizer of the caller's own
-    that cannot be called with arrays without numbers; None if they came out of the file.
+    draw(shape): returns both with real arrays, for a custom model or optimizer that cannot
+    compute with arrays without data; None if model and optimizer come from the file.
 
     Raises
     ------
     CheckpointError
-        If they need more than the file has, or do not take inputs of its shape.
+        If the carry needs more memory than the file has, or the model does not accept the shape
+        of the inputs in the file.
     """
     size = sum(entry.nbytes for entry in file.entries.values())
-    with refusing(file):
+    with wrapping_errors(file):
         try:
-            bounds = size, len(file.entries)
-            return abstract_carry(model, optimizer, saved.shape, saved.dtype, *bounds)
+            return abstract_carry(
+                model, optimizer, saved.shape, saved.dtype, size, len(file.entries)
+            )
         except (TooLarge, MemoryError, RecursionError):
             raise
         except Exception:
@@ -198,24 +210,25 @@ def skeleton(
 
 
 def expect_same_arrays(file: OpenedCheckpoint, like: dict[str, Any]) -> None:
-    """Raise CheckpointError unless the file has the arrays of `like`, a dict of trees."""
-    expected, found = dict(named_leaves(like)), file.entries
-    for name in sorted(found.keys() | expected.keys()):
-        have, want = (
-            (str(tree[name].dtype), tuple(tree[name].shape)) if name in tree else None
-            for tree in (found, expected)
-        )
-        if have != want:
-            has, needs = (
-                "nothing" if one is None else f"{one[0]} {one[1]}" for one in (have, want)
-            )
+    """Raise CheckpointError unless the file has the names, dtypes and shapes of `like`."""
+    expected = dict(named_leaves(like))
+    for name in sorted(file.entries.keys() | expected.keys()):
+        actual = _dtype_and_shape(file.entries, name)
+        needed = _dtype_and_shape(expected, name)
+        if actual != needed:
             path = name if name.isprintable() and len(name) <= 200 else short(name)
-            file.refuse(f"does not fit the model: {path} is {has}, expected {needs}")
+            file.refuse(f"does not fit the model: {path} is {actual}, expected {needed}")
+
+
+def _dtype_and_shape(arrays: Mapping[str, Any], name: str) -> str:
+    if name not in arrays:
+        return "nothing"
+    return f"{arrays[name].dtype} {tuple(arrays[name].shape)}"
 
 
 @contextmanager
-def refusing(file: OpenedCheckpoint) -> Iterator[None]:
-    """Turn what is raised inside, because of what a file says, into CheckpointError."""
+def wrapping_errors(file: OpenedCheckpoint) -> Iterator[None]:
+    """Turn exceptions that the contents of a file cause into CheckpointError."""
     try:
         yield
     except CheckpointError:

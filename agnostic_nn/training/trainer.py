@@ -47,7 +47,7 @@ from .batches import (
 )
 from .callback_memory import BoundCallback, RunMemory
 from .callbacks import Callback, as_callbacks, expect_fields
-from .checkpoint_fields import CheckpointFields, expect_same_arrays, restored, skeleton
+from .checkpoint_fields import CheckpointFields, abstract_carry_of, expect_same_arrays, restore_part
 from .config import describe
 from .context import Context
 from .feed import BatchFeeder, multiplications_per_row, to_device
@@ -1071,9 +1071,9 @@ class Trainer:
         with checkpoint.opened(path) as file:
             saved = CheckpointFields.read(file)
             trainer = cls(
-                model=restored(file, "model", model),
-                loss=restored(file, "loss", loss),
-                optimizer=restored(file, "optimizer", optimizer),
+                model=restore_part(file, "model", model),
+                loss=restore_part(file, "loss", loss),
+                optimizer=restore_part(file, "optimizer", optimizer),
                 backend=backend,
                 seed=saved.seed,
                 dtype=saved.dtype,
@@ -1090,7 +1090,7 @@ class Trainer:
     ) -> None:
         """Continue from a checkpoint; is_custom: whether the caller passed model or optimizer."""
         draw = self._draw if is_custom else None
-        carry, out_shape = skeleton(file, saved, self.model, self.optimizer, draw)
+        carry, out_shape = abstract_carry_of(file, saved, self.model, self.optimizer, draw)
         like: dict[str, Any] = dict(zip(("params", "state", "moments"), carry, strict=True))
         like |= {f"kept {i}": carry for i in range(len(saved.kept))}
         like |= {f"best {i}": carry for i in range(len(saved.best))}
