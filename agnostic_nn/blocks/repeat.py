@@ -1,8 +1,20 @@
-"""Repeat: one layer again and again, each time with parameters of its own."""
+"""Repeat: the same layer several times, with different parameters."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from ..core.arrays import device, namespace
+from ..core.arrays import (
+    Array,
+    Cache,
+    Key,
+    Memory,
+    Params,
+    RowMask,
+    Shape,
+    State,
+    device,
+    namespace,
+)
 from ..core.errors import expect, expect_count
 from ..core.random import split
 from ..core.trees import leaves, tree_map
@@ -14,87 +26,100 @@ __all__ = ["Repeat"]
 
 @dataclass(frozen=True)
 class Repeat(Wrapper):
-    """y = fₙ(…f₂(f₁(x))), with f₁ … fₙ the same layer, each with its own parameters and state.
+    """y = fₙ(…f₂(f₁(x))), where all fᵢ are the same layer with their own parameters and state.
 
-    The layer must keep the shape of x. Where x is a dict of arrays it may instead return
-    the new "x" alone; every fᵢ is then given all others, such as a mask, as they came.
+    n is `count`. The layer must keep the shape of x. If x is a dict of arrays, the layer may
+    return only the new "x"; every fᵢ then gets the other entries, such as a mask, unchanged.
 
-    Params, state, cache and grads are those of the layer with a new first axis of length
-    `count`. One loop (`ops.scan`) goes over it, so a backend that compiles loops
-    compiles the layer once, however often it is repeated.
+    Params, state, cache and grads are those of the layer with a new first axis of length `count`.
+    They are processed in one loop, `ops.scan`, so a backend that compiles loops compiles the layer
+    only once.
 
     Gradient
     --------
-    The chain rule, as in `Sequential`, from the last to the first. What every fᵢ is given
-    reaches y through each of them, and those gradients add up.
+    The chain rule, as in `Sequential`, from the last layer to the first. The entries that every fᵢ
+    gets unchanged affect y through each of them, and these gradients add up.
     """
 
     count: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         expect_count("count", self.count)
 
-    def init(self, key, shape, dtype):
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         keys = split(key, self.count)
-        made = [self.layer.init(keys[i, :], shape, dtype) for i in range(self.count)]
-        out = made[0][2]
-        kept = out == shape or (isinstance(shape, dict) and out == shape.get("x"))
-        expect(kept, "Repeat needs a layer that keeps {}, but {} makes {}", shape, self.layer, out)
-        params, state = (_stacked([one[i] for one in made]) for i in (0, 1))
+        copies = [self.layer.init(keys[i, :], shape, dtype) for i in range(self.count)]
+        out = copies[0][2]
+        same = out == shape or (isinstance(shape, dict) and out == shape.get("x"))
+        expect(same, "Repeat needs a layer that keeps {}, but {} makes {}", shape, self.layer, out)
+        params = _stacked([layer_params for layer_params, _, _ in copies])
+        state = _stacked([layer_state for _, layer_state, _ in copies])
         return params, state, out
 
-    def forward(self, params, state, x, *, train=False):
-        def step(x, own):
-            _, p, old = own
-            y, new, cache = self.layer.forward(p, old, x, train=train)
-            alone = isinstance(x, dict) and not isinstance(y, dict)
-            # a loop may only bring out trees: one with an entry tells that y is alone
-            return ({**x, "x": y} if alone else y), (new, cache, ((),) if alone else ())
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        def step(x: Any, entry: tuple) -> tuple[Any, tuple]:
+            _, layer_params, old_state = entry
+            y, new_state, cache = self.layer.forward(layer_params, old_state, x, train=train)
+            only_x = isinstance(x, dict) and not isinstance(y, dict)
+            # A loop returns only trees of arrays. A tuple that is not empty encodes True.
+            return ({**x, "x": y} if only_x else y), (new_state, cache, ((),) if only_x else ())
 
-        y, (state, cache, alone) = scan(step, x, self._each(leaves(x)[0], params, state))
-        return (y["x"] if alone else y), state, cache
+        y, (state, cache, only_x) = scan(step, x, self._entries(leaves(x)[0], params, state))
+        return (y["x"] if only_x else y), state, cache
 
-    def backward(self, params, cache, dy):
-        def step(dy, own):
-            _, p, c = own
-            dx, grads = self.layer.backward(p, c, dy)
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
+        def step(dy: Any, entry: tuple) -> tuple[Any, tuple]:
+            _, layer_params, layer_cache = entry
+            dx, grads = self.layer.backward(layer_params, layer_cache, dy)
             if not isinstance(dx, dict) or isinstance(dy, dict):
                 return dx, (grads, {})
-            # () for None, which is no tree to bring out of a loop
+            # () instead of None, which a loop cannot return
             others = {name: () if d is None else d for name, d in dx.items() if name != "x"}
             return dx["x"], (grads, others)
 
-        first = leaves(dy)[0]
-        dx, (grads, others) = scan(step, dy, self._each(first, params, cache), reverse=True)
+        entries = self._entries(leaves(dy)[0], params, cache)
+        dx, (grads, others) = scan(step, dy, entries, reverse=True)
         if others:
-            total = tree_map(lambda d: namespace(d).sum(d, axis=0), others)
-            nothing = [name for name, d in total.items() if isinstance(d, tuple) and not d]
-            dx = {"x": dx, **total, **dict.fromkeys(nothing)}
+            totals = tree_map(lambda d: namespace(d).sum(d, axis=0), others)
+            without_gradient = [
+                name for name, d in totals.items() if isinstance(d, tuple) and not d
+            ]
+            dx = {"x": dx, **totals, **dict.fromkeys(without_gradient)}
         return dx, grads
 
-    def begin(self, params, state, x, length):
-        def step(carry, own):
-            return carry, self.layer.begin(own[1], own[2], x, length)
+    def begin(self, params: Params, state: State, x: Array, length: int) -> Memory:
+        def step(carry: tuple, entry: tuple) -> tuple[tuple, Memory]:
+            _, layer_params, layer_state = entry
+            return carry, self.layer.begin(layer_params, layer_state, x, length)
 
-        return scan(step, (), self._each(leaves(x)[0], params, state))[1]
+        _, memory = scan(step, (), self._entries(leaves(x)[0], params, state))
+        return memory
 
-    def advance(self, params, state, memory, x):
-        def step(x, own):
-            _, p, s, old = own
-            y, new = self.layer.advance(p, s, old, x)
-            alone = isinstance(x, dict) and not isinstance(y, dict)
-            return ({**x, "x": y} if alone else y), (new, ((),) if alone else ())
+    def advance(
+        self, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Array, Memory]:
+        def step(x: Any, entry: tuple) -> tuple[Any, tuple]:
+            _, layer_params, layer_state, old_memory = entry
+            y, new_memory = self.layer.advance(layer_params, layer_state, old_memory, x)
+            only_x = isinstance(x, dict) and not isinstance(y, dict)
+            return ({**x, "x": y} if only_x else y), (new_memory, ((),) if only_x else ())
 
-        y, (memory, alone) = scan(step, x, self._each(leaves(x)[0], params, state, memory))
-        return (y["x"] if alone else y), memory
+        entries = self._entries(leaves(x)[0], params, state, memory)
+        y, (memory, only_x) = scan(step, x, entries)
+        return (y["x"] if only_x else y), memory
 
-    def _each(self, leaf, *trees):
-        """`trees` to loop over, with something of the right length where they are empty."""
-        numbers = namespace(leaf).arange(self.count, device=device(leaf))
+    def _entries(self, like: Array, *trees: Any) -> tuple:
+        """Return the trees to loop over, after an array of length `count`.
+
+        That array gives the loop its length if all trees are empty.
+        """
+        numbers = namespace(like).arange(self.count, device=device(like))
         return (numbers, *trees)
 
 
-def _stacked(trees):
-    """One tree of trees that are nested alike, its leaves with a new first axis."""
+def _stacked(trees: list) -> Any:
+    """Return one tree whose leaves are stacked from those of several trees of one nesting."""
     return tree_map(lambda *each: namespace(each[0]).stack(each, axis=0), *trees)

@@ -1,9 +1,11 @@
-"""TransformerBlock: attention and a small network for each position, with ways around both."""
+"""TransformerBlock: attention and a feed-forward network, each with a residual connection."""
 
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
+from ..core.arrays import Array, Cache, Key, Memory, Params, RowMask, Shape, State
 from ..core.errors import expect, expect_count, expect_flag, expect_number
 from ..core.random import split
 from ..layers.activations import GELU
@@ -20,28 +22,36 @@ __all__ = ["TransformerBlock"]
 
 @dataclass(frozen=True)
 class TransformerBlock(Block):
-    """y = x + f(norm(x)) for f = attention, then cross attention if any, then the feed.
+    """y = x + f(norm(x)) for each f of: attention, cross attention if any, feed-forward network.
 
-    That is the form that trains without care ("pre-norm": Xiong et al., arXiv:2002.04745);
-    with `pre_norm` off it is y = norm(x + f(x)), as first described (Vaswani et al.,
-    arXiv:1706.03762, sec. 3.1).
+    The normalization comes first because this form trains more easily ("pre-norm": Xiong et al.,
+    arXiv:2002.04745). With `pre_norm=False` it is y = norm(x + f(x)), as in Vaswani et al.,
+    arXiv:1706.03762, sec. 3.1.
 
-    attention: how x asks itself, such as MultiHeadAttention(4, causal=True); cross: attention
-    to a second sequence, the source, or None. The feed is Dense(hidden), `activation` and a
-    Dense back to the width of x; a gated unit such as SwiGLU halves `hidden` in between
-    (Shazeer, arXiv:2002.05202).
-    norm: LayerNorm or RMSNorm. dropout: the share that is dropped of each f(x) in training.
+    attention
+        The self-attention, such as MultiHeadAttention(4, causal=True).
+    hidden
+        The width of the feed-forward network Dense(hidden), `activation`, Dense(width of x);
+        `dim_feedforward` in PyTorch. A gated activation such as SwiGLU halves `hidden` inside
+        (Shazeer, arXiv:2002.05202).
+    cross
+        Attention to a second sequence, called source, or None.
+    norm
+        LayerNorm or RMSNorm.
+    dropout
+        The probability with which each number of f(x) is dropped in training.
 
-    x: (batch, time, width), alone or in a dict of inputs, beside `mask` for the attention,
-    and `source` and `source_mask` for the cross attention, shaped as `MultiHeadAttention`
-    says. y: (batch, time, width).
+    x: (batch, time, width), alone or as "x" in a dict with `mask` for the attention, and `source`
+    and `source_mask` for the cross attention. `MultiHeadAttention` documents their shapes.
+    y: (batch, time, width).
 
-    Params, state and grads go by name: attention, cross, feed, and each of these with _norm
-    and _dropout.
+    Params, state and grads are dicts with the keys attention, cross and feed, and each of these
+    with the suffixes _norm and _dropout.
 
     Gradient
     --------
-    The chain rule, and where x reaches y by two ways the sum of both, as in `Residual`.
+    The chain rule. x affects y directly and through f, and the two gradients add up, as in
+    `Residual`.
     """
 
     attention: MultiHeadAttention
@@ -60,132 +70,151 @@ class TransformerBlock(Block):
         "source_mask": "bool",
     }
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_flag("pre_norm", self.pre_norm)
         expect_count("hidden", self.hidden)
         expect_number("dropout", self.dropout, 0.0, 1.0)
         for name in ("attention", "cross", "activation", "norm"):
-            part = getattr(self, name)
-            if not isinstance(part, Layer) and (name, part) != ("cross", None):
-                raise TypeError(f"expected a layer as {name}, got {not_a_layer(part)}")
+            layer = getattr(self, name)
+            if not isinstance(layer, Layer) and (name, layer) != ("cross", None):
+                raise TypeError(f"expected a layer as {name}, got {not_a_layer(layer)}")
 
-    def init(self, key, shape, dtype):
-        x, beside, _ = self._inputs(shape)
+    def init(self, key: Key, shape: Any, dtype: Any) -> tuple[Params, State, Shape]:
+        x, others, _ = self._inputs(shape)
         layers = self._layers(x[-1])
-        keys, params, state = split(key, len(layers)), {}, {}
+        keys = split(key, len(layers))
+        params = {}
+        state = {}
         for i, (name, layer) in enumerate(layers.items()):
-            inputs = _with(x, beside.get(name))
+            inputs = _with(x, others.get(name))
             params[name], state[name], out = layer.init(keys[i, :], inputs, dtype)
             expect(out == x, "{} is added to x, but turns {} into {}", name, x, out)
         return params, state, x
 
-    def forward(self, params, state, x, *, train=False):
-        x, beside, given = self._inputs(x)
-        layers, states, caches = self._layers(_width(params)), {}, []
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        x, others, present = self._inputs(x)
+        layers = self._layers(_width(params))
+        states = {}
+        caches: list[Cache] = []
 
-        def run(name, x):
+        def run(name: str, x: Any) -> Array:
             y, states[name], cache = layers[name].forward(params[name], state[name], x, train=train)
             caches.append(cache)
             return y
 
-        return self._chain(run, x, beside), states, (given, *caches)
+        return self._chain(run, x, others), states, (present, *caches)
 
-    def backward(self, params, cache, dy):
-        given, *caches = cache
-        del cache  # so that each entry goes when it is spent
-        layers, grads, dsource = self._layers(_width(params)), {}, None
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
+        present, *caches = cache
+        # each pop() drops a reference to a layer's cache, so that its memory can be reused
+        del cache
+        layers = self._layers(_width(params))
+        grads = {}
+        dsource = None
 
-        def back(name, dy):
+        def run_backward(name: str, dy: Array) -> Any:
             dx, grads[name] = layers[name].backward(params[name], caches.pop(), dy)
             return dx
 
+        # the layers of `_chain` in reverse order
         for name in reversed(self._parts):
             if not self.pre_norm:
-                dy = back(f"{name}_norm", dy)
-            dx = back(name, back(f"{name}_dropout", dy) if self.dropout else dy)
+                dy = run_backward(f"{name}_norm", dy)
+            dx = run_backward(name, run_backward(f"{name}_dropout", dy) if self.dropout else dy)
             if isinstance(dx, dict):
-                dx, dsource = dx["x"], dx.get("source", dsource)
-            dy = dy + (back(f"{name}_norm", dx) if self.pre_norm else dx)
-        return nest_like_x(self, dy, (None, dsource, None), given), grads
+                dsource = dx.get("source", dsource)
+                dx = dx["x"]
+            dy = dy + (run_backward(f"{name}_norm", dx) if self.pre_norm else dx)
+        return nest_like_x(self, dy, (None, dsource, None), present), grads
 
-    def predict(self, params, state, x):
-        x, beside, _ = self._inputs(x)
+    def predict(self, params: Params, state: State, x: Any) -> Array:
+        x, others, _ = self._inputs(x)
         layers = self._layers(_width(params))
 
-        def run(name, x):
+        def run(name: str, x: Any) -> Array:
             return layers[name].predict(params[name], state[name], x)
 
-        return self._chain(run, x, beside)
+        return self._chain(run, x, others)
 
-    def begin(self, params, state, x, length):
-        x, beside, _ = self._inputs(x)
+    def begin(self, params: Params, state: State, x: Any, length: int) -> Memory:
+        x, others, _ = self._inputs(x)
         return {
-            name: layer.begin(params[name], state[name], _with(x, beside.get(name)), length)
+            name: layer.begin(params[name], state[name], _with(x, others.get(name)), length)
             for name, layer in self._layers(_width(params)).items()
         }
 
-    def advance(self, params, state, memory, x):
-        x, beside, _ = self._inputs(x)
-        layers, memories = self._layers(_width(params)), {}
+    def advance(self, params: Params, state: State, memory: Memory, x: Any) -> tuple[Array, Memory]:
+        x, others, _ = self._inputs(x)
+        layers = self._layers(_width(params))
+        memories = {}
 
-        def run(name, x):
+        def run(name: str, x: Any) -> Array:
             y, memories[name] = layers[name].advance(params[name], state[name], memory[name], x)
             return y
 
-        return self._chain(run, x, beside), memories
+        return self._chain(run, x, others), memories
 
-    def map_layers(self, function):
-        """The same block, with function(path, layer) in place of each of its layers.
+    def map_layers(self, function: Callable[[str, Layer], Layer]) -> Self:
+        """Return this block with each inner layer replaced by function(path, layer).
 
-        They are made as they are called for: how wide the last one is, x says.
+        `function` is called when the layers are first used, because the width of the last one
+        is known only then.
         """
 
         @cache
-        def layers(width):
+        def layers(width: int) -> dict[str, Layer]:
             return {name: function(name, layer) for name, layer in self._layers(width).items()}
 
         return with_fields(self, _layers=layers)
 
     @property
-    def _parts(self):
+    def _parts(self) -> tuple[str, ...]:
         return ("attention", "feed") if self.cross is None else ("attention", "cross", "feed")
 
-    def _layers(self, width):
-        """All layers by name, in the order in which they are drawn."""
+    def _layers(self, width: int) -> dict[str, Layer]:
+        """Return all layers by name. `init` draws their parameters in this order."""
         feed = Sequential(Dense(self.hidden), self.activation, Dense(width))
-        found = {}
+        layers: dict[str, Layer] = {}
         for name in self._parts:
-            found[name] = feed if name == "feed" else getattr(self, name)
-            found[f"{name}_norm"] = self.norm
+            layers[name] = feed if name == "feed" else getattr(self, name)
+            layers[f"{name}_norm"] = self.norm
             if self.dropout:
-                found[f"{name}_dropout"] = Dropout(self.dropout)
-        return found
+                layers[f"{name}_dropout"] = Dropout(self.dropout)
+        return layers
 
-    def _chain(self, run, y, beside):
-        """y of the whole block, by run(name, x) -> y of a layer."""
+    def _chain(self, run: Callable[[str, Any], Array], y: Array, others: dict) -> Array:
+        """Compute the block's output from its input y. run(name, x) applies one layer."""
         for name in self._parts:
             x = run(f"{name}_norm", y) if self.pre_norm else y
-            x = run(name, _with(x, beside.get(name)))
+            x = run(name, _with(x, others.get(name)))
             y = y + (run(f"{name}_dropout", x) if self.dropout else x)
             if not self.pre_norm:
                 y = run(f"{name}_norm", y)
         return y
 
-    def _inputs(self, x):
+    def _inputs(self, x: Any) -> tuple[Any, dict[str, dict[str, Any]], tuple]:
         """Return x, the other inputs of each part, and which inputs were passed."""
-        named, given = inputs_by_name(self, x)
-        fits = ("source" in named) == (self.cross is not None)
-        expect(fits, "cross attention and an input called source go together, got {}", list(named))
-        cross = {"source": "source", "mask": "source_mask"} if self.cross else {}
-        beside = {"attention": {"mask": "mask"}, "cross": cross}
-        for name, wanted in beside.items():
-            beside[name] = {new: named[old] for new, old in wanted.items() if old in named}
-        return named["x"], beside, given
+        named, present = inputs_by_name(self, x)
+        matches = ("source" in named) == (self.cross is not None)
+        message = "cross attention and an input called source go together, got {}"
+        expect(matches, message, list(named))
+        # for each part, the names of its inputs and the names that they have here
+        names = {"attention": {"mask": "mask"}}
+        if self.cross is not None:
+            names["cross"] = {"source": "source", "mask": "source_mask"}
+        others = {
+            part: {inner: named[outer] for inner, outer in inputs.items() if outer in named}
+            for part, inputs in names.items()
+        }
+        return named["x"], others, present
 
 
-def _with(x, beside):
-    return {"x": x, **beside} if beside else x
+def _with(x: Any, others: dict[str, Any] | None) -> Any:
+    """Return x, in a dict with other inputs if there are any."""
+    return {"x": x, **others} if others else x
 
 
-def _width(params):
+def _width(params: Params) -> int:
     return params["feed"][-1]["weight"].shape[1]
