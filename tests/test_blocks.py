@@ -86,7 +86,7 @@ MALFORMED = [
     (
         lambda: nn.Graph(a=(DENSE, "x"), b=(TANH, "x"), c=(TANH, "b")),
         ValueError,
-        r"nobody reads \['a'\]",
+        r"no node reads \['a'\]",
     ),
     (lambda: nn.Graph(a=(DENSE, "x"), outputs="b"), ValueError, "'b', which is neither node"),
     (
@@ -102,22 +102,22 @@ MALFORMED = [
     (
         lambda: nn.Graph(a=(nn.Shared("b"), "x")),
         ValueError,
-        "a shares 'b', which is no node before",
+        "a shares 'b', which is not a node before",
     ),
     (
         lambda: nn.Graph(a=(nn.Shared("b"), "x"), b=(DENSE, "a")),
         ValueError,
-        "a shares 'b', which is no node before",
+        "a shares 'b', which is not a node before",
     ),
     (
         lambda: nn.Graph(a=(nn.Sequential(DENSE), "x"), b=(nn.Shared("a.0"), "a")),
         ValueError,
-        "b shares 'a.0', which is no node before",
+        "b shares 'a.0', which is not a node before",
     ),
     (
         lambda: nn.Graph(a=(DENSE, "x"), b=(nn.Shared("a"), "a"), c=(nn.Shared("b"), "b")),
         ValueError,
-        "c shares 'b', which is no node before",
+        "c shares 'b', which is not a node before",
     ),
     (lambda: nn.Shared(DENSE), TypeError, "expected the name of a node"),
     (lambda: nn.Shared("a", "b"), TypeError, "expected layers"),

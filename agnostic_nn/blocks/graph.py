@@ -1,21 +1,21 @@
-"""Graph: layers that read one another's y by name, for models that are not a chain.
+"""Graph: layers that read each other's outputs by name, for models that are not a chain.
 
 The gradient is the multivariate chain rule (Rumelhart, Hinton & Williams, "Learning
-representations by back-propagating errors", 1986): where v is read in several places, L
-depends on v through each reader's input uᵣ, of which it is part, and
+representations by back-propagating errors", 1986): if several readers r use a value v, L depends on
+v through the input uᵣ of each, of which v is a part, and
 
-    dL/dv = Σᵣ dL/duᵣ ∂uᵣ/∂v = Σᵣ (what reader r gives back as its dx, the part that is v)
+    dL/dv = Σᵣ dL/duᵣ ∂uᵣ/∂v = Σᵣ (the part of reader r's dx that belongs to v)
 
-A node's dy is complete once all its readers, and those who read the graph's y, have been
-seen, so nodes go backwards in reverse order. Parameters that several nodes use are a v with
-several readers too, and their gradients add up alike.
+The dy of a node is complete once the backward passes of all its readers are done, the outputs of
+the graph included, so the nodes are processed in reverse order. Parameters that several nodes
+share are also a value with several readers, and their gradients add up in the same way.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Self
 
-from ..core.arrays import device, namespace
+from ..core.arrays import Array, Cache, Key, Memory, Params, RowMask, State, device, namespace
 from ..core.errors import expect
 from ..core.random import split
 from ..core.trees import leaves, tree_map, tree_sum
@@ -27,27 +27,37 @@ __all__ = ["Graph", "Shared"]
 
 @dataclass(frozen=True)
 class Shared:
-    """In a `Graph`, in place of a layer: the layer of the node `name` once more.
+    """The layer of the node `name` a second time, as a node of a `Graph`.
 
-    It has the parameters of that node, whose gradients add up, and goes on from the state
-    that the node left. Given another `layer`, that one is used, with a state of its own,
-    and only the parameters are shared; they must then be nested and shaped alike, and
-    `name` may go deeper, as in "encoder.0": into a node that is a block.
+    It uses the parameters of that node, whose gradients add up, and continues with the state that
+    the node returned. If another `layer` is passed, that one is used, with its own state, and only
+    the parameters are shared. They must have the same nesting and shapes, and `name` may then be
+    a path into a block, as in "encoder.0".
     """
 
     name: str
     layer: Layer | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise TypeError(f"expected the name of a node, got {self.name!r}")
         if self.layer is not None:
             expect_layers(self.layer)
 
 
+class _Call(NamedTuple):
+    """One node as it is computed."""
+
+    name: str
+    layer: Layer
+    reads: Any  # a tree of names, nested like the layer's input
+    params_at: str  # the path of its params in those of the graph
+    state_at: str  # the name of the node whose state it uses
+
+
 @dataclass(frozen=True, init=False, repr=False)
 class Graph(Block):
-    """y = whatever `outputs` names, of nodes that read x and one another.
+    """y = the values called `outputs`, of nodes that read x and each other.
 
         Graph(
             query=(Dense(8), "x"),
@@ -55,119 +65,147 @@ class Graph(Block):
             mixed=(Multiply(), "query", "gate"),
         )
 
-    Each node is name=(layer, what it reads): one name, several for a layer that takes a
-    tuple, or a dict for one that takes its inputs by name: {"x": "mixed", "mask": "mask"}.
-    A node reads nodes before it, or inputs: names that no node has. Where the only input
-    is "x", the graph is given an array; otherwise a dict by name. "lstm.1" reads entry 1
-    of what lstm makes, where that is a tuple, and "lstm.final" an entry of a dict.
+    Each node is name=(layer, what it reads): one name, several names for a layer that takes a
+    tuple, or a dict for a layer with named inputs: {"x": "mixed", "mask": "mask"}. A node reads
+    nodes that come before it, or inputs, which are all names that no node has. If the only input
+    is "x", the graph takes an array, otherwise a dict with the inputs by name. "lstm.1" reads entry
+    1 of the output of lstm if that is a tuple, and "lstm.final" an entry of a dict.
 
     outputs: a name, by default that of the last node, or a tuple or dict of names.
 
-    Params and state are dicts with an entry for each node that has its own, in contrast
-    to one that is `Shared`; grads are nested like params.
+    Params and state are dicts with an entry for each node except those that are `Shared`; a
+    `Shared` with a layer has its own state. grads are nested like params.
 
     Gradient
     --------
-    Derived at the head of this file. What nobody reads, such as one entry of a tuple, has
-    a dy of 0.
+    Derived at the top of this file. A value that no node reads, such as one entry of a tuple, has
+    the dy 0.
     """
 
     nodes: tuple[tuple[str, tuple], ...]
     outputs: Any
     inputs: tuple[str, ...] = field(init=False, compare=False)
-    _calls: tuple[tuple[str, Layer, Any, str, str], ...] = field(init=False, compare=False)
+    _calls: tuple[_Call, ...] = field(init=False, compare=False)
+    _input_kinds: Any = field(init=False, compare=False)
 
     def __init__(self, *, outputs: Any = None, **nodes: tuple) -> None:
         expect(len(nodes) > 0, "Graph needs at least one node")
-        nodes = {name: _node(name, node) for name, node in nodes.items()}
-        outputs = _plain(list(nodes)[-1] if outputs is None else outputs)
+        nodes = {name: _checked_node(name, node) for name, node in nodes.items()}
+        outputs = _hashable(list(nodes)[-1] if outputs is None else outputs)
         object.__setattr__(self, "nodes", tuple(nodes.items()))
         object.__setattr__(self, "outputs", outputs)
-        object.__setattr__(self, "_calls", self._called())
-        object.__setattr__(self, "inputs", self._inputs())
-        object.__setattr__(self, "input_kinds", self._takes())
+        object.__setattr__(self, "_calls", self._find_calls())
+        object.__setattr__(self, "inputs", self._find_inputs())
+        object.__setattr__(self, "_input_kinds", self._find_input_kinds())
 
     def __repr__(self) -> str:
-        parts = [
-            f"{name}=({', '.join([repr(layer), *(repr(_names(one)) for one in reads)])})"
-            for name, (layer, *reads) in self.nodes
-        ]
+        arguments = []
+        for name, (layer, *reads) in self.nodes:
+            node = [repr(layer), *(repr(_tree_of_names(each)) for each in reads)]
+            arguments.append(f"{name}=({', '.join(node)})")
         if self.outputs != self.nodes[-1][0]:
-            parts.append(f"outputs={_names(self.outputs)!r}")
-        return f"Graph({', '.join(parts)})"
+            arguments.append(f"outputs={_tree_of_names(self.outputs)!r}")
+        return f"Graph({', '.join(arguments)})"
 
-    def init(self, key, shape, dtype):
-        params, state, shapes = {}, {}, self._by_name(shape)
+    @property
+    def input_kinds(self) -> Any:  # type: ignore[override]
+        """The dtype kind of x, or a dict with that of each input."""
+        return self._input_kinds
+
+    def init(self, key: Key, shape: Any, dtype: Any) -> tuple[Params, State, Any]:
+        params: dict[str, Any] = {}
+        state: dict[str, Any] = {}
+        shapes = self._values(shape)
         keys = split(key, len(self.nodes))
-        for i, (name, layer, reads, home, owner) in enumerate(self._calls):
+        for i, (name, layer, reads, params_at, state_at) in enumerate(self._calls):
             p, s, out = layer.init(keys[i, :], _read(shapes, reads), dtype)
-            if home == name:
+            if params_at == name:
                 params[name] = p
             else:
-                have, want = (tree_map(lambda a: tuple(a.shape), t) for t in (_at(params, home), p))
-                expect(have == want, "{} needs {}, but {} has {}", name, want, home, have)
-            if owner == name:
+                shared = tree_map(_shape, _at(params, params_at))
+                own = tree_map(_shape, p)
+                expect(shared == own, "{} needs {}, but {} has {}", name, own, params_at, shared)
+            if state_at == name:
                 state[name] = s
             shapes[name] = out
-        return params, state, _read(shapes, _names(self.outputs))
+        return params, state, _read(shapes, _tree_of_names(self.outputs))
 
-    def forward(self, params, state, x, *, train=False):
-        values, state, caches = self._by_name(x), dict(state), {}
-        for name, layer, reads, home, owner in self._calls:
-            values[name], state[owner], caches[name] = layer.forward(
-                _at(params, home), state[owner], _read(values, reads), train=train
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool | RowMask = False
+    ) -> tuple[Any, State, Cache]:
+        values = self._values(x)
+        state = dict(state)
+        caches = {}
+        for name, layer, reads, params_at, state_at in self._calls:
+            values[name], state[state_at], caches[name] = layer.forward(
+                _at(params, params_at), state[state_at], _read(values, reads), train=train
             )
-        # backward needs to know what was nested how, which arrays of no rows tell
-        trees = {k: tree_map(_no_rows, v) for k, v in values.items() if isinstance(v, dict | tuple)}
-        return _read(values, _names(self.outputs)), state, (caches, trees)
+        # backward needs the nesting, shapes and dtypes of values that are trees
+        templates = {
+            name: tree_map(_without_rows, value)
+            for name, value in values.items()
+            if isinstance(value, dict | tuple)
+        }
+        return _read(values, _tree_of_names(self.outputs)), state, (caches, templates)
 
-    def backward(self, params, cache, dy):
-        caches, trees = cache
-        found = {name: tree_map(lambda leaf: None, tree) for name, tree in trees.items()}
-        grads = tree_map(lambda p: None, params)
-        _give_back(found, _names(self.outputs), dy)
-        for name, layer, reads, home, _ in reversed(self._calls):
-            dy = found.pop(name, None)
-            given = [d for d in leaves(dy) if d is not None]
-            if not given:  # nobody who reads it has a gradient for it
+    def backward(self, params: Params, cache: Cache, dy: Any) -> tuple[Any, Params]:
+        caches, templates = cache
+        # gradients of values by name, with None where no reader has returned any yet
+        gradients = {name: tree_map(lambda _: None, tree) for name, tree in templates.items()}
+        grads = tree_map(lambda _: None, params)
+        _add_gradients(gradients, _tree_of_names(self.outputs), dy)
+        for name, layer, reads, params_at, _ in reversed(self._calls):
+            dy = gradients.pop(name, None)
+            present = [leaf for leaf in leaves(dy) if leaf is not None]
+            if not present:  # the outputs do not depend on this node in a differentiable way
                 continue
-            if name in trees:
-                dy = tree_map(lambda d, like: _or_zeros(d, like, given[0]), dy, trees[name])  # noqa: B023
-            dx, g = layer.backward(_at(params, home), caches[name], dy)
-            _give_back(grads, home, g)
-            _give_back(found, reads, dx)
-        dx = {name: found.get(name) for name in self.inputs}
+            if name in templates:
+                dy = tree_map(
+                    lambda leaf, template: _or_zeros(leaf, template, present[0]),  # noqa: B023
+                    dy,
+                    templates[name],
+                )
+            dx, layer_grads = layer.backward(_at(params, params_at), caches[name], dy)
+            _add_gradients(grads, params_at, layer_grads)
+            _add_gradients(gradients, reads, dx)
+        dx = {name: gradients.get(name) for name in self.inputs}
         grads = tree_map(lambda g, p: namespace(p).zeros_like(p) if g is None else g, grads, params)
         return (dx["x"] if self.inputs == ("x",) else dx), grads
 
-    def check(self, x):
+    def check(self, x: Any) -> None:
         super().check(x)
-        values = self._by_name(x)
+        values = self._values(x)
         for _, layer, reads, *_ in self._calls:
-            if all(name.split(".")[0] in values for name in leaves(reads)):
+            if all(_node_name(path) in values for path in leaves(reads)):
                 layer.check(_read(values, reads))
 
-    def begin(self, params, state, x, length):
-        values, memory, first = self._by_name(x), {}, leaves(x)[0]
-        for name, layer, reads, home, owner in self._calls:
-            beside = {k: v for k, v in reads.items() if k != "x"} if isinstance(reads, dict) else {}
-            made = [source for source in beside.values() if source.split(".")[0] not in values]
-            if made:
-                raise TypeError(f"{name} reads {made} at every step: make them an input instead")
-            given = {"x": first, **_read(values, beside)} if beside else first
-            memory[name] = layer.begin(_at(params, home), state[owner], given, length)
+    def begin(self, params: Params, state: State, x: Any, length: int) -> Memory:
+        values = self._values(x)
+        memory = {}
+        first = leaves(x)[0]
+        for name, layer, reads, params_at, state_at in self._calls:
+            others: dict[str, str] = {}
+            if isinstance(reads, dict):
+                others = {k: path for k, path in reads.items() if k != "x"}
+            computed = [path for path in others.values() if _node_name(path) not in values]
+            if computed:
+                raise TypeError(
+                    f"{name} reads {computed} at every step: make them an input instead"
+                )
+            layer_x = {"x": first, **_read(values, others)} if others else first
+            memory[name] = layer.begin(_at(params, params_at), state[state_at], layer_x, length)
         return memory
 
-    def advance(self, params, state, memory, x):
-        values, memories = self._by_name(x), {}
-        for name, layer, reads, home, owner in self._calls:
+    def advance(self, params: Params, state: State, memory: Memory, x: Any) -> tuple[Any, Memory]:
+        values = self._values(x)
+        memories = {}
+        for name, layer, reads, params_at, state_at in self._calls:
             values[name], memories[name] = layer.advance(
-                _at(params, home), state[owner], memory[name], _read(values, reads)
+                _at(params, params_at), state[state_at], memory[name], _read(values, reads)
             )
-        return _read(values, _names(self.outputs)), memories
+        return _read(values, _tree_of_names(self.outputs)), memories
 
-    def map_layers(self, function):
-        """The same graph, with function(path, layer) in place of each of its layers."""
+    def map_layers(self, function: Callable[[str, Layer], Layer]) -> Self:
         nodes = []
         for name, (layer, *reads) in self.nodes:
             if isinstance(layer, Layer):
@@ -176,56 +214,69 @@ class Graph(Block):
                 layer = Shared(layer.name, function(name, layer.layer))
             nodes.append((name, (layer, *reads)))
         twin = with_fields(self, nodes=tuple(nodes))
-        return with_fields(twin, _calls=twin._called())
+        return with_fields(twin, _calls=twin._find_calls())
 
-    def _called(self) -> tuple[tuple[str, Layer, Any, str, str], ...]:
-        """Of each node: name, layer, what it reads, whose params and whose state it has."""
-        layers: dict[str, Layer] = {}  # of nodes that have their own
+    def _find_calls(self) -> tuple[_Call, ...]:
+        """Return a call for each node; raise if a `Shared` names no node before it."""
+        layers: dict[str, Layer] = {}  # of the nodes that are not Shared
         calls = []
         for name, (layer, *reads) in self.nodes:
-            home = owner = name
+            params_at = name
+            state_at = name
             if isinstance(layer, Shared):
-                home, owner = layer.name, layer.name if layer.layer is None else name
-                block = home if layer.layer is None else home.split(".")[0]
-                expect(block in layers, "{} shares {!r}, which is no node before it", name, home)
-                layer = layers[home] if layer.layer is None else layer.layer
+                shared = layer
+                params_at = shared.name
+                if shared.layer is None:
+                    node = shared.name
+                    state_at = shared.name
+                else:
+                    node = _node_name(shared.name)
+                message = "{} shares {!r}, which is not a node before it"
+                expect(node in layers, message, name, shared.name)
+                layer = layers[node] if shared.layer is None else shared.layer
             else:
                 layers[name] = layer
-            names = _names(reads[0] if len(reads) == 1 else tuple(reads))
-            calls.append((name, layer, names, home, owner))
+            names = _tree_of_names(reads[0] if len(reads) == 1 else tuple(reads))
+            calls.append(_Call(name, layer, names, params_at, state_at))
         return tuple(calls)
 
-    def _inputs(self) -> tuple[str, ...]:
-        """The names that are read and no node has; refuses names that lead nowhere."""
-        names, inputs, read = [name for name, _ in self.nodes], [], set()
-        for i, (name, _, reads, *_) in enumerate(self._calls):
-            for source in (source.split(".")[0] for source in leaves(reads)):
-                expect(source not in names[i:], "{} reads {!r}, not yet made there", name, source)
+    def _find_inputs(self) -> tuple[str, ...]:
+        """Return the names that are read but are not nodes; raise for names of no use."""
+        nodes = [name for name, _ in self.nodes]
+        inputs = []
+        read = set()
+        for i, call in enumerate(self._calls):
+            for path in leaves(call.reads):
+                source = _node_name(path)
+                message = "{} reads {!r}, not yet made there"
+                expect(source not in nodes[i:], message, call.name, source)
                 read.add(source)
-                if source not in names and source not in inputs:
+                if source not in nodes and source not in inputs:
                     inputs.append(source)
-        for source in (source.split(".")[0] for source in leaves(_names(self.outputs))):
-            fits = source in names or source in inputs
-            expect(fits, "outputs name {!r}, which is neither node nor input", source)
+        for path in leaves(_tree_of_names(self.outputs)):
+            source = _node_name(path)
+            exists = source in nodes or source in inputs
+            expect(exists, "outputs name {!r}, which is neither node nor input", source)
             read.add(source)
-        unread = [name for name in names if name not in read]
-        expect(not unread, "nobody reads {}: leave it out, or name it in outputs", unread)
+        unread = [name for name in nodes if name not in read]
+        expect(not unread, "no node reads {}: leave it out, or name it in outputs", unread)
         return tuple(inputs)
 
-    def _takes(self) -> Any:
-        found: dict[str, list] = {name: [] for name in self.inputs}
-        for _, layer, reads, *_ in self._calls:
-            for source, kind in _kinds(reads, layer.input_kinds):
-                if source in found:
-                    found[source].append(kind)
-        takes = {
-            k: common_input_kind(k, kinds) if kinds else "real floating"
-            for k, kinds in found.items()
+    def _find_input_kinds(self) -> Any:
+        """Return `input_kinds`; raise if the readers of an input accept different kinds."""
+        kinds: dict[str, list] = {name: [] for name in self.inputs}
+        for call in self._calls:
+            for path, kind in _kinds_of_reads(call.reads, call.layer.input_kinds):
+                if path in kinds:
+                    kinds[path].append(kind)
+        input_kinds = {
+            name: common_input_kind(name, own) if own else "real floating"
+            for name, own in kinds.items()
         }
-        return takes["x"] if self.inputs == ("x",) else takes
+        return input_kinds["x"] if self.inputs == ("x",) else input_kinds
 
-    def _by_name(self, x: Any) -> dict[str, Any]:
-        """x, or its shape, as a dict by the names of the inputs."""
+    def _values(self, x: Any) -> dict[str, Any]:
+        """Return x, or its shape, as a dict by the names of the inputs."""
         if self.inputs == ("x",):
             return {"x": x}
         names = sorted(x) if isinstance(x, dict) else "an x without names"
@@ -233,94 +284,117 @@ class Graph(Block):
         return dict(x)
 
 
-def _node(name: str, node: Any) -> tuple:
-    """A node as it was given, if it is one; dicts made fit to hash."""
+# --- names and paths -------------------------------------------------------------------
+
+
+def _checked_node(name: str, node: Any) -> tuple:
+    """Return a node in a form that can be hashed; raise unless it is a node."""
     if not isinstance(node, tuple) or len(node) < 2:
         raise TypeError(f"expected {name}=(layer, what it reads, ...), got {node!r}")
     expect("." not in name and name != "", "expected a name without a dot, got {!r}", name)
     layer, *reads = node
     if not isinstance(layer, Shared):
         expect_layers(layer)
-    plain = [_plain(one) for one in reads]
-    if len(plain) > 1 and not all(isinstance(one, str) for one in plain):
+    hashable = [_hashable(each) for each in reads]
+    if len(hashable) > 1 and not all(isinstance(each, str) for each in hashable):
         raise TypeError(f"{name} reads one name, several names, or one dict, got {reads!r}")
-    return (layer, *plain)
+    return (layer, *hashable)
 
 
-def _plain(names: Any) -> Any:
-    """A name, a tuple of names, or a dict of names, which becomes pairs; also of pairs already."""
-    pairs = tuple(sorted(names.items())) if isinstance(names, dict) else names
-    entries = pairs if isinstance(pairs, tuple) else (pairs,)
-    words = [word for one in entries for word in (one if isinstance(one, tuple) else (one,))]
+def _hashable(names: Any) -> Any:
+    """Return a name or a tuple of names as it is, and a dict of names as a tuple of pairs.
+
+    A tuple of pairs is accepted too, so that the result can be passed again.
+    """
+    entries = tuple(sorted(names.items())) if isinstance(names, dict) else names
+    words: list = []
+    for entry in entries if isinstance(entries, tuple) else (entries,):
+        words.extend(entry if isinstance(entry, tuple) else (entry,))
     if not words or not all(isinstance(word, str) for word in words):
         raise TypeError(f"expected names, a tuple or a dict of them, got {names!r}")
-    return pairs
+    return entries
 
 
-def _names(plain: Any) -> Any:
-    """A tree of names, from what `_plain` made."""
-    if isinstance(plain, tuple) and isinstance(plain[0], tuple):
-        return dict(plain)
-    return plain
+def _tree_of_names(hashable: Any) -> Any:
+    """Return the name, tuple or dict of names from which `_hashable` made its result."""
+    if isinstance(hashable, tuple) and isinstance(hashable[0], tuple):
+        return dict(hashable)
+    return hashable
 
 
-def _kinds(reads: Any, takes: Any) -> Iterator[tuple[str, Any]]:
-    """Each name that is read, and what its reader takes for it."""
+def _node_name(path: str) -> str:
+    """Return the name of the node or input in a path such as "lstm.1"."""
+    return path.split(".")[0]
+
+
+def _kinds_of_reads(reads: Any, input_kinds: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each path that a layer reads, with the dtype kind that it accepts there."""
     if isinstance(reads, dict):
-        for name, source in reads.items():
-            yield source, takes.get(name, "real floating") if isinstance(takes, dict) else takes
+        for name, path in reads.items():
+            is_dict = isinstance(input_kinds, dict)
+            yield path, input_kinds.get(name, "real floating") if is_dict else input_kinds
     else:
-        yield from ((source, takes) for source in leaves(reads))
+        for path in leaves(reads):
+            yield path, input_kinds
 
 
 def _at(tree: dict[str, Any], path: str) -> Any:
-    """The part of a tree at a path such as "lstm.1"."""
-    found: Any = tree
+    """Return the subtree at a path such as "lstm.1"."""
+    subtree: Any = tree
     for name in path.split("."):
-        entries = found if isinstance(found, dict) else {}
-        if isinstance(found, tuple) and not any(isinstance(entry, int) for entry in found):
-            entries = {str(i): entry for i, entry in enumerate(found)}
+        entries = subtree if isinstance(subtree, dict) else {}
+        is_shape = isinstance(subtree, tuple) and any(isinstance(entry, int) for entry in subtree)
+        if isinstance(subtree, tuple) and not is_shape:
+            entries = {str(i): entry for i, entry in enumerate(subtree)}
         if name not in entries:
             raise ValueError(f"{path!r} leads nowhere: there are {sorted(entries)}")
-        found = entries[name]
-    return found
+        subtree = entries[name]
+    return subtree
 
 
-def _read(values: dict[str, Any], names: Any) -> Any:
-    """The tree of values that a tree of names stands for."""
-    return tree_map(lambda name: _at(values, name), names)
+def _read(values: dict[str, Any], paths: Any) -> Any:
+    """Return the values at a tree of paths, nested like it."""
+    return tree_map(lambda path: _at(values, path), paths)
 
 
-def _added(tree: Any, path: list[str], gradient: Any) -> Any:
-    """A tree of gradients, with another one added to the part of it at a path."""
+# --- gradients -------------------------------------------------------------------------
+
+
+def _add_gradients(totals: dict[str, Any], paths: Any, gradients: Any) -> None:
+    """Add gradients of what was read at a tree of paths to `totals`, in place."""
+    if gradients is None:
+        return
+    if isinstance(paths, str):
+        name, *rest = paths.split(".")
+        totals[name] = _sum_at(totals.get(name), rest, gradients)
+        return
+    for entry in paths if isinstance(paths, dict) else range(len(paths)):
+        _add_gradients(totals, paths[entry], gradients[entry])
+
+
+def _sum_at(tree: Any, path: list[str], gradient: Any) -> Any:
+    """Return a tree of gradients with another one added to its subtree at a path."""
     if not path:
         return tree_sum(tree, gradient)
     name, *rest = path
     if isinstance(tree, tuple):
-        at = int(name)
-        return (*tree[:at], _added(tree[at], rest, gradient), *tree[at + 1 :])
-    return {**tree, name: _added(tree[name], rest, gradient)}
+        i = int(name)
+        return (*tree[:i], _sum_at(tree[i], rest, gradient), *tree[i + 1 :])
+    return {**tree, name: _sum_at(tree[name], rest, gradient)}
 
 
-def _give_back(found: dict[str, Any], names: Any, gradients: Any) -> None:
-    """Add the gradients of what was read to those found so far."""
-    if gradients is None:
-        return
-    if isinstance(names, str):
-        name, *path = names.split(".")
-        found[name] = _added(found.get(name), path, gradients)
-        return
-    for entry in names if isinstance(names, dict) else range(len(names)):
-        _give_back(found, names[entry], gradients[entry])
+def _shape(x: Array) -> tuple[int, ...]:
+    return tuple(x.shape)
 
 
-def _no_rows(x: Any) -> Any:
+def _without_rows(x: Array) -> Array:
+    """Return an array with the shape and dtype of x, but with a batch of 0."""
     return namespace(x).zeros((0, *x.shape[1:]), dtype=x.dtype, device=device(x))
 
 
-def _or_zeros(gradient: Any, like: Any, another: Any) -> Any:
-    """A gradient, or zeros shaped like `like` for as many examples as another one has."""
+def _or_zeros(gradient: Any, template: Array, other: Array) -> Array:
+    """Return a gradient, or if it is None zeros like `template` with the batch of `other`."""
     if gradient is not None:
         return gradient
-    shape = (another.shape[0], *like.shape[1:])
-    return namespace(another).zeros(shape, dtype=like.dtype, device=device(another))
+    shape = (other.shape[0], *template.shape[1:])
+    return namespace(other).zeros(shape, dtype=template.dtype, device=device(other))
