@@ -50,15 +50,21 @@ class MultiHeadAttention(Layer):
 
     y: (batch, time, width). If the mask hides all keys from a query, its O is 0 and y = b.
 
-    `heads`: number of heads (num_heads). `head_width`: d, by default width / heads (Keras:
-    key_dim). `causal`: position t attends to keys up to t only, in addition to the mask.
-    `key_heads`: number of heads of K and V, a divisor of `heads`; each is shared by a group of
-    neighbouring heads of Q (grouped-query attention, Ainslie et al., arXiv:2305.13245).
-    `rotary`: rotate Q and K by angles of their positions, with the frequencies of `base` (Su
-    et al., arXiv:2104.09864, eq. 34). `dropout`: probability with which elements of
-    P = softmax(…) are dropped in training; the state then is a random key.
+    Options, with the names of PyTorch or Keras where they differ:
 
-    Parameters: query, key, value and output, each with weight (fan_in, width) and, unless
+        heads        number of heads (num_heads)
+        head_width   d, by default width / heads (Keras: key_dim)
+        key_heads    number of heads of K and V, a divisor of `heads`: each is shared by a group
+                     of neighbouring heads of Q (grouped-query attention, Ainslie et al.,
+                     arXiv:2305.13245)
+        causal       position t attends to keys up to t only, in addition to the mask
+        rotary       rotate Q and K by angles of their positions (Su et al., arXiv:2104.09864,
+                     eq. 34); `base` sets the frequencies, see `layers.positions`
+        dropout      probability with which elements of P = softmax(…) are dropped in training;
+                     the state then is a random key
+        bias         whether the projections add a bias
+
+    Parameters: query, key, value and output, each a dict of weight (fan_in, width) and, unless
     `bias` is false, bias (width,), which starts at 0.
 
     In decoding (`begin`, `advance`) the memory holds K and V of all steps so far. With a
@@ -66,10 +72,12 @@ class MultiHeadAttention(Layer):
 
     Gradient
     --------
-    `ops.attention` derives dQ, dK and dV from dO. The projections are those of `Dense`, with
-    dy = dO, dQ, dK, dV for the y of each. What x is used for several times adds up:
+    dO = dy Wᵀ, as in `Dense`. dQ, dK and dV follow from dO as derived in `ops.attention`, and
+    are mapped back by the projections:
 
-        dx = dQ W_qᵀ        dsource = dK W_kᵀ + dV W_vᵀ        dx += dsource, if x is the source
+        dx = dQ W_qᵀ        dsource = dK W_kᵀ + dV W_vᵀ
+
+    In self-attention the source is x, so dsource is added to dx.
     """
 
     heads: int

@@ -103,7 +103,8 @@ class Layer:
     ) -> tuple[Array, State, Cache]:
         """Compute y; return (y, next state, cache), where the cache is for `backward`.
 
-        train: True or a `RowMask` in training, False for prediction. A mask is true.
+        train: True or a `RowMask` in training, False in prediction. A mask counts as true; only
+        layers that combine rows of a batch need to look at it.
         """
         raise NotImplementedError
 

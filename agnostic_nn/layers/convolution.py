@@ -242,21 +242,30 @@ class Conv1D(_Convolution):
     x: (batch, time, channels) -> y: (batch, windows, width), where the number of windows is
     ⌊(time + before + after - d (k - 1) - 1) / s⌋ + 1 for a window of length k.
 
-    `width`: channels of y (out_channels, filters). `window`: length of the window
-    (kernel_size). `stride`: distance s between the starts of windows. `dilation`: distance d
-    between the elements of a window. `bias`: whether b is added.
+    Options, with the names of PyTorch or Keras where they differ:
 
-    `padding`: zeros around x. "valid" adds none. "same" adds as few as give ⌈time / s⌉ windows,
-    half on each side and an odd one after. An integer applies to both sides, and
-    ((before, after),) sets them separately.
-
-    `groups`: number of parts that the channels are split into, each part of y depending on one
-    part of x. It divides the channels of x and `width`; equal to the channels it makes the
-    convolution depthwise.
+        width      channels of y (out_channels, filters)
+        window     length of the window (kernel_size)
+        stride     s, the distance between the starts of windows
+        dilation   d, the distance between the elements of a window (dilation_rate)
+        padding    zeros around x. "valid" adds none. "same" adds as few as give ⌈time / s⌉
+                   windows, half of them on each side and an odd one after. An integer applies
+                   to both sides; ((before, after),) sets them separately
+        groups     number of parts that the channels are split into, each part of y depending on
+                   one part of x. It divides the channels of x and `width`. Equal to the
+                   channels, it makes the convolution depthwise
+        bias       whether b is added
 
     Parameters: weight (window, channels / groups, width), each group drawn as a layer of its
-    own, and, unless `bias` is false, bias (width,), which starts at 0. The gradient is derived
-    in the docstring of this module.
+    own, and, unless `bias` is false, bias (width,), which starts at 0.
+
+    Gradient
+    --------
+    As derived in `agnostic_nn.layers.convolution`,
+
+        dx[i] = Σ dy[o] W[k]ᵀ over all o, k with o s + k d - low = i
+        dW[k] = Σ x[o s + k d - low]ᵀ dy[o] over the batch and all o
+        db    = Σ dy[o] over the batch and all o
     """
 
     rank = 1
@@ -267,8 +276,8 @@ class Conv2D(_Convolution):
 
     x: (batch, rows, columns, channels) -> y: (batch, *out, width).
 
-    The options are those of `Conv1D`. Window, stride, padding and dilation are an integer for
-    both axes, or have an entry for each, as in padding=((1, 2), (0, 0)) or (1, 0).
+    The options and the gradient are those of `Conv1D`. Window, stride, padding and dilation are
+    an integer for both axes, or have an entry for each, as in padding=((1, 2), (0, 0)) or (1, 0).
 
     Parameters: weight (*window, channels / groups, width) and bias (width,).
     """
@@ -300,7 +309,15 @@ class ConvTranspose1D(_ConvTranspose):
         otherwise    (time - 1) s + d (k - 1) + 1 - before - after + output_padding
 
     Without `output_padding` it is the shortest of them. `output_padding`, in [0, s), makes y
-    longer by as much, as in PyTorch. The gradient is derived in the docstring of this module.
+    longer by as much, as in PyTorch.
+
+    Gradient
+    --------
+    The adjoint of an adjoint is the original map, so that with x and dy exchanged
+
+        dx = convolve(dy, W)        dW = convolve_weight(dy, x)        db = Σ dy
+
+    as derived in `agnostic_nn.layers.convolution`.
     """
 
     rank = 1

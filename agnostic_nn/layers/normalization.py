@@ -89,8 +89,16 @@ class LayerNorm(_Scaled):
     `epsilon`: ε, added to the variance. `scale`, `bias`: whether there are these parameters
     (PyTorch: elementwise_affine; Keras: scale, center).
 
-    Parameters: scale (width,), which starts at 1, and bias (width,), which starts at 0. The
-    gradient is derived in `ops.normalization`.
+    Parameters: scale (width,), which starts at 1, and bias (width,), which starts at 0.
+
+    Gradient
+    --------
+    With g = dy · scale, s = √(v + ε) and sums over the N numbers of the last axis, as derived in
+    `agnostic_nn.ops.normalization`,
+
+        dx = (g - Σ g / N - x̂ Σ g x̂ / N) / s        dscale = Σ dy x̂        dbias = Σ dy
+
+    where the last two sums run over every axis but the last.
     """
 
     _: KW_ONLY
@@ -269,8 +277,12 @@ class BatchNorm(_Scaled):
 
     Gradient
     --------
-    In training, dx is derived in `ops.normalization`. In prediction and if frozen, μ and s are
-    constants, so dx = g / s with g = dy · scale.
+    With g = dy · scale, s = √(v + ε) and sums over the N numbers of each channel, in training
+
+        dx = (g - Σ g / N - x̂ Σ g x̂ / N) / s        dscale = Σ dy x̂        dbias = Σ dy
+
+    as derived in `agnostic_nn.ops.normalization`. In prediction and if frozen, μ and s are
+    constants, so dx = g / s.
     """
 
     _: KW_ONLY

@@ -237,13 +237,22 @@ class MaxPool2D(_MaxPool):
 
     x: (batch, rows, columns, channels) -> y: (batch, *windows, channels).
 
-    `window`: lengths of the window (kernel_size, pool_size). `stride`: distance between the
-    starts of windows, by default the window. `dilation`: distance between the elements of a
-    window. Each is an integer for all axes or has an entry for each.
+    Options, each an integer for all axes or with an entry for each:
 
-    `padding`: "valid" for none, "same" for ⌈n / stride⌉ windows along an axis of length n, an
-    integer, or for each axis an integer or a pair (before, after). Padding is never the
-    maximum. The gradient is derived in the docstring of this module.
+        window     length of the window (kernel_size, pool_size)
+        stride     distance between the starts of windows, by default the window
+        dilation   distance between the elements of a window
+        padding    "valid" for none, "same" for ⌈n / stride⌉ windows along an axis of length n,
+                   or numbers; an entry is an integer or a pair (before, after). Padding is
+                   never the maximum
+
+    Gradient
+    --------
+    A small dx does not change which element is the maximum, so
+
+        dxᵢ = Σ dyₒ over all windows o whose maximum is xᵢ
+
+    If several elements of a window are equal, the first one counts as the maximum.
     """
 
     rank = 2
@@ -276,7 +285,13 @@ class AveragePool2D(_AveragePool):
 
     `window`, `stride` and `padding` are those of `MaxPool2D`. `count_padding`: whether the zeros
     of the padding count in the mean, as by default in PyTorch (count_include_pad) and unlike in
-    TensorFlow. The gradient is derived in the docstring of this module.
+    TensorFlow.
+
+    Gradient
+    --------
+    With cₒ the number of elements in the mean of window o,
+
+        dxᵢ = Σ dyₒ / cₒ over all windows o that contain i
     """
 
     rank = 2

@@ -5,8 +5,9 @@ what all recurrent layers share: several layers, two directions, masks and initi
 `RNN`, `GRU` and `LSTM` define the cells and derive their gradients. Options that all three
 have in common are described in `RNN`.
 
-float16 and bfloat16 are computed in float32, products included, and rounded once at the end:
-rounding the 8 or 11 bits of a gate at every step adds up, and sums in z may overflow.
+float16 and bfloat16 are computed in float32, products included, and rounded once at the end.
+They have 11 and 8 significant bits: rounding at every step would accumulate, and sums in z may
+overflow.
 """
 
 import math
@@ -50,10 +51,10 @@ class _Recurrent(Layer):
 
     Gradient
     --------
-    Let dsₜ be the gradient by sₜ, through yₜ and through all later steps. By the chain rule it
-    is computed backwards in time, from the gradient by the final state, and what the steps
-    contribute to W, b and R adds up (Werbos, "Backpropagation Through Time: What It Does and
-    How to Do It", 1990):
+    Let dsₜ be the gradient with respect to sₜ, through yₜ and through all later steps. The chain
+    rule computes it backwards in time, starting with the gradient of the final state. The
+    contributions of all steps to W, b and R add up (Werbos, "Backpropagation Through Time: What
+    It Does and How to Do It", 1990):
 
         dsₜ ← dsₜ + (dyₜ, for h)        dzₜ = (∂f/∂zₜ)ᵀ dsₜ        dsₜ₋₁ = (∂f/∂sₜ₋₁)ᵀ dsₜ
         dxₜ = dzₜ Wᵀ        dW = Σ xₜᵀ dzₜ        db = Σ dzₜ        dR = Σ hₜ₋₁ᵀ dzₜ
@@ -110,9 +111,9 @@ class _Recurrent(Layer):
         raise NotImplementedError
 
     def step_backward(self, recurrent_t: Array, slopes: Any, dcarry: Carry) -> tuple[Array, Carry]:
-        """Return dz and the gradient by the carry before, from that by the carry after.
+        """Return dz and the gradient of the carry before a step.
 
-        recurrent_t: Rᵀ.
+        dcarry: the gradient of the carry after the step; recurrent_t: Rᵀ.
         """
         raise NotImplementedError
 
@@ -297,7 +298,7 @@ class _Recurrent(Layer):
     def _run_layers_backward(
         self, params: Params, cache: Cache, dy: Any, need_dx: bool
     ) -> tuple[Any, ...]:
-        """Return dL/dxs if `need_dx`, the gradients by the first states, and dL/dparams."""
+        """Return dL/dxs if `need_dx`, the gradients of the first states, and dL/dparams."""
         caches, mask, _ = cache
         like = leaves(dy)[0]
         params, dy = tree_map(widened, (params, dy))
@@ -306,7 +307,7 @@ class _Recurrent(Layer):
         else:
             dends = self._nested_state(_zeros(dy, (dy.shape[0], self.width)))
         xp = namespace(dy)
-        # The gradient by the outputs of a layer, as a tuple of one array (time, batch, all
+        # The gradient of the outputs of a layer, as a tuple of one array (time, batch, all
         # directions), or of none: this is the form that `scan` and `lstm_backward` take.
         dys: tuple = ()
         if self.sequence:
@@ -507,7 +508,7 @@ class GRU(_Recurrent):
 
     Gradient
     --------
-    Let m be what r multiplies, hₜ₋₁ R_n + b_n or hₜ₋₁, and dm̂ the gradient by r m:
+    Let m be what r multiplies, hₜ₋₁ R_n + b_n or hₜ₋₁, and dm̂ the gradient of r m:
 
         dz_n = dh (1 - u) tanh'      dz_u = dh (hₜ₋₁ - n) σ'      dz_r = dm̂ m σ'      dm = dm̂ r
 
