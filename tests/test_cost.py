@@ -175,7 +175,7 @@ def held_by_numpy(function, *args):
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_memory_is_that_of_numpy(name, told, monkeypatch):
     if told == "by names":  # as where the interpreter counts no references for them
-        monkeypatch.setattr(counting, "_UNKNOWN", counting._NAMED)
+        monkeypatch.setattr(counting, "_TEMPORARY", counting._NAMED)
     expression, a = EXPRESSIONS[name], np.ones((1000, 1000), "float32")
     found = held_by_numpy(expression, a)
     assert peak_of(expression, a) - a.nbytes == pytest.approx(found, abs=2e4)

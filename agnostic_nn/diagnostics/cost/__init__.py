@@ -1,7 +1,7 @@
-"""Ledger: what a computation asks for, operations and bytes, found from shapes alone.
+"""Cost: the operations and the memory of a computation, found from shapes alone.
 
-`ledger.py` is the book and says what is counted as what, `arrays.py` the arrays without numbers
-that write into it, `native.py` what NumPy's own versions of `ops` would need.
+`counter.py` holds the counters and defines what is counted, `arrays.py` the arrays without values
+whose operations are counted, and `native.py` the costs of NumPy's native versions of `ops`.
 """
 
 from . import native

@@ -42,7 +42,7 @@ class _CostHandler(Handler):
         if function in _IN_PLACE:
             return in_place(args[0])
         if function in _OPERATORS:
-            # A reference more, such as a local variable for an argument, would hide a temporary.
+            # Do not give these arguments local names: a reference more would hide a temporary.
             if name not in _NEVER_REUSED and _is_spare(getrefcount(args[0]), *args):
                 return in_place(args[0])
             if name in _COMMUTATIVE and _is_spare(getrefcount(args[1]), *reversed(args)):
@@ -57,7 +57,7 @@ _namespace = ObservedNamespace(_COSTS)
 class Counted(ObservedArray):
     """An array without values: `value` has its shape, dtype and strides, and must not be read.
 
-    memory: what it and its views share; owns: whether it is no view.
+    memory: what it shares with its views; owns: False for a view.
     """
 
     __slots__ = ("memory", "owns")
@@ -122,15 +122,15 @@ def _references() -> tuple[int, int]:
     return ObservedArray(None, counter) + None, named + None  # type: ignore[operator]
 
 
-_UNKNOWN, _NAMED = _references()
+_TEMPORARY, _NAMED = _references()
 _CALLER = 4  # frames: from `_is_spare` over `call`, `_call` and the operator to the expression
 
 
 def _is_spare(references: int, x: Any, other: Any) -> bool:
     """Return whether x, which has so many references, is overwritten in an operation with other."""
-    if references > _UNKNOWN or type(x) is not Counted or not x.owns or x.nbytes < _MIN_REUSED:
+    if references > _TEMPORARY or type(x) is not Counted or not x.owns or x.nbytes < _MIN_REUSED:
         return False
-    if _UNKNOWN == _NAMED:  # an interpreter that borrows the references of local variables
+    if _TEMPORARY == _NAMED:  # an interpreter that borrows the references of local variables
         names = _getframe(_CALLER).f_locals
         if any(value is x for value in names.values()):
             return False
@@ -149,63 +149,67 @@ def in_place(x: Counted) -> Counted:
 
 
 def _dtype_name(dtype: Any) -> str:
-    """What NumPy calls a dtype of any library: "float32" for "torch.float32"."""
+    """Return NumPy's name for a dtype of any library, as "float32" for "torch.float32"."""
     return str(dtype).rpartition(".")[2] if not isinstance(dtype, type) else np.dtype(dtype).name
 
 
 def blank(shape: tuple, dtype: Any, like: Any = None) -> Counted:
-    """A new array, its axes in memory in the order of those of `like`, if that has its shape."""
-    dtype, axes = np.dtype(dtype), list(range(len(shape)))
+    """Return a new array, laid out in memory like `like` if that has the same shape."""
+    dtype = np.dtype(dtype)
+    axes = list(range(len(shape)))
     if like is not None and like.shape == shape and not like.value.flags.c_contiguous:
         steps = like.value.strides
         axes.sort(key=lambda axis: -abs(steps[axis]) if all(steps) else axis)
-    strides, step = [0] * len(shape), dtype.itemsize
+    strides = [0] * len(shape)
+    step = dtype.itemsize
     for axis in reversed(axes):
-        strides[axis], step = step, step * max(shape[axis], 1)
+        strides[axis] = step
+        step *= max(shape[axis], 1)
     memory = Memory(math.prod(shape) * dtype.itemsize)
     return Counted(as_strided(np.empty(1, dtype), shape, strides), memory, owns=True)
 
 
 @cache
-def _kind(ufunc: np.ufunc, *kinds: Any) -> np.dtype:
+def _result_dtype(ufunc: np.ufunc, *kinds: Any) -> np.dtype:
     return ufunc.resolve_dtypes((*kinds, None))[-1]
 
 
 def _shape(shapes: list[tuple]) -> tuple:
     first = shapes[0]
-    return first if all(one == first for one in shapes) else np.broadcast_shapes(*shapes)
+    return first if all(shape == first for shape in shapes) else np.broadcast_shapes(*shapes)
 
 
 def _elementwise(ufunc: np.ufunc, *args: Any) -> Counted:
-    kinds = [one.dtype if hasattr(one, "shape") else type(one) for one in args]
-    return spread(_kind(ufunc, *[int if kind is bool else kind for kind in kinds]), *args)
+    kinds = [arg.dtype if hasattr(arg, "shape") else type(arg) for arg in args]
+    return spread(_result_dtype(ufunc, *[int if kind is bool else kind for kind in kinds]), *args)
 
 
 def spread(dtype: Any, *args: Any) -> Counted:
-    """What is computed number by number from all of `args`."""
-    given = [one for one in args if hasattr(one, "shape")]
-    shape = _shape([one.shape for one in given])
-    ours = (one for one in given if isinstance(one, Counted) and one.shape == shape)
-    made = blank(shape, dtype, next(ours, None))
-    current().count(made.size)
-    return made
+    """Return the result of an elementwise operation on `args`, which broadcast."""
+    arrays = [arg for arg in args if hasattr(arg, "shape")]
+    shape = _shape([array.shape for array in arrays])
+    alike = (array for array in arrays if isinstance(array, Counted) and array.shape == shape)
+    result = blank(shape, dtype, next(alike, None))
+    current().count(result.size)
+    return result
 
 
-def _product(one: Any, other: Any) -> Counted:
-    left, right = one.shape, other.shape
+def _product(x: Any, y: Any) -> Counted:
+    left = x.shape
+    right = y.shape
     inner = left[-1]
     if inner != right[-2 if len(right) > 1 else 0]:
         raise ValueError(f"expected matrices that can be multiplied, got {left} and {right}")
     lead = np.broadcast_shapes(left[:-2], right[:-2])
     shape = (*lead, *left[-2:-1], *(right[-1:] if len(right) > 1 else ()))
-    return summed(shape, inner, one, other)
+    return summed(shape, inner, x, y)
 
 
 def summed(shape: tuple, inner: int, *factors: Any) -> Counted:
-    """Sums of `inner` products each."""
-    made = blank(shape, np.result_type(*[one.dtype for one in factors]))
-    current().count(2 * made.size * inner)
-    return made
+    """Return an array of sums, each of `inner` products of elements of `factors`."""
+    result = blank(shape, np.result_type(*[factor.dtype for factor in factors]))
+    current().count(2 * result.size * inner)
+    return result
 
 
 # --- the Standard's functions -----------------------------------------------------------
@@ -217,19 +221,24 @@ def _view(function: Callable) -> Callable:
 
 def _reduction(x, /, *, axis=None, keepdims=False, dtype=None, correction=None):
     axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    gone = {axis % x.ndim for axis in axes}
-    kept = [1 if i in gone else n for i, n in enumerate(x.shape) if keepdims or i not in gone]
+    reduced = {axis % x.ndim for axis in axes}
+    shape = []
+    for axis, length in enumerate(x.shape):
+        if axis not in reduced:
+            shape.append(length)
+        elif keepdims:
+            shape.append(1)
     current().count(x.size)
-    return blank(tuple(kept), dtype or x.dtype)
+    return blank(tuple(shape), dtype or x.dtype)
 
 
 def _total(x, /, *, axis=None, keepdims=False, dtype=None):
-    narrow = {"b": np.int64, "i": np.int64, "u": np.uint64}.get(x.dtype.kind)
-    return _reduction(x, axis=axis, keepdims=keepdims, dtype=dtype or narrow)
+    wide = {"b": np.int64, "i": np.int64, "u": np.uint64}.get(x.dtype.kind)
+    return _reduction(x, axis=axis, keepdims=keepdims, dtype=dtype or wide)
 
 
 def _read(x, /, **_):
-    """A result as large as x, for each number of x."""
+    """Return a result of the shape of x, counting one operation for each element."""
     current().count(x.size)
     return blank(x.shape, x.dtype)
 
@@ -243,14 +252,14 @@ def _filled(shape, *value, dtype=None, device=None):
     return blank(shape, dtype or np.asarray(value or 0.0).dtype)
 
 
-def _found(make: Callable) -> Callable:
-    """A function that makes few numbers of none, by making them."""
+def _created(create: Callable) -> Callable:
+    """Return a function with the shape and dtype of what `create` returns, which is called."""
 
-    def made(*args, device=None, **kwargs):
-        found = make(*args, **kwargs)
-        return blank(found.shape, found.dtype)
+    def created(*args, device=None, **kwargs):
+        array = create(*args, **kwargs)
+        return blank(array.shape, array.dtype)
 
-    return made
+    return created
 
 
 def _argsort(x, /, **_):
@@ -274,10 +283,10 @@ def _clip(x, /, min=None, max=None):
 
 
 def _concat(arrays, /, *, axis=0):
-    first, *others = arrays = list(arrays)
-    shape = list(first.shape)
-    shape[axis] += sum(one.shape[axis] for one in others)
-    return blank(tuple(shape), np.result_type(*[one.dtype for one in arrays]))
+    arrays = list(arrays)
+    shape = list(arrays[0].shape)
+    shape[axis] = sum(array.shape[axis] for array in arrays)
+    return blank(tuple(shape), np.result_type(*[array.dtype for array in arrays]))
 
 
 def _repeat(x, repeats, /, *, axis=None):
@@ -292,7 +301,7 @@ def _reshape(x, /, shape, *, copy=None):
         raise ValueError(f"cannot reshape {x.shape} into {tuple(shape)}")
     try:
         return Counted(np.reshape(x.value, sizes, copy=False), x.memory)
-    except ValueError:  # its numbers lie apart
+    except ValueError:  # the strides do not allow a view
         return blank(tuple(sizes), x.dtype)
 
 
@@ -304,7 +313,7 @@ def _stack(arrays, /, *, axis=0):
     arrays = list(arrays)
     shape = list(arrays[0].shape)
     shape.insert(axis % (len(shape) + 1), len(arrays))
-    return blank(tuple(shape), np.result_type(*[one.dtype for one in arrays]))
+    return blank(tuple(shape), np.result_type(*[array.dtype for array in arrays]))
 
 
 def _take(x, indices, /, *, axis=0):
@@ -316,37 +325,37 @@ def _take_along_axis(x, indices, /, *, axis=-1):
     return blank(indices.shape, x.dtype)
 
 
-def _tensordot(one, other, /, *, axes=2):
+def _tensordot(x, y, /, *, axes=2):
     if isinstance(axes, int):
-        axes = range(one.ndim - axes, one.ndim), range(axes)
-    pairs = zip((one, other), axes, strict=True)
-    spent = [{axis % x.ndim for axis in some} for x, some in pairs]
-    sides = zip((one, other), spent, strict=True)
-    shape = [n for x, gone in sides for i, n in enumerate(x.shape) if i not in gone]
-    inner = math.prod(one.shape[axis] for axis in spent[0])
-    return summed(tuple(shape), inner, one, other)
+        axes = range(x.ndim - axes, x.ndim), range(axes)
+    shape = []
+    for array, contracted in zip((x, y), axes, strict=True):
+        contracted = {axis % array.ndim for axis in contracted}
+        shape += [n for axis, n in enumerate(array.shape) if axis not in contracted]
+    inner = math.prod(x.shape[axis] for axis in axes[0])
+    return summed(tuple(shape), inner, x, y)
 
 
 def _unstack(x, /, *, axis=0):
     return tuple(_FUNCTIONS["moveaxis"](x, axis, 0))
 
 
-def _vecdot(one, other, /, *, axis=-1):
-    shape = list(_shape([one.shape, other.shape]))
+def _vecdot(x, y, /, *, axis=-1):
+    shape = list(_shape([x.shape, y.shape]))
     inner = shape.pop(axis)
-    return summed(tuple(shape), inner, one, other)
+    return summed(tuple(shape), inner, x, y)
 
 
-def _where(condition, one, other, /):
-    kinds = [side.dtype if hasattr(side, "shape") else side for side in (one, other)]
-    return spread(np.result_type(*kinds), condition, one, other)
+def _where(condition, x, y, /):
+    kinds = [side.dtype if hasattr(side, "shape") else side for side in (x, y)]
+    return spread(np.result_type(*kinds), condition, x, y)
 
 
 def _getitem(x, index):
     entries = index if isinstance(index, tuple) else (index,)
     if any(hasattr(entry, "shape") for entry in entries):
         raise TypeError("expected integers and slices, got an array as an index")
-    if ... not in entries:  # or NumPy might return a scalar, which is no view
+    if ... not in entries:  # else NumPy may return a scalar instead of a view
         entries = (*entries, ...)
     return Counted(x.value[entries], x.memory)
 
@@ -369,10 +378,10 @@ _FUNCTIONS: dict[str, Callable] = {
     **dict.fromkeys(("cumulative_sum", "cumulative_prod", "sort"), _read),
     **dict.fromkeys(("empty_like", "ones_like", "zeros_like", "full_like", "tril", "triu"), _like),
     **dict.fromkeys(("empty", "ones", "zeros", "full"), _filled),
-    **{name: _found(getattr(np, name)) for name in ("arange", "eye", "linspace")},
+    **{name: _created(getattr(np, name)) for name in ("arange", "eye", "linspace")},
     "matmul": _product,
     "getitem": _getitem,
-    "setitem": lambda x, index, value: None,  # moving values is no operation
+    "setitem": lambda x, index, value: None,  # moving values counts nothing
     "argsort": _argsort,
     "asarray": _asarray,
     "astype": _astype,

@@ -1,29 +1,27 @@
-"""Ledger: what a computation asks for, found from shapes alone: no number is computed or held.
+"""Count the operations and the bytes of a computation from shapes, without computing values.
 
-A function is called on `Counted` arrays, which have a shape, a dtype and a layout in memory
-that nobody has taken. Whatever it asks of its array library is written into a `Ledger`, when
-and in the order in which it asks:
+A function is called on `Counted` arrays, which have a shape, a dtype and strides but no values.
+Every operation on them is recorded in the active `Ledger`, in the order of computation:
 
 operations
-    A product of matrices (m, k) @ (k, n) is 2 m k n: as many multiplications as additions. A
+    A matrix product (m, k) @ (k, n) counts 2 m k n: as many multiplications as additions. A
     convolution is the product with x laid out window by window, padding included, that is 2 ·
-    places · window · channels / groups · width, and its two gradients are as much each. What
-    goes number by number, be it a sum, an exponential, a comparison or a choice, is one for
-    each number of its result; a reduction is one for each number that it reads. To move, cast,
-    lay out or make numbers is none.
+    positions · window · channels / groups · width, and each of its two gradients costs as much.
+    An elementwise operation, such as a sum of two arrays, an exponential, a comparison or a choice,
+    counts one for each element of its result; a reduction counts one for each element that it
+    reads. Moving, casting, laying out or creating values counts nothing.
 memory
-    Bytes that are alive. An array has its own from when it is made until nobody knows it any
-    more, which Python itself decides here as it does with NumPy's; a view has none.
+    The bytes of arrays that are alive. An array takes memory from its creation until Python drops
+    the last reference, as with NumPy's arrays; a view takes none.
 
-So a layer's cost is not written down a second time by hand: with B rows, `Dense` asks for
-2 B m n + B n forward, twice the product and B n backward; a head of attention over t queries and
-s keys for 2 t s d twice forward and four times backward, and some numbers a score; a recurrent
-layer for its products and what each step does to its gates.
+So no cost of a layer is written by hand. With B rows, `Dense` has 2 B m n + B n operations forward,
+twice the product and B n backward; an attention head over t queries and s keys has 2 t s d twice
+forward and four times backward, and a few per score; a recurrent layer has those of its products
+and of its gates at each step.
 
-A function of `ops` is what the body of its standard version asks for, except that a
-convolution is the product above, erf and a random word are one for each number, and sums into
-rows one for each number added. In memory it is what NumPy's version needs and keeps: see
-`native.py`.
+A function of `ops` counts the operations of its standard version, except that a convolution counts
+as the product above, erf and a random word count one per element, and a scatter one per element
+added. In memory it takes what NumPy's native version takes: see `native.py`.
 """
 
 from collections import Counter
@@ -36,10 +34,7 @@ __all__ = ["Ledger", "Memory", "current"]
 
 
 class Ledger:
-    """Operations, by whom they are the affair of, and bytes: those alive, and the most there were.
-
-    What is done inside `with ledger:` is written down here.
-    """
+    """Counts operations per owner, and tracks current and peak bytes, inside `with ledger:`."""
 
     def __init__(self) -> None:
         self.operations: Counter = Counter()
@@ -56,13 +51,14 @@ class Ledger:
 
     @property
     def weighs(self) -> bool:
-        """Whether bytes are written down now."""
+        """True if bytes are recorded at the moment."""
         return self._weighs
 
     @contextmanager
     def owned_by(self, owner: Any) -> Iterator[None]:
-        """What is done in here is the affair of `owner`."""
-        before, self.owner = self.owner, owner
+        """Count the operations inside this context for `owner`."""
+        before = self.owner
+        self.owner = owner
         try:
             yield
         finally:
@@ -70,7 +66,7 @@ class Ledger:
 
     @contextmanager
     def only(self, *, operations: bool = False, memory: bool = False) -> Iterator[None]:
-        """Of what is done in here no more is written down than is asked for."""
+        """Record only the selected quantities inside this context."""
         before = self._weighs, self.operations
         self._weighs &= memory
         self.operations = self.operations if operations else Counter()
@@ -80,11 +76,11 @@ class Ledger:
             self._weighs, self.operations = before
 
     def count(self, operations: int) -> None:
-        """Write down so many for the owner of now."""
+        """Count operations for the current owner."""
         self.operations[self.owner] += operations
 
     def take(self, size: int) -> int:
-        """Take so many bytes, if arrays weigh anything now; returns how many to give back."""
+        """Record an allocation. Returns the bytes to subtract again: 0 if none are recorded now."""
         size *= self._weighs
         self.alive += size
         self.peak = max(self.peak, self.alive)
@@ -95,12 +91,12 @@ _now: ContextVar[Ledger] = ContextVar("_now")
 
 
 def current() -> Ledger:
-    """The ledger that is written in now."""
+    """Return the active ledger."""
     return _now.get()
 
 
 class Memory:
-    """What an array and all views of it lie in."""
+    """The memory that an array shares with all of its views."""
 
     __slots__ = ("_ledger", "size")
 

@@ -1,7 +1,8 @@
-"""What NumPy's versions of `ops` take: their result, what they keep, what they hold meanwhile.
+"""The costs of NumPy's native versions of `ops`: operations, results, caches and temporaries.
 
-What they are counted as is said in `ledger.py`. In memory each takes its result, what it keeps for
-its gradient, and what is here called aside: what NumPy's version holds while it is at work.
+`counter.py` defines what is counted. Each function here allocates its result, the cache that it
+keeps for its gradient, and for a moment the temporaries that NumPy's version needs. A function of
+`ops` without an entry costs what its standard version costs.
 """
 
 import math
@@ -20,63 +21,71 @@ __all__ = ()  # it is imported for what it registers
 
 
 def _standard(function, *args, **options):
-    """What the body of the standard version makes, its operations counted, without its memory."""
+    """Return the result of the standard version, counting its operations but no memory."""
     with current().only(operations=True):
         return function.dispatch(object)(*args, **options)
 
 
+@ops.above_zero.register(Counted)
 def _above_zero(x, dy):
-    aside = [blank(x.shape, x.dtype, x) for _ in range(2)]  # masks as wide as numbers
-    found = ops.above_zero.dispatch(object)(x, dy)
-    del aside
-    return found
+    temporaries = [blank(x.shape, x.dtype, x) for _ in range(2)]  # masks in the dtype of x
+    result = ops.above_zero.dispatch(object)(x, dy)
+    del temporaries
+    return result
 
 
+@ops.erf.register(Counted)
 def _erf(x):
-    aside = [blank(x.shape, x.dtype, x) for _ in range(5)]  # x², and two polynomials of it
-    found = spread(x.dtype, x)
-    del aside
-    return found
+    temporaries = [blank(x.shape, x.dtype, x) for _ in range(5)]  # x² and two polynomials of it
+    result = spread(x.dtype, x)
+    del temporaries
+    return result
 
 
-_FEW = 2**13  # scores: so many are kept
+_MAX_KEPT_SCORES = 2**13  # more are computed again in the backward pass
 
 
+@ops.attend.register(Counted)
 def _attend(query, *args, **options):
     _, (weights,) = _standard(ops.attend, query, *args, **options)
-    if weights.size <= _FEW:
-        return _beside(query), (_anew(weights),)
-    spent = tuple(blank(query.shape[:-1], query.dtype) for _ in range(2))  # m and n
-    return _beside(query), spent
+    if weights.size <= _MAX_KEPT_SCORES:
+        return _time_before_heads(query), (_like(weights),)
+    # The maximum and the sum of each row of scores.
+    cache = tuple(blank(query.shape[:-1], query.dtype) for _ in range(2))
+    return _time_before_heads(query), cache
 
 
-def _attend_backward(query, key, value, allowed, kept, heads, cache, dy, **options):
-    given = query, key, value, allowed, kept
+@ops.attend_backward.register(Counted)
+def _attend_backward(query, key, value, allowed, keep_mask, heads, cache, dy, **options):
+    inputs = query, key, value, allowed, keep_mask
     with current().only():
-        _, again = ops.attend.dispatch(object)(*given, **options)
-    _standard(ops.attend_backward, *given, heads, again, dy, **options)
-    return _beside(query), _beside(key), _beside(value)
+        _, standard_cache = ops.attend.dispatch(object)(*inputs, **options)
+    _standard(ops.attend_backward, *inputs, heads, standard_cache, dy, **options)
+    return _time_before_heads(query), _time_before_heads(key), _time_before_heads(value)
 
 
-def _beside(x):
-    """Like x, (batch, heads, ..., time, d), with the heads of one time beside each other."""
+def _time_before_heads(x):
+    """Return an array like x, (batch, heads, ..., time, d), with the heads of a time adjacent."""
     batch, *heads, time, width = x.shape
-    made = blank((batch, time, *heads, width), x.dtype)
-    return Counted(np.moveaxis(made.value, 1, -2), made.memory)
+    in_memory = blank((batch, time, *heads, width), x.dtype)
+    return Counted(np.moveaxis(in_memory.value, 1, -2), in_memory.memory)
 
 
-_STRIP = 2**18  # numbers that a convolution lays out at a time
+_STRIP = 2**18  # elements that a convolution lays out at a time
 
 
 def _lay_out(x, window, padding, space):
-    """Hold for a moment what a convolution does: x padded, and strips of what windows see."""
+    """Allocate and free the temporaries of a convolution: x padded, and strips of its windows."""
     padded = ops.pad(x, padding)
-    one = math.prod((*space, *window, x.shape[-1]))
-    some = max(1, min(x.shape[0], _STRIP // max(one, 1)))
-    aside = [blank((some * one,), x.dtype) for _ in range(1 + (x.shape[0] > some))]
-    del padded, aside
+    example_size = math.prod((*space, *window, x.shape[-1]))
+    examples = max(1, min(x.shape[0], _STRIP // max(example_size, 1)))
+    # With several strips, the next is allocated while the last is still alive.
+    strips = 2 if x.shape[0] > examples else 1
+    temporaries = [blank((examples * example_size,), x.dtype) for _ in range(strips)]
+    del padded, temporaries
 
 
+@ops.convolve.register(Counted)
 def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
     *window, fan_in, width = weight.shape
     space = out_lengths(x.shape[1:-1], tuple(window), stride, dilation, padding)
@@ -85,6 +94,7 @@ def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
     return y if bias is None else in_place(y)
 
 
+@ops.convolve_input.register(Counted)
 def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
     *window, fan_in, _ = weight.shape
     current().count(2 * dy.size * math.prod(window) * fan_in)
@@ -96,10 +106,11 @@ def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
         _lay_out(dy, window, around, lengths)
         return dx
     wide = ops.pad(dx, padding)
-    blank((*dy.shape[:-1], fan_in * groups), dy.dtype)  # what one place of a window gets
+    blank((*dy.shape[:-1], fan_in * groups), dy.dtype)  # the terms of one position in the window
     return ops.crop(wide, padding)
 
 
+@ops.convolve_weight.register(Counted)
 def _convolve_weight(x, dy, window, stride, padding, dilation, groups):
     width = dy.shape[-1]
     shape = (*window, x.shape[-1] // groups, width)
@@ -107,74 +118,83 @@ def _convolve_weight(x, dy, window, stride, padding, dilation, groups):
     return summed(shape, dy.size // width, x, dy)
 
 
+@ops.largest.register(Counted)
 def _largest(x, window, *spans):
     y, which = _standard(ops.largest, x, window, *spans)
     if all(d * (k - 1) < s for k, s, _, d in zip(window, *spans, strict=True)):
-        # windows that lie apart are looked through at once, not along one axis after another
+        # Windows that do not overlap are reduced at once, not one axis after another.
         narrow = np.uint8 if math.prod(window) <= 256 else np.int32
         which = (blank(y.shape, narrow),)
-    aside = [_anew(one) for one in (y, *which)]  # the larger so far, and whether it is
-    found = _anew(y), tuple(map(_anew, which))
-    del aside
-    return found
+    temporaries = [_like(leaf) for leaf in (y, *which)]  # the maximum so far, and its mask
+    result = _like(y), tuple(map(_like, which))
+    del temporaries
+    return result
 
 
+@ops.largest_input.register(Counted)
 def _largest_input(dy, _, lengths, *spans):
     with current().only():
         x = blank((len(dy), *lengths, dy.shape[-1]), dy.dtype)
         _, which = ops.largest.dispatch(object)(x, *spans)
     dx = _standard(ops.largest_input, dy, which, lengths, *spans)
-    aside = [_anew(dy) for _ in range(2)]  # masks as wide as numbers
-    found = _anew(dx)
-    del aside
-    return found
+    temporaries = [_like(dy) for _ in range(2)]  # masks in the dtype of dy
+    result = _like(dx)
+    del temporaries
+    return result
 
 
+@ops.lstm.register(Counted)
 def _lstm(xs, params, start, reverse, keep, by_steps):
     time, batch, fan_in = xs.shape
     width = len(params["recurrent"])
     with current().only(operations=True):
-        end, (_, kept) = by_steps()
+        end, (_, standard_cache) = by_steps()
     table = blank((time + 1, batch, width + fan_in + 1), xs.dtype)  # h, x and 1 of every step
     hs = Counted(table.value[..., :width], table.memory)
-    cache = (hs[:-1], tree_map(_anew, kept[1])) if keep else ()
-    return tree_map(_anew, end), (hs[1:], cache)
+    cache = (hs[:-1], tree_map(_like, standard_cache[1])) if keep else ()
+    return tree_map(_like, end), (hs[1:], cache)
 
 
+@ops.normalize_rows.register(Counted)
 def _normalize_rows(x, *args):
-    y, spent = _standard(ops.normalize_rows, x, *args)
-    return _anew(y), tuple(map(_anew, spent))
+    y, cache = _standard(ops.normalize_rows, x, *args)
+    return _like(y), tuple(map(_like, cache))
 
 
+@ops.normalize_rows_backward.register(Counted)
 def _normalize_rows_backward(dy, scale, bias, cache):
-    found = _standard(ops.normalize_rows_backward, dy, scale, bias, cache)
-    aside = _anew(dy)  # dy x̂
-    found = tuple([None if one is None else _anew(one) for one in found])
-    del aside
-    return found
+    gradients = _standard(ops.normalize_rows_backward, dy, scale, bias, cache)
+    temporary = _like(dy)  # dy x̂
+    gradients = tuple([None if leaf is None else _like(leaf) for leaf in gradients])
+    del temporary
+    return gradients
 
 
-def _anew(x):
-    """Like x, which may be one that takes no memory."""
+def _like(x):
+    """Return a new array like x, which may be one that takes no memory."""
     return blank(x.shape, x.dtype)
 
 
+@ops.scatter_add.register(Counted)
 def _scatter_add(updates, index, rows):
     current().count(updates.size)
     return blank((rows, updates.shape[1]), updates.dtype)
 
 
+@ops.pad_impl.register(Counted)
 def _pad_impl(x, pads, value):
     lengths = [low + n + high for n, (low, high) in zip(x.shape[1:-1], pads, strict=True)]
     return blank((x.shape[0], *lengths, x.shape[-1]), x.dtype)
 
 
+@initializers.drawn.register(Counted)
 def _drawn(key, draw, shape, dtype):
     if current().weighs:
         return initializers.drawn.dispatch(object)(key, draw, shape, dtype)
     return blank(tuple(shape), dtype)
 
 
+@random.words.register(Counted)
 def _words(key, count, stream=0):
     if not current().weighs:
         return blank((count,), key.dtype)
@@ -183,21 +203,9 @@ def _words(key, count, stream=0):
         return random.words.dispatch(object)(key, count, stream)
 
 
-initializers.drawn.register(Counted, _drawn)
-random.words.register(Counted, _words)
-ops.above_zero.register(Counted, _above_zero)
-ops.attend.register(Counted, _attend)
-ops.attend_backward.register(Counted, _attend_backward)
-ops.convolve.register(Counted, _convolve)
-ops.convolve_input.register(Counted, _convolve_input)
-ops.convolve_weight.register(Counted, _convolve_weight)
-ops.erf.register(Counted, _erf)
-ops.largest.register(Counted, _largest)
-ops.largest_input.register(Counted, _largest_input)
-ops.lstm.register(Counted, _lstm)
-ops.normalize_rows.register(Counted, _normalize_rows)
-ops.normalize_rows_backward.register(Counted, _normalize_rows_backward)
+@ops.select.register(Counted)
+def _select(holds, make, old):
+    return make()
+
+
 ops.scan_impl.register(Counted, ops.scan_into(lambda x, n: blank((n, *x.shape), x.dtype)))
-ops.scatter_add.register(Counted, _scatter_add)
-ops.select.register(Counted, lambda holds, make, old: make())
-ops.pad_impl.register(Counted, _pad_impl)
