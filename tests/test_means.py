@@ -15,7 +15,7 @@ from cases.losses import CASES as EVERY_LOSS
 import agnostic_nn as nn
 from agnostic_nn.core.arrays import namespace
 from agnostic_nn.core.trees import leaves, shape_map, tree_map
-from agnostic_nn.diagnostics.compare.controls import _unmoved, _update
+from agnostic_nn.diagnostics.compare.controls import _return_gradients, _update
 from agnostic_nn.losses.base import batch_loss
 from agnostic_nn.training import Trainer
 from agnostic_nn.training.mean_loss import MeanLoss
@@ -449,7 +449,7 @@ def test_a_control_run_of_compare_takes_the_steps_of_accumulate(loss, terms):
     several = terms > 1
     params = {"b": {"a": np.zeros((3, 4)), "b": np.zeros(2)} if several else np.zeros((3, 4))}
     moments, apart = optimizer.init(params), params
-    step, unmoved = nn.make_step(Shift(), loss, optimizer), _unmoved(optimizer)
+    step, unmoved = nn.make_step(Shift(), loss, optimizer), _return_gradients(optimizer)
     slope = NUMPY.jit(nn.make_step(Shift(), loss, unmoved, keep_finite=False))
     update = NUMPY.jit(partial(_update, optimizer))
     carry = params, {}, moments

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agnostic_nn.core.trees import leaves, named_leaves, tree_map, unname
+from agnostic_nn.core.trees import leaves, named_leaves, tree_from_leaves, tree_map
 
 TREES = [
     5,
@@ -81,11 +81,11 @@ def test_jit_changes_neither_names_nor_order(backend, widest):
 @each_tree
 def test_names_lead_back_to_the_tree(tree):
     named = dict(named_leaves(tree))
-    assert repr(unname(named, tree)) == repr(tree)
-    assert repr(unname(dict(named_leaves(tree, "model")), tree, "model")) == repr(tree)
-    assert unname(named | {"another": 0}, tree) == tree
+    assert repr(tree_from_leaves(named, tree)) == repr(tree)
+    assert repr(tree_from_leaves(dict(named_leaves(tree, "model")), tree, "model")) == repr(tree)
+    assert tree_from_leaves(named | {"another": 0}, tree) == tree
 
 
 def test_a_missing_name_is_an_error_that_names_it():
     with pytest.raises(KeyError, match=r"1\.bias"):
-        unname({"0.weight": 1}, ({"weight": 1}, {"bias": 2}))
+        tree_from_leaves({"0.weight": 1}, ({"weight": 1}, {"bias": 2}))

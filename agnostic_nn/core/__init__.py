@@ -1,3 +1,3 @@
-"""The foundation: arrays and their libraries, trees of arrays, random numbers, backends."""
+"""The basis of the library: arrays, trees of arrays, argument checks, random numbers, backends."""
 
 __all__ = ()

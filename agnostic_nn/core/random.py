@@ -133,7 +133,8 @@ def threefry(key0: Array, key1: Array, x0: Array, x1: Array) -> tuple[Array, Arr
     def word(x):
         return x & _WORD if wide else x
 
-    x0, x1 = word(x0 + keys[0]), word(x1 + keys[1])
+    x0 = word(x0 + keys[0])
+    x1 = word(x1 + keys[1])
     for block in range(5):
         for r in _ROTATIONS[block % 2]:
             x0 = word(x0 + x1)

@@ -3,7 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-__all__ = ["expect_nested", "leaves", "named_leaves", "shape_map", "tree_map", "tree_sum", "unname"]
+__all__ = [
+    "expect_nested",
+    "leaves",
+    "named_leaves",
+    "shape_map",
+    "tree_from_leaves",
+    "tree_map",
+    "tree_sum",
+]
 
 
 def tree_map(function: Callable, tree: Any, *rest: Any) -> Any:
@@ -73,7 +81,7 @@ def leaves(tree: Any) -> list:
     return [tree]
 
 
-def unname(named: dict[str, Any], like: Any, prefix: str = "") -> Any:
+def tree_from_leaves(named: dict[str, Any], like: Any, prefix: str = "") -> Any:
     """Return a tree nested like `like`, with the leaves of `named`, a dict from path to leaf.
 
     Raises
@@ -82,10 +90,12 @@ def unname(named: dict[str, Any], like: Any, prefix: str = "") -> Any:
         If a path of `like` is not in `named`.
     """
     if isinstance(like, dict):
-        return {k: unname(named, v, f"{prefix}.{k}" if prefix else k) for k, v in like.items()}
+        return {
+            k: tree_from_leaves(named, v, f"{prefix}.{k}" if prefix else k) for k, v in like.items()
+        }
     if isinstance(like, tuple):
         return tuple(
-            unname(named, branch, f"{prefix}.{i}" if prefix else str(i))
+            tree_from_leaves(named, branch, f"{prefix}.{i}" if prefix else str(i))
             for i, branch in enumerate(like)
         )
     return named[prefix]

@@ -85,7 +85,9 @@ def sum_over(x: Array, axes: tuple[int, ...]) -> Array:
     if not long:
         return xp.sum(x, axis=axes, keepdims=True)
     axis = long[0]
-    count, before, after = x.shape[axis] // _CHUNK, x.shape[:axis], x.shape[axis + 1 :]
+    count = x.shape[axis] // _CHUNK
+    before = x.shape[:axis]
+    after = x.shape[axis + 1 :]
     split = (slice(None),) * axis
     chunks = x[(*split, slice(0, count * _CHUNK), ...)]
     sums = xp.sum(xp.reshape(chunks, (*before, count, _CHUNK, *after)), axis=axis + 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..core.arrays import Array, Moments, Params, namespace, size
 from ..core.errors import expect, expect_count, expect_flag, expect_number, expect_positive
-from ..core.trees import leaves, named_leaves, unname
+from ..core.trees import leaves, named_leaves, tree_from_leaves
 from ..ops import norm
 from .adam import AdamW
 from .base import (
@@ -86,7 +86,7 @@ class Muon(Rule):
             is_excluded = any(matches(pattern, path) for pattern in self.no_decay)
             is_matrix = p.ndim >= 2 and size(p) > 0 and not is_excluded
             owners[path] = 0 if is_matrix else 1
-        return unname(owners, params)
+        return tree_from_leaves(owners, params)
 
     def init(self, params: Params) -> Moments:
         matrices, rest = split_by_owner(self._owners(params), params, 2)

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..core.arrays import Moments, Params
 from ..core.errors import described, expect
-from ..core.trees import leaves, named_leaves, unname
+from ..core.trees import leaves, named_leaves, tree_from_leaves
 from .base import (
     Optimizer,
     bind_divisor,
@@ -83,7 +83,7 @@ class Parts:
         for i, pattern in enumerate(patterns):
             is_used = i in owners.values()
             expect(is_used, "no leaf is left for the pattern {!r} among {}", pattern, [*owners])
-        return unname(owners, params)
+        return tree_from_leaves(owners, params)
 
     def _optimizers(self) -> list[Optimizer]:
         return [*(optimizer for _, optimizer in self.parts), self.rest or Fixed()]

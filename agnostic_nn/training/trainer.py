@@ -29,7 +29,7 @@ from ..core.errors import (
 )
 from ..core.files import expect_path
 from ..core.guards import reads
-from ..core.trees import expect_nested, leaves, named_leaves, tree_map, unname
+from ..core.trees import expect_nested, leaves, named_leaves, tree_from_leaves, tree_map
 from ..diagnostics.summary import Summary, bytes_of_training, summarize
 from ..layers import Layer
 from ..losses.base import Loss, describe_loss, metrics_of, takes_keyword
@@ -1100,7 +1100,7 @@ class Trainer:
             """Move an array to the backend, unless it belongs to a copy that stays on the host."""
             return array if name.startswith(("kept ", "best ")) else self.backend.asarray(array)
 
-        tree = unname(file.arrays(on_backend), like)
+        tree = tree_from_leaves(file.arrays(on_backend), like)
         carry = tree["params"], tree["state"], tree["moments"]
         self._run = _Run(carry, saved.shape, out_shape, saved.steps, saved.epoch, saved.open)
         self._kept = {name: tree[f"kept {i}"] for i, name in enumerate(saved.kept)}

@@ -85,7 +85,8 @@ class Snapshot:
 
     def _record(self, path: str, kind: str, value: Any) -> None:
         """Record the value at `path`, with a number if the path is already used."""
-        free_path, number = path, 1
+        free_path = path
+        number = 1
         while free_path in self.values:
             number += 1
             free_path = f"{path} [{number}]"

@@ -212,7 +212,8 @@ class Watch(Snapshot):
         names = names_of(code)
         name = self._name(function)
         self._test(f"{name}.__code__ is {self._name(code)}", f"the code of {where}", "is", code)
-        defaults, keywords = function.__defaults__, function.__kwdefaults__
+        defaults = function.__defaults__
+        keywords = function.__kwdefaults__
         test = f"{name}.__defaults__ is {self._name(defaults)}"
         self._test(test, f"the defaults of {where}", kind_of(defaults), defaults)
         arguments = code.co_varnames[: code.co_argcount]

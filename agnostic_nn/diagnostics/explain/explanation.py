@@ -13,7 +13,7 @@ from ...core.arrays import Params, State, namespace
 from ...core.backend import Backend
 from ...core.backend import backend as choose
 from ...core.errors import expect, expect_function
-from ...core.trees import expect_nested, leaves, named_leaves, tree_map, unname
+from ...core.trees import expect_nested, leaves, named_leaves, tree_from_leaves, tree_map
 from ...display.pages import framed
 from ...layers import Layer
 from ...layers.base import kinds, not_a_layer
@@ -226,5 +226,7 @@ def _moved(model, loss, params, state, x, target, *more) -> float:
     named = dict(named_leaves(own))
     named[path] = named[path].copy()
     named[path][index] += by
-    y = nudged(model, wide(params), wide(state), wide(x), {node.call.number: unname(named, own)})
+    y = nudged(
+        model, wide(params), wide(state), wide(x), {node.call.number: tree_from_leaves(named, own)}
+    )
     return float(np.sum(loss(y, wide(target), *wide(tuple(weights)))[0]))

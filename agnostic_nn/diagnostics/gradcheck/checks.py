@@ -51,7 +51,7 @@ from ...core.arrays import Array, Params, RowMask, Shape, State
 from ...core.backend import Backend, BackendUnavailable, backend
 from ...core.backend import backends as installed
 from ...core.errors import described, expect, expect_count, expect_function, expect_integer
-from ...core.trees import leaves, named_leaves, shape_map, tree_map, unname
+from ...core.trees import leaves, named_leaves, shape_map, tree_from_leaves, tree_map
 from ...display.tables import folded, html_table, table
 from ...layers.base import Layer, is_shape, kinds
 from .inputs import batched, draw_for
@@ -249,7 +249,7 @@ class _Case:
         """Run forward with the differentiable leaves replaced by those of `point`."""
         real = point.get("x", {})
         real = real if isinstance(real, dict) else {"": real}
-        x = unname(dict(named_leaves(self.x)) | real, self.x)
+        x = tree_from_leaves(dict(named_leaves(self.x)) | real, self.x)
         train = self.mode == "train" if self.counts is None else RowMask(self.counts)
         return self.layer.forward(point["params"], self.state, x, train=train)
 
@@ -357,7 +357,7 @@ def _unflat(flat: np.ndarray, like: Any) -> Any:
     for path, leaf in named_leaves(like):
         named[path] = flat[start : start + leaf.size].reshape(leaf.shape)
         start += leaf.size
-    return unname(named, like)
+    return tree_from_leaves(named, like)
 
 
 def _kinked(slopes: np.ndarray, bends: np.ndarray) -> np.ndarray:
@@ -377,7 +377,7 @@ def _central_differences(case: _Case, limit: int, generator: np.random.Generator
         for index in map(tuple, np.argwhere(picked)):
             unit = np.zeros(leaf.shape)
             unit[index] = 1.0
-            direction = unname(dict.fromkeys(named, 0.0) | {name: unit}, case.point)
+            direction = tree_from_leaves(dict.fromkeys(named, 0.0) | {name: unit}, case.point)
             slope, bend = _slope(case, direction, STEP * max(1.0, abs(leaf[index])))
             slopes[index] = np.sum(slope * dy)
             bends[index] = np.max(bend * abs(dy))
