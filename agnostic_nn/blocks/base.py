@@ -55,7 +55,7 @@ class Wrapper(Block):
 
     @property
     def per_position(self) -> bool:  # type: ignore[override]
-        """Whether the layer inside computes each position from that position alone."""
+        """True if the layer inside computes each position from that position alone."""
         return self.layer.per_position
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:

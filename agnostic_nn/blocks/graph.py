@@ -46,7 +46,7 @@ class Shared:
 
 
 class _Call(NamedTuple):
-    """One node as it is computed."""
+    """How to compute one node."""
 
     name: str
     layer: Layer
@@ -302,7 +302,7 @@ def _checked_node(name: str, node: Any) -> tuple:
 
 
 def _hashable(names: Any) -> Any:
-    """Return a name or a tuple of names as it is, and a dict of names as a tuple of pairs.
+    """Return a dict of names as a tuple of pairs, and a name or a tuple of names unchanged.
 
     A tuple of pairs is accepted too, so that the result can be passed again.
     """

@@ -123,7 +123,7 @@ def batch_loss(
         if value is not None and takes_keyword(loss, name)
     }
     with_divisor = getattr(function, "with_divisor", None)
-    # With reduction="none" there is no divisor. The loss is called as usual, and the training
+    # reduction="none" has no divisor. The loss is called as usual, and the training
     # step, which needs a single number, raises for its shape.
     if with_divisor is not None and options.get("reduction") != "none":
         return with_divisor(y, target, weights, **options, **keywords)
