@@ -1,4 +1,4 @@
-"""A sample of the fault campaign: one planted fault of each kind, which both tools catch."""
+"""A sample of the fault campaign: both tools catch one planted fault of each kind."""
 
 import numpy as np
 import pytest
@@ -19,12 +19,12 @@ def test_a_fault_of_each_kind_is_caught_and_located(kind):
     grid = [fault for fault in KINDS[kind][0]() if fault.model in ("MLP", "CNN", "graph")]
     fault = grid[len(grid) * 2 // 5]
     assert effect(fault).counts
-    found = bisected(fault)
-    assert (found.verdict, found.located) == ("differ", True), f"{fault}: {found.said}"
+    answer = bisected(fault)
+    assert (answer.verdict, answer.located) == ("differ", True), f"{fault}: {answer.detail}"
     assert compared(fault).verdict == "differ", fault
 
 
-def test_without_a_fault_nothing_is_caught():
+def test_no_difference_is_found_without_a_fault():
     for model in ("MLP", "embedding"):
         nothing = Fault("nothing", "nothing", model, ("",), ("",))
         assert effect(nothing).largest == 0.0
@@ -32,7 +32,7 @@ def test_without_a_fault_nothing_is_caught():
         assert compared(nothing).verdict in ("agree", "not judged")
 
 
-def test_what_is_below_rounding_is_not_a_fault():
+def test_a_change_below_rounding_is_not_counted():
     def barely():
         from agnostic_nn import layers
 
@@ -50,7 +50,7 @@ def test_what_is_below_rounding_is_not_a_fault():
     assert not effect(fault).counts
 
 
-def test_the_campaign_is_as_large_as_it_is_said_to_be():
+def test_the_campaign_has_at_least_400_different_faults():
     faults = catalogue()
     assert len(faults) >= 400
     assert {fault.model for fault in faults} == set(MODELS)
@@ -60,5 +60,5 @@ def test_the_campaign_is_as_large_as_it_is_said_to_be():
 def test_compare_locates_a_prediction_inside_a_graph():
     name = "prediction only: predictions times 1.3 (graph, again)"
     fault = next(fault for fault in catalogue() if str(fault) == name)
-    found = compared(fault)
-    assert (found.verdict, found.located) == ("differ", True), found.said
+    answer = compared(fault)
+    assert (answer.verdict, answer.located) == ("differ", True), answer.detail

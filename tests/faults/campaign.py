@@ -1,7 +1,7 @@
-"""The campaign: plant each fault, and ask `compare` and `bisect` whether the backends agree.
+"""The campaign: plant each fault, and run `compare` and `bisect` on the two backends.
 
 `nox -s campaign` prints the table and fails if an aim is missed; `nox -s campaign -- --write` also
-writes `docs/fault-campaign.md`. Nothing in that page is typed by hand.
+writes `docs/fault-campaign.md`. That page is generated entirely.
 """
 
 import argparse
@@ -33,25 +33,33 @@ from .truth import BEYOND, Effect, effect
 __all__ = ["Answer", "Outcome", "bisected", "compared", "remembered", "tried"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "fault-campaign.md"
-CAUGHT, LOCATED = 0.99, 0.97  # the aims; and no false alarm
-AGREE, DIFFER = "agree", "differ"
+# The aims, as shares of all faults; and there may be 0 false alarms.
+CAUGHT = 0.99
+LOCATED = 0.97
+AGREE = "agree"
+DIFFER = "differ"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a tool says: a verdict ("agree", "differ", "not judged" or "failed"), and where."""
+    """The verdict of a tool: "agree", "differ", "not judged" or "failed".
+
+    located: whether it names the layer and the kind of the fault. detail: what it names. step:
+    the step that `compare` names, from 1, or 0.
+    """
 
     verdict: str
     located: bool = False
-    said: str = ""
-    step: int = 0  # from 1, if `compare` names one
+    detail: str = ""
+    step: int = 0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A fault, its effect, and what each tool says of it.
+    """A fault, its effect, and the answer of each tool.
 
-    again: of `bisect --steps`, as `compare` prints it, where `bisect` alone found nothing.
+    again: the answer of `bisect --steps` with the number of steps that `compare` prints, if
+    `bisect` alone found no difference.
     """
 
     fault: Fault
@@ -63,9 +71,9 @@ class Outcome:
 
 @contextmanager
 def remembered() -> Iterator[None]:
-    """Compute what the reference makes of the same piece and numbers only once.
+    """Return a context in which equal computations of the reference run only once.
 
-    Leave out what `compare` measures besides: memory, the formats of products, costs by layer.
+    `compare` does not measure memory, precision and cost per layer in it.
     """
     with ExitStack() as stack:
         for place, name, key in (
@@ -85,18 +93,20 @@ def _task(task: Any) -> tuple:
 
 
 def _once(function: Callable, key: Callable) -> Callable:
-    known: dict[Any, Any] = {}
+    """Return `function` with its results cached by `key` of the arguments."""
+    results: dict[Any, Any] = {}
 
     def call(*args, **kwargs):
-        at = key(*args, **kwargs), tuple(sorted(kwargs.items()))
-        if at not in known:
-            known[at] = function(*args, **kwargs)
-        return known[at]
+        arguments = key(*args, **kwargs), tuple(sorted(kwargs.items()))
+        if arguments not in results:
+            results[arguments] = function(*args, **kwargs)
+        return results[arguments]
 
     return call
 
 
 def _digest(tree: Any) -> Any:
+    """Return a hashable value that is equal for equal trees of arrays."""
     if isinstance(tree, dict):
         return tuple((name, _digest(branch)) for name, branch in sorted(tree.items()))
     if isinstance(tree, tuple):
@@ -106,7 +116,7 @@ def _digest(tree: Any) -> Any:
 
 
 def tried(fault: Fault) -> Outcome:
-    """Plant a fault and ask both tools."""
+    """Plant a fault and run both tools."""
     outcome = Outcome(fault, effect(fault), bisected(fault), compared(fault))
     if outcome.bisect.verdict != DIFFER and outcome.compare.step > 1:
         return replace(outcome, again=bisected(fault, outcome.compare.step - 1))
@@ -114,28 +124,30 @@ def tried(fault: Fault) -> Outcome:
 
 
 def bisected(fault: Fault, steps: int = 1) -> Answer:
-    """Ask `bisect` about a backend with a fault."""
+    """Return the answer of `bisect` about a backend with a fault."""
     try:
-        found = _bisect(fault.model, SEED, clean(), _side(fault), steps)
+        bisection = _bisect(fault.model, SEED, clean(), _side(fault), steps)
     except StageFailed as error:
-        return Answer("failed", said=str(error))
-    first = found.first
+        return Answer("failed", detail=str(error))
+    first = bisection.first
     if first is None:
-        return Answer(found.status, said=found.verdict)
-    place = first.path.partition("#")[0] in fault.places
-    right = place and first.part.startswith(fault.parts)
-    blamed = first.ratios[0] <= 1.0 < first.ratios[1]
-    return Answer(DIFFER, right and blamed, f"{first.name}: {first.part}")
+        return Answer(bisection.status, detail=bisection.verdict)
+    right_place = first.path.partition("#")[0] in fault.places
+    right_part = first.part.startswith(fault.parts)
+    right_side = first.ratios[0] <= 1.0 < first.ratios[1]
+    located = right_place and right_part and right_side
+    return Answer(DIFFER, located, f"{first.name}: {first.part}")
 
 
 def compared(fault: Fault) -> Answer:
-    """Ask `compare` about a backend with a fault."""
+    """Return the answer of `compare` about a backend with a fault."""
     result = _compare(fault.model, SEED, _side(fault))
     first = result["first_difference"] or {}
-    said = first.get("description") or result["error"] or ""
-    same = (each for each in result["differences"] if each["quantity"] in PROBED)
-    right = _is_right(fault, next(same, first))
-    return Answer(_verdict(result), right, said, first.get("step") or 0)
+    detail = first.get("description") or result["error"] or ""
+    # A difference from the same numbers locates better than the first one of a training.
+    probed = (each for each in result["differences"] if each["quantity"] in PROBED)
+    located = _is_right(fault, next(probed, first))
+    return Answer(_verdict(result), located, detail, first.get("step") or 0)
 
 
 def _side(fault: Fault) -> nn.Backend:
@@ -145,8 +157,8 @@ def _side(fault: Fault) -> nn.Backend:
 def _bisect(model: str, seed: int, one: Any, other: Any, steps: int = 1) -> search.Bisection:
     work = workload(model, seed)
     train, _ = work.read()
-    given = work.model, work.loss, work.optimizer, train.x, train.target, one, other
-    return nn.bisect(*given, steps=steps, batch_size=BATCH, seed=seed)
+    training = work.model, work.loss, work.optimizer, train.x, train.target
+    return nn.bisect(*training, one, other, steps=steps, batch_size=BATCH, seed=seed)
 
 
 def _compare(model: str, seed: int, backend: Any) -> dict[str, Any]:
@@ -159,7 +171,8 @@ def _verdict(result: dict[str, Any]) -> str:
     return words.get(result["status"], result["status"])
 
 
-QUANTITIES = {  # the beginning of a part of `bisect`: what `compare` calls it
+# By the prefix of a part of `bisect`, the names of the same quantity in `compare`.
+QUANTITIES = {
     "forward": {"layers", "predictions"},
     "predict": {"predictions"},
     "state": {"states", "predictions"},
@@ -175,10 +188,10 @@ QUANTITIES = {  # the beginning of a part of `bisect`: what `compare` calls it
 
 
 def _is_right(fault: Fault, first: dict[str, Any]) -> bool:
-    """Whether the first difference is of the right kind, in the right layer or just before it.
+    """Return whether the first difference is of the right kind and in the right layer.
 
-    `compare` sees outputs and gradients, not what a layer returns to the one before it: for a dx
-    the gradients of a layer before are right.
+    `compare` does not see the dx that a layer returns. For a fault in dx, the gradients of any
+    layer are right.
     """
     parts = [part for part in QUANTITIES if any(p.startswith(part) for p in fault.parts)]
     right = first.get("quantity") in set().union(*(QUANTITIES[part] for part in parts))
@@ -191,19 +204,21 @@ def _is_right(fault: Fault, first: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Alarms:
-    """Of clean runs on a backend: how many, and how many verdicts of each tool are wrong.
+    """The verdicts of both tools on a backend without a fault.
 
-    amber: by the tool, the runs of which something is not judged.
+    wrong: by the tool, the number of runs called different. unjudged: by the tool, the number of
+    runs in which something could not be judged. messages: a line for each wrong verdict.
     """
 
     backend: str
     runs: int
     wrong: Counter
-    amber: Counter
-    said: tuple[str, ...]
+    unjudged: Counter
+    messages: tuple[str, ...]
 
 
-BACKENDS = {"numpy": 27, "torch:cpu": 20, "array_api_strict:device1": 2, "jax:cpu": 1}  # a model
+# Clean runs of each model on each backend.
+BACKENDS = {"numpy": 27, "torch:cpu": 20, "array_api_strict:device1": 2, "jax:cpu": 1}
 
 
 def alarms(place: tuple[str, str, int]) -> Alarms | None:
@@ -215,8 +230,8 @@ def alarms(place: tuple[str, str, int]) -> Alarms | None:
         print(f"{name} is left out: {error}")
         return None
     wrong: Counter = Counter()
-    amber: Counter = Counter()
-    said = []
+    unjudged: Counter = Counter()
+    messages = []
     with remembered():
         for seed in range(SEED + 1, SEED + 1 + count):
             bisection = _bisect(model, seed, "numpy", backend)
@@ -226,11 +241,11 @@ def alarms(place: tuple[str, str, int]) -> Alarms | None:
                 ("compare", _verdict(result), result["verdict"]),
             ):
                 if verdict == "not judged":
-                    amber[tool] += 1
+                    unjudged[tool] += 1
                 elif verdict != AGREE:
                     wrong[tool] += 1
-                    said.append(f"{tool}, {name}, {model}, seed {seed}: {what}")
-    return Alarms(name, count, wrong, amber, tuple(said))
+                    messages.append(f"{tool}, {name}, {model}, seed {seed}: {what}")
+    return Alarms(name, count, wrong, unjudged, tuple(messages))
 
 
 # --- the page ---------------------------------------------------------------------------
@@ -311,33 +326,33 @@ Every counted fault that one of the tools does not catch or does not locate, and
 
 def _page(outcomes: list[Outcome], clean_runs: list[Alarms]) -> tuple[str, list[str]]:
     """Return the page, and the aims that are missed."""
-    counted = [one for one in outcomes if one.effect.counts]
-    kinds = [_row(kind, counted) for kind in dict.fromkeys(one.fault.kind for one in counted)]
+    counted = [outcome for outcome in outcomes if outcome.effect.counts]
+    kinds = [_row(kind, counted) for kind in dict.fromkeys(o.fault.kind for o in counted)]
     total = _row(None, counted)
     bands = [(BEYOND, 1e2), (1e2, 1e4), (1e4, 1e6), (1e6, np.inf)]
     sizes = []
     for low, high in bands:
         part = [outcome for outcome in counted if low < outcome.effect.largest <= high]
         sizes.append([f"{low:g} to {high:g}", *_row(None, part)[1:-1]])
-    greens, said = {}, []
-    moved = [one for one in outcomes if one.effect.prediction > BEYOND]
-    for tool in ("compare", "bisect"):
-        greens[tool] = [one for one in moved if getattr(one, tool).verdict == AGREE]
-        said.append(f"`{tool}` says that all agrees for {len(greens[tool])} of these")
-    runs = sum(one.runs for one in clean_runs)
-    false = {tool: sum(one.wrong[tool] for one in clean_runs) for tool in ("bisect", "compare")}
+    moved = [outcome for outcome in outcomes if outcome.effect.prediction > BEYOND]
+    agreeing = {
+        tool: sum(getattr(outcome, tool).verdict == AGREE for outcome in moved)
+        for tool in ("compare", "bisect")
+    }
+    runs = sum(alarm.runs for alarm in clean_runs)
+    false = {tool: sum(alarm.wrong[tool] for alarm in clean_runs) for tool in ("bisect", "compare")}
     shares = {
         "`compare` catches": (_share(counted, lambda o: o.compare.verdict == DIFFER), CAUGHT),
-        "`compare` locates": (_share(counted, _placed_by_compare), LOCATED),
+        "`compare` locates": (_share(counted, _located_by_compare), LOCATED),
         "`bisect` catches": (_share(counted, _caught), CAUGHT),
-        "`bisect` locates": (_share(counted, _placed), LOCATED),
+        "`bisect` locates": (_share(counted, _located), LOCATED),
     }
     missed = [
         f"{what} {share:.1%}, aim {aim:.0%}" for what, (share, aim) in shares.items() if share < aim
     ]
     missed += [f"{tool}: {n} false alarms in {runs} runs" for tool, n in false.items() if n]
     missed += [
-        f"{tool} is green though a prediction differs: {len(g)}" for tool, g in greens.items() if g
+        f"{tool} agrees though a prediction differs: {n}" for tool, n in agreeing.items() if n
     ]
     aims = [f"{what} {share:.1%} (aim {aim:.0%})" for what, (share, aim) in shares.items()]
     aims.append(f"false alarms: {sum(false.values())} in {runs} runs of each tool (aim 0)")
@@ -351,19 +366,20 @@ def _page(outcomes: list[Outcome], clean_runs: list[Alarms]) -> tuple[str, list[
         "with `--steps`",
     ]
     clean_rows = []
-    for name in dict.fromkeys(one.backend for one in clean_runs):
-        part = [one for one in clean_runs if one.backend == name]
-        row: list[Any] = [name, sum(one.runs for one in part)]
+    for name in dict.fromkeys(alarm.backend for alarm in clean_runs):
+        part = [alarm for alarm in clean_runs if alarm.backend == name]
+        row: list[Any] = [name, sum(alarm.runs for alarm in part)]
         for tool in ("compare", "bisect"):
-            row += [sum(one.wrong[tool] for one in part), sum(one.amber[tool] for one in part)]
+            row.append(sum(alarm.wrong[tool] for alarm in part))
+            row.append(sum(alarm.unjudged[tool] for alarm in part))
         clean_rows.append(row)
     failures = [
-        f"- {one.fault}. `compare`: {_shown(one.compare)}; "
-        f"`bisect`: {_shown(one.again or one.bisect)}"
-        for one in counted
-        if not (_placed_by_compare(one) and _caught(one) and _placed(one))
+        f"- {outcome.fault}. `compare`: {_describe(outcome.compare)}; "
+        f"`bisect`: {_describe(outcome.again or outcome.bisect)}"
+        for outcome in counted
+        if not (_located_by_compare(outcome) and _caught(outcome) and _located(outcome))
     ]
-    failures += [f"- false alarm: {text}" for one in clean_runs for text in one.said]
+    failures += [f"- false alarm: {text}" for alarm in clean_runs for text in alarm.messages]
     page = HEAD.format(
         counted=len(counted),
         models=len(MODELS),
@@ -373,8 +389,9 @@ def _page(outcomes: list[Outcome], clean_runs: list[Alarms]) -> tuple[str, list[
         aims="\n".join(f"- {aim}" for aim in aims),
         kinds=markdown_table(head, [*kinds, total]),
         sizes=markdown_table(["times rounding", *head[1:-1]], sizes),
-        predictions=f"{len(moved)} faults take a prediction further than {BEYOND:g} times what "
-        f"rounding does: {'; '.join(said)}.",
+        predictions=f"{len(moved)} faults change a prediction by more than {BEYOND:g} times what "
+        f"rounding does. `compare` says that all agrees for {agreeing['compare']} of these, "
+        f"`bisect` for {agreeing['bisect']}.",
         runs=runs,
         batch=BATCH,
         clean=markdown_table(
@@ -389,21 +406,22 @@ def _page(outcomes: list[Outcome], clean_runs: list[Alarms]) -> tuple[str, list[
     return page, missed
 
 
-def _caught(one: Outcome) -> bool:
-    return DIFFER in (one.bisect.verdict, one.again and one.again.verdict)
+def _caught(outcome: Outcome) -> bool:
+    return DIFFER in (outcome.bisect.verdict, outcome.again and outcome.again.verdict)
 
 
-def _placed_by_compare(one: Outcome) -> bool:
-    return one.compare.verdict == DIFFER and one.compare.located
+def _located_by_compare(outcome: Outcome) -> bool:
+    return outcome.compare.verdict == DIFFER and outcome.compare.located
 
 
-def _placed(one: Outcome) -> bool:
-    return (one.again or one.bisect).located
+def _located(outcome: Outcome) -> bool:
+    return (outcome.again or outcome.bisect).located
 
 
-def _shown(answer: Answer) -> str:
-    where = "" if answer.located or answer.verdict != DIFFER else ", elsewhere"
-    return f"{answer.verdict}{where}" + (f" ({answer.said})" if answer.said else "")
+def _describe(answer: Answer) -> str:
+    elsewhere = "" if answer.located or answer.verdict != DIFFER else ", elsewhere"
+    detail = f" ({answer.detail})" if answer.detail else ""
+    return f"{answer.verdict}{elsewhere}{detail}"
 
 
 def _share(outcomes: list[Outcome], holds: Callable[[Outcome], bool]) -> float:
@@ -411,41 +429,50 @@ def _share(outcomes: list[Outcome], holds: Callable[[Outcome], bool]) -> float:
 
 
 def _row(kind: str | None, outcomes: list[Outcome]) -> list[Any]:
-    part = [one for one in outcomes if kind in (None, one.fault.kind)]
+    """Return a row of the table of kinds; None stands for all kinds."""
+    part = [outcome for outcome in outcomes if kind in (None, outcome.fault.kind)]
     return [
         kind or "all",
         len(part),
-        sum(one.compare.verdict == DIFFER for one in part),
-        sum(map(_placed_by_compare, part)),
-        sum(_caught(one) for one in part),
-        sum(_placed(one) for one in part),
-        sum(one.again is not None and one.again.verdict == DIFFER for one in part),
+        sum(outcome.compare.verdict == DIFFER for outcome in part),
+        sum(map(_located_by_compare, part)),
+        sum(map(_caught, part)),
+        sum(map(_located, part)),
+        sum(outcome.again is not None and outcome.again.verdict == DIFFER for outcome in part),
     ]
 
 
 def _tried(numbers: list[int], share: float) -> list[tuple[int, tuple]]:
-    """Try the faults of these numbers; functions do not travel between processes."""
-    found = []
+    """Return the outcome of each fault by its number, in a worker process.
+
+    A fault holds functions, which cannot be sent to another process: numbers are sent, and
+    outcomes return without the fault.
+    """
+    results = []
     with remembered():
         faults = catalogue(share)
         for number in numbers:
             outcome = tried(faults[number])
-            found.append((number, (outcome.effect, outcome.bisect, outcome.compare, outcome.again)))
-    return found
+            results.append(
+                (number, (outcome.effect, outcome.bisect, outcome.compare, outcome.again))
+            )
+    return results
 
 
 def main() -> int:
     """Run the campaign; return 1 if an aim is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
-    parser.add_argument("--share", type=float, default=1.0, help="of the faults and clean runs")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="share of the faults and clean runs"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of processes")
     options = parser.parse_args()
     if options.write and options.share != 1.0:
         parser.error("--write needs the whole campaign, without --share")
     faults = catalogue(options.share)
     models = list(MODELS)
-    # faults of one model in one process, which computes the references once
+    # Faults of one model share a process, which computes the references once.
     groups = [
         [i for i, fault in enumerate(faults) if fault.model == model][part::4]
         for model in models
@@ -459,12 +486,13 @@ def main() -> int:
     with ProcessPoolExecutor(options.jobs) as pool:
         started = [pool.submit(_tried, group, options.share) for group in groups if group]
         clean_started = [pool.submit(alarms, place) for place in places]
-        known: dict[int, tuple] = {}
+        results: dict[int, tuple] = {}
         for each in started:
-            known |= dict(each.result())
-            print(f"{len(known)} of {len(faults)} faults", flush=True)
-        clean_runs = [found for each in clean_started if (found := each.result()) is not None]
-    outcomes = [Outcome(fault, *known[i]) for i, fault in enumerate(faults)]
+            results |= dict(each.result())
+            print(f"{len(results)} of {len(faults)} faults", flush=True)
+        finished = [each.result() for each in clean_started]
+        clean_runs = [alarm for alarm in finished if alarm is not None]
+    outcomes = [Outcome(fault, *results[i]) for i, fault in enumerate(faults)]
     page, missed = _page(outcomes, clean_runs)
     print(page)
     if options.write:

@@ -1,7 +1,7 @@
 """The faults: a grid of kinds, layers and models, and a sample of it.
 
-A fault is small arithmetic in NumPy on what a method returns or is given. `size` is relative to the
-largest number of the array that is changed, from just above what rounding does to gross.
+A fault changes the arguments or the results of a method with a little NumPy arithmetic. `size` is
+relative to the largest number of the changed array, and ranges from just above rounding to large.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,9 +30,10 @@ BACKWARD = ("backward", "backward_params")
 class Fault:
     """A fault to plant in one backend.
 
-    places: the paths of the layers that are wrong, "" for a loss, an optimizer or the batch;
-    parts: how the names of the results begin that are wrong first; changes and moves: make the
-    fault anew for each run, since it may count calls.
+    places: the paths of the layers that are wrong, "" for a loss, an optimizer or the batch.
+    parts: prefixes of the names of the results that are wrong first. changes: returns the changed
+    methods. moves: returns the `asarray` of a backend that moves arrays wrongly. Both are called
+    for each run, because a fault may count calls.
     """
 
     kind: str
@@ -48,10 +49,10 @@ class Fault:
         return f"{self.kind}: {self.what} ({self.model}, {where})"
 
 
-# --- what is done to an array -----------------------------------------------------------
+# --- changes of an array ----------------------------------------------------------------
 
 
-def _top(a):
+def _largest(a):
     return np.max(np.abs(a), initial=0.0)
 
 
@@ -60,20 +61,20 @@ def scaled(size):
 
 
 def shifted(size):
-    return lambda a: a + np.asarray(size * _top(a), a.dtype)
+    return lambda a: a + np.asarray(size * _largest(a), a.dtype)
 
 
 def one_element(size, place=-1):
     def change(a):
         a = np.array(a, order="C")
-        a.reshape(-1)[place % a.size] += size * max(_top(a), 1e-3)
+        a.reshape(-1)[place % a.size] += size * max(_largest(a), 1e-3)
         return a
 
     return change
 
 
 def filled(value, share=1):
-    """The last elements are not written, and hold something else."""
+    """Return a change that leaves the last elements unwritten: they hold `value`."""
 
     def change(a):
         a = np.array(a, order="C")
@@ -97,7 +98,7 @@ def without_last(axis):
 
 
 def large_ones(size):
-    """Wrong only where a number is in the largest tenth."""
+    """Return a change of the largest tenth of the numbers."""
     return lambda a: np.where(np.abs(a) >= np.quantile(np.abs(a), 0.9), a * (1.0 + size), a)
 
 
@@ -106,7 +107,7 @@ def negative_ones(size):
 
 
 def bits(count):
-    """Rounded to so many bits, by Veltkamp's splitting."""
+    """Return a change that rounds to `count` bits, by Veltkamp's splitting."""
 
     def change(a):
         if a.dtype.kind != "f":
@@ -123,7 +124,7 @@ def half(a):
     return a.astype(np.float16).astype(a.dtype) if a.dtype.kind == "f" else a
 
 
-# --- where it is done -------------------------------------------------------------------
+# --- changes of a method ----------------------------------------------------------------
 
 
 def in_forward(change, when=lambda train: True):
@@ -183,9 +184,9 @@ def in_dx(change):
 
 
 def in_grads(change, number=None):
-    """Change the gradient of parameter `number`, or of all, in both ways to get it."""
+    """Change the gradient of parameter `number`, or of all, in both methods that return it."""
 
-    def one(grads):
+    def changed(grads):
         places = count()
         return tree_map(
             lambda g: change(g) if next(places) == number or number is None else g, grads
@@ -194,13 +195,13 @@ def in_grads(change, number=None):
     def make(old):
         def backward(self, params, cache, dy):
             dx, grads = old(self, params, cache, dy)
-            return dx, one(grads)
+            return dx, changed(grads)
 
         return backward
 
     def make_alone(old):
         def backward_params(self, params, cache, dy):
-            return one(old(self, params, cache, dy))
+            return changed(old(self, params, cache, dy))
 
         return backward_params
 
@@ -210,7 +211,7 @@ def in_grads(change, number=None):
 def both_ways(layer, makers) -> Callable[[], list[Change]]:
     make, make_alone = makers
     changes = []
-    if not isinstance(layer, nn.Dense | nn.Conv2D):  # whose `backward` calls the other
+    if not isinstance(layer, nn.Dense | nn.Conv2D):  # their `backward` calls `backward_params`
         changes.append(of(layer, "backward", make))
     if type(layer).backward_params is not nn.Layer.backward_params:
         changes.append(of(layer, "backward_params", make_alone))
@@ -221,9 +222,9 @@ def changing(layer, method, make) -> Callable[[], list[Change]]:
     return lambda: [of(layer, method, make)]
 
 
-# --- what is in the models --------------------------------------------------------------
+# --- the layers of the models -----------------------------------------------------------
 
-# but for "2.feed.2", which is like the layers that attention is made of
+# "2.feed.2" is left out: it equals the layers inside attention, and the fault would hit them too
 FEED = {"2.feed.0": nn.Dense(8), "2.feed.1": nn.GELU()}
 TARGETS: dict[str, dict[tuple[str, ...], Any]] = {
     "MLP": {(str(i),): layer for i, layer in enumerate(MLP.layers)},
@@ -245,13 +246,13 @@ BLOCKS: dict[str, dict[tuple[str, ...], Any]] = {
     "transformer": {("2",): TRANSFORMER.layers[2]},
     "graph": {("",): GRAPH},
 }
-WORDY = ("transformer", "embedding")  # whose x are words
+WORDS_AS_INPUT = ("transformer", "embedding")
 STATEFUL = (nn.BatchNorm, nn.Dropout)
 MOVES_ONLY = (nn.Flatten, nn.Embedding)
 
 
 def _params(layer) -> list[str]:
-    """The names of a layer's parameters, in the order of `tree_map`."""
+    """Return the names of a layer's parameters, in the order of `tree_map`."""
     if isinstance(layer, nn.Dense | nn.Conv2D):
         return ["weight", "bias"] if layer.bias else ["weight"]
     if isinstance(layer, nn.BatchNorm | nn.LayerNorm | nn.GroupNorm):
@@ -297,7 +298,7 @@ def forward() -> Iterator[Fault]:
             yield plant(f"plus {size:g} of the largest", changed(shifted(size)))
             yield plant(f"large numbers times {1 + size:g}", changed(large_ones(size)))
         yield plant("negative numbers times 1.0001", changed(negative_ones(1e-4)))
-        yield plant("rows in each other's places", changed(rolled(0)))
+        yield plant("rows rotated by one", changed(rolled(0)))
         yield plant("the last channel is 0", changed(without_last(-1)))
         yield plant("the last row is 0", changed(without_last(0)))
     for model, places, layer in _layers(only=(nn.Dense, nn.Conv2D, nn.BatchNorm, nn.LayerNorm)):
@@ -367,7 +368,7 @@ def backward() -> Iterator[Fault]:
         for size in SIZES:
             yield plant(f"dx times {1 + size:g}", scaled(size))
             yield plant(f"dx plus {size:g} of the largest", shifted(size))
-        yield plant("dx of rows in each other's places", rolled(0))
+        yield plant("dx with rows rotated by one", rolled(0))
         yield plant("dx of the last row is 0", without_last(0))
         yield plant("dx of the last channel is 0", without_last(-1))
         yield plant("negative dx times 1.01", negative_ones(1e-2))
@@ -379,14 +380,14 @@ def backward() -> Iterator[Fault]:
 
             def plant(what, change, name=name, number=number, layer=layer, head=(model, places)):
                 changes = both_ways(layer, in_grads(change, number))
-                said = f"the gradient of {name} {what}"
-                return Fault("backward: gradient", said, *head, BACKWARD, changes)
+                description = f"the gradient of {name} {what}"
+                return Fault("backward: gradient", description, *head, BACKWARD, changes)
 
             for size in SIZES:
                 yield plant(f"times {1 + size:g}", scaled(size))
             yield plant("is missing", lambda g: 0.0 * g)
             yield plant("is a mean instead of a sum", scaled(1.0 / BATCH - 1.0))
-            yield plant("has the other sign", scaled(-2.0))
+            yield plant("has the opposite sign", scaled(-2.0))
 
         def alone(old):
             def backward_params(self, params, cache, dy):
@@ -409,14 +410,12 @@ def blocks() -> Iterator[Fault]:
     from agnostic_nn.blocks import graph, residual
 
     def second(old):
-        return lambda one, other: (
-            other if one is not None and other is not None else old(one, other)
-        )
+        return lambda a, b: b if a is not None and b is not None else old(a, b)
 
     around = "around its layers"
     yield Fault(
         *("blocks", "a Residual without its sum", "CNN", ("8",), (f"forward {around}",)),
-        lambda: [(residual, "_add", lambda old: lambda one, other: other)],
+        lambda: [(residual, "_add", lambda old: lambda a, b: b)],
     )
     yield Fault(
         *("blocks", "a Residual without its gradient", "CNN", ("8",), (f"backward {around}",)),
@@ -428,11 +427,9 @@ def blocks() -> Iterator[Fault]:
     )
     for size in SIZES:
         yield Fault(
-            *("blocks", f"what is added is {1 + size:g} times as large", "CNN", ("8",)),
+            *("blocks", f"the added term times {1 + size:g}", "CNN", ("8",)),
             (f"forward {around}",),
-            lambda size=size: [
-                (residual, "_add", lambda old: lambda one, other: one + other * (1.0 + size))
-            ],
+            lambda size=size: [(residual, "_add", lambda old: lambda a, b: a + b * (1.0 + size))],
         )
 
         def chain(old, size=size):
@@ -482,13 +479,13 @@ def states() -> Iterator[Fault]:
 
         yield plant("statistics are not updated", lambda old, new: old)
         yield plant(
-            "the momentum is the other way round",
+            "momentum and 1 - momentum swapped",
             lambda old, new, m=layer.momentum: {
                 k: old[k] + (new[k] - old[k]) * m / (1 - m) for k in old
             },
         )
         yield plant(
-            "the variance of a sample is that of all",
+            "the biased variance instead of the unbiased one",
             lambda old, new, m=layer.momentum: {
                 **new,
                 "variance": m * old["variance"]
@@ -507,7 +504,7 @@ def states() -> Iterator[Fault]:
                 lambda old, new, k=name: {**new, k: filled(0.123)(new[k])},
             )
         yield plant(
-            "mean and variance in each other's places",
+            "mean and variance swapped",
             lambda old, new: {"mean": new["variance"], "variance": new["mean"]},
         )
 
@@ -548,11 +545,11 @@ def predictions() -> Iterator[Fault]:
 
     for model, places, layer in _layers(only=STATEFUL):
         changes = changing(layer, "forward", as_in_training)
-        said = "predicts as in training"
-        yield Fault("prediction only", said, model, places, parts, changes)
+        what = "predicts as in training"
+        yield Fault("prediction only", what, model, places, parts, changes)
         changes = changing(layer, "forward", moving)
-        said = "a prediction changes the state"
-        yield Fault("prediction only", said, model, places, ("state after prediction",), changes)
+        what = "a prediction changes the state"
+        yield Fault("prediction only", what, model, places, ("state after prediction",), changes)
     for model, places, layer in _layers(only=(nn.BatchNorm,)):
 
         def forgetful(old, layer=layer):
@@ -565,8 +562,8 @@ def predictions() -> Iterator[Fault]:
             return forward
 
         changes = changing(layer, "forward", forgetful)
-        said = "predicts with the first statistics"
-        yield Fault("prediction only", said, model, places, parts, changes)
+        what = "predicts with the first statistics"
+        yield Fault("prediction only", what, model, places, parts, changes)
 
 
 def bernoulli(change) -> Callable[[], list[Change]]:
@@ -590,7 +587,9 @@ def masks() -> Iterator[Fault]:
             drawn.reshape(-1)[len(drawn.reshape(-1)) // 2] ^= True
             return drawn
 
-        yield plant("the mask upside down", bernoulli(lambda old, *a: np.flip(old(*a), axis=0)))
+        yield plant(
+            "the mask with rows reversed", bernoulli(lambda old, *a: np.flip(old(*a), axis=0))
+        )
         yield plant("the mask inverted", bernoulli(lambda old, *a: ~old(*a)))
         yield plant("one element of the mask", bernoulli(one_bit))
         yield plant(
@@ -605,7 +604,7 @@ def masks() -> Iterator[Fault]:
             bernoulli(lambda old, *a: np.broadcast_to(old(*a)[:1], a[-1]).copy()),
         )
         unscaled = in_forward(scaled(-layer.rate), when=bool)
-        yield plant("what is left is not scaled up", changing(layer, "forward", unscaled))
+        yield plant("kept elements are not scaled up", changing(layer, "forward", unscaled))
         nothing = in_forward(lambda y: y * 0 + 1.0, when=bool)
         yield plant("no mask at all", changing(layer, "forward", nothing))
         for what, change in (
@@ -639,12 +638,12 @@ def masks() -> Iterator[Fault]:
 
 
 def orders() -> Iterator[Fault]:
-    """Examples that change on their way to the backend; labels of words are integers too."""
+    """Examples that change on the way to the backend."""
     shapes = {"MLP": (5,), "CNN": (4, 4, 2), "LSTM and GRU": (5, 3), "transformer": (5,)}
     shapes |= {"embedding": (6,), "graph": (5,)}
     for model in MODELS:
-
-        def is_batch(data, shape=(BATCH, *shapes[model]), words=model in WORDY):
+        # labels of words are integers of the same shape as x, and are changed too
+        def is_batch(data, shape=(BATCH, *shapes[model]), words=model in WORDS_AS_INPUT):
             return data.shape == shape and (data.dtype.kind == "i") == words
 
         def plant(what, make, model=model):
@@ -668,8 +667,8 @@ def orders() -> Iterator[Fault]:
             data[-1] = data[-2]
             return data
 
-        yield plant("examples upside down", rows(lambda data: data[::-1].copy()))
-        yield plant("the last two examples change places", rows(swapped))
+        yield plant("examples in reverse order", rows(lambda data: data[::-1].copy()))
+        yield plant("the last two examples swapped", rows(swapped))
         yield plant("the last example twice", rows(repeated))
 
         def earlier(is_batch=is_batch):
@@ -686,8 +685,8 @@ def orders() -> Iterator[Fault]:
 
             return asarray
 
-        if model != "graph":  # where a dx has the shape of x, and would be an earlier one too
-            yield plant("the examples of the batch before", earlier)
+        if model != "graph":  # there some dx has the shape of x and would be replaced too
+            yield plant("the examples of the previous batch", earlier)
 
 
 def precision() -> Iterator[Fault]:
@@ -751,66 +750,69 @@ def optimizers() -> Iterator[Fault]:
             return Fault("optimizer", what, model, ("",), parts, changes)
 
         def after(change):
-            """change(params, new, moments, kept) -> new, kept"""
+            """Return an update that applies change(params, new, moments, new_moments)."""
 
             def make(old):
                 def update(self, params, grads, moments):
-                    new, kept = old(self, params, grads, moments)
-                    return change(params, new, moments, kept)
+                    new, new_moments = old(self, params, grads, moments)
+                    return change(params, new, moments, new_moments)
 
                 return update
 
             return make
 
         def longer(size):
-            def one(p, n):
+            def step(p, n):
                 return (p + (1.0 + size) * (n - p)).astype(p.dtype)
 
-            return lambda p, new, m, kept: (tree_map(one, p, new), kept)
+            return lambda p, new, m, new_moments: (tree_map(step, p, new), new_moments)
 
         for size in (1e-3, 1e-2, 1.0):
             yield plant(f"steps {1 + size:g} times as long", after(longer(size)))
-        yield plant("steps the other way", after(longer(-2.0)))
+        yield plant("steps in the opposite direction", after(longer(-2.0)))
 
         def only(when, size):
             change = longer(size)
 
-            def make(p, new, m, kept):
-                return change(p, new, m, kept) if when(int(m["step"])) else (new, kept)
+            def make(p, new, m, new_moments):
+                return (
+                    change(p, new, m, new_moments) if when(int(m["step"])) else (new, new_moments)
+                )
 
             return after(make)
 
         yield plant("the first step twice as long", only(lambda t: t == 0, 1.0))
         yield plant("only later steps 1.01 times as long", only(lambda t: t >= 1, 1e-2))
-        yield plant("moments are lost", after(lambda p, new, m, kept: (new, m)))
+        yield plant("moments are lost", after(lambda p, new, m, new_moments: (new, m)))
         yield plant(
-            "the number of steps stands still",
-            after(lambda p, new, m, kept: (new, {**kept, "step": m["step"]})),
+            "the step count does not increase",
+            after(lambda p, new, m, new_moments: (new, {**new_moments, "step": m["step"]})),
         )
         yield plant(
-            "the number of steps goes up by two",
-            after(lambda p, new, m, kept: (new, {**kept, "step": m["step"] + 2})),
+            "the step count increases by two",
+            after(lambda p, new, m, new_moments: (new, {**new_moments, "step": m["step"] + 2})),
         )
 
         def last_leaf(change):
-            def make(p, new, m, kept):
-                places, total = count(), len(leaves(p))
+            def make(p, new, m, new_moments):
+                places = count()
+                total = len(leaves(p))
                 return tree_map(
                     lambda a, b: change(a, b) if next(places) == total - 1 else b, p, new
-                ), kept
+                ), new_moments
 
             return after(make)
 
-        yield plant("one parameter is not moved", last_leaf(lambda a, b: a))
+        yield plant("one parameter is not updated", last_leaf(lambda a, b: a))
         yield plant("one number of one parameter", last_leaf(lambda a, b: one_element(1e-3)(b)))
         yield plant("parameters rounded to bfloat16", last_leaf(lambda a, b: bits(8)(b)))
         for name in ("m", "v", "s", "b", "velocity", "first", "second"):
             for size in (1e-4, 0.1):
 
-                def moment(p, new, m, kept, name=name, size=size):
-                    if name not in kept:
-                        return new, kept
-                    return new, {**kept, name: tree_map(scaled(size), kept[name])}
+                def moment(p, new, m, new_moments, name=name, size=size):
+                    if name not in new_moments:
+                        return new, new_moments
+                    return new, {**new_moments, name: tree_map(scaled(size), new_moments[name])}
 
                 if name in inner.init({"w": np.ones(2, np.float32)}):
                     yield plant(f"{name} times {1 + size:g}", after(moment))
@@ -818,9 +820,9 @@ def optimizers() -> Iterator[Fault]:
         def with_step(change):
             def make(old):
                 def update(self, params, grads, moments):
-                    asked = {**moments, "step": change(moments["step"])}
-                    new, kept = old(self, params, grads, asked)
-                    return new, {**kept, "step": moments["step"] + np.int32(1)}
+                    changed = {**moments, "step": change(moments["step"])}
+                    new, new_moments = old(self, params, grads, changed)
+                    return new, {**new_moments, "step": moments["step"] + np.int32(1)}
 
                 return update
 
@@ -828,12 +830,12 @@ def optimizers() -> Iterator[Fault]:
 
         if isinstance(inner, nn.Adam | nn.NAdam):
             step_after = with_step(lambda t: t + np.int32(1))
-            yield plant("the bias correction of the step after", step_after)
+            yield plant("the bias correction of the next step", step_after)
             yield plant("no bias correction", with_step(lambda t: t + np.int32(10**6)))
 
         def without_decay(old):
-            def move(self, p, g, kept, decay, *rest):
-                return old(self, p, g, kept, 0.0, *rest)
+            def move(self, p, g, new_moments, decay, *rest):
+                return old(self, p, g, new_moments, 0.0, *rest)
 
             return move
 
@@ -851,7 +853,7 @@ def optimizers() -> Iterator[Fault]:
 
 
 def losses() -> Iterator[Fault]:
-    """The value and the slope of a loss, planted where the layer before it returns."""
+    """The value and the slope of a loss."""
     for model, (_, loss, *_) in MODELS.items():
         for what, part, change in (
             ("the value times 1.001", "value", lambda v, d: (v * np.asarray(1.001, v.dtype), d)),
@@ -862,7 +864,7 @@ def losses() -> Iterator[Fault]:
                 lambda v, d: (v, tree_map(without_last(0), d)),
             ),
             (
-                "the slope is not divided",
+                "the slope is not divided by the batch size",
                 "slope",
                 lambda v, d: (v, tree_map(scaled(BATCH - 1.0), d)),
             ),
@@ -871,25 +873,25 @@ def losses() -> Iterator[Fault]:
 
 
 def _of_loss(loss, change) -> Callable[[], list[Change]]:
-    """A change of what a loss returns, wherever `bisect` and the step of training call it."""
+    """Change what a loss returns, in the stages of `bisect` and in the training step."""
     from agnostic_nn.training import steps
 
-    def piece(old):
-        def run(given_loss, train, given, shortcuts):
-            found = old(given_loss, train, given, shortcuts)
-            value, dy = change(found["value"], found["dy"])
+    def changed_stage(old):
+        def run(thing, train, inputs, shortcuts):
+            results = old(thing, train, inputs, shortcuts)
+            value, dy = change(results["value"], results["dy"])
             return {"value": value, "dy": dy}
 
         return run
 
     def kinds(old):
-        return {**old, "loss": piece(old["loss"]), "whole": _whole(change)}
+        return {**old, "loss": changed_stage(old["loss"]), "whole": _whole(change)}
 
     def in_a_step(old):
         def batch_loss(*args, **kwargs):
-            found = old(*args, **kwargs)
-            value, dy = change(found.value, found.dy)
-            return replace(found, value=value, dy=dy)
+            result = old(*args, **kwargs)
+            value, dy = change(result.value, result.dy)
+            return replace(result, value=value, dy=dy)
 
         return batch_loss
 
@@ -897,13 +899,13 @@ def _of_loss(loss, change) -> Callable[[], list[Change]]:
 
 
 def _whole(change):
-    def run(thing, train, given, shortcuts):
+    def run(thing, train, inputs, shortcuts):
         model, loss = thing
 
-        def other(y, target):
+        def changed_loss(y, target):
             return change(*loss(y, target))
 
-        return stages._whole((model, other), train, given, shortcuts)
+        return stages._whole((model, changed_loss), train, inputs, shortcuts)
 
     return run
 
@@ -941,7 +943,7 @@ def memory() -> Iterator[Fault]:
             return [of(layer, "forward", make)]
 
         parts = (*FORWARD, "prediction")
-        yield Fault("stale", "y of the call before", model, places, parts, stale_y)
+        yield Fault("stale", "y of the previous call", model, places, parts, stale_y)
         if not _has_params(layer):
             continue
 
@@ -973,8 +975,8 @@ def memory() -> Iterator[Fault]:
             return [of(layer, "backward", make)]
 
         if places != ("0",):
-            said = "gradients of the call before"
-            yield Fault("stale", said, model, places, BACKWARD, stale_grads)
+            what = "gradients of the previous call"
+            yield Fault("stale", what, model, places, BACKWARD, stale_grads)
 
 
 def elements() -> Iterator[Fault]:
@@ -999,7 +1001,7 @@ def elements() -> Iterator[Fault]:
                 )
 
 
-KINDS: dict[str, tuple[Callable[[], Iterator[Fault]], int]] = {  # and how many of each
+KINDS: dict[str, tuple[Callable[[], Iterator[Fault]], int]] = {  # and how many to sample
     "forward": (forward, 64),
     "backward": (backward, 64),
     "blocks": (blocks, 40),
@@ -1016,15 +1018,17 @@ KINDS: dict[str, tuple[Callable[[], Iterator[Fault]], int]] = {  # and how many 
 
 
 def catalogue(share: float = 1.0) -> list[Fault]:
-    """Return faults of each kind, evenly spaced in its grid; the same ones always."""
+    """Return a fixed sample of the faults of each kind, evenly spaced in its grid.
+
+    share: the share of the usual number of faults.
+    """
     return [
         fault for kind, (_, most) in KINDS.items() for fault in sample(kind, round(most * share))
     ]
 
 
 def sample(kind: str, most: int) -> list[Fault]:
-    """Return at most so many faults of a kind."""
+    """Return at most `most` faults of a kind."""
     grid = list(KINDS[kind][0]())
-    # a stride that has no factor with the length, so that layers and sizes take turns
     places = np.unique(np.linspace(0, len(grid) - 1, min(most, len(grid))).astype(int))
     return [grid[i] for i in places]

@@ -1,4 +1,4 @@
-"""Small models of six kinds, each with data, a loss and an optimizer.
+"""Six small models, each with data, a loss and an optimizer.
 
 No two layers of a model are equal, so that a fault can be planted in one of them.
 """
@@ -13,8 +13,11 @@ from agnostic_nn.training.batches import Examples
 
 __all__ = ["MODELS", "SEED", "workload"]
 
-SEED = 0  # of the runs with faults
-EXAMPLES, HELD_OUT, BATCH, EPOCHS = 32, 8, 16, 2
+SEED = 0  # of the runs with faults; clean runs have others
+EXAMPLES = 32
+HELD_OUT = 8
+BATCH = 16
+EPOCHS = 2
 
 
 def _reals(*shape):

@@ -1,6 +1,6 @@
-"""A backend with a fault: NumPy, without recorded calls, whose methods are changed while it runs.
+"""A backend with a fault: NumPy without recorded calls, whose methods are changed while it runs.
 
-The reference and the other backend run outside of that, so they keep the right methods.
+The reference and the other backend run outside that context and use the original methods.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,8 @@ import agnostic_nn as nn
 
 __all__ = ["Change", "clean", "faulty", "of"]
 
-Change = tuple[Any, str, Callable]  # where, the name there, and (the old value) -> the new one
+# An object, the name of its attribute, and a function from the old value to the new one.
+Change = tuple[Any, str, Callable]
 _NUMPY = nn.backend("numpy")
 
 
@@ -23,7 +24,7 @@ def clean() -> nn.Backend:
 
 
 def faulty(changes: list[Change], asarray: Callable | None = None) -> nn.Backend:
-    """Return NumPy with changed methods, and perhaps another way to move arrays to it."""
+    """Return NumPy with changed methods, and with another `asarray` if one is given."""
 
     def jit(function, device, donate=()):
         def run(*args):
@@ -39,22 +40,25 @@ def faulty(changes: list[Change], asarray: Callable | None = None) -> nn.Backend
 
 @contextmanager
 def _changed(changes: list[Change]) -> Iterator[None]:
-    """Put the new values in place, and the old ones back."""
+    """Set the new values in this context, and restore the old ones."""
     old = []
     try:
         for place, name, make in changes:
-            own = name in vars(place)
+            is_own = name in vars(place)  # not inherited
             before = getattr(place, name)
-            old.append((place, name, before, own))
+            old.append((place, name, before, is_own))
             setattr(place, name, make(before))
         yield
     finally:
-        for place, name, before, own in reversed(old):
-            setattr(place, name, before) if own else delattr(place, name)
+        for place, name, before, is_own in reversed(old):
+            if is_own:
+                setattr(place, name, before)
+            else:
+                delattr(place, name)
 
 
 def of(target: Any, method: str, make: Callable) -> Change:
-    """Return a change of a method of one layer or optimizer, known by its hyper-parameters."""
+    """Return a change of a method of one layer or optimizer, identified by its hyper-parameters."""
 
     def only(old):
         new = make(old)
@@ -67,11 +71,15 @@ def of(target: Any, method: str, make: Callable) -> Change:
     return type(target), method, only
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Return whether two things have equal settings; `compare` and `bisect` make twins of them."""
-    if not isinstance(one, type(other)):
+def _alike(thing: Any, target: Any) -> bool:
+    """Return whether two layers or optimizers have equal settings.
+
+    `compare` and `bisect` run copies of them, which are other objects.
+    """
+    if not isinstance(thing, type(target)):
         return False
-    if isinstance(other, nn.Block):  # its layers may be twins: blocks are the only one of a kind
+    # A copy of a block may hold copies of its layers. No model has two blocks of one class.
+    if isinstance(target, nn.Block):
         return True
-    names = [field.name for field in fields(other)] if is_dataclass(other) else []
-    return all(getattr(one, name) == getattr(other, name) for name in names)
+    names = [field.name for field in fields(target)] if is_dataclass(target) else []
+    return all(getattr(thing, name) == getattr(target, name) for name in names)

@@ -1,8 +1,8 @@
-"""Which faults have an effect: what they do in float64, measured by what rounding does in float32.
+"""The effect of a fault in float64, in units of the rounding error of float32.
 
 From the same numbers, at several steps of one training, a step and a prediction are computed in
-float64 with the fault and without it, and in float32 without it. A fault counts if any result is
-off by more than 16 times what float32 is off there; less than that is rounding.
+float64 with the fault and without it, and in float32 without it. A fault counts if the error of
+any result is more than 16 times that of float32; a smaller error is no more than rounding.
 """
 
 from collections.abc import Callable
@@ -29,73 +29,85 @@ STEPS = 4
 
 @dataclass(frozen=True)
 class Effect:
-    """How far a fault takes a result, and a prediction, in units of rounding in float32."""
+    """The largest error of any result and of a prediction, in units of rounding in float32."""
 
     largest: float
     prediction: float
 
     @property
     def counts(self) -> bool:
-        """Whether this is more than rounding."""
+        """Return whether the effect is more than rounding."""
         return self.largest > BEYOND
 
 
 def effect(fault: Fault) -> Effect:
-    """Return what a fault does in float64."""
+    """Return the effect of a fault in float64."""
     backend = faulty(fault.changes(), fault.moves() if fault.moves else None)
     compute = backend.jit(_computed(fault.model))
-    found = Effect(0.0, 0.0)
+    largest = 0.0
+    prediction = 0.0
     with np.errstate(all="ignore"):
-        for given, exact, rounding in _truth(fault.model):
-            wrong = compute(*backend.asarray(given))
+        for inputs, exact, rounding in _truth(fault.model):
+            wrong = compute(*backend.asarray(inputs))
             sizes = {name: _size(wrong[name], exact[name], rounding[name]) for name in exact}
             predicted = [size for name, size in sizes.items() if name.startswith("predict")]
-            found = Effect(max(found.largest, *sizes.values()), max(found.prediction, *predicted))
-    return found
+            largest = max(largest, *sizes.values())
+            prediction = max(prediction, *predicted)
+    return Effect(largest, prediction)
 
 
 @cache
 def _truth(model: str) -> list[tuple[tuple, dict, dict]]:
-    """Return, for several steps, the inputs, the right results, and what rounding does to each."""
+    """Return for several steps the inputs, the right results, and the rounding error of each."""
     work = workload(model)
     train, test = work.read()
     xp = namespace(np.zeros(()))
     shape = tree_map(lambda leaf: leaf.shape[1:], train.x)
     params, state, _ = work.model.init(random.key(SEED, xp=xp), shape, xp.float32)
     carry = params, state, work.optimizer.init(params)
-    compute, found = _computed(model), []
+    compute = _computed(model)
+    truth = []
     for number in range(STEPS):
         rows = (np.arange(BATCH) + number * 5) % len(train)
         part = train[rows]
-        given = _cast((carry, part.x, part.target, test.x), np.float32)
-        exact = _copied(compute(*_cast(given, np.float64)))
-        single = _copied(compute(*given))
+        inputs = _cast((carry, part.x, part.target, test.x), np.float32)
+        exact = _copied(compute(*_cast(inputs, np.float64)))
+        single = _copied(compute(*inputs))
         rounding = {name: _rounding(single[name], exact[name]) for name in exact}
-        found.append((_cast(given, np.float64), exact, rounding))
-        carry = _after(work, *_cast(given, np.float64)[:3])
-    return found
+        truth.append((_cast(inputs, np.float64), exact, rounding))
+        carry = _after(work, *_cast(inputs, np.float64)[:3])
+    return truth
 
 
 def _computed(model: str) -> Callable:
-    """Return a function of a carry, a batch and examples to predict: all results by name."""
+    """Return a function from a carry, a batch and examples to predict to all results by name."""
     work = workload(model)
 
     def compute(carry, x, target, others):
         params, state, moments = carry
-        y, after, cache = work.model.forward(params, state, x, train=True)
+        y, new_state, cache = work.model.forward(params, state, x, train=True)
         loss = steps.batch_loss(work.loss, y, target)
-        value, grads = loss.value, work.model.backward_params(params, cache, loss.dy)
-        new, kept = work.optimizer.update(params, grads, moments)
+        grads = work.model.backward_params(params, cache, loss.dy)
+        new_params, new_moments = work.optimizer.update(params, grads, moments)
         predicted, untouched, _ = work.model.forward(params, state, others, train=False)
-        found = {"y": y, "value": value, "grads": grads, "state": after, "params": new}
-        found |= {"moments": kept, "predict": work.model.predict(params, state, others)}
-        found |= {"prediction": predicted, "untouched": untouched}
-        return {name: leaf for name, leaf in named_leaves(found) if leaf is not None}
+        results = {
+            "y": y,
+            "value": loss.value,
+            "grads": grads,
+            "state": new_state,
+            "params": new_params,
+            "moments": new_moments,
+            "predict": work.model.predict(params, state, others),
+            "prediction": predicted,
+            "untouched": untouched,
+        }
+        return {name: leaf for name, leaf in named_leaves(results) if leaf is not None}
 
     return compute
 
 
 def _after(work: Any, carry: tuple, x: Any, target: Any) -> tuple:
+    """Return the carry after one step."""
     params, state, moments = carry
     y, state, cache = work.model.forward(params, state, x, train=True)
     _, dy = work.loss(y, target)
@@ -105,29 +117,33 @@ def _after(work: Any, carry: tuple, x: Any, target: Any) -> tuple:
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
-    def one(leaf):
+    def cast_leaf(leaf):
         leaf = np.asarray(leaf)
         return leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf
 
-    return tree_map(one, tree)
+    return tree_map(cast_leaf, tree)
 
 
-def _copied(found: dict) -> dict:
-    return {name: np.array(leaf) for name, leaf in found.items()}
+def _copied(results: dict) -> dict:
+    return {name: np.array(leaf) for name, leaf in results.items()}
 
 
 def _rounding(single: np.ndarray, exact: np.ndarray) -> float:
-    """How far float32 is off, and at least half of its last place."""
+    """Return the error of float32, plus half a unit in its last place."""
     if exact.dtype.kind != "f":
         return 0.0
-    off = float(np.max(np.abs(single - exact), initial=0.0))
-    return off + float(np.finfo(np.float32).eps) / 2 * float(np.max(np.abs(exact), initial=0.0))
+    error = float(np.max(np.abs(single - exact), initial=0.0))
+    return error + float(np.finfo(np.float32).eps) / 2 * float(np.max(np.abs(exact), initial=0.0))
 
 
 def _size(wrong: Any, exact: np.ndarray, rounding: float) -> float:
-    """How far a result is off, in units of rounding; of integers, whether they differ."""
+    """Return the error of a result in units of rounding; infinite for integers that differ."""
     wrong = np.asarray(wrong)
     if exact.dtype.kind != "f":
         return 0.0 if np.array_equal(wrong, exact) else np.inf
-    off = float(np.max(np.abs(wrong - exact), initial=0.0))
-    return np.inf if np.isnan(off) else off / rounding if rounding else (np.inf if off else 0.0)
+    error = float(np.max(np.abs(wrong - exact), initial=0.0))
+    if np.isnan(error):
+        return np.inf
+    if rounding:
+        return error / rounding
+    return np.inf if error else 0.0
