@@ -266,7 +266,7 @@ both tools were asked whether the backends agree. Both also ran {runs} times wit
   backend. If the first difference is in the training as a whole, such as the loss of a step,
   `compare` also names the first result from the same numbers that differs, and that one counts.
   It sees the outputs of layers, gradients, states, updates and predictions, but not the gradient
-  dx that one layer hands to another. If dx is wrong, any gradient is accepted.
+  dx that one layer passes to another. If dx is wrong, any gradient is accepted.
 - **With `--steps`**: caught only by the second of two runs. `bisect` judges the second step and a
   prediction after it. If it finds no difference and `compare` names a step, it runs once more with
   the `--steps` that `compare` prints. Faults caught that way are included in the columns before.
@@ -274,7 +274,7 @@ both tools were asked whether the backends agree. Both also ran {runs} times wit
 ## Repeat it
 
 `nox -s campaign` runs the campaign and fails if an aim is missed. `nox -s campaign -- --write` also
-writes this page; nothing on it is typed by hand. It takes about a quarter of an hour on one core.
+writes this page, which is generated entirely. It takes about a quarter of an hour on one core.
 The faults are in `tests/faults/catalogue.py`, a sample of a grid of kinds, layers, sizes and
 models, and the models are in `tests/faults/models.py`.
 
@@ -288,7 +288,7 @@ output, loss, gradient, state, parameter, moment or prediction further from its 
 
 ## Faults by size
 
-The effect of a fault on the worst result, in multiples of what rounding to float32 does to that
+The effect of a fault on the worst result, in multiples of the float32 rounding error of that
 result.
 
 {sizes}
@@ -301,9 +301,9 @@ result.
 
 The same models with other seeds and other data. A run is "not judged" if nothing differs but
 something could not be judged, which the verdict then names. For `compare` that is every run of the
-transformer: the bias of the keys of attention has no gradient but rounding, so what training makes
-of it cannot be compared. It may be a single run of another model, in which rounding alone took a
-result of the whole training as far in a control run.
+transformer: the gradient of the bias of the attention keys is rounding error only, so the trained
+bias cannot be compared. It may also be a single run of another model, if rounding alone changed a
+result of the training by as much in a control run.
 
 {clean}
 
@@ -389,8 +389,8 @@ def _page(outcomes: list[Outcome], clean_runs: list[Alarms]) -> tuple[str, list[
         aims="\n".join(f"- {aim}" for aim in aims),
         kinds=markdown_table(head, [*kinds, total]),
         sizes=markdown_table(["times rounding", *head[1:-1]], sizes),
-        predictions=f"{len(moved)} faults change a prediction by more than {BEYOND:g} times what "
-        f"rounding does. `compare` says that all agrees for {agreeing['compare']} of these, "
+        predictions=f"{len(moved)} faults change a prediction by more than {BEYOND:g} times the "
+        f"rounding error. `compare` says that all agrees for {agreeing['compare']} of these, "
         f"`bisect` for {agreeing['bisect']}.",
         runs=runs,
         batch=BATCH,
