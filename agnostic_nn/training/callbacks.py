@@ -122,12 +122,12 @@ def expect_fields(trainer: Any, callbacks: list[Callback], fields: tuple[str, ..
     A custom callback may add fields to the row. The names that callbacks after it refer to are
     therefore not checked.
     """
-    known: tuple[str, ...] | None = fields
+    reported: tuple[str, ...] | None = fields
     for callback in callbacks:
         if isinstance(callback, _CheckedCallback):
-            known = callback.expect(trainer, known)
+            reported = callback.expect(trainer, reported)
         if type(callback).__module__ != __name__ or isinstance(callback, _FunctionCallback):
-            known = None
+            reported = None
 
 
 class _CheckedCallback(Callback):
@@ -136,7 +136,7 @@ class _CheckedCallback(Callback):
     def expect(self, trainer: Any, fields: tuple[str, ...] | None) -> tuple[str, ...] | None:
         """Raise if this cannot work; return the fields of a row after this callback.
 
-        fields: those of the row before it, or None if they are not known.
+        fields: those of the row before it, or None if they are not reported.
         """
         return fields
 

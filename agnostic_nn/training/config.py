@@ -1,7 +1,7 @@
-"""Config: hyper-parameters as plain data, and back again from a closed list of classes.
+"""Describe models, losses and optimizers as JSON data, and rebuild them from it.
 
-A file that may name any class to build is a program. Only what this library defines is
-rebuilt, from numbers, strings and the like, through constructors that check them.
+A file that could name any class would be a program. Only classes and functions of this library
+are rebuilt, from numbers, strings and the like, by constructors that check their arguments.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,11 @@ from ..core.errors import expect
 
 __all__ = ["describe", "rebuild"]
 
-_KNOWN: dict[str, Any] = {}
+_KNOWN: dict[str, Any] = {}  # public classes and functions of this library, by name
 for _module in (layers, blocks, losses, optimizers, schedules, initializers):
     for _name in _module.__all__:
-        _thing = getattr(_module, _name)  # a name that is taken is known by its module too
+        _thing = getattr(_module, _name)
+        # the second of two things of the same name is qualified by its module
         _KNOWN[f"{_thing.__module__}.{_name}" if _name in _KNOWN else _name] = _thing
 
 _BASES = (layers.Elementwise, layers.Lambda, layers.Layer, optimizers.Rule)
@@ -34,15 +35,16 @@ _FUNCTIONS = {
     for name, thing in _KNOWN.items()
     if isfunction(thing) and getattr(losses, name, None) is thing
 }
-_MOST = 20_000  # entries of a description: more would take long
-_LONGEST = 1000  # characters of a text
-_LARGEST = 2**63
+_MAX_ENTRIES = 20_000  # of a description, so that it is rebuilt quickly
+_MAX_CHARACTERS = 1000  # of a string
+_MAX_INTEGER = 2**63
 
 
 def describe(thing: Any) -> Any:
-    """Hyper-parameters as nested dicts, lists, strings and numbers, for JSON.
+    """Return `thing` with its hyper-parameters as nested dicts, lists, strings and numbers.
 
-    What this library does not define is described too, but `rebuild` will refuse it.
+    Classes and functions that this library does not define are described too, but `rebuild`
+    raises for them.
     """
     if thing is None or isinstance(thing, bool | int | float | str):
         return thing
@@ -53,38 +55,36 @@ def describe(thing: Any) -> Any:
     if isinstance(thing, dict):
         return {"dict": {name: describe(entry) for name, entry in thing.items()}}
     if isinstance(thing, partial) and not thing.args:
-        return {
-            "partial": describe(thing.func),
-            **{k: describe(v) for k, v in thing.keywords.items()},
-        }
+        keywords = {name: describe(value) for name, value in thing.keywords.items()}
+        return {"partial": describe(thing.func), **keywords}
     if is_dataclass(thing) and not isinstance(thing, type):
-        given = [field.name for field in fields(thing) if field.init]
-        found = {name: describe(getattr(thing, name)) for name in given}
-        return {"type": _name_of(type(thing)), **found}
+        options = [field.name for field in fields(thing) if field.init]
+        values = {name: describe(getattr(thing, name)) for name in options}
+        return {"type": _name_of(type(thing)), **values}
     return {"function": _name_of(thing)}
 
 
 def rebuild(data: Any) -> Any:
-    """Return what `describe` described; a list comes back as a tuple.
+    """Return the object that `describe` described; a list becomes a tuple.
 
     Raises
     ------
     ValueError
-        If data names something that this library does not define, or arguments that its
-        constructor refuses, or is not a description at all.
+        If data names something that this library does not define, has arguments that a
+        constructor refuses, or is not a description.
     """
-    return _Rebuilding().value(data)
+    return _Rebuilder().value(data)
 
 
-class _Rebuilding:
-    """One call of `rebuild`, which counts its entries."""
+class _Rebuilder:
+    """Carries out one call of `rebuild`, and limits the number of its entries."""
 
     def __init__(self) -> None:
-        self.left = _MOST
+        self.left = _MAX_ENTRIES
 
     def value(self, data: Any) -> Any:
         self.left -= 1
-        expect(self.left >= 0, "the checkpoint describes more than {} entries", _MOST)
+        expect(self.left >= 0, "the checkpoint describes more than {} entries", _MAX_ENTRIES)
         if isinstance(data, list):
             return tuple([self.value(entry) for entry in data])
         if isinstance(data, dict):
@@ -93,10 +93,10 @@ class _Rebuilding:
 
     def thing(self, named: dict) -> Any:
         if "type" in named:
-            return self.made(_known(named.pop("type"), _CLASSES), named)
+            return self.construct(_known(named.pop("type"), _CLASSES), named)
         if "partial" in named:
             function = self.value(named.pop("partial"))
-            return self.bound(function, self.values(named))
+            return self.bind(function, self.values(named))
         if len(named) != 1:
             return _known(None, _CLASSES)
         ((kind, content),) = named.items()
@@ -109,24 +109,26 @@ class _Rebuilding:
     def values(self, named: dict) -> dict:
         return {name: self.value(entry) for name, entry in named.items()}
 
-    def made(self, kind: Callable, named: dict) -> Any:
+    def construct(self, kind: Callable, named: dict) -> Any:
+        """Return an instance of the class `kind` with the options `named`."""
         arguments = self.values(named)
-        functions = [name for name, one in arguments.items() if isfunction(one)]
+        functions = [name for name, value in arguments.items() if isfunction(value)]
         if functions and kind not in (losses.Losses, losses.Weighted):
             raise ValueError(f"the checkpoint has a loss for {functions[0]} of a {kind.__name__}")
-        # as these classes are called: Sequential(*layers), Graph(**nodes)
-        layers, nodes = arguments.pop("layers", ()), arguments.pop("nodes", ())
+        # Sequential(*layers) and Graph(**nodes) do not take these by keyword.
+        layers = arguments.pop("layers", ())
+        nodes = arguments.pop("nodes", ())
         try:
             return kind(*layers, **dict(nodes), **arguments)
         except (ValueError, RecursionError):
             raise
-        except Exception as error:  # of a type that no version has written
+        except Exception as error:  # an argument of a type that no version has written
             raise ValueError(f"the checkpoint does not fit this version: {error}") from error
 
-    def bound(self, function: Any, named: dict) -> Any:
-        if not isinstance(function, losses.Losses | losses.Weighted | partial) and not isfunction(
-            function
-        ):
+    def bind(self, function: Any, named: dict) -> Any:
+        """Return the loss `function` with the options `named`."""
+        loss_types = losses.Losses | losses.Weighted | partial
+        if not isinstance(function, loss_types) and not isfunction(function):
             raise ValueError(f"the checkpoint has options for {ascii(function)[:200]}, not a loss")
         try:
             signature(function).bind_partial(**named)
@@ -136,21 +138,25 @@ class _Rebuilding:
 
 
 def _scalar(data: Any) -> Any:
-    """`data`, a number, a text or None, as hyper-parameters have them."""
-    kind, too = type(data).__name__, "is more than any setting"
+    """Return `data` if it is a number, a string or None of a size that options have."""
     if isinstance(data, float):
-        expect(data == data, "the checkpoint has NaN for a setting")
+        expect(data == data, "the checkpoint has NaN for an option")
     elif isinstance(data, str):
-        expect(len(data) <= _LONGEST, "a {} of {} characters {}", kind, len(data), too)
+        is_short = len(data) <= _MAX_CHARACTERS
+        expect(is_short, "a str of {} characters is too long for an option", len(data))
     elif isinstance(data, int):
-        expect(-_LARGEST <= data < _LARGEST, "an {} of {} bits {}", kind, data.bit_length(), too)
+        is_small = -_MAX_INTEGER <= data < _MAX_INTEGER
+        expect(is_small, "an int of {} bits is too large for an option", data.bit_length())
     else:
-        expect(data is None, "expected a setting, got a {}", kind)
+        expect(data is None, "expected an option, got a {}", type(data).__name__)
     return data
 
 
 def _name_of(thing: Any) -> str:
-    """A name that leads back to `thing` or to nothing: one's own may be called like ours."""
+    """Return a name that resolves to `thing` or to nothing.
+
+    The name is qualified if a custom class or function shadows one of this library.
+    """
     name = getattr(thing, "__name__", type(thing).__name__)
     return name if _KNOWN.get(name, thing) is thing else f"{thing.__module__}.{name}"
 

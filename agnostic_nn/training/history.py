@@ -1,4 +1,4 @@
-"""History: what a training run reported, epoch by epoch."""
+"""History: the results of a training run, epoch by epoch."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,16 +10,16 @@ from ..display.tables import folded, html_table, table
 
 __all__ = ["History"]
 
-NO_MEASURES = {"epoch", "steps", "seconds"}
+NOT_PLOTTED = {"epoch", "steps", "seconds"}
 
 
 @dataclass
 class History:
-    """One dict an epoch. `history["loss"]` is a column, `str(history)` a table.
+    """One dict per epoch. `history["loss"]` is a column, `str(history)` a table.
 
-    In a notebook it is a plot of the loss and of each metric, on the validation data too, if
-    matplotlib is there, and that table. A loss that spans more than two decades is drawn in
-    decades.
+    A notebook shows the table, and, if matplotlib is installed, a plot of the loss and of each
+    metric, with their values on the validation data. A loss that spans more than two decades is
+    plotted on a logarithmic scale.
     """
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
@@ -39,7 +39,7 @@ class History:
     def _repr_html_(self) -> str:
         try:
             plots = "".join(self._plot(*pair) for pair in self._measures().items())
-        except ImportError:  # without the extra `report` the table says it all
+        except ImportError:  # matplotlib is in the extra `report`
             plots = ""
         rows = html_table(*self._cells(), inline=True)
         if not plots:
@@ -51,27 +51,27 @@ class History:
         return columns, [[row.get(column) for column in columns] for row in self.epochs]
 
     def _measures(self) -> dict[str, dict[str, list[float]]]:
-        """What to plot: of the loss and each metric the columns, "loss" and "validation_loss"."""
-        found: dict[str, dict[str, list[float]]] = {}
+        """Return the columns to plot together, such as "loss" and "validation_loss", by metric."""
+        measures: dict[str, dict[str, list[float]]] = {}
         columns, rows = self._cells()
         for name, *values in zip(columns, *rows, strict=True):
             numbers = [math.nan if v is None else v for v in values]
-            plain = all(isinstance(v, int | float) for v in numbers)
-            if name not in NO_MEASURES and plain and sum(map(math.isfinite, numbers)) > 1:
-                found.setdefault(name.removeprefix("validation_"), {})[name] = numbers
-        return found
+            is_plain = all(isinstance(v, int | float) for v in numbers)
+            if name not in NOT_PLOTTED and is_plain and sum(map(math.isfinite, numbers)) > 1:
+                measures.setdefault(name.removeprefix("validation_"), {})[name] = numbers
+        return measures
 
     def _plot(self, name: str, columns: dict[str, list[float]]) -> str:
-        drawn, axes = figure(4.4, 2.6)
+        plot, axes = figure(4.4, 2.6)
         epochs = [row.get("epoch", i) for i, row in enumerate(self.epochs, 1)]
         for column, values in columns.items():
             axes.plot(epochs, values, label=column, marker="." if len(epochs) < 20 else None)
-        there = [v for values in columns.values() for v in values if math.isfinite(v)]
-        if name == "loss" and 0.0 < 100.0 * min(there) < max(there):
+        finite = [v for values in columns.values() for v in values if math.isfinite(v)]
+        if name == "loss" and 0.0 < 100.0 * min(finite) < max(finite):
             axes.set_yscale("log")
         axes.set_title(name, loc="left")
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         if len(columns) > 1:
             axes.legend()
-        return svg(drawn, f"{' and '.join(columns)} by epoch")
+        return svg(plot, f"{' and '.join(columns)} by epoch")

@@ -1,4 +1,4 @@
-"""Interrupts: let Ctrl-C wait until the current step of `fit` is done."""
+"""Defer Ctrl-C until the current step of `fit` is done."""
 
 import signal
 import threading
@@ -9,24 +9,24 @@ __all__ = ["DeferredInterrupts"]
 
 
 class DeferredInterrupts:
-    """A context that holds Ctrl-C back: the first sets `requested`, a second raises at once.
+    """A context in which the first Ctrl-C only sets `requested`, and a second one raises at once.
 
-    At the end a held-back Ctrl-C is raised; if another exception is on its way, as its cause.
-    Where the user handles Ctrl-C, or off the main thread, where Python delivers none, nothing
-    is changed.
+    When the context ends, KeyboardInterrupt is raised if it was deferred; the cause is the
+    exception that ended the context, if any. The context does nothing if the user has installed a
+    handler for SIGINT, or outside the main thread, where Python does not deliver signals.
     """
 
     requested = False
     _is_on = False
 
     def __enter__(self) -> "DeferredInterrupts":
-        # read first: a handler that is replaced for a moment misses what comes in that moment
+        # Read the handler first: to replace it and put it back could lose a signal in between.
         default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if default and threading.current_thread() is threading.main_thread():
             try:
                 self._is_on = True
                 signal.signal(signal.SIGINT, _handler(ref(self)))
-            except BaseException as error:  # of another signal's handler, or another thread
+            except BaseException as error:  # raised by another signal handler or thread
                 self.__exit__(type(error), error, None)
                 raise
         return self
@@ -43,18 +43,18 @@ class DeferredInterrupts:
 
 
 def _handler(context: Any) -> Any:
-    """A handler of SIGINT; `context`: a weak reference to a `DeferredInterrupts`.
+    """Return a handler of SIGINT; `context`: a weak reference to a `DeferredInterrupts`.
 
-    An exception may come in the very moment when a context ends. Then its handler stays, and
-    does what the default one does.
+    If an exception comes at the moment when a context ends, its handler may stay installed. It
+    then behaves like the default one.
     """
 
     def handle(number: int, frame: Any) -> None:
-        held = context()
-        if held is None:
+        deferred = context()
+        if deferred is None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        if held is None or held.requested or not held._is_on:
+        if deferred is None or deferred.requested or not deferred._is_on:
             raise KeyboardInterrupt
-        held.requested = True
+        deferred.requested = True
 
     return handle

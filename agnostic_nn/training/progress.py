@@ -1,7 +1,7 @@
-"""Progress of a training run: a bar per epoch, drawn by rich.
+"""Progress bars of a training run, one per epoch, drawn by rich.
 
 On a terminal the bars are drawn on the error stream. In a notebook they are one output of the
-cell, updated in place through IPython's display protocol; ipywidgets is not needed.
+cell, updated in place through IPython's display protocol, which does not need ipywidgets.
 """
 
 import time
@@ -12,27 +12,27 @@ from typing import Any
 
 __all__ = ["Progress", "progress"]
 
-# Seconds between two updates: drawing after every step would cost more than a small step.
+# Seconds between two updates: drawing a bar takes longer than a small step.
 _TERMINAL_PAUSE = 0.1
 _NOTEBOOK_PAUSE = 0.5  # each update is a message to the browser
-_ROWS = 20  # bars shown while training goes on; rich would cut off the newest on a small terminal
+_ROWS = 20  # bars shown during training; on a small terminal rich would cut off the newest
 
 
 class Progress:
-    """Receives what a training loop reports; this base class ignores all of it."""
+    """Receives reports of a training loop; this base class ignores them."""
 
     def begin(self, title: str, count: int | None, done: int = 0) -> None:
-        """Start a stretch of `count` steps (None: unknown), `done` of which are complete."""
+        """Begin a bar for `count` steps (None: unknown), `done` of which are complete."""
 
     def advance(self, done: int, loss: float) -> None:
-        """Report that `done` steps of the stretch are complete, and the mean loss so far."""
+        """Report that `done` steps are complete, and the mean loss so far."""
 
     def finish(self, row: dict[str, Any]) -> None:
-        """End the stretch and report its results, name by name."""
+        """End the bar and report the results, by name."""
 
 
 class _Bars(Progress):
-    """Draws each stretch as one bar of a `rich.progress.Progress`."""
+    """Draws bars with a `rich.progress.Progress`."""
 
     pause = _TERMINAL_PAUSE
 
@@ -42,12 +42,12 @@ class _Bars(Progress):
         self._next_update = 0.0
         self._done = 0
 
-    def begin(self, title, count, done=0):
+    def begin(self, title: str, count: int | None, done: int = 0) -> None:
         self._task = self._bars.add_task(title, total=count, completed=done, text="")
         for old in self._bars.tasks[-_ROWS - 1 : -_ROWS]:
             self._bars.update(old.id, visible=False)
 
-    def advance(self, done, loss):
+    def advance(self, done: int, loss: float) -> None:
         self._done = done
         now = time.monotonic()
         if now >= self._next_update:
@@ -55,7 +55,7 @@ class _Bars(Progress):
             self._bars.update(self._task, completed=done, text=f"loss {loss:.4g}")
             self.draw()
 
-    def finish(self, row):
+    def finish(self, row: dict[str, Any]) -> None:
         text = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float))
         total = self._bars.tasks[-1].total
         if total is None:
@@ -63,13 +63,13 @@ class _Bars(Progress):
         self._bars.update(self._task, completed=total, total=total, text=text)
 
     def close(self) -> None:
-        """Show all bars, those of early epochs too, as the final output."""
+        """Show all bars as the final output, including those of early epochs."""
         for task in self._bars.tasks:
             self._bars.update(task.id, visible=True)
         self.draw()
 
     def draw(self) -> None:
-        """Show the bars as they are now. On a terminal a thread of rich does that."""
+        """Draw the bars. On a terminal a thread of rich does that, so this does nothing."""
 
 
 class _NotebookBars(_Bars):
@@ -83,7 +83,7 @@ class _NotebookBars(_Bars):
         super().__init__(bars)
         self._output = display({"text/plain": ""}, raw=True, display_id=True)
 
-    def draw(self):
+    def draw(self) -> None:
         console = self._bars.console
         with console.capture() as captured:
             console.print(self._bars.get_renderable())
@@ -91,9 +91,9 @@ class _NotebookBars(_Bars):
 
 
 @contextmanager
-def progress(shown: bool) -> Iterator[Progress]:
-    """Yield a `Progress` that draws bars if `shown` is true, and ignores everything otherwise."""
-    if not shown:
+def progress(is_shown: bool) -> Iterator[Progress]:
+    """Yield a `Progress` that draws bars if `is_shown`, and ignores reports otherwise."""
+    if not is_shown:
         yield Progress()
         return
     from rich.console import Console
@@ -108,13 +108,13 @@ def progress(shown: bool) -> Iterator[Progress]:
         TextColumn("{task.fields[text]}"),
     )
     if Console().is_jupyter:
-        # Never started: rich would look for ipywidgets and warn where there is none.
+        # The bars are not started: rich would look for ipywidgets and warn if it is missing.
         console = Console(file=StringIO(), width=120, force_jupyter=False, color_system=None)
         yield from _drawn(_NotebookBars(Bars(*columns, console=console)))
         return
     console = Console(stderr=True, force_jupyter=False)
     if not console.is_terminal:
-        console.width = 120  # a file has no width to fit into
+        console.width = 120  # for a file rich would assume 80 columns
     with Bars(*columns, console=console) as bars:
         yield from _drawn(_Bars(bars))
 

@@ -12,12 +12,12 @@ __all__ = ["class_weights", "stratified_split"]
 
 
 def stratified_split(target: Any, share: float, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the examples in two parts, the second with a `share` of each class.
+    """Split examples into two parts, the second with a `share` of each class; return the indices.
 
-    target: (examples,) labels on the host, of any kind that sorts. Of a class of n, ⌊n · share⌋
-    or one more go into the second part; those with the largest fractions left get the one
-    more, so that the part has round(examples · share) in all. Both are in random order,
-    fixed by `seed` and the same on every machine.
+    target: (examples,) labels on the host, of any sortable type. Of a class of n examples,
+    ⌊n · share⌋ or one more go into the second part. The classes with the largest remainders get
+    one more, so that the part has round(examples · share) examples. Both parts are in random
+    order, which `seed` fixes on every machine.
 
     Raises
     ------
@@ -29,34 +29,37 @@ def stratified_split(target: Any, share: float, *, seed: int = 0) -> tuple[np.nd
     expect_number("share", share)
     expect(0.0 < share < 1.0, "expected a share in (0, 1), got {}", share)
     total = round(len(labels) * share)
-    some = 0 < total < len(labels)
-    expect(some, "a share of {} of {} examples leaves a part empty", share, len(labels))
+    is_proper = 0 < total < len(labels)
+    expect(is_proper, "a share of {} of {} examples leaves a part empty", share, len(labels))
     _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     exact = counts * share
     taken = np.floor(exact).astype(np.int64)
-    taken[np.argsort(taken - exact, kind="stable")[: total - taken.sum()]] += 1
+    by_remainder = np.argsort(taken - exact, kind="stable")
+    taken[by_remainder[: total - taken.sum()]] += 1
 
     root = random.key(seed, xp=namespace(np.zeros(())))
     shuffled = random.permutation(root, len(labels))
-    grouped = shuffled[np.argsort(classes[shuffled], kind="stable")]
-    place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    second = np.zeros(len(labels), bool)
-    second[grouped] = place < np.repeat(taken, counts)
-    return shuffled[~second[shuffled]], shuffled[second[shuffled]]
+    # The first `taken` examples of each class, in shuffled order, go into the second part.
+    by_class = shuffled[np.argsort(classes[shuffled], kind="stable")]
+    rank_in_class = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    is_second = np.zeros(len(labels), bool)
+    is_second[by_class] = rank_in_class < np.repeat(taken, counts)
+    return shuffled[~is_second[shuffled]], shuffled[is_second[shuffled]]
 
 
 def class_weights(target: Any, *, dtype: str = "float32") -> np.ndarray:
-    """A weight for each class, such that all classes count alike: N / (K nₖ).
+    """Return N / (K nₖ), a weight for each class k, so that all classes count equally.
 
-    target: labels 0, 1, 2, … on the host, any shape, N of them; nₖ are of class k, K
-    classes occur. Returns (largest label + 1,), 0 for a class that does not occur.
-    `weights=class_weights(labels)[labels]` gives each example its own. King & Zeng,
-    "Logistic Regression in Rare Events Data" (2001), as scikit-learn's "balanced".
+    target: N labels 0, 1, 2, … on the host, of any shape. nₖ is the number of labels of class
+    k, and K the number of classes that occur. The result is (largest label + 1,), 0 for a class
+    that does not occur. `weights=class_weights(labels)[labels]` are the weights of examples.
+    King & Zeng, "Logistic Regression in Rare Events Data" (2001); the same as "balanced" of
+    scikit-learn.
 
     Raises
     ------
     TypeError, ValueError
-        If the labels are no integers, are below 0, or there are none.
+        If the labels are not integers, are below 0, or if there are none.
     """
     labels = np.asarray(target)
     if labels.dtype.kind not in "iu":

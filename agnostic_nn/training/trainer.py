@@ -801,8 +801,8 @@ class Trainer:
         finites = self._to_list(finites)
         if self.keep_finite and not all(finites[:count]):
             count = finites.index(False)
-        progress = EpochProgress(run.open.batches_done + count, *layout)
-        after = _Run(carry, run.shape, run.out_shape, run.steps + count, run.epoch, progress)
+        open_epoch = EpochProgress(run.open.batches_done + count, *layout)
+        after = _Run(carry, run.shape, run.out_shape, run.steps + count, run.epoch, open_epoch)
         return after, (count, values, terms)
 
     def _to_list(self, numbers: Any) -> list:
@@ -835,7 +835,7 @@ class Trainer:
         weights: how much each example counts in the loss, as in `fit`; metrics ignore them.
         averaged: use the mean of the parameters that `Average` maintains.
         """
-        self._current_carry()  # raises if there are no weights
+        self._current_carry()  # raises before weights are drawn
         batch_size = as_integer("batch_size", batch_size)
         expect_flag("averaged", averaged)
         return self._evaluate(self.examples(x, target, weights), batch_size, averaged)
@@ -1011,7 +1011,7 @@ class Trainer:
         """
         path = expect_path("path", path)
         with self._lock:  # so that no other thread takes a step meanwhile
-            self._current_carry()  # raises if there are no weights
+            self._current_carry()  # raises before weights are drawn
             run = self._settled()
             params, state, moments = self.backend.to_numpy(run.carry)
             tree = {"params": params, "state": state, "moments": moments}

@@ -91,7 +91,7 @@ class InputValidator:
 
     @cached_property
     def takes_weights(self) -> bool:
-        """Whether the loss takes weights."""
+        """True if the loss takes weights."""
         context = {"context": None} if takes_keyword(self.loss, "context") else {}
         try:
             signature(self.loss).bind(None, None, None, **context)
