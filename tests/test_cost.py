@@ -296,4 +296,4 @@ def test_a_loss_of_an_unknown_kind_is_not_predicted():
     trainer = nn.Trainer(nn.Dense(2), Odd(), nn.SGD(0.1), backend="numpy", shape=(3,), metrics={})
     summary = trainer.summary()
     assert summary.bytes_of_training is None
-    assert "at once" not in str(summary)
+    assert "peak memory" not in str(summary)

@@ -355,7 +355,7 @@ def test_the_memory_of_training_stands_below_the_table(backend):
     summary = made.summary(10)
     # x, y, target and dy; parameters, m, v: before and after; gradients; two steps; aside
     assert summary.bytes_of_training > 4 * 160 + 7 * 80
-    assert f"holds up to {summary.bytes_of_training:,} bytes at once" in str(summary)
+    assert f"on NumPy: {summary.bytes_of_training:,} bytes." in str(summary)
     assert made.summary(1000).bytes_of_training > 10 * summary.bytes_of_training
 
 

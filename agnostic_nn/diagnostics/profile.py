@@ -1,14 +1,14 @@
-"""Profile: where the time of a training step goes, by layer, by part and by operation.
+"""Profile a training step: its time by layer, by part and by operation.
 
-Each piece of a step is a call of its own: a layer's forward and backward, the loss, the look
-at whether all is finite, and the update. It is compiled by itself, if the backend compiles,
-and timed from when its arguments are there until its values are. So a figure includes the
-call from Python and the wait, which for a small layer is most of it; of a piece within
-another, such as a layer of a block, each second counts once, with the inner one.
+Each part of a step is called separately: the forward and backward of each layer, the loss, the
+check for finite values, and the update. Each is compiled by itself, if the backend compiles, and
+timed until its results are available. So a figure includes the call from Python and the
+synchronization, which dominate for a small layer. The time of a layer inside a block counts for
+that layer only, not for the block.
 
-`Trainer` runs all of that as one function, where no piece waits, and what two of them do may
-be melted into one. That whole step is timed beside them: what the pieces add up to beyond it
-is the price of looking at them one by one.
+`Trainer` runs all parts as one function, without synchronization between them, and a compiler may
+fuse them. That whole step is timed as well. The parts add up to more: the difference is the cost
+of timing them one by one.
 """
 
 from collections import defaultdict
@@ -38,14 +38,14 @@ from .observe import Handler, Hook, branch, observed_model, run
 
 __all__ = ["Operation", "Profile", "Row", "profile"]
 
-WARM_UP = 3  # steps: a backend may look at what it is given, compile, and see that it holds
+WARM_UP = 3  # untimed steps, in which a backend may trace, compile and verify the result
 
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: its place in the model, itself, its seconds and its share of all pieces.
+    """The path and the description of a layer, its seconds, and its share of all parts.
 
-    A block has a row for what it does beside calling its layers.
+    The row of a block excludes the layers inside it.
     """
 
     path: str
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Operation:
-    """One function of arrays: how often a step calls it, and the seconds of all these calls."""
+    """An array function: the number of calls in a step, and the seconds of all of them."""
 
     name: str
     calls: int
@@ -68,10 +68,11 @@ class Operation:
 class Profile:
     """Medians over steps, in seconds; `str()` is a table, in milliseconds.
 
-    rows: the layers. parts: the pieces summed up as "forward", "loss", "backward", "finite"
-    and "update"; what is computed a second time on the way back, as in `Recompute`, is
-    "backward". step: the whole step as `Trainer` runs it. operations: the slowest first, or
-    none, and then the remark says why.
+    rows: the layers.
+    parts: the totals of "forward", "loss", "backward", "finite" and "update". What is computed
+    again in the backward pass, as by `Recompute`, counts as "backward".
+    step: the whole step as `Trainer` runs it, without timers inside.
+    operations: the slowest first. If it is empty, `remark` says why.
     """
 
     backend: str
@@ -85,19 +86,19 @@ class Profile:
 
     @property
     def total(self) -> float:
-        """The seconds of all pieces."""
+        """The seconds of all parts together."""
         return sum(self.parts.values())
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as data for JSON."""
+        """Return the profile as data for JSON."""
         return asdict(self) | {"total": self.total}
 
     def __str__(self) -> str:
-        tables = [table(*one) for one in self._tables()]
+        tables = [table(*columns_and_rows) for columns_and_rows in self._tables()]
         return "\n\n".join([self._title(), *tables, *filter(None, [self.remark])])
 
     def _repr_html_(self) -> str:
-        tables = "".join(html_table(*one, inline=True) for one in self._tables())
+        tables = "".join(html_table(*cells, inline=True) for cells in self._tables())
         return f"<p>{escape(self._title())}</p>{tables}<p>{escape(self.remark)}</p>"
 
     def _title(self) -> str:
@@ -108,22 +109,25 @@ class Profile:
             times = (None if t is None else 1e3 * t for t in (forward, backward, both))
             return [path, name, *times, 100 * both / self.total]
 
-        parts, both = self.parts, [row.forward + row.backward for row in self.rows]
-        layers = zip(self.rows, both, strict=True)
-        lines = [line(r.path, r.layer, r.forward, r.backward, t) for r, t in layers]
-        others = {"loss": "loss", "finite": "is all finite?", "update": "update"}
-        lines += [line("", said, None, None, parts[part]) for part, said in others.items()]
-        lines += [
-            line("", "all pieces", parts["forward"], parts["backward"], self.total),
-            line("", "the whole step in one", None, None, self.step),
-        ]
+        parts = self.parts
+        lines = []
+        for row in self.rows:
+            both = row.forward + row.backward
+            lines.append(line(row.path, row.layer, row.forward, row.backward, both))
+        labels = {"loss": "loss", "finite": "check for finite values", "update": "update"}
+        for part, label in labels.items():
+            lines.append(line("", label, None, None, parts[part]))
+        lines.append(line("", "all parts", parts["forward"], parts["backward"], self.total))
+        lines.append(line("", "a real step, without timers inside", None, None, self.step))
         tables = [(["", "layer", "forward ms", "backward ms", "ms", "%"], lines)]
         if self.operations:
-            spent = sum(one.seconds for one in self.operations)
-            cells = [
-                [one.name, one.calls, 1e3 * one.seconds, 100 * one.seconds / spent]
-                for one in self.operations
-            ]
+            total = sum(operation.seconds for operation in self.operations)
+            cells = []
+            for operation in self.operations:
+                seconds = operation.seconds
+                cells.append(
+                    [operation.name, operation.calls, 1e3 * seconds, 100 * seconds / total]
+                )
             tables.append((["operation", "calls", "ms", "%"], cells))
         return tables
 
@@ -138,21 +142,21 @@ def profile(
     backend: Backend | str | None = None,
     steps: int = 20,
 ) -> Profile:
-    """Train on the batch (x, target) for some steps, and tell where the time of one goes.
+    """Train on the batch (x, target) for some steps, and return where the time of a step goes.
 
-    x, target: as `Trainer` takes them. Three trainings from the same start are timed, one
-    after the other: whole steps, steps piece by piece, and, where the backend calls one
-    function after another, steps whose functions of the Standard and of `ops` are timed
-    one by one, uncompiled. A native function is one operation, whatever it calls; a loop over
-    time is the operations of its turns. To choose between taking a step and leaving it is none.
+    x, target: as `Trainer` accepts them. Three trainings are timed, all from the same start: one of
+    whole steps, one of steps part by part, and, if the backend does not compile, one in which each
+    function of the Standard and of `ops` is timed. A native function is one operation, whatever it
+    calls. A loop over time counts as the operations inside it. Choosing between the old and the new
+    parameters is not an operation.
 
     Raises
     ------
     TypeError, ValueError
-        If the data do not fit the model, as `Trainer` says, steps is not a positive integer, or
-        the loss takes a context.
+        If `Trainer` refuses the data, `steps` is not a positive integer, or the loss takes a
+        context.
     NonFiniteLoss
-        If a loss or a gradient is NaN or infinite: such steps are not taken.
+        If a loss or a gradient is NaN or infinite.
     """
     expect_count("steps", steps)
     if takes_keyword(loss, "context"):
@@ -163,10 +167,10 @@ def profile(
     batch = chosen.asarray((examples.x, examples.target))
     host = chosen.to_numpy((trainer.params, trainer.state, trainer.moments))
 
-    taken = make_step(model, loss, optimizer)
+    training_step = make_step(model, loss, optimizer)
 
     def step(carry, x, target, t=None):
-        return taken(carry, x, target, t=t)
+        return training_step(carry, x, target, t=t)
 
     def batch_of(number):
         if not takes_keyword(loss, "step"):
@@ -196,33 +200,33 @@ def profile(
 
 
 def _loss(loss: Loss, y: Any, target: Any, t: Any = None) -> tuple:
-    """The loss, of which a weight may follow a schedule, after t steps."""
+    """Compute the loss; t: the number of steps before, if a weight follows a schedule."""
     return loss(y, target) if t is None else loss(y, target, step=t)
 
 
 class _Stopwatch:
-    """Seconds and calls of pieces, by name; what one takes within another is not the other's."""
+    """Seconds and calls by name. The time of a nested call counts for the inner name only."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.seconds: dict[Any, float] = defaultdict(float)
         self.calls: dict[Any, int] = defaultdict(int)
-        self._within = [0.0]
+        self._nested = [0.0]  # seconds of nested calls, for each open call
 
     def time(self, name: Any, function: Callable, *args: Any, **kwargs: Any) -> Any:
-        """What function(*args, **kwargs) returns, once its values are there."""
-        came = perf_counter()
-        self._within.append(0.0)
+        """Return function(*args, **kwargs), timed until its values are available."""
+        entered = perf_counter()
+        self._nested.append(0.0)
         try:
             began = perf_counter()
             result = function(*args, **kwargs)
             self.backend.synchronize(tuple(filter(_is_array, leaves(result))))
             took = perf_counter() - began
         finally:
-            within = self._within.pop()
-        self.seconds[name] += took - within
+            nested = self._nested.pop()
+        self.seconds[name] += took - nested
         self.calls[name] += 1
-        self._within[-1] += perf_counter() - came
+        self._nested[-1] += perf_counter() - entered
         return result
 
 
@@ -233,24 +237,24 @@ def _is_array(leaf: Any) -> bool:
 def _timed(
     clock: _Stopwatch, step: Callable, carry: Any, batch_of: Callable, steps: int
 ) -> dict[Any, float]:
-    """Train for some steps, and a few to warm up; of each piece the median of seconds.
+    """Train for some steps after a warm-up, and return the median seconds of each name.
 
-    batch_of: the arguments of a step after the carry, by the number of steps before.
+    batch_of: returns the arguments of a step after the carry, given the number of steps before.
     """
-    found = []
+    timings = []
     for number in range(1, WARM_UP + steps + 1):
         clock.seconds.clear()
         clock.calls.clear()
         carry, value, finite = step(carry, *batch_of(number - 1))
         if not bool(finite):
             raise NonFiniteLoss(
-                f"step {number} met a loss of {float(value)}, or a gradient that is not finite, "
-                "and was not taken"
+                f"step {number} was skipped: "
+                f"its loss is {float(value)}, or a gradient is not finite"
             )
-        found.append(clock.seconds.copy())
-    del found[:WARM_UP]
-    names = set().union(*found)
-    return {name: median(one[name] for one in found) for name in names}
+        timings.append(clock.seconds.copy())
+    del timings[:WARM_UP]
+    names = set().union(*timings)
+    return {name: median(seconds[name] for seconds in timings) for name in names}
 
 
 # --- layer by layer ---------------------------------------------------------------------
@@ -285,7 +289,7 @@ class _LayerTimer:
         self._turn = count(1)
 
     def step(self, model: Layer, loss: Loss, optimizer: Optimizer) -> Callable:
-        """Return the step of `make_step`, timed piece by piece."""
+        """Return the step of `make_step`, timed part by part."""
         jit = self.backend.jit
         time = self.clock.time
         timed = observed_model(model, self._hooks)

@@ -1,8 +1,7 @@
-"""Summary: what a model is made of, layer by layer, what it keeps for `backward` and asks for.
+"""Summarize a model layer by layer: parameters, operations, and bytes kept for backward.
 
-Nothing is computed: a `Ledger` counts what a training step would ask of its array library, for
-arrays of these shapes. FLOPs are counted there, and what they are is said there; so are bytes,
-which are those that NumPy would take and keep.
+Nothing is computed: a `Ledger` counts the operations and the memory of a training step from shapes
+(see `cost.counter`, which defines them). Bytes are those that NumPy would allocate and keep.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,15 +25,15 @@ __all__ = ["Row", "Summary", "bytes_of_training", "summarize"]
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: its place in the model, itself, and what it makes, keeps and asks for.
+    """The path, description, output shape and cost of one layer.
 
-    What belongs to a layer within a block is not the block's, but for the last two.
-    `frozen` counts parameters that are state (see `Freeze`), which `parameters` does not. The
-    backward of a model's first layer is without dL/dx, as in training, and has in it what is
-    computed again. depth: how many rows it is within.
+    A block's row excludes the layers inside it, except in the last two figures. `frozen` counts
+    parameters that are state (see `Freeze`) and are not counted in `parameters`. The backward of
+    a model's first layer is without dL/dx, as in training; recomputation counts as backward.
+    depth: the number of rows that this one is nested in.
 
-    Were the layer, with all that is inside, computed again on the way back (see `Recompute`),
-    `recompute_saves` bytes would not be kept until then, for `recompute_flops` more.
+    If the layer with all layers inside were recomputed in the backward pass (see `Recompute`),
+    `recompute_saves` bytes would not be kept, at the cost of `recompute_flops` operations.
     """
 
     path: str
@@ -54,8 +53,8 @@ class Row:
 class Summary:
     """Rows for the layers of a model, fed `batch_size` examples; `str()` is a table.
 
-    bytes_of_training: the most that one step of training holds at once, as predicted by
-    `bytes_of_training`; None if nothing is known of how it is trained.
+    bytes_of_training: the predicted peak memory of a training step (see the function
+    `bytes_of_training`); None if the loss or the optimizer is unknown.
     """
 
     rows: tuple[Row, ...]
@@ -86,11 +85,11 @@ class Summary:
         return "\n\n".join([table(*self.cells()), *self.remarks()])
 
     def _repr_html_(self) -> str:
-        said = "".join(f"<p>{remark}</p>" for remark in self.remarks())
-        return html_table(*self.cells(), inline=True) + said
+        remarks = "".join(f"<p>{remark}</p>" for remark in self.remarks())
+        return html_table(*self.cells(), inline=True) + remarks
 
     def cells(self) -> tuple[list[str], list[list]]:
-        """Columns and rows of its table, the totals last."""
+        """Return the columns and the rows of the table, the totals last."""
         columns = {"": "path", "layer": "layer", "output shape": "shape"}
         counts = {
             "parameters": "parameters",
@@ -105,26 +104,26 @@ class Summary:
             del counts["frozen"]
         lines: list[list] = []
         for row in self.rows:
-            shown = "\u00a0\u00a0" * row.depth + row.layer  # HTML would leave spaces out
+            indented = "\u00a0\u00a0" * row.depth + row.layer  # HTML collapses plain spaces
             numbers = [getattr(row, name) or None for name in counts.values()]
             if not row.recompute_saves:
                 numbers[-1] = None
-            lines.append([row.path, shown, str(row.shape), *numbers])
+            lines.append([row.path, indented, str(row.shape), *numbers])
         totals = [getattr(self, name, None) for name in counts.values()]
         return [*columns, *counts], [*lines, ["", "total", "", *totals]]
 
     def remarks(self) -> list[str]:
-        """What is to be said below it."""
-        said = [_WHOSE]
+        """Return the remarks below the table."""
+        remarks = [_BYTES_REMARK]
         if self.bytes_of_training is not None:
             size = _megabytes(self.bytes_of_training)
-            said += [f"As predicted, one step of training on NumPy holds up to {size} at once."]
-        return said
+            remarks += [f"Predicted peak memory of a training step on NumPy: {size}."]
+        return remarks
 
 
-_WHOSE = (
-    "Bytes kept are those of NumPy: another library's own version of an LSTM, of attention, of "
-    "pooling or of normalization may keep more or less."
+_BYTES_REMARK = (
+    "Bytes kept are those of NumPy: native versions of LSTM, attention, pooling or normalization "
+    "in other libraries may keep more or less."
 )
 
 
@@ -134,7 +133,10 @@ def _megabytes(size: int) -> str:
 
 @dataclass
 class _Note:
-    """What is known so far of one layer."""
+    """What has been recorded of one layer.
+
+    above: the note of the block around it; read: the memory of its inputs; kept: that of its cache.
+    """
 
     path: str
     layer: Layer
@@ -149,7 +151,7 @@ class _Note:
     kept: set[Memory] = field(default_factory=set)
 
     def is_within(self, other: "_Note") -> bool:
-        """Whether this is `other`, or somewhere inside."""
+        """Return whether this is `other` or inside it."""
         above: _Note | None = self
         while above is not None and above is not other:
             above = above.above
@@ -159,10 +161,10 @@ class _Note:
 def summarize(
     model: Layer, params: Params, state: State, shape: Shape, dtype: str, batch_size: int
 ) -> Summary:
-    """Feed the model arrays of no numbers, and look at what it asks for and what stays.
+    """Return the summary of a model, from a forward and a backward pass on shapes alone.
 
-    An array that two layers keep, or that is a view of one, is counted once, where it
-    was kept first; so are parameters that two layers share.
+    An array that two layers keep, itself or as a view, is counted once, for the first of them; so
+    are parameters that two layers share.
     """
     notes: list[_Note] = []  # in the order in which layers are called
     ledger = Ledger()
@@ -174,17 +176,17 @@ def summarize(
         observed = _Recorder(ledger, notes, trained).observed(model, "", None)
         y, _, cache = observed.forward(params, state, x, train=True)
         forward = ledger.operations.copy()
-        signed = list(_signed(cache))
+        cached = list(_cached_arrays(cache))
         observed.backward_params(params, cache, blanks_like(y))
 
-    known: set[Memory] = set()
-    for number, leaf in signed:
+    counted: set[Memory] = set()
+    for number, leaf in cached:
         if leaf.memory in constant:
             continue
         notes[number].kept.add(leaf.memory)
-        if leaf.memory not in known:
+        if leaf.memory not in counted:
             notes[number].bytes_kept += leaf.memory.size
-            known.add(leaf.memory)
+            counted.add(leaf.memory)
     for number, note in enumerate(notes):
         note.forward = forward[number]
         note.backward = ledger.operations[number] - forward[number]
@@ -193,7 +195,7 @@ def summarize(
 
 @contextmanager
 def _naming(note: _Note) -> Iterator[None]:
-    """What is raised in here says by which layer, the innermost."""
+    """Add the innermost layer to the message of an exception raised inside this context."""
     try:
         yield
     except Exception as error:
@@ -205,8 +207,8 @@ def _naming(note: _Note) -> Iterator[None]:
 class _Recorder:
     """Records what passes through each layer, and marks what it keeps for backward.
 
-    notes: in the order of first calls. The number of a note is the owner of what its layer asks
-    for, and the key under which the layer's cache is put into a dict.
+    notes: in the order of first calls. The number of a note is the owner of its layer's operations
+    in the ledger, and the key under which the layer's cache is put into a dict.
     """
 
     def __init__(self, ledger: Ledger, notes: list[_Note], trained: set[Memory]) -> None:
@@ -256,74 +258,75 @@ class _Recorder:
 
 
 def _rows(notes: list[_Note], constant: set[Memory]) -> Iterator[Row]:
-    """A row for each layer, but for a block that is no more than what is inside it."""
-    depths: dict[int, int] = {}  # of what is within a note
+    """Yield a row for each layer, except for blocks that only call the layers inside."""
+    depths: dict[int, int] = {}  # of the rows inside a note, by its id
     for note in notes:
         above = note.above
         depth = depths[id(above)] if above else 0
         own = note.parameters, note.bytes_kept, note.frozen, note.forward, note.backward
         is_block = isinstance(note.layer, Block)
-        shown = outline(note.layer, whole=not is_block)
+        description = outline(note.layer, whole=not is_block)
         same = note.path == (above.path if above else "")
-        if is_block and same and not any(own) and "(" not in shown:
+        if is_block and same and not any(own) and "(" not in description:
             depths[id(note)] = depth
             continue
         depths[id(note)] = depth + 1
-        yield Row(note.path, shown, note.shape, *own, *_recomputed(note, notes, constant), depth)
+        recomputed = _recomputed(note, notes, constant)
+        yield Row(note.path, description, note.shape, *own, *recomputed, depth)
 
 
 def _recomputed(note: _Note, notes: list[_Note], constant: set[Memory]) -> tuple[int, int]:
-    """Bytes that would not be kept if a layer were computed again, and what that would cost."""
-    inside = [one for one in notes if one.is_within(note)]
-    here = set().union(*(one.kept for one in inside))
-    there = set().union(*(one.kept for one in notes if not one.is_within(note)), constant)
-    saved = sum(memory.size for memory in here - there - note.read)
-    saved -= sum(memory.size for memory in note.read - here - there)
-    return max(saved, 0), sum(one.forward for one in inside)
+    """Return the bytes saved by recomputing a layer, and the operations that this would cost."""
+    inside = [other for other in notes if other.is_within(note)]
+    outside = [other for other in notes if not other.is_within(note)]
+    kept_inside = set().union(*(other.kept for other in inside))
+    kept_outside = set().union(*(other.kept for other in outside), constant)
+    saved = sum(memory.size for memory in kept_inside - kept_outside - note.read)
+    # The inputs would have to be kept instead.
+    saved -= sum(memory.size for memory in note.read - kept_inside - kept_outside)
+    return max(saved, 0), sum(other.forward for other in inside)
 
 
-def _signed(cache: Any, number: int = 0) -> Iterator[tuple[int, Any]]:
-    """Each array that was kept, with the number of the innermost layer that signed it."""
+def _cached_arrays(cache: Any, number: int = 0) -> Iterator[tuple[int, Any]]:
+    """Yield each array of a cache with the number of the innermost layer that kept it."""
     if isinstance(cache, dict):
         for name, entry in cache.items():
-            yield from _signed(entry, name if isinstance(name, int) else number)
+            yield from _cached_arrays(entry, name if isinstance(name, int) else number)
     elif isinstance(cache, tuple):
         for entry in cache:
-            yield from _signed(entry, number)
+            yield from _cached_arrays(entry, number)
     else:
         yield number, cache
 
 
-def _like_input(takes: Any, shape: Any, dtype: str, batch_size: int) -> Any:
-    """Like an x of a tree of shapes, with the dtypes that are taken."""
+def _like_input(input_kinds: Any, shape: Any, dtype: str, batch_size: int) -> Any:
+    """Return arrays of zeros like a batch of x, in dtypes that the model accepts."""
     dtypes = {"bool": "bool", "integral": "int32"}
-    blank = shape_map(lambda one: np.broadcast_to(np.False_, (batch_size, *one)), shape)
+    shapes = shape_map(lambda axes: np.broadcast_to(np.False_, (batch_size, *axes)), shape)
     return tree_map(
         lambda leaf, kind: np.broadcast_to(np.zeros((), dtypes.get(kind, dtype)), leaf.shape),
-        blank,
-        kinds(takes, blank),
+        shapes,
+        kinds(input_kinds, shapes),
     )
 
 
 def bytes_of_training(
     step: Callable, carry: tuple, model: Layer, shape: Any, dtype: str, batch_size: int
 ) -> int | None:
-    """The most bytes that `step`, as `make_step` makes it, has alive at once on such a batch.
+    """Return the peak bytes of arrays in `step`, a step as `make_step` makes it.
 
-    Of arrays, that is, on a library that makes one call after the other as NumPy does:
-    parameters, moments and state as they are and as they become, gradients, the batch, what is
-    kept for backward, and whatever else is there at the worst moment, with temporaries of its
-    native functions. It is what NumPy takes with `AGNOSTIC_NN_REPLAY=0`. A replay writes over
-    parameters and moments, and has the memory of its plan at all times: less where a model is
-    mostly parameters, more where not. A compiler has plans of its own.
+    The figure is that of NumPy with `AGNOSTIC_NN_REPLAY=0`, which runs one call after the other.
+    It includes the old and the new parameters, moments and state, the gradients, the batch, the
+    cache for backward, and the temporaries that are alive at the peak. A replay overwrites
+    parameters and moments and holds the memory of its plan at all times: less for a model that is
+    mostly parameters, more for others. A compiler plans its memory differently.
 
-    The targets may be class numbers or like y; None if the loss takes neither.
+    Targets are tried as class numbers and then like y. Returns None if the loss refuses both.
     """
     x = _like_input(model.input_kinds, shape, dtype, batch_size)
     params, state, _ = carry
     with Ledger():
-        given = blanks_like((params, state, x))
-        y, _, _ = model.forward(*given, train=True)
+        y, _, _ = model.forward(*blanks_like((params, state, x)), train=True)
     like = tree_map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), y)
     targets = [like]
     if not isinstance(y, dict | tuple) and y.ndim > 1:
@@ -331,6 +334,6 @@ def bytes_of_training(
     for target in targets:
         try:
             return peak_of(step, carry, x, target)
-        except Exception:  # a loss of the user's own may refuse as it likes
+        except Exception:  # whatever a custom loss raises
             continue
     return None

@@ -6,7 +6,7 @@ to the result r of each operation. It is as large as the error that a library ma
 computing with ε, the distance from 1 to the next number:
 
     + - * / √             |δ| ≤ ε/2 |r|                      rounded once
-    exp, log, tanh, ...   |δ| ≤ 2ε |r|                       what libraries promise or keep to
+    exp, log, tanh, ...   |δ| ≤ 2ε |r|                       the accuracy of common libraries
     sums of n terms t     |δ| ≤ ε/2 √n √(r² + Σ t²)          also within products of matrices
     all others            δ = 0                              they move, choose or compare numbers
 
