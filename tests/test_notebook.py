@@ -115,7 +115,10 @@ RESULTS = {  # type: how to get one, what both forms say
     nn.Layer: (lambda: MODEL, ["Dense", "Residual", "ReLU"]),
     nn.Trainer: (trainer, ["Trainer on numpy:cpu in float32: mean_squared_error by SGD", "Dense"]),
     nn.History: (history, ["epoch", "loss", "validation_loss", "a < b"]),
-    Summary: (lambda: trainer().summary(), ["FLOPs forward", "bytes kept, batch 32", "peak memory"]),
+    Summary: (
+        lambda: trainer().summary(),
+        ["FLOPs forward", "bytes kept, batch 32", "peak memory"],
+    ),
     Report: (lambda: nn.check(nn.Dense(2), (3,), backends=[]), ["Dense", "central difference"]),
     Profile: (profile, ["numpy:cpu, a batch of 4", "a real step, without timers inside", "matmul"]),
     Bisection: (bisection, ["numpy", "Dense"]),
