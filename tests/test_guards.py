@@ -566,7 +566,7 @@ def test_the_librarys_own_functions_have_no_guard(backend):
         model.predict,
     ):
         assert not isinstance(backend.jit(function), Guarded)
-    for compiled in (trainer._step, trainer._steps, trainer._judge, trainer._predict):
+    for compiled in (trainer._step, trainer._steps, trainer._evaluate_batch, trainer._predict):
         assert not isinstance(compiled, Guarded)
 
 
