@@ -14,17 +14,17 @@ __all__ = ["Block", "Wrapper", "common_input_kind", "expect_layers", "with_field
 class Block(Layer):
     """A layer that is made of other layers.
 
-    A custom block inherits from this class and defines `map_layers`. `explain`, `profile`,
-    `bisect` and other tools use it to see the layers inside; to them, a layer that does not
-    inherit from `Block` is a single layer.
+    A custom block inherits from this class and defines `map_layers`. `explain`,
+    `profile`, `bisect` and other tools use it to see the layers inside; to them, a
+    layer that does not inherit from `Block` is a single layer.
     """
 
     def map_layers(self, function: Callable[[str, Layer], Layer]) -> Self:
         """Return this block with each inner layer replaced by function(path, layer).
 
-        `path` is where the block stores the params of that layer, such as "0"; it is "" if
-        params of the block are those of the layer. Only layers directly inside the block count,
-        not those inside of another block.
+        `path` is where the block stores the params of that layer, such as "0"; it is ""
+        if params of the block are those of the layer. Only layers directly inside the
+        block count, not those inside of another block.
         """
         raise NotImplementedError
 

@@ -13,11 +13,12 @@ __all__ = ["Freeze"]
 class Freeze(Wrapper):
     """y = f(x), with f in prediction mode and its parameters constant.
 
-    Optimizers do not see the parameters, because they are stored in the state: params is
-    empty, and state is {"params": f's params, "state": f's state}. There are no gradients, no
-    moments and no weight decay for them. f is in prediction mode in training too: a frozen
-    BatchNorm uses its running statistics, a frozen Dropout does nothing, and the state does
-    not change. To freeze a trained layer and to release it again:
+    Optimizers do not see the parameters, because they are stored in the state: params
+    is empty, and state is {"params": f's params, "state": f's state}. There are no
+    gradients, no moments and no weight decay for them. f is in prediction mode in
+    training too: a frozen BatchNorm uses its running statistics, a frozen Dropout does
+    nothing, and the state does not change. To freeze a trained layer and to release it
+    again:
 
         params, state = Freeze.freeze(params, state)
         params, state = Freeze.release(params, state)

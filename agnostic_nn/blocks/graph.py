@@ -1,14 +1,15 @@
 """Graph: layers that read each other's outputs by name, for models that are not a chain.
 
 The gradient is the multivariate chain rule (Rumelhart, Hinton & Williams, "Learning
-representations by back-propagating errors", 1986): if several readers r use a value v, L depends on
-v through the input uᵣ of each, of which v is a part, and
+representations by back-propagating errors", 1986): if several readers r use a value v,
+L depends on v through the input uᵣ of each, of which v is a part, and
 
     dL/dv = Σᵣ dL/duᵣ ∂uᵣ/∂v = Σᵣ (the part of reader r's dx that belongs to v)
 
-The dy of a node is complete once the backward passes of all its readers are done, the outputs of
-the graph included, so the nodes are processed in reverse order. Parameters that several nodes
-share are also a value with several readers, and their gradients add up in the same way.
+The dy of a node is complete once the backward passes of all its readers are done, the
+outputs of the graph included, so the nodes are processed in reverse order. Parameters
+that several nodes share are also a value with several readers, and their gradients add
+up in the same way.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,10 +30,10 @@ __all__ = ["Graph", "Shared"]
 class Shared:
     """The layer of the node `name` a second time, as a node of a `Graph`.
 
-    It uses the parameters of that node, whose gradients add up, and continues with the state that
-    the node returned. If another `layer` is passed, that one is used, with its own state, and only
-    the parameters are shared. They must have the same nesting and shapes, and `name` may then be
-    a path into a block, as in "encoder.0".
+    It uses the parameters of that node, whose gradients add up, and continues with the
+    state that the node returned. If another `layer` is passed, that one is used, with
+    its own state, and only the parameters are shared. They must have the same nesting
+    and shapes, and `name` may then be a path into a block, as in "encoder.0".
     """
 
     name: str
@@ -65,16 +66,19 @@ class Graph(Block):
             mixed=(Multiply(), "query", "gate"),
         )
 
-    Each node is name=(layer, what it reads): one name, several names for a layer that takes a
-    tuple, or a dict for a layer with named inputs: {"x": "mixed", "mask": "mask"}. A node reads
-    nodes that come before it, or inputs, which are all names that no node has. If the only input
-    is "x", the graph takes an array, otherwise a dict with the inputs by name. "lstm.1" reads entry
-    1 of the output of lstm if that is a tuple, and "lstm.final" an entry of a dict.
+    Each node is name=(layer, what it reads): one name, several names for a layer that
+    takes a tuple, or a dict for a layer with named inputs, such as
+    {"x": "mixed", "mask": "mask"}. "lstm.1" reads entry 1 of the output of lstm if that
+    is a tuple, and "lstm.final" an entry of a dict.
+
+    A node reads nodes that come before it, or inputs, which are all names that no node
+    has. If the only input is "x", the graph takes an array, otherwise a dict with the
+    inputs by name.
 
     outputs: a name, by default that of the last node, or a tuple or dict of names.
 
-    Params and state are dicts with an entry for each node except those that are `Shared`; a
-    `Shared` with a layer has its own state. grads are nested like params.
+    Params and state are dicts with an entry for each node except those that are
+    `Shared`; a `Shared` with a layer has its own state. grads are nested like params.
 
     Gradient
     --------

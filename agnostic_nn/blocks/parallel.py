@@ -21,8 +21,8 @@ _JOINS: dict[str, Layer] = {"sum": Add(), "concatenate": Concatenate(), "multipl
 class Parallel(Block):
     """y = f₁(x) + f₂(x) + …, or the outputs joined in another way. x may be a tree.
 
-    join: "sum"; "multiply", element by element; "concatenate", along the last axis; or None for
-    a tuple of all outputs.
+    join: "sum"; "multiply", element by element; "concatenate", along the last axis; or
+    None for a tuple of all outputs.
 
     Params, state and grads are tuples with one entry per layer.
 

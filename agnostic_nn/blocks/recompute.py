@@ -14,12 +14,12 @@ __all__ = ["Recompute"]
 class Recompute(Wrapper):
     """y = f(x), with f's cache computed again in `backward` instead of kept.
 
-    The cache holds only x and the state. This saves the memory of f's cache and costs a second
-    forward pass of f (Chen et al., arXiv:1604.06174, known as gradient checkpointing). Params,
-    state and grads are those of f.
+    The cache holds only x and the state. This saves the memory of f's cache and costs a
+    second forward pass of f (Chen et al., arXiv:1604.06174, known as gradient
+    checkpointing). Params, state and grads are those of f.
 
-    On a CPU, XLA recognizes the two forward passes as equal and merges them, unless there is a
-    loop between them. There, memory is saved only in Repeat(Recompute(f), n).
+    On a CPU, XLA recognizes the two forward passes as equal and merges them, unless
+    there is a loop between them. On a CPU, only Repeat(Recompute(f), n) saves memory.
 
     Gradient
     --------

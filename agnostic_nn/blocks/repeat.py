@@ -28,12 +28,13 @@ __all__ = ["Repeat"]
 class Repeat(Wrapper):
     """y = fₙ(…f₂(f₁(x))), where all fᵢ are the same layer with their own parameters and state.
 
-    n is `count`. The layer must keep the shape of x. If x is a dict of arrays, the layer may
-    return only the new "x"; every fᵢ then gets the other entries, such as a mask, unchanged.
+    n is `count`. The layer must keep the shape of x. If x is a dict of arrays, the
+    layer may return only the new "x"; every fᵢ then gets the other entries, such as a
+    mask, unchanged.
 
-    Params, state, cache and grads are those of the layer with a new first axis of length `count`.
-    They are processed in one loop, `ops.scan`, so a backend that compiles loops compiles the layer
-    only once.
+    Params, state, cache and grads are those of the layer with a new first axis of
+    length `count`. They are processed in one loop, `ops.scan`, so a backend that
+    compiles loops compiles the layer only once.
 
     Gradient
     --------
@@ -64,7 +65,8 @@ class Repeat(Wrapper):
             _, layer_params, old_state = entry
             y, new_state, cache = self.layer.forward(layer_params, old_state, x, train=train)
             only_x = isinstance(x, dict) and not isinstance(y, dict)
-            # A loop returns only trees of arrays. A tuple that is not empty encodes True.
+            # A loop returns only trees of arrays. A tuple that is not empty encodes
+            # True.
             return ({**x, "x": y} if only_x else y), (new_state, cache, ((),) if only_x else ())
 
         y, (state, cache, only_x) = scan(step, x, self._entries(leaves(x)[0], params, state))

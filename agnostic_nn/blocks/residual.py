@@ -22,12 +22,12 @@ _IDENTITY = Identity()
 class Residual(Sequential):
     """y = x + f(x), where f applies the given layers in order; or y = g(x) + f(x).
 
-    He et al., arXiv:1512.03385, eq. 1; g is the `shortcut`, W in their eq. 2. f(x) must have the
-    shape of x, or of g(x) if there is a shortcut. x may be a tree. If x is a dict, f may return
-    a single array, to which x["x"] is added.
+    He et al., arXiv:1512.03385, eq. 1; g is the `shortcut`, W in their eq. 2. f(x) must
+    have the shape of x, or of g(x) if there is a shortcut. x may be a tree. If x is a
+    dict, f may return a single array, to which x["x"] is added.
 
-    Params, state, cache and grads are tuples with one entry per layer of f, and with the entry
-    of the shortcut, if there is one, at the end.
+    Params, state, cache and grads are tuples with one entry per layer of f, and with
+    the entry of the shortcut, if there is one, at the end.
 
     Gradient
     --------
@@ -122,8 +122,8 @@ class Residual(Sequential):
     def _split(self, entries: Any) -> tuple[Any, Any]:
         """Return the entries of the layers and the entry of the shortcut.
 
-        The identity has neither parameters nor a state. It gets no entry, so that the trees of
-        a Residual without a shortcut are those of its layers.
+        The identity has neither parameters nor a state. It gets no entry, so that the
+        trees of a Residual without a shortcut are those of its layers.
         """
         return (entries, ()) if self.shortcut is None else (entries[:-1], entries[-1])
 

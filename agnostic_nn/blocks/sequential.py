@@ -62,7 +62,8 @@ class Sequential(Block):
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         grads = []
         caches = list(cache)
-        # each pop() drops a reference to a layer's cache, so that its memory can be reused
+        # each pop() drops a reference to a layer's cache, so that its memory can be
+        # reused
         del cache
         for layer, p in reversed(list(zip(self.layers, params, strict=True))):
             dy, layer_grads = layer.backward(p, caches.pop(), dy)

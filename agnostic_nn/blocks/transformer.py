@@ -24,16 +24,16 @@ __all__ = ["TransformerBlock"]
 class TransformerBlock(Block):
     """y = x + f(norm(x)) for each f of: attention, cross attention if any, feed-forward network.
 
-    The normalization comes first because this form trains more easily ("pre-norm": Xiong et al.,
-    arXiv:2002.04745). With `pre_norm=False` it is y = norm(x + f(x)), as in Vaswani et al.,
-    arXiv:1706.03762, sec. 3.1.
+    The normalization comes first because this form trains more easily ("pre-norm":
+    Xiong et al., arXiv:2002.04745). With `pre_norm=False` it is y = norm(x + f(x)), as
+    in Vaswani et al., arXiv:1706.03762, sec. 3.1.
 
     attention
         The self-attention, such as MultiHeadAttention(4, causal=True).
     hidden
-        The width of the feed-forward network Dense(hidden), `activation`, Dense(width of x);
-        `dim_feedforward` in PyTorch. A gated activation such as SwiGLU halves `hidden` inside
-        (Shazeer, arXiv:2002.05202).
+        The width of the feed-forward network Dense(hidden), `activation`, Dense(width
+        of x); `dim_feedforward` in PyTorch. A gated activation such as SwiGLU halves
+        `hidden` inside (Shazeer, arXiv:2002.05202).
     cross
         Attention to a second sequence, called source, or None.
     norm
@@ -41,12 +41,13 @@ class TransformerBlock(Block):
     dropout
         The probability with which each number of f(x) is dropped in training.
 
-    x: (batch, time, width), alone or as "x" in a dict with `mask` for the attention, and `source`
-    and `source_mask` for the cross attention. `MultiHeadAttention` documents their shapes.
+    x: (batch, time, width), alone or as "x" in a dict with `mask` for the attention,
+    and `source` and `source_mask` for the cross attention. `MultiHeadAttention`
+    documents their shapes.
     y: (batch, time, width).
 
-    Params, state and grads are dicts with the keys attention, cross and feed, and each of these
-    with the suffixes _norm and _dropout.
+    Params, state and grads are dicts with the keys attention, cross and feed, and each
+    of these with the suffixes _norm and _dropout.
 
     Gradient
     --------
@@ -108,7 +109,8 @@ class TransformerBlock(Block):
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
         present, *caches = cache
-        # each pop() drops a reference to a layer's cache, so that its memory can be reused
+        # each pop() drops a reference to a layer's cache, so that its memory can be
+        # reused
         del cache
         layers = self._layers(_width(params))
         grads = {}
@@ -159,8 +161,8 @@ class TransformerBlock(Block):
     def map_layers(self, function: Callable[[str, Layer], Layer]) -> Self:
         """Return this block with each inner layer replaced by function(path, layer).
 
-        `function` is called when the layers are first used, because the width of the last one
-        is known only then.
+        `function` is called when the layers are first used, because the width of the
+        last one is known only then.
         """
 
         @cache

@@ -1,9 +1,9 @@
 """The loss contract, reduction over examples, and checks of targets.
 
 A loss is a function `(y, target, weights=None, *, …, reduction="mean")` that returns
-`(value, dy)`; dy is the gradient, with the nesting, shapes and dtype of y. A loss of this library
-computes the `values` of examples and their `slopes`, the derivatives by y, and calls `reduced`.
-Options are plain Python values, which `functools.partial` can set.
+`(value, dy)`; dy is the gradient, with the nesting, shapes and dtype of y. A loss of
+this library computes the `values` of examples and their `slopes`, the derivatives by y,
+and calls `reduced`. Options are plain Python values, which `functools.partial` can set.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,8 @@ Divisor = Any  # a Python number, a 0-d array, or None where nothing is divided
 class Term(NamedTuple):
     """One term of a loss: its value, its divisor, and the output that it depends on.
 
-    divisor: None for a sum. path: keys into nested dicts of outputs; () for all outputs.
+    divisor: None for a sum. path: keys into nested dicts of outputs; () for all
+    outputs.
     """
 
     value: Array
@@ -64,9 +65,9 @@ class BatchLoss:
 
         mean over batches: Σ divisor · value / Σ divisor        sum over batches: Σ value
 
-    Gradients are combined in the same way. A divisor depends on target, weights and shapes only.
-    It is 0 if no example counts; value and dy are then sums, and a mean over batches adds them to
-    its numerator without a factor.
+    Gradients are combined in the same way. A divisor depends on target, weights and
+    shapes only. It is 0 if no example counts; value and dy are then sums, and a mean
+    over batches adds them to its numerator without a factor.
 
     value, dy
         The results of the loss: its value, a 0-d array, and its gradient by y.
@@ -75,8 +76,8 @@ class BatchLoss:
     divisor
         The divisor of the whole loss, with which gradients of batches are combined.
     ratio
-        `divisor` / (sum of the weights, or number of examples without weights), if it depends on
-        shapes alone; otherwise None.
+        `divisor` / (sum of the weights, or number of examples without weights), if it
+        depends on shapes alone; otherwise None.
     unequal
         The names of the terms that have no common divisor; "" if there is one.
     """
@@ -104,13 +105,15 @@ def batch_loss(
 ) -> BatchLoss:
     """Compute a loss and the divisor of its mean.
 
-    step, context: passed on as keyword arguments to a loss that takes them (see `takes_keyword`).
+    step, context: passed on as keyword arguments to a loss that takes them (see
+    `takes_keyword`).
 
-    Losses of this library return their divisor, also if `partial` has set options. A custom loss
-    returns only a mean, which is assumed to be over examples: the divisor is the sum of the
-    weights, or the number of examples if there are none. If a loss divides by something else,
-    such as the number of labels that are not ignored, its attribute `divisor` is a function
-    (y, target, weights) that returns it as a 0-d array, or None for a sum.
+    Losses of this library return their divisor, also if `partial` has set options. A
+    custom loss returns only a mean, which is assumed to be over examples: the divisor
+    is the sum of the weights, or the number of examples if there are none. If a loss
+    divides by something else, such as the number of labels that are not ignored, its
+    attribute `divisor` is a function (y, target, weights) that returns it as a 0-d
+    array, or None for a sum.
     """
     function: Any = loss
     options: dict[str, Any] = {}
@@ -155,14 +158,14 @@ def reduced(
 
         mean: Σ w v / Σ w c        sum: Σ w v        none: w v
 
-    w are the weights, with the shape of the leading axes of v, and c the `counts`, with the shape
-    of v; both are 1 by default. If Σ w c = 0, the mean is divided by 1. It is then Σ w v, which is
-    0 unless examples that do not count have a loss, such as smoothed labels of a class of
-    weight 0.
+    w are the weights, with the shape of the leading axes of v, and c the `counts`, with
+    the shape of v; both are 1 by default. If Σ w c = 0, the mean is divided by 1. It is
+    then Σ w v, which is 0 unless examples that do not count have a loss, such as
+    smoothed labels of a class of weight 0.
 
-    dy is the derivative of the loss, or of the sum of all values if nothing is reduced: each slope
-    times w / Σ w c, or times w. An example of weight 0 has no effect even if its loss is infinite.
-    Σ w c is the divisor of the mean, which `batch_loss` returns.
+    dy is the derivative of the loss, or of the sum of all values if nothing is reduced:
+    each slope times w / Σ w c, or times w. An example of weight 0 has no effect even if
+    its loss is infinite. Σ w c is the divisor of the mean, which `batch_loss` returns.
 
     slopes: a tree of arrays whose leading axes are those of v.
 
@@ -231,11 +234,12 @@ def loss_function(check: Callable[..., None], **metrics: Callable) -> Callable[[
     The decorated function has the signature of the original and these attributes:
 
     check
-        check(target, shape) validates a target on the host, for outputs of `shape` without the
-        batch axis. Options of the loss that the check needs are its keyword arguments.
+        check(target, shape) validates a target on the host, for outputs of `shape`
+        without the batch axis. Options of the loss that the check needs are its keyword
+        arguments.
     metrics
-        The metrics to report by default, by name: functions (y, target). Options of the loss
-        that a metric needs are its keyword arguments.
+        The metrics to report by default, by name: functions (y, target). Options of the
+        loss that a metric needs are its keyword arguments.
     with_divisor
         The same function, returning a `BatchLoss`. The loss must end in `reduced`.
 
@@ -261,8 +265,8 @@ def loss_function(check: Callable[..., None], **metrics: Callable) -> Callable[[
 def _in_float32(loss: F) -> F:
     """Return `loss` with float32 arithmetic for outputs in float16 or bfloat16.
 
-    Squares, exponentials and sums over examples would overflow or lose precision in these dtypes.
-    The value and the divisor are in float32, and dy has the dtype of y.
+    Squares, exponentials and sums over examples would overflow or lose precision in
+    these dtypes. The value and the divisor are in float32, and dy has the dtype of y.
     """
 
     @wraps(loss)
@@ -304,9 +308,9 @@ def _narrow(dy: Any, like: Array) -> Any:
 def takes_keyword(function: Callable, name: str) -> bool:
     """Return whether a training step passes `name`, "context" or "step", to a loss or metric.
 
-    A custom function takes the context if it has a parameter of that name that no `partial` has
-    set. `Losses` and `Weighted` take the keywords of their losses, and "step" if a weight follows
-    a schedule; they have a method `takes_keyword`.
+    A custom function takes the context if it has a parameter of that name that no
+    `partial` has set. `Losses` and `Weighted` take the keywords of their losses, and
+    "step" if a weight follows a schedule; they have a method `takes_keyword`.
     """
     if isinstance(function, partial):
         return name not in function.keywords and takes_keyword(function.func, name)

@@ -4,8 +4,8 @@ Losses of one class among several are weighted cross-entropies,
 
     L = -Σₖ aₖ F(qₖ)        aₖ = wₖ pₖ
 
-where q are the probabilities of the model, p those of the target, and w the class weights. F is the
-logarithm, or another function for the focal loss. For q = softmax(z),
+where q are the probabilities of the model, p those of the target, and w the class
+weights. F is the logarithm, or another function for the focal loss. For q = softmax(z),
 ∂qₖ/∂zⱼ = qₖ ([k = j] - qⱼ) (Bishop, PRML, eq. 4.106), so with sₖ = aₖ qₖ F'(qₖ)
 
     ∂L/∂zⱼ = qⱼ Σₖ sₖ - sⱼ
@@ -71,7 +71,8 @@ def _class_coefficients(
 ) -> tuple[Array, Array | None, Array | None]:
     """Return a = w p, the count of each example in a mean, and which examples are not ignored.
 
-    The second is None if each example counts 1, and the third is None if none are ignored.
+    The second is None if each example counts 1, and the third is None if none are
+    ignored.
     """
     xp = namespace(y, target)
     expect_number("label_smoothing", label_smoothing, 0.0, 1.0)
@@ -146,26 +147,28 @@ def softmax_cross_entropy(
 ) -> tuple[Array, Any]:
     """Mean over examples of -Σₖ wₖ pₖ (1 - qₖ)^γ log qₖ, with q = softmax(z), z the logits.
 
-    PyTorch: `cross_entropy`. Keras: `CategoricalCrossentropy(from_logits=True)`, or the sparse
-    variant for labels.
+    PyTorch: `cross_entropy`. Keras: `CategoricalCrossentropy(from_logits=True)`, or the
+    sparse variant for labels.
 
-    logits: (..., classes) real. target: (...) integer labels in [0, classes), for which p is 1 at
-    the label and 0 elsewhere; or p itself, (..., classes) in the dtype of the logits. The classes
-    are along the last axis, unlike in PyTorch. Labels are not checked here, since `jit` hides
-    their values.
+    logits: (..., classes) real. target: (...) integer labels in [0, classes), for which
+    p is 1 at the label and 0 elsewhere; or p itself, (..., classes) in the dtype of the
+    logits. The classes are along the last axis, unlike in PyTorch. Labels are not
+    checked here, since `jit` hides their values.
 
     label_smoothing
-        ε replaces p by (1 - ε) p + ε / classes (Szegedy et al., arXiv:1512.00567, sec. 7).
+        ε replaces p by (1 - ε) p + ε / classes (Szegedy et al., arXiv:1512.00567,
+        sec. 7).
     class_weights
-        w, by default 1; `weight` in PyTorch. In a mean an example counts Σₖ wₖ pₖ, with p before
-        smoothing. For labels this is PyTorch's mean; a p that is 1 at one class gives the same.
+        w, by default 1; `weight` in PyTorch. In a mean an example counts Σₖ wₖ pₖ, with
+        p before smoothing. For labels this is PyTorch's mean; a p that is 1 at one
+        class gives the same.
     ignore_index
-        Examples with this label, which need not be a class, do not count. If all examples have
-        it, the loss is 0.
+        Examples with this label, which need not be a class, do not count. If all
+        examples have it, the loss is 0.
     gamma
-        γ ≥ 0 of the focal loss, which reduces the loss of examples that are already right (Lin et
-        al., "Focal Loss for Dense Object Detection", arXiv:1708.02002, eq. 4). Their α is a class
-        weight.
+        γ ≥ 0 of the focal loss, which reduces the loss of examples that are already
+        right (Lin et al., "Focal Loss for Dense Object Detection", arXiv:1708.02002,
+        eq. 4). Their α is a class weight.
 
     Gradient
     --------
@@ -174,8 +177,8 @@ def softmax_cross_entropy(
 
         sₖ = aₖ (1 - qₖ)^γ (1 - γ qₖ log qₖ / (1 - qₖ))        ∂L/∂zⱼ = qⱼ Σₖ sₖ - sⱼ
 
-    For γ = 0, s = a. If a is also 1 at the label and 0 elsewhere, L is -log q at the label, and
-    ∂L/∂zⱼ = qⱼ - aⱼ.
+    For γ = 0, s = a. If a is also 1 at the label and 0 elsewhere, L is -log q at the
+    label, and ∂L/∂zⱼ = qⱼ - aⱼ.
 
     Raises
     ------
@@ -224,8 +227,8 @@ def negative_log_likelihood(
 ) -> tuple[Array, Any]:
     """Mean over examples of -Σₖ wₖ pₖ yₖ, where y are log-probabilities, such as of `LogSoftmax`.
 
-    y: (..., classes) real. target and options are those of `softmax_cross_entropy`, which takes
-    logits and is more accurate. PyTorch: `nll_loss`.
+    y: (..., classes) real. target and options are those of `softmax_cross_entropy`,
+    which takes logits and is more accurate. PyTorch: `nll_loss`.
 
     Gradient
     --------
@@ -251,9 +254,10 @@ def kl_divergence(
 ) -> tuple[Array, Any]:
     """Mean over examples of Σₖ pₖ (log pₖ - yₖ), where y are log-probabilities and p is the target.
 
-    y, target: (..., classes), with the same shape and real dtype. A class with pₖ = 0 adds 0. The
-    mean is over examples, as with PyTorch's `kl_div(..., reduction="batchmean")`. Kullback &
-    Leibler, "On Information and Sufficiency" (1951).
+    y, target: (..., classes), with the same shape and real dtype. A class with pₖ = 0
+    adds 0. The mean is over examples, as with PyTorch's `kl_div(...,
+    reduction="batchmean")`. Kullback & Leibler, "On Information and Sufficiency"
+    (1951).
 
     Gradient
     --------
@@ -291,14 +295,15 @@ def binary_cross_entropy(
 ) -> tuple[Array, Any]:
     """Mean of -w t log σ(z) - (1 - t) log σ(-z) over all elements, with logits z and targets t.
 
-    PyTorch: `binary_cross_entropy_with_logits`. Keras: `BinaryCrossentropy(from_logits=True)`.
+    PyTorch: `binary_cross_entropy_with_logits`. Keras:
+    `BinaryCrossentropy(from_logits=True)`.
 
-    logits, target: the same shape, which may be any, and the same real dtype. Targets are in
-    [0, 1], which is not checked here. positive_weight: w, one number, or a tuple with one for each
-    entry of the last axis; `pos_weight` in PyTorch.
+    logits, target: the same shape, which may be any, and the same real dtype. Targets
+    are in [0, 1], which is not checked here. positive_weight: w, one number, or a tuple
+    with one for each entry of the last axis; `pos_weight` in PyTorch.
 
-    -log σ(z) = log(1 + exp(-z)) = max(-z, 0) + log(1 + exp(-|z|)), which neither overflows nor
-    cancels. Applied to both terms,
+    -log σ(z) = log(1 + exp(-z)) = max(-z, 0) + log(1 + exp(-|z|)), which neither
+    overflows nor cancels. Applied to both terms,
 
         L = (1 - t) max(z, 0) + w t max(-z, 0) + (1 - t + w t) log(1 + exp(-|z|))
 
@@ -308,14 +313,14 @@ def binary_cross_entropy(
 
         ∂L/∂z = (1 - t) σ(z) - w t σ(-z)
 
-    which for w = 1 is σ(z) - t (Bishop, PRML, eq. 4.91). For full precision in both tails,
-    σ(|z|) = 1 / (1 + exp(-|z|)) and σ(-|z|) = exp(-|z|) / (1 + exp(-|z|)).
+    which for w = 1 is σ(z) - t (Bishop, PRML, eq. 4.91). For full precision in both
+    tails, σ(|z|) = 1 / (1 + exp(-|z|)) and σ(-|z|) = exp(-|z|) / (1 + exp(-|z|)).
 
     Raises
     ------
     ValueError
-        If logits and target differ in shape or dtype or are empty, or if a weight is negative, or
-        if their number is not the length of the last axis.
+        If logits and target differ in shape or dtype or are empty, or if a weight is
+        negative, or if their number is not the length of the last axis.
     """
     expect_alike(logits, target)
     xp = namespace(logits)
@@ -327,8 +332,8 @@ def binary_cross_entropy(
         expect_number("positive_weight", positive_weight, low=0.0)
         if positive_weight != 1.0:
             positive = positive_weight * target
-    # With d = exp(-|z|), the slope is ((1 - t) - w t d) / (1 + d) for z > 0
-    # and (-w t + (1 - t) d) / (1 + d) for z ≤ 0: one formula, (outer - inner · d) / (1 + d).
+    # With d = exp(-|z|), the slope is ((1 - t) - w t d) / (1 + d) for z > 0 and (-w t +
+    # (1 - t) d) / (1 + d) for z ≤ 0: one formula, (outer - inner · d) / (1 + d).
     is_positive = logits > 0
     decay = xp.exp(-xp.abs(logits))
     outer = xp.where(is_positive, negative, -positive)

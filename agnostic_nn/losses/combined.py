@@ -44,7 +44,8 @@ class _Combined:
     ) -> tuple[Array, Any]:
         """Return the loss, and dy nested like y.
 
-        step: the number of steps taken, a 0-d array, for weights that follow a schedule.
+        step: the number of steps taken, a 0-d array, for weights that follow a
+        schedule.
         context: passed on to losses that take it.
         """
         result = self.with_divisor(y, target, weights, step=step, context=context)
@@ -57,12 +58,14 @@ class Losses(_Combined):
 
         Losses(label=softmax_cross_entropy, box=huber, weights={"box": 2.0})
 
-    The default weight wₙ is 1. A weight may follow a schedule, a function of the number of steps
+    The default weight wₙ is 1. A weight may follow a schedule, a function of the number
+    of steps
     taken: weights={"kl": schedules.Linear(0.0, 1.0, steps=1000)}.
 
-    The result is itself a loss. y and target are dicts with these names. Weights of examples are
-    one array for all losses, or a dict with an array for each loss that has weights. If an output
-    is called "losses" or "weights", pass a dict of losses as the first argument.
+    The result is itself a loss. y and target are dicts with these names. Weights of
+    examples are one array for all losses, or a dict with an array for each loss that
+    has weights. If an output is called "losses" or "weights", pass a dict of losses as
+    the first argument.
 
     Gradient
     --------
@@ -73,9 +76,9 @@ class Losses(_Combined):
     TypeError
         If a loss is not a function, or a weight is neither a number nor a function.
     ValueError
-        If no loss is passed, if a weight is negative, or if there is a weight for an output
-        without a loss. When called: if y or target is not a dict with these names, or if a weight
-        follows a schedule and there is no `step`.
+        If no loss is passed, if a weight is negative, or if there is a weight for an
+        output without a loss. When called: if y or target is not a dict with these
+        names, or if a weight follows a schedule and there is no `step`.
     """
 
     losses: tuple[tuple[str, Loss], ...]
@@ -172,9 +175,9 @@ class Weighted(_Combined):
 
         Weighted(mean_squared_error, schedules.Linear(0.0, 1.0, steps=1000))
 
-    A schedule is a function of the number of steps that a `Trainer` took before. Validation and
-    `evaluate` use the weight of the current step. For several outputs see the `weights` of
-    `Losses`.
+    A schedule is a function of the number of steps that a `Trainer` took before.
+    Validation and `evaluate` use the weight of the current step. For several outputs
+    see the `weights` of `Losses`.
 
     Gradient
     --------
@@ -185,8 +188,8 @@ class Weighted(_Combined):
     TypeError
         If the loss is not a function, or the weight is neither a number nor a function.
     ValueError
-        If the weight is negative. When called: if the weight follows a schedule and there is no
-        `step`.
+        If the weight is negative. When called: if the weight follows a schedule and
+        there is no `step`.
     """
 
     loss: Loss
@@ -258,9 +261,10 @@ def _common_divisor(
 ) -> tuple[Divisor, float | None, str]:
     """Return `divisor`, `ratio` and `unequal` of the sum of several losses (see `BatchLoss`).
 
-    If all divisors are fixed multiples of the sum of the same weights, their ratios do not change
-    from batch to batch, and one divisor serves all: their own if they are equal, otherwise the sum
-    of the weights, or the number of examples. If all divisors are None, so is the result.
+    If all divisors are fixed multiples of the sum of the same weights, their ratios do
+    not change from batch to batch, and one divisor serves all: their own if they are
+    equal, otherwise the sum of the weights, or the number of examples. If all divisors
+    are None, so is the result.
     """
     losses = list(results.values())
     first = losses[0]

@@ -32,13 +32,15 @@ def poisson_nll(
 ) -> tuple[Array, Any]:
     """Mean of λ - t log λ over all elements, with λ = exp(y), or λ = y if `log_rate` is False.
 
-    y, target: the same shape, which may be any, and the same real dtype. Targets are counts
-    t ≥ 0. If y is the rate λ itself, it must be at least 0, which is not checked, and ε, `epsilon`,
-    is added to it in the logarithm. `log_rate` is PyTorch's `log_input`.
+    y, target: the same shape, which may be any, and the same real dtype. Targets are
+    counts t ≥ 0. If y is the rate λ itself, it must be at least 0, which is not
+    checked, and ε, `epsilon`, is added to it in the logarithm. `log_rate` is PyTorch's
+    `log_input`.
 
-    The Poisson probability of t is λᵗ exp(-λ) / t!, and its negative logarithm is
-    λ - t log λ + log t!. The last term does not depend on y and is omitted by default. With `full`
-    it is Stirling's approximation t log t - t + log(2πt) / 2 where t > 1, as in PyTorch.
+    The Poisson probability of t is λᵗ exp(-λ) / t!, and its negative logarithm is λ - t
+    log λ + log t!. The last term does not depend on y and is omitted by default. With
+    `full` it is Stirling's approximation t log t - t + log(2πt) / 2 where t > 1, as in
+    PyTorch.
 
     Gradient
     --------
@@ -90,10 +92,10 @@ def gaussian_nll(
 ) -> tuple[Array, Any]:
     """Mean of (log v + (t - μ)² / v) / 2 over all elements, with v = max(variance, ε).
 
-    y: {"mean": μ, "variance": …}, or a tuple of the two. Means, variances and the target t have
-    the same shape and real dtype. ε is `epsilon`, PyTorch's `eps`. The constant log(2π) / 2 is
-    omitted; `full` adds it. Nix & Weigend, "Estimating the Mean and Variance of the Target
-    Probability Distribution" (1994).
+    y: {"mean": μ, "variance": …}, or a tuple of the two. Means, variances and the
+    target t have the same shape and real dtype. ε is `epsilon`, PyTorch's `eps`. The
+    constant log(2π) / 2 is omitted; `full` adds it. Nix & Weigend, "Estimating the Mean
+    and Variance of the Target Probability Distribution" (1994).
 
     Gradient
     --------
@@ -101,14 +103,14 @@ def gaussian_nll(
 
         ∂L/∂μ = e / v        ∂L/∂v = (1 / v - e² / v²) / 2 = (1 - e² / v) / (2 v)
 
-    A variance below ε gets the slope at ε instead of 0, as in PyTorch, so that training can
-    increase it again.
+    A variance below ε gets the slope at ε instead of 0, as in PyTorch, so that training
+    can increase it again.
 
     Raises
     ------
     ValueError
-        If ε is not positive, or if means, variances and target differ in shape or dtype, or
-        are empty.
+        If ε is not positive, or if means, variances and target differ in shape or
+        dtype, or are empty.
     """
     expect_flag("full", full)
     expect_positive("epsilon", epsilon)

@@ -29,8 +29,8 @@ def hinge(
 ) -> tuple[Array, Any]:
     """Mean of max(0, 1 - t y) over all elements, with targets t of -1 or 1.
 
-    y, target: the same shape, which may be any, and the same real dtype. Cortes & Vapnik,
-    "Support-Vector Networks" (1995).
+    y, target: the same shape, which may be any, and the same real dtype. Cortes &
+    Vapnik, "Support-Vector Networks" (1995).
 
     Gradient
     --------
@@ -78,10 +78,10 @@ def multi_class_margin(
 ) -> tuple[Array, Any]:
     """Mean over examples of Σₖ max(0, m - y_t + yₖ)ᵖ / classes, over the classes k ≠ t.
 
-    y: (..., classes) real; target: (...) integer labels t in [0, classes), which are not checked
-    here; m is the `margin`, and p is the `power`, 1 or 2. Weston & Watkins, "Support Vector
-    Machines for Multi-Class Pattern Recognition" (1999), divided by the number of classes as in
-    PyTorch's `multi_margin_loss`.
+    y: (..., classes) real; target: (...) integer labels t in [0, classes), which are
+    not checked here; m is the `margin`, and p is the `power`, 1 or 2. Weston & Watkins,
+    "Support Vector Machines for Multi-Class Pattern Recognition" (1999), divided by the
+    number of classes as in PyTorch's `multi_margin_loss`.
 
     Gradient
     --------
@@ -93,8 +93,8 @@ def multi_class_margin(
     Raises
     ------
     ValueError
-        If the margin is not finite, the power is neither 1 nor 2, or the shapes do not match or
-        are empty.
+        If the margin is not finite, the power is neither 1 nor 2, or the shapes do not
+        match or are empty.
     TypeError
         If labels are not integers.
     """

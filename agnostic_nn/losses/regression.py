@@ -4,8 +4,8 @@ Before reduction a loss is f(e) for each element. Since ∂e/∂y = 1,
 
     ∂L/∂yᵢ = f'(eᵢ)
 
-so each loss here is defined by f and f'. y and target have the same shape, which may be any, and
-the same real dtype. With reduction="none" there is one value per element.
+so each loss here is defined by f and f'. y and target have the same shape, which may be
+any, and the same real dtype. With reduction="none" there is one value per element.
 """
 
 import math
@@ -107,9 +107,9 @@ def log_cosh(
     --------
     f'(e) = sinh e / cosh e = tanh e.
 
-    cosh e = (1 + exp(-2|e|)) exp|e| / 2, so log cosh e = |e| + log(1 + exp(-2|e|)) - log 2,
-    which does not overflow. Near 0 its terms would cancel. There the code uses cosh² = 1 + sinh²,
-    which gives log(1 + sinh² e) / 2.
+    cosh e = (1 + exp(-2|e|)) exp|e| / 2, so log cosh e = |e| + log(1 + exp(-2|e|)) -
+    log 2, which does not overflow. Near 0 its terms would cancel. There the code uses
+    cosh² = 1 + sinh², which gives log(1 + sinh² e) / 2.
 
     Raises
     ------

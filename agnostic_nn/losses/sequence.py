@@ -1,10 +1,11 @@
 """CTC, the loss of a sequence of labels whose positions in time are unknown.
 
-Connectionist temporal classification (Graves et al., "Connectionist Temporal Classification:
-Labelling Unsegmented Sequence Data with Recurrent Neural Networks", 2006): at each of T times a
-network gives probabilities q = softmax(y) of the classes, one of which is the blank. A path has one
-class for each time. Removing first repetitions and then blanks from a path gives the labels that it
-spells. p is the total probability of all paths that spell the target, and the loss is -log p.
+Connectionist temporal classification (Graves et al., "Connectionist Temporal
+Classification: Labelling Unsegmented Sequence Data with Recurrent Neural Networks",
+2006): at each of T times a network gives probabilities q = softmax(y) of the classes,
+one of which is the blank. A path has one class for each time. Removing first
+repetitions and then blanks from a path gives the labels that it spells. p is the total
+probability of all paths that spell the target, and the loss is -log p.
 
 Forward-backward algorithm (sec. 4.1)
 -------------------------------------
@@ -16,10 +17,10 @@ paths that are at place s at time t, and β_t(s) that of all continuations after
     α_t(s) = e_t(s) Σ α_{t-1}(r)                r = s, s - 1, and s - 2 where s may be skipped to
     β_{t-1}(s) = Σ e_t(r) β_t(r)                r = s, s + 1, and s + 2 where that may be skipped to
 
-Before the first time, α is 1 at place 0 and 0 elsewhere. After the last time, β is 1 at the last
-label and at the blank after it, and 0 elsewhere. So β_{-1}(0) = p, and Σ_s α_t(s) β_t(s) = p at
-every time t. (In the paper β includes e_t, and products α β are divided by it.) The code computes
-the logarithms of α and β.
+Before the first time, α is 1 at place 0 and 0 elsewhere. After the last time, β is 1 at
+the last label and at the blank after it, and 0 elsewhere. So β_{-1}(0) = p, and Σ_s
+α_t(s) β_t(s) = p at every time t. (In the paper β includes e_t, and products α β are
+divided by it.) The code computes the logarithms of α and β.
 
 Gradient (sec. 4.2)
 -------------------
@@ -45,8 +46,8 @@ from .base import loss_function, reduced
 
 __all__ = ["ctc"]
 
-# Stands for log 0. It is finite, so that it can be subtracted from itself, and far below any sum of
-# logarithms of probabilities.
+# Stands for log 0. It is finite, so that it can be subtracted from itself, and far
+# below any sum of logarithms of probabilities.
 _LOG_ZERO = -1e30
 
 
@@ -107,15 +108,17 @@ def ctc(
 ) -> tuple[Array, Any]:
     """Mean over examples of -log p, where p is the probability that softmax(y) spells the labels.
 
-    y: (batch, time, classes) logits. PyTorch's `ctc_loss` takes log-probabilities, with time
-    first. target: the labels, (batch, length) integers other than the `blank`, or a dict with
-    "labels" and optionally "label_lengths" and "input_lengths", (batch,) integers. Only that many
-    labels or times of each example count, and the values after them have no effect. Labels and
-    lengths are not checked here, since `jit` hides their values.
+    y: (batch, time, classes) logits. PyTorch's `ctc_loss` takes log-probabilities, with
+    time first. target: the labels, (batch, length) integers other than the `blank`, or
+    a dict with "labels" and optionally "label_lengths" and "input_lengths", (batch,)
+    integers. Only that many labels or times of each example count, and the values after
+    them have no effect. Labels and lengths are not checked here, since `jit` hides
+    their values.
 
-    If an example has too few times for any path to spell its labels, its loss is +inf, or 0 with
-    `zero_infinity`. Its slope is 0 in both cases; without `zero_infinity`, PyTorch's is NaN. The
-    mean is over examples; PyTorch divides each loss by the number of labels first.
+    If an example has too few times for any path to spell its labels, its loss is +inf,
+    or 0 with `zero_infinity`. Its slope is 0 in both cases; without `zero_infinity`,
+    PyTorch's is NaN. The mean is over examples; PyTorch divides each loss by the number
+    of labels first.
 
     Gradient
     --------
@@ -172,7 +175,8 @@ def ctc(
     is_impossible = log_p < 0.5 * _LOG_ZERO
     values = xp.where(is_impossible, 0.0 if zero_infinity else math.inf, -log_p)
 
-    # Σ_s α β equals p, but dividing by this sum cancels the rounding errors that it shares with α β
+    # Σ_s α β equals p, but dividing by this sum cancels the rounding errors that it
+    # shares with α β
     gamma = xp.permute_dims(xp.exp(log_softmax(alpha + beta)), (1, 0, 2))
     numbers = xp.arange(classes, device=device(labels))
     picks = xp.astype(place_classes[:, :, None] == numbers, y.dtype)
@@ -192,8 +196,9 @@ def _within(numbers: Array, lengths: Array | None, batch: int) -> Array:
 def _places(tree: dict[str, Array], blank: int, dtype: Any) -> tuple[Array, Array, Array]:
     """Return three arrays (batch, places): the class l_s of each place, and two logarithms.
 
-    The second array is log 1 for places that can be reached by skipping a blank, and log 0 for
-    others. The third is log 1 for places where paths end, and log 0 for others.
+    The second array is log 1 for places that can be reached by skipping a blank, and
+    log 0 for others. The third is log 1 for places where paths end, and log 0 for
+    others.
     """
     labels = tree["labels"]
     batch, length = labels.shape

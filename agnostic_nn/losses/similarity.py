@@ -1,6 +1,7 @@
 """Losses of the angles and distances between vectors along the last axis.
 
-All derivatives follow from that of the norm. Since ‖v‖² = Σ vᵢ², 2 ‖v‖ ∂‖v‖/∂vᵢ = 2 vᵢ, so
+All derivatives follow from that of the norm. Since ‖v‖² = Σ vᵢ², 2 ‖v‖ ∂‖v‖/∂vᵢ = 2 vᵢ,
+so
 
     ∂‖v‖/∂v = v / ‖v‖ = v̂
 
@@ -50,8 +51,8 @@ def cosine_distance(
 ) -> tuple[Array, Any]:
     """Mean over examples of 1 - cos(y, t), with cos(y, t) = Σ yᵢ tᵢ / (‖y‖ ‖t‖).
 
-    y and the target t: (..., width), with the same shape and real dtype. If one of the vectors
-    has length 0, the cosine is 0.
+    y and the target t: (..., width), with the same shape and real dtype. If one of the
+    vectors has length 0, the cosine is 0.
 
     Gradient
     --------
@@ -94,10 +95,10 @@ def cosine_embedding(
 ) -> tuple[Array, Any]:
     """Mean over pairs of 1 - cos if the target is 1, and of max(0, cos - m) if it is -1.
 
-    y: {"first": a, "second": b}, or a tuple of the two, each (..., width) real. target: (...) in
-    the same dtype, 1 for vectors that should be similar and -1 for vectors that should not, which
-    is not checked here. m is the `margin`. If one of the vectors has length 0, the cosine is 0.
-    PyTorch: `cosine_embedding_loss`.
+    y: {"first": a, "second": b}, or a tuple of the two, each (..., width) real. target:
+    (...) in the same dtype, 1 for vectors that should be similar and -1 for vectors
+    that should not, which is not checked here. m is the `margin`. If one of the vectors
+    has length 0, the cosine is 0. PyTorch: `cosine_embedding_loss`.
 
     Gradient
     --------
@@ -107,8 +108,8 @@ def cosine_embedding(
     Raises
     ------
     ValueError
-        If the margin is not finite, or if the vectors and the target do not match in shape or
-        dtype or are empty.
+        If the margin is not finite, or if the vectors and the target do not match in
+        shape or dtype or are empty.
     """
     expect_number("margin", margin)
     a, b = split_outputs(y, _PAIR)
@@ -146,9 +147,10 @@ def triplet_margin(
 ) -> tuple[Array, Any]:
     """Mean over examples of max(0, ‖a - p‖ - ‖a - n‖ + m), which makes p closer to a than n.
 
-    y: {"anchor": a, "positive": p, "negative": n}, or a tuple of the three, each (..., width)
-    real. m is the `margin`. The target is not used. Schroff et al., arXiv:1503.03832, sec. 3.1,
-    with distances as in PyTorch's `triplet_margin_loss`; the paper has squared distances.
+    y: {"anchor": a, "positive": p, "negative": n}, or a tuple of the three, each (...,
+    width) real. m is the `margin`. The target is not used. Schroff et al.,
+    arXiv:1503.03832, sec. 3.1, with distances as in PyTorch's `triplet_margin_loss`;
+    the paper has squared distances.
 
     Gradient
     --------
@@ -159,7 +161,8 @@ def triplet_margin(
     Raises
     ------
     ValueError
-        If the margin is not finite, or the vectors differ in shape or dtype, or are empty.
+        If the margin is not finite, or the vectors differ in shape or dtype, or are
+        empty.
     """
     expect_number("margin", margin)
     anchor, positive, negative = split_outputs(y, _TRIPLET)

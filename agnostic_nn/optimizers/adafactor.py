@@ -22,17 +22,18 @@ class Adafactor(Rule):
         α = max(ε₂, rms(θ)) · min(rate, 1 / √t)
         θ ← θ - rate · λ θ - α u            λ is `weight_decay`
 
-    Shazeer & Stern, arXiv:1804.04235, Algorithms 4 and 5 with the constants of sec. 9, without
-    momentum. A vector has a V of its own shape. For a matrix only the means R along rows and C
-    along columns are stored, and V is R C / mean(R) (sec. 3). An array with more axes, such as
-    the kernel of a convolution, is a stack of matrices over the last two axes.
+    Shazeer & Stern, arXiv:1804.04235, Algorithms 4 and 5 with the constants of sec. 9,
+    without momentum. A vector has a V of its own shape. For a matrix only the means R
+    along rows and C along columns are stored, and V is R C / mean(R) (sec. 3). An array
+    with more axes, such as the kernel of a convolution, is a stack of matrices over the
+    last two axes.
 
     In PyTorch's Adafactor τ is `beta2_decay` with the opposite sign, `limit` is `d` and
-    (ε₁, ε₂) is `eps`. The weight decay is that of PyTorch, which adds ε₁ in another place; at the
-    default of 1e-30, ε₁ is too small to matter next to a gradient.
+    (ε₁, ε₂) is `eps`. The weight decay is that of PyTorch, which adds ε₁ in another
+    place; at the default of 1e-30, ε₁ is too small to matter next to a gradient.
 
-    g² overflows in float32 where |g| is above 1.8e19. θ becomes NaN, all of it if it is a matrix.
-    `ClipByGlobalNorm` around the optimizer keeps g in range.
+    g² overflows in float32 where |g| is above 1.8e19. θ becomes NaN, all of it if it is
+    a matrix. `ClipByGlobalNorm` around the optimizer keeps g in range.
     """
 
     rate: Rate = 1e-2

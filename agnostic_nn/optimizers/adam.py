@@ -3,15 +3,17 @@
     m ← β₁ m + (1 - β₁) g          m̂ = m / (1 - β₁ᵗ)
     v ← β₂ v + (1 - β₂) g²         v̂ = v / (1 - β₂ᵗ)
 
-m and v start at zero, which biases them towards zero. Dividing by 1 - βᵗ, the sum of the weights
-in the average, corrects that (Kingma & Ba, arXiv:1412.6980, sec. 3). (β₁, β₂) are `beta1` and
-`beta2`, PyTorch's `betas`; ε is `epsilon`, PyTorch's `eps`; λ is `weight_decay`.
+m and v start at zero, which biases them towards zero. Dividing by 1 - βᵗ, the sum of
+the weights in the average, corrects that (Kingma & Ba, arXiv:1412.6980, sec. 3). (β₁,
+β₂) are `beta1` and `beta2`, PyTorch's `betas`; ε is `epsilon`, PyTorch's `eps`; λ is
+`weight_decay`.
 
-g² is computed in the dtype of the parameters. In float32 it overflows where |g| is above 1.8e19.
-v is then infinite for good, and that number of θ does not move any more, as in PyTorch. RAdam does
-not divide its first steps by √v, so it takes a step of the size of g before that. Adamax computes
-no g². `ClipByGlobalNorm` or `ClipByValue` around the optimizer keeps g in range. Where |g| is below
-1e-23 in float32, g² is 0, and ε is the whole divisor.
+g² is computed in the dtype of the parameters. In float32 it overflows where |g| is
+above 1.8e19. v is then infinite for good, and that number of θ does not move any more,
+as in PyTorch. RAdam does not divide its first steps by √v, so it takes a step of the
+size of g before that. Adamax computes no g². `ClipByGlobalNorm` or `ClipByValue` around
+the optimizer keeps g in range. Where |g| is below 1e-23 in float32, g² is 0, and ε is
+the whole divisor.
 """
 
 import math
@@ -62,12 +64,12 @@ class Adam(_Moments):
         m ← β₁ m + (1 - β₁) g          m̂ = m / (1 - β₁ᵗ)
         v ← β₂ v + (1 - β₂) g²         v̂ = v / (1 - β₂ᵗ)
 
-    Kingma & Ba, arXiv:1412.6980, Algorithm 1, with `epsilon` outside the root. The code computes
-    the factors that are the same for all of θ only once: with r = √(1 - β₂ᵗ), the step is
-    (rate · r / (1 - β₁ᵗ)) · m / (√v + r ε).
+    Kingma & Ba, arXiv:1412.6980, Algorithm 1, with `epsilon` outside the root. The code
+    computes the factors that are the same for all of θ only once: with r = √(1 - β₂ᵗ),
+    the step is (rate · r / (1 - β₁ᵗ)) · m / (√v + r ε).
 
-    amsgrad: use the largest v so far instead of v, so that the step size never grows (Reddi et
-    al., arXiv:1904.09237, Algorithm 2, divided by 1 - β₂ᵗ as in PyTorch).
+    amsgrad: use the largest v so far instead of v, so that the step size never grows
+    (Reddi et al., arXiv:1904.09237, Algorithm 2, divided by 1 - β₂ᵗ as in PyTorch).
     """
 
     _: KW_ONLY
@@ -109,9 +111,9 @@ class Adam(_Moments):
 class AdamW(Adam):
     """θ ← θ - rate · λ θ, then a step of `Adam`: weight decay does not enter m and v.
 
-    Loshchilov & Hutter, arXiv:1711.05101, Algorithm 2, line 12, where the schedule multiplier is
-    part of the rate, as in PyTorch. Biases and scales do not decay, unlike in PyTorch
-    (see `Rule`).
+    Loshchilov & Hutter, arXiv:1711.05101, Algorithm 2, line 12, where the schedule
+    multiplier is part of the rate, as in PyTorch. Biases and scales do not decay,
+    unlike in PyTorch (see `Rule`).
     """
 
     _: KW_ONLY
@@ -126,7 +128,8 @@ class Adamax(_Moments):
         u ← max(β₂ u, |g| + ε)              (u starts at 0)
         θ ← θ - rate · m̂ / u
 
-    m̂ is that of `Adam`. Kingma & Ba, arXiv:1412.6980, Algorithm 2, with ε added as in PyTorch.
+    m̂ is that of `Adam`. Kingma & Ba, arXiv:1412.6980, Algorithm 2, with ε added as in
+    PyTorch.
     """
 
     rate: Rate = 2e-3
@@ -154,8 +157,8 @@ class NAdam(_Moments):
         n = (1 - μₜ) / (1 - Π μᵢ) · g + μₜ₊₁ / (1 - Π μᵢ · μₜ₊₁) · m        Π from 1 to t
         θ ← θ - rate · n / (√v̂ + ε)
 
-    v̂ is that of `Adam`. Dozat, "Incorporating Nesterov momentum into Adam" (2016), in the form
-    that PyTorch computes.
+    v̂ is that of `Adam`. Dozat, "Incorporating Nesterov momentum into Adam" (2016), in
+    the form that PyTorch computes.
     """
 
     rate: Rate = 2e-3
@@ -206,15 +209,17 @@ class RAdam(_Moments):
         θ ← θ - rate · r · m̂ · √(1 - β₂ᵗ) / (√v + ε)        where ρ > 5
         θ ← θ - rate · m̂                                     before
 
-    Liu et al., arXiv:1908.03265, Algorithm 2. The bound on ρ, which is 4 in the paper, and ε are
-    those of PyTorch.
+    Liu et al., arXiv:1908.03265, Algorithm 2. The bound on ρ, which is 4 in the paper,
+    and ε are those of PyTorch.
 
-    In the first steps ρ is a small difference of large numbers, and float32 would lose up to four
-    digits. With a = -log β₂ and B(x) = (x/2) coth(x/2) - 1, the two numbers are
+    In the first steps ρ is a small difference of large numbers, and float32 would lose
+    up to four digits. With a = -log β₂ and B(x) = (x/2) coth(x/2) - 1, the two numbers
+    are
 
         ρ∞ = (2/a) (1 + B(a))               2t β₂ᵗ / (1 - β₂ᵗ) = (2/a) (1 + B(ta)) - t
 
-    so ρ = t - (2/a) (B(ta) - B(a)), with the series B(x) = x²/12 - x⁴/720 + … for small x.
+    so ρ = t - (2/a) (B(ta) - B(a)), with the series B(x) = x²/12 - x⁴/720 + … for small
+    x.
     """
 
     def shared(self, rate: Any, t: Array) -> tuple:
@@ -275,9 +280,9 @@ class LAMB(_Moments):
         u = m̂ / (√v̂ + ε) + λ θ
         θ ← θ - rate · (‖θ‖ / ‖u‖) · u      the ratio is 1 where a norm is 0
 
-    m̂ and v̂ are those of `Adam`. You et al., arXiv:1904.00962, Algorithm 2, with φ(z) = z. The
-    norms are over one leaf each. Biases and scales have no weight decay (see `Rule`), but their
-    steps are scaled too.
+    m̂ and v̂ are those of `Adam`. You et al., arXiv:1904.00962, Algorithm 2, with φ(z)
+    = z. The norms are over one leaf each. Biases and scales have no weight decay (see
+    `Rule`), but their steps are scaled too.
     """
 
     _: KW_ONLY

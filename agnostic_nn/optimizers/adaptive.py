@@ -1,11 +1,12 @@
 """Adagrad, Adadelta and RMSprop: a learning rate for each number of θ.
 
-The gradient of each number is divided by a typical size of its past gradients. None of these
-optimizers has weight decay; wrap them in `L2` for that.
+The gradient of each number is divided by a typical size of its past gradients. None of
+these optimizers has weight decay; wrap them in `L2` for that.
 
-g² is computed in the dtype of the parameters. It overflows in float32 where |g| is above 1.8e19.
-The typical size is then infinite for good, and that number of θ does not move any more, as in
-PyTorch. `ClipByGlobalNorm` or `ClipByValue` around the optimizer keeps g in range.
+g² is computed in the dtype of the parameters. It overflows in float32 where |g| is
+above 1.8e19. The typical size is then infinite for good, and that number of θ does not
+move any more, as in PyTorch. `ClipByGlobalNorm` or `ClipByValue` around the optimizer
+keeps g in range.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -25,9 +26,9 @@ class Adagrad(Rule):
         s ← s + g²                          (s starts at `initial`)
         θ ← θ - rate · g / (√s + ε)         ε is `epsilon`
 
-    Duchi, Hazan & Singer, "Adaptive subgradient methods for online learning and stochastic
-    optimization" (2011), the diagonal form. ε is outside the root as in PyTorch; Optax adds it
-    inside. `initial` is PyTorch's `initial_accumulator_value`.
+    Duchi, Hazan & Singer, "Adaptive subgradient methods for online learning and
+    stochastic optimization" (2011), the diagonal form. ε is outside the root as in
+    PyTorch; Optax adds it inside. `initial` is PyTorch's `initial_accumulator_value`.
     """
 
     rate: Rate = 1e-2
@@ -59,7 +60,8 @@ class Adadelta(Rule):
         w ← ρ w + (1 - ρ) d²
         θ ← θ - rate · d
 
-    Zeiler, arXiv:1212.5701, Algorithm 1, in which rate = 1. ε, `epsilon`, is inside both roots.
+    Zeiler, arXiv:1212.5701, Algorithm 1, in which rate = 1. ε, `epsilon`, is inside
+    both roots.
     """
 
     rate: Rate = 1.0
@@ -96,10 +98,11 @@ class RMSprop(Rule):
 
     ρ is `rho`, PyTorch's `alpha`; μ is `momentum` and ε is `epsilon`.
 
-    Tieleman & Hinton, "Lecture 6.5: rmsprop" (2012); the centered form is that of Graves,
-    arXiv:1308.0850, eq. 38 to 41. ε is outside the root and the rate outside b, as in PyTorch;
-    Graves has both inside. v - m² is a variance. It counts as 0 where rounding makes it negative,
-    so a gradient that never changes takes steps of rate · g / ε.
+    Tieleman & Hinton, "Lecture 6.5: rmsprop" (2012); the centered form is that of
+    Graves, arXiv:1308.0850, eq. 38 to 41. ε is outside the root and the rate outside b,
+    as in PyTorch; Graves has both inside. v - m² is a variance. It counts as 0 where
+    rounding makes it negative, so a gradient that never changes takes steps of rate · g
+    / ε.
     """
 
     rate: Rate = 1e-2

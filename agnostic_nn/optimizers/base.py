@@ -44,10 +44,11 @@ NO_DECAY: tuple[str, ...] = ("bias", "recurrent_bias", "scale", "slope")
 class Optimizer(Protocol):
     """The methods of an optimizer: `init` makes its `moments`, `update` changes `params`.
 
-    An optimizer that combines gradients of several batches, as `Accumulate` does, has a class
-    attribute `uses_divisor = True` and a fourth parameter of `update`, `divisor=1.0`. That is the
-    number or 0-d array by which the loss divided to get its mean, or None if the loss is a sum.
-    A wrapper around other optimizers takes the same parameter and passes it on.
+    An optimizer that combines gradients of several batches, as `Accumulate` does, has a
+    class attribute `uses_divisor = True` and a fourth parameter of `update`,
+    `divisor=1.0`. That is the number or 0-d array by which the loss divided to get its
+    mean, or None if the loss is a sum. A wrapper around other optimizers takes the same
+    parameter and passes it on.
     """
 
     def init(self, params: Params) -> Moments:
@@ -67,16 +68,17 @@ class Rule:
         shared(rate, t)                   numbers that are the same for all leaves at step t
         move(p, g, old, decay, *shared)   the leaf and its moments after the step
 
-    Moments are a dict: `step` is the number of steps taken, a 0-d integer, and each name that
-    `start` returns has a tree nested like the parameters. `rate` is the learning rate, `lr` in
-    PyTorch: a number, or a function of the number of steps taken before, such as those of
-    `schedules`.
+    Moments are a dict: `step` is the number of steps taken, a 0-d integer, and each
+    name that `start` returns has a tree nested like the parameters. `rate` is the
+    learning rate, `lr` in PyTorch: a number, or a function of the number of steps taken
+    before, such as those of `schedules`.
 
-    A rule with a `weight_decay` λ gets it as `decay`. It is 0 for leaves that `no_decay` names
-    (see `matches`), by default all vectors: biases, the scales of normalization layers, and the
-    slopes of PReLU. Vectors have too few numbers to overfit, and decay would keep the layer from
-    the scale that the data need (He et al., arXiv:1812.01187, sec. 3.1). PyTorch's optimizers
-    decay all leaves; `no_decay=()` does the same.
+    A rule with a `weight_decay` λ gets it as `decay`. It is 0 for leaves that
+    `no_decay` names (see `matches`), by default all vectors: biases, the scales of
+    normalization layers, and the slopes of PReLU. Vectors have too few numbers to
+    overfit, and decay would keep the layer from the scale that the data need (He et
+    al., arXiv:1812.01187, sec. 3.1). PyTorch's optimizers decay all leaves;
+    `no_decay=()` does the same.
     """
 
     rate: Rate
@@ -195,8 +197,8 @@ def zeros(p: Array) -> Array:
 def bias_correction(beta: float, t: Array) -> Array:
     """Return 1 - βᵗ, the sum of the weights in an exponential moving average after t steps.
 
-    An average that starts at 0 is divided by it, as in Adam. It is computed as
-    -(exp(t log β) - 1), because float32 cannot hold 0.999 well enough to subtract it from 1.
+    An average that starts at 0 is divided by it, as in Adam. It is computed as -(exp(t
+    log β) - 1), because float32 cannot hold 0.999 well enough to subtract it from 1.
     """
     xp = namespace(t)
     return -xp.expm1(t * math.log(beta)) if beta else xp.ones_like(t)
@@ -209,9 +211,9 @@ def bias_correction(beta: float, t: Array) -> Array:
 def matches(pattern: str, path: str) -> bool:
     """Return whether `path`, such as "2.attention.weight", begins or ends with `pattern`.
 
-    Both consist of names joined by dots, which are compared as a whole. `*` matches any one name.
-    "2" matches all of layer 2, "bias" every bias, "2.*.weight" the weight of any branch of layer
-    2, and "*" everything.
+    Both consist of names joined by dots, which are compared as a whole. `*` matches any
+    one name. "2" matches all of layer 2, "bias" every bias, "2.*.weight" the weight of
+    any branch of layer 2, and "*" everything.
     """
     pattern_names = pattern.split(".")
     names = path.split(".")
@@ -246,8 +248,8 @@ def paths(tree: Any, prefix: str = "") -> list[str]:
 def split_by_owner(owners: Any, tree: Any, parts: int) -> list:
     """Return a list of trees nested like `tree`, one per part.
 
-    Leaves of other parts are replaced by (). owners is nested like `tree` and has, for each
-    leaf, the number of the part that it belongs to.
+    Leaves of other parts are replaced by (). owners is nested like `tree` and has, for
+    each leaf, the number of the part that it belongs to.
     """
     return [
         tree_map(lambda owner, leaf, part=part: leaf if owner == part else (), owners, tree)
@@ -289,8 +291,8 @@ def nested_optimizers(optimizer: Any) -> Iterator[Any]:
 def nested_moments(moments: Moments) -> Iterator[Moments]:
     """Yield the moments of each nested optimizer that has its own, outermost first.
 
-    A wrapper either keeps the moments of the optimizer inside it as `inner`, next to its own, or
-    has none and passes those of the optimizer inside on unchanged.
+    A wrapper either keeps the moments of the optimizer inside it as `inner`, next to
+    its own, or has none and passes those of the optimizer inside on unchanged.
     """
     yield moments
     if "inner" in moments:

@@ -49,16 +49,17 @@ class _Clip:
     def _rescaled(self, *grads: Array) -> list[Array]:
         """Return the arrays, scaled down together if their common norm exceeds the limit.
 
-        `scaled_norm` returns the norm as a product m l, with l ≥ 1 unless all of g is 0. The
-        norm itself may overflow, but neither limit / l, with which m is compared, nor a factor
-        of g limit / (m l) = (g / m) (limit / l) does.
+        `scaled_norm` returns the norm as a product m l, with l ≥ 1 unless all of g is
+        0. The norm itself may overflow, but neither limit / l, with which m is
+        compared, nor a factor of g limit / (m l) = (g / m) (limit / l) does.
         """
         m, length = scaled_norm(*grads)
         xp = namespace(m)
         length = xp.maximum(length, 1.0)
         is_short = m <= self.limit / length
         one = xp.ones_like(m)
-        # gradients that are short enough are divided by 1 and multiplied by limit / limit = 1
+        # gradients that are short enough are divided by 1 and multiplied by limit /
+        # limit = 1
         divisor = xp.where(is_short, one, m)
         factor = self.limit / xp.where(is_short, self.limit * one, length)
         return [g / divisor * factor for g in grads]
@@ -79,9 +80,9 @@ class ClipByValue(_Clip):
 class ClipByNorm(_Clip):
     """g ← g · limit / max(‖g‖, limit) for each leaf, then a step of another optimizer.
 
-    ‖g‖² = Σ g² over one leaf. Pascanu et al., arXiv:1211.5063, Algorithm 1, applied to each leaf
-    separately (Keras: `clipnorm`). ‖g‖² may overflow or underflow its dtype. A gradient that is
-    not finite becomes NaN or 0.
+    ‖g‖² = Σ g² over one leaf. Pascanu et al., arXiv:1211.5063, Algorithm 1, applied to
+    each leaf separately (Keras: `clipnorm`). ‖g‖² may overflow or underflow its dtype.
+    A gradient that is not finite becomes NaN or 0.
     """
 
     def _clipped(self, grads: Params) -> Params:
@@ -92,9 +93,9 @@ class ClipByNorm(_Clip):
 class ClipByGlobalNorm(_Clip):
     """g ← g · limit / max(‖g‖, limit) with one norm for all, then a step of another optimizer.
 
-    ‖g‖² = Σ g² over all parameters. Pascanu et al., arXiv:1211.5063, Algorithm 1 (PyTorch:
-    `clip_grad_norm_`; Keras: `global_clipnorm`). ‖g‖² may overflow or underflow its dtype. A
-    gradient that is not finite becomes NaN or 0.
+    ‖g‖² = Σ g² over all parameters. Pascanu et al., arXiv:1211.5063, Algorithm 1
+    (PyTorch: `clip_grad_norm_`; Keras: `global_clipnorm`). ‖g‖² may overflow or
+    underflow its dtype. A gradient that is not finite becomes NaN or 0.
     """
 
     def _clipped(self, grads: Params) -> Params:
@@ -108,9 +109,10 @@ class ClipByGlobalNorm(_Clip):
 class L2:
     """g ← g + λ θ, the gradient of L + ½ λ ‖θ‖², then a step of another optimizer.
 
-    λ is `penalty`. Most of PyTorch's optimizers call it `weight_decay`. The penalty enters the
-    moments and adaptive rates of the other optimizer, while the weight decay of AdamW, Lion, LAMB,
-    Adafactor and Muon does not. Leaves that `no_decay` names get no penalty (see `Rule`).
+    λ is `penalty`. Most of PyTorch's optimizers call it `weight_decay`. The penalty
+    enters the moments and adaptive rates of the other optimizer, while the weight decay
+    of AdamW, Lion, LAMB, Adafactor and Muon does not. Leaves that `no_decay` names get
+    no penalty (see `Rule`).
     """
 
     optimizer: Optimizer
@@ -144,34 +146,38 @@ class Accumulate:
 
         s ← s + d g        D ← D + d        every k-th batch: a step with s / D, then s, D ← 0
 
-    k is `every`. The parameters do not change in between. d is the divisor of the loss: the sum of
-    the weights of the examples that count, by which the mean over the batch was divided. `Trainer`
-    and `make_step` pass it on. So k batches have the effect of one batch with all their examples,
-    up to rounding, also with ignored labels, class or example weights, and batches of different
-    sizes. Layers that mix the examples of a batch, such as BatchNorm, are an exception. For a loss
-    with reduction="sum", s ← s + g, and the step uses s. If d or D is 0, because no example
-    counts, it is replaced by 1 as a factor or divisor. If `update` is called without d, all batches
-    count the same.
+    k is `every`. The parameters do not change in between. d is the divisor of the loss:
+    the sum of the weights of the examples that count, by which the mean over the batch
+    was divided. `Trainer` and `make_step` pass it on. So k batches have the effect of
+    one batch with all their examples, up to rounding, also with ignored labels, class
+    or example weights, and batches of different sizes. Layers that mix the examples of
+    a batch, such as BatchNorm, are an exception. For a loss with reduction="sum", s ← s
+    + g, and the step uses s. If d or D is 0, because no example counts, it is replaced
+    by 1 as a factor or divisor. If `update` is called without d, all batches count the
+    same.
 
-    The losses of several outputs may have divisors whose ratio changes from batch to batch, such
-    as if only one of them ignores labels. Then pass `terms`, the number of losses in `Losses`:
-    each loss Lₙ gets its own sum and divisor, and g = Σₙ sₙ / Dₙ. Each step then runs the backward
-    pass once per loss, and the moments hold one tree like the parameters per loss.
+    The losses of several outputs may have divisors whose ratio changes from batch to
+    batch, such as if only one of them ignores labels. Then pass `terms`, the number of
+    losses in `Losses`: each loss Lₙ gets its own sum and divisor, and g = Σₙ sₙ / Dₙ.
+    Each step then runs the backward pass once per loss, and the moments hold one tree
+    like the parameters per loss.
 
-    Optimizers inside get the accumulated gradient; wrappers around `Accumulate`, such as
-    `ClipByNorm` or `L2`, get that of each batch. A schedule inside counts steps, not batches. If
-    training ends between two steps, the sums stay in the moments: they are saved, and the next
-    `fit` continues with them.
+    Optimizers inside get the accumulated gradient; wrappers around `Accumulate`, such
+    as `ClipByNorm` or `L2`, get that of each batch. A schedule inside counts steps, not
+    batches. If training ends between two steps, the sums stay in the moments: they are
+    saved, and the next `fit` continues with them.
 
-    Moments are the `count` of batches in s, a 0-d integer; s as `total`, D as `divisor`; and those
-    of the other optimizer as `inner`. With several terms, `total` and `divisor` are tuples.
+    Moments are the `count` of batches in s, a 0-d integer; s as `total`, D as
+    `divisor`; and those of the other optimizer as `inner`. With several terms, `total`
+    and `divisor` are tuples.
 
     Raises
     ------
     ValueError
-        If `terms` is above 1 and there is another `Accumulate` inside. In a training step, if the
-        ratio of the divisors of several losses may change from batch to batch, and `terms` is
-        not the number of losses or there is a wrapper around this optimizer.
+        If `terms` is above 1 and there is another `Accumulate` inside. In a training
+        step, if the ratio of the divisors of several losses may change from batch to
+        batch, and `terms` is not the number of losses or there is a wrapper around this
+        optimizer.
     """
 
     optimizer: Optimizer

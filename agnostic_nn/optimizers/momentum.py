@@ -18,10 +18,10 @@ class SGD(Rule):
         v ← μ v + g                 (v starts at 0)
         θ ← θ - rate · v            or, with `nesterov`, θ - rate · (g + μ v)
 
-    Momentum is due to Polyak, "Some methods of speeding up the convergence of iteration methods"
-    (1964). Nesterov momentum has the form of Sutskever et al., "On the importance of
-    initialization and momentum in deep learning" (2013), eq. 3 and 4, but the rate is not part
-    of v, as in PyTorch.
+    Momentum is due to Polyak, "Some methods of speeding up the convergence of iteration
+    methods" (1964). Nesterov momentum has the form of Sutskever et al., "On the
+    importance of initialization and momentum in deep learning" (2013), eq. 3 and 4, but
+    the rate is not part of v, as in PyTorch.
 
     weight_decay: not applied to biases and scales, unlike PyTorch's (see `Rule`).
     """
@@ -62,8 +62,9 @@ class Lion(Rule):
         m ← β₂ m + (1 - β₂) g               (m starts at 0)
         θ ← θ - rate · (u + λ θ)            λ is `weight_decay`
 
-    Chen et al., arXiv:2302.06675, Algorithm 2. The steps are larger than those of AdamW: the
-    paper recommends a rate 3 to 10 times lower, and a weight decay higher by the same factor.
+    Chen et al., arXiv:2302.06675, Algorithm 2. The steps are larger than those of
+    AdamW: the paper recommends a rate 3 to 10 times lower, and a weight decay higher by
+    the same factor.
     """
 
     rate: Rate = 1e-4

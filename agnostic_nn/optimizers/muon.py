@@ -35,21 +35,23 @@ class Muon(Rule):
         X ← a X + (b A + c A²) X            A = X Xᵀ; `iterations` times
         θ ← θ - rate · (√max(1, out / in) · X + λ θ)
 
-    Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). μ is
-    `momentum`, λ is `weight_decay` and (a, b, c) are the `coefficients`. The Newton-Schulz
-    iteration keeps the singular vectors of X and maps each singular value z to a z + b z³ + c z⁵.
-    With the authors' coefficients, five iterations bring all but tiny singular values into
-    [0.7, 1.2]. It is computed in the dtype of θ, while the authors and PyTorch use bfloat16
-    (`iterations` is `ns_steps` there).
+    Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). μ
+    is `momentum`, λ is `weight_decay` and (a, b, c) are the `coefficients`. The
+    Newton-Schulz iteration keeps the singular vectors of X and maps each singular value
+    z to a z + b z³ + c z⁵. With the authors' coefficients, five iterations bring all
+    but tiny singular values into [0.7, 1.2]. It is computed in the dtype of θ, while
+    the authors and PyTorch use bfloat16 (`iterations` is `ns_steps` there).
 
-    match_adam: use the factor 0.2 √max(in, out), with which rates and weight decays chosen for
-    AdamW apply (Liu et al., arXiv:2502.16982, eq. 4; `adjust_lr_fn="match_rms_adamw"` in PyTorch).
+    match_adam: use the factor 0.2 √max(in, out), with which rates and weight decays
+    chosen for AdamW apply (Liu et al., arXiv:2502.16982, eq. 4;
+    `adjust_lr_fn="match_rms_adamw"` in PyTorch).
 
-    A weight is (in, out). If there are more axes, as in the kernel of a convolution, all but the
-    last count as `in`. Leaves with fewer than two axes, without elements, or named in `no_decay`
-    (see `matches`) are updated by `others`, which has its own rate. The authors use AdamW for the
-    embedding and the last layer too; `Parts` can do that. Do not use Muon for the weights in a
-    `Repeat`: they are stacked, and the stack counts as one tall matrix.
+    A weight is (in, out). If there are more axes, as in the kernel of a convolution,
+    all but the last count as `in`. Leaves with fewer than two axes, without elements,
+    or named in `no_decay` (see `matches`) are updated by `others`, which has its own
+    rate. The authors use AdamW for the embedding and the last layer too; `Parts` can do
+    that. Do not use Muon for the weights in a `Repeat`: they are stacked, and the stack
+    counts as one tall matrix.
     """
 
     rate: Rate = 2e-2

@@ -34,21 +34,23 @@ class Fixed:
 class Parts:
     """A different optimizer for each part of the parameters, as parameter groups in PyTorch.
 
-    Parts are chosen by patterns for the paths of leaves, such as "0.bias" (see `matches`):
+    Parts are chosen by patterns for the paths of leaves, such as "0.bias" (see
+    `matches`):
 
         Parts((("0", Fixed()), ("bias", SGD(0.1))), rest=AdamW(1e-3))
 
-    freezes layer 0, updates all other biases by SGD, and everything else by AdamW. A leaf belongs
-    to the first part whose pattern matches its path, or to `rest` if none does.
+    freezes layer 0, updates all other biases by SGD, and everything else by AdamW. A
+    leaf belongs to the first part whose pattern matches its path, or to `rest` if none
+    does.
 
-    Moments are those of each part, in order, as a tuple `parts`, and those of `rest` as `rest`.
-    They are nested like the parameters, with () for each leaf of another part.
+    Moments are those of each part, in order, as a tuple `parts`, and those of `rest` as
+    `rest`. They are nested like the parameters, with () for each leaf of another part.
 
     Raises
     ------
     ValueError
-        From `init` and `update`, if a pattern matches no leaf that is still free, or if a leaf
-        belongs to no part and there is no `rest`.
+        From `init` and `update`, if a pattern matches no leaf that is still free, or if
+        a leaf belongs to no part and there is no `rest`.
     """
 
     parts: tuple[tuple[str, Optimizer], ...]

@@ -24,13 +24,13 @@ __all__ = ["Average", "Scaled"]
 class Scaled:
     """θ ← θ + scale · (θ' - θ), where θ' is what another optimizer would move θ to.
 
-    This scales the steps of that optimizer, and so its learning rate. The scale is an array among
-    the moments, so it can change during training without compiling the step again; the callback
-    `ReduceOnPlateau` lowers it.
+    This scales the steps of that optimizer, and so its learning rate. The scale is an
+    array among the moments, so it can change during training without compiling the step
+    again; the callback `ReduceOnPlateau` lowers it.
 
-    The step is computed as θ' - (1 - scale) (θ' - θ), which is exactly θ' if the scale is 1, and
-    exactly θ where θ' = θ. Moments are `scale`, a 0-d array that starts at 1, and those of the
-    other optimizer as `inner`.
+    The step is computed as θ' - (1 - scale) (θ' - θ), which is exactly θ' if the scale
+    is 1, and exactly θ where θ' = θ. Moments are `scale`, a 0-d array that starts at 1,
+    and those of the other optimizer as `inner`.
     """
 
     optimizer: Optimizer
@@ -75,13 +75,14 @@ class Average:
 
         averaged = a / (1 - dᵗ)             a starts at 0; d is `decay`
 
-    θ is moved by another optimizer, which the average does not affect; `Trainer.predict` and
-    `Trainer.evaluate` use the average with `averaged=True`. Dividing by 1 - dᵗ, the sum of the
-    weights, makes it a mean of θ₁ … θₜ alone, as in Adam. Averaging is due to Polyak & Juditsky,
-    "Acceleration of stochastic approximation by averaging" (1992), there with equal weights.
+    θ is moved by another optimizer, which the average does not affect;
+    `Trainer.predict` and `Trainer.evaluate` use the average with `averaged=True`.
+    Dividing by 1 - dᵗ, the sum of the weights, makes it a mean of θ₁ … θₜ alone, as in
+    Adam. Averaging is due to Polyak & Juditsky, "Acceleration of stochastic
+    approximation by averaging" (1992), there with equal weights.
 
-    Moments are `step`, a 0-d integer, a as `average`, and those of the other optimizer as
-    `inner`.
+    Moments are `step`, a 0-d integer, a as `average`, and those of the other optimizer
+    as `inner`.
     """
 
     optimizer: Optimizer
