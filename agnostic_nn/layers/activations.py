@@ -161,6 +161,7 @@ class SELU(Elementwise):
 
     def value(self, x: Array) -> Array:
         xp = namespace(x)
+        # each term is 0 on the other side of 0, so their sum is the function
         return _SCALE * xp.maximum(x, 0.0) + _SCALE_ALPHA * expm1_below(xp.minimum(x, 0.0))
 
     def slope(self, x: Array) -> Array:

@@ -184,6 +184,7 @@ class MultiHeadAttention(Layer):
             dx, grads[name] = self._dense(params[name]).backward(params[name], x, dy)
             return dx
 
+        # the chain rule from y back to x: output, attention, rotation, then Q, K and V
         key_heads = value.shape[1]
         dheads = self._grouped(back("output", joined, dy), key_heads)
         heads = self._grouped(joined, key_heads)
@@ -265,6 +266,7 @@ class MultiHeadAttention(Layer):
         return self._map(params, "output", self._joined(heads)), memory
 
     def _dense(self, params: Params) -> Dense:
+        # widths depend on the input, which a layer does not know before `init`; params do
         return Dense(params["weight"].shape[1], bias=self.bias)
 
     def _map(self, params: Params, name: str, x: Array) -> Array:

@@ -121,7 +121,7 @@ class _Convolution(Layer):
             If x belongs to another array library.
         """
         weight = params["weight"]
-        namespace(x, weight)
+        namespace(x, weight)  # raises if x belongs to another library
         name = type(self).__name__
         channels = self._in_channels(weight)
         axes = self.rank + 2

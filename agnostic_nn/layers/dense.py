@@ -70,13 +70,13 @@ class Dense(Layer):
             If x belongs to another array library.
         """
         weight = params["weight"]
-        namespace(x, weight)
+        namespace(x, weight)  # raises if x belongs to another library
         fan_in = weight.shape[0]
         expect(x.shape[-1:] == (fan_in,), "Dense takes (..., {}), got {}", fan_in, x.shape)
         expect(x.dtype == weight.dtype, "Dense holds {}, got {}", weight.dtype, x.dtype)
         y = as_matrix(x) @ weight
         if self.bias:
-            y += params["bias"]
+            y += params["bias"]  # in place: the product is a new array
         return matrix_as(y, x), state, x
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:

@@ -141,7 +141,7 @@ class Unembedding(Layer):
             If x belongs to another array library.
         """
         weight = params["weight"]
-        namespace(x, weight)
+        namespace(x, weight)  # raises if x belongs to another library
         width = weight.shape[1]
         expect(x.shape[-1:] == (width,), "Unembedding takes (..., {}), got {}", width, x.shape)
         expect(x.dtype == weight.dtype, "Unembedding holds {}, got {}", weight.dtype, x.dtype)

@@ -210,6 +210,7 @@ class GroupNorm(_PerExample):
         channels = width // self.groups
         fits = positions * channels > 1
         expect(fits, "GroupNorm takes two or more numbers a group, got (batch, *{})", shape[1:])
+        # the channels of a group become an axis, to sum over it together with the positions
         return (batch, positions, self.groups, channels), (1, 3)
 
 
@@ -334,6 +335,7 @@ class BatchNorm(_Scaled):
         counts = _counts(train, x)
         normal, mean, variance, spread = normalize(widened(x), axes, self.epsilon, counts)
         batch = {"mean": xp.reshape(mean, (-1,)), "variance": xp.reshape(variance, (-1,))}
+        # the unbiased variance is for the running statistics only; x̂ uses the biased one
         if counts is None:
             batch["variance"] = batch["variance"] * (size / (size - 1))
             state = {name: self._average(old, batch[name]) for name, old in state.items()}

@@ -82,6 +82,7 @@ class _Windows(Layer):
         geometry = self._geometry(tuple(lengths))
         window, stride, padding, dilation = geometry
         out = out_lengths(tuple(lengths), window, stride, dilation, padding)
+        # The maximum of padding alone would be -∞, and without `count_padding` its mean 0 / 0.
         for n, o, *axis_geometry in zip(lengths, out, *geometry, strict=True):
             fits = min(_unpadded_counts(n, o, *axis_geometry)) > 0
             expect(fits, "a window of {} would contain nothing but padding {}", window, padding)
@@ -334,7 +335,7 @@ class GlobalMaxPool(_Global):
     ) -> tuple[Array, State, Cache]:
         xp = namespace(x)
         rows = xp.reshape(x, (x.shape[0], self._count_positions(x.shape), x.shape[-1]))
-        which = xp.argmax(rows, axis=1)
+        which = xp.argmax(rows, axis=1)  # smaller than x, which need not be cached
         return xp.max(rows, axis=1), state, (empty_like(x), which)
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
@@ -389,6 +390,7 @@ class _Adaptive(Layer):
         self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
     ) -> tuple[Array, State, Cache]:
         cache = [empty_like(x)]
+        # last axis first, so that of equal elements the first in row-major order is found
         for axis, m in reversed(list(enumerate(self._sizes(x.shape), 1))):
             bins = _bins(x.shape[axis], m)
             parts = [x[(*(slice(None),) * axis, slice(start, end), ...)] for start, end in bins]

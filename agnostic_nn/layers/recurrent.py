@@ -220,6 +220,8 @@ class _Recurrent(Layer):
         mask: Any = ()  # for `scan`, a tree without leaves
         if "mask" in inputs:
             mask = xp.permute_dims(inputs["mask"], (1, 0))[..., None]  # (time, batch, 1)
+        # Time comes first from here on, as `scan` runs along axis 0. Masked steps are set to 0:
+        # a NaN there would spread through the products for dW, even though dz is 0.
         xs = _zero_masked(mask, xp.permute_dims(x, (1, 0, 2)))
         caches = []
         final_states = []
@@ -259,6 +261,7 @@ class _Recurrent(Layer):
         """
         xp = namespace(xs)
         has_mask = not isinstance(mask, tuple)
+        # one product for all steps: it is much faster than a product per step
         z = as_matrix(xs) @ params["weight"]
         z += params["bias"]
 
@@ -394,6 +397,7 @@ class _Recurrent(Layer):
 
     def advance(self, params: Params, state: State, memory: Memory, x: Any) -> tuple[Any, Memory]:
         inputs = (x if isinstance(x, dict) else {"x": x}) | {"state": memory}
+        # a sequence of one step, with the memory as its first state
         y = replace(self, final=True).predict(params, state, inputs)
         return y if self.final else y["y"], y["state"]
 

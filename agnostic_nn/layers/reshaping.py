@@ -172,6 +172,7 @@ class Lambda(Layer):
         size = math.prod(shape)
         count = math.prod(dy.shape[1:])
         sources = xp.reshape(self._sources(xp, shape, device(dy)), (-1,))
+        # `scatter_add` adds rows, so the elements of an example are rows and the batch columns
         updates = xp.reshape(dy, (dy.shape[0], count)).T
         total = scatter_add(updates, sources, size + 1)[1:, :]  # row 0 is that of added zeros
         return xp.reshape(total.T, (dy.shape[0], *shape)), {}
