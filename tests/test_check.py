@@ -51,13 +51,13 @@ OWN = [Cube(), Gain(), Temperature(), nn.Sequential(Gain(2.0), Cube())]
 
 
 @pytest.mark.parametrize("layer", OWN, ids=str)
-def test_a_layer_of_a_users_own_passes(backend, layer):
+def test_a_custom_layer_passes(backend, layer):
     report = check(layer, (2, 3), backends=[backend])
     assert report.worst.error < 1e-9
     assert sum(row.kinks for row in report.rows) == 0
 
 
-# Each class below is wrong in one way. The last entry of its row in BROKEN is what is said of it.
+# Each class below is wrong in one way. Its row in BROKEN ends in a part of the error message.
 
 
 class BiasUnsummed(nn.Dense):
@@ -190,7 +190,7 @@ class PredictsByTheBatch(nn.BatchNorm):
 
 
 class ForgetsTheShortcut(nn.Dense):
-    """Scales its weight both ways, but Dense goes a way of its own where it is the first layer."""
+    """Scales its weight in both passes, but inherits `backward_params`, which does not."""
 
     def forward(self, params, state, x, *, train=False):
         return super().forward(params | {"weight": 2.0 * params["weight"]}, state, x, train=train)
@@ -206,14 +206,14 @@ class PredictsAnotherWay(nn.Tanh):
 
 
 class CountsFillers(nn.BatchNorm):
-    """As a stranger would write it, who has not heard of `RowMask`."""
+    """A custom layer whose author does not know `RowMask`."""
 
     def forward(self, params, state, x, *, train=False):
         return super().forward(params, state, x, train=bool(train))
 
 
 class DividesByAllRows(nn.Layer):
-    """Remembers the mean of the rows that count, but over as many as there are rows."""
+    """Sums the rows that count, but divides by the number of all rows."""
 
     def init(self, key, shape, dtype):
         return {}, {"mean": namespace(key).zeros(shape, dtype=dtype)}, shape
@@ -243,7 +243,7 @@ class SendsFillersBack(nn.BatchNorm):
 
 
 class DropsByTheFillers(nn.Dropout):
-    """Draws, and looks at the mean of all rows, fillers among them."""
+    """Adds the mean of all rows, fillers included."""
 
     def forward(self, params, state, x, *, train=False):
         y, after, cache = super().forward(params, state, x, train=train)
@@ -257,7 +257,7 @@ class DropsByTheFillers(nn.Dropout):
 
 
 class LooksAtTheBatch(nn.Layer):
-    """Subtracts the mean of the batch, rightly derived, also where it predicts."""
+    """Subtracts the mean of the batch, with the right gradient, when predicting too."""
 
     def forward(self, params, state, x, *, train=False):
         return x - np.mean(x, axis=0), state, ()
@@ -307,14 +307,14 @@ class Rounds(nn.Elementwise):
 
 
 class ForgetsTheScale(nn.LayerNorm):
-    """Right as long as the scale is what it was at first."""
+    """Correct only for the initial scale."""
 
     def backward(self, params, cache, dy):
         return super().backward(params | {"scale": np.ones_like(params["scale"])}, cache, dy)
 
 
 class ForgetsTheVariance(nn.BatchNorm):
-    """Right as long as it predicts with the variance it had at first."""
+    """Correct only for predictions with the initial variance."""
 
     def backward(self, params, cache, dy):
         dx, grads = super().backward(params, cache, dy)
@@ -400,19 +400,19 @@ def test_a_broken_layer_is_caught_by_name(layer, shape, message):
 
 
 def stand_in(**changed):
-    """NumPy under another name, but for what is changed: a backend gone wrong."""
+    """Return NumPy under another name, with parts of its adapter replaced."""
     numpy = nn.backend("numpy")
     names = {name: getattr(numpy.adapter, name) for name in numpy.adapter.__all__}
     return replace(numpy, name="off", adapter=SimpleNamespace(**names | changed))
 
 
 def pull_of_gain(function, point):
-    """A library whose automatic differentiation forgets that the gain scales dx."""
+    """A vjp that does not scale dx by the gain."""
     y = function(point)
     return y, lambda dy: ({"params": {"gain": np.sum(dy * point["x"], axis=0)}, "x": dy},)
 
 
-ASTRAY = [  # what is wrong with the backend, what the message says
+WRONG_BACKENDS = [  # what is wrong with the backend, part of the message
     ({"to_numpy": lambda a: np.asarray(a) * (1 + 1e-6)}, r"same as NumPy on off:cpu, train: \w+\["),
     ({"to_numpy": np.float32}, "on off:cpu: gain is float32"),
     ({"jit": lambda f, *_: lambda a: f(a | {"dy": 2.0 * a["dy"]})}, "same as NumPy on off:cpu"),
@@ -420,14 +420,14 @@ ASTRAY = [  # what is wrong with the backend, what the message says
 ]
 
 
-@pytest.mark.parametrize(("changed", "message"), ASTRAY)
-def test_a_backend_that_goes_astray_is_caught(changed, message):
+@pytest.mark.parametrize(("changed", "message"), WRONG_BACKENDS)
+def test_a_wrong_backend_is_caught(changed, message):
     check(Gain(), (4,), backends=[stand_in()])
     with pytest.raises(CheckFailed, match=message):
         check(Gain(), (4,), backends=[stand_in(**changed)])
 
 
-def test_an_error_on_a_backend_says_on_which():
+def test_an_error_on_a_backend_names_the_backend():
     def refuse(data, device):
         raise MemoryError("full")
 
@@ -442,15 +442,15 @@ def test_a_backend_without_float64_is_refused(lack):
         check(nn.Tanh(), (4,), backends=[stand_in(**lack)])
 
 
-def test_every_library_that_runs_here_is_asked_unless_told_otherwise():
+def test_by_default_every_library_that_runs_here_is_checked():
     able = [s.devices[0] for s in nn.backends() if s.devices and s.devices[0].adapter.double]
-    asked = {row.backend for row in check(nn.Tanh(), (4,)).rows}
-    assert asked == {"numpy", *map(str, able)} - {"numpy:cpu"}
+    checked = {row.backend for row in check(nn.Tanh(), (4,)).rows}
+    assert checked == {"numpy", *map(str, able)} - {"numpy:cpu"}
 
 
 @pytest.mark.parametrize("place", [*np.linspace(-2.1, 2.1, 15), -2 / 3, 1 / 3, 2 / 3])
 def test_a_kink_within_the_stencil_is_left_out_and_counted(place):
-    """And one near its end, which the fourth difference hardly sees, does no harm."""
+    """A kink near the end of the stencil, where the fourth difference is small, does no harm."""
 
     def draw(generator, shape):
         x = generator.choice([-1.0, 1.0], shape) * generator.uniform(0.5, 1.5, shape)
@@ -484,7 +484,7 @@ class WrongInOnePlace(nn.Dense):
         return dx, grads | {"weight": grads["weight"] * mask}
 
 
-def test_what_a_sample_misses_the_adjoint_catches():
+def test_the_adjoint_catches_errors_outside_the_sample():
     with pytest.raises(CheckFailed, match=r"adjoint on numpy, \w+: x and params"):
         check(WrongInOnePlace(20), (30,), backends=[], elements=7)
 
@@ -510,7 +510,7 @@ def test_the_report_is_a_table_of_every_oracle(backend):
             assert part in line
     assert "(refused)" in {row.leaf for row in report.rows}
     assert {row.leaf for row in report.rows} > {"x", "y", "0.weight", "1.scale", "state.1.mean"}
-    wanted = {
+    expected = {
         "central difference",
         "adjoint",
         "layout",
@@ -521,7 +521,7 @@ def test_the_report_is_a_table_of_every_oracle(backend):
         "same as NumPy",
     }
     differentiates = backend.adapter.vjp is not None
-    assert {r.oracle for r in report.rows} == wanted | (
+    assert {r.oracle for r in report.rows} == expected | (
         {"automatic differentiation"} if differentiates else set()
     )
 
@@ -544,7 +544,7 @@ def test_the_same_seed_gives_the_same_report():
 
 
 @pytest.mark.parametrize("nothing", [{"batch": 0}, {"elements": 0}], ids=str)
-def test_to_check_too_little_is_refused(nothing):
+def test_counts_below_1_are_refused(nothing):
     with pytest.raises(ValueError, match=r"at least 1.*, got 0"):
         check(nn.Tanh(), (4,), **nothing)
 

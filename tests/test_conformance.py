@@ -26,15 +26,15 @@ ROOT = Path(__file__).parents[1]
 CHEAP = ("Array API names", "arrays", "random words", "operations")
 
 
-def complaints(found):
-    """What is wrong or unsupported, in words."""
-    bad = (one for one in found.findings if one.verdict in ("wrong", "unsupported"))
-    return [f"{one.name} {one.verdict}: {one.reason}" for one in bad]
+def complaints(result):
+    """Return a line for each finding that is wrong or unsupported."""
+    bad = (finding for finding in result.findings if finding.verdict in ("wrong", "unsupported"))
+    return [f"{finding.name} {finding.verdict}: {finding.reason}" for finding in bad]
 
 
 @pytest.fixture
 def strict():
-    """The Standard's strictest library, without an adapter, so that faults reach everything."""
+    """array-api-strict without an adapter, so that a fault in a function reaches everything."""
     reason = "faults are planted in array-api-strict"
     return pytest.importorskip("array_api_strict", reason=reason)
 
@@ -46,34 +46,34 @@ def bare(strict):
 
 @pytest.mark.parametrize("section", CHEAP)
 def test_the_backend_conforms(backend, section):
-    found = conformance(backend, only=section)
-    assert complaints(found) == []
-    assert {one.section for one in found.findings} == {section}
+    result = conformance(backend, only=section)
+    assert complaints(result) == []
+    assert {finding.section for finding in result.findings} == {section}
 
 
-def test_numpy_is_exactly_itself():
-    found = conformance("numpy")
-    assert complaints(found) == []
-    assert found.totals == {**found.totals, "within": 0, "skipped": len(TESTED_IN)}
-    assert {one.section for one in found.findings} == set(SECTIONS)
+def test_numpy_agrees_with_itself_exactly():
+    result = conformance("numpy")
+    assert complaints(result) == []
+    assert result.totals == {**result.totals, "within": 0, "skipped": len(TESTED_IN)}
+    assert {finding.section for finding in result.findings} == set(SECTIONS)
 
 
-def test_a_library_without_an_adapter_carries_everything(bare):
-    found = conformance(bare)
-    assert complaints(found) == []
-    assert found.adapter == "without an adapter"
-    assert {one.section for one in found.findings} == set(SECTIONS)
-    assert sum(found.totals.values()) == len(found.findings)
+def test_a_library_without_an_adapter_conforms(bare):
+    result = conformance(bare)
+    assert complaints(result) == []
+    assert result.adapter == "without an adapter"
+    assert {finding.section for finding in result.findings} == set(SECTIONS)
+    assert sum(result.totals.values()) == len(result.findings)
 
 
 def test_nothing_is_skipped_without_a_reason_and_skips_are_counted(bare):
-    found = conformance(bare, only="operations")
-    assert [one.name for one in found.findings] == list(ops.__all__)
-    skipped = [one for one in found.findings if one.verdict == "skipped"]
-    assert all(one.reason.startswith("tested in ") for one in skipped)
-    assert found.totals["skipped"] == len(skipped)
-    assert f"{len(skipped)} skipped" in str(found)
-    assert f"{len(skipped)} skipped" in found.to_markdown()
+    result = conformance(bare, only="operations")
+    assert [finding.name for finding in result.findings] == list(ops.__all__)
+    skipped = [finding for finding in result.findings if finding.verdict == "skipped"]
+    assert all(finding.reason.startswith("tested in ") for finding in skipped)
+    assert result.totals["skipped"] == len(skipped)
+    assert f"{len(skipped)} skipped" in str(result)
+    assert f"{len(skipped)} skipped" in result.to_markdown()
 
 
 # --- planted faults ---------------------------------------------------------------------
@@ -91,7 +91,7 @@ def drop_an_element(strict, monkeypatch):
 
 
 def bfloat16(data):
-    """The nearest number of seven bits, in the dtype of `data`."""
+    """Return `data` truncated to the precision of bfloat16, in the same dtype."""
     words = data.astype(np.float32).view(np.uint32) & 0xFFFF0000
     return words.view(np.float32).astype(data.dtype)
 
@@ -127,9 +127,9 @@ def write_in_place(strict, monkeypatch):
     right = strict.maximum
 
     def wrong(x, y, /):
-        found = right(x, y)
-        x[...] = found
-        return found
+        result = right(x, y)
+        x[...] = result
+        return result
 
     monkeypatch.setattr(strict, "maximum", wrong)
 
@@ -178,59 +178,62 @@ FAULTS = [  # what is planted; section, name, verdict and a part of the reason; 
     FAULTS,
     ids=[f"{fault[0].__name__}, {fault[1]}" for fault in FAULTS],
 )
-def test_a_fault_is_called_by_its_name(
+def test_a_planted_fault_is_named(
     strict, bare, monkeypatch, plant, section, name, verdict, reason, right
 ):
     plant(strict, monkeypatch)
-    found = conformance(bare, only=name)
-    (one,) = found.findings
-    assert (one.section, one.verdict, reason in one.reason) == (section, verdict, True), one
-    assert not found.conforms
+    result = conformance(bare, only=name)
+    (finding,) = result.findings
+    assert (finding.section, finding.verdict) == (section, verdict), finding
+    assert reason in finding.reason
+    assert not result.conforms
     assert right is None or conformance(bare, only=right).conforms
 
 
-def test_an_error_is_given_with_its_size(strict, bare, monkeypatch):
+def test_the_size_of_an_error_is_reported(strict, bare, monkeypatch):
     round_products(strict, monkeypatch)
-    (one,) = conformance(bare, only="Dense").findings
-    assert 2.0**-9 < one.float32 < 2.0**-5
-    assert 2.0**-9 < one.float64 < 2.0**-5
+    (finding,) = conformance(bare, only="Dense").findings
+    assert 2.0**-9 < finding.float32 < 2.0**-5
+    assert 2.0**-9 < finding.float64 < 2.0**-5
 
 
-def test_a_missing_function_costs_only_what_needs_it(strict, bare, monkeypatch):
+def test_a_missing_function_fails_only_the_trials_that_use_it(strict, bare, monkeypatch):
     lack_take_along_axis(strict, monkeypatch)
     assert [line.split()[0] for line in complaints(conformance(bare, only="losses"))] == ["ctc"]
 
 
-# --- doors ------------------------------------------------------------------------------
+# --- names of libraries ------------------------------------------------------------------
 
 
 @pytest.fixture
 def module(monkeypatch):
-    """A function that makes a module importable: NumPy's adapter, but for the names given."""
+    """A function that makes a module importable: NumPy's adapter with the given names replaced."""
 
     def make(name, **names):
         host = nn.backend("numpy").adapter
-        made = ModuleType(name)
-        vars(made).update({each: getattr(host, each) for each in host.__all__} | names)
-        monkeypatch.setitem(sys.modules, name, made)
-        return made
+        module = ModuleType(name)
+        vars(module).update(
+            {attribute: getattr(host, attribute) for attribute in host.__all__} | names
+        )
+        monkeypatch.setitem(sys.modules, name, module)
+        return module
 
     return make
 
 
 def test_a_module_that_is_an_adapter_needs_no_registration(module):
     module("adapter_of_mine", version="1.5", devices=lambda: {"desk:0": "cpu"})
-    found = conformance("adapter_of_mine", only="arrays")
-    assert (found.backend, found.version) == ("adapter_of_mine:desk:0", "1.5")
-    assert found.adapter == "through the adapter adapter_of_mine"
-    assert complaints(found) == []
+    result = conformance("adapter_of_mine", only="arrays")
+    assert (result.backend, result.version) == ("adapter_of_mine:desk:0", "1.5")
+    assert result.adapter == "through the adapter adapter_of_mine"
+    assert complaints(result) == []
 
 
-def test_a_namespace_may_stand_in_a_module(module):
+def test_a_namespace_may_be_an_attribute_of_a_module(module):
     module("library_of_mine", inner=np)
-    found = conformance("library_of_mine:inner", only="arrays")
-    assert found.adapter == "without an adapter"
-    assert complaints(found) == []
+    result = conformance("library_of_mine:inner", only="arrays")
+    assert result.adapter == "without an adapter"
+    assert complaints(result) == []
 
 
 ADAPTERS = [  # names of an adapter, section, name, reason
@@ -264,24 +267,24 @@ ADAPTERS = [  # names of an adapter, section, name, reason
 @pytest.mark.parametrize(
     ("names", "section", "name", "reason"), ADAPTERS, ids=lambda v: str(v)[:20]
 )
-def test_a_wrong_adapter_is_noticed(module, names, section, name, reason):
+def test_a_wrong_adapter_is_reported(module, names, section, name, reason):
     module("adapter_of_mine", **names)
-    found = conformance("adapter_of_mine", only=name)
-    (one,) = found.findings
-    assert (one.section, one.verdict in ("wrong", "unsupported")) == (section, True)
-    assert reason in one.reason
+    result = conformance("adapter_of_mine", only=name)
+    (finding,) = result.findings
+    assert (finding.section, finding.verdict in ("wrong", "unsupported")) == (section, True)
+    assert reason in finding.reason
 
 
-def test_an_incomplete_adapter_is_no_namespace(module):
+def test_an_incomplete_adapter_is_refused(module):
     source = module("adapter_of_mine")
     del source.vjp, source.describe
     with pytest.raises(nn.BackendUnavailable, match="is an adapter, but lacks describe, vjp"):
         library("adapter_of_mine")
 
 
-def test_arrays_that_numpy_cannot_read_are_said_to_be_such(module):
+def test_arrays_that_numpy_cannot_read_are_reported(module):
     class Boxed:
-        """An array by all its names, but those by which another library may look inside."""
+        """An array without `__array__` and other methods that let NumPy read it."""
 
         def __init__(self, array):
             self.array = array
@@ -298,41 +301,43 @@ def test_arrays_that_numpy_cannot_read_are_said_to_be_such(module):
     boxes = ModuleType("boxes")
     vars(boxes).update(dtypes, asarray=lambda x, dtype=None: Boxed(np.asarray(x, dtype)))
     module("home_of_mine", boxes=boxes)
-    found = conformance("home_of_mine:boxes", only="int32, round trip")
-    (one,) = found.findings
-    assert one.verdict == "unsupported"
-    assert "NumPy cannot read arrays of home_of_mine:boxes" in one.reason
+    result = conformance("home_of_mine:boxes", only="int32, round trip")
+    (finding,) = result.findings
+    assert finding.verdict == "unsupported"
+    assert "NumPy cannot read arrays of home_of_mine:boxes" in finding.reason
 
 
 def test_without_float64_the_rest_is_tried_in_float32(module):
     module("adapter_of_mine", double=None, has_float64=lambda device: False)
-    found = conformance("adapter_of_mine", only="optimizers")
-    assert complaints(found) == []
-    assert all(one.float64 is None and one.float32 is not None for one in found.findings)
+    result = conformance("adapter_of_mine", only="optimizers")
+    assert complaints(result) == []
+    assert all(
+        finding.float64 is None and finding.float32 is not None for finding in result.findings
+    )
 
 
-def test_the_adapter_that_is_an_example_has_every_name():
+def test_the_example_adapter_has_every_name():
     path = ROOT / "examples" / "mlx_backend" / "mlx_for_agnostic_nn.py"
     body = ast.parse(path.read_text(encoding="utf-8")).body
-    assigned = (one for one in body if isinstance(one, ast.Assign))
-    values = {ast.unparse(one.targets[0]): one.value for one in assigned}
+    assignments = (statement for statement in body if isinstance(statement, ast.Assign))
+    values = {ast.unparse(statement.targets[0]): statement.value for statement in assignments}
     assert set(ast.literal_eval(values["__all__"])) == set(backend.ADAPTER)
 
 
 # --- the command and its page -----------------------------------------------------------
 
 
-def test_the_command_prints_and_writes_what_it_found(tmp_path, capsys):
+def test_the_command_prints_and_writes_its_findings(tmp_path, capsys):
     files = tmp_path / "new" / "found.json", tmp_path / "new" / "found.md"
-    asked = ["conformance", "numpy", "--bare", "--only=losses"]
-    assert main([*asked, f"--json={files[0]}", f"--markdown={files[1]}"]) == 0
+    command = ["conformance", "numpy", "--bare", "--only=losses"]
+    assert main([*command, f"--json={files[0]}", f"--markdown={files[1]}"]) == 0
     out = capsys.readouterr().out
     data, page = json.loads(files[0].read_text("utf-8")), files[1].read_text("utf-8")
     assert data["totals"]["unsupported"] == 0
     assert sum(data["totals"].values()) == len(data["findings"])
-    for one in data["findings"]:
-        assert f"| {one['name']} | {one['verdict']} |" in page
-        assert one["name"] in out
+    for finding in data["findings"]:
+        assert f"| {finding['name']} | {finding['verdict']} |" in page
+        assert finding["name"] in out
     assert "0 wrong, 0 unsupported, 0 skipped" in out
 
 
@@ -363,12 +368,12 @@ def asarray(data, device):
 def test_what_hangs_or_ends_the_process_is_unsupported_and_the_rest_is_tried(tmp_path, monkeypatch):
     (tmp_path / "adapter_of_mine.py").write_text(MINE, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    asked = "adapter_of_mine", "--only=arrays", "--seconds=3", "--json=found.json"
-    assert main(["conformance", *asked]) == 1
-    found = json.loads((tmp_path / "found.json").read_text("utf-8"))
-    assert (found["backend"], found["version"]) == ("adapter_of_mine:cpu", "1.5")
-    named = {one["name"].split(",")[0]: one for one in found["findings"]}
-    assert {name: (one["verdict"], one["reason"]) for name, one in named.items()} == {
+    arguments = "adapter_of_mine", "--only=arrays", "--seconds=3", "--json=found.json"
+    assert main(["conformance", *arguments]) == 1
+    result = json.loads((tmp_path / "found.json").read_text("utf-8"))
+    assert (result["backend"], result["version"]) == ("adapter_of_mine:cpu", "1.5")
+    named = {finding["name"].split(",")[0]: finding for finding in result["findings"]}
+    assert {name: (finding["verdict"], finding["reason"]) for name, finding in named.items()} == {
         "bool": ("wrong", "[0, 1] is 0, expected 1"),
         "int32": ("unsupported", "no answer within 3 seconds"),
         "uint32": ("unsupported", "the process ended by SIGKILL"),
@@ -380,13 +385,13 @@ def test_what_hangs_or_ends_the_process_is_unsupported_and_the_rest_is_tried(tmp
 def test_a_library_that_does_not_start_is_refused(tmp_path, monkeypatch):
     (tmp_path / "adapter_of_mine.py").write_text("import os; os._exit(3)", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    said = "adapter_of_mine does not start: the process ended with exit status 3"
-    with pytest.raises(nn.BackendUnavailable, match=said):
+    message = "adapter_of_mine does not start: the process ended with exit status 3"
+    with pytest.raises(nn.BackendUnavailable, match=message):
         guarded("adapter_of_mine", only="arrays")
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         (
             "gone_library",
@@ -397,44 +402,44 @@ def test_a_library_that_does_not_start_is_refused(tmp_path, monkeypatch):
         ("json", "arrays of json do not follow the Array API Standard"),
     ],
 )
-def test_what_is_no_library_is_refused(name, said):
-    with pytest.raises(nn.BackendUnavailable, match=said):
+def test_names_that_are_not_libraries_are_refused(name, message):
+    with pytest.raises(nn.BackendUnavailable, match=message):
         library(name)
 
 
-SENSELESS = [
+INVALID = [
     (["gone_library"], "gone_library is not a backend (numpy, "),
     (["numpy", "--only=everything"], "there are Array API names, arrays, "),
     (["numpy", f"--json={__file__}/x.json"], "cannot be written to"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "said"), SENSELESS, ids=lambda value: str(value)[:30])
-def test_what_makes_no_sense_is_refused(capsys, arguments, said):
+@pytest.mark.parametrize(("arguments", "message"), INVALID, ids=lambda value: str(value)[:30])
+def test_invalid_arguments_are_refused(capsys, arguments, message):
     assert main(["conformance", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert said in err
+    assert message in err
 
 
 def used(path):
-    """The names of the Standard that a file asks a namespace for."""
+    """Yield the names of the Standard that a file uses."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute):
-            of = node.value
-            asked = isinstance(of, ast.Call) and getattr(of.func, "id", "") == "namespace"
-            if asked or getattr(of, "id", "") == "xp":
+            owner = node.value
+            is_call = isinstance(owner, ast.Call) and getattr(owner.func, "id", "") == "namespace"
+            if is_call or getattr(owner, "id", "") == "xp":
                 yield node.attr
 
 
-def test_what_a_backend_must_have_is_what_the_library_uses():
+def test_the_listed_names_are_those_that_the_library_uses():
     core = ("ops", "layers", "blocks", "losses", "optimizers")
     files = [path for folder in core for path in (ROOT / "agnostic_nn" / folder).glob("*.py")]
     alone = ("core/arrays", "core/random", "initializers", "metrics", "schedules", "training/steps")
     files += [ROOT / "agnostic_nn" / f"{name}.py" for name in alone]
-    asked = {name for path in files for name in used(path)}
+    names = {name for path in files for name in used(path)}
     where = "NEEDS in agnostic_nn/diagnostics/conformance/results.py, and docs/conformance.md"
-    assert asked - {"float64"} == set(NEEDS), where
+    assert names - {"float64"} == set(NEEDS), where
     page = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
     for name in NEEDS:
         assert f"`{name}`" in page, where
