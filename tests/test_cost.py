@@ -1,4 +1,4 @@
-"""The ledger: what is counted is what is computed, and what is predicted is what is held."""
+"""Costs: what is counted is what is computed, and what is predicted is what is held."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ from cases import inputs
 import agnostic_nn as nn
 from agnostic_nn.core.arrays import namespace
 from agnostic_nn.core.trees import leaves, named_leaves, tree_map
-from agnostic_nn.diagnostics.cost import Ledger, blanks_like, peak_of
+from agnostic_nn.diagnostics.cost import CostCounter, blanks_like, peak_of
 from agnostic_nn.diagnostics.cost import arrays as counting
 from agnostic_nn.diagnostics.examples import LAYERS, LOSSES, OPTIMIZERS
 from agnostic_nn.diagnostics.summary import _like_input
@@ -29,12 +29,12 @@ def drawn(layer, shape, rows, dtype="float32"):
 
 def counted(layer, shape, rows):
     """The operations of forward and of backward, dx included."""
-    with Ledger() as ledger:
+    with CostCounter() as counter:
         params, state, x = blanks_like(drawn(layer, shape, rows))
         y, _, cache = layer.forward(params, state, x, train=True)
-        forward = ledger.operations.total()
+        forward = counter.operations.total()
         layer.backward(params, cache, blanks_like(y))
-    return forward, ledger.operations.total() - forward
+    return forward, counter.operations.total() - forward
 
 
 def dense(rows, fan_in, width):
@@ -121,7 +121,7 @@ def test_shapes_and_dtypes_are_those_of_numpy(specimen, dtype):
 
 
 def told_by(run, *trees):
-    with Ledger():
+    with CostCounter():
         return [pair for pair in named_leaves(run(*blanks_like(trees))) if pair[1] is not None]
 
 
@@ -214,15 +214,15 @@ def test_a_layer_holds_what_is_predicted(layer, shape):
 
 
 def test_what_is_given_back_is_no_longer_alive():
-    with Ledger() as ledger:
+    with CostCounter() as counter:
         a = blanks_like(np.ones((10, 10), "float32"))
-        assert (ledger.alive, ledger.peak) == (400, 400)
+        assert (counter.alive, counter.peak) == (400, 400)
         b = a + 1.0
         view = b[2:, :]
         del b
-        assert ledger.alive == 800
+        assert counter.alive == 800
         del view
-        assert (ledger.alive, ledger.peak) == (400, 800)
+        assert (counter.alive, counter.peak) == (400, 800)
 
 
 @pytest.mark.parametrize(
@@ -246,17 +246,17 @@ def test_matrices_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("dtype", ["bool", "int8", "int32", "uint32", "float32"])
 def test_sums_are_as_wide_as_those_of_numpy(dtype):
-    with Ledger():
+    with CostCounter():
         (a,) = blanks_like((np.ones(3, dtype),))
         assert namespace(a).sum(a).dtype == HOST.sum(np.ones(3, dtype)).dtype
 
 
 def test_functions_of_numpy_itself_are_counted_too():
-    with Ledger() as ledger:
+    with CostCounter() as counter:
         a = blanks_like(np.ones((3, 4), "float32"))
         made = np.exp(np.ones(4, "float32") * a)
         assert (made.shape, made.dtype) == ((3, 4), np.float32)
-    assert ledger.operations.total() == 24
+    assert counter.operations.total() == 24
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Summarize a model layer by layer: parameters, operations, and bytes kept for backward.
 
-Nothing is computed: a `Ledger` counts the operations and the memory of a training step from shapes
-(see `cost.counter`, which defines them). Bytes are those that NumPy would allocate and keep.
+Nothing is computed: a `CostCounter` counts the operations and the memory of a training step from
+shapes (see `cost.counter`, which defines them). Bytes are those that NumPy would allocate and keep.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from ..core.trees import leaves, shape_map, tree_map
 from ..display.tables import html_table, table
 from ..layers import Layer
 from ..layers.base import kinds, outline
-from .cost import Ledger, Memory, blanks_like, peak_of
+from .cost import CostCounter, Memory, blanks_like, peak_of
 from .observe import Hook, observed_layer, path_of
 
 __all__ = ["Row", "Summary", "bytes_of_training", "summarize"]
@@ -167,15 +167,15 @@ def summarize(
     are parameters that two layers share.
     """
     notes: list[_Note] = []  # in the order in which layers are called
-    ledger = Ledger()
-    with ledger:
+    counter = CostCounter()
+    with counter:
         params, state = blanks_like((params, state))
         x = blanks_like(_like_input(model.input_kinds, shape, dtype, batch_size))
         trained = {leaf.memory for leaf in leaves(params)}
         constant = trained | {leaf.memory for leaf in leaves(state)}
-        observed = _Recorder(ledger, notes, trained).observed(model, "", None)
+        observed = _Recorder(counter, notes, trained).observed(model, "", None)
         y, _, cache = observed.forward(params, state, x, train=True)
-        forward = ledger.operations.copy()
+        forward = counter.operations.copy()
         cached = list(_cached_arrays(cache))
         observed.backward_params(params, cache, blanks_like(y))
 
@@ -189,7 +189,7 @@ def summarize(
             counted.add(leaf.memory)
     for number, note in enumerate(notes):
         note.forward = forward[number]
-        note.backward = ledger.operations[number] - forward[number]
+        note.backward = counter.operations[number] - forward[number]
     return Summary(tuple(_rows(notes, constant)), batch_size)
 
 
@@ -208,11 +208,11 @@ class _Recorder:
     """Records what passes through each layer, and marks what it keeps for backward.
 
     notes: in the order of first calls. The number of a note is the owner of its layer's operations
-    in the ledger, and the key under which the layer's cache is put into a dict.
+    in the counter, and the key under which the layer's cache is put into a dict.
     """
 
-    def __init__(self, ledger: Ledger, notes: list[_Note], trained: set[Memory]) -> None:
-        self.ledger = ledger
+    def __init__(self, counter: CostCounter, notes: list[_Note], trained: set[Memory]) -> None:
+        self.counter = counter
         self.notes = notes
         self.trained = trained
         self.counted: set[tuple[Memory, int]] = set()
@@ -228,7 +228,7 @@ class _Recorder:
                 number = len(self.notes)
                 self.notes.append(note)
             note.read |= {leaf.memory for leaf in leaves(x)}
-            with self.ledger.owned_by(number), _naming(note):
+            with self.counter.owned_by(number), _naming(note):
                 y, state, cache = method(params, state, x, **mode)
             note.shape = tree_map(lambda leaf: tuple(leaf.shape[1:]), y)
             self._count(note, params)
@@ -238,7 +238,7 @@ class _Recorder:
             # `backward_params` may have unpacked the cache already before it calls `backward`.
             marked = isinstance(cache, dict) and number in cache
             own_cache = cache[number] if marked else cache
-            with self.ledger.owned_by(number), _naming(note):
+            with self.counter.owned_by(number), _naming(note):
                 return method(params, own_cache, dy)
 
         def inner(name: str, layer: Layer) -> Layer:
@@ -325,7 +325,7 @@ def bytes_of_training(
     """
     x = _like_input(model.input_kinds, shape, dtype, batch_size)
     params, state, _ = carry
-    with Ledger():
+    with CostCounter():
         y, _, _ = model.forward(*blanks_like((params, state, x)), train=True)
     like = tree_map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), y)
     targets = [like]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..core.arrays import Shape, namespace
-from ..diagnostics.cost import Ledger, blank
+from ..diagnostics.cost import CostCounter, blank
 from .steps import Carry
 
 __all__ = ["TooLarge", "abstract_carry"]
@@ -24,7 +24,7 @@ class TooLarge(ValueError):
     """A model would need more memory than its file has."""
 
 
-class _Bounded(Ledger):
+class _Bounded(CostCounter):
     """Raises if an array is larger than a file of `size` bytes, or if there are too many arrays."""
 
     def __init__(self, size: int, arrays: int) -> None:

@@ -6,6 +6,6 @@ whose operations are counted, and `native.py` the costs of NumPy's native versio
 
 from . import native
 from .arrays import Counted, blank, blanks_like, peak_of
-from .counter import Ledger, Memory
+from .counter import CostCounter, Memory
 
-__all__ = ["Counted", "Ledger", "Memory", "blank", "blanks_like", "native", "peak_of"]
+__all__ = ["CostCounter", "Counted", "Memory", "blank", "blanks_like", "native", "peak_of"]

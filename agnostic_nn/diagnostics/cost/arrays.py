@@ -1,4 +1,4 @@
-"""Arrays without values, whose operations are recorded in the active ledger."""
+"""Arrays without values, whose operations are recorded in the active counter."""
 
 import math
 import operator
@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import as_strided
 from ...core.arrays import namespace
 from ...core.trees import tree_map
 from ..observe import Handler, ObservedArray, ObservedNamespace
-from .counter import Ledger, Memory, current
+from .counter import CostCounter, Memory, current
 
 __all__ = ["Counted", "blank", "blanks_like", "in_place", "peak_of", "spread", "summed"]
 
@@ -25,9 +25,9 @@ def blanks_like(tree: Any) -> Any:
 
 def peak_of(function: Callable, *trees: Any) -> int:
     """Return the peak number of bytes alive in function(*trees), including its arguments."""
-    with Ledger() as ledger:
+    with CostCounter() as counter:
         function(*blanks_like(trees))
-    return ledger.peak
+    return counter.peak
 
 
 class _CostHandler(Handler):

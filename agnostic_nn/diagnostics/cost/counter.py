@@ -1,7 +1,7 @@
 """Count the operations and the bytes of a computation from shapes, without computing values.
 
 A function is called on `Counted` arrays, which have a shape, a dtype and strides but no values.
-Every operation on them is recorded in the active `Ledger`, in the order of computation:
+Every operation on them is recorded in the active `CostCounter`, in the order of computation:
 
 operations
     A matrix product (m, k) @ (k, n) counts 2 m k n: as many multiplications as additions. A
@@ -30,11 +30,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-__all__ = ["Ledger", "Memory", "current"]
+__all__ = ["CostCounter", "Memory", "current"]
 
 
-class Ledger:
-    """Counts operations per owner, and tracks current and peak bytes, inside `with ledger:`."""
+class CostCounter:
+    """Counts operations per owner, and tracks current and peak bytes, inside `with counter:`."""
 
     def __init__(self) -> None:
         self.operations: Counter = Counter()
@@ -42,7 +42,7 @@ class Ledger:
         self.alive = self.peak = 0
         self._weighs = True
 
-    def __enter__(self) -> "Ledger":
+    def __enter__(self) -> "CostCounter":
         self._token = _now.set(self)
         return self
 
@@ -67,13 +67,15 @@ class Ledger:
     @contextmanager
     def only(self, *, operations: bool = False, memory: bool = False) -> Iterator[None]:
         """Record only the selected quantities inside this context."""
-        before = self._weighs, self.operations
+        weighed = self._weighs
+        counts = self.operations
         self._weighs &= memory
-        self.operations = self.operations if operations else Counter()
+        self.operations = counts if operations else Counter()
         try:
             yield
         finally:
-            self._weighs, self.operations = before
+            self._weighs = weighed
+            self.operations = counts
 
     def count(self, operations: int) -> None:
         """Count operations for the current owner."""
@@ -87,22 +89,23 @@ class Ledger:
         return size
 
 
-_now: ContextVar[Ledger] = ContextVar("_now")
+_now: ContextVar[CostCounter] = ContextVar("_now")
 
 
-def current() -> Ledger:
-    """Return the active ledger."""
+def current() -> CostCounter:
+    """Return the active counter."""
     return _now.get()
 
 
 class Memory:
     """The memory that an array shares with all of its views."""
 
-    __slots__ = ("_ledger", "size")
+    __slots__ = ("_counter", "size")
 
     def __init__(self, size: int) -> None:
-        self._ledger, self.size = current(), 0
-        self.size = self._ledger.take(size)
+        self._counter = current()
+        self.size = 0  # for `__del__`, if `take` raises
+        self.size = self._counter.take(size)
 
     def __del__(self) -> None:
-        self._ledger.alive -= self.size
+        self._counter.alive -= self.size

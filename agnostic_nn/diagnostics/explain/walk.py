@@ -1,7 +1,7 @@
-"""Walk: forward and backward through a model, with an eye on every layer in it.
+"""Run a model forward and backward, and record the calls of every layer in it.
 
-Each layer is called by its block as always; a twin of it writes down what came in, what went
-out and what was kept. A `Repeat` goes turn by turn, for a compiled loop would hide its layers.
+Blocks call their layers as usual; of each call the inputs, the results and the cache are recorded.
+A `Repeat` is unrolled, because a compiled loop would hide the layers inside.
 """
 
 from collections.abc import Callable
