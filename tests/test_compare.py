@@ -778,6 +778,14 @@ def test_steps_are_timed_with_batches_of_other_sizes_unless_not_wanted():
     assert only(compare(SPIRALS, ["numpy"], epochs=1, sizes=()))["batches"] == []
 
 
+def test_a_batch_size_that_the_model_refuses_is_not_timed(backend):
+    model = nn.Sequential(nn.Dense(4), nn.BatchNorm(), nn.Dense(2))
+    task = replace(SPIRALS, model=model)
+    result = only(compare(task, [str(backend)], epochs=1, sizes=(1, 4)))
+    assert result["status"] != "failed"
+    assert [each["size"] for each in result["batches"]] == [4, 16]
+
+
 def test_no_other_size_is_begun_when_time_has_run_out(monkeypatch):
     monkeypatch.setattr(running, "BUDGET", 0.0)
     timed = only(compare(SPIRALS, ["numpy"], epochs=1, sizes=(4, 1)))["batches"]

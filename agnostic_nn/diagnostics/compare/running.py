@@ -285,7 +285,11 @@ def _metric(workload: Workload, outputs: Any, target: np.ndarray) -> float | Non
 def _time_sizes(
     task: Task, backend: Backend, dtype: str, step: Callable, carry: Any, sizes: tuple[int, ...]
 ) -> dict[int, float]:
-    """Return the seconds of a step by batch size; some sizes are missing if time runs out."""
+    """Return the seconds of a step by batch size.
+
+    A size is missing if time runs out, or if the model refuses it: `BatchNorm` over the batch
+    alone cannot train on one example.
+    """
     medians: dict[int, float] = {}
     began = perf_counter()
     for size in sizes:
@@ -294,6 +298,10 @@ def _time_sizes(
         rows = np.resize(np.arange(len(task.train)), size)
         batch = backend.asarray(task.batch(rows, size, dtype))
         seconds: list[float] = []
+        try:
+            carry, value, _ = step(carry, *batch)
+        except ValueError:  # raised for the shape, before anything is computed
+            continue
         while len(seconds) <= WARM_UP or (sum(seconds[WARM_UP:]) < ENOUGH and len(seconds) < 100):
             step_began = perf_counter()
             carry, value, _ = step(carry, *batch)
