@@ -1,7 +1,9 @@
 """Choosing a backend, what it says when it cannot run, and the way there and back for arrays."""
 
 import dataclasses
+import inspect
 import sys
+from contextlib import suppress
 from importlib import import_module
 
 import numpy as np
@@ -11,7 +13,7 @@ from cases import named
 
 import agnostic_nn as nn
 from agnostic_nn.core.trees import tree_map
-from agnostic_nn_backends import SHIPPED
+from agnostic_nn_backends import SHIPPED, Adapter, FullAdapter
 
 INTEGERS = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
 DTYPES = ["bool", *INTEGERS, "float16", "float32", "float64", "complex64", "complex128"]
@@ -387,3 +389,55 @@ def test_the_adapters_own_derivative_is_right_where_there_is_one(backend, widest
     y, pullback = backend.adapter.vjp(lambda x: x * x * x, x)
     (dx,) = pullback(backend.xp.ones_like(y))
     np.testing.assert_allclose(backend.to_numpy(dx), [3, 12, 27], rtol=1e-6)
+
+
+# --- the contract of adapters -----------------------------------------------------------
+
+
+def members(protocol):
+    return {name: member for name, member in vars(protocol).items() if not name.startswith("_")}
+
+
+def test_the_adapter_has_all_members_with_their_parameters(backend):
+    for name, member in (members(Adapter) | members(FullAdapter)).items():
+        attribute = getattr(backend.adapter, name)
+        if isinstance(member, property):
+            continue
+        assert callable(attribute), name
+        parameters = list(inspect.signature(member).parameters)[1:]  # without self
+        with suppress(ValueError):  # some functions written in C tell no signature
+            inspect.signature(attribute).bind(*parameters)
+
+
+MYPY = """
+[mypy]
+follow_imports = silent
+ignore_missing_imports = True
+[mypy-numpy.*,scipy.*,jax.*,torch.*,cupy.*,dpnp.*,array_api_compat.*,array_api_strict.*]
+follow_imports = skip
+"""
+
+
+def type_errors(module, folder, protocol="FullAdapter"):
+    """What mypy says about using a module as an adapter; it does not look at array libraries."""
+    api = pytest.importorskip("mypy.api", reason="mypy is not installed")
+    config = folder / "mypy.ini"
+    config.write_text(MYPY)
+    source = f"import agnostic_nn_backends as b\nimport {module} as m\nadapter: b.{protocol} = m\n"
+    options = [f"--config-file={config}", f"--cache-dir={folder / 'cache'}"]
+    out, _, _ = api.run([*options, "--command", source])
+    return out
+
+
+def test_the_adapter_has_the_types_of_the_protocol(backend, tmp_path):
+    assert "Success" in type_errors(SHIPPED[backend.name][0], tmp_path)
+
+
+def test_a_module_that_is_not_an_adapter_is_noticed_by_its_type(monkeypatch, tmp_path, backend):
+    if backend.name != "numpy":
+        pytest.skip("the same on every backend")
+    (tmp_path / "toy_adapter.py").write_text(
+        TOY.replace("has_float64(device): return", "has_float64(device) -> str: return")
+    )
+    monkeypatch.setenv("MYPYPATH", str(tmp_path))
+    assert "has_float64" in type_errors("toy_adapter", tmp_path, "Adapter")

@@ -14,7 +14,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from agnostic_nn_backends import SHIPPED
+from agnostic_nn_backends import REQUIRED_NAMES, SHIPPED
 
 from . import policies
 from .arrays import Array, namespace
@@ -38,10 +38,7 @@ VARIABLE = "AGNOSTIC_NN_BACKEND"
 PRECISION, DETERMINISTIC = "AGNOSTIC_NN_PRECISION", "AGNOSTIC_NN_DETERMINISTIC"
 REPLAY = "AGNOSTIC_NN_REPLAY"
 
-ADAPTER = (  # names that each adapter must define, documented in `agnostic_nn_backends`
-    *("asarray", "compiles", "describe", "devices", "double", "has_float64", "jit"),
-    *("synchronize", "to_numpy", "version", "vjp", "xp"),
-)
+ADAPTER = REQUIRED_NAMES  # the members of `agnostic_nn_backends.Adapter`
 
 
 class BackendUnavailable(RuntimeError):

@@ -1,39 +1,18 @@
-"""Backends: one module per array library, all with the same names.
+"""Backends: one module per array library, each of which implements `Adapter`.
 
-    xp            the library's Array API namespace
-    version       its version
-    devices       () -> {name: the library's own device}, the preferred one first
-    describe      device -> what the hardware calls itself
-    has_float64   device -> whether float64 is to be had as things are set up now
-    float64_remedy  what to do where `has_float64` is false and something helps: a sentence for
-                  an error; an adapter may lack it
-    double        () -> a context in which it is, or None where it never is
-    asarray       (host array, device) -> an array of this library, never sharing memory
-    to_numpy      array -> a NumPy array on the host
-    jit           (function, device, donate) -> the pure function, compiled where that is
-                  possible; `donate` says which arguments the caller gives up, by position. One
-                  that takes their memory has an attribute `into`, as `agnostic_nn.core.atomic` says
-    eager         (function, device) -> the function, whose Python runs at each call; None where
-                  `jit` does no more, and an adapter of a user's own may lack it
-    compiles      whether `jit` compiles loops too
-    peak_memory   device -> bytes that were in use there at most so far, or None if it does not
-                  tell; None where no device does, and an adapter of a user's own may lack it
-    policy        (device, precision, deterministic) -> a context in which the library computes
-                  float32 as such ("strict") or as TensorFloat-32 if it can ("fast"), and gives
-                  the same bits in every run; raises NotImplementedError, with what to do, where
-                  that cannot be had, and its docstring says what it sets. None where nothing
-                  is to be set; an adapter of a user's own may also lack it
-    random_state  () -> the state of the library's hidden random generator, to be compared, or None
-                  if it has none; an adapter of a user's own may lack it
-    synchronize   array -> None, once its values are there (for timing)
-    vjp           (function, *primals) -> (outputs, pullback), the library's own automatic
-                  differentiation, or None; only checks of our gradients use it
+An adapter imports its own array library. Of `agnostic_nn` it imports `ops`, `core.random`,
+`core.windows` and `core.atomic`, for which it may register native versions, and of this package
+the modules that are not adapters, such as `replay`. It sets no global option. All its names that
+are not members of `Adapter` or `FullAdapter` begin with an underscore.
 
-A backend imports its own library, and of ours `agnostic_nn.ops`, `.random` and `.spans`, to
-register native versions there, and the workshops beside it. It sets no global option.
+This package itself imports no array library.
 """
 
-__all__ = ["SHIPPED", "processor"]
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+__all__ = ["REQUIRED_NAMES", "SHIPPED", "Adapter", "FullAdapter", "processor"]
 
 SHIPPED = {  # name: (module, what to install)
     "numpy": ("agnostic_nn_backends.numpy", "numpy"),
@@ -45,8 +24,127 @@ SHIPPED = {  # name: (module, what to install)
 }
 
 
+class Adapter(Protocol):
+    """The names that the module of each backend defines.
+
+    A `device` below is a value of `devices()`, whatever the library uses to name a device.
+    """
+
+    @property
+    def xp(self) -> Any:
+        """The library's Array API namespace."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """The library's version."""
+        ...
+
+    @property
+    def compiles(self) -> bool:
+        """Whether `jit` compiles loops too, so that one call of many steps beats many calls."""
+        ...
+
+    def devices(self) -> dict[str, Any]:
+        """Return the available devices by name, the preferred one first."""
+        ...
+
+    def describe(self, device: Any, /) -> str:
+        """Return the name of the hardware."""
+        ...
+
+    def has_float64(self, device: Any, /) -> bool:
+        """Return whether float64 is available, as the library is configured now."""
+        ...
+
+    @property
+    def double(self) -> Callable[[], AbstractContextManager] | None:
+        """A function that returns a context in which float64 is available; None if it never is."""
+        ...
+
+    def asarray(self, data: Any, device: Any, /) -> Any:
+        """Return a NumPy array as an array on the device, never sharing memory with the host."""
+        ...
+
+    def to_numpy(self, array: Any, /) -> Any:
+        """Return an array as a NumPy array on the host."""
+        ...
+
+    def jit(self, function: Callable, device: Any, donate: tuple[int, ...] = (), /) -> Callable:
+        """Return a pure function, compiled if the library can.
+
+        donate: the positions of arguments that the caller gives up. A function that reuses their
+        memory has an attribute `into`, as described in `agnostic_nn.core.atomic`.
+        """
+        ...
+
+    def synchronize(self, array: Any, /) -> Any:
+        """Wait until the values of an array have been computed; for timing."""
+        ...
+
+    @property
+    def vjp(self) -> Callable | None:
+        """The library's automatic differentiation, or None; only checks of gradients use it.
+
+        vjp(function, *primals) returns (outputs, pullback).
+        """
+        ...
+
+
+class FullAdapter(Adapter, Protocol):
+    """An adapter with the optional names, which the shipped adapters all define.
+
+    For a name that is None or missing, the library goes without that feature.
+    """
+
+    @property
+    def eager(self) -> Callable[[Callable, Any], Callable] | None:
+        """eager(function, device) returns a function whose Python code runs at each call.
+
+        It serves `replay=False`. None or missing if the result of `jit` does that too.
+        """
+        ...
+
+    @property
+    def float64_remedy(self) -> str | None:
+        """How the user can enable float64 where `has_float64` is false, for error messages."""
+        ...
+
+    @property
+    def peak_memory(self) -> Callable[[Any], int | None] | None:
+        """peak_memory(device) returns the peak bytes in use there, or None if unknown."""
+        ...
+
+    @property
+    def policy(self) -> Callable[[Any, str, bool], AbstractContextManager] | None:
+        """policy(device, precision, deterministic) returns a context in which that policy holds.
+
+        With precision "strict", products of float32 are computed in float32; with "fast", in
+        TensorFloat-32 if the hardware can. If `deterministic`, each run gives the same bits. The
+        function raises NotImplementedError with a remedy if the policy is not possible; its
+        docstring, which error messages quote, names the settings it changes. None or missing if
+        there is nothing to set.
+        """
+        ...
+
+    @property
+    def random_state(self) -> Callable[[], Any] | None:
+        """random_state() returns the state of the library's hidden random generator.
+
+        Guards compare it to notice functions that draw from it. None or missing without one.
+        """
+        ...
+
+
+REQUIRED_NAMES = tuple(sorted(name for name in vars(Adapter) if not name.startswith("_")))
+
+
 def processor() -> str:
-    """The processor's name; Linux tells Python no more than its architecture."""
+    """Return the name of the processor.
+
+    On Linux the standard library knows only the architecture, so the name comes from
+    /proc/cpuinfo.
+    """
     import platform
 
     try:
@@ -54,5 +152,5 @@ def processor() -> str:
             lines = file.readlines()
     except OSError:
         lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

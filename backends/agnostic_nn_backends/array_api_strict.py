@@ -1,11 +1,13 @@
-"""array-api-strict: the Standard and nothing more, which no careless line gets past.
+"""array-api-strict: the Array API standard and nothing else, for tests.
 
-For tests: `device1` refuses to be mixed or converted as a GPU does, and flags read from
-ARRAY_API_STRICT_* forbid what `jit` could not trace. It is also the shortest adapter
-there can be: copy it, without `_bounded_exp`, to add a backend.
+Arrays of `device1` cannot be mixed with others or read by NumPy, as on a GPU. Flags in the
+environment variables ARRAY_API_STRICT_* forbid what `jit` could not trace. This is the shortest
+possible adapter: copy it, without `_bounded_exp`, to add a backend.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import array_api_strict as xp
 import numpy as np
@@ -13,26 +15,6 @@ import numpy as np
 from agnostic_nn import ops
 
 from .exponential import HALFWAY, bounded_exp
-
-__all__ = [
-    "asarray",
-    "compiles",
-    "describe",
-    "devices",
-    "double",
-    "eager",
-    "float64_remedy",
-    "has_float64",
-    "jit",
-    "peak_memory",
-    "policy",
-    "random_state",
-    "synchronize",
-    "to_numpy",
-    "version",
-    "vjp",
-    "xp",
-]
 
 version = xp.__version__
 compiles = False
@@ -45,36 +27,36 @@ policy = None
 vjp = None
 
 
-def devices():
+def devices() -> dict[str, Any]:
     return {name: xp.Device(name) for name in ("CPU_DEVICE", "device1", "device2", "no_float64")}
 
 
-def describe(device):
-    return "a NumPy array that pretends to be elsewhere"
+def describe(device: Any) -> str:
+    return "simulated by NumPy"
 
 
-def has_float64(device):
+def has_float64(device: Any) -> bool:
     return device != xp.Device("no_float64")
 
 
-def asarray(data, device):
+def asarray(data: Any, device: Any) -> Any:
     return xp.asarray(np.array(data, order="C"), device=device)
 
 
-def to_numpy(array):
+def to_numpy(array: Any) -> Any:
     return np.asarray(array.to_device(xp.Device("CPU_DEVICE")))
 
 
-def jit(function, device, donate=()):
+def jit(function: Callable, device: Any, donate: tuple[int, ...] = ()) -> Callable:
     return function
 
 
-def synchronize(array):
+def synchronize(array: Any) -> None:
     pass
 
 
 def _bounded_exp(x):
-    # NumPy's own is up to 2.5 units in the last place off; its powers of two are exact
+    # NumPy's exp has errors of up to 2.5 ulp; its powers of two are exact
     if x.dtype != xp.float32:
         return xp.exp(x)
     return bounded_exp(x, lambda shifted: xp.pow(2.0, shifted - HALFWAY))

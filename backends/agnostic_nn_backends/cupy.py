@@ -1,10 +1,12 @@
 """CuPy: NumPy's interface on NVIDIA GPUs."""
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
+from typing import Any
 
-import array_api_compat.cupy as xp
+import array_api_compat.cupy as xp  # noqa: F401  (a member of Adapter)
 import cupy
 import numpy as np
 from cupyx.scipy.special import erf as _erf
@@ -12,26 +14,6 @@ from cupyx.scipy.special import erfc as _erfc
 
 from agnostic_nn import ops
 from agnostic_nn.ops.indexing import add_sorted
-
-__all__ = [
-    "asarray",
-    "compiles",
-    "describe",
-    "devices",
-    "double",
-    "eager",
-    "float64_remedy",
-    "has_float64",
-    "jit",
-    "peak_memory",
-    "policy",
-    "random_state",
-    "synchronize",
-    "to_numpy",
-    "version",
-    "vjp",
-    "xp",
-]
 
 version = cupy.__version__
 compiles = False
@@ -44,63 +26,64 @@ to_numpy = cupy.asnumpy
 vjp = None
 
 
-def devices():
-    """One entry per GPU, named by its number; without any, CuPy's own error says why."""
+def devices() -> dict[str, Any]:
+    """Return the GPUs by number. Without a GPU, CuPy raises an error that says why."""
     return {str(i): cupy.cuda.Device(i) for i in range(cupy.cuda.runtime.getDeviceCount())}
 
 
-def describe(device):
+def describe(device: Any) -> str:
     return cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
 
 
-def has_float64(device):
+def has_float64(device: Any) -> bool:
     return True
 
 
-def asarray(data, device):
-    # under CUPY_ENABLE_UMP=1 the GPU reads host memory where it lies, so it gets its own
+def asarray(data: Any, device: Any) -> Any:
+    # with CUPY_ENABLE_UMP=1 the GPU would read the host's memory in place, so copy it first
     with device:
         return cupy.array(np.array(data, order="C"))
 
 
-def jit(function, device, donate=()):
+def jit(function: Callable, device: Any, donate: tuple[int, ...] = ()) -> Callable:
     @wraps(function)
     def on_device(*args):
-        with device:  # CuPy computes on the current device, wherever its arrays are
+        with device:  # CuPy computes on the current device, even if the arrays are on another
             return function(*args)
 
     return on_device
 
 
-_products = cupy._core._routines_linalg
-_SORTS = ContextVar("whether repeated indices are sorted before they are added up", default=False)
+_linalg = cupy._core._routines_linalg
+_DETERMINISTIC = ContextVar("whether scatter_add has to be deterministic", default=False)
 
 
 @contextmanager
-def policy(device, precision, deterministic):
-    """It sets the compute type of float32 products to COMPUTE_TYPE_DEFAULT, or to
-    COMPUTE_TYPE_TF32 if fast; NVIDIA_TF32_OVERRIDE is stronger."""
-    wanted = _products.COMPUTE_TYPE_DEFAULT
+def policy(device: Any, precision: str, deterministic: bool) -> Iterator[None]:
+    """It sets the compute type of float32 products to COMPUTE_TYPE_DEFAULT, or
+    COMPUTE_TYPE_TF32 for "fast"; the environment variable NVIDIA_TF32_OVERRIDE takes precedence."""
+    compute_type = _linalg.COMPUTE_TYPE_DEFAULT
     if precision == "fast" and int(device.compute_capability) >= 80:
-        wanted = _products.COMPUTE_TYPE_TF32
+        compute_type = _linalg.COMPUTE_TYPE_TF32
     with device:
-        before, sorts = _products.get_compute_type(np.float32), _SORTS.set(deterministic)
+        before = _linalg.get_compute_type(np.float32)
+        token = _DETERMINISTIC.set(deterministic)
         try:
-            if before != wanted:
-                _products.set_compute_type(np.float32, wanted)
+            if before != compute_type:
+                _linalg.set_compute_type(np.float32, compute_type)
             yield
         finally:
-            if before != wanted:
-                _products.set_compute_type(np.float32, before)
-            _SORTS.reset(sorts)
+            if before != compute_type:
+                _linalg.set_compute_type(np.float32, before)
+            _DETERMINISTIC.reset(token)
 
 
-def synchronize(array):
+def synchronize(array: Any) -> None:
     array.device.synchronize()
 
 
 def _scatter_add(updates, index, rows):
-    if _SORTS.get():
+    if _DETERMINISTIC.get():
         return add_sorted(updates, index, rows)
     out = cupy.zeros((rows, updates.shape[1]), updates.dtype)
     cupy.add.at(out, index, updates)
@@ -113,8 +96,8 @@ def _unslide(*parts, axis, stride, dilation, length):
     x = cupy.zeros(shape, first.dtype)
     for k, part in enumerate(parts):
         end = k * dilation + (part.shape[axis] - 1) * stride + 1
-        seen = x[(*(slice(None),) * axis, slice(k * dilation, end, stride), ...)]
-        seen += part
+        window = x[(*(slice(None),) * axis, slice(k * dilation, end, stride), ...)]
+        window += part
     return x
 
 

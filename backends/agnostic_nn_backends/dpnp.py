@@ -1,33 +1,15 @@
-"""dpnp: NumPy's interface on SYCL devices, Intel's CPUs among them, with real placement rules."""
+"""dpnp: NumPy's interface on SYCL devices, including CPUs; it refuses to mix arrays of devices."""
 
 import os
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import dpctl
 import dpnp as xp
 import numpy as np
 
 from agnostic_nn import ops
-
-__all__ = [
-    "asarray",
-    "compiles",
-    "describe",
-    "devices",
-    "double",
-    "eager",
-    "float64_remedy",
-    "has_float64",
-    "jit",
-    "peak_memory",
-    "policy",
-    "random_state",
-    "synchronize",
-    "to_numpy",
-    "version",
-    "vjp",
-    "xp",
-]
 
 version = xp.__version__
 compiles = False
@@ -40,38 +22,38 @@ to_numpy = xp.asnumpy
 vjp = None
 
 
-def devices():
-    """One entry per device, as arrays name theirs: with the queue in which its work waits."""
+def devices() -> dict[str, Any]:
+    """Return the devices by name, each as an array's `device`, which includes its queue."""
     return {d.filter_string: xp.empty(0, device=d).device for d in dpctl.get_devices()}
 
 
-def describe(device):
+def describe(device: Any) -> str:
     return device.sycl_device.name
 
 
-def has_float64(device):
+def has_float64(device: Any) -> bool:
     return device.sycl_device.has_aspect_fp64
 
 
-def asarray(data, device):
+def asarray(data: Any, device: Any) -> Any:
     return xp.asarray(np.array(data, order="C"), device=device)
 
 
-def jit(function, device, donate=()):
+def jit(function: Callable, device: Any, donate: tuple[int, ...] = ()) -> Callable:
     return function
 
 
-def policy(device, precision, deterministic):
-    """There is nothing to set but MKL_CBWR, before Python starts, for oneMKL to repeat itself."""
+def policy(device: Any, precision: str, deterministic: bool) -> AbstractContextManager:
+    """There is no setting but the environment variable MKL_CBWR, for results that repeat."""
     if deterministic and not os.environ.get("MKL_CBWR", "").upper().endswith(",STRICT"):
         raise NotImplementedError(
-            "oneMKL adds in the order in which its threads get there, unless MKL_CBWR is set to a "
-            "branch and STRICT, such as AVX2,STRICT, before Python starts"
+            "the order in which oneMKL's threads add is not fixed; set MKL_CBWR to an instruction "
+            "set and STRICT, such as AVX2,STRICT, before Python starts"
         )
     return nullcontext()
 
 
-def synchronize(array):
+def synchronize(array: Any) -> None:
     array.sycl_queue.wait()
 
 

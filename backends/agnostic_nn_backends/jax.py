@@ -1,13 +1,16 @@
 """JAX: immutable arrays, traced and compiled by XLA, on CPUs, GPUs and TPUs.
 
-float64 stays off unless the caller sets JAX_ENABLE_X64.
+float64 is off unless the user sets JAX_ENABLE_X64.
 """
 
 import operator
 import os
 import re
 from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial, reduce, wraps
+from typing import Any
 
 import jax
 import jax.numpy as xp
@@ -24,26 +27,6 @@ try:
 except ImportError:  # before JAX 0.8.2
     from jax.core import take_current_trace
 
-__all__ = [
-    "asarray",
-    "compiles",
-    "describe",
-    "devices",
-    "double",
-    "eager",
-    "float64_remedy",
-    "has_float64",
-    "jit",
-    "peak_memory",
-    "policy",
-    "random_state",
-    "synchronize",
-    "to_numpy",
-    "version",
-    "vjp",
-    "xp",
-]
-
 version = jax.__version__
 compiles = True
 random_state = None
@@ -56,7 +39,7 @@ to_numpy = np.asarray
 vjp = jax.vjp
 
 
-def devices():
+def devices() -> dict[str, Any]:
     # Under jax.distributed, jax.devices() lists those of every process; only the devices of
     # this process can hold its arrays.
     local = jax.local_devices()
@@ -65,24 +48,24 @@ def devices():
     return {f"{device.platform}:{device.id}": device for device in local}
 
 
-def describe(device):
+def describe(device: Any) -> str:
     return processor() if device.platform == "cpu" else device.device_kind
 
 
-def has_float64(device):
+def has_float64(device: Any) -> bool:
     return bool(jax.config.jax_enable_x64)
 
 
-def double():
+def double() -> AbstractContextManager:
     return jax.enable_x64(True)
 
 
 def _trace_restored(function):
-    """`function`, after which this thread computes with arrays again, whatever was raised.
+    """Wrap `function` so that after an exception this thread is not left inside a trace.
 
-    JAX remembers for each thread what it traces now, and a `with` of its Python code sets that
-    back. An exception of a signal handler may come in the moment before. Then the thread stays in
-    a trace that has ended: from then on every operation returns a tracer instead of an array.
+    JAX stores for each thread what it is tracing, and resets that when a `with` block of its
+    Python code ends. If a signal handler raises just before, the thread stays in a trace that has
+    ended: from then on every operation returns a tracer instead of an array.
     """
 
     @wraps(function)
@@ -92,24 +75,24 @@ def _trace_restored(function):
         except BaseException:
             leaves = jax.tree.leaves((args, kwargs))
             if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-                take_current_trace().__enter__()  # and no exit: the trace of no function
+                take_current_trace().__enter__()  # without exit: this resets the trace
             raise
 
     return call
 
 
 @_trace_restored
-def asarray(data, device):
-    # a device_put of host memory may go on reading it later, so it gets its own
+def asarray(data: Any, device: Any) -> Any:
+    # device_put may read the memory of the host after it has returned, so copy it first
     return jax.device_put(np.array(data, order="C"), device)
 
 
-def jit(function, device, donate=()):
+def jit(function: Callable, device: Any, donate: tuple[int, ...] = ()) -> Callable:
     return _Donating(function, donate) if donate else _Compiled(function)
 
 
 class _Compiled:
-    """A compiled function, with the attributes of JAX's, such as `lower`."""
+    """A compiled function that also has the attributes of JAX's own, such as `lower`."""
 
     def __init__(self, function, **options):
         self.function = jax.jit(function, **options)
@@ -119,31 +102,38 @@ class _Compiled:
         return self.function(*args, **kwargs)
 
     def __getattr__(self, name):
-        if name == "function":  # of a copy that is being made
+        if name == "function":  # not assigned yet, while `copy` builds an object
             raise AttributeError(name)
         return getattr(self.function, name)
 
 
 class _Donating(_Compiled):
-    """A compiled function that donates the memory of some arguments: see `agnostic_nn.core.atomic`.
+    """A compiled function that donates some of its arguments; see `agnostic_nn.core.atomic`.
 
-    A call with arguments of a new kind goes through Python code of JAX, which traces and
-    compiles, and where an exception would lose the donated arrays: it gets copies of them.
-    Later calls run in C, together with what puts their result into the outcome.
+    A call with arguments of a new signature runs Python code of JAX, which traces and compiles.
+    An exception in it would lose the donated arrays, so it gets copies of them. Later calls run
+    in C, together with the operation that puts their result into the outcome.
+
+    signatures: of the arguments, for which a compiled version is cached.
+    latest: the ids of the results of the last call, whose kind is known.
+    entries: the size of JAX's cache after the last compilation.
+    compiling: whether a compilation has begun; still true after an exception during it.
     """
 
     def __init__(self, function, donate):
         super().__init__(function, donate_argnums=donate)
         self.donate = donate
-        self.known, self.latest, self.entries = set(), frozenset(), 0
-        self.compiling = False  # still so after an exception on the way
+        self.signatures: set = set()
+        self.latest: frozenset[int] = frozenset()
+        self.entries = 0
+        self.compiling = False
 
     @_trace_restored
     def into(self, outcome, *args):
-        # what the last call returned is of the same kind as what that took
+        # the results of the last call have the signature of the arguments that they replace
         is_latest = all(id(args[i]) in self.latest for i in self.donate)
-        kind = _kind([arg for i, arg in enumerate(args) if i not in self.donate])
-        cached = kind in self.known and self.function._cache_size() == self.entries
+        signature = _signature([arg for i, arg in enumerate(args) if i not in self.donate])
+        cached = signature in self.signatures and self.function._cache_size() == self.entries
         cached = cached and not self.compiling
         if is_latest and cached and not jax.config.jax_debug_nans:
             call = partial(self.function, *args)
@@ -151,35 +141,35 @@ class _Donating(_Compiled):
                 results = map(operator.call, (call,))
                 deque(map(outcome.extend, zip((None,), results, strict=False)), 0)
             except BaseException as error:
-                if not outcome and any(map(_is_gone, (args[i] for i in self.donate))):
+                if not outcome and any(map(_is_deleted, (args[i] for i in self.donate))):
                     outcome.append(partial(_lost, error))
                 raise
         else:
-            whole = [
+            copies = [
                 jax.tree.map(xp.copy, arg) if i in self.donate else arg
                 for i, arg in enumerate(args)
             ]
-            if self.compiling:  # JAX would go through Python code at each later call
+            if self.compiling:  # after an exception JAX would run Python code at each later call
                 self.function.clear_cache()
-                self.known.clear()
+                self.signatures.clear()
             self.compiling = True
-            outcome.extend((None, self.function(*whole)))
+            outcome.extend((None, self.function(*copies)))
             self.compiling = False
             self.entries = self.function._cache_size()
             if is_latest:
-                self.known.add(kind)
+                self.signatures.add(signature)
         result = outcome[1]
         self.latest = frozenset(map(id, result if isinstance(result, tuple) else (result,)))
 
 
-def _kind(args):
-    """What JAX compiles for: nesting, shapes and dtypes, and how JAX is set up."""
-    found, nesting = jax.tree.flatten(args)
+def _signature(args):
+    """Return what a compiled version depends on: structure, shapes, dtypes, JAX's configuration."""
+    arrays, nesting = jax.tree.flatten(args)
     config = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
-    return nesting, config, *[(leaf.shape, leaf.dtype) for leaf in found]
+    return nesting, config, *[(leaf.shape, leaf.dtype) for leaf in arrays]
 
 
-def _is_gone(tree):
+def _is_deleted(tree):
     return any(leaf.is_deleted() for leaf in jax.tree.leaves(tree))
 
 
@@ -190,10 +180,10 @@ def _lost(error):
     ) from error
 
 
-def eager(function, device):
+def eager(function: Callable, device: Any) -> Callable:
     @wraps(function)
     def uncompiled(*args, **kwargs):
-        with jax.disable_jit():  # loops and branches run in Python too
+        with jax.disable_jit():  # also runs loops and branches in Python
             return function(*args, **kwargs)
 
     return uncompiled
@@ -202,19 +192,21 @@ def eager(function, device):
 _PRECISION = {"strict": "highest", "fast": "tensorfloat32"}
 
 
-def policy(device, precision, deterministic):
-    """It sets jax.default_matmul_precision to "highest", or to "tensorfloat32" if fast; what XLA
-    is told by XLA_FLAGS, and an operation by a precision of its own, is stronger."""
-    told = re.search(r"--xla_gpu_deterministic_ops(=true|=1|\s|$)", os.environ.get("XLA_FLAGS", ""))
-    if deterministic and device.platform in ("cuda", "gpu", "rocm") and not told:
+def policy(device: Any, precision: str, deterministic: bool) -> AbstractContextManager:
+    """It sets jax.default_matmul_precision to "highest", or "tensorfloat32" for "fast"; XLA_FLAGS
+    and the precision argument of an operation take precedence."""
+    has_flag = re.search(
+        r"--xla_gpu_deterministic_ops(=true|=1|\s|$)", os.environ.get("XLA_FLAGS", "")
+    )
+    if deterministic and device.platform in ("cuda", "gpu", "rocm") and not has_flag:
         raise NotImplementedError(
-            "XLA adds in the order in which a GPU's threads get there, unless XLA_FLAGS has "
-            "--xla_gpu_deterministic_ops=true before Python starts"
+            "the order in which threads of a GPU add is not fixed; put "
+            "--xla_gpu_deterministic_ops=true into XLA_FLAGS before Python starts"
         )
     return jax.default_matmul_precision(_PRECISION[precision])
 
 
-def peak_memory(device):
+def peak_memory(device: Any) -> int | None:
     return (device.memory_stats() or {}).get("peak_bytes_in_use")
 
 
@@ -233,22 +225,22 @@ def _scan_impl(leaf, step, carry, xs, reverse, then):
 
 @jax.jit
 def _all_finite(*arrays):
-    look = ops.all_finite.dispatch(object)
+    elementwise = ops.all_finite.dispatch(object)
 
     def sum_first():
-        # a sum of squares is quicker to take than a look, and says the same unless it overflows
-        squares = [xp.vdot(xp.ravel(one), xp.ravel(one)) for one in arrays]
-        fine = reduce(xp.logical_and, map(xp.isfinite, squares))
-        return jax.lax.cond(fine, lambda: fine, lambda: look(*arrays))
+        # a sum of squares is faster than a test of each element, and as good unless it overflows
+        squares = [xp.vdot(xp.ravel(x), xp.ravel(x)) for x in arrays]
+        is_finite = reduce(xp.logical_and, map(xp.isfinite, squares))
+        return jax.lax.cond(is_finite, lambda: is_finite, lambda: elementwise(*arrays))
 
-    return jax.lax.platform_dependent(cpu=sum_first, default=lambda: look(*arrays))
+    return jax.lax.platform_dependent(cpu=sum_first, default=lambda: elementwise(*arrays))
 
 
 def _select(holds, make, old):
     if not isinstance(holds, jax.core.Tracer):
         return make() if holds else old
-    # choosing number by number would keep XLA from putting the new where the old lies, a fifth
-    # of a step; but a GPU would have to tell the host which way to go
+    # On a CPU a branch lets XLA write the new values in place, which saves a fifth of a step. On
+    # a GPU a branch would wait for the host to read the condition.
     return jax.lax.platform_dependent(
         cpu=lambda: jax.lax.cond(holds, make, lambda: old),
         default=lambda: ops.select.dispatch(object)(holds, make, old),
@@ -256,7 +248,7 @@ def _select(holds, make, old):
 
 
 def _layouts(rank):
-    """Where batch N and channels C stand in x and y, and fan_in I and width O in a weight."""
+    """Return the layouts of x, weight and y: N is the batch, C channels, I fan_in, O width."""
     space = "DHW"[-rank:]
     return f"N{space}C", f"{space}IO", f"N{space}C"
 
@@ -291,7 +283,7 @@ def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
 
 
 def _convolve_weight(x, dy, window, stride, padding, dilation, groups):
-    # dy is the window that slides over x: batch and channels, stride and dilation change places
+    # dy is the window that slides over x; batch and channels, stride and dilation are exchanged
     space = "DHW"[-len(window) :]
     cut = tuple(
         (low, d * (k - 1) + s * (o - 1) + 1 - low - n)
@@ -319,7 +311,7 @@ def _sum_rows(x):
 
 
 def _tanh(x):
-    # XLA's own is up to five units in the last place off
+    # XLA's tanh has errors of up to 5 ulp
     change = ops.expm1_below(-2.0 * xp.minimum(xp.abs(x), 20.0))
     return xp.sign(x) * (-change / (2.0 + change))
 
@@ -338,19 +330,19 @@ def _unslide(*parts, axis, stride, dilation, length):
     return sum(placed(k, part) for k, part in enumerate(parts))
 
 
-# While `jit` traces, arrays are tracers: a type of their own to dispatch on.
-for kind in (jax.Array, jax.core.Tracer):
-    ops.convolve.register(kind, _convolve)
-    ops.convolve_input.register(kind, _convolve_input)
-    ops.convolve_weight.register(kind, _convolve_weight)
-    ops.erf.register(kind, jax.lax.erf)
-    ops.erfc.register(kind, jax.lax.erfc)
-    ops.tanh.register(kind, _tanh)
-    ops.scatter_add.register(kind, _scatter_add)
-    ops.select.register(kind, _select)
-    ops.scan_impl.register(kind, _scan_impl)
-    ops.sum_over.register(kind, _sum_over)
-    ops.sum_rows.register(kind, _sum_rows)
-    ops.unslide.register(kind, _unslide)
-    ops.all_finite.register(kind, _all_finite)
-    ops.barrier_impl.register(kind, _barrier_impl)
+# While `jit` traces, arrays are tracers, which are another type.
+for _kind in (jax.Array, jax.core.Tracer):
+    ops.convolve.register(_kind, _convolve)
+    ops.convolve_input.register(_kind, _convolve_input)
+    ops.convolve_weight.register(_kind, _convolve_weight)
+    ops.erf.register(_kind, jax.lax.erf)
+    ops.erfc.register(_kind, jax.lax.erfc)
+    ops.tanh.register(_kind, _tanh)
+    ops.scatter_add.register(_kind, _scatter_add)
+    ops.select.register(_kind, _select)
+    ops.scan_impl.register(_kind, _scan_impl)
+    ops.sum_over.register(_kind, _sum_over)
+    ops.sum_rows.register(_kind, _sum_rows)
+    ops.unslide.register(_kind, _unslide)
+    ops.all_finite.register(_kind, _all_finite)
+    ops.barrier_impl.register(_kind, _barrier_impl)

@@ -1,10 +1,12 @@
 """NumPy: the reference on the CPU, and the host from which every other backend is fed."""
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
-import array_api_compat.numpy as xp
+import array_api_compat.numpy as xp  # noqa: F401  (a member of Adapter)
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -18,26 +20,6 @@ from ..replay import trace
 from ..replay.program import direct, replayed
 from . import attention, lstm, tracing
 
-__all__ = [
-    "asarray",
-    "compiles",
-    "describe",
-    "devices",
-    "double",
-    "eager",
-    "float64_remedy",
-    "has_float64",
-    "jit",
-    "peak_memory",
-    "policy",
-    "random_state",
-    "synchronize",
-    "to_numpy",
-    "version",
-    "vjp",
-    "xp",
-]
-
 version = np.__version__
 compiles = False
 random_state = None
@@ -49,31 +31,31 @@ to_numpy = np.asarray
 vjp = None
 
 
-def devices():
+def devices() -> dict[str, Any]:
     return {"cpu": "cpu"}
 
 
-def describe(device):
+def describe(device: Any) -> str:
     return processor()
 
 
-def has_float64(device):
+def has_float64(device: Any) -> bool:
     return True
 
 
-def asarray(data, device):
+def asarray(data: Any, device: Any) -> Any:
     return np.array(data, order="C")
 
 
-def jit(function, device, donate=()):
+def jit(function: Callable, device: Any, donate: tuple[int, ...] = ()) -> Callable:
     return replayed(function, tracing.library, donate)
 
 
-def eager(function, device):
+def eager(function: Callable, device: Any) -> Callable:
     return direct(function, tracing.library)
 
 
-def synchronize(array):
+def synchronize(array: Any) -> None:
     pass
 
 
@@ -396,16 +378,20 @@ ops.scatter_add.register(np.ndarray, _scatter_add)
 ops.sum_rows.register(np.ndarray, _sum_rows)
 ops.pad_impl.register(np.ndarray, _pad_impl)
 ops.unslide.register(np.ndarray, _unslide)
-for kind in (np.ndarray, np.generic):  # reductions return scalars
-    ops.all_finite.register(kind, _all_finite)
-for kind in (np.ndarray, np.bool_, bool):
-    ops.select.register(kind, lambda holds, make, old: make() if holds else old)
+for _kind in (np.ndarray, np.generic):  # reductions return scalars
+    ops.all_finite.register(_kind, _all_finite)
+for _kind in (np.ndarray, np.bool_, bool):
+    ops.select.register(_kind, lambda holds, make, old: make() if holds else old)
 
-# What is written down on a tape: such calls as they stand, or what they are made of.
-for function in vars(ops).values():
-    if np.ndarray in getattr(function, "registry", ()):
-        own = function.registry[np.ndarray]
-        function.register(tracing.TracedArray, own if own in _TRANSPARENT else trace.opaque(own))
+# For traced arrays: each version for NumPy is recorded as one call, or, if it consists of
+# operations that can be fused, as these.
+for _function in vars(ops).values():
+    if np.ndarray in getattr(_function, "registry", ()):
+        _native = _function.registry[np.ndarray]
+        _is_transparent = _native in _TRANSPARENT
+        _function.register(
+            tracing.TracedArray, _native if _is_transparent else trace.opaque(_native)
+        )
 ops.bounded_exp.register(tracing.TracedArray, _traced_exp)
 ops.scan_impl.register(tracing.TracedArray, trace.unrolled_scan)
 ops.barrier_impl.register(tracing.TracedArray, trace.barrier)

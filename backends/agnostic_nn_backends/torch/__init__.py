@@ -2,8 +2,10 @@
 
 import math
 import os
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
+from typing import Any
 
 import array_api_compat.torch as xp
 import numpy as np
@@ -19,26 +21,6 @@ from ..replay import kernels, trace
 from ..replay.program import direct, replayed
 from . import tracing
 
-__all__ = [
-    "asarray",
-    "compiles",
-    "describe",
-    "devices",
-    "double",
-    "eager",
-    "float64_remedy",
-    "has_float64",
-    "jit",
-    "peak_memory",
-    "policy",
-    "random_state",
-    "synchronize",
-    "to_numpy",
-    "version",
-    "vjp",
-    "xp",
-]
-
 version = torch.__version__
 compiles = False
 double = nullcontext
@@ -46,46 +28,46 @@ float64_remedy = None
 vjp = torch.func.vjp
 
 
-def devices():
+def devices() -> dict[str, Any]:
     cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     mps = ["mps:0"] if torch.backends.mps.is_available() else []
     return {name: torch.device(name) for name in [*cuda, *mps, "cpu"]}
 
 
-def describe(device):
+def describe(device: Any) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return processor()
 
 
-def has_float64(device):
+def has_float64(device: Any) -> bool:
     return device.type != "mps"
 
 
-def asarray(data, device):
+def asarray(data: Any, device: Any) -> Any:
     return torch.tensor(np.array(data, order="C"), device=device)
 
 
-def to_numpy(array):
+def to_numpy(array: Any) -> Any:
     return array.detach().cpu().numpy()
 
 
-def jit(function, device, donate=()):
+def jit(function: Callable, device: Any, donate: tuple[int, ...] = ()) -> Callable:
     return replayed(function, tracing.library, donate) if device.type == "cpu" else function
 
 
-def eager(function, device):
+def eager(function: Callable, device: Any) -> Callable:
     return direct(function, tracing.library) if device.type == "cpu" else function
 
 
-def random_state():
+def random_state() -> bytes:
     return torch.get_rng_state().numpy().tobytes()
 
 
 _LINES = ":4096:8", ":16:8"  # what CUBLAS_WORKSPACE_CONFIG must be
 
 
-def policy(device, precision, deterministic):
+def policy(device: Any, precision: str, deterministic: bool) -> AbstractContextManager:
     """It sets fp32_precision, of matmul in torch.backends.cuda, of conv and rnn in .cudnn and of
     all three in .mkldnn, to "ieee", or to "tf32" if fast; NVIDIA_TF32_OVERRIDE,
     TORCH_ALLOW_TF32_CUBLAS_OVERRIDE and ONEDNN_DEFAULT_FPMATH_MODE are stronger."""
@@ -148,11 +130,11 @@ def _attribute(place, name, value):
     return partial(getattr, place, name), partial(setattr, place, name), value
 
 
-def peak_memory(device):
+def peak_memory(device: Any) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
-def synchronize(array):
+def synchronize(array: Any) -> None:
     if array.is_cuda:
         torch.cuda.synchronize(array.device)
     elif array.is_mps:
@@ -442,17 +424,18 @@ ops.pad_impl.register(torch.Tensor, _pad_impl)
 ops.unslide.register(torch.Tensor, _unslide)
 random.words.register(torch.Tensor, _words)
 
-# What is written down on a tape: such calls as they stand, or loops turn by turn.
-for function in (*vars(ops).values(), random.words):
-    if torch.Tensor in getattr(function, "registry", ()):
-        own = function.registry[torch.Tensor]
-        function.register(tracing.TracedTensor, trace.opaque(own))
-for function, own in ((ops.lstm, _lstm), (ops.lstm_backward, _lstm_backward)):
-    function.register(tracing.TracedTensor, trace.opaque_if(own, _has_lstm))
+# For traced tensors: each version for PyTorch is recorded as one call, or, if it consists of
+# operations that can be fused, as these.
+for _function in (*vars(ops).values(), random.words):
+    if torch.Tensor in getattr(_function, "registry", ()):
+        _native = _function.registry[torch.Tensor]
+        _function.register(tracing.TracedTensor, trace.opaque(_native))
+for _function, _native in ((ops.lstm, _lstm), (ops.lstm_backward, _lstm_backward)):
+    _function.register(tracing.TracedTensor, trace.opaque_if(_native, _has_lstm))
 ops.barrier_impl.register(tracing.TracedTensor, trace.barrier)
-for function, own in ((ops.sum_over, _sum_over), (ops.sum_rows, _sum_rows)):
-    made = partial(own, xp=tracing.TracedTensor.namespace)
-    function.register(tracing.TracedTensor, made)
+for _function, _native in ((ops.sum_over, _sum_over), (ops.sum_rows, _sum_rows)):
+    _traced = partial(_native, xp=tracing.TracedTensor.namespace)
+    _function.register(tracing.TracedTensor, _traced)
 ops.bounded_exp.register(
     tracing.TracedTensor, partial(_bounded_exp, two_to=partial(trace.record, tracing.two_to))
 )
