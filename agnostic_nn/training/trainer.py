@@ -622,14 +622,12 @@ class Trainer:
         if batches is None:
             if steps_per_epoch is not None:
                 raise ValueError("steps_per_epoch is for user-supplied batches; see also steps")
-            examples = self.examples(x, target, weights)
-            batch_size = min(batch_size, len(examples))
-            source = StoredBatches(examples, batch_size, shuffle, self.seed)
+            source = self._stored(x, target, weights, batch_size, shuffle)
+            batch_size = source.batch_size
         elif x is not None or target is not None or weights is not None:
             raise ValueError("expected x and target or batches, got both")
         else:
             source = self._streamed(batches, steps_per_epoch)
-
         held_out = None if validation is None else self._held_out(validation, batch_size)
         callback_list = as_callbacks(callbacks)
         self._expect_open_epoch_of(source)
@@ -649,6 +647,13 @@ class Trainer:
                 feeder, prefetch, last_step, held_out, batch_size, interrupts, bars
             )
             return self._fit_epochs(epochs, options, bound_callbacks)
+
+    def _stored(
+        self, x: Any, target: Any, weights: Any, batch_size: int, shuffle: bool
+    ) -> StoredBatches:
+        """Return the source of batches of the examples that a user passes."""
+        examples = self.examples(x, target, weights)
+        return StoredBatches(examples, min(batch_size, len(examples)), shuffle, self.seed)
 
     def _streamed(self, batches: Any, steps_per_epoch: int | None) -> StreamedBatches:
         """Return the source of batches that a user supplies."""
