@@ -89,7 +89,7 @@ def run(handler: Handler, function: Callable, *trees: Any, default: Handler | No
 
 
 def value_of(leaf: Any) -> Any:
-    """Return the value of an observed array, and anything else as it is."""
+    """Return the value of an observed array, and any other leaf unchanged."""
     return leaf.value if isinstance(leaf, ObservedArray) else leaf
 
 
@@ -105,9 +105,9 @@ def _is_array(leaf: Any) -> bool:
 def _mapped(function: Callable, tree: Any) -> Any:
     """`tree_map`, also through lists and named tuples, which functions of the Standard use."""
     if isinstance(tree, dict):
-        return {key: _mapped(function, branch) for key, branch in tree.items()}
+        return {key: _mapped(function, subtree) for key, subtree in tree.items()}
     if isinstance(tree, tuple | list):
-        branches = [_mapped(function, branch) for branch in tree]
+        branches = [_mapped(function, subtree) for subtree in tree]
         return type(tree)(*branches) if hasattr(tree, "_fields") else type(tree)(branches)
     return function(tree)
 
@@ -152,7 +152,7 @@ _ABOUT_DTYPES = ("can_cast", "finfo", "iinfo", "isdtype", "result_type")  # they
 
 
 class ObservedNamespace:
-    """The namespace of observed arrays: functions go to a handler, constants are as they are.
+    """The namespace of observed arrays: calls of its functions go to a handler.
 
     handler: that of calls without an observed array; None for the one set by `observing`.
     """
