@@ -52,20 +52,20 @@ def words(seed=0):
 
 
 def patched(*changes):
-    """A context in which each (home, name, make) has make(what was there) in its place."""
+    """Return a context in which each (owner, name, make) has make(old value) as its value."""
 
     @contextmanager
     def context():
         with pytest.MonkeyPatch.context() as patch:
-            for home, name, make in changes:
-                patch.setattr(home, name, make(getattr(home, name)))
+            for owner, name, make in changes:
+                patch.setattr(owner, name, make(getattr(owner, name)))
             yield
 
     return context
 
 
 def broken(backend, context):
-    """The same backend, with a fault in whatever runs there."""
+    """Return the same backend, which computes everything inside `context`, with its faults."""
 
     def jit(function, device, donate=()):
         compiled = backend.adapter.jit(function, device, donate)
@@ -84,7 +84,7 @@ def bisected(model, data, *sides, optimizer=None, loss=nn.mean_squared_error, **
     return nn.bisect(model, loss, optimizer or nn.Adam(), *data, *sides, **options)
 
 
-# --- faults -------------------------------------------------------------------------------
+# --- faults -----------------------------------------------------------------------------
 
 
 def off_by_one(old):
@@ -111,7 +111,7 @@ def like_tf32(old):
 def without_mean(old):
     def backward(dy, scale, bias, cache):
         dx, *grads = old(dy, scale, bias, cache)
-        # what the mean of g takes away, put back where x̂ is 1 in size
+        # adds back a part of the mean of g that the right gradient subtracts
         return dx + 0.01 * namespace(dy).mean(dy * scale, axis=-1, keepdims=True), *grads
 
     return backward
@@ -152,7 +152,7 @@ def uninitialised(garbage):
 
 
 def spoilt(y, garbage):
-    """y with garbage in its element [2, 3, 1, 0]."""
+    """Return y with garbage in its element [2, 3, 1, 0]."""
     xp = namespace(y)
     _, *lengths = y.shape
     place = 2 * np.prod(lengths) + np.ravel_multi_index((3, 1, 0), lengths)
@@ -161,10 +161,10 @@ def spoilt(y, garbage):
 
 
 def backwards(old):
-    def carry(self, old, new):
+    def average(self, old, new):
         return (1.0 - self.momentum) * old + self.momentum * new
 
-    return carry
+    return average
 
 
 def too_far(old):
@@ -177,7 +177,7 @@ def too_far(old):
 
 @dataclass
 class Halved:
-    """A loss that is off by a factor, of its value or of its slope, where `factors` say so."""
+    """A loss whose value and slope are multiplied by factors, 1 by default."""
 
     value: float = 1.0
     slope: float = 1.0
@@ -188,7 +188,7 @@ class Halved:
 
 
 HALVED = Halved()
-FAULTS = {  # where, what, and the piece and part that are named
+FAULTS = {  # the change, and the place, stage and part that are named
     "a convolution's border is off by one": (
         (convolution, "convolve", off_by_one),
         ("0", "Conv2D", "forward"),
@@ -220,7 +220,7 @@ FAULTS = {  # where, what, and the piece and part that are named
         ("1", "BatchNorm", "forward"),
     ),
     "running statistics the wrong way": (
-        (nn.BatchNorm, "_carry", backwards),
+        (nn.BatchNorm, "_average", backwards),
         ("1", "BatchNorm", "state: mean"),
     ),
     "an update too far by a hundredth": (
@@ -235,20 +235,20 @@ FAULTS = {  # where, what, and the piece and part that are named
 FEW = ("a convolution's border is off by one", "products as in TF32", "what is computed again")
 
 
-def _expect_asked_for(thorough, fault):
+def _skip_unless_thorough(thorough, fault):
     if not thorough and fault not in FEW:
         pytest.skip("a sweep, left to backends that do not compile")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_named(backend, thorough, fault):
-    _expect_asked_for(thorough, fault)
+    _skip_unless_thorough(thorough, fault)
     change, named = FAULTS[fault]
     found = bisected(IMAGES, images(), "numpy", broken(backend, patched(change)), loss=HALVED)
     first = found.first
     assert (first.path, first.kind, first.part) == named
     assert first.ratios[0] <= 1.0 < first.ratios[1], "the right one is blamed"
-    assert not any(one.ratios[0] > 1.0 for one in found.findings)
+    assert not any(finding.ratios[0] > 1.0 for finding in found.findings)
     assert found.verdict.startswith(f"Differs first in {first.name}: ")
     assert found.backends[1] in found.verdict
     if fault.startswith("not initialised"):
@@ -259,7 +259,7 @@ def test_a_planted_fault_is_named(backend, thorough, fault):
         assert list(np.isclose(wrong, wanted, atol=1e-5)) == [False, True, True, True]
 
 
-def test_whichever_backend_is_wrong_is_blamed(backend):
+def test_the_wrong_backend_is_blamed_on_either_side(backend):
     change, _ = FAULTS["a convolution's border is off by one"]
     faulty = broken(backend, patched(change))
     first = bisected(IMAGES, images(), faulty, "numpy").first
@@ -278,8 +278,8 @@ def scaled_dx(old):
 
 
 def shifted(old):
-    def chain(self, run, y, beside):
-        return 1e-4 + old(self, run, y, beside)
+    def chain(self, run, y, others):
+        return 1e-4 + old(self, run, y, others)
 
     return chain
 
@@ -302,7 +302,7 @@ INSIDE = {
         ("1#1", "TransformerBlock", "forward around its layers"),
     ),
     "the sum of gradients": (
-        (parallel, "tree_sum", lambda old: lambda one, other: other),
+        (parallel, "tree_sum", lambda old: lambda a, b: b),
         ("2", "Parallel", "backward around its layers: dx"),
     ),
 }
@@ -310,23 +310,23 @@ INSIDE = {
 
 @pytest.mark.parametrize("fault", INSIDE)
 def test_a_fault_inside_a_block_is_named(backend, thorough, fault):
-    _expect_asked_for(thorough, fault)
+    _skip_unless_thorough(thorough, fault)
     change, named = INSIDE[fault]
     faulty = broken(backend, patched(change))
     found = bisected(WORDS, words(), "numpy", faulty, loss=nn.softmax_cross_entropy)
     assert (found.first.path, found.first.kind, found.first.part) == named
-    assert not any(one.ratios[0] > 1.0 for one in found.findings)
+    assert not any(finding.ratios[0] > 1.0 for finding in found.findings)
 
 
 @pytest.mark.parametrize("change", ["_add", "tree_sum"])
 def test_a_residual_that_loses_a_term_is_named(backend, change):
-    lost = patched((residual, change, lambda old: lambda one, other: other))
+    lost = patched((residual, change, lambda old: lambda a, b: b))
     first = bisected(IMAGES, images(), "numpy", broken(backend, lost)).first
     parts = {"_add": "forward around its layers", "tree_sum": "backward around its layers: dx"}
     assert (first.path, first.part) == ("4", parts[change])
 
 
-# --- a prediction, and what only repeated calls or later steps show --------------------------
+# --- predictions, repeated calls and later steps ----------------------------------------
 
 
 def in_prediction(old):
@@ -420,17 +420,17 @@ def small(seed=0):
 
 
 @pytest.mark.parametrize("fault", LATER)
-def test_what_the_first_forward_does_not_show_is_named_too(backend, thorough, fault):
+def test_a_fault_that_the_first_forward_does_not_show_is_named(backend, thorough, fault):
     if not thorough and fault not in ("only a prediction", "backward_params"):
         pytest.skip("a sweep, left to backends that do not compile")
     change, path, part = LATER[fault]
     found = bisected(SMALL, small(), "numpy", broken(backend, patched(change)))
     assert (found.first.path, found.first.part) == (path, part)
-    assert not any(one.ratios[0] > 1.0 for one in found.findings)
+    assert not any(finding.ratios[0] > 1.0 for finding in found.findings)
 
 
 def eager(changes, asarray=None):
-    """NumPy without recorded calls, with a fault in whatever runs there."""
+    """Return NumPy without recorded calls, with `changes` while it computes."""
     numpy = nn.backend("numpy")
     plain = {"jit": lambda function, device, donate=(): function}
     moved = {} if asarray is None else {"asarray": asarray}
@@ -452,9 +452,9 @@ def test_a_gradient_of_shared_parameters_that_is_not_summed_is_named():
         both=(nn.Add(), "one", "two"),
     )
     data = tuple(np.random.default_rng(0).standard_normal((2, 8, 3)).astype(np.float32))
-    lost = (graph, "tree_sum", lambda old: lambda one, other: other)
+    lost = (graph, "tree_sum", lambda old: lambda a, b: b)
     found = bisected(model, data, "numpy", eager([lost]))
-    parts = {one.part for one in found.findings if not one.holds and one.path == ""}
+    parts = {finding.part for finding in found.findings if not finding.holds and finding.path == ""}
     assert "backward around its layers: gradient of one.weight" in parts
 
 
@@ -476,7 +476,7 @@ def test_a_result_of_an_earlier_call_is_named():
     assert (first.path, first.part) == ("2.2", "forward")
 
 
-def test_examples_that_change_places_on_the_way_are_named():
+def test_examples_that_are_moved_in_another_order_are_named():
     def asarray(data, device):
         return np.array(data[::-1] if data.shape[:2] == (12, 5) else data)
 
@@ -484,7 +484,7 @@ def test_examples_that_change_places_on_the_way_are_named():
     assert (first.kind, first.part) == ("the batch", "x")
 
 
-def test_an_update_that_is_wrong_in_the_first_step_alone_is_named():
+def test_an_update_that_is_wrong_only_in_the_first_step_is_named():
     def at_first(old):
         def update(self, params, grads, moments):
             new, kept = old(self, params, grads, moments)
@@ -499,7 +499,7 @@ def test_an_update_that_is_wrong_in_the_first_step_alone_is_named():
 
 
 class Power(nn.Layer):
-    """y = x⁸, which leaves the range of float32 early."""
+    """y = x⁸, which overflows float32 for moderate x."""
 
     def init(self, key, shape, dtype):
         return {"unused": namespace(key).ones((1,), dtype=dtype)}, {}, shape
@@ -518,7 +518,7 @@ class Back(Power):
         return namespace(x).sqrt(x * x), state, x
 
 
-def test_what_overflows_on_both_sides_is_not_judged_and_on_one_is_different():
+def test_an_overflow_on_both_sides_is_not_judged_and_on_one_side_is_a_difference():
     x = np.full((4, 3), 1e30, np.float32)
     x[:, 2] = 1.0
     data = x, np.zeros((4, 3), np.float32)
@@ -546,7 +546,7 @@ def test_what_overflows_on_both_sides_is_not_judged_and_on_one_is_different():
     assert first.index == (0, 2), "huge elements do not hide small ones"
 
 
-def test_numbers_that_are_not_there_are_not_judged():
+def test_nan_in_the_reference_and_on_a_side_is_not_judged():
     class Missing(Power):
         def forward(self, params, state, x, *, train=False):
             return x * float("nan"), state, x
@@ -560,10 +560,10 @@ def test_numbers_that_are_not_there_are_not_judged():
     )
 
 
-# --- no false alarm -----------------------------------------------------------------------
+# --- false alarms -----------------------------------------------------------------------
 
 
-def test_rounding_is_no_difference(backend, thorough):
+def test_rounding_is_not_a_difference(backend, thorough):
     pairs = [("numpy", str(backend)), (str(backend), "numpy@float64")]
     if backend.adapter.double is not None:
         pairs += [("numpy@float64", f"{backend}@float64"), ("numpy", f"{backend}@float64")]
@@ -591,8 +591,8 @@ OPTIMIZERS = [
 ]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda one: type(one).__name__)
-def test_every_optimizer_can_be_held_to_rounding(optimizer):
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda value: type(value).__name__)
+def test_every_optimizer_agrees_within_rounding(optimizer):
     model = nn.Sequential(nn.Dense(5), nn.Tanh(), nn.Dense(3))
     generator = np.random.default_rng(0)
     data = tuple(generator.standard_normal((8, n)).astype(np.float32) for n in (4, 3))
@@ -600,7 +600,7 @@ def test_every_optimizer_can_be_held_to_rounding(optimizer):
     assert found.first is None, str(found)
 
 
-def test_the_reference_trusts_no_native_version(monkeypatch):
+def test_the_reference_uses_no_native_version(monkeypatch):
     native = ops.convolve.dispatch(np.ndarray)
     ops.convolve.register(np.ndarray, off_by_one(native))
     try:
@@ -611,12 +611,12 @@ def test_the_reference_trusts_no_native_version(monkeypatch):
     assert min(first.ratios) > 1.0
 
 
-def test_every_piece_of_a_step_is_there_in_the_order_of_the_step():
+def test_the_stages_of_a_step_are_complete_and_in_order():
     model = nn.Sequential(nn.Dense(4), nn.Residual(nn.BatchNorm()), nn.Freeze(nn.Dropout()))
     generator = np.random.default_rng(0)
     data = tuple(generator.standard_normal((6, n)).astype(np.float32) for n in (3, 4))
     found = bisected(model, data, "numpy", optimizer=nn.SGD(0.1))
-    assert [(one.path, one.kind, one.part) for one in found.findings] == [
+    assert [(finding.path, finding.kind, finding.part) for finding in found.findings] == [
         ("", "the batch", "x"),
         ("", "the batch", "target"),
         ("0", "Dense", "forward"),
@@ -686,7 +686,7 @@ def test_every_piece_of_a_step_is_there_in_the_order_of_the_step():
     assert frozen.largest == around.largest, "a frozen Dropout predicts"
 
 
-def test_a_graph_with_shared_parameters_is_taken_apart():
+def test_a_graph_with_shared_parameters_is_split():
     model = nn.Graph(
         one=(nn.Dense(3), "x"),
         two=(nn.Shared("one"), "one"),
@@ -695,7 +695,7 @@ def test_a_graph_with_shared_parameters_is_taken_apart():
     data = tuple(np.random.default_rng(0).standard_normal((2, 4, 3)).astype(np.float32))
     found = bisected(model, data, "numpy")
     assert found.first is None, str(found)
-    assert {one.path for one in found.findings} >= {"one#1", "one#2", "both"}
+    assert {finding.path for finding in found.findings} >= {"one#1", "one#2", "both"}
 
 
 def test_a_step_that_is_not_finite_is_judged_as_far_as_it_can_be(backend):
@@ -709,25 +709,25 @@ def test_a_step_that_is_not_finite_is_judged_as_far_as_it_can_be(backend):
     assert "overflows float32 on" in found.verdict
 
 
-# --- replaying ----------------------------------------------------------------------------
+# --- replaying --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "fault", ["a convolution's border is off by one", "an update too far by a hundredth"]
 )
-def test_a_piece_is_replayed_alone(backend, tmp_path, fault):
+def test_a_stage_is_replayed_alone(backend, tmp_path, fault):
     faulty = broken(backend, patched(FAULTS[fault][0]))
     found = bisected(IMAGES, images(), "numpy", faulty, steps=1)
     found.save(tmp_path / "piece")
     again = search.replay(tmp_path / "piece", "numpy", faulty)
     assert again.first == found.first
-    assert len({one.path for one in again.findings}) == 1
+    assert len({finding.path for finding in again.findings}) == 1
     fine = search.replay(tmp_path / "piece")
     assert fine.first is None
     assert fine.backends == found.backends
 
 
-def test_sides_have_policies_and_a_replay_has_them_too(tmp_path, monkeypatch):
+def test_a_replay_keeps_the_policies_of_the_sides(tmp_path, monkeypatch):
     monkeypatch.setenv("AGNOSTIC_NN_PRECISION", "fast")
     sides = ("numpy@deterministic@fast", "numpy@strict", "numpy")
     assert [search._Side.of(side).backend.policy for side in sides] == [
@@ -744,8 +744,8 @@ def test_sides_have_policies_and_a_replay_has_them_too(tmp_path, monkeypatch):
         assert search.replay(tmp_path / "piece").backends == found.backends
 
 
-def test_what_only_a_policy_does_is_found():
-    """The same backend twice, of which one takes products as TensorFloat-32 if it may."""
+def test_a_difference_between_policies_is_found():
+    """The same backend twice; on one, the policy allows products in TensorFloat-32."""
 
     def policy(device, precision, deterministic):
         return patched((nn.Dense, "forward", like_tf32))() if precision == "fast" else nullcontext()
@@ -757,7 +757,7 @@ def test_what_only_a_policy_does_is_found():
     assert first.ratios[0] <= 1.0 < first.ratios[1]
 
 
-def test_what_a_block_does_is_replayed_too(backend, tmp_path):
+def test_a_stage_of_a_block_is_replayed(backend, tmp_path):
     change, _ = INSIDE["what a block adds"]
     faulty = broken(backend, patched(change))
     found = bisected(WORDS, words(), "numpy", faulty, loss=nn.softmax_cross_entropy)
@@ -766,9 +766,9 @@ def test_what_a_block_does_is_replayed_too(backend, tmp_path):
     assert search.replay(tmp_path / "piece", faulty, "numpy").first.ratios[1] <= 1.0
 
 
-def test_what_the_library_does_not_define_has_to_be_given(tmp_path):
+def test_a_custom_thing_has_to_be_passed_to_replay(tmp_path):
     found = bisected(IMAGES, images(), "numpy", loss=HALVED)
-    number = next(i for i, one in enumerate(found.findings) if one.kind == "Halved")
+    number = next(i for i, finding in enumerate(found.findings) if finding.kind == "Halved")
     found.save(tmp_path / "piece", number)
     with pytest.raises(ValueError, match=r"Halved.* which agnostic_nn does not define"):
         search.replay(tmp_path / "piece")
@@ -776,8 +776,8 @@ def test_what_the_library_does_not_define_has_to_be_given(tmp_path):
     assert again.findings[0] == found.findings[number]
 
 
-def test_a_file_that_holds_no_piece_is_refused(tmp_path):
-    (tmp_path / "text").write_text("no piece")
+def test_a_file_without_a_stage_is_refused(tmp_path):
+    (tmp_path / "text").write_text("not a stage")
     np.savez(tmp_path / "arrays.npz", x=np.zeros(3))
     pickled = np.array([HALVED], dtype=object)
     np.savez(tmp_path / "pickled.npz", agnostic_nn_bisect=pickled)
@@ -786,13 +786,13 @@ def test_a_file_that_holds_no_piece_is_refused(tmp_path):
             search.replay(tmp_path / name)
 
 
-def _said(**changes):
-    """The description of a hostile file: that of a right one, with changes; ... takes one away."""
+def _with_description(**changes):
+    """Return a function that changes the description in a file; ... removes an entry."""
 
     def make(arrays, raw):
-        said = json.loads(str(arrays["agnostic_nn_bisect"])) | changes
-        said = {name: value for name, value in said.items() if value is not ...}
-        return arrays | {"agnostic_nn_bisect": np.asarray(json.dumps(said))}
+        description = json.loads(str(arrays["agnostic_nn_bisect"])) | changes
+        description = {name: value for name, value in description.items() if value is not ...}
+        return arrays | {"agnostic_nn_bisect": np.asarray(json.dumps(description))}
 
     return make
 
@@ -808,17 +808,17 @@ HOSTILE = {
     "deep": lambda arrays, raw: arrays | {"agnostic_nn_bisect": np.asarray("[" * 10**5)},
     "of bytes": lambda arrays, raw: arrays | {"agnostic_nn_bisect": np.asarray(b"{}")},
     "an array is missing": lambda arrays, raw: {k: v for k, v in arrays.items() if k != "x"},
-    "format": _said(format="1"),
-    "no format": _said(format=...),
-    "kind": _said(kind="nonesuch"),
-    "a kind that is a list": _said(kind=["layer"]),
-    "train": _said(train=1),
-    "backends": _said(backends="numpy"),
-    "no backend": _said(backends=[]),
-    "draws": _said(draws=[[1, -1]]),
-    "nesting": _said(nesting=["x"]),
-    "thing": _said(thing={"kind": 3}),
-    "a number": _said(thing=7),
+    "format": _with_description(format="1"),
+    "no format": _with_description(format=...),
+    "kind": _with_description(kind="nonesuch"),
+    "a kind that is a list": _with_description(kind=["layer"]),
+    "train": _with_description(train=1),
+    "backends": _with_description(backends="numpy"),
+    "no backend": _with_description(backends=[]),
+    "draws": _with_description(draws=[[1, -1]]),
+    "nesting": _with_description(nesting=["x"]),
+    "thing": _with_description(thing={"kind": 3}),
+    "a number": _with_description(thing=7),
     "compressed": None,
     "objects": lambda arrays, raw: arrays | {"x": np.array([HALVED], dtype=object)},
     "times": lambda arrays, raw: arrays | {"x": np.zeros(3, "M8[s]")},
@@ -833,10 +833,10 @@ HOSTILE = {
 
 @pytest.fixture(scope="module")
 def harmless(tmp_path_factory):
-    """The bytes of a file that `save` wrote, and its arrays."""
+    """Return the bytes of a file that `save` wrote, and its arrays."""
     data = np.ones((16, 2), np.float32)
     found = bisected(nn.Dense(16), (data, np.ones((16, 16), np.float32)), "numpy")
-    number = next(i for i, one in enumerate(found.findings) if one.kind == "Dense")
+    number = next(i for i, finding in enumerate(found.findings) if finding.kind == "Dense")
     path = tmp_path_factory.mktemp("harmless") / "piece.npz"
     found.save(path, number)
     assert search.replay(path).status == "agree"
@@ -864,7 +864,7 @@ def test_a_hostile_file_is_refused(harmless, tmp_path, fault):
 
 
 def with_right_sums(raw):
-    """The bytes of an uncompressed zip file with the checksums of what its members hold."""
+    """Return the bytes of an uncompressed zip file with the right checksums of its members."""
     with zipfile.ZipFile(BytesIO(raw)) as archive:
         members = archive.infolist()
     out = bytearray(raw)
@@ -881,13 +881,13 @@ def with_right_sums(raw):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path, capsys):
+def test_a_pipe_is_refused_without_waiting(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
     assert main(["bisect", "--replay", str(tmp_path / "pipe")]) == 2
     assert "is damaged: expected a file, got a pipe" in capsys.readouterr().err
 
 
-def test_what_differs_nowhere_is_not_saved(tmp_path):
+def test_nothing_is_saved_without_a_difference(tmp_path):
     found = bisected(IMAGES, images(), "numpy")
     with pytest.raises(ValueError, match="nothing differs"):
         found.save(tmp_path / "piece")
@@ -921,8 +921,8 @@ class Endless(Wrong):
 
 
 wrong, fails, endless = (
-    nn.Sequential(nn.Dense(4), nn.Residual(one()), nn.Dense(2))
-    for one in (Wrong, Fails, Endless)
+    nn.Sequential(nn.Dense(4), nn.Residual(layer()), nn.Dense(2))
+    for layer in (Wrong, Fails, Endless)
 )
 alone = Wrong()
 """
@@ -930,7 +930,7 @@ alone = Wrong()
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
-    """Arguments of the command, to which the name of an own model is added."""
+    """Return a function from the name of a custom model to the arguments of the command."""
     (tmp_path / "mine_that_differ.py").write_text(MINE)
     generator = np.random.default_rng(0)
     x, target = (generator.standard_normal((40, n)).astype(np.float32) for n in (3, 2))
@@ -940,7 +940,7 @@ def mine(tmp_path, monkeypatch):
     return lambda name: [*asked, "--model", f"mine_that_differ:{name}"]
 
 
-def test_a_layer_of_ones_own_is_replayed_by_its_name(mine, capsys):
+def test_a_custom_layer_is_replayed_by_its_name(mine, capsys):
     assert main(mine("wrong")) == 1
     first, *_, last = capsys.readouterr().out.splitlines()
     first = first.split(";")[0].rstrip(".")
@@ -953,7 +953,7 @@ def test_a_layer_of_ones_own_is_replayed_by_its_name(mine, capsys):
     assert "the model has no Wrong() at 1.0" in capsys.readouterr().err
 
 
-def test_a_layer_that_raises_is_named_with_where(mine, capsys):
+def test_a_layer_that_raises_is_named_with_its_place(mine, capsys):
     assert main(mine("fails")) == 2
     err = capsys.readouterr().err
     assert "layer 1.0 (Fails()) failed on the reference, whose arrays support only the Array" in err
@@ -978,7 +978,7 @@ ONES = np.ones((8, 5), "float32"), np.zeros(8, "int32")
 
 
 class Picky(nn.Layer):
-    """Raises where `refuses` says so: of the way, and of what it is given."""
+    """Raises in a pass if `refuses` returns True for its name and its input."""
 
     def __init__(self, refuses):
         object.__setattr__(self, "refuses", refuses)
@@ -1001,7 +1001,7 @@ def in_the_reference(x):
     return not isinstance(x, np.ndarray)
 
 
-STRANGERS = {  # what refuses, the steps before, and what is said to fail where
+FAILURES = {  # when it refuses, the number of steps before, and a part of the message
     "backward": (
         lambda way, x: way == "backward" and in_the_reference(x),
         0,
@@ -1015,14 +1015,14 @@ STRANGERS = {  # what refuses, the steps before, and what is said to fail where
 }
 
 
-@pytest.mark.parametrize(("refuses", "steps", "said"), STRANGERS.values(), ids=STRANGERS)
-def test_wherever_a_layer_raises_it_is_said(refuses, steps, said):
+@pytest.mark.parametrize(("refuses", "steps", "message"), FAILURES.values(), ids=FAILURES)
+def test_the_place_of_an_error_is_named(refuses, steps, message):
     model = nn.Sequential(nn.Dense(4), Picky(refuses), nn.Dense(3))
-    with pytest.raises(StageFailed, match=f"{said}.*: AttributeError: not so"):
+    with pytest.raises(StageFailed, match=f"{message}.*: AttributeError: not so"):
         nn.bisect(model, nn.softmax_cross_entropy, nn.SGD(), *ONES, "numpy", steps=steps)
 
 
-def test_a_layer_that_raises_the_second_time_is_named_too():
+def test_a_layer_that_raises_at_the_second_call_is_named():
     times = count()
     picky = Picky(lambda way, x: way == "forward" and in_the_reference(x) and next(times) == 1)
     with pytest.raises(
@@ -1045,10 +1045,10 @@ def test_a_loss_that_raises_is_named():
         nn.bisect(nn.Dense(3), picky, nn.SGD(), *ONES, "numpy")
 
 
-def test_what_is_not_finite_is_remarked_upon(mine, capsys):
+def test_a_reference_that_is_not_finite_is_remarked(mine, capsys):
     assert main(mine("endless")) == 2
-    said = "The reference is not finite either, first in layer 1.0 (Endless()): forward."
-    assert said in capsys.readouterr().out
+    remark = "The reference is not finite either, first in layer 1.0 (Endless()): forward."
+    assert remark in capsys.readouterr().out
 
 
 def test_batches_have_at_least_one_example():
@@ -1056,10 +1056,10 @@ def test_batches_have_at_least_one_example():
         bisected(IMAGES, images(), "numpy", batch_size=0)
 
 
-# --- what is said -------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------
 
 
-def test_text_and_html_say_the_verdict_first(backend):
+def test_text_and_html_begin_with_the_verdict(backend):
     change, _ = FAULTS["not initialised, NaN"]
     found = bisected(IMAGES, images(), "numpy", broken(backend, patched(change)))
     text, page = str(found), found._repr_html_()
@@ -1096,7 +1096,7 @@ def test_the_command_finds_writes_and_replays(backend, tmp_path, monkeypatch, ca
     assert main(["bisect", "--replay", str(file), "numpy"]) == 0
 
 
-def test_the_command_takes_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
+def test_the_command_takes_a_custom_model(tmp_path, monkeypatch, capsys):
     code = "import agnostic_nn as nn\nmodel = nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dense(2))"
     (tmp_path / "mine_to_bisect.py").write_text(code)
     generator = np.random.default_rng(0)
@@ -1129,7 +1129,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED)
-def test_the_command_refuses_what_makes_no_sense(arguments, message, capsys):
+def test_the_command_refuses_invalid_arguments(arguments, message, capsys):
     assert main(["bisect", *arguments]) == 2
     said = capsys.readouterr()
     assert message in said.err
@@ -1137,17 +1137,17 @@ def test_the_command_refuses_what_makes_no_sense(arguments, message, capsys):
     assert not said.out
 
 
-def test_steps_are_a_whole_number(capsys):
+def test_steps_are_a_non_negative_integer(capsys):
     with pytest.raises(ValueError, match="steps to be an integer of at least 0, got -1"):
         bisected(IMAGES, images(), "numpy", steps=-1)
     with pytest.raises(SystemExit):
         main(["bisect", "numpy", "--steps", "-1"])
 
 
-# --- the noise that tolerances are made of ------------------------------------------------
+# --- the noise behind the tolerances ----------------------------------------------------
 
 
-def test_noise_is_as_large_as_its_derivation_says():
+def test_noise_has_the_derived_size():
     generator, epsilon = np.random.default_rng(0), 2.0**-23
     x, w = generator.standard_normal((30, 50)), generator.standard_normal((50, 40))
 
@@ -1172,7 +1172,7 @@ def test_noise_is_as_large_as_its_derivation_says():
     np.testing.assert_array_equal(exact["product"], x @ w)
 
 
-def test_noise_has_a_scale_where_all_cancels():
+def test_noise_has_a_scale_where_everything_cancels():
     x = np.random.default_rng(0).standard_normal(100)
 
     def nothing(x):
@@ -1183,12 +1183,12 @@ def test_noise_has_a_scale_where_all_cancels():
     assert 1e-7 < far[""] < 1e-4
 
 
-# --- weights that follow a schedule -------------------------------------------------------
+# --- weights that follow a schedule -----------------------------------------------------
 
 RISING = nn.Weighted(nn.mean_squared_error, nn.schedules.Linear(1.0, 2.0, steps=10))
 
 
-def test_a_weight_that_follows_a_schedule_is_that_of_the_step(backend, tmp_path):
+def test_a_scheduled_weight_belongs_to_the_step(backend, tmp_path):
     model, data = nn.Sequential(nn.Dense(3), nn.Tanh(), nn.Dense(2)), images()
     data = data[0].reshape(24, -1), data[1][:, :2]
     values = []
@@ -1197,21 +1197,21 @@ def test_a_weight_that_follows_a_schedule_is_that_of_the_step(backend, tmp_path)
             *(model, data, backend, "numpy"), optimizer=nn.SGD(1e-30), loss=loss, steps=3
         )
         assert found.status == "agree"
-        values.append([one.largest for one in found.findings if one.part == "value"])
+        values.append([finding.largest for finding in found.findings if finding.part == "value"])
     rising, constant = map(np.asarray, values)
     assert len(rising) == 2  # of the loss, and within the whole step
     np.testing.assert_allclose(rising / constant, 1.3, rtol=1e-6)
     found = bisected(model, data, backend, "numpy", loss=RISING, steps=3)
-    number = next(i for i, one in enumerate(found.findings) if one.part == "value")
+    number = next(i for i, finding in enumerate(found.findings) if finding.part == "value")
     assert found.save(tmp_path / "loss.npz", number)
     again = nn.diagnostics.bisect.replay(tmp_path / "loss.npz")
     assert again.status == "agree"
-    assert [one.largest for one in again.findings if one.part == "value"] == [
+    assert [finding.largest for finding in again.findings if finding.part == "value"] == [
         found.findings[number].largest
     ]
 
 
-def test_a_backend_on_which_a_schedule_stands_still_is_found():
+def test_a_backend_that_does_not_advance_a_schedule_is_found():
     def stand_still(old):
         return lambda self, t: old(self, t * 0.0)
 

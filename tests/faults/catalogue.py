@@ -433,7 +433,7 @@ def blocks() -> Iterator[Fault]:
         )
 
         def chain(old, size=size):
-            return lambda self, run, y, beside: old(self, run, y, beside) * (1.0 + size)
+            return lambda self, run, y, others: old(self, run, y, others) * (1.0 + size)
 
         block = TRANSFORMER.layers[2]
         yield Fault(
