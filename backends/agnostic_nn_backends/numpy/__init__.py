@@ -1,4 +1,4 @@
-"""NumPy: the reference on the CPU, and the host from which every other backend is fed."""
+"""NumPy: the reference on the CPU. Other backends get their data from NumPy arrays."""
 
 import math
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def synchronize(array: Any) -> None:
 try:
     from scipy.special import erf as _wide_erf
     from scipy.special import erfc as _erfc
-except ImportError:  # the C library's, one number at a time: still ten times our series
+except ImportError:  # call the C library for each number; still ten times faster than our series
     _one_erf = np.frompyfunc(math.erf, 1, 1)
     _one_erfc = np.frompyfunc(math.erfc, 1, 1)
 
@@ -73,8 +73,8 @@ except ImportError:  # the C library's, one number at a time: still ten times ou
         return np.asarray(_one_erfc(x)).astype(x.dtype)
 
 
-# P and Q in erf(x) = x P(x²) / Q(x²), fitted to relative errors below 5e-8 up to 3.85, where
-# erf becomes 1; as rounded, within 3.1 eps of erf. Nothing in it but what has one right result
+# P and Q in erf(x) = x P(x²) / Q(x²), fitted to a relative error below 5e-8 up to 3.85, where erf
+# becomes 1. With rounding it is within 3.1 eps of erf. A kernel can compute all its operations.
 _END = 3.85
 _ERF = (
     (1.1283791, 0.19388212, 0.049784448, 0.003462138, 0.00013761436, -1.9791519e-6, 2.0747551e-8),
@@ -97,7 +97,7 @@ def _polynomial(x, numbers):
     return total
 
 
-_MANY = 2**12  # numbers to add, for which it pays to make a matrix
+_MIN_SPARSE_SIZE = 2**12  # numbers to add, from which a sparse product is faster
 
 try:
     from scipy.sparse import csc_array as _sparse
@@ -106,9 +106,13 @@ except ImportError:
 
 
 def _scatter_add(updates, index, rows):
-    # a product with one-hot columns adds in the same order; SciPy does not look at their numbers
+    # A product with one-hot columns adds in the same order. SciPy does not check the indices.
     count = len(index)
-    if _sparse is not None and updates.size > _MANY and 0 <= index.min() <= index.max() < rows:
+    if (
+        _sparse is not None
+        and updates.size > _MIN_SPARSE_SIZE
+        and 0 <= index.min() <= index.max() < rows
+    ):
         ones, ends = np.ones(count, updates.dtype), np.arange(count + 1)
         return _sparse((ones, index.astype(ends.dtype), ends), (rows, count)) @ updates
     out = np.zeros((rows, updates.shape[1]), updates.dtype)
@@ -127,11 +131,11 @@ def _pad_impl(x, pads, value):
     return wide
 
 
-_FEW = 2**18  # numbers to copy at a time: they stay in the cache, and memory does not grow
+_COPY_SIZE = 2**18  # numbers to copy at a time, so that they stay in the cache
 
 
 def _seen(x, window, stride, padding, dilation, groups):
-    """What each window sees, without a copy: (groups, batch, *out, *window, fan_in)."""
+    """Return the inputs in each window as a view: (groups, batch, *out, *window, fan_in)."""
     x = ops.pad(x, padding)
     batch, *_, channels = x.shape
     rank = len(window)
@@ -144,16 +148,16 @@ def _seen(x, window, stride, padding, dilation, groups):
 
 
 def _rows(seen, rank):
-    """A few examples at a time, and what windows see there as rows of a matrix for each group."""
+    """Yield (a few examples, the inputs in their windows as rows of a matrix for each group)."""
     groups, batch, *space = seen.shape[: rank + 2]
     places, size = math.prod(space), math.prod(seen.shape[rank + 2 :])
-    few = max(1, _FEW // (groups * places * size))
+    few = max(1, _COPY_SIZE // (groups * places * size))
     for start in range(0, batch, few):
         part = seen[:, start : start + few]
         count = part.shape[1] * places
         if seen.shape[-1] > 1:
             rows = part.reshape(groups, count, size)
-        else:  # of one channel, longer runs of numbers lie along space: copied column by column
+        else:  # with one channel, runs along space are longer: copy column by column
             columns = np.moveaxis(part, range(rank + 2, part.ndim), range(1, rank + 2))
             rows = columns.reshape(groups, size, count).transpose(0, 2, 1)
         yield slice(start, start + few), rows
@@ -172,7 +176,7 @@ def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
     matrices = _matrices(weight, groups)
     for some, rows in _rows(seen, rank):
         np.matmul(rows, matrices, out=_matrices(y[some], groups))
-        if bias is not None:  # added line by line: NumPy is slow where the last axis is short
+        if bias is not None:  # added to whole lines: NumPy is slow where the last axis is short
             lines = y[some].reshape(-1, y.shape[-2] * width)
             lines += np.tile(bias, y.shape[-2])
     return y
@@ -201,7 +205,7 @@ def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
 
 
 def _wide(dy, lengths, padding, channels):
-    """Zeros for dx and the padding around it."""
+    """Return zeros for dx including its padding."""
     sizes = (n + low + high for n, (low, high) in zip(lengths, padding, strict=True))
     return np.zeros((len(dy), *sizes, channels), dy.dtype)
 
@@ -228,7 +232,7 @@ def _largest(x, *spans):
     for lengths, *some in _passes(x.shape[1:-1], *spans):
         first = 0
         if any(map(any, some[2])):
-            # so that even among numbers of -∞ it is not the padding that is largest
+            # so that the padding never wins, even if all inputs of a window are -∞
             first = _winners(np.zeros((1, *lengths, 1), x.dtype), 0, *some)[1]
         x, which = _winners(x, first, *some)
         kept.append(which)
@@ -242,7 +246,7 @@ def _winners(x, first, window, stride, padding, dilation):
     which = np.zeros(best.shape, np.uint8 if math.prod(window) <= 256 else np.int32) + first
     for place, (_, part) in enumerate(seen, 1):
         larger = np.maximum(best, part)
-        # the last place to be larger than all before it has the first of the largest
+        # the last position that exceeds all before it is the first maximum
         which = np.maximum(which, (larger > best) * which.dtype.type(place))
         best = larger
     return best, which
@@ -259,12 +263,12 @@ def _put_back(dy, which, lengths, window, stride, padding, dilation):
     space, channels, bits = dy.shape[1:-1], dy.shape[-1], np.dtype(f"i{dy.itemsize}")
     tiles = window == stride and lengths == tuple(map(math.prod, zip(space, stride, strict=True)))
     once = tiles and not any(map(any, padding))
-    if once:  # each place is in one window
+    if once:  # each position is in one window
         dx = np.empty((len(dy), *lengths, channels), dy.dtype)
     else:
         dx = _wide(dy, lengths, padding, channels)
     for place, (_, part) in enumerate(window_views(dx, window, space, stride, dilation)):
-        # a number with all of its bits, or with none, is it or 0: much faster than `where`
+        # masking all bits of a number leaves it or 0; much faster than `where`
         mask = -(which == place).view(np.int8).astype(bits)
         if once:
             np.bitwise_and(dy.view(bits), mask, out=part.view(bits))
@@ -278,16 +282,16 @@ def _above_zero(x, dy):
 
 
 def _all_finite(*arrays):
-    # BLAS sums squares faster than NumPy looks; if they overflow, it has to look
+    # BLAS sums squares faster than NumPy tests each number, which is needed only on overflow
     return np.bool_(all(math.isfinite(np.vdot(a, a)) or np.isfinite(a).all() for a in arrays))
 
 
-_CHUNK = 256  # rows to add one after the other: the error grows with their number
+_CHUNK = 256  # rows that are added sequentially; the error grows with their number
 
 
 def _sum_rows(x):
-    # NumPy adds row after row, which loses digits; BLAS adds blocks, and ten times as fast, but
-    # does not sum the blocks in pairs: many rows are added up in chunks, and then their sums
+    # NumPy adds row after row, which loses digits. BLAS adds in blocks and is ten times as fast,
+    # but adds the blocks sequentially. So sum chunks of rows, and then their sums.
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     while len(rows) > 2 * _CHUNK:
         count, width = len(rows) // _CHUNK, rows.shape[1]
@@ -297,11 +301,11 @@ def _sum_rows(x):
     return np.ones(len(rows), x.dtype) @ rows
 
 
-_WIDE = 2**13  # numbers in a row, of which BLAS and einsum still lose few digits: some two eps
+_WIDE = 2**13  # row length up to which sums by BLAS and einsum are within about two eps
 
 
 def _normalize_rows(x, scale, bias, epsilon):
-    if x.shape[-1] > _WIDE:  # NumPy adds the last axis in pairs
+    if x.shape[-1] > _WIDE:  # NumPy sums the last axis pairwise
         return ops.normalize_rows.dispatch(object)(x, scale, bias, epsilon)
     rows, ones = x.reshape(-1, x.shape[-1]), np.ones((x.shape[-1], 1), x.dtype)
     normal = rows - rows @ ones / len(ones)
@@ -319,7 +323,7 @@ def _normalize_rows(x, scale, bias, epsilon):
 def _normalize_rows_backward(dy, scale, bias, cache):
     if dy.shape[-1] > _WIDE:
         return ops.normalize_rows_backward.dispatch(object)(dy, scale, bias, cache)
-    # Σ g x̂ = (dy · x̂) · scale, and BLAS sums what both it and dscale are made of
+    # Σ g x̂ = (dy · x̂) · scale; the product dy ∘ x̂ serves both it and dscale
     normal, spread = cache
     rows, width = dy.reshape(normal.shape), normal.shape[1]
     share = np.full((width, 1), 1.0 / width, dy.dtype)

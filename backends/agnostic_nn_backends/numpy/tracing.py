@@ -1,4 +1,4 @@
-"""NumPy's calls: how a tape catches them, and what a plan has to know of them."""
+"""Tracing of NumPy: recorded arrays, and the facts about NumPy that replay needs."""
 
 import os
 import sys
@@ -17,11 +17,11 @@ from ..replay.trace import Traced, Untraceable, add_operators, record
 
 __all__ = ["TracedArray", "choose", "library", "two_to"]
 
-_BLOCK = 2**15  # numbers: five times as many of float32 fill a third of a common second cache
+_BLOCK = 2**15  # elements: five float32 arrays of this size fill a third of a typical L2 cache
 
 
 class TracedArray(Traced):
-    """A NumPy array that writes down what is done with it."""
+    """A NumPy array that records what is done with it."""
 
     __slots__ = ()
     __array_priority__ = 1000
@@ -38,19 +38,19 @@ class TracedArray(Traced):
         return record(function, *args, **kwargs)
 
 
-def _turned(function):
+def _reflected(function):
     return lambda self, other: record(function, other, self)
 
 
-_TWO = {
+_BINARY = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "truediv": np.true_divide,
     "floordiv": np.floor_divide, "mod": np.remainder, "pow": np.power, "matmul": np.matmul,
     "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
     "lshift": np.left_shift, "rshift": np.right_shift,
 }  # fmt: skip
-add_operators(TracedArray, _TWO)
-for _name, _function in _TWO.items():
-    setattr(TracedArray, f"__r{_name}__", _turned(_function))
+add_operators(TracedArray, _BINARY)
+for _name, _function in _BINARY.items():
+    setattr(TracedArray, f"__r{_name}__", _reflected(_function))
 add_operators(TracedArray, {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
     "ge": np.greater_equal, "neg": np.negative, "pos": np.positive, "abs": np.absolute,
@@ -59,10 +59,10 @@ add_operators(TracedArray, {
 
 
 def choose(condition, one, other, out=None):
-    """np.where, into an array that is there already if one is given.
+    """Return np.where(condition, one, other), written to `out` if given.
 
-    By bits, which are all or none of a number's: NumPy's own branches at each number, and
-    takes ten times as long where nobody can guess the next.
+    With `out`, bit masks select the numbers: np.where branches at each element and takes ten
+    times as long where the branches cannot be predicted.
     """
     if out is None:
         return np.where(condition, one, other)
@@ -82,7 +82,7 @@ def choose(condition, one, other, out=None):
 
 
 def cast(x, dtype, out=None):
-    """x in another dtype, into an array that is there already if one is given."""
+    """Return x in another dtype, written to `out` if given."""
     if out is None:
         return np.asarray(x).astype(dtype)
     np.copyto(out, x, casting="unsafe")
@@ -90,7 +90,7 @@ def cast(x, dtype, out=None):
 
 
 def two_to(shifted, out=None):
-    """2ⁿ of float32 from n + HALFWAY, by its bits, with n a whole number from -126 to 127."""
+    """Return 2ⁿ in float32, for whole numbers n from -126 to 127 given as n + HALFWAY."""
     out = np.empty(shifted.shape, np.float32) if out is None else out
     bits = out.view(np.int32)
     np.left_shift(np.asarray(shifted).view(np.int32), 23, out=bits)
@@ -99,17 +99,18 @@ def two_to(shifted, out=None):
 
 
 class _Namespace:
-    """The Standard's functions for traced arrays: those of NumPy, written down."""
+    """The Array API namespace of traced arrays: records NumPy's functions."""
 
     __name__ = xp.__name__
 
     def __getattr__(self, name):
-        found = getattr(np, name, None)
-        found = found if isinstance(found, np.ufunc) else getattr(xp, name)
-        if callable(found) and not isinstance(found, type) and name not in _ABOUT_DTYPES:
-            found = partial(record, found)
-        self.__dict__[name] = found
-        return found
+        function = getattr(np, name, None)
+        function = function if isinstance(function, np.ufunc) else getattr(xp, name)
+        is_recorded = callable(function) and not isinstance(function, type)
+        if is_recorded and name not in _ABOUT_DTYPES:
+            function = partial(record, function)
+        self.__dict__[name] = function
+        return function
 
     def sum(self, x, /, *, axis=None, dtype=None, keepdims=False):
         if dtype is None and x.dtype.kind == "f":
@@ -166,7 +167,7 @@ _OPERATIONS = {
 }  # fmt: skip
 
 
-_ERRORS = {  # by what NumPy says of them: their names for `np.errstate`, and their flags
+_ERRORS = {  # first word of NumPy's message: (the name for `np.errstate`, the flag)
     "divide": ("divide", 1), "overflow": ("over", 2), "underflow": ("under", 4),
     "invalid": ("invalid", 8),
 }  # fmt: skip
@@ -195,15 +196,15 @@ class _Library:
     empty = staticmethod(np.empty)
 
     def prepare(self):
-        # glibc keeps what a step frees, once it has seen so much be freed at a time; else it
-        # gives the memory of each step back, and has to get it again page by page
+        # Freeing a large block once raises glibc's threshold for mmap. From then on it keeps the
+        # memory that a step frees, instead of returning it to the system page by page.
         np.empty(2**25 - 2**13, np.uint8)
 
     def block_size(self):
         return _BLOCK
 
     def num_threads(self):
-        given = os.environ.get("OMP_NUM_THREADS", "")  # which BLAS goes by, too
+        given = os.environ.get("OMP_NUM_THREADS", "")  # BLAS obeys it too
         if given.isdecimal():
             return int(given)
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -233,7 +234,7 @@ class _Library:
         return as_strided(np.empty(1, array.dtype), array.shape, array.strides)
 
     def as_array(self, array):
-        # NumPy turns 0-d arrays into scalars, which nothing can be put into
+        # NumPy returns scalars instead of 0-d arrays, and these cannot be written to
         return np.asarray(array)
 
     def copy(self, array):
@@ -262,22 +263,22 @@ class _Library:
 
     def is_atomic(self, function):
         ufunc = getattr(function, "__self__", function)
-        # those of np.frompyfunc call Python
+        # ufuncs of np.frompyfunc call Python code
         return isinstance(ufunc, np.ufunc) and not any("O->O" in kind for kind in ufunc.types[:1])
 
     def deferred_copy(self, to, array):
         return partial(setitem, to, ..., array)
 
     def error_collector(self):
-        heard = []
+        errors: list[str] = []
         context = Context()
         context.run(np.seterr, all="log")
-        context.run(np.seterrcall, SimpleNamespace(write=heard.append))
-        return context.run, heard
+        context.run(np.seterrcall, SimpleNamespace(write=errors.append))
+        return context.run, errors
 
-    def report_errors(self, heard):
+    def report_errors(self, errors):
         modes = np.geterr()
-        for line in heard:
+        for line in errors:
             message = line.removeprefix("Warning: ").rstrip()
             kind, flag = _ERRORS[message.split()[0]]
             _REPORTS[modes[kind]](message, flag)

@@ -1,4 +1,4 @@
-"""PyTorch: eager, on CPUs and GPUs. Its autograd is never asked for a gradient but in checks."""
+"""PyTorch: eager, on CPUs and GPUs. Its autograd is used only to check gradients."""
 
 import math
 import os
@@ -78,7 +78,7 @@ def policy(device: Any, precision: str, deterministic: bool) -> AbstractContextM
             f"{' or '.join(_LINES)} before Python starts"
         )
     if deterministic and device.type == "mps":
-        raise NotImplementedError("PyTorch promises no bits of what Apple's GPUs compute")
+        raise NotImplementedError("PyTorch has no deterministic mode on Apple's GPUs")
     found = [(get(), put, value) for get, put, value in _settings(cuda, precision, deterministic)]
     wrong = [one for one in found if one[0] != one[2] and (one[0], one[2]) != ("none", "ieee")]
     return _set_up(wrong) if wrong else _AS_IT_IS
@@ -102,18 +102,18 @@ def _set_up(settings):
 
 @cache
 def _settings(cuda, precision, deterministic):
-    """How to look at each setting, how to change it, and what it has to be."""
+    """Return (getter, setter, required value) for each setting."""
     cudnn, strict, found = torch.backends.cudnn, precision == "strict", []
     if deterministic:
         get, put = torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode
-        found.append((get, put, 2))  # an error for what cannot be
+        found.append((get, put, 2))  # raise an error for nondeterministic operations
     if deterministic and cuda:
         found += [_attribute(cudnn, "deterministic", True), _attribute(cudnn, "benchmark", False)]
     if not hasattr(torch._C, "_get_fp32_precision_getter"):  # before PyTorch 2.9
         get, put = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
         found.append((get, put, "highest" if strict else "high"))
         return [*found, _attribute(cudnn, "allow_tf32", not strict)]
-    # what torch.backends does, but ten times as slowly
+    # the functions behind torch.backends, which is ten times as slow
     get, put = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
     for place in _PRODUCTS["cuda" if cuda else "cpu"]:
         found.append((partial(get, *place), partial(put, *place), "ieee" if strict else "tf32"))
@@ -146,19 +146,19 @@ _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 def _in_one(query, key, allowed, kept):
-    """Whether PyTorch has attention in one function, which keeps no P: not for every case."""
+    """Return whether PyTorch's fused attention, which does not store P, supports this case."""
     plain = isinstance(allowed, tuple) and isinstance(kept, tuple)
-    # of fewer keys than fill a register it loses a NaN
+    # with fewer keys than a register holds it loses NaN
     return plain and query.is_cpu and query.numel() > 0 and key.shape[2] >= 16
 
 
 def _lined(x):
-    """x as that function needs it and does not check: the last axis without gaps."""
+    """Return x with a contiguous last axis, which the fused function needs but does not check."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _for_each(x, group):
-    """(batch, heads, s, d), once for each head of a group: (batch, heads · group, s, d)."""
+    """Repeat (batch, heads, s, d) for each head of a group: (batch, heads · group, s, d)."""
     return _lined(x).unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(1, 2)
 
 
@@ -211,7 +211,7 @@ def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
     even, more = _evenly(padding)
     x = ops.pad(x, more).movedim(-1, 1)
     function = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
-    # oneDNN given the bias as well crashes where windows of one place see nothing but zeros
+    # not by oneDNN: it crashes if windows of size one contain only padding
     y = function(x, _outward(weight), None, stride, even, dilation, groups).movedim(1, -1)
     if bias is not None:
         y += bias
@@ -239,12 +239,12 @@ def _convolve_weight(x, dy, window, stride, padding, dilation, groups):
 
 
 def _outward(weight):
-    """(*window, fan_in, width), as PyTorch has it: (width, fan_in, *window)."""
+    """Permute (*window, fan_in, width) to PyTorch's (width, fan_in, *window)."""
     return weight.permute(-1, -2, *range(weight.ndim - 2))
 
 
 def _evenly(padding):
-    """So many zeros on both sides of each axis, and how many more there are on one."""
+    """Return the padding that both sides of each axis share, and the rest on either side."""
     even = [min(sides) for sides in padding]
     more = ((low - e, high - e) for (low, high), e in zip(padding, even, strict=True))
     return even, tuple(more)
@@ -263,12 +263,12 @@ _UNPOOLS = (
 
 
 def _has_pool(window, padding):
-    """Whether PyTorch pools that: padding must be even, and half a window at most."""
+    """Return whether PyTorch supports the padding: symmetric, and at most half a window."""
     return all(a == b and a <= k // 2 for k, (a, b) in zip(window, padding, strict=True))
 
 
 def _image(*spans):
-    """What says something of time, of an image one place high."""
+    """Return options for a time axis as those for an image of height one."""
     return ((one, *span) for one, span in zip((1, 1, (0, 0), 1), spans, strict=True))
 
 
@@ -297,13 +297,13 @@ def _largest_input(dy, which, lengths, window, stride, padding, dilation):
     return _UNPOOLS[len(window) - 2](dy.movedim(-1, 1), like, *spans, *which).movedim(1, -1)
 
 
-_MODE = 2  # what PyTorch's own numbering calls an LSTM
+_MODE = 2  # PyTorch's number for an LSTM
 
 
 def _has_lstm(xs):
-    """Whether oneDNN has one for that; of slopes of gates below 1e-7 it leaves nothing.
+    """Return whether oneDNN has an LSTM for this input.
 
-    It makes them from what the gates put out.
+    It computes the slopes of gates from their outputs, so slopes below 1e-7 become 0.
     """
     here = torch.backends.mkldnn.is_available() and xs.is_cpu
     return here and xs.dtype == torch.float32 and 0 not in xs.shape
@@ -334,14 +334,14 @@ def _lstm_backward(xs, params, kept, dys, dend, reverse, wanted, by_steps):
 
 
 def _packed(*arrays):
-    # oneDNN reads memory row by row, and does not look whether it is laid out so
+    # oneDNN assumes contiguous memory and does not check
     return [one.contiguous() for one in arrays]
 
 
 def _all_finite(*arrays):
     if not all(one.is_cpu for one in arrays):
         return ops.all_finite.dispatch(object)(*arrays)
-    # BLAS sums squares faster than PyTorch looks; if they overflow, it has to look
+    # BLAS sums squares faster than PyTorch tests each number, which is needed only on overflow
     return torch.tensor(all(map(_is_finite, arrays)))
 
 
@@ -351,7 +351,7 @@ def _is_finite(x):
 
 
 def _select(holds, make, old):
-    # a GPU would have to tell the host which way to go
+    # on a GPU a branch would wait for the host to read the condition
     return (make() if holds else old) if holds.is_cpu else _chosen(holds, make(), old)
 
 
@@ -360,7 +360,7 @@ def _chosen(holds, new, old):
         return {name: _chosen(holds, new[name], old[name]) for name in new}
     if isinstance(new, tuple):
         return tuple(_chosen(holds, *pair) for pair in zip(new, old, strict=True))
-    if new.dtype == torch.uint32:  # random keys, between which no GPU chooses
+    if new.dtype == torch.uint32:  # random keys; torch.where does not support uint32 on GPUs
         return _chosen(holds, new.view(torch.int32), old.view(torch.int32)).view(torch.uint32)
     return torch.where(holds, new, old)
 
@@ -378,12 +378,12 @@ def _above_zero(x, dy):
 
 
 def _words(key, count, stream=0):
-    # PyTorch has no uint32 arithmetic; in int64 the same words come out
+    # PyTorch has no uint32 arithmetic; int64 gives the same words
     return random.words.dispatch(object)(key.to(torch.int64), count, stream)
 
 
 def _bounded_exp(x, two_to=tracing.two_to):
-    # only within a kernel these calls are faster than PyTorch's exp
+    # these operations are faster than PyTorch's exp only within a kernel
     if x.is_cpu and x.dtype == torch.float32 and kernels.available():
         return bounded_exp(x, two_to)
     return ops.bounded_exp.dispatch(object)(x)

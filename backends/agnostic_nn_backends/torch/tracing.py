@@ -1,4 +1,4 @@
-"""PyTorch's calls on a CPU: how a tape catches them, and what a plan has to know of them."""
+"""Tracing of PyTorch on a CPU: recorded tensors, and the facts that replay needs."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -13,13 +13,13 @@ from ..replay.trace import Traced, Untraceable, add_operators, record
 
 __all__ = ["TracedTensor", "library", "two_to"]
 
-_BLOCK = 2**15  # numbers for each thread; PyTorch uses no second one for fewer
+_BLOCK = 2**15  # elements per thread; PyTorch uses one thread for fewer
 
 
 class TracedTensor(Traced):
-    """A tensor that writes down what is done with it.
+    """A tensor that records what is done with it.
 
-    compared: of what it says whether, and how, if it came of a comparison.
+    compared: for the result of a comparison, (function that returns it as numbers, x, other).
     """
 
     __slots__ = ("compared",)
@@ -34,14 +34,14 @@ class TracedTensor(Traced):
 
 
 def _number(value, like):
-    """`value` as a tensor of no axes, as calls need it that can be made into another tensor."""
+    """Return a number as a 0-d tensor: functions that accept `out` take no Python numbers."""
     if isinstance(value, Traced | torch.Tensor):
         return value
     return record(torch.full, (), value, dtype=like.dtype, device=like.device)
 
 
 def _with_number(function):
-    """`function`, of a tensor and a number; PyTorch would make a tensor of it at each call."""
+    """Return an operator that converts a number to a tensor once, not at each call."""
 
     def called(self, other):
         plain = type(other) in (int, float) and self.dtype.is_floating_point
@@ -51,14 +51,14 @@ def _with_number(function):
 
 
 def _comparison(function):
-    """`function` as an operator; what comes of it can be had as numbers, too, in one call."""
+    """Return a comparison operator; `astype` of its result is merged with it into one call."""
     plain = _with_number(function)
     as_numbers = _AS_NUMBERS[function] = _as_numbers(function)
 
     def called(self, other):
-        found = plain(self, other)
-        found.compared = (as_numbers, self, other)
-        return found
+        result = plain(self, other)
+        result.compared = (as_numbers, self, other)
+        return result
 
     return called
 
@@ -95,12 +95,12 @@ TracedTensor.__rpow__ = lambda self, other: record(torch.pow, other, self)
 
 
 def cast(x, dtype, out=None):
-    """x in another dtype, into a tensor that is there already if one is given."""
+    """Return x in another dtype, written to `out` if given."""
     return x.to(dtype) if out is None else out.copy_(x)
 
 
 def two_to(shifted, out=None):
-    """2ⁿ of float32 from n + HALFWAY, by its bits, with n a whole number from -126 to 127."""
+    """Return 2ⁿ in float32, for whole numbers n from -126 to 127 given as n + HALFWAY."""
     out = torch.empty_like(shifted) if out is None else out
     bits = out.view(torch.int32)
     torch.bitwise_left_shift(shifted.view(torch.int32), 23, out=bits).add_(FACTOR)
@@ -129,7 +129,7 @@ _OUT = {torch.matmul, torch.sum, torch.amax, torch.amin, torch.cat, torch.stack}
 
 
 class _Namespace:
-    """The Standard's functions for traced tensors: those of PyTorch, written down."""
+    """The Array API namespace of traced tensors: records PyTorch's functions."""
 
     __name__ = xp.__name__
 
@@ -227,7 +227,7 @@ _ABOUT_DTYPES = ("finfo", "iinfo", "isdtype", "can_cast", "result_type")
 TracedTensor.namespace = _Namespace()
 
 
-_OPERATIONS = {  # but not sqrt, which MKL rounds another way
+_OPERATIONS = {  # without sqrt, which MKL rounds differently
     torch.add: "add", torch.sub: "subtract", torch.mul: "multiply", torch.div: "divide",
     torch.neg: "negative", torch.reciprocal: "reciprocal",
     torch.abs: "absolute", torch.floor: "floor", torch.maximum: "maximum", torch.minimum: "minimum",
@@ -250,7 +250,7 @@ class _Library:
     copy = staticmethod(torch.clone)
 
     def prepare(self):
-        # as for NumPy: glibc keeps what a step frees, once it has seen so much be freed
+        # as for NumPy: from then on glibc keeps the memory that a step frees
         torch.empty(2**25 - 2**13, dtype=torch.uint8)
 
     def block_size(self):
@@ -260,7 +260,7 @@ class _Library:
         return torch.get_num_threads()
 
     def layout(self, array):
-        # what autograd looks at, or lies on a GPU, fits no program
+        # no program may be used for tensors that need autograd or are on a GPU
         fits = not array.requires_grad and (array.is_cpu or array.is_meta)
         return array.shape, array.dtype, array.stride(), fits
 
@@ -322,7 +322,7 @@ class _Library:
     def error_collector(self):
         return call, []
 
-    def report_errors(self, heard):
+    def report_errors(self, errors):
         pass
 
     def ignore_errors(self):
