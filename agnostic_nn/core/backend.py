@@ -230,9 +230,10 @@ class Backend:
         if not self.replay:
             return self._eager(function)
         compiled = partial(self._compiled, donate=donate)
-        # an adapter without `eager` runs the Python code at each call, so the current contents of
-        # arrays are read anyway and need not be compared
-        to_numpy = self.adapter.to_numpy if hasattr(self.adapter, "eager") else None
+        # where the Python code runs at each call, the current contents of arrays are read anyway
+        # and need not be compared
+        replays = self.compiles or getattr(self.adapter, "eager", None) is not None
+        to_numpy = self.adapter.to_numpy if replays else None
         random_state = getattr(self.adapter, "random_state", None)
         return guarded(function, compiled, to_numpy, _packages(self.xp), random_state)
 

@@ -133,6 +133,9 @@ class _Recurrent(Layer):
         return ("forward", "reverse") if self.bidirectional else ("forward",)
 
     def init(self, key: Key, shape: Any, dtype: Any) -> tuple[Params, State, Any]:
+        # First, because it fails at once if a checkpoint claims a billion layers; to compare the
+        # shapes of their states would take long.
+        keys = split(key, 2 * self.depth)
         name = type(self).__name__
         shapes = shape if isinstance(shape, dict) else {"x": shape}
         expect("x" in shapes, "{} takes a dict with x, got {}", name, sorted(shapes))
@@ -145,7 +148,6 @@ class _Recurrent(Layer):
             actual = shapes.get(part, expected)
             expect(actual == expected, "{} takes a {} of {}, got {}", name, part, expected, actual)
 
-        keys = split(key, 2 * self.depth)
         params = []
         fan_out = self.width * len(self._directions)
         for i in range(self.depth):

@@ -53,7 +53,7 @@ __all__ = ["Watch"]
 MAX_ENTRIES = 20_000  # entries of containers, as all are compared before each call
 # methods that this library or an operator calls, although user code does not name them
 IMPLICITLY_CALLED = {
-    *("__call__", "forward", "backward", "backward_params", "predict", "update", "averaged"),
+    *("__call__", "forward", "backward", "backward_params", "predict", "update"),
     *("__getattr__", "__getattribute__", "__getitem__", "__len__", "__iter__", "__contains__"),
     *("__enter__", "__exit__", "__bool__", "__float__", "__int__", "__index__", "__array__"),
     *(
@@ -61,7 +61,7 @@ IMPLICITLY_CALLED = {
         for name in ("add", "sub", "mul", "truediv", "pow")
         for side in ("", "r")
     ),
-    *("divisor", "with_divisor", "takes_keyword"),
+    *("averaged", "divisor", "uses_divisor", "with_divisor", "takes_keyword"),
     *("__neg__", "__abs__", "__eq__", "__lt__", "__gt__", "__le__", "__ge__", "__next__"),
 }
 CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}  # run when user code calls a class
