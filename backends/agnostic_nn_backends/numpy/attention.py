@@ -1,9 +1,9 @@
-"""Attention on NumPy: a few scores at a time, which stay in the cache and are not kept.
+"""Attention on NumPy: block by block, so that scores stay in the cache and are not stored.
 
-Formulas and shapes are those of `agnostic_nn.ops.attention`. A piece of S is made turned
-round, keys by queries: NumPy goes down the columns of a matrix three times as fast as along
-its rows. Pieces that `causal` forbids as a whole are not made. Kept are m and n of each row of
-S, of which E = exp(S - m) = n P is made anew. It is dO that is divided by n, a smaller matrix:
+Formulas and shapes are those of `agnostic_nn.ops.attention`. A block of S is computed transposed,
+keys by queries, because NumPy reduces the columns of a matrix three times as fast as its rows.
+Blocks that `causal` forbids completely are skipped. Only m and n of each row of S are stored;
+backward computes E = exp(S - m) = n P again from them. It divides dO by n, the smaller matrix:
 with G = (dO / n) Vᵀ, dV = Eᵀ (dO / n) and dS = E ∘ (G - Σ E ∘ G / n).
 """
 
@@ -15,19 +15,21 @@ from agnostic_nn import ops
 
 __all__ = ["attend", "attend_backward"]
 
-SCORES = 2**16  # to compute at a time: with P, dP and what they are made of, half of a cache
-FEW = 2**13  # scores that are sooner kept than made anew: the standard version does so
-QUERIES = 64  # of one head at a time: fewer make slow products, more of them see nothing new
+SCORES = 2**16  # in a block: with P, dP and intermediate results they fill half of a cache
+MIN_SCORES = 2**13  # with fewer, the standard version, which stores them, is faster
+QUERIES = (
+    64  # of one head in a block: with fewer, products are slow; with more, few blocks are skipped
+)
 
 
 def attend(query, key, value, allowed=(), kept=(), *, causal=False):
-    if _are_few(query, key):
+    if _is_small(query, key):
         standard = ops.attend.dispatch(object)
         return standard(query, key, value, allowed, kept, causal=causal)
     heads = _empty_like(query)
     shifts, totals = (np.empty(query.shape[:-1], query.dtype) for _ in "mn")
     score = _scores(query, key, allowed, causal)
-    for place, keys in _pieces(query, key, causal):
+    for place, keys in _blocks(query, key, causal):
         _, weights = score(place, keys)
         shift = np.max(weights, axis=-2, keepdims=True)
         if len(allowed):
@@ -38,7 +40,7 @@ def attend(query, key, value, allowed=(), kept=(), *, causal=False):
         if len(allowed):
             total[total == 0.0] = 1.0
         if len(kept):
-            weights *= _turned(kept[(*place, keys)])
+            weights *= _transposed(kept[(*place, keys)])
         rows = weights.swapaxes(-1, -2) @ value[(*place[:2], keys)]
         rows /= total.swapaxes(-1, -2)
         heads[place] = rows.reshape(heads[place].shape)
@@ -48,7 +50,7 @@ def attend(query, key, value, allowed=(), kept=(), *, causal=False):
 
 
 def attend_backward(query, key, value, allowed, kept, heads, cache, dy, *, causal=False):
-    if _are_few(query, key):
+    if _is_small(query, key):
         standard = ops.attend_backward.dispatch(object)
         return standard(query, key, value, allowed, kept, heads, cache, dy, causal=causal)
     shifts, totals = cache
@@ -56,22 +58,22 @@ def attend_backward(query, key, value, allowed, kept, heads, cache, dy, *, causa
     dquery, dkey, dvalue = _empty_like(query), _empty_like(key), _empty_like(value)
     dkey[...] = dvalue[...] = 0.0
     score = _scores(query, key, allowed, causal)
-    for place, keys in _pieces(query, key, causal):
+    for place, keys in _blocks(query, key, causal):
         answers = (*place[:2], keys)
         asked, weights = score(place, keys)
-        turned = (*weights.shape[:2], 1, -1)
-        weights -= shifts[place].reshape(turned)
+        row_shape = (*weights.shape[:2], 1, -1)
+        weights -= shifts[place].reshape(row_shape)
         np.exp(weights, out=weights)
         rows = _flat(dy[place] / totals[place][..., None])
         slope = value[answers] @ rows.swapaxes(-1, -2)
         if len(kept):
-            dropped = _turned(kept[(*place, keys)])
+            dropped = _transposed(kept[(*place, keys)])
             slope *= dropped
             dvalue[answers] += (weights * dropped) @ rows
         else:
             dvalue[answers] += weights @ rows
         mean = np.ones((1, len(weights[0, 0])), weights.dtype) @ (slope * weights)
-        mean /= totals[place].reshape(turned)
+        mean /= totals[place].reshape(row_shape)
         slope -= mean
         slope *= weights
         down = slope.swapaxes(-1, -2) @ key[answers]
@@ -81,12 +83,12 @@ def attend_backward(query, key, value, allowed, kept, heads, cache, dy, *, causa
     return dquery, dkey, dvalue
 
 
-def _are_few(query, key):
-    return math.prod(query.shape[:-1]) * key.shape[2] <= FEW
+def _is_small(query, key):
+    return math.prod(query.shape[:-1]) * key.shape[2] <= MIN_SCORES
 
 
-def _pieces(query, key, causal):
-    """Indices of some queries, of all five axes but the last, and the keys that they may see."""
+def _blocks(query, key, causal):
+    """Yield the index of a block of queries (all axes but the last) and the slice of their keys."""
     batch, heads, group, time, _ = query.shape
     keys, rows = key.shape[2], min(time, QUERIES)
     some = max(1, min(heads, SCORES // (group * rows * keys)))
@@ -99,7 +101,7 @@ def _pieces(query, key, causal):
 
 
 def _scores(query, key, allowed, causal):
-    """A function from a piece to Q / √d there and S turned round, -∞ where no key is allowed."""
+    """Return a function from a block to its Q / √d and its transposed S, -∞ for forbidden keys."""
     scale, group = 1.0 / math.sqrt(query.shape[-1]), query.shape[2]
     late = np.tril(np.full((QUERIES, QUERIES), -math.inf, query.dtype), -1)[:, None]
     if len(allowed):
@@ -109,7 +111,7 @@ def _scores(query, key, allowed, causal):
     def score(place, keys):
         asked = _flat(query[place] * scale)
         found = key[(*place[:2], keys)] @ asked.swapaxes(-1, -2)
-        seen = found.reshape(*found.shape[:3], group, -1)  # a view: one axis becomes two
+        seen = found.reshape(*found.shape[:3], group, -1)  # a view that splits one axis
         if causal:
             near = seen[:, :, place[3].start :]
             near += late[: near.shape[2], :, : near.shape[4]]
@@ -121,7 +123,7 @@ def _scores(query, key, allowed, causal):
 
 
 def _empty_like(x):
-    """Laid out as what x is a view of: heads beside each other, (batch, time, heads, ..., d)."""
+    """Return an empty array that has the memory layout (batch, time, heads, ..., d)."""
     batch, *heads, time, width = x.shape
     return np.moveaxis(np.empty((batch, time, *heads, width), x.dtype), 1, -2)
 
@@ -131,6 +133,6 @@ def _flat(x):
     return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
-def _turned(x):
+def _transposed(x):
     """(batch, heads, group, t, s) -> (batch, heads, s, group · t)."""
     return _flat(x).swapaxes(-1, -2)

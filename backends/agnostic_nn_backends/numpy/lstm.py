@@ -1,19 +1,19 @@
-"""Recurrence: an LSTM over a whole sequence, in NumPy's own way.
+"""An LSTM over a whole sequence, fused for NumPy.
 
-Everything is written where it will stay, or into memory that the steps before have left in the
-cache. h, x and 1 stand side by side, R, W and b below one another, so their gradients are one
-product; what comes of x and 1 is one product for a few steps.
+Results are written to their final arrays, or to buffers that earlier steps have left in the
+cache. One table has h, x and 1 as columns, and one matrix has R, W and b as rows, so the gradients
+of R, W and b are one product. The products of x and 1 are computed for several steps at a time.
 
-The products give -a for the gates i, f and o. Of one exponential, e = exp(-a), is made all that
-there is to know of a gate: σ(a) = 1 / (1 + e) and s = σ'(a) = e σ(a)². As s is the same for a
-and -a, it gives the slope for g, too: tanh a = (p² - q²) / (p² + q²) for p = σ(a), q = σ(-a), so
+The products give -a for the gates i, f and o. One exponential, e = exp(-a), gives both the value
+and the slope of a gate: σ(a) = 1 / (1 + e) and s = σ'(a) = e σ(a)². s is the same for a and -a, so
+it also gives the slope of g: tanh a = (p² - q²) / (p² + q²) for p = σ(a), q = σ(-a), and therefore
 
     tanh'(a) = 1 - tanh² a = (2pq / (p² + q²))² = (2s / (1 - 2s))²        as p + q = 1
 
-where 1 - 2s is at least 1/2. For c there is no σ, but tanh, and 1 - |tanh c| =
+where 1 - 2s is at least 1/2. For c, tanh c itself is known: 1 - |tanh c| =
 exp(-2|c|) (1 + |tanh c|), so tanh'(c) = exp(-2|c|) (1 + |tanh c|)².
 
-Exponents end where e would overflow: σ is a number below 1e-37 there, instead of a smaller one.
+Exponents are limited so that e does not overflow; σ there is below 1e-37 instead of even smaller.
 """
 
 import math
@@ -22,11 +22,11 @@ import numpy as np
 
 __all__ = ["lstm", "lstm_backward"]
 
-_SOME = 8  # steps that are prepared and finished together: fewer calls, and they stay in the cache
+_STEPS = 8  # steps prepared and finished together: fewer calls, and arrays stay in the cache
 
 
 def _parts(x):
-    """The last axis of x in four: what belongs to the gates i, f, g, o."""
+    """Split the last axis of x into the parts of the gates i, f, g, o."""
     width = x.shape[-1] // 4
     return [x[..., k * width : (k + 1) * width] for k in range(4)]
 
@@ -36,7 +36,7 @@ def lstm(xs, params, start, reverse, keep, by_steps):
     width, kind = len(params["recurrent"]), xs.dtype
     matrix = np.concatenate((params["recurrent"], params["weight"], params["bias"][None]))
     matrix *= np.repeat(np.asarray((-1.0, -1.0, 1.0, -1.0), kind), width)
-    # in the order that steps are read: the h after one is that before the next
+    # in the order of the steps: row t + 1 holds the h after step t
     order = slice(None, None, -1 if reverse else 1)
     table = np.empty((time + 1, batch, len(matrix)), kind)
     table[:-1, :, width:-1] = xs[order]
@@ -45,14 +45,16 @@ def lstm(xs, params, start, reverse, keep, by_steps):
     hs[0] = start["h"]
     slopes = list(np.empty((6 * keep, time, batch, width), kind))
 
-    z, a, s = np.empty((3, _SOME, batch, 4 * width), kind)
-    grown, shown = np.empty((2, _SOME, batch, width), kind)
-    cs = np.empty((_SOME + 1, batch, width), kind)
+    z, a, s = np.empty((3, _STEPS, batch, 4 * width), kind)
+    grown, shown = np.empty((2, _STEPS, batch, width), kind)
+    cs = np.empty((_STEPS + 1, batch, width), kind)
     cs[0] = start["c"]
-    limit = np.full_like(a[0], math.log(np.finfo(kind).max) - 1.0)  # read faster than a number
+    limit = np.full_like(
+        a[0], math.log(np.finfo(kind).max) - 1.0
+    )  # an array is faster here than a number
     g, (i, f, _, o) = _parts(a)[2], _parts(s)
-    for first in range(0, time, _SOME):
-        count = min(_SOME, time - first)
+    for first in range(0, time, _STEPS):
+        count = min(_STEPS, time - first)
         read = rows[first * batch : (first + count) * batch, width:]
         np.matmul(read, matrix[width:], out=z[:count].reshape(count * batch, 4 * width))
         for n in range(count):
@@ -74,7 +76,7 @@ def lstm(xs, params, start, reverse, keep, by_steps):
 
 
 def _slopes(s, e, before, now, grown, shown, kept_f, by_i, by_f, by_g, by_o, across):
-    """Those of `agnostic_nn.LSTM`, of some steps; what they are made of is spent."""
+    """Compute the slopes of `agnostic_nn.LSTM` for some steps; the arguments are overwritten."""
     e *= s
     e *= s
     (i, f, _, o), (i_slope, f_slope, g_slope, o_slope) = _parts(s), _parts(e)
