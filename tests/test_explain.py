@@ -24,13 +24,19 @@ from agnostic_nn.diagnostics.explain.formulas import (
     FORMULAS,
     Formula,
     formula_of,
-    gradient_said,
+    formula_with_names,
+    gradient_section,
     name_of,
     plain,
-    told,
 )
 from agnostic_nn.diagnostics.explain.html import heat_map
-from agnostic_nn.diagnostics.explain.numbers import facts, is_small, shown, thinned, tiles
+from agnostic_nn.diagnostics.explain.numbers import (
+    array_stats,
+    downsampled,
+    format_rows,
+    is_small,
+    tiles,
+)
 from agnostic_nn.diagnostics.explain.walk import walk
 from agnostic_nn.diagnostics.summary import summarize
 from agnostic_nn.display.pages import formula as mathml
@@ -121,7 +127,9 @@ each_way = pytest.mark.parametrize(("model", "shape", "nodes"), WAYS.values(), i
 @each_way
 def test_every_way_through_a_network_is_found(model, shape, nodes):
     found = explained(model, shape)
-    kinds = [n.sign or (type(n.call.layer).__name__ if n.call else n.name) for n in found.nodes]
+    kinds = [
+        n.operation or (type(n.call.layer).__name__ if n.call else n.name) for n in found.nodes
+    ]
     reads = [[edge.start for edge in node.edges] for node in found.nodes]
     assert list(zip(kinds, reads, strict=True)) == nodes
     assert found.output == (len(nodes) - 1,)
@@ -184,15 +192,15 @@ def test_it_is_said_which_way_each_gradient_took():
     said = [line.strip() for line in str(explained(model, shape)).splitlines() if "arrives" in line]
     assert said == [
         "∂L/∂z3 arrives from the loss",
-        "∂L/∂s1 arrives from 2 Dense, and goes on as it is",
+        "∂L/∂s1 arrives from 2 Dense, and passes unchanged to each input of s1",
         "∂L/∂a2 arrives from the sum s1 of 1 Residual",
         "∂L/∂z2 arrives from 1.1 Tanh",
-        "∂L/∂z1 arrives from 1.0 Dense and from the sum s1 of 1 Residual, added up",
+        "∂L/∂z1 arrives from 1.0 Dense and from the sum s1 of 1 Residual, summed",
     ]
     text = str(explained(WAYS["transformer"][0], (2, 5, 4)))
-    assert text.count("computed a second time on the way back") == 8
+    assert text.count("recomputed during backward") == 8
     assert "in 0 Recompute › 0 TransformerBlock › 0.feed Sequential" in text
-    assert str(explained(WAYS["frozen"][0])).count("frozen: no optimizer") == 1
+    assert str(explained(WAYS["frozen"][0])).count("frozen: the optimizer does not") == 1
 
 
 def test_turns_of_a_repeat_add_up_to_what_the_block_itself_computes():
@@ -243,7 +251,7 @@ def test_each_layer_is_told_and_its_check_agrees(backend, case):
             optional |= {f"{part}.bias" for part in ("query", "key", "value", "output")}
             assert set(known.backward) <= there | {"x"} | optional
         elif node.call:
-            assert found.said(node)
+            assert found.gradient_text(node)
 
 
 @pytest.mark.parametrize("what", FORMULAS, ids=lambda what: what.__name__)
@@ -253,7 +261,7 @@ def test_a_formula_is_complete_in_latex_and_as_text(what):
     names |= {path: name_of(known.letters, path, "2") for path in known.backward if len(path) > 1}
     names |= {path: name_of(known.letters, path, "2") for path in known.letters}
     for one in (known.forward, *known.backward.values(), *known.more):
-        latex = told(one, names)
+        latex = formula_with_names(one, names)
         assert "@" not in latex
         assert not set(plain(latex)) & set("\\{}@")
     assert known.forward.startswith(("@y", "L"))
@@ -263,7 +271,7 @@ def test_formulas_are_typeset():
     needs_pages()
     for known in FORMULAS.values():
         for one in (known.forward, *known.backward.values(), *known.more):
-            text = mathml(told(one, {"x": "x", "y": "y"}))
+            text = mathml(formula_with_names(one, {"x": "x", "y": "y"}))
             assert "merror" not in text
             assert "\\" not in text
 
@@ -319,7 +327,7 @@ class Steep(nn.ReLU):
 
 
 def test_a_layer_of_ones_own_is_told_by_its_docstring_or_its_formula():
-    assert gradient_said(Own()) == "dx = 3 dy, as anybody can see."
+    assert gradient_section(Own()) == "dx = 3 dy, as anybody can see."
     assert "| dx = 3 dy, as anybody can see." in str(explained(Own()))
     text = str(explained(Signed()))
     assert "  y = 3 x\n" in text
@@ -358,7 +366,7 @@ def test_what_is_kept_is_what_the_summary_counts():
     counted = {row.path: row.bytes_kept for row in rows}
     for node in found.nodes:
         if node.call:
-            kept = sum(one.bytes for one in found.kept[node.number])
+            kept = sum(one.bytes for one in found.saved[node.number])
             assert kept == counted[node.call.path], node.call.path
 
 
@@ -424,16 +432,16 @@ def test_what_goes_wrong_is_pointed_out(model, change, kinds):
     else:
         assert there == kinds
     for one in found.findings:
-        assert one.said in str(found)
+        assert one.text in str(found)
 
 
 def test_figures_of_an_array():
-    found = facts(np.array([[3.0, 0.0], [-4.0, np.nan]]))
+    found = array_stats(np.array([[3.0, 0.0], [-4.0, np.nan]]))
     assert (found.norm, found.smallest, found.largest) == (5.0, -4.0, 3.0)
     assert found.mean == pytest.approx(-1 / 3)
     assert (found.zeros, found.nan, found.infinite) == (0.25, 1, 0)
     assert "1 NaN" in str(found)
-    assert shown(np.array([[1.0, -0.5], [10.0, 0.25]])) == "[ 1  -0.5]\n[10  0.25]"
+    assert format_rows(np.array([[1.0, -0.5], [10.0, 0.25]])) == "[ 1  -0.5]\n[10  0.25]"
     assert is_small(np.zeros((8, 8)))
     assert not is_small(np.zeros((9, 1)))
     assert is_small(np.zeros((2, 4, 3)))
@@ -443,7 +451,7 @@ def test_figures_of_an_array():
 def test_a_large_matrix_is_thinned_to_what_is_furthest_from_0():
     matrix = np.zeros((200, 3))
     matrix[150, 1] = -7.0
-    small, sizes = thinned(matrix)
+    small, sizes = downsampled(matrix)
     assert small.shape == (67, 3)
     assert sizes == (3, 1)
     assert small[50, 1] == -7.0
@@ -572,10 +580,10 @@ def test_the_command_knows_each_notebook():
 
 def test_only_the_notebooks_rounding_fails_its_checks():
     for name in NOTEBOOKS:
-        _, _, parts = notebooks.told_notebook(name, nn.backend("numpy"))
+        _, _, parts = notebooks.notebook_page(name, nn.backend("numpy"))
         for part in parts:
-            agree = [check.agrees for check in part.found.checks.values()]
-            exact = "rounds" not in part.said
+            agree = [check.agrees for check in part.report.checks.values()]
+            exact = "rounds" not in part.text
             assert agree == [*[True] * (len(agree) - 1), exact], part.heading
 
 

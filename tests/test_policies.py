@@ -17,7 +17,7 @@ from agnostic_nn.core.backend import Backend
 from agnostic_nn.core.trees import leaves
 from agnostic_nn.diagnostics.compare import Workload, compare
 from agnostic_nn.diagnostics.conformance import conformance, library
-from agnostic_nn.diagnostics.explain.notebooks import told_notebook
+from agnostic_nn.diagnostics.explain.notebooks import notebook_page
 from agnostic_nn.training import Trainer, make_step
 from agnostic_nn.training.batches import Examples
 from agnostic_nn_backends import SHIPPED
@@ -609,7 +609,7 @@ TOOLS = {
     "compare": _compare,
     "conformance": lambda backend: conformance(backend, only="training"),
     "explain": lambda backend: nn.explain(*TASK[:2], *DATA, backend=backend),
-    "explain of a notebook": lambda backend: told_notebook("chain_rule_and_update", backend),
+    "explain of a notebook": lambda backend: notebook_page("chain_rule_and_update", backend),
     "probe": lambda backend: backend.probe(),
     "profile": lambda backend: nn.profile(*TASK, backend=backend, steps=1),
     "Trainer": _train,

@@ -87,10 +87,10 @@ def _explained(options: argparse.Namespace, chosen: Backend) -> tuple[str, str, 
     from ..compare.workloads import find
     from ..explain import explain
     from ..explain.html import Part
-    from ..explain.notebooks import told_notebook
+    from ..explain.notebooks import notebook_page
 
     if options.example is not None:
-        return told_notebook(options.example, chosen)
+        return notebook_page(options.example, chosen)
     workload = find(options.workload or "digits-mlp")
     train, _ = workload.read()
     examples = train[: options.rows or 4]

@@ -1,9 +1,9 @@
-"""Explain: the chain rule of a batch, to read: formulas, shapes, numbers and a drawing.
+"""The chain rule for one batch, as text or as a page: formulas, shapes, numbers, a drawing.
 
-`walk.py` goes forward and backward through a model, and `flow.py` finds which way numbers went.
-`formulas.py`, `numbers.py` and `findings.py` say what there is to say of a layer, `telling.py` puts
-it in order, `drawing.py` makes the page, and `explaining.py` is what users call. `notebooks.py` has
-five notebooks told so.
+`explanation.py` has `explain`, which users call. `walk.py` runs a model forward and backward and
+records its layer calls; `flow.py` builds the graph of these calls. `formulas.py`, `numbers.py`
+and `remarks.py` describe a single layer. `text.py` formats the report as plain text, `html.py`
+as a page. `notebooks.py` has the pages for the five notebooks in `examples/`.
 """
 
 from .explanation import Explanation, explain

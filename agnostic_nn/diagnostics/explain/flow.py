@@ -1,7 +1,9 @@
-"""Flow: which way numbers went through a network, and what they are called.
+"""Build the graph of a network from its recorded calls, and name the arrays in it.
 
-Arrays are followed as objects: whose y a layer's x is. What no layer has made was made by a
-block; where it is the sum of two arrays in the block, to the last bit, it is shown as that.
+Arrays are identified as objects: an edge connects the layer that returned an array to the
+layer that got the same object. An array that no layer returned was computed by a block and
+becomes a merge node. If it equals the sum of two arrays in the block, bit by bit, the merge is
+shown as a sum.
 """
 
 from collections import Counter
@@ -34,12 +36,12 @@ __all__ = ["Edge", "Node", "flow"]
 
 AFFINE = (Dense, Conv1D, Conv2D, Conv3D, ConvTranspose1D, ConvTranspose2D, ConvTranspose3D)
 ACTIVATIONS = (Elementwise, PReLU, GLU, Softmax, LogSoftmax)
-SIGNS = {"sum": "+", "multiply": "×", "concatenate": ",", None: ","}
+OPERATIONS = {"sum": "+", "multiply": "×", "concatenate": ",", None: ","}
 
 
 @dataclass(frozen=True)
 class Edge:
-    """A way from one node to another: what went along it, and the gradient that came back."""
+    """An edge from one node to another: the array it carries, and the gradient it carries back."""
 
     start: int
     end: int
@@ -49,18 +51,21 @@ class Edge:
 
 @dataclass
 class Node:
-    """An input, a layer that was called, or where ways meet; all arrays are on the host.
+    """An input, a layer call or a merge of several arrays; all arrays are on the host.
 
-    name: of what it makes, as LaTeX. sign: of what happens where ways meet. names: of all that
-    its formula marks. blocks: the calls of the blocks around it, from the outside in.
+    name: the name of its output, as LaTeX.
+    operation: of a merge, how it combines its inputs; else empty.
+    blocks: the calls of the enclosing blocks, from the outside in.
+    edges: incoming edges.
+    names: names for the marks in its formula.
     """
 
     number: int
     name: str
-    sign: str = ""
+    operation: str = ""
     call: Call | None = None
     blocks: tuple[Call, ...] = ()
-    edges: list[Edge] = field(default_factory=list)  # that come in
+    edges: list[Edge] = field(default_factory=list)
     x: Any = None
     y: Any = None
     dx: Any = None
@@ -70,40 +75,44 @@ class Node:
     names: dict[str, str] = field(default_factory=dict)
 
 
-def flow(found: Walk, to_numpy: Callable) -> tuple[list[Node], tuple[int, ...]]:
-    """The nodes in the order of forward, inputs first; and the numbers of those that made y."""
-    made = _Flow(found, to_numpy)
-    return made.nodes, tuple(made.makers[id(leaf)] for leaf in leaves(found.y))
+def flow(recorded: Walk, to_numpy: Callable) -> tuple[list[Node], tuple[int, ...]]:
+    """Return the nodes in forward order, inputs first, and the numbers of those that made y."""
+    graph = _Graph(recorded, to_numpy)
+    return graph.nodes, tuple(graph.producers[id(leaf)] for leaf in leaves(recorded.y))
 
 
 def _aliases(params: Any) -> dict[str, str]:
-    """The last word of the path of each parameter, where no other path ends in it."""
+    """Return the last part of each parameter's path, if no other path ends in the same part."""
     ends = {path: path.split(".")[-1] for path, _ in named_leaves(params)}
-    often = Counter(ends.values())
-    return {path: end for path, end in ends.items() if often[end] == 1}
+    counts = Counter(ends.values())
+    return {path: end for path, end in ends.items() if counts[end] == 1}
 
 
-class _Flow:
-    def __init__(self, found: Walk, to_numpy: Callable) -> None:
-        self.calls, self.to_numpy = found.calls, to_numpy
+class _Graph:
+    """The nodes and edges of a network, built call by call."""
+
+    def __init__(self, recorded: Walk, to_numpy: Callable) -> None:
+        self.calls = recorded.calls
+        self.to_numpy = to_numpy
         self.nodes: list[Node] = []
-        self.makers: dict[int, int] = {}  # of arrays, the number of the node
-        self.hosts: dict[int, np.ndarray] = {}
-        self.letters: Counter[str] = Counter()
-        self.meetings: list[tuple[Any, Call]] = []  # arrays that a block made, and the block
-        self.met: dict[int, list[Any]] = {}  # of such an array, those that met
-        single = [call for call in self.calls if not call.block]
-        affine = [call for call in single if isinstance(call.layer, AFFINE)]
-        others = [call for call in single if not isinstance(call.layer, AFFINE + ACTIVATIONS)]
-        self.many = {"z": len(affine) > 1, "y": len(others) > 1}
-        for path, leaf in named_leaves(found.x):
+        # Arrays are keyed by id(); `recorded` holds references, so ids are not reused.
+        self.producers: dict[int, int] = {}  # id of an array -> number of its node
+        self.hosts: dict[int, np.ndarray] = {}  # id of an array -> its copy on the host
+        self.letters: Counter[str] = Counter()  # how many nodes are named by each letter
+        self.merges: list[tuple[Any, Call]] = []  # arrays that a block computed, and the block
+        self.merge_inputs: dict[int, list[Any]] = {}  # number of a merge node -> its inputs
+        layer_calls = [call for call in self.calls if not call.is_block]
+        affine = [call for call in layer_calls if isinstance(call.layer, AFFINE)]
+        others = [call for call in layer_calls if not isinstance(call.layer, AFFINE + ACTIVATIONS)]
+        self.has_several = {"z": len(affine) > 1, "y": len(others) > 1}
+        for path, leaf in named_leaves(recorded.x):
             name = rf"\mathrm{{{path}}}" if path not in ("", "x") else "x"
             self._add(Node(len(self.nodes), name, y=self.host(leaf)), leaf)
-        self._place(self.calls[0])
-        self._tell_gradients(found)
+        self._add_call(self.calls[0])
+        self._set_gradients(recorded)
 
     def host(self, tree: Any) -> Any:
-        """A tree on the host, each array once; None stays None."""
+        """Return a tree on the host, copying each array once; None stays None."""
         return None if tree is None else tree_map(self._host, tree)
 
     def _host(self, leaf: Any) -> np.ndarray | None:
@@ -113,128 +122,144 @@ class _Flow:
             self.hosts[id(leaf)] = np.asarray(self.to_numpy(leaf))
         return self.hosts[id(leaf)]
 
-    def _add(self, node: Node, made: Any) -> None:
+    def _add(self, node: Node, output: Any) -> None:
         self.nodes.append(node)
-        for leaf in leaves(made):
-            self.makers[id(leaf)] = node.number
+        for leaf in leaves(output):
+            self.producers[id(leaf)] = node.number
 
-    def _place(self, call: Call) -> None:
-        if call.block:
-            for inner in self._inside(call):
-                self._place(inner)
+    def _add_call(self, call: Call) -> None:
+        if call.is_block:
+            for inner in self._inner_calls(call):
+                self._add_call(inner)
+            # Add merge nodes for outputs that the block computed itself.
             for leaf in leaves(call.y):
-                self._maker(leaf, call)
+                self._producer(leaf, call)
             return
-        around = self.calls[call.inside] if call.inside is not None else None
-        sources = [self._maker(leaf, around) for leaf in leaves(call.x)]
-        node = Node(len(self.nodes), "", call=call, blocks=self._around(call))
+        block = self.calls[call.parent] if call.parent is not None else None
+        sources = [self._producer(leaf, block) for leaf in leaves(call.x)]
+        node = Node(len(self.nodes), "", call=call, blocks=self._enclosing_blocks(call))
         for part in ("x", "y", "dx", "dy", "params", "grads"):
             setattr(node, part, self.host(getattr(call, part)))
-        ways = zip(sources, leaves(node.x), _along(node.x, node.dx), strict=True)
-        node.edges = [Edge(source, node.number, value, d) for source, value, d in ways]
-        self._name(node)
+        inputs = zip(sources, leaves(node.x), _leaf_gradients(node.x, node.dx), strict=True)
+        node.edges = [Edge(source, node.number, value, d) for source, value, d in inputs]
+        self._set_names(node)
         self._add(node, call.y)
 
-    def _inside(self, block: Call) -> list[Call]:
-        return [call for call in self.calls if call.inside == block.number]
+    def _inner_calls(self, block: Call) -> list[Call]:
+        return [call for call in self.calls if call.parent == block.number]
 
-    def _around(self, call: Call) -> tuple[Call, ...]:
-        found: list[Call] = []
-        while call.inside is not None:
-            call = self.calls[call.inside]
-            found.insert(0, call)
-        return tuple(found[1:])  # the model itself is around everything
+    def _enclosing_blocks(self, call: Call) -> tuple[Call, ...]:
+        blocks: list[Call] = []
+        while call.parent is not None:
+            call = self.calls[call.parent]
+            blocks.insert(0, call)
+        return tuple(blocks[1:])  # without the model itself, which encloses everything
 
-    def _maker(self, leaf: Any, block: Call | None) -> int:
-        """The node that made an array; if there is none, one where ways meet in the block."""
-        if id(leaf) in self.makers:
-            return self.makers[id(leaf)]
+    def _producer(self, array: Any, block: Call | None) -> int:
+        """Return the node that produced an array; add a merge node if there is none yet."""
+        if id(array) in self.producers:
+            return self.producers[id(array)]
         if block is None:
-            raise ValueError("a layer was given an array that is no input of the model")
-        sources, sign = self._met_there(leaf, block)
-        self.meetings.append((leaf, block))
-        blocks = (*self._around(block), *((block,) if block.inside is not None else ()))
-        name = indexed("s", self._next("s"))
-        node = Node(len(self.nodes), name, sign, blocks=blocks, y=self.host(leaf))
-        ways = sorted((self.makers[id(one)], i) for i, one in enumerate(sources))
-        node.edges = [Edge(n, node.number, self.host(sources[i]), None) for n, i in ways]
-        self.met[node.number] = [sources[i] for _, i in ways]
-        self._add(node, leaf)
+            raise ValueError("a layer was given an array that is not an input of the model")
+        sources, operation = self._sources(array, block)
+        self.merges.append((array, block))
+        blocks = self._enclosing_blocks(block)
+        if block.parent is not None:
+            blocks = (*blocks, block)
+        name = indexed("s", self._next_index("s"))
+        node = Node(len(self.nodes), name, operation, blocks=blocks, y=self.host(array))
+        sources = sorted(sources, key=lambda source: self.producers[id(source)])
+        node.edges = [
+            Edge(self.producers[id(source)], node.number, self.host(source), None)
+            for source in sources
+        ]
+        self.merge_inputs[node.number] = sources
+        self._add(node, array)
         return node.number
 
-    def _met_there(self, leaf: Any, block: Call) -> tuple[list[Any], str]:
-        """The arrays that became one in a block, and how."""
+    def _sources(self, array: Any, block: Call) -> tuple[list[Any], str]:
+        """Return the arrays from which a block computed `array`, and the operation."""
         if isinstance(block.layer, Parallel):
-            made = [one for call in self._inside(block) for one in leaves(call.y)]
-            return made, SIGNS[block.layer.join]
-        whole, known = self.host(leaf), self._known(block)
-        for i, one in enumerate(known):
-            for other in known[:i]:
-                if _is_sum(whole, self.host(one), self.host(other)):
-                    return [other, one], "+"
+            outputs = [leaf for call in self._inner_calls(block) for leaf in leaves(call.y)]
+            return outputs, OPERATIONS[block.layer.join]
+        total = self.host(array)
+        candidates = self._arrays_in(block)
+        for i, second in enumerate(candidates):
+            for first in candidates[:i]:
+                if _is_sum(total, self.host(second), self.host(first)):
+                    return [first, second], "+"
+        # The operation is unknown. Assume that it reads all arrays that no layer has read.
         read = {edge.start for node in self.nodes for edge in node.edges}
-        ends = [one for one in known if self.makers[id(one)] not in read]
-        return ends or known[:1], type(block.layer).__name__
+        unread = [leaf for leaf in candidates if self.producers[id(leaf)] not in read]
+        return unread or candidates[:1], type(block.layer).__name__
 
-    def _known(self, block: Call) -> list[Any]:
-        """Arrays in a block: what it was given, what its layers made, and where ways met."""
-        made = [leaf for call in self._inside(block) for leaf in leaves(call.y)]
-        met = [leaf for leaf, inside in self.meetings if inside is block]
-        found = {id(leaf): leaf for leaf in (*leaves(block.x), *made, *met)}
-        return [leaf for number, leaf in found.items() if number in self.makers]
+    def _arrays_in(self, block: Call) -> list[Any]:
+        """Return the inputs of a block, the outputs of its layers and its merges so far."""
+        outputs = [leaf for call in self._inner_calls(block) for leaf in leaves(call.y)]
+        merged = [leaf for leaf, merge_block in self.merges if merge_block is block]
+        arrays = {id(leaf): leaf for leaf in (*leaves(block.x), *outputs, *merged)}
+        return [leaf for number, leaf in arrays.items() if number in self.producers]
 
-    def _next(self, letter: str) -> str:
+    def _next_index(self, letter: str) -> str:
         self.letters[letter] += 1
         return str(self.letters[letter])
 
-    def _name(self, node: Node) -> None:
-        """Names as in the notebooks: z_1 = x W_1 + b_1, a_1 = f(z_1); y for all other layers."""
+    def _set_names(self, node: Node) -> None:
+        """Name a layer's arrays: z_1 = x W_1 + b_1, a_1 = f(z_1), and y for other layers."""
         layer = node.call.layer  # type: ignore[union-attr]
         letter = "z" if isinstance(layer, AFFINE) else "y"
         if isinstance(layer, ACTIVATIONS):
-            index = str(self.letters["z"]) if self.many["z"] else ""
-            again = int(self._next(f"a{index}")) - 1
-            node.name = indexed("a", index + "'" * again)
+            # An activation has the index of its z; further ones of the same z get primes.
+            index = str(self.letters["z"]) if self.has_several["z"] else ""
+            primes = int(self._next_index(f"a{index}")) - 1
+            node.name = indexed("a", index + "'" * primes)
         else:
-            number = self._next(letter)
-            index = number if self.many[letter] else ""
+            number = self._next_index(letter)
+            index = number if self.has_several[letter] else ""
             node.name = indexed(letter, index)
-        known = formula_of(layer)
-        letters, also = (known.letters if known else {}), _aliases(node.params)
+        formula = formula_of(layer)
+        letters = formula.letters if formula else {}
+        aliases = _aliases(node.params)
         for path, _ in named_leaves(node.params):
-            short = path if path in letters else also.get(path, path)
+            short = path if path in letters else aliases.get(path, path)
             node.names[path] = name_of(letters, short, index)
-        node.names |= {end: node.names[path] for path, end in also.items()}
-        ends = {path.split(".")[-1] for path, _ in named_leaves(node.params)} - set(also.values())
-        node.names |= {end: letters[end] for end in ends if end in letters}  # of each direction
-        given = [self.nodes[edge.start].name for edge in node.edges]
-        inputs = dict(zip((path for path, _ in named_leaves(node.x)), given, strict=True))
-        first = inputs.get("", inputs.get("x", ", ".join(given)))
-        node.names |= {"x": first, "y": node.name}
+        node.names |= {end: node.names[path] for path, end in aliases.items()}
+        # A bidirectional layer has each parameter twice; its formula holds for both directions
+        # and shows the plain letter.
+        ends = {path.split(".")[-1] for path, _ in named_leaves(node.params)}
+        ends -= set(aliases.values())
+        node.names |= {end: letters[end] for end in ends if end in letters}
+        input_names = [self.nodes[edge.start].name for edge in node.edges]
+        input_paths = [path for path, _ in named_leaves(node.x)]
+        inputs = dict(zip(input_paths, input_names, strict=True))
+        x_name = inputs.get("", inputs.get("x", ", ".join(input_names)))
+        node.names |= {"x": x_name, "y": node.name}
 
-    def _tell_gradients(self, found: Walk) -> None:
-        """Gradients of inputs, and of where ways meet."""
-        for node, d in zip(self.nodes, _along(found.x, self.calls[0].dx), strict=False):
-            node.dy = self.host(d)
-        known = {}
+    def _set_gradients(self, recorded: Walk) -> None:
+        """Set the gradients of inputs and merges, which no layer call has recorded as such."""
+        input_gradients = _leaf_gradients(recorded.x, self.calls[0].dx)
+        for node, gradient in zip(self.nodes, input_gradients, strict=False):
+            node.dy = self.host(gradient)
+        gradients = {}  # by the id of the array
         for call in self.calls:
             if call.dy is not None:
                 pairs = zip(leaves(call.y), leaves(call.dy), strict=True)
-                known.update({id(leaf): self.host(d) for leaf, d in pairs})
-        for leaf, _ in reversed(self.meetings):
-            node = self.nodes[self.makers[id(leaf)]]
-            node.dy = known.get(id(leaf))
-            if node.dy is None and node.sign == "+":
-                node.dy = self._of_one_summand(node)
-            ends = zip(node.edges, self.met[node.number], strict=True)
-            node.edges = [
-                replace(edge, gradient=node.dy if node.sign == "+" else known.get(id(one)))
-                for edge, one in ends
-            ]
+                gradients.update({id(leaf): self.host(d) for leaf, d in pairs})
+        for array, _ in reversed(self.merges):
+            node = self.nodes[self.producers[id(array)]]
+            node.dy = gradients.get(id(array))
+            if node.dy is None and node.operation == "+":
+                node.dy = self._gradient_of_sum(node)
+            edges = []
+            for edge, source in zip(node.edges, self.merge_inputs[node.number], strict=True):
+                # A sum passes its gradient unchanged to every summand.
+                gradient = node.dy if node.operation == "+" else gradients.get(id(source))
+                edges.append(replace(edge, gradient=gradient))
+            node.edges = edges
 
-    def _of_one_summand(self, meet: Node) -> np.ndarray | None:
-        """dy of a sum inside a block: that of a layer whose y nobody else reads."""
-        for edge in meet.edges:
+    def _gradient_of_sum(self, merge: Node) -> np.ndarray | None:
+        """Return dy of a sum inside a block: that of a summand which is read nowhere else."""
+        for edge in merge.edges:
             source = self.nodes[edge.start]
             readers = [e for node in self.nodes for e in node.edges if e.start == source.number]
             if source.call and len(readers) == 1:
@@ -242,20 +267,20 @@ class _Flow:
         return None
 
 
-def _along(x: Any, dx: Any) -> Iterator[Any]:
-    """The gradient of each leaf of x; a None in dx may stand for a whole tree."""
+def _leaf_gradients(x: Any, dx: Any) -> Iterator[Any]:
+    """Yield the gradient of each leaf of x; a None in dx may stand for a whole subtree."""
     if isinstance(x, dict):
         for name in sorted(x):
-            yield from _along(x[name], None if dx is None else dx[name])
+            yield from _leaf_gradients(x[name], None if dx is None else dx[name])
     elif isinstance(x, tuple):
         for i, branch in enumerate(x):
-            yield from _along(branch, None if dx is None else dx[i])
+            yield from _leaf_gradients(branch, None if dx is None else dx[i])
     else:
         yield dx
 
 
-def _is_sum(whole: np.ndarray, one: np.ndarray, other: np.ndarray) -> bool:
-    if not one.shape == other.shape == whole.shape:
+def _is_sum(total: np.ndarray, first: np.ndarray, second: np.ndarray) -> bool:
+    if not first.shape == second.shape == total.shape:
         return False
     with np.errstate(all="ignore"):
-        return np.array_equal(one + other, whole, equal_nan=whole.dtype.kind == "f")
+        return np.array_equal(first + second, total, equal_nan=total.dtype.kind == "f")

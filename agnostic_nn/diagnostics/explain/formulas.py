@@ -1,9 +1,10 @@
-r"""Formulas: what a layer computes forwards and backwards, as LaTeX, and as plain text.
+r"""Formulas of layers and losses, forward and backward, as LaTeX and as plain text.
 
-Each is read off the derivation in the layer's docstring, in its letters. `@x` and `@y` stand for
-what goes in and comes out, `@weight` for the parameter of that path, and `@dx`, `@dy` and
-`@dweight` for the gradients of the loss by them; `told` puts names of a network in their places,
-such as z_1. What has no entry here is told by the part of its docstring under "Gradient".
+Each formula follows the derivation in the layer's docstring and uses its letters. `@x` and `@y`
+mark the input and the output, `@weight` the parameter with that path, and `@dx`, `@dy` and
+`@dweight` the gradients of the loss with respect to them. `formula_with_names` replaces the
+marks by names in a network, such as z_1. Layers and losses without an entry are described by
+the section "Gradient" of their docstring.
 """
 
 import re
@@ -17,15 +18,25 @@ from typing import Any
 from ... import layers, losses
 from ...layers import Layer
 
-__all__ = ["Formula", "formula_of", "gradient_said", "indexed", "name_of", "plain", "told"]
+__all__ = [
+    "Formula",
+    "formula_of",
+    "formula_with_names",
+    "gradient_section",
+    "indexed",
+    "name_of",
+    "plain",
+]
 
 
 @dataclass(frozen=True)
 class Formula:
-    """What a layer or a loss computes.
+    """The formulas of a layer or a loss.
 
-    backward: of each gradient, by what it is the gradient of, the right side. letters: what
-    parameters are called. more: what else the right sides are made of.
+    forward: an equation.
+    backward: right sides of the gradients, by input ("x") or parameter.
+    letters: the letter of each parameter.
+    more: equations that define other symbols in `forward` and `backward`.
     """
 
     forward: str
@@ -52,14 +63,16 @@ def _normalization(over: str, dx: str, more: str) -> Formula:
     )
 
 
-_CENTRED = r"\hat{x} = \frac{@x - \mu}{s}, \quad s = \sqrt{v + \varepsilon}"
-_TO_CENTRED = r"\frac{1}{s} (g - \mathrm{mean}(g) - \hat{x} \odot \mathrm{mean}(g \odot \hat{x}))"
-_LARGEST = Formula(
-    r"@y_o = @x_{p(o)}, \quad p(o) = \text{the first place in window } o \text{ where } @x"
+_STANDARDIZED = r"\hat{x} = \frac{@x - \mu}{s}, \quad s = \sqrt{v + \varepsilon}"
+_STANDARDIZED_DX = (
+    r"\frac{1}{s} (g - \mathrm{mean}(g) - \hat{x} \odot \mathrm{mean}(g \odot \hat{x}))"
+)
+_MAX_POOL = Formula(
+    r"@y_o = @x_{p(o)}, \quad p(o) = \text{the first position in window } o \text{ where } @x"
     r" \text{ is largest}",
     {"x": r"\sum @dy_o \text{ over all } o \text{ with } p(o) = i"},
 )
-_MEAN = Formula(
+_AVERAGE_POOL = Formula(
     r"@y_o = \frac{1}{c} \sum @x_i \text{ over } i \text{ in window } o",
     {"x": r"\sum \frac{1}{c} @dy_o \text{ over all } o \text{ with } i \text{ in window } o"},
 )
@@ -68,13 +81,13 @@ _CONVOLUTION = _affine(
     r"\sum @dy_o @weight_k^\top \text{ over all } o, k \text{ with } o s + k d - \mathrm{low} = i",
     r"\sum @x_{o s + k d - \mathrm{low}}^\top @dy_o \text{ for each } k",
 )
-_TRANSPOSED = _affine(
+_TRANSPOSED_CONVOLUTION = _affine(
     r"@y_i = \sum @x_o @weight_k^\top + @bias \text{ over all } o, k \text{ with }"
     r" o s + k d - \mathrm{low} = i",
     r"\sum_k @dy_{o s + k d - \mathrm{low}} @weight_k",
     r"\sum (@dy_{o s + k d - \mathrm{low}})^\top @x_o \text{ for each } k",
 )
-_DROPPED = Formula(r"@y = @x \odot m", {"x": r"@dy \odot m"}, more=(
+_DROPOUT = Formula(r"@y = @x \odot m", {"x": r"@dy \odot m"}, more=(
     r"m = 0 \text{ with probability } \mathrm{rate}, \text{ else } \frac{1}{1 - \mathrm{rate}}",
 ))  # fmt: skip
 _RECURRENT = {
@@ -84,7 +97,7 @@ _RECURRENT = {
     "recurrent": r"\sum_t h_{t-1}^\top dz_t",
 }
 _GATES = {"weight": "W", "bias": "b", "recurrent": "R"}
-_NEAR_GELU = Formula(
+_TANH_GELU = Formula(
     r"@y = \frac{1}{2} @x \odot (1 + \tanh u)",
     {"x": r"\frac{1}{2} @dy \odot (1 + \tanh u + @x \odot u' \odot (1 - \tanh^2 u))"},
     more=(
@@ -104,7 +117,8 @@ FORMULAS: dict[Any, Formula] = {
     layers.Dense: _affine(r"@y = @x @weight + @bias", r"@dy @weight^\top", r"@x^\top @dy"),
     **dict.fromkeys((layers.Conv1D, layers.Conv2D, layers.Conv3D), _CONVOLUTION),
     **dict.fromkeys(
-        (layers.ConvTranspose1D, layers.ConvTranspose2D, layers.ConvTranspose3D), _TRANSPOSED
+        (layers.ConvTranspose1D, layers.ConvTranspose2D, layers.ConvTranspose3D),
+        _TRANSPOSED_CONVOLUTION,
     ),
     layers.ReLU: _elementwise(r"\max(@x, 0)", "[@x > 0]"),
     layers.ReLU6: _elementwise(r"\min(\max(@x, 0), 6)", "[0 < @x < 6]"),
@@ -147,24 +161,28 @@ FORMULAS: dict[Any, Formula] = {
     layers.LogSoftmax: Formula(
         r"@y = @x - \log \sum \exp @x", {"x": r"@dy - \exp(@y) \odot \sum @dy"}
     ),
-    layers.BatchNorm: _normalization("the batch, channel by channel", _TO_CENTRED, _CENTRED),
-    layers.LayerNorm: _normalization("each row", _TO_CENTRED, _CENTRED),
-    layers.InstanceNorm: _normalization(
-        "the places of each example and channel", _TO_CENTRED, _CENTRED
+    layers.BatchNorm: _normalization(
+        "the batch, channel by channel", _STANDARDIZED_DX, _STANDARDIZED
     ),
-    layers.GroupNorm: _normalization("each group of channels", _TO_CENTRED, _CENTRED),
+    layers.LayerNorm: _normalization("each row", _STANDARDIZED_DX, _STANDARDIZED),
+    layers.InstanceNorm: _normalization(
+        "the positions of each example and channel", _STANDARDIZED_DX, _STANDARDIZED
+    ),
+    layers.GroupNorm: _normalization("each group of channels", _STANDARDIZED_DX, _STANDARDIZED),
     layers.RMSNorm: _normalization(
         "each row",
         r"\frac{1}{s} (g - \hat{x} \odot \mathrm{mean}(g \odot \hat{x}))",
         r"\hat{x} = \frac{@x}{s}, \quad s = \sqrt{\mathrm{mean}(@x^2) + \varepsilon}",
     ),
-    **dict.fromkeys((layers.MaxPool1D, layers.MaxPool2D, layers.MaxPool3D), _LARGEST),
-    **dict.fromkeys((layers.GlobalMaxPool, layers.AdaptiveMaxPool), _LARGEST),
-    **dict.fromkeys((layers.AveragePool1D, layers.AveragePool2D, layers.AveragePool3D), _MEAN),
-    **dict.fromkeys((layers.GlobalAveragePool, layers.AdaptiveAveragePool), _MEAN),
-    layers.Dropout: _DROPPED,
-    layers.SpatialDropout: _DROPPED,
-    layers.DropPath: _DROPPED,
+    **dict.fromkeys((layers.MaxPool1D, layers.MaxPool2D, layers.MaxPool3D), _MAX_POOL),
+    **dict.fromkeys((layers.GlobalMaxPool, layers.AdaptiveMaxPool), _MAX_POOL),
+    **dict.fromkeys(
+        (layers.AveragePool1D, layers.AveragePool2D, layers.AveragePool3D), _AVERAGE_POOL
+    ),
+    **dict.fromkeys((layers.GlobalAveragePool, layers.AdaptiveAveragePool), _AVERAGE_POOL),
+    layers.Dropout: _DROPOUT,
+    layers.SpatialDropout: _DROPOUT,
+    layers.DropPath: _DROPOUT,
     layers.Embedding: Formula(
         r"@y = \text{row } @x \text{ of } @weight",
         {"weight": r"\text{in row } k, \; \sum @dy \text{ where } @x = k"},
@@ -237,15 +255,15 @@ FORMULAS: dict[Any, Formula] = {
         ),
     ),
     layers.Flatten: Formula(
-        r"@y = @x \text{, laid out in one row an example}",
-        {"x": r"@dy \text{, laid out as } @x \text{ was}"},
+        r"@y = @x \text{, reshaped to one row per example}",
+        {"x": r"@dy \text{, reshaped to the shape of } @x"},
     ),
     layers.Reshape: Formula(
-        r"@y = @x \text{, laid out otherwise}", {"x": r"@dy \text{, laid out as } @x \text{ was}"}
+        r"@y = @x \text{, reshaped}", {"x": r"@dy \text{, reshaped to the shape of } @x"}
     ),
     layers.Transpose: Formula(
-        r"@y = @x \text{, its axes in another order}",
-        {"x": r"@dy \text{, its axes in the order of } @x"},
+        r"@y = @x \text{ with permuted axes}",
+        {"x": r"@dy \text{ with its axes in the order of } @x"},
     ),
     losses.mean_squared_error: Formula(
         r"L = \mathrm{mean}((@y - t)^2)", {"y": r"\frac{2}{n} (@y - t)"}
@@ -290,57 +308,52 @@ FORMULAS: dict[Any, Formula] = {
 
 
 def formula_of(what: Any) -> Formula | None:
-    """The formula of a layer, or of a loss without options; None if there is none for it.
+    """Return the formula of a layer, or of a loss without options; None if there is none.
 
-    Layers and losses of one's own may bring one, as their attribute `formula`. A subclass has
-    that of its base only if both forward and backward are the base's.
+    A custom layer or loss may define one as its attribute `formula`. A subclass uses the
+    formula of its base only if it overrides neither forward nor backward.
     """
-    own = getattr(what, "formula", None)
-    if isinstance(own, Formula):
-        return own
+    custom = getattr(what, "formula", None)
+    if isinstance(custom, Formula):
+        return custom
     if not isinstance(what, Layer):
         plain_loss = not isinstance(what, partial) or not (what.keywords or what.args)
         return FORMULAS.get(what) if plain_loss and callable(what) else None
     for kind in type(what).__mro__:
         if kind in FORMULAS:
-            return _fitting(FORMULAS[kind], what) if _same(type(what), kind) else None
+            return _for_options(FORMULAS[kind], what) if _same_methods(type(what), kind) else None
     return None
 
 
-def _same(kind: type, base: type) -> bool:
-    parts = ("forward", "backward", "value", "slope")
-    return all(getattr(kind, name, None) is getattr(base, name, None) for name in parts)
+def _same_methods(kind: type, base: type) -> bool:
+    methods = ("forward", "backward", "value", "slope")
+    return all(getattr(kind, name, None) is getattr(base, name, None) for name in methods)
 
 
-def _fitting(found: Formula, layer: Layer) -> Formula:
-    """The formula without what this layer has switched off, or has chosen otherwise."""
+def _for_options(formula: Formula, layer: Layer) -> Formula:
+    """Return the formula for a layer's options: another one for GELU, none for some GRUs."""
     if getattr(layer, "approximate", False):
-        return _NEAR_GELU
-    return Formula("") if getattr(layer, "reset", "after") == "before" else found
+        return _TANH_GELU
+    return Formula("") if getattr(layer, "reset", "after") == "before" else formula
 
 
 def name_of(letters: Mapping[str, str], path: str, index: str) -> str:
-    r"""What a parameter is called: its letter, and as its index the rest of the path and `index`.
+    r"""Return the name of a parameter: its letter, indexed by the rest of its path and `index`.
 
     name_of({"weight": "W"}, "0.forward.weight", "1") is W_{0 forward 1}.
     """
     *before, last = path.split(".")
     letter = letters.get(path)
     if letter is None:
-        letter = letters.get(last, rf"\mathrm{{{_words(last)}}}")
+        words = last.replace("_", " ")
+        letter = letters.get(last, rf"\mathrm{{{words}}}")
         index = " ".join(filter(None, (*before, index)))
-    base, _, own = letter.partition("_")
-    if not own:
-        return indexed(base, index)
-    return indexed(base, own + index)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+    base, _, subscript = letter.partition("_")
+    return indexed(base, subscript + index)
 
 
 def indexed(letter: str, index: str) -> str:
-    """A letter with an index, as LaTeX."""
+    """Return a letter with an index, as LaTeX."""
     if not index:
         return letter
     if " " in index or not index.isascii():
@@ -348,34 +361,38 @@ def indexed(letter: str, index: str) -> str:
     return f"{letter}_{index}" if len(index) == 1 else f"{letter}_{{{index}}}"
 
 
-def told(formula: str, names: Mapping[str, str]) -> str:
-    """A formula with names for what `@` marks; without terms of what has no name."""
+def formula_with_names(formula: str, names: Mapping[str, str]) -> str:
+    """Replace the marks in a formula by names, and drop terms whose mark has no name.
+
+    A Dense without a bias has no name for `@bias`, so `+ @bias` is left out.
+    """
     for _, name, _ in _MARK.findall(formula):
         if name not in names:
             mark = re.escape(f"@{name}")
             formula = re.sub(rf"\s*(\+|\\cdot)\s*{mark}(?!\w)", "", formula)
 
-    def named(found: re.Match) -> str:
-        of_loss, mark, place = found.groups()
+    def replacement(match: re.Match) -> str:
+        is_gradient, mark, index = match.groups()
         if mark not in names:
-            return found[0]
-        name = names[mark] if place is None else _at(names[mark], place)
-        return rf"\frac{{\partial L}}{{\partial {name}}}" if of_loss else name
+            return match[0]
+        name = names[mark] if index is None else _with_index(names[mark], index)
+        return rf"\frac{{\partial L}}{{\partial {name}}}" if is_gradient else name
 
-    return _MARK.sub(named, formula)
+    return _MARK.sub(replacement, formula)
 
 
+# "@", an optional "d" for a gradient, the name, and an optional index: one character or braces.
 _MARK = re.compile(r"@(d?)(recurrent_bias|[a-z]+(?:\.[a-z]+)?)(?:_(\{(?:[^{}]|\{[^{}]*\})*\}|\w))?")
 
 
-def _at(name: str, place: str) -> str:
-    """A name at a place: z_1 at t is z_{1, t}."""
-    letter, _, own = name.partition("_")
-    inside = [part.removeprefix("{").removesuffix("}") for part in (own, place) if part]
-    return rf"{letter}_{{{', '.join(inside)}}}"
+def _with_index(name: str, index: str) -> str:
+    """Add an index to a name that may already have one: z_1 and t give z_{1, t}."""
+    letter, _, subscript = name.partition("_")
+    parts = [part.removeprefix("{").removesuffix("}") for part in (subscript, index) if part]
+    return rf"{letter}_{{{', '.join(parts)}}}"
 
 
-_SAID = {
+_SYMBOLS = {
     r"\partial": "∂", r"\sum": "Σ", r"\top": "ᵀ", r"\odot": "∘", r"\cdot": "·", r"\le": "≤",
     r"\sigma": "σ", r"\alpha": "α", r"\gamma": "γ", r"\beta": "β", r"\varepsilon": "ε",
     r"\Phi": "Φ", r"\varphi": "φ", r"\mu": "μ", r"\delta": "δ",
@@ -386,27 +403,29 @@ _HATS = {"x": "x̂"}
 
 
 def plain(latex: str) -> str:
-    r"""A formula of this file as plain text: \frac{\partial L}{\partial W_1} is ∂L/∂W1."""
-    text, at = [], 0
+    r"""Convert a formula of this file to text: \frac{\partial L}{\partial W_1} is ∂L/∂W1."""
+    text = []
+    at = 0
     while at < len(latex):
-        word = re.compile(r"\\(?:[A-Za-z]+|;)").match(latex, at)
-        if word is None:
-            one = latex[at]
+        command = re.compile(r"\\(?:[A-Za-z]+|;)").match(latex, at)
+        if command is None:
+            character = latex[at]
             at += 1
-            if one in "_^":
+            if character in "_^":
                 inside, at = _group(latex, at)
-                text.append(_raised(inside) if one == "^" else _lowered(inside))
-            elif one == "{":
+                text.append(_superscript(inside) if character == "^" else _subscript(inside))
+            elif character == "{":
                 inside, at = _group(latex, at - 1)
                 text.append(plain(inside))
             else:
-                text.append(one)
+                text.append(character)
             continue
-        name, at = word[0], word.end()
+        name = command[0]
+        at = command.end()
         if name == r"\frac":
-            above, at = _group(latex, at)
-            below, at = _group(latex, at)
-            text.append(f"{_bracketed(plain(above))}/{_bracketed(plain(below))}")
+            numerator, at = _group(latex, at)
+            denominator, at = _group(latex, at)
+            text.append(f"{_parenthesized(plain(numerator))}/{_parenthesized(plain(denominator))}")
         elif name in (r"\mathrm", r"\text", r"\sqrt", r"\hat"):
             inside, at = _group(latex, at)
             if name == r"\sqrt":
@@ -414,14 +433,14 @@ def plain(latex: str) -> str:
             else:
                 text.append(_HATS[inside] if name == r"\hat" else plain(inside))
         else:
-            if name == r"\partial":  # TeX wants a space here that no reader does
+            if name == r"\partial":  # drop the space that ends the command in TeX
                 at += len(latex[at:]) - len(latex[at:].lstrip())
-            text.append(_SAID[name])
+            text.append(_SYMBOLS[name])
     return re.sub(r" {3,}", "  ", "".join(text)).replace(" ,", ",").strip()
 
 
 def _group(latex: str, at: int) -> tuple[str, int]:
-    """What stands in braces at a place, or the one letter or word there, and where it ends."""
+    """Return the argument of a command at `at`, in braces or a single token, and its end."""
     if latex[at] == "\\":
         end = re.compile(r"\\[A-Za-z]+").match(latex, at).end()  # type: ignore[union-attr]
         return latex[at:end], end
@@ -432,45 +451,47 @@ def _group(latex: str, at: int) -> tuple[str, int]:
         depth += (latex[end] == "{") - (latex[end] == "}")
         if depth == 0:
             return latex[at + 1 : end], end + 1
-    raise ValueError(f"no end of {latex[at:]!r}")
+    raise ValueError(f"no closing brace in {latex[at:]!r}")
 
 
-def _bracketed(text: str) -> str:
+def _parenthesized(text: str) -> str:
     return f"({text})" if " " in re.sub(r"\[.*?\]", "", text) else text
 
 
-def _raised(inside: str) -> str:
+def _superscript(inside: str) -> str:
     text = plain(inside)
     return {"ᵀ": "ᵀ", "2": "²", "3": "³"}.get(text, f"^{text}")
 
 
-def _lowered(inside: str) -> str:
-    """Numbers stand next to their letter, W1; of anything else the place is shown, h[t-1]."""
+def _subscript(inside: str) -> str:
+    """Append numbers to the letter, as in W1, and put other indices in brackets, as in h[t-1]."""
     text = plain(inside)
-    number, place = re.fullmatch(r"(\d*'*)(?:, )?(.*)", text).groups()  # type: ignore[union-attr]
-    if not place or re.fullmatch(r"[A-Z]\d*|[a-z]\d+", text):
+    number, index = re.fullmatch(r"(\d*'*)(?:, )?(.*)", text).groups()  # type: ignore[union-attr]
+    if not index or re.fullmatch(r"[A-Z]\d*|[a-z]\d+", text):
         return text
     if number and not text.startswith(f"{number}, "):
-        number, place = "", text
-    return f"_{text}" if len(text) == 1 else f"{number}[{place}]"
+        number = ""
+        index = text
+    return f"_{text}" if len(text) == 1 else f"{number}[{index}]"
 
 
-def gradient_said(what: Any) -> str:
-    """What the docstring of a layer or a loss says under "Gradient", or else that of its file.
+def gradient_section(what: Any) -> str:
+    """Return the section "Gradient" from the docstring of a layer or a loss, or of its module.
 
-    If neither does, what the docstring begins with, which for many says it all.
+    If there is none, return the first paragraph of the docstring.
     """
     what = what.func if isinstance(what, partial) else what
     kinds = type(what).__mro__ if not hasattr(what, "__name__") else (what,)
-    said = [vars(kind).get("__doc__") if isinstance(kind, type) else kind.__doc__ for kind in kinds]
-    files = dict.fromkeys(kind.__module__ for kind in kinds if kind is not object)
-    said += [getattr(sys.modules.get(name), "__doc__", None) for name in files]
-    for text in filter(None, said):
-        found = re.search(
+    # vars() instead of __doc__, which a class without a docstring inherits from `object`.
+    docs = [vars(kind).get("__doc__") if isinstance(kind, type) else kind.__doc__ for kind in kinds]
+    modules = dict.fromkeys(kind.__module__ for kind in kinds if kind is not object)
+    docs += [getattr(sys.modules.get(name), "__doc__", None) for name in modules]
+    for text in filter(None, docs):
+        section = re.search(
             r"^Gradient[^\n]*\n-{4,}\n(.*?)(?=^\w[^\n]*\n-{4,}$|\Z)",
             cleandoc(text),
             re.DOTALL | re.MULTILINE,
         )
-        if found:
-            return found[1].strip()
-    return cleandoc(said[0] or "").partition("\n\n")[0]
+        if section:
+            return section[1].strip()
+    return cleandoc(docs[0] or "").partition("\n\n")[0]

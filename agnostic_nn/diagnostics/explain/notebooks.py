@@ -25,9 +25,9 @@ __all__ = [
     "NOTEBOOKS",
     "given_gradient",
     "half_square",
+    "notebook_page",
     "rounded_cross_entropy",
     "squared_sum",
-    "told_notebook",
 ]
 
 INPUTS = [[1, 2, 3, 2.5], [2, 5, -1, 2], [-1.5, 2.7, 3.3, -0.8]]
@@ -37,7 +37,7 @@ WEIGHTS = [[0.2, 0.8, -0.5, 1], [0.5, -0.91, 0.26, -0.5], [-0.26, -0.27, 0.17, 0
 # --- losses that the notebooks have, and nobody else ------------------------------------
 
 
-def _told_as(forward: str, dy: str) -> Callable:
+def _with_formula(forward: str, dy: str) -> Callable:
     """Attach a loss's formula, and that of the gradient that it sends back."""
 
     def attach(loss: Any) -> Any:
@@ -47,13 +47,13 @@ def _told_as(forward: str, dy: str) -> Callable:
     return attach
 
 
-@_told_as(r"L = \sum @y \odot t", "t")
+@_with_formula(r"L = \sum @y \odot t", "t")
 def given_gradient(y: Any, target: Any) -> tuple[Any, Any]:
     """Σ y G: the loss whose gradient is G, the target, where a notebook begins with one."""
     return namespace(y).sum(y * target), target
 
 
-@_told_as(r"L = (\sum @y - t)^2", r"2 (\sum @y - t)")
+@_with_formula(r"L = (\sum @y - t)^2", r"2 (\sum @y - t)")
 def squared_sum(y: Any, target: Any) -> tuple[Any, Any]:
     """(Σ y - t)²: all outputs together are to be t."""
     xp = namespace(y)
@@ -61,14 +61,14 @@ def squared_sum(y: Any, target: Any) -> tuple[Any, Any]:
     return xp.sum(gap * gap), 2.0 * gap * xp.ones_like(y)
 
 
-@_told_as(r"L = \frac{1}{2} \sum (@y - t)^2", "@y - t")
+@_with_formula(r"L = \frac{1}{2} \sum (@y - t)^2", "@y - t")
 def half_square(y: Any, target: Any) -> tuple[Any, Any]:
     """½ Σ (y - t)²: the loss whose gradient is y itself where t is 0."""
     gap = y - target
     return 0.5 * namespace(y).sum(gap * gap), gap
 
 
-@_told_as(
+@_with_formula(
     r"L = -\sum t \odot \log q, \quad q = \mathrm{softmax}(@y)",
     r"\text{q rounded to one decimal} - t",
 )
@@ -82,7 +82,7 @@ def rounded_cross_entropy(y: Any, target: Any) -> tuple[Any, Any]:
 # --- the five ---------------------------------------------------------------------------
 
 
-class _Teller:
+class _Explainer:
     """Tells on one backend, in the widest dtype that it has."""
 
     def __init__(self, backend: Backend) -> None:
@@ -95,7 +95,9 @@ class _Teller:
     def dense(self, weight: Any, bias: Any) -> dict[str, np.ndarray]:
         return {"weight": self.array(weight), "bias": self.array(bias)}
 
-    def told(self, model: Layer, loss: Callable, x: Any, target: Any, params: Any) -> Explanation:
+    def explain(
+        self, model: Layer, loss: Callable, x: Any, target: Any, params: Any
+    ) -> Explanation:
         x, target = self.array(x), self.array(target)
         return explain(model, loss, x, target, params=params, backend=self.backend)
 
@@ -121,12 +123,12 @@ class _Teller:
         return backend.to_numpy(params), losses
 
 
-def _train_neuron_and_layer(teller: _Teller) -> list[Part]:
+def _train_neuron_and_layer(explainer: _Explainer) -> list[Part]:
     x = [[1, -2, 3]]
     model: Layer = Sequential(Dense(1), ReLU())
-    params: Any = (teller.dense([[-3], [-1], [2]], [1]), {})
-    first = teller.told(model, mean_squared_error, x, [[0]], params)
-    last, losses = teller.train(model, mean_squared_error, x, params)
+    params: Any = (explainer.dense([[-3], [-1], [2]], [1]), {})
+    first = explainer.explain(model, mean_squared_error, x, [[0]], params)
+    last, losses = explainer.train(model, mean_squared_error, x, params)
     parts = [
         Part(
             "One neuron, its first step",
@@ -139,9 +141,9 @@ def _train_neuron_and_layer(teller: _Teller) -> list[Part]:
 
     x = [[1, 2, 3, 4]]
     weight = np.transpose([[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8], [0.9, 1.0, 1.1, 1.2]])
-    model, params = Sequential(Dense(3), ReLU()), (teller.dense(weight, [0.1, 0.2, 0.3]), {})
-    first = teller.told(model, squared_sum, x, [[0]], params)
-    last, losses = teller.train(model, squared_sum, x, params)
+    model, params = Sequential(Dense(3), ReLU()), (explainer.dense(weight, [0.1, 0.2, 0.3]), {})
+    first = explainer.explain(model, squared_sum, x, [[0]], params)
+    last, losses = explainer.train(model, squared_sum, x, params)
     every = ", ".join(f"{losses[i]:.8g}" for i in range(0, 200, 20))
     parts += [
         Part(
@@ -155,43 +157,45 @@ def _train_neuron_and_layer(teller: _Teller) -> list[Part]:
             "The same layer after 200 steps",
             "Driven by their sum, all three fell together. Two overshot below 0, where ReLU "
             "has no slope: no gradient reaches them any more, and only the third still learns.",
-            teller.told(model, squared_sum, x, [[0]], last),
+            explainer.explain(model, squared_sum, x, [[0]], last),
         ),
     ]
     return parts
 
 
-def _dense_and_relu_backward(teller: _Teller) -> list[Part]:
+def _dense_and_relu_backward(explainer: _Explainer) -> list[Part]:
     gradient = [[1, 1, 1], [2, 2, 2], [3, 3, 3]]
-    params = teller.dense(np.transpose(WEIGHTS), [0, 0, 0])
+    params = explainer.dense(np.transpose(WEIGHTS), [0, 0, 0])
     return [
         Part(
             "Through a dense layer",
             "The notebook begins with a gradient, and asks for the three that follow from it.",
-            teller.told(Dense(3), given_gradient, INPUTS, gradient, params),
+            explainer.explain(Dense(3), given_gradient, INPUTS, gradient, params),
         ),
         Part(
             "Through ReLU, then through the layer",
             "The same gradient, had it come to the ReLU behind the layer. Where z is below 0 "
             "nothing passes.",
-            teller.told(
+            explainer.explain(
                 Sequential(Dense(3), ReLU()), given_gradient, INPUTS, gradient, (params, {})
             ),
         ),
     ]
 
 
-def _softmax_network(teller: _Teller) -> list[Part]:
+def _softmax_network(explainer: _Explainer) -> list[Part]:
     model = Sequential(Dense(4), ReLU(), Dense(2), ReLU(), Dense(3))
     params: Any = (
-        teller.dense(np.transpose([[1, -1, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]), [-5, 0, 1, -2]),
+        explainer.dense(
+            np.transpose([[1, -1, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]), [-5, 0, 1, -2]
+        ),
         {},
-        teller.dense(np.transpose([[1, -1, 1, 0], [0, 1, -1, 1]]), [0, 3]),
+        explainer.dense(np.transpose([[1, -1, 1, 0], [0, 1, -1, 1]]), [0, 3]),
         {},
-        teller.dense(np.transpose([[2, 0], [0, 2], [1, 1]]), [-1, -5, -7]),
+        explainer.dense(np.transpose([[2, 0], [0, 2], [1, 1]]), [-1, -5, -7]),
     )
     x, target = [[2, 1, 3]], [[0, 1, 0]]
-    rounded = teller.told(model, rounded_cross_entropy, x, target, params)
+    rounded = explainer.explain(model, rounded_cross_entropy, x, target, params)
     return [
         Part(
             "As the notebook has it",
@@ -206,23 +210,23 @@ def _softmax_network(teller: _Teller) -> list[Part]:
         Part(
             "Without the rounding",
             "The gradient of the cross-entropy itself: all checks agree.",
-            teller.told(model, softmax_cross_entropy, x, target, params),
+            explainer.explain(model, softmax_cross_entropy, x, target, params),
         ),
     ]
 
 
-def _mean_squared_error_step(teller: _Teller) -> list[Part]:
+def _mean_squared_error_step(explainer: _Explainer) -> list[Part]:
     model = Sequential(Dense(1), ReLU())
-    params: Any = (teller.dense([[0.1], [0.2]], [1]), {})
+    params: Any = (explainer.dense([[0.1], [0.2]], [1]), {})
     x, target = [[1, 2], [2, 1], [-1, -2]], [[1], [0], [0]]
-    found = teller.told(model, mean_squared_error, x, target, params)
+    found = explainer.explain(model, mean_squared_error, x, target, params)
     grads = found.nodes[1].grads
-    each = found.nodes[1].dy * teller.array(x)
+    each = found.nodes[1].dy * explainer.array(x)
     averaged = {name: grad / 3.0 for name, grad in grads.items()}
     climbed = {name: params[0][name] + 0.01 * grad for name, grad in averaged.items()}
-    down = teller.step(params, found, 0.01)
-    worse = teller.told(model, mean_squared_error, x, target, (climbed, {})).value
-    better = teller.told(model, mean_squared_error, x, target, down).value
+    down = explainer.step(params, found, 0.01)
+    worse = explainer.explain(model, mean_squared_error, x, target, (climbed, {})).value
+    better = explainer.explain(model, mean_squared_error, x, target, down).value
     return [
         Part(
             "One ReLU neuron, three examples",
@@ -245,30 +249,30 @@ def _mean_squared_error_step(teller: _Teller) -> list[Part]:
     ]
 
 
-def _chain_rule_and_update(teller: _Teller) -> list[Part]:
-    neuron = teller.dense([[-3], [-1], [2]], [1])
-    layer = teller.dense(np.transpose(WEIGHTS), [2, 3, 0.5])
+def _chain_rule_and_update(explainer: _Explainer) -> list[Part]:
+    neuron = explainer.dense([[-3], [-1], [2]], [1])
+    layer = explainer.dense(np.transpose(WEIGHTS), [2, 3, 0.5])
     model = Sequential(Dense(3), ReLU())
-    found = teller.told(model, half_square, INPUTS, np.zeros((3, 3)), (layer, {}))
+    found = explainer.explain(model, half_square, INPUTS, np.zeros((3, 3)), (layer, {}))
     return [
         Part(
             "One neuron",
             "The notebook multiplies partial derivatives one by one, from a gradient of 1.",
-            teller.told(
+            explainer.explain(
                 Sequential(Dense(1), ReLU()), given_gradient, [[1, -2, 3]], [[1]], (neuron, {})
             ),
         ),
         Part(
             "A layer, sent nothing but ones",
             "As a matrix product. The notebook has one example a column here, we have it a row.",
-            teller.told(Dense(3), given_gradient, INPUTS, np.ones((3, 3)), layer),
+            explainer.explain(Dense(3), given_gradient, INPUTS, np.ones((3, 3)), layer),
         ),
         Part(
             "The layer and a ReLU, and a step",
             "The notebook sends back the output itself, a: that is the gradient of ½ Σ a².",
             found,
             "A step of gradient descent at a rate of 0.001 leads to:",
-            _after(teller.step((layer, {}), found, 0.001)[0]),
+            _after(explainer.step((layer, {}), found, 0.001)[0]),
         ),
     ]
 
@@ -277,7 +281,7 @@ def _after(params: dict[str, np.ndarray]) -> list[Line]:
     return [Line("W", params["weight"]), Line("b", params["bias"])]
 
 
-_TOLD = {
+_PAGES = {
     "train_neuron_and_layer": (
         "A neuron and a layer, trained",
         "Gradient descent on one neuron, then on a layer of three, until the answer is 0.",
@@ -304,11 +308,11 @@ _TOLD = {
         _chain_rule_and_update,
     ),
 }
-NOTEBOOKS = tuple(_TOLD)
+NOTEBOOKS = tuple(_PAGES)
 
 
-def told_notebook(name: str, backend: Backend) -> tuple[str, str, list[Part]]:
+def notebook_page(name: str, backend: Backend) -> tuple[str, str, list[Part]]:
     """Title, what it is about, and parts of the page of one of `NOTEBOOKS`."""
-    title, about, parts = _TOLD[name]
+    title, about, parts = _PAGES[name]
     with backend.applied():
-        return title, about, parts(_Teller(backend))
+        return title, about, parts(_Explainer(backend))

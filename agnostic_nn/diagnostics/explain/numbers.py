@@ -1,4 +1,4 @@
-"""Numbers: an array as a reader sees it. A small one in full, of a large one what matters."""
+"""Format arrays for reading: small ones in full, large ones as statistics or pictures."""
 
 import math
 from collections.abc import Iterator
@@ -6,14 +6,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Facts", "facts", "is_small", "share", "shown", "thinned", "tiles", "written"]
+__all__ = [
+    "ArrayStats",
+    "array_stats",
+    "downsampled",
+    "format_number",
+    "format_rows",
+    "format_share",
+    "is_small",
+    "tiles",
+]
 
-SIDE = 8  # rows and columns of what is shown in full
+MAX_SIDE = 8  # rows and columns of an array that is shown in full
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What matters about an array; shares are of all its numbers, NaN is in no other figure."""
+class ArrayStats:
+    """Statistics of an array.
+
+    NaN are left out of norm, mean, smallest and largest. `zeros` is a share of all entries;
+    `nan` and `infinite` are counts.
+    """
 
     shape: tuple[int, ...]
     norm: float
@@ -26,41 +39,41 @@ class Facts:
 
     @property
     def is_finite(self) -> bool:
-        """Whether it holds neither NaN nor infinity."""
+        """Whether the array has neither NaN nor infinity."""
         return not self.nan and not self.infinite
 
     def __str__(self) -> str:
-        said = [
+        parts = [
             f"norm {self.norm:.4g}", f"mean {self.mean:.4g}",
-            f"from {self.smallest:.4g} to {self.largest:.4g}", f"{share(self.zeros)} zeros",
+            f"from {self.smallest:.4g} to {self.largest:.4g}", f"{format_share(self.zeros)} zeros",
         ]  # fmt: skip
-        said += [f"{self.nan} NaN"] * bool(self.nan)
-        said += [f"{self.infinite} infinite"] * bool(self.infinite)
-        return ", ".join(said)
+        parts += [f"{self.nan} NaN"] * bool(self.nan)
+        parts += [f"{self.infinite} infinite"] * bool(self.infinite)
+        return ", ".join(parts)
 
 
-def facts(array: np.ndarray) -> Facts:
-    """What matters about an array, computed in float64."""
+def array_stats(array: np.ndarray) -> ArrayStats:
+    """Compute the statistics of an array in float64."""
     wide = np.asarray(array, np.float64)
-    known = wide[~np.isnan(wide)]
-    if not known.size:
+    numbers = wide[~np.isnan(wide)]
+    if not numbers.size:
         nan = math.nan
-        return Facts(wide.shape, nan, nan, nan, nan, 0.0, wide.size, 0)
+        return ArrayStats(wide.shape, nan, nan, nan, nan, 0.0, wide.size, 0)
     with np.errstate(all="ignore"):
-        return Facts(
+        return ArrayStats(
             wide.shape,
-            float(np.linalg.norm(known.ravel())),
-            float(known.mean()),
-            float(known.min()),
-            float(known.max()),
+            float(np.linalg.norm(numbers.ravel())),
+            float(numbers.mean()),
+            float(numbers.min()),
+            float(numbers.max()),
             float(np.mean(wide == 0)),
             int(np.isnan(wide).sum()),
             int(np.isinf(wide).sum()),
         )
 
 
-def share(part: float) -> str:
-    """A share in per cent, which says 0 and 100 only if it is none and all."""
+def format_share(part: float) -> str:
+    """Format a share in per cent; only exactly 0 and 1 become "0 %" and "100 %"."""
     if 0.0 < part < 0.001:
         return "<0.1 %"
     if 0.999 < part < 1.0:
@@ -69,13 +82,16 @@ def share(part: float) -> str:
 
 
 def is_small(array: np.ndarray) -> bool:
-    """Whether an array is shown in full: no more than 8 rows, whatever axes they are of."""
+    """Return whether an array is shown in full: at most 8 columns and 8 rows.
+
+    The last axis has the columns; all other axes together have the rows.
+    """
     width = array.shape[-1] if array.ndim else 1
-    return width <= SIDE and array.size <= SIDE * width
+    return width <= MAX_SIDE and array.size <= MAX_SIDE * width
 
 
-def written(number: float, dtype: np.dtype) -> str:
-    """A number with as many digits as it has, and no more than 8."""
+def format_number(number: float, dtype: np.dtype) -> str:
+    """Format a number with up to 8 significant digits, 6 for float32 and shorter dtypes."""
     if dtype.kind == "b":
         return str(bool(number))
     if dtype.kind != "f":
@@ -85,12 +101,12 @@ def written(number: float, dtype: np.dtype) -> str:
     return "0" if text == "-0" else text
 
 
-def shown(array: np.ndarray) -> str:
-    """A small array as rows of text, its columns under one another."""
+def format_rows(array: np.ndarray) -> str:
+    """Format a small array as rows of text with aligned columns."""
     if array.ndim == 0:
-        return written(array.item(), array.dtype)
+        return format_number(array.item(), array.dtype)
     rows = array.reshape(-1, array.shape[-1]) if array.size else array.reshape(0, 0)
-    cells = [[written(number, array.dtype) for number in row] for row in rows]
+    cells = [[format_number(number, array.dtype) for number in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "[" + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + "]"
@@ -100,40 +116,44 @@ def shown(array: np.ndarray) -> str:
 
 
 def tiles(
-    array: np.ndarray, weight: bool = False, most: int = 8
+    array: np.ndarray, weight: bool = False, max_tiles: int = 8
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """A large array as matrices, and which part of it each is; no more than `most` of them.
+    """Split a large array into at most `max_tiles` matrices; yield each with its index.
 
-    Of a weight of a convolution, (*window, channels, width), those are windows; of what comes
-    in channels, (batch, *space, channels), the channels of the first example.
+    The weight of a convolution, (*window, channels, width), is split into its windows. An
+    array with channels, (batch, *space, channels), gives the channels of its first example.
     """
     if array.ndim <= 2:
         yield "", array.reshape(-1, array.shape[-1]) if array.ndim else array.reshape(1, 1)
     elif array.ndim == 3:
-        for i in range(min(most, array.shape[0])):
+        for i in range(min(max_tiles, array.shape[0])):
             yield f"[{i}]", array[i]
     elif weight:
         *window, channels, width = array.shape
-        for i in range(min(most, channels * width)):
-            place = divmod(i, width)
-            yield f"[…, {place[0]}, {place[1]}]", array[(..., *place)].reshape(-1, window[-1])
+        for i in range(min(max_tiles, channels * width)):
+            channel, column = divmod(i, width)
+            matrix = array[..., channel, column].reshape(-1, window[-1])
+            yield f"[…, {channel}, {column}]", matrix
     else:
-        for i in range(min(most, array.shape[-1])):
+        for i in range(min(max_tiles, array.shape[-1])):
             yield f"[0, …, {i}]", array[0, ..., i].reshape(-1, array.shape[-2])
 
 
-def thinned(matrix: np.ndarray, most: int = 96) -> tuple[np.ndarray, tuple[int, int]]:
-    """A matrix of at most so many rows and columns, and how many became one of each.
+def downsampled(matrix: np.ndarray, max_side: int = 96) -> tuple[np.ndarray, tuple[int, int]]:
+    """Reduce a matrix to at most `max_side` rows and columns; also return the block size.
 
-    What stands for a part is the number in it that is furthest from 0.
+    Each block of entries is represented by the one furthest from 0, or by NaN if it has one,
+    so that outliers stay visible.
     """
-    rows, columns = (-(-length // most) or 1 for length in matrix.shape)
+    rows, columns = (-(-length // max_side) or 1 for length in matrix.shape)  # rounded up
     if (rows, columns) == (1, 1):
         return matrix, (1, 1)
-    height, width = -(-matrix.shape[0] // rows), -(-matrix.shape[1] // columns)
+    height = -(-matrix.shape[0] // rows)
+    width = -(-matrix.shape[1] // columns)
     padded = np.zeros((height * rows, width * columns), matrix.dtype)
     padded[: matrix.shape[0], : matrix.shape[1]] = matrix
     blocks = padded.reshape(height, rows, width, columns).transpose(0, 2, 1, 3)
-    parts = blocks.reshape(height, width, rows * columns)
-    furthest = np.argmax(np.where(np.isnan(parts), np.inf, np.abs(parts)), axis=-1)
-    return np.take_along_axis(parts, furthest[..., None], axis=-1)[..., 0], (rows, columns)
+    entries = blocks.reshape(height, width, rows * columns)
+    furthest = np.argmax(np.where(np.isnan(entries), np.inf, np.abs(entries)), axis=-1)
+    small = np.take_along_axis(entries, furthest[..., None], axis=-1)[..., 0]
+    return small, (rows, columns)

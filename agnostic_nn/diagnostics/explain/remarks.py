@@ -1,20 +1,23 @@
-"""Findings: what in a walk is worth a sentence, and from where on it is.
+"""Findings: properties of a batch that slow down or stop learning, and where they begin.
 
-The bounds are rules of thumb, and each sentence brings the figure that it rests on:
+The bounds are rules of thumb. Each finding reports the figure that it is based on.
 
-- A slope below 1e-3 makes a gradient a thousandth of what it was: the unit hardly learns, and
-  what is before it hardly learns through it. A layer is called saturated from a half on.
-- Weights drawn as He, Glorot or LeCun did keep the norm of a gradient within a factor of a few
-  from layer to layer. A layer that passes on less than 1/100, or more than 100 times what it
-  got, is far outside; a few such in a row leave nothing, or infinity.
-- From the end of the network to its beginning the bounds are 1e-4 and 1e4: with one rate for
-  all, one of the two learns ten thousand times as fast as the other.
-- A unit is dead in a batch if no row has a slope there. In a batch of one row that says little.
-- Zeros are counted only where they are exact: a sum that rounds to almost 0 is none.
+- A slope below 1e-3 reduces a gradient to less than a thousandth. The unit itself and the
+  layers before it then hardly learn. A layer counts as saturated if half of its slopes are
+  that small.
+- Weights initialized by He, Glorot or LeCun keep the norm of a gradient within a factor of a
+  few from layer to layer. A layer that passes on less than 1/100 of the norm, or more than
+  100 times the norm, is far outside. A few such layers in a row lead to zero or infinity.
+- From the end of the network to its beginning the bounds are 1e-4 and 1e4. With a single
+  learning rate, some layers then learn ten thousand times as fast as others.
+- A unit is dead in a batch if its slope is 0 in every row. In a batch of one row that is
+  weak evidence.
+- Only exact zeros are counted: a sum that rounds to almost 0 is not one.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,148 +25,163 @@ from ...core.trees import named_leaves
 from ...layers import Elementwise, HardSigmoid, HardSwish, HardTanh, ReLU, Threshold
 from .flow import Node
 from .formulas import plain
-from .numbers import facts, share
+from .numbers import ArrayStats, array_stats, format_share
 
-__all__ = ["Finding", "findings", "passed", "place", "saturated"]
+__all__ = ["Finding", "findings", "flat_share", "gradient_ratio", "layer_label"]
 
-FLAT = 1e-3  # a slope below it is saturated
-MOSTLY = 0.5  # the share of such slopes from which on a layer is
-PASSED = 1e-2  # the least that one layer passes on of a gradient's norm; the most is 1 / PASSED
-REACHED = 1e-4  # the same from one end of the network to the other
-_USUAL = "weights as they are usually drawn keep it within a factor of a few"
-HAVE_FLATS = (ReLU, HardTanh, HardSigmoid, HardSwish, Threshold)  # whose slope is 0 on a side
+FLAT_SLOPE = 1e-3  # a smaller slope counts as flat
+SATURATED_SHARE = 0.5  # a layer is saturated if this share of its slopes is flat
+MIN_LAYER_RATIO = 1e-2  # bound on ‖∂L/∂x‖ / ‖∂L/∂y‖ of one layer; the upper bound is its inverse
+MIN_NETWORK_RATIO = 1e-4  # the same bound from the last layer to the first
+EXACT_ZEROS = (ReLU, HardTanh, HardSigmoid, HardSwish, Threshold)  # whose slope can be exactly 0
+_USUAL = "the usual initializations keep it within a factor of a few"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence about a place; kind is its short name, bad what stops learning."""
+    """A sentence about a layer.
+
+    kind: a short label. bad: whether it stops learning, rather than slowing it down.
+    """
 
     kind: str
     path: str
-    said: str
+    text: str
     bad: bool = False
 
 
-def saturated(node: Node) -> float | None:
-    """The share of slopes below 1e-3 in size, of an activation that has such tails."""
+def flat_share(node: Node) -> float | None:
+    """Return the share of slopes below 1e-3 in size; None unless an activation with tails.
+
+    ReLU is left out: its slope is exactly 0 for half of the inputs, which is normal.
+    """
     layer = node.call.layer if node.call else None
     if not isinstance(layer, Elementwise) or isinstance(layer, ReLU):
         return None
     slopes = np.asarray(layer.slope(node.x))
-    return float(np.mean(np.abs(slopes) < FLAT)) if slopes.size else None
+    return float(np.mean(np.abs(slopes) < FLAT_SLOPE)) if slopes.size else None
 
 
 def findings(nodes: list[Node], loss: np.ndarray) -> tuple[Finding, ...]:
-    """What is worth saying, what stops learning first."""
-    found = [
-        *_not_finite(nodes, loss),
-        *(one for node in nodes if node.call for one in _of_layer(node)),
-        *_from_end_to_end(nodes),
-    ]
-    return tuple(sorted(found, key=lambda one: not one.bad))
+    """Return all findings, those that stop learning first."""
+    results = [*_not_finite(nodes, loss)]
+    for node in nodes:
+        if node.call:
+            results += _of_layer(node)
+    results += _from_end_to_end(nodes)
+    return tuple(sorted(results, key=lambda finding: not finding.bad))
 
 
-def place(node: Node) -> str:
-    """Which layer: its path and its kind."""
+def layer_label(node: Node) -> str:
+    """Return the path and the class of a node's layer."""
     return f"{node.call.path} {type(node.call.layer).__name__}".strip() if node.call else ""
 
 
 def _not_finite(nodes: list[Node], loss: np.ndarray) -> Iterator[Finding]:
-    """The first place on either way where numbers stop being numbers: the rest follows from it."""
+    """Yield the first NaN or infinity of the forward or else the backward pass.
+
+    Only the first is reported, as it spreads to everything that is computed from it.
+    """
     for node in nodes:
-        places = [("parameter", node.params), ("", node.y)]
-        for what, tree in places:
+        for is_parameter, tree in ((True, node.params), (False, node.y)):
             for path, leaf in named_leaves(tree) if tree is not None else ():
-                known = facts(leaf) if leaf.dtype.kind == "f" else None
-                if known and not known.is_finite:
-                    name = plain(node.names[path]) if what else plain(node.name)
-                    said = (
-                        f"numbers end here: {_counted(known)} in {name}, and what follows from it"
-                    )
-                    yield Finding("not finite", place(node), said, bad=True)
+                if leaf.dtype.kind != "f":
+                    continue
+                stats = array_stats(leaf)
+                if not stats.is_finite:
+                    name = plain(node.names[path] if is_parameter else node.name)
+                    text = f"first NaN or infinity here: {_count_text(stats)} in {name}"
+                    yield Finding("not finite", layer_label(node), text, bad=True)
                     return
     if not np.all(np.isfinite(loss)):
         yield Finding("not finite", "loss", f"the loss is {float(np.sum(loss))}", bad=True)
         return
     for node in reversed(nodes):
         for path, leaf in named_leaves({"y": node.dy, "x": node.dx, "params": node.grads}):
-            if leaf is None or leaf.dtype.kind != "f" or facts(leaf).is_finite:
+            if leaf is None or leaf.dtype.kind != "f" or array_stats(leaf).is_finite:
                 continue
-            *_, last = path.split(".params.")
-            said = f"here gradients end, on the way back: {_counted(facts(leaf))} in that of {last}"
-            yield Finding("not finite", place(node), said, bad=True)
+            *_, name = path.split(".params.")
+            count = _count_text(array_stats(leaf))
+            text = f"first NaN or infinity of the backward pass: {count} in the gradient of {name}"
+            yield Finding("not finite", layer_label(node), text, bad=True)
             return
 
 
-def _counted(known) -> str:
-    parts = [f"{known.nan} NaN"] * bool(known.nan)
-    parts += [f"{known.infinite} infinite"] * bool(known.infinite)
+def _count_text(stats: ArrayStats) -> str:
+    parts = [f"{stats.nan} NaN"] * bool(stats.nan)
+    parts += [f"{stats.infinite} infinite"] * bool(stats.infinite)
     return " and ".join(parts)
 
 
 def _of_layer(node: Node) -> Iterator[Finding]:
     yield from _dead(node)
-    part = saturated(node)
+    flat = flat_share(node)
     layer = node.call.layer if node.call else None
-    if part is not None and part >= MOSTLY and not isinstance(layer, HAVE_FLATS):
-        said = f"{share(part)} of its slopes are below {FLAT:g}: hardly a gradient passes there"
-        yield Finding("saturated", place(node), said, bad=part == 1.0)
-    yield from _passed(node)
-    yield from _unmoved(node)
+    if flat is not None and flat >= SATURATED_SHARE and not isinstance(layer, EXACT_ZEROS):
+        text = f"{format_share(flat)} of its slopes are below {FLAT_SLOPE:g}"
+        text += ", so almost no gradient passes"
+        yield Finding("saturated", layer_label(node), text, bad=flat == 1.0)
+    yield from _large_or_small_ratio(node)
+    yield from _zero_gradients(node)
 
 
 def _dead(node: Node) -> Iterator[Finding]:
     layer = node.call.layer if node.call else None
-    if not isinstance(layer, HAVE_FLATS) or node.x.ndim < 2 or not node.x.size:
+    if not isinstance(layer, EXACT_ZEROS) or node.x.ndim < 2 or not node.x.size:
         return
     flat = np.asarray(layer.slope(node.x)) == 0
     units = np.all(flat.reshape(-1, flat.shape[-1]), axis=0)
     if not units.any():
         return
     rows = flat.size // flat.shape[-1]
-    which = _listed(np.flatnonzero(units))
-    some = f"{units.sum()} of {units.size} units" if units.size > 1 else "its one unit"
-    said = f"{some} dead in this batch ({which}): no gradient passes, in none of {rows} rows"
+    indices = _index_list(np.flatnonzero(units))
+    count = f"{units.sum()} of {units.size} units" if units.size > 1 else "its only unit"
+    text = f"{count} dead in this batch ({indices}): no gradient passes in any of {rows} rows"
     if rows == 1:
-        said = f"{some} off for this one row ({which}): no gradient passes them here"
-    yield Finding("dead", place(node), said, bad=bool(units.all()))
+        text = f"{count} off for this single row ({indices}): no gradient passes"
+    yield Finding("dead", layer_label(node), text, bad=bool(units.all()))
 
 
-def _listed(numbers: np.ndarray) -> str:
-    some = ", ".join(map(str, numbers[:8]))
-    return some + (", …" if len(numbers) > 8 else "")
+def _index_list(indices: np.ndarray) -> str:
+    return ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
 
 
-def _passed(node: Node) -> Iterator[Finding]:
-    """A layer whose dL/dx is of quite another size than its dL/dy."""
-    ratio = passed(node)
-    if ratio is None or ratio == 0 or PASSED <= ratio <= 1 / PASSED:
+def _large_or_small_ratio(node: Node) -> Iterator[Finding]:
+    """Yield a finding if the norms of dL/dx and dL/dy differ by more than a factor of 100."""
+    ratio = gradient_ratio(node)
+    if ratio is None or ratio == 0 or MIN_LAYER_RATIO <= ratio <= 1 / MIN_LAYER_RATIO:
         return
-    if ratio < PASSED:
-        said = f"of the gradient's norm {ratio:.3g} passes, less than {PASSED:g}; {_USUAL}"
-        yield Finding("vanishing", place(node), said)
+    if ratio < MIN_LAYER_RATIO:
+        kind = "vanishing"
+        bound = f"less than {MIN_LAYER_RATIO:g}"
     else:
-        most = 1 / PASSED
-        said = f"{ratio:.3g} times the gradient's norm passes, more than {most:g}; {_USUAL}"
-        yield Finding("exploding", place(node), said)
+        kind = "exploding"
+        bound = f"more than {1 / MIN_LAYER_RATIO:g}"
+    text = f"passes on {ratio:.3g} times the gradient's norm, {bound}; {_USUAL}"
+    yield Finding(kind, layer_label(node), text)
 
 
-def passed(node: Node) -> float | None:
-    """‖∂L/∂x‖ / ‖∂L/∂y‖ of a layer."""
-    came, left = _norm(node.dy), _norm(node.dx)
-    return left / came if came and left is not None and np.isfinite(left / came) else None
-
-
-def _norm(tree) -> float | None:
-    """The norm of all numbers of a gradient; None where there is none."""
-    found = [leaf for _, leaf in named_leaves(tree) if leaf is not None] if tree is not None else []
-    if not found:
+def gradient_ratio(node: Node) -> float | None:
+    """Return ‖∂L/∂x‖ / ‖∂L/∂y‖ of a layer, or None if it is undefined."""
+    dy_norm = _norm(node.dy)
+    dx_norm = _norm(node.dx)
+    if not dy_norm or dx_norm is None or not np.isfinite(dx_norm / dy_norm):
         return None
-    return float(np.sqrt(sum(float(np.sum(np.square(leaf, dtype="f8"))) for leaf in found)))
+    return dx_norm / dy_norm
 
 
-def _unmoved(node: Node) -> Iterator[Finding]:
-    """Parameters whose gradient is exactly 0."""
+def _norm(tree: Any) -> float | None:
+    """Return the norm over all leaves of a gradient, or None if it has no leaves."""
+    if tree is None:
+        return None
+    arrays = [leaf for _, leaf in named_leaves(tree) if leaf is not None]
+    if not arrays:
+        return None
+    return float(np.sqrt(sum(float(np.sum(np.square(a, dtype="f8"))) for a in arrays)))
+
+
+def _zero_gradients(node: Node) -> Iterator[Finding]:
+    """Yield a finding for each parameter whose gradient is exactly 0, wholly or in columns."""
     if node.grads is None or _norm(node.dy) is None:
         return
     for path, grad in named_leaves(node.grads):
@@ -172,35 +190,40 @@ def _unmoved(node: Node) -> Iterator[Finding]:
             continue
         zero = grad == 0
         if zero.all():
-            why = ", as no gradient arrives" if _norm(node.dy) == 0 else ""
-            yield Finding(
-                "zero", place(node), f"∂L/∂{name} is exactly 0{why}: nothing is learned", True
-            )
+            reason = ", because no gradient arrives" if _norm(node.dy) == 0 else ""
+            text = f"∂L/∂{name} is exactly 0{reason}: {name} does not learn"
+            yield Finding("zero", layer_label(node), text, bad=True)
         elif grad.ndim > 1:
             columns = zero.reshape(-1, grad.shape[-1]).all(axis=0)
             if columns.any():
-                which = _listed(np.flatnonzero(columns))
-                some = f"{columns.sum()} of {columns.size} columns ({which})"
-                said = f"∂L/∂{name} is exactly 0 in {some}"
-                yield Finding("zero", place(node), said)
+                indices = _index_list(np.flatnonzero(columns))
+                count = f"{columns.sum()} of {columns.size} columns ({indices})"
+                text = f"∂L/∂{name} is exactly 0 in {count}"
+                yield Finding("zero", layer_label(node), text)
 
 
 def _from_end_to_end(nodes: list[Node]) -> Iterator[Finding]:
-    """The first gradient on the way back against the last one."""
+    """Yield a finding if the gradients of the first and the last layer differ too much."""
     layers = [node for node in nodes if node.call and _norm(node.dy) is not None]
     if len(layers) < 2:
         return
-    last, first = layers[-1], layers[0]
-    begin, end = _norm(last.dy), _norm(first.dy)
-    if not begin or end is None or not np.isfinite(end / begin):
+    first = layers[0]
+    last = layers[-1]
+    first_norm = _norm(first.dy)
+    last_norm = _norm(last.dy)
+    if not last_norm or first_norm is None or not np.isfinite(first_norm / last_norm):
         return
-    ratio = end / begin
-    if end and REACHED <= ratio <= 1 / REACHED:
+    ratio = first_norm / last_norm
+    if first_norm and MIN_NETWORK_RATIO <= ratio <= 1 / MIN_NETWORK_RATIO:
         return
-    kind = "vanishing" if ratio < 1 else "exploding"
-    bound = f"less than {REACHED:g}" if ratio < 1 else f"more than {1 / REACHED:g}"
-    said = (
-        f"‖∂L/∂{plain(first.name)}‖ is {ratio:.3g} of ‖∂L/∂{plain(last.name)}‖, {bound}: "
-        "with one rate for both, one of these layers learns that much faster than the other"
+    if ratio < 1:
+        kind = "vanishing"
+        bound = f"less than {MIN_NETWORK_RATIO:g}"
+    else:
+        kind = "exploding"
+        bound = f"more than {1 / MIN_NETWORK_RATIO:g}"
+    text = (
+        f"‖∂L/∂{plain(first.name)}‖ is {ratio:.3g} times ‖∂L/∂{plain(last.name)}‖, {bound}: "
+        "with a single learning rate, one of these layers learns that much faster"
     )
-    yield Finding(kind, place(first), said, bad=ratio == 0)
+    yield Finding(kind, layer_label(first), text, bad=ratio == 0)

@@ -1,4 +1,4 @@
-"""Telling: what a walk through a network comes to, in the order and the words of a reader."""
+"""The report on one batch, and its plain text."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,16 +11,20 @@ from ...core.trees import leaves, named_leaves
 from ...display.tables import table
 from ...layers import Layer
 from .flow import Node
-from .formulas import Formula, formula_of, gradient_said, plain, told
-from .numbers import facts, is_small, share, shown, written
-from .remarks import Finding, passed, saturated
+from .formulas import Formula, formula_of, formula_with_names, gradient_section, plain
+from .numbers import array_stats, format_number, format_rows, format_share, is_small
+from .remarks import Finding, flat_share, gradient_ratio, layer_label
 
-__all__ = ["Check", "Kept", "Line", "Telling", "gradient", "kept_said", "lines_said"]
+__all__ = ["Check", "Line", "Report", "Saved", "describe_saved", "format_lines", "gradient"]
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a layer kept for backward: its name if it has one, shape, and bytes that it costs."""
+class Saved:
+    """An array that a layer saved for backward.
+
+    name: empty if the array is neither an input nor an output of the layer.
+    bytes: 0 if an earlier layer has already saved the same memory.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -29,7 +33,12 @@ class Kept:
 
 @dataclass(frozen=True)
 class Check:
-    """One entry of a parameter: its gradient, and (L(θ+h) - L(θ-h)) / 2h by NumPy in float64."""
+    """A gradient check of one entry of a parameter.
+
+    gradient: from the layer's backward. difference: the central difference
+    (L(θ+h) - L(θ-h)) / 2h, computed by NumPy in float64.
+    kink: whether the two disagree where the loss is not smooth.
+    """
 
     name: str
     index: tuple[int, ...]
@@ -39,50 +48,55 @@ class Check:
     kink: bool
 
     def __str__(self) -> str:
-        place = f"∂L/∂{plain(self.name)}{list(self.index)}"
-        difference = round(self.difference, 8) + 0.0
-        said = f"{place} = {self.gradient:.8g}, by central difference {difference:.6g}"
+        entry = f"∂L/∂{plain(self.name)}{list(self.index)}"
+        difference = round(self.difference, 8) + 0.0  # + 0.0 turns -0.0 into 0.0
+        text = f"{entry} = {self.gradient:.8g}, by central difference {difference:.6g}"
         if self.agrees:
-            return said
-        return f"{said}: {'a kink is near' if self.kink else 'these differ'}"
+            return text
+        return f"{text}: {'there is a kink nearby' if self.kink else 'these differ'}"
 
 
 @dataclass(frozen=True)
 class Line:
-    """An array with its name, as LaTeX, and the formula that it comes from, if one is known."""
+    """An array with its name as LaTeX.
+
+    rule: the right side of its formula, if known.
+    weight: whether the array is a parameter or the gradient of one.
+    """
 
     name: str
     array: np.ndarray | None
     rule: str = ""
-    weight: bool = False  # or its gradient
+    weight: bool = False
 
     @property
     def head(self) -> str:
-        """The name and the rule."""
+        """The name, followed by the rule if there is one."""
         return f"{self.name} = {self.rule}" if self.rule else self.name
 
 
 def gradient(name: str) -> str:
-    """The gradient of the loss by something, as LaTeX."""
+    """Return the gradient of the loss with respect to `name`, as LaTeX."""
     return rf"\frac{{\partial L}}{{\partial {name}}}"
 
 
-def kept_said(kept: tuple[Kept, ...]) -> str:
-    """What a layer kept, in words."""
+def describe_saved(saved: tuple[Saved, ...]) -> str:
+    """Describe the arrays that a layer saved for backward."""
     parts = []
-    for one in kept:
-        name = plain(one.name) if one.name else "an array"
-        price = f"{one.bytes:,} bytes" if one.bytes else "kept already"
-        parts.append(f"{name} {one.shape}, {price}")
+    for array in saved:
+        name = plain(array.name) if array.name else "an array"
+        size = f"{array.bytes:,} bytes" if array.bytes else "already saved"
+        parts.append(f"{name} {array.shape}, {size}")
     return "; ".join(parts) or "nothing"
 
 
 @dataclass(frozen=True)
-class Telling:
-    """What is told of one batch; `str()` is plain text.
+class Report:
+    """The forward and backward pass of one batch; `str()` returns it as plain text.
 
-    nodes: inputs, calls of layers and places where ways meet, in the order of forward.
-    output: the numbers of those that made y. kept and checks: by the number of the node.
+    nodes: inputs, layer calls and merges, in the order of the forward pass.
+    output: the numbers of the nodes that produced y.
+    saved, checks: keyed by the number of the node.
     """
 
     model: Layer
@@ -95,8 +109,8 @@ class Telling:
     loss: np.ndarray
     dy: Any
     loss_formula: Formula | None
-    loss_said: str
-    kept: dict[int, tuple[Kept, ...]]
+    loss_description: str
+    saved: dict[int, tuple[Saved, ...]]
     checks: dict[int, Check]
     findings: tuple[Finding, ...] = field(default=())
 
@@ -105,192 +119,237 @@ class Telling:
 
     @property
     def value(self) -> str:
-        """The loss, written out; the sum, where it was not reduced."""
-        return written(np.sum(self.loss), self.loss.dtype)
+        """The loss as text; an unreduced loss is summed."""
+        return format_number(np.sum(self.loss), self.loss.dtype)
 
     @property
     def name(self) -> str:
-        """What the output of the model is called."""
+        """The name of the model's output, as LaTeX."""
         return ", ".join(self.nodes[number].name for number in self.output)
 
     def heading(self, node: Node) -> str:
-        """The place of a layer in the model, and itself."""
-        return f"{node.call.path}  {node.call.shown}".strip() if node.call else plain(node.name)
+        """Return the path and the layer of a node, or its name if it has no layer."""
+        return f"{node.call.path}  {node.call.outline}".strip() if node.call else plain(node.name)
 
     def blocks(self, node: Node) -> str:
-        """The blocks around a layer."""
+        """Return the enclosing blocks of a layer, from the outside in."""
         return " › ".join(f"{c.path} {type(c.layer).__name__}".strip() for c in node.blocks)
 
-    def met(self, node: Node) -> str:
-        """Of a node where ways meet, what became what."""
-        sign = f" {node.sign} " if len(node.sign) == 1 else ", "
-        made = sign.join(self.nodes[edge.start].name for edge in node.edges)
-        return made if len(node.sign) == 1 else rf"\mathrm{{{node.sign}}}({made})"
+    def merge_rule(self, node: Node) -> str:
+        """Return how a merge combines its inputs, as LaTeX."""
+        names = [self.nodes[edge.start].name for edge in node.edges]
+        if len(node.operation) == 1:
+            return f" {node.operation} ".join(names)
+        return rf"\mathrm{{{node.operation}}}({', '.join(names)})"
 
     # --- forward ------------------------------------------------------------------------
 
     def rules(self, node: Node) -> list[str]:
-        """What a layer computes, as LaTeX, and what its formulas are made of."""
-        known = formula_of(node.call.layer) if node.call else None
-        found = (known.forward, *known.more) if known else ()
-        return [told(one, node.names) for one in found if one]
+        """Return the formulas of a layer's forward as LaTeX, with the definitions they use."""
+        formula = formula_of(node.call.layer) if node.call else None
+        rules = (formula.forward, *formula.more) if formula else ()
+        return [formula_with_names(rule, node.names) for rule in rules if rule]
 
     def forward(self, node: Node) -> Iterator[Line]:
-        """What a layer had and made."""
+        """Yield the parameters and outputs of a layer."""
         for path, leaf in _in_order(node.params):
             yield Line(node.names[path], leaf, weight=True)
-        made = list(named_leaves(node.y))
-        for path, leaf in made:
-            yield Line(node.name if len(made) == 1 else rf"{node.name}\;\mathrm{{{path}}}", leaf)
+        outputs = list(named_leaves(node.y))
+        for path, leaf in outputs:
+            name = node.name if len(outputs) == 1 else rf"{node.name}\;\mathrm{{{path}}}"
+            yield Line(name, leaf)
 
     # --- backward -----------------------------------------------------------------------
 
     def arrives(self, node: Node) -> str:
-        """Which way the gradient by what a node made took."""
-        ways = ["the loss"] * (node.number in self.output)
+        """Describe where the gradient of a node's output comes from."""
+        origins = ["the loss"] * (node.number in self.output)
         for reader in self.nodes:
             if not any(edge.start == node.number for edge in reader.edges):
                 continue
             if reader.call is not None:
-                ways.append(f"{reader.call.path} {type(reader.call.layer).__name__}".strip())
+                origins.append(layer_label(reader))
                 continue
-            kind = {"+": "the sum", "×": "the product"}.get(reader.sign, "what became")
-            where = reader.blocks[-1] if reader.blocks else None
-            block = f" of {where.path} {type(where.layer).__name__}" if where else ""
-            ways.append(f"{kind} {plain(reader.name)}{block}")
-        if not ways:
-            return "nowhere: nobody reads it"
-        return " and from ".join(ways) + (", added up" if len(ways) > 1 else "")
+            kind = {"+": "the sum", "×": "the product"}.get(reader.operation, "the merge")
+            innermost = reader.blocks[-1] if reader.blocks else None
+            block = f" of {innermost.path} {type(innermost.layer).__name__}" if innermost else ""
+            origins.append(f"{kind} {plain(reader.name)}{block}")
+        if not origins:
+            return "nowhere: no layer reads it"
+        return " and from ".join(origins) + (", summed" if len(origins) > 1 else "")
 
     def remarks(self, node: Node) -> str:
-        """What was special about a layer's way back."""
-        said = []
-        if node.call and node.call.again:
-            said.append("computed a second time on the way back, as nothing was kept")
+        """Return remarks on a layer's backward: recomputed, frozen, or not called."""
+        remarks = []
+        if node.call and node.call.recomputed:
+            remarks.append("recomputed during backward, because forward saved nothing")
         if any(isinstance(call.layer, Freeze) for call in node.blocks):
-            said.append("frozen: no optimizer sees the gradients of its parameters")
-        if node.call and not node.call.went_back:
-            said.append("no gradient arrived, so its backward was not asked")
-        return "; ".join(said)
+            remarks.append("frozen: the optimizer does not get the gradients of its parameters")
+        if node.call and not node.call.backward_called:
+            remarks.append("no gradient arrived, so its backward was not called")
+        return "; ".join(remarks)
 
     def backward(self, node: Node) -> Iterator[Line]:
-        """The gradients that a layer computed: of its parameters, then of its x."""
-        known = formula_of(node.call.layer) if node.call else None
-        rules = known.backward if known else {}
+        """Yield the gradients that a layer computed: of its parameters, then of its inputs."""
+        formula = formula_of(node.call.layer) if node.call else None
+        rules = formula.backward if formula else {}
 
         def rule(path: str) -> str:
+            # A formula names a parameter by its path or, in wrapped layers, by its last part.
             end = path.split(".")[-1]
-            found = rules.get(path) or rules.get(end)
-            return told(found, {**node.names, end: node.names[path]}) if found else ""
+            latex = rules.get(path) or rules.get(end)
+            if not latex:
+                return ""
+            return formula_with_names(latex, {**node.names, end: node.names[path]})
 
         for path, leaf in _in_order(node.grads if node.grads is not None else {}):
             yield Line(gradient(node.names[path]), leaf, rule(path), weight=True)
         sources = [self.nodes[edge.start].name for edge in node.edges]
         for name, edge in zip(sources, node.edges, strict=True):
             if edge.gradient is not None:
-                alone = len(sources) == 1 or name == node.names["x"]
-                yield Line(gradient(name), edge.gradient, rule("x") if alone else "")
+                # The formula of dx holds for one input only; others have none in the table.
+                is_x = len(sources) == 1 or name == node.names["x"]
+                yield Line(gradient(name), edge.gradient, rule("x") if is_x else "")
 
-    def said(self, node: Node) -> str:
-        """What the docstring says of the gradient, where there is no formula."""
-        known = formula_of(node.call.layer) if node.call else None
-        return "" if not node.call or (known and known.backward) else gradient_said(node.call.layer)
+    def gradient_text(self, node: Node) -> str:
+        """Return the docstring's section on the gradient if the layer has no formula."""
+        if node.call is None:
+            return ""
+        formula = formula_of(node.call.layer)
+        if formula and formula.backward:
+            return ""
+        return gradient_section(node.call.layer)
 
     # --- the loss -----------------------------------------------------------------------
 
     def loss_rules(self) -> list[str]:
-        """What the loss computes, as LaTeX."""
+        """Return the formulas of the loss, as LaTeX."""
         if self.loss_formula is None:
             return []
         rules = (self.loss_formula.forward, *self.loss_formula.more)
-        return [told(one, {"y": self.name}) for one in rules]
+        return [formula_with_names(rule, {"y": self.name}) for rule in rules]
 
     def loss_lines(self) -> Iterator[Line]:
-        """The target, and the gradient that the loss sends back."""
+        """Yield the target and the gradient that the loss returns."""
         targets = list(named_leaves(self.target))
         for path, leaf in targets:
             yield Line("t" if len(targets) == 1 else rf"t\;\mathrm{{{path}}}", leaf)
         rules = self.loss_formula.backward if self.loss_formula else {}
         for leaf, number in zip(leaves(self.dy), self.output, strict=True):
-            rule = told(rules["y"], {"y": self.name}) if "y" in rules else ""
+            rule = formula_with_names(rules["y"], {"y": self.name}) if "y" in rules else ""
             yield Line(gradient(self.nodes[number].name), leaf, rule)
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
-        """Columns and rows: a layer each."""
-        columns = ["", "layer", "makes", "shape", "norm", "norm of ∂L", "passes on", "bytes kept"]
+        """Return the columns and rows of a table with one row per layer call."""
+        columns = [
+            "",
+            "layer",
+            "output",
+            "shape",
+            "norm",
+            "norm of ∂L",
+            "‖∂L/∂x‖ / ‖∂L/∂y‖",
+            "bytes saved",
+        ]
         rows = []
         for node in self.nodes:
             if node.call is None:
                 continue
-            made, back = leaves(node.y)[0], leaves(node.dy)[0] if node.dy is not None else None
-            bytes_kept = sum(one.bytes for one in self.kept[node.number])
-            kind, norm = type(node.call.layer).__name__, None if back is None else facts(back).norm
-            cells = [plain(node.name), str(tuple(made.shape)), facts(made).norm, norm]
-            rows.append([node.call.path, kind, *cells, passed(node), bytes_kept])
+            y = leaves(node.y)[0]
+            dy = leaves(node.dy)[0] if node.dy is not None else None
+            rows.append(
+                [
+                    node.call.path,
+                    type(node.call.layer).__name__,
+                    plain(node.name),
+                    str(tuple(y.shape)),
+                    array_stats(y).norm,
+                    None if dy is None else array_stats(dy).norm,
+                    gradient_ratio(node),
+                    sum(array.bytes for array in self.saved[node.number]),
+                ]
+            )
         return columns, rows
 
 
 def _in_order(tree: Any) -> list[tuple[str, Any]]:
-    """Parameters, biases last."""
+    """Return the named leaves of a parameter tree, biases last."""
     return sorted(named_leaves(tree), key=lambda pair: "bias" in pair[0].split(".")[-1])
 
 
-def _text(found: Telling) -> Iterator[str]:
-    yield f"{type(found.model).__name__}, {found.loss_name}: L = {found.value}"
-    yield f"a batch of {found.rows} on {found.backend}, as in training"
+def _text(report: Report) -> Iterator[str]:
+    yield f"{type(report.model).__name__}, {report.loss_name}: L = {report.value}"
+    yield f"a batch of {report.rows} on {report.backend}, in training mode"
     yield ""
-    yield table(*found.table())
+    yield table(*report.table())
     yield ""
-    if found.findings:
-        yield "worth a look"
-        yield from (
-            f"  {one.kind}: {one.path and one.path + ': '}{one.said}" for one in found.findings
-        )
+    if report.findings:
+        yield "findings"
+        for finding in report.findings:
+            prefix = f"{finding.path}: " if finding.path else ""
+            yield f"  {finding.kind}: {prefix}{finding.text}"
         yield ""
+    yield from _forward_text(report)
+    yield from _loss_text(report)
+    yield from _backward_text(report)
+
+
+def _forward_text(report: Report) -> Iterator[str]:
     yield from _headline("forward")
-    for node in found.nodes:
+    for node in report.nodes:
         if node.call is None:
-            yield from _array(Line(node.name, node.y, found.met(node) if node.sign else ""), "")
+            rule = report.merge_rule(node) if node.operation else ""
+            yield from _array(Line(node.name, node.y, rule), "")
             yield ""
             continue
-        yield found.heading(node)
-        yield from (f"  {plain(one)}" for one in found.rules(node))
-        for line in found.forward(node):
+        yield report.heading(node)
+        yield from (f"  {plain(rule)}" for rule in report.rules(node))
+        for line in report.forward(node):
             yield from _array(line, "  ")
-        flat = saturated(node)
+        flat = flat_share(node)
         if flat is not None:
-            yield f"  slopes below 1e-3: {share(flat)}"
-        yield f"  kept for backward: {kept_said(found.kept[node.number])}"
+            yield f"  slopes below 1e-3: {format_share(flat)}"
+        yield f"  saved for backward: {describe_saved(report.saved[node.number])}"
         yield ""
-    yield from _headline(f"the loss, {found.loss_name}")
-    rules = found.loss_rules()
-    yield from (f"  {plain(one)}" for one in rules)
+
+
+def _loss_text(report: Report) -> Iterator[str]:
+    yield from _headline(f"the loss, {report.loss_name}")
+    rules = report.loss_rules()
+    yield from (f"  {plain(rule)}" for rule in rules)
     if not rules:
-        yield from (f"  | {line}".rstrip() for line in found.loss_said.splitlines())
-    yield f"  L = {found.value}"
-    for line in found.loss_lines():
+        yield from (f"  | {line}".rstrip() for line in report.loss_description.splitlines())
+    yield f"  L = {report.value}"
+    for line in report.loss_lines():
         yield from _array(line, "  ")
     yield ""
+
+
+def _backward_text(report: Report) -> Iterator[str]:
     yield from _headline("backward")
-    for node in reversed(found.nodes):
+    for node in reversed(report.nodes):
         name = plain(gradient(node.name))
         if node.call is None:
-            if node.sign and node.dy is not None:
-                yield f"{name} arrives from {found.arrives(node)}, and goes on as it is"
+            if node.operation and node.dy is not None:
+                unchanged = " unchanged" if node.operation == "+" else ""
+                yield (
+                    f"{name} arrives from {report.arrives(node)}, "
+                    f"and passes{unchanged} to each input of {plain(node.name)}"
+                )
                 yield from _array(Line(gradient(node.name), node.dy), "  ")
                 yield ""
             continue
-        yield found.heading(node)
-        if found.blocks(node):
-            yield f"  in {found.blocks(node)}"
-        yield f"  {name} arrives from {found.arrives(node)}"
-        if found.remarks(node):
-            yield f"  {found.remarks(node)}"
-        yield from (f"  | {line}".rstrip() for line in found.said(node).splitlines())
-        for line in found.backward(node):
+        yield report.heading(node)
+        if report.blocks(node):
+            yield f"  in {report.blocks(node)}"
+        yield f"  {name} arrives from {report.arrives(node)}"
+        if report.remarks(node):
+            yield f"  {report.remarks(node)}"
+        yield from (f"  | {line}".rstrip() for line in report.gradient_text(node).splitlines())
+        for line in report.backward(node):
             yield from _array(line, "  ")
-        if node.number in found.checks:
-            yield f"  check: {found.checks[node.number]}"
+        if node.number in report.checks:
+            yield f"  check: {report.checks[node.number]}"
         yield ""
 
 
@@ -303,13 +362,13 @@ def _array(line: Line, indent: str) -> Iterator[str]:
         return
     yield f"{indent}{plain(line.head)}    {tuple(line.array.shape)}"
     if is_small(line.array):
-        yield from (f"{indent}  {row}" for row in shown(line.array).splitlines())
+        yield from (f"{indent}  {row}" for row in format_rows(line.array).splitlines())
     elif line.array.dtype.kind == "f":
-        yield f"{indent}  {facts(line.array)}"
+        yield f"{indent}  {array_stats(line.array)}"
     else:
         yield f"{indent}  from {line.array.min()} to {line.array.max()}"
 
 
-def lines_said(lines: Sequence[Line]) -> list[str]:
-    """Arrays as plain text."""
-    return [said for line in lines for said in _array(line, "")]
+def format_lines(lines: Sequence[Line]) -> list[str]:
+    """Return arrays as lines of plain text."""
+    return [text for line in lines for text in _array(line, "")]

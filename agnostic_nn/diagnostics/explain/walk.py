@@ -1,7 +1,8 @@
-"""Run a model forward and backward, and record the calls of every layer in it.
+"""Run a model forward and backward and record every layer call.
 
-Blocks call their layers as usual; of each call the inputs, the results and the cache are recorded.
-A `Repeat` is unrolled, because a compiled loop would hide the layers inside.
+Blocks call their layers as usual, but each layer is replaced by a copy that records its
+inputs, outputs and cache. A `Repeat` is unrolled, because a compiled loop would hide the calls
+of its layers.
 """
 
 from collections.abc import Callable
@@ -11,25 +12,25 @@ from typing import Any
 from ...blocks import Block, Repeat
 from ...core.arrays import Array, Cache, Params, State, namespace
 from ...core.trees import leaves, tree_map, tree_sum
-from ...layers import Layer
-from ...layers.base import outline
+from ...layers import Layer, base
 from ...losses import Loss
 from ..observe import observed_layer, path_of
 
-__all__ = ["Call", "Walk", "cached", "nudged", "walk"]
+__all__ = ["Call", "Walk", "perturbed_output", "saved_arrays", "walk"]
 
 
 @dataclass
 class Call:
-    """A layer, called once: `inside` is the number of the block that called it, if one did.
+    """One call of a layer.
 
-    again: whether the forward that its backward belongs to was a second one, see `Recompute`.
+    parent: the number of the enclosing block's call; None for the model itself.
+    recomputed: whether forward ran a second time during backward, see `Recompute`.
     """
 
     number: int
     path: str
     layer: Layer
-    inside: int | None
+    parent: int | None
     params: Params
     state: State
     x: Any
@@ -38,19 +39,19 @@ class Call:
     dy: Any = None
     dx: Any = None
     grads: Params = None
-    went_back: bool = False
-    again: bool = False
-    block: bool = False
+    backward_called: bool = False
+    recomputed: bool = False
+    is_block: bool = False
 
     @property
-    def shown(self) -> str:
-        """The layer without the options that it leaves as they are."""
-        return outline(self.layer)
+    def outline(self) -> str:
+        """The layer's repr without options that have their default value."""
+        return base.outline(self.layer)
 
 
 @dataclass(frozen=True)
 class Walk:
-    """All calls, a block before those in it, and the loss between the two ways."""
+    """All layer calls, each block before its layers, and the loss with its gradient."""
 
     calls: tuple[Call, ...]
     x: Any
@@ -64,24 +65,32 @@ class Walk:
 def walk(
     model: Layer, loss: Loss, params: Params, state: State, x: Any, target: Any, weights: Any = None
 ) -> Walk:
-    """Forward as in training, the loss, and backward."""
+    """Run forward in training mode, the loss and backward, and return what was recorded."""
     calls: list[Call] = []
     observed = _Recorder(calls).observed(model)
     y, _, cache = observed.forward(params, state, x, train=True)
-    forward = len(calls)
+    forward_count = len(calls)
     value, dy = loss(y, target) if weights is None else loss(y, target, weights)
     _, grads = observed.backward(params, cache, dy)
-    first, again = calls[:forward], calls[forward:]
-    for call in again:
-        twice = next(c for c in first if c.path == call.path and not c.went_back)
-        for part in ("cache", "dy", "dx", "grads", "went_back"):
-            setattr(twice, part, getattr(call, part))
-        twice.again = True
-    return Walk(tuple(first), x, target, y, value, dy, grads)
+    # `Recompute` calls forward again during backward. Its layers are then recorded twice: merge
+    # the second record, which has the cache and the gradients, into the first.
+    first_calls = calls[:forward_count]
+    for call in calls[forward_count:]:
+        first = next(c for c in first_calls if c.path == call.path and not c.backward_called)
+        for part in ("cache", "dy", "dx", "grads", "backward_called"):
+            setattr(first, part, getattr(call, part))
+        first.recomputed = True
+    return Walk(tuple(first_calls), x, target, y, value, dy, grads)
 
 
-def nudged(model: Layer, params: Params, state: State, x: Any, change: dict[int, Params]) -> Any:
-    """y, had calls of some numbers had other parameters, `change`; no call else has them."""
+def perturbed_output(
+    model: Layer, params: Params, state: State, x: Any, change: dict[int, Params]
+) -> Any:
+    """Return y with other parameters in some calls.
+
+    `change` maps the number of a call to its parameters. Other calls of the same layer keep
+    theirs, so layers that share parameters can be perturbed one call at a time.
+    """
     return _Recorder([], change).observed(model).forward(params, state, x, train=True)[0]
 
 
@@ -91,99 +100,106 @@ class _Recorder:
     def __init__(self, calls: list[Call], change: dict[int, Params] | None = None) -> None:
         self.calls = calls
         self.change = change or {}
-        self.open: list[int] = []
+        self.open_calls: list[int] = []  # the enclosing blocks, innermost last
 
     def observed(self, layer: Layer, path: str = "") -> Layer:
         """Return a copy of `layer` whose calls are recorded, and those of the layers inside.
 
         The cache of a call is put into a dict, under the number of the call.
         """
-        unrolled = _Turns((layer.layer,) * layer.count) if isinstance(layer, Repeat) else layer
+        unrolled = layer
+        if isinstance(layer, Repeat):
+            unrolled = _UnrolledRepeat((layer.layer,) * layer.count)
         is_block = isinstance(unrolled, Block)
 
         def inner(name: str, layer: Layer) -> Layer:
             return self.observed(layer, path_of(path, name))
 
         def forward(method, params, state, x, *, train=False):
-            inside = self.open[-1] if self.open else None
-            params = self.change.get(len(self.calls), params)
-            call = Call(len(self.calls), path, layer, inside, params, state, x, block=is_block)
+            parent = self.open_calls[-1] if self.open_calls else None
+            number = len(self.calls)
+            params = self.change.get(number, params)
+            call = Call(number, path, layer, parent, params, state, x, is_block=is_block)
             self.calls.append(call)
-            call.y, after, call.cache = self._within(
-                call.number, lambda: method(params, state, x, train=train)
+            call.y, new_state, call.cache = self._within(
+                number, lambda: method(params, state, x, train=train)
             )
-            return call.y, after, {call.number: call.cache}
+            return call.y, new_state, {number: call.cache}
 
         def backward(method, params, cache, dy):
             ((number, own_cache),) = cache.items()
             call = self.calls[number]
             call.dy = dy
-            call.went_back = True
+            call.backward_called = True
             call.dx, call.grads = self._within(number, lambda: method(params, own_cache, dy))
             return call.dx, call.grads
 
         return observed_layer(unrolled, {"forward": forward, "backward": backward}, inner)
 
     def _within(self, number: int, function: Callable) -> Any:
-        self.open.append(number)
+        self.open_calls.append(number)
         try:
             return function()
         finally:
-            self.open.pop()
+            self.open_calls.pop()
 
 
 @dataclass(frozen=True)
-class _Turns(Block):
-    """What `Repeat` computes, each turn a call of its own."""
+class _UnrolledRepeat(Block):
+    """The computation of a `Repeat`, with one layer call per repetition."""
 
     layers: tuple[Layer, ...]
 
     def forward(self, params, state, x, *, train=False):
-        after, caches = [], []
+        states = []
+        caches = []
         for i, layer in enumerate(self.layers):
-            y, new, cache = layer.forward(_turn(params, i), _turn(state, i), x, train=train)
-            alone = isinstance(x, dict) and not isinstance(y, dict)
-            x = {**x, "x": y} if alone else y
-            after.append(new)
+            y, new_state, cache = layer.forward(_slice(params, i), _slice(state, i), x, train=train)
+            # If a layer reads several inputs and returns one array, that array replaces "x" and
+            # the other inputs, such as a mask, are the same for every repetition.
+            replaces_x = isinstance(x, dict) and not isinstance(y, dict)
+            x = {**x, "x": y} if replaces_x else y
+            states.append(new_state)
             caches.append(cache)
-        return (x["x"] if alone else x), _stacked(after), tuple(caches)
+        return (x["x"] if replaces_x else x), _stack(states), tuple(caches)
 
     def backward(self, params, cache, dy):
         grads: list[Params] = []
         others: dict[str, Any] = {}
         for i in reversed(range(len(self.layers))):
-            dx, own = self.layers[i].backward(_turn(params, i), cache[i], dy)
+            dx, layer_grads = self.layers[i].backward(_slice(params, i), cache[i], dy)
             if isinstance(dx, dict) and not isinstance(dy, dict):
                 others = {k: tree_sum(others.get(k), d) for k, d in dx.items() if k != "x"}
                 dx = dx["x"]
             dy = dx
-            grads.append(own)
-        return ({"x": dy, **others} if others else dy), _stacked(grads[::-1])
+            grads.append(layer_grads)
+        return ({"x": dy, **others} if others else dy), _stack(grads[::-1])
 
     def map_layers(self, function):
-        return _Turns(tuple(function(str(i), layer) for i, layer in enumerate(self.layers)))
+        layers = tuple(function(str(i), layer) for i, layer in enumerate(self.layers))
+        return _UnrolledRepeat(layers)
 
 
-def _turn(tree, i):
+def _slice(tree, i):
     return tree_map(lambda leaf: leaf[i, ...], tree)
 
 
-def _stacked(trees):
-    return tree_map(lambda *each: namespace(each[0]).stack(each, axis=0), *trees)
+def _stack(trees):
+    return tree_map(lambda *arrays: namespace(arrays[0]).stack(arrays, axis=0), *trees)
 
 
-def cached(call: Call) -> list[Array]:
-    """What a layer kept for backward itself: not what layers in it kept, nor its parameters."""
-    own = {id(leaf) for leaf in leaves((call.params, call.state))}
+def saved_arrays(call: Call) -> list[Array]:
+    """Return the arrays in a layer's cache, without its parameters and the caches inside it."""
+    owned = {id(leaf) for leaf in leaves((call.params, call.state))}
 
-    def unsigned(tree):
+    def arrays(tree):
+        # A dict with integer keys is the recorded cache of an inner layer, see `observed`.
         if isinstance(tree, dict) and any(isinstance(name, int) for name in tree):
             return
-        branches = tree.values() if isinstance(tree, dict) else tree
         if isinstance(tree, dict | tuple):
-            for branch in branches:
-                yield from unsigned(branch)
-        elif id(tree) not in own:
+            for branch in tree.values() if isinstance(tree, dict) else tree:
+                yield from arrays(branch)
+        elif id(tree) not in owned:
             yield tree
 
-    return list(unsigned(call.cache))
+    return list(arrays(call.cache))
