@@ -226,16 +226,16 @@ def measure(backend: nn.Backend, layers: list, x: list[np.ndarray]) -> list:
     ones = [np.ones_like(part) for part in x]
 
     def run(x, ones):
-        found = []
+        actual = []
         for layer, part, dy in zip(layers, x, ones, strict=True):
             y, _, cache = layer.forward({}, {}, part)
-            found.append((y, layer.backward({}, cache, dy)[0]))
-        return tuple(found)
+            actual.append((y, layer.backward({}, cache, dy)[0]))
+        return tuple(actual)
 
     with np.errstate(all="ignore"):
-        found = backend.to_numpy(backend.jit(run)(*backend.asarray((tuple(x), tuple(ones)))))
+        actual = backend.to_numpy(backend.jit(run)(*backend.asarray((tuple(x), tuple(ones)))))
     flush, worst = flushes(backend), []
-    for layer, part, results in zip(layers, x, found, strict=True):
+    for layer, part, results in zip(layers, x, actual, strict=True):
         f, slope, _ = TRUTH[layer]
         errors = []
         with np.errstate(all="ignore"):
@@ -252,8 +252,8 @@ def exp_error(backend: nn.Backend) -> float:
     """How many units in the last place the library's own exp of float32 is off."""
     x = np.linspace(-80, 0, 2**18, dtype=np.float32)
     with np.errstate(all="ignore"):
-        found = backend.to_numpy(backend.jit(backend.xp.exp)(backend.asarray(x)))
-    return float(off(found, np.exp(x.astype(_wide)), x, flushes(backend)).max())
+        result = backend.to_numpy(backend.jit(backend.xp.exp)(backend.asarray(x)))
+    return float(off(result, np.exp(x.astype(_wide)), x, flushes(backend)).max())
 
 
 # --- the page ----------------------------------------------------------------------------------

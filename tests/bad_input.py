@@ -70,13 +70,13 @@ class World:
 
     def state(self) -> list:
         """All that a refused call must leave as it was."""
-        found = []
+        result = []
         for kind, one in self._trainers.items():
-            found += [kind, one.steps, one.epoch, one.shape, one.out_shape, repr(one.notes)]
+            result += [kind, one.steps, one.epoch, one.shape, one.out_shape, repr(one.notes)]
             if one.shape is not None:
                 carry = self.backend.to_numpy((one.params, one.state, one.moments))
-                found.append(repr([leaf.tobytes() for leaf in nn.trees.leaves(carry)]))
-        return found
+                result.append(repr([leaf.tobytes() for leaf in nn.trees.leaves(carry)]))
+        return result
 
 
 # --- what makes no sense in the place of each kind of argument ---------------------------------
@@ -534,12 +534,12 @@ def of_fit():
     for value in WEIGHTS:
         yield Case(f"step(weights={shown(value)})", _method("step", *data, value))
     for name in ("evaluate", "predict"):
-        given = data[: 1 + (name == "evaluate")]
+        arguments = data[: 1 + (name == "evaluate")]
         for value in (0, -1, 1.5, "3", None, True):
-            yield Case(f"{name}(batch_size={value!r})", _method(name, *given, batch_size=value))
+            yield Case(f"{name}(batch_size={value!r})", _method(name, *arguments, batch_size=value))
         for value in (True, "yes", 3, None):  # True, as no optimizer here keeps an average
-            yield Case(f"{name}(averaged={value!r})", _method(name, *given, averaged=value))
-        yield Case(f"{name} before fit", _method(name, *given, kind="new"))
+            yield Case(f"{name}(averaged={value!r})", _method(name, *arguments, averaged=value))
+        yield Case(f"{name} before fit", _method(name, *arguments, kind="new"))
     for name, metric in {
         "of one number": _scalar,
         "to a text": lambda y, t: "good",
@@ -556,8 +556,8 @@ def of_fit():
 
 def _with_metric(metric, method):
     def call(w):
-        given = (MLP, nn.softmax_cross_entropy, nn.Adam())
-        one = nn.Trainer(*given, backend=w.backend, metrics={"mine": metric}, shape=(3,))
+        arguments = (MLP, nn.softmax_cross_entropy, nn.Adam())
+        one = nn.Trainer(*arguments, backend=w.backend, metrics={"mine": metric}, shape=(3,))
         if method == "fit":
             try:
                 one.fit(w.x, w.labels, validation=(w.x, w.labels), verbose=0)
@@ -925,10 +925,10 @@ def of_losses():
         }
         labelled = function in LABELLED
         target = made["target" if labelled else "numbers"]()
-        given = {"y": made["y"](), "target": target} | {
+        arguments = {"y": made["y"](), "target": target} | {
             k: v(w) if isinstance(v, From) else v for k, v in changes.items()
         }
-        return function(given.pop("y"), given.pop("target"), **given, **options)
+        return function(arguments.pop("y"), arguments.pop("target"), **arguments, **options)
 
     options = {
         losses.softmax_cross_entropy: {
@@ -1037,8 +1037,8 @@ ALL = (*QUICK, of_arrays, of_tools, of_losses)
 def _raises(path: str) -> tuple[tuple[int, int], ...]:
     """The lines of a file that raise something by a statement of its own."""
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
-    found = (node for node in ast.walk(tree) if isinstance(node, ast.Raise))
-    return tuple((node.lineno, node.end_lineno or node.lineno) for node in found)
+    result = (node for node in ast.walk(tree) if isinstance(node, ast.Raise))
+    return tuple((node.lineno, node.end_lineno or node.lineno) for node in result)
 
 
 def _is_meant(error: BaseException) -> bool:
@@ -1081,27 +1081,27 @@ def _of_error(case: Case, error: Exception) -> str:
 
 def run(parts=ALL, backend=None) -> dict[str, str]:
     """The verdict of each case by its name; "" where it was refused as it should be."""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         world = World(backend or nn.backend(), Path(folder))
         world.trainer(), world.trainer("new"), world.trainer("numbers")
         for part in parts:
             for case in part():
                 name = case.name
-                while name in found:
+                while name in result:
                     name += "'"
-                found[name] = verdict(case, world)
-    return found
+                result[name] = verdict(case, world)
+    return result
 
 
 def main() -> int:
     """Try everything on the backend that AGNOSTIC_NN_BACKEND names."""
-    found = run()
-    wrong = {name: said for name, said in found.items() if said}
-    for name, said in wrong.items():
-        print(f"{name}: {said}")
-    kinds = Counter(said.partition(":")[0] for said in wrong.values())
-    print(f"{len(wrong)} of {len(found)} kinds of bad input on {nn.backend()}: {dict(kinds)}")
+    result = run()
+    wrong = {name: text for name, text in result.items() if text}
+    for name, text in wrong.items():
+        print(f"{name}: {text}")
+    kinds = Counter(text.partition(":")[0] for text in wrong.values())
+    print(f"{len(wrong)} of {len(result)} kinds of bad input on {nn.backend()}: {dict(kinds)}")
     return 1 if wrong else 0
 
 

@@ -96,8 +96,8 @@ def optimizers():
     """Each optimizer and its worst error by each oracle, or why there is none."""
     oracles = ("plain loop", "PyTorch", "Optax", *BACKENDS)
     yield "", *oracles
-    for name, found in worst_errors(BACKENDS).items():
-        yield name, *(f"{found[o]:.1e}" if o in found else UNASKED[o] for o in oracles)
+    for name, result in worst_errors(BACKENDS).items():
+        yield name, *(f"{result[o]:.1e}" if o in result else UNASKED[o] for o in oracles)
 
 
 def unlike(page, found):
@@ -136,7 +136,7 @@ def main(arguments):
     if table is None:
         return 1
     columns, *rows = optimizers()
-    found = HEAD.format(
+    result = HEAD.format(
         made_with=MADE_WITH,
         versions=", ".join(f"{b.name} {b.version}" for b in map(nn.backend, ("numpy", *BACKENDS))),
         checked=table,
@@ -145,9 +145,9 @@ def main(arguments):
     )
     page = PAGE.read_text(encoding="utf-8")
     if is_to_write:
-        write_text(PAGE, renewed(page, found))
+        write_text(PAGE, renewed(page, result))
         return 0
-    wrong = list(unlike(page, found))
+    wrong = list(unlike(page, result))
     for held, now in wrong[:5]:
         print(f"docs/proofs.md says\n  {held}\nbut found was\n  {now}", file=sys.stderr)
     if wrong:

@@ -49,12 +49,12 @@ def test_float16_stays_float16_and_is_computed_in_float32(backend, layer):
     if not hasattr(backend.xp, "float16"):
         pytest.skip(f"{backend.name} has no float16")
     x = np.random.default_rng(0).uniform(-4, 4, (2, 8)).astype(np.float16)
-    found = []
-    for given in (x, x.astype(np.float32)):
-        y, _, cache = layer.forward({}, {}, backend.asarray(given))
-        dy = np.ones(y.shape, given.dtype) * given.dtype.type(0.5)
-        found.append(backend.to_numpy((y, layer.backward({}, cache, backend.asarray(dy))[0])))
-    for narrow, wide in zip(*found, strict=True):
+    result = []
+    for arguments in (x, x.astype(np.float32)):
+        y, _, cache = layer.forward({}, {}, backend.asarray(arguments))
+        dy = np.ones(y.shape, arguments.dtype) * arguments.dtype.type(0.5)
+        result.append(backend.to_numpy((y, layer.backward({}, cache, backend.asarray(dy))[0])))
+    for narrow, wide in zip(*result, strict=True):
         assert narrow.dtype == np.float16
         np.testing.assert_array_equal(narrow, wide.astype(np.float16))
 
@@ -88,8 +88,8 @@ def test_sequences_of_float16_are_close_to_those_of_float64(backend, layer):
         x = rng.uniform(-largest, largest, (1, 40, 8)).astype(np.float16)
         dy = rng.uniform(-1, 1, (1, 40, 8 if attends else 6)).astype(np.float16)
         wide = tree_map(lambda a: a.astype(np.float64), (params, x, dy))
-        found = backend.to_numpy(compiled(*backend.asarray((params, x, dy))))
-        for narrow, exact in zip(leaves(found), leaves(run(*wide)), strict=True):
+        result = backend.to_numpy(compiled(*backend.asarray((params, x, dy))))
+        for narrow, exact in zip(leaves(result), leaves(run(*wide)), strict=True):
             assert narrow.dtype == np.float16
             assert np.isfinite(narrow).all()
             close = 3e-3 if attends else 1e-3  # Q, K, V and O are rounded on the way
@@ -102,6 +102,6 @@ def test_positions_of_float16_go_past_2048(backend):
     if not hasattr(backend.xp, "float16"):
         pytest.skip(f"{backend.name} has no float16")
     x, layer = np.zeros((1, 4100, 4)), nn.SinusoidalPositions()
-    found = backend.to_numpy(layer.forward({}, {}, backend.asarray(x.astype(np.float16)))[0])
-    assert found.dtype == np.float16
-    np.testing.assert_allclose(found, layer.forward({}, {}, x)[0], atol=2e-3)
+    result = backend.to_numpy(layer.forward({}, {}, backend.asarray(x.astype(np.float16)))[0])
+    assert result.dtype == np.float16
+    np.testing.assert_allclose(result, layer.forward({}, {}, x)[0], atol=2e-3)

@@ -220,16 +220,16 @@ def misplaced(root):
 
 def operands(node):
     """What is compared, matched, imported by name, or looked for at an end of a string."""
-    found = []
+    result = []
     if isinstance(node, ast.Compare):
-        found = [node.left, *node.comparators]
+        result = [node.left, *node.comparators]
     elif isinstance(node, ast.MatchValue):
-        found = [node.value]
+        result = [node.value]
     elif isinstance(node, ast.Call):
         called = ast.unparse(node.func).split(".")[-1]
         if called in ("__import__", "endswith", "import_module", "startswith"):
-            found = node.args
-    for operand in found:
+            result = node.args
+    for operand in result:
         yield from getattr(operand, "elts", [operand])
 
 
@@ -492,7 +492,7 @@ def test_a_broken_rule_is_noticed(copy, check, file, source, complaint):
     sound = (before or "").replace("__all__ = ", "_all = " if "__all__" in source else "__all__ = ")
     path.write_text(f"{sound}\n{source}\n", encoding="utf-8")
     try:
-        assert sum(complaint in said for said in check(copy)) == 1
+        assert sum(complaint in text for text in check(copy)) == 1
     finally:
         path.unlink() if before is None else path.write_text(before, encoding="utf-8")
 
@@ -516,8 +516,8 @@ def loaded(code):
     """Which heavy packages a fresh process has loaded after running `code`."""
     show = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"
     command = [sys.executable, "-P", "-c", f"{code}\n{show}"]
-    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return HEAVY & set(found.split())
+    result = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return HEAVY & set(result.split())
 
 
 def test_importing_the_library_loads_no_array_library():

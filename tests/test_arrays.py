@@ -29,9 +29,9 @@ def test_the_namespace_is_that_of_the_library(backend, draw):
 
 
 def test_the_namespace_is_found_inside_jit(backend, draw):
-    found = []
-    backend.jit(lambda x: found.append(namespace(x, x)) or x)(backend.asarray(draw(2)))
-    assert found == [backend.xp]
+    result = []
+    backend.jit(lambda x: result.append(namespace(x, x)) or x)(backend.asarray(draw(2)))
+    assert result == [backend.xp]
 
 
 def test_a_reduction_to_a_scalar_still_belongs_to_its_library(backend, draw):

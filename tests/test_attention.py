@@ -57,14 +57,14 @@ def test_where_all_keys_score_alike_attention_is_the_mean_of_those_allowed(
     x, layer = draw(3, 5, 4), nn.MultiHeadAttention(2, causal=causal)
     params, state = made(layer, (5, 4), widest, query=0.0)
     allowed = np.ones((3, 5, 5), bool)
-    given = {"x": x}
+    arguments = {"x": x}
     if mask:
         seen = np.random.default_rng(3).random((3, 5) if mask == "keys" else (3, 5, 5)) < 0.6
-        given["mask"] = seen
+        arguments["mask"] = seen
         allowed &= seen[:, None, :] if mask == "keys" else seen
     if causal:
         allowed &= np.tri(5, dtype=bool)
-    y = forward(backend, layer, params, state, given if mask else x)
+    y = forward(backend, layer, params, state, arguments if mask else x)
     value, output = params["value"], params["output"]
     heads = means(x @ value["weight"] + value["bias"], allowed)
     expected = heads @ output["weight"] + output["bias"]
@@ -81,8 +81,8 @@ def test_a_query_that_may_see_no_key_gets_the_bias_and_sends_no_gradient_back(
     mask[1, :2] = False  # of a causal layer the first two queries of the second see none either
     shape = {"x": (3, 4), "source": (5, 6), "mask": (5,)}
     params, state = made(layer, shape, widest)
-    given = {"x": x, "source": source, "mask": mask}
-    y, dx, grads = run(backend, layer, params, state, given, draw(2, 3, 4))
+    arguments = {"x": x, "source": source, "mask": mask}
+    y, dx, grads = run(backend, layer, params, state, arguments, draw(2, 3, 4))
     bias = params["output"]["bias"]
     np.testing.assert_array_equal(y[0], np.broadcast_to(bias, (3, 4)))
     np.testing.assert_array_equal(y[1, :2], np.broadcast_to(bias, (2, 4)))
@@ -109,12 +109,12 @@ def test_what_a_mask_hides_changes_nothing_and_gets_no_gradient(backend, draw, w
     layer = nn.MultiHeadAttention(2, rotary=True)
     shape = {"x": (3, 4), "source": (5, 4), "mask": (5,)}
     params, state = made(layer, shape, widest)
-    given = {"x": draw(2, 3, 4), "source": draw(2, 5, 4), "mask": np.ones((2, 5), bool)}
-    given["mask"][:, 3:] = False
+    arguments = {"x": draw(2, 3, 4), "source": draw(2, 5, 4), "mask": np.ones((2, 5), bool)}
+    arguments["mask"][:, 3:] = False
     dy = draw(2, 3, 4)
-    loud = given | {"source": given["source"].copy()}
+    loud = arguments | {"source": arguments["source"].copy()}
     loud["source"][:, 3:] = 1e15
-    y, dx, grads = run(backend, layer, params, state, given, dy)
+    y, dx, grads = run(backend, layer, params, state, arguments, dy)
     again, dloud, gloud = run(backend, layer, params, state, loud, dy)
     np.testing.assert_array_equal(again, y)
     np.testing.assert_array_equal(dloud["source"], dx["source"])
@@ -177,8 +177,8 @@ def test_turned_queries_and_keys_know_their_distance_and_nothing_else(
 
         xp = backend.xp
         pairs = [(i, j) for i in range(4) for j in range(4)]
-        found = [xp.sum(at(x, places[i : i + 1]) * at(y, places[j : j + 1])) for i, j in pairs]
-        return xp.reshape(xp.stack(found), (4, 4))
+        result = [xp.sum(at(x, places[i : i + 1]) * at(y, places[j : j + 1])) for i, j in pairs]
+        return xp.reshape(xp.stack(result), (4, 4))
 
     def at(*places):
         places = np.asarray(places, np.int32)
@@ -348,14 +348,14 @@ def test_the_parameters_of_a_block_read_like_it():
 
 def marked(layer):
     """A layer like this one whose `predict` asks for one more thing: to be told apart."""
-    asked = []
+    options = []
 
     class Marked(type(layer)):
         def predict(self, params, state, x):
-            asked.append(x)
+            options.append(x)
             return super().predict(params, state, x)
 
-    return Marked(**vars(layer)), asked
+    return Marked(**vars(layer)), options
 
 
 @pytest.mark.parametrize("name", ["attention", "cross", "activation", "norm"])
@@ -367,13 +367,13 @@ def test_a_block_predicts_by_what_its_parts_predict(draw, widest, name):
         "activation": nn.GELU(),
         "norm": nn.LayerNorm(),
     }
-    part, asked = marked(parts[name])
+    part, options = marked(parts[name])
     block = nn.TransformerBlock(hidden=6, **parts | {name: part})
     x = {"x": draw(2, 3, 4), "source": draw(2, 5, 7)}
     params, state = made(block, {"x": (3, 4), "source": (5, 7)}, widest)
     y = block.predict(params, state, x)
     np.testing.assert_array_equal(y, block.forward(params, state, x)[0])
-    assert len(asked) == (3 if name == "norm" else 1)
+    assert len(options) == (3 if name == "norm" else 1)
 
 
 def test_sines_and_cosines_are_those_of_the_paper(backend, widest, epsilon):

@@ -115,9 +115,9 @@ def test_what_prints_can_be_pasted(value):
 
 @pytest.mark.parametrize("part", bad_input.QUICK, ids=lambda part: part.__name__)
 def test_bad_input_is_refused_in_words_and_changes_nothing(backend, part):
-    found = bad_input.run([part], backend)
-    assert len(found) > 50
-    assert {name: wrong for name, wrong in found.items() if wrong} == {}
+    result = bad_input.run([part], backend)
+    assert len(result) > 50
+    assert {name: wrong for name, wrong in result.items() if wrong} == {}
 
 
 def test_the_campaign_tells_what_is_wrong(backend, tmp_path):
@@ -233,8 +233,8 @@ def test_a_metric_without_values_of_examples_is_refused_before_training(backend)
         return nn.core.arrays.namespace(y).mean(y)
 
     model = nn.Sequential(nn.Dense(2))
-    given = (model, nn.softmax_cross_entropy, nn.Adam())
-    trainer = nn.Trainer(*given, backend=backend, metrics={"error": mean_error})
+    arguments = (model, nn.softmax_cross_entropy, nn.Adam())
+    trainer = nn.Trainer(*arguments, backend=backend, metrics={"error": mean_error})
     data = np.ones((4, 3), "float32"), np.zeros(4, int)
     message = r"metric 'error' to return .* one value per example, \(4, ...\), got shape \(\)"
     with pytest.raises(ValueError, match=message):

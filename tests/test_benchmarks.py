@@ -62,19 +62,19 @@ def test_who_takes_numpy_arrays_learns_the_same(contender, workload):
 def test_who_does_other_work_is_found_out(name):
     workload = WORKLOADS[name]
     ours = losses(REFERENCE, small(name))
-    found = {REFERENCE: {"losses": ours}}
-    assert follows(found, workload, ours) is None
-    assert follows(found, workload, None) is None
-    assert "loss 4 is" in follows(found, workload, [*ours[:3], ours[3] * 1.01, *ours[4:]])
-    assert "nan" in follows(found, workload, [math.nan] * len(ours))
+    result = {REFERENCE: {"losses": ours}}
+    assert follows(result, workload, ours) is None
+    assert follows(result, workload, None) is None
+    assert "loss 4 is" in follows(result, workload, [*ours[:3], ours[3] * 1.01, *ours[4:]])
+    assert "nan" in follows(result, workload, [math.nan] * len(ours))
 
 
 def test_who_does_not_update_is_found_out_at_every_rate():
     for name in ("tiny", "mlp", "wide"):
         workload = small(name)
         idle = losses(REFERENCE, replace(workload, rate=1e-9))
-        found = {REFERENCE: {"losses": losses(REFERENCE, workload)}}
-        assert "it does other work" in follows(found, workload, idle), name
+        result = {REFERENCE: {"losses": losses(REFERENCE, workload)}}
+        assert "it does other work" in follows(result, workload, idle), name
 
 
 def multiplications(workload):
@@ -95,11 +95,11 @@ def test_the_floor_multiplies_what_the_step_multiplies():
 
 
 def test_products_fit_the_step_of_a_dense_network():
-    found = products(mlp(batch=2, width=8))
-    shapes = [(a.shape, b.shape) for a, b in found[:5]]
+    result = products(mlp(batch=2, width=8))
+    shapes = [(a.shape, b.shape) for a, b in result[:5]]
     assert shapes[:2] == [((2, 784), (784, 8)), ((784, 2), (2, 8))]
     assert shapes[2:] == [((2, 8), (8, 4)), ((8, 2), (2, 4)), ((2, 4), (4, 8))]
-    assert not found[4][1].flags.c_contiguous  # a step does not copy its weights to turn them
+    assert not result[4][1].flags.c_contiguous  # a step does not copy its weights to turn them
 
 
 @pytest.mark.parametrize("name", [name for name in WORKLOADS if name != "wide"])
@@ -122,11 +122,11 @@ def test_the_twin_and_an_older_checkout_are_entries_of_their_own(tmp_path):
     (tmp_path / "agnostic_nn").mkdir()
     (tmp_path / "agnostic_nn" / "__init__.py").touch()
     kernels = "agnostic_nn torch, kernels"
-    found = entries(["pytorch", "agnostic_nn jax", kernels], tmp_path)
-    labels = [entry.label for entry in found]
+    result = entries(["pytorch", "agnostic_nn jax", kernels], tmp_path)
+    labels = [entry.label for entry in result]
     ours = [REFERENCE, REFERENCE + AGAIN, "pytorch", "agnostic_nn jax", kernels]
     assert labels == [*ours, REFERENCE + BEFORE, "agnostic_nn jax" + BEFORE]
-    assert [entry.checkout == tmp_path for entry in found] == [False] * 5 + [True] * 2
+    assert [entry.checkout == tmp_path for entry in result] == [False] * 5 + [True] * 2
 
 
 def test_every_target_names_contenders_and_workloads_that_there_are():
@@ -148,13 +148,13 @@ def test_no_two_files_offer_one_name():
 def made_up(**contenders):
     """A result with these seconds a step; what is not said is alike for all."""
     rest = {"array_bytes": None, "step_bytes": 1e6, "resident_bytes": 3e6}
-    found = {
+    result = {
         name: rest | {"seconds": {"step": seconds}, "first_step_seconds": 0.5}
         for name, seconds in contenders.items()
     }
-    ours = found.pop("ours")
-    found = {REFERENCE: ours, REFERENCE + AGAIN: dict(ours)} | found
-    return {"about": "made up", "contenders": found, "left_out": {"thinc": "nobody\nasked it"}}
+    ours = result.pop("ours")
+    result = {REFERENCE: ours, REFERENCE + AGAIN: dict(ours)} | result
+    return {"about": "made up", "contenders": result, "left_out": {"thinc": "nobody\nasked it"}}
 
 
 STEADY = [1.0, 1.01, 0.99, 1.0, 1.0]
@@ -165,9 +165,9 @@ def times(factor, rounds=STEADY):
 
 
 def test_a_ratio_is_one_of_medians_and_knows_its_noise():
-    found = ratio(times(3.0), times(2.0))
-    assert found.value == pytest.approx(1.5)
-    assert found.noise < 1e-9  # both slow down in the same rounds
+    result = ratio(times(3.0), times(2.0))
+    assert result.value == pytest.approx(1.5)
+    assert result.noise < 1e-9  # both slow down in the same rounds
     apart = ratio([3.0, 3.3, 2.7, 3.0, 3.1], times(2.0))
     assert 0.02 < apart.noise < 0.12
     assert ratio(times(3.0), times(2.0), floor=0.25).noise == 0.25
@@ -190,35 +190,35 @@ def test_twins_that_differ_are_noise():
 
 
 def verdicts(**contenders):
-    found = judged({"mlp": made_up(**contenders)})
+    result = judged({"mlp": made_up(**contenders)})
     return {
         (t.ours, *t.against): (best, verdict)
-        for t, best, _, verdict in found
+        for t, best, _, verdict in result
         if t.measure == "step"
     }
 
 
 def test_a_target_is_held_against_the_best_of_its_opponents():
-    found = verdicts(
+    result = verdicts(
         **{"ours": times(1.0), "pytorch": times(0.5), "scikit-learn": times(9.0)},
         **{"products": [0.6, 0.8, 0.65, 0.66, 0.72], "agnostic_nn jax": times(0.9)},
         **{"equinox": times(1.0), "flax-nnx": times(0.8)},
     )
-    assert found[REFERENCE, "pytorch"] == ("pytorch", "missed")
-    assert found[REFERENCE, "scikit-learn"] == ("scikit-learn", "reached")
-    assert found[REFERENCE, "products"] == ("products", "tie")
-    assert found[REFERENCE, "thinc"] == (None, "not measured")
-    assert found["agnostic_nn jax", "equinox", "flax-nnx"] == ("flax-nnx", "missed")
+    assert result[REFERENCE, "pytorch"] == ("pytorch", "missed")
+    assert result[REFERENCE, "scikit-learn"] == ("scikit-learn", "reached")
+    assert result[REFERENCE, "products"] == ("products", "tie")
+    assert result[REFERENCE, "thinc"] == (None, "not measured")
+    assert result["agnostic_nn jax", "equinox", "flax-nnx"] == ("flax-nnx", "missed")
 
 
 def test_memory_is_that_of_arrays_if_both_have_only_numpy_s():
     result = made_up(**{"ours": times(1.0), "by hand": times(1.0), "thinc": times(1.0)})
-    found = result["contenders"]
-    found[REFERENCE] |= {"array_bytes": 8e6, "resident_bytes": 31e6}
-    found[REFERENCE + AGAIN]["resident_bytes"] = 32e6
-    found["by hand"] |= {"array_bytes": 10e6, "resident_bytes": 10e6}
+    results = result["contenders"]
+    results[REFERENCE] |= {"array_bytes": 8e6, "resident_bytes": 31e6}
+    results[REFERENCE + AGAIN]["resident_bytes"] = 32e6
+    results["by hand"] |= {"array_bytes": 10e6, "resident_bytes": 10e6}
     assert compared(result, "memory", REFERENCE, "by hand") == Ratio(0.8, 0.0)
-    found["thinc"]["resident_bytes"] = 62e6
+    results["thinc"]["resident_bytes"] = 62e6
     assert compared(result, "memory", REFERENCE, "thinc") == Ratio(0.5, 1 / 31)
     assert compared(result, "memory", REFERENCE, "pytorch") is None
 
@@ -254,9 +254,9 @@ def test_the_command_times_and_writes(tmp_path, capfd):
     main([*who, "--rounds", "2", "--seconds", "0.01", "--out", str(tmp_path)])
     assert "prediction of one row, one thread" in capfd.readouterr().out
     (run,) = json.loads((tmp_path / "benchmarks.json").read_text())["runs"]
-    found = run["workloads"]["tiny"]["contenders"]
-    assert set(found) == {REFERENCE, REFERENCE + AGAIN, "by hand", "products"}
-    for label, one in found.items():
+    result = run["workloads"]["tiny"]["contenders"]
+    assert set(result) == {REFERENCE, REFERENCE + AGAIN, "by hand", "products"}
+    for label, one in result.items():
         measured = {"step"} if label == "products" else {"step", "epoch", "predict"}
         assert set(one["seconds"]) == measured
         assert all(len(rounds) == 2 and min(rounds) > 0 for rounds in one["seconds"].values())
@@ -293,12 +293,12 @@ class Said:
 def test_who_learns_the_same_is_timed_by_the_clock_asked_for(monkeypatch, threads, clock, seconds):
     monkeypatch.setattr(running, "Process", Said)
     chosen = entries(["thinc", "pytorch", "equinox"])
-    found = running.measure("tiny", chosen, threads=threads, clock=clock, rounds=3, told=str)
-    timed = {label: one["seconds"] for label, one in found["contenders"].items()}
+    result = running.measure("tiny", chosen, threads=threads, clock=clock, rounds=3, told=str)
+    timed = {label: one["seconds"] for label, one in result["contenders"].items()}
     there = [REFERENCE, REFERENCE + AGAIN, "equinox"]
     assert timed == {label: {"step": [seconds] * 3} for label in there}
     wrong = f"it does other work: its loss {LOSSES} is 1.1, ours 1"
-    assert found["left_out"] == {"thinc": "not here", "pytorch": wrong}
+    assert result["left_out"] == {"thinc": "not here", "pytorch": wrong}
 
 
 def test_another_checkout_is_what_its_worker_imports(tmp_path):
@@ -326,9 +326,9 @@ def test_a_worker_outlives_what_it_cannot_do():
     assert worker.answer({"do": "build"})["losses"] is None
     unavailable = worker.answer({"do": "burst", "what": "predict", "seconds": 0.01})
     assert unavailable == {"unavailable": "no prediction of its own"}
-    found = worker.answer({"do": "burst", "what": "step", "seconds": 0.01})
-    assert found["wall"] > 0
-    assert found["processor"] > 0
+    result = worker.answer({"do": "burst", "what": "step", "seconds": 0.01})
+    assert result["wall"] > 0
+    assert result["processor"] > 0
 
 
 def test_only_a_contender_that_says_so_has_kernels(monkeypatch):

@@ -305,8 +305,8 @@ RANDOM = nn.Sequential(nn.Dense(3), nn.Dropout(0.5))
 def test_one_layer_in_two_places_starts_from_two_draws(block):
     params, state, _ = block.init(nn.random.key(0, xp=HOST), (3,), HOST.float32)
     for tree, name in ((params, "weight"), (state, "key")):
-        found = [leaf for path, leaf in named_leaves(tree) if path.endswith(name)]
-        one, other = found if len(found) == 2 else found[0]
+        result = [leaf for path, leaf in named_leaves(tree) if path.endswith(name)]
+        one, other = result if len(result) == 2 else result[0]
         assert np.any(one != other), name
 
 
@@ -374,7 +374,7 @@ def test_a_repeated_layer_is_the_chain_of_its_copies(backend):
     x, dy = draws(5, 3), draws(5, 3)[::-1, :].copy()
     stacked = repeat.init(nn.random.key(1, xp=HOST), (3,), HOST.float32)[:2]
     chained = chain.init(nn.random.key(1, xp=HOST), (3,), HOST.float32)[:2]
-    found, expected = (
+    result, expected = (
         backend.to_numpy(
             backend.jit(lambda *a, block=block: both_ways(block, *a, train=True))(
                 *backend.asarray((*own, x, dy))
@@ -384,7 +384,7 @@ def test_a_repeated_layer_is_the_chain_of_its_copies(backend):
     )
     for part in ("grads", "state"):
         expected[part] = tree_map(lambda *each: np.stack(each), *expected[part])
-    for (name, a), b in zip(named_leaves(found), leaves(expected), strict=True):
+    for (name, a), b in zip(named_leaves(result), leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=16 * np.finfo("float32").eps, err_msg=name)
 
 
@@ -426,11 +426,11 @@ def test_what_is_computed_again_is_bit_for_bit_the_same(backend, mode):
     x, dy, counts = backend.asarray((draws(5, 3), draws(5, 4), np.float32([1, 1, 1, 0, 0])))
     train = {"train": True, "predict": False, "rows": RowMask(counts)}[mode]
     _, moved, _ = STATEFUL.forward(params, state, x, train=True)
-    found, expected = (
+    result, expected = (
         backend.to_numpy(both_ways(layer, params, moved, x, dy, train))
         for layer in (nn.Recompute(STATEFUL), STATEFUL)
     )
-    assert_same_bits(found, expected)
+    assert_same_bits(result, expected)
 
 
 def test_nothing_is_kept_but_x_and_the_state(backend):
@@ -503,10 +503,10 @@ def test_a_frozen_layer_does_in_training_what_the_layer_does_in_prediction(backe
     params, state = backend.asarray(start(STATEFUL, (3,)))
     x, dy = backend.asarray((draws(5, 3), draws(5, 4)))
     frozen = nn.Freeze.freeze(params, state)
-    found = backend.to_numpy(both_ways(nn.Freeze(STATEFUL), *frozen, x, dy, True))
+    result = backend.to_numpy(both_ways(nn.Freeze(STATEFUL), *frozen, x, dy, True))
     expected = backend.to_numpy(both_ways(STATEFUL, params, state, x, dy, False))
-    assert_same_bits((found["y"], found["dx"]), (expected["y"], expected["dx"]))
-    assert found["grads"] == {}
+    assert_same_bits((result["y"], result["dx"]), (expected["y"], expected["dx"]))
+    assert result["grads"] == {}
 
 
 def test_what_was_trained_is_frozen_and_released_unchanged():

@@ -72,25 +72,25 @@ def test_a_function_is_asked_after_each_epoch_and_may_add_to_the_row(backend):
         row["found"] = trainer.steps * 2
         return 1  # no True
 
-    trainer, told = make(backend), Told()
-    history = trainer.fit(X, LABELS, epochs=3, callbacks=[look, told], **OPTIONS)
+    trainer, report = make(backend), Told()
+    history = trainer.fit(X, LABELS, epochs=3, callbacks=[look, report], **OPTIONS)
     assert steps == [3, 6, 9]
     assert history["found"] == [6, 12, 18]
-    assert told.calls == ["begin", 1, 2, 3, True]
+    assert report.calls == ["begin", 1, 2, 3, True]
 
 
 def test_true_ends_fit_when_all_others_were_asked(backend):
-    told = Told()
-    callbacks = [lambda trainer, row: row["epoch"] == 2, told]
+    report = Told()
+    callbacks = [lambda trainer, row: row["epoch"] == 2, report]
     history = make(backend).fit(X, LABELS, epochs=9, callbacks=callbacks, **OPTIONS)
-    assert (len(history), told.calls) == (2, ["begin", 1, 2, True])
+    assert (len(history), report.calls) == (2, ["begin", 1, 2, True])
 
 
 def test_a_part_of_an_epoch_is_no_epoch(backend):
-    trainer, told = make(backend), Told()
-    trainer.fit(X, LABELS, epochs=2, steps=4, callbacks=[told], **OPTIONS)
-    trainer.fit(X, LABELS, callbacks=[told], **OPTIONS)
-    assert told.calls == ["begin", 1, False, "begin", 2, True]
+    trainer, report = make(backend), Told()
+    trainer.fit(X, LABELS, epochs=2, steps=4, callbacks=[report], **OPTIONS)
+    trainer.fit(X, LABELS, callbacks=[report], **OPTIONS)
+    assert report.calls == ["begin", 1, False, "begin", 2, True]
 
 
 def test_a_callback_that_fails_leaves_the_trainer_as_it_was_and_the_others_are_told(backend):
@@ -98,10 +98,10 @@ def test_a_callback_that_fails_leaves_the_trainer_as_it_was_and_the_others_are_t
         if row["epoch"] == 2:
             raise OSError("the disk is full")
 
-    trainer, whole, told = make(backend), make(backend), Told()
+    trainer, whole, report = make(backend), make(backend), Told()
     with pytest.raises(OSError, match="full"):
-        trainer.fit(X, LABELS, epochs=4, callbacks=[told, fail], **OPTIONS)
-    assert told.calls == ["begin", 1, 2, False]
+        trainer.fit(X, LABELS, epochs=4, callbacks=[report, fail], **OPTIONS)
+    assert report.calls == ["begin", 1, 2, False]
     assert (trainer.epoch, trainer.steps) == (2, 6)
     trainer.fit(X, LABELS, epochs=2, **OPTIONS)
     whole.fit(X, LABELS, epochs=4, **OPTIONS)
@@ -113,15 +113,15 @@ def test_one_that_fails_to_begin_costs_no_step(backend):
         def begin(self, trainer):
             raise OSError("no")
 
-    trainer, told = make(backend), Told()
+    trainer, report = make(backend), Told()
     with pytest.raises(OSError, match="no"):
-        trainer.fit(X, LABELS, callbacks=[told, Failing()], **OPTIONS)
-    assert (trainer.steps, told.calls) == (0, ["begin", False])
+        trainer.fit(X, LABELS, callbacks=[report, Failing()], **OPTIONS)
+    assert (trainer.steps, report.calls) == (0, ["begin", False])
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_ctrl_c_in_a_callback_waits_and_nothing_is_restored(backend, epochs):
-    told = Told()
+    report = Told()
 
     def press(trainer, row):
         signal.raise_signal(signal.SIGINT)
@@ -130,8 +130,8 @@ def test_ctrl_c_in_a_callback_waits_and_nothing_is_restored(backend, epochs):
     trainer, whole = make(backend), make(backend)
     stopping = nn.EarlyStopping(monitor="loss", mode="max", patience=9)
     with pytest.raises(KeyboardInterrupt):
-        trainer.fit(X, LABELS, epochs=epochs, callbacks=[told, stopping, press], **OPTIONS)
-    assert told.calls[-1] is False
+        trainer.fit(X, LABELS, epochs=epochs, callbacks=[report, stopping, press], **OPTIONS)
+    assert report.calls[-1] is False
     while trainer.epoch < 2:
         trainer.fit(X, LABELS, **OPTIONS)
     whole.fit(X, LABELS, epochs=2, **OPTIONS)
@@ -194,23 +194,23 @@ def test_early_stopping_waits_and_goes_back_to_the_best(options, values, stopped
 
 
 def test_early_stopping_restores_parameters_state_and_moments(backend):
-    found = []
+    result = []
     callbacks = [
         reporting([3.0, 1.0, 2.0, 2.0, 0.0]),
-        lambda trainer, row: found.append(host(trainer)),
+        lambda trainer, row: result.append(host(trainer)),
         nn.EarlyStopping(patience=2),
     ]
     trainer = make(backend)
     history = trainer.fit(X, LABELS, epochs=5, callbacks=callbacks, **OPTIONS)
     assert (len(history), trainer.epoch) == (4, 4)
-    assert_same_bits(host(trainer), found[1])
-    assert not np.array_equal(found[1][0], found[3][0])
+    assert_same_bits(host(trainer), result[1])
+    assert not np.array_equal(result[1][0], result[3][0])
 
 
 @pytest.mark.parametrize("callback", [nn.EarlyStopping(), nn.Checkpoint("x", best=True)])
 def test_a_value_that_is_not_reported_is_missed(callback):
-    said = "monitors 'validation_loss', but an epoch reports epoch, loss"
-    with pytest.raises(ValueError, match=said):
+    text = "monitors 'validation_loss', but an epoch reports epoch, loss"
+    with pytest.raises(ValueError, match=text):
         callback.epoch(Stub(), {"epoch": 1, "loss": 1.0})
 
 
@@ -274,12 +274,12 @@ def test_moments_of_another_nesting_shape_or_dtype_are_refused(backend):
     trainer = make(backend, nn.Scaled(nn.SGD()))
     trainer.build((4,))
     moments = trainer.moments
-    for wrong, said in (
+    for wrong, text in (
         ({"scale": backend.asarray(np.ones(1, "float32"))}, r"scale is .*float32 \(1,\), expected"),
         ({"scale": backend.asarray(np.ones((), "int32"))}, r"scale is .*int32 \(\), expected"),
         ({"other": moments["inner"]}, r"moments\.other\..* is .*, expected nothing"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=text):
             trainer.moments = moments | wrong
     with pytest.raises(ValueError, match=r"moments\.inner\.step is nothing, expected"):
         trainer.moments = {}
@@ -427,8 +427,8 @@ def test_callbacks_that_print_alike_do_not_share():
 @pytest.mark.parametrize("how", ["an error", "steps", "saved", "moved"])
 def test_an_interrupted_run_is_continued(tmp_path, how):
     """The best was in epoch 1; 3 more end it, of which 2 were before the interruption."""
-    trainer, found, stopping = make(NUMPY), [], nn.EarlyStopping(patience=3)
-    keep = [lambda trainer, row: found.append(host(trainer)), stopping]
+    trainer, result, stopping = make(NUMPY), [], nn.EarlyStopping(patience=3)
+    keep = [lambda trainer, row: result.append(host(trainer)), stopping]
     if how == "steps":
         watching(trainer, [1.0, 2.0, 3.0, 0.0], *keep, steps=10)
         assert trainer._run.open.batches_done == 1
@@ -442,7 +442,7 @@ def test_an_interrupted_run_is_continued(tmp_path, how):
         trainer = trainer.to(NUMPY)
     # another list, in which there is one that needs no memory before it
     assert watching(trainer, [4.0, 5.0, 6.0], lambda trainer, row: None, stopping) == 1
-    assert_same_bits(host(trainer), found[0])
+    assert_same_bits(host(trainer), result[0])
     assert watching(trainer, [7.0, 6.0, 5.0], stopping) == 3
 
 
@@ -640,10 +640,10 @@ def test_a_tensorboard_log_holds_the_numbers_of_each_epoch(backend, tmp_path):
     trainer = make(backend)
     log = nn.TensorBoardLog(tmp_path)
     history = trainer.fit(X, LABELS, epochs=2, callbacks=[log], **OPTIONS)
-    found = {(step, name): value for step, name, value in events(tmp_path)}
-    assert {step for step, _ in found} == {1, 2}
-    assert {name for _, name in found} == {"steps", "loss", "seconds"}
-    losses = [found[1, "loss"], found[2, "loss"]]
+    result = {(step, name): value for step, name, value in events(tmp_path)}
+    assert {step for step, _ in result} == {1, 2}
+    assert {name for _, name in result} == {"steps", "loss", "seconds"}
+    losses = [result[1, "loss"], result[2, "loss"]]
     np.testing.assert_allclose(losses, history["loss"], rtol=1e-6)
     with pytest.raises(ZeroDivisionError):
         trainer.fit(X, LABELS, callbacks=[log, lambda *_: 1 / 0], **OPTIONS)
@@ -675,8 +675,8 @@ def test_a_tensorboard_log_is_closed_however_fit_ends(backend, tmp_path, monkeyp
     trainer.fit(X, LABELS, callbacks=[log], **OPTIONS)
     with pytest.raises(ZeroDivisionError):
         trainer.fit(X, LABELS, callbacks=[log, lambda *_: 1 / 0], **OPTIONS)
-    told = [[("steps", i), ("loss", i), ("seconds", i), "flush", "close"] for i in (1, 2)]
-    assert calls == [(str(tmp_path), 1), *told[0], (str(tmp_path), 2), *told[1]]
+    report = [[("steps", i), ("loss", i), ("seconds", i), "flush", "close"] for i in (1, 2)]
+    assert calls == [(str(tmp_path), 1), *report[0], (str(tmp_path), 2), *report[1]]
 
 
 def test_without_tensorboardx_it_says_which_extra_to_install(monkeypatch):
@@ -702,8 +702,8 @@ def test_one_may_predict_and_evaluate_with_the_mean_of_the_weights(backend):
     np.testing.assert_allclose(trainer.predict(X, averaged=True), expected, rtol=1e-5, atol=1e-6)
     assert np.max(np.abs(trainer.predict(X) - expected)) > 1e-3
     loss, _ = nn.softmax_cross_entropy(expected.astype("float32"), LABELS)
-    found = trainer.evaluate(X, LABELS, averaged=True)
-    assert found["loss"] == pytest.approx(float(loss), rel=1e-5)
+    result = trainer.evaluate(X, LABELS, averaged=True)
+    assert result["loss"] == pytest.approx(float(loss), rel=1e-5)
     plain = make(backend)
     plain.build((4,))
     with pytest.raises(TypeError, match=r"an optimizer such as nn\.Average"):

@@ -46,10 +46,10 @@ def test_the_weight_of_a_loss_follows_its_schedule(backend):
     weights = [min(k / 8, 1.0) for k in range(12)]
     expected = by_hand(backend, 12, x, target, weights)
     trainer = annealed(backend)
-    found = [
+    result = [
         float(trainer.step(x[r : r + 4], target[r : r + 4])) for _ in range(4) for r in (0, 4, 8)
     ]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
     # one compiled loop of many steps takes the weight of each
     losses = annealed(backend).fit(x, target, epochs=4, batch_size=4, shuffle=False, verbose=0)
     means = np.asarray(expected).reshape(4, 3).mean(axis=1)
@@ -226,20 +226,20 @@ def test_a_context_is_used_in_fit_and_may_change_in_a_callback(backend):
 
 def test_a_function_gives_the_context_of_each_step(backend):
     x, target = data()
-    given = []
+    arguments = []
 
     def context():
-        given.append(len(given))
-        return {"scale": backend.asarray(np.float32(len(given)))}
+        arguments.append(len(arguments))
+        return {"scale": backend.asarray(np.float32(len(arguments)))}
 
     trainer = with_scale(backend, context)
     weights = np.ones(4, "float32")
     first = float(trainer.step(x[:4], target[:4], weights))
     assert float(trainer.step(x[:4], target[:4])) == pytest.approx(2 * first, rel=1e-5)
-    given.clear()
+    arguments.clear()
     history = trainer.fit(x[:4], target[:4], epochs=4, batch_size=4, verbose=0, prefetch=1)
     np.testing.assert_allclose(history["loss"], first * np.arange(1.0, 5.0), rtol=1e-5)
-    assert len(given) == 4
+    assert len(arguments) == 4
     assert trainer.context is context
 
 

@@ -78,9 +78,9 @@ def test_a_convolution_and_its_two_adjoints_are_what_they_say(backend, way, geom
             correlate(x, dy, window, *spans),
         )
 
-    found = backend.to_numpy(backend.jit(everything)(*backend.asarray((*arrays, bias))))
+    result = backend.to_numpy(backend.jit(everything)(*backend.asarray((*arrays, bias))))
     y, dx, dweight = by_hand(*arrays, *spans)
-    for got, expected in zip(found, (y, y + bias, dx, dweight), strict=True):
+    for got, expected in zip(result, (y, y + bias, dx, dweight), strict=True):
         assert got.dtype == "float32"
         np.testing.assert_array_equal(got, expected)
 
@@ -97,10 +97,10 @@ def test_a_window_of_one_place_is_a_dense_layer(backend, draw, widest, epsilon):
     conv, dense = nn.Conv1D(4, 1), nn.Dense(4)
     params, _ = initialized(backend, conv, (5, 3), widest)
     flat = {**params, "weight": backend.xp.reshape(params["weight"], (3, 4))}
-    found, expected = (
+    result, expected = (
         backend.to_numpy(layer.forward(p, {}, x)[0]) for layer, p in ((conv, params), (dense, flat))
     )
-    np.testing.assert_allclose(found, expected, rtol=0, atol=8 * epsilon)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=8 * epsilon)
 
 
 @pytest.mark.parametrize("padding", ["valid", "same", ((2, 1), (0, 1))], ids=str)
@@ -115,8 +115,8 @@ def test_a_transposed_convolution_goes_forward_as_a_convolution_goes_back(
     y, _, cache = conv.forward(params, {}, x)
     assert y.shape == dy.shape
     dx, _ = conv.backward(params, cache, dy)
-    found, expected = backend.to_numpy((back.forward(params, {}, dy)[0], dx))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=32 * epsilon)
+    result, expected = backend.to_numpy((back.forward(params, {}, dy)[0], dx))
+    np.testing.assert_allclose(result, expected, rtol=0, atol=32 * epsilon)
 
 
 def out_length(layer, length):
@@ -144,17 +144,17 @@ def test_the_convolution_takes_what_a_transposed_one_made_back_to_its_length(pad
 
 
 def test_each_group_is_drawn_with_the_fans_of_a_layer_of_its_own(backend):
-    asked = []
+    options = []
 
     def initializer(key, shape, dtype):
-        asked.append(shape)
+        options.append(shape)
         return nn.glorot_uniform(key, shape, dtype)
 
     for kind, whole in ((nn.Conv2D, (3, 2, 2, 6)), (nn.ConvTranspose2D, (3, 2, 3, 4))):
-        asked.clear()
+        options.clear()
         layer = kind(6, (3, 2), groups=2, initializer=initializer)
         weight = backend.to_numpy(initialized(backend, layer, (5, 5, 4))[0]["weight"])
-        assert asked == [(3, 2, 2, 3)] * 2
+        assert options == [(3, 2, 2, 3)] * 2
         assert weight.shape == whole
         one, other = np.split(weight, 2, axis=-1)
         assert not np.any(one == other)

@@ -117,8 +117,8 @@ def test_what_is_behind_the_ends_may_be_anything(backend, draw):
     late = np.arange(5) >= target["input_lengths"][:, None]
     for filler in (2, -1, 99):
         other = np.where(late[:, :, None], np.nan, y)
-        found = each(backend, other, batch(draw, filler=filler)[1])
-        for a, b in zip(found, expected, strict=True):
+        result = each(backend, other, batch(draw, filler=filler)[1])
+        for a, b in zip(result, expected, strict=True):
             np.testing.assert_array_equal(a, b)
 
 

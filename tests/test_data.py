@@ -43,8 +43,8 @@ def test_a_tuple_of_numbers_is_one_array_and_a_tuple_of_arrays_is_a_tree(backend
 
 def test_arrays_of_the_backend_are_fetched_from_trees_too(backend):
     moved = backend.asarray({"a": np.arange(3, dtype="int32")})
-    found, chosen = inputs.fetch("x", moved, backend)
-    assert isinstance(found["a"], np.ndarray)
+    result, chosen = inputs.fetch("x", moved, backend)
+    assert isinstance(result["a"], np.ndarray)
     assert chosen == {"a": True}
     with pytest.raises(TypeError, match=r"expected x\.b\.1 as a NumPy array.* got builtins.str"):
         inputs.fetch("x", {"b": (np.zeros(2), "two")}, backend)
@@ -54,10 +54,10 @@ def test_a_file_is_looked_at_in_pieces_that_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "CHUNK_BYTES", 100)
     np.save(tmp_path / "a.npy", np.arange(60, dtype="float32").reshape(30, 2))
     mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
-    found = list(inputs.chunks({"a": mapped, "b": np.zeros(30, "int32")}))
-    assert all(sum(leaf.nbytes for leaf in part.values()) <= 100 for _, part in found)
-    assert [start for start, _ in found] == list(range(0, 30, 8))
-    np.testing.assert_array_equal(np.concatenate([part["a"] for _, part in found]), mapped)
+    result = list(inputs.chunks({"a": mapped, "b": np.zeros(30, "int32")}))
+    assert all(sum(leaf.nbytes for leaf in part.values()) <= 100 for _, part in result)
+    assert [start for start, _ in result] == list(range(0, 30, 8))
+    np.testing.assert_array_equal(np.concatenate([part["a"] for _, part in result]), mapped)
 
 
 def test_numbers_of_a_file_are_converted_in_batches_only(tmp_path):
@@ -101,9 +101,9 @@ def test_what_would_lose_something_or_is_no_array_is_refused(backend, given, kin
 
 def test_a_dtype_that_numpy_lacks_is_refused_by_name():
     torch = pytest.importorskip("torch", reason="has one")
-    given = torch.ones(3, dtype=torch.bfloat16)
+    arguments = torch.ones(3, dtype=torch.bfloat16)
     with pytest.raises(TypeError, match="expected x of a dtype that NumPy has: "):
-        inputs.fetch("x", given, nn.backend("torch:cpu"))
+        inputs.fetch("x", arguments, nn.backend("torch:cpu"))
 
 
 # --- ahead ------------------------------------------------------------------------------
@@ -126,10 +126,10 @@ def test_an_error_comes_where_its_item_would_have_come(count):
         yield from range(3)
         raise OSError("gone")
 
-    found = []
+    result = []
     with pytest.raises(OSError, match="gone"), batches.prefetched(made(), count) as items:
-        found.extend(items)
-    assert found == [0, 1, 2]
+        result.extend(items)
+    assert result == [0, 1, 2]
     assert_no_thread_is_left()
 
 
@@ -141,8 +141,8 @@ def test_no_more_is_made_ahead_than_was_asked_for():
             made.append(i)
             yield i
 
-    with batches.prefetched(items(), 3) as found:
-        assert next(iter(found)) == 0
+    with batches.prefetched(items(), 3) as result:
+        assert next(iter(result)) == 0
         deadline = time.monotonic() + 10
         while len(made) < 5 and time.monotonic() < deadline:
             time.sleep(0.001)

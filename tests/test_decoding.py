@@ -118,18 +118,18 @@ def test_a_mask_says_at_each_step_whether_that_step_counts(backend, widest, epsi
     params, state, x = numbers(CAUSAL, (6, 4), widest)
     counts = np.asarray([1, 0, 1, 1, 0, 1], bool)
     alone, _, _ = CAUSAL.forward(params, state, x[:, counts])
-    given = {"x": x, "mask": np.broadcast_to(counts, (3, 6))}
-    params, state, given = backend.asarray((params, state, given))
-    memory, found, step = (
-        CAUSAL.begin(params, state, at(given, 0), 6),
+    arguments = {"x": x, "mask": np.broadcast_to(counts, (3, 6))}
+    params, state, arguments = backend.asarray((params, state, arguments))
+    memory, result, step = (
+        CAUSAL.begin(params, state, at(arguments, 0), 6),
         [],
         backend.jit(CAUSAL.advance),
     )
     for t in range(6):
-        y, memory = step(params, state, memory, at(given, t))
-        found.append(backend.to_numpy(y)[:, 0])
-    found = np.stack(found, 1)[:, counts]
-    np.testing.assert_allclose(found, alone, rtol=0, atol=64 * epsilon * np.abs(alone).max())
+        y, memory = step(params, state, memory, at(arguments, t))
+        result.append(backend.to_numpy(y)[:, 0])
+    result = np.stack(result, 1)[:, counts]
+    np.testing.assert_allclose(result, alone, rtol=0, atol=64 * epsilon * np.abs(alone).max())
 
 
 ALONE = [

@@ -159,12 +159,12 @@ def turned(found, like):
 @pytest.mark.parametrize(("script", "name"), SINGLE_STEPS)
 def test_each_result_is_what_the_notebook_printed(results, widest, epsilon, script, name):
     text = NOTEBOOKS[script][name]
-    printed, found = numbers(text), results(script)[name]
+    printed, result = numbers(text), results(script)[name]
     # Sums have at most five terms, whose sizes add to at most twice the largest result: five
     # roundings of half an eps, two more for the inputs. NumPy prints arrays to 8 decimals.
     tolerance = 8 * epsilon * np.abs(printed).max() + (5e-9 if "[" in text else 0.0)
-    assert found.dtype == widest
-    np.testing.assert_allclose(turned(found, printed), printed, rtol=0, atol=tolerance)
+    assert result.dtype == widest
+    np.testing.assert_allclose(turned(result, printed), printed, rtol=0, atol=tolerance)
 
 
 def plain_neuron():
@@ -203,10 +203,10 @@ def assert_trained_alike(found, losses, weight, bias, x, epsilon):
 def test_the_neuron_trains_as_in_the_notebook(results, epsilon):
     losses, weight, bias = plain_neuron()
     assert losses[0] == 36.0
-    found = results("train_neuron_and_layer")["neuron"]
-    assert found["loss"].shape == losses.shape
+    result = results("train_neuron_and_layer")["neuron"]
+    assert result["loss"].shape == losses.shape
     losses = dict(enumerate(losses, start=1))
-    assert_trained_alike(found, losses, weight[None, :], bias, [1.0, -2.0, 3.0], epsilon)
+    assert_trained_alike(result, losses, weight[None, :], bias, [1.0, -2.0, 3.0], epsilon)
 
 
 def test_the_layer_trains_as_in_the_notebook(results, widest, epsilon):
@@ -214,9 +214,9 @@ def test_the_layer_trains_as_in_the_notebook(results, widest, epsilon):
     column = re.findall(r"Iteration (\d+), Loss: (\S+)", printed["loss"])
     losses = {int(step): float(loss) for step, loss in column}
     weight, bias = numbers(printed["weight"]), numbers(printed["bias"])[0, :]
-    found = results("train_neuron_and_layer")["layer"]
-    assert found["loss"].dtype == found["weight"].dtype == found["bias"].dtype == widest
-    assert_trained_alike(found, losses, weight, bias, [1, 2, 3, 4], epsilon)
+    result = results("train_neuron_and_layer")["layer"]
+    assert result["loss"].dtype == result["weight"].dtype == result["bias"].dtype == widest
+    assert_trained_alike(result, losses, weight, bias, [1, 2, 3, 4], epsilon)
 
 
 def test_two_of_the_three_neurons_end_where_relu_has_no_slope(results):
@@ -227,36 +227,36 @@ def test_two_of_the_three_neurons_end_where_relu_has_no_slope(results):
 
 
 def test_relu_leaves_the_gradient_that_it_was_given_alone(results):
-    found = results("dense_and_relu_backward")
-    given = np.array([[1, 1, 1], [2, 2, 2], [3, 3, 3]])
-    np.testing.assert_array_equal(found["dL_da"], given)
-    np.testing.assert_array_equal(found["dL_dz"], given * (found["z"] > 0))
-    np.testing.assert_array_equal(found["a"], np.maximum(found["z"], 0))
-    assert (found["z"] < 0).any()
+    result = results("dense_and_relu_backward")
+    arguments = np.array([[1, 1, 1], [2, 2, 2], [3, 3, 3]])
+    np.testing.assert_array_equal(result["dL_da"], arguments)
+    np.testing.assert_array_equal(result["dL_dz"], arguments * (result["z"] > 0))
+    np.testing.assert_array_equal(result["a"], np.maximum(result["z"], 0))
+    assert (result["z"] < 0).any()
 
 
 def test_only_the_rounded_softmax_gives_the_notebooks_gradient(results, epsilon):
-    found = results("softmax_network")
+    result = results("softmax_network")
     grown = np.exp([3.0, 3.0, -1.0])
     exact = grown / grown.sum()
     close = {"rtol": 8 * epsilon, "atol": 0}  # of one exp, a sum of three and two quotients
-    np.testing.assert_allclose(found["exact a3"][0, :], exact, **close)
-    np.testing.assert_allclose(found["exact dL_dz3"][0, :], exact - [0, 1, 0], **close)
-    assert 0.009 < np.abs(found["exact dL_dz3"] - found["dL_dz3"]).max() < 0.0091
+    np.testing.assert_allclose(result["exact a3"][0, :], exact, **close)
+    np.testing.assert_allclose(result["exact dL_dz3"][0, :], exact - [0, 1, 0], **close)
+    assert 0.009 < np.abs(result["exact dL_dz3"] - result["dL_dz3"]).max() < 0.0091
 
 
 def test_the_notebooks_step_on_the_squared_error_climbs_and_the_textbooks_descends(
     results, epsilon
 ):
-    found = results("mean_squared_error_step")
-    np.testing.assert_allclose(found["true dL_dw"], 3 * found["dL_dw"], rtol=4 * epsilon)
-    np.testing.assert_allclose(found["true dL_db"], 3 * found["dL_db"], rtol=4 * epsilon)
-    assert found["loss after it"] > found["loss"] > found["loss after a true step"]
+    result = results("mean_squared_error_step")
+    np.testing.assert_allclose(result["true dL_dw"], 3 * result["dL_dw"], rtol=4 * epsilon)
+    np.testing.assert_allclose(result["true dL_db"], 3 * result["dL_db"], rtol=4 * epsilon)
+    assert result["loss after it"] > result["loss"] > result["loss after a true step"]
     # the climb and the descent, by hand: errors (1.5, 1.4, 0.5) - (1, 0, 0) move by the step
     slope = np.array([[1, 2, 1], [2, 1, 1], [-1, -2, 1]]) @ [28 / 15, 14 / 15, 8 / 5]
     for name, rate in [("loss after it", 0.01 / 3), ("loss after a true step", -0.01)]:
         by_hand = np.mean(([0.5, 1.4, 0.5] + rate * slope) ** 2)
-        np.testing.assert_allclose(found[name], by_hand, rtol=16 * epsilon)
+        np.testing.assert_allclose(result[name], by_hand, rtol=16 * epsilon)
 
 
 @pytest.mark.parametrize("script", NOTEBOOKS)

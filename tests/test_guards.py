@@ -156,14 +156,14 @@ def an_option_of_a_partial():
     def function(x, factor):
         return x * factor
 
-    given = functools.partial(function, factor=2.0)
-    return lambda x: given(x), lambda: given.keywords.update(factor=3.0)
+    arguments = functools.partial(function, factor=2.0)
+    return lambda x: arguments(x), lambda: arguments.keywords.update(factor=3.0)
 
 
 def an_entry_of_an_argument_of_a_partial():
     factors = [2.0]
-    given = functools.partial(lambda factors, x: x * factors[0], factors)
-    return given, lambda: factors.__setitem__(0, 3.0)
+    arguments = functools.partial(lambda factors, x: x * factors[0], factors)
+    return arguments, lambda: factors.__setitem__(0, 3.0)
 
 
 def an_attribute_of_self():
@@ -581,7 +581,7 @@ def test_a_users_code_is_found_in_each_part_of_a_step(backend):
     def rate(t):
         return 0.1 / (1.0 + t)
 
-    for model, given, optimizer in (
+    for model, arguments, optimizer in (
         (nn.Sequential(nn.Dense(2), nn.Residual(Mine())), nn.mean_squared_error, nn.Adam()),
         (nn.Lambda(lambda x: x * FACTOR), nn.mean_squared_error, nn.Adam()),
         (nn.Dense(2), loss, nn.Adam()),
@@ -589,7 +589,7 @@ def test_a_users_code_is_found_in_each_part_of_a_step(backend):
         (nn.Dense(2), functools.partial(nn.huber, delta=2.0), nn.Adam()),
         (nn.Dense(2), nn.mean_squared_error, nn.ClipByNorm(nn.Adam(rate), 1.0)),
     ):
-        assert isinstance(backend.jit(nn.make_step(model, given, optimizer)), Guarded)
+        assert isinstance(backend.jit(nn.make_step(model, arguments, optimizer)), Guarded)
 
 
 def test_names_are_those_that_code_reads():

@@ -117,10 +117,10 @@ def test_a_truncated_normal_inverts_its_distribution_function_to_the_last_bits(
     """dz = dp / φ(z) and 1 / φ(2) = 18.5, while p is known to half an eps, and erf."""
     shape = (40, 50)
     p = start(backend, random.uniform, shape, widest).astype(np.float64)
-    found = start(backend, TruncatedNormal(1.0), shape, widest)
+    result = start(backend, TruncatedNormal(1.0), shape, widest)
     low, high = NORMAL.cdf(-2), NORMAL.cdf(2)
     expected = [NORMAL.inv_cdf(low + v * (high - low)) for v in p.ravel().tolist()]
-    np.testing.assert_allclose(found.ravel(), expected, rtol=0, atol=18.5 * epsilon)
+    np.testing.assert_allclose(result.ravel(), expected, rtol=0, atol=18.5 * epsilon)
 
 
 def test_a_truncated_normal_reaches_its_bounds(monkeypatch):

@@ -279,8 +279,8 @@ def test_floating_point_errors_of_a_commit_are_reported_as_the_user_has_set_it(b
 
     def call(power, **state):
         with np.errstate(**state):
-            (found,) = square(np.full(3, 10.0**power))
-        np.testing.assert_array_equal(found, np.full(3, 10.0 ** (2 * power)))
+            (result,) = square(np.full(3, 10.0**power))
+        np.testing.assert_array_equal(result, np.full(3, 10.0 ** (2 * power)))
 
     for _ in range(4):
         call(2, all="raise")
@@ -360,9 +360,9 @@ def test_a_commit_that_cannot_be_completed_is_an_error_until_the_state_is_replac
         program.env[name] = function
         if trainer._settled().lost:
             lost += 1
-            said = r"the parameters are lost: .*MemoryError: planted.* Trainer\.load"
+            text = r"the parameters are lost: .*MemoryError: planted.* Trainer\.load"
             for use in (advance, bits, lambda trainer: trainer.predict(X)):
-                with pytest.raises(StateLost, match=said):
+                with pytest.raises(StateLost, match=text):
                     use(trainer)
         trainer.restore("four")
         trainer.steps = 4

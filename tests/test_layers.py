@@ -61,19 +61,19 @@ def assert_close(actual, expected, tolerance):
 
 @each_case
 def test_float32_stays_float32_and_is_right_to_its_digits(backend, case):
-    _, _, found, wide = computed(backend, case)
-    found = backend.to_numpy(found)
-    for name, leaf in named_leaves(found):
+    _, _, result, wide = computed(backend, case)
+    result = backend.to_numpy(result)
+    for name, leaf in named_leaves(result):
         assert leaf.dtype == ("uint32" if name.endswith("key") else "float32"), name
-    assert_close(found, wide, 16 * case.slack * EPS)
+    assert_close(result, wide, 16 * case.slack * EPS)
 
 
 @each_case
 def test_less_asked_for_is_the_same(backend, case):
     """`predict` gives the y of `forward`, and `backward_params` the gradients of `backward`."""
-    found = backend.to_numpy(computed(backend, case)[2])
+    result = backend.to_numpy(computed(backend, case)[2])
     for size in ("of 0", "of 1"):
-        whole = found[size]
+        whole = result[size]
         assert_close(whole["predicted"], whole["y"], 16 * EPS)
         assert_close(whole["learned"], whole["grads"], 16 * EPS)
 
@@ -81,14 +81,14 @@ def test_less_asked_for_is_the_same(backend, case):
 @each_case
 def test_arguments_are_left_alone(backend, case):
     arrays, there, *_ = computed(backend, case)
-    for (name, given), now in zip(named_leaves(arrays), leaves(there), strict=True):
-        np.testing.assert_array_equal(backend.to_numpy(now), given, err_msg=name)
+    for (name, arguments), now in zip(named_leaves(arrays), leaves(there), strict=True):
+        np.testing.assert_array_equal(backend.to_numpy(now), arguments, err_msg=name)
 
 
 @each_case
 def test_everything_stays_on_the_device_it_came_from(backend, case):
-    _, there, found, _ = computed(backend, case)
-    for name, leaf in named_leaves(found):
+    _, there, result, _ = computed(backend, case)
+    for name, leaf in named_leaves(result):
         assert device(leaf) == device(leaves(there["x"])[0]), name
 
 

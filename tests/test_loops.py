@@ -57,8 +57,8 @@ def test_a_loop_carries_a_tree_and_stacks_what_each_step_makes(
     expected = by_hand(carry, xs, reverse)
     for jit in (backend.jit, lambda function: function):
         run = jit(lambda carry, xs: loop(way)(step, carry, xs, reverse=reverse))
-        found = backend.to_numpy(run(*backend.asarray((carry, xs))))
-        pairs = zip(named_leaves(found), named_leaves(expected), strict=True)
+        result = backend.to_numpy(run(*backend.asarray((carry, xs))))
+        pairs = zip(named_leaves(result), named_leaves(expected), strict=True)
         for (name, ours), (_, theirs) in pairs:
             assert ours.dtype == theirs.dtype, name
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
@@ -79,10 +79,10 @@ def test_what_a_loop_makes_is_handed_out_as_then_makes_it(backend, widest, way, 
 
         return loop(way)(step, xs[0, :], xs, reverse=reverse, then=then)
 
-    total, (found,) = backend.to_numpy(backend.jit(run)(backend.asarray(xs)))
+    total, (result,) = backend.to_numpy(backend.jit(run)(backend.asarray(xs)))
     before = np.cumsum([xs[0], *(xs[::-1] if reverse else xs)], axis=0)
     expected = before[:-1] * (xs[::-1] if reverse else xs)
-    np.testing.assert_array_equal(found, expected[::-1] if reverse else expected)
+    np.testing.assert_array_equal(result, expected[::-1] if reverse else expected)
     np.testing.assert_array_equal(total, before[-1])
 
 

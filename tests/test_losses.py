@@ -142,13 +142,13 @@ def run(backend, loss, *args, **smoothing):
 
 def slopes(function, y, step=1e-5):
     """Central differences of `function` at each element of `y`, in float64."""
-    found = np.empty(y.shape)
+    result = np.empty(y.shape)
     for place in np.ndindex(y.shape):
         there, back = y.copy(), y.copy()
         there[place] += step
         back[place] -= step
-        found[place] = (function(there) - function(back)) / (2 * step)
-    return found
+        result[place] = (function(there) - function(back)) / (2 * step)
+    return result
 
 
 @each_case
@@ -283,8 +283,8 @@ def test_losses_are_right_at_the_ends(backend, loss, y, target, value, dy):
 
 @pytest.mark.parametrize(("loss", "y", "target", "dy"), KINKS)
 def test_slopes_at_kinks_are_those_stated(backend, loss, y, target, dy):
-    _, found = run(backend, loss, *narrow(y, target))
-    np.testing.assert_array_equal(found, dy)
+    _, result = run(backend, loss, *narrow(y, target))
+    np.testing.assert_array_equal(result, dy)
 
 
 @each_loss
@@ -639,14 +639,14 @@ def test_every_reduction_is_one_of_the_same_values(backend, widest, epsilon, tho
     weights = np.asarray([0.5, 2.0, 0.0, 1.0, 1.5])
 
     def reduced(x, weights):
-        given = x["y"], x["target"]
+        arguments = x["y"], x["target"]
         return [
-            loss(*given, weights if weighted else None, reduction=reduction, **options)
+            loss(*arguments, weights if weighted else None, reduction=reduction, **options)
             for reduction, weighted in WAYS
         ]
 
     there = backend.asarray((x, weights.astype(widest)))
-    found = backend.to_numpy(tuple(backend.jit(reduced)(*there)))
+    result = backend.to_numpy(tuple(backend.jit(reduced)(*there)))
 
     x = tree_map(lambda leaf: cast(leaf, np.float64), x)
     values, slopes = loss(x["y"], x["target"], reduction="none", **options)
@@ -657,7 +657,7 @@ def test_every_reduction_is_one_of_the_same_values(backend, widest, epsilon, tho
         (np.sum(values), np.ones_like(values)),
         (w * values, w),
     ]
-    for (got, dy), (value, share) in zip(found, expected, strict=True):
+    for (got, dy), (value, share) in zip(result, expected, strict=True):
         assert got.dtype == widest
         scale = max(1.0, np.max(np.abs(value)))
         np.testing.assert_allclose(got, value, rtol=0, atol=32 * epsilon * scale)
@@ -743,8 +743,8 @@ def test_values_are_those_worked_out_by_hand(loss, y, target, options, values):
     labels = loss in (softmax, nn.multi_class_margin) and np.ndim(target) == 1
     y = tree_map(lambda part: np.asarray(part, float), y)
     target = np.asarray(target, int if labels else float)
-    found, _ = loss(y, target, reduction="none", **options)
-    np.testing.assert_allclose(found, values, rtol=1e-12, atol=1e-15)
+    result, _ = loss(y, target, reduction="none", **options)
+    np.testing.assert_allclose(result, values, rtol=1e-12, atol=1e-15)
 
 
 UNEQUAL = (0.5, 2.0, 1.0, 0.25)
@@ -759,8 +759,8 @@ def test_a_label_and_the_distribution_that_says_it_are_alike(backend, draw, wide
     """Also what they count in a mean with class weights."""
     y, labels = logits_and_labels(draw)
     p = np.eye(4)[labels].astype(widest)
-    found = [run(backend, loss, y, target, class_weights=UNEQUAL) for target in (labels, p)]
-    for by_label, by_distribution in zip(*found, strict=True):
+    result = [run(backend, loss, y, target, class_weights=UNEQUAL) for target in (labels, p)]
+    for by_label, by_distribution in zip(*result, strict=True):
         np.testing.assert_array_equal(by_label, by_distribution)
 
 
@@ -868,8 +868,8 @@ def test_what_a_loss_brings_is_told_its_options():
     check_of(loss)(labels, (2,))
     with pytest.raises(ValueError, match="is -1"):
         check_of(softmax)(labels, (2,))
-    found = metrics_of(loss)["accuracy"](logits, labels)
-    np.testing.assert_array_equal(found["counted"], [0, 1])
+    result = metrics_of(loss)["accuracy"](logits, labels)
+    np.testing.assert_array_equal(result["counted"], [0, 1])
     assert metrics_of(functools.partial(mse, reduction="sum")) == {}
     assert check_of(lambda y, target: (0.0, y)) is None
     assert metrics_of(lambda y, target: (0.0, y)) == {}
@@ -891,8 +891,8 @@ def two_outputs(draw):
 def test_several_losses_are_their_weighted_sum(backend, draw, widest, epsilon, weighted):
     y, target = two_outputs(draw)
     weights = np.asarray([0.5, 2.0, 0.0, 1.0], widest)
-    given = {None: (), "shared": (weights,), "own": ({"box": weights},)}[weighted]
-    value, dy = backend.to_numpy(backend.jit(BOTH)(*backend.asarray((y, target, *given))))
+    arguments = {None: (), "shared": (weights,), "own": ({"box": weights},)}[weighted]
+    value, dy = backend.to_numpy(backend.jit(BOTH)(*backend.asarray((y, target, *arguments))))
     own = {"label": weighted == "shared", "box": weighted is not None}
     parts = {
         name: loss(y[name], target[name], weights if own[name] else None)
@@ -928,8 +928,8 @@ def test_several_losses_bring_the_checks_and_metrics_of_each():
         BOTH.check(tuple(WANTED.values()), shape)
     with pytest.raises(ValueError, match=r"outputs \['box', 'label'\], got one of shape \(3,\)"):
         BOTH.check(WANTED, (3,))
-    found = BOTH.metrics["label.accuracy"](FOUND, WANTED)
-    np.testing.assert_array_equal(found, np.ones(4))
+    result = BOTH.metrics["label.accuracy"](FOUND, WANTED)
+    np.testing.assert_array_equal(result, np.ones(4))
     assert set(BOTH.metrics) == {"label.accuracy"}
 
 

@@ -92,12 +92,12 @@ def test_a_loss_and_a_step_are_the_same_in_batches_of_any_size(
     for size in (3,) if backend.compiles else (1, 2, 3, 100):
         close(still.evaluate(*data, batch_size=size)["loss"], value, epsilon, size)
     value, _ = loss(*wide(data), WEIGHTS)
-    given = (backend, loss, widest, shape, data, WEIGHTS.astype(widest))
-    _, at_once = learned(*given, 100, nn.SGD(0.125))
+    arguments = (backend, loss, widest, shape, data, WEIGHTS.astype(widest))
+    _, at_once = learned(*arguments, 100, nn.SGD(0.125))
     for size in (3,) if backend.compiles else (1, 2, 3):
-        close(still.evaluate(*data, weights=given[-1], batch_size=size)["loss"], value, epsilon)
-        found, moved = learned(*given, size)
-        close(found, value, epsilon, size)
+        close(still.evaluate(*data, weights=arguments[-1], batch_size=size)["loss"], value, epsilon)
+        result, moved = learned(*arguments, size)
+        close(result, value, epsilon, size)
         close(moved, at_once, epsilon, size)
 
 
@@ -178,17 +178,17 @@ def test_each_output_is_divided_by_its_own(backend, widest, epsilon, thorough, l
     for size in (3,) if backend.compiles else (1, 2, 3, 100):
         close(still.evaluate(*data, batch_size=size)["loss"], value, epsilon, size)
     value, _ = loss(*wide(data), WEIGHTS)
-    given = (backend, loss, widest, SHAPE, data, WEIGHTS.astype(widest))
-    found, at_once = learned(*given, 100, nn.SGD(0.125))
-    close(found, value, epsilon)
-    history = still.fit(*data, weights=given[-1], batch_size=3, verbose=0)
+    arguments = (backend, loss, widest, SHAPE, data, WEIGHTS.astype(widest))
+    result, at_once = learned(*arguments, 100, nn.SGD(0.125))
+    close(result, value, epsilon)
+    history = still.fit(*data, weights=arguments[-1], batch_size=3, verbose=0)
     close(history["loss"][0], value, epsilon)
     if terms > 1:
         with pytest.raises(ValueError, match=rf"losses of a and b .* terms={terms}\) around all"):
-            learned(*given, 3)
+            learned(*arguments, 3)
     for size in (3,) if backend.compiles else (1, 2, 3):
-        found, moved = learned(*given, size, accumulated(size, terms))
-        close(found, value, epsilon)
+        result, moved = learned(*arguments, size, accumulated(size, terms))
+        close(result, value, epsilon)
         close(moved, at_once, epsilon)
 
 
@@ -198,22 +198,22 @@ def test_terms_of_nested_losses_are_joined_one_by_one():
     loss = nn.Losses(first=nn.Weighted(inner, 0.5), second=partial(MSE, reduction="sum"))
     data = {"first": X, "second": X["b"]}, {"first": SOME, "second": TARGET["b"]}
     shape = {"first": SHAPE, "second": (2,)}
-    given = (NUMPY, loss, "float64", shape, data, WEIGHTS)
-    _, at_once = learned(*given, 100, nn.SGD(0.125))
+    arguments = (NUMPY, loss, "float64", shape, data, WEIGHTS)
+    _, at_once = learned(*arguments, 100, nn.SGD(0.125))
     for size in (1, 2, 3, 5):
-        _, moved = learned(*given, size, accumulated(size, 3))
+        _, moved = learned(*arguments, size, accumulated(size, 3))
         close(moved, at_once, 1e-15)
     with pytest.raises(ValueError, match="for each of 3 losses"):
-        learned(*given, 3, accumulated(3, 2))
+        learned(*arguments, 3, accumulated(3, 2))
     with pytest.raises(ValueError, match="around all other optimizers"):
-        learned(*given, 3, nn.Average(accumulated(3, 3)))
+        learned(*arguments, 3, nn.Average(accumulated(3, 3)))
 
 
 def test_several_terms_take_one_gradient_where_that_is_enough():
     loss, _, target = SEVERAL["plain"]
-    given = (NUMPY, loss, "float64", SHAPE, (X, target), None)
-    _, at_once = learned(*given, 100, nn.SGD(0.125))
-    _, moved = learned(*given, 3, nn.ClipByValue(accumulated(3, 2), 1e3))
+    arguments = (NUMPY, loss, "float64", SHAPE, (X, target), None)
+    _, at_once = learned(*arguments, 100, nn.SGD(0.125))
+    _, moved = learned(*arguments, 3, nn.ClipByValue(accumulated(3, 2), 1e3))
     close(moved, at_once, 1e-15)
 
 
@@ -259,10 +259,10 @@ def test_a_custom_loss_is_averaged_by_what_it_divides_by(backend, widest, epsilo
     for weights in (WEIGHTS,) if backend.compiles else (None, WEIGHTS):
         value, _ = loss(*wide(data), weights)
         weights = None if weights is None else weights.astype(widest)
-        given = (backend, loss, widest, (2,), data, weights)
-        _, at_once = learned(*given, 100, nn.SGD(0.125))
-        found, moved = learned(*given, 3)
-        close(found, value, epsilon)
+        arguments = (backend, loss, widest, (2,), data, weights)
+        _, at_once = learned(*arguments, 100, nn.SGD(0.125))
+        result, moved = learned(*arguments, 3)
+        close(result, value, epsilon)
         close(moved, at_once, epsilon)
 
 
@@ -270,8 +270,8 @@ def test_a_custom_loss_without_weights_is_averaged_by_examples():
     def loss(y, target):
         return nn.mean_squared_error(y, target)
 
-    found = batch_loss(loss, X["b"], TARGET["b"])
-    assert (found.divisor, found.ratio) == (ROWS, 1.0)
+    result = batch_loss(loss, X["b"], TARGET["b"])
+    assert (result.divisor, result.ratio) == (ROWS, 1.0)
     still = trainer("numpy", loss, nn.Fixed(), "float64", shape=(2,))
     data = X["b"][:6], TARGET["b"][:6]
     for size in (1, 2, 3, 6):
@@ -291,9 +291,9 @@ def test_divisors_that_are_python_numbers_may_differ_between_batches():
 def test_weights_count_in_the_loss_and_not_in_metrics():
     data, w = (X["a"], SOME["a"]), np.asarray([0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 0.0])
     made = Trainer(Shift(), IGNORING, nn.Fixed(), backend="numpy", dtype="float64", shape=(3, 4))
-    found = made.evaluate(*data, weights=w, batch_size=2)
-    close(found["loss"], IGNORING(*data, w)[0], 1e-15)
-    close(found["accuracy"], made.evaluate(*data)["accuracy"], 1e-15)
+    result = made.evaluate(*data, weights=w, batch_size=2)
+    close(result["loss"], IGNORING(*data, w)[0], 1e-15)
+    close(result["accuracy"], made.evaluate(*data)["accuracy"], 1e-15)
     with pytest.raises(ValueError, match=r"weights of shape \(7,\), got \(3,\)"):
         made.evaluate(*data, weights=w[:3])
 
@@ -317,10 +317,10 @@ def test_batches_in_which_nothing_counts_change_nothing(backend, widest, epsilon
     target[3:] = -1
     data = cast((X["a"], target), widest)
     some = tree_map(lambda leaf: leaf[:3], data)
-    given = (backend, IGNORING, widest, (3, 4))
-    expected = learned(*given, some, None, 3, nn.SGD(0.125))
-    found = learned(*given, data, None, 3)
-    close(found, expected, epsilon)
+    arguments = (backend, IGNORING, widest, (3, 4))
+    expected = learned(*arguments, some, None, 3, nn.SGD(0.125))
+    result = learned(*arguments, data, None, 3)
+    close(result, expected, epsilon)
 
 
 class Spike(nn.Layer):
@@ -361,9 +361,9 @@ def test_metrics_are_the_same_in_batches_of_any_size(backend, widest, epsilon):
     close(whole["accuracy"], np.mean(right[keep]), epsilon)
     close(whole["perplexity"], math.exp(whole["loss"]), 4 * epsilon)
     for size in (3,) if backend.compiles else (1, 2, 3):
-        found = made.evaluate(*data, batch_size=size)
+        result = made.evaluate(*data, batch_size=size)
         for name, value in whole.items():
-            close(found[name], value, epsilon, name)
+            close(result[name], value, epsilon, name)
 
 
 # --- the divisor on its way to Accumulate -------------------------------------------------
@@ -405,18 +405,18 @@ EVERYWHERE = [
 @pytest.mark.parametrize("around", EVERYWHERE)
 def test_the_divisor_reaches_accumulate_through_every_optimizer(around):
     inner = nn.SGD(0.125)
-    given = (NUMPY, IGNORING, "float64", (4,))
+    arguments = (NUMPY, IGNORING, "float64", (4,))
     data = X["a"][:, 0], np.asarray([2, 1, 3, 0, -1, -1, -1])  # 3, 1 and 0 of them count
-    _, at_once = learned(*given, data, None, 100, inner)
-    _, moved = learned(*given, data, None, 3, around(nn.Accumulate(Deaf(inner), 3)))
+    _, at_once = learned(*arguments, data, None, 100, inner)
+    _, moved = learned(*arguments, data, None, 3, around(nn.Accumulate(Deaf(inner), 3)))
     close(moved, at_once, 1e-15)
 
 
 def test_accumulate_of_accumulate_is_one_large_batch():
     data = X["a"][:, 0], SOME["a"][:, 0]
-    given = (NUMPY, IGNORING, "float64", (4,))
-    _, at_once = learned(*given, data, None, 100, nn.SGD(0.125))
-    _, moved = learned(*given, data, None, 2, nn.Accumulate(nn.Accumulate(nn.SGD(0.125), 2), 2))
+    arguments = (NUMPY, IGNORING, "float64", (4,))
+    _, at_once = learned(*arguments, data, None, 100, nn.SGD(0.125))
+    _, moved = learned(*arguments, data, None, 2, nn.Accumulate(nn.Accumulate(nn.SGD(0.125), 2), 2))
     close(moved, at_once, 1e-15)
 
 

@@ -72,10 +72,10 @@ def test_top_k_accuracy_looks_for_the_label_among_the_k_largest(backend, draw, l
     labels = np.asarray(np.random.default_rng(1).integers(0, 7, lead), np.int32)
     best = np.argsort(-y, axis=-1)[..., :k]
     expected = np.any(best == labels[..., None], axis=-1)
-    found = measure(backend, partial(top_k_accuracy, k=k), y, labels)
-    np.testing.assert_array_equal(found, expected)
+    result = measure(backend, partial(top_k_accuracy, k=k), y, labels)
+    np.testing.assert_array_equal(result, expected)
     if k == 1:
-        np.testing.assert_array_equal(found, measure(backend, accuracy, y, labels))
+        np.testing.assert_array_equal(result, measure(backend, accuracy, y, labels))
 
 
 def test_of_equal_outputs_the_first_is_the_largest(backend, widest):
@@ -89,8 +89,8 @@ def test_the_largest_of_a_distribution_may_be_the_label_of_the_k_largest(backend
     y, target = draw(20, 5), np.abs(draw(20, 5))
     labels = np.argmax(target, axis=-1).astype(np.int32)
     metric = partial(top_k_accuracy, k=2)
-    found = measure(backend, metric, y, target)
-    np.testing.assert_array_equal(found, measure(backend, metric, y, labels))
+    result = measure(backend, metric, y, target)
+    np.testing.assert_array_equal(result, measure(backend, metric, y, labels))
 
 
 def test_outputs_that_are_nan_are_never_among_the_largest(backend, widest):
@@ -123,13 +123,13 @@ def finished(backend, metric, y, target, parts=(slice(None),)):
         xp = nn.core.arrays.namespace(y)
         return batch_means(metric, metric(y, target), lambda one: xp.mean(one, axis=0))
 
-    found = []
+    result = []
     for part in parts:
         there = backend.asarray((y[part], target[part]))
         host = backend.to_numpy(backend.jit(means)(*there))
         host = tree_map(lambda v: np.asarray(v, "float64"), host)
-        found.append((len(y[part]) / len(y), host))
-    return finish_of(metric)(combine_means(metric, found))
+        result.append((len(y[part]) / len(y), host))
+    return finish_of(metric)(combine_means(metric, result))
 
 
 BATCHES = (slice(0, 20), slice(20, 33), slice(33, 60))
@@ -140,9 +140,9 @@ def test_perplexity_is_exp_of_the_mean_cross_entropy_of_all_batches(backend, dra
     shifted = np.asarray(logits, "float64")
     log = shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
     expected = math.exp(-np.mean(np.take_along_axis(log, labels[..., None], -1)))
-    found = finished(backend, perplexity, logits, labels, BATCHES)
-    assert found == pytest.approx(expected, rel=16 * epsilon)
-    assert found != pytest.approx(np.mean(np.exp(-log)), rel=0.1)
+    result = finished(backend, perplexity, logits, labels, BATCHES)
+    assert result == pytest.approx(expected, rel=16 * epsilon)
+    assert result != pytest.approx(np.mean(np.exp(-log)), rel=0.1)
 
 
 def test_perplexity_of_the_impossible_is_infinite(backend, widest):
@@ -164,10 +164,10 @@ def test_r2_is_the_share_of_variance_explained_over_all_batches(backend, draw, e
     y = target + 0.3 * draw(60, *tail)
     error = np.sum((y - target) ** 2, axis=0)
     expected = np.mean(1 - error / np.sum((target - np.mean(target, axis=0)) ** 2, axis=0))
-    found = finished(backend, r2, y, target, BATCHES)
-    assert found == pytest.approx(expected, abs=100 * epsilon)
+    result = finished(backend, r2, y, target, BATCHES)
+    assert result == pytest.approx(expected, abs=100 * epsilon)
     metrics = pytest.importorskip("sklearn.metrics", reason="the oracle")
-    assert found == pytest.approx(metrics.r2_score(target, y), abs=100 * epsilon)
+    assert result == pytest.approx(metrics.r2_score(target, y), abs=100 * epsilon)
 
 
 def test_r2_is_right_far_from_zero_whatever_the_batch_size(backend):
@@ -175,21 +175,21 @@ def test_r2_is_right_far_from_zero_whatever_the_batch_size(backend):
     generator = np.random.default_rng(0)
     target = (300_000 + 5 * generator.standard_normal((200, 2))).astype("float32")
     y = (target + 1.5 * generator.standard_normal(target.shape)).astype("float32")
-    exact, found = target.astype("float64"), []
+    exact, result = target.astype("float64"), []
     share = np.sum((exact - y) ** 2, axis=0) / np.sum((exact - exact.mean(axis=0)) ** 2, axis=0)
     for parts in ([slice(None)], [slice(0, 64), slice(64, 128), slice(128, 200)]):
-        found.append(finished(backend, r2, y, target, parts))
-    np.testing.assert_allclose(found, np.mean(1 - share), rtol=1e-5)
+        result.append(finished(backend, r2, y, target, parts))
+    np.testing.assert_allclose(result, np.mean(1 - share), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("y", "expected"), [([2.0, 2.0], 1.0), ([2.0, 2.5], 0.0)])
 def test_r2_of_a_constant_is_all_or_nothing(backend, widest, y, expected):
     for target in (2.0, 0.1, 123456.7):
-        given = np.asarray(y, widest) - 2.0 + np.asarray(target, widest)
+        arguments = np.asarray(y, widest) - 2.0 + np.asarray(target, widest)
         for parts in ([slice(None)], [slice(0, 1), slice(1, 2)]):
-            given = given.astype(widest)
+            arguments = arguments.astype(widest)
             wanted = np.full(2, target, widest)
-            assert finished(backend, r2, given, wanted, parts) == expected
+            assert finished(backend, r2, arguments, wanted, parts) == expected
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8"])
@@ -199,9 +199,9 @@ def test_what_is_ignored_does_not_count(backend, draw, metric, dtype):
     y, labels = draw(60, 4, 3), np.arange(240).reshape(60, 4) % 3
     left_out = np.random.default_rng(2).random((60, 4)) < 0.4
     target = np.where(left_out, ignored, labels).astype(dtype)
-    found = finished(backend, partial(metric, ignore_index=ignored), y, target, BATCHES)
+    result = finished(backend, partial(metric, ignore_index=ignored), y, target, BATCHES)
     kept = (y[~left_out], labels[~left_out].astype(dtype))
-    assert found == pytest.approx(finished(backend, metric, *kept), rel=1e-5)
+    assert result == pytest.approx(finished(backend, metric, *kept), rel=1e-5)
     nothing = finished(
         backend, partial(metric, ignore_index=ignored), y, np.full_like(target, ignored)
     )
@@ -227,20 +227,20 @@ def test_a_trainer_finishes_metrics_over_all_batches_and_tells_them_what_the_los
     y, kept = trainer.predict(x), labels >= 0
     expected = np.mean(np.argmax(y[kept], axis=-1) == labels[kept])
     for batch_size in (16, 50):
-        found = trainer.evaluate(x, labels, batch_size=batch_size)["accuracy"]
-        assert found == pytest.approx(expected, rel=1e-6)
+        result = trainer.evaluate(x, labels, batch_size=batch_size)["accuracy"]
+        assert result == pytest.approx(expected, rel=1e-6)
 
     own = {"perplexity": perplexity, "top": partial(top_k_accuracy, k=2), "r2": squared}
     trainer = nn.Trainer(nn.Dense(3), loss, nn.SGD(), backend=backend, shape=(4,), metrics=own)
-    found = trainer.evaluate(x[kept], labels[kept], batch_size=16)
-    assert list(found) == ["loss", *own]
-    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]), rel=1e-5)
+    result = trainer.evaluate(x[kept], labels[kept], batch_size=16)
+    assert list(result) == ["loss", *own]
+    assert result["perplexity"] == pytest.approx(math.exp(result["loss"]), rel=1e-5)
     best = np.argsort(-y[kept], axis=-1)[:, :2]
     expected = np.mean(np.any(best == labels[kept, None], axis=-1))
-    assert found["top"] == pytest.approx(expected, rel=1e-6)
+    assert result["top"] == pytest.approx(expected, rel=1e-6)
     wanted = np.eye(3)[labels[kept]]
     share = np.sum((wanted - y[kept]) ** 2, axis=0) / np.sum((wanted - wanted.mean(0)) ** 2, axis=0)
-    assert found["r2"] == pytest.approx(np.mean(1 - share), rel=1e-4)
+    assert result["r2"] == pytest.approx(np.mean(1 - share), rel=1e-4)
 
 
 def squared(y, target):
@@ -260,7 +260,7 @@ def test_several_losses_keep_what_finishes_their_metrics():
     metrics = nn.Losses(a=loss).metrics
     y = x[:, :3]
     means = metrics["a.accuracy"]({"a": y}, {"a": labels})
-    found = finish_of(metrics["a.accuracy"])(tree_map(lambda v: np.mean(v, axis=0), means))
+    result = finish_of(metrics["a.accuracy"])(tree_map(lambda v: np.mean(v, axis=0), means))
     kept = labels >= 0
     expected = np.mean(np.argmax(y[kept], axis=-1) == labels[kept])
-    assert found == pytest.approx(expected, rel=1e-6)
+    assert result == pytest.approx(expected, rel=1e-6)

@@ -71,19 +71,19 @@ def test_a_version_of_ones_own_normalizes_rows_as_the_standard_one_does(
     def run(forward, backward, x, dy):
         there = [None if a is None else backend.asarray(a) for a in (scale, bias)]
         y, cache = forward(x, *there, 0.1)
-        found = [y, *backward(dy, *there, cache)]
-        return [None if a is None else backend.to_numpy(a) for a in found]
+        result = [y, *backward(dy, *there, cache)]
+        return [None if a is None else backend.to_numpy(a) for a in result]
 
     expected = run(*standard, *backend.asarray((x, dy)))
     turned = [backend.xp.moveaxis(backend.asarray(np.moveaxis(a, -1, 0)), 0, -1) for a in (x, dy)]
     for arrays in (backend.asarray((x, dy)), turned):
-        for found, wanted in zip(run(*ways, *arrays), expected, strict=True):
-            assert (found is None) == (wanted is None)
+        for result, wanted in zip(run(*ways, *arrays), expected, strict=True):
+            assert (result is None) == (wanted is None)
             if wanted is not None:
-                assert (found.dtype, found.shape) == (dtype, wanted.shape)
+                assert (result.dtype, result.shape) == (dtype, wanted.shape)
                 # μ = 30 over s ≥ √0.1 brings 100 eps, sums of up to 40 numbers of order 1 less
                 atol = 400 * np.finfo(dtype).eps * np.max(abs(wanted), initial=1.0)
-                np.testing.assert_allclose(found, wanted, rtol=0, atol=atol)
+                np.testing.assert_allclose(result, wanted, rtol=0, atol=atol)
 
 
 EVERY = [nn.LayerNorm, nn.RMSNorm, nn.InstanceNorm, lambda **k: nn.GroupNorm(2, **k), nn.BatchNorm]
@@ -213,11 +213,11 @@ def test_float16_numbers_whose_squares_overflow_are_normalized(backend, layer):
     dy = generator.uniform(-1, 1, x.shape).astype("float16")
     host = nn.backend("numpy").xp
     params, state, _ = layer.init(nn.random.key(0, xp=host), (5, 4), host.float32)
-    found = []
+    result = []
     for dtype in ("float16", "float32"):
         trees = nn.trees.tree_map(lambda a: a.astype(dtype), (params, state, x, dy))  # noqa: B023
-        found.append(run(backend, layer, *trees))
-    for narrow, wide in zip(*map(list, map(nn.trees.leaves, found)), strict=True):
+        result.append(run(backend, layer, *trees))
+    for narrow, wide in zip(*map(list, map(nn.trees.leaves, result)), strict=True):
         assert narrow.dtype == np.float16
         assert np.isfinite(wide).all()
         np.testing.assert_allclose(narrow, wide.astype("float16"), rtol=2e-3, atol=1e-6)
@@ -241,11 +241,11 @@ def test_layer_norm_of_long_rows_keeps_its_digits(backend):
     generator, layer = np.random.default_rng(0), nn.LayerNorm()
     x, dy = (generator.normal(size=(2, 2**20)).astype(np.float32) for _ in range(2))
     params = {"scale": np.ones(2**20, np.float32), "bias": np.zeros(2**20, np.float32)}
-    found = []
-    for given in (backend.asarray((params, x, dy)), tree_map(np.float64, (params, x, dy))):
-        params_now, x_now, dy_now = given
+    result = []
+    for arguments in (backend.asarray((params, x, dy)), tree_map(np.float64, (params, x, dy))):
+        params_now, x_now, dy_now = arguments
         y, _, cache = layer.forward(params_now, {}, x_now, train=True)
-        found.append((y, layer.backward(params_now, cache, dy_now)[0]))
-    for single, double in zip(backend.to_numpy(found[0]), found[1], strict=True):
+        result.append((y, layer.backward(params_now, cache, dy_now)[0]))
+    for single, double in zip(backend.to_numpy(result[0]), result[1], strict=True):
         error = np.abs(single - double).max() / np.abs(double).max()
         assert error < 8 * np.finfo(np.float32).eps

@@ -165,11 +165,13 @@ def test_what_relu_lets_back_is_what_came_or_nothing(backend, draw, way):
     """Also where it is infinite; NaN is not below 0."""
     numbers = np.asarray([-2.0, -0.0, 0.0, 3.0, math.inf, -math.inf, math.nan], "float32")
     x, dy = (a.ravel().copy() for a in np.meshgrid(numbers, numbers))
-    found = call(backend, take(way, ops.above_zero), x, dy)
-    np.testing.assert_array_equal(found, [0.0 if a <= 0 else b for a, b in zip(x, dy, strict=True)])
+    result = call(backend, take(way, ops.above_zero), x, dy)
+    np.testing.assert_array_equal(
+        result, [0.0 if a <= 0 else b for a, b in zip(x, dy, strict=True)]
+    )
     x, dy = draw(4, 6).T, draw(6, 8)[:, ::2]
-    found = call(backend, take(way, ops.above_zero), x, dy)
-    np.testing.assert_array_equal(found, np.where(x > 0, dy, 0.0))
+    result = call(backend, take(way, ops.above_zero), x, dy)
+    np.testing.assert_array_equal(result, np.where(x > 0, dy, 0.0))
 
 
 def chooses_between_keys(backend):
@@ -215,10 +217,10 @@ def test_pytorch_chooses_between_keys_as_signed_integers(monkeypatch, holds):
         {"key": torch.tensor([word, 7], dtype=torch.uint32), "w": (torch.tensor(real), {})}
         for word, real in ((2**32 - 1, 1.0), (2**31, float("nan")))
     )
-    found = _chosen(torch.tensor(holds), new, old)
+    result = _chosen(torch.tensor(holds), new, old)
     tree_map(
         lambda one, two: torch.testing.assert_close(one, two, rtol=0, atol=0, equal_nan=True),
-        found,
+        result,
         new if holds else old,
     )
 
@@ -347,8 +349,8 @@ def test_a_backends_own_version_is_used_inside_jit(backend, draw, function):
 
 def test_every_function_under_dispatch_is_held_to_its_standard_twin():
     modules = (ops, random)
-    found = [f for m in modules for f in vars(m).values() if hasattr(f, "dispatch")]
-    assert set(found) == set(DISPATCHED)
+    result = [f for m in modules for f in vars(m).values() if hasattr(f, "dispatch")]
+    assert set(result) == set(DISPATCHED)
 
 
 @pytest.mark.parametrize("width", [1, 3, 64])
@@ -371,9 +373,9 @@ def test_sums_of_many_rows_of_float32_keep_their_digits(backend, width):
 def test_sums_over_axes_are_those_of_float64(backend, widest, epsilon, way, shape):
     x = np.random.default_rng(1).standard_normal(shape).astype(widest)
     for axes in {tuple(range(len(shape) - 1)), (len(shape) - 2,), (len(shape) - 1,)}:
-        found = call(backend, lambda x, a=axes: take(way, ops.sum_over)(x, a), x)
+        result = call(backend, lambda x, a=axes: take(way, ops.sum_over)(x, a), x)
         expected = np.sum(x.astype("float64"), axis=axes, keepdims=True)
-        np.testing.assert_allclose(found, expected, atol=500 * epsilon)
+        np.testing.assert_allclose(result, expected, atol=500 * epsilon)
 
 
 @pytest.mark.parametrize("place", range(3))

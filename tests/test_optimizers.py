@@ -65,24 +65,24 @@ ROUNDINGS = 4 * STEPS
 
 @each_case
 def test_each_step_is_that_of_a_plain_loop(backend, widest, epsilon, case):
-    found, _ = walked(backend, case.optimizer, widest)
-    assert apart(found, by_hand(case, *problem(widest))) < ROUNDINGS * case.slack * epsilon
+    result, _ = walked(backend, case.optimizer, widest)
+    assert apart(result, by_hand(case, *problem(widest))) < ROUNDINGS * case.slack * epsilon
 
 
 @pytest.mark.parametrize("case", [case for case in OPTIMIZERS if case.torch], ids=str)
 def test_each_step_is_that_of_pytorch(backend, widest, epsilon, case):
     torch = pytest.importorskip("torch", reason="PyTorch, the oracle, is not installed here")
-    found, _ = walked(backend, case.optimizer, widest)
+    result, _ = walked(backend, case.optimizer, widest)
     theirs = cases.torch_walk(torch, case, *problem(widest))
-    assert apart(found, theirs) < ROUNDINGS * case.slack * epsilon
+    assert apart(result, theirs) < ROUNDINGS * case.slack * epsilon
 
 
 @pytest.mark.parametrize("case", [case for case in OPTIMIZERS if case.optax], ids=str)
 def test_each_step_is_that_of_optax(backend, widest, epsilon, case):
     optax = pytest.importorskip("optax", reason="Optax, the oracle, is not installed here")
-    found, _ = walked(backend, case.optimizer, widest)
+    result, _ = walked(backend, case.optimizer, widest)
     theirs = cases.optax_walk(optax, case, *problem(widest))
-    assert apart(found, theirs) < ROUNDINGS * case.slack * epsilon
+    assert apart(result, theirs) < ROUNDINGS * case.slack * epsilon
 
 
 FIRST = [  # optimizer, θ after one step from θ = 2 with g = 0.5
@@ -123,8 +123,8 @@ FIRST = [  # optimizer, θ after one step from θ = 2 with g = 0.5
 @pytest.mark.parametrize(("optimizer", "expected"), FIRST, ids=[str(case[0]) for case in FIRST])
 def test_the_first_step_is_as_on_paper(backend, widest, epsilon, optimizer, expected):
     params, grads = tuple({"w": np.asarray([v], widest)} for v in (2.0, 0.5))
-    found = one_step(backend, optimizer, params, grads)["w"]
-    np.testing.assert_allclose(found, [expected], rtol=4 * epsilon)
+    result = one_step(backend, optimizer, params, grads)["w"]
+    np.testing.assert_allclose(result, [expected], rtol=4 * epsilon)
 
 
 # --- what all of them promise -----------------------------------------------------------
@@ -133,8 +133,8 @@ def test_the_first_step_is_as_on_paper(backend, widest, epsilon, optimizer, expe
 @each_optimizer
 def test_float32_stays_float32_and_moments_keep_their_shapes(backend, optimizer):
     """One step in float64 would compile a step anew, and double the memory."""
-    found, moments = walked(backend, optimizer, "float32")
-    assert {leaf.dtype.name for leaf in found.values()} == {"float32"}
+    result, moments = walked(backend, optimizer, "float32")
+    assert {leaf.dtype.name for leaf in result.values()} == {"float32"}
     before = dict(named_leaves(optimizer.init(problem("float32")[0])))
     after = dict(named_leaves(moments))
     assert list(before) == list(after)
@@ -152,14 +152,14 @@ def test_moments_are_the_steps_taken_and_trees_nested_as_the_parameters(backend,
     start = dict(named_leaves(problem("float32")[0]))
     assert moments["step"] == STEPS
     for name in moments.keys() - {"step"}:
-        found = dict(named_leaves(moments[name]))
+        result = dict(named_leaves(moments[name]))
         if isinstance(optimizer, nn.Adafactor):
-            rows, columns = (found.pop(f"2.0.weight.{part}") for part in ("row", "column"))
+            rows, columns = (result.pop(f"2.0.weight.{part}") for part in ("row", "column"))
             assert (rows.shape, columns.shape) == ((3, 2, 2, 1), (3, 2, 1, 4))
-            assert found.keys() == {"0.bias", "0.weight.row", "0.weight.column", "3.slope"}
+            assert result.keys() == {"0.bias", "0.weight.row", "0.weight.column", "3.slope"}
         else:
             shapes = {path: () if name == "product" else p.shape for path, p in start.items()}
-            assert {path: leaf.shape for path, leaf in found.items()} == shapes
+            assert {path: leaf.shape for path, leaf in result.items()} == shapes
 
 
 @each_optimizer
@@ -209,10 +209,10 @@ def test_a_constant_gradient_moves_adam_by_its_rate_at_every_step(backend, optim
     update = backend.jit(optimizer.update)
     for t in range(1, 21):
         params, moments = update(params, grads, moments)
-        found = backend.to_numpy(params)["w"]
+        result = backend.to_numpy(params)["w"]
         expected = t * 0.01 * np.asarray([-1, 1, -1])
-        np.testing.assert_allclose(found[:2], expected[:2], rtol=2e-6)
-        np.testing.assert_allclose(found[2], expected[2], rtol=2e-5)
+        np.testing.assert_allclose(result[:2], expected[:2], rtol=2e-6)
+        np.testing.assert_allclose(result[2], expected[2], rtol=2e-5)
 
 
 def test_a_gradient_that_is_not_finite_is_not_hidden(backend):
@@ -221,8 +221,8 @@ def test_a_gradient_that_is_not_finite_is_not_hidden(backend):
         grads = {"w": np.asarray([[1.0, 1.0], [1.0, bad]], np.float32)}
         for optimizer in (SGD(0.1), Adam(), ClipByGlobalNorm(SGD(0.1)), nn.Muon(), nn.Adafactor()):
             with np.errstate(invalid="ignore", divide="ignore"):
-                found = one_step(backend, optimizer, params, grads)
-            assert not np.isfinite(found["w"][1, 1])
+                result = one_step(backend, optimizer, params, grads)
+            assert not np.isfinite(result["w"][1, 1])
 
 
 def test_a_layer_without_parameters_is_no_obstacle_but_a_model_without_any_is(backend):
@@ -248,9 +248,9 @@ def test_gradients_of_another_nesting_are_refused(backend, optimizer):
 def test_dicts_that_jit_hands_back_sorted_are_matched_by_name(backend):
     params = {"b": np.ones(2, np.float32), "a": np.zeros(2, np.float32)}
     grads = {"a": np.ones(2, np.float32), "b": np.zeros(2, np.float32)}
-    found = one_step(backend, SGD(1.0, momentum=0.5, weight_decay=1.0), params, grads, times=2)
-    np.testing.assert_array_equal(found["b"], -0.5)  # 1 - 1, then - (0.5 + 0)
-    np.testing.assert_array_equal(found["a"], -1.5)  # - 1, then - (0.5 + 1 - 1)
+    result = one_step(backend, SGD(1.0, momentum=0.5, weight_decay=1.0), params, grads, times=2)
+    np.testing.assert_array_equal(result["b"], -0.5)  # 1 - 1, then - (0.5 + 0)
+    np.testing.assert_array_equal(result["a"], -1.5)  # - 1, then - (0.5 + 1 - 1)
 
 
 # --- where float32 or an edge needs care ------------------------------------------------
@@ -261,20 +261,20 @@ def test_dicts_that_jit_hands_back_sorted_are_matched_by_name(backend):
 def test_the_length_that_radam_waits_for_is_right_to_the_last_digits(backend, widest, beta, dtype):
     """ρ = ρ∞ - 2t βᵗ / (1 - βᵗ) loses four digits of float32 at the first steps of β = 0.9999."""
     t = np.unique(np.geomspace(1, 1e5, 60).round()).astype(widest if dtype == "widest" else dtype)
-    found = backend.to_numpy(nn.RAdam(beta2=beta)._rho(backend.asarray(t)))
-    assert found.dtype == t.dtype
+    result = backend.to_numpy(nn.RAdam(beta2=beta)._rho(backend.asarray(t)))
+    assert result.dtype == t.dtype
     exact = Decimal(beta)
     powers = {int(n): exact ** int(n) for n in t}
     expected = [(1 + exact) / (1 - exact) - 2 * n * p / (1 - p) for n, p in powers.items()]
     eps = np.finfo(t.dtype).eps
-    np.testing.assert_allclose(found, [float(length) for length in expected], rtol=16 * eps)
+    np.testing.assert_allclose(result, [float(length) for length in expected], rtol=16 * eps)
 
 
 def test_a_gradient_that_never_changes_gives_centred_rmsprop_no_nan(backend):
     """v - m² is 0 up to rounding, of either sign."""
     g = np.linspace(0.1, 3.0, 50, dtype="float32")
-    found = one_step(backend, nn.RMSprop(1e-6, rho=0.3, centered=True), {"w": 0 * g}, {"w": g}, 60)
-    assert np.all(np.isfinite(found["w"]))
+    result = one_step(backend, nn.RMSprop(1e-6, rho=0.3, centered=True), {"w": 0 * g}, {"w": g}, 60)
+    assert np.all(np.isfinite(result["w"]))
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-25])
@@ -284,13 +284,13 @@ def test_gradients_of_nothing_or_nearly_nothing_give_finite_steps(backend, optim
     start, _ = problem("float32")
     zeros = tree_map(lambda p: np.full_like(p, size), start)
     for params in (start, tree_map(np.zeros_like, start)):
-        found, _ = walk(backend, optimizer, params, [zeros] * 2, compiled(backend, optimizer))
-        assert all(np.all(np.isfinite(leaf)) for leaf in found.values())
+        result, _ = walk(backend, optimizer, params, [zeros] * 2, compiled(backend, optimizer))
+        assert all(np.all(np.isfinite(leaf)) for leaf in result.values())
 
 
 def test_lamb_takes_the_plain_step_where_a_leaf_is_zero(backend):
-    found = one_step(backend, nn.LAMB(0.1), {"w": np.zeros(1, "f")}, {"w": np.full(1, 0.5, "f")})
-    np.testing.assert_allclose(found["w"], -0.1, rtol=1e-5)
+    result = one_step(backend, nn.LAMB(0.1), {"w": np.zeros(1, "f")}, {"w": np.full(1, 0.5, "f")})
+    np.testing.assert_allclose(result["w"], -0.1, rtol=1e-5)
 
 
 # --- Muon -------------------------------------------------------------------------------
@@ -312,11 +312,11 @@ def test_muon_turns_every_singular_value_into_about_one(backend, draw, shape):
 def test_muon_leaves_vectors_and_what_it_spares_to_the_other_optimizer(backend, widest, epsilon):
     start, grads = problem(widest)
     muon = nn.Muon(0.05, no_decay=("bias", "2"), others=SGD(0.1))
-    found, moments = walk(backend, muon, start, grads)
+    result, moments = walk(backend, muon, start, grads)
     alone, _ = walk(backend, nn.Muon(0.05), start, grads)
     plain, _ = walk(backend, SGD(0.1), start, grads)
     expected = plain | {"0.weight": alone["0.weight"]}
-    assert apart(found, expected) < ROUNDINGS * epsilon
+    assert apart(result, expected) < ROUNDINGS * epsilon
     assert [path for path, _ in named_leaves(moments["matrices"]["velocity"])] == ["0.weight"]
     for p in (start[0]["weight"], start[0]["bias"]):  # all matrices, or none
         assert np.any(one_step(backend, nn.Muon(), {"w": p}, {"w": p})["w"] != p)
@@ -407,8 +407,8 @@ def test_decays_come_in_the_order_in_which_trees_are_walked():
 def test_gradients_are_clipped_by_number_by_leaf_or_all_together(backend, clip, expected):
     grads = ({"a": np.asarray([3.0, -4.0], "f")}, {"b": np.asarray([[0.5, 0.5]], "f")})
     moved = one_step(backend, clip(SGD(1.0), 1.0), tree_map(np.zeros_like, grads), grads)
-    found = np.concatenate([-leaf.ravel() for leaf in leaves(moved)])
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    result = np.concatenate([-leaf.ravel() for leaf in leaves(moved)])
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("limit", [1.0, 1e30])
@@ -526,9 +526,9 @@ def test_empty_and_scalar_parameters_leave_a_matrix_alone(backend):
     params = {"empty": np.zeros((0, 3)), "scalar": np.asarray(2.0), "weight": np.ones((2, 3))}
     grads = {"empty": np.zeros((0, 3)), "scalar": np.asarray(0.01), "weight": np.ones((2, 3)) * 0.1}
     trees = (tree_map(lambda a: a.astype("float32"), tree) for tree in (params, grads))
-    found = backend.to_numpy(backend.jit(both)(*map(backend.asarray, trees)))
+    result = backend.to_numpy(backend.jit(both)(*map(backend.asarray, trees)))
     for optimizer, (moved, moments), (alone, _) in zip(
-        OPTIMIZERS_BESIDE_EMPTY, *found, strict=True
+        OPTIMIZERS_BESIDE_EMPTY, *result, strict=True
     ):
         assert moved["empty"].shape == (0, 3), optimizer
         assert moved["scalar"].shape == (), optimizer
@@ -545,15 +545,15 @@ def test_small_batches_summed_up_do_what_one_large_batch_does(backend, widest, e
     xp = nn.backend("numpy").xp
     params, state, _ = model.init(nn.random.key(0, xp=xp), (3,), getattr(xp, widest))
     x, target = draw(40, 3), draw(40, 2)
-    found = []
+    result = []
     for optimizer, size in ((Adam(0.1), 20), (nn.Accumulate(Adam(0.1), 4), 5)):
         step = backend.jit(nn.make_step(model, nn.mean_squared_error, optimizer))
         carry = backend.asarray((params, state, optimizer.init(params)))
         for start in range(0, 40, size):
             batch = backend.asarray((x[start : start + size], target[start : start + size]))
             carry, _, _ = step(carry, *batch)
-        found.append(backend.to_numpy(carry))
-    (large, _, plain), (small, _, summed) = found
+        result.append(backend.to_numpy(carry))
+    (large, _, plain), (small, _, summed) = result
     # Adam turns a rounding of a small gradient into one of its step
     tree_map(lambda a, b: np.testing.assert_allclose(a, b, atol=200 * epsilon), small, large)
     assert summed["inner"]["step"] == plain["step"] == 2
@@ -563,8 +563,8 @@ def test_small_batches_summed_up_do_what_one_large_batch_does(backend, widest, e
 
 def test_parameters_stand_still_until_enough_gradients_are_summed_up(backend):
     start, grads = problem("float32")
-    found, moments = walk(backend, nn.Accumulate(SGD(0.1), 5), start, grads)
-    for path, leaf in found.items():
+    result, moments = walk(backend, nn.Accumulate(SGD(0.1), 5), start, grads)
+    for path, leaf in result.items():
         assert [len(np.unique(leaf[i : i + 5], axis=0)) for i in range(4, 20, 5)] == [1] * 4, path
         np.testing.assert_array_equal(leaf[3], dict(named_leaves(start))[path])
         assert np.all(leaf[4] != leaf[3])
@@ -574,8 +574,8 @@ def test_parameters_stand_still_until_enough_gradients_are_summed_up(backend):
 def test_a_schedule_counts_the_steps_that_are_taken(backend):
     rate = Piecewise((1.0, 2.0, 4.0), starts=(1, 2))
     params, grads = {"w": np.zeros(1, "f")}, {"w": np.ones(1, "f")}
-    found = one_step(backend, nn.Accumulate(SGD(rate), 2), params, grads, times=6)
-    np.testing.assert_array_equal(found["w"], -7)
+    result = one_step(backend, nn.Accumulate(SGD(rate), 2), params, grads, times=6)
+    np.testing.assert_array_equal(result["w"], -7)
 
 
 def test_the_average_is_the_mean_of_what_was_reached_with_weights_that_fade(backend, widest):
@@ -590,8 +590,8 @@ def test_the_average_is_the_mean_of_what_was_reached_with_weights_that_fade(back
         params, moments = optimizer.update(params, backend.asarray(g), moments)
         reached.append(backend.to_numpy(params)[0]["weight"])
         weights = 0.8 ** np.arange(len(reached))[::-1]
-        found = backend.to_numpy(averaged(params, moments))[0]["weight"]
-        np.testing.assert_allclose(found, np.average(reached, 0, weights), rtol=1e-5)
+        result = backend.to_numpy(averaged(params, moments))[0]["weight"]
+        np.testing.assert_allclose(result, np.average(reached, 0, weights), rtol=1e-5)
     plain = SGD(0.1, momentum=0.9)
     expected, _ = walk(backend, plain, start, grads[:6], plain.update)
     np.testing.assert_array_equal(reached, expected["0.weight"])
@@ -603,8 +603,8 @@ def test_a_slow_average_is_right_from_the_first_step_in_float32(backend):
     moments = optimizer.init(params)
     for _ in range(3):
         params, moments = optimizer.update(params, tree_map(lambda p: 0.0 * p, params), moments)
-        found = backend.to_numpy(optimizer.averaged(params, moments))["w"]
-        np.testing.assert_allclose(found, 0.7, rtol=1e-6)
+        result = backend.to_numpy(optimizer.averaged(params, moments))["w"]
+        np.testing.assert_allclose(result, 0.7, rtol=1e-6)
 
 
 def test_a_step_at_scale_one_is_the_very_step_and_a_half_is_half_of_it(backend):
@@ -613,15 +613,15 @@ def test_a_step_at_scale_one_is_the_very_step_and_a_half_is_half_of_it(backend):
     optimizer = nn.Scaled(Adam(0.1))
     moments = optimizer.init(params)
     whole, _ = Adam(0.1).update(params, g, Adam(0.1).init(params))
-    found, after = optimizer.update(params, g, moments)
-    tree_map(np.testing.assert_array_equal, backend.to_numpy(found), backend.to_numpy(whole))
+    result, after = optimizer.update(params, g, moments)
+    tree_map(np.testing.assert_array_equal, backend.to_numpy(result), backend.to_numpy(whole))
     assert float(after["scale"]) == 1.0
     halved = moments | {"scale": 0.5 * moments["scale"]}
-    found, after = optimizer.update(params, g, halved)
+    result, after = optimizer.update(params, g, halved)
     expected = tree_map(lambda p, q: 0.5 * (p + q), start, backend.to_numpy(whole))
     tree_map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
-        backend.to_numpy(found),
+        backend.to_numpy(result),
         expected,
     )
     assert float(after["scale"]) == 0.5
@@ -634,8 +634,8 @@ def test_what_does_not_move_is_not_changed_by_a_bit_at_any_scale(backend):
     moments = optimizer.init(params)
     moments = moments | {"scale": 0.3 * moments["scale"]}
     zeros = tree_map(lambda p: 0.0 * p, params)
-    found, _ = backend.jit(optimizer.update)(params, zeros, moments)
-    tree_map(np.testing.assert_array_equal, backend.to_numpy(found), start)
+    result, _ = backend.jit(optimizer.update)(params, zeros, moments)
+    tree_map(np.testing.assert_array_equal, backend.to_numpy(result), start)
 
 
 # --- parts ------------------------------------------------------------------------------
@@ -643,15 +643,15 @@ def test_what_does_not_move_is_not_changed_by_a_bit_at_any_scale(backend):
 
 def test_each_part_moves_as_its_optimizer_alone_would(backend, widest, epsilon):
     start, grads = problem(widest)
-    found, moments = walk(backend, SPLIT, start, grads)
+    result, moments = walk(backend, SPLIT, start, grads)
     alone = {
         "0.weight": walk(backend, AdamW(0.1), start, grads)[0],
         "2.0.weight": walk(backend, nn.Lion(0.01), start, grads)[0],
         "3.slope": walk(backend, AdamW(0.1), start, grads)[0],
     }
     for path, expected in alone.items():
-        assert apart({path: found[path]}, {path: expected[path]}) < ROUNDINGS * epsilon
-    np.testing.assert_array_equal(found["0.bias"], [start[0]["bias"]] * STEPS)
+        assert apart({path: result[path]}, {path: expected[path]}) < ROUNDINGS * epsilon
+    np.testing.assert_array_equal(result["0.bias"], [start[0]["bias"]] * STEPS)
     kept = {path for path, _ in named_leaves(moments)}
     assert kept == {
         "parts.1.step",
@@ -667,8 +667,8 @@ def test_a_leaf_belongs_to_the_first_part_that_fits(backend):
     with pytest.raises(ValueError, match=r"no leaf is left for the pattern '\*' among \['0.bias'"):
         parts.init(params)
     parts = nn.Parts((("0.weight", SGD(0.1)), ("0", SGD(0.2)), ("*", SGD(0.3))))
-    found = one_step(backend, parts, params, params)
-    np.testing.assert_allclose([leaf[0] for leaf in leaves(found)], [0.8, 0.9, 0.7], rtol=1e-6)
+    result = one_step(backend, parts, params, params)
+    np.testing.assert_allclose([leaf[0] for leaf in leaves(result)], [0.8, 0.9, 0.7], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -708,10 +708,10 @@ def test_training_goes_on_from_a_file_as_if_it_had_not_stopped(backend, tmp_path
     again = nn.Trainer.load(tmp_path / "a", backend=backend)
     for one in (trainer, again):
         one.fit(x, labels, epochs=1, batch_size=8, verbose=0)
-    found, other = (backend.to_numpy((one.params, one.moments)) for one in (trainer, again))
-    tree_map(np.testing.assert_array_equal, found, other)
-    tree_map(np.testing.assert_array_equal, found[0][0], before[0])
-    assert np.all(found[0][2]["weight"] != before[2]["weight"])
+    result, other = (backend.to_numpy((one.params, one.moments)) for one in (trainer, again))
+    tree_map(np.testing.assert_array_equal, result, other)
+    tree_map(np.testing.assert_array_equal, result[0][0], before[0])
+    assert np.all(result[0][2]["weight"] != before[2]["weight"])
 
 
 # --- refusals ---------------------------------------------------------------------------

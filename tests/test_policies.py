@@ -85,10 +85,10 @@ def test_what_is_no_policy_is_refused(monkeypatch, arguments, environment, error
 @pytest.mark.parametrize("precision", policies.PRECISIONS)
 def test_what_is_strict_multiplies_in_float32(backend, precision):
     """So does a GPU if it has to be strict; if it may be fast, TensorFloat-32 is allowed."""
-    found = nn.backend(str(backend), precision=precision).probe()
+    result = nn.backend(str(backend), precision=precision).probe()
     if precision == "strict" or backend.device_name.startswith(("cpu", "CPU")):
-        assert found == all_in("float32")
-    for names in found.values():
+        assert result == all_in("float32")
+    for names in result.values():
         assert set(names) == set(WAYS)
         assert set(names.values()) <= {"float32", "TensorFloat-32"}
 
@@ -186,13 +186,13 @@ class Rounded(np.ndarray):
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
         plain = [np.asarray(x) if isinstance(x, Rounded) else x for x in inputs]
         if ufunc is np.matmul and Rounded.product is not None:
-            found = Rounded.product(*(x.astype(np.float64) for x in plain)).astype(np.float32)
+            result = Rounded.product(*(x.astype(np.float64) for x in plain)).astype(np.float32)
         else:
-            found = getattr(ufunc, method)(*plain, **kwargs)
+            result = getattr(ufunc, method)(*plain, **kwargs)
         if out is not None:
-            np.asarray(out[0])[...] = found
+            np.asarray(out[0])[...] = result
             return out[0]
-        return found.view(Rounded) if isinstance(found, np.ndarray) else found
+        return result.view(Rounded) if isinstance(result, np.ndarray) else result
 
 
 def fake(**changed):
@@ -215,8 +215,8 @@ def named(request, monkeypatch):
 
 
 def test_each_way_to_fall_short_is_named(named):
-    found = fake()("fast").probe()
-    assert found == all_in(named)
+    result = fake()("fast").probe()
+    assert result == all_in(named)
 
 
 def test_a_strict_backend_that_falls_short_is_an_error_that_names_the_setting(monkeypatch):
@@ -230,10 +230,10 @@ def test_a_strict_backend_that_falls_short_is_an_error_that_names_the_setting(mo
 
     with pytest.raises(nn.BackendUnavailable) as caught:
         fake(policy=policy)().probe()
-    said = str(caught.value)
-    assert said.startswith("fake:gpu:0 should compute in float32, but computes in TensorFl")
+    text = str(caught.value)
+    assert text.startswith("fake:gpu:0 should compute in float32, but computes in TensorFl")
     assert (
-        "in TensorFloat-32 (eager: all; compiled: all). It sets nothing; FAKE_TF32=0 would" in said
+        "in TensorFloat-32 (eager: all; compiled: all). It sets nothing; FAKE_TF32=0 would" in text
     )
     with pytest.raises(nn.BackendUnavailable, match="look at what the library was built with"):
         fake()().probe()
@@ -246,9 +246,9 @@ def test_one_operation_that_falls_short_is_found_among_the_others(monkeypatch, w
 
     def short(*args):
         monkeypatch.setattr(Rounded, "product", staticmethod(product))
-        found = function.dispatch(np.ndarray)(*args)
+        result = function.dispatch(np.ndarray)(*args)
         monkeypatch.setattr(Rounded, "product", None)
-        return found
+        return result
 
     class Short(Rounded):
         """A type to register for."""
@@ -273,17 +273,17 @@ def test_what_only_a_compiler_does_is_found(monkeypatch):
 
         return compiled
 
-    found = fake(jit=jit)("fast").probe()
-    assert found == all_in("float32") | {"compiled": dict.fromkeys(WAYS, "TensorFloat-32")}
+    result = fake(jit=jit)("fast").probe()
+    assert result == all_in("float32") | {"compiled": dict.fromkeys(WAYS, "TensorFloat-32")}
 
 
 def test_what_is_less_than_float32_is_told_by_format():
-    found = {
+    result = {
         "eager": {"matmul": "float32", "convolve": "bfloat16"},
         "compiled": {"matmul": "float16", "convolve": "bfloat16"},
     }
-    said = "bfloat16 (eager: convolve; compiled: convolve) and float16 (compiled: matmul)"
-    assert policies.reduced_formats(found) == said
+    text = "bfloat16 (eager: convolve; compiled: convolve) and float16 (compiled: matmul)"
+    assert policies.reduced_formats(result) == text
     assert policies.reduced_formats(all_in("float32")) == ""
 
 
@@ -486,8 +486,8 @@ def test_jax_is_told_within_what_it_compiles(precision):
     """By XLA's own text: every product and convolution carries it, for CUDA as well."""
     jax = pytest.importorskip("jax", reason="JAX is not installed")
     one = nn.backend("jax:cpu", precision=precision)
-    given = one.asarray(policies._operands())
-    traced = one.jit(policies._products).trace(*given)
+    arguments = one.asarray(policies._operands())
+    traced = one.jit(policies._products).trace(*arguments)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     lines = [line for line in text.splitlines() if "dot_general" in line or "convolution" in line]
     assert len(lines) == len(WAYS)
@@ -560,8 +560,8 @@ def watched():
                 bare.add(ufunc.__name__)
             inputs = [np.asarray(x) if isinstance(x, Watched) else x for x in inputs]
             kwargs |= {} if out is None else {"out": tuple(map(np.asarray, out))}
-            found = np.asarray(getattr(ufunc, method)(*inputs, **kwargs))
-            return found.view(Watched) if out is None else out[0]
+            result = np.asarray(getattr(ufunc, method)(*inputs, **kwargs))
+            return result.view(Watched) if out is None else out[0]
 
     @contextmanager
     def policy(*_):
@@ -676,9 +676,9 @@ def test_sorted_updates_add_up_to_what_scatter_add_gives(
     expected = np.zeros((rows, width))
     np.add.at(expected, index, updates)
     add = backend.jit(lambda updates, index: ops.indexing.add_sorted(updates, index, rows))
-    found = backend.to_numpy(add(*backend.asarray((updates, index))))
-    assert found.dtype == updates.dtype
-    np.testing.assert_array_equal(found, expected)
+    result = backend.to_numpy(add(*backend.asarray((updates, index))))
+    assert result.dtype == updates.dtype
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_sorted_updates_of_other_rows_never_mix(backend, widest):
@@ -686,8 +686,8 @@ def test_sorted_updates_of_other_rows_never_mix(backend, widest):
     updates = np.asarray([[1.0], [np.inf], [2.0], [np.nan], [4.0]], widest)
     index = np.asarray([2, 0, 2, 1, 2], np.int32)
     add = backend.jit(lambda updates, index: ops.indexing.add_sorted(updates, index, 4))
-    found = backend.to_numpy(add(*backend.asarray((updates, index))))
-    np.testing.assert_array_equal(found, [[np.inf], [np.nan], [7.0], [0.0]])
+    result = backend.to_numpy(add(*backend.asarray((updates, index))))
+    np.testing.assert_array_equal(result, [[np.inf], [np.nan], [7.0], [0.0]])
 
 
 def numbers(*shape, seed=0):
@@ -766,8 +766,8 @@ def _unpooled(x, *spans):
 
 def test_every_function_under_dispatch_is_among_those_run_twice():
     modules = (ops, random)
-    found = {n for m in modules for n, f in vars(m).items() if hasattr(f, "dispatch")}
-    assert found == {*CALLS, *LAYERS}
+    result = {n for m in modules for n, f in vars(m).items() if hasattr(f, "dispatch")}
+    assert result == {*CALLS, *LAYERS}
 
 
 def bits(backend, tree):

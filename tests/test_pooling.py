@@ -39,9 +39,9 @@ each_window = pytest.mark.parametrize("spans", WINDOWS, ids=str)
 def test_slide_shows_each_place_of_each_window(backend, widest, spans):
     axis, n, window, stride, dilation = spans
     x = np.arange(2.0 * n * n * 3, dtype=widest).reshape(2, n, n, 3)
-    found = backend.to_numpy(tuple(slide(backend.asarray(x), axis, window, stride, dilation)))
+    result = backend.to_numpy(tuple(slide(backend.asarray(x), axis, window, stride, dilation)))
     starts = range(0, n - dilation * (window - 1), stride)
-    for k, part in enumerate(found):
+    for k, part in enumerate(result):
         seen = [o + k * dilation for o in starts]
         np.testing.assert_array_equal(part, np.take(x, seen, axis=axis))
 
@@ -64,10 +64,10 @@ def test_unslide_puts_everything_back_where_it_came_from(backend, widest, way, s
             expected[(*place, start + k * dilation)] += part[(*place, o)]
 
     function = unslide if way == "native" else unslide.dispatch(object)
-    found = backend.jit(
+    result = backend.jit(
         lambda *parts: function(*parts, axis=axis, stride=stride, dilation=dilation, length=n)
     )(*backend.asarray(tuple(parts)))
-    np.testing.assert_array_equal(backend.to_numpy(found), expected)
+    np.testing.assert_array_equal(backend.to_numpy(result), expected)
 
 
 def windows_of(lengths, window, stride, padding, dilation):
@@ -119,8 +119,8 @@ def test_the_first_of_the_largest_in_a_window_is_kept_and_has_the_gradient(backe
         y, which = pool(x, *spans)
         return y, unpool(dy, which, lengths, *spans)
 
-    found = backend.to_numpy(backend.jit(both)(*backend.asarray((x, dy))))
-    for got, want in zip(found, (expected, dx), strict=True):
+    result = backend.to_numpy(backend.jit(both)(*backend.asarray((x, dy))))
+    for got, want in zip(result, (expected, dx), strict=True):
         assert got.dtype == "float32"
         np.testing.assert_array_equal(got, want)
 
@@ -141,10 +141,10 @@ def test_what_was_not_the_largest_has_no_gradient_however_large_it_is(backend, l
 def test_a_value_is_put_around_the_inner_axes(backend, widest, way, value, pads):
     x = np.arange(2.0 * 3 ** len(pads) * 2, dtype=widest).reshape(2, *(3,) * len(pads), 2)
     function = pad_impl if way == "native" else pad_impl.dispatch(object)
-    found = backend.to_numpy(backend.jit(lambda x: function(x, pads, value))(backend.asarray(x)))
+    result = backend.to_numpy(backend.jit(lambda x: function(x, pads, value))(backend.asarray(x)))
     expected = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=value)
-    assert found.dtype == expected.dtype
-    np.testing.assert_array_equal(found, expected)
+    assert result.dtype == expected.dtype
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_padding_below_0_cuts_away_and_may_leave_nothing_but_padding(backend):
@@ -171,9 +171,9 @@ def test_average_pooling_divides_by_what_it_says(backend, widest, epsilon, geome
         for place in real:
             expected[(slice(None), *index)] += x[(slice(None), *place)] / count
             dx[(slice(None), *place)] += 1.0 / count
-    found = run(backend, layer, x)
-    np.testing.assert_allclose(found[0], expected, rtol=0, atol=8 * epsilon)
-    np.testing.assert_allclose(found[1], dx, rtol=0, atol=8 * epsilon)
+    result = run(backend, layer, x)
+    np.testing.assert_allclose(result[0], expected, rtol=0, atol=8 * epsilon)
+    np.testing.assert_allclose(result[1], dx, rtol=0, atol=8 * epsilon)
 
 
 POOLS = [

@@ -39,21 +39,21 @@ def test_threefry_gives_its_published_answers(backend, key, counter, known):
     """In uint32, or in the wider integers that `words` uses where uint32 cannot add."""
     numbers = backend.asarray(np.asarray([*key, *counter], np.uint32)[:, None])
     numbers = backend.xp.astype(numbers, random.words(key_of(backend, 0), 1).dtype)
-    found = random.threefry(*(numbers[i, :] for i in range(4)))
-    assert tuple(int(word[0]) for word in found) == known
+    result = random.threefry(*(numbers[i, :] for i in range(4)))
+    assert tuple(int(word[0]) for word in result) == known
 
 
 @pytest.mark.parametrize("dtype", ["uint32", "int64", "uint64"])
 @pytest.mark.parametrize(("key", "counter", "known"), KNOWN)
 def test_threefry_keeps_wider_integers_to_32_bits(key, counter, known, dtype):
-    found = random.threefry(*np.asarray([*key, *counter], dtype)[:, None])
-    assert tuple(int(word[0]) for word in found) == known
+    result = random.threefry(*np.asarray([*key, *counter], dtype)[:, None])
+    assert tuple(int(word[0]) for word in result) == known
 
 
 def test_the_first_words_are_the_published_answer(backend):
     zero = backend.asarray(np.zeros(2, np.uint32))
-    found = backend.to_numpy(random.words(zero, 2))
-    np.testing.assert_array_equal(found, KNOWN[0][2])
+    result = backend.to_numpy(random.words(zero, 2))
+    np.testing.assert_array_equal(result, KNOWN[0][2])
 
 
 def test_words_are_threefry_of_stream_and_place(backend):
@@ -62,18 +62,18 @@ def test_words_are_threefry_of_stream_and_place(backend):
     stream = 0x243F6A88
     counters = np.arange(10, dtype=np.uint32)
     pairs = random.threefry(key[0:1], key[1:2], np.full_like(counters, stream), counters)
-    found = backend.to_numpy(random.words(backend.asarray(key), 20, stream))
-    np.testing.assert_array_equal(found, np.stack(pairs, axis=-1).ravel())
+    result = backend.to_numpy(random.words(backend.asarray(key), 20, stream))
+    np.testing.assert_array_equal(result, np.stack(pairs, axis=-1).ravel())
 
 
 @pytest.mark.parametrize(
     ("count", "stream"), [(0, 0), (1, 0), (2, 1), (7, 3), (1000, 2**31), (100_001, 2**32 - 1)]
 )
 def test_words_are_equal_on_every_backend(backend, count, stream):
-    found = draw_on(backend, random.words, count, stream, seed=2**64 - 3)
+    result = draw_on(backend, random.words, count, stream, seed=2**64 - 3)
     expected = draw_on(HOST, random.words, count, stream, seed=2**64 - 3)
-    assert found.shape == (count,)
-    np.testing.assert_array_equal(found, expected)
+    assert result.shape == (count,)
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_words_do_not_depend_on_how_many_are_drawn(backend):
@@ -111,11 +111,11 @@ def test_a_seed_that_is_no_integer_is_refused(backend, seed):
 def test_split_keys_are_keys_and_do_not_depend_on_their_number(backend):
     keys = random.split(key_of(backend, 5), 10)
     assert keys.dtype == backend.xp.uint32
-    found = backend.to_numpy(keys)
-    assert found.shape == (10, 2)
-    assert len({tuple(row) for row in found.tolist()}) == 10
-    np.testing.assert_array_equal(found, draw_on(HOST, random.split, 10, seed=5))
-    np.testing.assert_array_equal(draw_on(backend, random.split, 3, seed=5), found[:3])
+    result = backend.to_numpy(keys)
+    assert result.shape == (10, 2)
+    assert len({tuple(row) for row in result.tolist()}) == 10
+    np.testing.assert_array_equal(result, draw_on(HOST, random.split, 10, seed=5))
+    np.testing.assert_array_equal(draw_on(backend, random.split, 3, seed=5), result[:3])
 
 
 def test_fold_makes_another_key_for_each_number(backend):
@@ -123,11 +123,11 @@ def test_fold_makes_another_key_for_each_number(backend):
     key = key_of(backend, 5)
     folded = [random.fold(key, number) for number in numbers]
     assert all(k.dtype == backend.xp.uint32 for k in folded)
-    found = [tuple(backend.to_numpy(k).tolist()) for k in folded]
+    result = [tuple(backend.to_numpy(k).tolist()) for k in folded]
     expected = [tuple(random.fold(key_of(HOST, 5), number).tolist()) for number in numbers]
-    assert found == expected
+    assert result == expected
     split = draw_on(HOST, random.split, 10, seed=5).tolist()
-    assert len({*found, *map(tuple, split), (0, 5)}) == len(numbers) + 10 + 1
+    assert len({*result, *map(tuple, split), (0, 5)}) == len(numbers) + 10 + 1
 
 
 @pytest.mark.parametrize("shape", [(), (2, 0, 3), (2, 3)], ids=str)
@@ -140,9 +140,9 @@ def test_draws_have_the_shape_and_dtype_that_were_asked_for(backend, widest, sha
         ]
         return *floats, random.bernoulli(key, 0.5, shape)
 
-    found = backend.to_numpy(backend.jit(draws)(key_of(backend, 0)))
-    assert [drawn.shape for drawn in found] == [shape] * 5
-    assert [drawn.dtype.name for drawn in found] == ["float32"] * 2 + [widest] * 2 + ["bool"]
+    result = backend.to_numpy(backend.jit(draws)(key_of(backend, 0)))
+    assert [drawn.shape for drawn in result] == [shape] * 5
+    assert [drawn.dtype.name for drawn in result] == ["float32"] * 2 + [widest] * 2 + ["bool"]
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("float32", 24), ("float64", 53)])
@@ -195,9 +195,9 @@ def test_normal_draws_are_those_of_box_and_muller():
 
 def test_normal_draws_agree_on_every_backend(backend, widest, epsilon):
     """2πv is rounded before its cosine is taken, and the radius multiplies that; measured: 3."""
-    found = draw_on(backend, random.normal, (DRAWS,), real(backend, widest))
+    result = draw_on(backend, random.normal, (DRAWS,), real(backend, widest))
     expected = draw_on(HOST, random.normal, (DRAWS,), real(HOST, widest))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=8 * epsilon)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=8 * epsilon)
 
 
 EXTREMES = [0, 2**32 - 1]
@@ -237,20 +237,20 @@ def test_equal_words_are_permuted_in_their_order(backend, monkeypatch):
     bits = draw_on(HOST, random.words, 1000) & np.uint32(1)
     words = backend.xp.astype(backend.asarray(bits), random.words(key_of(backend, 0), 1).dtype)
     monkeypatch.setattr(random, "words", lambda key, count: words)
-    found = backend.to_numpy(random.permutation(key_of(backend, 0), 1000))
-    np.testing.assert_array_equal(found, [*np.flatnonzero(bits == 0), *np.flatnonzero(bits)])
+    result = backend.to_numpy(random.permutation(key_of(backend, 0), 1000))
+    np.testing.assert_array_equal(result, [*np.flatnonzero(bits == 0), *np.flatnonzero(bits)])
 
 
 @pytest.mark.parametrize(
     "probability", [0.0, 2.0**-31, 0.1, 0.5, 2 / 3, 0.9, 1.0 - 2.0**-31, 1.0 - 2.0**-33, 1.0]
 )
 def test_bernoulli_draws_are_equal_on_every_backend(backend, probability):
-    found = draw_on(backend, random.bernoulli, probability, (DRAWS,))
-    np.testing.assert_array_equal(found, draw_on(HOST, random.bernoulli, probability, (DRAWS,)))
+    result = draw_on(backend, random.bernoulli, probability, (DRAWS,))
+    np.testing.assert_array_equal(result, draw_on(HOST, random.bernoulli, probability, (DRAWS,)))
     spread = math.sqrt(probability * (1.0 - probability) / DRAWS)
-    assert np.mean(found) == pytest.approx(probability, abs=4 * spread + 1e-9)
+    assert np.mean(result) == pytest.approx(probability, abs=4 * spread + 1e-9)
     if probability in (0.0, 1.0):
-        assert np.all(found == bool(probability))
+        assert np.all(result == bool(probability))
 
 
 @pytest.mark.parametrize("probability", [-0.1, 1.1, math.nan, math.inf])
@@ -261,9 +261,9 @@ def test_a_probability_outside_0_and_1_is_refused(backend, probability):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 1000])
 def test_a_permutation_is_one_and_is_equal_on_every_backend(backend, count):
-    found = draw_on(backend, random.permutation, count)
-    np.testing.assert_array_equal(np.sort(found), np.arange(count))
-    np.testing.assert_array_equal(found, draw_on(HOST, random.permutation, count))
+    result = draw_on(backend, random.permutation, count)
+    np.testing.assert_array_equal(np.sort(result), np.arange(count))
+    np.testing.assert_array_equal(result, draw_on(HOST, random.permutation, count))
 
 
 def test_all_permutations_are_equally_likely():

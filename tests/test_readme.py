@@ -19,8 +19,8 @@ def test_the_readmes_code_runs_on_every_backend(backend, tmp_path, monkeypatch, 
     assert len([line for line in example.splitlines() if line]) == 12
     names = {}
     exec(example.replace('backend="numpy"', f"backend={str(backend)!r}"), names)
-    found = names["trainer"].evaluate(names["x"][400:], names["labels"][400:])
-    assert found["accuracy"] > 0.9
+    result = names["trainer"].evaluate(names["x"][400:], names["labels"][400:])
+    assert result["accuracy"] > 0.9
     assert names["trainer"].backend == backend
     exec(check, names)
     assert "accuracy" in capsys.readouterr().out

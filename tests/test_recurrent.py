@@ -51,8 +51,8 @@ def made(backend, draw, widest):
 
     def params(layer, fan_in=2):
         xp = nn.backend("numpy").xp
-        found, _, _ = layer.init(nn.random.key(0, xp=xp), (1, fan_in), getattr(xp, widest))
-        return tree_map(lambda leaf: leaf + 0.3 * draw(*leaf.shape), found)
+        result, _, _ = layer.init(nn.random.key(0, xp=xp), (1, fan_in), getattr(xp, widest))
+        return tree_map(lambda leaf: leaf + 0.3 * draw(*leaf.shape), result)
 
     return params
 
@@ -126,21 +126,21 @@ def test_a_version_of_ones_own_of_an_lstm_is_its_formulas(
     if own is nn.ops.lstm.dispatch(object):
         pytest.skip(f"{backend.name} has none of its own")
     params, x = made(layer, 3), draw(rows, time, 3)
-    params, given = tree_map(
+    params, arguments = tree_map(
         lambda leaf: leaf.astype(dtype), (params, {"x": x, "state": states(draw, layer, rows)})
     )
-    expected = run(BySteps(5, **options), params, given)
+    expected = run(BySteps(5, **options), params, arguments)
 
     def columns(leaf):
         there = backend.asarray(np.transpose(leaf))
         return backend.xp.permute_dims(there, tuple(reversed(range(leaf.ndim))))
 
-    there = tree_map(columns, (params, given))
+    there = tree_map(columns, (params, arguments))
     y, _, cache = layer.forward(there[0], {}, there[1], train=True)
     dx, grads = layer.backward(there[0], cache, tree_map(columns, backend.to_numpy(y)))
-    found = backend.to_numpy({"y": y, "grads": grads, "dx": dx})
+    result = backend.to_numpy({"y": y, "grads": grads, "dx": dx})
     tolerance = 16 * float(np.finfo(dtype).eps)
-    assert_alike(found, expected, tolerance)
+    assert_alike(result, expected, tolerance)
     predicted = backend.to_numpy(layer.predict(there[0], {}, there[1]))
     assert_alike({"y": predicted}, {"y": expected["y"]}, tolerance)
 
@@ -164,9 +164,9 @@ def test_steps_that_a_mask_leaves_out_are_as_if_they_were_not_there(
     params, x, state = made(layer), draw(4, 6, 2), states(draw, layer, 4)
     mask = np.asarray(WITH_HOLES, bool)
     spoiled = np.where(mask[..., None], x, np.nan).astype(x.dtype)
-    found = run(layer, params, {"x": spoiled, "mask": mask, "state": state})
+    result = run(layer, params, {"x": spoiled, "mask": mask, "state": state})
 
-    y, dx = np.zeros_like(found["y"]["y"]), np.zeros_like(x)
+    y, dx = np.zeros_like(result["y"]["y"]), np.zeros_like(x)
     ends, dstates, grads = [], [], []
     for row, counts in enumerate(mask):
         own = tree_map(lambda leaf, row=row: leaf[row : row + 1], state)
@@ -192,8 +192,8 @@ def test_steps_that_a_mask_leaves_out_are_as_if_they_were_not_there(
         "grads": tree_map(lambda *rows: sum(rows), *grads),
         "dx": {"x": dx, "state": tree_map(lambda *rows: np.concatenate(rows), *dstates)},
     }
-    assert_alike(found, expected, 64 * epsilon)
-    assert (found["dx"]["x"][~mask] == 0).all()
+    assert_alike(result, expected, 64 * epsilon)
+    assert (result["dx"]["x"][~mask] == 0).all()
 
 
 def test_the_last_step_is_that_of_each_direction(draw, epsilon, made, run):
@@ -292,8 +292,8 @@ def test_a_gate_that_is_wide_open_keeps_its_slope(
     params = backend.asarray(({"forward": p | chosen},))
     y, _, cache = layer.forward(params, {}, backend.asarray(np.zeros((1, 1, 1), widest)))
     _, grads = layer.backward(params, cache, backend.xp.ones_like(y))
-    found = backend.to_numpy(grads[0]["forward"]["bias"])[place]
-    np.testing.assert_allclose(found, slope, rtol=4 * max(bias) * epsilon)
+    result = backend.to_numpy(grads[0]["forward"]["bias"])[place]
+    np.testing.assert_allclose(result, slope, rtol=4 * max(bias) * epsilon)
 
 
 @pytest.mark.parametrize("way", ["whole", "by steps"])
@@ -303,12 +303,12 @@ def test_a_memory_that_is_far_out_keeps_its_slope(backend, draw, widest, epsilon
     xp = nn.backend("numpy").xp
     params, _, _ = layer.init(nn.random.key(0, xp=xp), (1, 1), getattr(xp, widest))
     zero, far = np.zeros((1, 1), widest), np.full((1, 1), 20.0, widest)
-    given = {"x": zero[None], "state": ({"forward": {"h": zero, "c": far}},)}
-    params, given = backend.asarray((params, given))
-    y, _, cache = layer.forward(params, {}, given)
+    arguments = {"x": zero[None], "state": ({"forward": {"h": zero, "c": far}},)}
+    params, arguments = backend.asarray((params, arguments))
+    y, _, cache = layer.forward(params, {}, arguments)
     dx, _ = layer.backward(params, cache, backend.xp.ones_like(y))
-    found = backend.to_numpy(dx)["state"][0]["forward"]["c"]
-    np.testing.assert_allclose(found, 0.5 * 4 * flat(40.0), rtol=160 * epsilon)
+    result = backend.to_numpy(dx)["state"][0]["forward"]["c"]
+    np.testing.assert_allclose(result, 0.5 * 4 * flat(40.0), rtol=160 * epsilon)
 
 
 @pytest.mark.parametrize(
@@ -441,8 +441,8 @@ def test_a_gru_learns_parity_and_an_mlp_does_not(backend):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    found = example.compute(backend, length=8, count=120, epochs=(30, 60), longer=40)
-    assert found["GRU"]["shown"] == found["GRU"]["others"] == 1.0
-    assert found["GRU"]["longer"] > 0.9
-    assert found["MLP"]["others"] < 0.6
-    assert found["MLP"]["loss"] > 50 * found["GRU"]["loss"]
+    result = example.compute(backend, length=8, count=120, epochs=(30, 60), longer=40)
+    assert result["GRU"]["shown"] == result["GRU"]["others"] == 1.0
+    assert result["GRU"]["longer"] > 0.9
+    assert result["MLP"]["others"] < 0.6
+    assert result["MLP"]["loss"] > 50 * result["GRU"]["loss"]

@@ -63,15 +63,15 @@ def test_noise_differs_from_step_to_step_and_is_the_same_on_every_backend(backen
     """The words are equal; √, log and cos bring a few eps of a number of order 1."""
     x = np.ones((7, 9, 4), "float32")
     state = there = start(3)
-    found = []
+    result = []
     for _ in range(3):
         y, state, _ = step(nn.backend("numpy"), layer, state, x)
         again, there, _ = step(backend, layer, there, x)
         np.testing.assert_allclose(again, y, rtol=0, atol=16 * np.finfo("float32").eps)
         np.testing.assert_array_equal(there["key"], state["key"])
-        found.append(y)
-    assert np.mean(found[0] != found[1]) > 0.1
-    assert np.mean(found[1] != found[2]) > 0.1
+        result.append(y)
+    assert np.mean(result[0] != result[1]) > 0.1
+    assert np.mean(result[1] != result[2]) > 0.1
 
 
 def test_noise_is_the_same_in_every_dtype_but_for_rounding(backend, widest):

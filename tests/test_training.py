@@ -97,14 +97,14 @@ def test_all_backends_learn_the_same(backend):
     """Same weights, masks and order: after 20 steps only roundings differ."""
     x, labels = blobs()
     model = nn.Sequential(nn.Dense(8), nn.BatchNorm(), nn.Tanh(), nn.Dropout(0.3), nn.Dense(3))
-    found = []
+    result = []
     for where in (backend, "numpy"):
         trainer = make(where, model, optimizer=nn.SGD(0.05, momentum=0.9))
         history = trainer.fit(x, labels, epochs=5, batch_size=16, verbose=0)
-        found.append((np.array(history["loss"]), trainer.predict(x)))
+        result.append((np.array(history["loss"]), trainer.predict(x)))
     # 20 steps, each adding a few roundings of sums of 16 terms
-    np.testing.assert_allclose(found[0][0], found[1][0], rtol=2e-5)
-    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(result[0][0], result[1][0], rtol=2e-5)
+    np.testing.assert_allclose(result[0][1], result[1][1], rtol=1e-3, atol=1e-4)
 
 
 # --- every example once -----------------------------------------------------------------
@@ -171,9 +171,9 @@ def test_the_reported_loss_is_the_mean_over_examples(backend):
     loss = trainer.fit(x, labels, batch_size=16, verbose=0)["loss"][0]
     assert loss == pytest.approx(expected, rel=1e-5)
     for batch_size in (1, 7, 50, 64):
-        found = trainer.evaluate(x, labels, batch_size=batch_size)
-        assert found["loss"] == pytest.approx(expected, rel=1e-5)
-        assert found["accuracy"] == pytest.approx(trainer.evaluate(x, labels)["accuracy"])
+        result = trainer.evaluate(x, labels, batch_size=batch_size)
+        assert result["loss"] == pytest.approx(expected, rel=1e-5)
+        assert result["accuracy"] == pytest.approx(trainer.evaluate(x, labels)["accuracy"])
 
 
 def test_weights_count_as_repetitions_do(backend):
@@ -240,10 +240,10 @@ def test_steps_taken_by_one_call_are_those_taken_one_by_one(backend, monkeypatch
     histories += [together.fit(x, labels, **options)]
     assert len(calls) == 1 + 2  # of four, and of four and three
     monkeypatch.setattr(feed, "_MAX_MULTIPLICATIONS", 0)
-    for steps, found in zip((4, None), histories, strict=True):
+    for steps, result in zip((4, None), histories, strict=True):
         expected = alone.fit(x, labels, steps=steps, epochs=1, **options)
-        assert found.epochs[-1]["steps"] == expected.epochs[-1]["steps"]
-        assert found.epochs[-1]["loss"] == pytest.approx(expected.epochs[-1]["loss"], rel=1e-5)
+        assert result.epochs[-1]["steps"] == expected.epochs[-1]["steps"]
+        assert result.epochs[-1]["loss"] == pytest.approx(expected.epochs[-1]["loss"], rel=1e-5)
     assert (together.steps, together.epoch) == (alone.steps, alone.epoch) == (11, 1)
     for a, b in zip(host(together), host(alone), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -290,8 +290,8 @@ class TwoByTwo(nn.Layer):
 
 def pairs(count=50):
     x, labels = blobs(count, classes=2)
-    given = {"x": x, "mask": np.arange(3 * count).reshape(count, 3) % 4 > 0}
-    return given, {"value": 0.1 * x[:, :3], "logits": labels}
+    arguments = {"x": x, "mask": np.arange(3 * count).reshape(count, 3) % 4 > 0}
+    return arguments, {"value": 0.1 * x[:, :3], "logits": labels}
 
 
 def two_by_two(backend, **options):
@@ -316,8 +316,8 @@ def test_trees_are_learned_from_and_predicted(backend, tmp_path):
     )
     np.testing.assert_allclose(backend.to_numpy(moved["logits"]), y["logits"], rtol=1e-5, atol=1e-6)
     for batch_size in (7, 50):
-        found = trainer.evaluate(x, target, batch_size=batch_size)
-        assert found == pytest.approx(trainer.evaluate(x, target), rel=1e-5)
+        result = trainer.evaluate(x, target, batch_size=batch_size)
+        assert result == pytest.approx(trainer.evaluate(x, target), rel=1e-5)
 
     trainer.save(tmp_path / "a")
     loaded = nn.Trainer.load(tmp_path / "a", backend, model=TwoByTwo())
@@ -360,11 +360,11 @@ def halved(y, target, weights=None):
 
 def test_tuples_go_in_and_out_too(backend, tmp_path):
     x, _ = blobs()
-    given, target = (x[:, :1], x), (0.5 * x, x[:, :1])
+    arguments, target = (x[:, :1], x), (0.5 * x, x[:, :1])
     trainer = make(backend, Swapped(), halved, nn.SGD(0.1))
-    trainer.fit(given, target, epochs=9, batch_size=16, verbose=0)
+    trainer.fit(arguments, target, epochs=9, batch_size=16, verbose=0)
     assert backend.to_numpy(trainer.params["gain"])[0] == pytest.approx(0.5, abs=0.05)
-    y = trainer.predict(given)
+    y = trainer.predict(arguments)
     assert (type(y), y[0].shape) == (tuple, (50, 4))
     np.testing.assert_array_equal(y[1], 2.0 * x[:, :1])
     trainer.save(tmp_path / "a")
@@ -764,14 +764,14 @@ def test_data_of_any_layout_train_alike_and_are_left_alone(backend):
     wide = np.zeros((100, 8), "float32")
     wide[::2, ::-2] = x
     views = [x, np.asfortranarray(x), wide[::2, ::-2]]
-    found = []
+    result = []
     for view in views:
         view.flags.writeable = False
         trainer = make(backend)
         trainer.fit(view, labels, batch_size=16, verbose=0)
-        found.append(host(trainer))
-    assert_same_bits(found[0], found[1])
-    assert_same_bits(found[0], found[2])
+        result.append(host(trainer))
+    assert_same_bits(result[0], result[1])
+    assert_same_bits(result[0], result[2])
 
 
 def test_integer_inputs_train_an_embedding(backend):
@@ -897,10 +897,10 @@ def test_validation_is_a_pair(backend, validation, said):
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.5])
 def test_predictions_are_made_in_batches_of_some(backend, batch_size):
-    trainer, said = make(backend, shape=(4,)), "batch_size to be an integer of at least 1"
-    with pytest.raises(ValueError, match=said):
+    trainer, text = make(backend, shape=(4,)), "batch_size to be an integer of at least 1"
+    with pytest.raises(ValueError, match=text):
         trainer.evaluate(X, LABELS, batch_size=batch_size)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=text):
         trainer.predict(X, batch_size=batch_size)
 
 
@@ -1126,13 +1126,13 @@ def test_ctrl_c_handled_by_somebody_else_stays_theirs():
 
 def test_fit_works_off_the_main_thread(backend):
     x, labels = blobs()
-    trainer, found = make(backend), []
+    trainer, result = make(backend), []
     worker = threading.Thread(
-        target=lambda: found.append(trainer.fit(x, labels, batch_size=16, verbose=0))
+        target=lambda: result.append(trainer.fit(x, labels, batch_size=16, verbose=0))
     )
     worker.start()
     worker.join()
-    assert len(found) == 1
+    assert len(result) == 1
 
 
 def test_a_progress_bar_is_drawn_on_the_error_stream_unless_silenced(backend, capsys):

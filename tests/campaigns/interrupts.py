@@ -66,11 +66,11 @@ def exit_now(number, frame):
 def digest(trainer):
     from agnostic_nn.core.trees import named_leaves
 
-    found = hashlib.sha256()
+    result = hashlib.sha256()
     carry = trainer.backend.to_numpy((trainer.params, trainer.state, trainer.moments))
     for name, leaf in named_leaves(carry):
-        found.update(name.encode() + leaf.tobytes())
-    return found.digest()
+        result.update(name.encode() + leaf.tobytes())
+    return result.digest()
 
 
 class Campaign:
@@ -297,10 +297,10 @@ def main():
             command += ["--shots", str(chosen.shots), "--seed", str(chosen.seed)]
             command += ["--apart"] if chosen.apart else []
             done = subprocess.run(command, env=os.environ | env, stdout=subprocess.PIPE, text=True)
-            found = json.loads(done.stdout) if done.returncode == 0 else {"exit": done.returncode}
-            print(f"{name} {way}:", found, flush=True)
+            result = json.loads(done.stdout) if done.returncode == 0 else {"exit": done.returncode}
+            print(f"{name} {way}:", result, flush=True)
             bad = ("torn", "lost", "uncounted", "swallowed", "other")
-            failed |= done.returncode != 0 or any(found[one] for one in bad)
+            failed |= done.returncode != 0 or any(result[one] for one in bad)
     return int(failed)
 
 

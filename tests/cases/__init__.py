@@ -62,8 +62,8 @@ def named(thing: Any) -> str:
 
 def layer_cases() -> list[Case]:
     """The cases of all families."""
-    found = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
-    modules = [import_module(f"{__name__}.{stem}") for stem in found]
+    result = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+    modules = [import_module(f"{__name__}.{stem}") for stem in result]
     return [case for module in modules for case in getattr(module, "CASES", ())]
 
 
@@ -99,8 +99,8 @@ def run(layer, arrays, *, train=False, size=3):
     x, dy = tree_map(lambda leaf: leaf[:size, ...], (arrays["x"], arrays["dy"]))
     y, after, cache = layer.forward(params, state, x, train=train)
     dx, grads = layer.backward(params, cache, dy)
-    found = {name: leaf for name, leaf in named_leaves(dx) if leaf is not None}
-    everything = {"y": y, "state": after, "grads": grads, "dx": found}
+    result = {name: leaf for name, leaf in named_leaves(dx) if leaf is not None}
+    everything = {"y": y, "state": after, "grads": grads, "dx": result}
     if train:
         return everything
     alone = layer.predict(params, state, x), layer.backward_params(params, cache, dy)

@@ -23,9 +23,9 @@ def against_torch(backend, case, train):
     x = inputs(case, generator, 6, "float64")
     dy = shape_map(lambda shape: np.asarray(generator.standard_normal((6, *shape))), out)
 
-    given = Given(*map(to_torch, (params, state, x), (True, False, True)), train)
-    found = case.theirs(torch, given)
-    y, after = found if isinstance(found, tuple) else (found, given.state)
+    arguments = Given(*map(to_torch, (params, state, x), (True, False, True)), train)
+    result = case.theirs(torch, arguments)
+    y, after = result if isinstance(result, tuple) else (result, arguments.state)
     torch.autograd.backward(leaves(y), [torch.tensor(leaf) for leaf in leaves(dy)])
 
     def run(params, state, x, dy):
@@ -36,11 +36,11 @@ def against_torch(backend, case, train):
 
     with backend.double():
         ours = backend.to_numpy(backend.jit(run)(*backend.asarray((params, state, x, dy))))
-    known = {name: leaf for name, leaf in named_leaves(given.x) if name in ours["dx"]}
+    known = {name: leaf for name, leaf in named_leaves(arguments.x) if name in ours["dx"]}
     theirs = {
         "y": y,
         "state": after,
-        "grads": tree_map(slope, given.params),
+        "grads": tree_map(slope, arguments.params),
         "dx": tree_map(slope, known),
     }
     for (name, mine), other in zip(named_leaves(ours), leaves(theirs), strict=True):

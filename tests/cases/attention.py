@@ -25,8 +25,12 @@ def attention(heads, key_heads=None, causal=False, rotary=False):
     """By the function that does it all, which wants heads as an axis."""
 
     def theirs(t, g):
-        given = g.x if isinstance(g.x, dict) else {"x": g.x}
-        x, source, allowed = given["x"], given.get("source", given["x"]), given.get("mask")
+        arguments = g.x if isinstance(g.x, dict) else {"x": g.x}
+        x, source, allowed = (
+            arguments["x"],
+            arguments.get("source", arguments["x"]),
+            arguments.get("mask"),
+        )
 
         def split(name, x, heads):
             y = linear(t, g.params[name], x).unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -53,14 +57,14 @@ def module(heads, causal=False):
     """By their module: one weight for query, key and value, if these have one fan_in."""
 
     def theirs(t, g):
-        given = g.x if isinstance(g.x, dict) else {"x": g.x}
-        x, source = given["x"], given.get("source", given["x"])
+        arguments = g.x if isinstance(g.x, dict) else {"x": g.x}
+        x, source = arguments["x"], arguments.get("source", arguments["x"])
         width, other = x.shape[-1], source.shape[-1]
         bias = "bias" in g.params["query"]
         made = t.nn.MultiheadAttention(
             width, heads, bias=bias, batch_first=True, kdim=other, vdim=other, dtype=x.dtype
         )
-        padded = ~given["mask"] if "mask" in given else None
+        padded = ~arguments["mask"] if "mask" in arguments else None
         later = t.ones(x.shape[1], source.shape[1], dtype=t.bool).triu(1) if causal else None
         return t.func.functional_call(
             made,
@@ -75,15 +79,15 @@ def module(heads, causal=False):
 def as_theirs(t, params, fused, prefix=""):
     names = ("query", "key", "value")
     weights = [params[name]["weight"].T for name in names]
-    found = {"out_proj.weight": params["output"]["weight"].T}
+    result = {"out_proj.weight": params["output"]["weight"].T}
     if fused:
-        found["in_proj_weight"] = t.cat(weights)
+        result["in_proj_weight"] = t.cat(weights)
     else:
-        found |= {f"{n[0]}_proj_weight": w for n, w in zip(names, weights, strict=True)}
+        result |= {f"{n[0]}_proj_weight": w for n, w in zip(names, weights, strict=True)}
     if "bias" in params["query"]:
-        found["in_proj_bias"] = t.cat([params[name]["bias"] for name in names])
-        found["out_proj.bias"] = params["output"]["bias"]
-    return {prefix + name: leaf for name, leaf in found.items()}
+        result["in_proj_bias"] = t.cat([params[name]["bias"] for name in names])
+        result["out_proj.bias"] = params["output"]["bias"]
+    return {prefix + name: leaf for name, leaf in result.items()}
 
 
 def encoder_layer(heads, hidden):
@@ -120,15 +124,15 @@ def decoder_layer(heads, hidden):
 
 
 def layer_as_theirs(t, params, names):
-    found = {}
+    result = {}
     for i, part in enumerate([*names, "feed"], 1):
         norm = params[f"{part}_norm"]
-        found |= {f"norm{i}.weight": norm["scale"], f"norm{i}.bias": norm["bias"]}
+        result |= {f"norm{i}.weight": norm["scale"], f"norm{i}.bias": norm["bias"]}
         if part in names:
-            found |= as_theirs(t, params[part], True, f"{names[part]}.")
+            result |= as_theirs(t, params[part], True, f"{names[part]}.")
     for i, dense in ((1, params["feed"][0]), (2, params["feed"][2])):
-        found |= {f"linear{i}.weight": dense["weight"].T, f"linear{i}.bias": dense["bias"]}
-    return found
+        result |= {f"linear{i}.weight": dense["weight"].T, f"linear{i}.bias": dense["bias"]}
+    return result
 
 
 def position_embedding(t, g):

@@ -58,15 +58,15 @@ def plain(arrays=None):
 
 def total(entries, data, text):
     """The digest of a file whose entries are sound; of another, of what can be made out."""
-    found = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
+    result = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
     for name, entry in sorted(entries.items()):
         try:
             start, end = entry["data_offsets"]
             title = f"\n{name} {WORDS[entry['dtype']]} {tuple(entry['shape'])}\n"
-            found.update(title.encode() + data[start:end])
+            result.update(title.encode() + data[start:end])
         except (KeyError, TypeError, ValueError):
             continue
-    return found.hexdigest()
+    return result.hexdigest()
 
 
 def framed(head: bytes, data: bytes) -> bytes:
@@ -204,8 +204,8 @@ def descriptions() -> Iterator[tuple[str, bytes]]:
     for text in ("", "{", "null", "[]", "1", '"a"', "{}", "\0", '{"format": 1, "format": 1}'):
         yield f"description {text}", made(text=text)
     for wrong in (..., None, True, 1.0, "1", 0, -1, 2, 99, BIG, NAN, []):
-        said = {k: v for k, v in (DESCRIPTION | {"format": wrong}).items() if v is not ...}
-        yield f"format {str(wrong)[:20]}", made(said)
+        message = {k: v for k, v in (DESCRIPTION | {"format": wrong}).items() if v is not ...}
+        yield f"format {str(wrong)[:20]}", made(message)
     for name in DESCRIPTION:
         if name in ("keep_finite", "largest", "notes", "kept", "format"):
             continue  # an older file may lack them
@@ -423,9 +423,9 @@ def _judged(path, seconds=10):
         os._exit(0)
     os.close(write)
     with os.fdopen(read, "rb") as file:
-        said = file.read()
+        text = file.read()
     os.waitpid(child, 0)
-    return json.loads(said) if said else ["killed or hung", float(seconds), 0]
+    return json.loads(text) if text else ["killed or hung", float(seconds), 0]
 
 
 def main() -> None:
@@ -448,11 +448,11 @@ def main() -> None:
                     with open(path, "wb") as file:
                         file.write(data)
                     yield kind.__name__, name, path
-            yield from (("special", name, found) for name, found in special(folder))
+            yield from (("special", name, result) for name, result in special(folder))
 
-        for kind, name, found in files():
-            outcome, took, peak = _judged(found)
-            size = os.path.getsize(found)
+        for kind, name, result in files():
+            outcome, took, peak = _judged(result)
+            size = os.path.getsize(result)
             count += 1
             over = max(0, peak - 2 * size)
             fine = outcome == "CheckpointError" and took <= 1.0 and over <= 2**24

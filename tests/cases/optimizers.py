@@ -378,8 +378,8 @@ def walk(backend, optimizer, start, grads, update=None):
     for g in grads:
         params, moments = update(params, backend.asarray(g), moments)
         walked.append(dict(named_leaves(backend.to_numpy(params))))
-    found = {path: np.stack([step[path] for step in walked]) for path in walked[0]}
-    return found, backend.to_numpy(moments)
+    result = {path: np.stack([step[path] for step in walked]) for path in walked[0]}
+    return result, backend.to_numpy(moments)
 
 
 def _columns(start, grads):
@@ -390,11 +390,11 @@ def _columns(start, grads):
 
 def by_hand(case, start, grads):
     """path -> the leaf after each step, by the plain loop."""
-    found = {}
+    result = {}
     for path, (p, *column) in _columns(start, grads).items():
         loop = case.flat if case.flat and p.ndim < 2 else case.loop
-        found[path] = np.stack(list(loop(p, column)))
-    return found
+        result[path] = np.stack(list(loop(p, column)))
+    return result
 
 
 def torch_walk(torch, case, start, grads):
@@ -407,7 +407,7 @@ def torch_walk(torch, case, start, grads):
     columns = _columns(start, grads)
     tensors = {path: turned(p).requires_grad_() for path, (p, *_) in columns.items()}
     steppers = case.torch(torch.optim, list(tensors.values()))
-    found = {path: [] for path in columns}
+    result = {path: [] for path in columns}
     # its Muon would round to bfloat16, and its NAdam a product to the default dtype
     patch = mock.patch.object(torch.Tensor, "bfloat16", lambda tensor: tensor.clone())
     default = torch.get_default_dtype()
@@ -421,10 +421,10 @@ def torch_walk(torch, case, start, grads):
                     stepper.step()
                 for path, p in tensors.items():
                     leaf, shape = p.detach().numpy().copy(), columns[path][0].shape
-                    found[path].append(leaf.T.reshape(shape) if case.turned else leaf)
+                    result[path].append(leaf.T.reshape(shape) if case.turned else leaf)
     finally:
         torch.set_default_dtype(default)
-    return {path: np.stack(steps) for path, steps in found.items()}
+    return {path: np.stack(steps) for path, steps in result.items()}
 
 
 def optax_walk(optax, case, start, grads):
@@ -466,17 +466,17 @@ def worst_errors(backends=("jax", "torch", "array_api_strict:device1")):
     table: dict[str, dict[str, float]] = {}
     for case in OPTIMIZERS:
         reference, _ = walk(nn.backend("numpy"), case.optimizer, start, grads)
-        found = {"plain loop": apart(reference, by_hand(case, start, grads))}
+        result = {"plain loop": apart(reference, by_hand(case, start, grads))}
         if case.torch:
-            found["PyTorch"] = apart(reference, torch_walk(torch, case, start, grads))
+            result["PyTorch"] = apart(reference, torch_walk(torch, case, start, grads))
         if case.optax:
-            found["Optax"] = apart(reference, optax_walk(optax, case, start, grads))
+            result["Optax"] = apart(reference, optax_walk(optax, case, start, grads))
         for name in backends:
             other = nn.backend(name)
             with nullcontext() if other.has_float64 else other.double():
-                found[name] = apart(walk(other, case.optimizer, start, grads)[0], reference)
+                result[name] = apart(walk(other, case.optimizer, start, grads)[0], reference)
         inner = getattr(case.optimizer, "optimizer", case.optimizer)
         row = table.setdefault(type(inner).__name__, {})
-        for oracle, error in found.items():
+        for oracle, error in result.items():
             row[oracle] = max(error, row.get(oracle, 0.0))
     return table

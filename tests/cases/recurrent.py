@@ -18,7 +18,7 @@ def module(t, layer, fan_in):
 
 def weights(t, params):
     """Our parameters by PyTorch's names; its second bias is only of use to a GRU's candidate."""
-    found = {}
+    result = {}
     for i, layer in enumerate(params):
         for way, p in layer.items():
             end = f"l{i}" + ("_reverse" if way == "reverse" else "")
@@ -26,24 +26,24 @@ def weights(t, params):
             if "recurrent_bias" in p:
                 width = p["recurrent_bias"].shape[0]
                 second = t.cat([second[: 2 * width], p["recurrent_bias"]])
-            found |= {f"weight_ih_{end}": p["weight"].T, f"weight_hh_{end}": p["recurrent"].T}
-            found |= {f"bias_ih_{end}": p["bias"], f"bias_hh_{end}": second}
-    return found
+            result |= {f"weight_ih_{end}": p["weight"].T, f"weight_hh_{end}": p["recurrent"].T}
+            result |= {f"bias_ih_{end}": p["bias"], f"bias_hh_{end}": second}
+    return result
 
 
 def theirs(layer):
     """The layer in PyTorch's words. It packs what a mask lets through, one example a row."""
 
     def compute(t, g):
-        given = g.x if isinstance(g.x, dict) else {"x": g.x}
-        x, names = given["x"], ("h", "c")[: 2 if isinstance(layer, nn.LSTM) else 1]
+        arguments = g.x if isinstance(g.x, dict) else {"x": g.x}
+        x, names = arguments["x"], ("h", "c")[: 2 if isinstance(layer, nn.LSTM) else 1]
         ways = ("forward", "reverse")[: 1 + layer.bidirectional]
         places = [(i, way) for i in range(layer.depth) for way in ways]
-        mask = given.get("mask", t.ones(x.shape[:2], dtype=t.bool))
+        mask = arguments.get("mask", t.ones(x.shape[:2], dtype=t.bool))
         zeros = x.new_zeros(len(places), x.shape[0], layer.width)
         start = [
-            t.stack([given["state"][i][way][name] for i, way in places])
-            if "state" in given
+            t.stack([arguments["state"][i][way][name] for i, way in places])
+            if "state" in arguments
             else zeros
             for name in names
         ]
@@ -55,12 +55,12 @@ def theirs(layer):
         begun = [part[:, there].contiguous() for part in start]
         run = partial(t.func.functional_call, module(t, layer, x.shape[2]), weights(t, g.params))
         packed, ends = run((packed, tuple(begun) if len(begun) == 2 else begun[0]))
-        found, _ = t.nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)
+        result, _ = t.nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)
 
-        y = x.new_zeros(*x.shape[:2], found.shape[2])
+        y = x.new_zeros(*x.shape[:2], result.shape[2])
         final = [part.clone() for part in start]
         for place, row in enumerate(there):
-            y[row, mask[row]] = found[place, : int(mask[row].sum())]
+            y[row, mask[row]] = result[place, : int(mask[row].sum())]
         for part, end in zip(final, ends if len(begun) == 2 else (ends,), strict=True):
             part[:, there] = end
         if not layer.sequence:
