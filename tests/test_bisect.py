@@ -244,13 +244,13 @@ def _skip_unless_thorough(thorough, fault):
 def test_a_planted_fault_is_named(backend, thorough, fault):
     _skip_unless_thorough(thorough, fault)
     change, named = FAULTS[fault]
-    found = bisected(IMAGES, images(), "numpy", broken(backend, patched(change)), loss=HALVED)
-    first = found.first
+    result = bisected(IMAGES, images(), "numpy", broken(backend, patched(change)), loss=HALVED)
+    first = result.first
     assert (first.path, first.kind, first.part) == named
     assert first.ratios[0] <= 1.0 < first.ratios[1], "the right one is blamed"
-    assert not any(finding.ratios[0] > 1.0 for finding in found.findings)
-    assert found.verdict.startswith(f"Differs first in {first.name}: ")
-    assert found.backends[1] in found.verdict
+    assert not any(finding.ratios[0] > 1.0 for finding in result.findings)
+    assert result.verdict.startswith(f"Differs first in {first.name}: ")
+    assert result.backends[1] in result.verdict
     if fault.startswith("not initialised"):
         assert first.index == (2, 3, 1, 0)
         assert first.columns == (0, 1, 2, 3)
@@ -313,9 +313,9 @@ def test_a_fault_inside_a_block_is_named(backend, thorough, fault):
     _skip_unless_thorough(thorough, fault)
     change, named = INSIDE[fault]
     faulty = broken(backend, patched(change))
-    found = bisected(WORDS, words(), "numpy", faulty, loss=nn.softmax_cross_entropy)
-    assert (found.first.path, found.first.kind, found.first.part) == named
-    assert not any(finding.ratios[0] > 1.0 for finding in found.findings)
+    result = bisected(WORDS, words(), "numpy", faulty, loss=nn.softmax_cross_entropy)
+    assert (result.first.path, result.first.kind, result.first.part) == named
+    assert not any(finding.ratios[0] > 1.0 for finding in result.findings)
 
 
 @pytest.mark.parametrize("change", ["_add", "tree_sum"])
@@ -377,9 +377,9 @@ def with_old_state(old):
 
 def other_words(old):
     def words(key, count, stream=0):
-        found = old(key, count, stream)
-        xp = namespace(found)
-        return xp.where(xp.arange(count, device=device(found)) == count - 1, found ^ 1, found)
+        result = old(key, count, stream)
+        xp = namespace(result)
+        return xp.where(xp.arange(count, device=device(result)) == count - 1, result ^ 1, result)
 
     return words
 
@@ -424,9 +424,9 @@ def test_a_fault_that_the_first_forward_does_not_show_is_named(backend, thorough
     if not thorough and fault not in ("only a prediction", "backward_params"):
         pytest.skip("a sweep, left to backends that do not compile")
     change, path, part = LATER[fault]
-    found = bisected(SMALL, small(), "numpy", broken(backend, patched(change)))
-    assert (found.first.path, found.first.part) == (path, part)
-    assert not any(finding.ratios[0] > 1.0 for finding in found.findings)
+    result = bisected(SMALL, small(), "numpy", broken(backend, patched(change)))
+    assert (result.first.path, result.first.part) == (path, part)
+    assert not any(finding.ratios[0] > 1.0 for finding in result.findings)
 
 
 def eager(changes, asarray=None):
@@ -440,9 +440,9 @@ def eager(changes, asarray=None):
 
 def test_a_bit_of_a_random_word_is_named():
     faulty = eager([(stages, "words", other_words)])
-    found = bisected(SMALL, small(), "numpy", faulty)
-    assert (found.first.path, found.first.part) == ("2.2", "random words: 0")
-    assert found.first.errors == (0.0, 1.0)
+    result = bisected(SMALL, small(), "numpy", faulty)
+    assert (result.first.path, result.first.part) == ("2.2", "random words: 0")
+    assert result.first.errors == (0.0, 1.0)
 
 
 def test_a_gradient_of_shared_parameters_that_is_not_summed_is_named():
@@ -453,8 +453,10 @@ def test_a_gradient_of_shared_parameters_that_is_not_summed_is_named():
     )
     data = tuple(np.random.default_rng(0).standard_normal((2, 8, 3)).astype(np.float32))
     lost = (graph, "tree_sum", lambda old: lambda a, b: b)
-    found = bisected(model, data, "numpy", eager([lost]))
-    parts = {finding.part for finding in found.findings if not finding.holds and finding.path == ""}
+    result = bisected(model, data, "numpy", eager([lost]))
+    parts = {
+        finding.part for finding in result.findings if not finding.holds and finding.path == ""
+    }
     assert "backward around its layers: gradient of one.weight" in parts
 
 
@@ -524,19 +526,21 @@ def test_an_overflow_on_both_sides_is_not_judged_and_on_one_side_is_a_difference
     data = x, np.zeros((4, 3), np.float32)
     for layer in (Power(), Back()):
         for sides in (("numpy", eager([])), ("numpy",)):
-            found = bisected(layer, data, *sides, steps=0)
-            assert found.status == "not judged"
+            result = bisected(layer, data, *sides, steps=0)
+            assert result.status == "not judged"
             name, part = type(layer).__name__, "forward"
-            assert found.verdict.startswith(
+            assert result.verdict.startswith(
                 f"Not judged: {name}(): {part} (finite in float64, overf"
             )
-            assert "in 8 of 12 elements" in found.verdict
-            assert "Agrees" not in str(found)
+            assert "in 8 of 12 elements" in result.verdict
+            assert "Agrees" not in str(result)
     right = (Back, "forward", lambda old: lambda self, p, s, x, *, train=False: (abs(x), s, x))
-    found = bisected(Back(), data, "numpy", eager([right]), steps=0)
-    assert found.status == "differ"
-    assert "forward is inf (overflow) on numpy:cpu@float32 at [0, 0], where the fl" in found.verdict
-    assert "float64 reference is 1e+30" in found.verdict
+    result = bisected(Back(), data, "numpy", eager([right]), steps=0)
+    assert result.status == "differ"
+    assert (
+        "forward is inf (overflow) on numpy:cpu@float32 at [0, 0], where the fl" in result.verdict
+    )
+    assert "float64 reference is 1e+30" in result.verdict
     wrong = (
         Power,
         "forward",
@@ -551,9 +555,9 @@ def test_nan_in_the_reference_and_on_a_side_is_not_judged():
         def forward(self, params, state, x, *, train=False):
             return x * float("nan"), state, x
 
-    found = bisected(Missing(), images()[1:] * 2, "numpy", steps=0)
-    assert found.status == "not judged"
-    assert "NaN in the reference and on numpy" in found.verdict
+    result = bisected(Missing(), images()[1:] * 2, "numpy", steps=0)
+    assert result.status == "not judged"
+    assert "NaN in the reference and on numpy" in result.verdict
     there = (Missing, "forward", lambda old: lambda self, p, s, x, *, train=False: (x, s, x))
     assert (
         bisected(Missing(), images()[1:] * 2, "numpy", eager([there]), steps=0).status == "differ"
@@ -573,11 +577,11 @@ def test_rounding_is_not_a_difference(backend, thorough):
             (WORDS, words(seed), nn.softmax_cross_entropy),
         )
         for model, data, loss in cases if seed == 0 else cases[seed % 2 :][:1]:
-            found = bisected(model, data, *pair, loss=loss, seed=seed, steps=seed)
-            assert found.status == "agree", str(found)
-            assert found.worst < 0.6
-            assert found.verdict.startswith("Agrees within rounding")
-            assert f"step {seed + 1} and a prediction" in found.title
+            result = bisected(model, data, *pair, loss=loss, seed=seed, steps=seed)
+            assert result.status == "agree", str(result)
+            assert result.worst < 0.6
+            assert result.verdict.startswith("Agrees within rounding")
+            assert f"step {seed + 1} and a prediction" in result.title
 
 
 OPTIMIZERS = [
@@ -596,8 +600,8 @@ def test_every_optimizer_agrees_within_rounding(optimizer):
     model = nn.Sequential(nn.Dense(5), nn.Tanh(), nn.Dense(3))
     generator = np.random.default_rng(0)
     data = tuple(generator.standard_normal((8, n)).astype(np.float32) for n in (4, 3))
-    found = bisected(model, data, "numpy", optimizer=optimizer, steps=2)
-    assert found.first is None, str(found)
+    result = bisected(model, data, "numpy", optimizer=optimizer, steps=2)
+    assert result.first is None, str(result)
 
 
 def test_the_reference_uses_no_native_version(monkeypatch):
@@ -615,8 +619,8 @@ def test_the_stages_of_a_step_are_complete_and_in_order():
     model = nn.Sequential(nn.Dense(4), nn.Residual(nn.BatchNorm()), nn.Freeze(nn.Dropout()))
     generator = np.random.default_rng(0)
     data = tuple(generator.standard_normal((6, n)).astype(np.float32) for n in (3, 4))
-    found = bisected(model, data, "numpy", optimizer=nn.SGD(0.1))
-    assert [(finding.path, finding.kind, finding.part) for finding in found.findings] == [
+    result = bisected(model, data, "numpy", optimizer=nn.SGD(0.1))
+    assert [(finding.path, finding.kind, finding.part) for finding in result.findings] == [
         ("", "the batch", "x"),
         ("", "the batch", "target"),
         ("0", "Dense", "forward"),
@@ -682,7 +686,7 @@ def test_the_stages_of_a_step_are_complete_and_in_order():
         ("", "the whole prediction", "state after prediction: 1.0.variance"),
         ("", "the whole prediction", "state after prediction: 2.state.key"),
     ]
-    around, frozen = found.findings[7], found.findings[10]
+    around, frozen = result.findings[7], result.findings[10]
     assert frozen.largest == around.largest, "a frozen Dropout predicts"
 
 
@@ -693,20 +697,22 @@ def test_a_graph_with_shared_parameters_is_split():
         both=(nn.Add(), "one", "two"),
     )
     data = tuple(np.random.default_rng(0).standard_normal((2, 4, 3)).astype(np.float32))
-    found = bisected(model, data, "numpy")
-    assert found.first is None, str(found)
-    assert {finding.path for finding in found.findings} >= {"one#1", "one#2", "both"}
+    result = bisected(model, data, "numpy")
+    assert result.first is None, str(result)
+    assert {finding.path for finding in result.findings} >= {"one#1", "one#2", "both"}
 
 
 def test_a_step_that_is_not_finite_is_judged_as_far_as_it_can_be(backend):
     model = nn.Sequential(nn.Dense(3), nn.Dense(3))
     data = tuple(np.random.default_rng(0).standard_normal((2, 8, 3)).astype(np.float32))
-    found = bisected(model, data, str(backend), "numpy", optimizer=nn.SGD(1e12), steps=9)
-    assert "Step 2 was judged, not step 10: its loss or one of its gradients is not" in found.remark
-    assert found.remark in str(found)
-    assert found.status == "not judged"
-    assert found.verdict.startswith("Not judged: ")
-    assert "overflows float32 on" in found.verdict
+    result = bisected(model, data, str(backend), "numpy", optimizer=nn.SGD(1e12), steps=9)
+    assert (
+        "Step 2 was judged, not step 10: its loss or one of its gradients is not" in result.remark
+    )
+    assert result.remark in str(result)
+    assert result.status == "not judged"
+    assert result.verdict.startswith("Not judged: ")
+    assert "overflows float32 on" in result.verdict
 
 
 # --- replaying --------------------------------------------------------------------------
@@ -717,14 +723,14 @@ def test_a_step_that_is_not_finite_is_judged_as_far_as_it_can_be(backend):
 )
 def test_a_stage_is_replayed_alone(backend, tmp_path, fault):
     faulty = broken(backend, patched(FAULTS[fault][0]))
-    found = bisected(IMAGES, images(), "numpy", faulty, steps=1)
-    found.save(tmp_path / "piece")
+    result = bisected(IMAGES, images(), "numpy", faulty, steps=1)
+    result.save(tmp_path / "piece")
     again = search.replay(tmp_path / "piece", "numpy", faulty)
-    assert again.first == found.first
+    assert again.first == result.first
     assert len({finding.path for finding in again.findings}) == 1
     fine = search.replay(tmp_path / "piece")
     assert fine.first is None
-    assert fine.backends == found.backends
+    assert fine.backends == result.backends
 
 
 def test_a_replay_keeps_the_policies_of_the_sides(tmp_path, monkeypatch):
@@ -735,13 +741,13 @@ def test_a_replay_keeps_the_policies_of_the_sides(tmp_path, monkeypatch):
         {"precision": "strict", "deterministic": False},
         {"precision": "fast", "deterministic": False},
     ]
-    found = bisected(IMAGES, images(), *sides[:2])
-    assert found.backends == ("numpy:cpu@float32@fast@deterministic", "numpy:cpu@float32")
-    assert found.title.startswith(f"{found.backends[0]} and {found.backends[1]}, step 2 and a")
-    found.save(tmp_path / "piece", 0)
+    result = bisected(IMAGES, images(), *sides[:2])
+    assert result.backends == ("numpy:cpu@float32@fast@deterministic", "numpy:cpu@float32")
+    assert result.title.startswith(f"{result.backends[0]} and {result.backends[1]}, step 2 and a")
+    result.save(tmp_path / "piece", 0)
     for variable in ("fast", "strict"):
         monkeypatch.setenv("AGNOSTIC_NN_PRECISION", variable)
-        assert search.replay(tmp_path / "piece").backends == found.backends
+        assert search.replay(tmp_path / "piece").backends == result.backends
 
 
 def test_a_difference_between_policies_is_found():
@@ -760,20 +766,20 @@ def test_a_difference_between_policies_is_found():
 def test_a_stage_of_a_block_is_replayed(backend, tmp_path):
     change, _ = INSIDE["what a block adds"]
     faulty = broken(backend, patched(change))
-    found = bisected(WORDS, words(), "numpy", faulty, loss=nn.softmax_cross_entropy)
-    found.save(tmp_path / "piece")
-    assert search.replay(tmp_path / "piece", "numpy", faulty).first == found.first
+    result = bisected(WORDS, words(), "numpy", faulty, loss=nn.softmax_cross_entropy)
+    result.save(tmp_path / "piece")
+    assert search.replay(tmp_path / "piece", "numpy", faulty).first == result.first
     assert search.replay(tmp_path / "piece", faulty, "numpy").first.ratios[1] <= 1.0
 
 
 def test_a_custom_thing_has_to_be_passed_to_replay(tmp_path):
-    found = bisected(IMAGES, images(), "numpy", loss=HALVED)
-    number = next(i for i, finding in enumerate(found.findings) if finding.kind == "Halved")
-    found.save(tmp_path / "piece", number)
+    result = bisected(IMAGES, images(), "numpy", loss=HALVED)
+    number = next(i for i, finding in enumerate(result.findings) if finding.kind == "Halved")
+    result.save(tmp_path / "piece", number)
     with pytest.raises(ValueError, match=r"Halved.* which agnostic_nn does not define"):
         search.replay(tmp_path / "piece")
     again = search.replay(tmp_path / "piece", thing=HALVED)
-    assert again.findings[0] == found.findings[number]
+    assert again.findings[0] == result.findings[number]
 
 
 def test_a_file_without_a_stage_is_refused(tmp_path):
@@ -835,10 +841,10 @@ HOSTILE = {
 def harmless(tmp_path_factory):
     """Return the bytes of a file that `save` wrote, and its arrays."""
     data = np.ones((16, 2), np.float32)
-    found = bisected(nn.Dense(16), (data, np.ones((16, 16), np.float32)), "numpy")
-    number = next(i for i, finding in enumerate(found.findings) if finding.kind == "Dense")
+    result = bisected(nn.Dense(16), (data, np.ones((16, 16), np.float32)), "numpy")
+    number = next(i for i, finding in enumerate(result.findings) if finding.kind == "Dense")
     path = tmp_path_factory.mktemp("harmless") / "piece.npz"
-    found.save(path, number)
+    result.save(path, number)
     assert search.replay(path).status == "agree"
     with np.load(path) as file:
         return path.read_bytes(), dict(file)
@@ -888,9 +894,9 @@ def test_a_pipe_is_refused_without_waiting(tmp_path, capsys):
 
 
 def test_nothing_is_saved_without_a_difference(tmp_path):
-    found = bisected(IMAGES, images(), "numpy")
+    result = bisected(IMAGES, images(), "numpy")
     with pytest.raises(ValueError, match="nothing differs"):
-        found.save(tmp_path / "piece")
+        result.save(tmp_path / "piece")
 
 
 MINE = """
@@ -936,8 +942,8 @@ def mine(tmp_path, monkeypatch):
     x, target = (generator.standard_normal((40, n)).astype(np.float32) for n in (3, 2))
     np.savez(tmp_path / "data.npz", x=x, target=target)
     monkeypatch.chdir(tmp_path)
-    asked = ["bisect", "numpy", "--data", "data.npz"]
-    return lambda name: [*asked, "--model", f"mine_that_differ:{name}"]
+    options = ["bisect", "numpy", "--data", "data.npz"]
+    return lambda name: [*options, "--model", f"mine_that_differ:{name}"]
 
 
 def test_a_custom_layer_is_replayed_by_its_name(mine, capsys):
@@ -1061,12 +1067,12 @@ def test_batches_have_at_least_one_example():
 
 def test_text_and_html_begin_with_the_verdict(backend):
     change, _ = FAULTS["not initialised, NaN"]
-    found = bisected(IMAGES, images(), "numpy", broken(backend, patched(change)))
-    text, page = str(found), found._repr_html_()
+    result = bisected(IMAGES, images(), "numpy", broken(backend, patched(change)))
+    text, page = str(result), result._repr_html_()
     assert text.startswith("Differs first in layer 2 (GELU()): forward is nan on ")
     assert " at [2, 3, 1, 0], where the float64 reference is " in text
     assert "[2, 3, 1, 0] <-" in text
-    assert f"WRONG on {found.backends[1]}" in text
+    assert f"WRONG on {result.backends[1]}" in text
     assert "worst of" in text
     assert page.startswith("<p><strong>Differs first in layer 2 (GELU()): forward is nan on ")
     assert page.count("<table") == 2
@@ -1081,11 +1087,11 @@ def test_the_command_finds_writes_and_replays(backend, tmp_path, monkeypatch, ca
     sides = {"faulty": faulty, "numpy": nn.backend("numpy")}
     monkeypatch.setattr(search, "choose", lambda name, **policy: sides[name])
     file = tmp_path / "piece.npz"
-    asked = ["--workload", "parity-gru", "--output", str(file)]
-    assert main(["bisect", "numpy", *asked]) == 0
+    options = ["--workload", "parity-gru", "--output", str(file)]
+    assert main(["bisect", "numpy", *options]) == 0
     assert capsys.readouterr().out.startswith("Agrees within rounding")
     assert not file.exists()
-    assert main(["bisect", "numpy", "faulty", *asked, "--steps", "1", "--seed", "3"]) == 1
+    assert main(["bisect", "numpy", "faulty", *options, "--steps", "1", "--seed", "3"]) == 1
     out = capsys.readouterr().out
     assert out.startswith("Differs first in layer 0 (GRU(width=8)): backward: dx is wrong on ")
     assert out.rstrip().endswith(f"agnostic-nn bisect --replay {file}")
@@ -1103,8 +1109,8 @@ def test_the_command_takes_a_custom_model(tmp_path, monkeypatch, capsys):
     x, target = (generator.standard_normal((40, n)).astype(np.float32) for n in (3, 2))
     np.savez(tmp_path / "data.npz", x=x, target=target)
     monkeypatch.chdir(tmp_path)
-    asked = ["bisect", "numpy", "--model", "mine_to_bisect:model", "--data", "data.npz"]
-    assert main([*asked, "--loss", "huber(delta=0.5)", "--optimizer", "SGD(rate=0.1)"]) == 0
+    options = ["bisect", "numpy", "--model", "mine_to_bisect:model", "--data", "data.npz"]
+    assert main([*options, "--loss", "huber(delta=0.5)", "--optimizer", "SGD(rate=0.1)"]) == 0
     out = capsys.readouterr().out
     assert "huber" in out
     assert "SGD" in out
@@ -1131,10 +1137,10 @@ REFUSED = [
 @pytest.mark.parametrize(("arguments", "message"), REFUSED)
 def test_the_command_refuses_invalid_arguments(arguments, message, capsys):
     assert main(["bisect", *arguments]) == 2
-    said = capsys.readouterr()
-    assert message in said.err
-    assert said.err.count("\n") == 1
-    assert not said.out
+    text = capsys.readouterr()
+    assert message in text.err
+    assert text.err.count("\n") == 1
+    assert not text.out
 
 
 def test_steps_are_a_non_negative_integer(capsys):
@@ -1153,8 +1159,8 @@ def test_noise_has_the_derived_size():
 
     def both(x, w):
         xp = namespace(x)
-        found = {"product": x @ w, "sum": xp.sum(x, axis=1), "mean": xp.mean(x, axis=1)}
-        return found | {"scaled": x * 3.0, "exp": xp.exp(x), "moved": xp.where(x > 0, x, 0.0)}
+        result = {"product": x @ w, "sum": xp.sum(x, axis=1), "mean": xp.mean(x, axis=1)}
+        return result | {"scaled": x * 3.0, "exp": xp.exp(x), "moved": xp.where(x > 0, x, 0.0)}
 
     exact, far = noise.rounded(both, x, w, epsilon=epsilon)
     total = x.sum(axis=1)
@@ -1193,21 +1199,21 @@ def test_a_scheduled_weight_belongs_to_the_step(backend, tmp_path):
     data = data[0].reshape(24, -1), data[1][:, :2]
     values = []
     for loss in (RISING, nn.mean_squared_error):
-        found = bisected(
+        result = bisected(
             *(model, data, backend, "numpy"), optimizer=nn.SGD(1e-30), loss=loss, steps=3
         )
-        assert found.status == "agree"
-        values.append([finding.largest for finding in found.findings if finding.part == "value"])
+        assert result.status == "agree"
+        values.append([finding.largest for finding in result.findings if finding.part == "value"])
     rising, constant = map(np.asarray, values)
     assert len(rising) == 2  # of the loss, and within the whole step
     np.testing.assert_allclose(rising / constant, 1.3, rtol=1e-6)
-    found = bisected(model, data, backend, "numpy", loss=RISING, steps=3)
-    number = next(i for i, finding in enumerate(found.findings) if finding.part == "value")
-    assert found.save(tmp_path / "loss.npz", number)
+    result = bisected(model, data, backend, "numpy", loss=RISING, steps=3)
+    number = next(i for i, finding in enumerate(result.findings) if finding.part == "value")
+    assert result.save(tmp_path / "loss.npz", number)
     again = nn.diagnostics.bisect.replay(tmp_path / "loss.npz")
     assert again.status == "agree"
     assert [finding.largest for finding in again.findings if finding.part == "value"] == [
-        found.findings[number].largest
+        result.findings[number].largest
     ]
 
 
@@ -1218,9 +1224,9 @@ def test_a_backend_that_does_not_advance_a_schedule_is_found():
     frozen = broken(nn.backend("numpy"), patched((nn.schedules.Linear, "__call__", stand_still)))
     data = images()
     model = nn.Sequential(nn.Flatten(), nn.Dense(3))
-    found = bisected(model, data, "numpy", frozen, loss=RISING, steps=2)
-    assert found.first.part == "value"
-    assert found.first.ratios[0] < 1.0 < found.first.ratios[1]
+    result = bisected(model, data, "numpy", frozen, loss=RISING, steps=2)
+    assert result.first.part == "value"
+    assert result.first.ratios[0] < 1.0 < result.first.ratios[1]
 
 
 def test_a_loss_that_takes_a_context_is_refused():

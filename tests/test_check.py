@@ -458,8 +458,8 @@ def test_a_kink_within_the_stencil_is_left_out_and_counted(place):
         return x
 
     report = check(nn.ReLU(), (10,), backends=[], draw=draw)
-    found = {r.mode: r for r in report.rows if r.oracle == "central difference"}
-    for row in found.values():
+    result = {r.mode: r for r in report.rows if r.oracle == "central difference"}
+    for row in result.values():
         assert row.kinks == (1 if abs(place) < 2 else 0)
         assert row.checked + row.kinks == 30
         assert row.error < 1e-9

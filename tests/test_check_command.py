@@ -116,10 +116,10 @@ def test_every_oracle_of_the_backend_is_asked(backend, asked, tmp_path):
     for column in columns:
         assert column in out
         assert f"| {column} |" in page
-    found = json.loads((tmp_path / "found" / "check.json").read_text(encoding="utf-8"))
-    assert [one["name"] for one in found["checks"]] == ["Dense", "huber"]
-    assert {one["verdict"] for one in found["checks"]} == {"passed"}
-    for row in found["checks"][0]["rows"]:
+    result = json.loads((tmp_path / "found" / "check.json").read_text(encoding="utf-8"))
+    assert [one["name"] for one in result["checks"]] == ["Dense", "huber"]
+    assert {one["verdict"] for one in result["checks"]} == {"passed"}
+    for row in result["checks"][0]["rows"]:
         assert row["error"] <= row["tolerance"]
 
 
@@ -137,10 +137,10 @@ def test_a_shape_may_be_a_tree_or_a_number(asked):
 
 def test_the_shape_asked_for_is_the_one_that_is_checked(asked, tmp_path):
     assert asked("Dense", "--shape=2,7", "--json=check.json")[0] == 0
-    (found,) = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))["checks"]
-    assert found["shape"] == [2, 7]
+    (result,) = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))["checks"]
+    assert result["shape"] == [2, 7]
     (x,) = {
-        row["checked"] for row in found["rows"] if row["oracle"] == "layout" and row["leaf"] == "x"
+        row["checked"] for row in result["rows"] if row["oracle"] == "layout" and row["leaf"] == "x"
     }
     assert x == 3 * 2 * 7
 
@@ -154,8 +154,8 @@ def test_a_wrong_gradient_makes_the_exit_status_1_and_is_told_in_full(asked, tmp
     verdicts = {line.split()[0]: line.split()[-1] for line in out.splitlines() if line.split()}
     assert verdicts["GELU"] == "passed"
     assert verdicts["layers_of_mine:wrong"] == "failed"
-    found = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))["checks"][1]
-    assert found["message"] in out
+    result = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))["checks"][1]
+    assert result["message"] in out
 
 
 def test_a_layer_that_raises_shows_where(asked):

@@ -259,8 +259,8 @@ def test_hyper_parameters_survive_json(thing):
 
 
 def test_a_loss_with_options_survives_json():
-    found = rebuild(json.loads(json.dumps(describe(LOSS))))
-    assert (found.func, found.keywords) == (LOSS.func, LOSS.keywords)
+    result = rebuild(json.loads(json.dumps(describe(LOSS))))
+    assert (result.func, result.keywords) == (LOSS.func, LOSS.keywords)
 
 
 @pytest.mark.parametrize(

@@ -115,9 +115,9 @@ def test_shapes_and_dtypes_are_those_of_numpy(specimen, dtype):
         return y, after, dx, grads
 
     dy = tree_map(np.asarray, layer.forward(params, state, x)[0])
-    told = [(name, tuple(a.shape), a.dtype) for name, a in told_by(run, params, state, x, dy)]
-    found = named_leaves(run(params, state, x, dy))
-    assert told == [(name, np.shape(a), a.dtype) for name, a in found if a is not None]
+    report = [(name, tuple(a.shape), a.dtype) for name, a in told_by(run, params, state, x, dy)]
+    result = named_leaves(run(params, state, x, dy))
+    assert report == [(name, np.shape(a), a.dtype) for name, a in result if a is not None]
 
 
 def told_by(run, *trees):
@@ -129,16 +129,16 @@ def told_by(run, *trees):
 def test_optimizers_can_be_counted(optimizer):
     params = {"weight": np.ones((4, 3), "float32"), "bias": np.ones(3, "float32")}
     moments = optimizer.init(params)
-    told = told_by(optimizer.update, params, params, moments)
-    found = named_leaves(optimizer.update(params, params, moments))
-    assert [(n, a.shape, a.dtype) for n, a in told] == [(n, a.shape, a.dtype) for n, a in found]
+    report = told_by(optimizer.update, params, params, moments)
+    result = named_leaves(optimizer.update(params, params, moments))
+    assert [(n, a.shape, a.dtype) for n, a in report] == [(n, a.shape, a.dtype) for n, a in result]
 
 
 def shifted(a):
     """A sum with a result that somebody knows: nothing can be written over."""
     known = a * 2.0
-    found = known + a
-    return found + known
+    result = known + a
+    return result + known
 
 
 EXPRESSIONS = {  # of a, a million numbers
@@ -177,8 +177,8 @@ def test_memory_is_that_of_numpy(name, told, monkeypatch):
     if told == "by names":  # as where the interpreter counts no references for them
         monkeypatch.setattr(counting, "_TEMPORARY", counting._NAMED)
     expression, a = EXPRESSIONS[name], np.ones((1000, 1000), "float32")
-    found = held_by_numpy(expression, a)
-    assert peak_of(expression, a) - a.nbytes == pytest.approx(found, abs=2e4)
+    result = held_by_numpy(expression, a)
+    assert peak_of(expression, a) - a.nbytes == pytest.approx(result, abs=2e4)
 
 
 LARGE = [  # layer, shape; each of megabytes, so that nothing else counts
@@ -208,9 +208,9 @@ def test_a_layer_holds_what_is_predicted(layer, shape):
         del y
         layer.backward(params, cache.pop(), dy)
 
-    given = params, state, x, dy
-    held = sum(leaf.nbytes for leaf in leaves(given))
-    assert peak_of(run, *given) - held == pytest.approx(held_by_numpy(run, *given), rel=0.1)
+    arguments = params, state, x, dy
+    held = sum(leaf.nbytes for leaf in leaves(arguments))
+    assert peak_of(run, *arguments) - held == pytest.approx(held_by_numpy(run, *arguments), rel=0.1)
 
 
 def test_what_is_given_back_is_no_longer_alive():
@@ -265,13 +265,13 @@ def table():
     command = [sys.executable, "-m", "benchmarks.memory"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     lines = re.findall(r"^ +(\S.*?) +([\d.]+) +([\d.]+) +[-+][\d.]+$", done.stdout, re.MULTILINE)
-    return {name: (float(told), float(found)) for name, told, found in lines}
+    return {name: (float(report), float(result)) for name, report, result in lines}
 
 
 def test_a_step_of_training_holds_what_was_predicted(table):
     assert sorted(table) == ["CNN", "LSTM", "MLP", "transformer", "wide layer"]
-    for name, (told, found) in table.items():
-        assert told == pytest.approx(found, rel=0.1), name
+    for name, (report, result) in table.items():
+        assert report == pytest.approx(result, rel=0.1), name
 
 
 def test_targets_are_class_numbers_or_like_y():

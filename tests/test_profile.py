@@ -44,9 +44,9 @@ def test_every_layer_and_part_is_there_and_they_sum_up(backend):
     model = nn.Sequential(
         nn.Dense(4), nn.Residual(nn.Dense(4), nn.BatchNorm()), nn.Flatten(), nn.Dense(3)
     )
-    found = profiled(model, backend, optimizer=nn.Adam())
-    assert (found.backend, found.batch_size, found.steps) == (str(backend), 6, 3)
-    assert [(row.path, row.layer.split("(")[0]) for row in found.rows] == [
+    result = profiled(model, backend, optimizer=nn.Adam())
+    assert (result.backend, result.batch_size, result.steps) == (str(backend), 6, 3)
+    assert [(row.path, row.layer.split("(")[0]) for row in result.rows] == [
         ("", "Sequential"),
         ("0", "Dense"),
         ("1", "Residual"),
@@ -55,19 +55,19 @@ def test_every_layer_and_part_is_there_and_they_sum_up(backend):
         ("2", "Flatten"),
         ("3", "Dense"),
     ]
-    assert found.rows[1].layer == DENSE
-    assert list(found.parts) == ["forward", "loss", "backward", "finite", "update"]
-    assert all(row.forward > 0 and row.backward > 0 for row in found.rows)
-    assert all(seconds > 0 for seconds in (*found.parts.values(), found.step))
+    assert result.rows[1].layer == DENSE
+    assert list(result.parts) == ["forward", "loss", "backward", "finite", "update"]
+    assert all(row.forward > 0 and row.backward > 0 for row in result.rows)
+    assert all(seconds > 0 for seconds in (*result.parts.values(), result.step))
     for part in ("forward", "backward"):
-        spent = sum(getattr(row, part) for row in found.rows)
-        assert found.parts[part] == pytest.approx(spent)
-    assert found.total == pytest.approx(sum(found.parts.values()))
-    rest = sum(found.parts[part] for part in ("loss", "finite", "update"))
-    assert sum(row.share for row in found.rows) + rest / found.total == pytest.approx(1.0)
-    assert json.loads(json.dumps(found.to_json()))["parts"] == found.parts
-    text = str(found)
-    for said in (
+        spent = sum(getattr(row, part) for row in result.rows)
+        assert result.parts[part] == pytest.approx(spent)
+    assert result.total == pytest.approx(sum(result.parts.values()))
+    rest = sum(result.parts[part] for part in ("loss", "finite", "update"))
+    assert sum(row.share for row in result.rows) + rest / result.total == pytest.approx(1.0)
+    assert json.loads(json.dumps(result.to_json()))["parts"] == result.parts
+    text = str(result)
+    for message in (
         str(backend),
         DENSE,
         "loss",
@@ -75,8 +75,8 @@ def test_every_layer_and_part_is_there_and_they_sum_up(backend):
         "update",
         "a real step, without timers inside",
     ):
-        assert said in text
-    assert bool(found.operations) is not backend.compiles
+        assert message in text
+    assert bool(result.operations) is not backend.compiles
     assert ("fuses operations" in text) is backend.compiles
 
 
@@ -138,12 +138,12 @@ class NappingSGD(nn.SGD):
 )
 def test_the_layer_that_naps_is_the_slowest_where_it_naps(eager, layer, slow):
     model = nn.Sequential(nn.Dense(3), nn.Tanh(), layer)
-    found = profiled(model, eager)
-    slowest = max(found.rows, key=lambda row: row.share)
+    result = profiled(model, eager)
+    slowest = max(result.rows, key=lambda row: row.share)
     assert slowest.layer.startswith("Napping")
     assert [part for part in ("forward", "backward") if getattr(slowest, part) >= NAP] == slow
-    assert slowest.share == pytest.approx((slowest.forward + slowest.backward) / found.total)
-    assert found.step >= NAP
+    assert slowest.share == pytest.approx((slowest.forward + slowest.backward) / result.total)
+    assert result.step >= NAP
 
 
 @pytest.mark.parametrize(
@@ -151,9 +151,9 @@ def test_the_layer_that_naps_is_the_slowest_where_it_naps(eager, layer, slow):
     [("loss", {"loss": napping_loss}), ("update", {"optimizer": NappingSGD(1e-2)})],
 )
 def test_a_nap_of_the_loss_or_the_optimizer_is_theirs(eager, part, given):
-    found = profiled(nn.Dense(3), eager, steps=1, **given)
-    assert max(found.parts, key=found.parts.get) == part
-    assert found.parts[part] >= LONG
+    result = profiled(nn.Dense(3), eager, steps=1, **given)
+    assert max(result.parts, key=result.parts.get) == part
+    assert result.parts[part] >= LONG
 
 
 def test_the_first_steps_which_may_compile_do_not_count(eager):
@@ -166,9 +166,9 @@ def test_the_first_steps_which_may_compile_do_not_count(eager):
 
     # a loss that counts its calls and reads the count is not pure
     direct = replace(eager, replay=False)
-    found = profiled(nn.Dense(3), direct, loss=slow_at_first, steps=steps)
+    result = profiled(nn.Dense(3), direct, loss=slow_at_first, steps=steps)
     assert len(met) == 3 * (WARM_UP + steps)
-    assert found.parts["loss"] < LONG / 2
+    assert result.parts["loss"] < LONG / 2
 
 
 def test_nobody_asks_the_first_layer_for_its_dx(backend):
@@ -176,32 +176,32 @@ def test_nobody_asks_the_first_layer_for_its_dx(backend):
         def backward(self, params, cache, dy):
             raise AssertionError("this one has no dx")
 
-    found = profiled(nn.Sequential(First(4), nn.Dense(3)), backend, steps=1)
-    assert found.rows[1].backward > 0
+    result = profiled(nn.Sequential(First(4), nn.Dense(3)), backend, steps=1)
+    assert result.rows[1].backward > 0
 
 
 def test_each_piece_waits_until_its_values_are_there(backend):
     late = uncompiled(backend, synchronize=lambda array: sleep(NAP))
-    found = profiled(nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dense(3)), late, steps=1)
-    pieces = [piece for row in found.rows[1:] for piece in (row.forward, row.backward)]
-    pieces += [found.parts["loss"], found.parts["update"], found.step]
-    pieces += [row.seconds / row.calls for row in found.operations if row.name == "matmul"]
+    result = profiled(nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dense(3)), late, steps=1)
+    pieces = [piece for row in result.rows[1:] for piece in (row.forward, row.backward)]
+    pieces += [result.parts["loss"], result.parts["update"], result.step]
+    pieces += [row.seconds / row.calls for row in result.operations if row.name == "matmul"]
     assert len(pieces) == 10
     assert all(piece >= NAP for piece in pieces)
 
 
 def test_operations_are_counted_one_by_one(eager):
-    found = profiled(nn.Sequential(nn.Dense(4), nn.Dense(3, bias=False)), eager)
-    calls = {row.name: row.calls for row in found.operations}
+    result = profiled(nn.Sequential(nn.Dense(4), nn.Dense(3, bias=False)), eager)
+    calls = {row.name: row.calls for row in result.operations}
     # forward: x W twice, + b; backward: xᵀ dy twice, dy Wᵀ once, for nobody asks for the first dx
     assert calls["matmul"] == 5
     assert calls["ops.sum_rows"] == calls["ops.all_finite"] == 1
     # y - target, and the step of three parameters
     assert calls["subtract"] == 4
-    assert all(row.seconds > 0 for row in found.operations)
-    seconds = [row.seconds for row in found.operations]
+    assert all(row.seconds > 0 for row in result.operations)
+    seconds = [row.seconds for row in result.operations]
     assert seconds == sorted(seconds, reverse=True)
-    assert "ops.sum_rows" in str(found)
+    assert "ops.sum_rows" in str(result)
 
 
 def test_all_that_is_timed_is_the_same_training(eager):
@@ -214,8 +214,8 @@ def test_all_that_is_timed_is_the_same_training(eager):
 
     layers = nn.Dense(4), nn.BatchNorm(), nn.GELU(), nn.Dropout(0.5), nn.Dense(3)
     model, steps = nn.Sequential(*layers), 4
-    found = profiled(model, eager, loss=recorded, optimizer=nn.AdamW(1e-1), steps=steps)
-    assert found.operations
+    result = profiled(model, eager, loss=recorded, optimizer=nn.AdamW(1e-1), steps=steps)
+    assert result.operations
     whole, pieces, operations = np.reshape(losses, (3, -1))
     assert len(whole) > steps
     assert len(set(whole)) == len(whole)
@@ -249,9 +249,9 @@ def test_a_model_that_takes_several_inputs_is_looked_into(backend):
     )
     x = {"x": np.stack([X, X], axis=1), "mask": np.ones((6, 2), np.bool_)}
     target = np.stack([TARGET, TARGET], axis=1)
-    given = model, nn.mean_squared_error, nn.SGD(1e-2), x, target
-    found = nn.profile(*given, backend=backend, steps=1)
-    assert [row.path for row in found.rows] == ["", "seen", "y"]
+    arguments = model, nn.mean_squared_error, nn.SGD(1e-2), x, target
+    result = nn.profile(*arguments, backend=backend, steps=1)
+    assert [row.path for row in result.rows] == ["", "seen", "y"]
 
 
 def test_what_reaches_past_the_standard_has_no_operations_but_all_else(eager):
@@ -262,10 +262,10 @@ def test_what_reaches_past_the_standard_has_no_operations_but_all_else(eager):
             np.asarray(eager.to_numpy(x) if type(x) is type(eager.asarray(X)) else x)
             return super().forward(params, state, x, train=train)
 
-    found = profiled(nn.Sequential(nn.Dense(3), Past()), eager)
-    assert found.operations == ()
-    assert "operations cannot be timed one by one: TypeError" in str(found)
-    assert len(found.rows) == 3
+    result = profiled(nn.Sequential(nn.Dense(3), Past()), eager)
+    assert result.operations == ()
+    assert "operations cannot be timed one by one: TypeError" in str(result)
+    assert len(result.rows) == 3
 
 
 def infinite(y, target):
@@ -286,9 +286,9 @@ def infinite(y, target):
     ],
 )
 def test_what_cannot_be_timed_is_refused(backend, given, error, said):
-    asked = {"loss": nn.mean_squared_error, "x": X, "target": TARGET, "backend": backend} | given
+    options = {"loss": nn.mean_squared_error, "x": X, "target": TARGET, "backend": backend} | given
     with pytest.raises(error, match=said):
-        nn.profile(nn.Dense(3), optimizer=nn.SGD(1e-2), **asked)
+        nn.profile(nn.Dense(3), optimizer=nn.SGD(1e-2), **options)
 
 
 # --- the command ------------------------------------------------------------------------
@@ -304,10 +304,10 @@ def test_the_command_prints_a_table_and_writes_what_it_says(backend, tmp_path, c
     assert out.startswith(f"breast-cancer on {backend}, a batch of 32: medians of 2 steps\n")
     assert "Dense(width=32, bias=True)" in out
     assert out.endswith(f"written: {file}\n")
-    found = json.loads(file.read_text(encoding="utf-8"))
-    assert found["workload"] == "breast-cancer"
-    assert [row["path"] for row in found["rows"]] == ["", "0", "1", "2", "3", "4"]
-    assert found["total"] == pytest.approx(sum(found["parts"].values()))
+    result = json.loads(file.read_text(encoding="utf-8"))
+    assert result["workload"] == "breast-cancer"
+    assert [row["path"] for row in result["rows"]] == ["", "0", "1", "2", "3", "4"]
+    assert result["total"] == pytest.approx(sum(result["parts"].values()))
 
 
 @pytest.mark.parametrize(
@@ -351,10 +351,10 @@ def test_a_weight_that_follows_a_schedule_gets_the_number_of_the_step():
 
     x = np.ones((4, 3), np.float32)
     loss = nn.Weighted(nn.mean_squared_error, weight)
-    given = nn.Dense(2), loss, nn.SGD(1e-3), x, x[:, :2]
-    found = nn.profile(*given, backend=nn.backend("numpy", replay=False), steps=2)
-    assert found.step > 0.0
-    assert found.parts["loss"] > 0.0
+    arguments = nn.Dense(2), loss, nn.SGD(1e-3), x, x[:, :2]
+    result = nn.profile(*arguments, backend=nn.backend("numpy", replay=False), steps=2)
+    assert result.step > 0.0
+    assert result.parts["loss"] > 0.0
     once = [float(number) for number in range(WARM_UP + 2)]
     assert [t for t in seen if t in once] == seen
     assert seen[: len(once)] == once

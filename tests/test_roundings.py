@@ -27,29 +27,29 @@ def counted(model, batch, width):
         nn.random.key(0, xp=namespace(np.zeros(()))), (width,), np.float32
     )
     x = np.ones((batch, width), np.float32)
-    given = (x, np.zeros(batch, np.int32), np.ones(batch, np.float32))
+    arguments = (x, np.zeros(batch, np.int32), np.ones(batch, np.float32))
 
     def step(model):
         return make_step(model, total, nn.SGD(0.1))
 
-    return chains(step, model, (params, state, nn.SGD(0.1).init(params)), given)
+    return chains(step, model, (params, state, nn.SGD(0.1).init(params)), arguments)
 
 
 def test_a_sum_makes_a_rounding_for_each_term_and_other_arithmetic_one():
-    found = counted(nn.Dense(5), batch=10, width=3)
+    result = counted(nn.Dense(5), batch=10, width=3)
     forward, loss, weight, bias = 3 + 1, 10 * 5 + 10, 10, 10  # a loss sums the weights of rows too
-    assert found.outputs == {"": forward}
-    assert found.gradients == {"": forward + loss + weight + bias}
-    assert found.step > found.gradients[""]
+    assert result.outputs == {"": forward}
+    assert result.gradients == {"": forward + loss + weight + bias}
+    assert result.step > result.gradients[""]
 
 
 def test_roundings_add_up_forward_and_back_in_the_order_of_computation():
-    found = counted(nn.Sequential(nn.Dense(5), nn.Tanh(), nn.Dense(2, bias=False)), 10, 3)
-    assert list(found.outputs.items()) == [("0", 4), ("1", 5), ("2", 10), ("", 10)]
-    assert list(found.gradients) == ["2", "1", "0", ""]
+    result = counted(nn.Sequential(nn.Dense(5), nn.Tanh(), nn.Dense(2, bias=False)), 10, 3)
+    assert list(result.outputs.items()) == [("0", 4), ("1", 5), ("2", 10), ("", 10)]
+    assert list(result.gradients) == ["2", "1", "0", ""]
     second = 10 + 10 * 2 + 10 + 2 + 10  # before it, the loss, its dx and its gradient
-    assert found.gradients["2"] == second
-    assert found.gradients["0"] > found.gradients["1"] > second
+    assert result.gradients["2"] == second
+    assert result.gradients["0"] > result.gradients["1"] > second
 
 
 def test_a_layer_that_is_repeated_is_counted_each_time():
@@ -68,9 +68,9 @@ class Stubborn(nn.Dense):
 
 
 def test_where_a_layer_cannot_be_watched_shapes_must_do():
-    found = counted(Stubborn(5), batch=10, width=3)
-    assert found.outputs == found.gradients == {}
-    assert found.step == 10 + 3 + 5 + 5
+    result = counted(Stubborn(5), batch=10, width=3)
+    assert result.outputs == result.gradients == {}
+    assert result.step == 10 + 3 + 5 + 5
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ def trained_with(fault="", place=-1):
 def test_a_run_without_a_fault_stays_far_within_the_tolerance_of_each_layer():
     deviations = trained_with()["deviations"]
     for part in ("layers", "gradients"):
-        for name, found in deviations[part].items():
-            assert found["relative"] < found["tolerance"] / 4, f"{part} {name}"
+        for name, result in deviations[part].items():
+            assert result["relative"] < result["tolerance"] / 4, f"{part} {name}"
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -167,9 +167,9 @@ def test_later_layers_may_be_less_exact_than_earlier_ones():
     key = nn.random.key(0, xp=namespace(np.zeros(())))
     params, state, _ = model.init(key, (6,), np.float32)
     start = params, state, workload.optimizer.init(params)
-    found = Task(workload, train, test, start, 1, 0).chains()
+    result = Task(workload, train, test, start, 1, 0).chains()
     paths = ["0", "1", "2", "3", "4"]
-    assert [found.outputs[p] for p in paths] == sorted(found.outputs[p] for p in paths)
-    back = [found.gradients[p] for p in reversed(paths)]
+    assert [result.outputs[p] for p in paths] == sorted(result.outputs[p] for p in paths)
+    back = [result.gradients[p] for p in reversed(paths)]
     assert back == sorted(back)
-    assert {layer_of(name, found.gradients) for name, _ in named_leaves(params)} == {"0", "2", "4"}
+    assert {layer_of(name, result.gradients) for name, _ in named_leaves(params)} == {"0", "2", "4"}

@@ -147,8 +147,8 @@ def kept_on_numpy(model, shape):
         return array
 
     constant = {id(memory(leaf)) for leaf in leaves((params, state))}
-    found = {id(memory(leaf)): memory(leaf) for leaf in leaves(cache)}
-    return sum(leaf.nbytes for name, leaf in found.items() if name not in constant)
+    result = {id(memory(leaf)): memory(leaf) for leaf in leaves(cache)}
+    return sum(leaf.nbytes for name, leaf in result.items() if name not in constant)
 
 
 KEEPING = [
@@ -229,21 +229,21 @@ SAVED = [  # model, bytes that each row would save if it were recomputed, and fo
 
 @pytest.mark.parametrize(("model", "rows"), SAVED, ids=[str(row[0]) for row in SAVED])
 def test_what_recomputing_would_save_is_what_recomputing_saves(model, rows):
-    found = summary_of(model, (4,))
-    told = [(row.recompute_saves, row.recompute_flops) for row in found.rows]
-    assert told[: len(rows)] == rows
+    result = summary_of(model, (4,))
+    report = [(row.recompute_saves, row.recompute_flops) for row in result.rows]
+    assert report[: len(rows)] == rows
     again = summary_of(nn.Recompute(model), (4,))
     whole = isinstance(model, nn.Residual | nn.Repeat)
     if whole:
-        assert found.bytes_kept - again.bytes_kept == rows[0][0]
-        assert again.flops_backward - found.flops_backward >= rows[0][1]
+        assert result.bytes_kept - again.bytes_kept == rows[0][0]
+        assert again.flops_backward - result.flops_backward >= rows[0][1]
 
 
 def test_a_transformer_block_is_looked_into():
     block = nn.TransformerBlock(nn.MultiHeadAttention(2, causal=True), 8, dropout=0.1)
     model = nn.Sequential(nn.Embedding(9, 4), nn.Repeat(block, 3), nn.Dense(9))
-    found = summary_of(model, (5,))
-    assert [(row.depth, row.path, row.layer) for row in found.rows] == [
+    result = summary_of(model, (5,))
+    assert [(row.depth, row.path, row.layer) for row in result.rows] == [
         (0, "0", "Embedding(num_embeddings=9, width=4)"),
         (0, "1", "Repeat(count=3)"),
         (1, "1", "TransformerBlock(hidden=8, dropout=0.1)"),
@@ -259,8 +259,8 @@ def test_a_transformer_block_is_looked_into():
         (0, "2", "Dense(width=9)"),
     ]
     params, _, _ = model.init(nn.random.key(0, xp=HOST), (5,), HOST.float32)
-    assert found.parameters == sum(leaf.size for leaf in leaves(params))
-    assert "\u00a0\u00a0\u00a0\u00a0LayerNorm()" in str(found)
+    assert result.parameters == sum(leaf.size for leaf in leaves(params))
+    assert "\u00a0\u00a0\u00a0\u00a0LayerNorm()" in str(result)
 
 
 def test_a_transformer_block_with_its_layers_in_place_is_the_same():
@@ -319,8 +319,8 @@ def test_masks_and_class_numbers_are_of_their_dtypes():
             assert x["mask"].dtype == np.bool_
             return super().forward(params, state, x, train=train)
 
-    found = summary_of(Looks(2), {"x": (3, 4), "mask": (3,)})
-    assert found.rows[0].shape == (3, 4)
+    result = summary_of(Looks(2), {"x": (3, 4), "mask": (3,)})
+    assert result.rows[0].shape == (3, 4)
 
 
 class Widths(nn.Sequential):
@@ -345,9 +345,9 @@ def test_nothing_is_computed_however_large_it_would_be():
         {},
         {"weight": large(10**6, 1), "bias": large(1)},
     )
-    found = summarize(model, params, ({}, {}, {}), (10**6,), "float32", 10**6)
-    assert found.parameters == 10**12 + 2 * 10**6 + 1
-    assert found.rows[0].flops_forward == 2 * 10**18 + 10**12
+    result = summarize(model, params, ({}, {}, {}), (10**6,), "float32", 10**6)
+    assert result.parameters == 10**12 + 2 * 10**6 + 1
+    assert result.rows[0].flops_forward == 2 * 10**18 + 10**12
 
 
 def test_the_memory_of_training_stands_below_the_table(backend):

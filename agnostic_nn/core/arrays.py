@@ -6,7 +6,7 @@ array library is imported.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from array_api_compat import array_namespace, size
@@ -71,7 +71,7 @@ def namespace(x: Array, *others: Array) -> Any:
     return xp
 
 
-@cache
+@lru_cache(maxsize=None, typed=True)  # dtypes of different libraries must not be compared
 def float_bits(dtype: Any, xp: Any) -> int:
     """Return the number of bits of a real floating-point dtype of `xp`, and 0 of another dtype.
 
