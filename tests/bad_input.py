@@ -260,7 +260,7 @@ def of_constructors():
 
 
 def _is_right(kind, parameter, value):
-    """Whether a value that is wrong elsewhere means something here."""
+    """Return whether a value that is wrong elsewhere is valid here."""
     if value is None:
         named = parameter in OPTIONAL or (kind, parameter) == (nn.TransformerBlock, "cross")
         return named and not (kind in (nn.LSTM, nn.GRU, nn.RNN) or kind in _FINAL)
@@ -798,7 +798,7 @@ def of_layers():
 
 
 def of_arrays():
-    """Layers started and run with what are no keys, shapes or arrays."""
+    """Layers whose `init` and `forward` get wrong keys, shapes and arrays."""
     dense = nn.Dense(3)
     for name, key in {"a seed": 0, "None": None, "a text": "0", "an array": np.zeros(3)}.items():
         for layer in (dense, MLP, nn.Dropout(0.5), nn.LSTM(2), nn.BatchNorm()):
@@ -1042,14 +1042,14 @@ def _raises(path: str) -> tuple[tuple[int, int], ...]:
 
 
 def _is_meant(error: BaseException) -> bool:
-    """Whether the library itself raised this, and not something that it ran into."""
+    """Return whether this library raised the error on purpose."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     ours = any(Path(last.filename).is_relative_to(place) for place in OURS)
     return ours and any(a <= last.lineno <= b for a, b in _raises(last.filename))
 
 
 def verdict(case: Case, world: World) -> str:
-    """What is wrong with how a case was answered; nothing, if it was refused as it should be."""
+    """Return what is wrong with the answer to a case, or None if it was refused properly."""
     before = [] if case.pure else world.state()
     try:
         case.call(world)

@@ -16,7 +16,7 @@ def pytest_report_header():
 
 @pytest.fixture(scope="session")
 def backend():
-    """The backend under test; one that was asked for and cannot run is an error, not a skip."""
+    """The backend under test. If it cannot run, that is an error, not a skip."""
     return nn.backend()
 
 
@@ -41,7 +41,7 @@ def draw(widest):
 
 @pytest.fixture(scope="session")
 def thorough():
-    """Whether cases of a sweep are run too; where each is compiled, `nox -s sweep` does that."""
+    """Return whether cases of sweeps run too; on JAX, `nox -s sweep` runs them."""
     return os.environ.get("AGNOSTIC_NN_SWEEP", "1") == "1"
 
 

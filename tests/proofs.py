@@ -109,14 +109,14 @@ def unlike(page, found):
 
 
 def renewed(page, found):
-    """What was found, in the page's own words where those are no less true."""
+    """Return the new lines, but keep lines of the page that are still true."""
     held = page.splitlines()
     lines = (next((old for old in held if alike(old, now)), now) for now in found.splitlines())
     return "\n".join(lines) + "\n"
 
 
 def alike(held, now):
-    """Whether two lines are the same, but for errors that may be of two machines."""
+    """Return whether two lines are equal, apart from errors that vary between machines."""
     cells = zip_longest(held.split("|"), now.split("|"), fillvalue="")
     return all(_alike(*pair) for pair in cells)
 

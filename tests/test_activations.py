@@ -1,4 +1,4 @@
-"""What the activations beyond the first few are: values, ends and kinks."""
+"""Activations: values, limits and kinks."""
 
 import math
 
@@ -202,7 +202,7 @@ def test_a_shape_that_a_layer_cannot_take_is_refused_by_init(layer, shape, messa
         layer.init(nn.random.key(0, xp=host), shape, host.float32)
 
 
-SENSELESS = [  # what is asked for, error and message
+SENSELESS = [  # call, error and message
     (lambda: nn.CELU(0.0), ValueError, "alpha above 0, got 0.0"),
     (lambda: nn.HardTanh(1.0, 1.0), ValueError, "low < high, got 1.0 and 1.0"),
     (lambda: nn.ReLU6(low=7.0), TypeError, "unexpected keyword argument 'low'"),

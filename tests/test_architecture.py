@@ -219,7 +219,7 @@ def misplaced(root):
 
 
 def operands(node):
-    """What is compared, matched, imported by name, or looked for at an end of a string."""
+    """Yield what is compared, matched, imported by name, or searched for at an end of a string."""
     result = []
     if isinstance(node, ast.Compare):
         result = [node.left, *node.comparators]
@@ -478,7 +478,7 @@ def copy(tmp_path_factory):
 
 
 def place(file):
-    """Where a file is, named as in PLANTED."""
+    """Return the path of a file named as in PLANTED."""
     folder = "backends/agnostic_nn_backends" if file.startswith("/") else "agnostic_nn"
     return Path(folder, f"{file.strip('/')}.py")
 

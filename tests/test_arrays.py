@@ -1,4 +1,4 @@
-"""Where an array comes from, and the small words the core is written in."""
+"""Arrays and their namespaces, and the checks of arguments."""
 
 import dataclasses
 import types
@@ -13,7 +13,7 @@ from agnostic_nn.core.errors import expect
 
 
 class Foreign:
-    """An array of a library that nobody has installed."""
+    """An array of a library that is not installed."""
 
     library = types.ModuleType("foreign")
 
@@ -92,7 +92,7 @@ def test_arrays_that_lack_the_protocol_are_registered_and_left_alone():
     register(Bare, xp)  # again, as when a module is reloaded
 
 
-REFUSED = [  # arguments, what is said
+REFUSED = [  # arguments, message
     ((Bare(), np), "expected a class of arrays, got <"),
     ((Bare, Bare), "expected a namespace of the Array API Standard, got <class"),
     ((Bare, np, "cpu"), "expected device to be a function of an array, got 'cpu'"),

@@ -1,4 +1,4 @@
-"""Attention: masks that mean what they say, rows without a key, and what is kept."""
+"""Attention: masks, rows without a key, and caches."""
 
 import math
 from functools import partial
@@ -459,7 +459,7 @@ def test_shapes_that_do_not_fit_are_refused_by_init(layer, shape, message):
         layer.init(nn.random.key(0, xp=HOST), shape, HOST.float32)
 
 
-SENSELESS = [  # what is asked for, error and message
+SENSELESS = [  # call, error and message
     (lambda: nn.MultiHeadAttention(0), ValueError, "heads of at least 1, got 0"),
     (lambda: nn.MultiHeadAttention(4, key_heads=3), ValueError, "4 heads cannot share 3 key_heads"),
     (lambda: nn.MultiHeadAttention(4, key_heads=0), ValueError, "key_heads of at least 1"),

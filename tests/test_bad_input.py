@@ -1,4 +1,4 @@
-"""What constructors and calls refuse: whatever makes no sense, at once and in plain words."""
+"""Constructors and functions refuse bad input at once, with a plain message."""
 
 import inspect
 import math
@@ -149,7 +149,7 @@ def fitted(backend, **options):
     return trainer
 
 
-MESSAGES = [  # what is done, what is said
+MESSAGES = [  # call, message
     (lambda b: nn.Dense(3, bias="relu"), "expected bias to be True or False, got 'relu'"),
     (lambda b: nn.GELU(approximate="none"), "expected approximate to be True or False"),
     (lambda b: nn.Dense(3, bias=np.True_), r"pass Python's own, bool\(...\)"),

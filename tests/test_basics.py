@@ -1,4 +1,4 @@
-"""What single layers are for, by other means than the promises that all layers keep."""
+"""Properties of single layers, in addition to those that all layers have."""
 
 import math
 from dataclasses import dataclass
@@ -323,7 +323,7 @@ def test_the_layers_of_a_model_drop_differently():
 
 @dataclass(frozen=True)
 class Foreign:
-    """An array of a library that nobody knows."""
+    """An array of an unknown library."""
 
     shape: tuple = (2, 4)
     ndim: int = 2
@@ -403,7 +403,7 @@ def test_a_shape_that_a_layer_cannot_take_is_refused_by_init(layer, shape, messa
         layer.init(nn.random.key(0, xp=host), shape, host.float32)
 
 
-SENSELESS = [  # what is asked for, error and message
+SENSELESS = [  # call, error and message
     (lambda: nn.Dense(0), ValueError, "width of at least 1, got 0"),
     (lambda: nn.Dropout(1.0), ValueError, r"rate in \[0, 1\), got 1.0"),
     (lambda: nn.Dropout(-0.1), ValueError, r"rate in \[0, 1\), got -0.1"),

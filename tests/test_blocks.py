@@ -130,7 +130,7 @@ def test_a_malformed_block_is_refused_when_it_is_made(make, error, said):
         make()
 
 
-MISFITS = [  # layer, shape, what is said
+MISFITS = [  # layer, shape, message
     (nn.Residual(nn.Dense(4)), (3,), r"their shapes are \(3,\) and \(4,\)"),
     (nn.Residual(nn.Dense(4), shortcut=nn.Dense(5)), (3,), r"their shapes are \(5,\) and \(4,\)"),
     (nn.Parallel(nn.Dense(4), TANH), (3,), r"one shape, got \(\(4,\), \(3,\)\)"),
@@ -327,7 +327,7 @@ def test_numbers_of_rows_have_no_gradient_whichever_way_they_go(backend):
 
 
 class Sign(nn.Layer):
-    """A layer of one's own that has no gradient for x."""
+    """A custom layer that has no gradient for x."""
 
     def forward(self, params, state, x, *, train=False):
         return namespace(x).sign(x), state, ()
@@ -389,7 +389,7 @@ def test_a_repeated_layer_is_the_chain_of_its_copies(backend):
 
 
 def test_a_repeated_layer_is_compiled_once_however_often_it_is_repeated(backend):
-    """Where loops are compiled: forward and backward are traced once or twice each, not n times."""
+    """On compiled backends forward and backward are traced once or twice, not n times."""
     calls = []
 
     class Counted(nn.Tanh):
@@ -552,7 +552,7 @@ def test_fillers_count_nothing_within_a_block(backend, wrap):
 
 
 def test_a_model_of_blocks_goes_step_by_step(backend):
-    """What it puts out at each time is what `forward` puts out there, of all times at once."""
+    """The output of each step equals that of `forward` over all steps."""
     around = nn.Parallel(nn.Dense(4), nn.Tanh(), join="concatenate")
     model = nn.Graph(
         embed=(nn.Embedding(7, 4), "x"),

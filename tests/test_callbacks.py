@@ -1,4 +1,4 @@
-"""Callbacks are asked when they should be, remember what must survive, and can do no harm."""
+"""Callbacks are called at the right times, keep their memory, and cannot do harm."""
 
 import csv
 import math
@@ -36,7 +36,7 @@ def assert_same_bits(one, other):
 
 
 class Told(nn.Callback):
-    """Remembers what it was asked."""
+    """Records its calls."""
 
     def __init__(self):
         self.calls = []
@@ -61,7 +61,7 @@ def reporting(values, name="validation_loss"):
     return report
 
 
-# --- when they are asked ----------------------------------------------------------------
+# --- when they are called ---------------------------------------------------------------
 
 
 def test_a_function_is_asked_after_each_epoch_and_may_add_to_the_row(backend):
@@ -148,7 +148,7 @@ def test_what_is_no_callback_is_refused_before_anything_happens(thing):
 
 
 class Stub:
-    """A trainer as far as watching goes: what is kept is the epoch it was kept in."""
+    """A stand-in for a trainer; what it saves is the number of the epoch."""
 
     def __init__(self):
         self.notes, self.now, self.kept, self.restored = {}, 0, {}, None
@@ -622,7 +622,7 @@ def test_a_csv_log_of_other_columns_is_refused(tmp_path):
 
 
 def events(folder):
-    """What TensorBoard would read: (step, name, value)."""
+    """Return what TensorBoard would read: (step, name, value)."""
     from tensorboardX.proto.event_pb2 import Event
 
     for path in sorted(folder.glob("events*")):

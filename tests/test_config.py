@@ -17,7 +17,7 @@ def through_json(thing):
 
 
 def of_ones_own(layer):
-    """Whether a layer holds what only tests use."""
+    """Return whether a layer holds something that only tests use."""
     theirs = type(layer).__module__.startswith(("cases", "agnostic_nn.diagnostics.examples"))
     return theirs or "Lambda(" in repr(layer)
 
@@ -64,11 +64,11 @@ def test_what_is_made_of_tuples_dicts_and_pairs_comes_back(thing):
 
 
 def mean_squared_error(y, target, weights=None):
-    """A loss of one's own with a name of ours."""
+    """A custom loss with the name of a library loss."""
 
 
 class ReLU(nn.Tanh):
-    """A layer of one's own with a name of ours."""
+    """A custom layer with the name of a library layer."""
 
 
 @pytest.mark.parametrize(

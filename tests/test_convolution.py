@@ -120,7 +120,7 @@ def test_a_transposed_convolution_goes_forward_as_a_convolution_goes_back(
 
 
 def out_length(layer, length):
-    """How long y is for one channel of `length` numbers."""
+    """Return the length of y for one channel of `length` numbers."""
     return initialized(nn.backend("numpy"), layer, (length, 1))[1][0]
 
 

@@ -31,7 +31,7 @@ def each(backend, y, target, **options):
 
 
 def spelled(path, blank=0):
-    """What a path says: repetitions left out, then blanks."""
+    """Return the labels of a path: without repetitions, then without blanks."""
     return tuple(k for k, _ in itertools.groupby(path) if k != blank)
 
 

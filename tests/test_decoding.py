@@ -80,7 +80,7 @@ def test_a_step_says_what_forward_says_of_all_steps_so_far(backend, widest, epsi
     whole, _, _ = layer.forward(params, state, x)  # on the host: NumPy is the oracle
     params, state, x = backend.asarray((params, state, x))
     memory = layer.begin(params, state, at(x, 0), 7)
-    first = outline(memory)  # which must stay, lest every step be compiled anew
+    first = outline(memory)  # which must stay, so that no step is compiled again
     step = backend.jit(layer.advance)
     for t in range(6):
         y, memory = step(params, state, memory, at(x, t))

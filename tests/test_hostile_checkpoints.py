@@ -1,4 +1,4 @@
-"""Whatever a file says, loading it costs little and ends in a CheckpointError."""
+"""Loading a malicious file is cheap and raises CheckpointError."""
 
 import os
 import time

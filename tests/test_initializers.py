@@ -1,4 +1,4 @@
-"""Where weights start: the spread that each formula promises, in every dtype, on every backend."""
+"""Initializers: the spread of each formula, in every dtype, on every backend."""
 
 import functools
 import math
@@ -35,7 +35,7 @@ each_kind = pytest.mark.parametrize("initializer", KINDS, ids=str)
 
 @functools.cache
 def start(backend, initializer, shape, dtype, seed=0):
-    """What `initializer` makes on `backend`, brought to the host."""
+    """Draw with `initializer` on `backend` and return the result on the host."""
     key = random.key(seed, xp=backend.xp, device=backend.device)
     dtype = getattr(backend.xp, dtype)
     return backend.to_numpy(backend.jit(lambda key: initializer(key, shape, dtype))(key))

@@ -225,7 +225,7 @@ def test_what_a_signal_handler_restores_in_the_middle_of_a_step_is_whole(backend
 
 @pytest.fixture(params=["kernels", "no kernels", "no replay"])
 def how(request, backend, monkeypatch):
-    """How NumPy and PyTorch run a step."""
+    """The ways in which NumPy and PyTorch run a step."""
     if backend.name not in ("numpy", "torch") or "cpu" not in str(backend):
         pytest.skip(f"{backend} has its own way to run a step")
     if request.param == "kernels" and not kernels.available():

@@ -1,4 +1,4 @@
-"""What a real Jupyter kernel shows. rich behaves differently there, so a stand-in is not enough."""
+"""Output in a real Jupyter kernel. rich behaves differently there, so a stand-in is not enough."""
 
 import os
 

@@ -612,7 +612,7 @@ def test_the_losses_are_those_of_pytorch(backend, widest, epsilon, case):
 
 
 def counted(options, x):
-    """How much each example counts in a mean."""
+    """Return how much each example counts in a mean."""
     y, target = x["y"], x["target"]
     if not {"class_weights", "ignore_index"} & options.keys():
         return 1.0
@@ -767,7 +767,7 @@ def test_a_label_and_the_distribution_that_says_it_are_alike(backend, draw, wide
 @pytest.mark.parametrize("ignored", [-100, 2], ids=["no class", "a class"])
 @pytest.mark.parametrize("smoothing", [{}, SOME], ids=["sharp", "smooth"])
 def test_to_ignore_is_to_leave_out(backend, draw, epsilon, ignored, smoothing):
-    """Whatever the logits are there."""
+    """The logits there have no influence."""
     y, labels = logits_and_labels(draw)
     labels[2:4] = ignored
     y[2] = np.nan

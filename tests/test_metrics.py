@@ -117,7 +117,7 @@ def test_a_k_that_cannot_be_is_refused(backend, draw, k, kind, said):
 
 
 def finished(backend, metric, y, target, parts=(slice(None),)):
-    """What a training loop reports: the metric's finish of the means over all parts."""
+    """Return what a training loop reports: the metric of the means over all parts."""
 
     def means(y, target):
         xp = nn.core.arrays.namespace(y)

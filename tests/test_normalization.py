@@ -1,4 +1,4 @@
-"""What the layers beyond LayerNorm and BatchNorm normalize, and what they leave alone."""
+"""Normalization layers: what they normalize, and what they leave unchanged."""
 
 import numpy as np
 import pytest
@@ -165,7 +165,7 @@ def test_an_x_that_does_not_fit_is_refused_with_its_numbers(backend, layer, shap
         layer.forward(params, state, backend.asarray(np.zeros(given, "float32")))
 
 
-SENSELESS = [  # what is asked for, error and message
+SENSELESS = [  # call, error and message
     (lambda: nn.GroupNorm(0), ValueError, "groups of at least 1, got 0"),
     (lambda: nn.GroupNorm(2.0), TypeError, "groups to be an integer"),
     (lambda: nn.RMSNorm(epsilon=-1.0), ValueError, "epsilon of at least 0, got -1.0"),

@@ -1,4 +1,4 @@
-"""What the Standard lacks: right without a backend's help, and as right with it."""
+"""Functions of `ops` are right in the standard version and in native versions."""
 
 import math
 from decimal import Decimal, localcontext
@@ -94,7 +94,7 @@ def test_erf_keeps_shapes_and_takes_every_number(backend, widest, epsilon, way):
 @ways
 @pytest.mark.parametrize("dtype", ["float32", "widest"])
 def test_erf_is_one_to_the_last_bit_far_out(backend, widest, way, dtype):
-    """What multiplies a large number, as in GELU, may not miss by a rounding."""
+    """A factor of a large number, as in GELU, must be rounded correctly."""
     far = np.asarray([6.0, 10.0, 1e4, 3e38], widest if dtype == "widest" else dtype)
     np.testing.assert_array_equal(call(backend, take(way, erf), far), np.ones(4))
     np.testing.assert_array_equal(call(backend, take(way, erf), -far), -np.ones(4))

@@ -132,7 +132,7 @@ def test_the_first_step_is_as_on_paper(backend, widest, epsilon, optimizer, expe
 
 @each_optimizer
 def test_float32_stays_float32_and_moments_keep_their_shapes(backend, optimizer):
-    """One step in float64 would compile a step anew, and double the memory."""
+    """One step in float64 would compile the step again, and double the memory."""
     result, moments = walked(backend, optimizer, "float32")
     assert {leaf.dtype.name for leaf in result.values()} == {"float32"}
     before = dict(named_leaves(optimizer.init(problem("float32")[0])))

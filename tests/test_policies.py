@@ -94,7 +94,7 @@ def test_what_is_strict_multiplies_in_float32(backend, precision):
 
 
 def test_a_float64_product_would_pass():
-    """What is looked for is there in exact arithmetic: a probe can ask no more than float32."""
+    """The result is exact in float32: a probe cannot require more."""
     left, right = policies._matrices()
     assert policies._format(left @ right) == "float32"
     assert policies._format((left @ right).astype(np.float32)) == "float32"
@@ -145,7 +145,7 @@ def of(inputs):
 
 
 def in_two_parts(a, b):
-    """float32 as the sum of two numbers of bfloat16, without the product of what is left over."""
+    """float32 as the sum of two numbers of bfloat16, without the product of the remainders."""
     (a, more), (b, other) = (
         (high, rounded(x - high, 7)) for x in (a, b) for high in [rounded(x, 7)]
     )
@@ -288,7 +288,7 @@ def test_what_is_less_than_float32_is_told_by_format():
 
 
 def test_the_probe_runs_under_the_policy(monkeypatch):
-    """A setting that a user made elsewhere is no excuse, and no reason for an alarm."""
+    """A setting made elsewhere neither excuses a failure nor raises an alarm."""
     product, _ = FAKES["TF32"]
     monkeypatch.setattr(Rounded, "product", staticmethod(product))
 
@@ -368,7 +368,7 @@ def test_a_backend_that_cannot_be_deterministic_says_what_to_do(monkeypatch):
         nn.backend("numpy", deterministic=True)
 
 
-# --- what each library is told ------------------------------------------------------------
+# --- the settings of each library -----------------------------------------------------------
 
 
 def torch_settings(torch):

@@ -348,7 +348,7 @@ def test_a_shape_that_a_layer_cannot_take_is_refused(backend, layer, shape, mess
             layer.forward({}, {}, backend.asarray(np.zeros((2, *shape), "float32")))
 
 
-SENSELESS = [  # what is asked for, error and message
+SENSELESS = [  # call, error and message
     (lambda: nn.MaxPool2D(0), ValueError, "window of at least 1, got 0"),
     (lambda: nn.MaxPool2D((2, 2, 2)), ValueError, r"window for 2 axes, got \(2, 2, 2\)"),
     (lambda: nn.MaxPool1D(2, stride=0), ValueError, "stride of at least 1, got 0"),

@@ -26,7 +26,7 @@ def key_of(backend, seed):
 
 @functools.cache
 def draw_on(backend, function, *args, seed=0):
-    """What `function(key, *args)` draws on `backend`, inside jit, brought to the host."""
+    """Return what `function(key, *args)` draws on `backend`, inside jit, on the host."""
     return backend.to_numpy(backend.jit(lambda key: function(key, *args))(key_of(backend, seed)))
 
 

@@ -1,4 +1,4 @@
-"""What recurrent layers are for, and what `cases` cannot say: values by hand, masks, states."""
+"""Recurrent layers: values computed by hand, masks and states."""
 
 import importlib.util
 import math
@@ -160,7 +160,7 @@ WITH_HOLES = [[0, 1, 1, 0, 1, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0], [1, 1,
 def test_steps_that_a_mask_leaves_out_are_as_if_they_were_not_there(
     draw, epsilon, made, run, layer
 ):
-    """Whatever they hold, NaN here; y and dx are 0 there. A row of none keeps its state."""
+    """Masked steps may hold anything, here NaN; y and dx are 0. A masked row keeps its state."""
     params, x, state = made(layer), draw(4, 6, 2), states(draw, layer, 4)
     mask = np.asarray(WITH_HOLES, bool)
     spoiled = np.where(mask[..., None], x, np.nan).astype(x.dtype)

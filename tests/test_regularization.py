@@ -90,7 +90,7 @@ def test_predicting_is_without_noise_and_draws_nothing(backend, layer):
     np.testing.assert_array_equal(after["key"], state["key"])
 
 
-SENSELESS = [  # what is asked for and message
+SENSELESS = [  # call and message
     (lambda: nn.SpatialDropout(1.0), r"rate in \[0, 1\), got 1.0"),
     (lambda: nn.DropPath(-0.1), r"rate in \[0, 1\), got -0.1"),
     (lambda: nn.GaussianNoise(-1.0), "deviation of at least 0, got -1.0"),

@@ -553,7 +553,7 @@ def test_interrupted_in_an_epoch_of_ones_own_batches_it_goes_on_with_the_next(
     batches = source()
     part.fit(batches=batches, epochs=passes, steps=6, **options)
     assert part.steps == 6
-    # of an iterator nothing is drawn that is not used; another is asked for one more
+    # no unused batch is drawn from an iterator; from an iterable one more is drawn
     assert len(drawn) == {"list": 0, "function": 7}.get(kind, 6)
     part.save(tmp_path / "a")
     part = nn.Trainer.load(tmp_path / "a", backend)

@@ -75,7 +75,7 @@ def run(backend, layer, x, dy=None, *, params=None, state=None, train=False, dty
 
     def both(params, state, x, dy):
         y, after, cache = layer.forward(params, state, x, train=train)
-        if isinstance(dy, tuple):  # no gradient is asked for
+        if isinstance(dy, tuple):  # no gradient is needed
             return y, (), (), after
         dx, grads = layer.backward(params, cache, dy)
         return y, () if dx is None else dx, grads, after

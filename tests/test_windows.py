@@ -15,7 +15,7 @@ GEOMETRIES = list(product((1, 2, 3, 8), (1, 2, 4), (1, 2, 3), (1, 2)))  # n, k, 
 
 
 def counted(n, k, s, d, low, high):
-    """How many windows, one after the other, end before the last of n numbers and the zeros."""
+    """Return how many windows end before the last of n numbers and the zeros."""
     starts = range(-low, n + high, s)
     return sum(start + d * (k - 1) < n + high for start in starts)
 

@@ -3,7 +3,7 @@
     python tests/campaigns/interrupts.py [--shots 2000] [CONFIGURATION ...]
 
 Each configuration runs in a process of its own: `fit` and then `step`, with as many shots each,
-of five kinds in turn: a SIGALRM handler and a SIGTERM handler that raise, a user's own SIGINT
+of five kinds in turn: a SIGALRM handler and a SIGTERM handler that raise, a custom SIGINT
 handler, Ctrl-C twice, and an exception from another thread. After each, parameters, state and
 moments have to be, bit for bit, those of an undisturbed run after `trainer.steps` steps. Then the
 same trainer goes on.
@@ -38,11 +38,11 @@ FRESH, EARLY = 100, 6  # so many shots at each trainer, the first of them while 
 
 
 class Shot(Exception):
-    """What a handler raises."""
+    """The exception that a handler raises."""
 
 
 class Thrown(BaseException):
-    """What another thread raises in this one."""
+    """The exception that another thread raises in this one."""
 
 
 WHERE = []  # the innermost frames in which the last handler ran

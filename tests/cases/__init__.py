@@ -22,7 +22,7 @@ __all__ = ["Case", "Given", "arrays_for", "inputs", "kinds", "layer_cases", "nam
 
 @dataclass(frozen=True)
 class Given:
-    """What PyTorch's twin of a layer is given: our own trees, their leaves tensors."""
+    """The arguments of PyTorch's twin of a layer: our trees, with tensors as leaves."""
 
     params: Any
     state: Any
@@ -56,7 +56,7 @@ class Case:
 
 
 def named(thing: Any) -> str:
-    """What a test calls it: as it prints, without addresses, so alike in every process."""
+    """Return the name of a case in tests: its repr without addresses, equal in every process."""
     return re.sub(r" at 0x\w+", "", str(thing))
 
 

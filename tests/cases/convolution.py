@@ -73,7 +73,7 @@ CASES = [
 
 
 def sweep(length=7, window=3):
-    """Stride × padding × dilation for both directions; groups and bias come along by turns."""
+    """Stride × padding × dilation for both directions; groups and bias alternate."""
     geometries = product((1, 2, 3), ("valid", "same", ((2, 1),)), (1, 2))
     for i, (stride, padding, dilation) in enumerate(geometries):
         options = {"stride": stride, "padding": padding, "dilation": dilation}

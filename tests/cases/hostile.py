@@ -1,4 +1,4 @@
-"""Checkpoints that somebody made to do harm, each with a digest that fits wherever it can.
+"""Malicious checkpoints, each with a valid digest where possible.
 
 `python tests/cases/hostile.py` loads each in a process of its own, and prints how many are refused
 as documented, and the worst time and memory. It makes the files without the library.
@@ -395,7 +395,7 @@ def special(folder) -> Iterator[tuple[str, str]]:
 
 
 def _judged(path, seconds=10):
-    """What loading a file comes to, in a process of its own: the outcome, seconds, bytes."""
+    """Load a file in a separate process; return the outcome, seconds and bytes."""
     import resource
     import signal
     import time

@@ -1,4 +1,4 @@
-"""Optimizers: each beside a plain loop in float64, and beside PyTorch's or Optax's."""
+"""Optimizers: each is compared with a plain loop in float64, and with PyTorch's or Optax's."""
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext

@@ -36,7 +36,7 @@ def average_pool(n, *args, around=None, **options):
 
 
 def over_what_is_there(n, around, *args):
-    """The mean of what is no padding, which PyTorch has on both sides alike only."""
+    """The mean without padding; PyTorch only has equal padding on both sides."""
 
     def pool(t, x):
         pool, pad = getattr(t.nn.functional, f"avg_pool{n}d"), t.nn.functional.pad

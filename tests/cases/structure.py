@@ -33,7 +33,7 @@ def batch_norm(t, p, s, x, train):
 
 
 def nth(tree, i):
-    """What the i-th layer of a Repeat has."""
+    """Return the parameters of the i-th layer of a Repeat."""
     return {name: leaf[i] for name, leaf in tree.items()}
 
 
