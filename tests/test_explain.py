@@ -1,4 +1,4 @@
-"""Explanations: every number is a layer's own, every way is found, and the notebooks are there."""
+"""Tests of `explain`: numbers, graph, formulas, findings, and the pages of the notebooks."""
 
 import html
 import re
@@ -68,7 +68,7 @@ def block():
     return nn.TransformerBlock(nn.MultiHeadAttention(2), 8, dropout=0.25)
 
 
-# Nodes in order: the layer's kind, or the sign where ways meet; and what each reads.
+# Nodes in order: the layer's class or the operation of a merge, and the nodes that each reads.
 WAYS = {
     "chain": (
         nn.Sequential(dense(), nn.ReLU(), dense(3)),
@@ -125,7 +125,7 @@ each_way = pytest.mark.parametrize(("model", "shape", "nodes"), WAYS.values(), i
 
 
 @each_way
-def test_every_way_through_a_network_is_found(model, shape, nodes):
+def test_every_edge_of_a_network_is_found(model, shape, nodes):
     found = explained(model, shape)
     kinds = [
         n.operation or (type(n.call.layer).__name__ if n.call else n.name) for n in found.nodes
@@ -136,7 +136,7 @@ def test_every_way_through_a_network_is_found(model, shape, nodes):
 
 
 @each_way
-def test_gradients_that_come_back_from_all_readers_add_up_to_what_arrives(model, shape, nodes):
+def test_the_gradients_from_all_readers_add_up_to_the_gradient_of_a_node(model, shape, nodes):
     found = explained(model, shape)
     for node in found.nodes:
         back = [e.gradient for one in found.nodes for e in one.edges if e.start == node.number]
@@ -159,14 +159,14 @@ def test_all_numbers_are_those_of_the_layers_own_forward_and_backward(backend, m
         y, _, cache = model.forward(params, state, x, train=True)
         value, dy = nn.mean_squared_error(y, target)
         dx, grads = model.backward(params, cache, dy)
-    # a compiled loop (`Repeat`) may order sums another way, which is an eps or two
+    # a compiled loop (`Repeat`) may sum in another order, which costs a few eps
     slack = 64 * float(np.finfo(dtype).eps) * backend.compiles
     close = {"rtol": slack, "atol": slack}
     np.testing.assert_allclose(found.loss, backend.to_numpy(value), **close)
     np.testing.assert_allclose(found.nodes[0].dy, backend.to_numpy(dx), **close)
     np.testing.assert_allclose(found.nodes[-1].y, backend.to_numpy(y), **close)
     if "Shared" in repr(model) or "Repeat" in repr(model) or "Freeze" in repr(model):
-        return  # whose gradients are sums, stacks or nobody's
+        return  # their gradients are sums, stacked or absent
     ours = [leaf for node in found.nodes if node.call for leaf in leaves(node.grads)]
     theirs = leaves(backend.to_numpy(grads))
     for one, other in zip(ours, theirs, strict=True):
@@ -187,7 +187,7 @@ def test_a_model_gives_back_the_same_when_it_is_watched(model, shape, nodes):
     np.testing.assert_array_equal(watched.calls[0].dx, dx)
 
 
-def test_it_is_said_which_way_each_gradient_took():
+def test_the_report_says_where_each_gradient_comes_from():
     model, shape, _ = WAYS["residual"]
     said = [line.strip() for line in str(explained(model, shape)).splitlines() if "arrives" in line]
     assert said == [
@@ -203,7 +203,7 @@ def test_it_is_said_which_way_each_gradient_took():
     assert str(explained(WAYS["frozen"][0])).count("frozen: the optimizer does not") == 1
 
 
-def test_turns_of_a_repeat_add_up_to_what_the_block_itself_computes():
+def test_the_calls_of_a_repeat_match_the_block_itself():
     model, x, target = nn.Repeat(nn.Residual(dense(), nn.Tanh()), 3), drawn((2, 4)), drawn((2, 4))
     params, state, _ = model.init(nn.random.key(0, xp=XP), (4,), XP.float64)
     given = {"params": params, "backend": "numpy"}
@@ -216,11 +216,11 @@ def test_turns_of_a_repeat_add_up_to_what_the_block_itself_computes():
         np.testing.assert_array_equal(node.grads["weight"], grads[0]["weight"][i])
 
 
-# --- each layer there is ----------------------------------------------------------------
+# --- every layer -------------------------------------------------------------------------
 
 
 def projected(y, target):
-    """Σ y · target over all arrays of y: whose gradient is the target."""
+    """Σ y · target over all arrays of y; its gradient is the target."""
     return sum(XP.sum(a * b) for a, b in zip(leaves(y), leaves(target), strict=True)), target
 
 
@@ -228,9 +228,9 @@ CASES = [case for case in layer_cases() if not case.thorough]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_each_layer_is_told_and_its_check_agrees(backend, case):
+def test_each_layer_is_explained_and_its_check_agrees(backend, case):
     if str(backend) != "numpy:cpu":
-        pytest.skip("what is told of a layer is the same everywhere")
+        pytest.skip("the text about a layer is the same on every backend")
     x = inputs(case, np.random.default_rng(0), 3, "float64")
     params, state, _ = case.layer.init(
         nn.random.key(0, xp=XP), tree_map(lambda leaf: leaf.shape[1:], x), XP.float64
@@ -301,7 +301,7 @@ class Own(nn.Layer):
 
     Gradient
     --------
-    dx = 3 dy, as anybody can see.
+    dx = 3 dy.
 
     Notes
     -----
@@ -320,15 +320,15 @@ class Signed(Own):
 
 
 class Steep(nn.ReLU):
-    """ReLU with a backward of its own."""
+    """ReLU with a custom backward."""
 
     def backward(self, params, cache, dy):
         return 2.0 * dy, {}
 
 
-def test_a_layer_of_ones_own_is_told_by_its_docstring_or_its_formula():
-    assert gradient_section(Own()) == "dx = 3 dy, as anybody can see."
-    assert "| dx = 3 dy, as anybody can see." in str(explained(Own()))
+def test_a_custom_layer_is_described_by_its_docstring_or_its_formula():
+    assert gradient_section(Own()) == "dx = 3 dy."
+    assert "| dx = 3 dy." in str(explained(Own()))
     text = str(explained(Signed()))
     assert "  y = 3 x\n" in text
     assert "∂L/∂x = 3 ∂L/∂y" in text
@@ -352,10 +352,10 @@ def test_a_check_notices_a_wrong_gradient():
     assert "these differ" in str(list(checks.values())[1])
 
 
-# --- what is kept, and what is worth a look ---------------------------------------------
+# --- saved arrays and findings -----------------------------------------------------------
 
 
-def test_what_is_kept_is_what_the_summary_counts():
+def test_saved_arrays_are_those_that_the_summary_counts():
     model = nn.Sequential(
         *(nn.Conv2D(3, 3, padding="same"), nn.BatchNorm(), nn.SiLU(), nn.AveragePool2D(2)),
         *(nn.Flatten(), nn.Dropout(0.5), dense(), nn.ReLU(), nn.Parallel(dense(), dense())),
@@ -424,11 +424,11 @@ FINDINGS = {
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of NaN and infinity
 @pytest.mark.parametrize(("model", "change", "kinds"), FINDINGS.values(), ids=FINDINGS)
-def test_what_goes_wrong_is_pointed_out(model, change, kinds):
+def test_problems_are_reported(model, change, kinds):
     found = explained(model, (16, 4), params=params_of(model, change))
     there = {(one.kind, one.path) for one in found.findings}
     if {kind for kind, _ in kinds} <= {"saturated", "not finite"} and kinds:
-        assert kinds <= there  # and what follows from it
+        assert kinds <= there  # and findings that follow from them
     else:
         assert there == kinds
     for one in found.findings:
@@ -448,7 +448,7 @@ def test_figures_of_an_array():
     assert not is_small(np.zeros((2, 5, 3)))
 
 
-def test_a_large_matrix_is_thinned_to_what_is_furthest_from_0():
+def test_a_large_matrix_is_reduced_to_the_entries_furthest_from_0():
     matrix = np.zeros((200, 3))
     matrix[150, 1] = -7.0
     small, sizes = downsampled(matrix)
@@ -471,7 +471,7 @@ def pixels(uri):
     return np.frombuffer(rows, np.uint8).reshape(height, -1)[:, 1:].reshape(height, width, 4)
 
 
-def test_a_heat_map_is_clear_at_0_and_tells_signs_and_nan_apart():
+def test_a_heat_map_is_transparent_at_0_and_distinguishes_signs_and_nan():
     found = pixels(heat_map(np.array([[-2.0, 0.0, 2.0], [-0.5, np.nan, np.inf]]), 2.0))
     blue, orange = found[0, 0], found[0, 2]
     assert blue[2] > blue[0]
@@ -484,7 +484,7 @@ def test_a_heat_map_is_clear_at_0_and_tells_signs_and_nan_apart():
 # --- pages ------------------------------------------------------------------------------
 
 
-def test_a_page_stands_alone_and_draws_the_network():
+def test_a_page_is_self_contained_and_draws_the_network():
     needs_pages()
     model = nn.Sequential(dense(), nn.Residual(dense(), nn.Tanh()), nn.Dense(40), dense(2))
     found = explained(model)
@@ -511,7 +511,7 @@ def test_equations_of_a_rule_stand_beside_each_other_or_below():
     assert rule.count("<math") == rule.count("<span>") == 3
 
 
-def test_a_notebook_shows_text_where_pages_cannot_be_drawn(monkeypatch):
+def test_a_notebook_shows_text_where_pages_cannot_be_rendered(monkeypatch):
     found = explained(nn.Sequential(dense(), nn.ReLU()))
     monkeypatch.setitem(sys.modules, "jinja2", None)
     monkeypatch.setitem(sys.modules, "latex2mathml.converter", None)
@@ -519,7 +519,7 @@ def test_a_notebook_shows_text_where_pages_cannot_be_drawn(monkeypatch):
 
 
 def matrices(page):
-    """Every array that a page has in full."""
+    """Return every array that a page shows in full."""
     tables = re.findall(r'<table class="matrix">(.*?)</table>', page, re.DOTALL)
     rows = [re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL) for table in tables]
     return [
@@ -528,8 +528,8 @@ def matrices(page):
     ]
 
 
-def said(page):
-    """Every number in the words of a page."""
+def numbers_in_text(page):
+    """Return every number in the text of a page."""
     words = html.unescape(re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL))
     return np.array([float(x) for x in re.findall(r"-?\d+\.?\d*(?:e[-+]?\d+)?", words)])
 
@@ -538,7 +538,7 @@ def said(page):
     ("script", "name"),
     [(script, name) for script, results in NOTEBOOKS.items() for name in results],
 )
-def test_what_each_notebook_printed_stands_in_its_page(script, name):
+def test_the_numbers_of_each_notebook_are_in_its_page(script, name):
     page = (PAGES / f"{script}.html").read_text(encoding="utf-8")
     text = NOTEBOOKS[script][name]
     if name in ("drelu_dz", "drelu_dxw, drelu_db", "drelu_dx, drelu_dw") or name == "loss":
@@ -546,7 +546,7 @@ def test_what_each_notebook_printed_stands_in_its_page(script, name):
         wanted = np.array(
             re.findall(r"Loss: (\S+)", text) or numbers(text).ravel(), dtype=float
         ).ravel()
-        found = said(page)
+        found = numbers_in_text(page)
         for number in wanted:
             assert np.min(np.abs(found - number)) <= 5e-8 * abs(number), number  # 8 digits
         return
@@ -569,7 +569,7 @@ def test_the_pages_are_what_the_command_makes(script, tmp_path, capsys):
     made, kept = (
         re.sub(r"<math.*?</math>", "", one.read_text(encoding="utf-8"), flags=re.DOTALL)
         for one in (path, PAGES / f"{script}.html")
-    )  # how formulas are typeset is the affair of what does that
+    )  # how formulas are typeset depends on the package that does it
     again = f"agnostic-nn explain --example {script} --output docs/explain/{script}.html"
     assert made == kept, f"stale: {again}"
 
@@ -578,7 +578,7 @@ def test_the_command_knows_each_notebook():
     assert set(EXAMPLES) == set(notebooks.NOTEBOOKS) == set(NOTEBOOKS)
 
 
-def test_only_the_notebooks_rounding_fails_its_checks():
+def test_only_the_rounding_of_a_notebook_fails_a_check():
     for name in NOTEBOOKS:
         _, _, parts = notebooks.notebook_page(name, nn.backend("numpy"))
         for part in parts:
@@ -587,7 +587,7 @@ def test_only_the_notebooks_rounding_fails_its_checks():
             assert agree == [*[True] * (len(agree) - 1), exact], part.heading
 
 
-def test_the_command_tells_a_workload_as_text(backend, capsys):
+def test_the_command_prints_a_workload_as_text(backend, capsys):
     pytest.importorskip("sklearn", reason="scikit-learn, which brings the data, is not installed")
     asked = ["explain", "--workload", "digits-mlp", "--rows", "3", "--backend", str(backend)]
     assert main(asked) == 0
@@ -607,7 +607,7 @@ def test_the_command_tells_a_workload_as_text(backend, capsys):
         (["--backend", "nothing"], "no backend is called 'nothing'"),
     ],
 )
-def test_what_makes_no_sense_is_refused(asked, complaint, capsys):
+def test_invalid_arguments_are_refused(asked, complaint, capsys):
     assert main(["explain", *asked]) == 2
     assert complaint in capsys.readouterr().err
 

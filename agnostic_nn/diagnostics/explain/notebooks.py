@@ -1,7 +1,7 @@
-"""Notebooks: five that teach backpropagation by hand, each told by the layers of this library.
+"""Pages for five notebooks that teach backpropagation by hand.
 
-`examples/` has them as programs that print what the notebooks printed; here the same numbers
-stand in the chain rule that they come from.
+`examples/` has the notebooks as programs that print the same numbers as the notebooks. Here the
+same numbers are computed by `explain` and shown in the formulas they come from.
 """
 
 from collections.abc import Callable
@@ -34,11 +34,11 @@ INPUTS = [[1, 2, 3, 2.5], [2, 5, -1, 2], [-1.5, 2.7, 3.3, -0.8]]
 WEIGHTS = [[0.2, 0.8, -0.5, 1], [0.5, -0.91, 0.26, -0.5], [-0.26, -0.27, 0.17, 0.87]]
 
 
-# --- losses that the notebooks have, and nobody else ------------------------------------
+# --- losses that only the notebooks use --------------------------------------------------
 
 
 def _with_formula(forward: str, dy: str) -> Callable:
-    """Attach a loss's formula, and that of the gradient that it sends back."""
+    """Attach the formulas of a loss and of its gradient."""
 
     def attach(loss: Any) -> Any:
         loss.formula = Formula(forward, {"y": dy})
@@ -49,23 +49,26 @@ def _with_formula(forward: str, dy: str) -> Callable:
 
 @_with_formula(r"L = \sum @y \odot t", "t")
 def given_gradient(y: Any, target: Any) -> tuple[Any, Any]:
-    """Σ y G: the loss whose gradient is G, the target, where a notebook begins with one."""
+    """L = Σ y G for the target G, so that G is the gradient.
+
+    For notebooks that begin with a given gradient instead of a loss.
+    """
     return namespace(y).sum(y * target), target
 
 
 @_with_formula(r"L = (\sum @y - t)^2", r"2 (\sum @y - t)")
 def squared_sum(y: Any, target: Any) -> tuple[Any, Any]:
-    """(Σ y - t)²: all outputs together are to be t."""
+    """L = (Σ y - t)²: the sum of all outputs should be t."""
     xp = namespace(y)
-    gap = xp.sum(y, axis=-1, keepdims=True) - target
-    return xp.sum(gap * gap), 2.0 * gap * xp.ones_like(y)
+    error = xp.sum(y, axis=-1, keepdims=True) - target
+    return xp.sum(error * error), 2.0 * error * xp.ones_like(y)
 
 
 @_with_formula(r"L = \frac{1}{2} \sum (@y - t)^2", "@y - t")
 def half_square(y: Any, target: Any) -> tuple[Any, Any]:
-    """½ Σ (y - t)²: the loss whose gradient is y itself where t is 0."""
-    gap = y - target
-    return 0.5 * namespace(y).sum(gap * gap), gap
+    """L = ½ Σ (y - t)². Where t is 0, the gradient is y itself."""
+    error = y - target
+    return 0.5 * namespace(y).sum(error * error), error
 
 
 @_with_formula(
@@ -73,17 +76,17 @@ def half_square(y: Any, target: Any) -> tuple[Any, Any]:
     r"\text{q rounded to one decimal} - t",
 )
 def rounded_cross_entropy(y: Any, target: Any) -> tuple[Any, Any]:
-    """-Σ t log q of q = softmax(y), sent back with q rounded to one decimal."""
+    """L = -Σ t log q with q = softmax(y); the gradient uses q rounded to one decimal."""
     xp = namespace(y)
     log_q = log_softmax(y)
     return -xp.sum(target * log_q), xp.round(xp.exp(log_q) * 10.0) / 10.0 - target
 
 
-# --- the five ---------------------------------------------------------------------------
+# --- the five pages ---------------------------------------------------------------------
 
 
 class _Explainer:
-    """Tells on one backend, in the widest dtype that it has."""
+    """Explain and train models on one backend, in float64 if it is supported, else in float32."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -101,16 +104,19 @@ class _Explainer:
         x, target = self.array(x), self.array(target)
         return explain(model, loss, x, target, params=params, backend=self.backend)
 
-    def step(self, params: Any, found: Explanation, rate: float) -> Any:
-        """Parameters after a step of gradient descent."""
-        grads = tuple(node.grads for node in found.nodes if node.call)
-        optimizer, (params, grads) = SGD(rate), self.backend.asarray((params, grads))
+    def step(self, params: Any, explanation: Explanation, learning_rate: float) -> Any:
+        """Return the parameters after one step of gradient descent."""
+        grads = tuple(node.grads for node in explanation.nodes if node.call)
+        params, grads = self.backend.asarray((params, grads))
+        optimizer = SGD(learning_rate)
         updated, _ = optimizer.update(params, grads, optimizer.init(params))
         return self.backend.to_numpy(updated)
 
     def train(self, model: Layer, loss: Callable, x: Any, params: Any) -> tuple[Any, list[float]]:
-        """Parameters after 200 steps of gradient descent towards 0, and all losses."""
-        optimizer, backend, losses = SGD(0.001), self.backend, []
+        """Return the parameters after 200 steps towards a target of 0, and all losses."""
+        backend = self.backend
+        optimizer = SGD(0.001)
+        losses = []
         params, x = backend.asarray((params, self.array(x)))
         moments = optimizer.init(params)
         target = backend.asarray(self.array([[0]]))
@@ -132,31 +138,33 @@ def _train_neuron_and_layer(explainer: _Explainer) -> list[Part]:
     parts = [
         Part(
             "One neuron, its first step",
-            "Three inputs, one ReLU, and 0 is the answer that is wanted.",
+            "Three inputs and one ReLU; the target is 0.",
             first,
-            f"After 200 steps at a rate of 0.001 the loss is {losses[-1]:.8g}.",
+            f"After 200 steps with a learning rate of 0.001 the loss is {losses[-1]:.8g}.",
             _after(last[0]),
         )
     ]
 
     x = [[1, 2, 3, 4]]
     weight = np.transpose([[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8], [0.9, 1.0, 1.1, 1.2]])
-    model, params = Sequential(Dense(3), ReLU()), (explainer.dense(weight, [0.1, 0.2, 0.3]), {})
+    model = Sequential(Dense(3), ReLU())
+    params = (explainer.dense(weight, [0.1, 0.2, 0.3]), {})
     first = explainer.explain(model, squared_sum, x, [[0]], params)
     last, losses = explainer.train(model, squared_sum, x, params)
-    every = ", ".join(f"{losses[i]:.8g}" for i in range(0, 200, 20))
+    some_losses = ", ".join(f"{losses[i]:.8g}" for i in range(0, 200, 20))
     parts += [
         Part(
             "A layer of three neurons, its first step",
-            "Their sum is to be 0, so each of them is sent the same gradient.",
+            "The target for their sum is 0, so all of them get the same gradient.",
             first,
-            f"The loss at steps 1, 21, 41, … 181 is {every}. After 200 steps:",
+            f"The loss at steps 1, 21, 41, … 181 is {some_losses}. After 200 steps:",
             _after(last[0]),
         ),
         Part(
             "The same layer after 200 steps",
-            "Driven by their sum, all three fell together. Two overshot below 0, where ReLU "
-            "has no slope: no gradient reaches them any more, and only the third still learns.",
+            "The loss depends on the sum only, so all three outputs decreased together. Two are "
+            "now below 0, where the slope of ReLU is 0: no gradient reaches them any more, and "
+            "only the third neuron still learns.",
             explainer.explain(model, squared_sum, x, [[0]], last),
         ),
     ]
@@ -169,13 +177,13 @@ def _dense_and_relu_backward(explainer: _Explainer) -> list[Part]:
     return [
         Part(
             "Through a dense layer",
-            "The notebook begins with a gradient, and asks for the three that follow from it.",
+            "The notebook begins with a given gradient and computes three others from it.",
             explainer.explain(Dense(3), given_gradient, INPUTS, gradient, params),
         ),
         Part(
             "Through ReLU, then through the layer",
-            "The same gradient, had it come to the ReLU behind the layer. Where z is below 0 "
-            "nothing passes.",
+            "The same gradient, now with respect to the output of a ReLU after the layer. Where z "
+            "is below 0, no gradient passes.",
             explainer.explain(
                 Sequential(Dense(3), ReLU()), given_gradient, INPUTS, gradient, (params, {})
             ),
@@ -198,18 +206,18 @@ def _softmax_network(explainer: _Explainer) -> list[Part]:
     rounded = explainer.explain(model, rounded_cross_entropy, x, target, params)
     return [
         Part(
-            "As the notebook has it",
-            "It writes columns, z = W x + b, where the library has rows, z = x W + b. It rounds "
-            "the softmax to one decimal before it goes back, so the check of the last layer "
-            "fails by a little: what is sent back is not quite the gradient of the loss. These "
-            "weights happen to cancel that error on its way to the layers before.",
+            "As in the notebook",
+            "The notebook uses columns, z = W x + b, where the library uses rows, z = x W + b. It "
+            "rounds the softmax to one decimal before the backward pass. The result is not "
+            "exactly the gradient of the loss, so the check of the last layer fails by a small "
+            "amount. With these weights the error happens to cancel in the layers before it.",
             rounded,
-            "The softmax as it rounded it:",
+            "The rounded softmax:",
             [Line("a_3", rounded.dy + rounded.target)],
         ),
         Part(
             "Without the rounding",
-            "The gradient of the cross-entropy itself: all checks agree.",
+            "With the exact gradient of the cross-entropy, all checks agree.",
             explainer.explain(model, softmax_cross_entropy, x, target, params),
         ),
     ]
@@ -219,31 +227,35 @@ def _mean_squared_error_step(explainer: _Explainer) -> list[Part]:
     model = Sequential(Dense(1), ReLU())
     params: Any = (explainer.dense([[0.1], [0.2]], [1]), {})
     x, target = [[1, 2], [2, 1], [-1, -2]], [[1], [0], [0]]
-    found = explainer.explain(model, mean_squared_error, x, target, params)
-    grads = found.nodes[1].grads
-    each = found.nodes[1].dy * explainer.array(x)
-    averaged = {name: grad / 3.0 for name, grad in grads.items()}
-    climbed = {name: params[0][name] + 0.01 * grad for name, grad in averaged.items()}
-    down = explainer.step(params, found, 0.01)
-    worse = explainer.explain(model, mean_squared_error, x, target, (climbed, {})).value
-    better = explainer.explain(model, mean_squared_error, x, target, down).value
+    explanation = explainer.explain(model, mean_squared_error, x, target, params)
+    dense = explanation.nodes[1]
+    per_example = dense.dy * explainer.array(x)
+    averaged = {name: grad / 3.0 for name, grad in dense.grads.items()}
+    # The notebook's two mistakes: it averages twice, and it adds the gradient.
+    notebook_params = {name: params[0][name] + 0.01 * grad for name, grad in averaged.items()}
+    correct_params = explainer.step(params, explanation, 0.01)
+    notebook_loss = explainer.explain(
+        model, mean_squared_error, x, target, (notebook_params, {})
+    ).value
+    correct_loss = explainer.explain(model, mean_squared_error, x, target, correct_params).value
     return [
         Part(
             "One ReLU neuron, three examples",
             "",
-            found,
-            "The notebook takes the mean over the batch twice, once in the loss and again in the "
-            "gradient, which is then a third of the true one; and it subtracts the negative "
-            f"gradient, so it climbs: the loss becomes {worse}. The step that the gradient above "
-            f"stands for, at the same rate of 0.01, makes it {better}. Below are the slopes of "
-            "ReLU, what each example adds to the gradient of W, the two gradients as the notebook "
-            "has them, and where it arrives.",
+            explanation,
+            "The notebook makes two mistakes. It takes the mean over the batch twice, once in the "
+            "loss and again in the gradient, which is then a third of the true one. And it "
+            "subtracts the negative gradient, so the loss increases: it becomes "
+            f"{notebook_loss}. A step with the gradient above and the same learning rate of 0.01 "
+            f"gives {correct_loss}. Below are the slopes of ReLU, the contribution of each "
+            "example to the gradient of W, the two gradients of the notebook, and its parameters "
+            "after the step.",
             [
-                Line(r"\frac{\partial a}{\partial z}", ReLU().slope(found.nodes[1].y)),
-                Line(r"\frac{\partial L}{\partial z} \odot x", each),
+                Line(r"\frac{\partial a}{\partial z}", ReLU().slope(dense.y)),
+                Line(r"\frac{\partial L}{\partial z} \odot x", per_example),
                 Line(r"\frac{1}{3} \frac{\partial L}{\partial W}", averaged["weight"]),
                 Line(r"\frac{1}{3} \frac{\partial L}{\partial b}", averaged["bias"]),
-                *_after(climbed),
+                *_after(notebook_params),
             ],
         )
     ]
@@ -253,26 +265,27 @@ def _chain_rule_and_update(explainer: _Explainer) -> list[Part]:
     neuron = explainer.dense([[-3], [-1], [2]], [1])
     layer = explainer.dense(np.transpose(WEIGHTS), [2, 3, 0.5])
     model = Sequential(Dense(3), ReLU())
-    found = explainer.explain(model, half_square, INPUTS, np.zeros((3, 3)), (layer, {}))
+    explanation = explainer.explain(model, half_square, INPUTS, np.zeros((3, 3)), (layer, {}))
     return [
         Part(
             "One neuron",
-            "The notebook multiplies partial derivatives one by one, from a gradient of 1.",
+            "The notebook starts from a gradient of 1 and multiplies partial derivatives one by one.",
             explainer.explain(
                 Sequential(Dense(1), ReLU()), given_gradient, [[1, -2, 3]], [[1]], (neuron, {})
             ),
         ),
         Part(
-            "A layer, sent nothing but ones",
-            "As a matrix product. The notebook has one example a column here, we have it a row.",
+            "A layer, with a gradient of ones",
+            "The gradients as matrix products. The notebook has one example per column here; the "
+            "library has one per row.",
             explainer.explain(Dense(3), given_gradient, INPUTS, np.ones((3, 3)), layer),
         ),
         Part(
-            "The layer and a ReLU, and a step",
-            "The notebook sends back the output itself, a: that is the gradient of ½ Σ a².",
-            found,
-            "A step of gradient descent at a rate of 0.001 leads to:",
-            _after(explainer.step((layer, {}), found, 0.001)[0]),
+            "The layer with a ReLU, and an update",
+            "The notebook starts the backward pass from the output a, the gradient of ½ Σ a².",
+            explanation,
+            "After a step of gradient descent with a learning rate of 0.001:",
+            _after(explainer.step((layer, {}), explanation, 0.001)[0]),
         ),
     ]
 
@@ -284,12 +297,12 @@ def _after(params: dict[str, np.ndarray]) -> list[Line]:
 _PAGES = {
     "train_neuron_and_layer": (
         "A neuron and a layer, trained",
-        "Gradient descent on one neuron, then on a layer of three, until the answer is 0.",
+        "Gradient descent on one neuron, then on a layer of three, towards a target of 0.",
         _train_neuron_and_layer,
     ),
     "dense_and_relu_backward": (
         "Backward through a dense layer and ReLU",
-        "What a layer does with the gradient that it is given.",
+        "How a layer computes its gradients from the gradient of its output.",
         _dense_and_relu_backward,
     ),
     "softmax_network": (
@@ -299,12 +312,12 @@ _PAGES = {
     ),
     "mean_squared_error_step": (
         "A step on the mean squared error",
-        "One neuron, three examples, and two mistakes that are easily made.",
+        "One neuron, three examples, and two common mistakes.",
         _mean_squared_error_step,
     ),
     "chain_rule_and_update": (
         "The chain rule, then an update",
-        "Through one neuron by hand, through a layer as a matrix product.",
+        "For one neuron by hand, for a layer as a matrix product.",
         _chain_rule_and_update,
     ),
 }
@@ -312,7 +325,7 @@ NOTEBOOKS = tuple(_PAGES)
 
 
 def notebook_page(name: str, backend: Backend) -> tuple[str, str, list[Part]]:
-    """Title, what it is about, and parts of the page of one of `NOTEBOOKS`."""
-    title, about, parts = _PAGES[name]
+    """Return the title, the description and the sections of the page for one of `NOTEBOOKS`."""
+    title, about, sections = _PAGES[name]
     with backend.applied():
-        return title, about, parts(_Explainer(backend))
+        return title, about, sections(_Explainer(backend))

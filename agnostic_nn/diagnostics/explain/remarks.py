@@ -51,9 +51,9 @@ class Finding:
 
 
 def flat_share(node: Node) -> float | None:
-    """Return the share of slopes below 1e-3 in size; None unless an activation with tails.
+    """Return the share of an activation's slopes that are smaller than 1e-3 in size.
 
-    ReLU is left out: its slope is exactly 0 for half of the inputs, which is normal.
+    Return None for other layers and for ReLU, where a slope of 0 is normal.
     """
     layer = node.call.layer if node.call else None
     if not isinstance(layer, Elementwise) or isinstance(layer, ReLU):
@@ -138,12 +138,13 @@ def _dead(node: Node) -> Iterator[Finding]:
     count = f"{units.sum()} of {units.size} units" if units.size > 1 else "its only unit"
     text = f"{count} dead in this batch ({indices}): no gradient passes in any of {rows} rows"
     if rows == 1:
-        text = f"{count} off for this single row ({indices}): no gradient passes"
+        text = f"{count} inactive in this batch of one row ({indices}): no gradient passes"
     yield Finding("dead", layer_label(node), text, bad=bool(units.all()))
 
 
 def _index_list(indices: np.ndarray) -> str:
-    return ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
+    some = ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
+    return f"index {some}" if len(indices) == 1 else f"indices {some}"
 
 
 def _large_or_small_ratio(node: Node) -> Iterator[Finding]:

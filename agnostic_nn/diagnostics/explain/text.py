@@ -247,7 +247,7 @@ class Report:
             "output",
             "shape",
             "norm",
-            "norm of ∂L",
+            "norm of ∂L/∂y",
             "‖∂L/∂x‖ / ‖∂L/∂y‖",
             "bytes saved",
         ]
