@@ -1,9 +1,10 @@
 """The chain rule for one batch, as text or as a page: formulas, shapes, numbers, a drawing.
 
-`explanation.py` has `explain`, which users call. `walk.py` runs a model forward and backward and
-records its layer calls; `flow.py` builds the graph of these calls. `formulas.py`, `numbers.py`
-and `remarks.py` describe a single layer. `text.py` formats the report as plain text, `html.py`
-as a page. `notebooks.py` has the pages for the five notebooks in `examples/`.
+`explanation.py` has `explain`, which users call. `walk.py` runs a model forward and
+backward and records its layer calls; `flow.py` builds the graph of these calls.
+`formulas.py`, `numbers.py` and `remarks.py` describe a single layer. `text.py` formats
+the report as plain text, `html.py` as a page. `notebooks.py` has the pages for the five
+notebooks in `examples/`.
 """
 
 from .explanation import Explanation, explain

@@ -1,4 +1,4 @@
-"""`explain`: the chain rule for one batch, layer by layer, with formulas, shapes and numbers."""
+"""`explain`: the chain rule for one batch, layer by layer."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ def explain(
     backend: Backend | str | None = None,
     seed: int = 0,
 ) -> Explanation:
-    """Run `model` forward and backward on the batch (x, target), and explain every number.
+    """Run `model` forward and backward on one batch, and explain every number.
 
     Parameters
     ----------
@@ -85,20 +85,21 @@ def explain(
     -----
     The computation uses the dtype of params, else that of x, else float32.
 
-    All numbers come from the layers' own forward and backward, called as in a training step but
-    not compiled. For each layer, the gradient of one parameter entry is compared with a central
-    difference, computed by NumPy in float64. A sum, such as that of a residual branch, is
-    recognized by its value: it equals the sum of two arrays in the block bit by bit. The inside
-    of a layer that is not a block, such as the time steps of an LSTM, is not shown.
+    All numbers come from the layers' own forward and backward, called as in a training
+    step but not compiled. For each layer, the gradient of one parameter entry is
+    compared with a central difference, computed by NumPy in float64. A sum, such as
+    that of a residual branch, is recognized by its value: it equals the sum of two
+    arrays in the block bit by bit. The inside of a layer that is not a block, such as
+    the time steps of an LSTM, is not shown.
 
-    Formulas come from a table. A custom layer may define one as its attribute `formula`; for
-    other layers, the section of the docstring on the gradient is shown.
+    Formulas come from a table. A custom layer may define one as its attribute
+    `formula`; for other layers, the section of the docstring on the gradient is shown.
 
     Raises
     ------
     TypeError, ValueError
-        As raised by the model's layers and the loss if the data do not fit; or if the backend
-        does not support the dtype.
+        As raised by the model's layers and the loss if the data do not fit; or if the
+        backend does not support the dtype.
     """
     if not isinstance(model, Layer):
         raise TypeError(f"expected a layer or a block as the model, got {not_a_layer(model)}")
@@ -111,7 +112,7 @@ def explain(
         floats = [leaf for leaf in leaves(params) if leaf.dtype.kind == "f"]
     else:
         floats = []
-    # Of x, only leaves count whose dtype the user chose: a list of numbers is float64 by accident.
+    # Of x, only leaves count whose dtype the user chose. A list of numbers has none.
     for leaf, is_chosen in zip(leaves(x), leaves(has_dtype), strict=True):
         if is_chosen and leaf.dtype.kind == "f":
             floats.append(leaf)
@@ -170,7 +171,7 @@ def explain(
 
 
 def _cast(dtype: str, leaf: np.ndarray, kind: str = "") -> np.ndarray:
-    """Cast data to the model's dtype, and integers to int32, which all backends support."""
+    """Cast data to the model's dtype, and integers to int32, which all backends have."""
     if leaf.dtype.kind == "f" or kind == "real floating":
         return leaf.astype(dtype)
     return leaf.astype("int32") if leaf.dtype.kind in "iu" else leaf
@@ -184,7 +185,7 @@ def _loss_name(loss: Any) -> str:
 
 
 def _saved(nodes: list[Node]) -> dict[int, tuple[Saved, ...]]:
-    """Return what each layer saved; memory that two layers save counts for the first."""
+    """Return what each layer saved; shared memory counts for the first layer only."""
     saved: dict[int, tuple[Saved, ...]] = {}
     counted = set()
     for node in nodes:
@@ -207,7 +208,7 @@ def _saved(nodes: list[Node]) -> dict[int, tuple[Saved, ...]]:
 
 
 def _memory(array: Any) -> int:
-    """Return an identifier of the memory of an array; views share that of their base."""
+    """Return an identifier of an array's memory; views share that of their base."""
     while isinstance(array, np.ndarray) and isinstance(array.base, np.ndarray):
         array = array.base
     return id(array)
@@ -229,7 +230,7 @@ def _checks(node: Node, loss_at: Callable) -> Iterator[Check]:
     params = tree_map(lambda leaf: np.asarray(leaf, np.float64), node.params)
     size = max(1.0, abs(float(dict(named_leaves(params))[path][index])))
     scale = max(float(np.max(np.abs(slopes))), MIN_SCALE)
-    # Near a kink the slopes on both sides differ. A smaller step may stay clear of the kink.
+    # Near a kink the slopes on both sides differ. A smaller step may avoid the kink.
     for step in STEPS:
         h = step * size
         below, center, above = (loss_at(node, params, path, index, d) for d in (-h, 0.0, h))
@@ -253,7 +254,7 @@ def _perturbed_loss(
     index: tuple[int, ...],
     delta: float,
 ) -> float:
-    """Return the loss with `delta` added to one parameter entry in one call, in float64.
+    """Return the loss in float64 with `delta` added to one parameter entry of a call.
 
     host: (params, state, x, target) or (params, state, x, target, weights) of NumPy.
     """

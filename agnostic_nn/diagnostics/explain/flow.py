@@ -1,9 +1,9 @@
 """Build the graph of a network from its recorded calls, and name the arrays in it.
 
-Arrays are identified as objects: an edge connects the layer that returned an array to the
-layer that got the same object. An array that no layer returned was computed by a block and
-becomes a merge node. If it equals the sum of two arrays in the block, bit by bit, the merge is
-shown as a sum.
+Arrays are identified as objects: an edge connects the layer that returned an array to
+the layer that got the same object. An array that no layer returned was computed by a
+block and becomes a merge node. If it equals the sum of two arrays in the block, bit by
+bit, the merge is shown as a sum.
 """
 
 from collections import Counter
@@ -41,7 +41,7 @@ OPERATIONS = {"sum": "+", "multiply": "×", "concatenate": ",", None: ","}
 
 @dataclass(frozen=True)
 class Edge:
-    """An edge from one node to another: the array it carries, and the gradient it carries back."""
+    """An edge between two nodes, with its array and the gradient that comes back."""
 
     start: int
     end: int
@@ -76,13 +76,13 @@ class Node:
 
 
 def flow(recorded: Walk, to_numpy: Callable) -> tuple[list[Node], tuple[int, ...]]:
-    """Return the nodes in forward order, inputs first, and the numbers of those that made y."""
+    """Return the nodes in forward order, and the numbers of those that produced y."""
     graph = _Graph(recorded, to_numpy)
     return graph.nodes, tuple(graph.producers[id(leaf)] for leaf in leaves(recorded.y))
 
 
 def _aliases(params: Any) -> dict[str, str]:
-    """Return the last part of each parameter's path, if no other path ends in the same part."""
+    """Return the last part of each parameter's path, where it is unique."""
     ends = {path: path.split(".")[-1] for path, _ in named_leaves(params)}
     counts = Counter(ends.values())
     return {path: end for path, end in ends.items() if counts[end] == 1}
@@ -156,7 +156,7 @@ class _Graph:
         return tuple(blocks[1:])  # without the model itself, which encloses everything
 
     def _producer(self, array: Any, block: Call | None) -> int:
-        """Return the node that produced an array; add a merge node if there is none yet."""
+        """Return the node that produced an array; add a merge node if there is none."""
         if id(array) in self.producers:
             return self.producers[id(array)]
         if block is None:
@@ -188,13 +188,13 @@ class _Graph:
             for first in candidates[:i]:
                 if _is_sum(total, self.host(second), self.host(first)):
                     return [first, second], "+"
-        # The operation is unknown. Assume that it reads all arrays that no layer has read.
+        # The operation is unknown. Assume that it reads all arrays that no layer read.
         read = {edge.start for node in self.nodes for edge in node.edges}
         unread = [leaf for leaf in candidates if self.producers[id(leaf)] not in read]
         return unread or candidates[:1], type(block.layer).__name__
 
     def _arrays_in(self, block: Call) -> list[Any]:
-        """Return the inputs of a block, the outputs of its layers and its merges so far."""
+        """Return a block's inputs, the outputs of its layers and its merges so far."""
         outputs = [leaf for call in self._inner_calls(block) for leaf in leaves(call.y)]
         merged = [leaf for leaf, merge_block in self.merges if merge_block is block]
         arrays = {id(leaf): leaf for leaf in (*leaves(block.x), *outputs, *merged)}
@@ -205,11 +205,14 @@ class _Graph:
         return str(self.letters[letter])
 
     def _set_names(self, node: Node) -> None:
-        """Name a layer's arrays: z_1 = x W_1 + b_1, a_1 = f(z_1), and y for other layers."""
+        """Name the arrays of a layer.
+
+        As in the notebooks: z_1 = x W_1 + b_1 and a_1 = f(z_1); y for other layers.
+        """
         layer = node.call.layer  # type: ignore[union-attr]
         letter = "z" if isinstance(layer, AFFINE) else "y"
         if isinstance(layer, ACTIVATIONS):
-            # An activation has the index of its z; further ones of the same z get primes.
+            # An activation has the index of its z; further ones get primes.
             index = str(self.letters["z"]) if self.has_several["z"] else ""
             primes = int(self._next_index(f"a{index}")) - 1
             node.name = indexed("a", index + "'" * primes)
@@ -224,8 +227,8 @@ class _Graph:
             short = path if path in letters else aliases.get(path, path)
             node.names[path] = name_of(letters, short, index)
         node.names |= {end: node.names[path] for path, end in aliases.items()}
-        # A bidirectional layer has each parameter twice; its formula holds for both directions
-        # and shows the plain letter.
+        # A bidirectional layer has each parameter twice; its formula holds for both
+        # directions and shows the plain letter.
         ends = {path.split(".")[-1] for path, _ in named_leaves(node.params)}
         ends -= set(aliases.values())
         node.names |= {end: letters[end] for end in ends if end in letters}
@@ -236,7 +239,7 @@ class _Graph:
         node.names |= {"x": x_name, "y": node.name}
 
     def _set_gradients(self, recorded: Walk) -> None:
-        """Set the gradients of inputs and merges, which no layer call has recorded as such."""
+        """Set the gradients of inputs and merges, which are not layer calls."""
         input_gradients = _leaf_gradients(recorded.x, self.calls[0].dx)
         for node, gradient in zip(self.nodes, input_gradients, strict=False):
             node.dy = self.host(gradient)
@@ -258,7 +261,7 @@ class _Graph:
             node.edges = edges
 
     def _gradient_of_sum(self, merge: Node) -> np.ndarray | None:
-        """Return dy of a sum inside a block: that of a summand which is read nowhere else."""
+        """Return dy of a sum in a block, from a summand that nothing else reads."""
         for edge in merge.edges:
             source = self.nodes[edge.start]
             readers = [e for node in self.nodes for e in node.edges if e.start == source.number]
@@ -268,7 +271,7 @@ class _Graph:
 
 
 def _leaf_gradients(x: Any, dx: Any) -> Iterator[Any]:
-    """Yield the gradient of each leaf of x; a None in dx may stand for a whole subtree."""
+    """Yield the gradient of each leaf of x; None in dx may replace a whole subtree."""
     if isinstance(x, dict):
         for name in sorted(x):
             yield from _leaf_gradients(x[name], None if dx is None else dx[name])

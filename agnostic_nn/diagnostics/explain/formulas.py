@@ -1,10 +1,10 @@
 r"""Formulas of layers and losses, forward and backward, as LaTeX and as plain text.
 
-Each formula follows the derivation in the layer's docstring and uses its letters. `@x` and `@y`
-mark the input and the output, `@weight` the parameter with that path, and `@dx`, `@dy` and
-`@dweight` the gradients of the loss with respect to them. `formula_with_names` replaces the
-marks by names in a network, such as z_1. Layers and losses without an entry are described by
-the section "Gradient" of their docstring.
+Each formula follows the derivation in the layer's docstring and uses its letters. `@x`
+and `@y` mark the input and the output, `@weight` the parameter with that path, and
+`@dx`, `@dy` and `@dweight` the gradients of the loss with respect to them.
+`formula_with_names` replaces the marks by names in a network, such as z_1. Layers and
+losses without an entry are described by the section "Gradient" of their docstring.
 """
 
 import re
@@ -308,10 +308,10 @@ FORMULAS: dict[Any, Formula] = {
 
 
 def formula_of(what: Any) -> Formula | None:
-    """Return the formula of a layer, or of a loss without options; None if there is none.
+    """Return the formula of a layer or of a loss without options, or None.
 
-    A custom layer or loss may define one as its attribute `formula`. A subclass uses the
-    formula of its base only if it overrides neither forward nor backward.
+    A custom layer or loss may define one as its attribute `formula`. A subclass uses
+    the formula of its base only if it overrides neither forward nor backward.
     """
     custom = getattr(what, "formula", None)
     if isinstance(custom, Formula):
@@ -331,14 +331,17 @@ def _same_methods(kind: type, base: type) -> bool:
 
 
 def _for_options(formula: Formula, layer: Layer) -> Formula:
-    """Return the formula for a layer's options: another one for GELU, none for some GRUs."""
+    """Return the formula for a layer's options.
+
+    The approximate GELU has another one; a GRU with `reset="before"` has none.
+    """
     if getattr(layer, "approximate", False):
         return _TANH_GELU
     return Formula("") if getattr(layer, "reset", "after") == "before" else formula
 
 
 def name_of(letters: Mapping[str, str], path: str, index: str) -> str:
-    r"""Return the name of a parameter: its letter, indexed by the rest of its path and `index`.
+    r"""Return a parameter's letter, indexed by the rest of its path and `index`.
 
     name_of({"weight": "W"}, "0.forward.weight", "1") is W_{0 forward 1}.
     """
@@ -381,7 +384,8 @@ def formula_with_names(formula: str, names: Mapping[str, str]) -> str:
     return _MARK.sub(replacement, formula)
 
 
-# "@", an optional "d" for a gradient, the name, and an optional index: one character or braces.
+# "@", an optional "d" for a gradient, the name, and an optional index, which is one
+# character or a group in braces.
 _MARK = re.compile(r"@(d?)(recurrent_bias|[a-z]+(?:\.[a-z]+)?)(?:_(\{(?:[^{}]|\{[^{}]*\})*\}|\w))?")
 
 
@@ -403,7 +407,7 @@ _HATS = {"x": "x̂"}
 
 
 def plain(latex: str) -> str:
-    r"""Convert a formula of this file to text: \frac{\partial L}{\partial W_1} is ∂L/∂W1."""
+    r"""Convert LaTeX to plain text: \frac{\partial L}{\partial W_1} is ∂L/∂W1."""
     text = []
     at = 0
     while at < len(latex):
@@ -440,7 +444,7 @@ def plain(latex: str) -> str:
 
 
 def _group(latex: str, at: int) -> tuple[str, int]:
-    """Return the argument of a command at `at`, in braces or a single token, and its end."""
+    """Return the argument that begins at `at`, a group or a token, and its end."""
     if latex[at] == "\\":
         end = re.compile(r"\\[A-Za-z]+").match(latex, at).end()  # type: ignore[union-attr]
         return latex[at:end], end
@@ -464,7 +468,7 @@ def _superscript(inside: str) -> str:
 
 
 def _subscript(inside: str) -> str:
-    """Append numbers to the letter, as in W1, and put other indices in brackets, as in h[t-1]."""
+    """Format an index: numbers follow the letter (W1), others get brackets (h[t-1])."""
     text = plain(inside)
     number, index = re.fullmatch(r"(\d*'*)(?:, )?(.*)", text).groups()  # type: ignore[union-attr]
     if not index or re.fullmatch(r"[A-Z]\d*|[a-z]\d+", text):
@@ -476,13 +480,12 @@ def _subscript(inside: str) -> str:
 
 
 def gradient_section(what: Any) -> str:
-    """Return the section "Gradient" from the docstring of a layer or a loss, or of its module.
+    """Return the section "Gradient" of a docstring, of a layer or loss or its module.
 
     If there is none, return the first paragraph of the docstring.
     """
     what = what.func if isinstance(what, partial) else what
     kinds = type(what).__mro__ if not hasattr(what, "__name__") else (what,)
-    # vars() instead of __doc__, which a class without a docstring inherits from `object`.
     docs = [vars(kind).get("__doc__") if isinstance(kind, type) else kind.__doc__ for kind in kinds]
     modules = dict.fromkeys(kind.__module__ for kind in kinds if kind is not object)
     docs += [getattr(sys.modules.get(name), "__doc__", None) for name in modules]

@@ -27,7 +27,7 @@ __all__ = ["Part", "heat_map", "network", "page"]
 
 @dataclass(frozen=True)
 class Part:
-    """A section of a page: a heading, an introduction, a report, and text and arrays after it."""
+    """A section of a page: heading, introduction, report, and text and arrays after it."""
 
     heading: str
     text: str
@@ -125,7 +125,7 @@ def _backward(report: Report, node: Node, prefix: str) -> dict[str, Any]:
 
 
 def _rule(latex: str) -> str:
-    """Render a rule as equations next to each other, wrapped where the line is too narrow."""
+    """Render a rule as equations next to each other, wrapped on narrow screens."""
     equations = re.split(r",?\s*\\quad\s*", latex)
     spans = "".join(f"<span>{formula(equation)}</span>" for equation in equations)
     return f'<p class="rule">{spans}</p>'
@@ -135,7 +135,7 @@ def _rule(latex: str) -> str:
 
 
 def _array(line: Line) -> str:
-    """Render an array: its name and rule, and its numbers if it is small, else heat maps."""
+    """Render an array with its name and rule: numbers if it is small, else heat maps."""
     array = np.asarray(line.array)
     head = formula(line.head)
     shape = escape(str(tuple(array.shape)))
@@ -145,7 +145,7 @@ def _array(line: Line) -> str:
 
 
 def _matrix(array: np.ndarray) -> str:
-    """Render all numbers in a table; the further from 0, the stronger the background color."""
+    """Render all numbers in a table, colored by sign and size."""
     rows = array.reshape(-1, array.shape[-1]) if array.ndim else array.reshape(1, 1)
     sizes = np.abs(rows[np.isfinite(rows)]) if rows.dtype.kind == "f" else np.abs(rows)
     largest = float(sizes.max()) if sizes.size else 0.0
@@ -164,7 +164,7 @@ def _matrix(array: np.ndarray) -> str:
 
 
 def _pictures(array: np.ndarray, weight: bool) -> str:
-    """Render heat maps and statistics of a large array; of integers, only their range."""
+    """Render a large array as heat maps and statistics; integers as a range only."""
     if array.dtype.kind != "f":
         return f'<p class="faint">from {array.min()} to {array.max()}</p>' if array.size else ""
     finite = np.abs(array[np.isfinite(array)])
@@ -190,7 +190,7 @@ def _pictures(array: np.ndarray, weight: bool) -> str:
 
 
 def _size(shape: tuple[int, ...]) -> str:
-    """Return the CSS size of a heat map: square cells, but no side shorter than 1.2rem."""
+    """Return the CSS size of a heat map: square cells, sides of at least 1.2rem."""
     cell = min(0.55, 20.0 / max(shape[1], 1), 16.0 / max(shape[0], 1))
     height, width = (max(cell * length, 1.2) for length in shape)
     return f"width:{width:.3g}rem;height:{height:.3g}rem"
@@ -199,9 +199,9 @@ def _size(shape: tuple[int, ...]) -> str:
 def heat_map(matrix: np.ndarray, largest: float) -> str:
     """Return a PNG as a data URI, with one pixel per number.
 
-    Negative numbers are blue, positive ones orange, NaN and infinities violet. The opacity grows
-    with the size and is full at ±`largest`. Zero is transparent, so the image fits both light
-    and dark pages.
+    Negative numbers are blue, positive ones orange, NaN and infinities violet. The
+    opacity grows with the size and is full at ±`largest`. Zero is transparent, so the
+    image fits both light and dark pages.
     """
     finite = np.isfinite(matrix)
     fraction = np.where(finite, np.abs(matrix), 0.0) / (largest or 1.0)
@@ -236,7 +236,7 @@ LANE = 13  # distance from one lane to the next
 
 
 def network(report: Report, prefix: str) -> str:
-    """Draw the network as SVG from top to bottom: values go down on the left, gradients up."""
+    """Draw the network as SVG, with the input at the top and the loss at the bottom."""
     nodes = [*report.nodes]
     loss = Node(len(nodes), "L", y=report.loss, dy=None)
     loss.edges = [

@@ -1,7 +1,8 @@
 """Pages for five notebooks that teach backpropagation by hand.
 
-`examples/` has the notebooks as programs that print the same numbers as the notebooks. Here the
-same numbers are computed by `explain` and shown in the formulas they come from.
+`examples/` has the notebooks as programs that print the same numbers as the notebooks.
+Here the same numbers are computed by `explain` and shown in the formulas they come
+from.
 """
 
 from collections.abc import Callable
@@ -76,7 +77,7 @@ def half_square(y: Any, target: Any) -> tuple[Any, Any]:
     r"\text{q rounded to one decimal} - t",
 )
 def rounded_cross_entropy(y: Any, target: Any) -> tuple[Any, Any]:
-    """L = -Σ t log q with q = softmax(y); the gradient uses q rounded to one decimal."""
+    """L = -Σ t log q with q = softmax(y), rounded to one decimal in the gradient."""
     xp = namespace(y)
     log_q = log_softmax(y)
     return -xp.sum(target * log_q), xp.round(xp.exp(log_q) * 10.0) / 10.0 - target
@@ -86,7 +87,7 @@ def rounded_cross_entropy(y: Any, target: Any) -> tuple[Any, Any]:
 
 
 class _Explainer:
-    """Explain and train models on one backend, in float64 if it is supported, else in float32."""
+    """Explains and trains models on one backend, in the widest dtype it supports."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -113,7 +114,7 @@ class _Explainer:
         return self.backend.to_numpy(updated)
 
     def train(self, model: Layer, loss: Callable, x: Any, params: Any) -> tuple[Any, list[float]]:
-        """Return the parameters after 200 steps towards a target of 0, and all losses."""
+        """Train for 200 steps towards 0; return the parameters and all losses."""
         backend = self.backend
         optimizer = SGD(0.001)
         losses = []
@@ -269,7 +270,8 @@ def _chain_rule_and_update(explainer: _Explainer) -> list[Part]:
     return [
         Part(
             "One neuron",
-            "The notebook starts from a gradient of 1 and multiplies partial derivatives one by one.",
+            "The notebook starts from a gradient of 1 and multiplies one partial derivative at a "
+            "time.",
             explainer.explain(
                 Sequential(Dense(1), ReLU()), given_gradient, [[1, -2, 3]], [[1]], (neuron, {})
             ),
@@ -325,7 +327,7 @@ NOTEBOOKS = tuple(_PAGES)
 
 
 def notebook_page(name: str, backend: Backend) -> tuple[str, str, list[Part]]:
-    """Return the title, the description and the sections of the page for one of `NOTEBOOKS`."""
+    """Return title, description and sections of the page for one of `NOTEBOOKS`."""
     title, about, sections = _PAGES[name]
     with backend.applied():
         return title, about, sections(_Explainer(backend))

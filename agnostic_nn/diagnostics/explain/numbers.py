@@ -1,4 +1,4 @@
-"""Format arrays for reading: small ones in full, large ones as statistics or pictures."""
+"""Prepare arrays for display: small ones in full, large ones as statistics."""
 
 import math
 from collections.abc import Iterator
@@ -24,8 +24,8 @@ MAX_SIDE = 8  # rows and columns of an array that is shown in full
 class ArrayStats:
     """Statistics of an array.
 
-    NaN are left out of norm, mean, smallest and largest. `zeros` is a share of all entries;
-    `nan` and `infinite` are counts.
+    NaN are left out of norm, mean, smallest and largest. `zeros` is a share of all
+    entries; `nan` and `infinite` are counts.
     """
 
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class ArrayStats:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the array has neither NaN nor infinity."""
+        """True if the array has neither NaN nor infinity."""
         return not self.nan and not self.infinite
 
     def __str__(self) -> str:
@@ -91,7 +91,7 @@ def is_small(array: np.ndarray) -> bool:
 
 
 def format_number(number: float, dtype: np.dtype) -> str:
-    """Format a number with up to 8 significant digits, 6 for float32 and shorter dtypes."""
+    """Format a number with up to 8 significant digits, 6 for float32 and shorter."""
     if dtype.kind == "b":
         return str(bool(number))
     if dtype.kind != "f":
@@ -120,8 +120,9 @@ def tiles(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Split a large array into at most `max_tiles` matrices; yield each with its index.
 
-    The weight of a convolution, (*window, channels, width), is split into its windows. An
-    array with channels, (batch, *space, channels), gives the channels of its first example.
+    The weight of a convolution, (*window, channels, width), is split into its windows.
+    An array with channels, (batch, *space, channels), gives the channels of its first
+    example.
     """
     if array.ndim <= 2:
         yield "", array.reshape(-1, array.shape[-1]) if array.ndim else array.reshape(1, 1)
@@ -140,10 +141,10 @@ def tiles(
 
 
 def downsampled(matrix: np.ndarray, max_side: int = 96) -> tuple[np.ndarray, tuple[int, int]]:
-    """Reduce a matrix to at most `max_side` rows and columns; also return the block size.
+    """Reduce a matrix to `max_side` rows and columns; also return the block size.
 
-    Each block of entries is represented by the one furthest from 0, or by NaN if it has one,
-    so that outliers stay visible.
+    Each block of entries is represented by the one furthest from 0, or by NaN if it has
+    one, so that outliers stay visible.
     """
     rows, columns = (-(-length // max_side) or 1 for length in matrix.shape)  # rounded up
     if (rows, columns) == (1, 1):

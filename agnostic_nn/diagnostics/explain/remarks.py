@@ -1,17 +1,18 @@
-"""Findings: properties of a batch that slow down or stop learning, and where they begin.
+"""Findings: what slows down or stops learning in a batch, and where it begins.
 
 The bounds are rules of thumb. Each finding reports the figure that it is based on.
 
-- A slope below 1e-3 reduces a gradient to less than a thousandth. The unit itself and the
-  layers before it then hardly learn. A layer counts as saturated if half of its slopes are
-  that small.
-- Weights initialized by He, Glorot or LeCun keep the norm of a gradient within a factor of a
-  few from layer to layer. A layer that passes on less than 1/100 of the norm, or more than
-  100 times the norm, is far outside. A few such layers in a row lead to zero or infinity.
-- From the end of the network to its beginning the bounds are 1e-4 and 1e4. With a single
-  learning rate, some layers then learn ten thousand times as fast as others.
-- A unit is dead in a batch if its slope is 0 in every row. In a batch of one row that is
-  weak evidence.
+- A slope below 1e-3 reduces a gradient to less than a thousandth. The unit itself and
+  the layers before it then hardly learn. A layer counts as saturated if half of its
+  slopes are that small.
+- Weights initialized by He, Glorot or LeCun keep the norm of a gradient within a factor
+  of a few from layer to layer. A layer that passes on less than 1/100 of the norm, or
+  more than 100 times the norm, is far outside. A few such layers in a row lead to zero
+  or infinity.
+- From the end of the network to its beginning the bounds are 1e-4 and 1e4. With a
+  single learning rate, some layers then learn ten thousand times as fast as others.
+- A unit is dead in a batch if its slope is 0 in every row. In a batch of one row that
+  is weak evidence.
 - Only exact zeros are counted: a sum that rounds to almost 0 is not one.
 """
 
@@ -148,7 +149,7 @@ def _index_list(indices: np.ndarray) -> str:
 
 
 def _large_or_small_ratio(node: Node) -> Iterator[Finding]:
-    """Yield a finding if the norms of dL/dx and dL/dy differ by more than a factor of 100."""
+    """Yield a finding if the norms of dL/dx and dL/dy differ by a factor above 100."""
     ratio = gradient_ratio(node)
     if ratio is None or ratio == 0 or MIN_LAYER_RATIO <= ratio <= 1 / MIN_LAYER_RATIO:
         return
@@ -182,7 +183,7 @@ def _norm(tree: Any) -> float | None:
 
 
 def _zero_gradients(node: Node) -> Iterator[Finding]:
-    """Yield a finding for each parameter whose gradient is exactly 0, wholly or in columns."""
+    """Yield a finding for gradients of parameters that are 0, wholly or in columns."""
     if node.grads is None or _norm(node.dy) is None:
         return
     for path, grad in named_leaves(node.grads):
@@ -204,7 +205,7 @@ def _zero_gradients(node: Node) -> Iterator[Finding]:
 
 
 def _from_end_to_end(nodes: list[Node]) -> Iterator[Finding]:
-    """Yield a finding if the gradients of the first and the last layer differ too much."""
+    """Yield a finding if the gradients of the first and last layer differ too much."""
     layers = [node for node in nodes if node.call and _norm(node.dy) is not None]
     if len(layers) < 2:
         return

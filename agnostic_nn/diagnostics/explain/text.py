@@ -145,7 +145,7 @@ class Report:
     # --- forward ------------------------------------------------------------------------
 
     def rules(self, node: Node) -> list[str]:
-        """Return the formulas of a layer's forward as LaTeX, with the definitions they use."""
+        """Return the forward formulas of a layer as LaTeX, with their definitions."""
         formula = formula_of(node.call.layer) if node.call else None
         rules = (formula.forward, *formula.more) if formula else ()
         return [formula_with_names(rule, node.names) for rule in rules if rule]
@@ -190,12 +190,13 @@ class Report:
         return "; ".join(remarks)
 
     def backward(self, node: Node) -> Iterator[Line]:
-        """Yield the gradients that a layer computed: of its parameters, then of its inputs."""
+        """Yield the gradients of a layer's parameters, then of its inputs."""
         formula = formula_of(node.call.layer) if node.call else None
         rules = formula.backward if formula else {}
 
         def rule(path: str) -> str:
-            # A formula names a parameter by its path or, in wrapped layers, by its last part.
+            # A formula has a parameter's path, or only its end, as for
+            # "forward.weight".
             end = path.split(".")[-1]
             latex = rules.get(path) or rules.get(end)
             if not latex:
@@ -207,12 +208,12 @@ class Report:
         sources = [self.nodes[edge.start].name for edge in node.edges]
         for name, edge in zip(sources, node.edges, strict=True):
             if edge.gradient is not None:
-                # The formula of dx holds for one input only; others have none in the table.
+                # The table has a formula for "x" only, not for other inputs.
                 is_x = len(sources) == 1 or name == node.names["x"]
                 yield Line(gradient(name), edge.gradient, rule("x") if is_x else "")
 
     def gradient_text(self, node: Node) -> str:
-        """Return the docstring's section on the gradient if the layer has no formula."""
+        """Return the docstring's gradient section if the layer has no formula."""
         if node.call is None:
             return ""
         formula = formula_of(node.call.layer)

@@ -1,8 +1,8 @@
 """Run a model forward and backward and record every layer call.
 
 Blocks call their layers as usual, but each layer is replaced by a copy that records its
-inputs, outputs and cache. A `Repeat` is unrolled, because a compiled loop would hide the calls
-of its layers.
+inputs, outputs and cache. A `Repeat` is unrolled, because a compiled loop would hide
+the calls of its layers.
 """
 
 from collections.abc import Callable
@@ -65,15 +65,16 @@ class Walk:
 def walk(
     model: Layer, loss: Loss, params: Params, state: State, x: Any, target: Any, weights: Any = None
 ) -> Walk:
-    """Run forward in training mode, the loss and backward, and return what was recorded."""
+    """Run forward in training mode, the loss and backward, and record all calls."""
     calls: list[Call] = []
     observed = _Recorder(calls).observed(model)
     y, _, cache = observed.forward(params, state, x, train=True)
     forward_count = len(calls)
     value, dy = loss(y, target) if weights is None else loss(y, target, weights)
     _, grads = observed.backward(params, cache, dy)
-    # `Recompute` calls forward again during backward. Its layers are then recorded twice: merge
-    # the second record, which has the cache and the gradients, into the first.
+    # `Recompute` calls forward again during backward. Its layers are then recorded
+    # twice: merge the second record, which has the cache and the gradients, into the
+    # first.
     first_calls = calls[:forward_count]
     for call in calls[forward_count:]:
         first = next(c for c in first_calls if c.path == call.path and not c.backward_called)
@@ -88,8 +89,8 @@ def perturbed_output(
 ) -> Any:
     """Return y with other parameters in some calls.
 
-    `change` maps the number of a call to its parameters. Other calls of the same layer keep
-    theirs, so layers that share parameters can be perturbed one call at a time.
+    `change` maps the number of a call to its parameters. Other calls of the same layer
+    keep theirs, so layers that share parameters can be perturbed one call at a time.
     """
     return _Recorder([], change).observed(model).forward(params, state, x, train=True)[0]
 
@@ -103,7 +104,7 @@ class _Recorder:
         self.open_calls: list[int] = []  # the enclosing blocks, innermost last
 
     def observed(self, layer: Layer, path: str = "") -> Layer:
-        """Return a copy of `layer` whose calls are recorded, and those of the layers inside.
+        """Return a copy of `layer` that records its calls and those of inner layers.
 
         The cache of a call is put into a dict, under the number of the call.
         """
@@ -155,8 +156,9 @@ class _UnrolledRepeat(Block):
         caches = []
         for i, layer in enumerate(self.layers):
             y, new_state, cache = layer.forward(_slice(params, i), _slice(state, i), x, train=train)
-            # If a layer reads several inputs and returns one array, that array replaces "x" and
-            # the other inputs, such as a mask, are the same for every repetition.
+            # If a layer reads several inputs and returns one array, that array replaces
+            # "x" and the other inputs, such as a mask, are the same for every
+            # repetition.
             replaces_x = isinstance(x, dict) and not isinstance(y, dict)
             x = {**x, "x": y} if replaces_x else y
             states.append(new_state)
@@ -189,11 +191,15 @@ def _stack(trees):
 
 
 def saved_arrays(call: Call) -> list[Array]:
-    """Return the arrays in a layer's cache, without its parameters and the caches inside it."""
+    """Return the arrays in a layer's cache.
+
+    Leave out the layer's parameters and the caches of the layers inside it.
+    """
     owned = {id(leaf) for leaf in leaves((call.params, call.state))}
 
     def arrays(tree):
-        # A dict with integer keys is the recorded cache of an inner layer, see `observed`.
+        # A dict with integer keys is the recorded cache of an inner layer, see
+        # `observed`.
         if isinstance(tree, dict) and any(isinstance(name, int) for name in tree):
             return
         if isinstance(tree, dict | tuple):
