@@ -44,7 +44,7 @@ _READING = """\
 - One thread is timed by the {clock} clock: that of the wall, or that of the processor, which stands
   still while other programs have the core. All cores are timed by the wall's.
 - One contender runs twice. What its two processes differ by, or what comes of drawing the rounds
-  anew (95 % of {draws} draws), whichever is more, is the noise of a ratio. ≈ stands before a ratio
+  again (95 % of {draws} draws), whichever is larger, is the noise of a ratio. ≈ precedes a ratio
   that is 1 within it, and a target that lies within it is a tie.
 - `Trainer` is what `step`, `fit` and `predict` of a Trainer take from NumPy arrays, with all its
   checks. The other lines of ours are `make_step` under `jit`, and an epoch of theirs is a loop.

@@ -31,7 +31,7 @@ MADE_WITH = "Found with "
 HEAD = """# Proofs
 
 Worst errors in float64, relative to the largest number of the array that they are in. `nox -s
-proofs` finds them anew and fails if this page says anything else: other rows or verdicts, or an
+proofs` computes them again and fails if this page differs: other rows or verdicts, or an
 error that is more than ten times as large or small, where those below 1e-12 count as that.
 `nox -s proofs -- --write` writes the page; nothing in it is typed by hand.
 

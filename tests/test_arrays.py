@@ -100,9 +100,9 @@ REFUSED = [  # arguments, message
 
 
 @pytest.mark.usefixtures("registered")
-@pytest.mark.parametrize(("given", "said"), REFUSED, ids=[said for _, said in REFUSED])
-def test_what_cannot_be_registered_is_refused(given, said):
-    with pytest.raises(TypeError, match=said):
+@pytest.mark.parametrize(("given", "text"), REFUSED, ids=[text for _, text in REFUSED])
+def test_what_cannot_be_registered_is_refused(given, text):
+    with pytest.raises(TypeError, match=text):
         register(*given)
     with pytest.raises(TypeError):
         namespace(Bare())

@@ -166,15 +166,15 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch, forget, na
     monkeypatch.delitem(sys.modules, f"agnostic_nn_backends.{name}", raising=False)
     module, extra = SHIPPED[name]
     assert module == f"agnostic_nn_backends.{name}"
-    for asked in (name, f"{name}:cpu:0"):
-        said = f"{name} needs the package {IMPORTS[name]!r}, which is not installed"
-        refuse(asked, f"{said}: pip install '{extra}'")
+    for options in (name, f"{name}:cpu:0"):
+        text = f"{name} needs the package {IMPORTS[name]!r}, which is not installed"
+        refuse(options, f"{text}: pip install '{extra}'")
     (status,) = (status for status in nn.backends() if status.name == name)
     assert (status.version, status.devices) == (None, ())
-    assert said in status.reason
+    assert text in status.reason
 
 
-TROUBLE = {  # what goes wrong, the adapter's source, what is said, whether a version is known
+TROUBLE = {  # fault, source of the adapter, message, whether the version is known
     "missing": ("import no_such_package", "toy needs the package 'no_such_package'", False),
     "broken": ("raise OSError('libtoy.so: no such file')", "does not import: libtoy.so", False),
     "incomplete": (TOY + "\ndel vjp, describe", "toy_for_agnostic_nn lacks describe, vjp", False),
@@ -201,13 +201,13 @@ def test_a_library_installed_later_is_found(install):
 
 
 def test_all_six_backends_are_listed_with_devices_or_a_reason(backend):
-    found = {status.name: status for status in nn.backends()}
+    result = {status.name: status for status in nn.backends()}
     assert list(SHIPPED) == ["numpy", "jax", "torch", "cupy", "dpnp", "array_api_strict"]
-    assert list(found)[:6] == list(SHIPPED)
-    for status in found.values():
+    assert list(result)[:6] == list(SHIPPED)
+    for status in result.values():
         assert bool(status.devices) == (status.reason is None)
         assert status.reason is None or status.name in status.reason
-    assert backend in found[backend.name].devices
+    assert backend in result[backend.name].devices
 
 
 def test_the_list_of_backends_displays_as_a_table(backend):
@@ -228,8 +228,8 @@ def test_several_backends_live_side_by_side(backend, draw):
     doubled = [
         handle.to_numpy(array + array) for handle, array in zip(handles, arrays, strict=True)
     ]
-    for found in doubled:
-        np.testing.assert_array_equal(found, 2 * x)
+    for result in doubled:
+        np.testing.assert_array_equal(result, 2 * x)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -243,9 +243,9 @@ def test_a_dtype_is_kept_or_refused(backend, dtype):
         return
     array = backend.asarray(data)
     assert array.dtype == getattr(backend.xp, dtype)
-    found = backend.to_numpy(array)
-    assert found.dtype == data.dtype
-    np.testing.assert_array_equal(found, data)
+    result = backend.to_numpy(array)
+    assert result.dtype == data.dtype
+    np.testing.assert_array_equal(result, data)
 
 
 def test_a_number_too_large_for_32_bits_is_never_cut(backend):
@@ -265,11 +265,11 @@ def test_what_is_no_array_of_numbers_is_refused(backend, data):
 
 def test_nested_lists_numbers_and_trees_become_arrays(backend, widest):
     one = np.asarray([1, 0], widest)
-    found = backend.to_numpy(backend.asarray({"a": (one, {}), "b": [[True, False]]}))
-    np.testing.assert_array_equal(found["a"][0], one)
-    assert found["a"][1] == {}
-    assert found["b"].dtype == bool
-    np.testing.assert_array_equal(found["b"], [[True, False]])
+    result = backend.to_numpy(backend.asarray({"a": (one, {}), "b": [[True, False]]}))
+    np.testing.assert_array_equal(result["a"][0], one)
+    assert result["a"][1] == {}
+    assert result["b"].dtype == bool
+    np.testing.assert_array_equal(result["b"], [[True, False]])
 
 
 LAYOUTS = {  # name: a view of numbers shaped (4, 6)
@@ -292,10 +292,10 @@ def test_none_in_a_tree_stays_none(backend):
     tree = {"x": None, "y": (np.ones(2, "float32"), None)}
     there = backend.synchronize(backend.asarray(tree))
     assert there["x"] is None
-    found = backend.to_numpy(there)
-    assert found["x"] is None
-    assert found["y"][1] is None
-    np.testing.assert_array_equal(found["y"][0], [1.0, 1.0])
+    result = backend.to_numpy(there)
+    assert result["x"] is None
+    assert result["y"][1] is None
+    np.testing.assert_array_equal(result["y"][0], [1.0, 1.0])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -304,10 +304,10 @@ def test_every_layout_of_the_host_comes_back_as_it_was(backend, draw, layout):
     before = data.copy()
     array = backend.asarray(data)
     assert tuple(array.shape) == data.shape
-    found = backend.to_numpy(array)
-    assert isinstance(found, np.ndarray)
-    assert found.dtype == data.dtype
-    np.testing.assert_array_equal(found, before)
+    result = backend.to_numpy(array)
+    assert isinstance(result, np.ndarray)
+    assert result.dtype == data.dtype
+    np.testing.assert_array_equal(result, before)
     np.testing.assert_array_equal(data, before)
 
 
@@ -323,9 +323,9 @@ def test_every_layout_of_a_device_comes_to_the_host(backend, draw):
         "empty": (x[:, :0], data[:, :0]),
     }
     for name, (array, expected) in views.items():
-        found = backend.to_numpy(array)
-        assert isinstance(found, np.ndarray), name
-        np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=name)
+        result = backend.to_numpy(array)
+        assert isinstance(result, np.ndarray), name
+        np.testing.assert_allclose(result, expected, rtol=1e-6, err_msg=name)
 
 
 def aligned(size, dtype):
@@ -370,9 +370,9 @@ def test_jit_takes_and_returns_trees_and_may_be_given_its_arguments(backend, dra
     factor = backend.asarray(np.asarray(0.5, x.dtype))
     halved, same = backend.synchronize(backend.jit(halve, donate=(0,))(tree, factor))
     assert float(same) == 0.5
-    found = backend.to_numpy(halved)
-    assert list(found) == ["a", "b"]
-    np.testing.assert_array_equal(found["b"][0], x / 2)
+    result = backend.to_numpy(halved)
+    assert list(result) == ["a", "b"]
+    np.testing.assert_array_equal(result["b"][0], x / 2)
 
 
 def test_synchronize_returns_what_it_waited_for(backend, draw):
@@ -419,7 +419,7 @@ follow_imports = skip
 
 
 def type_errors(module, folder, protocol="FullAdapter"):
-    """What mypy says about using a module as an adapter; it does not look at array libraries."""
+    """Return mypy's output for a module used as an adapter, without array libraries."""
     api = pytest.importorskip("mypy.api", reason="mypy is not installed")
     config = folder / "mypy.ini"
     config.write_text(MYPY)

@@ -197,9 +197,9 @@ MESSAGES = [  # call, message
 ]
 
 
-@pytest.mark.parametrize(("wrong", "said"), MESSAGES, ids=[said for _, said in MESSAGES])
-def test_errors_say_what_was_expected_and_the_remedy(backend, wrong, said):
-    with pytest.raises((TypeError, ValueError, OSError, nn.BackendUnavailable), match=said):
+@pytest.mark.parametrize(("wrong", "text"), MESSAGES, ids=[text for _, text in MESSAGES])
+def test_errors_say_what_was_expected_and_the_remedy(backend, wrong, text):
+    with pytest.raises((TypeError, ValueError, OSError, nn.BackendUnavailable), match=text):
         wrong(backend)
 
 

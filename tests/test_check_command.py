@@ -1,4 +1,4 @@
-"""`agnostic-nn check`: every layer of the library is ready for it, and so is one's own."""
+"""`agnostic-nn check` of all layers of the library and of custom ones."""
 
 import json
 import sys
@@ -165,7 +165,7 @@ def test_a_layer_that_raises_shows_where(asked):
     assert "in backward" in out
 
 
-SENSELESS = [  # arguments, what is said
+SENSELESS = [  # arguments, message
     (["Desne"], "no layer or loss called 'Desne'; did you mean Dense?"),
     (["Quux"], "a custom one is module:object"),
     (["--shape=3"], "--shape needs the name of a layer"),

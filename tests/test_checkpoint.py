@@ -382,7 +382,7 @@ def test_what_came_as_numbers_of_numpy_is_saved_too(backend, tmp_path):
 
 
 class Doubling(nn.Elementwise):
-    """A user's own layer: y = 2x."""
+    """A custom layer: y = 2x."""
 
     def value(self, x):
         return 2.0 * x

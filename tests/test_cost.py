@@ -135,7 +135,7 @@ def test_optimizers_can_be_counted(optimizer):
 
 
 def shifted(a):
-    """A sum with a result that somebody knows: nothing can be written over."""
+    """A sum whose operands are still referenced, so nothing can be overwritten."""
     known = a * 2.0
     result = known + a
     return result + known
@@ -161,7 +161,7 @@ EXPRESSIONS = {  # of a, a million numbers
 
 
 def held_by_numpy(function, *args):
-    """The most bytes there are at once beside the arguments; a first call imports what it needs."""
+    """Return the peak of memory besides the arguments; a first call imports modules."""
     function(*args)
     tracemalloc.start()
     try:

@@ -2,7 +2,7 @@
 
 Without a CUDA device CuPy imports but computes nothing. So the library's use of array
 names and arguments is compared with what CuPy offers, and the adapter runs on a stand-in
-that computes with NumPy and says so aloud. The tests that take the fixture `gpu` need a
+that computes with NumPy and shows it. The tests that take the fixture `gpu` need a
 CUDA device; with REQUIRE_GPU=1 a missing one is a failure instead of a skip.
 """
 
@@ -103,7 +103,7 @@ def examples(workload, dtype="float32"):
 
 
 def train(workload, backend, dtype="float32", steps=3):
-    """What `steps` whole training steps on `backend` leave, as a list of NumPy arrays."""
+    """Return the result of `steps` training steps on `backend`, as a list of NumPy arrays."""
     model, shape, loss, optimizer = WORKLOADS[workload]
     key = random.key(0, xp=numpy_namespace)
     params, state, _ = model.init(key, shape, getattr(numpy_namespace, dtype))
@@ -132,7 +132,7 @@ def is_namespace(node):
 
 
 def name_in_namespace(node):
-    """What `node` takes from a namespace, such as "sum" or "linalg.qr", or None."""
+    """Return the name that `node` reads from a namespace, such as "linalg.qr", or None."""
     if not isinstance(node, ast.Attribute):
         return None
     if is_namespace(node.value):
@@ -326,10 +326,10 @@ def test_cupy_has_what_the_adapter_takes_from_it(cupy):
 
 
 def test_the_adapter_of_cupy_imports_without_a_gpu(cupy):
-    found = next(status for status in nn.backends() if status.name == "cupy")
-    assert found.version == cupy.__version__
+    result = next(status for status in nn.backends() if status.name == "cupy")
+    assert result.version == cupy.__version__
     if not cuda_devices():
-        assert "finds no device" in found.reason
+        assert "finds no device" in result.reason
 
 
 # --- the adapter on a stand-in that computes with NumPy ---------------------------------
@@ -378,12 +378,12 @@ def on_current_device(function, *args, **kwargs):
         return value
 
     words = {word: lowered(value) for word, value in kwargs.items()}
-    found = function(*lowered(args), **words)
-    return CupyArray(found, here) if isinstance(found, np.ndarray | np.generic) else found
+    result = function(*lowered(args), **words)
+    return CupyArray(result, here) if isinstance(result, np.ndarray | np.generic) else result
 
 
 class CupyArray(np.lib.mixins.NDArrayOperatorsMixin):
-    """What the library may ask of a cupy.ndarray, and nothing else."""
+    """The part of cupy.ndarray that the library may use."""
 
     def __init__(self, host, device):
         self._host, self.device = np.asarray(host), device
@@ -472,7 +472,7 @@ def native_erfc(x):
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """The adapter, loaded anew on modules that only look like CuPy, on each of two devices."""
+    """The adapter, loaded again on stand-ins for CuPy, on each of two devices."""
     warnings.warn("NO GPU CODE RAN: NumPy stood in for CuPy", stacklevel=1)
     nn.backend("numpy")
     monkeypatch.setitem(sys.modules, "cupy", CUPY)
@@ -543,11 +543,11 @@ def test_the_adapter_brings_its_own_erf_and_scatter_add(stand_in):
         adapter = backend.adapter
         assert ops.erf.dispatch(CupyArray) is native_erf
         assert ops.scatter_add.dispatch(CupyArray).__module__ == adapter.__name__
-        found = backend.to_numpy(backend.jit(ops.erf)(backend.asarray(x)))
-        np.testing.assert_array_equal(found, ops.erf(x))
+        result = backend.to_numpy(backend.jit(ops.erf)(backend.asarray(x)))
+        np.testing.assert_array_equal(result, ops.erf(x))
         add = backend.jit(lambda updates, index: ops.scatter_add(updates, index, 4))
-        found = backend.to_numpy(add(backend.asarray(updates), backend.asarray(index)))
-        np.testing.assert_array_equal(found, [[2, 2], [0, 0], [3, 3], [0, 0]])
+        result = backend.to_numpy(add(backend.asarray(updates), backend.asarray(index)))
+        np.testing.assert_array_equal(result, [[2, 2], [0, 0], [3, 3], [0, 0]])
 
 
 @loudly
@@ -589,11 +589,11 @@ def test_the_adapter_adds_nothing_in_memory_if_it_has_to_be_deterministic(stand_
     expected = train("choices", stand_in[1])
     certain = replace(stand_in[1], deterministic=True)
     monkeypatch.setattr(CUPY.add, "at", atomic)
-    for found, wanted in zip(train("choices", certain), expected, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
-    given = stand_in[0].asarray((np.ones((3, 2)), np.array([0, 1, 0])))
+    for result, wanted in zip(train("choices", certain), expected, strict=True):
+        np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-6)
+    arguments = stand_in[0].asarray((np.ones((3, 2)), np.array([0, 1, 0])))
     with pytest.raises(AssertionError, match="in whatever order"):
-        ops.scatter_add(*given, 2)  # by no backend, and so under no policy
+        ops.scatter_add(*arguments, 2)  # by no backend, and so under no policy
     with pytest.raises(AssertionError, match="in whatever order"):
         train("choices", stand_in[1])
 
@@ -624,9 +624,9 @@ def test_training_on_the_stand_in_gives_numpys_numbers(stand_in, workload):
     """NumPy computes both, here and there by functions of its own; no array leaves its device."""
     expected = train(workload, nn.backend("numpy"))
     for backend in stand_in:
-        for found, wanted in zip(train(workload, backend), expected, strict=True):
-            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
-            assert found.dtype == wanted.dtype
+        for result, wanted in zip(train(workload, backend), expected, strict=True):
+            np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-6)
+            assert result.dtype == wanted.dtype
 
 
 @loudly
@@ -634,11 +634,11 @@ def test_training_on_the_stand_in_gives_numpys_numbers(stand_in, workload):
 def test_a_case_on_the_stand_in_gives_numpys_numbers(stand_in, case):
     """To rounding, for NumPy's adapter brings native versions that CuPy's may lack."""
     backend = stand_in[1]
-    found = backend.jit(partial(compute, case))(backend.asarray(arrays_for(case)))
-    assert {leaf.device.id for leaf in leaves(found)} <= {1}
+    result = backend.jit(partial(compute, case))(backend.asarray(arrays_for(case)))
+    assert {leaf.device.id for leaf in leaves(result)} <= {1}
     expected = compute(case, arrays_for(case))
     for name, leaf in named_leaves(expected):
-        got = dict(named_leaves(found))[name].get()
+        got = dict(named_leaves(result))[name].get()
         scale = np.max(np.abs(leaf), initial=1.0)
         atol = 16 * np.finfo(np.float32).eps * scale
         np.testing.assert_allclose(got, leaf, rtol=0, atol=atol, err_msg=name)
@@ -666,7 +666,7 @@ def test_the_stand_in_has_nothing_that_cupys_arrays_lack(cupy):
 
 
 def cuda_devices():
-    """How many CUDA devices there are; asks the driver, since no array library need be there."""
+    """Return the number of CUDA devices, from the driver: no array library may be installed."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -724,16 +724,16 @@ def test_a_gpu_trains_like_numpy(gpu, workload, dtype):
     """Backends on CPUs stay within one unit of 1 + |value|; CUDA's functions may err by a few."""
     expected = train(workload, nn.backend("numpy"), dtype)
     tolerance = 64 * float(np.finfo(dtype).eps)
-    for found, wanted in zip(train(workload, gpu, dtype), expected, strict=True):
-        assert found.dtype == wanted.dtype
-        np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
+    for result, wanted in zip(train(workload, gpu, dtype), expected, strict=True):
+        assert result.dtype == wanted.dtype
+        np.testing.assert_allclose(result, wanted, rtol=tolerance, atol=tolerance)
 
 
 @each_case
 def test_a_gpu_computes_each_case_like_numpy(gpu, case):
-    found = gpu.to_numpy(gpu.jit(partial(compute, case))(gpu.asarray(arrays_for(case))))
+    result = gpu.to_numpy(gpu.jit(partial(compute, case))(gpu.asarray(arrays_for(case))))
     for (name, leaf), wanted in zip(
-        named_leaves(found), leaves(compute(case, arrays_for(case))), strict=True
+        named_leaves(result), leaves(compute(case, arrays_for(case))), strict=True
     ):
         atol = 64 * np.finfo(np.float32).eps * np.max(np.abs(wanted), initial=1.0)
         np.testing.assert_allclose(leaf, wanted, rtol=0, atol=atol, err_msg=name)
@@ -755,9 +755,9 @@ def test_a_gpu_draws_the_words_that_numpy_draws(gpu):
         key = random.key(2**64 - 3, xp=backend.xp, device=backend.device)
         return backend.to_numpy(draw(key))
 
-    for found, wanted in zip(drawn(gpu), drawn(nn.backend("numpy")), strict=True):
-        assert found.dtype == wanted.dtype
-        np.testing.assert_array_equal(found, wanted)
+    for result, wanted in zip(drawn(gpu), drawn(nn.backend("numpy")), strict=True):
+        assert result.dtype == wanted.dtype
+        np.testing.assert_array_equal(result, wanted)
 
 
 def test_a_gpu_finds_the_largest_among_infinities(gpu):
@@ -766,11 +766,11 @@ def test_a_gpu_finds_the_largest_among_infinities(gpu):
     x = np.array([[-inf, 1.0, -inf], [-inf, -inf, 2.0], [inf, 0.0, -inf], [-inf, -inf, -inf]])
     for axis in (0, 1):
         for name in ("max", "min", "argmax"):
-            found = gpu.to_numpy(getattr(gpu.xp, name)(gpu.asarray(x), axis=axis))
-            np.testing.assert_array_equal(found, getattr(np, name)(x, axis=axis))
+            result = gpu.to_numpy(getattr(gpu.xp, name)(gpu.asarray(x), axis=axis))
+            np.testing.assert_array_equal(result, getattr(np, name)(x, axis=axis))
     assert float(gpu.xp.max(gpu.asarray(x[:2]))) == 2.0
-    found = gpu.to_numpy(nn.ops.log_softmax(gpu.asarray(x[:2])))
-    np.testing.assert_array_equal(found, [[-inf, 0.0, -inf], [-inf, -inf, 0.0]])
+    result = gpu.to_numpy(nn.ops.log_softmax(gpu.asarray(x[:2])))
+    np.testing.assert_array_equal(result, [[-inf, 0.0, -inf], [-inf, -inf, 0.0]])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -782,8 +782,8 @@ def test_a_gpu_adds_up_repeated_indices(gpu, dtype, integer):
     updates = generator.integers(-8, 9, (5000, 2)).astype(dtype)
     expected = np.zeros((4, 2), dtype)
     np.add.at(expected, index, updates)
-    found = ops.scatter_add(gpu.asarray(updates), gpu.asarray(index), 4)
-    np.testing.assert_array_equal(gpu.to_numpy(found), expected)
+    result = ops.scatter_add(gpu.asarray(updates), gpu.asarray(index), 4)
+    np.testing.assert_array_equal(gpu.to_numpy(result), expected)
 
 
 def test_a_strict_gpu_multiplies_in_float32_and_a_fast_one_as_it_can(gpu):
@@ -812,9 +812,9 @@ def test_a_deterministic_gpu_gives_the_same_bits_again(gpu):
 
 def test_a_gpus_erf_is_that_of_the_c_library(gpu):
     x = np.linspace(-7.0, 7.0, 1001)
-    found = gpu.to_numpy(ops.erf(gpu.asarray(x)))
+    result = gpu.to_numpy(ops.erf(gpu.asarray(x)))
     np.testing.assert_allclose(
-        found, [math.erf(value) for value in x], rtol=4 * np.finfo(float).eps
+        result, [math.erf(value) for value in x], rtol=4 * np.finfo(float).eps
     )
 
 
@@ -832,5 +832,5 @@ def test_a_second_gpu_is_used_for_all_of_a_step(gpu, workload):
     second = nn.backend("cupy:1")
     expected = train(workload, gpu)
     # CuPy warns of arrays that are read from another device, and warnings are errors here
-    for found, wanted in zip(train(workload, second), expected, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    for result, wanted in zip(train(workload, second), expected, strict=True):
+        np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-5)

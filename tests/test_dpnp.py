@@ -86,8 +86,8 @@ def elsewhere():
 
 
 def assert_stays(tree, backend):
-    found = [arrays.device(leaf) for leaf in leaves(tree)]
-    assert found == [backend.device] * len(found)
+    result = [arrays.device(leaf) for leaf in leaves(tree)]
+    assert result == [backend.device] * len(result)
 
 
 def batch(model, loss, out):

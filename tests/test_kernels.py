@@ -111,7 +111,7 @@ def run(calls, arrays, shape, scalars=()):
 
 
 def outcomes(calls, arrays, shape=None, scalars=()):
-    """What comes of each call, as an array of its own."""
+    """Return the result of each call as a separate array."""
     shape = (1, arrays[0].size) if shape is None else shape
     arrays = [one.reshape(shape) if one.size == shape[0] * shape[1] else one for one in arrays]
     outs = [np.empty(shape, call.dtype) for call in calls]
@@ -123,14 +123,16 @@ def outcomes(calls, arrays, shape=None, scalars=()):
     return outs
 
 
-def assert_bits(found, expected, told=""):
-    """The same to the last bit, but that NaN is NaN."""
-    assert (found.dtype, found.size) == (expected.dtype, expected.size), told
-    found, expected = found.ravel(), expected.ravel()
-    known = expected == expected
-    np.testing.assert_array_equal(found == found, known, told)
-    bits = f"u{found.itemsize}"
-    np.testing.assert_array_equal(found[known].view(bits), expected[known].view(bits), told)
+def assert_bits(actual, expected, message=""):
+    """Expect the same bits; every NaN counts as equal."""
+    assert (actual.dtype, actual.size) == (expected.dtype, expected.size), message
+    actual, expected = actual.ravel(), expected.ravel()
+    is_number = expected == expected
+    np.testing.assert_array_equal(actual == actual, is_number, message)
+    bits = f"u{actual.itemsize}"
+    np.testing.assert_array_equal(
+        actual[is_number].view(bits), expected[is_number].view(bits), message
+    )
 
 
 def made_of(dtype):
@@ -157,8 +159,8 @@ def test_each_operation_gives_the_bits_of_numpy(dtype):
     for shape in ((1, x.size), (x.size, 1), (x.size // 3, 3)):
         kept = shape[0] * shape[1]
         one, other = x[:kept], y[:kept]
-        found = outcomes(calls, [one, other], shape)
-        for name, result in zip(names, found, strict=True):
+        results = outcomes(calls, [one, other], shape)
+        for name, result in zip(names, results, strict=True):
             by_numpy = (ONE | TWO | ORDER)[name]
             expected = by_numpy(one) if name in ONE else by_numpy(one, other)
             if name in ("maximum", "minimum"):  # no library says which of 0 and -0 is larger
@@ -172,8 +174,8 @@ def test_no_operation_is_made_that_has_no_one_right_result(dtype):
         return is_exact(Call(name, given, result, 1))
 
     one, two = (a(0, dtype),), (a(0, dtype), a(1, dtype))
-    found = {name for name in (*ONE, *TWO) if made(name, one if name in ONE else two, dtype)}
-    assert found == made_of(dtype)
+    results = {name for name in (*ONE, *TWO) if made(name, one if name in ONE else two, dtype)}
+    assert results == made_of(dtype)
     assert all(made(name, two, "bool") for name in ORDER)
     for name in ("exp", "tanh", "log", "pow", "floor_divide", "remainder", "rint", *SHIFTS):
         assert not made(name, one, dtype)
@@ -191,8 +193,8 @@ def test_no_operation_is_made_that_has_no_one_right_result(dtype):
 def test_comparisons_are_had_as_numbers_too(dtype):
     x, y = pairs(dtype)
     two = (a(0, dtype), a(1, dtype))
-    found = outcomes([Call(name, two, dtype) for name in AS_NUMBERS], [x, y])
-    for by_numpy, result in zip(ORDER.values(), found, strict=True):
+    results = outcomes([Call(name, two, dtype) for name in AS_NUMBERS], [x, y])
+    for by_numpy, result in zip(ORDER.values(), results, strict=True):
         assert_bits(result, by_numpy(x, y).astype(dtype), by_numpy.__name__)
     for other in set(DTYPES) - {dtype, "bool"}:
         assert not any(is_exact(Call(name, two, other)) for name in AS_NUMBERS)
@@ -206,8 +208,8 @@ def test_a_cast_is_made_where_each_number_has_its_like(source):
     into = [dtype for dtype in DTYPES if dtype not in into]
     calls = [Call("cast", (a(0, source),), dtype) for dtype in into]
     assert all(map(is_exact, calls))
-    for dtype, found in zip(into, outcomes(calls, [x]), strict=True):
-        assert_bits(found, x.astype(dtype), f"{source} to {dtype}")
+    for dtype, result in zip(into, outcomes(calls, [x]), strict=True):
+        assert_bits(result, x.astype(dtype), f"{source} to {dtype}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -216,17 +218,17 @@ def test_a_choice_takes_numbers_as_they_are(dtype):
     mask = np.random.default_rng(1).random(x.size) < 0.5
     high = True if dtype == "bool" else np.float32(3.5).item() if dtype in FLOATS else 3
     scalar = values(dtype)[1]
-    given = [
+    arguments = [
         (a(1, dtype), a(2, dtype)),
         (number(high), a(2, dtype)),
         (a(1, dtype), number(high)),
         (a(1, dtype), s(0, dtype)),
     ]
     expected = [(x, y), (high, y), (x, high), (x, scalar)]
-    calls = [Call("choose", (a(0, "bool"), *two), dtype) for two in given]
+    calls = [Call("choose", (a(0, "bool"), *two), dtype) for two in arguments]
     assert all(map(is_exact, calls))
-    found = outcomes(calls, [mask, x, y], scalars=(scalar,))
-    for result, (one, other) in zip(found, expected, strict=True):
+    results = outcomes(calls, [mask, x, y], scalars=(scalar,))
+    for result, (one, other) in zip(results, expected, strict=True):
         assert_bits(result, np.where(mask, one, other).astype(dtype))
     for other in set(DTYPES) - {dtype}:
         assert not is_exact(Call("choose", (a(0, "bool"), a(1, dtype), a(2, other)), dtype))
@@ -238,28 +240,28 @@ def test_a_choice_takes_numbers_as_they_are(dtype):
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_shifts_are_made_by_numbers_within_the_width(dtype):
     x, bits = pairs(dtype)[0], 8 * np.dtype(dtype).itemsize
-    asked = [(name, by) for name in SHIFTS for by in (0, 1, bits // 2, bits - 1)]
-    calls = [Call(name, (a(0, dtype), number(by)), dtype) for name, by in asked]
+    options = [(name, by) for name in SHIFTS for by in (0, 1, bits // 2, bits - 1)]
+    calls = [Call(name, (a(0, dtype), number(by)), dtype) for name, by in options]
     assert all(map(is_exact, calls))
-    for (name, by), found in zip(asked, outcomes(calls, [x]), strict=True):
-        assert_bits(found, SHIFTS[name](x, np.asarray(by, dtype)), f"{name} by {by}")
+    for (name, by), result in zip(options, outcomes(calls, [x]), strict=True):
+        assert_bits(result, SHIFTS[name](x, np.asarray(by, dtype)), f"{name} by {by}")
     for name in SHIFTS:
-        for given in (
+        for arguments in (
             (a(0, dtype), number(bits)),
             (a(0, dtype), number(-1)),
             (a(0, dtype), a(1, dtype)),
             (a(0, dtype), s(0, dtype)),
             (number(1), a(0, dtype)),
         ):
-            assert not is_exact(Call(name, given, dtype)), (name, given)
+            assert not is_exact(Call(name, arguments, dtype)), (name, arguments)
 
 
 def test_powers_of_two_are_made_of_bits_and_of_float32_alone():
     n = np.arange(-126, 128, dtype="float32")
     call = Call("two to", (a(0, "float32"),), "float32")
-    (found,) = outcomes([call], [n + np.float32(HALFWAY)])
-    assert_bits(found, np.ldexp(np.float32(1), n.astype(int)))
-    assert_bits(two_to(n + np.float32(HALFWAY)), found)
+    (result,) = outcomes([call], [n + np.float32(HALFWAY)])
+    assert_bits(result, np.ldexp(np.float32(1), n.astype(int)))
+    assert_bits(two_to(n + np.float32(HALFWAY)), result)
     assert not is_exact(Call("two to", (a(0, "float64"),), "float64"))
     assert not is_exact(Call("two to", (a(0, "int32"),), "int32"))
 
@@ -271,13 +273,13 @@ def test_a_mask_is_whatever_is_not_zero():
         Call("and", (a(0, "bool"), number(True)), "bool"),
         Call("cast", (a(0, "bool"),), "int16"),
     ]
-    found = outcomes(calls, [x.view("bool")])
-    assert_bits(found[0], np.where(x, np.float32(2), np.float32(1)))
-    assert_bits(found[1].view("uint8"), (x > 0).astype("uint8"))
-    assert_bits(found[2], (x > 0).astype("int16"))
+    result = outcomes(calls, [x.view("bool")])
+    assert_bits(result[0], np.where(x, np.float32(2), np.float32(1)))
+    assert_bits(result[1].view("uint8"), (x > 0).astype("uint8"))
+    assert_bits(result[2], (x > 0).astype("int16"))
 
 
-# --- numbers, scalars, and what is no number here --------------------------------------------
+# --- numbers, scalars, NaN and infinity ------------------------------------------------------
 
 REAL = [0.1, 1 / 3, -0.0, 0.0, 1e39, -1e39, 1e-46, 3e-45, float("nan"), float("inf")]
 REAL += [3, 2**24 + 1, 2**60 + 2**36 + 1, -(2**70)]
@@ -333,8 +335,8 @@ def test_numbers_of_another_kind_are_refused():
 def test_zeros_of_two_signs_make_two_kernels():
     x = np.array([1.0, -1.0, 0.0], "float32")
     for value in (0.0, -0.0):
-        (found,) = outcomes([Call("multiply", (a(0, "float32"), number(value)), "float32")], [x])
-        assert_bits(found, x * np.float32(value))
+        (result,) = outcomes([Call("multiply", (a(0, "float32"), number(value)), "float32")], [x])
+        assert_bits(result, x * np.float32(value))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -346,9 +348,9 @@ def test_a_scalar_is_passed_as_it_is(dtype):
         Call("less", (a(0, dtype), s(0, dtype)), "bool"),
     ]
     for scalar in values(dtype):
-        found = outcomes(calls, [x], scalars=(scalar,))
-        assert_bits(found[0], TWO[name](x, scalar), repr(scalar))
-        assert_bits(found[1], np.less(x, scalar), repr(scalar))
+        result = outcomes(calls, [x], scalars=(scalar,))
+        assert_bits(result[0], TWO[name](x, scalar), repr(scalar))
+        assert_bits(result[1], np.less(x, scalar), repr(scalar))
 
 
 def test_scalars_may_be_more_than_fit_into_registers():
@@ -360,8 +362,8 @@ def test_scalars_may_be_more_than_fit_into_registers():
         name = "xor" if dtype == "bool" else "multiply"
         calls += [Call(name, (a(DTYPES.index(dtype), dtype), s(k, dtype)), dtype) for k in places]
     arrays = [np.resize(values(dtype), 20) for dtype in DTYPES]
-    found = outcomes(calls, arrays, scalars=scalars)
-    for call, result in zip(calls, found, strict=True):
+    results = outcomes(calls, arrays, scalars=scalars)
+    for call, result in zip(calls, results, strict=True):
         array, scalar = (one.place for one in call.operands)
         assert_bits(result, TWO[call.operation](arrays[array], scalars[scalar]))
 
@@ -451,8 +453,8 @@ def test_a_result_may_lie_where_something_is_read(shape):
         Call("add", (a(0, f), a(1, f)), f, 4),  # of what lay there before
     ]
     run(calls, [p, m, v, g, before], shape)
-    for found, expected in ((p, new), (m, mean), (v, square), (before, old)):
-        assert_bits(found, expected)
+    for result, expected in ((p, new), (m, mean), (v, square), (before, old)):
+        assert_bits(result, expected)
 
 
 # --- as it is written --------------------------------------------------------------------------
@@ -474,9 +476,9 @@ def test_a_product_and_a_sum_are_rounded_one_by_one(dtype):
         Call("add", (r(0, dtype), r(3, dtype)), dtype),
     ]
     for shape in ((1, 100), (100, 1)):
-        found = outcomes(calls, [x, y, one], shape)
+        result = outcomes(calls, [x, y, one], shape)
         for k in (1, 2, 4):
-            assert_bits(found[k], np.zeros(100, dtype))
+            assert_bits(result[k], np.zeros(100, dtype))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -494,9 +496,9 @@ def test_nothing_is_left_out_that_only_looks_as_if_it_changed_nothing(dtype):
         "x == x": (Call("equal", (a(0, dtype), a(0, dtype)), "bool"), x == x),
         "x < x": (Call("less", (a(0, dtype), a(0, dtype)), "bool"), np.zeros(x.size, bool)),
     }
-    found = outcomes([call for call, _ in of.values()], [x, y])
-    for (told, (_, expected)), result in zip(of.items(), found, strict=True):
-        assert_bits(result, expected, told)
+    results = outcomes([call for call, _ in of.values()], [x, y])
+    for (report, (_, expected)), result in zip(of.items(), results, strict=True):
+        assert_bits(result, expected, report)
     sums = [
         Call("add", (a(0, dtype), a(1, dtype)), dtype),
         Call("subtract", (r(0, dtype), a(0, dtype)), dtype),
@@ -505,10 +507,10 @@ def test_nothing_is_left_out_that_only_looks_as_if_it_changed_nothing(dtype):
         Call("sqrt", (a(0, dtype),), dtype),
         Call("square", (r(4, dtype),), dtype),
     ]
-    found = outcomes(sums, [x, y])
-    assert_bits(found[1], (x + y) - x)
-    assert_bits(found[3], (x / y) * y)
-    assert_bits(found[5], np.square(np.sqrt(x)))
+    results = outcomes(sums, [x, y])
+    assert_bits(results[1], (x + y) - x)
+    assert_bits(results[3], (x / y) * y)
+    assert_bits(results[5], np.square(np.sqrt(x)))
 
 
 # --- threads -----------------------------------------------------------------------------------

@@ -518,7 +518,7 @@ def test_jax_on_a_gpu_is_deterministic_only_with_xlas_flag(monkeypatch, flags, f
     if fine:
         policy(gpu, "strict", True)
     else:
-        with pytest.raises(NotImplementedError, match="--xla_gpu_deterministic_ops=true before"):
+        with pytest.raises(NotImplementedError, match="--xla_gpu_deterministic_ops=true into"):
             policy(gpu, "strict", True)
     policy(gpu, "strict", False)
     policy(cpu, "strict", True)

@@ -193,7 +193,7 @@ def test_each_piece_waits_until_its_values_are_there(backend):
 def test_operations_are_counted_one_by_one(eager):
     result = profiled(nn.Sequential(nn.Dense(4), nn.Dense(3, bias=False)), eager)
     calls = {row.name: row.calls for row in result.operations}
-    # forward: x W twice, + b; backward: xᵀ dy twice, dy Wᵀ once, for nobody asks for the first dx
+    # forward: x W twice, + b; backward: xᵀ dy twice, dy Wᵀ once, as the first dx is not needed
     assert calls["matmul"] == 5
     assert calls["ops.sum_rows"] == calls["ops.all_finite"] == 1
     # y - target, and the step of three parameters
@@ -256,7 +256,7 @@ def test_a_model_that_takes_several_inputs_is_looked_into(backend):
 
 def test_what_reaches_past_the_standard_has_no_operations_but_all_else(eager):
     class Past(nn.Tanh):
-        """A layer of one's own that asks its array for more than the Standard has."""
+        """A custom layer that uses a method of its array that the Standard lacks."""
 
         def forward(self, params, state, x, *, train=False):
             np.asarray(eager.to_numpy(x) if type(x) is type(eager.asarray(X)) else x)

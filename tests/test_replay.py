@@ -21,7 +21,7 @@ CASES = [case for case in layer_cases() if not case.thorough]
 
 @pytest.fixture
 def library(backend):
-    """What is known of the backend's library, where functions are replayed."""
+    """The `Library` of the backend, if it replays functions."""
     if backend.name not in ("numpy", "torch") or "cpu" not in str(backend):
         pytest.skip(f"{backend} has its own way to run a function again")
     return import_module(f"agnostic_nn_backends.{backend.name}.tracing").library
@@ -53,7 +53,7 @@ def looked_at(kernel):
     params=["a few numbers", "as many as there are", "without kernels", "on three threads"]
 )
 def block(request, library, monkeypatch, thorough):
-    """How much is gone through at a time, and by what: so that even small arrays are in parts."""
+    """Set block sizes so small that even small arrays are processed in parts."""
     if not thorough and request.param in ("without kernels", "on three threads"):
         pytest.skip("left to sessions that sweep over everything")
     monkeypatch.setattr(kernels, "kernel", looked_at(kernels.kernel))
@@ -98,10 +98,10 @@ def spoiled(x, backend):
     """NaN and infinity among the numbers."""
 
     def worse(a):
-        found = np.array(backend.to_numpy(a))
-        if found.dtype.kind == "f":
-            found.reshape(-1)[:3] = (math.nan, math.inf, -math.inf)[: found.size]
-        return backend.asarray(found)
+        result = np.array(backend.to_numpy(a))
+        if result.dtype.kind == "f":
+            result.reshape(-1)[:3] = (math.nan, math.inf, -math.inf)[: result.size]
+        return backend.asarray(result)
 
     return tree_map(worse, x)
 
@@ -117,10 +117,10 @@ def test_every_layer_can_be_replayed_and_gives_the_same_bits(case, backend, libr
 
         program = Program(everything, (arrays,), library, ())
         shuffled = [others(arrays, seed, backend) for seed in (0, 1)]
-        for given in (*shuffled, {**shuffled[0], "x": spoiled(shuffled[0]["x"], backend)}):
-            assert program.fits((given,))
+        for arguments in (*shuffled, {**shuffled[0], "x": spoiled(shuffled[0]["x"], backend)}):
+            assert program.fits((arguments,))
             with np.errstate(all="ignore"):
-                assert_same(program((given,)), everything(given))
+                assert_same(program((arguments,)), everything(arguments))
 
 
 OPTIMIZERS = [
@@ -148,8 +148,8 @@ def test_steps_that_take_the_memory_of_the_old_give_the_same_bits(optimizer, bac
     ours = tree_map(library.copy, carry)
     for _ in range(6):
         carry, value, finite = step(carry, x, labels)
-        ours, *told = fast(ours, x, labels)
-        assert_same((carry, value, finite), (ours, *told))
+        ours, *report = fast(ours, x, labels)
+        assert_same((carry, value, finite), (ours, *report))
     assert len(calls) == 3  # as it is, for the tape, and for the trial: then never again
 
 
@@ -160,9 +160,9 @@ def test_calls_with_numbers_that_only_look_alike_are_told_apart(backend, library
     args = backend.asarray((np.arange(1, 4, dtype="int32"), np.ones(3, "float32")))
     program = Program(function, args, library, ())
     assert program.fits(args)
-    found, expected = program(args), function(*args)
-    assert_same(found, expected)
-    for one, other in zip(found, expected, strict=True):
+    result, expected = program(args), function(*args)
+    assert_same(result, expected)
+    for one, other in zip(result, expected, strict=True):
         assert np.array_equal(*(np.signbit(backend.to_numpy(a)) for a in (one, other)))
 
 
@@ -172,8 +172,8 @@ def test_a_function_that_asks_for_values_is_called_as_it_is(backend, replay):
 
     for number in (1.0, -1.0):
         fast, x = replay(positive), backend.asarray([number])
-        for given in (x, x, -x, x, -x):
-            assert_same(fast(given), abs(given))
+        for arguments in (x, x, -x, x, -x):
+            assert_same(fast(arguments), abs(arguments))
 
 
 @pytest.mark.parametrize(
@@ -203,9 +203,11 @@ def test_results_are_not_overwritten_by_the_next_call(backend, replay):
         return xp.exp(x) + 1.0, xp.exp(x).T, x[0]
 
     fast = replay(function)
-    given = [backend.asarray(np.random.default_rng(i).standard_normal((3, 2))) for i in range(5)]
-    found = [fast(x) for x in given]
-    for x, one in zip(given, found, strict=True):
+    arguments = [
+        backend.asarray(np.random.default_rng(i).standard_normal((3, 2))) for i in range(5)
+    ]
+    result = [fast(x) for x in arguments]
+    for x, one in zip(arguments, result, strict=True):
         assert_same(one, function(x))
 
 
@@ -292,10 +294,10 @@ def test_other_layouts_and_shapes_and_values_of_arguments_are_told_apart(backend
     fast = replay(lambda x, double: x.T * (2.0 if double else 1.0))
     x = backend.asarray(np.arange(12.0).reshape(3, 4))
     turned = x[:, ::-1] if backend.name == "numpy" else x[:, ::2]
-    for given in (x, x.T, x[::2], turned, backend.xp.astype(x, backend.xp.float32), x[:0]):
+    for arguments in (x, x.T, x[::2], turned, backend.xp.astype(x, backend.xp.float32), x[:0]):
         for double in (True, False):
             for _ in range(3):
-                assert_same(fast(given, double), given.T * (2.0 if double else 1.0))
+                assert_same(fast(arguments, double), arguments.T * (2.0 if double else 1.0))
 
 
 def test_another_array_in_the_same_place_of_a_tree_is_seen(backend, replay):
@@ -312,7 +314,9 @@ def test_threads_do_not_meet_in_one_program(backend, replay):
         return xp.sqrt(xp.exp(x) + 1.0) * x
 
     fast = replay(function)
-    given = [backend.asarray(np.random.default_rng(i).standard_normal(50_000)) for i in range(4)]
+    arguments = [
+        backend.asarray(np.random.default_rng(i).standard_normal(50_000)) for i in range(4)
+    ]
     wrong = []
 
     def work(x):
@@ -320,7 +324,7 @@ def test_threads_do_not_meet_in_one_program(backend, replay):
             if not np.array_equal(fast(x), function(x)):
                 wrong.append(x)
 
-    threads = [Thread(target=work, args=(x,)) for x in given]
+    threads = [Thread(target=work, args=(x,)) for x in arguments]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -389,8 +393,8 @@ def first_and_last_made_by_no_kernel(xp, g):
 
 
 def integers(xp, g):
-    found = ((g.i * 3 + g.irow) & 0xFF) ^ (g.i >> 2)
-    return found * found - (g.icolumn << 3), found < g.icolumn, -found | 1
+    result = ((g.i * 3 + g.irow) & 0xFF) ^ (g.i >> 2)
+    return result * result - (g.icolumn << 3), result < g.icolumn, -result | 1
 
 
 def masks(xp, g):
@@ -449,25 +453,25 @@ def operands(shape, backend, seed=0):
     def mask(shape):
         return generator.random(shape) < 0.5
 
-    found = {"x": real(shape), "y": real(shape), "row": real(row), "column": real(column)}
-    found |= {"i": count(shape), "irow": count(row), "icolumn": count(column)}
-    found |= {"m": mask(shape), "n": mask(shape), "mrow": mask(row), "mcolumn": mask(column)}
-    found |= {"wide": real(shape, "float64"), "other": real((), "float64"), "i0": count(())}
-    found |= {"scalar": real(())}
+    result = {"x": real(shape), "y": real(shape), "row": real(row), "column": real(column)}
+    result |= {"i": count(shape), "irow": count(row), "icolumn": count(column)}
+    result |= {"m": mask(shape), "n": mask(shape), "mrow": mask(row), "mcolumn": mask(column)}
+    result |= {"wide": real(shape, "float64"), "other": real((), "float64"), "i0": count(())}
+    result |= {"scalar": real(())}
     for name in ("x", "y"):
-        found[name].reshape(-1)[:4] = (0.0, -0.0, math.inf, math.nan)[: found[name].size]
-    return backend.asarray(found)
+        result[name].reshape(-1)[:4] = (0.0, -0.0, math.inf, math.nan)[: result[name].size]
+    return backend.asarray(result)
 
 
 def called(group, given):
     """A tuple of what comes of a group."""
     with np.errstate(all="ignore"):
-        found = group(namespace(given["x"]), SimpleNamespace(**given))
-    return found if isinstance(found, tuple) else (found,)
+        result = group(namespace(given["x"]), SimpleNamespace(**given))
+    return result if isinstance(result, tuple) else (result,)
 
 
 def shown(group, given):
-    """It as views: so that all of it is the program's own, and no result is asked for."""
+    """Return views, so that all memory belongs to the program and nothing is a result."""
     return tuple(a[None] for a in called(group, given))
 
 
@@ -489,9 +493,9 @@ def test_groups_give_the_same_bits(group, shape, backend, library):
             kept = tree_map(library.copy, args)
             assert program.fits(kept)
             with np.errstate(all="ignore"):
-                found = program(kept)
-            assert_same(found, expected)
-            for one, other in zip(leaves(found), leaves(expected), strict=True):
+                result = program(kept)
+            assert_same(result, expected)
+            for one, other in zip(leaves(result), leaves(expected), strict=True):
                 one, other = (np.asarray(a) for a in (one, other))
                 if one.dtype.kind == "f":
                     signs = (np.signbit(np.where(np.isnan(a), 1.0, a)) for a in (one, other))
@@ -523,7 +527,7 @@ def small(library, monkeypatch):
 
 
 def made_by(program):
-    """How many kernels a program has, and the names of the library's functions that it calls."""
+    """Return the number of kernels of a program and the names of the functions that it calls."""
     names = [name for name in program.env if name[1:].isdecimal()]
     of = [getattr(program.env[name], "__name__", "") for name in names if name.startswith("f")]
     of = [_NUMPYS.get(name, name) for name in of if name != "getitem"]
@@ -553,8 +557,8 @@ _NUMPYS = {"mul": "multiply", "cast": "astype"}
     ],
 )  # fmt: skip
 def test_kernels_make_what_they_can_and_the_library_the_rest(group, expected, backend, library):
-    given = operands((7, 2), backend)
-    program = Program(lambda given: shown(group, given), (given,), library, ())
+    arguments = operands((7, 2), backend)
+    program = Program(lambda tree: shown(group, tree), (arguments,), library, ())
     assert made_by(program) == expected
 
 
@@ -585,8 +589,8 @@ def test_a_step_is_made_by_kernels(backend, library):
 
 def test_few_numbers_are_no_work_for_kernels(backend, library):
     x = backend.asarray(np.ones((2, schedule.MIN_KERNEL_SIZE // 2), "float32"))
-    for given, made in ((x, 0), (backend.xp.concat((x, x)), int(kernels.available()))):
-        program = Program(lambda x: (x * 2.0 + 1.0,), (given,), library, (0,))
+    for arguments, made in ((x, 0), (backend.xp.concat((x, x)), int(kernels.available()))):
+        program = Program(lambda x: (x * 2.0 + 1.0,), (arguments,), library, (0,))
         assert made_by(program)[0] == made
 
 
@@ -625,20 +629,20 @@ def test_threads_share_rows_if_each_has_enough(
 ):
     monkeypatch.setattr(kernels, "MIN_ELEMENTS_PER_THREAD", many)
     monkeypatch.setattr(type(library), "num_threads", lambda self: 3)
-    found = []
+    result = []
 
     def run_parallel(kernel, *parts):
-        found.extend(parts)
+        result.extend(parts)
         for part in parts:
             kernel(*part)
 
     monkeypatch.setattr(kernels, "run_parallel", run_parallel)
     args = operands(shape, backend)["x"], operands(shape[-1:], backend)["y"]
     for function in (lambda x, row: (x * 2.0 + row)[None], lambda x, row: (x * x + 1.0)[None]):
-        found.clear()
+        result.clear()
         program = Program(function, args, library, ())
         assert program.fits(args)
         with np.errstate(all="ignore"):
             assert_same(program(args), function(*args))
-        sizes = [rows * width for rows, width, *_ in found]
+        sizes = [rows * width for rows, width, *_ in result]
         assert sizes == ([] if expected is None else [n * shape[-1] for n in expected])

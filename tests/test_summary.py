@@ -215,7 +215,7 @@ SAVED = [  # model, bytes that each row would save if it were recomputed, and fo
     (nn.Sequential(DENSE, nn.Softmax(), DENSE), [(0, 360), (0, 200), (0, 360)]),
     (nn.Sequential(DENSE, nn.Softmax()), [(0, 360), (0, 200)]),  # y or x, which is as much
     (nn.Residual(DENSE, nn.Tanh(), DENSE), [(320, 800), (0, 360), (0, 40), (0, 360)]),
-    (  # x is kept beside, y of Softmax by it and the last
+    (  # x is saved as well, y of Softmax by itself and the last
         nn.Parallel(DENSE, nn.Sequential(nn.Softmax(), DENSE)),
         [(160, 960), (0, 360), (160, 560), (0, 200), (0, 360)],
     ),
@@ -324,7 +324,7 @@ def test_masks_and_class_numbers_are_of_their_dtypes():
 
 
 class Widths(nn.Sequential):
-    """A block of one's own, made another way than Sequential is."""
+    """A custom block, constructed in another way than Sequential."""
 
     def __init__(self, *widths):
         super().__init__(*(nn.Dense(width) for width in widths))

@@ -47,7 +47,7 @@ class Shared:
 
 
 class _Call(NamedTuple):
-    """How to compute one node."""
+    """The instructions for one node."""
 
     name: str
     layer: Layer

@@ -133,7 +133,7 @@ def _megabytes(size: int) -> str:
 
 @dataclass
 class _Note:
-    """What has been recorded of one layer.
+    """The records of one layer.
 
     above: the note of the block around it; read: the memory of its inputs; kept: that of its cache.
     """

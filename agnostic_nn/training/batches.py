@@ -33,7 +33,7 @@ _END = object()
 
 
 class EpochProgress(NamedTuple):
-    """How many batches of the open epoch are done, and the layout of its batches.
+    """Progress of the open epoch: the number of batches done, and their layout.
 
     User-supplied batches have batch_size 0, examples 0 and shuffled False. Without an open epoch
     batches_done is 0.

@@ -42,7 +42,7 @@ class Adapter(Protocol):
 
     @property
     def compiles(self) -> bool:
-        """Whether `jit` compiles loops too, so that one call of many steps beats many calls."""
+        """True if `jit` compiles loops too, so that one call of many steps beats many calls."""
         ...
 
     def devices(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class FullAdapter(Adapter, Protocol):
 
     @property
     def float64_remedy(self) -> str | None:
-        """How the user can enable float64 where `has_float64` is false, for error messages."""
+        """Instructions to enable float64 where `has_float64` is false, for error messages."""
         ...
 
     @property

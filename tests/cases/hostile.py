@@ -242,8 +242,8 @@ def deep(kind, depth):
 
 
 def models() -> Iterator[tuple[str, bytes]]:
-    def model(said, **more):
-        return made(DESCRIPTION | {"model": said} | more)
+    def model(config, **more):
+        return made(DESCRIPTION | {"model": config} | more)
 
     for width in (10**9, 2**62, 2**63, BIG, 0, -1, 1.5, True, "3", None, [3], {}):
         yield f"width {str(width)[:20]}", model(MODEL | {"width": width})
@@ -252,8 +252,8 @@ def models() -> Iterator[tuple[str, bytes]]:
         yield f"LSTM of {n}", model({"type": "LSTM", "width": n})
         yield f"LSTM {n} deep", model({"type": "LSTM", "width": 1, "depth": n}, shape=[4, 4])
         for inner in ({"type": "ReLU"}, {"type": "Dropout", "rate": 0.5}, MODEL | {"width": 4}):
-            said = {"type": "Repeat", "layer": inner, "count": n}
-            yield f"{n} times {inner['type']}", model(said)
+            config = {"type": "Repeat", "layer": inner, "count": n}
+            yield f"{n} times {inner['type']}", model(config)
         conv = {"type": "Conv1D", "width": 3, "window": n}
         yield f"a window of {n}", model(conv, shape=[n, 3])
         orthogonal = MODEL | {"width": n, "initializer": {"type": "Orthogonal", "gain": 1.0}}
@@ -273,8 +273,8 @@ def models() -> Iterator[tuple[str, bytes]]:
     inside = {name.replace("params", "params.1"): one for name, one in ARRAYS.items()}
     for name in ("Layer", "Elementwise"):
         layers = [{"type": name}, MODEL]
-        said = DESCRIPTION | {"model": {"type": "Sequential", "layers": layers}}
-        yield f"{name} in a Sequential", made(said, arrays=inside)
+        config = DESCRIPTION | {"model": {"type": "Sequential", "layers": layers}}
+        yield f"{name} in a Sequential", made(config, arrays=inside)
     names = ("Popen", "os.system", "builtins.eval", "Layer", "Elementwise", "Lambda", "Rule", "")
     for name in (*names, "mean_squared_error", "outline", "Optimizer", "Loss", "kinds", "drawn"):
         yield f"type {name}", model({"type": name})
@@ -298,8 +298,8 @@ def models() -> Iterator[tuple[str, bytes]]:
 
 
 def losses() -> Iterator[tuple[str, bytes]]:
-    def loss(said):
-        return made(DESCRIPTION | {"loss": said})
+    def loss(config):
+        return made(DESCRIPTION | {"loss": config})
 
     square = {"function": "mean_squared_error"}
     yield "a layer for a loss", loss({"type": "ReLU"})
@@ -309,8 +309,8 @@ def losses() -> Iterator[tuple[str, bytes]]:
     yield "a loss with its data", loss({"partial": {"type": "ReLU"}, "x": 1})
     yield "a loss of a loss of nothing", loss({"partial": {"partial": {"function": "eval"}}})
     for rate in (NAN, math.inf, -1, 0, "0.1", None, [], {}, True, BIG, {"function": "huber"}):
-        said = {"type": "SGD", "rate": rate}
-        yield f"rate {str(rate)[:20]}", made(DESCRIPTION | {"optimizer": said})
+        config = {"type": "SGD", "rate": rate}
+        yield f"rate {str(rate)[:20]}", made(DESCRIPTION | {"optimizer": config})
     for wrong in ({"type": "ReLU"}, square, {"type": "Adam", "rate": 0.1}, {"type": "Scaled"}):
         yield f"optimizer {wrong}", made(DESCRIPTION | {"optimizer": wrong})
     average = {"type": "SGD", "rate": 0.1}

@@ -254,7 +254,7 @@ HEAD = """# The fault campaign
 
 This page measures how many wrong results `agnostic-nn compare` and `agnostic-nn bisect` catch.
 {counted} faults were planted in one of two backends, one at a time, in {models} small models, and
-both tools were asked whether the backends agree. Both also ran {runs} times without any fault.
+both tools compared the backends. Both also ran {runs} times without any fault.
 
 {aims}
 

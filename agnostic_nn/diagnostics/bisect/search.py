@@ -487,9 +487,9 @@ class _Side:
         """Return [compiled(inputs)]; if `again`, also the result after a call with other inputs."""
 
         def result(numbers):
-            found = compiled(self.backend.asarray(cast(numbers, self.dtype)))
+            outputs = compiled(self.backend.asarray(cast(numbers, self.dtype)))
             # copied, because a later call may reuse the memory
-            return tree_map(np.array, self.backend.to_numpy(found))
+            return tree_map(np.array, self.backend.to_numpy(outputs))
 
         with self.context():
             results = [result(inputs)]

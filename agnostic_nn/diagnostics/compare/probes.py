@@ -55,7 +55,7 @@ Named = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class _Sampling:
-    """How to sample the effect of rounding.
+    """Settings for sampling the effect of rounding.
 
     factor: each operation gets an error this many times larger than rounding, and the resulting
     spread is divided by it again; examples: the number of examples to predict, at most.

@@ -217,14 +217,14 @@ def _passes(lengths, *spans):
     """
     if all(d * (k - 1) < s for k, s, _, d in zip(*spans, strict=True)):
         return [(lengths, *spans)]
-    found, plain = [], (1, 1, (0, 0), 1)
+    result, plain = [], (1, 1, (0, 0), 1)
     for axis in reversed(range(len(lengths))):
         columns = zip(spans, plain, strict=True)
         one = [[own if i == axis else no for i, own in enumerate(span)] for span, no in columns]
-        found.append((lengths, *one))
+        result.append((lengths, *one))
         window, stride, padding, dilation = one
         lengths = out_lengths(lengths, window, stride, dilation, padding)
-    return found
+    return result
 
 
 def _largest(x, *spans):

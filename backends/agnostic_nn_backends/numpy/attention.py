@@ -60,7 +60,7 @@ def attend_backward(query, key, value, allowed, kept, heads, cache, dy, *, causa
     score = _scores(query, key, allowed, causal)
     for place, keys in _blocks(query, key, causal):
         answers = (*place[:2], keys)
-        asked, weights = score(place, keys)
+        scaled_query, weights = score(place, keys)
         row_shape = (*weights.shape[:2], 1, -1)
         weights -= shifts[place].reshape(row_shape)
         np.exp(weights, out=weights)
@@ -79,7 +79,7 @@ def attend_backward(query, key, value, allowed, kept, heads, cache, dy, *, causa
         down = slope.swapaxes(-1, -2) @ key[answers]
         down *= scale
         dquery[place] = down.reshape(dquery[place].shape)
-        dkey[answers] += slope @ asked
+        dkey[answers] += slope @ scaled_query
     return dquery, dkey, dvalue
 
 
@@ -109,15 +109,15 @@ def _scores(query, key, allowed, causal):
         hidden = np.broadcast_to(hidden, (*query.shape[:-1], key.shape[2]))
 
     def score(place, keys):
-        asked = _flat(query[place] * scale)
-        found = key[(*place[:2], keys)] @ asked.swapaxes(-1, -2)
-        seen = found.reshape(*found.shape[:3], group, -1)  # a view that splits one axis
+        scaled_query = _flat(query[place] * scale)
+        scores = key[(*place[:2], keys)] @ scaled_query.swapaxes(-1, -2)
+        grouped = scores.reshape(*scores.shape[:3], group, -1)  # a view that splits one axis
         if causal:
-            near = seen[:, :, place[3].start :]
+            near = grouped[:, :, place[3].start :]
             near += late[: near.shape[2], :, : near.shape[4]]
         if len(allowed):
-            seen += np.moveaxis(hidden[(*place, keys)], -1, 2)
-        return asked, found
+            grouped += np.moveaxis(hidden[(*place, keys)], -1, 2)
+        return scaled_query, scores
 
     return score
 

@@ -204,9 +204,9 @@ class _Library:
         return _BLOCK
 
     def num_threads(self):
-        given = os.environ.get("OMP_NUM_THREADS", "")  # BLAS obeys it too
-        if given.isdecimal():
-            return int(given)
+        text = os.environ.get("OMP_NUM_THREADS", "")  # BLAS obeys it too
+        if text.isdecimal():
+            return int(text)
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
     def layout(self, array):

@@ -66,7 +66,7 @@ def find_liveness(graph: Graph, aliases: Aliases, schedule: Schedule) -> Livenes
 
 @dataclass
 class Allocation:
-    """Where the results of buffered nodes are stored.
+    """The memory of the results of buffered nodes.
 
     slots: the slot of each node.
     overwritten: the former slot of a node whose memory a later call writes over.

@@ -19,7 +19,7 @@ __all__ = ["Plan"]
 
 
 class Plan:
-    """How to compute `outputs`, and for each donation (old, new) to store new where old is."""
+    """The steps to compute `outputs`, and for each donation (old, new) to write new over old."""
 
     def __init__(
         self, trace: Trace, inputs: list[Node], outputs: list[Node], donations: list[Donation]

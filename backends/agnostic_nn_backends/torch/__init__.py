@@ -79,8 +79,10 @@ def policy(device: Any, precision: str, deterministic: bool) -> AbstractContextM
         )
     if deterministic and device.type == "mps":
         raise NotImplementedError("PyTorch has no deterministic mode on Apple's GPUs")
-    found = [(get(), put, value) for get, put, value in _settings(cuda, precision, deterministic)]
-    wrong = [one for one in found if one[0] != one[2] and (one[0], one[2]) != ("none", "ieee")]
+    settings = [
+        (get(), put, value) for get, put, value in _settings(cuda, precision, deterministic)
+    ]
+    wrong = [one for one in settings if one[0] != one[2] and (one[0], one[2]) != ("none", "ieee")]
     return _set_up(wrong) if wrong else _AS_IT_IS
 
 
@@ -103,21 +105,26 @@ def _set_up(settings):
 @cache
 def _settings(cuda, precision, deterministic):
     """Return (getter, setter, required value) for each setting."""
-    cudnn, strict, found = torch.backends.cudnn, precision == "strict", []
+    cudnn = torch.backends.cudnn
+    strict = precision == "strict"
+    settings = []
     if deterministic:
         get, put = torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode
-        found.append((get, put, 2))  # raise an error for nondeterministic operations
+        settings.append((get, put, 2))  # raise an error for nondeterministic operations
     if deterministic and cuda:
-        found += [_attribute(cudnn, "deterministic", True), _attribute(cudnn, "benchmark", False)]
+        settings += [
+            _attribute(cudnn, "deterministic", True),
+            _attribute(cudnn, "benchmark", False),
+        ]
     if not hasattr(torch._C, "_get_fp32_precision_getter"):  # before PyTorch 2.9
         get, put = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
-        found.append((get, put, "highest" if strict else "high"))
-        return [*found, _attribute(cudnn, "allow_tf32", not strict)]
+        settings.append((get, put, "highest" if strict else "high"))
+        return [*settings, _attribute(cudnn, "allow_tf32", not strict)]
     # the functions behind torch.backends, which is ten times as slow
     get, put = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
     for place in _PRODUCTS["cuda" if cuda else "cpu"]:
-        found.append((partial(get, *place), partial(put, *place), "ieee" if strict else "tf32"))
-    return found
+        settings.append((partial(get, *place), partial(put, *place), "ieee" if strict else "tf32"))
+    return settings
 
 
 _PRODUCTS = {
@@ -179,10 +186,10 @@ def _attend_backward(query, key, value, allowed, kept, heads, cache, dy, *, caus
     group = query.shape[2]
     dy, query, heads = (_lined(x).flatten(1, 2) for x in (dy, query, heads))
     answers = _for_each(key, group), _for_each(value, group)
-    dquery, *found = _FLASH_BACKWARD(dy, query, *answers, heads, *cache, 0.0, causal)
+    dquery, *rest = _FLASH_BACKWARD(dy, query, *answers, heads, *cache, 0.0, causal)
     if group > 1:
-        found = [dx.unflatten(1, (-1, group)).sum(2) for dx in found]
-    return dquery.unflatten(1, (-1, group)), *found
+        rest = [dx.unflatten(1, (-1, group)).sum(2) for dx in rest]
+    return dquery.unflatten(1, (-1, group)), *rest
 
 
 def _empty(one, length):
@@ -201,9 +208,9 @@ def _normalize_rows(x, scale, bias, epsilon):
 
 def _normalize_rows_backward(dy, scale, bias, cache):
     x, *statistics = cache
-    asked = (True, scale is not None, bias is not None)
+    needed = (True, scale is not None, bias is not None)
     back = torch.ops.aten.native_layer_norm_backward
-    return back(dy, x, x.shape[-1:], *statistics, scale, bias, asked)
+    return back(dy, x, x.shape[-1:], *statistics, scale, bias, needed)
 
 
 def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
@@ -234,8 +241,8 @@ def _convolve_weight(x, dy, window, stride, padding, dilation, groups):
     x = ops.pad(x, more).movedim(-1, 1)
     shape = (dy.shape[-1], x.shape[1] // groups, *window)
     function = (grad.conv1d_weight, grad.conv2d_weight, grad.conv3d_weight)[rank - 1]
-    found = function(x, shape, dy.movedim(-1, 1), stride, even, dilation, groups)
-    return found.permute(*range(2, rank + 2), 1, 0)
+    dweight = function(x, shape, dy.movedim(-1, 1), stride, even, dilation, groups)
+    return dweight.permute(*range(2, rank + 2), 1, 0)
 
 
 def _outward(weight):
@@ -314,20 +321,20 @@ def _lstm(xs, params, start, reverse, keep, by_steps):
         return by_steps()
     bias, width = params["bias"], len(params["recurrent"])
     weights = params["weight"].T, params["recurrent"].T, bias, torch.zeros_like(bias)
-    given = _packed(xs, *weights, start["h"], start["c"])
+    arguments = _packed(xs, *weights, start["h"], start["c"])
     how = reverse, [], _MODE, width, 1, True, False, False, keep
-    ys, h, c, space = torch.ops.aten.mkldnn_rnn_layer(*given, *how)
-    return {"h": h, "c": c}, (ys, (*given, ys, h, c, space))
+    ys, h, c, space = torch.ops.aten.mkldnn_rnn_layer(*arguments, *how)
+    return {"h": h, "c": c}, (ys, (*arguments, ys, h, c, space))
 
 
 def _lstm_backward(xs, params, kept, dys, dend, reverse, wanted, by_steps):
     if not _has_lstm(xs):
         return by_steps()
     *arrays, space = kept
-    given = *arrays, *(dys or (None,)), dend["h"], dend["c"]
+    arguments = *arrays, *(dys or (None,)), dend["h"], dend["c"]
     how = reverse, _MODE, len(params["recurrent"]), 1, True, True, False, [], False
-    found = torch.ops.aten.mkldnn_rnn_layer_backward(*given, *how, space)
-    dxs, dweight, drecurrent, dbias, _, dh, dc = found
+    gradients = torch.ops.aten.mkldnn_rnn_layer_backward(*arguments, *how, space)
+    dxs, dweight, drecurrent, dbias, _, dh, dc = gradients
     dweight, drecurrent = _packed(dweight.T, drecurrent.T)
     grads = {"weight": dweight, "recurrent": drecurrent, "bias": dbias}
     return dxs if wanted else (), grads, {"h": dh, "c": dc}

@@ -134,11 +134,11 @@ class _Namespace:
     __name__ = xp.__name__
 
     def __getattr__(self, name):
-        found = getattr(xp, name)
-        if callable(found) and not isinstance(found, type) and name not in _ABOUT_DTYPES:
-            found = partial(record, found)
-        self.__dict__[name] = found
-        return found
+        attribute = getattr(xp, name)
+        if callable(attribute) and not isinstance(attribute, type) and name not in _ABOUT_DTYPES:
+            attribute = partial(record, attribute)
+        self.__dict__[name] = attribute
+        return attribute
 
     def sum(self, x, /, *, axis=None, dtype=None, keepdims=False):
         if axis is None or axis == () or dtype is not None or not x.dtype.is_floating_point:
