@@ -54,10 +54,10 @@ def drawn(shape, dtype="float64", seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-def explained(model, shape=(3, 4), backend="numpy", loss=nn.mean_squared_error, **given):
+def explained(model, shape=(3, 4), backend="numpy", loss=nn.mean_squared_error, **options):
     _, _, out = model.init(nn.random.key(0, xp=XP), shape[1:], XP.float64)
     target = drawn((shape[0], *out), seed=1)
-    return nn.explain(model, loss, drawn(shape), target, backend=backend, **given)
+    return nn.explain(model, loss, drawn(shape), target, backend=backend, **options)
 
 
 def dense(width=4):
@@ -126,21 +126,27 @@ each_way = pytest.mark.parametrize(("model", "shape", "nodes"), WAYS.values(), i
 
 @each_way
 def test_every_edge_of_a_network_is_found(model, shape, nodes):
-    found = explained(model, shape)
+    explanation = explained(model, shape)
     kinds = [
-        n.operation or (type(n.call.layer).__name__ if n.call else n.name) for n in found.nodes
+        n.operation or (type(n.call.layer).__name__ if n.call else n.name)
+        for n in explanation.nodes
     ]
-    reads = [[edge.start for edge in node.edges] for node in found.nodes]
+    reads = [[edge.start for edge in node.edges] for node in explanation.nodes]
     assert list(zip(kinds, reads, strict=True)) == nodes
-    assert found.output == (len(nodes) - 1,)
+    assert explanation.output == (len(nodes) - 1,)
 
 
 @each_way
 def test_the_gradients_from_all_readers_add_up_to_the_gradient_of_a_node(model, shape, nodes):
-    found = explained(model, shape)
-    for node in found.nodes:
-        back = [e.gradient for one in found.nodes for e in one.edges if e.start == node.number]
-        back += [found.dy] * (node.number in found.output)
+    explanation = explained(model, shape)
+    for node in explanation.nodes:
+        back = [
+            e.gradient
+            for reader in explanation.nodes
+            for e in reader.edges
+            if e.start == node.number
+        ]
+        back += [explanation.dy] * (node.number in explanation.output)
         np.testing.assert_allclose(sum(back), node.dy, rtol=1e-12, atol=1e-15)
 
 
@@ -151,7 +157,7 @@ def test_all_numbers_are_those_of_the_layers_own_forward_and_backward(backend, m
     params, state, out = model.init(nn.random.key(0, xp=XP), shape[1:], getattr(XP, dtype))
     target = drawn((shape[0], *out), dtype, seed=1)
     given = params, state, x, target
-    found = nn.explain(
+    explanation = nn.explain(
         model, nn.mean_squared_error, x, target, params=params, state=state, backend=backend
     )
     params, state, x, target = backend.asarray(given)
@@ -162,15 +168,15 @@ def test_all_numbers_are_those_of_the_layers_own_forward_and_backward(backend, m
     # a compiled loop (`Repeat`) may sum in another order, which costs a few eps
     slack = 64 * float(np.finfo(dtype).eps) * backend.compiles
     close = {"rtol": slack, "atol": slack}
-    np.testing.assert_allclose(found.loss, backend.to_numpy(value), **close)
-    np.testing.assert_allclose(found.nodes[0].dy, backend.to_numpy(dx), **close)
-    np.testing.assert_allclose(found.nodes[-1].y, backend.to_numpy(y), **close)
+    np.testing.assert_allclose(explanation.loss, backend.to_numpy(value), **close)
+    np.testing.assert_allclose(explanation.nodes[0].dy, backend.to_numpy(dx), **close)
+    np.testing.assert_allclose(explanation.nodes[-1].y, backend.to_numpy(y), **close)
     if "Shared" in repr(model) or "Repeat" in repr(model) or "Freeze" in repr(model):
         return  # their gradients are sums, stacked or absent
-    ours = [leaf for node in found.nodes if node.call for leaf in leaves(node.grads)]
+    ours = [leaf for node in explanation.nodes if node.call for leaf in leaves(node.grads)]
     theirs = leaves(backend.to_numpy(grads))
-    for one, other in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(one, other, **close)
+    for our_grad, their_grad in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(our_grad, their_grad, **close)
 
 
 @each_way
@@ -181,16 +187,16 @@ def test_a_model_gives_back_the_same_when_it_is_watched(model, shape, nodes):
     y, _, cache = model.forward(params, state, x, train=True)
     dx, grads = model.backward(params, cache, nn.mean_squared_error(y, target)[1])
     both = zip(named_leaves(watched.grads), named_leaves(grads), strict=True)
-    for (path, one), (same, other) in both:
-        assert path == same
-        np.testing.assert_array_equal(one, other)
+    for (path, grad), (expected_path, expected) in both:
+        assert path == expected_path
+        np.testing.assert_array_equal(grad, expected)
     np.testing.assert_array_equal(watched.calls[0].dx, dx)
 
 
 def test_the_report_says_where_each_gradient_comes_from():
     model, shape, _ = WAYS["residual"]
-    said = [line.strip() for line in str(explained(model, shape)).splitlines() if "arrives" in line]
-    assert said == [
+    lines = str(explained(model, shape)).splitlines()
+    assert [line.strip() for line in lines if "arrives" in line] == [
         "∂L/∂z3 arrives from the loss",
         "∂L/∂s1 arrives from 2 Dense, and passes unchanged to each input of s1",
         "∂L/∂a2 arrives from the sum s1 of 1 Residual",
@@ -207,12 +213,12 @@ def test_the_calls_of_a_repeat_match_the_block_itself():
     model, x, target = nn.Repeat(nn.Residual(dense(), nn.Tanh()), 3), drawn((2, 4)), drawn((2, 4))
     params, state, _ = model.init(nn.random.key(0, xp=XP), (4,), XP.float64)
     given = {"params": params, "backend": "numpy"}
-    found = nn.explain(model, nn.mean_squared_error, x, target, **given)
+    explanation = nn.explain(model, nn.mean_squared_error, x, target, **given)
     y, _, cache = model.forward(params, state, x, train=True)
     _, grads = model.backward(params, cache, nn.mean_squared_error(y, target)[1])
-    turns = [node for node in found.nodes if node.call and node.names.get("weight")]
-    assert [node.call.path for node in turns] == ["0.0", "1.0", "2.0"]
-    for i, node in enumerate(turns):
+    repeated = [node for node in explanation.nodes if node.call and node.names.get("weight")]
+    assert [node.call.path for node in repeated] == ["0.0", "1.0", "2.0"]
+    for i, node in enumerate(repeated):
         np.testing.assert_array_equal(node.grads["weight"], grads[0]["weight"][i])
 
 
@@ -237,49 +243,51 @@ def test_each_layer_is_explained_and_its_check_agrees(backend, case):
     )
     y, _, _ = case.layer.forward(params, state, x, train=True)
     target = tree_map(lambda leaf: drawn(leaf.shape), y)
-    found = nn.explain(case.layer, projected, x, target, params=params, state=state)
-    assert all(check.agrees or check.kink for check in found.checks.values()), str(found)
-    text = str(found)
+    explanation = nn.explain(case.layer, projected, x, target, params=params, state=state)
+    text = str(explanation)
+    assert all(check.agrees or check.kink for check in explanation.checks.values()), text
     assert "@" not in text
     assert "\\" not in text
-    for node in found.nodes:
-        known = formula_of(node.call.layer) if node.call else None
-        if known:
+    for node in explanation.nodes:
+        formula = formula_of(node.call.layer) if node.call else None
+        if formula:
             there = {path for path, _ in named_leaves(node.params)}
             there |= {path.split(".")[-1] for path in there}
             optional = {"bias", "scale", "recurrent_bias"}
             optional |= {f"{part}.bias" for part in ("query", "key", "value", "output")}
-            assert set(known.backward) <= there | {"x"} | optional
+            assert set(formula.backward) <= there | {"x"} | optional
         elif node.call:
-            assert found.gradient_text(node)
+            assert explanation.gradient_text(node)
 
 
 @pytest.mark.parametrize("what", FORMULAS, ids=lambda what: what.__name__)
 def test_a_formula_is_complete_in_latex_and_as_text(what):
-    known = FORMULAS[what]
+    formula = FORMULAS[what]
     names = {"x": "a_1", "y": "z_2"}
-    names |= {path: name_of(known.letters, path, "2") for path in known.backward if len(path) > 1}
-    names |= {path: name_of(known.letters, path, "2") for path in known.letters}
-    for one in (known.forward, *known.backward.values(), *known.more):
-        latex = formula_with_names(one, names)
+    names |= {
+        path: name_of(formula.letters, path, "2") for path in formula.backward if len(path) > 1
+    }
+    names |= {path: name_of(formula.letters, path, "2") for path in formula.letters}
+    for rule in (formula.forward, *formula.backward.values(), *formula.more):
+        latex = formula_with_names(rule, names)
         assert "@" not in latex
         assert not set(plain(latex)) & set("\\{}@")
-    assert known.forward.startswith(("@y", "L"))
+    assert formula.forward.startswith(("@y", "L"))
 
 
 def test_formulas_are_typeset():
     needs_pages()
-    for known in FORMULAS.values():
-        for one in (known.forward, *known.backward.values(), *known.more):
-            text = mathml(formula_with_names(one, {"x": "x", "y": "y"}))
+    for formula in FORMULAS.values():
+        for rule in (formula.forward, *formula.backward.values(), *formula.more):
+            text = mathml(formula_with_names(rule, {"x": "x", "y": "y"}))
             assert "merror" not in text
             assert "\\" not in text
 
 
 def test_a_formula_loses_what_a_layer_does_not_have():
-    found = explained(nn.Dense(2, bias=False))
-    assert "  z = x W\n" in str(found)
-    assert "b" not in found.nodes[1].names
+    explanation = explained(nn.Dense(2, bias=False))
+    assert "  z = x W\n" in str(explanation)
+    assert "b" not in explanation.nodes[1].names
 
 
 @pytest.mark.parametrize(
@@ -360,14 +368,14 @@ def test_saved_arrays_are_those_that_the_summary_counts():
         *(nn.Conv2D(3, 3, padding="same"), nn.BatchNorm(), nn.SiLU(), nn.AveragePool2D(2)),
         *(nn.Flatten(), nn.Dropout(0.5), dense(), nn.ReLU(), nn.Parallel(dense(), dense())),
     )
-    found = explained(model, (2, 6, 6, 1))
+    explanation = explained(model, (2, 6, 6, 1))
     params, state, _ = model.init(nn.random.key(0, xp=XP), (6, 6, 1), XP.float64)
     rows = summarize(model, params, state, (6, 6, 1), "float64", 2).rows
     counted = {row.path: row.bytes_kept for row in rows}
-    for node in found.nodes:
+    for node in explanation.nodes:
         if node.call:
-            kept = sum(one.bytes for one in found.saved[node.number])
-            assert kept == counted[node.call.path], node.call.path
+            saved = sum(array.bytes for array in explanation.saved[node.number])
+            assert saved == counted[node.call.path], node.call.path
 
 
 def params_of(model, change, shape=(4,)):
@@ -425,22 +433,22 @@ FINDINGS = {
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of NaN and infinity
 @pytest.mark.parametrize(("model", "change", "kinds"), FINDINGS.values(), ids=FINDINGS)
 def test_problems_are_reported(model, change, kinds):
-    found = explained(model, (16, 4), params=params_of(model, change))
-    there = {(one.kind, one.path) for one in found.findings}
+    explanation = explained(model, (16, 4), params=params_of(model, change))
+    there = {(finding.kind, finding.path) for finding in explanation.findings}
     if {kind for kind, _ in kinds} <= {"saturated", "not finite"} and kinds:
         assert kinds <= there  # and findings that follow from them
     else:
         assert there == kinds
-    for one in found.findings:
-        assert one.text in str(found)
+    for finding in explanation.findings:
+        assert finding.text in str(explanation)
 
 
 def test_figures_of_an_array():
-    found = array_stats(np.array([[3.0, 0.0], [-4.0, np.nan]]))
-    assert (found.norm, found.smallest, found.largest) == (5.0, -4.0, 3.0)
-    assert found.mean == pytest.approx(-1 / 3)
-    assert (found.zeros, found.nan, found.infinite) == (0.25, 1, 0)
-    assert "1 NaN" in str(found)
+    stats = array_stats(np.array([[3.0, 0.0], [-4.0, np.nan]]))
+    assert (stats.norm, stats.smallest, stats.largest) == (5.0, -4.0, 3.0)
+    assert stats.mean == pytest.approx(-1 / 3)
+    assert (stats.zeros, stats.nan, stats.infinite) == (0.25, 1, 0)
+    assert "1 NaN" in str(stats)
     assert format_rows(np.array([[1.0, -0.5], [10.0, 0.25]])) == "[ 1  -0.5]\n[10  0.25]"
     assert is_small(np.zeros((8, 8)))
     assert not is_small(np.zeros((9, 1)))
@@ -472,13 +480,13 @@ def pixels(uri):
 
 
 def test_a_heat_map_is_transparent_at_0_and_distinguishes_signs_and_nan():
-    found = pixels(heat_map(np.array([[-2.0, 0.0, 2.0], [-0.5, np.nan, np.inf]]), 2.0))
-    blue, orange = found[0, 0], found[0, 2]
+    image = pixels(heat_map(np.array([[-2.0, 0.0, 2.0], [-0.5, np.nan, np.inf]]), 2.0))
+    blue, orange = image[0, 0], image[0, 2]
     assert blue[2] > blue[0]
     assert orange[0] > orange[2]
-    assert list(found[..., 3].flat) == [255, 0, 255, 128, 255, 255]
-    assert (found[1, 1] == found[1, 2]).all()
-    assert not (found[1, 1] == blue).all()
+    assert list(image[..., 3].flat) == [255, 0, 255, 128, 255, 255]
+    assert (image[1, 1] == image[1, 2]).all()
+    assert not (image[1, 1] == blue).all()
 
 
 # --- pages ------------------------------------------------------------------------------
@@ -487,8 +495,8 @@ def test_a_heat_map_is_transparent_at_0_and_distinguishes_signs_and_nan():
 def test_a_page_is_self_contained_and_draws_the_network():
     needs_pages()
     model = nn.Sequential(dense(), nn.Residual(dense(), nn.Tanh()), nn.Dense(40), dense(2))
-    found = explained(model)
-    page = found.to_html("A <page>")
+    explanation = explained(model)
+    page = explanation.to_html("A <page>")
     assert "A &lt;page&gt;" in page
     assert not re.search(r"<script|@import|(?:src|href)=\"(?!#|data:)", page)
     drawn = re.search(r"<svg viewBox.*?</svg>", page, re.DOTALL)[0]
@@ -499,9 +507,9 @@ def test_a_page_is_self_contained_and_draws_the_network():
     for link in re.findall(r'href="#([^"]+)"', page):
         assert f'id="{link}"' in page
     assert page.count("data:image/png") >= 3
-    assert page == found.to_html("A <page>")
+    assert page == explanation.to_html("A <page>")
     assert html.escape(page, quote=True) not in page
-    assert found._repr_html_().startswith("<iframe srcdoc=")
+    assert explanation._repr_html_().startswith("<iframe srcdoc=")
 
 
 def test_equations_of_a_rule_stand_beside_each_other_or_below():
@@ -512,10 +520,10 @@ def test_equations_of_a_rule_stand_beside_each_other_or_below():
 
 
 def test_a_notebook_shows_text_where_pages_cannot_be_rendered(monkeypatch):
-    found = explained(nn.Sequential(dense(), nn.ReLU()))
+    explanation = explained(nn.Sequential(dense(), nn.ReLU()))
     monkeypatch.setitem(sys.modules, "jinja2", None)
     monkeypatch.setitem(sys.modules, "latex2mathml.converter", None)
-    assert found._repr_html_() == f"<pre>{html.escape(str(found))}</pre>"
+    assert explanation._repr_html_() == f"<pre>{html.escape(str(explanation))}</pre>"
 
 
 def matrices(page):
@@ -543,21 +551,21 @@ def test_the_numbers_of_each_notebook_are_in_its_page(script, name):
     text = NOTEBOOKS[script][name]
     if name in ("drelu_dz", "drelu_dxw, drelu_db", "drelu_dx, drelu_dw") or name == "loss":
         # scalars that the notebook multiplies one by one, and losses on a line each
-        wanted = np.array(
+        expected = np.array(
             re.findall(r"Loss: (\S+)", text) or numbers(text).ravel(), dtype=float
         ).ravel()
-        found = numbers_in_text(page)
-        for number in wanted:
-            assert np.min(np.abs(found - number)) <= 5e-8 * abs(number), number  # 8 digits
+        page_numbers = numbers_in_text(page)
+        for number in expected:
+            assert np.min(np.abs(page_numbers - number)) <= 5e-8 * abs(number), number  # 8 digits
         return
-    wanted = numbers(text)
-    shapes = [m for m in matrices(page) if m.size == wanted.size]
+    expected = numbers(text)
+    shapes = [m for m in matrices(page) if m.size == expected.size]
     alike = [
-        np.allclose(np.reshape(one, wanted.shape), wanted, rtol=1e-7, atol=1e-8)
+        np.allclose(np.reshape(one, expected.shape), expected, rtol=1e-7, atol=1e-8)
         for m in shapes
         for one in (m, m.T)
     ]
-    assert any(alike), f"{name} is not there"
+    assert any(alike), f"{name} is missing"
 
 
 @pytest.mark.parametrize("script", NOTEBOOKS)
@@ -566,12 +574,12 @@ def test_the_pages_are_what_the_command_makes(script, tmp_path, capsys):
     path = tmp_path / "page.html"
     assert main(["explain", "--example", script, "--backend", "numpy", "--output", str(path)]) == 0
     assert capsys.readouterr().out == f"written: {path}\n"
-    made, kept = (
-        re.sub(r"<math.*?</math>", "", one.read_text(encoding="utf-8"), flags=re.DOTALL)
-        for one in (path, PAGES / f"{script}.html")
+    new, stored = (
+        re.sub(r"<math.*?</math>", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for file in (path, PAGES / f"{script}.html")
     )  # how formulas are typeset depends on the package that does it
     again = f"agnostic-nn explain --example {script} --output docs/explain/{script}.html"
-    assert made == kept, f"stale: {again}"
+    assert new == stored, f"stale: {again}"
 
 
 def test_the_command_knows_each_notebook():
@@ -589,8 +597,8 @@ def test_only_the_rounding_of_a_notebook_fails_a_check():
 
 def test_the_command_prints_a_workload_as_text(backend, capsys):
     pytest.importorskip("sklearn", reason="scikit-learn, which brings the data, is not installed")
-    asked = ["explain", "--workload", "digits-mlp", "--rows", "3", "--backend", str(backend)]
-    assert main(asked) == 0
+    arguments = ["explain", "--workload", "digits-mlp", "--rows", "3", "--backend", str(backend)]
+    assert main(arguments) == 0
     text = capsys.readouterr().out
     assert f"a batch of 3 on {backend}" in text
     assert "z2 = a1 W2 + b2" in text
@@ -599,7 +607,7 @@ def test_the_command_prints_a_workload_as_text(backend, capsys):
 
 
 @pytest.mark.parametrize(
-    ("asked", "complaint"),
+    ("arguments", "message"),
     [
         (["--example", "nothing"], "no example is called 'nothing'; there are train_neuron"),
         (["--workload", "nothing"], "no workload is called 'nothing'"),
@@ -607,9 +615,9 @@ def test_the_command_prints_a_workload_as_text(backend, capsys):
         (["--backend", "nothing"], "no backend is called 'nothing'"),
     ],
 )
-def test_invalid_arguments_are_refused(asked, complaint, capsys):
-    assert main(["explain", *asked]) == 2
-    assert complaint in capsys.readouterr().err
+def test_invalid_arguments_are_refused(arguments, message, capsys):
+    assert main(["explain", *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_data_that_do_not_fit_are_refused():

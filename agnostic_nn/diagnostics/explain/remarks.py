@@ -101,7 +101,7 @@ def _not_finite(nodes: list[Node], loss: np.ndarray) -> Iterator[Finding]:
         for path, leaf in named_leaves({"y": node.dy, "x": node.dx, "params": node.grads}):
             if leaf is None or leaf.dtype.kind != "f" or array_stats(leaf).is_finite:
                 continue
-            *_, name = path.split(".params.")
+            name = path.removeprefix("params.")
             count = _count_text(array_stats(leaf))
             text = f"first NaN or infinity of the backward pass: {count} in the gradient of {name}"
             yield Finding("not finite", layer_label(node), text, bad=True)

@@ -195,8 +195,7 @@ class Report:
         rules = formula.backward if formula else {}
 
         def rule(path: str) -> str:
-            # A formula has a parameter's path, or only its end, as for
-            # "forward.weight".
+            # The rule of "forward.weight" may be listed under that path or under "weight".
             end = path.split(".")[-1]
             latex = rules.get(path) or rules.get(end)
             if not latex:
