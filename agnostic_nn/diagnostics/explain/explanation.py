@@ -127,6 +127,8 @@ def explain(
         for path, leaf in named_leaves(weights, "weights"):
             ok = leaf.ndim > 0 and (np.isfinite(leaf) & (leaf >= 0)).all()
             expect(ok, "expected {} as finite numbers of at least 0, one per example", path)
+    # Initialize on NumPy even if params and state are given: this checks the shape of x, and
+    # returns the shape of y and the trees that params and state must match.
     xp = namespace(np.zeros(()))
     shape = tree_map(lambda leaf: leaf.shape[1:], x)
     init_params, init_state, y_shape = model.init(
@@ -145,6 +147,7 @@ def explain(
         expect_nested("state", state, init_state)
     state = tree_map(lambda leaf: fetch("state", leaf, chosen)[0], state)
 
+    # The arrays stay on the host for the gradient checks; the walk gets copies on the backend.
     batch = [x, target] if weights is None else [x, target, weights]
     host = (params, state, *batch)
     with chosen.applied():
@@ -153,20 +156,20 @@ def explain(
     value = np.asarray(chosen.to_numpy(recorded.loss))
     loss_at = partial(_perturbed_loss, model, loss, host)
     return Explanation(
-        model,
-        _loss_name(loss),
-        str(chosen),
-        len(leaves(x)[0]),
-        tuple(nodes),
-        output,
-        target,
-        value,
-        chosen.to_numpy(recorded.dy),
-        formula_of(loss),
-        gradient_section(loss),
-        _saved(nodes),
-        {node.number: check for node in nodes for check in _checks(node, loss_at)},
-        findings(nodes, value),
+        model=model,
+        loss_name=_loss_name(loss),
+        backend=str(chosen),
+        rows=len(leaves(x)[0]),
+        nodes=tuple(nodes),
+        output=output,
+        target=target,
+        loss=value,
+        dy=chosen.to_numpy(recorded.dy),
+        loss_formula=formula_of(loss),
+        loss_description=gradient_section(loss),
+        saved=_saved(nodes),
+        checks={node.number: check for node in nodes for check in _checks(node, loss_at)},
+        findings=findings(nodes, value),
     )
 
 
@@ -191,6 +194,7 @@ def _saved(nodes: list[Node]) -> dict[int, tuple[Saved, ...]]:
     for node in nodes:
         if node.call is None:
             continue
+        # A layer that returns its input unchanged has one array with both names: the input's.
         names = {id(leaf): node.name for leaf in leaves(node.call.y)}
         sources = [nodes[edge.start].name for edge in node.edges]
         names |= {id(leaf): name for leaf, name in zip(leaves(node.call.x), sources, strict=True)}
