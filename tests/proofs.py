@@ -19,6 +19,7 @@ from cases.optimizers import worst_errors
 import agnostic_nn as nn
 from agnostic_nn.core.files import write_text
 from agnostic_nn.diagnostics.cli.main import main as agnostic_nn_command
+from agnostic_nn.diagnostics.examples import LossOf
 from agnostic_nn.display.tables import markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "proofs.md"
@@ -79,7 +80,8 @@ def beside_torch():
 
     counts, worst, silent = Counter(), defaultdict(float), {}
     for case in layer_cases():
-        name = getattr(case.layer, "called", type(case.layer).__name__)
+        is_loss = isinstance(case.layer, LossOf)
+        name = case.layer.name if is_loss else type(case.layer).__name__
         counts[name] += 1
         if isinstance(case.theirs, str):
             silent[name] = case.theirs
