@@ -245,10 +245,11 @@ def wheel(session):
 
 @session
 def lint(session):
-    """Check formatting and lint."""
+    """Check formatting, lint, and the English of code and documents."""
     session.install(*nox.project.dependency_groups(PROJECT, "lint"))
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
+    session.run("python", "tests/plain_english.py")
 
 
 @session

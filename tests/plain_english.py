@@ -4,7 +4,7 @@
 
 Reads Markdown files whole, and of Python files the comments, the docstrings, and the names that are
 assigned. It knows a few bad habits only: a text without a complaint can still be a riddle, so read
-it aloud.
+it aloud. `nox -s lint` runs it.
 """
 
 import ast

@@ -156,11 +156,11 @@ def test_all_numbers_are_those_of_the_layers_own_forward_and_backward(backend, m
     x = drawn(shape, dtype)
     params, state, out = model.init(nn.random.key(0, xp=XP), shape[1:], getattr(XP, dtype))
     target = drawn((shape[0], *out), dtype, seed=1)
-    given = params, state, x, target
+    arguments = params, state, x, target
     explanation = nn.explain(
         model, nn.mean_squared_error, x, target, params=params, state=state, backend=backend
     )
-    params, state, x, target = backend.asarray(given)
+    params, state, x, target = backend.asarray(arguments)
     with backend.applied():
         y, _, cache = model.forward(params, state, x, train=True)
         value, dy = nn.mean_squared_error(y, target)
@@ -212,8 +212,8 @@ def test_the_report_says_where_each_gradient_comes_from():
 def test_the_calls_of_a_repeat_match_the_block_itself():
     model, x, target = nn.Repeat(nn.Residual(dense(), nn.Tanh()), 3), drawn((2, 4)), drawn((2, 4))
     params, state, _ = model.init(nn.random.key(0, xp=XP), (4,), XP.float64)
-    given = {"params": params, "backend": "numpy"}
-    explanation = nn.explain(model, nn.mean_squared_error, x, target, **given)
+    arguments = {"params": params, "backend": "numpy"}
+    explanation = nn.explain(model, nn.mean_squared_error, x, target, **arguments)
     y, _, cache = model.forward(params, state, x, train=True)
     _, grads = model.backward(params, cache, nn.mean_squared_error(y, target)[1])
     repeated = [node for node in explanation.nodes if node.call and node.names.get("weight")]

@@ -81,10 +81,10 @@ def trainer(loss=nn.mean_squared_error):
 
 def history():
     x = np.random.default_rng(0).standard_normal((20, 3)).astype("float32")
-    found = trainer().fit(x, x[:, :2], epochs=3, validation=(x, x[:, :2]), verbose=0)
-    found.epochs[1]["note"] = "a < b"
-    found.epochs[0]["note"] = None
-    return found
+    result = trainer().fit(x, x[:, :2], epochs=3, validation=(x, x[:, :2]), verbose=0)
+    result.epochs[1]["note"] = "a < b"
+    result.epochs[0]["note"] = None
+    return result
 
 
 def profile():
@@ -134,12 +134,12 @@ RESULTS = {  # type: how to get one, what both forms say
 
 def shown_in_notebooks():
     """All classes of the library that say how they are shown."""
-    found = set()
+    result = set()
     for module in pkgutil.walk_packages(nn.__path__, "agnostic_nn."):
         for one in vars(importlib.import_module(module.name)).values():
             if isinstance(one, type) and one.__module__.startswith("agnostic_nn"):
-                found |= {one} if "_repr_html_" in vars(one) else set()
-    return found
+                result |= {one} if "_repr_html_" in vars(one) else set()
+    return result
 
 
 def test_what_is_shown_in_notebooks_is_held_to_this():
@@ -283,9 +283,9 @@ def test_long_results_are_said_in_a_line_and_shown_when_asked_for(monkeypatch):
     monkeypatch.setattr(tables, "MAX_ROWS", 10)
     html = nn.check(nn.LayerNorm(), (5,), backends=[])._repr_html_()
     assert re.search(r"<summary>\d+ comparisons, the worst at \S+ of its tolerance</summary>", html)
-    found = bisection()
-    html = found._repr_html_()
-    assert f"<summary>all {len(found.findings)} results</summary>" in html
+    result = bisection()
+    html = result._repr_html_()
+    assert f"<summary>all {len(result.findings)} results</summary>" in html
     shown = html.index("<details>")
     assert html.index("Agrees within rounding") < shown < html.index("<td")
 
