@@ -259,6 +259,18 @@ def typecheck(session):
     session.run("mypy")
 
 
+@session
+def publictypes(session):
+    """Check with pyright that a user in strict mode sees complete types."""
+    session.install("-e", ".", "pyright")
+    session.run("pyright", "--verifytypes", "agnostic_nn", "--ignoreexternal")
+    readme = Path("README.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```", readme, re.DOTALL).group(1)
+    script = Path(session.create_tmp()) / "readme.py"
+    script.write_text(f"# pyright: strict\n{example}", encoding="utf-8")
+    session.run("pyright", str(script))
+
+
 def cuda_devices():
     """Return the number of CUDA devices, without importing an array library."""
     try:

@@ -31,7 +31,7 @@ __all__ = [
     "lecun_uniform",
 ]
 
-Initializer = Callable
+Initializer = Callable[[Key, Shape, Any], Array]  # key, shape, dtype
 
 
 def expect_initializer(name: str, value: Any) -> None:
@@ -41,7 +41,7 @@ def expect_initializer(name: str, value: Any) -> None:
 
 
 @singledispatch
-def drawn(key: Key, draw: Callable, shape: Shape, dtype: Any) -> Array:
+def drawn(key: Key, draw: Initializer, shape: Shape, dtype: Any) -> Array:
     """Return draw(key, shape, dtype). Arrays that have only a shape register their own version."""
     return draw(key, shape, dtype)
 
@@ -91,12 +91,12 @@ class VarianceScaling(_Drawn):
 # Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural
 # networks" (2010), eq. 12 and 16; He et al., arXiv:1502.01852, eq. 10; LeCun et al.,
 # "Efficient BackProp" (1998), eq. 16.
-glorot_normal = VarianceScaling(1.0, "average", distribution="normal")
-glorot_uniform = VarianceScaling(1.0, "average", distribution="uniform")
-he_normal = VarianceScaling(2.0, "in", distribution="normal")
-he_uniform = VarianceScaling(2.0, "in", distribution="uniform")
-lecun_normal = VarianceScaling(1.0, "in", distribution="normal")
-lecun_uniform = VarianceScaling(1.0, "in", distribution="uniform")
+glorot_normal: VarianceScaling = VarianceScaling(1.0, "average", distribution="normal")
+glorot_uniform: VarianceScaling = VarianceScaling(1.0, "average", distribution="uniform")
+he_normal: VarianceScaling = VarianceScaling(2.0, "in", distribution="normal")
+he_uniform: VarianceScaling = VarianceScaling(2.0, "in", distribution="uniform")
+lecun_normal: VarianceScaling = VarianceScaling(1.0, "in", distribution="normal")
+lecun_uniform: VarianceScaling = VarianceScaling(1.0, "in", distribution="uniform")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from .core.trees import tree_map
 from .ops import log_softmax
 
 __all__ = [
+    "Metric",
     "absolute_error",
     "accuracy",
     "batch_means",
@@ -35,18 +36,23 @@ __all__ = [
     "top_k_accuracy",
 ]
 
+Metric = Callable[..., Any]  # (y, target) -> a value of each example, or a tree of such values
 
-def finished_by(finish: Callable[[Any], float]) -> Callable[[Callable], Callable]:
+
+def finished_by(
+    finish: Callable[[Any], float],
+) -> Callable[[Metric], Metric]:
     """Return a decorator that sets `finish`, which turns the means into the reported number."""
 
-    def attach(metric: Any) -> Callable:
+    def attach(metric: Any) -> Metric:
         metric.finish = finish
-        return metric
+        finished: Metric = metric
+        return finished
 
     return attach
 
 
-def finish_of(metric: Callable) -> Callable[[Any], float]:
+def finish_of(metric: Metric) -> Callable[[Any], float]:
     """Return the metric's `finish`; without one, return a function that averages all means."""
     finish = getattr(metric, "finish", None)
     if finish is None and isinstance(metric, partial):
@@ -54,7 +60,7 @@ def finish_of(metric: Callable) -> Callable[[Any], float]:
     return _mean if finish is None else finish
 
 
-def batch_means(metric: Callable, values: Any, mean: Callable[[Array], Array]) -> Any:
+def batch_means(metric: Metric, values: Any, mean: Callable[[Array], Array]) -> Any:
     """Return the means of the values of one batch, for `combine_means`.
 
     mean: a function from values to their mean over the examples.
@@ -83,7 +89,7 @@ def batch_means(metric: Callable, values: Any, mean: Callable[[Array], Array]) -
     }
 
 
-def combine_means(metric: Callable, parts: list[tuple[float, Any]]) -> Any:
+def combine_means(metric: Callable[..., Any], parts: list[tuple[float, Any]]) -> Any:
     """Return the means over all examples from a share and the `batch_means` of each batch.
 
     If each batch has the share w of the examples, the mean m and the variance v, the variance over

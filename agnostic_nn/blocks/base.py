@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ..core.arrays import Array, Key, Params, Shape, State
 from ..core.errors import expect
 from ..layers.base import Layer, not_a_layer
+
+B = TypeVar("B", bound=Layer)
 
 __all__ = ["Block", "Wrapper", "common_input_kind", "expect_layers", "with_fields"]
 
@@ -94,7 +96,7 @@ def common_input_kind(name: str, input_kinds: Iterable[Any]) -> Any:
     return kinds[0]
 
 
-def with_fields(block: Any, /, **fields: Any) -> Any:
+def with_fields(block: B, /, **fields: Any) -> B:
     """Return a copy of `block` with other values of some fields.
 
     The constructor is not called, because that of a subclass may take other arguments.

@@ -25,6 +25,8 @@ from .base import Block, common_input_kind, expect_layers, with_fields
 
 __all__ = ["Graph", "Shared"]
 
+_Node = tuple[Any, ...]  # a layer or `Shared`, then the names of what it reads
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -86,13 +88,13 @@ class Graph(Block):
     the dy 0.
     """
 
-    nodes: tuple[tuple[str, tuple], ...]
+    nodes: tuple[tuple[str, _Node], ...]
     outputs: Any
     inputs: tuple[str, ...] = field(init=False, compare=False)
     _calls: tuple[_Call, ...] = field(init=False, compare=False)
     _input_kinds: Any = field(init=False, compare=False)
 
-    def __init__(self, *, outputs: Any = None, **nodes: tuple) -> None:
+    def __init__(self, *, outputs: Any = None, **nodes: _Node) -> None:
         expect(len(nodes) > 0, "Graph needs at least one node")
         nodes = {name: _checked_node(name, node) for name, node in nodes.items()}
         outputs = _hashable(list(nodes)[-1] if outputs is None else outputs)
@@ -268,7 +270,7 @@ class Graph(Block):
 
     def _find_input_kinds(self) -> Any:
         """Return `input_kinds`; raise if the readers of an input accept different kinds."""
-        kinds: dict[str, list] = {name: [] for name in self.inputs}
+        kinds: dict[str, list[Any]] = {name: [] for name in self.inputs}
         for call in self._calls:
             for path, kind in _kinds_of_reads(call.reads, call.layer.input_kinds):
                 if path in kinds:
@@ -291,7 +293,7 @@ class Graph(Block):
 # --- names and paths -------------------------------------------------------------------
 
 
-def _checked_node(name: str, node: Any) -> tuple:
+def _checked_node(name: str, node: Any) -> _Node:
     """Return a node in a form that can be hashed; raise unless it is a node."""
     if not isinstance(node, tuple) or len(node) < 2:
         raise TypeError(f"expected {name}=(layer, what it reads, ...), got {node!r}")
@@ -311,7 +313,7 @@ def _hashable(names: Any) -> Any:
     A tuple of pairs is accepted too, so that the result can be passed again.
     """
     entries = tuple(sorted(names.items())) if isinstance(names, dict) else names
-    words: list = []
+    words: list[Any] = []
     for entry in entries if isinstance(entries, tuple) else (entries,):
         words.extend(entry if isinstance(entry, tuple) else (entry,))
     if not words or not all(isinstance(word, str) for word in words):

@@ -61,7 +61,7 @@ class Repeat(Wrapper):
     def forward(
         self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
     ) -> tuple[Array, State, Cache]:
-        def step(x: Any, entry: tuple) -> tuple[Any, tuple]:
+        def step(x: Any, entry: Any) -> Any:
             _, layer_params, old_state = entry
             y, new_state, cache = self.layer.forward(layer_params, old_state, x, train=train)
             only_x = isinstance(x, dict) and not isinstance(y, dict)
@@ -73,7 +73,7 @@ class Repeat(Wrapper):
         return (y["x"] if only_x else y), state, cache
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
-        def step(dy: Any, entry: tuple) -> tuple[Any, tuple]:
+        def step(dy: Any, entry: Any) -> Any:
             _, layer_params, layer_cache = entry
             dx, grads = self.layer.backward(layer_params, layer_cache, dy)
             if not isinstance(dx, dict) or isinstance(dy, dict):
@@ -93,7 +93,7 @@ class Repeat(Wrapper):
         return dx, grads
 
     def begin(self, params: Params, state: State, x: Array, length: int) -> Memory:
-        def step(carry: tuple, entry: tuple) -> tuple[tuple, Memory]:
+        def step(carry: Any, entry: Any) -> Any:
             _, layer_params, layer_state = entry
             return carry, self.layer.begin(layer_params, layer_state, x, length)
 
@@ -103,7 +103,7 @@ class Repeat(Wrapper):
     def advance(
         self, params: Params, state: State, memory: Memory, x: Array
     ) -> tuple[Array, Memory]:
-        def step(x: Any, entry: tuple) -> tuple[Any, tuple]:
+        def step(x: Any, entry: Any) -> Any:
             _, layer_params, layer_state, old_memory = entry
             y, new_memory = self.layer.advance(layer_params, layer_state, old_memory, x)
             only_x = isinstance(x, dict) and not isinstance(y, dict)
@@ -113,7 +113,7 @@ class Repeat(Wrapper):
         y, (memory, only_x) = scan(step, x, entries)
         return (y["x"] if only_x else y), memory
 
-    def _entries(self, like: Array, *trees: Any) -> tuple:
+    def _entries(self, like: Array, *trees: Any) -> tuple[Any, ...]:
         """Return the trees to loop over, after an array of length `count`.
 
         That array gives the loop its length if all trees are empty.
@@ -122,6 +122,6 @@ class Repeat(Wrapper):
         return (numbers, *trees)
 
 
-def _stacked(trees: list) -> Any:
+def _stacked(trees: list[Any]) -> Any:
     """Return one tree whose leaves are stacked from those of several trees of one nesting."""
     return tree_map(lambda *each: namespace(each[0]).stack(each, axis=0), *trees)

@@ -64,7 +64,7 @@ class TransformerBlock(Block):
     pre_norm: bool = True
     dropout: float = 0.0
 
-    input_kinds: ClassVar = {
+    input_kinds: ClassVar[dict[str, str]] = {
         "x": "real floating",
         "mask": "bool",
         "source": "real floating",
@@ -186,7 +186,7 @@ class TransformerBlock(Block):
                 layers[f"{name}_dropout"] = Dropout(self.dropout)
         return layers
 
-    def _chain(self, run: Callable[[str, Any], Array], y: Array, others: dict) -> Array:
+    def _chain(self, run: Callable[[str, Any], Array], y: Array, others: dict[str, Any]) -> Array:
         """Compute the block's output from its input y. run(name, x) applies one layer."""
         for name in self._parts:
             x = run(f"{name}_norm", y) if self.pre_norm else y
@@ -196,7 +196,7 @@ class TransformerBlock(Block):
                 y = run(f"{name}_norm", y)
         return y
 
-    def _inputs(self, x: Any) -> tuple[Any, dict[str, dict[str, Any]], tuple]:
+    def _inputs(self, x: Any) -> tuple[Any, dict[str, dict[str, Any]], tuple[Any, ...]]:
         """Return x, the other inputs of each part, and which inputs were passed."""
         named, present = inputs_by_name(self, x)
         matches = ("source" in named) == (self.cross is not None)
@@ -219,4 +219,5 @@ def _with(x: Any, others: dict[str, Any] | None) -> Any:
 
 
 def _width(params: Params) -> int:
-    return params["feed"][-1]["weight"].shape[1]
+    width: int = params["feed"][-1]["weight"].shape[1]
+    return width

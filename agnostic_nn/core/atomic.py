@@ -21,7 +21,7 @@ class StateLost(RuntimeError):
     """Raised when a call that reused the memory of donated arrays has failed without a result."""
 
 
-def into(function: Callable, outcome: list, *args: Any) -> None:
+def into(function: Callable[..., Any], outcome: list[Any], *args: Any) -> None:
     """Call function(*args) and report the result in `outcome`, an empty list.
 
     A function that reuses donated memory has an attribute `into` for this. Any other function does
@@ -34,7 +34,7 @@ def into(function: Callable, outcome: list, *args: Any) -> None:
         own(outcome, *args)
 
 
-def settle(outcome: list) -> bool:
+def settle(outcome: list[Any]) -> bool:
     """Complete a call that an exception interrupted, and return whether there is a result.
 
     If there is none, nothing has been written.

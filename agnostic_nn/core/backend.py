@@ -74,17 +74,20 @@ class Backend:
     @property
     def version(self) -> str:
         """Return the library's version."""
-        return self.adapter.version
+        version: str = self.adapter.version
+        return version
 
     @property
     def hardware(self) -> str:
         """Return the name of the device's hardware."""
-        return self.adapter.describe(self.device)
+        hardware: str = self.adapter.describe(self.device)
+        return hardware
 
     @property
     def has_float64(self) -> bool:
         """Return whether float64 is available on this device with the current settings."""
-        return self.adapter.has_float64(self.device)
+        has_float64: bool = self.adapter.has_float64(self.device)
+        return has_float64
 
     @property
     def compiles(self) -> bool:
@@ -106,14 +109,14 @@ class Backend:
         message = f"{self} has no float64 as it is set up now"
         return f"{message}: {remedy}" if remedy else message
 
-    def applied(self) -> AbstractContextManager:
+    def applied(self) -> AbstractContextManager[None]:
         """Return a context that applies the precision and determinism to library calls."""
         if self._policy is None:
             return nullcontext()
         return self._policy(self.device, self.precision, self.deterministic)
 
     @property
-    def _policy(self) -> Callable | None:
+    def _policy(self) -> Callable[..., AbstractContextManager[None]] | None:
         """Return the adapter's `policy`, or None: a custom adapter may omit it."""
         return getattr(self.adapter, "policy", None)
 
@@ -140,7 +143,7 @@ class Backend:
             )
         return formats
 
-    def double(self) -> AbstractContextManager:
+    def double(self) -> AbstractContextManager[None]:
         """Return a context in which float64 is available.
 
         Raises
@@ -150,7 +153,8 @@ class Backend:
         """
         if self.adapter.double is None:
             raise BackendUnavailable(f"{self} has no float64")
-        return self.adapter.double()
+        context: AbstractContextManager[None] = self.adapter.double()
+        return context
 
     @property
     def can_double(self) -> bool:
@@ -208,7 +212,7 @@ class Backend:
 
         return tree_map(converted, tree)
 
-    def jit(self, function: Callable, donate: tuple[int, ...] = ()) -> Callable:
+    def jit(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
         """Return `function` for this device, compiled if the library has a compiler.
 
         `donate` lists the positions of donated arguments, whose memory the result may reuse. To
@@ -237,7 +241,7 @@ class Backend:
         random_state = getattr(self.adapter, "random_state", None)
         return guarded(function, compiled, to_numpy, _packages(self.xp), random_state)
 
-    def _eager(self, function: Callable) -> Callable:
+    def _eager(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return `function` with the policy applied, neither compiled nor replayed."""
         eager = getattr(self.adapter, "eager", None)
         if eager is None:
@@ -246,13 +250,16 @@ class Backend:
             function = eager(function, self.device)
         return function if self._policy is None else _Applied(self, function)
 
-    def _compiled(self, function: Callable, donate: tuple[int, ...]) -> Callable:
+    def _compiled(
+        self, function: Callable[..., Any], donate: tuple[int, ...]
+    ) -> Callable[..., Any]:
         """Return the pure `function`, compiled with the policy applied."""
+        jit: Callable[..., Callable[..., Any]] = self.adapter.jit
         if self._policy is None:
-            return self.adapter.jit(function, self.device, donate)
+            return jit(function, self.device, donate)
         if self.compiles:  # a compiler records the policy while it traces the function
-            return self.adapter.jit(_Applied(self, function), self.device, donate)
-        return _Applied(self, self.adapter.jit(function, self.device, donate))
+            return jit(_Applied(self, function), self.device, donate)
+        return _Applied(self, jit(function, self.device, donate))
 
     def synchronize(self, tree: Any) -> Any:
         """Wait until the arrays in `tree` are computed, and return `tree`."""
@@ -268,7 +275,7 @@ class _Applied:
     Wrappers of the same function and backend compare equal, so a library compiles it only once.
     """
 
-    def __init__(self, backend: Backend, function: Callable) -> None:
+    def __init__(self, backend: Backend, function: Callable[..., Any]) -> None:
         update_wrapper(self, function)
         self.backend = backend
         self.function = function
@@ -277,7 +284,7 @@ class _Applied:
         with self.backend.applied():
             return self.function(*args, **kwargs)
 
-    def into(self, outcome: list, *args: Any) -> None:
+    def into(self, outcome: list[Any], *args: Any) -> None:
         with self.backend.applied():
             into(self.function, outcome, *args)
 
@@ -308,8 +315,8 @@ def _is_same(dtype: Any, expected: Any, xp: Any) -> bool:
     import numpy as np
 
     if isinstance(dtype, np.dtype):
-        return dtype == np.dtype(expected.type)
-    return dtype == getattr(xp, expected.name, None)
+        return bool(dtype == np.dtype(expected.type))
+    return bool(dtype == getattr(xp, expected.name, None))
 
 
 @dataclass(frozen=True)
@@ -520,7 +527,7 @@ def _load(library: str) -> ModuleType:
 def _devices(library: str) -> dict[str, Any]:
     """Return the devices of a library by name; raise BackendUnavailable if there is none."""
     try:
-        devices = _load(library).devices()
+        devices: dict[str, Any] = _load(library).devices()
     except BackendUnavailable:
         raise
     except Exception as error:  # each library raises another exception if a driver is missing

@@ -66,7 +66,7 @@ def expect_place(path: str) -> None:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a new file, for writing and reading, that replaces `path` when the block ends.
 
     At the end the file is flushed to the disk, then renamed, then its folder is flushed. If the
@@ -115,7 +115,7 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     _flush_folder(target.parent)
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` to `path` in UTF-8, atomically, as `replacing` does.
 
     A device or a pipe is written to directly.
@@ -150,7 +150,7 @@ def kind_of(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a special file")
 
 
-def _target(path: str | os.PathLike) -> Path:
+def _target(path: str | os.PathLike[str]) -> Path:
     """Return the path to replace, after following symbolic links."""
     link = Path(path)
     if not link.is_symlink():

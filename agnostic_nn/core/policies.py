@@ -9,13 +9,17 @@ digits of the factors and of the sums are kept. A probe that finds less than flo
 that finds float32 proves it for these shapes. `docs/precision.md` has the settings and the proof.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from ..ops import convolve, convolve_input, convolve_weight
+from .arrays import Array
 
 __all__ = ["PRECISIONS", "probe", "reduced_formats"]
 
 PRECISIONS = ("strict", "fast")
+
+_Factors = tuple[Array, Array]  # A and B, in the form that an operation takes
 
 _DIGITS = 23  # binary digits of float32 after the point
 # A is (8 · 16, 16 · 16) and B (16 · 16, 128); convolutions take the tuples as images
@@ -72,7 +76,7 @@ def reduced_formats(probed: dict[str, dict[str, str]]) -> str:
     return " and ".join(f"{name} ({described(modes)})" for name, modes in formats.items())
 
 
-def _matrices():
+def _matrices() -> _Factors:
     """Return A and B in float64.
 
     Row k of A holds v(k) once, and column k of B holds v(k) everywhere, where v(k) has every other
@@ -93,19 +97,19 @@ def _matrices():
     return left, right
 
 
-def _operands():
+def _operands() -> tuple[_Factors, ...]:
     """Return the arguments of `_products`: A and B as matrices, images and windows."""
     import numpy as np
 
     left, right = (matrix.astype(np.float32) for matrix in _matrices())
 
-    def image(rows, space):
+    def image(rows: Array, space: tuple[int, int]) -> Array:
         """Spread the rows over an image with a border and zeros between the pixels."""
         pixels = np.zeros((1, *(2 * n + 1 for n in space), rows.shape[-1]), np.float32)
         pixels[0, 1::2, 1::2] = rows.reshape(*space, -1)
         return pixels
 
-    def window(matrix):
+    def window(matrix: Array) -> Array:
         """Put the matrix into the centre of a window of 3 × 3 matrices, of which the rest are 0."""
         weight = np.zeros((3, 3, *matrix.shape), np.float32)
         weight[1, 1] = matrix
@@ -120,7 +124,13 @@ def _operands():
     )
 
 
-def _products(matrices, stacks, for_convolve, for_input, for_weight):
+def _products(
+    matrices: _Factors,
+    stacks: _Factors,
+    for_convolve: _Factors,
+    for_input: _Factors,
+    for_weight: _Factors,
+) -> dict[str, Array]:
     """Compute A B with each operation of the library that multiplies matrices."""
     lengths = tuple(2 * n + 1 for n in _ROWS)
     return {
@@ -132,9 +142,9 @@ def _products(matrices, stacks, for_convolve, for_input, for_weight):
     }
 
 
-def _as_matrices(products):
+def _as_matrices(products: dict[str, Array]) -> dict[str, Array]:
     """Extract the matrix A B from each result of `_products`, on the host."""
-    extract = {
+    extract: dict[str, Callable[[Array], Array]] = {
         "matmul": lambda y: y,
         "matmul of stacks": lambda y: y[1],
         "convolve": lambda y: y,
@@ -144,7 +154,7 @@ def _as_matrices(products):
     return {name: extract[name](y).reshape(-1, _COLUMNS) for name, y in products.items()}
 
 
-def _format(y):
+def _format(y: Array) -> str:
     """Return the name of the format in which y = A B was computed."""
     import numpy as np
 
@@ -170,6 +180,6 @@ def _format(y):
     return name
 
 
-def _last_of_run(flags):
+def _last_of_run(flags: list[bool] | Array) -> int:
     """Return the index of the last flag of the run of true flags at the start."""
     return next((k for k, flag in enumerate(flags) if not flag), len(flags)) - 1

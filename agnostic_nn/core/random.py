@@ -130,7 +130,7 @@ def threefry(key0: Array, key1: Array, x0: Array, x1: Array) -> tuple[Array, Arr
     wide = x0.dtype != xp.uint32
     keys = (key0, key1, key0 ^ key1 ^ _PARITY)
 
-    def word(x):
+    def word(x: Array) -> Array:
         return x & _WORD if wide else x
 
     x0 = word(x0 + keys[0])

@@ -14,7 +14,7 @@ __all__ = [
 ]
 
 
-def tree_map(function: Callable, tree: Any, *rest: Any) -> Any:
+def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Return a tree of the results of `function`, applied leaf by leaf to trees of equal nesting.
 
     Raises
@@ -72,7 +72,7 @@ def named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from named_leaves(branch, f"{prefix}.{name}" if prefix else name)
 
 
-def leaves(tree: Any) -> list:
+def leaves(tree: Any) -> list[Any]:
     """Return the leaves of `tree`, in the order of `named_leaves`."""
     if isinstance(tree, dict):
         return [leaf for name in sorted(tree) for leaf in leaves(tree[name])]
@@ -136,7 +136,7 @@ def _outline(tree: Any) -> str:
     return f"{len(tree)} entries" if isinstance(tree, tuple) else "a leaf"
 
 
-def shape_map(function: Callable, shapes: Any) -> Any:
+def shape_map(function: Callable[..., Any], shapes: Any) -> Any:
     """Apply `function` to each shape in a tree of shapes. A shape is a tuple of integers."""
     if isinstance(shapes, dict):
         return {k: shape_map(function, v) for k, v in shapes.items()}

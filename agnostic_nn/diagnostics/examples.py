@@ -43,7 +43,7 @@ class LossOf(Layer):
     target has no gradient.
     """
 
-    loss: Callable
+    loss: Callable[..., Any]
     options: tuple[tuple[str, Any], ...] = ()
     labels: bool = False
 
@@ -91,7 +91,7 @@ class LossOf(Layer):
         return {"y": tree_map(scaled, cache), "target": None}, {}
 
 
-def loss_of(loss: Callable, labels: bool = False, **options: Any) -> LossOf:
+def loss_of(loss: Callable[..., Any], labels: bool = False, **options: Any) -> LossOf:
     """Return a loss with `options` as a layer; `labels`: whether its target holds integers."""
     return LossOf(loss, tuple(sorted(options.items())), labels)
 

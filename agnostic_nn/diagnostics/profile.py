@@ -104,7 +104,7 @@ class Profile:
     def _title(self) -> str:
         return f"{self.backend}, a batch of {self.batch_size}: medians of {self.steps} steps"
 
-    def _tables(self) -> list[tuple[list[str], list[list]]]:
+    def _tables(self) -> list[tuple[list[str], list[list[Any]]]]:
         def line(path, name, forward, backward, both):
             times = (None if t is None else 1e3 * t for t in (forward, backward, both))
             return [path, name, *times, 100 * both / self.total]
@@ -199,7 +199,7 @@ def profile(
     )
 
 
-def _loss(loss: Loss, y: Any, target: Any, t: Any = None) -> tuple:
+def _loss(loss: Loss, y: Any, target: Any, t: Any = None) -> tuple[Any, ...]:
     """Compute the loss; t: the number of steps before, if a weight follows a schedule."""
     return loss(y, target) if t is None else loss(y, target, step=t)
 
@@ -213,7 +213,7 @@ class _Stopwatch:
         self.calls: dict[Any, int] = defaultdict(int)
         self._nested = [0.0]  # seconds of nested calls, for each open call
 
-    def time(self, name: Any, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    def time(self, name: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return function(*args, **kwargs), timed until its values are available."""
         entered = perf_counter()
         self._nested.append(0.0)
@@ -235,7 +235,11 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _timed(
-    clock: _Stopwatch, step: Callable, carry: Any, batch_of: Callable, steps: int
+    clock: _Stopwatch,
+    step: Callable[..., Any],
+    carry: Any,
+    batch_of: Callable[..., Any],
+    steps: int,
 ) -> dict[Any, float]:
     """Train for some steps after a warm-up, and return the median seconds of each name.
 
@@ -288,7 +292,7 @@ class _LayerTimer:
         self.part = "forward"
         self._turn = count(1)
 
-    def step(self, model: Layer, loss: Loss, optimizer: Optimizer) -> Callable:
+    def step(self, model: Layer, loss: Loss, optimizer: Optimizer) -> Callable[..., Any]:
         """Return the step of `make_step`, timed part by part."""
         jit = self.backend.jit
         time = self.clock.time
@@ -323,10 +327,10 @@ class _LayerTimer:
         number = len(self.notes)
         note = _Note(path, layer, whole=not isinstance(layer, Block))
         self.notes.append(note)
-        compiled: dict[Any, Callable] = {}
+        compiled: dict[Any, Callable[..., Any]] = {}
 
         def timed(name: str) -> Hook:
-            def hook(method: Callable, *args: Any, **mode: bool) -> Any:
+            def hook(method: Callable[..., Any], *args: Any, **mode: bool) -> Any:
                 if not note.called:
                     self._expect_values(args)
                     note.called = next(self._turn)
@@ -344,7 +348,7 @@ class _LayerTimer:
 
         return {name: timed(name) for name in ("forward", "backward", "backward_params")}
 
-    def _expect_values(self, args: tuple) -> None:
+    def _expect_values(self, args: tuple[Any, ...]) -> None:
         """Raise _Hidden for arrays without values, as while a loop is compiled."""
         try:
             self.backend.to_numpy(leaves(args)[-1])
@@ -369,7 +373,7 @@ class _LayerTimer:
 
 
 def _operations(
-    step: Callable, backend: Backend, medians: Callable
+    step: Callable[..., Any], backend: Backend, medians: Callable[..., Any]
 ) -> tuple[tuple[Operation, ...], str]:
     """Return the time of each array function that `step` calls; or none, and the reason."""
     if backend.compiles:
@@ -394,10 +398,14 @@ class _OperationTimer(Handler):
         super().__init__(clock.backend.xp)
         self.clock = clock
 
-    def compute(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+    def compute(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         return self.clock.time(name, function, *args, **kwargs)
 
-    def call_ops(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+    def call_ops(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if function is ops.select:
             return branch(*args)
         if function in _CONTROL_FLOW:

@@ -88,7 +88,7 @@ class Summary:
         remarks = "".join(f"<p>{remark}</p>" for remark in self.remarks())
         return html_table(*self.cells(), inline=True) + remarks
 
-    def cells(self) -> tuple[list[str], list[list]]:
+    def cells(self) -> tuple[list[str], list[list[Any]]]:
         """Return the columns and the rows of the table, the totals last."""
         columns = {"": "path", "layer": "layer", "output shape": "shape"}
         counts = {
@@ -102,7 +102,7 @@ class Summary:
         }
         if not self.frozen:
             del counts["frozen"]
-        lines: list[list] = []
+        lines: list[list[Any]] = []
         for row in self.rows:
             indented = "\u00a0\u00a0" * row.depth + row.layer  # HTML collapses plain spaces
             numbers = [getattr(row, name) or None for name in counts.values()]
@@ -222,7 +222,9 @@ class _Recorder:
         note = _Note(path, layer, above)
         number: int | None = None
 
-        def forward(method: Callable, params: Params, state: State, x: Any, **mode: Any) -> tuple:
+        def forward(
+            method: Callable[..., Any], params: Params, state: State, x: Any, **mode: Any
+        ) -> tuple[Any, ...]:
             nonlocal number
             if number is None:
                 number = len(self.notes)
@@ -234,7 +236,7 @@ class _Recorder:
             self._count(note, params)
             return y, state, {number: cache}
 
-        def backward(method: Callable, params: Params, cache: Any, dy: Any) -> Any:
+        def backward(method: Callable[..., Any], params: Params, cache: Any, dy: Any) -> Any:
             # `backward_params` may have unpacked the cache already before it calls `backward`.
             marked = isinstance(cache, dict) and number in cache
             own_cache = cache[number] if marked else cache
@@ -311,7 +313,12 @@ def _like_input(input_kinds: Any, shape: Any, dtype: str, batch_size: int) -> An
 
 
 def bytes_of_training(
-    step: Callable, carry: tuple, model: Layer, shape: Any, dtype: str, batch_size: int
+    step: Callable[..., Any],
+    carry: tuple[Any, ...],
+    model: Layer,
+    shape: Any,
+    dtype: str,
+    batch_size: int,
 ) -> int | None:
     """Return the peak bytes of arrays in `step`, a step as `make_step` makes it.
 

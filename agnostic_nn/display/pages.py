@@ -137,7 +137,8 @@ def framed(page: str) -> str:
 def formula(latex: str, *, block: bool = False) -> str:
     """Convert LaTeX to MathML."""
     converter = _required("latex2mathml.converter")
-    return converter.convert(latex, display="block" if block else "inline")
+    mathml: str = converter.convert(latex, display="block" if block else "inline")
+    return mathml
 
 
 # Visible on black and on white.

@@ -503,13 +503,13 @@ class GLU(Layer):
 class GEGLU(GLU):
     """y = a · GELU(b), with a and b the first and the second half of the last axis; see `GLU`."""
 
-    gate = GELU()
+    gate: ClassVar[Elementwise] = GELU()
 
 
 class SwiGLU(GLU):
     """y = a · SiLU(b), with a and b the first and the second half of the last axis; see `GLU`."""
 
-    gate = SiLU()
+    gate: ClassVar[Elementwise] = SiLU()
 
 
 @dataclass(frozen=True)

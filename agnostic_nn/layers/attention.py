@@ -91,7 +91,11 @@ class MultiHeadAttention(Layer):
     bias: bool = True
     initializer: Initializer = field(default=glorot_uniform, repr=False)
 
-    input_kinds: ClassVar = {"x": "real floating", "source": "real floating", "mask": "bool"}
+    input_kinds: ClassVar[dict[str, str]] = {
+        "x": "real floating",
+        "source": "real floating",
+        "mask": "bool",
+    }
 
     def __post_init__(self) -> None:
         for name in ("causal", "rotary", "bias"):
@@ -341,7 +345,7 @@ def _allowed(mask: Array | None, shape: Shape) -> Any:
     return xp.reshape(mask, (batch, 1, 1, 1 if mask.ndim == 2 else time, keys))
 
 
-def inputs_by_name(layer: Layer, x: Any) -> tuple[dict[str, Any], tuple]:
+def inputs_by_name(layer: Layer, x: Any) -> tuple[dict[str, Any], tuple[Any, ...]]:
     """Return the inputs of `layer` as a dict, and for the cache which of them were passed.
 
     x: one input or a dict, of arrays or of shapes. A cache holds arrays and tuples only, so
@@ -357,7 +361,7 @@ def inputs_by_name(layer: Layer, x: Any) -> tuple[dict[str, Any], tuple]:
     return inputs, tuple(((),) if name in inputs else () for name in kinds if name != "x")
 
 
-def nest_like_x(layer: Layer, dx: Array, others: tuple, present: tuple) -> Any:
+def nest_like_x(layer: Layer, dx: Array, others: tuple[Any, ...], present: tuple[Any, ...]) -> Any:
     """Return dx alone, or in a dict with the gradients of the inputs that were passed.
 
     others: the gradients of all inputs but "x"; present: the second value of `inputs_by_name`.

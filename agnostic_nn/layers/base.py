@@ -23,6 +23,8 @@ from ..ops import all_finite
 
 __all__ = ["Layer", "is_shape", "kinds", "not_a_layer", "outline"]
 
+_Init = Callable[[Any, Key, Shape, Any], tuple[Params, State, Shape]]  # `init` of a layer
+
 
 def kinds(input_kinds: Any, x: Any) -> Any:
     """Return the expected dtype kind of each leaf of `x`, nested like x.
@@ -73,7 +75,7 @@ class Layer:
         super().__init_subclass__(**options)
         # wrapped here so that custom layers get the same checks of key, shape and dtype
         if "init" in vars(cls):
-            cls.init = _checked(vars(cls)["init"])  # type: ignore[method-assign]
+            cls.init = _checked(vars(cls)["init"])  # type: ignore[method-assign, assignment]
 
     def __call__(self, *arguments: Any, **options: Any) -> NoReturn:
         """Raise TypeError: a layer holds no parameters, so calling it cannot compute y."""
@@ -191,7 +193,7 @@ class Layer:
         return html_table(["", "layer"], rows, inline=True)
 
 
-def _checked(init: Callable) -> Callable:
+def _checked(init: _Init) -> _Init:
     """Wrap a layer's `init` so that it validates key, shape and dtype first."""
 
     @wraps(init)

@@ -166,7 +166,8 @@ class _Convolution(Layer):
         return namespace(key).concat(self._draw_groups(key, channels, dtype), axis=-1)
 
     def _in_channels(self, weight: Array) -> int:
-        return weight.shape[-2] * self.groups
+        channels: int = weight.shape[-2] * self.groups
+        return channels
 
     # `_ConvTranspose` overrides these three with the adjoint maps.
 
@@ -220,7 +221,8 @@ class _ConvTranspose(_Convolution):
         return xp.concat(transposed, axis=-1)
 
     def _in_channels(self, weight: Array) -> int:
-        return weight.shape[-1]
+        channels: int = weight.shape[-1]
+        return channels
 
     def _map(self, x: Array, weight: Array, bias: Array | None) -> Array:
         lengths = self._out_lengths(x.shape[1:-1])

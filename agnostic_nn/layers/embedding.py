@@ -1,7 +1,7 @@
 """Embedding and Unembedding: a table of vectors, looked up by index or compared with a vector."""
 
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, first_true, namespace
 from ..core.errors import expect, expect_count
@@ -42,7 +42,7 @@ class Embedding(Layer):
     _: KW_ONLY
     initializer: Initializer = field(default=TruncatedNormal(0.02), repr=False)
 
-    input_kinds = "integral"
+    input_kinds: ClassVar[str | dict[str, str]] = "integral"
     per_position = True
 
     def __post_init__(self) -> None:

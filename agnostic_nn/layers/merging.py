@@ -128,7 +128,8 @@ def _shapes(name: str, shape: Any) -> tuple[Shape, ...]:
     """Return `shape`, or raise ValueError unless it is a tuple of shapes."""
     fits = isinstance(shape, tuple) and all(isinstance(entry, tuple) for entry in shape)
     expect(fits and len(shape) > 0, "{} takes a tuple of arrays, got one of shape {}", name, shape)
-    return shape
+    shapes: tuple[Shape, ...] = shape
+    return shapes
 
 
 def _one_shape(name: str, shape: Any) -> Shape:
@@ -138,7 +139,7 @@ def _one_shape(name: str, shape: Any) -> Shape:
     return shapes[0]
 
 
-def _expect_one_shape(name: str, x: tuple) -> None:
+def _expect_one_shape(name: str, x: tuple[Array, ...]) -> None:
     """Raise ValueError unless all arrays have one shape.
 
     Libraries would broadcast them, and dxᵢ would not have the shape of xᵢ.

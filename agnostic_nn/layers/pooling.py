@@ -56,6 +56,8 @@ __all__ = [
     "MaxPool3D",
 ]
 
+_Bins = list[tuple[int, int]]  # start and end of each bin along one axis
+
 
 class _Windows(Layer):
     """Base of layers that slide windows over `rank` spatial axes. `_pool` reduces them."""
@@ -405,11 +407,11 @@ class _Adaptive(Layer):
             dy = self._pool_backward(dy, axis_cache, _bins(empty.shape[axis], m), axis)
         return dy, {}
 
-    def _pool(self, parts: list[Array], bins: list, axis: int) -> tuple[Array, Any]:
+    def _pool(self, parts: list[Array], bins: _Bins, axis: int) -> tuple[Array, Any]:
         """Return y along one axis and what `_pool_backward` needs; parts: x in each bin."""
         raise NotImplementedError
 
-    def _pool_backward(self, dy: Array, cache: Any, bins: list, axis: int) -> Array:
+    def _pool_backward(self, dy: Array, cache: Any, bins: _Bins, axis: int) -> Array:
         """Return dx along one axis."""
         raise NotImplementedError
 
@@ -433,7 +435,7 @@ class AdaptiveMaxPool(_Adaptive):
 
     size: int | tuple[int, ...]
 
-    def _pool(self, parts: list[Array], bins: list, axis: int) -> tuple[Array, Any]:
+    def _pool(self, parts: list[Array], bins: _Bins, axis: int) -> tuple[Array, Any]:
         xp = namespace(parts[0])
         best = [xp.max(part, axis=axis, keepdims=True) for part in parts]
         which = [
@@ -442,7 +444,7 @@ class AdaptiveMaxPool(_Adaptive):
         ]
         return xp.concat(best, axis=axis), xp.concat(which, axis=axis)
 
-    def _pool_backward(self, dy: Array, cache: Any, bins: list, axis: int) -> Array:
+    def _pool_backward(self, dy: Array, cache: Any, bins: _Bins, axis: int) -> Array:
         xp = namespace(dy)
         which = cache
         n = bins[-1][1]
@@ -465,12 +467,12 @@ class AdaptiveAveragePool(_Adaptive):
 
     size: int | tuple[int, ...]
 
-    def _pool(self, parts: list[Array], bins: list, axis: int) -> tuple[Array, Any]:
+    def _pool(self, parts: list[Array], bins: _Bins, axis: int) -> tuple[Array, Any]:
         xp = namespace(parts[0])
         means = [xp.mean(part, axis=axis, keepdims=True) for part in parts]
         return xp.concat(means, axis=axis), ()
 
-    def _pool_backward(self, dy: Array, cache: Any, bins: list, axis: int) -> Array:
+    def _pool_backward(self, dy: Array, cache: Any, bins: _Bins, axis: int) -> Array:
         xp = namespace(dy)
         dx: Any = 0.0
         for bin_of_position in _rounds(bins[-1][1], len(bins)):
@@ -484,7 +486,7 @@ class AdaptiveAveragePool(_Adaptive):
         return dx
 
 
-def _bins(n: int, m: int) -> list[tuple[int, int]]:
+def _bins(n: int, m: int) -> _Bins:
     """Return (start, end) of each of m bins on an axis of length n."""
     return [(i * n // m, -(-(i + 1) * n // m)) for i in range(m)]
 
@@ -515,7 +517,7 @@ def _unpadded_counts(n: int, o: int, k: int, s: int, pads: tuple[int, int], d: i
     return [sum(0 <= start + offset * d < n for offset in range(k)) for start in starts]
 
 
-def _along_axis(numbers: list, like: Array, axis: int, dtype: Any) -> Array:
+def _along_axis(numbers: list[Any], like: Array, axis: int, dtype: Any) -> Array:
     """Return `numbers` as an array along `axis` that broadcasts to the shape of `like`."""
     xp = namespace(like)
     array = xp.asarray(numbers, dtype=dtype, device=device(like))

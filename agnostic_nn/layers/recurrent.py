@@ -86,7 +86,11 @@ class _Recurrent(Layer):
     initializer: Initializer = field(default=glorot_uniform, repr=False)
     recurrent_initializer: Initializer = field(default=Orthogonal(), repr=False)
 
-    input_kinds: ClassVar = {"x": "real floating", "mask": "bool", "state": "real floating"}
+    input_kinds: ClassVar[dict[str, str]] = {
+        "x": "real floating",
+        "mask": "bool",
+        "state": "real floating",
+    }
     gates: ClassVar[int] = 1
     carry_names: ClassVar[tuple[str, ...]] = ("h",)
 
@@ -206,7 +210,7 @@ class _Recurrent(Layer):
     def predict(self, params: Params, state: State, x: Any) -> Any:
         return self._run_layers(params, x if isinstance(x, dict) else {"x": x}, keep=False)[0]
 
-    def _run_layers(self, params: Params, inputs: dict, keep: bool) -> tuple[Any, tuple]:
+    def _run_layers(self, params: Params, inputs: dict[str, Any], keep: bool) -> tuple[Any, Cache]:
         """Return y, and the caches of all layers with the mask.
 
         The cache of a layer is its input and, for each direction, what `_run` keeps.
@@ -267,14 +271,14 @@ class _Recurrent(Layer):
         z = as_matrix(xs) @ params["weight"]
         z += params["bias"]
 
-        def step(carry: Carry, inputs: tuple) -> tuple[Carry, tuple]:
+        def step(carry: Carry, inputs: Any) -> Any:
             z, step_mask = inputs
             new, values = self.step(params, z, carry)
             if has_mask:
                 new = tree_map(partial(xp.where, step_mask), new, carry)
             return new, (new["h"], (carry["h"], values) if keep else ())
 
-        def with_slopes(outputs: tuple) -> tuple:
+        def with_slopes(outputs: Any) -> Any:
             if not keep:
                 return outputs
             h, (h_before, values) = outputs
@@ -314,7 +318,7 @@ class _Recurrent(Layer):
         xp = namespace(dy)
         # The gradient of the outputs of a layer, as a tuple of one array (time, batch, all
         # directions), or of none: this is the form that `scan` and `lstm_backward` take.
-        dys: tuple = ()
+        dys: tuple[Array, ...] = ()
         if self.sequence:
             dys = (_zero_masked(mask, xp.permute_dims(dy, (1, 0, 2))),)
         else:
@@ -325,8 +329,8 @@ class _Recurrent(Layer):
             }
             dends = (*dends[:-1], top)
 
-        grads: list = []
-        dstarts: list = []
+        grads: list[Params] = []
+        dstarts: list[Any] = []
         for i in reversed(range(self.depth)):
             xs, direction_caches = caches[i]
             need_layer_dx = need_dx or i > 0
@@ -349,7 +353,10 @@ class _Recurrent(Layer):
             dys = (sum(dxs[1:], dxs[0]),) if need_layer_dx else ()
             grads.insert(0, layer_grads)
             dstarts.insert(0, layer_dstarts)
-        return tree_map(partial(narrowed, like=like), (*dys, tuple(dstarts), tuple(grads)))
+        results: tuple[Any, ...] = tree_map(
+            partial(narrowed, like=like), (*dys, tuple(dstarts), tuple(grads))
+        )
+        return results
 
     def _run_back(
         self,
@@ -368,7 +375,7 @@ class _Recurrent(Layer):
         recurrent_t = _contiguous_transpose(params["recurrent"])
         hs, slopes = cache
 
-        def step(dcarry: Carry, inputs: tuple) -> tuple[Carry, Array]:
+        def step(dcarry: Carry, inputs: Any) -> Any:
             slopes, dys, step_mask = inputs
             for dy in dys:
                 dcarry = dcarry | {"h": dcarry["h"] + dy}
@@ -403,7 +410,7 @@ class _Recurrent(Layer):
         y = replace(self, final=True).predict(params, state, inputs)
         return y if self.final else y["y"], y["state"]
 
-    def _expect_inputs(self, params: Params, inputs: dict) -> None:
+    def _expect_inputs(self, params: Params, inputs: dict[str, Any]) -> None:
         """Raise unless the inputs have the names, shapes and dtypes that `params` take."""
         name = type(self).__name__
         weight = params[0]["forward"]["weight"]
@@ -549,7 +556,7 @@ class GRU(_Recurrent):
     def _reset_after(self) -> bool:
         return self.reset == "after"
 
-    def step(self, params: Params, z: Array, carry: Carry) -> tuple[Carry, tuple]:
+    def step(self, params: Params, z: Array, carry: Carry) -> tuple[Carry, tuple[Array, ...]]:
         h = carry["h"]
         recurrent = params["recurrent"]
         gates = 2 * self.width  # the columns of r and u come first, then those of n
@@ -569,7 +576,7 @@ class GRU(_Recurrent):
         n = namespace(z).tanh(a)
         return {"h": (1.0 - u) * n + u * h}, (a_gates, decay, r, u, m, a, n)
 
-    def slopes(self, h: Array, values: tuple) -> tuple:
+    def slopes(self, h: Array, values: tuple[Array, ...]) -> tuple[Array, ...]:
         a_gates, decay, r, u, m, a, n = values
         r_slope, u_slope = _equal_parts(_sigmoid_slope(decay), 2)
         one_minus_u = _sigmoid(-_equal_parts(a_gates, 2)[1], _equal_parts(decay, 2)[1])
@@ -579,7 +586,7 @@ class GRU(_Recurrent):
         return r, u, dr_factor, du_factor, dn_factor
 
     def step_backward(
-        self, recurrent_t: Array, slopes: tuple, dcarry: Carry
+        self, recurrent_t: Array, slopes: tuple[Array, ...], dcarry: Carry
     ) -> tuple[Array, Carry]:
         dh = dcarry["h"]
         xp = namespace(dh)
@@ -597,7 +604,7 @@ class GRU(_Recurrent):
             dbefore = dproduct * r + dgates @ recurrent_t[:gates, :]
         return xp.concat((dz_r, dz_u, dz_n), axis=-1), {"h": dh * u + dbefore}
 
-    def recurrent_grads(self, hs: Array, slopes: tuple, dz: Array) -> Params:
+    def recurrent_grads(self, hs: Array, slopes: tuple[Array, ...], dz: Array) -> Params:
         xp = namespace(dz)
         gates = 2 * self.width
         r = slopes[0]
@@ -674,7 +681,7 @@ class LSTM(_Recurrent):
             return by_steps()
         return lstm_backward(xs, params, cache, dys, dend, reverse, need_dx, by_steps)
 
-    def step(self, params: Params, z: Array, carry: Carry) -> tuple[Carry, tuple]:
+    def step(self, params: Params, z: Array, carry: Carry) -> tuple[Carry, tuple[Array, ...]]:
         xp = namespace(z)
         c_before = carry["c"]
         a = carry["h"] @ params["recurrent"]
@@ -686,7 +693,7 @@ class LSTM(_Recurrent):
         c_tanh = xp.tanh(c)
         return {"h": o * c_tanh, "c": c}, (decay, i, f, o, c_before, g_tanh, c, c_tanh)
 
-    def slopes(self, h: Array, values: tuple) -> tuple:
+    def slopes(self, h: Array, values: tuple[Array, ...]) -> tuple[Array, ...]:
         decay, i, f, o, c_before, g_tanh, c, c_tanh = values
         i_slope, f_slope, _, o_slope = _equal_parts(_sigmoid_slope(decay), 4)
         g_slope = _tanh_slope(_equal_parts(decay, 4)[2])
@@ -695,7 +702,7 @@ class LSTM(_Recurrent):
         return f, dc_factors, c_tanh * o_slope, o * _tanh_slope(_decay(c))
 
     def step_backward(
-        self, recurrent_t: Array, slopes: tuple, dcarry: Carry
+        self, recurrent_t: Array, slopes: tuple[Array, ...], dcarry: Carry
     ) -> tuple[Array, Carry]:
         f, dc_factors, dh_factor, dh_to_dc = slopes
         dh = dcarry["h"]

@@ -129,7 +129,8 @@ def batch_loss(
     # reduction="none" has no divisor. The loss is called as usual, and the training
     # step, which needs a single number, raises for its shape.
     if with_divisor is not None and options.get("reduction") != "none":
-        return with_divisor(y, target, weights, **options, **keywords)
+        result: BatchLoss = with_divisor(y, target, weights, **options, **keywords)
+        return result
     if weights is None:  # a custom loss need not have the parameter
         value, dy = loss(y, target, **keywords)
     else:
@@ -153,7 +154,7 @@ def reduced(
     weights: Array | None,
     reduction: str,
     counts: Array | None = None,
-) -> Any:
+) -> tuple[Array, Any]:
     """Return a loss and its dy, given the `values` v of examples and their `slopes` by y.
 
         mean: Σ w v / Σ w c        sum: Σ w v        none: w v
@@ -205,7 +206,9 @@ def reduced(
         slopes = tree_map(lambda slope: _scaled(slope, share), slopes)
     if not isinstance(reduction, _WithDivisor):
         return value, slopes
-    return BatchLoss(value, slopes, (Term(value, divisor),), divisor, ratio)
+    # only `batch_loss` passes a `_WithDivisor`, and it expects a `BatchLoss`
+    terms = (Term(value, divisor),)
+    return BatchLoss(value, slopes, terms, divisor, ratio)  # type: ignore[return-value]
 
 
 def _row_count(values: Array) -> int:
@@ -228,7 +231,7 @@ def _scaled(slope: Array, share: Array) -> Array:
     return xp.where(share != 0, slope, 0.0) * share
 
 
-def loss_function(check: Callable[..., None], **metrics: Callable) -> Callable[[F], F]:
+def loss_function(check: Callable[..., None], **metrics: Callable[..., Any]) -> Callable[[F], F]:
     """Return a decorator that gives a loss what `batch_loss` and a `Trainer` look for.
 
     The decorated function has the signature of the original and these attributes:
@@ -252,12 +255,15 @@ def loss_function(check: Callable[..., None], **metrics: Callable) -> Callable[[
         def with_divisor(
             y: Any, target: Any, weights: Any = None, *, reduction: str = "mean", **options: Any
         ) -> BatchLoss:
-            return loss(y, target, weights, reduction=_WithDivisor(reduction), **options)
+            result: BatchLoss = loss(
+                y, target, weights, reduction=_WithDivisor(reduction), **options
+            )
+            return result
 
         loss.check = check
         loss.metrics = metrics
         loss.with_divisor = with_divisor
-        return loss
+        return cast(F, loss)
 
     return decorate
 
@@ -305,7 +311,7 @@ def _narrow(dy: Any, like: Array) -> Any:
     return tree_map(lambda leaf: narrowed(leaf, like), dy)
 
 
-def takes_keyword(function: Callable, name: str) -> bool:
+def takes_keyword(function: Callable[..., Any], name: str) -> bool:
     """Return whether a training step passes `name`, "context" or "step", to a loss or metric.
 
     A custom function takes the context if it has a parameter of that name that no
@@ -317,7 +323,7 @@ def takes_keyword(function: Callable, name: str) -> bool:
     method = getattr(function, "takes_keyword", None)
     # The class `Losses` itself, passed by mistake, has only an unbound method.
     if callable(method) and not isinstance(function, type):
-        return method(name)
+        return bool(method(name))
     if name != "context":
         return False
     try:
@@ -334,7 +340,7 @@ def no_context(loss: Loss, what: str) -> str:
     )
 
 
-def check_of(loss: Loss) -> Callable | None:
+def check_of(loss: Loss) -> Callable[..., Any] | None:
     """Return the target check of a loss, with options that `partial` has set, or None."""
     if not isinstance(loss, partial):
         return getattr(loss, "check", None)
@@ -342,7 +348,7 @@ def check_of(loss: Loss) -> Callable | None:
     return None if check is None else _bind_options(check, loss.keywords)
 
 
-def metrics_of(loss: Loss) -> dict[str, Callable]:
+def metrics_of(loss: Loss) -> dict[str, Callable[..., Any]]:
     """Return the metrics of a loss by name, with options that `partial` has set."""
     if not isinstance(loss, partial):
         return getattr(loss, "metrics", {})
@@ -359,7 +365,7 @@ def describe_loss(loss: Loss) -> str:
     return f"partial({', '.join([describe_loss(loss.func), *map(repr, loss.args), *options])})"
 
 
-def _bind_options(function: Callable, options: dict[str, Any]) -> Callable:
+def _bind_options(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
     """Return `function` with those of the options bound that are keyword arguments of it."""
     keywords = getattr(function, "__kwdefaults__", None) or {}
     bound = {name: value for name, value in options.items() if name in keywords}

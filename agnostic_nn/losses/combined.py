@@ -134,7 +134,7 @@ class Losses(_Combined):
         same_weights = all(each is example_weights[0] for each in example_weights)
         return BatchLoss(total, dy, tuple(terms), *_common_divisor(results, same_weights))
 
-    def check(self, target: dict, shape: dict) -> None:
+    def check(self, target: dict[str, Any], shape: dict[str, Any]) -> None:
         """Run the target check of each loss on the host."""
         names = [name for name, _ in self.losses]
         expect(isinstance(shape, dict), "expected outputs {}, got one of shape {}", names, shape)
@@ -145,7 +145,7 @@ class Losses(_Combined):
                 check(target[name], shape[name])
 
     @property
-    def metrics(self) -> dict[str, Callable]:
+    def metrics(self) -> dict[str, Callable[..., Any]]:
         """The metrics of each loss under the name of its output, such as "label.accuracy"."""
         return {
             f"{name}.{metric}": _of_output(function, name)
@@ -163,7 +163,7 @@ class Losses(_Combined):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Losses):
             return NotImplemented
-        return _comparison_key(self) == _comparison_key(other)
+        return bool(_comparison_key(self) == _comparison_key(other))
 
     def __hash__(self) -> int:
         return hash(_comparison_key(self))
@@ -213,12 +213,12 @@ class Weighted(_Combined):
         return BatchLoss(value, dy, terms, result.divisor, result.ratio, result.unequal)
 
     @property
-    def check(self) -> Callable | None:
+    def check(self) -> Callable[..., Any] | None:
         """The target check of the loss, or None."""
         return check_of(self.loss)
 
     @property
-    def metrics(self) -> dict[str, Callable]:
+    def metrics(self) -> dict[str, Callable[..., Any]]:
         """The metrics of the loss."""
         return metrics_of(self.loss)
 
@@ -292,7 +292,7 @@ def _by_output(name: str, entries: Any) -> dict[str, Any]:
     return dict(entries)
 
 
-def _of_output(metric: Callable, name: str) -> Callable:
+def _of_output(metric: Callable[..., Any], name: str) -> Callable[..., Any]:
     """Return a metric of all outputs that computes `metric` of the output called `name`."""
 
     @finished_by(finish_of(metric))

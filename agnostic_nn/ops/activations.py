@@ -19,7 +19,6 @@ Three measures keep f and f' accurate in float32:
 """
 
 import math
-from typing import Any
 
 from ..core.arrays import Array, float_bits, namespace
 from .elementwise import bounded_exp, erfc
@@ -113,12 +112,12 @@ _SLOPE_OVER = tuple([_SCALE * number for number in _SLOPE_COEFFICIENTS])
 _SLOPE_UNDER = (0.567749977, 0.79415983, 0.450317234, 0.124989741, 0.0148535706)
 
 
-def _normal_tail(a):
+def _normal_tail(a: Array) -> Array:
     """Return Φ(-a)."""
     return 0.5 * erfc(a * math.sqrt(0.5))
 
 
-def _bell(a):
+def _bell(a: Array) -> tuple[Array, Array]:
     """Return exp(s - h²/2) and z in float32, with s = _BELL_SHIFT and φ(a) = exp(s - h²/2 - z) c.
 
     h is a, rounded so that its square and the exponent are exact. z is below 0.03.
@@ -162,7 +161,7 @@ _CURVE_ROOT = (
 )
 
 
-def _curve_parts(a):
+def _curve_parts(a: Array) -> tuple[Array, ...]:
     """Return h, h², a - h and a² + a h + h² for `_cubic`, where h is a rounded to sixteenths.
 
     In other dtypes than float32, return only a and a².
@@ -174,7 +173,9 @@ def _curve_parts(a):
     return h, square, a - h, a * a + a * h + square
 
 
-def _cubic(times, h, square, apart=0.0, sums=0.0):
+def _cubic(
+    times: float, h: Array, square: Array, apart: Array | float = 0.0, sums: Array | float = 0.0
+) -> tuple[Array, Array | float]:
     """Return k₁ a + k a³ with k = `times` k₃, as two numbers to be added.
 
     It is v for times = 1, and a v' for times = 3. In float32 it is computed as
@@ -190,7 +191,7 @@ def _cubic(times, h, square, apart=0.0, sums=0.0):
     return h * most, rest + apart * (_K1 + (times * _K3) * sums)
 
 
-def _curve_decay(*parts):
+def _curve_decay(*parts: Array) -> tuple[Array, Array, float]:
     """Return exp(-v), and two factors whose product is exp(-v); the last is multiplied last."""
     high, low = _cubic(1.0, *parts)
     xp = namespace(high)
@@ -290,13 +291,13 @@ _MISH_ROOT = (
 # --- helpers ----------------------------------------------------------------------------
 
 
-def _bounded_abs(x, single: float, other: float):
+def _bounded_abs(x: Array, single: float, other: float) -> Array:
     """Return |x|, limited to `single` in float32 and to `other` in another dtype."""
     xp = namespace(x)
     return xp.minimum(xp.abs(x), single if float_bits(x.dtype, xp) == 32 else other)
 
 
-def _select(condition, x, y):
+def _select(condition: Array, x: Array, y: Array) -> Array:
     """Return x where the condition holds, else y; both must be finite.
 
     This is a sum with weights of 1 and 0, because `where` takes many times as long in several
@@ -306,13 +307,15 @@ def _select(condition, x, y):
     return weight * x + (1.0 - weight) * y
 
 
-def _slope_of_both_signs(x, below):
+def _slope_of_both_signs(x: Array, below: Array) -> Array:
     """Return f'(x), which is `below` = f'(-|x|) where x < 0, and 1 - f'(-|x|) elsewhere."""
     weight = namespace(x).astype(x >= 0, x.dtype)
     return weight + (1.0 - 2.0 * weight) * below
 
 
-def _near_root(a, below, near: float, reach: float, constant: float, *powers: float):
+def _near_root(
+    a: Array, below: Array, near: float, reach: float, constant: float, *powers: float
+) -> Array:
     """Return a polynomial in r - a, with r = near, for a < r + `reach` in float32; else `below`."""
     xp = namespace(a)
     if float_bits(a.dtype, xp) != 32:
@@ -321,13 +324,13 @@ def _near_root(a, below, near: float, reach: float, constant: float, *powers: fl
     return _select(distance > -reach, constant + distance * _polynomial(distance, powers), below)
 
 
-def _round_to(x, scale: float):
+def _round_to(x: Array, scale: float) -> Array:
     """Round x to multiples of 1 / scale, where `scale` is a power of two."""
     # adding and subtracting 1.5 · 2²³ / scale also rounds, but XLA removes that as redundant
     return namespace(x).floor(x * scale + 0.5) * (1.0 / scale)
 
 
-def _exp_minus(high, low):
+def _exp_minus(high: Array, low: Array) -> Array:
     """Return exp(s - high - low) in float32, with s = _SHIFT, where s - high is exact."""
     rest = high - _SHIFT
     total = rest + low
@@ -335,7 +338,7 @@ def _exp_minus(high, low):
     return decay - decay * ((low - (total - rest)) + _SHIFT_ERROR)
 
 
-def _decay(z):
+def _decay(z: Array) -> tuple[Array, Array]:
     """Return two factors of exp(-z), for z ≥ 0; the second must be multiplied last."""
     xp = namespace(z)
     if float_bits(z.dtype, xp) != 32:
@@ -362,9 +365,9 @@ def expm1_below(x: Array) -> Array:
 _EXPM1 = (1.0, 0.499999761, 0.166663026, 0.0416453382, 0.00827270558, 0.00129835712, 0.000128287676)
 
 
-def _polynomial(x, coefficients: tuple[float, ...]) -> Any:
+def _polynomial(x: Array, coefficients: tuple[float, ...]) -> Array:
     """Evaluate a polynomial by Horner's rule; the constant term comes first."""
-    total = coefficients[-1]
+    total: Array | float = coefficients[-1]
     for coefficient in coefficients[-2::-1]:
         total = total * x + coefficient
     return total

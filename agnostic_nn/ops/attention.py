@@ -47,8 +47,8 @@ def attend(
     query: Array,
     key: Array,
     value: Array,
-    allowed: Array | tuple = (),
-    dropout: Array | tuple = (),
+    allowed: Array | tuple[()] = (),
+    dropout: Array | tuple[()] = (),
     *,
     causal: bool = False,
 ) -> tuple[Array, Cache]:
@@ -86,8 +86,8 @@ def attend_backward(
     query: Array,
     key: Array,
     value: Array,
-    allowed: Array | tuple,
-    dropout: Array | tuple,
+    allowed: Array | tuple[()],
+    dropout: Array | tuple[()],
     heads: Array,
     cache: Cache,
     dy: Array,
@@ -106,12 +106,12 @@ def attend_backward(
     return dquery, xp.matrix_transpose(dscores) @ _rows(query * scale), dvalue
 
 
-def _dropped(weights, dropout):
+def _dropped(weights: Array, dropout: Array | tuple[()]) -> Array:
     """Apply the dropout mask, if there is one."""
     return weights if isinstance(dropout, tuple) else weights * dropout
 
 
-def _rows(x):
+def _rows(x: Array) -> Array:
     """Reshape (batch, heads, group, t, n) to (batch, heads, group · t, n)."""
     batch, heads, group, time, width = x.shape
     return namespace(x).reshape(x, (batch, heads, group * time, width))

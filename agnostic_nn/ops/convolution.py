@@ -140,7 +140,7 @@ def window_views(
         yield k, x[(slice(None), *cuts, slice(None))]
 
 
-def _insert_zeros(x, stride):
+def _insert_zeros(x: Array, stride: Shape) -> Array:
     """Return x with stride - 1 zeros between its elements along each inner axis."""
     xp = namespace(x)
     for axis, s in enumerate(stride, 1):
@@ -154,7 +154,7 @@ def _insert_zeros(x, stride):
     return pad(x, tuple((0, 1 - s) for s in stride))
 
 
-def _split_groups(x, groups):
+def _split_groups(x: Array, groups: int) -> Array:
     """Reshape (..., groups · n) to (groups, product of the other axes, n)."""
     xp = namespace(x)
     rows = math.prod(x.shape[:-1])
@@ -162,7 +162,7 @@ def _split_groups(x, groups):
     return xp.permute_dims(xp.reshape(x, (rows, groups, width)), (1, 0, 2))
 
 
-def _join_groups(parts, shape):
+def _join_groups(parts: Array, shape: Shape) -> Array:
     """Invert `_split_groups`; return an array of `shape`."""
     xp = namespace(parts)
     return xp.reshape(xp.permute_dims(parts, (1, 0, 2)), shape)

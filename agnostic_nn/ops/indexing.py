@@ -54,7 +54,7 @@ def add_sorted(updates: Array, index: Array, rows: int) -> Array:
 
 
 @singledispatch
-def select(holds: Array, make: Callable, old: Any) -> Any:
+def select(holds: Array, make: Callable[[], Any], old: Any) -> Any:
     """Return the tree `make()` if the 0-d boolean `holds` is true, else the tree `old`.
 
     This is not a Python `if`, because values are not known under `jit`. An eager backend may

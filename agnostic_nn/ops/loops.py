@@ -10,14 +10,16 @@ from ..core.trees import leaves, tree_map
 
 __all__ = ["lstm", "lstm_backward", "scan", "scan_impl", "scan_into"]
 
+_Step = Callable[[Any, Any], tuple[Any, Any]]  # carry, x[t] -> carry, y[t]
+
 
 def scan(
-    step: Callable,
+    step: _Step,
     carry: Any,
     xs: Any,
     *,
     reverse: bool = False,
-    then: Callable = lambda y: y,
+    then: Callable[[Any], Any] = lambda y: y,
 ) -> tuple[Any, Any]:
     """Fold `step` over the first axis of every leaf of `xs`; return the last carry and all ys.
 
@@ -45,7 +47,12 @@ def scan(
 
 @singledispatch
 def scan_impl(
-    leaf: Array, step: Callable, carry: Any, xs: Any, reverse: bool, then: Callable
+    leaf: Array,
+    step: Callable[..., Any],
+    carry: Any,
+    xs: Any,
+    reverse: bool,
+    then: Callable[..., Any],
 ) -> tuple[Any, Any]:
     """Compute `scan` with the library of `leaf`. A backend registers its version here."""
     xp = namespace(leaf)
@@ -59,7 +66,7 @@ def scan_impl(
     return carry, then(tree_map(lambda *ys: xp.stack(ys, axis=0), *outputs))
 
 
-def scan_into(empty: Callable) -> Callable:
+def scan_into(empty: Callable[[Array, int], Array]) -> Callable[..., tuple[Any, Any]]:
     """Return a `scan_impl` for a library with mutable arrays, which writes each y into its result.
 
     Compared with stacking all ys at the end, this saves the memory of one copy of them.
@@ -68,7 +75,9 @@ def scan_into(empty: Callable) -> Callable:
     (length, *array.shape).
     """
 
-    def scan_impl(leaf, step, carry, xs, reverse, then):
+    def scan_impl(
+        leaf: Array, step: _Step, carry: Any, xs: Any, reverse: bool, then: Callable[[Any], Any]
+    ) -> tuple[Any, Any]:
         times = range(leaf.shape[0])
         ys: Any = None
         for t in reversed(times) if reverse else times:
@@ -90,7 +99,7 @@ def lstm(
     start: dict[str, Array],
     reverse: bool,
     keep: bool,
-    by_steps: Callable,
+    by_steps: Callable[[], tuple[dict[str, Array], tuple[Array, Cache]]],
 ) -> tuple[dict[str, Array], tuple[Array, Cache]]:
     """Run one layer of an LSTM, in one direction and without masks, over a whole sequence.
 
@@ -113,7 +122,7 @@ def lstm_backward(
     dend: dict[str, Array],
     reverse: bool,
     need_dx: bool,
-    by_steps: Callable,
+    by_steps: Callable[[], tuple[Any, Params, dict[str, Array]]],
 ) -> tuple[Any, Params, dict[str, Array]]:
     """Return the gradients of `lstm`: dL/dxs, or () unless `need_dx`, dL/dparams and dL/dstart.
 

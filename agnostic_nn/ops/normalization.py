@@ -86,13 +86,13 @@ def normalize_rows_backward(
     return normalize_backward(g, normal, spread, (dy.ndim - 1,)), dscale, dbias
 
 
-def _sum(x, axes):
+def _sum(x: Array, axes: tuple[int, ...]) -> Array:
     """Return the sum over `axes`, which are kept with length 1."""
     if axes == tuple(range(x.ndim - 1)):
         return namespace(x).reshape(sum_rows(x), (*(1,) * len(axes), x.shape[-1]))
     return sum_over(x, axes)
 
 
-def _mean(x, axes):
+def _mean(x: Array, axes: tuple[int, ...]) -> Array:
     """Return the mean over `axes`, which are kept with length 1."""
     return _sum(x, axes) / math.prod(x.shape[axis] for axis in axes)

@@ -8,7 +8,9 @@
 """
 
 import math
+from collections.abc import Iterable
 from functools import singledispatch
+from typing import Any
 
 from ..core.arrays import Array, Shape, device, namespace
 from ..core.windows import Pads
@@ -105,11 +107,11 @@ def along(x: Array, axis: int, sides: tuple[int, int]) -> Pads:
     return tuple(sides if i == axis else (0, 0) for i in range(1, x.ndim - 1))
 
 
-def _axes(*per_axis):
+def _axes(*per_axis: Iterable[Any]) -> list[tuple[int, tuple[Any, ...]]]:
     """Return a list of (axis, entries), for each inner axis with its entry of each argument."""
     return list(enumerate(zip(*per_axis, strict=True), 1))
 
 
-def _at(axis: int, index: slice) -> tuple:
+def _at(axis: int, index: slice) -> tuple[Any, ...]:
     """Return the index that applies a slice to one axis."""
     return (*(slice(None),) * axis, index, ...)

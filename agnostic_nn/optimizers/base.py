@@ -60,6 +60,13 @@ class Optimizer(Protocol):
         ...
 
 
+# The `update` of an optimizer: params, grads, moments -> new params, new moments. It may take a
+# `divisor` too.
+Update = Callable[..., tuple[Params, Moments]]
+
+_NO_WEIGHT_DECAY: float = 0.0  # of rules without this option
+
+
 @dataclass(frozen=True)
 class Rule:
     """Base class of optimizers that update every leaf of the parameters by the same rule.
@@ -83,7 +90,7 @@ class Rule:
 
     rate: Rate
 
-    weight_decay = 0.0
+    weight_decay = _NO_WEIGHT_DECAY
     no_decay = NO_DECAY
 
     def __post_init__(self) -> None:
@@ -96,7 +103,7 @@ class Rule:
         """Return the moments of the leaf `p` before the first step."""
         return {}
 
-    def shared(self, rate: Any, t: Array) -> tuple:
+    def shared(self, rate: Any, t: Array) -> tuple[Any, ...]:
         """Return the arguments of `move` that follow `decay`. t is a 0-d real number."""
         return (rate,)
 
@@ -115,7 +122,7 @@ class Rule:
             If params are empty.
         """
         step = zero_step(params)
-        started: list[dict] = []
+        started: list[dict[str, Any]] = []
         tree_map(lambda p: started.append(self.start(p)), params)
         return {"step": step, **_by_name(started, params)}
 
@@ -126,7 +133,7 @@ class Rule:
             decays(params, self.weight_decay, self.no_decay) if self.weight_decay else None
         )
         names = [name for name in moments if name != "step"]
-        new_moments: list[dict] = []  # of each leaf, in the order of tree_map
+        new_moments: list[dict[str, Any]] = []  # of each leaf, in the order of tree_map
         move = self.move
 
         def move_leaf(p: Array, g: Array, *old: Any) -> Array:
@@ -143,7 +150,7 @@ class Rule:
         """Return the number of steps that led to these moments, a 0-d integer."""
         return moments["step"]
 
-    def _shared_numbers(self, params: Params, moments: Moments) -> tuple:
+    def _shared_numbers(self, params: Params, moments: Moments) -> tuple[Any, ...]:
         rate = self.rate
         if not callable(rate) and type(self).shared is Rule.shared:
             return (rate,)  # t is not needed, and the cast costs as much as a step of a bias
@@ -152,13 +159,13 @@ class Rule:
         return self.shared(rate(before) if callable(rate) else rate, before + 1.0)
 
 
-def _by_name(leaf_moments: list[dict], like: Params) -> dict[str, Any]:
+def _by_name(leaf_moments: list[dict[str, Any]], like: Params) -> dict[str, Any]:
     """Return one tree per name from the moments of each leaf in the order of `tree_map`."""
     names = leaf_moments[0]
     return {name: _nested(iter([leaf[name] for leaf in leaf_moments]), like) for name in names}
 
 
-def _nested(entries: Iterator, like: Any) -> Any:
+def _nested(entries: Iterator[Any], like: Any) -> Any:
     """Return a tree nested like `like` with the next entries as leaves.
 
     This takes half the time of `tree_map`.
@@ -245,7 +252,7 @@ def paths(tree: Any, prefix: str = "") -> list[str]:
 # --- several optimizers for one tree ---------------------------------------------------
 
 
-def split_by_owner(owners: Any, tree: Any, parts: int) -> list:
+def split_by_owner(owners: Any, tree: Any, parts: int) -> list[Params]:
     """Return a list of trees nested like `tree`, one per part.
 
     Leaves of other parts are replaced by (). owners is nested like `tree` and has, for
@@ -258,8 +265,12 @@ def split_by_owner(owners: Any, tree: Any, parts: int) -> list:
 
 
 def update_parts(
-    updates: list[Callable], owners: Any, params: Params, grads: Params, moments: list
-) -> tuple[Params, list]:
+    updates: list[Update],
+    owners: Any,
+    params: Params,
+    grads: Params,
+    moments: list[Moments],
+) -> tuple[Params, list[Moments]]:
     """Return params and a list of moments after each part took a step by its own `update`.
 
     A part without leaves keeps its moments.
@@ -299,10 +310,11 @@ def nested_moments(moments: Moments) -> Iterator[Moments]:
         yield from nested_moments(moments["inner"])
 
 
-def bind_divisor(optimizer: Any, divisor: Any) -> Callable:
+def bind_divisor(optimizer: Any, divisor: Any) -> Update:
     """Return `optimizer.update` with `divisor` bound if it takes one."""
     if not _takes_divisor(optimizer):
-        return optimizer.update
+        update: Update = optimizer.update
+        return update
     return partial(optimizer.update, divisor=divisor)
 
 

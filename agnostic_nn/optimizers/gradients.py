@@ -255,7 +255,8 @@ class Accumulate:
             return moved, {"count": count - self.every, "inner": inner} | self._named(zero_sums)
 
         accumulated = {"count": count, "inner": moments["inner"]} | self._named(sums)
-        return select(count == self.every, step, (params, accumulated))
+        updated: tuple[Params, Moments] = select(count == self.every, step, (params, accumulated))
+        return updated
 
 
 def _add_gradient(total: Params, grads: Params, divisor: Any) -> Params:

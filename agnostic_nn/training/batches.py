@@ -8,7 +8,7 @@ from itertools import islice
 from operator import length_hint
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -58,11 +58,12 @@ class Examples:
     weights: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return leaves(self.x)[0].shape[0]
+        count: int = leaves(self.x)[0].shape[0]
+        return count
 
     def __getitem__(self, rows: Any) -> "Examples":
         def select(leaf: np.ndarray) -> np.ndarray:
-            part = leaf[rows]
+            part: np.ndarray = leaf[rows]
             if not is_mapped(leaf):
                 return part
             dtype = np.int32 if leaf.dtype.kind in "iu" else leaf.dtype.newbyteorder("=")
@@ -83,7 +84,8 @@ def padded(examples: Examples, count: int) -> Examples:
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     """Return the random order of `count` examples in an epoch, the same on every machine."""
     root = random.key(seed, xp=namespace(np.zeros(())))
-    return random.permutation(random.fold(root, epoch), count)
+    order: np.ndarray = random.permutation(random.fold(root, epoch), count)
+    return order
 
 
 def batch_indices(
@@ -167,7 +169,7 @@ class StreamedBatches:
     check: Callable[..., Examples]
     is_over: bool = False
 
-    layout = (0, 0, False)
+    layout: ClassVar[tuple[int, int, bool]] = (0, 0, False)
 
     @property
     def count(self) -> int | None:
@@ -214,7 +216,7 @@ class StreamedBatches:
                 "iterator can be used once; pass a function of the epoch that returns a new one"
             )
 
-    def _begin(self, number: int) -> Iterator:
+    def _begin(self, number: int) -> Iterator[Any]:
         """Return an iterator over the batches of epoch `number`."""
         batches = self.source if isinstance(self.source, Iterable) else self.source(number)
         if not isinstance(batches, Iterable):
@@ -223,7 +225,7 @@ class StreamedBatches:
             )
         return iter(batches)
 
-    def _ends_at(self, position: int, batches: Iterator, is_iterator: bool) -> bool:
+    def _ends_at(self, position: int, batches: Iterator[Any], is_iterator: bool) -> bool:
         """Return whether the epoch ends after `position` batches."""
         if self.steps is not None:
             return position >= self.steps
@@ -239,7 +241,7 @@ class StreamedBatches:
 
 
 @contextmanager
-def prefetched(items: Iterable, count: int) -> Iterator[Iterable]:
+def prefetched(items: Iterable[Any], count: int) -> Iterator[Iterable[Any]]:
     """Yield an iterable over `items`, up to `count` of which a thread computes in advance.
 
     The order does not change, and an exception is raised where its item would have come. When
@@ -250,14 +252,14 @@ def prefetched(items: Iterable, count: int) -> Iterator[Iterable]:
         yield items
         return
     # SimpleQueue is written in C: an exception in the middle of a call leaves it intact.
-    results: SimpleQueue = SimpleQueue()
-    slots: SimpleQueue = SimpleQueue()  # an entry for each item that may be put into `results`
+    results: SimpleQueue[Any] = SimpleQueue()
+    slots: SimpleQueue[Any] = SimpleQueue()  # an entry for each item that may be put into `results`
     for _ in range(count):
         slots.put(None)
     stopped: list[bool] = []
 
     def produce() -> None:
-        last: tuple = (_END, None)
+        last: tuple[Any, ...] = (_END, None)
         try:
             for item in items:
                 slots.get()
@@ -268,7 +270,7 @@ def prefetched(items: Iterable, count: int) -> Iterator[Iterable]:
             last = (_END, error)
         results.put(last)
 
-    def consume() -> Iterator:
+    def consume() -> Iterator[Any]:
         while True:
             item, error = results.get()
             slots.put(None)

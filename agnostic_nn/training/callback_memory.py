@@ -25,9 +25,9 @@ class RunMemory:
     def __init__(
         self, notes: dict[str, dict[str, Any]] | None = None, best: dict[str, Carry] | None = None
     ) -> None:
-        self.notes = {} if notes is None else notes
-        self.best = {} if best is None else best
-        self.is_running = False
+        self.notes: dict[str, dict[str, Any]] = {} if notes is None else notes
+        self.best: dict[str, Carry] = {} if best is None else best
+        self.is_running: bool = False
         # By the key of a callback, or "" for `fit`: the callbacks that it calls, with their keys.
         self._called: dict[str, list[tuple[str, Any]]] = {}
         self._current = ""  # the key of the callback whose hook is running
@@ -93,7 +93,8 @@ class BoundCallback:
 
     def epoch(self, trainer: Any, row: dict[str, Any]) -> bool | None:
         """Call `epoch` of the callback."""
-        return self._call(self._callback.epoch, trainer, row)
+        stop: bool | None = self._call(self._callback.epoch, trainer, row)
+        return stop
 
     def end(self, trainer: Any, complete: bool) -> None:
         """Call `end` of the callback."""

@@ -84,11 +84,14 @@ class Callback:
         """Called when `fit` ends; complete: after a complete epoch, not by an error or Ctrl-C."""
 
 
+CallbackFunction = Callable[[Any, dict[str, Any]], bool | None]  # (trainer, row) -> whether to stop
+
+
 @dataclass(frozen=True)
 class _FunctionCallback(Callback):
     """Calls a function (trainer, row) after each epoch."""
 
-    function: Callable
+    function: CallbackFunction
 
     def epoch(self, trainer: Any, row: dict[str, Any]) -> bool | None:
         return self.function(trainer, row)
@@ -193,7 +196,7 @@ class _Monitor(_CheckedCallback):
 
         It is reset if it belongs to another metric, or if a file has other data in it.
         """
-        memory = trainer.memory(self)
+        memory: dict[str, Any] = trainer.memory(self)
         options = {"monitor": self.monitor, "mode": self.mode}
         best = memory.get("best")
         waited = memory.get("waited")
@@ -233,7 +236,7 @@ class EarlyStopping(_Monitor):
             self.memory(trainer)["kept"] = self.restore
             if self.restore:
                 trainer.keep(self)
-        stop = self.memory(trainer)["waited"] >= self.patience
+        stop: bool = self.memory(trainer)["waited"] >= self.patience
         if stop:  # so that a resumed run gets `patience` epochs again
             self.memory(trainer)["waited"] = 0
         return stop
@@ -310,7 +313,7 @@ class Checkpoint(_Monitor):
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         *,
         every: int = 1,
         best: bool = False,
@@ -412,7 +415,7 @@ class CSVLog(_CheckedCallback):
 
     path: str
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         object.__setattr__(self, "path", expect_path("path", path))
 
     def expect(self, trainer: Any, fields: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -51,7 +51,7 @@ class CheckpointError(ValueError):
     """The file is not a checkpoint of this library, or has changed since it was written."""
 
 
-def write(path: str | os.PathLike, arrays: dict[str, np.ndarray], description: Any) -> None:
+def write(path: str | os.PathLike[str], arrays: dict[str, np.ndarray], description: Any) -> None:
     """Write `arrays` and `description`, a dict of JSON data, to the file at `path`.
 
     The new file is read back before it replaces the old one: see `files.replacing`. The memory
@@ -83,7 +83,7 @@ def write(path: str | os.PathLike, arrays: dict[str, np.ndarray], description: A
         _open(file, f"the new file for {os.fspath(path)}").verify()
 
 
-def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], Any]:
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], Any]:
     """Return the arrays and the description in the file at `path`.
 
     Raises
@@ -98,7 +98,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], Any]:
 
 
 @contextmanager
-def opened(path: str | os.PathLike) -> Iterator["OpenedCheckpoint"]:
+def opened(path: str | os.PathLike[str]) -> Iterator["OpenedCheckpoint"]:
     """Open the checkpoint at `path` and read its header only.
 
     Raises
@@ -216,7 +216,8 @@ def digest(arrays: dict[str, np.ndarray], text: str = "") -> str:
     total = _new_hash(text)
     for name, array in sorted(arrays.items()):
         _add(total, name, np.asarray(array, order="C"))
-    return total.hexdigest()
+    hexadecimal: str = total.hexdigest()
+    return hexadecimal
 
 
 def _new_hash(text: str) -> Any:

@@ -102,7 +102,8 @@ def _saved(data: dict[str, Any]) -> CheckpointFields:
 def _count(name: str, value: Any, end: int = _MAX_COUNT) -> int:
     is_valid = type(value) is int and 0 <= value < end
     expect(is_valid, "expected {} to be an integer in [0, {}), got {}", name, end, short(value))
-    return value
+    count: int = value
+    return count
 
 
 def _shape(value: Any) -> Any:
@@ -182,7 +183,7 @@ def abstract_carry_of(
     saved: CheckpointFields,
     model: Any,
     optimizer: Any,
-    draw: Callable | None,
+    draw: Callable[[Any], tuple[Carry, Shape]] | None,
 ) -> tuple[Carry, Shape]:
     """Return the carry of a model as arrays without data, and the shape of one output.
 

@@ -91,7 +91,7 @@ class _Rebuilder:
             return self.thing(dict(data))
         return _scalar(data)
 
-    def thing(self, named: dict) -> Any:
+    def thing(self, named: dict[str, Any]) -> Any:
         if "type" in named:
             return self.construct(_known(named.pop("type"), _CLASSES), named)
         if "partial" in named:
@@ -106,10 +106,10 @@ class _Rebuilder:
             return self.values(content)
         return _known(None, _CLASSES)
 
-    def values(self, named: dict) -> dict:
+    def values(self, named: dict[str, Any]) -> dict[str, Any]:
         return {name: self.value(entry) for name, entry in named.items()}
 
-    def construct(self, kind: Callable, named: dict) -> Any:
+    def construct(self, kind: Callable[..., Any], named: dict[str, Any]) -> Any:
         """Return an instance of the class `kind` with the options `named`."""
         arguments = self.values(named)
         functions = [name for name, value in arguments.items() if isfunction(value)]
@@ -125,9 +125,9 @@ class _Rebuilder:
         except Exception as error:  # an argument of a type that no version has written
             raise ValueError(f"the checkpoint does not fit this version: {error}") from error
 
-    def bind(self, function: Any, named: dict) -> Any:
+    def bind(self, function: Any, named: dict[str, Any]) -> Any:
         """Return the loss `function` with the options `named`."""
-        loss_types = losses.Losses | losses.Weighted | partial
+        loss_types = (losses.Losses, losses.Weighted, partial)
         if not isinstance(function, loss_types) and not isfunction(function):
             raise ValueError(f"the checkpoint has options for {ascii(function)[:200]}, not a loss")
         try:

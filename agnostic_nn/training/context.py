@@ -4,12 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from ..core.arrays import namespace
+from ..core.arrays import Shape, namespace
 from ..core.backend import Backend
 from ..core.trees import named_leaves
 from .inputs import fetch
 
 __all__ = ["Context"]
+
+_Layout = dict[str, tuple[str, Shape]]  # dtype and shape of each leaf, by name
 
 
 class Context:
@@ -24,7 +26,7 @@ class Context:
         self._dtype = dtype
         self._function: Any = None
         self._tree: Any = None
-        self._layout: dict[str, tuple] | None = None  # dtype and shape of each leaf, by name
+        self._layout: _Layout | None = None
         self._array_type: type | None = None  # of arrays of the backend
 
     @property
@@ -90,11 +92,11 @@ class Context:
         return namespace(tree).asarray(tree, copy=True)
 
 
-def _is_numbers(tree: tuple) -> bool:
+def _is_numbers(tree: tuple[Any, ...]) -> bool:
     return bool(tree) and all(isinstance(entry, int | float) for entry in tree)
 
 
-def _difference(layout: dict[str, tuple], expected: dict[str, tuple]) -> str:
+def _difference(layout: _Layout, expected: _Layout) -> str:
     """Return the message about the first leaf that differs."""
     names = sorted(layout.keys() | expected.keys())
     name = next(name for name in names if layout.get(name) != expected.get(name))
@@ -105,7 +107,7 @@ def _difference(layout: dict[str, tuple], expected: dict[str, tuple]) -> str:
     )
 
 
-def _dtype_and_shape(layout: dict[str, tuple], name: str) -> str:
+def _dtype_and_shape(layout: _Layout, name: str) -> str:
     if name not in layout:
         return "nothing"
     dtype, shape = layout[name]

@@ -14,7 +14,11 @@ from ..layers.base import kinds
 from .batches import Examples, StoredBatches, StreamedBatches, padded
 from .validation import InputValidator
 
-__all__ = ["BatchFeeder", "multiplications_per_row", "to_device"]
+__all__ = ["Augment", "BatchFeeder", "multiplications_per_row", "to_device"]
+
+# (x, target, generator) -> changed (x, target)
+Augment = Callable[[Any, Any, np.random.Generator], tuple[Any, Any]]
+_Call = tuple[Any, ...]  # number of batches, step function and its arguments except the carry
 
 # Limits of the steps that are taken by one call: the number of multiplications, which amount to
 # some milliseconds, and the bytes of x.
@@ -35,16 +39,16 @@ class BatchFeeder:
 
     source: StoredBatches | StreamedBatches
     validator: InputValidator
-    step: Callable
-    steps: Callable
-    augment: Callable | None
+    step: Callable[..., Any]
+    steps: Callable[..., Any]
+    augment: Augment | None
     check: Callable[..., Examples]
     rows_for: Callable[[int], int]
     multiplications: Callable[[], int]
     seed: int
     together: bool
 
-    def epoch(self, number: int, first: int, limit: int | None) -> Iterator[tuple]:
+    def epoch(self, number: int, first: int, limit: int | None) -> Iterator[_Call]:
         """Yield (number of batches, step function, *arguments) for each call.
 
         These are the batches of epoch `number` from batch `first` on, at most `limit` of them.
@@ -57,7 +61,7 @@ class BatchFeeder:
                 return self._in_groups(source, number, first, limit, together)
         return self._one_by_one(number, first, limit)
 
-    def _one_by_one(self, epoch: int, first: int, limit: int | None) -> Iterator[tuple]:
+    def _one_by_one(self, epoch: int, first: int, limit: int | None) -> Iterator[_Call]:
         source = self.source
         validator = self.validator
         for number, examples in enumerate(source.epoch(epoch, first, limit), first):
@@ -79,7 +83,7 @@ class BatchFeeder:
 
     def _in_groups(
         self, source: StoredBatches, epoch: int, first: int, limit: int | None, together: int
-    ) -> Iterator[tuple]:
+    ) -> Iterator[_Call]:
         """Yield the arguments of `steps`, which takes `together` batches by one call.
 
         On a backend that compiles loops, such a call has the overhead of one step. The size of a
@@ -112,7 +116,7 @@ class BatchFeeder:
         It divides the epoch, or the `limit` steps of it, into calls of nearly equal length.
         """
         count = source.count if limit is None else min(limit, source.count)
-        nbytes = sum(leaf[:1].nbytes for leaf in leaves((source.examples.x,)))
+        nbytes: int = sum(leaf[:1].nbytes for leaf in leaves((source.examples.x,)))
         # per row, either may be 0 if an axis has length 0
         by_work = _MAX_MULTIPLICATIONS // max(1, self.multiplications() * source.batch_size)
         by_memory = _MAX_BYTES // max(1, nbytes * source.batch_size)
@@ -121,7 +125,7 @@ class BatchFeeder:
         return math.ceil(count / calls)
 
     def _augmented(
-        self, augment: Callable, examples: Examples, generator: np.random.Generator
+        self, augment: Augment, examples: Examples, generator: np.random.Generator
     ) -> Examples:
         result = augment(examples.x, examples.target, generator)
         if not isinstance(result, tuple) or len(result) != 2:
@@ -142,10 +146,10 @@ def multiplications_per_row(model: Layer, params: Params, shape: Shape) -> int:
     def positions(leaf: np.ndarray, kind: str) -> int:
         return math.prod(leaf.shape if kind == "integral" else leaf.shape[:-1])
 
-    parameters = sum(map(size, leaves(params)))
+    parameters: int = sum(map(size, leaves(params)))
     example = shape_map(np.empty, shape)
-    counts = tree_map(positions, example, kinds(model.input_kinds, example))
-    return 3 * parameters * max(leaves(counts))
+    counts: list[int] = leaves(tree_map(positions, example, kinds(model.input_kinds, example)))
+    return 3 * parameters * max(counts)
 
 
 def to_device(

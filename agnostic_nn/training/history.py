@@ -27,7 +27,7 @@ class History:
     def __post_init__(self) -> None:
         expect_list("epochs", self.epochs)
 
-    def __getitem__(self, name: str) -> list:
+    def __getitem__(self, name: str) -> list[Any]:
         return [row[name] for row in self.epochs]
 
     def __len__(self) -> int:
@@ -46,7 +46,7 @@ class History:
             return rows
         return embedded(plots) + folded(f"{len(self)} epochs", rows, len(self))
 
-    def _cells(self) -> tuple[list[str], list[list]]:
+    def _cells(self) -> tuple[list[str], list[list[Any]]]:
         columns = list(self.epochs[0]) if self.epochs else ["epoch", "loss"]
         return columns, [[row.get(column) for column in columns] for row in self.epochs]
 

@@ -104,7 +104,8 @@ def _fetch_from_backend(name: str, data: Any, backend: Backend) -> np.ndarray:
     if device(data) != backend.device and device(data) is not None:
         raise TypeError(f"{name} is on {device(data)}, but the model is on {backend}")
     try:
-        return backend.to_numpy(data)
+        array: np.ndarray = backend.to_numpy(data)
+        return array
     except TypeError as error:
         raise TypeError(f"expected {name} of a dtype that NumPy has: {error}") from error
 

@@ -21,7 +21,7 @@ class MeanLoss:
     """
 
     def __init__(self, to_numpy: Callable[[Any], np.ndarray]) -> None:
-        self.batches = 0
+        self.batches: int = 0
         self._to_numpy = to_numpy
         self._totals: list[float] = []
         self._divisors: list[float] = []

@@ -5,7 +5,7 @@ cell, updated in place through IPython's display protocol, which does not need i
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import StringIO
 from typing import Any
@@ -81,7 +81,8 @@ class _NotebookBars(_Bars):
         from IPython.display import display
 
         super().__init__(bars)
-        self._output = display({"text/plain": ""}, raw=True, display_id=True)
+        show: Callable[..., Any] = display  # IPython has no type hints
+        self._output = show({"text/plain": ""}, raw=True, display_id=True)
 
     def draw(self) -> None:
         console = self._bars.console

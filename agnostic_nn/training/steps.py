@@ -9,8 +9,8 @@ from ..core.errors import described, expect, expect_flag, expect_function
 from ..core.trees import leaves, tree_map
 from ..layers import Layer
 from ..layers.base import not_a_layer
-from ..losses.base import BatchLoss, Loss, batch_loss, takes_keyword
-from ..metrics import batch_means
+from ..losses.base import BatchLoss, Divisor, Loss, batch_loss, takes_keyword
+from ..metrics import Metric, batch_means
 from ..ops import all_finite, scan, select
 from ..optimizers import Optimizer
 from ..optimizers.base import bind_divisor, expect_optimizer, uses_divisor
@@ -29,7 +29,7 @@ Carry = tuple[Params, State, Moments]
 # The arrays that join the loss of a batch with those of others: values and divisors of its terms
 # (see `BatchLoss`). The values are () if there is one term, whose value is the loss itself. A
 # divisor is () if its term is a sum, and may be a Python number.
-Terms = tuple[tuple, tuple]
+Terms = tuple[tuple[Array, ...], tuple[Divisor, ...]]
 
 
 def expect_task(model: Any, loss: Any, optimizer: Any) -> None:
@@ -42,7 +42,7 @@ def expect_task(model: Any, loss: Any, optimizer: Any) -> None:
 
 def make_step(
     model: Layer, loss: Loss, optimizer: Optimizer, *, keep_finite: bool = True
-) -> Callable:
+) -> Callable[..., Any]:
     """Return a pure training step for a model, a loss and an optimizer.
 
     step(carry, x, target, counts=None, weights=None) -> (carry, value, finite), where carry is
@@ -67,7 +67,16 @@ def make_step(
     expect_flag("keep_finite", keep_finite)
     with_terms = make_step_with_terms(model, loss, optimizer, keep_finite=keep_finite)
 
-    def step(carry, x, target, counts=None, weights=None, due=None, t=None, context=None):
+    def step(
+        carry: Carry,
+        x: Any,
+        target: Any,
+        counts: Any = None,
+        weights: Any = None,
+        due: Any = None,
+        t: Any = None,
+        context: Any = None,
+    ) -> tuple[Carry, Array, Array]:
         carry, value, finite, _ = with_terms(carry, x, target, counts, weights, due, t, context)
         return carry, value, finite
 
@@ -76,14 +85,23 @@ def make_step(
 
 def make_step_with_terms(
     model: Layer, loss: Loss, optimizer: Optimizer, *, keep_finite: bool = True
-) -> Callable:
+) -> Callable[..., Any]:
     """Return a step like that of `make_step`, which returns (carry, value, finite, terms).
 
     terms: see `Terms`; the mean over several batches is computed from them.
     """
     needs_divisor = uses_divisor(optimizer)
 
-    def step(carry, x, target, counts=None, weights=None, due=None, t=None, context=None):
+    def step(
+        carry: Carry,
+        x: Any,
+        target: Any,
+        counts: Any = None,
+        weights: Any = None,
+        due: Any = None,
+        t: Any = None,
+        context: Any = None,
+    ) -> tuple[Carry, Array, Array, Terms]:
         params, state, moments = carry
         train = True if counts is None else RowMask(counts)
         y, new_state, *cache = model.forward(params, state, x, train=train)
@@ -91,7 +109,7 @@ def make_step_with_terms(
         result = batch_loss(loss, y, target, weights, step=t, context=context)
         value = result.value
         update = optimizer.update
-        term_dys: tuple = ()
+        term_dys: tuple[Any, ...] = ()
         expect(value.ndim == 0, "expected a loss of one number, got one of shape {}", value.shape)
         if needs_divisor:
             term_dys, divisor = _by_divisor(result, optimizer)
@@ -105,7 +123,7 @@ def make_step_with_terms(
         else:
             grads = tuple([model.backward_params(params, cache[0], dy) for dy in term_dys])
 
-        def updated():
+        def updated() -> Carry:
             new_params, new_moments = update(params, grads, moments)
             return new_params, new_state, new_moments
 
@@ -126,7 +144,7 @@ def _terms(result: BatchLoss) -> Terms:
     return tuple([term.value for term in result.terms]), divisors
 
 
-def _by_divisor(result: BatchLoss, optimizer: Optimizer) -> tuple[tuple, Any]:
+def _by_divisor(result: BatchLoss, optimizer: Optimizer) -> tuple[tuple[Any, ...], Any]:
     """Return dy of each term and their divisors, or () and the divisor of the whole loss.
 
     Raises
@@ -164,7 +182,7 @@ def _only(dy: Any, path: tuple[str, ...]) -> Any:
     return result
 
 
-def make_loop(step: Callable, keep_finite: bool) -> Callable:
+def make_loop(step: Callable[..., Any], keep_finite: bool) -> Callable[..., Any]:
     """Return a function that takes several steps in one loop, which a backend may compile.
 
     step: a result of `make_step_with_terms`.
@@ -176,10 +194,12 @@ def make_loop(step: Callable, keep_finite: bool) -> Callable:
     values, finites and the arrays in terms: (steps,).
     """
 
-    def steps(carry, due, batches, ts=None, context=None):
+    def steps(
+        carry: Carry, due: Array, batches: Any, ts: Array | None = None, context: Any = None
+    ) -> tuple[Carry, Array, Array, Any]:
         xp = namespace(due)
 
-        def one_step(loop_carry, inputs):
+        def one_step(loop_carry: Any, inputs: Any) -> Any:
             carry, is_going = loop_carry
             due, batch, t = inputs
             due = xp.logical_and(is_going, due)
@@ -212,7 +232,7 @@ def _array(number: Any, like: Array) -> Array:
 def evaluate_batch(
     model: Layer,
     loss: Loss,
-    metrics: dict[str, Callable],
+    metrics: dict[str, Metric],
     params: Params,
     state: State,
     x: Any,
@@ -221,7 +241,7 @@ def evaluate_batch(
     weights: Array | None = None,
     t: Array | None = None,
     context: Any = None,
-) -> tuple[Array, Terms, list]:
+) -> tuple[Array, Terms, list[Any]]:
     """Return the loss of a batch, its `Terms`, and each metric's `batch_means`.
 
     counts, weights, t and context are those of `make_step`. Metrics leave out padding rows, and

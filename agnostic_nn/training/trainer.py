@@ -33,7 +33,7 @@ from ..core.trees import expect_nested, leaves, named_leaves, tree_from_leaves, 
 from ..diagnostics.summary import Summary, bytes_of_training, summarize
 from ..layers import Layer
 from ..losses.base import Loss, describe_loss, metrics_of, takes_keyword
-from ..metrics import combine_means, finish_of
+from ..metrics import Metric, combine_means, finish_of
 from ..optimizers import Average, Optimizer
 from ..optimizers.base import nested_optimizers
 from . import checkpoint
@@ -46,11 +46,11 @@ from .batches import (
     prefetched,
 )
 from .callback_memory import BoundCallback, RunMemory
-from .callbacks import Callback, as_callbacks, expect_fields
+from .callbacks import Callback, CallbackFunction, as_callbacks, expect_fields
 from .checkpoint_fields import CheckpointFields, abstract_carry_of, expect_same_arrays, restore_part
 from .config import describe
 from .context import Context
-from .feed import BatchFeeder, multiplications_per_row, to_device
+from .feed import Augment, BatchFeeder, multiplications_per_row, to_device
 from .history import History
 from .inputs import as_integer, as_shape, fetch, is_mapped, type_and_length
 from .interrupts import DeferredInterrupts
@@ -89,7 +89,7 @@ class _Attempt(NamedTuple):
     """
 
     before: _Run
-    outcome: list
+    outcome: list[Any]
     after: Callable[[_Run, Any], tuple[_Run, Any]]
 
     def ended(self) -> tuple[_Run, Any]:
@@ -178,7 +178,7 @@ class Trainer:
         seed: int = 0,
         dtype: str = "float32",
         shape: Shape | None = None,
-        metrics: dict[str, Callable] | None = None,
+        metrics: dict[str, Metric] | None = None,
         keep_finite: bool = True,
         context: Any = None,
     ) -> None:
@@ -188,13 +188,15 @@ class Trainer:
         self.model = model
         self.loss = loss
         self.optimizer = optimizer
-        self.backend = backend if isinstance(backend, Backend) else choose(backend)
+        self.backend: Backend = backend if isinstance(backend, Backend) else choose(backend)
         if dtype == "float64" and not self.backend.has_float64:
             raise ValueError(self.backend.lacks_float64)
-        self.seed = as_integer("seed", seed, 0)
+        self.seed: int = as_integer("seed", seed, 0)
         self.dtype = dtype
         self.keep_finite = keep_finite
-        self.metrics = metrics_of(loss) if metrics is None else _checked_metrics(metrics)
+        self.metrics: dict[str, Metric] = (
+            metrics_of(loss) if metrics is None else _checked_metrics(metrics)
+        )
         self._has_custom_metrics = metrics is not None
         self._validator = InputValidator(model, loss, self.backend, dtype)
         self._context = Context(self.backend, dtype)
@@ -441,7 +443,8 @@ class Trainer:
         A view would keep its memory from being donated to the next step.
         """
         with self._lock:
-            return tree_map(np.array, self.backend.to_numpy(self._current_carry()))
+            carry: Carry = tree_map(np.array, self.backend.to_numpy(self._current_carry()))
+            return carry
 
     def _share_carry(self) -> Carry:
         """Return the carry to the caller; the next step copies it before donating its buffers."""
@@ -473,7 +476,7 @@ class Trainer:
             raise RuntimeError("no weights yet: give Trainer a shape, or fit it to data first")
         return run.carry
 
-    def _as_of(self) -> tuple:
+    def _as_of(self) -> tuple[Any, ...]:
         """Return objects that are replaced whenever something changes; see `core.guards`."""
         run = self._settled()
         return run.steps, run.epoch, run.carry, self._context.given
@@ -496,7 +499,7 @@ class Trainer:
             optional = (*(optional or (None, None)), None, *step_context)
         return self._advance(self._step, _after_one_step, *batch, *optional)
 
-    def _step_context(self, count: int | None = None) -> tuple:
+    def _step_context(self, count: int | None = None) -> tuple[Any, ...]:
         """Return the last arguments of a step: the number of the step, and the context.
 
         count: return the numbers of the next `count` steps instead. The tuple is empty if the
@@ -511,7 +514,9 @@ class Trainer:
             t = self.backend.asarray(t)
         return t, context
 
-    def _advance(self, step: Callable, after: Callable, *args: Any) -> Any:
+    def _advance(
+        self, step: Callable[..., Any], after: Callable[[_Run, Any], tuple[_Run, Any]], *args: Any
+    ) -> Any:
         """Take steps by one call of `step`, and return the second result of `after`.
 
         after: see `_Attempt`. If an exception comes at any moment, either nothing is changed or
@@ -539,17 +544,17 @@ class Trainer:
         x: Any = None,
         target: Any = None,
         *,
-        batches: Iterable | Callable[[int], Iterable] | None = None,
+        batches: Iterable[Any] | Callable[[int], Iterable[Any]] | None = None,
         epochs: int = 1,
         batch_size: int = 32,
         steps_per_epoch: int | None = None,
         validation: tuple[Any, Any] | None = None,
         weights: Any = None,
         shuffle: bool = True,
-        augment: Callable | None = None,
+        augment: Augment | None = None,
         prefetch: int = 0,
         steps: int | None = None,
-        callbacks: Sequence[Callback | Callable] = (),
+        callbacks: Sequence[Callback | CallbackFunction] = (),
         verbose: int = 1,
     ) -> History:
         """Train for `epochs` epochs, in batches; returns the results of each epoch.
@@ -684,7 +689,7 @@ class Trainer:
             )
 
     def _feeder(
-        self, source: StoredBatches | StreamedBatches, augment: Callable | None
+        self, source: StoredBatches | StreamedBatches, augment: Augment | None
     ) -> BatchFeeder:
         """Return the feeder that turns batches of `source` into arguments of the steps."""
         return BatchFeeder(
@@ -810,9 +815,10 @@ class Trainer:
         after = _Run(carry, run.shape, run.out_shape, run.steps + count, run.epoch, open_epoch)
         return after, (count, values, terms)
 
-    def _to_list(self, numbers: Any) -> list:
+    def _to_list(self, numbers: Any) -> list[Any]:
         """Return the numbers of an array of the backend as a flat list of Python numbers."""
-        return self.backend.adapter.to_numpy(numbers).reshape(-1).tolist()
+        values: list[Any] = self.backend.adapter.to_numpy(numbers).reshape(-1).tolist()
+        return values
 
     def _rows_for(self, count: int) -> int:
         """Return the length that a user-supplied batch of `count` examples is padded to."""
@@ -909,7 +915,7 @@ class Trainer:
             y = self._predict(params, state, self.backend.asarray(part.x))
             outputs.append(tree_map(lambda leaf: leaf[:size, ...], y))  # noqa: B023
         y = outputs[0] if len(outputs) == 1 else tree_map(self._join, *outputs)
-        host_types = np.ndarray | np.generic | list | int | float
+        host_types = (np.ndarray, np.generic, list, int, float)
         is_on_backend = any(not isinstance(leaf, host_types) for leaf in leaves(x))
         return y if is_on_backend else self.backend.to_numpy(y)
 
@@ -1008,7 +1014,7 @@ class Trainer:
             moved._set_carry(self._host_copy())
         return moved
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything that is needed to resume training to one safetensors file.
 
         That is parameters, state and moments, the step count, and the position in the data. An
@@ -1047,13 +1053,13 @@ class Trainer:
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         backend: Backend | str | None = None,
         *,
         model: Layer | None = None,
         loss: Loss | None = None,
         optimizer: Optimizer | None = None,
-        metrics: dict[str, Callable] | None = None,
+        metrics: dict[str, Metric] | None = None,
         context: Any = None,
     ) -> "Trainer":
         """Return the trainer that was saved at `path`, on any backend.
@@ -1117,7 +1123,8 @@ class Trainer:
 
 
 def _copy(carry: Carry) -> Carry:
-    return tree_map(lambda leaf: namespace(leaf).asarray(leaf, copy=True), carry)
+    copied: Carry = tree_map(lambda leaf: namespace(leaf).asarray(leaf, copy=True), carry)
+    return copied
 
 
 def _after_one_step(run: _Run, result: Any) -> tuple[_Run, Any]:
@@ -1141,7 +1148,7 @@ def _dtype_and_shape(leaf: Any) -> str:
     return f"{leaf.dtype} {tuple(leaf.shape)}" if is_array else described(leaf)
 
 
-def _checked_metrics(metrics: Any) -> dict[str, Callable]:
+def _checked_metrics(metrics: Any) -> dict[str, Metric]:
     """Return a copy of the dict of metrics.
 
     Raises

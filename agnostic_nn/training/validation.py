@@ -82,12 +82,12 @@ class InputValidator:
         if not isinstance(weights, np.ndarray):
             raise TypeError("expected weights as one array, which all losses share")
         weights = converted("weights", weights, has_dtype, self.dtype)
-        weights = weights.astype(self.dtype, copy=False)
-        if weights.shape[:1] != (count,):
-            raise ValueError(f"expected weights of shape ({count},), got {weights.shape}")
-        if not (np.isfinite(weights) & (weights >= 0)).all():
+        checked: np.ndarray = weights.astype(self.dtype, copy=False)
+        if checked.shape[:1] != (count,):
+            raise ValueError(f"expected weights of shape ({count},), got {checked.shape}")
+        if not (np.isfinite(checked) & (checked >= 0)).all():
             raise ValueError("expected finite weights of at least 0")
-        return weights
+        return checked
 
     @cached_property
     def takes_weights(self) -> bool:
@@ -123,7 +123,7 @@ class InputValidator:
         return count % rows > 0
 
     @cached_property
-    def _target_check(self) -> Callable | None:
+    def _target_check(self) -> Callable[..., Any] | None:
         return check_of(self.loss)
 
     def _real(self, leaf: np.ndarray, has_dtype: bool, kind: str) -> np.ndarray:

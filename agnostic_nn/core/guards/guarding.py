@@ -20,12 +20,12 @@ REMEDY = (
 
 
 def guarded(
-    function: Callable,
-    compiled: Callable[[Callable], Callable],
+    function: Callable[..., Any],
+    compiled: Callable[[Callable[..., Any]], Callable[..., Any]],
     to_numpy: Callable[[Any], Any] | None,
     libraries: frozenset[str],
     hidden: Callable[[], Any] | None = None,
-) -> Callable:
+) -> Callable[..., Any]:
     """Return compiled(function), compiled again whenever a value that user code reads has changed.
 
     If the function leads to no user code or user data, compiled(function) is returned unguarded.
@@ -50,7 +50,12 @@ class Guarded:
         counter or the state of a random generator, or if it reads an iterator.
     """
 
-    def __init__(self, function: Callable, compiled: Callable, watch: Callable[[], "Watch"]):
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        compiled: Callable[..., Any],
+        watch: Callable[[], "Watch"],
+    ):
         update_wrapper(self, function)
         self._function = function
         self._compiled = compiled
@@ -66,7 +71,7 @@ class Guarded:
         self._calls += 1
         return version.run(*args, **kwargs)
 
-    def into(self, outcome: list, *args: Any) -> None:
+    def into(self, outcome: list[Any], *args: Any) -> None:
         """Call the function for `atomic.into`, which reports the result in `outcome`."""
         version = self._version
         if version is None or not version.holds():
@@ -119,10 +124,10 @@ class Guarded:
 class _Version:
     """The function compiled for the values that `watch` recorded."""
 
-    run: Callable
+    run: Callable[..., Any]
 
     def __init__(
-        self, function: Callable, watch: "Watch", new_watch: Callable[[], "Watch"]
+        self, function: Callable[..., Any], watch: "Watch", new_watch: Callable[[], "Watch"]
     ) -> None:
         self.function = function
         self.new_watch = new_watch
@@ -135,7 +140,7 @@ class _Version:
         self.watch = watch
         self.holds = watch.holds
 
-    def new_function(self) -> Callable:
+    def new_function(self) -> Callable[..., Any]:
         """Return a new function object, as libraries cache compiled functions by identity."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -143,7 +148,7 @@ class _Version:
 
         return update_wrapper(run, self.function)
 
-    def _run(self, args: tuple, kwargs: dict) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function, and raise if it changes the values that it reads.
 
         If they have changed, it is called a second time: a function that caches its results changes
@@ -179,7 +184,7 @@ def _never() -> bool:
     return False
 
 
-def reads(function: Callable, obj: Any) -> bool:
+def reads(function: Callable[..., Any], obj: Any) -> bool:
     """Return whether a function returned by `Backend.jit` reads changing attributes of `obj`.
 
     obj: an object of this library that changes while it is used, such as a Trainer.

@@ -67,7 +67,8 @@ class Snapshot:
         errors = "AttributeError, LookupError, NameError, TypeError, ValueError"
         exec(_compile(f"def holds():\n try:\n  return {lines}\n except ({errors}): return False"),
              self._env)  # fmt: skip
-        return self._env.pop("holds")
+        holds: Callable[[], bool] = self._env.pop("holds")
+        return holds
 
     def _name(self, obj: Any) -> str:
         """Return the name of `obj` in the generated code."""
@@ -92,7 +93,7 @@ class Snapshot:
             free_path = f"{path} [{number}]"
         self.values[free_path] = kind, value
 
-    def _record_entries(self, obj: Any, path: str, entries: list) -> None:
+    def _record_entries(self, obj: Any, path: str, entries: list[Any]) -> None:
         """Record the entries of a mutable container."""
         name = self._name(obj)
         count = len(entries)

@@ -80,7 +80,7 @@ class Watch(Snapshot):
 
     def __init__(
         self,
-        function: Callable,
+        function: Callable[..., Any],
         to_numpy: Callable[[Any], Any] | None,
         libraries: frozenset[str] = frozenset(),
         hidden: Callable[[], Any] | None = None,
@@ -99,8 +99,10 @@ class Watch(Snapshot):
         drawing = sorted(name for name in self._attributes if any(d in name for d in DRAWING_NAMES))
         if hidden is not None and drawing:
             self._generators[id(hidden)] = ", ".join(drawing), HiddenGenerator(hidden)
-        self.is_empty = not (self._tests or self._generators or self._has_user_code or self.refused)
-        self.holds = self._compile_holds()
+        self.is_empty: bool = not (
+            self._tests or self._generators or self._has_user_code or self.refused
+        )
+        self.holds: Callable[[], bool] = self._compile_holds()
 
     def _refuse(self, why: str) -> None:
         """Set the first reason why the function cannot be guarded."""
@@ -257,7 +259,7 @@ class Watch(Snapshot):
             code = f"{self._name(variables)}.get({name!r}, missing)"
             self._expect(code, value, f"{name} (a global of {module})")
 
-    def _partial(self, obj: partial, path: str, is_internal: bool) -> None:
+    def _partial(self, obj: partial[Any], path: str, is_internal: bool) -> None:
         """Search the function and the arguments of a `partial`.
 
         If this library created it, around one of its own functions, no other code holds its

@@ -45,13 +45,13 @@ _SUMS = {"cumulative_sum", "mean", "sum"}
 _PRODUCTS = {"matmul", "tensordot", "vecdot"}
 
 
-def exactly(function: Callable, *trees: Any, dtype: str = "float64") -> Any:
+def exactly(function: Callable[..., Any], *trees: Any, dtype: str = "float64") -> Any:
     """Return function(*trees) of NumPy arrays, computed in `dtype` without native versions."""
     return _run(_EXACT, function, trees, dtype)
 
 
 def rounded(
-    function: Callable,
+    function: Callable[..., Any],
     *trees: Any,
     epsilon: float,
     limit: float = math.inf,
@@ -96,7 +96,9 @@ def _distance(values: Any, reference: Any, limit: float) -> float:
     return float(np.max(gaps, where=compared, initial=0.0))
 
 
-def _run(handler: Handler, function: Callable, trees: tuple, dtype: str = "float64") -> Any:
+def _run(
+    handler: Handler, function: Callable[..., Any], trees: tuple[Any, ...], dtype: str = "float64"
+) -> Any:
     def converted(leaf: Any) -> Any:
         leaf = np.asarray(leaf)
         return leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf
@@ -109,7 +111,9 @@ def _run(handler: Handler, function: Callable, trees: tuple, dtype: str = "float
 class _Exact(Handler):
     """Runs each function of `ops` as its standard version, in NumPy."""
 
-    def call_ops(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+    def call_ops(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if function is random.words:
             if _drawn:
                 _drawn[-1].append(_draw(*args, **kwargs))
@@ -137,7 +141,9 @@ class _Noise(_Exact):
         self.generator = generator
         self.epsilon = epsilon
 
-    def compute(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+    def compute(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         result = function(*args, **kwargs)
         size = _error_size(name, function, args, kwargs, result)
         if size is None:
@@ -147,7 +153,13 @@ class _Noise(_Exact):
         return (result + size * drawn).astype(result.dtype)
 
 
-def _error_size(name: str, function: Callable, args: tuple, kwargs: dict, result: Any) -> Any:
+def _error_size(
+    name: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    result: Any,
+) -> Any:
     """Return the largest error of a result, in units of ε; None if it is exact."""
     if getattr(result, "dtype", None) is None or result.dtype.kind != "f" or not result.size:
         return None

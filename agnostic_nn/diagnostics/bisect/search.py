@@ -205,7 +205,7 @@ class Bisection:
             parts.append(f"<p>{escape(self.remark)}</p>")
         return "".join(parts)
 
-    def save(self, path: str | os.PathLike, number: int | None = None) -> bool:
+    def save(self, path: str | os.PathLike[str], number: int | None = None) -> bool:
         """Write the stage of the finding `first`, with its inputs, for `replay`.
 
         number: index of another finding, whose stage to write instead. Return whether the file
@@ -395,7 +395,7 @@ def bisect(
     return _judged(title, sides, events, remark)
 
 
-def replay(path: str | os.PathLike, *sides: Backend | str, thing: Any = None) -> Bisection:
+def replay(path: str | os.PathLike[str], *sides: Backend | str, thing: Any = None) -> Bisection:
     """Run the stage that `Bisection.save` wrote, alone, and judge it again.
 
     sides: the backends to run it on, by default those of the bisection. thing: the layer, loss
@@ -483,7 +483,7 @@ class _Side:
                 raise BackendUnavailable(f"{self.backend} has no float64")
         return stack
 
-    def run(self, compiled: Callable, inputs: dict[str, Any], again: bool) -> list[Any]:
+    def run(self, compiled: Callable[..., Any], inputs: dict[str, Any], again: bool) -> list[Any]:
         """Return [compiled(inputs)]; if `again`, also the result after a call with other inputs."""
 
         def result(numbers):
@@ -499,7 +499,7 @@ class _Side:
         return results
 
     def train(
-        self, trainer: Trainer, start: tuple, data: tuple, size: int, steps: int
+        self, trainer: Trainer, start: tuple[Any, ...], data: tuple[Any, ...], size: int, steps: int
     ) -> tuple[Any, Any, int]:
         """Take `steps` steps; return the carry, the next batch and the number of steps taken.
 
@@ -614,7 +614,7 @@ class _Judge:
     def __init__(self, sides: tuple[_Side, ...]) -> None:
         self.sides = sides
         self.again = False  # whether each stage, not only the whole, is called repeatedly
-        self.compiled: dict[Any, Callable] = {}
+        self.compiled: dict[Any, Callable[..., Any]] = {}
         self.references: dict[Any, Any] = {}
 
     def judge(self, events: list[tuple[Stage, Any]]) -> tuple[list[Stage], list[Finding]]:

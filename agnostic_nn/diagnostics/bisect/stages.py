@@ -32,12 +32,12 @@ from ...core.files import kind_of, replacing
 from ...core.random import words
 from ...core.trees import leaves, named_leaves, tree_map
 from ...layers import Layer
+from ...layers.base import outline
 from ...losses import Loss
 from ...losses.base import takes_keyword
 from ...optimizers import Optimizer
 from ...training.config import describe, rebuild
 from ..observe import Hook, observed_layer, path_of, value_of
-from ..summary import outline
 from .noise import exactly, noting_words
 
 __all__ = [
@@ -156,7 +156,9 @@ def _data(thing: Any, train: bool, inputs: dict[str, Any], shortcuts: bool) -> d
     return dict(inputs)
 
 
-def _whole(thing: tuple, train: bool, inputs: dict[str, Any], shortcuts: bool) -> dict[str, Any]:
+def _whole(
+    thing: tuple[Any, ...], train: bool, inputs: dict[str, Any], shortcuts: bool
+) -> dict[str, Any]:
     model, loss = thing
     params = inputs["params"]
     state = inputs["state"]
@@ -171,7 +173,7 @@ def _whole(thing: tuple, train: bool, inputs: dict[str, Any], shortcuts: bool) -
     return results
 
 
-_KINDS: dict[str, Callable] = {
+_KINDS: dict[str, Callable[..., Any]] = {
     "layer": _layer,
     "around": _around,
     "loss": _loss,
@@ -185,7 +187,7 @@ _KINDS: dict[str, Callable] = {
 class _FixedLayer(Layer):
     """Stands for a layer of a block: returns given results and records its inputs."""
 
-    def __init__(self, calls: tuple) -> None:
+    def __init__(self, calls: tuple[Any, ...]) -> None:
         self.calls = iter(calls)
         self.pending: list[tuple[int, Any]] = []  # calls whose backward has not run yet
         self.xs: dict[int, Any] = {}  # by the number of the call
@@ -193,7 +195,7 @@ class _FixedLayer(Layer):
 
     def forward(
         self, params: Any, state: Any, x: Any, *, train: Any = False
-    ) -> tuple[Any, Any, tuple]:
+    ) -> tuple[Any, Any, tuple[Any, ...]]:
         number = len(self.xs)
         result = next(self.calls)
         self.xs[number] = x
@@ -264,12 +266,12 @@ class Stage:
         return name_of(self.path, self.label)
 
     @property
-    def formula(self) -> Callable:
+    def formula(self) -> Callable[..., Any]:
         """The function from `inputs` to all results, a dict by path."""
         return partial(_results, self.kind, self.thing, self.train, self.draws, False)
 
     @property
-    def function(self) -> Callable:
+    def function(self) -> Callable[..., Any]:
         """Like `formula`, with the results of `predict` and `backward_params` too."""
         return partial(_results, self.kind, self.thing, self.train, self.draws, True)
 
@@ -290,7 +292,12 @@ def name_of(path: str, label: str) -> str:
 
 
 def _results(
-    kind: str, thing: Any, train: bool, draws: tuple, shortcuts: bool, inputs: dict[str, Any]
+    kind: str,
+    thing: Any,
+    train: bool,
+    draws: tuple[Any, ...],
+    shortcuts: bool,
+    inputs: dict[str, Any],
 ) -> dict[str, Any]:
     results = _KINDS[kind](thing, train, inputs, shortcuts)
     if draws:
@@ -317,10 +324,10 @@ def split_step(
     model: Layer,
     loss: Loss,
     optimizer: Optimizer,
-    carry: tuple,
-    batch: tuple,
+    carry: tuple[Any, ...],
+    batch: tuple[Any, ...],
     dtype: str,
-    start: tuple | None = None,
+    start: tuple[Any, ...] | None = None,
     taken: int = 0,
 ) -> list[tuple[Stage, tuple[str, ...]]]:
     """Return the stages of the step from `carry` on a batch (x, target), in order.
@@ -379,7 +386,7 @@ def split_step(
 def _number_calls(stages: list[Stage]) -> None:
     """Append "#1", "#2", ... to the paths of layers that are called several times."""
     totals = Counter((stage.kind, stage.path, stage.predicts) for stage in stages)
-    numbers: Counter = Counter()
+    numbers: Counter[tuple[str, str, bool]] = Counter()
     for stage in stages:
         place = stage.kind, stage.path, stage.predicts
         numbers[place] += 1
@@ -492,7 +499,7 @@ def _same_call(stage: Stage, other: Stage) -> bool:
 # --- files ------------------------------------------------------------------------------
 
 
-def write(path: str | os.PathLike, stage: Stage, names: tuple[str, ...]) -> bool:
+def write(path: str | os.PathLike[str], stage: Stage, names: tuple[str, ...]) -> bool:
     """Write a stage to an npz file, with the `names` of the backends that differ there.
 
     Return whether the file describes the layer, loss or optimizer too. It does not if this
@@ -523,7 +530,7 @@ def write(path: str | os.PathLike, stage: Stage, names: tuple[str, ...]) -> bool
     return thing is not None
 
 
-def read(path: str | os.PathLike, thing: Any = None) -> tuple[Stage, list[str]]:
+def read(path: str | os.PathLike[str], thing: Any = None) -> tuple[Stage, list[str]]:
     """Return the stage in a file that `write` wrote, and the names of the backends.
 
     The file need not be trusted: no object in it is unpickled, and reading it takes no more
@@ -571,7 +578,7 @@ def read(path: str | os.PathLike, thing: Any = None) -> tuple[Stage, list[str]]:
     return stage, description["backends"]
 
 
-def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def _arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Return the arrays of an npz file by name: numbers and one text, none of them compressed."""
     status = os.stat(path)
     expect(stat.S_ISREG(status.st_mode), "expected a file, got {}", kind_of(status.st_mode))

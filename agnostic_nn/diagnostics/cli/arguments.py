@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ...core.files import write_text
 
@@ -21,7 +22,7 @@ __all__ = [
 
 
 def command(
-    commands: argparse._SubParsersAction,
+    commands: "argparse._SubParsersAction[Any]",
     name: str,
     about: str,
     run: Callable[[argparse.Namespace], int],

@@ -1,6 +1,7 @@
 """`agnostic-nn backends`: which backends can run here, and why others cannot."""
 
 import argparse
+from typing import Any
 
 from ...core.backend import backends
 from .arguments import command
@@ -8,7 +9,7 @@ from .arguments import command
 __all__ = ["add"]
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(commands: "argparse._SubParsersAction[Any]") -> None:
     """Add the command."""
     about = "List the array libraries with their versions and devices, or why they cannot run."
     command(commands, "backends", about, _list)

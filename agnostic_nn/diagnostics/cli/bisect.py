@@ -11,7 +11,7 @@ from .arguments import command, count, refuse, seed
 __all__ = ["add"]
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(commands: "argparse._SubParsersAction[Any]") -> None:
     """Add the command and its arguments."""
     add_argument = command(
         commands,

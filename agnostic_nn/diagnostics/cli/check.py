@@ -30,7 +30,7 @@ class _InvalidArguments(ValueError):
     """Arguments that are invalid; the message says why."""
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(commands: "argparse._SubParsersAction[Any]") -> None:
     """Add the command and its arguments."""
     add_argument = command(
         commands,
@@ -144,7 +144,7 @@ def _shape(text: str) -> Any:
     try:
         shape = as_shape(ast.literal_eval(text))
         shape = (shape,) if type(shape) is int else shape
-        sizes: list = []
+        sizes: list[Any] = []
         shape_map(sizes.extend, shape)
         if not all(type(size) is int and size >= 0 for size in sizes):
             raise ValueError
@@ -162,7 +162,7 @@ def _with_float64(name: str) -> Backend:
     return chosen
 
 
-def _chosen(requested: list[str], shape: Any) -> list[tuple]:
+def _chosen(requested: list[str], shape: Any) -> list[tuple[Any, ...]]:
     """Return name, layer, shape and draw of each layer or loss to check."""
     from ..examples import LAYERS, LOSSES
     from ..loading import load_layer
@@ -170,7 +170,7 @@ def _chosen(requested: list[str], shape: Any) -> list[tuple]:
     examples = {example.name: example for example in (*LAYERS, *LOSSES)}
     if not requested and shape is not None:
         raise _InvalidArguments("--shape needs the name of a layer to which it applies")
-    chosen: list[tuple] = []
+    chosen: list[tuple[Any, ...]] = []
     for name in requested or examples:
         if ":" in name:
             if shape is None:
@@ -200,7 +200,7 @@ def _table(results: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     columns = list(dict.fromkeys(_column(row) for result in results for row in result["rows"]))
     rows = []
     for result in results:
-        by_column: dict[str, list] = {}
+        by_column: dict[str, list[Any]] = {}
         for row in result["rows"]:
             by_column.setdefault(_column(row), []).append(row)
         cells = [_worst(by_column.get(column, [])) for column in columns]

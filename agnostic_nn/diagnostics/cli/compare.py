@@ -12,7 +12,7 @@ __all__ = ["add"]
 WORKLOAD = "digits-mlp"
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(commands: "argparse._SubParsersAction[Any]") -> None:
     """Add the command and its arguments."""
     add_argument = command(
         commands,

@@ -6,6 +6,7 @@ It helps to write the adapter of a new backend: see docs/conformance.md.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from ...core.backend import BackendUnavailable
 from .arguments import command, count, is_writable, print_and_write, refuse, show_status
@@ -13,7 +14,7 @@ from .arguments import command, count, is_writable, print_and_write, refuse, sho
 __all__ = ["add"]
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(commands: "argparse._SubParsersAction[Any]") -> None:
     """Add the command and its arguments."""
     add_argument = command(
         commands,

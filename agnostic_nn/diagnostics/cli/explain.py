@@ -15,7 +15,7 @@ EXAMPLES = (
 )
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(commands: "argparse._SubParsersAction[Any]") -> None:
     """Add the command and its arguments."""
     add_argument = command(
         commands,

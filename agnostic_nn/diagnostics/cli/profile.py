@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from ...core.backend import BackendUnavailable, backend
 from ...core.files import write_text
@@ -11,7 +12,7 @@ from .arguments import command, count, refuse
 __all__ = ["add"]
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(commands: "argparse._SubParsersAction[Any]") -> None:
     """Add the command and its arguments."""
     about = "Show where the time of a training step goes: by layer, by part and by operation."
     add_argument = command(commands, "profile", about, _profile)

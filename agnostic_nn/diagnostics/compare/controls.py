@@ -150,7 +150,7 @@ def _return_gradients(optimizer: Any) -> ReturnGradients:
     return ReturnGradients()
 
 
-def _update(optimizer: Any, params: Any, grads: Any, moments: Any, divisor: Any) -> tuple:
+def _update(optimizer: Any, params: Any, grads: Any, moments: Any, divisor: Any) -> tuple[Any, ...]:
     """Take one step along gradients from `_ReturnGradientsAndDivisor`, with their divisor."""
     if isinstance(divisor, tuple):
         several = [None if isinstance(each, tuple) else each for each in divisor]

@@ -243,7 +243,7 @@ def _runs(report: dict[str, Any]) -> Iterator[str]:
 
 def _losses(results: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
     """Say which runs have bit-identical losses, and where the losses of the others first differ."""
-    groups: dict[tuple, list[str]] = {}
+    groups: dict[tuple[Any, ...], list[str]] = {}
     for name, r in results:
         if r["losses"] is not None:
             groups.setdefault((r["dtype"], *r["losses"]), []).append(name)

@@ -29,7 +29,7 @@ WIDTH = 5.0  # inches: several plots fit next to each other on a desktop, one on
 HEIGHT = 3.0
 
 
-class Comparison(dict):
+class Comparison(dict[str, Any]):
     """A report, as data for JSON. `str()` returns text; a notebook shows the page."""
 
     def __str__(self) -> str:
@@ -77,7 +77,9 @@ def page(report: dict[str, Any]) -> str:
     )
 
 
-def _trimmed(runs: int, title: str, columns: list[str], rows: list) -> tuple[str, list[str], list]:
+def _trimmed(
+    runs: int, title: str, columns: list[str], rows: list[Any]
+) -> tuple[str, list[str], list[Any]]:
     """Return a table without columns that repeat one value, or what the page shows elsewhere.
 
     The first `runs` rows are runs. Verdicts are listed at the top of the page. If there are several
@@ -141,7 +143,7 @@ def _plot_loss_deviations(report: dict[str, Any], runs: Runs) -> Any:
     return plot
 
 
-def _plot_deviations(group: str, title: str) -> Callable:
+def _plot_deviations(group: str, title: str) -> Callable[..., Any]:
     """Return a function that plots the deviations in a group, a row for each array."""
 
     def draw(report: dict[str, Any], runs: Runs) -> Any:

@@ -81,8 +81,8 @@ class ProbeInput:
     """
 
     step: int
-    carry: tuple
-    batch: tuple
+    carry: tuple[Any, ...]
+    batch: tuple[Any, ...]
     x: Any
 
     @property
@@ -103,7 +103,7 @@ class ReturnGradients:
         return grads, moments
 
 
-def numbered_step(model: Layer, loss: Loss, optimizer: Any, **options: Any) -> Callable:
+def numbered_step(model: Layer, loss: Loss, optimizer: Any, **options: Any) -> Callable[..., Any]:
     """Return step(carry, x, target, counts, t=None), a training step made by `make_step`.
 
     t: the number of steps taken before, for a loss whose weight follows a schedule.
@@ -116,7 +116,7 @@ def numbered_step(model: Layer, loss: Loss, optimizer: Any, **options: Any) -> C
     return numbered
 
 
-def functions(workload: Workload) -> dict[str, Callable]:
+def functions(workload: Workload) -> dict[str, Callable[..., Any]]:
     """Return the parts by name: functions of arrays that return a tree of results."""
     model = workload.model
     optimizer = workload.optimizer
@@ -145,7 +145,7 @@ def _named(tree: Any, prefix: str) -> dict[str, Any]:
     return {name: leaf for name, leaf in named_leaves(tree, prefix) if leaf is not None}
 
 
-def _arguments(part: str, inputs: ProbeInput, grads: Params) -> tuple:
+def _arguments(part: str, inputs: ProbeInput, grads: Params) -> tuple[Any, ...]:
     """Return the arguments of a part."""
     params, state, moments = inputs.carry
     return {
@@ -157,7 +157,7 @@ def _arguments(part: str, inputs: ProbeInput, grads: Params) -> tuple:
 
 
 def probe(
-    backend: Backend, compiled: dict[str, Callable], references: list["Reference"]
+    backend: Backend, compiled: dict[str, Callable[..., Any]], references: list["Reference"]
 ) -> list[Named]:
     """Run all parts on a backend, from the inputs of each reference; results are on the host."""
     probes = []
@@ -182,7 +182,7 @@ class Reference:
     scale: float
     results: Named = field(default_factory=dict)
     grads: Params = None
-    _spreads: dict[tuple, dict[str, float]] = field(default_factory=dict, repr=False)
+    _spreads: dict[tuple[Any, ...], dict[str, float]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         # Until the gradients are computed, the parameters stand in: a tree of the same structure.
@@ -236,7 +236,7 @@ class Reference:
         return self._spreads[key]
 
 
-def exact(function: Callable, *trees: Any) -> Named:
+def exact(function: Callable[..., Any], *trees: Any) -> Named:
     """Return function(*trees) in float64, by the formulas alone if custom layers allow that."""
     try:
         result = exactly(function, *trees)
@@ -275,7 +275,7 @@ def _recording(model: Layer) -> Layer:
     """Return the model with layers that also put their output into their cache, by their path."""
 
     def hooks(layer: Layer, path: str) -> dict[str, Hook]:
-        def forward(method: Callable, *args: Any, **mode: Any) -> Any:
+        def forward(method: Callable[..., Any], *args: Any, **mode: Any) -> Any:
             y, state, cache = method(*args, **mode)
             return y, state, {_RECORDED + path: (y, cache)}
 
@@ -297,9 +297,9 @@ def _layer_outputs(
     return outputs
 
 
-def _recorded_outputs(cache: Any) -> dict[str, list]:
+def _recorded_outputs(cache: Any) -> dict[str, list[Any]]:
     """Return outputs by path, from nested caches; a block comes after the layers inside it."""
-    outputs: dict[str, list] = {}
+    outputs: dict[str, list[Any]] = {}
     if isinstance(cache, dict):
         for name, value in cache.items():
             if not name.startswith(_RECORDED):
@@ -315,7 +315,7 @@ def _recorded_outputs(cache: Any) -> dict[str, list]:
     return outputs
 
 
-def inside_predictions(model: Layer, depth: int | None) -> Callable:
+def inside_predictions(model: Layer, depth: int | None) -> Callable[..., Any]:
     """Return predict(params, state, x) -> the output of each layer in a prediction, by its path.
 
     depth: how many levels of nested layers to look into; None for all. Outputs inside a compiled
@@ -333,12 +333,12 @@ def inside_predictions(model: Layer, depth: int | None) -> Callable:
                 outputs.pop(path, None)  # a layer that is called again moves to the end
                 outputs[path] = y
 
-            def predict(method: Callable, *args: Any) -> Any:
+            def predict(method: Callable[..., Any], *args: Any) -> Any:
                 y = method(*args)
                 record(y)
                 return y
 
-            def forward(method: Callable, *args: Any, **mode: Any) -> Any:
+            def forward(method: Callable[..., Any], *args: Any, **mode: Any) -> Any:
                 y, *rest = method(*args, **mode)
                 record(y)  # a block without a `predict` calls the `forward` of its layers
                 return y, *rest

@@ -45,7 +45,9 @@ def summary(report: dict[str, Any]) -> str:
     return "\n\n".join([*tables, "\n".join(verdicts), "\n".join(notes)])
 
 
-def write(report: dict[str, Any], folder: str | os.PathLike, page: str | None = None) -> list[Path]:
+def write(
+    report: dict[str, Any], folder: str | os.PathLike[str], page: str | None = None
+) -> list[Path]:
     """Write report.json and report.md to `folder`, and return the paths of all files.
 
     The folder is created if needed. Each file is replaced atomically.

@@ -63,7 +63,11 @@ class Chains:
 
 
 def chains(
-    step_of: Callable[[Layer], Callable], model: Layer, carry: Any, batch: tuple, x: Any = None
+    step_of: Callable[[Layer], Callable[..., Any]],
+    model: Layer,
+    carry: Any,
+    batch: tuple[Any, ...],
+    x: Any = None,
 ) -> Chains:
     """Return the roundings of step_of(model)(carry, *batch), a step as `make_step` makes it.
 
@@ -80,7 +84,7 @@ def chains(
     about: dict[str, str] = {}
 
     def recorded(path: str, counts: dict[str, int]) -> Hook:
-        def hook(method: Callable, *args: Any, **mode: Any) -> Any:
+        def hook(method: Callable[..., Any], *args: Any, **mode: Any) -> Any:
             result = method(*args, **mode)
             counts.pop(path, None)  # so that the layer reached last also stands last
             counts[path] = counter.roundings
@@ -118,13 +122,17 @@ class _Counter(Handler):
         super().__init__(namespace(np.zeros(())))
         self.roundings = 0
 
-    def compute(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+    def compute(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         result = function(*args, **kwargs)
         if name not in EXACT and not name.startswith("random."):
             self.roundings += _roundings_of(name, args, result)
         return result
 
-    def call_ops(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+    def call_ops(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if function is ops.select:
             return branch(*args)
         if name.startswith("random."):  # integers
@@ -132,7 +140,7 @@ class _Counter(Handler):
         return super().call_ops(name, function, args, kwargs)
 
 
-def _roundings_of(name: str, args: tuple, result: Any) -> int:
+def _roundings_of(name: str, args: tuple[Any, ...], result: Any) -> int:
     """Return how many roundings each element of `result` has gone through."""
     floats = [leaf for leaf in _arrays(result) if leaf.dtype.kind == "f"]
     if not floats or not floats[0].size:
@@ -144,7 +152,7 @@ def _roundings_of(name: str, args: tuple, result: Any) -> int:
     return 1
 
 
-def _arrays(tree: Any) -> list:
+def _arrays(tree: Any) -> list[Any]:
     if isinstance(tree, tuple | list):
         return [leaf for branch in tree for leaf in _arrays(branch)]
     return [tree] if isinstance(tree, np.ndarray | np.generic) else []

@@ -92,7 +92,7 @@ class Task:
         workload = self.workload
         first = next(self.batches("float32"))
 
-        def step(model: Layer) -> Callable:
+        def step(model: Layer) -> Callable[..., Any]:
             return numbered_step(model, workload.loss, workload.optimizer)
 
         x = self.test[chosen_rows(len(self.test))].x
@@ -122,7 +122,7 @@ class Run:
     sizes: dict[int, float] = field(default_factory=dict)
     peak: int | None = None
     probes: list[Named] = field(default_factory=list)
-    carries: dict[int, tuple] = field(default_factory=dict)
+    carries: dict[int, tuple[Any, ...]] = field(default_factory=dict)
     scales: list[float] = field(default_factory=list)
 
 
@@ -174,8 +174,8 @@ def run(
 
 
 def final_results(
-    task: Task, backend: Backend, dtype: str, carry: Any, predict: Callable | None = None
-) -> tuple:
+    task: Task, backend: Backend, dtype: str, carry: Any, predict: Callable[..., Any] | None = None
+) -> tuple[Any, ...]:
     """Return parameters, state, outputs for the test set and their metric, on the host."""
     params, state, _ = carry
     predict = predict or backend.jit(functions(task.workload)["predict"])
@@ -192,7 +192,7 @@ def run_reference(task: Task, backend: Backend, dtype: str, title: str, progress
     workload = task.workload
     optimizer = _RecordScale(workload.optimizer)
     probed = set(steps_to_probe(task.steps))
-    carries: dict[int, tuple] = {}
+    carries: dict[int, tuple[Any, ...]] = {}
     losses: list[float] = []
     scales: list[float] = []
     with np.errstate(all="ignore"):
@@ -283,7 +283,12 @@ def _metric(workload: Workload, outputs: Any, target: np.ndarray) -> float | Non
 
 
 def _time_sizes(
-    task: Task, backend: Backend, dtype: str, step: Callable, carry: Any, sizes: tuple[int, ...]
+    task: Task,
+    backend: Backend,
+    dtype: str,
+    step: Callable[..., Any],
+    carry: Any,
+    sizes: tuple[int, ...],
 ) -> dict[int, float]:
     """Return the seconds of a step by batch size.
 

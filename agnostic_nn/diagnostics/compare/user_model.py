@@ -33,7 +33,7 @@ HELD_OUT = ("x_test", "target_test")
 
 def user_workload(
     model: str,
-    data: str | os.PathLike,
+    data: str | os.PathLike[str],
     loss: str | None = None,
     optimizer: str = OPTIMIZER,
     batch_size: int = BATCH_SIZE,
@@ -197,7 +197,9 @@ def _parse(module: ModuleType, text: str, kind: str) -> Any:
         raise CannotCompare(f"no {kind} is called {name.id!r}; there are {available}")
     try:
         args = [ast.literal_eval(arg) for arg in call.args] if call else []
-        options = {k.arg: ast.literal_eval(k.value) for k in call.keywords} if call else {}
+        options: dict[Any, Any] = (
+            {k.arg: ast.literal_eval(k.value) for k in call.keywords} if call else {}
+        )
     except (ValueError, TypeError, SyntaxError) as error:
         raise CannotCompare(
             f"{text!r} cannot be {_WITH_ARTICLE[kind]}: arguments must be literals, such as "
@@ -208,7 +210,9 @@ def _parse(module: ModuleType, text: str, kind: str) -> Any:
     return _create(factory, args, options, text, kind)
 
 
-def _create(factory: Callable, args: list, options: dict, text: str, kind: str) -> Any:
+def _create(
+    factory: Callable[..., Any], args: list[Any], options: dict[str, Any], text: str, kind: str
+) -> Any:
     """Call an optimizer's class, or bind the options of a loss function."""
     try:
         if isinstance(factory, type):
@@ -230,7 +234,7 @@ def _create(factory: Callable, args: list, options: dict, text: str, kind: str) 
 
 def _metric_if_valid(
     model: Layer, loss: Any, optimizer: Any, parts: list[Examples], batch_size: int
-) -> Callable | None:
+) -> Callable[..., Any] | None:
     """Check on the host that everything fits by taking one step; return a metric for the outputs.
 
     The metric is the first one of the loss, or the absolute error if outputs and targets have the

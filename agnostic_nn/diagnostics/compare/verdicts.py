@@ -143,7 +143,7 @@ def _places(chains: Chains) -> dict[str, int]:
     return {path: place for place, path in enumerate([*inner, ""])}
 
 
-def _order(finding: Entry, chains: Chains, places: dict[str, int]) -> tuple:
+def _order(finding: Entry, chains: Chains, places: dict[str, int]) -> tuple[Any, ...]:
     """Return the sort key of a difference: its step, then the order of computation in a step."""
     quantity = finding["quantity"]
     inside = 0
@@ -366,7 +366,9 @@ def _place_of_prediction(backend: Backend, reference: Reference, context: Contex
     return ""
 
 
-def _spread_of(function: Callable, trees: tuple, context: Context) -> dict[str, float]:
+def _spread_of(
+    function: Callable[..., Any], trees: tuple[Any, ...], context: Context
+) -> dict[str, float]:
     """Return how far rounding moves each result of a function, by name; empty if unknown."""
     # Smaller errors would be lost in the rounding of float64 itself.
     drawn = max(context.epsilon, 2.0**-40)

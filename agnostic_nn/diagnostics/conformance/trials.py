@@ -102,7 +102,7 @@ def _random() -> Iterator[Trial]:
         yield Trial(name, compute, allowed, wide=False)
 
 
-def _run_on(chosen: Backend, function: Callable, arrays: Any) -> Any:
+def _run_on(chosen: Backend, function: Callable[..., Any], arrays: Any) -> Any:
     """Return function(arrays), computed by a backend, on the host.
 
     Raises
@@ -186,7 +186,7 @@ def _ops() -> Iterator[Trial]:
         yield Trial(name, compute)
 
 
-def _elementwise(function: Callable, arrays: dict[str, Any]) -> Any:
+def _elementwise(function: Callable[..., Any], arrays: dict[str, Any]) -> Any:
     return function(arrays["numbers"])
 
 

@@ -23,7 +23,7 @@ def blanks_like(tree: Any) -> Any:
     return tree_map(lambda leaf: blank(tuple(leaf.shape), _dtype_name(leaf.dtype)), tree)
 
 
-def peak_of(function: Callable, *trees: Any) -> int:
+def peak_of(function: Callable[..., Any], *trees: Any) -> int:
     """Return the peak number of bytes alive in function(*trees), including its arguments."""
     with CostCounter() as counter:
         function(*blanks_like(trees))
@@ -33,7 +33,9 @@ def peak_of(function: Callable, *trees: Any) -> int:
 class _CostHandler(Handler):
     """Computes shapes and dtypes, and records what each operation costs."""
 
-    def call(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+    def call(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if name in _FUNCTIONS:
             return _FUNCTIONS[name](*args, **kwargs)
         ufunc = getattr(np, name, None)
@@ -61,12 +63,12 @@ class Counted(ObservedArray):
     """
 
     __slots__ = ("memory", "owns")
-    handler = _COSTS
+    handler: Handler = _COSTS
 
     def __init__(self, value: np.ndarray, memory: Memory, *, owns: bool = False) -> None:
         self.value = value
-        self.memory = memory
-        self.owns = owns
+        self.memory: Memory = memory
+        self.owns: bool = owns
 
     def __array_namespace__(self, api_version: str | None = None) -> ObservedNamespace:
         return _namespace
@@ -91,8 +93,13 @@ class Counted(ObservedArray):
     def _refused(self, *_: Any, **__: Any) -> Any:
         raise TypeError("only shapes are known here, as in `jit`: there is no value to ask for")
 
-    __bool__ = __int__ = __float__ = __complex__ = __index__ = __array__ = _refused
-    __hash__ = object.__hash__
+    __bool__: Any = _refused
+    __int__: Any = _refused
+    __float__: Any = _refused
+    __complex__: Any = _refused
+    __index__: Any = _refused
+    __array__: Any = _refused
+    __hash__: Any = object.__hash__
 
 
 # --- operators --------------------------------------------------------------------------
@@ -111,7 +118,9 @@ _IN_PLACE = {getattr(operator, f"i{name.strip('_')}") for name in (*_BINARY, "ls
 class _ReferenceCounter(Handler):
     """Returns how many references an operand has where `_CostHandler.call` counts them."""
 
-    def call(self, name: str, function: Callable, args: tuple, kwargs: dict) -> int:
+    def call(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> int:
         return getrefcount(args[0])
 
 
@@ -153,7 +162,7 @@ def _dtype_name(dtype: Any) -> str:
     return str(dtype).rpartition(".")[2] if not isinstance(dtype, type) else np.dtype(dtype).name
 
 
-def blank(shape: tuple, dtype: Any, like: Any = None) -> Counted:
+def blank(shape: tuple[int, ...], dtype: Any, like: Any = None) -> Counted:
     """Return a new array, laid out in memory like `like` if that has the same shape."""
     dtype = np.dtype(dtype)
     axes = list(range(len(shape)))
@@ -174,7 +183,7 @@ def _result_dtype(ufunc: np.ufunc, *kinds: Any) -> np.dtype:
     return ufunc.resolve_dtypes((*kinds, None))[-1]
 
 
-def _shape(shapes: list[tuple]) -> tuple:
+def _shape(shapes: list[tuple[Any, ...]]) -> tuple[Any, ...]:
     first = shapes[0]
     return first if all(shape == first for shape in shapes) else np.broadcast_shapes(*shapes)
 
@@ -205,7 +214,7 @@ def _product(x: Any, y: Any) -> Counted:
     return summed(shape, inner, x, y)
 
 
-def summed(shape: tuple, inner: int, *factors: Any) -> Counted:
+def summed(shape: tuple[int, ...], inner: int, *factors: Any) -> Counted:
     """Return an array of sums, each of `inner` products of elements of `factors`."""
     result = blank(shape, np.result_type(*[factor.dtype for factor in factors]))
     current().count(2 * result.size * inner)
@@ -215,7 +224,7 @@ def summed(shape: tuple, inner: int, *factors: Any) -> Counted:
 # --- the Standard's functions -----------------------------------------------------------
 
 
-def _view(function: Callable) -> Callable:
+def _view(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda x, *args, **kwargs: Counted(function(x.value, *args, **kwargs), x.memory)
 
 
@@ -252,7 +261,7 @@ def _filled(shape, *value, dtype=None, device=None):
     return blank(shape, dtype or np.asarray(value or 0.0).dtype)
 
 
-def _created(create: Callable) -> Callable:
+def _created(create: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function with the shape and dtype of what `create` returns, which is called."""
 
     def created(*args, device=None, **kwargs):
@@ -360,7 +369,7 @@ def _getitem(x, index):
     return Counted(x.value[entries], x.memory)
 
 
-_VIEWS: dict[str, Callable] = {
+_VIEWS: dict[str, Callable[..., Any]] = {
     "broadcast_to": np.broadcast_to,
     "expand_dims": lambda x, /, *, axis=0: np.expand_dims(x, axis),
     "flip": lambda x, /, *, axis=None: np.flip(x, axis),
@@ -369,7 +378,7 @@ _VIEWS: dict[str, Callable] = {
     "permute_dims": np.permute_dims,
     "squeeze": lambda x, /, axis: np.squeeze(x, axis),
 }
-_FUNCTIONS: dict[str, Callable] = {
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: _view(function) for name, function in _VIEWS.items()},
     **dict.fromkeys(("sum", "prod"), _total),
     **dict.fromkeys(("mean", "max", "min", "std", "var"), _reduction),

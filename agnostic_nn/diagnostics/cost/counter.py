@@ -37,9 +37,10 @@ class CostCounter:
     """Counts operations per owner, and tracks current and peak bytes, inside `with counter:`."""
 
     def __init__(self) -> None:
-        self.operations: Counter = Counter()
+        self.operations: Counter[Any] = Counter()
         self.owner: Any = None
-        self.alive = self.peak = 0
+        self.alive: int = 0
+        self.peak: int = 0
         self._weighs = True
 
     def __enter__(self) -> "CostCounter":
@@ -104,7 +105,7 @@ class Memory:
 
     def __init__(self, size: int) -> None:
         self._counter = current()
-        self.size = 0  # for `__del__`, if `take` raises
+        self.size: int = 0  # for `__del__`, if `take` raises
         self.size = self._counter.take(size)
 
     def __del__(self) -> None:

@@ -218,7 +218,7 @@ def _memory(array: Any) -> int:
     return id(array)
 
 
-def _checks(node: Node, loss_at: Callable) -> Iterator[Check]:
+def _checks(node: Node, loss_at: Callable[..., Any]) -> Iterator[Check]:
     """Yield at most one check: of the entry with the largest gradient in one parameter.
 
     The parameter is the weight if there is one, else the first.

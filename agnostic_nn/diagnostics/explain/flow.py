@@ -36,7 +36,7 @@ __all__ = ["Edge", "Node", "flow"]
 
 AFFINE = (Dense, Conv1D, Conv2D, Conv3D, ConvTranspose1D, ConvTranspose2D, ConvTranspose3D)
 ACTIVATIONS = (Elementwise, PReLU, GLU, Softmax, LogSoftmax)
-OPERATIONS = {"sum": "+", "multiply": "×", "concatenate": ",", None: ","}
+OPERATIONS: dict[str | None, str] = {"sum": "+", "multiply": "×", "concatenate": ",", None: ","}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Node:
     names: dict[str, str] = field(default_factory=dict)
 
 
-def flow(recorded: Walk, to_numpy: Callable) -> tuple[list[Node], tuple[int, ...]]:
+def flow(recorded: Walk, to_numpy: Callable[..., Any]) -> tuple[list[Node], tuple[int, ...]]:
     """Return the nodes in forward order, and the numbers of those that produced y."""
     graph = _Graph(recorded, to_numpy)
     return graph.nodes, tuple(graph.producers[id(leaf)] for leaf in leaves(recorded.y))
@@ -91,7 +91,7 @@ def _aliases(params: Any) -> dict[str, str]:
 class _Graph:
     """The nodes and edges of a network, built call by call."""
 
-    def __init__(self, recorded: Walk, to_numpy: Callable) -> None:
+    def __init__(self, recorded: Walk, to_numpy: Callable[..., Any]) -> None:
         self.calls = recorded.calls
         self.to_numpy = to_numpy
         self.nodes: list[Node] = []

@@ -374,7 +374,7 @@ def formula_with_names(formula: str, names: Mapping[str, str]) -> str:
             mark = re.escape(f"@{name}")
             formula = re.sub(rf"\s*(\+|\\cdot)\s*{mark}(?!\w)", "", formula)
 
-    def replacement(match: re.Match) -> str:
+    def replacement(match: re.Match[str]) -> str:
         is_gradient, mark, index = match.groups()
         if mark not in names:
             return match[0]

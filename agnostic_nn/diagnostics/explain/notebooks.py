@@ -31,14 +31,18 @@ __all__ = [
     "squared_sum",
 ]
 
-INPUTS = [[1, 2, 3, 2.5], [2, 5, -1, 2], [-1.5, 2.7, 3.3, -0.8]]
-WEIGHTS = [[0.2, 0.8, -0.5, 1], [0.5, -0.91, 0.26, -0.5], [-0.26, -0.27, 0.17, 0.87]]
+INPUTS: list[list[float]] = [[1, 2, 3, 2.5], [2, 5, -1, 2], [-1.5, 2.7, 3.3, -0.8]]
+WEIGHTS: list[list[float]] = [
+    [0.2, 0.8, -0.5, 1],
+    [0.5, -0.91, 0.26, -0.5],
+    [-0.26, -0.27, 0.17, 0.87],
+]
 
 
 # --- losses that only the notebooks use --------------------------------------------------
 
 
-def _with_formula(forward: str, dy: str) -> Callable:
+def _with_formula(forward: str, dy: str) -> Callable[..., Any]:
     """Attach the formulas of a loss and of its gradient."""
 
     def attach(loss: Any) -> Any:
@@ -100,7 +104,7 @@ class _Explainer:
         return {"weight": self.array(weight), "bias": self.array(bias)}
 
     def explain(
-        self, model: Layer, loss: Callable, x: Any, target: Any, params: Any
+        self, model: Layer, loss: Callable[..., Any], x: Any, target: Any, params: Any
     ) -> Explanation:
         x, target = self.array(x), self.array(target)
         return explain(model, loss, x, target, params=params, backend=self.backend)
@@ -113,7 +117,9 @@ class _Explainer:
         updated, _ = optimizer.update(params, grads, optimizer.init(params))
         return self.backend.to_numpy(updated)
 
-    def train(self, model: Layer, loss: Callable, x: Any, params: Any) -> tuple[Any, list[float]]:
+    def train(
+        self, model: Layer, loss: Callable[..., Any], x: Any, params: Any
+    ) -> tuple[Any, list[float]]:
         """Train for 200 steps towards 0; return the parameters and all losses."""
         backend = self.backend
         optimizer = SGD(0.001)

@@ -137,7 +137,7 @@ class _Recorder:
 
         return observed_layer(unrolled, {"forward": forward, "backward": backward}, inner)
 
-    def _within(self, number: int, function: Callable) -> Any:
+    def _within(self, number: int, function: Callable[..., Any]) -> Any:
         self.open_calls.append(number)
         try:
             return function()

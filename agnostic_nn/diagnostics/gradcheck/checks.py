@@ -242,7 +242,7 @@ class _Case:
         real = {path: x for path, x in named_leaves(self.x) if kind_of[path] == "real floating"}
         return {"params": self.params} | ({"x": real.get("", real)} if real else {})
 
-    def map(self, function: Callable) -> "_Case":
+    def map(self, function: Callable[..., Any]) -> "_Case":
         return replace(self, **tree_map(function, self.arrays))
 
     def forward(self, point: dict[str, Any]) -> tuple[Any, Any, Any]:
@@ -263,7 +263,7 @@ class _Case:
 
 
 def _random_case(
-    layer: Layer, shape: Any, dtype: Any, draw: Callable, generator: np.random.Generator
+    layer: Layer, shape: Any, dtype: Any, draw: Callable[..., Any], generator: np.random.Generator
 ) -> _Case:
     """Return a case in which no bias is 0, no scale is 1 and the state is not the initial one."""
 
@@ -510,7 +510,7 @@ def _on_backend(cases: list[_Case], other: Backend) -> Iterator[Row]:
         yield from _rows("automatic differentiation", case, derivatives, results, str(other))
 
 
-def _differentiated(case: _Case, vjp: Callable) -> Any:
+def _differentiated(case: _Case, vjp: Callable[..., Any]) -> Any:
     """Return the gradients of `case.point` by automatic differentiation."""
     if not leaves(case.point):
         return {}

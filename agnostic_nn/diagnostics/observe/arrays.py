@@ -37,11 +37,15 @@ class Handler:
     def __init__(self, xp: Any) -> None:
         self.xp = xp
 
-    def compute(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+    def compute(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Return the result of a call, as values; `args` and `kwargs` hold values too."""
         return function(*args, **kwargs)
 
-    def call(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+    def call(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Return what an operator, or a function that the Standard calls `name`, returns.
 
         `args` and `kwargs` hold observed arrays, and so does the result.
@@ -49,7 +53,9 @@ class Handler:
         result = self.compute(name, function, _mapped(value_of, args), _mapped(value_of, kwargs))
         return _mapped(self._wrapped, result)
 
-    def call_ops(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+    def call_ops(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Return what a function of `ops` or `random` returns, `name` being "ops.erf" or the like.
 
         By default it is the standard version, whose operations are observed one by one. To treat
@@ -78,7 +84,9 @@ def observing(handler: Handler) -> Iterator[None]:
         _default.reset(token)
 
 
-def run(handler: Handler, function: Callable, *trees: Any, default: Handler | None = None) -> Any:
+def run(
+    handler: Handler, function: Callable[..., Any], *trees: Any, default: Handler | None = None
+) -> Any:
     """Return function(*trees), called with the leaves of `trees` observed by `handler`.
 
     default: the handler of arrays that are not computed from the leaves; `handler` if None.
@@ -93,7 +101,7 @@ def value_of(leaf: Any) -> Any:
     return leaf.value if isinstance(leaf, ObservedArray) else leaf
 
 
-def branch(holds: Any, make: Callable, old: Any) -> Any:
+def branch(holds: Any, make: Callable[..., Any], old: Any) -> Any:
     """`ops.select` for arrays whose values are known: only the branch taken is computed."""
     return make() if holds else old
 
@@ -102,7 +110,7 @@ def _is_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not isinstance(leaf, ObservedArray)
 
 
-def _mapped(function: Callable, tree: Any) -> Any:
+def _mapped(function: Callable[..., Any], tree: Any) -> Any:
     """`tree_map`, also through lists and named tuples, which functions of the Standard use."""
     if isinstance(tree, dict):
         return {key: _mapped(function, subtree) for key, subtree in tree.items()}
@@ -115,21 +123,23 @@ def _mapped(function: Callable, tree: Any) -> Any:
 # --- which handler ----------------------------------------------------------------------
 
 
-def _call(name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+def _call(
+    name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     values = (*args, *kwargs.values()) if kwargs else args
     return _handler_of(values, _default.get(None)).call(name, function, args, kwargs)
 
 
-def _call_method(name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+def _call_method(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return _call(name, function, args, kwargs)
 
 
-def _call_ops(name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+def _call_ops(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     values = (*args, *kwargs.values()) if kwargs else args
     return _handler_of(values, _default.get(None)).call_ops(name, function, args, kwargs)
 
 
-def _handler_of(values: Iterable, default: Handler | None) -> Any:
+def _handler_of(values: Iterable[Any], default: Handler | None) -> Any:
     """Return the first handler among `values` that is not the default, else the default.
 
     So a constant, which belongs to the default, takes on the handler of what it is combined with.
@@ -192,8 +202,8 @@ class ObservedArray:
     __array_ufunc__: Any = None  # NumPy's own arrays leave operators to this class
 
     def __init__(self, value: Any, handler: Handler) -> None:
-        self.value = value
-        self.handler = handler
+        self.value: Any = value
+        self.handler: Handler = handler
 
     def __array_namespace__(self, api_version: str | None = None) -> Any:
         return _namespace
@@ -238,19 +248,19 @@ class ObservedArray:
         _call("setitem", operator.setitem, (self, index, value), {})
 
 
-def _method(name: str) -> Callable:
+def _method(name: str) -> Callable[..., Any]:
     return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
 
 
-def _unary(name: str, function: Callable) -> Callable:
+def _unary(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self: _call(name, function, (self,), {})
 
 
-def _binary(name: str, function: Callable) -> Callable:
+def _binary(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, other: _call(name, function, (self, other), {})
 
 
-def _reflected(name: str, function: Callable) -> Callable:
+def _reflected(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, other: _call(name, function, (other, self), {})
 
 

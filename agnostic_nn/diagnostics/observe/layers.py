@@ -29,7 +29,7 @@ def observed_layer(
     return observed
 
 
-def _hooked(method: Callable, hook: Hook) -> Callable:
+def _hooked(method: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
     def hooked(layer: Layer, *args: Any, **kwargs: Any) -> Any:
         return hook(partial(method, layer), *args, **kwargs)
 
