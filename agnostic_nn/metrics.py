@@ -17,13 +17,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .core.arrays import Array, device, expect_axis, namespace
+from .core.arrays import Array, Metric, device, expect_axis, namespace
 from .core.errors import expect, expect_count, expect_integer
 from .core.trees import tree_map
 from .ops import log_softmax
 
 __all__ = [
-    "Metric",
     "absolute_error",
     "accuracy",
     "batch_means",
@@ -35,8 +34,6 @@ __all__ = [
     "r2",
     "top_k_accuracy",
 ]
-
-Metric = Callable[..., Any]  # (y, target) -> a value of each example, or a tree of such values
 
 
 def finished_by(
@@ -89,7 +86,7 @@ def batch_means(metric: Metric, values: Any, mean: Callable[[Array], Array]) -> 
     }
 
 
-def combine_means(metric: Callable[..., Any], parts: list[tuple[float, Any]]) -> Any:
+def combine_means(metric: Metric, parts: list[tuple[float, Any]]) -> Any:
     """Return the means over all examples from a share and the `batch_means` of each batch.
 
     If each batch has the share w of the examples, the mean m and the variance v, the variance over

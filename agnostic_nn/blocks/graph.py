@@ -270,7 +270,7 @@ class Graph(Block):
 
     def _find_input_kinds(self) -> Any:
         """Return `input_kinds`; raise if the readers of an input accept different kinds."""
-        kinds: dict[str, list[Any]] = {name: [] for name in self.inputs}
+        kinds: dict[str, list[str]] = {name: [] for name in self.inputs}
         for call in self._calls:
             for path, kind in _kinds_of_reads(call.reads, call.layer.input_kinds):
                 if path in kinds:

@@ -1,7 +1,6 @@
 """Recompute: save memory by computing the forward pass twice."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.arrays import Array, Cache, Memory, Params, RowMask, State
 from ..core.trees import leaves
@@ -35,7 +34,7 @@ class Recompute(Wrapper):
         # A cache may hold nothing but arrays, so its nesting encodes `train`:
         # () for False, ((),) for True, and (counts,) for a row mask.
         if isinstance(train, RowMask):
-            mode: tuple[Any, ...] = (train.counts,)
+            mode: tuple[Array, ...] = (train.counts,)
         else:
             mode = ((),) if train else ()
         return y, new_state, (x, state, mode)

@@ -186,7 +186,9 @@ class TransformerBlock(Block):
                 layers[f"{name}_dropout"] = Dropout(self.dropout)
         return layers
 
-    def _chain(self, run: Callable[[str, Any], Array], y: Array, others: dict[str, Any]) -> Array:
+    def _chain(
+        self, run: Callable[[str, Any], Array], y: Array, others: dict[str, dict[str, Any]]
+    ) -> Array:
         """Compute the block's output from its input y. run(name, x) applies one layer."""
         for name in self._parts:
             x = run(f"{name}_norm", y) if self.pre_norm else y

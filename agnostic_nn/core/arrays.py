@@ -19,6 +19,7 @@ __all__ = [
     "Cache",
     "Key",
     "Memory",
+    "Metric",
     "Moments",
     "Params",
     "RowMask",
@@ -41,6 +42,7 @@ State = Any  # nested dicts and tuples of arrays, carried from step to step and 
 Cache = Any  # nested tuples of arrays, returned by `forward` and consumed by `backward`
 Memory = Any  # nested dicts and tuples of arrays: the state of a recurrent layer between time steps
 Moments = Any  # nested dicts and tuples of arrays: the state of an optimizer
+Metric = Callable[..., Any]  # (y, target) -> a number for each example, or a tree of such arrays
 
 _NAMESPACES: dict[type, Any] = {}  # by type of array: 0.1 µs instead of 2 µs for each look-up
 _DEVICES: dict[type, Callable[[Array], Any]] = {}  # for types of arrays without `x.device`

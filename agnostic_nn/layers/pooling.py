@@ -21,6 +21,7 @@ the largest; which element then gets the gradient is undefined.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -517,7 +518,7 @@ def _unpadded_counts(n: int, o: int, k: int, s: int, pads: tuple[int, int], d: i
     return [sum(0 <= start + offset * d < n for offset in range(k)) for start in starts]
 
 
-def _along_axis(numbers: list[Any], like: Array, axis: int, dtype: Any) -> Array:
+def _along_axis(numbers: Sequence[float], like: Array, axis: int, dtype: Any) -> Array:
     """Return `numbers` as an array along `axis` that broadcasts to the shape of `like`."""
     xp = namespace(like)
     array = xp.asarray(numbers, dtype=dtype, device=device(like))

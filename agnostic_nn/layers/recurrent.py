@@ -329,8 +329,8 @@ class _Recurrent(Layer):
             }
             dends = (*dends[:-1], top)
 
-        grads: list[Params] = []
-        dstarts: list[Any] = []
+        grads: list[dict[str, Params]] = []
+        dstarts: list[dict[str, Carry]] = []
         for i in reversed(range(self.depth)):
             xs, direction_caches = caches[i]
             need_layer_dx = need_dx or i > 0

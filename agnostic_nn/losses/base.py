@@ -12,7 +12,7 @@ from functools import partial, wraps
 from inspect import signature
 from typing import Any, NamedTuple, TypeVar, cast
 
-from ..core.arrays import Array, Shape, device, first_true, namespace, size
+from ..core.arrays import Array, Metric, Shape, device, first_true, namespace, size
 from ..core.errors import expect, expect_choice, expect_integer
 from ..core.trees import leaves, tree_map
 from ..ops import is_narrow, narrowed, widened
@@ -231,7 +231,7 @@ def _scaled(slope: Array, share: Array) -> Array:
     return xp.where(share != 0, slope, 0.0) * share
 
 
-def loss_function(check: Callable[..., None], **metrics: Callable[..., Any]) -> Callable[[F], F]:
+def loss_function(check: Callable[..., None], **metrics: Metric) -> Callable[[F], F]:
     """Return a decorator that gives a loss what `batch_loss` and a `Trainer` look for.
 
     The decorated function has the signature of the original and these attributes:
@@ -340,7 +340,7 @@ def no_context(loss: Loss, what: str) -> str:
     )
 
 
-def check_of(loss: Loss) -> Callable[..., Any] | None:
+def check_of(loss: Loss) -> Callable[..., None] | None:
     """Return the target check of a loss, with options that `partial` has set, or None."""
     if not isinstance(loss, partial):
         return getattr(loss, "check", None)
@@ -348,7 +348,7 @@ def check_of(loss: Loss) -> Callable[..., Any] | None:
     return None if check is None else _bind_options(check, loss.keywords)
 
 
-def metrics_of(loss: Loss) -> dict[str, Callable[..., Any]]:
+def metrics_of(loss: Loss) -> dict[str, Metric]:
     """Return the metrics of a loss by name, with options that `partial` has set."""
     if not isinstance(loss, partial):
         return getattr(loss, "metrics", {})

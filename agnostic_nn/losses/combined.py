@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..core.arrays import Array, namespace
+from ..core.arrays import Array, Metric, namespace
 from ..core.errors import described, expect, expect_function, expect_number
 from ..core.trees import tree_map
 from ..metrics import finish_of, finished_by
@@ -145,7 +145,7 @@ class Losses(_Combined):
                 check(target[name], shape[name])
 
     @property
-    def metrics(self) -> dict[str, Callable[..., Any]]:
+    def metrics(self) -> dict[str, Metric]:
         """The metrics of each loss under the name of its output, such as "label.accuracy"."""
         return {
             f"{name}.{metric}": _of_output(function, name)
@@ -213,12 +213,12 @@ class Weighted(_Combined):
         return BatchLoss(value, dy, terms, result.divisor, result.ratio, result.unequal)
 
     @property
-    def check(self) -> Callable[..., Any] | None:
+    def check(self) -> Callable[..., None] | None:
         """The target check of the loss, or None."""
         return check_of(self.loss)
 
     @property
-    def metrics(self) -> dict[str, Callable[..., Any]]:
+    def metrics(self) -> dict[str, Metric]:
         """The metrics of the loss."""
         return metrics_of(self.loss)
 
@@ -292,7 +292,7 @@ def _by_output(name: str, entries: Any) -> dict[str, Any]:
     return dict(entries)
 
 
-def _of_output(metric: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _of_output(metric: Metric, name: str) -> Metric:
     """Return a metric of all outputs that computes `metric` of the output called `name`."""
 
     @finished_by(finish_of(metric))

@@ -48,11 +48,11 @@ def scan(
 @singledispatch
 def scan_impl(
     leaf: Array,
-    step: Callable[..., Any],
+    step: _Step,
     carry: Any,
     xs: Any,
     reverse: bool,
-    then: Callable[..., Any],
+    then: Callable[[Any], Any],
 ) -> tuple[Any, Any]:
     """Compute `scan` with the library of `leaf`. A backend registers its version here."""
     xp = namespace(leaf)

@@ -59,7 +59,7 @@ class Adafactor(Rule):
         column = p[..., :1, :]
         return {"v": {"row": zeros(row), "column": zeros(column)}}
 
-    def shared(self, rate: Any, t: Array) -> tuple[Any, ...]:
+    def shared(self, rate: Any, t: Array) -> tuple[Array | float, ...]:
         xp = namespace(t)
         largest = xp.minimum(1.0 / xp.sqrt(t), rate)
         return rate, largest, xp.exp(-self.power * xp.log(t))

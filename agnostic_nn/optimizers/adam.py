@@ -47,7 +47,7 @@ class _Moments(Rule):
     def start(self, p: Array) -> dict[str, Any]:
         return {"m": zeros(p), "v": zeros(p)}
 
-    def shared(self, rate: Any, t: Array) -> tuple[Any, ...]:
+    def shared(self, rate: Any, t: Array) -> tuple[Array | float, ...]:
         return rate, bias_correction(self.beta1, t), bias_correction(self.beta2, t)
 
     def _moments(self, g: Array, old: dict[str, Any]) -> tuple[Array, Array]:
@@ -83,7 +83,7 @@ class Adam(_Moments):
         v_max = {"v_max": zeros(p)} if self.amsgrad else {}
         return super().start(p) | v_max
 
-    def shared(self, rate: Any, t: Array) -> tuple[Any, ...]:
+    def shared(self, rate: Any, t: Array) -> tuple[Array | float, ...]:
         root = namespace(t).sqrt(bias_correction(self.beta2, t))
         return rate, rate * root / bias_correction(self.beta1, t), self.epsilon * root
 
@@ -137,7 +137,7 @@ class Adamax(_Moments):
     def start(self, p: Array) -> dict[str, Any]:
         return {"m": zeros(p), "u": zeros(p)}
 
-    def shared(self, rate: Any, t: Array) -> tuple[Any, ...]:
+    def shared(self, rate: Any, t: Array) -> tuple[Array | float, ...]:
         return (rate / bias_correction(self.beta1, t),)
 
     def move(
@@ -173,7 +173,7 @@ class NAdam(_Moments):
         one = namespace(p).ones((), dtype=p.dtype, device=device(p))
         return super().start(p) | {"product": one}
 
-    def shared(self, rate: Any, t: Array) -> tuple[Any, ...]:
+    def shared(self, rate: Any, t: Array) -> tuple[Array | float, ...]:
         def mu(t: Array) -> Array:
             shrink = namespace(t).exp(t * (self.momentum_decay * math.log(0.96)))
             return self.beta1 * (1.0 - 0.5 * shrink)
@@ -222,7 +222,7 @@ class RAdam(_Moments):
     x.
     """
 
-    def shared(self, rate: Any, t: Array) -> tuple[Any, ...]:
+    def shared(self, rate: Any, t: Array) -> tuple[Array | float, ...]:
         rate = rate / bias_correction(self.beta1, t)
         rho_limit = self._rho_limit()
         if rho_limit <= 5.0:  # then ρ never exceeds 5

@@ -103,7 +103,7 @@ class Rule:
         """Return the moments of the leaf `p` before the first step."""
         return {}
 
-    def shared(self, rate: Any, t: Array) -> tuple[Any, ...]:
+    def shared(self, rate: Any, t: Array) -> tuple[Array | float, ...]:
         """Return the arguments of `move` that follow `decay`. t is a 0-d real number."""
         return (rate,)
 
@@ -150,7 +150,7 @@ class Rule:
         """Return the number of steps that led to these moments, a 0-d integer."""
         return moments["step"]
 
-    def _shared_numbers(self, params: Params, moments: Moments) -> tuple[Any, ...]:
+    def _shared_numbers(self, params: Params, moments: Moments) -> tuple[Array | float, ...]:
         rate = self.rate
         if not callable(rate) and type(self).shared is Rule.shared:
             return (rate,)  # t is not needed, and the cast costs as much as a step of a bias

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..core.arrays import Array, Moments, Params, RowMask, State, namespace
+from ..core.arrays import Array, Metric, Moments, Params, RowMask, State, namespace
 from ..core.errors import described, expect, expect_flag, expect_function
 from ..core.trees import leaves, tree_map
 from ..layers import Layer
 from ..layers.base import not_a_layer
 from ..losses.base import BatchLoss, Divisor, Loss, batch_loss, takes_keyword
-from ..metrics import Metric, batch_means
+from ..metrics import batch_means
 from ..ops import all_finite, scan, select
 from ..optimizers import Optimizer
 from ..optimizers.base import bind_divisor, expect_optimizer, uses_divisor
@@ -30,6 +30,7 @@ Carry = tuple[Params, State, Moments]
 # (see `BatchLoss`). The values are () if there is one term, whose value is the loss itself. A
 # divisor is () if its term is a sum, and may be a Python number.
 Terms = tuple[tuple[Array, ...], tuple[Divisor, ...]]
+_StepWithTerms = Callable[..., tuple[Carry, Array, Array, Terms]]
 
 
 def expect_task(model: Any, loss: Any, optimizer: Any) -> None:
@@ -42,7 +43,7 @@ def expect_task(model: Any, loss: Any, optimizer: Any) -> None:
 
 def make_step(
     model: Layer, loss: Loss, optimizer: Optimizer, *, keep_finite: bool = True
-) -> Callable[..., Any]:
+) -> Callable[..., tuple[Carry, Array, Array]]:
     """Return a pure training step for a model, a loss and an optimizer.
 
     step(carry, x, target, counts=None, weights=None) -> (carry, value, finite), where carry is
@@ -85,7 +86,7 @@ def make_step(
 
 def make_step_with_terms(
     model: Layer, loss: Loss, optimizer: Optimizer, *, keep_finite: bool = True
-) -> Callable[..., Any]:
+) -> _StepWithTerms:
     """Return a step like that of `make_step`, which returns (carry, value, finite, terms).
 
     terms: see `Terms`; the mean over several batches is computed from them.
@@ -182,7 +183,9 @@ def _only(dy: Any, path: tuple[str, ...]) -> Any:
     return result
 
 
-def make_loop(step: Callable[..., Any], keep_finite: bool) -> Callable[..., Any]:
+def make_loop(
+    step: _StepWithTerms, keep_finite: bool
+) -> Callable[..., tuple[Carry, Array, Array, Any]]:
     """Return a function that takes several steps in one loop, which a backend may compile.
 
     step: a result of `make_step_with_terms`.

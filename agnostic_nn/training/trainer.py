@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core import random
-from ..core.arrays import Array, Moments, Params, Shape, State, namespace
+from ..core.arrays import Array, Metric, Moments, Params, Shape, State, namespace
 from ..core.atomic import StateLost, into, settle
 from ..core.backend import Backend
 from ..core.backend import backend as choose
@@ -33,7 +33,7 @@ from ..core.trees import expect_nested, leaves, named_leaves, tree_from_leaves, 
 from ..diagnostics.summary import Summary, bytes_of_training, summarize
 from ..layers import Layer
 from ..losses.base import Loss, describe_loss, metrics_of, takes_keyword
-from ..metrics import Metric, combine_means, finish_of
+from ..metrics import combine_means, finish_of
 from ..optimizers import Average, Optimizer
 from ..optimizers.base import nested_optimizers
 from . import checkpoint

@@ -123,7 +123,7 @@ class InputValidator:
         return count % rows > 0
 
     @cached_property
-    def _target_check(self) -> Callable[..., Any] | None:
+    def _target_check(self) -> Callable[..., None] | None:
         return check_of(self.loss)
 
     def _real(self, leaf: np.ndarray, has_dtype: bool, kind: str) -> np.ndarray:

@@ -65,7 +65,7 @@ _VARIABLE_OPCODES = {
 _IGNORED_OPCODES = {"CACHE", "EXTENDED_ARG", "NOP", "PUSH_NULL", "PRECALL", "RESUME", "NOT_TAKEN"}
 
 
-def _is_written(instructions: list[Any], position: int) -> bool:
+def _is_written(instructions: list[dis.Instruction], position: int) -> bool:
     """Return whether the object that an instruction loads is only written to.
 
     This is so in `x.append(...)`, `x[key] = ...` and `x[key].append(...)`.

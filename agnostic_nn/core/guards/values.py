@@ -32,7 +32,7 @@ MISSING = type("Missing", (), {"__repr__": lambda _: "missing"})()
 class ArrayContents(NamedTuple):
     """The dtype, shape and bytes of an array, to be compared bit by bit."""
 
-    layout: tuple[Any, ...]
+    layout: tuple[Any, tuple[int, ...]]
     data: bytes
 
     def __repr__(self) -> str:
