@@ -162,7 +162,8 @@ class Orthogonal(_Drawn):
         xp = namespace(key)
         rows = math.prod(shape[:-1])
         columns = shape[-1]
-        long, short = max(rows, columns), min(rows, columns)
+        long = max(rows, columns)
+        short = min(rows, columns)
         vectors = normal(key, (short, long), dtype)
         basis: list[Any] = []
         for i in range(short):

@@ -113,13 +113,15 @@ class LayerNorm(_Scaled):
     ) -> tuple[Array, State, Cache]:
         self._expect_width(x, params)
         wide = tree_map(widened, params)
-        scale, bias = wide.get("scale"), wide.get("bias")
+        scale = wide.get("scale")
+        bias = wide.get("bias")
         y, cache = normalize_rows(widened(x), scale, bias, self.epsilon)
         return narrowed(y, x), state, cache
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         wide = tree_map(widened, params)
-        scale, bias = wide.get("scale"), wide.get("bias")
+        scale = wide.get("scale")
+        bias = wide.get("bias")
         dx, dscale, dbias = normalize_rows_backward(widened(dy), scale, bias, cache)
         grads = {"scale": dscale, "bias": dbias}
         return narrowed(dx, dy), {name: narrowed(grads[name], p) for name, p in params.items()}
@@ -304,7 +306,8 @@ class BatchNorm(_Scaled):
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         params, _, shape = super().init(key, shape, dtype)
-        xp, place = namespace(key), device(key)
+        xp = namespace(key)
+        place = device(key)
         state = {
             "mean": xp.zeros(shape[-1], dtype=dtype, device=place),
             "variance": xp.ones(shape[-1], dtype=dtype, device=place),

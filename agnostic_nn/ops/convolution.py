@@ -146,7 +146,9 @@ def _insert_zeros(x: Array, stride: Shape) -> Array:
     for axis, s in enumerate(stride, 1):
         if s == 1:
             continue
-        lead, n, rest = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+        lead = x.shape[:axis]
+        n = x.shape[axis]
+        rest = x.shape[axis + 1 :]
         zeros = xp.zeros((*lead, n, s - 1, *rest), dtype=x.dtype, device=device(x))
         spaced = xp.concat([xp.reshape(x, (*lead, n, 1, *rest)), zeros], axis=axis + 1)
         x = xp.reshape(spaced, (*lead, n * s, *rest))

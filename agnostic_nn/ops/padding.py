@@ -25,7 +25,8 @@ def pad_impl(x: Array, pads: Pads, value: float) -> Array:
     """Compute `pad` for numbers of at least 0. A backend registers its version here."""
     xp = namespace(x)
     for axis, ends in enumerate(pads, 1):
-        lead, rest = x.shape[:axis], x.shape[axis + 1 :]
+        lead = x.shape[:axis]
+        rest = x.shape[axis + 1 :]
         if any(ends):
             before, after = (
                 xp.full((*lead, n, *rest), value, dtype=x.dtype, device=device(x)) for n in ends

@@ -95,7 +95,8 @@ def unslide(w: Array, *others: Array, axis: int, stride: int, dilation: int, len
         row, column = divmod(k * dilation, stride)
         after = rows - row - part.shape[axis]
         columns[column].append(pad(part, along(part, axis, (row, after))))
-    lead, rest = w.shape[:axis], w.shape[axis + 1 :]
+    lead = w.shape[:axis]
+    rest = w.shape[axis + 1 :]
     empty = xp.zeros((*lead, rows, *rest), dtype=w.dtype, device=device(w))
     totals = [sum(parts[1:], start=parts[0]) if parts else empty for parts in columns]
     x = xp.reshape(xp.stack(totals, axis=axis + 1), (*lead, rows * stride, *rest))

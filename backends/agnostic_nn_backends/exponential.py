@@ -15,10 +15,9 @@ HALFWAY = 1.5 * 2.0**23
 FACTOR = 127 << 23  # the bits of 1.0
 
 _LOG2_E = 1.4426950408889634
-_LN2_HIGH, _LN2_LOW = (
-    355.0 / 512.0,
-    -2.12194440054690583e-4,
-)  # ln 2 = high + low; n · 355/512 is exact
+# ln 2 = high + low; n · 355/512 is exact
+_LN2_HIGH = 355.0 / 512.0
+_LN2_LOW = -2.12194440054690583e-4
 # coefficients of (exp(r) - 1 - r) / r² for |r| ≤ ln 2 / 2, fitted to within 3.1e-9 of exp(r)
 _COEFFICIENTS = (0.499999934, 0.166665203, 0.0416683919, 0.008368756, 0.0013814517)
 

@@ -785,7 +785,8 @@ def _finding(
             tolerance = FACTOR * (spreads[i] + tiny) + side.epsilon * within
             tolerances[i] = 0.0 if exact else tolerance
     one_run = [_worst_of(reference, runs) for runs in got]
-    errors, reasons = [], []
+    errors = []
+    reasons = []
     masks = _incomparable(name, reference, one_run, sides, controls) if is_real else [{}] * len(got)
     for side, values, side_masks, tolerance in zip(sides, one_run, masks, tolerances, strict=True):
         error = _errors(reference, values)

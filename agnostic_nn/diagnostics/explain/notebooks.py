@@ -106,7 +106,8 @@ class _Explainer:
     def explain(
         self, model: Layer, loss: Callable[..., Any], x: Any, target: Any, params: Any
     ) -> Explanation:
-        x, target = self.array(x), self.array(target)
+        x = self.array(x)
+        target = self.array(target)
         return explain(model, loss, x, target, params=params, backend=self.backend)
 
     def step(self, params: Any, explanation: Explanation, learning_rate: float) -> Any:
@@ -209,7 +210,8 @@ def _softmax_network(explainer: _Explainer) -> list[Part]:
         {},
         explainer.dense(np.transpose([[2, 0], [0, 2], [1, 1]]), [-1, -5, -7]),
     )
-    x, target = [[2, 1, 3]], [[0, 1, 0]]
+    x = [[2, 1, 3]]
+    target = [[0, 1, 0]]
     rounded = explainer.explain(model, rounded_cross_entropy, x, target, params)
     return [
         Part(
@@ -233,7 +235,8 @@ def _softmax_network(explainer: _Explainer) -> list[Part]:
 def _mean_squared_error_step(explainer: _Explainer) -> list[Part]:
     model = Sequential(Dense(1), ReLU())
     params: Any = (explainer.dense([[0.1], [0.2]], [1]), {})
-    x, target = [[1, 2], [2, 1], [-1, -2]], [[1], [0], [0]]
+    x = [[1, 2], [2, 1], [-1, -2]]
+    target = [[1], [0], [0]]
     explanation = explainer.explain(model, mean_squared_error, x, target, params)
     dense = explanation.nodes[1]
     per_example = dense.dy * explainer.array(x)

@@ -113,7 +113,8 @@ def _scatter_add(updates, index, rows):
         and updates.size > _MIN_SPARSE_SIZE
         and 0 <= index.min() <= index.max() < rows
     ):
-        ones, ends = np.ones(count, updates.dtype), np.arange(count + 1)
+        ones = np.ones(count, updates.dtype)
+        ends = np.arange(count + 1)
         return _sparse((ones, index.astype(ends.dtype), ends), (rows, count)) @ updates
     out = np.zeros((rows, updates.shape[1]), updates.dtype)
     np.add.at(out, index, updates)
@@ -150,7 +151,8 @@ def _seen(x, window, stride, padding, dilation, groups):
 def _rows(seen, rank):
     """Yield (a few examples, the inputs in their windows as rows of a matrix for each group)."""
     groups, batch, *space = seen.shape[: rank + 2]
-    places, size = math.prod(space), math.prod(seen.shape[rank + 2 :])
+    places = math.prod(space)
+    size = math.prod(seen.shape[rank + 2 :])
     few = max(1, _COPY_SIZE // (groups * places * size))
     for start in range(0, batch, few):
         part = seen[:, start : start + few]
@@ -165,13 +167,15 @@ def _rows(seen, rank):
 
 def _matrices(x, groups):
     """(..., groups · n) -> (groups, all of the others, n), without a copy if x is contiguous."""
-    rows, n = math.prod(x.shape[:-1]), x.shape[-1] // groups
+    rows = math.prod(x.shape[:-1])
+    n = x.shape[-1] // groups
     return x.reshape(rows, groups, n).transpose(1, 0, 2)
 
 
 def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
     seen = _seen(x, weight.shape[:-2], stride, padding, dilation, groups)
-    rank, width = len(stride), weight.shape[-1]
+    rank = len(stride)
+    width = weight.shape[-1]
     y = np.empty((*seen.shape[1 : rank + 2], width), x.dtype)
     matrices = _matrices(weight, groups)
     for some, rows in _rows(seen, rank):
@@ -184,7 +188,8 @@ def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
 
 def _convolve_weight(x, dy, window, stride, padding, dilation, groups):
     seen = _seen(x, window, stride, padding, dilation, groups)
-    fan_in, width = seen.shape[-1], dy.shape[-1]
+    fan_in = seen.shape[-1]
+    width = dy.shape[-1]
     total = np.zeros((groups, math.prod(window) * fan_in, width // groups), dy.dtype)
     for some, rows in _rows(seen, len(stride)):
         total += rows.transpose(0, 2, 1) @ _matrices(dy[some], groups)
@@ -197,7 +202,8 @@ def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
     if max(stride) == 1:
         turned, around = flipped_weight(weight, lengths, space, stride, padding, dilation, groups)
         return _convolve(dy, turned, stride, around, dilation, groups)
-    dx, rows = _wide(dy, lengths, padding, groups * fan_in), _matrices(dy, groups)
+    dx = _wide(dy, lengths, padding, groups * fan_in)
+    rows = _matrices(dy, groups)
     for place, seen in window_views(dx, window, space, stride, dilation):
         part = rows @ _matrices(weight[place], groups).transpose(0, 2, 1)
         seen += part.transpose(1, 0, 2).reshape(seen.shape)
@@ -217,7 +223,8 @@ def _passes(lengths, *spans):
     """
     if all(d * (k - 1) < s for k, s, _, d in zip(*spans, strict=True)):
         return [(lengths, *spans)]
-    result, plain = [], (1, 1, (0, 0), 1)
+    result = []
+    plain = (1, 1, (0, 0), 1)
     for axis in reversed(range(len(lengths))):
         columns = zip(spans, plain, strict=True)
         one = [[own if i == axis else no for i, own in enumerate(span)] for span, no in columns]
@@ -260,7 +267,9 @@ def _largest_input(dy, which, lengths, *spans):
 
 
 def _put_back(dy, which, lengths, window, stride, padding, dilation):
-    space, channels, bits = dy.shape[1:-1], dy.shape[-1], np.dtype(f"i{dy.itemsize}")
+    space = dy.shape[1:-1]
+    channels = dy.shape[-1]
+    bits = np.dtype(f"i{dy.itemsize}")
     tiles = window == stride and lengths == tuple(map(math.prod, zip(space, stride, strict=True)))
     once = tiles and not any(map(any, padding))
     if once:  # each position is in one window
@@ -294,9 +303,11 @@ def _sum_rows(x):
     # but adds the blocks sequentially. So sum chunks of rows, and then their sums.
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     while len(rows) > 2 * _CHUNK:
-        count, width = len(rows) // _CHUNK, rows.shape[1]
+        count = len(rows) // _CHUNK
+        width = rows.shape[1]
         chunks = rows[: count * _CHUNK].reshape(count, _CHUNK, width)
-        sums, rest = np.ones(_CHUNK, x.dtype) @ chunks, rows[count * _CHUNK :]
+        sums = np.ones(_CHUNK, x.dtype) @ chunks
+        rest = rows[count * _CHUNK :]
         rows = np.concatenate([sums, rest]) if len(rest) else sums
     return np.ones(len(rows), x.dtype) @ rows
 
@@ -307,7 +318,8 @@ _WIDE = 2**13  # row length up to which sums by BLAS and einsum are within about
 def _normalize_rows(x, scale, bias, epsilon):
     if x.shape[-1] > _WIDE:  # NumPy sums the last axis pairwise
         return ops.normalize_rows.dispatch(object)(x, scale, bias, epsilon)
-    rows, ones = x.reshape(-1, x.shape[-1]), np.ones((x.shape[-1], 1), x.dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    ones = np.ones((x.shape[-1], 1), x.dtype)
     normal = rows - rows @ ones / len(ones)
     spread = np.einsum("ij,ij->i", normal, normal)[:, None]
     spread /= len(ones)
@@ -325,7 +337,8 @@ def _normalize_rows_backward(dy, scale, bias, cache):
         return ops.normalize_rows_backward.dispatch(object)(dy, scale, bias, cache)
     # Σ g x̂ = (dy · x̂) · scale; the product dy ∘ x̂ serves both it and dscale
     normal, spread = cache
-    rows, width = dy.reshape(normal.shape), normal.shape[1]
+    rows = dy.reshape(normal.shape)
+    width = normal.shape[1]
     share = np.full((width, 1), 1.0 / width, dy.dtype)
     product = rows * normal
     dscale = None if scale is None else _sum_rows(product)

@@ -55,7 +55,9 @@ def attend_backward(query, key, value, allowed, kept, heads, cache, dy, *, causa
         return standard(query, key, value, allowed, kept, heads, cache, dy, causal=causal)
     shifts, totals = cache
     scale = 1.0 / math.sqrt(query.shape[-1])
-    dquery, dkey, dvalue = _empty_like(query), _empty_like(key), _empty_like(value)
+    dquery = _empty_like(query)
+    dkey = _empty_like(key)
+    dvalue = _empty_like(value)
     dkey[...] = dvalue[...] = 0.0
     score = _scores(query, key, allowed, causal)
     for place, keys in _blocks(query, key, causal):
@@ -90,7 +92,8 @@ def _is_small(query, key):
 def _blocks(query, key, causal):
     """Yield the index of a block of queries (all axes but the last) and the slice of their keys."""
     batch, heads, group, time, _ = query.shape
-    keys, rows = key.shape[2], min(time, QUERIES)
+    keys = key.shape[2]
+    rows = min(time, QUERIES)
     some = max(1, min(heads, SCORES // (group * rows * keys)))
     few = max(1, SCORES // (some * group * rows * keys))
     for i in range(0, batch, few):
@@ -102,7 +105,8 @@ def _blocks(query, key, causal):
 
 def _scores(query, key, allowed, causal):
     """Return a function from a block to its Q / √d and its transposed S, -∞ for forbidden keys."""
-    scale, group = 1.0 / math.sqrt(query.shape[-1]), query.shape[2]
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    group = query.shape[2]
     late = np.tril(np.full((QUERIES, QUERIES), -math.inf, query.dtype), -1)[:, None]
     if len(allowed):
         hidden = np.where(allowed, 0.0, -math.inf).astype(query.dtype)

@@ -33,7 +33,8 @@ def _parts(x):
 
 def lstm(xs, params, start, reverse, keep, by_steps):
     time, batch, _ = xs.shape
-    width, kind = len(params["recurrent"]), xs.dtype
+    width = len(params["recurrent"])
+    kind = xs.dtype
     matrix = np.concatenate((params["recurrent"], params["weight"], params["bias"][None]))
     matrix *= np.repeat(np.asarray((-1.0, -1.0, 1.0, -1.0), kind), width)
     # in the order of the steps: row t + 1 holds the h after step t
@@ -41,7 +42,8 @@ def lstm(xs, params, start, reverse, keep, by_steps):
     table = np.empty((time + 1, batch, len(matrix)), kind)
     table[:-1, :, width:-1] = xs[order]
     table[..., -1] = 1.0
-    hs, rows = table[..., :width], table.reshape((time + 1) * batch, len(matrix))
+    hs = table[..., :width]
+    rows = table.reshape((time + 1) * batch, len(matrix))
     hs[0] = start["h"]
     slopes = list(np.empty((6 * keep, time, batch, width), kind))
 
@@ -58,7 +60,10 @@ def lstm(xs, params, start, reverse, keep, by_steps):
         read = rows[first * batch : (first + count) * batch, width:]
         np.matmul(read, matrix[width:], out=z[:count].reshape(count * batch, 4 * width))
         for n in range(count):
-            e, one, t, c = a[n], s[n], shown[n], cs[n + 1]
+            e = a[n]
+            one = s[n]
+            t = shown[n]
+            c = cs[n + 1]
             np.matmul(hs[first + n], matrix[:width], out=e)
             e += z[n]
             np.tanh(g[n], out=grown[n])
@@ -100,7 +105,9 @@ def lstm_backward(xs, params, kept, dys, dend, reverse, wanted, by_steps):
     order = slice(None, None, -1 if reverse else 1)
     dzs = np.empty((time, batch, 4 * width), f.dtype)
     around = np.ascontiguousarray(params["recurrent"].T)
-    dh, dc, more = dend["h"].copy(), dend["c"].copy(), np.empty_like(f[0])
+    dh = dend["h"].copy()
+    dc = dend["c"].copy()
+    more = np.empty_like(f[0])
     each = f, by_i, by_f, by_g, by_o, across, dzs, *_parts(dzs), *(dy[order] for dy in dys)
     for now in zip(*(one[::-1] for one in each), strict=True):
         kept_f, to_i, to_f, to_g, to_o, to_c, dz, dz_i, dz_f, dz_g, dz_o, *dy = now

@@ -196,7 +196,8 @@ def _compare(name: str, dtype: str) -> tuple[str]:
 
 
 def _cast(source: str, dtype: str) -> tuple[str, ...]:
-    old, new = _TYPES[source], _TYPES[dtype]
+    old = _TYPES[source]
+    new = _TYPES[dtype]
     if dtype == "bool":
         return (_compare("not_equal", source)[0].replace("{b}", _number(0, source)),)
     if source.startswith("float"):

@@ -109,7 +109,8 @@ def _settings(cuda, precision, deterministic):
     strict = precision == "strict"
     settings = []
     if deterministic:
-        get, put = torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode
+        get = torch.get_deterministic_debug_mode
+        put = torch.set_deterministic_debug_mode
         settings.append((get, put, 2))  # raise an error for nondeterministic operations
     if deterministic and cuda:
         settings += [
@@ -117,11 +118,13 @@ def _settings(cuda, precision, deterministic):
             _attribute(cudnn, "benchmark", False),
         ]
     if not hasattr(torch._C, "_get_fp32_precision_getter"):  # before PyTorch 2.9
-        get, put = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+        get = torch.get_float32_matmul_precision
+        put = torch.set_float32_matmul_precision
         settings.append((get, put, "highest" if strict else "high"))
         return [*settings, _attribute(cudnn, "allow_tf32", not strict)]
     # the functions behind torch.backends, which is ten times as slow
-    get, put = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
+    get = torch._C._get_fp32_precision_getter
+    put = torch._C._set_fp32_precision_setter
     for place in _PRODUCTS["cuda" if cuda else "cpu"]:
         settings.append((partial(get, *place), partial(put, *place), "ieee" if strict else "tf32"))
     return settings
@@ -319,7 +322,8 @@ def _has_lstm(xs):
 def _lstm(xs, params, start, reverse, keep, by_steps):
     if not _has_lstm(xs):
         return by_steps()
-    bias, width = params["bias"], len(params["recurrent"])
+    bias = params["bias"]
+    width = len(params["recurrent"])
     weights = params["weight"].T, params["recurrent"].T, bias, torch.zeros_like(bias)
     arguments = _packed(xs, *weights, start["h"], start["c"])
     how = reverse, [], _MODE, width, 1, True, False, False, keep

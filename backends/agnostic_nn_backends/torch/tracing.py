@@ -173,7 +173,8 @@ class _Namespace:
 
     def where(self, condition, one, other, /):
         like = one if isinstance(one, Traced | torch.Tensor) else other
-        one, other = _number(one, like), _number(other, like)
+        one = _number(one, like)
+        other = _number(other, like)
         if one.dtype != other.dtype:
             return record(xp.where, condition, one, other)
         return record(torch.where, condition, one, other)
@@ -212,7 +213,8 @@ def _one(function):
 def _two(name, function):
     def called(self, x, y, /):
         like = x if isinstance(x, Traced | torch.Tensor) else y
-        x, y = _number(x, like), _number(y, like)
+        x = _number(x, like)
+        y = _number(y, like)
         return record(function if x.dtype == y.dtype else getattr(xp, name), x, y)
 
     return called
