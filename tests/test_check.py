@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cases._adapters import members
 
 import agnostic_nn as nn
 from agnostic_nn import CheckFailed, check
@@ -402,8 +403,7 @@ def test_a_broken_layer_is_caught_by_name(layer, shape, message):
 def stand_in(**changed):
     """Return NumPy under another name, with parts of its adapter replaced."""
     numpy = nn.backend("numpy")
-    names = {name: getattr(numpy.adapter, name) for name in numpy.adapter.__all__}
-    return replace(numpy, name="off", adapter=SimpleNamespace(**names | changed))
+    return replace(numpy, name="off", adapter=SimpleNamespace(**members(numpy.adapter, **changed)))
 
 
 def pull_of_gain(function, point):

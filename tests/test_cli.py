@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from types import ModuleType
 
 import pytest
+from cases._adapters import members
 
 import agnostic_nn as nn
 from agnostic_nn.diagnostics.cli.main import main
@@ -27,7 +28,7 @@ def add(monkeypatch, name, **names):
     """Add a backend whose adapter has NumPy's names, but for those given."""
     host = nn.backend("numpy").adapter
     module = ModuleType(f"adapter_of_{name}")
-    vars(module).update({each: getattr(host, each) for each in host.__all__} | names)
+    vars(module).update(members(host, **names))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(SHIPPED, name, (module.__name__, "nothing"))
 

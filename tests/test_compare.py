@@ -14,6 +14,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from cases._adapters import members
 
 import agnostic_nn as nn
 from agnostic_nn import ops
@@ -85,7 +86,7 @@ def pretend(monkeypatch):
 
     def add(**replaced):
         module = ModuleType(f"pretended_{next(NUMBERS)}")
-        vars(module).update({name: getattr(HOST, name) for name in HOST.__all__} | replaced)
+        vars(module).update(members(HOST, **replaced))
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setitem(SHIPPED, module.__name__, (module.__name__, "nothing"))
         return module.__name__

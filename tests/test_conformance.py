@@ -8,6 +8,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from cases._adapters import members
 
 import agnostic_nn as nn
 from agnostic_nn import ops
@@ -212,9 +213,7 @@ def module(monkeypatch):
     def make(name, **names):
         host = nn.backend("numpy").adapter
         module = ModuleType(name)
-        vars(module).update(
-            {attribute: getattr(host, attribute) for attribute in host.__all__} | names
-        )
+        vars(module).update(members(host, **names))
         monkeypatch.setitem(sys.modules, name, module)
         return module
 
