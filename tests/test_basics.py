@@ -470,3 +470,11 @@ def test_good_data_pass():
     nn.Dense(2).check(np.zeros((0, 3)))
     nn.Dense(2).check(np.asarray([[3e38, -0.0]], dtype="float32"))
     nn.Embedding(5, 2).check(np.asarray([[0, 4]], dtype="uint8"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_dtype_may_be_that_of_an_array(dtype):
+    xp = namespace(np.zeros(()))
+    x = np.zeros((2, 4), dtype)
+    params, _, _ = nn.Dense(3).init(nn.random.key(0, xp=xp), (4,), x.dtype)
+    assert params["weight"].dtype == x.dtype

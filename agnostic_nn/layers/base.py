@@ -219,7 +219,9 @@ def _expect_init_arguments(layer: Layer, key: Any, shape: Any, dtype: Any) -> No
     single = isinstance(shape, tuple) and not any(isinstance(entry, tuple) for entry in shape)
     fits = single or not layer.one_array
     expect(fits, "{} takes one array, got several of shapes {}", name, shape)
-    if dtype is None or isinstance(dtype, str) or dtype in (bool, int, float):
+    # `is`, because np.dtype("float64") == float
+    is_python = any(dtype is kind for kind in (bool, int, float))
+    if dtype is None or isinstance(dtype, str) or is_python:
         raise TypeError(f"{name}.init takes a dtype, such as xp.float32, got {dtype!r}")
 
 

@@ -33,14 +33,14 @@ When the function is called instead
   values, writes to an array, or has a long loop; or if the program failed its verification.
 - If another thread is running a program of the same function.
 
-Guards
-------
+What is checked before a call
+-----------------------------
 - `Program.fits` checks before each call the structure of the arguments, the layout of each array
   that changed, the identity of all leaves that are not arrays, and that donated memory is writable
   and overlaps nothing else.
 - `agnostic_nn.core.guards` checks the Python values that user code reads, such as closures, before
   the call gets here.
 - A step that is skipped for non-finite gradients is `ops.select(finite, new, old)`. The plan turns
-  it into a guard of the program: if `finite` is false, `run` returns before the new values are
-  computed (`graph.Guard`).
+  it into an early return of the program: if `finite` is false, `run` returns before the new values
+  are computed (`graph.EarlyReturn`).
 """

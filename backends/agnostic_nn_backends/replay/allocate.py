@@ -49,8 +49,8 @@ def find_liveness(graph: Graph, aliases: Aliases, schedule: Schedule) -> Livenes
                     live.readers.setdefault(root, []).append((s, parent))
     results = [*graph.outputs, *(new for _, new in graph.donations)]
     still_needed = {node.number for node in results}
-    if graph.guard is not None:
-        still_needed.add(graph.guard.condition)
+    if graph.early_return is not None:
+        still_needed.add(graph.early_return.condition)
     for n, s in last_use.items():
         is_large = _nbytes(graph.nodes[n].value) > MIN_RELEASE_BYTES
         if not aliases.is_bound(n) and n not in still_needed and is_large:
@@ -58,9 +58,9 @@ def find_liveness(graph: Graph, aliases: Aliases, schedule: Schedule) -> Livenes
     for node in results:
         for root in aliases.roots[node.number]:
             live.last_step[root] = _NEVER
-    if graph.guard is not None:
-        for root in aliases.roots[graph.guard.condition]:
-            live.last_step[root] = max(live.last_step.get(root, -1), schedule.guard_step or 0)
+    if graph.early_return is not None:
+        for root in aliases.roots[graph.early_return.condition]:
+            live.last_step[root] = max(live.last_step.get(root, -1), schedule.return_step or 0)
     return live
 
 
@@ -158,7 +158,7 @@ def _can_replace(
 ) -> bool:
     """Return whether step `s` may write `node` to the memory of the donated input `old`."""
     last = live.last_step.get(old.number, -1)
-    if not graph.same_layout(node, old) or last > s or s < (schedule.guard_step or 0):
+    if not graph.same_layout(node, old) or last > s or s < (schedule.return_step or 0):
         return False
     if last < s:
         return True

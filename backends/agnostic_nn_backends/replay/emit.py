@@ -7,7 +7,7 @@ function, k{n} a kernel that begins with node n, c{n} another value. There are:
 - `bind(array)`, one for each argument: assigns the argument and makes its views. It runs only
   when a call has another array there than the call before.
 - `run()`: makes the calls up to the commit and returns the calls of the commit, as callables
-  without arguments; none if the guard is false.
+  without arguments; none if the condition of the early return is false.
 - `release()`: deletes references to results that only the commit read.
 """
 
@@ -107,14 +107,14 @@ def _emit_steps(
 ) -> tuple[list[str], list[str], list[str]]:
     """Return the lines of `run`, the entries of the list that it returns, and `release`."""
     schedule = plan.schedule
-    guard = plan.graph.guard
-    guard_line = "" if guard is None else f"if not e{guard.condition}: return ()"
+    early_return = plan.graph.early_return
+    return_line = "" if early_return is None else f"if not e{early_return.condition}: return ()"
     body: list[str] = []
     late: list[str] = []
     release_lines: list[str] = []
     for s, step in enumerate(schedule.steps):
-        if s == schedule.guard_step:
-            body.append(guard_line)
+        if s == schedule.return_step:
+            body.append(return_line)
         lines = _step_lines(plan, step, env, lines_of_owner)
         released = [f"e{n} = None" for n in plan.liveness.released_after.get(s, ())]
         if s < schedule.commit_step:
@@ -124,8 +124,8 @@ def _emit_steps(
         body += before
         late.append(calls)
         release_lines += released
-    if schedule.guard_step == len(schedule.steps):
-        body.append(guard_line)
+    if schedule.return_step == len(schedule.steps):
+        body.append(return_line)
     return body, late, release_lines
 
 

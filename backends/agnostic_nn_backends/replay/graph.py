@@ -9,13 +9,13 @@ from typing import Any
 
 from .trace import Node, Trace
 
-__all__ = ["Aliases", "Donation", "Graph", "Guard", "find_aliases"]
+__all__ = ["Aliases", "Donation", "EarlyReturn", "Graph", "find_aliases"]
 
 Donation = tuple[Node, Node]  # (donated input, result that replaces it)
 
 
 @dataclass(frozen=True)
-class Guard:
+class EarlyReturn:
     """A condition on which all donated inputs depend: they change only if it is true.
 
     condition: the node of the condition.
@@ -45,16 +45,16 @@ class Graph:
         self.parents = [[parent.number for parent in node.parents] for node in trace.nodes]
         self.constants = {node.number for node in trace.nodes if node.is_constant}
         self.input_index = {node.number: i for i, node in enumerate(inputs)}
-        self.guard, self.donations = self._find_guard(trace.guards, donations)
-        condition = () if self.guard is None else (self.guard.condition,)
+        self.early_return, self.donations = self._find_early_return(trace.selects, donations)
+        condition = () if self.early_return is None else (self.early_return.condition,)
         self.order = self._required(self.donations, condition)
 
-    def _find_guard(
-        self, guards: dict[int, int], donations: list[Donation]
-    ) -> tuple[Guard | None, list[Donation]]:
-        """Return the guard, if there is one, and the donations when its condition is true.
+    def _find_early_return(
+        self, selects: dict[int, int], donations: list[Donation]
+    ) -> tuple[EarlyReturn | None, list[Donation]]:
+        """Return the early return, if there is one, and the donations when its condition is true.
 
-        A guard exists if each donated input is either unchanged or replaced by
+        An early return exists if each donated input is either unchanged or replaced by
         `select(condition, new, input)`, with one condition for all, and nothing else needs the
         new values or the selection. Then the program can return before it computes the new
         values.
@@ -65,20 +65,20 @@ class Graph:
             if new is old:
                 taken.append((old, new))
                 continue
-            if new.number not in guards or new.args[2] is not old:
+            if new.number not in selects or new.args[2] is not old:
                 return None, donations
             condition, value, _ = new.args
-            candidates.add(Guard(condition.number, guards[new.number]))
+            candidates.add(EarlyReturn(condition.number, selects[new.number]))
             taken.append((old, value))
         if len(candidates) != 1:
             return None, donations
-        (guard,) = candidates
-        if any(node.number >= guard.start for node in self.outputs):
+        (early_return,) = candidates
+        if any(node.number >= early_return.start for node in self.outputs):
             return None, donations
-        required = self._required(taken, [guard.condition])
-        if any(parent in guards for n in required for parent in self.parents[n]):
+        required = self._required(taken, [early_return.condition])
+        if any(parent in selects for n in required for parent in self.parents[n]):
             return None, donations
-        return guard, taken
+        return early_return, taken
 
     def _required(self, donations: list[Donation], more: Iterable[int]) -> list[int]:
         """Return the calls on which the results and the nodes `more` depend, in order."""

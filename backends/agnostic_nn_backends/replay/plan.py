@@ -1,6 +1,6 @@
 """The plan of a program: the passes over a trace, in the order in which they depend on each other.
 
-1. `Graph`: the calls that the results need, and the guard.
+1. `Graph`: the calls that the results need, and the early return.
 2. `find_aliases`: which results share memory.
 3. `find_commitment`: the calls that write to donated memory and come last.
 4. `make_schedule`: the order of the calls, and the fused groups.

@@ -29,13 +29,13 @@ class Step:
 class Schedule:
     """The steps of a program, in order.
 
-    guard_step: the step before which the program checks the guard and may return; None without
-        a guard.
+    return_step: the step before which the program checks the condition and may return early; None
+        without an early return.
     commit_step: the first step of the commit.
     """
 
     steps: list[Step]
-    guard_step: int | None
+    return_step: int | None
     commit_step: int
 
 
@@ -57,15 +57,15 @@ def find_commitment(graph: Graph, aliases: Aliases) -> Commitment:
 
     The commit is a list of calls that no exception can interrupt. So each of them has to be a
     call of a C function that writes to memory of the program, and none may compute a value that
-    is returned or the condition of the guard.
+    is returned or the condition of the early return.
     """
     readers: dict[int, list[int]] = {}  # the calls that read a node or a view of it
     for n in graph.order:
         for parent in graph.parents[n]:
             readers.setdefault(parent, []).append(n)
     returned = {node.number for node in graph.outputs}
-    if graph.guard is not None:
-        returned.add(graph.guard.condition)
+    if graph.early_return is not None:
+        returned.add(graph.early_return.condition)
 
     def can_be_late(n: int) -> bool:
         if n in aliases.views:
@@ -105,8 +105,8 @@ def make_schedule(graph: Graph, aliases: Aliases, late: set[int]) -> Schedule:
     group being collected is moved before it, so that it does not cut the group in two.
     """
     steps: list[Step] = []
-    guard = graph.guard
-    guard_step: int | None = None
+    early_return = graph.early_return
+    return_step: int | None = None
     commit_step: int | None = None
     group: list[Node] = []
 
@@ -122,9 +122,13 @@ def make_schedule(graph: Graph, aliases: Aliases, late: set[int]) -> Schedule:
         if is_first_late:
             end_group()
             commit_step = len(steps)
-        if guard is not None and guard_step is None and (is_first_late or n >= guard.start):
+        if (
+            early_return is not None
+            and return_step is None
+            and (is_first_late or n >= early_return.start)
+        ):
             end_group()
-            guard_step = len(steps)
+            return_step = len(steps)
         if n in aliases.views:
             continue  # made when its owner is bound
         members = {member.number for member in group}
@@ -140,11 +144,11 @@ def make_schedule(graph: Graph, aliases: Aliases, late: set[int]) -> Schedule:
             end_group()
         steps.append(Step([node]))
     end_group()
-    if guard is not None and guard_step is None:
-        guard_step = len(steps)
+    if early_return is not None and return_step is None:
+        return_step = len(steps)
     if commit_step is None:
         commit_step = len(steps)
-    return Schedule(steps, guard_step, commit_step)
+    return Schedule(steps, return_step, commit_step)
 
 
 def _is_blockwise(graph: Graph, node: Node) -> bool:

@@ -191,14 +191,14 @@ class Node:
 class Trace:
     """All calls of one run, in order. The first nodes are the inputs of the function.
 
-    guards: maps the number of a node recorded by `select` to the number of the first node that
+    selects: maps the number of a node recorded by `select` to the number of the first node that
         computes the new values.
     nodes_by_call: the nodes by function and arguments, for common-subexpression elimination.
     """
 
     library: Library
     nodes: list[Node] = field(default_factory=list)
-    guards: dict[int, int] = field(default_factory=dict)
+    selects: dict[int, int] = field(default_factory=dict)
     nodes_by_call: dict[tuple, Node] = field(default_factory=dict)
 
     def add(self, function: Callable | None, args: tuple, kwargs: dict, value: Any) -> "Traced":
@@ -444,8 +444,8 @@ def unrolled_scan(leaf: Traced, *rest: Any) -> Any:
 def select(holds: Traced, make: Callable, old: Any) -> Any:
     """Implement `ops.select`: record how both trees are computed, and the selection.
 
-    The selection is a guard if the whole result depends on it: `Plan` then returns early when
-    the condition is false, instead of computing the new tree in vain.
+    If the whole result depends on the selection, the program returns early when the condition is
+    false, instead of computing the new tree in vain (`graph.EarlyReturn`).
     """
     start = len(_current.trace.nodes)
 
@@ -453,7 +453,7 @@ def select(holds: Traced, make: Callable, old: Any) -> Any:
         if new is before:
             return new
         selected = record(select_value, holds, new, before)
-        _current.trace.guards[selected.node.number] = start
+        _current.trace.selects[selected.node.number] = start
         return selected
 
     return _map_pairs(select_leaf, make(), old)
