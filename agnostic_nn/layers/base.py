@@ -67,8 +67,8 @@ class Layer:
     # the kind of dtype of x, as `isdtype` of the Array API Standard names it; a dict by input
     # name for layers that take a dict
     input_kinds: ClassVar[str | dict[str, str]] = "real floating"
-    # True if y at each position depends only on x at that position, where positions are all
-    # axes but the batch and the last one
+    # True if y at a position is a function of x at that position alone, the same function at all
+    # positions, as in `Dense`. Positions are indexed by the axes between the batch and the last
     per_position: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:

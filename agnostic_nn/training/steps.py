@@ -46,10 +46,11 @@ def make_step(
 ) -> Callable[..., tuple[Carry, Array, Array]]:
     """Return a pure training step for a model, a loss and an optimizer.
 
-    step(carry, x, target, counts=None, weights=None) -> (carry, value, finite), where carry is
-    (params, state, moments), value is the loss before the step, and finite tells whether value
-    and gradients are finite. With `keep_finite`, a step that is not finite returns the carry
-    unchanged.
+    step(carry, x, target, counts=None, weights=None, due=None, t=None, context=None)
+    -> (carry, value, finite), where carry is (params, state, moments), value is the loss before
+    the step, and finite tells whether value and gradients are finite. With `keep_finite`, a
+    step that is not finite returns the carry unchanged.
+
     counts: (batch,), 1 for an example and 0 for a padding row;
     weights: (batch,), how much each row counts in the loss, by default `counts`;
     due: a 0-d boolean, whether to take the step at all;
@@ -105,6 +106,7 @@ def make_step_with_terms(
     ) -> tuple[Carry, Array, Array, Terms]:
         params, state, moments = carry
         train = True if counts is None else RowMask(counts)
+        # a list, so that backward_params can take the only reference to the cache and free it
         y, new_state, *cache = model.forward(params, state, x, train=train)
         weights = counts if weights is None else weights
         result = batch_loss(loss, y, target, weights, step=t, context=context)
