@@ -144,7 +144,7 @@ def judged(workloads: dict) -> Iterator[tuple[Target, str | None, Ratio | None, 
         results = {
             name: compared(result, target.measure, target.ours, name) for name in target.against
         }
-        results = {name: one for name, one in results.items() if one}
+        results = {name: ratio for name, ratio in results.items() if ratio}
         best = max(results, key=lambda name: results[name].value, default=None)
         text = {"below": "reached", "tie": "tie", "above": "missed"}
         verdict = text[results[best].against(target.at_most)] if results else "not measured"

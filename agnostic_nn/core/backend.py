@@ -355,7 +355,7 @@ def backend(
     ------
     BackendUnavailable
         If no backend has this name, its library is not installed or cannot run, the device does
-        not exist, or the library cannot be deterministic as it is set up. No other
+        not exist, or the library cannot be deterministic with its current settings. No other
         backend is used instead.
     """
     policy = chosen_policy(precision, deterministic, replay)

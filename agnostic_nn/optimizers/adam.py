@@ -307,7 +307,7 @@ class LAMB(_Moments):
             u = u + decay * p
         p_norm = norm(p)
         u_norm = norm(u)
-        one = xp.ones_like(p_norm)
-        safe_norm = xp.where(u_norm > 0, u_norm, one)
-        ratio = xp.where((p_norm > 0) & (u_norm > 0), p_norm / safe_norm, one)
+        ones = xp.ones_like(p_norm)
+        safe_norm = xp.where(u_norm > 0, u_norm, ones)
+        ratio = xp.where((p_norm > 0) & (u_norm > 0), p_norm / safe_norm, ones)
         return p - rate * ratio * u, {"m": m, "v": v}

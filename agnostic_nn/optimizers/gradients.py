@@ -57,11 +57,10 @@ class _Clip:
         xp = namespace(m)
         length = xp.maximum(length, 1.0)
         is_short = m <= self.limit / length
-        one = xp.ones_like(m)
-        # gradients that are short enough are divided by 1 and multiplied by limit /
-        # limit = 1
-        divisor = xp.where(is_short, one, m)
-        factor = self.limit / xp.where(is_short, self.limit * one, length)
+        ones = xp.ones_like(m)
+        # short gradients are divided by 1 and multiplied by limit / limit = 1
+        divisor = xp.where(is_short, ones, m)
+        factor = self.limit / xp.where(is_short, self.limit * ones, length)
         return [g / divisor * factor for g in grads]
 
 

@@ -173,10 +173,10 @@ def _error_size(
         squares = function(x * x, *rest, **kwargs)
         squares = squares / count if name == "mean" else squares
     elif name in _PRODUCTS:
-        one, other, *rest = args
-        squares = function(one * one, other * other, *rest, **kwargs)
-        count = (one.size * other.size / result.size) ** 0.5
-        count = one.shape[-1] if name == "matmul" else count
+        left, right, *rest = args
+        squares = function(left * left, right * right, *rest, **kwargs)
+        count = (left.size * right.size / result.size) ** 0.5
+        count = left.shape[-1] if name == "matmul" else count
     else:
         return None
     return 0.5 * (count * (result * result + squares)) ** 0.5

@@ -418,7 +418,7 @@ def replay(path: str | os.PathLike[str], *sides: Backend | str, thing: Any = Non
     return _judged(f"{stage.name}, alone, from {path}", chosen, [(stage, None)])
 
 
-# What each word after an @ in the name of a side sets.
+# The setting that each word after an @ in the name of a side stands for.
 _SETTINGS = {
     **dict.fromkeys(("float32", "float64"), "dtype"),
     **dict.fromkeys(PRECISIONS, "precision"),

@@ -600,7 +600,7 @@ def _array(name: str, raw: bytes) -> np.ndarray:
     """Return the array in a file of NumPy's format.
 
     NumPy would allocate memory for the shape in the header before it reads the data. A hostile
-    header could ask for any amount, so the shape is compared with the length of the data first.
+    header could claim any amount, so the shape is compared with the length of the data first.
     """
     file = BytesIO(raw)
     version = np.lib.format.read_magic(file)

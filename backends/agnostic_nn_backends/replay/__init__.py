@@ -33,8 +33,8 @@ When the function is called instead
   values, writes to an array, or has a long loop; or if the program failed its verification.
 - If another thread is running a program of the same function.
 
-What is checked before a call
------------------------------
+Checks before a call
+--------------------
 - `Program.fits` checks before each call the structure of the arguments, the layout of each array
   that changed, the identity of all leaves that are not arrays, and that donated memory is writable
   and overlaps nothing else.

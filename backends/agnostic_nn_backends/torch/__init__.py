@@ -82,7 +82,11 @@ def policy(device: Any, precision: str, deterministic: bool) -> AbstractContextM
     settings = [
         (get(), put, value) for get, put, value in _settings(cuda, precision, deterministic)
     ]
-    wrong = [one for one in settings if one[0] != one[2] and (one[0], one[2]) != ("none", "ieee")]
+    wrong = [
+        (value, put, required)
+        for value, put, required in settings
+        if value != required and (value, required) != ("none", "ieee")
+    ]
     return _set_up(wrong) if wrong else _AS_IT_IS
 
 
