@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
+from cases._adapters import members
 
 import agnostic_nn as nn
 from agnostic_nn.core.guards import Guarded, guarded, names_of
@@ -706,3 +707,17 @@ def test_a_draw_from_the_array_librarys_hidden_generator_is_refused(backend):
     run = backend.jit(lambda x: x * xp.rand(2))
     with pytest.raises(TypeError, match="it draws from rand"):
         run(backend.asarray(np.ones(2, np.float32)))
+
+
+def test_arrays_are_compared_on_an_adapter_that_compiles_but_lacks_eager():
+    host = nn.backend("numpy")
+    names = members(host.adapter, compiles=True)
+    del names["eager"]
+    backend = replace(host, name="custom", adapter=types.SimpleNamespace(**names))
+    factor = np.ones(3)
+    function = backend.jit(lambda x: x * float(factor[0]))  # a constant of what is compiled
+    x = np.arange(3.0)
+    for _ in range(3):
+        np.testing.assert_array_equal(function(x), x)
+    factor[:] = 2.0
+    np.testing.assert_array_equal(function(x), 2.0 * x)
