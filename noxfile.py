@@ -15,7 +15,8 @@ import nox
 
 nox.needs_version = ">=2025.5.1"
 nox.options.reuse_venv = "yes"
-nox.options.default_venv_backend = "virtualenv"  # uv would fetch gigabytes of CUDA for PyTorch
+# uv would fetch gigabytes of CUDA for PyTorch
+nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -28,14 +29,27 @@ JAX = {
 }
 # compiles a fifth faster, with the same formulas; `proofs` checks layers as users compile them
 QUICK = "--xla_backend_optimization_level=1"
-FEW = {"AGNOSTIC_NN_SWEEP": "0"}  # cases that only sweep over options run in other sessions
+# cases that only sweep over options run in other sessions
+FEW = {"AGNOSTIC_NN_SWEEP": "0"}
 DEVICE = {"AGNOSTIC_NN_HOST": "0"}  # and so do tests that do not depend on the backend
 
 TRAININGS = (
-    *("test_characters", "test_cli", "test_compare", "test_example_images", "test_examples"),
+    *(
+        "test_characters",
+        "test_cli",
+        "test_compare",
+        "test_example_images",
+        "test_examples",
+    ),
     *("test_compare_merge", "test_compare_own", "test_roundings"),
     *("test_callbacks", "test_data", "test_readme", "test_cuda_lowering"),
-    *("test_benchmarks", "test_bisect", "test_profile", "test_check_command", "test_conformance"),
+    *(
+        "test_benchmarks",
+        "test_bisect",
+        "test_profile",
+        "test_check_command",
+        "test_conformance",
+    ),
     *("test_explain", "test_faults", "test_cost", "test_notebook", "test_policies"),
 )
 OF_FLOAT32 = (
@@ -93,10 +107,22 @@ def session(check):
 
 def pytest(session, *arguments, env, run=("pytest",)):
     """Run the test suite on one array library, in as many processes as there are processors."""
-    several = ("--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal", "--durations=15")
+    several = (
+        "--numprocesses=auto",
+        "--maxprocesses=8",
+        "--dist=worksteal",
+        "--durations=15",
+    )
     # on small arrays several threads are slower than one
     env = {"OMP_NUM_THREADS": "1"} | env
-    session.run(*run, *several, *arguments, *session.posargs, env=env, external=run != ("pytest",))
+    session.run(
+        *run,
+        *several,
+        *arguments,
+        *session.posargs,
+        env=env,
+        external=run != ("pytest",),
+    )
 
 
 @session
@@ -121,7 +147,9 @@ def tests(session, backend):
     if backend == "cupy" and not cuda_devices():
         if os.environ.get("REQUIRE_GPU") == "1":
             session.error("REQUIRE_GPU=1, but there is no usable CUDA device")
-        session.warn("no usable CUDA device: names, signatures and a stand-in, but no GPU code")
+        session.warn(
+            "no usable CUDA device: names, signatures and a stand-in, but no GPU code"
+        )
         env, arguments = {"AGNOSTIC_NN_BACKEND": "numpy"}, ["tests/test_cupy.py"]
     pytest(session, *arguments, env=env)
 
@@ -132,7 +160,10 @@ def sweep(session):
     requirements, env = CONFIGURATIONS["jax-x64"]
     session.install(*requirements, *TEST)
     pytest(
-        session, "tests/test_layers.py", "tests/test_means.py", env=env | {"AGNOSTIC_NN_SWEEP": "1"}
+        session,
+        "tests/test_layers.py",
+        "tests/test_means.py",
+        env=env | {"AGNOSTIC_NN_SWEEP": "1"},
     )
 
 
@@ -140,14 +171,18 @@ def sweep(session):
 def proofs(session):
     """Compute docs/proofs.md again and compare; `-- --write` updates the page."""
     session.install("-e", ".[jax,strict]", "torch==2.13.0", "optax")
-    session.run("python", "tests/proofs.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run(
+        "python", "tests/proofs.py", *session.posargs, env={"OMP_NUM_THREADS": "1"}
+    )
 
 
 @session
 def badinput(session):
     """Pass invalid input to every public constructor and function; `-- BACKEND` names another."""
     backend = session.posargs[0] if session.posargs else "numpy"
-    known = {env["AGNOSTIC_NN_BACKEND"]: needs for needs, env in CONFIGURATIONS.values()}
+    known = {
+        env["AGNOSTIC_NN_BACKEND"]: needs for needs, env in CONFIGURATIONS.values()
+    }
     known = {name.partition(":")[0]: needs for name, needs in known.items()}
     session.install("-e", ".[compare]", *known.get(backend.partition(":")[0], []))
     session.run("python", "tests/bad_input.py", env={"AGNOSTIC_NN_BACKEND": backend})
@@ -164,7 +199,9 @@ def hostile(session):
 def ulp(session):
     """Measure how accurate activations are: docs/accuracy.md; `-- --write` updates it."""
     session.install("-e", ".[jax,strict,llvm]", "torch==2.13.0")
-    session.run("python", "tests/accuracy.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run(
+        "python", "tests/accuracy.py", *session.posargs, env={"OMP_NUM_THREADS": "1"}
+    )
 
 
 @session
@@ -179,10 +216,16 @@ def campaign(session):
 def conformance(session):
     """Test what a backend supports: `-- jax`, or `-- mlx.core -- mlx[cpu]` with what to install."""
     if not session.posargs:
-        session.error("which backend? nox -s conformance -- BACKEND [OPTIONS] [-- PACKAGES]")
-    cut = session.posargs.index("--") if "--" in session.posargs else len(session.posargs)
+        session.error(
+            "which backend? nox -s conformance -- BACKEND [OPTIONS] [-- PACKAGES]"
+        )
+    cut = (
+        session.posargs.index("--") if "--" in session.posargs else len(session.posargs)
+    )
     options, packages = session.posargs[:cut], session.posargs[cut + 1 :]
-    known = {env["AGNOSTIC_NN_BACKEND"]: needs for needs, env in CONFIGURATIONS.values()}
+    known = {
+        env["AGNOSTIC_NN_BACKEND"]: needs for needs, env in CONFIGURATIONS.values()
+    }
     known = {name.partition(":")[0]: needs for name, needs in known.items()}
     session.install(*known.get(options[0].partition(":")[0], ["-e", "."]), *packages)
     session.run("agnostic-nn", "conformance", *options)
@@ -285,11 +328,15 @@ def cuda_devices():
 def newest_python():
     """Return the path of the newest CPython that runs, 3.11 or later (a pyenv shim may not run)."""
     roots = [os.environ.get("PYENV_ROOT"), Path.home() / ".pyenv"]
-    installed = [p for root in roots if root for p in glob(f"{root}/versions/3.*/bin/python")]
+    installed = [
+        p for root in roots if root for p in glob(f"{root}/versions/3.*/bin/python")
+    ]
     named = [shutil.which(f"python3.{minor}") for minor in range(11, 20)]
     result = {}
     for path in [sys.executable, *filter(None, named), *installed]:
-        answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+        answer = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, check=False
+        )
         version = re.fullmatch(r"Python 3\.(\d+)\.(\d+)\s*", answer.stdout)
         if answer.returncode == 0 and version:
             result[tuple(map(int, version.groups()))] = path

@@ -26,7 +26,14 @@ from .initializers import (
 )
 from .layers import *
 from .losses import *
-from .metrics import absolute_error, accuracy, binary_accuracy, perplexity, r2, top_k_accuracy
+from .metrics import (
+    absolute_error,
+    accuracy,
+    binary_accuracy,
+    perplexity,
+    r2,
+    top_k_accuracy,
+)
 from .optimizers import *
 
 if TYPE_CHECKING:
@@ -45,9 +52,23 @@ __all__ += optimizers.__all__
 __all__ += ["Constant", "Orthogonal", "TruncatedNormal", "VarianceScaling"]
 __all__ += ["glorot_normal", "glorot_uniform", "he_normal", "he_uniform"]
 __all__ += ["lecun_normal", "lecun_uniform"]
-__all__ += ["absolute_error", "accuracy", "binary_accuracy", "perplexity", "r2", "top_k_accuracy"]
+__all__ += [
+    "absolute_error",
+    "accuracy",
+    "binary_accuracy",
+    "perplexity",
+    "r2",
+    "top_k_accuracy",
+]
 # imported when first used: `import agnostic_nn` takes a third of the time without them
-__all__ += ["Callback", "Checkpoint", "CheckpointError", "CSVLog", "EarlyStopping", "History"]
+__all__ += [
+    "Callback",
+    "Checkpoint",
+    "CheckpointError",
+    "CSVLog",
+    "EarlyStopping",
+    "History",
+]
 __all__ += ["NonFiniteLoss", "RateLog", "ReduceOnPlateau", "TensorBoardLog", "Trainer"]
 __all__ += ["class_weights", "make_step", "stratified_split"]
 __all__ += ["CheckFailed", "bisect", "check", "explain", "profile"]

@@ -11,7 +11,13 @@ from functools import singledispatch
 from typing import Any
 
 from .core.arrays import Array, Key, Shape, device, namespace
-from .core.errors import expect, expect_choice, expect_function, expect_number, expect_positive
+from .core.errors import (
+    expect,
+    expect_choice,
+    expect_function,
+    expect_number,
+    expect_positive,
+)
 from .core.random import normal, uniform
 from .ops import erf
 
@@ -81,7 +87,9 @@ class VarianceScaling(_Drawn):
         window = math.prod(shape[:-2])
         fan_in = window * shape[-2]
         fan_out = window * shape[-1]
-        fan = {"in": fan_in, "out": fan_out, "average": (fan_in + fan_out) / 2}[self.fan]
+        fan = {"in": fan_in, "out": fan_out, "average": (fan_in + fan_out) / 2}[
+            self.fan
+        ]
         variance = self.scale / max(fan, 1)
         if self.distribution == "normal":
             return normal(key, shape, dtype) * math.sqrt(variance)
@@ -92,7 +100,9 @@ class VarianceScaling(_Drawn):
 # networks" (2010), eq. 12 and 16; He et al., arXiv:1502.01852, eq. 10; LeCun et al.,
 # "Efficient BackProp" (1998), eq. 16.
 glorot_normal: VarianceScaling = VarianceScaling(1.0, "average", distribution="normal")
-glorot_uniform: VarianceScaling = VarianceScaling(1.0, "average", distribution="uniform")
+glorot_uniform: VarianceScaling = VarianceScaling(
+    1.0, "average", distribution="uniform"
+)
 he_normal: VarianceScaling = VarianceScaling(2.0, "in", distribution="normal")
 he_uniform: VarianceScaling = VarianceScaling(2.0, "in", distribution="uniform")
 lecun_normal: VarianceScaling = VarianceScaling(1.0, "in", distribution="normal")
@@ -132,7 +142,8 @@ class TruncatedNormal(_Drawn):
     def draw(self, key: Key, shape: Shape, dtype: Any) -> Array:
         """Return an array of `shape` and `dtype`."""
         xp = namespace(key)
-        centered = (uniform(key, shape, dtype) - 0.5) * math.erf(math.sqrt(2.0))  # p - 1/2
+        # p - 1/2
+        centered = (uniform(key, shape, dtype) - 0.5) * math.erf(math.sqrt(2.0))
         z = xp.zeros_like(centered)
         for _ in range(8):
             density = xp.exp(-0.5 * z * z) * (1.0 / math.sqrt(2.0 * math.pi))
@@ -171,7 +182,11 @@ class Orthogonal(_Drawn):
             if basis:
                 previous = xp.concat(basis, axis=0)
                 for _ in range(2):
-                    vector = vector - (vector @ xp.matrix_transpose(previous)) @ previous
+                    vector = (
+                        vector - (vector @ xp.matrix_transpose(previous)) @ previous
+                    )
             basis.append(vector / xp.sqrt(xp.sum(vector * vector)))
         matrix = xp.concat(basis, axis=0) * self.gain
-        return xp.reshape(matrix if rows == short else xp.matrix_transpose(matrix), shape)
+        return xp.reshape(
+            matrix if rows == short else xp.matrix_transpose(matrix), shape
+        )

@@ -139,15 +139,22 @@ def _counted(values: Array, labels: Array, ignore_index: int | None) -> Any:
     expect_integer("ignore_index", ignore_index)
     xp = namespace(values)
     # an index such as -100 does not fit into a narrow or unsigned integer, so compare wider ones
-    counts = xp.astype(labels, xp.arange(0, device=device(labels)).dtype) != ignore_index
-    return {"value": xp.where(counts, values, 0.0), "counted": xp.astype(counts, values.dtype)}
+    counts = (
+        xp.astype(labels, xp.arange(0, device=device(labels)).dtype) != ignore_index
+    )
+    return {
+        "value": xp.where(counts, values, 0.0),
+        "counted": xp.astype(counts, values.dtype),
+    }
 
 
 def _labels(y: Array, target: Array) -> Array:
     """Return the classes of a target, which holds integers or distributions."""
     xp = namespace(y, target)
     if target.ndim == y.ndim:
-        expect(target.shape == y.shape, "y is {} but target is {}", y.shape, target.shape)
+        expect(
+            target.shape == y.shape, "y is {} but target is {}", y.shape, target.shape
+        )
         if not xp.isdtype(target.dtype, ("real floating", "integral")):
             raise TypeError(f"expected labels or a distribution, got {target.dtype}")
         return xp.argmax(target, axis=-1)
@@ -180,7 +187,9 @@ def accuracy(y: Array, target: Array, *, ignore_index: int | None = None) -> Any
 
 
 @finished_by(_ratio)
-def top_k_accuracy(y: Array, target: Array, *, k: int = 5, ignore_index: int | None = None) -> Any:
+def top_k_accuracy(
+    y: Array, target: Array, *, k: int = 5, ignore_index: int | None = None
+) -> Any:
     """1 where the target class is among the `k` largest of `y` along the last axis, else 0.
 
     Shapes are as for `accuracy`, which is the same for k = 1. Of equal outputs the first counts as
@@ -206,7 +215,9 @@ def top_k_accuracy(y: Array, target: Array, *, k: int = 5, ignore_index: int | N
     # above all numbers, and a target whose own output is NaN ranks below all other classes
     below = xp.logical_or(y < output, xp.logical_and(y == output, numbers > label))
     ahead = xp.logical_and(~below, numbers != label)
-    is_correct = xp.astype(xp.sum(xp.astype(ahead, numbers.dtype), axis=-1) < k, y.dtype)
+    is_correct = xp.astype(
+        xp.sum(xp.astype(ahead, numbers.dtype), axis=-1) < k, y.dtype
+    )
     return _counted(is_correct, labels, ignore_index)
 
 
@@ -255,7 +266,9 @@ def _explained(means: dict[str, Any]) -> float:
     is_varied = variance > 0
     for_constant = xp.where(error > 0, 0.0, xp.ones_like(error))
     return _mean(
-        xp.where(is_varied, 1.0 - error / xp.where(is_varied, variance, 1.0), for_constant)
+        xp.where(
+            is_varied, 1.0 - error / xp.where(is_varied, variance, 1.0), for_constant
+        )
     )
 
 

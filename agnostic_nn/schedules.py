@@ -134,7 +134,12 @@ class Cosine:
         expect_integer("warmup", self.warmup)
         expect_integer("steps", self.steps)
         is_valid = 0 <= self.warmup < self.steps
-        expect(is_valid, "expected 0 <= warmup < steps, got {} and {}", self.warmup, self.steps)
+        expect(
+            is_valid,
+            "expected 0 <= warmup < steps, got {} and {}",
+            self.warmup,
+            self.steps,
+        )
 
     def __call__(self, t: Array) -> Array:
         xp = namespace(t)
@@ -173,7 +178,9 @@ class CosineRestarts:
         for length in self.lengths[1:]:
             u = xp.where(t >= start, (t - start) / length, u)
             start += length
-        return self.final + (self.rate - self.final) * _half_cosine(xp, xp.clip(u, 0.0, 1.0))
+        return self.final + (self.rate - self.final) * _half_cosine(
+            xp, xp.clip(u, 0.0, 1.0)
+        )
 
 
 @dataclass(frozen=True)
@@ -271,7 +278,11 @@ class OneCycle:
                 expect_number(name, rate, 0.0)
                 is_valid = rate <= self.rate
                 expect(
-                    is_valid, "expected {}, a rate, of at most {}, got {}", name, self.rate, rate
+                    is_valid,
+                    "expected {}, a rate, of at most {}, got {}",
+                    name,
+                    self.rate,
+                    rate,
                 )
         has_rise = self.rise * self.steps > 1
         expect(has_rise, "no step to rise in: {} of {} steps", self.rise, self.steps)
@@ -280,7 +291,9 @@ class OneCycle:
         xp = namespace(t)
         peak = self.rise * self.steps - 1.0  # e
         up = _half_cosine(xp, xp.clip(1.0 - t / peak, 0.0, 1.0))
-        down = _half_cosine(xp, xp.clip((t - peak) / (self.steps - 1.0 - peak), 0.0, 1.0))
+        down = _half_cosine(
+            xp, xp.clip((t - peak) / (self.steps - 1.0 - peak), 0.0, 1.0)
+        )
         start = self.rate / 25.0 if self.start is None else self.start
         final = self.rate / 250_000.0 if self.final is None else self.final
         rising = start + (self.rate - start) * up
@@ -300,14 +313,22 @@ class Piecewise:
 
     def __post_init__(self) -> None:
         if not isinstance(self.parts, tuple | list):
-            raise TypeError(f"expected parts to be a tuple of rates, got {described(self.parts)}")
+            raise TypeError(
+                f"expected parts to be a tuple of rates, got {described(self.parts)}"
+            )
         object.__setattr__(self, "parts", tuple(self.parts))
         object.__setattr__(self, "starts", expect_integers("starts", self.starts, 1))
         is_valid = len(self.parts) == len(self.starts) + 1
-        expect(is_valid, "expected a start for each part but the first, got {}", self.starts)
+        expect(
+            is_valid,
+            "expected a start for each part but the first, got {}",
+            self.starts,
+        )
         for part in self.parts:
             _expect_rate("each part", part)
-        is_rising = all(a < b for a, b in zip(self.starts, self.starts[1:], strict=False))
+        is_rising = all(
+            a < b for a, b in zip(self.starts, self.starts[1:], strict=False)
+        )
         expect(is_rising, "expected starts that rise, got {}", self.starts)
 
     def __call__(self, t: Array) -> Array:

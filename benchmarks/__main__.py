@@ -25,7 +25,10 @@ SCALED = (
 def main(arguments):
     options = _parser().parse_args(arguments)
     chosen = entries(options.contenders, options.before)
-    runs = [{"threads": threads, "workloads": {}, "scaling": {}} for threads in options.threads]
+    runs = [
+        {"threads": threads, "workloads": {}, "scaling": {}}
+        for threads in options.threads
+    ]
     results = {
         "command": shlex.join(["python", "-m", "benchmarks", *arguments]),
         "settings": {
@@ -61,7 +64,9 @@ def _parser():
     add = parser.add_argument
     several = {"nargs": "+", "metavar": "NAME"}
     for name, there in (("--workloads", list(WORKLOADS)), ("--contenders", names())):
-        add(name, **several, choices=there, default=there, help=f"of {'; '.join(there)}")
+        add(
+            name, **several, choices=there, default=there, help=f"of {'; '.join(there)}"
+        )
     add("--threads", nargs="+", choices=("1", "all"), default=["1", "all"])
     add(
         "--clock",
@@ -69,10 +74,25 @@ def _parser():
         default="wall",
         help="of one thread on a machine that has other work to do trust the processor's",
     )
-    add("--rounds", type=int, default=9, help="how often each is asked (default: %(default)s)")
-    add("--seconds", type=float, default=0.3, help="how long each time (default: %(default)s)")
+    add(
+        "--rounds",
+        type=int,
+        default=9,
+        help="how often each is asked (default: %(default)s)",
+    )
+    add(
+        "--seconds",
+        type=float,
+        default=0.3,
+        help="how long each time (default: %(default)s)",
+    )
     add("--scaling", action="store_true", help="also mlp by batch and by width")
-    add("--before", type=Path, metavar="PATH", help="another checkout, timed beside this one")
+    add(
+        "--before",
+        type=Path,
+        metavar="PATH",
+        help="another checkout, timed beside this one",
+    )
     add(
         "--out",
         type=Path,
@@ -94,7 +114,15 @@ def _environment(before):
 
 def _commit(checkout):
     """Return the commit of the source there, with a + if files were changed since."""
-    command = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=10", "--dirty=+"]
+    command = [
+        "git",
+        "-C",
+        str(checkout),
+        "describe",
+        "--always",
+        "--abbrev=10",
+        "--dirty=+",
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() or "unknown"
 

@@ -41,4 +41,6 @@ for layer in LAYERS:
     rounds = [[compile_once(layer, length) for length in LENGTHS] for _ in range(3)]
     for i, what in enumerate(("clock", "processor")):
         short, long = (statistics.median(r[j][i] for r in rounds) for j in (0, 1))
-        print(f"{layer}: {what} {short:.2f} s and {long:.2f} s, ratio {long / short:.2f}")
+        print(
+            f"{layer}: {what} {short:.2f} s and {long:.2f} s, ratio {long / short:.2f}"
+        )

@@ -38,7 +38,9 @@ def reading_loss():
 def microseconds(function, calls):
     """Return the best of seven measurements of one call."""
     timer = time.process_time
-    return 1e6 / calls * min(timeit.repeat(function, number=calls, repeat=7, timer=timer))
+    return (
+        1e6 / calls * min(timeit.repeat(function, number=calls, repeat=7, timer=timer))
+    )
 
 
 def guard_alone():
@@ -62,7 +64,9 @@ def main(name):
     generator = np.random.default_rng(0)
     x = generator.normal(size=(32, 64)).astype("float32")
     target = generator.integers(0, 10, 32).astype("int32")
-    trainer = nn.Trainer(workload.model, reading_loss(), nn.SGD(0.01), backend=backend, shape=(64,))
+    trainer = nn.Trainer(
+        workload.model, reading_loss(), nn.SGD(0.01), backend=backend, shape=(64,)
+    )
     guard = guard_alone()
     step = microseconds(lambda: trainer.step(x, target), 300)
     state, batch = (
@@ -84,7 +88,9 @@ def main(name):
 def copying(backend, width):
     """Return the microseconds of a step, and of a step after `params` were read."""
     model = nn.Sequential(nn.Dense(width), nn.Tanh(), nn.Dense(1))
-    trainer = nn.Trainer(model, nn.mean_squared_error, nn.Adam(), backend=backend, shape=(width,))
+    trainer = nn.Trainer(
+        model, nn.mean_squared_error, nn.Adam(), backend=backend, shape=(width,)
+    )
     x = np.random.default_rng(0).normal(size=(32, width)).astype("float32")
 
     def step():

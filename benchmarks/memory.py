@@ -53,7 +53,9 @@ def trainer_of(name):
 def batch_of(name):
     """Return some x and target; only their shapes and dtypes matter."""
     model, shape, rows, loss, _ = MODELS[name]
-    x = np.zeros((rows, *shape), "int32" if model.input_kinds == "integral" else "float32")
+    x = np.zeros(
+        (rows, *shape), "int32" if model.input_kinds == "integral" else "float32"
+    )
     if loss is nn.mean_squared_error:
         return x, np.zeros((rows, 1), "float32")
     return x, x if model.input_kinds == "integral" else np.zeros(rows, "int32")
@@ -83,8 +85,12 @@ def main():
         report, result = figures(name)
         again = figures(name, replay=True)[1] / 1e6 if replay else None
         error = f"{100.0 * (report / result - 1.0):+.1f}"
-        lines.append([name, round(report / 1e6, 1), round(result / 1e6, 1), error, again])
-    print(table(["model", "predicted MB", "measured MB", "error %", "replayed MB"], lines))
+        lines.append(
+            [name, round(report / 1e6, 1), round(result / 1e6, 1), error, again]
+        )
+    print(
+        table(["model", "predicted MB", "measured MB", "error %", "replayed MB"], lines)
+    )
 
 
 if __name__ == "__main__":

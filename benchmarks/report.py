@@ -16,7 +16,11 @@ __all__ = ["text", "write"]
 
 OURS = (REFERENCE, "agnostic_nn jax", "agnostic_nn torch")
 FLOOR = "products"
-WHAT = {"step": "a step", "epoch": "an epoch of 100 steps", "predict": "prediction of one row"}
+WHAT = {
+    "step": "a step",
+    "epoch": "an epoch of 100 steps",
+    "predict": "prediction of one row",
+}
 
 _HEAD = """\
 # How fast
@@ -86,11 +90,20 @@ def _sections(results: dict) -> Iterator[tuple[str, list[str], list[list], list[
             for measure, message in WHAT.items():
                 if any(measure in c["seconds"] for c in result["contenders"].values()):
                     columns, rows = _timed(result, measure)
-                    yield f"{name}: {message}, {threads}", columns, rows, _remarks(result, measure)
+                    yield (
+                        f"{name}: {message}, {threads}",
+                        columns,
+                        rows,
+                        _remarks(result, measure),
+                    )
         if left_out := _left_out(run):
             yield f"Left out, {threads}", ["contenders", "of", "because"], left_out, []
         for size, curve in run["scaling"].items():
-            yield f"mlp by {size}: milliseconds a step, {threads}", *_curve(size, curve), []
+            yield (
+                f"mlp by {size}: milliseconds a step, {threads}",
+                *_curve(size, curve),
+                [],
+            )
 
 
 def _targets(workloads):
@@ -121,7 +134,10 @@ def _timed(result, measure):
         row += [_share(result, measure, label, base) for base in bases]
         if measure == "step":
             row.append(_digits(results["first_step_seconds"]))
-            row += [_mega(results[f"{what}_bytes"]) for what in ("resident", "array", "step")]
+            row += [
+                _mega(results[f"{what}_bytes"])
+                for what in ("resident", "array", "step")
+            ]
         rows.append(row)
     return columns, rows
 
@@ -147,17 +163,25 @@ def _left_out(run):
     results = {}
     for (label, reason), names in places.items():
         results.setdefault((reason, ", ".join(names)), []).append(label)
-    return [["; ".join(labels), names, reason] for (reason, names), labels in results.items()]
+    return [
+        ["; ".join(labels), names, reason]
+        for (reason, names), labels in results.items()
+    ]
 
 
 def _curve(size, curve):
-    there = dict.fromkeys(label for result in curve.values() for label in result["contenders"])
+    there = dict.fromkeys(
+        label for result in curve.values() for label in result["contenders"]
+    )
     labels = [label for label in there if not label.endswith(AGAIN)]
     rows = []
     for value, result in curve.items():
         results = [result["contenders"].get(label) for label in labels]
         rows.append(
-            [int(value), *(c and _digits(1e3 * median(c["seconds"]["step"])) for c in results)]
+            [
+                int(value),
+                *(c and _digits(1e3 * median(c["seconds"]["step"])) for c in results),
+            ]
         )
     return [size, *labels], rows
 
@@ -223,7 +247,8 @@ def _plots(results, folder):
     except ImportError:
         return
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "agnostic_nn"  # equal figures give equal files
+    # equal figures give equal files
+    matplotlib.rcParams["svg.hashsalt"] = "agnostic_nn"
     for run in results["runs"]:
         suffix = "one-thread" if run["threads"] == "1" else "all-cores"
         if run["workloads"]:
@@ -264,10 +289,17 @@ def _steps(workloads):
             low, high = middle, middle
             if len(milliseconds) > 1:
                 low, _, high = quantiles(milliseconds, n=4, method="inclusive")
-            axes.plot([low, high], [i, i], color=_colour(label), linewidth=5, alpha=0.35)
+            axes.plot(
+                [low, high], [i, i], color=_colour(label), linewidth=5, alpha=0.35
+            )
             axes.plot(middle, i, "o", color=_colour(label))
             axes.annotate(
-                _digits(middle), (high, i), (6, 0), textcoords="offset points", va="center", size=7
+                _digits(middle),
+                (high, i),
+                (6, 0),
+                textcoords="offset points",
+                va="center",
+                size=7,
             )
         axes.set_yticks(range(len(order)), order, size=8)
         axes.set_xscale("log")
@@ -291,13 +323,23 @@ def _scaling(scaling):
         styles = ("o-", "s-", "^-", "o--", "s--", "^--", "v--", "D--")
         for i, label in enumerate(labels):
             results = [
-                (int(value), 1e3 * median(result["contenders"][label]["seconds"]["step"]))
+                (
+                    int(value),
+                    1e3 * median(result["contenders"][label]["seconds"]["step"]),
+                )
                 for value, result in curve.items()
                 if label in result["contenders"]
             ]
-            style, alpha = styles[i % len(styles)], 1.0 if _colour(label) != "tab:gray" else 0.6
+            style, alpha = (
+                styles[i % len(styles)],
+                1.0 if _colour(label) != "tab:gray" else 0.6,
+            )
             axes.plot(
-                *zip(*results, strict=True), style, color=_colour(label), label=label, alpha=alpha
+                *zip(*results, strict=True),
+                style,
+                color=_colour(label),
+                label=label,
+                alpha=alpha,
             )
         axes.set(xscale="log", yscale="log", xlabel=size)
         axes.set_xticks([int(value) for value in curve], list(curve))

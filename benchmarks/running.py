@@ -14,7 +14,16 @@ from pathlib import Path
 
 from .workloads import Workload, find
 
-__all__ = ["AGAIN", "BEFORE", "REFERENCE", "Entry", "Process", "entries", "follows", "measure"]
+__all__ = [
+    "AGAIN",
+    "BEFORE",
+    "REFERENCE",
+    "Entry",
+    "Process",
+    "entries",
+    "follows",
+    "measure",
+]
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = "agnostic_nn numpy"  # all others must have the losses of this one
@@ -26,7 +35,13 @@ LIMIT = 900  # seconds until a worker must answer; torch.compile is slow
 
 _ONE_THREAD = {
     **dict.fromkeys(
-        ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1"
+        (
+            "OMP_NUM_THREADS",
+            "OPENBLAS_NUM_THREADS",
+            "MKL_NUM_THREADS",
+            "BLIS_NUM_THREADS",
+        ),
+        "1",
     ),
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
@@ -72,7 +87,9 @@ def entries(contenders: Sequence[str], before: Path | None = None) -> list[Entry
 class Process:
     """A worker process, which receives commands over pipes."""
 
-    def __init__(self, entry: Entry, workload: str, sizes: dict[str, int], threads: str):
+    def __init__(
+        self, entry: Entry, workload: str, sizes: dict[str, int], threads: str
+    ):
         environment = {k: v for k, v in os.environ.items() if k not in _ONE_THREAD}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         kernels = entry.contender.endswith(", kernels")
@@ -86,7 +103,14 @@ class Process:
         paths = (entry.checkout, entry.checkout / "backends", ROOT)
         environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
         sized = [f"{name}={value}" for name, value in sizes.items()]
-        command = [sys.executable, "-P", "-m", "benchmarks.worker", entry.contender, workload]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "benchmarks.worker",
+            entry.contender,
+            workload,
+        ]
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 until `close`
         self.process = subprocess.Popen(
             [*command, *sized],
@@ -110,7 +134,9 @@ class Process:
         if line:
             return json.loads(line)
         self.said.seek(0)
-        return {"error": f"ended with status {self.process.wait()}: {self.said.read()[-2000:]}"}
+        return {
+            "error": f"ended with status {self.process.wait()}: {self.said.read()[-2000:]}"
+        }
 
     def close(self):
         try:
@@ -209,5 +235,7 @@ def follows(found: dict, workload: Workload, losses: list[float] | None) -> str 
     for i, (loss, wanted) in enumerate(zip(losses, ours, strict=True)):
         # comparisons with NaN are false
         if not math.isclose(loss, wanted, rel_tol=workload.tolerance):
-            return f"it does other work: its loss {i + 1} is {loss:.6g}, ours {wanted:.6g}"
+            return (
+                f"it does other work: its loss {i + 1} is {loss:.6g}, ours {wanted:.6g}"
+            )
     return None

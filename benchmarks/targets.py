@@ -16,7 +16,16 @@ from statistics import median, quantiles
 
 from .running import AGAIN, REFERENCE
 
-__all__ = ["DRAWS", "TARGETS", "Ratio", "Target", "compared", "judged", "ratio", "twins"]
+__all__ = [
+    "DRAWS",
+    "TARGETS",
+    "Ratio",
+    "Target",
+    "compared",
+    "judged",
+    "ratio",
+    "twins",
+]
 
 DRAWS = 1000
 
@@ -45,8 +54,14 @@ _ASKED = (
     Target("mlp", "step", _NUMPY, ("thinc",), 0.42),
     Target("mlp", "step", _NUMPY, ("products",), 1.5),
     Target("mlp", "step", _JAX, _ON_JAX, 0.95),
-    *(Target(w, "step", _JAX, _ON_JAX, 1.0) for w in ("cnn", "lstm", "transformer", "wide")),
-    *(Target(w, "step", _TORCH, ("pytorch",), 1.0) for w in ("mlp", "cnn", "lstm", "transformer")),
+    *(
+        Target(w, "step", _JAX, _ON_JAX, 1.0)
+        for w in ("cnn", "lstm", "transformer", "wide")
+    ),
+    *(
+        Target(w, "step", _TORCH, ("pytorch",), 1.0)
+        for w in ("mlp", "cnn", "lstm", "transformer")
+    ),
     Target("tiny", "step", _NUMPY, ("by hand",), 1.3),
     Target("tiny", "step", _NUMPY, ("pytorch",), 0.5),
     Target("tiny", "epoch", f"{_JAX}, Trainer", ("keras-jax",), 0.1),
@@ -94,14 +109,21 @@ def ratio(ours: Sequence[float], theirs: Sequence[float], floor: float = 0.0) ->
     result = []
     for _ in range(DRAWS if count > 1 else 0):
         rounds = draw.choices(range(count), k=count)
-        result.append(math.log(median(ours[i] for i in rounds) / median(theirs[i] for i in rounds)))
-    cuts = quantiles(result, n=40) if result else [0.0, 0.0]  # 2.5 % lie outside on each side
+        result.append(
+            math.log(
+                median(ours[i] for i in rounds) / median(theirs[i] for i in rounds)
+            )
+        )
+    # 2.5 % lie outside on each side
+    cuts = quantiles(result, n=40) if result else [0.0, 0.0]
     return Ratio(median(ours) / median(theirs), max((cuts[-1] - cuts[0]) / 2, floor))
 
 
 def twins(result: dict, measure: str) -> float:
     """Return the ratio of a contender to itself in another process: the noise of the harness."""
-    one, other = (_seconds(result, label, measure) for label in (REFERENCE, REFERENCE + AGAIN))
+    one, other = (
+        _seconds(result, label, measure) for label in (REFERENCE, REFERENCE + AGAIN)
+    )
     if not one or not other:
         return 0.0
     results = ratio(one, other)
@@ -128,7 +150,9 @@ def _memory(contenders, ours, theirs):
     if one["array_bytes"] and other["array_bytes"]:
         return Ratio(one["array_bytes"] / other["array_bytes"], 0.0)
     one, other = one["resident_bytes"], other["resident_bytes"]
-    same = [contenders[label]["resident_bytes"] for label in (REFERENCE, REFERENCE + AGAIN)]
+    same = [
+        contenders[label]["resident_bytes"] for label in (REFERENCE, REFERENCE + AGAIN)
+    ]
     return Ratio(one / other, abs(same[0] - same[1]) / min(one, other))
 
 
@@ -142,10 +166,13 @@ def judged(workloads: dict) -> Iterator[tuple[Target, str | None, Ratio | None, 
             continue
         result = workloads[target.workload]
         results = {
-            name: compared(result, target.measure, target.ours, name) for name in target.against
+            name: compared(result, target.measure, target.ours, name)
+            for name in target.against
         }
         results = {name: ratio for name, ratio in results.items() if ratio}
         best = max(results, key=lambda name: results[name].value, default=None)
         text = {"below": "reached", "tie": "tie", "above": "missed"}
-        verdict = text[results[best].against(target.at_most)] if results else "not measured"
+        verdict = (
+            text[results[best].against(target.at_most)] if results else "not measured"
+        )
         yield target, best, results.get(best), verdict

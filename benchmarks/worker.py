@@ -73,15 +73,21 @@ class Worker:
 
     def burst(self, what, seconds):
         """Repeat for about `seconds`; return wall and processor seconds of each repetition."""
-        once = {"step": self._step, "epoch": self._epoch, "predict": self._predict}[what]
+        once = {"step": self._step, "epoch": self._epoch, "predict": self._predict}[
+            what
+        ]
         if what not in self.seconds_each:
             self._time(what, once, 1)
-            while self._time(what, once, self._count(what, seconds / 4))[0] < seconds / 8:
+            while (
+                self._time(what, once, self._count(what, seconds / 4))[0] < seconds / 8
+            ):
                 pass
         count = self._count(what, seconds)
         gc.collect()
         spent = self._time(what, once, count)
-        return dict(zip(("wall", "processor"), (each / count for each in spent), strict=True))
+        return dict(
+            zip(("wall", "processor"), (each / count for each in spent), strict=True)
+        )
 
     def _count(self, what, seconds):
         return max(1, round(seconds / self.seconds_each[what]))
@@ -172,7 +178,9 @@ def threads():
     except ImportError:
         return []
     keys = ("internal_api", "version", "num_threads", "architecture", "prefix")
-    return [{key: pool[key] for key in keys if key in pool} for pool in threadpool_info()]
+    return [
+        {key: pool[key] for key in keys if key in pool} for pool in threadpool_info()
+    ]
 
 
 def main(arguments):

@@ -51,7 +51,9 @@ class Workload:
     def initial(self) -> tuple:
         """Return our params and state before the first step, as NumPy arrays."""
         xp = nn.backend("numpy").xp
-        params, state, _ = self.model.init(nn.random.key(0, xp=xp), self.shape, xp.float32)
+        params, state, _ = self.model.init(
+            nn.random.key(0, xp=xp), self.shape, xp.float32
+        )
         return params, state
 
     def parameters(self) -> dict[str, np.ndarray]:
@@ -76,7 +78,9 @@ def _classes(shape, generator, count, *, classes=10):
 
 
 def _pairs(width, generator, count):
-    x, target = (generator.standard_normal((count, width), dtype=np.float32) for _ in "xy")
+    x, target = (
+        generator.standard_normal((count, width), dtype=np.float32) for _ in "xy"
+    )
     return x, target
 
 
@@ -91,14 +95,17 @@ def mlp(batch: int = 128, width: int = 512) -> Workload:
     return Workload(
         "mlp",
         f"784-{width}-{width // 2}-10, ReLU between, batch {batch}, Adam",
-        nn.Sequential(nn.Dense(width), nn.ReLU(), nn.Dense(width // 2), nn.ReLU(), nn.Dense(10)),
+        nn.Sequential(
+            nn.Dense(width), nn.ReLU(), nn.Dense(width // 2), nn.ReLU(), nn.Dense(10)
+        ),
         (784,),
         nn.softmax_cross_entropy,
         "adam",
         1e-3,
         batch,
         partial(_classes, (784,)),
-        tolerance=1e-3,  # scikit-learn and Optax add Adam's ε elsewhere, and some units are dead
+        # scikit-learn and Optax add Adam's ε elsewhere, and some units are dead
+        tolerance=1e-3,
     )
 
 
@@ -170,7 +177,8 @@ _wide = Workload(
     (4096,),
     nn.mean_squared_error,
     "sgd",
-    10.0,  # the mean is over all numbers; with a smaller rate the losses would hardly change
+    # the mean is over all numbers; with a smaller rate the losses would hardly change
+    10.0,
     128,
     partial(_pairs, 4096),
 )

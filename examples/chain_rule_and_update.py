@@ -34,8 +34,11 @@ def compute(backend):
     one_neuron = {
         "a": a,
         "drelu_dz": dz,
-        "drelu_dxw, drelu_db": xp.concat([dz, dz, dz, dz], axis=1),  # a sum passes it on to each
-        "drelu_dx, drelu_dw": xp.concat([xp.matrix_transpose(dx), grads["weight"]], axis=1),
+        # a sum passes it on to each
+        "drelu_dxw, drelu_db": xp.concat([dz, dz, dz, dz], axis=1),
+        "drelu_dx, drelu_dw": xp.concat(
+            [xp.matrix_transpose(dx), grads["weight"]], axis=1
+        ),
     }
 
     layer = nn.Dense(3)

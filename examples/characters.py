@@ -31,7 +31,10 @@ def network(width=64, depth=2):
         norm=nn.RMSNorm(),
     )
     return nn.Sequential(
-        nn.Embedding(128, width), nn.Repeat(block, depth), nn.RMSNorm(), nn.Dense(128, bias=False)
+        nn.Embedding(128, width),
+        nn.Repeat(block, depth),
+        nn.RMSNorm(),
+        nn.Dense(128, bias=False),
     )
 
 
@@ -41,7 +44,9 @@ def train(backend, model, text, epochs, window=WINDOW, verbose=0):
     x, target = windows[:, :-1], windows[:, 1:]
     steps = epochs * math.ceil(len(x) / 16)
     optimizer = nn.AdamW(nn.schedules.Cosine(4e-3, steps, warmup=steps // 10))
-    trainer = nn.Trainer(model, nn.softmax_cross_entropy, optimizer, backend=backend, seed=0)
+    trainer = nn.Trainer(
+        model, nn.softmax_cross_entropy, optimizer, backend=backend, seed=0
+    )
     trainer.fit(x, target, epochs=epochs, batch_size=16, verbose=verbose)
     loss = trainer.evaluate(x[::window], target[::window], batch_size=16)["loss"]
     return trainer, loss / math.log(2)
@@ -68,7 +73,9 @@ def write(trainer, prompt, count, temperature=0.5, seed=0):
         if i + 1 == len(text):
             y = backend.to_numpy(y)[0, 0].astype("float64") / temperature
             share = np.cumsum(np.exp(y - y.max()))
-            text.append(int(np.searchsorted(share, chances[i + 1 - len(prompt)] * share[-1])))
+            text.append(
+                int(np.searchsorted(share, chances[i + 1 - len(prompt)] * share[-1]))
+            )
     return bytes(text).decode("ascii")
 
 

@@ -52,14 +52,17 @@ def network(width, window, stride):
     )
 
 
-SETTINGS = {"digits": (network(32, 3, 1), 15), "mnist": (network(16, 5, 2), 6)}  # and epochs
+# and epochs
+SETTINGS = {"digits": (network(32, 3, 1), 15), "mnist": (network(16, 5, 2), 6)}
 
 
 def train(backend, model, learned, epochs, verbose=0):
     """A trainer that has seen all of `learned` so many times, 32 at once."""
     steps = epochs * -(-len(learned[0]) // 32)
     optimizer = nn.AdamW(nn.schedules.Cosine(4e-3, steps, warmup=steps // 10))
-    trainer = nn.Trainer(model, nn.softmax_cross_entropy, optimizer, backend=backend, seed=0)
+    trainer = nn.Trainer(
+        model, nn.softmax_cross_entropy, optimizer, backend=backend, seed=0
+    )
     trainer.fit(*learned, epochs=epochs, batch_size=32, verbose=verbose)
     return trainer
 

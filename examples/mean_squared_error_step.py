@@ -41,10 +41,20 @@ def compute(backend):
     descended, _ = optimizer.update(params, grads, moments)
 
     return backend.to_numpy(
-        {"z": z, "y": y, "loss": loss, "dL_dpred": dy, "dpred_dz": relu.slope(z), "dz * x": dz * x}
+        {
+            "z": z,
+            "y": y,
+            "loss": loss,
+            "dL_dpred": dy,
+            "dpred_dz": relu.slope(z),
+            "dz * x": dz * x,
+        }
         | {"dL_dw": averaged["weight"], "dL_db": averaged["bias"]}
         | {"new weights": climbed["weight"], "new bias": climbed["bias"]}
-        | {"loss after it": loss_of(climbed), "loss after a true step": loss_of(descended)}
+        | {
+            "loss after it": loss_of(climbed),
+            "loss after a true step": loss_of(descended),
+        }
         | {"true dL_dw": grads["weight"], "true dL_db": grads["bias"]}
     )
 

@@ -18,7 +18,9 @@ import agnostic_nn as nn
 def question(bits):
     """x, -1 or 1 for each bit, and the target after each: 1 where the ones so far are odd."""
     target = np.cumsum(bits, axis=1) % 2
-    return (2.0 * bits - 1.0).astype("float32")[..., None], target.astype("float32")[..., None]
+    return (2.0 * bits - 1.0).astype("float32")[..., None], target.astype("float32")[
+        ..., None
+    ]
 
 
 def compute(backend, length=16, count=1024, epochs=(6, 60), longer=100):
@@ -32,16 +34,23 @@ def compute(backend, length=16, count=1024, epochs=(6, 60), longer=100):
     )
     results = {}
     for name, model, often in zip(("GRU", "MLP"), (gru, mlp), epochs, strict=True):
-        trainer = nn.Trainer(model, nn.binary_cross_entropy, nn.Adam(2e-2), backend=backend)
+        trainer = nn.Trainer(
+            model, nn.binary_cross_entropy, nn.Adam(2e-2), backend=backend
+        )
         trainer.fit(*strings["shown"], epochs=often, batch_size=32, verbose=0)
         results[name] = {
             "loss": trainer.evaluate(*strings["others"])["loss"],
-            **{which: right(trainer.predict(x), target) for which, (x, target) in strings.items()},
+            **{
+                which: right(trainer.predict(x), target)
+                for which, (x, target) in strings.items()
+            },
         }
         if name == "GRU":  # an MLP takes strings of one length
             x, target = question(draw.integers(0, 2, (100, longer)))
             forward = backend.jit(lambda *arrays: gru.forward(*arrays)[0])
-            y = backend.to_numpy(forward(trainer.params, trainer.state, backend.asarray(x)))
+            y = backend.to_numpy(
+                forward(trainer.params, trainer.state, backend.asarray(x))
+            )
             results[name]["longer"] = right(y, target)
     return results
 
@@ -53,8 +62,12 @@ def right(y, target):
 
 def show(results):
     for name, result in results.items():
-        print(f"{name}: right about {result['shown']:.1%} of the strings it was shown, and")
-        print(f"     {result['others']:.1%} of others, where its loss is {result['loss']:.4f}")
+        print(
+            f"{name}: right about {result['shown']:.1%} of the strings it was shown, and"
+        )
+        print(
+            f"     {result['others']:.1%} of others, where its loss is {result['loss']:.4f}"
+        )
         if "longer" in result:
             print(f"     {result['longer']:.1%} of much longer ones")
 

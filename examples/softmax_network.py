@@ -21,7 +21,9 @@ def compute(backend):
     def dense_params(weight, bias):
         return {"weight": array(np.transpose(weight)), "bias": array(bias)}
 
-    params1 = dense_params([[1, -1, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]], [-5, 0, 1, -2])
+    params1 = dense_params(
+        [[1, -1, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]], [-5, 0, 1, -2]
+    )
     params2 = dense_params([[1, -1, 1, 0], [0, 1, -1, 1]], [0, 3])
     params3 = dense_params([[2, 0], [0, 2], [1, 1]], [-1, -5, -7])
     x, target = array([[2, 1, 3]]), array([[0, 1, 0]])
@@ -41,22 +43,34 @@ def compute(backend):
     _, exact_dz3 = nn.softmax_cross_entropy(z3, target)
 
     da2, grads3 = dense3.backward(params3, cache_z3, dz3)
-    dz2, _ = relu.backward({}, cache_a2, da2)  # the notebook forgets this; here both z2 > 0
+    # the notebook forgets this; here both z2 > 0
+    dz2, _ = relu.backward({}, cache_a2, da2)
     da1, grads2 = dense2.backward(params2, cache_z2, dz2)
     dz1, _ = relu.backward({}, cache_a1, da1)
     _, grads1 = dense1.backward(params1, cache_z1, dz1)
 
     return backend.to_numpy(
         {"z1": z1, "a1": a1, "z2": z2, "a2": a2, "z3": z3, "a3": a3}
-        | {"dL_dz3": dz3, "dL_dW3": grads3["weight"], "dL_db3": grads3["bias"], "dL_da2": da2}
-        | {"dL_dz2": dz2, "dL_dW2": grads2["weight"], "dL_db2": grads2["bias"], "dL_da1": da1}
+        | {
+            "dL_dz3": dz3,
+            "dL_dW3": grads3["weight"],
+            "dL_db3": grads3["bias"],
+            "dL_da2": da2,
+        }
+        | {
+            "dL_dz2": dz2,
+            "dL_dW2": grads2["weight"],
+            "dL_db2": grads2["bias"],
+            "dL_da1": da1,
+        }
         | {"dL_dz1": dz1, "dL_dW1": grads1["weight"], "dL_db1": grads1["bias"]}
         | {"exact a3": exact_a3, "exact dL_dz3": exact_dz3}
     )
 
 
 def show(results):
-    for name in ("z1", "a1", "z2", "a2", "a3", "dL_dz3"):  # saved so; its code says ∂L_∂z3
+    # saved so; its code says ∂L_∂z3
+    for name in ("z1", "a1", "z2", "a2", "a3", "dL_dz3"):
         print(f" {name}:\n", results[name].T)
     # The notebook's gradients do not all fit its parameters: dL_dW1 is transposed, so W1 cannot
     # take it, and dL_db3 and dL_db1 are rows: b - dL_db of a column and a row is a square.

@@ -63,7 +63,8 @@ def show(results):
     for i, loss in enumerate(layer["loss"]):
         if i % 20 == 0:
             print(f"Iteration {i + 1}, Loss: {loss}")
-    print("Final weights:\n", layer["weight"].T, "\n")  # the notebook's rows are neurons
+    # the notebook's rows are neurons
+    print("Final weights:\n", layer["weight"].T, "\n")
     print("Final biases:\n", layer["bias"])
 
 

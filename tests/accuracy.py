@@ -38,14 +38,20 @@ def _sigma(x):
 
 def _tanh_of_softplus(x):
     n = np.exp(-np.abs(x))
-    return np.where(x < 0, n * (n + 2) / (n * (n + 2) + 2), (1 + 2 * n) / (1 + 2 * n + 2 * n * n))
+    return np.where(
+        x < 0, n * (n + 2) / (n * (n + 2) + 2), (1 + 2 * n) / (1 + 2 * n + 2 * n * n)
+    )
 
 
 def _mish_slope(x):
     a = np.minimum(np.abs(x), 2000)
     d = np.exp(-a)
-    below = d * (4 * (1 - a) + d * (6 - 4 * a) + 4 * d**2 + d**3) / (2 + 2 * d + d * d) ** 2
-    above = (1 + 4 * d + (4 * a + 6) * d**2 + 4 * (a + 1) * d**3) / (1 + 2 * d + 2 * d * d) ** 2
+    below = (
+        d * (4 * (1 - a) + d * (6 - 4 * a) + 4 * d**2 + d**3) / (2 + 2 * d + d * d) ** 2
+    )
+    above = (1 + 4 * d + (4 * a + 6) * d**2 + 4 * (a + 1) * d**3) / (
+        1 + 2 * d + 2 * d * d
+    ) ** 2
     return np.where(x < 0, below, above)
 
 
@@ -63,7 +69,9 @@ def _normal(x):
     z = (-x * np.sqrt(_wide(0.5))).astype(np.float64)
     rest = -x * np.sqrt(_wide(0.5)) - z
     z_wide = z.astype(_wide)
-    return (_erfc(z).astype(_wide) - 2 / np.sqrt(_PI) * np.exp(-z_wide * z_wide) * rest) / 2
+    return (
+        _erfc(z).astype(_wide) - 2 / np.sqrt(_PI) * np.exp(-z_wide * z_wide) * rest
+    ) / 2
 
 
 def _gelu_slope(x):
@@ -138,7 +146,11 @@ TRUTH: dict[nn.Elementwise, tuple[Callable, Callable, tuple[float, ...]]] = {
         _inside(-3, 3, 1 / _wide(6)),
         (3.0,),
     ),
-    nn.HardSwish(): (lambda x: x * ((np.clip(x, -3, 3) + 3) / 6), _hard_swish_slope, (1.5, 3.0)),
+    nn.HardSwish(): (
+        lambda x: x * ((np.clip(x, -3, 3) + 3) / 6),
+        _hard_swish_slope,
+        (1.5, 3.0),
+    ),
     nn.ELU(): (*_elu(1), ()),
     nn.SELU(): (*_elu(_wide(ALPHA), _wide(SCALE)), ()),
     nn.CELU(): (*_elu(1), ()),
@@ -150,13 +162,21 @@ TRUTH: dict[nn.Elementwise, tuple[Callable, Callable, tuple[float, ...]]] = {
         (),
     ),
     nn.Softsign(): (lambda x: x / (1 + np.abs(x)), lambda x: (1 + np.abs(x)) ** -2, ()),
-    nn.SiLU(): (lambda x: np.maximum(x, -20000) * _sigma(x), _silu_slope, (1.2784645, 104.0)),
+    nn.SiLU(): (
+        lambda x: np.maximum(x, -20000) * _sigma(x),
+        _silu_slope,
+        (1.2784645, 104.0),
+    ),
     nn.Mish(): (
         lambda x: np.maximum(x, -20000) * _tanh_of_softplus(x),
         _mish_slope,
         (1.1924312, 104.0),
     ),
-    nn.GELU(): (lambda x: np.maximum(x, -60) * _normal(x), _gelu_slope, (0.7517915, 14.0)),
+    nn.GELU(): (
+        lambda x: np.maximum(x, -60) * _normal(x),
+        _gelu_slope,
+        (0.7517915, 14.0),
+    ),
     nn.GELU(approximate=True): (
         lambda x: np.maximum(x, -100) * _curve(x),
         _curve_slope,
@@ -182,19 +202,27 @@ def single(places: tuple[float, ...] = (), size: int = 2**21) -> np.ndarray:
     """
     part = size // 8
     bits = np.linspace(0, np.float32(np.finfo(np.float32).max).view(np.int32), part)
-    parts = [bits.astype(np.int32).view(np.float32), np.linspace(0, 20, part, dtype=np.float32)]
+    parts = [
+        bits.astype(np.int32).view(np.float32),
+        np.linspace(0, 20, part, dtype=np.float32),
+    ]
     parts.append(np.geomspace(1e-4, 20, part, dtype=np.float32))
     for place in places:
         middle = int(np.float32(place).view(np.int32))
         near = part // len(places)
-        few, wide = np.arange(near // 2) - near // 4, np.linspace(-(2**21), 2**21, near // 2)
+        few, wide = (
+            np.arange(near // 2) - near // 4,
+            np.linspace(-(2**21), 2**21, near // 2),
+        )
         for offsets in (few, wide):
             parts.append((middle + offsets).astype(np.int32).view(np.float32))
     positive = np.unique(np.concatenate(parts))
     return np.concatenate([-positive[::-1], positive])
 
 
-def off(found: np.ndarray, truth: np.ndarray, x: np.ndarray, flushes: bool) -> np.ndarray:
+def off(
+    found: np.ndarray, truth: np.ndarray, x: np.ndarray, flushes: bool
+) -> np.ndarray:
     """|found - truth| in units in the last place of the truth.
 
     Where the backend `flushes` subnormal float32 numbers to 0, results within sixteen times the
@@ -217,7 +245,9 @@ def off(found: np.ndarray, truth: np.ndarray, x: np.ndarray, flushes: bool) -> n
 def flushes(backend: nn.Backend) -> bool:
     """Return whether the backend makes 0 of subnormal float32 numbers."""
     tiny = np.full(4, 2.0**-126, np.float32)
-    return not backend.to_numpy(backend.jit(lambda x: 0.5 * x)(backend.asarray(tiny))).all()
+    return not backend.to_numpy(
+        backend.jit(lambda x: 0.5 * x)(backend.asarray(tiny))
+    ).all()
 
 
 def measure(backend: nn.Backend, layers: list, x: list[np.ndarray]) -> list:
@@ -233,14 +263,18 @@ def measure(backend: nn.Backend, layers: list, x: list[np.ndarray]) -> list:
         return tuple(actual)
 
     with np.errstate(all="ignore"):
-        actual = backend.to_numpy(backend.jit(run)(*backend.asarray((tuple(x), tuple(ones)))))
+        actual = backend.to_numpy(
+            backend.jit(run)(*backend.asarray((tuple(x), tuple(ones))))
+        )
     flush, worst = flushes(backend), []
     for layer, part, results in zip(layers, x, actual, strict=True):
         f, slope, _ = TRUTH[layer]
         errors = []
         with np.errstate(all="ignore"):
             for function, result in zip((f, slope), results, strict=True):
-                assert result.dtype == part.dtype, f"{layer} makes {result.dtype} of {part.dtype}"
+                assert result.dtype == part.dtype, (
+                    f"{layer} makes {result.dtype} of {part.dtype}"
+                )
                 units = off(result, function(part.astype(_wide)), part, flush)
                 place = int(np.argmax(units))
                 errors.append((float(units[place]), float(part[place])))
@@ -311,11 +345,15 @@ def page() -> tuple[str, list[str]]:
                 rows[layer, backend.name, dtype] = f"{f:.2f} / {slope:.2f}"
                 for what, error, place in (("f", f, at), ("f'", slope, slope_at)):
                     if error > most:
-                        bad.append(f"{layer} {what} on {backend}, {dtype}: {error:.2f} at {place}")
+                        bad.append(
+                            f"{layer} {what} on {backend}, {dtype}: {error:.2f} at {place}"
+                        )
         rows["exp", backend.name, "float32"] = f"{exp_error(backend):.2f}"
     columns = [(b.name, dtype) for b in backends for dtype in ("float16", "float32")]
     columns = [column for column in columns if (layers[0], *column) in rows]
-    lines = ["| f / f' | " + " | ".join(f"{name}, {dtype}" for name, dtype in columns) + " |"]
+    lines = [
+        "| f / f' | " + " | ".join(f"{name}, {dtype}" for name, dtype in columns) + " |"
+    ]
     lines.append("| --- |" + " --- |" * len(columns))
     for layer in (*layers, "exp"):
         cells = [rows.get((layer, *column), "") for column in columns]
@@ -327,7 +365,9 @@ def page() -> tuple[str, list[str]]:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description="Measure how accurate activations are.")
+    parser = argparse.ArgumentParser(
+        description="Measure how accurate activations are."
+    )
     parser.add_argument("--write", action="store_true", help="write docs/accuracy.md")
     is_to_write = parser.parse_args(arguments).write
     text, bad = page()

@@ -47,17 +47,24 @@ class World:
         self.labels = draw.integers(0, 2, 12)
         self.y = draw.standard_normal((12, 2)).astype("float32")
         (folder / "file").write_text("no checkpoint")
-        (folder / "columns.csv").write_text("epoch,steps,loss,rate,seconds\n1,2,0.5,0.1,1.0\n")
+        (folder / "columns.csv").write_text(
+            "epoch,steps,loss,rate,seconds\n1,2,0.5,0.1,1.0\n"
+        )
         self._trainers: dict[str, nn.Trainer] = {}
 
     def trainer(self, kind: str = "trained") -> nn.Trainer:
         """A trainer to call: one that is trained, one without weights, or one for numbers."""
         if kind not in self._trainers:
-            loss = nn.mean_squared_error if kind == "numbers" else nn.softmax_cross_entropy
+            loss = (
+                nn.mean_squared_error if kind == "numbers" else nn.softmax_cross_entropy
+            )
             shape = None if kind == "new" else (3,)
             model = nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dropout(0.1), nn.Dense(2))
-            made = nn.Trainer(model, loss, nn.Adam(1e-2), backend=self.backend, shape=shape)
-            if kind == "trained":  # as if: to train takes a compiler longer than all the cases
+            made = nn.Trainer(
+                model, loss, nn.Adam(1e-2), backend=self.backend, shape=shape
+            )
+            # as if: to train takes a compiler longer than all the cases
+            if kind == "trained":
                 made.steps, made.epoch, made.notes["best"] = 2, 1, 0.5
             self._trainers[kind] = made
         return self._trainers[kind]
@@ -72,7 +79,14 @@ class World:
         """All that a refused call must leave as it was."""
         result = []
         for kind, one in self._trainers.items():
-            result += [kind, one.steps, one.epoch, one.shape, one.out_shape, repr(one.notes)]
+            result += [
+                kind,
+                one.steps,
+                one.epoch,
+                one.shape,
+                one.out_shape,
+                repr(one.notes),
+            ]
             if one.shape is not None:
                 carry = self.backend.to_numpy((one.params, one.state, one.moments))
                 result.append(repr([leaf.tobytes() for leaf in nn.trees.leaves(carry)]))
@@ -95,7 +109,15 @@ WRONG = {
     "option": (TEXT, 3, True),  # a choice of which None is one
     "initializer": (TEXT, NOTHING, 0.5, nn.TruncatedNormal, lambda: 0.0, nn.Dense(3)),
     "layer": (TEXT, NOTHING, 3, nn.ReLU, nn.Adam(), [nn.ReLU()], lambda x: x),
-    "optimizer": (TEXT, NOTHING, 3, nn.Adam, nn.ReLU(), [nn.Adam()], lambda p, g, m: (p, m)),
+    "optimizer": (
+        TEXT,
+        NOTHING,
+        3,
+        nn.Adam,
+        nn.ReLU(),
+        [nn.Adam()],
+        lambda p, g, m: (p, m),
+    ),
     "paths": ("bias", 3, (3,), NOTHING),
     "per axis": (TEXT, 2.5, 0, -1, NOTHING, (1, 2, 3, 4, 5), (), True),
     "padding": (TEXT, 2.5, -1, NOTHING, (1, 2, 3, 4, 5), ((1, 2, 3),), True),
@@ -106,17 +128,30 @@ WRONG = {
 }
 
 PARAMETERS = {  # of constructors, unless `CONSTRUCTORS` says otherwise
-    **dict.fromkeys(("bias", "approximate", "nesterov", "amsgrad", "centered", "causal"), "flag"),
-    **dict.fromkeys(("rotary", "scale", "frozen", "bidirectional", "sequence", "final"), "flag"),
-    **dict.fromkeys(("count_padding", "pre_norm", "match_adam", "restore", "best"), "flag"),
     **dict.fromkeys(
-        ("width", "num_embeddings", "count", "depth", "groups", "heads", "length"), "count"
+        ("bias", "approximate", "nesterov", "amsgrad", "centered", "causal"), "flag"
+    ),
+    **dict.fromkeys(
+        ("rotary", "scale", "frozen", "bidirectional", "sequence", "final"), "flag"
+    ),
+    **dict.fromkeys(
+        ("count_padding", "pre_norm", "match_adam", "restore", "best"), "flag"
+    ),
+    **dict.fromkeys(
+        ("width", "num_embeddings", "count", "depth", "groups", "heads", "length"),
+        "count",
     ),
     **dict.fromkeys(("hidden", "every", "patience", "iterations", "steps"), "count"),
-    **dict.fromkeys(("alpha", "initial", "epsilon", "momentum_decay", "min_delta"), "number"),
-    **dict.fromkeys(("penalty", "negative_slope", "threshold", "replacement"), "number"),
+    **dict.fromkeys(
+        ("alpha", "initial", "epsilon", "momentum_decay", "min_delta"), "number"
+    ),
+    **dict.fromkeys(
+        ("penalty", "negative_slope", "threshold", "replacement"), "number"
+    ),
     **dict.fromkeys(("low", "high", "value", "weight_decay", "forget_bias"), "number"),
-    **dict.fromkeys(("base", "limit", "gain", "deviation", "epsilon1", "epsilon2"), "positive"),
+    **dict.fromkeys(
+        ("base", "limit", "gain", "deviation", "epsilon1", "epsilon2"), "positive"
+    ),
     **dict.fromkeys(("momentum", "beta1", "beta2", "rho", "decay", "dropout"), "share"),
     **dict.fromkeys(("rise", "min_scale"), "share"),
     **dict.fromkeys(("activation", "reset", "mode", "fan", "distribution"), "choice"),
@@ -148,10 +183,16 @@ PARAMETERS = {  # of constructors, unless `CONSTRUCTORS` says otherwise
     "folder": "path",
 }
 
-OPTIONAL = {"stride": (None,), "key_heads": (None,), "head_width": (None,), "start": (None,)}
+OPTIONAL = {
+    "stride": (None,),
+    "key_heads": (None,),
+    "head_width": (None,),
+    "start": (None,),
+}
 OPTIONAL |= {"final": (None,)}
 ATTENTION = {"heads": 2}
-CONSTRUCTORS: list[tuple[str, type, dict, dict]] = []  # name, class, valid arguments, other kinds
+# name, class, valid arguments, other kinds
+CONSTRUCTORS: list[tuple[str, type, dict, dict]] = []
 
 
 def _constructors():
@@ -199,7 +240,15 @@ def _constructors():
     add(nn.Freeze, layer=nn.Dense(3))
     block = {"activation": "layer", "cross": "layer"}
     add(nn.TransformerBlock, block, attention=nn.MultiHeadAttention(2), hidden=4)
-    for kind in (nn.SGD, nn.Lion, nn.Adagrad, nn.Adadelta, nn.RMSprop, nn.Adam, nn.AdamW):
+    for kind in (
+        nn.SGD,
+        nn.Lion,
+        nn.Adagrad,
+        nn.Adadelta,
+        nn.RMSprop,
+        nn.Adam,
+        nn.AdamW,
+    ):
         add(kind)
     for kind in (nn.Adamax, nn.NAdam, nn.RAdam, nn.LAMB, nn.Adafactor, nn.Muon):
         add(kind)
@@ -220,7 +269,13 @@ def _constructors():
     add(schedules.Piecewise, {"parts": "lengths"}, parts=(0.1, 0.2), starts=(3,))
     add(schedules.Warmup, schedule=0.1, steps=5)
     add(schedules.Times, {"factor": "rate"}, schedule=0.1, factor=0.5)
-    add(nn.VarianceScaling, {"scale": "positive"}, scale=1.0, fan="in", distribution="normal")
+    add(
+        nn.VarianceScaling,
+        {"scale": "positive"},
+        scale=1.0,
+        fan="in",
+        distribution="normal",
+    )
     add(nn.Constant)
     add(nn.TruncatedNormal)
     add(nn.Orthogonal)
@@ -262,14 +317,28 @@ def of_constructors():
 def _is_right(kind, parameter, value):
     """Return whether a value that is wrong elsewhere is valid here."""
     if value is None:
-        named = parameter in OPTIONAL or (kind, parameter) == (nn.TransformerBlock, "cross")
+        named = parameter in OPTIONAL or (kind, parameter) == (
+            nn.TransformerBlock,
+            "cross",
+        )
         return named and not (kind in (nn.LSTM, nn.GRU, nn.RNN) or kind in _FINAL)
     # layers for any number of axes of space
     return kind in _ANY_RANK and value == (1, 2, 3, 4, 5)
 
 
-_ANY_RANK = (nn.AdaptiveMaxPool, nn.AdaptiveAveragePool, nn.Upsample, nn.ZeroPad, nn.Crop)
-_FINAL = (schedules.Linear, schedules.Cosine, schedules.CosineRestarts, schedules.Polynomial)
+_ANY_RANK = (
+    nn.AdaptiveMaxPool,
+    nn.AdaptiveAveragePool,
+    nn.Upsample,
+    nn.ZeroPad,
+    nn.Crop,
+)
+_FINAL = (
+    schedules.Linear,
+    schedules.Cosine,
+    schedules.CosineRestarts,
+    schedules.Polynomial,
+)
 
 
 # --- other constructors and calls ---------------------------------------------------------------
@@ -283,7 +352,12 @@ def _made(**wrong):
 
     def call(w):
         options = {"backend": w.backend} | right | wrong
-        nn.Trainer(options.pop("model"), options.pop("loss"), options.pop("optimizer"), **options)
+        nn.Trainer(
+            options.pop("model"),
+            options.pop("loss"),
+            options.pop("optimizer"),
+            **options,
+        )
 
     return call
 
@@ -303,7 +377,16 @@ def of_trainers():
         "optimizer": (nn.Adam, "adam", None, 3, nn.ReLU(), schedules.Constant(0.1)),
         "backend": (3, "nonsense", "numpy:", "numpy:gpu:7", ":", ":cpu", ["numpy"], np),
         "seed": (-1, 1.5, "0", None, True, [0], math.nan),
-        "dtype": ("float16", "double", "int32", None, 32, float, np.float32, "nonsense"),
+        "dtype": (
+            "float16",
+            "double",
+            "int32",
+            None,
+            32,
+            float,
+            np.float32,
+            "nonsense",
+        ),
         "shape": ((2.5,), "x", (-1,), (3, "a"), 1.5, {"x": "a"}, ((3,), 2.5), (True,)),
         "metrics": (
             ["accuracy"],
@@ -323,7 +406,9 @@ def of_trainers():
     for name, values in wrong.items():
         for value in values:
             yield Case(f"Trainer({name}={shown(value)})", _made(**{name: value}))
-    yield Case("Trainer(shape that does not fit)", _made(model=nn.Conv2D(3, 3), shape=(3,)))
+    yield Case(
+        "Trainer(shape that does not fit)", _made(model=nn.Conv2D(3, 3), shape=(3,))
+    )
     yield Case("Trainer(learning_rate=0.1)", _made(learning_rate=0.1), binding=True)
     yield Case("Trainer(float64 where there is none)", _without_float64)
 
@@ -332,14 +417,22 @@ def _without_float64(w):
     class Narrow(nn.Backend):
         has_float64 = False
 
-    narrow = Narrow(w.backend.name, w.backend.device_name, w.backend.device, w.backend.adapter)
+    narrow = Narrow(
+        w.backend.name, w.backend.device_name, w.backend.device, w.backend.adapter
+    )
     nn.Trainer(MLP, nn.mean_squared_error, nn.Adam(), backend=narrow, dtype="float64")
 
 
 def _fit(kind="trained", **wrong):
     def call(w):
-        right = {"x": w.x, "target": w.y if kind == "numbers" else w.labels, "verbose": 0}
-        options = {k: v(w) if isinstance(v, From) else v for k, v in (right | wrong).items()}
+        right = {
+            "x": w.x,
+            "target": w.y if kind == "numbers" else w.labels,
+            "verbose": 0,
+        }
+        options = {
+            k: v(w) if isinstance(v, From) else v for k, v in (right | wrong).items()
+        }
         w.trainer(kind).fit(**options)
 
     return call
@@ -443,18 +536,28 @@ CALLBACKS = {
     ),
     "a plateau of an unknown monitor": [nn.ReduceOnPlateau(patience=5, monitor="los")],
     "a plateau without a Scaled": [nn.ReduceOnPlateau(patience=5, monitor="loss")],
-    "an unknown field of a path": From(lambda w: [nn.Checkpoint(w.folder / "{los}.safetensors")]),
-    "a field without a name": From(lambda w: [nn.Checkpoint(w.folder / "{}.safetensors")]),
+    "an unknown field of a path": From(
+        lambda w: [nn.Checkpoint(w.folder / "{los}.safetensors")]
+    ),
+    "a field without a name": From(
+        lambda w: [nn.Checkpoint(w.folder / "{}.safetensors")]
+    ),
     "an open brace": From(lambda w: [nn.Checkpoint(w.folder / "{epoch.safetensors")]),
-    "a wrong format": From(lambda w: [nn.Checkpoint(w.folder / "{epoch:q}.safetensors")]),
-    "no folder": From(lambda w: [nn.Checkpoint(w.folder / "missing" / "a.safetensors")]),
+    "a wrong format": From(
+        lambda w: [nn.Checkpoint(w.folder / "{epoch:q}.safetensors")]
+    ),
+    "no folder": From(
+        lambda w: [nn.Checkpoint(w.folder / "missing" / "a.safetensors")]
+    ),
     "a folder as the file": From(lambda w: [nn.Checkpoint(w.folder)]),
     "a file as the folder": From(lambda w: [nn.Checkpoint(w.folder / "file" / "a")]),
     "no folder for a log": From(lambda w: [nn.CSVLog(w.folder / "missing" / "a.csv")]),
     "a folder as the log": From(lambda w: [nn.CSVLog(w.folder)]),
     "a log of something else": From(lambda w: [nn.CSVLog(w.folder / "file")]),
     "a log of other columns": From(lambda w: [nn.CSVLog(w.folder / "columns.csv")]),
-    "a file as the folder of a log": From(lambda w: [nn.TensorBoardLog(w.folder / "file")]),
+    "a file as the folder of a log": From(
+        lambda w: [nn.TensorBoardLog(w.folder / "file")]
+    ),
 }
 
 
@@ -522,13 +625,18 @@ def of_fit():
     for name, value in CALLBACKS.items():
         yield Case(f"fit(callbacks={name})", _fit(callbacks=value))
     for value in X:
-        yield Case(f"step(x={shown(value)})", _method("step", value, From(lambda w: w.labels)))
+        yield Case(
+            f"step(x={shown(value)})", _method("step", value, From(lambda w: w.labels))
+        )
         if repr(value) != "no examples":  # which have a prediction: none
             yield Case(f"predict(x={shown(value)})", _method("predict", value))
     for value in TARGETS:
-        yield Case(f"step(target={shown(value)})", _method("step", From(lambda w: w.x), value))
         yield Case(
-            f"evaluate(target={shown(value)})", _method("evaluate", From(lambda w: w.x), value)
+            f"step(target={shown(value)})", _method("step", From(lambda w: w.x), value)
+        )
+        yield Case(
+            f"evaluate(target={shown(value)})",
+            _method("evaluate", From(lambda w: w.x), value),
         )
     data = (From(lambda w: w.x), From(lambda w: w.labels))
     for value in WEIGHTS:
@@ -536,9 +644,15 @@ def of_fit():
     for name in ("evaluate", "predict"):
         arguments = data[: 1 + (name == "evaluate")]
         for value in (0, -1, 1.5, "3", None, True):
-            yield Case(f"{name}(batch_size={value!r})", _method(name, *arguments, batch_size=value))
-        for value in (True, "yes", 3, None):  # True, as no optimizer here keeps an average
-            yield Case(f"{name}(averaged={value!r})", _method(name, *arguments, averaged=value))
+            yield Case(
+                f"{name}(batch_size={value!r})",
+                _method(name, *arguments, batch_size=value),
+            )
+        # True, as no optimizer here keeps an average
+        for value in (True, "yes", 3, None):
+            yield Case(
+                f"{name}(averaged={value!r})", _method(name, *arguments, averaged=value)
+            )
         yield Case(f"{name} before fit", _method(name, *arguments, kind="new"))
     for name, metric in {
         "of one number": _scalar,
@@ -549,7 +663,11 @@ def of_fit():
         "that fails": lambda y, t: y.no_such_thing,
     }.items():
         fails = name == "that fails"
-        yield Case(f"fit(validation, a metric {name})", _with_metric(metric, "fit"), theirs=fails)
+        yield Case(
+            f"fit(validation, a metric {name})",
+            _with_metric(metric, "fit"),
+            theirs=fails,
+        )
         if not fails:
             yield Case(f"evaluate(a metric {name})", _with_metric(metric, "evaluate"))
 
@@ -557,7 +675,9 @@ def of_fit():
 def _with_metric(metric, method):
     def call(w):
         arguments = (MLP, nn.softmax_cross_entropy, nn.Adam())
-        one = nn.Trainer(*arguments, backend=w.backend, metrics={"mine": metric}, shape=(3,))
+        one = nn.Trainer(
+            *arguments, backend=w.backend, metrics={"mine": metric}, shape=(3,)
+        )
         if method == "fit":
             try:
                 one.fit(w.x, w.labels, validation=(w.x, w.labels), verbose=0)
@@ -595,8 +715,12 @@ def of_parameters():
         "by name": changed(lambda p: {str(i): one for i, one in enumerate(p)}),
         "a leaf less": changed(lambda p: ({"weight": p[0]["weight"]}, *p[1:])),
         "a leaf more": changed(lambda p: (p[0] | {"scale": p[0]["bias"]}, *p[1:])),
-        "another dtype": changed(lambda p: nn.trees.tree_map(lambda a: a.astype("float16"), p)),
-        "another shape": changed(lambda p: nn.trees.tree_map(lambda a: a[..., None], p)),
+        "another dtype": changed(
+            lambda p: nn.trees.tree_map(lambda a: a.astype("float16"), p)
+        ),
+        "another shape": changed(
+            lambda p: nn.trees.tree_map(lambda a: a[..., None], p)
+        ),
         "texts": changed(lambda p: nn.trees.tree_map(lambda a: "w", p)),
         "lists in place of a block": changed(lambda p: (first, [], {}, p[3])),
         "a tuple in place of a dict": changed(lambda p: (tuple(p[0].values()), *p[1:])),
@@ -620,7 +744,10 @@ def of_parameters():
         yield Case(f"save({shown(value)})", _method("save", value))
     missing = From(lambda w: w.folder / "missing" / "a", "no folder")
     yield Case("save(no folder)", _method("save", missing))
-    yield Case("save before a shape", _method("save", From(lambda w: w.folder / "a"), kind="new"))
+    yield Case(
+        "save before a shape",
+        _method("save", From(lambda w: w.folder / "a"), kind="new"),
+    )
     for value in (
         None,
         3,
@@ -644,7 +771,12 @@ def of_parameters():
     yield Case("keep(3)", _method("keep", 3))
     for value in (0, -1, 1.5, "3", None, True):
         yield Case(f"summary({value!r})", _method("summary", value))
-    for name, value in {"None": None, "a text": "m", "nothing": {}, "a list": []}.items():
+    for name, value in {
+        "None": None,
+        "a text": "m",
+        "nothing": {},
+        "a list": [],
+    }.items():
         yield Case(f"moments = {name}", partial(_set_moments, value))
 
 
@@ -666,7 +798,10 @@ def of_tools():
 
     def tool(function, right, **wrong):
         def call(w):
-            options = {k: v(w) if isinstance(v, From) else v for k, v in (right | wrong).items()}
+            options = {
+                k: v(w) if isinstance(v, From) else v
+                for k, v in (right | wrong).items()
+            }
             return function(**options)
 
         return call
@@ -702,8 +837,13 @@ def of_tools():
             "draw": ("x", 3, lambda: None),
         },
     )
-    yield Case("check(Conv2D, (5, 3))", lambda w: nn.check(nn.Conv2D(2, 3), (5, 3), backends=()))
-    yield from grid("make_step", nn.make_step, three, wrong_three | {"keep_finite": ("no", None)})
+    yield Case(
+        "check(Conv2D, (5, 3))",
+        lambda w: nn.check(nn.Conv2D(2, 3), (5, 3), backends=()),
+    )
+    yield from grid(
+        "make_step", nn.make_step, three, wrong_three | {"keep_finite": ("no", None)}
+    )
     yield from grid(
         "bisect",
         nn.bisect,
@@ -735,14 +875,25 @@ def of_tools():
         "profile",
         nn.profile,
         three | data | {"backend": From(lambda w: w.backend), "steps": 1},
-        wrong_three | wrong_data | {"steps": (0, -1, 1.5, "3", None), "backend": (3, "nonsense")},
+        wrong_three
+        | wrong_data
+        | {"steps": (0, -1, 1.5, "3", None), "backend": (3, "nonsense")},
     )
     yield from grid(
         "backend",
         nn.backend,
         {"name": "numpy"},
         {
-            "name": (3, "nonsense", "numpy:", ":", ":cpu", "numpy:gpu", "numpy:cpu:9", ["numpy"]),
+            "name": (
+                3,
+                "nonsense",
+                "numpy:",
+                ":",
+                ":cpu",
+                "numpy:gpu",
+                "numpy:cpu:9",
+                ["numpy"],
+            ),
             "precision": ("high", 3, True),
             "deterministic": ("yes", 1, 0.5),
             "replay": ("no", 1, 0.5),
@@ -765,7 +916,9 @@ def of_tools():
     for value in ("text", object(), [1, "a"], np):
         yield Case(f"asarray({shown(value)})", lambda w, v=value: w.backend.asarray(v))
     for value in ("text", object(), np):
-        yield Case(f"to_numpy({shown(value)})", lambda w, v=value: w.backend.to_numpy(v))
+        yield Case(
+            f"to_numpy({shown(value)})", lambda w, v=value: w.backend.to_numpy(v)
+        )
     for value in ("f", None, 3):
         yield Case(f"jit({shown(value)})", lambda w, v=value: w.backend.jit(v))
     labels = {"target": From(lambda w: w.labels)}
@@ -786,7 +939,9 @@ def of_tools():
         {"target": ("x", None, [], [0.5]), "dtype": ("int32", "nonsense", None, 3)},
     )
     for value in (-1, 1.5, "0", None):
-        yield Case(f"random.key({value!r})", lambda w, v=value: random.key(v, xp=w.backend.xp))
+        yield Case(
+            f"random.key({value!r})", lambda w, v=value: random.key(v, xp=w.backend.xp)
+        )
 
 
 def of_layers():
@@ -800,15 +955,28 @@ def of_layers():
 def of_arrays():
     """Layers whose `init` and `forward` get wrong keys, shapes and arrays."""
     dense = nn.Dense(3)
-    for name, key in {"a seed": 0, "None": None, "a text": "0", "an array": np.zeros(3)}.items():
+    for name, key in {
+        "a seed": 0,
+        "None": None,
+        "a text": "0",
+        "an array": np.zeros(3),
+    }.items():
         for layer in (dense, MLP, nn.Dropout(0.5), nn.LSTM(2), nn.BatchNorm()):
             shape = (4, 3) if isinstance(layer, nn.LSTM) else (3,)
             kind = type(layer).__name__
             yield Case(
                 f"{kind}.init({name}, ...)",
-                lambda w, layer=layer, key=key, shape=shape: layer.init(key, shape, "float32"),
+                lambda w, layer=layer, key=key, shape=shape: layer.init(
+                    key, shape, "float32"
+                ),
             )
-    for name, shape in {"3": 3, "None": None, "'3'": "3", "(2.5,)": (2.5,), "(-3,)": (-3,)}.items():
+    for name, shape in {
+        "3": 3,
+        "None": None,
+        "'3'": "3",
+        "(2.5,)": (2.5,),
+        "(-3,)": (-3,),
+    }.items():
         for layer in (dense, MLP, nn.Conv1D(3, 2)):
             kind = type(layer).__name__
             yield Case(
@@ -879,15 +1047,25 @@ def _malformed():
         "Losses(3)": lambda w: nn.Losses(3),
         "Losses(loss)": lambda w: nn.Losses(losses.huber),
         "Losses(weights=3)": lambda w: nn.Losses(a=losses.huber, weights=3),
-        "Losses(weights of others)": lambda w: nn.Losses(a=losses.huber, weights={"b": 1.0}),
-        "Losses(weights as text)": lambda w: nn.Losses(a=losses.huber, weights={"a": "1"}),
-        "Losses(weights negative)": lambda w: nn.Losses(a=losses.huber, weights={"a": -1.0}),
+        "Losses(weights of others)": lambda w: nn.Losses(
+            a=losses.huber, weights={"b": 1.0}
+        ),
+        "Losses(weights as text)": lambda w: nn.Losses(
+            a=losses.huber, weights={"a": "1"}
+        ),
+        "Losses(weights negative)": lambda w: nn.Losses(
+            a=losses.huber, weights={"a": -1.0}
+        ),
         "Weighted(class)": lambda w: nn.Weighted(nn.Losses, 1.0),
         "Weighted(text)": lambda w: nn.Weighted("mse", 1.0),
         "Weighted(negative)": lambda w: nn.Weighted(losses.huber, -1.0),
         "Weighted(weight as text)": lambda w: nn.Weighted(losses.huber, "1"),
-        "Weighted(class of a schedule)": lambda w: nn.Weighted(losses.huber, schedules.Linear),
-        "Weighted(function of two)": lambda w: nn.Weighted(losses.huber, lambda t, u: t),
+        "Weighted(class of a schedule)": lambda w: nn.Weighted(
+            losses.huber, schedules.Linear
+        ),
+        "Weighted(function of two)": lambda w: nn.Weighted(
+            losses.huber, lambda t, u: t
+        ),
         "RowMask(text)": lambda w: nn.RowMask("x"),
         "RowMask(None)": lambda w: nn.RowMask(None),
         "RowMask(two axes)": lambda w: nn.RowMask(w.x),
@@ -928,12 +1106,20 @@ def of_losses():
         arguments = {"y": made["y"](), "target": target} | {
             k: v(w) if isinstance(v, From) else v for k, v in changes.items()
         }
-        return function(arguments.pop("y"), arguments.pop("target"), **arguments, **options)
+        return function(
+            arguments.pop("y"), arguments.pop("target"), **arguments, **options
+        )
 
     options = {
         losses.softmax_cross_entropy: {
             "label_smoothing": (1.0, -0.1, "a", None, math.nan),
-            "class_weights": (3.0, "abc", (1.0, 2.0), (1.0, -1.0, 1.0), ("a", "b", "c")),
+            "class_weights": (
+                3.0,
+                "abc",
+                (1.0, 2.0),
+                (1.0, -1.0, 1.0),
+                ("a", "b", "c"),
+            ),
             "ignore_index": ("a", 1.5, True),
             "gamma": (-1.0, "a", None, math.nan),
         },
@@ -1002,7 +1188,11 @@ def of_losses():
             f"top_k_accuracy(k={value!r})",
             lambda w, v=value: called(metrics.top_k_accuracy, w, {"k": v}),
         )
-    for schedule in (schedules.Constant(0.1), schedules.Cosine(0.1, 9), schedules.Warmup(0.1, 5)):
+    for schedule in (
+        schedules.Constant(0.1),
+        schedules.Cosine(0.1, 9),
+        schedules.Warmup(0.1, 5),
+    ):
         for value in (3, 0.5, None, "t", [1.0]):
             yield Case(
                 f"schedules.{type(schedule).__name__}(...)({value!r})",
@@ -1075,7 +1265,9 @@ def _of_error(case: Case, error: Exception) -> str:
         return ""
     if not _is_meant(error):
         last = traceback.extract_tb(error.__traceback__)[-1]
-        return f"internal error: {first[:110]} ({Path(last.filename).name}:{last.lineno})"
+        return (
+            f"internal error: {first[:110]} ({Path(last.filename).name}:{last.lineno})"
+        )
     return "no message" if not str(error) else ""
 
 
@@ -1101,7 +1293,9 @@ def main() -> int:
     for name, text in wrong.items():
         print(f"{name}: {text}")
     kinds = Counter(text.partition(":")[0] for text in wrong.values())
-    print(f"{len(wrong)} of {len(result)} kinds of bad input on {nn.backend()}: {dict(kinds)}")
+    print(
+        f"{len(wrong)} of {len(result)} kinds of bad input on {nn.backend()}: {dict(kinds)}"
+    )
     return 1 if wrong else 0
 
 

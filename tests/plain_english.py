@@ -30,7 +30,9 @@ PATTERNS = {
     "metaphor": r"\b(workshops?|the house|front doors?|upstairs|downstairs|on a floor)\b",
     "riddle": r"\b(what is (asked|given|made|said|kept|wanted|left over)|by turns|in earnest)\b",
 }
-OPENINGS = r"(What|Whatever|Whether|That which|Of what|Of which|By whom|How|Where)\b(?!.*\?$)"
+OPENINGS = (
+    r"(What|Whatever|Whether|That which|Of what|Of which|By whom|How|Where)\b(?!.*\?$)"
+)
 NAMES = {"told", "said", "asked", "found", "given", "heirs", "hollow"}
 
 
@@ -43,19 +45,31 @@ def complaints(path: Path) -> Iterator[tuple[int, str, str]]:
     tree = ast.parse(text)
     yield from _of_lines(_comments(text))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(
+            node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        ):
             docstring = ast.get_docstring(node, clean=True)
             if docstring is None:
                 continue
             first = node.body[0].lineno
             if re.match(OPENINGS, docstring):
-                yield first, "docstring that opens with a noun clause", docstring.splitlines()[0]
+                yield (
+                    first,
+                    "docstring that opens with a noun clause",
+                    docstring.splitlines()[0],
+                )
             yield from _of_lines(enumerate(docstring.splitlines(), first))
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in NAMES:
+        elif (
+            isinstance(node, ast.Name)
+            and isinstance(node.ctx, ast.Store)
+            and node.id in NAMES
+        ):
             yield node.lineno, "name that says nothing", node.id
 
 
-def _of_lines(lines: Iterator[tuple[int, str]] | enumerate) -> Iterator[tuple[int, str, str]]:
+def _of_lines(
+    lines: Iterator[tuple[int, str]] | enumerate,
+) -> Iterator[tuple[int, str, str]]:
     for number, line in lines:
         for rule, pattern in PATTERNS.items():
             if re.search(pattern, line, re.IGNORECASE):

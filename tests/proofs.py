@@ -25,7 +25,8 @@ from agnostic_nn.display.tables import markdown_table
 PAGE = Path(__file__).parents[1] / "docs" / "proofs.md"
 BACKENDS = ("jax:cpu", "torch:cpu", "array_api_strict:device1")
 UNASKED = {"PyTorch": "PyTorch has none", "Optax": "held to PyTorch's"}
-NOISE, APART = 1e-12, 10.0  # another machine rounds otherwise: below the one any two are alike
+# another machine rounds otherwise: below the one any two are alike
+NOISE, APART = 1e-12, 10.0
 ERROR = re.compile(r" \d\.\de[+-]\d\d ")  # in its cell
 MADE_WITH = "Found with "
 
@@ -89,9 +90,15 @@ def beside_torch():
         for train in (True, False):
             for _, ours, theirs in against_torch(nn.backend("numpy"), case, train):
                 scale = np.max(abs(theirs), initial=1.0)
-                worst[name] = max(worst[name], np.max(abs(ours - theirs), initial=0.0) / scale)
+                worst[name] = max(
+                    worst[name], np.max(abs(ours - theirs), initial=0.0) / scale
+                )
     for name in sorted(counts):
-        yield name, counts[name], f"{worst[name]:.1e}" if name in worst else silent[name]
+        yield (
+            name,
+            counts[name],
+            f"{worst[name]:.1e}" if name in worst else silent[name],
+        )
 
 
 def optimizers():
@@ -99,7 +106,10 @@ def optimizers():
     oracles = ("plain loop", "PyTorch", "Optax", *BACKENDS)
     yield "", *oracles
     for name, result in worst_errors(BACKENDS).items():
-        yield name, *(f"{result[o]:.1e}" if o in result else UNASKED[o] for o in oracles)
+        yield (
+            name,
+            *(f"{result[o]:.1e}" if o in result else UNASKED[o] for o in oracles),
+        )
 
 
 def unlike(page, found):
@@ -113,7 +123,10 @@ def unlike(page, found):
 def renewed(page, found):
     """Return the new lines, but keep lines of the page that are still true."""
     held = page.splitlines()
-    lines = (next((old for old in held if alike(old, now)), now) for now in found.splitlines())
+    lines = (
+        next((old for old in held if alike(old, now)), now)
+        for now in found.splitlines()
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -131,7 +144,9 @@ def _alike(held, now):
 
 
 def main(arguments):
-    parser = argparse.ArgumentParser(description="Hold docs/proofs.md to what is measured.")
+    parser = argparse.ArgumentParser(
+        description="Hold docs/proofs.md to what is measured."
+    )
     parser.add_argument("--write", action="store_true", help="update the page")
     is_to_write = parser.parse_args(arguments).write
     table = checked()
@@ -140,7 +155,9 @@ def main(arguments):
     columns, *rows = optimizers()
     result = HEAD.format(
         made_with=MADE_WITH,
-        versions=", ".join(f"{b.name} {b.version}" for b in map(nn.backend, ("numpy", *BACKENDS))),
+        versions=", ".join(
+            f"{b.name} {b.version}" for b in map(nn.backend, ("numpy", *BACKENDS))
+        ),
         checked=table,
         beside=markdown_table(["", "cases", "worst error"], beside_torch()),
         optimizers=markdown_table(columns, rows),

@@ -16,15 +16,21 @@ def test_activations_of_float32_are_right_to_the_last_places(backend):
     grids = [single(TRUTH[layer][2], 2**14) for layer in LAYERS]
     for layer, errors in zip(LAYERS, measure(backend, LAYERS, grids), strict=True):
         for what, (error, place) in zip(("f", "f'"), errors, strict=True):
-            assert error <= LIMIT, f"{what} of {layer} is {error:.2f} units off at {place}"
+            assert error <= LIMIT, (
+                f"{what} of {layer} is {error:.2f} units off at {place}"
+            )
 
 
 def test_activations_of_every_float16_number_are_rounded_right(backend):
     if not hasattr(backend.xp, "float16"):
         pytest.skip(f"{backend.name} has no float16")
-    for layer, errors in zip(LAYERS, measure(backend, LAYERS, [half()] * len(LAYERS)), strict=True):
+    for layer, errors in zip(
+        LAYERS, measure(backend, LAYERS, [half()] * len(LAYERS)), strict=True
+    ):
         for what, (error, place) in zip(("f", "f'"), errors, strict=True):
-            assert error <= 0.51, f"{what} of {layer} is {error:.2f} units off at {place}"
+            assert error <= 0.51, (
+                f"{what} of {layer} is {error:.2f} units off at {place}"
+            )
 
 
 def test_gelu_keeps_the_digits_of_its_tail(backend, widest):
@@ -38,7 +44,9 @@ def test_gelu_keeps_the_digits_of_its_tail(backend, widest):
         bell = [v * math.exp(-0.5 * v * v) / math.sqrt(2.0 * math.pi) for v in x]
         eps = float(np.finfo(dtype).eps)
         np.testing.assert_allclose(backend.to_numpy(y), x * phi, rtol=40 * eps)
-        np.testing.assert_allclose(backend.to_numpy(slope), np.add(phi, bell), rtol=40 * eps)
+        np.testing.assert_allclose(
+            backend.to_numpy(slope), np.add(phi, bell), rtol=40 * eps
+        )
 
 
 @pytest.mark.parametrize(
@@ -53,7 +61,9 @@ def test_float16_stays_float16_and_is_computed_in_float32(backend, layer):
     for arguments in (x, x.astype(np.float32)):
         y, _, cache = layer.forward({}, {}, backend.asarray(arguments))
         dy = np.ones(y.shape, arguments.dtype) * arguments.dtype.type(0.5)
-        result.append(backend.to_numpy((y, layer.backward({}, cache, backend.asarray(dy))[0])))
+        result.append(
+            backend.to_numpy((y, layer.backward({}, cache, backend.asarray(dy))[0]))
+        )
     for narrow, wide in zip(*result, strict=True):
         assert narrow.dtype == np.float16
         np.testing.assert_array_equal(narrow, wide.astype(np.float16))
@@ -63,7 +73,10 @@ def test_softmax_of_many_float16_numbers_does_not_overflow(backend):
     if not hasattr(backend.xp, "float16"):
         pytest.skip(f"{backend.name} has no float16")
     x = backend.asarray(np.zeros((1, 2**17), np.float16))
-    for layer, expected in ((nn.Softmax(), 2.0**-17), (nn.LogSoftmax(), -17 * math.log(2.0))):
+    for layer, expected in (
+        (nn.Softmax(), 2.0**-17),
+        (nn.LogSoftmax(), -17 * math.log(2.0)),
+    ):
         y = backend.to_numpy(layer.forward({}, {}, x)[0])
         np.testing.assert_allclose(y, expected, rtol=1e-3)
 
@@ -94,7 +107,9 @@ def test_sequences_of_float16_are_close_to_those_of_float64(backend, layer):
             assert np.isfinite(narrow).all()
             close = 3e-3 if attends else 1e-3  # Q, K, V and O are rounded on the way
             size = np.abs(exact).max()
-            np.testing.assert_allclose(narrow, exact, rtol=close, atol=0.6 * close * size + 1e-7)
+            np.testing.assert_allclose(
+                narrow, exact, rtol=close, atol=0.6 * close * size + 1e-7
+            )
 
 
 def test_positions_of_float16_go_past_2048(backend):
@@ -102,6 +117,8 @@ def test_positions_of_float16_go_past_2048(backend):
     if not hasattr(backend.xp, "float16"):
         pytest.skip(f"{backend.name} has no float16")
     x, layer = np.zeros((1, 4100, 4)), nn.SinusoidalPositions()
-    result = backend.to_numpy(layer.forward({}, {}, backend.asarray(x.astype(np.float16)))[0])
+    result = backend.to_numpy(
+        layer.forward({}, {}, backend.asarray(x.astype(np.float16)))[0]
+    )
     assert result.dtype == np.float16
     np.testing.assert_allclose(result, layer.forward({}, {}, x)[0], atol=2e-3)

@@ -62,9 +62,27 @@ FORMULAS = [  # layer, f and f'
         lambda x: float(-2.0 < x < 0.75),
     ),
     (nn.ReLU6(), lambda x: min(max(x, 0.0), 6.0), lambda x: float(0.0 < x < 6.0)),
-    (nn.Threshold(0.5, -4.0), lambda x: x if x > 0.5 else -4.0, lambda x: float(x > 0.5)),
+    (
+        nn.Threshold(0.5, -4.0),
+        lambda x: x if x > 0.5 else -4.0,
+        lambda x: float(x > 0.5),
+    ),
 ]
-POINTS = [-9.0, -5.5, -3.0, -1.75, -1.0, -0.5, -0.125, -(2.0**-20), 2.0**-20, 0.25, 1.0, 2.5, 6.0]
+POINTS = [
+    -9.0,
+    -5.5,
+    -3.0,
+    -1.75,
+    -1.0,
+    -0.5,
+    -0.125,
+    -(2.0**-20),
+    2.0**-20,
+    0.25,
+    1.0,
+    2.5,
+    6.0,
+]
 each_formula = pytest.mark.parametrize(
     ("layer", "f", "slope"), FORMULAS, ids=[str(row[0]) for row in FORMULAS]
 )
@@ -121,7 +139,9 @@ KINKS = [  # layer, x, y and slope there
 ]
 
 
-@pytest.mark.parametrize(("layer", "x", "y", "slope"), KINKS, ids=[str(r[0]) for r in KINKS])
+@pytest.mark.parametrize(
+    ("layer", "x", "y", "slope"), KINKS, ids=[str(r[0]) for r in KINKS]
+)
 def test_the_slope_at_a_kink_is_the_documented_one(backend, layer, x, y, slope):
     got, dx, _ = run(backend, layer, np.asarray(x, "float32"))
     np.testing.assert_allclose([got, dx], [y, slope], rtol=2e-7, atol=0)
@@ -135,7 +155,9 @@ def test_the_slope_at_a_kink_is_the_documented_one(backend, layer, x, y, slope):
     ],
     ids=["Mish", "Softsign"],
 )
-def test_slopes_keep_their_digits_where_the_function_saturates(backend, layer, truth, points):
+def test_slopes_keep_their_digits_where_the_function_saturates(
+    backend, layer, truth, points
+):
     """To 16 eps, as exp, tanh and the products bring a few each."""
     x = points.astype("float32")
     _, dx, _ = run(backend, layer, x)
@@ -149,8 +171,12 @@ def test_prelu_learns_one_slope_for_each_channel(backend, widest):
     dy = np.asarray([[[1.0, 10.0], [2.0, 20.0]], [[3.0, 30.0], [4.0, 40.0]]], widest)
     params = {"slope": np.asarray([0.5, -0.25], widest)}
     y, dx, grads = run(backend, nn.PReLU(), x, dy, params)
-    np.testing.assert_array_equal(y, [[[-1.0, 3.0], [0.0, 0.25]], [[4.0, 1.25], [-3.0, 0.0]]])
-    np.testing.assert_array_equal(dx, [[[0.5, 10.0], [1.0, -5.0]], [[3.0, -7.5], [2.0, -10.0]]])
+    np.testing.assert_array_equal(
+        y, [[[-1.0, 3.0], [0.0, 0.25]], [[4.0, 1.25], [-3.0, 0.0]]]
+    )
+    np.testing.assert_array_equal(
+        dx, [[[0.5, 10.0], [1.0, -5.0]], [[3.0, -7.5], [2.0, -10.0]]]
+    )
     np.testing.assert_array_equal(grads["slope"], [-26.0, -170.0])
 
 
@@ -163,7 +189,9 @@ def test_prelu_learns_one_slope_for_each_channel(backend, widest):
     ],
     ids=named,
 )
-def test_the_second_half_is_the_gate_of_the_first(backend, widest, epsilon, layer, gate):
+def test_the_second_half_is_the_gate_of_the_first(
+    backend, widest, epsilon, layer, gate
+):
     a, b = [3.0, -2.0, 0.5], [-1.0, 0.25, 2.0]
     x = np.asarray([a + b], widest)
     y, dx, _ = run(backend, layer, x, np.ones((1, 3), widest))
@@ -175,13 +203,20 @@ def test_the_second_half_is_the_gate_of_the_first(backend, widest, epsilon, laye
 REFUSED = [  # layer, shape it was made for, shape of x, message
     (nn.PReLU(), (4,), (3, 5), r"PReLU takes \(batch, \.\.\., 4\), got \(3, 5\)"),
     (nn.PReLU(), (4,), (4,), r"PReLU takes \(batch, \.\.\., 4\), got \(4,\)"),
-    (nn.GLU(), (4,), (3, 5), r"GLU takes \(batch, \.\.\., 2 width\), got \(batch, \*\(5,\)\)"),
+    (
+        nn.GLU(),
+        (4,),
+        (3, 5),
+        r"GLU takes \(batch, \.\.\., 2 width\), got \(batch, \*\(5,\)\)",
+    ),
     (nn.SwiGLU(), (4,), (4,), r"SwiGLU takes .*, got \(batch, \*\(\)\)"),
 ]
 
 
 @pytest.mark.parametrize(("layer", "shape", "given", "message"), REFUSED, ids=str)
-def test_an_x_that_does_not_fit_is_refused_with_its_numbers(backend, layer, shape, given, message):
+def test_an_x_that_does_not_fit_is_refused_with_its_numbers(
+    backend, layer, shape, given, message
+):
     key = nn.random.key(0, xp=backend.xp, device=backend.device)
     params, state, _ = layer.init(key, shape, backend.xp.float32)
     with pytest.raises(ValueError, match=message):
@@ -207,12 +242,18 @@ SENSELESS = [  # call, error and message
     (lambda: nn.HardTanh(1.0, 1.0), ValueError, "low < high, got 1.0 and 1.0"),
     (lambda: nn.ReLU6(low=7.0), TypeError, "unexpected keyword argument 'low'"),
     (lambda: nn.Threshold(math.nan), ValueError, "finite threshold, got nan"),
-    (lambda: nn.Threshold(0.0, np.float64(1.0)), TypeError, "replacement to be a number"),
+    (
+        lambda: nn.Threshold(0.0, np.float64(1.0)),
+        TypeError,
+        "replacement to be a number",
+    ),
     (lambda: nn.PReLU(initial="0.25"), TypeError, "initial to be a number, got '0.25'"),
 ]
 
 
-@pytest.mark.parametrize(("make", "error", "message"), SENSELESS, ids=[r[2] for r in SENSELESS])
+@pytest.mark.parametrize(
+    ("make", "error", "message"), SENSELESS, ids=[r[2] for r in SENSELESS]
+)
 def test_a_layer_that_makes_no_sense_is_refused_at_once(make, error, message):
     with pytest.raises(error, match=message):
         make()

@@ -39,12 +39,21 @@ LEVELS = (
         *("core.files", "display.pages"),
         *("diagnostics.cost.counter", "diagnostics.gradcheck.inputs"),
         *("diagnostics.observe.arrays", "diagnostics.observe.layers"),
-        *("training.config", "training.inputs", "training.interrupts", "training.progress"),
+        *(
+            "training.config",
+            "training.inputs",
+            "training.interrupts",
+            "training.progress",
+        ),
         *("training.safetensors_format", "training.splits"),
     },
     {"diagnostics.observe"},
     {
-        *("diagnostics.bisect.noise", "diagnostics.compare.rounding", "diagnostics.cost.arrays"),
+        *(
+            "diagnostics.bisect.noise",
+            "diagnostics.compare.rounding",
+            "diagnostics.cost.arrays",
+        ),
         *("diagnostics.examples", "diagnostics.gradcheck.checks"),
         *("training.batches", "training.callbacks", "training.checkpoint"),
         *("training.context", "training.history"),
@@ -87,7 +96,11 @@ LEVELS = (
         "diagnostics.explain.text",
     },
     {"diagnostics.compare.merge", "diagnostics.explain.html"},
-    {"diagnostics.compare", "diagnostics.conformance", "diagnostics.explain.explanation"},
+    {
+        "diagnostics.compare",
+        "diagnostics.conformance",
+        "diagnostics.explain.explanation",
+    },
     {"diagnostics.explain.notebooks"},
     {"diagnostics.explain"},
     {"diagnostics.cli.arguments"},
@@ -116,7 +129,8 @@ ALSO = {  # what single files of the core may import in addition
     "core.guards.watching": {"builtins", "contextvars", "sys", "types"},
     "core.backend": {"agnostic_nn_backends", "contextlib", "importlib", "os", "types"},
 }
-HELPERS = {  # files of backends that are not adapters: the library that each may import, if any
+# files of backends that are not adapters: the library that each may import, if any
+HELPERS = {
     "exponential": None,
     "numpy.attention": "numpy",
     "numpy.lstm": "numpy",
@@ -135,7 +149,8 @@ HELPERS = {  # files of backends that are not adapters: the library that each ma
     "replay.trace": None,
     "torch.tracing": "torch",
 }
-INSIDE_FUNCTIONS = {  # what is slow to import or optional, and the only file that imports it
+# what is slow to import or optional, and the only file that imports it
+INSIDE_FUNCTIONS = {
     "training.callbacks": {"tensorboardX"},
     "core.backend": {"numpy"},
     "diagnostics.compare.workloads": {"mlxtend", "sklearn"},
@@ -153,7 +168,15 @@ LIBRARIES = {  # of each adapter
     "array_api_strict": {"array_api_strict", "numpy"},
 }
 HEAVY = {
-    *("jinja2", "latex2mathml", "matplotlib", "rich", "safetensors", "sklearn", "tensorboardX"),
+    *(
+        "jinja2",
+        "latex2mathml",
+        "matplotlib",
+        "rich",
+        "safetensors",
+        "sklearn",
+        "tensorboardX",
+    ),
 }.union(*LIBRARIES.values())
 
 
@@ -181,7 +204,10 @@ def imports(path, tree):
         elif isinstance(node, ast.ImportFrom):
             package = path.parts[: len(path.parts) - node.level] if node.level else ()
             module = (*package, *([node.module] if node.module else []))
-            yield from ((".".join((*module, alias.name)), node in inside) for alias in node.names)
+            yield from (
+                (".".join((*module, alias.name)), node in inside)
+                for alias in node.names
+            )
 
 
 def level_of(module):
@@ -238,7 +264,9 @@ def deciding(root):
     libraries = set().union(*LIBRARIES.values())
     for path, tree in parsed(root, "agnostic_nn"):
         for node in ast.walk(tree):
-            texts = (str(x.value) for x in operands(node) if isinstance(x, ast.Constant))
+            texts = (
+                str(x.value) for x in operands(node) if isinstance(x, ast.Constant)
+            )
             words = {word for text in texts for word in re.split(r"\W+", text)}
             for word in sorted(words & libraries):
                 yield f"{module_of(path)} decides by the name {word!r}"
@@ -268,7 +296,9 @@ def defined(tree):
             yield node.name
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = (n.id for target in targets for n in ast.walk(target) if hasattr(n, "id"))
+            names = (
+                n.id for target in targets for n in ast.walk(target) if hasattr(n, "id")
+            )
             yield from (name for name in names if name.islower())
 
 
@@ -282,9 +312,15 @@ def imported(tree, least_level=0):
 
 def bound(tree):
     """All names that a file gives to anything at its top."""
-    simple = (n for n in at_import(tree.body) if not isinstance(n, (ast.ClassDef, ast.FunctionDef)))
+    simple = (
+        n
+        for n in at_import(tree.body)
+        if not isinstance(n, (ast.ClassDef, ast.FunctionDef))
+    )
     nodes = (n for statement in simple for n in ast.walk(statement))
-    stored = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    stored = {
+        n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+    }
     return stored | {*defined(tree), *imported(tree)}
 
 
@@ -292,7 +328,8 @@ def unlisted(root):
     """Files whose `__all__` is not what they define, and packages whose is not what they import."""
     for path, tree in parsed(root, "agnostic_nn"):
         if path == Path("agnostic_nn", "__init__.py"):
-            continue  # it joins the lists of its packages; another test imports each name
+            # it joins the lists of its packages; another test imports each name
+            continue
         names = listed(tree)
         if names is None:
             yield f"{path} has no __all__"
@@ -311,7 +348,10 @@ def undocumented(root):
         if not ast.get_docstring(tree):
             yield f"{path} does not say what it is for"
         for node in tree.body if path.parts[0] == "agnostic_nn" else ():
-            public = isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name[0] != "_"
+            public = (
+                isinstance(node, (ast.ClassDef, ast.FunctionDef))
+                and node.name[0] != "_"
+            )
             if public and not ast.get_docstring(node):
                 yield f"{path} does not say what {node.name} is"
 
@@ -336,20 +376,32 @@ def unlike(root):
     _, package = adapters.pop("__init__")
     for helper, library in HELPERS.items():
         path, tree = adapters.pop(helper)
-        ours = ("agnostic_nn.core.atomic", "agnostic_nn.ops", "backends.agnostic_nn_backends")
+        ours = (
+            "agnostic_nn.core.atomic",
+            "agnostic_nn.ops",
+            "backends.agnostic_nn_backends",
+        )
         ours = (*ours, library, f"array_api_compat.{library}") if library else ours
         for name, _ in imports(path, tree):
             if name.partition(".")[0] not in STDLIB and not name.startswith(ours):
                 yield f"{path} must not import {name}"
     protocols = [node for node in package.body if isinstance(node, ast.ClassDef)]
-    documented = {member.name for each in protocols for member in each.body if is_def(member)}
+    documented = {
+        member.name for each in protocols for member in each.body if is_def(member)
+    }
     for library, (path, tree) in adapters.items():
-        public = {name for name in defined(tree) if not name.startswith("_")} - {"__all__"}
+        public = {name for name in defined(tree) if not name.startswith("_")} - {
+            "__all__"
+        }
         for name in sorted(public - documented):
             yield f"{path} defines {name}, which is not a member of Adapter or FullAdapter"
         missing = documented - bound(tree)
         yield from (f"{path} has no {name}" for name in sorted(missing))
-        ours = ("agnostic_nn.core.atomic", "agnostic_nn.core.random", "agnostic_nn.core.windows")
+        ours = (
+            "agnostic_nn.core.atomic",
+            "agnostic_nn.core.random",
+            "agnostic_nn.core.windows",
+        )
         ours = (*ours, "agnostic_nn.ops", f"array_api_compat.{library}")
         ours = (*ours, "backends.agnostic_nn_backends.processor")
         ours = (*ours, *(f"backends.agnostic_nn_backends.{name}" for name in HELPERS))
@@ -377,27 +429,82 @@ def test_the_tree_keeps_the_rules(check):
 INPUTS = "training/inputs"
 PLANTED = [  # check, file, what is added to it, complaint
     (misplaced, "losses/margin", "import numpy as np", "margin must not import numpy"),
-    (misplaced, "losses/margin", "import scipy.special", "margin must not import scipy.special"),
-    (misplaced, "losses/margin", "from ..optimizers import f", "margin must not import optimizers"),
-    (misplaced, "losses/margin", "from .. import optimizers", "margin must not import optimizers"),
+    (
+        misplaced,
+        "losses/margin",
+        "import scipy.special",
+        "margin must not import scipy.special",
+    ),
+    (
+        misplaced,
+        "losses/margin",
+        "from ..optimizers import f",
+        "margin must not import optimizers",
+    ),
+    (
+        misplaced,
+        "losses/margin",
+        "from .. import optimizers",
+        "margin must not import optimizers",
+    ),
     (
         misplaced,
         "losses/margin",
         "import agnostic_nn.training.trainer",
         "margin must not import training",
     ),
-    (misplaced, "losses/margin", "from agnostic_nn import Dense", "margin must not import Dense"),
+    (
+        misplaced,
+        "losses/margin",
+        "from agnostic_nn import Dense",
+        "margin must not import Dense",
+    ),
     (misplaced, "losses/margin", "import backends", "margin must not import backends"),
-    (misplaced, "losses/margin", "import importlib", "margin must not import importlib"),
-    (misplaced, "losses/margin", "def f():\n    import jax", "margin must not import jax"),
-    (misplaced, "ops/padding", "from ..layers import Dense", "ops.padding must not import layers"),
-    (misplaced, "layers/dense", "from .dropout import D", "layers.dense must not import layers"),
-    (misplaced, "layers/dense", "from ..losses import f", "layers.dense must not import losses"),
-    (misplaced, "layers/__init__", "import torch", "layers.__init__ must not import torch"),
+    (
+        misplaced,
+        "losses/margin",
+        "import importlib",
+        "margin must not import importlib",
+    ),
+    (
+        misplaced,
+        "losses/margin",
+        "def f():\n    import jax",
+        "margin must not import jax",
+    ),
+    (
+        misplaced,
+        "ops/padding",
+        "from ..layers import Dense",
+        "ops.padding must not import layers",
+    ),
+    (
+        misplaced,
+        "layers/dense",
+        "from .dropout import D",
+        "layers.dense must not import layers",
+    ),
+    (
+        misplaced,
+        "layers/dense",
+        "from ..losses import f",
+        "layers.dense must not import losses",
+    ),
+    (
+        misplaced,
+        "layers/__init__",
+        "import torch",
+        "layers.__init__ must not import torch",
+    ),
     (misplaced, "core/backend", "import numpy", "core.backend must not import numpy"),
     (misplaced, "core/backend", "import jax", "core.backend must not import jax"),
     (misplaced, INPUTS, "import cupy", "inputs must not import cupy"),
-    (misplaced, INPUTS, "from .trainer import Trainer", "inputs must not import training"),
+    (
+        misplaced,
+        INPUTS,
+        "from .trainer import Trainer",
+        "inputs must not import training",
+    ),
     (misplaced, "display/tables", "import rich", "tables must not import rich"),
     (misplaced, INPUTS, "def f():\n    import rich", "inputs must not import rich"),
     (misplaced, "newcomer", "import math", "newcomer has no level: add it to LEVELS"),
@@ -425,7 +532,12 @@ PLANTED = [  # check, file, what is added to it, complaint
         "def f(b): return str(b).startswith('dpnp')",
         "decides by the name 'dpnp'",
     ),
-    (deciding, INPUTS, "m = __import__('jax.numpy')", "inputs decides by the name 'jax'"),
+    (
+        deciding,
+        INPUTS,
+        "m = __import__('jax.numpy')",
+        "inputs decides by the name 'jax'",
+    ),
     (
         deciding,
         INPUTS,
@@ -433,20 +545,55 @@ PLANTED = [  # check, file, what is added to it, complaint
         "inputs decides by the name 'numpy'",
     ),
     (unlisted, "losses/margin", "def gap(): pass", "margin.py: gap is not in __all__"),
-    (unlisted, "losses/margin", "gentle: float = 3.0", "margin.py: gentle is not in __all__"),
-    (unlisted, "losses/margin", "__all__ = ['gone']", "margin.py: gone is only in __all__"),
+    (
+        unlisted,
+        "losses/margin",
+        "gentle: float = 3.0",
+        "margin.py: gentle is not in __all__",
+    ),
+    (
+        unlisted,
+        "losses/margin",
+        "__all__ = ['gone']",
+        "margin.py: gone is only in __all__",
+    ),
     (unlisted, "newcomer", "import math", "newcomer.py has no __all__"),
-    (unlisted, "layers/__init__", "from .dense import Sparse", "Sparse is not in __all__"),
-    (undocumented, "losses/margin", "def gap(): pass", "margin.py does not say what gap is"),
-    (undocumented, "losses/margin", "class Gap: pass", "margin.py does not say what Gap is"),
-    (undocumented, "newcomer", "import math", "newcomer.py does not say what it is for"),
+    (
+        unlisted,
+        "layers/__init__",
+        "from .dense import Sparse",
+        "Sparse is not in __all__",
+    ),
+    (
+        undocumented,
+        "losses/margin",
+        "def gap(): pass",
+        "margin.py does not say what gap is",
+    ),
+    (
+        undocumented,
+        "losses/margin",
+        "class Gap: pass",
+        "margin.py does not say what Gap is",
+    ),
+    (
+        undocumented,
+        "newcomer",
+        "import math",
+        "newcomer.py does not say what it is for",
+    ),
     (
         unlike,
         "/torch/__init__",
         "def bonus(): pass",
         "torch/__init__.py defines bonus, which is not a member of Adapter",
     ),
-    (unlike, "/newcomer", "__all__ = ['xp']\nimport a as xp", "newcomer.py has no devices"),
+    (
+        unlike,
+        "/newcomer",
+        "__all__ = ['xp']\nimport a as xp",
+        "newcomer.py has no devices",
+    ),
     (unlike, "/torch/__init__", "import jax", "torch/__init__.py must not import jax"),
     (
         unlike,
@@ -460,7 +607,12 @@ PLANTED = [  # check, file, what is added to it, complaint
         "from agnostic_nn.core.trees import leaves",
         "not import agnostic_nn.core.trees.leaves",
     ),
-    (unlike, "/jax", "jax.config.update('jax_enable_x64', True)", "changes something on import"),
+    (
+        unlike,
+        "/jax",
+        "jax.config.update('jax_enable_x64', True)",
+        "changes something on import",
+    ),
     (unlike, "/jax", "import os\nos.environ['A'] = '1'", "changes something on import"),
 ]
 
@@ -489,7 +641,9 @@ def place(file):
 def test_a_broken_rule_is_noticed(copy, check, file, source, complaint):
     path = copy / place(file)
     before = path.read_text(encoding="utf-8") if path.exists() else None
-    sound = (before or "").replace("__all__ = ", "_all = " if "__all__" in source else "__all__ = ")
+    sound = (before or "").replace(
+        "__all__ = ", "_all = " if "__all__" in source else "__all__ = "
+    )
     path.write_text(f"{sound}\n{source}\n", encoding="utf-8")
     try:
         assert sum(complaint in text for text in check(copy)) == 1
@@ -506,7 +660,8 @@ def test_every_public_name_is_there_and_documented():
     assert len(nn.__all__) == len(set(nn.__all__))
     for name in nn.__all__:
         value = getattr(nn, name)
-        assert value.__doc__ or get_origin(value), name  # the type `Loss` has no docstring
+        # the type `Loss` has no docstring
+        assert value.__doc__ or get_origin(value), name
         assert name in dir(nn)
     with pytest.raises(AttributeError, match="no attribute 'Convolution'"):
         nn.Convolution  # noqa: B018
@@ -523,4 +678,7 @@ def loaded(code):
 def test_importing_the_library_loads_no_array_library():
     assert loaded("import agnostic_nn") == set()
     assert loaded("import agnostic_nn, rich") == {"rich"}
-    assert loaded("import agnostic_nn as nn; nn.backend('numpy:cpu')") <= {"numpy", "scipy"}
+    assert loaded("import agnostic_nn as nn; nn.backend('numpy:cpu')") <= {
+        "numpy",
+        "scipy",
+    }

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from agnostic_nn.core import arrays
-from agnostic_nn.core.arrays import RowMask, device, first_true, namespace, register, size
+from agnostic_nn.core.arrays import (
+    RowMask,
+    device,
+    first_true,
+    namespace,
+    register,
+    size,
+)
 from agnostic_nn.core.errors import expect
 
 
@@ -49,7 +56,9 @@ def test_what_is_no_array_is_refused(backend, draw, thing):
 
 def test_arrays_of_two_libraries_are_refused_by_name(backend, draw):
     x = backend.asarray(draw(2))
-    with pytest.raises(TypeError, match=rf"one library, got .*{type(x).__name__} and .*Foreign"):
+    with pytest.raises(
+        TypeError, match=rf"one library, got .*{type(x).__name__} and .*Foreign"
+    ):
         namespace(x, x, Foreign())
 
 
@@ -142,7 +151,9 @@ def test_rows_are_as_true_as_true_whatever_they_count(backend, widest):
         RowMask(np.ones(2)).counts = None
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (300,), (2, 3), (3, 1, 5), (4, 0), (0,)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (300,), (2, 3), (3, 1, 5), (4, 0), (0,)], ids=str
+)
 def test_first_true_is_the_first_in_row_major_order(shape):
     generator = np.random.default_rng(0)
     for share in (0.0, 0.05, 0.5, 1.0):

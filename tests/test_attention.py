@@ -17,10 +17,16 @@ HOST = nn.backend("numpy").xp
 def made(layer, shape, dtype, **zeroed):
     """Parameters and state on the host, away from where they start; some named weights are 0."""
     generator = np.random.default_rng(1)
-    params, state, _ = layer.init(nn.random.key(0, xp=HOST), shape, getattr(HOST, dtype))
-    params = tree_map(lambda p: (p + generator.uniform(-0.5, 0.5, p.shape)).astype(dtype), params)
+    params, state, _ = layer.init(
+        nn.random.key(0, xp=HOST), shape, getattr(HOST, dtype)
+    )
+    params = tree_map(
+        lambda p: (p + generator.uniform(-0.5, 0.5, p.shape)).astype(dtype), params
+    )
     for name, value in zeroed.items():
-        params[name] = tree_map(lambda p, value=value: np.full_like(p, value), params[name])
+        params[name] = tree_map(
+            lambda p, value=value: np.full_like(p, value), params[name]
+        )
     return params, state
 
 
@@ -59,7 +65,10 @@ def test_where_all_keys_score_alike_attention_is_the_mean_of_those_allowed(
     allowed = np.ones((3, 5, 5), bool)
     arguments = {"x": x}
     if mask:
-        seen = np.random.default_rng(3).random((3, 5) if mask == "keys" else (3, 5, 5)) < 0.6
+        seen = (
+            np.random.default_rng(3).random((3, 5) if mask == "keys" else (3, 5, 5))
+            < 0.6
+        )
         arguments["mask"] = seen
         allowed &= seen[:, None, :] if mask == "keys" else seen
     if causal:
@@ -78,7 +87,8 @@ def test_a_query_that_may_see_no_key_gets_the_bias_and_sends_no_gradient_back(
     x, source = draw(2, 3, 4), draw(2, 5, 6)
     mask = np.ones((2, 5), bool)
     mask[0, :] = False
-    mask[1, :2] = False  # of a causal layer the first two queries of the second see none either
+    # of a causal layer the first two queries of the second see none either
+    mask[1, :2] = False
     shape = {"x": (3, 4), "source": (5, 6), "mask": (5,)}
     params, state = made(layer, shape, widest)
     arguments = {"x": x, "source": source, "mask": mask}
@@ -93,10 +103,14 @@ def test_a_query_that_may_see_no_key_gets_the_bias_and_sends_no_gradient_back(
     assert all(np.isfinite(leaf).all() for leaf in leaves((dx, grads)))
 
 
-def test_a_source_that_is_the_same_array_as_x_gets_a_gradient_of_its_own(backend, draw, widest):
+def test_a_source_that_is_the_same_array_as_x_gets_a_gradient_of_its_own(
+    backend, draw, widest
+):
     layer = nn.MultiHeadAttention(2)
     params, state = made(layer, {"x": (3, 4), "source": (3, 4)}, widest)
-    params, state, x, dy = backend.asarray((params, state, draw(2, 3, 4), draw(2, 3, 4)))
+    params, state, x, dy = backend.asarray(
+        (params, state, draw(2, 3, 4), draw(2, 3, 4))
+    )
     _, _, cache = layer.forward(params, state, {"x": x, "source": x})
     twice, _ = layer.backward(params, cache, dy)
     _, _, cache = layer.forward(params, state, x)
@@ -109,7 +123,11 @@ def test_what_a_mask_hides_changes_nothing_and_gets_no_gradient(backend, draw, w
     layer = nn.MultiHeadAttention(2, rotary=True)
     shape = {"x": (3, 4), "source": (5, 4), "mask": (5,)}
     params, state = made(layer, shape, widest)
-    arguments = {"x": draw(2, 3, 4), "source": draw(2, 5, 4), "mask": np.ones((2, 5), bool)}
+    arguments = {
+        "x": draw(2, 3, 4),
+        "source": draw(2, 5, 4),
+        "mask": np.ones((2, 5), bool),
+    }
     arguments["mask"][:, 3:] = False
     dy = draw(2, 3, 4)
     loud = arguments | {"source": arguments["source"].copy()}
@@ -123,7 +141,9 @@ def test_what_a_mask_hides_changes_nothing_and_gets_no_gradient(backend, draw, w
         np.testing.assert_array_equal(one, other, err_msg=name)
 
 
-def test_a_sequence_filled_up_to_a_length_is_read_as_it_is_alone(backend, draw, widest, epsilon):
+def test_a_sequence_filled_up_to_a_length_is_read_as_it_is_alone(
+    backend, draw, widest, epsilon
+):
     block = nn.TransformerBlock(nn.MultiHeadAttention(2, rotary=True), hidden=8)
     params, state = made(block, (6, 4), widest)
     x = draw(1, 6, 4)
@@ -146,7 +166,9 @@ def test_scores_beyond_what_exp_can_take_pick_one_key(backend, widest, dtype):
     assert all(np.isfinite(leaf).all() for leaf in leaves((dx, grads)))
 
 
-def test_heads_that_share_keys_are_heads_with_equal_keys(backend, draw, widest, epsilon):
+def test_heads_that_share_keys_are_heads_with_equal_keys(
+    backend, draw, widest, epsilon
+):
     """Neighbours share: the third of six heads of queries belongs to the first of two of keys."""
     shared = nn.MultiHeadAttention(6, key_heads=2, head_width=3, causal=True)
     params, state = made(shared, (5, 4), widest)
@@ -156,7 +178,9 @@ def test_heads_that_share_keys_are_heads_with_equal_keys(backend, draw, widest, 
         split = leaf.reshape(*leaf.shape[:-1], 2, 3)
         return np.repeat(split, 3, axis=-2).reshape(*leaf.shape[:-1], 18)
 
-    spread = params | {name: tree_map(repeated, params[name]) for name in ("key", "value")}
+    spread = params | {
+        name: tree_map(repeated, params[name]) for name in ("key", "value")
+    }
     x, dy = draw(2, 5, 4), draw(2, 5, 4)
     y, dx, grads = run(backend, shared, params, state, x, dy)
     y6, dx6, grads6 = run(nn.backend("numpy"), alone, spread, state, x, dy)
@@ -177,7 +201,10 @@ def test_turned_queries_and_keys_know_their_distance_and_nothing_else(
 
         xp = backend.xp
         pairs = [(i, j) for i in range(4) for j in range(4)]
-        result = [xp.sum(at(x, places[i : i + 1]) * at(y, places[j : j + 1])) for i, j in pairs]
+        result = [
+            xp.sum(at(x, places[i : i + 1]) * at(y, places[j : j + 1]))
+            for i, j in pairs
+        ]
         return xp.reshape(xp.stack(result), (4, 4))
 
     def at(*places):
@@ -203,7 +230,9 @@ def test_turning_the_other_way_is_the_inverse(backend, draw, epsilon):
     np.testing.assert_allclose(back, x, rtol=0, atol=16 * epsilon)
 
 
-def test_dropout_of_weights_is_that_of_a_mean_and_the_same_on_every_backend(backend, widest):
+def test_dropout_of_weights_is_that_of_a_mean_and_the_same_on_every_backend(
+    backend, widest
+):
     """Keys score alike and every value is 1: O is the share of weights that were kept."""
     layer = nn.MultiHeadAttention(1, dropout=0.25)
     params, state = made(layer, (64, 1), widest, query=0.0, value=0.0, output=0.0)
@@ -251,16 +280,22 @@ def test_a_version_of_ones_own_attends_as_the_standard_one_does(
     dtype = widest if dtype == "widest" else dtype
     generator, (*heads, time, keys, width) = np.random.default_rng(0), sizes
     few, all_heads = (*heads[:2], keys, width), (*heads, time, width)
-    draws = [generator.standard_normal(s).astype(dtype) for s in (all_heads, few, few, all_heads)]
+    draws = [
+        generator.standard_normal(s).astype(dtype)
+        for s in (all_heads, few, few, all_heads)
+    ]
     allowed = kept = ()
     if mask:
-        allowed = generator.random((heads[0], 1, 1, 1 if mask == "keys" else time, keys)) < 0.5
+        allowed = (
+            generator.random((heads[0], 1, 1, 1 if mask == "keys" else time, keys))
+            < 0.5
+        )
         allowed[-1:] = False
         allowed = backend.asarray(allowed)
     if dropout:
-        kept = (generator.random((*heads, time, keys)) < 0.75).astype(dtype) * np.asarray(
-            4 / 3, dtype
-        )
+        kept = (generator.random((*heads, time, keys)) < 0.75).astype(
+            dtype
+        ) * np.asarray(4 / 3, dtype)
         kept = backend.asarray(kept)
 
     def run(forward, backward, query, key, value, dy):
@@ -272,7 +307,9 @@ def test_a_version_of_ones_own_attends_as_the_standard_one_does(
     for axis, place in [(0, 0), (0, 1), (-2, 1), (-1, 0)]:
         there = [backend.asarray(np.moveaxis(x, axis, place)) for x in draws]
         there = [backend.xp.moveaxis(x, place, axis) for x in there]
-        for x, wanted in zip(run(attend, attend_backward, *there), expected, strict=True):
+        for x, wanted in zip(
+            run(attend, attend_backward, *there), expected, strict=True
+        ):
             assert (x.dtype, x.shape) == (dtype, wanted.shape)
             # sums of up to 400 products of numbers of order 1, in another order: measured 8 eps
             atol = 32 * np.finfo(dtype).eps * np.max(abs(wanted), initial=1.0)
@@ -283,7 +320,9 @@ def test_a_version_of_ones_own_attends_as_the_standard_one_does(
 
 @pytest.mark.parametrize("more", [0, 17, 3000])
 @pytest.mark.parametrize("causal", [False, True])
-def test_scores_may_be_as_large_as_they_come_and_nan_stays_nan(backend, widest, causal, more):
+def test_scores_may_be_as_large_as_they_come_and_nan_stays_nan(
+    backend, widest, causal, more
+):
     """Of scores far apart the largest takes all, those of a query of 0 are equal."""
     query = np.asarray([1.0, -1.0, 0.0, math.nan], widest).reshape(1, 1, 1, 4, 1)
     key = np.asarray([3e4, 1e4, -3e4, *[0.0] * more], widest).reshape(1, 1, -1, 1)
@@ -307,7 +346,14 @@ def test_nothing_is_kept_but_what_the_derivation_names(given):
         x["mask"] = x["mask"] > 0
     _, _, cache = layer.forward(params, state, x, train=True)
     keys = 110 if "source" in given else 90
-    kept = {"x": 90 * 8, "Q": 90 * 8, "K": keys * 4, "V": keys * 4, "P": 2 * 4 * 90, "O": 90 * 8}
+    kept = {
+        "x": 90 * 8,
+        "Q": 90 * 8,
+        "K": keys * 4,
+        "V": keys * 4,
+        "P": 2 * 4 * 90,
+        "O": 90 * 8,
+    }
     kept["source"] = 110 * 6 if "source" in given else 0
     kept["mask"] = keys / 4 if "mask" in given else 0  # a byte each, numbers have four
     assert sum(leaf.nbytes for leaf in leaves(cache)) == 4 * 3 * sum(kept.values())
@@ -342,7 +388,9 @@ def test_the_parameters_of_a_block_read_like_it():
         "feed_norm.scale": (4,),
     }
     keys = dict(named_leaves(state))
-    assert set(keys) == {f"{part}_dropout.key" for part in ("attention", "cross", "feed")}
+    assert set(keys) == {
+        f"{part}_dropout.key" for part in ("attention", "cross", "feed")
+    }
     assert len({leaf.tobytes() for leaf in keys.values()}) == 3
 
 
@@ -401,9 +449,21 @@ REFUSED = [  # layer, shapes it was made for, x, error and message
         r"\(batch, time, width\), got \(batch, \*\(4,\)\)",
     ),
     (ATTENTION, (3, 4), zeros(2, 3, 5), ValueError, r"\(\.\.\., 4\), got .*2, 3, 5"),
-    (ATTENTION, (3, 4), {"x": X, "y": X}, ValueError, r"takes .*'source', 'mask'.*got .*'y'"),
+    (
+        ATTENTION,
+        (3, 4),
+        {"x": X, "y": X},
+        ValueError,
+        r"takes .*'source', 'mask'.*got .*'y'",
+    ),
     (ATTENTION, (3, 4), {"source": X}, ValueError, r"takes \['x', .*got \['source'\]"),
-    (ATTENTION, (3, 4), {"x": X, "mask": zeros(2, 3)}, TypeError, "boolean mask, got .*float32"),
+    (
+        ATTENTION,
+        (3, 4),
+        {"x": X, "mask": zeros(2, 3)},
+        TypeError,
+        "boolean mask, got .*float32",
+    ),
     (
         ATTENTION,
         (3, 4),
@@ -411,8 +471,20 @@ REFUSED = [  # layer, shapes it was made for, x, error and message
         ValueError,
         r"a mask \(2, 3\) or \(2, 3, 3\), got \(2, 4\)",
     ),
-    (ATTENTION, (3, 4), {"x": X, "source": zeros(2, 4)}, ValueError, r"got \(batch, \*\(4,\)\)"),
-    (CROSS, {"x": (3, 4), "source": (3, 4)}, X, ValueError, r"go together, got \['x'\]"),
+    (
+        ATTENTION,
+        (3, 4),
+        {"x": X, "source": zeros(2, 4)},
+        ValueError,
+        r"got \(batch, \*\(4,\)\)",
+    ),
+    (
+        CROSS,
+        {"x": (3, 4), "source": (3, 4)},
+        X,
+        ValueError,
+        r"go together, got \['x'\]",
+    ),
     (
         nn.TransformerBlock(ATTENTION, hidden=3),
         (3, 4),
@@ -420,7 +492,13 @@ REFUSED = [  # layer, shapes it was made for, x, error and message
         ValueError,
         r"go together, got \['x', 'source'\]",
     ),
-    (nn.PositionEmbedding(3), (3, 4), zeros(2, 4, 4), ValueError, "there are 3 positions, got 4"),
+    (
+        nn.PositionEmbedding(3),
+        (3, 4),
+        zeros(2, 4, 4),
+        ValueError,
+        "there are 3 positions, got 4",
+    ),
     (
         nn.PositionEmbedding(3),
         (3, 4),
@@ -428,8 +506,20 @@ REFUSED = [  # layer, shapes it was made for, x, error and message
         ValueError,
         r"time, width\), got \(batch, \*\(4,\)\)",
     ),
-    (nn.Unembedding(3), (4,), zeros(2, 5), ValueError, r"Unembedding takes \(\.\.\., 4\), got"),
-    (nn.Unembedding(3), (4,), zeros(2, 4, dtype="int32"), ValueError, "holds .*float32, got"),
+    (
+        nn.Unembedding(3),
+        (4,),
+        zeros(2, 5),
+        ValueError,
+        r"Unembedding takes \(\.\.\., 4\), got",
+    ),
+    (
+        nn.Unembedding(3),
+        (4,),
+        zeros(2, 4, dtype="int32"),
+        ValueError,
+        "holds .*float32, got",
+    ),
 ]
 
 
@@ -445,11 +535,19 @@ def test_inputs_that_do_not_fit_are_refused_with_their_numbers(
 
 UNFIT = [  # layer, shape of one example, message
     (nn.MultiHeadAttention(3), (5, 4), "3 heads cannot share a width of 4"),
-    (nn.MultiHeadAttention(2), (4,), r"\(batch, time, width\), got \(batch, \*\(4,\)\)"),
+    (
+        nn.MultiHeadAttention(2),
+        (4,),
+        r"\(batch, time, width\), got \(batch, \*\(4,\)\)",
+    ),
     (nn.MultiHeadAttention(4, rotary=True), (5, 4), "an even head_width, got 1"),
     (nn.PositionEmbedding(4), (5, 3), "there are 4 positions, got 5"),
     (nn.SinusoidalPositions(), (5, 3), "an even width, got 3"),
-    (nn.Unembedding(3), (), r"Unembedding takes \(batch, \.\.\., width\), got \(batch,\)"),
+    (
+        nn.Unembedding(3),
+        (),
+        r"Unembedding takes \(batch, \.\.\., width\), got \(batch,\)",
+    ),
 ]
 
 
@@ -461,13 +559,37 @@ def test_shapes_that_do_not_fit_are_refused_by_init(layer, shape, message):
 
 SENSELESS = [  # call, error and message
     (lambda: nn.MultiHeadAttention(0), ValueError, "heads of at least 1, got 0"),
-    (lambda: nn.MultiHeadAttention(4, key_heads=3), ValueError, "4 heads cannot share 3 key_heads"),
-    (lambda: nn.MultiHeadAttention(4, key_heads=0), ValueError, "key_heads of at least 1"),
-    (lambda: nn.MultiHeadAttention(4, head_width=1.5), TypeError, "head_width to be an integer"),
-    (lambda: nn.MultiHeadAttention(4, dropout=1.0), ValueError, r"dropout in \[0, 1\), got 1.0"),
+    (
+        lambda: nn.MultiHeadAttention(4, key_heads=3),
+        ValueError,
+        "4 heads cannot share 3 key_heads",
+    ),
+    (
+        lambda: nn.MultiHeadAttention(4, key_heads=0),
+        ValueError,
+        "key_heads of at least 1",
+    ),
+    (
+        lambda: nn.MultiHeadAttention(4, head_width=1.5),
+        TypeError,
+        "head_width to be an integer",
+    ),
+    (
+        lambda: nn.MultiHeadAttention(4, dropout=1.0),
+        ValueError,
+        r"dropout in \[0, 1\), got 1.0",
+    ),
     (lambda: nn.MultiHeadAttention(4, base=0.0), ValueError, "base above 0"),
-    (lambda: nn.TransformerBlock(4, hidden=3), TypeError, "expected a layer as attention, got 4"),
-    (lambda: nn.TransformerBlock(ATTENTION, hidden=0), ValueError, "hidden of at least 1"),
+    (
+        lambda: nn.TransformerBlock(4, hidden=3),
+        TypeError,
+        "expected a layer as attention, got 4",
+    ),
+    (
+        lambda: nn.TransformerBlock(ATTENTION, hidden=0),
+        ValueError,
+        "hidden of at least 1",
+    ),
     (lambda: nn.TransformerBlock(ATTENTION, 3, dropout=-1), ValueError, "dropout in"),
     (lambda: nn.PositionEmbedding(0), ValueError, "length of at least 1, got 0"),
     (lambda: nn.SinusoidalPositions(base=-1.0), ValueError, "base above 0"),

@@ -48,8 +48,12 @@ def install(tmp_path, monkeypatch, forget):
         module = f"{name}_for_agnostic_nn"
         metadata = tmp_path / f"{name}-1.0.dist-info"
         metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (metadata / "entry_points.txt").write_text(f"[agnostic_nn.backends]\n{name} = {module}\n")
+        (metadata / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+        )
+        (metadata / "entry_points.txt").write_text(
+            f"[agnostic_nn.backends]\n{name} = {module}\n"
+        )
         (tmp_path / f"{module}.py").write_text(source)
         monkeypatch.syspath_prepend(tmp_path)
         modules.append(module)
@@ -105,7 +109,12 @@ def test_every_device_is_another_backend(backend):
 
 @pytest.mark.parametrize(
     ("name", "device"),
-    [("toy", "gpu:0"), ("toy:gpu", "gpu:0"), ("toy:gpu:1", "gpu:1"), ("toy:cpu", "cpu:0")],
+    [
+        ("toy", "gpu:0"),
+        ("toy:gpu", "gpu:0"),
+        ("toy:gpu:1", "gpu:1"),
+        ("toy:cpu", "cpu:0"),
+    ],
 )
 def test_a_name_may_leave_out_the_device_or_its_number(install, name, device):
     install("toy", TOY)
@@ -117,7 +126,9 @@ def test_an_installed_package_can_bring_a_backend(install):
     toy = nn.backend("toy:gpu:1")
     assert (toy.version, toy.hardware, toy.has_float64) == ("1.2.3", "unit 1", False)
     assert toy in [device for status in nn.backends() for device in status.devices]
-    with pytest.raises(TypeError, match="toy:gpu:1 would turn float64 into float32; cast it first"):
+    with pytest.raises(
+        TypeError, match="toy:gpu:1 would turn float64 into float32; cast it first"
+    ):
         toy.asarray(np.ones(2))
     with pytest.raises(nn.BackendUnavailable, match="toy:gpu:1 has no float64"):
         toy.double()
@@ -137,7 +148,9 @@ def test_an_unknown_name_is_refused_with_those_there_are(install):
 
 
 def test_what_is_no_name_is_refused():
-    with pytest.raises(TypeError, match="the name of a backend, such as 'numpy', got <module"):
+    with pytest.raises(
+        TypeError, match="the name of a backend, such as 'numpy', got <module"
+    ):
         nn.backend(np)
 
 
@@ -148,7 +161,11 @@ def test_an_unknown_device_is_refused_with_those_there_are(install, device):
 
 
 def test_an_unknown_device_of_this_backend_is_refused(backend):
-    refuse(f"{backend.name}:nonsense:9", "no device 'nonsense:9'; it has ", backend.device_name)
+    refuse(
+        f"{backend.name}:nonsense:9",
+        "no device 'nonsense:9'; it has ",
+        backend.device_name,
+    )
 
 
 IMPORTS = {  # shipped backend: the package of its library that is imported first
@@ -175,16 +192,38 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch, forget, na
 
 
 TROUBLE = {  # fault, source of the adapter, message, whether the version is known
-    "missing": ("import no_such_package", "toy needs the package 'no_such_package'", False),
-    "broken": ("raise OSError('libtoy.so: no such file')", "does not import: libtoy.so", False),
-    "incomplete": (TOY + "\ndel vjp, describe", "toy_for_agnostic_nn lacks describe, vjp", False),
-    "driver": (TOY + "\ndef devices(): raise OSError('no driver')", "no device: no driver", True),
-    "nothing": (TOY + "\ndef devices(): return {}", "toy finds no device on this machine", True),
+    "missing": (
+        "import no_such_package",
+        "toy needs the package 'no_such_package'",
+        False,
+    ),
+    "broken": (
+        "raise OSError('libtoy.so: no such file')",
+        "does not import: libtoy.so",
+        False,
+    ),
+    "incomplete": (
+        TOY + "\ndel vjp, describe",
+        "toy_for_agnostic_nn lacks describe, vjp",
+        False,
+    ),
+    "driver": (
+        TOY + "\ndef devices(): raise OSError('no driver')",
+        "no device: no driver",
+        True,
+    ),
+    "nothing": (
+        TOY + "\ndef devices(): return {}",
+        "toy finds no device on this machine",
+        True,
+    ),
 }
 
 
 @pytest.mark.parametrize(("source", "said", "known"), TROUBLE.values(), ids=TROUBLE)
-def test_a_library_that_cannot_run_says_why_and_nothing_falls_back(install, source, said, known):
+def test_a_library_that_cannot_run_says_why_and_nothing_falls_back(
+    install, source, said, known
+):
     install("toy", source)
     refuse("toy", said)
     refuse("toy:gpu:0", said)
@@ -202,7 +241,14 @@ def test_a_library_installed_later_is_found(install):
 
 def test_all_six_backends_are_listed_with_devices_or_a_reason(backend):
     result = {status.name: status for status in nn.backends()}
-    assert list(SHIPPED) == ["numpy", "jax", "torch", "cupy", "dpnp", "array_api_strict"]
+    assert list(SHIPPED) == [
+        "numpy",
+        "jax",
+        "torch",
+        "cupy",
+        "dpnp",
+        "array_api_strict",
+    ]
     assert list(result)[:6] == list(SHIPPED)
     for status in result.values():
         assert bool(status.devices) == (status.reason is None)
@@ -212,7 +258,11 @@ def test_all_six_backends_are_listed_with_devices_or_a_reason(backend):
 
 def test_the_list_of_backends_displays_as_a_table(backend):
     statuses = nn.backends()
-    (line,) = [line for line in repr(statuses).splitlines() if line.split()[:1] == [str(backend)]]
+    (line,) = [
+        line
+        for line in repr(statuses).splitlines()
+        if line.split()[:1] == [str(backend)]
+    ]
     assert backend.version in line
     assert backend.hardware in line
     assert str(backend) in statuses._repr_html_()
@@ -226,7 +276,8 @@ def test_several_backends_live_side_by_side(backend, draw):
     handles = [backend, nn.backend("numpy"), nn.backend(backend.name)]
     arrays = [handle.asarray(x) for handle in handles]
     doubled = [
-        handle.to_numpy(array + array) for handle, array in zip(handles, arrays, strict=True)
+        handle.to_numpy(array + array)
+        for handle, array in zip(handles, arrays, strict=True)
     ]
     for result in doubled:
         np.testing.assert_array_equal(result, 2 * x)
@@ -236,7 +287,10 @@ def test_several_backends_live_side_by_side(backend, draw):
 def test_a_dtype_is_kept_or_refused(backend, dtype):
     """JAX without x64 would narrow to 32 bits, and CPUs and GPUs lack one dtype or another."""
     data = np.asarray([0, 1, 100], dtype)
-    narrowed = dtype in ("int64", "uint64", "float64", "complex128") and not backend.has_float64
+    narrowed = (
+        dtype in ("int64", "uint64", "float64", "complex128")
+        and not backend.has_float64
+    )
     if narrowed or not hasattr(backend.xp, dtype):
         with pytest.raises((TypeError, ValueError), match=dtype):
             backend.asarray(data)
@@ -253,7 +307,9 @@ def test_a_number_too_large_for_32_bits_is_never_cut(backend):
     if backend.has_float64:
         np.testing.assert_array_equal(backend.to_numpy(backend.asarray(large)), large)
     else:
-        with pytest.raises(TypeError, match="would turn int64 into int32; cast it first"):
+        with pytest.raises(
+            TypeError, match="would turn int64 into int32; cast it first"
+        ):
             backend.asarray(large)
 
 
@@ -318,7 +374,10 @@ def test_every_layout_of_a_device_comes_to_the_host(backend, draw):
         "transposed": (xp.matrix_transpose(x), data.T),
         "reversed": (xp.flip(x, axis=0), data[::-1]),
         "every other": (x[::2, 1::3], data[::2, 1::3]),
-        "broadcast": (xp.broadcast_to(x[:1, :], (3, 6)), np.broadcast_to(data[:1], (3, 6))),
+        "broadcast": (
+            xp.broadcast_to(x[:1, :], (3, 6)),
+            np.broadcast_to(data[:1], (3, 6)),
+        ),
         "without axes": (xp.sum(x), np.sum(data)),
         "empty": (x[:, :0], data[:, :0]),
     }
@@ -395,7 +454,11 @@ def test_the_adapters_own_derivative_is_right_where_there_is_one(backend, widest
 
 
 def members(protocol):
-    return {name: member for name, member in vars(protocol).items() if not name.startswith("_")}
+    return {
+        name: member
+        for name, member in vars(protocol).items()
+        if not name.startswith("_")
+    }
 
 
 def test_the_adapter_has_all_members_with_their_parameters(backend):
@@ -433,7 +496,9 @@ def test_the_adapter_has_the_types_of_the_protocol(backend, tmp_path):
     assert "Success" in type_errors(SHIPPED[backend.name][0], tmp_path)
 
 
-def test_a_module_that_is_not_an_adapter_is_noticed_by_its_type(monkeypatch, tmp_path, backend):
+def test_a_module_that_is_not_an_adapter_is_noticed_by_its_type(
+    monkeypatch, tmp_path, backend
+):
     if backend.name != "numpy":
         pytest.skip("the same on every backend")
     (tmp_path / "toy_adapter.py").write_text(

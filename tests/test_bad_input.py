@@ -150,7 +150,10 @@ def fitted(backend, **options):
 
 
 MESSAGES = [  # call, message
-    (lambda b: nn.Dense(3, bias="relu"), "expected bias to be True or False, got 'relu'"),
+    (
+        lambda b: nn.Dense(3, bias="relu"),
+        "expected bias to be True or False, got 'relu'",
+    ),
     (lambda b: nn.GELU(approximate="none"), "expected approximate to be True or False"),
     (lambda b: nn.Dense(3, bias=np.True_), r"pass Python's own, bool\(...\)"),
     (
@@ -164,19 +167,33 @@ MESSAGES = [  # call, message
     (lambda b: nn.Sequential(nn.ReLU), r"the class ReLU: write ReLU\(...\)"),
     (lambda b: nn.Sequential([nn.ReLU()]), r"one by one, as in Sequential\(\*layers\)"),
     (lambda b: nn.L2(nn.Adam), r"the class Adam: write Adam\(...\)"),
-    (lambda b: nn.Adam(nn.schedules.Cosine), "the class Cosine: did you mean an instance"),
-    (lambda b: nn.Dense(3)(np.ones((2, 3))), "train it with nn.Trainer, whose `predict` maps x"),
-    (lambda b: nn.Dense(3).init(0, (3,), b.xp.float32), r"a key, such as random.key\(0, xp=xp\)"),
+    (
+        lambda b: nn.Adam(nn.schedules.Cosine),
+        "the class Cosine: did you mean an instance",
+    ),
+    (
+        lambda b: nn.Dense(3)(np.ones((2, 3))),
+        "train it with nn.Trainer, whose `predict` maps x",
+    ),
+    (
+        lambda b: nn.Dense(3).init(0, (3,), b.xp.float32),
+        r"a key, such as random.key\(0, xp=xp\)",
+    ),
     (lambda b: nn.backend("numpy:"), "a device after the colon, such as 'numpy:cpu'"),
     (
         lambda b: nn.Trainer(nn.Dense(2), nn.huber, nn.Adam(), metrics=["accuracy"]),
         r'metrics as a dict such as \{"accuracy": nn.accuracy\}, got \[\'accuracy\'\]',
     ),
     (
-        lambda b: nn.Trainer(nn.Dense(2), nn.huber, nn.Adam(), metrics={"loss": nn.accuracy}),
+        lambda b: nn.Trainer(
+            nn.Dense(2), nn.huber, nn.Adam(), metrics={"loss": nn.accuracy}
+        ),
         "another name for a metric than 'loss'",
     ),
-    (lambda b: fitted(b, shuffle="no"), "expected shuffle to be True or False, got 'no'"),
+    (
+        lambda b: fitted(b, shuffle="no"),
+        "expected shuffle to be True or False, got 'no'",
+    ),
     (lambda b: fitted(b, callbacks=nn.RateLog()), "expected callbacks as a list"),
     (
         lambda b: fitted(b, callbacks=[nn.EarlyStopping(5)]),
@@ -197,9 +214,13 @@ MESSAGES = [  # call, message
 ]
 
 
-@pytest.mark.parametrize(("wrong", "text"), MESSAGES, ids=[text for _, text in MESSAGES])
+@pytest.mark.parametrize(
+    ("wrong", "text"), MESSAGES, ids=[text for _, text in MESSAGES]
+)
 def test_errors_say_what_was_expected_and_the_remedy(backend, wrong, text):
-    with pytest.raises((TypeError, ValueError, OSError, nn.BackendUnavailable), match=text):
+    with pytest.raises(
+        (TypeError, ValueError, OSError, nn.BackendUnavailable), match=text
+    ):
         wrong(backend)
 
 
@@ -221,7 +242,9 @@ def test_a_lack_of_float64_says_what_helps(backend):
 
     narrow = Narrow(backend.name, backend.device_name, backend.device, backend.adapter)
     remedy = backend.adapter.float64_remedy
-    with pytest.raises(ValueError, match="has no float64 as it is set up now") as caught:
+    with pytest.raises(
+        ValueError, match="has no float64 as it is set up now"
+    ) as caught:
         nn.Trainer(nn.Dense(2), nn.huber, nn.Adam(), backend=narrow, dtype="float64")
     assert str(caught.value).endswith(remedy or "now")
     if backend.compiles:
@@ -236,7 +259,9 @@ def test_a_metric_without_values_of_examples_is_refused_before_training(backend)
     arguments = (model, nn.softmax_cross_entropy, nn.Adam())
     trainer = nn.Trainer(*arguments, backend=backend, metrics={"error": mean_error})
     data = np.ones((4, 3), "float32"), np.zeros(4, int)
-    message = r"metric 'error' to return .* one value per example, \(4, ...\), got shape \(\)"
+    message = (
+        r"metric 'error' to return .* one value per example, \(4, ...\), got shape \(\)"
+    )
     with pytest.raises(ValueError, match=message):
         trainer.fit(*data, validation=data, verbose=0)
     assert trainer.steps == 0
@@ -248,7 +273,10 @@ def test_fields_that_another_callback_adds_are_not_refused(backend, tmp_path):
 
     path = tmp_path / "{score:.2f} {rate:.2f}"
     best = nn.Checkpoint(path, best=True, monitor="score", mode="max")
-    fitted(backend, callbacks=[nn.RateLog(), score, best, nn.EarlyStopping(2, monitor="score")])
+    fitted(
+        backend,
+        callbacks=[nn.RateLog(), score, best, nn.EarlyStopping(2, monitor="score")],
+    )
     assert len(list(tmp_path.iterdir())) == 1
     fitted(backend, callbacks=[nn.RateLog(), nn.EarlyStopping(2, monitor="rate")])
     with pytest.raises(ValueError, match="monitors 'rate', but an epoch reports"):
@@ -259,7 +287,11 @@ def test_parameters_nested_otherwise_are_refused_at_once(backend):
     model = nn.Sequential(nn.Dense(2), nn.ReLU(), nn.Dense(2))
     trainer = nn.Trainer(model, nn.huber, nn.Adam(), backend=backend, shape=(3,))
     first, _, last = backend.to_numpy(trainer.params)
-    for wrong in ((first, (), last), {"0": first, "1": {}, "2": last}, (first, {}, last, {})):
+    for wrong in (
+        (first, (), last),
+        {"0": first, "1": {}, "2": last},
+        (first, {}, last, {}),
+    ):
         with pytest.raises(ValueError, match=r"params.* is a .*, expected a"):
             trainer.start_from(wrong)
     trainer.start_from((first, {}, last))

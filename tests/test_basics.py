@@ -19,7 +19,9 @@ def assert_close(actual, expected, tolerance):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=name)
 
 
-def one(backend, layer, x, *, params=None, state=None, dy=None, train=False, dtype="float32"):
+def one(
+    backend, layer, x, *, params=None, state=None, dy=None, train=False, dtype="float32"
+):
     """A layer's y, state, dx and grads on the host, of x given on the host."""
     to = backend.asarray
     x = np.asarray(x)
@@ -28,7 +30,9 @@ def one(backend, layer, x, *, params=None, state=None, dy=None, train=False, dty
 
     def run(params, state, x, dy):
         y, after, cache = layer.forward(params, state, x, train=train)
-        dx, grads = layer.backward(params, cache, namespace(y).ones_like(y) if dy is None else dy)
+        dx, grads = layer.backward(
+            params, cache, namespace(y).ones_like(y) if dy is None else dy
+        )
         return (y, after, grads) if dx is None else (y, after, grads, dx)
 
     dy = None if dy is None else to(np.asarray(dy, dtype))
@@ -52,7 +56,11 @@ def u(x):
 
 FORMULAS = [  # layer, f and f' in plain mathematics
     (nn.ReLU(), lambda x: x if x > 0 else 0.0, lambda x: 1.0 if x > 0 else 0.0),
-    (nn.LeakyReLU(0.2), lambda x: x if x > 0 else 0.2 * x, lambda x: 1.0 if x > 0 else 0.2),
+    (
+        nn.LeakyReLU(0.2),
+        lambda x: x if x > 0 else 0.2 * x,
+        lambda x: 1.0 if x > 0 else 0.2,
+    ),
     (
         nn.ELU(1.5),
         lambda x: x if x > 0 else 1.5 * math.expm1(x),
@@ -83,18 +91,40 @@ FORMULAS = [  # layer, f and f' in plain mathematics
         ),
     ),
 ]
-POINTS = [-9.0, -5.5, -3.0, -1.75, -1.0, -0.5, -0.125, -(2.0**-20), 2.0**-20, 0.25, 1.0, 2.5, 6.0]
+POINTS = [
+    -9.0,
+    -5.5,
+    -3.0,
+    -1.75,
+    -1.0,
+    -0.5,
+    -0.125,
+    -(2.0**-20),
+    2.0**-20,
+    0.25,
+    1.0,
+    2.5,
+    6.0,
+]
 
 
-@pytest.mark.parametrize(("layer", "f", "slope"), FORMULAS, ids=[str(row[0]) for row in FORMULAS])
+@pytest.mark.parametrize(
+    ("layer", "f", "slope"), FORMULAS, ids=[str(row[0]) for row in FORMULAS]
+)
 def test_an_activation_is_its_formula(backend, widest, epsilon, layer, f, slope):
     y, dx = value_and_slope(backend, layer, POINTS, widest)
     largest = np.maximum(1.0, np.abs(POINTS))
-    np.testing.assert_array_less(np.abs(y - [f(x) for x in POINTS]), 4 * epsilon * largest)
-    np.testing.assert_array_less(np.abs(dx - [slope(x) for x in POINTS]), 4 * epsilon * largest)
+    np.testing.assert_array_less(
+        np.abs(y - [f(x) for x in POINTS]), 4 * epsilon * largest
+    )
+    np.testing.assert_array_less(
+        np.abs(dx - [slope(x) for x in POINTS]), 4 * epsilon * largest
+    )
 
 
-@pytest.mark.parametrize(("layer", "f", "slope"), FORMULAS, ids=[str(row[0]) for row in FORMULAS])
+@pytest.mark.parametrize(
+    ("layer", "f", "slope"), FORMULAS, ids=[str(row[0]) for row in FORMULAS]
+)
 def test_nan_goes_in_and_out_alone(backend, layer, f, slope):
     y, dx = value_and_slope(backend, layer, [np.nan, 1.0])
     assert list(np.isnan(y)) == [True, False]
@@ -126,7 +156,9 @@ def test_an_activation_is_at_its_limit_far_out(backend, layer, a, b, c, d):
 
 
 @pytest.mark.parametrize(
-    ("layer", "slope"), [(nn.ReLU(), 0.0), (nn.LeakyReLU(0.25), 0.25), (nn.ELU(1.5), 1.5)], ids=str
+    ("layer", "slope"),
+    [(nn.ReLU(), 0.0), (nn.LeakyReLU(0.25), 0.25), (nn.ELU(1.5), 1.5)],
+    ids=str,
 )
 def test_the_slope_at_a_kink_is_the_documented_one(backend, layer, slope):
     y, dx = value_and_slope(backend, layer, [0.0, -0.0])
@@ -138,7 +170,12 @@ def test_the_slope_at_a_kink_is_the_documented_one(backend, layer, slope):
     ("layer", "truth", "from_y", "reach"),
     [
         (nn.Tanh(), lambda x: 1.0 / np.cosh(x) ** 2, lambda y: 1 - y * y, 40.0),
-        (nn.Sigmoid(), lambda x: 0.25 / np.cosh(x / 2) ** 2, lambda y: y * (1 - y), 80.0),
+        (
+            nn.Sigmoid(),
+            lambda x: 0.25 / np.cosh(x / 2) ** 2,
+            lambda y: y * (1 - y),
+            80.0,
+        ),
     ],
     ids=["Tanh()", "Sigmoid()"],
 )
@@ -178,7 +215,9 @@ def test_reshaping_is_row_major(backend):
     np.testing.assert_array_equal(y, x.reshape(2, 3, 2))
 
 
-def test_layer_norm_gives_each_example_mean_0_and_variance_1(backend, widest, epsilon, draw):
+def test_layer_norm_gives_each_example_mean_0_and_variance_1(
+    backend, widest, epsilon, draw
+):
     x = 3.0 + 2.0 * draw(4, 5, 33)
     params = {"scale": np.ones(33, widest), "bias": np.zeros(33, widest)}
     y, _, _, _ = one(backend, nn.LayerNorm(epsilon=0.0), x, params=params, dtype=widest)
@@ -187,9 +226,17 @@ def test_layer_norm_gives_each_example_mean_0_and_variance_1(backend, widest, ep
 
 
 def batch_norm(widest, width=3):
-    params = {"scale": np.linspace(0.5, 2.0, width), "bias": np.linspace(-1.0, 1.0, width)}
-    state = {"mean": np.linspace(-1.0, 3.0, width), "variance": np.linspace(0.5, 2.0, width)}
-    return tree_map(lambda a: a.astype(widest), params), tree_map(lambda a: a.astype(widest), state)
+    params = {
+        "scale": np.linspace(0.5, 2.0, width),
+        "bias": np.linspace(-1.0, 1.0, width),
+    }
+    state = {
+        "mean": np.linspace(-1.0, 3.0, width),
+        "variance": np.linspace(0.5, 2.0, width),
+    }
+    return tree_map(lambda a: a.astype(widest), params), tree_map(
+        lambda a: a.astype(widest), state
+    )
 
 
 def test_batch_norm_carries_running_statistics_and_predicts_with_them(
@@ -197,14 +244,19 @@ def test_batch_norm_carries_running_statistics_and_predicts_with_them(
 ):
     layer = nn.BatchNorm(momentum=0.8)
     params, state = batch_norm(widest)
-    mean, variance = state["mean"].astype("float64"), state["variance"].astype("float64")
+    mean, variance = (
+        state["mean"].astype("float64"),
+        state["variance"].astype("float64"),
+    )
     for _ in range(3):
         x = draw(6, 2, 3)
         y, state, _, _ = one(
             backend, layer, x, params=params, state=state, train=True, dtype=widest
         )
         own = np.mean(x, axis=(0, 1)), np.var(x, axis=(0, 1))
-        expected = (x - own[0]) / np.sqrt(own[1] + 1e-5) * params["scale"] + params["bias"]
+        expected = (x - own[0]) / np.sqrt(own[1] + 1e-5) * params["scale"] + params[
+            "bias"
+        ]
         np.testing.assert_allclose(y, expected, rtol=0, atol=32 * epsilon)
         mean = 0.8 * mean + 0.2 * own[0]
         variance = 0.8 * variance + 0.2 * np.var(x, axis=(0, 1), ddof=1)
@@ -218,7 +270,9 @@ def test_batch_norm_carries_running_statistics_and_predicts_with_them(
 
 
 @pytest.mark.parametrize("real", [1, 2, 5, 8])
-def test_rows_that_only_fill_up_a_batch_change_nothing(backend, widest, epsilon, draw, real):
+def test_rows_that_only_fill_up_a_batch_change_nothing(
+    backend, widest, epsilon, draw, real
+):
     """A batch of 8, of which some count, gives what a short batch of those gives."""
     layer = nn.Sequential(nn.BatchNorm(), nn.Tanh())
     params, state = ((tree, {}) for tree in batch_norm(widest))
@@ -253,7 +307,9 @@ class LastIsFiller(nn.BatchNorm):
         place = xp.arange(x.shape[0], dtype=x.dtype, device=device(x))
         rows = xp.sum(train.counts) if isinstance(train, RowMask) else float(x.shape[0])
         counts = xp.astype(place < rows - 1.0, x.dtype)
-        return super().forward(params, state, x, train=RowMask(counts) if train else False)
+        return super().forward(
+            params, state, x, train=RowMask(counts) if train else False
+        )
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3)])
@@ -266,7 +322,9 @@ def test_embedding_adds_up_what_repeated_numbers_get(backend):
     weight = np.arange(8.0, dtype="float32").reshape(4, 2)
     x = np.asarray([[2, 0], [2, 2]], dtype="int32")
     dy = [[[1.0, 10.0], [2.0, 20.0]], [[4.0, 40.0], [8.0, 80.0]]]
-    y, _, dx, grads = one(backend, nn.Embedding(4, 2), x, params={"weight": weight}, dy=dy)
+    y, _, dx, grads = one(
+        backend, nn.Embedding(4, 2), x, params={"weight": weight}, dy=dy
+    )
     np.testing.assert_array_equal(y, weight[x])
     np.testing.assert_array_equal(grads["weight"], [[2, 20], [0, 0], [13, 130], [0, 0]])
     assert dx is None
@@ -278,7 +336,10 @@ def test_embedding_takes_integers_of_any_width(backend, kind):
         pytest.skip("no 64-bit numbers as the backend is set up")
     weight = np.arange(6.0, dtype="float32").reshape(3, 2)
     y, _, _, grads = one(
-        backend, nn.Embedding(3, 2), np.asarray([2, 2, 1], kind), params={"weight": weight}
+        backend,
+        nn.Embedding(3, 2),
+        np.asarray([2, 2, 1], kind),
+        params={"weight": weight},
     )
     np.testing.assert_array_equal(y, weight[[2, 2, 1]])
     np.testing.assert_array_equal(grads["weight"], [[0, 0], [1, 1], [2, 2]])
@@ -300,7 +361,9 @@ def test_dropout_drops_its_share_and_keeps_the_mean(backend):
     assert abs(np.mean(y, dtype="float64") - 1.0) < 4 * deviation / 0.7
 
 
-def test_dropout_masks_differ_from_step_to_step_and_are_the_same_on_every_backend(backend):
+def test_dropout_masks_differ_from_step_to_step_and_are_the_same_on_every_backend(
+    backend,
+):
     layer, shape = nn.Dropout(0.5), (7, 9)
     state = there = {"key": nn.random.key(3, xp=nn.backend("numpy").xp)}
     masks = []
@@ -317,7 +380,9 @@ def test_dropout_masks_differ_from_step_to_step_and_are_the_same_on_every_backen
 def test_the_layers_of_a_model_drop_differently():
     host = nn.backend("numpy").xp
     key = nn.random.key(0, xp=host)
-    _, state, _ = nn.Sequential(nn.Dropout(), nn.Dropout()).init(key, (4,), host.float32)
+    _, state, _ = nn.Sequential(nn.Dropout(), nn.Dropout()).init(
+        key, (4,), host.float32
+    )
     assert not np.array_equal(state[0]["key"], state[1]["key"])
 
 
@@ -338,8 +403,20 @@ def zeros(*shape, dtype="float32"):
 
 
 REFUSED = [  # layer, shape it was made for, x, error and message
-    (nn.Dense(2), (4,), zeros(3, 5), ValueError, r"Dense takes \(\.\.\., 4\), got .*3, 5"),
-    (nn.Dense(2), (4,), zeros(4, 2, 1), ValueError, r"Dense takes \(\.\.\., 4\), got .*4, 2, 1"),
+    (
+        nn.Dense(2),
+        (4,),
+        zeros(3, 5),
+        ValueError,
+        r"Dense takes \(\.\.\., 4\), got .*3, 5",
+    ),
+    (
+        nn.Dense(2),
+        (4,),
+        zeros(4, 2, 1),
+        ValueError,
+        r"Dense takes \(\.\.\., 4\), got .*4, 2, 1",
+    ),
     (
         nn.Dense(2),
         (4,),
@@ -347,13 +424,49 @@ REFUSED = [  # layer, shape it was made for, x, error and message
         ValueError,
         "Dense holds .*float32, got .*int32",
     ),
-    (nn.Dense(2), (4,), Foreign(), TypeError, "expected arrays of one library, got .*Foreign"),
-    (nn.LayerNorm(), (4,), zeros(3, 5), ValueError, r"LayerNorm takes \(.*, 4\), got .*3, 5"),
+    (
+        nn.Dense(2),
+        (4,),
+        Foreign(),
+        TypeError,
+        "expected arrays of one library, got .*Foreign",
+    ),
+    (
+        nn.LayerNorm(),
+        (4,),
+        zeros(3, 5),
+        ValueError,
+        r"LayerNorm takes \(.*, 4\), got .*3, 5",
+    ),
     (nn.LayerNorm(), (4,), zeros(4), ValueError, r"LayerNorm takes \(.*, 4\), got .*4"),
-    (nn.BatchNorm(), (4,), zeros(3, 5), ValueError, r"BatchNorm takes \(.*, 4\), got .*3, 5"),
-    (nn.BatchNorm(), (4,), zeros(1, 4), ValueError, r"two or more numbers.*, got .*1, 4"),
-    (nn.BatchNorm(), (1, 4), zeros(1, 1, 4), ValueError, r"two or more numbers.*, got .*1, 1, 4"),
-    (nn.Embedding(5, 2), (4,), zeros(3, 4), TypeError, "Embedding takes integers, got .*float32"),
+    (
+        nn.BatchNorm(),
+        (4,),
+        zeros(3, 5),
+        ValueError,
+        r"BatchNorm takes \(.*, 4\), got .*3, 5",
+    ),
+    (
+        nn.BatchNorm(),
+        (4,),
+        zeros(1, 4),
+        ValueError,
+        r"two or more numbers.*, got .*1, 4",
+    ),
+    (
+        nn.BatchNorm(),
+        (1, 4),
+        zeros(1, 1, 4),
+        ValueError,
+        r"two or more numbers.*, got .*1, 1, 4",
+    ),
+    (
+        nn.Embedding(5, 2),
+        (4,),
+        zeros(3, 4),
+        TypeError,
+        "Embedding takes integers, got .*float32",
+    ),
     (
         nn.Embedding(5, 2),
         (4,),
@@ -361,7 +474,13 @@ REFUSED = [  # layer, shape it was made for, x, error and message
         TypeError,
         "expected arrays of one library, got .*Foreign",
     ),
-    (nn.Reshape((2, 2)), (4,), zeros(3, 5), ValueError, r"\(5,\), 5 numbers.*, to \(2, 2\)"),
+    (
+        nn.Reshape((2, 2)),
+        (4,),
+        zeros(3, 5),
+        ValueError,
+        r"\(5,\), 5 numbers.*, to \(2, 2\)",
+    ),
 ]
 
 
@@ -408,10 +527,18 @@ SENSELESS = [  # call, error and message
     (lambda: nn.Dropout(1.0), ValueError, r"rate in \[0, 1\), got 1.0"),
     (lambda: nn.Dropout(-0.1), ValueError, r"rate in \[0, 1\), got -0.1"),
     (lambda: nn.Dropout(math.nan), ValueError, r"rate in \[0, 1\), got nan"),
-    (lambda: nn.BatchNorm(momentum=1.5), ValueError, r"a momentum in \[0, 1\], got 1.5"),
+    (
+        lambda: nn.BatchNorm(momentum=1.5),
+        ValueError,
+        r"a momentum in \[0, 1\], got 1.5",
+    ),
     (lambda: nn.Embedding(0, 3), ValueError, "num_embeddings of at least 1, got 0"),
     (lambda: nn.Embedding(3, 0), ValueError, "width of at least 1, got 0"),
-    (lambda: nn.Reshape((-1, -1)), ValueError, r"one of them may be -1, got \(-1, -1\)"),
+    (
+        lambda: nn.Reshape((-1, -1)),
+        ValueError,
+        r"one of them may be -1, got \(-1, -1\)",
+    ),
     (lambda: nn.Reshape((0, 2)), ValueError, r"at least 1, .* got \(0, 2\)"),
     (
         lambda: nn.Sequential(nn.ReLU(), "ReLU"),
@@ -419,7 +546,11 @@ SENSELESS = [  # call, error and message
         "expected layers, but argument 1 is 'ReLU'",
     ),
     (lambda: nn.Sequential([nn.ReLU()]), TypeError, r"argument 0 is \[ReLU\(\)\]"),
-    (lambda: nn.Residual(nn.ReLU), TypeError, "argument 0 is the class ReLU: write ReLU"),
+    (
+        lambda: nn.Residual(nn.ReLU),
+        TypeError,
+        "argument 0 is the class ReLU: write ReLU",
+    ),
 ]
 
 
@@ -432,8 +563,18 @@ def test_a_layer_that_makes_no_sense_is_refused_at_once(make, error, message):
 BAD_DATA = [  # layer, x, error and message
     (nn.Dense(2), np.asarray([[1.0, np.nan]]), ValueError, r"x\[0, 1\] is nan"),
     (nn.ReLU(), np.asarray([0.0, 1.0, -np.inf]), ValueError, r"x\[2\] is -inf"),
-    (nn.Dense(2), np.asarray([[1, 2]]), TypeError, "Dense takes real floating numbers, got int64"),
-    (nn.Dense(2), np.asarray([[True]]), TypeError, "Dense takes real floating numbers, got bool"),
+    (
+        nn.Dense(2),
+        np.asarray([[1, 2]]),
+        TypeError,
+        "Dense takes real floating numbers, got int64",
+    ),
+    (
+        nn.Dense(2),
+        np.asarray([[True]]),
+        TypeError,
+        "Dense takes real floating numbers, got bool",
+    ),
     (
         nn.Dense(2),
         np.asarray([[1j]]),
@@ -446,22 +587,39 @@ BAD_DATA = [  # layer, x, error and message
         ValueError,
         r"rows 0 to 4, but x\[1, 0\] is 5",
     ),
-    (nn.Embedding(5, 2), np.asarray([3, -1]), ValueError, r"rows 0 to 4, but x\[1\] is -1"),
+    (
+        nn.Embedding(5, 2),
+        np.asarray([3, -1]),
+        ValueError,
+        r"rows 0 to 4, but x\[1\] is -1",
+    ),
     (
         nn.Embedding(5, 2),
         np.asarray([1.0]),
         TypeError,
         "Embedding takes integral numbers, got float64",
     ),
-    (nn.Sequential(nn.Embedding(5, 2), nn.Dense(2)), np.asarray([7]), ValueError, "but x.0. is 7"),
-    (nn.Sequential(nn.Sequential(nn.Tanh())), np.asarray([np.nan]), ValueError, r"x\[0\] is nan"),
+    (
+        nn.Sequential(nn.Embedding(5, 2), nn.Dense(2)),
+        np.asarray([7]),
+        ValueError,
+        "but x.0. is 7",
+    ),
+    (
+        nn.Sequential(nn.Sequential(nn.Tanh())),
+        np.asarray([np.nan]),
+        ValueError,
+        r"x\[0\] is nan",
+    ),
     (nn.Residual(nn.Dense(2)), np.asarray([[np.inf]]), ValueError, r"x\[0, 0\] is inf"),
     (nn.Sequential(), np.asarray([np.nan]), ValueError, r"x\[0\] is nan"),
 ]
 
 
 @pytest.mark.parametrize(("layer", "x", "error", "message"), BAD_DATA)
-def test_bad_data_are_refused_on_the_host_with_place_and_value(layer, x, error, message):
+def test_bad_data_are_refused_on_the_host_with_place_and_value(
+    layer, x, error, message
+):
     with pytest.raises(error, match=message):
         layer.check(x)
 

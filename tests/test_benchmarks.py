@@ -19,7 +19,15 @@ from benchmarks.__main__ import main
 from benchmarks.contenders import Unavailable, file_of, names
 from benchmarks.contenders.products import products
 from benchmarks.report import text, write
-from benchmarks.running import AGAIN, BEFORE, REFERENCE, Entry, Process, entries, follows
+from benchmarks.running import (
+    AGAIN,
+    BEFORE,
+    REFERENCE,
+    Entry,
+    Process,
+    entries,
+    follows,
+)
 from benchmarks.targets import TARGETS, Ratio, compared, judged, ratio, twins
 from benchmarks.worker import LOSSES, Worker
 from benchmarks.workloads import BATCHES, WORKLOADS, mlp
@@ -32,7 +40,9 @@ def small(name):
     if name == "wide":
         draw = partial(WORKLOADS["wide"].draw.func, 6)
         wide = WORKLOADS["wide"]
-        return replace(wide, model=nn.Dense(6), shape=(6,), batch=4, rate=0.1, draw=draw)
+        return replace(
+            wide, model=nn.Dense(6), shape=(6,), batch=4, rate=0.1, draw=draw
+        )
     return mlp(batch=8, width=16) if name == "mlp" else WORKLOADS[name]
 
 
@@ -51,11 +61,17 @@ def test_the_step_by_hand_learns_what_ours_learns(contender, workload):
 
 @pytest.mark.parametrize(
     ("contender", "workload"),
-    [(f"{REFERENCE}, Trainer", "tiny"), ("scikit-learn", "tiny"), ("scikit-learn", "mlp")],
+    [
+        (f"{REFERENCE}, Trainer", "tiny"),
+        ("scikit-learn", "tiny"),
+        ("scikit-learn", "mlp"),
+    ],
 )
 def test_who_takes_numpy_arrays_learns_the_same(contender, workload):
     workload = small(workload)
-    assert losses(contender, workload) == pytest.approx(losses(REFERENCE, workload), rel=1e-5)
+    assert losses(contender, workload) == pytest.approx(
+        losses(REFERENCE, workload), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["tiny", "mlp", "wide"])
@@ -65,7 +81,9 @@ def test_who_does_other_work_is_found_out(name):
     result = {REFERENCE: {"losses": ours}}
     assert follows(result, workload, ours) is None
     assert follows(result, workload, None) is None
-    assert "loss 4 is" in follows(result, workload, [*ours[:3], ours[3] * 1.01, *ours[4:]])
+    assert "loss 4 is" in follows(
+        result, workload, [*ours[:3], ours[3] * 1.01, *ours[4:]]
+    )
     assert "nan" in follows(result, workload, [math.nan] * len(ours))
 
 
@@ -82,8 +100,12 @@ def multiplications(workload):
 
 
 def test_the_floor_multiplies_what_the_step_multiplies():
-    assert multiplications(mlp(batch=2, width=8)) == 2 * (2 * 784 * 8 + 3 * 8 * 4 + 3 * 4 * 10)
-    assert multiplications(WORKLOADS["tiny"]) == 32 * (2 * 64 * 64 + 3 * 64 * 32 + 3 * 32 * 10)
+    assert multiplications(mlp(batch=2, width=8)) == 2 * (
+        2 * 784 * 8 + 3 * 8 * 4 + 3 * 4 * 10
+    )
+    assert multiplications(WORKLOADS["tiny"]) == 32 * (
+        2 * 64 * 64 + 3 * 64 * 32 + 3 * 32 * 10
+    )
     assert multiplications(WORKLOADS["cnn"]) == 64 * (
         2 * 28**2 * 9 * 16 + 3 * 14**2 * 9 * 16 * 32 + 3 * 7**2 * 32 * 10
     )
@@ -91,7 +113,9 @@ def test_the_floor_multiplies_what_the_step_multiplies():
     assert multiplications(WORKLOADS["lstm"]) == 32 * (steps + 3 * 128 * 10)
     dense = 2 * (4 * 128 * 128 + 2 * 128 * 512) + 128 * 256
     attention = 2 * 2 * 128 * 128
-    assert multiplications(WORKLOADS["transformer"]) == 8 * 128 * 3 * (dense + attention)
+    assert multiplications(WORKLOADS["transformer"]) == 8 * 128 * 3 * (
+        dense + attention
+    )
 
 
 def test_products_fit_the_step_of_a_dense_network():
@@ -99,7 +123,8 @@ def test_products_fit_the_step_of_a_dense_network():
     shapes = [(a.shape, b.shape) for a, b in result[:5]]
     assert shapes[:2] == [((2, 784), (784, 8)), ((784, 2), (2, 8))]
     assert shapes[2:] == [((2, 8), (8, 4)), ((8, 2), (2, 4)), ((2, 4), (4, 8))]
-    assert not result[4][1].flags.c_contiguous  # a step does not copy its weights to turn them
+    # a step does not copy its weights to turn them
+    assert not result[4][1].flags.c_contiguous
 
 
 @pytest.mark.parametrize("name", [name for name in WORKLOADS if name != "wide"])
@@ -154,7 +179,11 @@ def made_up(**contenders):
     }
     ours = result.pop("ours")
     result = {REFERENCE: ours, REFERENCE + AGAIN: dict(ours)} | result
-    return {"about": "made up", "contenders": result, "left_out": {"thinc": "nobody\nasked it"}}
+    return {
+        "about": "made up",
+        "contenders": result,
+        "left_out": {"thinc": "nobody\nasked it"},
+    }
 
 
 STEADY = [1.0, 1.01, 0.99, 1.0, 1.0]
@@ -230,27 +259,49 @@ def test_a_report_says_all_that_was_measured(tmp_path):
         "settings": {"rounds": 5, "seconds": 0.3, "clock": "wall"},
         "environment": {"processor": "an abacus", "versions": {"numpy": "2.4"}},
         "runs": [
-            {"threads": "1", "workloads": {"mlp": result}, "scaling": {"batch": {"8": result}}}
+            {
+                "threads": "1",
+                "workloads": {"mlp": result},
+                "scaling": {"batch": {"8": result}},
+            }
         ],
     }
     written = {path.name: path for path in write(results, tmp_path)}
     assert json.loads(written["benchmarks.json"].read_text()) == results
     page = written["benchmarks.md"].read_text()
     assert "| processor | an abacus |" in page
-    assert "| mlp | step | agnostic_nn numpy | pytorch | 1.2 | 0.80 ± 0.00 | reached |" in page
-    assert "| mlp | step | agnostic_nn numpy | products | 1.5 | 2.00 ± 0.00 | missed |" in page
+    assert (
+        "| mlp | step | agnostic_nn numpy | pytorch | 1.2 | 0.80 ± 0.00 | reached |"
+        in page
+    )
+    assert (
+        "| mlp | step | agnostic_nn numpy | products | 1.5 | 2.00 ± 0.00 | missed |"
+        in page
+    )
     assert "| pytorch | 1.25 | 1.25 to 1.25 | 1.25 | 2.5 | 0.5 | 3 |  | 1 |" in page
     assert "| agnostic_nn numpy | 1 | 1 to 1 | 1 | 2 | 0.5 | 3 |  | 1 |" in page
     assert "| thinc | mlp | asked it |" in page
     assert "| batch | agnostic_nn numpy | pytorch | products |" in page
     assert "| 8 | 1 | 1.25 | 0.5 |" in page
-    assert page.index("| products | 0.5") < page.index("| agnostic_nn numpy | 1 | 1 to 1")
-    assert page.index("| agnostic_nn numpy | 1 | 1 to 1") < page.index("| pytorch | 1.25")
+    assert page.index("| products | 0.5") < page.index(
+        "| agnostic_nn numpy | 1 | 1 to 1"
+    )
+    assert page.index("| agnostic_nn numpy | 1 | 1 to 1") < page.index(
+        "| pytorch | 1.25"
+    )
     assert "0.80 ± 0.00   reached" in text(results)
 
 
 def test_the_command_times_and_writes(tmp_path, capfd):
-    who = ["--workloads", "tiny", "--contenders", "by hand", "products", "--threads", "1"]
+    who = [
+        "--workloads",
+        "tiny",
+        "--contenders",
+        "by hand",
+        "products",
+        "--threads",
+        "1",
+    ]
     main([*who, "--rounds", "2", "--seconds", "0.01", "--out", str(tmp_path)])
     assert "prediction of one row, one thread" in capfd.readouterr().out
     (run,) = json.loads((tmp_path / "benchmarks.json").read_text())["runs"]
@@ -259,7 +310,9 @@ def test_the_command_times_and_writes(tmp_path, capfd):
     for label, one in result.items():
         measured = {"step"} if label == "products" else {"step", "epoch", "predict"}
         assert set(one["seconds"]) == measured
-        assert all(len(rounds) == 2 and min(rounds) > 0 for rounds in one["seconds"].values())
+        assert all(
+            len(rounds) == 2 and min(rounds) > 0 for rounds in one["seconds"].values()
+        )
         assert one["array_bytes"] > one["step_bytes"] > 0
         assert {pool["num_threads"] for pool in one["threads"]} <= {1}
 
@@ -290,10 +343,14 @@ class Said:
     ("threads", "clock", "seconds"),
     [("1", "processor", 1.0), ("1", "wall", 2.0), ("all", "processor", 2.0)],
 )
-def test_who_learns_the_same_is_timed_by_the_clock_asked_for(monkeypatch, threads, clock, seconds):
+def test_who_learns_the_same_is_timed_by_the_clock_asked_for(
+    monkeypatch, threads, clock, seconds
+):
     monkeypatch.setattr(running, "Process", Said)
     chosen = entries(["thinc", "pytorch", "equinox"])
-    result = running.measure("tiny", chosen, threads=threads, clock=clock, rounds=3, told=str)
+    result = running.measure(
+        "tiny", chosen, threads=threads, clock=clock, rounds=3, told=str
+    )
     timed = {label: one["seconds"] for label, one in result["contenders"].items()}
     there = [REFERENCE, REFERENCE + AGAIN, "equinox"]
     assert timed == {label: {"step": [seconds] * 3} for label in there}
@@ -303,7 +360,9 @@ def test_who_learns_the_same_is_timed_by_the_clock_asked_for(monkeypatch, thread
 
 def test_another_checkout_is_what_its_worker_imports(tmp_path):
     (tmp_path / "agnostic_nn").mkdir()
-    (tmp_path / "agnostic_nn" / "__init__.py").write_text("raise ImportError('an older one')")
+    (tmp_path / "agnostic_nn" / "__init__.py").write_text(
+        "raise ImportError('an older one')"
+    )
     process = Process(Entry(REFERENCE, REFERENCE + BEFORE, tmp_path), "tiny", {}, "1")
     assert "an older one" in process.ask(do="build")["error"]
     process.close()
@@ -320,7 +379,9 @@ def test_a_worker_that_died_answers_with_its_status():
 
 def test_a_worker_outlives_what_it_cannot_do():
     worker = Worker("numpi", WORKLOADS["tiny"])
-    assert worker.answer({"do": "build"}) == {"unavailable": "no contender is called 'numpi'"}
+    assert worker.answer({"do": "build"}) == {
+        "unavailable": "no contender is called 'numpi'"
+    }
     assert "AttributeError" in worker.answer({"do": "memory"})["error"]
     worker = Worker("products", WORKLOADS["tiny"])
     assert worker.answer({"do": "build"})["losses"] is None
@@ -333,8 +394,14 @@ def test_a_worker_outlives_what_it_cannot_do():
 
 def test_only_a_contender_that_says_so_has_kernels(monkeypatch):
     started = []
-    monkeypatch.setattr(running.subprocess, "Popen", lambda *_, env, **__: started.append(env))
+    monkeypatch.setattr(
+        running.subprocess, "Popen", lambda *_, env, **__: started.append(env)
+    )
     monkeypatch.setenv("AGNOSTIC_NN_KERNELS", "0")
-    for name in ("agnostic_nn numpy", "agnostic_nn numpy, kernels", "agnostic_nn torch, Trainer"):
+    for name in (
+        "agnostic_nn numpy",
+        "agnostic_nn numpy, kernels",
+        "agnostic_nn torch, Trainer",
+    ):
         Process(Entry(name, name), "tiny", {}, "1").said.close()
     assert [env["AGNOSTIC_NN_KERNELS"] for env in started] == ["0", "1", "0"]

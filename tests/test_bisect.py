@@ -34,7 +34,9 @@ IMAGES = nn.Sequential(
 )
 WORDS = nn.Sequential(
     nn.Embedding(11, 8),
-    nn.Repeat(nn.TransformerBlock(nn.MultiHeadAttention(2, causal=True), 6, dropout=0.1), 2),
+    nn.Repeat(
+        nn.TransformerBlock(nn.MultiHeadAttention(2, causal=True), 6, dropout=0.1), 2
+    ),
     nn.Recompute(nn.Parallel(nn.LSTM(4), nn.GRU(4), join="concatenate")),
     nn.Dense(11),
 )
@@ -76,10 +78,14 @@ def broken(backend, context):
 
         return run
 
-    return replace(backend, adapter=SimpleNamespace(**(vars(backend.adapter) | {"jit": jit})))
+    return replace(
+        backend, adapter=SimpleNamespace(**(vars(backend.adapter) | {"jit": jit}))
+    )
 
 
-def bisected(model, data, *sides, optimizer=None, loss=nn.mean_squared_error, **options):
+def bisected(
+    model, data, *sides, optimizer=None, loss=nn.mean_squared_error, **options
+):
     options = {"batch_size": 12} | options
     return nn.bisect(model, loss, optimizer or nn.Adam(), *data, *sides, **options)
 
@@ -112,7 +118,9 @@ def without_mean(old):
     def backward(dy, scale, bias, cache):
         dx, *grads = old(dy, scale, bias, cache)
         # adds back a part of the mean of g that the right gradient subtracts
-        return dx + 0.01 * namespace(dy).mean(dy * scale, axis=-1, keepdims=True), *grads
+        return dx + 0.01 * namespace(dy).mean(
+            dy * scale, axis=-1, keepdims=True
+        ), *grads
 
     return backward
 
@@ -193,7 +201,10 @@ FAULTS = {  # the change, and the place, stage and part that are named
         (convolution, "convolve", off_by_one),
         ("0", "Conv2D", "forward"),
     ),
-    "products as in TF32": ((nn.Dense, "forward", like_tf32), ("4.1", "Dense", "forward")),
+    "products as in TF32": (
+        (nn.Dense, "forward", like_tf32),
+        ("4.1", "Dense", "forward"),
+    ),
     "LayerNorm's dx without its mean": (
         (normalization, "normalize_rows_backward", without_mean),
         ("4.0", "LayerNorm", "backward: dx"),
@@ -206,7 +217,10 @@ FAULTS = {  # the change, and the place, stage and part that are named
         (nn.Softmax, "backward", without_sum),
         ("6", "Softmax", "backward: dx"),
     ),
-    "another mask": ((regularization, "bernoulli", another_mask), ("4.2", "Dropout", "forward")),
+    "another mask": (
+        (regularization, "bernoulli", another_mask),
+        ("4.2", "Dropout", "forward"),
+    ),
     "not initialised, NaN": (
         (nn.GELU, "forward", uninitialised(np.nan)),
         ("2", "GELU", "forward"),
@@ -227,12 +241,22 @@ FAULTS = {  # the change, and the place, stage and part that are named
         (nn.Adam, "move", too_far),
         ("", "Adam", "update: 0.bias"),
     ),
-    "a loss off by a factor": ((HALVED, "value", lambda old: 0.5), ("", "Halved", "value")),
-    "a slope off by a factor": ((HALVED, "slope", lambda old: 2.0), ("", "Halved", "slope")),
+    "a loss off by a factor": (
+        (HALVED, "value", lambda old: 0.5),
+        ("", "Halved", "value"),
+    ),
+    "a slope off by a factor": (
+        (HALVED, "slope", lambda old: 2.0),
+        ("", "Halved", "slope"),
+    ),
 }
 
 
-FEW = ("a convolution's border is off by one", "products as in TF32", "what is computed again")
+FEW = (
+    "a convolution's border is off by one",
+    "products as in TF32",
+    "what is computed again",
+)
 
 
 def _skip_unless_thorough(thorough, fault):
@@ -244,7 +268,9 @@ def _skip_unless_thorough(thorough, fault):
 def test_a_planted_fault_is_named(backend, thorough, fault):
     _skip_unless_thorough(thorough, fault)
     change, named = FAULTS[fault]
-    result = bisected(IMAGES, images(), "numpy", broken(backend, patched(change)), loss=HALVED)
+    result = bisected(
+        IMAGES, images(), "numpy", broken(backend, patched(change)), loss=HALVED
+    )
     first = result.first
     assert (first.path, first.kind, first.part) == named
     assert first.ratios[0] <= 1.0 < first.ratios[1], "the right one is blamed"
@@ -322,7 +348,10 @@ def test_a_fault_inside_a_block_is_named(backend, thorough, fault):
 def test_a_residual_that_loses_a_term_is_named(backend, change):
     lost = patched((residual, change, lambda old: lambda a, b: b))
     first = bisected(IMAGES, images(), "numpy", broken(backend, lost)).first
-    parts = {"_add": "forward around its layers", "tree_sum": "backward around its layers: dx"}
+    parts = {
+        "_add": "forward around its layers",
+        "tree_sum": "backward around its layers: dx",
+    }
     assert (first.path, first.part) == ("4", parts[change])
 
 
@@ -362,7 +391,9 @@ def without_bias_gradient(old):
 
 def without_bias(old):
     def forward(self, params, state, x, *, train=False):
-        return old(self, {**params, "bias": 0.0 * params["bias"]}, state, x, train=train)
+        return old(
+            self, {**params, "bias": 0.0 * params["bias"]}, state, x, train=train
+        )
 
     return forward
 
@@ -379,7 +410,9 @@ def other_words(old):
     def words(key, count, stream=0):
         result = old(key, count, stream)
         xp = namespace(result)
-        return xp.where(xp.arange(count, device=device(result)) == count - 1, result ^ 1, result)
+        return xp.where(
+            xp.arange(count, device=device(result)) == count - 1, result ^ 1, result
+        )
 
     return words
 
@@ -391,7 +424,11 @@ SMALL = nn.Sequential(
     nn.Dense(2),
 )
 LATER = {
-    "only a prediction": ((nn.BatchNorm, "forward", in_prediction), "2.0", "prediction"),
+    "only a prediction": (
+        (nn.BatchNorm, "forward", in_prediction),
+        "2.0",
+        "prediction",
+    ),
     "a prediction that changes the state": (
         (nn.BatchNorm, "forward", moving_in_prediction),
         *("2.0", "state after prediction: mean"),
@@ -405,7 +442,11 @@ LATER = {
         (nn.LSTM, "backward_params", without_bias_gradient),
         *("0", "backward_params: gradient of 0.forward.bias"),
     ),
-    "a bias, 0 before the first step": ((nn.Dense, "forward", without_bias), "2.1", "forward"),
+    "a bias, 0 before the first step": (
+        (nn.Dense, "forward", without_bias),
+        "2.1",
+        "forward",
+    ),
     "a state that a block loses": (
         (nn.Residual, "forward", with_old_state),
         *("2", "state around its layers: 0.mean"),
@@ -420,7 +461,9 @@ def small(seed=0):
 
 
 @pytest.mark.parametrize("fault", LATER)
-def test_a_fault_that_the_first_forward_does_not_show_is_named(backend, thorough, fault):
+def test_a_fault_that_the_first_forward_does_not_show_is_named(
+    backend, thorough, fault
+):
     if not thorough and fault not in ("only a prediction", "backward_params"):
         pytest.skip("a sweep, left to backends that do not compile")
     change, path, part = LATER[fault]
@@ -455,7 +498,9 @@ def test_a_gradient_of_shared_parameters_that_is_not_summed_is_named():
     lost = (graph, "tree_sum", lambda old: lambda a, b: b)
     result = bisected(model, data, "numpy", eager([lost]))
     parts = {
-        finding.part for finding in result.findings if not finding.holds and finding.path == ""
+        finding.part
+        for finding in result.findings
+        if not finding.holds and finding.path == ""
     }
     assert "backward around its layers: gradient of one.weight" in parts
 
@@ -496,7 +541,9 @@ def test_an_update_that_is_wrong_only_in_the_first_step_is_named():
 
         return update
 
-    first = bisected(SMALL, small(), "numpy", eager([(nn.Adam, "update", at_first)])).first
+    first = bisected(
+        SMALL, small(), "numpy", eager([(nn.Adam, "update", at_first)])
+    ).first
     assert (first.kind, first.part) == ("Adam", "first update: 0.0.forward.bias")
 
 
@@ -534,11 +581,16 @@ def test_an_overflow_on_both_sides_is_not_judged_and_on_one_side_is_a_difference
             )
             assert "in 8 of 12 elements" in result.verdict
             assert "Agrees" not in str(result)
-    right = (Back, "forward", lambda old: lambda self, p, s, x, *, train=False: (abs(x), s, x))
+    right = (
+        Back,
+        "forward",
+        lambda old: lambda self, p, s, x, *, train=False: (abs(x), s, x),
+    )
     result = bisected(Back(), data, "numpy", eager([right]), steps=0)
     assert result.status == "differ"
     assert (
-        "forward is inf (overflow) on numpy:cpu@float32 at [0, 0], where the fl" in result.verdict
+        "forward is inf (overflow) on numpy:cpu@float32 at [0, 0], where the fl"
+        in result.verdict
     )
     assert "float64 reference is 1e+30" in result.verdict
     wrong = (
@@ -558,9 +610,14 @@ def test_nan_in_the_reference_and_on_a_side_is_not_judged():
     result = bisected(Missing(), images()[1:] * 2, "numpy", steps=0)
     assert result.status == "not judged"
     assert "NaN in the reference and on numpy" in result.verdict
-    there = (Missing, "forward", lambda old: lambda self, p, s, x, *, train=False: (x, s, x))
+    there = (
+        Missing,
+        "forward",
+        lambda old: lambda self, p, s, x, *, train=False: (x, s, x),
+    )
     assert (
-        bisected(Missing(), images()[1:] * 2, "numpy", eager([there]), steps=0).status == "differ"
+        bisected(Missing(), images()[1:] * 2, "numpy", eager([there]), steps=0).status
+        == "differ"
     )
 
 
@@ -570,7 +627,10 @@ def test_nan_in_the_reference_and_on_a_side_is_not_judged():
 def test_rounding_is_not_a_difference(backend, thorough):
     pairs = [("numpy", str(backend)), (str(backend), "numpy@float64")]
     if backend.adapter.double is not None:
-        pairs += [("numpy@float64", f"{backend}@float64"), ("numpy", f"{backend}@float64")]
+        pairs += [
+            ("numpy@float64", f"{backend}@float64"),
+            ("numpy", f"{backend}@float64"),
+        ]
     for seed, pair in enumerate(pairs if thorough else pairs[:1]):
         cases = (
             (IMAGES, images(seed), nn.mean_squared_error),
@@ -595,7 +655,9 @@ OPTIMIZERS = [
 ]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "optimizer", OPTIMIZERS, ids=lambda value: type(value).__name__
+)
 def test_every_optimizer_agrees_within_rounding(optimizer):
     model = nn.Sequential(nn.Dense(5), nn.Tanh(), nn.Dense(3))
     generator = np.random.default_rng(0)
@@ -616,11 +678,15 @@ def test_the_reference_uses_no_native_version(monkeypatch):
 
 
 def test_the_stages_of_a_step_are_complete_and_in_order():
-    model = nn.Sequential(nn.Dense(4), nn.Residual(nn.BatchNorm()), nn.Freeze(nn.Dropout()))
+    model = nn.Sequential(
+        nn.Dense(4), nn.Residual(nn.BatchNorm()), nn.Freeze(nn.Dropout())
+    )
     generator = np.random.default_rng(0)
     data = tuple(generator.standard_normal((6, n)).astype(np.float32) for n in (3, 4))
     result = bisected(model, data, "numpy", optimizer=nn.SGD(0.1))
-    assert [(finding.path, finding.kind, finding.part) for finding in result.findings] == [
+    assert [
+        (finding.path, finding.kind, finding.part) for finding in result.findings
+    ] == [
         ("", "the batch", "x"),
         ("", "the batch", "target"),
         ("0", "Dense", "forward"),
@@ -705,9 +771,12 @@ def test_a_graph_with_shared_parameters_is_split():
 def test_a_step_that_is_not_finite_is_judged_as_far_as_it_can_be(backend):
     model = nn.Sequential(nn.Dense(3), nn.Dense(3))
     data = tuple(np.random.default_rng(0).standard_normal((2, 8, 3)).astype(np.float32))
-    result = bisected(model, data, str(backend), "numpy", optimizer=nn.SGD(1e12), steps=9)
+    result = bisected(
+        model, data, str(backend), "numpy", optimizer=nn.SGD(1e12), steps=9
+    )
     assert (
-        "Step 2 was judged, not step 10: its loss or one of its gradients is not" in result.remark
+        "Step 2 was judged, not step 10: its loss or one of its gradients is not"
+        in result.remark
     )
     assert result.remark in str(result)
     assert result.status == "not judged"
@@ -719,7 +788,8 @@ def test_a_step_that_is_not_finite_is_judged_as_far_as_it_can_be(backend):
 
 
 @pytest.mark.parametrize(
-    "fault", ["a convolution's border is off by one", "an update too far by a hundredth"]
+    "fault",
+    ["a convolution's border is off by one", "an update too far by a hundredth"],
 )
 def test_a_stage_is_replayed_alone(backend, tmp_path, fault):
     faulty = broken(backend, patched(FAULTS[fault][0]))
@@ -742,8 +812,13 @@ def test_a_replay_keeps_the_policies_of_the_sides(tmp_path, monkeypatch):
         {"precision": "fast", "deterministic": False},
     ]
     result = bisected(IMAGES, images(), *sides[:2])
-    assert result.backends == ("numpy:cpu@float32@fast@deterministic", "numpy:cpu@float32")
-    assert result.title.startswith(f"{result.backends[0]} and {result.backends[1]}, step 2 and a")
+    assert result.backends == (
+        "numpy:cpu@float32@fast@deterministic",
+        "numpy:cpu@float32",
+    )
+    assert result.title.startswith(
+        f"{result.backends[0]} and {result.backends[1]}, step 2 and a"
+    )
     result.save(tmp_path / "piece", 0)
     for variable in ("fast", "strict"):
         monkeypatch.setenv("AGNOSTIC_NN_PRECISION", variable)
@@ -754,10 +829,16 @@ def test_a_difference_between_policies_is_found():
     """The same backend twice; on one, the policy allows products in TensorFloat-32."""
 
     def policy(device, precision, deterministic):
-        return patched((nn.Dense, "forward", like_tf32))() if precision == "fast" else nullcontext()
+        return (
+            patched((nn.Dense, "forward", like_tf32))()
+            if precision == "fast"
+            else nullcontext()
+        )
 
     numpy = nn.backend("numpy", precision="strict")
-    may = replace(numpy, adapter=SimpleNamespace(**vars(numpy.adapter) | {"policy": policy}))
+    may = replace(
+        numpy, adapter=SimpleNamespace(**vars(numpy.adapter) | {"policy": policy})
+    )
     first = bisected(IMAGES, images(), may, replace(may, precision="fast")).first
     assert (first.path, first.kind, first.part) == ("4.1", "Dense", "forward")
     assert first.ratios[0] <= 1.0 < first.ratios[1]
@@ -774,7 +855,9 @@ def test_a_stage_of_a_block_is_replayed(backend, tmp_path):
 
 def test_a_custom_thing_has_to_be_passed_to_replay(tmp_path):
     result = bisected(IMAGES, images(), "numpy", loss=HALVED)
-    number = next(i for i, finding in enumerate(result.findings) if finding.kind == "Halved")
+    number = next(
+        i for i, finding in enumerate(result.findings) if finding.kind == "Halved"
+    )
     result.save(tmp_path / "piece", number)
     with pytest.raises(ValueError, match=r"Halved.* which agnostic_nn does not define"):
         search.replay(tmp_path / "piece")
@@ -797,7 +880,9 @@ def _with_description(**changes):
 
     def make(arrays, raw):
         description = json.loads(str(arrays["agnostic_nn_bisect"])) | changes
-        description = {name: value for name, value in description.items() if value is not ...}
+        description = {
+            name: value for name, value in description.items() if value is not ...
+        }
         return arrays | {"agnostic_nn_bisect": np.asarray(json.dumps(description))}
 
     return make
@@ -811,9 +896,13 @@ HOSTILE = {
     "no description": lambda arrays, raw: {"x": arrays["x"]},
     "not JSON": lambda arrays, raw: arrays | {"agnostic_nn_bisect": np.asarray("{")},
     "a list": lambda arrays, raw: arrays | {"agnostic_nn_bisect": np.asarray("[1]")},
-    "deep": lambda arrays, raw: arrays | {"agnostic_nn_bisect": np.asarray("[" * 10**5)},
+    "deep": lambda arrays, raw: (
+        arrays | {"agnostic_nn_bisect": np.asarray("[" * 10**5)}
+    ),
     "of bytes": lambda arrays, raw: arrays | {"agnostic_nn_bisect": np.asarray(b"{}")},
-    "an array is missing": lambda arrays, raw: {k: v for k, v in arrays.items() if k != "x"},
+    "an array is missing": lambda arrays, raw: {
+        k: v for k, v in arrays.items() if k != "x"
+    },
     "format": _with_description(format="1"),
     "no format": _with_description(format=...),
     "kind": _with_description(kind="nonesuch"),
@@ -842,7 +931,9 @@ def harmless(tmp_path_factory):
     """Return the bytes of a file that `save` wrote, and its arrays."""
     data = np.ones((16, 2), np.float32)
     result = bisected(nn.Dense(16), (data, np.ones((16, 16), np.float32)), "numpy")
-    number = next(i for i, finding in enumerate(result.findings) if finding.kind == "Dense")
+    number = next(
+        i for i, finding in enumerate(result.findings) if finding.kind == "Dense"
+    )
     path = tmp_path_factory.mktemp("harmless") / "piece.npz"
     result.save(path, number)
     assert search.replay(path).status == "agree"
@@ -865,7 +956,9 @@ def test_a_hostile_file_is_refused(harmless, tmp_path, fault):
             if "shape" in fault or fault == "negative":
                 changed = with_right_sums(changed)
             path.write_bytes(changed)
-    with pytest.raises(ValueError, match=r"piece.npz was not written by bisect, or is damaged: ."):
+    with pytest.raises(
+        ValueError, match=r"piece.npz was not written by bisect, or is damaged: ."
+    ):
         search.replay(path)
 
 
@@ -950,11 +1043,21 @@ def test_a_custom_layer_is_replayed_by_its_name(mine, capsys):
     assert main(mine("wrong")) == 1
     first, *_, last = capsys.readouterr().out.splitlines()
     first = first.split(";")[0].rstrip(".")
-    assert last == "agnostic-nn bisect --replay bisect.npz --model mine_that_differ:wrong"
+    assert (
+        last == "agnostic-nn bisect --replay bisect.npz --model mine_that_differ:wrong"
+    )
     for name in ("wrong", "alone"):
-        again = ["bisect", "--replay", "bisect.npz", "--model", f"mine_that_differ:{name}"]
+        again = [
+            "bisect",
+            "--replay",
+            "bisect.npz",
+            "--model",
+            f"mine_that_differ:{name}",
+        ]
         assert main(again) == 1
-        assert capsys.readouterr().out.splitlines()[0].split(";")[0].rstrip(".") == first
+        assert (
+            capsys.readouterr().out.splitlines()[0].split(";")[0].rstrip(".") == first
+        )
     assert main([*again[:-1], "mine_that_differ:fails"]) == 2
     assert "the model has no Wrong() at 1.0" in capsys.readouterr().err
 
@@ -962,7 +1065,10 @@ def test_a_custom_layer_is_replayed_by_its_name(mine, capsys):
 def test_a_layer_that_raises_is_named_with_its_place(mine, capsys):
     assert main(mine("fails")) == 2
     err = capsys.readouterr().err
-    assert "layer 1.0 (Fails()) failed on the reference, whose arrays support only the Array" in err
+    assert (
+        "layer 1.0 (Fails()) failed on the reference, whose arrays support only the Array"
+        in err
+    )
     assert err.count("\n") == 1
 
 
@@ -1021,16 +1127,22 @@ FAILURES = {  # when it refuses, the number of steps before, and a part of the m
 }
 
 
-@pytest.mark.parametrize(("refuses", "steps", "message"), FAILURES.values(), ids=FAILURES)
+@pytest.mark.parametrize(
+    ("refuses", "steps", "message"), FAILURES.values(), ids=FAILURES
+)
 def test_the_place_of_an_error_is_named(refuses, steps, message):
     model = nn.Sequential(nn.Dense(4), Picky(refuses), nn.Dense(3))
     with pytest.raises(StageFailed, match=f"{message}.*: AttributeError: not so"):
-        nn.bisect(model, nn.softmax_cross_entropy, nn.SGD(), *ONES, "numpy", steps=steps)
+        nn.bisect(
+            model, nn.softmax_cross_entropy, nn.SGD(), *ONES, "numpy", steps=steps
+        )
 
 
 def test_a_layer_that_raises_at_the_second_call_is_named():
     times = count()
-    picky = Picky(lambda way, x: way == "forward" and in_the_reference(x) and next(times) == 1)
+    picky = Picky(
+        lambda way, x: way == "forward" and in_the_reference(x) and next(times) == 1
+    )
     with pytest.raises(
         StageFailed, match=r"^layer 1 \(Picky\(\)\) failed on the reference.*: not so"
     ):
@@ -1053,7 +1165,9 @@ def test_a_loss_that_raises_is_named():
 
 def test_a_reference_that_is_not_finite_is_remarked(mine, capsys):
     assert main(mine("endless")) == 2
-    remark = "The reference is not finite either, first in layer 1.0 (Endless()): forward."
+    remark = (
+        "The reference is not finite either, first in layer 1.0 (Endless()): forward."
+    )
     assert remark in capsys.readouterr().out
 
 
@@ -1074,7 +1188,9 @@ def test_text_and_html_begin_with_the_verdict(backend):
     assert "[2, 3, 1, 0] <-" in text
     assert f"WRONG on {result.backends[1]}" in text
     assert "worst of" in text
-    assert page.startswith("<p><strong>Differs first in layer 2 (GELU()): forward is nan on ")
+    assert page.startswith(
+        "<p><strong>Differs first in layer 2 (GELU()): forward is nan on "
+    )
     assert page.count("<table") == 2
     calm = bisected(IMAGES, images(), "numpy")
     assert str(calm).startswith("Agrees within rounding")
@@ -1091,9 +1207,14 @@ def test_the_command_finds_writes_and_replays(backend, tmp_path, monkeypatch, ca
     assert main(["bisect", "numpy", *options]) == 0
     assert capsys.readouterr().out.startswith("Agrees within rounding")
     assert not file.exists()
-    assert main(["bisect", "numpy", "faulty", *options, "--steps", "1", "--seed", "3"]) == 1
+    assert (
+        main(["bisect", "numpy", "faulty", *options, "--steps", "1", "--seed", "3"])
+        == 1
+    )
     out = capsys.readouterr().out
-    assert out.startswith("Differs first in layer 0 (GRU(width=8)): backward: dx is wrong on ")
+    assert out.startswith(
+        "Differs first in layer 0 (GRU(width=8)): backward: dx is wrong on "
+    )
     assert out.rstrip().endswith(f"agnostic-nn bisect --replay {file}")
     assert main(["bisect", "--replay", str(file), "numpy", "faulty"]) == 1
     assert capsys.readouterr().out.startswith(
@@ -1109,8 +1230,18 @@ def test_the_command_takes_a_custom_model(tmp_path, monkeypatch, capsys):
     x, target = (generator.standard_normal((40, n)).astype(np.float32) for n in (3, 2))
     np.savez(tmp_path / "data.npz", x=x, target=target)
     monkeypatch.chdir(tmp_path)
-    options = ["bisect", "numpy", "--model", "mine_to_bisect:model", "--data", "data.npz"]
-    assert main([*options, "--loss", "huber(delta=0.5)", "--optimizer", "SGD(rate=0.1)"]) == 0
+    options = [
+        "bisect",
+        "numpy",
+        "--model",
+        "mine_to_bisect:model",
+        "--data",
+        "data.npz",
+    ]
+    assert (
+        main([*options, "--loss", "huber(delta=0.5)", "--optimizer", "SGD(rate=0.1)"])
+        == 0
+    )
     out = capsys.readouterr().out
     assert "huber" in out
     assert "SGD" in out
@@ -1121,8 +1252,14 @@ REFUSED = [
     ([], "expected one or two backends"),
     (["numpy", "numpy", "numpy"], "expected one or two backends"),
     (["fortran", *PARITY], "no backend is called 'fortran'"),
-    (["numpy@float16", *PARITY], "expected float32 or float64, strict or fast, and determ"),
-    (["numpy@fast@strict", *PARITY], "after @, each once at most, got 'numpy@fast@strict'"),
+    (
+        ["numpy@float16", *PARITY],
+        "expected float32 or float64, strict or fast, and determ",
+    ),
+    (
+        ["numpy@fast@strict", *PARITY],
+        "after @, each once at most, got 'numpy@fast@strict'",
+    ),
     (["numpy@", *PARITY], "each once at most, got 'numpy@'"),
     (["numpy", "--workload", "mine"], "no workload is called 'mine'"),
     (["numpy", "--model", "mine:model"], "--model and --data must be used together"),
@@ -1144,7 +1281,9 @@ def test_the_command_refuses_invalid_arguments(arguments, message, capsys):
 
 
 def test_steps_are_a_non_negative_integer(capsys):
-    with pytest.raises(ValueError, match="steps to be an integer of at least 0, got -1"):
+    with pytest.raises(
+        ValueError, match="steps to be an integer of at least 0, got -1"
+    ):
         bisected(IMAGES, images(), "numpy", steps=-1)
     with pytest.raises(SystemExit):
         main(["bisect", "numpy", "--steps", "-1"])
@@ -1159,8 +1298,16 @@ def test_noise_has_the_derived_size():
 
     def both(x, w):
         xp = namespace(x)
-        result = {"product": x @ w, "sum": xp.sum(x, axis=1), "mean": xp.mean(x, axis=1)}
-        return result | {"scaled": x * 3.0, "exp": xp.exp(x), "moved": xp.where(x > 0, x, 0.0)}
+        result = {
+            "product": x @ w,
+            "sum": xp.sum(x, axis=1),
+            "mean": xp.mean(x, axis=1),
+        }
+        return result | {
+            "scaled": x * 3.0,
+            "exp": xp.exp(x),
+            "moved": xp.where(x > 0, x, 0.0),
+        }
 
     exact, far = noise.rounded(both, x, w, epsilon=epsilon)
     total = x.sum(axis=1)
@@ -1200,28 +1347,37 @@ def test_a_scheduled_weight_belongs_to_the_step(backend, tmp_path):
     values = []
     for loss in (RISING, nn.mean_squared_error):
         result = bisected(
-            *(model, data, backend, "numpy"), optimizer=nn.SGD(1e-30), loss=loss, steps=3
+            *(model, data, backend, "numpy"),
+            optimizer=nn.SGD(1e-30),
+            loss=loss,
+            steps=3,
         )
         assert result.status == "agree"
-        values.append([finding.largest for finding in result.findings if finding.part == "value"])
+        values.append(
+            [finding.largest for finding in result.findings if finding.part == "value"]
+        )
     rising, constant = map(np.asarray, values)
     assert len(rising) == 2  # of the loss, and within the whole step
     np.testing.assert_allclose(rising / constant, 1.3, rtol=1e-6)
     result = bisected(model, data, backend, "numpy", loss=RISING, steps=3)
-    number = next(i for i, finding in enumerate(result.findings) if finding.part == "value")
+    number = next(
+        i for i, finding in enumerate(result.findings) if finding.part == "value"
+    )
     assert result.save(tmp_path / "loss.npz", number)
     again = nn.diagnostics.bisect.replay(tmp_path / "loss.npz")
     assert again.status == "agree"
-    assert [finding.largest for finding in again.findings if finding.part == "value"] == [
-        result.findings[number].largest
-    ]
+    assert [
+        finding.largest for finding in again.findings if finding.part == "value"
+    ] == [result.findings[number].largest]
 
 
 def test_a_backend_that_does_not_advance_a_schedule_is_found():
     def stand_still(old):
         return lambda self, t: old(self, t * 0.0)
 
-    frozen = broken(nn.backend("numpy"), patched((nn.schedules.Linear, "__call__", stand_still)))
+    frozen = broken(
+        nn.backend("numpy"), patched((nn.schedules.Linear, "__call__", stand_still))
+    )
     data = images()
     model = nn.Sequential(nn.Flatten(), nn.Dense(3))
     result = bisected(model, data, "numpy", frozen, loss=RISING, steps=2)
@@ -1233,5 +1389,7 @@ def test_a_loss_that_takes_a_context_is_refused():
     def loss(y, target, *, context=None):
         return nn.mean_squared_error(y, target)
 
-    with pytest.raises(ValueError, match=r"bisect passes no context, and loss takes one"):
+    with pytest.raises(
+        ValueError, match=r"bisect passes no context, and loss takes one"
+    ):
         bisected(IMAGES, images(), "numpy", "numpy", loss=loss)

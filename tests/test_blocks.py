@@ -67,16 +67,40 @@ MALFORMED = [
     (lambda: nn.Recompute(None), TypeError, "expected layers"),
     (lambda: nn.Freeze({}), TypeError, "expected layers"),
     (lambda: nn.Lambda(3), TypeError, "expected function to be a function of"),
-    (lambda: nn.Transpose((1, 1)), ValueError, r"expected 1 to 2 in some order, got \(1, 1\)"),
-    (lambda: nn.Transpose((0, 1)), ValueError, r"expected 1 to 2 in some order, got \(0, 1\)"),
+    (
+        lambda: nn.Transpose((1, 1)),
+        ValueError,
+        r"expected 1 to 2 in some order, got \(1, 1\)",
+    ),
+    (
+        lambda: nn.Transpose((0, 1)),
+        ValueError,
+        r"expected 1 to 2 in some order, got \(0, 1\)",
+    ),
     (lambda: nn.Graph(), ValueError, "at least one node"),
-    (lambda: nn.Graph(a=DENSE), TypeError, r"expected a=\(layer, what it reads, ...\), got Dense"),
+    (
+        lambda: nn.Graph(a=DENSE),
+        TypeError,
+        r"expected a=\(layer, what it reads, ...\), got Dense",
+    ),
     (lambda: nn.Graph(a=(DENSE,)), TypeError, r"expected a=\(layer, what it reads"),
-    (lambda: nn.Graph(a=("x", DENSE)), TypeError, "expected layers, but argument 0 is 'x'"),
+    (
+        lambda: nn.Graph(a=("x", DENSE)),
+        TypeError,
+        "expected layers, but argument 0 is 'x'",
+    ),
     (lambda: nn.Graph(a=(DENSE, 3)), TypeError, "a tuple or a dict of them, got 3"),
     (lambda: nn.Graph(a=(DENSE, ())), TypeError, "a tuple or a dict of them"),
-    (lambda: nn.Graph(a=(DENSE, "x", {"x": "y"})), TypeError, "a reads one name, several names"),
-    (lambda: nn.Graph(**{"a.b": (DENSE, "x")}), ValueError, "a name without a dot, got 'a.b'"),
+    (
+        lambda: nn.Graph(a=(DENSE, "x", {"x": "y"})),
+        TypeError,
+        "a reads one name, several names",
+    ),
+    (
+        lambda: nn.Graph(**{"a.b": (DENSE, "x")}),
+        ValueError,
+        "a name without a dot, got 'a.b'",
+    ),
     (lambda: nn.Graph(a=(DENSE, "a")), ValueError, "a reads 'a', not yet made there"),
     (
         lambda: nn.Graph(a=(DENSE, "b"), b=(TANH, "x")),
@@ -88,14 +112,20 @@ MALFORMED = [
         ValueError,
         r"no node reads \['a'\]",
     ),
-    (lambda: nn.Graph(a=(DENSE, "x"), outputs="b"), ValueError, "'b', which is neither node"),
+    (
+        lambda: nn.Graph(a=(DENSE, "x"), outputs="b"),
+        ValueError,
+        "'b', which is neither node",
+    ),
     (
         lambda: nn.Graph(a=(DENSE, "x"), outputs=("a", "b.0")),
         ValueError,
         "'b', which is neither node",
     ),
     (
-        lambda: nn.Graph(a=(nn.Embedding(3, 3), "x"), b=(DENSE, "x"), c=(nn.Add(), "a", "b")),
+        lambda: nn.Graph(
+            a=(nn.Embedding(3, 3), "x"), b=(DENSE, "x"), c=(nn.Add(), "a", "b")
+        ),
         ValueError,
         "x would have to be integral and real floating at once",
     ),
@@ -115,7 +145,9 @@ MALFORMED = [
         "b shares 'a.0', which is not a node before",
     ),
     (
-        lambda: nn.Graph(a=(DENSE, "x"), b=(nn.Shared("a"), "a"), c=(nn.Shared("b"), "b")),
+        lambda: nn.Graph(
+            a=(DENSE, "x"), b=(nn.Shared("a"), "a"), c=(nn.Shared("b"), "b")
+        ),
         ValueError,
         "c shares 'b', which is not a node before",
     ),
@@ -124,7 +156,9 @@ MALFORMED = [
 ]
 
 
-@pytest.mark.parametrize(("make", "error", "said"), MALFORMED, ids=[row[2] for row in MALFORMED])
+@pytest.mark.parametrize(
+    ("make", "error", "said"), MALFORMED, ids=[row[2] for row in MALFORMED]
+)
 def test_a_malformed_block_is_refused_when_it_is_made(make, error, said):
     with pytest.raises(error, match=said):
         make()
@@ -132,12 +166,20 @@ def test_a_malformed_block_is_refused_when_it_is_made(make, error, said):
 
 MISFITS = [  # layer, shape, message
     (nn.Residual(nn.Dense(4)), (3,), r"their shapes are \(3,\) and \(4,\)"),
-    (nn.Residual(nn.Dense(4), shortcut=nn.Dense(5)), (3,), r"their shapes are \(5,\) and \(4,\)"),
+    (
+        nn.Residual(nn.Dense(4), shortcut=nn.Dense(5)),
+        (3,),
+        r"their shapes are \(5,\) and \(4,\)",
+    ),
     (nn.Parallel(nn.Dense(4), TANH), (3,), r"one shape, got \(\(4,\), \(3,\)\)"),
     (nn.Parallel(nn.Dense(4), TANH, join="concatenate"), (2, 3), None),
     (nn.Parallel(nn.Flatten(), TANH, join="concatenate"), (2, 3), "others must agree"),
     (nn.Repeat(nn.Dense(4), 2), (3,), r"keeps \(3,\), but .* makes \(4,\)"),
-    (nn.Repeat(nn.Graph(a=(nn.Add(), "y", "z")), 2), {"y": (3,), "z": (3,)}, "a layer that keeps"),
+    (
+        nn.Repeat(nn.Graph(a=(nn.Add(), "y", "z")), 2),
+        {"y": (3,), "z": (3,)},
+        "a layer that keeps",
+    ),
     (nn.Add(), (3,), r"Add takes a tuple of arrays, got one of shape \(3,\)"),
     (nn.Add(), ((3,), (2, 3)), r"one shape, got \(\(3,\), \(2, 3\)\)"),
     (nn.Concatenate(axis=0), ((3,), (3,)), "axis 0 is the batch"),
@@ -146,13 +188,21 @@ MISFITS = [  # layer, shape, message
     (nn.Concatenate(axis=1), ((3, 2), (3, 1)), "the others must agree"),
     (nn.Concatenate(), ((3, 2), (2,)), "the others must agree"),
     (nn.Transpose((2, 1)), (3,), r"orders 2 axes, got \(batch, \*\(3,\)\)"),
-    (nn.Graph(a=(DENSE, "x"), b=(TANH, "y"), c=(nn.Add(), "a", "b")), (3,), "without names"),
+    (
+        nn.Graph(a=(DENSE, "x"), b=(TANH, "y"), c=(nn.Add(), "a", "b")),
+        (3,),
+        "without names",
+    ),
     (
         nn.Graph(a=(DENSE, "x"), b=(TANH, "y"), c=(nn.Add(), "a", "b")),
         {"x": (3,), "z": (3,)},
         r"Graph takes \['x', 'y'\], got \['x', 'z'\]",
     ),
-    (nn.Graph(a=(DENSE, "x"), b=(TANH, "a.0")), (3,), r"'a\.0' leads nowhere: there are \[\]"),
+    (
+        nn.Graph(a=(DENSE, "x"), b=(TANH, "a.0")),
+        (3,),
+        r"'a\.0' leads nowhere: there are \[\]",
+    ),
     (
         nn.Graph(a=(nn.Parallel(DENSE, TANH, join=None), "x"), b=(TANH, "a.2")),
         (3,),
@@ -176,7 +226,9 @@ MISFITS = [  # layer, shape, message
 ]
 
 
-@pytest.mark.parametrize(("layer", "shape", "said"), MISFITS, ids=[str(row[0]) for row in MISFITS])
+@pytest.mark.parametrize(
+    ("layer", "shape", "said"), MISFITS, ids=[str(row[0]) for row in MISFITS]
+)
 def test_shapes_that_do_not_fit_are_refused_by_init(layer, shape, said):
     key = nn.random.key(0, xp=HOST)
     if said is None:
@@ -189,11 +241,27 @@ def test_shapes_that_do_not_fit_are_refused_by_init(layer, shape, said):
 @pytest.mark.parametrize(
     ("layer", "x", "said"),
     [
-        (nn.Add(), (np.zeros((2, 3)), np.zeros((2, 1))), r"one shape, got \[\(2, 3\), \(2, 1\)\]"),
+        (
+            nn.Add(),
+            (np.zeros((2, 3)), np.zeros((2, 1))),
+            r"one shape, got \[\(2, 3\), \(2, 1\)\]",
+        ),
         (nn.Multiply(), (np.zeros((2, 3)), np.zeros(3)), "one shape"),
-        (nn.Transpose((2, 1)), np.zeros((2, 3)), r"orders 2 axes after the batch, got \(2, 3\)"),
-        (nn.Lambda(lambda x: x[1:]), np.zeros((2, 3)), r"keep the batch, but turns \(2, 3\)"),
-        (nn.Graph(a=(TANH, "b")), np.zeros((2, 3)), r"Graph takes \['b'\], got an x without"),
+        (
+            nn.Transpose((2, 1)),
+            np.zeros((2, 3)),
+            r"orders 2 axes after the batch, got \(2, 3\)",
+        ),
+        (
+            nn.Lambda(lambda x: x[1:]),
+            np.zeros((2, 3)),
+            r"keep the batch, but turns \(2, 3\)",
+        ),
+        (
+            nn.Graph(a=(TANH, "b")),
+            np.zeros((2, 3)),
+            r"Graph takes \['b'\], got an x without",
+        ),
     ],
     ids=str,
 )
@@ -205,7 +273,8 @@ def test_shapes_that_do_not_fit_are_refused_by_forward(layer, x, said):
 
 IDS, MASK = np.zeros((2, 3), "int32"), np.ones((2, 3), bool)
 READS = nn.Graph(
-    e=(nn.Embedding(5, 4), "x"), y=(nn.MultiHeadAttention(2), {"x": "e", "mask": "mask"})
+    e=(nn.Embedding(5, 4), "x"),
+    y=(nn.MultiHeadAttention(2), {"x": "e", "mask": "mask"}),
 )
 
 
@@ -214,11 +283,21 @@ READS = nn.Graph(
     [
         (READS, {"x": IDS, "mask": MASK}, None, ""),
         (READS, {"x": IDS + 5, "mask": MASK}, ValueError, "rows 0 to 4"),
-        (READS, {"x": IDS, "mask": IDS}, TypeError, "bool numbers as x.mask, got int32"),
+        (
+            READS,
+            {"x": IDS, "mask": IDS},
+            TypeError,
+            "bool numbers as x.mask, got int32",
+        ),
         (READS, {"x": IDS}, ValueError, r"takes \['mask', 'x'\], got \['x'\]"),
         (READS, {"x": IDS, "mask": MASK, "more": IDS}, ValueError, "more"),
         (nn.Parallel(TANH, DENSE), np.full((1, 3), np.inf), ValueError, "finite"),
-        (nn.Repeat(nn.Recompute(nn.Freeze(nn.Embedding(3, 2))), 1), IDS + 3, ValueError, "0 to 2"),
+        (
+            nn.Repeat(nn.Recompute(nn.Freeze(nn.Embedding(3, 2))), 1),
+            IDS + 3,
+            ValueError,
+            "0 to 2",
+        ),
         (nn.Add(), (np.zeros(3), np.full(3, np.nan)), ValueError, "finite"),
     ],
 )
@@ -279,7 +358,10 @@ def test_a_graph_says_what_it_takes():
     assert nn.Graph(a=(nn.Embedding(3, 3), "x")).input_kinds == "integral"
     attends = nn.MultiHeadAttention(2)
     assert nn.Graph(a=(attends, "x")).input_kinds == attends.input_kinds
-    assert nn.Graph(a=(attends, "x"), b=(nn.Add(), "a", "x")).input_kinds == "real floating"
+    assert (
+        nn.Graph(a=(attends, "x"), b=(nn.Add(), "a", "x")).input_kinds
+        == "real floating"
+    )
     assert nn.Parallel(attends, attends).input_kinds == attends.input_kinds
     assert nn.Parallel(attends, DENSE).input_kinds == "real floating"
     assert READS.input_kinds == {"x": "integral", "mask": "bool"}
@@ -338,7 +420,10 @@ class Sign(nn.Layer):
 
 def test_what_no_gradient_reaches_has_gradients_of_zero(backend):
     graph = nn.Graph(
-        a=(nn.Sequential(nn.Dense(3), nn.Parallel(nn.Tanh(), nn.Dense(2), join=None)), "x"),
+        a=(
+            nn.Sequential(nn.Dense(3), nn.Parallel(nn.Tanh(), nn.Dense(2), join=None)),
+            "x",
+        ),
         s=(Sign(), "a.0"),
         b=(nn.Dense(3), "s"),
     )
@@ -349,11 +434,16 @@ def test_what_no_gradient_reaches_has_gradients_of_zero(backend):
     grads = backend.to_numpy(grads)
     assert all(np.all(leaf == 0) for leaf in leaves(grads["a"]))
     assert np.any(grads["b"]["weight"])
-    assert_same_bits(tree_map(np.shape, grads), tree_map(lambda p: tuple(p.shape), params))
+    assert_same_bits(
+        tree_map(np.shape, grads), tree_map(lambda p: tuple(p.shape), params)
+    )
 
 
 def test_gradients_of_one_thing_add_up_leaf_by_leaf():
-    one, other = {"a": (1, None), "b": None, "c": None}, {"a": (10, 20), "b": (3,), "c": None}
+    one, other = (
+        {"a": (1, None), "b": None, "c": None},
+        {"a": (10, 20), "b": (3,), "c": None},
+    )
     assert tree_sum(one, other) == {"a": (11, 20), "b": (3,), "c": None}
     assert tree_sum(None, one) is one
     assert tree_sum(one, None) is one
@@ -385,7 +475,9 @@ def test_a_repeated_layer_is_the_chain_of_its_copies(backend):
     for part in ("grads", "state"):
         expected[part] = tree_map(lambda *each: np.stack(each), *expected[part])
     for (name, a), b in zip(named_leaves(result), leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=16 * np.finfo("float32").eps, err_msg=name)
+        np.testing.assert_allclose(
+            a, b, atol=16 * np.finfo("float32").eps, err_msg=name
+        )
 
 
 def test_a_repeated_layer_is_compiled_once_however_often_it_is_repeated(backend):
@@ -423,7 +515,9 @@ STATEFUL = nn.Sequential(nn.Dense(4), nn.BatchNorm(), nn.Dropout(0.4), nn.Tanh()
 def test_what_is_computed_again_is_bit_for_bit_the_same(backend, mode):
     """The same masks and the same statistics: the second forward starts from the same state."""
     params, state = backend.asarray(start(STATEFUL, (3,)))
-    x, dy, counts = backend.asarray((draws(5, 3), draws(5, 4), np.float32([1, 1, 1, 0, 0])))
+    x, dy, counts = backend.asarray(
+        (draws(5, 3), draws(5, 4), np.float32([1, 1, 1, 0, 0]))
+    )
     train = {"train": True, "predict": False, "rows": RowMask(counts)}[mode]
     _, moved, _ = STATEFUL.forward(params, state, x, train=True)
     result, expected = (
@@ -434,7 +528,9 @@ def test_what_is_computed_again_is_bit_for_bit_the_same(backend, mode):
 
 
 def test_nothing_is_kept_but_x_and_the_state(backend):
-    layer = nn.Recompute(nn.Sequential(nn.Dense(64), nn.BatchNorm(), nn.Tanh(), nn.Dense(3)))
+    layer = nn.Recompute(
+        nn.Sequential(nn.Dense(64), nn.BatchNorm(), nn.Tanh(), nn.Dense(3))
+    )
     params, state = backend.asarray(start(layer, (3,)))
     x = backend.asarray(draws(5, 3))
     _, _, cache = layer.forward(params, state, x, train=True)
@@ -465,16 +561,26 @@ def test_a_compiler_is_told_not_to_undo_it():
 def test_compiled_it_needs_less_memory():
     """Measured: 14 MB for 4096 rows where 56 are needed otherwise, 6 blocks of 8 layers deep."""
     (_, kept), (_, again) = (
-        compiled_on_jax(nn.Repeat(wrap(DEEP), 6)) for wrap in (nn.Sequential, nn.Recompute)
+        compiled_on_jax(nn.Repeat(wrap(DEEP), 6))
+        for wrap in (nn.Sequential, nn.Recompute)
     )
     assert again < 0.5 * kept
 
 
 def test_a_barrier_lets_everything_through(backend):
-    tree = ({"a": draws(2, 3), "b": ()}, np.asarray([1, 2**32 - 1], "uint32"), (draws(1),))
+    tree = (
+        {"a": draws(2, 3), "b": ()},
+        np.asarray([1, 2**32 - 1], "uint32"),
+        (draws(1),),
+    )
     for jit in (backend.jit, lambda function: function):
-        for function in (barrier, lambda t: barrier_impl.dispatch(object)(leaves(t)[0], t)):
-            assert_same_bits(backend.to_numpy(jit(function)(backend.asarray(tree))), tree)
+        for function in (
+            barrier,
+            lambda t: barrier_impl.dispatch(object)(leaves(t)[0], t),
+        ):
+            assert_same_bits(
+                backend.to_numpy(jit(function)(backend.asarray(tree))), tree
+            )
     assert barrier(((), {})) == ((), {})
 
 
@@ -559,7 +665,9 @@ def test_a_model_of_blocks_goes_step_by_step(backend):
         deep=(
             nn.Repeat(
                 nn.Residual(
-                    nn.LayerNorm(), nn.MultiHeadAttention(2, causal=True), shortcut=nn.Dense(4)
+                    nn.LayerNorm(),
+                    nn.MultiHeadAttention(2, causal=True),
+                    shortcut=nn.Dense(4),
                 ),
                 2,
             ),
@@ -578,7 +686,9 @@ def test_a_model_of_blocks_goes_step_by_step(backend):
         np.testing.assert_allclose(backend.to_numpy(y)[:, 0], whole[:, t], atol=1e-5)
 
 
-def test_a_graph_that_makes_what_a_node_needs_at_every_step_cannot_go_step_by_step(backend):
+def test_a_graph_that_makes_what_a_node_needs_at_every_step_cannot_go_step_by_step(
+    backend,
+):
     graph = nn.Graph(
         m=(nn.Dense(4), "x"),
         y=(nn.MultiHeadAttention(2), {"x": "x", "source": "m"}),
@@ -599,7 +709,11 @@ def test_a_graph_that_makes_what_a_node_needs_at_every_step_cannot_go_step_by_st
         (nn.Lambda(every_other), (5, 2), lambda x: x[:, ::2, :]),
         (nn.Concatenate(), ((2, 3), (2, 1)), lambda x: np.concatenate(x, axis=-1)),
         (nn.Concatenate(axis=1), ((2, 3), (1, 3)), lambda x: np.concatenate(x, axis=1)),
-        (nn.Concatenate(axis=-2), ((2, 3), (1, 3)), lambda x: np.concatenate(x, axis=1)),
+        (
+            nn.Concatenate(axis=-2),
+            ((2, 3), (1, 3)),
+            lambda x: np.concatenate(x, axis=1),
+        ),
         (nn.Add(), ((3,), (3,), (3,)), sum),
         (nn.Multiply(), ((3,), (3,), (3,)), math.prod),
     ],

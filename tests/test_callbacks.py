@@ -27,7 +27,10 @@ def make(backend, optimizer=None):
 
 
 def host(trainer):
-    return [trainer.backend.to_numpy(leaf).copy() for leaf in leaves(trainer._current_carry())]
+    return [
+        trainer.backend.to_numpy(leaf).copy()
+        for leaf in leaves(trainer._current_carry())
+    ]
 
 
 def assert_same_bits(one, other):
@@ -93,7 +96,9 @@ def test_a_part_of_an_epoch_is_no_epoch(backend):
     assert report.calls == ["begin", 1, False, "begin", 2, True]
 
 
-def test_a_callback_that_fails_leaves_the_trainer_as_it_was_and_the_others_are_told(backend):
+def test_a_callback_that_fails_leaves_the_trainer_as_it_was_and_the_others_are_told(
+    backend,
+):
     def fail(trainer, row):
         if row["epoch"] == 2:
             raise OSError("the disk is full")
@@ -130,7 +135,9 @@ def test_ctrl_c_in_a_callback_waits_and_nothing_is_restored(backend, epochs):
     trainer, whole = make(backend), make(backend)
     stopping = nn.EarlyStopping(monitor="loss", mode="max", patience=9)
     with pytest.raises(KeyboardInterrupt):
-        trainer.fit(X, LABELS, epochs=epochs, callbacks=[report, stopping, press], **OPTIONS)
+        trainer.fit(
+            X, LABELS, epochs=epochs, callbacks=[report, stopping, press], **OPTIONS
+        )
     assert report.calls[-1] is False
     while trainer.epoch < 2:
         trainer.fit(X, LABELS, **OPTIONS)
@@ -174,7 +181,12 @@ NAN = math.nan
         ({"patience": 1}, [3.0, 3.0], 2, 1),
         ({"patience": 2, "mode": "max"}, [0.1, 0.5, 0.4, 0.6, 0.6, 0.6], 6, 4),
         ({"patience": 2, "min_delta": 0.5}, [3.0, 2.6, 2.4, 2.0, 1.9], 5, 3),
-        ({"patience": 2, "mode": "max", "min_delta": 0.5}, [1.0, 1.4, 1.6, 2.0, 2.1], 5, 3),
+        (
+            {"patience": 2, "mode": "max", "min_delta": 0.5},
+            [1.0, 1.4, 1.6, 2.0, 2.1],
+            5,
+            3,
+        ),
         ({"patience": 2}, [NAN, 3.0, NAN, NAN], 4, 2),
         ({"patience": 2}, [NAN, NAN], 2, None),
         ({"patience": 2}, [math.inf, 3.0, 2.0], None, 3),
@@ -186,7 +198,9 @@ def test_early_stopping_waits_and_goes_back_to_the_best(options, values, stopped
     answers = []
     for trainer.now, value in enumerate(values, 1):
         answers.append(stopping.epoch(trainer, {"validation_loss": value}))
-    assert [i for i, answer in enumerate(answers, 1) if answer] == ([stopped] if stopped else [])
+    assert [i for i, answer in enumerate(answers, 1) if answer] == (
+        [stopped] if stopped else []
+    )
     stopping.end(trainer, False)
     assert trainer.restored is None
     stopping.end(trainer, True)
@@ -207,7 +221,9 @@ def test_early_stopping_restores_parameters_state_and_moments(backend):
     assert not np.array_equal(result[1][0], result[3][0])
 
 
-@pytest.mark.parametrize("callback", [nn.EarlyStopping(), nn.Checkpoint("x", best=True)])
+@pytest.mark.parametrize(
+    "callback", [nn.EarlyStopping(), nn.Checkpoint("x", best=True)]
+)
 def test_a_value_that_is_not_reported_is_missed(callback):
     text = "monitors 'validation_loss', but an epoch reports epoch, loss"
     with pytest.raises(ValueError, match=text):
@@ -217,14 +233,54 @@ def test_a_value_that_is_not_reported_is_missed(callback):
 @pytest.mark.parametrize(
     ("kind", "options", "error", "said"),
     [
-        (nn.EarlyStopping, {"mode": "least"}, ValueError, "mode 'min' or 'max', got 'least'"),
-        (nn.EarlyStopping, {"patience": 0}, ValueError, "patience of at least 1, got 0"),
-        (nn.EarlyStopping, {"min_delta": -1.0}, ValueError, "min_delta of at least 0, got -1"),
-        (nn.ReduceOnPlateau, {"factor": 1.0}, ValueError, r"factor in \(0, 1\), got 1.0"),
-        (nn.ReduceOnPlateau, {"patience": 2.5}, TypeError, "patience to be an integer, got 2.5"),
-        (nn.ReduceOnPlateau, {"min_scale": 1.5}, ValueError, r"min_scale in \[0, 1\), got 1.5"),
-        (nn.Checkpoint, {"path": "x", "every": 0}, ValueError, "every of at least 1, got 0"),
-        (nn.Checkpoint, {"path": "x", "mode": "x"}, ValueError, "mode 'min' or 'max', got 'x'"),
+        (
+            nn.EarlyStopping,
+            {"mode": "least"},
+            ValueError,
+            "mode 'min' or 'max', got 'least'",
+        ),
+        (
+            nn.EarlyStopping,
+            {"patience": 0},
+            ValueError,
+            "patience of at least 1, got 0",
+        ),
+        (
+            nn.EarlyStopping,
+            {"min_delta": -1.0},
+            ValueError,
+            "min_delta of at least 0, got -1",
+        ),
+        (
+            nn.ReduceOnPlateau,
+            {"factor": 1.0},
+            ValueError,
+            r"factor in \(0, 1\), got 1.0",
+        ),
+        (
+            nn.ReduceOnPlateau,
+            {"patience": 2.5},
+            TypeError,
+            "patience to be an integer, got 2.5",
+        ),
+        (
+            nn.ReduceOnPlateau,
+            {"min_scale": 1.5},
+            ValueError,
+            r"min_scale in \[0, 1\), got 1.5",
+        ),
+        (
+            nn.Checkpoint,
+            {"path": "x", "every": 0},
+            ValueError,
+            "every of at least 1, got 0",
+        ),
+        (
+            nn.Checkpoint,
+            {"path": "x", "mode": "x"},
+            ValueError,
+            "mode 'min' or 'max', got 'x'",
+        ),
     ],
 )
 def test_wrong_options_are_refused(kind, options, error, said):
@@ -244,9 +300,13 @@ def test_reduce_on_plateau_lowers_the_scale_of_the_steps(backend):
     ]
     trainer, other = make(backend, optimizer), make(backend, optimizer)
     trainer.fit(X, LABELS, epochs=8, callbacks=callbacks, **OPTIONS)
-    np.testing.assert_allclose(rates, 1e-3 * np.array([1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.2]))
+    np.testing.assert_allclose(
+        rates, 1e-3 * np.array([1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.2])
+    )
     moments = trainer.moments
-    moments = moments | {"inner": moments["inner"] | {"scale": backend.asarray(np.float32(0.25))}}
+    moments = moments | {
+        "inner": moments["inner"] | {"scale": backend.asarray(np.float32(0.25))}
+    }
     trainer.moments = moments
     trainer.keep("before")
     other.build((4,))
@@ -266,7 +326,9 @@ def test_reduce_on_plateau_lowers_the_scale_of_the_steps(backend):
 def test_reduce_on_plateau_needs_steps_that_can_be_scaled(backend):
     trainer = make(backend)
     with pytest.raises(TypeError, match=r"such as nn.Scaled\(nn.Adam\(\)\), got Adam"):
-        trainer.fit(X, LABELS, callbacks=[nn.ReduceOnPlateau(monitor="loss")], **OPTIONS)
+        trainer.fit(
+            X, LABELS, callbacks=[nn.ReduceOnPlateau(monitor="loss")], **OPTIONS
+        )
     assert trainer.steps == 0
 
 
@@ -275,8 +337,14 @@ def test_moments_of_another_nesting_shape_or_dtype_are_refused(backend):
     trainer.build((4,))
     moments = trainer.moments
     for wrong, text in (
-        ({"scale": backend.asarray(np.ones(1, "float32"))}, r"scale is .*float32 \(1,\), expected"),
-        ({"scale": backend.asarray(np.ones((), "int32"))}, r"scale is .*int32 \(\), expected"),
+        (
+            {"scale": backend.asarray(np.ones(1, "float32"))},
+            r"scale is .*float32 \(1,\), expected",
+        ),
+        (
+            {"scale": backend.asarray(np.ones((), "int32"))},
+            r"scale is .*int32 \(\), expected",
+        ),
         ({"other": moments["inner"]}, r"moments\.other\..* is .*, expected nothing"),
     ):
         with pytest.raises(ValueError, match=text):
@@ -334,7 +402,9 @@ def test_resumed_from_a_checkpoint_callbacks_go_on_as_if_nothing_had_happened(
     last = callbacks.pop(-2)
     cut = at + 1  # the checkpoint of `at` is the last; one more epoch is lost
     callbacks.append(lambda trainer, row: row["epoch"] == cut)
-    callbacks.append(lambda trainer, row: last.epoch(trainer, row) if row["epoch"] <= at else None)
+    callbacks.append(
+        lambda trainer, row: last.epoch(trainer, row) if row["epoch"] <= at else None
+    )
     part.fit(X, LABELS, epochs=10, callbacks=callbacks, **OPTIONS)
 
     resumed = nn.Trainer.load("last", backend)
@@ -520,7 +590,9 @@ def test_custom_callbacks_remember_too_and_those_that_they_call(backend, tmp_pat
     loaded = nn.Trainer.load(tmp_path / "a", backend)
     for again in (trainer, loaded):
         one, two = Counting(nn.EarlyStopping(patience=3)), Counting(Counting())
-        assert watching(again, [3.0, 4.0, 5.0], one, two) == 2, "the inner one had waited once"
+        assert watching(again, [3.0, 4.0, 5.0], one, two) == 2, (
+            "the inner one had waited once"
+        )
         assert one.counts == two.counts == two.inner.counts == [3, 4]
         assert_same_bits(host(again), first[0])
         watching(again, [1.0], one, two)
@@ -572,7 +644,9 @@ def test_the_rate_is_that_of_the_epochs_last_step(backend, optimizer, rates):
 
 def test_where_there_is_no_one_rate_that_is_said(backend):
     trainer = make(backend, nn.Parts((("bias", nn.SGD(0.1)),), rest=nn.Adam()))
-    with pytest.raises(TypeError, match="RateLog needs an optimizer with one rate, got Parts"):
+    with pytest.raises(
+        TypeError, match="RateLog needs an optimizer with one rate, got Parts"
+    ):
         trainer.fit(X, LABELS, callbacks=[nn.RateLog()], **OPTIONS)
 
 
@@ -613,10 +687,14 @@ def test_a_csv_log_of_other_columns_is_refused(tmp_path):
     path.write_text("epoch,loss\n1,0.5\n")
     log = nn.CSVLog(path)
     log.begin(at(1))
-    with pytest.raises(ValueError, match="has the columns epoch, loss, but an epoch reports epoc"):
+    with pytest.raises(
+        ValueError, match="has the columns epoch, loss, but an epoch reports epoc"
+    ):
         log.epoch(at(2), {"epoch": 2, "accuracy": 1.0})
     path.write_text("name,price\nx,1\n")
-    with pytest.raises(ValueError, match="is not a log of epochs: its columns are name, price"):
+    with pytest.raises(
+        ValueError, match="is not a log of epochs: its columns are name, price"
+    ):
         log.begin(at(1))
     assert path.read_text() == "name,price\nx,1\n"
 
@@ -630,7 +708,9 @@ def events(folder):
         while raw:  # length, its checksum, the record, its checksum
             length = int.from_bytes(raw[:8], "little")
             event = Event.FromString(raw[12 : 12 + length])
-            yield from ((event.step, v.tag, v.simple_value) for v in event.summary.value)
+            yield from (
+                (event.step, v.tag, v.simple_value) for v in event.summary.value
+            )
             raw = raw[16 + length :]
 
 
@@ -647,7 +727,8 @@ def test_a_tensorboard_log_holds_the_numbers_of_each_epoch(backend, tmp_path):
     np.testing.assert_allclose(losses, history["loss"], rtol=1e-6)
     with pytest.raises(ZeroDivisionError):
         trainer.fit(X, LABELS, callbacks=[log, lambda *_: 1 / 0], **OPTIONS)
-    deadline = time.monotonic() + 10  # a thread of its queue ends on its own a little later
+    # a thread of its queue ends on its own a little later
+    deadline = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() == before
@@ -669,13 +750,17 @@ def test_a_tensorboard_log_is_closed_however_fit_ends(backend, tmp_path, monkeyp
         def close(self):
             calls.append("close")
 
-    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setitem(
+        sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=Writer)
+    )
     trainer = make(backend)
     log = nn.TensorBoardLog(tmp_path)
     trainer.fit(X, LABELS, callbacks=[log], **OPTIONS)
     with pytest.raises(ZeroDivisionError):
         trainer.fit(X, LABELS, callbacks=[log, lambda *_: 1 / 0], **OPTIONS)
-    report = [[("steps", i), ("loss", i), ("seconds", i), "flush", "close"] for i in (1, 2)]
+    report = [
+        [("steps", i), ("loss", i), ("seconds", i), "flush", "close"] for i in (1, 2)
+    ]
     assert calls == [(str(tmp_path), 1), *report[0], (str(tmp_path), 2), *report[1]]
 
 
@@ -689,7 +774,9 @@ def test_without_tensorboardx_it_says_which_extra_to_install(monkeypatch):
 
 
 def test_one_may_predict_and_evaluate_with_the_mean_of_the_weights(backend):
-    trainer = make(backend, nn.ClipByGlobalNorm(nn.Average(nn.SGD(0.5), decay=0.9), 1e6))
+    trainer = make(
+        backend, nn.ClipByGlobalNorm(nn.Average(nn.SGD(0.5), decay=0.9), 1e6)
+    )
     trainer.build((4,))
     np.testing.assert_array_equal(trainer.predict(X, averaged=True), trainer.predict(X))
     passed = []
@@ -699,7 +786,9 @@ def test_one_may_predict_and_evaluate_with_the_mean_of_the_weights(backend):
     shares = 0.9 ** np.arange(4, -1, -1)
     mean = tree_map(lambda *steps: np.average(steps, axis=0, weights=shares), *passed)
     expected = X @ mean["weight"] + mean["bias"]
-    np.testing.assert_allclose(trainer.predict(X, averaged=True), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        trainer.predict(X, averaged=True), expected, rtol=1e-5, atol=1e-6
+    )
     assert np.max(np.abs(trainer.predict(X) - expected)) > 1e-3
     loss, _ = nn.softmax_cross_entropy(expected.astype("float32"), LABELS)
     result = trainer.evaluate(X, LABELS, averaged=True)

@@ -24,7 +24,9 @@ def example():
 @pytest.fixture(scope="module")
 def learned(backend, example):
     text = np.frombuffer((RHYME * 7).encode(), np.uint8).astype(np.int32)
-    return example.train(backend, example.network(width=32, depth=1), text, epochs=6, window=32)
+    return example.train(
+        backend, example.network(width=32, depth=1), text, epochs=6, window=32
+    )
 
 
 def test_a_rhyme_is_known_by_heart_but_for_where_it_begins(learned):
@@ -43,7 +45,10 @@ def test_it_goes_on_where_the_prompt_ends(example, learned, prompt):
 
 def test_what_is_drawn_depends_on_the_seed_and_nothing_else(example, learned):
     trainer, _ = learned
-    texts = [example.write(trainer, "o", 20, temperature=3.0, seed=seed) for seed in (0, 0, 1)]
+    texts = [
+        example.write(trainer, "o", 20, temperature=3.0, seed=seed)
+        for seed in (0, 0, 1)
+    ]
     assert texts[0] == texts[1] != texts[2]
 
 
@@ -66,9 +71,9 @@ def test_texts_of_one_length_share_one_compiled_step(example, learned, monkeypat
 def test_the_readme_is_read_as_it_stands_but_for_what_is_not_ascii(example):
     text = example.read()
     assert text.dtype == np.int32
-    assert "# agnostic_nn\n\nNeural networks with hand-derived" in bytes(text.tolist()).decode(
-        "ascii"
-    )
+    assert "# agnostic_nn\n\nNeural networks with hand-derived" in bytes(
+        text.tolist()
+    ).decode("ascii")
 
 
 def test_an_unknown_backend_ends_it_with_one_clear_line(monkeypatch, capsys):
@@ -76,4 +81,7 @@ def test_an_unknown_backend_ends_it_with_one_clear_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(PATH), run_name="__main__")
     assert ended.value.code == 2
-    assert "error: no backend is called 'nowhere'" in capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "error: no backend is called 'nowhere'"
+        in capsys.readouterr().err.splitlines()[-1]
+    )

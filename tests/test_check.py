@@ -148,7 +148,9 @@ class WiderWhereItPredicts(nn.Tanh):
 
 class WiderGradient(Gain):
     def backward(self, params, cache, dy):
-        return dy * params["gain"], {"gain": np.sum(dy * cache, axis=0, dtype=np.float64)}
+        return dy * params["gain"], {
+            "gain": np.sum(dy * cache, axis=0, dtype=np.float64)
+        }
 
 
 class WiderState(nn.BatchNorm):
@@ -194,10 +196,14 @@ class ForgetsTheShortcut(nn.Dense):
     """Scales its weight in both passes, but inherits `backward_params`, which does not."""
 
     def forward(self, params, state, x, *, train=False):
-        return super().forward(params | {"weight": 2.0 * params["weight"]}, state, x, train=train)
+        return super().forward(
+            params | {"weight": 2.0 * params["weight"]}, state, x, train=train
+        )
 
     def backward(self, params, cache, dy):
-        dx, grads = super().backward(params | {"weight": 2.0 * params["weight"]}, cache, dy)
+        dx, grads = super().backward(
+            params | {"weight": 2.0 * params["weight"]}, cache, dy
+        )
         return dx, grads | {"weight": 2.0 * grads["weight"]}
 
 
@@ -220,7 +226,9 @@ class DividesByAllRows(nn.Layer):
         return {}, {"mean": namespace(key).zeros(shape, dtype=dtype)}, shape
 
     def forward(self, params, state, x, *, train=False):
-        counts = train.counts if isinstance(train, RowMask) else np.ones(len(x), x.dtype)
+        counts = (
+            train.counts if isinstance(train, RowMask) else np.ones(len(x), x.dtype)
+        )
         mean = counts @ x / self.number(counts) if train else state["mean"]
         return x, {"mean": mean}, ()
 
@@ -311,7 +319,9 @@ class ForgetsTheScale(nn.LayerNorm):
     """Correct only for the initial scale."""
 
     def backward(self, params, cache, dy):
-        return super().backward(params | {"scale": np.ones_like(params["scale"])}, cache, dy)
+        return super().backward(
+            params | {"scale": np.ones_like(params["scale"])}, cache, dy
+        )
 
 
 class ForgetsTheVariance(nn.BatchNorm):
@@ -341,10 +351,22 @@ class ForgetsTheSlopeOfOne(nn.Tanh):
 
 
 BROKEN = [  # layer, shape of one example, what the message says
-    (BiasUnsummed(2), (4,), r"float32: bias is float32 \(3, 2\), expected float32 \(2,\)"),
-    (BiasOfOneRow(2), (4,), r"central difference on numpy, train: bias\[\d\] is .*, expected"),
+    (
+        BiasUnsummed(2),
+        (4,),
+        r"float32: bias is float32 \(3, 2\), expected float32 \(2,\)",
+    ),
+    (
+        BiasOfOneRow(2),
+        (4,),
+        r"central difference on numpy, train: bias\[\d\] is .*, expected",
+    ),
     (BiasAveraged(2), (4,), r"central difference on numpy, train: bias\[\d\]"),
-    (SlightlyTooLarge(2), (4,), r"x\[\d, \d\] is .* relative error 0.0001, tolerance 1e-07"),
+    (
+        SlightlyTooLarge(2),
+        (4,),
+        r"x\[\d, \d\] is .* relative error 0.0001, tolerance 1e-07",
+    ),
     (nn.Sequential(nn.Tanh(), BiasAveraged(2)), (4,), r"train: 1\.bias\[\d\]"),
     (
         GradientNamedOtherwise(2),
@@ -352,7 +374,11 @@ BROKEN = [  # layer, shape of one example, what the message says
         "float32: w should not be there; the layer returned bias, w, x, y",
     ),
     (GradientsInATuple(2), (4,), "float32: 0 should not be there"),
-    (GradientsSwapped(nn.Dense(4), nn.Dense(4)), (4,), r"central difference .* [01]\.\w+\["),
+    (
+        GradientsSwapped(nn.Dense(4), nn.Dense(4)),
+        (4,),
+        r"central difference .* [01]\.\w+\[",
+    ),
     (WithoutDx(2), (4,), "float32: x is missing"),
     (WrongSign(), (4,), r"central difference on numpy, train: x\[\d, \d\]"),
     (NotANumber(), (4,), r"x\[\d, \d\] is nan"),
@@ -363,20 +389,36 @@ BROKEN = [  # layer, shape of one example, what the message says
     (WiderWhereItPredicts(), (4,), r"predict in float32: x is float64 \(3, 4\)"),
     (WiderGradient(), (4,), r"train in float32: gain is float64"),
     (WiderState(), (4,), r"train in float32: state.mean is float64"),
-    (PromisesAnotherShape(2), (4,), r"y is float32 \(3, 2\), expected float32 \(3, 4, 2\)"),
+    (
+        PromisesAnotherShape(2),
+        (4,),
+        r"y is float32 \(3, 2\), expected float32 \(3, 4, 2\)",
+    ),
     (PassesUnmasked(0.3), (9,), r"central difference on numpy, train: x\["),
     (DropsWhenPredicting(0.3), (9,), "state.key was changed by predicting"),
-    (KeepsItsKeyWhileItDrops(0.3), (9,), r"batch of 1 on numpy, predict: [xy]\[0, \d\]"),
+    (
+        KeepsItsKeyWhileItDrops(0.3),
+        (9,),
+        r"batch of 1 on numpy, predict: [xy]\[0, \d\]",
+    ),
     (HasSecretRandomness(), (99,), "[xy] is different when computed a second time"),
     (PredictsByTheBatch(), (4,), "predict: a batch of one example is refused"),
     (LooksAtTheBatch(), (4,), r"filled batch on numpy, train: [xy]\["),
     (GoesBackAsInTraining(), (4,), r"central difference on numpy, predict: x\["),
     (GoesBackAsInPredicting(), (4,), r"central difference on numpy, train: x\["),
     (TrustsTheLayout(), (4,), r"layout on numpy, train: y\["),
-    (LosesABatchOfOne(), (4,), r"batch of 1: y is float64 \(4,\), expected float64 \(1, 4\)"),
+    (
+        LosesABatchOfOne(),
+        (4,),
+        r"batch of 1: y is float64 \(4,\), expected float64 \(1, 4\)",
+    ),
     (RefusesABatchOfOne(), (4,), "predict: a batch of one example is refused"),
     (ForgetsTheScale(), (4,), r"central difference on numpy, train: x\["),
-    (ForgetsTheVariance(epsilon=0.0), (4,), r"central difference on numpy, predict: x\["),
+    (
+        ForgetsTheVariance(epsilon=0.0),
+        (4,),
+        r"central difference on numpy, predict: x\[",
+    ),
     (CountsRepeatsOnce(40, 1), (), r"central difference on numpy, train: weight\["),
     (ForgetsTheShortcut(2), (4,), r"shortcuts on numpy, train: weight\["),
     (PredictsAnotherWay(), (4,), r"shortcuts on numpy, predict: y\["),
@@ -385,7 +427,11 @@ BROKEN = [  # layer, shape of one example, what the message says
     (SendsFillersBack(), (4,), r"filled batch on numpy, train: x\["),
     (DropsByTheFillers(0.3), (4,), r"filled batch on numpy, train: [xy]\["),
     (RemembersNothingAsNaN(), (4,), r"train, batch of 0: state.mean is \[nan"),
-    (GainFromNothing(), (4,), r"batch of 0 on numpy, train: gain\[\d\] is 1.0, expected 0.0"),
+    (
+        GainFromNothing(),
+        (4,),
+        r"batch of 0 on numpy, train: gain\[\d\] is 1.0, expected 0.0",
+    ),
     (ForgetsTheSlopeOfOne(), (4,), r"batch of 1 on numpy, \w+: x"),
     (Rounds(), (4,), r"of 12 elements of x, 1[12] lie at a kink"),
 ]
@@ -393,7 +439,9 @@ BROKEN = [  # layer, shape of one example, what the message says
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")
 @pytest.mark.parametrize(
-    ("layer", "shape", "message"), BROKEN, ids=[type(layer).__name__ for layer, _, _ in BROKEN]
+    ("layer", "shape", "message"),
+    BROKEN,
+    ids=[type(layer).__name__ for layer, _, _ in BROKEN],
 )
 def test_a_broken_layer_is_caught_by_name(layer, shape, message):
     with pytest.raises(CheckFailed, match=message):
@@ -403,19 +451,29 @@ def test_a_broken_layer_is_caught_by_name(layer, shape, message):
 def stand_in(**changed):
     """Return NumPy under another name, with parts of its adapter replaced."""
     numpy = nn.backend("numpy")
-    return replace(numpy, name="off", adapter=SimpleNamespace(**members(numpy.adapter, **changed)))
+    return replace(
+        numpy, name="off", adapter=SimpleNamespace(**members(numpy.adapter, **changed))
+    )
 
 
 def pull_of_gain(function, point):
     """A vjp that does not scale dx by the gain."""
     y = function(point)
-    return y, lambda dy: ({"params": {"gain": np.sum(dy * point["x"], axis=0)}, "x": dy},)
+    return y, lambda dy: (
+        {"params": {"gain": np.sum(dy * point["x"], axis=0)}, "x": dy},
+    )
 
 
 WRONG_BACKENDS = [  # what is wrong with the backend, part of the message
-    ({"to_numpy": lambda a: np.asarray(a) * (1 + 1e-6)}, r"same as NumPy on off:cpu, train: \w+\["),
+    (
+        {"to_numpy": lambda a: np.asarray(a) * (1 + 1e-6)},
+        r"same as NumPy on off:cpu, train: \w+\[",
+    ),
     ({"to_numpy": np.float32}, "on off:cpu: gain is float32"),
-    ({"jit": lambda f, *_: lambda a: f(a | {"dy": 2.0 * a["dy"]})}, "same as NumPy on off:cpu"),
+    (
+        {"jit": lambda f, *_: lambda a: f(a | {"dy": 2.0 * a["dy"]})},
+        "same as NumPy on off:cpu",
+    ),
     ({"vjp": pull_of_gain}, r"automatic differentiation on off:cpu, \w+: x\["),
 ]
 
@@ -436,14 +494,18 @@ def test_an_error_on_a_backend_names_the_backend():
     assert caught.value.__notes__ == ["while Tanh() was checked on off:cpu"]
 
 
-@pytest.mark.parametrize("lack", [{"double": None}, {"has_float64": lambda device: False}])
+@pytest.mark.parametrize(
+    "lack", [{"double": None}, {"has_float64": lambda device: False}]
+)
 def test_a_backend_without_float64_is_refused(lack):
     with pytest.raises(nn.BackendUnavailable, match="off:cpu has no float64"):
         check(nn.Tanh(), (4,), backends=[stand_in(**lack)])
 
 
 def test_by_default_every_library_that_runs_here_is_checked():
-    able = [s.devices[0] for s in nn.backends() if s.devices and s.devices[0].adapter.double]
+    able = [
+        s.devices[0] for s in nn.backends() if s.devices and s.devices[0].adapter.double
+    ]
     checked = {row.backend for row in check(nn.Tanh(), (4,)).rows}
     assert checked == {"numpy", *map(str, able)} - {"numpy:cpu"}
 
@@ -466,13 +528,19 @@ def test_a_kink_within_the_stencil_is_left_out_and_counted(place):
 
 
 def test_a_leaf_that_lies_mostly_at_kinks_is_refused():
-    with pytest.raises(CheckFailed, match=r"train: of 12 elements of x, 12 lie at a kink"):
-        check(nn.ReLU(), (4,), backends=[], draw=lambda generator, shape: np.zeros(shape))
+    with pytest.raises(
+        CheckFailed, match=r"train: of 12 elements of x, 12 lie at a kink"
+    ):
+        check(
+            nn.ReLU(), (4,), backends=[], draw=lambda generator, shape: np.zeros(shape)
+        )
 
 
 def test_large_leaves_are_sampled_and_the_number_is_stated():
     report = check(nn.Dense(20), (30,), backends=[], elements=7)
-    checked = {r.leaf: r.checked for r in report.rows if r.oracle == "central difference"}
+    checked = {
+        r.leaf: r.checked for r in report.rows if r.oracle == "central difference"
+    }
     assert checked == {"bias": 7, "weight": 7, "x": 7}
 
 
@@ -494,11 +562,19 @@ def test_a_loss_is_checked_as_a_layer():
         return namespace(y).sum((y - target) ** 3, axis=-1), 3.0 * (y - target) ** 2
 
     shape = {"y": (3,), "target": (3,)}
-    with pytest.raises(TypeError, match=r"expected a layer, got <function .*check\(loss_of\(loss"):
+    with pytest.raises(
+        TypeError, match=r"expected a layer, got <function .*check\(loss_of\(loss"
+    ):
         check(cubed, shape)
     check(loss_of(cubed), shape, backends=[])
-    with pytest.raises(CheckFailed, match=r"central difference on numpy, train: x\.y\["):
-        check(loss_of(lambda *a, **k: (cubed(*a)[0], 2.0 * cubed(*a)[1])), shape, backends=[])
+    with pytest.raises(
+        CheckFailed, match=r"central difference on numpy, train: x\.y\["
+    ):
+        check(
+            loss_of(lambda *a, **k: (cubed(*a)[0], 2.0 * cubed(*a)[1])),
+            shape,
+            backends=[],
+        )
 
 
 def test_the_report_is_a_table_of_every_oracle(backend):
@@ -509,7 +585,13 @@ def test_the_report_is_a_table_of_every_oracle(backend):
         for part in (row.oracle, row.backend, row.mode, row.leaf, str(row.checked)):
             assert part in line
     assert "(refused)" in {row.leaf for row in report.rows}
-    assert {row.leaf for row in report.rows} > {"x", "y", "0.weight", "1.scale", "state.1.mean"}
+    assert {row.leaf for row in report.rows} > {
+        "x",
+        "y",
+        "0.weight",
+        "1.scale",
+        "state.1.mean",
+    }
     expected = {
         "central difference",
         "adjoint",
@@ -534,7 +616,9 @@ def test_integers_are_drawn_as_the_layer_takes_them():
     check(nn.Embedding(1, 3), (2,), backends=[])
     with pytest.raises(ValueError, match="pass `draw`, which returns a valid x"):
         check(Picky(4, 3), (2,), backends=[])
-    check(Picky(4, 3), (2,), backends=[], draw=lambda g, shape: g.integers(4, size=shape))
+    check(
+        Picky(4, 3), (2,), backends=[], draw=lambda g, shape: g.integers(4, size=shape)
+    )
 
 
 def test_the_same_seed_gives_the_same_report():
@@ -573,7 +657,11 @@ class Blend(nn.Layer):
     def backward(self, params, cache, dy):
         x, other, product, kept = cache
         through, around = dy["product"] * params["gain"], dy["kept"] * kept
-        dx = {"x": through * other + around, "other": through * x + around, "mask": None}
+        dx = {
+            "x": through * other + around,
+            "other": through * x + around,
+            "mask": None,
+        }
         return dx, {"gain": namespace(x).sum(dy["product"] * product, axis=0)}
 
 

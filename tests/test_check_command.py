@@ -88,8 +88,14 @@ def test_every_public_layer_loss_and_optimizer_has_a_specimen():
     where = "a line in agnostic_nn/diagnostics/examples.py, in order of names"
     public = [thing for thing in vars(nn).values() if isinstance(thing, type)]
     wanted = {thing.__name__ for thing in public if issubclass(thing, nn.Layer)}
-    assert {one.name for one in LAYERS} == wanted - {"Layer", "Block", "Elementwise"}, where
-    assert {one.name for one in LOSSES} == {*losses.__all__} - {"Loss", "Losses", "Weighted"}, where
+    assert {one.name for one in LAYERS} == wanted - {"Layer", "Block", "Elementwise"}, (
+        where
+    )
+    assert {one.name for one in LOSSES} == {*losses.__all__} - {
+        "Loss",
+        "Losses",
+        "Weighted",
+    }, where
     tried = {type(one).__name__ for one in OPTIMIZERS}
     beside = {"Fixed", "Optimizer", "Rule"}  # the first is in Parts
     assert tried == {*optimizers.__all__} - beside, where
@@ -110,7 +116,14 @@ def test_every_oracle_of_the_backend_is_asked(backend, asked, tmp_path):
     files = "--json=found/check.json", "--markdown=found/check.md"
     status, out = asked("Dense", "huber", *files)
     assert status == 0
-    columns = ["central difference", "adjoint", "layout", "batch of 0", "batch of 1", str(backend)]
+    columns = [
+        "central difference",
+        "adjoint",
+        "layout",
+        "batch of 0",
+        "batch of 1",
+        str(backend),
+    ]
     columns += [f"vjp of {backend}"] * (backend.adapter.vjp is not None)
     page = (tmp_path / "found" / "check.md").read_text(encoding="utf-8")
     for column in columns:
@@ -125,36 +138,50 @@ def test_every_oracle_of_the_backend_is_asked(backend, asked, tmp_path):
 
 @pytest.mark.parametrize("name", ["Gain", "made"])
 def test_a_layer_of_ones_own_is_found_in_the_current_folder(asked, name):
-    status, out = asked(f"layers_of_mine:{name}", "--shape=2,3" if name == "Gain" else "--shape=4")
+    status, out = asked(
+        f"layers_of_mine:{name}", "--shape=2,3" if name == "Gain" else "--shape=4"
+    )
     assert status == 0
     assert f"layers_of_mine:{name}" in out
 
 
 def test_a_shape_may_be_a_tree_or_a_number(asked):
-    assert asked("layers_of_mine:Masked", "--shape={'x': (2, 3), 'mask': (2, 3)}")[0] == 0
+    assert (
+        asked("layers_of_mine:Masked", "--shape={'x': (2, 3), 'mask': (2, 3)}")[0] == 0
+    )
     assert asked("Tanh", "--shape=()")[0] == 0
 
 
 def test_the_shape_asked_for_is_the_one_that_is_checked(asked, tmp_path):
     assert asked("Dense", "--shape=2,7", "--json=check.json")[0] == 0
-    (result,) = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))["checks"]
+    (result,) = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))[
+        "checks"
+    ]
     assert result["shape"] == [2, 7]
     (x,) = {
-        row["checked"] for row in result["rows"] if row["oracle"] == "layout" and row["leaf"] == "x"
+        row["checked"]
+        for row in result["rows"]
+        if row["oracle"] == "layout" and row["leaf"] == "x"
     }
     assert x == 3 * 2 * 7
 
 
 def test_a_wrong_gradient_makes_the_exit_status_1_and_is_told_in_full(asked, tmp_path):
-    status, out = asked("GELU", "layers_of_mine:wrong", "--shape=3", "--json=check.json")
+    status, out = asked(
+        "GELU", "layers_of_mine:wrong", "--shape=3", "--json=check.json"
+    )
     assert status == 1
     assert "1 of 2 failed" in out
     assert "central difference on numpy, train: gain[" in out
     assert "relative error 0.5" in out
-    verdicts = {line.split()[0]: line.split()[-1] for line in out.splitlines() if line.split()}
+    verdicts = {
+        line.split()[0]: line.split()[-1] for line in out.splitlines() if line.split()
+    }
     assert verdicts["GELU"] == "passed"
     assert verdicts["layers_of_mine:wrong"] == "failed"
-    result = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))["checks"][1]
+    result = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))[
+        "checks"
+    ][1]
     assert result["message"] in out
 
 
@@ -169,9 +196,15 @@ SENSELESS = [  # arguments, message
     (["Desne"], "no layer or loss called 'Desne'; did you mean Dense?"),
     (["Quux"], "a custom one is module:object"),
     (["--shape=3"], "--shape needs the name of a layer"),
-    (["layers_of_mine:Gain"], "the input shape of layers_of_mine:Gain is needed: --shape 5,3"),
+    (
+        ["layers_of_mine:Gain"],
+        "the input shape of layers_of_mine:Gain is needed: --shape 5,3",
+    ),
     (["layers_of_mine:number", "--shape=3"], "is not a layer and does not return one"),
-    (["Dense", "--shape=wide"], "expected a shape such as 5,3, or a tree of shapes, got 'wide'"),
+    (
+        ["Dense", "--shape=wide"],
+        "expected a shape such as 5,3, or a tree of shapes, got 'wide'",
+    ),
     (["Dense", "--shape=-1"], "expected a shape"),
     (["Dense", "--shape=2.5"], "expected a shape"),
     (["Dense", "--shape=True"], "expected a shape"),
@@ -185,7 +218,9 @@ SENSELESS = [  # arguments, message
 ]
 
 
-@pytest.mark.parametrize(("arguments", "said"), SENSELESS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("arguments", "said"), SENSELESS, ids=lambda value: str(value)[:40]
+)
 def test_what_makes_no_sense_is_refused(capsys, arguments, said):
     try:
         status = main(["check", *arguments])
@@ -199,6 +234,8 @@ def test_what_makes_no_sense_is_refused(capsys, arguments, said):
 
 
 def test_a_device_without_float64_is_refused(capsys):
-    pytest.importorskip("array_api_strict", reason="its device pretends to have no float64")
+    pytest.importorskip(
+        "array_api_strict", reason="its device pretends to have no float64"
+    )
     assert main(["check", "Dense", "--backends=array_api_strict:no_float64"]) == 2
     assert "array_api_strict:no_float64 has no float64" in capsys.readouterr().err

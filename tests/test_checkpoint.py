@@ -28,7 +28,9 @@ ARRAYS = {
 def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for name, array in expected.items():
-        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), (
+            name
+        )
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
@@ -46,7 +48,9 @@ def test_other_programs_read_what_is_written_and_the_header_is_aligned(tmp_path)
     arrays["big-endian"] = np.arange(4, dtype=">i4")
     checkpoint.write(tmp_path / "a", arrays, {})
     data = (tmp_path / "a").read_bytes()
-    assert_same(load_tensors(data), arrays | {"big-endian": arrays["big-endian"].astype("<i4")})
+    assert_same(
+        load_tensors(data), arrays | {"big-endian": arrays["big-endian"].astype("<i4")}
+    )
     assert int.from_bytes(data[:8], "little") % 8 == 0
     assert_same(checkpoint.read(tmp_path / "a")[0], load_tensors(data))
 
@@ -65,9 +69,13 @@ def test_notes_that_json_would_refuse_or_change_are_refused(tmp_path, notes, sai
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("wrong", [np.zeros(2, "O"), np.zeros(2, "U3"), np.zeros(2, "c16")])
+@pytest.mark.parametrize(
+    "wrong", [np.zeros(2, "O"), np.zeros(2, "U3"), np.zeros(2, "c16")]
+)
 def test_what_the_format_cannot_hold_is_refused(tmp_path, wrong):
-    with pytest.raises(TypeError, match=r"cannot save odd of dtype .*: expected one of float64"):
+    with pytest.raises(
+        TypeError, match=r"cannot save odd of dtype .*: expected one of float64"
+    ):
         checkpoint.write(tmp_path / "a", {"odd": wrong}, {})
     assert os.listdir(tmp_path) == []
 
@@ -76,7 +84,8 @@ def test_a_save_and_a_load_take_little_memory_besides_the_state(tmp_path):
     model = nn.Sequential(*[nn.Dense(500, bias=False) for _ in range(8)])
     options = {"backend": "numpy", "shape": (500,)}
     trainer = nn.Trainer(model, nn.mean_squared_error, nn.SGD(0.1), **options)
-    trainer.save(tmp_path / "a")  # what is imported and kept the first time is not counted
+    # what is imported and kept the first time is not counted
+    trainer.save(tmp_path / "a")
     nn.Trainer.load(tmp_path / "a", "numpy")
     size = (tmp_path / "a").stat().st_size
     tracemalloc.start()
@@ -97,13 +106,17 @@ def test_a_file_that_becomes_shorter_while_it_is_read_is_refused(tmp_path):
     with checkpoint.opened(path) as file:
         with path.open("r+b") as other:
             other.truncate(5000)
-        with pytest.raises(checkpoint.CheckpointError, match="became shorter while it was read"):
+        with pytest.raises(
+            checkpoint.CheckpointError, match="became shorter while it was read"
+        ):
             file.arrays()
 
 
 def test_a_damaged_file_that_fits_no_model_is_called_damaged(tmp_path):
     """So that a flipped bit in a shape is not taken for another model."""
-    trainer = nn.Trainer(nn.Dense(3), nn.mean_squared_error, nn.SGD(), backend="numpy", shape=(4,))
+    trainer = nn.Trainer(
+        nn.Dense(3), nn.mean_squared_error, nn.SGD(), backend="numpy", shape=(4,)
+    )
     trainer.save(tmp_path / "a")
     whole = (tmp_path / "a").read_bytes()
     (tmp_path / "a").write_bytes(whole.replace(b'width\\": 3', b'width\\": 7'))
@@ -185,7 +198,9 @@ def test_a_later_format_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, call):
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path, monkeypatch, call
+):
     path = tmp_path / "a"
     checkpoint.write(path, ARRAYS, {})
 
@@ -204,7 +219,9 @@ def test_the_file_is_on_the_disk_before_it_replaces_the_old_one(tmp_path, monkey
     calls = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
-        spy = partial(lambda name, real, *a: (calls.append(name), real(*a))[1], name, real)
+        spy = partial(
+            lambda name, real, *a: (calls.append(name), real(*a))[1], name, real
+        )
         monkeypatch.setattr(os, name, spy)
     checkpoint.write(tmp_path / "a", ARRAYS, {})
     assert calls == ["fsync", "replace", "fsync"]
@@ -253,7 +270,9 @@ OPTIMIZER = nn.ClipByGlobalNorm(nn.AdamW(nn.schedules.Cosine(1e-2, 50, warmup=5)
 LOSS = partial(nn.softmax_cross_entropy, label_smoothing=0.1)
 
 
-@pytest.mark.parametrize("thing", [MODEL, OPTIMIZER, nn.SGD(0.1, momentum=0.9), nn.Flatten()])
+@pytest.mark.parametrize(
+    "thing", [MODEL, OPTIMIZER, nn.SGD(0.1, momentum=0.9), nn.Flatten()]
+)
 def test_hyper_parameters_survive_json(thing):
     assert rebuild(json.loads(json.dumps(describe(thing)))) == thing
 
@@ -289,7 +308,9 @@ def trained(backend, **options):
 
 def assert_same_bits(one, other):
     for a, b in zip(leaves(one._run.carry), leaves(other._run.carry), strict=True):
-        np.testing.assert_array_equal(one.backend.to_numpy(a), other.backend.to_numpy(b))
+        np.testing.assert_array_equal(
+            one.backend.to_numpy(a), other.backend.to_numpy(b)
+        )
 
 
 @pytest.mark.parametrize("at", [3, 5, 7])
@@ -340,7 +361,9 @@ def test_a_checkpoint_of_another_model_is_refused(backend, tmp_path):
     arrays, description = checkpoint.read(tmp_path / "a")
     arrays["params.0.weight"] = arrays["params.0.weight"].T
     checkpoint.write(tmp_path / "a", arrays, description)
-    with pytest.raises(nn.CheckpointError, match=r"float32 \(7, 5\), expected float32 \(5, 7\)"):
+    with pytest.raises(
+        nn.CheckpointError, match=r"float32 \(7, 5\), expected float32 \(5, 7\)"
+    ):
         nn.Trainer.load(tmp_path / "a", backend=backend)
 
 
@@ -354,7 +377,13 @@ def test_a_file_that_cannot_be_written_is_called_by_its_own_name(tmp_path):
 def test_whether_to_keep_finite_is_saved_and_metrics_may_be_given(backend, tmp_path):
     loss, own = nn.mean_squared_error, {"own": lambda y, target: y[:, 0]}
     trainer = nn.Trainer(
-        nn.Dense(2), loss, nn.SGD(), backend=backend, shape=(3,), metrics=own, keep_finite=False
+        nn.Dense(2),
+        loss,
+        nn.SGD(),
+        backend=backend,
+        shape=(3,),
+        metrics=own,
+        keep_finite=False,
     )
     trainer.save(tmp_path / "a")
     loaded = nn.Trainer.load(tmp_path / "a", backend=backend, metrics=own)
@@ -377,7 +406,11 @@ def test_what_came_as_numbers_of_numpy_is_saved_too(backend, tmp_path):
     trainer.fit(x, y, epochs=np.int64(2), batch_size=np.int32(4), verbose=0)
     trainer.save(tmp_path / "a")
     loaded = nn.Trainer.load(tmp_path / "a", backend=backend)
-    assert (loaded.seed, loaded.shape, loaded.model) == (5, (3,), nn.Dense(2, bias=False))
+    assert (loaded.seed, loaded.shape, loaded.model) == (
+        5,
+        (3,),
+        nn.Dense(2, bias=False),
+    )
     assert_same_bits(loaded, trainer)
 
 
@@ -393,9 +426,13 @@ class Doubling(nn.Elementwise):
 
 def test_a_model_of_ones_own_is_passed_rather_than_rebuilt(backend, tmp_path):
     model = nn.Sequential(nn.Dense(2), Doubling())
-    trainer = nn.Trainer(model, nn.mean_squared_error, nn.SGD(), backend=backend, shape=(3,))
+    trainer = nn.Trainer(
+        model, nn.mean_squared_error, nn.SGD(), backend=backend, shape=(3,)
+    )
     trainer.save(tmp_path / "a")
-    with pytest.raises(ValueError, match="'Doubling', which agnostic_nn does not define"):
+    with pytest.raises(
+        ValueError, match="'Doubling', which agnostic_nn does not define"
+    ):
         nn.Trainer.load(tmp_path / "a", backend=backend)
     loaded = nn.Trainer.load(tmp_path / "a", backend=backend, model=model)
     assert_same_bits(loaded, trainer)

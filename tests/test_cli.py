@@ -21,7 +21,13 @@ def small(tmp_path, monkeypatch):
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
     monkeypatch.setitem(sys.modules, "jinja2", None)  # pages take seconds to draw
     output = str(tmp_path / "report")
-    return ["compare", "--workload=breast-cancer", "--epochs=1", "--quiet", f"--output={output}"]
+    return [
+        "compare",
+        "--workload=breast-cancer",
+        "--epochs=1",
+        "--quiet",
+        f"--output={output}",
+    ]
 
 
 def add(monkeypatch, name, **names):
@@ -47,11 +53,14 @@ def test_backends_says_why_one_cannot_run(capsys, monkeypatch):
         raise OSError("no driver\nwas found")
 
     add(monkeypatch, "driverless", version="9.9", devices=devices)
-    monkeypatch.setitem(SHIPPED, "absent", ("agnostic_nn_backends.absent", "agnostic-nn[absent]"))
+    monkeypatch.setitem(
+        SHIPPED, "absent", ("agnostic_nn_backends.absent", "agnostic-nn[absent]")
+    )
     assert main(["backends"]) == 0
     _, _, missing = capsys.readouterr().out.partition("cannot run here:\n")
     assert (
-        "driverless finds no device: no driver was found (driverless 9.9 is installed)" in missing
+        "driverless finds no device: no driver was found (driverless 9.9 is installed)"
+        in missing
     )
     assert "which is not installed: pip install 'agnostic-nn[absent]'" in missing
 
@@ -60,7 +69,9 @@ def test_compare_prints_and_writes_what_it_found(backend, small, tmp_path, capsy
     assert main([*small, f"--backends={backend}, numpy", "--seed=3"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    report = json.loads(
+        (tmp_path / "report" / "report.json").read_text(encoding="utf-8")
+    )
     assert report["workload"]["seed"] == 3
     assert report["workload"]["epochs"] == 1
     ran = [f"{result['backend']}:{result['device']}" for result in report["results"]]
@@ -68,17 +79,23 @@ def test_compare_prints_and_writes_what_it_found(backend, small, tmp_path, capsy
     for result in report["results"]:
         assert result["verdict"] in out
     assert "bit-identical" in out
-    assert "breast-cancer" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "breast-cancer" in (tmp_path / "report" / "report.md").read_text(
+        encoding="utf-8"
+    )
 
 
-def test_without_the_extra_report_there_is_no_page_and_it_is_said_why(small, tmp_path, capsys):
+def test_without_the_extra_report_there_is_no_page_and_it_is_said_why(
+    small, tmp_path, capsys
+):
     assert main([*small, "--backends=numpy", "--no-batches"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[-1].startswith("no report.html: pages are drawn by ")
     assert out[-1].endswith("pip install 'agnostic-nn[report]'")
     written = sorted(path.name for path in (tmp_path / "report").iterdir())
     assert written == ["report.json", "report.md"]
-    report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    report = json.loads(
+        (tmp_path / "report" / "report.json").read_text(encoding="utf-8")
+    )
     assert report["results"][0]["batches"] == []
 
 
@@ -95,7 +112,12 @@ def test_with_the_extra_report_there_is_a_page(small, tmp_path, capsys, monkeypa
 
 def test_reports_are_merged(small, tmp_path, capsys):
     for name in ("one", "two"):
-        command = [*small, "--backends=numpy", "--no-batches", f"--output={tmp_path / name}"]
+        command = [
+            *small,
+            "--backends=numpy",
+            "--no-batches",
+            f"--output={tmp_path / name}",
+        ]
         assert main(command) == 0
     capsys.readouterr()
     paths = [str(tmp_path / name / "report.json") for name in ("one", "two")]
@@ -119,14 +141,18 @@ def test_progress_is_drawn_unless_quiet(small, capsys):
     assert "numpy:cpu" in err
 
 
-def test_a_backend_that_fails_makes_the_exit_status_2(small, tmp_path, capsys, monkeypatch):
+def test_a_backend_that_fails_makes_the_exit_status_2(
+    small, tmp_path, capsys, monkeypatch
+):
     def jit(function, device, donate=()):
         raise RuntimeError("out of order")
 
     add(monkeypatch, "failing", jit=jit)
     assert main([*small, "--backends=failing,numpy"]) == 2
     assert "failed: failing:cpu: RuntimeError: out of order" in capsys.readouterr().out
-    report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    report = json.loads(
+        (tmp_path / "report" / "report.json").read_text(encoding="utf-8")
+    )
     assert [result["error"] is None for result in report["results"]] == [False, True]
 
 
@@ -138,7 +164,10 @@ def test_a_backend_that_fails_makes_the_exit_status_2(small, tmp_path, capsys, m
         (["compare", "--backends=nonesuch"], "there are numpy, jax, torch, cupy, dpnp"),
         (["compare", "--backends=nonesuch"], "can run here: numpy:cpu"),
         (["compare", "--backends=,"], "expected names separated by commas, got ','"),
-        (["compare", "--workload=nonesuch"], "there are digits-mlp, digits-norm, digits-cnn"),
+        (
+            ["compare", "--workload=nonesuch"],
+            "there are digits-mlp, digits-norm, digits-cnn",
+        ),
         (["compare", "--epochs=0"], "at least 1, got '0'"),
         (["compare", "--epochs=many"], "at least 1, got 'many'"),
         (["compare", "--seed=-1"], "got '-1'"),
@@ -164,8 +193,12 @@ def test_what_makes_no_sense_is_refused_in_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("variable", ["AGNOSTIC_NN_PRECISION", "AGNOSTIC_NN_DETERMINISTIC"])
-def test_an_environment_that_says_no_policy_is_refused_in_one_line(monkeypatch, capsys, variable):
+@pytest.mark.parametrize(
+    "variable", ["AGNOSTIC_NN_PRECISION", "AGNOSTIC_NN_DETERMINISTIC"]
+)
+def test_an_environment_that_says_no_policy_is_refused_in_one_line(
+    monkeypatch, capsys, variable
+):
     monkeypatch.setenv(variable, "low")
     assert main(["backends"]) == 2
     out, err = capsys.readouterr()
@@ -174,7 +207,9 @@ def test_an_environment_that_says_no_policy_is_refused_in_one_line(monkeypatch, 
     assert err.endswith(", got 'low'\n")
 
 
-def test_missing_data_are_refused_with_what_to_install(small, tmp_path, capsys, monkeypatch):
+def test_missing_data_are_refused_with_what_to_install(
+    small, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert main([*small, "--backends=numpy"]) == 2
@@ -185,7 +220,9 @@ def test_missing_data_are_refused_with_what_to_install(small, tmp_path, capsys, 
     assert not (tmp_path / "report").exists()
 
 
-def test_a_report_that_cannot_be_written_is_said_in_one_line(small, tmp_path, capsys, monkeypatch):
+def test_a_report_that_cannot_be_written_is_said_in_one_line(
+    small, tmp_path, capsys, monkeypatch
+):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
@@ -239,7 +276,9 @@ def test_nothing_of_compare_is_imported_before_it_is_asked_for():
     modules = process.stdout.split()
     assert "agnostic_nn.diagnostics.cli.main" in modules
     assert not [
-        name for name in modules if name.startswith(("agnostic_nn.diagnostics.compare", "sklearn"))
+        name
+        for name in modules
+        if name.startswith(("agnostic_nn.diagnostics.compare", "sklearn"))
     ]
 
 
@@ -256,11 +295,11 @@ def test_a_report_is_written_before_a_word_is_said(small, tmp_path, monkeypatch)
 
 
 def test_a_terminal_without_greek_letters_gets_question_marks():
-    code = (
-        "import sys; import agnostic_nn.diagnostics.cli.main as m; sys.exit(m.main(['backends']))"
-    )
+    code = "import sys; import agnostic_nn.diagnostics.cli.main as m; sys.exit(m.main(['backends']))"
     command, ascii = [sys.executable, "-P", "-c", code], {"PYTHONIOENCODING": "ascii"}
-    process = subprocess.run(command, capture_output=True, check=True, env={**os.environ, **ascii})
+    process = subprocess.run(
+        command, capture_output=True, check=True, env={**os.environ, **ascii}
+    )
     assert b"?" in process.stdout
     assert b"numpy:cpu" in process.stdout
 
@@ -273,9 +312,7 @@ def test_the_version_is_said(capsys):
 
 
 def test_a_reader_who_has_seen_enough_is_no_error():
-    code = (
-        "import sys; import agnostic_nn.diagnostics.cli.main as m; sys.exit(m.main(['backends']))"
-    )
+    code = "import sys; import agnostic_nn.diagnostics.cli.main as m; sys.exit(m.main(['backends']))"
     command = [sys.executable, "-P", "-c", code]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()

@@ -33,7 +33,9 @@ from agnostic_nn.diagnostics.compare import (
     write,
 )
 from agnostic_nn.diagnostics.compare.deviation import deviation, tolerance
-from agnostic_nn.diagnostics.compare.deviation import loss_deviations as deviation_of_losses
+from agnostic_nn.diagnostics.compare.deviation import (
+    loss_deviations as deviation_of_losses,
+)
 from agnostic_nn.diagnostics.compare.environment import VARIABLES, environment
 from agnostic_nn.diagnostics.compare.report import overview as report_overview
 from agnostic_nn.diagnostics.compare.report import sentence
@@ -58,7 +60,10 @@ def _spirals():
     """100 points of two spirals in the plane, which 20 further points are tested on."""
     turn = np.linspace(0.0, 2.0 * math.pi, 120)
     label = np.arange(120, dtype=np.int32) % 2
-    x = np.stack([turn * np.cos(turn + math.pi * label), turn * np.sin(turn + math.pi * label)], 1)
+    x = np.stack(
+        [turn * np.cos(turn + math.pi * label), turn * np.sin(turn + math.pi * label)],
+        1,
+    )
     x = (x / 6.0).astype(np.float32)
     tested = np.arange(120) % 6 == 0
     return Examples(x[~tested], label[~tested]), Examples(x[tested], label[tested])
@@ -132,7 +137,9 @@ def only(report):
 )
 def test_a_deviation_is_known_in_all_three_units(array, reference, expected):
     got = deviation(np.asarray(array), np.asarray(reference), "float32")
-    np.testing.assert_allclose((got.absolute, got.relative, got.ulps), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        (got.absolute, got.relative, got.ulps), expected, rtol=1e-12
+    )
 
 
 def test_a_ulp_is_that_of_the_dtype():
@@ -158,7 +165,9 @@ def test_digits_are_learned(digits):
     result = only(digits)
     assert result["error"] is None
     assert result["test_metric"] >= 0.97
-    assert result["final_loss"] == pytest.approx(digits["reference"]["final_loss"], rel=1e-3)
+    assert result["final_loss"] == pytest.approx(
+        digits["reference"]["final_loss"], rel=1e-3
+    )
 
 
 def test_digits_stay_within_tolerance_of_the_reference(digits):
@@ -175,7 +184,9 @@ def test_starting_parameters_are_the_same_bits_on_the_device_as_on_the_host(digi
     assert only(digits)["start_sha256"] == digits["start_sha256"] == on_host
 
 
-@pytest.mark.parametrize("workload", ["digits-norm", "breast-cancer", "characters", "parity-gru"])
+@pytest.mark.parametrize(
+    "workload", ["digits-norm", "breast-cancer", "characters", "parity-gru"]
+)
 def test_every_workload_stays_within_tolerance_from_any_start(backend, workload):
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
     result = only(compare(workload, [str(backend)], epochs=2, seed=7, sizes=()))
@@ -192,7 +203,9 @@ def test_the_split_is_fixed_and_leaves_no_example_on_both_sides(workload):
     whole = len(train) + len(test)
     assert len(test) == round(whole / 5)
     assert train.x.dtype == test.x.dtype
-    assert train.x.dtype == ("int32" if workload.model.input_kinds == "integral" else "float32")
+    assert train.x.dtype == (
+        "int32" if workload.model.input_kinds == "integral" else "float32"
+    )
     rows = {row.tobytes() for row in train.x}
     assert sum(row.tobytes() in rows for row in test.x) == 0
 
@@ -200,8 +213,12 @@ def test_the_split_is_fixed_and_leaves_no_example_on_both_sides(workload):
 def test_measurements_are_standardised_by_the_training_set_alone():
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
     train, test = WORKLOADS["breast-cancer"].read()
-    np.testing.assert_allclose(np.mean(train.x, axis=0, dtype=np.float64), 0.0, atol=EPSILON)
-    np.testing.assert_allclose(np.std(train.x, axis=0, dtype=np.float64), 1.0, rtol=EPSILON)
+    np.testing.assert_allclose(
+        np.mean(train.x, axis=0, dtype=np.float64), 0.0, atol=EPSILON
+    )
+    np.testing.assert_allclose(
+        np.std(train.x, axis=0, dtype=np.float64), 1.0, rtol=EPSILON
+    )
     assert np.abs(test.x.mean(axis=0)).max() > 0.1
 
 
@@ -217,17 +234,26 @@ def test_the_same_comparison_twice_finds_the_same_numbers(backend, spirals):
 
 
 def test_another_seed_is_another_training():
-    assert len({only(compare(SPIRALS, ["numpy"], seed=s))["final_loss"] for s in range(3)}) == 3
+    assert (
+        len({only(compare(SPIRALS, ["numpy"], seed=s))["final_loss"] for s in range(3)})
+        == 3
+    )
 
 
 def test_compare_trains_as_a_trainer_does(backend):
     train, test = SPIRALS.read()
-    trainer = Trainer(SPIRALS.model, SPIRALS.loss, SPIRALS.optimizer, backend=backend, seed=5)
+    trainer = Trainer(
+        SPIRALS.model, SPIRALS.loss, SPIRALS.optimizer, backend=backend, seed=5
+    )
     trainer.fit(train.x, train.target, epochs=2, batch_size=16, verbose=0)
-    task = running.Task(SPIRALS, train, test, comparison._start(SPIRALS, train, 5), 2, 5)
+    task = running.Task(
+        SPIRALS, train, test, comparison._start(SPIRALS, train, 5), 2, 5
+    )
     done = running.run(task, backend, "float32", "", Progress())
     assert len(done.losses) == task.steps == STEPS
-    assert done.metric == pytest.approx(trainer.evaluate(test.x, test.target)["accuracy"])
+    assert done.metric == pytest.approx(
+        trainer.evaluate(test.x, test.target)["accuracy"]
+    )
     for ours, theirs in zip(
         nn.trees.leaves(done.params),
         nn.trees.leaves(backend.to_numpy(trainer.params)),
@@ -236,7 +262,9 @@ def test_compare_trains_as_a_trainer_does(backend):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_step_is_timed_from_its_batch_to_its_values_and_the_first_apart(pretend, monkeypatch):
+def test_a_step_is_timed_from_its_batch_to_its_values_and_the_first_apart(
+    pretend, monkeypatch
+):
     now = ready = 0.0
 
     def asarray(data, device):
@@ -265,7 +293,9 @@ def test_a_step_is_timed_from_its_batch_to_its_values_and_the_first_apart(preten
     assert result["first_step_ms"] == 5250.0
     assert result["step_ms"] == 1250.0
     assert result["step_ms_quartiles"] == [1250.0, 1250.0]
-    assert result["samples_per_second"] == pytest.approx((200 - 16) / (1.25 * (STEPS - 1)))
+    assert result["samples_per_second"] == pytest.approx(
+        (200 - 16) / (1.25 * (STEPS - 1))
+    )
 
 
 # --- what to compare --------------------------------------------------------------------
@@ -297,7 +327,9 @@ def test_an_unknown_backend_is_refused_with_those_that_can_run():
 
 
 def test_an_unknown_workload_is_refused_with_those_there_are():
-    with pytest.raises(CannotCompare, match=r"'nonesuch'.*digits-mlp, digits-norm, digits-cnn"):
+    with pytest.raises(
+        CannotCompare, match=r"'nonesuch'.*digits-mlp, digits-norm, digits-cnn"
+    ):
         compare("nonesuch", ["numpy"])
 
 
@@ -331,7 +363,9 @@ def test_a_wrong_starting_weight_is_seen_before_the_first_step(pretend):
     result = only(report)
     first = result["first_difference"]
     assert (first["step"], first["description"]) == (0, "the starting parameters")
-    assert result["verdict"].endswith("from the start, first in the starting parameters")
+    assert result["verdict"].endswith(
+        "from the start, first in the starting parameters"
+    )
     assert result["start_sha256"] != report["start_sha256"]
     assert result["deviations"]["gradients"]["0.weight"]["relative"] > 1e-4
     assert "but different on" in summary(report)
@@ -344,20 +378,31 @@ def test_the_step_at_which_the_tolerance_is_left_is_named(pretend):
 
     result = only(compare(SPIRALS, [pretend(jit=changed_at(3, stretch))]))
     assert result["status"] == "differs"
-    assert result["verdict"] == "differs by more than rounding from step 4, first in the loss"
-    assert "all parts of the first, the middle and the last step agree" in sentence(result)
+    assert (
+        result["verdict"]
+        == "differs by more than rounding from step 4, first in the loss"
+    )
+    assert "all parts of the first, the middle and the last step agree" in sentence(
+        result
+    )
     assert result["deviations"]["parameters"]["0.weight"]["relative"] > 1e-4
     assert result["deviations"]["gradients"]["0.weight"]["relative"] < 1e-5
 
 
 def test_a_reference_that_diverges_is_said_to():
-    report = compare(replace(SPIRALS, optimizer=nn.SGD(1e150)), ["numpy"], epochs=1, sizes=())
+    report = compare(
+        replace(SPIRALS, optimizer=nn.SGD(1e150)), ["numpy"], epochs=1, sizes=()
+    )
     assert "is not a finite number from step 3 on" in report["reference"]["diverges"]
-    assert "the training diverges: the loss of the float64 reference itself" in summary(report)
+    assert "the training diverges: the loss of the float64 reference itself" in summary(
+        report
+    )
     result = only(report)
     assert result["status"] == "not checked"
     assert result["verdict"] == "agrees up to step 1; cannot be checked beyond that"
-    assert "float32 cannot hold the reference's numbers at that step" in sentence(result)
+    assert "float32 cannot hold the reference's numbers at that step" in sentence(
+        result
+    )
     assert "diverges" not in summary(compare(SPIRALS, ["numpy"], epochs=1, sizes=()))
 
 
@@ -380,7 +425,9 @@ def test_a_wrong_function_is_seen_in_every_deviation(monkeypatch):
     assert result["max_relative_deviation"] > 1e-5
 
 
-def test_a_lower_precision_inside_multiplications_is_seen_at_the_first_step(monkeypatch):
+def test_a_lower_precision_inside_multiplications_is_seen_at_the_first_step(
+    monkeypatch,
+):
     forward = nn.Dense.forward
 
     def rough(self, params, state, x, *, train=False):
@@ -393,7 +440,9 @@ def test_a_lower_precision_inside_multiplications_is_seen_at_the_first_step(monk
     assert only(compare(SPIRALS, ["numpy"]))["first_difference"]["step"] == 1
 
 
-def test_a_loss_that_is_no_number_leaves_tolerance_and_json_stays_strict(pretend, tmp_path):
+def test_a_loss_that_is_no_number_leaves_tolerance_and_json_stays_strict(
+    pretend, tmp_path
+):
     def spoil(results):
         carry, value, finite = results
         return carry, value * math.nan, finite
@@ -415,9 +464,15 @@ TYPES = {
     "integer": lambda value: type(value) is int,
     "number": lambda value: type(value) in (int, float),
     "object": lambda value: isinstance(value, dict),
-    "list of numbers": lambda value: isinstance(value, list) and all(map(TYPES["number"], value)),
-    "list of strings": lambda value: isinstance(value, list) and all(map(TYPES["string"], value)),
-    "list of objects": lambda value: isinstance(value, list) and all(map(TYPES["object"], value)),
+    "list of numbers": lambda value: (
+        isinstance(value, list) and all(map(TYPES["number"], value))
+    ),
+    "list of strings": lambda value: (
+        isinstance(value, list) and all(map(TYPES["string"], value))
+    ),
+    "list of objects": lambda value: (
+        isinstance(value, list) and all(map(TYPES["object"], value))
+    ),
     "boolean": lambda value: isinstance(value, bool),
     "null": lambda value: value is None,
 }
@@ -440,7 +495,9 @@ def read_strictly(path):
 
 def documented():
     """Return path and type of each field in the tables of docs/report-schema.md."""
-    rows = re.findall(r"^\| `([^`]+)` \| ([a-z ]+) \|", SCHEMA.read_text(encoding="utf-8"), re.M)
+    rows = re.findall(
+        r"^\| `([^`]+)` \| ([a-z ]+) \|", SCHEMA.read_text(encoding="utf-8"), re.M
+    )
     assert len({path for path, _ in rows}) == len(rows)
     return dict(rows)
 
@@ -478,13 +535,16 @@ def eventful(spirals):
         "first_difference": difference,
         "differences": [difference],
         "not_checked": [
-            difference | {"quantity": "losses", "step": 9, "reason": "the cause is unknown"}
+            difference
+            | {"quantity": "losses", "step": 9, "reason": "the cause is unknown"}
         ],
         "control": {"step": 9, "magnification": 1e4, "runs": runs},
         "command": "agnostic-nn bisect numpy:cpu --workload digits-mlp --steps 2",
     }
     report["results"].append(departed)
-    short = report["results"][-2] | {"precision_issue": "strict, but multiplies in something less"}
+    short = report["results"][-2] | {
+        "precision_issue": "strict, but multiplies in something less"
+    }
     report["results"].append(short)
     left_out = {"backend": "absent", "machine": "here", "reason": "absent is absent"}
     report["left_out"].append(left_out)
@@ -492,13 +552,17 @@ def eventful(spirals):
     return report
 
 
-def test_the_report_has_the_documented_fields_with_the_documented_types(eventful, tmp_path):
+def test_the_report_has_the_documented_fields_with_the_documented_types(
+    eventful, tmp_path
+):
     write(eventful, tmp_path)
     expected, checked = documented(), set()
     for path, value in fields(read_strictly(tmp_path / "report.json")):
         assert path in expected, f"{path} is not documented"
         kinds = expected[path].split(" or ")
-        assert any(TYPES[kind](value) for kind in kinds), f"{path} is {value!r}, not {kinds}"
+        assert any(TYPES[kind](value) for kind in kinds), (
+            f"{path} is {value!r}, not {kinds}"
+        )
         checked.add(path)
     assert expected.keys() - checked == set()
 
@@ -524,7 +588,9 @@ def test_the_markdown_tells_of_every_result(eventful, tmp_path):
 def test_the_summary_has_a_line_for_every_result(eventful):
     lines = summary(eventful).splitlines()
     for result in eventful["results"]:
-        assert any(result["verdict"] in line and result["backend"] in line for line in lines)
+        assert any(
+            result["verdict"] in line and result["backend"] in line for line in lines
+        )
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -573,7 +639,8 @@ def test_the_environment_names_settings_that_are_set_and_no_others(monkeypatch):
 # --- policies ---------------------------------------------------------------------------
 
 FLOAT32 = dict.fromkeys(
-    ("matmul", "matmul of stacks", "convolve", "convolve_input", "convolve_weight"), "float32"
+    ("matmul", "matmul of stacks", "convolve", "convolve_input", "convolve_weight"),
+    "float32",
 )
 
 
@@ -585,7 +652,9 @@ class Rough(np.ndarray):
         if ufunc is np.matmul and inputs[0].dtype == np.float32:
             mantissas, exponents = zip(*map(np.frexp, inputs), strict=True)
             short = (np.rint(m * np.float32(2**11)) for m in mantissas)
-            inputs = [np.ldexp(m, e - 11) for m, e in zip(short, exponents, strict=True)]
+            inputs = [
+                np.ldexp(m, e - 11) for m, e in zip(short, exponents, strict=True)
+            ]
         kwargs |= {} if out is None else {"out": tuple(map(np.asarray, out))}
         product = np.asarray(getattr(ufunc, method)(*inputs, **kwargs))
         return product.view(Rough) if out is None else out[0]
@@ -608,7 +677,11 @@ def test_the_policy_of_each_run_is_recorded_beside_what_a_probe_found(backend):
     assert result["measured_precision"] == {"eager": FLOAT32, "compiled": FLOAT32}
     assert result["precision_issue"] is None
     *_, drawn = summary(report).partition("requested, and as measured")
-    (row,) = [line.split() for line in drawn.splitlines() if line.split()[:1] == [str(backend)]]
+    (row,) = [
+        line.split()
+        for line in drawn.splitlines()
+        if line.split()[:1] == [str(backend)]
+    ]
     repeats = "yes" if backend.deterministic else "no"
     assert row[1:] == [backend.precision, repeats, "float32", "float32"]
 
@@ -624,7 +697,9 @@ def test_strict_that_computes_less_is_a_shortfall_that_is_said(rough, tmp_path):
     assert expected in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert expected in summary(report)
     fast = compare(SPIRALS, [rough], epochs=1, sizes=(), precision="fast")
-    assert only(fast)["measured_precision"]["eager"] == dict.fromkeys(FLOAT32, "TensorFloat-32")
+    assert only(fast)["measured_precision"]["eager"] == dict.fromkeys(
+        FLOAT32, "TensorFloat-32"
+    )
     assert only(fast)["precision_issue"] is None
     assert "fast has no effect" not in summary(fast)
 
@@ -638,8 +713,12 @@ def test_fast_that_changes_nothing_is_said_too():
 
 def test_each_backend_is_probed_once_and_for_float32_only(monkeypatch):
     probed = []
-    monkeypatch.setattr(comparison.policies, "probe", lambda backend: probed.append(backend) or {})
-    report = compare(SPIRALS, ["numpy"], dtypes=["float64", "float32"], epochs=1, sizes=())
+    monkeypatch.setattr(
+        comparison.policies, "probe", lambda backend: probed.append(backend) or {}
+    )
+    report = compare(
+        SPIRALS, ["numpy"], dtypes=["float64", "float32"], epochs=1, sizes=()
+    )
     assert probed == [nn.backend("numpy")]
     assert [result["measured_precision"] for result in report["results"]] == [None, {}]
 
@@ -665,15 +744,26 @@ def test_less_than_the_precision_that_was_asked_for_is_amber_and_no_success(
 ):
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
     monkeypatch.setitem(sys.modules, "jinja2", None)  # pages take seconds to draw
-    less = {way: dict.fromkeys(FLOAT32, "TensorFloat-32") for way in ("eager", "compiled")}
+    less = {
+        way: dict.fromkeys(FLOAT32, "TensorFloat-32") for way in ("eager", "compiled")
+    }
     monkeypatch.setattr(comparison.policies, "probe", lambda backend: less)
-    arguments = ["compare", "--backends=numpy", "--workload=breast-cancer", "--epochs=1", "--quiet"]
+    arguments = [
+        "compare",
+        "--backends=numpy",
+        "--workload=breast-cancer",
+        "--epochs=1",
+        "--quiet",
+    ]
     arguments += ["--no-batches", f"--output={tmp_path}"]
     assert main([*arguments, "--precision=fast"]) == 0
     assert main([*arguments, "--precision=strict"]) == 2
     report = read_strictly(tmp_path / "report.json")
     assert report["verdict"]["status"] == only(report)["status"] == "not checked"
-    assert only(report)["verdict"] == "agrees over 15 steps, but is not confirmed to be strict"
+    assert (
+        only(report)["verdict"]
+        == "agrees over 15 steps, but is not confirmed to be strict"
+    )
     assert "It is strict, but multiplies in TensorFloat-32" in capsys.readouterr().out
 
 
@@ -687,14 +777,19 @@ def test_a_named_backend_without_the_dtype_is_a_failure(pretend):
 
 
 def test_one_backend_can_stand_beside_itself_under_another_policy():
-    sides = [nn.backend("numpy", precision="strict"), nn.backend("numpy", precision="fast")]
+    sides = [
+        nn.backend("numpy", precision="strict"),
+        nn.backend("numpy", precision="fast"),
+    ]
     report = compare(SPIRALS, sides, epochs=1, precision="strict")
     assert [result["precision"] for result in report["results"]] == ["strict", "fast"]
     assert "numpy:cpu strict: agrees" in summary(report)
     assert "numpy:cpu fast: agrees" in summary(report)
 
 
-def test_what_cannot_be_deterministic_is_a_result_if_named_and_else_left_out(pretend, monkeypatch):
+def test_what_cannot_be_deterministic_is_a_result_if_named_and_else_left_out(
+    pretend, monkeypatch
+):
     def policy(device, precision, deterministic):
         if deterministic:
             raise NotImplementedError("it never\ndoes the same again")
@@ -704,7 +799,9 @@ def test_what_cannot_be_deterministic_is_a_result_if_named_and_else_left_out(pre
         Status(each, "1", (nn.backend(each, deterministic=False),), None)
         for each in (name, "numpy")
     ]
-    named, _ = compare(SPIRALS, [name, "numpy"], epochs=1, deterministic=True)["results"]
+    named, _ = compare(SPIRALS, [name, "numpy"], epochs=1, deterministic=True)[
+        "results"
+    ]
     reason = f"{name}:cpu: it never does the same again"
     assert named["error"] == reason
     monkeypatch.setattr(comparison, "backends", lambda: iter(statuses))
@@ -720,7 +817,9 @@ def test_every_variable_that_we_know_to_matter_is_reported():
     files = [root / "docs" / "precision.md", *(root / "backends").rglob("*.py")]
     home = r"\b(?:AGNOSTIC_NN|CUBLAS|CUPY|JAX|MKL|NVIDIA|ONEDNN|TORCH|XLA)_[A-Z0-9_]+\b"
     variables = {
-        name for path in files for name in re.findall(home, path.read_text(encoding="utf-8"))
+        name
+        for path in files
+        for name in re.findall(home, path.read_text(encoding="utf-8"))
     }
     assert variables
     assert variables <= set(VARIABLES)
@@ -729,16 +828,27 @@ def test_every_variable_that_we_know_to_matter_is_reported():
 def test_the_command_line_says_the_policy(monkeypatch, tmp_path, capsys):
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
     monkeypatch.setitem(sys.modules, "jinja2", None)  # pages take seconds to draw
-    arguments = ["compare", "--backends=numpy", "--workload=breast-cancer", "--epochs=1", "--quiet"]
+    arguments = [
+        "compare",
+        "--backends=numpy",
+        "--workload=breast-cancer",
+        "--epochs=1",
+        "--quiet",
+    ]
     arguments += ["--no-batches", f"--output={tmp_path}"]
     monkeypatch.setenv("AGNOSTIC_NN_PRECISION", "strict")
     assert main([*arguments, "--precision=fast", "--deterministic"]) == 0
     report = read_strictly(tmp_path / "report.json")
     assert (only(report)["precision"], only(report)["deterministic"]) == ("fast", True)
-    assert report["machines"][0]["environment"]["variables"]["AGNOSTIC_NN_PRECISION"] == "strict"
+    assert (
+        report["machines"][0]["environment"]["variables"]["AGNOSTIC_NN_PRECISION"]
+        == "strict"
+    )
     for option in ("--precision=fast", "--deterministic"):
         assert main(["compare", option, "--merge", "a.json", "b.json"]) == 2
-        assert "cannot be used with --merge: it trains nothing" in capsys.readouterr().err
+        assert (
+            "cannot be used with --merge: it trains nothing" in capsys.readouterr().err
+        )
 
 
 # --- dtypes, sizes, memory --------------------------------------------------------------
@@ -746,7 +856,9 @@ def test_the_command_line_says_the_policy(monkeypatch, tmp_path, capsys):
 
 def test_every_dtype_is_compared_where_the_device_has_it(pretend):
     narrow = pretend(has_float64=lambda device: False)
-    report = compare(SPIRALS, ["numpy", narrow], dtypes=["float32", "float64"], sizes=())
+    report = compare(
+        SPIRALS, ["numpy", narrow], dtypes=["float32", "float64"], sizes=()
+    )
     ran = [(r["backend"], r["dtype"]) for r in report["results"]]
     assert ran == [("numpy", "float32"), ("numpy", "float64"), (narrow, "float32")]
     (left_out,) = report["left_out"]
@@ -756,17 +868,24 @@ def test_every_dtype_is_compared_where_the_device_has_it(pretend):
     assert double["tolerance"]["last_step"] < 1e-8 * single["tolerance"]["last_step"]
     assert double["start_sha256"] == single["start_sha256"] == report["start_sha256"]
     assert "numpy:cpu float64" in summary(report)
-    with pytest.raises(CannotCompare, match=r"there is nothing to compare: .* has no float64"):
+    with pytest.raises(
+        CannotCompare, match=r"there is nothing to compare: .* has no float64"
+    ):
         compare(SPIRALS, [narrow], dtypes=["float64"])
 
 
 def test_a_float64_run_that_computes_in_float32_leaves_its_tolerance(pretend):
     def narrow(tree):
         return nn.trees.tree_map(
-            lambda a: a.astype("float32").astype(a.dtype) if a.dtype == np.float64 else a, tree
+            lambda a: (
+                a.astype("float32").astype(a.dtype) if a.dtype == np.float64 else a
+            ),
+            tree,
         )
 
-    name = pretend(jit=changed_at(2, lambda results: (narrow(results[0]), *results[1:])))
+    name = pretend(
+        jit=changed_at(2, lambda results: (narrow(results[0]), *results[1:]))
+    )
     result = only(compare(SPIRALS, [name], dtypes=["float64"], sizes=()))
     first = result["first_difference"]
     assert (first["step"], first["quantity"]) == (3, "losses")
@@ -797,7 +916,9 @@ def test_steps_that_are_only_timed_do_not_touch_what_was_learned(pretend):
     def jit(function, device, donate=()):
         def call(*arguments):
             results = nn.trees.tree_map(np.array, function(*arguments))
-            for leaf in (leaf for i in donate for leaf in nn.trees.leaves(arguments[i])):
+            for leaf in (
+                leaf for i in donate for leaf in nn.trees.leaves(arguments[i])
+            ):
                 leaf.fill(7)  # a donated array may be overwritten
             return results
 
@@ -808,14 +929,18 @@ def test_steps_that_are_only_timed_do_not_touch_what_was_learned(pretend):
 
 
 def test_timing_other_sizes_changes_no_result():
-    with_sizes, without = (only(compare(SPIRALS, ["numpy"], sizes=s)) for s in ((1, 64), ()))
+    with_sizes, without = (
+        only(compare(SPIRALS, ["numpy"], sizes=s)) for s in ((1, 64), ())
+    )
     for key in ("losses", "deviations", "test_metric", "verdict"):
         assert with_sizes[key] == without[key]
 
 
 def test_memory_is_what_the_device_tells_and_what_a_step_has_to_hold(pretend):
     telling = pretend(peak_memory=lambda device: 12345)
-    silent, reporting = (r["memory"] for r in compare(SPIRALS, ["numpy", telling])["results"])
+    silent, reporting = (
+        r["memory"] for r in compare(SPIRALS, ["numpy", telling])["results"]
+    )
     parameters = 4 * (2 * 8 + 8 + 8 * 2 + 2)
     assert silent["parameters"] == parameters
     assert silent["moments"] >= 2 * parameters
@@ -825,7 +950,9 @@ def test_memory_is_what_the_device_tells_and_what_a_step_has_to_hold(pretend):
     assert (silent["peak"], reporting["peak"]) == (None, 12345)
 
 
-BIASED = replace(SPIRALS, model=nn.Sequential(nn.Dense(8), nn.BatchNorm(), nn.Tanh(), nn.Dense(2)))
+BIASED = replace(
+    SPIRALS, model=nn.Sequential(nn.Dense(8), nn.BatchNorm(), nn.Tanh(), nn.Dense(2))
+)
 
 
 def unknown(result):
@@ -860,7 +987,10 @@ def test_steps_that_adam_makes_of_rounding_are_not_judged_and_nothing_else_is():
     )
     assert deviations["predictions"]["y"]["tolerance"] < 1e-4
     text = sentence(result)
-    assert "NOT CHECKED: 0.bias (Dense) after training (its gradient is zero up to rounding" in text
+    assert (
+        "NOT CHECKED: 0.bias (Dense) after training (its gradient is zero up to rounding"
+        in text
+    )
     assert report["verdict"]["status"] == "not checked"
 
 
@@ -919,7 +1049,9 @@ def chaotic(backend):
     return compare(CHAOTIC, [str(backend)], sizes=())
 
 
-def test_a_training_that_magnifies_rounding_is_judged_as_far_as_rounding_allows(chaotic):
+def test_a_training_that_magnifies_rounding_is_judged_as_far_as_rounding_allows(
+    chaotic,
+):
     result = only(chaotic)
     assert (result["status"], result["differences"]) == ("not checked", [])
     (loss,) = (each for each in result["not_checked"] if each["quantity"] == "losses")
@@ -929,7 +1061,9 @@ def test_a_training_that_magnifies_rounding_is_judged_as_far_as_rounding_allows(
     assert control["magnification"] > 100.0
     assert any((run["exceeds_tolerance_at"] or 0) > 20 for run in control["runs"])
     text = sentence(result)
-    assert f"agrees up to step {loss['step'] - 1}; cannot be checked beyond that" in text
+    assert (
+        f"agrees up to step {loss['step'] - 1}; cannot be checked beyond that" in text
+    )
     assert f"this training magnifies rounding by {control['magnification']:.2g}" in text
     judged = result["deviations"]
     for part in ("layers", "gradients", "states", "updates", "predictions"):
@@ -956,7 +1090,9 @@ CONVOLUTIONAL = nn.Sequential(
 
 def planted(fault):
     """Return `BatchNorm.forward` or `Dropout.predict` with a fault in float32."""
-    kind, name = (nn.Dropout, "predict") if fault == "shortcut" else (nn.BatchNorm, "forward")
+    kind, name = (
+        (nn.Dropout, "predict") if fault == "shortcut" else (nn.BatchNorm, "forward")
+    )
     right = getattr(kind, name)
 
     def forward(self, params, state, x, *, train=False):
@@ -989,20 +1125,28 @@ def test_faults_outside_of_training_are_located(monkeypatch, fault, what, optimi
     result = only(compare(workload, ["numpy"], sizes=()))
     assert result["first_difference"]["description"] == what
     assert result["first_difference"]["step"] == 1
-    assert {each["step"] for each in result["differences"] if each["description"] == what} >= {
+    assert {
+        each["step"] for each in result["differences"] if each["description"] == what
+    } >= {
         1,
         15,
         28,
     }
 
 
-def test_a_backend_whose_predictions_are_wrong_once_is_seen_though_its_bias_is_unknown(pretend):
+def test_a_backend_whose_predictions_are_wrong_once_is_seen_though_its_bias_is_unknown(
+    pretend,
+):
     def jit(function, device, donate=()):
         compiled, calls = HOST.jit(function, device, donate), count()
 
         def call(*arguments):
             results = compiled(*arguments)
-            if isinstance(results, dict) and "predictions" in results and next(calls) == 0:
+            if (
+                isinstance(results, dict)
+                and "predictions" in results
+                and next(calls) == 0
+            ):
                 return nn.trees.tree_map(lambda y: y * 1.01, results)
             return results
 
@@ -1011,7 +1155,10 @@ def test_a_backend_whose_predictions_are_wrong_once_is_seen_though_its_bias_is_u
     workload = replace(BIASED, optimizer=nn.Adam(0.02))
     result = only(compare(workload, [pretend(jit=jit)], sizes=()))
     (difference,) = result["differences"]
-    assert difference["description"] == "the outputs after training, from its own parameters"
+    assert (
+        difference["description"]
+        == "the outputs after training, from its own parameters"
+    )
     assert "0.bias (Dense) after training" in unknown(result)
 
 
@@ -1029,7 +1176,9 @@ def slightly(quantity):
             if not isinstance(results, dict):
                 return results
             return {
-                name: nn.trees.tree_map(lambda a: a * np.float32(1 + 64 * EPSILON), leaf)
+                name: nn.trees.tree_map(
+                    lambda a: a * np.float32(1 + 64 * EPSILON), leaf
+                )
                 if name.startswith(quantity)
                 else leaf
                 for name, leaf in results.items()
@@ -1060,7 +1209,9 @@ def first_probe(workload, weight=None):
             *params[1:],
         )
     task = running.Task(workload, train, test, (params, *rest), 1, 0)
-    reference = running.run_reference(task, nn.backend("numpy"), "float64", "", Progress())
+    reference = running.run_reference(
+        task, nn.backend("numpy"), "float64", "", Progress()
+    )
     context = comparison._context(task, reference, task.chains(), "float32")
     return context, context.references[0]
 
@@ -1071,7 +1222,11 @@ def test_rounding_is_sampled_until_it_explains_a_result():
     stages = [reference.spread(name, "float32", stage) for stage in range(3)]
     assert 0.0 < stages[0] <= stages[1] <= stages[2] < 4.0 * stages[0]
     expected = reference.results[name]
-    for spreads, last in (((1.0, 9.0, 9.0), 1), ((0.1, 1.0, 9.0), 2), ((0.1, 0.1, 0.1), 3)):
+    for spreads, last in (
+        ((1.0, 9.0, 9.0), 1),
+        ((0.1, 1.0, 9.0), 2),
+        ((0.1, 0.1, 0.1), 3),
+    ):
         called = []
 
         def spread(stage, called=called, spreads=spreads):
@@ -1101,7 +1256,9 @@ def test_a_jump_that_rounding_may_cause_is_not_a_difference():
     assert reference.spread(name, "float32", 1) < 1e-2 * abs(expected[0]) / rows
     entry, why = verdicts._probed(name, jumped, reference, context)
     assert (verdicts.is_far(entry), why) == (False, None)
-    entry, why = verdicts._probed("gradients.0.weight", jumped * np.nan, reference, context)
+    entry, why = verdicts._probed(
+        "gradients.0.weight", jumped * np.nan, reference, context
+    )
     assert (verdicts.is_far(entry), why) == (True, None)
 
 
@@ -1138,15 +1295,22 @@ def test_a_backend_on_which_a_schedule_stands_still_is_caught():
         result = only(compare(workload, [nn.backend("numpy", replay=False)], sizes=()))
     finally:
         FROZEN.clear()
-    assert {"loss", "gradients", "losses"} <= {e["quantity"] for e in result["differences"]}
-    assert {e["step"] for e in result["differences"] if e["quantity"] == "loss"} == {8, STEPS}
+    assert {"loss", "gradients", "losses"} <= {
+        e["quantity"] for e in result["differences"]
+    }
+    assert {e["step"] for e in result["differences"] if e["quantity"] == "loss"} == {
+        8,
+        STEPS,
+    }
 
 
 def test_a_loss_that_takes_a_context_is_refused():
     def loss(y, target, *, context=None):
         return nn.mean_squared_error(y, target)
 
-    with pytest.raises(CannotCompare, match=r"passes no context, and loss takes one.*partial"):
+    with pytest.raises(
+        CannotCompare, match=r"passes no context, and loss takes one.*partial"
+    ):
         compare(replace(SPIRALS, loss=loss), ["numpy"])
 
 
@@ -1189,14 +1353,19 @@ def test_the_sentence_takes_the_worst_of_what_its_table_shows(spirals):
 def test_a_reference_that_is_wrong_itself_is_said_to_be():
     model = nn.Sequential(nn.Dense(8), nn.GELU(), nn.Dense(2))  # which takes erfc
     right = ops.erfc.dispatch(np.ndarray)
-    ops.erfc.register(np.ndarray, lambda x: right(x) * (0.99 if x.dtype == np.float64 else 1))
+    ops.erfc.register(
+        np.ndarray, lambda x: right(x) * (0.99 if x.dtype == np.float64 else 1)
+    )
     try:
         report = compare(replace(SPIRALS, model=model), ["numpy"], sizes=())
     finally:
         ops.erfc.register(np.ndarray, right)
     result = only(report)
     assert report["reference"]["agrees"] is False
-    assert {each["quantity"] for each in result["not_checked"]} >= {"losses", "parameters"}
+    assert {each["quantity"] for each in result["not_checked"]} >= {
+        "losses",
+        "parameters",
+    }
     assert "THE REFERENCE IS WRONG: numpy:cpu in float64" in summary(report)
 
 
@@ -1249,7 +1418,11 @@ def test_the_page_tells_of_every_result_and_loads_nothing(drawn, eventful):
 @pytest.mark.parametrize(
     "title",
     [
-        *("Loss", "Deviation of the loss from the reference", "Outputs of layers, from"),
+        *(
+            "Loss",
+            "Deviation of the loss from the reference",
+            "Outputs of layers, from",
+        ),
         *(
             "Gradients, from the same inputs",
             "Parameters after the last step",
@@ -1259,7 +1432,11 @@ def test_the_page_tells_of_every_result_and_loads_nothing(drawn, eventful):
     ],
 )
 def test_the_page_has_a_plot_of(drawn, title):
-    (plot,) = (plot for plot in re.findall(r"<svg.*?</svg>", drawn, re.S) if f">{title}" in plot)
+    (plot,) = (
+        plot
+        for plot in re.findall(r"<svg.*?</svg>", drawn, re.S)
+        if f">{title}" in plot
+    )
     words = re.findall(r"<text[^>]*>(?=[^<\s])", plot)
     assert words
     assert all("var(--ink)" in text for text in words)  # or it is black on black
@@ -1273,7 +1450,10 @@ def test_a_page_of_failures_alone_has_no_plots(eventful):
 
 
 def test_a_key_of_a_plot_shows_no_deviation_0_where_nothing_is_known():
-    keys = [drawing._label("jax", off) for off in ([0.0, 1e-7], [0.0, 0.0], [None, 0.0], [None])]
+    keys = [
+        drawing._label("jax", off)
+        for off in ([0.0, 1e-7], [0.0, 0.0], [None, 0.0], [None])
+    ]
     assert keys == ["jax", "jax: 0", "jax: unknown", "jax: unknown"]
 
 
@@ -1283,7 +1463,9 @@ def test_numbers_that_are_none_do_not_keep_a_page_from_being_drawn(pretend):
 
     def spoil(results):
         carry, value, finite = results
-        floats = nn.trees.tree_map(lambda a: a * math.nan if a.dtype.kind == "f" else a, carry)
+        floats = nn.trees.tree_map(
+            lambda a: a * math.nan if a.dtype.kind == "f" else a, carry
+        )
         return floats, value * math.nan, finite
 
     report = compare(SPIRALS, [pretend(jit=changed_at(1, spoil))], epochs=1, sizes=())
@@ -1331,7 +1513,9 @@ def expect_counts(text, costs):
 
 
 def test_an_older_page_goes_where_none_can_be_made(spirals, tmp_path):
-    assert [path.name for path in write(spirals, tmp_path, "<p>new</p>")][-1] == "report.html"
+    assert [path.name for path in write(spirals, tmp_path, "<p>new</p>")][
+        -1
+    ] == "report.html"
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == "<p>new</p>"
     write(spirals, tmp_path)
     assert not (tmp_path / "report.html").exists()

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn.diagnostics.compare import CannotCompare, Workload, compare, merge, summary, write
+from agnostic_nn.diagnostics.compare import (
+    CannotCompare,
+    Workload,
+    compare,
+    merge,
+    summary,
+    write,
+)
 from agnostic_nn.metrics import accuracy
 from agnostic_nn.training.batches import Examples
 
@@ -20,7 +27,8 @@ def _read():
 
 MODEL = nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dense(2))
 SIDES = Workload(
-    *("sides", "two sides", _read, MODEL, nn.softmax_cross_entropy, accuracy, 2), batch_size=16
+    *("sides", "two sides", _read, MODEL, nn.softmax_cross_entropy, accuracy, 2),
+    batch_size=16,
 )
 
 
@@ -84,9 +92,17 @@ def test_machines_are_called_by_labels_if_given(saved):
 def test_what_was_merged_can_be_merged_again(saved, tmp_path):
     write(merge([saved("one"), saved("two")]), tmp_path / "both")
     merged = merge([tmp_path / "both" / "report.json", saved("three", **ELSEWHERE)])
-    assert [m["label"] for m in merged["machines"]] == ["one", "two", "Another Processor"]
+    assert [m["label"] for m in merged["machines"]] == [
+        "one",
+        "two",
+        "Another Processor",
+    ]
     again = merge([tmp_path / "both" / "report.json", saved("four")], ["those", "this"])
-    assert [m["label"] for m in again["machines"]] == ["those, one", "those, two", "this"]
+    assert [m["label"] for m in again["machines"]] == [
+        "those, one",
+        "those, two",
+        "this",
+    ]
 
 
 def test_a_merged_report_has_the_fields_of_others_and_holds_all_results(saved, report):
@@ -101,7 +117,10 @@ def test_what_differs_is_said_in_sentences_with_what_it_meant(saved, report):
     here = report["machines"][0]["label"]
     sentences = merge([saved("one"), saved("two", **ELSEWHERE)])["differences"]
     text = "\n".join(sentences)
-    assert f"processor: {here} ({here}), Another Processor (Another Processor)." in sentences
+    assert (
+        f"processor: {here} ({here}), Another Processor (Another Processor)."
+        in sentences
+    )
     assert "OMP_NUM_THREADS: " in text
     assert "77 (Another Processor)" in text
     version = report["results"][0]["version"]
@@ -110,7 +129,10 @@ def test_what_differs_is_said_in_sentences_with_what_it_meant(saved, report):
     assert f"numpy:cpu ({here}), but not in numpy:cpu (Another Processor)." in text
     assert f" ms in numpy:cpu ({here}), the fastest, and " in text
     assert "times as long in numpy:cpu (Another Processor)." in text
-    assert "All of them agree with the reference: their differences are rounding." in sentences
+    assert (
+        "All of them agree with the reference: their differences are rounding."
+        in sentences
+    )
     assert "are bit-identical at every step." in text
     assert not [line for line in sentences if line.startswith("date")]
 
@@ -121,19 +143,26 @@ def test_policies_that_differ_are_said_with_what_was_found(saved):
     changes = {f"results__0__{key}": value for key, value in changes.items()}
     merged = merge([saved("one"), saved("two", **changes)])
     assert "precision of numpy:cpu: strict (one), fast (two)." in merged["differences"]
-    assert "deterministic of numpy:cpu: False (one), True (two)." in merged["differences"]
+    assert (
+        "deterministic of numpy:cpu: False (one), True (two)." in merged["differences"]
+    )
     expected = "products of numpy:cpu: float32 eager, float32 compiled (one), TensorFloat-32 eager"
     assert f"{expected}, TensorFloat-32 compiled (two)." in merged["differences"]
     assert "numpy:cpu strict (one): agrees over" in summary(merged)
     assert "numpy:cpu fast deterministic (two): agrees over" in summary(merged)
 
 
-def test_losses_that_part_are_said_with_the_step_and_a_run_that_left_with_its_name(saved, report):
+def test_losses_that_part_are_said_with_the_step_and_a_run_that_left_with_its_name(
+    saved, report
+):
     losses = list(report["results"][0]["losses"])
     losses[2] += 1e-3
     changes = {"results__0__losses": losses, "results__0__status": "differs"}
     text = "\n".join(merge([saved("one"), saved("two", **changes)])["differences"])
-    assert "The losses of numpy:cpu (one) and numpy:cpu (two) first differ at step 3." in text
+    assert (
+        "The losses of numpy:cpu (one) and numpy:cpu (two) first differ at step 3."
+        in text
+    )
     assert "There are differences beyond rounding in numpy:cpu (two)." in text
     assert "All of them agree" not in text
 
@@ -143,15 +172,29 @@ def test_losses_that_part_are_said_with_the_step_and_a_run_that_left_with_its_na
     [
         ({"workload__name": "other"}, r"name \(sides and other\)"),
         ({"workload__seed": 7}, r"seed \(0 and 7\)"),
-        ({"workload__epochs": 9, "workload__seed": 7}, r"epochs \(2 and 9\); seed \(0 and 7\)"),
+        (
+            {"workload__epochs": 9, "workload__seed": 7},
+            r"epochs \(2 and 9\); seed \(0 and 7\)",
+        ),
         ({"workload__data_sha256": "beef"}, r"data sha256 \(.* and beef\)"),
-        ({"start_sha256": "0" * 64}, r"starting parameters \(SHA-256 \w{12} and 000000000000\)"),
-        ({"reference__losses__3": 0.5}, r"the reference's loss at step 4 \(.* and 0\.5\)"),
-        ({"tolerance__step_roundings": 12}, r"counted roundings \(.* and 12 per step\)"),
+        (
+            {"start_sha256": "0" * 64},
+            r"starting parameters \(SHA-256 \w{12} and 000000000000\)",
+        ),
+        (
+            {"reference__losses__3": 0.5},
+            r"the reference's loss at step 4 \(.* and 0\.5\)",
+        ),
+        (
+            {"tolerance__step_roundings": 12},
+            r"counted roundings \(.* and 12 per step\)",
+        ),
     ],
 )
 def test_what_is_not_comparable_is_refused_with_what_differs(saved, changes, message):
-    with pytest.raises(CannotCompare, match=r"two.*cannot be compared with .*one.*: " + message):
+    with pytest.raises(
+        CannotCompare, match=r"two.*cannot be compared with .*one.*: " + message
+    ):
         merge([saved("one"), saved("two", **changes)])
 
 
@@ -161,7 +204,9 @@ def test_a_reference_that_was_rounded_otherwise_is_the_same(saved, report):
 
 
 def test_reports_of_another_schema_are_refused_with_what_to_do(saved):
-    with pytest.raises(CannotCompare, match=r"has schema 1, and only .* schema 4 .* again"):
+    with pytest.raises(
+        CannotCompare, match=r"has schema 1, and only .* schema 4 .* again"
+    ):
         merge([saved("one"), saved("two", schema=1)])
 
 

@@ -52,7 +52,9 @@ def folder(tmp_path, monkeypatch):
     number = x[:, :1] * 2.0
     np.savez("labels.npz", x=x, target=label)
     np.savez("numbers.npz", x=x.astype(np.float64), target=number.astype(np.float64))
-    np.savez("parted.npz", x=x[:40], target=label[:40], x_test=x[40:], target_test=label[40:])
+    np.savez(
+        "parted.npz", x=x[:40], target=label[:40], x_test=x[40:], target_test=label[40:]
+    )
     np.savez("nameless.npz", y=x)
     np.savez("half.npz", x=x, target=label, x_test=x)
     np.savez("uneven.npz", x=x, target=label[:50])
@@ -93,7 +95,8 @@ def test_a_layer_is_trained_on_labels_by_cross_entropy(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    ("model", "layers"), [("frozen", "0, 1, "), ("graph", "a, b, c, "), ("kept", "0, 1, ")]
+    ("model", "layers"),
+    [("frozen", "0, 1, "), ("graph", "a, b, c, "), ("kept", "0, 1, ")],
 )
 def test_whatever_a_layer_keeps_only_layers_are_told_of(folder, capsys, model, layers):
     report = trained(capsys, f"--model=mine:{model}", "--data=labels.npz")
@@ -101,7 +104,9 @@ def test_whatever_a_layer_keeps_only_layers_are_told_of(folder, capsys, model, l
 
 
 def test_a_function_that_gives_a_layer_is_called_and_numbers_are_fitted(folder, capsys):
-    report = trained(capsys, "--model=mine:line", "--data=numbers.npz", "--batch-size=12")
+    report = trained(
+        capsys, "--model=mine:line", "--data=numbers.npz", "--batch-size=12"
+    )
     assert report["workload"]["loss"] == "mean_squared_error"
     assert report["workload"]["metric"] == "test absolute error"
     assert report["workload"]["batch_size"] == 12
@@ -116,7 +121,9 @@ def test_a_test_set_of_ones_own_is_used(folder, capsys):
 
 def test_loss_and_optimizer_are_named_with_literal_arguments(folder, capsys):
     options = "--loss=huber(delta=0.5)", "--optimizer=SGD(0.05, momentum=0.9)"
-    report = trained(capsys, "--model=mine:line", "--data=numbers.npz", *options)["workload"]
+    report = trained(capsys, "--model=mine:line", "--data=numbers.npz", *options)[
+        "workload"
+    ]
     assert "delta=0.5" in report["loss"]
     assert report["optimizer"].startswith("SGD(rate=0.05, momentum=0.9")
 
@@ -127,24 +134,48 @@ LABELS = ("--model=mine:model", "--data=labels.npz")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model=mine:nothing", "--data=labels.npz"], "mine has no 'nothing'; its layers are mo"),
+        (
+            ["--model=mine:nothing", "--data=labels.npz"],
+            "mine has no 'nothing'; its layers are mo",
+        ),
         (["--model=mine:model"], "--model needs --data"),
         (["--data=labels.npz"], "--data cannot be used without --model"),
         (["--loss=huber"], "--loss cannot be used without"),
         (["--batch-size=3"], "--batch-size cannot be used without"),
-        ([*LABELS, "--workload=digits-mlp"], "--model and --workload cannot be used together"),
+        (
+            [*LABELS, "--workload=digits-mlp"],
+            "--model and --workload cannot be used together",
+        ),
         ([*LABELS, "--labels=a"], "--labels can only be used with --merge"),
-        (["--model=mine:model", "--data=absent.npz"], "absent.npz cannot be read: No such file"),
+        (
+            ["--model=mine:model", "--data=absent.npz"],
+            "absent.npz cannot be read: No such file",
+        ),
         (["--model=mine:model", "--data=text.npz"], "text.npz is not an npz file"),
         (["--model=mine:model", "--data=one.npy"], "one.npy is a single array"),
-        (["--model=mine:model", "--data=nameless.npz"], "no array called x and target: it has y"),
+        (
+            ["--model=mine:model", "--data=nameless.npz"],
+            "no array called x and target: it has y",
+        ),
         (["--model=mine:model", "--data=half.npz"], "has x_test, but no target_test"),
-        (["--model=mine:model", "--data=uneven.npz"], "target holds 50 examples, but x has shape"),
+        (
+            ["--model=mine:model", "--data=uneven.npz"],
+            "target holds 50 examples, but x has shape",
+        ),
         (["--model=mine:model", "--data=few.npz"], "has 3 examples, too few"),
-        (["--model=mine:model", "--data=words.npz"], "expected x to hold numbers, got <U1"),
-        (["--model=mine:model", "--data=large.npz"], "target holds integers that do not fit"),
+        (
+            ["--model=mine:model", "--data=words.npz"],
+            "expected x to hold numbers, got <U1",
+        ),
+        (
+            ["--model=mine:model", "--data=large.npz"],
+            "target holds integers that do not fit",
+        ),
         (["--model=mine:model", "--data=many.npz"], "expected labels from 0 to 2"),
-        (["--model=mine:model", "--data=other.npz"], "x is float32 (60, 4), but x_test is float32"),
+        (
+            ["--model=mine:model", "--data=other.npz"],
+            "x is float32 (60, 4), but x_test is float32",
+        ),
         (
             ["--model=mine:model", "--data=nan.npz"],
             "ValueError: expected finite numbers, but x[3, 2] is nan",
@@ -154,17 +185,35 @@ LABELS = ("--model=mine:model", "--data=labels.npz")
             ["--model=mine:model", "--data=masked.npz"],
             "masked.npz has mask, w; expected only x, target, x_test, target_test",
         ),
-        (["--model=mine:model", "--data=numbers.npz"], "ValueError: expected targets (batch, 3)"),
-        ([*LABELS, "--loss=nonesuch"], "no loss is called 'nonesuch'; there are binary_cross"),
+        (
+            ["--model=mine:model", "--data=numbers.npz"],
+            "ValueError: expected targets (batch, 3)",
+        ),
+        (
+            [*LABELS, "--loss=nonesuch"],
+            "no loss is called 'nonesuch'; there are binary_cross",
+        ),
         ([*LABELS, "--loss=huber(1.0)"], "a loss takes its options by name"),
         ([*LABELS, "--loss=huber("], "expected a loss such as huber(delta=0.5)"),
         ([*LABELS, "--optimizer=Loss"], "no optimizer is called 'Loss'"),
-        ([*LABELS, "--optimizer=Adam(rate=-1)"], "cannot be an optimizer: expected a finite rate"),
+        (
+            [*LABELS, "--optimizer=Adam(rate=-1)"],
+            "cannot be an optimizer: expected a finite rate",
+        ),
         ([*LABELS, "--optimizer=Adam(speed=1)"], "unexpected keyword argument 'speed'"),
         ([*LABELS, "--optimizer=Adam(rate=open('x'))"], "arguments must be literals"),
-        ([*LABELS, "--optimizer=nn.Adam"], "expected an optimizer such as Adam(rate=1e-3)"),
-        ([*LABELS, "--dtypes=float16"], "expected dtypes from float32 and float64, got float16"),
-        (["--merge", "a.json", "b.json", "--epochs=1"], "--epochs cannot be used with --merge: it"),
+        (
+            [*LABELS, "--optimizer=nn.Adam"],
+            "expected an optimizer such as Adam(rate=1e-3)",
+        ),
+        (
+            [*LABELS, "--dtypes=float16"],
+            "expected dtypes from float32 and float64, got float16",
+        ),
+        (
+            ["--merge", "a.json", "b.json", "--epochs=1"],
+            "--epochs cannot be used with --merge: it",
+        ),
         (["--merge", "a.json", "b.json"], "a.json cannot be read: No such file"),
     ],
 )
@@ -201,7 +250,9 @@ def printed(capsys, *arguments):
 
 def pasted(text):
     """Each command in a text, as the words that a shell makes of it."""
-    return [shlex.split(command) for command in re.findall(r"`(agnostic-nn [^`]+)`", text)]
+    return [
+        shlex.split(command) for command in re.findall(r"`(agnostic-nn [^`]+)`", text)
+    ]
 
 
 @pytest.fixture
@@ -218,12 +269,21 @@ def rough(monkeypatch):
     monkeypatch.setattr(nn.Dense, "forward", roughly)
 
 
-def test_a_difference_is_status_1_and_the_command_that_is_printed_runs(folder, capsys, rough):
+def test_a_difference_is_status_1_and_the_command_that_is_printed_runs(
+    folder, capsys, rough
+):
     options = ["--model=mine:model", "--data=labels.npz", "--seed=3", "--batch-size=16"]
-    options += ["--loss=softmax_cross_entropy(label_smoothing=0.1)", "--optimizer=SGD(rate=0.1)"]
+    options += [
+        "--loss=softmax_cross_entropy(label_smoothing=0.1)",
+        "--optimizer=SGD(rate=0.1)",
+    ]
     status, out, report = printed(capsys, *options)
     result = report["results"][0]
-    assert (status, report["verdict"]["status"], result["status"]) == (1, "differs", "differs")
+    assert (status, report["verdict"]["status"], result["status"]) == (
+        1,
+        "differs",
+        "differs",
+    )
     assert result["first_difference"]["description"] == "the output of layer 0 (Dense)"
     (words,) = pasted(out)
     assert words == shlex.split(result["command"])
@@ -245,8 +305,13 @@ def test_commands_name_the_dtype_and_the_policy_of_a_run(folder, capsys, rough):
     _, out, _ = printed(capsys, *options, "--precision=fast", "--deterministic")
     commands = pasted(out)
     backends = [parser().parse_args(words[1:]).backends for words in commands]
-    assert backends == [["numpy:cpu@fast@deterministic"], ["numpy:cpu@float64@fast@deterministic"]]
-    assert all("--batch-size" not in words and "--seed" not in words for words in commands)
+    assert backends == [
+        ["numpy:cpu@fast@deterministic"],
+        ["numpy:cpu@float64@fast@deterministic"],
+    ]
+    assert all(
+        "--batch-size" not in words and "--seed" not in words for words in commands
+    )
 
 
 def test_what_cannot_be_judged_is_status_2_and_named(folder, capsys):
@@ -267,5 +332,8 @@ def test_the_help_says_what_the_exit_status_means(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "0 if everything was checked and agrees" in text
     assert "1 if a backend differs" in text
-    assert "2 if none differs, but a named backend could not run, something could not be" in text
+    assert (
+        "2 if none differs, but a named backend could not run, something could not be"
+        in text
+    )
     assert "or the requested precision (strict by default) was not used" in text

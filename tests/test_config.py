@@ -18,7 +18,9 @@ def through_json(thing):
 
 def of_ones_own(layer):
     """Return whether a layer holds something that only tests use."""
-    theirs = type(layer).__module__.startswith(("cases", "agnostic_nn.diagnostics.examples"))
+    theirs = type(layer).__module__.startswith(
+        ("cases", "agnostic_nn.diagnostics.examples")
+    )
     return theirs or "Lambda(" in repr(layer)
 
 
@@ -43,12 +45,17 @@ def test_every_optimizer_comes_back(optimizer):
 
 
 THINGS = [
-    nn.Parts((("0", nn.Fixed()), ("bias", nn.SGD(0.1))), rest=nn.Average(nn.Scaled(nn.AdamW()))),
+    nn.Parts(
+        (("0", nn.Fixed()), ("bias", nn.SGD(0.1))),
+        rest=nn.Average(nn.Scaled(nn.AdamW())),
+    ),
     schedules.Piecewise((0.1, schedules.Times(schedules.Cosine(1.0, 9), 0.5)), (7,)),
     schedules.Warmup(schedules.Linear(1.0, 0.0, steps=9), 3),
     nn.Losses(label=nn.softmax_cross_entropy, box=nn.huber, weights={"box": 2.0}),
     nn.Losses(
-        a=partial(nn.softmax_cross_entropy, class_weights=(1.0, 2.0), label_smoothing=0.1),
+        a=partial(
+            nn.softmax_cross_entropy, class_weights=(1.0, 2.0), label_smoothing=0.1
+        ),
         b=nn.Losses(c=nn.mean_squared_error),
     ),
     nn.TruncatedNormal(0.02),
@@ -98,11 +105,23 @@ GRAPH = {"type": "Graph", "nodes": [["a", [{"type": "Tanh"}, "x"]]], "outputs": 
     [
         (GRAPH | {"outputs": "b"}, "outputs name 'b'"),
         (GRAPH | {"nodes": [["a", [{"type": "Tanh"}]]]}, "does not fit this version"),
-        (GRAPH | {"nodes": [["outputs", [{"type": "Tanh"}, "x"]]]}, "does not fit this version"),
-        (GRAPH | {"nodes": [["a", [{"type": "Popen"}, "x"]]]}, "'Popen', which agnostic_nn"),
-        ({"type": "Repeat", "layer": {"type": "Tanh"}, "count": 0}, "count of at least 1"),
+        (
+            GRAPH | {"nodes": [["outputs", [{"type": "Tanh"}, "x"]]]},
+            "does not fit this version",
+        ),
+        (
+            GRAPH | {"nodes": [["a", [{"type": "Popen"}, "x"]]]},
+            "'Popen', which agnostic_nn",
+        ),
+        (
+            {"type": "Repeat", "layer": {"type": "Tanh"}, "count": 0},
+            "count of at least 1",
+        ),
         ({"type": "Freeze", "layer": 3}, "does not fit this version"),
-        ({"partial": {"function": "system"}, "command": "ls"}, "'system', which agnostic_nn"),
+        (
+            {"partial": {"function": "system"}, "command": "ls"},
+            "'system', which agnostic_nn",
+        ),
     ],
     ids=str,
 )
@@ -115,11 +134,16 @@ def test_a_description_that_was_changed_is_refused(data, said):
 def test_a_graph_with_shared_layers_is_saved_and_loaded_again(backend, tmp_path):
     model = nn.Graph(
         e=(nn.Embedding(7, 4), "x"),
-        deep=(nn.Repeat(nn.Recompute(nn.Residual(nn.Dense(4), nn.Dropout(0.2))), 2), "e"),
+        deep=(
+            nn.Repeat(nn.Recompute(nn.Residual(nn.Dense(4), nn.Dropout(0.2))), 2),
+            "e",
+        ),
         held=(nn.Freeze(nn.Dense(4)), "deep"),
         y=(nn.Shared("e", nn.Unembedding(7)), "held"),
     )
-    trainer = nn.Trainer(model, nn.softmax_cross_entropy, nn.Adam(), backend=backend, shape=(3,))
+    trainer = nn.Trainer(
+        model, nn.softmax_cross_entropy, nn.Adam(), backend=backend, shape=(3,)
+    )
     ids = [[1, 2, 3], [6, 5, 4], [0, 0, 1]]
     trainer.fit(ids, ids, epochs=2, batch_size=2, verbose=0)
     trainer.save(tmp_path / "a")

@@ -29,7 +29,11 @@ CHEAP = ("Array API names", "arrays", "random words", "operations")
 
 def complaints(result):
     """Return a line for each finding that is wrong or unsupported."""
-    bad = (finding for finding in result.findings if finding.verdict in ("wrong", "unsupported"))
+    bad = (
+        finding
+        for finding in result.findings
+        if finding.verdict in ("wrong", "unsupported")
+    )
     return [f"{finding.name} {finding.verdict}: {finding.reason}" for finding in bad]
 
 
@@ -112,7 +116,9 @@ def lack_take_along_axis(strict, monkeypatch):
 
 def widen_tanh(strict, monkeypatch):
     right = strict.tanh
-    monkeypatch.setattr(strict, "tanh", lambda x, /: strict.astype(right(x), strict.float64))
+    monkeypatch.setattr(
+        strict, "tanh", lambda x, /: strict.astype(right(x), strict.float64)
+    )
 
 
 def err_by_64_roundings(strict, monkeypatch):
@@ -141,7 +147,8 @@ def shift_words(strict, monkeypatch):
     monkeypatch.setattr(kind, "__rshift__", lambda self, by: right(self, by + 1))
 
 
-FAULTS = [  # what is planted; section, name, verdict and a part of the reason; what stays right
+# what is planted; section, name, verdict and a part of the reason; what stays right
+FAULTS = [
     (drop_an_element, "layers", "Dense", "wrong", "grads.bias[2] is ", "GELU"),
     (round_products, "layers", "Dense", "wrong", ", expected ", "LayerNorm"),
     (
@@ -169,7 +176,14 @@ FAULTS = [  # what is planted; section, name, verdict and a part of the reason; 
         "Softsign",
     ),
     (err_by_64_roundings, "layers", "Tanh", "wrong", ", expected ", "ReLU"),
-    (write_in_place, "layers", "ReLU", "wrong", "x, an argument, was changed in place", "Tanh"),
+    (
+        write_in_place,
+        "layers",
+        "ReLU",
+        "wrong",
+        "x, an argument, was changed in place",
+        "Tanh",
+    ),
     (shift_words, "random words", "words", "wrong", ", expected ", None),
 ]
 
@@ -198,9 +212,13 @@ def test_the_size_of_an_error_is_reported(strict, bare, monkeypatch):
     assert 2.0**-9 < finding.float64 < 2.0**-5
 
 
-def test_a_missing_function_fails_only_the_trials_that_use_it(strict, bare, monkeypatch):
+def test_a_missing_function_fails_only_the_trials_that_use_it(
+    strict, bare, monkeypatch
+):
     lack_take_along_axis(strict, monkeypatch)
-    assert [line.split()[0] for line in complaints(conformance(bare, only="losses"))] == ["ctc"]
+    assert [
+        line.split()[0] for line in complaints(conformance(bare, only="losses"))
+    ] == ["ctc"]
 
 
 # --- names of libraries ------------------------------------------------------------------
@@ -270,14 +288,19 @@ def test_a_wrong_adapter_is_reported(module, names, section, name, reason):
     module("adapter_of_mine", **names)
     result = conformance("adapter_of_mine", only=name)
     (finding,) = result.findings
-    assert (finding.section, finding.verdict in ("wrong", "unsupported")) == (section, True)
+    assert (finding.section, finding.verdict in ("wrong", "unsupported")) == (
+        section,
+        True,
+    )
     assert reason in finding.reason
 
 
 def test_an_incomplete_adapter_is_refused(module):
     source = module("adapter_of_mine")
     del source.vjp, source.describe
-    with pytest.raises(nn.BackendUnavailable, match="is an adapter, but lacks describe, vjp"):
+    with pytest.raises(
+        nn.BackendUnavailable, match="is an adapter, but lacks describe, vjp"
+    ):
         library("adapter_of_mine")
 
 
@@ -298,7 +321,9 @@ def test_arrays_that_numpy_cannot_read_are_reported(module):
 
     dtypes = {name: getattr(np, name) for name in ("int32", "float32", "float64")}
     boxes = ModuleType("boxes")
-    vars(boxes).update(dtypes, asarray=lambda x, dtype=None: Boxed(np.asarray(x, dtype)))
+    vars(boxes).update(
+        dtypes, asarray=lambda x, dtype=None: Boxed(np.asarray(x, dtype))
+    )
     module("home_of_mine", boxes=boxes)
     result = conformance("home_of_mine:boxes", only="int32, round trip")
     (finding,) = result.findings
@@ -311,7 +336,8 @@ def test_without_float64_the_rest_is_tried_in_float32(module):
     result = conformance("adapter_of_mine", only="optimizers")
     assert complaints(result) == []
     assert all(
-        finding.float64 is None and finding.float32 is not None for finding in result.findings
+        finding.float64 is None and finding.float32 is not None
+        for finding in result.findings
     )
 
 
@@ -319,7 +345,9 @@ def test_the_example_adapter_has_every_name():
     path = ROOT / "examples" / "mlx_backend" / "mlx_for_agnostic_nn.py"
     body = ast.parse(path.read_text(encoding="utf-8")).body
     assignments = (statement for statement in body if isinstance(statement, ast.Assign))
-    values = {ast.unparse(statement.targets[0]): statement.value for statement in assignments}
+    values = {
+        ast.unparse(statement.targets[0]): statement.value for statement in assignments
+    }
     assert set(ast.literal_eval(values["__all__"])) == set(backend.ADAPTER)
 
 
@@ -364,7 +392,9 @@ def asarray(data, device):
 """
 
 
-def test_what_hangs_or_ends_the_process_is_unsupported_and_the_rest_is_tried(tmp_path, monkeypatch):
+def test_what_hangs_or_ends_the_process_is_unsupported_and_the_rest_is_tried(
+    tmp_path, monkeypatch
+):
     (tmp_path / "adapter_of_mine.py").write_text(MINE, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     arguments = "adapter_of_mine", "--only=arrays", "--seconds=3", "--json=found.json"
@@ -372,7 +402,9 @@ def test_what_hangs_or_ends_the_process_is_unsupported_and_the_rest_is_tried(tmp
     result = json.loads((tmp_path / "found.json").read_text("utf-8"))
     assert (result["backend"], result["version"]) == ("adapter_of_mine:cpu", "1.5")
     named = {finding["name"].split(",")[0]: finding for finding in result["findings"]}
-    assert {name: (finding["verdict"], finding["reason"]) for name, finding in named.items()} == {
+    assert {
+        name: (finding["verdict"], finding["reason"]) for name, finding in named.items()
+    } == {
         "bool": ("wrong", "[0, 1] is 0, expected 1"),
         "int32": ("unsupported", "no answer within 3 seconds"),
         "uint32": ("unsupported", "the process ended by SIGKILL"),
@@ -382,7 +414,9 @@ def test_what_hangs_or_ends_the_process_is_unsupported_and_the_rest_is_tried(tmp
 
 
 def test_a_library_that_does_not_start_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "adapter_of_mine.py").write_text("import os; os._exit(3)", encoding="utf-8")
+    (tmp_path / "adapter_of_mine.py").write_text(
+        "import os; os._exit(3)", encoding="utf-8"
+    )
     monkeypatch.chdir(tmp_path)
     message = "adapter_of_mine does not start: the process ended with exit status 3"
     with pytest.raises(nn.BackendUnavailable, match=message):
@@ -413,7 +447,9 @@ INVALID = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), INVALID, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    ("arguments", "message"), INVALID, ids=lambda value: str(value)[:30]
+)
 def test_invalid_arguments_are_refused(capsys, arguments, message):
     assert main(["conformance", *arguments]) == 2
     out, err = capsys.readouterr()
@@ -426,15 +462,27 @@ def used(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute):
             owner = node.value
-            is_call = isinstance(owner, ast.Call) and getattr(owner.func, "id", "") == "namespace"
+            is_call = (
+                isinstance(owner, ast.Call)
+                and getattr(owner.func, "id", "") == "namespace"
+            )
             if is_call or getattr(owner, "id", "") == "xp":
                 yield node.attr
 
 
 def test_the_listed_names_are_those_that_the_library_uses():
     core = ("ops", "layers", "blocks", "losses", "optimizers")
-    files = [path for folder in core for path in (ROOT / "agnostic_nn" / folder).glob("*.py")]
-    alone = ("core/arrays", "core/random", "initializers", "metrics", "schedules", "training/steps")
+    files = [
+        path for folder in core for path in (ROOT / "agnostic_nn" / folder).glob("*.py")
+    ]
+    alone = (
+        "core/arrays",
+        "core/random",
+        "initializers",
+        "metrics",
+        "schedules",
+        "training/steps",
+    )
     files += [ROOT / "agnostic_nn" / f"{name}.py" for name in alone]
     names = {name for path in files for name in used(path)}
     where = "NEEDS in agnostic_nn/diagnostics/conformance/results.py, and docs/conformance.md"

@@ -47,11 +47,15 @@ def test_the_weight_of_a_loss_follows_its_schedule(backend):
     expected = by_hand(backend, 12, x, target, weights)
     trainer = annealed(backend)
     result = [
-        float(trainer.step(x[r : r + 4], target[r : r + 4])) for _ in range(4) for r in (0, 4, 8)
+        float(trainer.step(x[r : r + 4], target[r : r + 4]))
+        for _ in range(4)
+        for r in (0, 4, 8)
     ]
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
     # one compiled loop of many steps takes the weight of each
-    losses = annealed(backend).fit(x, target, epochs=4, batch_size=4, shuffle=False, verbose=0)
+    losses = annealed(backend).fit(
+        x, target, epochs=4, batch_size=4, shuffle=False, verbose=0
+    )
     means = np.asarray(expected).reshape(4, 3).mean(axis=1)
     np.testing.assert_allclose(losses["loss"], means, rtol=1e-4, atol=1e-6)
 
@@ -64,18 +68,27 @@ def test_an_annealed_kl_term_beside_another_loss(backend):
 
     x, target = data()
     loss = nn.Losses(
-        kl=kl, reconstruction=nn.mean_squared_error, weights={"kl": RAMP, "reconstruction": 2.0}
+        kl=kl,
+        reconstruction=nn.mean_squared_error,
+        weights={"kl": RAMP, "reconstruction": 2.0},
     )
     trainer = _two_headed(backend, loss)
     both = {"kl": target, "reconstruction": target}
     parts = [
-        _two_headed(backend, nn.Losses(kl=kl, reconstruction=nn.mean_squared_error, weights=w))
-        for w in ({"kl": 1.0, "reconstruction": 0.0}, {"kl": 0.0, "reconstruction": 1.0})
+        _two_headed(
+            backend, nn.Losses(kl=kl, reconstruction=nn.mean_squared_error, weights=w)
+        )
+        for w in (
+            {"kl": 1.0, "reconstruction": 0.0},
+            {"kl": 0.0, "reconstruction": 1.0},
+        )
     ]
     first, second = (part.evaluate(x, both)["loss"] for part in parts)
     assert trainer.evaluate(x, both)["loss"] == pytest.approx(2 * second, rel=1e-5)
     trainer.steps = 4
-    assert trainer.evaluate(x, both)["loss"] == pytest.approx(0.5 * first + 2 * second, rel=1e-5)
+    assert trainer.evaluate(x, both)["loss"] == pytest.approx(
+        0.5 * first + 2 * second, rel=1e-5
+    )
 
 
 def _two_headed(backend, loss):
@@ -94,7 +107,9 @@ def test_evaluation_and_validation_take_the_weight_of_the_current_step(backend):
     plain.start_from(backend.to_numpy(trainer.params))
     expected = 3 / 8 * plain.evaluate(x, target)["loss"]
     assert history["validation_loss"][0] == pytest.approx(expected, rel=1e-5)
-    assert trainer.evaluate(x, target, batch_size=5)["loss"] == pytest.approx(expected, rel=1e-5)
+    assert trainer.evaluate(x, target, batch_size=5)["loss"] == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_a_resumed_run_goes_on_with_the_weight_of_its_step(backend, tmp_path):
@@ -133,12 +148,16 @@ def test_weighted_losses_are_described_and_rebuilt(loss):
 
 
 def test_a_weighted_loss_brings_what_its_loss_does():
-    loss = nn.Weighted(functools.partial(nn.softmax_cross_entropy, ignore_index=9), RAMP)
+    loss = nn.Weighted(
+        functools.partial(nn.softmax_cross_entropy, ignore_index=9), RAMP
+    )
     assert list(metrics_of(loss)) == ["accuracy"]
     check_of(loss)(np.asarray([9, 1]), (3,))
     with pytest.raises(ValueError, match="labels from 0 to 2"):
         check_of(loss)(np.asarray([7, 1]), (3,))
-    assert repr(loss).startswith("Weighted(partial(softmax_cross_entropy, ignore_index=9), Linear(")
+    assert repr(loss).startswith(
+        "Weighted(partial(softmax_cross_entropy, ignore_index=9), Linear("
+    )
     assert takes_keyword(loss, "step")
     assert not takes_keyword(nn.Weighted(nn.huber, 2.0), "step")
     assert takes_keyword(nn.Losses(a=loss), "step")
@@ -150,11 +169,17 @@ def test_weighted_batches_are_joined_by_what_their_loss_divides_by(backend):
     loss = nn.Weighted(functools.partial(nn.softmax_cross_entropy, ignore_index=9), 0.5)
     trainer = nn.Trainer(nn.Dense(3), loss, nn.SGD(0.1), backend=backend, shape=(3,))
     whole = trainer.evaluate(x, labels)["loss"]
-    assert trainer.evaluate(x, labels, batch_size=2)["loss"] == pytest.approx(whole, rel=1e-5)
+    assert trainer.evaluate(x, labels, batch_size=2)["loss"] == pytest.approx(
+        whole, rel=1e-5
+    )
 
 
 def test_a_weight_that_is_none_is_refused():
-    for weight, error in (("big", TypeError), (-1.0, ValueError), (nn.schedules.Linear, TypeError)):
+    for weight, error in (
+        ("big", TypeError),
+        (-1.0, ValueError),
+        (nn.schedules.Linear, TypeError),
+    ):
         with pytest.raises(error, match="the weight"):
             nn.Weighted(nn.huber, weight)
         with pytest.raises(error, match="the weight of a"):
@@ -180,7 +205,13 @@ def distance(y, target, weights=None, *, context):
 
 def with_scale(backend, context, **options):
     return nn.Trainer(
-        nn.Dense(1), distance, nn.SGD(1e-9), backend=backend, shape=(2,), context=context, **options
+        nn.Dense(1),
+        distance,
+        nn.SGD(1e-9),
+        backend=backend,
+        shape=(2,),
+        context=context,
+        **options,
     )
 
 
@@ -201,7 +232,9 @@ def test_a_context_may_change_between_steps_without_compiling_again(backend):
     for scale in (2.0, 3.0, 4.0):
         trainer.context = {"scale": np.asarray(scale, np.float32)}
         assert float(trainer.step(x, target)) == pytest.approx(scale * first, rel=1e-5)
-        assert trainer.evaluate(x, target)["loss"] == pytest.approx(scale * first, rel=1e-5)
+        assert trainer.evaluate(x, target)["loss"] == pytest.approx(
+            scale * first, rel=1e-5
+        )
     assert float(backend.to_numpy(trainer.context["scale"])) == 4.0
     if not hasattr(backend.adapter, "eager") or backend.adapter.eager is None:
         return
@@ -214,10 +247,18 @@ def test_a_context_is_used_in_fit_and_may_change_in_a_callback(backend):
     trainer = with_scale(backend, {"scale": 1.0})
 
     def change(trainer, row):
-        trainer.context = {"scale": 2.0 * float(backend.to_numpy(trainer.context["scale"]))}
+        trainer.context = {
+            "scale": 2.0 * float(backend.to_numpy(trainer.context["scale"]))
+        }
 
     losses = trainer.fit(
-        x, target, epochs=3, batch_size=5, verbose=0, callbacks=[change], validation=(x, target)
+        x,
+        target,
+        epochs=3,
+        batch_size=5,
+        verbose=0,
+        callbacks=[change],
+        validation=(x, target),
     )
     first = losses["loss"][0]
     np.testing.assert_allclose(losses["loss"], [first, 2 * first, 4 * first], rtol=1e-5)
@@ -237,7 +278,9 @@ def test_a_function_gives_the_context_of_each_step(backend):
     first = float(trainer.step(x[:4], target[:4], weights))
     assert float(trainer.step(x[:4], target[:4])) == pytest.approx(2 * first, rel=1e-5)
     arguments.clear()
-    history = trainer.fit(x[:4], target[:4], epochs=4, batch_size=4, verbose=0, prefetch=1)
+    history = trainer.fit(
+        x[:4], target[:4], epochs=4, batch_size=4, verbose=0, prefetch=1
+    )
     np.testing.assert_allclose(history["loss"], first * np.arange(1.0, 5.0), rtol=1e-5)
     assert len(arguments) == 4
     assert trainer.context is context
@@ -267,7 +310,9 @@ def test_a_metric_may_read_the_context(backend):
     losses = nn.Losses(a=distance)
     assert takes_keyword(losses, "context")
     assert takes_keyword(nn.Weighted(distance, 2.0), "context")
-    assert not takes_keyword(functools.partial(distance, context={"scale": 1.0}), "context")
+    assert not takes_keyword(
+        functools.partial(distance, context={"scale": 1.0}), "context"
+    )
 
 
 def test_a_context_that_does_not_fit_is_refused_and_the_old_one_stays(backend):
@@ -280,7 +325,11 @@ def test_a_context_that_does_not_fit_is_refused_and_the_old_one_stays(backend):
             ValueError,
             r"context.scale to be float32 \(\) .*\(2,\)",
         ),
-        ({"scale": 1.0, "more": 1.0}, ValueError, "context.more to be nothing as before"),
+        (
+            {"scale": 1.0, "more": 1.0},
+            ValueError,
+            "context.more to be nothing as before",
+        ),
         ({}, ValueError, "context.scale .* got nothing"),
         ({"scale": "large"}, TypeError, "expected context.scale as a NumPy array"),
         ({"scale": object()}, TypeError, "expected context.scale as a NumPy array"),
@@ -296,14 +345,20 @@ def test_a_context_that_does_not_fit_is_refused_and_the_old_one_stays(backend):
     with pytest.raises(TypeError, match="context"):
         trainer.step(x, target)
     with pytest.raises(ValueError, match="declares a parameter `context`"):
-        nn.Trainer(nn.Dense(1), nn.huber, nn.SGD(0.1), backend=backend, context={"a": 1.0})
+        nn.Trainer(
+            nn.Dense(1), nn.huber, nn.SGD(0.1), backend=backend, context={"a": 1.0}
+        )
 
 
-def test_a_context_moves_with_its_trainer_and_is_given_again_after_loading(backend, tmp_path):
+def test_a_context_moves_with_its_trainer_and_is_given_again_after_loading(
+    backend, tmp_path
+):
     x, target = data()
     trainer = with_scale(backend, {"scale": 3.0})
     expected = trainer.evaluate(x, target)["loss"]
-    assert trainer.to("numpy").evaluate(x, target)["loss"] == pytest.approx(expected, rel=1e-5)
+    assert trainer.to("numpy").evaluate(x, target)["loss"] == pytest.approx(
+        expected, rel=1e-5
+    )
     trainer.save(tmp_path / "t.safetensors")
     again = nn.Trainer.load(
         tmp_path / "t.safetensors", backend, loss=distance, context={"scale": 3.0}
@@ -331,9 +386,13 @@ def gan(backend, together, rounds):
         value, slope = nn.binary_cross_entropy(logits, target, weights)
         return value, critic.backward(context, cache, slope)[0]
 
-    judge = nn.Trainer(critic, critic_loss, nn.Adam(0.05), backend=backend, shape=(1,), seed=1)
+    judge = nn.Trainer(
+        critic, critic_loss, nn.Adam(0.05), backend=backend, shape=(1,), seed=1
+    )
     read = (lambda: judge.params) if together else backend.to_numpy(judge.params)
-    maker = nn.Trainer(maker, fooling, nn.Adam(0.05), backend=backend, shape=(2,), context=read)
+    maker = nn.Trainer(
+        maker, fooling, nn.Adam(0.05), backend=backend, shape=(2,), context=read
+    )
     generator = np.random.default_rng(0)
     noise = generator.normal(size=(16, 2)).astype("float32")
     ones = np.ones((16, 1), "float32")
@@ -382,18 +441,25 @@ def test_a_target_network_that_lags_behind(backend):
 def test_a_teacher_whose_answers_are_imitated(backend):
     x, target = data(rows=16)
     model = nn.Dense(1)
-    teacher = nn.Trainer(model, nn.mean_squared_error, nn.SGD(0.2), backend=backend, seed=3)
+    teacher = nn.Trainer(
+        model, nn.mean_squared_error, nn.SGD(0.2), backend=backend, seed=3
+    )
     teacher.fit(x, target, epochs=40, batch_size=16, verbose=0)
 
     def imitate(y, target, weights=None, *, context):
         return nn.mean_squared_error(y, model.predict(context, {}, target), weights)
 
     pupil = nn.Trainer(
-        *(model, imitate, nn.SGD(0.2)), backend=backend, shape=(2,), context=lambda: teacher.params
+        *(model, imitate, nn.SGD(0.2)),
+        backend=backend,
+        shape=(2,),
+        context=lambda: teacher.params,
     )
     kept = tree_map(np.array, backend.to_numpy(teacher.params))
     pupil.fit(x, x, epochs=90, batch_size=16, verbose=0)
     np.testing.assert_allclose(pupil.predict(x), teacher.predict(x), atol=1e-3)
-    np.testing.assert_array_equal(backend.to_numpy(teacher.params)["weight"], kept["weight"])
+    np.testing.assert_array_equal(
+        backend.to_numpy(teacher.params)["weight"], kept["weight"]
+    )
     teacher.fit(x, target, verbose=0, batch_size=4)
     assert isinstance(pupil.context, types.FunctionType)

@@ -10,7 +10,8 @@ from agnostic_nn.ops import convolve, convolve_input, convolve_weight
 
 ways = pytest.mark.parametrize("way", ["native", "standard"])
 
-GEOMETRIES = [  # batch, lengths, window, stride, padding, dilation, groups, fan_in, width
+# batch, lengths, window, stride, padding, dilation, groups, fan_in, width
+GEOMETRIES = [
     (2, (7,), (3,), (2,), ((1, 2),), (2,), 2, 3, 4),
     (1, (4,), (2,), (3,), ((0, 0),), (1,), 1, 1, 1),  # the last number is never seen
     (2, (3,), (2,), (3,), ((4, 5),), (1,), 1, 2, 3),  # some windows see only zeros
@@ -20,7 +21,8 @@ GEOMETRIES = [  # batch, lengths, window, stride, padding, dilation, groups, fan
     (2, (5, 7), (3, 2), (2, 1), ((1, 1), (0, 1)), (1, 3), 1, 3, 2),
     (1, (6, 5), (3, 3), (1, 2), ((1, 2), (0, 0)), (2, 1), 3, 1, 6),
     (0, (4, 5), (2, 3), (1, 1), ((0, 0), (1, 1)), (1, 1), 1, 2, 3),
-    (40, (20, 20), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1, 8, 2),  # more than a cache holds
+    # more than a cache holds
+    (40, (20, 20), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1, 8, 2),
     (2, (3, 4, 5), (2, 1, 3), (1, 2, 2), ((0, 1), (0, 0), (2, 1)), (2, 1, 1), 2, 2, 4),
 ]
 
@@ -35,7 +37,9 @@ def by_hand(x, weight, dy, stride, padding, dilation, groups):
         o, k = place[:rank], place[rank:]
         i = tuple(
             o * s + k * d - low
-            for o, k, s, d, (low, _) in zip(o, k, stride, dilation, padding, strict=True)
+            for o, k, s, d, (low, _) in zip(
+                o, k, stride, dilation, padding, strict=True
+            )
         )
         if any(not 0 <= at < n for at, n in zip(i, x.shape[1:-1], strict=True)):
             continue
@@ -57,12 +61,19 @@ def test_a_convolution_and_its_two_adjoints_are_what_they_say(backend, way, geom
     batch, lengths, window, stride, padding, dilation, groups, fan_in, width = geometry
     out = [
         (n + low + high - d * (k - 1) - 1) // s + 1
-        for n, (low, high), k, s, d in zip(lengths, padding, window, stride, dilation, strict=True)
+        for n, (low, high), k, s, d in zip(
+            lengths, padding, window, stride, dilation, strict=True
+        )
     ]
     generator = np.random.default_rng(0)
-    shapes = (batch, *lengths, groups * fan_in), (*window, fan_in, width), (batch, *out, width)
+    shapes = (
+        (batch, *lengths, groups * fan_in),
+        (*window, fan_in, width),
+        (batch, *out, width),
+    )
     *arrays, bias = (
-        generator.integers(-4, 5, shape).astype("float32") for shape in (*shapes, (width,))
+        generator.integers(-4, 5, shape).astype("float32")
+        for shape in (*shapes, (width,))
     )
     spans = stride, padding, dilation, groups
     forward, back, correlate = (
@@ -78,7 +89,9 @@ def test_a_convolution_and_its_two_adjoints_are_what_they_say(backend, way, geom
             correlate(x, dy, window, *spans),
         )
 
-    result = backend.to_numpy(backend.jit(everything)(*backend.asarray((*arrays, bias))))
+    result = backend.to_numpy(
+        backend.jit(everything)(*backend.asarray((*arrays, bias)))
+    )
     y, dx, dweight = by_hand(*arrays, *spans)
     for got, expected in zip(result, (y, y + bias, dx, dweight), strict=True):
         assert got.dtype == "float32"
@@ -98,7 +111,8 @@ def test_a_window_of_one_place_is_a_dense_layer(backend, draw, widest, epsilon):
     params, _ = initialized(backend, conv, (5, 3), widest)
     flat = {**params, "weight": backend.xp.reshape(params["weight"], (3, 4))}
     result, expected = (
-        backend.to_numpy(layer.forward(p, {}, x)[0]) for layer, p in ((conv, params), (dense, flat))
+        backend.to_numpy(layer.forward(p, {}, x)[0])
+        for layer, p in ((conv, params), (dense, flat))
     )
     np.testing.assert_allclose(result, expected, rtol=0, atol=8 * epsilon)
 
@@ -108,10 +122,15 @@ def test_a_transposed_convolution_goes_forward_as_a_convolution_goes_back(
     backend, draw, widest, epsilon, padding
 ):
     options = {"stride": (2, 3), "padding": padding, "groups": 2, "bias": False}
-    conv, back = nn.Conv2D(4, (3, 2), **options), nn.ConvTranspose2D(2, (3, 2), **options)
+    conv, back = (
+        nn.Conv2D(4, (3, 2), **options),
+        nn.ConvTranspose2D(2, (3, 2), **options),
+    )
     params, shape = initialized(backend, back, (3, 2, 4), widest)
     x, dy = backend.asarray((draw(2, *shape), draw(2, 3, 2, 4)))
-    assert params["weight"].shape == initialized(backend, conv, shape)[0]["weight"].shape
+    assert (
+        params["weight"].shape == initialized(backend, conv, shape)[0]["weight"].shape
+    )
     y, _, cache = conv.forward(params, {}, x)
     assert y.shape == dy.shape
     dx, _ = conv.backward(params, cache, dy)
@@ -195,14 +214,20 @@ def test_what_makes_no_sense_is_refused_when_it_is_said(arguments, error, messag
 SHAPES = [  # layer, shape of one example, complaint
     (nn.Conv2D(4, 3), (5, 5), r"Conv2D takes 4 axes, \(batch, \*space"),
     (nn.Conv1D(4, 3, groups=2), (5, 3), "channels that 2 groups divide, got 3"),
-    (nn.Conv2D(4, 3), (5, 2, 1), r"over \(3, 3\) do not fit \(5, 2\) padded by \(\(0, 0\)"),
+    (
+        nn.Conv2D(4, 3),
+        (5, 2, 1),
+        r"over \(3, 3\) do not fit \(5, 2\) padded by \(\(0, 0\)",
+    ),
     (nn.Conv1D(4, 3, dilation=3, padding=1), (4, 1), r"over \(7,\) do not fit \(4,\)"),
     (nn.ConvTranspose1D(4, 3, padding=2), (2, 1), r"leaves nothing of \(2,\): \(0,\)"),
 ]
 
 
 @pytest.mark.parametrize(("layer", "shape", "complaint"), SHAPES, ids=str)
-def test_examples_of_a_shape_that_does_not_fit_are_refused(backend, layer, shape, complaint):
+def test_examples_of_a_shape_that_does_not_fit_are_refused(
+    backend, layer, shape, complaint
+):
     with pytest.raises(ValueError, match=complaint):
         initialized(backend, layer, shape)
 
@@ -226,6 +251,8 @@ def test_forward_refuses_what_it_was_not_made_for(backend, kind):
 
 def test_what_is_said_in_short_or_at_length_is_equal():
     short = nn.Conv2D(4, 3, padding=1)
-    assert short == nn.Conv2D(4, [3, 3], stride=(1, 1), padding=[[1, 1], 1], dilation=[1, 1])
+    assert short == nn.Conv2D(
+        4, [3, 3], stride=(1, 1), padding=[[1, 1], 1], dilation=[1, 1]
+    )
     assert hash(short) == hash(nn.Conv2D(4, (3, 3), padding=((1, 1), (1, 1))))
     assert short.padding == ((1, 1), (1, 1))

@@ -23,8 +23,14 @@ HOST = nn.backend("numpy").xp
 
 
 def drawn(layer, shape, rows, dtype="float32"):
-    params, state, _ = layer.init(nn.random.key(0, xp=HOST), shape, getattr(HOST, dtype))
-    return params, state, tree_map(np.array, _like_input(layer.input_kinds, shape, dtype, rows))
+    params, state, _ = layer.init(
+        nn.random.key(0, xp=HOST), shape, getattr(HOST, dtype)
+    )
+    return (
+        params,
+        state,
+        tree_map(np.array, _like_input(layer.input_kinds, shape, dtype, rows)),
+    )
 
 
 def counted(layer, shape, rows):
@@ -52,8 +58,10 @@ def lstm(batch, time, fan_in, width):
     steps, z = batch * time, 4 * width
     products = 2 * fan_in * z + 2 * width * z
     gates = 2 * z + 3 * z + 4 * z  # z + b + h R; |a|, -|a|, exp; a ≥ 0, max, 1 + e, /
-    state = 6 * width  # tanh g, its product with i, that of c with f, their sum, tanh c, o tanh c
-    slopes = 3 * z + 9 * width + 9 * width  # σ'; those of z, tanh' for g; tanh' of c with o
+    # tanh g, its product with i, that of c with f, their sum, tanh c, o tanh c
+    state = 6 * width
+    # σ'; those of z, tanh' for g; tanh' of c with o
+    slopes = 3 * z + 9 * width + 9 * width
     back = 8 * width + z  # sums and products of dh and dc; and the sum to db
     return (
         steps * (products + gates + state + slopes),
@@ -96,7 +104,9 @@ BY_HAND = [  # layer, shape, rows, operations forward and backward
 
 
 @pytest.mark.parametrize(
-    ("layer", "shape", "rows", "expected"), BY_HAND, ids=[f"{r[0]} {r[1]}" for r in BY_HAND]
+    ("layer", "shape", "rows", "expected"),
+    BY_HAND,
+    ids=[f"{r[0]} {r[1]}" for r in BY_HAND],
 )
 def test_operations_are_those_counted_by_hand(layer, shape, rows, expected):
     assert counted(layer, shape, rows) == expected
@@ -106,7 +116,9 @@ def test_operations_are_those_counted_by_hand(layer, shape, rows, expected):
 @pytest.mark.parametrize("specimen", LAYERS + LOSSES, ids=lambda one: one.name)
 def test_shapes_and_dtypes_are_those_of_numpy(specimen, dtype):
     layer = specimen.layer
-    params, state, _ = layer.init(nn.random.key(0, xp=HOST), specimen.shape, getattr(HOST, dtype))
+    params, state, _ = layer.init(
+        nn.random.key(0, xp=HOST), specimen.shape, getattr(HOST, dtype)
+    )
     x = inputs(specimen, np.random.default_rng(0), 3, dtype)
 
     def run(params, state, x, dy):
@@ -115,14 +127,23 @@ def test_shapes_and_dtypes_are_those_of_numpy(specimen, dtype):
         return y, after, dx, grads
 
     dy = tree_map(np.asarray, layer.forward(params, state, x)[0])
-    report = [(name, tuple(a.shape), a.dtype) for name, a in told_by(run, params, state, x, dy)]
+    report = [
+        (name, tuple(a.shape), a.dtype)
+        for name, a in told_by(run, params, state, x, dy)
+    ]
     result = named_leaves(run(params, state, x, dy))
-    assert report == [(name, np.shape(a), a.dtype) for name, a in result if a is not None]
+    assert report == [
+        (name, np.shape(a), a.dtype) for name, a in result if a is not None
+    ]
 
 
 def told_by(run, *trees):
     with CostCounter():
-        return [pair for pair in named_leaves(run(*blanks_like(trees))) if pair[1] is not None]
+        return [
+            pair
+            for pair in named_leaves(run(*blanks_like(trees)))
+            if pair[1] is not None
+        ]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda one: type(one).__name__)
@@ -131,7 +152,9 @@ def test_optimizers_can_be_counted(optimizer):
     moments = optimizer.init(params)
     report = told_by(optimizer.update, params, params, moments)
     result = named_leaves(optimizer.update(params, params, moments))
-    assert [(n, a.shape, a.dtype) for n, a in report] == [(n, a.shape, a.dtype) for n, a in result]
+    assert [(n, a.shape, a.dtype) for n, a in report] == [
+        (n, a.shape, a.dtype) for n, a in result
+    ]
 
 
 def shifted(a):
@@ -210,7 +233,9 @@ def test_a_layer_holds_what_is_predicted(layer, shape):
 
     arguments = params, state, x, dy
     held = sum(leaf.nbytes for leaf in leaves(arguments))
-    assert peak_of(run, *arguments) - held == pytest.approx(held_by_numpy(run, *arguments), rel=0.1)
+    assert peak_of(run, *arguments) - held == pytest.approx(
+        held_by_numpy(run, *arguments), rel=0.1
+    )
 
 
 def test_what_is_given_back_is_no_longer_alive():
@@ -264,7 +289,9 @@ def table():
     """Model: megabytes predicted and measured."""
     command = [sys.executable, "-m", "benchmarks.memory"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = re.findall(r"^ +(\S.*?) +([\d.]+) +([\d.]+) +[-+][\d.]+$", done.stdout, re.MULTILINE)
+    lines = re.findall(
+        r"^ +(\S.*?) +([\d.]+) +([\d.]+) +[-+][\d.]+$", done.stdout, re.MULTILINE
+    )
     return {name: (float(report), float(result)) for name, report, result in lines}
 
 
@@ -283,7 +310,9 @@ def test_targets_are_class_numbers_or_like_y():
             raise ValueError("these are no class numbers")
         return nn.mean_squared_error(y, target)
 
-    trainer = nn.Trainer(nn.Dense(2), loss, nn.SGD(0.1), backend="numpy", shape=(5, 3), metrics={})
+    trainer = nn.Trainer(
+        nn.Dense(2), loss, nn.SGD(0.1), backend="numpy", shape=(5, 3), metrics={}
+    )
     assert trainer.summary(7).bytes_of_training > 7 * 5 * 3 * 4
     assert seen == [((7, 5), "int32"), ((7, 5, 2), "float32")]
 
@@ -293,7 +322,9 @@ def test_a_loss_of_an_unknown_kind_is_not_predicted():
         def __call__(self, y, target):
             raise RuntimeError("no target will do")
 
-    trainer = nn.Trainer(nn.Dense(2), Odd(), nn.SGD(0.1), backend="numpy", shape=(3,), metrics={})
+    trainer = nn.Trainer(
+        nn.Dense(2), Odd(), nn.SGD(0.1), backend="numpy", shape=(3,), metrics={}
+    )
     summary = trainer.summary()
     assert summary.bytes_of_training is None
     assert "peak memory" not in str(summary)

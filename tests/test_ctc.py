@@ -59,7 +59,8 @@ def padded(rows, filler=0):
     }
 
 
-ROWS = [  # times, labels: with and without repetition, as long as can be, and none at all
+# times, labels: with and without repetition, as long as can be, and none at all
+ROWS = [
     (5, (1, 2)),
     (5, (1, 1)),
     (5, (1, 2, 1)),
@@ -75,7 +76,9 @@ ROWS = [  # times, labels: with and without repetition, as long as can be, and n
 def batch(draw, rows=ROWS, blank=0, filler=1):
     """Logits, and a target with all lengths; of one shape, to be compiled once."""
     swap = {0: blank, blank: 0}
-    target = padded([tuple(swap.get(k, k) for k in labels) for _, labels in rows], filler)
+    target = padded(
+        [tuple(swap.get(k, k) for k in labels) for _, labels in rows], filler
+    )
     times = np.asarray([time for time, _ in rows], np.int32)
     return draw(len(rows), 5, 3), {**target, "input_lengths": times}
 
@@ -104,7 +107,10 @@ def test_all_there_is_to_spell_has_a_probability_of_1(backend, draw, epsilon):
 
 def test_labels_alone_are_all_meant_at_all_times(backend, draw):
     y, labels = draw(2, 4, 3), np.asarray([[1, 2], [2, 2]], np.int32)
-    lengths = {"label_lengths": np.full(2, 2, np.int32), "input_lengths": np.full(2, 4, np.int32)}
+    lengths = {
+        "label_lengths": np.full(2, 2, np.int32),
+        "input_lengths": np.full(2, 4, np.int32),
+    }
     alone = run(backend, y, labels)
     for target in ({"labels": labels}, {"labels": labels, **lengths}):
         for a, b in zip(run(backend, y, target), alone, strict=True):
@@ -125,7 +131,9 @@ def test_what_is_behind_the_ends_may_be_anything(backend, draw):
 IMPOSSIBLE = [(2, (1, 2, 1)), (2, (1, 1)), (1, (2, 1)), (0, (1,)), (4, (1, 1, 1))]
 
 
-@pytest.mark.parametrize(("infinite", "cost"), [({}, math.inf), ({"zero_infinity": True}, 0)])
+@pytest.mark.parametrize(
+    ("infinite", "cost"), [({}, math.inf), ({"zero_infinity": True}, 0)]
+)
 def test_what_no_path_can_spell_costs_infinitely_much_and_has_no_slope(
     backend, draw, infinite, cost
 ):
@@ -222,12 +230,42 @@ def ints(*shape):
 
 
 REFUSED = [  # y, target, options, error, message
-    (zeros(2, 3), ints(2, 1), {}, ValueError, r"logits \(batch, time, classes\), got \(2, 3\)"),
+    (
+        zeros(2, 3),
+        ints(2, 1),
+        {},
+        ValueError,
+        r"logits \(batch, time, classes\), got \(2, 3\)",
+    ),
     (zeros(2, 0, 3), ints(2, 1), {}, ValueError, r"classes\), got \(2, 0, 3\)"),
-    (zeros(2, 4, 3), ints(3, 1), {}, ValueError, r"labels \(3, 1\) for logits \(2, 4, 3\)"),
-    (zeros(2, 4, 3), ints(2), {}, ValueError, r"expected labels \(batch, length\), got \(2,\)"),
-    (zeros(2, 4, 3), zeros(2, 1), {}, TypeError, "expected integer labels, got .*float32"),
-    (zeros(2, 4, 3), {"label": ints(2, 1)}, {}, ValueError, r"lengths, got \['label'\]"),
+    (
+        zeros(2, 4, 3),
+        ints(3, 1),
+        {},
+        ValueError,
+        r"labels \(3, 1\) for logits \(2, 4, 3\)",
+    ),
+    (
+        zeros(2, 4, 3),
+        ints(2),
+        {},
+        ValueError,
+        r"expected labels \(batch, length\), got \(2,\)",
+    ),
+    (
+        zeros(2, 4, 3),
+        zeros(2, 1),
+        {},
+        TypeError,
+        "expected integer labels, got .*float32",
+    ),
+    (
+        zeros(2, 4, 3),
+        {"label": ints(2, 1)},
+        {},
+        ValueError,
+        r"lengths, got \['label'\]",
+    ),
     (
         zeros(2, 4, 3),
         {"labels": ints(2, 1), "label_lengths": ints(3)},
@@ -242,8 +280,20 @@ REFUSED = [  # y, target, options, error, message
         TypeError,
         "expected integer input_lengths, got .*float32",
     ),
-    (zeros(2, 4, 3), ints(2, 1), {"blank": 3}, ValueError, "blank below 3 classes, got 3"),
-    (zeros(0, 4, 3), ints(0, 1), {}, ValueError, r"examples, got losses of shape \(0,\)"),
+    (
+        zeros(2, 4, 3),
+        ints(2, 1),
+        {"blank": 3},
+        ValueError,
+        "blank below 3 classes, got 3",
+    ),
+    (
+        zeros(0, 4, 3),
+        ints(0, 1),
+        {},
+        ValueError,
+        r"examples, got losses of shape \(0,\)",
+    ),
 ]
 
 
@@ -254,20 +304,38 @@ def test_what_does_not_fit_is_refused(backend, y, target, options, error, messag
 
 
 CHECKED = [  # target, options, message
-    ([[1, 0]], {}, r"from 0 to 3 and none of them the blank, 0, but label\[0, 1\] is 0"),
+    (
+        [[1, 0]],
+        {},
+        r"from 0 to 3 and none of them the blank, 0, but label\[0, 1\] is 0",
+    ),
     ([[1, 4]], {}, r"label\[0, 1\] is 4"),
     ([[1, -1]], {}, r"label\[0, 1\] is -1"),
     ([[1, 3]], {"blank": 3}, r"the blank, 3, but label\[0, 1\] is 3"),
-    ({"labels": [[1, 2]], "label_lengths": [3]}, {}, r"label_lengths from 0 to 2, but \[0\] is 3"),
-    ({"labels": [[1, 2]], "label_lengths": [-1]}, {}, r"label_lengths from 0 to 2, but \[0\] is"),
-    ({"labels": [[1, 2]], "input_lengths": [6]}, {}, r"input_lengths from 0 to 5, but \[0\] is 6"),
+    (
+        {"labels": [[1, 2]], "label_lengths": [3]},
+        {},
+        r"label_lengths from 0 to 2, but \[0\] is 3",
+    ),
+    (
+        {"labels": [[1, 2]], "label_lengths": [-1]},
+        {},
+        r"label_lengths from 0 to 2, but \[0\] is",
+    ),
+    (
+        {"labels": [[1, 2]], "input_lengths": [6]},
+        {},
+        r"input_lengths from 0 to 5, but \[0\] is 6",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("target", "options", "message"), CHECKED)
 def test_a_check_on_the_host_refuses_what_jit_would_hide(target, options, message):
     check = check_of(functools.partial(ctc, **options))
-    target = nn.trees.tree_map(np.asarray, target) if isinstance(target, dict) else target
+    target = (
+        nn.trees.tree_map(np.asarray, target) if isinstance(target, dict) else target
+    )
     target = target if isinstance(target, dict) else np.asarray(target)
     with pytest.raises(ValueError, match=message):
         check(target, (5, 4))
@@ -275,7 +343,9 @@ def test_a_check_on_the_host_refuses_what_jit_would_hide(target, options, messag
 
 def test_a_check_lets_every_good_target_pass():
     check = check_of(ctc)
-    check({**padded([(1, 2), (3,), ()]), "input_lengths": np.asarray([5, 0, 2])}, (5, 4))
+    check(
+        {**padded([(1, 2), (3,), ()]), "input_lengths": np.asarray([5, 0, 2])}, (5, 4)
+    )
     check(np.asarray([[3, 3]]), (5, 4))
     check_of(functools.partial(ctc, blank=3))(np.asarray([[0, 1]]), (5, 4))
 
@@ -283,7 +353,9 @@ def test_a_check_lets_every_good_target_pass():
 @pytest.mark.parametrize("blank", [0, 4])
 def test_pytorch_computes_the_same(backend, draw, epsilon, blank):
     """With unequal lengths and repeated labels; PyTorch's in float64."""
-    torch = pytest.importorskip("torch", reason="PyTorch, the oracle, is not installed here")
+    torch = pytest.importorskip(
+        "torch", reason="PyTorch, the oracle, is not installed here"
+    )
     generator = np.random.default_rng(1)
     y = draw(8, 12, 5)
     labels = generator.integers(0, 4, (8, 5)) + (blank == 0)

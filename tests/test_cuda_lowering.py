@@ -16,7 +16,9 @@ jax = pytest.importorskip("jax", reason="JAX is not installed")
 
 STEPS = {  # name: (model, shape of one example, loss, optimizer)
     "mlp": (
-        nn.Sequential(nn.Dense(8), nn.BatchNorm(), nn.GELU(), nn.Dropout(0.5), nn.Dense(3)),
+        nn.Sequential(
+            nn.Dense(8), nn.BatchNorm(), nn.GELU(), nn.Dropout(0.5), nn.Dense(3)
+        ),
         (4,),
         nn.softmax_cross_entropy,
         nn.ClipByGlobalNorm(nn.AdamW(nn.schedules.Cosine(1e-2, steps=20, warmup=2))),

@@ -71,7 +71,10 @@ WORKLOADS = {  # name: (model, shape of one example, loss, optimizer)
         (4,),
         nn.mean_squared_error,
         nn.SGD(
-            nn.schedules.StepDecay(0.1, every=2), momentum=0.9, nesterov=True, weight_decay=1e-3
+            nn.schedules.StepDecay(0.1, every=2),
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=1e-3,
         ),
     ),
     "choices": (
@@ -150,7 +153,9 @@ def nodes(kind):
 
 
 def names_used():
-    return {name for _, node in nodes(ast.Attribute) if (name := name_in_namespace(node))}
+    return {
+        name for _, node in nodes(ast.Attribute) if (name := name_in_namespace(node))
+    }
 
 
 def test_a_namespace_is_called_xp():
@@ -194,7 +199,9 @@ def assert_binds(cupy, name, args, kwargs):
     function = attrgetter(name)(xp)
     if isinstance(function, cupy.ufunc):
         if kwargs or len(args) != function.nin:
-            raise TypeError(f"{name} takes {function.nin} arrays, got {len(args)} and {kwargs}")
+            raise TypeError(
+                f"{name} takes {function.nin} arrays, got {len(args)} and {kwargs}"
+            )
         return
     bound = inspect.signature(function).bind(*args, **kwargs)
     passed_on = bound.arguments.get("kwargs")
@@ -225,9 +232,13 @@ def test_every_call_in_the_source_fits_cupys_signatures(cupy):
         if name is None or spread or any(word.arg is None for word in node.keywords):
             continue
         try:
-            assert_binds(cupy, name, node.args, {word.arg: word.value for word in node.keywords})
+            assert_binds(
+                cupy, name, node.args, {word.arg: word.value for word in node.keywords}
+            )
         except TypeError as error:
-            raise AssertionError(f"{place}: CuPy refuses {ast.unparse(node)}: {error}") from error
+            raise AssertionError(
+                f"{place}: CuPy refuses {ast.unparse(node)}: {error}"
+            ) from error
         seen += 1
     assert seen > 100
 
@@ -251,8 +262,12 @@ class Recorder:
 def standard_only():
     """NumPy without the native versions that its adapter brings."""
     kinds = (np.ndarray, np.generic, np.bool_, bool)
-    dispatched = [f for m in (ops, random) for f in vars(m).values() if hasattr(f, "dispatch")]
-    native = {(f, k): f.dispatch(k) for f in dispatched for k in kinds if k in f.registry}
+    dispatched = [
+        f for m in (ops, random) for f in vars(m).values() if hasattr(f, "dispatch")
+    ]
+    native = {
+        (f, k): f.dispatch(k) for f in dispatched for k in kinds if k in f.registry
+    }
     for function, kind in native:
         function.register(kind, function.dispatch(object))
     try:
@@ -282,7 +297,10 @@ def recorded(monkeypatch):
 
 def compute(case, arrays):
     """A case while training and while predicting."""
-    return {mode: run(case.layer, arrays, train=mode == "train") for mode in ("train", "predict")}
+    return {
+        mode: run(case.layer, arrays, train=mode == "train")
+        for mode in ("train", "predict")
+    }
 
 
 def use_what_no_case_does(xp):
@@ -307,7 +325,9 @@ def test_every_recorded_call_fits_cupys_signatures(cupy, recorded):
 
 
 def test_every_array_function_that_we_use_was_recorded(recorded):
-    functions = {n for n in names_used() if not isinstance(getattr(numpy_namespace, n), type)}
+    functions = {
+        n for n in names_used() if not isinstance(getattr(numpy_namespace, n), type)
+    }
     missing = functions - {name for name, _, _ in recorded}
     assert not missing, f"let the fixture `recorded` call what uses {sorted(missing)}"
 
@@ -342,7 +362,9 @@ class Device:
     waited = []  # noqa: RUF012
 
     def __init__(self, device=None):
-        self.id = Device.entered[-1] if device is None else getattr(device, "id", device)
+        self.id = (
+            Device.entered[-1] if device is None else getattr(device, "id", device)
+        )
 
     def __enter__(self):
         Device.entered.append(self.id)
@@ -369,7 +391,9 @@ def on_current_device(function, *args, **kwargs):
     def lowered(value):
         if isinstance(value, CupyArray):
             if value.device != here:
-                raise ValueError(f"array on device {value.device.id}, current device {here.id}")
+                raise ValueError(
+                    f"array on device {value.device.id}, current device {here.id}"
+                )
             return value._host
         if isinstance(value, np.ndarray):
             raise TypeError(f"Unsupported type {type(value)}")
@@ -379,7 +403,11 @@ def on_current_device(function, *args, **kwargs):
 
     words = {word: lowered(value) for word, value in kwargs.items()}
     result = function(*lowered(args), **words)
-    return CupyArray(result, here) if isinstance(result, np.ndarray | np.generic) else result
+    return (
+        CupyArray(result, here)
+        if isinstance(result, np.ndarray | np.generic)
+        else result
+    )
 
 
 class CupyArray(np.lib.mixins.NDArrayOperatorsMixin):
@@ -420,7 +448,9 @@ class CupyNamespace:
         known = getattr(numpy_namespace, name)
         if isinstance(known, type) or not callable(known):
             return known
-        return lambda *args, device=None, **words: on_current_device(known, *args, **words)
+        return lambda *args, device=None, **words: on_current_device(
+            known, *args, **words
+        )
 
     def asarray(self, data, /, *, dtype=None, device=None):
         with Device(device):
@@ -442,7 +472,8 @@ class Products:
         self.types[np.dtype(dtype)] = compute_type
 
 
-NAMESPACE = CupyNamespace()  # one for all: namespaces are cached by the type of the array
+# one for all: namespaces are cached by the type of the array
+NAMESPACE = CupyNamespace()
 CUPY = SimpleNamespace(
     _core=SimpleNamespace(_routines_linalg=Products()),
     __version__="0",
@@ -485,7 +516,10 @@ def stand_in(monkeypatch):
     adapter = module_from_spec(spec)
     # registers itself for CupyArray, a type that no array outside this file has
     spec.loader.exec_module(adapter)
-    return [Backend("cupy", name, device, adapter) for name, device in adapter.devices().items()]
+    return [
+        Backend("cupy", name, device, adapter)
+        for name, device in adapter.devices().items()
+    ]
 
 
 loudly = pytest.mark.filterwarnings("default:NO GPU CODE RAN")
@@ -501,8 +535,14 @@ def test_the_adapter_names_each_gpu_by_its_number(stand_in):
 def test_the_adapter_moves_arrays_to_the_chosen_gpu_and_back(stand_in):
     rows = np.arange(6, dtype=np.float32).reshape(2, 3)
     for number, backend in enumerate(stand_in):
-        for host, array in zip((rows, rows.T), backend.asarray((rows, rows.T)), strict=True):
-            assert (array.device.id, array.dtype, array.shape) == (number, host.dtype, host.shape)
+        for host, array in zip(
+            (rows, rows.T), backend.asarray((rows, rows.T)), strict=True
+        ):
+            assert (array.device.id, array.dtype, array.shape) == (
+                number,
+                host.dtype,
+                host.shape,
+            )
             assert not np.shares_memory(array._host, host)
             np.testing.assert_array_equal(backend.to_numpy(array), host)
     assert Device().id == 0
@@ -551,7 +591,9 @@ def test_the_adapter_brings_its_own_erf_and_scatter_add(stand_in):
 
 
 @loudly
-def test_the_adapter_sets_the_compute_type_for_as_long_as_a_call_takes(stand_in, monkeypatch):
+def test_the_adapter_sets_the_compute_type_for_as_long_as_a_call_takes(
+    stand_in, monkeypatch
+):
     products = CUPY._core._routines_linalg
     before = dict(products.types)
 
@@ -582,7 +624,9 @@ def test_an_older_gpu_has_no_tensorfloat(stand_in, monkeypatch):
 
 
 @loudly
-def test_the_adapter_adds_nothing_in_memory_if_it_has_to_be_deterministic(stand_in, monkeypatch):
+def test_the_adapter_adds_nothing_in_memory_if_it_has_to_be_deterministic(
+    stand_in, monkeypatch
+):
     def atomic(*_):
         raise AssertionError("in whatever order threads get there")
 
@@ -611,11 +655,18 @@ def test_the_compute_type_of_the_real_cupy_is_set_and_comes_back(cupy):
     try:
         for precision in ("strict", "fast"):
             with policy(Nowhere(), precision, True):
-                assert products.get_compute_type(np.float32) == products.COMPUTE_TYPE_DEFAULT
-            assert products.get_compute_type(np.float32) == products.COMPUTE_TYPE_PEDANTIC
+                assert (
+                    products.get_compute_type(np.float32)
+                    == products.COMPUTE_TYPE_DEFAULT
+                )
+            assert (
+                products.get_compute_type(np.float32) == products.COMPUTE_TYPE_PEDANTIC
+            )
     finally:
         products.set_compute_type(np.float32, before)
-    assert products.compute_type_to_str(products.COMPUTE_TYPE_TF32) == "COMPUTE_TYPE_TF32"
+    assert (
+        products.compute_type_to_str(products.COMPUTE_TYPE_TF32) == "COMPUTE_TYPE_TF32"
+    )
 
 
 @loudly
@@ -653,11 +704,17 @@ def test_a_trainer_runs_on_either_gpu(stand_in):
         trainer.fit(x, target, batch_size=4, verbose=0)
         assert all(leaf.device == backend.device for leaf in leaves(trainer.params))
         trainer.evaluate(x, target, batch_size=4)
-        assert trainer.predict(backend.asarray(x), batch_size=4).device == backend.device
+        assert (
+            trainer.predict(backend.asarray(x), batch_size=4).device == backend.device
+        )
 
 
 def test_the_stand_in_has_nothing_that_cupys_arrays_lack(cupy):
-    names = {*vars(CupyArray), *vars(CupyArray(0, None))} - {"_host", "__dict__", "__weakref__"}
+    names = {*vars(CupyArray), *vars(CupyArray(0, None))} - {
+        "_host",
+        "__dict__",
+        "__weakref__",
+    }
     assert {"shape", "dtype", "__getitem__"} <= names
     assert names <= set(dir(cupy.ndarray))
 
@@ -710,7 +767,11 @@ def test_the_driver_is_asked_for_devices(monkeypatch, init, counted, devices):
 
 @pytest.mark.parametrize(
     ("required", "outcome"),
-    [("", pytest.skip.Exception), ("0", pytest.skip.Exception), ("1", pytest.fail.Exception)],
+    [
+        ("", pytest.skip.Exception),
+        ("0", pytest.skip.Exception),
+        ("1", pytest.fail.Exception),
+    ],
 )
 def test_a_required_gpu_that_is_missing_is_a_failure(monkeypatch, required, outcome):
     monkeypatch.setenv("REQUIRE_GPU", required)
@@ -731,7 +792,9 @@ def test_a_gpu_trains_like_numpy(gpu, workload, dtype):
 
 @each_case
 def test_a_gpu_computes_each_case_like_numpy(gpu, case):
-    result = gpu.to_numpy(gpu.jit(partial(compute, case))(gpu.asarray(arrays_for(case))))
+    result = gpu.to_numpy(
+        gpu.jit(partial(compute, case))(gpu.asarray(arrays_for(case)))
+    )
     for (name, leaf), wanted in zip(
         named_leaves(result), leaves(compute(case, arrays_for(case))), strict=True
     ):
@@ -763,7 +826,9 @@ def test_a_gpu_draws_the_words_that_numpy_draws(gpu):
 def test_a_gpu_finds_the_largest_among_infinities(gpu):
     """CuPy 13 did not; a mask of -inf before a softmax needs it."""
     inf = math.inf
-    x = np.array([[-inf, 1.0, -inf], [-inf, -inf, 2.0], [inf, 0.0, -inf], [-inf, -inf, -inf]])
+    x = np.array(
+        [[-inf, 1.0, -inf], [-inf, -inf, 2.0], [inf, 0.0, -inf], [-inf, -inf, -inf]]
+    )
     for axis in (0, 1):
         for name in ("max", "min", "argmax"):
             result = gpu.to_numpy(getattr(gpu.xp, name)(gpu.asarray(x), axis=axis))
@@ -805,7 +870,8 @@ def test_a_deterministic_gpu_gives_the_same_bits_again(gpu):
     assert set(others) == {first}
     for workload in WORKLOADS:
         first, second = (
-            [leaf.tobytes() for leaf in train(workload, certain, steps=20)] for _ in range(2)
+            [leaf.tobytes() for leaf in train(workload, certain, steps=20)]
+            for _ in range(2)
         )
         assert first == second
 

@@ -37,7 +37,9 @@ def test_a_short_batch_is_filled_up_with_its_last_example():
         ({"a": [1, 2], "b": (np.zeros(2),)}, {"a": False, "b": (True,)}),
     ],
 )
-def test_a_tuple_of_numbers_is_one_array_and_a_tuple_of_arrays_is_a_tree(backend, given, chosen):
+def test_a_tuple_of_numbers_is_one_array_and_a_tuple_of_arrays_is_a_tree(
+    backend, given, chosen
+):
     assert inputs.fetch("x", given, backend)[1] == chosen
 
 
@@ -46,7 +48,9 @@ def test_arrays_of_the_backend_are_fetched_from_trees_too(backend):
     result, chosen = inputs.fetch("x", moved, backend)
     assert isinstance(result["a"], np.ndarray)
     assert chosen == {"a": True}
-    with pytest.raises(TypeError, match=r"expected x\.b\.1 as a NumPy array.* got builtins.str"):
+    with pytest.raises(
+        TypeError, match=r"expected x\.b\.1 as a NumPy array.* got builtins.str"
+    ):
         inputs.fetch("x", {"b": (np.zeros(2), "two")}, backend)
 
 
@@ -57,14 +61,18 @@ def test_a_file_is_looked_at_in_pieces_that_fit(tmp_path, monkeypatch):
     result = list(inputs.chunks({"a": mapped, "b": np.zeros(30, "int32")}))
     assert all(sum(leaf.nbytes for leaf in part.values()) <= 100 for _, part in result)
     assert [start for start, _ in result] == list(range(0, 30, 8))
-    np.testing.assert_array_equal(np.concatenate([part["a"] for _, part in result]), mapped)
+    np.testing.assert_array_equal(
+        np.concatenate([part["a"] for _, part in result]), mapped
+    )
 
 
 def test_numbers_of_a_file_are_converted_in_batches_only(tmp_path):
     np.save(tmp_path / "a.npy", np.arange(6, dtype=">i8"))
     np.save(tmp_path / "b.npy", np.arange(6, dtype=">f4"))
     a, b = (np.load(tmp_path / name, mmap_mode="r") for name in ("a.npy", "b.npy"))
-    assert inputs.converted("x", {"a": a, "b": b}, {"a": True, "b": True}, "float32") == {
+    assert inputs.converted(
+        "x", {"a": a, "b": b}, {"a": True, "b": True}, "float32"
+    ) == {
         "a": a,
         "b": b,
     }
@@ -83,18 +91,26 @@ def test_a_shape_survives_json(shape):
 
 @pytest.mark.parametrize("length", [4.0, -1, "4", None, True])
 def test_a_shape_is_made_of_integers(length):
-    with pytest.raises(ValueError, match=f"length of a shape to be an integer .* got {length!r}"):
+    with pytest.raises(
+        ValueError, match=f"length of a shape to be an integer .* got {length!r}"
+    ):
         inputs.as_shape({"a": (3, length)})
 
 
 @pytest.mark.parametrize(
     ("given", "kind", "said"),
     [
-        (np.ma.masked_array(np.ones(3), [0, 1, 0]), TypeError, r"x\.a without a mask, which would"),
+        (
+            np.ma.masked_array(np.ones(3), [0, 1, 0]),
+            TypeError,
+            r"x\.a without a mask, which would",
+        ),
         ([[1, 2], [3]], ValueError, r"expected x\.a as lists of equal lengths"),
     ],
 )
-def test_what_would_lose_something_or_is_no_array_is_refused(backend, given, kind, said):
+def test_what_would_lose_something_or_is_no_array_is_refused(
+    backend, given, kind, said
+):
     with pytest.raises(kind, match=said):
         inputs.fetch("x", {"a": given}, backend)
 
@@ -127,7 +143,10 @@ def test_an_error_comes_where_its_item_would_have_come(count):
         raise OSError("gone")
 
     result = []
-    with pytest.raises(OSError, match="gone"), batches.prefetched(made(), count) as items:
+    with (
+        pytest.raises(OSError, match="gone"),
+        batches.prefetched(made(), count) as items,
+    ):
         result.extend(items)
     assert result == [0, 1, 2]
     assert_no_thread_is_left()
@@ -172,7 +191,9 @@ def test_whatever_ends_the_use_ends_the_making(error):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 1 / 3, 0.5, 0.77])
-@pytest.mark.parametrize("labels", [[0, 1, 2] * 30, [0] * 80 + [1] * 9 + [2] * 2, ["b", "a"] * 7])
+@pytest.mark.parametrize(
+    "labels", [[0, 1, 2] * 30, [0] * 80 + [1] * 9 + [2] * 2, ["b", "a"] * 7]
+)
 def test_a_stratified_split_keeps_the_share_of_each_class(labels, share):
     labels = np.asarray(labels)
     rest, chosen = nn.stratified_split(labels, share)
@@ -185,7 +206,9 @@ def test_a_stratified_split_keeps_the_share_of_each_class(labels, share):
 
 def test_a_stratified_split_is_random_and_fixed_by_its_seed():
     labels = np.repeat([0, 1], 50)
-    first, again, other = (nn.stratified_split(labels, 0.2, seed=seed)[1] for seed in (0, 0, 1))
+    first, again, other = (
+        nn.stratified_split(labels, 0.2, seed=seed)[1] for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(first, again)
     assert set(first) != set(other)
     assert list(first) != sorted(first)
@@ -216,7 +239,9 @@ def test_weights_of_classes_make_them_count_alike():
     np.testing.assert_allclose(sums[[0, 1, 3]], 8 / 3, rtol=1e-6)
     assert nn.class_weights(labels, dtype="float64").dtype == np.float64
     sklearn = pytest.importorskip("sklearn.utils.class_weight", reason="the oracle")
-    theirs = sklearn.compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
+    theirs = sklearn.compute_class_weight(
+        "balanced", classes=np.array([0, 1, 3]), y=labels
+    )
     np.testing.assert_allclose(weights[[0, 1, 3]], theirs, rtol=1e-6)
 
 

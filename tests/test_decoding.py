@@ -33,13 +33,19 @@ MODELS = {  # layer, shape of one example
     ),
     "learned positions": (nn.PositionEmbedding(7), (6, 3)),
     "sinusoids": (nn.SinusoidalPositions(), (6, 4)),
-    "a block with a source": (TRANSLATOR, {**WITH_SOURCE, "mask": (6,), "source_mask": (5,)}),
+    "a block with a source": (
+        TRANSLATOR,
+        {**WITH_SOURCE, "mask": (6,), "source_mask": (5,)},
+    ),
     "frozen": (nn.Freeze(nn.TransformerBlock(CAUSAL, hidden=6)), (6, 4)),
     "of what is embedded": (nn.Sequential(nn.Embedding(9, 4), nn.GRU(3)), (6,)),
     "around it": (nn.Residual(nn.LayerNorm(), CAUSAL, nn.Dense(4)), (6, 4)),
     "repeated": (nn.Repeat(nn.TransformerBlock(CAUSAL, hidden=6), 2), (6, 4)),
     "a language model": (LANGUAGE, (6,)),
-    "nothing but positions": (nn.Sequential(nn.Dense(3), nn.GELU(), nn.Softmax()), (6, 4)),
+    "nothing but positions": (
+        nn.Sequential(nn.Dense(3), nn.GELU(), nn.Softmax()),
+        (6, 4),
+    ),
 }
 each_model = pytest.mark.parametrize(("layer", "shape"), MODELS.values(), ids=MODELS)
 
@@ -47,12 +53,19 @@ each_model = pytest.mark.parametrize(("layer", "shape"), MODELS.values(), ids=MO
 def numbers(layer, shape, dtype):
     """Parameters, state and x of 3 examples on the host; masks with all kinds of rows."""
     generator = np.random.default_rng(0)
-    params, state, _ = layer.init(nn.random.key(0, xp=HOST), shape, getattr(HOST, dtype))
-    params = tree_map(lambda p: (p + generator.uniform(-0.5, 0.5, p.shape)).astype(dtype), params)
+    params, state, _ = layer.init(
+        nn.random.key(0, xp=HOST), shape, getattr(HOST, dtype)
+    )
+    params = tree_map(
+        lambda p: (p + generator.uniform(-0.5, 0.5, p.shape)).astype(dtype), params
+    )
     if layer.input_kinds == "integral":
         return params, state, generator.integers(9, size=(3, *shape), dtype="int32")
     named = shape if isinstance(shape, dict) else {"x": shape}
-    x = {name: generator.standard_normal((3, *s)).astype(dtype) for name, s in named.items()}
+    x = {
+        name: generator.standard_normal((3, *s)).astype(dtype)
+        for name, s in named.items()
+    }
     x |= {name: x[name] > -0.3 for name in x if "mask" in name}
     return params, state, x if isinstance(shape, dict) else x["x"]
 
@@ -74,7 +87,9 @@ def outline(tree):
 
 
 @each_model
-def test_a_step_says_what_forward_says_of_all_steps_so_far(backend, widest, epsilon, layer, shape):
+def test_a_step_says_what_forward_says_of_all_steps_so_far(
+    backend, widest, epsilon, layer, shape
+):
     """To 64 roundings of the largest number, from a memory that is longer than need be."""
     params, state, x = numbers(layer, shape, widest)
     whole, _, _ = layer.forward(params, state, x)  # on the host: NumPy is the oracle
@@ -129,7 +144,9 @@ def test_a_mask_says_at_each_step_whether_that_step_counts(backend, widest, epsi
         y, memory = step(params, state, memory, at(arguments, t))
         result.append(backend.to_numpy(y)[:, 0])
     result = np.stack(result, 1)[:, counts]
-    np.testing.assert_allclose(result, alone, rtol=0, atol=64 * epsilon * np.abs(alone).max())
+    np.testing.assert_allclose(
+        result, alone, rtol=0, atol=64 * epsilon * np.abs(alone).max()
+    )
 
 
 ALONE = [
@@ -140,7 +157,9 @@ ALONE = [
 
 
 @pytest.mark.parametrize("case", ALONE, ids=str)
-def test_a_layer_that_calls_itself_pointwise_maps_each_position_alone(widest, epsilon, case):
+def test_a_layer_that_calls_itself_pointwise_maps_each_position_alone(
+    widest, epsilon, case
+):
     """Three positions at once say what each says for itself; also of a tuple of arrays."""
     layer, generator = case.layer, np.random.default_rng(0)
     pair = isinstance(case.shape[0], tuple) if case.shape else False
@@ -152,13 +171,17 @@ def test_a_layer_that_calls_itself_pointwise_maps_each_position_alone(widest, ep
     else:
         x = generator.standard_normal((2, 3, width)).astype(widest)
         x = (x, x * x + 1) if pair else x
-    params, state, _ = layer.init(nn.random.key(0, xp=HOST), shape, getattr(HOST, widest))
+    params, state, _ = layer.init(
+        nn.random.key(0, xp=HOST), shape, getattr(HOST, widest)
+    )
     whole, _, _ = layer.forward(params, state, x)
     memory = layer.begin(params, state, at_all(x, 0), 3)
     assert not leaves(memory)
     for t in range(3):
         y, memory = layer.advance(params, state, memory, at_all(x, t))
-        np.testing.assert_allclose(y[:, 0], whole[:, t], rtol=16 * epsilon, atol=16 * epsilon)
+        np.testing.assert_allclose(
+            y[:, 0], whole[:, t], rtol=16 * epsilon, atol=16 * epsilon
+        )
 
 
 REFUSED = [  # layer, shape, what the message says of it
@@ -176,7 +199,9 @@ REFUSED = [  # layer, shape, what the message says of it
 
 
 @pytest.mark.parametrize(("layer", "shape", "message"), REFUSED)
-def test_a_layer_that_looks_at_more_than_what_came_before_refuses_to_begin(layer, shape, message):
+def test_a_layer_that_looks_at_more_than_what_came_before_refuses_to_begin(
+    layer, shape, message
+):
     params, state, x = numbers(layer, shape, "float32")
     with pytest.raises(TypeError, match=message):
         layer.begin(params, state, at(x, 0), 6)
@@ -185,7 +210,9 @@ def test_a_layer_that_looks_at_more_than_what_came_before_refuses_to_begin(layer
 def test_more_than_one_step_at_a_time_is_refused(backend):
     params, state, x = backend.asarray(numbers(CAUSAL, (6, 4), "float32"))
     memory = CAUSAL.begin(params, state, at(x, 0), 6)
-    with pytest.raises(ValueError, match=r"a step takes \(batch, 1, width\), got \(3, 2, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"a step takes \(batch, 1, width\), got \(3, 2, 4\)"
+    ):
         CAUSAL.advance(params, state, memory, x[:, :2, :])
 
 

@@ -18,33 +18,51 @@ from agnostic_nn.training import Trainer, make_step
 dpctl = pytest.importorskip("dpctl", reason="dpnp is not installed")
 dpnp = pytest.importorskip("dpnp", reason="dpnp is not installed")
 if not dpctl.get_devices():
-    pytest.skip("dpnp finds no device; OCL_ICD_FILENAMES names a driver", allow_module_level=True)
+    pytest.skip(
+        "dpnp finds no device; OCL_ICD_FILENAMES names a driver",
+        allow_module_level=True,
+    )
 
 DTYPE = dpnp.float32
 STEPS = [  # model, loss, optimizer; one example is four numbers
     (
-        nn.Sequential(nn.Dense(4), nn.BatchNorm(), nn.ReLU(), nn.Dropout(0.5), nn.Dense(3)),
+        nn.Sequential(
+            nn.Dense(4), nn.BatchNorm(), nn.ReLU(), nn.Dropout(0.5), nn.Dense(3)
+        ),
         nn.softmax_cross_entropy,
         nn.ClipByGlobalNorm(nn.AdamW(nn.schedules.Cosine(1e-2, steps=9, warmup=2))),
     ),
     (
-        nn.Sequential(nn.Embedding(5, 2), nn.Residual(nn.LayerNorm(), nn.GELU()), nn.Flatten()),
+        nn.Sequential(
+            nn.Embedding(5, 2), nn.Residual(nn.LayerNorm(), nn.GELU()), nn.Flatten()
+        ),
         nn.softmax_cross_entropy,
-        nn.SGD(nn.schedules.StepDecay(0.1, every=2), momentum=0.9, nesterov=True, weight_decay=0.1),
+        nn.SGD(
+            nn.schedules.StepDecay(0.1, every=2),
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=0.1,
+        ),
     ),
     (
-        nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.LeakyReLU()),
+        nn.Sequential(
+            nn.Dense(4), nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.LeakyReLU()
+        ),
         nn.binary_cross_entropy,
         nn.Adam(nn.schedules.ExponentialDecay(0.1, 0.5)),
     ),
     (
-        nn.Sequential(nn.Reshape((2, 2)), nn.Softmax(), nn.ELU(), nn.LogSoftmax(), nn.Dense(2)),
+        nn.Sequential(
+            nn.Reshape((2, 2)), nn.Softmax(), nn.ELU(), nn.LogSoftmax(), nn.Dense(2)
+        ),
         nn.mean_squared_error,
         nn.Adam(nn.schedules.Constant(0.1), beta1=0.0),
     ),
     (
         nn.Sequential(
-            nn.Dense(4, initializer=nn.Orthogonal()), nn.SiLU(), nn.GELU(approximate=True)
+            nn.Dense(4, initializer=nn.Orthogonal()),
+            nn.SiLU(),
+            nn.GELU(approximate=True),
         ),
         nn.mean_squared_error,
         nn.SGD(),
@@ -52,7 +70,8 @@ STEPS = [  # model, loss, optimizer; one example is four numbers
 ]
 each_step = pytest.mark.parametrize(("model", "loss", "optimizer"), STEPS)
 
-CALLS = {  # name: function of a key, of two rows of three numbers, and of two row numbers
+# name: function of a key, of two rows of three numbers, and of two row numbers
+CALLS = {
     "words": lambda key, y, index: random.words(key, 7),
     "split": lambda key, y, index: random.split(key, 3),
     "fold": lambda key, y, index: random.fold(key, 3),
@@ -70,7 +89,9 @@ CALLS = {  # name: function of a key, of two rows of three numbers, and of two r
     "standard-only erf": lambda key, y, index: ops.erf.dispatch(object)(y),
     "scatter_add": lambda key, y, index: ops.scatter_add(y, index, 4),
     "all_finite": lambda key, y, index: ops.all_finite(y, y),
-    "smoothing": lambda key, y, index: nn.softmax_cross_entropy(y, y / 3, label_smoothing=0.1),
+    "smoothing": lambda key, y, index: nn.softmax_cross_entropy(
+        y, y / 3, label_smoothing=0.1
+    ),
     "weights": lambda key, y, index: nn.softmax_cross_entropy(y, index, y[:, 0]),
     "accuracy": lambda key, y, index: nn.accuracy(y, index),
     "binary_accuracy": lambda key, y, index: nn.binary_accuracy(y, y),
@@ -93,7 +114,11 @@ def assert_stays(tree, backend):
 def batch(model, loss, out):
     """Six examples and targets on the host; the sixth only fills the batch up."""
     integers = np.arange(24, dtype=np.int32).reshape(6, 4) % 5
-    x = integers if model.input_kinds == "integral" else np.sin(integers).astype(np.float32)
+    x = (
+        integers
+        if model.input_kinds == "integral"
+        else np.sin(integers).astype(np.float32)
+    )
     if loss is nn.softmax_cross_entropy:
         target = np.array([0, 1, 2, 0, 1, 2], np.int32)
     else:
@@ -135,7 +160,9 @@ def test_what_is_made_stays_in_the_queue_of_what_it_is_made_from(elsewhere, name
 def test_a_trainer_stays_in_its_queue(elsewhere, model, loss, optimizer):
     trainer = Trainer(model, loss, optimizer, backend=elsewhere, shape=(4,))
     x, target, _ = batch(model, loss, trainer.out_shape)
-    trainer.fit(elsewhere.asarray(x), elsewhere.asarray(target), batch_size=4, verbose=0)
+    trainer.fit(
+        elsewhere.asarray(x), elsewhere.asarray(target), batch_size=4, verbose=0
+    )
     trainer.evaluate(x, target, batch_size=4)
     y = trainer.predict(elsewhere.asarray(x), batch_size=4)
     assert_stays((trainer.params, trainer.state, trainer.moments, y), elsewhere)
@@ -144,8 +171,12 @@ def test_a_trainer_stays_in_its_queue(elsewhere, model, loss, optimizer):
 
 def test_an_array_of_another_queue_is_refused_by_name():
     backend = nn.backend("dpnp")
-    strange = dpnp.ones((2, 4), dtype=DTYPE, device=dpctl.SyclQueue(backend.device.sycl_device))
-    trainer = Trainer(nn.Dense(1), nn.mean_squared_error, nn.SGD(), backend=backend, shape=(4,))
+    strange = dpnp.ones(
+        (2, 4), dtype=DTYPE, device=dpctl.SyclQueue(backend.device.sycl_device)
+    )
+    trainer = Trainer(
+        nn.Dense(1), nn.mean_squared_error, nn.SGD(), backend=backend, shape=(4,)
+    )
     with pytest.raises(TypeError, match="but the model is on dpnp"):
         trainer.predict(strange)
     trainer.predict(backend.asarray(np.ones((2, 4), np.float32)))

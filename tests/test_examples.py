@@ -16,7 +16,8 @@ from agnostic_nn.core.arrays import namespace
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
-NOTEBOOKS = {  # script: {its result: what the notebook printed for it}, in the order of printing
+# script: {its result: what the notebook printed for it}, in the order of printing
+NOTEBOOKS = {
     "train_neuron_and_layer": {
         "loss": """\
 Iteration 1, Loss: 466.56000000000006
@@ -80,7 +81,9 @@ dL_dpred: [0.33333333 0.93333333 0.33333333]""",
 [[ 0.33333333  0.66666667]
  [ 1.86666667  0.93333333]
  [-0.33333333 -0.66666667]]""",
-        "dL_dw": " " + "#" * 100 + "\nLoss with respect to weight: [0.62222222 0.31111111]",
+        "dL_dw": " "
+        + "#" * 100
+        + "\nLoss with respect to weight: [0.62222222 0.31111111]",
         "dL_db": "Loss with respect to bias: 0.5333333333333333",
         "new weights": "New Weights: [0.10622222 0.20311111]",
         "new bias": "New bias: 1.0053333333333334",
@@ -157,7 +160,9 @@ def turned(found, like):
 
 
 @pytest.mark.parametrize(("script", "name"), SINGLE_STEPS)
-def test_each_result_is_what_the_notebook_printed(results, widest, epsilon, script, name):
+def test_each_result_is_what_the_notebook_printed(
+    results, widest, epsilon, script, name
+):
     text = NOTEBOOKS[script][name]
     printed, result = numbers(text), results(script)[name]
     # Sums have at most five terms, whose sizes add to at most twice the largest result: five
@@ -194,9 +199,13 @@ def assert_trained_alike(found, losses, weight, bias, x, epsilon):
     for step, loss in losses.items():
         y = np.sqrt(loss)
         error = memory * epsilon * max(y, np.abs(last * x).sum() + abs(bias[-1]))
-        assert abs(found["loss"][step - 1] - loss) <= 2 * y * error, f"loss at step {step}"
+        assert abs(found["loss"][step - 1] - loss) <= 2 * y * error, (
+            f"loss at step {step}"
+        )
     tolerance = 100 * epsilon * np.abs(weight).max() + 5e-9
-    np.testing.assert_allclose(turned(found["weight"], weight), weight, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(
+        turned(found["weight"], weight), weight, rtol=0, atol=tolerance
+    )
     np.testing.assert_allclose(found["bias"], bias, rtol=0, atol=tolerance)
 
 
@@ -206,7 +215,9 @@ def test_the_neuron_trains_as_in_the_notebook(results, epsilon):
     result = results("train_neuron_and_layer")["neuron"]
     assert result["loss"].shape == losses.shape
     losses = dict(enumerate(losses, start=1))
-    assert_trained_alike(result, losses, weight[None, :], bias, [1.0, -2.0, 3.0], epsilon)
+    assert_trained_alike(
+        result, losses, weight[None, :], bias, [1.0, -2.0, 3.0], epsilon
+    )
 
 
 def test_the_layer_trains_as_in_the_notebook(results, widest, epsilon):
@@ -215,7 +226,9 @@ def test_the_layer_trains_as_in_the_notebook(results, widest, epsilon):
     losses = {int(step): float(loss) for step, loss in column}
     weight, bias = numbers(printed["weight"]), numbers(printed["bias"])[0, :]
     result = results("train_neuron_and_layer")["layer"]
-    assert result["loss"].dtype == result["weight"].dtype == result["bias"].dtype == widest
+    assert (
+        result["loss"].dtype == result["weight"].dtype == result["bias"].dtype == widest
+    )
     assert_trained_alike(result, losses, weight, bias, [1, 2, 3, 4], epsilon)
 
 
@@ -239,7 +252,8 @@ def test_only_the_rounded_softmax_gives_the_notebooks_gradient(results, epsilon)
     result = results("softmax_network")
     grown = np.exp([3.0, 3.0, -1.0])
     exact = grown / grown.sum()
-    close = {"rtol": 8 * epsilon, "atol": 0}  # of one exp, a sum of three and two quotients
+    # of one exp, a sum of three and two quotients
+    close = {"rtol": 8 * epsilon, "atol": 0}
     np.testing.assert_allclose(result["exact a3"][0, :], exact, **close)
     np.testing.assert_allclose(result["exact dL_dz3"][0, :], exact - [0, 1, 0], **close)
     assert 0.009 < np.abs(result["exact dL_dz3"] - result["dL_dz3"]).max() < 0.0091
@@ -249,8 +263,12 @@ def test_the_notebooks_step_on_the_squared_error_climbs_and_the_textbooks_descen
     results, epsilon
 ):
     result = results("mean_squared_error_step")
-    np.testing.assert_allclose(result["true dL_dw"], 3 * result["dL_dw"], rtol=4 * epsilon)
-    np.testing.assert_allclose(result["true dL_db"], 3 * result["dL_db"], rtol=4 * epsilon)
+    np.testing.assert_allclose(
+        result["true dL_dw"], 3 * result["dL_dw"], rtol=4 * epsilon
+    )
+    np.testing.assert_allclose(
+        result["true dL_db"], 3 * result["dL_db"], rtol=4 * epsilon
+    )
     assert result["loss after it"] > result["loss"] > result["loss after a true step"]
     # the climb and the descent, by hand: errors (1.5, 1.4, 0.5) - (1, 0, 0) move by the step
     slope = np.array([[1, 2, 1], [2, 1, 1], [-1, -2, 1]]) @ [28 / 15, 14 / 15, 8 / 5]
@@ -267,14 +285,18 @@ def test_an_example_prints_the_lines_of_its_notebook(run, capsys, script):
         return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
 
     run(script, "--backend", "numpy")
-    assert lines("\n".join(NOTEBOOKS[script].values())) in lines(capsys.readouterr().out)
+    assert lines("\n".join(NOTEBOOKS[script].values())) in lines(
+        capsys.readouterr().out
+    )
 
 
 def test_the_neuron_prints_every_loss_and_where_it_ends(run, capsys):
     run("train_neuron_and_layer", "--backend", "numpy")
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "Itereation 1's Loss: 36.0"
-    assert [re.search(r"\d+", line)[0] for line in printed[:200]] == [*map(str, range(1, 201))]
+    assert [re.search(r"\d+", line)[0] for line in printed[:200]] == [
+        *map(str, range(1, 201))
+    ]
     assert printed[200] == "Final weights: [-3.3990955  -0.20180899  0.80271349]"
     assert printed[201].startswith("Final bias: 0.60090449640")
 

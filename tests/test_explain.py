@@ -54,7 +54,9 @@ def drawn(shape, dtype="float64", seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-def explained(model, shape=(3, 4), backend="numpy", loss=nn.mean_squared_error, **options):
+def explained(
+    model, shape=(3, 4), backend="numpy", loss=nn.mean_squared_error, **options
+):
     _, _, out = model.init(nn.random.key(0, xp=XP), shape[1:], XP.float64)
     target = drawn((shape[0], *out), seed=1)
     return nn.explain(model, loss, drawn(shape), target, backend=backend, **options)
@@ -78,7 +80,14 @@ WAYS = {
     "residual": (
         nn.Sequential(dense(), nn.Residual(dense(), nn.Tanh()), dense(2)),
         (3, 4),
-        [("x", []), ("Dense", [0]), ("Dense", [1]), ("Tanh", [2]), ("+", [1, 3]), ("Dense", [4])],
+        [
+            ("x", []),
+            ("Dense", [0]),
+            ("Dense", [1]),
+            ("Tanh", [2]),
+            ("+", [1, 3]),
+            ("Dense", [4]),
+        ],
     ),
     "shortcut": (
         nn.Residual(dense(3), nn.Tanh(), shortcut=dense(3)),
@@ -88,7 +97,14 @@ WAYS = {
     "sum": (
         nn.Sequential(nn.Parallel(dense(), nn.Tanh(), nn.ReLU()), dense(2)),
         (3, 4),
-        [("x", []), ("Dense", [0]), ("Tanh", [0]), ("ReLU", [0]), ("+", [1, 2, 3]), ("Dense", [4])],
+        [
+            ("x", []),
+            ("Dense", [0]),
+            ("Tanh", [0]),
+            ("ReLU", [0]),
+            ("+", [1, 2, 3]),
+            ("Dense", [4]),
+        ],
     ),
     "product": (
         nn.Parallel(dense(), nn.Sequential(dense(), nn.Sigmoid()), join="multiply"),
@@ -105,7 +121,12 @@ WAYS = {
         (2, 5, 4),
         [
             ("x", []),
-            *(("LayerNorm", [0]), ("MultiHeadAttention", [1]), ("Dropout", [2]), ("+", [0, 3])),
+            *(
+                ("LayerNorm", [0]),
+                ("MultiHeadAttention", [1]),
+                ("Dropout", [2]),
+                ("+", [0, 3]),
+            ),
             *(("LayerNorm", [4]), ("Dense", [5]), ("GELU", [6]), ("Dense", [7])),
             *(("Dropout", [8]), ("+", [4, 9])),
         ],
@@ -137,7 +158,9 @@ def test_every_edge_of_a_network_is_found(model, shape, nodes):
 
 
 @each_way
-def test_the_gradients_from_all_readers_add_up_to_the_gradient_of_a_node(model, shape, nodes):
+def test_the_gradients_from_all_readers_add_up_to_the_gradient_of_a_node(
+    model, shape, nodes
+):
     explanation = explained(model, shape)
     for node in explanation.nodes:
         back = [
@@ -151,14 +174,24 @@ def test_the_gradients_from_all_readers_add_up_to_the_gradient_of_a_node(model, 
 
 
 @each_way
-def test_all_numbers_are_those_of_the_layers_own_forward_and_backward(backend, model, shape, nodes):
+def test_all_numbers_are_those_of_the_layers_own_forward_and_backward(
+    backend, model, shape, nodes
+):
     dtype = "float64" if backend.has_float64 else "float32"
     x = drawn(shape, dtype)
-    params, state, out = model.init(nn.random.key(0, xp=XP), shape[1:], getattr(XP, dtype))
+    params, state, out = model.init(
+        nn.random.key(0, xp=XP), shape[1:], getattr(XP, dtype)
+    )
     target = drawn((shape[0], *out), dtype, seed=1)
     arguments = params, state, x, target
     explanation = nn.explain(
-        model, nn.mean_squared_error, x, target, params=params, state=state, backend=backend
+        model,
+        nn.mean_squared_error,
+        x,
+        target,
+        params=params,
+        state=state,
+        backend=backend,
     )
     params, state, x, target = backend.asarray(arguments)
     with backend.applied():
@@ -173,7 +206,9 @@ def test_all_numbers_are_those_of_the_layers_own_forward_and_backward(backend, m
     np.testing.assert_allclose(explanation.nodes[-1].y, backend.to_numpy(y), **close)
     if "Shared" in repr(model) or "Repeat" in repr(model) or "Freeze" in repr(model):
         return  # their gradients are sums, stacked or absent
-    ours = [leaf for node in explanation.nodes if node.call for leaf in leaves(node.grads)]
+    ours = [
+        leaf for node in explanation.nodes if node.call for leaf in leaves(node.grads)
+    ]
     theirs = leaves(backend.to_numpy(grads))
     for our_grad, their_grad in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(our_grad, their_grad, **close)
@@ -206,17 +241,25 @@ def test_the_report_says_where_each_gradient_comes_from():
     text = str(explained(WAYS["transformer"][0], (2, 5, 4)))
     assert text.count("recomputed during backward") == 8
     assert "in 0 Recompute › 0 TransformerBlock › 0.feed Sequential" in text
-    assert str(explained(WAYS["frozen"][0])).count("frozen: the optimizer does not") == 1
+    assert (
+        str(explained(WAYS["frozen"][0])).count("frozen: the optimizer does not") == 1
+    )
 
 
 def test_the_calls_of_a_repeat_match_the_block_itself():
-    model, x, target = nn.Repeat(nn.Residual(dense(), nn.Tanh()), 3), drawn((2, 4)), drawn((2, 4))
+    model, x, target = (
+        nn.Repeat(nn.Residual(dense(), nn.Tanh()), 3),
+        drawn((2, 4)),
+        drawn((2, 4)),
+    )
     params, state, _ = model.init(nn.random.key(0, xp=XP), (4,), XP.float64)
     arguments = {"params": params, "backend": "numpy"}
     explanation = nn.explain(model, nn.mean_squared_error, x, target, **arguments)
     y, _, cache = model.forward(params, state, x, train=True)
     _, grads = model.backward(params, cache, nn.mean_squared_error(y, target)[1])
-    repeated = [node for node in explanation.nodes if node.call and node.names.get("weight")]
+    repeated = [
+        node for node in explanation.nodes if node.call and node.names.get("weight")
+    ]
     assert [node.call.path for node in repeated] == ["0.0", "1.0", "2.0"]
     for i, node in enumerate(repeated):
         np.testing.assert_array_equal(node.grads["weight"], grads[0]["weight"][i])
@@ -227,7 +270,9 @@ def test_the_calls_of_a_repeat_match_the_block_itself():
 
 def projected(y, target):
     """Σ y · target over all arrays of y; its gradient is the target."""
-    return sum(XP.sum(a * b) for a, b in zip(leaves(y), leaves(target), strict=True)), target
+    return sum(
+        XP.sum(a * b) for a, b in zip(leaves(y), leaves(target), strict=True)
+    ), target
 
 
 CASES = [case for case in layer_cases() if not case.thorough]
@@ -243,9 +288,13 @@ def test_each_layer_is_explained_and_its_check_agrees(backend, case):
     )
     y, _, _ = case.layer.forward(params, state, x, train=True)
     target = tree_map(lambda leaf: drawn(leaf.shape), y)
-    explanation = nn.explain(case.layer, projected, x, target, params=params, state=state)
+    explanation = nn.explain(
+        case.layer, projected, x, target, params=params, state=state
+    )
     text = str(explanation)
-    assert all(check.agrees or check.kink for check in explanation.checks.values()), text
+    assert all(check.agrees or check.kink for check in explanation.checks.values()), (
+        text
+    )
     assert "@" not in text
     assert "\\" not in text
     for node in explanation.nodes:
@@ -265,7 +314,9 @@ def test_a_formula_is_complete_in_latex_and_as_text(what):
     formula = FORMULAS[what]
     names = {"x": "a_1", "y": "z_2"}
     names |= {
-        path: name_of(formula.letters, path, "2") for path in formula.backward if len(path) > 1
+        path: name_of(formula.letters, path, "2")
+        for path in formula.backward
+        if len(path) > 1
     }
     names |= {path: name_of(formula.letters, path, "2") for path in formula.letters}
     for rule in (formula.forward, *formula.backward.values(), *formula.more):
@@ -294,7 +345,10 @@ def test_a_formula_loses_what_a_layer_does_not_have():
     ("latex", "text"),
     [
         (r"\frac{\partial L}{\partial W_1} = x^\top z_{12}", "∂L/∂W1 = xᵀ z12"),
-        (r"z_{1, t} = h_{t-1} \odot \sqrt{v + \varepsilon}", "z1[t] = h[t-1] ∘ √(v + ε)"),
+        (
+            r"z_{1, t} = h_{t-1} \odot \sqrt{v + \varepsilon}",
+            "z1[t] = h[t-1] ∘ √(v + ε)",
+        ),
         (r"W_{Q2} + a_{1'}", "WQ2 + a1'"),
         (r"\frac{1}{1 + \exp(-x)}", "1/(1 + exp(-x))"),
         (r"x \text{, laid out}", "x, laid out"),
@@ -354,7 +408,10 @@ class Wrong(nn.Dense):
 
 
 def test_a_check_notices_a_wrong_gradient():
-    assert all(check.agrees for check in explained(nn.Sequential(dense(), dense())).checks.values())
+    assert all(
+        check.agrees
+        for check in explained(nn.Sequential(dense(), dense())).checks.values()
+    )
     checks = explained(nn.Sequential(dense(), Wrong(4))).checks
     assert [check.agrees for check in checks.values()] == [True, False]
     assert "these differ" in str(list(checks.values())[1])
@@ -365,8 +422,19 @@ def test_a_check_notices_a_wrong_gradient():
 
 def test_saved_arrays_are_those_that_the_summary_counts():
     model = nn.Sequential(
-        *(nn.Conv2D(3, 3, padding="same"), nn.BatchNorm(), nn.SiLU(), nn.AveragePool2D(2)),
-        *(nn.Flatten(), nn.Dropout(0.5), dense(), nn.ReLU(), nn.Parallel(dense(), dense())),
+        *(
+            nn.Conv2D(3, 3, padding="same"),
+            nn.BatchNorm(),
+            nn.SiLU(),
+            nn.AveragePool2D(2),
+        ),
+        *(
+            nn.Flatten(),
+            nn.Dropout(0.5),
+            dense(),
+            nn.ReLU(),
+            nn.Parallel(dense(), dense()),
+        ),
     )
     explanation = explained(model, (2, 6, 6, 1))
     params, state, _ = model.init(nn.random.key(0, xp=XP), (6, 6, 1), XP.float64)
@@ -400,7 +468,12 @@ FINDINGS = {
     "all dead": (
         nn.Sequential(dense(), nn.ReLU(), dense(2)),
         lambda name, leaf: leaf - 1e3 * (name == "bias"),
-        {("dead", "1 ReLU"), ("zero", "0 Dense"), ("zero", "2 Dense"), ("vanishing", "0 Dense")},
+        {
+            ("dead", "1 ReLU"),
+            ("zero", "0 Dense"),
+            ("zero", "2 Dense"),
+            ("vanishing", "0 Dense"),
+        },
     ),
     "saturated": (
         nn.Sequential(dense(), nn.Tanh(), dense(2)),
@@ -449,7 +522,9 @@ def test_figures_of_an_array():
     assert stats.mean == pytest.approx(-1 / 3)
     assert (stats.zeros, stats.nan, stats.infinite) == (0.25, 1, 0)
     assert "1 NaN" in str(stats)
-    assert format_rows(np.array([[1.0, -0.5], [10.0, 0.25]])) == "[ 1  -0.5]\n[10  0.25]"
+    assert (
+        format_rows(np.array([[1.0, -0.5], [10.0, 0.25]])) == "[ 1  -0.5]\n[10  0.25]"
+    )
     assert is_small(np.zeros((8, 8)))
     assert not is_small(np.zeros((9, 1)))
     assert is_small(np.zeros((2, 4, 3)))
@@ -465,7 +540,9 @@ def test_a_large_matrix_is_reduced_to_the_entries_furthest_from_0():
     assert small[50, 1] == -7.0
     assert np.count_nonzero(small) == 1
     assert [part for part, _ in tiles(np.zeros((3, 4, 5)))] == ["[0]", "[1]", "[2]"]
-    assert [part.shape for _, part in tiles(np.zeros((3, 5, 2, 2)), weight=True)] == [(3, 5)] * 4
+    assert [part.shape for _, part in tiles(np.zeros((3, 5, 2, 2)), weight=True)] == [
+        (3, 5)
+    ] * 4
     assert [part.shape for _, part in tiles(np.zeros((3, 5, 6, 16)))] == [(5, 6)] * 8
 
 
@@ -476,7 +553,11 @@ def pixels(uri):
     start = image.index(b"IDAT")
     (length,) = struct.unpack(">I", image[start - 4 : start])
     rows = zlib.decompress(image[start + 4 : start + 4 + length])
-    return np.frombuffer(rows, np.uint8).reshape(height, -1)[:, 1:].reshape(height, width, 4)
+    return (
+        np.frombuffer(rows, np.uint8)
+        .reshape(height, -1)[:, 1:]
+        .reshape(height, width, 4)
+    )
 
 
 def test_a_heat_map_is_transparent_at_0_and_distinguishes_signs_and_nan():
@@ -494,7 +575,9 @@ def test_a_heat_map_is_transparent_at_0_and_distinguishes_signs_and_nan():
 
 def test_a_page_is_self_contained_and_draws_the_network():
     needs_pages()
-    model = nn.Sequential(dense(), nn.Residual(dense(), nn.Tanh()), nn.Dense(40), dense(2))
+    model = nn.Sequential(
+        dense(), nn.Residual(dense(), nn.Tanh()), nn.Dense(40), dense(2)
+    )
     explanation = explained(model)
     page = explanation.to_html("A <page>")
     assert "A &lt;page&gt;" in page
@@ -515,7 +598,9 @@ def test_a_page_is_self_contained_and_draws_the_network():
 def test_equations_of_a_rule_stand_beside_each_other_or_below():
     needs_pages()
     page = explained(nn.Sequential(nn.RMSNorm())).to_html()
-    (rule,) = (one for one in re.findall(r'<p class="rule">.*?</p>', page) if "<msqrt" in one)
+    (rule,) = (
+        one for one in re.findall(r'<p class="rule">.*?</p>', page) if "<msqrt" in one
+    )
     assert rule.count("<math") == rule.count("<span>") == 3
 
 
@@ -531,14 +616,21 @@ def matrices(page):
     tables = re.findall(r'<table class="matrix">(.*?)</table>', page, re.DOTALL)
     rows = [re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL) for table in tables]
     return [
-        np.array([[float(x) for x in re.findall(r"<td[^>]*>([^<]*)</td>", row)] for row in one])
+        np.array(
+            [
+                [float(x) for x in re.findall(r"<td[^>]*>([^<]*)</td>", row)]
+                for row in one
+            ]
+        )
         for one in rows
     ]
 
 
 def numbers_in_text(page):
     """Return every number in the text of a page."""
-    words = html.unescape(re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL))
+    words = html.unescape(
+        re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)
+    )
     return np.array([float(x) for x in re.findall(r"-?\d+\.?\d*(?:e[-+]?\d+)?", words)])
 
 
@@ -549,14 +641,18 @@ def numbers_in_text(page):
 def test_the_numbers_of_each_notebook_are_in_its_page(script, name):
     page = (PAGES / f"{script}.html").read_text(encoding="utf-8")
     text = NOTEBOOKS[script][name]
-    if name in ("drelu_dz", "drelu_dxw, drelu_db", "drelu_dx, drelu_dw") or name == "loss":
+    if (
+        name in ("drelu_dz", "drelu_dxw, drelu_db", "drelu_dx, drelu_dw")
+        or name == "loss"
+    ):
         # scalars that the notebook multiplies one by one, and losses on a line each
         expected = np.array(
             re.findall(r"Loss: (\S+)", text) or numbers(text).ravel(), dtype=float
         ).ravel()
         page_numbers = numbers_in_text(page)
         for number in expected:
-            assert np.min(np.abs(page_numbers - number)) <= 5e-8 * abs(number), number  # 8 digits
+            # 8 digits
+            assert np.min(np.abs(page_numbers - number)) <= 5e-8 * abs(number), number
         return
     expected = numbers(text)
     shapes = [m for m in matrices(page) if m.size == expected.size]
@@ -572,13 +668,30 @@ def test_the_numbers_of_each_notebook_are_in_its_page(script, name):
 def test_the_pages_are_what_the_command_makes(script, tmp_path, capsys):
     needs_pages()
     path = tmp_path / "page.html"
-    assert main(["explain", "--example", script, "--backend", "numpy", "--output", str(path)]) == 0
+    assert (
+        main(
+            [
+                "explain",
+                "--example",
+                script,
+                "--backend",
+                "numpy",
+                "--output",
+                str(path),
+            ]
+        )
+        == 0
+    )
     assert capsys.readouterr().out == f"written: {path}\n"
     new, stored = (
-        re.sub(r"<math.*?</math>", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+        re.sub(
+            r"<math.*?</math>", "", file.read_text(encoding="utf-8"), flags=re.DOTALL
+        )
         for file in (path, PAGES / f"{script}.html")
     )  # how formulas are typeset depends on the package that does it
-    again = f"agnostic-nn explain --example {script} --output docs/explain/{script}.html"
+    again = (
+        f"agnostic-nn explain --example {script} --output docs/explain/{script}.html"
+    )
     assert new == stored, f"stale: {again}"
 
 
@@ -596,8 +709,18 @@ def test_only_the_rounding_of_a_notebook_fails_a_check():
 
 
 def test_the_command_prints_a_workload_as_text(backend, capsys):
-    pytest.importorskip("sklearn", reason="scikit-learn, which brings the data, is not installed")
-    arguments = ["explain", "--workload", "digits-mlp", "--rows", "3", "--backend", str(backend)]
+    pytest.importorskip(
+        "sklearn", reason="scikit-learn, which brings the data, is not installed"
+    )
+    arguments = [
+        "explain",
+        "--workload",
+        "digits-mlp",
+        "--rows",
+        "3",
+        "--backend",
+        str(backend),
+    ]
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert f"a batch of 3 on {backend}" in text
@@ -609,9 +732,15 @@ def test_the_command_prints_a_workload_as_text(backend, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--example", "nothing"], "no example is called 'nothing'; there are train_neuron"),
+        (
+            ["--example", "nothing"],
+            "no example is called 'nothing'; there are train_neuron",
+        ),
         (["--workload", "nothing"], "no workload is called 'nothing'"),
-        (["--example", "softmax_network", "--rows", "2"], "--rows cannot be used with --example"),
+        (
+            ["--example", "softmax_network", "--rows", "2"],
+            "--rows cannot be used with --example",
+        ),
         (["--backend", "nothing"], "no backend is called 'nothing'"),
     ],
 )
@@ -636,5 +765,7 @@ def test_data_that_the_loss_cannot_take_are_refused():
     x = np.ones((2, 4), np.float32)
     with pytest.raises(ValueError, match="9"):
         nn.explain(nn.Dense(3), nn.softmax_cross_entropy, x, np.array([0, 9]))
-    with pytest.raises(TypeError, match="expected a layer or a block as the model, got 3"):
+    with pytest.raises(
+        TypeError, match="expected a layer or a block as the model, got 3"
+    ):
         nn.explain(3, nn.softmax_cross_entropy, x, np.array([0, 1]))

@@ -16,11 +16,15 @@ def _memory():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_of_each_kind_is_caught_and_located(kind):
-    grid = [fault for fault in KINDS[kind][0]() if fault.model in ("MLP", "CNN", "graph")]
+    grid = [
+        fault for fault in KINDS[kind][0]() if fault.model in ("MLP", "CNN", "graph")
+    ]
     fault = grid[len(grid) * 2 // 5]
     assert effect(fault).counts
     answer = bisected(fault)
-    assert (answer.verdict, answer.located) == ("differ", True), f"{fault}: {answer.detail}"
+    assert (answer.verdict, answer.located) == ("differ", True), (
+        f"{fault}: {answer.detail}"
+    )
     assert compared(fault).verdict == "differ", fault
 
 

@@ -12,7 +12,9 @@ import pytest
 from agnostic_nn.core import files
 from agnostic_nn.core.files import replacing, write_text
 
-posix = pytest.mark.skipif(os.name != "posix", reason="links, modes and pipes as POSIX has them")
+posix = pytest.mark.skipif(
+    os.name != "posix", reason="links, modes and pipes as POSIX has them"
+)
 
 
 def mode_of(path):
@@ -40,7 +42,9 @@ def test_the_mode_of_the_old_file_is_kept(tmp_path, mode):
     path.chmod(mode)
     with replacing(path) as file:
         made = os.fstat(file.fileno()).st_mode
-        assert not stat.S_IMODE(made) & ~mode, "nobody may read it in the meantime either"
+        assert not stat.S_IMODE(made) & ~mode, (
+            "nobody may read it in the meantime either"
+        )
         file.write(b"new")
     assert (mode_of(path), path.read_text()) == (mode, "new")
 
@@ -105,7 +109,9 @@ with replacing(sys.argv[1]) as file:
 
 def writer(path, what):
     command = [sys.executable, "-c", KILLED, str(path), what, files.__file__]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
 @posix
@@ -178,7 +184,9 @@ def test_a_device_and_a_pipe_are_written_to_and_never_replaced(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("none/a", "No such file"), ("n" * 256, "too long")], ids=["none", "long"]
+    ("name", "reason"),
+    [("none/a", "No such file"), ("n" * 256, "too long")],
+    ids=["none", "long"],
 )
 def test_an_error_names_the_path_that_was_given(tmp_path, name, reason):
     with pytest.raises(OSError, match=reason) as caught:

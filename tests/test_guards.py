@@ -74,13 +74,17 @@ def an_entry_of_a_global_list():
 
 def an_attribute_chain():
     SETTINGS.inner.factor = 2.0
-    return lambda x: x * SETTINGS.inner.factor, lambda: setattr(SETTINGS.inner, "factor", 3.0)
+    return lambda x: x * SETTINGS.inner.factor, lambda: setattr(
+        SETTINGS.inner, "factor", 3.0
+    )
 
 
 def an_object_in_an_attribute():
     settings = types.SimpleNamespace(inner=types.SimpleNamespace(factor=2.0))
     other = types.SimpleNamespace(factor=3.0)
-    return lambda x: x * settings.inner.factor, lambda: setattr(settings, "inner", other)
+    return lambda x: x * settings.inner.factor, lambda: setattr(
+        settings, "inner", other
+    )
 
 
 def a_module():
@@ -103,7 +107,9 @@ def a_module_imported_inside():
 
 def a_name_imported_inside():
     package = sys.modules["package_of_a_user"] = types.ModuleType("package_of_a_user")
-    package.config = sys.modules["package_of_a_user.config"] = types.ModuleType("config")
+    package.config = sys.modules["package_of_a_user.config"] = types.ModuleType(
+        "config"
+    )
     package.config.factor = 2.0
 
     def function(x):
@@ -272,7 +278,9 @@ def a_dict():
 
 def a_dict_in_a_tuple_in_a_list():
     options = [({"factor": 2.0},)]
-    return lambda x: x * options[0][0]["factor"], lambda: options[0][0].update(factor=3.0)
+    return lambda x: x * options[0][0]["factor"], lambda: options[0][0].update(
+        factor=3.0
+    )
 
 
 def a_set():
@@ -310,7 +318,9 @@ def a_wrapped_function():
     return function, change
 
 
-PLACES = [thing for name, thing in list(globals().items()) if name.startswith(("a_", "an_"))]
+PLACES = [
+    thing for name, thing in list(globals().items()) if name.startswith(("a_", "an_"))
+]
 PLACES += [another_code, self_of_a_bound_method]
 
 
@@ -460,8 +470,12 @@ SELF_CHANGING = {  # what the error names
 }
 
 
-@pytest.mark.parametrize(("make", "name"), SELF_CHANGING.items(), ids=SELF_CHANGING.values())
-def test_a_function_that_changes_what_it_reads_is_refused_on_every_backend(make, name, backend):
+@pytest.mark.parametrize(
+    ("make", "name"), SELF_CHANGING.items(), ids=SELF_CHANGING.values()
+)
+def test_a_function_that_changes_what_it_reads_is_refused_on_every_backend(
+    make, name, backend
+):
     run = backend.jit(make())
     x = backend.asarray(np.ones(2, np.float32))
     for _ in range(3):
@@ -559,15 +573,24 @@ def test_a_value_that_keeps_changing_gives_one_warning(backend):
 def test_the_librarys_own_functions_have_no_guard(backend):
     loss = nn.Losses(a=nn.huber, b=nn.mean_squared_error, weights={"a": 2.0})
     optimizer = nn.ClipByGlobalNorm(nn.Adam(nn.schedules.Cosine(1e-3, 100)), 1.0)
-    model = nn.Sequential(nn.Dense(4), nn.GELU(), nn.Residual(nn.Dense(4)), nn.Lambda(abs))
-    trainer = nn.Trainer(nn.Dense(3), nn.softmax_cross_entropy, nn.Adam(), backend=backend)
+    model = nn.Sequential(
+        nn.Dense(4), nn.GELU(), nn.Residual(nn.Dense(4)), nn.Lambda(abs)
+    )
+    trainer = nn.Trainer(
+        nn.Dense(3), nn.softmax_cross_entropy, nn.Adam(), backend=backend
+    )
     for function in (
         nn.make_step(model, nn.mean_squared_error, optimizer),
         nn.make_step(nn.Parallel(nn.Dense(2), nn.Dense(1)), loss, optimizer),
         model.predict,
     ):
         assert not isinstance(backend.jit(function), Guarded)
-    for compiled in (trainer._step, trainer._steps, trainer._evaluate_batch, trainer._predict):
+    for compiled in (
+        trainer._step,
+        trainer._steps,
+        trainer._evaluate_batch,
+        trainer._predict,
+    ):
         assert not isinstance(compiled, Guarded)
 
 
@@ -583,14 +606,20 @@ def test_a_users_code_is_found_in_each_part_of_a_step(backend):
         return 0.1 / (1.0 + t)
 
     for model, arguments, optimizer in (
-        (nn.Sequential(nn.Dense(2), nn.Residual(Mine())), nn.mean_squared_error, nn.Adam()),
+        (
+            nn.Sequential(nn.Dense(2), nn.Residual(Mine())),
+            nn.mean_squared_error,
+            nn.Adam(),
+        ),
         (nn.Lambda(lambda x: x * FACTOR), nn.mean_squared_error, nn.Adam()),
         (nn.Dense(2), loss, nn.Adam()),
         (nn.Dense(2), nn.Losses(a=loss), nn.Adam()),
         (nn.Dense(2), functools.partial(nn.huber, delta=2.0), nn.Adam()),
         (nn.Dense(2), nn.mean_squared_error, nn.ClipByNorm(nn.Adam(rate), 1.0)),
     ):
-        assert isinstance(backend.jit(nn.make_step(model, arguments, optimizer)), Guarded)
+        assert isinstance(
+            backend.jit(nn.make_step(model, arguments, optimizer)), Guarded
+        )
 
 
 def test_names_are_those_that_code_reads():
@@ -640,14 +669,22 @@ def test_every_part_of_training_follows_a_value(backend):
     first = trainer.evaluate(x, target)
     y = trainer.predict(x)
     fitted = trainer.fit(
-        *(x, target), epochs=3, batch_size=4, verbose=0, callbacks=[lambda *_: beta.append(1)]
+        *(x, target),
+        epochs=3,
+        batch_size=4,
+        verbose=0,
+        callbacks=[lambda *_: beta.append(1)],
     )
     assert fitted["loss"] == pytest.approx([first["loss"]] * 3, rel=1e-5)
     beta[0] = 2.0
-    assert trainer.evaluate(x, target)["loss"] == pytest.approx(8 * first["loss"], rel=1e-5)
+    assert trainer.evaluate(x, target)["loss"] == pytest.approx(
+        8 * first["loss"], rel=1e-5
+    )
     assert trainer.evaluate(x, target)["m"] == pytest.approx(8 * first["m"], rel=1e-5)
     np.testing.assert_allclose(trainer.predict(x), 2 * y, rtol=1e-5)
-    assert trainer.fit(x, target, verbose=0)["loss"][0] == pytest.approx(8 * first["loss"], 1e-5)
+    assert trainer.fit(x, target, verbose=0)["loss"][0] == pytest.approx(
+        8 * first["loss"], 1e-5
+    )
 
 
 def test_a_loss_may_read_the_steps_and_parameters_of_a_trainer(backend):
@@ -658,7 +695,8 @@ def test_a_loss_may_read_the_steps_and_parameters_of_a_trainer(backend):
 
     trainer = nn.Trainer(nn.Dense(1), loss, nn.SGD(1e-12), backend=backend, shape=(2,))
     x, target = np.ones((12, 2), "float32"), np.zeros((12, 1), "float32")
-    count = 2 if backend.compiles else 5  # from the third call on a step may be replayed
+    # from the third call on a step may be replayed
+    count = 2 if backend.compiles else 5
     seen = [float(trainer.step(x, target)) for _ in range(count)]
     np.testing.assert_allclose(seen, seen[1] * np.arange(count), rtol=1e-5)
     # many steps in one compiled loop would all see the first of its numbers
@@ -678,7 +716,9 @@ def test_what_a_trainers_steps_are_made_from_cannot_be_replaced(backend):
         "seed",
         "keep_finite",
     ):
-        with pytest.raises(AttributeError, match=f"the {name} of a Trainer cannot be replaced"):
+        with pytest.raises(
+            AttributeError, match=f"the {name} of a Trainer cannot be replaced"
+        ):
             setattr(trainer, name, getattr(trainer, name))
 
 
@@ -692,11 +732,16 @@ def test_a_refused_step_leaves_the_trainer_as_it_was(backend):
     trainer = nn.Trainer(nn.Dense(1), loss, nn.SGD(0.1), backend=backend, shape=(2,))
     before = backend.to_numpy(trainer.params)
     x, target = np.ones((4, 2), "float32"), np.zeros((4, 1), "float32")
-    for act in (lambda: trainer.step(x, target), lambda: trainer.fit(x, target, verbose=0)):
+    for act in (
+        lambda: trainer.step(x, target),
+        lambda: trainer.fit(x, target, verbose=0),
+    ):
         with pytest.raises(TypeError, match="drawn"):
             act()
         assert trainer.steps == 0
-        np.testing.assert_array_equal(backend.to_numpy(trainer.params)["weight"], before["weight"])
+        np.testing.assert_array_equal(
+            backend.to_numpy(trainer.params)["weight"], before["weight"]
+        )
 
 
 def test_a_draw_from_the_array_librarys_hidden_generator_is_refused(backend):
@@ -715,7 +760,8 @@ def test_arrays_are_compared_on_an_adapter_that_compiles_but_lacks_eager():
     del names["eager"]
     backend = replace(host, name="custom", adapter=types.SimpleNamespace(**names))
     factor = np.ones(3)
-    function = backend.jit(lambda x: x * float(factor[0]))  # a constant of what is compiled
+    # a constant of what is compiled
+    function = backend.jit(lambda x: x * float(factor[0]))
     x = np.arange(3.0)
     for _ in range(3):
         np.testing.assert_array_equal(function(x), x)

@@ -34,7 +34,12 @@ def test_the_file_that_all_others_are_made_of_is_sound(tmp_path):
 
 
 LARGE = (  # whose memory is measured, which takes long
-    *("width 1000000000", "an input of 1000000000", "Embedding of 1000000000", "a wide text"),
+    *(
+        "width 1000000000",
+        "an input of 1000000000",
+        "Embedding of 1000000000",
+        "a wide text",
+    ),
     *("LSTM 1000000000 deep", "1000000000 times Dropout", "a window of 1000000000"),
     *("Orthogonal of 1000000000", "many pairs", "pairs in a header", "a wide header"),
 )

@@ -9,7 +9,12 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn import random
-from agnostic_nn.initializers import Constant, Orthogonal, TruncatedNormal, VarianceScaling
+from agnostic_nn.initializers import (
+    Constant,
+    Orthogonal,
+    TruncatedNormal,
+    VarianceScaling,
+)
 
 HOST = nn.backend("numpy")
 NORMAL = NormalDist()
@@ -27,9 +32,17 @@ SCALED = [  # initializer, its variance for given fans, its distribution
     ),
 ]
 each_scaled = pytest.mark.parametrize(
-    ("initializer", "variance", "distribution"), SCALED, ids=[str(case[0]) for case in SCALED]
+    ("initializer", "variance", "distribution"),
+    SCALED,
+    ids=[str(case[0]) for case in SCALED],
 )
-KINDS = [nn.glorot_normal, nn.he_uniform, Constant(0.25), TruncatedNormal(), Orthogonal()]
+KINDS = [
+    nn.glorot_normal,
+    nn.he_uniform,
+    Constant(0.25),
+    TruncatedNormal(),
+    Orthogonal(),
+]
 each_kind = pytest.mark.parametrize("initializer", KINDS, ids=str)
 
 
@@ -38,7 +51,9 @@ def start(backend, initializer, shape, dtype, seed=0):
     """Draw with `initializer` on `backend` and return the result on the host."""
     key = random.key(seed, xp=backend.xp, device=backend.device)
     dtype = getattr(backend.xp, dtype)
-    return backend.to_numpy(backend.jit(lambda key: initializer(key, shape, dtype))(key))
+    return backend.to_numpy(
+        backend.jit(lambda key: initializer(key, shape, dtype))(key)
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,11 +78,15 @@ def test_the_variance_is_that_of_the_formula(
         assert inner == pytest.approx(0.5, abs=2 / math.sqrt(drawn.size))
     else:
         within = [np.mean(np.abs(drawn) < k * math.sqrt(expected)) for k in (1, 2, 3)]
-        np.testing.assert_allclose(within, [0.6827, 0.9545, 0.9973], atol=2 / math.sqrt(drawn.size))
+        np.testing.assert_allclose(
+            within, [0.6827, 0.9545, 0.9973], atol=2 / math.sqrt(drawn.size)
+        )
 
 
 @each_kind
-def test_every_backend_and_dtype_starts_at_the_same_place(backend, widest, epsilon, initializer):
+def test_every_backend_and_dtype_starts_at_the_same_place(
+    backend, widest, epsilon, initializer
+):
     shape = (4, 2)
     drawn = start(backend, initializer, shape, widest)
     assert drawn.shape == shape
@@ -80,7 +99,9 @@ def test_every_backend_and_dtype_starts_at_the_same_place(backend, widest, epsil
 
 @each_kind
 def test_equal_keys_draw_equal_weights_and_other_keys_others(initializer):
-    first, other = (start(HOST, initializer, (5, 3), "float32", seed) for seed in (7, 8))
+    first, other = (
+        start(HOST, initializer, (5, 3), "float32", seed) for seed in (7, 8)
+    )
     start.cache_clear()
     again = start(HOST, initializer, (5, 3), "float32", 7)
     np.testing.assert_array_equal(first, again)
@@ -98,7 +119,10 @@ def test_a_constant_is_the_same_everywhere(backend, widest, value, shape):
 @pytest.mark.parametrize("deviation", [1.0, 0.02])
 def test_a_truncated_normal_is_one(deviation):
     """Its standard deviation is √(1 - 4 φ(2) / (2 Φ(2) - 1)) = 0.8796 of the uncut one."""
-    drawn = start(HOST, TruncatedNormal(deviation), (200, 200), "float64").ravel() / deviation
+    drawn = (
+        start(HOST, TruncatedNormal(deviation), (200, 200), "float64").ravel()
+        / deviation
+    )
     assert np.max(np.abs(drawn)) <= 2
     assert np.max(drawn) > 1.999
     assert np.min(drawn) < -1.999
@@ -124,9 +148,13 @@ def test_a_truncated_normal_inverts_its_distribution_function_to_the_last_bits(
 
 
 def test_a_truncated_normal_reaches_its_bounds(monkeypatch):
-    for seed, (p, expected) in enumerate(((0.0, -2.0), (1.0 - 2.0**-53, 2.0), (0.5, 0.0))):
+    for seed, (p, expected) in enumerate(
+        ((0.0, -2.0), (1.0 - 2.0**-53, 2.0), (0.5, 0.0))
+    ):
         monkeypatch.setattr(
-            nn.initializers, "uniform", lambda key, shape, dtype, p=p: np.full(shape, p, dtype)
+            nn.initializers,
+            "uniform",
+            lambda key, shape, dtype, p=p: np.full(shape, p, dtype),
         )
         drawn = start(HOST, TruncatedNormal(1.0), (3,), "float64", seed)
         np.testing.assert_allclose(drawn, expected, rtol=0, atol=1e-14)
@@ -137,12 +165,16 @@ def assert_orthonormal(weight, epsilon):
     matrix = weight.reshape(-1, weight.shape[-1]).astype(np.float64)
     if matrix.shape[0] < matrix.shape[1]:
         matrix = matrix.T
-    np.testing.assert_allclose(matrix.T @ matrix, np.eye(matrix.shape[1]), atol=4 * epsilon)
+    np.testing.assert_allclose(
+        matrix.T @ matrix, np.eye(matrix.shape[1]), atol=4 * epsilon
+    )
 
 
 @pytest.mark.parametrize("gain", [1.0, 2.5])
 @pytest.mark.parametrize(
-    "shape", [(5, 5), (9, 4), (4, 9), (3, 2, 2, 4), (2, 1, 2, 9), (1, 6), (6, 1), (1, 1)], ids=str
+    "shape",
+    [(5, 5), (9, 4), (4, 9), (3, 2, 2, 4), (2, 1, 2, 9), (1, 6), (6, 1), (1, 1)],
+    ids=str,
 )
 def test_orthogonal_weights_are_orthonormal_times_the_gain(shape, gain):
     weight = start(HOST, Orthogonal(gain), shape, "float64")
@@ -151,7 +183,9 @@ def test_orthogonal_weights_are_orthonormal_times_the_gain(shape, gain):
 
 
 @pytest.mark.parametrize("shape", [(4, 2), (2, 3)], ids=str)
-def test_orthogonal_weights_are_orthonormal_on_every_backend(backend, widest, epsilon, shape):
+def test_orthogonal_weights_are_orthonormal_on_every_backend(
+    backend, widest, epsilon, shape
+):
     assert_orthonormal(start(backend, Orthogonal(), shape, widest), epsilon)
 
 
@@ -162,17 +196,29 @@ def test_orthogonal_weights_stay_orthonormal_when_there_are_many():
 
 def test_orthogonal_weights_favour_no_direction():
     """Of a rotation drawn at random every element has mean 0 and mean square 1 / n."""
-    drawn = np.asarray([start(HOST, Orthogonal(), (3, 3), "float64", seed) for seed in range(600)])
-    np.testing.assert_allclose(np.mean(drawn, axis=0), 0, atol=4 * math.sqrt(1 / 3 / 600))
-    np.testing.assert_allclose(np.mean(drawn**2, axis=0), 1 / 3, atol=4 * 0.3 / math.sqrt(600))
+    drawn = np.asarray(
+        [start(HOST, Orthogonal(), (3, 3), "float64", seed) for seed in range(600)]
+    )
+    np.testing.assert_allclose(
+        np.mean(drawn, axis=0), 0, atol=4 * math.sqrt(1 / 3 / 600)
+    )
+    np.testing.assert_allclose(
+        np.mean(drawn**2, axis=0), 1 / 3, atol=4 * 0.3 / math.sqrt(600)
+    )
     assert 0.4 < np.mean(np.linalg.det(drawn) > 0) < 0.6
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: VarianceScaling(0.0, "in", distribution="normal"), "scale above 0, got 0"),
-        (lambda: VarianceScaling(math.nan, "in", distribution="normal"), "scale above 0, got nan"),
+        (
+            lambda: VarianceScaling(0.0, "in", distribution="normal"),
+            "scale above 0, got 0",
+        ),
+        (
+            lambda: VarianceScaling(math.nan, "in", distribution="normal"),
+            "scale above 0, got nan",
+        ),
         (
             lambda: VarianceScaling(1.0, "sideways", distribution="normal"),
             "fan 'in', 'out' or 'average', got 'sideways'",
@@ -183,8 +229,14 @@ def test_orthogonal_weights_favour_no_direction():
         ),
         (lambda: TruncatedNormal(0.0), "deviation above 0, got 0"),
         (lambda: TruncatedNormal(-1.0), "deviation above 0, got -1"),
-        (lambda: start(HOST, nn.he_normal, (3,), "float32"), r"fan_in, fan_out\), got \(3,\)"),
-        (lambda: start(HOST, Orthogonal(), (3,), "float32"), r"fan_in, fan_out\), got \(3,\)"),
+        (
+            lambda: start(HOST, nn.he_normal, (3,), "float32"),
+            r"fan_in, fan_out\), got \(3,\)",
+        ),
+        (
+            lambda: start(HOST, Orthogonal(), (3,), "float32"),
+            r"fan_in, fan_out\), got \(3,\)",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(make, message):

@@ -61,7 +61,9 @@ def compiled(backend, role):
 
 
 def new(backend, optimizer=None):
-    model = nn.Sequential(nn.Dense(20), nn.BatchNorm(), nn.ReLU(), nn.Dropout(0.1), nn.Dense(3))
+    model = nn.Sequential(
+        nn.Dense(20), nn.BatchNorm(), nn.ReLU(), nn.Dropout(0.1), nn.Dense(3)
+    )
     optimizer = optimizer or nn.Adam(0.01)
     loss = nn.softmax_cross_entropy
     return nn.Trainer(model, loss, optimizer, backend=backend, shape=(12,))
@@ -146,7 +148,9 @@ def places(backend, taken, count, call=advance):
 
 
 @pytest.mark.parametrize("taken", [0, 1, 2, 6])
-def test_an_exception_anywhere_in_a_step_leaves_a_whole_number_of_steps(backend, whole, taken):
+def test_an_exception_anywhere_in_a_step_leaves_a_whole_number_of_steps(
+    backend, whole, taken
+):
     few = taken < 3
     if few and backend.compiles:
         pytest.skip("compiling takes too long; the campaign shoots there, too")
@@ -164,7 +168,9 @@ def fit(trainer, **options):
     trainer.fit(X, LABELS, **options)
 
 
-def test_an_exception_anywhere_in_fit_leaves_a_whole_number_of_steps(backend, monkeypatch):
+def test_an_exception_anywhere_in_fit_leaves_a_whole_number_of_steps(
+    backend, monkeypatch
+):
     monkeypatch.setattr(
         "agnostic_nn.training.feed._MAX_MULTIPLICATIONS", 0
     )  # each step by a call of its own
@@ -203,7 +209,9 @@ def test_a_signal_handler_may_save_and_look_at_any_moment(backend, whole, tmp_pa
             np.testing.assert_array_equal(backend.to_numpy(one), other)
 
 
-def test_what_a_signal_handler_restores_in_the_middle_of_a_step_is_whole(backend, whole):
+def test_what_a_signal_handler_restores_in_the_middle_of_a_step_is_whole(
+    backend, whole
+):
     trainer = advance(make(backend), 4)
     trainer.keep("four")
     for place in places(backend, 4, 8):
@@ -246,7 +254,11 @@ def test_floating_point_errors_leave_a_whole_number_of_steps(chosen, how, taken)
     def make(backend):
         layers = nn.Dense(300), nn.ReLU(), nn.Dense(2)
         return nn.Trainer(
-            nn.Sequential(*layers), nn.mean_squared_error, nn.Adam(), backend=backend, shape=(12,)
+            nn.Sequential(*layers),
+            nn.mean_squared_error,
+            nn.Adam(),
+            backend=backend,
+            shape=(12,),
         )
 
     x, y = X[:4] * np.float32(1e-22), np.zeros((4, 2), np.float32)
@@ -264,11 +276,14 @@ def test_floating_point_errors_leave_a_whole_number_of_steps(chosen, how, taken)
         while whole.steps < trainer.steps:
             whole.step(x, y)
         assert bits(trainer) == bits(whole)
-    if chosen.name == "numpy" and (how != "kernels" or taken < 2):  # kernels report none
+    # kernels report none
+    if chosen.name == "numpy" and (how != "kernels" or taken < 2):
         assert heard == 2
 
 
-def test_floating_point_errors_of_a_commit_are_reported_as_the_user_has_set_it(backend, capsys):
+def test_floating_point_errors_of_a_commit_are_reported_as_the_user_has_set_it(
+    backend, capsys
+):
     if backend.name != "numpy":
         pytest.skip("only NumPy reports floating-point errors")
     from agnostic_nn_backends.numpy.tracing import library
@@ -285,7 +300,9 @@ def test_floating_point_errors_of_a_commit_are_reported_as_the_user_has_set_it(b
     for _ in range(4):
         call(2, all="raise")
         call(-200, all="ignore")
-        with pytest.raises(FloatingPointError, match="underflow encountered in multiply"):
+        with pytest.raises(
+            FloatingPointError, match="underflow encountered in multiply"
+        ):
             call(-200, all="raise")
         with pytest.warns(RuntimeWarning, match="underflow encountered in multiply"):
             call(-200, all="warn")
@@ -299,12 +316,20 @@ def programs(trainer):
     """The programs of a trainer's step."""
     function = trainer._step
     while not hasattr(getattr(function, "into", None), "__closure__"):
-        function = function._version.run if hasattr(function, "_version") else function.function
+        function = (
+            function._version.run
+            if hasattr(function, "_version")
+            else function.function
+        )
     cells = {name: cell.cell_contents for name, cell in zip(
         function.into.__code__.co_freevars, function.into.__closure__, strict=True)}  # fmt: skip
     run = cells["_run"]
     cells = dict(zip(run.__code__.co_freevars, run.__closure__, strict=True))
-    return [one for one in cells["programs"].cell_contents.values() if isinstance(one, Program)]
+    return [
+        one
+        for one in cells["programs"].cell_contents.values()
+        if isinstance(one, Program)
+    ]
 
 
 class Failing:
@@ -321,8 +346,12 @@ class Failing:
         return self.function(*args, **kwargs)
 
 
-@pytest.mark.parametrize("optimizer", [nn.Adam(0.01), nn.SGD(0.1), nn.LAMB(0.01)], ids=repr)
-def test_memory_that_runs_out_in_any_call_leaves_a_whole_number_of_steps(backend, how, optimizer):
+@pytest.mark.parametrize(
+    "optimizer", [nn.Adam(0.01), nn.SGD(0.1), nn.LAMB(0.01)], ids=repr
+)
+def test_memory_that_runs_out_in_any_call_leaves_a_whole_number_of_steps(
+    backend, how, optimizer
+):
     if how == "no replay":
         pytest.skip("there is no program")
     trainer = advance(make(backend, optimizer), 4)
@@ -340,11 +369,15 @@ def test_memory_that_runs_out_in_any_call_leaves_a_whole_number_of_steps(backend
             raised.add(trainer.steps - steps)
         program.env[name] = function
         whole.expect(trainer)
-    assert raised == {0, 1}, "before a commit the step is not taken, in it it is completed"
+    assert raised == {0, 1}, (
+        "before a commit the step is not taken, in it it is completed"
+    )
     whole.expect(advance(trainer, 2))
 
 
-def test_a_commit_that_cannot_be_completed_is_an_error_until_the_state_is_replaced(backend, how):
+def test_a_commit_that_cannot_be_completed_is_an_error_until_the_state_is_replaced(
+    backend, how
+):
     if how == "no replay":
         pytest.skip("there is no program")
     trainer = advance(make(backend), 4)
@@ -502,7 +535,9 @@ def test_a_ctrl_c_held_back_is_not_lost_to_another_exception():
 
 def test_a_step_leaves_signals_alone(backend, monkeypatch):
     trainer = advance(make(backend), 4)
-    monkeypatch.setattr(signal, "signal", lambda *_: pytest.fail("a step needs no handler"))
+    monkeypatch.setattr(
+        signal, "signal", lambda *_: pytest.fail("a step needs no handler")
+    )
     advance(trainer)
 
 
@@ -525,7 +560,9 @@ def test_an_exception_while_batches_are_prepared_ahead_ends_their_thread(backend
 # --- what planted bugs have shown to be missing ---------------------------------------------
 
 
-def test_what_a_signal_handler_changes_in_a_step_stays_changed(backend, whole, monkeypatch):
+def test_what_a_signal_handler_changes_in_a_step_stays_changed(
+    backend, whole, monkeypatch
+):
     """The step that it interrupts still writes to its memory, and its result comes too late."""
     trainer = advance(make(backend), 4)
     trainer.keep("four")
@@ -560,7 +597,9 @@ def test_a_program_is_used_again_after_an_exception(backend, how, monkeypatch):
     with pytest.raises(MemoryError):
         advance(trainer)
     used, into = [], Program.into
-    monkeypatch.setattr(Program, "into", lambda self, *args: (used.append(self), into(self, *args)))
+    monkeypatch.setattr(
+        Program, "into", lambda self, *args: (used.append(self), into(self, *args))
+    )
     advance(trainer)
     assert used == [program]
 
@@ -650,7 +689,9 @@ def test_a_second_ctrl_c_is_not_held_back():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_exception_at_any_place_of_a_commit_leaves_a_whole_number_of_steps(backend, whole):
+def test_an_exception_at_any_place_of_a_commit_leaves_a_whole_number_of_steps(
+    backend, whole
+):
     """Every instruction of the functions that give memory up and take the result."""
     trainer = advance(make(backend), 4)
     own = getattr(type(trainer._step), "into", None)  # that of a backend that compiles
@@ -686,7 +727,8 @@ def test_memory_is_not_given_up_to_a_call_that_may_compile(backend, monkeypatch)
             raise Shot
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._step, "latest", frozenset())  # as after a change of the parameters
+        # as after a change of the parameters
+        patch.setattr(trainer._step, "latest", frozenset())
         patch.setattr(trainer._step, "function", Broken(trainer._step.function))
         with pytest.raises(Shot):
             advance(trainer)
@@ -695,12 +737,17 @@ def test_memory_is_not_given_up_to_a_call_that_may_compile(backend, monkeypatch)
 
 
 @pytest.mark.parametrize("place", [1, 2, 5])
-def test_jax_computes_again_after_an_exception_while_it_traced(backend, monkeypatch, place):
+def test_jax_computes_again_after_an_exception_while_it_traced(
+    backend, monkeypatch, place
+):
     """As a signal handler raises it: JAX's own Python code has not restored what it traces."""
     if backend.name != "jax":
         pytest.skip("only JAX traces")
     core = pytest.importorskip("jax.extend.core")
-    set_current_trace, take_current_trace = core.set_current_trace, core.take_current_trace
+    set_current_trace, take_current_trace = (
+        core.set_current_trace,
+        core.take_current_trace,
+    )
 
     def current():
         with take_current_trace() as trace:

@@ -26,7 +26,9 @@ history = trainer.fit(x, x[:, :2], epochs=3)
 def outputs():
     """The outputs of each cell, by its name."""
     if os.environ.get("AGNOSTIC_NN_BACKEND", "numpy") != "numpy":
-        pytest.skip("what a kernel shows does not depend on the backend: the numpy session runs it")
+        pytest.skip(
+            "what a kernel shows does not depend on the backend: the numpy session runs it"
+        )
     reason = "needs a Jupyter kernel: pip install nbclient ipykernel"
     nbclient = pytest.importorskip("nbclient", reason=reason)
     nbformat = pytest.importorskip("nbformat", reason=reason)
@@ -34,7 +36,9 @@ def outputs():
     cells = [nbformat.v4.new_code_cell(source) for source in CELLS.values()]
     notebook = nbformat.v4.new_notebook(cells=cells)
     nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
-    return {name: cell.outputs for name, cell in zip(CELLS, notebook.cells, strict=True)}
+    return {
+        name: cell.outputs for name, cell in zip(CELLS, notebook.cells, strict=True)
+    }
 
 
 def streams(outputs):
@@ -45,7 +49,9 @@ def test_fit_shows_its_progress_without_ipywidgets_and_without_a_warning(outputs
     (bars,) = outputs["fit"]  # one output that is updated in place
     assert bars.output_type == "display_data"
     lines = bars.data["text/plain"].splitlines()
-    assert [line.split()[:2] for line in lines] == [["epoch", f"{n}/3"] for n in (1, 2, 3)]
+    assert [line.split()[:2] for line in lines] == [
+        ["epoch", f"{n}/3"] for n in (1, 2, 3)
+    ]
     assert all("2/2" in line and "loss" in line for line in lines)
 
 

@@ -47,14 +47,24 @@ MADE = {  # of these each dtype, with numbers of its own, has one right result
     "float": {"reciprocal", "sqrt", "absolute", "floor", "divide"},
     "int": {"and", "or", "xor", "invert"},
 }
-FOR_NUMBERS = {"negative", "square", "add", "subtract", "multiply", "maximum", "minimum"}
+FOR_NUMBERS = {
+    "negative",
+    "square",
+    "add",
+    "subtract",
+    "multiply",
+    "maximum",
+    "minimum",
+}
 SHAPES = [(1, 1), (1, 3), (7, 1), (7, 3), (5, 513), (600, 4)]
 
 
 @pytest.fixture(autouse=True)
 def _once(backend):
     if backend.name != "numpy":
-        pytest.skip("they are no part of the backend: NumPy's session holds them to NumPy's calls")
+        pytest.skip(
+            "they are no part of the backend: NumPy's session holds them to NumPy's calls"
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -88,17 +98,33 @@ def values(dtype, seed=0):
     if dtype in INTEGERS:
         ends = np.iinfo(dtype)
         some = generator.integers(ends.min, ends.max, 40, dtype=dtype, endpoint=True)
-        return np.concatenate([np.array([ends.min, ends.max, 0, 1, ends.max - 1, 2], dtype), some])
+        return np.concatenate(
+            [np.array([ends.min, ends.max, 0, 1, ends.max - 1, 2], dtype), some]
+        )
     about = np.finfo(dtype)
     small, tiny, large = about.smallest_normal, about.smallest_subnormal, about.max
-    edges = [0.0, np.inf, 1.0, 2.5, small, small / 2, tiny, 3 * tiny, large, large / 2, 1 / 3]
+    edges = [
+        0.0,
+        np.inf,
+        1.0,
+        2.5,
+        small,
+        small / 2,
+        tiny,
+        3 * tiny,
+        large,
+        large / 2,
+        1 / 3,
+    ]
     edges = np.array([np.nan, *edges, *(-x for x in edges)])
     return np.concatenate([edges, generator.standard_normal(40)]).astype(dtype)
 
 
 def pairs(dtype, seed=0):
     """Each of them with each."""
-    return [np.ascontiguousarray(x.ravel()) for x in np.meshgrid(*[values(dtype, seed)] * 2)]
+    return [
+        np.ascontiguousarray(x.ravel()) for x in np.meshgrid(*[values(dtype, seed)] * 2)
+    ]
 
 
 def run(calls, arrays, shape, scalars=()):
@@ -107,13 +133,20 @@ def run(calls, arrays, shape, scalars=()):
     met = {(rows, 1): "column", (width,): "row", (rows, width): "whole"}
     described = tuple(Array(str(one.dtype), met[one.shape]) for one in arrays)
     made = kernel(described, tuple(str(one.dtype) for one in scalars), tuple(calls))
-    made(rows, width, *(one.ctypes.data for one in arrays), *(one.item() for one in scalars))
+    made(
+        rows,
+        width,
+        *(one.ctypes.data for one in arrays),
+        *(one.item() for one in scalars),
+    )
 
 
 def outcomes(calls, arrays, shape=None, scalars=()):
     """Return the result of each call as a separate array."""
     shape = (1, arrays[0].size) if shape is None else shape
-    arrays = [one.reshape(shape) if one.size == shape[0] * shape[1] else one for one in arrays]
+    arrays = [
+        one.reshape(shape) if one.size == shape[0] * shape[1] else one for one in arrays
+    ]
     outs = [np.empty(shape, call.dtype) for call in calls]
     placed = [
         Call(call.operation, call.operands, call.dtype, len(arrays) + k)
@@ -163,7 +196,8 @@ def test_each_operation_gives_the_bits_of_numpy(dtype):
         for name, result in zip(names, results, strict=True):
             by_numpy = (ONE | TWO | ORDER)[name]
             expected = by_numpy(one) if name in ONE else by_numpy(one, other)
-            if name in ("maximum", "minimum"):  # no library says which of 0 and -0 is larger
+            # no library says which of 0 and -0 is larger
+            if name in ("maximum", "minimum"):
                 result, expected = result + 0, expected + 0
             assert_bits(result, expected, name)
 
@@ -174,17 +208,30 @@ def test_no_operation_is_made_that_has_no_one_right_result(dtype):
         return is_exact(Call(name, given, result, 1))
 
     one, two = (a(0, dtype),), (a(0, dtype), a(1, dtype))
-    results = {name for name in (*ONE, *TWO) if made(name, one if name in ONE else two, dtype)}
+    results = {
+        name for name in (*ONE, *TWO) if made(name, one if name in ONE else two, dtype)
+    }
     assert results == made_of(dtype)
     assert all(made(name, two, "bool") for name in ORDER)
-    for name in ("exp", "tanh", "log", "pow", "floor_divide", "remainder", "rint", *SHIFTS):
+    for name in (
+        "exp",
+        "tanh",
+        "log",
+        "pow",
+        "floor_divide",
+        "remainder",
+        "rint",
+        *SHIFTS,
+    ):
         assert not made(name, one, dtype)
         assert not made(name, two, dtype)
     for other in set(DTYPES) - {dtype}:
         assert not any(made(name, (a(0, dtype), a(1, other)), dtype) for name in TWO)
         assert not any(made(name, (a(0, dtype), s(0, other)), dtype) for name in TWO)
         assert not any(made(name, (a(0, dtype), a(1, other)), "bool") for name in ORDER)
-        assert not any(made(name, one if name in ONE else two, other) for name in (*ONE, *TWO))
+        assert not any(
+            made(name, one if name in ONE else two, other) for name in (*ONE, *TWO)
+        )
     for other in set(DTYPES) - {"bool"}:
         assert not any(made(name, two, other) for name in ORDER)
 
@@ -231,10 +278,16 @@ def test_a_choice_takes_numbers_as_they_are(dtype):
     for result, (one, other) in zip(results, expected, strict=True):
         assert_bits(result, np.where(mask, one, other).astype(dtype))
     for other in set(DTYPES) - {dtype}:
-        assert not is_exact(Call("choose", (a(0, "bool"), a(1, dtype), a(2, other)), dtype))
-        assert not is_exact(Call("choose", (a(0, "bool"), a(1, dtype), a(2, dtype)), other))
+        assert not is_exact(
+            Call("choose", (a(0, "bool"), a(1, dtype), a(2, other)), dtype)
+        )
+        assert not is_exact(
+            Call("choose", (a(0, "bool"), a(1, dtype), a(2, dtype)), other)
+        )
         if other != "bool":
-            assert not is_exact(Call("choose", (a(0, other), a(1, dtype), a(2, dtype)), dtype))
+            assert not is_exact(
+                Call("choose", (a(0, other), a(1, dtype), a(2, dtype)), dtype)
+            )
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
@@ -335,7 +388,9 @@ def test_numbers_of_another_kind_are_refused():
 def test_zeros_of_two_signs_make_two_kernels():
     x = np.array([1.0, -1.0, 0.0], "float32")
     for value in (0.0, -0.0):
-        (result,) = outcomes([Call("multiply", (a(0, "float32"), number(value)), "float32")], [x])
+        (result,) = outcomes(
+            [Call("multiply", (a(0, "float32"), number(value)), "float32")], [x]
+        )
         assert_bits(result, x * np.float32(value))
 
 
@@ -360,7 +415,10 @@ def test_scalars_may_be_more_than_fit_into_registers():
     for dtype in DTYPES:
         places = [k for k, one in enumerate(dtypes) if one == dtype]
         name = "xor" if dtype == "bool" else "multiply"
-        calls += [Call(name, (a(DTYPES.index(dtype), dtype), s(k, dtype)), dtype) for k in places]
+        calls += [
+            Call(name, (a(DTYPES.index(dtype), dtype), s(k, dtype)), dtype)
+            for k in places
+        ]
     arrays = [np.resize(values(dtype), 20) for dtype in DTYPES]
     results = outcomes(calls, arrays, scalars=scalars)
     for call, result in zip(calls, results, strict=True):
@@ -411,7 +469,9 @@ def test_arrays_are_met_whole_or_as_a_row_or_as_a_column(shape, dtype):
     # a column is one also where it is as wide as the rows
     met = ("whole", "row", "column", "whole", "column", "whole", "whole")
     arrays = (whole, row, column, mask, hidden, result, smaller)
-    described = tuple(Array(str(one.dtype), how) for one, how in zip(arrays, met, strict=True))
+    described = tuple(
+        Array(str(one.dtype), how) for one, how in zip(arrays, met, strict=True)
+    )
     made = kernel(described, (dtype,), tuple(calls))
     made(rows, width, *(one.ctypes.data for one in arrays), scalar.item())
     moved = scalar + (whole * row - column)
@@ -424,7 +484,11 @@ def test_what_lies_around_the_results_is_left_alone():
     for rows, width in SHAPES:
         memory = np.full((rows + 2, width), 7, "float32")
         inside, x = memory[1:-1], np.ones((rows, width), "float32")
-        run([Call("negative", (a(0, "float32"),), "float32", 1)], [x, inside], (rows, width))
+        run(
+            [Call("negative", (a(0, "float32"),), "float32", 1)],
+            [x, inside],
+            (rows, width),
+        )
         assert (inside == -1).all()
         assert (memory[[0, -1]] == 7).all()
 
@@ -494,7 +558,10 @@ def test_nothing_is_left_out_that_only_looks_as_if_it_changed_nothing(dtype):
         "0 - x": (Call("subtract", (number(0.0), a(0, dtype)), dtype), 0.0 - x),
         "x / 3": (Call("divide", (a(0, dtype), number(3.0)), dtype), x / third),
         "x == x": (Call("equal", (a(0, dtype), a(0, dtype)), "bool"), x == x),
-        "x < x": (Call("less", (a(0, dtype), a(0, dtype)), "bool"), np.zeros(x.size, bool)),
+        "x < x": (
+            Call("less", (a(0, dtype), a(0, dtype)), "bool"),
+            np.zeros(x.size, bool),
+        ),
     }
     results = outcomes([call for call, _ in of.values()], [x, y])
     for (report, (_, expected)), result in zip(of.items(), results, strict=True):
@@ -524,7 +591,9 @@ def test_each_part_is_made_once_whichever_thread_makes_it():
         (Call("add", (a(0, "float32"), s(0, "float32")), "float32", 0),),
     )
     starts = ((0, 3, 1.0), (3, 4, 2.0), (7, 3, 3.0))
-    run_parallel(made, *((rows, 7, x[start:].ctypes.data, by) for start, rows, by in starts))
+    run_parallel(
+        made, *((rows, 7, x[start:].ctypes.data, by) for start, rows, by in starts)
+    )
     added = np.repeat([1.0, 2.0, 3.0], (3, 4, 3))[:, None]
     assert_bits(x, (np.arange(70.0).reshape(10, 7) + added).astype("float32"))
 
@@ -596,7 +665,9 @@ def test_kernels_can_be_turned_off(anew, monkeypatch):
     ],
     ids=["absent", "unloadable", "old"],
 )
-def test_there_are_none_without_an_llvmlite_that_can_make_them(llvmlite, anew, monkeypatch):
+def test_there_are_none_without_an_llvmlite_that_can_make_them(
+    llvmlite, anew, monkeypatch
+):
     monkeypatch.delenv("AGNOSTIC_NN_KERNELS", raising=False)
     monkeypatch.setitem(sys.modules, "llvmlite", llvmlite)
     assert not anew()

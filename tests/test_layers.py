@@ -19,7 +19,11 @@ EPS = np.finfo("float32").eps
 
 @pytest.fixture(autouse=True)
 def _sweeps_are_for_backends_that_do_not_compile(request, thorough):
-    case = request.node.callspec.params.get("case") if hasattr(request.node, "callspec") else None
+    case = (
+        request.node.callspec.params.get("case")
+        if hasattr(request.node, "callspec")
+        else None
+    )
     if case is not None and case.thorough and not thorough:
         pytest.skip("one of a sweep, which takes a compiler long: nox -s sweep")
 
@@ -28,11 +32,16 @@ def _sweeps_are_for_backends_that_do_not_compile(request, thorough):
 def test_it_passes_every_oracle_in_float64(backend, case):
     """`check` says what those are; on a backend that differentiates, that is one of them."""
     if not backend.has_float64:
-        pytest.skip("float64 is switched off here; the session that has it on does this")
+        pytest.skip(
+            "float64 is switched off here; the session that has it on does this"
+        )
     arrays = arrays_for(case)
     count = 1 + len(leaves(arrays["params"])) + len(leaves(arrays["x"]))
-    few = min(50, max(4, 800 // count**2))  # of each leaf; the adjoint test sees them all
-    report = check(case.layer, case.shape, backends=[backend], draw=case.draw, elements=few)
+    # of each leaf; the adjoint test sees them all
+    few = min(50, max(4, 800 // count**2))
+    report = check(
+        case.layer, case.shape, backends=[backend], draw=case.draw, elements=few
+    )
     assert report.worst.error < 1e-9 * case.slack
     refused = {(r.oracle, r.mode) for r in report.rows if r.leaf == "(refused)"}
     assert refused <= {(f"batch of {size}", "train") for size in case.refuses}
@@ -43,12 +52,16 @@ def computed(backend, case):
     """The arrays, here and on the backend, and what is computed there and by NumPy in float64."""
 
     def everything(arrays):
-        predicted = {f"of {size}": run(case.layer, arrays, size=size) for size in (0, 1)}
+        predicted = {
+            f"of {size}": run(case.layer, arrays, size=size) for size in (0, 1)
+        }
         return {"train": run(case.layer, arrays, train=True), **predicted}
 
     arrays = arrays_for(case)
     there = backend.asarray(arrays)
-    wide = tree_map(lambda a: a.astype("float64") if a.dtype == "float32" else a, arrays)
+    wide = tree_map(
+        lambda a: a.astype("float64") if a.dtype == "float32" else a, arrays
+    )
     return arrays, there, backend.jit(everything)(there), everything(wide)
 
 
@@ -118,7 +131,9 @@ def test_what_init_makes_lies_where_the_key_is(backend, thorough):
     one_of_each = {type(case.layer): case for case in CASES}.values()
 
     def made(key):
-        return tuple(case.layer.init(key, case.shape, xp.float32)[:2] for case in one_of_each)
+        return tuple(
+            case.layer.init(key, case.shape, xp.float32)[:2] for case in one_of_each
+        )
 
     for name, leaf in named_leaves(backend.jit(made)(key)):
         assert device(leaf) == device(key), name
@@ -135,7 +150,10 @@ def test_layers_print_compare_hash_and_pickle(case):
 
 
 def test_layers_that_differ_are_unequal():
-    several = [case.layer for case in CASES] + [nn.Reshape((-1,)), nn.Residual(nn.Tanh())]
+    several = [case.layer for case in CASES] + [
+        nn.Reshape((-1,)),
+        nn.Residual(nn.Tanh()),
+    ]
     assert len(set(several)) == len({(type(layer), repr(layer)) for layer in several})
 
 

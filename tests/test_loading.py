@@ -91,11 +91,16 @@ REFUSED = [  # name, part of the message
     ("failing:model", "ZeroDivisionError: division by zero (failing.py, line 1)"),
     ("mine.py:number", "expected a module without .py: mine"),
     ("leaving:model", "leaving cannot be imported: SystemExit: 0"),
-    ("needing:model", "needing needs the module 'surely_not_there', which is not installed"),
+    (
+        "needing:model",
+        "needing needs the module 'surely_not_there', which is not installed",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("name", "message"), REFUSED, ids=[name for name, _ in REFUSED])
+@pytest.mark.parametrize(
+    ("name", "message"), REFUSED, ids=[name for name, _ in REFUSED]
+)
 def test_errors_of_loading_are_one_line(name, message):
     with pytest.raises(CannotLoad) as refused:
         load_layer(name)

@@ -28,7 +28,11 @@ def step(carry, now):
     x, (row,) = now["x"], now["rows"]
     total = 2.0 * total + x
     named = {"last": row, "count": named["count"] + 1}
-    return (total, named), {"total": total, "pair": (row * total, ()), "before": carry[1]["last"]}
+    return (total, named), {
+        "total": total,
+        "pair": (row * total, ()),
+        "before": carry[1]["last"],
+    }
 
 
 def by_hand(carry, xs, reverse):
@@ -66,7 +70,9 @@ def test_a_loop_carries_a_tree_and_stacks_what_each_step_makes(
 
 @ways
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_what_a_loop_makes_is_handed_out_as_then_makes_it(backend, widest, way, reverse):
+def test_what_a_loop_makes_is_handed_out_as_then_makes_it(
+    backend, widest, way, reverse
+):
     """Of each y or of all at once: the same, with fewer parts here than each step made."""
     xs = np.arange(6).astype(widest).reshape(3, 2)
 
@@ -97,8 +103,12 @@ def test_a_step_may_make_nothing(backend, widest, way):
 
 @pytest.mark.parametrize("lengths", [(2, 3), (0, 0), ()], ids=str)
 def test_lengths_that_differ_or_are_none_are_refused(backend, lengths):
-    xs = tuple(backend.xp.zeros((length, 2), device=backend.device) for length in lengths)
-    with pytest.raises(ValueError, match=r"expected one length of at least 1 to loop over, got"):
+    xs = tuple(
+        backend.xp.zeros((length, 2), device=backend.device) for length in lengths
+    )
+    with pytest.raises(
+        ValueError, match=r"expected one length of at least 1 to loop over, got"
+    ):
         scan(lambda carry, now: (carry, ()), (), xs)
 
 
@@ -113,6 +123,8 @@ def test_jax_traces_a_step_as_often_for_a_long_loop_as_for_a_short_one():
             calls.append(x)
             return carry + x, carry
 
-        jax.make_jaxpr(lambda xs, step=step: scan(step, xs[0], xs))(jax.numpy.ones(length))
+        jax.make_jaxpr(lambda xs, step=step: scan(step, xs[0], xs))(
+            jax.numpy.ones(length)
+        )
         counts.append(len(calls))
     assert counts[0] == counts[1] > 0

@@ -44,7 +44,9 @@ def softmax_by_hand(logits, target, weights=None, label_smoothing=0.0):
 
 def binary_by_hand(logits, target, weights=None):
     chance = 1 / (1 + np.exp(-logits))
-    return average(-target * np.log(chance) - (1 - target) * np.log(1 - chance), weights)
+    return average(
+        -target * np.log(chance) - (1 - target) * np.log(1 - chance), weights
+    )
 
 
 def numbers(generator, shape):
@@ -79,7 +81,14 @@ CASES = {  # loss, by hand, targets, shape of y, axes of the weights, options
     "labels, weights of each": (softmax, softmax_by_hand, labels, (2, 3, 4), 2, {}),
     "smooth labels": (softmax, softmax_by_hand, labels, (5, 4), 1, SOME),
     "distributions": (softmax, softmax_by_hand, distributions, (5, 4), None, {}),
-    "smooth distributions": (softmax, softmax_by_hand, distributions, (2, 3, 4), 2, MUCH),
+    "smooth distributions": (
+        softmax,
+        softmax_by_hand,
+        distributions,
+        (2, 3, 4),
+        2,
+        MUCH,
+    ),
     "chances": (binary, binary_by_hand, chances, (5, 3), None, {}),
     "chances of one axis": (binary, binary_by_hand, chances, (6,), 1, {}),
     "chances, weights of examples": (binary, binary_by_hand, chances, (5, 3), 1, {}),
@@ -105,7 +114,9 @@ LOSSES = {  # loss, a good y and target
 }
 LINEAR = (nn.negative_log_likelihood, nn.kl_divergence)  # their slope says nothing of y
 WEIGHTS = np.asarray([0.5, 2.0, 0.0, 1.0])
-each_loss = pytest.mark.parametrize(("loss", "y", "target"), LOSSES.values(), ids=LOSSES)
+each_loss = pytest.mark.parametrize(
+    ("loss", "y", "target"), LOSSES.values(), ids=LOSSES
+)
 
 
 def cast(x, dtype):
@@ -152,7 +163,9 @@ def slopes(function, y, step=1e-5):
 
 
 @each_case
-def test_value_and_gradient_are_those_found_by_other_means(backend, widest, epsilon, case):
+def test_value_and_gradient_are_those_found_by_other_means(
+    backend, widest, epsilon, case
+):
     """Central differences are good to about h² + eps / h = 1e-10; the rest is rounding."""
     loss, by_hand, *_, smoothing = case
     args = example(case, widest)
@@ -248,7 +261,13 @@ ENDS = [  # loss, y, target, value, dy; all exact in float32
     (nn.hinge, [HUGE], [-1], HUGE, [1]),
     (nn.multi_class_margin, [[0, -math.inf]], [0], 0, [[0, 0]]),
     (nn.cosine_distance, [[1e30, 1e30]], [[0, 1e-30]], 1 - 0.5**0.5, None),
-    (nn.cosine_distance, [[1e-30, 0]], [[1e-30, 1e-30]], 1 - 0.5**0.5, [[0, -(0.5**0.5) * 1e30]]),
+    (
+        nn.cosine_distance,
+        [[1e-30, 0]],
+        [[1e-30, 1e-30]],
+        1 - 0.5**0.5,
+        [[0, -(0.5**0.5) * 1e30]],
+    ),
     (nn.cosine_distance, [[0, 0]], [[3, 4]], 1, [[0, 0]]),
     (nn.cosine_distance, [[3, 4]], [[0, 0]], 1, [[0, 0]]),
 ]
@@ -321,29 +340,183 @@ def ints(*shape):
 
 
 REFUSED = [  # loss, y, target, weights, error, message
-    (mse, zeros(2, 3), zeros(3), None, ValueError, r"y is \(2, 3\) but target is \(3,\)"),
-    (binary, zeros(2), zeros(2, 1), None, ValueError, r"y is \(2,\) but target is \(2, 1\)"),
-    (softmax, zeros(2, 3), ints(3), None, ValueError, r"labels \(3,\) for logits \(2, 3\)"),
-    (softmax, zeros(2, 3), zeros(2, 4), None, ValueError, r"y is \(2, 3\) but target is \(2, 4\)"),
+    (
+        mse,
+        zeros(2, 3),
+        zeros(3),
+        None,
+        ValueError,
+        r"y is \(2, 3\) but target is \(3,\)",
+    ),
+    (
+        binary,
+        zeros(2),
+        zeros(2, 1),
+        None,
+        ValueError,
+        r"y is \(2,\) but target is \(2, 1\)",
+    ),
+    (
+        softmax,
+        zeros(2, 3),
+        ints(3),
+        None,
+        ValueError,
+        r"labels \(3,\) for logits \(2, 3\)",
+    ),
+    (
+        softmax,
+        zeros(2, 3),
+        zeros(2, 4),
+        None,
+        ValueError,
+        r"y is \(2, 3\) but target is \(2, 4\)",
+    ),
     (mse, zeros(2), ints(2), None, ValueError, "y is .*float32 but target is .*int32"),
-    (binary, zeros(2), ints(2), None, ValueError, "y is .*float32 but target is .*int32"),
-    (softmax, zeros(2, 3), ints(2) > 0, None, TypeError, "integer labels or .*float32, got .*bool"),
-    (mse, zeros(0, 3), zeros(0, 3), None, ValueError, r"examples, got losses of shape \(0, 3\)"),
-    (softmax, zeros(0, 3), ints(0), None, ValueError, r"examples, got losses of shape \(0,\)"),
-    (binary, zeros(0), zeros(0), zeros(0), ValueError, r"examples, got losses of shape \(0,\)"),
-    (mse, zeros(2, 3), zeros(2, 3), zeros(3), ValueError, r"weights \(2,\), got \(3,\)"),
-    (softmax, zeros(2, 3), ints(2), zeros(2, 3), ValueError, r"weights \(2,\), got \(2, 3\)"),
-    (binary, zeros(2), zeros(2), ints(2), ValueError, "y is .*float32, weights .*int32"),
-    (nn.huber, zeros(2), zeros(3), None, ValueError, r"y is \(2,\) but target is \(3,\)"),
-    (nn.log_cosh, zeros(2), ints(2), None, ValueError, "y is .*float32 but target is .*int32"),
-    (nn.poisson_nll, zeros(2), ints(2), None, ValueError, "float32 but target is .*int32"),
-    (nn.kl_divergence, zeros(2, 3), ints(2), None, ValueError, r"y is \(2, 3\) but target"),
-    (nn.hinge, zeros(2, 1), zeros(2), None, ValueError, r"y is \(2, 1\) but target is \(2,\)"),
-    (nn.multi_class_margin, zeros(2, 3), zeros(2), None, TypeError, "integer labels, got .*float"),
-    (nn.multi_class_margin, zeros(2, 3), ints(3), None, ValueError, r"labels \(3,\) for logits"),
-    (nn.negative_log_likelihood, zeros(2, 3), ints(3), None, ValueError, r"labels \(3,\) for"),
-    (nn.gaussian_nll, zeros(2), zeros(2), None, ValueError, "outputs .'mean', 'variance'., as a"),
-    (nn.gaussian_nll, (zeros(2),), zeros(2), None, ValueError, "'variance'., got 1 of them"),
+    (
+        binary,
+        zeros(2),
+        ints(2),
+        None,
+        ValueError,
+        "y is .*float32 but target is .*int32",
+    ),
+    (
+        softmax,
+        zeros(2, 3),
+        ints(2) > 0,
+        None,
+        TypeError,
+        "integer labels or .*float32, got .*bool",
+    ),
+    (
+        mse,
+        zeros(0, 3),
+        zeros(0, 3),
+        None,
+        ValueError,
+        r"examples, got losses of shape \(0, 3\)",
+    ),
+    (
+        softmax,
+        zeros(0, 3),
+        ints(0),
+        None,
+        ValueError,
+        r"examples, got losses of shape \(0,\)",
+    ),
+    (
+        binary,
+        zeros(0),
+        zeros(0),
+        zeros(0),
+        ValueError,
+        r"examples, got losses of shape \(0,\)",
+    ),
+    (
+        mse,
+        zeros(2, 3),
+        zeros(2, 3),
+        zeros(3),
+        ValueError,
+        r"weights \(2,\), got \(3,\)",
+    ),
+    (
+        softmax,
+        zeros(2, 3),
+        ints(2),
+        zeros(2, 3),
+        ValueError,
+        r"weights \(2,\), got \(2, 3\)",
+    ),
+    (
+        binary,
+        zeros(2),
+        zeros(2),
+        ints(2),
+        ValueError,
+        "y is .*float32, weights .*int32",
+    ),
+    (
+        nn.huber,
+        zeros(2),
+        zeros(3),
+        None,
+        ValueError,
+        r"y is \(2,\) but target is \(3,\)",
+    ),
+    (
+        nn.log_cosh,
+        zeros(2),
+        ints(2),
+        None,
+        ValueError,
+        "y is .*float32 but target is .*int32",
+    ),
+    (
+        nn.poisson_nll,
+        zeros(2),
+        ints(2),
+        None,
+        ValueError,
+        "float32 but target is .*int32",
+    ),
+    (
+        nn.kl_divergence,
+        zeros(2, 3),
+        ints(2),
+        None,
+        ValueError,
+        r"y is \(2, 3\) but target",
+    ),
+    (
+        nn.hinge,
+        zeros(2, 1),
+        zeros(2),
+        None,
+        ValueError,
+        r"y is \(2, 1\) but target is \(2,\)",
+    ),
+    (
+        nn.multi_class_margin,
+        zeros(2, 3),
+        zeros(2),
+        None,
+        TypeError,
+        "integer labels, got .*float",
+    ),
+    (
+        nn.multi_class_margin,
+        zeros(2, 3),
+        ints(3),
+        None,
+        ValueError,
+        r"labels \(3,\) for logits",
+    ),
+    (
+        nn.negative_log_likelihood,
+        zeros(2, 3),
+        ints(3),
+        None,
+        ValueError,
+        r"labels \(3,\) for",
+    ),
+    (
+        nn.gaussian_nll,
+        zeros(2),
+        zeros(2),
+        None,
+        ValueError,
+        "outputs .'mean', 'variance'., as a",
+    ),
+    (
+        nn.gaussian_nll,
+        (zeros(2),),
+        zeros(2),
+        None,
+        ValueError,
+        "'variance'., got 1 of them",
+    ),
     (
         nn.gaussian_nll,
         {"mean": zeros(2), "scale": zeros(2)},
@@ -394,9 +567,30 @@ BAD_OPTIONS = [  # loss, y, target, options, error, message
         ValueError,
         "'mean', 'sum' or 'none', got 'max'",
     ),
-    (nn.huber, zeros(2), zeros(2), {"delta": 0.0}, ValueError, "delta above 0, got 0.0"),
-    (nn.poisson_nll, zeros(2), zeros(2), {"epsilon": 0.0}, ValueError, "epsilon above 0, got 0.0"),
-    (nn.gaussian_nll, (zeros(2),) * 2, zeros(2), {"epsilon": -1.0}, ValueError, "epsilon above 0"),
+    (
+        nn.huber,
+        zeros(2),
+        zeros(2),
+        {"delta": 0.0},
+        ValueError,
+        "delta above 0, got 0.0",
+    ),
+    (
+        nn.poisson_nll,
+        zeros(2),
+        zeros(2),
+        {"epsilon": 0.0},
+        ValueError,
+        "epsilon above 0, got 0.0",
+    ),
+    (
+        nn.gaussian_nll,
+        (zeros(2),) * 2,
+        zeros(2),
+        {"epsilon": -1.0},
+        ValueError,
+        "epsilon above 0",
+    ),
     (softmax, zeros(2, 3), ints(2), {"gamma": -1.0}, ValueError, "gamma of at least 0"),
     (
         softmax,
@@ -438,8 +632,22 @@ BAD_OPTIONS = [  # loss, y, target, options, error, message
         ValueError,
         "positive_weight of at lea",
     ),
-    (binary, zeros(2), zeros(2), {"positive_weight": (1.0,)}, ValueError, "1 positive_weight for"),
-    (nn.multi_class_margin, zeros(2, 3), ints(2), {"power": 3}, ValueError, "1 or 2, got 3"),
+    (
+        binary,
+        zeros(2),
+        zeros(2),
+        {"positive_weight": (1.0,)},
+        ValueError,
+        "1 positive_weight for",
+    ),
+    (
+        nn.multi_class_margin,
+        zeros(2, 3),
+        ints(2),
+        {"power": 3},
+        ValueError,
+        "1 or 2, got 3",
+    ),
     (
         nn.multi_class_margin,
         zeros(2, 3),
@@ -467,15 +675,23 @@ BAD_OPTIONS = [  # loss, y, target, options, error, message
 ]
 
 
-@pytest.mark.parametrize(("loss", "y", "target", "weights", "error", "message"), REFUSED)
-def test_what_does_not_fit_is_refused(backend, loss, y, target, weights, error, message):
+@pytest.mark.parametrize(
+    ("loss", "y", "target", "weights", "error", "message"), REFUSED
+)
+def test_what_does_not_fit_is_refused(
+    backend, loss, y, target, weights, error, message
+):
     args = (y, target) if weights is None else (y, target, weights)
     with pytest.raises(error, match=message):
         compiled(backend, loss)(*backend.asarray(args))
 
 
-@pytest.mark.parametrize(("loss", "y", "target", "options", "error", "message"), BAD_OPTIONS)
-def test_options_out_of_bounds_are_refused(backend, loss, y, target, options, error, message):
+@pytest.mark.parametrize(
+    ("loss", "y", "target", "options", "error", "message"), BAD_OPTIONS
+)
+def test_options_out_of_bounds_are_refused(
+    backend, loss, y, target, options, error, message
+):
     args = [None if x is None else backend.asarray(x) for x in (y, target)]
     with pytest.raises(error, match=message):
         loss(*args, **options)
@@ -525,34 +741,106 @@ CHECKED = [  # loss, shape of one output, target, error, message
     (softmax, (3,), [True, False], TypeError, "integer labels, got bool"),
     (softmax, (3,), [0, 2, 3], ValueError, r"labels from 0 to 2, but label\[2\] is 3"),
     (softmax, (3,), [0, -1], ValueError, r"labels from 0 to 2, but label\[1\] is -1"),
-    (softmax, (2, 3), [[0, 2], [9, 0]], ValueError, r"from 0 to 2, but label\[1, 0\] is 9"),
-    (softmax, (3,), np.uint8([255]), ValueError, r"labels from 0 to 2, but label\[0\] is 255"),
+    (
+        softmax,
+        (2, 3),
+        [[0, 2], [9, 0]],
+        ValueError,
+        r"from 0 to 2, but label\[1, 0\] is 9",
+    ),
+    (
+        softmax,
+        (3,),
+        np.uint8([255]),
+        ValueError,
+        r"labels from 0 to 2, but label\[0\] is 255",
+    ),
     (softmax, (3,), [[0], [1]], ValueError, r"targets \(batch\), got \(2, 1\)"),
     (softmax, (3,), zeros(2, 4), ValueError, r"targets \(batch, 3\), got \(2, 4\)"),
     (softmax, (2,), [[0, 1], [NAN, 1]], ValueError, r"finite .* target\[1, 0\] is nan"),
-    (softmax, (2,), [[1.5, -0.5]], ValueError, r"probabilities, but target\[0, 1\] is -0.5"),
-    (softmax, (2,), [[0, 1], [0.5, 0.6]], ValueError, r"to 1, but target\[1\] sums to 1.1"),
+    (
+        softmax,
+        (2,),
+        [[1.5, -0.5]],
+        ValueError,
+        r"probabilities, but target\[0, 1\] is -0.5",
+    ),
+    (
+        softmax,
+        (2,),
+        [[0, 1], [0.5, 0.6]],
+        ValueError,
+        r"to 1, but target\[1\] sums to 1.1",
+    ),
     (mse, (3,), [[1, 2, 3]], TypeError, "real floating targets, got int64"),
     (mse, (3,), zeros(2), ValueError, r"targets \(batch, 3\), got \(2,\)"),
     (mse, (2,), [[0, INF]], ValueError, r"finite targets, but target\[0, 1\] is inf"),
     (binary, (1,), [[0], [1]], TypeError, "real floating targets, got int64"),
-    (binary, (1,), [[1.0], [2.0]], ValueError, r"in \[0, 1\], but target\[1, 0\] is 2.0"),
+    (
+        binary,
+        (1,),
+        [[1.0], [2.0]],
+        ValueError,
+        r"in \[0, 1\], but target\[1, 0\] is 2.0",
+    ),
     (binary, (), [-0.1], ValueError, r"in \[0, 1\], but target\[0\] is -0.1"),
     (binary, (), [NAN], ValueError, r"finite targets, but target\[0\] is nan"),
-    (nn.mean_absolute_error, (), [INF], ValueError, r"finite targets, but target\[0\] is inf"),
+    (
+        nn.mean_absolute_error,
+        (),
+        [INF],
+        ValueError,
+        r"finite targets, but target\[0\] is inf",
+    ),
     (nn.huber, (), [1], TypeError, "real floating targets, got int64"),
     (nn.log_cosh, (2,), zeros(2), ValueError, r"targets \(batch, 2\), got \(2,\)"),
-    (nn.poisson_nll, (), [2.0, -1.0], ValueError, r"at least 0, but target\[1\] is -1.0"),
-    (nn.gaussian_nll, ((3,), (3,)), zeros(2), ValueError, r"targets \(batch, 3\), got \(2,\)"),
-    (nn.gaussian_nll, {"mean": (), "variance": ()}, [NAN], ValueError, "finite targets"),
+    (
+        nn.poisson_nll,
+        (),
+        [2.0, -1.0],
+        ValueError,
+        r"at least 0, but target\[1\] is -1.0",
+    ),
+    (
+        nn.gaussian_nll,
+        ((3,), (3,)),
+        zeros(2),
+        ValueError,
+        r"targets \(batch, 3\), got \(2,\)",
+    ),
+    (
+        nn.gaussian_nll,
+        {"mean": (), "variance": ()},
+        [NAN],
+        ValueError,
+        "finite targets",
+    ),
     (nn.negative_log_likelihood, (3,), [3], ValueError, "labels from 0 to 2"),
     (nn.kl_divergence, (3,), [[0, 1]], TypeError, "real floating targets, got int64"),
     (nn.kl_divergence, (2,), [[0.5, 0.6]], ValueError, "sums to 1.1"),
     (nn.hinge, (), [1.0, 0.0], ValueError, r"-1 or 1, but target\[1\] is 0.0"),
     (nn.squared_hinge, (), [2.0], ValueError, r"-1 or 1, but target\[0\] is 2.0"),
-    (nn.multi_class_margin, (3,), zeros(2, 3), TypeError, "integer labels, got float32"),
-    (nn.cosine_distance, (3,), zeros(2), ValueError, r"targets \(batch, 3\), got \(2,\)"),
-    (nn.cosine_embedding, ((3,), (3,)), [0.5], ValueError, r"-1 or 1, but target\[0\] is 0.5"),
+    (
+        nn.multi_class_margin,
+        (3,),
+        zeros(2, 3),
+        TypeError,
+        "integer labels, got float32",
+    ),
+    (
+        nn.cosine_distance,
+        (3,),
+        zeros(2),
+        ValueError,
+        r"targets \(batch, 3\), got \(2,\)",
+    ),
+    (
+        nn.cosine_embedding,
+        ((3,), (3,)),
+        [0.5],
+        ValueError,
+        r"-1 or 1, but target\[0\] is 0.5",
+    ),
     (
         functools.partial(softmax, ignore_index=-100),
         (3,),
@@ -564,7 +852,9 @@ CHECKED = [  # loss, shape of one output, target, error, message
 
 
 @pytest.mark.parametrize(("loss", "shape", "target", "error", "message"), CHECKED)
-def test_a_check_on_the_host_refuses_what_jit_would_hide(loss, shape, target, error, message):
+def test_a_check_on_the_host_refuses_what_jit_would_hide(
+    loss, shape, target, error, message
+):
     with pytest.raises(error, match=message):
         check_of(loss)(np.asarray(target), shape)
 
@@ -584,7 +874,9 @@ def test_each_loss_brings_the_metrics_that_fit_it():
 
 @each_case
 def test_the_losses_are_those_of_pytorch(backend, widest, epsilon, case):
-    torch = pytest.importorskip("torch", reason="PyTorch, the oracle, is not installed here")
+    torch = pytest.importorskip(
+        "torch", reason="PyTorch, the oracle, is not installed here"
+    )
     loss, *_, smoothing = case
     args = example(case, widest)
     value, dy = run(backend, loss, *args, **smoothing)
@@ -593,18 +885,26 @@ def test_the_losses_are_those_of_pytorch(backend, widest, epsilon, case):
     if loss is softmax:
         rows = y.reshape(-1, y.shape[-1])
         same = target.ndim == y.ndim
-        target = target.double().reshape(rows.shape) if same else target.long().reshape(-1)
-        each = torch.nn.functional.cross_entropy(rows, target, reduction="none", **smoothing)
+        target = (
+            target.double().reshape(rows.shape) if same else target.long().reshape(-1)
+        )
+        each = torch.nn.functional.cross_entropy(
+            rows, target, reduction="none", **smoothing
+        )
         each = each.reshape(y.shape[:-1])
     else:
         name = {mse: "mse_loss", binary: "binary_cross_entropy_with_logits"}[loss]
         each = getattr(torch.nn.functional, name)(y, target.double(), reduction="none")
     w = torch.ones_like(each)
     if weights:
-        w = w * weights[0].reshape(weights[0].shape + (1,) * (each.ndim - weights[0].ndim))
+        w = w * weights[0].reshape(
+            weights[0].shape + (1,) * (each.ndim - weights[0].ndim)
+        )
     expected = torch.sum(w * each) / torch.sum(w)
     expected.backward()
-    np.testing.assert_allclose(value, expected.item(), rtol=8 * epsilon, atol=8 * epsilon)
+    np.testing.assert_allclose(
+        value, expected.item(), rtol=8 * epsilon, atol=8 * epsilon
+    )
     np.testing.assert_allclose(dy, y.grad.numpy(), rtol=0, atol=8 * epsilon)
 
 
@@ -631,7 +931,9 @@ WAYS = [("mean", True), ("sum", False), ("none", True)]  # and whether weighted
 
 
 @pytest.mark.parametrize("case", EVERY_LOSS, ids=str)
-def test_every_reduction_is_one_of_the_same_values(backend, widest, epsilon, thorough, case):
+def test_every_reduction_is_one_of_the_same_values(
+    backend, widest, epsilon, thorough, case
+):
     if case.thorough and not thorough:
         pytest.skip("one of a sweep, which takes a compiler long: nox -s sweep")
     loss, options = case.layer.loss, dict(case.layer.options)
@@ -641,7 +943,12 @@ def test_every_reduction_is_one_of_the_same_values(backend, widest, epsilon, tho
     def reduced(x, weights):
         arguments = x["y"], x["target"]
         return [
-            loss(*arguments, weights if weighted else None, reduction=reduction, **options)
+            loss(
+                *arguments,
+                weights if weighted else None,
+                reduction=reduction,
+                **options,
+            )
             for reduction, weighted in WAYS
         ]
 
@@ -663,7 +970,9 @@ def test_every_reduction_is_one_of_the_same_values(backend, widest, epsilon, tho
         np.testing.assert_allclose(got, value, rtol=0, atol=32 * epsilon * scale)
         for mine, slope in zip(leaves(dy), leaves(slopes), strict=True):
             atol = 32 * epsilon * max(1.0, np.max(np.abs(slope)))
-            np.testing.assert_allclose(mine, slope * spread(share, slope), rtol=0, atol=atol)
+            np.testing.assert_allclose(
+                mine, slope * spread(share, slope), rtol=0, atol=atol
+            )
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
@@ -675,7 +984,9 @@ def test_weights_are_those_of_leading_axes(backend, draw, epsilon, axes):
     np.testing.assert_allclose(
         value, np.average(np.log(np.cosh(y - target)), weights=w), rtol=32 * epsilon
     )
-    np.testing.assert_allclose(dy, np.tanh(y - target) * w / np.sum(w), atol=32 * epsilon)
+    np.testing.assert_allclose(
+        dy, np.tanh(y - target) * w / np.sum(w), atol=32 * epsilon
+    )
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
@@ -690,7 +1001,9 @@ def test_a_sum_of_nothing_is_nothing(backend, reduction):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_an_infinite_loss_of_weight_0_is_left_out(backend, reduction):
     logits = np.asarray([[0, -math.inf], [0, 0]], np.float32)
-    args = backend.asarray((logits, np.asarray([1, 0], np.int32), np.asarray([0, 2], np.float32)))
+    args = backend.asarray(
+        (logits, np.asarray([1, 0], np.int32), np.asarray([0, 2], np.float32))
+    )
     loss = compiled(backend, softmax, (("reduction", reduction),))
     value, dy = backend.to_numpy(loss(*args))
     share = 1 if reduction == "mean" else 2
@@ -716,18 +1029,36 @@ OPTIONS = [  # loss, y, target, options, values
     (nn.poisson_nll, [1.0], [3.0], {}, [E - 3]),
     (nn.poisson_nll, [2], [3], {"log_rate": False, "epsilon": 1e-15}, [2 - 3 * LOG2]),
     (nn.poisson_nll, [0.0, 0.0], [0, 1], {"full": True}, [1, 1]),
-    (nn.poisson_nll, [0], [2], {"full": True}, [2 * LOG2 - 1 + math.log(4 * math.pi) / 2]),
+    (
+        nn.poisson_nll,
+        [0],
+        [2],
+        {"full": True},
+        [2 * LOG2 - 1 + math.log(4 * math.pi) / 2],
+    ),
     (nn.poisson_nll, [0], [2], {"log_rate": False, "epsilon": 0.5}, [2 * LOG2]),
     (nn.gaussian_nll, ([1, 3], [1, 4]), [1, 1], {}, [0, LOG2 + 0.5]),
     (nn.gaussian_nll, ([1], [1]), [1], {"full": True}, [math.log(2 * math.pi) / 2]),
     (softmax, [[0, 0]], [[0.5, 0.5]], {"class_weights": (1.0, 3.0)}, [2 * LOG2]),
     (softmax, [[0, 0]], [1], {"gamma": 2.0}, [LOG2 / 4]),
     (softmax, [[0, 0, 0, 0]], [1], {"label_smoothing": 0.5}, [2 * LOG2]),
-    (binary, [0, 0, 0], [1, 0, 0.5], {"positive_weight": 3.0}, [3 * LOG2, LOG2, 2 * LOG2]),
+    (
+        binary,
+        [0, 0, 0],
+        [1, 0, 0.5],
+        {"positive_weight": 3.0},
+        [3 * LOG2, LOG2, 2 * LOG2],
+    ),
     (binary, [0, 0], [1, 1], {"positive_weight": (2.0, 0.0)}, [2 * LOG2, 0]),
     (nn.squared_hinge, [-1.0, 2.0, 0.5], [1, 1, -1], {}, [4, 0, 2.25]),
     (nn.multi_class_margin, [[1, 2, 0, 1]], [0], {}, [(2 + 0 + 1) / 4]),
-    (nn.multi_class_margin, [[1, 2, 0, 1]], [0], {"power": 2, "margin": 2.0}, [(9 + 1 + 4) / 4]),
+    (
+        nn.multi_class_margin,
+        [[1, 2, 0, 1]],
+        [0],
+        {"power": 2, "margin": 2.0},
+        [(9 + 1 + 4) / 4],
+    ),
     (nn.cosine_distance, [[3, 4], [-6, -8]], [[3, 4], [3, 4]], {}, [0, 2]),
     (nn.cosine_embedding, ([[3, 4]], [[4, 3]]), [1], {"margin": 0.5}, [0.04]),
     (nn.cosine_embedding, ([[3, 4]], [[4, 3]]), [-1], {"margin": 0.5}, [0.46]),
@@ -755,11 +1086,15 @@ def logits_and_labels(draw):
 
 
 @pytest.mark.parametrize("loss", [softmax, nn.negative_log_likelihood])
-def test_a_label_and_the_distribution_that_says_it_are_alike(backend, draw, widest, loss):
+def test_a_label_and_the_distribution_that_says_it_are_alike(
+    backend, draw, widest, loss
+):
     """Also what they count in a mean with class weights."""
     y, labels = logits_and_labels(draw)
     p = np.eye(4)[labels].astype(widest)
-    result = [run(backend, loss, y, target, class_weights=UNEQUAL) for target in (labels, p)]
+    result = [
+        run(backend, loss, y, target, class_weights=UNEQUAL) for target in (labels, p)
+    ]
     for by_label, by_distribution in zip(*result, strict=True):
         np.testing.assert_array_equal(by_label, by_distribution)
 
@@ -782,7 +1117,9 @@ def test_to_ignore_is_to_leave_out(backend, draw, epsilon, ignored, smoothing):
 
 @pytest.mark.parametrize("loss", [softmax, nn.negative_log_likelihood])
 def test_where_all_is_ignored_the_loss_is_0(backend, draw, loss):
-    value, dy = run(backend, loss, draw(3, 4), np.full(3, -1, np.int32), ignore_index=-1)
+    value, dy = run(
+        backend, loss, draw(3, 4), np.full(3, -1, np.int32), ignore_index=-1
+    )
     assert value == 0
     np.testing.assert_array_equal(dy, 0)
 
@@ -805,7 +1142,9 @@ def test_labels_of_a_narrow_dtype_may_be_ignored(backend, draw, epsilon):
     )
 
 
-def test_a_focal_loss_of_two_classes_is_that_of_the_paper(backend, draw, widest, epsilon):
+def test_a_focal_loss_of_two_classes_is_that_of_the_paper(
+    backend, draw, widest, epsilon
+):
     """-α (1 - p)^γ log p, with p = σ(x) for a logit x (arXiv:1708.02002, eq. 5 and appendix B)."""
     x, gamma = draw(5), 2.0
     y = np.stack([np.zeros_like(x), x], axis=-1)
@@ -814,7 +1153,9 @@ def test_a_focal_loss_of_two_classes_is_that_of_the_paper(backend, draw, widest,
     value, dy = run(backend, softmax, y, labels, **options)
     p = 1 / (1 + np.exp(-x.astype("float64")))
     # in the mean all weights are α, so α is in neither
-    np.testing.assert_allclose(value, np.mean(-((1 - p) ** gamma) * np.log(p)), rtol=16 * epsilon)
+    np.testing.assert_allclose(
+        value, np.mean(-((1 - p) ** gamma) * np.log(p)), rtol=16 * epsilon
+    )
     slope = (1 - p) ** gamma * (gamma * p * np.log(p) + p - 1) / 5
     np.testing.assert_allclose(dy[:, 1], slope, rtol=0, atol=16 * epsilon)
 
@@ -842,7 +1183,9 @@ def test_a_variance_below_epsilon_counts_as_epsilon_and_can_rise(backend):
 
 
 @pytest.mark.parametrize(
-    ("loss", "count"), [(nn.cosine_embedding, 2), (nn.triplet_margin, 3)], ids=["pair", "triplet"]
+    ("loss", "count"),
+    [(nn.cosine_embedding, 2), (nn.triplet_margin, 3)],
+    ids=["pair", "triplet"],
 )
 def test_vectors_that_are_0_or_alike_have_no_slope(backend, loss, count):
     """A triplet of three equal vectors, too: the margin is all of its loss."""
@@ -855,7 +1198,9 @@ def test_vectors_that_are_0_or_alike_have_no_slope(backend, loss, count):
 
 
 def test_a_triplet_needs_no_target(backend, draw):
-    y = backend.asarray({name: draw(2, 3) for name in ("anchor", "positive", "negative")})
+    y = backend.asarray(
+        {name: draw(2, 3) for name in ("anchor", "positive", "negative")}
+    )
     value, dy = compiled(backend, nn.triplet_margin)(y)
     assert value.shape == ()
     assert dy.keys() == y.keys()
@@ -877,7 +1222,9 @@ def test_what_a_loss_brings_is_told_its_options():
 
 # --- several losses --------------------------------------------------------------------
 
-BOTH = nn.Losses(label=softmax, box=functools.partial(nn.huber, delta=0.5), weights={"box": 2.0})
+BOTH = nn.Losses(
+    label=softmax, box=functools.partial(nn.huber, delta=0.5), weights={"box": 2.0}
+)
 FOUND = {"label": zeros(4, 3), "box": zeros(4, 2)}
 WANTED = {"label": ints(4), "box": zeros(4, 2)}
 
@@ -888,17 +1235,23 @@ def two_outputs(draw):
 
 
 @pytest.mark.parametrize("weighted", [None, "shared", "own"])
-def test_several_losses_are_their_weighted_sum(backend, draw, widest, epsilon, weighted):
+def test_several_losses_are_their_weighted_sum(
+    backend, draw, widest, epsilon, weighted
+):
     y, target = two_outputs(draw)
     weights = np.asarray([0.5, 2.0, 0.0, 1.0], widest)
     arguments = {None: (), "shared": (weights,), "own": ({"box": weights},)}[weighted]
-    value, dy = backend.to_numpy(backend.jit(BOTH)(*backend.asarray((y, target, *arguments))))
+    value, dy = backend.to_numpy(
+        backend.jit(BOTH)(*backend.asarray((y, target, *arguments)))
+    )
     own = {"label": weighted == "shared", "box": weighted is not None}
     parts = {
         name: loss(y[name], target[name], weights if own[name] else None)
         for name, loss in BOTH.losses
     }
-    np.testing.assert_allclose(value, parts["label"][0] + 2 * parts["box"][0], rtol=8 * epsilon)
+    np.testing.assert_allclose(
+        value, parts["label"][0] + 2 * parts["box"][0], rtol=8 * epsilon
+    )
     np.testing.assert_allclose(dy["label"], parts["label"][1], atol=8 * epsilon)
     np.testing.assert_allclose(dy["box"], 2 * parts["box"][1], atol=8 * epsilon)
     assert {leaf.dtype.name for leaf in (value, *leaves(dy))} == {widest}
@@ -911,7 +1264,9 @@ def test_several_losses_may_contain_several(backend, draw, epsilon):
     value, dy = backend.to_numpy(backend.jit(nested)(*backend.asarray(args)))
     inner, inner_dy = BOTH(y, target)
     np.testing.assert_allclose(value, 0.5 * inner + mse(y["box"], target["box"])[0])
-    np.testing.assert_allclose(dy["first"]["box"], 0.5 * inner_dy["box"], atol=8 * epsilon)
+    np.testing.assert_allclose(
+        dy["first"]["box"], 0.5 * inner_dy["box"], atol=8 * epsilon
+    )
     assert set(nested.metrics) == {"first.label.accuracy"}
 
 
@@ -922,11 +1277,15 @@ def test_several_losses_bring_the_checks_and_metrics_of_each():
         BOTH.check({**WANTED, "label": np.asarray([5])}, shape)
     with pytest.raises(ValueError, match="finite targets"):
         BOTH.check({**WANTED, "box": np.full((4, 2), NAN)}, shape)
-    with pytest.raises(ValueError, match=r"targets \['box', 'label'\], got \['label'\]"):
+    with pytest.raises(
+        ValueError, match=r"targets \['box', 'label'\], got \['label'\]"
+    ):
         BOTH.check({"label": ints(4)}, shape)
     with pytest.raises(ValueError, match=r"targets \['box', 'label'\], got tuple"):
         BOTH.check(tuple(WANTED.values()), shape)
-    with pytest.raises(ValueError, match=r"outputs \['box', 'label'\], got one of shape \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"outputs \['box', 'label'\], got one of shape \(3,\)"
+    ):
         BOTH.check(WANTED, (3,))
     result = BOTH.metrics["label.accuracy"](FOUND, WANTED)
     np.testing.assert_array_equal(result, np.ones(4))
@@ -935,7 +1294,9 @@ def test_several_losses_bring_the_checks_and_metrics_of_each():
 
 def test_several_losses_print_compare_hash_pickle_and_are_rebuilt():
     again = nn.Losses(
-        {"box": functools.partial(nn.huber, delta=0.5)}, label=softmax, weights={"box": 2.0}
+        {"box": functools.partial(nn.huber, delta=0.5)},
+        label=softmax,
+        weights={"box": 2.0},
     )
     copies = [
         again,
@@ -946,13 +1307,15 @@ def test_several_losses_print_compare_hash_pickle_and_are_rebuilt():
         assert other == BOTH
         assert hash(other) == hash(BOTH)
         assert repr(other) == repr(BOTH)
-    shown = (
-        "Losses(box=partial(huber, delta=0.5), label=softmax_cross_entropy, weights={'box': 2.0})"
-    )
+    shown = "Losses(box=partial(huber, delta=0.5), label=softmax_cross_entropy, weights={'box': 2.0})"
     assert repr(BOTH) == shown
     others = [
         nn.Losses(label=softmax),
-        nn.Losses(label=softmax, box=functools.partial(nn.huber, delta=0.25), weights={"box": 2.0}),
+        nn.Losses(
+            label=softmax,
+            box=functools.partial(nn.huber, delta=0.25),
+            weights={"box": 2.0},
+        ),
         nn.Losses(label=softmax, box=functools.partial(nn.huber, delta=0.5)),
     ]
     assert len({BOTH, *others}) == 4
@@ -964,9 +1327,21 @@ def test_several_losses_print_compare_hash_pickle_and_are_rebuilt():
     [
         ({}, ValueError, "at least one loss"),
         ({"label": 3}, TypeError, "the loss of label to be a function of"),
-        ({"a": mse, "weights": {"b": 1.0}}, ValueError, r"weights for \['b'\], but losses for"),
-        ({"a": mse, "weights": {"a": -1.0}}, ValueError, "the weight of a of at least 0, got -1"),
-        ({"a": mse, "weights": {"a": "2"}}, TypeError, "the weight of a to be a number, got '2'"),
+        (
+            {"a": mse, "weights": {"b": 1.0}},
+            ValueError,
+            r"weights for \['b'\], but losses for",
+        ),
+        (
+            {"a": mse, "weights": {"a": -1.0}},
+            ValueError,
+            "the weight of a of at least 0, got -1",
+        ),
+        (
+            {"a": mse, "weights": {"a": "2"}},
+            TypeError,
+            "the weight of a to be a number, got '2'",
+        ),
     ],
 )
 def test_several_losses_refuse_what_is_none(arguments, error, message):
@@ -977,8 +1352,18 @@ def test_several_losses_refuse_what_is_none(arguments, error, message):
 @pytest.mark.parametrize(
     ("losses", "y", "target", "message"),
     [
-        (BOTH, {"label": zeros(4, 3)}, WANTED, r"outputs \['box', 'label'\], got \['label'\]"),
-        (BOTH, FOUND, {**WANTED, "c": zeros(4)}, r"targets .*, got \['box', 'c', 'label'\]"),
+        (
+            BOTH,
+            {"label": zeros(4, 3)},
+            WANTED,
+            r"outputs \['box', 'label'\], got \['label'\]",
+        ),
+        (
+            BOTH,
+            FOUND,
+            {**WANTED, "c": zeros(4)},
+            r"targets .*, got \['box', 'c', 'label'\]",
+        ),
         (BOTH, zeros(4, 3), WANTED, r"outputs \['box', 'label'\], got ndarray"),
         (
             nn.Losses(a=functools.partial(mse, reduction="none")),
@@ -1005,12 +1390,16 @@ def test_losses_of_float16_are_computed_in_float32(backend, specimen):
 
     def cast(dtype, tree):
         arrays = tree_map(np.asarray, tree)
-        return tree_map(lambda a: a.astype(dtype if a.dtype.kind == "f" else "int32"), arrays)
+        return tree_map(
+            lambda a: a.astype(dtype if a.dtype.kind == "f" else "int32"), arrays
+        )
 
     results = []
     for dtype in ("float16", "float32"):
         x = backend.asarray(cast(dtype, cast("float16", drawn)))
-        results.append(backend.to_numpy(specimen.layer.loss(x["y"], x["target"], **options)))
+        results.append(
+            backend.to_numpy(specimen.layer.loss(x["y"], x["target"], **options))
+        )
     (value, dy), (expected, expected_dy) = results
     np.testing.assert_array_equal(value, expected)
     for leaf, expected_leaf in zip(leaves(dy), leaves(expected_dy), strict=True):
@@ -1021,7 +1410,9 @@ def test_losses_of_float16_are_computed_in_float32(backend, specimen):
 def test_squares_of_float16_do_not_overflow(backend):
     if not hasattr(backend.xp, "float16"):
         pytest.skip(f"{backend.name} has no float16")
-    y, target = backend.asarray((np.full((4, 3), 300, "float16"), np.zeros((4, 3), "float16")))
+    y, target = backend.asarray(
+        (np.full((4, 3), 300, "float16"), np.zeros((4, 3), "float16"))
+    )
     value, dy = nn.mean_squared_error(y, target)
     assert float(backend.to_numpy(value)) == 90_000.0
     np.testing.assert_array_equal(backend.to_numpy(dy), np.full((4, 3), 50, "float16"))

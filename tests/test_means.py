@@ -33,21 +33,31 @@ class Shift(nn.Layer):
 
     def init(self, key, shape, dtype):
         xp = namespace(key)
-        return {"b": shape_map(lambda one: xp.zeros(one, dtype=dtype), shape)}, {}, shape
+        return (
+            {"b": shape_map(lambda one: xp.zeros(one, dtype=dtype), shape)},
+            {},
+            shape,
+        )
 
     def forward(self, params, state, x, *, train=False):
         return tree_map(lambda leaf, b: leaf + b, x, params["b"]), state, ()
 
     def backward(self, params, cache, dy):
-        return dy, {"b": tree_map(lambda slope: namespace(slope).sum(slope, axis=0), dy)}
+        return dy, {
+            "b": tree_map(lambda slope: namespace(slope).sum(slope, axis=0), dy)
+        }
 
 
 def trainer(backend, loss, optimizer, dtype, **options):
-    return Trainer(Shift(), loss, optimizer, backend=backend, dtype=dtype, metrics={}, **options)
+    return Trainer(
+        Shift(), loss, optimizer, backend=backend, dtype=dtype, metrics={}, **options
+    )
 
 
 def wide(tree):
-    return tree_map(lambda leaf: leaf.astype(float) if leaf.dtype.kind == "f" else leaf, tree)
+    return tree_map(
+        lambda leaf: leaf.astype(float) if leaf.dtype.kind == "f" else leaf, tree
+    )
 
 
 def close(found, expected, epsilon, what=""):
@@ -70,7 +80,9 @@ def drawn(case, dtype, seed=0):
 def learned(backend, loss, dtype, shape, data, weights, batch_size, optimizer=None):
     """The loss of an epoch, and the parameters after one step along the gradient of it all."""
     if optimizer is None:
-        optimizer = nn.Average(nn.Accumulate(nn.SGD(0.125), math.ceil(ROWS / batch_size)))
+        optimizer = nn.Average(
+            nn.Accumulate(nn.SGD(0.125), math.ceil(ROWS / batch_size))
+        )
     made = trainer(backend, loss, optimizer, dtype, shape=shape)
     options = {"batch_size": batch_size, "shuffle": False, "verbose": 0}
     history = made.fit(*data, weights=weights, **options)
@@ -95,7 +107,11 @@ def test_a_loss_and_a_step_are_the_same_in_batches_of_any_size(
     arguments = (backend, loss, widest, shape, data, WEIGHTS.astype(widest))
     _, at_once = learned(*arguments, 100, nn.SGD(0.125))
     for size in (3,) if backend.compiles else (1, 2, 3):
-        close(still.evaluate(*data, weights=arguments[-1], batch_size=size)["loss"], value, epsilon)
+        close(
+            still.evaluate(*data, weights=arguments[-1], batch_size=size)["loss"],
+            value,
+            epsilon,
+        )
         result, moved = learned(*arguments, size)
         close(result, value, epsilon, size)
         close(moved, at_once, epsilon, size)
@@ -106,18 +122,26 @@ def test_a_loss_and_a_step_are_the_same_in_batches_of_any_size(
 CE, MSE = nn.softmax_cross_entropy, nn.mean_squared_error
 IGNORING = partial(CE, ignore_index=-1)
 GENERATOR = np.random.default_rng(5)
-X = {"a": GENERATOR.standard_normal((ROWS, 3, 4)), "b": GENERATOR.standard_normal((ROWS, 2))}
+X = {
+    "a": GENERATOR.standard_normal((ROWS, 3, 4)),
+    "b": GENERATOR.standard_normal((ROWS, 2)),
+}
 TARGET = {
     "a": GENERATOR.integers(0, 4, (ROWS, 3)).astype(np.int32),
     "b": GENERATOR.standard_normal((ROWS, 2)),
 }
-SOME = {**TARGET, "a": np.where(np.arange(ROWS)[:, None] % 3, -1, TARGET["a"]).astype(np.int32)}
+SOME = {
+    **TARGET,
+    "a": np.where(np.arange(ROWS)[:, None] % 3, -1, TARGET["a"]).astype(np.int32),
+}
 NUMPY = nn.backend("numpy")
 SHAPE = {"a": (3, 4), "b": (2,)}
 
 
 def cast(tree, dtype):
-    return tree_map(lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, tree)
+    return tree_map(
+        lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, tree
+    )
 
 
 def mean_of_squares(y, target, weights=None):
@@ -138,7 +162,9 @@ def mean_where_positive(y, target, weights=None):
 def how_many_positive(y, target, weights=None):
     xp = namespace(y)
     counts = xp.astype(target > 0, y.dtype)
-    return xp.sum(counts if weights is None else counts * xp.expand_dims(weights, axis=-1))
+    return xp.sum(
+        counts if weights is None else counts * xp.expand_dims(weights, axis=-1)
+    )
 
 
 mean_where_positive.divisor = how_many_positive
@@ -157,10 +183,18 @@ SEVERAL = {
     "sums": (nn.Losses(a=partial(IGNORING, reduction="sum"), b=half_the_sum), 1, SOME),
     "custom": (nn.Losses(a=CE, b=mean_of_squares), 1, TARGET),
     "labels ignored": (nn.Losses(a=IGNORING, b=MSE, weights={"b": 2.0}), 2, SOME),
-    "both divide by what counts": (nn.Losses(a=IGNORING, b=mean_where_positive), 2, SOME),
+    "both divide by what counts": (
+        nn.Losses(a=IGNORING, b=mean_where_positive),
+        2,
+        SOME,
+    ),
     "a custom divisor": (nn.Losses(a=CE, b=mean_where_positive), 2, TARGET),
     "a sum and a mean": (nn.Losses(a=CE, b=partial(MSE, reduction="sum")), 2, TARGET),
-    "weighted": (nn.Weighted(nn.Losses(a=IGNORING, b=nn.Weighted(MSE, 3.0)), 0.5), 2, SOME),
+    "weighted": (
+        nn.Weighted(nn.Losses(a=IGNORING, b=nn.Weighted(MSE, 3.0)), 0.5),
+        2,
+        SOME,
+    ),
 }
 
 
@@ -169,7 +203,9 @@ def accumulated(batch_size, terms):
 
 
 @pytest.mark.parametrize(("loss", "terms", "target"), SEVERAL.values(), ids=SEVERAL)
-def test_each_output_is_divided_by_its_own(backend, widest, epsilon, thorough, loss, terms, target):
+def test_each_output_is_divided_by_its_own(
+    backend, widest, epsilon, thorough, loss, terms, target
+):
     if not thorough and loss not in (SEVERAL["plain"][0], SEVERAL["labels ignored"][0]):
         pytest.skip("one of a sweep, which takes a compiler long: nox -s sweep")
     data = cast((X, target), widest)
@@ -184,7 +220,9 @@ def test_each_output_is_divided_by_its_own(backend, widest, epsilon, thorough, l
     history = still.fit(*data, weights=arguments[-1], batch_size=3, verbose=0)
     close(history["loss"][0], value, epsilon)
     if terms > 1:
-        with pytest.raises(ValueError, match=rf"losses of a and b .* terms={terms}\) around all"):
+        with pytest.raises(
+            ValueError, match=rf"losses of a and b .* terms={terms}\) around all"
+        ):
             learned(*arguments, 3)
     for size in (3,) if backend.compiles else (1, 2, 3):
         result, moved = learned(*arguments, size, accumulated(size, terms))
@@ -195,7 +233,9 @@ def test_each_output_is_divided_by_its_own(backend, widest, epsilon, thorough, l
 def test_terms_of_nested_losses_are_joined_one_by_one():
     """Three losses in two levels, of which each divides by something else."""
     inner = nn.Losses(a=IGNORING, b=mean_where_positive, weights={"a": 3.0})
-    loss = nn.Losses(first=nn.Weighted(inner, 0.5), second=partial(MSE, reduction="sum"))
+    loss = nn.Losses(
+        first=nn.Weighted(inner, 0.5), second=partial(MSE, reduction="sum")
+    )
     data = {"first": X, "second": X["b"]}, {"first": SOME, "second": TARGET["b"]}
     shape = {"first": SHAPE, "second": (2,)}
     arguments = (NUMPY, loss, "float64", shape, data, WEIGHTS)
@@ -218,11 +258,15 @@ def test_several_terms_take_one_gradient_where_that_is_enough():
 
 
 def test_several_terms_hold_no_accumulate():
-    with pytest.raises(ValueError, match="set `every` of one Accumulate to the product of both"):
+    with pytest.raises(
+        ValueError, match="set `every` of one Accumulate to the product of both"
+    ):
         nn.Accumulate(nn.Average(accumulated(3, 1)), 2, terms=2)
 
 
-def test_an_output_is_reached_through_a_whole_model_for_each_term(backend, widest, epsilon):
+def test_an_output_is_reached_through_a_whole_model_for_each_term(
+    backend, widest, epsilon
+):
     """Two losses, two backward passes of one cache, and the gradient of a shared layer."""
     shared = nn.Sequential(nn.Dense(3), nn.Tanh())
     nodes = {"h": (shared, "x"), "a": (nn.Dense(4), "h"), "b": (nn.Dense(2), "h")}
@@ -248,14 +292,22 @@ def test_outputs_of_different_sizes_are_joined_by_examples():
     assert batch_loss(alike, pair, pair).divisor == X["b"].size
 
 
-CUSTOM = {"mean": mean_of_squares, "with a divisor": mean_where_positive, "sum": half_the_sum}
+CUSTOM = {
+    "mean": mean_of_squares,
+    "with a divisor": mean_where_positive,
+    "sum": half_the_sum,
+}
 
 
 @pytest.mark.parametrize("loss", CUSTOM.values(), ids=CUSTOM)
-def test_a_custom_loss_is_averaged_by_what_it_divides_by(backend, widest, epsilon, thorough, loss):
+def test_a_custom_loss_is_averaged_by_what_it_divides_by(
+    backend, widest, epsilon, thorough, loss
+):
     if not thorough and loss is not mean_where_positive:
         pytest.skip("one of a sweep, which takes a compiler long: nox -s sweep")
-    data = cast((X["b"], np.where(np.arange(ROWS)[:, None] % 3, -1.0, TARGET["b"])), widest)
+    data = cast(
+        (X["b"], np.where(np.arange(ROWS)[:, None] % 3, -1.0, TARGET["b"])), widest
+    )
     for weights in (WEIGHTS,) if backend.compiles else (None, WEIGHTS):
         value, _ = loss(*wide(data), weights)
         weights = None if weights is None else weights.astype(widest)
@@ -290,7 +342,9 @@ def test_divisors_that_are_python_numbers_may_differ_between_batches():
 
 def test_weights_count_in_the_loss_and_not_in_metrics():
     data, w = (X["a"], SOME["a"]), np.asarray([0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 0.0])
-    made = Trainer(Shift(), IGNORING, nn.Fixed(), backend="numpy", dtype="float64", shape=(3, 4))
+    made = Trainer(
+        Shift(), IGNORING, nn.Fixed(), backend="numpy", dtype="float64", shape=(3, 4)
+    )
     result = made.evaluate(*data, weights=w, batch_size=2)
     close(result["loss"], IGNORING(*data, w)[0], 1e-15)
     close(result["accuracy"], made.evaluate(*data)["accuracy"], 1e-15)
@@ -300,16 +354,22 @@ def test_weights_count_in_the_loss_and_not_in_metrics():
 
 def test_the_mean_of_nothing_is_0(backend, widest):
     x, target = cast((X["a"], np.full((ROWS, 3), -1, np.int32)), widest)
-    still = trainer(backend, IGNORING, nn.Accumulate(nn.SGD(1.0), 2), widest, shape=(3, 4))
+    still = trainer(
+        backend, IGNORING, nn.Accumulate(nn.SGD(1.0), 2), widest, shape=(3, 4)
+    )
     assert still.evaluate(x, target, batch_size=3) == {"loss": 0.0}
     history = still.fit(x, target, batch_size=3, validation=(x, target), verbose=0)
     assert history["loss"] == history["validation_loss"] == [0.0]
     nothing = np.zeros(ROWS, widest)
-    assert still.fit(x, TARGET["a"], weights=nothing, batch_size=3, verbose=0)["loss"] == [0.0]
+    assert still.fit(x, TARGET["a"], weights=nothing, batch_size=3, verbose=0)[
+        "loss"
+    ] == [0.0]
     assert all(not np.any(leaf) for leaf in leaves(backend.to_numpy(still.params)))
 
 
-def test_batches_in_which_nothing_counts_change_nothing(backend, widest, epsilon, thorough):
+def test_batches_in_which_nothing_counts_change_nothing(
+    backend, widest, epsilon, thorough
+):
     """One row left over, which is ignored, and a batch of ignored rows before it."""
     if not thorough:
         pytest.skip("one of a sweep, which takes a compiler long: nox -s sweep")
@@ -385,7 +445,9 @@ class Deaf:
 
 def test_a_custom_optimizer_that_hides_accumulate_is_refused():
     hidden = nn.Average(Deaf(nn.Accumulate(nn.SGD(0.1), 2)))
-    with pytest.raises(TypeError, match=r"Deaf holds Accumulate, .* fourth parameter, divisor=1.0"):
+    with pytest.raises(
+        TypeError, match=r"Deaf holds Accumulate, .* fourth parameter, divisor=1.0"
+    ):
         trainer("numpy", MSE, hidden, "float32")
     with pytest.raises(TypeError, match="Deaf holds Accumulate"):
         nn.make_step(Shift(), MSE, hidden)
@@ -406,7 +468,8 @@ EVERYWHERE = [
 def test_the_divisor_reaches_accumulate_through_every_optimizer(around):
     inner = nn.SGD(0.125)
     arguments = (NUMPY, IGNORING, "float64", (4,))
-    data = X["a"][:, 0], np.asarray([2, 1, 3, 0, -1, -1, -1])  # 3, 1 and 0 of them count
+    # 3, 1 and 0 of them count
+    data = X["a"][:, 0], np.asarray([2, 1, 3, 0, -1, -1, -1])
     _, at_once = learned(*arguments, data, None, 100, inner)
     _, moved = learned(*arguments, data, None, 3, around(nn.Accumulate(Deaf(inner), 3)))
     close(moved, at_once, 1e-15)
@@ -416,21 +479,33 @@ def test_accumulate_of_accumulate_is_one_large_batch():
     data = X["a"][:, 0], SOME["a"][:, 0]
     arguments = (NUMPY, IGNORING, "float64", (4,))
     _, at_once = learned(*arguments, data, None, 100, nn.SGD(0.125))
-    _, moved = learned(*arguments, data, None, 2, nn.Accumulate(nn.Accumulate(nn.SGD(0.125), 2), 2))
+    _, moved = learned(
+        *arguments, data, None, 2, nn.Accumulate(nn.Accumulate(nn.SGD(0.125), 2), 2)
+    )
     close(moved, at_once, 1e-15)
 
 
-def test_batches_left_over_are_saved_and_gone_on_with(backend, widest, epsilon, tmp_path):
+def test_batches_left_over_are_saved_and_gone_on_with(
+    backend, widest, epsilon, tmp_path
+):
     """7 rows by 3 at a time are 3 batches: stopped after 2 of them."""
     data = cast((X["a"], SOME["a"]), widest)
     options = {"batch_size": 3, "shuffle": False, "verbose": 0}
-    _, at_once = learned(backend, IGNORING, widest, (3, 4), data, None, 100, nn.SGD(0.125))
-    made = trainer(backend, IGNORING, nn.Accumulate(nn.SGD(0.125), 3), widest, shape=(3, 4))
+    _, at_once = learned(
+        backend, IGNORING, widest, (3, 4), data, None, 100, nn.SGD(0.125)
+    )
+    made = trainer(
+        backend, IGNORING, nn.Accumulate(nn.SGD(0.125), 3), widest, shape=(3, 4)
+    )
     made.fit(*data, steps=2, **options)
     assert not any(np.any(leaf) for leaf in leaves(backend.to_numpy(made.params)))
-    assert float(backend.to_numpy(made.moments["divisor"])) == np.sum(SOME["a"][:6] >= 0)
+    assert float(backend.to_numpy(made.moments["divisor"])) == np.sum(
+        SOME["a"][:6] >= 0
+    )
     made.save(tmp_path / "half.safetensors")
-    loaded = Trainer.load(tmp_path / "half.safetensors", backend, model=Shift(), metrics={})
+    loaded = Trainer.load(
+        tmp_path / "half.safetensors", backend, model=Shift(), metrics={}
+    )
     loaded.fit(*data, **options)
     close(backend.to_numpy(loaded.params), at_once, epsilon)
 
@@ -438,7 +513,10 @@ def test_batches_left_over_are_saved_and_gone_on_with(backend, widest, epsilon, 
 CONTROLLED = {
     "mean": (IGNORING, 1),
     "sum": (partial(IGNORING, reduction="sum"), 1),
-    "sum and mean": (nn.Losses(a=partial(IGNORING, reduction="sum"), b=mean_where_positive), 2),
+    "sum and mean": (
+        nn.Losses(a=partial(IGNORING, reduction="sum"), b=mean_where_positive),
+        2,
+    ),
 }
 
 
@@ -447,13 +525,22 @@ def test_a_control_run_of_compare_takes_the_steps_of_accumulate(loss, terms):
     """It takes gradients and update apart, to put rounding in between."""
     optimizer = nn.Accumulate(nn.SGD(0.125), 2, terms=terms)
     several = terms > 1
-    params = {"b": {"a": np.zeros((3, 4)), "b": np.zeros(2)} if several else np.zeros((3, 4))}
+    params = {
+        "b": {"a": np.zeros((3, 4)), "b": np.zeros(2)} if several else np.zeros((3, 4))
+    }
     moments, apart = optimizer.init(params), params
     step, unmoved = nn.make_step(Shift(), loss, optimizer), _return_gradients(optimizer)
     slope = NUMPY.jit(nn.make_step(Shift(), loss, unmoved, keep_finite=False))
     update = NUMPY.jit(partial(_update, optimizer))
     carry = params, {}, moments
-    for rows in (slice(0, 4), slice(4, 7), slice(0, 3), slice(3, 7), slice(1, 4), slice(3, 6)):
+    for rows in (
+        slice(0, 4),
+        slice(4, 7),
+        slice(0, 3),
+        slice(3, 7),
+        slice(1, 4),
+        slice(3, 6),
+    ):
         batch = tree_map(lambda leaf, rows=rows: leaf[rows], (X, SOME))
         batch = batch if several else (batch[0]["a"], batch[1]["a"])
         carry, _, _ = step(carry, *batch)

@@ -7,14 +7,23 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn import absolute_error, accuracy, binary_accuracy, perplexity, r2, top_k_accuracy
+from agnostic_nn import (
+    absolute_error,
+    accuracy,
+    binary_accuracy,
+    perplexity,
+    r2,
+    top_k_accuracy,
+)
 from agnostic_nn.core.trees import tree_map
 from agnostic_nn.metrics import batch_means, combine_means, finish_of
 
 
 def measure(backend, metric, y, target):
     """The values of `metric` on the host; they must have the dtype of `y`."""
-    values = backend.to_numpy(backend.jit(metric)(backend.asarray(y), backend.asarray(target)))
+    values = backend.to_numpy(
+        backend.jit(metric)(backend.asarray(y), backend.asarray(target))
+    )
     assert values.dtype == y.dtype
     return values
 
@@ -23,9 +32,13 @@ def measure(backend, metric, y, target):
 def test_accuracy_is_one_where_the_largest_output_is_at_the_label(backend, draw, lead):
     y = draw(*lead, 7)
     labels = np.random.default_rng(1).integers(0, 7, lead, dtype=np.int32)
-    expected = np.asarray([max(range(7), key=row.__getitem__) for row in y.reshape(-1, 7)])
+    expected = np.asarray(
+        [max(range(7), key=row.__getitem__) for row in y.reshape(-1, 7)]
+    )
     expected = expected.reshape(lead) == labels
-    np.testing.assert_array_equal(measure(backend, accuracy, y, np.asarray(labels)), expected)
+    np.testing.assert_array_equal(
+        measure(backend, accuracy, y, np.asarray(labels)), expected
+    )
 
 
 def test_accuracy_takes_the_largest_of_a_distribution_for_the_label(backend, draw):
@@ -46,7 +59,9 @@ def test_labels_of_a_narrow_dtype_are_not_mistaken_for_others(backend, widest, d
     """Output 259 is largest: in 8 bits that would be 3."""
     y = np.zeros((2, 300), widest)
     y[:, 259] = 1.0
-    np.testing.assert_array_equal(measure(backend, accuracy, y, np.asarray([3, 4], dtype)), [0, 0])
+    np.testing.assert_array_equal(
+        measure(backend, accuracy, y, np.asarray([3, 4], dtype)), [0, 0]
+    )
 
 
 def test_binary_accuracy_compares_the_sides_of_zero_and_one_half(backend, widest):
@@ -110,7 +125,9 @@ def test_outputs_that_are_nan_are_never_among_the_largest(backend, widest):
 )
 def test_a_k_that_cannot_be_is_refused(backend, draw, k, kind, said):
     with pytest.raises(kind, match=said):
-        measure(backend, partial(top_k_accuracy, k=k), draw(2, 3), np.zeros(2, np.int32))
+        measure(
+            backend, partial(top_k_accuracy, k=k), draw(2, 3), np.zeros(2, np.int32)
+        )
 
 
 # --- finished from means ----------------------------------------------------------------
@@ -135,8 +152,13 @@ def finished(backend, metric, y, target, parts=(slice(None),)):
 BATCHES = (slice(0, 20), slice(20, 33), slice(33, 60))
 
 
-def test_perplexity_is_exp_of_the_mean_cross_entropy_of_all_batches(backend, draw, epsilon):
-    logits, labels = 3.0 * draw(60, 5, 7), np.arange(300, dtype=np.int32).reshape(60, 5) % 7
+def test_perplexity_is_exp_of_the_mean_cross_entropy_of_all_batches(
+    backend, draw, epsilon
+):
+    logits, labels = (
+        3.0 * draw(60, 5, 7),
+        np.arange(300, dtype=np.int32).reshape(60, 5) % 7,
+    )
     shifted = np.asarray(logits, "float64")
     log = shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
     expected = math.exp(-np.mean(np.take_along_axis(log, labels[..., None], -1)))
@@ -152,18 +174,24 @@ def test_perplexity_of_the_impossible_is_infinite(backend, widest):
 
 def test_the_absolute_error_is_that_of_each_element(backend, draw):
     y, target = draw(6, 3), draw(6, 3)
-    np.testing.assert_array_equal(measure(backend, absolute_error, y, target), np.abs(y - target))
+    np.testing.assert_array_equal(
+        measure(backend, absolute_error, y, target), np.abs(y - target)
+    )
     assert finished(backend, absolute_error, y, target) == pytest.approx(
         np.mean(np.abs(y - target))
     )
 
 
 @pytest.mark.parametrize("tail", [(), (1,), (3,)])
-def test_r2_is_the_share_of_variance_explained_over_all_batches(backend, draw, epsilon, tail):
+def test_r2_is_the_share_of_variance_explained_over_all_batches(
+    backend, draw, epsilon, tail
+):
     target = draw(60, *tail) + 2.0
     y = target + 0.3 * draw(60, *tail)
     error = np.sum((y - target) ** 2, axis=0)
-    expected = np.mean(1 - error / np.sum((target - np.mean(target, axis=0)) ** 2, axis=0))
+    expected = np.mean(
+        1 - error / np.sum((target - np.mean(target, axis=0)) ** 2, axis=0)
+    )
     result = finished(backend, r2, y, target, BATCHES)
     assert result == pytest.approx(expected, abs=100 * epsilon)
     metrics = pytest.importorskip("sklearn.metrics", reason="the oracle")
@@ -176,7 +204,9 @@ def test_r2_is_right_far_from_zero_whatever_the_batch_size(backend):
     target = (300_000 + 5 * generator.standard_normal((200, 2))).astype("float32")
     y = (target + 1.5 * generator.standard_normal(target.shape)).astype("float32")
     exact, result = target.astype("float64"), []
-    share = np.sum((exact - y) ** 2, axis=0) / np.sum((exact - exact.mean(axis=0)) ** 2, axis=0)
+    share = np.sum((exact - y) ** 2, axis=0) / np.sum(
+        (exact - exact.mean(axis=0)) ** 2, axis=0
+    )
     for parts in ([slice(None)], [slice(0, 64), slice(64, 128), slice(128, 200)]):
         result.append(finished(backend, r2, y, target, parts))
     np.testing.assert_allclose(result, np.mean(1 - share), rtol=1e-5)
@@ -199,7 +229,9 @@ def test_what_is_ignored_does_not_count(backend, draw, metric, dtype):
     y, labels = draw(60, 4, 3), np.arange(240).reshape(60, 4) % 3
     left_out = np.random.default_rng(2).random((60, 4)) < 0.4
     target = np.where(left_out, ignored, labels).astype(dtype)
-    result = finished(backend, partial(metric, ignore_index=ignored), y, target, BATCHES)
+    result = finished(
+        backend, partial(metric, ignore_index=ignored), y, target, BATCHES
+    )
     kept = (y[~left_out], labels[~left_out].astype(dtype))
     assert result == pytest.approx(finished(backend, metric, *kept), rel=1e-5)
     nothing = finished(
@@ -218,7 +250,9 @@ def test_an_index_that_a_narrow_dtype_cannot_hold_ignores_nothing(backend, wides
 # --- where a training loop wants them ---------------------------------------------------
 
 
-def test_a_trainer_finishes_metrics_over_all_batches_and_tells_them_what_the_loss_ignores(backend):
+def test_a_trainer_finishes_metrics_over_all_batches_and_tells_them_what_the_loss_ignores(
+    backend,
+):
     generator = np.random.default_rng(0)
     x = generator.standard_normal((50, 4)).astype("float32")
     labels = np.where(np.arange(50) % 4 == 0, -100, np.arange(50) % 3)
@@ -231,7 +265,9 @@ def test_a_trainer_finishes_metrics_over_all_batches_and_tells_them_what_the_los
         assert result == pytest.approx(expected, rel=1e-6)
 
     own = {"perplexity": perplexity, "top": partial(top_k_accuracy, k=2), "r2": squared}
-    trainer = nn.Trainer(nn.Dense(3), loss, nn.SGD(), backend=backend, shape=(4,), metrics=own)
+    trainer = nn.Trainer(
+        nn.Dense(3), loss, nn.SGD(), backend=backend, shape=(4,), metrics=own
+    )
     result = trainer.evaluate(x[kept], labels[kept], batch_size=16)
     assert list(result) == ["loss", *own]
     assert result["perplexity"] == pytest.approx(math.exp(result["loss"]), rel=1e-5)
@@ -239,7 +275,9 @@ def test_a_trainer_finishes_metrics_over_all_batches_and_tells_them_what_the_los
     expected = np.mean(np.any(best == labels[kept, None], axis=-1))
     assert result["top"] == pytest.approx(expected, rel=1e-6)
     wanted = np.eye(3)[labels[kept]]
-    share = np.sum((wanted - y[kept]) ** 2, axis=0) / np.sum((wanted - wanted.mean(0)) ** 2, axis=0)
+    share = np.sum((wanted - y[kept]) ** 2, axis=0) / np.sum(
+        (wanted - wanted.mean(0)) ** 2, axis=0
+    )
     assert result["r2"] == pytest.approx(np.mean(1 - share), rel=1e-4)
 
 
@@ -260,7 +298,9 @@ def test_several_losses_keep_what_finishes_their_metrics():
     metrics = nn.Losses(a=loss).metrics
     y = x[:, :3]
     means = metrics["a.accuracy"]({"a": y}, {"a": labels})
-    result = finish_of(metrics["a.accuracy"])(tree_map(lambda v: np.mean(v, axis=0), means))
+    result = finish_of(metrics["a.accuracy"])(
+        tree_map(lambda v: np.mean(v, axis=0), means)
+    )
     kept = labels >= 0
     expected = np.mean(np.argmax(y[kept], axis=-1) == labels[kept])
     assert result == pytest.approx(expected, rel=1e-6)

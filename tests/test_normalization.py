@@ -23,7 +23,8 @@ def run(backend, layer, params, state, x, dy=None, train=True):
     return backend.to_numpy(backend.jit(both)(*there, counts))
 
 
-PER_EXAMPLE = [  # layer without scale and bias, axes that are normalized after the second reshaping
+# layer without scale and bias, axes that are normalized after the second reshaping
+PER_EXAMPLE = [
     (nn.LayerNorm(epsilon=0.0, scale=False, bias=False), (4, 5, 6), -1),
     (nn.InstanceNorm(epsilon=0.0, scale=False, bias=False), (4, 5, 6), 1),
     (nn.InstanceNorm(epsilon=0.0, scale=False, bias=False), (4, 30, 6), 1),
@@ -34,7 +35,9 @@ PER_EXAMPLE = [  # layer without scale and bias, axes that are normalized after 
 
 
 @pytest.mark.parametrize(("layer", "shape", "axes"), PER_EXAMPLE, ids=str)
-def test_each_group_has_mean_0_and_variance_1(backend, widest, epsilon, draw, layer, shape, axes):
+def test_each_group_has_mean_0_and_variance_1(
+    backend, widest, epsilon, draw, layer, shape, axes
+):
     x = 3.0 + 2.0 * draw(*shape).reshape(shape[0], shape[1], -1)
     x = x.astype(widest)
     y, *_ = run(backend, layer, {}, {}, x)
@@ -46,7 +49,9 @@ def test_each_group_has_mean_0_and_variance_1(backend, widest, epsilon, draw, la
 def test_rms_norm_keeps_the_mean_and_divides_by_the_root_of_the_mean_square(
     backend, widest, epsilon
 ):
-    x = np.asarray([[3.0, 4.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [-2.0, 2.0, 2.0, 2.0]], widest)
+    x = np.asarray(
+        [[3.0, 4.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [-2.0, 2.0, 2.0, 2.0]], widest
+    )
     params = {"scale": np.asarray([1.0, 2.0, 1.0, -1.0], widest)}
     y, *_ = run(backend, nn.RMSNorm(epsilon=0.0), params, {}, x)
     expected = [[1.2, 3.2, 0.0, -0.0], [1.0, 2.0, 1.0, -1.0], [-1.0, 2.0, 1.0, -1.0]]
@@ -54,7 +59,9 @@ def test_rms_norm_keeps_the_mean_and_divides_by_the_root_of_the_mean_square(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "widest"])
-@pytest.mark.parametrize("given", [(), ("scale",), ("bias",), ("scale", "bias")], ids=str)
+@pytest.mark.parametrize(
+    "given", [(), ("scale",), ("bias",), ("scale", "bias")], ids=str
+)
 @pytest.mark.parametrize("shape", [(2, 5, 7), (33, 40), (0, 3), (1, 1)], ids=str)
 def test_a_version_of_ones_own_normalizes_rows_as_the_standard_one_does(
     backend, widest, draw, shape, given, dtype
@@ -66,7 +73,9 @@ def test_a_version_of_ones_own_normalizes_rows_as_the_standard_one_does(
         pytest.skip(f"{backend.name} has no version of its own")
     dtype = widest if dtype == "widest" else dtype
     x, dy = ((draw(*shape) + mean).astype(dtype) for mean in (30.0, 0.0))
-    scale, bias = (draw(shape[-1]).astype(dtype) if n in given else None for n in ("scale", "bias"))
+    scale, bias = (
+        draw(shape[-1]).astype(dtype) if n in given else None for n in ("scale", "bias")
+    )
 
     def run(forward, backward, x, dy):
         there = [None if a is None else backend.asarray(a) for a in (scale, bias)]
@@ -75,7 +84,10 @@ def test_a_version_of_ones_own_normalizes_rows_as_the_standard_one_does(
         return [None if a is None else backend.to_numpy(a) for a in result]
 
     expected = run(*standard, *backend.asarray((x, dy)))
-    turned = [backend.xp.moveaxis(backend.asarray(np.moveaxis(a, -1, 0)), 0, -1) for a in (x, dy)]
+    turned = [
+        backend.xp.moveaxis(backend.asarray(np.moveaxis(a, -1, 0)), 0, -1)
+        for a in (x, dy)
+    ]
     for arrays in (backend.asarray((x, dy)), turned):
         for result, wanted in zip(run(*ways, *arrays), expected, strict=True):
             assert (result is None) == (wanted is None)
@@ -86,7 +98,13 @@ def test_a_version_of_ones_own_normalizes_rows_as_the_standard_one_does(
                 np.testing.assert_allclose(result, wanted, rtol=0, atol=atol)
 
 
-EVERY = [nn.LayerNorm, nn.RMSNorm, nn.InstanceNorm, lambda **k: nn.GroupNorm(2, **k), nn.BatchNorm]
+EVERY = [
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.InstanceNorm,
+    lambda **k: nn.GroupNorm(2, **k),
+    nn.BatchNorm,
+]
 
 
 @pytest.mark.parametrize("make", EVERY)
@@ -100,20 +118,34 @@ def test_scale_and_bias_are_there_unless_they_are_switched_off(make):
         assert set(params) == set(switches) - set(off)
         assert shape == (3, 4)
         for name, leaf in params.items():
-            np.testing.assert_array_equal(leaf, np.full(4, float(name == "scale"), "float32"))
+            np.testing.assert_array_equal(
+                leaf, np.full(4, float(name == "scale"), "float32")
+            )
 
 
-@pytest.mark.parametrize("train", [True, np.asarray([1.0, 1.0, 0.0], "float32")], ids=str)
-def test_a_frozen_batch_norm_trains_as_it_predicts(backend, widest, epsilon, draw, train):
+@pytest.mark.parametrize(
+    "train", [True, np.asarray([1.0, 1.0, 0.0], "float32")], ids=str
+)
+def test_a_frozen_batch_norm_trains_as_it_predicts(
+    backend, widest, epsilon, draw, train
+):
     """Its statistics stay, whatever the batch says, and are constants to the gradient."""
     layer = nn.BatchNorm(frozen=True)
-    params = {"scale": np.asarray([2.0, -1.0], widest), "bias": np.asarray([0.5, 1.0], widest)}
-    state = {"mean": np.asarray([1.0, -2.0], widest), "variance": np.asarray([4.0, 0.25], widest)}
+    params = {
+        "scale": np.asarray([2.0, -1.0], widest),
+        "bias": np.asarray([0.5, 1.0], widest),
+    }
+    state = {
+        "mean": np.asarray([1.0, -2.0], widest),
+        "variance": np.asarray([4.0, 0.25], widest),
+    }
     x, dy = draw(3, 5, 2), draw(3, 5, 2)
     train = train if train is True else train.astype(widest)
     y, after, dx, grads = run(backend, layer, params, state, x, dy, train)
     normal = (x - state["mean"]) / np.sqrt(state["variance"] + 1e-5)
-    np.testing.assert_allclose(y, normal * params["scale"] + params["bias"], atol=16 * epsilon)
+    np.testing.assert_allclose(
+        y, normal * params["scale"] + params["bias"], atol=16 * epsilon
+    )
     expected = dy * params["scale"] / np.sqrt(state["variance"] + 1e-5)
     np.testing.assert_allclose(dx, expected, rtol=0, atol=16 * epsilon)
     expected = np.sum(dy * normal, axis=(0, 1))
@@ -150,15 +182,37 @@ def test_a_shape_that_a_layer_cannot_take_is_refused_by_init(layer, shape, messa
 
 REFUSED = [  # layer, shape it was made for, shape of x, message
     (nn.RMSNorm(), (4,), (3, 5), r"RMSNorm takes \(batch, \.\.\., 4\), got \(3, 5\)"),
-    (nn.LayerNorm(scale=False), (4,), (3, 5), r"LayerNorm takes \(batch, .*, 4\), got \(3, 5\)"),
-    (nn.GroupNorm(2), (4,), (3, 6), r"GroupNorm takes \(batch, \.\.\., 4\), got \(3, 6\)"),
-    (nn.InstanceNorm(), (2, 4), (3, 1, 4), r"two or more positions, got \(batch, \*\(1, 4\)\)"),
-    (nn.BatchNorm(scale=False, bias=False), (4,), (3, 5), r"BatchNorm takes .*, got \(3, 5\)"),
+    (
+        nn.LayerNorm(scale=False),
+        (4,),
+        (3, 5),
+        r"LayerNorm takes \(batch, .*, 4\), got \(3, 5\)",
+    ),
+    (
+        nn.GroupNorm(2),
+        (4,),
+        (3, 6),
+        r"GroupNorm takes \(batch, \.\.\., 4\), got \(3, 6\)",
+    ),
+    (
+        nn.InstanceNorm(),
+        (2, 4),
+        (3, 1, 4),
+        r"two or more positions, got \(batch, \*\(1, 4\)\)",
+    ),
+    (
+        nn.BatchNorm(scale=False, bias=False),
+        (4,),
+        (3, 5),
+        r"BatchNorm takes .*, got \(3, 5\)",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("layer", "shape", "given", "message"), REFUSED, ids=str)
-def test_an_x_that_does_not_fit_is_refused_with_its_numbers(backend, layer, shape, given, message):
+def test_an_x_that_does_not_fit_is_refused_with_its_numbers(
+    backend, layer, shape, given, message
+):
     key = nn.random.key(0, xp=backend.xp, device=backend.device)
     params, state, _ = layer.init(key, shape, backend.xp.float32)
     with pytest.raises(ValueError, match=message):
@@ -169,11 +223,17 @@ SENSELESS = [  # call, error and message
     (lambda: nn.GroupNorm(0), ValueError, "groups of at least 1, got 0"),
     (lambda: nn.GroupNorm(2.0), TypeError, "groups to be an integer"),
     (lambda: nn.RMSNorm(epsilon=-1.0), ValueError, "epsilon of at least 0, got -1.0"),
-    (lambda: nn.InstanceNorm(epsilon=float("nan")), ValueError, "epsilon of at least 0, got nan"),
+    (
+        lambda: nn.InstanceNorm(epsilon=float("nan")),
+        ValueError,
+        "epsilon of at least 0, got nan",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("make", "error", "message"), SENSELESS, ids=[r[2] for r in SENSELESS])
+@pytest.mark.parametrize(
+    ("make", "error", "message"), SENSELESS, ids=[r[2] for r in SENSELESS]
+)
 def test_a_layer_that_makes_no_sense_is_refused_at_once(make, error, message):
     with pytest.raises(error, match=message):
         make()
@@ -182,20 +242,27 @@ def test_a_layer_that_makes_no_sense_is_refused_at_once(make, error, message):
 def test_one_row_that_counts_moves_no_statistic_of_batch_norm(backend):
     """It has no variance. Two rows move it, and so do the places of a single image."""
     layer = nn.BatchNorm(momentum=0.3, scale=False, bias=False)
-    state = {"mean": np.asarray([0.7], "float32"), "variance": np.asarray([1.3], "float32")}
+    state = {
+        "mean": np.asarray([0.7], "float32"),
+        "variance": np.asarray([1.3], "float32"),
+    }
     x = np.asarray([[1.0], [3.0], [3.0]], "float32")
     for counts, mean, variance in [
         ([1, 0, 0], 0.7, 1.3),
         ([1, 1, 0], 0.3 * 0.7 + 0.7 * 2.0, 0.3 * 1.3 + 0.7 * 2.0),
     ]:
-        y, after, dx, _ = run(backend, layer, {}, state, x, train=np.asarray(counts, "float32"))
+        y, after, dx, _ = run(
+            backend, layer, {}, state, x, train=np.asarray(counts, "float32")
+        )
         exact = 0.0 if sum(counts) == 1 else 1e-6
         np.testing.assert_allclose(after["mean"], np.float32(mean), rtol=exact)
         np.testing.assert_allclose(after["variance"], np.float32(variance), rtol=exact)
         assert np.isfinite(y).all()
         assert np.isfinite(dx).all()
     image = np.asarray([[[1.0], [3.0]], [[9.0], [9.0]]], "float32")
-    _, after, *_ = run(backend, layer, {}, state, image, train=np.asarray([1, 0], "float32"))
+    _, after, *_ = run(
+        backend, layer, {}, state, image, train=np.asarray([1, 0], "float32")
+    )
     np.testing.assert_allclose(after["variance"], [0.3 * 1.3 + 0.7 * 2.0], rtol=1e-6)
 
 
@@ -223,7 +290,9 @@ def test_float16_numbers_whose_squares_overflow_are_normalized(backend, layer):
         np.testing.assert_allclose(narrow, wide.astype("float16"), rtol=2e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("layer", [nn.BatchNorm(scale=False, bias=False), nn.GroupNorm(1)], ids=str)
+@pytest.mark.parametrize(
+    "layer", [nn.BatchNorm(scale=False, bias=False), nn.GroupNorm(1)], ids=str
+)
 def test_statistics_of_many_float32_rows_keep_their_digits(backend, layer):
     generator = np.random.default_rng(0)
     x = (generator.random((1, 2**19, 2)) + 3.0).astype("float32")
@@ -232,7 +301,9 @@ def test_statistics_of_many_float32_rows_keep_their_digits(backend, layer):
     y, *_ = layer.forward(*backend.asarray((params, state, x)), train=True)
     axes = (0, 1) if isinstance(layer, nn.BatchNorm) else (0, 1, 2)
     wide = x.astype("float64")
-    expected = (wide - wide.mean(axis=axes)) / np.sqrt(wide.var(axis=axes) + layer.epsilon)
+    expected = (wide - wide.mean(axis=axes)) / np.sqrt(
+        wide.var(axis=axes) + layer.epsilon
+    )
     np.testing.assert_allclose(backend.to_numpy(y), expected, atol=8e-6)
 
 
@@ -242,7 +313,10 @@ def test_layer_norm_of_long_rows_keeps_its_digits(backend):
     x, dy = (generator.normal(size=(2, 2**20)).astype(np.float32) for _ in range(2))
     params = {"scale": np.ones(2**20, np.float32), "bias": np.zeros(2**20, np.float32)}
     result = []
-    for arguments in (backend.asarray((params, x, dy)), tree_map(np.float64, (params, x, dy))):
+    for arguments in (
+        backend.asarray((params, x, dy)),
+        tree_map(np.float64, (params, x, dy)),
+    ):
         params_now, x_now, dy_now = arguments
         y, _, cache = layer.forward(params_now, {}, x_now, train=True)
         result.append((y, layer.backward(params_now, cache, dy_now)[0]))

@@ -26,8 +26,22 @@ from agnostic_nn.display import tables
 from agnostic_nn.training import history as histories
 from agnostic_nn.training.batches import Examples
 
-VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
-MODEL = nn.Sequential(nn.Dense(4), nn.Residual(nn.Dense(4, bias=False), nn.ReLU()), nn.Dense(2))
+VOID = {
+    "area",
+    "base",
+    "br",
+    "col",
+    "hr",
+    "img",
+    "input",
+    "link",
+    "meta",
+    "source",
+    "wbr",
+}
+MODEL = nn.Sequential(
+    nn.Dense(4), nn.Residual(nn.Dense(4, bias=False), nn.ReLU()), nn.Dense(2)
+)
 
 
 class Strict(HTMLParser):
@@ -39,7 +53,8 @@ class Strict(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         assert tag not in ("embed", "object", "script")
-        if tag in ("base", "link"):  # what browsers would ask for otherwise, or elsewhere
+        # what browsers would ask for otherwise, or elsewhere
+        if tag in ("base", "link"):
             assert dict(attrs)["href"] in ("about:srcdoc", "data:,")
             return
         for name, value in attrs:
@@ -107,20 +122,37 @@ def bisection():
 def comparison():
     x = np.random.default_rng(0).standard_normal((20, 3)).astype("float32")
     examples = Examples(x, x[:, :2])
-    task = ("tiny", "a < b", lambda: (examples, examples), MODEL, nn.mean_squared_error, None, 1)
+    task = (
+        "tiny",
+        "a < b",
+        lambda: (examples, examples),
+        MODEL,
+        nn.mean_squared_error,
+        None,
+        1,
+    )
     return compare(Workload(*task, batch_size=10), ["numpy"], sizes=())
 
 
 RESULTS = {  # type: how to get one, what both forms say
     nn.Layer: (lambda: MODEL, ["Dense", "Residual", "ReLU"]),
-    nn.Trainer: (trainer, ["Trainer on numpy:cpu in float32: mean_squared_error by SGD", "Dense"]),
+    nn.Trainer: (
+        trainer,
+        ["Trainer on numpy:cpu in float32: mean_squared_error by SGD", "Dense"],
+    ),
     nn.History: (history, ["epoch", "loss", "validation_loss", "a < b"]),
     Summary: (
         lambda: trainer().summary(),
         ["FLOPs forward", "bytes kept, batch 32", "peak memory"],
     ),
-    Report: (lambda: nn.check(nn.Dense(2), (3,), backends=[]), ["Dense", "central difference"]),
-    Profile: (profile, ["numpy:cpu, a batch of 4", "a real step, without timers inside", "matmul"]),
+    Report: (
+        lambda: nn.check(nn.Dense(2), (3,), backends=[]),
+        ["Dense", "central difference"],
+    ),
+    Profile: (
+        profile,
+        ["numpy:cpu, a batch of 4", "a real step, without timers inside", "matmul"],
+    ),
     Bisection: (bisection, ["numpy", "Dense"]),
     Explanation: (explanation, ["Dense", "ReLU"]),
     Comparison: (comparison, ["2 steps of tiny", "numpy:cpu", "agrees over 2 steps"]),
@@ -177,10 +209,14 @@ def test_what_is_said_in_html_is_escaped():
 
 
 def test_layers_inside_are_set_in_and_what_is_default_is_left_out():
-    block = nn.TransformerBlock(nn.MultiHeadAttention(4, causal=True), 64, norm=nn.RMSNorm())
+    block = nn.TransformerBlock(
+        nn.MultiHeadAttention(4, causal=True), 64, norm=nn.RMSNorm()
+    )
     model = nn.Sequential(nn.Repeat(block, 2), nn.Conv2D(3, 2))
     text = model._repr_html_()
-    lines = [line.split("</td>") for line in text.split('<td style="text-align: left">')[1:]]
+    lines = [
+        line.split("</td>") for line in text.split('<td style="text-align: left">')[1:]
+    ]
     cells = [line[0] for line in lines]
     assert cells == [
         *("", "Sequential"),
@@ -197,7 +233,9 @@ def test_layers_inside_are_set_in_and_what_is_default_is_left_out():
 def drawn(epochs, monkeypatch):
     """The plots that a history would show."""
     seen = []
-    monkeypatch.setattr(histories, "svg", lambda figure, about: seen.append(figure) or about)
+    monkeypatch.setattr(
+        histories, "svg", lambda figure, about: seen.append(figure) or about
+    )
     nn.History(epochs)._repr_html_()
     return [one.axes[0] for one in seen]
 
@@ -235,9 +273,13 @@ def test_a_history_plots_the_loss_and_each_metric(monkeypatch):
         ((np.nan, np.inf, 101.0, 1.0), "log"),
     ],
 )
-def test_a_loss_over_more_than_two_decades_is_drawn_in_decades(losses, scale, monkeypatch):
+def test_a_loss_over_more_than_two_decades_is_drawn_in_decades(
+    losses, scale, monkeypatch
+):
     pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
-    rows = [{"epoch": i, "loss": loss, "distance": loss} for i, loss in enumerate(losses, 1)]
+    rows = [
+        {"epoch": i, "loss": loss, "distance": loss} for i, loss in enumerate(losses, 1)
+    ]
     loss, distance = drawn(rows, monkeypatch)
     assert loss.get_yscale() == scale
     assert distance.get_yscale() == "linear"
@@ -248,7 +290,8 @@ def test_plots_bring_their_colours():
     html = history()._repr_html_()
     read(html)
     assert "<svg" in html
-    texts = re.findall(r"<text[^>]*>", html)  # those of another colour are black on black
+    # those of another colour are black on black
+    texts = re.findall(r"<text[^>]*>", html)
     assert texts
     assert all("var(--ink)" in text for text in texts)
     assert "--c0: #" in html
@@ -282,7 +325,9 @@ def test_without_matplotlib_a_history_is_its_table(monkeypatch):
 def test_long_results_are_said_in_a_line_and_shown_when_asked_for(monkeypatch):
     monkeypatch.setattr(tables, "MAX_ROWS", 10)
     html = nn.check(nn.LayerNorm(), (5,), backends=[])._repr_html_()
-    assert re.search(r"<summary>\d+ comparisons, the worst at \S+ of its tolerance</summary>", html)
+    assert re.search(
+        r"<summary>\d+ comparisons, the worst at \S+ of its tolerance</summary>", html
+    )
     result = bisection()
     html = result._repr_html_()
     assert f"<summary>all {len(result.findings)} results</summary>" in html
@@ -312,5 +357,7 @@ def test_to_be_shown_a_layer_loads_nothing_heavy():
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )
     command = [sys.executable, "-P", "-c", code]
-    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        command, capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not {"jinja2", "matplotlib", "numpy", "rich"} & set(loaded)

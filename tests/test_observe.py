@@ -21,12 +21,49 @@ from agnostic_nn.diagnostics.observe import (
 
 HOST = namespace(np.zeros(()))
 STANDARD = (  # the operators of an array in the Array API Standard
-    *("abs", "add", "and", "bool", "complex", "eq", "float", "floordiv", "ge", "getitem", "gt"),
-    *("index", "int", "invert", "le", "lshift", "lt", "matmul", "mod", "mul", "ne", "neg", "or"),
+    *(
+        "abs",
+        "add",
+        "and",
+        "bool",
+        "complex",
+        "eq",
+        "float",
+        "floordiv",
+        "ge",
+        "getitem",
+        "gt",
+    ),
+    *(
+        "index",
+        "int",
+        "invert",
+        "le",
+        "lshift",
+        "lt",
+        "matmul",
+        "mod",
+        "mul",
+        "ne",
+        "neg",
+        "or",
+    ),
     *("pos", "pow", "rshift", "setitem", "sub", "truediv", "xor"),
 )
 BOTH_WAYS = (
-    *("add", "and", "floordiv", "lshift", "matmul", "mod", "mul", "or", "pow", "rshift", "sub"),
+    *(
+        "add",
+        "and",
+        "floordiv",
+        "lshift",
+        "matmul",
+        "mod",
+        "mul",
+        "or",
+        "pow",
+        "rshift",
+        "sub",
+    ),
     *("truediv", "xor"),
 )
 DISPATCHING = [
@@ -55,7 +92,9 @@ def test_all_operators_of_the_standard_are_there():
     assert [name for name in names if name not in vars(ObservedArray)] == []
 
 
-@pytest.mark.parametrize("function", DISPATCHING, ids=lambda function: function.__name__)
+@pytest.mark.parametrize(
+    "function", DISPATCHING, ids=lambda function: function.__name__
+)
 def test_every_function_that_dispatches_reaches_a_handler(function):
     assert function.dispatch(ObservedArray) is not function.dispatch(object)
     assert function.dispatch(Counted) is not function.dispatch(object)
@@ -69,11 +108,23 @@ def test_operators_methods_and_functions_are_passed_on_by_their_names_in_the_sta
         y = 2.0 - x @ x.T
         y += xp.ones((2, 2))
         y[0, 0] = 1.0
-        return xp.concat([abs(y), -y], axis=0).sum(), xp.isdtype(x.dtype, "real floating")
+        return xp.concat([abs(y), -y], axis=0).sum(), xp.isdtype(
+            x.dtype, "real floating"
+        )
 
     x = np.arange(6.0).reshape(2, 3)
     total, is_float = run(recorder, function, x)
-    expected = ["matmul", "subtract", "ones", "add", "setitem", "abs", "negative", "concat", "sum"]
+    expected = [
+        "matmul",
+        "subtract",
+        "ones",
+        "add",
+        "setitem",
+        "abs",
+        "negative",
+        "concat",
+        "sum",
+    ]
     assert recorder.names == expected
     assert total == function(x)[0]
     assert is_float
@@ -122,7 +173,10 @@ def test_without_a_handler_the_namespace_is_refused():
 
 def test_numpy_itself_is_refused_an_observed_array():
     recorder = Recorder()
-    with observing(recorder), pytest.raises(TypeError, match="cannot become one of NumPy"):
+    with (
+        observing(recorder),
+        pytest.raises(TypeError, match="cannot become one of NumPy"),
+    ):
         np.asarray(recorder.wrap(np.ones(2)))
 
 
@@ -143,7 +197,12 @@ def test_hooks_see_the_calls_of_all_layers_and_the_model_stays_as_it_is():
     expected, _, _ = model.forward(params, state, x)
     y, _, _ = observed.forward(params, state, x)
     np.testing.assert_array_equal(y, expected)
-    assert calls == [("", "Sequential"), ("0", "Dense"), ("1", "Residual"), ("1.0", "Tanh")]
+    assert calls == [
+        ("", "Sequential"),
+        ("0", "Dense"),
+        ("1", "Residual"),
+        ("1.0", "Tanh"),
+    ]
     assert isinstance(observed, nn.Sequential)
     assert repr(observed) == repr(model)
 

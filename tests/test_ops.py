@@ -59,7 +59,9 @@ def take(way, function):
 def exactly(formula, x):
     """`formula` of each number of `x` in decimals, 60 digits of them, rounded to float64."""
     with localcontext(prec=60):
-        return np.asarray([float(formula(Decimal(float(v)))) for v in x.ravel()]).reshape(x.shape)
+        return np.asarray(
+            [float(formula(Decimal(float(v)))) for v in x.ravel()]
+        ).reshape(x.shape)
 
 
 def call(backend, function, *arrays):
@@ -70,12 +72,16 @@ def call(backend, function, *arrays):
 @pytest.mark.parametrize("dtype", ["float32", "widest"])
 def test_erf_is_that_of_the_c_library(backend, widest, way, dtype):
     """Measured: libraries' own are within 1.6 eps, the series of 120 terms within 7."""
-    x = np.concatenate([np.linspace(-8, 8, 801), np.logspace(-30, 0, 61), -np.logspace(-30, 0, 61)])
+    x = np.concatenate(
+        [np.linspace(-8, 8, 801), np.logspace(-30, 0, 61), -np.logspace(-30, 0, 61)]
+    )
     x = x.astype(widest if dtype == "widest" else dtype)
     y = call(backend, take(way, erf), x)
     assert y.dtype == x.dtype
     expected = [math.erf(v) for v in x.tolist()]
-    np.testing.assert_allclose(y, expected, rtol=8 * float(np.finfo(x.dtype).eps), atol=0)
+    np.testing.assert_allclose(
+        y, expected, rtol=8 * float(np.finfo(x.dtype).eps), atol=0
+    )
 
 
 @ways
@@ -84,7 +90,9 @@ def test_erf_keeps_shapes_and_takes_every_number(backend, widest, epsilon, way):
     for shape in [(), (2, 0, 3), (2, 3, 4)]:
         assert call(backend, function, np.ones(shape, widest)).shape == shape
     largest = float(np.finfo(widest).max)
-    x = np.asarray([0.0, -0.0, 1e4, -1e4, largest, -largest, math.inf, -math.inf, math.nan], widest)
+    x = np.asarray(
+        [0.0, -0.0, 1e4, -1e4, largest, -largest, math.inf, -math.inf, math.nan], widest
+    )
     y = call(backend, function, x)
     expected = [0.0, -0.0, 1, -1, 1, -1, 1, -1, math.nan]
     np.testing.assert_allclose(y, expected, rtol=2 * epsilon, atol=0)
@@ -106,7 +114,9 @@ def test_erf_is_one_to_the_last_bit_far_out(backend, widest, way, dtype):
     [(0, 3, 5), (1, 1, 1), (257, 5, 129), (1001, 3, 1), (64, 33, 1000), (5000, 7, 50)],
     ids=str,
 )
-def test_scatter_add_sums_what_falls_on_each_row(backend, widest, way, count, width, rows):
+def test_scatter_add_sums_what_falls_on_each_row(
+    backend, widest, way, count, width, rows
+):
     """Small whole numbers, whose sums are exact in every dtype and order."""
     generator = np.random.default_rng(0)
     updates = generator.integers(-8, 9, (count, width)).astype(widest)
@@ -115,17 +125,23 @@ def test_scatter_add_sums_what_falls_on_each_row(backend, widest, way, count, wi
     for row, update in zip(index, updates, strict=True):
         expected[row] += update
     function = take(way, scatter_add)
-    total = call(backend, lambda updates, index: function(updates, index, rows), updates, index)
+    total = call(
+        backend, lambda updates, index: function(updates, index, rows), updates, index
+    )
     assert total.dtype == updates.dtype
     np.testing.assert_array_equal(total, expected)
 
 
 @ways
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
-def test_scatter_add_takes_an_index_too_narrow_for_the_number_of_rows(backend, widest, way, dtype):
+def test_scatter_add_takes_an_index_too_narrow_for_the_number_of_rows(
+    backend, widest, way, dtype
+):
     updates, index = np.ones((3, 2), widest), np.asarray([5, 0, 5], dtype)
     function = take(way, scatter_add)
-    total = call(backend, lambda updates, index: function(updates, index, 600), updates, index)
+    total = call(
+        backend, lambda updates, index: function(updates, index, 600), updates, index
+    )
     np.testing.assert_array_equal(total[:6, 0], [1, 0, 0, 0, 0, 2])
     np.testing.assert_array_equal(total[6:], 0)
 
@@ -141,12 +157,16 @@ def test_a_row_that_is_not_there_is_an_error_on_numpy_and_no_write_elsewhere(cou
 
 
 @ways
-@pytest.mark.parametrize("shape", [(3,), (0, 3), (1, 1), (2, 5, 7), (257, 3, 1), (4, 0)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(3,), (0, 3), (1, 1), (2, 5, 7), (257, 3, 1), (4, 0)], ids=str
+)
 def test_sum_rows_sums_over_all_axes_but_the_last(backend, widest, way, shape):
     x = np.random.default_rng(0).integers(-8, 9, shape).astype(widest)
     total = call(backend, take(way, ops.sum_rows), x)
     assert total.dtype == x.dtype
-    np.testing.assert_array_equal(total, x.reshape(-1, 1, shape[-1]).sum((0, 1)) if x.size else 0)
+    np.testing.assert_array_equal(
+        total, x.reshape(-1, 1, shape[-1]).sum((0, 1)) if x.size else 0
+    )
     assert total.shape == shape[-1:]
 
 
@@ -163,7 +183,9 @@ def test_a_version_of_ones_own_of_sum_rows_keeps_the_digits_of_a_long_column(bac
 @ways
 def test_what_relu_lets_back_is_what_came_or_nothing(backend, draw, way):
     """Also where it is infinite; NaN is not below 0."""
-    numbers = np.asarray([-2.0, -0.0, 0.0, 3.0, math.inf, -math.inf, math.nan], "float32")
+    numbers = np.asarray(
+        [-2.0, -0.0, 0.0, 3.0, math.inf, -math.inf, math.nan], "float32"
+    )
     x, dy = (a.ravel().copy() for a in np.meshgrid(numbers, numbers))
     result = call(backend, take(way, ops.above_zero), x, dy)
     np.testing.assert_array_equal(
@@ -189,14 +211,20 @@ def test_select_takes_one_tree_or_the_other_whole(backend, draw, way, holds):
     """Not even a NaN of the other shows through, and keys of uint32 pass unchanged."""
     key = np.asarray([2**32 - 1, 7], np.uint32)
     one = ({"weight": draw(2, 3), "bias": draw(3)}, {}, (key, draw()))
-    other = tree_map(lambda leaf: np.full_like(leaf, np.nan if leaf.dtype.kind == "f" else 9), one)
+    other = tree_map(
+        lambda leaf: np.full_like(leaf, np.nan if leaf.dtype.kind == "f" else 9), one
+    )
     new, old = (one, other) if holds else (other, one)
     function = take(way, select)
     if way == "standard" and not chooses_between_keys(backend):
         pytest.skip("there is no `where` for uint32 here, so one of its own is needed")
     for jit in (backend.jit, lambda function: function):
-        chosen = jit(lambda x, new, old: function(backend.xp.sum(x) > 0, lambda: new, old))(
-            *backend.asarray((np.asarray([1.0 if holds else -1.0], np.float32), new, old))
+        chosen = jit(
+            lambda x, new, old: function(backend.xp.sum(x) > 0, lambda: new, old)
+        )(
+            *backend.asarray(
+                (np.asarray([1.0 if holds else -1.0], np.float32), new, old)
+            )
         )
         tree_map(np.testing.assert_array_equal, backend.to_numpy(chosen), one)
 
@@ -214,12 +242,17 @@ def test_pytorch_chooses_between_keys_as_signed_integers(monkeypatch, holds):
     whole = torch.where
     monkeypatch.setattr(torch, "where", where)
     new, old = (
-        {"key": torch.tensor([word, 7], dtype=torch.uint32), "w": (torch.tensor(real), {})}
+        {
+            "key": torch.tensor([word, 7], dtype=torch.uint32),
+            "w": (torch.tensor(real), {}),
+        }
         for word, real in ((2**32 - 1, 1.0), (2**31, float("nan")))
     )
     result = _chosen(torch.tensor(holds), new, old)
     tree_map(
-        lambda one, two: torch.testing.assert_close(one, two, rtol=0, atol=0, equal_nan=True),
+        lambda one, two: torch.testing.assert_close(
+            one, two, rtol=0, atol=0, equal_nan=True
+        ),
         result,
         new if holds else old,
     )
@@ -257,7 +290,9 @@ def test_erfc_keeps_the_digits_of_its_tail(backend, widest, way, dtype):
     assert y.dtype == x.dtype
     expected = np.asarray([math.erfc(v) for v in x.tolist()])
     eps = float(np.finfo(x.dtype).eps)
-    np.testing.assert_array_less(np.abs(y / expected - 1), (80 + 2 * x.astype(float) ** 2) * eps)
+    np.testing.assert_array_less(
+        np.abs(y / expected - 1), (80 + 2 * x.astype(float) ** 2) * eps
+    )
 
 
 def test_bounded_exp_of_float32_is_within_a_unit_in_the_last_place(backend):
@@ -268,16 +303,22 @@ def test_bounded_exp_of_float32_is_within_a_unit_in_the_last_place(backend):
     expected = np.exp(x.astype(np.longdouble))
     units = np.abs(y - expected) / np.spacing(expected.astype(np.float32))
     assert units.max() < 1.0, f"{units.max()} units off at {x[units.argmax()]}"
-    assert math.isnan(call(backend, ops.bounded_exp, np.asarray([math.nan], np.float32))[0])
+    assert math.isnan(
+        call(backend, ops.bounded_exp, np.asarray([math.nan], np.float32))[0]
+    )
 
 
 @ways
 def test_tanh_is_that_of_the_c_library(backend, widest, epsilon, way):
-    x = np.concatenate([np.linspace(-30, 30, 401), np.logspace(-30, 0, 61), [math.inf, -math.inf]])
+    x = np.concatenate(
+        [np.linspace(-30, 30, 401), np.logspace(-30, 0, 61), [math.inf, -math.inf]]
+    )
     y = call(backend, take(way, ops.tanh), x.astype(widest))
     expected = [math.tanh(v) for v in x.astype(widest).tolist()]
     np.testing.assert_allclose(y, expected, rtol=8 * epsilon, atol=0)
-    assert math.isnan(call(backend, take(way, ops.tanh), np.asarray([math.nan], widest))[0])
+    assert math.isnan(
+        call(backend, take(way, ops.tanh), np.asarray([math.nan], widest))[0]
+    )
 
 
 SMALL = np.logspace(-6, 0, 25)
@@ -307,12 +348,18 @@ def test_nothing_overflows_at_the_ends(backend, widest, dtype):
     dtype = widest if dtype == "widest" else dtype
     limits = np.finfo(dtype)
     largest, smallest = float(limits.max), float(limits.tiny)
-    x = np.asarray([1e4, -1e4, largest, -largest, math.inf, -math.inf, math.nan, smallest], dtype)
+    x = np.asarray(
+        [1e4, -1e4, largest, -largest, math.inf, -math.inf, math.nan, smallest], dtype
+    )
     ends = call(backend, sigmoid, x), call(backend, softplus, x)
     half, log2 = 0.5, math.log(2.0)
     np.testing.assert_array_equal(ends[0][:-1], [1, 0, 1, 0, 1, 0, math.nan])
-    np.testing.assert_array_equal(ends[1][:-1], [1e4, 0, x[2], 0, math.inf, 0, math.nan])
-    np.testing.assert_allclose([ends[0][-1], ends[1][-1]], [half, log2], rtol=float(limits.eps))
+    np.testing.assert_array_equal(
+        ends[1][:-1], [1e4, 0, x[2], 0, math.inf, 0, math.nan]
+    )
+    np.testing.assert_allclose(
+        [ends[0][-1], ends[1][-1]], [half, log2], rtol=float(limits.eps)
+    )
 
 
 @pytest.mark.parametrize("axis", [-1, 0, 1])
@@ -324,7 +371,9 @@ def test_log_softmax_is_its_formula_along_the_axis(backend, draw, widest, axis, 
     assert y.dtype == x.dtype
     with localcontext(prec=60):
         exact = np.vectorize(lambda v: Decimal(float(v)), otypes=[object])(x)
-        total = np.sum(np.vectorize(Decimal.exp, otypes=[object])(exact), axis=axis, keepdims=True)
+        total = np.sum(
+            np.vectorize(Decimal.exp, otypes=[object])(exact), axis=axis, keepdims=True
+        )
         exact = (exact - np.vectorize(Decimal.ln, otypes=[object])(total)).astype(float)
     eps = float(np.finfo(x.dtype).eps)
     np.testing.assert_allclose(y, exact, rtol=2 * eps, atol=4 * eps)
@@ -334,7 +383,12 @@ def test_log_softmax_is_right_at_the_ends(backend):
     x = [[1e4, -1e4, 0], [0, -math.inf, 0], [5, math.nan, 5], [1e38, -1e38, 0]]
     y = call(backend, log_softmax, np.asarray(x, np.float32))
     log2 = math.log(2.0)
-    expected = [[0, -2e4, -1e4], [-log2, -math.inf, -log2], [math.nan] * 3, [0, -2e38, -1e38]]
+    expected = [
+        [0, -2e4, -1e4],
+        [-log2, -math.inf, -log2],
+        [math.nan] * 3,
+        [0, -2e38, -1e38],
+    ]
     np.testing.assert_allclose(y, expected, rtol=2e-7)
 
 
@@ -356,7 +410,9 @@ def test_every_function_under_dispatch_is_held_to_its_standard_twin():
 @pytest.mark.parametrize("width", [1, 3, 64])
 def test_sums_of_many_rows_of_float32_keep_their_digits(backend, width):
     """One row after the other would lose some hundred eps of 2^20 rows."""
-    x = np.random.default_rng(0).random((2**20 // (1 if width < 64 else 8), width), np.float32)
+    x = np.random.default_rng(0).random(
+        (2**20 // (1 if width < 64 else 8), width), np.float32
+    )
     exact = np.sum(x, axis=0, dtype=np.float64)
     there = backend.asarray(x)
     eps = float(np.finfo(np.float32).eps)
@@ -379,7 +435,9 @@ def test_sums_over_axes_are_those_of_float64(backend, widest, epsilon, way, shap
 
 
 @pytest.mark.parametrize("place", range(3))
-def test_a_norm_of_several_arrays_is_scaled_by_the_largest_number_of_all(backend, place):
+def test_a_norm_of_several_arrays_is_scaled_by_the_largest_number_of_all(
+    backend, place
+):
     arrays = [np.ones(2, "f") for _ in range(3)]
     arrays[place] = np.asarray([3e30, 4e30], "f")
     largest, length = backend.to_numpy(ops.scaled_norm(*backend.asarray(tuple(arrays))))

@@ -39,7 +39,8 @@ def test_a_page_loads_nothing_and_runs_nothing():
     assert "1 &amp; 2" in page
     assert "&lt;b&gt;not bold" in page
     assert page.count("<link") == 1
-    assert '<link rel="icon" href="data:,">' in page  # otherwise a browser would request one
+    # otherwise a browser would request one
+    assert '<link rel="icon" href="data:,">' in page
     assert not re.search(r"<script|src=|@import|https?://", page)
 
 
@@ -73,10 +74,16 @@ def test_no_number_is_broken_between_lines():
 
 def test_a_table_of_a_report_leaves_out_what_stands_elsewhere():
     columns = ["backend", "hardware", "dtype", "loss", "verdict"]
-    rows = [["numpy", "a cpu", "float32", 1.0, "fine"], ["jax", None, "float32", 2.0, "fine"]]
+    rows = [
+        ["numpy", "a cpu", "float32", 1.0, "fine"],
+        ["jax", None, "float32", 2.0, "fine"],
+    ]
     rows.append(["reference", None, "float64", 1.0, None])
     left = ["backend", "loss"], [["numpy", 1.0], ["jax", 2.0], ["reference", 1.0]]
-    assert _trimmed(2, "after 2 steps", columns, rows) == ("after 2 steps, in float32", *left)
+    assert _trimmed(2, "after 2 steps", columns, rows) == (
+        "after 2 steps, in float32",
+        *left,
+    )
     rows[1][1:3] = "a gpu", "float64"
     title, columns, _ = _trimmed(2, "after 2 steps", columns, rows)
     assert (title, columns) == ("after 2 steps", ["backend", "hardware", "loss"])
@@ -98,7 +105,10 @@ def test_text_in_plots_is_in_the_font_of_the_page():
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        ("font-size: 7px; font-family: 'A B', sans-serif", "font-size: 7px; font-family: inherit"),
+        (
+            "font-size: 7px; font-family: 'A B', sans-serif",
+            "font-size: 7px; font-family: inherit",
+        ),
         (
             "font: italic 700 7px 'A B', serif; text-anchor: middle",
             "font: italic 700 7px sans-serif; font-family: inherit; text-anchor: middle",

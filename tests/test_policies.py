@@ -54,8 +54,12 @@ def test_the_environment_makes_a_backend_deterministic(monkeypatch):
 
 
 def test_backends_of_another_policy_are_others_of_the_same_name(backend):
-    fast = nn.backend(str(backend), precision="fast", deterministic=backend.deterministic)
-    assert fast != nn.backend(str(backend), precision="strict", deterministic=backend.deterministic)
+    fast = nn.backend(
+        str(backend), precision="fast", deterministic=backend.deterministic
+    )
+    assert fast != nn.backend(
+        str(backend), precision="strict", deterministic=backend.deterministic
+    )
     assert str(fast) == str(backend)
     assert "precision='fast'" in repr(fast)
     assert json.loads(json.dumps(fast.policy)) == fast.policy
@@ -64,15 +68,37 @@ def test_backends_of_another_policy_are_others_of_the_same_name(backend):
 @pytest.mark.parametrize(
     ("arguments", "environment", "error", "message"),
     [
-        ({"precision": "exact"}, {}, ValueError, "precision to be 'strict' or 'fast', got 'exact'"),
+        (
+            {"precision": "exact"},
+            {},
+            ValueError,
+            "precision to be 'strict' or 'fast', got 'exact'",
+        ),
         ({"precision": True}, {}, ValueError, "got True"),
-        ({"deterministic": 1}, {}, TypeError, "deterministic to be True or False, got 1"),
-        ({}, {"AGNOSTIC_NN_PRECISION": "low"}, ValueError, "AGNOSTIC_NN_PRECISION to be 'strict'"),
-        ({}, {"AGNOSTIC_NN_DETERMINISTIC": "yes"}, ValueError, "to be 0 or 1, got 'yes'"),
+        (
+            {"deterministic": 1},
+            {},
+            TypeError,
+            "deterministic to be True or False, got 1",
+        ),
+        (
+            {},
+            {"AGNOSTIC_NN_PRECISION": "low"},
+            ValueError,
+            "AGNOSTIC_NN_PRECISION to be 'strict'",
+        ),
+        (
+            {},
+            {"AGNOSTIC_NN_DETERMINISTIC": "yes"},
+            ValueError,
+            "to be 0 or 1, got 'yes'",
+        ),
     ],
     ids=lambda part: str(part)[:40],
 )
-def test_what_is_no_policy_is_refused(monkeypatch, arguments, environment, error, message):
+def test_what_is_no_policy_is_refused(
+    monkeypatch, arguments, environment, error, message
+):
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
     with pytest.raises(error, match=message):
@@ -169,7 +195,10 @@ FAKES = {  # what a fake backend does to a product: what the probe has to call i
         in_steps(np.matmul, partial(rounded, digits=7)),
         "bfloat16, summed in bfloat16",
     ),
-    "fp16, summed in fp16": (in_steps(of(narrow), narrow), "float16, summed in float16"),
+    "fp16, summed in fp16": (
+        in_steps(of(narrow), narrow),
+        "float16, summed in float16",
+    ),
     "two parts": (in_two_parts, "16 bits"),
     "no last products": (without_last_products, "float32 in parts"),
     "12 digits": (of(partial(rounded, digits=12)), "12 bits"),
@@ -186,7 +215,9 @@ class Rounded(np.ndarray):
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
         plain = [np.asarray(x) if isinstance(x, Rounded) else x for x in inputs]
         if ufunc is np.matmul and Rounded.product is not None:
-            result = Rounded.product(*(x.astype(np.float64) for x in plain)).astype(np.float32)
+            result = Rounded.product(*(x.astype(np.float64) for x in plain)).astype(
+                np.float32
+            )
         else:
             result = getattr(ufunc, method)(*plain, **kwargs)
         if out is not None:
@@ -219,7 +250,9 @@ def test_each_way_to_fall_short_is_named(named):
     assert result == all_in(named)
 
 
-def test_a_strict_backend_that_falls_short_is_an_error_that_names_the_setting(monkeypatch):
+def test_a_strict_backend_that_falls_short_is_an_error_that_names_the_setting(
+    monkeypatch,
+):
     product, _ = FAKES["TF32"]
     monkeypatch.setattr(Rounded, "product", staticmethod(product))
 
@@ -231,11 +264,16 @@ def test_a_strict_backend_that_falls_short_is_an_error_that_names_the_setting(mo
     with pytest.raises(nn.BackendUnavailable) as caught:
         fake(policy=policy)().probe()
     text = str(caught.value)
-    assert text.startswith("fake:gpu:0 should compute in float32, but computes in TensorFl")
-    assert (
-        "in TensorFloat-32 (eager: all; compiled: all). It sets nothing; FAKE_TF32=0 would" in text
+    assert text.startswith(
+        "fake:gpu:0 should compute in float32, but computes in TensorFl"
     )
-    with pytest.raises(nn.BackendUnavailable, match="look at what the library was built with"):
+    assert (
+        "in TensorFloat-32 (eager: all; compiled: all). It sets nothing; FAKE_TF32=0 would"
+        in text
+    )
+    with pytest.raises(
+        nn.BackendUnavailable, match="look at what the library was built with"
+    ):
         fake()().probe()
 
 
@@ -257,7 +295,8 @@ def test_one_operation_that_falls_short_is_found_among_the_others(monkeypatch, w
     one = fake(asarray=lambda data, device: np.array(data).view(Short))
     monkeypatch.setattr(Rounded, "product", None)
     with pytest.raises(
-        nn.BackendUnavailable, match=rf"in bfloat16 \(eager: {what}; compiled: {what}\)\. There"
+        nn.BackendUnavailable,
+        match=rf"in bfloat16 \(eager: {what}; compiled: {what}\)\. There",
     ):
         one().probe()
 
@@ -274,7 +313,9 @@ def test_what_only_a_compiler_does_is_found(monkeypatch):
         return compiled
 
     result = fake(jit=jit)("fast").probe()
-    assert result == all_in("float32") | {"compiled": dict.fromkeys(WAYS, "TensorFloat-32")}
+    assert result == all_in("float32") | {
+        "compiled": dict.fromkeys(WAYS, "TensorFloat-32")
+    }
 
 
 def test_what_is_less_than_float32_is_told_by_format():
@@ -282,7 +323,9 @@ def test_what_is_less_than_float32_is_told_by_format():
         "eager": {"matmul": "float32", "convolve": "bfloat16"},
         "compiled": {"matmul": "float16", "convolve": "bfloat16"},
     }
-    text = "bfloat16 (eager: convolve; compiled: convolve) and float16 (compiled: matmul)"
+    text = (
+        "bfloat16 (eager: convolve; compiled: convolve) and float16 (compiled: matmul)"
+    )
     assert policies.reduced_formats(result) == text
     assert policies.reduced_formats(all_in("float32")) == ""
 
@@ -344,7 +387,9 @@ def test_an_adapter_that_says_nothing_of_policies_has_nothing_to_set():
 
 def test_what_was_compiled_once_is_equal_to_what_is_compiled_again(backend):
     made = []
-    again = fake(compiles=True, policy=lambda *_: nullcontext(), jit=lambda f, *_: made.append(f))
+    again = fake(
+        compiles=True, policy=lambda *_: nullcontext(), jit=lambda f, *_: made.append(f)
+    )
     again().jit(random.words)
     again().jit(random.words)
     again("fast").jit(random.words)
@@ -364,7 +409,9 @@ def test_a_backend_that_cannot_be_deterministic_says_what_to_do(monkeypatch):
     adapter = SimpleNamespace(**{**vars(nn.backend("numpy").adapter), "policy": policy})
     monkeypatch.setattr(nn.core.backend, "_load", lambda library: adapter)
     assert nn.backend("numpy").policy["deterministic"] is False
-    with pytest.raises(nn.BackendUnavailable, match="numpy:cpu: set THIS before Python starts"):
+    with pytest.raises(
+        nn.BackendUnavailable, match="numpy:cpu: set THIS before Python starts"
+    ):
         nn.backend("numpy", deterministic=True)
 
 
@@ -405,7 +452,9 @@ CPU = ("mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
 @pytest.mark.parametrize(
     ("device", "places"), [("cpu", CPU), ("cuda:0", CUDA)], ids=["cpu", "cuda"]
 )
-def test_pytorch_is_told_for_as_long_as_a_call_takes(torch, monkeypatch, device, places):
+def test_pytorch_is_told_for_as_long_as_a_call_takes(
+    torch, monkeypatch, device, places
+):
     """Names of devices that are not there do: a setting needs none."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     adapter = nn.backend("torch").adapter
@@ -422,7 +471,9 @@ def test_pytorch_is_told_for_as_long_as_a_call_takes(torch, monkeypatch, device,
                 assert inside[place] == before[place], place
         assert inside["deterministic"] == 2
         assert not inside["cudnn.benchmark"]
-        assert inside["cudnn.deterministic"] == (device != "cpu" or before["cudnn.deterministic"])
+        assert inside["cudnn.deterministic"] == (
+            device != "cpu" or before["cudnn.deterministic"]
+        )
         with pytest.raises(ZeroDivisionError), one.applied():
             raise ZeroDivisionError
         assert torch_settings(torch) == before
@@ -449,16 +500,27 @@ def test_an_older_pytorch_is_told_by_its_older_names(torch, monkeypatch):
     monkeypatch.delattr(torch._C, "_get_fp32_precision_getter")
     adapter._settings.cache_clear()
     try:
-        for precision, wanted in {"fast": ("high", True), "strict": ("highest", False)}.items():
+        for precision, wanted in {
+            "fast": ("high", True),
+            "strict": ("highest", False),
+        }.items():
             with adapter.policy(torch.device("cuda:0"), precision, False):
-                now = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+                now = (
+                    torch.get_float32_matmul_precision(),
+                    torch.backends.cudnn.allow_tf32,
+                )
             assert now == wanted
     finally:
         adapter._settings.cache_clear()
-    assert before == (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    assert before == (
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.allow_tf32,
+    )
 
 
-def test_pytorch_on_cuda_is_deterministic_only_with_a_workspace_of_its_own(torch, monkeypatch):
+def test_pytorch_on_cuda_is_deterministic_only_with_a_workspace_of_its_own(
+    torch, monkeypatch
+):
     policy = nn.backend("torch").adapter.policy
     for value in ("", ":4096:2"):
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", value)
@@ -472,8 +534,12 @@ def test_pytorch_on_cuda_is_deterministic_only_with_a_workspace_of_its_own(torch
 
 def test_pytorch_refuses_what_of_a_users_own_cannot_be_deterministic(torch):
     one = nn.backend("torch:cpu", deterministic=True)
-    put = one.jit(lambda x: x.clone().put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0])))
-    with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+    put = one.jit(
+        lambda x: x.clone().put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
+    )
+    with pytest.raises(
+        RuntimeError, match="does not have a deterministic implementation"
+    ):
         put(torch.ones(3))
     assert torch.get_deterministic_debug_mode() == 0
 
@@ -489,11 +555,17 @@ def test_jax_is_told_within_what_it_compiles(precision):
     arguments = one.asarray(policies._operands())
     traced = one.jit(policies._products).trace(*arguments)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    lines = [line for line in text.splitlines() if "dot_general" in line or "convolution" in line]
+    lines = [
+        line
+        for line in text.splitlines()
+        if "dot_general" in line or "convolution" in line
+    ]
     assert len(lines) == len(WAYS)
     for line in lines:
         wanted = f"{JAX[precision]}, {JAX[precision]}"
-        assert wanted in line.replace("#stablehlo<precision ", "").replace(">", ""), line
+        assert wanted in line.replace("#stablehlo<precision ", "").replace(">", ""), (
+            line
+        )
     assert jax.config.jax_default_matmul_precision is None
     with one.applied():
         assert jax.config.jax_default_matmul_precision in ("highest", "tensorfloat32")
@@ -518,7 +590,9 @@ def test_jax_on_a_gpu_is_deterministic_only_with_xlas_flag(monkeypatch, flags, f
     if fine:
         policy(gpu, "strict", True)
     else:
-        with pytest.raises(NotImplementedError, match="--xla_gpu_deterministic_ops=true into"):
+        with pytest.raises(
+            NotImplementedError, match="--xla_gpu_deterministic_ops=true into"
+        ):
             policy(gpu, "strict", True)
     policy(gpu, "strict", False)
     policy(cpu, "strict", True)
@@ -526,10 +600,14 @@ def test_jax_on_a_gpu_is_deterministic_only_with_xlas_flag(monkeypatch, flags, f
 
 def test_xla_knows_the_flag_that_is_asked_for():
     jax = pytest.importorskip("jax", reason="JAX is not installed")
-    known = jax.jit(lambda x: x + 1, compiler_options={"xla_gpu_deterministic_ops": True})
+    known = jax.jit(
+        lambda x: x + 1, compiler_options={"xla_gpu_deterministic_ops": True}
+    )
     assert known(1) == 2
     with pytest.raises(Exception, match="No such compile option"):
-        jax.jit(lambda x: x + 2, compiler_options={"xla_gpu_deterministic_opps": True})(1)
+        jax.jit(lambda x: x + 2, compiler_options={"xla_gpu_deterministic_opps": True})(
+            1
+        )
 
 
 def test_dpnp_is_deterministic_only_with_onemkls_mode(monkeypatch):
@@ -538,7 +616,9 @@ def test_dpnp_is_deterministic_only_with_onemkls_mode(monkeypatch):
 
     for value in ("", "AVX2"):
         monkeypatch.setenv("MKL_CBWR", value)
-        with pytest.raises(NotImplementedError, match="AVX2,STRICT, before Python starts"):
+        with pytest.raises(
+            NotImplementedError, match="AVX2,STRICT, before Python starts"
+        ):
             policy(None, "strict", True)
     monkeypatch.setenv("MKL_CBWR", "AVX2,STRICT")
     policy(None, "strict", True)
@@ -609,7 +689,9 @@ TOOLS = {
     "compare": _compare,
     "conformance": lambda backend: conformance(backend, only="training"),
     "explain": lambda backend: nn.explain(*TASK[:2], *DATA, backend=backend),
-    "explain of a notebook": lambda backend: notebook_page("chain_rule_and_update", backend),
+    "explain of a notebook": lambda backend: notebook_page(
+        "chain_rule_and_update", backend
+    ),
     "probe": lambda backend: backend.probe(),
     "profile": lambda backend: nn.profile(*TASK, backend=backend, steps=1),
     "Trainer": _train,
@@ -625,7 +707,9 @@ def test_every_tool_computes_under_the_policy(watched, tool):
 
 
 def test_a_trainer_that_goes_elsewhere_by_name_keeps_its_policy(monkeypatch):
-    trainer = Trainer(*TASK[:3], backend=nn.backend("numpy", precision="fast", deterministic=True))
+    trainer = Trainer(
+        *TASK[:3], backend=nn.backend("numpy", precision="fast", deterministic=True)
+    )
     moved = trainer.to("numpy:cpu")
     assert moved.backend.policy == {"precision": "fast", "deterministic": True}
     other = nn.backend("numpy", precision="strict", deterministic=False)
@@ -646,7 +730,9 @@ def test_a_trainer_does_not_go_where_its_policy_is_refused(monkeypatch):
     monkeypatch.setitem(SHIPPED, "wayward", ("wayward", "nothing"))
     assert Trainer(*TASK[:3], backend="numpy").to("wayward").backend.name == "wayward"
     trainer = Trainer(*TASK[:3], backend=nn.backend("numpy", deterministic=True))
-    with pytest.raises(nn.BackendUnavailable, match="wayward:cpu: it never does the same again"):
+    with pytest.raises(
+        nn.BackendUnavailable, match="wayward:cpu: it never does the same again"
+    ):
         trainer.to("wayward")
 
 
@@ -662,7 +748,15 @@ def test_a_library_without_an_adapter_has_the_policy_of_the_environment(monkeypa
 
 @pytest.mark.parametrize(
     ("count", "width", "rows"),
-    [(0, 3, 5), (1, 1, 1), (2, 2, 1), (257, 5, 129), (1001, 3, 1), (64, 33, 1000), (70, 0, 3)],
+    [
+        (0, 3, 5),
+        (1, 1, 1),
+        (2, 2, 1),
+        (257, 5, 129),
+        (1001, 3, 1),
+        (64, 33, 1000),
+        (70, 0, 3),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("integer", ["int32", "uint8"])
@@ -675,7 +769,9 @@ def test_sorted_updates_add_up_to_what_scatter_add_gives(
     index = generator.integers(0, min(rows, 256), count).astype(integer)
     expected = np.zeros((rows, width))
     np.add.at(expected, index, updates)
-    add = backend.jit(lambda updates, index: ops.indexing.add_sorted(updates, index, rows))
+    add = backend.jit(
+        lambda updates, index: ops.indexing.add_sorted(updates, index, rows)
+    )
     result = backend.to_numpy(add(*backend.asarray((updates, index))))
     assert result.dtype == updates.dtype
     np.testing.assert_array_equal(result, expected)
@@ -705,17 +801,23 @@ CALLS = {  # name: (a function of arrays, those arrays)
     "all_finite": (ops.all_finite, (numbers(500, 60), numbers(7))),
     "attend": (lambda *a: ops.attend(*a)[0], (QUERY, ANSWERS, ANSWERS)),
     "attend_backward": (
-        lambda q, k, v, dy: ops.attend_backward(q, k, v, (), (), *ops.attend(q, k, v), dy),
+        lambda q, k, v, dy: ops.attend_backward(
+            q, k, v, (), (), *ops.attend(q, k, v), dy
+        ),
         (QUERY, ANSWERS, ANSWERS, numbers(2, 3, 2, 20, 8, seed=1)),
     ),
     "barrier_impl": (lambda x: ops.barrier(x), (numbers(4, 5),)),
     "convolve": (lambda x, w: ops.convolve(x, w, *SPANS), (IMAGES, WINDOW)),
     "convolve_input": (
-        lambda x, w: ops.convolve_input(ops.convolve(x, w, *SPANS), w, x.shape[1:-1], *SPANS),
+        lambda x, w: ops.convolve_input(
+            ops.convolve(x, w, *SPANS), w, x.shape[1:-1], *SPANS
+        ),
         (IMAGES, WINDOW),
     ),
     "convolve_weight": (
-        lambda x, w: ops.convolve_weight(x, ops.convolve(x, w, *SPANS), w.shape[:2], *SPANS),
+        lambda x, w: ops.convolve_weight(
+            x, ops.convolve(x, w, *SPANS), w.shape[:2], *SPANS
+        ),
         (IMAGES, WINDOW),
     ),
     "largest": (
@@ -734,7 +836,9 @@ CALLS = {  # name: (a function of arrays, those arrays)
         (numbers(300, 64), numbers(64), numbers(64)),
     ),
     "normalize_rows_backward": (
-        lambda x, s, b: ops.normalize_rows_backward(x, s, b, ops.normalize_rows(x, s, b, 1e-5)[1]),
+        lambda x, s, b: ops.normalize_rows_backward(
+            x, s, b, ops.normalize_rows(x, s, b, 1e-5)[1]
+        ),
         (numbers(300, 64), numbers(64), numbers(64)),
     ),
     "scatter_add": (lambda x, i: ops.scatter_add(x, i, 7), (numbers(3000, 33), INDEX)),
@@ -788,7 +892,9 @@ def assert_repeats(backend, function, arrays):
     compiled = backend.jit(function)
     for call in (compiled,) if backend.compiles else (compiled, function):
         with backend.applied():
-            first, second = (bits(backend, call(*backend.asarray(arrays))) for _ in range(2))
+            first, second = (
+                bits(backend, call(*backend.asarray(arrays))) for _ in range(2)
+            )
         assert first == second
 
 
@@ -800,7 +906,9 @@ def test_each_special_function_gives_the_same_bits_again(certain, name):
 @pytest.mark.parametrize("name", LAYERS)
 def test_each_loop_gives_the_same_bits_again(certain, name):
     layer = LAYERS[name]
-    params, state, _ = layer.init(random.key(0, xp=nn.backend("numpy").xp), (20, 8), np.float32)
+    params, state, _ = layer.init(
+        random.key(0, xp=nn.backend("numpy").xp), (20, 8), np.float32
+    )
 
     def both(params, state, x):
         y, _, cache = layer.forward(params, state, x, train=True)
@@ -848,7 +956,11 @@ def assert_training_repeats(certain, name):
     optimizer = nn.AdamW(1e-2)
     key = random.key(0, xp=nn.backend("numpy").xp)
     params, state, _ = model.init(key, shape, np.float32)
-    x = numbers(16, *shape) if words is None else INDEX[: 16 * shape[0]].reshape(16, -1) % words
+    x = (
+        numbers(16, *shape)
+        if words is None
+        else INDEX[: 16 * shape[0]].reshape(16, -1) % words
+    )
     batch = certain.asarray((x, (np.arange(16) % 4).astype(np.int32)))
 
     step = certain.jit(make_step(model, nn.softmax_cross_entropy, optimizer))

@@ -39,7 +39,9 @@ each_window = pytest.mark.parametrize("spans", WINDOWS, ids=str)
 def test_slide_shows_each_place_of_each_window(backend, widest, spans):
     axis, n, window, stride, dilation = spans
     x = np.arange(2.0 * n * n * 3, dtype=widest).reshape(2, n, n, 3)
-    result = backend.to_numpy(tuple(slide(backend.asarray(x), axis, window, stride, dilation)))
+    result = backend.to_numpy(
+        tuple(slide(backend.asarray(x), axis, window, stride, dilation))
+    )
     starts = range(0, n - dilation * (window - 1), stride)
     for k, part in enumerate(result):
         seen = [o + k * dilation for o in starts]
@@ -65,7 +67,9 @@ def test_unslide_puts_everything_back_where_it_came_from(backend, widest, way, s
 
     function = unslide if way == "native" else unslide.dispatch(object)
     result = backend.jit(
-        lambda *parts: function(*parts, axis=axis, stride=stride, dilation=dilation, length=n)
+        lambda *parts: function(
+            *parts, axis=axis, stride=stride, dilation=dilation, length=n
+        )
     )(*backend.asarray(tuple(parts)))
     np.testing.assert_array_equal(backend.to_numpy(result), expected)
 
@@ -73,11 +77,20 @@ def test_unslide_puts_everything_back_where_it_came_from(backend, widest, way, s
 def windows_of(lengths, window, stride, padding, dilation):
     """The places in space that each window sees, by its index; those in the padding are None."""
     axes = []
-    for n, k, s, (low, high), d in zip(lengths, window, stride, padding, dilation, strict=True):
+    for n, k, s, (low, high), d in zip(
+        lengths, window, stride, padding, dilation, strict=True
+    ):
         starts = range(-low, n + high - d * (k - 1), s)
-        axes.append([[i if 0 <= i < n else None for i in range(a, a + k * d, d)] for a in starts])
+        axes.append(
+            [
+                [i if 0 <= i < n else None for i in range(a, a + k * d, d)]
+                for a in starts
+            ]
+        )
     for index in itertools.product(*(range(len(axis)) for axis in axes)):
-        seen = itertools.product(*(axis[o] for axis, o in zip(axes, index, strict=True)))
+        seen = itertools.product(
+            *(axis[o] for axis, o in zip(axes, index, strict=True))
+        )
         yield index, [None if None in place else place for place in seen]
 
 
@@ -98,7 +111,9 @@ each_geometry = pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 
 @ways
 @each_geometry
-def test_the_first_of_the_largest_in_a_window_is_kept_and_has_the_gradient(backend, way, geometry):
+def test_the_first_of_the_largest_in_a_window_is_kept_and_has_the_gradient(
+    backend, way, geometry
+):
     """By hand on whole numbers, many of them equal."""
     lengths, *spans = geometry
     draw = np.random.default_rng(0)
@@ -110,10 +125,13 @@ def test_the_first_of_the_largest_in_a_window_is_kept_and_has_the_gradient(backe
     for example, channel in itertools.product(range(2), range(2)):
         for index, seen in places.items():
             seen = [(example, *place, channel) for place in seen if place is not None]
-            first = max(seen, key=lambda place: x[place])  # Python's max takes the first, too
+            # Python's max takes the first, too
+            first = max(seen, key=lambda place: x[place])
             expected[(example, *index, channel)] = x[first]
             dx[first] += dy[(example, *index, channel)]
-    pool, unpool = (f if way == "native" else f.dispatch(object) for f in (largest, largest_input))
+    pool, unpool = (
+        f if way == "native" else f.dispatch(object) for f in (largest, largest_input)
+    )
 
     def both(x, dy):
         y, which = pool(x, *spans)
@@ -137,11 +155,17 @@ def test_what_was_not_the_largest_has_no_gradient_however_large_it_is(backend, l
 
 @ways
 @pytest.mark.parametrize("value", [0.0, -math.inf])
-@pytest.mark.parametrize("pads", [((1, 2),), ((0, 3), (1, 0)), ((1, 0), (0, 0), (0, 2))], ids=str)
+@pytest.mark.parametrize(
+    "pads", [((1, 2),), ((0, 3), (1, 0)), ((1, 0), (0, 0), (0, 2))], ids=str
+)
 def test_a_value_is_put_around_the_inner_axes(backend, widest, way, value, pads):
-    x = np.arange(2.0 * 3 ** len(pads) * 2, dtype=widest).reshape(2, *(3,) * len(pads), 2)
+    x = np.arange(2.0 * 3 ** len(pads) * 2, dtype=widest).reshape(
+        2, *(3,) * len(pads), 2
+    )
     function = pad_impl if way == "native" else pad_impl.dispatch(object)
-    result = backend.to_numpy(backend.jit(lambda x: function(x, pads, value))(backend.asarray(x)))
+    result = backend.to_numpy(
+        backend.jit(lambda x: function(x, pads, value))(backend.asarray(x))
+    )
     expected = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=value)
     assert result.dtype == expected.dtype
     np.testing.assert_array_equal(result, expected)
@@ -149,13 +173,21 @@ def test_a_value_is_put_around_the_inner_axes(backend, widest, way, value, pads)
 
 def test_padding_below_0_cuts_away_and_may_leave_nothing_but_padding(backend):
     x = backend.asarray(np.arange(1.0, 4.0, dtype="float32").reshape(1, 3, 1))
-    for pads, expected in [((-1, 2), [2, 3, 0, 0]), ((1, -2), [0, 1]), ((-4, 3), [0, 0])]:
-        np.testing.assert_array_equal(backend.to_numpy(pad(x, (pads,)))[0, :, 0], expected)
+    for pads, expected in [
+        ((-1, 2), [2, 3, 0, 0]),
+        ((1, -2), [0, 1]),
+        ((-4, 3), [0, 0]),
+    ]:
+        np.testing.assert_array_equal(
+            backend.to_numpy(pad(x, (pads,)))[0, :, 0], expected
+        )
 
 
 @each_geometry
 @pytest.mark.parametrize("count_padding", [True, False])
-def test_average_pooling_divides_by_what_it_says(backend, widest, epsilon, geometry, count_padding):
+def test_average_pooling_divides_by_what_it_says(
+    backend, widest, epsilon, geometry, count_padding
+):
     lengths, window, stride, padding, _ = geometry
     geometry = (*geometry[:-1], (1,) * len(lengths))
     draw = np.random.default_rng(0)
@@ -199,7 +231,9 @@ def test_a_window_with_nan_gives_nan_and_no_other_does(backend, layer, axes):
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.MaxPool2D(3, stride=3), nn.GlobalMaxPool(), nn.AdaptiveMaxPool(1)], ids=str
+    "layer",
+    [nn.MaxPool2D(3, stride=3), nn.GlobalMaxPool(), nn.AdaptiveMaxPool(1)],
+    ids=str,
 )
 def test_at_a_tie_the_first_place_in_row_major_order_has_the_gradient(backend, layer):
     x = np.asarray([[0, 0, 2], [0, 2, 0], [2, 0, 0]], "float32").reshape(1, 3, 3, 1)
@@ -216,7 +250,9 @@ def test_padding_is_never_the_largest(backend):
     dilated = nn.MaxPool1D(3, stride=1, padding=((3, 3),), dilation=2)
     y, dx = run(backend, dilated, x[:, :, 0, :])
     np.testing.assert_array_equal(y, np.broadcast_to(lowest, (1, 5, 3)))
-    np.testing.assert_array_equal(dx, np.broadcast_to([[[2.0], [3.0], [0.0]]], (1, 3, 3)))
+    np.testing.assert_array_equal(
+        dx, np.broadcast_to([[[2.0], [3.0], [0.0]]], (1, 3, 3))
+    )
 
 
 def test_a_long_window_of_many_places_is_counted_to_its_end(backend):
@@ -241,7 +277,9 @@ def test_a_long_window_of_many_places_is_counted_to_its_end(backend):
 def test_bins_cover_space_evenly(backend, widest, epsilon, n, m, bins):
     x = np.random.default_rng(0).standard_normal((2, n, 3)).astype(widest)
     y, _ = run(backend, nn.AdaptiveMaxPool(m), x)
-    np.testing.assert_array_equal(y, np.stack([x[:, a:b].max(axis=1) for a, b in bins], axis=1))
+    np.testing.assert_array_equal(
+        y, np.stack([x[:, a:b].max(axis=1) for a, b in bins], axis=1)
+    )
     y, dx = run(backend, nn.AdaptiveAveragePool(m), x)
     expected = np.stack([x[:, a:b].mean(axis=1) for a, b in bins], axis=1)
     np.testing.assert_allclose(y, expected, rtol=0, atol=8 * epsilon)
@@ -271,7 +309,9 @@ LINEAR = [  # factor, x, y by hand
 
 
 @pytest.mark.parametrize(("factor", "x", "expected"), LINEAR)
-def test_linear_upsampling_has_its_centres_half_a_place_inside(backend, factor, x, expected):
+def test_linear_upsampling_has_its_centres_half_a_place_inside(
+    backend, factor, x, expected
+):
     x = np.asarray(x, "float32").reshape(1, -1, 1)
     y, dx = run(backend, nn.Upsample(factor, mode="linear"), x)
     np.testing.assert_allclose(y[0, :, 0], expected, rtol=0, atol=1e-6)
@@ -286,15 +326,21 @@ def test_linear_upsampling_keeps_a_line_straight_to_the_last_digits(backend, fac
     y, _ = run(backend, nn.Upsample(factor, mode="linear"), x)
     source = np.clip((np.arange(n * factor) + 0.5) / factor - 0.5, 0, n - 1)
     expected = np.interp(source, np.arange(n), x[0, :, 0])
-    np.testing.assert_allclose(y[0, :, 0], expected, rtol=0, atol=2 * np.finfo("float32").eps)
+    np.testing.assert_allclose(
+        y[0, :, 0], expected, rtol=0, atol=2 * np.finfo("float32").eps
+    )
 
 
 def test_nearest_upsampling_repeats_and_adds_up_what_comes_back(backend):
     x = np.arange(4.0, dtype="float32").reshape(1, 2, 2, 1)
     dy = np.arange(24.0, dtype="float32").reshape(1, 4, 6, 1)
     y, dx = run(backend, nn.Upsample((2, 3)), x, dy)
-    np.testing.assert_array_equal(y[0, :, :, 0], np.kron(x[0, :, :, 0], np.ones((2, 3))))
-    np.testing.assert_array_equal(dx[0, :, :, 0], dy.reshape(2, 2, 2, 3).sum(axis=(1, 3)))
+    np.testing.assert_array_equal(
+        y[0, :, :, 0], np.kron(x[0, :, :, 0], np.ones((2, 3)))
+    )
+    np.testing.assert_array_equal(
+        dx[0, :, :, 0], dy.reshape(2, 2, 2, 3).sum(axis=(1, 3))
+    )
 
 
 @pytest.mark.parametrize("padding", [0, 2, (1, 2), ((0, 2), (3, 0))], ids=str)
@@ -309,7 +355,9 @@ def test_cropping_undoes_padding(backend, padding):
     np.testing.assert_array_equal(dx, np.ones(x.shape))
     again, dx = run(backend, nn.Crop(padding), y)
     np.testing.assert_array_equal(again, x)
-    np.testing.assert_array_equal(dx, np.pad(np.ones(x.shape), ((0, 0), *pairs, (0, 0))))
+    np.testing.assert_array_equal(
+        dx, np.pad(np.ones(x.shape), ((0, 0), *pairs, (0, 0)))
+    )
 
 
 UNFIT = [  # layer, shape of one example, message
@@ -318,14 +366,26 @@ UNFIT = [  # layer, shape of one example, message
     (nn.AveragePool3D(), (4, 4, 1), r"AveragePool3D takes .*, got .*\(4, 4, 1\)"),
     (nn.MaxPool2D(3), (4, 2, 1), r"windows over \(3, 3\) do not fit \(4, 2\)"),
     (nn.AveragePool1D(3), (2, 1), r"windows over \(3,\) do not fit \(2,\)"),
-    (nn.MaxPool1D(2, padding=2), (4, 1), r"window of \(2,\) would contain nothing but padding"),
-    (nn.AveragePool1D(2, padding=((0, 2),)), (4, 1), "would contain nothing but padding"),
+    (
+        nn.MaxPool1D(2, padding=2),
+        (4, 1),
+        r"window of \(2,\) would contain nothing but padding",
+    ),
+    (
+        nn.AveragePool1D(2, padding=((0, 2),)),
+        (4, 1),
+        "would contain nothing but padding",
+    ),
     (
         nn.MaxPool1D(2, 1, padding=((1, 2),), dilation=3),
         (1, 1),
         "would contain nothing but padding",
     ),
-    (nn.GlobalMaxPool(), (3,), r"GlobalMaxPool takes \(batch, \*space, .*, got .*\(3,\)"),
+    (
+        nn.GlobalMaxPool(),
+        (3,),
+        r"GlobalMaxPool takes \(batch, \*space, .*, got .*\(3,\)",
+    ),
     (nn.GlobalAveragePool(), (0, 3), r"GlobalAveragePool takes .*, got .*\(0, 3\)"),
     (nn.AdaptiveMaxPool(2), (3,), r"AdaptiveMaxPool takes \(batch, \*space, .*\(3,\)"),
     (nn.AdaptiveAveragePool((2, 2)), (3, 1), r"expected size for 1 axes, got \(2, 2\)"),
@@ -350,27 +410,43 @@ def test_a_shape_that_a_layer_cannot_take_is_refused(backend, layer, shape, mess
 
 SENSELESS = [  # call, error and message
     (lambda: nn.MaxPool2D(0), ValueError, "window of at least 1, got 0"),
-    (lambda: nn.MaxPool2D((2, 2, 2)), ValueError, r"window for 2 axes, got \(2, 2, 2\)"),
+    (
+        lambda: nn.MaxPool2D((2, 2, 2)),
+        ValueError,
+        r"window for 2 axes, got \(2, 2, 2\)",
+    ),
     (lambda: nn.MaxPool1D(2, stride=0), ValueError, "stride of at least 1, got 0"),
     (lambda: nn.MaxPool1D(2.0), TypeError, "window to be an integer"),
-    (lambda: nn.AveragePool1D(2, padding="half"), ValueError, "'same', 'valid' or numbers"),
+    (
+        lambda: nn.AveragePool1D(2, padding="half"),
+        ValueError,
+        "'same', 'valid' or numbers",
+    ),
     (lambda: nn.AdaptiveMaxPool(0), ValueError, "size of at least 1, got 0"),
     (lambda: nn.AdaptiveAveragePool((2, 1.5)), TypeError, "size to be an integer"),
     (lambda: nn.Upsample(0), ValueError, "factors of at least 1, got 0"),
-    (lambda: nn.Upsample(2, mode="cubic"), ValueError, "mode 'nearest' or 'linear', got 'cubic'"),
+    (
+        lambda: nn.Upsample(2, mode="cubic"),
+        ValueError,
+        "mode 'nearest' or 'linear', got 'cubic'",
+    ),
     (lambda: nn.ZeroPad("same"), TypeError, "padding to be numbers, got 'same'"),
     (lambda: nn.Crop(-1), ValueError, "padding of at least 0, got -1"),
 ]
 
 
-@pytest.mark.parametrize(("make", "error", "message"), SENSELESS, ids=[r[2] for r in SENSELESS])
+@pytest.mark.parametrize(
+    ("make", "error", "message"), SENSELESS, ids=[r[2] for r in SENSELESS]
+)
 def test_a_layer_that_makes_no_sense_is_refused_at_once(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
 
 def test_what_is_said_in_short_or_at_length_is_equal():
-    assert nn.MaxPool2D(2) == nn.MaxPool2D([2, 2], stride=(2, 2), padding="valid", dilation=1)
+    assert nn.MaxPool2D(2) == nn.MaxPool2D(
+        [2, 2], stride=(2, 2), padding="valid", dilation=1
+    )
     assert nn.AveragePool1D(3, padding=1) == nn.AveragePool1D((3,), 3, padding=[(1, 1)])
     assert nn.ZeroPad([1, [2, 0]]) == nn.ZeroPad(((1, 1), (2, 0)))
     assert hash(nn.AdaptiveMaxPool([2, 3])) == hash(nn.AdaptiveMaxPool((2, 3)))

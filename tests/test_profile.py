@@ -20,7 +20,8 @@ from agnostic_nn.diagnostics.profile import WARM_UP
 
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 TARGET = np.random.default_rng(1).standard_normal((6, 3)).astype(np.float32)
-NAP, LONG = 0.02, 0.05  # seconds; a step that should be compiled and is not takes a few ms
+# seconds; a step that should be compiled and is not takes a few ms
+NAP, LONG = 0.02, 0.05
 DENSE = "Dense(width=4, bias=True)"
 
 
@@ -36,7 +37,10 @@ def eager(backend):
 
 
 def uncompiled(backend, **names):
-    names = {"jit": lambda function, device, donate=(): function, "compiles": False} | names
+    names = {
+        "jit": lambda function, device, donate=(): function,
+        "compiles": False,
+    } | names
     return replace(backend, adapter=SimpleNamespace(**(vars(backend.adapter) | names)))
 
 
@@ -64,7 +68,9 @@ def test_every_layer_and_part_is_there_and_they_sum_up(backend):
         assert result.parts[part] == pytest.approx(spent)
     assert result.total == pytest.approx(sum(result.parts.values()))
     rest = sum(result.parts[part] for part in ("loss", "finite", "update"))
-    assert sum(row.share for row in result.rows) + rest / result.total == pytest.approx(1.0)
+    assert sum(row.share for row in result.rows) + rest / result.total == pytest.approx(
+        1.0
+    )
     assert json.loads(json.dumps(result.to_json()))["parts"] == result.parts
     text = str(result)
     for message in (
@@ -94,7 +100,15 @@ def test_layers_that_a_block_makes_as_it_goes_stand_in_their_places():
     block = nn.TransformerBlock(nn.MultiHeadAttention(2), 4)
     model = nn.Sequential(nn.Reshape((2, 2)), block, nn.Flatten(), nn.Dense(3))
     paths = [row.path for row in profiled(model, "numpy").rows]
-    inside = ["attention_norm", "attention", "feed_norm", "feed", "feed.0", "feed.1", "feed.2"]
+    inside = [
+        "attention_norm",
+        "attention",
+        "feed_norm",
+        "feed",
+        "feed.0",
+        "feed.1",
+        "feed.2",
+    ]
     assert paths == ["", "0", "1", *(f"1.{name}" for name in inside), "2", "3"]
 
 
@@ -141,8 +155,12 @@ def test_the_layer_that_naps_is_the_slowest_where_it_naps(eager, layer, slow):
     result = profiled(model, eager)
     slowest = max(result.rows, key=lambda row: row.share)
     assert slowest.layer.startswith("Napping")
-    assert [part for part in ("forward", "backward") if getattr(slowest, part) >= NAP] == slow
-    assert slowest.share == pytest.approx((slowest.forward + slowest.backward) / result.total)
+    assert [
+        part for part in ("forward", "backward") if getattr(slowest, part) >= NAP
+    ] == slow
+    assert slowest.share == pytest.approx(
+        (slowest.forward + slowest.backward) / result.total
+    )
     assert result.step >= NAP
 
 
@@ -185,7 +203,9 @@ def test_each_piece_waits_until_its_values_are_there(backend):
     result = profiled(nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dense(3)), late, steps=1)
     pieces = [piece for row in result.rows[1:] for piece in (row.forward, row.backward)]
     pieces += [result.parts["loss"], result.parts["update"], result.step]
-    pieces += [row.seconds / row.calls for row in result.operations if row.name == "matmul"]
+    pieces += [
+        row.seconds / row.calls for row in result.operations if row.name == "matmul"
+    ]
     assert len(pieces) == 10
     assert all(piece >= NAP for piece in pieces)
 
@@ -214,7 +234,9 @@ def test_all_that_is_timed_is_the_same_training(eager):
 
     layers = nn.Dense(4), nn.BatchNorm(), nn.GELU(), nn.Dropout(0.5), nn.Dense(3)
     model, steps = nn.Sequential(*layers), 4
-    result = profiled(model, eager, loss=recorded, optimizer=nn.AdamW(1e-1), steps=steps)
+    result = profiled(
+        model, eager, loss=recorded, optimizer=nn.AdamW(1e-1), steps=steps
+    )
     assert result.operations
     whole, pieces, operations = np.reshape(losses, (3, -1))
     assert len(whole) > steps
@@ -237,15 +259,20 @@ def test_every_layer_computes_the_same_while_it_is_watched(backend):
         plain = run(case.layer, arrays, train=True)
         with observing(timer):
             watched = run(case.layer, tree_map(timer.wrap, arrays), train=True)
-        for (name, a), (_, b) in zip(named_leaves(watched), named_leaves(plain), strict=True):
+        for (name, a), (_, b) in zip(
+            named_leaves(watched), named_leaves(plain), strict=True
+        ):
             a, b = backend.to_numpy((a.value, b))
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=f"{case}: {name}")
+            np.testing.assert_allclose(
+                a, b, rtol=1e-5, atol=1e-5, err_msg=f"{case}: {name}"
+            )
     assert {"clip", "where", "ops.scatter_add", "random.words"} <= clock.calls.keys()
 
 
 def test_a_model_that_takes_several_inputs_is_looked_into(backend):
     model = nn.Graph(
-        seen=(nn.MultiHeadAttention(2), {"x": "x", "mask": "mask"}), y=(nn.Dense(3), "seen")
+        seen=(nn.MultiHeadAttention(2), {"x": "x", "mask": "mask"}),
+        y=(nn.Dense(3), "seen"),
     )
     x = {"x": np.stack([X, X], axis=1), "mask": np.ones((6, 2), np.bool_)}
     target = np.stack([TARGET, TARGET], axis=1)
@@ -286,7 +313,12 @@ def infinite(y, target):
     ],
 )
 def test_what_cannot_be_timed_is_refused(backend, given, error, said):
-    options = {"loss": nn.mean_squared_error, "x": X, "target": TARGET, "backend": backend} | given
+    options = {
+        "loss": nn.mean_squared_error,
+        "x": X,
+        "target": TARGET,
+        "backend": backend,
+    } | given
     with pytest.raises(error, match=said):
         nn.profile(nn.Dense(3), optimizer=nn.SGD(1e-2), **options)
 
@@ -297,11 +329,18 @@ def test_what_cannot_be_timed_is_refused(backend, given, error, said):
 def test_the_command_prints_a_table_and_writes_what_it_says(backend, tmp_path, capsys):
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
     file = tmp_path / "profile.json"
-    arguments = ["profile", "--workload=breast-cancer", f"--backend={backend}", "--steps=2"]
+    arguments = [
+        "profile",
+        "--workload=breast-cancer",
+        f"--backend={backend}",
+        "--steps=2",
+    ]
     assert main([*arguments, f"--json={file}"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.startswith(f"breast-cancer on {backend}, a batch of 32: medians of 2 steps\n")
+    assert out.startswith(
+        f"breast-cancer on {backend}, a batch of 32: medians of 2 steps\n"
+    )
     assert "Dense(width=32, bias=True)" in out
     assert out.endswith(f"written: {file}\n")
     result = json.loads(file.read_text(encoding="utf-8"))
@@ -319,7 +358,9 @@ def test_the_command_prints_a_table_and_writes_what_it_says(backend, tmp_path, c
         (["--json=missing/profile.json"], "missing is not a folder"),
     ],
 )
-def test_the_command_refuses_in_one_line(arguments, said, tmp_path, capsys, monkeypatch):
+def test_the_command_refuses_in_one_line(
+    arguments, said, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     try:
         status = main(["profile", *arguments])
@@ -358,7 +399,8 @@ def test_a_weight_that_follows_a_schedule_gets_the_number_of_the_step():
     once = [float(number) for number in range(WARM_UP + 2)]
     assert [t for t in seen if t in once] == seen
     assert seen[: len(once)] == once
-    assert seen[-len(once) :] == once  # step by step, piece by piece, operation by operation
+    # step by step, piece by piece, operation by operation
+    assert seen[-len(once) :] == once
     assert len(seen) == 3 * len(once)
 
 
@@ -367,5 +409,7 @@ def test_a_loss_that_takes_a_context_is_refused():
         return nn.mean_squared_error(y, target)
 
     x = np.ones((4, 2), np.float32)
-    with pytest.raises(ValueError, match=r"profile passes no context, and loss takes one"):
+    with pytest.raises(
+        ValueError, match=r"profile passes no context, and loss takes one"
+    ):
         nn.profile(nn.Dense(2), loss, nn.SGD(1e-3), x, x)

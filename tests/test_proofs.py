@@ -11,7 +11,11 @@ from proofs import MADE_WITH, PAGE, renewed, unlike
 from agnostic_nn.diagnostics.examples import LAYERS, LOSSES
 
 SOUND = PAGE.read_text(encoding="utf-8")
-(DENSE,) = (line for line in SOUND.splitlines() if line.startswith("| Dense | ") and "pass" in line)
+(DENSE,) = (
+    line
+    for line in SOUND.splitlines()
+    if line.startswith("| Dense | ") and "pass" in line
+)
 ERROR = DENSE.split(" | ")[1]
 
 
@@ -60,8 +64,12 @@ def test_anything_else_does(before, after):
 
 
 def test_every_layer_and_loss_is_on_the_page():
-    passed = {line.split()[1] for line in SOUND.splitlines() if line.endswith(" | passed |")}
-    assert passed == {one.name for one in (*LAYERS, *LOSSES)}, "nox -s proofs -- --write"
+    passed = {
+        line.split()[1] for line in SOUND.splitlines() if line.endswith(" | passed |")
+    }
+    assert passed == {one.name for one in (*LAYERS, *LOSSES)}, (
+        "nox -s proofs -- --write"
+    )
 
 
 @pytest.fixture
@@ -86,7 +94,8 @@ def test_a_page_is_written_on_demand_only_and_as_a_whole(write, monkeypatch, cap
         with pytest.raises(SystemExit):
             module.main(["--wirte"])
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", lambda number: os.lseek(-1, 0, 0))  # as on a full disk
+            # as on a full disk
+            patch.setattr(os, "fsync", lambda number: os.lseek(-1, 0, 0))
             with pytest.raises(OSError, match="Bad file descriptor"):
                 module.main(["--write"])
         assert module.PAGE.read_text(encoding="utf-8") == "old"

@@ -12,7 +12,8 @@ import agnostic_nn as nn
 from agnostic_nn import random
 
 HOST = nn.backend("numpy")
-KNOWN = [  # key, counter, result: from kat_vectors of Random123, threefry2x32 of 20 rounds
+# key, counter, result: from kat_vectors of Random123, threefry2x32 of 20 rounds
+KNOWN = [
     ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
     ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
     ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
@@ -27,7 +28,9 @@ def key_of(backend, seed):
 @functools.cache
 def draw_on(backend, function, *args, seed=0):
     """Return what `function(key, *args)` draws on `backend`, inside jit, on the host."""
-    return backend.to_numpy(backend.jit(lambda key: function(key, *args))(key_of(backend, seed)))
+    return backend.to_numpy(
+        backend.jit(lambda key: function(key, *args))(key_of(backend, seed))
+    )
 
 
 def real(backend, dtype):
@@ -61,13 +64,16 @@ def test_words_are_threefry_of_stream_and_place(backend):
     key = np.asarray([0x13198A2E, 0x03707344], np.uint32)
     stream = 0x243F6A88
     counters = np.arange(10, dtype=np.uint32)
-    pairs = random.threefry(key[0:1], key[1:2], np.full_like(counters, stream), counters)
+    pairs = random.threefry(
+        key[0:1], key[1:2], np.full_like(counters, stream), counters
+    )
     result = backend.to_numpy(random.words(backend.asarray(key), 20, stream))
     np.testing.assert_array_equal(result, np.stack(pairs, axis=-1).ravel())
 
 
 @pytest.mark.parametrize(
-    ("count", "stream"), [(0, 0), (1, 0), (2, 1), (7, 3), (1000, 2**31), (100_001, 2**32 - 1)]
+    ("count", "stream"),
+    [(0, 0), (1, 0), (2, 1), (7, 3), (1000, 2**31), (100_001, 2**32 - 1)],
 )
 def test_words_are_equal_on_every_backend(backend, count, stream):
     result = draw_on(backend, random.words, count, stream, seed=2**64 - 3)
@@ -79,7 +85,9 @@ def test_words_are_equal_on_every_backend(backend, count, stream):
 def test_words_do_not_depend_on_how_many_are_drawn(backend):
     many = draw_on(backend, random.words, 1001)
     for count in (1, 1000):
-        np.testing.assert_array_equal(draw_on(backend, random.words, count), many[:count])
+        np.testing.assert_array_equal(
+            draw_on(backend, random.words, count), many[:count]
+        )
 
 
 def test_each_bit_of_a_word_is_set_half_of_the_time():
@@ -124,7 +132,9 @@ def test_fold_makes_another_key_for_each_number(backend):
     folded = [random.fold(key, number) for number in numbers]
     assert all(k.dtype == backend.xp.uint32 for k in folded)
     result = [tuple(backend.to_numpy(k).tolist()) for k in folded]
-    expected = [tuple(random.fold(key_of(HOST, 5), number).tolist()) for number in numbers]
+    expected = [
+        tuple(random.fold(key_of(HOST, 5), number).tolist()) for number in numbers
+    ]
     assert result == expected
     split = draw_on(HOST, random.split, 10, seed=5).tolist()
     assert len({*result, *map(tuple, split), (0, 5)}) == len(numbers) + 10 + 1
@@ -142,16 +152,22 @@ def test_draws_have_the_shape_and_dtype_that_were_asked_for(backend, widest, sha
 
     result = backend.to_numpy(backend.jit(draws)(key_of(backend, 0)))
     assert [drawn.shape for drawn in result] == [shape] * 5
-    assert [drawn.dtype.name for drawn in result] == ["float32"] * 2 + [widest] * 2 + ["bool"]
+    assert [drawn.dtype.name for drawn in result] == ["float32"] * 2 + [widest] * 2 + [
+        "bool"
+    ]
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("float32", 24), ("float64", 53)])
-def test_uniform_draws_fill_every_bit_and_are_equal_on_every_backend(backend, dtype, bits):
+def test_uniform_draws_fill_every_bit_and_are_equal_on_every_backend(
+    backend, dtype, bits
+):
     if dtype == "float64" and not backend.has_float64:
         pytest.skip(f"{backend} has no float64 as it is set up")
     drawn = draw_on(backend, random.uniform, (DRAWS,), real(backend, dtype))
     assert drawn.dtype == dtype
-    np.testing.assert_array_equal(drawn, draw_on(HOST, random.uniform, (DRAWS,), real(HOST, dtype)))
+    np.testing.assert_array_equal(
+        drawn, draw_on(HOST, random.uniform, (DRAWS,), real(HOST, dtype))
+    )
     assert np.min(drawn) >= 0
     assert np.max(drawn) < 1
     whole = np.ldexp(drawn.astype(np.float64), bits).astype(np.uint64)
@@ -171,11 +187,15 @@ def distance(sample, distribution):
 @pytest.mark.parametrize("dtype", ["float32", "widest"])
 def test_uniform_draws_are_uniform(backend, widest, dtype):
     dtype = real(backend, widest if dtype == "widest" else dtype)
-    assert distance(draw_on(backend, random.uniform, (DRAWS,), dtype), lambda v: v) < 1.95
+    assert (
+        distance(draw_on(backend, random.uniform, (DRAWS,), dtype), lambda v: v) < 1.95
+    )
 
 
 def test_normal_draws_are_normal(backend, widest):
-    drawn = draw_on(backend, random.normal, (DRAWS,), real(backend, widest)).astype(np.float64)
+    drawn = draw_on(backend, random.normal, (DRAWS,), real(backend, widest)).astype(
+        np.float64
+    )
     assert distance(drawn, NormalDist().cdf) < 1.95
     moments = [np.mean(drawn**k) for k in (1, 2, 3, 4)]
     spreads = [math.sqrt(v / DRAWS) for v in (1, 2, 15, 96)]
@@ -189,8 +209,12 @@ def test_normal_draws_are_those_of_box_and_muller():
     key, shape = key_of(HOST, 0), (1000,)
     u, v = (random.uniform(k, shape, np.float64) for k in random.split(key, 2))
     pairs = zip(u.tolist(), v.tolist(), strict=True)
-    expected = [math.sqrt(-2 * math.log(1 - a)) * math.cos(2 * math.pi * b) for a, b in pairs]
-    np.testing.assert_allclose(random.normal(key, shape, np.float64), expected, atol=1e-14)
+    expected = [
+        math.sqrt(-2 * math.log(1 - a)) * math.cos(2 * math.pi * b) for a, b in pairs
+    ]
+    np.testing.assert_allclose(
+        random.normal(key, shape, np.float64), expected, atol=1e-14
+    )
 
 
 def test_normal_draws_agree_on_every_backend(backend, widest, epsilon):
@@ -235,18 +259,25 @@ def test_the_extreme_words_fall_on_the_right_side_of_a_probability(extreme):
 
 def test_equal_words_are_permuted_in_their_order(backend, monkeypatch):
     bits = draw_on(HOST, random.words, 1000) & np.uint32(1)
-    words = backend.xp.astype(backend.asarray(bits), random.words(key_of(backend, 0), 1).dtype)
+    words = backend.xp.astype(
+        backend.asarray(bits), random.words(key_of(backend, 0), 1).dtype
+    )
     monkeypatch.setattr(random, "words", lambda key, count: words)
     result = backend.to_numpy(random.permutation(key_of(backend, 0), 1000))
-    np.testing.assert_array_equal(result, [*np.flatnonzero(bits == 0), *np.flatnonzero(bits)])
+    np.testing.assert_array_equal(
+        result, [*np.flatnonzero(bits == 0), *np.flatnonzero(bits)]
+    )
 
 
 @pytest.mark.parametrize(
-    "probability", [0.0, 2.0**-31, 0.1, 0.5, 2 / 3, 0.9, 1.0 - 2.0**-31, 1.0 - 2.0**-33, 1.0]
+    "probability",
+    [0.0, 2.0**-31, 0.1, 0.5, 2 / 3, 0.9, 1.0 - 2.0**-31, 1.0 - 2.0**-33, 1.0],
 )
 def test_bernoulli_draws_are_equal_on_every_backend(backend, probability):
     result = draw_on(backend, random.bernoulli, probability, (DRAWS,))
-    np.testing.assert_array_equal(result, draw_on(HOST, random.bernoulli, probability, (DRAWS,)))
+    np.testing.assert_array_equal(
+        result, draw_on(HOST, random.bernoulli, probability, (DRAWS,))
+    )
     spread = math.sqrt(probability * (1.0 - probability) / DRAWS)
     assert np.mean(result) == pytest.approx(probability, abs=4 * spread + 1e-9)
     if probability in (0.0, 1.0):
@@ -255,7 +286,9 @@ def test_bernoulli_draws_are_equal_on_every_backend(backend, probability):
 
 @pytest.mark.parametrize("probability", [-0.1, 1.1, math.nan, math.inf])
 def test_a_probability_outside_0_and_1_is_refused(backend, probability):
-    with pytest.raises(ValueError, match=rf"probability in \[0, 1\], got {probability}"):
+    with pytest.raises(
+        ValueError, match=rf"probability in \[0, 1\], got {probability}"
+    ):
         random.bernoulli(key_of(backend, 0), probability, (3,))
 
 
@@ -294,4 +327,6 @@ def test_a_key_is_not_used_up(backend):
     key = key_of(backend, 3)
     first, second = (backend.to_numpy(random.words(key, 5)) for _ in range(2))
     np.testing.assert_array_equal(first, second)
-    assert not np.array_equal(first, backend.to_numpy(random.words(key_of(backend, 4), 5)))
+    assert not np.array_equal(
+        first, backend.to_numpy(random.words(key_of(backend, 4), 5))
+    )

@@ -41,5 +41,7 @@ def test_ci_runs_the_readmes_test_command():
 
 
 def test_every_public_name_stands_on_the_first_page():
-    missing = [name for name in nn.__all__ if not re.search(rf"`[\w.]*\b{name}\b", README)]
+    missing = [
+        name for name in nn.__all__ if not re.search(rf"`[\w.]*\b{name}\b", README)
+    ]
     assert not missing

@@ -38,7 +38,10 @@ def gru(after):
 
 CELLS = [  # a layer, and its cell in plain NumPy
     (nn.RNN(3), lambda z, p, h, c: (np.tanh(z + h @ p["recurrent"]), c)),
-    (nn.RNN(3, activation="relu"), lambda z, p, h, c: (np.maximum(z + h @ p["recurrent"], 0), c)),
+    (
+        nn.RNN(3, activation="relu"),
+        lambda z, p, h, c: (np.maximum(z + h @ p["recurrent"], 0), c),
+    ),
     (nn.GRU(3), gru(after=True)),
     (nn.GRU(3, reset="before"), gru(after=False)),
     (nn.LSTM(3), lstm),
@@ -51,7 +54,9 @@ def made(backend, draw, widest):
 
     def params(layer, fan_in=2):
         xp = nn.backend("numpy").xp
-        result, _, _ = layer.init(nn.random.key(0, xp=xp), (1, fan_in), getattr(xp, widest))
+        result, _, _ = layer.init(
+            nn.random.key(0, xp=xp), (1, fan_in), getattr(xp, widest)
+        )
         return tree_map(lambda leaf: leaf + 0.3 * draw(*leaf.shape), result)
 
     return params
@@ -66,7 +71,11 @@ def run(backend):
             y, _, cache = layer.forward(params, {}, x, train=True)
             dx, grads = layer.backward(params, cache, y)
             dx = dx if isinstance(dx, dict) else {"x": dx}
-            return {"y": y, "grads": grads, "dx": {k: d for k, d in dx.items() if k != "mask"}}
+            return {
+                "y": y,
+                "grads": grads,
+                "dx": {k: d for k, d in dx.items() if k != "mask"},
+            }
 
         return backend.to_numpy(backend.jit(both)(*backend.asarray((params, x))))
 
@@ -75,10 +84,14 @@ def run(backend):
 
 def assert_alike(found, expected, tolerance):
     """Relative to the largest number of a leaf, or to 1: numbers of that order went in."""
-    for (name, ours), (_, theirs) in zip(named_leaves(found), named_leaves(expected), strict=True):
+    for (name, ours), (_, theirs) in zip(
+        named_leaves(found), named_leaves(expected), strict=True
+    ):
         assert ours.shape == theirs.shape, name
         scale = np.max(np.abs(theirs), initial=1.0)
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * scale, err_msg=name)
+        np.testing.assert_allclose(
+            ours, theirs, rtol=0, atol=tolerance * scale, err_msg=name
+        )
 
 
 def states(draw, layer, rows):
@@ -89,7 +102,9 @@ def states(draw, layer, rows):
     return nn.trees.shape_map(lambda shape: draw(rows, *shape), out["state"])
 
 
-@pytest.mark.parametrize(("layer", "cell"), CELLS, ids=[str(layer) for layer, _ in CELLS])
+@pytest.mark.parametrize(
+    ("layer", "cell"), CELLS, ids=[str(layer) for layer, _ in CELLS]
+)
 def test_each_step_is_the_formula(draw, epsilon, made, run, layer, cell):
     """Four steps, whose sums have five terms; each squashes what the ones before erred."""
     params, x = made(layer), draw(2, 4, 2)
@@ -127,7 +142,8 @@ def test_a_version_of_ones_own_of_an_lstm_is_its_formulas(
         pytest.skip(f"{backend.name} has none of its own")
     params, x = made(layer, 3), draw(rows, time, 3)
     params, arguments = tree_map(
-        lambda leaf: leaf.astype(dtype), (params, {"x": x, "state": states(draw, layer, rows)})
+        lambda leaf: leaf.astype(dtype),
+        (params, {"x": x, "state": states(draw, layer, rows)}),
     )
     expected = run(BySteps(5, **options), params, arguments)
 
@@ -153,7 +169,12 @@ MASKED = [
     nn.LSTM(3, **TWO_WAYS),
     nn.LSTM(3, **TWO_WAYS, sequence=False),
 ]
-WITH_HOLES = [[0, 1, 1, 0, 1, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]]
+WITH_HOLES = [
+    [0, 1, 1, 0, 1, 0],
+    [1, 1, 1, 1, 1, 1],
+    [0, 0, 0, 0, 0, 0],
+    [1, 1, 1, 0, 0, 0],
+]
 
 
 @pytest.mark.parametrize("layer", MASKED, ids=str)
@@ -174,11 +195,18 @@ def test_steps_that_a_mask_leaves_out_are_as_if_they_were_not_there(
             ends.append(own)
             if not layer.sequence:
                 top = own[-1]
-                y[row] = np.concatenate([top[way]["h"][0] for way in ("forward", "reverse")])
+                y[row] = np.concatenate(
+                    [top[way]["h"][0] for way in ("forward", "reverse")]
+                )
                 own = (*own[:-1], {w: s | {"h": 2 * s["h"]} for w, s in top.items()})
             dstates.append(own)
             continue
-        alone = run(layer, params, {"x": x[row, counts][None], "state": own}, nn.backend("numpy"))
+        alone = run(
+            layer,
+            params,
+            {"x": x[row, counts][None], "state": own},
+            nn.backend("numpy"),
+        )
         if layer.sequence:
             y[row, counts] = alone["y"]["y"][0]
         else:
@@ -190,7 +218,10 @@ def test_steps_that_a_mask_leaves_out_are_as_if_they_were_not_there(
     expected = {
         "y": {"y": y, "state": tree_map(lambda *rows: np.concatenate(rows), *ends)},
         "grads": tree_map(lambda *rows: sum(rows), *grads),
-        "dx": {"x": dx, "state": tree_map(lambda *rows: np.concatenate(rows), *dstates)},
+        "dx": {
+            "x": dx,
+            "state": tree_map(lambda *rows: np.concatenate(rows), *dstates),
+        },
     }
     assert_alike(result, expected, 64 * epsilon)
     assert (result["dx"]["x"][~mask] == 0).all()
@@ -206,7 +237,9 @@ def test_the_last_step_is_that_of_each_direction(draw, epsilon, made, run):
 
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
-def test_two_halves_that_hand_the_state_over_are_the_whole(draw, epsilon, made, run, kind):
+def test_two_halves_that_hand_the_state_over_are_the_whole(
+    draw, epsilon, made, run, kind
+):
     layer = kind(3, depth=2, final=True)
     params, x = made(layer), draw(2, 5, 2)
     whole = run(layer, params, x, nn.backend("numpy"))["y"]
@@ -237,7 +270,9 @@ def test_one_step_at_a_time_puts_out_what_the_whole_does(
 
 def test_what_reads_backwards_cannot_go_step_by_step(backend, draw):
     layer = nn.GRU(3, bidirectional=True)
-    with pytest.raises(TypeError, match="cannot go step by step: its reverse direction"):
+    with pytest.raises(
+        TypeError, match="cannot go step by step: its reverse direction"
+    ):
         layer.begin((), {}, backend.asarray(draw(2, 1, 2)), 5)
 
 
@@ -251,7 +286,12 @@ FLAT = [  # a layer of width 1, its bias, and which entry of dL/dbias is what fo
     (nn.RNN(1), (20.0,), 0, 4 * flat(40.0)),
     (nn.GRU(1), (0.0, 30.0, 1.0), 1, -TANH * flat(30.0)),
     (nn.GRU(1), (0.0, 30.0, 1.0), 2, (1 - TANH**2) / (1 + math.exp(30.0))),
-    (nn.LSTM(1), (0.0, 0.0, 20.0, 1.0), 2, SIGMA * (1 - math.tanh(0.5) ** 2) / 2 * 4 * flat(40.0)),
+    (
+        nn.LSTM(1),
+        (0.0, 0.0, 20.0, 1.0),
+        2,
+        SIGMA * (1 - math.tanh(0.5) ** 2) / 2 * 4 * flat(40.0),
+    ),
     (nn.LSTM(1), (0.0, 0.0, 1.0, 30.0), 3, math.tanh(TANH / 2) * flat(30.0)),
 ]
 
@@ -261,7 +301,9 @@ def test_the_biases_of_a_gru_start_as_both_of_pytorch_do(reset):
     """Each is uniform on ±b, with b = 1/√width; of the gates r and u two add up."""
     width, bound = 256, 1 / 16
     layer = nn.GRU(width, reset=reset)
-    params, _, _ = layer.init(nn.random.key(0, xp=nn.backend("numpy").xp), (5, 3), np.float64)
+    params, _, _ = layer.init(
+        nn.random.key(0, xp=nn.backend("numpy").xp), (5, 3), np.float64
+    )
     drawn = params[0]["forward"]
     parts = dict(zip("run", np.split(drawn["bias"], 3), strict=True))
     if reset == "after":
@@ -275,7 +317,9 @@ def test_the_biases_of_a_gru_start_as_both_of_pytorch_do(reset):
         np.testing.assert_allclose(part.mean(), 0, atol=bound / 8)
 
 
-@pytest.mark.parametrize(("layer", "bias", "place", "slope"), FLAT, ids=lambda v: str(v)[:20])
+@pytest.mark.parametrize(
+    ("layer", "bias", "place", "slope"), FLAT, ids=lambda v: str(v)[:20]
+)
 def test_a_gate_that_is_wide_open_keeps_its_slope(
     backend, widest, epsilon, layer, bias, place, slope
 ):
@@ -290,16 +334,22 @@ def test_a_gate_that_is_wide_open_keeps_its_slope(
     if "recurrent_bias" in p:
         chosen["recurrent_bias"] = np.zeros(1, widest)
     params = backend.asarray(({"forward": p | chosen},))
-    y, _, cache = layer.forward(params, {}, backend.asarray(np.zeros((1, 1, 1), widest)))
+    y, _, cache = layer.forward(
+        params, {}, backend.asarray(np.zeros((1, 1, 1), widest))
+    )
     _, grads = layer.backward(params, cache, backend.xp.ones_like(y))
     result = backend.to_numpy(grads[0]["forward"]["bias"])[place]
     np.testing.assert_allclose(result, slope, rtol=4 * max(bias) * epsilon)
 
 
 @pytest.mark.parametrize("way", ["whole", "by steps"])
-def test_a_memory_that_is_far_out_keeps_its_slope(backend, draw, widest, epsilon, made, way):
+def test_a_memory_that_is_far_out_keeps_its_slope(
+    backend, draw, widest, epsilon, made, way
+):
     """dL/dc₀ of the first step has the factor tanh'(c), c = σ(f) c₀ + σ(i) tanh(g) near 20."""
-    layer = nn.LSTM(1, forget_bias=40.0) if way == "whole" else BySteps(1, forget_bias=40.0)
+    layer = (
+        nn.LSTM(1, forget_bias=40.0) if way == "whole" else BySteps(1, forget_bias=40.0)
+    )
     xp = nn.backend("numpy").xp
     params, _, _ = layer.init(nn.random.key(0, xp=xp), (1, 1), getattr(xp, widest))
     zero, far = np.zeros((1, 1), widest), np.full((1, 1), 20.0, widest)
@@ -336,12 +386,19 @@ def test_parameters_start_as_the_docstrings_say():
     assert [set(part.tolist()) for part in bias] == [{0.0}, {0.5}, {0.0}, {0.0}]
     assert (start(nn.LSTM(width))[0]["forward"]["bias"][width : 2 * width] == 1.0).all()
     gru = start(nn.GRU(width, **BOTH))
-    assert {**gru[0]["forward"]}.keys() == {"weight", "recurrent", "bias", "recurrent_bias"}
+    assert {**gru[0]["forward"]}.keys() == {
+        "weight",
+        "recurrent",
+        "bias",
+        "recurrent_bias",
+    }
     assert gru[0]["reverse"]["weight"].shape == (4, 3 * width)
     assert gru[1]["forward"]["weight"].shape == (2 * width, 3 * width)
     for block in np.split(gru[1]["reverse"]["recurrent"], 3, axis=1):
         np.testing.assert_allclose(block.T @ block, np.eye(width), atol=1e-14)
-    squares = [leaf.tobytes() for leaf in leaves(gru) if leaf.shape == (width, 3 * width)]
+    squares = [
+        leaf.tobytes() for leaf in leaves(gru) if leaf.shape == (width, 3 * width)
+    ]
     assert len(set(squares)) == len(squares) == 4
     assert (start(nn.GRU(width, reset="before"))[0]["forward"]).keys() == {
         "weight",
@@ -370,11 +427,16 @@ REFUSED_BY_INIT = [
     ((2,), r"LSTM takes \(batch, time, width\), got \(batch, \*\(2,\)\)"),
     ({"mask": (5,)}, r"LSTM takes a dict with x, got \['mask'\]"),
     ({"x": (5, 2), "mask": (4,)}, r"LSTM takes a mask of \(5,\), got \(4,\)"),
-    ({"x": (5, 2), "state": STATE[:0]}, r"LSTM takes a state of \(\{'forward'.*, got \(\)"),
+    (
+        {"x": (5, 2), "state": STATE[:0]},
+        r"LSTM takes a state of \(\{'forward'.*, got \(\)",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("shape", "message"), REFUSED_BY_INIT, ids=lambda v: str(v)[:24])
+@pytest.mark.parametrize(
+    ("shape", "message"), REFUSED_BY_INIT, ids=lambda v: str(v)[:24]
+)
 def test_init_refuses_inputs_of_another_shape(shape, message):
     xp = nn.backend("numpy").xp
     with pytest.raises(ValueError, match=message):
@@ -392,8 +454,14 @@ REFUSED = [
     (ones(4, 5, 3), r"LSTM takes \(batch, time, 2\), got \(4, 5, 3\)"),
     (ones(4, 0, 2), r"LSTM takes \(batch, time, 2\), got \(4, 0, 2\)"),
     (ones(4, 5, 2, dtype="int32"), r"LSTM holds .*float32.*, got .*int32"),
-    ({"x": X, "masks": X}, r"LSTM takes x and perhaps mask and state, got \['masks', 'x'\]"),
-    ({"x": X, "mask": ones(5, 4, dtype=bool)}, r"LSTM takes a mask \(4, 5\), got \(5, 4\)"),
+    (
+        {"x": X, "masks": X},
+        r"LSTM takes x and perhaps mask and state, got \['masks', 'x'\]",
+    ),
+    (
+        {"x": X, "mask": ones(5, 4, dtype=bool)},
+        r"LSTM takes a mask \(4, 5\), got \(5, 4\)",
+    ),
     ({"x": X, "mask": ones(4, 5)}, "LSTM takes a boolean mask, got .*float32"),
     ({"x": X, "state": FULL * 2}, r"LSTM takes a state of .*'h': \(4, 3\)"),
     (
@@ -407,7 +475,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("x", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])
+@pytest.mark.parametrize(
+    ("x", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED]
+)
 def test_forward_refuses_inputs_that_do_not_fit(backend, x, message):
     xp, layer = nn.backend("numpy").xp, nn.LSTM(3)
     params, _, _ = layer.init(nn.random.key(0, xp=xp), (5, 2), xp.float32)
@@ -418,18 +488,32 @@ def test_forward_refuses_inputs_that_do_not_fit(backend, x, message):
 BAD = [
     (lambda: nn.LSTM(0), ValueError, "expected width of at least 1, got 0"),
     (lambda: nn.GRU(3, depth=0), ValueError, "expected depth of at least 1, got 0"),
-    (lambda: nn.GRU(3, depth=1.0), TypeError, r"expected depth to be an integer, got 1\.0"),
+    (
+        lambda: nn.GRU(3, depth=1.0),
+        TypeError,
+        r"expected depth to be an integer, got 1\.0",
+    ),
     (
         lambda: nn.RNN(3, activation="sigmoid"),
         ValueError,
         "expected activation .tanh. or .relu., got 'sigmoid'",
     ),
-    (lambda: nn.GRU(3, reset="never"), ValueError, "expected reset .after. or .before., got"),
-    (lambda: nn.LSTM(3, forget_bias=math.inf), ValueError, "expected a finite forget_bias"),
+    (
+        lambda: nn.GRU(3, reset="never"),
+        ValueError,
+        "expected reset .after. or .before., got",
+    ),
+    (
+        lambda: nn.LSTM(3, forget_bias=math.inf),
+        ValueError,
+        "expected a finite forget_bias",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("make", "error", "message"), BAD, ids=[m[:40] for _, _, m in BAD])
+@pytest.mark.parametrize(
+    ("make", "error", "message"), BAD, ids=[m[:40] for _, _, m in BAD]
+)
 def test_hyper_parameters_are_checked(make, error, message):
     with pytest.raises(error, match=message):
         make()

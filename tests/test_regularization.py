@@ -43,7 +43,8 @@ def test_what_is_dropped_is_dropped_whole_and_the_mean_is_kept(backend, layer, s
     deviation = math.sqrt(0.3 * 0.7 / 40_000)
     assert abs(np.mean(first == 0) - 0.3) < 4 * deviation
     assert abs(np.mean(y, dtype="float64") - 1.0) < 4 * deviation / 0.7
-    for axis in (0, 3) if by_channel else ():  # neither all examples nor all channels are alike
+    # neither all examples nor all channels are alike
+    for axis in (0, 3) if by_channel else ():
         assert np.min(np.mean(first == 0, axis=axis)) > 0.0
 
 
@@ -53,13 +54,22 @@ def test_noise_is_normal_with_its_deviation(backend):
     y, _, dx = step(backend, nn.GaussianNoise(0.25), start(), x)
     np.testing.assert_array_equal(dx, np.ones_like(x))
     drawn = (y.astype("float64") - 3.0) / 0.25
-    for power, moment, variance in ((1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)):
-        assert abs(np.mean(drawn**power) - moment) < 4 * math.sqrt(variance / count), power
+    for power, moment, variance in (
+        (1, 0.0, 1.0),
+        (2, 1.0, 2.0),
+        (3, 0.0, 15.0),
+        (4, 3.0, 96.0),
+    ):
+        assert abs(np.mean(drawn**power) - moment) < 4 * math.sqrt(variance / count), (
+            power
+        )
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 4 / math.sqrt(count)
 
 
 @each_layer
-def test_noise_differs_from_step_to_step_and_is_the_same_on_every_backend(backend, layer):
+def test_noise_differs_from_step_to_step_and_is_the_same_on_every_backend(
+    backend, layer
+):
     """The words are equal; √, log and cos bring a few eps of a number of order 1."""
     x = np.ones((7, 9, 4), "float32")
     state = there = start(3)
@@ -83,7 +93,10 @@ def test_noise_is_the_same_in_every_dtype_but_for_rounding(backend, widest):
 
 @each_layer
 def test_predicting_is_without_noise_and_draws_nothing(backend, layer):
-    x, state = np.random.default_rng(0).standard_normal((3, 5, 2)).astype("float32"), start()
+    x, state = (
+        np.random.default_rng(0).standard_normal((3, 5, 2)).astype("float32"),
+        start(),
+    )
     y, after, dx = step(backend, layer, state, x, train=False)
     np.testing.assert_array_equal(y, x)
     np.testing.assert_array_equal(dx, np.ones_like(x))

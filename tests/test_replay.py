@@ -31,17 +31,25 @@ def looked_at(kernel):
     """`kernel`, which sees to it that nothing else lies where it writes."""
 
     def made(arrays, scalars, calls):
-        plain, written = kernel(arrays, scalars, calls), {call.out for call in calls} - {None}
+        plain, written = (
+            kernel(arrays, scalars, calls),
+            {call.out for call in calls} - {None},
+        )
 
         def run(rows, width, *given):
             counts = {"whole": rows * width, "row": width, "column": rows}
             spans = [
-                (place, place + counts[array.broadcast] * np.dtype(array.dtype).itemsize)
+                (
+                    place,
+                    place + counts[array.broadcast] * np.dtype(array.dtype).itemsize,
+                )
                 for array, place in zip(arrays, given, strict=False)
             ]
             for k in written:
                 rest = [span for j, span in enumerate(spans) if j != k]
-                assert all(end <= spans[k][0] or spans[k][1] <= start for start, end in rest)
+                assert all(
+                    end <= spans[k][0] or spans[k][1] <= start for start, end in rest
+                )
             plain(rows, width, *given)
 
         return run
@@ -50,7 +58,12 @@ def looked_at(kernel):
 
 
 @pytest.fixture(
-    params=["a few numbers", "as many as there are", "without kernels", "on three threads"]
+    params=[
+        "a few numbers",
+        "as many as there are",
+        "without kernels",
+        "on three threads",
+    ]
 )
 def block(request, library, monkeypatch, thorough):
     """Set block sizes so small that even small arrays are processed in parts."""
@@ -117,7 +130,10 @@ def test_every_layer_can_be_replayed_and_gives_the_same_bits(case, backend, libr
 
         program = Program(everything, (arrays,), library, ())
         shuffled = [others(arrays, seed, backend) for seed in (0, 1)]
-        for arguments in (*shuffled, {**shuffled[0], "x": spoiled(shuffled[0]["x"], backend)}):
+        for arguments in (
+            *shuffled,
+            {**shuffled[0], "x": spoiled(shuffled[0]["x"], backend)},
+        ):
             assert program.fits((arguments,))
             with np.errstate(all="ignore"):
                 assert_same(program((arguments,)), everything(arguments))
@@ -125,7 +141,18 @@ def test_every_layer_can_be_replayed_and_gives_the_same_bits(case, backend, libr
 
 OPTIMIZERS = [
     nn.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
-    *(kind() for kind in (nn.Adam, nn.AdamW, nn.NAdam, nn.RAdam, nn.LAMB, nn.Lion, nn.Adagrad)),
+    *(
+        kind()
+        for kind in (
+            nn.Adam,
+            nn.AdamW,
+            nn.NAdam,
+            nn.RAdam,
+            nn.LAMB,
+            nn.Lion,
+            nn.Adagrad,
+        )
+    ),
     *(kind() for kind in (nn.RMSprop, nn.Adadelta, nn.Adafactor, nn.Muon, nn.Adamax)),
     nn.Scaled(nn.Average(nn.ClipByGlobalNorm(nn.Adam(nn.schedules.Cosine(0.1, 9))))),
     nn.Accumulate(nn.Adam(amsgrad=True), 2),
@@ -134,13 +161,19 @@ OPTIMIZERS = [
 
 @pytest.mark.usefixtures("block")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda one: repr(one)[:40])
-def test_steps_that_take_the_memory_of_the_old_give_the_same_bits(optimizer, backend, library):
-    model = nn.Sequential(nn.Dense(6), nn.BatchNorm(), nn.GELU(), nn.Dropout(0.3), nn.Dense(3))
+def test_steps_that_take_the_memory_of_the_old_give_the_same_bits(
+    optimizer, backend, library
+):
+    model = nn.Sequential(
+        nn.Dense(6), nn.BatchNorm(), nn.GELU(), nn.Dropout(0.3), nn.Dense(3)
+    )
     generator = np.random.default_rng(0)
     x = generator.standard_normal((7, 5, 4)).astype("float32")
     labels = generator.integers(0, 3, (7, 5)).astype("int32")
     x, labels = backend.asarray((x, labels))
-    trainer = nn.Trainer(model, nn.softmax_cross_entropy, optimizer, backend=backend, shape=(5, 4))
+    trainer = nn.Trainer(
+        model, nn.softmax_cross_entropy, optimizer, backend=backend, shape=(5, 4)
+    )
     step = nn.make_step(model, nn.softmax_cross_entropy, optimizer)
     calls = []
     fast = replayed(lambda *given: calls.append(1) or step(*given), library, (0,))
@@ -150,7 +183,8 @@ def test_steps_that_take_the_memory_of_the_old_give_the_same_bits(optimizer, bac
         carry, value, finite = step(carry, x, labels)
         ours, *report = fast(ours, x, labels)
         assert_same((carry, value, finite), (ours, *report))
-    assert len(calls) == 3  # as it is, for the tape, and for the trial: then never again
+    # as it is, for the tape, and for the trial: then never again
+    assert len(calls) == 3
 
 
 def test_calls_with_numbers_that_only_look_alike_are_told_apart(backend, library):
@@ -193,7 +227,10 @@ def test_a_result_may_be_as_long_as_values_say(function, backend, replay):
 
 def test_a_function_that_is_not_pure_is_called_as_it_is(backend, replay):
     generator = np.random.default_rng(0)
-    fast, x = replay(lambda x: x + float(generator.standard_normal())), backend.asarray([0.0])
+    fast, x = (
+        replay(lambda x: x + float(generator.standard_normal())),
+        backend.asarray([0.0]),
+    )
     assert len({float(fast(x)[0]) for _ in range(6)}) == 6
 
 
@@ -204,7 +241,8 @@ def test_results_are_not_overwritten_by_the_next_call(backend, replay):
 
     fast = replay(function)
     arguments = [
-        backend.asarray(np.random.default_rng(i).standard_normal((3, 2))) for i in range(5)
+        backend.asarray(np.random.default_rng(i).standard_normal((3, 2)))
+        for i in range(5)
     ]
     result = [fast(x) for x in arguments]
     for x, one in zip(arguments, result, strict=True):
@@ -269,18 +307,25 @@ def test_what_autograd_looks_at_is_left_to_it(backend, replay):
         assert new.requires_grad == grows
         assert not new.is_inference()
         if grows:
-            assert_same(torch.autograd.grad(new.sum(), old), (np.full(3, 3.0, "float32"),))
+            assert_same(
+                torch.autograd.grad(new.sum(), old), (np.full(3, 3.0, "float32"),)
+            )
             assert_same(old.detach(), np.ones(3, "float32"))
     with torch.inference_mode():
         old = torch.ones(3)
     assert_same(fast(old), (np.full(3, 3.0, "float32"),))
-    assert_same(torch.func.vjp(fast, torch.ones(3))[1]((torch.ones(3),)), (np.full(3, 3.0, "f4"),))
+    assert_same(
+        torch.func.vjp(fast, torch.ones(3))[1]((torch.ones(3),)),
+        (np.full(3, 3.0, "f4"),),
+    )
 
 
 def test_a_step_that_is_not_taken_changes_nothing(backend, replay):
     def step(carry, x):
         finite = ops.all_finite(x)
-        return ops.select(finite, lambda: tree_map(lambda c: c + x, carry), carry), finite
+        return ops.select(
+            finite, lambda: tree_map(lambda c: c + x, carry), carry
+        ), finite
 
     fast = replay(step, (0,))
     carry = backend.asarray((np.zeros(3), {"b": np.ones(3)}))
@@ -290,14 +335,25 @@ def test_a_step_that_is_not_taken_changes_nothing(backend, replay):
     assert_same(carry, (np.full(3, 5.0), {"b": np.full(3, 6.0)}))
 
 
-def test_other_layouts_and_shapes_and_values_of_arguments_are_told_apart(backend, replay):
+def test_other_layouts_and_shapes_and_values_of_arguments_are_told_apart(
+    backend, replay
+):
     fast = replay(lambda x, double: x.T * (2.0 if double else 1.0))
     x = backend.asarray(np.arange(12.0).reshape(3, 4))
     turned = x[:, ::-1] if backend.name == "numpy" else x[:, ::2]
-    for arguments in (x, x.T, x[::2], turned, backend.xp.astype(x, backend.xp.float32), x[:0]):
+    for arguments in (
+        x,
+        x.T,
+        x[::2],
+        turned,
+        backend.xp.astype(x, backend.xp.float32),
+        x[:0],
+    ):
         for double in (True, False):
             for _ in range(3):
-                assert_same(fast(arguments, double), arguments.T * (2.0 if double else 1.0))
+                assert_same(
+                    fast(arguments, double), arguments.T * (2.0 if double else 1.0)
+                )
 
 
 def test_another_array_in_the_same_place_of_a_tree_is_seen(backend, replay):
@@ -315,7 +371,8 @@ def test_threads_do_not_meet_in_one_program(backend, replay):
 
     fast = replay(function)
     arguments = [
-        backend.asarray(np.random.default_rng(i).standard_normal(50_000)) for i in range(4)
+        backend.asarray(np.random.default_rng(i).standard_normal(50_000))
+        for i in range(4)
     ]
     wrong = []
 
@@ -334,7 +391,9 @@ def test_threads_do_not_meet_in_one_program(backend, replay):
 
 def test_what_a_trainer_shows_is_left_alone_by_later_steps(backend, library):
     model = nn.Sequential(nn.Dense(3), nn.BatchNorm())
-    trainer = nn.Trainer(model, nn.mean_squared_error, nn.Adam(0.1), backend=backend, shape=(2,))
+    trainer = nn.Trainer(
+        model, nn.mean_squared_error, nn.Adam(0.1), backend=backend, shape=(2,)
+    )
     x, target = np.random.default_rng(0).standard_normal((2, 8, 3)).astype("float32")
     for _ in range(5):
         trainer.step(x[:, :2], target)
@@ -399,7 +458,11 @@ def integers(xp, g):
 
 def masks(xp, g):
     left = (g.m & g.mrow) | ~g.n
-    return left ^ g.m, xp.where(left, g.x, g.row), xp.where(g.mcolumn & left, 0.0, g.x * g.y)
+    return (
+        left ^ g.m,
+        xp.where(left, g.x, g.row),
+        xp.where(g.mcolumn & left, 0.0, g.x * g.y),
+    )
 
 
 def comparisons(xp, g):
@@ -428,7 +491,9 @@ def what_is_written_over_is_read_in_part(xp, g):
 
 def one_that_takes_anothers_scratch(xp, g):
     low = g.x * 2.0 + g.y
-    return xp.where(xp.exp(low) - 1.0 > 0.0, xp.exp(low) - 3.0, low * low) * 2.0 - xp.exp(g.y + low)
+    return xp.where(
+        xp.exp(low) - 1.0 > 0.0, xp.exp(low) - 3.0, low * low
+    ) * 2.0 - xp.exp(g.y + low)
 
 
 GROUPS = [
@@ -453,13 +518,29 @@ def operands(shape, backend, seed=0):
     def mask(shape):
         return generator.random(shape) < 0.5
 
-    result = {"x": real(shape), "y": real(shape), "row": real(row), "column": real(column)}
+    result = {
+        "x": real(shape),
+        "y": real(shape),
+        "row": real(row),
+        "column": real(column),
+    }
     result |= {"i": count(shape), "irow": count(row), "icolumn": count(column)}
-    result |= {"m": mask(shape), "n": mask(shape), "mrow": mask(row), "mcolumn": mask(column)}
-    result |= {"wide": real(shape, "float64"), "other": real((), "float64"), "i0": count(())}
+    result |= {
+        "m": mask(shape),
+        "n": mask(shape),
+        "mrow": mask(row),
+        "mcolumn": mask(column),
+    }
+    result |= {
+        "wide": real(shape, "float64"),
+        "other": real((), "float64"),
+        "i0": count(()),
+    }
     result |= {"scalar": real(())}
     for name in ("x", "y"):
-        result[name].reshape(-1)[:4] = (0.0, -0.0, math.inf, math.nan)[: result[name].size]
+        result[name].reshape(-1)[:4] = (0.0, -0.0, math.inf, math.nan)[
+            : result[name].size
+        ]
     return backend.asarray(result)
 
 
@@ -476,7 +557,9 @@ def shown(group, given):
 
 
 @pytest.mark.usefixtures("block")
-@pytest.mark.parametrize("shape", [(7, 2), (9, 1), (3, 5), (2, 3, 2), (11,), (1, 6)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(7, 2), (9, 1), (3, 5), (2, 3, 2), (11,), (1, 6)], ids=str
+)
 @pytest.mark.parametrize("group", GROUPS, ids=lambda one: one.__name__)
 def test_groups_give_the_same_bits(group, shape, backend, library):
     for how, donated in ((shown, ()), (called, (0,))):
@@ -498,14 +581,18 @@ def test_groups_give_the_same_bits(group, shape, backend, library):
             for one, other in zip(leaves(result), leaves(expected), strict=True):
                 one, other = (np.asarray(a) for a in (one, other))
                 if one.dtype.kind == "f":
-                    signs = (np.signbit(np.where(np.isnan(a), 1.0, a)) for a in (one, other))
+                    signs = (
+                        np.signbit(np.where(np.isnan(a), 1.0, a)) for a in (one, other)
+                    )
                     np.testing.assert_array_equal(*signs)
             assert_same(kept[1], rest)
 
 
 @pytest.mark.usefixtures("block")
 def test_arrays_that_are_no_argument_may_be_among_them(backend, library):
-    row, tenth = backend.asarray((np.arange(2, dtype="float32"), np.asarray(0.1, "float32")))
+    row, tenth = backend.asarray(
+        (np.arange(2, dtype="float32"), np.asarray(0.1, "float32"))
+    )
     x = backend.asarray(np.arange(14, dtype="float32").reshape(7, 2))
 
     def function(x):
@@ -529,7 +616,11 @@ def small(library, monkeypatch):
 def made_by(program):
     """Return the number of kernels of a program and the names of the functions that it calls."""
     names = [name for name in program.env if name[1:].isdecimal()]
-    of = [getattr(program.env[name], "__name__", "") for name in names if name.startswith("f")]
+    of = [
+        getattr(program.env[name], "__name__", "")
+        for name in names
+        if name.startswith("f")
+    ]
     of = [_NUMPYS.get(name, name) for name in of if name != "getitem"]
     return sum(name.startswith("k") for name in names), of
 
@@ -556,7 +647,9 @@ _NUMPYS = {"mul": "multiply", "cast": "astype"}
         (lambda xp, g: (g.i + 1 - g.irow) // 3, (1, ["floor_divide"])),
     ],
 )  # fmt: skip
-def test_kernels_make_what_they_can_and_the_library_the_rest(group, expected, backend, library):
+def test_kernels_make_what_they_can_and_the_library_the_rest(
+    group, expected, backend, library
+):
     arguments = operands((7, 2), backend)
     program = Program(lambda tree: shown(group, tree), (arguments,), library, ())
     assert made_by(program) == expected
@@ -571,7 +664,9 @@ def test_memory_between_parts_is_used_again(backend, library):
         return x[None]
 
     program = Program(chain, (operands((7, 2), backend)["x"],), library, ())
-    (part,) = [a for name, a in program.env.items() if name[0] == "x" and name[1:].isdecimal()]
+    (part,) = [
+        a for name, a in program.env.items() if name[0] == "x" and name[1:].isdecimal()
+    ]
     assert part.shape == (2, 2)  # four numbers
 
 
@@ -579,7 +674,9 @@ def test_a_step_is_made_by_kernels(backend, library):
     if not kernels.available():
         pytest.skip("there is nothing to make kernels here")
     model = nn.Sequential(nn.Dense(40), nn.ReLU(), nn.Dense(30))
-    trainer = nn.Trainer(model, nn.mean_squared_error, nn.Adam(), backend=backend, shape=(30,))
+    trainer = nn.Trainer(
+        model, nn.mean_squared_error, nn.Adam(), backend=backend, shape=(30,)
+    )
     x, y = np.random.default_rng(0).standard_normal((2, 32, 30)).astype("float32")
     step = nn.make_step(model, nn.mean_squared_error, nn.Adam())
     carry = (trainer.params, trainer.state, trainer.moments)
@@ -589,21 +686,29 @@ def test_a_step_is_made_by_kernels(backend, library):
 
 def test_few_numbers_are_no_work_for_kernels(backend, library):
     x = backend.asarray(np.ones((2, schedule.MIN_KERNEL_SIZE // 2), "float32"))
-    for arguments, made in ((x, 0), (backend.xp.concat((x, x)), int(kernels.available()))):
+    for arguments, made in (
+        (x, 0),
+        (backend.xp.concat((x, x)), int(kernels.available())),
+    ):
         program = Program(lambda x: (x * 2.0 + 1.0,), (arguments,), library, (0,))
         assert made_by(program)[0] == made
 
 
-def test_what_may_show_what_is_written_to_is_no_work_for_kernels(backend, library, monkeypatch):
+def test_what_may_show_what_is_written_to_is_no_work_for_kernels(
+    backend, library, monkeypatch
+):
     monkeypatch.setattr(schedule, "MIN_KERNEL_SIZE", 0)
 
     def step(old, x, finite):
-        shown = ops.select(finite, lambda: old + x, old)  # old itself, if it is not finite
+        # old itself, if it is not finite
+        shown = ops.select(finite, lambda: old + x, old)
         return (shown * 2.0 + 1.0,)
 
     old, x = backend.asarray((np.ones((3, 2)), np.ones((3, 2))))
     for holds in (False, True):
-        program = Program(step, (old, x, backend.asarray(np.asarray(holds))), library, (0,))
+        program = Program(
+            step, (old, x, backend.asarray(np.asarray(holds))), library, (0,)
+        )
         assert made_by(program)[0] == (0 if not holds else int(kernels.available()))
         for now in (True, False, True):
             args = (library.copy(old), x, backend.asarray(np.asarray(now)))
@@ -638,7 +743,10 @@ def test_threads_share_rows_if_each_has_enough(
 
     monkeypatch.setattr(kernels, "run_parallel", run_parallel)
     args = operands(shape, backend)["x"], operands(shape[-1:], backend)["y"]
-    for function in (lambda x, row: (x * 2.0 + row)[None], lambda x, row: (x * x + 1.0)[None]):
+    for function in (
+        lambda x, row: (x * 2.0 + row)[None],
+        lambda x, row: (x * x + 1.0)[None],
+    ):
         result.clear()
         program = Program(function, args, library, ())
         assert program.fits(args)

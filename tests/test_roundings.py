@@ -37,14 +37,17 @@ def counted(model, batch, width):
 
 def test_a_sum_makes_a_rounding_for_each_term_and_other_arithmetic_one():
     result = counted(nn.Dense(5), batch=10, width=3)
-    forward, loss, weight, bias = 3 + 1, 10 * 5 + 10, 10, 10  # a loss sums the weights of rows too
+    # a loss sums the weights of rows too
+    forward, loss, weight, bias = 3 + 1, 10 * 5 + 10, 10, 10
     assert result.outputs == {"": forward}
     assert result.gradients == {"": forward + loss + weight + bias}
     assert result.step > result.gradients[""]
 
 
 def test_roundings_add_up_forward_and_back_in_the_order_of_computation():
-    result = counted(nn.Sequential(nn.Dense(5), nn.Tanh(), nn.Dense(2, bias=False)), 10, 3)
+    result = counted(
+        nn.Sequential(nn.Dense(5), nn.Tanh(), nn.Dense(2, bias=False)), 10, 3
+    )
     assert list(result.outputs.items()) == [("0", 4), ("1", 5), ("2", 10), ("", 10)]
     assert list(result.gradients) == ["2", "1", "0", ""]
     second = 10 + 10 * 2 + 10 + 2 + 10  # before it, the loss, its dx and its gradient
@@ -53,7 +56,9 @@ def test_roundings_add_up_forward_and_back_in_the_order_of_computation():
 
 
 def test_a_layer_that_is_repeated_is_counted_each_time():
-    once, thrice = (counted(nn.Repeat(nn.Dense(4), n), 6, 4).outputs[""] for n in (1, 3))
+    once, thrice = (
+        counted(nn.Repeat(nn.Dense(4), n), 6, 4).outputs[""] for n in (1, 3)
+    )
     assert (once, thrice) == (5, 15)
 
 
@@ -75,7 +80,13 @@ def test_where_a_layer_cannot_be_watched_shapes_must_do():
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("0.weight", "0"), ("1.0.bias", "1.0"), ("1.1.bias", "1"), ("12.bias", ""), ("weight", "")],
+    [
+        ("0.weight", "0"),
+        ("1.0.bias", "1.0"),
+        ("1.1.bias", "1"),
+        ("12.bias", ""),
+        ("weight", ""),
+    ],
 )
 def test_a_parameter_belongs_to_the_innermost_layer_around_it(name, expected):
     assert layer_of(name, ["", "0", "1", "1.0"]) == expected
@@ -107,7 +118,8 @@ class Faulty(nn.Dense):
     def backward(self, params, cache, dy):
         if self.fault == "rough backward":
             params, dy = params | {"weight": rough(params["weight"])}, rough(dy)
-        return super().backward(params, cache, dy)  # which asks for those of the parameters
+        # which asks for those of the parameters
+        return super().backward(params, cache, dy)
 
     def backward_params(self, params, cache, dy):
         if self.fault == "rough backward":
@@ -159,7 +171,9 @@ def test_later_layers_may_be_less_exact_than_earlier_ones():
     def read():
         raise AssertionError("nobody reads")
 
-    train, test = (Examples(np.ones((8, 6), np.float32), np.zeros(8, np.int32)) for _ in "ab")
+    train, test = (
+        Examples(np.ones((8, 6), np.float32), np.zeros(8, np.int32)) for _ in "ab"
+    )
     model = nn.Sequential(nn.Dense(32), nn.Tanh(), nn.Dense(32), nn.Tanh(), nn.Dense(2))
     workload = Workload(
         *("w", "", read, model, nn.softmax_cross_entropy, accuracy, 1), batch_size=4
@@ -169,7 +183,13 @@ def test_later_layers_may_be_less_exact_than_earlier_ones():
     start = params, state, workload.optimizer.init(params)
     result = Task(workload, train, test, start, 1, 0).chains()
     paths = ["0", "1", "2", "3", "4"]
-    assert [result.outputs[p] for p in paths] == sorted(result.outputs[p] for p in paths)
+    assert [result.outputs[p] for p in paths] == sorted(
+        result.outputs[p] for p in paths
+    )
     back = [result.gradients[p] for p in reversed(paths)]
     assert back == sorted(back)
-    assert {layer_of(name, result.gradients) for name, _ in named_leaves(params)} == {"0", "2", "4"}
+    assert {layer_of(name, result.gradients) for name, _ in named_leaves(params)} == {
+        "0",
+        "2",
+        "4",
+    }

@@ -40,7 +40,10 @@ def restarts(rate, lengths, final):
     def at(t):
         for length in lengths:
             if t < length:
-                return final + (rate - final) * (1.0 + math.cos(math.pi * t / length)) / 2.0
+                return (
+                    final
+                    + (rate - final) * (1.0 + math.cos(math.pi * t / length)) / 2.0
+                )
             t -= length
         return final
 
@@ -60,7 +63,11 @@ def one_cycle(rate, steps, rise, start, final):
 
 def phases(t):
     return (
-        0.3 if t < 10 else 0.3 - 0.2 * min((t - 10) / 20, 1) if t < 50 else 0.05 * 0.9 ** (t - 50)
+        0.3
+        if t < 10
+        else 0.3 - 0.2 * min((t - 10) / 20, 1)
+        if t < 50
+        else 0.05 * 0.9 ** (t - 50)
     )
 
 
@@ -93,10 +100,19 @@ CASES = [  # schedule, its formula
         lambda t: 0.2 * min((t + 1) / 30, math.sqrt(30 / (t + 1))),
     ),
     (OneCycle(0.1, steps=100), one_cycle(0.1, 100, 0.3, 4e-3, 4e-7)),
-    (OneCycle(0.1, 77, rise=0.5, start=0.05, final=0.01), one_cycle(0.1, 77, 0.5, 0.05, 0.01)),
-    (Piecewise((0.1, 0.05, 0.2), starts=(7, 49)), lambda t: (0.1, 0.05, 0.2)[(t > 6) + (t > 48)]),
     (
-        Piecewise((0.3, Linear(0.3, 0.1, steps=20), ExponentialDecay(0.05, 0.9)), starts=[10, 50]),
+        OneCycle(0.1, 77, rise=0.5, start=0.05, final=0.01),
+        one_cycle(0.1, 77, 0.5, 0.05, 0.01),
+    ),
+    (
+        Piecewise((0.1, 0.05, 0.2), starts=(7, 49)),
+        lambda t: (0.1, 0.05, 0.2)[(t > 6) + (t > 48)],
+    ),
+    (
+        Piecewise(
+            (0.3, Linear(0.3, 0.1, steps=20), ExponentialDecay(0.05, 0.9)),
+            starts=[10, 50],
+        ),
         phases,
     ),
     (
@@ -120,7 +136,9 @@ each_schedule = pytest.mark.parametrize(("schedule", "formula"), CASES, ids=NAME
 
 @each_schedule
 @pytest.mark.parametrize("dtype", ["float32", "widest"])
-def test_the_rate_is_the_formula_at_every_step(backend, widest, schedule, formula, dtype):
+def test_the_rate_is_the_formula_at_every_step(
+    backend, widest, schedule, formula, dtype
+):
     """Rounding an exponent or angle z moves exp(z) and cos(z) by |z| eps; here |z| < 40."""
     t = np.arange(STEPS + 5, dtype=widest if dtype == "widest" else dtype)
     rates = backend.to_numpy(backend.jit(schedule)(backend.asarray(t)))
@@ -131,7 +149,9 @@ def test_the_rate_is_the_formula_at_every_step(backend, widest, schedule, formul
 
 
 @each_schedule
-def test_one_step_as_an_array_without_axes_gives_one_rate(backend, widest, schedule, formula):
+def test_one_step_as_an_array_without_axes_gives_one_rate(
+    backend, widest, schedule, formula
+):
     t = backend.asarray(np.asarray(3, widest))
     rate = schedule(t)
     assert rate.shape == ()
@@ -150,7 +170,9 @@ def test_step_decay_steps_at_the_very_step_it_should(backend, widest, every, dty
     np.testing.assert_array_equal(steps, np.arange(every, 1000, every))
 
 
-def test_cosine_warms_up_to_its_rate_and_ends_at_its_final_one(backend, widest, epsilon):
+def test_cosine_warms_up_to_its_rate_and_ends_at_its_final_one(
+    backend, widest, epsilon
+):
     schedule = Cosine(0.2, steps=10, warmup=4, final=0.02)
     t = backend.asarray(np.asarray([0, 3, 4, 10, 11, 10_000], widest))
     expected = [0.05, 0.2, 0.2, 0.02, 0.02, 0.02]
@@ -168,7 +190,9 @@ def test_a_part_begins_at_the_very_step_it_should(backend, widest, dtype):
     rates = backend.to_numpy(backend.jit(schedule)(backend.asarray(t)))
     np.testing.assert_array_equal(rates, [1, 2, 2, 3, 3, 4, 4, 5, 5, 6])
     lengths = (49, 5_000_011)
-    rates = CosineRestarts(1.0, lengths)(backend.asarray(np.asarray([48, 49, 5_000_060], t.dtype)))
+    rates = CosineRestarts(1.0, lengths)(
+        backend.asarray(np.asarray([48, 49, 5_000_060], t.dtype))
+    )
     np.testing.assert_allclose(backend.to_numpy(rates), [0.001, 1.0, 0.0], atol=1e-4)
 
 
@@ -176,7 +200,9 @@ def test_one_cycle_starts_tops_and_ends_where_it_should(backend, widest, epsilon
     schedule = OneCycle(0.2, steps=50, rise=0.2, start=0.02, final=0.002)
     t = backend.asarray(np.asarray([0, 9, 49, 50, 10_000], widest))
     rates = backend.to_numpy(backend.jit(schedule)(t))
-    np.testing.assert_allclose(rates, [0.02, 0.2, 0.002, 0.002, 0.002], rtol=16 * epsilon)
+    np.testing.assert_allclose(
+        rates, [0.02, 0.2, 0.002, 0.002, 0.002], rtol=16 * epsilon
+    )
 
 
 THEIRS = [  # schedule, PyTorch's on top of a rate of 0.1
@@ -188,23 +214,41 @@ THEIRS = [  # schedule, PyTorch's on top of a rate of 0.1
         CosineRestarts(0.1, (10, 20, 40), final=0.01),
         lambda s, o: s.CosineAnnealingWarmRestarts(o, T_0=10, T_mult=2, eta_min=0.01),
     ),
-    (Linear(0.03, 0.1, steps=20), lambda s, o: s.LinearLR(o, start_factor=0.3, total_iters=20)),
-    (Polynomial(0.1, 40, power=2.0), lambda s, o: s.PolynomialLR(o, total_iters=40, power=2.0)),
-    (Piecewise((0.1, 0.02, 0.004), (7, 30)), lambda s, o: s.MultiStepLR(o, [7, 30], gamma=0.2)),
+    (
+        Linear(0.03, 0.1, steps=20),
+        lambda s, o: s.LinearLR(o, start_factor=0.3, total_iters=20),
+    ),
+    (
+        Polynomial(0.1, 40, power=2.0),
+        lambda s, o: s.PolynomialLR(o, total_iters=40, power=2.0),
+    ),
+    (
+        Piecewise((0.1, 0.02, 0.004), (7, 30)),
+        lambda s, o: s.MultiStepLR(o, [7, 30], gamma=0.2),
+    ),
     (
         Piecewise((Linear(0.01, 0.1, steps=9), ExponentialDecay(0.1, 0.9)), (9,)),
         lambda s, o: s.SequentialLR(
             o,
-            [s.LinearLR(o, start_factor=0.1, total_iters=9), s.ExponentialLR(o, gamma=0.9)],
+            [
+                s.LinearLR(o, start_factor=0.1, total_iters=9),
+                s.ExponentialLR(o, gamma=0.9),
+            ],
             milestones=[9],
         ),
     ),
 ]
 
 
-@pytest.mark.parametrize(("schedule", "make"), THEIRS, ids=[str(case[0]) for case in THEIRS])
-def test_the_rate_is_that_of_pytorch_at_every_step(backend, widest, epsilon, schedule, make):
-    torch = pytest.importorskip("torch", reason="PyTorch, the oracle, is not installed here")
+@pytest.mark.parametrize(
+    ("schedule", "make"), THEIRS, ids=[str(case[0]) for case in THEIRS]
+)
+def test_the_rate_is_that_of_pytorch_at_every_step(
+    backend, widest, epsilon, schedule, make
+):
+    torch = pytest.importorskip(
+        "torch", reason="PyTorch, the oracle, is not installed here"
+    )
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
     theirs = make(torch.optim.lr_scheduler, optimizer)
     expected = []
@@ -241,7 +285,10 @@ def test_every_schedule_is_held_to_its_formula():
         (lambda: CosineRestarts(0.1, ()), "one length or more, got none"),
         (lambda: CosineRestarts(0.1, (5, 0)), "each of lengths of at least 1, got 0"),
         (lambda: CosineRestarts(0.0, (5,)), "rate above 0, got 0.0"),
-        (lambda: CosineRestarts(0.1, (5,), final=-1.0), "final of at least 0, got -1.0"),
+        (
+            lambda: CosineRestarts(0.1, (5,), final=-1.0),
+            "final of at least 0, got -1.0",
+        ),
         (lambda: Linear(-0.1, 0.1, steps=5), "start of at least 0, got -0.1"),
         (lambda: Linear(0.1, -0.1, steps=5), "stop of at least 0, got -0.1"),
         (lambda: Linear(0.1, 0.1, steps=0), "steps of at least 1, got 0"),
@@ -251,8 +298,14 @@ def test_every_schedule_is_held_to_its_formula():
         (lambda: OneCycle(0.1, steps=3), "no step to rise in: 0.3 of 3 steps"),
         (lambda: OneCycle(0.1, steps=30, rise=1.0), r"rise in \[0, 1\), got 1.0"),
         (lambda: OneCycle(0.1, steps=30, start=-1.0), "start of at least 0, got -1.0"),
-        (lambda: OneCycle(1e-3, 30, final=0.1), "final, a rate, of at most 0.001, got 0.1"),
-        (lambda: Piecewise((0.1, 0.2), ()), r"a start for each part but the first, got \(\)"),
+        (
+            lambda: OneCycle(1e-3, 30, final=0.1),
+            "final, a rate, of at most 0.001, got 0.1",
+        ),
+        (
+            lambda: Piecewise((0.1, 0.2), ()),
+            r"a start for each part but the first, got \(\)",
+        ),
         (lambda: Piecewise((0.1, 0.2, 0.3), (5, 5)), r"starts that rise, got \(5, 5\)"),
         (lambda: Piecewise((0.1, 0.2), (0,)), "each of starts of at least 1, got 0"),
         (lambda: Piecewise((0.1, -0.2), (5,)), "each part of at least 0, got -0.2"),

@@ -47,7 +47,8 @@ FOUND = [  # model, shape, rows
         ],
     ),
     (
-        nn.Parallel(DENSE, nn.Softmax(), join="multiply"),  # keeps both y, one of them Softmax too
+        # keeps both y, one of them Softmax too
+        nn.Parallel(DENSE, nn.Softmax(), join="multiply"),
         (4,),
         [
             ("", "Parallel", (4,), 0, 0, 160),
@@ -65,7 +66,9 @@ FOUND = [  # model, shape, rows
         ],
     ),
     (
-        nn.Sequential(nn.Tanh(), nn.Recompute(nn.Sequential(DENSE, nn.Softmax(), DENSE))),
+        nn.Sequential(
+            nn.Tanh(), nn.Recompute(nn.Sequential(DENSE, nn.Softmax(), DENSE))
+        ),
         (4,),
         [
             ("0", "Tanh", (4,), 0, 0, 160),
@@ -131,15 +134,21 @@ FOUND = [  # model, shape, rows
 ]
 
 
-@pytest.mark.parametrize(("model", "shape", "rows"), FOUND, ids=[str(row[0]) for row in FOUND])
-def test_each_layer_stands_where_its_parameters_do_with_what_it_keeps(model, shape, rows):
+@pytest.mark.parametrize(
+    ("model", "shape", "rows"), FOUND, ids=[str(row[0]) for row in FOUND]
+)
+def test_each_layer_stands_where_its_parameters_do_with_what_it_keeps(
+    model, shape, rows
+):
     assert cells(summary_of(model, shape)) == rows
 
 
 def kept_on_numpy(model, shape):
     """The bytes of all arrays in a cache that are neither parameters nor state, each once."""
     params, state, _ = model.init(nn.random.key(0, xp=HOST), shape, HOST.float32)
-    *_, cache = model.forward(params, state, np.zeros((10, *shape), "float32"), train=True)
+    *_, cache = model.forward(
+        params, state, np.zeros((10, *shape), "float32"), train=True
+    )
 
     def memory(array):
         while isinstance(array.base, np.ndarray):
@@ -152,8 +161,16 @@ def kept_on_numpy(model, shape):
 
 
 KEEPING = [
-    (nn.Sequential(nn.Conv2D(4, 3), nn.BatchNorm(), nn.ReLU(), nn.AveragePool2D(2)), (8, 8, 2)),
-    (nn.Sequential(nn.Dense(16), nn.Dropout(0.5), nn.GELU(), nn.LayerNorm(), nn.Dense(2)), (8,)),
+    (
+        nn.Sequential(nn.Conv2D(4, 3), nn.BatchNorm(), nn.ReLU(), nn.AveragePool2D(2)),
+        (8, 8, 2),
+    ),
+    (
+        nn.Sequential(
+            nn.Dense(16), nn.Dropout(0.5), nn.GELU(), nn.LayerNorm(), nn.Dense(2)
+        ),
+        (8,),
+    ),
     (nn.Sequential(nn.GRU(8), nn.RNN(4, sequence=False), nn.Softmax()), (6, 3)),
     (nn.Repeat(nn.Residual(nn.LayerNorm(), nn.Dense(8), nn.Tanh()), 3), (8,)),
     (nn.MultiHeadAttention(4, causal=True), (64, 8)),
@@ -166,7 +183,9 @@ KEEPING = [
 ]
 
 
-@pytest.mark.parametrize(("model", "shape"), KEEPING, ids=[str(row[0]) for row in KEEPING])
+@pytest.mark.parametrize(
+    ("model", "shape"), KEEPING, ids=[str(row[0]) for row in KEEPING]
+)
 def test_what_is_kept_is_what_numpy_keeps(model, shape):
     summary = summary_of(model, shape)
     assert summary.bytes_kept == kept_on_numpy(model, shape)
@@ -188,13 +207,21 @@ OPERATIONS = [
     ),
     (
         nn.Sequential(DENSE, nn.Recompute(nn.Sequential(DENSE, nn.Softmax()))),
-        [("0", 360, 360), ("1", 0, 0), ("1.0", 360, 680 + 360), ("1.1", 200, 160 + 200)],
+        [
+            ("0", 360, 360),
+            ("1", 0, 0),
+            ("1.0", 360, 680 + 360),
+            ("1.1", 200, 160 + 200),
+        ],
     ),
     (
         nn.Repeat(nn.Residual(DENSE), 3),
         [("", 0, 0), ("", 3 * 40, 3 * 40), ("0", 3 * 360, 3 * 680)],
     ),
-    (nn.Sequential(nn.Freeze(DENSE), DENSE), [("0", 0, 0), ("0", 360, 0), ("1", 360, 360)]),
+    (
+        nn.Sequential(nn.Freeze(DENSE), DENSE),
+        [("0", 0, 0), ("0", 360, 0), ("1", 360, 360)],
+    ),
     (
         nn.Graph(h=(DENSE, "x"), y=(nn.Shared("h"), "h")),
         [("", 0, 20), ("h", 2 * 360, 2 * 680)],  # two gradients of 20 parameters add up
@@ -202,7 +229,9 @@ OPERATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("model", "rows"), OPERATIONS, ids=[str(row[0]) for row in OPERATIONS])
+@pytest.mark.parametrize(
+    ("model", "rows"), OPERATIONS, ids=[str(row[0]) for row in OPERATIONS]
+)
 def test_operations_belong_to_the_layer_that_asks_for_them(model, rows):
     summary = summary_of(model, (4,))
     assert flops(summary) == rows
@@ -211,9 +240,11 @@ def test_operations_belong_to_the_layer_that_asks_for_them(model, rows):
 
 
 SAVED = [  # model, bytes that each row would save if it were recomputed, and for what
-    (nn.Sequential(DENSE, nn.Tanh()), [(0, 360), (0, 40)]),  # both keep what they are given
+    # both keep what they are given
+    (nn.Sequential(DENSE, nn.Tanh()), [(0, 360), (0, 40)]),
     (nn.Sequential(DENSE, nn.Softmax(), DENSE), [(0, 360), (0, 200), (0, 360)]),
-    (nn.Sequential(DENSE, nn.Softmax()), [(0, 360), (0, 200)]),  # y or x, which is as much
+    # y or x, which is as much
+    (nn.Sequential(DENSE, nn.Softmax()), [(0, 360), (0, 200)]),
     (nn.Residual(DENSE, nn.Tanh(), DENSE), [(320, 800), (0, 360), (0, 40), (0, 360)]),
     (  # x is saved as well, y of Softmax by itself and the last
         nn.Parallel(DENSE, nn.Sequential(nn.Softmax(), DENSE)),
@@ -223,7 +254,10 @@ SAVED = [  # model, bytes that each row would save if it were recomputed, and fo
         nn.Repeat(nn.Sequential(DENSE, nn.Tanh()), 3),
         [(800, 1200), (0, 1080), (0, 120)],
     ),
-    (nn.Sequential(DENSE, nn.Recompute(nn.Residual(DENSE, nn.Tanh()))), [(0, 360), (0, 440)]),
+    (
+        nn.Sequential(DENSE, nn.Recompute(nn.Residual(DENSE, nn.Tanh()))),
+        [(0, 360), (0, 440)],
+    ),
 ]
 
 
@@ -305,7 +339,9 @@ def test_the_sums_are_those_of_the_whole_model():
 
 def test_several_outputs_are_shown_by_name():
     model = nn.Graph(
-        a=(nn.Tanh(), "x"), b=(nn.Parallel(DENSE, nn.Tanh(), join=None), "a"), outputs=("a", "b")
+        a=(nn.Tanh(), "x"),
+        b=(nn.Parallel(DENSE, nn.Tanh(), join=None), "a"),
+        outputs=("a", "b"),
     )
     shapes = {row.path: row.shape for row in summary_of(model, (4,)).rows}
     assert (shapes["a"], shapes["b.0"], shapes["b.1"]) == ((4,), (4,), (4,))
@@ -351,7 +387,9 @@ def test_nothing_is_computed_however_large_it_would_be():
 
 
 def test_the_memory_of_training_stands_below_the_table(backend):
-    made = nn.Trainer(DENSE, nn.mean_squared_error, nn.Adam(), backend=backend, shape=(4,))
+    made = nn.Trainer(
+        DENSE, nn.mean_squared_error, nn.Adam(), backend=backend, shape=(4,)
+    )
     summary = made.summary(10)
     # x, y, target and dy; parameters, m, v: before and after; gradients; two steps; aside
     assert summary.bytes_of_training > 4 * 160 + 7 * 80
@@ -365,7 +403,9 @@ def test_a_layer_that_asks_for_a_value_is_named():
             return x / x.sum(), state, ()
 
     model = nn.Sequential(nn.Dense(3), nn.Residual(Summed()))
-    trainer = nn.Trainer(model, nn.mean_squared_error, nn.SGD(0.1), backend="numpy", shape=(3,))
+    trainer = nn.Trainer(
+        model, nn.mean_squared_error, nn.SGD(0.1), backend="numpy", shape=(3,)
+    )
     with pytest.raises(AttributeError, match="has no sum") as raised:
         trainer.summary()
     assert raised.value.__notes__ == ["in 1.0, Summed()"]

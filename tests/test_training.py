@@ -23,7 +23,9 @@ def blobs(count=50, width=4, classes=3):
     generator = np.random.default_rng(0)
     labels = np.arange(count) % classes
     centres = 3 * np.random.default_rng(1).standard_normal((classes, width))
-    return (centres[labels] + generator.standard_normal((count, width))).astype("float32"), labels
+    return (centres[labels] + generator.standard_normal((count, width))).astype(
+        "float32"
+    ), labels
 
 
 def classifier(*before, width=8, classes=3):
@@ -36,7 +38,10 @@ def make(backend, model=None, loss=nn.softmax_cross_entropy, optimizer=None, **o
 
 
 def host(trainer):
-    return [trainer.backend.to_numpy(leaf).copy() for leaf in leaves(trainer._current_carry())]
+    return [
+        trainer.backend.to_numpy(leaf).copy()
+        for leaf in leaves(trainer._current_carry())
+    ]
 
 
 X, LABELS = blobs()
@@ -55,7 +60,9 @@ def assert_same_bits(one, other):
 def test_it_learns(backend):
     x, labels = blobs()
     trainer = make(backend, classifier(width=16), optimizer=nn.Adam(3e-2))
-    history = trainer.fit(x, labels, epochs=15, batch_size=16, validation=(x, labels), verbose=0)
+    history = trainer.fit(
+        x, labels, epochs=15, batch_size=16, validation=(x, labels), verbose=0
+    )
     assert history["loss"][-1] < 0.3 * history["loss"][0]
     assert trainer.evaluate(x, labels)["accuracy"] > 0.95
     assert history["validation_accuracy"][-1] > 0.95
@@ -90,13 +97,17 @@ def test_a_trainer_gives_the_same_bits_twice(backend):
 
 def test_every_backend_starts_from_the_same_bits(backend):
     model = nn.Sequential(nn.Dense(7), nn.BatchNorm(), nn.Dropout(0.5), nn.Dense(3))
-    assert_same_bits(host(make(backend, model, shape=(5,))), host(make("numpy", model, shape=(5,))))
+    assert_same_bits(
+        host(make(backend, model, shape=(5,))), host(make("numpy", model, shape=(5,)))
+    )
 
 
 def test_all_backends_learn_the_same(backend):
     """Same weights, masks and order: after 20 steps only roundings differ."""
     x, labels = blobs()
-    model = nn.Sequential(nn.Dense(8), nn.BatchNorm(), nn.Tanh(), nn.Dropout(0.3), nn.Dense(3))
+    model = nn.Sequential(
+        nn.Dense(8), nn.BatchNorm(), nn.Tanh(), nn.Dropout(0.3), nn.Dense(3)
+    )
     result = []
     for where in (backend, "numpy"):
         trainer = make(where, model, optimizer=nn.SGD(0.05, momentum=0.9))
@@ -159,9 +170,13 @@ def test_examples_without_numbers_are_trained_on(backend, shape):
     labels = np.repeat([0, 1, 2], [5, 10, 15])
     model = nn.Sequential(nn.Dense(2), nn.Flatten(), nn.Dense(3))
     trainer = make(backend, model, optimizer=nn.SGD(1.0))
-    trainer.fit(np.zeros((30, *shape), "float32"), labels, epochs=60, batch_size=30, verbose=0)
+    trainer.fit(
+        np.zeros((30, *shape), "float32"), labels, epochs=60, batch_size=30, verbose=0
+    )
     y = trainer.predict(np.zeros((1, *shape), "float32"))[0]
-    np.testing.assert_allclose(np.exp(y) / np.exp(y).sum(), [1 / 6, 1 / 3, 1 / 2], atol=1e-2)
+    np.testing.assert_allclose(
+        np.exp(y) / np.exp(y).sum(), [1 / 6, 1 / 3, 1 / 2], atol=1e-2
+    )
 
 
 def test_the_reported_loss_is_the_mean_over_examples(backend):
@@ -173,7 +188,9 @@ def test_the_reported_loss_is_the_mean_over_examples(backend):
     for batch_size in (1, 7, 50, 64):
         result = trainer.evaluate(x, labels, batch_size=batch_size)
         assert result["loss"] == pytest.approx(expected, rel=1e-5)
-        assert result["accuracy"] == pytest.approx(trainer.evaluate(x, labels)["accuracy"])
+        assert result["accuracy"] == pytest.approx(
+            trainer.evaluate(x, labels)["accuracy"]
+        )
 
 
 def test_weights_count_as_repetitions_do(backend):
@@ -223,7 +240,9 @@ def test_all_batches_compile_once(backend):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_steps_taken_by_one_call_are_those_taken_one_by_one(backend, monkeypatch, weighted):
+def test_steps_taken_by_one_call_are_those_taken_one_by_one(
+    backend, monkeypatch, weighted
+):
     """Eleven batches, the last one short, by calls of four; and what is left of an epoch."""
     monkeypatch.setattr(nn.Backend, "compiles", True)
     x, labels = blobs(43)
@@ -232,7 +251,9 @@ def test_steps_taken_by_one_call_are_those_taken_one_by_one(backend, monkeypatch
     model = classifier(nn.BatchNorm(), nn.Dropout(0.1))
     together, alone = make(backend, model), make(backend, model)
     calls, steps = [], together._steps
-    monkeypatch.setattr(together, "_steps", lambda *given: calls.append(1) or steps(*given))
+    monkeypatch.setattr(
+        together, "_steps", lambda *given: calls.append(1) or steps(*given)
+    )
     together.build((4,))
     each = feed.multiplications_per_row(model, together.params, (4,))
     monkeypatch.setattr(feed, "_MAX_MULTIPLICATIONS", 4 * 4 * each)
@@ -243,14 +264,18 @@ def test_steps_taken_by_one_call_are_those_taken_one_by_one(backend, monkeypatch
     for steps, result in zip((4, None), histories, strict=True):
         expected = alone.fit(x, labels, steps=steps, epochs=1, **options)
         assert result.epochs[-1]["steps"] == expected.epochs[-1]["steps"]
-        assert result.epochs[-1]["loss"] == pytest.approx(expected.epochs[-1]["loss"], rel=1e-5)
+        assert result.epochs[-1]["loss"] == pytest.approx(
+            expected.epochs[-1]["loss"], rel=1e-5
+        )
     assert (together.steps, together.epoch) == (alone.steps, alone.epoch) == (11, 1)
     for a, b in zip(host(together), host(alone), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_the_order_of_an_epoch_is_fixed_by_seed_and_epoch():
-    orders = [batches.epoch_order(seed, epoch, 100) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [
+        batches.epoch_order(seed, epoch, 100) for seed in (0, 1) for epoch in (0, 1)
+    ]
     for i, one in enumerate(orders):
         assert sorted(one) == list(range(100))
         assert all(not np.array_equal(one, other) for other in orders[i + 1 :])
@@ -278,7 +303,11 @@ class TwoByTwo(nn.Layer):
     def forward(self, params, state, x, *, train=False):
         z = x["x"] @ params["weight"]
         value = nn.core.arrays.namespace(z).where(x["mask"], z, 0.0)
-        return {"value": value, "logits": z @ params["other"]}, state, (x["x"], x["mask"], z)
+        return (
+            {"value": value, "logits": z @ params["other"]},
+            state,
+            (x["x"], x["mask"], z),
+        )
 
     def backward(self, params, cache, dy):
         x, mask, z = cache
@@ -302,19 +331,26 @@ def two_by_two(backend, **options):
 def test_trees_are_learned_from_and_predicted(backend, tmp_path):
     x, target = pairs()
     trainer = two_by_two(backend)
-    history = trainer.fit(x, target, epochs=20, batch_size=16, validation=(x, target), verbose=0)
+    history = trainer.fit(
+        x, target, epochs=20, batch_size=16, validation=(x, target), verbose=0
+    )
     assert history["loss"][-1] < 0.5 * history["loss"][0]
     assert history["validation_logits.accuracy"][-1] > 0.9
     assert trainer.shape == {"x": (4,), "mask": (3,)}
     assert trainer.out_shape == {"value": (3,), "logits": (2,)}
     y = trainer.predict(x, batch_size=16)
-    assert {name: leaf.shape for name, leaf in y.items()} == {"value": (50, 3), "logits": (50, 2)}
+    assert {name: leaf.shape for name, leaf in y.items()} == {
+        "value": (50, 3),
+        "logits": (50, 2),
+    }
     np.testing.assert_array_equal(y["value"][~x["mask"]], 0.0)
     moved = trainer.predict(backend.asarray(x))
     assert nn.core.arrays.namespace(moved["value"]) is nn.core.arrays.namespace(
         trainer.params["weight"]
     )
-    np.testing.assert_allclose(backend.to_numpy(moved["logits"]), y["logits"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        backend.to_numpy(moved["logits"]), y["logits"], rtol=1e-5, atol=1e-6
+    )
     for batch_size in (7, 50):
         result = trainer.evaluate(x, target, batch_size=batch_size)
         assert result == pytest.approx(trainer.evaluate(x, target), rel=1e-5)
@@ -343,7 +379,11 @@ class Swapped(nn.Layer):
 
     def init(self, key, shape, dtype):
         first, second = shape
-        return {"gain": nn.core.arrays.namespace(key).ones(1, dtype=dtype)}, {}, (second, first)
+        return (
+            {"gain": nn.core.arrays.namespace(key).ones(1, dtype=dtype)},
+            {},
+            (second, first),
+        )
 
     def forward(self, params, state, x, *, train=False):
         return (x[1] * params["gain"], 2.0 * x[0]), state, x[1]
@@ -376,7 +416,13 @@ GIVEN, WANTED = pairs()
 NAN_LEAF = GIVEN["x"].copy()
 NAN_LEAF[2, 1] = np.nan
 WRONG_TREES = [
-    ("width", {"mask": GIVEN["mask"][:, :2]}, {}, ValueError, r"x\.mask of shape \(examples, 3\)"),
+    (
+        "width",
+        {"mask": GIVEN["mask"][:, :2]},
+        {},
+        ValueError,
+        r"x\.mask of shape \(examples, 3\)",
+    ),
     ("NaN", {"x": NAN_LEAF}, {}, ValueError, r"x\.x\[2, 1\] is nan"),
     (
         "lengths",
@@ -385,11 +431,41 @@ WRONG_TREES = [
         ValueError,
         r"x\.mask holds 49 examples, but x\.x",
     ),
-    ("dtype", {"x": GIVEN["x"].astype("float64")}, {}, TypeError, r"x\.x is float64, but the mod"),
-    ("kind", {"mask": np.ones((50, 3))}, {}, TypeError, r"takes bool numbers as x\.mask, got fl"),
-    ("0-d", {"mask": True}, {}, ValueError, r"expected x\.mask of shape \(examples, \.\.\.\)"),
-    ("name", {"musk": GIVEN["mask"]}, {}, ValueError, r"x\.mask and x\.x, got x\.mask and x\.musk"),
-    ("target", {}, {"value": WANTED["value"][1:]}, ValueError, r"but target\.value of shape \(49"),
+    (
+        "dtype",
+        {"x": GIVEN["x"].astype("float64")},
+        {},
+        TypeError,
+        r"x\.x is float64, but the mod",
+    ),
+    (
+        "kind",
+        {"mask": np.ones((50, 3))},
+        {},
+        TypeError,
+        r"takes bool numbers as x\.mask, got fl",
+    ),
+    (
+        "0-d",
+        {"mask": True},
+        {},
+        ValueError,
+        r"expected x\.mask of shape \(examples, \.\.\.\)",
+    ),
+    (
+        "name",
+        {"musk": GIVEN["mask"]},
+        {},
+        ValueError,
+        r"x\.mask and x\.x, got x\.mask and x\.musk",
+    ),
+    (
+        "target",
+        {},
+        {"value": WANTED["value"][1:]},
+        ValueError,
+        r"but target\.value of shape \(49",
+    ),
     (
         "label",
         {},
@@ -401,9 +477,13 @@ WRONG_TREES = [
 
 
 @pytest.mark.parametrize(
-    ("x", "target", "kind", "said"), [w[1:] for w in WRONG_TREES], ids=[w[0] for w in WRONG_TREES]
+    ("x", "target", "kind", "said"),
+    [w[1:] for w in WRONG_TREES],
+    ids=[w[0] for w in WRONG_TREES],
 )
-def test_wrong_trees_are_refused_by_the_name_of_the_leaf(backend, x, target, kind, said):
+def test_wrong_trees_are_refused_by_the_name_of_the_leaf(
+    backend, x, target, kind, said
+):
     trainer = two_by_two(backend, shape={"x": (4,), "mask": (3,)})
     with pytest.raises(kind, match=said):
         trainer.fit(GIVEN | x, WANTED | target, verbose=0)
@@ -413,7 +493,11 @@ def test_wrong_trees_are_refused_by_the_name_of_the_leaf(backend, x, target, kin
     ("input_kinds", "x", "expected"),
     [
         ("integral", 0, "integral"),
-        ("integral", {"a": 0, "b": (0, 0)}, {"a": "integral", "b": ("integral", "integral")}),
+        (
+            "integral",
+            {"a": 0, "b": (0, 0)},
+            {"a": "integral", "b": ("integral", "integral")},
+        ),
         ({"x": "integral", "mask": "bool"}, 0, "integral"),
         ({"x": "integral", "mask": "bool"}, (0, 0), ("integral", "integral")),
         ({"x": "integral", "mask": "bool"}, {"mask": 0}, {"mask": "bool"}),
@@ -425,7 +509,9 @@ def test_input_kinds_are_found_for_each_leaf(input_kinds, x, expected):
 
 
 def test_a_name_that_a_layer_does_not_take_is_refused():
-    with pytest.raises(ValueError, match=r"inputs among \['mask', 'x'\], got \['musk'\]"):
+    with pytest.raises(
+        ValueError, match=r"inputs among \['mask', 'x'\], got \['musk'\]"
+    ):
         kinds({"x": "integral", "mask": "bool"}, {"x": 0, "musk": 0})
 
 
@@ -440,12 +526,16 @@ def test_an_array_where_a_tree_belongs_is_refused(backend):
 # --- files ------------------------------------------------------------------------------
 
 
-def test_mapped_files_train_as_arrays_do_and_are_never_held_as_a_whole(backend, tmp_path):
+def test_mapped_files_train_as_arrays_do_and_are_never_held_as_a_whole(
+    backend, tmp_path
+):
     count = 40_000
     x = np.random.default_rng(0).standard_normal((count, 100)).astype("float32")
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "labels.npy", np.arange(count) % 3)
-    mapped, labels = (np.load(tmp_path / f"{n}.npy", mmap_mode="r") for n in ("x", "labels"))
+    mapped, labels = (
+        np.load(tmp_path / f"{n}.npy", mmap_mode="r") for n in ("x", "labels")
+    )
     options = {"batch_size": 64, "steps": 2, "verbose": 0}
     first, second = (make(backend, nn.Dense(3), shape=(100,)) for _ in range(2))
     second.fit(x, np.arange(count) % 3, **options)
@@ -473,14 +563,22 @@ def test_what_is_wrong_in_a_file_is_found_and_counted_from_its_piece(
     x[19, 2] = np.nan
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "labels.npy", np.where(np.arange(50) == 40, 2**40, labels))
-    mapped, wrong = (np.load(tmp_path / f"{n}.npy", mmap_mode="r") for n in ("x", "labels"))
+    mapped, wrong = (
+        np.load(tmp_path / f"{n}.npy", mmap_mode="r") for n in ("x", "labels")
+    )
     trainer = make(backend, shape=(4,))
     with pytest.raises(ValueError, match=r"x\[3, 2\] is nan, counted from example 16"):
         trainer.fit(mapped, labels, verbose=0)
-    with pytest.raises(ValueError, match=r"label\[8\] is 1099511627776, counted from example 32"):
+    with pytest.raises(
+        ValueError, match=r"label\[8\] is 1099511627776, counted from example 32"
+    ):
         trainer.fit(np.nan_to_num(x), wrong, verbose=0)
-    free = make(backend, loss=lambda y, target: nn.mean_squared_error(y, 0.0 * y), shape=(4,))
-    with pytest.raises(ValueError, match=r"target\[8\] is .*not fit into int32, counted from exa"):
+    free = make(
+        backend, loss=lambda y, target: nn.mean_squared_error(y, 0.0 * y), shape=(4,)
+    )
+    with pytest.raises(
+        ValueError, match=r"target\[8\] is .*not fit into int32, counted from exa"
+    ):
         free.fit(np.nan_to_num(x), wrong, batch_size=50, verbose=0)
 
 
@@ -498,10 +596,14 @@ def test_batches_of_ones_own_train_as_steps_do_and_short_ones_count_no_filler(ba
     model = nn.Sequential(nn.Dense(6), nn.BatchNorm(), nn.ReLU(), nn.Dense(3))
     streamed, plain = (make(backend, model, optimizer=nn.SGD(0.1)) for _ in range(2))
     history = streamed.fit(batches=cut([8, 5, 8, 3]), epochs=2, verbose=0)
-    losses = [float(plain.step(*batch)) for _ in range(2) for batch in cut([8, 5, 8, 3])]
+    losses = [
+        float(plain.step(*batch)) for _ in range(2) for batch in cut([8, 5, 8, 3])
+    ]
     for a, b in zip(host(streamed), host(plain), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    assert history["loss"][0] == pytest.approx(np.average(losses[:4], weights=[8, 5, 8, 3]), 1e-5)
+    assert history["loss"][0] == pytest.approx(
+        np.average(losses[:4], weights=[8, 5, 8, 3]), 1e-5
+    )
     assert (streamed.steps, streamed.epoch, history["steps"]) == (8, 2, [4, 4])
     compiled = getattr(streamed._step, "_cache_size", None)
     assert compiled is None or compiled() == 1
@@ -534,7 +636,9 @@ def test_interrupted_in_an_epoch_of_ones_own_batches_it_goes_on_with_the_next(
     def make_batches(epoch):
         epochs.append(epoch)
         x, labels = blobs()
-        return (told(b) for b in cut(sizes, np.roll(x, epoch, 0), np.roll(labels, epoch, 0)))
+        return (
+            told(b) for b in cut(sizes, np.roll(x, epoch, 0), np.roll(labels, epoch, 0))
+        )
 
     def source():
         if kind == "list":
@@ -568,7 +672,10 @@ SOURCES = {
     "list": lambda: {"batches": cut([8, 8])},
     "function": lambda: {"batches": lambda epoch: (batch for batch in cut([8, 8]))},
     "iterator of a list": lambda: {"batches": iter(cut([8, 8]))},
-    "generator of steps": lambda: {"batches": (b for b in cut([8, 8])), "steps_per_epoch": 2},
+    "generator of steps": lambda: {
+        "batches": (b for b in cut([8, 8])),
+        "steps_per_epoch": 2,
+    },
 }
 
 
@@ -602,8 +709,18 @@ def test_a_generator_that_has_nothing_left_completes_its_epoch_in_the_next_fit()
 @pytest.mark.parametrize(
     ("batches", "options", "kind", "said"),
     [
-        (iter(cut([8, 8])), {"epochs": 2}, ValueError, "ended after 0 in epoch 2: an iterator"),
-        (cut([8, 8]), {"steps_per_epoch": 3}, ValueError, "ended after 2 of 3 in epoch 1"),
+        (
+            iter(cut([8, 8])),
+            {"epochs": 2},
+            ValueError,
+            "ended after 0 in epoch 2: an iterator",
+        ),
+        (
+            cut([8, 8]),
+            {"steps_per_epoch": 3},
+            ValueError,
+            "ended after 2 of 3 in epoch 1",
+        ),
         ([], {}, ValueError, "ended after 0 in epoch 1"),
         ([X[:4]], {}, TypeError, r"\(x, target, weights\), got a ndarray"),
         ([(X[:4],)], {}, TypeError, "got a tuple of 1"),
@@ -611,14 +728,24 @@ def test_a_generator_that_has_nothing_left_completes_its_epoch_in_the_next_fit()
         ([(X[:4, :3], LABELS[:4])], {}, ValueError, r"\(examples, 4\), got \(4, 3\)"),
         ([(X[:4], LABELS[:4] + 1)], {}, ValueError, "labels from 0 to 2"),
         (cut([8]), {"x": X, "target": LABELS}, ValueError, "or batches, got both"),
-        (cut([8]), {"weights": np.ones(8, "float32")}, ValueError, "or batches, got both"),
+        (
+            cut([8]),
+            {"weights": np.ones(8, "float32")},
+            ValueError,
+            "or batches, got both",
+        ),
         (
             None,
             {"x": X, "target": LABELS, "steps_per_epoch": 3},
             ValueError,
             "is for user-supplied",
         ),
-        (None, {"x": X, "target": LABELS, "prefetch": -1}, ValueError, "prefetch to be an integ"),
+        (
+            None,
+            {"x": X, "target": LABELS, "prefetch": -1},
+            ValueError,
+            "prefetch to be an integ",
+        ),
     ],
 )
 @pytest.mark.parametrize("prefetch", [0, 1])
@@ -626,7 +753,9 @@ def test_wrong_batches_are_refused(backend, batches, options, kind, said, prefet
     trainer = make(backend, nn.Dense(3), shape=(4,))
     batches = iter(cut([8, 8])) if isinstance(batches, Iterator) else batches
     with pytest.raises(kind, match=said):
-        trainer.fit(**{"batches": batches, "prefetch": prefetch, "verbose": 0} | options)
+        trainer.fit(
+            **{"batches": batches, "prefetch": prefetch, "verbose": 0} | options
+        )
     trainer.fit(batches=cut([8, 8, 8]), verbose=0)
 
 
@@ -638,7 +767,9 @@ def test_an_error_in_a_batch_says_which_and_costs_no_step_before_it(backend):
     assert caught.value.__notes__ == ["in batch 3 of epoch 1"]
     other.fit(batches=cut([8, 8]), verbose=0)
     assert_same_bits(host(trainer), host(other))
-    with pytest.raises(ValueError, match="epoch 1 was begun with other batches, got 50 examples"):
+    with pytest.raises(
+        ValueError, match="epoch 1 was begun with other batches, got 50 examples"
+    ):
         trainer.fit(x, labels, verbose=0)
 
 
@@ -664,7 +795,9 @@ def test_a_loss_without_weights_takes_batches_of_one_length_only(backend):
     target = np.ones((50, 3), "float32")
     trainer = make(backend, nn.Dense(3), loss=squares)
     trainer.fit(batches=cut([8, 8], X, target), verbose=0)
-    with pytest.raises(TypeError, match="a short batch, of 3 examples where others had 8, needs a"):
+    with pytest.raises(
+        TypeError, match="a short batch, of 3 examples where others had 8, needs a"
+    ):
         trainer.fit(batches=cut([8, 3], X, target), verbose=0)
 
 
@@ -676,7 +809,9 @@ def shaken(x, target, generator):
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
-def test_augmented_and_prepared_ahead_it_is_interrupted_without_a_trace(backend, prefetch):
+def test_augmented_and_prepared_ahead_it_is_interrupted_without_a_trace(
+    backend, prefetch
+):
     x, labels = blobs()
     whole, part, other = (make(backend, nn.Dense(3)) for _ in range(3))
     options = {"batch_size": 16, "augment": shaken, "verbose": 0}
@@ -708,9 +843,21 @@ def test_each_batch_is_augmented_once_by_draws_of_its_own(backend):
 @pytest.mark.parametrize(
     ("augment", "kind", "said"),
     [
-        (lambda x, target, _: x, TypeError, r"augment to return \(x, target\), got ndarray"),
-        (lambda x, target, _: (x[1:], target[1:]), ValueError, "turned 16 examples into 15"),
-        (lambda x, target, _: (2.0 * x.astype("float64"), target), TypeError, "x is float64, but"),
+        (
+            lambda x, target, _: x,
+            TypeError,
+            r"augment to return \(x, target\), got ndarray",
+        ),
+        (
+            lambda x, target, _: (x[1:], target[1:]),
+            ValueError,
+            "turned 16 examples into 15",
+        ),
+        (
+            lambda x, target, _: (2.0 * x.astype("float64"), target),
+            TypeError,
+            "x is float64, but",
+        ),
         (lambda x, target, _: (x * np.float32("nan"), target), ValueError, "is nan"),
         (lambda x, target, _: (x, target + 3), ValueError, "labels from 0 to 2"),
     ],
@@ -722,7 +869,8 @@ def test_what_augment_makes_is_checked_too(backend, augment, kind, said):
 
 
 def test_ctrl_c_leaves_no_thread_behind(backend, monkeypatch):
-    monkeypatch.setattr(feed, "_MAX_MULTIPLICATIONS", 0)  # each step by a call of its own
+    # each step by a call of its own
+    monkeypatch.setattr(feed, "_MAX_MULTIPLICATIONS", 0)
     trainer, whole = make(backend, nn.Dense(3)), make(backend, nn.Dense(3))
     step, calls = trainer._step, []
 
@@ -752,9 +900,13 @@ def test_predict_gives_back_the_library_it_was_given(backend):
     assert isinstance(expected, np.ndarray)
     assert expected.shape == (50, 3)
     moved = trainer.predict(backend.asarray(x), batch_size=16)
-    assert nn.core.arrays.namespace(moved) is nn.core.arrays.namespace(backend.asarray(x))
+    assert nn.core.arrays.namespace(moved) is nn.core.arrays.namespace(
+        backend.asarray(x)
+    )
     np.testing.assert_allclose(backend.to_numpy(moved), expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(trainer.predict(x.tolist()), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        trainer.predict(x.tolist()), expected, rtol=1e-5, atol=1e-6
+    )
     assert trainer.predict(x[:0]).shape == (0, 3)
     assert trainer.predict(x[:1]).shape == (1, 3)
 
@@ -827,7 +979,13 @@ WRONG = [
         TypeError,
         "x is float64, but the model computes in float32",
     ),
-    ("integers", X.astype("int64"), LABELS, TypeError, "takes real floating numbers, got int64"),
+    (
+        "integers",
+        X.astype("int64"),
+        LABELS,
+        TypeError,
+        "takes real floating numbers, got int64",
+    ),
     ("strings", np.array([["a"] * 4] * 50), LABELS, TypeError, "to hold numbers"),
     (
         "another library",
@@ -838,9 +996,27 @@ WRONG = [
     ),
     ("NaN", NAN, LABELS, ValueError, r"x\[3, 1\] is nan"),
     ("no examples", X[:0], LABELS[:0], ValueError, "at least one example"),
-    ("fewer labels", X, LABELS[:-1], ValueError, r"50 examples, but targets of shape \(49,\)"),
-    ("label too high", X, LABELS + 1, ValueError, r"labels from 0 to 2, but label\[2\] is 3"),
-    ("label below 0", X, LABELS - 1, ValueError, r"labels from 0 to 2, but label\[0\] is -1"),
+    (
+        "fewer labels",
+        X,
+        LABELS[:-1],
+        ValueError,
+        r"50 examples, but targets of shape \(49,\)",
+    ),
+    (
+        "label too high",
+        X,
+        LABELS + 1,
+        ValueError,
+        r"labels from 0 to 2, but label\[2\] is 3",
+    ),
+    (
+        "label below 0",
+        X,
+        LABELS - 1,
+        ValueError,
+        r"labels from 0 to 2, but label\[0\] is -1",
+    ),
     (
         "float labels",
         X,
@@ -848,7 +1024,13 @@ WRONG = [
         TypeError,
         "expected integer labels, got float32",
     ),
-    ("label rank", X, LABELS[:, None], ValueError, r"expected targets \(batch\), got \(50, 1\)"),
+    (
+        "label rank",
+        X,
+        LABELS[:, None],
+        ValueError,
+        r"expected targets \(batch\), got \(50, 1\)",
+    ),
 ]
 
 
@@ -891,42 +1073,73 @@ def test_wrong_options_are_refused(backend, options, said):
     [((X, LABELS, np.ones(50, "float32")), "tuple of 3"), (X, "ndarray"), (7, "int")],
 )
 def test_validation_is_a_pair(backend, validation, said):
-    with pytest.raises(TypeError, match=rf"expected validation \(x, target\), got a {said}"):
+    with pytest.raises(
+        TypeError, match=rf"expected validation \(x, target\), got a {said}"
+    ):
         make(backend).fit(X, LABELS, validation=validation, verbose=0)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.5])
 def test_predictions_are_made_in_batches_of_some(backend, batch_size):
-    trainer, text = make(backend, shape=(4,)), "batch_size to be an integer of at least 1"
+    trainer, text = (
+        make(backend, shape=(4,)),
+        "batch_size to be an integer of at least 1",
+    )
     with pytest.raises(ValueError, match=text):
         trainer.evaluate(X, LABELS, batch_size=batch_size)
     with pytest.raises(ValueError, match=text):
         trainer.predict(X, batch_size=batch_size)
 
 
-@pytest.mark.parametrize("weights", [np.arange(50), list(range(50)), np.arange(50) % 2 > 0])
+@pytest.mark.parametrize(
+    "weights", [np.arange(50), list(range(50)), np.arange(50) % 2 > 0]
+)
 def test_weights_may_be_integers_or_booleans(backend, weights):
     one, other = (make(backend, optimizer=nn.SGD(0.1)) for _ in range(2))
     one.fit(X, LABELS, batch_size=25, weights=weights, verbose=0)
-    other.fit(X, LABELS, batch_size=25, weights=np.asarray(weights, "float32"), verbose=0)
+    other.fit(
+        X, LABELS, batch_size=25, weights=np.asarray(weights, "float32"), verbose=0
+    )
     assert_same_bits(host(one), host(other))
 
 
 @pytest.mark.parametrize(
     ("model", "loss", "target", "said"),
     [
-        (TwoByTwo(), nn.softmax_cross_entropy, LABELS, r"one output, got \{.*: Losses has a loss"),
-        (TwoByTwo(), nn.mean_squared_error, X, r"one output, got \{.*: Losses has a loss"),
-        (nn.Dense(3), nn.softmax_cross_entropy, {"a": LABELS}, "as one array, got a dict"),
+        (
+            TwoByTwo(),
+            nn.softmax_cross_entropy,
+            LABELS,
+            r"one output, got \{.*: Losses has a loss",
+        ),
+        (
+            TwoByTwo(),
+            nn.mean_squared_error,
+            X,
+            r"one output, got \{.*: Losses has a loss",
+        ),
+        (
+            nn.Dense(3),
+            nn.softmax_cross_entropy,
+            {"a": LABELS},
+            "as one array, got a dict",
+        ),
         (nn.Dense(3), nn.multi_class_margin, {"a": LABELS}, "as one array, got a dict"),
         (nn.Dense(3), nn.hinge, (X, X), "as one array, got a tuple"),
-        (nn.Dense(3), nn.mean_squared_error, 1.0 * LABELS, r"targets \(batch, 3\), got \(50,\)"),
+        (
+            nn.Dense(3),
+            nn.mean_squared_error,
+            1.0 * LABELS,
+            r"targets \(batch, 3\), got \(50,\)",
+        ),
     ],
 )
 def test_targets_that_do_not_suit_the_loss_are_refused_by_its_name(
     backend, model, loss, target, said
 ):
-    target = tree_map(lambda leaf: leaf.astype("float32") if leaf.dtype == float else leaf, target)
+    target = tree_map(
+        lambda leaf: leaf.astype("float32") if leaf.dtype == float else leaf, target
+    )
     x = {"x": X, "mask": np.ones((50, 3), bool)} if isinstance(model, TwoByTwo) else X
     with pytest.raises(ValueError, match=said) as caught:
         make(backend, model, loss).fit(x, target, verbose=0)
@@ -937,7 +1150,9 @@ def test_weights_are_one_array_and_a_loss_is_one_number(backend):
     with pytest.raises(TypeError, match="weights as one array"):
         make(backend).fit(X, LABELS, weights={"a": np.ones(50, "float32")}, verbose=0)
     loss = partial(nn.mean_squared_error, reduction="none")
-    with pytest.raises(ValueError, match=r"a loss of one number, got one of shape \(4, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"a loss of one number, got one of shape \(4, 3\)"
+    ):
         make(backend, loss=loss).step(X[:4], np.ones((4, 3), "float32"))
 
 
@@ -950,13 +1165,21 @@ def test_a_loss_of_ones_own_may_do_without_weights_where_none_are_needed(backend
     target = np.ones((50, 3), "float32")
     history = trainer.fit(X, target, epochs=2, batch_size=25, verbose=0)
     assert history["loss"][1] < history["loss"][0]
-    with pytest.raises(TypeError, match="of 50 examples 16 at a time, needs a loss that takes"):
+    with pytest.raises(
+        TypeError, match="of 50 examples 16 at a time, needs a loss that takes"
+    ):
         trainer.fit(X, target, batch_size=16, verbose=0)
-    with pytest.raises(TypeError, match=r"weighting examples needs a loss.* weights=None$"):
+    with pytest.raises(
+        TypeError, match=r"weighting examples needs a loss.* weights=None$"
+    ):
         trainer.fit(X, target, weights=np.ones(50, "float32"), verbose=0)
     steps = trainer.steps
-    with pytest.raises(TypeError, match=r"of 26 examples 25 at a time, .* that divides the exampl"):
-        trainer.fit(X, target, batch_size=25, validation=(X[:26], target[:26]), verbose=0)
+    with pytest.raises(
+        TypeError, match=r"of 26 examples 25 at a time, .* that divides the exampl"
+    ):
+        trainer.fit(
+            X, target, batch_size=25, validation=(X[:26], target[:26]), verbose=0
+        )
     assert trainer.steps == steps, "refused before anything is learned"
 
 
@@ -970,8 +1193,18 @@ def test_a_loss_of_ones_own_may_do_without_weights_where_none_are_needed(backend
             "a layer or a block as the model",
         ),
         ((nn.Dense(2), "mse", nn.SGD()), {}, TypeError, "the loss to be a function of"),
-        ((nn.Dense(2), nn.mean_squared_error, 0.1), {}, TypeError, "an optimizer such as"),
-        ((nn.Dense(2), nn.mean_squared_error, nn.SGD()), {"dtype": "int8"}, ValueError, "'int8'"),
+        (
+            (nn.Dense(2), nn.mean_squared_error, 0.1),
+            {},
+            TypeError,
+            "an optimizer such as",
+        ),
+        (
+            (nn.Dense(2), nn.mean_squared_error, nn.SGD()),
+            {"dtype": "int8"},
+            ValueError,
+            "'int8'",
+        ),
         (
             (nn.Dense(2), nn.mean_squared_error, nn.SGD()),
             {"seed": -1},
@@ -998,14 +1231,25 @@ def test_a_trainer_of_wrong_parts_is_refused(backend, arguments, options, kind, 
 
 
 def test_before_there_are_weights_it_says_how_to_get_them(backend):
-    for ask in (nn.Trainer.summary, lambda t: t.predict(X), lambda t: t.evaluate(X, LABELS)):
+    for ask in (
+        nn.Trainer.summary,
+        lambda t: t.predict(X),
+        lambda t: t.evaluate(X, LABELS),
+    ):
         with pytest.raises(RuntimeError, match="give Trainer a shape, or fit it"):
             ask(make(backend))
 
 
 def test_arrays_of_another_device_are_refused(backend):
-    devices = [b for status in nn.backends() if status.name == backend.name for b in status.devices]
-    others = [b for b in devices if b != backend and b.has_float64 == backend.has_float64]
+    devices = [
+        b
+        for status in nn.backends()
+        if status.name == backend.name
+        for b in status.devices
+    ]
+    others = [
+        b for b in devices if b != backend and b.has_float64 == backend.has_float64
+    ]
     if not others:
         pytest.skip(f"{backend.name} has one device here")
     with pytest.raises(TypeError, match="but the model is on"):
@@ -1015,9 +1259,7 @@ def test_arrays_of_another_device_are_refused(backend):
 def test_an_epoch_begun_with_other_data_is_not_finished_with_these(backend):
     trainer = make(backend)
     trainer.fit(X, LABELS, batch_size=16, steps=2, verbose=0)
-    begun = (
-        "begun with 50 examples in batches of 16 and shuffle=True, got 50 examples in batches of "
-    )
+    begun = "begun with 50 examples in batches of 16 and shuffle=True, got 50 examples in batches of "
     with pytest.raises(ValueError, match=f"{begun}8"):
         trainer.fit(X, LABELS, batch_size=8, verbose=0)
     with pytest.raises(ValueError, match=f"{begun}16 and shuffle=False"):
@@ -1049,7 +1291,9 @@ class Poisoned(nn.Layer):
 
 def poison(x):
     xp, first = nn.core.arrays.namespace(x), x[0, 0]
-    return xp.where(first == 7.0, float("nan") * xp.ones_like(first), xp.ones_like(first))
+    return xp.where(
+        first == 7.0, float("nan") * xp.ones_like(first), xp.ones_like(first)
+    )
 
 
 @pytest.mark.parametrize("way", ["forward", "backward"])
@@ -1060,7 +1304,8 @@ def test_fit_stops_at_the_first_step_that_is_not_finite_and_keeps_the_last_good_
     x[8:12, 0] = 7.0
     options = {"batch_size": 4, "shuffle": False, "verbose": 0}
     trainer, good, free = (
-        make(backend, classifier(Poisoned(way)), keep_finite=keep) for keep in (True, True, False)
+        make(backend, classifier(Poisoned(way)), keep_finite=keep)
+        for keep in (True, True, False)
     )
     good.fit(x, labels, steps=2, **options)
     with pytest.raises(nn.NonFiniteLoss, match=r"step 3 \(epoch 1, batch 3\)"):
@@ -1075,9 +1320,12 @@ def test_fit_stops_at_the_first_step_that_is_not_finite_and_keeps_the_last_good_
     assert any(np.isnan(leaf).any() for leaf in host(free))
 
 
-def test_ctrl_c_ends_fit_at_a_step_boundary_with_the_trainer_usable(backend, monkeypatch):
+def test_ctrl_c_ends_fit_at_a_step_boundary_with_the_trainer_usable(
+    backend, monkeypatch
+):
     x, labels = blobs()
-    monkeypatch.setattr(feed, "_MAX_MULTIPLICATIONS", 0)  # each step by a call of its own
+    # each step by a call of its own
+    monkeypatch.setattr(feed, "_MAX_MULTIPLICATIONS", 0)
     trainer = make(backend)
     step, calls = trainer._step, []
 
@@ -1190,13 +1438,21 @@ def test_what_one_model_learned_is_frozen_in_another(backend):
     ("change", "message"),
     [
         (lambda p: p[:1] + p[2:], "params.1.bias is float32 .*, expected nothing"),
-        (lambda p: ({**p[0], "bias": p[0]["bias"][:5]}, *p[1:]), r"float32 \(5,\), expected"),
-        (lambda p: tree_map(lambda a: a.astype("float64"), p), "float64 .* expected float32"),
+        (
+            lambda p: ({**p[0], "bias": p[0]["bias"][:5]}, *p[1:]),
+            r"float32 \(5,\), expected",
+        ),
+        (
+            lambda p: tree_map(lambda a: a.astype("float64"), p),
+            "float64 .* expected float32",
+        ),
     ],
 )
 def test_parameters_of_another_model_are_refused(backend, change, message):
     trainer = make(backend, shape=(4,))
     before = host(trainer)
     with pytest.raises(ValueError, match=message):
-        trainer.start_from(change(tree_map(np.asarray, backend.to_numpy(trainer.params))))
+        trainer.start_from(
+            change(tree_map(np.asarray, backend.to_numpy(trainer.params)))
+        )
     assert_same_bits(host(trainer), before)

@@ -21,7 +21,9 @@ each_tree = pytest.mark.parametrize("tree", TREES, ids=str)
 def test_a_map_keeps_the_nesting_and_the_order_of_keys(tree):
     before = repr(tree)
     assert repr(tree_map(lambda leaf: leaf, tree)) == before
-    assert leaves(tree_map(lambda leaf: leaf * 10, tree)) == [leaf * 10 for leaf in leaves(tree)]
+    assert leaves(tree_map(lambda leaf: leaf * 10, tree)) == [
+        leaf * 10 for leaf in leaves(tree)
+    ]
     assert repr(tree) == before
 
 
@@ -61,9 +63,16 @@ def test_trees_that_differ_are_refused(one, two, message):
 
 def test_leaves_are_named_by_their_paths_in_one_order():
     tree = ({"weight": 1, "bias": 2}, (), ({"scale": 3},))
-    assert list(named_leaves(tree)) == [("0.bias", 2), ("0.weight", 1), ("2.0.scale", 3)]
+    assert list(named_leaves(tree)) == [
+        ("0.bias", 2),
+        ("0.weight", 1),
+        ("2.0.scale", 3),
+    ]
     assert leaves(tree) == [2, 1, 3]
-    assert list(named_leaves({"b": 1, "a": 2}, "model")) == [("model.a", 2), ("model.b", 1)]
+    assert list(named_leaves({"b": 1, "a": 2}, "model")) == [
+        ("model.a", 2),
+        ("model.b", 1),
+    ]
 
 
 def test_entries_of_a_tuple_keep_their_order_past_ten():
@@ -82,7 +91,9 @@ def test_jit_changes_neither_names_nor_order(backend, widest):
 def test_names_lead_back_to_the_tree(tree):
     named = dict(named_leaves(tree))
     assert repr(tree_from_leaves(named, tree)) == repr(tree)
-    assert repr(tree_from_leaves(dict(named_leaves(tree, "model")), tree, "model")) == repr(tree)
+    assert repr(
+        tree_from_leaves(dict(named_leaves(tree, "model")), tree, "model")
+    ) == repr(tree)
     assert tree_from_leaves(named | {"another": 0}, tree) == tree
 
 

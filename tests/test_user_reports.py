@@ -20,11 +20,15 @@ HOST = nn.core.arrays.namespace(np.zeros(()))
 @pytest.fixture(autouse=True)
 def _needs_float64(backend):
     if not backend.has_float64:
-        pytest.skip("expected values are float64: the session with float64 runs these tests")
+        pytest.skip(
+            "expected values are float64: the session with float64 runs these tests"
+        )
 
 
 def close(actual, expected, *, rtol=1e-6, atol=1e-7):
-    np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=rtol, atol=atol)
+    np.testing.assert_allclose(
+        np.asarray(actual, np.float64), expected, rtol=rtol, atol=atol
+    )
 
 
 def same(actual, expected):
@@ -42,13 +46,17 @@ def softmax(logits):
 
 def flat(tree):
     """All numbers of a tree of NumPy arrays, in one float64 vector."""
-    return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in leaves(tree)])
+    return np.concatenate(
+        [np.ravel(np.asarray(leaf, np.float64)) for leaf in leaves(tree)]
+    )
 
 
 def cast(tree, dtype):
     """The floating-point arrays of a tree in another dtype."""
     arrays = tree_map(np.asarray, tree)
-    return tree_map(lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, arrays)
+    return tree_map(
+        lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, arrays
+    )
 
 
 def loss_of(backend, loss, y, target, weights=None, *, dtype="float64", **options):
@@ -66,10 +74,14 @@ def init(layer, shape, dtype="float64"):
     return params, state
 
 
-def run(backend, layer, x, dy=None, *, params=None, state=None, train=False, dtype="float64"):
+def run(
+    backend, layer, x, dy=None, *, params=None, state=None, train=False, dtype="float64"
+):
     """Return y, dx, the gradients and the new state of a layer, on the host."""
     x = cast(x, dtype)
-    first_params, first_state = init(layer, tree_map(lambda leaf: leaf.shape[1:], x), dtype)
+    first_params, first_state = init(
+        layer, tree_map(lambda leaf: leaf.shape[1:], x), dtype
+    )
     params = first_params if params is None else params
     state = first_state if state is None else state
 
@@ -119,7 +131,9 @@ def test_a_mean_of_ignored_labels_only_is_0(backend):
     """pytorch#70348, #116349: the mean of nothing was NaN, which poisons the run."""
     logits = generator(3).normal(size=(3, 5))
     ignored = np.full(3, -1)
-    value, slope = loss_of(backend, nn.softmax_cross_entropy, logits, ignored, ignore_index=-1)
+    value, slope = loss_of(
+        backend, nn.softmax_cross_entropy, logits, ignored, ignore_index=-1
+    )
     assert value == 0
     same(slope, np.zeros((3, 5)))
     loss = partial(nn.softmax_cross_entropy, ignore_index=-1)
@@ -136,13 +150,19 @@ def test_narrow_labels_and_an_index_that_does_not_fit_them(backend):
     def expected(labels, counts):
         chances = softmax(logits)
         places = np.where(counts, labels, 0).astype(int)[..., None]
-        return -np.log(np.take_along_axis(chances, places, axis=-1))[..., 0][counts].mean()
+        return -np.log(np.take_along_axis(chances, places, axis=-1))[..., 0][
+            counts
+        ].mean()
 
     labels = np.array([[0, 255, 3], [255, 1, 1]], np.uint8)
-    value, _ = loss_of(backend, nn.softmax_cross_entropy, logits, labels, ignore_index=255)
+    value, _ = loss_of(
+        backend, nn.softmax_cross_entropy, logits, labels, ignore_index=255
+    )
     close(value, expected(labels, labels != 255))
     labels = np.array([[0, 2, 3], [3, 1, 1]], np.uint8)
-    value, _ = loss_of(backend, nn.softmax_cross_entropy, logits, labels, ignore_index=-100)
+    value, _ = loss_of(
+        backend, nn.softmax_cross_entropy, logits, labels, ignore_index=-100
+    )
     close(value, expected(labels, labels >= 0))
 
 
@@ -211,7 +231,9 @@ def test_log_cosh_keeps_its_digits_near_0_and_far_out(backend):
     errors = errors.astype("float32").astype("float64")
     far = np.abs(errors)
     series = errors**2 / 2 - errors**4 / 12
-    expected = np.where(far < 0.1, series, far + np.log1p(np.exp(-2 * far)) - math.log(2))
+    expected = np.where(
+        far < 0.1, series, far + np.log1p(np.exp(-2 * far)) - math.log(2)
+    )
     close(value, expected, atol=0)
     close(dy, np.tanh(errors))
 
@@ -221,7 +243,9 @@ def test_cosine_distance_of_zero_tiny_and_huge_vectors(backend):
     y = np.array([[0, 0, 0], [3, 0, 4], [3e-25, 0, 4e-25], [3e25, 0, 4e25]])
     target = np.array([[1.0, 2.0, 2.0]] * 4)
     options = {"dtype": "float32"}
-    value, _ = loss_of(backend, nn.cosine_distance, y, target, reduction="none", **options)
+    value, _ = loss_of(
+        backend, nn.cosine_distance, y, target, reduction="none", **options
+    )
     _, dy = loss_of(backend, nn.cosine_distance, y, target, reduction="sum", **options)
     cosine = (3 * 1 + 4 * 2) / 15
     close(value, [1, 1 - cosine, 1 - cosine, 1 - cosine], rtol=1e-5)
@@ -249,14 +273,18 @@ def test_a_weighted_mean_divides_by_the_weights(backend):
     """keras#13329: it divided by the count. Weight 0 leaves an infinite loss out."""
     y = np.array([[1.0], [2.0], [4.0]])
     zeros = np.zeros((3, 1))
-    value, dy = loss_of(backend, nn.mean_squared_error, y, zeros, np.array([0.0, 3.0, 1.0]))
+    value, dy = loss_of(
+        backend, nn.mean_squared_error, y, zeros, np.array([0.0, 3.0, 1.0])
+    )
     close(value, (3 * 4 + 16) / 4)
     close(dy, [[0], [3], [2]])
     value, dy = loss_of(backend, nn.mean_squared_error, y, zeros, np.zeros(3))
     assert value == 0
     same(dy, zeros)
     y = np.array([[math.inf], [2.0]])
-    value, dy = loss_of(backend, nn.mean_squared_error, y, zeros[:2], np.array([0.0, 1.0]))
+    value, dy = loss_of(
+        backend, nn.mean_squared_error, y, zeros[:2], np.array([0.0, 1.0])
+    )
     close(value, 4)
     close(dy, [[0], [4]])
 
@@ -284,7 +312,9 @@ def test_norms_of_rows_far_from_zero(backend, layer):
             [-3e5, -3e5 + 1, -3e5 + 3, -3e5],
         ]
     )
-    y, dx, _, _ = run(backend, layer, x, generator(0).normal(size=x.shape), dtype="float32")
+    y, dx, _, _ = run(
+        backend, layer, x, generator(0).normal(size=x.shape), dtype="float32"
+    )
     centered = x - x.mean(axis=-1, keepdims=True)
     variance = (centered**2).mean(axis=-1, keepdims=True)
     close(y, centered / np.sqrt(variance + 1e-5), rtol=1e-3, atol=0.03)
@@ -315,14 +345,18 @@ def test_a_last_batch_of_one_leaves_the_running_variance_alone(backend):
     close(host(trainer, trainer.state)["variance"], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("norm", [nn.Freeze(nn.BatchNorm()), nn.BatchNorm(frozen=True)], ids=repr)
+@pytest.mark.parametrize(
+    "norm", [nn.Freeze(nn.BatchNorm()), nn.BatchNorm(frozen=True)], ids=repr
+)
 def test_a_frozen_batch_norm_stands_still(backend, norm):
     """keras#7085, #9522, #6570: a frozen norm still moved."""
     x = generator(5).normal(size=(16, 3)).astype("float32") + 7
     labels = generator(6).integers(0, 2, 16)
     model = nn.Sequential(norm, nn.Dense(2))
     trainer = make(backend, model, nn.softmax_cross_entropy, nn.AdamW(0.1), shape=(3,))
-    state, params = (flat(host(trainer, part)) for part in (trainer.state, trainer.params))
+    state, params = (
+        flat(host(trainer, part)) for part in (trainer.state, trainer.params)
+    )
     trainer.fit(x, labels, epochs=2, batch_size=8, verbose=0)
     same(flat(host(trainer, trainer.state)), state)
     assert np.abs(flat(host(trainer, trainer.params)) - params).max() > 0
@@ -367,7 +401,9 @@ def test_a_query_that_sees_no_key_passes_no_gradient(backend):
     sees_all[0, 2] = True
     silent = dy.copy()
     silent[0, 2] = 0
-    _, expected_dx, expected, _ = run(backend, layer, {"x": x, "mask": sees_all}, silent)
+    _, expected_dx, expected, _ = run(
+        backend, layer, {"x": x, "mask": sees_all}, silent
+    )
     close(dx["x"], expected_dx["x"])
     close(grads["key"]["weight"], expected["key"]["weight"])
     close(grads["value"]["weight"], expected["value"]["weight"])
@@ -428,7 +464,14 @@ def test_adaptive_pools_whose_bins_do_not_divide(backend, n, m):
 
 @pytest.mark.parametrize(
     ("n", "window", "stride", "dilation"),
-    [(4, 3, 2, 1), (5, 4, 2, 1), (3, 2, 1, 1), (4, 3, 1, 2), (3, 5, 3, 1), (4, 1, 2, 1)],
+    [
+        (4, 3, 2, 1),
+        (5, 4, 2, 1),
+        (3, 2, 1, 1),
+        (4, 3, 1, 2),
+        (3, 5, 3, 1),
+        (4, 1, 2, 1),
+    ],
 )
 def test_a_transposed_convolution_is_the_adjoint_of_the_same_convolution(
     backend, n, window, stride, dilation
@@ -545,7 +588,9 @@ OPTIMIZERS = [
 ]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: type(optimizer).__name__)
+@pytest.mark.parametrize(
+    "optimizer", OPTIMIZERS, ids=lambda optimizer: type(optimizer).__name__
+)
 def test_empty_and_scalar_parameters_take_steps(backend, optimizer):
     """deepspeed#7736: a matrix next to a (0, 3) and a 0-d parameter moves as if it were alone."""
     empty, scalar = np.zeros((0, 3)), np.array(2.0)
@@ -554,7 +599,9 @@ def test_empty_and_scalar_parameters_take_steps(backend, optimizer):
     params = {"empty": empty, "scalar": scalar, "weight": weight}
     more = gradient | {"empty": empty, "scalar": np.array(0.5)}
     moved, moments = steps(backend, optimizer, params, more, more, more)
-    alone, _ = steps(backend, optimizer, {"weight": weight}, gradient, gradient, gradient)
+    alone, _ = steps(
+        backend, optimizer, {"weight": weight}, gradient, gradient, gradient
+    )
     assert moved["empty"].shape == (0, 3)
     assert moved["scalar"].shape == ()
     assert moved["scalar"] < 2.0
@@ -610,7 +657,8 @@ def test_weight_decay_leaves_biases_and_scales_alone(backend, options, others):
 
 def rates(backend, schedule, *counts, dtype="float64"):
     return [
-        float(backend.to_numpy(schedule(backend.asarray(np.asarray(t, dtype))))) for t in counts
+        float(backend.to_numpy(schedule(backend.asarray(np.asarray(t, dtype)))))
+        for t in counts
     ]
 
 
@@ -623,7 +671,11 @@ def test_schedules_reach_their_ends_and_stay_there(backend):
     cosine = schedules.Cosine(1.0, 10, warmup=4, final=0.1)
     close(rates(backend, cosine, 0, 3, 4, 7, 10, 99), [0.25, 1.0, 1.0, 0.55, 0.1, 0.1])
     decay = schedules.StepDecay(1.0, 3, factor=0.1)
-    close(rates(backend, decay, 0, 2, 3, 5, 6, 9), [1, 1, 0.1, 0.1, 0.01, 0.001], rtol=1e-9)
+    close(
+        rates(backend, decay, 0, 2, 3, 5, 6, 9),
+        [1, 1, 0.1, 0.1, 0.01, 0.001],
+        rtol=1e-9,
+    )
     halves = schedules.StepDecay(1.0, 49, factor=0.5)
     counts = (48, 49, 97, 98, 49 * 7, 49 * 7 - 1)
     expected = [1, 0.5, 0.5, 0.25, 0.5**7, 0.5**6]
@@ -641,9 +693,16 @@ def test_accumulated_batches_are_one_large_batch(backend):
     loss = partial(nn.softmax_cross_entropy, ignore_index=-1)
     whole = make(backend, nn.Dense(4), loss, nn.SGD(1.0), shape=(6, 3))
     whole.fit(x, labels, batch_size=2, shuffle=False, verbose=0)
-    parts = make(backend, nn.Dense(4), loss, nn.Accumulate(nn.SGD(1.0), every=2), shape=(6, 3))
+    parts = make(
+        backend, nn.Dense(4), loss, nn.Accumulate(nn.SGD(1.0), every=2), shape=(6, 3)
+    )
     parts.fit(x, labels, batch_size=1, shuffle=False, verbose=0)
-    close(flat(host(parts, parts.params)), flat(host(whole, whole.params)), rtol=1e-5, atol=1e-6)
+    close(
+        flat(host(parts, parts.params)),
+        flat(host(whole, whole.params)),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 # --- training ---------------------------------------------------------------------------
@@ -653,12 +712,16 @@ def test_evaluate_does_not_depend_on_the_batch_size(backend):
     """tensorflow#38596, Lightning#2924, nolearn#247: the mean of the means of unequal batches."""
     x = generator(3).normal(size=(7, 3)).astype("float32")
     y = (10 * generator(4).normal(size=(7, 2))).astype("float32")
-    trainer = make(backend, nn.Dense(2), nn.mean_squared_error, nn.SGD(1e-12), shape=(3,))
+    trainer = make(
+        backend, nn.Dense(2), nn.mean_squared_error, nn.SGD(1e-12), shape=(3,)
+    )
     params = host(trainer, trainer.params)
     errors = x.astype("float64") @ params["weight"] + params["bias"] - y
     expected = (errors**2).mean()
     for batch_size in (1, 2, 3, 5, 7, 100):
-        close(trainer.evaluate(x, y, batch_size=batch_size)["loss"], expected, rtol=1e-5)
+        close(
+            trainer.evaluate(x, y, batch_size=batch_size)["loss"], expected, rtol=1e-5
+        )
     close(trainer.fit(x, y, batch_size=3, verbose=0)["loss"][0], expected, rtol=1e-5)
 
 
@@ -671,10 +734,16 @@ def test_evaluate_with_ignored_labels_does_not_depend_on_the_batch_size(backend)
     params = host(trainer, trainer.params)
     chances = softmax(x.astype("float64") @ params["weight"] + params["bias"])
     counts = labels >= 0
-    at_label = np.take_along_axis(chances, np.where(counts, labels, 0)[..., None], axis=-1)
+    at_label = np.take_along_axis(
+        chances, np.where(counts, labels, 0)[..., None], axis=-1
+    )
     expected = -np.log(at_label[..., 0][counts]).mean()
     for batch_size in (4, 2, 1, 3):
-        close(trainer.evaluate(x, labels, batch_size=batch_size)["loss"], expected, rtol=1e-5)
+        close(
+            trainer.evaluate(x, labels, batch_size=batch_size)["loss"],
+            expected,
+            rtol=1e-5,
+        )
 
 
 def test_the_best_epoch_is_restored_when_the_epochs_run_out(backend):
@@ -687,7 +756,9 @@ def test_the_best_epoch_is_restored_when_the_epochs_run_out(backend):
     stopping = nn.EarlyStopping(patience=50)
     options = {"epochs": 12, "batch_size": 8, "validation": held_out, "verbose": 0}
     history = trainer.fit(x, y, callbacks=[stopping], **options)
-    close(trainer.evaluate(*held_out)["loss"], min(history["validation_loss"]), rtol=1e-5)
+    close(
+        trainer.evaluate(*held_out)["loss"], min(history["validation_loss"]), rtol=1e-5
+    )
 
 
 def test_arrays_of_the_user_are_left_alone(backend):
@@ -695,7 +766,9 @@ def test_arrays_of_the_user_are_left_alone(backend):
     x = generator(9).normal(size=(64, 32)).astype("float32")
     y = generator(10).normal(size=(64, 16)).astype("float32")
     before = x.copy(), y.copy()
-    trainer = make(backend, nn.Dense(16), nn.mean_squared_error, nn.Adam(0.1), shape=(32,))
+    trainer = make(
+        backend, nn.Dense(16), nn.mean_squared_error, nn.Adam(0.1), shape=(32,)
+    )
     weight = generator(11).normal(size=(32, 16)).astype("float32")
     mine = {"weight": weight.copy(), "bias": np.zeros(16, "float32")}
     start = flat(mine)
@@ -766,7 +839,9 @@ def test_r2_of_targets_far_from_zero(backend, batch_size):
     noise = 0.3 * generator(14).normal(size=target.shape)
     x = ((target.astype("float64") - 300_000) / 5 + noise).astype("float32")
     scores = {"r2": metrics.r2}
-    trainer = make(backend, nn.Dense(1), nn.mean_squared_error, shape=(1,), metrics=scores)
+    trainer = make(
+        backend, nn.Dense(1), nn.mean_squared_error, shape=(1,), metrics=scores
+    )
     weight, bias = np.array([[5.0]], "float32"), np.array([300_000.0], "float32")
     trainer.start_from({"weight": weight, "bias": bias})
     errors = target.astype("float64") - trainer.predict(x)
@@ -779,7 +854,10 @@ def test_ties_fill_the_top_k_once(backend):
     """tensorflow#13005, NVIDIA-Merlin#617: constant predictions were always right."""
 
     def hits(y, labels, k):
-        y, labels = backend.asarray(np.asarray(y, "float64")), backend.asarray(np.asarray(labels))
+        y, labels = (
+            backend.asarray(np.asarray(y, "float64")),
+            backend.asarray(np.asarray(labels)),
+        )
         return backend.to_numpy(metrics.top_k_accuracy(y, labels, k=k))
 
     close(hits(np.zeros((5, 5)), np.arange(5), 2).mean(), 2 / 5)
@@ -862,13 +940,17 @@ def test_a_weight_of_2_is_the_example_twice(backend):
 
     def train(x, labels, **options):
         model = nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dense(3))
-        trainer = make(backend, model, nn.softmax_cross_entropy, nn.Adam(0.05), shape=(3,))
+        trainer = make(
+            backend, model, nn.softmax_cross_entropy, nn.Adam(0.05), shape=(3,)
+        )
         trainer.fit(x, labels, epochs=5, verbose=0, **options)
         return flat(host(trainer, trainer.params))
 
     rows = np.repeat(np.arange(4), weights)
     repeated = train(x[rows], labels[rows], batch_size=6)
-    close(train(x, labels, weights=weights, batch_size=4), repeated, rtol=1e-4, atol=1e-5)
+    close(
+        train(x, labels, weights=weights, batch_size=4), repeated, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_batches_of_unequal_size_from_an_iterable(backend):

@@ -44,7 +44,10 @@ def test_each_axis_has_its_own_numbers():
     assert effective_window((3, 1, 2), (1, 5, 4)) == (3, 1, 5)
     assert resolve_padding("valid", (5, 6), (3, 2), (1, 1), (1, 1)) == ((0, 0), (0, 0))
     assert resolve_padding("same", (5, 6), (3, 2), (1, 4), (1, 1)) == ((1, 1), (0, 0))
-    assert resolve_padding(((1, 2), (3, 4)), (5, 6), (3, 2), (1, 4), (1, 1)) == ((1, 2), (3, 4))
+    assert resolve_padding(((1, 2), (3, 4)), (5, 6), (3, 2), (1, 4), (1, 1)) == (
+        (1, 2),
+        (3, 4),
+    )
     assert out_lengths((5, 6), (3, 2), (1, 4), (1, 1), ((1, 1), (0, 0))) == (5, 2)
 
 

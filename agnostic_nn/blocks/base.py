@@ -74,7 +74,9 @@ def expect_layers(*layers: Any) -> None:
     """Raise TypeError unless each of a block's arguments is a layer."""
     for i, layer in enumerate(layers):
         if not isinstance(layer, Layer):
-            raise TypeError(f"expected layers, but argument {i} is {not_a_layer(layer)}")
+            raise TypeError(
+                f"expected layers, but argument {i} is {not_a_layer(layer)}"
+            )
 
 
 def common_input_kind(name: str, input_kinds: Iterable[Any]) -> Any:

@@ -16,7 +16,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
-from ..core.arrays import Array, Cache, Key, Memory, Params, RowMask, State, device, namespace
+from ..core.arrays import (
+    Array,
+    Cache,
+    Key,
+    Memory,
+    Params,
+    RowMask,
+    State,
+    device,
+    namespace,
+)
 from ..core.errors import expect
 from ..core.random import split
 from ..core.trees import leaves, tree_map, tree_sum
@@ -130,7 +140,14 @@ class Graph(Block):
             else:
                 shared = tree_map(_shape, _at(params, params_at))
                 own = tree_map(_shape, p)
-                expect(shared == own, "{} needs {}, but {} has {}", name, own, params_at, shared)
+                expect(
+                    shared == own,
+                    "{} needs {}, but {} has {}",
+                    name,
+                    own,
+                    params_at,
+                    shared,
+                )
             if state_at == name:
                 state[name] = s
             shapes[name] = out
@@ -144,7 +161,10 @@ class Graph(Block):
         caches = {}
         for name, layer, reads, params_at, state_at in self._calls:
             values[name], state[state_at], caches[name] = layer.forward(
-                _at(params, params_at), state[state_at], _read(values, reads), train=train
+                _at(params, params_at),
+                state[state_at],
+                _read(values, reads),
+                train=train,
             )
         # backward needs the nesting, shapes and dtypes of values that are trees
         templates = {
@@ -157,13 +177,16 @@ class Graph(Block):
     def backward(self, params: Params, cache: Cache, dy: Any) -> tuple[Any, Params]:
         caches, templates = cache
         # gradients of values by name, with None where no reader has returned any yet
-        gradients = {name: tree_map(lambda _: None, tree) for name, tree in templates.items()}
+        gradients = {
+            name: tree_map(lambda _: None, tree) for name, tree in templates.items()
+        }
         grads = tree_map(lambda _: None, params)
         _add_gradients(gradients, _tree_of_names(self.outputs), dy)
         for name, layer, reads, params_at, _ in reversed(self._calls):
             dy = gradients.pop(name, None)
             present = [leaf for leaf in leaves(dy) if leaf is not None]
-            if not present:  # the outputs do not depend on this node in a differentiable way
+            # the outputs do not depend on this node in a differentiable way
+            if not present:
                 continue
             if name in templates:
                 dy = tree_map(
@@ -175,7 +198,9 @@ class Graph(Block):
             _add_gradients(grads, params_at, layer_grads)
             _add_gradients(gradients, reads, dx)
         dx = {name: gradients.get(name) for name in self.inputs}
-        grads = tree_map(lambda g, p: namespace(p).zeros_like(p) if g is None else g, grads, params)
+        grads = tree_map(
+            lambda g, p: namespace(p).zeros_like(p) if g is None else g, grads, params
+        )
         return (dx["x"] if self.inputs == ("x",) else dx), grads
 
     def check(self, x: Any) -> None:
@@ -193,21 +218,30 @@ class Graph(Block):
             others: dict[str, str] = {}
             if isinstance(reads, dict):
                 others = {k: path for k, path in reads.items() if k != "x"}
-            computed = [path for path in others.values() if _node_name(path) not in values]
+            computed = [
+                path for path in others.values() if _node_name(path) not in values
+            ]
             if computed:
                 raise TypeError(
                     f"{name} reads {computed} at every step: make them an input instead"
                 )
             layer_x = {"x": first, **_read(values, others)} if others else first
-            memory[name] = layer.begin(_at(params, params_at), state[state_at], layer_x, length)
+            memory[name] = layer.begin(
+                _at(params, params_at), state[state_at], layer_x, length
+            )
         return memory
 
-    def advance(self, params: Params, state: State, memory: Memory, x: Any) -> tuple[Any, Memory]:
+    def advance(
+        self, params: Params, state: State, memory: Memory, x: Any
+    ) -> tuple[Any, Memory]:
         values = self._values(x)
         memories = {}
         for name, layer, reads, params_at, state_at in self._calls:
             values[name], memories[name] = layer.advance(
-                _at(params, params_at), state[state_at], memory[name], _read(values, reads)
+                _at(params, params_at),
+                state[state_at],
+                memory[name],
+                _read(values, reads),
             )
         return _read(values, _tree_of_names(self.outputs)), memories
 
@@ -265,7 +299,9 @@ class Graph(Block):
             expect(exists, "outputs name {!r}, which is neither node nor input", source)
             read.add(source)
         unread = [name for name in nodes if name not in read]
-        expect(not unread, "no node reads {}: leave it out, or name it in outputs", unread)
+        expect(
+            not unread, "no node reads {}: leave it out, or name it in outputs", unread
+        )
         return tuple(inputs)
 
     def _find_input_kinds(self) -> Any:
@@ -286,7 +322,12 @@ class Graph(Block):
         if self.inputs == ("x",):
             return {"x": x}
         names = sorted(x) if isinstance(x, dict) else "an x without names"
-        expect(names == sorted(self.inputs), "Graph takes {}, got {}", sorted(self.inputs), names)
+        expect(
+            names == sorted(self.inputs),
+            "Graph takes {}, got {}",
+            sorted(self.inputs),
+            names,
+        )
         return dict(x)
 
 
@@ -297,13 +338,17 @@ def _checked_node(name: str, node: Any) -> _Node:
     """Return a node in a form that can be hashed; raise unless it is a node."""
     if not isinstance(node, tuple) or len(node) < 2:
         raise TypeError(f"expected {name}=(layer, what it reads, ...), got {node!r}")
-    expect("." not in name and name != "", "expected a name without a dot, got {!r}", name)
+    expect(
+        "." not in name and name != "", "expected a name without a dot, got {!r}", name
+    )
     layer, *reads = node
     if not isinstance(layer, Shared):
         expect_layers(layer)
     hashable = [_hashable(each) for each in reads]
     if len(hashable) > 1 and not all(isinstance(each, str) for each in hashable):
-        raise TypeError(f"{name} reads one name, several names, or one dict, got {reads!r}")
+        raise TypeError(
+            f"{name} reads one name, several names, or one dict, got {reads!r}"
+        )
     return (layer, *hashable)
 
 
@@ -338,7 +383,10 @@ def _kinds_of_reads(reads: Any, input_kinds: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(reads, dict):
         for name, path in reads.items():
             is_dict = isinstance(input_kinds, dict)
-            yield path, input_kinds.get(name, "real floating") if is_dict else input_kinds
+            yield (
+                path,
+                input_kinds.get(name, "real floating") if is_dict else input_kinds,
+            )
     else:
         for path in leaves(reads):
             yield path, input_kinds
@@ -349,7 +397,9 @@ def _at(tree: dict[str, Any], path: str) -> Any:
     subtree: Any = tree
     for name in path.split("."):
         entries = subtree if isinstance(subtree, dict) else {}
-        is_shape = isinstance(subtree, tuple) and any(isinstance(entry, int) for entry in subtree)
+        is_shape = isinstance(subtree, tuple) and any(
+            isinstance(entry, int) for entry in subtree
+        )
         if isinstance(subtree, tuple) and not is_shape:
             entries = {str(i): entry for i, entry in enumerate(subtree)}
         if name not in entries:

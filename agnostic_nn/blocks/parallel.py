@@ -14,7 +14,11 @@ from .base import Block, common_input_kind, expect_layers, with_fields
 
 __all__ = ["Parallel"]
 
-_JOINS: dict[str, Layer] = {"sum": Add(), "concatenate": Concatenate(), "multiply": Multiply()}
+_JOINS: dict[str, Layer] = {
+    "sum": Add(),
+    "concatenate": Concatenate(),
+    "multiply": Multiply(),
+}
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -41,7 +45,8 @@ class Parallel(Block):
         expect_choice("join", join, (*_JOINS, None))
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "join", join)
-        common_input_kind("x", [layer.input_kinds for layer in layers])  # raises if they differ
+        # raises if they differ
+        common_input_kind("x", [layer.input_kinds for layer in layers])
 
     def __repr__(self) -> str:
         return f"Parallel({', '.join(map(repr, self.layers))}, join={self.join!r})"
@@ -89,7 +94,9 @@ class Parallel(Block):
             dy, _ = _JOINS[self.join].backward({}, join_cache, dy)
         dx = None
         grads = []
-        for layer, p, layer_cache, layer_dy in zip(self.layers, params, caches, dy, strict=True):
+        for layer, p, layer_cache, layer_dy in zip(
+            self.layers, params, caches, dy, strict=True
+        ):
             layer_dx, layer_grads = layer.backward(p, layer_cache, layer_dy)
             dx = tree_sum(dx, layer_dx)
             grads.append(layer_grads)
@@ -99,10 +106,14 @@ class Parallel(Block):
         layers = zip(self.layers, params, state, strict=True)
         return tuple(layer.begin(p, s, x, length) for layer, p, s in layers)
 
-    def advance(self, params: Params, state: State, memory: Memory, x: Array) -> tuple[Any, Memory]:
+    def advance(
+        self, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Any, Memory]:
         outputs = []
         memories = []
-        for layer, p, s, old_memory in zip(self.layers, params, state, memory, strict=True):
+        for layer, p, s, old_memory in zip(
+            self.layers, params, state, memory, strict=True
+        ):
             y, new_memory = layer.advance(p, s, old_memory, x)
             outputs.append(y)
             memories.append(new_memory)

@@ -53,7 +53,13 @@ class Repeat(Wrapper):
         copies = [self.layer.init(keys[i, :], shape, dtype) for i in range(self.count)]
         out = copies[0][2]
         same = out == shape or (isinstance(shape, dict) and out == shape.get("x"))
-        expect(same, "Repeat needs a layer that keeps {}, but {} makes {}", shape, self.layer, out)
+        expect(
+            same,
+            "Repeat needs a layer that keeps {}, but {} makes {}",
+            shape,
+            self.layer,
+            out,
+        )
         params = _stacked([layer_params for layer_params, _, _ in copies])
         state = _stacked([layer_state for _, layer_state, _ in copies])
         return params, state, out
@@ -63,13 +69,21 @@ class Repeat(Wrapper):
     ) -> tuple[Array, State, Cache]:
         def step(x: Any, entry: Any) -> Any:
             _, layer_params, old_state = entry
-            y, new_state, cache = self.layer.forward(layer_params, old_state, x, train=train)
+            y, new_state, cache = self.layer.forward(
+                layer_params, old_state, x, train=train
+            )
             only_x = isinstance(x, dict) and not isinstance(y, dict)
             # A loop returns only trees of arrays. A tuple that is not empty encodes
             # True.
-            return ({**x, "x": y} if only_x else y), (new_state, cache, ((),) if only_x else ())
+            return ({**x, "x": y} if only_x else y), (
+                new_state,
+                cache,
+                ((),) if only_x else (),
+            )
 
-        y, (state, cache, only_x) = scan(step, x, self._entries(leaves(x)[0], params, state))
+        y, (state, cache, only_x) = scan(
+            step, x, self._entries(leaves(x)[0], params, state)
+        )
         return (y["x"] if only_x else y), state, cache
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
@@ -79,7 +93,9 @@ class Repeat(Wrapper):
             if not isinstance(dx, dict) or isinstance(dy, dict):
                 return dx, (grads, {})
             # () instead of None, which a loop cannot return
-            others = {name: () if d is None else d for name, d in dx.items() if name != "x"}
+            others = {
+                name: () if d is None else d for name, d in dx.items() if name != "x"
+            }
             return dx["x"], (grads, others)
 
         entries = self._entries(leaves(dy)[0], params, cache)
@@ -107,7 +123,10 @@ class Repeat(Wrapper):
             _, layer_params, layer_state, old_memory = entry
             y, new_memory = self.layer.advance(layer_params, layer_state, old_memory, x)
             only_x = isinstance(x, dict) and not isinstance(y, dict)
-            return ({**x, "x": y} if only_x else y), (new_memory, ((),) if only_x else ())
+            return ({**x, "x": y} if only_x else y), (
+                new_memory,
+                ((),) if only_x else (),
+            )
 
         entries = self._entries(leaves(x)[0], params, state, memory)
         y, (memory, only_x) = scan(step, x, entries)

@@ -113,7 +113,9 @@ class Residual(Sequential):
         mapped = super().map_layers(function)
         if self.shortcut is None:
             return mapped
-        return with_fields(mapped, shortcut=function(str(len(self.layers)), self.shortcut))
+        return with_fields(
+            mapped, shortcut=function(str(len(self.layers)), self.shortcut)
+        )
 
     @property
     def _g(self) -> Layer:
@@ -134,7 +136,11 @@ class Residual(Sequential):
 
 def _addend(around: Any, y: Any) -> Any:
     """Return the part of the shortcut's output that is added to y; also for their shapes."""
-    return around.get("x") if isinstance(around, dict) and not isinstance(y, dict) else around
+    return (
+        around.get("x")
+        if isinstance(around, dict) and not isinstance(y, dict)
+        else around
+    )
 
 
 def _add(around: Any, y: Any) -> Any:

@@ -96,7 +96,9 @@ class Sequential(Block):
         self, params: Params, state: State, memory: Memory, x: Array
     ) -> tuple[Array, Memory]:
         memories = []
-        for layer, p, s, old_memory in zip(self.layers, params, state, memory, strict=True):
+        for layer, p, s, old_memory in zip(
+            self.layers, params, state, memory, strict=True
+        ):
             x, new_memory = layer.advance(p, s, old_memory, x)
             memories.append(new_memory)
         return x, tuple(memories)

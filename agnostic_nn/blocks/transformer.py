@@ -101,7 +101,9 @@ class TransformerBlock(Block):
         caches: list[Cache] = []
 
         def run(name: str, x: Any) -> Array:
-            y, states[name], cache = layers[name].forward(params[name], state[name], x, train=train)
+            y, states[name], cache = layers[name].forward(
+                params[name], state[name], x, train=train
+            )
             caches.append(cache)
             return y
 
@@ -124,7 +126,9 @@ class TransformerBlock(Block):
         for name in reversed(self._parts):
             if not self.pre_norm:
                 dy = run_backward(f"{name}_norm", dy)
-            dx = run_backward(name, run_backward(f"{name}_dropout", dy) if self.dropout else dy)
+            dx = run_backward(
+                name, run_backward(f"{name}_dropout", dy) if self.dropout else dy
+            )
             if isinstance(dx, dict):
                 dsource = dx.get("source", dsource)
                 dx = dx["x"]
@@ -143,17 +147,23 @@ class TransformerBlock(Block):
     def begin(self, params: Params, state: State, x: Any, length: int) -> Memory:
         x, others, _ = self._inputs(x)
         return {
-            name: layer.begin(params[name], state[name], _with(x, others.get(name)), length)
+            name: layer.begin(
+                params[name], state[name], _with(x, others.get(name)), length
+            )
             for name, layer in self._layers(_width(params)).items()
         }
 
-    def advance(self, params: Params, state: State, memory: Memory, x: Any) -> tuple[Array, Memory]:
+    def advance(
+        self, params: Params, state: State, memory: Memory, x: Any
+    ) -> tuple[Array, Memory]:
         x, others, _ = self._inputs(x)
         layers = self._layers(_width(params))
         memories = {}
 
         def run(name: str, x: Any) -> Array:
-            y, memories[name] = layers[name].advance(params[name], state[name], memory[name], x)
+            y, memories[name] = layers[name].advance(
+                params[name], state[name], memory[name], x
+            )
             return y
 
         return self._chain(run, x, others), memories
@@ -167,13 +177,20 @@ class TransformerBlock(Block):
 
         @cache
         def layers(width: int) -> dict[str, Layer]:
-            return {name: function(name, layer) for name, layer in self._layers(width).items()}
+            return {
+                name: function(name, layer)
+                for name, layer in self._layers(width).items()
+            }
 
         return with_fields(self, _layers=layers)
 
     @property
     def _parts(self) -> tuple[str, ...]:
-        return ("attention", "feed") if self.cross is None else ("attention", "cross", "feed")
+        return (
+            ("attention", "feed")
+            if self.cross is None
+            else ("attention", "cross", "feed")
+        )
 
     def _layers(self, width: int) -> dict[str, Layer]:
         """Return all layers by name. `init` draws their parameters in this order."""
@@ -187,7 +204,10 @@ class TransformerBlock(Block):
         return layers
 
     def _chain(
-        self, run: Callable[[str, Any], Array], y: Array, others: dict[str, dict[str, Any]]
+        self,
+        run: Callable[[str, Any], Array],
+        y: Array,
+        others: dict[str, dict[str, Any]],
     ) -> Array:
         """Compute the block's output from its input y. run(name, x) applies one layer."""
         for name in self._parts:
@@ -209,7 +229,9 @@ class TransformerBlock(Block):
         if self.cross is not None:
             names["cross"] = {"source": "source", "mask": "source_mask"}
         others = {
-            part: {inner: named[outer] for inner, outer in inputs.items() if outer in named}
+            part: {
+                inner: named[outer] for inner, outer in inputs.items() if outer in named
+            }
             for part, inputs in names.items()
         }
         return named["x"], others, present

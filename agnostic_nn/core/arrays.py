@@ -38,14 +38,19 @@ Array = Any  # the Array API Standard has no static array type yet
 Shape = tuple[int, ...]
 Key = Any  # two uint32 words: see `agnostic_nn.core.random`
 Params = Any  # nested dicts and tuples of arrays, trained by an optimizer
-State = Any  # nested dicts and tuples of arrays, carried from step to step and never trained
+# nested dicts and tuples of arrays, carried from step to step and never trained
+State = Any
 Cache = Any  # nested tuples of arrays, returned by `forward` and consumed by `backward`
-Memory = Any  # nested dicts and tuples of arrays: the state of a recurrent layer between time steps
+# nested dicts and tuples of arrays: the state of a recurrent layer between time steps
+Memory = Any
 Moments = Any  # nested dicts and tuples of arrays: the state of an optimizer
-Metric = Callable[..., Any]  # (y, target) -> a number for each example, or a tree of such arrays
+# (y, target) -> a number for each example, or a tree of such arrays
+Metric = Callable[..., Any]
 
-_NAMESPACES: dict[type, Any] = {}  # by type of array: 0.1 µs instead of 2 µs for each look-up
-_DEVICES: dict[type, Callable[[Array], Any]] = {}  # for types of arrays without `x.device`
+# by type of array: 0.1 µs instead of 2 µs for each look-up
+_NAMESPACES: dict[type, Any] = {}
+# for types of arrays without `x.device`
+_DEVICES: dict[type, Callable[[Array], Any]] = {}
 
 
 def namespace(x: Array, *others: Array) -> Any:
@@ -73,7 +78,8 @@ def namespace(x: Array, *others: Array) -> Any:
     return xp
 
 
-@lru_cache(maxsize=None, typed=True)  # dtypes of different libraries must not be compared
+# dtypes of different libraries must not be compared
+@lru_cache(maxsize=None, typed=True)
 def float_bits(dtype: Any, xp: Any) -> int:
     """Return the number of bits of a real floating-point dtype of `xp`, and 0 of another dtype.
 
@@ -112,7 +118,9 @@ def register(kind: type, xp: Any, device: Callable[[Array], Any] | None = None) 
     if not (device is None or callable(device)):
         raise TypeError(f"expected device to be a function of an array, got {device!r}")
     current = _NAMESPACES.get(kind, xp)
-    expect(current is xp, "arrays of {} already belong to {}, not to {}", kind, current, xp)
+    expect(
+        current is xp, "arrays of {} already belong to {}, not to {}", kind, current, xp
+    )
     _NAMESPACES[kind] = xp
     if device is not None:
         _DEVICES[kind] = device
@@ -137,7 +145,9 @@ class RowMask:
 
     def __post_init__(self) -> None:
         namespace(self.counts)
-        expect(self.counts.ndim == 1, "expected counts (batch,), got {}", self.counts.shape)
+        expect(
+            self.counts.ndim == 1, "expected counts (batch,), got {}", self.counts.shape
+        )
 
     def __bool__(self) -> bool:
         return True

@@ -135,9 +135,13 @@ class Backend:
         reduced = policies.reduced_formats(formats)
         if reduced and self.precision == policies.PRECISIONS[0]:
             # the docstring of an adapter's policy says which settings of the library it uses
-            settings = " ".join((self._policy.__doc__ or "").split()) if self._policy else ""
+            settings = (
+                " ".join((self._policy.__doc__ or "").split()) if self._policy else ""
+            )
             if not settings:
-                settings = "There is nothing to set: look at what the library was built with."
+                settings = (
+                    "There is nothing to set: look at what the library was built with."
+                )
             raise BackendUnavailable(
                 f"{self} should compute in float32, but computes in {reduced}. {settings}"
             )
@@ -187,7 +191,9 @@ class Backend:
         try:
             data = np.asarray(data)
         except ValueError as error:
-            raise ValueError(f"expected numbers, or lists of equal lengths: {error}") from None
+            raise ValueError(
+                f"expected numbers, or lists of equal lengths: {error}"
+            ) from None
         if data.dtype.kind in "OSUmM":
             raise TypeError(f"expected numbers, got dtype {data.dtype}")
         array = self.adapter.asarray(data, self.device)
@@ -212,7 +218,9 @@ class Backend:
 
         return tree_map(converted, tree)
 
-    def jit(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+    def jit(
+        self, function: Callable[..., Any], donate: tuple[int, ...] = ()
+    ) -> Callable[..., Any]:
         """Return `function` for this device, compiled if the library has a compiler.
 
         `donate` lists the positions of donated arguments, whose memory the result may reuse. To
@@ -300,7 +308,8 @@ class _Applied:
 @cache
 def _packages(xp: Any) -> frozenset[str]:
     """Return the names of array library packages, whose code reads no values of user code."""
-    name = vars(xp).get("__name__", "")  # a namespace may be another object than a module
+    # a namespace may be another object than a module
+    name = vars(xp).get("__name__", "")
     return frozenset([*SHIPPED, "array_api_compat", name.partition(".")[0]])
 
 
@@ -360,7 +369,9 @@ def backend(
     """
     policy = chosen_policy(precision, deterministic, replay)
     if not (name is None or isinstance(name, str)):
-        raise TypeError(f"expected the name of a backend, such as 'numpy', got {name!r}")
+        raise TypeError(
+            f"expected the name of a backend, such as 'numpy', got {name!r}"
+        )
     name = name or os.environ.get(VARIABLE) or "numpy"
     library, colon, device_name = name.partition(":")
     adapter = _load(library)
@@ -383,7 +394,11 @@ def backend(
         selected.applied()
     except NotImplementedError as error:
         raise BackendUnavailable(f"{selected}: {error}") from error
-    if adapter.compiles and not selected.replay and getattr(adapter, "eager", None) is None:
+    if (
+        adapter.compiles
+        and not selected.replay
+        and getattr(adapter, "eager", None) is None
+    ):
         raise BackendUnavailable(
             f"{selected} always compiles: its adapter has no `eager`, so replay=False is not "
             "possible"
@@ -391,7 +406,9 @@ def backend(
     return selected
 
 
-def chosen_policy(precision: Any, deterministic: Any, replay: Any = None) -> tuple[str, bool, bool]:
+def chosen_policy(
+    precision: Any, deterministic: Any, replay: Any = None
+) -> tuple[str, bool, bool]:
     """Return precision, `deterministic` and `replay`, with the environment's values for None."""
     source = "precision"
     if precision is None:
@@ -427,7 +444,9 @@ class StatusTable(tuple[Status, ...]):
         text = table(self.COLUMNS, self._rows())
         if not self._reasons():
             return text
-        return "\n".join([text, "", "cannot run here:", *(f"  {r}" for r in self._reasons())])
+        return "\n".join(
+            [text, "", "cannot run here:", *(f"  {r}" for r in self._reasons())]
+        )
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -441,7 +460,12 @@ class StatusTable(tuple[Status, ...]):
     def _rows(self) -> list[list[str | None]]:
         """Return one row for each usable device."""
         return [
-            [str(device), status.version, device.hardware, "yes" if device.has_float64 else "no"]
+            [
+                str(device),
+                status.version,
+                device.hardware,
+                "yes" if device.has_float64 else "no",
+            ]
             for status in self
             for device in status.devices
         ]
@@ -488,7 +512,8 @@ def _statuses() -> Iterator[Status]:
 
 def known_backends() -> dict[str, str]:
     """Return a dict from the name of each known backend to the name of its module."""
-    from importlib.metadata import entry_points  # the import takes half as long as that of NumPy
+    # the import takes half as long as that of NumPy
+    from importlib.metadata import entry_points
 
     modules = {name: module for name, (module, _) in SHIPPED.items()}
     for point in entry_points(group="agnostic_nn.backends"):
@@ -530,7 +555,9 @@ def _devices(library: str) -> dict[str, Any]:
         devices: dict[str, Any] = _load(library).devices()
     except BackendUnavailable:
         raise
-    except Exception as error:  # each library raises another exception if a driver is missing
+    except (
+        Exception
+    ) as error:  # each library raises another exception if a driver is missing
         raise BackendUnavailable(f"{library} finds no device: {error}") from error
     if not devices:
         raise BackendUnavailable(f"{library} finds no device on this machine")

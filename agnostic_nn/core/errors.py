@@ -31,18 +31,24 @@ def expect(holds: bool, message: str, *values: Any) -> None:
     """
     if not holds:
         # torch.Size is a tuple whose repr is torch.Size([2, 3])
-        plain = [tuple(value) if isinstance(value, tuple) else value for value in values]
+        plain = [
+            tuple(value) if isinstance(value, tuple) else value for value in values
+        ]
         raise ValueError(message.format(*plain) if plain else message)
 
 
-def expect_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
+def expect_number(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf
+) -> None:
     """Raise unless `value`, the hyper-parameter called `name`, is a finite number in [low, high).
 
     Only Python's int and float are accepted: a float64 scalar of NumPy would promote float32
     arrays to float64.
     """
     if type(value) not in (int, float):
-        raise TypeError(f"expected {name} to be a number, got {_with_remedy(value, 'float')}")
+        raise TypeError(
+            f"expected {name} to be a number, got {_with_remedy(value, 'float')}"
+        )
     bounds = f" of at least {low:g}" if high == math.inf else f" in [{low:g}, {high:g})"
     bounds = "" if low == -math.inf else bounds
     is_valid = math.isfinite(value) and low <= value < high
@@ -52,7 +58,9 @@ def expect_number(name: str, value: Any, low: float = -math.inf, high: float = m
 def expect_positive(name: str, value: Any) -> None:
     """Raise unless `value`, the hyper-parameter called `name`, is a finite number above 0."""
     if type(value) in (int, float):
-        expect(0.0 < value < math.inf, "expected a finite {} above 0, got {}", name, value)
+        expect(
+            0.0 < value < math.inf, "expected a finite {} above 0, got {}", name, value
+        )
     expect_number(name, value)
 
 
@@ -67,13 +75,21 @@ def expect_integer(name: str, value: Any, least: int | None = None) -> None:
     Only Python's int is accepted, and not bool.
     """
     if type(value) is not int:
-        raise TypeError(f"expected {name} to be an integer, got {_with_remedy(value, 'int')}")
+        raise TypeError(
+            f"expected {name} to be an integer, got {_with_remedy(value, 'int')}"
+        )
     expect(
-        least is None or value >= least, "expected {} of at least {}, got {}", name, least, value
+        least is None or value >= least,
+        "expected {} of at least {}, got {}",
+        name,
+        least,
+        value,
     )
 
 
-def expect_integers(name: str, values: Any, least: int | None = None) -> tuple[int, ...]:
+def expect_integers(
+    name: str, values: Any, least: int | None = None
+) -> tuple[int, ...]:
     """Return `values`, the hyper-parameter called `name`, as a tuple of integers.
 
     Raises
@@ -99,7 +115,9 @@ def expect_list(name: str, value: Any) -> None:
 def expect_flag(name: str, value: Any) -> None:
     """Raise TypeError unless `value`, the hyper-parameter called `name`, is True or False."""
     if type(value) is not bool:
-        raise TypeError(f"expected {name} to be True or False, got {_with_remedy(value, 'bool')}")
+        raise TypeError(
+            f"expected {name} to be True or False, got {_with_remedy(value, 'bool')}"
+        )
 
 
 def expect_choice(name: str, value: Any, choices: Sequence[str | None]) -> None:
@@ -117,7 +135,9 @@ def expect_text(name: str, value: Any) -> None:
         raise TypeError(f"expected {name} to be a string, got {value!r}")
 
 
-def expect_function(name: str, value: Any, arguments: str, also: str | None = None) -> None:
+def expect_function(
+    name: str, value: Any, arguments: str, also: str | None = None
+) -> None:
     """Raise TypeError unless `value` can be called with `arguments`, such as "y, target".
 
     also: the name of an argument that the function may declare, which it then gets by keyword.
@@ -128,21 +148,28 @@ def expect_function(name: str, value: Any, arguments: str, also: str | None = No
     """
     expected = f"expected {name} to be a function of ({arguments})"
     if isinstance(value, type):
-        raise TypeError(f"{expected}, got the class {value.__name__}: did you mean an instance?")
+        raise TypeError(
+            f"{expected}, got the class {value.__name__}: did you mean an instance?"
+        )
     if not callable(value) or getattr(value, "is_layer", False):
         raise TypeError(f"{expected}, got {described(value)}")
     try:
         parameters = signature(value)
     except (TypeError, ValueError) as error:
-        if isinstance(value, partial):  # it sets an argument that the function does not have
+        # it sets an argument that the function does not have
+        if isinstance(value, partial):
             raise TypeError(f"{expected}, but {error}") from None
         return
-    keywords = {also: None} if also is not None and also in parameters.parameters else {}
+    keywords = (
+        {also: None} if also is not None and also in parameters.parameters else {}
+    )
     try:
         parameters.bind(*arguments.split(", "), **keywords)
     except TypeError:
         label = getattr(value, "__qualname__", None) or repr(value)
-        raise TypeError(f"{expected}, but {label}{parameters} cannot take these") from None
+        raise TypeError(
+            f"{expected}, but {label}{parameters} cannot take these"
+        ) from None
 
 
 def described(value: Any) -> str:
@@ -158,4 +185,8 @@ def described(value: Any) -> str:
 
 def _with_remedy(value: Any, kind: str) -> str:
     """Return the repr of a refused value, and the remedy if it comes from an array library."""
-    return f"{value!r}: pass Python's own, {kind}(...)" if hasattr(value, "dtype") else repr(value)
+    return (
+        f"{value!r}: pass Python's own, {kind}(...)"
+        if hasattr(value, "dtype")
+        else repr(value)
+    )

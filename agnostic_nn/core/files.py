@@ -60,9 +60,13 @@ def expect_place(path: str) -> None:
     if Path(path).is_dir():
         raise IsADirectoryError(f"expected a path of a file, but {path} is a folder")
     if not folder.exists():
-        raise FileNotFoundError(f"{path} cannot be written, as there is no folder {folder}")
+        raise FileNotFoundError(
+            f"{path} cannot be written, as there is no folder {folder}"
+        )
     if not folder.is_dir():
-        raise NotADirectoryError(f"{path} cannot be written, as {folder} is not a folder")
+        raise NotADirectoryError(
+            f"{path} cannot be written, as {folder} is not a folder"
+        )
 
 
 @contextmanager
@@ -100,7 +104,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 if old is not None:
                     _take_over(file.fileno(), new, old)
                 os.fsync(file.fileno())
-                if _locks is not None:  # rename before closing the file, which releases the lock
+                # rename before closing the file, which releases the lock
+                if _locks is not None:
                     os.replace(new, target)
             except OSError as error:
                 if error.filename in (None, os.fspath(new)):
@@ -129,7 +134,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         mode = os.stat(path).st_mode
     except OSError:
         mode = stat.S_IFREG
-    if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):  # such as /dev/stdout, which cannot be replaced
+    # such as /dev/stdout, which cannot be replaced
+    if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):
         with open(path, "wb") as file:
             file.write(text.encode())
         return
@@ -168,7 +174,9 @@ def _status(target: Path) -> os.stat_result | None:
     except FileNotFoundError:
         return None
     if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(target))
+        raise IsADirectoryError(
+            errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(target)
+        )
     if not stat.S_ISREG(status.st_mode):
         reason = f"expected a file to replace, but there is {kind_of(status.st_mode)}"
         raise OSError(errno.EINVAL, reason, os.fspath(target))

@@ -73,7 +73,9 @@ def reduced_formats(probed: dict[str, dict[str, str]]) -> str:
             parts.append(f"{mode}: {'all' if is_all else ', '.join(operations)}")
         return "; ".join(parts)
 
-    return " and ".join(f"{name} ({described(modes)})" for name, modes in formats.items())
+    return " and ".join(
+        f"{name} ({described(modes)})" for name, modes in formats.items()
+    )
 
 
 def _matrices() -> _Factors:
@@ -137,8 +139,12 @@ def _products(
         "matmul": matrices[0] @ matrices[1],
         "matmul of stacks": stacks[0] @ stacks[1],
         "convolve": convolve(for_convolve[0], for_convolve[1], *_CONVOLUTION),
-        "convolve_input": convolve_input(for_input[0], for_input[1], lengths, *_CONVOLUTION),
-        "convolve_weight": convolve_weight(for_weight[0], for_weight[1], (3, 3), *_CONVOLUTION),
+        "convolve_input": convolve_input(
+            for_input[0], for_input[1], lengths, *_CONVOLUTION
+        ),
+        "convolve_weight": convolve_weight(
+            for_weight[0], for_weight[1], (3, 3), *_CONVOLUTION
+        ),
     }
 
 
@@ -151,7 +157,9 @@ def _as_matrices(products: dict[str, Array]) -> dict[str, Array]:
         "convolve_input": lambda y: y[0, 1::2, 1::2],
         "convolve_weight": lambda y: y[1, 1],
     }
-    return {name: extract[name](y).reshape(-1, _COLUMNS) for name, y in products.items()}
+    return {
+        name: extract[name](y).reshape(-1, _COLUMNS) for name, y in products.items()
+    }
 
 
 def _format(y: Array) -> str:
@@ -165,13 +173,15 @@ def _format(y: Array) -> str:
         return "float32"
     # the last column of y is v(i) · 1, and its first row 1 · v(j)
     digits = min(
-        _last_of_run(is_exact[: _DIGITS + 1, -1]), _last_of_run(is_exact[0, : _DIGITS + 1])
+        _last_of_run(is_exact[: _DIGITS + 1, -1]),
+        _last_of_run(is_exact[0, : _DIGITS + 1]),
     )
     sums = is_exact[_FIRST_SUM_ROW : _FIRST_SUM_ROW + _DIGITS, -1]
     sum_digits = _last_of_run([True, *sums])
     has_range = bool(is_exact[_LARGE_ROW, -1])
     name = _FACTOR_FORMATS.get(digits, f"{digits} bits")
-    if digits == _DIGITS:  # each factor is exact, but not their products: float32 was split
+    # each factor is exact, but not their products: float32 was split
+    if digits == _DIGITS:
         name = "float32 in parts"
     elif digits == 10 and not has_range:
         name = "float16"

@@ -76,12 +76,18 @@ def bernoulli(key: Key, probability: float, shape: Shape) -> Array:
 
     Only integers are compared, so the result is the same for every backend and dtype.
     """
-    expect(0.0 <= probability <= 1.0, "expected a probability in [0, 1], got {}", probability)
+    expect(
+        0.0 <= probability <= 1.0,
+        "expected a probability in [0, 1], got {}",
+        probability,
+    )
     xp = namespace(key)
     drawn = xp.reshape(words(key, math.prod(shape)), shape) >> 1
     threshold = round(probability * 2.0**31)
     # JAX accepts no Python integer above int32; at 2³¹, which needs one, every draw is below
-    return drawn < threshold if threshold < 2**31 else xp.ones_like(drawn, dtype=xp.bool)
+    return (
+        drawn < threshold if threshold < 2**31 else xp.ones_like(drawn, dtype=xp.bool)
+    )
 
 
 def uniform(key: Key, shape: Shape, dtype: Any) -> Array:

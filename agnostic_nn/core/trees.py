@@ -25,13 +25,24 @@ def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     if isinstance(tree, dict):
         for other in rest:
             if not isinstance(other, dict) or other.keys() != tree.keys():
-                raise ValueError(f"trees differ: expected {_outline(tree)}, got {_outline(other)}")
-        return {k: tree_map(function, v, *[t[k] for t in rest]) for k, v in tree.items()}
+                raise ValueError(
+                    f"trees differ: expected {_outline(tree)}, got {_outline(other)}"
+                )
+        return {
+            k: tree_map(function, v, *[t[k] for t in rest]) for k, v in tree.items()
+        }
     if isinstance(tree, tuple):
         for other in rest:
             if not isinstance(other, tuple) or len(other) != len(tree):
-                raise ValueError(f"trees differ: expected {_outline(tree)}, got {_outline(other)}")
-        return tuple([tree_map(function, *branches) for branches in zip(tree, *rest, strict=True)])
+                raise ValueError(
+                    f"trees differ: expected {_outline(tree)}, got {_outline(other)}"
+                )
+        return tuple(
+            [
+                tree_map(function, *branches)
+                for branches in zip(tree, *rest, strict=True)
+            ]
+        )
     return function(tree, *rest)
 
 
@@ -91,7 +102,8 @@ def tree_from_leaves(named: dict[str, Any], like: Any, prefix: str = "") -> Any:
     """
     if isinstance(like, dict):
         return {
-            k: tree_from_leaves(named, v, f"{prefix}.{k}" if prefix else k) for k, v in like.items()
+            k: tree_from_leaves(named, v, f"{prefix}.{k}" if prefix else k)
+            for k, v in like.items()
         }
     if isinstance(like, tuple):
         return tuple(

@@ -29,7 +29,8 @@ __all__ = [
 ]
 
 PerAxis = Any  # an integer for all axes, or a tuple with an integer for each axis
-Padding = Any  # "same", "valid", an integer for all sides, or a tuple: see `padding_per_axis`
+# "same", "valid", an integer for all sides, or a tuple: see `padding_per_axis`
+Padding = Any
 Pads = tuple[tuple[int, int], ...]  # the numbers of zeros (before, after) for each axis
 
 
@@ -47,10 +48,14 @@ def per_axis(name: str, value: PerAxis, rank: int, least: int = 1) -> Shape:
     """
     numbers = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
     if any(type(number) is not int for number in numbers):
-        raise TypeError(f"expected {name} to be an integer or {rank} of them, got {value!r}")
+        raise TypeError(
+            f"expected {name} to be an integer or {rank} of them, got {value!r}"
+        )
     expect(len(numbers) > 0, "expected {} for one axis or more, got {}", name, value)
     expect(len(numbers) == rank, "expected {} for {} axes, got {}", name, rank, value)
-    expect(min(numbers) >= least, "expected {} of at least {}, got {}", name, least, value)
+    expect(
+        min(numbers) >= least, "expected {} of at least {}, got {}", name, least, value
+    )
     return numbers
 
 
@@ -69,9 +74,15 @@ def padding_per_axis(padding: Padding, rank: int) -> str | Pads:
     """
     if isinstance(padding, str):
         is_valid = padding in ("same", "valid")
-        expect(is_valid, "expected padding 'same', 'valid' or numbers, got {}", repr(padding))
+        expect(
+            is_valid,
+            "expected padding 'same', 'valid' or numbers, got {}",
+            repr(padding),
+        )
         return padding
-    entries = tuple(padding) if isinstance(padding, (tuple, list)) else (padding,) * rank
+    entries = (
+        tuple(padding) if isinstance(padding, (tuple, list)) else (padding,) * rank
+    )
     expect(len(entries) == rank, "expected padding for {} axes, got {}", rank, padding)
     for entry in entries:
         is_valid = not isinstance(entry, (tuple, list)) or len(entry) == 2
@@ -94,13 +105,17 @@ def resolve_padding(
     if padding == "valid":
         return ((0, 0),) * len(lengths)
     pads = []
-    for n, r, s in zip(lengths, effective_window(window, dilation), stride, strict=True):
+    for n, r, s in zip(
+        lengths, effective_window(window, dilation), stride, strict=True
+    ):
         total = max((-(-n // s) - 1) * s + r - n, 0)
         pads.append((total // 2, total - total // 2))
     return tuple(pads)
 
 
-def out_lengths(lengths: Shape, window: Shape, stride: Shape, dilation: Shape, pads: Pads) -> Shape:
+def out_lengths(
+    lengths: Shape, window: Shape, stride: Shape, dilation: Shape, pads: Pads
+) -> Shape:
     """Return the number of windows along each axis.
 
     Raises
@@ -113,5 +128,11 @@ def out_lengths(lengths: Shape, window: Shape, stride: Shape, dilation: Shape, p
         (n + low + high - r) // s + 1
         for n, r, s, (low, high) in zip(lengths, sizes, stride, pads, strict=True)
     )
-    expect(min(out) >= 1, "windows over {} do not fit {} padded by {}", sizes, lengths, pads)
+    expect(
+        min(out) >= 1,
+        "windows over {} do not fit {} padded by {}",
+        sizes,
+        lengths,
+        pads,
+    )
     return out

@@ -32,7 +32,11 @@ class Example:
     @property
     def name(self) -> str:
         """The name of the class of the layer, or of the loss."""
-        return self.layer.name if isinstance(self.layer, LossOf) else type(self.layer).__name__
+        return (
+            self.layer.name
+            if isinstance(self.layer, LossOf)
+            else type(self.layer).__name__
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,7 +57,10 @@ class LossOf(Layer):
 
     @property
     def input_kinds(self) -> dict[str, str]:  # type: ignore[override]
-        return {"y": "real floating", "target": "integral" if self.labels else "numeric"}
+        return {
+            "y": "real floating",
+            "target": "integral" if self.labels else "numeric",
+        }
 
     @property
     def name(self) -> str:
@@ -162,11 +169,18 @@ LAYERS = (
     Example(layers.BatchNorm(), (4,)),
     Example(layers.CELU(0.5), (5,)),
     Example(layers.Concatenate(), ((5, 3), (5, 2))),
-    Example(layers.Conv1D(4, 3, stride=2, padding=((2, 1),), dilation=2, groups=2), (8, 2)),
+    Example(
+        layers.Conv1D(4, 3, stride=2, padding=((2, 1),), dilation=2, groups=2), (8, 2)
+    ),
     Example(layers.Conv2D(4, (3, 2), stride=(2, 1), padding="same"), (5, 7, 3)),
     Example(layers.Conv3D(2, 2, padding=1), (3, 2, 3, 2)),
-    Example(layers.ConvTranspose1D(4, 3, stride=3, dilation=2, groups=2, output_padding=2), (4, 2)),
-    Example(layers.ConvTranspose2D(4, (3, 2), stride=(2, 3), padding="same"), (3, 2, 3)),
+    Example(
+        layers.ConvTranspose1D(4, 3, stride=3, dilation=2, groups=2, output_padding=2),
+        (4, 2),
+    ),
+    Example(
+        layers.ConvTranspose2D(4, (3, 2), stride=(2, 3), padding="same"), (3, 2, 3)
+    ),
     Example(layers.ConvTranspose3D(2, 2), (3, 2, 2, 3)),
     Example(layers.Crop((1, 0)), (5, 3, 2)),
     Example(layers.Dense(3), (4,)),
@@ -184,7 +198,11 @@ LAYERS = (
     Example(layers.GlobalAveragePool(), (3, 5, 2)),
     Example(layers.GlobalMaxPool(), (3, 5, 2)),
     Example(
-        blocks.Graph(a=(layers.Dense(4), "x"), b=(layers.Tanh(), "a"), c=(blocks.Shared("a"), "b")),
+        blocks.Graph(
+            a=(layers.Dense(4), "x"),
+            b=(layers.Tanh(), "a"),
+            c=(blocks.Shared("a"), "b"),
+        ),
         (4,),
     ),
     Example(layers.GroupNorm(2), (3, 6)),
@@ -203,7 +221,9 @@ LAYERS = (
     Example(layers.MaxPool3D(2, stride=(1, 2, 1)), (3, 5, 2, 2)),
     Example(layers.Mish(), (5,)),
     Example(
-        layers.MultiHeadAttention(4, key_heads=2, head_width=2, causal=True, rotary=True),
+        layers.MultiHeadAttention(
+            4, key_heads=2, head_width=2, causal=True, rotary=True
+        ),
         {"x": (5, 3), "mask": (5,)},
     ),
     Example(layers.Multiply(), ((3,), (3,))),
@@ -257,7 +277,9 @@ LOSSES = (
     Example(loss_of(losses.gaussian_nll), _GAUSSIAN, drawn(_numbers, _positive)),
     Example(loss_of(losses.hinge), _VECTOR, drawn(_signs)),
     Example(loss_of(losses.huber, delta=0.7), _VECTOR, drawn(_numbers)),
-    Example(loss_of(losses.kl_divergence), _ROWS, drawn(_distributions, _log_probabilities)),
+    Example(
+        loss_of(losses.kl_divergence), _ROWS, drawn(_distributions, _log_probabilities)
+    ),
     Example(loss_of(losses.log_cosh), _VECTOR, drawn(_numbers)),
     Example(loss_of(losses.mean_absolute_error), _VECTOR, drawn(_numbers)),
     Example(loss_of(losses.mean_squared_error), _VECTOR, drawn(_numbers)),
@@ -268,7 +290,9 @@ LOSSES = (
         drawn(_labels, _log_probabilities),
     ),
     Example(loss_of(losses.poisson_nll), _VECTOR, drawn(_probabilities)),
-    Example(loss_of(losses.softmax_cross_entropy, labels=True), _LOGITS, drawn(_labels)),
+    Example(
+        loss_of(losses.softmax_cross_entropy, labels=True), _LOGITS, drawn(_labels)
+    ),
     Example(loss_of(losses.squared_hinge), _VECTOR, drawn(_signs)),
     Example(loss_of(losses.triplet_margin, margin=0.5), _TRIPLET, drawn(_numbers)),
 )

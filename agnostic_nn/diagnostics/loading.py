@@ -71,11 +71,18 @@ def _module(name: str) -> Any:
         if f"{name}.".startswith(f"{missing}."):
             where = f"it is not in {os.getcwd()} and not installed"
             raise CannotLoad(f"there is no module {missing!r}: {where}") from error
-        raise CannotLoad(f"{name} needs the module {missing!r}, which is not installed") from error
-    except (Exception, SystemExit) as error:  # importing runs a custom file, which may call exit()
+        raise CannotLoad(
+            f"{name} needs the module {missing!r}, which is not installed"
+        ) from error
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # importing runs a custom file, which may call exit()
         place = extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}, line {place.lineno}"
-        raise CannotLoad(f"{name} cannot be imported: {_one_line(error)} ({where})") from error
+        raise CannotLoad(
+            f"{name} cannot be imported: {_one_line(error)} ({where})"
+        ) from error
 
 
 def _attribute(owner: Any, attribute: str, module_name: str, attributes: str) -> Any:

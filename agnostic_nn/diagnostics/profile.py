@@ -38,7 +38,8 @@ from .observe import Handler, Hook, branch, observed_model, run
 
 __all__ = ["Operation", "Profile", "Row", "profile"]
 
-WARM_UP = 3  # untimed steps, in which a backend may trace, compile and verify the result
+# untimed steps, in which a backend may trace, compile and verify the result
+WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,19 @@ class Profile:
         for row in self.rows:
             both = row.forward + row.backward
             lines.append(line(row.path, row.layer, row.forward, row.backward, both))
-        labels = {"loss": "loss", "finite": "check for finite values", "update": "update"}
+        labels = {
+            "loss": "loss",
+            "finite": "check for finite values",
+            "update": "update",
+        }
         for part, label in labels.items():
             lines.append(line("", label, None, None, parts[part]))
-        lines.append(line("", "all parts", parts["forward"], parts["backward"], self.total))
-        lines.append(line("", "a real step, without timers inside", None, None, self.step))
+        lines.append(
+            line("", "all parts", parts["forward"], parts["backward"], self.total)
+        )
+        lines.append(
+            line("", "a real step, without timers inside", None, None, self.step)
+        )
         tables = [(["", "layer", "forward ms", "backward ms", "ms", "%"], lines)]
         if self.operations:
             total = sum(operation.seconds for operation in self.operations)
@@ -126,7 +135,12 @@ class Profile:
             for operation in self.operations:
                 seconds = operation.seconds
                 cells.append(
-                    [operation.name, operation.calls, 1e3 * seconds, 100 * seconds / total]
+                    [
+                        operation.name,
+                        operation.calls,
+                        1e3 * seconds,
+                        100 * seconds / total,
+                    ]
                 )
             tables.append((["operation", "calls", "ms", "%"], cells))
         return tables
@@ -195,7 +209,14 @@ def profile(
     }
     operations, remark = _operations(step, chosen, medians)
     return Profile(
-        str(chosen), len(examples), steps, rows, parts, whole["step"], operations, remark
+        str(chosen),
+        len(examples),
+        steps,
+        rows,
+        parts,
+        whole["step"],
+        operations,
+        remark,
     )
 
 
@@ -213,7 +234,9 @@ class _Stopwatch:
         self.calls: dict[Any, int] = defaultdict(int)
         self._nested = [0.0]  # seconds of nested calls, for each open call
 
-    def time(self, name: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def time(
+        self, name: Any, function: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """Return function(*args, **kwargs), timed until its values are available."""
         entered = perf_counter()
         self._nested.append(0.0)
@@ -292,7 +315,9 @@ class _LayerTimer:
         self.part = "forward"
         self._turn = count(1)
 
-    def step(self, model: Layer, loss: Loss, optimizer: Optimizer) -> Callable[..., Any]:
+    def step(
+        self, model: Layer, loss: Loss, optimizer: Optimizer
+    ) -> Callable[..., Any]:
         """Return the step of `make_step`, timed part by part."""
         jit = self.backend.jit
         time = self.clock.time
@@ -336,17 +361,23 @@ class _LayerTimer:
                     note.called = next(self._turn)
                 if not note.whole:
                     try:
-                        return self.clock.time((number, self.part), method, *args, **mode)
+                        return self.clock.time(
+                            (number, self.part), method, *args, **mode
+                        )
                     except _Hidden:
                         note.whole = True
                 key = (name, *mode.values())
                 if key not in compiled:
-                    compiled[key] = self.backend.jit(partial(getattr(layer, name), **mode))
+                    compiled[key] = self.backend.jit(
+                        partial(getattr(layer, name), **mode)
+                    )
                 return self.clock.time((number, self.part), compiled[key], *args)
 
             return hook
 
-        return {name: timed(name) for name in ("forward", "backward", "backward_params")}
+        return {
+            name: timed(name) for name in ("forward", "backward", "backward_params")
+        }
 
     def _expect_values(self, args: tuple[Any, ...]) -> None:
         """Raise _Hidden for arrays without values, as while a loop is compiled."""
@@ -359,7 +390,9 @@ class _LayerTimer:
         """Return a row for each layer that was called, from the medians of its timings."""
         total = sum(seconds.values())
         rows = []
-        for number, note in sorted(enumerate(self.notes), key=lambda pair: pair[1].called):
+        for number, note in sorted(
+            enumerate(self.notes), key=lambda pair: pair[1].called
+        ):
             forward = seconds.get((number, "forward"), 0.0)
             backward = seconds.get((number, "backward"), 0.0)
             description = repr(note.layer) if note.whole else type(note.layer).__name__
@@ -382,8 +415,13 @@ def _operations(
     timed = partial(run, _OperationTimer(clock), step)
     try:
         seconds = medians(clock, timed)
-    except Exception as error:  # the step itself has run: it is the observing that fails
-        return (), f"operations cannot be timed one by one: {type(error).__name__}: {error}"
+    except (
+        Exception
+    ) as error:  # the step itself has run: it is the observing that fails
+        return (
+            (),
+            f"operations cannot be timed one by one: {type(error).__name__}: {error}",
+        )
     rows = [Operation(name, clock.calls[name], seconds[name]) for name in seconds]
     return tuple(sorted(rows, key=lambda row: -row.seconds)), ""
 
@@ -399,12 +437,20 @@ class _OperationTimer(Handler):
         self.clock = clock
 
     def compute(
-        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         return self.clock.time(name, function, *args, **kwargs)
 
     def call_ops(
-        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         if function is ops.select:
             return branch(*args)

@@ -104,7 +104,8 @@ class Summary:
             del counts["frozen"]
         lines: list[list[Any]] = []
         for row in self.rows:
-            indented = "\u00a0\u00a0" * row.depth + row.layer  # HTML collapses plain spaces
+            # HTML collapses plain spaces
+            indented = "\u00a0\u00a0" * row.depth + row.layer
             numbers = [getattr(row, name) or None for name in counts.values()]
             if not row.recompute_saves:
                 numbers[-1] = None
@@ -159,7 +160,12 @@ class _Note:
 
 
 def summarize(
-    model: Layer, params: Params, state: State, shape: Shape, dtype: str, batch_size: int
+    model: Layer,
+    params: Params,
+    state: State,
+    shape: Shape,
+    dtype: str,
+    batch_size: int,
 ) -> Summary:
     """Return the summary of a model, from a forward and a backward pass on shapes alone.
 
@@ -200,7 +206,9 @@ def _naming(note: _Note) -> Iterator[None]:
         yield
     except Exception as error:
         if not getattr(error, "__notes__", None):
-            error.add_note("in " + ", ".join(filter(None, (note.path, outline(note.layer)))))
+            error.add_note(
+                "in " + ", ".join(filter(None, (note.path, outline(note.layer))))
+            )
         raise
 
 
@@ -211,7 +219,9 @@ class _Recorder:
     in the counter, and the key under which the layer's cache is put into a dict.
     """
 
-    def __init__(self, counter: CostCounter, notes: list[_Note], trained: set[Memory]) -> None:
+    def __init__(
+        self, counter: CostCounter, notes: list[_Note], trained: set[Memory]
+    ) -> None:
         self.counter = counter
         self.notes = notes
         self.trained = trained
@@ -223,7 +233,11 @@ class _Recorder:
         number: int | None = None
 
         def forward(
-            method: Callable[..., Any], params: Params, state: State, x: Any, **mode: Any
+            method: Callable[..., Any],
+            params: Params,
+            state: State,
+            x: Any,
+            **mode: Any,
         ) -> tuple[Any, ...]:
             nonlocal number
             if number is None:
@@ -236,7 +250,9 @@ class _Recorder:
             self._count(note, params)
             return y, state, {number: cache}
 
-        def backward(method: Callable[..., Any], params: Params, cache: Any, dy: Any) -> Any:
+        def backward(
+            method: Callable[..., Any], params: Params, cache: Any, dy: Any
+        ) -> Any:
             # `backward_params` may have unpacked the cache already before it calls `backward`.
             marked = isinstance(cache, dict) and number in cache
             own_cache = cache[number] if marked else cache
@@ -277,7 +293,9 @@ def _rows(notes: list[_Note], constant: set[Memory]) -> Iterator[Row]:
         yield Row(note.path, description, note.shape, *own, *recomputed, depth)
 
 
-def _recomputed(note: _Note, notes: list[_Note], constant: set[Memory]) -> tuple[int, int]:
+def _recomputed(
+    note: _Note, notes: list[_Note], constant: set[Memory]
+) -> tuple[int, int]:
     """Return the bytes saved by recomputing a layer, and the operations that this would cost."""
     inside = [other for other in notes if other.is_within(note)]
     outside = [other for other in notes if not other.is_within(note)]
@@ -304,9 +322,13 @@ def _cached_arrays(cache: Any, number: int = 0) -> Iterator[tuple[int, Any]]:
 def _like_input(input_kinds: Any, shape: Any, dtype: str, batch_size: int) -> Any:
     """Return arrays of zeros like a batch of x, in dtypes that the model accepts."""
     dtypes = {"bool": "bool", "integral": "int32"}
-    shapes = shape_map(lambda axes: np.broadcast_to(np.False_, (batch_size, *axes)), shape)
+    shapes = shape_map(
+        lambda axes: np.broadcast_to(np.False_, (batch_size, *axes)), shape
+    )
     return tree_map(
-        lambda leaf, kind: np.broadcast_to(np.zeros((), dtypes.get(kind, dtype)), leaf.shape),
+        lambda leaf, kind: np.broadcast_to(
+            np.zeros((), dtypes.get(kind, dtype)), leaf.shape
+        ),
         shapes,
         kinds(input_kinds, shapes),
     )
@@ -334,7 +356,9 @@ def bytes_of_training(
     params, state, _ = carry
     with CostCounter():
         y, _, _ = model.forward(*blanks_like((params, state, x)), train=True)
-    like = tree_map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), y)
+    like = tree_map(
+        lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), y
+    )
     targets = [like]
     if not isinstance(y, dict | tuple) and y.ndim > 1:
         targets.insert(0, np.broadcast_to(np.int32(0), y.shape[:-1]))

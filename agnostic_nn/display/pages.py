@@ -40,19 +40,26 @@ def render(template: str, **values: Any) -> str:
     jinja2 = _required("jinja2")
     loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
     safe = _required("markupsafe").Markup
     for function in (html_table, svg, formula):
         name = function.__name__.removeprefix("html_")
-        environment.globals[name] = lambda *args, _f=function, **kw: safe(_f(*args, **kw))
+        environment.globals[name] = lambda *args, _f=function, **kw: safe(
+            _f(*args, **kw)
+        )
     environment.filters["whole"] = _unbroken_numbers
     return _with_contents(environment.get_template(template).render(**values))
 
 
 def _unbroken_numbers(text: str) -> Any:
     """Return text as HTML in which a number such as 2e-06 is not broken between lines."""
-    marked = re.sub(r"\d[\d.]*e-\d+", r'<span class="whole">\g<0></span>', html.escape(text))
+    marked = re.sub(
+        r"\d[\d.]*e-\d+", r'<span class="whole">\g<0></span>', html.escape(text)
+    )
     return _required("markupsafe").Markup(marked)
 
 
@@ -61,14 +68,20 @@ def _with_contents(page: str) -> str:
     headings = re.findall("<h2>(.*?)</h2>", page)
     for i in range(len(headings)):
         page = page.replace("<h2>", f'<h2 id="part{i}">', 1)
-    links = "\n".join(f'<a href="#part{i}">{name}</a>' for i, name in enumerate(headings))
+    links = "\n".join(
+        f'<a href="#part{i}">{name}</a>' for i, name in enumerate(headings)
+    )
     empty = '<nav aria-label="contents"></nav>'
     contents = empty.replace("><", f">{links}<") if len(headings) > 1 else ""
     return page.replace(empty, contents, 1)
 
 
 def figure(
-    width: float = 9.0, height: float = 3.2, columns: int = 1, rows: int = 1, **subplots: Any
+    width: float = 9.0,
+    height: float = 3.2,
+    columns: int = 1,
+    rows: int = 1,
+    **subplots: Any,
 ) -> tuple[Any, Any]:
     """Return a matplotlib figure in the colours of a page, and its axes (see `Figure.subplots`)."""
     _required("matplotlib")
@@ -117,7 +130,9 @@ def _without_font(text: str) -> str:
     text = text.replace("<svg", '<svg style="stroke-linejoin: round"', 1)
     text = re.sub(r'font-family: [^;"]*', "font-family: inherit", text)
     # Older versions of matplotlib write size and family in one property.
-    return re.sub(r'font: ([^;"]*?px)[^;"]*', r"font: \1 sans-serif; font-family: inherit", text)
+    return re.sub(
+        r'font: ([^;"]*?px)[^;"]*', r"font: \1 sans-serif; font-family: inherit", text
+    )
 
 
 def embedded(content: str) -> str:
@@ -142,7 +157,16 @@ def formula(latex: str, *, block: bool = False) -> str:
 
 
 # Visible on black and on white.
-_NOTEBOOK_COLOURS = ("3a8fd1", "d9742b", "37a169", "c455a3", "8c74d6", "a38f1a", "1c9aa0", "a8766a")
+_NOTEBOOK_COLOURS = (
+    "3a8fd1",
+    "d9742b",
+    "37a169",
+    "c455a3",
+    "8c74d6",
+    "a38f1a",
+    "1c9aa0",
+    "a8766a",
+)
 _NOTEBOOK_STYLE = "; ".join(
     (
         *("--ink: currentColor", "--line: #88888866", "--paper: transparent"),

@@ -10,14 +10,18 @@ __all__ = ["folded", "html_table", "markdown_table", "table"]
 MAX_ROWS = 20  # a notebook folds longer tables
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> str:
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None
+) -> str:
     """Return a table as text; numbers are aligned right, None becomes an empty cell."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     rows = [list(row) for row in rows]
-    rich_table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="")
+    rich_table = Table(
+        title=title, box=SIMPLE_HEAD, title_justify="left", title_style=""
+    )
     for i, column in enumerate(columns):
         rich_table.add_column(
             column, justify="right" if _is_numeric(i, rows) else "left", no_wrap=True
@@ -58,7 +62,9 @@ def html_table(
     sides = [right if _is_numeric(i, rows) else left for i in range(len(columns))]
 
     def line(tag: str, cells: Iterable[str]) -> str:
-        inside = (f"<{tag}{at}>{cell}</{tag}>" for at, cell in zip(sides, cells, strict=True))
+        inside = (
+            f"<{tag}{at}>{cell}</{tag}>" for at, cell in zip(sides, cells, strict=True)
+        )
         return f"<tr>{''.join(inside)}</tr>"
 
     caption = f"<caption{left}>{escape(title)}</caption>" if title else ""

@@ -47,7 +47,14 @@ from .activations import (
 )
 from .attention import MultiHeadAttention
 from .base import Layer
-from .convolution import Conv1D, Conv2D, Conv3D, ConvTranspose1D, ConvTranspose2D, ConvTranspose3D
+from .convolution import (
+    Conv1D,
+    Conv2D,
+    Conv3D,
+    ConvTranspose1D,
+    ConvTranspose2D,
+    ConvTranspose3D,
+)
 from .dense import Dense
 from .embedding import Embedding, Unembedding
 from .merging import Add, Concatenate, Multiply

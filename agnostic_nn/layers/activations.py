@@ -7,8 +7,24 @@ last axis; `Softmax` and `LogSoftmax` normalize along an axis.
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
-from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, device, namespace
-from ..core.errors import expect, expect_flag, expect_integer, expect_number, expect_positive
+from ..core.arrays import (
+    Array,
+    Cache,
+    Key,
+    Params,
+    RowMask,
+    Shape,
+    State,
+    device,
+    namespace,
+)
+from ..core.errors import (
+    expect,
+    expect_flag,
+    expect_integer,
+    expect_number,
+    expect_positive,
+)
 from ..ops import (
     above_zero,
     expm1_below,
@@ -162,7 +178,9 @@ class SELU(Elementwise):
     def value(self, x: Array) -> Array:
         xp = namespace(x)
         # each term is 0 on the other side of 0, so their sum is the function
-        return _SCALE * xp.maximum(x, 0.0) + _SCALE_ALPHA * expm1_below(xp.minimum(x, 0.0))
+        return _SCALE * xp.maximum(x, 0.0) + _SCALE_ALPHA * expm1_below(
+            xp.minimum(x, 0.0)
+        )
 
     def slope(self, x: Array) -> Array:
         xp = namespace(x)
@@ -232,7 +250,12 @@ class HardTanh(Elementwise):
     def __post_init__(self) -> None:
         expect_number("low", self.low)
         expect_number("high", self.high)
-        expect(self.low < self.high, "expected low < high, got {} and {}", self.low, self.high)
+        expect(
+            self.low < self.high,
+            "expected low < high, got {} and {}",
+            self.low,
+            self.high,
+        )
 
     def value(self, x: Array) -> Array:
         return namespace(x).clip(x, self.low, self.high)
@@ -293,7 +316,8 @@ class Softsign(Elementwise):
         return x / (1.0 + namespace(x).abs(x))
 
     def slope(self, x: Array) -> Array:
-        root = 1.0 / (1.0 + namespace(x).abs(x))  # squared last: (1 + |x|)² may overflow
+        # squared last: (1 + |x|)² may overflow
+        root = 1.0 / (1.0 + namespace(x).abs(x))
         return root * root
 
 
@@ -328,7 +352,8 @@ class Tanh(Elementwise):
 
     def slope(self, x: Array) -> Array:
         xp = namespace(x)
-        decay = xp.exp(-2.0 * xp.minimum(xp.abs(x), 1e3))  # exp(-2000) is 0; 2|x| may overflow
+        # exp(-2000) is 0; 2|x| may overflow
+        decay = xp.exp(-2.0 * xp.minimum(xp.abs(x), 1e3))
         return 4.0 * decay / (1.0 + decay * (2.0 + decay))
 
 
@@ -493,7 +518,9 @@ class GLU(Layer):
     def _expect_even(self, shape: Shape) -> None:
         name = type(self).__name__
         fits = len(shape) >= 2 and shape[-1] % 2 == 0
-        expect(fits, "{} takes (batch, ..., 2 width), got (batch, *{})", name, shape[1:])
+        expect(
+            fits, "{} takes (batch, ..., 2 width), got (batch, *{})", name, shape[1:]
+        )
 
     def _halves(self, x: Array) -> tuple[Array, Array]:
         width = x.shape[-1] // 2
@@ -554,7 +581,9 @@ class Softmax(Layer):
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         y = cache
         wide_dy = widened(dy)
-        dx = y * (wide_dy - namespace(y).sum(wide_dy * y, axis=self.axis, keepdims=True))
+        dx = y * (
+            wide_dy - namespace(y).sum(wide_dy * y, axis=self.axis, keepdims=True)
+        )
         return narrowed(dx, dy), {}
 
 
@@ -600,5 +629,8 @@ class LogSoftmax(Layer):
 def _expect_axis(axis: int, shape: Shape) -> None:
     """Raise ValueError unless (batch, *shape) has `axis` and it is not the batch."""
     rank = len(shape) + 1
-    expect(axis != 0 and axis != -rank, "axis 0 is the batch: its rows must stay independent")
+    expect(
+        axis != 0 and axis != -rank,
+        "axis 0 is the batch: its rows must stay independent",
+    )
     expect(-rank < axis < rank, "axis {} does not exist in (batch, *{})", axis, shape)

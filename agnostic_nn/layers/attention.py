@@ -23,7 +23,13 @@ from ..core.arrays import (
     device,
     namespace,
 )
-from ..core.errors import expect, expect_count, expect_flag, expect_number, expect_positive
+from ..core.errors import (
+    expect,
+    expect_count,
+    expect_flag,
+    expect_number,
+    expect_positive,
+)
 from ..core.random import bernoulli, split
 from ..initializers import Initializer, expect_initializer, glorot_uniform
 from ..ops import attend, attend_backward, narrowed, widened
@@ -105,7 +111,9 @@ class MultiHeadAttention(Layer):
         if self.key_heads is not None:
             expect_count("key_heads", self.key_heads)
             fits = self.heads % self.key_heads == 0
-            expect(fits, "{} heads cannot share {} key_heads", self.heads, self.key_heads)
+            expect(
+                fits, "{} heads cannot share {} key_heads", self.heads, self.key_heads
+            )
         if self.head_width is not None:
             expect_count("head_width", self.head_width)
         expect_positive("base", self.base)
@@ -160,7 +168,9 @@ class MultiHeadAttention(Layer):
         if train and self.dropout:
             keys = split(state["key"], 2)
             keep_mask = bernoulli(keys[0, :], 1.0 - self.dropout, shape)
-            keep_mask = namespace(x).astype(keep_mask, x.dtype) * (1.0 / (1.0 - self.dropout))
+            keep_mask = namespace(x).astype(keep_mask, x.dtype) * (
+                1.0 / (1.0 - self.dropout)
+            )
             state = {"key": keys[1, :]}
         heads, attend_cache = attend(
             widened(query),
@@ -172,13 +182,25 @@ class MultiHeadAttention(Layer):
         )
         heads = narrowed(heads, like=query)
         joined = self._joined(heads)
-        other_source = inputs.get("source", ())  # () in self-attention: x is cached once
+        # () in self-attention: x is cached once
+        other_source = inputs.get("source", ())
         projected = (query, key, value, allowed, keep_mask, attend_cache, joined)
         cache = (x, other_source, present, *projected)
         return self._map(params, "output", joined), state, cache
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
-        x, source, present, query, key, value, allowed, keep_mask, attend_cache, joined = cache
+        (
+            x,
+            source,
+            present,
+            query,
+            key,
+            value,
+            allowed,
+            keep_mask,
+            attend_cache,
+            joined,
+        ) = cache
         is_self_attention = isinstance(source, tuple)
         if is_self_attention:
             source = x
@@ -233,10 +255,14 @@ class MultiHeadAttention(Layer):
         empty = xp.zeros(shape, dtype=weight.dtype, device=device(x))
         memory = {"step": step, "key": empty, "value": empty}
         if "mask" in inputs:
-            memory["mask"] = xp.zeros((shape[0], length), dtype=xp.bool, device=device(x))
+            memory["mask"] = xp.zeros(
+                (shape[0], length), dtype=xp.bool, device=device(x)
+            )
         return memory
 
-    def advance(self, params: Params, state: State, memory: Memory, x: Any) -> tuple[Array, Memory]:
+    def advance(
+        self, params: Params, state: State, memory: Memory, x: Any
+    ) -> tuple[Array, Memory]:
         inputs, _ = inputs_by_name(self, x)
         x = inputs["x"]
         mask = inputs.get("mask")
@@ -255,7 +281,11 @@ class MultiHeadAttention(Layer):
                 updates[name] = xp.where(is_now[:, None], row, memory[name])
             if mask is not None:
                 fits = mask.ndim == 2
-                expect(fits, "a step takes a mask (batch, 1) of x itself, got {}", mask.shape)
+                expect(
+                    fits,
+                    "a step takes a mask (batch, 1) of x itself, got {}",
+                    mask.shape,
+                )
                 mask = xp.where(is_now, mask, memory["mask"])
                 updates["mask"] = mask
         memory = memory | updates
@@ -282,7 +312,9 @@ class MultiHeadAttention(Layer):
     def _queries(self, params: Params, x: Array, positions: Array) -> Array:
         """Return Q, rotated if `rotary`, as (batch, key heads, group, time, d)."""
         expect_sequence("MultiHeadAttention", x.shape[1:])
-        query = self._grouped(self._map(params, "query", x), self.key_heads or self.heads)
+        query = self._grouped(
+            self._map(params, "query", x), self.key_heads or self.heads
+        )
         return rotate(query, self._angles(query, positions)) if self.rotary else query
 
     def _keys(self, params: Params, x: Array, positions: Array) -> tuple[Array, Array]:
@@ -312,7 +344,9 @@ def _split_heads(x: Array, heads: int) -> Array:
     """Reshape (batch, time, heads · d) to (batch, heads, time, d)."""
     xp = namespace(x)
     batch, time, width = x.shape
-    return xp.permute_dims(xp.reshape(x, (batch, time, heads, width // heads)), (0, 2, 1, 3))
+    return xp.permute_dims(
+        xp.reshape(x, (batch, time, heads, width // heads)), (0, 2, 1, 3)
+    )
 
 
 def _join_heads(x: Array) -> Array:
@@ -341,7 +375,13 @@ def _allowed(mask: Array | None, shape: Shape) -> Any:
     if mask.dtype != xp.bool:
         raise TypeError(f"expected a boolean mask, got {mask.dtype}")
     fits = mask.shape in ((batch, keys), (batch, time, keys))
-    expect(fits, "expected a mask {} or {}, got {}", (batch, keys), (batch, time, keys), mask.shape)
+    expect(
+        fits,
+        "expected a mask {} or {}, got {}",
+        (batch, keys),
+        (batch, time, keys),
+        mask.shape,
+    )
     return xp.reshape(mask, (batch, 1, 1, 1 if mask.ndim == 2 else time, keys))
 
 
@@ -358,10 +398,14 @@ def inputs_by_name(layer: Layer, x: Any) -> tuple[dict[str, Any], tuple[Any, ...
     expect(fits, "{} takes {}, got {}", type(layer).__name__, list(kinds), list(inputs))
     if inputs is not x:
         return inputs, ()
-    return inputs, tuple(((),) if name in inputs else () for name in kinds if name != "x")
+    return inputs, tuple(
+        ((),) if name in inputs else () for name in kinds if name != "x"
+    )
 
 
-def nest_like_x(layer: Layer, dx: Array, others: tuple[Any, ...], present: tuple[Any, ...]) -> Any:
+def nest_like_x(
+    layer: Layer, dx: Array, others: tuple[Any, ...], present: tuple[Any, ...]
+) -> Any:
     """Return dx alone, or in a dict with the gradients of the inputs that were passed.
 
     others: the gradients of all inputs but "x"; present: the second value of `inputs_by_name`.

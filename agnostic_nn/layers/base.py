@@ -23,7 +23,8 @@ from ..ops import all_finite
 
 __all__ = ["Layer", "is_shape", "kinds", "not_a_layer", "outline"]
 
-_Init = Callable[[Any, Key, Shape, Any], tuple[Params, State, Shape]]  # `init` of a layer
+# `init` of a layer
+_Init = Callable[[Any, Key, Shape, Any], tuple[Params, State, Shape]]
 
 
 def kinds(input_kinds: Any, x: Any) -> Any:
@@ -36,7 +37,12 @@ def kinds(input_kinds: Any, x: Any) -> Any:
     """
     if isinstance(x, dict) and isinstance(input_kinds, dict):
         unknown = sorted(x.keys() - input_kinds.keys())
-        expect(not unknown, "expected inputs among {}, got {}", sorted(input_kinds), unknown)
+        expect(
+            not unknown,
+            "expected inputs among {}, got {}",
+            sorted(input_kinds),
+            unknown,
+        )
         return {name: kinds(input_kinds[name], leaf) for name, leaf in x.items()}
     if isinstance(x, dict):
         return {name: kinds(input_kinds, leaf) for name, leaf in x.items()}
@@ -165,12 +171,16 @@ class Layer:
             If x holds a value or a name that this layer cannot take.
         """
         expected_kinds = leaves(kinds(self.input_kinds, x))
-        for (name, leaf), kind in zip(named_leaves(x, "x"), expected_kinds, strict=True):
+        for (name, leaf), kind in zip(
+            named_leaves(x, "x"), expected_kinds, strict=True
+        ):
             xp = namespace(leaf)
             if not xp.isdtype(leaf.dtype, kind):
                 owner = type(self).__name__
                 which = "" if name == "x" else f" as {name}"
-                raise TypeError(f"{owner} takes {kind} numbers{which}, got {leaf.dtype}")
+                raise TypeError(
+                    f"{owner} takes {kind} numbers{which}, got {leaf.dtype}"
+                )
             if kind == "real floating" and not all_finite(leaf):
                 index = first_true(~xp.isfinite(leaf)) or ()
                 raise ValueError(
@@ -197,7 +207,9 @@ def _checked(init: _Init) -> _Init:
     """Wrap a layer's `init` so that it validates key, shape and dtype first."""
 
     @wraps(init)
-    def checked(self: Layer, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
+    def checked(
+        self: Layer, key: Key, shape: Shape, dtype: Any
+    ) -> tuple[Params, State, Shape]:
         _expect_init_arguments(self, key, shape, dtype)
         return init(self, key, shape, dtype)
 
@@ -215,8 +227,12 @@ def _expect_init_arguments(layer: Layer, key: Any, shape: Any, dtype: Any) -> No
         )
     if not is_shape(shape):
         example = "the shape of one example, a tuple of integers such as (3,)"
-        raise TypeError(f"{name}.init takes {example}, or a tree of them, got {described(shape)}")
-    single = isinstance(shape, tuple) and not any(isinstance(entry, tuple) for entry in shape)
+        raise TypeError(
+            f"{name}.init takes {example}, or a tree of them, got {described(shape)}"
+        )
+    single = isinstance(shape, tuple) and not any(
+        isinstance(entry, tuple) for entry in shape
+    )
     fits = single or not layer.one_array
     expect(fits, "{} takes one array, got several of shapes {}", name, shape)
     # `is`, because np.dtype("float64") == float

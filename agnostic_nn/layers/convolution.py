@@ -34,7 +34,17 @@ The adjoint of an adjoint is the original map, so with x and dy exchanged,
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
-from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, device, namespace
+from ..core.arrays import (
+    Array,
+    Cache,
+    Key,
+    Params,
+    RowMask,
+    Shape,
+    State,
+    device,
+    namespace,
+)
 from ..core.errors import expect, expect_count, expect_flag
 from ..core.random import split
 from ..core.windows import (
@@ -86,9 +96,16 @@ class _Convolution(Layer):
         expect_count("groups", self.groups)
         # each group computes as many of the output channels as the others
         fits = self.width % self.groups == 0
-        expect(fits, "expected a width that {} groups divide, got {}", self.groups, self.width)
+        expect(
+            fits,
+            "expected a width that {} groups divide, got {}",
+            self.groups,
+            self.width,
+        )
         for name in ("window", "stride", "dilation"):
-            object.__setattr__(self, name, per_axis(name, getattr(self, name), self.rank))
+            object.__setattr__(
+                self, name, per_axis(name, getattr(self, name), self.rank)
+            )
         object.__setattr__(self, "padding", padding_per_axis(self.padding, self.rank))
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
@@ -96,15 +113,26 @@ class _Convolution(Layer):
         axes = self.rank + 2
         fits = len(shape) == axes - 1
         expect(
-            fits, "{} takes {} axes, (batch, *space, channels), got (batch, *{})", name, axes, shape
+            fits,
+            "{} takes {} axes, (batch, *space, channels), got (batch, *{})",
+            name,
+            axes,
+            shape,
         )
         *lengths, channels = shape
         fits = channels % self.groups == 0
-        expect(fits, "expected channels that {} groups divide, got {}", self.groups, channels)
+        expect(
+            fits,
+            "expected channels that {} groups divide, got {}",
+            self.groups,
+            channels,
+        )
         out = self._out_lengths(tuple(lengths))
         params = {"weight": self._draw_weight(key, channels, dtype)}
         if self.bias:
-            params["bias"] = namespace(key).zeros(self.width, dtype=dtype, device=device(key))
+            params["bias"] = namespace(key).zeros(
+                self.width, dtype=dtype, device=device(key)
+            )
         return params, {}, (*out, self.width)
 
     def forward(
@@ -126,8 +154,17 @@ class _Convolution(Layer):
         channels = self._in_channels(weight)
         axes = self.rank + 2
         fits = x.ndim == axes and x.shape[-1] == channels
-        expect(fits, "{} takes {} axes, (batch, *space, {}), got {}", name, axes, channels, x.shape)
-        expect(x.dtype == weight.dtype, "{} holds {}, got {}", name, weight.dtype, x.dtype)
+        expect(
+            fits,
+            "{} takes {} axes, (batch, *space, {}), got {}",
+            name,
+            axes,
+            channels,
+            x.shape,
+        )
+        expect(
+            x.dtype == weight.dtype, "{} holds {}, got {}", name, weight.dtype, x.dtype
+        )
         y = self._map(x, weight, params["bias"] if self.bias else None)
         return y, state, x
 
@@ -154,7 +191,9 @@ class _Convolution(Layer):
         lengths: those of the spatial axes of the input of the convolution, on which "same"
         padding depends.
         """
-        padding = resolve_padding(self.padding, lengths, self.window, self.stride, self.dilation)
+        padding = resolve_padding(
+            self.padding, lengths, self.window, self.stride, self.dilation
+        )
         return self.stride, padding, self.dilation, self.groups
 
     def _out_lengths(self, lengths: Shape) -> Shape:
@@ -195,9 +234,18 @@ class _ConvTranspose(_Convolution):
         extra = per_axis("output_padding", self.output_padding, self.rank, least=0)
         object.__setattr__(self, "output_padding", extra)
         fits = all(more < s for more, s in zip(extra, self.stride, strict=True))
-        expect(fits, "expected output_padding below the stride {}, got {}", self.stride, extra)
+        expect(
+            fits,
+            "expected output_padding below the stride {}, got {}",
+            self.stride,
+            extra,
+        )
         fits = self.padding != "same" or not any(extra)
-        expect(fits, "expected no output_padding, as 'same' fixes the length, got {}", extra)
+        expect(
+            fits,
+            "expected no output_padding, as 'same' fixes the length, got {}",
+            extra,
+        )
 
     def _out_lengths(self, lengths: Shape) -> Shape:
         stride, padding, dilation, _ = self._geometry(lengths)
@@ -210,14 +258,22 @@ class _ConvTranspose(_Convolution):
             lengths, stride, sizes, padding, extras, strict=True
         ):
             out.append((n - 1) * s + r - low - high + extra)
-        expect(min(out) >= 1, "padding {} leaves nothing of {}: {}", padding, lengths, tuple(out))
+        expect(
+            min(out) >= 1,
+            "padding {} leaves nothing of {}: {}",
+            padding,
+            lengths,
+            tuple(out),
+        )
         return tuple(out)
 
     def _draw_weight(self, key: Key, channels: int, dtype: Any) -> Array:
         # The weight is that of the convolution that maps y to x, (*window, width, channels).
         # Initializers are called with the fans of this layer, and the result is transposed.
         xp = namespace(key)
-        transposed = [xp.matrix_transpose(w) for w in self._draw_groups(key, channels, dtype)]
+        transposed = [
+            xp.matrix_transpose(w) for w in self._draw_groups(key, channels, dtype)
+        ]
         return xp.concat(transposed, axis=-1)
 
     def _in_channels(self, weight: Array) -> int:

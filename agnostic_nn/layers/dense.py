@@ -3,7 +3,17 @@
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
-from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, device, namespace
+from ..core.arrays import (
+    Array,
+    Cache,
+    Key,
+    Params,
+    RowMask,
+    Shape,
+    State,
+    device,
+    namespace,
+)
 from ..core.errors import expect, expect_count, expect_flag
 from ..initializers import Initializer, expect_initializer, glorot_uniform
 from ..ops import sum_rows
@@ -72,7 +82,9 @@ class Dense(Layer):
         weight = params["weight"]
         namespace(x, weight)  # raises if x belongs to another library
         fan_in = weight.shape[0]
-        expect(x.shape[-1:] == (fan_in,), "Dense takes (..., {}), got {}", fan_in, x.shape)
+        expect(
+            x.shape[-1:] == (fan_in,), "Dense takes (..., {}), got {}", fan_in, x.shape
+        )
         expect(x.dtype == weight.dtype, "Dense holds {}, got {}", weight.dtype, x.dtype)
         y = as_matrix(x) @ weight
         if self.bias:

@@ -3,7 +3,17 @@
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
-from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, first_true, namespace
+from ..core.arrays import (
+    Array,
+    Cache,
+    Key,
+    Params,
+    RowMask,
+    Shape,
+    State,
+    first_true,
+    namespace,
+)
 from ..core.errors import expect, expect_count
 from ..initializers import Initializer, TruncatedNormal, expect_initializer
 from ..ops import scatter_add
@@ -78,7 +88,11 @@ class Embedding(Layer):
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[None, Params]:
         xp = namespace(dy)
         updates = xp.reshape(dy, (-1, self.width))
-        return None, {"weight": scatter_add(updates, xp.reshape(cache, (-1,)), self.num_embeddings)}
+        return None, {
+            "weight": scatter_add(
+                updates, xp.reshape(cache, (-1,)), self.num_embeddings
+            )
+        }
 
     def check(self, x: Array) -> None:
         super().check(x)
@@ -143,8 +157,18 @@ class Unembedding(Layer):
         weight = params["weight"]
         namespace(x, weight)  # raises if x belongs to another library
         width = weight.shape[1]
-        expect(x.shape[-1:] == (width,), "Unembedding takes (..., {}), got {}", width, x.shape)
-        expect(x.dtype == weight.dtype, "Unembedding holds {}, got {}", weight.dtype, x.dtype)
+        expect(
+            x.shape[-1:] == (width,),
+            "Unembedding takes (..., {}), got {}",
+            width,
+            x.shape,
+        )
+        expect(
+            x.dtype == weight.dtype,
+            "Unembedding holds {}, got {}",
+            weight.dtype,
+            x.dtype,
+        )
         return matrix_as(as_matrix(x) @ weight.T, x), state, x
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:

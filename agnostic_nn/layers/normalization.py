@@ -9,7 +9,17 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, device, namespace
+from ..core.arrays import (
+    Array,
+    Cache,
+    Key,
+    Params,
+    RowMask,
+    Shape,
+    State,
+    device,
+    namespace,
+)
 from ..core.errors import expect, expect_count, expect_flag, expect_number
 from ..core.trees import tree_map
 from ..ops import (
@@ -69,7 +79,9 @@ class _Scaled(Layer):
             y = y + widened(params["bias"])
         return narrowed(y, x)
 
-    def _scale_backward(self, params: Params, normal: Array, dy: Array) -> tuple[Array, Params]:
+    def _scale_backward(
+        self, params: Params, normal: Array, dy: Array
+    ) -> tuple[Array, Params]:
         """Return g = dL/dx̂ and the gradients of scale and bias."""
         dy = widened(dy)
         grads = {}
@@ -124,7 +136,9 @@ class LayerNorm(_Scaled):
         bias = wide.get("bias")
         dx, dscale, dbias = normalize_rows_backward(widened(dy), scale, bias, cache)
         grads = {"scale": dscale, "bias": dbias}
-        return narrowed(dx, dy), {name: narrowed(grads[name], p) for name, p in params.items()}
+        return narrowed(dx, dy), {
+            name: narrowed(grads[name], p) for name, p in params.items()
+        }
 
 
 class _PerExample(_Scaled):
@@ -148,7 +162,9 @@ class _PerExample(_Scaled):
         self._expect_width(x, params)
         xp = namespace(x)
         shape, axes = self._groups(x.shape)
-        normal, _, _, spread = normalize(xp.reshape(widened(x), shape), axes, self.epsilon)
+        normal, _, _, spread = normalize(
+            xp.reshape(widened(x), shape), axes, self.epsilon
+        )
         normal = xp.reshape(normal, x.shape)
         return self._scale_and_shift(params, normal, x), state, (normal, spread)
 
@@ -179,7 +195,11 @@ class InstanceNorm(_PerExample):
 
     def _groups(self, shape: Shape) -> tuple[Shape, tuple[int, ...]]:
         fits = math.prod(shape[1:-1]) > 1
-        expect(fits, "InstanceNorm takes two or more positions, got (batch, *{})", shape[1:])
+        expect(
+            fits,
+            "InstanceNorm takes two or more positions, got (batch, *{})",
+            shape[1:],
+        )
         return shape, tuple(range(1, len(shape) - 1))
 
 
@@ -211,7 +231,11 @@ class GroupNorm(_PerExample):
         positions = math.prod(space)
         channels = width // self.groups
         fits = positions * channels > 1
-        expect(fits, "GroupNorm takes two or more numbers a group, got (batch, *{})", shape[1:])
+        expect(
+            fits,
+            "GroupNorm takes two or more numbers a group, got (batch, *{})",
+            shape[1:],
+        )
         # the channels of a group become an axis, to sum over it together with the positions
         return (batch, positions, self.groups, channels), (1, 3)
 
@@ -333,20 +357,33 @@ class BatchNorm(_Scaled):
             return self._scale_and_shift(params, normal, x), state, (normal, spread)
 
         size = math.prod(x.shape[:-1])
-        expect(size > 1, "BatchNorm trains on two or more numbers a channel, got {}", x.shape)
+        expect(
+            size > 1,
+            "BatchNorm trains on two or more numbers a channel, got {}",
+            x.shape,
+        )
         axes = tuple(range(x.ndim - 1))
         counts = _counts(train, x)
-        normal, mean, variance, spread = normalize(widened(x), axes, self.epsilon, counts)
-        batch = {"mean": xp.reshape(mean, (-1,)), "variance": xp.reshape(variance, (-1,))}
+        normal, mean, variance, spread = normalize(
+            widened(x), axes, self.epsilon, counts
+        )
+        batch = {
+            "mean": xp.reshape(mean, (-1,)),
+            "variance": xp.reshape(variance, (-1,)),
+        }
         # the unbiased variance is for the running statistics only; x̂ uses the biased one
         if counts is None:
             batch["variance"] = batch["variance"] * (size / (size - 1))
-            state = {name: self._average(old, batch[name]) for name, old in state.items()}
+            state = {
+                name: self._average(old, batch[name]) for name, old in state.items()
+            }
         else:
             # `where` and `maximum` instead of a branch: under `jit` the total is unknown
             total = xp.sum(counts)
             has_variance = total > 1.0
-            batch["variance"] = batch["variance"] * (total / xp.maximum(total - 1.0, 1.0))
+            batch["variance"] = batch["variance"] * (
+                total / xp.maximum(total - 1.0, 1.0)
+            )
             state = {
                 name: xp.where(has_variance, self._average(old, batch[name]), old)
                 for name, old in state.items()

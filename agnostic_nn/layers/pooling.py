@@ -26,9 +26,25 @@ from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, device, namespace
+from ..core.arrays import (
+    Array,
+    Cache,
+    Key,
+    Params,
+    RowMask,
+    Shape,
+    State,
+    device,
+    namespace,
+)
 from ..core.errors import expect, expect_flag
-from ..core.windows import Pads, out_lengths, padding_per_axis, per_axis, resolve_padding
+from ..core.windows import (
+    Pads,
+    out_lengths,
+    padding_per_axis,
+    per_axis,
+    resolve_padding,
+)
 from ..ops import (
     along,
     crop,
@@ -76,7 +92,9 @@ class _Windows(Layer):
         if self.stride is None:
             object.__setattr__(self, "stride", self.window)
         for name in ("window", "stride", "dilation"):
-            object.__setattr__(self, name, per_axis(name, getattr(self, name), self.rank))
+            object.__setattr__(
+                self, name, per_axis(name, getattr(self, name), self.rank)
+            )
         object.__setattr__(self, "padding", padding_per_axis(self.padding, self.rank))
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
@@ -88,7 +106,12 @@ class _Windows(Layer):
         # The maximum of padding alone would be -∞, and without `count_padding` its mean 0 / 0.
         for n, o, *axis_geometry in zip(lengths, out, *geometry, strict=True):
             fits = min(_unpadded_counts(n, o, *axis_geometry)) > 0
-            expect(fits, "a window of {} would contain nothing but padding {}", window, padding)
+            expect(
+                fits,
+                "a window of {} would contain nothing but padding {}",
+                window,
+                padding,
+            )
         return {}, {}, (*out, channels)
 
     def forward(
@@ -108,7 +131,9 @@ class _Windows(Layer):
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         empty, pool_cache = cache
         lengths = empty.shape[1:-1]
-        return self._pool_backward(dy, pool_cache, lengths, *self._geometry(lengths)), {}
+        return self._pool_backward(
+            dy, pool_cache, lengths, *self._geometry(lengths)
+        ), {}
 
     def _expect_axes(self, shape: Shape) -> None:
         axes = self.rank + 2
@@ -121,7 +146,9 @@ class _Windows(Layer):
 
         Raises ValueError if a window does not fit.
         """
-        padding = resolve_padding(self.padding, lengths, self.window, self.stride, self.dilation)
+        padding = resolve_padding(
+            self.padding, lengths, self.window, self.stride, self.dilation
+        )
         out_lengths(lengths, self.window, self.stride, self.dilation, padding)
         return self.window, self.stride, padding, self.dilation
 
@@ -210,7 +237,9 @@ class _AveragePool(_Windows):
         for axis, (n, k, s, pads, d) in enumerate(axes, start=1):
             share = dy / self._divisor(dy, axis, n, k, s, pads, d)
             # each of the k elements of a window gets the same share
-            dy = unslide(*[share] * k, axis=axis, stride=s, dilation=d, length=n + sum(pads))
+            dy = unslide(
+                *[share] * k, axis=axis, stride=s, dilation=d, length=n + sum(pads)
+            )
             dy = crop(dy, along(dy, axis, pads))
         return dy
 
@@ -223,7 +252,9 @@ class _AveragePool(_Windows):
         """
         if self.count_padding or pads == (0, 0):
             return float(k)
-        return _along_axis(_unpadded_counts(n, y.shape[axis], k, s, pads, d), y, axis, y.dtype)
+        return _along_axis(
+            _unpadded_counts(n, y.shape[axis], k, s, pads, d), y, axis, y.dtype
+        )
 
 
 class MaxPool1D(_MaxPool):
@@ -382,7 +413,9 @@ class _Adaptive(Layer):
 
     def __post_init__(self) -> None:
         if isinstance(self.size, (tuple, list)):
-            object.__setattr__(self, "size", per_axis("size", self.size, len(self.size)))
+            object.__setattr__(
+                self, "size", per_axis("size", self.size, len(self.size))
+            )
         else:
             per_axis("size", self.size, 1)
 
@@ -396,7 +429,10 @@ class _Adaptive(Layer):
         # last axis first, so that of equal elements the first in row-major order is found
         for axis, m in reversed(list(enumerate(self._sizes(x.shape), 1))):
             bins = _bins(x.shape[axis], m)
-            parts = [x[(*(slice(None),) * axis, slice(start, end), ...)] for start, end in bins]
+            parts = [
+                x[(*(slice(None),) * axis, slice(start, end), ...)]
+                for start, end in bins
+            ]
             x, axis_cache = self._pool(parts, bins, axis)
             cache.append(axis_cache)
         return x, state, tuple(cache)
@@ -501,7 +537,9 @@ def _rounds(n: int, m: int) -> list[tuple[int, ...]]:
     The gradient of overlapping bins is then a sum over rounds of whole-array operations.
     """
     bins = _bins(n, m)
-    contains = [[start <= position < end for start, end in bins] for position in range(n)]
+    contains = [
+        [start <= position < end for start, end in bins] for position in range(n)
+    ]
     orders = []
     for row in contains:
         inside = [i for i in range(m) if row[i]]
@@ -511,7 +549,9 @@ def _rounds(n: int, m: int) -> list[tuple[int, ...]]:
     return list(zip(*orders, strict=True))[:rounds]
 
 
-def _unpadded_counts(n: int, o: int, k: int, s: int, pads: tuple[int, int], d: int) -> list[int]:
+def _unpadded_counts(
+    n: int, o: int, k: int, s: int, pads: tuple[int, int], d: int
+) -> list[int]:
     """Return for each of o windows how many of its k elements are not padding."""
     low, _ = pads
     starts = [i * s - low for i in range(o)]
@@ -522,4 +562,6 @@ def _along_axis(numbers: Sequence[float], like: Array, axis: int, dtype: Any) ->
     """Return `numbers` as an array along `axis` that broadcasts to the shape of `like`."""
     xp = namespace(like)
     array = xp.asarray(numbers, dtype=dtype, device=device(like))
-    return xp.reshape(array, (*(1,) * axis, len(numbers), *(1,) * (like.ndim - axis - 1)))
+    return xp.reshape(
+        array, (*(1,) * axis, len(numbers), *(1,) * (like.ndim - axis - 1))
+    )

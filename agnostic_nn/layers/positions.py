@@ -42,7 +42,13 @@ from ..initializers import Initializer, TruncatedNormal, expect_initializer
 from ..ops import is_narrow, narrowed, sum_over, widened
 from .base import Layer
 
-__all__ = ["PositionEmbedding", "SinusoidalPositions", "angles", "expect_sequence", "rotate"]
+__all__ = [
+    "PositionEmbedding",
+    "SinusoidalPositions",
+    "angles",
+    "expect_sequence",
+    "rotate",
+]
 
 
 def angles(like: Array, positions: Array, width: int, base: float) -> Array:
@@ -78,7 +84,9 @@ def rotate(x: Array, angle: Array) -> Array:
 
 def expect_sequence(name: str, shape: Shape) -> None:
     """Raise ValueError unless examples have the shape (time, width)."""
-    expect(len(shape) == 2, "{} takes (batch, time, width), got (batch, *{})", name, shape)
+    expect(
+        len(shape) == 2, "{} takes (batch, time, width), got (batch, *{})", name, shape
+    )
 
 
 class _Added(Layer):
@@ -141,7 +149,11 @@ class PositionEmbedding(_Added):
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         self._expect(shape)
-        return {"weight": self.initializer(key, (self.length, shape[1]), dtype)}, {}, shape
+        return (
+            {"weight": self.initializer(key, (self.length, shape[1]), dtype)},
+            {},
+            shape,
+        )
 
     def rows(self, params: Params, positions: Array, like: Array) -> Array:
         return namespace(like).take(params["weight"], positions, axis=0)
@@ -154,7 +166,9 @@ class PositionEmbedding(_Added):
         return dy, {"weight": xp.concat((total, unused), axis=0)}
 
     def _expect_length(self, length: int) -> None:
-        expect(length <= self.length, "there are {} positions, got {}", self.length, length)
+        expect(
+            length <= self.length, "there are {} positions, got {}", self.length, length
+        )
 
 
 @dataclass(frozen=True)
@@ -175,14 +189,20 @@ class SinusoidalPositions(_Added):
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         self._expect(shape)
-        expect(shape[1] % 2 == 0, "SinusoidalPositions needs an even width, got {}", shape[1])
+        expect(
+            shape[1] % 2 == 0,
+            "SinusoidalPositions needs an even width, got {}",
+            shape[1],
+        )
         return {}, {}, shape
 
     def rows(self, params: Params, positions: Array, like: Array) -> Array:
         xp = namespace(like)
         angle = angles(like, positions, like.shape[-1], self.base)
         pairs = xp.stack((xp.sin(angle), xp.cos(angle)), axis=-1)
-        return narrowed(xp.reshape(pairs, (positions.shape[0], like.shape[-1])), like=like)
+        return narrowed(
+            xp.reshape(pairs, (positions.shape[0], like.shape[-1])), like=like
+        )
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         return dy, {}

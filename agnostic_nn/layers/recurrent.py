@@ -28,7 +28,13 @@ from ..core.arrays import (
     device,
     namespace,
 )
-from ..core.errors import expect, expect_choice, expect_count, expect_flag, expect_number
+from ..core.errors import (
+    expect,
+    expect_choice,
+    expect_count,
+    expect_flag,
+    expect_number,
+)
 from ..core.random import fold, split, uniform
 from ..core.trees import leaves, tree_map
 from ..initializers import Initializer, Orthogonal, expect_initializer, glorot_uniform
@@ -38,7 +44,8 @@ from .shapes import as_matrix
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
-Carry = Any  # the recurrent state of one layer and direction: a dict of "h" and, in an LSTM, "c"
+# the recurrent state of one layer and direction: a dict of "h" and, in an LSTM, "c"
+Carry = Any
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,9 @@ class _Recurrent(Layer):
         """
         raise NotImplementedError
 
-    def step_backward(self, recurrent_t: Array, slopes: Any, dcarry: Carry) -> tuple[Array, Carry]:
+    def step_backward(
+        self, recurrent_t: Array, slopes: Any, dcarry: Carry
+    ) -> tuple[Array, Carry]:
         """Return dz and the gradient of the carry before a step.
 
         dcarry: the gradient of the carry after the step; recurrent_t: Rᵀ.
@@ -150,7 +159,14 @@ class _Recurrent(Layer):
         state_shapes = self._nested_state((self.width,))
         for part, expected in (("mask", (time,)), ("state", state_shapes)):
             actual = shapes.get(part, expected)
-            expect(actual == expected, "{} takes a {} of {}, got {}", name, part, expected, actual)
+            expect(
+                actual == expected,
+                "{} takes a {} of {}, got {}",
+                name,
+                part,
+                expected,
+                actual,
+            )
 
         params = []
         fan_out = self.width * len(self._directions)
@@ -178,14 +194,21 @@ class _Recurrent(Layer):
         for i in range(self.gates):
             weight.append(self.initializer(keys[2 * i, :], (fan_in, self.width), dtype))
             square = (self.width, self.width)
-            recurrent.append(self.recurrent_initializer(keys[2 * i + 1, :], square, dtype))
-        params = {"weight": xp.concat(weight, axis=1), "recurrent": xp.concat(recurrent, axis=1)}
+            recurrent.append(
+                self.recurrent_initializer(keys[2 * i + 1, :], square, dtype)
+            )
+        params = {
+            "weight": xp.concat(weight, axis=1),
+            "recurrent": xp.concat(recurrent, axis=1),
+        }
         return params | self.biases(fold(key, 0), params["weight"])
 
     def _nested_state(self, leaf: Any) -> tuple[dict[str, Any], ...]:
         """Return a state of all layers and directions with `leaf` for each of its arrays."""
         carry = dict.fromkeys(self.carry_names, leaf)
-        return ({direction: dict(carry) for direction in self._directions},) * self.depth
+        return (
+            {direction: dict(carry) for direction in self._directions},
+        ) * self.depth
 
     def forward(
         self, params: Params, state: State, x: Any, *, train: bool | RowMask = False
@@ -208,9 +231,13 @@ class _Recurrent(Layer):
         return y, state, (*cache, (has_state,))
 
     def predict(self, params: Params, state: State, x: Any) -> Any:
-        return self._run_layers(params, x if isinstance(x, dict) else {"x": x}, keep=False)[0]
+        return self._run_layers(
+            params, x if isinstance(x, dict) else {"x": x}, keep=False
+        )[0]
 
-    def _run_layers(self, params: Params, inputs: dict[str, Any], keep: bool) -> tuple[Any, Cache]:
+    def _run_layers(
+        self, params: Params, inputs: dict[str, Any], keep: bool
+    ) -> tuple[Any, Cache]:
         """Return y, and the caches of all layers with the mask.
 
         The cache of a layer is its input and, for each direction, what `_run` keeps.
@@ -225,7 +252,8 @@ class _Recurrent(Layer):
             starts = self._nested_state(_zeros(x, (x.shape[0], self.width)))
         mask: Any = ()  # for `scan`, a tree without leaves
         if "mask" in inputs:
-            mask = xp.permute_dims(inputs["mask"], (1, 0))[..., None]  # (time, batch, 1)
+            # (time, batch, 1)
+            mask = xp.permute_dims(inputs["mask"], (1, 0))[..., None]
         # Time comes first from here on, as `scan` runs along axis 0. Masked steps are set to 0:
         # a NaN there would spread through the products for dW, even though dz is 0.
         xs = _zero_masked(mask, xp.permute_dims(x, (1, 0, 2)))
@@ -259,7 +287,13 @@ class _Recurrent(Layer):
         return tree_map(partial(narrowed, like=like), result), (tuple(caches), mask)
 
     def _run(
-        self, params: Params, xs: Array, start: Carry, mask: Any, reverse: bool, keep: bool
+        self,
+        params: Params,
+        xs: Array,
+        start: Carry,
+        mask: Any,
+        reverse: bool,
+        keep: bool,
     ) -> tuple[Carry, tuple[Array, Cache]]:
         """Run one layer in one direction; return the final carry, h of all steps, and a cache.
 
@@ -404,7 +438,9 @@ class _Recurrent(Layer):
         zeros = self._nested_state(_zeros(weight, (inputs["x"].shape[0], self.width)))
         return inputs.get("state", zeros)
 
-    def advance(self, params: Params, state: State, memory: Memory, x: Any) -> tuple[Any, Memory]:
+    def advance(
+        self, params: Params, state: State, memory: Memory, x: Any
+    ) -> tuple[Any, Memory]:
         inputs = (x if isinstance(x, dict) else {"x": x}) | {"state": memory}
         # a sequence of one step, with the memory as its first state
         y = replace(self, final=True).predict(params, state, inputs)
@@ -415,24 +451,47 @@ class _Recurrent(Layer):
         name = type(self).__name__
         weight = params[0]["forward"]["weight"]
         fits = "x" in inputs and inputs.keys() <= self.input_kinds.keys()
-        expect(fits, "{} takes x and perhaps mask and state, got {}", name, sorted(inputs))
+        expect(
+            fits, "{} takes x and perhaps mask and state, got {}", name, sorted(inputs)
+        )
         x = inputs["x"]
         fan_in = weight.shape[0]
         xp = namespace(x, weight)
         fits = x.ndim == 3 and x.shape[1] >= 1 and x.shape[2] == fan_in
         expect(fits, "{} takes (batch, time, {}), got {}", name, fan_in, x.shape)
-        expect(x.dtype == weight.dtype, "{} holds {}, got {}", name, weight.dtype, x.dtype)
+        expect(
+            x.dtype == weight.dtype, "{} holds {}, got {}", name, weight.dtype, x.dtype
+        )
         if "mask" in inputs:
             mask = inputs["mask"]
             steps = tuple(x.shape[:2])
-            expect(mask.shape == steps, "{} takes a mask {}, got {}", name, steps, mask.shape)
-            expect(mask.dtype == xp.bool, "{} takes a boolean mask, got {}", name, mask.dtype)
+            expect(
+                mask.shape == steps,
+                "{} takes a mask {}, got {}",
+                name,
+                steps,
+                mask.shape,
+            )
+            expect(
+                mask.dtype == xp.bool,
+                "{} takes a boolean mask, got {}",
+                name,
+                mask.dtype,
+            )
         if "state" in inputs:
             expected = self._nested_state((x.shape[0], self.width))
             shapes = tree_map(lambda leaf: tuple(leaf.shape), inputs["state"])
-            expect(shapes == expected, "{} takes a state of {}, got {}", name, expected, shapes)
+            expect(
+                shapes == expected,
+                "{} takes a state of {}, got {}",
+                name,
+                expected,
+                shapes,
+            )
             for leaf in leaves(inputs["state"]):
-                expect(leaf.dtype == x.dtype, "x is {}, but state {}", x.dtype, leaf.dtype)
+                expect(
+                    leaf.dtype == x.dtype, "x is {}, but state {}", x.dtype, leaf.dtype
+                )
 
 
 @dataclass(frozen=True)
@@ -549,14 +608,18 @@ class GRU(_Recurrent):
         zeros = _constant_parts(like, self.width, [0.0])
         params = {"bias": first + xp.concat([second, zeros])}
         if self._reset_after:
-            params["recurrent_bias"] = _draw_uniform(keys[2, :], self.width, self.width, like)
+            params["recurrent_bias"] = _draw_uniform(
+                keys[2, :], self.width, self.width, like
+            )
         return params
 
     @property
     def _reset_after(self) -> bool:
         return self.reset == "after"
 
-    def step(self, params: Params, z: Array, carry: Carry) -> tuple[Carry, tuple[Array, ...]]:
+    def step(
+        self, params: Params, z: Array, carry: Carry
+    ) -> tuple[Carry, tuple[Array, ...]]:
         h = carry["h"]
         recurrent = params["recurrent"]
         gates = 2 * self.width  # the columns of r and u come first, then those of n
@@ -604,7 +667,9 @@ class GRU(_Recurrent):
             dbefore = dproduct * r + dgates @ recurrent_t[:gates, :]
         return xp.concat((dz_r, dz_u, dz_n), axis=-1), {"h": dh * u + dbefore}
 
-    def recurrent_grads(self, hs: Array, slopes: tuple[Array, ...], dz: Array) -> Params:
+    def recurrent_grads(
+        self, hs: Array, slopes: tuple[Array, ...], dz: Array
+    ) -> Params:
         xp = namespace(dz)
         gates = 2 * self.width
         r = slopes[0]
@@ -654,10 +719,18 @@ class LSTM(_Recurrent):
         expect_number("forget_bias", self.forget_bias)
 
     def biases(self, key: Key, like: Array) -> Params:
-        return {"bias": _constant_parts(like, self.width, [0.0, self.forget_bias, 0.0, 0.0])}
+        return {
+            "bias": _constant_parts(like, self.width, [0.0, self.forget_bias, 0.0, 0.0])
+        }
 
     def _run(
-        self, params: Params, xs: Array, start: Carry, mask: Any, reverse: bool, keep: bool
+        self,
+        params: Params,
+        xs: Array,
+        start: Carry,
+        mask: Any,
+        reverse: bool,
+        keep: bool,
     ) -> tuple[Carry, tuple[Array, Cache]]:
         by_steps = partial(super()._run, params, xs, start, mask, reverse, keep)
         if not isinstance(mask, tuple):
@@ -681,7 +754,9 @@ class LSTM(_Recurrent):
             return by_steps()
         return lstm_backward(xs, params, cache, dys, dend, reverse, need_dx, by_steps)
 
-    def step(self, params: Params, z: Array, carry: Carry) -> tuple[Carry, tuple[Array, ...]]:
+    def step(
+        self, params: Params, z: Array, carry: Carry
+    ) -> tuple[Carry, tuple[Array, ...]]:
         xp = namespace(z)
         c_before = carry["c"]
         a = carry["h"] @ params["recurrent"]
@@ -721,7 +796,9 @@ def _equal_parts(x: Array, count: int) -> list[Array]:
 
 def _zero_masked(mask: Any, steps: Array) -> Array:
     """Return `steps` with 0 where the mask is false; mask: () for none."""
-    return steps if isinstance(mask, tuple) else namespace(steps).where(mask, steps, 0.0)
+    return (
+        steps if isinstance(mask, tuple) else namespace(steps).where(mask, steps, 0.0)
+    )
 
 
 def _zeros(like: Array, shape: Shape) -> Array:
@@ -732,7 +809,9 @@ def _constant_parts(like: Array, width: int, values: Sequence[float]) -> Array:
     """Return a vector with each of `values` repeated `width` times."""
     xp = namespace(like)
     place = device(like)
-    return xp.concat([xp.full((width,), v, dtype=like.dtype, device=place) for v in values])
+    return xp.concat(
+        [xp.full((width,), v, dtype=like.dtype, device=place) for v in values]
+    )
 
 
 def _draw_uniform(key: Key, count: int, width: int, like: Array) -> Array:

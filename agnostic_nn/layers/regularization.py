@@ -80,7 +80,10 @@ class SpatialDropout(Dropout):
     """
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
-        expect(len(shape) >= 1, "SpatialDropout takes (batch, *space, channels), got (batch,)")
+        expect(
+            len(shape) >= 1,
+            "SpatialDropout takes (batch, *space, channels), got (batch,)",
+        )
         return super().init(key, shape, dtype)
 
     def _mask_shape(self, shape: Shape) -> Shape:

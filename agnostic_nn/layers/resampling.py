@@ -7,7 +7,17 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, device, namespace
+from ..core.arrays import (
+    Array,
+    Cache,
+    Key,
+    Params,
+    RowMask,
+    Shape,
+    State,
+    device,
+    namespace,
+)
 from ..core.errors import expect, expect_choice
 from ..core.windows import Pads, padding_per_axis, per_axis
 from ..ops import crop, pad
@@ -76,12 +86,18 @@ class Upsample(Layer):
                 copies = xp.reshape(dy, (*dy.shape[:axis], n, f, *dy.shape[axis + 1 :]))
                 dy = xp.sum(copies, axis=axis + 1)
             else:
-                dy = _multiply_axis(xp.matrix_transpose(_interpolation(n, f, dy)), dy, axis)
+                dy = _multiply_axis(
+                    xp.matrix_transpose(_interpolation(n, f, dy)), dy, axis
+                )
         return dy, {}
 
     def _per_axis(self, shape: Shape) -> Shape:
         fits = len(shape) >= 3
-        expect(fits, "Upsample takes (batch, *space, channels), got (batch, *{})", shape[1:])
+        expect(
+            fits,
+            "Upsample takes (batch, *space, channels), got (batch, *{})",
+            shape[1:],
+        )
         return per_axis("factors", self.factors, len(shape) - 2)
 
 
@@ -131,7 +147,12 @@ class _Edges(Layer):
         """Return (before, after) for each spatial axis of x, which has `shape`."""
         name = type(self).__name__
         fits = len(shape) >= 3
-        expect(fits, "{} takes (batch, *space, channels), got (batch, *{})", name, shape[1:])
+        expect(
+            fits,
+            "{} takes (batch, *space, channels), got (batch, *{})",
+            name,
+            shape[1:],
+        )
         return padding_per_axis(self.padding, len(shape) - 2)
 
 
@@ -187,6 +208,10 @@ class Crop(_Edges):
     def _out_lengths(self, shape: Shape) -> Shape:
         """Return the lengths of the spatial axes of y. Raise ValueError if one would be 0."""
         pairs = self._pairs(shape)
-        lengths = tuple(n - sum(pair) for n, pair in zip(shape[1:-1], pairs, strict=True))
-        expect(min(lengths) >= 1, "nothing of {} is left without {}", shape[1:-1], pairs)
+        lengths = tuple(
+            n - sum(pair) for n, pair in zip(shape[1:-1], pairs, strict=True)
+        )
+        expect(
+            min(lengths) >= 1, "nothing of {} is left without {}", shape[1:-1], pairs
+        )
         return lengths

@@ -5,7 +5,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, device, namespace
+from ..core.arrays import (
+    Array,
+    Cache,
+    Key,
+    Params,
+    RowMask,
+    Shape,
+    State,
+    device,
+    namespace,
+)
 from ..core.errors import expect, expect_function, expect_integers
 from ..ops import scatter_add
 from .base import Layer
@@ -29,8 +39,14 @@ class Reshape(Layer):
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", expect_integers("shape", self.shape))
         inferred = sum(length == -1 for length in self.shape)
-        fits = inferred <= 1 and all(length >= 1 or length == -1 for length in self.shape)
-        expect(fits, "expected lengths of at least 1, one of them may be -1, got {}", self.shape)
+        fits = inferred <= 1 and all(
+            length >= 1 or length == -1 for length in self.shape
+        )
+        expect(
+            fits,
+            "expected lengths of at least 1, one of them may be -1, got {}",
+            self.shape,
+        )
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         return {}, {}, self._target(shape)
@@ -107,18 +123,27 @@ class Transpose(Layer):
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes", expect_integers("axes", self.axes))
         fits = sorted(self.axes) == list(range(1, len(self.axes) + 1))
-        expect(fits, "expected 1 to {} in some order, got {}", len(self.axes), self.axes)
+        expect(
+            fits, "expected 1 to {} in some order, got {}", len(self.axes), self.axes
+        )
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         fits = len(shape) == len(self.axes)
-        expect(fits, "Transpose orders {} axes, got (batch, *{})", len(self.axes), shape)
+        expect(
+            fits, "Transpose orders {} axes, got (batch, *{})", len(self.axes), shape
+        )
         return {}, {}, tuple(shape[axis - 1] for axis in self.axes)
 
     def forward(
         self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
     ) -> tuple[Array, State, Cache]:
         fits = x.ndim == 1 + len(self.axes)
-        expect(fits, "Transpose orders {} axes after the batch, got {}", len(self.axes), x.shape)
+        expect(
+            fits,
+            "Transpose orders {} axes after the batch, got {}",
+            len(self.axes),
+            x.shape,
+        )
         return namespace(x).permute_dims(x, (0, *self.axes)), state, ()
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
@@ -156,14 +181,20 @@ class Lambda(Layer):
         return f"Lambda({getattr(self.function, '__qualname__', repr(self.function))})"
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
-        return {}, {}, tuple(self._sources(namespace(key), shape, device(key)).shape[1:])
+        return (
+            {},
+            {},
+            tuple(self._sources(namespace(key), shape, device(key)).shape[1:]),
+        )
 
     def forward(
         self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
     ) -> tuple[Array, State, Cache]:
         y = self.function(x)
         fits = y.shape[:1] == x.shape[:1]
-        expect(fits, "{} must keep the batch, but turns {} into {}", self, x.shape, y.shape)
+        expect(
+            fits, "{} must keep the batch, but turns {} into {}", self, x.shape, y.shape
+        )
         return y, state, empty_like(x)
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
@@ -174,7 +205,8 @@ class Lambda(Layer):
         sources = xp.reshape(self._sources(xp, shape, device(dy)), (-1,))
         # `scatter_add` adds rows, so the elements of an example are rows and the batch columns
         updates = xp.reshape(dy, (dy.shape[0], count)).T
-        total = scatter_add(updates, sources, size + 1)[1:, :]  # row 0 is that of added zeros
+        # row 0 is that of added zeros
+        total = scatter_add(updates, sources, size + 1)[1:, :]
         return xp.reshape(total.T, (dy.shape[0], *shape)), {}
 
     def _sources(self, xp: Any, shape: Shape, place: Any) -> Array:

@@ -15,7 +15,11 @@ def as_matrix(x: Array) -> Array:
 
 def matrix_as(rows: Array, x: Array) -> Array:
     """Reshape `rows` (rows, n) to (..., n) with the leading axes of x (..., m)."""
-    return rows if x.ndim == 2 else namespace(rows).reshape(rows, (*x.shape[:-1], rows.shape[-1]))
+    return (
+        rows
+        if x.ndim == 2
+        else namespace(rows).reshape(rows, (*x.shape[:-1], rows.shape[-1]))
+    )
 
 
 def empty_like(x: Array) -> Array:

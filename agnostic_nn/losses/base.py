@@ -192,7 +192,9 @@ def reduced(
             value = value * share
             slopes = tree_map(lambda slope: slope * share, slopes)
     else:
-        share = xp.ones_like(values) if weights is None else _with_axes_of(values, weights)
+        share = (
+            xp.ones_like(values) if weights is None else _with_axes_of(values, weights)
+        )
         if mean and counts is None:
             ratio = size(values) / size(share)
             divisor = xp.sum(share) * ratio
@@ -220,7 +222,12 @@ def _with_axes_of(values: Array, weights: Array) -> Array:
     xp = namespace(values, weights)
     lead = values.shape[: weights.ndim]
     expect(weights.shape == lead, "expected weights {}, got {}", lead, weights.shape)
-    expect(weights.dtype == values.dtype, "y is {}, weights {}", values.dtype, weights.dtype)
+    expect(
+        weights.dtype == values.dtype,
+        "y is {}, weights {}",
+        values.dtype,
+        weights.dtype,
+    )
     shape = (*lead, *(1,) * (values.ndim - len(lead)))
     return xp.reshape(weights, shape)
 
@@ -253,7 +260,12 @@ def loss_function(check: Callable[..., None], **metrics: Metric) -> Callable[[F]
         loss: Any = _in_float32(function)
 
         def with_divisor(
-            y: Any, target: Any, weights: Any = None, *, reduction: str = "mean", **options: Any
+            y: Any,
+            target: Any,
+            weights: Any = None,
+            *,
+            reduction: str = "mean",
+            **options: Any,
         ) -> BatchLoss:
             result: BatchLoss = loss(
                 y, target, weights, reduction=_WithDivisor(reduction), **options
@@ -284,7 +296,12 @@ def _in_float32(loss: F) -> F:
         def wide(leaf: Any) -> Any:
             if not _is_real(leaf):
                 return leaf
-            expect(leaf.dtype == first.dtype, "y is {}, but got {}", first.dtype, leaf.dtype)
+            expect(
+                leaf.dtype == first.dtype,
+                "y is {}, but got {}",
+                first.dtype,
+                leaf.dtype,
+            )
             return widened(leaf)
 
         arrays = [tree_map(wide, argument) for argument in arguments]
@@ -353,7 +370,8 @@ def metrics_of(loss: Loss) -> dict[str, Metric]:
     if not isinstance(loss, partial):
         return getattr(loss, "metrics", {})
     return {
-        name: _bind_options(metric, loss.keywords) for name, metric in metrics_of(loss.func).items()
+        name: _bind_options(metric, loss.keywords)
+        for name, metric in metrics_of(loss.func).items()
     }
 
 
@@ -365,7 +383,9 @@ def describe_loss(loss: Loss) -> str:
     return f"partial({', '.join([describe_loss(loss.func), *map(repr, loss.args), *options])})"
 
 
-def _bind_options(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+def _bind_options(
+    function: Callable[..., Any], options: dict[str, Any]
+) -> Callable[..., Any]:
     """Return `function` with those of the options bound that are keyword arguments of it."""
     keywords = getattr(function, "__kwdefaults__", None) or {}
     bound = {name: value for name, value in options.items() if name in keywords}
@@ -391,11 +411,18 @@ def split_outputs(y: Any, names: tuple[str, ...]) -> list[Array]:
         If y has other entries, or if they differ in shape or dtype.
     """
     if isinstance(y, dict):
-        expect(y.keys() == set(names), "expected outputs {}, got {}", sorted(names), sorted(y))
+        expect(
+            y.keys() == set(names),
+            "expected outputs {}, got {}",
+            sorted(names),
+            sorted(y),
+        )
         outputs = [y[name] for name in names]
     else:
         expect(isinstance(y, tuple), "expected outputs {}, as a dict or a tuple", names)
-        expect(len(y) == len(names), "expected outputs {}, got {} of them", names, len(y))
+        expect(
+            len(y) == len(names), "expected outputs {}, got {} of them", names, len(y)
+        )
         outputs = list(y)
     first = outputs[0]
     for name, output in zip(names, outputs, strict=True):
@@ -442,7 +469,9 @@ def check_numbers(target: Array, shape: Shape) -> None:
     expect_target(target, shape)
     index = first_true(~xp.isfinite(target))
     if index is not None:
-        raise ValueError(f"expected finite targets, but target{list(index)} is {target[index]}")
+        raise ValueError(
+            f"expected finite targets, but target{list(index)} is {target[index]}"
+        )
 
 
 def check_signs(target: Array, shape: Shape) -> None:
@@ -450,10 +479,14 @@ def check_signs(target: Array, shape: Shape) -> None:
     check_numbers(target, shape)
     index = first_true((target != 1) & (target != -1))
     if index is not None:
-        raise ValueError(f"expected targets of -1 or 1, but target{list(index)} is {target[index]}")
+        raise ValueError(
+            f"expected targets of -1 or 1, but target{list(index)} is {target[index]}"
+        )
 
 
-def check_labels(target: Array, shape: Shape, *, ignore_index: int | None = None) -> None:
+def check_labels(
+    target: Array, shape: Shape, *, ignore_index: int | None = None
+) -> None:
     """Raise unless targets are integers from 0 to classes - 1, or `ignore_index`."""
     expect_single(target, shape)
     xp = namespace(target)
@@ -473,10 +506,16 @@ def check_labels(target: Array, shape: Shape, *, ignore_index: int | None = None
 
 def expect_single(target: Any, shape: Any) -> None:
     """Raise unless the outputs, whose shape is given, and the target are one array each."""
-    several = isinstance(shape, dict) or any(isinstance(entry, tuple) for entry in shape)
-    expect(not several, "expected one output, got {}: Losses has a loss for each", shape)
+    several = isinstance(shape, dict) or any(
+        isinstance(entry, tuple) for entry in shape
+    )
+    expect(
+        not several, "expected one output, got {}: Losses has a loss for each", shape
+    )
     kind = type(target).__name__
-    expect(kind not in ("dict", "tuple"), "expected targets as one array, got a {}", kind)
+    expect(
+        kind not in ("dict", "tuple"), "expected targets as one array, got a {}", kind
+    )
 
 
 def expect_target(target: Array, shape: Shape) -> None:

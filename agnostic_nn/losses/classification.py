@@ -44,7 +44,9 @@ def _check_distributions(target: Array, shape: Shape) -> None:
     xp = namespace(target)
     index = first_true(target < 0)
     if index is not None:
-        raise ValueError(f"expected probabilities, but target{list(index)} is {target[index]}")
+        raise ValueError(
+            f"expected probabilities, but target{list(index)} is {target[index]}"
+        )
     total = xp.sum(target, axis=-1)
     index = first_true(xp.abs(total - 1.0) > 1e-3)
     if index is not None:
@@ -53,7 +55,9 @@ def _check_distributions(target: Array, shape: Shape) -> None:
         )
 
 
-def _check_classes(target: Array, shape: Shape, *, ignore_index: int | None = None) -> None:
+def _check_classes(
+    target: Array, shape: Shape, *, ignore_index: int | None = None
+) -> None:
     """Raise unless targets are labels or distributions over the classes."""
     expect_single(target, shape)
     if namespace(target).isdtype(target.dtype, "integral") or target.ndim == len(shape):
@@ -206,7 +210,9 @@ def softmax_cross_entropy(
     terms = a * xp.where(a > 0, log_q, 0.0)
     if gamma:
         complement = -xp.expm1(log_q)  # 1 - q, also accurate near q = 1
-        ratio = q * xp.where(q > 0, log_q, 0.0) / xp.where(complement > 0, complement, 1.0)
+        ratio = (
+            q * xp.where(q > 0, log_q, 0.0) / xp.where(complement > 0, complement, 1.0)
+        )
         modulation = complement**gamma
         s = a * modulation * (1.0 - gamma * ratio)
         terms = modulation * terms
@@ -242,7 +248,9 @@ def negative_log_likelihood(
         If the shapes do not match or are empty.
     """
     expect_axis(y, "classes")
-    a, counts, is_counted = _class_coefficients(y, target, 0.0, class_weights, ignore_index)
+    a, counts, is_counted = _class_coefficients(
+        y, target, 0.0, class_weights, ignore_index
+    )
     xp = namespace(y)
     values = -xp.sum(a * xp.where(a > 0, y, 0.0), axis=-1)
     return _reduced_counted(values, -a, is_counted, weights, reduction, counts)
@@ -281,7 +289,9 @@ def _check_probabilities(target: Array, shape: Shape) -> None:
     check_numbers(target, shape)
     index = first_true((target < 0) | (target > 1))
     if index is not None:
-        raise ValueError(f"expected targets in [0, 1], but target{list(index)} is {target[index]}")
+        raise ValueError(
+            f"expected targets in [0, 1], but target{list(index)} is {target[index]}"
+        )
 
 
 @loss_function(check=_check_probabilities, accuracy=binary_accuracy)

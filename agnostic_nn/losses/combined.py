@@ -29,7 +29,9 @@ Weight = float | Callable[[Array], Array]
 class _Combined:
     """Base class of losses made of other losses, computed by `with_divisor`."""
 
-    def with_divisor(self, y: Any, target: Any, weights: Any = None, **keywords: Any) -> BatchLoss:
+    def with_divisor(
+        self, y: Any, target: Any, weights: Any = None, **keywords: Any
+    ) -> BatchLoss:
         """Return the loss with its divisor (see `BatchLoss`). keywords: `step` and `context`."""
         raise NotImplementedError
 
@@ -107,10 +109,14 @@ class Losses(_Combined):
 
     def takes_keyword(self, name: str) -> bool:
         """Return whether a step passes `name`: "step" for a schedule, or what a loss takes."""
-        scheduled = name == "step" and any(callable(weight) for _, weight in self.weights)
+        scheduled = name == "step" and any(
+            callable(weight) for _, weight in self.weights
+        )
         return scheduled or any(takes_keyword(loss, name) for _, loss in self.losses)
 
-    def with_divisor(self, y: Any, target: Any, weights: Any = None, **keywords: Any) -> BatchLoss:
+    def with_divisor(
+        self, y: Any, target: Any, weights: Any = None, **keywords: Any
+    ) -> BatchLoss:
         """Return the weighted sum of all losses with one term each (see `BatchLoss`)."""
         names = [name for name, _ in self.losses]
         _expect_named(y, target, names)
@@ -125,19 +131,33 @@ class Losses(_Combined):
             result = batch_loss(loss, y[name], target[name], own_weights, **keywords)
             results[name] = result
             shape = result.value.shape
-            expect(result.value.ndim == 0, "the loss of {} is of shape {}: reduce it", name, shape)
-            weight = _weight_at(f"the weight of {name}", weight, keywords.get("step"), result.value)
+            expect(
+                result.value.ndim == 0,
+                "the loss of {} is of shape {}: reduce it",
+                name,
+                shape,
+            )
+            weight = _weight_at(
+                f"the weight of {name}", weight, keywords.get("step"), result.value
+            )
             value = weight * result.value
             total = value if total is None else total + value
             terms += _weighted_terms(result, value, weight, (name,))
             dy[name] = tree_map(lambda leaf, weight=weight: weight * leaf, result.dy)
         same_weights = all(each is example_weights[0] for each in example_weights)
-        return BatchLoss(total, dy, tuple(terms), *_common_divisor(results, same_weights))
+        return BatchLoss(
+            total, dy, tuple(terms), *_common_divisor(results, same_weights)
+        )
 
     def check(self, target: dict[str, Any], shape: dict[str, Any]) -> None:
         """Run the target check of each loss on the host."""
         names = [name for name, _ in self.losses]
-        expect(isinstance(shape, dict), "expected outputs {}, got one of shape {}", names, shape)
+        expect(
+            isinstance(shape, dict),
+            "expected outputs {}, got one of shape {}",
+            names,
+            shape,
+        )
         _expect_named(shape, target, names)
         for name, loss in self.losses:
             check = check_of(loss)
@@ -201,12 +221,18 @@ class Weighted(_Combined):
 
     def takes_keyword(self, name: str) -> bool:
         """Return whether a step passes `name`: "step" for a schedule, or what the loss takes."""
-        return (name == "step" and callable(self.weight)) or takes_keyword(self.loss, name)
+        return (name == "step" and callable(self.weight)) or takes_keyword(
+            self.loss, name
+        )
 
-    def with_divisor(self, y: Any, target: Any, weights: Any = None, **keywords: Any) -> BatchLoss:
+    def with_divisor(
+        self, y: Any, target: Any, weights: Any = None, **keywords: Any
+    ) -> BatchLoss:
         """Return the weighted loss with its divisor (see `BatchLoss`)."""
         result = batch_loss(self.loss, y, target, weights, **keywords)
-        weight = _weight_at("the weight", self.weight, keywords.get("step"), result.value)
+        weight = _weight_at(
+            "the weight", self.weight, keywords.get("step"), result.value
+        )
         value = weight * result.value
         dy = tree_map(lambda leaf: weight * leaf, result.dy)
         terms = tuple(_weighted_terms(result, value, weight, ()))
@@ -238,9 +264,7 @@ def _weight_at(name: str, weight: Weight, step: Array | None, like: Array) -> An
     """Return the weight at `step`. That of a schedule has the dtype of `like`."""
     if not callable(weight):
         return weight
-    message = (
-        "{} follows a schedule: pass the number of the step, train with a Trainer, or use a number"
-    )
+    message = "{} follows a schedule: pass the number of the step, train with a Trainer, or use a number"
     expect(step is not None, message, name)
     xp = namespace(like)
     return xp.astype(weight(xp.astype(step, like.dtype)), like.dtype)
@@ -253,7 +277,10 @@ def _weighted_terms(
     if len(result.terms) == 1:
         term = result.terms[0]
         return [Term(value, term.divisor, (*path, *term.path))]
-    return [Term(weight * term.value, term.divisor, (*path, *term.path)) for term in result.terms]
+    return [
+        Term(weight * term.value, term.divisor, (*path, *term.path))
+        for term in result.terms
+    ]
 
 
 def _common_divisor(
@@ -283,7 +310,9 @@ def _common_divisor(
 
 def _by_output(name: str, entries: Any) -> dict[str, Any]:
     """Return a mapping from names of outputs, or a tuple of pairs as the fields hold, as a dict."""
-    if isinstance(entries, tuple) and all(isinstance(x, tuple) and len(x) == 2 for x in entries):
+    if isinstance(entries, tuple) and all(
+        isinstance(x, tuple) and len(x) == 2 for x in entries
+    ):
         entries = dict(entries)
     if not isinstance(entries, Mapping):
         raise TypeError(
@@ -307,7 +336,9 @@ def _expect_named(y: Any, target: Any, names: list[str]) -> None:
     for what, tree in {"outputs": y, "targets": target}.items():
         is_dict = isinstance(tree, dict)
         actual = sorted(tree) if is_dict else type(tree).__name__
-        expect(is_dict and actual == names, "expected {} {}, got {}", what, names, actual)
+        expect(
+            is_dict and actual == names, "expected {} {}, got {}", what, names, actual
+        )
 
 
 def _comparison_key(loss: Any) -> Any:

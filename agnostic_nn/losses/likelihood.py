@@ -5,7 +5,14 @@ from typing import Any
 
 from ..core.arrays import Array, Shape, first_true, namespace
 from ..core.errors import expect_flag, expect_positive
-from .base import check_numbers, expect_alike, loss_function, nested_like, reduced, split_outputs
+from .base import (
+    check_numbers,
+    expect_alike,
+    loss_function,
+    nested_like,
+    reduced,
+    split_outputs,
+)
 
 __all__ = ["gaussian_nll", "poisson_nll"]
 

@@ -12,7 +12,14 @@ from typing import Any
 from ..core.arrays import Array, expect_axis, namespace
 from ..core.errors import expect, expect_number
 from ..metrics import accuracy, binary_accuracy
-from .base import check_labels, check_signs, expect_alike, loss_function, one_hot, reduced
+from .base import (
+    check_labels,
+    check_signs,
+    expect_alike,
+    loss_function,
+    one_hot,
+    reduced,
+)
 
 __all__ = ["hinge", "multi_class_margin", "squared_hinge"]
 
@@ -99,7 +106,11 @@ def multi_class_margin(
         If labels are not integers.
     """
     expect_number("margin", margin)
-    expect(type(power) is int and power in (1, 2), "expected a power of 1 or 2, got {}", power)
+    expect(
+        type(power) is int and power in (1, 2),
+        "expected a power of 1 or 2, got {}",
+        power,
+    )
     expect_axis(y, "classes")
     xp = namespace(y, target)
     if not xp.isdtype(target.dtype, "integral"):

@@ -56,7 +56,11 @@ def _target_by_name(target: Any) -> dict[str, Array]:
     tree = target if isinstance(target, dict) else {"labels": target}
     names = {"labels", "label_lengths", "input_lengths"}
     is_complete = "labels" in tree and tree.keys() <= names
-    expect(is_complete, "expected labels in the target, and perhaps lengths, got {}", sorted(tree))
+    expect(
+        is_complete,
+        "expected labels in the target, and perhaps lengths, got {}",
+        sorted(tree),
+    )
     labels = tree["labels"]
     namespace(*tree.values())
     for name, part in tree.items():
@@ -148,7 +152,9 @@ def ctc(
     place_classes, skips, last = _places(tree, blank, y.dtype)
 
     log_q = log_softmax(y)
-    index = xp.broadcast_to(place_classes[:, None, :], (batch, time, place_classes.shape[1]))
+    index = xp.broadcast_to(
+        place_classes[:, None, :], (batch, time, place_classes.shape[1])
+    )
     alive = xp.expand_dims(alive, axis=-1)
     log_e = xp.where(alive, xp.take_along_axis(log_q, index, axis=-1), 0.0)
     steps = (xp.permute_dims(log_e, (1, 0, 2)), xp.permute_dims(alive, (1, 0, 2)))
@@ -168,7 +174,9 @@ def ctc(
         moved = xp.logaddexp(moved, _moved(after + skips, -2))
         return xp.where(alive, moved, beta), beta
 
-    first = xp.concat([xp.zeros_like(last[:, :1]), xp.full_like(last[:, 1:], _LOG_ZERO)], axis=1)
+    first = xp.concat(
+        [xp.zeros_like(last[:, :1]), xp.full_like(last[:, 1:], _LOG_ZERO)], axis=1
+    )
     _, alpha = scan(forward, first, steps)
     before, beta = scan(backward, last, steps, reverse=True)
     log_p = before[:, 0]
@@ -189,11 +197,15 @@ def _within(numbers: Array, lengths: Array | None, batch: int) -> Array:
     """Return which `numbers` are below each length, (batch, numbers); all if lengths is None."""
     xp = namespace(numbers)
     if lengths is None:
-        lengths = xp.full((batch,), numbers.shape[0], dtype=numbers.dtype, device=device(numbers))
+        lengths = xp.full(
+            (batch,), numbers.shape[0], dtype=numbers.dtype, device=device(numbers)
+        )
     return numbers[None, :] < lengths[:, None]
 
 
-def _places(tree: dict[str, Array], blank: int, dtype: Any) -> tuple[Array, Array, Array]:
+def _places(
+    tree: dict[str, Array], blank: int, dtype: Any
+) -> tuple[Array, Array, Array]:
     """Return three arrays (batch, places): the class l_s of each place, and two logarithms.
 
     The second array is log 1 for places that can be reached by skipping a blank, and
@@ -210,7 +222,9 @@ def _places(tree: dict[str, Array], blank: int, dtype: Any) -> tuple[Array, Arra
     pairs = xp.reshape(xp.stack([blanks, labels], axis=-1), (batch, 2 * length))
     blank_column = xp.full((batch, 1), blank, dtype=labels.dtype, device=device(labels))
     classes = xp.concat([pairs, blank_column], axis=1)
-    two_before = xp.concat([blank_column, blank_column, classes], axis=1)[:, : 2 * length + 1]
+    two_before = xp.concat([blank_column, blank_column, classes], axis=1)[
+        :, : 2 * length + 1
+    ]
     log_one = xp.zeros(classes.shape, dtype=dtype, device=device(labels))
     skips = xp.where((classes != blank) & (classes != two_before), log_one, _LOG_ZERO)
     ends = 2 * xp.sum(xp.astype(is_label, labels.dtype), axis=1, keepdims=True)

@@ -34,7 +34,9 @@ def _polar(v: Array) -> tuple[Array, Array]:
     return largest * length, scaled / xp.where(length == 0, 1.0, length)
 
 
-def _cosine_slope(direction: Array, length: Array, other: Array, cosine: Array) -> Array:
+def _cosine_slope(
+    direction: Array, length: Array, other: Array, cosine: Array
+) -> Array:
     """Return ∂cos/∂v for the cosine of v, with its direction and length, and of a direction ŵ.
 
     cos = v · ŵ / ‖v‖, so by the quotient rule ∂cos/∂v = ŵ / ‖v‖ - (v · ŵ) v̂ / ‖v‖²
@@ -42,7 +44,9 @@ def _cosine_slope(direction: Array, length: Array, other: Array, cosine: Array) 
     """
     xp = namespace(direction)
     is_zero = length == 0
-    return xp.where(is_zero, 0.0, other - cosine * direction) / xp.where(is_zero, 1.0, length)
+    return xp.where(is_zero, 0.0, other - cosine * direction) / xp.where(
+        is_zero, 1.0, length
+    )
 
 
 @loss_function(check=check_numbers)
@@ -115,7 +119,12 @@ def cosine_embedding(
     a, b = split_outputs(y, _PAIR)
     expect_axis(a, "width")
     xp = namespace(a, target)
-    expect(target.shape == a.shape[:-1], "pairs {}, but target is {}", a.shape, target.shape)
+    expect(
+        target.shape == a.shape[:-1],
+        "pairs {}, but target is {}",
+        a.shape,
+        target.shape,
+    )
     expect(target.dtype == a.dtype, "y is {} but target is {}", a.dtype, target.dtype)
     a_length, a_direction = _polar(a)
     b_length, b_direction = _polar(b)
@@ -173,4 +182,6 @@ def triplet_margin(
     excess = xp.maximum(positive_distance - negative_distance + margin, 0.0)
     u = xp.sign(excess) * u
     v = xp.sign(excess) * v
-    return reduced(excess[..., 0], nested_like(y, _TRIPLET, u - v, -u, v), weights, reduction)
+    return reduced(
+        excess[..., 0], nested_like(y, _TRIPLET, u - v, -u, v), weights, reduction
+    )

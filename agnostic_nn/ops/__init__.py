@@ -25,7 +25,12 @@ from .convolution import convolve, convolve_input, convolve_weight
 from .elementwise import above_zero, bounded_exp, erf, erfc, sigmoid, softplus, tanh
 from .indexing import scatter_add, select
 from .loops import lstm, lstm_backward, scan, scan_impl, scan_into
-from .normalization import normalize, normalize_backward, normalize_rows, normalize_rows_backward
+from .normalization import (
+    normalize,
+    normalize_backward,
+    normalize_rows,
+    normalize_rows_backward,
+)
 from .padding import crop, pad, pad_impl
 from .pooling import along, largest, largest_input, slide, unslide
 from .precision import is_narrow, narrowed, widened

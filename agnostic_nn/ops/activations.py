@@ -78,7 +78,8 @@ def gelu_slope(x: Array) -> Array:
         bell, low = _bell(a)
         decay = low * (1.0 - low * (_HALF - low * (1.0 / 6.0)))  # 1 - exp(-low)
         part = _polynomial(a, _SLOPE_OVER) / _polynomial(a, _SLOPE_UNDER)
-        size = _SCALE + (part - decay * (_SCALE + part))  # G exp(-low) c, rounded in one sum
+        # G exp(-low) c, rounded in one sum
+        size = _SCALE + (part - decay * (_SCALE + part))
         # the minimum is r - a; without it XLA would compute (r + e) - a
         distance = xp.minimum(_GELU_ROOT - a, 1.0) + _GELU_ROOT_ERROR
         below = distance * size * bell
@@ -104,10 +105,22 @@ _HALF = 0.5000284  # not 1/2, which includes the fourth power of z, within 5e-9
 
 # coefficients are scaled so that float32 numbers are close to them; polynomials that are added to 1
 # or multiplied last are also multiplied by c
-_TAIL_COEFFICIENTS = (0.967750013, 0.885859191, 0.382915229, 0.0882954597, 0.00943070091)
+_TAIL_COEFFICIENTS = (
+    0.967750013,
+    0.885859191,
+    0.382915229,
+    0.0882954597,
+    0.00943070091,
+)
 _TAIL_OVER = tuple([_SCALE * number for number in _TAIL_COEFFICIENTS])
 _TAIL_UNDER = (0.772152781, 0.355152994, 0.0891014412, 0.00938921515, 9.03989246e-07)
-_SLOPE_COEFFICIENTS = (0.37874788, 0.278384864, 0.0875906348, 0.0111627057, 8.51278941e-08)
+_SLOPE_COEFFICIENTS = (
+    0.37874788,
+    0.278384864,
+    0.0875906348,
+    0.0111627057,
+    8.51278941e-08,
+)
 _SLOPE_OVER = tuple([_SCALE * number for number in _SLOPE_COEFFICIENTS])
 _SLOPE_UNDER = (0.567749977, 0.79415983, 0.450317234, 0.124989741, 0.0148535706)
 
@@ -123,7 +136,9 @@ def _bell(a: Array) -> tuple[Array, Array]:
     h is a, rounded so that its square and the exponent are exact. z is below 0.03.
     """
     h = _round_to(a, 256.0)
-    return bounded_exp(_BELL_SHIFT - 0.5 * h * h), 0.5 * (a - h) * (a + h) + _BELL_SHIFT_ERROR
+    return bounded_exp(_BELL_SHIFT - 0.5 * h * h), 0.5 * (a - h) * (
+        a + h
+    ) + _BELL_SHIFT_ERROR
 
 
 def gelu_curve(x: Array) -> Array:
@@ -156,7 +171,14 @@ _K1_HIGH, _K1_LOW = 836643 / 2**19, -7.60596417726e-7
 _K3_HIGH, _K3_LOW = 146 / 2**11, 6.57537726002e-5
 _CURVE_ROOT = (
     *(0.7524614334106445, 0.75, -4.880576991e-9),
-    *(0.430400082, 0.38751843, -0.0157828288, -0.113943897, -0.0166194291, 0.0196763875),
+    *(
+        0.430400082,
+        0.38751843,
+        -0.0157828288,
+        -0.113943897,
+        -0.0166194291,
+        0.0196763875,
+    ),
     *(0.00526010208, -0.00239804894, -0.000919528509, 0.000217691505, 0.000105314109),
 )
 
@@ -174,7 +196,11 @@ def _curve_parts(a: Array) -> tuple[Array, ...]:
 
 
 def _cubic(
-    times: float, h: Array, square: Array, apart: Array | float = 0.0, sums: Array | float = 0.0
+    times: float,
+    h: Array,
+    square: Array,
+    apart: Array | float = 0.0,
+    sums: Array | float = 0.0,
 ) -> tuple[Array, Array | float]:
     """Return k₁ a + k a³ with k = `times` k₃, as two numbers to be added.
 
@@ -226,7 +252,14 @@ _DECAY_LIMIT = 1e3
 _DECAY_LIMIT_SINGLE = 118.0
 _SILU_ROOT = (
     *(1.2784645557403564, 1.0, -2.827039668e-09),
-    *(0.217811701, 0.146648794, 0.0188748593, -0.0152225911, -0.00660701214, 0.000126251381),
+    *(
+        0.217811701,
+        0.146648794,
+        0.0188748593,
+        -0.0152225911,
+        -0.00660701214,
+        0.000126251381,
+    ),
     *(
         0.00080005528,
         0.000186533557,
@@ -250,7 +283,12 @@ def mish(x: Array) -> Array:
     half = 0.5 * decay * decay
     over = _select(is_below, decay + half, 1.0 + 2.0 * decay)
     under = over + _select(is_below, xp.ones_like(x), 4.0 * half)
-    return xp.maximum(x, -_DECAY_LIMIT) * over / under * _select(is_below, factor, xp.ones_like(x))
+    return (
+        xp.maximum(x, -_DECAY_LIMIT)
+        * over
+        / under
+        * _select(is_below, factor, xp.ones_like(x))
+    )
 
 
 def mish_slope(x: Array) -> Array:
@@ -275,7 +313,14 @@ def mish_slope(x: Array) -> Array:
 
 _MISH_ROOT = (
     *(1.1924312114715576, 1.0, 8.125727934e-10),
-    *(0.266947916, 0.204731242, 0.0419077394, -0.0202713094, -0.0158200594, -0.00336403171),
+    *(
+        0.266947916,
+        0.204731242,
+        0.0419077394,
+        -0.0202713094,
+        -0.0158200594,
+        -0.00336403171,
+    ),
     *(
         0.00108748453,
         0.00099942912,
@@ -321,7 +366,9 @@ def _near_root(
     if float_bits(a.dtype, xp) != 32:
         return below
     distance = near - a
-    return _select(distance > -reach, constant + distance * _polynomial(distance, powers), below)
+    return _select(
+        distance > -reach, constant + distance * _polynomial(distance, powers), below
+    )
 
 
 def _round_to(x: Array, scale: float) -> Array:
@@ -362,7 +409,15 @@ def expm1_below(x: Array) -> Array:
 
 
 # (exp(x) - 1) / x from -1 to 0, fitted to within 3e-9
-_EXPM1 = (1.0, 0.499999761, 0.166663026, 0.0416453382, 0.00827270558, 0.00129835712, 0.000128287676)
+_EXPM1 = (
+    1.0,
+    0.499999761,
+    0.166663026,
+    0.0416453382,
+    0.00827270558,
+    0.00129835712,
+    0.000128287676,
+)
 
 
 def _polynomial(x: Array, coefficients: tuple[float, ...]) -> Array:

@@ -62,7 +62,9 @@ def attend(
     xp = namespace(query, key, value)
     time = query.shape[-2]
     keys = key.shape[-2]
-    scores = _rows(query * (1.0 / math.sqrt(query.shape[-1]))) @ xp.matrix_transpose(key)
+    scores = _rows(query * (1.0 / math.sqrt(query.shape[-1]))) @ xp.matrix_transpose(
+        key
+    )
     scores = xp.reshape(scores, (*query.shape[:-1], keys))
     if causal:
         positions = xp.arange(max(time, keys), dtype=xp.int32, device=device(query))

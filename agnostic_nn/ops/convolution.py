@@ -24,7 +24,13 @@ from ..core.arrays import Array, Shape, device, namespace
 from ..core.windows import Pads, out_lengths
 from .padding import pad
 
-__all__ = ["convolve", "convolve_input", "convolve_weight", "flipped_weight", "window_views"]
+__all__ = [
+    "convolve",
+    "convolve_input",
+    "convolve_weight",
+    "flipped_weight",
+    "window_views",
+]
 
 
 @singledispatch
@@ -45,7 +51,8 @@ def convolve(
     space = out_lengths(x.shape[1:-1], window, stride, dilation, padding)
     views = window_views(pad(x, padding), window, space, stride, dilation)
     total = sum(
-        _split_groups(view, groups) @ _split_groups(weight[(*k, ...)], groups) for k, view in views
+        _split_groups(view, groups) @ _split_groups(weight[(*k, ...)], groups)
+        for k, view in views
     )
     y = _join_groups(total, (x.shape[0], *space, weight.shape[-1]))
     return y if bias is None else y + bias
@@ -122,7 +129,9 @@ def convolve_weight(
     fan_in = x.shape[-1] // groups
     width = dy.shape[-1]
     matrices = []
-    for _, view in window_views(pad(x, padding), window, dy.shape[1:-1], stride, dilation):
+    for _, view in window_views(
+        pad(x, padding), window, dy.shape[1:-1], stride, dilation
+    ):
         product = xp.matrix_transpose(_split_groups(view, groups)) @ rows
         matrices.append(_join_groups(product, (fan_in, width)))
     return xp.reshape(xp.stack(matrices, axis=0), (*window, fan_in, width))

@@ -35,7 +35,9 @@ def add_sorted(updates: Array, index: Array, rows: int) -> Array:
     """
     xp = namespace(updates, index)
     if 0 in updates.shape:
-        return xp.zeros((rows, updates.shape[1]), dtype=updates.dtype, device=device(updates))
+        return xp.zeros(
+            (rows, updates.shape[1]), dtype=updates.dtype, device=device(updates)
+        )
     numbers = xp.arange(rows, device=device(index))
     index = xp.astype(index, numbers.dtype)
     order = xp.argsort(index, stable=True)

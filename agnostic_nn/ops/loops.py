@@ -41,7 +41,11 @@ def scan(
     """
     lengths = {leaf.shape[0] for leaf in leaves(xs)}
     is_valid = len(lengths) == 1 and min(lengths) >= 1
-    expect(is_valid, "expected one length of at least 1 to loop over, got {}", sorted(lengths))
+    expect(
+        is_valid,
+        "expected one length of at least 1 to loop over, got {}",
+        sorted(lengths),
+    )
     return scan_impl(leaves(xs)[0], step, carry, xs, reverse, then)
 
 
@@ -76,7 +80,12 @@ def scan_into(empty: Callable[[Array, int], Array]) -> Callable[..., tuple[Any, 
     """
 
     def scan_impl(
-        leaf: Array, step: _Step, carry: Any, xs: Any, reverse: bool, then: Callable[[Any], Any]
+        leaf: Array,
+        step: _Step,
+        carry: Any,
+        xs: Any,
+        reverse: bool,
+        then: Callable[[Any], Any],
     ) -> tuple[Any, Any]:
         times = range(leaf.shape[0])
         ys: Any = None

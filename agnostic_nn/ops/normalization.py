@@ -27,7 +27,12 @@ from functools import singledispatch
 from ..core.arrays import Array, Cache, namespace
 from .reductions import sum_over, sum_rows
 
-__all__ = ["normalize", "normalize_backward", "normalize_rows", "normalize_rows_backward"]
+__all__ = [
+    "normalize",
+    "normalize_backward",
+    "normalize_rows",
+    "normalize_rows_backward",
+]
 
 
 def normalize(
@@ -52,7 +57,11 @@ def normalize(
 
 
 def normalize_backward(
-    g: Array, normal: Array, spread: Array, axes: tuple[int, ...], counts: Array | None = None
+    g: Array,
+    normal: Array,
+    spread: Array,
+    axes: tuple[int, ...],
+    counts: Array | None = None,
 ) -> Array:
     """Return dL/dx from g = dL/dx̂, normal = x̂ and spread = s, as derived above."""
     if counts is None:

@@ -29,7 +29,8 @@ def pad_impl(x: Array, pads: Pads, value: float) -> Array:
         rest = x.shape[axis + 1 :]
         if any(ends):
             before, after = (
-                xp.full((*lead, n, *rest), value, dtype=x.dtype, device=device(x)) for n in ends
+                xp.full((*lead, n, *rest), value, dtype=x.dtype, device=device(x))
+                for n in ends
             )
             x = xp.concat([before, x, after], axis=axis)
     return x
@@ -37,5 +38,7 @@ def pad_impl(x: Array, pads: Pads, value: float) -> Array:
 
 def crop(x: Array, cuts: Pads) -> Array:
     """Remove the numbers of elements (before, after) from each inner axis; the adjoint of `pad`."""
-    inside = (slice(low, n - high) for n, (low, high) in zip(x.shape[1:-1], cuts, strict=True))
+    inside = (
+        slice(low, n - high) for n, (low, high) in zip(x.shape[1:-1], cuts, strict=True)
+    )
     return x[(slice(None), *inside, slice(None))]

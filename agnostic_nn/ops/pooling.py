@@ -33,7 +33,9 @@ def largest(
     """
     xp = namespace(x)
     positions = []
-    for axis, (k, s, (low, high), d) in reversed(_axes(window, stride, padding, dilation)):
+    for axis, (k, s, (low, high), d) in reversed(
+        _axes(window, stride, padding, dilation)
+    ):
         views = slide(pad(x, along(x, axis, (low, high)), -math.inf), axis, k, s, d)
         # start at the first position that is not padding: if all elements of a window are -∞, as
         # the padding is, that one is chosen
@@ -67,7 +69,9 @@ def largest_input(
     """
     xp = namespace(dy, *which)
     axes = _axes(lengths, window, stride, padding, dilation)
-    for (axis, (n, k, s, (low, high), d)), position in zip(axes, reversed(which), strict=True):
+    for (axis, (n, k, s, (low, high), d)), position in zip(
+        axes, reversed(which), strict=True
+    ):
         parts = [xp.where(position == index, dy, 0.0) for index in range(k)]
         dy = unslide(*parts, axis=axis, stride=s, dilation=d, length=low + n + high)
         dy = crop(dy, along(dy, axis, (low, high)))
@@ -82,7 +86,9 @@ def slide(x: Array, axis: int, window: int, stride: int, dilation: int) -> list[
 
 
 @singledispatch
-def unslide(w: Array, *others: Array, axis: int, stride: int, dilation: int, length: int) -> Array:
+def unslide(
+    w: Array, *others: Array, axis: int, stride: int, dilation: int, length: int
+) -> Array:
     """x[i] = Σ w[k][o] over all k, o with o stride + k dilation = i, the adjoint of `slide`.
 
     Lay out x in rows of length `stride`: the element i = q stride + r is in column r of row q. Then

@@ -264,13 +264,18 @@ class RAdam(_Moments):
         if factor is None:
             return p - rate * m, {"m": m, "v": v}
         scale = factor / (xp.sqrt(v) + self.epsilon)
-        return p - rate * m * xp.where(is_rectified, scale, xp.ones_like(v)), {"m": m, "v": v}
+        return p - rate * m * xp.where(is_rectified, scale, xp.ones_like(v)), {
+            "m": m,
+            "v": v,
+        }
 
 
 def _bernoulli(x: Any) -> Any:
     """Return (x/2) coth(x/2) - 1 = Σ B₂ₖ x²ᵏ / (2k)! for |x| < 1/4, to float64 precision."""
     y = x * x
-    return y * (1 / 12 - y * (1 / 720 - y * (1 / 30240 - y * (1 / 1209600 - y / 47900160))))
+    return y * (
+        1 / 12 - y * (1 / 720 - y * (1 / 30240 - y * (1 / 1209600 - y / 47900160)))
+    )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,13 @@ from inspect import signature
 from typing import Any, Protocol
 
 from ..core.arrays import Array, Moments, Params, device, namespace
-from ..core.errors import described, expect, expect_function, expect_number, expect_positive
+from ..core.errors import (
+    described,
+    expect,
+    expect_function,
+    expect_number,
+    expect_positive,
+)
 from ..core.trees import leaves, tree_map
 
 __all__ = [
@@ -55,7 +61,9 @@ class Optimizer(Protocol):
         """Return the moments before the first step."""
         ...
 
-    def update(self, params: Params, grads: Params, moments: Moments) -> tuple[Params, Moments]:
+    def update(
+        self, params: Params, grads: Params, moments: Moments
+    ) -> tuple[Params, Moments]:
         """Return new `params` and `moments` after one step, without changing any argument."""
         ...
 
@@ -97,7 +105,9 @@ class Rule:
         expect_rate("rate", self.rate)
         expect_number("weight_decay", self.weight_decay, 0.0)
         if self.no_decay is not NO_DECAY:
-            object.__setattr__(self, "no_decay", expect_paths("no_decay", self.no_decay))
+            object.__setattr__(
+                self, "no_decay", expect_paths("no_decay", self.no_decay)
+            )
 
     def start(self, p: Array) -> dict[str, Any]:
         """Return the moments of the leaf `p` before the first step."""
@@ -126,11 +136,15 @@ class Rule:
         tree_map(lambda p: started.append(self.start(p)), params)
         return {"step": step, **_by_name(started, params)}
 
-    def update(self, params: Params, grads: Params, moments: Moments) -> tuple[Params, Moments]:
+    def update(
+        self, params: Params, grads: Params, moments: Moments
+    ) -> tuple[Params, Moments]:
         """Return new `params` and `moments` after one step, without changing any argument."""
         shared = self._shared_numbers(params, moments)
         leaf_decays = (
-            decays(params, self.weight_decay, self.no_decay) if self.weight_decay else None
+            decays(params, self.weight_decay, self.no_decay)
+            if self.weight_decay
+            else None
         )
         names = [name for name in moments if name != "step"]
         new_moments: list[dict[str, Any]] = []  # of each leaf, in the order of tree_map
@@ -150,10 +164,13 @@ class Rule:
         """Return the number of steps that led to these moments, a 0-d integer."""
         return moments["step"]
 
-    def _shared_numbers(self, params: Params, moments: Moments) -> tuple[Array | float, ...]:
+    def _shared_numbers(
+        self, params: Params, moments: Moments
+    ) -> tuple[Array | float, ...]:
         rate = self.rate
         if not callable(rate) and type(self).shared is Rule.shared:
-            return (rate,)  # t is not needed, and the cast costs as much as a step of a bias
+            # t is not needed, and the cast costs as much as a step of a bias
+            return (rate,)
         like = first_leaf(params)
         before = namespace(like).astype(moments["step"], like.dtype)
         return self.shared(rate(before) if callable(rate) else rate, before + 1.0)
@@ -162,7 +179,10 @@ class Rule:
 def _by_name(leaf_moments: list[dict[str, Any]], like: Params) -> dict[str, Any]:
     """Return one tree per name from the moments of each leaf in the order of `tree_map`."""
     names = leaf_moments[0]
-    return {name: _nested(iter([leaf[name] for leaf in leaf_moments]), like) for name in names}
+    return {
+        name: _nested(iter([leaf[name] for leaf in leaf_moments]), like)
+        for name in names
+    }
 
 
 def _nested(entries: Iterator[Any], like: Any) -> Any:
@@ -259,7 +279,9 @@ def split_by_owner(owners: Any, tree: Any, parts: int) -> list[Params]:
     each leaf, the number of the part that it belongs to.
     """
     return [
-        tree_map(lambda owner, leaf, part=part: leaf if owner == part else (), owners, tree)
+        tree_map(
+            lambda owner, leaf, part=part: leaf if owner == part else (), owners, tree
+        )
         for part in range(parts)
     ]
 
@@ -279,7 +301,9 @@ def update_parts(
     part_grads = split_by_owner(owners, grads, len(updates))
     new_params = []
     new_moments = []
-    for update, p, g, old in zip(updates, part_params, part_grads, moments, strict=True):
+    for update, p, g, old in zip(
+        updates, part_params, part_grads, moments, strict=True
+    ):
         p, new = update(p, g, old) if leaves(p) else (p, old)
         new_params.append(p)
         new_moments.append(new)
@@ -389,6 +413,10 @@ def expect_optimizer(optimizer: Any) -> None:
     """Raise TypeError unless `optimizer` has an `init` and an `update`, and is not a class."""
     if isinstance(optimizer, type):
         name = optimizer.__name__
-        raise TypeError(f"expected an optimizer, got the class {name}: write {name}(...)")
+        raise TypeError(
+            f"expected an optimizer, got the class {name}: write {name}(...)"
+        )
     if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
-        raise TypeError(f"expected an optimizer such as Adam(), got {described(optimizer)}")
+        raise TypeError(
+            f"expected an optimizer such as Adam(), got {described(optimizer)}"
+        )

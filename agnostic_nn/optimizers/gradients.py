@@ -41,7 +41,9 @@ class _Clip:
     def update(
         self, params: Params, grads: Params, moments: Moments, divisor: Any = 1.0
     ) -> tuple[Params, Moments]:
-        return bind_divisor(self.optimizer, divisor)(params, self._clipped(grads), moments)
+        return bind_divisor(self.optimizer, divisor)(
+            params, self._clipped(grads), moments
+        )
 
     def _clipped(self, grads: Params) -> Params:
         raise NotImplementedError
@@ -136,7 +138,9 @@ class L2:
             decay = next(penalties)
             return g + decay * p if decay else g
 
-        return bind_divisor(self.optimizer, divisor)(params, tree_map(add, params, grads), moments)
+        return bind_divisor(self.optimizer, divisor)(
+            params, tree_map(add, params, grads), moments
+        )
 
 
 @dataclass(frozen=True)
@@ -251,10 +255,14 @@ class Accumulate:
             update = bind_divisor(self.optimizer, sums[0][1] if has_divisor else None)
             moved, inner = update(params, mean, moments["inner"])
             zero_sums = [tree_map(zeros, pair) for pair in sums]
-            return moved, {"count": count - self.every, "inner": inner} | self._named(zero_sums)
+            return moved, {"count": count - self.every, "inner": inner} | self._named(
+                zero_sums
+            )
 
         accumulated = {"count": count, "inner": moments["inner"]} | self._named(sums)
-        updated: tuple[Params, Moments] = select(count == self.every, step, (params, accumulated))
+        updated: tuple[Params, Moments] = select(
+            count == self.every, step, (params, accumulated)
+        )
         return updated
 
 

@@ -5,7 +5,13 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from ..core.arrays import Array, Moments, Params, namespace, size
-from ..core.errors import expect, expect_count, expect_flag, expect_number, expect_positive
+from ..core.errors import (
+    expect,
+    expect_count,
+    expect_flag,
+    expect_number,
+    expect_positive,
+)
 from ..core.trees import leaves, named_leaves, tree_from_leaves
 from ..ops import norm
 from .adam import AdamW
@@ -73,7 +79,9 @@ class Muon(Rule):
         expect_number("momentum", self.momentum, 0.0, 1.0)
         expect_optimizer(self.others)
         several = isinstance(self.coefficients, tuple | list)
-        object.__setattr__(self, "coefficients", tuple(self.coefficients) if several else ())
+        object.__setattr__(
+            self, "coefficients", tuple(self.coefficients) if several else ()
+        )
         three = len(self.coefficients) == 3
         expect(three, "expected three coefficients, got {}", self.coefficients)
         for name, value in zip("abc", self.coefficients, strict=True):

@@ -26,7 +26,9 @@ class Fixed:
     def init(self, params: Params) -> Moments:
         return {}
 
-    def update(self, params: Params, grads: Params, moments: Moments) -> tuple[Params, Moments]:
+    def update(
+        self, params: Params, grads: Params, moments: Moments
+    ) -> tuple[Params, Moments]:
         return params, moments
 
 
@@ -64,7 +66,11 @@ class Parts:
             )
         for pair in self.parts:
             is_pair = isinstance(pair, tuple | list) and len(pair) == 2
-            expect(is_pair, "expected pairs of a pattern and an optimizer, got {}", repr(pair))
+            expect(
+                is_pair,
+                "expected pairs of a pattern and an optimizer, got {}",
+                repr(pair),
+            )
             expect_optimizer(pair[1])
         pairs = tuple(tuple(pair) for pair in self.parts)
         expect_paths("patterns", [pattern for pattern, _ in pairs])
@@ -77,14 +83,21 @@ class Parts:
         patterns = [pattern for pattern, _ in self.parts]
         owners = {}
         for path, _ in named_leaves(params):
-            matching = (i for i, pattern in enumerate(patterns) if matches(pattern, path))
+            matching = (
+                i for i, pattern in enumerate(patterns) if matches(pattern, path)
+            )
             owner = next(matching, len(patterns))
             has_owner = owner < len(patterns) or self.rest is not None
             expect(has_owner, "{} belongs to no part: give one for it, or a rest", path)
             owners[path] = owner
         for i, pattern in enumerate(patterns):
             is_used = i in owners.values()
-            expect(is_used, "no leaf is left for the pattern {!r} among {}", pattern, [*owners])
+            expect(
+                is_used,
+                "no leaf is left for the pattern {!r} among {}",
+                pattern,
+                [*owners],
+            )
         return tree_from_leaves(owners, params)
 
     def _optimizers(self) -> list[Optimizer]:
@@ -105,5 +118,7 @@ class Parts:
     ) -> tuple[Params, Moments]:
         updates = [bind_divisor(optimizer, divisor) for optimizer in self._optimizers()]
         old = [*moments["parts"], moments["rest"]]
-        params, (*parts, rest) = update_parts(updates, self._owners(params), params, grads, old)
+        params, (*parts, rest) = update_parts(
+            updates, self._owners(params), params, grads, old
+        )
         return params, {"parts": tuple(parts), "rest": rest}

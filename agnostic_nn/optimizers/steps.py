@@ -94,7 +94,11 @@ class Average:
 
     def init(self, params: Params) -> Moments:
         inner = self.optimizer.init(params)
-        return {"step": zero_step(params), "average": tree_map(zeros, params), "inner": inner}
+        return {
+            "step": zero_step(params),
+            "average": tree_map(zeros, params),
+            "inner": inner,
+        }
 
     def update(
         self, params: Params, grads: Params, moments: Moments, divisor: Any = 1.0
@@ -102,7 +106,9 @@ class Average:
         update = bind_divisor(self.optimizer, divisor)
         params, inner = update(params, grads, moments["inner"])
         average = tree_map(
-            lambda a, p: self.decay * a + (1.0 - self.decay) * p, moments["average"], params
+            lambda a, p: self.decay * a + (1.0 - self.decay) * p,
+            moments["average"],
+            params,
         )
         return params, {"step": moments["step"] + 1, "average": average, "inner": inner}
 
@@ -115,7 +121,9 @@ class Average:
         xp = namespace(like)
         t = xp.astype(moments["step"], like.dtype)
         correction = bias_correction(self.decay, xp.maximum(t, 1.0))
-        return tree_map(lambda p, a: xp.where(t > 0, a / correction, p), params, moments["average"])
+        return tree_map(
+            lambda p, a: xp.where(t > 0, a / correction, p), params, moments["average"]
+        )
 
     @staticmethod
     def own_moments(moments: Moments) -> Moments | None:

@@ -59,5 +59,7 @@ def abstract_carry(
     """
     with _Bounded(size, arrays):
         key = blank((2,), np.uint32)
-        params, state, out_shape = model.init(key, shape, getattr(namespace(key), dtype))
+        params, state, out_shape = model.init(
+            key, shape, getattr(namespace(key), dtype)
+        )
         return (params, state, optimizer.init(params)), out_shape

@@ -66,11 +66,15 @@ class Examples:
             part: np.ndarray = leaf[rows]
             if not is_mapped(leaf):
                 return part
-            dtype = np.int32 if leaf.dtype.kind in "iu" else leaf.dtype.newbyteorder("=")
+            dtype = (
+                np.int32 if leaf.dtype.kind in "iu" else leaf.dtype.newbyteorder("=")
+            )
             return np.asarray(part).astype(dtype, copy=False)
 
         weights = None if self.weights is None else self.weights[rows]
-        return Examples(tree_map(select, self.x), tree_map(select, self.target), weights)
+        return Examples(
+            tree_map(select, self.x), tree_map(select, self.target), weights
+        )
 
 
 def padded(examples: Examples, count: int) -> Examples:
@@ -127,7 +131,9 @@ class StoredBatches:
         count = len(self.examples)
         return f"{count} examples in batches of {self.batch_size} and shuffle={self.shuffle}"
 
-    def epoch(self, number: int, first: int, limit: int | None = None) -> Iterator[Examples]:
+    def epoch(
+        self, number: int, first: int, limit: int | None = None
+    ) -> Iterator[Examples]:
         """Yield the batches of epoch `number`, from batch `first` on, at most `limit` of them.
 
         The last batch may be shorter than the others.
@@ -148,9 +154,13 @@ class StoredBatches:
             rows += rows[-1:] * (together - len(rows))
             yield [size for _, size in group], self.examples[np.concatenate(rows)]
 
-    def _rows(self, number: int, first: int, limit: int | None) -> Iterator[tuple[np.ndarray, int]]:
+    def _rows(
+        self, number: int, first: int, limit: int | None
+    ) -> Iterator[tuple[np.ndarray, int]]:
         count = len(self.examples)
-        indices = epoch_order(self.seed, number, count) if self.shuffle else np.arange(count)
+        indices = (
+            epoch_order(self.seed, number, count) if self.shuffle else np.arange(count)
+        )
         return islice(batch_indices(indices, self.batch_size, first), limit)
 
 
@@ -179,7 +189,9 @@ class StreamedBatches:
     def __str__(self) -> str:
         return "user-supplied batches"
 
-    def epoch(self, number: int, first: int, limit: int | None = None) -> Iterator[Examples]:
+    def epoch(
+        self, number: int, first: int, limit: int | None = None
+    ) -> Iterator[Examples]:
         """Yield the batches of epoch `number`, from batch `first` on, at most `limit` of them.
 
         After `limit` batches, the end of the epoch is detected by drawing one more batch. An
@@ -195,7 +207,9 @@ class StreamedBatches:
         batches = self._begin(number)
         position = first if is_iterator else 0
         # `islice` draws no batch that is not used: an iterator would lose it
-        for batch in islice(batches, None if self.steps is None else self.steps - position):
+        for batch in islice(
+            batches, None if self.steps is None else self.steps - position
+        ):
             try:
                 examples = self._checked(batch)
             except (TypeError, ValueError) as error:
@@ -218,14 +232,18 @@ class StreamedBatches:
 
     def _begin(self, number: int) -> Iterator[Any]:
         """Return an iterator over the batches of epoch `number`."""
-        batches = self.source if isinstance(self.source, Iterable) else self.source(number)
+        batches = (
+            self.source if isinstance(self.source, Iterable) else self.source(number)
+        )
         if not isinstance(batches, Iterable):
             raise TypeError(
                 f"expected batches(epoch) to return an iterable, got {described(batches)}"
             )
         return iter(batches)
 
-    def _ends_at(self, position: int, batches: Iterator[Any], is_iterator: bool) -> bool:
+    def _ends_at(
+        self, position: int, batches: Iterator[Any], is_iterator: bool
+    ) -> bool:
         """Return whether the epoch ends after `position` batches."""
         if self.steps is not None:
             return position >= self.steps
@@ -253,7 +271,8 @@ def prefetched(items: Iterable[Any], count: int) -> Iterator[Iterable[Any]]:
         return
     # SimpleQueue is written in C: an exception in the middle of a call leaves it intact.
     results: SimpleQueue[Any] = SimpleQueue()
-    slots: SimpleQueue[Any] = SimpleQueue()  # an entry for each item that may be put into `results`
+    # an entry for each item that may be put into `results`
+    slots: SimpleQueue[Any] = SimpleQueue()
     for _ in range(count):
         slots.put(None)
     stopped: list[bool] = []

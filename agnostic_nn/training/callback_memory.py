@@ -23,7 +23,9 @@ class RunMemory:
     """
 
     def __init__(
-        self, notes: dict[str, dict[str, Any]] | None = None, best: dict[str, Carry] | None = None
+        self,
+        notes: dict[str, dict[str, Any]] | None = None,
+        best: dict[str, Carry] | None = None,
     ) -> None:
         self.notes: dict[str, dict[str, Any]] = {} if notes is None else notes
         self.best: dict[str, Carry] = {} if best is None else best
@@ -37,7 +39,10 @@ class RunMemory:
         self.is_running = True
         self._current = ""
         self._called = {}
-        return [BoundCallback(self, self._new_key(callback), callback) for callback in callbacks]
+        return [
+            BoundCallback(self, self._new_key(callback), callback)
+            for callback in callbacks
+        ]
 
     def pause(self) -> None:
         """Wait for the next `fit`, which continues this run."""
@@ -74,7 +79,11 @@ class RunMemory:
         siblings = self._called.setdefault(self._current, [])
         kind = type(callback).__qualname__
         number = Counter(type(other).__qualname__ for _, other in siblings)[kind]
-        key = f"{self._current} > {kind} {number}" if self._current else f"{kind} {number}"
+        key = (
+            f"{self._current} > {kind} {number}"
+            if self._current
+            else f"{kind} {number}"
+        )
         siblings.append((key, callback))
         return key
 

@@ -84,7 +84,8 @@ class Callback:
         """Called when `fit` ends; complete: after a complete epoch, not by an error or Ctrl-C."""
 
 
-CallbackFunction = Callable[[Any, dict[str, Any]], bool | None]  # (trainer, row) -> whether to stop
+# (trainer, row) -> whether to stop
+CallbackFunction = Callable[[Any, dict[str, Any]], bool | None]
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,9 @@ def as_callback(thing: Any) -> Callback:
     if isinstance(thing, Callback):
         return thing
     if not callable(thing) or isinstance(thing, type):
-        raise TypeError(f"expected a Callback or a function (trainer, row), got {thing!r}")
+        raise TypeError(
+            f"expected a Callback or a function (trainer, row), got {thing!r}"
+        )
     expect_function("a callback", thing, "trainer, row")
     return _FunctionCallback(thing)
 
@@ -119,7 +122,9 @@ def as_callbacks(things: Any) -> list[Callback]:
     return [as_callback(thing) for thing in things]
 
 
-def expect_fields(trainer: Any, callbacks: list[Callback], fields: tuple[str, ...]) -> None:
+def expect_fields(
+    trainer: Any, callbacks: list[Callback], fields: tuple[str, ...]
+) -> None:
     """Let callbacks raise, before training, if the `fields` of an epoch's row do not suit them.
 
     A custom callback may add fields to the row. The names that callbacks after it refer to are
@@ -129,14 +134,18 @@ def expect_fields(trainer: Any, callbacks: list[Callback], fields: tuple[str, ..
     for callback in callbacks:
         if isinstance(callback, _CheckedCallback):
             reported = callback.expect(trainer, reported)
-        if type(callback).__module__ != __name__ or isinstance(callback, _FunctionCallback):
+        if type(callback).__module__ != __name__ or isinstance(
+            callback, _FunctionCallback
+        ):
             reported = None
 
 
 class _CheckedCallback(Callback):
     """A callback that can raise before training begins."""
 
-    def expect(self, trainer: Any, fields: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def expect(
+        self, trainer: Any, fields: tuple[str, ...] | None
+    ) -> tuple[str, ...] | None:
         """Raise if this cannot work; return the fields of a row after this callback.
 
         fields: those of the row before it, or None if they are not reported.
@@ -175,7 +184,9 @@ class _Monitor(_CheckedCallback):
         memory["waited"] = 0 if is_better else memory["waited"] + 1
         return is_better
 
-    def expect(self, trainer: Any, fields: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def expect(
+        self, trainer: Any, fields: tuple[str, ...] | None
+    ) -> tuple[str, ...] | None:
         if fields is not None:
             self._expect_monitor(fields)
         return fields
@@ -201,7 +212,9 @@ class _Monitor(_CheckedCallback):
         best = memory.get("best")
         waited = memory.get("waited")
         is_valid = isinstance(best, int | float | None) and isinstance(waited, int)
-        if not is_valid or any(memory.get(name) != value for name, value in options.items()):
+        if not is_valid or any(
+            memory.get(name) != value for name, value in options.items()
+        ):
             memory.clear()
             memory.update(options, best=None, waited=0)
         return memory
@@ -336,7 +349,9 @@ class Checkpoint(_Monitor):
         expect_flag("best", best)
         self._path_fields()  # raises if the path is not a format
 
-    def expect(self, trainer: Any, fields: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def expect(
+        self, trainer: Any, fields: tuple[str, ...] | None
+    ) -> tuple[str, ...] | None:
         if self.best and fields is not None:
             self._expect_monitor(fields)
         names = self._path_fields()
@@ -352,14 +367,18 @@ class Checkpoint(_Monitor):
             try:
                 path = self.path.format(**dict.fromkeys(names, 1.0) | counts)
             except (ValueError, TypeError, AttributeError, LookupError) as error:
-                raise ValueError(f"the path {self.path} cannot be formatted: {error}") from None
+                raise ValueError(
+                    f"the path {self.path} cannot be formatted: {error}"
+                ) from None
             expect_place(path)
         return fields
 
     def _path_fields(self) -> list[str]:
         """Return the fields in the path; raise ValueError if one of them has no name."""
         try:
-            fields = [name for _, name, *_ in Formatter().parse(self.path) if name is not None]
+            fields = [
+                name for _, name, *_ in Formatter().parse(self.path) if name is not None
+            ]
         except ValueError as error:
             raise ValueError(f"the path {self.path} is not a format: {error}") from None
         # of "{row.x}" and "{row[x]}" the first part is the name
@@ -380,7 +399,9 @@ class Checkpoint(_Monitor):
 class RateLog(_CheckedCallback):
     """Add the learning rate of the epoch's last step to the row, as "rate"."""
 
-    def expect(self, trainer: Any, fields: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def expect(
+        self, trainer: Any, fields: tuple[str, ...] | None
+    ) -> tuple[str, ...] | None:
         return None if fields is None else (*fields, "rate")
 
     def epoch(self, trainer: Any, row: dict[str, Any]) -> None:
@@ -389,7 +410,9 @@ class RateLog(_CheckedCallback):
         *_, optimizer = nested_optimizers(trainer.optimizer)
         rate = getattr(optimizer, "rate", None)
         if rate is None:
-            raise TypeError(f"RateLog needs an optimizer with one rate, got {trainer.optimizer!r}")
+            raise TypeError(
+                f"RateLog needs an optimizer with one rate, got {trainer.optimizer!r}"
+            )
         if callable(rate):
             *_, moments = nested_moments(trainer.moments)
             # a custom optimizer need not be a Rule; it counts its steps under the same name
@@ -418,7 +441,9 @@ class CSVLog(_CheckedCallback):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         object.__setattr__(self, "path", expect_path("path", path))
 
-    def expect(self, trainer: Any, fields: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def expect(
+        self, trainer: Any, fields: tuple[str, ...] | None
+    ) -> tuple[str, ...] | None:
         expect_place(self.path)
         header, rows = self._completed_rows(trainer)
         if rows and fields is not None:
@@ -447,7 +472,9 @@ class CSVLog(_CheckedCallback):
         with path.open(newline="", encoding="utf-8") as file:
             header, *rows = [*csv.reader(file)] or [["epoch"]]
         if "epoch" not in header:
-            raise ValueError(f"{path} is not a log of epochs: its columns are {', '.join(header)}")
+            raise ValueError(
+                f"{path} is not a log of epochs: its columns are {', '.join(header)}"
+            )
         column = header.index("epoch")
 
         def is_completed(row: list[str]) -> bool:
@@ -486,7 +513,9 @@ class TensorBoardLog(_CheckedCallback):
     def __post_init__(self) -> None:
         self.folder = expect_path("folder", self.folder)
 
-    def expect(self, trainer: Any, fields: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def expect(
+        self, trainer: Any, fields: tuple[str, ...] | None
+    ) -> tuple[str, ...] | None:
         if Path(self.folder).exists() and not Path(self.folder).is_dir():
             raise NotADirectoryError(
                 f"expected a folder for TensorBoard, but {self.folder} is a file"
@@ -501,7 +530,9 @@ class TensorBoardLog(_CheckedCallback):
                 f"TensorBoardLog needs the package tensorboardX, which cannot be imported "
                 f"({error}): pip install 'agnostic-nn[tensorboard]'"
             ) from error
-        self._writer = SummaryWriter(os.fspath(self.folder), purge_step=trainer.epoch + 1)
+        self._writer = SummaryWriter(
+            os.fspath(self.folder), purge_step=trainer.epoch + 1
+        )
 
     def epoch(self, trainer: Any, row: dict[str, Any]) -> None:
         for name, value in row.items():

@@ -18,7 +18,16 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from ..core.files import kind_of, replacing
-from .safetensors_format import LONGEST, Entry, entry_of, header, parse, parsed_json, plain, short
+from .safetensors_format import (
+    LONGEST,
+    Entry,
+    entry_of,
+    header,
+    parse,
+    parsed_json,
+    plain,
+    short,
+)
 
 __all__ = ["CheckpointError", "OpenedCheckpoint", "digest", "opened", "read", "write"]
 
@@ -29,7 +38,10 @@ _ZIP = "a zip archive"
 _FOREIGN = {  # other file formats, by their first bytes
     b"PK\x03\x04": _ZIP,
     b"PK\x05\x06": _ZIP,
-    **{b"\x80" + bytes([n]): "a pickle, such as PyTorch's older files" for n in range(2, 6)},
+    **{
+        b"\x80" + bytes([n]): "a pickle, such as PyTorch's older files"
+        for n in range(2, 6)
+    },
     b"\x89HDF\r\n\x1a\n": "an HDF5 file, such as Keras's",
     b"\x93NUMPY": "a NumPy array",
     b"\x1f\x8b": "a gzip file",
@@ -51,7 +63,9 @@ class CheckpointError(ValueError):
     """The file is not a checkpoint of this library, or has changed since it was written."""
 
 
-def write(path: str | os.PathLike[str], arrays: dict[str, np.ndarray], description: Any) -> None:
+def write(
+    path: str | os.PathLike[str], arrays: dict[str, np.ndarray], description: Any
+) -> None:
     """Write `arrays` and `description`, a dict of JSON data, to the file at `path`.
 
     The new file is read back before it replaces the old one: see `files.replacing`. The memory
@@ -109,7 +123,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator["OpenedCheckpoint"]:
         If the file cannot be opened.
     """
     name = os.fspath(path)
-    _expect_file(os.stat(path).st_mode, name)  # opening a device could have side effects
+    # opening a device could have side effects
+    _expect_file(os.stat(path).st_mode, name)
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(path, flags | getattr(os, "O_CLOEXEC", 0)), "rb") as file:
         # checked again: the path may have been replaced in between
@@ -132,7 +147,9 @@ class OpenedCheckpoint:
     _text: str
     _digest: str
 
-    def arrays(self, convert: Callable[[str, np.ndarray], Any] | None = None) -> dict[str, Any]:
+    def arrays(
+        self, convert: Callable[[str, np.ndarray], Any] | None = None
+    ) -> dict[str, Any]:
         """Read all arrays; with `convert`, return convert(name, array) of each, one at a time.
 
         Raises
@@ -146,7 +163,9 @@ class OpenedCheckpoint:
             array = self._empty(entry)
             self._read(entry.start, _raw(array))
             if entry.dtype.kind == "b" and _raw(array).max(initial=0) > 1:
-                raise CheckpointError(f"{self.name}: {name} holds bytes that are not booleans")
+                raise CheckpointError(
+                    f"{self.name}: {name} holds bytes that are not booleans"
+                )
             _add(total, name, array)
             arrays[name] = array if convert is None else convert(name, array)
         self._expect_digest(total.hexdigest())
@@ -183,7 +202,9 @@ class OpenedCheckpoint:
         try:
             return np.empty(entry.shape, entry.dtype)
         except (MemoryError, ValueError):
-            message = f"{self.name} needs {entry.nbytes:,} bytes, more than are available"
+            message = (
+                f"{self.name} needs {entry.nbytes:,} bytes, more than are available"
+            )
             raise CheckpointError(message) from None
 
     def _read(self, start: int, raw: np.ndarray) -> None:
@@ -193,7 +214,9 @@ class OpenedCheckpoint:
 
     def _expect_digest(self, digest: str) -> None:
         if digest != self._digest:
-            raise CheckpointError(f"{self.name} is damaged: its digest does not fit its contents")
+            raise CheckpointError(
+                f"{self.name} is damaged: its digest does not fit its contents"
+            )
 
 
 def _expect_json(name: str, data: Any) -> None:
@@ -201,7 +224,9 @@ def _expect_json(name: str, data: Any) -> None:
     if isinstance(data, dict):
         for key, value in data.items():
             if not isinstance(key, str):
-                raise TypeError(f"cannot save {name}: expected text as the key, got {key!r}")
+                raise TypeError(
+                    f"cannot save {name}: expected text as the key, got {key!r}"
+                )
             _expect_json(f"{name}[{key!r}]", value)
     elif isinstance(data, list | tuple):
         for i, value in enumerate(data):
@@ -254,10 +279,13 @@ def _open(file: BinaryIO, name: str) -> OpenedCheckpoint:
         text = metadata.get("agnostic_nn")
         saved_digest = metadata.get("sha256", "")
         if text is None:
-            message = f"{name} is a safetensors file, but not a checkpoint of agnostic_nn"
+            message = (
+                f"{name} is a safetensors file, but not a checkpoint of agnostic_nn"
+            )
             raise CheckpointError(message)
         description = parsed_json("its description", text, size)
-        "".join((text, *entries)).encode()  # raises for lone surrogates, which JSON allows
+        # raises for lone surrogates, which JSON allows
+        "".join((text, *entries)).encode()
     except CheckpointError:
         raise
     except (ValueError, MemoryError) as error:
@@ -265,11 +293,15 @@ def _open(file: BinaryIO, name: str) -> OpenedCheckpoint:
         message = f"{name} is not a safetensors file, or is damaged: {reason}"
         raise CheckpointError(message) from None
     if not isinstance(description, dict):
-        raise CheckpointError(f"{name} is damaged: its description is {short(description)}")
+        raise CheckpointError(
+            f"{name} is damaged: its description is {short(description)}"
+        )
     opened_file = OpenedCheckpoint(file, name, entries, description, text, saved_digest)
     version = description.get("format")
     if type(version) is not int or version != FORMAT:
-        opened_file.refuse(f"has format {short(version)}; this version reads format {FORMAT}")
+        opened_file.refuse(
+            f"has format {short(version)}; this version reads format {FORMAT}"
+        )
     return opened_file
 
 

@@ -76,7 +76,11 @@ def _saved(data: dict[str, Any]) -> CheckpointFields:
     notes = data.get("notes", {})
     is_supported = dtype in ("float32", "float64")
     expect(is_supported, "expected dtype 'float32' or 'float64', got {}", short(dtype))
-    expect(type(keep_finite) is bool, "expected keep_finite true or false, got {}", keep_finite)
+    expect(
+        type(keep_finite) is bool,
+        "expected keep_finite true or false, got {}",
+        keep_finite,
+    )
     _expect_dict("notes", notes)
     fit = data.get("fit")
     if fit is not None:
@@ -101,7 +105,13 @@ def _saved(data: dict[str, Any]) -> CheckpointFields:
 
 def _count(name: str, value: Any, end: int = _MAX_COUNT) -> int:
     is_valid = type(value) is int and 0 <= value < end
-    expect(is_valid, "expected {} to be an integer in [0, {}), got {}", name, end, short(value))
+    expect(
+        is_valid,
+        "expected {} to be an integer in [0, {}), got {}",
+        name,
+        end,
+        short(value),
+    )
     count: int = value
     return count
 
@@ -120,17 +130,28 @@ def _shape(value: Any) -> Any:
 
 def _progress(value: Any, steps: int) -> EpochProgress:
     is_valid = isinstance(value, list) and len(value) == 4 and type(value[3]) is bool
-    expect(is_valid, "expected open to be three integers and a boolean, got {}", short(value))
+    expect(
+        is_valid,
+        "expected open to be three integers and a boolean, got {}",
+        short(value),
+    )
     for number in value[:3]:
         _count("each number of open", number)
     progress = EpochProgress(*value)
     done = progress.batches_done
-    expect(done <= steps, "expected at most {} batches of an open epoch, got {}", steps, done)
+    expect(
+        done <= steps,
+        "expected at most {} batches of an open epoch, got {}",
+        steps,
+        done,
+    )
     return progress
 
 
 def _names(name: str, value: Any) -> tuple[str, ...]:
-    is_valid = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+    is_valid = isinstance(value, list) and all(
+        isinstance(entry, str) for entry in value
+    )
     is_valid = is_valid and len(set(value)) == len(value)
     expect(is_valid, "expected {} as names, got {}", name, value)
     return tuple(value)
@@ -156,7 +177,9 @@ def restore_part(file: OpenedCheckpoint, name: str, passed: Any) -> Any:
     if passed is not None:
         description = describe(passed)
         if description != data:
-            file.refuse(f"was saved with the {name} {short(data)}, got {short(description)}")
+            file.refuse(
+                f"was saved with the {name} {short(data)}, got {short(description)}"
+            )
         return passed
     with wrapping_errors(file):
         part = rebuild(data)
@@ -218,7 +241,9 @@ def expect_same_arrays(file: OpenedCheckpoint, like: dict[str, Any]) -> None:
         needed = _dtype_and_shape(expected, name)
         if actual != needed:
             path = name if name.isprintable() and len(name) <= 200 else short(name)
-            file.refuse(f"does not fit the model: {path} is {actual}, expected {needed}")
+            file.refuse(
+                f"does not fit the model: {path} is {actual}, expected {needed}"
+            )
 
 
 def _dtype_and_shape(arrays: Mapping[str, Any], name: str) -> str:

@@ -84,7 +84,11 @@ class _Rebuilder:
 
     def value(self, data: Any) -> Any:
         self.left -= 1
-        expect(self.left >= 0, "the checkpoint describes more than {} entries", _MAX_ENTRIES)
+        expect(
+            self.left >= 0,
+            "the checkpoint describes more than {} entries",
+            _MAX_ENTRIES,
+        )
         if isinstance(data, list):
             return tuple([self.value(entry) for entry in data])
         if isinstance(data, dict):
@@ -114,7 +118,9 @@ class _Rebuilder:
         arguments = self.values(named)
         functions = [name for name, value in arguments.items() if isfunction(value)]
         if functions and kind not in (losses.Losses, losses.Weighted):
-            raise ValueError(f"the checkpoint has a loss for {functions[0]} of a {kind.__name__}")
+            raise ValueError(
+                f"the checkpoint has a loss for {functions[0]} of a {kind.__name__}"
+            )
         # Sequential(*layers) and Graph(**nodes) do not take these by keyword.
         layers = arguments.pop("layers", ())
         nodes = arguments.pop("nodes", ())
@@ -123,17 +129,23 @@ class _Rebuilder:
         except (ValueError, RecursionError):
             raise
         except Exception as error:  # an argument of a type that no version has written
-            raise ValueError(f"the checkpoint does not fit this version: {error}") from error
+            raise ValueError(
+                f"the checkpoint does not fit this version: {error}"
+            ) from error
 
     def bind(self, function: Any, named: dict[str, Any]) -> Any:
         """Return the loss `function` with the options `named`."""
         loss_types = (losses.Losses, losses.Weighted, partial)
         if not isinstance(function, loss_types) and not isfunction(function):
-            raise ValueError(f"the checkpoint has options for {ascii(function)[:200]}, not a loss")
+            raise ValueError(
+                f"the checkpoint has options for {ascii(function)[:200]}, not a loss"
+            )
         try:
             signature(function).bind_partial(**named)
         except TypeError as error:
-            raise ValueError(f"the checkpoint does not fit this version: {error}") from error
+            raise ValueError(
+                f"the checkpoint does not fit this version: {error}"
+            ) from error
         return partial(function, **named)
 
 
@@ -146,7 +158,9 @@ def _scalar(data: Any) -> Any:
         expect(is_short, "a str of {} characters is too long for an option", len(data))
     elif isinstance(data, int):
         is_small = -_MAX_INTEGER <= data < _MAX_INTEGER
-        expect(is_small, "an int of {} bits is too large for an option", data.bit_length())
+        expect(
+            is_small, "an int of {} bits is too large for an option", data.bit_length()
+        )
     else:
         expect(data is None, "expected an option, got a {}", type(data).__name__)
     return data

@@ -61,7 +61,9 @@ class Context:
 
     def now(self) -> Any:
         """Return the tree for the next step, on the backend, or None."""
-        return self._placed(self._function(), copy=False) if self.is_called else self._tree
+        return (
+            self._placed(self._function(), copy=False) if self.is_called else self._tree
+        )
 
     def _placed(self, tree: Any, copy: bool) -> Any:
         placed = self._on_backend("context", tree, copy)
@@ -76,15 +78,21 @@ class Context:
 
     def _on_backend(self, name: str, tree: Any, copy: bool) -> Any:
         if isinstance(tree, dict):
-            return {k: self._on_backend(f"{name}.{k}", v, copy) for k, v in tree.items()}
+            return {
+                k: self._on_backend(f"{name}.{k}", v, copy) for k, v in tree.items()
+            }
         if isinstance(tree, tuple) and not _is_numbers(tree):
-            return tuple([self._on_backend(f"{name}.{i}", v, copy) for i, v in enumerate(tree)])
+            return tuple(
+                [self._on_backend(f"{name}.{i}", v, copy) for i, v in enumerate(tree)]
+            )
         if self._array_type is None:
             self._array_type = type(self._backend.asarray(np.zeros(1, np.float32)))
         if not isinstance(tree, self._array_type):
             array, has_dtype = fetch(name, tree, self._backend)
             if not has_dtype:
-                array = array.astype(self._dtype if array.dtype.kind == "f" else np.int32)
+                array = array.astype(
+                    self._dtype if array.dtype.kind == "f" else np.int32
+                )
             return self._backend.asarray(array)
         if not copy:
             return tree

@@ -18,7 +18,8 @@ __all__ = ["Augment", "BatchFeeder", "multiplications_per_row", "to_device"]
 
 # (x, target, generator) -> changed (x, target)
 Augment = Callable[[Any, Any, np.random.Generator], tuple[Any, Any]]
-_Call = tuple[Any, ...]  # number of batches, step function and its arguments except the carry
+# number of batches, step function and its arguments except the carry
+_Call = tuple[Any, ...]
 
 # Limits of the steps that are taken by one call: the number of multiplications, which amount to
 # some milliseconds, and the bytes of x.
@@ -82,7 +83,12 @@ class BatchFeeder:
             yield 1, self.step, *to_device(validator, examples, rows, needs_counts)
 
     def _in_groups(
-        self, source: StoredBatches, epoch: int, first: int, limit: int | None, together: int
+        self,
+        source: StoredBatches,
+        epoch: int,
+        first: int,
+        limit: int | None,
+        together: int,
     ) -> Iterator[_Call]:
         """Yield the arguments of `steps`, which takes `together` batches by one call.
 
@@ -91,11 +97,15 @@ class BatchFeeder:
         """
         backend = self.validator.backend
         shape = (together, source.batch_size)
-        needs_counts = self.validator.has_short_batch(len(source.examples), source.batch_size)
+        needs_counts = self.validator.has_short_batch(
+            len(source.examples), source.batch_size
+        )
         for sizes, examples in source.groups(epoch, first, limit, together):
             # () stands for None: see `make_loop`
             x, target, weights = tree_map(
-                lambda leaf: () if leaf is None else leaf.reshape(*shape, *leaf.shape[1:]),
+                lambda leaf: (
+                    () if leaf is None else leaf.reshape(*shape, *leaf.shape[1:])
+                ),
                 (examples.x, examples.target, examples.weights),
             )
             new = len(sizes)
@@ -118,7 +128,9 @@ class BatchFeeder:
         count = source.count if limit is None else min(limit, source.count)
         nbytes: int = sum(leaf[:1].nbytes for leaf in leaves((source.examples.x,)))
         # per row, either may be 0 if an axis has length 0
-        by_work = _MAX_MULTIPLICATIONS // max(1, self.multiplications() * source.batch_size)
+        by_work = _MAX_MULTIPLICATIONS // max(
+            1, self.multiplications() * source.batch_size
+        )
         by_memory = _MAX_BYTES // max(1, nbytes * source.batch_size)
         most = max(1, min(count, by_work, by_memory))
         calls = math.ceil(count / most)
@@ -129,14 +141,18 @@ class BatchFeeder:
     ) -> Examples:
         result = augment(examples.x, examples.target, generator)
         if not isinstance(result, tuple) or len(result) != 2:
-            raise TypeError(f"expected augment to return (x, target), got {type(result).__name__}")
+            raise TypeError(
+                f"expected augment to return (x, target), got {type(result).__name__}"
+            )
         try:
             changed = self.check(*result, examples.weights)
         except (TypeError, ValueError) as error:
             error.add_note("in the result of augment")
             raise
         if len(changed) != len(examples):
-            raise ValueError(f"augment turned {len(examples)} examples into {len(changed)}")
+            raise ValueError(
+                f"augment turned {len(examples)} examples into {len(changed)}"
+            )
         return changed
 
 
@@ -148,7 +164,9 @@ def multiplications_per_row(model: Layer, params: Params, shape: Shape) -> int:
 
     parameters: int = sum(map(size, leaves(params)))
     example = shape_map(np.empty, shape)
-    counts: list[int] = leaves(tree_map(positions, example, kinds(model.input_kinds, example)))
+    counts: list[int] = leaves(
+        tree_map(positions, example, kinds(model.input_kinds, example))
+    )
     return 3 * parameters * max(counts)
 
 

@@ -57,15 +57,23 @@ class History:
         for name, *values in zip(columns, *rows, strict=True):
             numbers = [math.nan if v is None else v for v in values]
             is_plain = all(isinstance(v, int | float) for v in numbers)
-            if name not in NOT_PLOTTED and is_plain and sum(map(math.isfinite, numbers)) > 1:
-                measures.setdefault(name.removeprefix("validation_"), {})[name] = numbers
+            if (
+                name not in NOT_PLOTTED
+                and is_plain
+                and sum(map(math.isfinite, numbers)) > 1
+            ):
+                measures.setdefault(name.removeprefix("validation_"), {})[name] = (
+                    numbers
+                )
         return measures
 
     def _plot(self, name: str, columns: dict[str, list[float]]) -> str:
         plot, axes = figure(4.4, 2.6)
         epochs = [row.get("epoch", i) for i, row in enumerate(self.epochs, 1)]
         for column, values in columns.items():
-            axes.plot(epochs, values, label=column, marker="." if len(epochs) < 20 else None)
+            axes.plot(
+                epochs, values, label=column, marker="." if len(epochs) < 20 else None
+            )
         finite = [v for values in columns.values() for v in values if math.isfinite(v)]
         if name == "loss" and 0.0 < 100.0 * min(finite) < max(finite):
             axes.set_yscale("log")

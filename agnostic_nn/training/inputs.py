@@ -72,14 +72,18 @@ def _fetch_leaf(name: str, data: Any, backend: Backend) -> tuple[np.ndarray, boo
     has_dtype = True
     if isinstance(data, np.ndarray | np.generic):
         if hasattr(data, "mask"):
-            raise TypeError(f"expected {name} without a mask, which would be lost: fill it first")
+            raise TypeError(
+                f"expected {name} without a mask, which would be lost: fill it first"
+            )
         array = data if isinstance(data, np.memmap) else np.asarray(data)
     elif isinstance(data, list | tuple | int | float):
         has_dtype = False
         try:
             array = np.asarray(data)
         except ValueError as error:
-            raise ValueError(f"expected {name} as lists of equal lengths: {error}") from error
+            raise ValueError(
+                f"expected {name} as lists of equal lengths: {error}"
+            ) from error
     else:
         array = _fetch_from_backend(name, data, backend)
     if array.dtype.kind not in "fiub":
@@ -100,14 +104,18 @@ def _fetch_from_backend(name: str, data: Any, backend: Backend) -> np.ndarray:
             if computes_on_host
             else f"a NumPy array, a list or an array of {backend.name}"
         )
-        raise TypeError(f"expected {name} as {accepted}, got {kind.__module__}.{kind.__qualname__}")
+        raise TypeError(
+            f"expected {name} as {accepted}, got {kind.__module__}.{kind.__qualname__}"
+        )
     if device(data) != backend.device and device(data) is not None:
         raise TypeError(f"{name} is on {device(data)}, but the model is on {backend}")
     try:
         array: np.ndarray = backend.to_numpy(data)
         return array
     except TypeError as error:
-        raise TypeError(f"expected {name} of a dtype that NumPy has: {error}") from error
+        raise TypeError(
+            f"expected {name} of a dtype that NumPy has: {error}"
+        ) from error
 
 
 def converted(name: str, data: Any, has_dtype: Any, dtype: str) -> Any:
@@ -124,14 +132,23 @@ def converted(name: str, data: Any, has_dtype: Any, dtype: str) -> Any:
         If an integer is out of range.
     """
     if isinstance(data, dict):
-        return {k: converted(f"{name}.{k}", leaf, has_dtype[k], dtype) for k, leaf in data.items()}
+        return {
+            k: converted(f"{name}.{k}", leaf, has_dtype[k], dtype)
+            for k, leaf in data.items()
+        }
     if isinstance(data, tuple):
         pairs = zip(data, has_dtype, strict=True)
-        return tuple(converted(f"{name}.{i}", *pair, dtype) for i, pair in enumerate(pairs))
+        return tuple(
+            converted(f"{name}.{i}", *pair, dtype) for i, pair in enumerate(pairs)
+        )
     if data.dtype.kind == "f":
         if data.dtype.name != dtype and has_dtype:
             actual = data.dtype.name
-            choose = f", or Trainer(dtype={actual!r})" if actual in ("float32", "float64") else ""
+            choose = (
+                f", or Trainer(dtype={actual!r})"
+                if actual in ("float32", "float64")
+                else ""
+            )
             raise TypeError(
                 f"{name} is {actual}, but the model computes in {dtype}: pass "
                 f"{name}.astype({dtype!r}){choose}"
@@ -143,7 +160,9 @@ def converted(name: str, data: Any, has_dtype: Any, dtype: str) -> Any:
         bounds = np.iinfo(np.int32)
         bad = first_true((data < bounds.min) | (data > bounds.max))
         if bad is not None:
-            raise ValueError(f"{name}{list(bad)} is {data[bad]}, which does not fit into int32")
+            raise ValueError(
+                f"{name}{list(bad)} is {data[bad]}, which does not fit into int32"
+            )
     return data.astype(np.int32, copy=False)
 
 
@@ -179,14 +198,22 @@ def as_integer(name: str, value: Any, least: int = 1) -> int:
     except TypeError:
         number = least - 1
     is_valid = number >= least and not isinstance(value, bool)
-    expect(is_valid, "expected {} to be an integer of at least {}, got {!r}", name, least, value)
+    expect(
+        is_valid,
+        "expected {} to be an integer of at least {}, got {!r}",
+        name,
+        least,
+        value,
+    )
     return number
 
 
 def type_and_length(thing: Any) -> str:
     """Return the type of `thing`, and the length of a tuple or list, for an error message."""
     kind = type(thing).__qualname__
-    return f"a {kind} of {len(thing)}" if isinstance(thing, tuple | list) else f"a {kind}"
+    return (
+        f"a {kind} of {len(thing)}" if isinstance(thing, tuple | list) else f"a {kind}"
+    )
 
 
 def expect_shapes(name: str, data: Any, shapes: Any) -> None:
@@ -197,11 +224,15 @@ def expect_shapes(name: str, data: Any, shapes: Any) -> None:
     # Lists, since a shape is a tuple and would be taken for a branch of the tree.
     expected = dict(named_leaves(shape_map(list, shapes), name))
     if arrays.keys() != expected.keys():
-        raise ValueError(f"the model takes {' and '.join(expected)}, got {' and '.join(arrays)}")
+        raise ValueError(
+            f"the model takes {' and '.join(expected)}, got {' and '.join(arrays)}"
+        )
     for path, leaf in arrays.items():
         if list(leaf.shape[1:]) != expected[path]:
             shape = ", ".join(["examples", *map(str, expected[path])])
-            raise ValueError(f"the model takes {path} of shape ({shape}), got {leaf.shape}")
+            raise ValueError(
+                f"the model takes {path} of shape ({shape}), got {leaf.shape}"
+            )
 
 
 def expect_lengths(name: str, data: Any) -> None:
@@ -214,7 +245,9 @@ def expect_lengths(name: str, data: Any) -> None:
     first_path, first_leaf = named[0]
     for path, leaf in named:
         if leaf.ndim < 1:
-            raise ValueError(f"expected {path} of shape (examples, ...), got {leaf.shape}")
+            raise ValueError(
+                f"expected {path} of shape (examples, ...), got {leaf.shape}"
+            )
         if len(leaf) != len(first_leaf):
             raise ValueError(
                 f"{first_path} holds {len(first_leaf)} examples, but {path} has shape {leaf.shape}"

@@ -15,7 +15,8 @@ __all__ = ["Progress", "progress"]
 # Seconds between two updates: drawing a bar takes longer than a small step.
 _TERMINAL_PAUSE = 0.1
 _NOTEBOOK_PAUSE = 0.5  # each update is a message to the browser
-_ROWS = 20  # bars shown during training; on a small terminal rich would cut off the newest
+# bars shown during training; on a small terminal rich would cut off the newest
+_ROWS = 20
 
 
 class Progress:
@@ -98,7 +99,12 @@ def progress(is_shown: bool) -> Iterator[Progress]:
         yield Progress()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
     from rich.progress import Progress as Bars
 
     columns = (
@@ -110,7 +116,9 @@ def progress(is_shown: bool) -> Iterator[Progress]:
     )
     if Console().is_jupyter:
         # The bars are not started: rich would look for ipywidgets and warn if it is missing.
-        console = Console(file=StringIO(), width=120, force_jupyter=False, color_system=None)
+        console = Console(
+            file=StringIO(), width=120, force_jupyter=False, color_system=None
+        )
         yield from _drawn(_NotebookBars(Bars(*columns, console=console)))
         return
     console = Console(stderr=True, force_jupyter=False)

@@ -12,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["LONGEST", "Entry", "entry_of", "header", "parse", "parsed_json", "plain", "short"]
+__all__ = [
+    "LONGEST",
+    "Entry",
+    "entry_of",
+    "header",
+    "parse",
+    "parsed_json",
+    "plain",
+    "short",
+]
 
 # The parsed header, and the parsed description in it, may each take _PARSED_BYTES plus half of the
 # size of the file. A small file with a huge header is thereby rejected.
@@ -27,7 +36,12 @@ _WORDS = {
 }  # fmt: skip
 _DTYPES = {code: np.dtype(word) for code, word in _WORDS.items()}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_FOREIGN = {"BF16": "bfloat16", "F8_E4M3": "float8", "F8_E5M2": "float8", "F8_E8M0": "float8"}
+_FOREIGN = {
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8",
+    "F8_E5M2": "float8",
+    "F8_E8M0": "float8",
+}
 _MAX_AXES = 32
 _MAX_BYTES = 2**62
 
@@ -53,7 +67,9 @@ def entry_of(name: str, array: Any) -> Entry:
     dtype = array.dtype.newbyteorder("<")
     if dtype not in _CODES:
         allowed = ", ".join(dtype.name for dtype in _CODES)
-        raise TypeError(f"cannot save {name} of dtype {array.dtype}: expected one of {allowed}")
+        raise TypeError(
+            f"cannot save {name} of dtype {array.dtype}: expected one of {allowed}"
+        )
     return Entry(dtype, tuple(array.shape), array.size * dtype.itemsize)
 
 
@@ -65,7 +81,9 @@ def plain(array: np.ndarray, entry: Entry) -> np.ndarray:
     return np.asarray(array, entry.dtype, order="C")
 
 
-def header(entries: dict[str, Entry], metadata: dict[str, str]) -> tuple[bytes, list[str]]:
+def header(
+    entries: dict[str, Entry], metadata: dict[str, str]
+) -> tuple[bytes, list[str]]:
     """Return the first bytes of a file, and the names of its arrays in the order of their bytes.
 
     The first bytes are the length of the header and the header. Wide dtypes come first and the
@@ -103,7 +121,9 @@ def parse(data: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
     if not isinstance(fields, dict):
         raise ValueError("its header is not a dict of arrays")
     if len(fields) > _MAX_ARRAYS:
-        raise ValueError(f"it has {len(fields):,} arrays, expected at most {_MAX_ARRAYS:,}")
+        raise ValueError(
+            f"it has {len(fields):,} arrays, expected at most {_MAX_ARRAYS:,}"
+        )
     metadata = fields.pop("__metadata__", {})
     is_dict = isinstance(metadata, dict)
     if not is_dict or not all(isinstance(value, str) for value in metadata.values()):
@@ -125,7 +145,9 @@ def parsed_json(name: str, text: str, size: int) -> Any:
     allowed = _PARSED_BYTES + size // 2
     needed = _memory(text)
     if needed > allowed:
-        raise ValueError(f"{name} would take about {needed:,} bytes, expected at most {allowed:,}")
+        raise ValueError(
+            f"{name} would take about {needed:,} bytes, expected at most {allowed:,}"
+        )
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
@@ -142,7 +164,9 @@ def _memory(text: str) -> int:
     """
     wide = not text.isascii() or "\\u" in text
     characters = (5 if wide else 2) * len(text)
-    return characters + 150 * text.count("{") + 80 * text.count("[") + 60 * text.count(",")
+    return (
+        characters + 150 * text.count("{") + 80 * text.count("[") + 60 * text.count(",")
+    )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -156,7 +180,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _entry(name: str, field: Any, begin: int) -> Entry:
     """Return the entry of the array called `name`, whose offsets are relative to `begin`."""
-    if not isinstance(field, dict) or field.keys() != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(field, dict) or field.keys() != {
+        "dtype",
+        "shape",
+        "data_offsets",
+    }:
         raise ValueError(f"it does not give dtype, shape and offsets of {short(name)}")
     code = field["dtype"]
     shape = field["shape"]
@@ -173,7 +201,9 @@ def _entry(name: str, field: Any, begin: int) -> Entry:
     size = math.prod(shape)
     # NumPy refuses an empty array if the product of its other lengths is too large.
     if not size and math.prod([n or 1 for n in shape]) > _MAX_BYTES // 8:
-        raise ValueError(f"{short(name)} has the shape {short(shape)}, which is too large")
+        raise ValueError(
+            f"{short(name)} has the shape {short(shape)}, which is too large"
+        )
     start, end = offsets
     if end - start != size * dtype.itemsize:
         raise ValueError(
@@ -184,19 +214,25 @@ def _entry(name: str, field: Any, begin: int) -> Entry:
 
 
 def _are_lengths(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) is int and 0 <= n < _MAX_BYTES for n in value)
+    return isinstance(value, list) and all(
+        type(n) is int and 0 <= n < _MAX_BYTES for n in value
+    )
 
 
 def _expect_no_gaps(entries: dict[str, Entry], begin: int, size: int) -> None:
     end = begin
-    places = sorted((entry.start, entry.nbytes, name) for name, entry in entries.items())
+    places = sorted(
+        (entry.start, entry.nbytes, name) for name, entry in entries.items()
+    )
     for start, length, name in places:
         if start != end:
             kind = "a gap" if start > end else "an overlap"
             raise ValueError(f"there is {kind} before {short(name)}")
         end += length
     if end != size:
-        raise ValueError(f"its arrays take {end - begin} bytes, but {size - begin} follow")
+        raise ValueError(
+            f"its arrays take {end - begin} bytes, but {size - begin} follow"
+        )
 
 
 def short(value: Any) -> str:

@@ -11,7 +11,9 @@ from ..core.errors import expect, expect_choice, expect_number
 __all__ = ["class_weights", "stratified_split"]
 
 
-def stratified_split(target: Any, share: float, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(
+    target: Any, share: float, *, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Split examples into two parts, the second with a `share` of each class; return the indices.
 
     target: (examples,) labels on the host, of any sortable type. Of a class of n examples,
@@ -30,7 +32,12 @@ def stratified_split(target: Any, share: float, *, seed: int = 0) -> tuple[np.nd
     expect(0.0 < share < 1.0, "expected a share in (0, 1), got {}", share)
     total = round(len(labels) * share)
     is_proper = 0 < total < len(labels)
-    expect(is_proper, "a share of {} of {} examples leaves a part empty", share, len(labels))
+    expect(
+        is_proper,
+        "a share of {} of {} examples leaves a part empty",
+        share,
+        len(labels),
+    )
     _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     exact = counts * share
     taken = np.floor(exact).astype(np.int64)
@@ -41,7 +48,9 @@ def stratified_split(target: Any, share: float, *, seed: int = 0) -> tuple[np.nd
     shuffled = random.permutation(root, len(labels))
     # The first `taken` examples of each class, in shuffled order, go into the second part.
     by_class = shuffled[np.argsort(classes[shuffled], kind="stable")]
-    rank_in_class = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    rank_in_class = np.arange(len(labels)) - np.repeat(
+        np.cumsum(counts) - counts, counts
+    )
     is_second = np.zeros(len(labels), bool)
     is_second[by_class] = rank_in_class < np.repeat(taken, counts)
     return shuffled[~is_second[shuffled]], shuffled[is_second[shuffled]]
@@ -67,7 +76,9 @@ def class_weights(target: Any, *, dtype: str = "float32") -> np.ndarray:
     expect(labels.size > 0, "expected labels, got none")
     bad = first_true(labels < 0)
     if bad is not None:
-        raise ValueError(f"expected labels from 0, but label{list(bad)} is {labels[bad]}")
+        raise ValueError(
+            f"expected labels from 0, but label{list(bad)} is {labels[bad]}"
+        )
     expect_choice("dtype", dtype, ("float16", "float32", "float64"))
     counts = np.bincount(labels.reshape(-1))
     present = counts > 0

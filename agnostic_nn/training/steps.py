@@ -36,7 +36,9 @@ _StepWithTerms = Callable[..., tuple[Carry, Array, Array, Terms]]
 def expect_task(model: Any, loss: Any, optimizer: Any) -> None:
     """Raise TypeError unless these are a layer, a loss and an optimizer."""
     if not isinstance(model, Layer):
-        raise TypeError(f"expected a layer or a block as the model, got {not_a_layer(model)}")
+        raise TypeError(
+            f"expected a layer or a block as the model, got {not_a_layer(model)}"
+        )
     expect_function("the loss", loss, "y, target", also="context")
     expect_optimizer(optimizer)
 
@@ -79,7 +81,9 @@ def make_step(
         t: Any = None,
         context: Any = None,
     ) -> tuple[Carry, Array, Array]:
-        carry, value, finite, _ = with_terms(carry, x, target, counts, weights, due, t, context)
+        carry, value, finite, _ = with_terms(
+            carry, x, target, counts, weights, due, t, context
+        )
         return carry, value, finite
 
     return step
@@ -113,7 +117,11 @@ def make_step_with_terms(
         value = result.value
         update = optimizer.update
         term_dys: tuple[Any, ...] = ()
-        expect(value.ndim == 0, "expected a loss of one number, got one of shape {}", value.shape)
+        expect(
+            value.ndim == 0,
+            "expected a loss of one number, got one of shape {}",
+            value.shape,
+        )
         if needs_divisor:
             term_dys, divisor = _by_divisor(result, optimizer)
             update = bind_divisor(optimizer, divisor)
@@ -124,7 +132,9 @@ def make_step_with_terms(
             # The cache is popped, so that a block frees each entry once it has been used.
             grads = model.backward_params(params, cache.pop(), result.dy)
         else:
-            grads = tuple([model.backward_params(params, cache[0], dy) for dy in term_dys])
+            grads = tuple(
+                [model.backward_params(params, cache[0], dy) for dy in term_dys]
+            )
 
         def updated() -> Carry:
             new_params, new_moments = update(params, grads, moments)
@@ -134,14 +144,18 @@ def make_step_with_terms(
         if due is None and not keep_finite:
             return updated(), value, finite, _terms(result)
         is_taken = finite if keep_finite else due
-        is_taken = is_taken if due is None else namespace(due).logical_and(due, is_taken)
+        is_taken = (
+            is_taken if due is None else namespace(due).logical_and(due, is_taken)
+        )
         return select(is_taken, updated, carry), value, finite, _terms(result)
 
     return step
 
 
 def _terms(result: BatchLoss) -> Terms:
-    divisors = tuple([() if term.divisor is None else term.divisor for term in result.terms])
+    divisors = tuple(
+        [() if term.divisor is None else term.divisor for term in result.terms]
+    )
     if len(result.terms) == 1:
         return (), divisors
     return tuple([term.value for term in result.terms]), divisors
@@ -200,7 +214,11 @@ def make_loop(
     """
 
     def steps(
-        carry: Carry, due: Array, batches: Any, ts: Array | None = None, context: Any = None
+        carry: Carry,
+        due: Array,
+        batches: Any,
+        ts: Array | None = None,
+        context: Any = None,
     ) -> tuple[Carry, Array, Array, Any]:
         xp = namespace(due)
 
@@ -269,14 +287,20 @@ def evaluate_batch(
 
 def _expect_values(name: str, values: Any, count: int) -> None:
     """Raise unless a metric returned one value for each of `count` examples."""
-    expected = f"expected the metric {name!r} to return an array of one value per example"
+    expected = (
+        f"expected the metric {name!r} to return an array of one value per example"
+    )
     for leaf in leaves(values):
         shape = getattr(leaf, "shape", None)
         if shape is None:
-            raise TypeError(f"{expected}, ({count}, ...), or a tree of them, got {described(leaf)}")
+            raise TypeError(
+                f"{expected}, ({count}, ...), or a tree of them, got {described(leaf)}"
+            )
         is_valid = len(shape) > 0 and shape[0] == count
         remedy = " (the mean over examples is taken for you)" if len(shape) == 0 else ""
-        expect(is_valid, "{}, ({}, ...), got shape {}{}", expected, count, shape, remedy)
+        expect(
+            is_valid, "{}, ({}, ...), got shape {}{}", expected, count, shape, remedy
+        )
 
 
 def _mean(share: Array | None, values: Array) -> Array:

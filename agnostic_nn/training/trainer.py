@@ -47,7 +47,12 @@ from .batches import (
 )
 from .callback_memory import BoundCallback, RunMemory
 from .callbacks import Callback, CallbackFunction, as_callbacks, expect_fields
-from .checkpoint_fields import CheckpointFields, abstract_carry_of, expect_same_arrays, restore_part
+from .checkpoint_fields import (
+    CheckpointFields,
+    abstract_carry_of,
+    expect_same_arrays,
+    restore_part,
+)
 from .config import describe
 from .context import Context
 from .feed import Augment, BatchFeeder, multiplications_per_row, to_device
@@ -56,7 +61,14 @@ from .inputs import as_integer, as_shape, fetch, is_mapped, type_and_length
 from .interrupts import DeferredInterrupts
 from .mean_loss import MeanLoss
 from .progress import Progress, progress
-from .steps import Carry, evaluate_batch, expect_task, make_loop, make_step, make_step_with_terms
+from .steps import (
+    Carry,
+    evaluate_batch,
+    expect_task,
+    make_loop,
+    make_step,
+    make_step_with_terms,
+)
 from .validation import InputValidator
 
 __all__ = ["NonFiniteLoss", "Trainer"]
@@ -98,7 +110,9 @@ class _Attempt(NamedTuple):
             is_done = settle(self.outcome)
         except StateLost as error:
             return self.before._replace(carry=None, lost=str(error)), None
-        return self.after(self.before, self.outcome[1]) if is_done else (self.before, None)
+        return (
+            self.after(self.before, self.outcome[1]) if is_done else (self.before, None)
+        )
 
 
 @dataclass(frozen=True)
@@ -119,7 +133,16 @@ class NonFiniteLoss(FloatingPointError):
 
 
 # attributes that the compiled steps close over
-_COMPILED = {"backend", "dtype", "keep_finite", "loss", "metrics", "model", "optimizer", "seed"}
+_COMPILED = {
+    "backend",
+    "dtype",
+    "keep_finite",
+    "loss",
+    "metrics",
+    "model",
+    "optimizer",
+    "seed",
+}
 
 
 class Trainer:
@@ -165,7 +188,16 @@ class Trainer:
     # Attributes that change during training. If a custom loss or layer reads one of them, its
     # compiled step has to be guarded: see `core.guards`.
     CHANGES = frozenset(
-        ("context", "epoch", "evaluate", "moments", "params", "predict", "state", "steps")
+        (
+            "context",
+            "epoch",
+            "evaluate",
+            "moments",
+            "params",
+            "predict",
+            "state",
+            "steps",
+        )
     )
 
     def __init__(
@@ -188,7 +220,9 @@ class Trainer:
         self.model = model
         self.loss = loss
         self.optimizer = optimizer
-        self.backend: Backend = backend if isinstance(backend, Backend) else choose(backend)
+        self.backend: Backend = (
+            backend if isinstance(backend, Backend) else choose(backend)
+        )
         if dtype == "float64" and not self.backend.has_float64:
             raise ValueError(self.backend.lacks_float64)
         self.seed: int = as_integer("seed", seed, 0)
@@ -212,7 +246,9 @@ class Trainer:
         step = make_step_with_terms(model, loss, optimizer, keep_finite=keep_finite)
         self._step = jit(step, donate=(0,))
         self._steps = jit(make_loop(step, keep_finite), donate=(0,))
-        self._evaluate_batch = jit(partial(evaluate_batch, model, loss, dict(self.metrics)))
+        self._evaluate_batch = jit(
+            partial(evaluate_batch, model, loss, dict(self.metrics))
+        )
         self._join = jit(lambda *parts: namespace(parts[0]).concat(parts, axis=0))
         self._predict = jit(model.predict)
         if shape is not None:
@@ -331,7 +367,9 @@ class Trainer:
     @context.setter
     def context(self, context: Any) -> None:
         readers = [self.loss, *self.metrics.values()]
-        if context is not None and not any(takes_keyword(reader, "context") for reader in readers):
+        if context is not None and not any(
+            takes_keyword(reader, "context") for reader in readers
+        ):
             raise ValueError(
                 "expected a loss or metric that declares a parameter `context` to read the "
                 f"given one: {describe_loss(self.loss)} does not"
@@ -354,7 +392,8 @@ class Trainer:
         new = {"params": params, "state": old_state if state is None else state}
         new = tree_map(lambda leaf: fetch("params", leaf, self.backend)[0], new)
         _expect_same_leaves(dict(named_leaves(new)), dict(named_leaves(old)))
-        for name, tree in new.items():  # trees of different nesting can have the same paths
+        # trees of different nesting can have the same paths
+        for name, tree in new.items():
             expect_nested(name, tree, old[name])
         moments = self.optimizer.init(new["params"])
         self._set_carry((new["params"], new["state"], moments))
@@ -418,7 +457,9 @@ class Trainer:
             self._memory = None
 
     @contextmanager
-    def _remembering(self, callbacks: Sequence[Callback]) -> Iterator[list[BoundCallback]]:
+    def _remembering(
+        self, callbacks: Sequence[Callback]
+    ) -> Iterator[list[BoundCallback]]:
         """Bind callbacks to the memory of the interrupted run, or else of a new one.
 
         The memory is dropped once that run is over. If a callback calls `fit`, that inner run
@@ -443,7 +484,9 @@ class Trainer:
         A view would keep its memory from being donated to the next step.
         """
         with self._lock:
-            carry: Carry = tree_map(np.array, self.backend.to_numpy(self._current_carry()))
+            carry: Carry = tree_map(
+                np.array, self.backend.to_numpy(self._current_carry())
+            )
             return carry
 
     def _share_carry(self) -> Carry:
@@ -473,7 +516,9 @@ class Trainer:
                 "call `restore` to return to weights that were kept"
             )
         if run.carry is None:
-            raise RuntimeError("no weights yet: give Trainer a shape, or fit it to data first")
+            raise RuntimeError(
+                "no weights yet: give Trainer a shape, or fit it to data first"
+            )
         return run.carry
 
     def _as_of(self) -> tuple[Any, ...]:
@@ -493,7 +538,9 @@ class Trainer:
             examples = examples[:]
         batch = self.backend.asarray((examples.x, examples.target))
         # the remaining parameters of a step: counts, weights, due, t, context
-        optional = () if weights is None else (None, self.backend.asarray(examples.weights))
+        optional = (
+            () if weights is None else (None, self.backend.asarray(examples.weights))
+        )
         step_context = self._step_context()
         if step_context:
             optional = (*(optional or (None, None)), None, *step_context)
@@ -510,12 +557,17 @@ class Trainer:
             return ()
         t = None
         if self._loss_takes_step:
-            t = np.asarray(self.steps + (0 if count is None else np.arange(count)), self.dtype)
+            t = np.asarray(
+                self.steps + (0 if count is None else np.arange(count)), self.dtype
+            )
             t = self.backend.asarray(t)
         return t, context
 
     def _advance(
-        self, step: Callable[..., Any], after: Callable[[_Run, Any], tuple[_Run, Any]], *args: Any
+        self,
+        step: Callable[..., Any],
+        after: Callable[[_Run, Any], tuple[_Run, Any]],
+        *args: Any,
     ) -> Any:
         """Take steps by one call of `step`, and return the second result of `after`.
 
@@ -626,20 +678,30 @@ class Trainer:
         source: StoredBatches | StreamedBatches
         if batches is None:
             if steps_per_epoch is not None:
-                raise ValueError("steps_per_epoch is for user-supplied batches; see also steps")
+                raise ValueError(
+                    "steps_per_epoch is for user-supplied batches; see also steps"
+                )
             source = self._stored(x, target, weights, batch_size, shuffle)
             batch_size = source.batch_size
         elif x is not None or target is not None or weights is not None:
             raise ValueError("expected x and target or batches, got both")
         else:
             source = self._streamed(batches, steps_per_epoch)
-        held_out = None if validation is None else self._held_out(validation, batch_size)
+        held_out = (
+            None if validation is None else self._held_out(validation, batch_size)
+        )
         callback_list = as_callbacks(callbacks)
         self._expect_open_epoch_of(source)
         if held_out is not None and self._has_custom_metrics:
             self._try_metrics(held_out, batch_size)
-        metrics = [] if held_out is None else [f"validation_{m}" for m in ("loss", *self.metrics)]
-        expect_fields(self, callback_list, ("epoch", "steps", "loss", *metrics, "seconds"))
+        metrics = (
+            []
+            if held_out is None
+            else [f"validation_{m}" for m in ("loss", *self.metrics)]
+        )
+        expect_fields(
+            self, callback_list, ("epoch", "steps", "loss", *metrics, "seconds")
+        )
 
         feeder = self._feeder(source, augment)
         last_step = math.inf if steps is None else self.steps + steps
@@ -658,20 +720,26 @@ class Trainer:
     ) -> StoredBatches:
         """Return the source of batches of the examples that a user passes."""
         examples = self.examples(x, target, weights)
-        return StoredBatches(examples, min(batch_size, len(examples)), shuffle, self.seed)
+        return StoredBatches(
+            examples, min(batch_size, len(examples)), shuffle, self.seed
+        )
 
     def _streamed(self, batches: Any, steps_per_epoch: int | None) -> StreamedBatches:
         """Return the source of batches that a user supplies."""
         if not isinstance(batches, Iterable):
             if not callable(batches):
-                raise TypeError(f"expected batches as an iterable or a function, got {batches!r}")
+                raise TypeError(
+                    f"expected batches as an iterable or a function, got {batches!r}"
+                )
             expect_function("batches", batches, "epoch")
         return StreamedBatches(batches, steps_per_epoch, self.examples)
 
     def _held_out(self, validation: Any, batch_size: int) -> Examples:
         """Return the validation data, checked."""
         if not isinstance(validation, tuple | list) or len(validation) != 2:
-            raise TypeError(f"expected validation (x, target), got {type_and_length(validation)}")
+            raise TypeError(
+                f"expected validation (x, target), got {type_and_length(validation)}"
+            )
         held_out = self.examples(*validation)
         # raises now, not after an epoch, if the loss takes no weights and a batch would be short
         self._validator.has_short_batch(len(held_out), min(batch_size, len(held_out)))
@@ -733,10 +801,14 @@ class Trainer:
                 is_complete = not self._settled().open.batches_done
                 row = self._row(loss, steps_before, is_complete, options)
                 row["seconds"] = time.perf_counter() - started
-                stops = [callback.epoch(self, row) for callback in callbacks if is_complete]
+                stops = [
+                    callback.epoch(self, row) for callback in callbacks if is_complete
+                ]
                 options.bars.finish(row)
                 history.epochs.append(row)
-                if self.steps >= options.last_step or any(stop is True for stop in stops):
+                if self.steps >= options.last_step or any(
+                    stop is True for stop in stops
+                ):
                     break
         return history
 
@@ -745,7 +817,11 @@ class Trainer:
     ) -> dict[str, Any]:
         """Return the results of the epoch that has just run, with those on the validation data."""
         epoch = self.epoch if is_complete else self.epoch + 1
-        row: dict[str, Any] = {"epoch": epoch, "steps": self.steps - steps_before, "loss": loss}
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "steps": self.steps - steps_before,
+            "loss": loss,
+        }
         if options.held_out is not None:
             results = self._evaluate(options.held_out, options.batch_size)
             row |= {f"validation_{name}": value for name, value in results.items()}
@@ -812,7 +888,9 @@ class Trainer:
         if self.keep_finite and not all(finites[:count]):
             count = finites.index(False)
         open_epoch = EpochProgress(run.open.batches_done + count, *layout)
-        after = _Run(carry, run.shape, run.out_shape, run.steps + count, run.epoch, open_epoch)
+        after = _Run(
+            carry, run.shape, run.out_shape, run.steps + count, run.epoch, open_epoch
+        )
         return after, (count, values, terms)
 
     def _to_list(self, numbers: Any) -> list[Any]:
@@ -871,14 +949,21 @@ class Trainer:
         step_context = self._step_context()
         for part in StoredBatches(examples, batch_size, False, 0).epoch(0, 0):
             batch = to_device(self._validator, part, batch_size, needs_counts)
-            value, terms, means = self._evaluate_batch(params, state, *batch, *step_context)
+            value, terms, means = self._evaluate_batch(
+                params, state, *batch, *step_context
+            )
             loss.add([float(self.backend.to_numpy(value))], terms)
             means = self.backend.to_numpy(tuple(means))
             shares.append(len(part) / count)
-            batch_means.append(tree_map(lambda mean: np.asarray(mean, np.float64), means))
+            batch_means.append(
+                tree_map(lambda mean: np.asarray(mean, np.float64), means)
+            )
         results = {"loss": loss.value}
         for i, (name, metric) in enumerate(self.metrics.items()):
-            weighted = [(share, means[i]) for share, means in zip(shares, batch_means, strict=True)]
+            weighted = [
+                (share, means[i])
+                for share, means in zip(shares, batch_means, strict=True)
+            ]
             results[name] = finish_of(metric)(combine_means(metric, weighted))
         return results
 
@@ -891,7 +976,9 @@ class Trainer:
         optimizers = nested_optimizers(self.optimizer)
         average = next((each for each in optimizers if hasattr(each, "averaged")), None)
         if average is None or own_moments is None:
-            raise TypeError(f"expected an optimizer such as nn.Average(), got {self.optimizer!r}")
+            raise TypeError(
+                f"expected an optimizer such as nn.Average(), got {self.optimizer!r}"
+            )
         with self.backend.applied():
             return average.averaged(params, own_moments), state
 
@@ -928,7 +1015,9 @@ class Trainer:
         params, state, _ = self._current_carry()
         shape = self.shape or ()
         table = summarize(self.model, params, state, shape, self.dtype, batch_size)
-        step = make_step(self.model, self.loss, self.optimizer, keep_finite=self.keep_finite)
+        step = make_step(
+            self.model, self.loss, self.optimizer, keep_finite=self.keep_finite
+        )
         batch = self.model, shape, self.dtype, batch_size
         peak = bytes_of_training(step, self._current_carry(), *batch)
         return replace(table, bytes_of_training=peak)
@@ -964,7 +1053,9 @@ class Trainer:
         """
         before = self._settled()
         try:
-            return self._validator.examples(self._checked_input(x), target, weights, self.out_shape)
+            return self._validator.examples(
+                self._checked_input(x), target, weights, self.out_shape
+            )
         except BaseException:
             # Weights drawn for a rejected x may have the wrong shape: drop them again.
             if before.shape is None:
@@ -1002,7 +1093,9 @@ class Trainer:
             dtype=self.dtype,
             metrics=self.metrics if self._has_custom_metrics else None,
             keep_finite=self.keep_finite,
-            context=context if self._context.is_called else self.backend.to_numpy(context),
+            context=context
+            if self._context.is_called
+            else self.backend.to_numpy(context),
         )
         run = self._settled()
         moved._run = run._replace(carry=None, is_shared=False)
@@ -1097,23 +1190,36 @@ class Trainer:
         return trainer
 
     def _read_arrays(
-        self, file: checkpoint.OpenedCheckpoint, saved: CheckpointFields, is_custom: bool
+        self,
+        file: checkpoint.OpenedCheckpoint,
+        saved: CheckpointFields,
+        is_custom: bool,
     ) -> None:
         """Continue from a checkpoint; is_custom: whether the caller passed model or optimizer."""
         draw = self._draw if is_custom else None
-        carry, out_shape = abstract_carry_of(file, saved, self.model, self.optimizer, draw)
-        like: dict[str, Any] = dict(zip(("params", "state", "moments"), carry, strict=True))
+        carry, out_shape = abstract_carry_of(
+            file, saved, self.model, self.optimizer, draw
+        )
+        like: dict[str, Any] = dict(
+            zip(("params", "state", "moments"), carry, strict=True)
+        )
         like |= {f"kept {i}": carry for i in range(len(saved.kept))}
         like |= {f"best {i}": carry for i in range(len(saved.best))}
         expect_same_arrays(file, like)
 
         def on_backend(name: str, array: np.ndarray) -> Any:
             """Move an array to the backend, unless it belongs to a copy that stays on the host."""
-            return array if name.startswith(("kept ", "best ")) else self.backend.asarray(array)
+            return (
+                array
+                if name.startswith(("kept ", "best "))
+                else self.backend.asarray(array)
+            )
 
         tree = tree_from_leaves(file.arrays(on_backend), like)
         carry = tree["params"], tree["state"], tree["moments"]
-        self._run = _Run(carry, saved.shape, out_shape, saved.steps, saved.epoch, saved.open)
+        self._run = _Run(
+            carry, saved.shape, out_shape, saved.steps, saved.epoch, saved.open
+        )
         self._kept = {name: tree[f"kept {i}"] for i, name in enumerate(saved.kept)}
         self.notes = saved.notes
         self._longest_batch = saved.largest
@@ -1123,7 +1229,9 @@ class Trainer:
 
 
 def _copy(carry: Carry) -> Carry:
-    copied: Carry = tree_map(lambda leaf: namespace(leaf).asarray(leaf, copy=True), carry)
+    copied: Carry = tree_map(
+        lambda leaf: namespace(leaf).asarray(leaf, copy=True), carry
+    )
     return copied
 
 
@@ -1160,9 +1268,14 @@ def _checked_metrics(metrics: Any) -> dict[str, Metric]:
     """
     if not isinstance(metrics, Mapping):
         example = '{"accuracy": nn.accuracy}'
-        raise TypeError(f"expected metrics as a dict such as {example}, got {described(metrics)}")
+        raise TypeError(
+            f"expected metrics as a dict such as {example}, got {described(metrics)}"
+        )
     for name, metric in metrics.items():
         expect_text("the name of a metric", name)
         expect_function(f"the metric {name!r}", metric, "y, target", also="context")
-        expect(name != "loss", "expected another name for a metric than 'loss', which is reported")
+        expect(
+            name != "loss",
+            "expected another name for a metric than 'loss', which is reported",
+        )
     return dict(metrics)

@@ -52,7 +52,9 @@ class InputValidator:
         """Return examples of x, a result of `check_x`, for a model with outputs of `out_shape`."""
         count = len(leaves(x)[0])
         if count == 0:
-            shapes = " and ".join(f"{path} of shape {a.shape}" for path, a in named_leaves(x, "x"))
+            shapes = " and ".join(
+                f"{path} of shape {a.shape}" for path, a in named_leaves(x, "x")
+            )
             raise ValueError(f"expected at least one example, got {shapes}")
         target, has_dtype = fetch("target", target, self.backend)
         self._expect_count("target", target, count)
@@ -84,7 +86,9 @@ class InputValidator:
         weights = converted("weights", weights, has_dtype, self.dtype)
         checked: np.ndarray = weights.astype(self.dtype, copy=False)
         if checked.shape[:1] != (count,):
-            raise ValueError(f"expected weights of shape ({count},), got {checked.shape}")
+            raise ValueError(
+                f"expected weights of shape ({count},), got {checked.shape}"
+            )
         if not (np.isfinite(checked) & (checked >= 0)).all():
             raise ValueError("expected finite weights of at least 0")
         return checked
@@ -131,8 +135,11 @@ class InputValidator:
         return leaf if has_dtype or kind != "real floating" else leaf.astype(self.dtype)
 
     def _converted(self, name: str, data: Any, has_dtype: Any) -> Any:
-        if is_mapped(data):  # `converted` does not read a mapped file: check it in chunks
-            _check_in_chunks(lambda chunk: converted(name, chunk, has_dtype, self.dtype), data)
+        # `converted` does not read a mapped file: check it in chunks
+        if is_mapped(data):
+            _check_in_chunks(
+                lambda chunk: converted(name, chunk, has_dtype, self.dtype), data
+            )
         return converted(name, data, has_dtype, self.dtype)
 
 

@@ -20,7 +20,10 @@ SHIPPED = {  # name: (module, what to install)
     "torch": ("agnostic_nn_backends.torch", "agnostic-nn[torch]"),
     "cupy": ("agnostic_nn_backends.cupy", "agnostic-nn[cupy-cuda13x]"),
     "dpnp": ("agnostic_nn_backends.dpnp", "agnostic-nn[dpnp]"),
-    "array_api_strict": ("agnostic_nn_backends.array_api_strict", "agnostic-nn[strict]"),
+    "array_api_strict": (
+        "agnostic_nn_backends.array_api_strict",
+        "agnostic-nn[strict]",
+    ),
 }
 
 
@@ -70,7 +73,9 @@ class Adapter(Protocol):
         """Return an array as a NumPy array on the host."""
         ...
 
-    def jit(self, function: Callable, device: Any, donate: tuple[int, ...] = (), /) -> Callable:
+    def jit(
+        self, function: Callable, device: Any, donate: tuple[int, ...] = (), /
+    ) -> Callable:
         """Return a pure function, compiled if the library can.
 
         donate: the positions of arguments that the caller gives up. A function that reuses their
@@ -136,7 +141,9 @@ class FullAdapter(Adapter, Protocol):
         ...
 
 
-REQUIRED_NAMES = tuple(sorted(name for name in vars(Adapter) if not name.startswith("_")))
+REQUIRED_NAMES = tuple(
+    sorted(name for name in vars(Adapter) if not name.startswith("_"))
+)
 
 
 def processor() -> str:
@@ -152,5 +159,9 @@ def processor() -> str:
             lines = file.readlines()
     except OSError:
         lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in lines
+        if line.startswith("model name")
+    ]
     return names[0] if names else platform.processor() or platform.machine()

@@ -28,7 +28,10 @@ vjp = None
 
 
 def devices() -> dict[str, Any]:
-    return {name: xp.Device(name) for name in ("CPU_DEVICE", "device1", "device2", "no_float64")}
+    return {
+        name: xp.Device(name)
+        for name in ("CPU_DEVICE", "device1", "device2", "no_float64")
+    }
 
 
 def describe(device: Any) -> str:

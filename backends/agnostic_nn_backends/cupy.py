@@ -28,7 +28,9 @@ vjp = None
 
 def devices() -> dict[str, Any]:
     """Return the GPUs by number. Without a GPU, CuPy raises an error that says why."""
-    return {str(i): cupy.cuda.Device(i) for i in range(cupy.cuda.runtime.getDeviceCount())}
+    return {
+        str(i): cupy.cuda.Device(i) for i in range(cupy.cuda.runtime.getDeviceCount())
+    }
 
 
 def describe(device: Any) -> str:
@@ -48,14 +50,17 @@ def asarray(data: Any, device: Any) -> Any:
 def jit(function: Callable, device: Any, donate: tuple[int, ...] = ()) -> Callable:
     @wraps(function)
     def on_device(*args):
-        with device:  # CuPy computes on the current device, even if the arrays are on another
+        # CuPy computes on the current device, even if the arrays are on another
+        with device:
             return function(*args)
 
     return on_device
 
 
 _linalg = cupy._core._routines_linalg
-_DETERMINISTIC = ContextVar("whether scatter_add has to be deterministic", default=False)
+_DETERMINISTIC = ContextVar(
+    "whether scatter_add has to be deterministic", default=False
+)
 
 
 @contextmanager

@@ -132,8 +132,12 @@ class _Donating(_Compiled):
     def into(self, outcome, *args):
         # the results of the last call have the signature of the arguments that they replace
         is_latest = all(id(args[i]) in self.latest for i in self.donate)
-        signature = _signature([arg for i, arg in enumerate(args) if i not in self.donate])
-        cached = signature in self.signatures and self.function._cache_size() == self.entries
+        signature = _signature(
+            [arg for i, arg in enumerate(args) if i not in self.donate]
+        )
+        cached = (
+            signature in self.signatures and self.function._cache_size() == self.entries
+        )
         cached = cached and not self.compiling
         if is_latest and cached and not jax.config.jax_debug_nans:
             call = partial(self.function, *args)
@@ -141,7 +145,9 @@ class _Donating(_Compiled):
                 results = map(operator.call, (call,))
                 deque(map(outcome.extend, zip((None,), results, strict=False)), 0)
             except BaseException as error:
-                if not outcome and any(map(_is_deleted, (args[i] for i in self.donate))):
+                if not outcome and any(
+                    map(_is_deleted, (args[i] for i in self.donate))
+                ):
                     outcome.append(partial(_lost, error))
                 raise
         else:
@@ -149,7 +155,8 @@ class _Donating(_Compiled):
                 jax.tree.map(xp.copy, arg) if i in self.donate else arg
                 for i, arg in enumerate(args)
             ]
-            if self.compiling:  # after an exception JAX would run Python code at each later call
+            # after an exception JAX would run Python code at each later call
+            if self.compiling:
                 self.function.clear_cache()
                 self.signatures.clear()
             self.compiling = True
@@ -159,7 +166,9 @@ class _Donating(_Compiled):
             if is_latest:
                 self.signatures.add(signature)
         result = outcome[1]
-        self.latest = frozenset(map(id, result if isinstance(result, tuple) else (result,)))
+        self.latest = frozenset(
+            map(id, result if isinstance(result, tuple) else (result,))
+        )
 
 
 def _signature(args):
@@ -233,7 +242,9 @@ def _all_finite(*arrays):
         is_finite = reduce(xp.logical_and, map(xp.isfinite, squares))
         return jax.lax.cond(is_finite, lambda: is_finite, lambda: elementwise(*arrays))
 
-    return jax.lax.platform_dependent(cpu=sum_first, default=lambda: elementwise(*arrays))
+    return jax.lax.platform_dependent(
+        cpu=sum_first, default=lambda: elementwise(*arrays)
+    )
 
 
 def _select(holds, make, old):
@@ -288,7 +299,13 @@ def _convolve_weight(x, dy, window, stride, padding, dilation, groups):
     cut = tuple(
         (low, d * (k - 1) + s * (o - 1) + 1 - low - n)
         for n, o, k, s, (low, _), d in zip(
-            x.shape[1:-1], dy.shape[1:-1], window, stride, padding, dilation, strict=True
+            x.shape[1:-1],
+            dy.shape[1:-1],
+            window,
+            stride,
+            padding,
+            dilation,
+            strict=True,
         )
     )
     return jax.lax.conv_general_dilated(

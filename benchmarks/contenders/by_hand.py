@@ -65,7 +65,9 @@ class _ByHand(Contender):
     def forward(self, x):
         """Return x and the output of each layer."""
         kept = [x]
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True), 1):
+        for i, (weight, bias) in enumerate(
+            zip(self.weights, self.biases, strict=True), 1
+        ):
             z = kept[-1] @ weight + bias
             kept.append(np.maximum(z, 0.0) if i < len(self.weights) else z)
         return kept
@@ -75,8 +77,14 @@ class _ByHand(Contender):
         if self.workload.rule == "sgd":
             leaves = [p - rate * g for p, g in zip(leaves, grads, strict=True)]
         else:
-            self.m = [BETA1 * m + (1.0 - BETA1) * g for m, g in zip(self.m, grads, strict=True)]
-            self.v = [BETA2 * v + (1.0 - BETA2) * g * g for v, g in zip(self.v, grads, strict=True)]
+            self.m = [
+                BETA1 * m + (1.0 - BETA1) * g
+                for m, g in zip(self.m, grads, strict=True)
+            ]
+            self.v = [
+                BETA2 * v + (1.0 - BETA2) * g * g
+                for v, g in zip(self.v, grads, strict=True)
+            ]
             unbias1, unbias2 = 1.0 - BETA1**self.t, 1.0 - BETA2**self.t
             leaves = [
                 p - rate * (m / unbias1) / (np.sqrt(v / unbias2) + EPSILON)
@@ -91,7 +99,9 @@ class _InPlace(_ByHand):
 
     def forward(self, x):
         kept = [x]
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True), 1):
+        for i, (weight, bias) in enumerate(
+            zip(self.weights, self.biases, strict=True), 1
+        ):
             z = kept[-1] @ weight
             z += bias
             kept.append(np.maximum(z, 0.0, out=z) if i < len(self.weights) else z)

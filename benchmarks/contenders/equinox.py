@@ -78,7 +78,9 @@ class _Equinox(Contender):
         self.value = None
 
     def step(self, i):
-        self.flat, self.value = self.train(self.flat, *self.batches[i % len(self.batches)])
+        self.flat, self.value = self.train(
+            self.flat, *self.batches[i % len(self.batches)]
+        )
 
     def wait(self):
         self.value.block_until_ready()
@@ -134,7 +136,9 @@ def _cnn(workload):
     def convolution(path):
         weight, bias = numbers[f"{path}weight"], numbers[f"{path}bias"]
         layer = eqx.nn.Conv2d(*weight.shape[2:], 3, padding="SAME", key=_key())
-        return _filled(layer, weight=weight.transpose(3, 2, 0, 1), bias=bias[:, None, None])
+        return _filled(
+            layer, weight=weight.transpose(3, 2, 0, 1), bias=bias[:, None, None]
+        )
 
     relu, pool = eqx.nn.Lambda(jax.nn.relu), eqx.nn.MaxPool2d(2, 2)
     dense = _linear(numbers, "7.")
@@ -155,7 +159,9 @@ def _lstm(workload):
 
         def __call__(self, x):
             start = (jax.numpy.zeros(self.cell.hidden_size),) * 2
-            (h, _), _ = jax.lax.scan(lambda state, now: (self.cell(now, state), None), start, x)
+            (h, _), _ = jax.lax.scan(
+                lambda state, now: (self.cell(now, state), None), start, x
+            )
             return self.dense(h)
 
     numbers = workload.parameters()
@@ -213,10 +219,14 @@ def _transformer(workload):
         width = parts["query_proj"].in_features
         attention = eqx.nn.MultiheadAttention(heads, width, key=_key())
         attention = eqx.tree_at(
-            lambda layer: [getattr(layer, name) for name in parts], attention, list(parts.values())
+            lambda layer: [getattr(layer, name) for name in parts],
+            attention,
+            list(parts.values()),
         )
         feed = _linear(numbers, f"{path}feed.0."), _linear(numbers, f"{path}feed.2.")
-        return Block(norm(f"{path}attention_norm."), attention, norm(f"{path}feed_norm."), *feed)
+        return Block(
+            norm(f"{path}attention_norm."), attention, norm(f"{path}feed_norm."), *feed
+        )
 
     return Reader(
         eqx.nn.Embedding(weight=jax.numpy.asarray(numbers["0.weight"])),

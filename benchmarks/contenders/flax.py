@@ -49,7 +49,9 @@ class _Flax(Contender):
             "adamw": optax.adamw(workload.rate, weight_decay=DECAY, mask=_matrices),
             "sgd": optax.sgd(workload.rate),
         }[workload.rule]
-        definition, state = nnx.split((model, nnx.Optimizer(model, rule, wrt=nnx.Param)))
+        definition, state = nnx.split(
+            (model, nnx.Optimizer(model, rule, wrt=nnx.Param))
+        )
         self.state = nnx.as_pure(state)
 
         def loss_of(model, x, target):
@@ -74,7 +76,9 @@ class _Flax(Contender):
         self.value = None
 
     def step(self, i):
-        self.state, self.value = self.train(self.state, *self.batches[i % len(self.batches)])
+        self.state, self.value = self.train(
+            self.state, *self.batches[i % len(self.batches)]
+        )
 
     def wait(self):
         self.value.block_until_ready()
@@ -181,10 +185,14 @@ def _transformer(workload):
         def __init__(self, path):
             self.attention_norm = norm(f"{path}attention_norm.")
             self.feed_norm = norm(f"{path}feed_norm.")
-            self.attention = nnx.MultiHeadAttention(heads, width, decode=False, rngs=_rngs())
+            self.attention = nnx.MultiHeadAttention(
+                heads, width, decode=False, rngs=_rngs()
+            )
             parts = {"query": "query", "key": "key", "value": "value", "out": "output"}
             for own, ours in parts.items():
-                weight, bias = (numbers[f"{path}attention.{ours}.{n}"] for n in ("weight", "bias"))
+                weight, bias = (
+                    numbers[f"{path}attention.{ours}.{n}"] for n in ("weight", "bias")
+                )
                 _filled(getattr(self.attention, own), kernel=weight, bias=bias)
             self.expand = _linear(numbers, f"{path}feed.0.")
             self.shrink = _linear(numbers, f"{path}feed.2.")

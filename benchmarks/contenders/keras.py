@@ -25,7 +25,9 @@ def make(name, workload):
     except ImportError as error:
         raise Unavailable(f"Keras on JAX cannot be imported: {error}") from error
     if name.endswith(_AT_ONCE) and workload.name != "tiny":
-        raise Unavailable("it differs in `fit` alone, which is timed where steps are tiny")
+        raise Unavailable(
+            "it differs in `fit` alone, which is timed where steps are tiny"
+        )
     models = {
         "mlp": _layers,
         "tiny": _layers,
@@ -72,7 +74,11 @@ class _Keras(Contender):
 
         self.train = jax.jit(train, donate_argnums=0)
         # `fit` and `predict_on_batch` use the variables of the model, which a donation would delete
-        kept = model.trainable_variables, model.non_trainable_variables, optimizer.variables
+        kept = (
+            model.trainable_variables,
+            model.non_trainable_variables,
+            optimizer.variables,
+        )
         self.state = tuple([jax.numpy.copy(v.value) for v in some] for some in kept)
         self.batches = jax.device_put(workload.batches())
         self.examples = workload.examples(EPOCH) if workload.name == "tiny" else None
@@ -81,7 +87,9 @@ class _Keras(Contender):
         self.value = None
 
     def step(self, i):
-        self.state, self.value = self.train(self.state, *self.batches[i % len(self.batches)])
+        self.state, self.value = self.train(
+            self.state, *self.batches[i % len(self.batches)]
+        )
 
     def wait(self):
         self.value.block_until_ready()
@@ -103,8 +111,12 @@ def _layers(workload):
     paths = [name.removesuffix("weight") for name in numbers if name.endswith("weight")]
     widths = [len(numbers[f"{path}bias"]) for path in paths]
     hidden = [keras.layers.Dense(width, activation="relu") for width in widths[:-1]]
-    model = keras.Sequential([keras.Input(workload.shape), *hidden, keras.layers.Dense(widths[-1])])
-    model.set_weights([numbers[f"{path}{kind}"] for path in paths for kind in ("weight", "bias")])
+    model = keras.Sequential(
+        [keras.Input(workload.shape), *hidden, keras.layers.Dense(widths[-1])]
+    )
+    model.set_weights(
+        [numbers[f"{path}{kind}"] for path in paths for kind in ("weight", "bias")]
+    )
     return model
 
 
@@ -124,7 +136,9 @@ def _cnn(workload):
         ]
     )
     numbers = workload.parameters()
-    model.set_weights([numbers[f"{i}.{kind}"] for i in (0, 3, 7) for kind in ("weight", "bias")])
+    model.set_weights(
+        [numbers[f"{i}.{kind}"] for i in (0, 3, 7) for kind in ("weight", "bias")]
+    )
     return model
 
 
@@ -133,7 +147,10 @@ def _lstm(workload):
 
     numbers = workload.parameters()
     cell = [numbers[f"0.0.forward.{name}"] for name in ("weight", "recurrent", "bias")]
-    lstm, dense = keras.layers.LSTM(len(cell[1])), keras.layers.Dense(len(numbers["1.bias"]))
+    lstm, dense = (
+        keras.layers.LSTM(len(cell[1])),
+        keras.layers.Dense(len(numbers["1.bias"])),
+    )
     model = keras.Sequential([keras.Input(workload.shape), lstm, dense])
     model.set_weights([*cell, numbers["1.weight"], numbers["1.bias"]])
     return model
@@ -167,7 +184,12 @@ def _transformer(workload):
         feed = layers.Dense(hidden, activation=_exact_gelu)(norm(x))
         x = x + layers.Dense(width)(feed)
         order += [f"{i}.attention_norm.scale", f"{i}.attention_norm.bias"]
-        for part in ("attention.query", "attention.key", "attention.value", "attention.output"):
+        for part in (
+            "attention.query",
+            "attention.key",
+            "attention.value",
+            "attention.output",
+        ):
             order += [f"{i}.{part}.weight", f"{i}.{part}.bias"]
         order += [f"{i}.feed_norm.scale", f"{i}.feed_norm.bias"]
         for part in ("feed.0", "feed.2"):
@@ -175,7 +197,9 @@ def _transformer(workload):
     model = keras.Model(arguments, layers.Dense(count)(norm(x)))
     order += ["4.scale", "4.bias", "5.weight", "5.bias"]
     shapes = [variable.shape for variable in model.weights]
-    ours = [numbers[name].reshape(shape) for name, shape in zip(order, shapes, strict=True)]
+    ours = [
+        numbers[name].reshape(shape) for name, shape in zip(order, shapes, strict=True)
+    ]
     model.set_weights(ours)
     return model
 

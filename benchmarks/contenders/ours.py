@@ -34,7 +34,9 @@ def make(name, workload):
     if name.endswith(_KERNELS) and find_spec("llvmlite") is None:
         raise Unavailable("llvmlite is not installed")
     try:
-        backend = nn.backend(_BACKENDS[name.removesuffix(_TRAINER).removesuffix(_KERNELS)])
+        backend = nn.backend(
+            _BACKENDS[name.removesuffix(_TRAINER).removesuffix(_KERNELS)]
+        )
     except nn.BackendUnavailable as error:
         raise Unavailable(str(error)) from error
     if not name.endswith(_TRAINER):
@@ -59,16 +61,24 @@ class _Pure(Contender):
         self.examples = workload.examples(EPOCH) if workload.name == "tiny" else None
         params, state = workload.initial()
         self.carry = asarray((params, state, optimizer.init(params)))
-        self.batches = [(asarray(x), asarray(target)) for x, target in workload.batches()]
+        self.batches = [
+            (asarray(x), asarray(target)) for x, target in workload.batches()
+        ]
         self.value = None
         self.host_arrays = backend.name == "numpy"
 
         def forward(params, state, x):
             # prediction saves no caches
             predict = getattr(model, "predict", None)
-            return predict(params, state, x) if predict else model.forward(params, state, x)[0]
+            return (
+                predict(params, state, x)
+                if predict
+                else model.forward(params, state, x)[0]
+            )
 
-        self.run = backend.jit(nn.make_step(model, workload.loss, optimizer), donate=(0,))
+        self.run = backend.jit(
+            nn.make_step(model, workload.loss, optimizer), donate=(0,)
+        )
         self.forward = backend.jit(forward)
         self.generator = np.random.default_rng(1)
 
@@ -93,7 +103,9 @@ class _Pure(Contender):
 
     def predict(self):
         params, state, _ = self.carry
-        self.backend.synchronize(self.forward(params, state, self.batches[0][0][:1, ...]))
+        self.backend.synchronize(
+            self.forward(params, state, self.batches[0][0][:1, ...])
+        )
 
 
 class _Trained(Contender):
@@ -101,7 +113,9 @@ class _Trained(Contender):
 
     def __init__(self, backend, workload):
         model, loss, optimizer = workload.model, workload.loss, workload.optimizer
-        self.trainer = nn.Trainer(model, loss, optimizer, backend=backend, shape=workload.shape)
+        self.trainer = nn.Trainer(
+            model, loss, optimizer, backend=backend, shape=workload.shape
+        )
         self.backend, self.workload = backend, workload
         self.batches, self.examples = workload.batches(), workload.examples(EPOCH)
         self.row = self.batches[0][0][:1]

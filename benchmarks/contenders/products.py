@@ -63,7 +63,9 @@ def _weights(named):
 
 
 def _mlp(named, batch, shape):
-    return [p for i, w in enumerate(_weights(named)) for p in _dense(batch, w, first=i == 0)]
+    return [
+        p for i, w in enumerate(_weights(named)) for p in _dense(batch, w, first=i == 0)
+    ]
 
 
 def _cnn(named, batch, shape):

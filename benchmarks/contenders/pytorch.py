@@ -32,7 +32,9 @@ def make(name, workload):
         "wide": _wide,
     }
     model, theirs = models[workload.name](workload)
-    model.load_state_dict({k: torch.tensor(np.ascontiguousarray(a)) for k, a in theirs.items()})
+    model.load_state_dict(
+        {k: torch.tensor(np.ascontiguousarray(a)) for k, a in theirs.items()}
+    )
     device = "cuda" if name.endswith("cuda") else "cpu"
     return _PyTorch(model, workload, device, name.startswith("pytorch-compile"))
 
@@ -127,7 +129,9 @@ def _wide(workload):
     from torch import nn
 
     numbers = workload.parameters()
-    return nn.Linear(*numbers["weight"].shape), {name: a.T for name, a in numbers.items()}
+    return nn.Linear(*numbers["weight"].shape), {
+        name: a.T for name, a in numbers.items()
+    }
 
 
 def _cnn(workload):
@@ -144,7 +148,10 @@ def _cnn(workload):
         nn.Flatten(),
         nn.Linear(1568, 10),
     )
-    theirs = {name: a.transpose(3, 2, 0, 1) if a.ndim == 4 else a for name, a in numbers.items()}
+    theirs = {
+        name: a.transpose(3, 2, 0, 1) if a.ndim == 4 else a
+        for name, a in numbers.items()
+    }
     rows = theirs["7.weight"].reshape(7, 7, 32, 10)
     return model, theirs | {"7.weight": rows.transpose(3, 2, 0, 1).reshape(10, -1)}
 
@@ -164,7 +171,9 @@ def _lstm(workload):
             return self.dense(h[-1])
 
     numbers = workload.parameters()
-    cell = {name.split(".")[-1]: a for name, a in numbers.items() if name.startswith("0.")}
+    cell = {
+        name.split(".")[-1]: a for name, a in numbers.items() if name.startswith("0.")
+    }
     theirs = {
         "lstm.weight_ih_l0": cell["weight"].T,
         "lstm.weight_hh_l0": cell["recurrent"].T,
@@ -173,7 +182,9 @@ def _lstm(workload):
         "dense.weight": numbers["1.weight"].T,
         "dense.bias": numbers["1.bias"],
     }
-    return Reader(len(cell["weight"]), len(cell["recurrent"]), len(numbers["1.bias"])), theirs
+    return Reader(
+        len(cell["weight"]), len(cell["recurrent"]), len(numbers["1.bias"])
+    ), theirs
 
 
 def _transformer(workload):
@@ -191,14 +202,24 @@ def _transformer(workload):
     class Block(nn.Module):
         def __init__(self, width, hidden):
             super().__init__()
-            self.attention_norm, self.feed_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-            self.inputs, self.output = nn.Linear(width, 3 * width), nn.Linear(width, width)
-            self.feed = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+            self.attention_norm, self.feed_norm = (
+                nn.LayerNorm(width),
+                nn.LayerNorm(width),
+            )
+            self.inputs, self.output = (
+                nn.Linear(width, 3 * width),
+                nn.Linear(width, width),
+            )
+            self.feed = nn.Sequential(
+                nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
+            )
 
         def forward(self, x):
             inputs = self.inputs(self.attention_norm(x)).unflatten(-1, (3, heads, -1))
             query, key, value = inputs.permute(2, 0, 3, 1, 4).unbind()
-            y = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+            y = nn.functional.scaled_dot_product_attention(
+                query, key, value, is_causal=True
+            )
             x = x + self.output(y.transpose(1, 2).flatten(2))
             return x + self.feed(self.feed_norm(x))
 
@@ -220,7 +241,10 @@ def _transformer(workload):
         theirs[name.replace("scale", "weight")] = a if name in tables else a.T
     for i in (2, 3):
         for kind in ("weight", "bias"):
-            parts = [theirs.pop(f"{i}.attention.{n}.{kind}") for n in ("query", "key", "value")]
+            parts = [
+                theirs.pop(f"{i}.attention.{n}.{kind}")
+                for n in ("query", "key", "value")
+            ]
             theirs[f"{i}.inputs.{kind}"] = np.concatenate(parts)
             theirs[f"{i}.output.{kind}"] = theirs.pop(f"{i}.attention.output.{kind}")
     return model, theirs

@@ -22,7 +22,8 @@ def make(name, workload):
         import sklearn.neural_network
     except ImportError as error:
         raise Unavailable(f"scikit-learn cannot be imported: {error}") from error
-    warnings.simplefilter("ignore", sklearn.exceptions.ConvergenceWarning)  # of one epoch
+    # of one epoch
+    warnings.simplefilter("ignore", sklearn.exceptions.ConvergenceWarning)
     return _Classifier(sklearn.neural_network.MLPClassifier, workload)
 
 

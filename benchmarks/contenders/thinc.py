@@ -65,7 +65,9 @@ class _Thinc(Contender):
 
     def epoch(self):
         x, labels = self.examples
-        for batch in self.model.ops.multibatch(self.batch, x, self.one_hot[labels], shuffle=True):
+        for batch in self.model.ops.multibatch(
+            self.batch, x, self.one_hot[labels], shuffle=True
+        ):
             self._learn(*batch)
 
     def predict(self):

@@ -70,10 +70,13 @@ class _Namespace:
         return mx.ones(x.shape, dtype=dtype or x.dtype)
 
     def sum(self, x, /, *, axis=None, dtype=None, keepdims=False):
-        if x.size == 0:  # MLX 0.32's may read memory that it never set, and then not return
+        # MLX 0.32's may read memory that it never set, and then not return
+        if x.size == 0:
             shape = np.empty(x.shape).sum(axis=axis, keepdims=keepdims).shape
             return mx.zeros(shape, dtype=dtype or x.dtype)
-        return mx.sum(x if dtype is None else x.astype(dtype), axis=axis, keepdims=keepdims)
+        return mx.sum(
+            x if dtype is None else x.astype(dtype), axis=axis, keepdims=keepdims
+        )
 
     def zeros(self, shape, *, dtype=None, device=None):
         return mx.zeros(shape, dtype=dtype)

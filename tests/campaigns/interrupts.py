@@ -34,7 +34,8 @@ CONFIGURATIONS = {
 KINDS = "alarm", "term", "handler", "ctrl-c", "async"
 BATCH, BATCHES = 16, 12
 SOON = 5  # shots fall within so many steps
-FRESH, EARLY = 100, 6  # so many shots at each trainer, the first of them while it compiles
+# so many shots at each trainer, the first of them while it compiles
+FRESH, EARLY = 100, 6
 
 
 class Shot(Exception):
@@ -85,7 +86,8 @@ class Campaign:
         if os.environ.get("OMP_NUM_THREADS") != "1":
             from agnostic_nn_backends.replay import kernels
 
-            kernels.MIN_ELEMENTS_PER_THREAD = 1000  # so that several threads share small arrays
+            # so that several threads share small arrays
+            kernels.MIN_ELEMENTS_PER_THREAD = 1000
         # some calls an epoch where a call takes several steps
         feed._MAX_MULTIPLICATIONS = 0 if apart else 2**20
         self.way, self.random = way, random.Random(seed)
@@ -98,9 +100,18 @@ class Campaign:
         ]
 
         def make():
-            layers = nn.Dense(80), nn.BatchNorm(), nn.ReLU(), nn.Dropout(0.1), nn.Dense(10)
+            layers = (
+                nn.Dense(80),
+                nn.BatchNorm(),
+                nn.ReLU(),
+                nn.Dropout(0.1),
+                nn.Dense(10),
+            )
             return nn.Trainer(
-                nn.Sequential(*layers), nn.softmax_cross_entropy, nn.Adam(1e-3), shape=(40,)
+                nn.Sequential(*layers),
+                nn.softmax_cross_entropy,
+                nn.Adam(1e-3),
+                shape=(40,),
             )
 
         self.make, self.trainer, self.whole = make, make(), make()
@@ -144,7 +155,12 @@ class Campaign:
             return time.monotonic() > until
 
         trainer.fit(
-            self.x, self.labels, batch_size=BATCH, epochs=10**9, verbose=0, callbacks=[late]
+            self.x,
+            self.labels,
+            batch_size=BATCH,
+            epochs=10**9,
+            verbose=0,
+            callbacks=[late],
         )
 
     def warm(self):
@@ -199,11 +215,15 @@ class Campaign:
                 signal.signal(signal.SIGINT, raise_shot)
                 thread = from_thread(lambda: kill(pid, signal.SIGINT))
             elif kind == "ctrl-c":
-                presses = [lambda: kill(pid, signal.SIGINT)] * (2 if self.way == "fit" else 1)
+                presses = [lambda: kill(pid, signal.SIGINT)] * (
+                    2 if self.way == "fit" else 1
+                )
                 thread = from_thread(*presses)
             else:
                 throw = ctypes.pythonapi.PyThreadState_SetAsyncExc
-                thread = from_thread(lambda: throw(ctypes.c_ulong(me), ctypes.py_object(Thrown)))
+                thread = from_thread(
+                    lambda: throw(ctypes.c_ulong(me), ctypes.py_object(Thrown))
+                )
             self.train(time.monotonic() + delay + 5)
         except (Shot, SystemExit, KeyboardInterrupt, Thrown) as error:
             raised = type(error)
@@ -259,8 +279,11 @@ class Campaign:
             raised = self.shoot(kind, self.random.random() * span)
             if raised is None and not unraisable:
                 self.found["swallowed"] += 1
-                self.messages.append(f"{kind}: nothing was raised in 5 s; handled in {WHERE}")
-            if raised is None and unraisable:  # CPython drops what is raised in a destructor
+                self.messages.append(
+                    f"{kind}: nothing was raised in 5 s; handled in {WHERE}"
+                )
+            # CPython drops what is raised in a destructor
+            if raised is None and unraisable:
                 self.found["in destructors"] += 1
             unraisable.clear()
             torn = self.found["torn"]
@@ -281,13 +304,19 @@ def main():
     parser.add_argument("--shots", type=int, default=2000)
     parser.add_argument("--way", choices=("fit", "step"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--apart", action="store_true", help="one step a call in fit, too")
+    parser.add_argument(
+        "--apart", action="store_true", help="one step a call in fit, too"
+    )
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
         # a shell starts its background jobs deaf to Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print(json.dumps(Campaign(chosen.way, chosen.seed, chosen.apart).run(chosen.shots)))
+        print(
+            json.dumps(
+                Campaign(chosen.way, chosen.seed, chosen.apart).run(chosen.shots)
+            )
+        )
         return 0
     failed = False
     for name in chosen.configurations:
@@ -296,8 +325,14 @@ def main():
             command = [sys.executable, __file__, "--child", "--way", way]
             command += ["--shots", str(chosen.shots), "--seed", str(chosen.seed)]
             command += ["--apart"] if chosen.apart else []
-            done = subprocess.run(command, env=os.environ | env, stdout=subprocess.PIPE, text=True)
-            result = json.loads(done.stdout) if done.returncode == 0 else {"exit": done.returncode}
+            done = subprocess.run(
+                command, env=os.environ | env, stdout=subprocess.PIPE, text=True
+            )
+            result = (
+                json.loads(done.stdout)
+                if done.returncode == 0
+                else {"exit": done.returncode}
+            )
             print(f"{name} {way}:", result, flush=True)
             bad = ("torn", "lost", "uncounted", "swallowed", "other")
             failed |= done.returncode != 0 or any(result[one] for one in bad)

@@ -17,7 +17,16 @@ import agnostic_nn as nn
 from agnostic_nn.core.trees import named_leaves, shape_map, tree_map
 from agnostic_nn.diagnostics.gradcheck.inputs import batched, draw_for
 
-__all__ = ["Case", "Given", "arrays_for", "inputs", "kinds", "layer_cases", "named", "run"]
+__all__ = [
+    "Case",
+    "Given",
+    "arrays_for",
+    "inputs",
+    "kinds",
+    "layer_cases",
+    "named",
+    "run",
+]
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,11 @@ def inputs(case: Case, generator: np.random.Generator, rows: int, dtype: str) ->
     """x for a case, on the host: real numbers in dtype, whole ones in int32."""
     kinds = {"f": dtype, "i": "int32", "u": "int32", "b": "bool"}
     shape = batched(case.shape, rows)
-    drawn = case.draw(generator, shape) if case.draw else draw_for(case.layer, generator, shape)
+    drawn = (
+        case.draw(generator, shape)
+        if case.draw
+        else draw_for(case.layer, generator, shape)
+    )
     return tree_map(lambda leaf: leaf.astype(kinds[leaf.dtype.kind]), drawn)
 
 
@@ -88,9 +101,18 @@ def arrays_for(case):
     """All that the layer is called with, in float32, on the host."""
     generator = np.random.default_rng(0)
     xp = nn.backend("numpy").xp
-    params, state, out = case.layer.init(nn.random.key(0, xp=xp), case.shape, xp.float32)
-    dy = shape_map(lambda shape: generator.standard_normal((3, *shape)).astype("float32"), out)
-    return {"params": params, "state": state, "x": inputs(case, generator, 3, "float32"), "dy": dy}
+    params, state, out = case.layer.init(
+        nn.random.key(0, xp=xp), case.shape, xp.float32
+    )
+    dy = shape_map(
+        lambda shape: generator.standard_normal((3, *shape)).astype("float32"), out
+    )
+    return {
+        "params": params,
+        "state": state,
+        "x": inputs(case, generator, 3, "float32"),
+        "dy": dy,
+    }
 
 
 def run(layer, arrays, *, train=False, size=3):

@@ -15,13 +15,19 @@ def against_torch(backend, case, train):
     """Name, our number and PyTorch's, for each leaf of y, dx, grads and the next state."""
     generator = np.random.default_rng(0)
     xp = nn.backend("numpy").xp
-    params, state, out = case.layer.init(nn.random.key(0, xp=xp), case.shape, xp.float64)
+    params, state, out = case.layer.init(
+        nn.random.key(0, xp=xp), case.shape, xp.float64
+    )
     params, state = tree_map(
-        lambda leaf: leaf + generator.uniform(0.1, 0.5, leaf.shape) if is_real(leaf) else leaf,
+        lambda leaf: (
+            leaf + generator.uniform(0.1, 0.5, leaf.shape) if is_real(leaf) else leaf
+        ),
         (params, state),
     )
     x = inputs(case, generator, 6, "float64")
-    dy = shape_map(lambda shape: np.asarray(generator.standard_normal((6, *shape))), out)
+    dy = shape_map(
+        lambda shape: np.asarray(generator.standard_normal((6, *shape))), out
+    )
 
     arguments = Given(*map(to_torch, (params, state, x), (True, False, True)), train)
     result = case.theirs(torch, arguments)
@@ -35,8 +41,12 @@ def against_torch(backend, case, train):
         return {"y": y, "state": after, "grads": grads, "dx": dx}
 
     with backend.double():
-        ours = backend.to_numpy(backend.jit(run)(*backend.asarray((params, state, x, dy))))
-    known = {name: leaf for name, leaf in named_leaves(arguments.x) if name in ours["dx"]}
+        ours = backend.to_numpy(
+            backend.jit(run)(*backend.asarray((params, state, x, dy)))
+        )
+    known = {
+        name: leaf for name, leaf in named_leaves(arguments.x) if name in ours["dx"]
+    }
     theirs = {
         "y": y,
         "state": after,
@@ -53,7 +63,9 @@ def is_real(leaf):
 
 
 def to_torch(tree, learned):
-    return tree_map(lambda leaf: torch.tensor(leaf, requires_grad=learned and is_real(leaf)), tree)
+    return tree_map(
+        lambda leaf: torch.tensor(leaf, requires_grad=learned and is_real(leaf)), tree
+    )
 
 
 def slope(tensor):

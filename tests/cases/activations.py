@@ -30,10 +30,20 @@ CASES = [
     # the slope of PyTorch's own hardsigmoid is 1/6 in float32, whatever the dtype
     Case(nn.HardSigmoid(), (5,), lambda t, g: t.nn.functional.relu6(g.x + 3.0) / 6.0),
     Case(nn.HardSwish(), (5,), lambda t, g: t.nn.functional.hardswish(g.x)),
-    Case(nn.HardTanh(), (5,), lambda t, g: t.nn.functional.hardtanh(g.x), thorough=True),
-    Case(nn.HardTanh(-0.5, 0.75), (2, 3), lambda t, g: t.nn.functional.hardtanh(g.x, -0.5, 0.75)),
+    Case(
+        nn.HardTanh(), (5,), lambda t, g: t.nn.functional.hardtanh(g.x), thorough=True
+    ),
+    Case(
+        nn.HardTanh(-0.5, 0.75),
+        (2, 3),
+        lambda t, g: t.nn.functional.hardtanh(g.x, -0.5, 0.75),
+    ),
     Case(nn.ReLU6(), (5,), lambda t, g: t.nn.functional.relu6(g.x)),
-    Case(nn.Threshold(0.3, -0.2), (5,), lambda t, g: t.nn.functional.threshold(g.x, 0.3, -0.2)),
+    Case(
+        nn.Threshold(0.3, -0.2),
+        (5,),
+        lambda t, g: t.nn.functional.threshold(g.x, 0.3, -0.2),
+    ),
     Case(nn.PReLU(), (5,), prelu),
     Case(nn.PReLU(initial=0.0), (2, 3), prelu),
     Case(nn.GLU(), (6,), lambda t, g: t.nn.functional.glu(g.x)),

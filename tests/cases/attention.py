@@ -62,10 +62,20 @@ def module(heads, causal=False):
         width, other = x.shape[-1], source.shape[-1]
         bias = "bias" in g.params["query"]
         made = t.nn.MultiheadAttention(
-            width, heads, bias=bias, batch_first=True, kdim=other, vdim=other, dtype=x.dtype
+            width,
+            heads,
+            bias=bias,
+            batch_first=True,
+            kdim=other,
+            vdim=other,
+            dtype=x.dtype,
         )
         padded = ~arguments["mask"] if "mask" in arguments else None
-        later = t.ones(x.shape[1], source.shape[1], dtype=t.bool).triu(1) if causal else None
+        later = (
+            t.ones(x.shape[1], source.shape[1], dtype=t.bool).triu(1)
+            if causal
+            else None
+        )
         return t.func.functional_call(
             made,
             as_theirs(t, g.params, width == other),
@@ -83,7 +93,9 @@ def as_theirs(t, params, fused, prefix=""):
     if fused:
         result["in_proj_weight"] = t.cat(weights)
     else:
-        result |= {f"{n[0]}_proj_weight": w for n, w in zip(names, weights, strict=True)}
+        result |= {
+            f"{n[0]}_proj_weight": w for n, w in zip(names, weights, strict=True)
+        }
     if "bias" in params["query"]:
         result["in_proj_bias"] = t.cat([params[name]["bias"] for name in names])
         result["out_proj.bias"] = params["output"]["bias"]
@@ -131,7 +143,10 @@ def layer_as_theirs(t, params, names):
         if part in names:
             result |= as_theirs(t, params[part], True, f"{names[part]}.")
     for i, dense in ((1, params["feed"][0]), (2, params["feed"][2])):
-        result |= {f"linear{i}.weight": dense["weight"].T, f"linear{i}.bias": dense["bias"]}
+        result |= {
+            f"linear{i}.weight": dense["weight"].T,
+            f"linear{i}.bias": dense["bias"],
+        }
     return result
 
 
@@ -142,7 +157,10 @@ def position_embedding(t, g):
 def sinusoids(t, g):
     """From the definition, one number at a time."""
     _, time, width = g.x.shape
-    angles = [[p / 10_000.0 ** ((j - j % 2) / width) for j in range(width)] for p in range(time)]
+    angles = [
+        [p / 10_000.0 ** ((j - j % 2) / width) for j in range(width)]
+        for p in range(time)
+    ]
     angles = t.tensor(angles, dtype=g.x.dtype)
     even = t.arange(width) % 2 == 0
     return g.x + t.where(even, angles.sin(), angles.cos())
@@ -157,7 +175,8 @@ def masked(generator, shapes):
     x = shape_map(draw, shapes)
     for name in x.keys() & {"mask", "source_mask"}:
         allowed = x[name] > -0.7
-        allowed[..., 0] = True  # the first key, which is all that a causal first query may see
+        # the first key, which is all that a causal first query may see
+        allowed[..., 0] = True
         allowed[-1:] = name == "source_mask" or allowed.shape[0] < 2
         x[name] = allowed
     return x
@@ -165,9 +184,16 @@ def masked(generator, shapes):
 
 def sweep():
     shapes = {"x": (4, 5), "source": (6, 3)}
-    pairs = {None: None, "keys": {False: (4,), True: (6,)}, "pairs": {False: (4, 4), True: (4, 6)}}
-    for causal, mask, cross, grouped in product((False, True), pairs, (False, True), (False, True)):
-        rotary = causal ^ cross ^ grouped  # half of all: any three options still meet in every way
+    pairs = {
+        None: None,
+        "keys": {False: (4,), True: (6,)},
+        "pairs": {False: (4, 4), True: (4, 6)},
+    }
+    for causal, mask, cross, grouped in product(
+        (False, True), pairs, (False, True), (False, True)
+    ):
+        # half of all: any three options still meet in every way
+        rotary = causal ^ cross ^ grouped
         key_heads = 2 if grouped else None
         layer = nn.MultiHeadAttention(
             4, key_heads=key_heads, head_width=2, causal=causal, rotary=rotary
@@ -186,7 +212,11 @@ CROSSED = {"x": (4, 6), "source": (5, 3), "mask": (5,)}
 TRANSLATED = {"x": (4, 6), "mask": (4,), "source": (5, 6), "source_mask": (5,)}
 
 CASES = [
-    Case(nn.MultiHeadAttention(2, causal=True, bias=False), (5, 6), module(2, causal=True)),
+    Case(
+        nn.MultiHeadAttention(2, causal=True, bias=False),
+        (5, 6),
+        module(2, causal=True),
+    ),
     Case(nn.MultiHeadAttention(3), CROSSED, attention(3), masked),
     Case(
         nn.MultiHeadAttention(6, key_heads=2, head_width=4, causal=True, rotary=True),
@@ -194,20 +224,39 @@ CASES = [
         attention(6, 2, causal=True, rotary=True),
         masked,
     ),
-    Case(nn.MultiHeadAttention(2, dropout=0.3), {"x": (4, 6), "mask": (4, 4)}, OWN_NUMBERS),
+    Case(
+        nn.MultiHeadAttention(2, dropout=0.3),
+        {"x": (4, 6), "mask": (4, 4)},
+        OWN_NUMBERS,
+    ),
     Case(nn.MultiHeadAttention(1), (1, 1), module(1), thorough=True),
-    Case(nn.MultiHeadAttention(3), {"x": (4, 6), "source": (5, 4)}, module(3), thorough=True),
-    Case(nn.MultiHeadAttention(2, causal=True), (4, 6), module(2, causal=True), thorough=True),
+    Case(
+        nn.MultiHeadAttention(3),
+        {"x": (4, 6), "source": (5, 4)},
+        module(3),
+        thorough=True,
+    ),
+    Case(
+        nn.MultiHeadAttention(2, causal=True),
+        (4, 6),
+        module(2, causal=True),
+        thorough=True,
+    ),
     *sweep(),
     Case(nn.PositionEmbedding(7), (5, 3), position_embedding),
     Case(nn.PositionEmbedding(5), (5, 1), position_embedding, thorough=True),
     Case(nn.SinusoidalPositions(), (5, 6), sinusoids),
-    Case(nn.Unembedding(5), (2, 3), lambda t, g: t.nn.functional.linear(g.x, g.params["weight"])),
+    Case(
+        nn.Unembedding(5),
+        (2, 3),
+        lambda t, g: t.nn.functional.linear(g.x, g.params["weight"]),
+    ),
     Case(
         nn.TransformerBlock(nn.MultiHeadAttention(2, causal=True), hidden=5),
         (4, 6),
         encoder_layer(2, 5),
-        slack=4.0,  # a bias of keys has a slope of 0, where differences leave their rounding
+        # a bias of keys has a slope of 0, where differences leave their rounding
+        slack=4.0,
     ),
     Case(
         nn.TransformerBlock(

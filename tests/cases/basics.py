@@ -31,7 +31,8 @@ def layer_norm(epsilon):
 def batch_norm(momentum=0.9, epsilon=1e-5):
     def theirs(t, g):
         mean, variance = g.state["mean"].clone(), g.state["variance"].clone()
-        x = g.x.reshape(-1, g.x.shape[-1])  # its channels are axis 1 where ours are the last
+        # its channels are axis 1 where ours are the last
+        x = g.x.reshape(-1, g.x.shape[-1])
         scale, bias = g.params["scale"], g.params["bias"]
         y = t.nn.functional.batch_norm(
             x, mean, variance, scale, bias, g.train, 1.0 - momentum, epsilon
@@ -79,7 +80,12 @@ CASES = [
     Case(nn.Dropout(0.3), (5,), OWN_MASK),
     Case(nn.Dropout(0.3), (3, 3), OWN_MASK, thorough=True),
     Case(nn.BatchNorm(), (4,), batch_norm(), refuses=(0, 1)),
-    Case(nn.BatchNorm(momentum=0.5, epsilon=1e-3), (2, 3), batch_norm(0.5, 1e-3), refuses=(0,)),
+    Case(
+        nn.BatchNorm(momentum=0.5, epsilon=1e-3),
+        (2, 3),
+        batch_norm(0.5, 1e-3),
+        refuses=(0,),
+    ),
     Case(nn.BatchNorm(), (2, 2, 1), batch_norm(), thorough=True, refuses=(0,)),
     Case(nn.BatchNorm(epsilon=0.1), (257,), batch_norm(epsilon=0.1), refuses=(0, 1)),
     Case(nn.LayerNorm(), (5,), layer_norm(1e-5)),
@@ -95,14 +101,18 @@ CASES = [
     Case(nn.Reshape((2, 3)), (6,), lambda t, g: t.unflatten(g.x, 1, (2, 3))),
     Case(nn.Sequential(), (4,), lambda t, g: g.x),
     Case(
-        nn.Sequential(nn.Dense(3), nn.Sequential(nn.Tanh(), nn.Sequential(nn.Dense(2)))),
+        nn.Sequential(
+            nn.Dense(3), nn.Sequential(nn.Tanh(), nn.Sequential(nn.Dense(2)))
+        ),
         (4,),
         lambda t, g: linear(t, t.tanh(linear(t, g.x, g.params[0])), g.params[1][1][0]),
     ),
     Case(
         nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Dense(2)),
         (3,),
-        lambda t, g: linear(t, g.params[0]["weight"][g.x.long()].flatten(1), g.params[2]),
+        lambda t, g: linear(
+            t, g.params[0]["weight"][g.x.long()].flatten(1), g.params[2]
+        ),
     ),
     Case(nn.Residual(), (3,), lambda t, g: g.x + g.x),
     Case(
@@ -112,7 +122,10 @@ CASES = [
     ),
     Case(
         nn.Sequential(
-            nn.Dense(4), nn.BatchNorm(), nn.Residual(nn.Dense(4), nn.GELU()), nn.Dense(2)
+            nn.Dense(4),
+            nn.BatchNorm(),
+            nn.Residual(nn.Dense(4), nn.GELU()),
+            nn.Dense(2),
         ),
         (3,),
         small_network,

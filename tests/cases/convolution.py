@@ -2,7 +2,14 @@
 
 from itertools import product
 
-from agnostic_nn import Conv1D, Conv2D, Conv3D, ConvTranspose1D, ConvTranspose2D, ConvTranspose3D
+from agnostic_nn import (
+    Conv1D,
+    Conv2D,
+    Conv3D,
+    ConvTranspose1D,
+    ConvTranspose2D,
+    ConvTranspose3D,
+)
 
 from . import Case
 
@@ -42,30 +49,49 @@ def transposed(layer, shape, sides, *, thorough=False):
 
 CASES = [
     conv(Conv1D(3, 2), (5, 2), (0, 0)),
-    conv(Conv1D(4, 3, stride=2, padding=((2, 1),), dilation=2, groups=2), (8, 2), (2, 1)),
+    conv(
+        Conv1D(4, 3, stride=2, padding=((2, 1),), dilation=2, groups=2), (8, 2), (2, 1)
+    ),
     conv(Conv1D(2, 4, stride=3, padding="same", bias=False), (7, 3), (1, 2)),
     conv(Conv2D(4, (3, 2), stride=(2, 1), padding="same"), (5, 7, 3), (0, 1, 1, 1)),
     conv(Conv2D(6, 3, padding=1, groups=3), (5, 3, 3), (1, 1, 1, 1)),
-    conv(Conv2D(2, (2, 3), stride=(3, 2), padding=((1, 2), 0)), (5, 6, 2), (0, 0, 1, 2)),
+    conv(
+        Conv2D(2, (2, 3), stride=(3, 2), padding=((1, 2), 0)), (5, 6, 2), (0, 0, 1, 2)
+    ),
     conv(
         Conv3D(
-            4, (2, 1, 3), stride=(1, 2, 1), padding=((0, 1), 0, 1), dilation=(2, 1, 1), groups=2
+            4,
+            (2, 1, 3),
+            stride=(1, 2, 1),
+            padding=((0, 1), 0, 1),
+            dilation=(2, 1, 1),
+            groups=2,
         ),
         (3, 3, 4, 2),
         (1, 1, 0, 0, 0, 1),
     ),
     transposed(ConvTranspose1D(3, 2), (5, 2), (0, 0)),
     transposed(
-        ConvTranspose1D(4, 3, stride=3, padding=((2, 1),), dilation=2, groups=2, output_padding=2),
+        ConvTranspose1D(
+            4, 3, stride=3, padding=((2, 1),), dilation=2, groups=2, output_padding=2
+        ),
         (4, 2),
         (-2, 1),
     ),
-    transposed(ConvTranspose2D(4, (3, 2), stride=(2, 3), padding="same"), (3, 2, 3), (0, 1, 0, -1)),
     transposed(
-        ConvTranspose2D(6, 3, padding=(1, 0), groups=3, bias=False), (4, 3, 3), (0, 0, -1, -1)
+        ConvTranspose2D(4, (3, 2), stride=(2, 3), padding="same"),
+        (3, 2, 3),
+        (0, 1, 0, -1),
     ),
     transposed(
-        ConvTranspose3D(4, (2, 1, 3), stride=(1, 2, 1), padding=((0, 1), 0, 1), groups=2),
+        ConvTranspose2D(6, 3, padding=(1, 0), groups=3, bias=False),
+        (4, 3, 3),
+        (0, 0, -1, -1),
+    ),
+    transposed(
+        ConvTranspose3D(
+            4, (2, 1, 3), stride=(1, 2, 1), padding=((0, 1), 0, 1), groups=2
+        ),
         (3, 2, 3, 2),
         (-1, -1, 0, 0, 0, -1),
     ),
@@ -79,9 +105,14 @@ def sweep(length=7, window=3):
         options = {"stride": stride, "padding": padding, "dilation": dilation}
         options |= {"groups": (1, 2, 4)[i % 3], "bias": i % 4 != 0}
         reach = dilation * (window - 1) + 1
-        missing = max(reach - (length % stride or stride), 0)  # TensorFlow's way to say "same"
-        low, high = {"valid": (0, 0), "same": (missing // 2, -(-missing // 2))}.get(padding, (2, 1))
-        yield conv(Conv1D(4, window, **options), (length, 4), (low, high), thorough=True)
+        # TensorFlow's way to say "same"
+        missing = max(reach - (length % stride or stride), 0)
+        low, high = {"valid": (0, 0), "same": (missing // 2, -(-missing // 2))}.get(
+            padding, (2, 1)
+        )
+        yield conv(
+            Conv1D(4, window, **options), (length, 4), (low, high), thorough=True
+        )
         if padding == "same":
             layer, cut = ConvTranspose1D(4, window, **options), reach - stride
             sides = -(max(cut, 0) // 2), max(cut, 0) // 2 - cut

@@ -14,8 +14,25 @@ from collections.abc import Iterator
 
 NAN = math.nan
 BIG = 10**400
-SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U32": 4, "U8": 1, "BOOL": 1}
-WORDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<f2", "I64": "<i8", "I32": "<i4"}
+SIZES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "U32": 4,
+    "U8": 1,
+    "BOOL": 1,
+}
+WORDS = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+}
 WORDS |= {"U32": "<u4", "U8": "|u1", "BOOL": "|b1"}
 
 MODEL = {"type": "Dense", "width": 3, "bias": True}
@@ -51,7 +68,11 @@ def plain(arrays=None):
     entries, end = {}, 0
     for name, (code, shape) in (ARRAYS if arrays is None else arrays).items():
         size = nbytes(code, shape)
-        entries[name] = {"dtype": code, "shape": shape, "data_offsets": [end, end + size]}
+        entries[name] = {
+            "dtype": code,
+            "shape": shape,
+            "data_offsets": [end, end + size],
+        }
         end += size
     return entries, bytes(end)
 
@@ -74,10 +95,15 @@ def framed(head: bytes, data: bytes) -> bytes:
     return struct.pack("<Q", len(head)) + head + data
 
 
-def made(description=None, arrays=None, entries=None, data=None, metadata=None, text=None):
+def made(
+    description=None, arrays=None, entries=None, data=None, metadata=None, text=None
+):
     """The bytes of a file of these parts, the others as in a sound one."""
     sound, zeros = plain(arrays)
-    entries, data = sound if entries is None else entries, zeros if data is None else data
+    entries, data = (
+        sound if entries is None else entries,
+        zeros if data is None else data,
+    )
     if text is None:
         text = json.dumps(DESCRIPTION if description is None else description)
     says = {"agnostic_nn": text, "sha256": total(entries, data, text)}
@@ -127,7 +153,17 @@ def framing() -> Iterator[tuple[str, bytes]]:
 
 
 def headers() -> Iterator[tuple[str, bytes]]:
-    for head in ("{", "[]", "null", "1", '"a"', "{}", '{"a": NaN}', '{"__metadata__": {}', "{]"):
+    for head in (
+        "{",
+        "[]",
+        "null",
+        "1",
+        '"a"',
+        "{}",
+        '{"a": NaN}',
+        '{"__metadata__": {}',
+        "{]",
+    ):
         yield f"header {head}", framed(head.encode(), b"")
     yield "header of UTF-16", framed(json.dumps({}).encode("utf-16"), b"")
     yield "header with a broken letter", framed(b'{"\xff": 1}', b"")
@@ -138,7 +174,10 @@ def headers() -> Iterator[tuple[str, bytes]]:
     head = whole[8 : 8 + int.from_bytes(whole[:8], "little")].strip()
     _, data = plain()
     again = json.dumps(plain()[0]["params.bias"])
-    yield "an array twice", framed(head[:-1] + f', "params.bias": {again}}}'.encode(), data)
+    yield (
+        "an array twice",
+        framed(head[:-1] + f', "params.bias": {again}}}'.encode(), data),
+    )
     yield "metadata twice", framed(head[:-1] + b', "__metadata__": {}}', data)
     twice = head.replace(b'"dtype": "F32"', b'"dtype": "F64", "dtype": "F32"', 1)
     yield "a dtype twice", framed(twice, data)
@@ -146,15 +185,72 @@ def headers() -> Iterator[tuple[str, bytes]]:
         entries, _ = plain()
         yield f"the entry {wrong}", made(entries=entries | {"params.bias": wrong})
     for field in ("dtype", "shape", "data_offsets"):
-        yield f"an entry without {field}", made(entries=changed("params.bias", **{field: ...}))
+        yield (
+            f"an entry without {field}",
+            made(entries=changed("params.bias", **{field: ...})),
+        )
     yield "an entry with more", made(entries=changed("params.bias", more=1))
-    for wrong in (None, 1, [], {}, "", "F128", "BF16", "F8_E4M3", "f32", "float32", "O"):
+    for wrong in (
+        None,
+        1,
+        [],
+        {},
+        "",
+        "F128",
+        "BF16",
+        "F8_E4M3",
+        "f32",
+        "float32",
+        "O",
+    ):
         yield f"dtype {wrong}", made(entries=changed("params.bias", dtype=wrong))
-    lengths = (None, 3, "3", {}, [None], ["3"], [3.0], [True], [-3], [[3]], [2**63], [2**64], [BIG])
-    for wrong in (*lengths, [3] + [1] * 64, [3, 2**62, 2**62], [0, 2**62, 2**62], [NAN]):
-        yield f"shape {str(wrong)[:40]}", made(entries=changed("params.bias", shape=wrong))
-    places = (None, 0, "0", {}, [], [48], [48, 60, 60], ["48", "60"], [48.0, 60.0], [60, 48])
-    places = (*places, [-12, 0], [0, 12], [49, 61], [48, 2**63], [2**63, 2**63 + 12], [NAN, 1])
+    lengths = (
+        None,
+        3,
+        "3",
+        {},
+        [None],
+        ["3"],
+        [3.0],
+        [True],
+        [-3],
+        [[3]],
+        [2**63],
+        [2**64],
+        [BIG],
+    )
+    for wrong in (
+        *lengths,
+        [3] + [1] * 64,
+        [3, 2**62, 2**62],
+        [0, 2**62, 2**62],
+        [NAN],
+    ):
+        yield (
+            f"shape {str(wrong)[:40]}",
+            made(entries=changed("params.bias", shape=wrong)),
+        )
+    places = (
+        None,
+        0,
+        "0",
+        {},
+        [],
+        [48],
+        [48, 60, 60],
+        ["48", "60"],
+        [48.0, 60.0],
+        [60, 48],
+    )
+    places = (
+        *places,
+        [-12, 0],
+        [0, 12],
+        [49, 61],
+        [48, 2**63],
+        [2**63, 2**63 + 12],
+        [NAN, 1],
+    )
     for wrong in (*places, [47, 59], [60, 72], [52, 64], [True, True]):
         yield f"place {wrong}", made(entries=changed("params.bias", data_offsets=wrong))
     empty = {"dtype": "F32", "shape": [2**61, 0, 2**61], "data_offsets": [0, 0]}
@@ -173,25 +269,57 @@ def metadata() -> Iterator[tuple[str, bytes]]:
     yield "half of Unicode", made(text=json.dumps(DESCRIPTION) + "\ud800")
 
 
-NAMES = ("", ".", "..", "../../etc/passwd", "/etc/passwd", "C:\\a", "a\0b", "\x1b[2J", "é" * 100)
+NAMES = (
+    "",
+    ".",
+    "..",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "C:\\a",
+    "a\0b",
+    "\x1b[2J",
+    "é" * 100,
+)
 
 
 def arrays() -> Iterator[tuple[str, bytes]]:
     for name in (*NAMES, "params", "params.weight.0", "kept 0.0.weight", "n" * 10**5):
         yield f"an array {name[:20]!r} more", made(arrays=ARRAYS | {name: ("F32", [3])})
-        renamed = {name if key == "params.bias" else key: v for key, v in ARRAYS.items()}
+        renamed = {
+            name if key == "params.bias" else key: v for key, v in ARRAYS.items()
+        }
         yield f"an array called {name[:20]!r}", made(arrays=renamed)
     yield "an array of half of Unicode", made(arrays=ARRAYS | {"\ud800": ("F32", [3])})
     for name in ARRAYS:
         yield f"no {name}", made(arrays={k: v for k, v in ARRAYS.items() if k != name})
     yield "no arrays", made(arrays={})
-    for wrong in (("F32", [3, 4]), ("F32", [12]), ("F64", [4, 3]), ("I32", [4, 3]), ("F32", [0])):
+    for wrong in (
+        ("F32", [3, 4]),
+        ("F32", [12]),
+        ("F64", [4, 3]),
+        ("I32", [4, 3]),
+        ("F32", [0]),
+    ):
         yield f"weight {wrong}", made(arrays=ARRAYS | {"params.weight": wrong})
     for wrong in (("I64", []), ("F32", []), ("I32", [1]), ("BOOL", [])):
         yield f"step {wrong}", made(arrays=ARRAYS | {"moments.step": wrong})
 
 
-WRONG = (None, True, 1.5, -1, "zz", [], {}, NAN, math.inf, BIG, 2**64, [[[[]]]], {"type": "Dense"})
+WRONG = (
+    None,
+    True,
+    1.5,
+    -1,
+    "zz",
+    [],
+    {},
+    NAN,
+    math.inf,
+    BIG,
+    2**64,
+    [[[[]]]],
+    {"type": "Dense"},
+)
 ALLOWED = {  # of WRONG, by its text
     "keep_finite": ["True"],
     "notes": ["{}", "{'type': 'Dense'}"],
@@ -201,10 +329,22 @@ ALLOWED = {  # of WRONG, by its text
 
 
 def descriptions() -> Iterator[tuple[str, bytes]]:
-    for text in ("", "{", "null", "[]", "1", '"a"', "{}", "\0", '{"format": 1, "format": 1}'):
+    for text in (
+        "",
+        "{",
+        "null",
+        "[]",
+        "1",
+        '"a"',
+        "{}",
+        "\0",
+        '{"format": 1, "format": 1}',
+    ):
         yield f"description {text}", made(text=text)
     for wrong in (..., None, True, 1.0, "1", 0, -1, 2, 99, BIG, NAN, []):
-        message = {k: v for k, v in (DESCRIPTION | {"format": wrong}).items() if v is not ...}
+        message = {
+            k: v for k, v in (DESCRIPTION | {"format": wrong}).items() if v is not ...
+        }
         yield f"format {str(wrong)[:20]}", made(message)
     for name in DESCRIPTION:
         if name in ("keep_finite", "largest", "notes", "kept", "format"):
@@ -214,20 +354,49 @@ def descriptions() -> Iterator[tuple[str, bytes]]:
         for wrong in WRONG:
             if name == "format" or str(wrong) in ALLOWED.get(name, ()):
                 continue
-            if (name in ("fit", "best") and not wrong) or (name, wrong) == ("fit", None):
+            if (name in ("fit", "best") and not wrong) or (name, wrong) == (
+                "fit",
+                None,
+            ):
                 continue
             yield f"{name} {str(wrong)[:20]}", made(DESCRIPTION | {name: wrong})
-    for wrong in ([0, 0, 0], [0, 0, 0, 0], [0, 0, 0, None], [-1, 8, 20, True], [0, 0, 0, True, 1]):
+    for wrong in (
+        [0, 0, 0],
+        [0, 0, 0, 0],
+        [0, 0, 0, None],
+        [-1, 8, 20, True],
+        [0, 0, 0, True, 1],
+    ):
         yield f"open {wrong}", made(DESCRIPTION | {"open": wrong})
     for wrong in ([9, 8, 2**60, True], [10**18, 0, 0, False], ["1", 1, 1, True]):
         yield f"open {wrong}", made(DESCRIPTION | {"open": wrong})
-    for wrong in ([-4], ["4"], [4.0], [True], [2**60], [BIG], {"x": [4]}, [[4]], [4, 5], [5], 4):
+    for wrong in (
+        [-4],
+        ["4"],
+        [4.0],
+        [True],
+        [2**60],
+        [BIG],
+        {"x": [4]},
+        [[4]],
+        [4, 5],
+        [5],
+        4,
+    ):
         yield f"shape {str(wrong)[:20]}", made(DESCRIPTION | {"shape": wrong})
     for wrong in (["a"], ["a", "a"], [1], [None], [["a"]]):
         yield f"kept {wrong}", made(DESCRIPTION | {"kept": wrong})
-    deep = json.dumps(DESCRIPTION)[:-1] + ', "more": ' + "[" * 50_000 + "]" * 50_000 + "}"
+    deep = (
+        json.dumps(DESCRIPTION)[:-1] + ', "more": ' + "[" * 50_000 + "]" * 50_000 + "}"
+    )
     yield "a description of deep lists", made(text=deep)
-    dicts = json.dumps(DESCRIPTION)[:-1] + ', "notes": ' + '{"a":' * 20_000 + "1" + "}" * 20_001
+    dicts = (
+        json.dumps(DESCRIPTION)[:-1]
+        + ', "notes": '
+        + '{"a":' * 20_000
+        + "1"
+        + "}" * 20_001
+    )
     yield "notes of deep dicts", made(text=dicts.replace('"notes": {}, ', "", 1))
 
 
@@ -248,25 +417,44 @@ def models() -> Iterator[tuple[str, bytes]]:
     for width in (10**9, 2**62, 2**63, BIG, 0, -1, 1.5, True, "3", None, [3], {}):
         yield f"width {str(width)[:20]}", model(MODEL | {"width": width})
     for n in (10**6, 10**9, 2**62):
-        yield f"Embedding of {n}", model({"type": "Embedding", "num_embeddings": n, "width": n})
+        yield (
+            f"Embedding of {n}",
+            model({"type": "Embedding", "num_embeddings": n, "width": n}),
+        )
         yield f"LSTM of {n}", model({"type": "LSTM", "width": n})
-        yield f"LSTM {n} deep", model({"type": "LSTM", "width": 1, "depth": n}, shape=[4, 4])
-        for inner in ({"type": "ReLU"}, {"type": "Dropout", "rate": 0.5}, MODEL | {"width": 4}):
+        yield (
+            f"LSTM {n} deep",
+            model({"type": "LSTM", "width": 1, "depth": n}, shape=[4, 4]),
+        )
+        for inner in (
+            {"type": "ReLU"},
+            {"type": "Dropout", "rate": 0.5},
+            MODEL | {"width": 4},
+        ):
             config = {"type": "Repeat", "layer": inner, "count": n}
             yield f"{n} times {inner['type']}", model(config)
         conv = {"type": "Conv1D", "width": 3, "window": n}
         yield f"a window of {n}", model(conv, shape=[n, 3])
-        orthogonal = MODEL | {"width": n, "initializer": {"type": "Orthogonal", "gain": 1.0}}
+        orthogonal = MODEL | {
+            "width": n,
+            "initializer": {"type": "Orthogonal", "gain": 1.0},
+        }
         yield f"Orthogonal of {n}", model(orthogonal)
         yield f"an input of {n}", model(MODEL, shape=[n])
-        yield f"positions {n}", model({"type": "PositionEmbedding", "length": n}, shape=[n, 4])
+        yield (
+            f"positions {n}",
+            model({"type": "PositionEmbedding", "length": n}, shape=[n, 4]),
+        )
         pads = {"type": "ZeroPad", "padding": n}
         yield f"padding {n}", model(pads, shape=[4, 3])
     for count in (5_000, 50_000):
         many = {"type": "Sequential", "layers": [{"type": "ReLU"}] * count}
         yield f"{count} layers", model(many)
         nodes = [[f"n{i}", [{"type": "ReLU"}, "x"]] for i in range(count)]
-        yield f"{count} nodes", model({"type": "Graph", "nodes": nodes, "outputs": "n0"})
+        yield (
+            f"{count} nodes",
+            model({"type": "Graph", "nodes": nodes, "outputs": "n0"}),
+        )
     for depth in (50, 100, 300, 450):
         for kind in ("Sequential", "Residual", "Recompute", "Freeze"):
             yield f"{kind} {depth} deep", model(deep(kind, depth))
@@ -275,8 +463,25 @@ def models() -> Iterator[tuple[str, bytes]]:
         layers = [{"type": name}, MODEL]
         config = DESCRIPTION | {"model": {"type": "Sequential", "layers": layers}}
         yield f"{name} in a Sequential", made(config, arrays=inside)
-    names = ("Popen", "os.system", "builtins.eval", "Layer", "Elementwise", "Lambda", "Rule", "")
-    for name in (*names, "mean_squared_error", "outline", "Optimizer", "Loss", "kinds", "drawn"):
+    names = (
+        "Popen",
+        "os.system",
+        "builtins.eval",
+        "Layer",
+        "Elementwise",
+        "Lambda",
+        "Rule",
+        "",
+    )
+    for name in (
+        *names,
+        "mean_squared_error",
+        "outline",
+        "Optimizer",
+        "Loss",
+        "kinds",
+        "drawn",
+    ):
         yield f"type {name}", model({"type": name})
         yield f"function {name}", model({"function": name})
     for wrong in (None, 1, ["Dense"], {"type": "Dense"}, [], {}, True):
@@ -289,7 +494,11 @@ def models() -> Iterator[tuple[str, bytes]]:
     yield "two kinds at once", model({"function": "huber", "dict": {}})
     yield "an optimizer for a model", model({"type": "SGD", "rate": 0.1})
     yield "a loss for a model", model({"function": "mean_squared_error"})
-    cyclic = {"type": "Graph", "nodes": [["a", [{"type": "ReLU"}, "a"]]], "outputs": "a"}
+    cyclic = {
+        "type": "Graph",
+        "nodes": [["a", [{"type": "ReLU"}, "a"]]],
+        "outputs": "a",
+    }
     yield "a cyclic graph", model(cyclic)
     yield "nodes of numbers", model({"type": "Graph", "nodes": [1, 2], "outputs": "a"})
     yield "layers of numbers", model({"type": "Sequential", "layers": [1, 2]})
@@ -307,11 +516,31 @@ def losses() -> Iterator[tuple[str, bytes]]:
     yield "a schedule for a loss", loss({"function": "Cosine"})
     yield "a loss with an unknown option", loss({"partial": square, "command": "ls"})
     yield "a loss with its data", loss({"partial": {"type": "ReLU"}, "x": 1})
-    yield "a loss of a loss of nothing", loss({"partial": {"partial": {"function": "eval"}}})
-    for rate in (NAN, math.inf, -1, 0, "0.1", None, [], {}, True, BIG, {"function": "huber"}):
+    yield (
+        "a loss of a loss of nothing",
+        loss({"partial": {"partial": {"function": "eval"}}}),
+    )
+    for rate in (
+        NAN,
+        math.inf,
+        -1,
+        0,
+        "0.1",
+        None,
+        [],
+        {},
+        True,
+        BIG,
+        {"function": "huber"},
+    ):
         config = {"type": "SGD", "rate": rate}
         yield f"rate {str(rate)[:20]}", made(DESCRIPTION | {"optimizer": config})
-    for wrong in ({"type": "ReLU"}, square, {"type": "Adam", "rate": 0.1}, {"type": "Scaled"}):
+    for wrong in (
+        {"type": "ReLU"},
+        square,
+        {"type": "Adam", "rate": 0.1},
+        {"type": "Scaled"},
+    ):
         yield f"optimizer {wrong}", made(DESCRIPTION | {"optimizer": wrong})
     average = {"type": "SGD", "rate": 0.1}
     for _ in range(300):
@@ -326,8 +555,14 @@ def floods() -> Iterator[tuple[str, bytes]]:
     yield "100,000 arrays", framed(f"{{{keys}}}".encode(), b"")
     sound = {f"k{i}": ("F32", [1]) for i in range(100_000)}
     yield "100,000 sound arrays", made(arrays=sound)
-    yield "10,000 sound arrays", made(arrays={f"k{i}": ("F32", [1]) for i in range(10_000)})
-    yield "16,000 larger ones", made(arrays={f"k{i}": ("F32", [256]) for i in range(16_000)})
+    yield (
+        "10,000 sound arrays",
+        made(arrays={f"k{i}": ("F32", [1]) for i in range(10_000)}),
+    )
+    yield (
+        "16,000 larger ones",
+        made(arrays={f"k{i}": ("F32", [256]) for i in range(16_000)}),
+    )
 
 
 def bombs() -> Iterator[tuple[str, bytes]]:
@@ -341,11 +576,25 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     for name, part in parts.items():
         text = json.dumps(DESCRIPTION)[:-1] + ', "more": [' + part * 400_000 + "0]}"
         yield f"many {name}", made(text=text)
-        yield f"{name} in a header", framed(('{"a": [' + part * 400_000 + "0]}").encode(), b"")
-    wide = json.dumps(DESCRIPTION)[:-1] + ', "more": "\\ud83d\\ude00' + "a" * 4 * 10**6 + '"}'
+        yield (
+            f"{name} in a header",
+            framed(('{"a": [' + part * 400_000 + "0]}").encode(), b""),
+        )
+    wide = (
+        json.dumps(DESCRIPTION)[:-1]
+        + ', "more": "\\ud83d\\ude00'
+        + "a" * 4 * 10**6
+        + '"}'
+    )
     yield "a wide text", made(text=wide)
-    yield "a wide header", framed(b'{"a": "\xf0\x9f\x98\x80' + b"a" * 4 * 10**6 + b'"}', b"")
-    yield "a shape of many axes", made(entries=changed("params.bias", shape=[1] * 10**6))
+    yield (
+        "a wide header",
+        framed(b'{"a": "\xf0\x9f\x98\x80' + b"a" * 4 * 10**6 + b'"}', b""),
+    )
+    yield (
+        "a shape of many axes",
+        made(entries=changed("params.bias", shape=[1] * 10**6)),
+    )
     yield "one value in 60 digits", made(DESCRIPTION | {"seed": int("9" * 4000)})
 
 
@@ -362,7 +611,8 @@ def special(folder) -> Iterator[tuple[str, str]]:
     os.mkfifo(named("pipe"))
     os.mkdir(named("folder"))
     with socket.socket(socket.AF_UNIX) as listening, contextlib.chdir(folder):
-        listening.bind("socket")  # by its name: the whole path may be too long for a socket
+        # by its name: the whole path may be too long for a socket
+        listening.bind("socket")
     os.symlink(named("pipe"), named("link"))
     for name in ("pipe", "folder", "socket", "link"):
         yield f"a {name}", named(name)
@@ -434,7 +684,9 @@ def main() -> None:
 
     import agnostic_nn as nn
 
-    warm = nn.Trainer(nn.Dense(3), nn.mean_squared_error, nn.SGD(0.1), backend="numpy", shape=(4,))
+    warm = nn.Trainer(
+        nn.Dense(3), nn.mean_squared_error, nn.SGD(0.1), backend="numpy", shape=(4,)
+    )
     outcomes, kinds = collections.Counter(), collections.Counter()
     slowest, largest, count = (0.0, ""), (0, ""), 0
     with tempfile.TemporaryDirectory() as folder:
@@ -460,7 +712,9 @@ def main() -> None:
             kinds[kind, fine] += 1
             slowest, largest = max(slowest, (took, name)), max(largest, (over, name))
             if not fine:
-                print(f"{kind}: {name}: {outcome}, {took:.2f} s, {over / 2**20:.1f} MB over")
+                print(
+                    f"{kind}: {name}: {outcome}, {took:.2f} s, {over / 2**20:.1f} MB over"
+                )
     print(dict(outcomes))
     print(
         {
@@ -472,7 +726,9 @@ def main() -> None:
         f"{sum(n for (_, fine), n in kinds.items() if fine)} of {count} are refused as documented"
     )
     print(f"slowest: {slowest[0]:.2f} s ({slowest[1]})")
-    print(f"most memory beyond twice the file: {largest[0] / 2**20:.1f} MB ({largest[1]})")
+    print(
+        f"most memory beyond twice the file: {largest[0] / 2**20:.1f} MB ({largest[1]})"
+    )
 
 
 if __name__ == "__main__":

@@ -37,10 +37,16 @@ def focal(weight, gamma, smoothing=0.0):
     def theirs(t, g):
         y, target = g.x["y"], g.x["target"]
         classes = y.shape[-1]
-        p = target if target.is_floating_point() else t.eye(classes, dtype=y.dtype)[target.long()]
+        p = (
+            target
+            if target.is_floating_point()
+            else t.eye(classes, dtype=y.dtype)[target.long()]
+        )
         p = (1.0 - smoothing) * p + smoothing / classes
         q = y.softmax(-1)
-        return -(t.tensor(weight, dtype=y.dtype) * p * (1.0 - q) ** gamma * q.log()).sum(-1)
+        return -(
+            t.tensor(weight, dtype=y.dtype) * p * (1.0 - q) ** gamma * q.log()
+        ).sum(-1)
 
     return theirs
 
@@ -54,7 +60,9 @@ def ranking(t, g):
     """PyTorch's hinge of -t (y - 0)."""
     y = g.x["y"]
     other = t.zeros_like(y)
-    return t.nn.functional.margin_ranking_loss(y, other, g.x["target"], 1.0, reduction="none")
+    return t.nn.functional.margin_ranking_loss(
+        y, other, g.x["target"], 1.0, reduction="none"
+    )
 
 
 def gaussian(t, g, **options):
@@ -85,7 +93,9 @@ def triplet(t, g):
 
 def pair(t, g):
     """By their cosine: their cosine_embedding_loss adds 1e-12 to squares, which can be seen."""
-    cosine = t.nn.functional.cosine_similarity(g.x["y"]["first"], g.x["y"]["second"], -1)
+    cosine = t.nn.functional.cosine_similarity(
+        g.x["y"]["first"], g.x["y"]["second"], -1
+    )
     return t.where(g.x["target"] > 0, 1.0 - cosine, (cosine - 0.1).clamp(min=0.0))
 
 
@@ -160,7 +170,9 @@ SPELLED = {
 CASES = [
     Case(loss_of(nn.mean_squared_error), ONE, each("mse_loss"), drawn(numbers)),
     Case(loss_of(nn.mean_absolute_error), ONE, each("l1_loss"), drawn(numbers)),
-    Case(loss_of(nn.huber, delta=0.7), ONE, each("huber_loss", delta=0.7), drawn(numbers)),
+    Case(
+        loss_of(nn.huber, delta=0.7), ONE, each("huber_loss", delta=0.7), drawn(numbers)
+    ),
     Case(
         loss_of(nn.log_cosh),
         ONE,
@@ -230,12 +242,20 @@ CASES = [
         loss_of(nn.binary_cross_entropy, positive_weight=WEIGHTS),
         {"y": (2, 4), "target": (2, 4)},
         lambda t, g: t.nn.functional.binary_cross_entropy_with_logits(
-            g.x["y"], g.x["target"], reduction="none", pos_weight=t.tensor(WEIGHTS).double()
+            g.x["y"],
+            g.x["target"],
+            reduction="none",
+            pos_weight=t.tensor(WEIGHTS).double(),
         ),
         drawn(chances),
     ),
     Case(
-        loss_of(nn.negative_log_likelihood, labels=True, class_weights=WEIGHTS, ignore_index=-100),
+        loss_of(
+            nn.negative_log_likelihood,
+            labels=True,
+            class_weights=WEIGHTS,
+            ignore_index=-100,
+        ),
         MANY,
         by_class("nll_loss", WEIGHTS, ignore_index=-100),
         drawn(some_ignored, log_chances),
@@ -258,7 +278,9 @@ CASES = [
     Case(
         loss_of(nn.cosine_distance),
         {"y": (2, 4), "target": (2, 4)},
-        lambda t, g: 1.0 - t.nn.functional.cosine_similarity(g.x["y"], g.x["target"], -1),
+        lambda t, g: (
+            1.0 - t.nn.functional.cosine_similarity(g.x["y"], g.x["target"], -1)
+        ),
         drawn(numbers),
     ),
     Case(loss_of(nn.cosine_embedding, margin=0.1), PAIR, pair, drawn(signs)),

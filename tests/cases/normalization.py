@@ -26,7 +26,9 @@ def group_norm(groups, epsilon=1e-5):
     def theirs(t, g):
         scale, bias = g.params.get("scale"), g.params.get("bias")
         x = g.x.movedim(-1, 1)
-        return t.nn.functional.group_norm(x, groups, scale, bias, epsilon).movedim(1, -1)
+        return t.nn.functional.group_norm(x, groups, scale, bias, epsilon).movedim(
+            1, -1
+        )
 
     return theirs
 
@@ -56,11 +58,17 @@ CASES = [
     Case(nn.RMSNorm(), (2, 5), rms_norm(1e-5)),
     Case(nn.RMSNorm(epsilon=0.1, scale=False), (3,), rms_norm(0.1)),
     Case(nn.GroupNorm(2), (3, 5, 6), group_norm(2)),
-    Case(nn.GroupNorm(3, epsilon=0.01, scale=False, bias=False), (6,), group_norm(3, 0.01)),
+    Case(
+        nn.GroupNorm(3, epsilon=0.01, scale=False, bias=False),
+        (6,),
+        group_norm(3, 0.01),
+    ),
     Case(nn.GroupNorm(1), (3, 2), group_norm(1), thorough=True),
     Case(nn.GroupNorm(6), (2, 2, 2, 6), group_norm(6), thorough=True),
     Case(nn.InstanceNorm(), (3, 5, 2), instance_norm),
-    Case(nn.InstanceNorm(scale=False, bias=False), (5, 3), instance_norm, thorough=True),
+    Case(
+        nn.InstanceNorm(scale=False, bias=False), (5, 3), instance_norm, thorough=True
+    ),
     Case(nn.BatchNorm(frozen=True), (2, 3), batch_norm),
     Case(nn.BatchNorm(scale=False), (4,), batch_norm_without_scale, refuses=(0, 1)),
 ]

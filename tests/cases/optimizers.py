@@ -13,7 +13,15 @@ from agnostic_nn import optimizers as ours
 from agnostic_nn import schedules
 from agnostic_nn.core.trees import named_leaves, tree_map
 
-__all__ = ["OPTIMIZERS", "Beside", "by_hand", "optax_walk", "problem", "torch_walk", "walk"]
+__all__ = [
+    "OPTIMIZERS",
+    "Beside",
+    "by_hand",
+    "optax_walk",
+    "problem",
+    "torch_walk",
+    "walk",
+]
 
 STEPS = 24
 
@@ -85,19 +93,25 @@ def rmsprop(p, grads, rate, rho=0.99, epsilon=1e-8, momentum=0.0, centered=False
     for g in grads:
         square = rho * square + (1 - rho) * g**2
         mean = rho * mean + (1 - rho) * g
-        b = momentum * b + g / (np.sqrt(square - (mean**2 if centered else 0)) + epsilon)
+        b = momentum * b + g / (
+            np.sqrt(square - (mean**2 if centered else 0)) + epsilon
+        )
         p = p - rate * b
         yield p
 
 
-def adam(p, grads, rate, beta1=0.9, beta2=0.999, epsilon=1e-8, decay=0.0, amsgrad=False):
+def adam(
+    p, grads, rate, beta1=0.9, beta2=0.999, epsilon=1e-8, decay=0.0, amsgrad=False
+):
     m = v = most = 0.0
     for t, g in enumerate(grads, start=1):
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g**2
         most = np.maximum(most, v) if amsgrad else v
         p = p - rate(t - 1) * decay * p
-        p = p - rate(t - 1) * (m / (1 - beta1**t)) / (np.sqrt(most / (1 - beta2**t)) + epsilon)
+        p = p - rate(t - 1) * (m / (1 - beta1**t)) / (
+            np.sqrt(most / (1 - beta2**t)) + epsilon
+        )
         yield p
 
 
@@ -133,7 +147,14 @@ def radam(p, grads, rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
         step = m / (1 - beta1**t)
         length = longest - 2 * t * beta2**t / (1 - beta2**t)
         if length > 5:
-            r = (length - 4) * (length - 2) * longest / (longest - 4) / (longest - 2) / length
+            r = (
+                (length - 4)
+                * (length - 2)
+                * longest
+                / (longest - 4)
+                / (longest - 2)
+                / length
+            )
             step = step * np.sqrt(r * (1 - beta2**t)) / (np.sqrt(v) + epsilon)
         p = p - rate * step
         yield p
@@ -149,7 +170,9 @@ def lamb(p, grads, rate, beta1=0.9, beta2=0.999, epsilon=1e-6, decay=0.0):
         yield p
 
 
-def adafactor(p, grads, rate, power=0.8, limit=1.0, epsilon2=1e-3, decay=0.0, factored=True):
+def adafactor(
+    p, grads, rate, power=0.8, limit=1.0, epsilon2=1e-3, decay=0.0, factored=True
+):
     v = 0.0
     for t, g in enumerate(grads, start=1):
         v = (1 - t**-power) * v + t**-power * g**2
@@ -168,11 +191,17 @@ def muon(p, grads, rate, momentum=0.95, nesterov=True, decay=0.0, rms=False):
     """The polynomial, of singular values found by another road."""
     v = 0.0
     fan_in, fan_out = np.prod(p.shape[:-1]), p.shape[-1]
-    factor = 0.2 * np.sqrt(max(fan_in, fan_out)) if rms else np.sqrt(max(1, fan_out / fan_in))
+    factor = (
+        0.2 * np.sqrt(max(fan_in, fan_out))
+        if rms
+        else np.sqrt(max(1, fan_out / fan_in))
+    )
     for g in grads:
         v = momentum * v + g
         along = g + momentum * v if nesterov else v
-        left, z, right = np.linalg.svd(along.reshape(fan_in, fan_out), full_matrices=False)
+        left, z, right = np.linalg.svd(
+            along.reshape(fan_in, fan_out), full_matrices=False
+        )
         z = z / np.sqrt(np.sum(z**2))
         for _ in range(5):
             z = 3.4445 * z - 4.7750 * z**3 + 2.0315 * z**5
@@ -215,7 +244,10 @@ ALL: tuple = ()  # leaves are spared
 
 OPTIMIZERS = [
     Beside(
-        nn.SGD(0.1), partial(sgd, rate=steady(0.1)), pytorchs("SGD", lr=0.1), optaxs("sgd", 0.1)
+        nn.SGD(0.1),
+        partial(sgd, rate=steady(0.1)),
+        pytorchs("SGD", lr=0.1),
+        optaxs("sgd", 0.1),
     ),
     Beside(
         nn.SGD(0.1, momentum=0.9, weight_decay=0.1, no_decay=ALL),
@@ -281,7 +313,9 @@ OPTIMIZERS = [
         pytorchs("Adam", lr=0.1, betas=(0.0, 0.0), eps=0.1),
     ),
     Beside(
-        nn.AdamW(schedules.ExponentialDecay(0.1, 0.9), **ADAM, weight_decay=0.3, no_decay=ALL),
+        nn.AdamW(
+            schedules.ExponentialDecay(0.1, 0.9), **ADAM, weight_decay=0.3, no_decay=ALL
+        ),
         partial(adam, rate=lambda t: 0.1 * 0.9**t, **ADAM, decay=0.3),
     ),
     Beside(
@@ -322,15 +356,42 @@ OPTIMIZERS = [
         optax=optaxs("lamb", 0.1, **OPTAXS, weight_decay=0.3),
     ),
     Beside(
-        nn.Adafactor(0.3, power=0.7, limit=1.05, epsilon2=0.5, weight_decay=0.1, no_decay=ALL),
-        partial(adafactor, rate=0.3, power=0.7, limit=1.05, epsilon2=0.5, decay=0.1, factored=True),
-        pytorchs("Adafactor", lr=0.3, beta2_decay=-0.7, d=1.05, eps=(1e-30, 0.5), weight_decay=0.1),
+        nn.Adafactor(
+            0.3, power=0.7, limit=1.05, epsilon2=0.5, weight_decay=0.1, no_decay=ALL
+        ),
+        partial(
+            adafactor,
+            rate=0.3,
+            power=0.7,
+            limit=1.05,
+            epsilon2=0.5,
+            decay=0.1,
+            factored=True,
+        ),
+        pytorchs(
+            "Adafactor",
+            lr=0.3,
+            beta2_decay=-0.7,
+            d=1.05,
+            eps=(1e-30, 0.5),
+            weight_decay=0.1,
+        ),
         flat=partial(
-            adafactor, rate=0.3, power=0.7, limit=1.05, epsilon2=0.5, decay=0.1, factored=False
+            adafactor,
+            rate=0.3,
+            power=0.7,
+            limit=1.05,
+            epsilon2=0.5,
+            decay=0.1,
+            factored=False,
         ),
     ),
     Beside(
-        nn.Muon(0.05, weight_decay=0.2, others=nn.AdamW(0.01, weight_decay=0.1, no_decay=ALL)),
+        nn.Muon(
+            0.05,
+            weight_decay=0.2,
+            others=nn.AdamW(0.01, weight_decay=0.1, no_decay=ALL),
+        ),
         partial(muon, rate=0.05, decay=0.2),
         pytorchs_muon("original", weight_decay=0.2),
         flat=partial(adam, rate=steady(0.01), decay=0.1),
@@ -345,7 +406,9 @@ OPTIMIZERS = [
             others=nn.AdamW(0.01, weight_decay=0.1, no_decay=ALL),
         ),
         partial(muon, rate=0.05, momentum=0.8, nesterov=False, rms=True),
-        pytorchs_muon("match_rms_adamw", weight_decay=0.0, momentum=0.8, nesterov=False),
+        pytorchs_muon(
+            "match_rms_adamw", weight_decay=0.0, momentum=0.8, nesterov=False
+        ),
         flat=partial(adam, rate=steady(0.01), decay=0.1),
         turned=True,
     ),
@@ -360,7 +423,10 @@ def problem(dtype="float64"):
     generator = np.random.default_rng(0)
 
     def draw():
-        layer = {"weight": generator.standard_normal((5, 3)), "bias": generator.standard_normal(3)}
+        layer = {
+            "weight": generator.standard_normal((5, 3)),
+            "bias": generator.standard_normal(3),
+        }
         kernel = {"weight": generator.standard_normal((3, 2, 2, 4))}
         tree = (layer, {}, (kernel,), {"slope": generator.standard_normal(())})
         return tree_map(lambda leaf: np.asarray(leaf, dtype), tree)
@@ -401,7 +467,11 @@ def torch_walk(torch, case, start, grads):
     """path -> the leaf after each step, by PyTorch."""
 
     def turned(leaf):
-        wide = leaf.reshape(-1, leaf.shape[-1]).T if case.turned and leaf.ndim >= 2 else leaf
+        wide = (
+            leaf.reshape(-1, leaf.shape[-1]).T
+            if case.turned and leaf.ndim >= 2
+            else leaf
+        )
         return torch.tensor(np.array(wide))
 
     columns = _columns(start, grads)
@@ -449,7 +519,8 @@ def apart(found, expected):
     """The worst error of all leaves at all steps, relative to the largest number of the leaf."""
     assert found.keys() == expected.keys()
     return max(
-        np.max(abs(found[path] - right)) / np.max(abs(right)) for path, right in expected.items()
+        np.max(abs(found[path] - right)) / np.max(abs(right))
+        for path, right in expected.items()
     )
 
 
@@ -474,7 +545,9 @@ def worst_errors(backends=("jax", "torch", "array_api_strict:device1")):
         for name in backends:
             other = nn.backend(name)
             with nullcontext() if other.has_float64 else other.double():
-                result[name] = apart(walk(other, case.optimizer, start, grads)[0], reference)
+                result[name] = apart(
+                    walk(other, case.optimizer, start, grads)[0], reference
+                )
         inner = getattr(case.optimizer, "optimizer", case.optimizer)
         row = table.setdefault(type(inner).__name__, {})
         for oracle, error in result.items():

@@ -12,7 +12,9 @@ def channels_first(pool):
 
 def over(kind, name, *args, **options):
     pool = f"{kind}_{name}"
-    return channels_first(lambda t, x: getattr(t.nn.functional, pool)(x, *args, **options))
+    return channels_first(
+        lambda t, x: getattr(t.nn.functional, pool)(x, *args, **options)
+    )
 
 
 def max_pool(n, *args, around=None, **options):
@@ -87,10 +89,24 @@ CASES = [
     Case(nn.GlobalMaxPool(), (3, 5, 2), lambda t, g: t.amax(g.x, (1, 2))),
     Case(nn.GlobalMaxPool(), (7, 3), lambda t, g: t.amax(g.x, 1), thorough=True),
     Case(nn.GlobalAveragePool(), (3, 5, 2), lambda t, g: t.mean(g.x, (1, 2))),
-    Case(nn.GlobalAveragePool(), (2, 2, 3, 1), lambda t, g: t.mean(g.x, (1, 2, 3)), thorough=True),
+    Case(
+        nn.GlobalAveragePool(),
+        (2, 2, 3, 1),
+        lambda t, g: t.mean(g.x, (1, 2, 3)),
+        thorough=True,
+    ),
     Case(nn.AdaptiveMaxPool(3), (7, 5, 2), over("adaptive", "max_pool2d", 3)),
-    Case(nn.AdaptiveMaxPool((2,)), (6, 2), over("adaptive", "max_pool1d", 2), thorough=True),
+    Case(
+        nn.AdaptiveMaxPool((2,)),
+        (6, 2),
+        over("adaptive", "max_pool1d", 2),
+        thorough=True,
+    ),
     Case(nn.AdaptiveMaxPool(5), (3, 2), over("adaptive", "max_pool1d", 5)),
-    Case(nn.AdaptiveAveragePool((3, 2)), (7, 5, 2), over("adaptive", "avg_pool2d", (3, 2))),
+    Case(
+        nn.AdaptiveAveragePool((3, 2)),
+        (7, 5, 2),
+        over("adaptive", "avg_pool2d", (3, 2)),
+    ),
     Case(nn.AdaptiveAveragePool(4), (3, 5, 7, 1), over("adaptive", "avg_pool3d", 4)),
 ]

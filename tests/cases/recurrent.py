@@ -12,7 +12,11 @@ def module(t, layer, fan_in):
     more = {"nonlinearity": layer.activation} if isinstance(layer, nn.RNN) else {}
     kind = getattr(t.nn, type(layer).__name__)
     shape = (fan_in, layer.width, layer.depth)
-    options = {"bidirectional": layer.bidirectional, "batch_first": True, "dtype": t.float64}
+    options = {
+        "bidirectional": layer.bidirectional,
+        "batch_first": True,
+        "dtype": t.float64,
+    }
     return kind(*shape, **options, **more)
 
 
@@ -26,7 +30,10 @@ def weights(t, params):
             if "recurrent_bias" in p:
                 width = p["recurrent_bias"].shape[0]
                 second = t.cat([second[: 2 * width], p["recurrent_bias"]])
-            result |= {f"weight_ih_{end}": p["weight"].T, f"weight_hh_{end}": p["recurrent"].T}
+            result |= {
+                f"weight_ih_{end}": p["weight"].T,
+                f"weight_hh_{end}": p["recurrent"].T,
+            }
             result |= {f"bias_ih_{end}": p["bias"], f"bias_hh_{end}": second}
     return result
 
@@ -53,7 +60,9 @@ def theirs(layer):
             [x[row][mask[row]] for row in there], enforce_sorted=False
         )
         begun = [part[:, there].contiguous() for part in start]
-        run = partial(t.func.functional_call, module(t, layer, x.shape[2]), weights(t, g.params))
+        run = partial(
+            t.func.functional_call, module(t, layer, x.shape[2]), weights(t, g.params)
+        )
         packed, ends = run((packed, tuple(begun) if len(begun) == 2 else begun[0]))
         result, _ = t.nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)
 
@@ -67,11 +76,15 @@ def theirs(layer):
             y = t.cat(list(final[0][-len(ways) :]), dim=-1)
         if not layer.final:
             return y
-        state = [dict(zip(names, parts, strict=True)) for parts in zip(*final, strict=True)]
+        state = [
+            dict(zip(names, parts, strict=True)) for parts in zip(*final, strict=True)
+        ]
         pairs = dict(zip(places, state, strict=True))
         return {
             "y": y,
-            "state": tuple({way: pairs[i, way] for way in ways} for i in range(layer.depth)),
+            "state": tuple(
+                {way: pairs[i, way] for way in ways} for i in range(layer.depth)
+            ),
         }
 
     return compute
@@ -80,7 +93,9 @@ def theirs(layer):
 def reset_before(t, g):
     """Cho et al., eq. 5 to 8: PyTorch has cells for the other convention alone."""
     (layer,) = g.params
-    weight, recurrent, bias = (layer["forward"][name] for name in ("weight", "recurrent", "bias"))
+    weight, recurrent, bias = (
+        layer["forward"][name] for name in ("weight", "recurrent", "bias")
+    )
     w_r, w_u, w_n = (weight @ t.eye(weight.shape[1], dtype=weight.dtype)).chunk(3, 1)
     u_r, u_u, u_n = recurrent.chunk(3, 1)
     b_r, b_u, b_n = bias.chunk(3)
@@ -120,7 +135,15 @@ def sweep():
             c = (a + b) % 4
             layer = nn.RNN(2, **options)
             # all parameters moved at once bend a deep tanh more than differences follow
-            yield case(layer, 4, 2, mask=c // 2 == 1, state=c % 2 == 1, thorough=True, slack=4.0)
+            yield case(
+                layer,
+                4,
+                2,
+                mask=c // 2 == 1,
+                state=c % 2 == 1,
+                thorough=True,
+                slack=4.0,
+            )
 
 
 CASES = [
@@ -132,7 +155,15 @@ CASES = [
     case(nn.GRU(2, **BOTH), 4, 2, mask=True, state=True),
     case(nn.LSTM(2, **BOTH), 4, 2, mask=True, state=True),
     case(nn.LSTM(3, bidirectional=True, sequence=False), 4, 2, mask=True),
-    case(nn.GRU(2, reset="before", **BOTH), 4, 2, True, True, theirs=WITHOUT, thorough=True),
+    case(
+        nn.GRU(2, reset="before", **BOTH),
+        4,
+        2,
+        True,
+        True,
+        theirs=WITHOUT,
+        thorough=True,
+    ),
     case(nn.LSTM(4), 1, thorough=True),
     case(nn.GRU(1, depth=3), 2, 1, thorough=True),
     *sweep(),

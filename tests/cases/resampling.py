@@ -23,11 +23,20 @@ def padded(*around):
 CASES = [
     Case(nn.Upsample(), (3, 2), upsample(2.0, "nearest"), thorough=True),
     Case(nn.Upsample((2, 3)), (3, 2, 2), upsample((2.0, 3.0), "nearest")),
-    Case(nn.Upsample((1, 2, 3)), (2, 3, 2, 1), upsample((1.0, 2.0, 3.0), "nearest"), thorough=True),
-    Case(nn.Upsample(2, mode="linear"), (5, 2), upsample(2.0, "linear"), thorough=True),
-    Case(nn.Upsample((2, 3), mode="linear"), (5, 3, 2), upsample((2.0, 3.0), "bilinear")),
     Case(
-        nn.Upsample((4, 1, 2), mode="linear"), (1, 3, 2, 1), upsample((4.0, 1.0, 2.0), "trilinear")
+        nn.Upsample((1, 2, 3)),
+        (2, 3, 2, 1),
+        upsample((1.0, 2.0, 3.0), "nearest"),
+        thorough=True,
+    ),
+    Case(nn.Upsample(2, mode="linear"), (5, 2), upsample(2.0, "linear"), thorough=True),
+    Case(
+        nn.Upsample((2, 3), mode="linear"), (5, 3, 2), upsample((2.0, 3.0), "bilinear")
+    ),
+    Case(
+        nn.Upsample((4, 1, 2), mode="linear"),
+        (1, 3, 2, 1),
+        upsample((4.0, 1.0, 2.0), "trilinear"),
     ),
     Case(nn.ZeroPad(((0, 2),)), (3, 2), padded(0, 2), thorough=True),
     Case(nn.ZeroPad(((1, 2), (0, 3))), (3, 2, 2), padded(0, 3, 1, 2)),

@@ -54,7 +54,9 @@ def gated(t, g):
 
 
 def recomputed(t, g):
-    y, after = batch_norm(t, g.params[1], g.state[1], dense(t, g.params[0], g.x), g.train)
+    y, after = batch_norm(
+        t, g.params[1], g.state[1], dense(t, g.params[0], g.x), g.train
+    )
     return t.tanh(y), ({}, after, {})
 
 
@@ -114,7 +116,9 @@ CASES = [
         lambda t, g: dense(t, g.params[2], g.x) + t.tanh(dense(t, g.params[0], g.x)),
     ),
     Case(
-        nn.Residual(nn.Graph(a=(nn.Tanh(), "x.0"), b=(nn.Dense(2), "x.1"), outputs=("a", "b"))),
+        nn.Residual(
+            nn.Graph(a=(nn.Tanh(), "x.0"), b=(nn.Dense(2), "x.1"), outputs=("a", "b"))
+        ),
         ((3,), (5, 2)),
         lambda t, g: (
             (g.x[0] + t.tanh(g.x[0]), g.x[1] + dense(t, g.params[0]["b"], g.x[1])),
@@ -144,7 +148,12 @@ CASES = [
         lambda t, g: ((dense(t, g.params[0], g.x), g.x.flatten(1)), g.state),
         thorough=True,
     ),
-    Case(nn.Repeat(nn.Residual(nn.BatchNorm(), nn.Dense(3)), 3), (3,), repeated, refuses=(0, 1)),
+    Case(
+        nn.Repeat(nn.Residual(nn.BatchNorm(), nn.Dense(3)), 3),
+        (3,),
+        repeated,
+        refuses=(0, 1),
+    ),
     Case(nn.Repeat(nn.Sequential(nn.Dropout(0.3), nn.Dense(3)), 2), (3,), OWN_MASK),
     Case(
         nn.Repeat(nn.Graph(h=(nn.Multiply(), "x", "gate"), y=(nn.Dense(3), "h")), 3),
@@ -157,11 +166,14 @@ CASES = [
         {"x": (3, 4), "mask": (3,)},
         "its parts have twins of their own",
         thorough=True,
-        slack=2.0,  # two attentions in a row: sums in another order came to 16.3 ε on a GPU
+        # two attentions in a row: sums in another order came to 16.3 ε on a GPU
+        slack=2.0,
     ),
     Case(nn.Recompute(nn.Sequential(*CHAIN)), (3,), recomputed, refuses=(0, 1)),
     Case(
-        nn.Repeat(nn.Recompute(nn.Sequential(nn.Dense(3), nn.Dropout(0.3), nn.Tanh())), 2),
+        nn.Repeat(
+            nn.Recompute(nn.Sequential(nn.Dense(3), nn.Dropout(0.3), nn.Tanh())), 2
+        ),
         (3,),
         OWN_MASK,
     ),
@@ -176,7 +188,9 @@ CASES = [
         (3,),
         frozen,
     ),
-    Case(nn.Transpose((2, 1)), (5, 3), lambda t, g: g.x.permute(0, 2, 1), thorough=True),
+    Case(
+        nn.Transpose((2, 1)), (5, 3), lambda t, g: g.x.permute(0, 2, 1), thorough=True
+    ),
     Case(nn.Transpose((2, 3, 1)), (5, 3, 2), lambda t, g: g.x.permute(0, 2, 3, 1)),
     Case(nn.Identity(), (5, 3), lambda t, g: g.x),
     Case(nn.Lambda(every_other), (5, 3), lambda t, g: g.x[:, ::2, :]),
@@ -189,8 +203,15 @@ CASES = [
     Case(nn.Add(), ((5, 3),) * 3, lambda t, g: g.x[0] + g.x[1] + g.x[2]),
     Case(nn.Multiply(), ((5,),) * 4, lambda t, g: g.x[0] * g.x[1] * g.x[2] * g.x[3]),
     Case(nn.Multiply(), ((5,),), lambda t, g: g.x[0], thorough=True),
-    Case(nn.Concatenate(), ((5, 3), (5, 2)), lambda t, g: t.cat(g.x, dim=-1), thorough=True),
-    Case(nn.Concatenate(axis=1), ((5, 3), (2, 3), (1, 3)), lambda t, g: t.cat(g.x, dim=1)),
+    Case(
+        nn.Concatenate(),
+        ((5, 3), (5, 2)),
+        lambda t, g: t.cat(g.x, dim=-1),
+        thorough=True,
+    ),
+    Case(
+        nn.Concatenate(axis=1), ((5, 3), (2, 3), (1, 3)), lambda t, g: t.cat(g.x, dim=1)
+    ),
     Case(
         nn.Graph(
             a=(nn.Dense(4), "x"),
@@ -212,7 +233,8 @@ CASES = [
         (4,),
         shared,
         refuses=(0, 1),
-        slack=4.0,  # three normalisations of three numbers bend more than differences follow
+        # three normalisations of three numbers bend more than differences follow
+        slack=4.0,
     ),
     Case(
         nn.Graph(

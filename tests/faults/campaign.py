@@ -78,10 +78,16 @@ def remembered() -> Iterator[None]:
     with ExitStack() as stack:
         for place, name, key in (
             (search, "rounded", lambda f, given, **options: (repr(f), _digest(given))),
-            (comparison, "run_reference", lambda task, *_: (task.workload.name, task.seed)),
+            (
+                comparison,
+                "run_reference",
+                lambda task, *_: (task.workload.name, task.seed),
+            ),
             (comparison, "_context", lambda task, _, __, dtype: (*_task(task), dtype)),
         ):
-            stack.enter_context(patch.object(place, name, _once(getattr(place, name), key)))
+            stack.enter_context(
+                patch.object(place, name, _once(getattr(place, name), key))
+            )
         for name in ("_precision", "_memory"):
             stack.enter_context(patch.object(comparison, name, lambda *_: {}))
         stack.enter_context(patch.object(comparison, "_layer_costs", lambda *_: []))
@@ -154,7 +160,9 @@ def _side(fault: Fault) -> nn.Backend:
     return faulty(fault.changes(), fault.moves() if fault.moves else None)
 
 
-def _bisect(model: str, seed: int, one: Any, other: Any, steps: int = 1) -> search.Bisection:
+def _bisect(
+    model: str, seed: int, one: Any, other: Any, steps: int = 1
+) -> search.Bisection:
     work = workload(model, seed)
     train, _ = work.read()
     training = work.model, work.loss, work.optimizer, train.x, train.target
@@ -193,7 +201,9 @@ def _is_right(fault: Fault, first: dict[str, Any]) -> bool:
     `compare` does not see the dx that a layer returns. For a fault in dx, the gradients of any
     layer are right.
     """
-    parts = [part for part in QUANTITIES if any(p.startswith(part) for p in fault.parts)]
+    parts = [
+        part for part in QUANTITIES if any(p.startswith(part) for p in fault.parts)
+    ]
     right = first.get("quantity") in set().union(*(QUANTITIES[part] for part in parts))
     anywhere = fault.places == ("",) or fault.parts == ("backward: dx",)
     return right and (anywhere or (first.get("layer") or "") in fault.places)
@@ -327,7 +337,9 @@ Every counted fault that one of the tools does not catch or does not locate, and
 def _page(outcomes: list[Outcome], clean_runs: list[Alarms]) -> tuple[str, list[str]]:
     """Return the page, and the aims that are missed."""
     counted = [outcome for outcome in outcomes if outcome.effect.counts]
-    kinds = [_row(kind, counted) for kind in dict.fromkeys(o.fault.kind for o in counted)]
+    kinds = [
+        _row(kind, counted) for kind in dict.fromkeys(o.fault.kind for o in counted)
+    ]
     total = _row(None, counted)
     bands = [(BEYOND, 1e2), (1e2, 1e4), (1e4, 1e6), (1e6, np.inf)]
     sizes = []
@@ -340,22 +352,38 @@ def _page(outcomes: list[Outcome], clean_runs: list[Alarms]) -> tuple[str, list[
         for tool in ("compare", "bisect")
     }
     runs = sum(alarm.runs for alarm in clean_runs)
-    false = {tool: sum(alarm.wrong[tool] for alarm in clean_runs) for tool in ("bisect", "compare")}
+    false = {
+        tool: sum(alarm.wrong[tool] for alarm in clean_runs)
+        for tool in ("bisect", "compare")
+    }
     shares = {
-        "`compare` catches": (_share(counted, lambda o: o.compare.verdict == DIFFER), CAUGHT),
+        "`compare` catches": (
+            _share(counted, lambda o: o.compare.verdict == DIFFER),
+            CAUGHT,
+        ),
         "`compare` locates": (_share(counted, _located_by_compare), LOCATED),
         "`bisect` catches": (_share(counted, _caught), CAUGHT),
         "`bisect` locates": (_share(counted, _located), LOCATED),
     }
     missed = [
-        f"{what} {share:.1%}, aim {aim:.0%}" for what, (share, aim) in shares.items() if share < aim
+        f"{what} {share:.1%}, aim {aim:.0%}"
+        for what, (share, aim) in shares.items()
+        if share < aim
     ]
-    missed += [f"{tool}: {n} false alarms in {runs} runs" for tool, n in false.items() if n]
     missed += [
-        f"{tool} agrees though a prediction differs: {n}" for tool, n in agreeing.items() if n
+        f"{tool}: {n} false alarms in {runs} runs" for tool, n in false.items() if n
     ]
-    aims = [f"{what} {share:.1%} (aim {aim:.0%})" for what, (share, aim) in shares.items()]
-    aims.append(f"false alarms: {sum(false.values())} in {runs} runs of each tool (aim 0)")
+    missed += [
+        f"{tool} agrees though a prediction differs: {n}"
+        for tool, n in agreeing.items()
+        if n
+    ]
+    aims = [
+        f"{what} {share:.1%} (aim {aim:.0%})" for what, (share, aim) in shares.items()
+    ]
+    aims.append(
+        f"false alarms: {sum(false.values())} in {runs} runs of each tool (aim 0)"
+    )
     head = [
         "kind",
         "faults",
@@ -379,7 +407,9 @@ def _page(outcomes: list[Outcome], clean_runs: list[Alarms]) -> tuple[str, list[
         for outcome in counted
         if not (_located_by_compare(outcome) and _caught(outcome) and _located(outcome))
     ]
-    failures += [f"- false alarm: {text}" for alarm in clean_runs for text in alarm.messages]
+    failures += [
+        f"- false alarm: {text}" for alarm in clean_runs for text in alarm.messages
+    ]
     page = HEAD.format(
         counted=len(counted),
         models=len(MODELS),
@@ -438,7 +468,10 @@ def _row(kind: str | None, outcomes: list[Outcome]) -> list[Any]:
         sum(map(_located_by_compare, part)),
         sum(map(_caught, part)),
         sum(map(_located, part)),
-        sum(outcome.again is not None and outcome.again.verdict == DIFFER for outcome in part),
+        sum(
+            outcome.again is not None and outcome.again.verdict == DIFFER
+            for outcome in part
+        ),
     ]
 
 
@@ -454,7 +487,10 @@ def _tried(numbers: list[int], share: float) -> list[tuple[int, tuple]]:
         for number in numbers:
             outcome = tried(faults[number])
             results.append(
-                (number, (outcome.effect, outcome.bisect, outcome.compare, outcome.again))
+                (
+                    number,
+                    (outcome.effect, outcome.bisect, outcome.compare, outcome.again),
+                )
             )
     return results
 
@@ -466,7 +502,9 @@ def main() -> int:
     parser.add_argument(
         "--share", type=float, default=1.0, help="share of the faults and clean runs"
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of processes")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="number of processes"
+    )
     options = parser.parse_args()
     if options.write and options.share != 1.0:
         parser.error("--write needs the whole campaign, without --share")
@@ -484,7 +522,9 @@ def main() -> int:
         for model in models
     ]
     with ProcessPoolExecutor(options.jobs) as pool:
-        started = [pool.submit(_tried, group, options.share) for group in groups if group]
+        started = [
+            pool.submit(_tried, group, options.share) for group in groups if group
+        ]
         clean_started = [pool.submit(alarms, place) for place in places]
         results: dict[int, tuple] = {}
         for each in started:

@@ -99,7 +99,9 @@ def without_last(axis):
 
 def large_ones(size):
     """Return a change of the largest tenth of the numbers."""
-    return lambda a: np.where(np.abs(a) >= np.quantile(np.abs(a), 0.9), a * (1.0 + size), a)
+    return lambda a: np.where(
+        np.abs(a) >= np.quantile(np.abs(a), 0.9), a * (1.0 + size), a
+    )
 
 
 def negative_ones(size):
@@ -189,7 +191,8 @@ def in_grads(change, number=None):
     def changed(grads):
         places = count()
         return tree_map(
-            lambda g: change(g) if next(places) == number or number is None else g, grads
+            lambda g: change(g) if next(places) == number or number is None else g,
+            grads,
         )
 
     def make(old):
@@ -211,7 +214,8 @@ def in_grads(change, number=None):
 def both_ways(layer, makers) -> Callable[[], list[Change]]:
     make, make_alone = makers
     changes = []
-    if not isinstance(layer, nn.Dense | nn.Conv2D):  # their `backward` calls `backward_params`
+    # their `backward` calls `backward_params`
+    if not isinstance(layer, nn.Dense | nn.Conv2D):
         changes.append(of(layer, "backward", make))
     if type(layer).backward_params is not nn.Layer.backward_params:
         changes.append(of(layer, "backward_params", make_alone))
@@ -231,7 +235,9 @@ TARGETS: dict[str, dict[tuple[str, ...], Any]] = {
     "CNN": {(str(i),): layer for i, layer in enumerate(CNN.layers) if i != 8}
     | {(f"8.{i}",): layer for i, layer in enumerate(CNN.layers[8].layers)},
     "LSTM and GRU": {(str(i),): layer for i, layer in enumerate(RECURRENT.layers)},
-    "transformer": {(str(i),): layer for i, layer in enumerate(TRANSFORMER.layers) if i != 2}
+    "transformer": {
+        (str(i),): layer for i, layer in enumerate(TRANSFORMER.layers) if i != 2
+    }
     | {(path,): layer for path, layer in FEED.items()}
     | {
         ("2.attention",): TRANSFORMER.layers[2].attention,
@@ -239,7 +245,11 @@ TARGETS: dict[str, dict[tuple[str, ...], Any]] = {
         ("2.attention_dropout", "2.feed_dropout"): nn.Dropout(0.1),
     },
     "embedding": {(str(i),): layer for i, layer in enumerate(WORDS.layers)},
-    "graph": {(name,): layer for name, (layer, *_) in GRAPH.nodes if isinstance(layer, nn.Layer)},
+    "graph": {
+        (name,): layer
+        for name, (layer, *_) in GRAPH.nodes
+        if isinstance(layer, nn.Layer)
+    },
 }
 BLOCKS: dict[str, dict[tuple[str, ...], Any]] = {
     "CNN": {("8",): CNN.layers[8]},
@@ -270,7 +280,9 @@ def _has_params(layer) -> bool:
 # --- the kinds --------------------------------------------------------------------------
 
 
-def _layers(*, but: tuple = (), only: tuple = ()) -> Iterator[tuple[str, tuple[str, ...], Any]]:
+def _layers(
+    *, but: tuple = (), only: tuple = ()
+) -> Iterator[tuple[str, tuple[str, ...], Any]]:
     for model, targets in TARGETS.items():
         for places, layer in targets.items():
             if not isinstance(layer, but) and (not only or isinstance(layer, only)):
@@ -301,7 +313,9 @@ def forward() -> Iterator[Fault]:
         yield plant("rows rotated by one", changed(rolled(0)))
         yield plant("the last channel is 0", changed(without_last(-1)))
         yield plant("the last row is 0", changed(without_last(0)))
-    for model, places, layer in _layers(only=(nn.Dense, nn.Conv2D, nn.BatchNorm, nn.LayerNorm)):
+    for model, places, layer in _layers(
+        only=(nn.Dense, nn.Conv2D, nn.BatchNorm, nn.LayerNorm)
+    ):
         names = _params(layer)
         if "bias" not in names:
             continue
@@ -345,13 +359,22 @@ def forward() -> Iterator[Fault]:
             def forward(self, params, state, x, *, train=False):
                 y, new, cache = old(self, params, state, x, train=train)
                 mean = np.mean(x, axis=0, keepdims=True)
-                other = (x - mean) / np.sqrt(np.mean((x - mean) ** 2, axis=0, keepdims=True) + 1e-5)
+                other = (x - mean) / np.sqrt(
+                    np.mean((x - mean) ** 2, axis=0, keepdims=True) + 1e-5
+                )
                 return other.astype(y.dtype), new, cache
 
             return forward
 
         changes = changing(layer, "forward", wrong_axis)
-        yield Fault("forward", "normalized along the wrong axis", model, places, FORWARD, changes)
+        yield Fault(
+            "forward",
+            "normalized along the wrong axis",
+            model,
+            places,
+            FORWARD,
+            changes,
+        )
 
 
 def backward() -> Iterator[Fault]:
@@ -378,10 +401,19 @@ def backward() -> Iterator[Fault]:
         numbers = list(enumerate(_params(layer))) or [(None, "all parameters")]
         for number, name in numbers:
 
-            def plant(what, change, name=name, number=number, layer=layer, head=(model, places)):
+            def plant(
+                what,
+                change,
+                name=name,
+                number=number,
+                layer=layer,
+                head=(model, places),
+            ):
                 changes = both_ways(layer, in_grads(change, number))
                 description = f"the gradient of {name} {what}"
-                return Fault("backward: gradient", description, *head, BACKWARD, changes)
+                return Fault(
+                    "backward: gradient", description, *head, BACKWARD, changes
+                )
 
             for size in SIZES:
                 yield plant(f"times {1 + size:g}", scaled(size))
@@ -414,11 +446,23 @@ def blocks() -> Iterator[Fault]:
 
     around = "around its layers"
     yield Fault(
-        *("blocks", "a Residual without its sum", "CNN", ("8",), (f"forward {around}",)),
+        *(
+            "blocks",
+            "a Residual without its sum",
+            "CNN",
+            ("8",),
+            (f"forward {around}",),
+        ),
         lambda: [(residual, "_add", lambda old: lambda a, b: b)],
     )
     yield Fault(
-        *("blocks", "a Residual without its gradient", "CNN", ("8",), (f"backward {around}",)),
+        *(
+            "blocks",
+            "a Residual without its gradient",
+            "CNN",
+            ("8",),
+            (f"backward {around}",),
+        ),
         lambda: [(residual, "tree_sum", second)],
     )
     yield Fault(
@@ -429,7 +473,9 @@ def blocks() -> Iterator[Fault]:
         yield Fault(
             *("blocks", f"the added term times {1 + size:g}", "CNN", ("8",)),
             (f"forward {around}",),
-            lambda size=size: [(residual, "_add", lambda old: lambda a, b: a + b * (1.0 + size))],
+            lambda size=size: [
+                (residual, "_add", lambda old: lambda a, b: a + b * (1.0 + size))
+            ],
         )
 
         def chain(old, size=size):
@@ -445,7 +491,12 @@ def blocks() -> Iterator[Fault]:
             stale = in_state(lambda old, new: old)
             changes = changing(block, "forward", stale)
             yield Fault(
-                "blocks", "new states are lost", model, places, (f"state {around}",), changes
+                "blocks",
+                "new states are lost",
+                model,
+                places,
+                (f"state {around}",),
+                changes,
             )
     for size in SIZES:
         changes = changing(CNN.layers[8], "predict", in_predict(scaled(size)))
@@ -455,7 +506,12 @@ def blocks() -> Iterator[Fault]:
         )
         changes = changing(TRANSFORMER.layers[2], "predict", in_predict(scaled(size)))
         yield Fault(
-            *("shortcuts", f"predict of a block times {1 + size:g}", "transformer", ("2",)),
+            *(
+                "shortcuts",
+                f"predict of a block times {1 + size:g}",
+                "transformer",
+                ("2",),
+            ),
             *(("predict",), changes),
         )
         for places, layer in (
@@ -464,7 +520,12 @@ def blocks() -> Iterator[Fault]:
         ):
             changes = changing(layer, "predict", in_predict(shifted(size)))
             yield Fault(
-                *("shortcuts", f"predict plus {size:g} of the largest", "LSTM and GRU", places),
+                *(
+                    "shortcuts",
+                    f"predict plus {size:g} of the largest",
+                    "LSTM and GRU",
+                    places,
+                ),
                 *(("predict",), changes),
             )
 
@@ -497,7 +558,10 @@ def states() -> Iterator[Fault]:
             for size in SIZES:
                 yield plant(
                     f"{name} plus {size:g} of the largest",
-                    lambda old, new, k=name, size=size: {**new, k: shifted(size)(new[k])},
+                    lambda old, new, k=name, size=size: {
+                        **new,
+                        k: shifted(size)(new[k]),
+                    },
                 )
             yield plant(
                 f"one {name} is not written",
@@ -549,13 +613,18 @@ def predictions() -> Iterator[Fault]:
         yield Fault("prediction only", what, model, places, parts, changes)
         changes = changing(layer, "forward", moving)
         what = "a prediction changes the state"
-        yield Fault("prediction only", what, model, places, ("state after prediction",), changes)
+        yield Fault(
+            "prediction only", what, model, places, ("state after prediction",), changes
+        )
     for model, places, layer in _layers(only=(nn.BatchNorm,)):
 
         def forgetful(old, layer=layer):
             def forward(self, params, state, x, *, train=False):
                 if not train:
-                    state = {"mean": 0 * state["mean"], "variance": 0 * state["variance"] + 1}
+                    state = {
+                        "mean": 0 * state["mean"],
+                        "variance": 0 * state["variance"] + 1,
+                    }
                 y, new, cache = old(self, params, state, x, train=train)
                 return y, new, cache
 
@@ -588,12 +657,14 @@ def masks() -> Iterator[Fault]:
             return drawn
 
         yield plant(
-            "the mask with rows reversed", bernoulli(lambda old, *a: np.flip(old(*a), axis=0))
+            "the mask with rows reversed",
+            bernoulli(lambda old, *a: np.flip(old(*a), axis=0)),
         )
         yield plant("the mask inverted", bernoulli(lambda old, *a: ~old(*a)))
         yield plant("one element of the mask", bernoulli(one_bit))
         yield plant(
-            "another probability", bernoulli(lambda old, key, p, shape: old(key, 0.9 * p, shape))
+            "another probability",
+            bernoulli(lambda old, key, p, shape: old(key, 0.9 * p, shape)),
         )
         yield plant(
             "always the same mask",
@@ -604,12 +675,17 @@ def masks() -> Iterator[Fault]:
             bernoulli(lambda old, *a: np.broadcast_to(old(*a)[:1], a[-1]).copy()),
         )
         unscaled = in_forward(scaled(-layer.rate), when=bool)
-        yield plant("kept elements are not scaled up", changing(layer, "forward", unscaled))
+        yield plant(
+            "kept elements are not scaled up", changing(layer, "forward", unscaled)
+        )
         nothing = in_forward(lambda y: y * 0 + 1.0, when=bool)
         yield plant("no mask at all", changing(layer, "forward", nothing))
         for what, change in (
             ("the key is not replaced", lambda old, new: old),
-            ("a bit of the new key", lambda old, new: {"key": new["key"] ^ np.uint32(1)}),
+            (
+                "a bit of the new key",
+                lambda old, new: {"key": new["key"] ^ np.uint32(1)},
+            ),
             (
                 "the words of the new key in the wrong order",
                 lambda old, new: {"key": new["key"][::-1]},
@@ -639,15 +715,24 @@ def masks() -> Iterator[Fault]:
 
 def orders() -> Iterator[Fault]:
     """Examples that change on the way to the backend."""
-    shapes = {"MLP": (5,), "CNN": (4, 4, 2), "LSTM and GRU": (5, 3), "transformer": (5,)}
+    shapes = {
+        "MLP": (5,),
+        "CNN": (4, 4, 2),
+        "LSTM and GRU": (5, 3),
+        "transformer": (5,),
+    }
     shapes |= {"embedding": (6,), "graph": (5,)}
     for model in MODELS:
         # labels of words are integers of the same shape as x, and are changed too
-        def is_batch(data, shape=(BATCH, *shapes[model]), words=model in WORDS_AS_INPUT):
+        def is_batch(
+            data, shape=(BATCH, *shapes[model]), words=model in WORDS_AS_INPUT
+        ):
             return data.shape == shape and (data.dtype.kind == "i") == words
 
         def plant(what, make, model=model):
-            return Fault("order of the data", what, model, ("",), ("x", "target"), moves=make)
+            return Fault(
+                "order of the data", what, model, ("",), ("x", "target"), moves=make
+            )
 
         def rows(change, is_batch=is_batch):
             def make():
@@ -685,7 +770,8 @@ def orders() -> Iterator[Fault]:
 
             return asarray
 
-        if model != "graph":  # there some dx has the shape of x and would be replaced too
+        # there some dx has the shape of x and would be replaced too
+        if model != "graph":
             yield plant("the examples of the previous batch", earlier)
 
 
@@ -714,8 +800,17 @@ def precision() -> Iterator[Fault]:
                 *("precision", f"gradients rounded to {name}", model, places),
                 *(BACKWARD, both_ways(layer, makers)),
             )
-    norms = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LogSoftmax, nn.Softplus)
-    for model, places, layer in _layers(only=(*norms, nn.GELU, nn.Mish, nn.Sigmoid, nn.SiLU)):
+    norms = (
+        nn.BatchNorm,
+        nn.LayerNorm,
+        nn.GroupNorm,
+        nn.RMSNorm,
+        nn.LogSoftmax,
+        nn.Softplus,
+    )
+    for model, places, layer in _layers(
+        only=(*norms, nn.GELU, nn.Mish, nn.Sigmoid, nn.SiLU)
+    ):
         for name, change in roundings:
             make = in_forward(change)
             yield Fault(
@@ -776,7 +871,9 @@ def optimizers() -> Iterator[Fault]:
 
             def make(p, new, m, new_moments):
                 return (
-                    change(p, new, m, new_moments) if when(int(m["step"])) else (new, new_moments)
+                    change(p, new, m, new_moments)
+                    if when(int(m["step"]))
+                    else (new, new_moments)
                 )
 
             return after(make)
@@ -786,11 +883,18 @@ def optimizers() -> Iterator[Fault]:
         yield plant("moments are lost", after(lambda p, new, m, new_moments: (new, m)))
         yield plant(
             "the step count does not increase",
-            after(lambda p, new, m, new_moments: (new, {**new_moments, "step": m["step"]})),
+            after(
+                lambda p, new, m, new_moments: (new, {**new_moments, "step": m["step"]})
+            ),
         )
         yield plant(
             "the step count increases by two",
-            after(lambda p, new, m, new_moments: (new, {**new_moments, "step": m["step"] + 2})),
+            after(
+                lambda p, new, m, new_moments: (
+                    new,
+                    {**new_moments, "step": m["step"] + 2},
+                )
+            ),
         )
 
         def last_leaf(change):
@@ -798,21 +902,30 @@ def optimizers() -> Iterator[Fault]:
                 places = count()
                 total = len(leaves(p))
                 return tree_map(
-                    lambda a, b: change(a, b) if next(places) == total - 1 else b, p, new
+                    lambda a, b: change(a, b) if next(places) == total - 1 else b,
+                    p,
+                    new,
                 ), new_moments
 
             return after(make)
 
         yield plant("one parameter is not updated", last_leaf(lambda a, b: a))
-        yield plant("one number of one parameter", last_leaf(lambda a, b: one_element(1e-3)(b)))
-        yield plant("parameters rounded to bfloat16", last_leaf(lambda a, b: bits(8)(b)))
+        yield plant(
+            "one number of one parameter", last_leaf(lambda a, b: one_element(1e-3)(b))
+        )
+        yield plant(
+            "parameters rounded to bfloat16", last_leaf(lambda a, b: bits(8)(b))
+        )
         for name in ("m", "v", "s", "b", "velocity", "first", "second"):
             for size in (1e-4, 0.1):
 
                 def moment(p, new, m, new_moments, name=name, size=size):
                     if name not in new_moments:
                         return new, new_moments
-                    return new, {**new_moments, name: tree_map(scaled(size), new_moments[name])}
+                    return new, {
+                        **new_moments,
+                        name: tree_map(scaled(size), new_moments[name]),
+                    }
 
                 if name in inner.init({"w": np.ones(2, np.float32)}):
                     yield plant(f"{name} times {1 + size:g}", after(moment))
@@ -856,8 +969,16 @@ def losses() -> Iterator[Fault]:
     """The value and the slope of a loss."""
     for model, (_, loss, *_) in MODELS.items():
         for what, part, change in (
-            ("the value times 1.001", "value", lambda v, d: (v * np.asarray(1.001, v.dtype), d)),
-            ("the slope times 1.001", "slope", lambda v, d: (v, tree_map(scaled(1e-3), d))),
+            (
+                "the value times 1.001",
+                "value",
+                lambda v, d: (v * np.asarray(1.001, v.dtype), d),
+            ),
+            (
+                "the slope times 1.001",
+                "slope",
+                lambda v, d: (v, tree_map(scaled(1e-3), d)),
+            ),
             (
                 "the slope of the last row is 0",
                 "slope",
@@ -918,7 +1039,9 @@ def memory() -> Iterator[Fault]:
             changes = [of(layer, "forward", in_forward(change))]
             if type(layer).predict is not nn.Layer.predict:
                 changes.append(of(layer, "predict", in_predict(change)))
-            return Fault("memory not written", what, model, places, FORWARD, lambda: changes)
+            return Fault(
+                "memory not written", what, model, places, FORWARD, lambda: changes
+            )
 
         yield plant("NaN in the last element", filled(np.nan))
         yield plant("infinity in the last element", filled(np.inf))
@@ -959,7 +1082,9 @@ def memory() -> Iterator[Fault]:
 
             return [of(layer, "forward", make)]
 
-        yield Fault("stale", "parameters of the first call", model, places, parts, stale_params)
+        yield Fault(
+            "stale", "parameters of the first call", model, places, parts, stale_params
+        )
 
         def stale_grads(layer=layer):
             last: list = []
@@ -989,19 +1114,30 @@ def elements() -> Iterator[Fault]:
                 if alone:
                     changes.append(of(layer, "predict", in_predict(change)))
                 yield Fault(
-                    *("single elements", f"element {place} of y off by {size:g}", model, places),
+                    *(
+                        "single elements",
+                        f"element {place} of y off by {size:g}",
+                        model,
+                        places,
+                    ),
                     *(FORWARD, lambda changes=changes: changes),
                 )
         if _has_params(layer):
             for size in (1e-4, 1e-2):
                 makers = in_grads(one_element(size, 0), 0)
                 yield Fault(
-                    *("single elements", f"element 0 of a gradient off by {size:g}", model, places),
+                    *(
+                        "single elements",
+                        f"element 0 of a gradient off by {size:g}",
+                        model,
+                        places,
+                    ),
                     *(BACKWARD, both_ways(layer, makers)),
                 )
 
 
-KINDS: dict[str, tuple[Callable[[], Iterator[Fault]], int]] = {  # and how many to sample
+# and how many to sample
+KINDS: dict[str, tuple[Callable[[], Iterator[Fault]], int]] = {
     "forward": (forward, 64),
     "backward": (backward, 64),
     "blocks": (blocks, 40),
@@ -1023,7 +1159,9 @@ def catalogue(share: float = 1.0) -> list[Fault]:
     share: the share of the usual number of faults.
     """
     return [
-        fault for kind, (_, most) in KINDS.items() for fault in sample(kind, round(most * share))
+        fault
+        for kind, (_, most) in KINDS.items()
+        for fault in sample(kind, round(most * share))
     ]
 
 

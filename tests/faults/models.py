@@ -22,7 +22,9 @@ EPOCHS = 2
 
 def _reals(*shape):
     def draw(generator):
-        return generator.standard_normal((EXAMPLES + HELD_OUT, *shape)).astype(np.float32)
+        return generator.standard_normal((EXAMPLES + HELD_OUT, *shape)).astype(
+            np.float32
+        )
 
     return draw
 
@@ -40,7 +42,13 @@ def _both(generator):
 
 
 MLP = nn.Sequential(
-    nn.Dense(7), nn.LayerNorm(), nn.GELU(), nn.Dense(6), nn.Tanh(), nn.Dense(3), nn.LogSoftmax()
+    nn.Dense(7),
+    nn.LayerNorm(),
+    nn.GELU(),
+    nn.Dense(6),
+    nn.Tanh(),
+    nn.Dense(3),
+    nn.LogSoftmax(),
 )
 CNN = nn.Sequential(
     nn.Conv2D(4, 3, padding="same"),
@@ -51,7 +59,9 @@ CNN = nn.Sequential(
     nn.GroupNorm(3),
     nn.MaxPool2D(2),
     nn.Flatten(),
-    nn.Residual(nn.BatchNorm(momentum=0.8), nn.Softplus(), nn.Dense(6), nn.Dropout(0.25)),
+    nn.Residual(
+        nn.BatchNorm(momentum=0.8), nn.Softplus(), nn.Dense(6), nn.Dropout(0.25)
+    ),
     nn.Dense(3),
 )
 RECURRENT = nn.Sequential(
@@ -65,7 +75,12 @@ TRANSFORMER = nn.Sequential(
     nn.Dense(11),
 )
 WORDS = nn.Sequential(
-    nn.Embedding(13, 5), nn.GlobalAveragePool(), nn.BatchNorm(), nn.Dense(4), nn.Mish(), nn.Dense(1)
+    nn.Embedding(13, 5),
+    nn.GlobalAveragePool(),
+    nn.BatchNorm(),
+    nn.Dense(4),
+    nn.Mish(),
+    nn.Dense(1),
 )
 GRAPH = nn.Graph(
     first=(nn.Dense(6), "x"),
@@ -93,15 +108,27 @@ MODELS = {  # model, loss, optimizer, x, target
         *(_reals(5, 3), _reals(2)),
     ),
     "transformer": (
-        *(TRANSFORMER, nn.softmax_cross_entropy, nn.ClipByGlobalNorm(nn.Adam(1e-2), 0.5)),
+        *(
+            TRANSFORMER,
+            nn.softmax_cross_entropy,
+            nn.ClipByGlobalNorm(nn.Adam(1e-2), 0.5),
+        ),
         *(_labels(11, 5), _labels(11, 5)),
     ),
     "embedding": (
         *(WORDS, nn.binary_cross_entropy, nn.NAdam(1e-2)),
-        *(_labels(13, 6), lambda generator: _labels(2, 1)(generator).astype(np.float32)),
+        *(
+            _labels(13, 6),
+            lambda generator: _labels(2, 1)(generator).astype(np.float32),
+        ),
     ),
     "graph": (
-        *(GRAPH, nn.Losses(label=nn.softmax_cross_entropy, box=nn.huber, weights={"box": 2.0})),
+        *(
+            GRAPH,
+            nn.Losses(
+                label=nn.softmax_cross_entropy, box=nn.huber, weights={"box": 2.0}
+            ),
+        ),
         *(nn.Adagrad(5e-2), _reals(5), _both),
     ),
 }
@@ -113,6 +140,11 @@ def workload(name: str, seed: int = SEED) -> Workload:
     model, loss, optimizer, x, target = MODELS[name]
     generator = np.random.default_rng(seed)
     every = Examples(x(generator), target(generator))
-    train, test = every[np.arange(EXAMPLES)], every[np.arange(EXAMPLES, EXAMPLES + HELD_OUT)]
+    train, test = (
+        every[np.arange(EXAMPLES)],
+        every[np.arange(EXAMPLES, EXAMPLES + HELD_OUT)],
+    )
     about = "random numbers"
-    return Workload(name, about, lambda: (train, test), model, loss, None, EPOCHS, optimizer, BATCH)
+    return Workload(
+        name, about, lambda: (train, test), model, loss, None, EPOCHS, optimizer, BATCH
+    )

@@ -49,8 +49,12 @@ def effect(fault: Fault) -> Effect:
     with np.errstate(all="ignore"):
         for inputs, exact, rounding in _truth(fault.model):
             wrong = compute(*backend.asarray(inputs))
-            sizes = {name: _size(wrong[name], exact[name], rounding[name]) for name in exact}
-            predicted = [size for name, size in sizes.items() if name.startswith("predict")]
+            sizes = {
+                name: _size(wrong[name], exact[name], rounding[name]) for name in exact
+            }
+            predicted = [
+                size for name, size in sizes.items() if name.startswith("predict")
+            ]
             largest = max(largest, *sizes.values())
             prediction = max(prediction, *predicted)
     return Effect(largest, prediction)
@@ -133,7 +137,9 @@ def _rounding(single: np.ndarray, exact: np.ndarray) -> float:
     if exact.dtype.kind != "f":
         return 0.0
     error = float(np.max(np.abs(single - exact), initial=0.0))
-    return error + float(np.finfo(np.float32).eps) / 2 * float(np.max(np.abs(exact), initial=0.0))
+    return error + float(np.finfo(np.float32).eps) / 2 * float(
+        np.max(np.abs(exact), initial=0.0)
+    )
 
 
 def _size(wrong: Any, exact: np.ndarray, rounding: float) -> float:

@@ -11,7 +11,8 @@ from .watching import Watch
 
 __all__ = ["Guarded", "guarded", "reads"]
 
-WARN_AFTER = 10  # number of changes after which a warning is issued, if there are few calls
+# number of changes after which a warning is issued, if there are few calls
+WARN_AFTER = 10
 REMEDY = (
     "Give arrays that change as `context` of a Trainer or as arguments, take randomness from a key "
     "in the layer's state, let a weight follow a schedule, or choose "
@@ -37,7 +38,9 @@ def guarded(
     hidden: returns the state of the array library's hidden random generator.
     """
     watch = partial(Watch, function, to_numpy, libraries, hidden)
-    return compiled(function) if watch().is_empty else Guarded(function, compiled, watch)
+    return (
+        compiled(function) if watch().is_empty else Guarded(function, compiled, watch)
+    )
 
 
 class Guarded:
@@ -127,7 +130,10 @@ class _Version:
     run: Callable[..., Any]
 
     def __init__(
-        self, function: Callable[..., Any], watch: "Watch", new_watch: Callable[[], "Watch"]
+        self,
+        function: Callable[..., Any],
+        watch: "Watch",
+        new_watch: Callable[[], "Watch"],
     ) -> None:
         self.function = function
         self.new_watch = new_watch

@@ -21,7 +21,16 @@ __all__ = [
 LIBRARY_PACKAGES = "agnostic_nn", "agnostic_nn_backends"
 # methods that only write: results do not depend on, for example, a list that is only appended to
 WRITE_METHODS = {
-    *("add", "append", "appendleft", "discard", "extend", "extendleft", "insert", "update"),
+    *(
+        "add",
+        "append",
+        "appendleft",
+        "discard",
+        "extend",
+        "extendleft",
+        "insert",
+        "update",
+    ),
     *("write", "writelines"),
 }
 
@@ -40,13 +49,19 @@ def names_of(code: CodeType) -> Names:
     variables: set[str] = set()
     attributes: set[str] = set()
     modules: set[str] = set()
-    instructions = [i for i in dis.get_instructions(code) if i.opname not in _IGNORED_OPCODES]
+    instructions = [
+        i for i in dis.get_instructions(code) if i.opname not in _IGNORED_OPCODES
+    ]
     for position, instruction in enumerate(instructions):
         if instruction.opname == "IMPORT_NAME":
             modules.add(instruction.argval)
-        elif instruction.opname in _ATTRIBUTE_OPCODES and not _is_written(instructions, position):
+        elif instruction.opname in _ATTRIBUTE_OPCODES and not _is_written(
+            instructions, position
+        ):
             attributes.add(instruction.argval)
-        elif instruction.opname in _VARIABLE_OPCODES and not _is_written(instructions, position):
+        elif instruction.opname in _VARIABLE_OPCODES and not _is_written(
+            instructions, position
+        ):
             variables.add(instruction.argval)
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
@@ -62,7 +77,15 @@ _VARIABLE_OPCODES = {
     *("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF"),
     *("LOAD_FROM_DICT_OR_DEREF", "LOAD_FROM_DICT_OR_GLOBALS"),
 }
-_IGNORED_OPCODES = {"CACHE", "EXTENDED_ARG", "NOP", "PUSH_NULL", "PRECALL", "RESUME", "NOT_TAKEN"}
+_IGNORED_OPCODES = {
+    "CACHE",
+    "EXTENDED_ARG",
+    "NOP",
+    "PUSH_NULL",
+    "PRECALL",
+    "RESUME",
+    "NOT_TAKEN",
+}
 
 
 def _is_written(instructions: list[dis.Instruction], position: int) -> bool:

@@ -5,7 +5,15 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any
 
-from .values import EQUAL, MISSING, ArrayContents, formatted, is_read_only, is_same, state_of
+from .values import (
+    EQUAL,
+    MISSING,
+    ArrayContents,
+    formatted,
+    is_read_only,
+    is_same,
+    state_of,
+)
 
 __all__ = ["Snapshot"]
 
@@ -24,11 +32,20 @@ class Snapshot:
 
     def __init__(self, to_numpy: Callable[[Any], Any] | None) -> None:
         self._to_numpy = to_numpy
-        self._env: dict[str, Any] = {"missing": MISSING, "is_": is_same, "all": all, "map": map}
-        self._names: dict[int, str] = {}  # names in the generated code, by the id of the object
-        self._tests: dict[str, None] = {}  # an ordered set of expressions that must be true
-        self._generators: dict[int, tuple[str, Any]] = {}  # path and random generator, by id
-        self.values: dict[str, tuple[str, Any]] = {}  # kind of comparison (see EQUAL), and value
+        self._env: dict[str, Any] = {
+            "missing": MISSING,
+            "is_": is_same,
+            "all": all,
+            "map": map,
+        }
+        # names in the generated code, by the id of the object
+        self._names: dict[int, str] = {}
+        # an ordered set of expressions that must be true
+        self._tests: dict[str, None] = {}
+        # path and random generator, by id
+        self._generators: dict[int, tuple[str, Any]] = {}
+        # kind of comparison (see EQUAL), and value
+        self.values: dict[str, tuple[str, Any]] = {}
 
     def difference(self, old: "Snapshot") -> str | None:
         """Describe the first value that differs from `old`; return None if all are equal."""
@@ -133,7 +150,11 @@ class Snapshot:
         except Exception:  # an array of another library
             return
         data = host.tobytes()
-        self._record(f"the numbers in {path}", "==", ArrayContents((host.dtype, host.shape), data))
+        self._record(
+            f"the numbers in {path}",
+            "==",
+            ArrayContents((host.dtype, host.shape), data),
+        )
         if not is_read_only(host):
             current = self._name(obj)
             if obj is not host:

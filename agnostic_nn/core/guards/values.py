@@ -24,7 +24,17 @@ __all__ = [
     "state_of",
 ]
 
-ATOMS = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
+ATOMS = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(...),
+    type(NotImplemented),
+)
 # stands for a name or attribute that does not exist
 MISSING = type("Missing", (), {"__repr__": lambda _: "missing"})()
 
@@ -66,7 +76,9 @@ def is_frozen_class(kind: type) -> bool:
 
 def formatted(value: Any) -> str:
     """Format a value for an error message: a short repr, or the type of other objects."""
-    if type(value) in (tuple, frozenset) and not all(isinstance(v, ATOMS) for v in value):
+    if type(value) in (tuple, frozenset) and not all(
+        isinstance(v, ATOMS) for v in value
+    ):
         return f"a {type(value).__name__}"
     if not isinstance(value, (*ATOMS, ArrayContents, tuple, frozenset)):
         return f"a {type(value).__name__}"
@@ -138,7 +150,11 @@ def is_generator(obj: Any) -> bool:
     # numpy.random.Generator, and random.Random of the standard library
     is_modern = hasattr(kind, "bit_generator") or hasattr(kind, "getstate")
     # numpy.random.RandomState
-    is_legacy = hasattr(kind, "get_state") and hasattr(kind, "set_state") and hasattr(kind, "seed")
+    is_legacy = (
+        hasattr(kind, "get_state")
+        and hasattr(kind, "set_state")
+        and hasattr(kind, "seed")
+    )
     # torch.Generator
     has_manual_seed = hasattr(kind, "get_state") and hasattr(kind, "manual_seed")
     # numpy.random.BitGenerator

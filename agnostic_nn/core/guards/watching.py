@@ -54,24 +54,65 @@ MAX_ENTRIES = 20_000  # entries of containers, as all are compared before each c
 # methods that this library or an operator calls, although user code does not name them
 IMPLICITLY_CALLED = {
     *("__call__", "forward", "backward", "backward_params", "predict", "update"),
-    *("__getattr__", "__getattribute__", "__getitem__", "__len__", "__iter__", "__contains__"),
-    *("__enter__", "__exit__", "__bool__", "__float__", "__int__", "__index__", "__array__"),
+    *(
+        "__getattr__",
+        "__getattribute__",
+        "__getitem__",
+        "__len__",
+        "__iter__",
+        "__contains__",
+    ),
+    *(
+        "__enter__",
+        "__exit__",
+        "__bool__",
+        "__float__",
+        "__int__",
+        "__index__",
+        "__array__",
+    ),
     *(
         f"__{side}{name}__"
         for name in ("add", "sub", "mul", "truediv", "pow")
         for side in ("", "r")
     ),
     *("averaged", "divisor", "uses_divisor", "with_divisor", "takes_keyword"),
-    *("__neg__", "__abs__", "__eq__", "__lt__", "__gt__", "__le__", "__ge__", "__next__"),
+    *(
+        "__neg__",
+        "__abs__",
+        "__eq__",
+        "__lt__",
+        "__gt__",
+        "__le__",
+        "__ge__",
+        "__next__",
+    ),
 }
-CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}  # run when user code calls a class
+# run when user code calls a class
+CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}
 # functions and methods whose names contain one of these draw from a library's hidden generator
-DRAWING_NAMES = ("bernoulli", "dropout", "exponential_", "multinomial", "normal", "rand", "uniform")
+DRAWING_NAMES = (
+    "bernoulli",
+    "dropout",
+    "exponential_",
+    "multinomial",
+    "normal",
+    "rand",
+    "uniform",
+)
 # code that uses one of these may read any attribute
 DYNAMIC_ACCESS = {"getattr", "vars", "__dict__", "attrgetter", "asdict", "astuple"}
 ITERATORS: tuple[type, ...] = (
     *(type(iter(kind())) for kind in (list, tuple, dict, set, str)),
-    *(type(iter(range(1))), type(reversed([])), GeneratorType, enumerate, filter, map, zip),
+    *(
+        type(iter(range(1))),
+        type(reversed([])),
+        GeneratorType,
+        enumerate,
+        filter,
+        map,
+        zip,
+    ),
 )
 
 
@@ -89,14 +130,18 @@ class Watch(Snapshot):
         self._libraries = libraries
         self._visited: dict[int, tuple[Any, bool]] = {}  # by id: object, `is_internal`
         self._holders: list[_Holder] = []
-        self._attributes: set[str] = set()  # names that any user code reads; "*" for all names
+        # names that any user code reads; "*" for all names
+        self._attributes: set[str] = set()
         self._entry_count = 0
         self._has_user_code = False
         self.refused: str | None = None  # the reason why the function cannot be guarded
-        self.changing: list[Any] = []  # objects of this library that change, such as a Trainer
+        # objects of this library that change, such as a Trainer
+        self.changing: list[Any] = []
         self._walk(function, "", is_internal=True, is_direct=True)
         self._inspect_attributes()
-        drawing = sorted(name for name in self._attributes if any(d in name for d in DRAWING_NAMES))
+        drawing = sorted(
+            name for name in self._attributes if any(d in name for d in DRAWING_NAMES)
+        )
         if hidden is not None and drawing:
             self._generators[id(hidden)] = ", ".join(drawing), HiddenGenerator(hidden)
         self.is_empty: bool = not (
@@ -108,7 +153,9 @@ class Watch(Snapshot):
         """Set the first reason why the function cannot be guarded."""
         self.refused = self.refused or why
 
-    def _expect(self, code: str, value: Any, path: str, *, is_direct: bool = False) -> None:
+    def _expect(
+        self, code: str, value: Any, path: str, *, is_direct: bool = False
+    ) -> None:
         """Test that the expression `code` stays `value`, and search that value too."""
         self._test(f"{code} is {self._name(value)}", path, kind_of(value), value)
         self._walk(value, path, is_direct=is_direct)
@@ -147,11 +194,15 @@ class Watch(Snapshot):
         self._visited[id(obj)] = obj, is_internal
         if isinstance(obj, ModuleType):
             if not is_library(obj.__name__):
-                self._holders.append(_Holder(obj, path, self._is_user_code(obj.__name__)))
+                self._holders.append(
+                    _Holder(obj, path, self._is_user_code(obj.__name__))
+                )
         elif isinstance(obj, FunctionType):
             self._function(obj, path, is_direct)
         elif isinstance(obj, MethodType):
-            self._walk(obj.__self__, path or type(obj.__self__).__name__, is_direct=is_direct)
+            self._walk(
+                obj.__self__, path or type(obj.__self__).__name__, is_direct=is_direct
+            )
             self._walk(obj.__func__, path, is_direct=is_direct)
         elif isinstance(obj, partial):
             self._partial(obj, path, is_internal)
@@ -168,7 +219,9 @@ class Watch(Snapshot):
         elif isinstance(obj, type):
             self._class(obj, path)
         elif isinstance(obj, ContextVar):
-            self._expect(f"{self._name(obj)}.get(missing)", obj.get(MISSING), f"{path}.get()")
+            self._expect(
+                f"{self._name(obj)}.get(missing)", obj.get(MISSING), f"{path}.get()"
+            )
         elif isinstance(obj, ITERATORS) or type(obj).__module__ == "itertools":
             if not is_internal:
                 self._refuse(
@@ -180,9 +233,12 @@ class Watch(Snapshot):
                 self._record_array(obj, path)
         elif is_generator(obj):
             self._generators.setdefault(id(obj), (path or type(obj).__name__, obj))
-        elif isinstance(obj, list | tuple | dict | set | frozenset | deque | bytearray | Mapping):
+        elif isinstance(
+            obj, list | tuple | dict | set | frozenset | deque | bytearray | Mapping
+        ):
             self._container(obj, path, is_internal, is_direct)
-            if hasattr(obj, "__dict__"):  # an instance of a subclass, which may have attributes
+            # an instance of a subclass, which may have attributes
+            if hasattr(obj, "__dict__"):
                 self._object(obj, path)
         elif is_library(type(obj).__module__):
             self._library_object(obj, path)
@@ -205,29 +261,44 @@ class Watch(Snapshot):
         if not is_user_code:
             wrapped = getattr(function, "__wrapped__", None)
             self._walk(wrapped, path, is_direct=is_direct)
-            for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
-                self._walk(cell_contents(cell), path or variable, is_internal=True, is_direct=True)
+            for variable, cell in zip(
+                code.co_freevars, function.__closure__ or (), strict=False
+            ):
+                self._walk(
+                    cell_contents(cell),
+                    path or variable,
+                    is_internal=True,
+                    is_direct=True,
+                )
             for value in function.__defaults__ or ():
                 self._walk(value, path, is_internal=True)
             return
         self._has_user_code = True
         names = names_of(code)
         name = self._name(function)
-        self._test(f"{name}.__code__ is {self._name(code)}", f"the code of {where}", "is", code)
+        self._test(
+            f"{name}.__code__ is {self._name(code)}", f"the code of {where}", "is", code
+        )
         defaults = function.__defaults__
         keywords = function.__kwdefaults__
         test = f"{name}.__defaults__ is {self._name(defaults)}"
         self._test(test, f"the defaults of {where}", kind_of(defaults), defaults)
         arguments = code.co_varnames[: code.co_argcount]
-        for argument, value in zip(reversed(arguments), reversed(defaults or ()), strict=False):
+        for argument, value in zip(
+            reversed(arguments), reversed(defaults or ()), strict=False
+        ):
             self._value(value, f"{argument} (a default of {where})")
         if keywords is not None:
             self._walk(keywords, f"the keyword defaults of {where}")
-        for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
+        for variable, cell in zip(
+            code.co_freevars, function.__closure__ or (), strict=False
+        ):
             if variable in names.variables and variable != "__class__":
                 path = f"{variable} (a closure variable of {where})"
                 self._cell(cell, path)
-        self._globals(function.__globals__, names.variables - {*code.co_freevars}, module)
+        self._globals(
+            function.__globals__, names.variables - {*code.co_freevars}, module
+        )
         self._attributes |= names.attributes
         if DYNAMIC_ACCESS & (names.attributes | names.variables):
             self._attributes.add("*")
@@ -295,7 +366,9 @@ class Watch(Snapshot):
                 if self._is_user_code(base.__module__):
                     self._walk(vars(base)[name], f"{base.__qualname__}.{name}")
 
-    def _container(self, obj: Any, path: str, is_internal: bool, is_direct: bool) -> None:
+    def _container(
+        self, obj: Any, path: str, is_internal: bool, is_direct: bool
+    ) -> None:
         """Record the entries of a container, unless it is internal, and search them."""
         self._entry_count += 0 if is_internal else len(obj)
         if self._entry_count > MAX_ENTRIES:
@@ -330,14 +403,22 @@ class Watch(Snapshot):
             # known only when all names have been collected
             self._holders.append(_Holder(obj, path, False))
             return
-        is_data = is_frozen_class(kind)  # the fields of a frozen dataclass were passed by the user
+        # the fields of a frozen dataclass were passed by the user
+        is_data = is_frozen_class(kind)
         if is_data:
-            values = {f.name: getattr(obj, f.name, None) for f in fields(kind) if f.init}
+            values = {
+                f.name: getattr(obj, f.name, None) for f in fields(kind) if f.init
+            }
         else:
             values = dict(getattr(obj, "__dict__", {}))
         path = path or kind.__name__
         for name, value in values.items():
-            self._walk(value, join_path(path, f".{name}"), is_internal=not is_data, is_direct=True)
+            self._walk(
+                value,
+                join_path(path, f".{name}"),
+                is_internal=not is_data,
+                is_direct=True,
+            )
 
     def _changing(self, obj: Any, path: str) -> None:
         """Record the state of an object of this library that changes, such as a Trainer."""
@@ -352,7 +433,8 @@ class Watch(Snapshot):
         kind = type(obj)
         is_user_code = self._is_user_code(kind.__module__)
         wrapped = None if is_user_code else getattr(obj, "__wrapped__", None)
-        if wrapped is not None and callable(obj):  # such as a function wrapped by `functools.cache`
+        # such as a function wrapped by `functools.cache`
+        if wrapped is not None and callable(obj):
             self._walk(wrapped, path, is_direct=True)
             return
         self._has_user_code |= is_user_code
@@ -410,7 +492,9 @@ class Watch(Snapshot):
             if not is_library(value.__name__):
                 self._walk(value, join_path(holder.path, f".{name}"))
         elif is_generator(getattr(value, "__self__", None)) or is_generator(value):
-            self._walk(getattr(value, "__self__", value), join_path(holder.path, f".{name}"))
+            self._walk(
+                getattr(value, "__self__", value), join_path(holder.path, f".{name}")
+            )
 
     def _class_attribute(self, holder: "_Holder", name: str) -> None:
         """Record and search an attribute of a user-defined class and of its bases."""
@@ -420,7 +504,8 @@ class Watch(Snapshot):
 
     def _record_class_attribute(self, base: type, name: str) -> None:
         value = vars(base)[name]
-        if isinstance(value, MemberDescriptorType | GetSetDescriptorType):  # such as of a slot
+        # such as of a slot
+        if isinstance(value, MemberDescriptorType | GetSetDescriptorType):
             return
         code = f"{self._name(base)}.__dict__.get({name!r}, missing)"
         self._expect(code, value, f"{base.__qualname__}.{name}", is_direct=True)

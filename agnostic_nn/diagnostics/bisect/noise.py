@@ -37,7 +37,18 @@ __all__ = ["exactly", "noting_words", "rounded"]
 
 _ROUNDED = {"add", "divide", "multiply", "reciprocal", "sqrt", "square", "subtract"}
 _FUNCTIONS = {
-    *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cos", "cosh", "ops.erf"),
+    *(
+        "acos",
+        "acosh",
+        "asin",
+        "asinh",
+        "atan",
+        "atan2",
+        "atanh",
+        "cos",
+        "cosh",
+        "ops.erf",
+    ),
     *("exp", "expm1", "hypot", "log", "log10", "log1p", "log2", "logaddexp", "pow"),
     *("remainder", "sin", "sinh", "tan", "tanh"),
 }
@@ -97,7 +108,10 @@ def _distance(values: Any, reference: Any, limit: float) -> float:
 
 
 def _run(
-    handler: Handler, function: Callable[..., Any], trees: tuple[Any, ...], dtype: str = "float64"
+    handler: Handler,
+    function: Callable[..., Any],
+    trees: tuple[Any, ...],
+    dtype: str = "float64",
 ) -> Any:
     def converted(leaf: Any) -> Any:
         leaf = np.asarray(leaf)
@@ -112,7 +126,11 @@ class _Exact(Handler):
     """Runs each function of `ops` as its standard version, in NumPy."""
 
     def call_ops(
-        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         if function is random.words:
             if _drawn:
@@ -123,7 +141,8 @@ class _Exact(Handler):
         return self.call(name, function.dispatch(object), args, kwargs)
 
     def wrap(self, value: Any) -> ObservedArray:
-        return super().wrap(np.asarray(value))  # a scalar of NumPy becomes an array without axes
+        # a scalar of NumPy becomes an array without axes
+        return super().wrap(np.asarray(value))
 
 
 def _draw(key: Any, count: int, stream: int = 0) -> tuple[Any, int, int]:
@@ -142,7 +161,11 @@ class _Noise(_Exact):
         self.epsilon = epsilon
 
     def compute(
-        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         result = function(*args, **kwargs)
         size = _error_size(name, function, args, kwargs, result)
@@ -161,7 +184,11 @@ def _error_size(
     result: Any,
 ) -> Any:
     """Return the largest error of a result, in units of ε; None if it is exact."""
-    if getattr(result, "dtype", None) is None or result.dtype.kind != "f" or not result.size:
+    if (
+        getattr(result, "dtype", None) is None
+        or result.dtype.kind != "f"
+        or not result.size
+    ):
         return None
     if name in _ROUNDED:
         return 0.5 * np.abs(result)

@@ -57,7 +57,17 @@ from ...optimizers import Optimizer
 from ...training import Trainer, make_step
 from ...training.batches import batch_indices, epoch_order
 from .noise import exactly, rounded
-from .stages import REFERENCE, Stage, StageFailed, cast, failing, name_of, read, split_step, write
+from .stages import (
+    REFERENCE,
+    Stage,
+    StageFailed,
+    cast,
+    failing,
+    name_of,
+    read,
+    split_step,
+    write,
+)
 
 __all__ = ["Bisection", "Finding", "StageFailed", "bisect", "replay"]
 
@@ -188,7 +198,9 @@ class Bisection:
         return "\n\n".join(filter(None, parts))
 
     def _repr_html_(self) -> str:
-        parts = [f"<p><strong>{escape(self.verdict)}</strong></p><p>{escape(self.title)}</p>"]
+        parts = [
+            f"<p><strong>{escape(self.verdict)}</strong></p><p>{escape(self.title)}</p>"
+        ]
         if self.first is not None:
             title = self._neighbours_title
             parts.append(html_table(*self._neighbours(), title=title, inline=True))
@@ -220,7 +232,9 @@ class Bisection:
             If the file cannot be written.
         """
         if number is None:
-            different = [i for i, finding in enumerate(self.findings) if not finding.holds]
+            different = [
+                i for i, finding in enumerate(self.findings) if not finding.holds
+            ]
             expect(len(different) > 0, "nothing differs: there is no stage to write")
             number = different[0]
         return write(path, self._stages[number], self._names)
@@ -228,13 +242,17 @@ class Bisection:
     def _describe(self, first: Finding) -> str:
         """Describe the error of a result on each backend where it is wrong."""
         errors: list[str] = []
-        for i, (name, ratio) in enumerate(zip(self.backends, first.ratios, strict=True)):
+        for i, (name, ratio) in enumerate(
+            zip(self.backends, first.ratios, strict=True)
+        ):
             if ratio <= 1.0:
                 continue
             error = first.errors[i]
             if math.isfinite(error):
                 tolerance = first.tolerances[i]
-                errors.append(f"wrong on {name} by {error:.3g} (tolerance {tolerance:.3g})")
+                errors.append(
+                    f"wrong on {name} by {error:.3g} (tolerance {tolerance:.3g})"
+                )
             else:
                 errors.append(self._describe_not_finite(first, i, name))
         return f"{first.part} is {' and '.join(errors)}"
@@ -278,14 +296,18 @@ class Bisection:
         for finding, count in self._rows():
             part = finding.part + (f", worst of {count}" if count > 1 else "")
             numbers: list[float] = [finding.largest]
-            for error, tolerance in zip(finding.errors, finding.tolerances, strict=True):
+            for error, tolerance in zip(
+                finding.errors, finding.tolerances, strict=True
+            ):
                 numbers += [error, tolerance]
             ratios = zip(self.backends, finding.ratios, strict=True)
             wrong = [name for name, ratio in ratios if not ratio <= 1.0]
             if wrong:
                 verdict = f"WRONG on {', '.join(wrong)}"
             else:
-                verdict = f"not judged: {finding.unjudged}" if finding.unjudged else "ok"
+                verdict = (
+                    f"not judged: {finding.unjudged}" if finding.unjudged else "ok"
+                )
             rows.append([finding.path, finding.kind, part, *numbers, verdict])
         return [*columns, "verdict"], rows
 
@@ -377,11 +399,15 @@ def bisect(
         # because it names the layer.
         rows = epoch_order(seed, 0, len(examples))[:size]
         batch = cast(tree_map(lambda leaf: leaf[rows], data), narrow)
-        _judged("", sides, split_step(model, loss, optimizer, first_carry, batch, narrow))
+        _judged(
+            "", sides, split_step(model, loss, optimizer, first_carry, batch, narrow)
+        )
         raise
     carry, batch = cast((carry, batch), narrow)
     first_update = first_carry if taken else None
-    events = split_step(model, loss, optimizer, carry, batch, narrow, first_update, taken)
+    events = split_step(
+        model, loss, optimizer, carry, batch, narrow, first_update, taken
+    )
     title = (
         f"{sides[0]} and {sides[1]}, step {taken + 1} and a prediction after it, seed {seed}, "
         f"a batch of {len(leaves(batch)[0])}"
@@ -395,7 +421,9 @@ def bisect(
     return _judged(title, sides, events, remark)
 
 
-def replay(path: str | os.PathLike[str], *sides: Backend | str, thing: Any = None) -> Bisection:
+def replay(
+    path: str | os.PathLike[str], *sides: Backend | str, thing: Any = None
+) -> Bisection:
     """Run the stage that `Bisection.save` wrote, alone, and judge it again.
 
     sides: the backends to run it on, by default those of the bisection. thing: the layer, loss
@@ -443,9 +471,13 @@ class _Side:
         library, *words = name.split("@")
         settings = {_SETTINGS.get(word): word for word in words}
         is_valid = None not in settings and len(settings) == len(words)
-        expect(is_valid, "expected {} after @, each once at most, got {!r}", _ALLOWED, name)
+        expect(
+            is_valid, "expected {} after @, each once at most, got {!r}", _ALLOWED, name
+        )
         deterministic = True if "deterministic" in settings else None
-        backend = choose(library, precision=settings.get("precision"), deterministic=deterministic)
+        backend = choose(
+            library, precision=settings.get("precision"), deterministic=deterministic
+        )
         side = _Side(backend, settings.get("dtype", "float32"))
         side.context().close()  # raises if the backend has no such dtype
         return side
@@ -483,7 +515,9 @@ class _Side:
                 raise BackendUnavailable(f"{self.backend} has no float64")
         return stack
 
-    def run(self, compiled: Callable[..., Any], inputs: dict[str, Any], again: bool) -> list[Any]:
+    def run(
+        self, compiled: Callable[..., Any], inputs: dict[str, Any], again: bool
+    ) -> list[Any]:
         """Return [compiled(inputs)]; if `again`, also the result after a call with other inputs."""
 
         def result(numbers):
@@ -499,7 +533,12 @@ class _Side:
         return results
 
     def train(
-        self, trainer: Trainer, start: tuple[Any, ...], data: tuple[Any, ...], size: int, steps: int
+        self,
+        trainer: Trainer,
+        start: tuple[Any, ...],
+        data: tuple[Any, ...],
+        size: int,
+        steps: int,
     ) -> tuple[Any, Any, int]:
         """Take `steps` steps; return the carry, the next batch and the number of steps taken.
 
@@ -526,7 +565,9 @@ class _Side:
                         full = np.concatenate([rows[:new], indices[: size - new]])
                         batch = tree_map(lambda leaf: leaf[full], data)  # noqa: B023
                         return self.backend.to_numpy(carry), batch, taken
-                    arguments = (*batch, np.asarray(float(taken))) if takes_step else batch
+                    arguments = (
+                        (*batch, np.asarray(float(taken))) if takes_step else batch
+                    )
                     moved = self.backend.asarray(cast(arguments, self.dtype))
                     after, _, finite = compiled(carry, *moved)
                     if not bool(finite):
@@ -576,7 +617,14 @@ _PARTS = {
 }
 # Parts and stages of which the table shows only the worst result and those that do not agree.
 _GROUPED = {
-    *(_AROUND, _BACK, "update", "moments", "first update", "moments of the first update"),
+    *(
+        _AROUND,
+        _BACK,
+        "update",
+        "moments",
+        "first update",
+        "moments of the first update",
+    ),
     *("the whole step", "the whole prediction"),
 }
 _IN_PREDICTION = {"forward": "prediction", "state": "state after prediction"}
@@ -586,7 +634,10 @@ _EXACT = {"words", "x", "target"}
 
 
 def _judged(
-    title: str, sides: tuple[_Side, ...], events: list[tuple[Stage, Any]], remark: str = ""
+    title: str,
+    sides: tuple[_Side, ...],
+    events: list[tuple[Stage, Any]],
+    remark: str = "",
 ) -> Bisection:
     """Return the findings for `events`: stages with the heads of results, or None for all."""
     judge = _Judge(sides)
@@ -605,7 +656,9 @@ def _judged(
         sentence = f"The reference is not finite either, first in {place}."
         remark = f"{remark} {sentence}" if remark else sentence
     names = tuple(side.name for side in sides)
-    return Bisection(title, tuple(map(str, sides)), tuple(findings), remark, tuple(owners), names)
+    return Bisection(
+        title, tuple(map(str, sides)), tuple(findings), remark, tuple(owners), names
+    )
 
 
 class _Judge:
@@ -613,11 +666,14 @@ class _Judge:
 
     def __init__(self, sides: tuple[_Side, ...]) -> None:
         self.sides = sides
-        self.again = False  # whether each stage, not only the whole, is called repeatedly
+        # whether each stage, not only the whole, is called repeatedly
+        self.again = False
         self.compiled: dict[Any, Callable[..., Any]] = {}
         self.references: dict[Any, Any] = {}
 
-    def judge(self, events: list[tuple[Stage, Any]]) -> tuple[list[Stage], list[Finding]]:
+    def judge(
+        self, events: list[tuple[Stage, Any]]
+    ) -> tuple[list[Stage], list[Finding]]:
         """Return the stage of each finding, and all findings in the order of `events`."""
         done: dict[int, list[tuple[str, Finding]]] = {}
         findings: list[Finding] = []
@@ -643,14 +699,17 @@ class _Judge:
             self.references[id(stage)] = self.reference(stage, samples)
         reference, spreads = self.references[id(stage)]
         whole = stage.kind == "whole" and clean
-        results = [self.results(stage, i, self.again or whole) for i in range(len(self.sides))]
+        results = [
+            self.results(stage, i, self.again or whole) for i in range(len(self.sides))
+        ]
         controls = _Controls(stage)
         findings = list(self.compare(stage, reference, spreads, results, controls))
         if whole and not all(finding.holds for _, finding in findings):
             _, larger = self.reference(stage, samples=32, factor=4.0)
             for dtype, spread in larger.items():
                 spreads[dtype] = {
-                    name: max(size, spreads[dtype][name]) for name, size in spread.items()
+                    name: max(size, spreads[dtype][name])
+                    for name, size in spread.items()
                 }
             findings = list(self.compare(stage, reference, spreads, results, controls))
         yield from findings
@@ -692,7 +751,9 @@ class _Judge:
         if key not in self.compiled:
             # The batch is only moved to the backend and back.
             is_data = stage.kind == "data"
-            self.compiled[key] = stage.function if is_data else side.backend.jit(stage.function)
+            self.compiled[key] = (
+                stage.function if is_data else side.backend.jit(stage.function)
+            )
         with failing(stage.name, str(side)):
             return side.run(self.compiled[key], stage.inputs, again)
 
@@ -707,7 +768,9 @@ class _Judge:
         """Yield a finding for each result of the reference and each shortcut."""
         heads = list(_PARTS[stage.kind])
         names = {name for runs in results for name in runs[0]} | reference.keys()
-        for name in sorted(names, key=lambda name: (heads.index(name.partition(".")[0]), name)):
+        for name in sorted(
+            names, key=lambda name: (heads.index(name.partition(".")[0]), name)
+        ):
             head, _, path = name.partition(".")
             full = name.replace(head, _SHORTCUTS.get(head, head), 1)
             # a side without such a shortcut has the result of the full computation
@@ -787,12 +850,20 @@ def _finding(
     one_run = [_worst_of(reference, runs) for runs in got]
     errors = []
     reasons = []
-    masks = _incomparable(name, reference, one_run, sides, controls) if is_real else [{}] * len(got)
-    for side, values, side_masks, tolerance in zip(sides, one_run, masks, tolerances, strict=True):
+    masks = (
+        _incomparable(name, reference, one_run, sides, controls)
+        if is_real
+        else [{}] * len(got)
+    )
+    for side, values, side_masks, tolerance in zip(
+        sides, one_run, masks, tolerances, strict=True
+    ):
         error = _errors(reference, values)
         for reason, mask in side_masks.items():
             error = np.where(mask, 0.0, error)
-            reasons.append(f"{reason} on {side} in {np.sum(mask)} of {mask.size} elements")
+            reasons.append(
+                f"{reason} on {side} in {np.sum(mask)} of {mask.size} elements"
+            )
         if tolerance > side.limit / FACTOR:
             reasons.append(f"rounding alone takes it past the range of {side.dtype}")
         errors.append(error)
@@ -829,7 +900,9 @@ def _worst_of(reference: np.ndarray, runs: list[np.ndarray]) -> np.ndarray:
     """Return for each element the value that is furthest from the reference."""
     worst = runs[0]
     for run in runs[1:]:
-        worst = np.where(_errors(reference, run) > _errors(reference, worst), run, worst)
+        worst = np.where(
+            _errors(reference, run) > _errors(reference, worst), run, worst
+        )
     return worst
 
 
@@ -854,7 +927,9 @@ def _incomparable(
         same_sign = np.sign(values) == np.sign(reference)
         overflows = lost & (np.abs(reference) > side.limit) & same_sign
         if np.any(lost & ~overflows):
-            same_dtype = [v for s, v in zip(sides, got, strict=True) if s.dtype == side.dtype]
+            same_dtype = [
+                v for s, v in zip(sides, got, strict=True) if s.dtype == side.dtype
+            ]
             on_all = np.all([~np.isfinite(v) for v in same_dtype], axis=0)
             if len(same_dtype) == 1:
                 on_all = ~np.isfinite(controls(side.dtype, name))
@@ -870,7 +945,9 @@ def _incomparable(
 
 def _errors(reference: np.ndarray, got: np.ndarray) -> np.ndarray:
     """Return the absolute error of each element; infinite where only one side is finite."""
-    expect(reference.shape == got.shape, "expected {}, got {}", reference.shape, got.shape)
+    expect(
+        reference.shape == got.shape, "expected {}, got {}", reference.shape, got.shape
+    )
     wide = np.float64 if reference.dtype.kind == "f" else np.int64
     a = reference.astype(wide)
     b = got.astype(wide)

@@ -82,7 +82,9 @@ def failing(name: str, where: str) -> Iterator[None]:
 # shortcuts: also compute `predict` and `backward_params`, where the layer overrides them.
 
 
-def _layer(layer: Layer, train: bool, inputs: dict[str, Any], shortcuts: bool) -> dict[str, Any]:
+def _layer(
+    layer: Layer, train: bool, inputs: dict[str, Any], shortcuts: bool
+) -> dict[str, Any]:
     params = inputs["params"]
     x = inputs["x"]
     y, state, cache = layer.forward(params, inputs["state"], x, train=train)
@@ -91,13 +93,17 @@ def _layer(layer: Layer, train: bool, inputs: dict[str, Any], shortcuts: bool) -
         dx, grads = layer.backward(params, cache, inputs["dy"])
         results |= {"dx": dx, "grads": grads}
         if shortcuts and _overrides(layer, "backward_params"):
-            results["shortcut_grads"] = layer.backward_params(params, cache, inputs["dy"])
+            results["shortcut_grads"] = layer.backward_params(
+                params, cache, inputs["dy"]
+            )
     if shortcuts and not train and _overrides(layer, "predict"):
         results["shortcut_y"] = layer.predict(params, inputs["state"], x)
     return results
 
 
-def _around(block: Any, train: bool, inputs: dict[str, Any], shortcuts: bool) -> dict[str, Any]:
+def _around(
+    block: Any, train: bool, inputs: dict[str, Any], shortcuts: bool
+) -> dict[str, Any]:
     params = inputs["params"]
     x = inputs["x"]
     twin, fixed_layers = _with_fixed_layers(block, inputs)
@@ -106,20 +112,26 @@ def _around(block: Any, train: bool, inputs: dict[str, Any], shortcuts: bool) ->
     results = {"y": y, "state": state, "enters": enters}
     if "dy" in inputs:
         dx, grads = twin.backward(params, cache, inputs["dy"])
-        returns = {name: layer.by_call(layer.dys) for name, layer in fixed_layers.items()}
+        returns = {
+            name: layer.by_call(layer.dys) for name, layer in fixed_layers.items()
+        }
         results |= {"dx": dx, "grads": grads, "returns": returns}
         if shortcuts and _overrides(block, "backward_params"):
             # Fixed layers return each result once, so another pass needs another twin.
             twin, _ = _with_fixed_layers(block, inputs)
             _, _, cache = twin.forward(params, inputs["state"], x, train=train)
-            results["shortcut_grads"] = twin.backward_params(params, cache, inputs["dy"])
+            results["shortcut_grads"] = twin.backward_params(
+                params, cache, inputs["dy"]
+            )
     if shortcuts and not train and _overrides(block, "predict"):
         twin, _ = _with_fixed_layers(block, inputs)
         results["shortcut_y"] = twin.predict(params, inputs["state"], x)
     return results
 
 
-def _with_fixed_layers(block: Any, inputs: dict[str, Any]) -> "tuple[Any, dict[str, _FixedLayer]]":
+def _with_fixed_layers(
+    block: Any, inputs: dict[str, Any]
+) -> "tuple[Any, dict[str, _FixedLayer]]":
     """Return a copy of a block whose layers return fixed results, and those layers by name."""
     fixed_layers: dict[str, _FixedLayer] = {}
 
@@ -135,7 +147,9 @@ def _overrides(layer: Layer, method: str) -> bool:
     return getattr(type(layer), method) is not getattr(Layer, method)
 
 
-def _loss(loss: Loss, train: bool, inputs: dict[str, Any], shortcuts: bool) -> dict[str, Any]:
+def _loss(
+    loss: Loss, train: bool, inputs: dict[str, Any], shortcuts: bool
+) -> dict[str, Any]:
     value, dy = loss(inputs["y"], inputs["target"], **_step_number(inputs))
     return {"value": value, "dy": dy}
 
@@ -148,11 +162,15 @@ def _step_number(inputs: dict[str, Any]) -> dict[str, Any]:
 def _update(
     optimizer: Optimizer, train: bool, inputs: dict[str, Any], shortcuts: bool
 ) -> dict[str, Any]:
-    params, moments = optimizer.update(inputs["params"], inputs["grads"], inputs["moments"])
+    params, moments = optimizer.update(
+        inputs["params"], inputs["grads"], inputs["moments"]
+    )
     return {"params": params, "moments": moments}
 
 
-def _data(thing: Any, train: bool, inputs: dict[str, Any], shortcuts: bool) -> dict[str, Any]:
+def _data(
+    thing: Any, train: bool, inputs: dict[str, Any], shortcuts: bool
+) -> dict[str, Any]:
     return dict(inputs)
 
 
@@ -167,7 +185,10 @@ def _whole(
     results = {"y": y, "state": new_state}
     if train:
         value, dy = loss(y, inputs["target"], **_step_number(inputs))
-        return results | {"value": value, "grads": model.backward_params(params, cache, dy)}
+        return results | {
+            "value": value,
+            "grads": model.backward_params(params, cache, dy),
+        }
     if shortcuts and _overrides(model, "predict"):
         results["shortcut_y"] = model.predict(params, state, x)
     return results
@@ -367,9 +388,13 @@ def split_step(
 
     params, state = exactly(step, carry, *batch, numbered)
     whole = {"params": carry[0], "state": carry[1], **batch_on_host, **numbered}
-    recorder.record(Stage("whole", "", (model, loss), whole), "y", "state", "value", "grads")
+    recorder.record(
+        Stage("whole", "", (model, loss), whole), "y", "state", "value", "grads"
+    )
     after = cast((params, state), dtype)
-    if not all(np.all(np.isfinite(leaf)) for leaf in leaves(after) if leaf.dtype.kind == "f"):
+    if not all(
+        np.all(np.isfinite(leaf)) for leaf in leaves(after) if leaf.dtype.kind == "f"
+    ):
         after = carry[:2]
     events = recorder.events + _prediction(model, loss, after[0], after[1], batch[0])
     unique = list({id(stage): stage for stage, _ in events}.values())
@@ -377,7 +402,8 @@ def split_step(
     for stage in unique:
         if stage.kind == "around":
             stage.inputs["inside"] = {
-                name: tuple(call.result for call in calls) for name, calls in stage.inside.items()
+                name: tuple(call.result for call in calls)
+                for name, calls in stage.inside.items()
             }
         stage.inputs = cast(stage.inputs, dtype)
     return events
@@ -400,7 +426,9 @@ def _prediction(
     """Return the stages of a prediction of x, in the form of `split_step`."""
     recorder = _Recorder(predicts=True)
     observed = recorder.observed(model, "", "")
-    exactly(lambda *args: _host(observed.forward(*args, train=False)[0]), params, state, x)
+    exactly(
+        lambda *args: _host(observed.forward(*args, train=False)[0]), params, state, x
+    )
     inputs = {"params": params, "state": state, "x": x}
     whole = Stage("whole", "", (model, loss), inputs, train=False, predicts=True)
     recorder.record(whole, "y", "state", "shortcut_y")
@@ -418,7 +446,8 @@ class _Recorder:
         self.predicts = predicts
         self.events: list[tuple[Stage, tuple[str, ...]]] = []
         self.in_backward = False
-        self.open: list[Stage] = []  # stages whose forward is running, the innermost last
+        # stages whose forward is running, the innermost last
+        self.open: list[Stage] = []
 
     def record(self, stage: Stage, *heads: str) -> None:
         """Record that the results of `stage` with these heads are computed now."""
@@ -436,7 +465,9 @@ class _Recorder:
         is_block = isinstance(layer, Block)
         stage_kind = "around" if is_block else "layer"
         # Other blocks, such as Sequential, compute nothing themselves.
-        is_stage = not is_block or isinstance(layer, Graph | Parallel | Residual | TransformerBlock)
+        is_stage = not is_block or isinstance(
+            layer, Graph | Parallel | Residual | TransformerBlock
+        )
         # Stages whose backward has not run yet; backward runs in reverse order.
         pending: list[Stage] = []
         # Stages whose forward ran again in the backward pass, as within Recompute. Their backward
@@ -450,7 +481,9 @@ class _Recorder:
             inputs = _host({"params": params, "state": state, "x": x})
             stage = Stage(stage_kind, path, layer, inputs, bool(train), self.predicts)
             if self.in_backward:
-                recomputed.append(next((old for old in pending if _same_call(old, stage)), stage))
+                recomputed.append(
+                    next((old for old in pending if _same_call(old, stage)), stage)
+                )
                 return own_forward(params, state, x, train=train)
             pending.append(stage)
             if self.open:
@@ -558,9 +591,17 @@ def read(path: str | os.PathLike[str], thing: Any = None) -> tuple[Stage, list[s
         raise
     except Exception as error:  # a hostile file may cause any
         reason = " ".join(f"{error}".split()) or type(error).__name__
-        raise ValueError(f"{path} was not written by bisect, or is damaged: {reason}") from error
+        raise ValueError(
+            f"{path} was not written by bisect, or is damaged: {reason}"
+        ) from error
     written_format = description["format"]
-    expect(is_readable, "{} has format {}, this version reads {}", path, written_format, FORMAT)
+    expect(
+        is_readable,
+        "{} has format {}, this version reads {}",
+        path,
+        written_format,
+        FORMAT,
+    )
     if thing is None and stored is None:
         raise ValueError(
             f"{path} is about {description['shown']}, which agnostic_nn does not define: "
@@ -581,7 +622,9 @@ def read(path: str | os.PathLike[str], thing: Any = None) -> tuple[Stage, list[s
 def _arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Return the arrays of an npz file by name: numbers and one text, none of them compressed."""
     status = os.stat(path)
-    expect(stat.S_ISREG(status.st_mode), "expected a file, got {}", kind_of(status.st_mode))
+    expect(
+        stat.S_ISREG(status.st_mode), "expected a file, got {}", kind_of(status.st_mode)
+    )
     arrays: dict[str, np.ndarray] = {}
     with ZipFile(path) as archive:
         members = archive.infolist()
@@ -606,10 +649,21 @@ def _array(name: str, raw: bytes) -> np.ndarray:
     version = np.lib.format.read_magic(file)
     expect(version in _HEADERS, "{!r} has the unknown version {}", name, version)
     shape, fortran, dtype = _HEADERS[version](file)
-    expect(dtype.kind in "biufU" and dtype.itemsize > 0, "{!r} has the dtype {}", name, dtype)
+    expect(
+        dtype.kind in "biufU" and dtype.itemsize > 0,
+        "{!r} has the dtype {}",
+        name,
+        dtype,
+    )
     expected_size = math.prod(shape) * dtype.itemsize
     size = len(raw) - file.tell()
-    expect(size == expected_size, "{!r} has {} bytes, expected {}", name, size, expected_size)
+    expect(
+        size == expected_size,
+        "{!r} has {} bytes, expected {}",
+        name,
+        size,
+        expected_size,
+    )
     order = "F" if fortran else "C"
     return np.ndarray(shape, dtype, raw[file.tell() :], order=order).copy(order)  # type: ignore
 
@@ -623,7 +677,9 @@ _HEADERS = {
 def _description(text: np.ndarray | None) -> dict[str, Any]:
     """Return the description of a stage from its JSON, after checking the type of each entry."""
     text = np.zeros(0) if text is None else text
-    expect(text.shape == () and text.dtype.kind == "U", "it has no description of a stage")
+    expect(
+        text.shape == () and text.dtype.kind == "U", "it has no description of a stage"
+    )
     description = json.loads(str(text))
     expect(isinstance(description, dict), "its description is {!r:.200}", description)
     description = {"draws": [], "predicts": False, "loss": None} | description
@@ -640,7 +696,9 @@ def _description(text: np.ndarray | None) -> dict[str, Any]:
 def _is_pairs(data: Any) -> bool:
     """Return whether `data` is a list of pairs of non-negative integers."""
     return isinstance(data, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair)
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(type(n) is int and n >= 0 for n in pair)
         for pair in data
     )
 
@@ -662,7 +720,10 @@ _THINGS: dict[str, Callable[[Any], bool]] = {
     "start": _is_optimizer,
     "data": lambda thing: isinstance(thing, str),
     "whole": lambda thing: (
-        isinstance(thing, tuple) and len(thing) == 2 and _is_layer(thing[0]) and callable(thing[1])
+        isinstance(thing, tuple)
+        and len(thing) == 2
+        and _is_layer(thing[0])
+        and callable(thing[1])
     ),
 }
 # By the name of an entry of the description, whether its value is valid.
@@ -692,7 +753,9 @@ def _thing_of(description: dict[str, Any], thing: Any) -> Any:
     if kind == "data":
         return description["thing"]
     if kind == "whole":
-        return thing if isinstance(thing, tuple) else (thing, rebuild(description["loss"]))
+        return (
+            thing if isinstance(thing, tuple) else (thing, rebuild(description["loss"]))
+        )
     path = description["path"].partition("#")[0]
     matches: list[Layer] = []
 

@@ -7,4 +7,12 @@ imported only in the latter.
 
 from . import backends, bisect, check, compare, conformance, explain, profile
 
-__all__ = ["backends", "bisect", "check", "compare", "conformance", "explain", "profile"]
+__all__ = [
+    "backends",
+    "bisect",
+    "check",
+    "compare",
+    "conformance",
+    "explain",
+    "profile",
+]

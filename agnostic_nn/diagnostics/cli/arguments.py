@@ -34,7 +34,9 @@ def command(
     about: the line in the list of commands, with which its own help begins; more: the rest of that
     help; run: runs the command and returns the exit status.
     """
-    parser = commands.add_parser(name, help=about, description=f"{about} {more}", epilog=epilog)
+    parser = commands.add_parser(
+        name, help=about, description=f"{about} {more}", epilog=epilog
+    )
     parser.set_defaults(command=run)
     return parser.add_argument
 
@@ -43,21 +45,27 @@ def names(text: str) -> list[str]:
     """Parse names separated by commas, such as "numpy, jax:cpu:0"."""
     parts = [name.strip() for name in text.split(",") if name.strip()]
     if not parts:
-        raise argparse.ArgumentTypeError(f"expected names separated by commas, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected names separated by commas, got {text!r}"
+        )
     return parts
 
 
 def count(text: str) -> int:
     """Parse an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected an integer of at least 1, got {text!r}"
+        )
     return int(text)
 
 
 def seed(text: str) -> int:
     """Parse a seed for random numbers."""
     if not text.isdecimal() or int(text) >= 2**64:
-        raise argparse.ArgumentTypeError(f"expected an integer in [0, 2**64), got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected an integer in [0, 2**64), got {text!r}"
+        )
     return int(text)
 
 

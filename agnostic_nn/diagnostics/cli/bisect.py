@@ -42,11 +42,18 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         help="instead of a workload: your own layer, or a function that returns one",
     )
     add_argument(
-        "--data", type=Path, metavar="FILE", help="data for --model: an npz file with x and target"
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="data for --model: an npz file with x and target",
     )
-    add_argument("--loss", metavar="NAME", help="loss for --model, such as huber(delta=0.5)")
     add_argument(
-        "--optimizer", metavar="NAME", help="optimizer for --model, such as Adam(rate=1e-3)"
+        "--loss", metavar="NAME", help="loss for --model, such as huber(delta=0.5)"
+    )
+    add_argument(
+        "--optimizer",
+        metavar="NAME",
+        help="optimizer for --model, such as Adam(rate=1e-3)",
     )
     add_argument(
         "--batch-size",
@@ -94,12 +101,22 @@ def _bisect(options: argparse.Namespace) -> int:
     if options.replay is None and len(options.backends) not in (1, 2):
         return refuse("bisect", "expected one or two backends, such as numpy jax")
     if options.replay is not None:
-        fixed = ("workload", "data", "loss", "optimizer", "batch_size", "steps", "seed", "output")
+        fixed = (
+            "workload",
+            "data",
+            "loss",
+            "optimizer",
+            "batch_size",
+            "steps",
+            "seed",
+            "output",
+        )
         for name in fixed:
             if getattr(options, name) is not None:
                 option = f"--{name.replace('_', '-')}"
                 return refuse(
-                    "bisect", f"{option} cannot be used with --replay: the file has its own"
+                    "bisect",
+                    f"{option} cannot be used with --replay: the file has its own",
                 )
     output = options.output or Path("bisect.npz")
     if not output.absolute().parent.is_dir():
@@ -107,8 +124,16 @@ def _bisect(options: argparse.Namespace) -> int:
     try:
         result = _replay(options) if options.replay else _search(options)
     except OSError as error:
-        return refuse("bisect", f"{options.replay} cannot be read: {error.strerror or error}")
-    except (BackendUnavailable, CannotCompare, StageFailed, TypeError, ValueError) as error:
+        return refuse(
+            "bisect", f"{options.replay} cannot be read: {error.strerror or error}"
+        )
+    except (
+        BackendUnavailable,
+        CannotCompare,
+        StageFailed,
+        TypeError,
+        ValueError,
+    ) as error:
         return refuse("bisect", error)
     hint = ""
     if result.first is not None and options.replay is None:
@@ -146,11 +171,15 @@ def _search(options: argparse.Namespace) -> Any:
     from ..compare.workloads import CannotCompare, find
 
     names = ("loss", "optimizer", "batch_size")
-    settings = {name: getattr(options, name) for name in names if getattr(options, name)}
+    settings = {
+        name: getattr(options, name) for name in names if getattr(options, name)
+    }
     if options.model and options.data and not options.workload:
         workload = user_workload(options.model, options.data, **settings)
     elif options.model or options.data or settings:
-        raise CannotCompare("--model and --data must be used together, and without --workload")
+        raise CannotCompare(
+            "--model and --data must be used together, and without --workload"
+        )
     else:
         workload = find(options.workload or "digits-mlp")
     train, _ = workload.read()

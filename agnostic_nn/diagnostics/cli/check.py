@@ -77,7 +77,12 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         help="seed for all random numbers (default: %(default)s)",
     )
     for kind in ("json", "markdown"):
-        add_argument(f"--{kind}", type=Path, metavar="FILE", help="also write the results to FILE")
+        add_argument(
+            f"--{kind}",
+            type=Path,
+            metavar="FILE",
+            help="also write the results to FILE",
+        )
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -103,7 +108,9 @@ def _check(options: argparse.Namespace) -> int:
         rows = []
         message = None
         try:
-            rows = [asdict(row) for row in check(layer, shape, draw=draw, **settings).rows]
+            rows = [
+                asdict(row) for row in check(layer, shape, draw=draw, **settings).rows
+            ]
         except CheckFailed as error:
             message = "".join(traceback.format_exception_only(error)).partition(": ")[2]
         except Exception:  # a layer that does not even run may raise any exception
@@ -122,7 +129,8 @@ def _check(options: argparse.Namespace) -> int:
     else:
         parts.append(f"all {len(results)} passed")
     texts = {
-        options.json: json.dumps({"seed": options.seed, "checks": results}, indent=1) + "\n",
+        options.json: json.dumps({"seed": options.seed, "checks": results}, indent=1)
+        + "\n",
         options.markdown: f"{markdown_table(columns, lines)}\n",
     }
     return print_and_write("check", "\n\n".join(parts), texts, 1 if failed else 0)
@@ -134,7 +142,9 @@ def _expect_shape(name: str, layer: Any, shape: Any) -> None:
     try:
         layer.init(random.key(0, xp=xp), shape, xp.float32)
     except ValueError as error:
-        raise _InvalidArguments(f"{name} cannot be checked with --shape {shape}: {error}") from None
+        raise _InvalidArguments(
+            f"{name} cannot be checked with --shape {shape}: {error}"
+        ) from None
 
 
 def _shape(text: str) -> Any:
@@ -183,8 +193,12 @@ def _chosen(requested: list[str], shape: Any) -> list[tuple[Any, ...]]:
             chosen.append((name, example.layer, example_shape, example.draw))
         else:
             near = get_close_matches(name, examples, 1)
-            remedy = f"did you mean {near[0]}?" if near else "a custom one is module:object"
-            raise _InvalidArguments(f"the library has no layer or loss called {name!r}; {remedy}")
+            remedy = (
+                f"did you mean {near[0]}?" if near else "a custom one is module:object"
+            )
+            raise _InvalidArguments(
+                f"the library has no layer or loss called {name!r}; {remedy}"
+            )
     return chosen
 
 
@@ -197,7 +211,9 @@ def _column(row: dict[str, Any]) -> str:
 
 def _table(results: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Return columns and rows: each layer with its worst error by oracle, and the verdict."""
-    columns = list(dict.fromkeys(_column(row) for result in results for row in result["rows"]))
+    columns = list(
+        dict.fromkeys(_column(row) for result in results for row in result["rows"])
+    )
     rows = []
     for result in results:
         by_column: dict[str, list[Any]] = {}

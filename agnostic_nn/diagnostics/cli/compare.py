@@ -66,7 +66,10 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         help="optimizer for --model, such as 'SGD(rate=0.1, momentum=0.9)' (default: Adam)",
     )
     add_argument(
-        "--batch-size", type=count, metavar="N", help="examples per step for --model (default: 32)"
+        "--batch-size",
+        type=count,
+        metavar="N",
+        help="examples per step for --model (default: 32)",
     )
     add_argument(
         "--dtypes",
@@ -134,7 +137,8 @@ def _compare(options: argparse.Namespace) -> int:
 
     if not is_writable(options.output):
         return refuse(
-            "compare", f"--output {options.output} is not a folder that can be written to"
+            "compare",
+            f"--output {options.output} is not a folder that can be written to",
         )
     conflict = _conflict(options)
     if conflict:
@@ -167,19 +171,32 @@ def _conflict(options: argparse.Namespace) -> str | None:
     """Say which options exclude each other, or return None if they are consistent."""
     with_model = ("data", "loss", "optimizer", "batch_size")
     policy = ("precision", "deterministic")
-    train = ("backends", "workload", "model", *with_model, *policy, "dtypes", "epochs", "seed")
+    train = (
+        "backends",
+        "workload",
+        "model",
+        *with_model,
+        *policy,
+        "dtypes",
+        "epochs",
+        "seed",
+    )
     if options.merge:
         return _first_set(options, train, "with --merge: it trains nothing")
     if options.labels:
         return "--labels can only be used with --merge"
     if options.model is None:
-        return _first_set(options, with_model, "without --model: a workload has its own")
+        return _first_set(
+            options, with_model, "without --model: a workload has its own"
+        )
     if options.workload is not None:
         return "--model and --workload cannot be used together"
     return None if options.data is not None else "--model needs --data"
 
 
-def _first_set(options: argparse.Namespace, names: Sequence[str], reason: str) -> str | None:
+def _first_set(
+    options: argparse.Namespace, names: Sequence[str], reason: str
+) -> str | None:
     """Say that the first of the named options that is set cannot be used, and why."""
     for name in names:
         if getattr(options, name) is not None:
@@ -201,7 +218,9 @@ def _trained(options: argparse.Namespace) -> dict[str, Any]:
     if options.model is not None:
         names = ("loss", "optimizer", "batch_size")
         settings = {name: getattr(options, name) for name in names}
-        settings = {name: value for name, value in settings.items() if value is not None}
+        settings = {
+            name: value for name, value in settings.items() if value is not None
+        }
         workload = user_workload(options.model, options.data, **settings)
     return compare(
         workload,

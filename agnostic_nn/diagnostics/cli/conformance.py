@@ -31,7 +31,9 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         help="a backend such as jax:cpu:0; or a module: an adapter, or a namespace of the Array "
         "API standard such as mlx.core; or module:namespace",
     )
-    add_argument("--bare", action="store_true", help="do not use the adapter of the library")
+    add_argument(
+        "--bare", action="store_true", help="do not use the adapter of the library"
+    )
     add_argument(
         "--only",
         default="",
@@ -47,7 +49,12 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "the others still run; a library may take 120 seconds to start (default: %(default)s)",
     )
     for kind in ("json", "markdown"):
-        add_argument(f"--{kind}", type=Path, metavar="FILE", help="also write the results to FILE")
+        add_argument(
+            f"--{kind}",
+            type=Path,
+            metavar="FILE",
+            help="also write the results to FILE",
+        )
 
 
 def _conformance(options: argparse.Namespace) -> int:
@@ -63,9 +70,13 @@ def _conformance(options: argparse.Namespace) -> int:
         return refuse("conformance", error)
     show_status("")
     if not report.findings:
-        return refuse("conformance", f"--only {options.only}: there are {', '.join(SECTIONS)}")
+        return refuse(
+            "conformance", f"--only {options.only}: there are {', '.join(SECTIONS)}"
+        )
     texts = {
         options.json: json.dumps(report.to_json(), indent=1) + "\n",
         options.markdown: report.to_markdown(),
     }
-    return print_and_write("conformance", str(report), texts, 0 if report.conforms else 1)
+    return print_and_write(
+        "conformance", str(report), texts, 0 if report.conforms else 1
+    )

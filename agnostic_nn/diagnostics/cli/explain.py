@@ -47,7 +47,10 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         help="backend, such as jax:cpu:0 (default: $AGNOSTIC_NN_BACKEND, else numpy)",
     )
     add_argument(
-        "--seed", type=seed, metavar="N", help="seed for the weights of the workload (default: 0)"
+        "--seed",
+        type=seed,
+        metavar="N",
+        help="seed for the weights of the workload (default: 0)",
     )
     add_argument(
         "--output",
@@ -64,7 +67,9 @@ def _explain(options: argparse.Namespace) -> int:
     if options.example is not None:
         for name in ("workload", "rows", "seed"):
             if getattr(options, name) is not None:
-                return refuse("explain", f"--{name} cannot be used with --example: it has its own")
+                return refuse(
+                    "explain", f"--{name} cannot be used with --example: it has its own"
+                )
         if options.example not in EXAMPLES:
             available = ", ".join(EXAMPLES)
             message = f"no example is called {options.example!r}; there are {available}"
@@ -77,12 +82,16 @@ def _explain(options: argparse.Namespace) -> int:
         print("\n\n".join(map(str, parts)))
         return 0
     try:
-        return print_and_write("explain", "", {options.output: page(title, about, parts)})
+        return print_and_write(
+            "explain", "", {options.output: page(title, about, parts)}
+        )
     except ImportError as error:
         return refuse("explain", error)
 
 
-def _explained(options: argparse.Namespace, chosen: Backend) -> tuple[str, str, list[Any]]:
+def _explained(
+    options: argparse.Namespace, chosen: Backend
+) -> tuple[str, str, list[Any]]:
     """Return the title of a page, its description and its parts."""
     from ..compare.workloads import find
     from ..explain import explain

@@ -36,7 +36,10 @@ def parser() -> argparse.ArgumentParser:
         description="Neural networks with hand-derived gradients, on any array library.",
     )
     main_parser.add_argument(
-        "--version", action=_Version, nargs=0, help="print the installed version and exit"
+        "--version",
+        action=_Version,
+        nargs=0,
+        help="print the installed version and exit",
     )
     commands = main_parser.add_subparsers(required=True, metavar="command")
     for name in cli.__all__:

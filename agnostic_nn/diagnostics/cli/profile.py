@@ -35,7 +35,10 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         help="number of steps to time (default: %(default)s)",
     )
     add_argument(
-        "--json", type=Path, metavar="FILE", help="also write all times to FILE, in seconds"
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="also write all times to FILE, in seconds",
     )
 
 
@@ -44,7 +47,9 @@ def _profile(options: argparse.Namespace) -> int:
     from ..profile import profile
 
     if options.json is not None and not options.json.absolute().parent.is_dir():
-        return refuse("profile", f"--json {options.json}: {options.json.parent} is not a folder")
+        return refuse(
+            "profile", f"--json {options.json}: {options.json.parent} is not a folder"
+        )
     try:
         chosen = backend(options.backend)
         workload = find(options.workload)
@@ -63,6 +68,8 @@ def _profile(options: argparse.Namespace) -> int:
         try:
             write_text(options.json, json.dumps(data, indent=2) + "\n")
         except OSError as error:
-            return refuse("profile", f"{options.json} cannot be written: {error.strerror}", 1)
+            return refuse(
+                "profile", f"{options.json} cannot be written: {error.strerror}", 1
+            )
         print(f"\nwritten: {options.json}")
     return 0

@@ -142,14 +142,18 @@ def compare(
         host = choose("numpy")
         title = f"{REFERENCE_DTYPE} reference"
         reference = run_reference(task, host, REFERENCE_DTYPE, title, bars)
-        contexts = {dtype: _context(task, reference, chains, dtype) for _, dtype in pairs}
+        contexts = {
+            dtype: _context(task, reference, chains, dtype) for _, dtype in pairs
+        }
         controls = Controls(task, bars, host)
         results = [
             _result(task, backend, contexts[dtype], controls, bars, tuple(sizes))
             for backend, dtype in pairs
         ]
     machine = here["processor"]
-    zero_gradients = {name for each in contexts.values() for name in each.zero_gradients}
+    zero_gradients = {
+        name for each in contexts.values() for name in each.zero_gradients
+    }
     report = {
         "schema": SCHEMA,
         "verdict": overall(results),
@@ -247,7 +251,9 @@ def _all_backends(policy: Policy) -> tuple[list[Backend], list[dict[str, str]]]:
             try:
                 chosen.append(_choose(str(device), policy))
             except BackendUnavailable as error:  # available, but not with this policy
-                left_out.append({"backend": status.name, "reason": _one_line(str(error))})
+                left_out.append(
+                    {"backend": status.name, "reason": _one_line(str(error))}
+                )
     return chosen, left_out
 
 
@@ -268,13 +274,21 @@ def _named(names: Sequence[str | Backend], policy: Policy) -> list[Backend | Mis
         except BackendUnavailable as error:
             statuses = {status.name: status for status in backends()}
             if name.partition(":")[0] not in statuses:
-                here = [str(device) for status in statuses.values() for device in status.devices]
-                raise CannotCompare(f"{error}; these can run here: {', '.join(here)}") from error
+                here = [
+                    str(device)
+                    for status in statuses.values()
+                    for device in status.devices
+                ]
+                raise CannotCompare(
+                    f"{error}; these can run here: {', '.join(here)}"
+                ) from error
             chosen.append(Missing(name, _one_line(str(error))))
     return list(dict.fromkeys(chosen))
 
 
-def _start(workload: Workload, train: Examples, seed: int) -> tuple[Params, State, Moments]:
+def _start(
+    workload: Workload, train: Examples, seed: int
+) -> tuple[Params, State, Moments]:
     xp = namespace(np.zeros(()))
     shape = _shape(train)
     params, state, _ = workload.model.init(random.key(seed, xp=xp), shape, xp.float32)
@@ -287,8 +301,17 @@ def _shape(examples: Examples) -> Any:
 
 
 def _arrays(train: Examples, test: Examples) -> dict[str, np.ndarray]:
-    named = {"x": train.x, "target": train.target, "x_test": test.x, "target_test": test.target}
-    return {path: leaf for name, tree in named.items() for path, leaf in named_leaves(tree, name)}
+    named = {
+        "x": train.x,
+        "target": train.target,
+        "x_test": test.x,
+        "target_test": test.target,
+    }
+    return {
+        path: leaf
+        for name, tree in named.items()
+        for path, leaf in named_leaves(tree, name)
+    }
 
 
 def _context(task: Task, reference: Run, chains: Chains, dtype: str) -> Context:
@@ -316,12 +339,16 @@ def _reference_agrees(
     It matters if a training leaves its tolerance as a whole, because trainings are compared with
     NumPy's. Probes are compared with the formulas.
     """
-    findings = [each for r in results for each in (*r["differences"], *r["not_checked"])]
+    findings = [
+        each for r in results for each in (*r["differences"], *r["not_checked"])
+    ]
     if all(each["quantity"] not in TRAINED for each in findings):
         return None
     context = contexts.get(REFERENCE_DTYPE)
     context = context or _context(task, reference, task.chains(), REFERENCE_DTYPE)
-    parts = {part: host.jit(function) for part, function in functions(task.workload).items()}
+    parts = {
+        part: host.jit(function) for part, function in functions(task.workload).items()
+    }
     with np.errstate(all="ignore"):
         return probes_agree(probe(host, parts, context.references), context)
 
@@ -339,7 +366,9 @@ def overall(results: list[dict[str, Any]]) -> dict[str, Any]:
 def _loss_name(loss: Any) -> str:
     """Return the loss and its options as Python code."""
     if isinstance(loss, partial):
-        options = ", ".join(f"{name}={value!r}" for name, value in loss.keywords.items())
+        options = ", ".join(
+            f"{name}={value!r}" for name, value in loss.keywords.items()
+        )
         return f"{_loss_name(loss.func)}({options})"
     return getattr(loss, "__name__", repr(loss))
 
@@ -358,7 +387,9 @@ def _layer_roundings(chains: Chains) -> Iterator[dict[str, Any]]:
 def _layer_costs(task: Task, dtype: str) -> list[dict[str, Any]]:
     """Return the memory and the operations of each layer in a training step."""
     costs = _summary(task, dtype)
-    return [asdict(row) | {"shape": str(row.shape)} for row in costs.rows] if costs else []
+    return (
+        [asdict(row) | {"shape": str(row.shape)} for row in costs.rows] if costs else []
+    )
 
 
 def _summary(task: Task, dtype: str) -> Summary | None:
@@ -366,7 +397,9 @@ def _summary(task: Task, dtype: str) -> Summary | None:
     params, state, _ = cast(task.start, dtype)
     shape = _shape(task.train)
     try:
-        return summarize(task.workload.model, params, state, shape, dtype, task.workload.batch_size)
+        return summarize(
+            task.workload.model, params, state, shape, dtype, task.workload.batch_size
+        )
     except Exception:
         return None
 
@@ -396,7 +429,9 @@ def _result(
         entry |= _speed(task, trained) | {"memory": _memory(task, dtype, trained)}
         if dtype == "float32":
             entry |= _precision(backend)  # last, because it takes memory too
-        return _with_precision_issue(entry | _judged(task, backend, trained, context, controls))
+        return _with_precision_issue(
+            entry | _judged(task, backend, trained, context, controls)
+        )
     except Exception as error:  # one backend that fails must not stop the others
         return entry | {"error": _one_line(f"{type(error).__name__}: {error}")}
 
@@ -454,7 +489,9 @@ def _precision(backend: Backend) -> dict[str, Any]:
         measured = policies.probe(backend)
     except Exception as error:  # the training's results remain valid
         reason = _one_line(f"{type(error).__name__}: {error}")
-        return {"precision_issue": f"{backend.precision}, but it cannot be measured: {reason}"}
+        return {
+            "precision_issue": f"{backend.precision}, but it cannot be measured: {reason}"
+        }
     less = policies.reduced_formats(measured) if backend.precision == "strict" else ""
     issue = f"strict, but multiplies in {less}" if less else None
     return {"measured_precision": measured, "precision_issue": issue}
@@ -505,7 +542,9 @@ def _judged(
     dtype = context.dtype
     last = len(trained.losses)
     exact_start = trained.start == sha256(cast(task.start[0], dtype))
-    judgement = judge(trained, context, exact_start, backend, lambda: controls.of(context, backend))
+    judgement = judge(
+        trained, context, exact_start, backend, lambda: controls.of(context, backend)
+    )
     deviations: dict[str, Any] = dict(judgement.deviations)
     # These two groups have a single entry, without a name.
     deviations |= {part: deviations[part].get("") for part in ("losses", "loss")}
@@ -546,7 +585,9 @@ def _verdict(judgement: Judgement, last: int) -> str:
         return f"differs by more than rounding {since}, first in {first['description']}"
     if not judgement.not_checked:
         return f"agrees over {last:,} steps"
-    loss_steps = [each["step"] for each in judgement.not_checked if each["quantity"] == "losses"]
+    loss_steps = [
+        each["step"] for each in judgement.not_checked if each["quantity"] == "losses"
+    ]
     if not loss_steps:
         return "agrees wherever it can be checked"
     if loss_steps[0] == 1:
@@ -554,11 +595,15 @@ def _verdict(judgement: Judgement, last: int) -> str:
     return f"agrees up to step {loss_steps[0] - 1:,}; cannot be checked beyond that"
 
 
-def _command(task: Task, backend: Backend, judgement: Judgement, dtype: str) -> str | None:
+def _command(
+    task: Task, backend: Backend, judgement: Judgement, dtype: str
+) -> str | None:
     """Return the `bisect` command for the step in question; None if there is none."""
     options = task.workload.options
     steps = [each["step"] for each in judgement.differences]
-    steps = steps or [e["step"] for e in judgement.not_checked if e["quantity"] == "losses"]
+    steps = steps or [
+        e["step"] for e in judgement.not_checked if e["quantity"] == "losses"
+    ]
     if not options or not steps:
         return None
     steps_before = max(1, steps[0]) - 1

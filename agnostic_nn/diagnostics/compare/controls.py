@@ -40,7 +40,8 @@ class Controls:
     progress: Progress
     host: Backend  # NumPy
     _numpy_runs: dict[str, Run] = field(default_factory=dict)  # by dtype
-    _perturbed_drifts: dict[str, Drift] = field(default_factory=dict)  # of the reference, by dtype
+    # of the reference, by dtype
+    _perturbed_drifts: dict[str, Drift] = field(default_factory=dict)
     _numpy_drifts: dict[str, Drift | None] = field(default_factory=dict)  # by name
 
     def keep(self, backend: Backend, dtype: str, result: Run) -> None:
@@ -53,9 +54,14 @@ class Controls:
         dtype = context.dtype
         if dtype not in self._perturbed_drifts:
             self._perturbed_drifts[dtype] = context.drift(self._perturbed(context))
-        drifts = {f"the float64 reference with rounding of {dtype}": self._perturbed_drifts[dtype]}
+        drifts = {
+            f"the float64 reference with rounding of {dtype}": self._perturbed_drifts[
+                dtype
+            ]
+        }
 
-        is_numpy = backend.adapter is self.host.adapter  # a run cannot be its own control
+        # a run cannot be its own control
+        is_numpy = backend.adapter is self.host.adapter
         name = f"NumPy in {dtype}" + (" from a perturbed start" if is_numpy else "")
         if name not in self._numpy_drifts:
             result = None if is_numpy else self._numpy_runs.get(dtype)
@@ -71,9 +77,13 @@ class Controls:
         if perturbed:
             params, *rest = cast(task.start, context.dtype)
             draw = np.random.default_rng(task.seed)
-            task = replace(task, start=(tree_map(partial(_nudged, draw), params), *rest))
+            task = replace(
+                task, start=(tree_map(partial(_nudged, draw), params), *rest)
+            )
         title = f"control: numpy {context.dtype}"
-        return run(task, self.host, context.dtype, title, self.progress, (), context.references)
+        return run(
+            task, self.host, context.dtype, title, self.progress, (), context.references
+        )
 
     def _perturbed(self, context: Context) -> Run:
         """Train the float64 reference with random errors as large as rounding in the dtype."""
@@ -90,15 +100,22 @@ class Controls:
             return tree_map(lambda leaf: _blurred(leaf, context.epsilon, draw), tree)
 
         losses: list[float] = []
-        self.progress.begin(f"control: {wide} with rounding of {context.dtype}", task.steps)
+        self.progress.begin(
+            f"control: {wide} with rounding of {context.dtype}", task.steps
+        )
         with np.errstate(all="ignore"):
             # The step is split in two, so that errors can be added to the gradients in between.
             return_gradients = _return_gradients(optimizer)
-            gradients = host.jit(numbered_step(model, loss, return_gradients, keep_finite=False))
+            gradients = host.jit(
+                numbered_step(model, loss, return_gradients, keep_finite=False)
+            )
             update = host.jit(partial(_update, optimizer))
             divisor_before = np.ones(())
             params, state, moments = (
-                tree_map(lambda leaf: leaf.astype(wide) if leaf.dtype.kind == "f" else leaf, tree)
+                tree_map(
+                    lambda leaf: leaf.astype(wide) if leaf.dtype.kind == "f" else leaf,
+                    tree,
+                )
                 for tree in task.start
             )
             params = blurred(params)
@@ -108,10 +125,16 @@ class Controls:
                 )
                 losses.append(float(value))
                 self.progress.advance(len(losses), losses[-1])
-                if not bool(finite) or not all(np.isfinite(g).all() for g in leaves(grads)):
+                if not bool(finite) or not all(
+                    np.isfinite(g).all() for g in leaves(grads)
+                ):
                     continue
-                several = isinstance(divisor, tuple)  # one tree of gradients for each divisor
-                trees = [_rounded(tree, noise, draw) for tree in (grads if several else [grads])]
+                # one tree of gradients for each divisor
+                several = isinstance(divisor, tuple)
+                trees = [
+                    _rounded(tree, noise, draw)
+                    for tree in (grads if several else [grads])
+                ]
                 grads = tuple(trees) if several else trees[0]
                 params, moments = update(params, grads, moments, divisor)
                 params = blurred(params)
@@ -150,7 +173,9 @@ def _return_gradients(optimizer: Any) -> ReturnGradients:
     return ReturnGradients()
 
 
-def _update(optimizer: Any, params: Any, grads: Any, moments: Any, divisor: Any) -> tuple[Any, ...]:
+def _update(
+    optimizer: Any, params: Any, grads: Any, moments: Any, divisor: Any
+) -> tuple[Any, ...]:
     """Take one step along gradients from `_ReturnGradientsAndDivisor`, with their divisor."""
     if isinstance(divisor, tuple):
         several = [None if isinstance(each, tuple) else each for each in divisor]
@@ -186,8 +211,13 @@ def gradient_noise(context: Context) -> dict[str, Noise]:
             is_zero = path in context.zero_gradients
             scale = top if is_zero else largest(reference.results[name])
             is_measured = scale and math.isfinite(spread)
-            sizes.setdefault(path, []).append(spread / scale if is_measured else context.epsilon)
-    return {path: Noise(min(each), path in context.zero_gradients) for path, each in sizes.items()}
+            sizes.setdefault(path, []).append(
+                spread / scale if is_measured else context.epsilon
+            )
+    return {
+        path: Noise(min(each), path in context.zero_gradients)
+        for path, each in sizes.items()
+    }
 
 
 def _rounded(grads: Any, noise: dict[str, Noise], draw: np.random.Generator) -> Any:

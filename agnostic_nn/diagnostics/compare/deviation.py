@@ -60,7 +60,9 @@ def loss_deviations(
     """
     with np.errstate(all="ignore"):
         gaps = np.abs(np.subtract(losses, reference, dtype=np.float64))
-        return np.where(gaps == 0.0, 0.0, gaps / np.asarray(scales, np.float64)).tolist()
+        return np.where(
+            gaps == 0.0, 0.0, gaps / np.asarray(scales, np.float64)
+        ).tolist()
 
 
 def tolerance(epsilon: float, chain: int) -> float:

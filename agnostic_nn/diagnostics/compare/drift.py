@@ -29,7 +29,9 @@ class Drift:
     entries: dict[str, dict[str, Entry]]
 
 
-def drift(run: Run, reference: Run, dtype: str, chains: Chains, zero_gradients: set[str]) -> Drift:
+def drift(
+    run: Run, reference: Run, dtype: str, chains: Chains, zero_gradients: set[str]
+) -> Drift:
     """Return the deviations of `run`, which computed in `dtype`, from the reference."""
     epsilon = float(np.finfo(dtype).eps)
     last = len(reference.losses)
@@ -87,7 +89,12 @@ def _worst_loss(
 
 
 def entry_of(
-    ours: Any, theirs: Any, dtype: str, limit: float | None, step: int, scale: float = 0.0
+    ours: Any,
+    theirs: Any,
+    dtype: str,
+    limit: float | None,
+    step: int,
+    scale: float = 0.0,
 ) -> Entry:
     """Return deviation, tolerance and step of an array; integers have to be equal.
 
@@ -105,7 +112,9 @@ def entry_of(
 def is_far(entry: Entry) -> bool:
     """Return whether an entry exceeds its tolerance; NaN does."""
     # "not within" instead of "beyond", because comparisons with NaN are false
-    return entry["tolerance"] is not None and not entry["relative"] <= entry["tolerance"]
+    return (
+        entry["tolerance"] is not None and not entry["relative"] <= entry["tolerance"]
+    )
 
 
 def largest(array: Any) -> float:
@@ -122,4 +131,7 @@ def state_scale(named: Named, path: str, prefix: str = "") -> float:
     All arrays of a layer's state share this scale, because a running mean may be close to 0.
     """
     start = f"{prefix}{path}." if path else prefix
-    return max((largest(leaf) for name, leaf in named.items() if name.startswith(start)), default=0)
+    return max(
+        (largest(leaf) for name, leaf in named.items() if name.startswith(start)),
+        default=0,
+    )

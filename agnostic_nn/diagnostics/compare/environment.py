@@ -82,8 +82,13 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "usable_cores": len(affinity(0)) if affinity else os.cpu_count(),
         "blas": _blas(),
-        "versions": {"python": platform.python_version(), **{n: _version(n) for n in PACKAGES}},
-        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "versions": {
+            "python": platform.python_version(),
+            **{n: _version(n) for n in PACKAGES},
+        },
+        "variables": {
+            name: os.environ[name] for name in VARIABLES if name in os.environ
+        },
     }
 
 

@@ -44,7 +44,9 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} has schema {schema}, and only reports of schema {SCHEMA} can be merged: "
             "create it again with this version"
         )
-    missing = [part for part in REQUIRED if not isinstance(report.get(part), dict | list | str)]
+    missing = [
+        part for part in REQUIRED if not isinstance(report.get(part), dict | list | str)
+    ]
     if missing:
         raise CannotCompare(
             f"{path} is not a report.json of `agnostic-nn compare`, or is damaged: it has no "
@@ -78,16 +80,26 @@ def merge(paths: Sequence[Path], labels: Sequence[str] | None = None) -> dict[st
     merged = first | {"results": [], "left_out": [], "machines": []}
     for report, new in zip(reports, new_labels, strict=True):
         for part in ("results", "left_out"):
-            merged[part] += [each | {"machine": new[each["machine"]]} for each in report[part]]
-        merged["machines"] += [m | {"label": new[m["label"]]} for m in report["machines"]]
+            merged[part] += [
+                each | {"machine": new[each["machine"]]} for each in report[part]
+            ]
+        merged["machines"] += [
+            m | {"label": new[m["label"]]} for m in report["machines"]
+        ]
     tolerances = [report["tolerance"] for report in reports]
-    epsilon = {dtype: value for each in tolerances for dtype, value in each["epsilon"].items()}
-    zero_gradients = sorted({name for each in tolerances for name in each["zero_gradients"]})
+    epsilon = {
+        dtype: value for each in tolerances for dtype, value in each["epsilon"].items()
+    }
+    zero_gradients = sorted(
+        {name for each in tolerances for name in each["zero_gradients"]}
+    )
     merged["tolerance"] = first["tolerance"] | {
         "epsilon": epsilon,
         "zero_gradients": zero_gradients,
     }
-    merged["layer_costs"] = next((r["layer_costs"] for r in reports if r["layer_costs"]), [])
+    merged["layer_costs"] = next(
+        (r["layer_costs"] for r in reports if r["layer_costs"]), []
+    )
     merged["verdict"] = overall(merged["results"])
     merged["differences"] = [*_settings(merged), *_runs(merged)]
     return Comparison(merged)
@@ -100,20 +112,24 @@ def _differences(report: dict[str, Any], other: dict[str, Any]) -> Iterator[str]
     """Yield each difference that forbids merging two reports, with both values."""
     for key in dict.fromkeys([*report["workload"], *other["workload"]]):
         values = [each["workload"].get(key) for each in (report, other)]
-        if values[0] != values[1] and key != "about":  # the description may contain file names
+        # the description may contain file names
+        if values[0] != values[1] and key != "about":
             yield f"{key.replace('_', ' ')} ({' and '.join(map(_short, values))})"
     hashes = [each["start_sha256"] for each in (report, other)]
     if hashes[0] != hashes[1]:
         yield f"starting parameters (SHA-256 {' and '.join(h[:12] for h in hashes)})"
     counts = [
-        [each["tolerance"][key] for key in ("step_roundings", "layers")] for each in (report, other)
+        [each["tolerance"][key] for key in ("step_roundings", "layers")]
+        for each in (report, other)
     ]
     if counts[0] != counts[1]:
         yield f"counted roundings ({counts[0][0]:,} and {counts[1][0]:,} per step)"
     yield from _reference_differences(report, other)
 
 
-def _reference_differences(report: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
+def _reference_differences(
+    report: dict[str, Any], other: dict[str, Any]
+) -> Iterator[str]:
     """Yield the first step at which the losses of both references differ, if there is one."""
     losses = [np.asarray(r["reference"]["losses"], np.float64) for r in (report, other)]
     if losses[0].shape != losses[1].shape:
@@ -121,7 +137,9 @@ def _reference_differences(report: dict[str, Any], other: dict[str, Any]) -> Ite
     epsilon = float(np.finfo(report["reference"]["dtype"]).eps)
     chain = report["tolerance"]["step_roundings"]
     scale = float(np.max(np.abs(losses[0]), initial=0.0))
-    for step, (a, b) in enumerate(zip(*(each.tolist() for each in losses), strict=True), 1):
+    for step, (a, b) in enumerate(
+        zip(*(each.tolist() for each in losses), strict=True), 1
+    ):
         # Twice the tolerance, because both values are rounded.
         near = abs(a - b) <= 2.0 * tolerance(epsilon, chain * step) * scale
         if not near and not (math.isnan(a) and math.isnan(b)):
@@ -139,7 +157,9 @@ def _new_labels(
 ) -> list[dict[str, str]]:
     """Return, for each report, the new label of each of its machines."""
     if labels is not None and len(labels) != len(reports):
-        raise CannotCompare(f"expected {len(reports)} labels, one per report, got {len(labels)}")
+        raise CannotCompare(
+            f"expected {len(reports)} labels, one per report, got {len(labels)}"
+        )
     if labels is not None and len(set(labels)) != len(labels):
         raise CannotCompare(f"expected different labels, got {', '.join(labels)}")
     old = [[m["label"] for m in report["machines"]] for report in reports]
@@ -170,7 +190,9 @@ def _file_names(paths: Sequence[Path]) -> list[str]:
 
 def _settings(report: dict[str, Any]) -> Iterator[str]:
     """Yield a sentence for each setting that is not the same everywhere."""
-    environments = {m["label"]: dict(flat(m["environment"])) for m in report["machines"]}
+    environments = {
+        m["label"]: dict(flat(m["environment"])) for m in report["machines"]
+    }
     for key in dict.fromkeys(key for each in environments.values() for key in each):
         if key != "date":
             values = {label: each.get(key) for label, each in environments.items()}
@@ -181,14 +203,21 @@ def _settings(report: dict[str, Any]) -> Iterator[str]:
             runs.setdefault(f"{key} of {_name(r)}", {})[r["machine"]] = r[key]
         measured = r["measured_precision"]
         if measured is not None:
-            formats = [f"{product_formats(products)} {how}" for how, products in measured.items()]
-            runs.setdefault(f"products of {_name(r)}", {})[r["machine"]] = ", ".join(formats)
+            formats = [
+                f"{product_formats(products)} {how}"
+                for how, products in measured.items()
+            ]
+            runs.setdefault(f"products of {_name(r)}", {})[r["machine"]] = ", ".join(
+                formats
+            )
     for key, values in runs.items():
         yield from _setting(key, values)
     with_float64 = _runs_with_float64(report, True)
     without_float64 = _runs_with_float64(report, False)
     if with_float64 and without_float64:
-        yield (f"float64 is available in {_and(with_float64)}, but not in {_and(without_float64)}.")
+        yield (
+            f"float64 is available in {_and(with_float64)}, but not in {_and(without_float64)}."
+        )
 
 
 def _runs_with_float64(report: dict[str, Any], available: bool) -> list[str]:
@@ -203,7 +232,9 @@ def _setting(key: str, values: dict[str, Any]) -> Iterator[str]:
     """Yield a sentence on the values of a setting by machine, if they are not all the same."""
     machines: dict[str, list[str]] = {}
     for label, value in values.items():
-        machines.setdefault("not set" if value is None else str(value), []).append(label)
+        machines.setdefault("not set" if value is None else str(value), []).append(
+            label
+        )
     if len(machines) > 1:
         yield f"{key}: {', '.join(f'{value} ({_and(on)})' for value, on in machines.items())}."
 

@@ -24,7 +24,8 @@ __all__ = ["Comparison", "page"]
 MARKS = "osD^vPX*"
 Runs = list[tuple[int, str, dict[str, Any]]]  # number, name and result of each
 
-MAX_POINTS = 150  # of the line of a loss; longer ones are averaged, because single steps are noisy
+# of the line of a loss; longer ones are averaged, because single steps are noisy
+MAX_POINTS = 150
 WIDTH = 5.0  # inches: several plots fit next to each other on a desktop, one on a phone
 HEIGHT = 3.0
 
@@ -93,13 +94,21 @@ def _trimmed(
         hardware = {row[columns.index("hardware")] for row in rows[:runs]} - {None}
         dropped |= {"hardware"} if len(hardware) < 2 else set()
     remaining = [i for i, column in enumerate(columns) if column not in dropped]
-    return title, [columns[i] for i in remaining], [[row[i] for i in remaining] for row in rows]
+    return (
+        title,
+        [columns[i] for i in remaining],
+        [[row[i] for i in remaining] for row in rows],
+    )
 
 
 def _css_class(result: dict[str, Any]) -> str:
     if result["status"] in ("failed", "differs"):
         return "bad"
-    return "doubt" if result["status"] == "not checked" or result["precision_issue"] else "good"
+    return (
+        "doubt"
+        if result["status"] == "not checked" or result["precision_issue"]
+        else "good"
+    )
 
 
 # --- plots ------------------------------------------------------------------------------
@@ -116,7 +125,13 @@ def _plot_losses(report: dict[str, Any], runs: Runs) -> Any:
         values = _means(_numbers(r["losses"]), size)
         axes.plot(steps[::size], values, color=colour(i), lw=width, label=name)
     values = _means(_numbers(reference["losses"]), size)
-    axes.plot(steps[::size], values, color=INK, lw=0.8, label=f"{reference['dtype']} reference")
+    axes.plot(
+        steps[::size],
+        values,
+        color=INK,
+        lw=0.8,
+        label=f"{reference['dtype']} reference",
+    )
     _title(axes, "Loss" if size == 1 else f"Loss, averaged over {size} steps")
     axes.set(xlabel="step")
     _log_scale_if_wide(axes, [value for value in values if value > 0])
@@ -136,7 +151,9 @@ def _plot_loss_deviations(report: dict[str, Any], runs: Runs) -> Any:
         chain = report["tolerance"]["step_roundings"]
         allowed = [4.0 * epsilon * (chain * t) ** 0.5 for t in steps]
         style = ("--", ":")[k % 2]
-        axes.plot(steps, allowed, color=INK, lw=1.2, ls=style, label=f"tolerance, {dtype}")
+        axes.plot(
+            steps, allowed, color=INK, lw=1.2, ls=style, label=f"tolerance, {dtype}"
+        )
     _title(axes, "Deviation of the loss from the reference")
     axes.set(xlabel="step", yscale="log")
     _legend(axes)
@@ -169,7 +186,9 @@ def _plot_deviations(group: str, title: str) -> Callable[..., Any]:
         _title(axes, title)
         axes.set(xscale="log", ylim=(0.4, len(places) + 0.6))
         low, high = axes.get_xlim()
-        axes.set_xlim(10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high)))
+        axes.set_xlim(
+            10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
+        )
         axes.minorticks_off()
         axes.set_yticks(heights, places)
         _legend(axes)
@@ -207,7 +226,9 @@ def _plot_batch_timings(report: dict[str, Any], runs: Runs) -> Any:
         y = [batch["step_ms"] for batch in r["batches"] or ()]
         if len(x) > 1:
             sizes.update(x)
-            axes.plot(x, y, f"-{MARKS[i % len(MARKS)]}", color=colour(i), ms=5, label=name)
+            axes.plot(
+                x, y, f"-{MARKS[i % len(MARKS)]}", color=colour(i), ms=5, label=name
+            )
     if not sizes:
         return None
     _title(axes, "Time per step by batch size, ms")
@@ -223,7 +244,10 @@ def _plot_memory(report: dict[str, Any], runs: Runs) -> Any:
     parts = ("parameters", "state", "moments", "saved_for_backward")
     plot, axes = figure(WIDTH, max(2.2, 1.2 + 0.5 * len(runs)))
     # Each label is used once, for the first bar of its kind.
-    labels = {"peak": "peak, as the device reports it", "predicted": "predicted peak of a step"}
+    labels = {
+        "peak": "peak, as the device reports it",
+        "predicted": "predicted peak of a step",
+    }
     for height, (_, _, r) in enumerate(reversed(runs)):
         memory = r["memory"]
         for key, width in (("peak", 0.5), ("predicted", 0.4)):
@@ -234,7 +258,9 @@ def _plot_memory(report: dict[str, Any], runs: Runs) -> Any:
         for k, part in enumerate(parts):
             size = (memory[part] or 0) / 1e6
             label = part.replace("_", " ") if height == 0 and size else None
-            axes.barh(height, size, left=left, color=colour(k + 3), height=0.25, label=label)
+            axes.barh(
+                height, size, left=left, color=colour(k + 3), height=0.25, label=label
+            )
             left += size
     _title(axes, "Memory of a step, MB")
     _bar_names(axes, [name for _, name, _ in runs])
@@ -265,7 +291,11 @@ _PLOTS = {
 def _epsilons(report: dict[str, Any], runs: Runs) -> list[tuple[str, float]]:
     """Return name and epsilon of each dtype in which a run computed."""
     dtypes = {r["dtype"] for _, _, r in runs}
-    return [(d, epsilon) for d, epsilon in report["tolerance"]["epsilon"].items() if d in dtypes]
+    return [
+        (d, epsilon)
+        for d, epsilon in report["tolerance"]["epsilon"].items()
+        if d in dtypes
+    ]
 
 
 def _numbers(values: list[float | None]) -> list[float]:

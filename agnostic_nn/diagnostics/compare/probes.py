@@ -99,11 +99,15 @@ class ReturnGradients:
     def init(self, params: Params) -> Moments:
         return ()
 
-    def update(self, params: Params, grads: Params, moments: Moments) -> tuple[Params, Moments]:
+    def update(
+        self, params: Params, grads: Params, moments: Moments
+    ) -> tuple[Params, Moments]:
         return grads, moments
 
 
-def numbered_step(model: Layer, loss: Loss, optimizer: Any, **options: Any) -> Callable[..., Any]:
+def numbered_step(
+    model: Layer, loss: Loss, optimizer: Any, **options: Any
+) -> Callable[..., Any]:
     """Return step(carry, x, target, counts, t=None), a training step made by `make_step`.
 
     t: the number of steps taken before, for a loss whose weight follows a schedule.
@@ -157,7 +161,9 @@ def _arguments(part: str, inputs: ProbeInput, grads: Params) -> tuple[Any, ...]:
 
 
 def probe(
-    backend: Backend, compiled: dict[str, Callable[..., Any]], references: list["Reference"]
+    backend: Backend,
+    compiled: dict[str, Callable[..., Any]],
+    references: list["Reference"],
 ) -> list[Named]:
     """Run all parts on a backend, from the inputs of each reference; results are on the host."""
     probes = []
@@ -182,7 +188,9 @@ class Reference:
     scale: float
     results: Named = field(default_factory=dict)
     grads: Params = None
-    _spreads: dict[tuple[Any, ...], dict[str, float]] = field(default_factory=dict, repr=False)
+    _spreads: dict[tuple[Any, ...], dict[str, float]] = field(
+        default_factory=dict, repr=False
+    )
 
     def __post_init__(self) -> None:
         # Until the gradients are computed, the parameters stand in: a tree of the same structure.
@@ -226,13 +234,19 @@ class Reference:
                 inputs = replace(inputs, x=few)
             trees = _arguments(part, inputs, self.grads)
             function = functions(self.workload)[part]
-            options: dict[str, Any] = {"epsilon": drawn, "samples": sampling.samples, "seed": stage}
+            options: dict[str, Any] = {
+                "epsilon": drawn,
+                "samples": sampling.samples,
+                "seed": stage,
+            }
             try:
                 _, spreads = rounded(function, *trees, **options)
             except Exception:  # a custom layer may accept only NumPy arrays
                 spreads = {}
             scale = size / (drawn * sampling.factor)
-            self._spreads[key] = {name: spread * scale for name, spread in spreads.items()}
+            self._spreads[key] = {
+                name: spread * scale for name, spread in spreads.items()
+            }
         return self._spreads[key]
 
 
@@ -252,15 +266,23 @@ def flat(tree: Any) -> Named:
 
 
 def _dtype_of(params: Params) -> str:
-    return next((str(leaf.dtype) for leaf in leaves(params) if leaf.dtype.kind == "f"), "float32")
+    return next(
+        (str(leaf.dtype) for leaf in leaves(params) if leaf.dtype.kind == "f"),
+        "float32",
+    )
 
 
 def _like(tree: Any, named: Named, prefix: str) -> Any:
     """Return a tree nested like `tree`, of the leaves whose names begin with `prefix`."""
     if isinstance(tree, dict):
-        return {name: _like(branch, named, f"{prefix}.{name}") for name, branch in tree.items()}
+        return {
+            name: _like(branch, named, f"{prefix}.{name}")
+            for name, branch in tree.items()
+        }
     if isinstance(tree, tuple):
-        return tuple(_like(branch, named, f"{prefix}.{i}") for i, branch in enumerate(tree))
+        return tuple(
+            _like(branch, named, f"{prefix}.{i}") for i, branch in enumerate(tree)
+        )
     return named[prefix]
 
 
@@ -340,7 +362,8 @@ def inside_predictions(model: Layer, depth: int | None) -> Callable[..., Any]:
 
             def forward(method: Callable[..., Any], *args: Any, **mode: Any) -> Any:
                 y, *rest = method(*args, **mode)
-                record(y)  # a block without a `predict` calls the `forward` of its layers
+                # a block without a `predict` calls the `forward` of its layers
+                record(y)
                 return y, *rest
 
             return {"predict": predict, "forward": forward}
@@ -361,7 +384,9 @@ def inside_predictions(model: Layer, depth: int | None) -> Callable[..., Any]:
 def cast(tree: Any, dtype: str) -> Any:
     """Convert floats to `dtype`; labels, keys and counts stay integers."""
     with np.errstate(over="ignore"):
-        return tree_map(lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, tree)
+        return tree_map(
+            lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, tree
+        )
 
 
 def chosen_rows(count: int) -> np.ndarray:

@@ -40,7 +40,9 @@ TRAINED = ("losses", "parameters", "trained_state", "outputs")
 def summary(report: dict[str, Any]) -> str:
     """Return text for a terminal: tables, a verdict for each run, and remarks."""
     tables = [table(columns, rows, title) for title, columns, rows in overview(report)]
-    verdicts = [f"{name}: {sentence(result)}" for name, result in _named_results(report)]
+    verdicts = [
+        f"{name}: {sentence(result)}" for name, result in _named_results(report)
+    ]
     notes = [*report["differences"], *remarks(report)]
     return "\n\n".join([*tables, "\n".join(verdicts), "\n".join(notes)])
 
@@ -63,7 +65,8 @@ def write(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
-        "report.json": json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
+        "report.json": json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
+        + "\n",
         "report.md": _markdown(report),
     }
     if page is not None:
@@ -148,7 +151,9 @@ def _difference(result: dict[str, Any]) -> Iterator[str]:
     """Say how large the first difference is, and whether single steps differ too."""
     first, *others = result["differences"]
     if first["relative"] is not None:
-        allowed = f"rounding in {result['dtype']} explains at most {first['tolerance']:.2g}"
+        allowed = (
+            f"rounding in {result['dtype']} explains at most {first['tolerance']:.2g}"
+        )
         yield f"The relative deviation is {first['relative']:.2g}; {allowed}."
     elif first["quantity"] != "start":
         yield "It contains NaN or infinity."
@@ -156,7 +161,9 @@ def _difference(result: dict[str, Any]) -> Iterator[str]:
         differ = "results differ" if len(others) > 1 else "result differs"
         yield f"{len(others):,} other {differ} too."
     if first["quantity"] in TRAINED:
-        probed = next((each for each in result["differences"] if each["quantity"] in PROBED), None)
+        probed = next(
+            (each for each in result["differences"] if each["quantity"] in PROBED), None
+        )
         if probed is not None:
             yield (
                 f"Computed from the same inputs, {probed['description']} differs at step "
@@ -178,8 +185,12 @@ def _not_checked(result: dict[str, Any]) -> str:
             when = f" from step {finding['step']:,} on"
         elif finding["quantity"] == "probe":
             when = f" at step {finding['step']:,}"
-        by_reason.setdefault(finding["reason"], []).append(finding["description"] + when)
-    listed = "; ".join(f"{_first_few(each)} ({reason})" for reason, each in by_reason.items())
+        by_reason.setdefault(finding["reason"], []).append(
+            finding["description"] + when
+        )
+    listed = "; ".join(
+        f"{_first_few(each)} ({reason})" for reason, each in by_reason.items()
+    )
     return f"NOT CHECKED: {listed}.{_control_runs(result)}"
 
 
@@ -193,7 +204,11 @@ def _control_runs(result: dict[str, Any]) -> str:
         for run in runs
         if run["exceeds_tolerance_at"] is not None
     ]
-    return f" Control runs exceed the tolerance too: {' and '.join(exceed)}." if exceed else ""
+    return (
+        f" Control runs exceed the tolerance too: {' and '.join(exceed)}."
+        if exceed
+        else ""
+    )
 
 
 def _first_few(descriptions: list[str], most: int = 4) -> str:
@@ -205,7 +220,9 @@ def _first_few(descriptions: list[str], most: int = 4) -> str:
 def _step_in_question(result: dict[str, Any]) -> int:
     """Return the step that the command of a result looks into."""
     steps = [each["step"] for each in result["differences"]]
-    steps += [each["step"] for each in result["not_checked"] if each["quantity"] == "losses"]
+    steps += [
+        each["step"] for each in result["not_checked"] if each["quantity"] == "losses"
+    ]
     return int(max(1, steps[0]))
 
 
@@ -233,14 +250,25 @@ def overview(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list[Row]
 def _results_table(report: dict[str, Any]) -> tuple[str, list[str], list[Row]]:
     task = report["workload"]
     reference = report["reference"]
-    columns = ["backend", "hardware", "version", "dtype", task["metric"] or "test", "final loss"]
+    columns = [
+        "backend",
+        "hardware",
+        "version",
+        "dtype",
+        task["metric"] or "test",
+        "final loss",
+    ]
     columns += ["ms per step", "25-75 %", "first step, ms", "samples/s", "memory, MB"]
     rows = [
         [
             name,
-            *(r[key] for key in ("hardware", "version", "dtype", "test_metric", "final_loss")),
+            *(
+                r[key]
+                for key in ("hardware", "version", "dtype", "test_metric", "final_loss")
+            ),
             r["step_ms"],
-            r["step_ms_quartiles"] and "{:.3g} to {:.3g}".format(*r["step_ms_quartiles"]),
+            r["step_ms_quartiles"]
+            and "{:.3g} to {:.3g}".format(*r["step_ms_quartiles"]),
             r["first_step_ms"],
             r["samples_per_second"] and round(r["samples_per_second"]),
             _megabytes(r["memory"]),
@@ -276,19 +304,31 @@ def _deviations_table(report: dict[str, Any]) -> tuple[str, list[str], list[Row]
                 for groups in _COLUMNS.values()
             ]
         rows.append([name, *cells, r["verdict"]])
-    title = f"largest relative deviation from the {report['reference']['dtype']} reference"
+    title = (
+        f"largest relative deviation from the {report['reference']['dtype']} reference"
+    )
     return title, ["backend", *_COLUMNS, "verdict"], rows
 
 
 def _precision_table(report: dict[str, Any]) -> tuple[str, list[str], list[Row]]:
-    columns = ["backend", "precision", "deterministic", "products, eager", "products, compiled"]
+    columns = [
+        "backend",
+        "precision",
+        "deterministic",
+        "products, eager",
+        "products, compiled",
+    ]
     rows = []
     for name, r in _named_results(report):
         if r["precision"] is None:
             continue
         measured = r["measured_precision"]
-        formats = [measured and product_formats(measured[how]) for how in ("eager", "compiled")]
-        rows.append([name, r["precision"], "yes" if r["deterministic"] else "no", *formats])
+        formats = [
+            measured and product_formats(measured[how]) for how in ("eager", "compiled")
+        ]
+        rows.append(
+            [name, r["precision"], "yes" if r["deterministic"] else "no", *formats]
+        )
     return "precision: requested, and as measured", columns, rows
 
 
@@ -343,7 +383,11 @@ def remarks(report: dict[str, Any]) -> Iterator[str]:
             f"zero gradients up to rounding: {', '.join(zero_gradients)} (as for a bias before "
             "BatchNorm); they are checked relative to the largest of all gradients"
         )
-    fast = [name for name, r in results if r["precision"] == "fast" and _multiplies_in_float32(r)]
+    fast = [
+        name
+        for name, r in results
+        if r["precision"] == "fast" and _multiplies_in_float32(r)
+    ]
     if fast:
         yield f"fast has no effect on {', '.join(fast)}: products are float32 anyway"
     for name, r in results:
@@ -415,7 +459,9 @@ def _markdown(report: dict[str, Any]) -> str:
         f"{task['test_examples']:,} test examples; seed {task['seed']}.",
         "Every run starts from the same weights, draws the same masks and sees the data in the "
         f"same order; so does the reference, on {reference['backend']} in {reference['dtype']}.",
-        "\n".join(f"- **{_escape(name)}** {_escape(sentence(r))}" for name, r in results),
+        "\n".join(
+            f"- **{_escape(name)}** {_escape(sentence(r))}" for name, r in results
+        ),
     ]
     if report["differences"]:
         listed = "\n".join(f"- {_escape(line)}" for line in report["differences"])
@@ -424,14 +470,23 @@ def _markdown(report: dict[str, Any]) -> str:
         parts += [f"## {title[0].upper()}{title[1:]}", markdown_table(columns, rows)]
     parts.append("\n".join(f"- {_escape(line)}" for line in remarks(report)))
     tolerance = report["tolerance"]
-    parts += ["## How to read this", *(each.format(**tolerance) for each in HOW_TO_READ)]
-    parts += ["## Roundings in one step, and their tolerance", markdown_table(*roundings(report))]
+    parts += [
+        "## How to read this",
+        *(each.format(**tolerance) for each in HOW_TO_READ),
+    ]
+    parts += [
+        "## Roundings in one step, and their tolerance",
+        markdown_table(*roundings(report)),
+    ]
     if report["layer_costs"]:
         title, columns, rows, notes = layer_costs(report)
         parts += [f"## {title}", markdown_table(columns, rows), *notes]
     columns, rows = batch_timings(report)
     if rows:
-        parts += ["## Milliseconds per step, by batch size", markdown_table(columns, rows)]
+        parts += [
+            "## Milliseconds per step, by batch size",
+            markdown_table(columns, rows),
+        ]
     for name, r in results:
         if r["deviations"] is not None:
             columns = ["array", "absolute", "relative", "ULPs", "tolerance"]
@@ -464,7 +519,11 @@ def layer_costs(report: dict[str, Any]) -> tuple[str, list[str], list[Row], list
     rows = tuple(LayerRow(**each) for each in report["layer_costs"])
     costs = Summary(rows, report["workload"]["batch_size"])
     dtype = next(iter(report["tolerance"]["epsilon"]))
-    return f"Memory and operations by layer, in {dtype}", *costs.cells(), costs.remarks()
+    return (
+        f"Memory and operations by layer, in {dtype}",
+        *costs.cells(),
+        costs.remarks(),
+    )
 
 
 def batch_timings(report: dict[str, Any]) -> tuple[list[str], list[Row]]:
@@ -474,15 +533,22 @@ def batch_timings(report: dict[str, Any]) -> tuple[list[str], list[Row]]:
         for name, r in _named_results(report)
     }
     sizes = sorted(set().union(*times.values()))
-    rows = [[name, *(by_size.get(size) for size in sizes)] for name, by_size in times.items()]
+    rows = [
+        [name, *(by_size.get(size) for size in sizes)]
+        for name, by_size in times.items()
+    ]
     return ["backend", *map(str, sizes)], rows if sizes else []
 
 
 def environments(report: dict[str, Any]) -> tuple[list[str], list[Row]]:
     """Return columns and rows: a row for each setting, a column for each machine."""
     machines = {m["label"]: dict(flat(m["environment"])) for m in report["machines"]}
-    settings = list(dict.fromkeys(key for values in machines.values() for key in values))
-    rows = [[key, *(values.get(key) for values in machines.values())] for key in settings]
+    settings = list(
+        dict.fromkeys(key for values in machines.values() for key in values)
+    )
+    rows = [
+        [key, *(values.get(key) for values in machines.values())] for key in settings
+    ]
     return ["setting", *(machines if len(machines) > 1 else ["value"])], rows
 
 
@@ -513,7 +579,10 @@ def _details(deviations: dict[str, Any]) -> list[Row]:
             entries = {"": entries}
         for name, entry in entries.items():
             if entry is not None:
-                cells = [_or(entry[unit], "unknown") for unit in ("absolute", "relative", "ulps")]
+                cells = [
+                    _or(entry[unit], "unknown")
+                    for unit in ("absolute", "relative", "ulps")
+                ]
                 label = words.format(name or "the model")
                 rows[label] = [label, *cells, _or(entry["tolerance"], "not checked")]
     return list(rows.values())

@@ -106,7 +106,9 @@ def chains(
     except Exception:  # whatever a custom layer raises
         guess = len(batch[2]) + sum(sum(leaf.shape) for leaf in leaves(carry[0]))
         return Chains({}, {}, guess, predictions=guess)
-    return Chains(outputs, gradients, counter.roundings, about, prediction_counter.roundings)
+    return Chains(
+        outputs, gradients, counter.roundings, about, prediction_counter.roundings
+    )
 
 
 def layer_of(name: str, paths: Any) -> str:
@@ -123,7 +125,11 @@ class _Counter(Handler):
         self.roundings = 0
 
     def compute(
-        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         result = function(*args, **kwargs)
         if name not in EXACT and not name.startswith("random."):
@@ -131,7 +137,11 @@ class _Counter(Handler):
         return result
 
     def call_ops(
-        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         if function is ops.select:
             return branch(*args)

@@ -75,7 +75,9 @@ class Task:
         size = self.workload.batch_size
         number = 0
         for epoch in range(self.epochs):
-            for rows, new in batch_indices(epoch_order(self.seed, epoch, len(self.train)), size):
+            for rows, new in batch_indices(
+                epoch_order(self.seed, epoch, len(self.train)), size
+            ):
                 yield self.batch(rows, new, dtype, number)
                 number += 1
 
@@ -145,7 +147,8 @@ def run(
         carry = backend.asarray(cast(task.start, dtype))
         start = sha256(backend.to_numpy(carry[0]))
         step = backend.jit(
-            numbered_step(workload.model, workload.loss, workload.optimizer), donate=(0,)
+            numbered_step(workload.model, workload.loss, workload.optimizer),
+            donate=(0,),
         )
         losses: list[float] = []
         seconds: list[float] = []
@@ -160,7 +163,10 @@ def run(
             losses.append(float(value))
             progress.advance(len(losses), losses[-1])
 
-        parts = {part: backend.jit(function) for part, function in functions(workload).items()}
+        parts = {
+            part: backend.jit(function)
+            for part, function in functions(workload).items()
+        }
         params, state, outputs, metric = final_results(
             task, backend, dtype, carry, parts["predict"]
         )
@@ -170,11 +176,17 @@ def run(
         peak = peak_memory and peak_memory(backend.device)
         probes = probe(backend, parts, list(references))
         timed = _time_sizes(task, backend, dtype, step, carry, sizes)
-    return Run(start, losses, seconds, params, state, outputs, metric, timed, peak, probes)
+    return Run(
+        start, losses, seconds, params, state, outputs, metric, timed, peak, probes
+    )
 
 
 def final_results(
-    task: Task, backend: Backend, dtype: str, carry: Any, predict: Callable[..., Any] | None = None
+    task: Task,
+    backend: Backend,
+    dtype: str,
+    carry: Any,
+    predict: Callable[..., Any] | None = None,
 ) -> tuple[Any, ...]:
     """Return parameters, state, outputs for the test set and their metric, on the host."""
     params, state, _ = carry
@@ -187,7 +199,9 @@ def final_results(
     return *copies, tree_map(np.array, outputs), metric
 
 
-def run_reference(task: Task, backend: Backend, dtype: str, title: str, progress: Progress) -> Run:
+def run_reference(
+    task: Task, backend: Backend, dtype: str, title: str, progress: Progress
+) -> Run:
     """Run the training that all others are compared with; record the inputs of steps to probe."""
     workload = task.workload
     optimizer = _RecordScale(workload.optimizer)
@@ -203,7 +217,9 @@ def run_reference(task: Task, backend: Backend, dtype: str, title: str, progress
         progress.begin(title, task.steps)
         for batch in task.batches(dtype):
             if len(losses) in probed:
-                params, state, (moments, _) = tree_map(np.array, backend.to_numpy(carry))
+                params, state, (moments, _) = tree_map(
+                    np.array, backend.to_numpy(carry)
+                )
                 carries[len(losses)] = params, state, moments
             carry, value, _ = step(carry, *backend.asarray(batch))
             losses.append(float(value))
@@ -213,7 +229,11 @@ def run_reference(task: Task, backend: Backend, dtype: str, title: str, progress
     measured = {} if metric is None else {str(workload.measured): metric}
     progress.finish({"loss": losses[-1], **measured})
     start = sha256(task.start[0])
-    return Run(*(start, losses, [], params, state, outputs, metric), carries=carries, scales=scales)
+    return Run(
+        *(start, losses, [], params, state, outputs, metric),
+        carries=carries,
+        scales=scales,
+    )
 
 
 def probe_inputs(task: Task, reference: Run, dtype: str) -> list[ProbeInput]:
@@ -269,7 +289,9 @@ class _RecordScale:
         if not isinstance(divisor, tuple):
             after, inner = update(params, grads["grads"], moments[0])
             return after, (inner, grads["scale"])
-        after, inner = update(params, tuple([each["grads"] for each in grads]), moments[0])
+        after, inner = update(
+            params, tuple([each["grads"] for each in grads]), moments[0]
+        )
         return after, (inner, sum(each["scale"] for each in grads))
 
 
@@ -277,7 +299,9 @@ def _metric(workload: Workload, outputs: Any, target: np.ndarray) -> float | Non
     if workload.metric is None:
         return None
     metric = workload.metric
-    values = tree_map(lambda leaf: np.asarray(leaf, np.float64), metric(outputs, target))
+    values = tree_map(
+        lambda leaf: np.asarray(leaf, np.float64), metric(outputs, target)
+    )
     means = batch_means(metric, values, lambda leaf: np.mean(leaf, axis=0))
     return float(finish_of(metric)(combine_means(metric, [(1.0, means)])))
 
@@ -307,7 +331,9 @@ def _time_sizes(
             carry, value, _ = step(carry, *batch)
         except ValueError:  # raised for the shape, before anything is computed
             continue
-        while len(seconds) <= WARM_UP or (sum(seconds[WARM_UP:]) < ENOUGH and len(seconds) < 100):
+        while len(seconds) <= WARM_UP or (
+            sum(seconds[WARM_UP:]) < ENOUGH and len(seconds) < 100
+        ):
             step_began = perf_counter()
             carry, value, _ = step(carry, *batch)
             backend.synchronize((carry[0], value))

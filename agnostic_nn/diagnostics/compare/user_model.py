@@ -111,9 +111,15 @@ def _read(path: Path) -> list[Examples]:
     if len(held_out) == 1:
         (other,) = set(HELD_OUT) - set(held_out)
         raise CannotCompare(f"{path} has {held_out[0]}, but no {other}")
-    parts = [_examples(path, arrays, names) for names in (REQUIRED, HELD_OUT) if names[0] in arrays]
+    parts = [
+        _examples(path, arrays, names)
+        for names in (REQUIRED, HELD_OUT)
+        if names[0] in arrays
+    ]
     if len(parts) == 1 and len(parts[0]) < 5:
-        raise CannotCompare(f"{path} has {len(parts[0])} examples, too few to hold out a fifth")
+        raise CannotCompare(
+            f"{path} has {len(parts[0])} examples, too few to hold out a fifth"
+        )
     for name in ("x", "target"):
         train = getattr(parts[0], name)
         test = getattr(parts[-1], name)
@@ -129,18 +135,28 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
-            raise CannotCompare(f"{path} is a single array: expected an npz file with x and target")
+            raise CannotCompare(
+                f"{path} is a single array: expected an npz file with x and target"
+            )
         with content as file:
             return {name: file[name] for name in file.files}
     except CannotCompare:
         raise
     except OSError as error:
-        raise CannotCompare(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # NumPy raises various exceptions if this is not an npz file
-        raise CannotCompare(f"{path} is not an npz file of numbers: {_message(error)}") from error
+        raise CannotCompare(
+            f"{path} cannot be read: {error.strerror or error}"
+        ) from error
+    except (
+        Exception
+    ) as error:  # NumPy raises various exceptions if this is not an npz file
+        raise CannotCompare(
+            f"{path} is not an npz file of numbers: {_message(error)}"
+        ) from error
 
 
-def _examples(path: Path, arrays: dict[str, np.ndarray], names: tuple[str, str]) -> Examples:
+def _examples(
+    path: Path, arrays: dict[str, np.ndarray], names: tuple[str, str]
+) -> Examples:
     x, target = (_converted(path, name, arrays[name]) for name in names)
     try:
         expect_lengths("", dict(zip(names, (x, target), strict=True)))
@@ -158,7 +174,9 @@ def _converted(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == "b":
         return array
     if array.dtype.kind not in "iu":
-        raise CannotCompare(f"{path}: expected {name} to hold numbers, got {array.dtype}")
+        raise CannotCompare(
+            f"{path}: expected {name} to hold numbers, got {array.dtype}"
+        )
     bounds = np.iinfo(np.int32)
     if array.size and (array.min() < bounds.min or array.max() > bounds.max):
         raise CannotCompare(f"{path}: {name} holds integers that do not fit into int32")
@@ -174,7 +192,11 @@ _EXAMPLE = {"loss": "huber(delta=0.5)", "optimizer": "Adam(rate=1e-3)"}
 
 
 def _default_loss(train: Examples) -> str:
-    return "mean_squared_error" if train.target.dtype.kind == "f" else "softmax_cross_entropy"
+    return (
+        "mean_squared_error"
+        if train.target.dtype.kind == "f"
+        else "softmax_cross_entropy"
+    )
 
 
 def _parse(module: ModuleType, text: str, kind: str) -> Any:
@@ -206,12 +228,18 @@ def _parse(module: ModuleType, text: str, kind: str) -> Any:
             "numbers and strings"
         ) from error
     if None in options:  # ast's name for the keyword of **
-        raise CannotCompare(f"{text!r} cannot be {_WITH_ARTICLE[kind]}: ** is not supported here")
+        raise CannotCompare(
+            f"{text!r} cannot be {_WITH_ARTICLE[kind]}: ** is not supported here"
+        )
     return _create(factory, args, options, text, kind)
 
 
 def _create(
-    factory: Callable[..., Any], args: list[Any], options: dict[str, Any], text: str, kind: str
+    factory: Callable[..., Any],
+    args: list[Any],
+    options: dict[str, Any],
+    text: str,
+    kind: str,
 ) -> Any:
     """Call an optimizer's class, or bind the options of a loss function."""
     try:
@@ -223,7 +251,9 @@ def _create(
             result = partial(factory, **options) if options else factory
     except (TypeError, ValueError) as error:
         reason = _message(error, with_type=False)
-        raise CannotCompare(f"{text!r} cannot be {_WITH_ARTICLE[kind]}: {reason}") from error
+        raise CannotCompare(
+            f"{text!r} cannot be {_WITH_ARTICLE[kind]}: {reason}"
+        ) from error
     if kind == "optimizer" and not callable(getattr(result, "update", None)):
         raise CannotCompare(f"{text!r} is not an optimizer")
     return result

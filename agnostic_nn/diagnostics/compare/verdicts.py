@@ -53,10 +53,14 @@ DIFFERS = "differs"
 NOT_CHECKED = "not checked"
 FAILED = "failed"
 
-FACTOR = 4.0  # allowed: this many times the measured effect of rounding, which is a small sample
-SLACK = 16.0  # not checked: up to this many times the drift of control runs, which are few
-DIVERGES = 1e3  # the training diverges if its loss exceeds this many times the first loss
-UNKNOWN = 0.1  # a control run with this relative deviation of the loss says nothing any more
+# allowed: this many times the measured effect of rounding, which is a small sample
+FACTOR = 4.0
+# not checked: up to this many times the drift of control runs, which are few
+SLACK = 16.0
+# the training diverges if its loss exceeds this many times the first loss
+DIVERGES = 1e3
+# a control run with this relative deviation of the loss says nothing any more
+UNKNOWN = 0.1
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,9 @@ def judge(
         _judge_training(judgement, run, context, controls)
     places = _places(context.chains)
     layers = judgement.deviations["layers"]
-    names = sorted(layers, key=lambda name: places.get(name.partition("[")[0], len(places)))
+    names = sorted(
+        layers, key=lambda name: places.get(name.partition("[")[0], len(places))
+    )
     judgement.deviations["layers"] = {name: layers[name] for name in names}
     judgement.differences.sort(key=lambda each: _order(each, context.chains, places))
     return judgement
@@ -209,7 +215,11 @@ def _description(quantity: str, name: str, layer: str | None, kind: str) -> str:
 
 
 def _judge_probe(
-    judgement: Judgement, reference: Reference, ours: Named, context: Context, backend: Backend
+    judgement: Judgement,
+    reference: Reference,
+    ours: Named,
+    context: Context,
+    backend: Backend,
 ) -> None:
     """Judge all results of one probe, and add them to `judgement`."""
     step = reference.inputs.step
@@ -306,7 +316,9 @@ def _measured(
     return entry
 
 
-def _scale_and_limit(name: str, reference: Reference, context: Context) -> tuple[float, float]:
+def _scale_and_limit(
+    name: str, reference: Reference, context: Context
+) -> tuple[float, float]:
     """Return the scale of a result's deviation, and its tolerance by counting roundings."""
     group, _, short = name.partition(".")
     chains = context.chains
@@ -320,7 +332,9 @@ def _scale_and_limit(name: str, reference: Reference, context: Context) -> tuple
         chain = chains.gradients.get(layer_of(short, chains.gradients), chains.step)
         if short not in context.zero_gradients:
             return 0.0, allowed(chain)
-        sizes = (largest(leaf) for n, leaf in results.items() if n.startswith("gradients."))
+        sizes = (
+            largest(leaf) for n, leaf in results.items() if n.startswith("gradients.")
+        )
         return max(sizes, default=0.0), allowed(chain)
     if group == "states":
         path = layer_of(short, chains.outputs)
@@ -346,7 +360,9 @@ def _update_limit(short: str, reference: Reference, context: Context) -> float:
     return context.epsilon + limit * change / size
 
 
-def _place_of_prediction(backend: Backend, reference: Reference, context: Context) -> str:
+def _place_of_prediction(
+    backend: Backend, reference: Reference, context: Context
+) -> str:
     """Return the path of the first layer whose prediction differs, or "" for the model itself."""
     params, state, _ = reference.inputs.carry
     trees = params, state, reference.inputs.x
@@ -354,14 +370,24 @@ def _place_of_prediction(backend: Backend, reference: Reference, context: Contex
     for depth in (None, 1):
         function = inside_predictions(reference.workload.model, depth)
         try:
-            ours = flat(backend.to_numpy(backend.jit(function)(*backend.asarray(trees))))
+            ours = flat(
+                backend.to_numpy(backend.jit(function)(*backend.asarray(trees)))
+            )
             expected = exact(function, *trees)
-        except Exception:  # outputs inside a compiled loop cannot be returned: look less deep
+        except (
+            Exception
+        ):  # outputs inside a compiled loop cannot be returned: look less deep
             continue
         spread = _spread_of(function, trees, context)
-        paths = {name: name.removeprefix("layers.").partition("[")[0] for name in expected}
-        for name in sorted(expected, key=lambda name: places.get(paths[name], len(places))):
-            if not _prediction_agrees(name, ours[name], expected[name], spread, context):
+        paths = {
+            name: name.removeprefix("layers.").partition("[")[0] for name in expected
+        }
+        for name in sorted(
+            expected, key=lambda name: places.get(paths[name], len(places))
+        ):
+            if not _prediction_agrees(
+                name, ours[name], expected[name], spread, context
+            ):
                 return paths[name]
     return ""
 
@@ -380,7 +406,11 @@ def _spread_of(
 
 
 def _prediction_agrees(
-    name: str, ours: Any, expected: np.ndarray, spread: dict[str, float], context: Context
+    name: str,
+    ours: Any,
+    expected: np.ndarray,
+    spread: dict[str, float],
+    context: Context,
 ) -> bool:
     """Return whether a prediction agrees up to rounding.
 
@@ -396,12 +426,17 @@ def _prediction_agrees(
 
 
 def _judge_training(
-    judgement: Judgement, run: Run, context: Context, controls: Callable[[], dict[str, Drift]]
+    judgement: Judgement,
+    run: Run,
+    context: Context,
+    controls: Callable[[], dict[str, Drift]],
 ) -> None:
     """Judge losses, parameters, state and outputs of a whole training; add to `judgement`."""
     ours = context.drift(run)
     judgement.loss_deviations = ours.losses
-    judgement.deviations |= {group: dict(entries) for group, entries in ours.entries.items()}
+    judgement.deviations |= {
+        group: dict(entries) for group, entries in ours.entries.items()
+    }
     far_steps = [t for t, d in enumerate(ours.losses, 1) if not d <= ours.limits[t - 1]]
     far_results = [
         (group, name)
@@ -416,15 +451,25 @@ def _judge_training(
     furthest = _furthest(list(samples.values()), last)
     soon = _with_delay(furthest)
     lost = _first_unknown_step(soon, context)
-    wrong = [t for t in far_steps if t < lost and not ours.losses[t - 1] <= SLACK * soon[t - 1]]
+    wrong = [
+        t
+        for t in far_steps
+        if t < lost and not ours.losses[t - 1] <= SLACK * soon[t - 1]
+    ]
     first = min(far_steps, default=last)
     judgement.control = _control(samples, ours.limits, furthest, first, context)
     cause = _cause(judgement.control, first, context)
     if wrong:
-        entry = {"relative": ours.losses[wrong[0] - 1], "tolerance": ours.limits[wrong[0] - 1]}
+        entry = {
+            "relative": ours.losses[wrong[0] - 1],
+            "tolerance": ours.limits[wrong[0] - 1],
+        }
         judgement.differences.append(_finding("losses", "", wrong[0], context, entry))
     elif far_steps:
-        entry = {"relative": ours.losses[first - 1], "tolerance": ours.limits[first - 1]}
+        entry = {
+            "relative": ours.losses[first - 1],
+            "tolerance": ours.limits[first - 1],
+        }
         finding = _finding("losses", "", first, context, entry)
         judgement.not_checked.append(finding | {"reason": cause})
         entry = judgement.deviations["losses"][""]
@@ -433,7 +478,8 @@ def _judge_training(
         entry = ours.entries[group][name]
         finding = _finding(group, name, last, context, entry)
         reached = max(
-            (_reached(sample, group, name, context) for sample in samples.values()), default=0.0
+            (_reached(sample, group, name, context) for sample in samples.values()),
+            default=0.0,
         )
         explained = lost <= last or _size(entry) <= SLACK * reached
         if wrong or not explained:
@@ -461,7 +507,10 @@ def _outputs_follow(run: Run, name: str, context: Context) -> bool:
     path = name.removeprefix("y")
     ours = flat(run.outputs)[path.removeprefix(".")][rows]
     expected = exact(predict, *trees)[f"predictions.{name}"]
-    if not np.all(np.isfinite(expected)) or not largest(expected) < np.finfo(context.dtype).max:
+    if (
+        not np.all(np.isfinite(expected))
+        or not largest(expected) < np.finfo(context.dtype).max
+    ):
         return True  # there is nothing to compare with
     spread = _spread_of(predict, trees, context)
     return _prediction_agrees(f"predictions.{name}", ours, expected, spread, context)
@@ -483,7 +532,11 @@ def _reached(control: Drift, group: str, name: str, context: Context) -> float:
     entry = entries[name]
     if group != "parameters" or not entry["absolute"] < math.inf or not entry["scale"]:
         return _size(entry)
-    others = (_size(e, "absolute") for n, e in entries.items() if n not in context.zero_gradients)
+    others = (
+        _size(e, "absolute")
+        for n, e in entries.items()
+        if n not in context.zero_gradients
+    )
     return max(_size(entry), max(others, default=0.0) / entry["scale"])
 
 
@@ -506,7 +559,9 @@ def _first_unknown_step(furthest: list[float], context: Context) -> int:
     """Return the first step from which the loss cannot be checked at all."""
     # The square of a larger loss would overflow.
     end = math.sqrt(float(np.finfo(context.dtype).max))
-    for t, (far, loss) in enumerate(zip(furthest, context.reference.losses, strict=True), 1):
+    for t, (far, loss) in enumerate(
+        zip(furthest, context.reference.losses, strict=True), 1
+    ):
         if not far < UNKNOWN or not abs(loss) <= end:
             return t
     return len(furthest) + 1
@@ -522,7 +577,9 @@ def _control(
     """Return what control runs show, as an entry of the report."""
 
     def exceeds_at(losses: list[float]) -> int | None:
-        return next((t for t, d in enumerate(losses, 1) if not d <= limits[t - 1]), None)
+        return next(
+            (t for t, d in enumerate(losses, 1) if not d <= limits[t - 1]), None
+        )
 
     return {
         "step": step,
@@ -537,7 +594,9 @@ def _control(
 def _cause(control: Entry, step: int, context: Context) -> str:
     """Say why the loss cannot be checked from `step` on."""
     magnification = control["magnification"]
-    times = f"by {magnification:.2g}" if math.isfinite(magnification) else "without bound"
+    times = (
+        f"by {magnification:.2g}" if math.isfinite(magnification) else "without bound"
+    )
     cause = f"this training magnifies rounding {times} by step {step}"
     diverges = divergence(context.reference.losses, context.reference.scales)
     return f"{cause}, and it diverges: {diverges}" if diverges else cause
@@ -562,5 +621,9 @@ def _reason_at_end(group: str, name: str, reached: float, context: Context) -> s
             "its gradient is zero up to rounding, and the optimizer turns that rounding into "
             "full-size steps, which differ between backends"
         )
-    size = f"a relative deviation of {reached:.2g}" if math.isfinite(reached) else "any deviation"
+    size = (
+        f"a relative deviation of {reached:.2g}"
+        if math.isfinite(reached)
+        else "any deviation"
+    )
     return f"in a control run, rounding alone causes {size}"

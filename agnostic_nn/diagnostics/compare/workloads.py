@@ -69,7 +69,9 @@ class Workload:
     def measured(self) -> str | None:
         """The name of the metric, such as "test accuracy"."""
         function = getattr(self.metric, "func", self.metric)  # of a partial
-        return None if function is None else f"test {function.__name__.replace('_', ' ')}"
+        return (
+            None if function is None else f"test {function.__name__.replace('_', ' ')}"
+        )
 
 
 def find(name: str) -> Workload:
@@ -81,7 +83,9 @@ def find(name: str) -> Workload:
         If there is none.
     """
     if name not in WORKLOADS:
-        raise CannotCompare(f"no workload is called {name!r}; there are {', '.join(WORKLOADS)}")
+        raise CannotCompare(
+            f"no workload is called {name!r}; there are {', '.join(WORKLOADS)}"
+        )
     return WORKLOADS[name]
 
 
@@ -125,7 +129,9 @@ def _mnist() -> tuple[Examples, Examples]:
 
 
 def _parity() -> tuple[Examples, Examples]:
-    numbers = random.permutation(random.key(1, xp=namespace(np.zeros(()))), 2**16)[:1280]
+    numbers = random.permutation(random.key(1, xp=namespace(np.zeros(()))), 2**16)[
+        :1280
+    ]
     bits = numbers[:, None] >> np.arange(16) & 1
     x = (2 * bits - 1).astype(np.float32)[..., None]
     odd = (np.cumsum(bits, axis=1) % 2).astype(np.float32)[..., None]
@@ -146,11 +152,19 @@ def _datasets() -> Any:
 
 def _text() -> tuple[Examples, Examples]:
     """Return windows of the library's docstrings, a text that every installation has."""
-    public = [getattr(m, name) for m in (layers, blocks, losses, optimizers) for name in m.__all__]
+    public = [
+        getattr(m, name)
+        for m in (layers, blocks, losses, optimizers)
+        for name in m.__all__
+    ]
     text = "\n\n".join(cleandoc(thing.__doc__ or "") for thing in public)
-    characters = np.frombuffer(text.encode("ascii", "ignore"), np.uint8).astype(np.int32)
+    characters = np.frombuffer(text.encode("ascii", "ignore"), np.uint8).astype(
+        np.int32
+    )
     count = (len(characters) - 1) // _WINDOW
-    x, target = (characters[i:][: count * _WINDOW].reshape(count, _WINDOW) for i in (0, 1))
+    x, target = (
+        characters[i:][: count * _WINDOW].reshape(count, _WINDOW) for i in (0, 1)
+    )
     train, test = split(count)
     return Examples(x[train], target[train]), Examples(x[test], target[test])
 
@@ -164,7 +178,11 @@ def split(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _convolutional(width: int, window: int, stride: int) -> Layer:
     return Sequential(
-        *(Conv2D(width, window, stride=stride, padding="same", bias=False), BatchNorm(), SiLU()),
+        *(
+            Conv2D(width, window, stride=stride, padding="same", bias=False),
+            BatchNorm(),
+            SiLU(),
+        ),
         *(AveragePool2D(2), Dropout(0.2)),
         *(Conv2D(2 * width, 3, padding="same", bias=False), BatchNorm(), SiLU()),
         *(AveragePool2D(2, padding="same"), Flatten(), Dropout(0.5), Dense(10)),
@@ -176,7 +194,12 @@ def _transformer(width: int, depth: int) -> Layer:
     attention = MultiHeadAttention(4, causal=True, rotary=True, bias=False)
     block = TransformerBlock(attention, 4 * width, activation=SwiGLU(), norm=RMSNorm())
     return Sequential(
-        *(Embedding(128, width), Repeat(block, depth), RMSNorm(), Dense(128, bias=False))
+        *(
+            Embedding(128, width),
+            Repeat(block, depth),
+            RMSNorm(),
+            Dense(128, bias=False),
+        )
     )
 
 
@@ -260,5 +283,6 @@ _ALL = (
     ),
 )
 WORKLOADS = {
-    workload.name: replace(workload, options=("--workload", workload.name)) for workload in _ALL
+    workload.name: replace(workload, options=("--workload", workload.name))
+    for workload in _ALL
 }

@@ -38,16 +38,22 @@ def library(name: str, *, bare: bool = False) -> Backend:
         loaded = load(name)
     except CannotLoad as error:
         names = ", ".join(known_backends())
-        raise BackendUnavailable(f"{name} is not a backend ({names}): {error}") from error
+        raise BackendUnavailable(
+            f"{name} is not a backend ({names}): {error}"
+        ) from error
     missing = [attribute for attribute in ADAPTER if not hasattr(loaded, attribute)]
     is_adapter = hasattr(loaded, "to_numpy")  # no namespace has it
     if missing and not bare and is_adapter:
-        raise BackendUnavailable(f"{name} is an adapter, but lacks {', '.join(missing)}")
+        raise BackendUnavailable(
+            f"{name} is an adapter, but lacks {', '.join(missing)}"
+        )
     adapter = _generic_adapter(name, loaded) if bare or missing else loaded
     try:
         device_name, device = next(iter(adapter.devices().items()))
     except Exception as error:
-        raise BackendUnavailable(f"{name} finds no device: {error_line(error)}") from error
+        raise BackendUnavailable(
+            f"{name} finds no device: {error_line(error)}"
+        ) from error
     return Backend(name, device_name, device, adapter, *chosen_policy(None, None))
 
 
@@ -70,7 +76,9 @@ def _generic_adapter(name: str, library: Any) -> Any:
         except (TypeError, ValueError, RuntimeError):
             return np.from_dlpack(array)
         if converted.dtype == object:
-            remedy = "they need __array__ or __dlpack__, or the library needs an adapter"
+            remedy = (
+                "they need __array__ or __dlpack__, or the library needs an adapter"
+            )
             raise TypeError(f"NumPy cannot read arrays of {name}: {remedy}")
         return converted
 

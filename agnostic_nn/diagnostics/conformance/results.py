@@ -15,11 +15,49 @@ __all__ = ["NEEDS", "VERDICTS", "Conformance", "Finding"]
 VERDICTS = ("exact", "within", "wrong", "unsupported", "skipped")
 NEEDS = (  # names of the Standard that the library uses; a test keeps the list complete
     *("abs", "all", "any", "arange", "argmax", "argsort", "asarray", "astype", "bool"),
-    *("broadcast_to", "clip", "concat", "cos", "exp", "expand_dims", "expm1", "finfo", "flip"),
-    *("float32", "floor", "full", "full_like", "int32", "int8", "isdtype", "isfinite", "log"),
-    *("log1p", "logaddexp", "logical_and", "logical_or", "matrix_transpose", "max", "maximum"),
+    *(
+        "broadcast_to",
+        "clip",
+        "concat",
+        "cos",
+        "exp",
+        "expand_dims",
+        "expm1",
+        "finfo",
+        "flip",
+    ),
+    *(
+        "float32",
+        "floor",
+        "full",
+        "full_like",
+        "int32",
+        "int8",
+        "isdtype",
+        "isfinite",
+        "log",
+    ),
+    *(
+        "log1p",
+        "logaddexp",
+        "logical_and",
+        "logical_or",
+        "matrix_transpose",
+        "max",
+        "maximum",
+    ),
     *("mean", "minimum", "ones", "ones_like", "permute_dims", "repeat", "reshape"),
-    *("searchsorted", "sign", "sin", "sinh", "sqrt", "stack", "sum", "take", "take_along_axis"),
+    *(
+        "searchsorted",
+        "sign",
+        "sin",
+        "sinh",
+        "sqrt",
+        "stack",
+        "sum",
+        "take",
+        "take_along_axis",
+    ),
     *("tanh", "uint32", "uint8", "where", "zeros", "zeros_like"),
 )
 
@@ -116,7 +154,9 @@ class Conformance:
     def __str__(self) -> str:
         parts = [table(columns, rows, title) for title, columns, rows in self._tables()]
         head = f"{self.backend} {self.version} ({self.hardware}), {self.adapter}"
-        return "\n\n".join([head, *parts, f"{len(self.findings)} tried: {self.summary}"])
+        return "\n\n".join(
+            [head, *parts, f"{len(self.findings)} tried: {self.summary}"]
+        )
 
     def _repr_html_(self) -> str:
         head = f"{self.backend} {self.version} ({self.hardware}), {self.adapter}: "
@@ -133,7 +173,10 @@ class Conformance:
         values = asdict(self) | {"summary": self.summary, "tried": len(self.findings)}
         parts = [HEAD.format(needs=needs, **values).rstrip()]
         for title, columns, rows in self._tables():
-            parts += [f"### {title[0].upper()}{title[1:]}", markdown_table(columns, rows)]
+            parts += [
+                f"### {title[0].upper()}{title[1:]}",
+                markdown_table(columns, rows),
+            ]
         return "\n\n".join(parts) + "\n"
 
     def to_json(self) -> dict[str, Any]:
@@ -153,7 +196,9 @@ class Conformance:
             for finding in self.findings:
                 if finding.section == section:
                     errors = _cell(finding.float32), _cell(finding.float64)
-                    rows.append([finding.name, finding.verdict, *errors, finding.reason])
+                    rows.append(
+                        [finding.name, finding.verdict, *errors, finding.reason]
+                    )
             yield section, columns, rows
 
 

@@ -20,7 +20,10 @@ SECONDS = 120.0  # time limit of a trial, and for a library to start
 
 
 def conformance(
-    chosen: Backend | str, *, only: str = "", progress: Callable[[str], None] = lambda name: None
+    chosen: Backend | str,
+    *,
+    only: str = "",
+    progress: Callable[[str], None] = lambda name: None,
 ) -> Conformance:
     """Run all trials on the library `chosen`, in this process.
 
@@ -75,7 +78,9 @@ def guarded(
         except _NoAnswer as error:
             if result is None:
                 raise BackendUnavailable(f"{name} does not start: {error}") from error
-            findings.append(Finding(*names[len(findings)], "unsupported", reason=str(error)))
+            findings.append(
+                Finding(*names[len(findings)], "unsupported", reason=str(error))
+            )
         finally:
             worker.kill()
             worker.join()
@@ -123,7 +128,11 @@ def _receive(receiver: Any, worker: Any, seconds: float) -> Any:
     except EOFError:
         worker.join()
         code = worker.exitcode
-        ended = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
+        ended = (
+            f"by {signal.Signals(-code).name}"
+            if code < 0
+            else f"with exit status {code}"
+        )
         raise _NoAnswer(f"the process ended {ended}") from None
     if isinstance(answer, Exception):
         raise answer

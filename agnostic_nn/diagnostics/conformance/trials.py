@@ -85,7 +85,9 @@ def _random() -> Iterator[Trial]:
         "split": lambda xp, key, dtype: random.split(key, 3),
         "fold": lambda xp, key, dtype: random.fold(key, 5),
         "bernoulli": lambda xp, key, dtype: random.bernoulli(key, 0.3, (5, 7)),
-        "uniform": lambda xp, key, dtype: random.uniform(key, (5, 7), getattr(xp, dtype)),
+        "uniform": lambda xp, key, dtype: random.uniform(
+            key, (5, 7), getattr(xp, dtype)
+        ),
         "normal": lambda xp, key, dtype: random.normal(key, (5, 7), getattr(xp, dtype)),
         "permutation": lambda xp, key, dtype: random.permutation(key, 129),
     }
@@ -93,7 +95,9 @@ def _random() -> Iterator[Trial]:
 
         def compute(chosen, dtype, draw=draw):
             key = random.key(2**40 + 7, xp=chosen.xp, device=chosen.device)
-            result = chosen.to_numpy(chosen.jit(lambda key: draw(chosen.xp, key, dtype))(key))
+            result = chosen.to_numpy(
+                chosen.jit(lambda key: draw(chosen.xp, key, dtype))(key)
+            )
             # a library may use wider integers for words and positions
             return result.astype(np.int64) if result.dtype.kind in "iu" else result
 
@@ -119,7 +123,9 @@ def _run_on(chosen: Backend, function: Callable[..., Any], arrays: Any) -> Any:
 
 
 def _cast(tree: Any, dtype: str) -> Any:
-    return tree_map(lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, tree)
+    return tree_map(
+        lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, tree
+    )
 
 
 def _ops() -> Iterator[Trial]:
@@ -148,7 +154,10 @@ def _ops() -> Iterator[Trial]:
 
     functions = {
         "above_zero": lambda a: ops.above_zero(a["numbers"], a["numbers"]),
-        "all_finite": lambda a: (ops.all_finite(a["x"]), ops.all_finite(a["not_finite"])),
+        "all_finite": lambda a: (
+            ops.all_finite(a["x"]),
+            ops.all_finite(a["not_finite"]),
+        ),
         "barrier": lambda a: ops.barrier({"x": a["x"], "numbers": a["numbers"]}),
         "bounded_exp": lambda a: ops.bounded_exp(-ops.softplus(a["numbers"])),
         "crop": lambda a: ops.crop(a["x"], ((1, 2),)),
@@ -163,7 +172,8 @@ def _ops() -> Iterator[Trial]:
         "scan": lambda a: (loop(a, reverse=False), loop(a, reverse=True)),
         "scatter_add": lambda a: ops.scatter_add(a["x"][:, 0, :], a["rows"], 4),
         "select": lambda a: tuple(
-            ops.select(a["condition"][i], lambda: a["numbers"] + 1.0, a["numbers"]) for i in (0, 1)
+            ops.select(a["condition"][i], lambda: a["numbers"] + 1.0, a["numbers"])
+            for i in (0, 1)
         ),
         "sigmoid": lambda a: ops.sigmoid(a["numbers"]),
         "softplus": lambda a: ops.softplus(a["numbers"]),
@@ -229,14 +239,20 @@ def _layer(example: Example, size: int, chosen: Backend, dtype: str) -> Any:
         results = {}
         for mode in ("train", "predict"):
             train = mode == "train"
-            y, state, cache = layer.forward(a["params"], a["state"], a["x"], train=train)
+            y, state, cache = layer.forward(
+                a["params"], a["state"], a["x"], train=train
+            )
             dx, grads = layer.backward(a["params"], cache, a["dy"])
-            dx = {name: leaf for name, leaf in named_leaves(dx, "dx") if leaf is not None}
+            dx = {
+                name: leaf for name, leaf in named_leaves(dx, "dx") if leaf is not None
+            }
             results[mode] = {"y": y, "state": state, "grads": grads, **dx}
         return results
 
     arrays = _arguments(example)
-    batch = tree_map(lambda leaf: leaf[:size], {name: arrays[name] for name in ("x", "dy")})
+    batch = tree_map(
+        lambda leaf: leaf[:size], {name: arrays[name] for name in ("x", "dy")}
+    )
     return _run_on(chosen, everything, _cast(arrays | batch, dtype))
 
 
@@ -249,14 +265,22 @@ def _arguments(example: Example) -> dict[str, Any]:
     draw = example.draw or partial(draw_for, layer)
     params, state, out = layer.init(random.key(0, xp=host), example.shape, host.float32)
     x = draw(generator, batched(example.shape, 4))
-    dy = shape_map(lambda shape: np.asarray(generator.standard_normal(shape)), batched(out, 4))
-    params = tree_map(lambda leaf: leaf + generator.uniform(-0.25, 0.25, leaf.shape), params)
-    return _cast({"params": params, "state": state, "x": _narrow(x), "dy": dy}, "float32")
+    dy = shape_map(
+        lambda shape: np.asarray(generator.standard_normal(shape)), batched(out, 4)
+    )
+    params = tree_map(
+        lambda leaf: leaf + generator.uniform(-0.25, 0.25, leaf.shape), params
+    )
+    return _cast(
+        {"params": params, "state": state, "x": _narrow(x), "dy": dy}, "float32"
+    )
 
 
 def _narrow(tree: Any) -> Any:
     """Return the tree with integers in int32."""
-    return tree_map(lambda leaf: leaf.astype("int32") if leaf.dtype.kind in "iu" else leaf, tree)
+    return tree_map(
+        lambda leaf: leaf.astype("int32") if leaf.dtype.kind in "iu" else leaf, tree
+    )
 
 
 def _batches() -> Iterator[Trial]:
@@ -265,14 +289,19 @@ def _batches() -> Iterator[Trial]:
     for example in LAYERS:
         if example.name in names:
             for size in (0, 1):
-                yield Trial(f"{example.name}, a batch of {size}", partial(_layer, example, size))
+                yield Trial(
+                    f"{example.name}, a batch of {size}", partial(_layer, example, size)
+                )
 
 
 def _optimizers(steps: int = 5) -> Iterator[Trial]:
     generator = np.random.default_rng(0)
 
     def draw_params():
-        layer = {"weight": generator.standard_normal((5, 3)), "bias": generator.standard_normal(3)}
+        layer = {
+            "weight": generator.standard_normal((5, 3)),
+            "bias": generator.standard_normal(3),
+        }
         tree = ({"weight": generator.standard_normal((3, 2, 2, 4))}, layer)
         return tree_map(lambda leaf: leaf.astype("float32"), tree)
 
@@ -286,7 +315,9 @@ def _optimizers(steps: int = 5) -> Iterator[Trial]:
             params = chosen.asarray(params)
             update = chosen.jit(optimizer.update)
             for grad in grads:
-                params, moments = update(params, chosen.asarray(_cast(grad, dtype)), moments)
+                params, moments = update(
+                    params, chosen.asarray(_cast(grad, dtype)), moments
+                )
             return chosen.to_numpy({"params": params, "moments": moments})
 
         yield Trial(type(optimizer).__name__, compute)
@@ -303,7 +334,9 @@ class _Task(NamedTuple):
 
     def trainer(self, chosen: Backend, dtype: str) -> Trainer:
         parts = self.model, self.loss, self.optimizer
-        return Trainer(*parts, backend=chosen, dtype=dtype, seed=3, shape=self.x.shape[1:])
+        return Trainer(
+            *parts, backend=chosen, dtype=dtype, seed=3, shape=self.x.shape[1:]
+        )
 
     def fit(self, trainer: Trainer, epochs: int = 2) -> Any:
         """Train for `epochs` epochs of three batches, the last of them short."""
@@ -320,14 +353,24 @@ def _tasks() -> dict[str, _Task]:
     return {
         "Dense, BatchNorm, Dropout": _Task(
             blocks.Sequential(
-                *(layers.Dense(8), layers.BatchNorm(), layers.GELU(), layers.Dropout(0.2)),
+                *(
+                    layers.Dense(8),
+                    layers.BatchNorm(),
+                    layers.GELU(),
+                    layers.Dropout(0.2),
+                ),
                 layers.Dense(3),
             ),
             *(losses.softmax_cross_entropy, sgd, images[:, 0, 0, :], labels),
         ),
         "Conv2D, MaxPool2D": _Task(
             blocks.Sequential(
-                *(layers.Conv2D(4, 3), layers.ReLU(), layers.MaxPool2D(), layers.Flatten()),
+                *(
+                    layers.Conv2D(4, 3),
+                    layers.ReLU(),
+                    layers.MaxPool2D(),
+                    layers.Flatten(),
+                ),
                 layers.Dense(3),
             ),
             *(losses.softmax_cross_entropy, sgd, images, labels),
@@ -363,7 +406,9 @@ def _training_tolerance(task: _Task, steps: int, epsilon: float) -> float:
     of each weight, backward over its columns, and for the gradient over a batch of 16.
     """
     params = task.trainer(backend("numpy"), "float64").params
-    return tolerance(epsilon, steps * (16 + sum(sum(leaf.shape) for leaf in leaves(params))))
+    return tolerance(
+        epsilon, steps * (16 + sum(sum(leaf.shape) for leaf in leaves(params)))
+    )
 
 
 def _checkpoints() -> Iterator[Trial]:
@@ -384,7 +429,10 @@ def _checkpoints() -> Iterator[Trial]:
         return {"params": second.to_numpy(loaded.params)}
 
     allowed = partial(_training_tolerance, task, 6)
-    directions = {"saved by NumPy, then loaded": False, "saved, then loaded by NumPy": True}
+    directions = {
+        "saved by NumPy, then loaded": False,
+        "saved, then loaded by NumPy": True,
+    }
     for name, to_numpy in directions.items():
         compute = partial(train_save_load, to_numpy=to_numpy)
         yield Trial(name, compute, allowed, wide=False)

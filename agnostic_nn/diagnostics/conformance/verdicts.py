@@ -36,7 +36,9 @@ def judge(section: str, trial: Trial, chosen: Backend) -> Finding:
         except Wrong as error:
             return finding("wrong", **errors, reason=f"{where}{error}")
         except Exception as error:  # libraries raise different errors
-            return finding("unsupported", **errors, reason=f"{where}{error_line(error)}")
+            return finding(
+                "unsupported", **errors, reason=f"{where}{error_line(error)}"
+            )
         fault = _structural_fault(result, on_numpy)
         if fault:
             return finding("wrong", **errors, reason=f"{where}{fault}")

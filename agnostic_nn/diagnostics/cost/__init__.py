@@ -8,4 +8,12 @@ from . import native
 from .arrays import Counted, blank, blanks_like, peak_of
 from .counter import CostCounter, Memory
 
-__all__ = ["CostCounter", "Counted", "Memory", "blank", "blanks_like", "native", "peak_of"]
+__all__ = [
+    "CostCounter",
+    "Counted",
+    "Memory",
+    "blank",
+    "blanks_like",
+    "native",
+    "peak_of",
+]

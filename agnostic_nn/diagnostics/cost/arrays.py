@@ -20,7 +20,9 @@ __all__ = ["Counted", "blank", "blanks_like", "in_place", "peak_of", "spread", "
 
 def blanks_like(tree: Any) -> Any:
     """Return arrays without values like those of `tree`, which may be of any library."""
-    return tree_map(lambda leaf: blank(tuple(leaf.shape), _dtype_name(leaf.dtype)), tree)
+    return tree_map(
+        lambda leaf: blank(tuple(leaf.shape), _dtype_name(leaf.dtype)), tree
+    )
 
 
 def peak_of(function: Callable[..., Any], *trees: Any) -> int:
@@ -34,7 +36,11 @@ class _CostHandler(Handler):
     """Computes shapes and dtypes, and records what each operation costs."""
 
     def call(
-        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         if name in _FUNCTIONS:
             return _FUNCTIONS[name](*args, **kwargs)
@@ -47,7 +53,9 @@ class _CostHandler(Handler):
             # Do not give these arguments local names: a reference more would hide a temporary.
             if name not in _NEVER_REUSED and _is_spare(getrefcount(args[0]), *args):
                 return in_place(args[0])
-            if name in _COMMUTATIVE and _is_spare(getrefcount(args[1]), *reversed(args)):
+            if name in _COMMUTATIVE and _is_spare(
+                getrefcount(args[1]), *reversed(args)
+            ):
                 return in_place(args[1])
         return _elementwise(ufunc, *args, **kwargs)
 
@@ -65,7 +73,9 @@ class Counted(ObservedArray):
     __slots__ = ("memory", "owns")
     handler: Handler = _COSTS
 
-    def __init__(self, value: np.ndarray, memory: Memory, *, owns: bool = False) -> None:
+    def __init__(
+        self, value: np.ndarray, memory: Memory, *, owns: bool = False
+    ) -> None:
         self.value = value
         self.memory: Memory = memory
         self.owns: bool = owns
@@ -73,7 +83,9 @@ class Counted(ObservedArray):
     def __array_namespace__(self, api_version: str | None = None) -> ObservedNamespace:
         return _namespace
 
-    def __array_ufunc__(self, ufunc: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+    def __array_ufunc__(
+        self, ufunc: Any, method: str, *args: Any, **kwargs: Any
+    ) -> Any:
         if method != "__call__" or kwargs or ufunc.signature or ufunc.nout > 1:
             return NotImplemented
         return _elementwise(ufunc, *args)
@@ -91,7 +103,9 @@ class Counted(ObservedArray):
         return self.memory, self.value.__array_interface__["data"][0]
 
     def _refused(self, *_: Any, **__: Any) -> Any:
-        raise TypeError("only shapes are known here, as in `jit`: there is no value to ask for")
+        raise TypeError(
+            "only shapes are known here, as in `jit`: there is no value to ask for"
+        )
 
     __bool__: Any = _refused
     __int__: Any = _refused
@@ -110,16 +124,33 @@ _MIN_REUSED = 2**18
 
 _COMMUTATIVE = {"add", "multiply", "bitwise_and", "bitwise_or", "bitwise_xor"}
 _NEVER_REUSED = {"pow", "remainder"}
-_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor")
+_BINARY = (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "and_",
+    "or_",
+    "xor",
+)
 _OPERATORS = {getattr(operator, name) for name in (*_BINARY, "lshift", "rshift")}
-_IN_PLACE = {getattr(operator, f"i{name.strip('_')}") for name in (*_BINARY, "lshift", "rshift")}
+_IN_PLACE = {
+    getattr(operator, f"i{name.strip('_')}") for name in (*_BINARY, "lshift", "rshift")
+}
 
 
 class _ReferenceCounter(Handler):
     """Returns how many references an operand has where `_CostHandler.call` counts them."""
 
     def call(
-        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> int:
         return getrefcount(args[0])
 
@@ -132,14 +163,21 @@ def _references() -> tuple[int, int]:
 
 
 _TEMPORARY, _NAMED = _references()
-_CALLER = 4  # frames: from `_is_spare` over `call`, `_call` and the operator to the expression
+# frames: from `_is_spare` over `call`, `_call` and the operator to the expression
+_CALLER = 4
 
 
 def _is_spare(references: int, x: Any, other: Any) -> bool:
     """Return whether x, which has so many references, is overwritten in an operation with other."""
-    if references > _TEMPORARY or type(x) is not Counted or not x.owns or x.nbytes < _MIN_REUSED:
+    if (
+        references > _TEMPORARY
+        or type(x) is not Counted
+        or not x.owns
+        or x.nbytes < _MIN_REUSED
+    ):
         return False
-    if _TEMPORARY == _NAMED:  # an interpreter that borrows the references of local variables
+    # an interpreter that borrows the references of local variables
+    if _TEMPORARY == _NAMED:
         names = _getframe(_CALLER).f_locals
         if any(value is x for value in names.values()):
             return False
@@ -159,7 +197,11 @@ def in_place(x: Counted) -> Counted:
 
 def _dtype_name(dtype: Any) -> str:
     """Return NumPy's name for a dtype of any library, as "float32" for "torch.float32"."""
-    return str(dtype).rpartition(".")[2] if not isinstance(dtype, type) else np.dtype(dtype).name
+    return (
+        str(dtype).rpartition(".")[2]
+        if not isinstance(dtype, type)
+        else np.dtype(dtype).name
+    )
 
 
 def blank(shape: tuple[int, ...], dtype: Any, like: Any = None) -> Counted:
@@ -185,19 +227,27 @@ def _result_dtype(ufunc: np.ufunc, *kinds: Any) -> np.dtype:
 
 def _shape(shapes: list[tuple[Any, ...]]) -> tuple[Any, ...]:
     first = shapes[0]
-    return first if all(shape == first for shape in shapes) else np.broadcast_shapes(*shapes)
+    return (
+        first
+        if all(shape == first for shape in shapes)
+        else np.broadcast_shapes(*shapes)
+    )
 
 
 def _elementwise(ufunc: np.ufunc, *args: Any) -> Counted:
     kinds = [arg.dtype if hasattr(arg, "shape") else type(arg) for arg in args]
-    return spread(_result_dtype(ufunc, *[int if kind is bool else kind for kind in kinds]), *args)
+    return spread(
+        _result_dtype(ufunc, *[int if kind is bool else kind for kind in kinds]), *args
+    )
 
 
 def spread(dtype: Any, *args: Any) -> Counted:
     """Return the result of an elementwise operation on `args`, which broadcast."""
     arrays = [arg for arg in args if hasattr(arg, "shape")]
     shape = _shape([array.shape for array in arrays])
-    alike = (array for array in arrays if isinstance(array, Counted) and array.shape == shape)
+    alike = (
+        array for array in arrays if isinstance(array, Counted) and array.shape == shape
+    )
     result = blank(shape, dtype, next(alike, None))
     current().count(result.size)
     return result
@@ -208,7 +258,9 @@ def _product(x: Any, y: Any) -> Counted:
     right = y.shape
     inner = left[-1]
     if inner != right[-2 if len(right) > 1 else 0]:
-        raise ValueError(f"expected matrices that can be multiplied, got {left} and {right}")
+        raise ValueError(
+            f"expected matrices that can be multiplied, got {left} and {right}"
+        )
     lead = np.broadcast_shapes(left[:-2], right[:-2])
     shape = (*lead, *left[-2:-1], *(right[-1:] if len(right) > 1 else ()))
     return summed(shape, inner, x, y)
@@ -225,11 +277,15 @@ def summed(shape: tuple[int, ...], inner: int, *factors: Any) -> Counted:
 
 
 def _view(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda x, *args, **kwargs: Counted(function(x.value, *args, **kwargs), x.memory)
+    return lambda x, *args, **kwargs: Counted(
+        function(x.value, *args, **kwargs), x.memory
+    )
 
 
 def _reduction(x, /, *, axis=None, keepdims=False, dtype=None, correction=None):
-    axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    axes = (
+        range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    )
     reduced = {axis % x.ndim for axis in axes}
     shape = []
     for axis, length in enumerate(x.shape):
@@ -383,9 +439,13 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("sum", "prod"), _total),
     **dict.fromkeys(("mean", "max", "min", "std", "var"), _reduction),
     **dict.fromkeys(("any", "all"), partial(_reduction, dtype=np.bool_)),
-    **dict.fromkeys(("argmax", "argmin", "count_nonzero"), partial(_reduction, dtype=np.int64)),
+    **dict.fromkeys(
+        ("argmax", "argmin", "count_nonzero"), partial(_reduction, dtype=np.int64)
+    ),
     **dict.fromkeys(("cumulative_sum", "cumulative_prod", "sort"), _read),
-    **dict.fromkeys(("empty_like", "ones_like", "zeros_like", "full_like", "tril", "triu"), _like),
+    **dict.fromkeys(
+        ("empty_like", "ones_like", "zeros_like", "full_like", "tril", "triu"), _like
+    ),
     **dict.fromkeys(("empty", "ones", "zeros", "full"), _filled),
     **{name: _created(getattr(np, name)) for name in ("arange", "eye", "linspace")},
     "matmul": _product,

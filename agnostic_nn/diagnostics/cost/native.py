@@ -28,7 +28,8 @@ def _standard(function, *args, **options):
 
 @ops.above_zero.register(Counted)
 def _above_zero(x, dy):
-    temporaries = [blank(x.shape, x.dtype, x) for _ in range(2)]  # masks in the dtype of x
+    # masks in the dtype of x
+    temporaries = [blank(x.shape, x.dtype, x) for _ in range(2)]
     result = ops.above_zero.dispatch(object)(x, dy)
     del temporaries
     return result
@@ -36,7 +37,8 @@ def _above_zero(x, dy):
 
 @ops.erf.register(Counted)
 def _erf(x):
-    temporaries = [blank(x.shape, x.dtype, x) for _ in range(5)]  # x² and two polynomials of it
+    # x² and two polynomials of it
+    temporaries = [blank(x.shape, x.dtype, x) for _ in range(5)]
     result = spread(x.dtype, x)
     del temporaries
     return result
@@ -56,7 +58,9 @@ def _attend(query, *args, **options):
 
 
 @ops.attend_backward.register(Counted)
-def _attend_backward(query, key, value, allowed, keep_mask, heads, cache, dy, **options):
+def _attend_backward(
+    query, key, value, allowed, keep_mask, heads, cache, dy, **options
+):
     inputs = query, key, value, allowed, keep_mask
     with current().only():
         _, standard_cache = ops.attend.dispatch(object)(*inputs, **options)
@@ -106,7 +110,8 @@ def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
         _lay_out(dy, window, around, lengths)
         return dx
     wide = ops.pad(dx, padding)
-    blank((*dy.shape[:-1], fan_in * groups), dy.dtype)  # the terms of one position in the window
+    # the terms of one position in the window
+    blank((*dy.shape[:-1], fan_in * groups), dy.dtype)
     return ops.crop(wide, padding)
 
 
@@ -125,7 +130,8 @@ def _largest(x, window, *spans):
         # Windows that do not overlap are reduced at once, not one axis after another.
         narrow = np.uint8 if math.prod(window) <= 256 else np.int32
         which = (blank(y.shape, narrow),)
-    temporaries = [_like(leaf) for leaf in (y, *which)]  # the maximum so far, and its mask
+    # the maximum so far, and its mask
+    temporaries = [_like(leaf) for leaf in (y, *which)]
     result = _like(y), tuple(map(_like, which))
     del temporaries
     return result
@@ -149,7 +155,8 @@ def _lstm(xs, params, start, reverse, keep, by_steps):
     width = len(params["recurrent"])
     with current().only(operations=True):
         end, (_, standard_cache) = by_steps()
-    table = blank((time + 1, batch, width + fan_in + 1), xs.dtype)  # h, x and 1 of every step
+    # h, x and 1 of every step
+    table = blank((time + 1, batch, width + fan_in + 1), xs.dtype)
     hs = Counted(table.value[..., :width], table.memory)
     cache = (hs[:-1], tree_map(_like, standard_cache[1])) if keep else ()
     return tree_map(_like, end), (hs[1:], cache)
@@ -183,7 +190,9 @@ def _scatter_add(updates, index, rows):
 
 @ops.pad_impl.register(Counted)
 def _pad_impl(x, pads, value):
-    lengths = [low + n + high for n, (low, high) in zip(x.shape[1:-1], pads, strict=True)]
+    lengths = [
+        low + n + high for n, (low, high) in zip(x.shape[1:-1], pads, strict=True)
+    ]
     return blank((x.shape[0], *lengths, x.shape[-1]), x.dtype)
 
 
@@ -208,4 +217,6 @@ def _select(holds, make, old):
     return make()
 
 
-ops.scan_impl.register(Counted, ops.scan_into(lambda x, n: blank((n, *x.shape), x.dtype)))
+ops.scan_impl.register(
+    Counted, ops.scan_into(lambda x, n: blank((n, *x.shape), x.dtype))
+)

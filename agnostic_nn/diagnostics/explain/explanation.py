@@ -13,7 +13,13 @@ from ...core.arrays import Params, State, namespace
 from ...core.backend import Backend
 from ...core.backend import backend as choose
 from ...core.errors import expect, expect_function
-from ...core.trees import expect_nested, leaves, named_leaves, tree_from_leaves, tree_map
+from ...core.trees import (
+    expect_nested,
+    leaves,
+    named_leaves,
+    tree_from_leaves,
+    tree_map,
+)
 from ...display.pages import framed
 from ...layers import Layer
 from ...layers.base import kinds, not_a_layer
@@ -31,9 +37,11 @@ __all__ = ["Explanation", "explain"]
 
 STEPS = (2.0**-14, 2.0**-19, 2.0**-24)  # of a central difference, times max(1, |θ|)
 # The next two are relative to the largest gradient in the parameter.
-MAX_SLOPE_CHANGE = 1e-2  # between the two sides; a larger one means a kink within the step
+# between the two sides; a larger one means a kink within the step
+MAX_SLOPE_CHANGE = 1e-2
 TOLERANCE = {"float32": 1e-3, "float64": 1e-6}
-MIN_SCALE = 1e-3  # lower bound on that largest gradient, so that rounding is not the scale
+# lower bound on that largest gradient, so that rounding is not the scale
+MIN_SCALE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,11 @@ class Explanation(Report):
         ImportError
             If the packages that render pages are not installed.
         """
-        return page(title or f"The chain rule of a batch of {self.rows}", "", [Part("", "", self)])
+        return page(
+            title or f"The chain rule of a batch of {self.rows}",
+            "",
+            [Part("", "", self)],
+        )
 
     def _repr_html_(self) -> str:
         try:
@@ -102,7 +114,9 @@ def explain(
         backend does not support the dtype.
     """
     if not isinstance(model, Layer):
-        raise TypeError(f"expected a layer or a block as the model, got {not_a_layer(model)}")
+        raise TypeError(
+            f"expected a layer or a block as the model, got {not_a_layer(model)}"
+        )
     expect_function("the loss", loss, "y, target")
     seed = as_integer("seed", seed, 0)
     chosen = backend if isinstance(backend, Backend) else choose(backend)
@@ -126,7 +140,9 @@ def explain(
         weights = tree_map(lambda leaf: _cast(dtype, leaf, "real floating"), weights)
         for path, leaf in named_leaves(weights, "weights"):
             ok = leaf.ndim > 0 and (np.isfinite(leaf) & (leaf >= 0)).all()
-            expect(ok, "expected {} as finite numbers of at least 0, one per example", path)
+            expect(
+                ok, "expected {} as finite numbers of at least 0, one per example", path
+            )
     # Initialize on NumPy even if params and state are given: this checks the shape of x, and
     # returns the shape of y and the trees that params and state must match.
     xp = namespace(np.zeros(()))
@@ -168,7 +184,9 @@ def explain(
         loss_formula=formula_of(loss),
         loss_description=gradient_section(loss),
         saved=_saved(nodes),
-        checks={node.number: check for node in nodes for check in _checks(node, loss_at)},
+        checks={
+            node.number: check for node in nodes for check in _checks(node, loss_at)
+        },
         findings=findings(nodes, value),
     )
 
@@ -182,7 +200,9 @@ def _cast(dtype: str, leaf: np.ndarray, kind: str = "") -> np.ndarray:
 
 def _loss_name(loss: Any) -> str:
     if isinstance(loss, partial):
-        options = ", ".join(f"{name}={value!r}" for name, value in loss.keywords.items())
+        options = ", ".join(
+            f"{name}={value!r}" for name, value in loss.keywords.items()
+        )
         return f"{_loss_name(loss.func)}({options})"
     return getattr(loss, "__name__", None) or repr(loss)
 
@@ -197,15 +217,21 @@ def _saved(nodes: list[Node]) -> dict[int, tuple[Saved, ...]]:
         # A layer that returns its input unchanged has one array with both names: the input's.
         names = {id(leaf): node.name for leaf in leaves(node.call.y)}
         sources = [nodes[edge.start].name for edge in node.edges]
-        names |= {id(leaf): name for leaf, name in zip(leaves(node.call.x), sources, strict=True)}
+        names |= {
+            id(leaf): name
+            for leaf, name in zip(leaves(node.call.x), sources, strict=True)
+        }
         arrays = []
         for leaf in saved_arrays(node.call):
             memory = _memory(leaf)
             name = names.get(id(leaf), "")
-            dtype = np.dtype(str(leaf.dtype).split(".")[-1])  # "torch.float32" is float32
+            # "torch.float32" is float32
+            dtype = np.dtype(str(leaf.dtype).split(".")[-1])
             size = int(np.prod(leaf.shape)) * dtype.itemsize
             if size and (name or memory not in counted):
-                arrays.append(Saved(name, tuple(leaf.shape), 0 if memory in counted else size))
+                arrays.append(
+                    Saved(name, tuple(leaf.shape), 0 if memory in counted else size)
+                )
             counted.add(memory)
         saved[node.number] = tuple(arrays)
     return saved
@@ -223,21 +249,27 @@ def _checks(node: Node, loss_at: Callable[..., Any]) -> Iterator[Check]:
 
     The parameter is the weight if there is one, else the first.
     """
-    named = dict(named_leaves(node.grads)) if node.call and node.grads is not None else {}
+    named = (
+        dict(named_leaves(node.grads)) if node.call and node.grads is not None else {}
+    )
     if not named:
         return
     path = next((p for p in named if p.split(".")[-1] == "weight"), next(iter(named)))
     slopes = np.asarray(named[path], np.float64)
     if not slopes.size or not np.all(np.isfinite(slopes)):
         return
-    index = tuple(int(i) for i in np.unravel_index(np.argmax(np.abs(slopes)), slopes.shape))
+    index = tuple(
+        int(i) for i in np.unravel_index(np.argmax(np.abs(slopes)), slopes.shape)
+    )
     params = tree_map(lambda leaf: np.asarray(leaf, np.float64), node.params)
     size = max(1.0, abs(float(dict(named_leaves(params))[path][index])))
     scale = max(float(np.max(np.abs(slopes))), MIN_SCALE)
     # Near a kink the slopes on both sides differ. A smaller step may avoid the kink.
     for step in STEPS:
         h = step * size
-        below, center, above = (loss_at(node, params, path, index, d) for d in (-h, 0.0, h))
+        below, center, above = (
+            loss_at(node, params, path, index, d) for d in (-h, 0.0, h)
+        )
         kink = abs(above - 2.0 * center + below) / h > MAX_SLOPE_CHANGE * scale
         if not kink:
             break
@@ -245,7 +277,9 @@ def _checks(node: Node, loss_at: Callable[..., Any]) -> Iterator[Check]:
     slope = float(slopes[index])
     tolerance = TOLERANCE.get(named[path].dtype.name, 1e-2) * scale
     agrees = abs(difference - slope) <= tolerance
-    yield Check(node.names[path], index, slope, difference, agrees, kink=kink and not agrees)
+    yield Check(
+        node.names[path], index, slope, difference, agrees, kink=kink and not agrees
+    )
 
 
 def _perturbed_loss(
@@ -265,7 +299,9 @@ def _perturbed_loss(
     params, state, x, target, *weights = host
 
     def wide(tree):
-        return tree_map(lambda a: a.astype(np.float64) if a.dtype.kind == "f" else a, tree)
+        return tree_map(
+            lambda a: a.astype(np.float64) if a.dtype.kind == "f" else a, tree
+        )
 
     named = dict(named_leaves(call_params))
     named[path] = named[path].copy()

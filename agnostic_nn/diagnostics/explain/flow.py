@@ -34,9 +34,22 @@ from .walk import Call, Walk
 
 __all__ = ["Edge", "Node", "flow"]
 
-AFFINE = (Dense, Conv1D, Conv2D, Conv3D, ConvTranspose1D, ConvTranspose2D, ConvTranspose3D)
+AFFINE = (
+    Dense,
+    Conv1D,
+    Conv2D,
+    Conv3D,
+    ConvTranspose1D,
+    ConvTranspose2D,
+    ConvTranspose3D,
+)
 ACTIVATIONS = (Elementwise, PReLU, GLU, Softmax, LogSoftmax)
-OPERATIONS: dict[str | None, str] = {"sum": "+", "multiply": "×", "concatenate": ",", None: ","}
+OPERATIONS: dict[str | None, str] = {
+    "sum": "+",
+    "multiply": "×",
+    "concatenate": ",",
+    None: ",",
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,9 @@ class Node:
     names: dict[str, str] = field(default_factory=dict)
 
 
-def flow(recorded: Walk, to_numpy: Callable[..., Any]) -> tuple[list[Node], tuple[int, ...]]:
+def flow(
+    recorded: Walk, to_numpy: Callable[..., Any]
+) -> tuple[list[Node], tuple[int, ...]]:
     """Return the nodes in forward order, and the numbers of those that produced y."""
     graph = _Graph(recorded, to_numpy)
     return graph.nodes, tuple(graph.producers[id(leaf)] for leaf in leaves(recorded.y))
@@ -98,12 +113,19 @@ class _Graph:
         # Arrays are keyed by id(); `recorded` holds references, so ids are not reused.
         self.producers: dict[int, int] = {}  # id of an array -> number of its node
         self.hosts: dict[int, np.ndarray] = {}  # id of an array -> its copy on the host
-        self.letters: Counter[str] = Counter()  # how many nodes are named by each letter
-        self.merges: list[tuple[Any, Call]] = []  # arrays that a block computed, and the block
-        self.merge_inputs: dict[int, list[Any]] = {}  # number of a merge node -> its inputs
+        # how many nodes are named by each letter
+        self.letters: Counter[str] = Counter()
+        # arrays that a block computed, and the block
+        self.merges: list[tuple[Any, Call]] = []
+        # number of a merge node -> its inputs
+        self.merge_inputs: dict[int, list[Any]] = {}
         layer_calls = [call for call in self.calls if not call.is_block]
         affine = [call for call in layer_calls if isinstance(call.layer, AFFINE)]
-        others = [call for call in layer_calls if not isinstance(call.layer, AFFINE + ACTIVATIONS)]
+        others = [
+            call
+            for call in layer_calls
+            if not isinstance(call.layer, AFFINE + ACTIVATIONS)
+        ]
         self.has_several = {"z": len(affine) > 1, "y": len(others) > 1}
         for path, leaf in named_leaves(recorded.x):
             name = rf"\mathrm{{{path}}}" if path not in ("", "x") else "x"
@@ -140,8 +162,12 @@ class _Graph:
         node = Node(len(self.nodes), "", call=call, blocks=self._enclosing_blocks(call))
         for part in ("x", "y", "dx", "dy", "params", "grads"):
             setattr(node, part, self.host(getattr(call, part)))
-        inputs = zip(sources, leaves(node.x), _leaf_gradients(node.x, node.dx), strict=True)
-        node.edges = [Edge(source, node.number, value, d) for source, value, d in inputs]
+        inputs = zip(
+            sources, leaves(node.x), _leaf_gradients(node.x, node.dx), strict=True
+        )
+        node.edges = [
+            Edge(source, node.number, value, d) for source, value, d in inputs
+        ]
         self._set_names(node)
         self._add(node, call.y)
 
@@ -160,7 +186,9 @@ class _Graph:
         if id(array) in self.producers:
             return self.producers[id(array)]
         if block is None:
-            raise ValueError("a layer was given an array that is not an input of the model")
+            raise ValueError(
+                "a layer was given an array that is not an input of the model"
+            )
         sources, operation = self._sources(array, block)
         self.merges.append((array, block))
         blocks = self._enclosing_blocks(block)
@@ -180,7 +208,9 @@ class _Graph:
     def _sources(self, array: Any, block: Call) -> tuple[list[Any], str]:
         """Return the arrays from which a block computed `array`, and the operation."""
         if isinstance(block.layer, Parallel):
-            outputs = [leaf for call in self._inner_calls(block) for leaf in leaves(call.y)]
+            outputs = [
+                leaf for call in self._inner_calls(block) for leaf in leaves(call.y)
+            ]
             return outputs, OPERATIONS[block.layer.join]
         total = self.host(array)
         candidates = self._arrays_in(block)
@@ -254,9 +284,13 @@ class _Graph:
             if node.dy is None and node.operation == "+":
                 node.dy = self._gradient_of_sum(node)
             edges = []
-            for edge, source in zip(node.edges, self.merge_inputs[node.number], strict=True):
+            for edge, source in zip(
+                node.edges, self.merge_inputs[node.number], strict=True
+            ):
                 # A sum passes its gradient unchanged to every summand.
-                gradient = node.dy if node.operation == "+" else gradients.get(id(source))
+                gradient = (
+                    node.dy if node.operation == "+" else gradients.get(id(source))
+                )
                 edges.append(replace(edge, gradient=gradient))
             node.edges = edges
 
@@ -264,7 +298,9 @@ class _Graph:
         """Return dy of a sum in a block, from a summand that nothing else reads."""
         for edge in merge.edges:
             source = self.nodes[edge.start]
-            readers = [e for node in self.nodes for e in node.edges if e.start == source.number]
+            readers = [
+                e for node in self.nodes for e in node.edges if e.start == source.number
+            ]
             if source.call and len(readers) == 1:
                 return source.dy
         return None

@@ -74,7 +74,9 @@ _MAX_POOL = Formula(
 )
 _AVERAGE_POOL = Formula(
     r"@y_o = \frac{1}{c} \sum @x_i \text{ over } i \text{ in window } o",
-    {"x": r"\sum \frac{1}{c} @dy_o \text{ over all } o \text{ with } i \text{ in window } o"},
+    {
+        "x": r"\sum \frac{1}{c} @dy_o \text{ over all } o \text{ with } i \text{ in window } o"
+    },
 )
 _CONVOLUTION = _affine(
     r"@y_o = \sum_k @x_{o s + k d - \mathrm{low}} @weight_k + @bias",
@@ -114,7 +116,9 @@ def _gated(gate: str) -> Formula:
 
 
 FORMULAS: dict[Any, Formula] = {
-    layers.Dense: _affine(r"@y = @x @weight + @bias", r"@dy @weight^\top", r"@x^\top @dy"),
+    layers.Dense: _affine(
+        r"@y = @x @weight + @bias", r"@dy @weight^\top", r"@x^\top @dy"
+    ),
     **dict.fromkeys((layers.Conv1D, layers.Conv2D, layers.Conv3D), _CONVOLUTION),
     **dict.fromkeys(
         (layers.ConvTranspose1D, layers.ConvTranspose2D, layers.ConvTranspose3D),
@@ -122,7 +126,9 @@ FORMULAS: dict[Any, Formula] = {
     ),
     layers.ReLU: _elementwise(r"\max(@x, 0)", "[@x > 0]"),
     layers.ReLU6: _elementwise(r"\min(\max(@x, 0), 6)", "[0 < @x < 6]"),
-    layers.LeakyReLU: _elementwise(r"\max(@x, 0) + s \min(@x, 0)", r"([@x > 0] + s [@x \le 0])"),
+    layers.LeakyReLU: _elementwise(
+        r"\max(@x, 0) + s \min(@x, 0)", r"([@x > 0] + s [@x \le 0])"
+    ),
     layers.ELU: _elementwise(
         r"\max(@x, 0) + \alpha (\exp(\min(@x, 0)) - 1)",
         r"([@x > 0] + \alpha \exp(@x) [@x \le 0])",
@@ -137,9 +143,12 @@ FORMULAS: dict[Any, Formula] = {
     layers.Softplus: _elementwise(r"\log(1 + \exp @x)", r"\sigma(@x)"),
     layers.Softsign: _elementwise(r"\frac{@x}{1 + |@x|}", r"\frac{1}{(1 + |@x|)^2}"),
     layers.HardTanh: _elementwise(
-        r"\min(\max(@x, \mathrm{low}), \mathrm{high})", r"[\mathrm{low} < @x < \mathrm{high}]"
+        r"\min(\max(@x, \mathrm{low}), \mathrm{high})",
+        r"[\mathrm{low} < @x < \mathrm{high}]",
     ),
-    layers.GELU: _elementwise(r"@x \odot \Phi(@x)", r"(\Phi(@x) + @x \odot \varphi(@x))"),
+    layers.GELU: _elementwise(
+        r"@x \odot \Phi(@x)", r"(\Phi(@x) + @x \odot \varphi(@x))"
+    ),
     layers.Mish: _elementwise(
         r"@x \odot \tanh(\mathrm{softplus}(@x))",
         r"(\tanh s + @x \odot \sigma(@x) \odot (1 - \tanh^2 s)), \; s = \mathrm{softplus}(@x)",
@@ -156,7 +165,8 @@ FORMULAS: dict[Any, Formula] = {
     layers.GEGLU: _gated(r"\mathrm{GELU}"),
     layers.SwiGLU: _gated(r"\mathrm{SiLU}"),
     layers.Softmax: Formula(
-        r"@y = \frac{\exp @x}{\sum \exp @x}", {"x": r"@y \odot (@dy - \sum @dy \odot @y)"}
+        r"@y = \frac{\exp @x}{\sum \exp @x}",
+        {"x": r"@y \odot (@dy - \sum @dy \odot @y)"},
     ),
     layers.LogSoftmax: Formula(
         r"@y = @x - \log \sum \exp @x", {"x": r"@dy - \exp(@y) \odot \sum @dy"}
@@ -168,7 +178,9 @@ FORMULAS: dict[Any, Formula] = {
     layers.InstanceNorm: _normalization(
         "the positions of each example and channel", _STANDARDIZED_DX, _STANDARDIZED
     ),
-    layers.GroupNorm: _normalization("each group of channels", _STANDARDIZED_DX, _STANDARDIZED),
+    layers.GroupNorm: _normalization(
+        "each group of channels", _STANDARDIZED_DX, _STANDARDIZED
+    ),
     layers.RMSNorm: _normalization(
         "each row",
         r"\frac{1}{s} (g - \hat{x} \odot \mathrm{mean}(g \odot \hat{x}))",
@@ -177,9 +189,12 @@ FORMULAS: dict[Any, Formula] = {
     **dict.fromkeys((layers.MaxPool1D, layers.MaxPool2D, layers.MaxPool3D), _MAX_POOL),
     **dict.fromkeys((layers.GlobalMaxPool, layers.AdaptiveMaxPool), _MAX_POOL),
     **dict.fromkeys(
-        (layers.AveragePool1D, layers.AveragePool2D, layers.AveragePool3D), _AVERAGE_POOL
+        (layers.AveragePool1D, layers.AveragePool2D, layers.AveragePool3D),
+        _AVERAGE_POOL,
     ),
-    **dict.fromkeys((layers.GlobalAveragePool, layers.AdaptiveAveragePool), _AVERAGE_POOL),
+    **dict.fromkeys(
+        (layers.GlobalAveragePool, layers.AdaptiveAveragePool), _AVERAGE_POOL
+    ),
     layers.Dropout: _DROPOUT,
     layers.SpatialDropout: _DROPOUT,
     layers.DropPath: _DROPOUT,
@@ -189,11 +204,16 @@ FORMULAS: dict[Any, Formula] = {
         {"weight": "E"},
     ),
     layers.Unembedding: Formula(
-        r"@y = @x @weight^\top", {"x": "@dy @weight", "weight": r"(@dy)^\top @x"}, {"weight": "E"}
+        r"@y = @x @weight^\top",
+        {"x": "@dy @weight", "weight": r"(@dy)^\top @x"},
+        {"weight": "E"},
     ),
     layers.PositionEmbedding: Formula(
         r"@y_t = @x_t + @weight_t",
-        {"x": "@dy", "weight": r"\text{in row } t, \; \sum @dy_t \text{ over the batch}"},
+        {
+            "x": "@dy",
+            "weight": r"\text{in row } t, \; \sum @dy_t \text{ over the batch}",
+        },
         {"weight": "P"},
     ),
     layers.RNN: Formula(
@@ -259,7 +279,8 @@ FORMULAS: dict[Any, Formula] = {
         {"x": r"@dy \text{, reshaped to the shape of } @x"},
     ),
     layers.Reshape: Formula(
-        r"@y = @x \text{, reshaped}", {"x": r"@dy \text{, reshaped to the shape of } @x"}
+        r"@y = @x \text{, reshaped}",
+        {"x": r"@dy \text{, reshaped to the shape of } @x"},
     ),
     layers.Transpose: Formula(
         r"@y = @x \text{ with permuted axes}",
@@ -302,7 +323,8 @@ FORMULAS: dict[Any, Formula] = {
         {"y": r"-\frac{2}{n} t \odot \max(0, 1 - t \odot @y)"},
     ),
     losses.poisson_nll: Formula(
-        r"L = \mathrm{mean}(\exp(@y) - t \odot @y)", {"y": r"\frac{1}{n} (\exp(@y) - t)"}
+        r"L = \mathrm{mean}(\exp(@y) - t \odot @y)",
+        {"y": r"\frac{1}{n} (\exp(@y) - t)"},
     ),
 }
 
@@ -321,13 +343,19 @@ def formula_of(what: Any) -> Formula | None:
         return FORMULAS.get(what) if plain_loss and callable(what) else None
     for kind in type(what).__mro__:
         if kind in FORMULAS:
-            return _for_options(FORMULAS[kind], what) if _same_methods(type(what), kind) else None
+            return (
+                _for_options(FORMULAS[kind], what)
+                if _same_methods(type(what), kind)
+                else None
+            )
     return None
 
 
 def _same_methods(kind: type, base: type) -> bool:
     methods = ("forward", "backward", "value", "slope")
-    return all(getattr(kind, name, None) is getattr(base, name, None) for name in methods)
+    return all(
+        getattr(kind, name, None) is getattr(base, name, None) for name in methods
+    )
 
 
 def _for_options(formula: Formula, layer: Layer) -> Formula:
@@ -386,13 +414,17 @@ def formula_with_names(formula: str, names: Mapping[str, str]) -> str:
 
 # "@", an optional "d" for a gradient, the name, and an optional index, which is one
 # character or a group in braces.
-_MARK = re.compile(r"@(d?)(recurrent_bias|[a-z]+(?:\.[a-z]+)?)(?:_(\{(?:[^{}]|\{[^{}]*\})*\}|\w))?")
+_MARK = re.compile(
+    r"@(d?)(recurrent_bias|[a-z]+(?:\.[a-z]+)?)(?:_(\{(?:[^{}]|\{[^{}]*\})*\}|\w))?"
+)
 
 
 def _with_index(name: str, index: str) -> str:
     """Add an index to a name that may already have one: z_1 and t give z_{1, t}."""
     letter, _, subscript = name.partition("_")
-    parts = [part.removeprefix("{").removesuffix("}") for part in (subscript, index) if part]
+    parts = [
+        part.removeprefix("{").removesuffix("}") for part in (subscript, index) if part
+    ]
     return rf"{letter}_{{{', '.join(parts)}}}"
 
 
@@ -417,7 +449,9 @@ def plain(latex: str) -> str:
             at += 1
             if character in "_^":
                 inside, at = _group(latex, at)
-                text.append(_superscript(inside) if character == "^" else _subscript(inside))
+                text.append(
+                    _superscript(inside) if character == "^" else _subscript(inside)
+                )
             elif character == "{":
                 inside, at = _group(latex, at - 1)
                 text.append(plain(inside))
@@ -429,7 +463,9 @@ def plain(latex: str) -> str:
         if name == r"\frac":
             numerator, at = _group(latex, at)
             denominator, at = _group(latex, at)
-            text.append(f"{_parenthesized(plain(numerator))}/{_parenthesized(plain(denominator))}")
+            text.append(
+                f"{_parenthesized(plain(numerator))}/{_parenthesized(plain(denominator))}"
+            )
         elif name in (r"\mathrm", r"\text", r"\sqrt", r"\hat"):
             inside, at = _group(latex, at)
             if name == r"\sqrt":
@@ -486,7 +522,10 @@ def gradient_section(what: Any) -> str:
     """
     what = what.func if isinstance(what, partial) else what
     kinds = type(what).__mro__ if not hasattr(what, "__name__") else (what,)
-    docs = [vars(kind).get("__doc__") if isinstance(kind, type) else kind.__doc__ for kind in kinds]
+    docs = [
+        vars(kind).get("__doc__") if isinstance(kind, type) else kind.__doc__
+        for kind in kinds
+    ]
     modules = dict.fromkeys(kind.__module__ for kind in kinds if kind is not object)
     docs += [getattr(sys.modules.get(name), "__doc__", None) for name in modules]
     for text in filter(None, docs):

@@ -18,7 +18,14 @@ from ...core.trees import leaves
 from ...display.pages import formula, render
 from .flow import Edge, Node
 from .formulas import plain
-from .numbers import array_stats, downsampled, format_number, format_share, is_small, tiles
+from .numbers import (
+    array_stats,
+    downsampled,
+    format_number,
+    format_share,
+    is_small,
+    tiles,
+)
 from .remarks import flat_share, layer_label
 from .text import Line, Report, describe_saved, format_lines, gradient
 
@@ -39,7 +46,9 @@ class Part:
         heading = [self.heading, "=" * len(self.heading), ""] if self.heading else []
         text = [self.text, ""] if self.text else []
         after = ["afterwards", "----------", "", self.after] if self.after else []
-        return "\n".join([*heading, *text, str(self.report), *after, *format_lines(self.lines)])
+        return "\n".join(
+            [*heading, *text, str(self.report), *after, *format_lines(self.lines)]
+        )
 
 
 def page(title: str, about: str, parts: Iterable[Part]) -> str:
@@ -120,7 +129,9 @@ def _backward(report: Report, node: Node, prefix: str) -> dict[str, Any]:
         lines = [_array(Line(gradient(node.name), node.dy))]
         return context | {"heading": f"{plain(node.name)}, a merge", "lines": lines}
     return context | {
-        "lines": [_array(line) for line in report.backward(node) if line.array is not None]
+        "lines": [
+            _array(line) for line in report.backward(node) if line.array is not None
+        ]
     }
 
 
@@ -166,14 +177,20 @@ def _matrix(array: np.ndarray) -> str:
 def _pictures(array: np.ndarray, weight: bool) -> str:
     """Render a large array as heat maps and statistics; integers as a range only."""
     if array.dtype.kind != "f":
-        return f'<p class="faint">from {array.min()} to {array.max()}</p>' if array.size else ""
+        return (
+            f'<p class="faint">from {array.min()} to {array.max()}</p>'
+            if array.size
+            else ""
+        )
     finite = np.abs(array[np.isfinite(array)])
     largest = float(finite.max()) if finite.size else 0.0
     maps = []
     for part, matrix in tiles(array, weight):
         small, (rows, columns) = downsampled(matrix)
         is_reduced = (rows, columns) != (1, 1)
-        block = f"; each cell represents {rows} x {columns} numbers" if is_reduced else ""
+        block = (
+            f"; each cell represents {rows} x {columns} numbers" if is_reduced else ""
+        )
         label = f"{part} {matrix.shape[0]} x {matrix.shape[1]}{block}".strip()
         image = heat_map(small, largest)
         maps.append(
@@ -186,7 +203,9 @@ def _pictures(array: np.ndarray, weight: bool) -> str:
         else ""
     )
     stats = escape(str(array_stats(array)))
-    return f'<div class="tiles">{"".join(maps)}</div>{scale}<p class="faint">{stats}</p>'
+    return (
+        f'<div class="tiles">{"".join(maps)}</div>{scale}<p class="faint">{stats}</p>'
+    )
 
 
 def _size(shape: tuple[int, ...]) -> str:
@@ -206,15 +225,24 @@ def heat_map(matrix: np.ndarray, largest: float) -> str:
     finite = np.isfinite(matrix)
     fraction = np.where(finite, np.abs(matrix), 0.0) / (largest or 1.0)
     pixels = np.empty((*matrix.shape, 4), np.uint8)
-    pixels[..., :3] = np.where((matrix < 0)[..., None], (0x2B, 0x83, 0xC9), (0xE0, 0x6A, 0x1B))
+    pixels[..., :3] = np.where(
+        (matrix < 0)[..., None], (0x2B, 0x83, 0xC9), (0xE0, 0x6A, 0x1B)
+    )
     pixels[..., 3] = np.rint(255 * np.sqrt(np.minimum(fraction, 1.0)))
     pixels[~finite] = (0xB0, 0x30, 0xD0, 0xFF)
     height, width = matrix.shape
     # In a PNG each line starts with the number of its filter; 0 is none.
-    lines = np.concatenate((np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)), axis=1)
+    lines = np.concatenate(
+        (np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)), axis=1
+    )
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return pack(">I", len(content)) + kind + content + pack(">I", zlib.crc32(kind + content))
+        return (
+            pack(">I", len(content))
+            + kind
+            + content
+            + pack(">I", zlib.crc32(kind + content))
+        )
 
     header = pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
     image = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
@@ -247,13 +275,16 @@ def network(report: Report, prefix: str) -> str:
     tops, heights, bottom = _rows(nodes)
     frames = [*_frames(nodes, tops, heights)]
     shapes = [frame for frame, _ in frames]
-    lanes: list[tuple[int, int]] = []  # (number of the last node, lane) of edges that skip nodes
+    # (number of the last node, lane) of edges that skip nodes
+    lanes: list[tuple[int, int]] = []
     for node in nodes:
         for edge in node.edges:
             if edge.end - edge.start == 1:
                 shapes += _straight_edge(edge, nodes, tops, heights)
             else:
-                shapes += _skipping_edge(edge, nodes, tops, heights, _free_lane(lanes, edge))
+                shapes += _skipping_edge(
+                    edge, nodes, tops, heights, _free_lane(lanes, edge)
+                )
     is_bad: dict[str, bool] = {}  # of each layer with a finding, whether one is bad
     for finding in report.findings:
         is_bad[finding.path] = is_bad.get(finding.path, False) or finding.bad
@@ -301,13 +332,19 @@ def _height(node: Node) -> int:
     return 2 * ROUND
 
 
-def _frames(nodes: list[Node], tops: list[int], heights: list[int]) -> Iterable[tuple[str, str]]:
+def _frames(
+    nodes: list[Node], tops: list[int], heights: list[int]
+) -> Iterable[tuple[str, str]]:
     """Yield the frame around the layers of each block, and its label."""
     blocks = {
-        call.number: (call, node.blocks.index(call)) for node in nodes for call in node.blocks
+        call.number: (call, node.blocks.index(call))
+        for node in nodes
+        for call in node.blocks
     }
     for number, (call, depth) in sorted(blocks.items()):
-        rows = [n.number for n in nodes if any(block.number == number for block in n.blocks)]
+        rows = [
+            n.number for n in nodes if any(block.number == number for block in n.blocks)
+        ]
         # Leave room for the frames of inner blocks that begin or end at the same node.
         inner_at_top = len(nodes[rows[0]].blocks) - depth - 1
         inner_at_end = len(nodes[rows[-1]].blocks) - depth - 1
@@ -322,7 +359,9 @@ def _frames(nodes: list[Node], tops: list[int], heights: list[int]) -> Iterable[
         )
 
 
-def _box(node: Node, report: Report, top: int, prefix: str, is_bad: dict[str, bool]) -> str:
+def _box(
+    node: Node, report: Report, top: int, prefix: str, is_bad: dict[str, bool]
+) -> str:
     name = escape(plain(node.name))
     if node.name == "L":
         value = escape(f"L = {report.value}")
@@ -333,7 +372,9 @@ def _box(node: Node, report: Report, top: int, prefix: str, is_bad: dict[str, bo
         path = escape(node.call.path or "the model")
         link = f"#{prefix}f{node.number}"
         lines = (escape(_shorten(node.call.outline, 22)), f"{path} · {name}")
-        css_class = {True: " stops", False: " warns", None: ""}[is_bad.get(layer_label(node))]
+        css_class = {True: " stops", False: " warns", None: ""}[
+            is_bad.get(layer_label(node))
+        ]
     else:
         middle = top + ROUND
         symbol = name
@@ -365,7 +406,9 @@ def _norm(edge: Edge) -> str:
     return "" if edge.gradient is None else f"{array_stats(edge.gradient).norm:.3g}"
 
 
-def _straight_edge(edge: Edge, nodes: list[Node], tops: list[int], heights: list[int]) -> list[str]:
+def _straight_edge(
+    edge: Edge, nodes: list[Node], tops: list[int], heights: list[int]
+) -> list[str]:
     """Draw an edge between two successive nodes."""
     top = tops[edge.start] + heights[edge.start]
     end = tops[edge.end]

@@ -154,7 +154,9 @@ def _train_neuron_and_layer(explainer: _Explainer) -> list[Part]:
     ]
 
     x = [[1, 2, 3, 4]]
-    weight = np.transpose([[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8], [0.9, 1.0, 1.1, 1.2]])
+    weight = np.transpose(
+        [[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8], [0.9, 1.0, 1.1, 1.2]]
+    )
     model = Sequential(Dense(3), ReLU())
     params = (explainer.dense(weight, [0.1, 0.2, 0.3]), {})
     first = explainer.explain(model, squared_sum, x, [[0]], params)
@@ -193,7 +195,11 @@ def _dense_and_relu_backward(explainer: _Explainer) -> list[Part]:
             "The same gradient, now with respect to the output of a ReLU after the layer. Where z "
             "is below 0, no gradient passes.",
             explainer.explain(
-                Sequential(Dense(3), ReLU()), given_gradient, INPUTS, gradient, (params, {})
+                Sequential(Dense(3), ReLU()),
+                given_gradient,
+                INPUTS,
+                gradient,
+                (params, {}),
             ),
         ),
     ]
@@ -242,12 +248,16 @@ def _mean_squared_error_step(explainer: _Explainer) -> list[Part]:
     per_example = dense.dy * explainer.array(x)
     averaged = {name: grad / 3.0 for name, grad in dense.grads.items()}
     # The notebook's two mistakes: it averages twice, and it adds the gradient.
-    notebook_params = {name: params[0][name] + 0.01 * grad for name, grad in averaged.items()}
+    notebook_params = {
+        name: params[0][name] + 0.01 * grad for name, grad in averaged.items()
+    }
     correct_params = explainer.step(params, explanation, 0.01)
     notebook_loss = explainer.explain(
         model, mean_squared_error, x, target, (notebook_params, {})
     ).value
-    correct_loss = explainer.explain(model, mean_squared_error, x, target, correct_params).value
+    correct_loss = explainer.explain(
+        model, mean_squared_error, x, target, correct_params
+    ).value
     return [
         Part(
             "One ReLU neuron, three examples",
@@ -275,14 +285,20 @@ def _chain_rule_and_update(explainer: _Explainer) -> list[Part]:
     neuron = explainer.dense([[-3], [-1], [2]], [1])
     layer = explainer.dense(np.transpose(WEIGHTS), [2, 3, 0.5])
     model = Sequential(Dense(3), ReLU())
-    explanation = explainer.explain(model, half_square, INPUTS, np.zeros((3, 3)), (layer, {}))
+    explanation = explainer.explain(
+        model, half_square, INPUTS, np.zeros((3, 3)), (layer, {})
+    )
     return [
         Part(
             "One neuron",
             "The notebook starts from a gradient of 1 and multiplies one partial derivative at a "
             "time.",
             explainer.explain(
-                Sequential(Dense(1), ReLU()), given_gradient, [[1, -2, 3]], [[1]], (neuron, {})
+                Sequential(Dense(1), ReLU()),
+                given_gradient,
+                [[1, -2, 3]],
+                [[1]],
+                (neuron, {}),
             ),
         ),
         Part(

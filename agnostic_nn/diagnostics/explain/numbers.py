@@ -109,7 +109,9 @@ def format_rows(array: np.ndarray) -> str:
     cells = [[format_number(number, array.dtype) for number in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
-        "[" + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + "]"
+        "["
+        + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        + "]"
         for row in cells
     ]
     return "\n".join(lines) if lines else "[]"
@@ -125,7 +127,10 @@ def tiles(
     example.
     """
     if array.ndim <= 2:
-        yield "", array.reshape(-1, array.shape[-1]) if array.ndim else array.reshape(1, 1)
+        yield (
+            "",
+            array.reshape(-1, array.shape[-1]) if array.ndim else array.reshape(1, 1),
+        )
     elif array.ndim == 3:
         for i in range(min(max_tiles, array.shape[0])):
             yield f"[{i}]", array[i]
@@ -140,13 +145,16 @@ def tiles(
             yield f"[0, …, {i}]", array[0, ..., i].reshape(-1, array.shape[-2])
 
 
-def downsampled(matrix: np.ndarray, max_side: int = 96) -> tuple[np.ndarray, tuple[int, int]]:
+def downsampled(
+    matrix: np.ndarray, max_side: int = 96
+) -> tuple[np.ndarray, tuple[int, int]]:
     """Reduce a matrix to `max_side` rows and columns; also return the block size.
 
     Each block of entries is represented by the one furthest from 0, or by NaN if it has
     one, so that outliers stay visible.
     """
-    rows, columns = (-(-length // max_side) or 1 for length in matrix.shape)  # rounded up
+    # rounded up
+    rows, columns = (-(-length // max_side) or 1 for length in matrix.shape)
     if (rows, columns) == (1, 1):
         return matrix, (1, 1)
     height = -(-matrix.shape[0] // rows)

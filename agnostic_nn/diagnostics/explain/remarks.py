@@ -32,9 +32,11 @@ __all__ = ["Finding", "findings", "flat_share", "gradient_ratio", "layer_label"]
 
 FLAT_SLOPE = 1e-3  # a smaller slope counts as flat
 SATURATED_SHARE = 0.5  # a layer is saturated if this share of its slopes is flat
-MIN_LAYER_RATIO = 1e-2  # bound on ‖∂L/∂x‖ / ‖∂L/∂y‖ of one layer; the upper bound is its inverse
+# bound on ‖∂L/∂x‖ / ‖∂L/∂y‖ of one layer; the upper bound is its inverse
+MIN_LAYER_RATIO = 1e-2
 MIN_NETWORK_RATIO = 1e-4  # the same bound from the last layer to the first
-EXACT_ZEROS = (ReLU, HardTanh, HardSigmoid, HardSwish, Threshold)  # whose slope can be exactly 0
+# whose slope can be exactly 0
+EXACT_ZEROS = (ReLU, HardTanh, HardSigmoid, HardSwish, Threshold)
 _USUAL = "the usual initializations keep it within a factor of a few"
 
 
@@ -75,7 +77,11 @@ def findings(nodes: list[Node], loss: np.ndarray) -> tuple[Finding, ...]:
 
 def layer_label(node: Node) -> str:
     """Return the path and the class of a node's layer."""
-    return f"{node.call.path} {type(node.call.layer).__name__}".strip() if node.call else ""
+    return (
+        f"{node.call.path} {type(node.call.layer).__name__}".strip()
+        if node.call
+        else ""
+    )
 
 
 def _not_finite(nodes: list[Node], loss: np.ndarray) -> Iterator[Finding]:
@@ -95,10 +101,14 @@ def _not_finite(nodes: list[Node], loss: np.ndarray) -> Iterator[Finding]:
                     yield Finding("not finite", layer_label(node), text, bad=True)
                     return
     if not np.all(np.isfinite(loss)):
-        yield Finding("not finite", "loss", f"the loss is {float(np.sum(loss))}", bad=True)
+        yield Finding(
+            "not finite", "loss", f"the loss is {float(np.sum(loss))}", bad=True
+        )
         return
     for node in reversed(nodes):
-        for path, leaf in named_leaves({"y": node.dy, "x": node.dx, "params": node.grads}):
+        for path, leaf in named_leaves(
+            {"y": node.dy, "x": node.dx, "params": node.grads}
+        ):
             if leaf is None or leaf.dtype.kind != "f" or array_stats(leaf).is_finite:
                 continue
             name = path.removeprefix("params.")
@@ -118,7 +128,11 @@ def _of_layer(node: Node) -> Iterator[Finding]:
     yield from _dead(node)
     flat = flat_share(node)
     layer = node.call.layer if node.call else None
-    if flat is not None and flat >= SATURATED_SHARE and not isinstance(layer, EXACT_ZEROS):
+    if (
+        flat is not None
+        and flat >= SATURATED_SHARE
+        and not isinstance(layer, EXACT_ZEROS)
+    ):
         text = f"{format_share(flat)} of its slopes are below {FLAT_SLOPE:g}"
         text += ", so almost no gradient passes"
         yield Finding("saturated", layer_label(node), text, bad=flat == 1.0)
@@ -136,10 +150,14 @@ def _dead(node: Node) -> Iterator[Finding]:
         return
     rows = flat.size // flat.shape[-1]
     indices = _index_list(np.flatnonzero(units))
-    count = f"{units.sum()} of {units.size} units" if units.size > 1 else "its only unit"
+    count = (
+        f"{units.sum()} of {units.size} units" if units.size > 1 else "its only unit"
+    )
     text = f"{count} dead in this batch ({indices}): no gradient passes in any of {rows} rows"
     if rows == 1:
-        text = f"{count} inactive in this batch of one row ({indices}): no gradient passes"
+        text = (
+            f"{count} inactive in this batch of one row ({indices}): no gradient passes"
+        )
     yield Finding("dead", layer_label(node), text, bad=bool(units.all()))
 
 

@@ -15,7 +15,15 @@ from .formulas import Formula, formula_of, formula_with_names, gradient_section,
 from .numbers import array_stats, format_number, format_rows, format_share, is_small
 from .remarks import Finding, flat_share, gradient_ratio, layer_label
 
-__all__ = ["Check", "Line", "Report", "Saved", "describe_saved", "format_lines", "gradient"]
+__all__ = [
+    "Check",
+    "Line",
+    "Report",
+    "Saved",
+    "describe_saved",
+    "format_lines",
+    "gradient",
+]
 
 
 @dataclass(frozen=True)
@@ -129,11 +137,17 @@ class Report:
 
     def heading(self, node: Node) -> str:
         """Return the path and the layer of a node, or its name if it has no layer."""
-        return f"{node.call.path}  {node.call.outline}".strip() if node.call else plain(node.name)
+        return (
+            f"{node.call.path}  {node.call.outline}".strip()
+            if node.call
+            else plain(node.name)
+        )
 
     def blocks(self, node: Node) -> str:
         """Return the enclosing blocks of a layer, from the outside in."""
-        return " › ".join(f"{c.path} {type(c.layer).__name__}".strip() for c in node.blocks)
+        return " › ".join(
+            f"{c.path} {type(c.layer).__name__}".strip() for c in node.blocks
+        )
 
     def merge_rule(self, node: Node) -> str:
         """Return how a merge combines its inputs, as LaTeX."""
@@ -156,7 +170,9 @@ class Report:
             yield Line(node.names[path], leaf, weight=True)
         outputs = list(named_leaves(node.y))
         for path, leaf in outputs:
-            name = node.name if len(outputs) == 1 else rf"{node.name}\;\mathrm{{{path}}}"
+            name = (
+                node.name if len(outputs) == 1 else rf"{node.name}\;\mathrm{{{path}}}"
+            )
             yield Line(name, leaf)
 
     # --- backward -----------------------------------------------------------------------
@@ -170,9 +186,15 @@ class Report:
             if reader.call is not None:
                 origins.append(layer_label(reader))
                 continue
-            kind = {"+": "the sum", "×": "the product"}.get(reader.operation, "the merge")
+            kind = {"+": "the sum", "×": "the product"}.get(
+                reader.operation, "the merge"
+            )
             innermost = reader.blocks[-1] if reader.blocks else None
-            block = f" of {innermost.path} {type(innermost.layer).__name__}" if innermost else ""
+            block = (
+                f" of {innermost.path} {type(innermost.layer).__name__}"
+                if innermost
+                else ""
+            )
             origins.append(f"{kind} {plain(reader.name)}{block}")
         if not origins:
             return "nowhere: no layer reads it"
@@ -184,7 +206,9 @@ class Report:
         if node.call and node.call.recomputed:
             remarks.append("recomputed during backward, because forward saved nothing")
         if any(isinstance(call.layer, Freeze) for call in node.blocks):
-            remarks.append("frozen: the optimizer does not get the gradients of its parameters")
+            remarks.append(
+                "frozen: the optimizer does not get the gradients of its parameters"
+            )
         if node.call and not node.call.backward_called:
             remarks.append("no gradient arrived, so its backward was not called")
         return "; ".join(remarks)
@@ -236,7 +260,9 @@ class Report:
             yield Line("t" if len(targets) == 1 else rf"t\;\mathrm{{{path}}}", leaf)
         rules = self.loss_formula.backward if self.loss_formula else {}
         for leaf, number in zip(leaves(self.dy), self.output, strict=True):
-            rule = formula_with_names(rules["y"], {"y": self.name}) if "y" in rules else ""
+            rule = (
+                formula_with_names(rules["y"], {"y": self.name}) if "y" in rules else ""
+            )
             yield Line(gradient(self.nodes[number].name), leaf, rule)
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
@@ -318,7 +344,9 @@ def _loss_text(report: Report) -> Iterator[str]:
     rules = report.loss_rules()
     yield from (f"  {plain(rule)}" for rule in rules)
     if not rules:
-        yield from (f"  | {line}".rstrip() for line in report.loss_description.splitlines())
+        yield from (
+            f"  | {line}".rstrip() for line in report.loss_description.splitlines()
+        )
     yield f"  L = {report.value}"
     for line in report.loss_lines():
         yield from _array(line, "  ")
@@ -345,7 +373,9 @@ def _backward_text(report: Report) -> Iterator[str]:
         yield f"  {name} arrives from {report.arrives(node)}"
         if report.remarks(node):
             yield f"  {report.remarks(node)}"
-        yield from (f"  | {line}".rstrip() for line in report.gradient_text(node).splitlines())
+        yield from (
+            f"  | {line}".rstrip() for line in report.gradient_text(node).splitlines()
+        )
         for line in report.backward(node):
             yield from _array(line, "  ")
         if node.number in report.checks:

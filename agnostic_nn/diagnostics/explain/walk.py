@@ -63,7 +63,13 @@ class Walk:
 
 
 def walk(
-    model: Layer, loss: Loss, params: Params, state: State, x: Any, target: Any, weights: Any = None
+    model: Layer,
+    loss: Loss,
+    params: Params,
+    state: State,
+    x: Any,
+    target: Any,
+    weights: Any = None,
 ) -> Walk:
     """Run forward in training mode, the loss and backward, and record all calls."""
     calls: list[Call] = []
@@ -77,7 +83,9 @@ def walk(
     # first.
     first_calls = calls[:forward_count]
     for call in calls[forward_count:]:
-        first = next(c for c in first_calls if c.path == call.path and not c.backward_called)
+        first = next(
+            c for c in first_calls if c.path == call.path and not c.backward_called
+        )
         for part in ("cache", "dy", "dx", "grads", "backward_called"):
             setattr(first, part, getattr(call, part))
         first.recomputed = True
@@ -92,13 +100,17 @@ def perturbed_output(
     `change` maps the number of a call to its parameters. Other calls of the same layer
     keep theirs, so layers that share parameters can be perturbed one call at a time.
     """
-    return _Recorder([], change).observed(model).forward(params, state, x, train=True)[0]
+    return (
+        _Recorder([], change).observed(model).forward(params, state, x, train=True)[0]
+    )
 
 
 class _Recorder:
     """Records the calls of layers."""
 
-    def __init__(self, calls: list[Call], change: dict[int, Params] | None = None) -> None:
+    def __init__(
+        self, calls: list[Call], change: dict[int, Params] | None = None
+    ) -> None:
         self.calls = calls
         self.change = change or {}
         self.open_calls: list[int] = []  # the enclosing blocks, innermost last
@@ -120,7 +132,9 @@ class _Recorder:
             parent = self.open_calls[-1] if self.open_calls else None
             number = len(self.calls)
             params = self.change.get(number, params)
-            call = Call(number, path, layer, parent, params, state, x, is_block=is_block)
+            call = Call(
+                number, path, layer, parent, params, state, x, is_block=is_block
+            )
             self.calls.append(call)
             call.y, new_state, call.cache = self._within(
                 number, lambda: method(params, state, x, train=train)
@@ -132,10 +146,14 @@ class _Recorder:
             call = self.calls[number]
             call.dy = dy
             call.backward_called = True
-            call.dx, call.grads = self._within(number, lambda: method(params, own_cache, dy))
+            call.dx, call.grads = self._within(
+                number, lambda: method(params, own_cache, dy)
+            )
             return call.dx, call.grads
 
-        return observed_layer(unrolled, {"forward": forward, "backward": backward}, inner)
+        return observed_layer(
+            unrolled, {"forward": forward, "backward": backward}, inner
+        )
 
     def _within(self, number: int, function: Callable[..., Any]) -> Any:
         self.open_calls.append(number)
@@ -155,7 +173,9 @@ class _UnrolledRepeat(Block):
         states = []
         caches = []
         for i, layer in enumerate(self.layers):
-            y, new_state, cache = layer.forward(_slice(params, i), _slice(state, i), x, train=train)
+            y, new_state, cache = layer.forward(
+                _slice(params, i), _slice(state, i), x, train=train
+            )
             # If a layer reads several inputs and returns one array, that array replaces
             # "x" and the other inputs, such as a mask, are the same for every
             # repetition.
@@ -171,7 +191,9 @@ class _UnrolledRepeat(Block):
         for i in reversed(range(len(self.layers))):
             dx, layer_grads = self.layers[i].backward(_slice(params, i), cache[i], dy)
             if isinstance(dx, dict) and not isinstance(dy, dict):
-                others = {k: tree_sum(others.get(k), d) for k, d in dx.items() if k != "x"}
+                others = {
+                    k: tree_sum(others.get(k), d) for k, d in dx.items() if k != "x"
+                }
                 dx = dx["x"]
             dy = dx
             grads.append(layer_grads)

@@ -50,7 +50,13 @@ from ...core import random
 from ...core.arrays import Array, Params, RowMask, Shape, State
 from ...core.backend import Backend, BackendUnavailable, backend
 from ...core.backend import backends as installed
-from ...core.errors import described, expect, expect_count, expect_function, expect_integer
+from ...core.errors import (
+    described,
+    expect,
+    expect_count,
+    expect_function,
+    expect_integer,
+)
 from ...core.trees import leaves, named_leaves, shape_map, tree_from_leaves, tree_map
 from ...display.tables import folded, html_table, table
 from ...layers.base import Layer, is_shape, kinds
@@ -59,7 +65,8 @@ from .inputs import batched, draw_for
 __all__ = ["CheckFailed", "Report", "Row", "check"]
 
 STEP = 2.0**-12  # h, times |θ| where that is above 1
-TRUNCATION = 1e-7  # tolerance of differences, relative to the largest number in the leaf
+# tolerance of differences, relative to the largest number in the leaf
+TRUNCATION = 1e-7
 ROUNDING = 1e-10  # tolerance of results that differ by rounding alone
 # The largest number in a leaf counts as at least this much. Otherwise rounding errors in a leaf
 # of zeros would be divided by each other.
@@ -102,20 +109,36 @@ class Report:
     @property
     def worst(self) -> Row:
         """The row whose error is largest relative to its tolerance."""
-        return max(self.rows, key=lambda row: (math.isnan(row.error), row.error / row.tolerance))
+        return max(
+            self.rows,
+            key=lambda row: (math.isnan(row.error), row.error / row.tolerance),
+        )
 
     def __str__(self) -> str:
         return f"{self.title}\n\n{table(*self._cells())}"
 
     def _repr_html_(self) -> str:
         worst = self.worst.error / self.worst.tolerance
-        summary = f"{len(self.rows)} comparisons, the worst at {worst:.2g} of its tolerance"
+        summary = (
+            f"{len(self.rows)} comparisons, the worst at {worst:.2g} of its tolerance"
+        )
         rows = html_table(*self._cells(), inline=True)
         return f"<p>{escape(self.title)}</p>{folded(summary, rows, len(self.rows))}"
 
     def _cells(self) -> tuple[list[str], list[list[Any]]]:
-        columns = ["oracle", "backend", "mode", "leaf", "error", "tolerance", "checked", "kinks"]
-        return columns, [[getattr(row, column) for column in columns] for row in self.rows]
+        columns = [
+            "oracle",
+            "backend",
+            "mode",
+            "leaf",
+            "error",
+            "tolerance",
+            "checked",
+            "kinks",
+        ]
+        return columns, [
+            [getattr(row, column) for column in columns] for row in self.rows
+        ]
 
 
 def check(
@@ -157,7 +180,9 @@ def check(
         )
     if not is_shape(shape):
         example = "a tuple of integers such as (3,), or a tree of them"
-        raise TypeError(f"expected the shape of one example, {example}, got {described(shape)}")
+        raise TypeError(
+            f"expected the shape of one example, {example}, got {described(shape)}"
+        )
     expect_count("batch", batch)
     expect_count("elements", elements)
     expect_integer("seed", seed, 0)
@@ -208,11 +233,15 @@ def check(
 def _expect_backends(backends: Any) -> list[str | Backend]:
     """Return `backends` as a list; raise TypeError unless it holds names or handles."""
     if isinstance(backends, str) or not isinstance(backends, Iterable):
-        raise TypeError(f"expected backends as a list of names, got {described(backends)}")
+        raise TypeError(
+            f"expected backends as a list of names, got {described(backends)}"
+        )
     chosen = list(backends)
     for choice in chosen:
         if not isinstance(choice, str | Backend):
-            raise TypeError(f"expected backends or their names, got {described(choice)}")
+            raise TypeError(
+                f"expected backends or their names, got {described(choice)}"
+            )
     return chosen
 
 
@@ -239,7 +268,11 @@ class _Case:
         If x is a tree, its leaves are named by their paths.
         """
         kind_of = dict(named_leaves(kinds(self.layer.input_kinds, self.x)))
-        real = {path: x for path, x in named_leaves(self.x) if kind_of[path] == "real floating"}
+        real = {
+            path: x
+            for path, x in named_leaves(self.x)
+            if kind_of[path] == "real floating"
+        }
         return {"params": self.params} | ({"x": real.get("", real)} if real else {})
 
     def map(self, function: Callable[..., Any]) -> "_Case":
@@ -263,19 +296,27 @@ class _Case:
 
 
 def _random_case(
-    layer: Layer, shape: Any, dtype: Any, draw: Callable[..., Any], generator: np.random.Generator
+    layer: Layer,
+    shape: Any,
+    dtype: Any,
+    draw: Callable[..., Any],
+    generator: np.random.Generator,
 ) -> _Case:
     """Return a case in which no bias is 0, no scale is 1 and the state is not the initial one."""
 
     def inputs(rows):
         x = draw(generator, shape_map(lambda example: (rows, *example[1:]), shape))
-        return tree_map(lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, x)
+        return tree_map(
+            lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, x
+        )
 
     def noise(leaf):
         return generator.uniform(-0.5, 0.5, leaf.shape).astype(dtype)
 
     key = random.key(int(generator.integers(2**32)), xp=backend("numpy").xp)
-    params, state, out = layer.init(key, shape_map(lambda example: example[1:], shape), dtype)
+    params, state, out = layer.init(
+        key, shape_map(lambda example: example[1:], shape), dtype
+    )
     params = tree_map(lambda leaf: leaf + noise(leaf), params)
     # Change the state by a training step: only the layer knows which states are valid.
     rows = max(_length(shape), 3)
@@ -319,7 +360,9 @@ def _expect_alike(where: str, results: Any, expected: Any) -> None:
     for name in sorted(results.keys() ^ expected.keys()):
         fault = "is missing" if name in expected else "should not be there"
         returned = ", ".join(map(_label, results))
-        raise CheckFailed(f"{where}: {_label(name)} {fault}; the layer returned {returned}")
+        raise CheckFailed(
+            f"{where}: {_label(name)} {fault}; the layer returned {returned}"
+        )
     for name, leaf in results.items():
         dtype = getattr(leaf, "dtype", type(leaf).__name__)
         if (np.shape(leaf), dtype) != (expected[name].shape, expected[name].dtype):
@@ -342,7 +385,9 @@ def _slope(case: _Case, direction: Any, step: float) -> tuple[np.ndarray, np.nda
 
     at = {n: y(n * step / 2.0) for n in (-4, -2, -1, 0, 1, 2, 4)}
     slope = (8.0 * (at[2] - at[-2]) - (at[4] - at[-4])) / (12.0 * step)
-    bends = (at[2 * n] + at[-2 * n] - 4.0 * (at[n] + at[-n]) + 6.0 * at[0] for n in (1, 2))
+    bends = (
+        at[2 * n] + at[-2 * n] - 4.0 * (at[n] + at[-n]) + 6.0 * at[0] for n in (1, 2)
+    )
     return slope, np.maximum(*map(abs, bends)) / step
 
 
@@ -366,30 +411,44 @@ def _kinked(slopes: np.ndarray, bends: np.ndarray) -> np.ndarray:
     return bends > 3.0 * TRUNCATION * scale
 
 
-def _central_differences(case: _Case, limit: int, generator: np.random.Generator) -> Iterator[Row]:
+def _central_differences(
+    case: _Case, limit: int, generator: np.random.Generator
+) -> Iterator[Row]:
     named = dict(named_leaves(case.point))
     gradients = dict(named_leaves(case.run()))
     dy = _flat(case.dy)
     for name, leaf in named.items():
         slopes = np.zeros(leaf.shape)
         bends = np.zeros(leaf.shape)
-        picked = np.asarray(generator.permutation(leaf.size).reshape(leaf.shape) < limit)
+        picked = np.asarray(
+            generator.permutation(leaf.size).reshape(leaf.shape) < limit
+        )
         for index in map(tuple, np.argwhere(picked)):
             unit = np.zeros(leaf.shape)
             unit[index] = 1.0
-            direction = tree_from_leaves(dict.fromkeys(named, 0.0) | {name: unit}, case.point)
+            direction = tree_from_leaves(
+                dict.fromkeys(named, 0.0) | {name: unit}, case.point
+            )
             slope, bend = _slope(case, direction, STEP * max(1.0, abs(leaf[index])))
             slopes[index] = np.sum(slope * dy)
             bends[index] = np.max(bend * abs(dy))
         kinked = np.asarray(_kinked(slopes, bends))
         checked = picked & ~kinked
         row = _row(
-            "central difference", case, name, slopes, gradients[name], TRUNCATION, checked=checked
+            "central difference",
+            case,
+            name,
+            slopes,
+            gradients[name],
+            TRUNCATION,
+            checked=checked,
         )
         yield _with_kinks(row, kinked[picked])
 
 
-def _adjoint(case: _Case, generator: np.random.Generator, oracle: str = "adjoint") -> Iterator[Row]:
+def _adjoint(
+    case: _Case, generator: np.random.Generator, oracle: str = "adjoint"
+) -> Iterator[Row]:
     if not leaves(case.point):
         return
     dy = _flat(case.dy)
@@ -402,7 +461,9 @@ def _adjoint(case: _Case, generator: np.random.Generator, oracle: str = "adjoint
             break
     dy = np.where(kinked, 0.0, dy)
     results = replace(case, dy=_unflat(dy, case.dy)).run()
-    products = tree_map(lambda d, g: np.sum(d * g), v, {name: results[name] for name in v})
+    products = tree_map(
+        lambda d, g: np.sum(d * g), v, {name: results[name] for name in v}
+    )
     by_forward = np.sum(dy * slope)
     by_backward = sum(leaves(products))
     row = _row(oracle, case, "x and params", by_forward, by_backward, TRUNCATION)
@@ -421,7 +482,11 @@ def _with_kinks(row: Row, kinked: np.ndarray) -> Row:
 
 def _layout(case: _Case) -> Iterator[Row]:
     def strided(leaf):
-        return np.asfortranarray(np.repeat(leaf, 2, axis=-1))[..., ::2] if leaf.ndim else leaf
+        return (
+            np.asfortranarray(np.repeat(leaf, 2, axis=-1))[..., ::2]
+            if leaf.ndim
+            else leaf
+        )
 
     return _rows("layout", case, case.run(), case.map(strided).run())
 
@@ -437,7 +502,9 @@ def _small_batches(case: _Case, generator: np.random.Generator) -> Iterator[Row]
             small.forward(small.point)
         except ValueError as refusal:
             if size == 1 and case.mode == "predict":
-                raise CheckFailed("predict: a batch of one example is refused") from refusal
+                raise CheckFailed(
+                    "predict: a batch of one example is refused"
+                ) from refusal
             yield _row(oracle, case, "(refused)", (), ())
             continue
         results = small.run()
@@ -447,12 +514,17 @@ def _small_batches(case: _Case, generator: np.random.Generator) -> Iterator[Row]
             for name, leaf in named_leaves(results["state"], "state"):
                 if not np.all(np.isfinite(leaf)):
                     raise CheckFailed(f"{case.mode}, {oracle}: {name} is {leaf}")
-            yield from _rows(oracle, case, tree_map(np.zeros_like, small.point), results)
+            yield from _rows(
+                oracle, case, tree_map(np.zeros_like, small.point), results
+            )
         elif case.mode == "train":
             yield from _adjoint(small, generator, oracle)
         else:
             in_batch = case.run()
-            expected = {name: last(in_batch[name], size) for name in in_batch.keys() & {"x", "y"}}
+            expected = {
+                name: last(in_batch[name], size)
+                for name in in_batch.keys() & {"x", "y"}
+            }
             yield from _rows(oracle, case, expected, results)
 
 
@@ -481,7 +553,9 @@ def _filled_batch(case: _Case, fillers: int = 2) -> Iterable[Row]:
     results["y"] = tree_map(lambda leaf: leaf[:count], results["y"])
     expected = case.run()
     if "x" in expected:
-        expected["x"] = tree_map(lambda leaf: fill(leaf, 0.0 * leaf[-1:]), expected["x"])
+        expected["x"] = tree_map(
+            lambda leaf: fill(leaf, 0.0 * leaf[-1:]), expected["x"]
+        )
     return _rows("filled batch", case, expected, results)
 
 
@@ -507,7 +581,9 @@ def _on_backend(cases: list[_Case], other: Backend) -> Iterator[Row]:
         results, derivatives = by_mode[case.mode]
         _expect_alike(f"{case.mode} on {other}", results, expected)
         yield from _rows("same as NumPy", case, expected, results, str(other))
-        yield from _rows("automatic differentiation", case, derivatives, results, str(other))
+        yield from _rows(
+            "automatic differentiation", case, derivatives, results, str(other)
+        )
 
 
 def _differentiated(case: _Case, vjp: Callable[..., Any]) -> Any:
@@ -526,7 +602,9 @@ def _usable() -> Iterator[Backend]:
         yield from [device for device in others if device.can_double][:1]
 
 
-def _rows(oracle: str, case: _Case, expected: Any, got: Any, where: str = "numpy") -> Iterator[Row]:
+def _rows(
+    oracle: str, case: _Case, expected: Any, got: Any, where: str = "numpy"
+) -> Iterator[Row]:
     """Yield a row for each leaf of `expected`; `got` may have more leaves."""
     got = dict(named_leaves(got))
     for name, leaf in named_leaves(expected):
@@ -545,7 +623,9 @@ def _row(
 ) -> Row:
     expected = np.asarray(expected, np.float64)
     got = np.asarray(got, np.float64)
-    errors = abs(got - expected) / max(np.max(abs(expected), initial=0.0), SMALLEST_SCALE)
+    errors = abs(got - expected) / max(
+        np.max(abs(expected), initial=0.0), SMALLEST_SCALE
+    )
     errors = np.where(checked, errors, 0.0)
     index: tuple[int, ...] = ()
     error = 0.0
@@ -555,7 +635,9 @@ def _row(
         error = float(errors[index])
         pair = float(expected[index]), float(got[index])
     count = int(np.sum(np.broadcast_to(checked, errors.shape)))
-    return Row(oracle, where, case.mode, _label(name), error, tolerance, count, 0, index, *pair)
+    return Row(
+        oracle, where, case.mode, _label(name), error, tolerance, count, 0, index, *pair
+    )
 
 
 def _label(name: str) -> str:

@@ -31,7 +31,9 @@ def draw_for(layer: Layer, generator: np.random.Generator, shape: Any) -> Any:
     expected = kinds(layer.input_kinds, shape_map(np.empty, shape))
     # The range of valid integers is not known: try smaller ones until the layer accepts them.
     for bits in (6, 5, 4, 3, 2, 1, 0):
-        x = tree_map(partial(_draw_leaf, generator, bits), expected, shape_map(np.empty, shape))
+        x = tree_map(
+            partial(_draw_leaf, generator, bits), expected, shape_map(np.empty, shape)
+        )
         if "integral" not in leaves(expected):
             return x
         try:
@@ -39,7 +41,9 @@ def draw_for(layer: Layer, generator: np.random.Generator, shape: Any) -> Any:
         except ValueError:
             continue
         return x
-    raise ValueError(f"{layer} refuses even an x of zeros: pass `draw`, which returns a valid x")
+    raise ValueError(
+        f"{layer} refuses even an x of zeros: pass `draw`, which returns a valid x"
+    )
 
 
 def _draw_leaf(

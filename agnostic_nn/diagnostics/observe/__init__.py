@@ -5,7 +5,15 @@ The diagnostics that watch a computation are handlers of a few lines: `profile` 
 and bytes. A new function of `ops` reaches all of them without a line of its own.
 """
 
-from .arrays import Handler, ObservedArray, ObservedNamespace, branch, observing, run, value_of
+from .arrays import (
+    Handler,
+    ObservedArray,
+    ObservedNamespace,
+    branch,
+    observing,
+    run,
+    value_of,
+)
 from .layers import Hook, observed_layer, observed_model, path_of
 
 __all__ = [

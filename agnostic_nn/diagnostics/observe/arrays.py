@@ -38,23 +38,37 @@ class Handler:
         self.xp = xp
 
     def compute(
-        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         """Return the result of a call, as values; `args` and `kwargs` hold values too."""
         return function(*args, **kwargs)
 
     def call(
-        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         """Return what an operator, or a function that the Standard calls `name`, returns.
 
         `args` and `kwargs` hold observed arrays, and so does the result.
         """
-        result = self.compute(name, function, _mapped(value_of, args), _mapped(value_of, kwargs))
+        result = self.compute(
+            name, function, _mapped(value_of, args), _mapped(value_of, kwargs)
+        )
         return _mapped(self._wrapped, result)
 
     def call_ops(
-        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         """Return what a function of `ops` or `random` returns, `name` being "ops.erf" or the like.
 
@@ -85,7 +99,10 @@ def observing(handler: Handler) -> Iterator[None]:
 
 
 def run(
-    handler: Handler, function: Callable[..., Any], *trees: Any, default: Handler | None = None
+    handler: Handler,
+    function: Callable[..., Any],
+    *trees: Any,
+    default: Handler | None = None,
 ) -> Any:
     """Return function(*trees), called with the leaves of `trees` observed by `handler`.
 
@@ -107,7 +124,11 @@ def branch(holds: Any, make: Callable[..., Any], old: Any) -> Any:
 
 
 def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not isinstance(leaf, ObservedArray)
+    return (
+        hasattr(leaf, "shape")
+        and hasattr(leaf, "dtype")
+        and not isinstance(leaf, ObservedArray)
+    )
 
 
 def _mapped(function: Callable[..., Any], tree: Any) -> Any:
@@ -116,7 +137,9 @@ def _mapped(function: Callable[..., Any], tree: Any) -> Any:
         return {key: _mapped(function, subtree) for key, subtree in tree.items()}
     if isinstance(tree, tuple | list):
         branches = [_mapped(function, subtree) for subtree in tree]
-        return type(tree)(*branches) if hasattr(tree, "_fields") else type(tree)(branches)
+        return (
+            type(tree)(*branches) if hasattr(tree, "_fields") else type(tree)(branches)
+        )
     return function(tree)
 
 
@@ -124,19 +147,28 @@ def _mapped(function: Callable[..., Any], tree: Any) -> Any:
 
 
 def _call(
-    name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    name: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Any:
     values = (*args, *kwargs.values()) if kwargs else args
     return _handler_of(values, _default.get(None)).call(name, function, args, kwargs)
 
 
-def _call_method(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _call_method(
+    name: str, function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
     return _call(name, function, args, kwargs)
 
 
-def _call_ops(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _call_ops(
+    name: str, function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
     values = (*args, *kwargs.values()) if kwargs else args
-    return _handler_of(values, _default.get(None)).call_ops(name, function, args, kwargs)
+    return _handler_of(values, _default.get(None)).call_ops(
+        name, function, args, kwargs
+    )
 
 
 def _handler_of(values: Iterable[Any], default: Handler | None) -> Any:
@@ -158,7 +190,8 @@ def _handler_of(values: Iterable[Any], default: Handler | None) -> Any:
 
 # --- the namespace ----------------------------------------------------------------------
 
-_ABOUT_DTYPES = ("can_cast", "finfo", "iinfo", "isdtype", "result_type")  # they compute no array
+# they compute no array
+_ABOUT_DTYPES = ("can_cast", "finfo", "iinfo", "isdtype", "result_type")
 
 
 class ObservedNamespace:
@@ -175,7 +208,9 @@ class ObservedNamespace:
     def __getattr__(self, name: str) -> Any:
         default = self._handler or _default.get(None)
         if default is None:
-            raise RuntimeError("observed arrays must be used inside `observing(handler)`")
+            raise RuntimeError(
+                "observed arrays must be used inside `observing(handler)`"
+            )
         attribute = getattr(default.xp, name)
         if not callable(attribute) or isinstance(attribute, type):
             return attribute
@@ -274,7 +309,12 @@ _COMPARISONS = {
     "eq": "equal", "ne": "not_equal", "lt": "less", "le": "less_equal", "gt": "greater",
     "ge": "greater_equal",
 }  # fmt: skip
-_UNARY = {"neg": "negative", "pos": "positive", "abs": "abs", "invert": "bitwise_invert"}
+_UNARY = {
+    "neg": "negative",
+    "pos": "positive",
+    "abs": "abs",
+    "invert": "bitwise_invert",
+}
 
 for _python, _name in _ARITHMETIC.items():
     _function = getattr(operator, f"__{_python}__")
@@ -283,9 +323,17 @@ for _python, _name in _ARITHMETIC.items():
     setattr(ObservedArray, f"__r{_python}__", _reflected(_name, _function))
     setattr(ObservedArray, f"__i{_python}__", _binary(_name, _in_place))
 for _python, _name in _COMPARISONS.items():
-    setattr(ObservedArray, f"__{_python}__", _binary(_name, getattr(operator, f"__{_python}__")))
+    setattr(
+        ObservedArray,
+        f"__{_python}__",
+        _binary(_name, getattr(operator, f"__{_python}__")),
+    )
 for _python, _name in _UNARY.items():
-    setattr(ObservedArray, f"__{_python}__", _unary(_name, getattr(operator, f"__{_python}__")))
+    setattr(
+        ObservedArray,
+        f"__{_python}__",
+        _unary(_name, getattr(operator, f"__{_python}__")),
+    )
 
 # Every function that dispatches on the class of an array. One that is added to `ops` is found here.
 for _prefix, _module in {"ops": ops, "random": random}.items():

@@ -62,7 +62,9 @@ def synchronize(array: Any) -> None:
 try:
     from scipy.special import erf as _wide_erf
     from scipy.special import erfc as _erfc
-except ImportError:  # call the C library for each number; still ten times faster than our series
+except (
+    ImportError
+):  # call the C library for each number; still ten times faster than our series
     _one_erf = np.frompyfunc(math.erf, 1, 1)
     _one_erfc = np.frompyfunc(math.erfc, 1, 1)
 
@@ -77,7 +79,15 @@ except ImportError:  # call the C library for each number; still ten times faste
 # becomes 1. With rounding it is within 3.1 eps of erf. A kernel can compute all its operations.
 _END = 3.85
 _ERF = (
-    (1.1283791, 0.19388212, 0.049784448, 0.003462138, 0.00013761436, -1.9791519e-6, 2.0747551e-8),
+    (
+        1.1283791,
+        0.19388212,
+        0.049784448,
+        0.003462138,
+        0.00013761436,
+        -1.9791519e-6,
+        2.0747551e-8,
+    ),
     (1.0, 0.5051555, 0.11251289, 0.01385089, 0.0009028879),
 )
 
@@ -126,7 +136,9 @@ def _empty(one, length):
 
 
 def _pad_impl(x, pads, value):
-    lengths = (low + n + high for n, (low, high) in zip(x.shape[1:-1], pads, strict=True))
+    lengths = (
+        low + n + high for n, (low, high) in zip(x.shape[1:-1], pads, strict=True)
+    )
     wide = np.full((len(x), *lengths, x.shape[-1]), value, x.dtype)
     ops.crop(wide, pads)[...] = x
     return wide
@@ -142,9 +154,13 @@ def _seen(x, window, stride, padding, dilation, groups):
     rank = len(window)
     spans = [d * (k - 1) + 1 for k, d in zip(window, dilation, strict=True)]
     seen = sliding_window_view(x, spans, axis=tuple(range(1, rank + 1)))
-    steps, places = ([slice(None, None, n) for n in numbers] for numbers in (stride, dilation))
+    steps, places = (
+        [slice(None, None, n) for n in numbers] for numbers in (stride, dilation)
+    )
     seen = seen[(slice(None), *steps, slice(None), *places)]
-    seen = seen.reshape(batch, *seen.shape[1 : rank + 1], groups, channels // groups, *window)
+    seen = seen.reshape(
+        batch, *seen.shape[1 : rank + 1], groups, channels // groups, *window
+    )
     return np.moveaxis(seen, (rank + 1, rank + 2), (0, -1))
 
 
@@ -180,7 +196,8 @@ def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
     matrices = _matrices(weight, groups)
     for some, rows in _rows(seen, rank):
         np.matmul(rows, matrices, out=_matrices(y[some], groups))
-        if bias is not None:  # added to whole lines: NumPy is slow where the last axis is short
+        # added to whole lines: NumPy is slow where the last axis is short
+        if bias is not None:
             lines = y[some].reshape(-1, y.shape[-2] * width)
             lines += np.tile(bias, y.shape[-2])
     return y
@@ -200,7 +217,9 @@ def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
     *window, fan_in, _ = weight.shape
     space = dy.shape[1:-1]
     if max(stride) == 1:
-        turned, around = flipped_weight(weight, lengths, space, stride, padding, dilation, groups)
+        turned, around = flipped_weight(
+            weight, lengths, space, stride, padding, dilation, groups
+        )
         return _convolve(dy, turned, stride, around, dilation, groups)
     dx = _wide(dy, lengths, padding, groups * fan_in)
     rows = _matrices(dy, groups)
@@ -227,7 +246,10 @@ def _passes(lengths, *spans):
     plain = (1, 1, (0, 0), 1)
     for axis in reversed(range(len(lengths))):
         columns = zip(spans, plain, strict=True)
-        one = [[own if i == axis else no for i, own in enumerate(span)] for span, no in columns]
+        one = [
+            [own if i == axis else no for i, own in enumerate(span)]
+            for span, no in columns
+        ]
         result.append((lengths, *one))
         window, stride, padding, dilation = one
         lengths = out_lengths(lengths, window, stride, dilation, padding)
@@ -250,7 +272,9 @@ def _winners(x, first, window, stride, padding, dilation):
     space = out_lengths(x.shape[1:-1], window, stride, dilation, padding)
     seen = window_views(ops.pad(x, padding, -math.inf), window, space, stride, dilation)
     _, best = next(seen)
-    which = np.zeros(best.shape, np.uint8 if math.prod(window) <= 256 else np.int32) + first
+    which = (
+        np.zeros(best.shape, np.uint8 if math.prod(window) <= 256 else np.int32) + first
+    )
     for place, (_, part) in enumerate(seen, 1):
         larger = np.maximum(best, part)
         # the last position that exceeds all before it is the first maximum
@@ -270,13 +294,17 @@ def _put_back(dy, which, lengths, window, stride, padding, dilation):
     space = dy.shape[1:-1]
     channels = dy.shape[-1]
     bits = np.dtype(f"i{dy.itemsize}")
-    tiles = window == stride and lengths == tuple(map(math.prod, zip(space, stride, strict=True)))
+    tiles = window == stride and lengths == tuple(
+        map(math.prod, zip(space, stride, strict=True))
+    )
     once = tiles and not any(map(any, padding))
     if once:  # each position is in one window
         dx = np.empty((len(dy), *lengths, channels), dy.dtype)
     else:
         dx = _wide(dy, lengths, padding, channels)
-    for place, (_, part) in enumerate(window_views(dx, window, space, stride, dilation)):
+    for place, (_, part) in enumerate(
+        window_views(dx, window, space, stride, dilation)
+    ):
         # masking all bits of a number leaves it or 0; much faster than `where`
         mask = -(which == place).view(np.int8).astype(bits)
         if once:
@@ -292,7 +320,9 @@ def _above_zero(x, dy):
 
 def _all_finite(*arrays):
     # BLAS sums squares faster than NumPy tests each number, which is needed only on overflow
-    return np.bool_(all(math.isfinite(np.vdot(a, a)) or np.isfinite(a).all() for a in arrays))
+    return np.bool_(
+        all(math.isfinite(np.vdot(a, a)) or np.isfinite(a).all() for a in arrays)
+    )
 
 
 _CHUNK = 256  # rows that are added sequentially; the error grows with their number

@@ -15,10 +15,12 @@ from agnostic_nn import ops
 
 __all__ = ["attend", "attend_backward"]
 
-SCORES = 2**16  # in a block: with P, dP and intermediate results they fill half of a cache
+# in a block: with P, dP and intermediate results they fill half of a cache
+SCORES = 2**16
 MIN_SCORES = 2**13  # with fewer, the standard version, which stores them, is faster
 QUERIES = (
-    64  # of one head in a block: with fewer, products are slow; with more, few blocks are skipped
+    # of one head in a block: with fewer, products are slow; with more, few blocks are skipped
+    64
 )
 
 
@@ -49,10 +51,14 @@ def attend(query, key, value, allowed=(), kept=(), *, causal=False):
     return heads, (shifts, totals)
 
 
-def attend_backward(query, key, value, allowed, kept, heads, cache, dy, *, causal=False):
+def attend_backward(
+    query, key, value, allowed, kept, heads, cache, dy, *, causal=False
+):
     if _is_small(query, key):
         standard = ops.attend_backward.dispatch(object)
-        return standard(query, key, value, allowed, kept, heads, cache, dy, causal=causal)
+        return standard(
+            query, key, value, allowed, kept, heads, cache, dy, causal=causal
+        )
     shifts, totals = cache
     scale = 1.0 / math.sqrt(query.shape[-1])
     dquery = _empty_like(query)
@@ -99,7 +105,12 @@ def _blocks(query, key, causal):
     for i in range(0, batch, few):
         for j in range(0, heads, some):
             for low in range(0, time, rows):
-                place = slice(i, i + few), slice(j, j + some), slice(None), slice(low, low + rows)
+                place = (
+                    slice(i, i + few),
+                    slice(j, j + some),
+                    slice(None),
+                    slice(low, low + rows),
+                )
                 yield place, slice(0, min(low + rows, keys) if causal else keys)
 
 
@@ -115,7 +126,8 @@ def _scores(query, key, allowed, causal):
     def score(place, keys):
         scaled_query = _flat(query[place] * scale)
         scores = key[(*place[:2], keys)] @ scaled_query.swapaxes(-1, -2)
-        grouped = scores.reshape(*scores.shape[:3], group, -1)  # a view that splits one axis
+        # a view that splits one axis
+        grouped = scores.reshape(*scores.shape[:3], group, -1)
         if causal:
             near = grouped[:, :, place[3].start :]
             near += late[: near.shape[2], :, : near.shape[4]]

@@ -22,7 +22,8 @@ import numpy as np
 
 __all__ = ["lstm", "lstm_backward"]
 
-_STEPS = 8  # steps prepared and finished together: fewer calls, and arrays stay in the cache
+# steps prepared and finished together: fewer calls, and arrays stay in the cache
+_STEPS = 8
 
 
 def _parts(x):
@@ -35,7 +36,9 @@ def lstm(xs, params, start, reverse, keep, by_steps):
     time, batch, _ = xs.shape
     width = len(params["recurrent"])
     kind = xs.dtype
-    matrix = np.concatenate((params["recurrent"], params["weight"], params["bias"][None]))
+    matrix = np.concatenate(
+        (params["recurrent"], params["weight"], params["bias"][None])
+    )
     matrix *= np.repeat(np.asarray((-1.0, -1.0, 1.0, -1.0), kind), width)
     # in the order of the steps: row t + 1 holds the h after step t
     order = slice(None, None, -1 if reverse else 1)
@@ -108,7 +111,17 @@ def lstm_backward(xs, params, kept, dys, dend, reverse, wanted, by_steps):
     dh = dend["h"].copy()
     dc = dend["c"].copy()
     more = np.empty_like(f[0])
-    each = f, by_i, by_f, by_g, by_o, across, dzs, *_parts(dzs), *(dy[order] for dy in dys)
+    each = (
+        f,
+        by_i,
+        by_f,
+        by_g,
+        by_o,
+        across,
+        dzs,
+        *_parts(dzs),
+        *(dy[order] for dy in dys),
+    )
     for now in zip(*(one[::-1] for one in each), strict=True):
         kept_f, to_i, to_f, to_g, to_o, to_c, dz, dz_i, dz_f, dz_g, dz_o, *dy = now
         for one in dy:

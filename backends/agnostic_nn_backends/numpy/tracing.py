@@ -17,7 +17,8 @@ from ..replay.trace import Traced, Untraceable, add_operators, record
 
 __all__ = ["TracedArray", "choose", "library", "two_to"]
 
-_BLOCK = 2**15  # elements: five float32 arrays of this size fill a third of a typical L2 cache
+# elements: five float32 arrays of this size fill a third of a typical L2 cache
+_BLOCK = 2**15
 
 
 class TracedArray(Traced):
@@ -32,7 +33,9 @@ class TracedArray(Traced):
     def __array_ufunc__(self, ufunc, method, *args, **kwargs):
         if "out" in kwargs:
             raise Untraceable("a traced array cannot be written to")
-        return record(ufunc if method == "__call__" else getattr(ufunc, method), *args, **kwargs)
+        return record(
+            ufunc if method == "__call__" else getattr(ufunc, method), *args, **kwargs
+        )
 
     def __array_function__(self, function, types, args, kwargs):
         return record(function, *args, **kwargs)
@@ -128,7 +131,9 @@ class _Namespace:
         return x if max is None else self.minimum(x, max)
 
     def full_like(self, x, value, /, *, dtype=None, device=None):
-        return record(xp.full, x.shape, value, dtype=x.dtype if dtype is None else dtype)
+        return record(
+            xp.full, x.shape, value, dtype=x.dtype if dtype is None else dtype
+        )
 
     def zeros_like(self, x, /, *, dtype=None, device=None):
         return self.full_like(x, 0, dtype=dtype)
@@ -182,7 +187,9 @@ _REPORTS = {
     "warn": lambda message, flag: warnings.warn(message, RuntimeWarning, stacklevel=2),
     "raise": _raise,
     "print": lambda message, flag: print(f"Warning: {message}", file=sys.stderr),
-    "call": lambda message, flag: np.geterrcall()(message.split(" encountered")[0], flag),
+    "call": lambda message, flag: np.geterrcall()(
+        message.split(" encountered")[0], flag
+    ),
     "log": lambda message, flag: np.geterrcall().write(f"Warning: {message}\n"),
 }
 
@@ -207,7 +214,11 @@ class _Library:
         text = os.environ.get("OMP_NUM_THREADS", "")  # BLAS obeys it too
         if text.isdecimal():
             return int(text)
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count()
+        )
 
     def layout(self, array):
         return array.shape, array.dtype, array.strides
@@ -264,7 +275,9 @@ class _Library:
     def is_atomic(self, function):
         ufunc = getattr(function, "__self__", function)
         # ufuncs of np.frompyfunc call Python code
-        return isinstance(ufunc, np.ufunc) and not any("O->O" in kind for kind in ufunc.types[:1])
+        return isinstance(ufunc, np.ufunc) and not any(
+            "O->O" in kind for kind in ufunc.types[:1]
+        )
 
     def deferred_copy(self, to, array):
         return partial(setitem, to, ..., array)
@@ -287,7 +300,10 @@ class _Library:
         return np.errstate(all="ignore")
 
     def out_is_positional(self, function):
-        return isinstance(function, np.ufunc) and function not in (np.maximum, np.minimum)
+        return isinstance(function, np.ufunc) and function not in (
+            np.maximum,
+            np.minimum,
+        )
 
 
 library = _Library()

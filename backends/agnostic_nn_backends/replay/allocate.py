@@ -13,7 +13,8 @@ from .trace import Node, leaves
 
 __all__ = ["Allocation", "Liveness", "Slot", "allocate", "find_liveness"]
 
-MIN_RELEASE_BYTES = 2**12  # smaller results are not released early: a statement costs more
+# smaller results are not released early: a statement costs more
+MIN_RELEASE_BYTES = 2**12
 _NEVER = 2**62  # a step after the last one
 Slot = tuple[str, int]  # ("input", index) or ("buffer", index)
 
@@ -60,7 +61,9 @@ def find_liveness(graph: Graph, aliases: Aliases, schedule: Schedule) -> Livenes
             live.last_step[root] = _NEVER
     if graph.early_return is not None:
         for root in aliases.roots[graph.early_return.condition]:
-            live.last_step[root] = max(live.last_step.get(root, -1), schedule.return_step or 0)
+            live.last_step[root] = max(
+                live.last_step.get(root, -1), schedule.return_step or 0
+            )
     return live
 
 
@@ -98,7 +101,11 @@ class Allocation:
 
 
 def allocate(
-    graph: Graph, aliases: Aliases, commitment: Commitment, schedule: Schedule, live: Liveness
+    graph: Graph,
+    aliases: Aliases,
+    commitment: Commitment,
+    schedule: Schedule,
+    live: Liveness,
 ) -> Allocation:
     """Choose a slot for each result that is stored in memory of the program.
 
@@ -120,7 +127,9 @@ def allocate(
             if len(step.nodes) > 1 and live.last_step[n] == s:
                 allocation.inner.add(n)
                 continue
-            if n in commitment.in_place and _can_replace(graph, schedule, live, node, donor[n], s):
+            if n in commitment.in_place and _can_replace(
+                graph, schedule, live, node, donor[n], s
+            ):
                 slots[n] = ("input", graph.input_index[donor[n].number])
                 continue
             operand = _reusable_operand(graph, live, slots, node, s)
@@ -164,11 +173,15 @@ def _can_replace(
         return True
     # this very step reads `old`: each element must be read where it is written, and not later
     reads_in_place = all(
-        graph.same_layout(graph.nodes[reader], old) and graph.nodes[reader].address == old.address
+        graph.same_layout(graph.nodes[reader], old)
+        and graph.nodes[reader].address == old.address
         for at, reader in live.readers[old.number]
         if at == s
     )
-    is_safe = graph.is_elementwise(node) and node.function is not graph.library.unsafe_in_place
+    is_safe = (
+        graph.is_elementwise(node)
+        and node.function is not graph.library.unsafe_in_place
+    )
     return is_safe and reads_in_place and live.last_reader[old.number] <= node.number
 
 

@@ -71,15 +71,21 @@ def to_deferred(lines: list[str]) -> tuple[list[str], str]:
 
 def _deferred_call(call: str) -> str:
     name, _, rest = call.partition("(")
-    return f"ParallelCall({rest}" if name == "run_parallel" else f"partial({name}, {rest}"
+    return (
+        f"ParallelCall({rest}" if name == "run_parallel" else f"partial({name}, {rest}"
+    )
 
 
-def define_function(name: str, parameters: str, lines: list[str], env: dict[str, Any]) -> Callable:
+def define_function(
+    name: str, parameters: str, lines: list[str], env: dict[str, Any]
+) -> Callable:
     """Define a function of these lines. The names that it assigns are global in `env`.
 
     Names of loop variables and of copies (m{k}) are not shared, and stay local.
     """
-    assigned = sorted({line.split(" = ")[0] for line in lines if line.startswith(("a", "e", "l"))})
+    assigned = sorted(
+        {line.split(" = ")[0] for line in lines if line.startswith(("a", "e", "l"))}
+    )
     head = [f"global {', '.join(assigned)}"] if assigned else []
     body = "".join(f"\n    {line}" for line in (*head, *(lines or ["pass"])))
     exec(f"def {name}({parameters}):{body}", env)

@@ -67,7 +67,10 @@ def emit(plan: Plan) -> Code:
 
 
 def _bind_memory(
-    plan: Plan, env: dict[str, Any], prepare_lines: list[str], bind_lines: list[list[str]]
+    plan: Plan,
+    env: dict[str, Any],
+    prepare_lines: list[str],
+    bind_lines: list[list[str]],
 ) -> dict[int, list[str]]:
     """Name all arrays that stay in place, and return for each the lines that bind its memory.
 
@@ -108,7 +111,9 @@ def _emit_steps(
     """Return the lines of `run`, the entries of the list that it returns, and `release`."""
     schedule = plan.schedule
     early_return = plan.graph.early_return
-    return_line = "" if early_return is None else f"if not e{early_return.condition}: return ()"
+    return_line = (
+        "" if early_return is None else f"if not e{early_return.condition}: return ()"
+    )
     body: list[str] = []
     late: list[str] = []
     release_lines: list[str] = []
@@ -139,7 +144,9 @@ def _step_lines(
         return [call_code(node, plan.library, env, out)]
 
     def binding_lines(n: int) -> list[str] | None:
-        return lines_of_owner[plan.aliases.owner(n)] if plan.aliases.is_bound(n) else None
+        return (
+            lines_of_owner[plan.aliases.owner(n)] if plan.aliases.is_bound(n) else None
+        )
 
     return Group(plan, step.nodes).lines(env, binding_lines)
 

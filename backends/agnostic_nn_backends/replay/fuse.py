@@ -67,7 +67,10 @@ class Group:
                     self.calls[node.number] = call
         self.runs: list[list[Node]] = []
         for node in nodes:
-            if self.runs and {node.number, self.runs[-1][-1].number} <= self.calls.keys():
+            if (
+                self.runs
+                and {node.number, self.runs[-1][-1].number} <= self.calls.keys()
+            ):
                 self.runs[-1].append(node)
             else:
                 self.runs.append([node])
@@ -111,7 +114,9 @@ class Group:
             for node in run:
                 n = node.number
                 if n in self.inner and last_run[n] > run_of[n]:
-                    fitting = [name for name in free if dtypes[name] == node.value.dtype]
+                    fitting = [
+                        name for name in free if dtypes[name] == node.value.dtype
+                    ]
                     names[n] = fitting[-1] if fitting else f"x{n}"
                     if fitting:
                         free.remove(names[n])
@@ -140,14 +145,17 @@ class Group:
         for name, dtype in self.scratch_dtypes.items():
             env[name] = self.library.empty((step, self.width), dtype)
             env[f"l{name}"] = [env[name]] * (count - 1) + [env[name][:rest]]
-        blocks = {}  # loop variable -> expression of the list of its values, one a block
+        # loop variable -> expression of the list of its values, one a block
+        blocks = {}
         before = []
         body = []
         for run in self.runs:
             if len(run) > 1:
                 blocks["start"] = f"range(0, {self.rows}, {step})"
                 blocks["count"] = f"[{step}] * {count - 1} + [{rest}]"
-                body.append(self._kernel(run, env, binding_lines, before, "start", "count"))
+                body.append(
+                    self._kernel(run, env, binding_lines, before, "start", "count")
+                )
                 continue
             (node,) = run
             block_names = {}
@@ -155,7 +163,9 @@ class Group:
                 if n in self.scratch:
                     block_names[n] = f"b{n}"
                     blocks[f"b{n}"] = f"l{self.scratch[n]}"
-                elif n in self.members or self.plan.graph.is_wide(self.plan.graph.nodes[n].value):
+                elif n in self.members or self.plan.graph.is_wide(
+                    self.plan.graph.nodes[n].value
+                ):
                     block_names[n] = f"b{n}"
                     blocks[f"b{n}"] = f"l{n}_{self.nodes[0].number}"
                     line = f"{blocks[f'b{n}']} = {self._split_code(n, step, count)}"
@@ -172,7 +182,11 @@ class Group:
         """Return the expression of the list of the blocks of an array, `step` rows each."""
         shape = matrix_shape(self.plan.graph.nodes[n].value, self.shape)
         matrix = f"e{n}.reshape({shape})"
-        return f"[{matrix}] * {count}" if shape == f"{self.width}" else f"split({matrix}, {step})"
+        return (
+            f"[{matrix}] * {count}"
+            if shape == f"{self.width}"
+            else f"split({matrix}, {step})"
+        )
 
     def _kernel(
         self,
@@ -191,12 +205,16 @@ class Group:
         position = {node.number: k for k, node in enumerate(run)}
         written = [n for n in position if n in self.scratch or n not in self.inner]
         operands = [operand for n in position for operand in self.calls[n].operands]
-        read = [o.place for o in operands if o.kind == "array" and o.place not in position]
+        read = [
+            o.place for o in operands if o.kind == "array" and o.place not in position
+        ]
         nodes_by_memory: dict[Any, int] = {}  # memory -> the first node found there
         for n in (*read, *written):
             nodes_by_memory.setdefault(self._memory(n), n)
         array_index = {memory: k for k, memory in enumerate(nodes_by_memory)}
-        scalars = list({id(o.place): o for o in operands if o.kind == "scalar"}.values())
+        scalars = list(
+            {id(o.place): o for o in operands if o.kind == "scalar"}.values()
+        )
         scalar_index = {id(o.place): k for k, o in enumerate(scalars)}
 
         def with_index(operand: Operand) -> Operand:
@@ -213,7 +231,9 @@ class Group:
         for n in position:
             call = self.calls[n]
             out = array_index[self._memory(n)] if n in written else None
-            calls.append(replace(call, operands=tuple(map(with_index, call.operands)), out=out))
+            calls.append(
+                replace(call, operands=tuple(map(with_index, call.operands)), out=out)
+            )
         arrays = [self._describe(n) for n in nodes_by_memory.values()]
         name = f"k{run[0].number}"
         scalar_dtypes = tuple(scalar.dtype for scalar in scalars)
@@ -229,7 +249,9 @@ class Group:
             addresses = []
             for n, array in zip(nodes_by_memory.values(), arrays, strict=True):
                 row_bytes = self.plan.graph.nodes[n].value.itemsize
-                row_bytes *= {"whole": self.width, "column": 1, "row": 0}[array.broadcast]
+                row_bytes *= {"whole": self.width, "column": 1, "row": 0}[
+                    array.broadcast
+                ]
                 if n in self.scratch:
                     addresses.append(f"{self.library.address(env[self.scratch[n]])}")
                 elif start != "0" and row_bytes:
@@ -246,7 +268,9 @@ class Group:
         starts = range(0, self.rows, rows_each)
         if len(starts) == 1:
             return f"{name}({arguments('0', str(self.rows))})"
-        shares = (f"({arguments(str(k), str(min(rows_each, self.rows - k)))})" for k in starts)
+        shares = (
+            f"({arguments(str(k), str(min(rows_each, self.rows - k)))})" for k in starts
+        )
         return f"run_parallel({name}, {', '.join(shares)})"
 
     def _memory(self, n: int) -> Any:

@@ -36,16 +36,24 @@ class Graph:
     """
 
     def __init__(
-        self, trace: Trace, inputs: list[Node], outputs: list[Node], donations: list[Donation]
+        self,
+        trace: Trace,
+        inputs: list[Node],
+        outputs: list[Node],
+        donations: list[Donation],
     ) -> None:
         self.library = trace.library
         self.nodes = trace.nodes
         self.inputs = inputs
         self.outputs = outputs
-        self.parents = [[parent.number for parent in node.parents] for node in trace.nodes]
+        self.parents = [
+            [parent.number for parent in node.parents] for node in trace.nodes
+        ]
         self.constants = {node.number for node in trace.nodes if node.is_constant}
         self.input_index = {node.number: i for i, node in enumerate(inputs)}
-        self.early_return, self.donations = self._find_early_return(trace.selects, donations)
+        self.early_return, self.donations = self._find_early_return(
+            trace.selects, donations
+        )
         condition = () if self.early_return is None else (self.early_return.condition,)
         self.order = self._required(self.donations, condition)
 
@@ -82,7 +90,9 @@ class Graph:
 
     def _required(self, donations: list[Donation], more: Iterable[int]) -> list[int]:
         """Return the calls on which the results and the nodes `more` depend, in order."""
-        queue = [node.number for node in (*self.outputs, *(new for _, new in donations))]
+        queue = [
+            node.number for node in (*self.outputs, *(new for _, new in donations))
+        ]
         queue += more
         required: set[int] = set()
         while queue:
@@ -90,7 +100,9 @@ class Graph:
             if n not in required:
                 required.add(n)
                 queue += self.parents[n]
-        return sorted(n for n in required if n not in self.constants and n not in self.input_index)
+        return sorted(
+            n for n in required if n not in self.constants and n not in self.input_index
+        )
 
     def is_elementwise(self, node: Node) -> bool:
         """Return whether a call is elementwise and accepts an output array."""
@@ -143,7 +155,12 @@ class Aliases:
 
     def is_bound(self, n: int) -> bool:
         """Return whether the array of a node stays in place from call to call."""
-        return n in self.constants or n in self.inputs or n in self.buffered or n in self.views
+        return (
+            n in self.constants
+            or n in self.inputs
+            or n in self.buffered
+            or n in self.views
+        )
 
     def owner(self, n: int) -> int:
         """Return the owner of the memory of a bound array."""
@@ -166,6 +183,11 @@ def find_aliases(graph: Graph) -> Aliases:
             aliases.buffered.add(n)
         others = [parent for parent in graph.parents[n] if parent not in shared]
         is_fixed = all(parent in graph.constants for parent in others)
-        if len(shared) == 1 and not owns_memory and is_fixed and aliases.is_bound(shared[0]):
+        if (
+            len(shared) == 1
+            and not owns_memory
+            and is_fixed
+            and aliases.is_bound(shared[0])
+        ):
             aliases.views.add(n)
     return aliases

@@ -172,7 +172,10 @@ def _instructions(call: Call) -> tuple[str, ...]:
     if name in _ORDER or name in _EQUAL:
         comparison = _compare(name, source)
         if as_numbers and dtype == source:
-            return (*comparison, *(line.replace("{a}", "{0}") for line in _cast("bool", dtype)))
+            return (
+                *comparison,
+                *(line.replace("{a}", "{0}") for line in _cast("bool", dtype)),
+            )
         return comparison if dtype == "bool" else ()
     if source != dtype:
         return ()
@@ -191,7 +194,9 @@ def _compare(name: str, dtype: str) -> tuple[str]:
     is_float = dtype.startswith("float")
     if name in _EQUAL:
         return (f"{_EQUAL[name][0 if is_float else 1]} {{of}} {{a}}, {{b}}",)
-    instruction = "fcmp o" if is_float else "icmp s" if dtype.startswith("int") else "icmp u"
+    instruction = (
+        "fcmp o" if is_float else "icmp s" if dtype.startswith("int") else "icmp u"
+    )
     return (f"{instruction}{_ORDER[name]} {{of}} {{a}}, {{b}}",)
 
 
@@ -238,14 +243,20 @@ def _in_memory(dtype: str) -> str:
     return "i8" if dtype == "bool" else _TYPES[dtype]
 
 
-def _assembly(arrays: tuple[Array, ...], scalars: tuple[str, ...], calls: tuple[Call, ...]) -> str:
+def _assembly(
+    arrays: tuple[Array, ...], scalars: tuple[str, ...], calls: tuple[Call, ...]
+) -> str:
     """Return the kernel as LLVM assembly: a loop over rows around a loop over columns.
 
     Names: %p{k} is the address of array k, %q{k} that of its current element and %a{k} the element.
     %s{k} is scalar k, and %r{n} the result of call n.
     """
     read = {o.place for call in calls for o in call.operands if o.kind == "array"}
-    parameters = ["i64 %rows", "i64 %width", *(f"ptr noalias %p{k}" for k in range(len(arrays)))]
+    parameters = [
+        "i64 %rows",
+        "i64 %width",
+        *(f"ptr noalias %p{k}" for k in range(len(arrays))),
+    ]
     once: list[str] = []
     by_row = ["%start = mul i64 %i, %width"]
     by_element = ["%k = add i64 %start, %j"]
@@ -255,7 +266,9 @@ def _assembly(arrays: tuple[Array, ...], scalars: tuple[str, ...], calls: tuple[
             parameters.append(f"{t} %s{k}")
         else:
             parameters.append(f"i64 %w{k}")
-            once.append(f"%s{k} = {'bitcast' if t == 'i64' else 'trunc'} i64 %w{k} to {t}")
+            once.append(
+                f"%s{k} = {'bitcast' if t == 'i64' else 'trunc'} i64 %w{k} to {t}"
+            )
     for k, array in enumerate(arrays):
         code = by_row if array.broadcast == "column" else by_element
         index = {"whole": "%k", "row": "%j", "column": "%i"}[array.broadcast]
@@ -268,7 +281,10 @@ def _assembly(arrays: tuple[Array, ...], scalars: tuple[str, ...], calls: tuple[
     for n, call in enumerate(calls):
         by_element += _call_assembly(n, call)
         if call.out is not None and call.dtype == "bool":
-            by_element += [f"%o{n} = zext i1 %r{n} to i8", f"store i8 %o{n}, ptr %q{call.out}"]
+            by_element += [
+                f"%o{n} = zext i1 %r{n} to i8",
+                f"store i8 %o{n}, ptr %q{call.out}",
+            ]
         elif call.out is not None:
             by_element.append(f"store {_TYPES[call.dtype]} %r{n}, ptr %q{call.out}")
     lines = "\n  ".join
@@ -303,7 +319,9 @@ declare double @llvm.floor.f64(double)
 
 def _call_assembly(n: int, call: Call) -> list[str]:
     """Return the instructions of call number n, of which the last assigns %r{n}."""
-    source = next(operand.dtype for operand in call.operands if operand.kind != "number")
+    source = next(
+        operand.dtype for operand in call.operands if operand.kind != "number"
+    )
     number_dtype = call.dtype if call.operation == "choose" else source
     operands = [
         f"%{_LETTERS[operand.kind]}{operand.place}"
@@ -314,7 +332,9 @@ def _call_assembly(n: int, call: Call) -> list[str]:
     fields: dict[str, Any] = dict(zip("abc", operands, strict=False))
     fields |= {"t": _TYPES[call.dtype], "of": _TYPES[source], "bits": _bits(call.dtype)}
     is_signed = not call.dtype.startswith("u")
-    fields |= {"sign": "s", "right": "ashr"} if is_signed else {"sign": "u", "right": "lshr"}
+    fields |= (
+        {"sign": "s", "right": "ashr"} if is_signed else {"sign": "u", "right": "lshr"}
+    )
     instructions = _instructions(call)
     results = [*(f"%r{n}.{i}" for i in range(len(instructions) - 1)), f"%r{n}"]
     return [
@@ -333,7 +353,9 @@ def _machine() -> Any:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
     )
 
 
@@ -361,7 +383,9 @@ def _compile(code: str, arrays: int, scalars: tuple[str, ...]) -> Callable[..., 
     builder.getModulePassManager().run(module, builder)
     engine = llvm.create_mcjit_compiler(module, machine)
     scalar_types = [
-        {"float32": ctypes.c_float, "float64": ctypes.c_double}.get(dtype, ctypes.c_int64)
+        {"float32": ctypes.c_float, "float64": ctypes.c_double}.get(
+            dtype, ctypes.c_int64
+        )
         for dtype in scalars
     ]
     sizes = (ctypes.c_int64, ctypes.c_int64)

@@ -22,7 +22,11 @@ class Plan:
     """The steps to compute `outputs`, and for each donation (old, new) to write new over old."""
 
     def __init__(
-        self, trace: Trace, inputs: list[Node], outputs: list[Node], donations: list[Donation]
+        self,
+        trace: Trace,
+        inputs: list[Node],
+        outputs: list[Node],
+        donations: list[Donation],
     ) -> None:
         self.library = trace.library
         self.graph = Graph(trace, inputs, outputs, donations)
@@ -48,7 +52,9 @@ class Plan:
         if len(roots) == 1 and n not in roots:
             nodes = self.graph.nodes
             root = nodes[next(iter(roots))]
-            if root.address == nodes[n].address and self.graph.same_layout(root, nodes[n]):
+            if root.address == nodes[n].address and self.graph.same_layout(
+                root, nodes[n]
+            ):
                 return self.location(root.number)
         return "node", n
 
@@ -59,4 +65,6 @@ class Plan:
         """
         if self.aliases.is_bound(node.number):
             return True
-        return any(self.aliases.is_bound(root) for root in self.aliases.roots[node.number])
+        return any(
+            self.aliases.is_bound(root) for root in self.aliases.roots[node.number]
+        )

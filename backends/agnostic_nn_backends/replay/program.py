@@ -35,7 +35,9 @@ def direct(function: Callable, library: Library) -> Callable:
     return call
 
 
-def replayed(function: Callable, library: Library, donated: tuple[int, ...] = ()) -> Callable:
+def replayed(
+    function: Callable, library: Library, donated: tuple[int, ...] = ()
+) -> Callable:
     """Return the pure `function` of trees of arrays, replayed where possible.
 
     donated: the positions of arguments whose memory the caller gives up.
@@ -105,7 +107,11 @@ def replayed(function: Callable, library: Library, donated: tuple[int, ...] = ()
 
 
 def _build(
-    outcome: list, function: Callable, args: tuple, library: Library, donated: tuple[int, ...]
+    outcome: list,
+    function: Callable,
+    args: tuple,
+    library: Library,
+    donated: tuple[int, ...],
 ) -> Any:
     """Call the function, put its result into `outcome`, and return a verified program, or False.
 
@@ -183,7 +189,9 @@ def _prepare_once(library: Any) -> None:
 def _map_arrays(function: Callable, tree: Any, library: Library) -> Any:
     """Return `tree` with function(array) for each array."""
     value_types = library.value_types
-    return map_leaves(lambda leaf: function(leaf) if isinstance(leaf, value_types) else leaf, tree)
+    return map_leaves(
+        lambda leaf: function(leaf) if isinstance(leaf, value_types) else leaf, tree
+    )
 
 
 def _equal(tree: Any, other: Any, library: Library) -> bool:
@@ -207,7 +215,11 @@ def _signature(tree: Any, library: Library) -> Any:
         return tuple([(k, _signature(v, library)) for k, v in tree.items()])
     if isinstance(tree, tuple | list):
         return (type(tree), *[_signature(v, library) for v in tree])
-    return library.layout(tree) if isinstance(tree, library.value_types) else (type(tree), tree)
+    return (
+        library.layout(tree)
+        if isinstance(tree, library.value_types)
+        else (type(tree), tree)
+    )
 
 
 class Program:
@@ -218,19 +230,27 @@ class Program:
     """
 
     def __init__(
-        self, function: Callable, args: tuple, library: Library, donated: tuple[int, ...]
+        self,
+        function: Callable,
+        args: tuple,
+        library: Library,
+        donated: tuple[int, ...],
     ) -> None:
         _prepare_once(library)
         self.library = library
         with Trace(library) as trace:
-            traced = _map_arrays(lambda array: trace.add(None, (), {}, array), args, library)
+            traced = _map_arrays(
+                lambda array: trace.add(None, (), {}, array), args, library
+            )
             # an array that does not depend on an argument is a constant; record it as a copy
             result = _map_arrays(
                 lambda array: trace.add(library.copy, (array,), {}, array),
                 function(*traced),
                 library,
             )
-        arg_nodes, self.result = (map_leaves(_to_node, tree) for tree in (traced, result))
+        arg_nodes, self.result = (
+            map_leaves(_to_node, tree) for tree in (traced, result)
+        )
         inputs = _nodes(arg_nodes)
         # path of a part of the result -> position of the donated argument that it replaces
         self.replaces = _match_donations(self.result, arg_nodes, donated)
@@ -243,7 +263,9 @@ class Program:
             else:
                 outputs += _nodes(part)
         old_numbers = {old.number for old, _ in donations}
-        self.donated = {i for i, node in enumerate(inputs) if node.number in old_numbers}
+        self.donated = {
+            i for i, node in enumerate(inputs) if node.number in old_numbers
+        }
         self.flatten = _make_flatten(args, library)
         self.layouts = [library.layout(node.value) for node in inputs]
         self.bound: list[Any] = [None] * len(inputs)
@@ -273,7 +295,11 @@ class Program:
             return True
         if any(self._layout(arrays[i]) != self.layouts[i] for i in changed):
             return False
-        if self.donated and not self.donated.isdisjoint(changed) and not self._can_write(arrays):
+        if (
+            self.donated
+            and not self.donated.isdisjoint(changed)
+            and not self._can_write(arrays)
+        ):
             return False
         for i in changed:
             bound[i] = None  # an exception may come before all names are assigned
@@ -282,7 +308,11 @@ class Program:
         return True
 
     def _layout(self, leaf: Any) -> Any:
-        return self.library.layout(leaf) if isinstance(leaf, self.library.value_types) else None
+        return (
+            self.library.layout(leaf)
+            if isinstance(leaf, self.library.value_types)
+            else None
+        )
 
     def _can_write(self, arrays: tuple) -> bool:
         """Return whether the donated arrays are writable and overlap no other argument."""
@@ -308,7 +338,9 @@ class Program:
             outcome.extend((None, result))
             return
         self.errors.clear()
-        Commit(outcome, calls, result, self.call_function, self.env, self.is_parallel).run()
+        Commit(
+            outcome, calls, result, self.call_function, self.env, self.is_parallel
+        ).run()
         self.release()
         if self.errors:
             self.library.report_errors(self.errors)
@@ -349,7 +381,9 @@ def _parts(result: Any) -> list[tuple[tuple, Any]]:
     return [((i,), part) for i, part in enumerate(result)]
 
 
-def _match_donations(result: Any, args: tuple, donated: tuple[int, ...]) -> dict[tuple, int]:
+def _match_donations(
+    result: Any, args: tuple, donated: tuple[int, ...]
+) -> dict[tuple, int]:
     """Match each donated argument with the first part of the result that has its structure."""
     matches: dict[tuple, int] = {}
     for position in donated:
@@ -385,7 +419,9 @@ def _make_flatten(args: tuple, library: Library) -> Callable:
     def visit(tree: Any, code: str) -> None:
         if isinstance(tree, dict | tuple | list):
             tests.append(f"len({code}) == {len(tree)}")
-            for k, branch in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            for k, branch in (
+                tree.items() if isinstance(tree, dict) else enumerate(tree)
+            ):
                 visit(branch, f"{code}[{k!r}]")
         elif isinstance(tree, library.value_types):
             arrays.append(code)

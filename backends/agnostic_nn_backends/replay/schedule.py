@@ -70,7 +70,9 @@ def find_commitment(graph: Graph, aliases: Aliases) -> Commitment:
     def can_be_late(n: int) -> bool:
         if n in aliases.views:
             return True
-        return n in aliases.buffered and graph.library.is_atomic(graph.nodes[n].function)
+        return n in aliases.buffered and graph.library.is_atomic(
+            graph.nodes[n].function
+        )
 
     in_place: set[int] = set()
     late: set[int] = set()
@@ -91,9 +93,18 @@ def find_commitment(graph: Graph, aliases: Aliases) -> Commitment:
             late = extended
     # what only late calls read joins them, so that it can be fused with them
     for n in reversed(graph.order):
-        if n in late or n in returned or n not in readers or not set(readers[n]) <= late:
+        if (
+            n in late
+            or n in returned
+            or n not in readers
+            or not set(readers[n]) <= late
+        ):
             continue
-        if n in aliases.buffered and can_be_late(n) and _is_blockwise(graph, graph.nodes[n]):
+        if (
+            n in aliases.buffered
+            and can_be_late(n)
+            and _is_blockwise(graph, graph.nodes[n])
+        ):
             late.add(n)
     return Commitment(in_place, late)
 
@@ -140,7 +151,11 @@ def make_schedule(graph: Graph, aliases: Aliases, late: set[int]) -> Schedule:
                 end_group()
             group.append(node)
             continue
-        if read_from_group or graph.is_wide(node.value) or not graph.is_elementwise(node):
+        if (
+            read_from_group
+            or graph.is_wide(node.value)
+            or not graph.is_elementwise(node)
+        ):
             end_group()
         steps.append(Step([node]))
     end_group()
@@ -164,7 +179,12 @@ def _is_blockwise(graph: Graph, node: Node) -> bool:
     min_size = MIN_KERNEL_SIZE if has_kernel else graph.library.block_size()
     if math.prod(value.shape) <= min_size:
         return False
-    operands = [arg.value if isinstance(arg, Node) else arg for arg in leaves(node.args)]
-    arrays: list[Any] = [value, *(operand for operand in operands if graph.is_wide(operand))]
+    operands = [
+        arg.value if isinstance(arg, Node) else arg for arg in leaves(node.args)
+    ]
+    arrays: list[Any] = [
+        value,
+        *(operand for operand in operands if graph.is_wide(operand)),
+    ]
     is_contiguous = graph.library.is_contiguous
     return all(matrix_shape(a, value.shape) and is_contiguous(a) for a in arrays)

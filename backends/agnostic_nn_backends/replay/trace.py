@@ -41,7 +41,8 @@ __all__ = [
     "unrolled_scan",
 ]
 
-MAX_UNROLLED = 16  # a trace holds each iteration of a loop, so planning time grows with them
+# a trace holds each iteration of a loop, so planning time grows with them
+MAX_UNROLLED = 16
 
 
 class Library(Protocol):
@@ -50,7 +51,8 @@ class Library(Protocol):
     value_types: tuple[Any, ...]  # all array types, including NumPy's scalars
     array_type: Any  # the type whose memory can be written to
     traced_type: type  # the subclass of `Traced`
-    operations: dict[Callable, str]  # function -> name of the equivalent kernel operation
+    # function -> name of the equivalent kernel operation
+    operations: dict[Callable, str]
     # the elementwise function whose output must not overlap its operands, or None: it writes to
     # the output before it has read all of them
     unsafe_in_place: Any
@@ -201,7 +203,9 @@ class Trace:
     selects: dict[int, int] = field(default_factory=dict)
     nodes_by_call: dict[tuple, Node] = field(default_factory=dict)
 
-    def add(self, function: Callable | None, args: tuple, kwargs: dict, value: Any) -> "Traced":
+    def add(
+        self, function: Callable | None, args: tuple, kwargs: dict, value: Any
+    ) -> "Traced":
         """Add a node for a call, or find the node of an equal call.
 
         Backward passes often repeat calls of forward passes; a program makes them once.
@@ -221,7 +225,9 @@ class Trace:
             # which of its operands the result will be depends on a value
             if function is select_value or self._overlap(value, leaf.value)
         ]
-        is_constant = function is not None and all(leaf.node.is_constant for leaf in traced)
+        is_constant = function is not None and all(
+            leaf.node.is_constant for leaf in traced
+        )
         is_array = isinstance(value, self.library.array_type)
         node = Node(
             function,
@@ -253,7 +259,11 @@ class Trace:
 
     def _byte_ranges(self, tree: Any) -> list[tuple[int, int]]:
         array_type = self.library.array_type
-        return [self.library.byte_range(a) for a in leaves(tree) if isinstance(a, array_type)]
+        return [
+            self.library.byte_range(a)
+            for a in leaves(tree)
+            if isinstance(a, array_type)
+        ]
 
     def __enter__(self) -> "Trace":
         self._outer = getattr(_current, "trace", None)
@@ -316,7 +326,9 @@ def _call_key(tree: Any) -> Any:
 def record(function: Callable, *args: Any, **kwargs: Any) -> Any:
     """Return function(*args, **kwargs) as traced arrays, and record the call."""
     if getattr(function, "__name__", "") in _DATA_DEPENDENT_SHAPES:
-        raise Untraceable(f"the shape of the result of {function.__name__} depends on values")
+        raise Untraceable(
+            f"the shape of the result of {function.__name__} depends on values"
+        )
     value = function(*map_leaves(_to_value, args), **map_leaves(_to_value, kwargs))
     value_types = _current.trace.library.value_types
     if not isinstance(value, (*value_types, tuple, list, dict, bool, int, float)):
@@ -326,13 +338,23 @@ def record(function: Callable, *args: Any, **kwargs: Any) -> Any:
     if isinstance(value, dict):
         return {k: record(operator.getitem, traced, k) for k in value}
     if isinstance(value, tuple | list):
-        return type(value)([record(operator.getitem, traced, i) for i in range(len(value))])
+        return type(value)(
+            [record(operator.getitem, traced, i) for i in range(len(value))]
+        )
     return traced
 
 
 _attribute_getter = cache(operator.attrgetter)
 _DATA_DEPENDENT_SHAPES = {
-    *("nonzero", "flatnonzero", "argwhere", "extract", "compress", "masked_select", "bincount"),
+    *(
+        "nonzero",
+        "flatnonzero",
+        "argwhere",
+        "extract",
+        "compress",
+        "masked_select",
+        "bincount",
+    ),
     *("unique", "unique_all", "unique_counts", "unique_inverse", "unique_values"),
 }
 
@@ -363,7 +385,9 @@ class Traced:
     def __getitem__(self, index: Any) -> Any:
         entries = index if isinstance(index, tuple) else (index,)
         if any(getattr(entry, "dtype", None) == self.boolean for entry in entries):
-            raise Untraceable("the number of elements that a mask selects depends on its values")
+            raise Untraceable(
+                "the number of elements that a mask selects depends on its values"
+            )
         return record(operator.getitem, self, index)
 
     def __len__(self) -> int:
@@ -375,7 +399,9 @@ class Traced:
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise Untraceable("the values of a traced array cannot be read or written")
 
-    __bool__ = __int__ = __float__ = __complex__ = __index__ = __array__ = __setitem__ = _refuse
+    __bool__ = __int__ = __float__ = __complex__ = __index__ = __array__ = (
+        __setitem__
+    ) = _refuse
     __hash__ = object.__hash__
 
 
@@ -437,7 +463,9 @@ def unrolled_scan(leaf: Traced, *rest: Any) -> Any:
         If the loop is too long.
     """
     if leaf.shape[0] > MAX_UNROLLED:
-        raise Untraceable(f"a loop of more than {MAX_UNROLLED} iterations is not unrolled")
+        raise Untraceable(
+            f"a loop of more than {MAX_UNROLLED} iterations is not unrolled"
+        )
     return ops.scan_impl.dispatch(object)(leaf, *rest)
 
 

@@ -53,7 +53,11 @@ def to_numpy(array: Any) -> Any:
 
 
 def jit(function: Callable, device: Any, donate: tuple[int, ...] = ()) -> Callable:
-    return replayed(function, tracing.library, donate) if device.type == "cpu" else function
+    return (
+        replayed(function, tracing.library, donate)
+        if device.type == "cpu"
+        else function
+    )
 
 
 def eager(function: Callable, device: Any) -> Callable:
@@ -72,7 +76,11 @@ def policy(device: Any, precision: str, deterministic: bool) -> AbstractContextM
     all three in .mkldnn, to "ieee", or to "tf32" if fast; NVIDIA_TF32_OVERRIDE,
     TORCH_ALLOW_TF32_CUBLAS_OVERRIDE and ONEDNN_DEFAULT_FPMATH_MODE are stronger."""
     cuda = device.type == "cuda"
-    if deterministic and cuda and os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in _LINES:
+    if (
+        deterministic
+        and cuda
+        and os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in _LINES
+    ):
         raise NotImplementedError(
             "cuBLAS does not give the same bits in every run, unless CUBLAS_WORKSPACE_CONFIG is "
             f"{' or '.join(_LINES)} before Python starts"
@@ -80,7 +88,8 @@ def policy(device: Any, precision: str, deterministic: bool) -> AbstractContextM
     if deterministic and device.type == "mps":
         raise NotImplementedError("PyTorch has no deterministic mode on Apple's GPUs")
     settings = [
-        (get(), put, value) for get, put, value in _settings(cuda, precision, deterministic)
+        (get(), put, value)
+        for get, put, value in _settings(cuda, precision, deterministic)
     ]
     wrong = [
         (value, put, required)
@@ -130,7 +139,9 @@ def _settings(cuda, precision, deterministic):
     get = torch._C._get_fp32_precision_getter
     put = torch._C._set_fp32_precision_setter
     for place in _PRODUCTS["cuda" if cuda else "cpu"]:
-        settings.append((partial(get, *place), partial(put, *place), "ieee" if strict else "tf32"))
+        settings.append(
+            (partial(get, *place), partial(put, *place), "ieee" if strict else "tf32")
+        )
     return settings
 
 
@@ -186,10 +197,14 @@ def _attend(query, key, value, allowed=(), kept=(), *, causal=False):
     return heads.unflatten(1, query.shape[1:3]), (logs,)
 
 
-def _attend_backward(query, key, value, allowed, kept, heads, cache, dy, *, causal=False):
+def _attend_backward(
+    query, key, value, allowed, kept, heads, cache, dy, *, causal=False
+):
     if not _in_one(query, key, allowed, kept):
         standard = ops.attend_backward.dispatch(object)
-        return standard(query, key, value, allowed, kept, heads, cache, dy, causal=causal)
+        return standard(
+            query, key, value, allowed, kept, heads, cache, dy, causal=causal
+        )
     group = query.shape[2]
     dy, query, heads = (_lined(x).flatten(1, 2) for x in (dy, query, heads))
     answers = _for_each(key, group), _for_each(value, group)
@@ -204,7 +219,9 @@ def _empty(one, length):
 
 
 def _scatter_add(updates, index, rows):
-    zeros = torch.zeros((rows, updates.shape[1]), dtype=updates.dtype, device=updates.device)
+    zeros = torch.zeros(
+        (rows, updates.shape[1]), dtype=updates.dtype, device=updates.device
+    )
     return zeros.index_add_(0, index.to(torch.int64), updates)
 
 
@@ -226,7 +243,9 @@ def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
     x = ops.pad(x, more).movedim(-1, 1)
     function = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
     # not by oneDNN: it crashes if windows of size one contain only padding
-    y = function(x, _outward(weight), None, stride, even, dilation, groups).movedim(1, -1)
+    y = function(x, _outward(weight), None, stride, even, dilation, groups).movedim(
+        1, -1
+    )
     if bias is not None:
         y += bias
     return y
@@ -234,11 +253,15 @@ def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
 
 def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
     even, more = _evenly(padding)
-    sizes = (n + before + behind for n, (before, behind) in zip(lengths, more, strict=True))
+    sizes = (
+        n + before + behind for n, (before, behind) in zip(lengths, more, strict=True)
+    )
     like = dy.new_empty((len(dy), *sizes, weight.shape[-2] * groups)).movedim(-1, 1)
     spans = stride, even, dilation, False, [0] * len(stride), groups
     arrays = dy.movedim(-1, 1), like, _outward(weight), None
-    dx, _, _ = torch.ops.aten.convolution_backward(*arrays, *spans, (True, False, False))
+    dx, _, _ = torch.ops.aten.convolution_backward(
+        *arrays, *spans, (True, False, False)
+    )
     return ops.crop(dx.movedim(1, -1), more)
 
 
@@ -278,7 +301,9 @@ _UNPOOLS = (
 
 def _has_pool(window, padding):
     """Return whether PyTorch supports the padding: symmetric, and at most half a window."""
-    return all(a == b and a <= k // 2 for k, (a, b) in zip(window, padding, strict=True))
+    return all(
+        a == b and a <= k // 2 for k, (a, b) in zip(window, padding, strict=True)
+    )
 
 
 def _image(*spans):
@@ -308,7 +333,9 @@ def _largest_input(dy, which, lengths, window, stride, padding, dilation):
     like = dy.new_empty((len(dy), *lengths, dy.shape[-1])).movedim(-1, 1)
     lows = [low for low, _ in padding]
     spans = window, stride, lows, dilation, False
-    return _UNPOOLS[len(window) - 2](dy.movedim(-1, 1), like, *spans, *which).movedim(1, -1)
+    return _UNPOOLS[len(window) - 2](dy.movedim(-1, 1), like, *spans, *which).movedim(
+        1, -1
+    )
 
 
 _MODE = 2  # PyTorch's number for an LSTM
@@ -375,8 +402,11 @@ def _chosen(holds, new, old):
         return {name: _chosen(holds, new[name], old[name]) for name in new}
     if isinstance(new, tuple):
         return tuple(_chosen(holds, *pair) for pair in zip(new, old, strict=True))
-    if new.dtype == torch.uint32:  # random keys; torch.where does not support uint32 on GPUs
-        return _chosen(holds, new.view(torch.int32), old.view(torch.int32)).view(torch.uint32)
+    # random keys; torch.where does not support uint32 on GPUs
+    if new.dtype == torch.uint32:
+        return _chosen(holds, new.view(torch.int32), old.view(torch.int32)).view(
+            torch.uint32
+        )
     return torch.where(holds, new, old)
 
 
@@ -452,7 +482,8 @@ for _function, _native in ((ops.sum_over, _sum_over), (ops.sum_rows, _sum_rows))
     _traced = partial(_native, xp=tracing.TracedTensor.namespace)
     _function.register(tracing.TracedTensor, _traced)
 ops.bounded_exp.register(
-    tracing.TracedTensor, partial(_bounded_exp, two_to=partial(trace.record, tracing.two_to))
+    tracing.TracedTensor,
+    partial(_bounded_exp, two_to=partial(trace.record, tracing.two_to)),
 )
 ops.scan_impl.register(tracing.TracedTensor, trace.unrolled_scan)
 ops.select.register(tracing.TracedTensor, trace.select)

@@ -65,7 +65,11 @@ def _comparison(function):
 
 def _as_numbers(function):
     def called(x, other, out=None):
-        return function(x, other).to(x.dtype) if out is None else function(x, other, out=out)
+        return (
+            function(x, other).to(x.dtype)
+            if out is None
+            else function(x, other, out=out)
+        )
 
     return called
 
@@ -90,7 +94,9 @@ for _name, _function in {
 for _function in (torch.eq, torch.ne, torch.lt, torch.le, torch.gt, torch.ge):
     setattr(TracedTensor, f"__{_function.__name__}__", _comparison(_function))
 TracedTensor.__rtruediv__ = lambda self, other: record(torch.reciprocal, self) * other
-TracedTensor.__rsub__ = lambda self, other: record(torch.sub, _number(other, self), self)
+TracedTensor.__rsub__ = lambda self, other: record(
+    torch.sub, _number(other, self), self
+)
 TracedTensor.__rpow__ = lambda self, other: record(torch.pow, other, self)
 
 
@@ -135,13 +141,22 @@ class _Namespace:
 
     def __getattr__(self, name):
         attribute = getattr(xp, name)
-        if callable(attribute) and not isinstance(attribute, type) and name not in _ABOUT_DTYPES:
+        if (
+            callable(attribute)
+            and not isinstance(attribute, type)
+            and name not in _ABOUT_DTYPES
+        ):
             attribute = partial(record, attribute)
         self.__dict__[name] = attribute
         return attribute
 
     def sum(self, x, /, *, axis=None, dtype=None, keepdims=False):
-        if axis is None or axis == () or dtype is not None or not x.dtype.is_floating_point:
+        if (
+            axis is None
+            or axis == ()
+            or dtype is not None
+            or not x.dtype.is_floating_point
+        ):
             return record(xp.sum, x, axis=axis, dtype=dtype, keepdims=keepdims)
         return record(torch.sum, x, axis, keepdim=keepdims)
 
@@ -163,7 +178,9 @@ class _Namespace:
 
     def full_like(self, x, value, /, *, dtype=None, device=None):
         dtype = x.dtype if dtype is None else dtype
-        return record(torch.full, x.shape, value, dtype=dtype, device=device or x.device)
+        return record(
+            torch.full, x.shape, value, dtype=dtype, device=device or x.device
+        )
 
     def zeros_like(self, x, /, *, dtype=None, device=None):
         return self.full_like(x, 0, dtype=dtype, device=device)
@@ -183,7 +200,11 @@ class _Namespace:
         if x.dtype == dtype:
             return x
         function, *compared = getattr(x, "compared", (None, x))
-        if function is not None and dtype.is_floating_point and compared[0].dtype == dtype:
+        if (
+            function is not None
+            and dtype.is_floating_point
+            and compared[0].dtype == dtype
+        ):
             return record(function, compared[0], _number(compared[1], compared[0]))
         return record(cast, x, dtype)
 
@@ -240,7 +261,9 @@ _OPERATIONS = {  # without sqrt, which MKL rounds differently
     torch.bitwise_left_shift: "left shift", torch.bitwise_right_shift: "right shift",
     torch.where: "choose", cast: "cast", two_to: "two to",
 }  # fmt: skip
-_OPERATIONS |= {_AS_NUMBERS[one]: f"{_OPERATIONS[one]} as numbers" for one in _AS_NUMBERS}
+_OPERATIONS |= {
+    _AS_NUMBERS[one]: f"{_OPERATIONS[one]} as numbers" for one in _AS_NUMBERS
+}
 
 
 class _Library:
@@ -273,7 +296,10 @@ class _Library:
         return start, start + self._extent(array) * array.itemsize
 
     def _extent(self, array):
-        return sum((n - 1) * s for n, s in zip(array.shape, array.stride(), strict=True)) + 1
+        return (
+            sum((n - 1) * s for n, s in zip(array.shape, array.stride(), strict=True))
+            + 1
+        )
 
     def address(self, array):
         return array.data_ptr()
@@ -288,7 +314,9 @@ class _Library:
         return not array.is_inference()
 
     def shape_only(self, array):
-        return torch.empty_strided(array.shape, array.stride(), dtype=array.dtype, device="meta")
+        return torch.empty_strided(
+            array.shape, array.stride(), dtype=array.dtype, device="meta"
+        )
 
     def as_array(self, array):
         return array
