@@ -27,7 +27,8 @@ JAX = {
     "JAX_NUMPY_DTYPE_PROMOTION": "strict",
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes may share a GPU
 }
-# compiles a fifth faster, with the same formulas; `proofs` checks layers as users compile them
+# compiles a fifth faster, with the same formulas;
+# `proofs` checks layers as users compile them
 QUICK = "--xla_backend_optimization_level=1"
 # cases that only sweep over options run in other sessions
 FEW = {"AGNOSTIC_NN_SWEEP": "0"}

@@ -1,7 +1,7 @@
 """Neural networks with hand-derived gradients, on any array library.
 
-Layers, losses and optimizers are imported at once; they need no array library. What trains,
-checks and compares networks is imported when it is first used.
+Layers, losses and optimizers are imported at once; they need no array library. What
+trains, checks and compares networks is imported when it is first used.
 """
 
 from importlib import import_module

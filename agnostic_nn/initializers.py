@@ -1,7 +1,7 @@
 """Initializers of weights. Each is called with (key, shape, dtype).
 
-A weight has the shape (fan_in, fan_out). Both fans are multiplied by the lengths of any axes before
-these two, such as the window of a convolution.
+A weight has the shape (fan_in, fan_out). Both fans are multiplied by the lengths of any
+axes before these two, such as the window of a convolution.
 """
 
 import math
@@ -63,9 +63,9 @@ class _Drawn:
 class VarianceScaling(_Drawn):
     """Random weights of mean 0 and variance `scale` / fan, so that layers preserve the variance.
 
-    A sum of fan_in terms has fan_in times the variance of one term. So the variance 1 / fan_in
-    preserves that of the activations in the forward pass, and 1 / fan_out that of the gradients in
-    the backward pass.
+    A sum of fan_in terms has fan_in times the variance of one term. So the variance 1 /
+    fan_in preserves that of the activations in the forward pass, and 1 / fan_out that
+    of the gradients in the backward pass.
 
     fan: "in", "out", or "average" of the two. distribution: "normal", or "uniform" on
     ±√(3 · variance), which has that variance.
@@ -127,11 +127,11 @@ class Constant(_Drawn):
 class TruncatedNormal(_Drawn):
     """Normal draws of standard deviation `deviation`, truncated to ±2 `deviation`.
 
-    The distribution function is inverted: z solves Φ(z) = p with p uniform on (Φ(-2), Φ(2)).
-    Newton's steps z ← z - (Φ(z) - p) / φ(z) from z = 0 approach the root from one side, since Φ is
-    concave above 0 and convex below. Eight steps are accurate to the last bit for all of ±2.
-    `deviation` is that of the normal distribution before truncation, as in PyTorch. That of the
-    draws is 0.88 times as large.
+    The distribution function is inverted: z solves Φ(z) = p with p uniform on (Φ(-2),
+    Φ(2)). Newton's steps z ← z - (Φ(z) - p) / φ(z) from z = 0 approach the root from
+    one side, since Φ is concave above 0 and convex below. Eight steps are accurate to
+    the last bit for all of ±2. `deviation` is that of the normal distribution before
+    truncation, as in PyTorch. That of the draws is 0.88 times as large.
     """
 
     deviation: float = 0.02
@@ -155,11 +155,11 @@ class TruncatedNormal(_Drawn):
 class Orthogonal(_Drawn):
     """A random matrix with orthonormal columns (or rows, if there are fewer rows), times `gain`.
 
-    Products of many such matrices preserve the norm of a signal (Saxe et al., arXiv:1312.6120,
-    sec. 3). The Gram-Schmidt process on normal draws gives the uniform distribution over all such
-    matrices. Each column is orthogonalized twice against those before it, which makes it orthogonal
-    to the last bit (Giraud et al., "The loss of orthogonality in the Gram-Schmidt orthogonalization
-    process", 2005).
+    Products of many such matrices preserve the norm of a signal (Saxe et al.,
+    arXiv:1312.6120, sec. 3). The Gram-Schmidt process on normal draws gives the uniform
+    distribution over all such matrices. Each column is orthogonalized twice against
+    those before it, which makes it orthogonal to the last bit (Giraud et al., "The loss
+    of orthogonality in the Gram-Schmidt orthogonalization process", 2005).
     """
 
     gain: float = 1.0

@@ -1,13 +1,14 @@
 """Metrics: functions from (y, target) to values per example, reported as means.
 
-The values are an array (examples, ...), or a tree of such arrays. The metric is their mean over all
-examples, whatever the batches. If the metric is not a mean, but for example a root or a ratio of
-sums, the function has an attribute `finish`: a function that turns the means over all examples,
-nested like the values, into one number on the host.
+The values are an array (examples, ...), or a tree of such arrays. The metric is their
+mean over all examples, whatever the batches. If the metric is not a mean, but for
+example a root or a ratio of sums, the function has an attribute `finish`: a function
+that turns the means over all examples, nested
+like the values, into one number on the host.
 
-`finish` may have an attribute `variances`, a tuple of names. The values are then a dict, and for
-each of these names `finish` gets {"mean": ..., "variance": ...} over all examples instead of the
-mean.
+`finish` may have an attribute `variances`, a tuple of names. The values are then a
+dict, and for each of these names `finish` gets {"mean": ..., "variance": ...} over all
+examples instead of the mean.
 
 Options, such as k, are set with `functools.partial`.
 """
@@ -62,9 +63,10 @@ def batch_means(metric: Metric, values: Any, mean: Callable[[Array], Array]) -> 
 
     mean: a function from values to their mean over the examples.
 
-    A variance from the mean of squares would lose the digits in which large values differ. So for a
-    value v whose variance is needed, the result is {"centre": c, "mean": mean of v - c, "square":
-    mean of (v - c)²}, where c is close to the mean of v.
+    A variance from the mean of squares would lose the digits in which large values
+    differ. So for a value v whose variance is needed, the result is {"centre": c,
+    "mean": mean of v - c, "square": mean of (v
+    - c)²}, where c is close to the mean of v.
     """
 
     def centered(value: Array) -> dict[str, Array]:
@@ -89,9 +91,10 @@ def batch_means(metric: Metric, values: Any, mean: Callable[[Array], Array]) -> 
 def combine_means(metric: Metric, parts: list[tuple[float, Any]]) -> Any:
     """Return the means over all examples from a share and the `batch_means` of each batch.
 
-    If each batch has the share w of the examples, the mean m and the variance v, the variance over
-    all examples is Σ w (v + (m - Σ w m)²). Means are computed relative to the centre of the first
-    batch, so that no large numbers are subtracted from each other.
+    If each batch has the share w of the examples, the mean m and the variance v, the
+    variance over all examples is Σ w (v + (m - Σ w m)²). Means are computed relative to
+    the centre of the first batch, so that no large
+    numbers are subtracted from each other.
     """
     shares = [share for share, _ in parts]
 
@@ -138,7 +141,8 @@ def _counted(values: Array, labels: Array, ignore_index: int | None) -> Any:
         return values
     expect_integer("ignore_index", ignore_index)
     xp = namespace(values)
-    # an index such as -100 does not fit into a narrow or unsigned integer, so compare wider ones
+    # an index such as -100 does not fit into a narrow
+    # or unsigned integer, so compare wider ones
     counts = (
         xp.astype(labels, xp.arange(0, device=device(labels)).dtype) != ignore_index
     )
@@ -174,9 +178,9 @@ def _expect_labels(labels: Array, y: Array) -> None:
 def accuracy(y: Array, target: Array, *, ignore_index: int | None = None) -> Any:
     """1 where the largest element of `y` along the last axis is at the target class, else 0.
 
-    y: (..., classes). target: (...) integers, or (..., classes) distributions whose largest element
-    is at the target class. Returns (...), in the dtype of y. Targets equal to `ignore_index` do not
-    count.
+    y: (..., classes). target: (...) integers, or (..., classes) distributions whose
+    largest element is at the target class. Returns (...), in the dtype of y. Targets
+    equal to `ignore_index` do not count.
     """
     expect_axis(y, "classes")
     xp = namespace(y)
@@ -192,8 +196,8 @@ def top_k_accuracy(
 ) -> Any:
     """1 where the target class is among the `k` largest of `y` along the last axis, else 0.
 
-    Shapes are as for `accuracy`, which is the same for k = 1. Of equal outputs the first counts as
-    the largest.
+    Shapes are as for `accuracy`, which is the same for k = 1. Of equal outputs the
+    first counts as the largest.
 
     Raises
     ------
@@ -211,8 +215,9 @@ def top_k_accuracy(
     numbers = xp.arange(classes, device=device(y))
     label = xp.expand_dims(xp.astype(labels, numbers.dtype), axis=-1)
     output = xp.sum(xp.where(numbers == label, y, 0.0), axis=-1, keepdims=True)
-    # count the classes that are not below the target: comparisons with NaN are false, so NaN ranks
-    # above all numbers, and a target whose own output is NaN ranks below all other classes
+    # count the classes that are not below the target: comparisons with NaN are false,
+    # so NaN ranks above all numbers, and a target whose own output is NaN ranks below
+    # all other classes
     below = xp.logical_or(y < output, xp.logical_and(y == output, numbers > label))
     ahead = xp.logical_and(~below, numbers != label)
     is_correct = xp.astype(
@@ -245,9 +250,9 @@ def _exponential(means: Any) -> float:
 def perplexity(logits: Array, target: Array, *, ignore_index: int | None = None) -> Any:
     """exp of the mean of -log softmax(z) at the label.
 
-    A uniform guess among n classes has perplexity n. logits: (..., classes). target: (...) integer
-    labels. Returns -log softmax(z) at the label, (...), in the dtype of the logits. Labels equal to
-    `ignore_index` do not count.
+    A uniform guess among n classes has perplexity n. logits: (..., classes). target:
+    (...) integer labels. Returns -log softmax(z) at the label, (...), in the dtype of
+    the logits. Labels equal to `ignore_index` do not count.
     """
     expect_axis(logits, "classes")
     xp = namespace(logits, target)
@@ -279,9 +284,10 @@ _explained.variances = ("target",)  # type: ignore[attr-defined]
 def r2(y: Array, target: Array) -> dict[str, Array]:
     """R² = 1 - Σ (t - y)² / Σ (t - t̄)², the share of the variance of the targets explained.
 
-    y, target: (examples, ...), of the same shape and real dtype. R² is computed for each output and
-    then averaged, as by scikit-learn's `r2_score`. For a constant target it is 1 if all of y is
-    exact, else 0. Returns (t - y)² and t, whose variance over all examples is needed.
+    y, target: (examples, ...), of the same shape and real dtype. R² is computed for
+    each output and then averaged, as by scikit-learn's `r2_score`. For a constant
+    target it is 1 if all of y is exact, else 0. Returns (t - y)² and t, whose variance
+    over all examples is needed.
     """
     error = target - y
     return {"error": error * error, "target": target}

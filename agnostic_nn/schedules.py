@@ -1,8 +1,8 @@
 """Schedules: learning rates as functions of the number of steps taken, t = 0, 1, 2, …
 
-A schedule is called with t, an array of a real floating dtype, and returns the rate, of the same
-shape and dtype. An optimizer accepts any such function as its rate. A schedule that takes another
-schedule also accepts a number.
+A schedule is called with t, an array of a real floating dtype, and returns the rate, of
+the same shape and dtype. An optimizer accepts any such function as its rate. A schedule
+that takes another schedule also accepts a number.
 """
 
 import math
@@ -87,8 +87,8 @@ class StepDecay:
 
     def __call__(self, t: Array) -> Array:
         xp = namespace(t)
-        # with + 0.5, t = every gives 1 even if a compiler replaces the division by a product with
-        # the rounded reciprocal
+        # with + 0.5, t = every gives 1 even if a compiler replaces the division by a
+        # product with the rounded reciprocal
         decays = xp.floor((t + 0.5) / self.every)
         return self.rate * xp.exp(math.log(self.factor) * decays)
 
@@ -155,9 +155,9 @@ class CosineRestarts:
 
         final + (rate - final) · (1 + cos πu) / 2        u = (t - start) / length
 
-    where start and length are those of the period that t is in. After the last period the rate is
-    `final`. Loshchilov & Hutter, arXiv:1608.03983, eq. 5. Lengths that double, such as
-    (10, 20, 40), are their T₀ = 10 and T_mult = 2.
+    where start and length are those of the period that t is in. After the last period
+    the rate is `final`. Loshchilov & Hutter, arXiv:1608.03983, eq. 5. Lengths that
+    double, such as (10, 20, 40), are their T₀ = 10 and T_mult = 2.
     """
 
     rate: float
@@ -232,7 +232,8 @@ class InverseSquareRoot:
 
         rate · min((t + 1) / warmup, √(warmup / (t + 1)))
 
-    Vaswani et al., arXiv:1706.03762, eq. 3, with rate = 1 / √(d · warmup); they count steps from 1.
+    Vaswani et al., arXiv:1706.03762, eq. 3, with rate
+    = 1 / √(d · warmup); they count steps from 1.
     """
 
     rate: float
@@ -256,10 +257,10 @@ class OneCycle:
         start + (rate - start) · (1 - cos πu) / 2      u = t / e         while t <= e
         final + (rate - final) · (1 + cos πu) / 2      u = (t - e) / (steps - 1 - e)
 
-    where e = rise · steps - 1. From the last step, t = steps - 1, the rate is `final`. `start` and
-    `final` are rates, as in the other schedules. Their defaults are rate / 25 and rate / 250,000,
-    as in PyTorch. Smith & Topin, arXiv:1708.07120, in PyTorch's version, which uses cosines and
-    omits the third phase.
+    where e = rise · steps - 1. From the last step, t = steps - 1, the rate is `final`.
+    `start` and `final` are rates, as in the other schedules. Their defaults are rate /
+    25 and rate / 250,000, as in PyTorch. Smith & Topin, arXiv:1708.07120, in PyTorch's
+    version, which uses cosines and omits the third phase.
     """
 
     rate: float

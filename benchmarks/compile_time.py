@@ -1,8 +1,8 @@
 """Measure the time JAX needs to compile a training step of a recurrent network, by sequence length.
 
 The loop over time is compiled once (`ops.scan`), so the ratio of 1,024 steps to 16
-should be near 1. Each figure is the median of three compilations, taken in turns. On a busy
-machine, use the processor time.
+should be near 1. Each figure is the median of three compilations, taken in turns. On a
+busy machine, use the processor time.
 """
 
 import statistics

@@ -2,9 +2,11 @@
 
     python -m benchmarks.guards numpy
 
-1. The comparison before each call of a step whose loss reads a closure variable, a global and an
-   attribute, as a share of a `tiny` step: of `Trainer.step`, and of the bare compiled step.
-2. The copy that a trainer makes at its next step if another trainer has read its `params`.
+1. The comparison before each call of a step whose loss reads a closure variable, a
+   global and an attribute, as a share of a `tiny` step: of `Trainer.step`, and of the
+   bare compiled step.
+2. The copy that a trainer makes at its next step if another trainer has read its
+   `params`.
 """
 
 import sys

@@ -2,8 +2,9 @@
 
     python -m benchmarks.memory [--replay]
 
-The measured figure is the peak that tracemalloc reports during a step, counted from the creation
-of the trainer: with `AGNOSTIC_NN_REPLAY=0`, which is what `summary()` predicts, or replayed.
+The measured figure is the peak that tracemalloc reports during a step, counted from the
+creation of the trainer: with `AGNOSTIC_NN_REPLAY=0`, which is what `summary()`
+predicts, or replayed.
 """
 
 import os

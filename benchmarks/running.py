@@ -160,11 +160,11 @@ def measure(
 ) -> dict:
     """Measure all entries at one workload; return times and reasons of omission, as data for JSON.
 
-    Each round runs every entry once for about `seconds`, in a new order, so that noise of the
-    machine affects all equally. clock: "wall", or "processor" for the time of this
-    process on its core alone, which other work on the machine disturbs far less; on all
-    cores that would be the work of all, so there it is the wall's. sizes: those of `mlp`,
-    for scaling curves.
+    Each round runs every entry once for about `seconds`, in a new order, so that noise
+    of the machine affects all equally. clock: "wall", or "processor" for the time of
+    this process on its core alone, which other work on the machine disturbs far less;
+    on all cores that would be the work of all, so there it is the wall's. sizes: those
+    of `mlp`, for scaling curves.
     """
     workload, left_out, result, running = find(name, **sizes), {}, {}, {}
 

@@ -34,8 +34,8 @@ DRAWS = 1000
 class Target:
     """An upper bound for the ratio of our time or memory to that of the best of `against`.
 
-    measure: "step", "epoch" or "predict", of time; or "memory", the most of it: that of NumPy's
-    arrays for contenders on NumPy, else that of the process.
+    measure: "step", "epoch" or "predict", of time; or "memory", the most of it: that of
+    NumPy's arrays for contenders on NumPy, else that of the process.
     """
 
     workload: str

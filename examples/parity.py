@@ -1,11 +1,11 @@
 """The parity of a string of bits: learned by a GRU that reads it bit by bit, not by an MLP.
 
-After each bit the question is whether the number of ones so far is odd. Who reads bit by
-bit has one thing to keep in mind and to change at each one: 1,024 of the 65,536 strings of
-16 bits teach that to a GRU, and it hardly errs on 100 bits either. An MLP sees a string at
-once, and whichever bit of it changes, the answer does. Shown the same strings ten times as
-often, it learns the first few bits and some of the rest by heart; about the whole of a
-string it has not seen it knows what a coin knows.
+After each bit the question is whether the number of ones so far is odd. Who reads bit
+by bit has one thing to keep in mind and to change at each one: 1,024 of the 65,536
+strings of 16 bits teach that to a GRU, and it hardly errs on 100 bits either. An MLP
+sees a string at once, and whichever bit of it changes, the answer does. Shown the same
+strings ten times as often, it learns the first few bits and some of the rest by heart;
+about the whole of a string it has not seen it knows what a coin knows.
 """
 
 from argparse import ArgumentParser
@@ -63,10 +63,12 @@ def right(y, target):
 def show(results):
     for name, result in results.items():
         print(
-            f"{name}: right about {result['shown']:.1%} of the strings it was shown, and"
+            f"{name}: right about {result['shown']:.1%} of the strings it was shown, "
+            "and"
         )
         print(
-            f"     {result['others']:.1%} of others, where its loss is {result['loss']:.4f}"
+            f"     {result['others']:.1%} of others, where its loss is "
+            f"{result['loss']:.4f}"
         )
         if "longer" in result:
             print(f"     {result['longer']:.1%} of much longer ones")

@@ -36,8 +36,9 @@ def compute(backend):
     z3, _, cache_z3 = dense3.forward(params3, {}, a2)
     exact_a3, _, _ = nn.Softmax().forward({}, {}, z3)
 
-    # The notebook rounds to one decimal before it differentiates: its dL_dz3 is off by up to
-    # 0.009. Its loss, never named, is the cross-entropy, whose exact gradient comes last.
+    # The notebook rounds to one decimal before it differentiates: its dL_dz3 is off by
+    # up to 0.009. Its loss, never named, is the cross-entropy,
+    # whose exact gradient comes last.
     a3 = xp.round(exact_a3 * 10.0) / 10.0
     dz3 = a3 - target
     _, exact_dz3 = nn.softmax_cross_entropy(z3, target)
@@ -72,8 +73,9 @@ def show(results):
     # saved so; its code says ∂L_∂z3
     for name in ("z1", "a1", "z2", "a2", "a3", "dL_dz3"):
         print(f" {name}:\n", results[name].T)
-    # The notebook's gradients do not all fit its parameters: dL_dW1 is transposed, so W1 cannot
-    # take it, and dL_db3 and dL_db1 are rows: b - dL_db of a column and a row is a square.
+    # The notebook's gradients do not all fit its parameters: dL_dW1 is transposed, so
+    # W1 cannot take it, and dL_db3 and dL_db1 are rows:
+    # b - dL_db of a column and a row is a square.
     print(" ∂L/∂W3:\n", results["dL_dW3"])
     print(" ∂L/∂b3:\n", results["dL_db3"][None, :])
     print(repr(results["dL_da2"].T))

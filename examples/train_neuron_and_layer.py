@@ -22,7 +22,8 @@ def train(backend, x, weight, bias, steps=200):
     def step(params, moments, x):
         a, _, cache = model.forward(params, ({}, {}), x)
         y = xp.sum(a, axis=-1, keepdims=True)
-        # The notebook sets a target and never uses it: y² is (y - target)² as the target is 0.
+        # The notebook sets a target and never uses it:
+        # y² is (y - target)² as the target is 0.
         loss, dy = nn.mean_squared_error(y, xp.zeros_like(y))
         da = dy * xp.ones_like(a)  # y is a sum: whatever moves an a moves y as much
         _, grads = model.backward(params, cache, da)
@@ -42,8 +43,9 @@ def train(backend, x, weight, bias, steps=200):
 
 def compute(backend):
     neuron = train(backend, x=[1.0, -2.0, 3.0], weight=[[-3.0, -1.0, 2.0]], bias=[1.0])
-    # Driven by their sum, all three neurons fall together. Two overshoot below 0, where ReLU
-    # has no slope, and never learn again: from there on the loss is the third one's alone.
+    # Driven by their sum, all three neurons fall together. Two overshoot below 0, where
+    # ReLU has no slope, and never learn again: from
+    # there on the loss is the third one's alone.
     layer = train(
         backend,
         x=[1, 2, 3, 4],

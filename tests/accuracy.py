@@ -5,8 +5,9 @@
 
 The exit status is 1 if an activation or slope is off by more than is allowed.
 
-Each activation is compared with its value and slope in extended precision, on all float16
-numbers and on about two million float32 numbers, on every backend that is installed.
+Each activation is compared with its value and slope in extended precision, on all
+float16 numbers and on about two million float32
+numbers, on every backend that is installed.
 """
 
 import argparse
@@ -25,7 +26,8 @@ LIMIT = 4.0
 BACKENDS = ("numpy", "torch:cpu", "jax", "array_api_strict:device1")
 SCALE, ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
 
-# --- truth, in extended precision --------------------------------------------------------------
+# --- truth, in extended precision
+# --------------------------------------------------------------
 
 _wide = np.longdouble
 _erfc = np.frompyfunc(math.erfc, 1, 1)
@@ -185,7 +187,8 @@ TRUTH: dict[nn.Elementwise, tuple[Callable, Callable, tuple[float, ...]]] = {
 }
 
 
-# --- where to look, and how far off ------------------------------------------------------------
+# --- where to look, and how far off
+# ------------------------------------------------------------
 
 
 def half() -> np.ndarray:
@@ -197,8 +200,8 @@ def half() -> np.ndarray:
 def single(places: tuple[float, ...] = (), size: int = 2**21) -> np.ndarray:
     """About `size` finite float32 numbers of both signs.
 
-    A quarter of all exponents, a quarter evenly from 0 to 20, a quarter evenly in their logarithms
-    from 1e-4 to 20, and a quarter close to the `places`.
+    A quarter of all exponents, a quarter evenly from 0 to 20, a quarter evenly in their
+    logarithms from 1e-4 to 20, and a quarter close to the `places`.
     """
     part = size // 8
     bits = np.linspace(0, np.float32(np.finfo(np.float32).max).view(np.int32), part)
@@ -225,8 +228,9 @@ def off(
 ) -> np.ndarray:
     """|found - truth| in units in the last place of the truth.
 
-    Where the backend `flushes` subnormal float32 numbers to 0, results within sixteen times the
-    smallest normal number are not judged, nor is what it makes of a subnormal x.
+    Where the backend `flushes` subnormal float32 numbers to 0, results within sixteen
+    times the smallest normal number are not judged,
+    nor is what it makes of a subnormal x.
     """
     rounded = truth.astype(found.dtype)
     largest = np.finfo(found.dtype).max
@@ -290,7 +294,8 @@ def exp_error(backend: nn.Backend) -> float:
     return float(off(result, np.exp(x.astype(_wide)), x, flushes(backend)).max())
 
 
-# --- the page ----------------------------------------------------------------------------------
+# --- the page
+# ----------------------------------------------------------------------------------
 
 HEAD = """\
 # Accuracy of activations
@@ -346,7 +351,8 @@ def page() -> tuple[str, list[str]]:
                 for what, error, place in (("f", f, at), ("f'", slope, slope_at)):
                     if error > most:
                         bad.append(
-                            f"{layer} {what} on {backend}, {dtype}: {error:.2f} at {place}"
+                            f"{layer} {what} on {backend}, {dtype}: {error:.2f} at "
+                            f"{place}"
                         )
         rows["exp", backend.name, "float32"] = f"{exp_error(backend):.2f}"
     columns = [(b.name, dtype) for b in backends for dtype in ("float16", "float32")]

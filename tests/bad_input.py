@@ -1,7 +1,8 @@
 """Bad input: every public constructor and call, given what makes no sense.
 
-`nox -s badinput` tries all of it on a backend and prints what was accepted in silence, answered
-with an internal error, or has changed a trainer; `tests/test_bad_input.py` tries the quick part.
+`nox -s badinput` tries all of it on a backend and prints what was accepted in silence,
+answered with an internal error, or has changed a trainer; `tests/test_bad_input.py`
+tries the quick part.
 """
 
 import ast
@@ -93,7 +94,8 @@ class World:
         return result
 
 
-# --- what makes no sense in the place of each kind of argument ---------------------------------
+# --- what makes no sense in the place of each kind of argument
+# ---------------------------------
 
 TEXT, NOTHING, LIST = "nonsense", None, [1, 2]
 WRONG = {
@@ -341,7 +343,8 @@ _FINAL = (
 )
 
 
-# --- other constructors and calls ---------------------------------------------------------------
+# --- other constructors and calls
+# ---------------------------------------------------------------
 
 MLP = nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dense(2))
 
@@ -1220,7 +1223,8 @@ QUICK = (of_constructors, of_trainers, of_layers, of_fit, of_parameters)
 ALL = (*QUICK, of_arrays, of_tools, of_losses)
 
 
-# --- the verdict --------------------------------------------------------------------------------
+# --- the verdict
+# --------------------------------------------------------------------------------
 
 
 @cache
@@ -1294,7 +1298,8 @@ def main() -> int:
         print(f"{name}: {text}")
     kinds = Counter(text.partition(":")[0] for text in wrong.values())
     print(
-        f"{len(wrong)} of {len(result)} kinds of bad input on {nn.backend()}: {dict(kinds)}"
+        f"{len(wrong)} of {len(result)} kinds of bad input on {nn.backend()}: "
+        f"{dict(kinds)}"
     )
     return 1 if wrong else 0
 

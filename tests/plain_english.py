@@ -2,9 +2,9 @@
 
     python tests/plain_english.py [PATH ...]
 
-Reads Markdown files whole, and of Python files the comments, the docstrings, and the names that are
-assigned. It knows a few bad habits only: a text without a complaint can still be a riddle, so read
-it aloud. `nox -s lint` runs it.
+Reads Markdown files whole, and of Python files the comments, the docstrings, and the
+names that are assigned. It knows a few bad habits only: a text without a complaint can
+still be a riddle, so read it aloud. `nox -s lint` runs it.
 """
 
 import ast

@@ -1,7 +1,7 @@
 """Proofs: every layer, loss and optimizer against every oracle, as docs/proofs.md shows them.
 
-`nox -s proofs` holds that page to what is found here and now; `nox -s proofs -- --write` makes it.
-Nothing in its tables is typed by hand.
+`nox -s proofs` holds that page to what is found here and now; `nox -s proofs --
+--write` makes it. Nothing in its tables is typed by hand.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """The import graph: a file imports only from lower levels, and only listed packages from outside.
 
-The formulas import no array library. Each check takes the root of a source tree and yields its
-complaints, so that the tests can show that it complains about a tree with a planted fault.
+The formulas import no array library. Each check takes the root of a source tree and
+yields its complaints, so that the tests can show that
+it complains about a tree with a planted fault.
 """
 
 import ast

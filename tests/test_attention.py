@@ -311,7 +311,8 @@ def test_a_version_of_ones_own_attends_as_the_standard_one_does(
             run(attend, attend_backward, *there), expected, strict=True
         ):
             assert (x.dtype, x.shape) == (dtype, wanted.shape)
-            # sums of up to 400 products of numbers of order 1, in another order: measured 8 eps
+            # sums of up to 400 products of numbers of order
+            # 1, in another order: measured 8 eps
             atol = 32 * np.finfo(dtype).eps * np.max(abs(wanted), initial=1.0)
             np.testing.assert_allclose(x, wanted, rtol=0, atol=atol)
         for x, before in zip(there, draws, strict=True):
@@ -430,7 +431,8 @@ def test_sines_and_cosines_are_those_of_the_paper(backend, widest, epsilon):
     place = np.arange(50.0)[:, None]
     pair = place / 10_000.0 ** (np.arange(0, 6, 2) / 6)
     expected = np.stack((np.sin(pair), np.cos(pair)), -1).reshape(50, 6)
-    # angles of up to 50 are off by an eps of theirs for each: the exponent, exp and the product
+    # angles of up to 50 are off by an eps of theirs
+    # for each: the exponent, exp and the product
     np.testing.assert_allclose(y[0], expected, rtol=0, atol=4 * 50 * epsilon)
 
 

@@ -58,7 +58,8 @@ def test_a_custom_layer_passes(backend, layer):
     assert sum(row.kinks for row in report.rows) == 0
 
 
-# Each class below is wrong in one way. Its row in BROKEN ends in a part of the error message.
+# Each class below is wrong in one way. Its row in
+# BROKEN ends in a part of the error message.
 
 
 class BiasUnsummed(nn.Dense):

@@ -340,7 +340,8 @@ def test_resumed_elsewhere_it_goes_on_with_the_same_data_and_masks(backend, tmp_
             nn.trees.named_leaves(resumed._run.carry),
             strict=True,
         ):
-            # 15 steps of Adam, each moving a weight by about its rate, 1e-2, at the most
+            # 15 steps of Adam, each moving a weight
+            # by about its rate, 1e-2, at the most
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=name)
             if a.dtype == np.uint32:
                 np.testing.assert_array_equal(a, b, err_msg=name)

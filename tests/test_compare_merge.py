@@ -218,7 +218,8 @@ def test_reports_of_another_schema_are_refused_with_what_to_do(saved):
         ("[]", "is not a report.json"),
         (
             '{"schema": 4}',
-            "is not a report.json of `agnostic-nn compare`, or is damaged: it has no workload, ",
+            "is not a report.json of `agnostic-nn compare`, or is damaged: it has no "
+            "workload, ",
         ),
     ],
 )

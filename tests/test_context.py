@@ -38,7 +38,8 @@ def by_hand(backend, steps, x, target, weights):
     return values
 
 
-# --- weights that follow a schedule -------------------------------------------------------------
+# --- weights that follow a schedule
+# -------------------------------------------------------------
 
 
 def test_the_weight_of_a_loss_follows_its_schedule(backend):
@@ -195,7 +196,8 @@ def test_a_weight_that_is_none_is_refused():
     assert float(value) == 0.5 * 0.5
 
 
-# --- a tree of arrays ---------------------------------------------------------------------------
+# --- a tree of arrays
+# ---------------------------------------------------------------------------
 
 
 def distance(y, target, weights=None, *, context):
@@ -366,7 +368,8 @@ def test_a_context_moves_with_its_trainer_and_is_given_again_after_loading(
     assert again.evaluate(x, target)["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-# --- what people do with it -----------------------------------------------------------------------
+# --- what people do with it
+# -----------------------------------------------------------------------
 
 
 def critic_loss(y, target, weights=None):
@@ -376,8 +379,8 @@ def critic_loss(y, target, weights=None):
 def gan(backend, together, rounds):
     """Train a generator of numbers around 3 against a critic; return their means before and after.
 
-    together: whether the generator's loss reads the critic's parameters as a context, or has them
-    copied by hand in each round, as a loop without a context would.
+    together: whether the generator's loss reads the critic's parameters as a context,
+    or has them copied by hand in each round, as a loop without a context would.
     """
     maker, critic = nn.Dense(1), nn.Sequential(nn.Dense(8), nn.Tanh(), nn.Dense(1))
 

@@ -117,7 +117,8 @@ def test_asking_something_of_the_host_is_found():
 
 @pytest.fixture
 def leaks_raise(monkeypatch):
-    # JAX then looks for who holds the tracer, which takes many minutes in a graph like this
+    # JAX then looks for who holds the tracer, which
+    # takes many minutes in a graph like this
     monkeypatch.setattr("jax._src.core._why_alive", lambda *_: "", raising=False)
     with jax.checking_leaks():
         yield

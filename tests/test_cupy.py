@@ -1,9 +1,9 @@
 """CuPy: what can be promised without a GPU, and what only one can prove.
 
 Without a CUDA device CuPy imports but computes nothing. So the library's use of array
-names and arguments is compared with what CuPy offers, and the adapter runs on a stand-in
-that computes with NumPy and shows it. The tests that take the fixture `gpu` need a
-CUDA device; with REQUIRE_GPU=1 a missing one is a failure instead of a skip.
+names and arguments is compared with what CuPy offers, and the adapter runs on a
+stand-in that computes with NumPy and shows it. The tests that take the fixture `gpu`
+need a CUDA device; with REQUIRE_GPU=1 a missing one is a failure instead of a skip.
 """
 
 import ast
@@ -120,7 +120,8 @@ def train(workload, backend, dtype="float32", steps=3):
     return [backend.to_numpy(leaf) for leaf in leaves((carry, tuple(values)))]
 
 
-# --- names and arguments, compared with the real CuPy -----------------------------------
+# --- names and arguments, compared with the real CuPy
+# -----------------------------------
 
 
 @pytest.fixture
@@ -352,7 +353,8 @@ def test_the_adapter_of_cupy_imports_without_a_gpu(cupy):
         assert "finds no device" in result.reason
 
 
-# --- the adapter on a stand-in that computes with NumPy ---------------------------------
+# --- the adapter on a stand-in that computes with NumPy
+# ---------------------------------
 
 
 class Device:
@@ -604,7 +606,8 @@ def test_the_adapter_sets_the_compute_type_for_as_long_as_a_call_takes(
     for chosen, wanted in {"strict": 1, "fast": 7}.items():
         for user in (1, 7, 2):
             monkeypatch.setitem(products.types, np.dtype(np.float32), user)
-            # a look at settings that the policy changes is not pure: no guard, every call runs
+            # a look at settings that the policy changes
+            # is not pure: no guard, every call runs
             one, seen = replace(stand_in[1], precision=chosen, replay=False), []
             one.jit(look)(one.asarray(np.ones(2, np.float32)))
             with pytest.raises(ZeroDivisionError), one.applied():
@@ -719,7 +722,8 @@ def test_the_stand_in_has_nothing_that_cupys_arrays_lack(cupy):
     assert names <= set(dir(cupy.ndarray))
 
 
-# --- on a GPU ---------------------------------------------------------------------------
+# --- on a GPU
+# ---------------------------------------------------------------------------
 
 
 def cuda_devices():
@@ -897,6 +901,7 @@ def test_a_second_gpu_is_used_for_all_of_a_step(gpu, workload):
         pytest.skip("no second CUDA device")
     second = nn.backend("cupy:1")
     expected = train(workload, gpu)
-    # CuPy warns of arrays that are read from another device, and warnings are errors here
+    # CuPy warns of arrays that are read from another
+    # device, and warnings are errors here
     for result, wanted in zip(train(workload, second), expected, strict=True):
         np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-5)

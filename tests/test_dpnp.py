@@ -1,7 +1,7 @@
 """dpnp: arrays in two queues do not mix, so a creation that forgets its device is an error.
 
-That is what a second GPU would find, found on a CPU: all arrays here start in a queue of
-our own, while what is created without `device` lands in the default one.
+That is what a second GPU would find, found on a CPU: all arrays here start in a queue
+of our own, while what is created without `device` lands in the default one.
 """
 
 from dataclasses import replace

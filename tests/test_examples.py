@@ -165,8 +165,9 @@ def test_each_result_is_what_the_notebook_printed(
 ):
     text = NOTEBOOKS[script][name]
     printed, result = numbers(text), results(script)[name]
-    # Sums have at most five terms, whose sizes add to at most twice the largest result: five
-    # roundings of half an eps, two more for the inputs. NumPy prints arrays to 8 decimals.
+    # Sums have at most five terms, whose sizes add to at most twice the largest result:
+    # five roundings of half an eps, two more for the
+    # inputs. NumPy prints arrays to 8 decimals.
     tolerance = 8 * epsilon * np.abs(printed).max() + (5e-9 if "[" in text else 0.0)
     assert result.dtype == widest
     np.testing.assert_allclose(turned(result, printed), printed, rtol=0, atol=tolerance)
@@ -190,9 +191,9 @@ def assert_trained_alike(found, losses, weight, bias, x, epsilon):
     """Compare two trainings, `losses` a mapping from steps, as far as rounding lets them agree.
 
     A step multiplies an error in y by 1 - 2 rate (x·x + 1), so y holds that of the last
-    1 / (2 rate (x·x + 1)) steps, each an eps of the terms that are summed to z. They end
-    far larger than y: this is what costs the small losses their digits. A weight sums up
-    200 roundings of half an eps, as across x nothing pulls it back.
+    1 / (2 rate (x·x + 1)) steps, each an eps of the terms that are summed to z. They
+    end far larger than y: this is what costs the small losses their digits. A weight
+    sums up 200 roundings of half an eps, as across x nothing pulls it back.
     """
     last = turned(found["weight"], weight)[-1, :]  # the one neuron that is not yet done
     memory = 1 / (2 * 0.001 * (np.dot(x, x) + 1))
@@ -270,7 +271,8 @@ def test_the_notebooks_step_on_the_squared_error_climbs_and_the_textbooks_descen
         result["true dL_db"], 3 * result["dL_db"], rtol=4 * epsilon
     )
     assert result["loss after it"] > result["loss"] > result["loss after a true step"]
-    # the climb and the descent, by hand: errors (1.5, 1.4, 0.5) - (1, 0, 0) move by the step
+    # the climb and the descent, by hand: errors (1.5,
+    # 1.4, 0.5) - (1, 0, 0) move by the step
     slope = np.array([[1, 2, 1], [2, 1, 1], [-1, -2, 1]]) @ [28 / 15, 14 / 15, 8 / 5]
     for name, rate in [("loss after it", 0.01 / 3), ("loss after a true step", -0.01)]:
         by_hand = np.mean(([0.5, 1.4, 0.5] + rate * slope) ** 2)

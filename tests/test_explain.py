@@ -70,7 +70,8 @@ def block():
     return nn.TransformerBlock(nn.MultiHeadAttention(2), 8, dropout=0.25)
 
 
-# Nodes in order: the layer's class or the operation of a merge, and the nodes that each reads.
+# Nodes in order: the layer's class or the operation
+# of a merge, and the nodes that each reads.
 WAYS = {
     "chain": (
         nn.Sequential(dense(), nn.ReLU(), dense(3)),
@@ -265,7 +266,8 @@ def test_the_calls_of_a_repeat_match_the_block_itself():
         np.testing.assert_array_equal(node.grads["weight"], grads[0]["weight"][i])
 
 
-# --- every layer -------------------------------------------------------------------------
+# --- every layer
+# -------------------------------------------------------------------------
 
 
 def projected(y, target):
@@ -417,7 +419,8 @@ def test_a_check_notices_a_wrong_gradient():
     assert "these differ" in str(list(checks.values())[1])
 
 
-# --- saved arrays and findings -----------------------------------------------------------
+# --- saved arrays and findings
+# -----------------------------------------------------------
 
 
 def test_saved_arrays_are_those_that_the_summary_counts():
@@ -570,7 +573,8 @@ def test_a_heat_map_is_transparent_at_0_and_distinguishes_signs_and_nan():
     assert not (image[1, 1] == blue).all()
 
 
-# --- pages ------------------------------------------------------------------------------
+# --- pages
+# ------------------------------------------------------------------------------
 
 
 def test_a_page_is_self_contained_and_draws_the_network():

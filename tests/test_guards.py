@@ -16,8 +16,9 @@ from cases._adapters import members
 import agnostic_nn as nn
 from agnostic_nn.core.guards import Guarded, guarded, names_of
 
-# --- each place where a value may stand -----------------------------------------------------
-# A maker returns (function of x, change): `change()` makes the function's factor 3 instead of 2.
+# --- each place where a value may stand
+# ----------------------------------------------------- A maker returns (function of x,
+# change): `change()` makes the function's factor 3 instead of 2.
 
 FACTOR = 2.0
 BOX = [2.0]
@@ -387,7 +388,8 @@ def test_equal_values_are_not_compiled_again():
     assert str(run(1.0)[1]) == "-0.0"
 
 
-# --- what changes while it is read --------------------------------------------------------------
+# --- what changes while it is read
+# --------------------------------------------------------------
 
 
 GENERATOR = np.random.default_rng(0)
@@ -567,7 +569,8 @@ def test_a_value_that_keeps_changing_gives_one_warning(backend):
     assert "context" in message
 
 
-# --- what has no guard ------------------------------------------------------------------------
+# --- what has no guard
+# ------------------------------------------------------------------------
 
 
 def test_the_librarys_own_functions_have_no_guard(backend):
@@ -641,7 +644,8 @@ def test_names_are_those_that_code_reads():
     assert names.modules == {"package.module"}
 
 
-# --- in training ------------------------------------------------------------------------------
+# --- in training
+# ------------------------------------------------------------------------------
 
 
 def test_every_part_of_training_follows_a_value(backend):

@@ -1,7 +1,7 @@
 """After any exception a trainer holds the state of a whole number of steps, and goes on rightly.
 
-`tests/campaigns/interrupts.py` fires thousands of exceptions at random times; here some are
-planted at chosen places.
+`tests/campaigns/interrupts.py` fires thousands of exceptions at random times; here some
+are planted at chosen places.
 """
 
 import os
@@ -108,9 +108,9 @@ def whole(backend):
 def at(number, action, within=None):
     """Call action() before the `number`-th bytecode instruction of this library in here.
 
-    Handlers of signals and exceptions from other threads come between two instructions. Yields a
-    list, whose length is how many instructions there were. within: code objects whose instructions
-    alone count.
+    Handlers of signals and exceptions from other threads come between two instructions.
+    Yields a list, whose length is how many instructions there were. within: code
+    objects whose instructions alone count.
     """
     seen = []
 
@@ -228,7 +228,8 @@ def test_what_a_signal_handler_restores_in_the_middle_of_a_step_is_whole(
         whole.expect(trainer)
 
 
-# --- errors of the calls themselves -----------------------------------------------------------
+# --- errors of the calls themselves
+# -----------------------------------------------------------
 
 
 @pytest.fixture(params=["kernels", "no kernels", "no replay"])
@@ -470,7 +471,8 @@ def test_memory_that_a_compiled_step_took_and_lost_is_reported(backend, monkeypa
     Whole(backend).expect(advance(trainer))
 
 
-# --- signals --------------------------------------------------------------------------------
+# --- signals
+# --------------------------------------------------------------------------------
 
 
 PRESSES = """
@@ -501,7 +503,8 @@ assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_no_ctrl_c_is_lost_where_it_is_held_back():
-    # in a process of its own: a stray Ctrl-C would end the one that tests; a lost one never ends
+    # in a process of its own: a stray Ctrl-C would
+    # end the one that tests; a lost one never ends
     subprocess.run([sys.executable, "-c", PRESSES], timeout=120, check=True)
 
 
@@ -557,7 +560,8 @@ def test_an_exception_while_batches_are_prepared_ahead_ends_their_thread(backend
     assert threading.active_count() == before
 
 
-# --- what planted bugs have shown to be missing ---------------------------------------------
+# --- what planted bugs have shown to be missing
+# ---------------------------------------------
 
 
 def test_what_a_signal_handler_changes_in_a_step_stays_changed(

@@ -27,7 +27,8 @@ def outputs():
     """The outputs of each cell, by its name."""
     if os.environ.get("AGNOSTIC_NN_BACKEND", "numpy") != "numpy":
         pytest.skip(
-            "what a kernel shows does not depend on the backend: the numpy session runs it"
+            "what a kernel shows does not depend on the backend: the numpy session "
+            "runs it"
         )
     reason = "needs a Jupyter kernel: pip install nbclient ipykernel"
     nbclient = pytest.importorskip("nbclient", reason=reason)

@@ -93,7 +93,8 @@ def test_a_version_of_ones_own_normalizes_rows_as_the_standard_one_does(
             assert (result is None) == (wanted is None)
             if wanted is not None:
                 assert (result.dtype, result.shape) == (dtype, wanted.shape)
-                # μ = 30 over s ≥ √0.1 brings 100 eps, sums of up to 40 numbers of order 1 less
+                # μ = 30 over s ≥ √0.1 brings 100 eps, sums
+                # of up to 40 numbers of order 1 less
                 atol = 400 * np.finfo(dtype).eps * np.max(abs(wanted), initial=1.0)
                 np.testing.assert_allclose(result, wanted, rtol=0, atol=atol)
 

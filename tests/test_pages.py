@@ -111,7 +111,8 @@ def test_text_in_plots_is_in_the_font_of_the_page():
         ),
         (
             "font: italic 700 7px 'A B', serif; text-anchor: middle",
-            "font: italic 700 7px sans-serif; font-family: inherit; text-anchor: middle",
+            "font: italic 700 7px sans-serif; font-family: inherit; text-anchor: "
+            "middle",
         ),
     ],
 )

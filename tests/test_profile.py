@@ -213,7 +213,8 @@ def test_each_piece_waits_until_its_values_are_there(backend):
 def test_operations_are_counted_one_by_one(eager):
     result = profiled(nn.Sequential(nn.Dense(4), nn.Dense(3, bias=False)), eager)
     calls = {row.name: row.calls for row in result.operations}
-    # forward: x W twice, + b; backward: xᵀ dy twice, dy Wᵀ once, as the first dx is not needed
+    # forward: x W twice, + b; backward: xᵀ dy twice, dy Wᵀ once, as the first dx is not
+    # needed
     assert calls["matmul"] == 5
     assert calls["ops.sum_rows"] == calls["ops.all_finite"] == 1
     # y - target, and the step of three parameters
@@ -323,7 +324,8 @@ def test_what_cannot_be_timed_is_refused(backend, given, error, said):
         nn.profile(nn.Dense(3), optimizer=nn.SGD(1e-2), **options)
 
 
-# --- the command ------------------------------------------------------------------------
+# --- the command
+# ------------------------------------------------------------------------
 
 
 def test_the_command_prints_a_table_and_writes_what_it_says(backend, tmp_path, capsys):

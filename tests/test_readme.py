@@ -16,7 +16,7 @@ def blocks(language):
 def test_the_readmes_code_runs_on_every_backend(backend, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     example, check = blocks("python")
-    assert len([line for line in example.splitlines() if line]) == 12
+    assert len([line for line in example.splitlines() if line]) == 14
     names = {}
     exec(example.replace('backend="numpy"', f"backend={str(backend)!r}"), names)
     result = names["trainer"].evaluate(names["x"][400:], names["labels"][400:])

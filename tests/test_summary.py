@@ -197,8 +197,9 @@ def flops(summary):
     return [(r.path, r.flops_forward, r.flops_backward) for r in summary.rows]
 
 
-# Dense of 4 to 4 for 10 rows: a product is 320, a bias 40; back are two products and a bias,
-# of a first layer one. Softmax is max, -, exp, sum and /; back a product, sum, - and product
+# Dense of 4 to 4 for 10 rows: a product is 320, a bias 40; back are two products and a
+# bias, of a first layer one. Softmax is max, -, exp,
+# sum and /; back a product, sum, - and product
 OPERATIONS = [
     (DENSE, [("", 360, 360)]),
     (
@@ -391,7 +392,8 @@ def test_the_memory_of_training_stands_below_the_table(backend):
         DENSE, nn.mean_squared_error, nn.Adam(), backend=backend, shape=(4,)
     )
     summary = made.summary(10)
-    # x, y, target and dy; parameters, m, v: before and after; gradients; two steps; aside
+    # x, y, target and dy; parameters, m, v: before
+    # and after; gradients; two steps; aside
     assert summary.bytes_of_training > 4 * 160 + 7 * 80
     assert f"on NumPy: {summary.bytes_of_training:,} bytes." in str(summary)
     assert made.summary(1000).bytes_of_training > 10 * summary.bytes_of_training

@@ -94,8 +94,8 @@ class Graph(Block):
 
     Gradient
     --------
-    Derived at the top of this file. A value that no node reads, such as one entry of a tuple, has
-    the dy 0.
+    Derived at the top of this file. A value that no node reads, such as one entry of a
+    tuple, has the dy 0.
     """
 
     nodes: tuple[tuple[str, _Node], ...]
@@ -331,7 +331,8 @@ class Graph(Block):
         return dict(x)
 
 
-# --- names and paths -------------------------------------------------------------------
+# --- names and paths
+# -------------------------------------------------------------------
 
 
 def _checked_node(name: str, node: Any) -> _Node:
@@ -413,7 +414,8 @@ def _read(values: dict[str, Any], paths: Any) -> Any:
     return tree_map(lambda path: _at(values, path), paths)
 
 
-# --- gradients -------------------------------------------------------------------------
+# --- gradients
+# -------------------------------------------------------------------------
 
 
 def _add_gradients(totals: dict[str, Any], paths: Any, gradients: Any) -> None:

@@ -32,8 +32,8 @@ class Parallel(Block):
 
     Gradient
     --------
-    x affects y through every layer, so dx is the sum of their dx. How dy splits among the layers
-    depends on the join: see `Add`, `Multiply` and `Concatenate`.
+    x affects y through every layer, so dx is the sum of their dx. How dy splits among
+    the layers depends on the join: see `Add`, `Multiply` and `Concatenate`.
     """
 
     layers: tuple[Layer, ...]

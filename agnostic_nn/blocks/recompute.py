@@ -23,8 +23,8 @@ class Recompute(Wrapper):
 
     Gradient
     --------
-    That of f. The second forward pass starts from the same state as the first, so the random
-    masks, the batch statistics and all gradients are the same.
+    That of f. The second forward pass starts from the same state as the first, so the
+    random masks, the batch statistics and all gradients are the same.
     """
 
     def forward(

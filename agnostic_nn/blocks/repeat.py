@@ -38,8 +38,9 @@ class Repeat(Wrapper):
 
     Gradient
     --------
-    The chain rule, as in `Sequential`, from the last layer to the first. The entries that every fᵢ
-    gets unchanged affect y through each of them, and these gradients add up.
+    The chain rule, as in `Sequential`, from the last layer to the first. The entries
+    that every fᵢ gets unchanged affect y through
+    each of them, and these gradients add up.
     """
 
     count: int

@@ -51,8 +51,8 @@ class TransformerBlock(Block):
 
     Gradient
     --------
-    The chain rule. x affects y directly and through f, and the two gradients add up, as in
-    `Residual`.
+    The chain rule. x affects y directly and through f,
+    and the two gradients add up, as in `Residual`.
     """
 
     attention: MultiHeadAttention

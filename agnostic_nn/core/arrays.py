@@ -1,7 +1,7 @@
 """Find the namespace and the device of an array, and define the type aliases of this library.
 
-The look-up of an array's library happens here and nowhere else. No array is created here, and no
-array library is imported.
+The look-up of an array's library happens here and nowhere else. No array is created
+here, and no array library is imported.
 """
 
 from collections.abc import Callable
@@ -72,8 +72,9 @@ def namespace(x: Array, *others: Array) -> Any:
     for other in others:
         if type(other) is not kind and namespace(other) is not xp:
             raise TypeError(
-                f"expected arrays of one library, got {kind.__module__}.{kind.__name__} "
-                f"and {type(other).__module__}.{type(other).__name__}"
+                "expected arrays of one library, got "
+                f"{kind.__module__}.{kind.__name__} and "
+                f"{type(other).__module__}.{type(other).__name__}"
             )
     return xp
 
@@ -83,10 +84,11 @@ def namespace(x: Array, *others: Array) -> Any:
 def float_bits(dtype: Any, xp: Any) -> int:
     """Return the number of bits of a real floating-point dtype of `xp`, and 0 of another dtype.
 
-    Use this where code depends on the precision, instead of `dtype == xp.float32`. In `jax.numpy`
-    that name is a scalar type, not a dtype. To compare a dtype with it, NumPy runs Python code of
-    JAX and discards any exception raised there, even one that a signal handler raised. The result
-    is cached, so later calls run no Python code at all.
+    Use this where code depends on the precision, instead of `dtype == xp.float32`. In
+    `jax.numpy` that name is a scalar type, not a dtype. To compare a dtype with it,
+    NumPy runs Python code of JAX and discards any exception raised there, even one that
+    a signal handler raised. The result is cached,
+    so later calls run no Python code at all.
     """
     return int(xp.finfo(dtype).bits) if xp.isdtype(dtype, "real floating") else 0
 
@@ -99,8 +101,8 @@ def device(x: Array) -> Any:
 def register(kind: type, xp: Any, device: Callable[[Array], Any] | None = None) -> None:
     """Register `xp` as the namespace of arrays of the class `kind`.
 
-    Adapters call this for a library whose arrays have no `__array_namespace__`, or whose namespace
-    lacks something. The class itself is not changed.
+    Adapters call this for a library whose arrays have no `__array_namespace__`, or
+    whose namespace lacks something. The class itself is not changed.
 
     device: a function from an array to its device, for arrays without `x.device`.
 
@@ -136,9 +138,9 @@ def expect_axis(y: Array, what: str) -> None:
 class RowMask:
     """Mark which rows of a padded batch are examples; passed as `train` instead of True.
 
-    Shapes must not change from step to step, so a short last batch is padded. `counts`, of shape
-    (batch,), is 1 for an example and 0 for padding. A RowMask is truthy, so only a layer that
-    mixes the rows of a batch needs to look at `counts`.
+    Shapes must not change from step to step, so a short last batch is padded. `counts`,
+    of shape (batch,), is 1 for an example and 0 for padding. A RowMask is truthy, so
+    only a layer that mixes the rows of a batch needs to look at `counts`.
     """
 
     counts: Array

@@ -1,8 +1,9 @@
 """Atomic calls: if a call raises, it has written either nothing or its complete result.
 
-A compiled function may reuse the memory of an argument that the caller donates. An exception
-between its first write and the moment when the caller has the result would destroy both the old
-values and the new ones. So such a function reports its progress in a list, `outcome`:
+A compiled function may reuse the memory of an argument that the caller donates. An
+exception between its first write and the moment when the caller has the result would
+destroy both the old values and the new ones. So such a function reports its progress in
+a list, `outcome`:
 
     []                   nothing has been written; the arguments hold their old values
     [finish]             writing may have begun; finish() completes it
@@ -24,8 +25,8 @@ class StateLost(RuntimeError):
 def into(function: Callable[..., Any], outcome: list[Any], *args: Any) -> None:
     """Call function(*args) and report the result in `outcome`, an empty list.
 
-    A function that reuses donated memory has an attribute `into` for this. Any other function does
-    not write to its arguments, so its result is simply appended.
+    A function that reuses donated memory has an attribute `into` for this. Any other
+    function does not write to its arguments, so its result is simply appended.
     """
     own = getattr(function, "into", None)
     if own is None:

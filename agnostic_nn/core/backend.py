@@ -1,8 +1,8 @@
 """Backends: an array library and one of its devices, chosen by a name such as "jax:cpu:1".
 
-An adapter is imported when its backend is first used. Any installed package can provide another
-one, with an entry point in the group `agnostic_nn.backends` that names a module. This module must
-define the names listed in `agnostic_nn_backends`.
+An adapter is imported when its backend is first used. Any installed package can provide
+another one, with an entry point in the group `agnostic_nn.backends` that names a
+module. This module must define the names listed in `agnostic_nn_backends`.
 """
 
 import os
@@ -49,10 +49,11 @@ class BackendUnavailable(RuntimeError):
 class Backend:
     """An array library and one of its devices. Immutable, so several can be used together.
 
-    `str(backend)` is the name that selects it again, such as "jax:cpu:0". `precision` and
-    `deterministic` are explained in `docs/precision.md`. They apply to functions compiled by `jit`
-    and to library calls inside `with backend.applied():`. With `replay=False`, `jit` neither
-    compiles nor replays, and the Python code of a function runs at each call.
+    `str(backend)` is the name that selects it again, such as "jax:cpu:0". `precision`
+    and `deterministic` are explained in `docs/precision.md`. They apply to functions
+    compiled by `jit` and to library calls inside `with backend.applied():`. With
+    `replay=False`, `jit` neither compiles nor replays, and the Python code of a
+    function runs at each call.
     """
 
     name: str
@@ -123,8 +124,9 @@ class Backend:
     def probe(self) -> dict[str, dict[str, str]]:
         """Measure the formats in which float32 matrices are multiplied on this backend.
 
-        The keys are the mode, "eager" or "compiled", and then the operation, such as "matmul". The
-        values are "float32", "TensorFloat-32", "bfloat16" and others; see `docs/precision.md`.
+        The keys are the mode, "eager" or "compiled", and then the operation, such as
+        "matmul". The values are "float32", "TensorFloat-32", "bfloat16" and others; see
+        `docs/precision.md`.
 
         Raises
         ------
@@ -134,7 +136,8 @@ class Backend:
         formats = policies.probe(self)
         reduced = policies.reduced_formats(formats)
         if reduced and self.precision == policies.PRECISIONS[0]:
-            # the docstring of an adapter's policy says which settings of the library it uses
+            # the docstring of an adapter's policy says
+            # which settings of the library it uses
             settings = (
                 " ".join((self._policy.__doc__ or "").split()) if self._policy else ""
             )
@@ -143,7 +146,8 @@ class Backend:
                     "There is nothing to set: look at what the library was built with."
                 )
             raise BackendUnavailable(
-                f"{self} should compute in float32, but computes in {reduced}. {settings}"
+                f"{self} should compute in float32, but computes in {reduced}. "
+                f"{settings}"
             )
         return formats
 
@@ -171,13 +175,14 @@ class Backend:
     def asarray(self, tree: Any) -> Any:
         """Return the NumPy arrays or nested lists of a tree as arrays on this device.
 
-        The arrays are copied, and keep their dtype. None, which stands for a missing gradient,
-        stays None.
+        The arrays are copied, and keep their dtype. None, which stands for a missing
+        gradient, stays None.
 
         Raises
         ------
         TypeError
-            If an array does not hold numbers, or the library does not support its dtype.
+            If an array does not hold numbers, or the library does not support its
+            dtype.
         ValueError
             If lists are nested unevenly.
         """
@@ -223,27 +228,29 @@ class Backend:
     ) -> Callable[..., Any]:
         """Return `function` for this device, compiled if the library has a compiler.
 
-        `donate` lists the positions of donated arguments, whose memory the result may reuse. To
-        handle exceptions during such a call, make it with `atomic.into`.
+        `donate` lists the positions of donated arguments, whose memory the result may
+        reuse. To handle exceptions during such a call, make it with `atomic.into`.
 
-        The results may depend on the arguments, and on Python values that user-defined functions
-        and methods read: closure cells, globals, defaults, attributes and containers. Before each
-        call these values are compared with those at the time of compilation. If one has changed,
-        the function is compiled again; see `agnostic_nn.core.guards`.
+        The results may depend on the arguments, and on Python values that user-defined
+        functions and methods read: closure cells, globals, defaults, attributes and
+        containers. Before each call these values are compared with those at the time of
+        compilation. If one has changed, the function is compiled again; see
+        `agnostic_nn.core.guards`.
 
         Raises
         ------
         TypeError
-            When called, if the function itself changes a value that it reads at each call, such as
-            the state of a random generator. With `replay=False` this is allowed.
+            When called, if the function itself changes a value that it reads at each
+            call, such as the state of a random generator.
+            With `replay=False` this is allowed.
         """
         if not callable(function):
             raise TypeError(f"expected a function to compile, got {function!r}")
         if not self.replay:
             return self._eager(function)
         compiled = partial(self._compiled, donate=donate)
-        # where the Python code runs at each call, the current contents of arrays are read anyway
-        # and need not be compared
+        # where the Python code runs at each call, the current contents of arrays are
+        # read anyway and need not be compared
         replays = self.compiles or getattr(self.adapter, "eager", None) is not None
         to_numpy = self.adapter.to_numpy if replays else None
         random_state = getattr(self.adapter, "random_state", None)
@@ -280,7 +287,8 @@ class Backend:
 class _Applied:
     """Wrap a function so that it runs with the policy of a backend.
 
-    Wrappers of the same function and backend compare equal, so a library compiles it only once.
+    Wrappers of the same function and backend compare
+    equal, so a library compiles it only once.
     """
 
     def __init__(self, backend: Backend, function: Callable[..., Any]) -> None:
@@ -317,9 +325,9 @@ def _packages(xp: Any) -> frozenset[str]:
 def _is_same(dtype: Any, expected: Any, xp: Any) -> bool:
     """Return whether the dtype of an array of the library `xp` equals a NumPy dtype.
 
-    To compare a dtype with another kind of object, such as `jax.numpy.float32`, NumPy runs Python
-    code of that object and discards any exception, even one that a signal handler raised. So
-    NumPy's dtypes are only compared with each other.
+    To compare a dtype with another kind of object, such as `jax.numpy.float32`, NumPy
+    runs Python code of that object and discards any exception, even one that a signal
+    handler raised. So NumPy's dtypes are only compared with each other.
     """
     import numpy as np
 
@@ -347,25 +355,27 @@ def backend(
 ) -> Backend:
     """Return the backend called `name`: a library, optionally with a device, as in "jax:cpu:1".
 
-    Without a name, the environment variable AGNOSTIC_NN_BACKEND is used, or else "numpy". Without a
-    device, the first device of the library is used; without a number, the first of its kind.
+    Without a name, the environment variable AGNOSTIC_NN_BACKEND is used, or else
+    "numpy". Without a device, the first device of the library is used; without a
+    number, the first of its kind.
 
-    precision: "strict" multiplies float32 as float32; "fast" uses TensorFloat-32 if the hardware
-    supports it. The default is AGNOSTIC_NN_PRECISION, or else "strict".
+    precision: "strict" multiplies float32 as float32; "fast" uses TensorFloat-32 if the
+    hardware supports it. The default is AGNOSTIC_NN_PRECISION, or else "strict".
 
     deterministic: whether every run gives the same bits. The default is True if
     AGNOSTIC_NN_DETERMINISTIC is 1. See `docs/precision.md`.
 
-    replay: with False, nothing is compiled or replayed, and the Python code of each step runs. Use
-    this with a debugger, with `print`, or for a function that is not pure. It is slower, on JAX
-    many times. The default is False if AGNOSTIC_NN_REPLAY is 0.
+    replay: with False, nothing is compiled or replayed, and the Python code of each
+    step runs. Use this with a debugger, with `print`, or for a function that is not
+    pure. It is slower, on JAX many times. The default
+    is False if AGNOSTIC_NN_REPLAY is 0.
 
     Raises
     ------
     BackendUnavailable
-        If no backend has this name, its library is not installed or cannot run, the device does
-        not exist, or the library cannot be deterministic with its current settings. No other
-        backend is used instead.
+        If no backend has this name, its library is not installed or cannot run, the
+        device does not exist, or the library cannot be deterministic with its current
+        settings. No other backend is used instead.
     """
     policy = chosen_policy(precision, deterministic, replay)
     if not (name is None or isinstance(name, str)):
@@ -379,7 +389,8 @@ def backend(
     if colon and not device_name:
         example = f"{library}:{next(iter(devices))}"
         raise BackendUnavailable(
-            f"expected a device after the colon, such as {example!r}, or no colon, got {name!r}"
+            f"expected a device after the colon, such as {example!r}, or no colon, got "
+            f"{name!r}"
         )
     if not device_name:
         device_name = next(iter(devices))
@@ -400,8 +411,8 @@ def backend(
         and getattr(adapter, "eager", None) is None
     ):
         raise BackendUnavailable(
-            f"{selected} always compiles: its adapter has no `eager`, so replay=False is not "
-            "possible"
+            f"{selected} always compiles: its adapter has no `eager`, so replay=False "
+            "is not possible"
         )
     return selected
 
@@ -486,8 +497,8 @@ class StatusTable(tuple[Status, ...]):
 def backends() -> StatusTable:
     """Return the status of each known backend: its version and devices, or why it cannot run.
 
-    Shipped backends come first. The result is a tuple of `Status` that is displayed as a table. To
-    find the devices, every installed library is imported.
+    Shipped backends come first. The result is a tuple of `Status` that is displayed as
+    a table. To find the devices, every installed library is imported.
     """
     return StatusTable(_statuses())
 
@@ -536,15 +547,16 @@ def _load(library: str) -> ModuleType:
     except ModuleNotFoundError as error:
         remedy = f": pip install '{install}'" if install else ""
         raise BackendUnavailable(
-            f"{library} needs the package {error.name!r}, which is not installed{remedy}"
+            f"{library} needs the package {error.name!r}, which is not "
+            f"installed{remedy}"
         ) from error
     except Exception as error:  # a broken installation may raise any exception
         raise BackendUnavailable(f"{library} does not import: {error}") from error
     missing = [name for name in ADAPTER if not hasattr(adapter, name)]
     if missing:
         raise BackendUnavailable(
-            f"{library} is incomplete: its adapter {module} lacks {', '.join(missing)}; "
-            "see the docstring of agnostic_nn_backends"
+            f"{library} is incomplete: its adapter {module} lacks "
+            f"{', '.join(missing)}; see the docstring of agnostic_nn_backends"
         )
     return adapter
 

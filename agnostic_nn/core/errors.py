@@ -25,9 +25,9 @@ __all__ = [
 def expect(holds: bool, message: str, *values: Any) -> None:
     """Raise ValueError unless `holds`. Use it on shapes, never on the values of arrays.
 
-    Shapes are known while JAX traces a function; values are not. `values` replace the {} in
-    `message` only if the error is raised, because formatting a shape takes longer than adding
-    two small arrays.
+    Shapes are known while JAX traces a function; values are not. `values` replace the
+    {} in `message` only if the error is raised, because formatting a shape takes longer
+    than adding two small arrays.
     """
     if not holds:
         # torch.Size is a tuple whose repr is torch.Size([2, 3])
@@ -42,8 +42,8 @@ def expect_number(
 ) -> None:
     """Raise unless `value`, the hyper-parameter called `name`, is a finite number in [low, high).
 
-    Only Python's int and float are accepted: a float64 scalar of NumPy would promote float32
-    arrays to float64.
+    Only Python's int and float are accepted: a float64 scalar of NumPy would promote
+    float32 arrays to float64.
     """
     if type(value) not in (int, float):
         raise TypeError(
@@ -140,11 +140,12 @@ def expect_function(
 ) -> None:
     """Raise TypeError unless `value` can be called with `arguments`, such as "y, target".
 
-    also: the name of an argument that the function may declare, which it then gets by keyword.
+    also: the name of an argument that the function may declare, which it then gets by
+    keyword.
 
-    A class is refused because calling it would create an instance. A layer is refused too. The
-    arguments are not checked if the function has no signature, as is the case for some built-in
-    functions.
+    A class is refused because calling it would create an instance. A layer is refused
+    too. The arguments are not checked if the function has no signature, as is the case
+    for some built-in functions.
     """
     expected = f"expected {name} to be a function of ({arguments})"
     if isinstance(value, type):

@@ -1,7 +1,7 @@
 """Atomic file writes: a complete new file is written next to the old one and renamed over it.
 
-A reader sees either the old file or the new one, never a part of one, even if the writer is killed
-at any moment.
+A reader sees either the old file or the new one, never a part of one, even if the
+writer is killed at any moment.
 """
 
 import errno
@@ -73,18 +73,21 @@ def expect_place(path: str) -> None:
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a new file, for writing and reading, that replaces `path` when the block ends.
 
-    At the end the file is flushed to the disk, then renamed, then its folder is flushed. If the
-    block raises, the old file stays unchanged and the new one is removed. A process that is killed
-    leaves a file `.name.xxxxxxxx` (eight hexadecimal digits), which the next call with the same
-    path removes. Files of a writer that is still running are locked, and are not removed.
+    At the end the file is flushed to the disk, then renamed, then its folder is
+    flushed. If the block raises, the old file stays unchanged and the new one is
+    removed. A process that is killed leaves a file `.name.xxxxxxxx` (eight hexadecimal
+    digits), which the next call with the same path removes. Files of a writer that is
+    still running are locked, and are not removed.
 
-    The new file gets the mode of the old one, and its owner and group if the system allows it. If
-    `path` is a symbolic link, the file that it points to is replaced, in its own folder.
+    The new file gets the mode of the old one, and its owner and group if the system
+    allows it. If `path` is a symbolic link, the file
+    that it points to is replaced, in its own folder.
 
     Raises
     ------
     OSError
-        If the file cannot be written, or `path` is a folder, a device, a pipe or a socket.
+        If the file cannot be written, or `path` is
+        a folder, a device, a pipe or a socket.
     """
     named = os.fspath(path)
     target = _target(path)
@@ -206,7 +209,8 @@ def _create(folder: Path, stem: str, mode: int) -> tuple[int, Path]:
             continue
         try:
             _lock(number)
-            # another process may have removed the file as a leftover before it was locked
+            # another process may have removed the file
+            # as a leftover before it was locked
             if os.fstat(number).st_nlink:
                 return number, new
         except BaseException:
@@ -219,7 +223,8 @@ def _create(folder: Path, stem: str, mode: int) -> tuple[int, Path]:
 def _lock(number: int, wait: bool = True) -> bool:
     """Lock an open file, and return whether that succeeded.
 
-    It fails if another process holds the lock, or the file system does not support locks.
+    It fails if another process holds the lock,
+    or the file system does not support locks.
     """
     if _locks is None:
         return True

@@ -1,12 +1,14 @@
 """Precision and determinism of a backend, and a probe that measures the precision.
 
 `nn.backend(name, precision=..., deterministic=...)`, or AGNOSTIC_NN_PRECISION and
-AGNOSTIC_NN_DETERMINISTIC, choose both. "strict" multiplies float32 as float32; "fast" may use
-TensorFloat-32. With `deterministic=True` every run on one machine gives the same bits.
+AGNOSTIC_NN_DETERMINISTIC, choose both. "strict" multiplies float32 as float32; "fast"
+may use TensorFloat-32. With `deterministic=True`
+every run on one machine gives the same bits.
 
-A setting may have no effect, so `probe` computes a product y = A B whose elements show how many
-digits of the factors and of the sums are kept. A probe that finds less than float32 proves it; one
-that finds float32 proves it for these shapes. `docs/precision.md` has the settings and the proof.
+A setting may have no effect, so `probe` computes a product y = A B whose elements show
+how many digits of the factors and of the sums are kept. A probe that finds less than
+float32 proves it; one that finds float32 proves it for these shapes.
+`docs/precision.md` has the settings and the proof.
 """
 
 from collections.abc import Callable
@@ -37,9 +39,10 @@ _SUM_FORMATS = {7: "bfloat16", 10: "float16"}
 def probe(backend: Any) -> dict[str, dict[str, str]]:
     """Measure the formats in which a backend multiplies float32 numbers.
 
-    The keys of the result are the mode, "eager" or "compiled", and then the operation, such as
-    "matmul" or "convolve_weight". The values are "float32", "TensorFloat-32", "bfloat16",
-    "float16" or a number of "bits", with ", summed in ..." if sums have fewer digits.
+    The keys of the result are the mode, "eager" or "compiled", and then the operation,
+    such as "matmul" or "convolve_weight". The values are "float32", "TensorFloat-32",
+    "bfloat16", "float16" or a number of "bits", with
+    ", summed in ..." if sums have fewer digits.
     """
     operands = backend.asarray(_operands())
     with backend.applied():
@@ -58,7 +61,8 @@ def probe(backend: Any) -> dict[str, dict[str, str]]:
 def reduced_formats(probed: dict[str, dict[str, str]]) -> str:
     """Describe what is less than float32 in a result of `probe`; return "" if nothing is.
 
-    An example is "bfloat16 (compiled: matmul)". "all" stands for all operations of a mode.
+    An example is "bfloat16 (compiled: matmul)".
+    "all" stands for all operations of a mode.
     """
     formats: dict[str, dict[str, list[str]]] = {}
     for mode, names in probed.items():
@@ -81,8 +85,8 @@ def reduced_formats(probed: dict[str, dict[str, str]]) -> str:
 def _matrices() -> _Factors:
     """Return A and B in float64.
 
-    Row k of A holds v(k) once, and column k of B holds v(k) everywhere, where v(k) has every other
-    binary digit set down to the k-th. All other columns of B are 1.
+    Row k of A holds v(k) once, and column k of B holds v(k) everywhere, where v(k) has
+    every other binary digit set down to the k-th. All other columns of B are 1.
     """
     import numpy as np
 

@@ -1,8 +1,9 @@
 """Random numbers from a counter-based generator, which gives the same words on every backend.
 
-The generator is Threefry-2x32 with 20 rounds (Salmon et al., "Parallel Random Numbers: As Easy as
-1, 2, 3", SC 2011). All functions are pure functions of a key, and so work under `jit`. A key is an
-array of two uint32 words. Word i of a key does not depend on how many words are drawn.
+The generator is Threefry-2x32 with 20 rounds (Salmon et al., "Parallel Random Numbers:
+As Easy as 1, 2, 3", SC 2011). All functions are pure functions of a key, and so work
+under `jit`. A key is an array of two uint32 words. Word i of a key does not depend on
+how many words are drawn.
 """
 
 import math
@@ -62,8 +63,8 @@ def fold(key: Key, number: int) -> Key:
 def words(key: Key, count: int, stream: int = 0) -> Array:
     """Return `count` random integers in [0, 2³²), the Threefry words of the counters 0, 1, 2, …
 
-    `stream` is the high word of the counter. The dtype is uint32, or a wider one if the library
-    has no arithmetic for uint32.
+    `stream` is the high word of the counter. The dtype is uint32, or a wider one if the
+    library has no arithmetic for uint32.
     """
     xp = namespace(key)
     low = xp.arange((count + 1) // 2, dtype=key.dtype, device=device(key))
@@ -84,7 +85,8 @@ def bernoulli(key: Key, probability: float, shape: Shape) -> Array:
     xp = namespace(key)
     drawn = xp.reshape(words(key, math.prod(shape)), shape) >> 1
     threshold = round(probability * 2.0**31)
-    # JAX accepts no Python integer above int32; at 2³¹, which needs one, every draw is below
+    # JAX accepts no Python integer above int32; at
+    # 2³¹, which needs one, every draw is below
     return (
         drawn < threshold if threshold < 2**31 else xp.ones_like(drawn, dtype=xp.bool)
     )
@@ -113,8 +115,8 @@ def uniform(key: Key, shape: Shape, dtype: Any) -> Array:
 def normal(key: Key, shape: Shape, dtype: Any) -> Array:
     """Draw from the standard normal distribution.
 
-    The formula is √(-2 log u) cos(2πv) with u from (0, 1] and v from [0, 1) (Box & Muller,
-    "A Note on the Generation of Random Normal Deviates", 1958).
+    The formula is √(-2 log u) cos(2πv) with u from (0, 1] and v from [0, 1) (Box &
+    Muller, "A Note on the Generation of Random Normal Deviates", 1958).
     """
     xp = namespace(key)
     keys = split(key, 2)
@@ -130,7 +132,8 @@ def permutation(key: Key, count: int) -> Array:
 def threefry(key0: Array, key1: Array, x0: Array, x1: Array) -> tuple[Array, Array]:
     """Return the Threefry-2x32-20 words of the counter (x0, x1) under the key (key0, key1).
 
-    The integers may have any dtype. In a wider dtype than uint32 the results are masked to 32 bits.
+    The integers may have any dtype. In a wider dtype
+    than uint32 the results are masked to 32 bits.
     """
     xp = namespace(x0)
     wide = x0.dtype != xp.uint32

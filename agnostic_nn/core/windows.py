@@ -1,15 +1,16 @@
 """Sizes of sliding windows: effective window, padding and output length. Integers only.
 
-A window of k elements with dilation d covers r = d (k - 1) + 1 elements of an axis (its effective
-size). An axis of n elements, with `low` zeros before it and `high` after it, has
+A window of k elements with dilation d covers r = d (k - 1) + 1 elements of an axis (its
+effective size). An axis of n elements, with `low`
+zeros before it and `high` after it, has
 
     out = ⌊(n + low + high - r) / s⌋ + 1
 
 windows with stride s.
 
 "valid" adds no padding. "same" adds the least padding for which out = ⌈n / s⌉, which is
-max((out - 1) s + r - n, 0) zeros: half of them before and half after, an odd one after (the rule
-of TensorFlow and Keras). With s = 1 the length stays the same.
+max((out - 1) s + r - n, 0) zeros: half of them before and half after, an odd one after
+(the rule of TensorFlow and Keras). With s = 1 the length stays the same.
 """
 
 from typing import Any
@@ -62,15 +63,16 @@ def per_axis(name: str, value: PerAxis, rank: int, least: int = 1) -> Shape:
 def padding_per_axis(padding: Padding, rank: int) -> str | Pads:
     """Return `padding` as a pair (before, after) for each axis, and "same" and "valid" unchanged.
 
-    A single integer applies to both sides of all axes. In a tuple, each entry applies to its axis
-    and is an integer for both sides or a pair (before, after).
+    A single integer applies to both sides of all axes. In a tuple, each entry applies
+    to its axis and is an integer for both sides or a pair (before, after).
 
     Raises
     ------
     TypeError
         If `padding` holds anything but integers.
     ValueError
-        If it is another string, does not have an entry for each axis, or holds a negative number.
+        If it is another string, does not have an entry for each axis, or holds a
+        negative number.
     """
     if isinstance(padding, str):
         is_valid = padding in ("same", "valid")

@@ -1,7 +1,7 @@
 """Examples: one small instance of each layer, loss and optimizer.
 
-`agnostic-nn check` checks their gradients, and `agnostic-nn conformance` runs them on a library
-and compares with NumPy. Every new layer, loss and optimizer gets a line here.
+`agnostic-nn check` checks their gradients, and `agnostic-nn conformance` runs them on a
+library and compares with NumPy. Every new layer, loss and optimizer gets a line here.
 """
 
 from collections.abc import Callable
@@ -43,8 +43,8 @@ class Example:
 class LossOf(Layer):
     """The values of a loss, one per example, of x = {"y": …, "target": …}, as a layer.
 
-    With it, the checks of layers apply to losses. dx is dy times the slopes of the loss; the
-    target has no gradient.
+    With it, the checks of layers apply to losses. dx is dy times the slopes of the
+    loss; the target has no gradient.
     """
 
     loss: Callable[..., Any]
@@ -106,8 +106,8 @@ def loss_of(loss: Callable[..., Any], labels: bool = False, **options: Any) -> L
 def drawn(targets: Draw, outputs: Draw = np.random.Generator.standard_normal) -> Draw:
     """Return a `draw` for `loss_of`.
 
-    outputs: draws y for a generator and the shape of y, leaf by leaf. targets: draws the target
-    for a generator and the shapes {"y": ..., "target": ...}.
+    outputs: draws y for a generator and the shape of y, leaf by leaf. targets: draws
+    the target for a generator and the shapes {"y": ..., "target": ...}.
     """
 
     def draw(generator, shape):

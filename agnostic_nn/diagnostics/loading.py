@@ -19,8 +19,8 @@ class CannotLoad(ValueError):
 def load(name: str) -> Any:
     """Return the object that "module:object" names, or the module that "module" names.
 
-    The current folder becomes the first entry of `sys.path` and stays there, as with `python -m`:
-    a custom module may import another one later, inside a function.
+    The current folder becomes the first entry of `sys.path` and stays there, as with
+    `python -m`: a custom module may import another one later, inside a function.
 
     Raises
     ------

@@ -1,14 +1,14 @@
 """Profile a training step: its time by layer, by part and by operation.
 
-Each part of a step is called separately: the forward and backward of each layer, the loss, the
-check for finite values, and the update. Each is compiled by itself, if the backend compiles, and
-timed until its results are available. So a figure includes the call from Python and the
-synchronization, which dominate for a small layer. The time of a layer inside a block counts for
-that layer only, not for the block.
+Each part of a step is called separately: the forward and backward of each layer, the
+loss, the check for finite values, and the update. Each is compiled by itself, if the
+backend compiles, and timed until its results are available. So a figure includes the
+call from Python and the synchronization, which dominate for a small layer. The time of
+a layer inside a block counts for that layer only, not for the block.
 
-`Trainer` runs all parts as one function, without synchronization between them, and a compiler may
-fuse them. That whole step is timed as well. The parts add up to more: the difference is the cost
-of timing them one by one.
+`Trainer` runs all parts as one function, without synchronization between them, and a
+compiler may fuse them. That whole step is timed as well. The parts add up to more: the
+difference is the cost of timing them one by one.
 """
 
 from collections import defaultdict
@@ -70,8 +70,8 @@ class Profile:
     """Medians over steps, in seconds; `str()` is a table, in milliseconds.
 
     rows: the layers.
-    parts: the totals of "forward", "loss", "backward", "finite" and "update". What is computed
-    again in the backward pass, as by `Recompute`, counts as "backward".
+    parts: the totals of "forward", "loss", "backward", "finite" and "update". What is
+    computed again in the backward pass, as by `Recompute`, counts as "backward".
     step: the whole step as `Trainer` runs it, without timers inside.
     operations: the slowest first. If it is empty, `remark` says why.
     """
@@ -158,17 +158,18 @@ def profile(
 ) -> Profile:
     """Train on the batch (x, target) for some steps, and return where the time of a step goes.
 
-    x, target: as `Trainer` accepts them. Three trainings are timed, all from the same start: one of
-    whole steps, one of steps part by part, and, if the backend does not compile, one in which each
-    function of the Standard and of `ops` is timed. A native function is one operation, whatever it
-    calls. A loop over time counts as the operations inside it. Choosing between the old and the new
-    parameters is not an operation.
+    x, target: as `Trainer` accepts them. Three trainings are timed, all from the same
+    start: one of whole steps, one of steps part by part, and, if the backend does not
+    compile, one in which each function of the Standard and of `ops` is timed. A native
+    function is one operation, whatever it calls. A loop over time counts as the
+    operations inside it. Choosing between the old
+    and the new parameters is not an operation.
 
     Raises
     ------
     TypeError, ValueError
-        If `Trainer` refuses the data, `steps` is not a positive integer, or the loss takes a
-        context.
+        If `Trainer` refuses the data, `steps` is not a positive integer, or the loss
+        takes a context.
     NonFiniteLoss
         If a loss or a gradient is NaN or infinite.
     """
@@ -266,7 +267,8 @@ def _timed(
 ) -> dict[Any, float]:
     """Train for some steps after a warm-up, and return the median seconds of each name.
 
-    batch_of: returns the arguments of a step after the carry, given the number of steps before.
+    batch_of: returns the arguments of a step after the carry, given the number of steps
+    before.
     """
     timings = []
     for number in range(1, WARM_UP + steps + 1):
@@ -284,7 +286,8 @@ def _timed(
     return {name: median(seconds[name] for seconds in timings) for name in names}
 
 
-# --- layer by layer ---------------------------------------------------------------------
+# --- layer by layer
+# ---------------------------------------------------------------------
 
 
 class _Hidden(Exception):
@@ -295,8 +298,8 @@ class _Hidden(Exception):
 class _Note:
     """A layer that is timed.
 
-    whole: whether the layers inside are not timed by themselves; called: its place in the order
-    of first calls, from 1, or 0 if it was not called.
+    whole: whether the layers inside are not timed by themselves; called: its place in
+    the order of first calls, from 1, or 0 if it was not called.
     """
 
     path: str
@@ -340,7 +343,8 @@ class _LayerTimer:
             y, after, *cache = timed.forward(params, state, x, train=True)
             value, dy = time("loss", compute_loss, y, target, *t)
             self.part = "backward"
-            # Popped, so that backward holds the only reference and can free the cache early.
+            # Popped, so that backward holds the only
+            # reference and can free the cache early.
             grads = timed.backward_params(params, cache.pop(), dy)
             finite = time("finite", check_finite, value, *leaves(grads))
             carry = time("update", update, params, moments, state, after, grads, finite)
@@ -402,7 +406,8 @@ class _LayerTimer:
         return tuple(rows)
 
 
-# --- operation by operation -------------------------------------------------------------
+# --- operation by operation
+# -------------------------------------------------------------
 
 
 def _operations(

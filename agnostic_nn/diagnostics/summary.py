@@ -1,7 +1,8 @@
 """Summarize a model layer by layer: parameters, operations, and bytes kept for backward.
 
-Nothing is computed: a `CostCounter` counts the operations and the memory of a training step from
-shapes (see `cost.counter`, which defines them). Bytes are those that NumPy would allocate and keep.
+Nothing is computed: a `CostCounter` counts the operations and the memory of a training
+step from shapes (see `cost.counter`, which defines them). Bytes are those that NumPy
+would allocate and keep.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,13 +28,15 @@ __all__ = ["Row", "Summary", "bytes_of_training", "summarize"]
 class Row:
     """The path, description, output shape and cost of one layer.
 
-    A block's row excludes the layers inside it, except in the last two figures. `frozen` counts
-    parameters that are state (see `Freeze`) and are not counted in `parameters`. The backward of
-    a model's first layer is without dL/dx, as in training; recomputation counts as backward.
+    A block's row excludes the layers inside it, except in the last two figures.
+    `frozen` counts parameters that are state (see `Freeze`) and are not counted in
+    `parameters`. The backward of a model's first layer is without dL/dx, as in
+    training; recomputation counts as backward.
     depth: the number of rows that this one is nested in.
 
-    If the layer with all layers inside were recomputed in the backward pass (see `Recompute`),
-    `recompute_saves` bytes would not be kept, at the cost of `recompute_flops` operations.
+    If the layer with all layers inside were recomputed in the backward pass (see
+    `Recompute`), `recompute_saves` bytes would not be kept, at the cost of
+    `recompute_flops` operations.
     """
 
     path: str
@@ -123,8 +126,8 @@ class Summary:
 
 
 _BYTES_REMARK = (
-    "Bytes kept are those of NumPy: native versions of LSTM, attention, pooling or normalization "
-    "in other libraries may keep more or less."
+    "Bytes kept are those of NumPy: native versions of LSTM, attention, pooling or "
+    "normalization in other libraries may keep more or less."
 )
 
 
@@ -136,7 +139,8 @@ def _megabytes(size: int) -> str:
 class _Note:
     """The records of one layer.
 
-    above: the note of the block around it; read: the memory of its inputs; kept: that of its cache.
+    above: the note of the block around it; read: the memory of its inputs; kept: that
+    of its cache.
     """
 
     path: str
@@ -169,8 +173,8 @@ def summarize(
 ) -> Summary:
     """Return the summary of a model, from a forward and a backward pass on shapes alone.
 
-    An array that two layers keep, itself or as a view, is counted once, for the first of them; so
-    are parameters that two layers share.
+    An array that two layers keep, itself or as a view, is counted once, for the first
+    of them; so are parameters that two layers share.
     """
     notes: list[_Note] = []  # in the order in which layers are called
     counter = CostCounter()
@@ -215,8 +219,9 @@ def _naming(note: _Note) -> Iterator[None]:
 class _Recorder:
     """Records what passes through each layer, and marks what it keeps for backward.
 
-    notes: in the order of first calls. The number of a note is the owner of its layer's operations
-    in the counter, and the key under which the layer's cache is put into a dict.
+    notes: in the order of first calls. The number of a note is the owner of its layer's
+    operations in the counter, and the key under
+    which the layer's cache is put into a dict.
     """
 
     def __init__(
@@ -253,7 +258,8 @@ class _Recorder:
         def backward(
             method: Callable[..., Any], params: Params, cache: Any, dy: Any
         ) -> Any:
-            # `backward_params` may have unpacked the cache already before it calls `backward`.
+            # `backward_params` may have unpacked the cache
+            # already before it calls `backward`.
             marked = isinstance(cache, dict) and number in cache
             own_cache = cache[number] if marked else cache
             with self.counter.owned_by(number), _naming(note):
@@ -344,13 +350,15 @@ def bytes_of_training(
 ) -> int | None:
     """Return the peak bytes of arrays in `step`, a step as `make_step` makes it.
 
-    The figure is that of NumPy with `AGNOSTIC_NN_REPLAY=0`, which runs one call after the other.
-    It includes the old and the new parameters, moments and state, the gradients, the batch, the
-    cache for backward, and the temporaries that are alive at the peak. A replay overwrites
-    parameters and moments and holds the memory of its plan at all times: less for a model that is
-    mostly parameters, more for others. A compiler plans its memory differently.
+    The figure is that of NumPy with `AGNOSTIC_NN_REPLAY=0`, which runs one call after
+    the other. It includes the old and the new parameters, moments and state, the
+    gradients, the batch, the cache for backward, and the temporaries that are alive at
+    the peak. A replay overwrites parameters and moments and holds the memory of its
+    plan at all times: less for a model that is mostly parameters, more for others. A
+    compiler plans its memory differently.
 
-    Targets are tried as class numbers and then like y. Returns None if the loss refuses both.
+    Targets are tried as class numbers and then like
+    y. Returns None if the loss refuses both.
     """
     x = _like_input(model.input_kinds, shape, dtype, batch_size)
     params, state, _ = carry

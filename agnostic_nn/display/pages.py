@@ -1,8 +1,9 @@
 """HTML pages: one self-contained file for desktops, phones and notebooks, light and dark.
 
-A page is a template in `templates` that extends `page.html`. Plots are drawn by matplotlib and
-embedded as SVG that takes its colours from the page. Formulas are LaTeX, converted to MathML, which
-browsers render themselves. No page loads anything or runs a script.
+A page is a template in `templates` that extends `page.html`. Plots are drawn by
+matplotlib and embedded as SVG that takes its colours from the page. Formulas are LaTeX,
+converted to MathML, which browsers render themselves.
+No page loads anything or runs a script.
 """
 
 import html
@@ -207,6 +208,6 @@ def _required(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"pages are drawn by {name.partition('.')[0]}, which cannot be imported ({error}): "
-            "pip install 'agnostic-nn[report]'"
+            f"pages are drawn by {name.partition('.')[0]}, which cannot be imported "
+            f"({error}): pip install 'agnostic-nn[report]'"
         ) from error

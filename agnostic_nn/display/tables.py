@@ -29,7 +29,8 @@ def table(
     for row in rows:
         rich_table.add_row(*map(_cell, row))
     # The width is fixed, because in a narrow terminal rich would cut off digits.
-    # Without force_jupyter=False, rich in a notebook would display the table and write nothing.
+    # Without force_jupyter=False, rich in a notebook
+    # would display the table and write nothing.
     file = StringIO()
     console = Console(
         file=file,
@@ -53,8 +54,8 @@ def html_table(
 ) -> str:
     """Return a table as HTML. A cell with a method `__html__` is inserted as HTML.
 
-    inline: add style attributes for notebooks, which otherwise align all columns right, center
-    tables, and break 1e-06 into two lines.
+    inline: add style attributes for notebooks, which otherwise align all columns right,
+    center tables, and break 1e-06 into two lines.
     """
     rows = [list(row) for row in rows]
     left = ' style="text-align: left"' if inline else ""

@@ -1,7 +1,7 @@
 """Activations. Most apply a scalar function to every element; only `PReLU` has parameters.
 
-PyTorch's spelling of class names is used. The gated units `GLU`, `GEGLU` and `SwiGLU` halve the
-last axis; `Softmax` and `LogSoftmax` normalize along an axis.
+PyTorch's spelling of class names is used. The gated units `GLU`, `GEGLU` and `SwiGLU`
+halve the last axis; `Softmax` and `LogSoftmax` normalize along an axis.
 """
 
 from dataclasses import KW_ONLY, dataclass, field
@@ -79,11 +79,11 @@ class Elementwise(Layer):
 
     x: an array of any shape and real floating dtype -> y of the same shape and dtype.
 
-    float16 and bfloat16 are computed in float32 and rounded once. docs/accuracy.md lists the
-    accuracy of f and f' of every activation.
+    float16 and bfloat16 are computed in float32 and rounded once. docs/accuracy.md
+    lists the accuracy of f and f' of every activation.
 
-    By the chain rule dx = dy · f'(x), element by element. f' is computed from x, not from the
-    rounded y: where tanh saturates, 1 - y² has no correct digits left, but
+    By the chain rule dx = dy · f'(x), element by element. f' is computed from x, not
+    from the rounded y: where tanh saturates, 1 - y² has no correct digits left, but
     4 exp(-2|x|) / (1 + exp(-2|x|))² has all of them.
     """
 
@@ -171,8 +171,8 @@ class ELU(Elementwise):
 class SELU(Elementwise):
     """y = λ x for x > 0, else λ α (exp(x) - 1), with λ = 1.0507… and α = 1.6732…; f'(0) = λ α.
 
-    With these constants, inputs of mean 0 and variance 1 keep both through layers whose weights
-    are drawn by `lecun_normal` (Klambauer et al., arXiv:1706.02515, eq. 2).
+    With these constants, inputs of mean 0 and variance 1 keep both through layers whose
+    weights are drawn by `lecun_normal` (Klambauer et al., arXiv:1706.02515, eq. 2).
     """
 
     def value(self, x: Array) -> Array:
@@ -241,7 +241,8 @@ class Threshold(Elementwise):
 class HardTanh(Elementwise):
     """y = min(max(x, low), high); f'(x) = 1 for low < x < high, else 0, also at both bounds.
 
-    Collobert et al., arXiv:1103.0398. `low`, `high`: the bounds (PyTorch's min_val, max_val).
+    Collobert et al., arXiv:1103.0398. `low`, `high`:
+    the bounds (PyTorch's min_val, max_val).
     """
 
     low: float = -1.0
@@ -326,8 +327,8 @@ class Sigmoid(Elementwise):
 
     Gradient
     --------
-    f'(x) = exp(-x) / (1 + exp(-x))². This is even in x, so it is computed with -|x| in place
-    of -x: exp cannot overflow, and both tails are accurate.
+    f'(x) = exp(-x) / (1 + exp(-x))². This is even in x, so it is computed with -|x| in
+    place of -x: exp cannot overflow, and both tails are accurate.
     """
 
     def value(self, x: Array) -> Array:
@@ -407,8 +408,8 @@ class Mish(Elementwise):
 class GELU(Elementwise):
     """y = x Φ(x), with Φ the standard normal distribution function.
 
-    Φ(x) = (1 + erf(x/√2)) / 2. With `approximate`, it is the approximation of Hendrycks &
-    Gimpel (arXiv:1606.08415, sec. 2) without erf (PyTorch: approximate="tanh"):
+    Φ(x) = (1 + erf(x/√2)) / 2. With `approximate`, it is the approximation of Hendrycks
+    & Gimpel (arXiv:1606.08415, sec. 2) without erf (PyTorch: approximate="tanh"):
 
         y = x (1 + tanh u) / 2        u = √(2/π) (x + 0.044715 x³)
 
@@ -443,8 +444,8 @@ class PReLU(Layer):
 
     Gradient
     --------
-    dx = dy · (1 for x > 0, else a), and ∂y/∂a = min(x, 0), so da = Σ dy · min(x, 0) over all
-    axes but the last. At the kink dx = a dy, as in LeakyReLU.
+    dx = dy · (1 for x > 0, else a), and ∂y/∂a = min(x, 0), so da = Σ dy · min(x, 0)
+    over all axes but the last. At the kink dx = a dy, as in LeakyReLU.
     """
 
     one_array = True
@@ -484,8 +485,8 @@ class GLU(Layer):
     x: (batch, ..., 2 width) -> y: (batch, ..., width).
 
     The gated linear unit usually follows a Dense of twice the width (Dauphin et al.,
-    arXiv:1612.08083, eq. 1). Subclasses replace σ by another activation f as their `gate`
-    (Shazeer, arXiv:2002.05202, eq. 5 and 6).
+    arXiv:1612.08083, eq. 1). Subclasses replace σ by another activation f as their
+    `gate` (Shazeer, arXiv:2002.05202, eq. 5 and 6).
 
     Gradient
     --------
@@ -545,8 +546,8 @@ class Softmax(Layer):
 
     x: (batch, ...) -> y of the same shape.
 
-    Do not put this layer before `softmax_cross_entropy`: that loss takes x itself, and is
-    accurate where y rounds to 0 or 1.
+    Do not put this layer before `softmax_cross_entropy`: that loss takes x itself, and
+    is accurate where y rounds to 0 or 1.
 
     Gradient
     --------
@@ -573,7 +574,8 @@ class Softmax(Layer):
     ) -> tuple[Array, State, Cache]:
         xp = namespace(x)
         wide = widened(x)
-        # shifted by the maximum, which cancels in the quotient, so that exp cannot overflow
+        # shifted by the maximum, which cancels in the
+        # quotient, so that exp cannot overflow
         powers = xp.exp(wide - xp.max(wide, axis=self.axis, keepdims=True))
         y = powers / xp.sum(powers, axis=self.axis, keepdims=True)
         return narrowed(y, x), state, y
@@ -595,7 +597,8 @@ class LogSoftmax(Layer):
 
     Gradient
     --------
-    ∂yᵢ/∂xⱼ = [i = j] - softmax(x)ⱼ, and softmax(x) = exp(y), so dx = dy - exp(y) Σᵢ dyᵢ.
+    ∂yᵢ/∂xⱼ = [i = j] - softmax(x)ⱼ, and softmax(x)
+    = exp(y), so dx = dy - exp(y) Σᵢ dyᵢ.
     """
 
     one_array = True

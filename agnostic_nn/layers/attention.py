@@ -1,11 +1,11 @@
 """Multi-head attention. Queries, keys and values are linear projections of the inputs.
 
-The weighted mean that each head computes, and its gradient, are derived in `ops.attention`.
-For `backward` the cache holds Q, K, V, the joined heads O, and what `attend` returns for it.
-`Recompute` around a block saves that memory.
+The weighted mean that each head computes, and its gradient, are derived in
+`ops.attention`. For `backward` the cache holds Q, K, V, the joined heads O, and what
+`attend` returns for it. `Recompute` around a block saves that memory.
 
-float16 and bfloat16 are computed in float32 between the projections of x and the projection
-of O: sums in S may overflow, and the weights P become small with many keys.
+float16 and bfloat16 are computed in float32 between the projections of x and the
+projection of O: sums in S may overflow, and the weights P become small with many keys.
 """
 
 from dataclasses import KW_ONLY, dataclass, field
@@ -44,17 +44,19 @@ __all__ = ["MultiHeadAttention", "inputs_by_name", "nest_like_x"]
 class MultiHeadAttention(Layer):
     """y = [O₁ … Oₕ] W + b, the heads side by side, with O = softmax(Q Kᵀ / √d) V for each head.
 
-    Q is an affine map of x. K and V are affine maps of x too (self-attention), or of a second
-    sequence, the source (cross-attention) (Vaswani et al., arXiv:1706.03762, sec. 3.2.2).
+    Q is an affine map of x. K and V are affine maps of x too (self-attention), or of a
+    second sequence, the source (cross-attention) (Vaswani
+    et al., arXiv:1706.03762, sec. 3.2.2).
 
     x: (batch, time, width), or a dict of "x" and, optionally,
 
-    - "source": (batch, source time, source width), the sequence that K and V are computed from
-      (PyTorch: key and value; the encoder's output, also called memory);
-    - "mask": boolean, True where a key may be attended to: (batch, keys), for padded sequences,
-      or (batch, time, keys). PyTorch's masks are True where a key is hidden.
+    - "source": (batch, source time, source width), the sequence that K and V are
+      computed from (PyTorch: key and value; the encoder's output, also called memory);
+    - "mask": boolean, True where a key may be attended to: (batch, keys), for padded
+      sequences, or (batch, time, keys). PyTorch's masks are True where a key is hidden.
 
-    y: (batch, time, width). If the mask hides all keys from a query, its O is 0 and y = b.
+    y: (batch, time, width). If the mask hides all keys from a query, its O is 0 and y =
+    b.
 
     Options, with the names of PyTorch or Keras where they differ:
 
@@ -70,16 +72,16 @@ class MultiHeadAttention(Layer):
                      the state then is a random key
         bias         whether the projections add a bias
 
-    Parameters: query, key, value and output, each a dict of weight (fan_in, width) and, unless
-    `bias` is false, bias (width,), which starts at 0.
+    Parameters: query, key, value and output, each a dict of weight (fan_in, width) and,
+    unless `bias` is false, bias (width,), which starts at 0.
 
-    In decoding (`begin`, `advance`) the memory holds K and V of all steps so far. With a
-    source, which is passed at every step, K and V are computed once, in `begin`.
+    In decoding (`begin`, `advance`) the memory holds K and V of all steps so far. With
+    a source, which is passed at every step, K and V are computed once, in `begin`.
 
     Gradient
     --------
-    dO = dy Wᵀ, as in `Dense`. dQ, dK and dV follow from dO as derived in `ops.attention`, and
-    are mapped back by the projections:
+    dO = dy Wᵀ, as in `Dense`. dQ, dK and dV follow from dO as derived in
+    `ops.attention`, and are mapped back by the projections:
 
         dx = dQ W_qᵀ        dsource = dK W_kᵀ + dV W_vᵀ
 
@@ -273,8 +275,8 @@ class MultiHeadAttention(Layer):
         positions = _positions(memory["key"][:, 0, :, :])
         updates = {"step": step + 1}
         if "source" not in inputs:
-            # `where` instead of an assignment: the step number is an array, and under `jit`
-            # only operations of fixed shape can use it
+            # `where` instead of an assignment: the step number is an array, and under
+            # `jit` only operations of fixed shape can use it
             is_now = positions == now
             rows = zip(("key", "value"), self._keys(params, x, now), strict=True)
             for name, row in rows:
@@ -300,7 +302,8 @@ class MultiHeadAttention(Layer):
         return self._map(params, "output", self._joined(heads)), memory
 
     def _dense(self, params: Params) -> Dense:
-        # widths depend on the input, which a layer does not know before `init`; params do
+        # widths depend on the input, which a layer
+        # does not know before `init`; params do
         return Dense(params["weight"].shape[1], bias=self.bias)
 
     def _map(self, params: Params, name: str, x: Array) -> Array:
@@ -388,9 +391,9 @@ def _allowed(mask: Array | None, shape: Shape) -> Any:
 def inputs_by_name(layer: Layer, x: Any) -> tuple[dict[str, Any], tuple[Any, ...]]:
     """Return the inputs of `layer` as a dict, and for the cache which of them were passed.
 
-    x: one input or a dict, of arrays or of shapes. A cache holds arrays and tuples only, so
-    the second value encodes presence by nesting: () if x is not a dict, else for each input
-    but "x" ((),) if it was passed and () if not.
+    x: one input or a dict, of arrays or of shapes. A cache holds arrays and tuples
+    only, so the second value encodes presence by nesting: () if x is not a dict, else
+    for each input but "x" ((),) if it was passed and () if not.
     """
     kinds: Any = layer.input_kinds
     inputs = x if isinstance(x, dict) else {"x": x}
@@ -408,7 +411,8 @@ def nest_like_x(
 ) -> Any:
     """Return dx alone, or in a dict with the gradients of the inputs that were passed.
 
-    others: the gradients of all inputs but "x"; present: the second value of `inputs_by_name`.
+    others: the gradients of all inputs but "x"; present: the second value of
+    `inputs_by_name`.
     """
     if not present:
         return dx

@@ -57,24 +57,26 @@ def kinds(input_kinds: Any, x: Any) -> Any:
 class Layer:
     """A frozen dataclass of hyper-parameters with three pure methods.
 
-    A layer holds no arrays: parameters, state and inputs are arguments, and all results are
-    return values. A layer can therefore be printed, compared, hashed and pickled. A subclass
-    that adds hyper-parameters needs the decorator `@dataclass(frozen=True)` as well.
+    A layer holds no arrays: parameters, state and inputs are arguments, and all results
+    are return values. A layer can therefore be printed, compared, hashed and pickled. A
+    subclass that adds hyper-parameters needs the
+    decorator `@dataclass(frozen=True)` as well.
 
-    A layer with several inputs takes a tree of arrays as x: a dict of arrays by name (a single
-    array then is the input called "x") or a tuple. The shape passed to `init` has the nesting
-    of x, with a tuple of integers for each array. y and dy may be trees too. dx is nested like
-    x, with None for inputs that have no gradient.
+    A layer with several inputs takes a tree of arrays as x: a dict of arrays by name (a
+    single array then is the input called "x") or a tuple. The shape passed to `init`
+    has the nesting of x, with a tuple of integers for each array. y and dy may be trees
+    too. dx is nested like x, with None for inputs that have no gradient.
     """
 
     is_layer: ClassVar[bool] = True
     # True if x is a single array, never a tree
     one_array: ClassVar[bool] = False
-    # the kind of dtype of x, as `isdtype` of the Array API Standard names it; a dict by input
-    # name for layers that take a dict
+    # the kind of dtype of x, as `isdtype` of the Array API Standard names it; a dict by
+    # input name for layers that take a dict
     input_kinds: ClassVar[str | dict[str, str]] = "real floating"
-    # True if y at a position is a function of x at that position alone, the same function at all
-    # positions, as in `Dense`. Positions are indexed by the axes between the batch and the last
+    # True if y at a position is a function of x at that position alone, the same
+    # function at all positions, as in `Dense`. Positions are indexed by the axes
+    # between the batch and the last
     per_position: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -87,15 +89,16 @@ class Layer:
         """Raise TypeError: a layer holds no parameters, so calling it cannot compute y."""
         name = type(self).__name__
         raise TypeError(
-            f"{name} cannot be called, as a layer holds no parameters: train it with nn.Trainer, "
-            "whose `predict` maps x to y, or use its `init(key, shape, dtype)` and "
-            "`forward(params, state, x)`"
+            f"{name} cannot be called, as a layer holds no parameters: train it with "
+            "nn.Trainer, whose `predict` maps x to y, or use its `init(key, shape, "
+            "dtype)` and `forward(params, state, x)`"
         )
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         """Create `params` and `state` for inputs of `shape`, without the batch axis.
 
-        Return (params, state, shape of y). The arrays belong to the library and device of `key`.
+        Return (params, state, shape of y). The arrays
+        belong to the library and device of `key`.
 
         Raises
         ------
@@ -111,8 +114,8 @@ class Layer:
     ) -> tuple[Array, State, Cache]:
         """Compute y; return (y, next state, cache), where the cache is for `backward`.
 
-        train: True or a `RowMask` in training, False in prediction. A mask counts as true; only
-        layers that combine rows of a batch need to look at it.
+        train: True or a `RowMask` in training, False in prediction. A mask counts as
+        true; only layers that combine rows of a batch need to look at it.
         """
         raise NotImplementedError
 
@@ -131,14 +134,14 @@ class Layer:
     def begin(self, params: Params, state: State, x: Array, length: int) -> Memory:
         """Return the memory before the first of at most `length` steps of decoding.
 
-        x: the input of one step, (batch, 1, ...). Only its batch size and device are used, and
-        of a dict also the inputs that stay the same at every step.
+        x: the input of one step, (batch, 1, ...). Only its batch size and device are
+        used, and of a dict also the inputs that stay the same at every step.
 
         Raises
         ------
         TypeError
-            If y at one time depends on x at a later time, or the layer does not implement
-            decoding.
+            If y at one time depends on x at a later time, or the layer does not
+            implement decoding.
         """
         if not self.per_position:
             reason = "y at one position depends on x at others"
@@ -150,18 +153,18 @@ class Layer:
     ) -> tuple[Array, Memory]:
         """Compute y of one step, x (batch, 1, ...), from the memory; return (y, next memory).
 
-        y equals what `forward` with train=False computes at that position from all steps so far.
-        Shapes and dtypes of the memory never change, so `jit` compiles a single step. Results
-        after more than the `length` steps passed to `begin` are undefined: under `jit` the
-        number of steps is unknown and cannot be checked.
+        y equals what `forward` with train=False computes at that position from all
+        steps so far. Shapes and dtypes of the memory never change, so `jit` compiles a
+        single step. Results after more than the `length` steps passed to `begin` are
+        undefined: under `jit` the number of steps is unknown and cannot be checked.
         """
         return self.forward(params, state, x)[0], memory
 
     def check(self, x: Array) -> None:
         """Validate the dtypes and values of x, which is on the host. Shapes are not checked.
 
-        Called before data are copied to a backend: under `jit` values cannot be inspected, and
-        libraries differ in what they do with invalid ones.
+        Called before data are copied to a backend: under `jit` values cannot be
+        inspected, and libraries differ in what they do with invalid ones.
 
         Raises
         ------
@@ -222,8 +225,8 @@ def _expect_init_arguments(layer: Layer, key: Any, shape: Any, dtype: Any) -> No
     if isinstance(key, int) or tuple(getattr(key, "shape", ())) != (2,):
         seed = key if isinstance(key, int) else 0
         raise TypeError(
-            f"{name}.init takes a key, such as random.key({seed}, xp=xp) with xp the namespace of "
-            f"the arrays to make, got {described(key)}"
+            f"{name}.init takes a key, such as random.key({seed}, xp=xp) with xp the "
+            f"namespace of the arrays to make, got {described(key)}"
         )
     if not is_shape(shape):
         example = "the shape of one example, a tuple of integers such as (3,)"
@@ -283,8 +286,8 @@ def outline(layer: Layer, *, whole: bool = True) -> str:
     generated = ", ".join(f"{key}={getattr(layer, key)!r}" for key in printed)
     if repr(layer) != f"{type(layer).__qualname__}({generated})":  # a custom __repr__
         return repr(layer) if whole else name
-    # Defaults come from an instance, not from the fields, as __post_init__ may convert them:
-    # the default 1 of a stride becomes (1, 1).
+    # Defaults come from an instance, not from the fields, as __post_init__ may convert
+    # them: the default 1 of a stride becomes (1, 1).
     try:
         defaults = type(layer)(**{key: arguments[key] for key in required})
     except (TypeError, ValueError):

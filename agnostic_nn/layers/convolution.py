@@ -1,14 +1,15 @@
 """Convolutions and transposed convolutions over one to three axes of space or time.
 
-A convolution is a sum of shifted Dense layers. For window offset k, stride s, dilation d and
-`low` zeros before x, each with an entry for each spatial axis,
+A convolution is a sum of shifted Dense layers. For window offset k, stride s, dilation
+d and `low` zeros before x, each with an entry for each spatial axis,
 
     y[o] = Σₖ x[o s + k d - low] W[k] + b
 
-where x[i] and y[o] are the rows of channels at one position of one example, and x is 0 outside.
-(Neural networks call this convolution; without flipping the window it is a cross-correlation.)
-With `groups` the channels are split into that many parts, in order, and each part of y depends
-on its part of x only. With as many groups as channels the convolution is depthwise.
+where x[i] and y[o] are the rows of channels at one position of one example, and x is 0
+outside. (Neural networks call this convolution; without flipping the window it is a
+cross-correlation.) With `groups` the channels are split into that many parts, in order,
+and each part of y depends on its part of x only. With as many groups as channels the
+convolution is depthwise.
 
 One derivation holds for any number of axes. As in Dense,
 
@@ -20,7 +21,8 @@ summed over the batch, o and k. Collecting the factors,
     dW[k] = Σ x[o s + k d - low]ᵀ dy[o] over the batch and all o        `convolve_weight`
     db    = Σ dy[o] over the batch and all o
 
-The first is the adjoint of the convolution, called transposed convolution. As a layer it is
+The first is the adjoint of the convolution, called
+transposed convolution. As a layer it is
 
     y = convolve_input(x, W) + b
 
@@ -28,7 +30,8 @@ The adjoint of an adjoint is the original map, so with x and dy exchanged,
 
     dx = convolve(dy, W)        dW = convolve_weight(dy, x)        db = Σ dy
 
-(Dumoulin & Visin, "A guide to convolution arithmetic for deep learning", arXiv:1603.07285, ch. 4.)
+(Dumoulin & Visin, "A guide to convolution arithmetic for deep learning",
+arXiv:1603.07285, ch. 4.)
 """
 
 from dataclasses import KW_ONLY, dataclass, field
@@ -188,8 +191,8 @@ class _Convolution(Layer):
     def _geometry(self, lengths: Shape) -> tuple[Shape, Pads, Shape, int]:
         """Return stride, padding, dilation and groups, the last arguments of `convolve`.
 
-        lengths: those of the spatial axes of the input of the convolution, on which "same"
-        padding depends.
+        lengths: those of the spatial axes of the input of the convolution, on which
+        "same" padding depends.
         """
         padding = resolve_padding(
             self.padding, lengths, self.window, self.stride, self.dilation
@@ -268,8 +271,9 @@ class _ConvTranspose(_Convolution):
         return tuple(out)
 
     def _draw_weight(self, key: Key, channels: int, dtype: Any) -> Array:
-        # The weight is that of the convolution that maps y to x, (*window, width, channels).
-        # Initializers are called with the fans of this layer, and the result is transposed.
+        # The weight is that of the convolution that maps y to x, (*window, width,
+        # channels). Initializers are called with the fans
+        # of this layer, and the result is transposed.
         xp = namespace(key)
         transposed = [
             xp.matrix_transpose(w) for w in self._draw_groups(key, channels, dtype)
@@ -297,8 +301,9 @@ class _ConvTranspose(_Convolution):
 class Conv1D(_Convolution):
     """y[o] = Σₖ x[o s + k d - low] W[k] + b along time, for offsets k in the window.
 
-    x: (batch, time, channels) -> y: (batch, windows, width), where the number of windows is
-    ⌊(time + before + after - d (k - 1) - 1) / s⌋ + 1 for a window of length k.
+    x: (batch, time, channels) -> y: (batch, windows, width), where the number of
+    windows is ⌊(time + before + after - d (k -
+    1) - 1) / s⌋ + 1 for a window of length k.
 
     Options, with the names of PyTorch or Keras where they differ:
 
@@ -314,8 +319,8 @@ class Conv1D(_Convolution):
                    channels, it makes the convolution depthwise
         bias       whether b is added
 
-    Parameters: weight (window, channels / groups, width), each group drawn as a layer of its
-    own, and, unless `bias` is false, bias (width,), which starts at 0.
+    Parameters: weight (window, channels / groups, width), each group drawn as a layer
+    of its own, and, unless `bias` is false, bias (width,), which starts at 0.
 
     Gradient
     --------
@@ -334,8 +339,9 @@ class Conv2D(_Convolution):
 
     x: (batch, rows, columns, channels) -> y: (batch, *out, width).
 
-    The options and the gradient are those of `Conv1D`. Window, stride, padding and dilation are
-    an integer for both axes, or have an entry for each, as in padding=((1, 2), (0, 0)) or (1, 0).
+    The options and the gradient are those of `Conv1D`. Window, stride, padding and
+    dilation are an integer for both axes, or have an entry for each, as in padding=((1,
+    2), (0, 0)) or (1, 0).
 
     Parameters: weight (*window, channels / groups, width) and bias (width,).
     """
@@ -346,8 +352,8 @@ class Conv2D(_Convolution):
 class Conv3D(_Convolution):
     """y[o] = Σₖ x[o s + k d - low] W[k] + b, for offsets k in a window over three axes.
 
-    x: (batch, depth, rows, columns, channels) -> y: (batch, *out, width). The options and
-    parameters are those of `Conv2D`, with three axes.
+    x: (batch, depth, rows, columns, channels) -> y: (batch, *out, width). The options
+    and parameters are those of `Conv2D`, with three axes.
     """
 
     rank = 3
@@ -356,18 +362,19 @@ class Conv3D(_Convolution):
 class ConvTranspose1D(_ConvTranspose):
     """y[i] = Σ x[o] W[k]ᵀ + b, over all o, k with o s + k d - low = i: the adjoint of a `Conv1D`.
 
-    x: (batch, time, channels) -> y: (batch, out, width). With stride s, y is about s times as
-    long as x.
+    x: (batch, time, channels) -> y: (batch, out, width). With stride s, y is about s
+    times as long as x.
 
-    The options and the weight, (window, width / groups, channels), are those of the Conv1D that
-    maps y to the shape of x. `padding` would pad y there, so here it removes elements of y.
-    With s above 1, several lengths of y are mapped to the same length of x:
+    The options and the weight, (window, width / groups, channels), are those of the
+    Conv1D that maps y to the shape of x. `padding` would pad y there, so here it
+    removes elements of y. With s above 1, several lengths
+    of y are mapped to the same length of x:
 
         "same"       time · s
         otherwise    (time - 1) s + d (k - 1) + 1 - before - after + output_padding
 
-    Without `output_padding` it is the shortest of them. `output_padding`, in [0, s), makes y
-    longer by as much, as in PyTorch.
+    Without `output_padding` it is the shortest of them. `output_padding`, in [0, s),
+    makes y longer by as much, as in PyTorch.
 
     Gradient
     --------
@@ -384,8 +391,8 @@ class ConvTranspose1D(_ConvTranspose):
 class ConvTranspose2D(_ConvTranspose):
     """y[i] = Σ x[o] W[k]ᵀ + b, over all o, k with o s + k d - low = i: the adjoint of a `Conv2D`.
 
-    x: (batch, rows, columns, channels) -> y: (batch, *out, width). The options are those of
-    `ConvTranspose1D`, with two axes.
+    x: (batch, rows, columns, channels) -> y: (batch, *out, width). The options are
+    those of `ConvTranspose1D`, with two axes.
     """
 
     rank = 2
@@ -394,8 +401,8 @@ class ConvTranspose2D(_ConvTranspose):
 class ConvTranspose3D(_ConvTranspose):
     """y[i] = Σ x[o] W[k]ᵀ + b, over all o, k with o s + k d - low = i: the adjoint of a `Conv3D`.
 
-    x: (batch, depth, rows, columns, channels) -> y: (batch, *out, width). The options are those
-    of `ConvTranspose1D`, with three axes.
+    x: (batch, depth, rows, columns, channels) -> y: (batch, *out, width). The options
+    are those of `ConvTranspose1D`, with three axes.
     """
 
     rank = 3

@@ -29,10 +29,11 @@ class Dense(Layer):
 
     x: (..., fan_in) -> y: (..., width).
 
-    `width`: the length of the last axis of y (units, out_features). `bias`: whether b is added.
+    `width`: the length of the last axis of y (units, out_features). `bias`: whether b
+    is added.
 
-    Parameters: weight (fan_in, width) and, unless `bias` is false, bias (width,), which starts
-    at 0.
+    Parameters: weight (fan_in, width) and, unless `bias` is false, bias (width,), which
+    starts at 0.
 
     Gradient
     --------

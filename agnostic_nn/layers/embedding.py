@@ -29,20 +29,21 @@ class Embedding(Layer):
 
     x: (...), integers -> y: (..., width).
 
-    `num_embeddings`: the number of rows of W (the size of a vocabulary; Keras: input_dim).
+    `num_embeddings`: the number of rows of W (the size of a vocabulary; Keras:
+    input_dim).
     `width`: the length of a row (embedding_dim, output_dim).
 
     Parameters: weight (num_embeddings, width).
 
     Gradient
     --------
-    Each look-up is a product with a one-hot row, so its dW is dy in the row that it read
-    and 0 elsewhere. Look-ups of the same row add up:
+    Each look-up is a product with a one-hot row, so its dW is dy in the row that it
+    read and 0 elsewhere. Look-ups of the same row add up:
 
         dW[k, :] = Σ dy[..., :] over all positions where x[...] = k
 
-    x is an index and has no gradient. `backward` returns None for dx, so an Embedding can
-    only be the first layer of a model.
+    x is an index and has no gradient. `backward` returns None for dx, so an Embedding
+    can only be the first layer of a model.
     """
 
     one_array = True
@@ -69,7 +70,8 @@ class Embedding(Layer):
     ) -> tuple[Array, State, Cache]:
         """Map integers x (...) to y (..., width).
 
-        Indices are not checked here, because `jit` hides values; `check` does so on the host.
+        Indices are not checked here, because `jit`
+        hides values; `check` does so on the host.
 
         Raises
         ------
@@ -108,7 +110,8 @@ class Embedding(Layer):
 class Unembedding(Layer):
     """y = x Wᵀ: the scalar product of x with each row of a table W.
 
-    x: (..., width) -> y: (..., num_embeddings), the logits of a prediction of the next token.
+    x: (..., width) -> y: (..., num_embeddings), the logits of a prediction of the next
+    token.
 
     W has the layout of an Embedding's weight, so that both layers can share one array
     (Press & Wolf, arXiv:1608.05859). `num_embeddings`: the number of rows of W.

@@ -77,7 +77,8 @@ class Multiply(Layer):
 class Concatenate(Layer):
     """y = [x₁ x₂ …], the arrays of a tuple x concatenated along `axis`.
 
-    The arrays may differ in their lengths along `axis` only, which is not the batch axis 0.
+    The arrays may differ in their lengths along
+    `axis` only, which is not the batch axis 0.
 
     Gradient
     --------

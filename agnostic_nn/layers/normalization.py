@@ -1,8 +1,8 @@
 """Normalization: y = x̂ · scale + bias, where x̂ has mean 0 and variance 1 over some axes.
 
-The layers differ in these axes. scale and bias have one element for each channel, the last
-axis of x. x̂ and the gradient are derived in `ops.normalization`. RMSNorm does not subtract
-the mean; the term Σ gⱼ of dL/dx, which comes through μ, is then absent.
+The layers differ in these axes. scale and bias have one element for each channel, the
+last axis of x. x̂ and the gradient are derived in `ops.normalization`. RMSNorm does not
+subtract the mean; the term Σ gⱼ of dL/dx, which comes through μ, is then absent.
 """
 
 import math
@@ -98,15 +98,15 @@ class LayerNorm(_Scaled):
 
     x: (..., width) -> y: (..., width). Ba, Kiros & Hinton, arXiv:1607.06450, eq. 4.
 
-    `epsilon`: ε, added to the variance. `scale`, `bias`: whether there are these parameters
-    (PyTorch: elementwise_affine; Keras: scale, center).
+    `epsilon`: ε, added to the variance. `scale`, `bias`: whether there are these
+    parameters (PyTorch: elementwise_affine; Keras: scale, center).
 
     Parameters: scale (width,), which starts at 1, and bias (width,), which starts at 0.
 
     Gradient
     --------
-    With g = dy · scale, s = √(v + ε) and sums over the N numbers of the last axis, as derived in
-    `agnostic_nn.ops.normalization`,
+    With g = dy · scale, s = √(v + ε) and sums over the N numbers of the last axis, as
+    derived in `agnostic_nn.ops.normalization`,
 
         dx = (g - Σ g / N - x̂ Σ g x̂ / N) / s        dscale = Σ dy x̂        dbias = Σ dy
 
@@ -184,8 +184,8 @@ class InstanceNorm(_PerExample):
     """y = x̂ · scale + bias, with each channel of each example normalized over all positions.
 
     x: (batch, *space, width) -> y of the same shape. Ulyanov, Vedaldi & Lempitsky,
-    arXiv:1607.08022. The options and parameters are those of `LayerNorm`. The gradient is
-    derived in `ops.normalization`.
+    arXiv:1607.08022. The options and parameters are those of `LayerNorm`. The gradient
+    is derived in `ops.normalization`.
     """
 
     _: KW_ONLY
@@ -236,7 +236,8 @@ class GroupNorm(_PerExample):
             "GroupNorm takes two or more numbers a group, got (batch, *{})",
             shape[1:],
         )
-        # the channels of a group become an axis, to sum over it together with the positions
+        # the channels of a group become an axis, to
+        # sum over it together with the positions
         return (batch, positions, self.groups, channels), (1, 3)
 
 
@@ -244,14 +245,15 @@ class GroupNorm(_PerExample):
 class RMSNorm(_Scaled):
     """y = x / s · scale, with s = √(Σ x² / N + ε) over the N numbers of the last axis.
 
-    x: (..., width) -> y: (..., width). This is LayerNorm without subtracting the mean (Zhang &
-    Sennrich, arXiv:1910.07467, eq. 4).
+    x: (..., width) -> y: (..., width). This is LayerNorm without subtracting the mean
+    (Zhang & Sennrich, arXiv:1910.07467, eq. 4).
 
     Parameters: scale (width,), which starts at 1, unless `scale` is false.
 
     Gradient
     --------
-    That of `ops.normalization` without the term of μ. With x̂ = x / s and g = dy · scale,
+    That of `ops.normalization` without the term
+    of μ. With x̂ = x / s and g = dy · scale,
 
         dx = (g - x̂ Σ g x̂ / N) / s
     """
@@ -289,27 +291,30 @@ class BatchNorm(_Scaled):
 
     Parameters: scale (width,), which starts at 1, and bias (width,), which starts at 0.
 
-    State: the running mean and variance, (width,) each. They are used for μ and v in prediction,
-    and are updated at every training step:
+    State: the running mean and variance, (width,) each. They are used for μ and v in
+    prediction, and are updated at every training step:
 
         running ← momentum · running + (1 - momentum) · batch
 
-    `momentum` is that of Keras; PyTorch's is 1 minus this one. The variance of the batch is
-    multiplied by N / (N - 1), the unbiased estimate, as in PyTorch. With `frozen` the running
-    statistics are used in training too and are not updated, for fine-tuning on small batches.
+    `momentum` is that of Keras; PyTorch's is 1 minus this one. The variance of the
+    batch is multiplied by N / (N - 1), the unbiased estimate, as in PyTorch. With
+    `frozen` the running statistics are used in training too and are not updated, for
+    fine-tuning on small batches.
 
-    Rows that pad a batch (`RowMask`) are normalized like the others, but do not contribute to
-    the statistics. If a single number per channel remains, as in a last batch of one example,
-    its variance is undefined and the running statistics are not updated.
+    Rows that pad a batch (`RowMask`) are normalized like the others, but do not
+    contribute to the statistics. If a single number per channel remains, as in a last
+    batch of one example, its variance is undefined
+    and the running statistics are not updated.
 
     Gradient
     --------
-    With g = dy · scale, s = √(v + ε) and sums over the N numbers of each channel, in training
+    With g = dy · scale, s = √(v + ε) and sums over
+    the N numbers of each channel, in training
 
         dx = (g - Σ g / N - x̂ Σ g x̂ / N) / s        dscale = Σ dy x̂        dbias = Σ dy
 
-    as derived in `agnostic_nn.ops.normalization`. In prediction and if frozen, μ and s are
-    constants, so dx = g / s.
+    as derived in `agnostic_nn.ops.normalization`. In prediction and if frozen, μ and s
+    are constants, so dx = g / s.
     """
 
     _: KW_ONLY
@@ -346,8 +351,8 @@ class BatchNorm(_Scaled):
         Raises
         ------
         ValueError
-            If x has another width, or in training a single number per channel, whose variance
-            is undefined.
+            If x has another width, or in training a single number per channel, whose
+            variance is undefined.
         """
         xp = namespace(x)
         self._expect_width(x, state)
@@ -371,14 +376,16 @@ class BatchNorm(_Scaled):
             "mean": xp.reshape(mean, (-1,)),
             "variance": xp.reshape(variance, (-1,)),
         }
-        # the unbiased variance is for the running statistics only; x̂ uses the biased one
+        # the unbiased variance is for the running
+        # statistics only; x̂ uses the biased one
         if counts is None:
             batch["variance"] = batch["variance"] * (size / (size - 1))
             state = {
                 name: self._average(old, batch[name]) for name, old in state.items()
             }
         else:
-            # `where` and `maximum` instead of a branch: under `jit` the total is unknown
+            # `where` and `maximum` instead of a branch:
+            # under `jit` the total is unknown
             total = xp.sum(counts)
             has_variance = total > 1.0
             batch["variance"] = batch["variance"] * (

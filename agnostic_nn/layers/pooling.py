@@ -7,17 +7,18 @@ Along one spatial axis, with the set Wₒ of positions in window o,
 
 Gradient
 --------
-A small dx does not change pₒ, so the maximum passes dyₒ to one position. The mean passes it to
-each position in Wₒ:
+A small dx does not change pₒ, so the maximum passes dyₒ to one position. The mean
+passes it to each position in Wₒ:
 
     maximum     dxᵢ = Σ dyₒ over all o with pₒ = i
     mean        dxᵢ = Σ dyₒ / cₒ over all o with i in Wₒ
 
-A window over several axes is averaged along one axis after another, and so is the gradient. A
-mean of means is the mean of all elements, because each is taken over equally many.
+A window over several axes is averaged along one axis after another, and so is the
+gradient. A mean of means is the mean of all elements,
+because each is taken over equally many.
 
-If several elements of a window are equal, the first one gets the whole gradient. NaN counts as
-the largest; which element then gets the gradient is undefined.
+If several elements of a window are equal, the first one gets the whole gradient. NaN
+counts as the largest; which element then gets the gradient is undefined.
 """
 
 import math
@@ -103,7 +104,8 @@ class _Windows(Layer):
         geometry = self._geometry(tuple(lengths))
         window, stride, padding, dilation = geometry
         out = out_lengths(tuple(lengths), window, stride, dilation, padding)
-        # The maximum of padding alone would be -∞, and without `count_padding` its mean 0 / 0.
+        # The maximum of padding alone would be -∞, and
+        # without `count_padding` its mean 0 / 0.
         for n, o, *axis_geometry in zip(lengths, out, *geometry, strict=True):
             fits = min(_unpadded_counts(n, o, *axis_geometry)) > 0
             expect(
@@ -260,8 +262,8 @@ class _AveragePool(_Windows):
 class MaxPool1D(_MaxPool):
     """y = the maximum of each window, channel by channel.
 
-    x: (batch, time, channels) -> y: (batch, windows, channels). The options are those of
-    `MaxPool2D`, with one axis.
+    x: (batch, time, channels) -> y: (batch, windows, channels). The options are those
+    of `MaxPool2D`, with one axis.
     """
 
     rank = 1
@@ -296,8 +298,8 @@ class MaxPool2D(_MaxPool):
 class MaxPool3D(_MaxPool):
     """y = the maximum of each window, channel by channel.
 
-    x: (batch, depth, rows, columns, channels) -> y: (batch, *windows, channels). The options
-    are those of `MaxPool2D`, with three axes.
+    x: (batch, depth, rows, columns, channels) -> y: (batch, *windows, channels). The
+    options are those of `MaxPool2D`, with three axes.
     """
 
     rank = 3
@@ -306,8 +308,8 @@ class MaxPool3D(_MaxPool):
 class AveragePool1D(_AveragePool):
     """y = the mean of each window, channel by channel.
 
-    x: (batch, time, channels) -> y: (batch, windows, channels). The options are those of
-    `AveragePool2D`, with one axis.
+    x: (batch, time, channels) -> y: (batch, windows, channels). The options are those
+    of `AveragePool2D`, with one axis.
     """
 
     rank = 1
@@ -318,9 +320,9 @@ class AveragePool2D(_AveragePool):
 
     x: (batch, rows, columns, channels) -> y: (batch, *windows, channels).
 
-    `window`, `stride` and `padding` are those of `MaxPool2D`. `count_padding`: whether the zeros
-    of the padding count in the mean, as by default in PyTorch (count_include_pad) and unlike in
-    TensorFlow.
+    `window`, `stride` and `padding` are those of `MaxPool2D`. `count_padding`: whether
+    the zeros of the padding count in the mean, as by default in PyTorch
+    (count_include_pad) and unlike in TensorFlow.
 
     Gradient
     --------
@@ -335,8 +337,8 @@ class AveragePool2D(_AveragePool):
 class AveragePool3D(_AveragePool):
     """y = the mean of each window, channel by channel.
 
-    x: (batch, depth, rows, columns, channels) -> y: (batch, *windows, channels). The options
-    are those of `AveragePool2D`, with three axes.
+    x: (batch, depth, rows, columns, channels) -> y: (batch, *windows, channels). The
+    options are those of `AveragePool2D`, with three axes.
     """
 
     rank = 3
@@ -361,7 +363,8 @@ class _Global(Layer):
 class GlobalMaxPool(_Global):
     """y = the maximum over all positions, channel by channel.
 
-    x: (batch, *space, channels) -> y: (batch, channels), with any number of spatial axes.
+    x: (batch, *space, channels) -> y: (batch, channels), with any number of spatial
+    axes.
     """
 
     def forward(
@@ -385,7 +388,8 @@ class GlobalMaxPool(_Global):
 class GlobalAveragePool(_Global):
     """y = the mean over all positions, channel by channel.
 
-    x: (batch, *space, channels) -> y: (batch, channels), with any number of spatial axes.
+    x: (batch, *space, channels) -> y: (batch, channels), with any number of spatial
+    axes.
     """
 
     def forward(
@@ -426,7 +430,8 @@ class _Adaptive(Layer):
         self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
     ) -> tuple[Array, State, Cache]:
         cache = [empty_like(x)]
-        # last axis first, so that of equal elements the first in row-major order is found
+        # last axis first, so that of equal elements
+        # the first in row-major order is found
         for axis, m in reversed(list(enumerate(self._sizes(x.shape), 1))):
             bins = _bins(x.shape[axis], m)
             parts = [
@@ -463,11 +468,12 @@ class _Adaptive(Layer):
 class AdaptiveMaxPool(_Adaptive):
     """y = the maximum of each bin, channel by channel, with `size` bins along each axis.
 
-    x: (batch, *space, channels) -> y: (batch, *size, channels), with any number of spatial axes.
+    x: (batch, *space, channels) -> y: (batch, *size, channels), with any number of
+    spatial axes.
 
-    `size`: number of bins (output_size), an integer for all axes or one for each. Bins cover
-    space evenly and overlap where m does not divide n: bin i of m on an axis of length n starts
-    at ⌊i n / m⌋ and ends before ⌈(i + 1) n / m⌉, as in PyTorch.
+    `size`: number of bins (output_size), an integer for all axes or one for each. Bins
+    cover space evenly and overlap where m does not divide n: bin i of m on an axis of
+    length n starts at ⌊i n / m⌋ and ends before ⌈(i + 1) n / m⌉, as in PyTorch.
     """
 
     size: int | tuple[int, ...]
@@ -498,8 +504,8 @@ class AdaptiveMaxPool(_Adaptive):
 class AdaptiveAveragePool(_Adaptive):
     """y = the mean of each bin, channel by channel, with `size` bins along each axis.
 
-    x: (batch, *space, channels) -> y: (batch, *size, channels). `size` and the bins are those
-    of `AdaptiveMaxPool`.
+    x: (batch, *space, channels) -> y: (batch, *size, channels). `size` and the bins are
+    those of `AdaptiveMaxPool`.
     """
 
     size: int | tuple[int, ...]
@@ -532,9 +538,10 @@ def _bins(n: int, m: int) -> _Bins:
 def _rounds(n: int, m: int) -> list[tuple[int, ...]]:
     """Return rounds of bin indices, with one bin for each of n positions in each round.
 
-    Over all rounds, every position gets each of the bins that contain it once. Positions in
-    fewer bins than others get filler bins in the remaining rounds, which do not contain them.
-    The gradient of overlapping bins is then a sum over rounds of whole-array operations.
+    Over all rounds, every position gets each of the bins that contain it once.
+    Positions in fewer bins than others get filler bins in the remaining rounds, which
+    do not contain them. The gradient of overlapping bins is then a sum over rounds of
+    whole-array operations.
     """
     bins = _bins(n, m)
     contains = [

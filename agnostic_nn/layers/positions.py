@@ -1,12 +1,12 @@
 """Positional encodings, for layers such as attention that are invariant to order.
 
-All encodings here with prescribed values use the same angles. For position t and pair i of
-d numbers,
+All encodings here with prescribed values use the same
+angles. For position t and pair i of d numbers,
 
     a(t, i) = t · base^(-2i/d)        i = 0 … d/2 - 1
 
-Their wavelengths grow from 2π positions for i = 0 to about 2π · base. The layers differ in
-how they use the position:
+Their wavelengths grow from 2π positions for i = 0 to about 2π · base. The layers differ
+in how they use the position:
 
     SinusoidalPositions    add sines and cosines of the angles to x
     rotate                 rotate pairs of a query or a key by the angles, so that the product
@@ -17,8 +17,8 @@ Rotating the pair (u, v) by the angle a is the linear map
 
     u' = u cos a - v sin a        v' = u sin a + v cos a
 
-Its matrix is orthogonal: the transpose, which maps dy to dx, is the inverse, a rotation by -a.
-So the gradient of `rotate(x, a)` is `rotate(dy, -a)`.
+Its matrix is orthogonal: the transpose, which maps dy to dx, is the inverse, a rotation
+by -a. So the gradient of `rotate(x, a)` is `rotate(dy, -a)`.
 """
 
 import math
@@ -54,7 +54,8 @@ __all__ = [
 def angles(like: Array, positions: Array, width: int, base: float) -> Array:
     """Return a(t, i), (time, width / 2), for integer `positions` (time,).
 
-    The dtype is that of `like`, but at least float32: float16 cannot represent position 2049.
+    The dtype is that of `like`, but at least float32:
+    float16 cannot represent position 2049.
     """
     xp = namespace(like)
     dtype = xp.float32 if is_narrow(like) else like.dtype
@@ -66,9 +67,9 @@ def angles(like: Array, positions: Array, width: int, base: float) -> Array:
 def rotate(x: Array, angle: Array) -> Array:
     """Rotate the pairs of x (..., time, width) by `angle` (time, width / 2).
 
-    In Su et al., arXiv:2104.09864, eq. 34, a pair is two neighbouring elements. Here it is
-    elements i and i + width / 2, which takes two slices instead of strided access. The two
-    differ only in the order of the columns of the projections.
+    In Su et al., arXiv:2104.09864, eq. 34, a pair is two neighbouring elements. Here it
+    is elements i and i + width / 2, which takes two slices instead of strided access.
+    The two differ only in the order of the columns of the projections.
     float16 and bfloat16 are computed in float32.
     """
     xp = namespace(x)
@@ -136,7 +137,8 @@ class PositionEmbedding(_Added):
 
     Gradient
     --------
-    dx = dy, and dW[t, :] = Σ dy[:, t, :] over the batch for t < time, 0 for later positions.
+    dx = dy, and dW[t, :] = Σ dy[:, t, :] over the
+    batch for t < time, 0 for later positions.
     """
 
     length: int
@@ -177,8 +179,8 @@ class SinusoidalPositions(_Added):
 
     Here a(t, i) = t · base^(-2i/width) (Vaswani et al., arXiv:1706.03762, sec. 3.5).
 
-    x: (batch, time, width) -> y of the same shape, with an even width. It has no parameters,
-    and dx = dy.
+    x: (batch, time, width) -> y of the same shape, with an even width. It has no
+    parameters, and dx = dy.
     """
 
     _: KW_ONLY

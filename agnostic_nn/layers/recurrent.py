@@ -1,13 +1,13 @@
 """Recurrent layers and backpropagation through time.
 
-`_Recurrent` runs a cell along time and derives the gradient of that loop. It also implements
-what all recurrent layers share: several layers, two directions, masks and initial states.
-`RNN`, `GRU` and `LSTM` define the cells and derive their gradients. Options that all three
-have in common are described in `RNN`.
+`_Recurrent` runs a cell along time and derives the gradient of that loop. It also
+implements what all recurrent layers share: several layers, two directions, masks and
+initial states. `RNN`, `GRU` and `LSTM` define the cells and derive their gradients.
+Options that all three have in common are described in `RNN`.
 
-float16 and bfloat16 are computed in float32, products included, and rounded once at the end.
-They have 11 and 8 significant bits: rounding at every step would accumulate, and sums in z may
-overflow.
+float16 and bfloat16 are computed in float32, products included, and rounded once at the
+end. They have 11 and 8 significant bits: rounding at every step would accumulate, and
+sums in z may overflow.
 """
 
 import math
@@ -52,36 +52,39 @@ Carry = Any
 class _Recurrent(Layer):
     """sₜ = f(zₜ, sₜ₋₁) with zₜ = xₜ W + b, and yₜ = hₜ. Base of the recurrent layers.
 
-    sₜ is the recurrent state after step t: hₜ and, in an LSTM, cₜ. s₀ is an input, or 0. With
-    row vectors, f multiplies hₜ₋₁ by a matrix R; W, b and R are the same at every step. All zₜ
+    sₜ is the recurrent state after step t: hₜ and, in an LSTM, cₜ. s₀ is an input, or
+    0. With row vectors, f multiplies hₜ₋₁ by a matrix R; W, b and R are the same at
+       every step. All zₜ
     are one product before the loop. Only the product with R depends on the step before.
 
     Gradient
     --------
-    Let dsₜ be the gradient with respect to sₜ, through yₜ and through all later steps. The chain
-    rule computes it backwards in time, starting with the gradient of the final state. The
-    contributions of all steps to W, b and R add up (Werbos, "Backpropagation Through Time: What
-    It Does and How to Do It", 1990):
+    Let dsₜ be the gradient with respect to sₜ, through yₜ and through all later steps.
+    The chain rule computes it backwards in time, starting with the gradient of the
+    final state. The contributions of all steps to W, b and R add up (Werbos,
+    "Backpropagation Through Time: What It Does and How to Do It", 1990):
 
         dsₜ ← dsₜ + (dyₜ, for h)        dzₜ = (∂f/∂zₜ)ᵀ dsₜ        dsₜ₋₁ = (∂f/∂sₜ₋₁)ᵀ dsₜ
         dxₜ = dzₜ Wᵀ        dW = Σ xₜᵀ dzₜ        db = Σ dzₜ        dR = Σ hₜ₋₁ᵀ dzₜ
 
-    The formula for dR holds for cells in which f adds hₜ₋₁ R to zₜ. The second line is computed
-    after the loop, by products over all steps at once. In the first line the derivatives of f
-    do not depend on ds. `forward` computes them and caches them instead of the values that they
-    are computed from, so the loop of `backward` only multiplies.
+    The formula for dR holds for cells in which f adds hₜ₋₁ R to zₜ. The second line is
+    computed after the loop, by products over all steps at once. In the first line the
+    derivatives of f do not depend on ds. `forward` computes them and caches them
+    instead of the values that they are computed from,
+    so the loop of `backward` only multiplies.
 
     Notes
     -----
-    A cell has three functions: `step` computes f, `slopes` the factors in its derivatives, and
-    `step_backward` multiplies by them. An LSTM without a mask is passed to the library as a
-    whole, which may have a native implementation (`ops.lstm`).
+    A cell has three functions: `step` computes f, `slopes` the factors in its
+    derivatives, and `step_backward` multiplies by them. An LSTM without a mask is
+    passed to the library as a whole, which may
+    have a native implementation (`ops.lstm`).
 
-    A masked step keeps the state, sₜ = sₜ₋₁, and its y is 0. So dzₜ = 0 and dsₜ₋₁ = dsₜ: the
-    state passes padding unchanged, wherever the padding is in the sequence. The reverse
-    direction is the same loop from the last step to the first. It starts with s₀ at the last
-    unmasked step, as PyTorch does for packed sequences. x at masked steps has no effect, even
-    if it is NaN.
+    A masked step keeps the state, sₜ = sₜ₋₁, and its y is 0. So dzₜ = 0 and dsₜ₋₁ =
+    dsₜ: the state passes padding unchanged, wherever the padding is in the sequence.
+    The reverse direction is the same loop from the last step to the first. It starts
+    with s₀ at the last unmasked step, as PyTorch does for packed sequences. x at masked
+    steps has no effect, even if it is NaN.
     """
 
     width: int
@@ -116,8 +119,8 @@ class _Recurrent(Layer):
     def slopes(self, h: Array, values: Any) -> Any:
         """Return the factors in the derivatives of f, from the h before and `values` of `step`.
 
-        The arrays are those of one step or, with a leading axis, of all steps. So this must be
-        elementwise, apart from splitting the last axis.
+        The arrays are those of one step or, with a leading axis, of all steps. So this
+        must be elementwise, apart from splitting the last axis.
         """
         raise NotImplementedError
 
@@ -146,8 +149,8 @@ class _Recurrent(Layer):
         return ("forward", "reverse") if self.bidirectional else ("forward",)
 
     def init(self, key: Key, shape: Any, dtype: Any) -> tuple[Params, State, Any]:
-        # First, because it fails at once if a checkpoint claims a billion layers; to compare the
-        # shapes of their states would take long.
+        # First, because it fails at once if a checkpoint claims a billion layers; to
+        # compare the shapes of their states would take long.
         keys = split(key, 2 * self.depth)
         name = type(self).__name__
         shapes = shape if isinstance(shape, dict) else {"x": shape}
@@ -184,8 +187,8 @@ class _Recurrent(Layer):
     def _draw(self, key: Key, fan_in: int, dtype: Any) -> Params:
         """Draw the parameters of one layer in one direction, gate by gate.
 
-        An initializer scales by the fans of the shape it is called with, so each gate is drawn
-        by itself and not as a slice of a wider matrix.
+        An initializer scales by the fans of the shape it is called with, so each gate
+        is drawn by itself and not as a slice of a wider matrix.
         """
         xp = namespace(key)
         keys = split(key, 2 * self.gates)
@@ -218,7 +221,8 @@ class _Recurrent(Layer):
         Raises
         ------
         ValueError
-            If an input has another shape or dtype than these parameters take, or no step.
+            If an input has another shape or dtype than these parameters take, or no
+            step.
         TypeError
             If x belongs to another array library.
         """
@@ -254,8 +258,9 @@ class _Recurrent(Layer):
         if "mask" in inputs:
             # (time, batch, 1)
             mask = xp.permute_dims(inputs["mask"], (1, 0))[..., None]
-        # Time comes first from here on, as `scan` runs along axis 0. Masked steps are set to 0:
-        # a NaN there would spread through the products for dW, even though dz is 0.
+        # Time comes first from here on, as `scan` runs along axis 0. Masked steps are
+        # set to 0: a NaN there would spread through
+        # the products for dW, even though dz is 0.
         xs = _zero_masked(mask, xp.permute_dims(x, (1, 0, 2)))
         caches = []
         final_states = []
@@ -297,7 +302,8 @@ class _Recurrent(Layer):
     ) -> tuple[Carry, tuple[Array, Cache]]:
         """Run one layer in one direction; return the final carry, h of all steps, and a cache.
 
-        The cache is () unless `keep`, else h before each step and the slopes of each step.
+        The cache is () unless `keep`, else h before
+        each step and the slopes of each step.
         """
         xp = namespace(xs)
         has_mask = not isinstance(mask, tuple)
@@ -350,8 +356,9 @@ class _Recurrent(Layer):
         else:
             dends = self._nested_state(_zeros(dy, (dy.shape[0], self.width)))
         xp = namespace(dy)
-        # The gradient of the outputs of a layer, as a tuple of one array (time, batch, all
-        # directions), or of none: this is the form that `scan` and `lstm_backward` take.
+        # The gradient of the outputs of a layer, as a tuple of one array (time, batch,
+        # all directions), or of none: this is the form
+        # that `scan` and `lstm_backward` take.
         dys: tuple[Array, ...] = ()
         if self.sequence:
             dys = (_zero_masked(mask, xp.permute_dims(dy, (1, 0, 2))),)
@@ -433,7 +440,8 @@ class _Recurrent(Layer):
             reason = "its reverse direction starts at the last step"
             raise TypeError(f"{self} cannot go step by step: {reason}")
         inputs = x if isinstance(x, dict) else {"x": x}
-        # the dtype of the weight, as x may be the integers of an Embedding before this layer
+        # the dtype of the weight, as x may be the integers
+        # of an Embedding before this layer
         weight = params[0]["forward"]["weight"]
         zeros = self._nested_state(_zeros(weight, (inputs["x"].shape[0], self.width)))
         return inputs.get("state", zeros)
@@ -501,12 +509,13 @@ class RNN(_Recurrent):
     x: (batch, time, fan_in) -> y: (batch, time, width), or (batch, time, 2 · width) if
     bidirectional. x may be a dict of "x" and, optionally,
 
-    - "mask": (batch, time), boolean, True where a step counts. At other steps the state is
-      kept and y is 0, so sequences of different lengths can be padded on either side;
+    - "mask": (batch, time), boolean, True where a step counts. At other steps the state
+      is kept and y is 0, so sequences of different lengths can be padded on either
+      side;
     - "state": the state before the first step, by default 0.
 
-    `width`: length of h (hidden_size, units). `activation`: "tanh" or "relu". These options
-    are common to all recurrent layers:
+    `width`: length of h (hidden_size, units). `activation`: "tanh" or "relu". These
+    options are common to all recurrent layers:
 
         depth           number of layers (num_layers); each reads the y of the one before
         bidirectional   a second cell reads from the last step to the first; the y of both are
@@ -518,14 +527,15 @@ class RNN(_Recurrent):
 
     For dropout between layers put a `Dropout` between layers of depth 1.
 
-    Parameters: a tuple with an entry for each layer, a dict of the directions "forward" and,
-    if bidirectional, "reverse", as in params[0]["forward"]["weight"]. Each direction has
-    weight (fan_in, width), recurrent (width, width) and bias (width,), which starts at 0.
-    PyTorch has a second bias, which is added to the first, and starts with neither biases of 0
-    nor orthogonal recurrent weights (docs/recurrent-start.md compares both).
+    Parameters: a tuple with an entry for each layer, a dict of the directions "forward"
+    and, if bidirectional, "reverse", as in params[0]["forward"]["weight"]. Each
+    direction has weight (fan_in, width), recurrent (width, width) and bias (width,),
+    which starts at 0. PyTorch has a second bias, which is added to the first, and
+    starts with neither biases of 0 nor orthogonal recurrent weights
+    (docs/recurrent-start.md compares both).
 
-    A state has the same nesting, as in state[0]["forward"]["h"], (batch, width). In decoding
-    (`advance`) the memory is that state.
+    A state has the same nesting, as in state[0]["forward"]["h"], (batch, width). In
+    decoding (`advance`) the memory is that state.
 
     Gradient
     --------
@@ -565,18 +575,19 @@ class GRU(_Recurrent):
         n = tanh(z_n + r (hₜ₋₁ R_n + b_n))        reset="after"
         n = tanh(z_n + (r hₜ₋₁) R_n)              reset="before"
 
-    `reset`: whether r multiplies after or before the product with R_n. "before" is Cho et al.,
-    arXiv:1406.1078, eq. 5 to 8. "after" is what cuDNN and PyTorch compute; it takes one product
-    with R per step instead of two (Keras: reset_after).
+    `reset`: whether r multiplies after or before the product with R_n. "before" is Cho
+    et al., arXiv:1406.1078, eq. 5 to 8. "after" is what cuDNN and PyTorch compute; it
+    takes one product with R per step instead of two (Keras: reset_after).
 
-    x: (batch, time, fan_in) -> y: (batch, time, width). Masks, states and the other options are
-    those of `RNN`.
+    x: (batch, time, fan_in) -> y: (batch, time, width). Masks, states and the other
+    options are those of `RNN`.
 
     Parameters of each direction of each layer, with gates in PyTorch's order r, u, n:
     weight (fan_in, 3 · width), recurrent (width, 3 · width), bias (3 · width,), and for
-    "after" recurrent_bias (width,), b_n above. PyTorch's second bias is added to the first
-    except for its last third, which is b_n. Biases start like the sum of PyTorch's two, each
-    uniform on ±1/√width. Weights do not start like PyTorch's (docs/recurrent-start.md).
+    "after" recurrent_bias (width,), b_n above. PyTorch's second bias is added to the
+    first except for its last third, which is b_n. Biases start like the sum of
+    PyTorch's two, each uniform on ±1/√width. Weights do not start like PyTorch's
+    (docs/recurrent-start.md).
 
     Gradient
     --------
@@ -584,9 +595,10 @@ class GRU(_Recurrent):
 
         dz_n = dh (1 - u) tanh'      dz_u = dh (hₜ₋₁ - n) σ'      dz_r = dm̂ m σ'      dm = dm̂ r
 
-    "after": dm̂ = dz_n, and hₜ₋₁ gets dh u + (dz_r, dz_u, dm) Rᵀ; dR = Σ hₜ₋₁ᵀ (dz_r, dz_u, dm)
-    and db_n = Σ dm. "before": dm̂ = dz_n R_nᵀ, and hₜ₋₁ gets dh u + dm + (dz_r, dz_u) R_ruᵀ;
-    dR_n = Σ (r hₜ₋₁)ᵀ dz_n. The factor 1 - u is computed as σ(-a), which loses no digits.
+    "after": dm̂ = dz_n, and hₜ₋₁ gets dh u + (dz_r, dz_u, dm) Rᵀ; dR = Σ hₜ₋₁ᵀ (dz_r,
+    dz_u, dm) and db_n = Σ dm. "before": dm̂ = dz_n R_nᵀ, and hₜ₋₁ gets dh u + dm +
+    (dz_r, dz_u) R_ruᵀ; dR_n = Σ (r hₜ₋₁)ᵀ dz_n. The factor 1 - u is computed as σ(-a),
+    which loses no digits.
     """
 
     _: KW_ONLY
@@ -599,8 +611,8 @@ class GRU(_Recurrent):
         expect_choice("reset", self.reset, ("after", "before"))
 
     def biases(self, key: Key, like: Array) -> Params:
-        # For r and u the bias is the sum of PyTorch's two, so two draws are added. For n it is
-        # the first of them, and the second is `recurrent_bias`.
+        # For r and u the bias is the sum of PyTorch's two, so two draws are added. For
+        # n it is the first of them, and the second is `recurrent_bias`.
         xp = namespace(like)
         keys = split(key, 3)
         first = _draw_uniform(keys[0, :], 3 * self.width, self.width, like)
@@ -690,15 +702,15 @@ class LSTM(_Recurrent):
     Hochreiter & Schmidhuber, "Long Short-Term Memory" (1997), with the forget gate f of
     Gers et al., "Learning to Forget: Continual Prediction with LSTM" (2000).
 
-    x: (batch, time, fan_in) -> y: (batch, time, width). Masks, states and the other options are
-    those of `RNN`. A state holds "c" as well as "h".
+    x: (batch, time, fan_in) -> y: (batch, time, width). Masks, states and the other
+    options are those of `RNN`. A state holds "c" as well as "h".
 
-    Parameters of each direction of each layer, with gates in PyTorch's order i, f, g, o:
-    weight (fan_in, 4 · width), recurrent (width, 4 · width) and bias (4 · width,). The bias of
-    f starts at `forget_bias` and the others at 0: with a forget gate that is open at first, a
-    cell learns long dependencies sooner (Jozefowicz et al., "An Empirical Exploration of
-    Recurrent Network Architectures", 2015). PyTorch has a second bias, which is added to the
-    first, and neither starts at 1.
+    Parameters of each direction of each layer, with gates in PyTorch's order i, f, g,
+    o: weight (fan_in, 4 · width), recurrent (width, 4 · width) and bias (4 · width,).
+    The bias of f starts at `forget_bias` and the others at 0: with a forget gate that
+    is open at first, a cell learns long dependencies sooner (Jozefowicz et al., "An
+    Empirical Exploration of Recurrent Network Architectures", 2015). PyTorch has a
+    second bias, which is added to the first, and neither starts at 1.
 
     Gradient
     --------
@@ -826,9 +838,9 @@ def _contiguous_transpose(matrix: Array) -> Array:
     return xp.reshape(xp.reshape(matrix.T, (-1,)), matrix.shape[::-1])
 
 
-# Slopes are computed from the argument of σ or tanh, not from its value: where the function
-# is flat, the rounded value has no digits left for 1 - y² or y (1 - y). With d = exp(-|a|),
-# which cannot overflow, and tanh a = 2σ(2a) - 1,
+# Slopes are computed from the argument of σ or tanh, not from its value: where the
+# function is flat, the rounded value has no digits left for 1 - y² or y (1 - y). With d
+# = exp(-|a|), which cannot overflow, and tanh a = 2σ(2a) - 1,
 #
 #     σ(a) = (1 if a ≥ 0, else d) / (1 + d)        σ'(a) = σ(a) σ(-a) = d / (1 + d)²
 #     tanh'(a) = 4 σ'(2a) = 4 d² / (1 + d²)²

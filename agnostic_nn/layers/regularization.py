@@ -1,14 +1,16 @@
 """Regularization by random noise during training.
 
-The noise m is drawn at every training step and does not depend on x. It is a factor or a term:
+The noise m is drawn at every training step and
+does not depend on x. It is a factor or a term:
 
     y = x · m        dx = dy · m        m = 0 with probability `rate`, else 1 / (1 - rate)
     y = x + m        dx = dy
 
 The mean of a factor m is 1, so the mean of y is x. In prediction y = x.
 
-State: a random key, replaced at every training step. As randomness is part of the state, it
-can be reproduced and saved, works under `jit`, and is the same on every backend.
+State: a random key, replaced at every training step. As randomness is part of the
+state, it can be reproduced and saved, works under
+`jit`, and is the same on every backend.
 """
 
 import math
@@ -27,9 +29,9 @@ __all__ = ["DropPath", "Dropout", "GaussianNoise", "SpatialDropout"]
 class Dropout(Layer):
     """y = x · mask / (1 - rate) in training, y = x in prediction.
 
-    x: (batch, ...) -> y of the same shape. Each element of the mask is 0 with probability
-    `rate`, else 1 (Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from
-    Overfitting", 2014). `rate`: dropout probability (PyTorch's p).
+    x: (batch, ...) -> y of the same shape. Each element of the mask is 0 with
+    probability `rate`, else 1 (Srivastava et al., "Dropout: A Simple Way to Prevent
+    Neural Networks from Overfitting", 2014). `rate`: dropout probability (PyTorch's p).
 
     State: a random key, replaced at every training step.
 
@@ -73,10 +75,11 @@ class Dropout(Layer):
 class SpatialDropout(Dropout):
     """y = x · mask / (1 - rate) in training, with one mask element per example and channel.
 
-    x: (batch, *space, channels) -> y of the same shape. Neighbouring elements of an image are
-    correlated, so an element that is dropped by itself can be inferred from its neighbours;
-    dropping whole channels prevents that (Tompson et al., arXiv:1411.4280). PyTorch:
-    Dropout1d to Dropout3d. The gradient is that of `Dropout`.
+    x: (batch, *space, channels) -> y of the same shape. Neighbouring elements of an
+    image are correlated, so an element that is dropped by itself can be inferred from
+    its neighbours; dropping whole channels prevents that (Tompson et al.,
+    arXiv:1411.4280). PyTorch: Dropout1d to Dropout3d.
+    The gradient is that of `Dropout`.
     """
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
@@ -95,9 +98,9 @@ class SpatialDropout(Dropout):
 class DropPath(Dropout):
     """y = x · mask / (1 - rate) in training, with one mask element per example.
 
-    Also known as stochastic depth. As the last layer of a `Residual` it skips the inner layers
-    for a random part of the examples (Huang et al., arXiv:1603.09382, with survival probability
-    1 - rate). The gradient is that of `Dropout`.
+    Also known as stochastic depth. As the last layer of a `Residual` it skips the inner
+    layers for a random part of the examples (Huang et al., arXiv:1603.09382, with
+    survival probability 1 - rate). The gradient is that of `Dropout`.
     """
 
     rate: float = 0.1
@@ -110,10 +113,12 @@ class DropPath(Dropout):
 class GaussianNoise(Layer):
     """y = x + deviation · n in training, with n from the standard normal; y = x in prediction.
 
-    x: (batch, ...) -> y of the same shape. `deviation`: standard deviation of the noise (Keras:
-    stddev). Bishop, "Training with Noise is Equivalent to Tikhonov Regularization" (1995).
+    x: (batch, ...) -> y of the same shape. `deviation`: standard deviation of the noise
+    (Keras: stddev). Bishop, "Training with Noise is Equivalent to Tikhonov
+    Regularization" (1995).
 
-    State: a random key, replaced at every training step. n does not depend on x, so dx = dy.
+    State: a random key, replaced at every training step. n does not depend on x, so dx
+    = dy.
     """
 
     one_array = True
@@ -143,8 +148,8 @@ class GaussianNoise(Layer):
 def _normal(key: Key, x: Array) -> Array:
     """Draw standard normal numbers shaped like x, equal in all dtypes up to rounding.
 
-    √(-2 log u) cos 2πv as in `random.normal`, but with u and v of 24 random bits in float64
-    too, so that float32 and float64 get the same draws.
+    √(-2 log u) cos 2πv as in `random.normal`, but with u and v of 24 random bits in
+    float64 too, so that float32 and float64 get the same draws.
     """
     xp = namespace(x)
     keys = split(key, 2)

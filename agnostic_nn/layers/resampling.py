@@ -30,22 +30,24 @@ __all__ = ["Crop", "Upsample", "ZeroPad"]
 class Upsample(Layer):
     """y = x with each spatial axis lengthened by a factor, by repetition or interpolation.
 
-    x: (batch, *space, channels) -> y: (batch, *(space · factors), channels), with any number of
-    spatial axes.
+    x: (batch, *space, channels) -> y: (batch, *(space · factors), channels), with any
+    number of spatial axes.
 
     `factors`: an integer for all axes or one for each (PyTorch's scale_factor). `mode`:
-    "nearest" or "linear". Along an axis of length n with factor f, and i = k f + p, 0 ≤ p < f,
+    "nearest" or "linear". Along an axis of length
+    n with factor f, and i = k f + p, 0 ≤ p < f,
 
         nearest     y[i] = x[k]
         linear      y[i] = Σⱼ A[i, j] x[j]      A[i, j] = max(1 - |sᵢ - j|, 0)
 
-    where sᵢ = (i + 1/2) / f - 1/2, clipped to [0, n - 1], is the centre of element i of y in
-    the coordinates of x (PyTorch's align_corners=False). Over two axes "linear" is bilinear,
-    over three trilinear.
+    where sᵢ = (i + 1/2) / f - 1/2, clipped to [0, n - 1], is the centre of element i of
+    y in the coordinates of x (PyTorch's align_corners=False). Over two axes "linear" is
+    bilinear, over three trilinear.
 
     Gradient
     --------
-    dx = Aᵀ dy. For "nearest" that is the sum of dy over the f elements that x[k] was copied to.
+    dx = Aᵀ dy. For "nearest" that is the sum of dy
+    over the f elements that x[k] was copied to.
     """
 
     one_array = True
@@ -104,14 +106,16 @@ class Upsample(Layer):
 def _interpolation(n: int, f: int, like: Array) -> Array:
     """Return A of linear interpolation, (n f, n), in the dtype and on the device of `like`.
 
-    With sᵢ = k + (2p + 1 - f) / 2f, sᵢ - j is computed as (k - j) + (2p + 1 - f) / 2f. k - j is
-    an exact integer, so the weights are as accurate on a long axis as on a short one.
+    With sᵢ = k + (2p + 1 - f) / 2f, sᵢ - j is computed as (k - j) + (2p + 1 - f) / 2f.
+    k - j is an exact integer, so the weights are
+    as accurate on a long axis as on a short one.
     """
     xp = namespace(like)
     fine = xp.arange(n * f, device=device(like))
     k = xp.astype(fine // f, like.dtype)
     offset = (2.0 * xp.astype(fine % f, like.dtype) + (1.0 - f)) / (2.0 * f)
-    # where sᵢ is outside [0, n - 1] it is clipped to the integer k, which is 0 or n - 1 there
+    # where sᵢ is outside [0, n - 1] it is clipped
+    # to the integer k, which is 0 or n - 1 there
     is_outside = xp.logical_or(k + offset < 0.0, k + offset > n - 1.0)
     offset = xp.where(is_outside, 0.0, offset)
     j = xp.arange(n, dtype=like.dtype, device=device(like))
@@ -160,10 +164,11 @@ class _Edges(Layer):
 class ZeroPad(_Edges):
     """y = x with zeros at both ends of its spatial axes, and dx = dy without them.
 
-    x: (batch, *space, channels) -> y: (batch, *out, channels), with any number of spatial axes.
+    x: (batch, *space, channels) -> y: (batch, *out, channels), with any number of
+    spatial axes.
 
-    `padding`: number of zeros, an integer for all sides, or for each axis an integer for both
-    sides or a pair (before, after).
+    `padding`: number of zeros, an integer for all sides, or for each axis an integer
+    for both sides or a pair (before, after).
     """
 
     padding: int | tuple[int, ...] | Pads = 1
@@ -186,9 +191,11 @@ class ZeroPad(_Edges):
 class Crop(_Edges):
     """y = x without the outermost elements of its spatial axes, and dx = dy with zeros there.
 
-    x: (batch, *space, channels) -> y: (batch, *out, channels), with any number of spatial axes.
+    x: (batch, *space, channels) -> y: (batch, *out, channels), with any number of
+    spatial axes.
 
-    `padding`: number of elements to remove, in the forms of `ZeroPad` (Keras: cropping).
+    `padding`: number of elements to remove, in the forms of `ZeroPad` (Keras:
+    cropping).
     """
 
     padding: int | tuple[int, ...] | Pads = 1

@@ -28,8 +28,8 @@ __all__ = ["Flatten", "Identity", "Lambda", "Reshape", "Transpose"]
 class Reshape(Layer):
     """y = x with the axes after the batch reshaped to `shape`, in row-major order.
 
-    x: (batch, ...) -> y: (batch, *shape). `shape`: lengths without the batch; one of them may be
-    -1 and is inferred. dx is dy in the shape of x.
+    x: (batch, ...) -> y: (batch, *shape). `shape`: lengths without the batch; one of
+    them may be -1 and is inferred. dx is dy in the shape of x.
     """
 
     one_array = True
@@ -64,7 +64,8 @@ class Reshape(Layer):
     def _target(self, shape: Shape) -> Shape:
         """Return `self.shape` with -1 replaced by the inferred length.
 
-        Passing -1 to a library would fail for a batch of 0 examples, where any length fits.
+        Passing -1 to a library would fail for a batch
+        of 0 examples, where any length fits.
         """
         size = math.prod(shape)
         known_size = math.prod(n for n in self.shape if n != -1)
@@ -108,12 +109,13 @@ class Identity(Layer):
 class Transpose(Layer):
     """y = x with its axes permuted. Axis 0, the batch, stays first.
 
-    `axes`: for each axis of y after the batch, the axis of x that it is (Keras: Permute's
-    dims). (2, 1) turns (batch, time, width) into (batch, width, time).
+    `axes`: for each axis of y after the batch, the axis of x that it is (Keras:
+    Permute's dims). (2, 1) turns (batch, time, width) into (batch, width, time).
 
     Gradient
     --------
-    The inverse permutation: with aᵢ the i-th entry of `axes`, axis i of dy becomes axis aᵢ of dx.
+    The inverse permutation: with aᵢ the i-th entry
+    of `axes`, axis i of dy becomes axis aᵢ of dx.
     """
 
     one_array = True
@@ -156,9 +158,10 @@ class Transpose(Layer):
 class Lambda(Layer):
     """y = f(x), with f a user-defined function that moves, repeats or leaves out elements.
 
-    An example is `lambda x: x[:, ::2, :]`. f is called with x including its batch axis, must
-    treat all examples alike, and must not compute with the elements; it may add zeros. Any
-    other f needs a derivative: write a `Layer`. A checkpoint does not store f.
+    An example is `lambda x: x[:, ::2, :]`. f is called with x including its batch axis,
+    must treat all examples alike, and must not compute with the elements; it may add
+    zeros. Any other f needs a derivative: write
+    a `Layer`. A checkpoint does not store f.
 
     Gradient
     --------
@@ -166,8 +169,9 @@ class Lambda(Layer):
 
         dx[i] = Σ dyⱼ over all positions j with s(j) = i
 
-    f itself yields s: for an input with the elements 1, 2, … it returns at each position of y
-    the number of the position in x that the element came from, and 0 where it added a zero.
+    f itself yields s: for an input with the elements 1, 2, … it returns at each
+    position of y the number of the position in x that the element came from, and 0
+    where it added a zero.
     """
 
     one_array = True
@@ -203,7 +207,8 @@ class Lambda(Layer):
         size = math.prod(shape)
         count = math.prod(dy.shape[1:])
         sources = xp.reshape(self._sources(xp, shape, device(dy)), (-1,))
-        # `scatter_add` adds rows, so the elements of an example are rows and the batch columns
+        # `scatter_add` adds rows, so the elements of
+        # an example are rows and the batch columns
         updates = xp.reshape(dy, (dy.shape[0], count)).T
         # row 0 is that of added zeros
         total = scatter_add(updates, sources, size + 1)[1:, :]

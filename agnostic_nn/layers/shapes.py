@@ -25,7 +25,7 @@ def matrix_as(rows: Array, x: Array) -> Array:
 def empty_like(x: Array) -> Array:
     """Return an array of no elements, (0, *x.shape[1:]), that stands for the shape of x.
 
-    A cache holds arrays only, and the batch size is that of dy: `backward` reads the other
-    lengths from this array, and x itself can be freed.
+    A cache holds arrays only, and the batch size is that of dy: `backward` reads the
+    other lengths from this array, and x itself can be freed.
     """
     return namespace(x).zeros((0, *x.shape[1:]), dtype=x.dtype, device=device(x))

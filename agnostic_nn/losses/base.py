@@ -352,8 +352,8 @@ def takes_keyword(function: Callable[..., Any], name: str) -> bool:
 def no_context(loss: Loss, what: str) -> str:
     """Return the error message of a tool, `what`, that cannot pass a context to `loss`."""
     return (
-        f"{what} passes no context, and {describe_loss(loss)} takes one: give it a fixed one, with "
-        "functools.partial(loss, context=...)"
+        f"{what} passes no context, and {describe_loss(loss)} takes one: give it a "
+        "fixed one, with functools.partial(loss, context=...)"
     )
 
 
@@ -392,7 +392,8 @@ def _bind_options(
     return partial(function, **bound) if bound else function
 
 
-# --- shapes and dtypes of outputs and targets ------------------------------------------
+# --- shapes and dtypes of outputs and targets
+# ------------------------------------------
 
 
 def expect_alike(y: Array, target: Array) -> None:
@@ -457,7 +458,8 @@ def one_hot(labels: Array, like: Array) -> Array:
     return namespace(like).astype(at_label(labels, like), like.dtype)
 
 
-# --- checks of targets on the host ------------------------------------------------------
+# --- checks of targets on the host
+# ------------------------------------------------------
 
 
 def check_numbers(target: Array, shape: Shape) -> None:
@@ -500,7 +502,8 @@ def check_labels(
     index = first_true(wrong)
     if index is not None:
         raise ValueError(
-            f"expected labels from 0 to {shape[-1] - 1}, but label{list(index)} is {target[index]}"
+            f"expected labels from 0 to {shape[-1] - 1}, but label{list(index)} is "
+            f"{target[index]}"
         )
 
 

@@ -51,7 +51,8 @@ def _check_distributions(target: Array, shape: Shape) -> None:
     index = first_true(xp.abs(total - 1.0) > 1e-3)
     if index is not None:
         raise ValueError(
-            f"expected probabilities that sum to 1, but target{list(index)} sums to {total[index]}"
+            f"expected probabilities that sum to 1, but target{list(index)} sums to "
+            f"{total[index]}"
         )
 
 
@@ -176,8 +177,9 @@ def softmax_cross_entropy(
 
     Gradient
     --------
-    F(q) = (1 - q)^γ log q, so q F'(q) = (1 - q)^γ - γ q (1 - q)^(γ-1) log q. Since log q / (1 - q)
-    tends to -1 as q tends to 1, all factors stay finite if (1 - q)^γ is factored out:
+    F(q) = (1 - q)^γ log q, so q F'(q) = (1 - q)^γ - γ q (1 - q)^(γ-1) log q. Since log
+    q / (1 - q) tends to -1 as q tends to 1, all factors
+    stay finite if (1 - q)^γ is factored out:
 
         sₖ = aₖ (1 - qₖ)^γ (1 - γ qₖ log qₖ / (1 - qₖ))        ∂L/∂zⱼ = qⱼ Σₖ sₖ - sⱼ
 

@@ -316,7 +316,8 @@ def _by_output(name: str, entries: Any) -> dict[str, Any]:
         entries = dict(entries)
     if not isinstance(entries, Mapping):
         raise TypeError(
-            f"expected {name} as a dict by the names of outputs, got {described(entries)}"
+            f"expected {name} as a dict by the names of outputs, got "
+            f"{described(entries)}"
         )
     return dict(entries)
 

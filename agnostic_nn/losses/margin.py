@@ -92,8 +92,8 @@ def multi_class_margin(
 
     Gradient
     --------
-    gₖ = m - y_t + yₖ has the slope 1 by yₖ and -1 by y_t. With hₖ = [gₖ > 0] / classes for p = 1,
-    hₖ = 2 max(0, gₖ) / classes for p = 2, and h_t = 0,
+    gₖ = m - y_t + yₖ has the slope 1 by yₖ and -1 by y_t. With hₖ = [gₖ > 0] / classes
+    for p = 1, hₖ = 2 max(0, gₖ) / classes for p = 2, and h_t = 0,
 
         ∂L/∂yₖ = hₖ        ∂L/∂y_t = -Σₖ hₖ
 

@@ -9,10 +9,11 @@ probability of all paths that spell the target, and the loss is -log p.
 
 Forward-backward algorithm (sec. 4.1)
 -------------------------------------
-Let l be the n labels with a blank before, between and after them, which has S = 2n + 1 places. At
-each time a path that spells the labels stays at its place, moves to the next, or skips a blank
-between two different labels. Let e_t(s) = q_t(l_s). α_t(s) is the probability of all beginnings of
-paths that are at place s at time t, and β_t(s) that of all continuations after time t:
+Let l be the n labels with a blank before, between and after them, which has S = 2n + 1
+places. At each time a path that spells the labels stays at its place, moves to the
+next, or skips a blank between two different labels. Let e_t(s) = q_t(l_s). α_t(s) is
+the probability of all beginnings of paths that are at place s at time t, and β_t(s)
+that of all continuations after time t:
 
     α_t(s) = e_t(s) Σ α_{t-1}(r)                r = s, s - 1, and s - 2 where s may be skipped to
     β_{t-1}(s) = Σ e_t(r) β_t(r)                r = s, s + 1, and s + 2 where that may be skipped to
@@ -25,8 +26,8 @@ divided by it.) The code computes the logarithms of α and β.
 Gradient (sec. 4.2)
 -------------------
 In p = Σ_s α_t(s) β_t(s), q_t occurs only in α_t(s), as the factor e_t(s) = q_t(l_s). So
-∂p/∂q_t(k) = Σ α_t(s) β_t(s) / q_t(k) over the places s with l_s = k. The share of the paths that
-are at s at time t is
+∂p/∂q_t(k) = Σ α_t(s) β_t(s) / q_t(k) over the places s with l_s = k. The share of the
+paths that are at s at time t is
 
     γ_t(s) = α_t(s) β_t(s) / Σ_r α_t(r) β_t(r)
 
@@ -88,15 +89,16 @@ def _check_sequences(target: Any, shape: Shape, *, blank: int = 0) -> None:
         index = first_true((lengths < 0) | (lengths > most))
         if index is not None:
             raise ValueError(
-                f"expected {name} from 0 to {most}, but {list(index)} is {lengths[index]}"
+                f"expected {name} from 0 to {most}, but {list(index)} is "
+                f"{lengths[index]}"
             )
         if name == "label_lengths":
             wrong = wrong & (xp.arange(most)[None, :] < lengths[:, None])
     index = first_true(wrong)
     if index is not None:
         raise ValueError(
-            f"expected labels from 0 to {classes - 1} and none of them the blank, {blank}, "
-            f"but label{list(index)} is {labels[index]}"
+            f"expected labels from 0 to {classes - 1} and none of them the blank, "
+            f"{blank}, but label{list(index)} is {labels[index]}"
         )
 
 

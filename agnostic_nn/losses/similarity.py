@@ -106,8 +106,8 @@ def cosine_embedding(
 
     Gradient
     --------
-    ∂cos/∂a = (b̂ - cos â) / ‖a‖ as in `cosine_distance`, and in the same way for b. ∂L/∂cos is -1
-    if the target is 1, and [cos > m] if it is -1.
+    ∂cos/∂a = (b̂ - cos â) / ‖a‖ as in `cosine_distance`, and in the same way for b.
+    ∂L/∂cos is -1 if the target is 1, and [cos > m] if it is -1.
 
     Raises
     ------
@@ -163,7 +163,8 @@ def triplet_margin(
 
     Gradient
     --------
-    With û the direction of a - p, v̂ that of a - n, and [·] = 1 if the maximum is positive, else 0,
+    With û the direction of a - p, v̂ that of a - n, and [·] = 1 if the maximum is
+    positive, else 0,
 
         ∂L/∂a = [·] (û - v̂)        ∂L/∂p = -[·] û        ∂L/∂n = [·] v̂
 

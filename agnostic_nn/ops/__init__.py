@@ -1,11 +1,12 @@
 """Operations that networks need and the Array API Standard lacks, one family per file.
 
-Each function is written with the Standard alone, so it is correct on every backend. Functions under
-`singledispatch` dispatch on the type of the array, and a backend may `register` a faster version
-for its own arrays. That version may change the speed and the last bit, never the meaning.
+Each function is written with the Standard alone, so it is correct on every backend.
+Functions under `singledispatch` dispatch on the type of the array, and a backend may
+`register` a faster version for its own arrays. That version may change the speed and
+the last bit, never the meaning.
 
-Names that end in `_impl` are the parts that a backend registers: `scan_impl` for `scan`,
-`barrier_impl` for `barrier` and `pad_impl` for `pad`.
+Names that end in `_impl` are the parts that a backend registers: `scan_impl` for
+`scan`, `barrier_impl` for `barrier` and `pad_impl` for `pad`.
 """
 
 from .activations import (

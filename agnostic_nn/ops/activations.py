@@ -1,7 +1,8 @@
 """GELU, SiLU and Mish, their derivatives, and exp(x) - 1, accurate to the last few bits.
 
-GELU and SiLU are x times a gate, a function of x that rises from 0 to 1. Let a = |x|, and let q(a)
-be the gate at -a, which falls from 1/2 to 0. The gate at a is then 1 - q(a), and
+GELU and SiLU are x times a gate, a function of x that rises from 0 to 1. Let a = |x|,
+and let q(a) be the gate at -a, which falls from
+1/2 to 0. The gate at a is then 1 - q(a), and
 
     f(x) = max(x, 0) - a q(a)        f'(-a) = q(a) + a q'(a)        f'(a) = 1 - f'(-a)
 
@@ -10,12 +11,13 @@ for GELU (q = Φ(-a)), its approximation by tanh (q = σ(-v), see `gelu_curve`) 
 
 Three measures keep f and f' accurate in float32:
 
-- f'(-a) has one zero, a₀. Near it, f' is a polynomial in r - a, where r is the float32 number
-  closest to a₀, with the constant term f'(-r).
-- exp(-z) is computed from two numbers whose sum is z. The rounding error of a single z near 80
-  would change exp(-z) by 40 units in the last place.
-- For z above 87 exp(-z) is subnormal in float32 and has fewer digits, although a exp(-z) may have
-  all. There exp(s - z) is computed, and the factor exp(-s) is multiplied last.
+- f'(-a) has one zero, a₀. Near it, f' is a polynomial in r - a, where r is the float32
+  number closest to a₀, with the constant term f'(-r).
+- exp(-z) is computed from two numbers whose sum is z. The rounding error of a single z
+  near 80 would change exp(-z) by 40 units in the last place.
+- For z above 87 exp(-z) is subnormal in float32 and has fewer digits, although a
+  exp(-z) may have all. There exp(s - z) is computed, and the factor exp(-s) is
+  multiplied last.
 """
 
 import math
@@ -44,9 +46,9 @@ _CURVE_LIMIT_SINGLE = 11.0  # its approximation by tanh
 def gelu(x: Array) -> Array:
     """x Φ(x), elementwise, with Φ the standard normal distribution function.
 
-    In float32 Φ(-a) = φ(a) W / (a W + N), where W and N are polynomials in a, fitted to a relative
-    error of 1.7e-8 for a ≤ 14.7. For larger a, a Φ(-a) is 0. Nothing cancels, and for large a the
-    errors of W and N have little effect.
+    In float32 Φ(-a) = φ(a) W / (a W + N), where W and N are polynomials in a, fitted to
+    a relative error of 1.7e-8 for a ≤ 14.7. For larger a, a Φ(-a) is 0. Nothing
+    cancels, and for large a the errors of W and N have little effect.
     """
     xp = namespace(x)
     a = _bounded_abs(x, _TAIL_LIMIT_SINGLE, _TAIL_LIMIT)
@@ -57,7 +59,8 @@ def gelu(x: Array) -> Array:
         constant = _TAIL_UNDER[0]  # N is constant + rest
         rest = a * _polynomial(a, _TAIL_UNDER[1:])
         product = (1.0 / _SCALE) * (a * over)
-        # the largest term is added last, so that the rounding of the others hardly matters
+        # the largest term is added last, so that the
+        # rounding of the others hardly matters
         total = product + (constant + (rest + growth * (product + (constant + rest))))
         part = a / total * bell * over  # in this order nothing underflows too early
     else:
@@ -68,8 +71,9 @@ def gelu(x: Array) -> Array:
 def gelu_slope(x: Array) -> Array:
     """Φ(x) + x φ(x), elementwise, with φ the standard normal density.
 
-    In float32 f'(-a) = Φ(-a) - a φ(a) = φ(a) (a₀ - a) G(a), where G falls from 1.67 to 1. G is 1
-    plus a quotient of polynomials, fitted to a relative error of 8.2e-9 for a ≤ 14.7. For larger a,
+    In float32 f'(-a) = Φ(-a) - a φ(a) = φ(a) (a₀ - a) G(a), where G falls from 1.67 to
+    1. G is 1 plus a quotient of polynomials, fitted to a relative error of 8.2e-9 for a
+       ≤ 14.7. For larger a,
     f'(-a) is 0. a₀ = r + e, where r is _GELU_ROOT and e is _GELU_ROOT_ERROR.
     """
     xp = namespace(x)
@@ -103,8 +107,8 @@ _BELL_SHIFT_ERROR = -2.122256383e-04
 
 _HALF = 0.5000284  # not 1/2, which includes the fourth power of z, within 5e-9
 
-# coefficients are scaled so that float32 numbers are close to them; polynomials that are added to 1
-# or multiplied last are also multiplied by c
+# coefficients are scaled so that float32 numbers are close to them; polynomials that
+# are added to 1 or multiplied last are also multiplied by c
 _TAIL_COEFFICIENTS = (
     0.967750013,
     0.885859191,
@@ -152,8 +156,8 @@ def gelu_curve(x: Array) -> Array:
 def gelu_curve_slope(x: Array) -> Array:
     """Return the derivative of `gelu_curve`, elementwise.
 
-    With v = 2u at a, d = exp(-v) and σ' = d / (1 + d)², it is K d / (1 + d)² at -a, where
-    K = 1 + d - a v'.
+    With v = 2u at a, d = exp(-v) and σ' = d / (1 + d)², it is K d / (1 + d)² at -a,
+    where K = 1 + d - a v'.
     """
     a = _bounded_abs(x, _CURVE_LIMIT_SINGLE, _TAIL_LIMIT)
     parts = _curve_parts(a)
@@ -164,7 +168,8 @@ def gelu_curve_slope(x: Array) -> Array:
     return _slope_of_both_signs(x, _near_root(a, below, *_CURVE_ROOT))
 
 
-# v = k₁ a + k₃ a³; for `_cubic`, k₁ and k₃ are split into their first bits (HIGH) and the rest
+# v = k₁ a + k₃ a³; for `_cubic`, k₁ and k₃ are split
+# into their first bits (HIGH) and the rest
 _K1 = 2.0 * math.sqrt(2.0 / math.pi)
 _K3 = 0.044715 * _K1
 _K1_HIGH, _K1_LOW = 836643 / 2**19, -7.60596417726e-7
@@ -205,9 +210,10 @@ def _cubic(
     """Return k₁ a + k a³ with k = `times` k₃, as two numbers to be added.
 
     It is v for times = 1, and a v' for times = 3. In float32 it is computed as
-    p + (a - h)(k₁ + k (a² + a h + h²)) with p = h (k₁ + k h²). Of k₁ and k only so many bits are
-    used that the sum in p is exact, and of this sum only so many that its product with h is exact.
-    This product is the first number. The second number is the rest, which is small.
+    p + (a - h)(k₁ + k (a² + a h + h²)) with p = h (k₁ + k h²). Of k₁ and k only so many
+    bits are used that the sum in p is exact, and of this sum only so many that its
+    product with h is exact. This product is the first number. The second number is the
+    rest, which is small.
     """
     if h.dtype != namespace(h).float32:
         return h * (_K1 + (times * _K3) * square), 0.0
@@ -274,8 +280,8 @@ _SILU_ROOT = (
 def mish(x: Array) -> Array:
     """x tanh(log(1 + exp x)), elementwise.
 
-    tanh(log u) = (u² - 1) / (u² + 1). With d = exp(-a) that is p / (1 + p) at -a, where u = 1 + d
-    and p = d + d²/2, and (1 + 2d) / (1 + 2d + 2d²) at a, where u = 1 + 1/d.
+    tanh(log u) = (u² - 1) / (u² + 1). With d = exp(-a) that is p / (1 + p) at -a, where
+    u = 1 + d and p = d + d²/2, and (1 + 2d) / (1 + 2d + 2d²) at a, where u = 1 + 1/d.
     """
     xp = namespace(x)
     decay, factor = _decay(_bounded_abs(x, _DECAY_LIMIT_SINGLE, _DECAY_LIMIT))
@@ -333,7 +339,8 @@ _MISH_ROOT = (
 )
 
 
-# --- helpers ----------------------------------------------------------------------------
+# --- helpers
+# ----------------------------------------------------------------------------
 
 
 def _bounded_abs(x: Array, single: float, other: float) -> Array:
@@ -345,8 +352,8 @@ def _bounded_abs(x: Array, single: float, other: float) -> Array:
 def _select(condition: Array, x: Array, y: Array) -> Array:
     """Return x where the condition holds, else y; both must be finite.
 
-    This is a sum with weights of 1 and 0, because `where` takes many times as long in several
-    libraries.
+    This is a sum with weights of 1 and 0, because `where` takes many times as long in
+    several libraries.
     """
     weight = namespace(condition).astype(condition, x.dtype)
     return weight * x + (1.0 - weight) * y
@@ -373,7 +380,8 @@ def _near_root(
 
 def _round_to(x: Array, scale: float) -> Array:
     """Round x to multiples of 1 / scale, where `scale` is a power of two."""
-    # adding and subtracting 1.5 · 2²³ / scale also rounds, but XLA removes that as redundant
+    # adding and subtracting 1.5 · 2²³ / scale also
+    # rounds, but XLA removes that as redundant
     return namespace(x).floor(x * scale + 0.5) * (1.0 / scale)
 
 

@@ -4,8 +4,8 @@ For one head, with queries Q (t, d), keys K (s, d) and values V (s, d) as rows,
 
     S = Q Kᵀ / √d        P = softmax(S), row by row, over the allowed keys        O = P V
 
-(Vaswani et al., arXiv:1706.03762, eq. 1). P is 0 at a masked key. If all keys of a row are masked,
-its P and its O are 0.
+(Vaswani et al., arXiv:1706.03762, eq. 1). P is 0 at a masked key. If all keys of a row
+are masked, its P and its O are 0.
 
 Gradient
 --------
@@ -13,25 +13,26 @@ With dL = Σ dO · (dP V + P dV), a product of matrices as in `Dense`,
 
     dV = Pᵀ dO        g = dO Vᵀ, which is dL/dP
 
-Each row of P depends on its row of S by ∂Pⱼ/∂Sₖ = Pⱼ ([j = k] - Pₖ) (Bishop, PRML, eq. 4.106;
-subtracting the maximum of the row first does not change P), hence
+Each row of P depends on its row of S by ∂Pⱼ/∂Sₖ = Pⱼ ([j = k] - Pₖ) (Bishop, PRML, eq.
+4.106; subtracting the maximum of the row first does not change P), hence
 
     dS = P ∘ (g - Σ g ∘ P)        Σ along each row
 
-At a masked key P = 0, therefore dS = 0, and no gradient flows through it. A row of which all keys
-are masked has no gradient at all. S is linear in Q and in K:
+At a masked key P = 0, therefore dS = 0, and no gradient flows through it. A row of
+which all keys are masked has no gradient at all. S is linear in Q and in K:
 
     dQ = dS K / √d        dK = dSᵀ Q / √d
 
-With dropout of P, P ∘ M (each element of M is 0 or 1 / (1 - rate)) replaces P in O and dV, and
-g ∘ M replaces g in dS. If several heads of Q share one head of K and V (grouped queries, Ainslie
-et al., arXiv:2305.13245), their queries count as additional rows of Q, and the sums in dK and dV
-run over all of them.
+With dropout of P, P ∘ M (each element of M is 0 or 1 / (1 - rate)) replaces P in O and
+dV, and g ∘ M replaces g in dS. If several heads of Q share one head of K and V (grouped
+queries, Ainslie et al., arXiv:2305.13245), their queries count as additional rows of Q,
+and the sums in dK and dV run over all of them.
 
-P is the largest of these arrays if sequences are longer than heads are wide. This version saves it
-for the backward pass. A native version may save only the maximum m of each row of S and the sum n
-of exp(S - m), or the logarithm of n e^m, and recompute P = exp(S - m) / n block by block (Dao et
-al., arXiv:2205.14135). Then Σ g ∘ P = Σ dO ∘ O can be computed from O.
+P is the largest of these arrays if sequences are longer than heads are wide. This
+version saves it for the backward pass. A native version may save only the maximum m of
+each row of S and the sum n of exp(S - m), or the logarithm of n e^m, and recompute P =
+exp(S - m) / n block by block (Dao et al., arXiv:2205.14135). Then Σ g ∘ P = Σ dO ∘ O
+can be computed from O.
 """
 
 import math
@@ -54,10 +55,11 @@ def attend(
 ) -> tuple[Array, Cache]:
     """Return O, and the cache for `attend_backward`, whose contents each backend chooses.
 
-    query: (batch, heads, group, t, d). key, value: (batch, heads, s, d). O has the shape of query.
-    allowed: booleans that broadcast to the shape (batch, heads, group, t, s) of P, or () to allow
-    all keys. dropout: M, of the shape of P, or () for no dropout. causal: whether query t may use
-    only the keys 0 to t.
+    query: (batch, heads, group, t, d). key, value: (batch, heads, s, d). O has the
+    shape of query.
+    allowed: booleans that broadcast to the shape (batch, heads, group, t, s) of P, or
+    () to allow all keys. dropout: M, of the shape of P, or () for no dropout. causal:
+    whether query t may use only the keys 0 to t.
     """
     xp = namespace(query, key, value)
     time = query.shape[-2]
@@ -72,7 +74,8 @@ def attend(
         allowed = past if isinstance(allowed, tuple) else xp.logical_and(allowed, past)
     is_masked = not isinstance(allowed, tuple)
     if is_masked:
-        # not -inf: a row of only -inf would give NaN, and CuPy's max had a bug with -inf
+        # not -inf: a row of only -inf would give
+        # NaN, and CuPy's max had a bug with -inf
         scores = xp.where(allowed, scores, float(xp.finfo(scores.dtype).min))
     weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
     if is_masked:

@@ -12,10 +12,11 @@ __all__ = ["barrier", "barrier_impl"]
 def barrier(tree: Any) -> Any:
     """Return `tree` unchanged, as a new value for the compiler.
 
-    A compiler that sees the same computation twice performs it once and keeps the result
-    (common-subexpression elimination). That defeats a computation that is repeated on purpose, to
-    save the memory of its result. Behind a barrier the computation is a different one. The compiler
-    also computes all leaves of `tree` before it uses any of them.
+    A compiler that sees the same computation twice performs it once and keeps the
+    result (common-subexpression elimination). That defeats a computation that is
+    repeated on purpose, to save the memory of its result. Behind a barrier the
+    computation is a different one. The compiler also computes all leaves of `tree`
+    before it uses any of them.
     """
     arrays = leaves(tree)
     return barrier_impl(arrays[0], tree) if arrays else tree

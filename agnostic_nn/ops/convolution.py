@@ -2,17 +2,19 @@
 
     y[o] = Σₖ x[o s + k d - low] W[k]        summed over the positions k in the window
 
-where s is the stride, d the dilation and `low` the number of zeros before x. o and k have an entry
-for each axis. Each term is a row vector times a matrix, for each group of channels. The gradients
-need two adjoints: that of y as a linear function of x (`convolve_input`), and that of y as a linear
-function of W (`convolve_weight`). All three functions take
+where s is the stride, d the dilation and `low` the number of zeros before x. o and k
+have an entry for each axis. Each term is a row vector times a matrix, for each group of
+channels. The gradients need two adjoints: that of y as a linear function of x
+(`convolve_input`), and that of y as a linear function of W (`convolve_weight`). All
+three functions take
 
     stride, dilation    an integer for each axis
     padding             the numbers of zeros (before, after) for each axis
     groups              the number of groups of channels, each with its own W
     x: (batch, *space, groups · fan_in), weight: (*window, fan_in, width), y: (batch, *out, width)
 
-where width is a multiple of groups. `agnostic_nn.core.windows` has the formula for `out`.
+where width is a multiple of groups. `agnostic_nn.core.windows`
+has the formula for `out`.
 """
 
 import math
@@ -70,8 +72,9 @@ def convolve_input(
 ) -> Array:
     """dx[i] = Σ dy[o] W[k]ᵀ over all o, k with o s + k d - low = i; `lengths` are those of x.
 
-    Insert s - 1 zeros between the elements of dy, so that z[o s] = dy[o]. Then dx is a convolution
-    of z with stride 1 and the flipped window, of length K and effective size r = d (K - 1) + 1:
+    Insert s - 1 zeros between the elements of dy, so that z[o s] = dy[o]. Then dx is a
+    convolution of z with stride 1 and the flipped window, of length K and effective
+    size r = d (K - 1) + 1:
 
         dx[i] = Σₖ z[i + low - k d] W[k]ᵀ = Σⱼ z[i + j d - (r - 1 - low)] W[K - 1 - j]ᵀ
     """
@@ -95,7 +98,8 @@ def flipped_weight(
 ) -> tuple[Array, Pads]:
     """Return the flipped weight and the padding of z with which `convolve_input` is a convolution.
 
-    The weight is W[K - 1 - j]ᵀ of each group, of shape (*window, width / groups, groups · fan_in).
+    The weight is W[K - 1 - j]ᵀ of each group, of shape (*window, width / groups, groups
+    · fan_in).
     space: the lengths of dy. A negative padding removes elements.
     """
     xp = namespace(weight)

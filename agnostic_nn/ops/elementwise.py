@@ -12,8 +12,8 @@ __all__ = ["above_zero", "bounded_exp", "erf", "erfc", "sigmoid", "softplus", "t
 def above_zero(x: Array, dy: Array) -> Array:
     """Return dy where x > 0, or x is NaN, and 0 elsewhere: the backward pass of ReLU.
 
-    dy has the shape of x. Selecting, instead of multiplying by a mask of 0 and 1, keeps infinities
-    from becoming NaN.
+    dy has the shape of x. Selecting, instead of multiplying by a mask of 0 and 1, keeps
+    infinities from becoming NaN.
     """
     return namespace(x, dy).where(x <= 0, 0.0, dy)
 
@@ -22,9 +22,9 @@ def above_zero(x: Array, dy: Array) -> Array:
 def erf(x: Array) -> Array:
     """(2/√π) ∫₀ˣ exp(-t²) dt, elementwise, in the shape and real dtype of x.
 
-    This sums the series (2/√π) exp(-x²) · Σ 2ⁿ x²ⁿ⁺¹ / (2n+1)!!, whose terms all have the same
-    sign, so nothing cancels (Abramowitz & Stegun 7.1.6). For |x| > 6, |erf| is 1 to the last bit
-    of float64.
+    This sums the series (2/√π) exp(-x²) · Σ 2ⁿ x²ⁿ⁺¹ / (2n+1)!!, whose terms all have
+    the same sign, so nothing cancels (Abramowitz & Stegun 7.1.6). For |x| > 6, |erf| is
+    1 to the last bit of float64.
     """
     xp = namespace(x)
     near = xp.clip(x, -6.0, 6.0)
@@ -39,8 +39,8 @@ def erf(x: Array) -> Array:
 def erfc(x: Array) -> Array:
     """1 - erf(x), elementwise, accurate in the tail, in the shape and real dtype of x.
 
-    For x ≤ 1 this is the difference itself, which loses at most one digit there. For x > 1 it is
-    200 terms of the continued fraction (Abramowitz & Stegun 7.1.14)
+    For x ≤ 1 this is the difference itself, which loses at most one digit there. For x
+    > 1 it is 200 terms of the continued fraction (Abramowitz & Stegun 7.1.14)
 
         √π exp(x²) erfc(x) = 1 / (x + (1/2) / (x + (2/2) / (x + (3/2) / (x + …
     """
@@ -56,7 +56,8 @@ def erfc(x: Array) -> Array:
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), elementwise, without overflow, as only exp(-|x|) is computed.
 
-    For x < 0 the equal form exp(x) / (1 + exp(x)) is used, which is accurate in the tail.
+    For x < 0 the equal form exp(x) / (1 + exp(x))
+    is used, which is accurate in the tail.
     """
     xp = namespace(x)
     decay = xp.exp(-xp.abs(x))

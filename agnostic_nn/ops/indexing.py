@@ -14,9 +14,10 @@ __all__ = ["add_sorted", "scatter_add", "select"]
 def scatter_add(updates: Array, index: Array, rows: int) -> Array:
     """Add each `updates[i]` to row `index[i]` of a zero array; repeated indices add up.
 
-    updates: (n, d) real; index: (n,) integer in [0, rows); returns (rows, d). Indices are not
-    checked, because their values are not known under `jit`. This version is a product with one-hot
-    rows and costs n · rows · d operations; native versions cost n · d.
+    updates: (n, d) real; index: (n,) integer in [0, rows); returns (rows, d). Indices
+    are not checked, because their values are not known under `jit`. This version is a
+    product with one-hot rows and costs n · rows
+    · d operations; native versions cost n · d.
     """
     xp = namespace(updates, index)
     numbers = xp.arange(rows, device=device(index))
@@ -27,11 +28,12 @@ def scatter_add(updates: Array, index: Array, rows: int) -> Array:
 def add_sorted(updates: Array, index: Array, rows: int) -> Array:
     """Compute `scatter_add` with additions in an order that depends only on `index`.
 
-    The updates are sorted by row, so that those for the same row are adjacent. Then, in steps of 1,
-    2, 4, ..., each adds the partial sum that many positions before it, if that is for the same row.
-    After that the last update of each row holds the sum of the row, which is looked up. This takes
-    about n d log₂ n additions and several times the memory of the updates. A GPU that must give
-    the same bits in every run uses it instead of atomic additions.
+    The updates are sorted by row, so that those for the same row are adjacent. Then, in
+    steps of 1, 2, 4, ..., each adds the partial sum that many positions before it, if
+    that is for the same row. After that the last update of each row holds the sum of
+    the row, which is looked up. This takes about n d log₂ n additions and several times
+    the memory of the updates. A GPU that must give the same bits in every run uses it
+    instead of atomic additions.
     """
     xp = namespace(updates, index)
     if 0 in updates.shape:
@@ -59,8 +61,8 @@ def add_sorted(updates: Array, index: Array, rows: int) -> Array:
 def select(holds: Array, make: Callable[[], Any], old: Any) -> Any:
     """Return the tree `make()` if the 0-d boolean `holds` is true, else the tree `old`.
 
-    This is not a Python `if`, because values are not known under `jit`. An eager backend may
-    register a version that branches and skips `make`.
+    This is not a Python `if`, because values are not known under `jit`. An eager
+    backend may register a version that branches and skips `make`.
     """
     xp = namespace(holds)
     return tree_map(lambda a, b: xp.where(holds, a, b), make(), old)

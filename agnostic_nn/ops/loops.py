@@ -25,19 +25,20 @@ def scan(
 
         carry, y[t] = step(carry, x[t])        t = 0 … length - 1, or backwards with `reverse`
 
-    carry, y and x[t] are trees of arrays, and carry keeps its nesting, shapes and dtypes. The ys
-    are stacked along a new first axis, with y[t] at index t in either direction. A step without
-    output returns () for y. A backend with a compiler compiles `step` once.
+    carry, y and x[t] are trees of arrays, and carry keeps its nesting, shapes and
+    dtypes. The ys are stacked along a new first axis, with y[t] at index t in either
+    direction. A step without output returns () for y. A backend with a compiler
+    compiles `step` once.
 
-    then: a function of the tree y, applied to the outputs. Its result must not depend on leading
-    axes, as a backend may apply it to each y while that is in the processor's cache, or to all ys
-    stacked.
+    then: a function of the tree y, applied to the outputs. Its result must not depend
+    on leading axes, as a backend may apply it to each y while that is in the
+    processor's cache, or to all ys stacked.
 
     Raises
     ------
     ValueError
-        If the leaves of xs differ in length, or have length 0, since the shapes of the ys would
-        then be unknown.
+        If the leaves of xs differ in length, or have length 0, since the shapes of the
+        ys would then be unknown.
     """
     lengths = {leaf.shape[0] for leaf in leaves(xs)}
     is_valid = len(lengths) == 1 and min(lengths) >= 1
@@ -112,12 +113,13 @@ def lstm(
 ) -> tuple[dict[str, Array], tuple[Array, Cache]]:
     """Run one layer of an LSTM, in one direction and without masks, over a whole sequence.
 
-    xs: (time, batch, fan_in). params and start have the structure that the layer `LSTM` documents.
-    Returns the state after the last step and, for all steps, h and a cache for `lstm_backward`,
-    whose contents each backend chooses. keep: whether the cache is needed.
+    xs: (time, batch, fan_in). params and start have the structure that the layer `LSTM`
+    documents. Returns the state after the last step and, for all steps, h and a cache
+    for `lstm_backward`, whose contents each backend
+    chooses. keep: whether the cache is needed.
 
-    by_steps: computes the same with the formulas of the layer, step by step. A backend with a fused
-    kernel registers another version.
+    by_steps: computes the same with the formulas of the layer, step by step. A backend
+    with a fused kernel registers another version.
     """
     return by_steps()
 
@@ -135,7 +137,7 @@ def lstm_backward(
 ) -> tuple[Any, Params, dict[str, Array]]:
     """Return the gradients of `lstm`: dL/dxs, or () unless `need_dx`, dL/dparams and dL/dstart.
 
-    dys: the gradients of h at all steps, or () if there are none. dend: the gradient of the state
-    after the last step.
+    dys: the gradients of h at all steps, or () if there are none. dend: the gradient of
+    the state after the last step.
     """
     return by_steps()

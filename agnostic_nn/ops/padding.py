@@ -11,8 +11,8 @@ __all__ = ["crop", "pad", "pad_impl"]
 def pad(x: Array, pads: Pads, value: float = 0.0) -> Array:
     """Return x with `value` around its inner axes, all but the first and the last.
 
-    pads: for each inner axis the numbers of elements (before, after). A negative number removes
-    elements instead.
+    pads: for each inner axis the numbers of elements (before, after). A negative number
+    removes elements instead.
     """
     added = tuple([(max(low, 0), max(high, 0)) for low, high in pads])
     removed = tuple([(max(-low, 0), max(-high, 0)) for low, high in pads])

@@ -25,11 +25,11 @@ def largest(
 ) -> tuple[Array, tuple[Array, ...]]:
     """Return y, the maximum of each window, and its position in the form `largest_input` takes.
 
-    Of equal elements the first in row-major order is chosen. NaN counts as the largest. Padding is
-    never chosen.
+    Of equal elements the first in row-major order is chosen. NaN counts as the largest.
+    Padding is never chosen.
 
-    The maximum is taken along one axis after another, since a maximum of maxima is the maximum. If
-    the last axis comes first, it is also the first in row-major order.
+    The maximum is taken along one axis after another, since a maximum of maxima is the
+    maximum. If the last axis comes first, it is also the first in row-major order.
     """
     xp = namespace(x)
     positions = []
@@ -37,8 +37,8 @@ def largest(
         _axes(window, stride, padding, dilation)
     ):
         views = slide(pad(x, along(x, axis, (low, high)), -math.inf), axis, k, s, d)
-        # start at the first position that is not padding: if all elements of a window are -∞, as
-        # the padding is, that one is chosen
+        # start at the first position that is not padding: if all elements of a window
+        # are -∞, as the padding is, that one is chosen
         first = [max(-((o * s - low) // d), 0) for o in range(views[0].shape[axis])]
         dtype = xp.int8 if k <= 128 else xp.int32
         column = xp.asarray(first, dtype=dtype, device=device(x))
@@ -91,8 +91,9 @@ def unslide(
 ) -> Array:
     """x[i] = Σ w[k][o] over all k, o with o stride + k dilation = i, the adjoint of `slide`.
 
-    Lay out x in rows of length `stride`: the element i = q stride + r is in column r of row q. Then
-    each w[k] is added to one column, some rows down, and the columns stacked side by side are x.
+    Lay out x in rows of length `stride`: the element i = q stride + r is in column r of
+    row q. Then each w[k] is added to one column, some rows down, and the columns
+    stacked side by side are x.
     """
     xp = namespace(w, *others)
     rows = -(-length // stride)

@@ -22,11 +22,11 @@ def all_finite(value: Array, *others: Array) -> Array:
 def scaled_norm(value: Array, *others: Array) -> tuple[Array, Array]:
     """Return m and l, 0-d, whose product is the Euclidean norm of all elements of the arrays.
 
-    m is the largest |x| and l = √Σ (x/m)², so no square overflows, and squares that underflow are
-    too small to matter. The product m l may overflow where its factors do not. If the largest |x|
-    is 0 or not finite, m is 1. m is at most 1/16 of the largest finite number, because the
-    reciprocal of that number is subnormal, and some libraries flush it to 0. Empty arrays add
-    nothing.
+    m is the largest |x| and l = √Σ (x/m)², so no square overflows, and squares that
+    underflow are too small to matter. The product m l may overflow where its factors do
+    not. If the largest |x| is 0 or not finite, m is 1. m is at most 1/16 of the largest
+    finite number, because the reciprocal of that number is subnormal, and some
+    libraries flush it to 0. Empty arrays add nothing.
     """
     xp = namespace(value, *others)
     arrays = [x for x in (value, *others) if size(x)]
@@ -65,8 +65,8 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
 def sum_rows(x: Array) -> Array:
     """Σ x over all axes but the last: x (..., width) -> (width,).
 
-    The rounding errors of these sums affect training, as the gradient of every bias and the
-    statistics of a batch are such sums. `sum_over` therefore adds in chunks.
+    The rounding errors of these sums affect training, as the gradient of every bias and
+    the statistics of a batch are such sums. `sum_over` therefore adds in chunks.
     """
     axes = tuple(range(x.ndim - 1))
     return namespace(x).reshape(sum_over(x, axes), (x.shape[-1],))
@@ -76,9 +76,10 @@ def sum_rows(x: Array) -> Array:
 def sum_over(x: Array, axes: tuple[int, ...]) -> Array:
     """Σ x over `axes`, which must not be negative and are kept with length 1.
 
-    Along a long axis other than the last, elements are added in chunks of 256, and then the sums of
-    the chunks. Added one after the other, the sum of 2²⁰ elements of float32 would have an error of
-    some hundred eps. A backend whose library adds in chunks anyway may register its own sum.
+    Along a long axis other than the last, elements are added in chunks of 256, and then
+    the sums of the chunks. Added one after the other, the sum of 2²⁰ elements of
+    float32 would have an error of some hundred eps. A backend whose library adds in
+    chunks anyway may register its own sum.
     """
     xp = namespace(x)
     long = [axis for axis in axes if x.shape[axis] > 2 * _CHUNK and axis < x.ndim - 1]

@@ -68,8 +68,8 @@ class Optimizer(Protocol):
         ...
 
 
-# The `update` of an optimizer: params, grads, moments -> new params, new moments. It may take a
-# `divisor` too.
+# The `update` of an optimizer: params, grads, moments -> new params, new moments. It
+# may take a `divisor` too.
 Update = Callable[..., tuple[Params, Moments]]
 
 _NO_WEIGHT_DECAY: float = 0.0  # of rules without this option
@@ -231,7 +231,8 @@ def bias_correction(beta: float, t: Array) -> Array:
     return -xp.expm1(t * math.log(beta)) if beta else xp.ones_like(t)
 
 
-# --- paths of leaves -------------------------------------------------------------------
+# --- paths of leaves
+# -------------------------------------------------------------------
 
 
 @cache
@@ -269,7 +270,8 @@ def paths(tree: Any, prefix: str = "") -> list[str]:
     ]
 
 
-# --- several optimizers for one tree ---------------------------------------------------
+# --- several optimizers for one tree
+# ---------------------------------------------------
 
 
 def split_by_owner(owners: Any, tree: Any, parts: int) -> list[Params]:
@@ -310,7 +312,8 @@ def update_parts(
     return tree_map(lambda owner, *leaf: leaf[owner], owners, *new_params), new_moments
 
 
-# --- wrappers around other optimizers --------------------------------------------------
+# --- wrappers around other optimizers
+# --------------------------------------------------
 
 
 def nested_optimizers(optimizer: Any) -> Iterator[Any]:
@@ -368,9 +371,10 @@ def uses_divisor(optimizer: Any) -> bool:
     users = [inner for inner in _optimizers_inside(optimizer) if uses_divisor(inner)]
     if users and not _takes_divisor(optimizer):
         raise TypeError(
-            f"{type(optimizer).__name__} holds {type(users[0]).__name__}, which has to know "
-            "what the means of batches were divided by: give its update a fourth parameter, "
-            "divisor=1.0, and pass it on to the update of the optimizer inside"
+            f"{type(optimizer).__name__} holds {type(users[0]).__name__}, which has to "
+            "know what the means of batches were divided by: give its update a fourth "
+            "parameter, divisor=1.0, and pass it on to the update of the optimizer "
+            "inside"
         )
     return bool(users)
 
@@ -390,7 +394,8 @@ def _optimizers_inside(thing: Any) -> Iterator[Any]:
             yield entry
 
 
-# --- validation of arguments -----------------------------------------------------------
+# --- validation of arguments
+# -----------------------------------------------------------
 
 
 def expect_rate(name: str, rate: Any) -> None:

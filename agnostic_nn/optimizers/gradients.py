@@ -196,9 +196,9 @@ class Accumulate:
         expect_count("terms", self.terms)
         if self.terms > 1 and uses_divisor(self.optimizer):
             raise ValueError(
-                f"expected an optimizer that does not join batches inside Accumulate(..., "
-                f"terms={self.terms}), got {self.optimizer!r}: set `every` of one Accumulate to "
-                "the product of both"
+                "expected an optimizer that does not join batches inside "
+                f"Accumulate(..., terms={self.terms}), got {self.optimizer!r}: set "
+                "`every` of one Accumulate to the product of both"
             )
 
     def init(self, params: Params) -> Moments:

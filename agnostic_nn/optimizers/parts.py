@@ -62,7 +62,8 @@ class Parts:
     def __post_init__(self) -> None:
         if not isinstance(self.parts, tuple | list):
             raise TypeError(
-                f"expected pairs of a pattern and an optimizer, got {described(self.parts)}"
+                "expected pairs of a pattern and an optimizer, got "
+                f"{described(self.parts)}"
             )
         for pair in self.parts:
             is_pair = isinstance(pair, tuple | list) and len(pair) == 2

@@ -1,13 +1,15 @@
 """Training: from a user's data to better parameters.
 
-`steps.py` ties a model, a loss and an optimizer into one pure step. `inputs.py` and `validation.py`
-check a user's data, `batches.py` cuts them into batches, `feed.py` moves these to the device, and
-`trainer.py` holds what the steps return. `checkpoint.py`, `checkpoint_fields.py` and `config.py`
-write a trainer to a file and read it back, in the format of `safetensors_format.py`;
-`abstract_init.py` finds the shapes that a file must hold. `context.py` holds the arrays that steps
-read without training them, `mean_loss.py` averages losses over batches, and `callback_memory.py`
-holds what callbacks remember during a run. `callbacks.py`, `interrupts.py`, `progress.py` and
-`history.py` watch, stop and report a run. `splits.py` splits examples and balances classes.
+`steps.py` ties a model, a loss and an optimizer into one pure step. `inputs.py` and
+`validation.py` check a user's data, `batches.py` cuts them into batches, `feed.py`
+moves these to the device, and `trainer.py` holds what the steps return.
+`checkpoint.py`, `checkpoint_fields.py` and `config.py` write a trainer to a file and
+read it back, in the format of `safetensors_format.py`; `abstract_init.py` finds the
+shapes that a file must hold. `context.py` holds the arrays that steps read without
+training them, `mean_loss.py` averages losses over batches, and `callback_memory.py`
+holds what callbacks remember during a run. `callbacks.py`, `interrupts.py`,
+`progress.py` and `history.py` watch, stop and report a run. `splits.py` splits examples
+and balances classes.
 """
 
 from .callbacks import (

@@ -1,7 +1,7 @@
 """Run `init` with arrays without data, to find the shapes and dtypes of a trainer's arrays.
 
-A file may claim that a layer is 10⁹ wide. The arrays that `init` would create are compared with
-those in the file before any memory is allocated for them.
+A file may claim that a layer is 10⁹ wide. The arrays that `init` would create are
+compared with those in the file before any memory is allocated for them.
 """
 
 from typing import Any
@@ -15,7 +15,8 @@ from .steps import Carry
 __all__ = ["TooLarge", "abstract_carry"]
 
 _SMALL = 2**16  # bytes by which an array, such as a random key, may exceed the file
-# `init` may create this many arrays, and this many in addition for each array in the file.
+# `init` may create this many arrays, and this
+# many in addition for each array in the file.
 _MAX_ARRAYS = 20_000
 _MAX_ARRAYS_PER_ENTRY = 30
 
@@ -50,7 +51,8 @@ def abstract_carry(
 ) -> tuple[Carry, Shape]:
     """Return the carry before the first step, as arrays without data, and the shape of one output.
 
-    size, arrays: the number of bytes and of arrays in the file that the carry is read from.
+    size, arrays: the number of bytes and of arrays in the file that the carry is read
+    from.
 
     Raises
     ------

@@ -35,8 +35,8 @@ _END = object()
 class EpochProgress(NamedTuple):
     """Progress of the open epoch: the number of batches done, and their layout.
 
-    User-supplied batches have batch_size 0, examples 0 and shuffled False. Without an open epoch
-    batches_done is 0.
+    User-supplied batches have batch_size 0, examples 0 and shuffled False. Without an
+    open epoch batches_done is 0.
     """
 
     batches_done: int = 0
@@ -49,8 +49,8 @@ class EpochProgress(NamedTuple):
 class Examples:
     """Checked examples on the host: x, their targets, and their weights, if they have any.
 
-    `examples[rows]` selects examples. It reads those of a mapped file into memory, and converts
-    their integers to int32.
+    `examples[rows]` selects examples. It reads those of a mapped file into memory, and
+    converts their integers to int32.
     """
 
     x: Any
@@ -80,7 +80,8 @@ class Examples:
 def padded(examples: Examples, count: int) -> Examples:
     """Return `examples` padded to `count` by repeating the last one.
 
-    Padding rows do not count in the loss, but layers compute with them, so they hold real data.
+    Padding rows do not count in the loss, but layers
+    compute with them, so they hold real data.
     """
     return examples[np.minimum(np.arange(count), len(examples) - 1)]
 
@@ -97,8 +98,9 @@ def batch_indices(
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Yield `indices` in batches from batch `first` on, each with its number of new indices.
 
-    All batches have the same length, so that a step is compiled once. The last one is padded by
-    repeating its last index: layers compute with padding rows, so they hold real data.
+    All batches have the same length, so that a step is compiled once. The last one is
+    padded by repeating its last index: layers compute
+    with padding rows, so they hold real data.
     """
     for start in range(first * batch_size, len(indices), batch_size):
         rows = indices[start : start + batch_size]
@@ -146,7 +148,8 @@ class StoredBatches:
     ) -> Iterator[tuple[list[int], Examples]]:
         """Yield the same batches in groups of `together`: their sizes, and the rows of all.
 
-        Short batches are padded as in `batch_indices`, and the last group with its last batch.
+        Short batches are padded as in `batch_indices`,
+        and the last group with its last batch.
         """
         batches = self._rows(number, first, limit)
         while group := list(islice(batches, together)):
@@ -168,10 +171,11 @@ class StoredBatches:
 class StreamedBatches:
     """Batches that a user supplies, each `(x, target)` or `(x, target, weights)`.
 
-    source: an iterable, which is iterated again in each epoch; a function from the number of the
-    epoch to an iterable; or an iterator, which can only continue where it stopped. steps: batches
-    in an epoch, by default all of them. check: turns a batch into `Examples`. is_over: whether
-    the last call of `epoch` reached the end of the epoch.
+    source: an iterable, which is iterated again in each epoch; a function from the
+    number of the epoch to an iterable; or an iterator, which can only continue where it
+    stopped. steps: batches in an epoch, by default all of them. check: turns a batch
+    into `Examples`. is_over: whether the last call
+    of `epoch` reached the end of the epoch.
     """
 
     source: Any
@@ -194,8 +198,8 @@ class StreamedBatches:
     ) -> Iterator[Examples]:
         """Yield the batches of epoch `number`, from batch `first` on, at most `limit` of them.
 
-        After `limit` batches, the end of the epoch is detected by drawing one more batch. An
-        iterator would lose that batch, so its length hint is used instead.
+        After `limit` batches, the end of the epoch is detected by drawing one more
+        batch. An iterator would lose that batch, so its length hint is used instead.
 
         Raises
         ------
@@ -226,8 +230,9 @@ class StreamedBatches:
         if is_short:
             expected = "" if self.steps is None else f" of {self.steps}"
             raise ValueError(
-                f"the batches ended after {position}{expected} in epoch {number + 1}: an "
-                "iterator can be used once; pass a function of the epoch that returns a new one"
+                f"the batches ended after {position}{expected} in epoch {number + 1}: "
+                "an iterator can be used once; pass a function of the epoch that "
+                "returns a new one"
             )
 
     def _begin(self, number: int) -> Iterator[Any]:
@@ -237,7 +242,8 @@ class StreamedBatches:
         )
         if not isinstance(batches, Iterable):
             raise TypeError(
-                f"expected batches(epoch) to return an iterable, got {described(batches)}"
+                "expected batches(epoch) to return an iterable, got "
+                f"{described(batches)}"
             )
         return iter(batches)
 
@@ -262,14 +268,15 @@ class StreamedBatches:
 def prefetched(items: Iterable[Any], count: int) -> Iterator[Iterable[Any]]:
     """Yield an iterable over `items`, up to `count` of which a thread computes in advance.
 
-    The order does not change, and an exception is raised where its item would have come. When
-    the context ends, for whatever reason, the thread ends too: at once, or once it has computed
-    its current item.
+    The order does not change, and an exception is raised where its item would have
+    come. When the context ends, for whatever reason, the thread ends too: at once, or
+    once it has computed its current item.
     """
     if not count:
         yield items
         return
-    # SimpleQueue is written in C: an exception in the middle of a call leaves it intact.
+    # SimpleQueue is written in C: an exception
+    # in the middle of a call leaves it intact.
     results: SimpleQueue[Any] = SimpleQueue()
     # an entry for each item that may be put into `results`
     slots: SimpleQueue[Any] = SimpleQueue()

@@ -14,10 +14,10 @@ __all__ = ["BoundCallback", "RunMemory"]
 class RunMemory:
     """Holds a dict of JSON data for each callback of a run, and the weights that it keeps.
 
-    A callback is identified by its class and its index among the callbacks of this class in the
-    list passed to `fit`. Two callbacks with equal fields therefore do not share memory. A callback
-    that is not in the list, but is called by one that is, is identified by that one and its index
-    there.
+    A callback is identified by its class and its index among the callbacks of this
+    class in the list passed to `fit`. Two callbacks with equal fields therefore do not
+    share memory. A callback that is not in the list, but is called by one that is, is
+    identified by that one and its index there.
 
     notes: the dicts, by key. best: the weights, by key.
     """
@@ -30,7 +30,8 @@ class RunMemory:
         self.notes: dict[str, dict[str, Any]] = {} if notes is None else notes
         self.best: dict[str, Carry] = {} if best is None else best
         self.is_running: bool = False
-        # By the key of a callback, or "" for `fit`: the callbacks that it calls, with their keys.
+        # By the key of a callback, or "" for `fit`: the
+        # callbacks that it calls, with their keys.
         self._called: dict[str, list[tuple[str, Any]]] = {}
         self._current = ""  # the key of the callback whose hook is running
 
@@ -66,7 +67,8 @@ class RunMemory:
             raise RuntimeError("a callback has memory only while `fit` is running")
         current = self._current
         listed = self._called.get("", [])
-        # The same object may be in the list twice: the one whose hook is running comes first.
+        # The same object may be in the list twice: the
+        # one whose hook is running comes first.
         if any(key == current and other is callback for key, other in listed):
             return current
         for key, other in (*listed, *self._called.get(current, [])):

@@ -1,10 +1,11 @@
 """Callbacks: code that `fit` calls between epochs.
 
-A callback is a frozen dataclass like a layer: its fields are its options. It stores what it
-remembers in the trainer, which saves it, so training resumed from a checkpoint continues as if
-it had not stopped. Callbacks are called in the order of the list. One that adds to the row of an
-epoch comes before one that writes the row, and `Checkpoint` comes last: otherwise it saves what
-later callbacks remembered an epoch ago. See `Callback` for how long they remember.
+A callback is a frozen dataclass like a layer: its fields are its options. It stores
+what it remembers in the trainer, which saves it, so training resumed from a checkpoint
+continues as if it had not stopped. Callbacks are called in the order of the list. One
+that adds to the row of an epoch comes before one that writes the row, and `Checkpoint`
+comes last: otherwise it saves what later callbacks remembered an epoch ago. See
+`Callback` for how long they remember.
 """
 
 import csv
@@ -53,22 +54,23 @@ class Callback:
 
     An exception from a hook ends `fit` and leaves the trainer unchanged.
 
-    `trainer.memory(self)` is a dict of JSON data in which a callback stores what it remembers from
-    epoch to epoch. `trainer.keep(self)` keeps a copy of the current weights, and
-    `trainer.restore(self)` restores it. All of it is saved with the trainer and belongs to one run
-    of `fit`:
+    `trainer.memory(self)` is a dict of JSON data in which a callback stores what it
+    remembers from epoch to epoch. `trainer.keep(self)` keeps a copy of the current
+    weights, and `trainer.restore(self)` restores it. All of it is saved with the
+    trainer and belongs to one run of `fit`:
 
     - A run is over when `fit` returns after a complete epoch; `end` is then called with
       `complete` true. Its memory is dropped, and the next `fit` begins a new run.
-    - After an error, Ctrl-C, or `steps` that end within an epoch, the run is interrupted, and the
-      next `fit` continues it. So does the first `fit` of a trainer that was loaded from a
-      checkpoint written during a run or an interruption, or moved by `to`.
+    - After an error, Ctrl-C, or `steps` that end within an epoch, the run is
+      interrupted, and the next `fit` continues it. So does the first `fit` of a trainer
+      that was loaded from a checkpoint written during a run or an interruption, or
+      moved by `to`.
     - New weights from `Trainer.build` or `start_from` end an interrupted run.
 
-    A callback is identified by its class and by its index among the callbacks of this class in
-    the list: two `EarlyStopping` never share memory, and callbacks of other classes may be added
-    or removed. Store what should outlive a run in `trainer.notes`, a dict of JSON data, or under
-    a name: `trainer.keep("name")`.
+    A callback is identified by its class and by its index among the callbacks of this
+    class in the list: two `EarlyStopping` never share memory, and callbacks of other
+    classes may be added or removed. Store what should outlive a run in `trainer.notes`,
+    a dict of JSON data, or under a name: `trainer.keep("name")`.
     """
 
     def begin(self, trainer: Any) -> None:
@@ -127,8 +129,8 @@ def expect_fields(
 ) -> None:
     """Let callbacks raise, before training, if the `fields` of an epoch's row do not suit them.
 
-    A custom callback may add fields to the row. The names that callbacks after it refer to are
-    therefore not checked.
+    A custom callback may add fields to the row. The names that callbacks after it refer
+    to are therefore not checked.
     """
     reported: tuple[str, ...] | None = fields
     for callback in callbacks:
@@ -224,15 +226,16 @@ class _Monitor(_CheckedCallback):
 class EarlyStopping(_Monitor):
     """End `fit` when a value has not improved for `patience` epochs.
 
-    monitor: a field of the row of an epoch, such as "validation_accuracy". mode: "min" if lower
-    is better, "max" if higher is. An improvement is a change by more than `min_delta`; NaN is
-    never one.
+    monitor: a field of the row of an epoch, such as "validation_accuracy". mode: "min"
+    if lower is better, "max" if higher is. An improvement is a change by more than
+    `min_delta`; NaN is never one.
 
-    With `restore`, the parameters, state and moments of the best epoch of this run are restored
-    when `fit` ends after a complete epoch, also if it has run all its epochs. The counts of steps
-    and epochs do not change. After an error or Ctrl-C the last weights stay, so that training can
-    continue. A `Checkpoint` has saved the last weights too: for the best, save the trainer after
-    `fit`, or use `Checkpoint(best=True)`.
+    With `restore`, the parameters, state and moments of the best epoch of this run are
+    restored when `fit` ends after a complete epoch, also if it has run all its epochs.
+    The counts of steps and epochs do not change. After an error or Ctrl-C the last
+    weights stay, so that training can continue. A `Checkpoint` has saved the last
+    weights too: for the best, save the trainer after `fit`, or use
+    `Checkpoint(best=True)`.
     """
 
     patience: int = 10
@@ -263,13 +266,13 @@ class EarlyStopping(_Monitor):
 class ReduceOnPlateau(_Monitor):
     """Multiply the scale of a `Scaled` optimizer by `factor` whenever a value stops improving.
 
-    That is when it has not improved for `patience` epochs, as in `EarlyStopping`; then the count
-    begins again. The scale stays at `min_scale` or above.
+    That is when it has not improved for `patience` epochs, as in `EarlyStopping`; then
+    the count begins again. The scale stays at `min_scale` or above.
 
-    The scale is part of the optimizer's moments, like momentum and the step of a schedule, and so
-    outlives the run: the next `fit` begins with it, but with a new best value and a new count.
-    `trainer.start_from(trainer.params, trainer.state)` resets the scale to 1, and all other
-    moments.
+    The scale is part of the optimizer's moments, like momentum and the step of a
+    schedule, and so outlives the run: the next `fit` begins with it, but with a new
+    best value and a new count. `trainer.start_from(trainer.params, trainer.state)`
+    resets the scale to 1, and all other moments.
     """
 
     patience: int = 10
@@ -315,9 +318,10 @@ class ReduceOnPlateau(_Monitor):
 class Checkpoint(_Monitor):
     """Save the trainer after every `every`-th epoch, or only if a value is the best so far.
 
-    path: "{epoch}" and other fields of the row in it, such as "{loss:.3f}", make a file for each
-    epoch. An existing file is replaced only once the new one is complete. With `best`, the
-    trainer is saved only if `monitor` has improved on those `every`-th epochs of this run.
+    path: "{epoch}" and other fields of the row in it, such as "{loss:.3f}", make a file
+    for each epoch. An existing file is replaced only once the new one is complete. With
+    `best`, the trainer is saved only if `monitor` has improved on those `every`-th
+    epochs of this run.
     """
 
     path: str = "checkpoint.safetensors"
@@ -362,7 +366,8 @@ class Checkpoint(_Monitor):
                     f"{', '.join(fields)}"
                 )
         if fields is not None or not names:
-            # try the format with example values: integers for counts, floats for all others
+            # try the format with example values: integers
+            # for counts, floats for all others
             counts = dict.fromkeys(("epoch", "steps"), 1)
             try:
                 path = self.path.format(**dict.fromkeys(names, 1.0) | counts)
@@ -385,7 +390,8 @@ class Checkpoint(_Monitor):
         names = [re.split(r"[.\[]", field)[0] for field in fields]
         if not all(name.isidentifier() for name in names):
             raise ValueError(
-                f"expected fields with names in the path, such as {{epoch}}, got {self.path}"
+                f"expected fields with names in the path, such as {{epoch}}, got "
+                f"{self.path}"
             )
         return names
 
@@ -415,7 +421,8 @@ class RateLog(_CheckedCallback):
             )
         if callable(rate):
             *_, moments = nested_moments(trainer.moments)
-            # a custom optimizer need not be a Rule; it counts its steps under the same name
+            # a custom optimizer need not be a Rule; it
+            # counts its steps under the same name
             is_rule = isinstance(optimizer, Rule)
             steps = optimizer.steps_taken(moments) if is_rule else moments["step"]
             last = max(int(to_numpy(steps)) - 1, 0)
@@ -427,13 +434,14 @@ class RateLog(_CheckedCallback):
 class CSVLog(_CheckedCallback):
     """Append the row of each epoch to a file of comma-separated values.
 
-    A trainer that has completed epochs continues the file; rows of later epochs, left by a run
-    that was interrupted, are dropped. A new trainer begins a new file.
+    A trainer that has completed epochs continues the file; rows of later epochs, left
+    by a run that was interrupted, are dropped. A new trainer begins a new file.
 
     Raises
     ------
     ValueError
-        From `fit`, if the columns of the file differ from the fields that the epoch reports.
+        From `fit`, if the columns of the file differ
+        from the fields that the epoch reports.
     """
 
     path: str
@@ -460,8 +468,8 @@ class CSVLog(_CheckedCallback):
     def _expect_columns(self, header: list[str], fields: Sequence[str]) -> None:
         if header != list(fields):
             raise ValueError(
-                f"{self.path} has the columns {', '.join(header)}, but an epoch reports "
-                f"{', '.join(fields)}"
+                f"{self.path} has the columns {', '.join(header)}, but an epoch "
+                f"reports {', '.join(fields)}"
             )
 
     def _completed_rows(self, trainer: Any) -> tuple[list[str], list[list[str]]]:
@@ -499,7 +507,8 @@ class CSVLog(_CheckedCallback):
 class TensorBoardLog(_CheckedCallback):
     """Write the numbers of each epoch to `folder` for TensorBoard, with tensorboardX.
 
-    A resumed run drops what an earlier run wrote about epochs that the trainer has not completed.
+    A resumed run drops what an earlier run wrote about
+    epochs that the trainer has not completed.
 
     Raises
     ------
@@ -527,8 +536,8 @@ class TensorBoardLog(_CheckedCallback):
             from tensorboardX import SummaryWriter
         except ImportError as error:
             raise ImportError(
-                f"TensorBoardLog needs the package tensorboardX, which cannot be imported "
-                f"({error}): pip install 'agnostic-nn[tensorboard]'"
+                "TensorBoardLog needs the package tensorboardX, which cannot be "
+                f"imported ({error}): pip install 'agnostic-nn[tensorboard]'"
             ) from error
         self._writer = SummaryWriter(
             os.fspath(self.folder), purge_step=trainer.epoch + 1

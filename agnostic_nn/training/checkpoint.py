@@ -1,10 +1,10 @@
 """Checkpoints: named arrays and a description, written atomically to one safetensors file.
 
-A digest covers every byte. Without one, a flipped bit in a weight would load as another weight.
-The digest detects damage, not attacks, because an attacker can compute it too. Files are therefore
-treated as untrusted: the claims of the header are compared with the size of the file, and the
-description with what is expected, before memory is allocated. The numbers are not checked: they
-may be NaN or infinite.
+A digest covers every byte. Without one, a flipped bit in a weight would load as another
+weight. The digest detects damage, not attacks, because an attacker can compute it too.
+Files are therefore treated as untrusted: the claims of the header are compared with the
+size of the file, and the description with what is expected, before memory is allocated.
+The numbers are not checked: they may be NaN or infinite.
 """
 
 import json
@@ -68,8 +68,9 @@ def write(
 ) -> None:
     """Write `arrays` and `description`, a dict of JSON data, to the file at `path`.
 
-    The new file is read back before it replaces the old one: see `files.replacing`. The memory
-    needed in addition to `arrays` is that of the largest array that is not contiguous.
+    The new file is read back before it replaces the old one: see `files.replacing`. The
+    memory needed in addition to `arrays` is that
+    of the largest array that is not contiguous.
 
     Raises
     ------
@@ -78,7 +79,8 @@ def write(
     CheckpointError
         If the file differs when it is read back, or could not be loaded.
     TypeError
-        If an array has a dtype that the format lacks, or the description is not JSON data.
+        If an array has a dtype that the format lacks,
+        or the description is not JSON data.
     """
     entries = {name: entry_of(name, array) for name, array in arrays.items()}
     for name, value in description.items():
@@ -136,7 +138,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator["OpenedCheckpoint"]:
 class OpenedCheckpoint:
     """An open checkpoint, whose arrays have not been read yet.
 
-    entries: dtype and shape of each array by name, checked against the size of the file.
+    entries: dtype and shape of each array by name, checked against the size of the
+    file.
     description: the dict passed to `write`, with the key "format" added.
     """
 
@@ -320,6 +323,6 @@ def _length(file: BinaryIO, size: int, name: str) -> int:
     if not size:
         raise CheckpointError(f"{name} is empty, not a safetensors file")
     raise CheckpointError(
-        f"{name} is not a safetensors file, or is damaged: it has {size} bytes, and its header "
-        f"would have {length if len(begin) >= 8 else 'a length of 8'}"
+        f"{name} is not a safetensors file, or is damaged: it has {size} bytes, and "
+        f"its header would have {length if len(begin) >= 8 else 'a length of 8'}"
     )

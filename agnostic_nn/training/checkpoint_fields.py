@@ -1,7 +1,7 @@
 """Checks of a checkpoint: the fields of its description, its model, and its arrays.
 
-A file is untrusted: each field is checked before it is used, and the names, dtypes and shapes of
-the arrays are compared with those of the model before any array is read.
+A file is untrusted: each field is checked before it is used, and the names, dtypes and
+shapes of the arrays are compared with those of the model before any array is read.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -37,9 +37,10 @@ _MAX_COUNT = 2**53  # of steps and examples: no training reaches it
 class CheckpointFields:
     """The fields of a description other than the model, the loss and the optimizer.
 
-    open: progress of the open epoch. largest: the longest user-supplied batch. kept: names of the
-    copies that `Trainer.keep` made. fit: the memory of the callbacks of an interrupted `fit`, by
-    key, and best: the keys of those that keep weights; see `RunMemory`.
+    open: progress of the open epoch. largest: the longest user-supplied batch. kept:
+    names of the copies that `Trainer.keep` made. fit: the memory of the callbacks of an
+    interrupted `fit`, by key, and best: the keys
+    of those that keep weights; see `RunMemory`.
     """
 
     shape: Shape
@@ -161,7 +162,8 @@ def _expect_dict(name: str, value: Any) -> None:
     expect(isinstance(value, dict), "expected {} as a dict, got {}", name, short(value))
 
 
-# --- the model and its arrays -----------------------------------------------------------
+# --- the model and its arrays
+# -----------------------------------------------------------
 
 
 def restore_part(file: OpenedCheckpoint, name: str, passed: Any) -> Any:
@@ -170,8 +172,8 @@ def restore_part(file: OpenedCheckpoint, name: str, passed: Any) -> Any:
     Raises
     ------
     CheckpointError
-        If the file was saved with another one than the one passed. If None is passed, and the
-        file names something that this library does not define.
+        If the file was saved with another one than the one passed. If None is passed,
+        and the file names something that this library does not define.
     """
     data = file.description.get(name)
     if passed is not None:
@@ -210,14 +212,15 @@ def abstract_carry_of(
 ) -> tuple[Carry, Shape]:
     """Return the carry of a model as arrays without data, and the shape of one output.
 
-    draw(shape): returns both with real arrays, for a custom model or optimizer that cannot
-    compute with arrays without data; None if model and optimizer come from the file.
+    draw(shape): returns both with real arrays, for a custom model or optimizer that
+    cannot compute with arrays without data; None
+    if model and optimizer come from the file.
 
     Raises
     ------
     CheckpointError
-        If the carry needs more memory than the file has, or the model does not accept the shape
-        of the inputs in the file.
+        If the carry needs more memory than the file has, or the model does not accept
+        the shape of the inputs in the file.
     """
     size = sum(entry.nbytes for entry in file.entries.values())
     with wrapping_errors(file):

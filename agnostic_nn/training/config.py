@@ -1,7 +1,8 @@
 """Describe models, losses and optimizers as JSON data, and rebuild them from it.
 
-A file that could name any class would be a program. Only classes and functions of this library
-are rebuilt, from numbers, strings and the like, by constructors that check their arguments.
+A file that could name any class would be a program. Only classes and functions of this
+library are rebuilt, from numbers, strings and the like, by constructors that check
+their arguments.
 """
 
 from collections.abc import Callable
@@ -43,8 +44,8 @@ _MAX_INTEGER = 2**63
 def describe(thing: Any) -> Any:
     """Return `thing` with its hyper-parameters as nested dicts, lists, strings and numbers.
 
-    Classes and functions that this library does not define are described too, but `rebuild`
-    raises for them.
+    Classes and functions that this library does not define are described too, but
+    `rebuild` raises for them.
     """
     if thing is None or isinstance(thing, bool | int | float | str):
         return thing
@@ -178,7 +179,8 @@ def _name_of(thing: Any) -> str:
 def _known(name: Any, known: dict[str, Any]) -> Any:
     if not isinstance(name, str) or name not in known:
         raise ValueError(
-            f"the checkpoint was saved with {ascii(name)[:200]}, which agnostic_nn does not "
-            "define: pass the model, loss or optimizer it stands for to Trainer.load"
+            f"the checkpoint was saved with {ascii(name)[:200]}, which agnostic_nn "
+            "does not define: pass the model, loss or optimizer it stands for to "
+            "Trainer.load"
         )
     return known[name]

@@ -17,8 +17,8 @@ _Layout = dict[str, tuple[str, Shape]]  # dtype and shape of each leaf, by name
 class Context:
     """The context of a trainer: a tree of arrays, or a function that returns one for each step.
 
-    A tree is copied when it is set. The result of a function is read before anybody can change
-    it, so its arrays of the backend are not copied.
+    A tree is copied when it is set. The result of a function is read before anybody can
+    change it, so its arrays of the backend are not copied.
     """
 
     def __init__(self, backend: Backend, dtype: str) -> None:
@@ -110,8 +110,8 @@ def _difference(layout: _Layout, expected: _Layout) -> str:
     name = next(name for name in names if layout.get(name) != expected.get(name))
     return (
         f"expected {name} to be {_dtype_and_shape(expected, name)} as before, got "
-        f"{_dtype_and_shape(layout, name)}: a context keeps its nesting, shapes and dtypes; set "
-        "it to None first to begin with another"
+        f"{_dtype_and_shape(layout, name)}: a context keeps its nesting, shapes and "
+        "dtypes; set it to None first to begin with another"
     )
 
 

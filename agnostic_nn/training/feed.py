@@ -21,8 +21,8 @@ Augment = Callable[[Any, Any, np.random.Generator], tuple[Any, Any]]
 # number of batches, step function and its arguments except the carry
 _Call = tuple[Any, ...]
 
-# Limits of the steps that are taken by one call: the number of multiplications, which amount to
-# some milliseconds, and the bytes of x.
+# Limits of the steps that are taken by one call: the number of multiplications, which
+# amount to some milliseconds, and the bytes of x.
 _MAX_MULTIPLICATIONS = 2**27
 _MAX_BYTES = 2**22
 
@@ -31,11 +31,11 @@ _MAX_BYTES = 2**22
 class BatchFeeder:
     """Yields, for each call of a step, the step function and its arguments except the carry.
 
-    step takes one batch, and steps takes several, see `make_loop`. augment: the user's function,
-    or None; its generator is fixed by `seed`. check(x, target, weights): turns the result of
-    augment into examples. rows_for: from the length of a user-supplied batch to that which it is
-    padded to. multiplications(): about how many a step takes for each row. together: whether
-    `steps` may be used.
+    step takes one batch, and steps takes several, see `make_loop`. augment: the user's
+    function, or None; its generator is fixed by `seed`. check(x, target, weights):
+    turns the result of augment into examples. rows_for: from the length of a
+    user-supplied batch to that which it is padded to. multiplications(): about how many
+    a step takes for each row. together: whether `steps` may be used.
     """
 
     source: StoredBatches | StreamedBatches
@@ -52,7 +52,8 @@ class BatchFeeder:
     def epoch(self, number: int, first: int, limit: int | None) -> Iterator[_Call]:
         """Yield (number of batches, step function, *arguments) for each call.
 
-        These are the batches of epoch `number` from batch `first` on, at most `limit` of them.
+        These are the batches of epoch `number` from
+        batch `first` on, at most `limit` of them.
         """
         source = self.source
         can_loop = self.together and self.validator.backend.compiles
@@ -74,8 +75,8 @@ class BatchFeeder:
                 needs_counts = validator.has_short_batch(len(source.examples), rows)
             else:
                 rows = self.rows_for(len(examples))
-                # Any batch may be short, so all of them have counts where the loss allows it:
-                # the step is then compiled once.
+                # Any batch may be short, so all of them have counts where the loss
+                # allows it: the step is then compiled once.
                 needs_counts = validator.takes_weights or len(examples) < rows
                 if needs_counts:
                     sizes = f"of {len(examples)} examples where others had {rows},"
@@ -92,8 +93,9 @@ class BatchFeeder:
     ) -> Iterator[_Call]:
         """Yield the arguments of `steps`, which takes `together` batches by one call.
 
-        On a backend that compiles loops, such a call has the overhead of one step. The size of a
-        group depends only on the sizes of the data, so results are reproducible to the last bit.
+        On a backend that compiles loops, such a call has the overhead of one step. The
+        size of a group depends only on the sizes of the data, so results are
+        reproducible to the last bit.
         """
         backend = self.validator.backend
         shape = (together, source.batch_size)
@@ -123,7 +125,8 @@ class BatchFeeder:
     def _steps_per_call(self, source: StoredBatches, limit: int | None) -> int:
         """Return how many steps to take by one call.
 
-        It divides the epoch, or the `limit` steps of it, into calls of nearly equal length.
+        It divides the epoch, or the `limit` steps
+        of it, into calls of nearly equal length.
         """
         count = source.count if limit is None else min(limit, source.count)
         nbytes: int = sum(leaf[:1].nbytes for leaf in leaves((source.examples.x,)))

@@ -17,9 +17,9 @@ NOT_PLOTTED = {"epoch", "steps", "seconds"}
 class History:
     """One dict per epoch. `history["loss"]` is a column, `str(history)` a table.
 
-    A notebook shows the table, and, if matplotlib is installed, a plot of the loss and of each
-    metric, with their values on the validation data. A loss that spans more than two decades is
-    plotted on a logarithmic scale.
+    A notebook shows the table, and, if matplotlib is installed, a plot of the loss and
+    of each metric, with their values on the validation data. A loss that spans more
+    than two decades is plotted on a logarithmic scale.
     """
 
     epochs: list[dict[str, Any]] = field(default_factory=list)

@@ -1,9 +1,10 @@
 """Inputs: a user's arrays, checked and converted on the host.
 
-Checks run on the host because compiled functions cannot look at values, and array libraries
-treat invalid values differently (JAX clamps an index, CuPy wraps it around). Data are an array
-or a tree of arrays, with the examples along axis 0 of each. A file mapped into memory
-(`np.load(path, mmap_mode="r")`) is checked chunk by chunk and never loaded as a whole.
+Checks run on the host because compiled functions cannot look at values, and array
+libraries treat invalid values differently (JAX clamps an index, CuPy wraps it around).
+Data are an array or a tree of arrays, with the examples along axis 0 of each. A file
+mapped into memory (`np.load(path, mmap_mode="r")`) is checked chunk by chunk and never
+loaded as a whole.
 """
 
 from collections.abc import Iterator
@@ -42,13 +43,15 @@ def is_mapped(data: Any) -> bool:
 def fetch(name: str, data: Any, backend: Backend) -> tuple[Any, Any]:
     """Return `data` as NumPy arrays, and for each whether the user chose its dtype.
 
-    Accepts NumPy arrays, nested lists of numbers, arrays of the backend, and dicts and tuples of
-    those; a tuple of numbers is one array. Both results have the nesting of the data.
+    Accepts NumPy arrays, nested lists of numbers, arrays of the backend, and dicts and
+    tuples of those; a tuple of numbers is one array.
+    Both results have the nesting of the data.
 
     Raises
     ------
     TypeError
-        If data is an array of another library, does not hold numbers, or is on another device.
+        If data is an array of another library, does
+        not hold numbers, or is on another device.
     """
     if isinstance(data, dict):
         arrays = {}
@@ -121,8 +124,8 @@ def _fetch_from_backend(name: str, data: Any, backend: Backend) -> np.ndarray:
 def converted(name: str, data: Any, has_dtype: Any, dtype: str) -> Any:
     """Return `data` in the dtype that the model computes in, and integers in int32.
 
-    All backends have int32. Floating-point numbers are only converted if the user did not choose
-    their dtype. Booleans are not converted, and neither is a mapped file.
+    All backends have int32. Floating-point numbers are only converted if the user did
+    not choose their dtype. Booleans are not converted, and neither is a mapped file.
 
     Raises
     ------
@@ -250,5 +253,6 @@ def expect_lengths(name: str, data: Any) -> None:
             )
         if len(leaf) != len(first_leaf):
             raise ValueError(
-                f"{first_path} holds {len(first_leaf)} examples, but {path} has shape {leaf.shape}"
+                f"{first_path} holds {len(first_leaf)} examples, but {path} has shape "
+                f"{leaf.shape}"
             )

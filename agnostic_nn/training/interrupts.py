@@ -11,16 +11,18 @@ __all__ = ["DeferredInterrupts"]
 class DeferredInterrupts:
     """A context in which the first Ctrl-C only sets `requested`, and a second one raises at once.
 
-    When the context ends, KeyboardInterrupt is raised if it was deferred; the cause is the
-    exception that ended the context, if any. The context does nothing if the user has installed a
-    handler for SIGINT, or outside the main thread, where Python does not deliver signals.
+    When the context ends, KeyboardInterrupt is raised if it was deferred; the cause is
+    the exception that ended the context, if any. The context does nothing if the user
+    has installed a handler for SIGINT, or outside the main thread, where Python does
+    not deliver signals.
     """
 
     requested = False
     _is_on = False
 
     def __enter__(self) -> "DeferredInterrupts":
-        # Read the handler first: to replace it and put it back could lose a signal in between.
+        # Read the handler first: to replace it and put
+        # it back could lose a signal in between.
         default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if default and threading.current_thread() is threading.main_thread():
             try:
@@ -45,8 +47,8 @@ class DeferredInterrupts:
 def _handler(context: Any) -> Any:
     """Return a handler of SIGINT; `context`: a weak reference to a `DeferredInterrupts`.
 
-    If an exception comes at the moment when a context ends, its handler may stay installed. It
-    then behaves like the default one.
+    If an exception comes at the moment when a context ends, its handler may stay
+    installed. It then behaves like the default one.
     """
 
     def handle(number: int, frame: Any) -> None:

@@ -13,9 +13,10 @@ __all__ = ["MeanLoss"]
 class MeanLoss:
     """Σ divisor · value / Σ divisor over batches, for each term of a loss; then their sum.
 
-    The value of a batch is a sum over its examples, divided by its divisor. So this is the loss
-    of one batch of all examples, however they are divided into batches. Terms without a divisor
-    are sums, and are added. A divisor of 0 is replaced by 1, as in `BatchLoss`.
+    The value of a batch is a sum over its examples, divided by its divisor. So this is
+    the loss of one batch of all examples, however they are divided into batches. Terms
+    without a divisor are sums, and are added. A divisor
+    of 0 is replaced by 1, as in `BatchLoss`.
 
     to_numpy: converts an array of the backend to a NumPy array.
     """
@@ -29,8 +30,8 @@ class MeanLoss:
     def add(self, values: list[float], terms: Terms) -> None:
         """Add the losses of batches, with the terms that their steps returned.
 
-        A call of several steps returns terms for all of them, including the last ones, which
-        may not have been taken. Only the first `len(values)` count.
+        A call of several steps returns terms for all of them, including the last ones,
+        which may not have been taken. Only the first `len(values)` count.
         """
         term_values, divisors = terms
         count = len(values)

@@ -1,7 +1,8 @@
 """Progress bars of a training run, one per epoch, drawn by rich.
 
-On a terminal the bars are drawn on the error stream. In a notebook they are one output of the
-cell, updated in place through IPython's display protocol, which does not need ipywidgets.
+On a terminal the bars are drawn on the error stream. In a notebook they are one output
+of the cell, updated in place through IPython's display
+protocol, which does not need ipywidgets.
 """
 
 import time
@@ -115,7 +116,8 @@ def progress(is_shown: bool) -> Iterator[Progress]:
         TextColumn("{task.fields[text]}"),
     )
     if Console().is_jupyter:
-        # The bars are not started: rich would look for ipywidgets and warn if it is missing.
+        # The bars are not started: rich would look
+        # for ipywidgets and warn if it is missing.
         console = Console(
             file=StringIO(), width=120, force_jupyter=False, color_system=None
         )

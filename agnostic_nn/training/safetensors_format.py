@@ -1,8 +1,8 @@
 """The safetensors format: writes headers, and reads them without allocating unchecked sizes.
 
-A file is the length of a header (8 bytes, little-endian), the header (JSON), and the bytes of all
-arrays without gaps. The header gives the dtype, shape and offsets of each array. This follows
-https://github.com/huggingface/safetensors, with the limits below.
+A file is the length of a header (8 bytes, little-endian), the header (JSON), and the
+bytes of all arrays without gaps. The header gives the dtype, shape and offsets of each
+array. This follows https://github.com/huggingface/safetensors, with the limits below.
 """
 
 import json
@@ -23,8 +23,8 @@ __all__ = [
     "short",
 ]
 
-# The parsed header, and the parsed description in it, may each take _PARSED_BYTES plus half of the
-# size of the file. A small file with a huge header is thereby rejected.
+# The parsed header, and the parsed description in it, may each take _PARSED_BYTES plus
+# half of the size of the file. A small file with a huge header is thereby rejected.
 _PARSED_BYTES = 2**23
 LONGEST = 2**24  # bytes of a header
 _MAX_ARRAYS = 2**14
@@ -86,8 +86,8 @@ def header(
 ) -> tuple[bytes, list[str]]:
     """Return the first bytes of a file, and the names of its arrays in the order of their bytes.
 
-    The first bytes are the length of the header and the header. Wide dtypes come first and the
-    header is padded with spaces, so that each array is aligned.
+    The first bytes are the length of the header and the header. Wide dtypes come first
+    and the header is padded with spaces, so that each array is aligned.
     """
     order = sorted(entries, key=lambda name: (-entries[name].dtype.itemsize, name))
     fields: dict[str, Any] = {"__metadata__": metadata}
@@ -111,7 +111,8 @@ def parse(data: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
     Raises
     ------
     ValueError
-        If it is not a header, does not agree with the size of the file, or is too large.
+        If it is not a header, does not agree with
+        the size of the file, or is too large.
     """
     try:
         text = data.decode()
@@ -140,7 +141,8 @@ def parsed_json(name: str, text: str, size: int) -> Any:
     Raises
     ------
     ValueError
-        If it is not JSON, has a key twice, is nested too deeply, or would take too much memory.
+        If it is not JSON, has a key twice, is nested
+        too deeply, or would take too much memory.
     """
     allowed = _PARSED_BYTES + size // 2
     needed = _memory(text)
@@ -159,8 +161,9 @@ def parsed_json(name: str, text: str, size: int) -> Any:
 def _memory(text: str) -> int:
     """Estimate the bytes of memory of a parsed JSON text; the true number is at most 3 times that.
 
-    A string takes one byte per character, or four if one of them is outside Latin-1. A number or
-    a short string takes up to 60 bytes, an empty list 70 and a dict of one entry 190.
+    A string takes one byte per character, or four if one of them is outside Latin-1. A
+    number or a short string takes up to 60 bytes,
+    an empty list 70 and a dict of one entry 190.
     """
     wide = not text.isascii() or "\\u" in text
     characters = (5 if wide else 2) * len(text)
@@ -207,8 +210,8 @@ def _entry(name: str, field: Any, begin: int) -> Entry:
     start, end = offsets
     if end - start != size * dtype.itemsize:
         raise ValueError(
-            f"{short(name)} has {end - start} bytes, expected {size * dtype.itemsize} for "
-            f"{dtype.name} of shape {short(shape)}"
+            f"{short(name)} has {end - start} bytes, expected {size * dtype.itemsize} "
+            f"for {dtype.name} of shape {short(shape)}"
         )
     return Entry(dtype, tuple(shape), end - start, begin + start)
 

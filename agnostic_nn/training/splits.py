@@ -16,10 +16,10 @@ def stratified_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split examples into two parts, the second with a `share` of each class; return the indices.
 
-    target: (examples,) labels on the host, of any sortable type. Of a class of n examples,
-    ⌊n · share⌋ or one more go into the second part. The classes with the largest remainders get
-    one more, so that the part has round(examples · share) examples. Both parts are in random
-    order, which `seed` fixes on every machine.
+    target: (examples,) labels on the host, of any sortable type. Of a class of n
+    examples, ⌊n · share⌋ or one more go into the second part. The classes with the
+    largest remainders get one more, so that the part has round(examples · share)
+    examples. Both parts are in random order, which `seed` fixes on every machine.
 
     Raises
     ------
@@ -46,7 +46,8 @@ def stratified_split(
 
     root = random.key(seed, xp=namespace(np.zeros(())))
     shuffled = random.permutation(root, len(labels))
-    # The first `taken` examples of each class, in shuffled order, go into the second part.
+    # The first `taken` examples of each class, in
+    # shuffled order, go into the second part.
     by_class = shuffled[np.argsort(classes[shuffled], kind="stable")]
     rank_in_class = np.arange(len(labels)) - np.repeat(
         np.cumsum(counts) - counts, counts
@@ -59,11 +60,11 @@ def stratified_split(
 def class_weights(target: Any, *, dtype: str = "float32") -> np.ndarray:
     """Return N / (K nₖ), a weight for each class k, so that all classes count equally.
 
-    target: N labels 0, 1, 2, … on the host, of any shape. nₖ is the number of labels of class
-    k, and K the number of classes that occur. The result is (largest label + 1,), 0 for a class
-    that does not occur. `weights=class_weights(labels)[labels]` are the weights of examples.
-    King & Zeng, "Logistic Regression in Rare Events Data" (2001); the same as "balanced" of
-    scikit-learn.
+    target: N labels 0, 1, 2, … on the host, of any shape. nₖ is the number of labels of
+    class k, and K the number of classes that occur. The result is (largest label + 1,),
+    0 for a class that does not occur. `weights=class_weights(labels)[labels]` are the
+    weights of examples. King & Zeng, "Logistic Regression in Rare Events Data" (2001);
+    the same as "balanced" of scikit-learn.
 
     Raises
     ------

@@ -26,9 +26,9 @@ __all__ = [
 ]
 
 Carry = tuple[Params, State, Moments]
-# The arrays that join the loss of a batch with those of others: values and divisors of its terms
-# (see `BatchLoss`). The values are () if there is one term, whose value is the loss itself. A
-# divisor is () if its term is a sum, and may be a Python number.
+# The arrays that join the loss of a batch with those of others: values and divisors of
+# its terms (see `BatchLoss`). The values are () if there is one term, whose value is
+# the loss itself. A divisor is () if its term is a sum, and may be a Python number.
 Terms = tuple[tuple[Array, ...], tuple[Divisor, ...]]
 _StepWithTerms = Callable[..., tuple[Carry, Array, Array, Terms]]
 
@@ -49,18 +49,19 @@ def make_step(
     """Return a pure training step for a model, a loss and an optimizer.
 
     step(carry, x, target, counts=None, weights=None, due=None, t=None, context=None)
-    -> (carry, value, finite), where carry is (params, state, moments), value is the loss before
-    the step, and finite tells whether value and gradients are finite. With `keep_finite`, a
-    step that is not finite returns the carry unchanged.
+    -> (carry, value, finite), where carry is (params, state, moments), value is the
+    loss before the step, and finite tells whether value and gradients are finite. With
+    `keep_finite`, a step that is not finite returns the carry unchanged.
 
     counts: (batch,), 1 for an example and 0 for a padding row;
     weights: (batch,), how much each row counts in the loss, by default `counts`;
     due: a 0-d boolean, whether to take the step at all;
-    t: a 0-d array, the number of steps before this one, for a loss that follows a schedule;
+    t: a 0-d array, the number of steps before this one, for a loss that follows a
+    schedule;
     context: a tree of arrays for a loss that takes it.
 
-    The step closes over hyper-parameters only, so `backend.jit(make_step(...))` compiles all of
-    it. An eager backend runs it unchanged.
+    The step closes over hyper-parameters only, so `backend.jit(make_step(...))`
+    compiles all of it. An eager backend runs it unchanged.
 
     Raises
     ------
@@ -110,7 +111,8 @@ def make_step_with_terms(
     ) -> tuple[Carry, Array, Array, Terms]:
         params, state, moments = carry
         train = True if counts is None else RowMask(counts)
-        # a list, so that backward_params can take the only reference to the cache and free it
+        # a list, so that backward_params can take the
+        # only reference to the cache and free it
         y, new_state, *cache = model.forward(params, state, x, train=train)
         weights = counts if weights is None else weights
         result = batch_loss(loss, y, target, weights, step=t, context=context)
@@ -125,11 +127,12 @@ def make_step_with_terms(
         if needs_divisor:
             term_dys, divisor = _by_divisor(result, optimizer)
             update = bind_divisor(optimizer, divisor)
-        # Data-parallel devices would be joined here: each scales the dy of a term by its own
-        # divisor over the sum of all divisors, then gradients are added. Means of devices are
-        # never averaged.
+        # Data-parallel devices would be joined here: each scales the dy of a term by
+        # its own divisor over the sum of all divisors, then gradients are added. Means
+        # of devices are never averaged.
         if not term_dys:
-            # The cache is popped, so that a block frees each entry once it has been used.
+            # The cache is popped, so that a block frees
+            # each entry once it has been used.
             grads = model.backward_params(params, cache.pop(), result.dy)
         else:
             grads = tuple(
@@ -167,16 +170,17 @@ def _by_divisor(result: BatchLoss, optimizer: Optimizer) -> tuple[tuple[Any, ...
     Raises
     ------
     ValueError
-        If terms have unequal divisors, and the optimizer does not keep a sum of gradients for
-        each term.
+        If terms have unequal divisors, and the optimizer does not keep a sum of
+        gradients for each term.
     """
     if not result.unequal:
         return (), result.divisor
     message = (
-        "{} accumulates gradients over several batches, but the losses of {} have divisors whose "
-        "ratio changes from batch to batch, as with ignore_index, class_weights, reduction='sum' "
-        "of some, or weights of some outputs: write Accumulate(..., terms={}) around all other "
-        "optimizers, which keeps one sum of gradients for each of {} losses"
+        "{} accumulates gradients over several batches, but the losses of {} have "
+        "divisors whose ratio changes from batch to batch, as with ignore_index, "
+        "class_weights, reduction='sum' of some, or weights of some outputs: write "
+        "Accumulate(..., terms={}) around all other optimizers, which keeps one sum of "
+        "gradients for each of {} losses"
     )
     count = len(result.terms)
     keeps_all = getattr(optimizer, "terms", 1) == count
@@ -206,11 +210,12 @@ def make_loop(
 
     step: a result of `make_step_with_terms`.
 
-    steps(carry, due, batches, ts=None, context=None) -> (carry, values, finites, terms), where
-    batches are the arguments of `step` with a new first axis, and () stands for None. due:
-    (steps,), which steps are to be taken: the first ones. ts: (steps,), the t of each; context
-    is the same for all. With `keep_finite`, no step is taken after one that is not finite.
-    values, finites and the arrays in terms: (steps,).
+    steps(carry, due, batches, ts=None, context=None) -> (carry, values, finites,
+    terms), where batches are the arguments of `step` with a new first axis, and ()
+    stands for None. due: (steps,), which steps are to be taken: the first ones. ts:
+    (steps,), the t of each; context is the same for all. With `keep_finite`, no step is
+    taken after one that is not finite. values,
+    finites and the arrays in terms: (steps,).
     """
 
     def steps(
@@ -267,8 +272,8 @@ def evaluate_batch(
 ) -> tuple[Array, Terms, list[Any]]:
     """Return the loss of a batch, its `Terms`, and each metric's `batch_means`.
 
-    counts, weights, t and context are those of `make_step`. Metrics leave out padding rows, and
-    ignore weights.
+    counts, weights, t and context are those of `make_step`. Metrics leave out padding
+    rows, and ignore weights.
     """
     y = model.predict(params, state, x)
     weights = counts if weights is None else weights

@@ -79,8 +79,8 @@ _NO_OPEN_EPOCH = EpochProgress()
 class _Run(NamedTuple):
     """The carry of the training step, and the counters that belong to it.
 
-    A trainer replaces its run as a whole, by one assignment. So at every moment it holds the
-    arrays after a whole number of steps, and counters that agree with them.
+    A trainer replaces its run as a whole, by one assignment. So at every moment it
+    holds the arrays after a whole number of steps, and counters that agree with them.
     """
 
     carry: Carry | None = None
@@ -96,8 +96,8 @@ class _Run(NamedTuple):
 class _Attempt(NamedTuple):
     """A call of a step that has begun: the run before it, and the list that its result is put in.
 
-    after(before, result) returns the new run and the value to return. It is pure, so it can be
-    called again if an exception interrupts the first call.
+    after(before, result) returns the new run and the value to return. It is pure, so it
+    can be called again if an exception interrupts the first call.
     """
 
     before: _Run
@@ -148,10 +148,10 @@ _COMPILED = {
 class Trainer:
     """Trains a model: holds its parameters and replaces them step by step.
 
-    It is the only mutable object of the library. All computation is in the pure function that
-    `make_step` returns. Weights are drawn on the host and moved once, so every backend starts
-    from the same bits. The order of the data and the masks of Dropout are the same on every
-    backend too.
+    It is the only mutable object of the library. All computation is in the pure
+    function that `make_step` returns. Weights are drawn on the host and moved once, so
+    every backend starts from the same bits. The order of the data and the masks of
+    Dropout are the same on every backend too.
 
     Parameters
     ----------
@@ -165,28 +165,30 @@ class Trainer:
     dtype
         The dtype that the model computes in, "float32" or "float64".
     shape
-        The shape of one example, or a tree of shapes; by default that of the first data.
+        The shape of one example, or a tree of shapes; by default that of the first
+        data.
     metrics
-        {name: function from (y, target) to values per example}, as `agnostic_nn.metrics`
-        says; by default those of the loss, such as accuracy.
+        {name: function from (y, target) to values per example}, as
+        `agnostic_nn.metrics` says; by default those of the loss, such as accuracy.
     keep_finite
         Skip a step whose loss or gradients are not finite, and stop `fit` there.
     context
-        Arrays that steps read and do not train: a tree (dicts and tuples) of host arrays or
-        arrays of the backend, or a function without arguments that returns one, called before
-        each step and each evaluation. A loss or metric that declares a parameter `context`
-        receives it; layers do not. Examples are a target network, the other half of a GAN
-        (`context=lambda: other.params`) or a teacher. See the property `context`.
+        Arrays that steps read and do not train: a tree (dicts and tuples) of host
+        arrays or arrays of the backend, or a function without arguments that returns
+        one, called before each step and each evaluation. A loss or metric that declares
+        a parameter `context` receives it; layers do not. Examples are a target network,
+        the other half of a GAN (`context=lambda: other.params`) or a teacher. See the
+        property `context`.
 
-    x and target are NumPy arrays, nested lists, arrays of the backend, or trees of those if
-    the model has several inputs or outputs. Examples are along axis 0 of each.
+    x and target are NumPy arrays, nested lists, arrays of the backend, or trees of
+    those if the model has several inputs or outputs. Examples are along axis 0 of each.
 
-    `notes` is a dict of JSON data that is saved and loaded with the trainer. The memory of
-    callbacks is separate: see `Callback`.
+    `notes` is a dict of JSON data that is saved and loaded with the trainer. The memory
+    of callbacks is separate: see `Callback`.
     """
 
-    # Attributes that change during training. If a custom loss or layer reads one of them, its
-    # compiled step has to be guarded: see `core.guards`.
+    # Attributes that change during training. If a custom loss or layer reads one of
+    # them, its compiled step has to be guarded: see `core.guards`.
     CHANGES = frozenset(
         (
             "context",
@@ -257,8 +259,9 @@ class Trainer:
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _COMPILED and name in self.__dict__:
             raise AttributeError(
-                f"the {name} of a Trainer cannot be replaced, as its steps are compiled from it: "
-                "create a new Trainer and call its `start_from` with the parameters of this one"
+                f"the {name} of a Trainer cannot be replaced, as its steps are "
+                "compiled from it: create a new Trainer and call its `start_from` with "
+                "the parameters of this one"
             )
         super().__setattr__(name, value)
 
@@ -297,8 +300,8 @@ class Trainer:
         with self._lock:
             run = self._settled()
             if self._run is not run and run.carry is not None:
-                # A signal handler called this during a step. That step may still write to the
-                # memory that was donated to it, and its result will be dropped.
+                # A signal handler called this during a step. That step may still write
+                # to the memory that was donated to it, and its result will be dropped.
                 changes = {"carry": _copy(run.carry)} | changes
             self._run = run = run._replace(**changes)
             return run
@@ -358,9 +361,9 @@ class Trainer:
     def context(self) -> Any:
         """The tree of arrays that steps read, on the backend, or the function that returns it.
 
-        Assign to it between steps: `target.context = online.params`. A tree is copied. A new tree
-        must have the nesting, shapes and dtypes of the old one, so that steps are not compiled
-        again. The context is not saved.
+        Assign to it between steps: `target.context = online.params`. A tree is copied.
+        A new tree must have the nesting, shapes and dtypes of the old one, so that
+        steps are not compiled again. The context is not saved.
         """
         return self._context.given
 
@@ -371,16 +374,17 @@ class Trainer:
             takes_keyword(reader, "context") for reader in readers
         ):
             raise ValueError(
-                "expected a loss or metric that declares a parameter `context` to read the "
-                f"given one: {describe_loss(self.loss)} does not"
+                "expected a loss or metric that declares a parameter `context` to read "
+                f"the given one: {describe_loss(self.loss)} does not"
             )
         self._context.set(context)
 
     def start_from(self, params: Params, state: State | None = None) -> None:
         """Continue from other parameters, and another state if given, with new moments.
 
-        The arrays are NumPy's or this backend's, with the nesting, shapes and dtypes of the
-        current ones: for example the parameters of another model, frozen by `Freeze.freeze`.
+        The arrays are NumPy's or this backend's, with the nesting, shapes and dtypes of
+        the current ones: for example the parameters of another model, frozen by
+        `Freeze.freeze`.
 
         Raises
         ------
@@ -402,8 +406,8 @@ class Trainer:
     def keep(self, name: str | Callback) -> None:
         """Keep a copy of the current parameters, state and moments on the host, as `name`.
 
-        Copies are saved and loaded with the trainer. A callback can pass itself as the name; its
-        copy is dropped when its run of `fit` is over: see `Callback`.
+        Copies are saved and loaded with the trainer. A callback can pass itself as the
+        name; its copy is dropped when its run of `fit` is over: see `Callback`.
 
         Raises
         ------
@@ -441,8 +445,8 @@ class Trainer:
     def memory(self, callback: Callback) -> dict[str, Any]:
         """Return the dict in which `callback` stores JSON data during this run of `fit`.
 
-        It is empty when a run begins, saved with the trainer, and dropped when the run is over:
-        see `Callback`.
+        It is empty when a run begins, saved with the trainer, and dropped when the run
+        is over: see `Callback`.
 
         Raises
         ------
@@ -462,8 +466,8 @@ class Trainer:
     ) -> Iterator[list[BoundCallback]]:
         """Bind callbacks to the memory of the interrupted run, or else of a new one.
 
-        The memory is dropped once that run is over. If a callback calls `fit`, that inner run
-        gets a memory of its own.
+        The memory is dropped once that run is over. If a callback calls `fit`, that
+        inner run gets a memory of its own.
         """
         before = self._memory
         is_inner = before is not None and before.is_running
@@ -512,8 +516,8 @@ class Trainer:
         run = self._settled()
         if run.carry is None and run.lost:
             raise StateLost(
-                f"the parameters are lost: {run.lost}. Load a checkpoint with Trainer.load, or "
-                "call `restore` to return to weights that were kept"
+                f"the parameters are lost: {run.lost}. Load a checkpoint with "
+                "Trainer.load, or call `restore` to return to weights that were kept"
             )
         if run.carry is None:
             raise RuntimeError(
@@ -526,12 +530,14 @@ class Trainer:
         run = self._settled()
         return run.steps, run.epoch, run.carry, self._context.given
 
-    # --- learning -----------------------------------------------------------------------
+    # --- learning
+    # -----------------------------------------------------------------------
 
     def step(self, x: Any, target: Any, weights: Any = None) -> Array:
         """Train on one batch; returns its loss before the step, a 0-d array of the backend.
 
-        With `keep_finite`, a step whose loss or gradients are not finite changes nothing.
+        With `keep_finite`, a step whose loss or gradients
+        are not finite changes nothing.
         """
         examples = self.examples(x, target, weights)
         if is_mapped((examples.x, examples.target)):
@@ -549,8 +555,8 @@ class Trainer:
     def _step_context(self, count: int | None = None) -> tuple[Any, ...]:
         """Return the last arguments of a step: the number of the step, and the context.
 
-        count: return the numbers of the next `count` steps instead. The tuple is empty if the
-        loss takes neither.
+        count: return the numbers of the next `count` steps instead. The tuple is empty
+        if the loss takes neither.
         """
         context = self._context.now()
         if context is None and not self._loss_takes_step:
@@ -571,8 +577,8 @@ class Trainer:
     ) -> Any:
         """Take steps by one call of `step`, and return the second result of `after`.
 
-        after: see `_Attempt`. If an exception comes at any moment, either nothing is changed or
-        the steps are taken and counted.
+        after: see `_Attempt`. If an exception comes at any moment, either nothing is
+        changed or the steps are taken and counted.
         """
         with self._lock:
             carry = self._current_carry()
@@ -611,44 +617,46 @@ class Trainer:
     ) -> History:
         """Train for `epochs` epochs, in batches; returns the results of each epoch.
 
-        Each example is used exactly once in an epoch. A short last batch is padded to the
-        common length with rows that do not count. If an earlier call left an epoch unfinished,
-        that epoch is finished first and counts as one of `epochs`.
+        Each example is used exactly once in an epoch. A short last batch is padded to
+        the common length with rows that do not count. If an earlier call left an epoch
+        unfinished, that epoch is finished first and counts as one of `epochs`.
 
-        The loss of an epoch is Σ w L / Σ w over its examples, just as the loss of a batch is
-        over its own examples; it does not depend on how examples are divided into batches. A
-        custom loss, which returns only a mean, is averaged by the number of its examples, or by
-        the sum of their weights, unless it returns its divisor (see `agnostic_nn.losses`).
-        Losses with reduction="sum" are added.
+        The loss of an epoch is Σ w L / Σ w over its examples, just as the loss of a
+        batch is over its own examples; it does not depend on how examples are divided
+        into batches. A custom loss, which returns only a mean, is averaged by the
+        number of its examples, or by the sum of their weights, unless it returns its
+        divisor (see `agnostic_nn.losses`). Losses with reduction="sum" are added.
 
         Parameters
         ----------
         x, target
             All examples. Files mapped into memory are read batch by batch.
         batches
-            Instead of x and target, one of: an iterable of batches (x, target) or (x, target,
-            weights), which is iterated again in each epoch (to finish an epoch, its first
-            batches are skipped); a function from the number of the epoch, 0, 1, …, to such an
-            iterable; or an iterator such as a generator, which continues where it stopped.
-            Batches shorter than the longest so far are padded to its length. An epoch is
-            `steps_per_epoch` batches, by default all of them.
+            Instead of x and target, one of: an iterable of batches (x, target) or (x,
+            target, weights), which is iterated again in each epoch (to finish an epoch,
+            its first batches are skipped); a function from the number of the epoch, 0,
+            1, …, to such an iterable; or an iterator such as a generator, which
+            continues where it stopped. Batches shorter than the longest so far are
+            padded to its length. An epoch is `steps_per_epoch` batches, by default all
+            of them.
         validation
             (x, target) to evaluate after each epoch, without weights.
         weights
-            How much each example counts in the loss, (examples,), or as many leading axes as
-            the loss takes.
+            How much each example counts in the loss, (examples,), or as many leading
+            axes as the loss takes.
         augment
-            augment(x, target, generator) -> (x, target): transforms a batch on the host. The
-            `np.random.Generator` is fixed by seed, epoch and batch.
+            augment(x, target, generator) -> (x, target): transforms a batch on the
+            host. The `np.random.Generator` is fixed by seed, epoch and batch.
         prefetch
             How many batches a thread may prepare and move to the device before they are
             needed. If `batches` is an iterator, Ctrl-C or an error loses those.
         steps
             Stop after this many steps. If the last of them ends an epoch, that epoch is
-            complete. For a generator of unknown length only the next `fit` can detect that.
+            complete. For a generator of unknown length only the next `fit` can detect
+            that.
         callbacks
-            Called in order after each completed epoch: see `Callback`, also for a `fit` that
-            continues an interrupted one. A function is called with (trainer, row).
+            Called in order after each completed epoch: see `Callback`, also for a `fit`
+            that continues an interrupted one. A function is called with (trainer, row).
         verbose
             0 shows no progress bar.
 
@@ -741,7 +749,8 @@ class Trainer:
                 f"expected validation (x, target), got {type_and_length(validation)}"
             )
         held_out = self.examples(*validation)
-        # raises now, not after an epoch, if the loss takes no weights and a batch would be short
+        # raises now, not after an epoch, if the loss
+        # takes no weights and a batch would be short
         self._validator.has_short_batch(len(held_out), min(batch_size, len(held_out)))
         return held_out
 
@@ -752,8 +761,8 @@ class Trainer:
             size, count, shuffled = layout
             begun = f"{count} examples in batches of {size} and shuffle={shuffled}"
             raise ValueError(
-                f"epoch {self.epoch + 1} was begun with {begun if size else 'other batches'}, "
-                f"got {source}"
+                f"epoch {self.epoch + 1} was begun with "
+                f"{begun if size else 'other batches'}, got {source}"
             )
 
     def _feeder(
@@ -772,8 +781,9 @@ class Trainer:
                 self.model, self._current_carry()[0], self.shape or ()
             ),
             seed=self.seed,
-            # A context function is called before each step, and a loss may read this trainer's
-            # counters or parameters: both need to be up to date at every step.
+            # A context function is called before each step, and a loss may read this
+            # trainer's counters or parameters: both
+            # need to be up to date at every step.
             together=not (self._context.is_called or reads(self._steps, self)),
         )
 
@@ -794,7 +804,8 @@ class Trainer:
                 options.bars.begin(title, count, self._settled().open.batches_done)
                 loss = self._fit_epoch(options)
                 if self.steps == steps_before and not options.interrupts.requested:
-                    # the open epoch had no batches left and is now closed: begin the next one
+                    # the open epoch had no batches left and
+                    # is now closed: begin the next one
                     loss = self._fit_epoch(options)
                 if options.interrupts.requested:
                     break
@@ -858,10 +869,11 @@ class Trainer:
                 done += taken
                 if taken < count:
                     raise NonFiniteLoss(
-                        f"step {self.steps + 1} (epoch {self.epoch + 1}, batch {done + 1}) had "
-                        f"a loss of {values[taken]}, or a gradient that is not finite; the "
-                        "parameters are those before it. A lower rate or ClipByGlobalNorm may "
-                        "help; also check that batch."
+                        f"step {self.steps + 1} (epoch {self.epoch + 1}, batch "
+                        f"{done + 1}) had a loss of {values[taken]}, or a gradient "
+                        "that is not finite; the parameters are those before it. A "
+                        "lower rate or ClipByGlobalNorm may help; also check that "
+                        "batch."
                     )
                 mean.add(values[:count], terms)
                 options.bars.advance(done, mean.value)
@@ -903,7 +915,8 @@ class Trainer:
         self._longest_batch = max(self._longest_batch, count)
         return self._longest_batch
 
-    # --- evaluation and prediction ------------------------------------------------------
+    # --- evaluation and prediction
+    # ------------------------------------------------------
 
     def evaluate(
         self,
@@ -916,12 +929,14 @@ class Trainer:
     ) -> dict[str, float]:
         """Return the loss and metrics over all examples, computed in prediction mode.
 
-        Up to rounding they do not depend on `batch_size`: they equal those of one batch of all
-        examples. Ignored labels do not count in a mean. A custom loss, which returns only a
-        mean, is averaged by the number of examples, unless it returns its divisor (see
-        `agnostic_nn.losses`). A loss with reduction="sum" is summed over all examples.
+        Up to rounding they do not depend on `batch_size`: they equal those of one batch
+        of all examples. Ignored labels do not count in a mean. A custom loss, which
+        returns only a mean, is averaged by the number of examples, unless it returns
+        its divisor (see `agnostic_nn.losses`). A loss with reduction="sum" is summed
+        over all examples.
 
-        weights: how much each example counts in the loss, as in `fit`; metrics ignore them.
+        weights: how much each example counts in the loss, as in `fit`; metrics ignore
+        them.
         averaged: use the mean of the parameters that `Average` maintains.
         """
         self._current_carry()  # raises before weights are drawn
@@ -1062,13 +1077,14 @@ class Trainer:
                 self._run = before
             raise
 
-    # --- other backends, and files ------------------------------------------------------
+    # --- other backends, and files
+    # ------------------------------------------------------
 
     def to(self, backend: Backend | str) -> "Trainer":
         """Return a trainer on another backend that continues from here; this one does not change.
 
-        A backend given by name takes precision, `deterministic` and `replay` from this trainer's
-        backend, not from the environment; a `Backend` has its own settings.
+        A backend given by name takes precision, `deterministic` and `replay` from this
+        trainer's backend, not from the environment; a `Backend` has its own settings.
 
         Raises
         ------
@@ -1110,8 +1126,8 @@ class Trainer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything that is needed to resume training to one safetensors file.
 
-        That is parameters, state and moments, the step count, and the position in the data. An
-        existing file is replaced only once the new one is complete.
+        That is parameters, state and moments, the step count, and the position in the
+        data. An existing file is replaced only once the new one is complete.
         """
         path = expect_path("path", path)
         with self._lock:  # so that no other thread takes a step meanwhile
@@ -1157,17 +1173,20 @@ class Trainer:
     ) -> "Trainer":
         """Return the trainer that was saved at `path`, on any backend.
 
-        A custom model, loss or optimizer is not rebuilt from a file: pass it. The file has neither
-        `metrics`, which are those of the loss by default, nor the `context`: pass these too.
+        A custom model, loss or optimizer is not rebuilt from a file: pass it. The file
+        has neither `metrics`, which are those of the loss by default, nor the
+        `context`: pass these too.
 
-        It is safe to load an untrusted file: it cannot run code, and it is checked before memory
-        is allocated for it. Its numbers are not checked: they may be NaN, or those of a bad model.
+        It is safe to load an untrusted file: it cannot run code, and it is checked
+        before memory is allocated for it. Its numbers are not checked: they may be NaN,
+        or those of a bad model.
 
         Raises
         ------
         CheckpointError
-            If the file is not a checkpoint, is damaged, was saved with another model than the one
-            passed, or names something that this library does not define. It is a ValueError.
+            If the file is not a checkpoint, is damaged, was saved with another model
+            than the one passed, or names something that this library does not define.
+            It is a ValueError.
         OSError
             If the file cannot be read.
         """

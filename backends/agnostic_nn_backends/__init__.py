@@ -1,9 +1,10 @@
 """Backends: one module per array library, each of which implements `Adapter`.
 
-An adapter imports its own array library. Of `agnostic_nn` it imports `ops`, `core.random`,
-`core.windows` and `core.atomic`, for which it may register native versions, and of this package
-the modules that are not adapters, such as `replay`. It sets no global option. All its names that
-are not members of `Adapter` or `FullAdapter` begin with an underscore.
+An adapter imports its own array library. Of `agnostic_nn` it imports `ops`,
+`core.random`, `core.windows` and `core.atomic`, for which it may register native
+versions, and of this package the modules that are not adapters, such as `replay`. It
+sets no global option. All its names that are not members of `Adapter` or `FullAdapter`
+begin with an underscore.
 
 This package itself imports no array library.
 """
@@ -30,7 +31,8 @@ SHIPPED = {  # name: (module, what to install)
 class Adapter(Protocol):
     """The names that the module of each backend defines.
 
-    A `device` below is a value of `devices()`, whatever the library uses to name a device.
+    A `device` below is a value of `devices()`,
+    whatever the library uses to name a device.
     """
 
     @property
@@ -78,8 +80,9 @@ class Adapter(Protocol):
     ) -> Callable:
         """Return a pure function, compiled if the library can.
 
-        donate: the positions of arguments that the caller gives up. A function that reuses their
-        memory has an attribute `into`, as described in `agnostic_nn.core.atomic`.
+        donate: the positions of arguments that the caller gives up. A function that
+        reuses their memory has an attribute `into`, as described in
+        `agnostic_nn.core.atomic`.
         """
         ...
 
@@ -124,11 +127,11 @@ class FullAdapter(Adapter, Protocol):
     def policy(self) -> Callable[[Any, str, bool], AbstractContextManager] | None:
         """policy(device, precision, deterministic) returns a context in which that policy holds.
 
-        With precision "strict", products of float32 are computed in float32; with "fast", in
-        TensorFloat-32 if the hardware can. If `deterministic`, each run gives the same bits. The
-        function raises NotImplementedError with a remedy if the policy is not possible; its
-        docstring, which error messages quote, names the settings it changes. None or missing if
-        there is nothing to set.
+        With precision "strict", products of float32 are computed in float32; with
+        "fast", in TensorFloat-32 if the hardware can. If `deterministic`, each run
+        gives the same bits. The function raises NotImplementedError with a remedy if
+        the policy is not possible; its docstring, which error messages quote, names the
+        settings it changes. None or missing if there is nothing to set.
         """
         ...
 
@@ -136,7 +139,8 @@ class FullAdapter(Adapter, Protocol):
     def random_state(self) -> Callable[[], Any] | None:
         """random_state() returns the state of the library's hidden random generator.
 
-        Guards compare it to notice functions that draw from it. None or missing without one.
+        Guards compare it to notice functions that
+        draw from it. None or missing without one.
         """
         ...
 

@@ -1,8 +1,8 @@
 """array-api-strict: the Array API standard and nothing else, for tests.
 
-Arrays of `device1` cannot be mixed with others or read by NumPy, as on a GPU. Flags in the
-environment variables ARRAY_API_STRICT_* forbid what `jit` could not trace. This is the shortest
-possible adapter: copy it, without `_bounded_exp`, to add a backend.
+Arrays of `device1` cannot be mixed with others or read by NumPy, as on a GPU. Flags in
+the environment variables ARRAY_API_STRICT_* forbid what `jit` could not trace. This is
+the shortest possible adapter: copy it, without `_bounded_exp`, to add a backend.
 """
 
 from collections.abc import Callable

@@ -42,7 +42,8 @@ def has_float64(device: Any) -> bool:
 
 
 def asarray(data: Any, device: Any) -> Any:
-    # with CUPY_ENABLE_UMP=1 the GPU would read the host's memory in place, so copy it first
+    # with CUPY_ENABLE_UMP=1 the GPU would read the
+    # host's memory in place, so copy it first
     with device:
         return cupy.array(np.array(data, order="C"))
 
@@ -66,7 +67,8 @@ _DETERMINISTIC = ContextVar(
 @contextmanager
 def policy(device: Any, precision: str, deterministic: bool) -> Iterator[None]:
     """It sets the compute type of float32 products to COMPUTE_TYPE_DEFAULT, or
-    COMPUTE_TYPE_TF32 for "fast"; the environment variable NVIDIA_TF32_OVERRIDE takes precedence."""
+    COMPUTE_TYPE_TF32 for "fast"; the environment variable
+    NVIDIA_TF32_OVERRIDE takes precedence."""
     compute_type = _linalg.COMPUTE_TYPE_DEFAULT
     if precision == "fast" and int(device.compute_capability) >= 80:
         compute_type = _linalg.COMPUTE_TYPE_TF32

@@ -47,8 +47,8 @@ def policy(device: Any, precision: str, deterministic: bool) -> AbstractContextM
     """There is no setting but the environment variable MKL_CBWR, for results that repeat."""
     if deterministic and not os.environ.get("MKL_CBWR", "").upper().endswith(",STRICT"):
         raise NotImplementedError(
-            "the order in which oneMKL's threads add is not fixed; set MKL_CBWR to an instruction "
-            "set and STRICT, such as AVX2,STRICT, before Python starts"
+            "the order in which oneMKL's threads add is not fixed; set MKL_CBWR to an "
+            "instruction set and STRICT, such as AVX2,STRICT, before Python starts"
         )
     return nullcontext()
 

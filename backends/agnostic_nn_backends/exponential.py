@@ -1,8 +1,8 @@
 """exp of float32, made of operations that a kernel can fuse.
 
-NumPy's exp has errors of up to 2.5 ulp, depending on the processor. This one is within 1 ulp. It
-consists of operations with one correct result, so a kernel can compute it together with the
-calls before and after it.
+NumPy's exp has errors of up to 2.5 ulp, depending on the processor. This one is within
+1 ulp. It consists of operations with one correct result, so a kernel can compute it
+together with the calls before and after it.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,8 @@ _LOG2_E = 1.4426950408889634
 # ln 2 = high + low; n · 355/512 is exact
 _LN2_HIGH = 355.0 / 512.0
 _LN2_LOW = -2.12194440054690583e-4
-# coefficients of (exp(r) - 1 - r) / r² for |r| ≤ ln 2 / 2, fitted to within 3.1e-9 of exp(r)
+# coefficients of (exp(r) - 1 - r) / r² for |r|
+# ≤ ln 2 / 2, fitted to within 3.1e-9 of exp(r)
 _COEFFICIENTS = (0.499999934, 0.166665203, 0.0416683919, 0.008368756, 0.0013814517)
 
 

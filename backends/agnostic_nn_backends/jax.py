@@ -40,8 +40,8 @@ vjp = jax.vjp
 
 
 def devices() -> dict[str, Any]:
-    # Under jax.distributed, jax.devices() lists those of every process; only the devices of
-    # this process can hold its arrays.
+    # Under jax.distributed, jax.devices() lists those of every process; only the
+    # devices of this process can hold its arrays.
     local = jax.local_devices()
     if local[0].platform != "cpu":
         local = [*local, *jax.local_devices(backend="cpu")]
@@ -63,8 +63,9 @@ def double() -> AbstractContextManager:
 def _trace_restored(function):
     """Wrap `function` so that after an exception this thread is not left inside a trace.
 
-    JAX stores for each thread what it is tracing, and resets that when a `with` block of its
-    Python code ends. If a signal handler raises just before, the thread stays in a trace that has
+    JAX stores for each thread what it is tracing, and resets that when a `with` block
+    of its Python code ends. If a signal handler raises just before, the thread stays in
+    a trace that has
     ended: from then on every operation returns a tracer instead of an array.
     """
 
@@ -110,9 +111,10 @@ class _Compiled:
 class _Donating(_Compiled):
     """A compiled function that donates some of its arguments; see `agnostic_nn.core.atomic`.
 
-    A call with arguments of a new signature runs Python code of JAX, which traces and compiles.
-    An exception in it would lose the donated arrays, so it gets copies of them. Later calls run
-    in C, together with the operation that puts their result into the outcome.
+    A call with arguments of a new signature runs Python code of JAX, which traces and
+    compiles. An exception in it would lose the donated arrays, so it gets copies of
+    them. Later calls run in C, together with the operation
+    that puts their result into the outcome.
 
     signatures: of the arguments, for which a compiled version is cached.
     latest: the ids of the results of the last call, whose kind is known.
@@ -130,7 +132,8 @@ class _Donating(_Compiled):
 
     @_trace_restored
     def into(self, outcome, *args):
-        # the results of the last call have the signature of the arguments that they replace
+        # the results of the last call have the signature
+        # of the arguments that they replace
         is_latest = all(id(args[i]) in self.latest for i in self.donate)
         signature = _signature(
             [arg for i, arg in enumerate(args) if i not in self.donate]
@@ -237,7 +240,8 @@ def _all_finite(*arrays):
     elementwise = ops.all_finite.dispatch(object)
 
     def sum_first():
-        # a sum of squares is faster than a test of each element, and as good unless it overflows
+        # a sum of squares is faster than a test of each
+        # element, and as good unless it overflows
         squares = [xp.vdot(xp.ravel(x), xp.ravel(x)) for x in arrays]
         is_finite = reduce(xp.logical_and, map(xp.isfinite, squares))
         return jax.lax.cond(is_finite, lambda: is_finite, lambda: elementwise(*arrays))
@@ -250,8 +254,8 @@ def _all_finite(*arrays):
 def _select(holds, make, old):
     if not isinstance(holds, jax.core.Tracer):
         return make() if holds else old
-    # On a CPU a branch lets XLA write the new values in place, which saves a fifth of a step. On
-    # a GPU a branch would wait for the host to read the condition.
+    # On a CPU a branch lets XLA write the new values in place, which saves a fifth of a
+    # step. On a GPU a branch would wait for the host to read the condition.
     return jax.lax.platform_dependent(
         cpu=lambda: jax.lax.cond(holds, make, lambda: old),
         default=lambda: ops.select.dispatch(object)(holds, make, old),
@@ -294,7 +298,8 @@ def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
 
 
 def _convolve_weight(x, dy, window, stride, padding, dilation, groups):
-    # dy is the window that slides over x; batch and channels, stride and dilation are exchanged
+    # dy is the window that slides over x; batch and
+    # channels, stride and dilation are exchanged
     space = "DHW"[-len(window) :]
     cut = tuple(
         (low, d * (k - 1) + s * (o - 1) + 1 - low - n)

@@ -6,7 +6,8 @@ Each file defines
     make(name, workload)     -> Contender, or raises Unavailable with the reason
     versions()               -> {"torch": "2.13.0"}
 
-and imports its library inside `make`, since each contender runs in a process of its own.
+and imports its library inside `make`, since
+each contender runs in a process of its own.
 """
 
 from collections.abc import Iterator

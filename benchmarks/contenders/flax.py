@@ -1,9 +1,9 @@
 """Flax NNX, with Optax.
 
-As advised in its "Performance considerations", the training loop is functional: model and
-optimizer are split into structure and arrays, merged inside `jax.jit`, and the arrays are donated
-to the next step. Weights have our layout, except that an LSTM cell is a pair of layers and
-attention has an axis of heads.
+As advised in its "Performance considerations", the training loop is functional: model
+and optimizer are split into structure and arrays, merged inside `jax.jit`, and the
+arrays are donated to the next step. Weights have our layout, except that an LSTM cell
+is a pair of layers and attention has an axis of heads.
 """
 
 from functools import partial

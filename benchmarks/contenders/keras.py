@@ -1,8 +1,9 @@
 """Keras on JAX.
 
-A step follows its guide "Writing a training loop from scratch in JAX", with the old state
-donated. An epoch is `fit`, also with all steps in one call, which its documentation advises for
-small models. Weights have our layout, except that attention has an axis of heads.
+A step follows its guide "Writing a training loop from scratch in JAX", with the old
+state donated. An epoch is `fit`, also with all steps in one call, which its
+documentation advises for small models. Weights have our layout, except that attention
+has an axis of heads.
 """
 
 import os
@@ -73,7 +74,8 @@ class _Keras(Contender):
             return (params, others, moments), value
 
         self.train = jax.jit(train, donate_argnums=0)
-        # `fit` and `predict_on_batch` use the variables of the model, which a donation would delete
+        # `fit` and `predict_on_batch` use the variables
+        # of the model, which a donation would delete
         kept = (
             model.trainable_variables,
             model.non_trainable_variables,

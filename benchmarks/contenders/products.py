@@ -1,8 +1,9 @@
 """The matrix products of a step and nothing else: a lower bound for every contender.
 
-Shapes, order and transposes are those of the step: y = x W, dW = xᵀ dy, and dx = dy Wᵀ except for
-a first layer, each written into allocated memory. A convolution counts as the product of its
-windows, as rows, with its weight; extracting the windows is not counted.
+Shapes, order and transposes are those of the step: y = x W, dW = xᵀ dy, and dx = dy Wᵀ
+except for a first layer, each written into allocated memory. A convolution counts as
+the product of its windows, as rows, with its weight;
+extracting the windows is not counted.
 """
 
 import numpy as np
@@ -79,7 +80,8 @@ def _cnn(named, batch, shape):
 
 
 def _lstm(named, batch, shape):
-    # h R and its dh need the previous step; everything else is one product for all steps
+    # h R and its dh need the previous step; everything
+    # else is one product for all steps
     time, recurrent = shape[0], named["0.0.forward.recurrent"]
     forward, all_of_it, backward = _dense(batch, recurrent)
     all_of_it = _dense(batch * time, recurrent)[1]

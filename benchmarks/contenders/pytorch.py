@@ -1,7 +1,7 @@
 """PyTorch: eager with its fused optimizers, and the same with the model through `torch.compile`.
 
-Weights are (out, in) and images channels first; in eager mode their memory format is channels
-last, for which convolutions are faster. Labels are int64.
+Weights are (out, in) and images channels first; in eager mode their memory format is
+channels last, for which convolutions are faster. Labels are int64.
 """
 
 from importlib.metadata import version
@@ -100,7 +100,8 @@ class _PyTorch(Contender):
         return self.value.item()
 
     def epoch(self):
-        # a sampler of whole batches, which its documentation advises for fast bulk access
+        # a sampler of whole batches, which its documentation
+        # advises for fast bulk access
         data = self.torch.utils.data
         examples = data.TensorDataset(*self._placed(*self.examples))
         order = data.RandomSampler(examples)

@@ -1,7 +1,7 @@
 """scikit-learn: `MLPClassifier`, a batch at a time by `partial_fit`.
 
-Its weights are overwritten with ours, and its optimizer starts again. It computes in float32 if
-x is float32.
+Its weights are overwritten with ours, and its optimizer starts again. It computes in
+float32 if x is float32.
 """
 
 import warnings

@@ -1,7 +1,7 @@
 """Thinc with its compiled NumpyOps; its gradients are written by hand as well.
 
-As in its examples, `backprop` receives the difference to one-hot labels. It does not compute the
-cross-entropy, so that is done here when needed. Weights are (out, in).
+As in its examples, `backprop` receives the difference to one-hot labels. It does not
+compute the cross-entropy, so that is done here when needed. Weights are (out, in).
 """
 
 from importlib.metadata import version

@@ -1,10 +1,10 @@
 """MLX, Apple's array library, as a backend that its own package brings to agnostic_nn.
 
-The entry point in pyproject.toml makes it known: `pip install examples/mlx_backend`, and then
-`agnostic-nn conformance mlx`. What stands in `_Namespace` is what MLX lacks of the Standard: its
-functions take no `device` and not every keyword, and there is no `bool`; `register` says that its
-arrays belong to that, and where they are. Its float64 is right to the digits of float32 only (exp,
-sin, cos), so none is promised.
+The entry point in pyproject.toml makes it known: `pip install examples/mlx_backend`,
+and then `agnostic-nn conformance mlx`. What stands in `_Namespace` is what MLX lacks of
+the Standard: its functions take no `device` and not every keyword, and there is no
+`bool`; `register` says that its arrays belong to that, and where they are. Its float64
+is right to the digits of float32 only (exp, sin, cos), so none is promised.
 """
 
 from importlib.metadata import version as version_of

@@ -2,11 +2,11 @@
 
     python tests/campaigns/interrupts.py [--shots 2000] [CONFIGURATION ...]
 
-Each configuration runs in a process of its own: `fit` and then `step`, with as many shots each,
-of five kinds in turn: a SIGALRM handler and a SIGTERM handler that raise, a custom SIGINT
-handler, Ctrl-C twice, and an exception from another thread. After each, parameters, state and
-moments have to be, bit for bit, those of an undisturbed run after `trainer.steps` steps. Then the
-same trainer goes on.
+Each configuration runs in a process of its own: `fit` and then `step`, with as many
+shots each, of five kinds in turn: a SIGALRM handler and a SIGTERM handler that raise, a
+custom SIGINT handler, Ctrl-C twice, and an exception from another thread. After each,
+parameters, state and moments have to be, bit for bit, those of an undisturbed run after
+`trainer.steps` steps. Then the same trainer goes on.
 """
 
 import argparse

@@ -43,13 +43,15 @@ class Given:
 class Case:
     """A layer, the shape of one example, and how PyTorch says the same.
 
-    theirs(torch, given) -> y, or (y, state), in PyTorch's own words; autograd then gives
-    the gradients of the tensors in `given`, in our layout. Or a string: why PyTorch has none.
-    draw(generator, (batch, *shape)) -> x, where normal draws or small integers will not do;
-    for a tree of inputs it is called once, with the tree of shapes.
+    theirs(torch, given) -> y, or (y, state), in PyTorch's own words; autograd then
+    gives the gradients of the tensors in `given`, in our layout. Or a string: why
+    PyTorch has none. draw(generator, (batch, *shape)) -> x, where normal draws or small
+    integers will not do; for a tree of inputs it is called once, with the tree of
+    shapes.
     thorough: one of a sweep, too much for a backend that compiles each.
     refuses: of batches of 0 and 1, those that it cannot train on.
-    slack: how often the usual tolerances it needs; a line that says more than 1 says why.
+    slack: how often the usual tolerances it needs; a line that says more than 1 says
+    why.
     """
 
     layer: nn.Layer

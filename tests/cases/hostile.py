@@ -1,7 +1,8 @@
 """Malicious checkpoints, each with a valid digest where possible.
 
-`python tests/cases/hostile.py` loads each in a process of its own, and prints how many are refused
-as documented, and the worst time and memory. It makes the files without the library.
+`python tests/cases/hostile.py` loads each in a process of its own, and prints how many
+are refused as documented, and the worst time and
+memory. It makes the files without the library.
 """
 
 import contextlib
@@ -120,7 +121,8 @@ def changed(name, **fields):
     return entries
 
 
-# --- the kinds --------------------------------------------------------------------------
+# --- the kinds
+# --------------------------------------------------------------------------
 
 FOREIGN = {
     "zip": b"PK\x03\x04" + bytes(60),
@@ -713,7 +715,8 @@ def main() -> None:
             slowest, largest = max(slowest, (took, name)), max(largest, (over, name))
             if not fine:
                 print(
-                    f"{kind}: {name}: {outcome}, {took:.2f} s, {over / 2**20:.1f} MB over"
+                    f"{kind}: {name}: {outcome}, {took:.2f} s, {over / 2**20:.1f} MB "
+                    "over"
                 )
     print(dict(outcomes))
     print(
@@ -723,7 +726,8 @@ def main() -> None:
         }
     )
     print(
-        f"{sum(n for (_, fine), n in kinds.items() if fine)} of {count} are refused as documented"
+        f"{sum(n for (_, fine), n in kinds.items() if fine)} of {count} are refused as "
+        "documented"
     )
     print(f"slowest: {slowest[0]:.2f} s ({slowest[1]})")
     print(

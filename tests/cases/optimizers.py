@@ -30,11 +30,11 @@ STEPS = 24
 class Beside:
     """An optimizer, and those that should take the same steps, each with its own options.
 
-    loop(p, grads) -> θ after each step of one leaf, in plain NumPy; `flat` for a leaf of
-    fewer than two axes, where that makes a difference.
-    torch(torch.optim, tensors), optax(optax): the same optimizer, or None where there is
-    none. turned: PyTorch is given each matrix as (out, in). slack: by how much the others
-    multiply a rounding.
+    loop(p, grads) -> θ after each step of one leaf, in plain NumPy; `flat` for a leaf
+    of fewer than two axes, where that makes a difference.
+    torch(torch.optim, tensors), optax(optax): the same optimizer, or None where there
+    is none. turned: PyTorch is given each matrix as (out, in). slack: by how much the
+    others multiply a rounding.
     """
 
     optimizer: ours.Optimizer
@@ -49,7 +49,8 @@ class Beside:
         return str(self.optimizer)
 
 
-# --- plain loops ------------------------------------------------------------------------
+# --- plain loops
+# ------------------------------------------------------------------------
 
 
 def sgd(p, grads, rate, momentum=0.0, nesterov=False, decay=0.0):
@@ -210,7 +211,8 @@ def muon(p, grads, rate, momentum=0.95, nesterov=True, decay=0.0, rms=False):
         yield p
 
 
-# --- the table --------------------------------------------------------------------------
+# --- the table
+# --------------------------------------------------------------------------
 
 
 def steady(rate):
@@ -415,7 +417,8 @@ OPTIMIZERS = [
 ]
 
 
-# --- the same walk, by each -------------------------------------------------------------
+# --- the same walk, by each
+# -------------------------------------------------------------
 
 
 def problem(dtype="float64"):
@@ -527,8 +530,8 @@ def apart(found, expected):
 def worst_errors(backends=("jax", "torch", "array_api_strict:device1")):
     """Name of each optimizer -> oracle -> worst error over all its cases, in float64.
 
-    Oracles: "plain loop", "PyTorch", "Optax", and each backend against NumPy. One that has no
-    such optimizer is missing.
+    Oracles: "plain loop", "PyTorch", "Optax", and each backend against NumPy. One that
+    has no such optimizer is missing.
     """
     import optax
     import torch

@@ -1,7 +1,7 @@
 """The campaign: plant each fault, and run `compare` and `bisect` on the two backends.
 
-`nox -s campaign` prints the table and fails if an aim is missed; `nox -s campaign -- --write` also
-writes `docs/fault-campaign.md`. That page is generated entirely.
+`nox -s campaign` prints the table and fails if an aim is missed; `nox -s campaign --
+--write` also writes `docs/fault-campaign.md`. That page is generated entirely.
 """
 
 import argparse
@@ -44,8 +44,8 @@ DIFFER = "differ"
 class Answer:
     """The verdict of a tool: "agree", "differ", "not judged" or "failed".
 
-    located: whether it names the layer and the kind of the fault. detail: what it names. step:
-    the step that `compare` names, from 1, or 0.
+    located: whether it names the layer and the kind of the fault. detail: what it
+    names. step: the step that `compare` names, from 1, or 0.
     """
 
     verdict: str
@@ -58,8 +58,8 @@ class Answer:
 class Outcome:
     """A fault, its effect, and the answer of each tool.
 
-    again: the answer of `bisect --steps` with the number of steps that `compare` prints, if
-    `bisect` alone found no difference.
+    again: the answer of `bisect --steps` with the number of steps that `compare`
+    prints, if `bisect` alone found no difference.
     """
 
     fault: Fault
@@ -150,7 +150,8 @@ def compared(fault: Fault) -> Answer:
     result = _compare(fault.model, SEED, _side(fault))
     first = result["first_difference"] or {}
     detail = first.get("description") or result["error"] or ""
-    # A difference from the same numbers locates better than the first one of a training.
+    # A difference from the same numbers locates
+    # better than the first one of a training.
     probed = (each for each in result["differences"] if each["quantity"] in PROBED)
     located = _is_right(fault, next(probed, first))
     return Answer(_verdict(result), located, detail, first.get("step") or 0)
@@ -198,8 +199,8 @@ QUANTITIES = {
 def _is_right(fault: Fault, first: dict[str, Any]) -> bool:
     """Return whether the first difference is of the right kind and in the right layer.
 
-    `compare` does not see the dx that a layer returns. For a fault in dx, the gradients of any
-    layer are right.
+    `compare` does not see the dx that a layer returns. For a fault in dx, the gradients
+    of any layer are right.
     """
     parts = [
         part for part in QUANTITIES if any(p.startswith(part) for p in fault.parts)
@@ -209,15 +210,17 @@ def _is_right(fault: Fault, first: dict[str, Any]) -> bool:
     return right and (anywhere or (first.get("layer") or "") in fault.places)
 
 
-# --- clean runs -------------------------------------------------------------------------
+# --- clean runs
+# -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Alarms:
     """The verdicts of both tools on a backend without a fault.
 
-    wrong: by the tool, the number of runs called different. unjudged: by the tool, the number of
-    runs in which something could not be judged. messages: a line for each wrong verdict.
+    wrong: by the tool, the number of runs called different. unjudged: by the tool, the
+    number of runs in which something could not be judged.
+    messages: a line for each wrong verdict.
     """
 
     backend: str
@@ -258,7 +261,8 @@ def alarms(place: tuple[str, str, int]) -> Alarms | None:
     return Alarms(name, count, wrong, unjudged, tuple(messages))
 
 
-# --- the page ---------------------------------------------------------------------------
+# --- the page
+# ---------------------------------------------------------------------------
 
 HEAD = """# The fault campaign
 
@@ -419,9 +423,9 @@ def _page(outcomes: list[Outcome], clean_runs: list[Alarms]) -> tuple[str, list[
         aims="\n".join(f"- {aim}" for aim in aims),
         kinds=markdown_table(head, [*kinds, total]),
         sizes=markdown_table(["times rounding", *head[1:-1]], sizes),
-        predictions=f"{len(moved)} faults change a prediction by more than {BEYOND:g} times the "
-        f"rounding error. `compare` says that all agrees for {agreeing['compare']} of these, "
-        f"`bisect` for {agreeing['bisect']}.",
+        predictions=f"{len(moved)} faults change a prediction by more than {BEYOND:g} "
+        "times the rounding error. `compare` says that all agrees for "
+        f"{agreeing['compare']} of these, `bisect` for {agreeing['bisect']}.",
         runs=runs,
         batch=BATCH,
         clean=markdown_table(
@@ -478,8 +482,8 @@ def _row(kind: str | None, outcomes: list[Outcome]) -> list[Any]:
 def _tried(numbers: list[int], share: float) -> list[tuple[int, tuple]]:
     """Return the outcome of each fault by its number, in a worker process.
 
-    A fault holds functions, which cannot be sent to another process: numbers are sent, and
-    outcomes return without the fault.
+    A fault holds functions, which cannot be sent to another process: numbers are sent,
+    and outcomes return without the fault.
     """
     results = []
     with remembered():

@@ -1,7 +1,8 @@
 """The faults: a grid of kinds, layers and models, and a sample of it.
 
-A fault changes the arguments or the results of a method with a little NumPy arithmetic. `size` is
-relative to the largest number of the changed array, and ranges from just above rounding to large.
+A fault changes the arguments or the results of a method with a little NumPy arithmetic.
+`size` is relative to the largest number of the changed array, and ranges from just
+above rounding to large.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,10 +31,11 @@ BACKWARD = ("backward", "backward_params")
 class Fault:
     """A fault to plant in one backend.
 
-    places: the paths of the layers that are wrong, "" for a loss, an optimizer or the batch.
-    parts: prefixes of the names of the results that are wrong first. changes: returns the changed
-    methods. moves: returns the `asarray` of a backend that moves arrays wrongly. Both are called
-    for each run, because a fault may count calls.
+    places: the paths of the layers that are wrong, "" for a loss, an optimizer or the
+    batch.
+    parts: prefixes of the names of the results that are wrong first. changes: returns
+    the changed methods. moves: returns the `asarray` of a backend that moves arrays
+    wrongly. Both are called for each run, because a fault may count calls.
     """
 
     kind: str
@@ -49,7 +51,8 @@ class Fault:
         return f"{self.kind}: {self.what} ({self.model}, {where})"
 
 
-# --- changes of an array ----------------------------------------------------------------
+# --- changes of an array
+# ----------------------------------------------------------------
 
 
 def _largest(a):
@@ -126,7 +129,8 @@ def half(a):
     return a.astype(np.float16).astype(a.dtype) if a.dtype.kind == "f" else a
 
 
-# --- changes of a method ----------------------------------------------------------------
+# --- changes of a method
+# ----------------------------------------------------------------
 
 
 def in_forward(change, when=lambda train: True):
@@ -226,9 +230,11 @@ def changing(layer, method, make) -> Callable[[], list[Change]]:
     return lambda: [of(layer, method, make)]
 
 
-# --- the layers of the models -----------------------------------------------------------
+# --- the layers of the models
+# -----------------------------------------------------------
 
-# "2.feed.2" is left out: it equals the layers inside attention, and the fault would hit them too
+# "2.feed.2" is left out: it equals the layers inside
+# attention, and the fault would hit them too
 FEED = {"2.feed.0": nn.Dense(8), "2.feed.1": nn.GELU()}
 TARGETS: dict[str, dict[tuple[str, ...], Any]] = {
     "MLP": {(str(i),): layer for i, layer in enumerate(MLP.layers)},
@@ -277,7 +283,8 @@ def _has_params(layer) -> bool:
     return bool(_params(layer)) or isinstance(layer, kinds)
 
 
-# --- the kinds --------------------------------------------------------------------------
+# --- the kinds
+# --------------------------------------------------------------------------
 
 
 def _layers(

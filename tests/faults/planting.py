@@ -1,6 +1,7 @@
 """A backend with a fault: NumPy without recorded calls, whose methods are changed while it runs.
 
-The reference and the other backend run outside that context and use the original methods.
+The reference and the other backend run outside
+that context and use the original methods.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ import agnostic_nn as nn
 
 __all__ = ["Change", "clean", "faulty", "of"]
 
-# An object, the name of its attribute, and a function from the old value to the new one.
+# An object, the name of its attribute, and a
+# function from the old value to the new one.
 Change = tuple[Any, str, Callable]
 _NUMPY = nn.backend("numpy")
 
@@ -78,7 +80,8 @@ def _alike(thing: Any, target: Any) -> bool:
     """
     if not isinstance(thing, type(target)):
         return False
-    # A copy of a block may hold copies of its layers. No model has two blocks of one class.
+    # A copy of a block may hold copies of its layers.
+    # No model has two blocks of one class.
     if isinstance(target, nn.Block):
         return True
     names = [field.name for field in fields(target)] if is_dataclass(target) else []

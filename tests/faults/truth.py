@@ -1,8 +1,9 @@
 """The effect of a fault in float64, in units of the rounding error of float32.
 
-From the same numbers, at several steps of one training, a step and a prediction are computed in
-float64 with the fault and without it, and in float32 without it. A fault counts if the error of
-any result is more than 16 times that of float32; a smaller error is no more than rounding.
+From the same numbers, at several steps of one training, a step and a prediction are
+computed in float64 with the fault and without it, and in float32 without it. A fault
+counts if the error of any result is more than 16 times that of float32; a smaller error
+is no more than rounding.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,9 @@
 """Guards: compile a function again when Python values that user code reads have changed.
 
-The Python code of a compiled or replayed function runs only when it is compiled, so the values
-that it reads then become constants. `guarded(function, ...)` finds the values that user-defined
-functions and methods read. Before each call it checks whether they are still the same, and
-compiles the function again if not.
+The Python code of a compiled or replayed function runs only when it is compiled, so the
+values that it reads then become constants. `guarded(function, ...)` finds the values
+that user-defined functions and methods read. Before each call it checks whether they
+are still the same, and compiles the function again if not.
 
     names       the names that code reads, from its bytecode, and the package it belongs to
     values      the comparison of two values
@@ -13,8 +13,8 @@ compiles the function again if not.
 
 This library's own code is pure, so a function without any user code is not guarded.
 
-Guards do not notice changes of what Python code reads from outside (time, files, the environment,
-other processes), through code of installed packages, or through C.
+Guards do not notice changes of what Python code reads from outside (time, files, the
+environment, other processes), through code of installed packages, or through C.
 """
 
 from .guarding import Guarded, guarded, reads

@@ -14,9 +14,9 @@ __all__ = ["Guarded", "guarded", "reads"]
 # number of changes after which a warning is issued, if there are few calls
 WARN_AFTER = 10
 REMEDY = (
-    "Give arrays that change as `context` of a Trainer or as arguments, take randomness from a key "
-    "in the layer's state, let a weight follow a schedule, or choose "
-    "nn.backend(..., replay=False), which runs the Python of each step"
+    "Give arrays that change as `context` of a Trainer or as arguments, take "
+    "randomness from a key in the layer's state, let a weight follow a schedule, or "
+    "choose nn.backend(..., replay=False), which runs the Python of each step"
 )
 
 
@@ -29,11 +29,13 @@ def guarded(
 ) -> Callable[..., Any]:
     """Return compiled(function), compiled again whenever a value that user code reads has changed.
 
-    If the function leads to no user code or user data, compiled(function) is returned unguarded.
+    If the function leads to no user code or user data,
+    compiled(function) is returned unguarded.
 
     compiled: a function that compiles a pure function.
-    to_numpy: a function from an array of the backend to a host array. If it is None, arrays are not
-    compared, because every call runs the Python code and reads their current contents.
+    to_numpy: a function from an array of the backend to a host array. If it is None,
+    arrays are not compared, because every call runs the Python code and reads their
+    current contents.
     libraries: names of packages whose code is not searched.
     hidden: returns the state of the array library's hidden random generator.
     """
@@ -49,8 +51,9 @@ class Guarded:
     Raises
     ------
     TypeError
-        When called, if the function itself changes a value that it reads at each call, such as a
-        counter or the state of a random generator, or if it reads an iterator.
+        When called, if the function itself changes a value that it reads at each call,
+        such as a counter or the state of a random
+        generator, or if it reads an iterator.
     """
 
     def __init__(
@@ -94,8 +97,8 @@ class Guarded:
     def _current_version(self, old: "_Version | None") -> "_Version":
         """Return the function compiled for the current values: `old` if they are equal to its own.
 
-        `old.holds()` compares identities. Here the values themselves are compared, so that an equal
-        value in a new object does not compile the function again.
+        `old.holds()` compares identities. Here the values themselves are compared, so
+        that an equal value in a new object does not compile the function again.
         """
         watch = self._watch()
         if watch.refused:
@@ -117,8 +120,9 @@ class Guarded:
         if self._changes == WARN_AFTER and self._calls < 10 * WARN_AFTER:
             warnings.warn(
                 f"{name_of(self._function)} was compiled again {WARN_AFTER} times in "
-                f"{self._calls} calls, because a value that it reads keeps changing: {changed}. "
-                f"The results are correct, but compiling takes time. {REMEDY}.",
+                f"{self._calls} calls, because a value that it reads keeps changing: "
+                f"{changed}. The results are correct, but compiling takes time. "
+                f"{REMEDY}.",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -157,8 +161,9 @@ class _Version:
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function, and raise if it changes the values that it reads.
 
-        If they have changed, it is called a second time: a function that caches its results changes
-        its cache at the first call and leaves it unchanged at the second.
+        If they have changed, it is called a second time: a function that caches its
+        results changes its cache at the first call
+        and leaves it unchanged at the second.
         """
         for _ in range(2):
             states = self.watch.generator_states()
@@ -180,9 +185,9 @@ class _Version:
             if drawn_from is not None:
                 break
         raise TypeError(
-            f"{name_of(self.function)} changes what it reads while it is called: {changed}. "
-            "Compiled code would use one of these values forever, so this is refused on "
-            f"every backend. {REMEDY}."
+            f"{name_of(self.function)} changes what it reads while it is called: "
+            f"{changed}. Compiled code would use one of these values forever, so this "
+            f"is refused on every backend. {REMEDY}."
         )
 
 

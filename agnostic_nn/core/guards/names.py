@@ -19,7 +19,8 @@ __all__ = [
 ]
 
 LIBRARY_PACKAGES = "agnostic_nn", "agnostic_nn_backends"
-# methods that only write: results do not depend on, for example, a list that is only appended to
+# methods that only write: results do not depend on,
+# for example, a list that is only appended to
 WRITE_METHODS = {
     *(
         "add",
@@ -108,7 +109,8 @@ def _is_written(instructions: list[dis.Instruction], position: int) -> bool:
 _METHOD_OPCODES = {"LOAD_ATTR", "LOAD_METHOD"}
 _KEY_OPCODES = ("LOAD_CONST", "LOAD_FAST", "LOAD_SMALL_INT")
 
-# --- the package that code belongs to -----------------------------------------------------
+# --- the package that code belongs to
+# -----------------------------------------------------
 
 
 @cache

@@ -21,11 +21,11 @@ __all__ = ["Snapshot"]
 class Snapshot:
     """The current values that code reads, by path.
 
-    `holds()` returns whether they are still the same. It is generated code, which compares the
-    identities of objects and the contents of writable arrays.
+    `holds()` returns whether they are still the same. It is generated code, which
+    compares the identities of objects and the contents of writable arrays.
 
-    to_numpy: a function from an array of the backend to a host array. If it is None, arrays are not
-    compared.
+    to_numpy: a function from an array of the backend to a host array. If it is None,
+    arrays are not compared.
     """
 
     holds: Callable[[], bool]
@@ -80,7 +80,8 @@ class Snapshot:
         if not self._tests:
             return _always
         lines = " and ".join(self._tests)
-        # only errors of the tests themselves: the exception of a signal handler must get through
+        # only errors of the tests themselves: the exception
+        # of a signal handler must get through
         errors = "AttributeError, LookupError, NameError, TypeError, ValueError"
         exec(_compile(f"def holds():\n try:\n  return {lines}\n except ({errors}): return False"),
              self._env)  # fmt: skip

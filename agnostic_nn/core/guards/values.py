@@ -89,7 +89,8 @@ def formatted(value: Any) -> str:
 def kind_of(value: Any) -> str:
     """Return the kind of comparison for a value, a key of EQUAL.
 
-    Of containers and arrays only the type is compared here; their contents are recorded separately.
+    Of containers and arrays only the type is compared
+    here; their contents are recorded separately.
     """
     if isinstance(value, ATOMS):
         return "=="
@@ -133,7 +134,8 @@ def is_read_only(host: Any) -> bool:
     return not isinstance(host, bytearray | memoryview)
 
 
-# --- random generators ------------------------------------------------------------------
+# --- random generators
+# ------------------------------------------------------------------
 
 
 class HiddenGenerator(NamedTuple):

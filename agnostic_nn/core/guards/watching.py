@@ -1,9 +1,9 @@
 """Find the Python values that user code reads, without running it.
 
-The bytecode of a function contains the names of the closure cells, globals and attributes that it
-reads. From their values the search continues through defaults, `partial` objects, bound methods,
-containers, the fields of layers, losses and optimizers, and the attributes of user objects and
-modules.
+The bytecode of a function contains the names of the closure cells, globals and
+attributes that it reads. From their values the search continues through defaults,
+`partial` objects, bound methods, containers, the fields of layers, losses and
+optimizers, and the attributes of user objects and modules.
 """
 
 import builtins
@@ -90,7 +90,8 @@ IMPLICITLY_CALLED = {
 }
 # run when user code calls a class
 CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}
-# functions and methods whose names contain one of these draw from a library's hidden generator
+# functions and methods whose names contain one of
+# these draw from a library's hidden generator
 DRAWING_NAMES = (
     "bernoulli",
     "dropout",
@@ -165,8 +166,8 @@ class Watch(Snapshot):
     def _is_user_code(self, module: Any, file: str | None = None) -> bool:
         """Return whether a module is user code.
 
-        It is if it belongs neither to this library, an array library or the standard library, nor
-        to any installed package.
+        It is if it belongs neither to this library, an array library or the standard
+        library, nor to any installed package.
         """
         file = file_of(module) if file is None else file
         root = root_of(module)
@@ -179,10 +180,11 @@ class Watch(Snapshot):
     ) -> None:
         """Search a value that user code can reach.
 
-        is_internal: the value is held by this library's code, which does not change the containers
-        that it holds, so they are not compared.
-        is_direct: the value was passed to this library, such as a loss, rather than read by user
-        code. A function of an installed package is then treated as user code.
+        is_internal: the value is held by this library's code, which does not change the
+        containers that it holds, so they are not compared.
+        is_direct: the value was passed to this library, such as a loss, rather than
+        read by user code. A function of an installed
+        package is then treated as user code.
         """
         if isinstance(obj, ATOMS) or obj is MISSING:
             return
@@ -225,8 +227,8 @@ class Watch(Snapshot):
         elif isinstance(obj, ITERATORS) or type(obj).__module__ == "itertools":
             if not is_internal:
                 self._refuse(
-                    f"reads {path}, an iterator ({type(obj).__name__}), which gives another "
-                    "value each time"
+                    f"reads {path}, an iterator ({type(obj).__name__}), which gives "
+                    "another value each time"
                 )
         elif is_array(obj) and not self._is_user_code(type(obj).__module__):
             if not is_internal:
@@ -248,8 +250,8 @@ class Watch(Snapshot):
     def _function(self, function: FunctionType, path: str, is_direct: bool) -> None:
         """Search a function: record what its code reads if it is user code.
 
-        Of other functions, such as a decorator's wrapper, only the values that they hold are
-        searched.
+        Of other functions, such as a decorator's wrapper, only the values that they
+        hold are searched.
         """
         module = function.__globals__.get("__name__")
         code = function.__code__
@@ -333,8 +335,8 @@ class Watch(Snapshot):
     def _partial(self, obj: partial[Any], path: str, is_internal: bool) -> None:
         """Search the function and the arguments of a `partial`.
 
-        If this library created it, around one of its own functions, no other code holds its
-        arguments, so they are not compared.
+        If this library created it, around one of its own functions, no other code holds
+        its arguments, so they are not compared.
         """
         is_internal_partial = (
             is_internal
@@ -373,8 +375,9 @@ class Watch(Snapshot):
         self._entry_count += 0 if is_internal else len(obj)
         if self._entry_count > MAX_ENTRIES:
             self._refuse(
-                f"reads {path}, a {type(obj).__name__} of {len(obj)} entries: too many values in "
-                f"containers to compare before each call, {MAX_ENTRIES} at most; make it an array"
+                f"reads {path}, a {type(obj).__name__} of {len(obj)} entries: too many "
+                f"values in containers to compare before each call, {MAX_ENTRIES} at "
+                "most; make it an array"
             )
             return
         if isinstance(obj, dict | Mapping):
@@ -399,8 +402,8 @@ class Watch(Snapshot):
         """Search the fields of an object of this library, such as a layer."""
         kind = type(obj)
         if hasattr(kind, "_as_of"):
-            # an object that changes, such as a Trainer: whether user code reads what changes is
-            # known only when all names have been collected
+            # an object that changes, such as a Trainer: whether user code reads what
+            # changes is known only when all names have been collected
             self._holders.append(_Holder(obj, path, False))
             return
         # the fields of a frozen dataclass were passed by the user

@@ -1,23 +1,24 @@
 """Measure by sampling how far rounding may take the results of a function of arrays.
 
-The function is run by NumPy in float64 with the standard version of every function of `ops`, so
-no native version has to be trusted. That is the reference. In further runs, a random δ is added
-to the result r of each operation. It is as large as the error that a library may make there,
-computing with ε, the distance from 1 to the next number:
+The function is run by NumPy in float64 with the standard version of every function of
+`ops`, so no native version has to be trusted. That is the reference. In further runs, a
+random δ is added to the result r of each operation. It is as large as the error that a
+library may make there, computing with ε, the distance from 1 to the next number:
 
     + - * / √             |δ| ≤ ε/2 |r|                      rounded once
     exp, log, tanh, ...   |δ| ≤ 2ε |r|                       the accuracy of common libraries
     sums of n terms t     |δ| ≤ ε/2 √n √(r² + Σ t²)          also within products of matrices
     all others            δ = 0                              they move, choose or compare numbers
 
-A sum passes through partial sums s₁ … sₙ, each rounded, with independent errors of up to
-ε/2 |sₖ|: together they are about ε/2 √(Σ sₖ²). Terms of one sign have sₖ² ≤ r², terms of random
-signs sₖ² ≈ k/n Σ t², and either way Σ sₖ² ≤ n (r² + Σ t²).
+A sum passes through partial sums s₁ … sₙ, each rounded, with independent errors of up
+to ε/2 |sₖ|: together they are about ε/2 √(Σ sₖ²). Terms of one sign have sₖ² ≤ r²,
+terms of random signs sₖ² ≈ k/n Σ t², and either way Σ sₖ² ≤ n (r² + Σ t²).
 
-The following operations magnify, damp or cancel the δ in the same way as rounding errors. The
-distance of the results from the reference is a sample of the effect of rounding (Parker, "Monte
-Carlo Arithmetic", 1997). It is also meaningful for a sum that is 0 but for rounding, such as the
-gradient of a bias before a normalization, whose own size would be no scale for its error.
+The following operations magnify, damp or cancel the δ in the same way as rounding
+errors. The distance of the results from the reference is a sample of the effect of
+rounding (Parker, "Monte Carlo Arithmetic", 1997). It is also meaningful for a sum that
+is 0 but for rounding, such as the gradient of a bias before a normalization, whose own
+size would be no scale for its error.
 """
 
 import math
@@ -137,7 +138,8 @@ class _Exact(Handler):
                 _drawn[-1].append(_draw(*args, **kwargs))
         elif function is not ops.erf:
             return super().call_ops(name, function, args, kwargs)
-        # One operation: the error of erf is not that of its hundreds of terms, and words are exact.
+        # One operation: the error of erf is not that of its hundreds of terms, and
+        # words are exact.
         return self.call(name, function.dispatch(object), args, kwargs)
 
     def wrap(self, value: Any) -> ObservedArray:

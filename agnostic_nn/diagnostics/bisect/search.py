@@ -1,37 +1,40 @@
 """Bisect: find the first stage of a training step or a prediction that two backends compute
 differently.
 
-A step, and a prediction after it, are split into stages (see `stages`). For each stage, both
-backends get the same numbers: those of the reference, rounded to the narrower dtype of the two.
-No error and no NaN travels from one stage to the next, so a difference in the results of a stage is
-caused by that stage. Both backends are compared with the same stage in float64 from the same
-numbers, which shows which of them is wrong. Random words and keys have to be equal.
+A step, and a prediction after it, are split into stages (see `stages`). For each stage,
+both backends get the same numbers: those of the reference, rounded to the narrower
+dtype of the two. No error and no NaN travels from one stage to the next, so a
+difference in the results of a stage is caused by that stage. Both backends are compared
+with the same stage in float64 from the same numbers, which shows which of them is
+wrong. Random words and keys have to be equal.
 
-The last two stages are the whole step and the whole prediction. They are called three times, with
-other numbers in between, so that a backend records and replays them as it does in training. If
-only they differ, all stages are judged again and called three times too: a result that depends on
-an earlier call is a difference.
+The last two stages are the whole step and the whole prediction. They are called three
+times, with other numbers in between, so that a backend records and replays them as it
+does in training. If only they differ, all stages are judged again and called three
+times too: a result that depends on an earlier call is a difference.
 
 The tolerance of a result follows from its dtype and from what is computed:
 
     tolerance = 4 · (spread + tiny) + ε · max |reference|
 
-spread: the error of the worst element of that result when the reference is run again with an error
-added to each operation, as large as the dtype allows (see `noise`: within ε/2 for what is
-rounded once, and growing with √n for a sum of n terms). It is a sample. Libraries add in blocks and
-have smaller errors than that; the factor 4 leaves room for those that do not. Where numbers are
-only moved or chosen, the spread is 0, and ε leaves room for the rounding of a constant. Compilers
-may replace numbers below tiny, the smallest normal number, by 0. A product in TensorFloat-32 has
-an error of 2⁻¹¹ in each factor, thousands of times that of float32.
+spread: the error of the worst element of that result when the reference is run again
+with an error added to each operation, as large as the dtype allows (see `noise`: within
+ε/2 for what is rounded once, and growing with √n for a sum of n terms). It is a sample.
+Libraries add in blocks and have smaller errors than that; the factor 4 leaves room for
+those that do not. Where numbers are only moved or chosen, the spread is 0, and ε leaves
+room for the rounding of a constant. Compilers may replace numbers below tiny, the
+smallest normal number, by 0. A product in TensorFloat-32 has an error of 2⁻¹¹ in each
+factor, thousands of times that of float32.
 
-A function that jumps, such as the sign in Lion, can differ by rounding alone at the jump. The
-spread captures most of such jumps, not all. A whole step may contain many, so it is sampled again
-with larger errors before it is called different.
+A function that jumps, such as the sign in Lion, can differ by rounding alone at the
+jump. The spread captures most of such jumps, not all. A whole step may contain many, so
+it is sampled again with larger errors before it is called different.
 
-If a number is finite in float64 but not on a backend, it is a difference only if it is finite on
-another backend of the same dtype, or when the formula is computed in that dtype without native
-functions. Results that overflow on both backends, or are NaN on the backends and in the
-reference, cannot be compared. They are "not judged", which does not count as agreement.
+If a number is finite in float64 but not on a backend, it is a difference only if it is
+finite on another backend of the same dtype, or when the formula is computed in that
+dtype without native functions. Results that overflow on both backends, or are NaN on
+the backends and in the reference, cannot be compared. They are "not judged", which does
+not count as agreement.
 """
 
 import math
@@ -79,11 +82,12 @@ NEIGHBOURS = 3  # shown on either side of the worst element
 class Finding:
     """One result of one stage on each backend, compared with the reference.
 
-    largest: the largest absolute value of the reference. errors and tolerances: of the worst
-    element, in the order of the backends. index: the element whose error is largest relative to
-    its tolerance, on the worse backend. columns: the positions along the last axis around it.
-    numbers: the values there, of the reference and then of each backend. unjudged: why some
-    elements could not be compared, or "".
+    largest: the largest absolute value of the reference. errors and tolerances: of the
+    worst element, in the order of the backends. index: the element whose error is
+    largest relative to its tolerance, on the worse backend. columns: the positions
+    along the last axis around it.
+    numbers: the values there, of the reference and then of each backend. unjudged: why
+    some elements could not be compared, or "".
     """
 
     path: str
@@ -181,13 +185,14 @@ class Bisection:
             more = f", and {others} more" if others else ""
             rest = len(self.findings) - len(self.unjudged)
             return (
-                f"Not judged: {example.name}: {example.part} ({example.unjudged}){more}. "
-                f"The other {rest} results agree within rounding."
+                f"Not judged: {example.name}: {example.part} "
+                f"({example.unjudged}){more}. The other {rest} results agree within "
+                "rounding."
             )
         return (
             f"Agrees within rounding: all {len(self.findings)} results of "
-            f"{' and '.join(self.backends)} are within tolerance of float64, the worst at "
-            f"{self.worst:.2g} of its tolerance."
+            f"{' and '.join(self.backends)} are within tolerance of float64, the worst "
+            f"at {self.worst:.2g} of its tolerance."
         )
 
     def __str__(self) -> str:
@@ -220,9 +225,9 @@ class Bisection:
     def save(self, path: str | os.PathLike[str], number: int | None = None) -> bool:
         """Write the stage of the finding `first`, with its inputs, for `replay`.
 
-        number: index of another finding, whose stage to write instead. Return whether the file
-        holds all that `replay` needs. It does not if this library does not define the layer,
-        loss or optimizer of the stage.
+        number: index of another finding, whose stage to write instead. Return whether
+        the file holds all that `replay` needs. It does not if this library does not
+        define the layer, loss or optimizer of the stage.
 
         Raises
         ------
@@ -314,8 +319,8 @@ class Bisection:
     def _rows(self) -> Iterator[tuple[Finding, int]]:
         """Yield the findings to show, each with the number of findings that it stands for.
 
-        Findings of one group, such as the updates of all parameters, share a row: that of the
-        worst. Those that do not agree have a row each.
+        Findings of one group, such as the updates of all parameters, share a row: that
+        of the worst. Those that do not agree have a row each.
         """
         groups: dict[Any, list[Finding]] = {}
         for i, finding in enumerate(self.findings):
@@ -346,23 +351,25 @@ def bisect(
     """Find the first stage of a training step, or a prediction, that two backends compute
     differently.
 
-    one, other: backends or their names. A name may end in a dtype, as in "jax:cpu:0@float64",
-    and means float32 otherwise; it may also end in a precision and "deterministic", as in
-    "jax@fast" or "torch@float32@strict@deterministic" (see `agnostic_nn.core.policies`).
+    one, other: backends or their names. A name may end in a dtype, as in
+    "jax:cpu:0@float64", and means float32 otherwise; it may also end in a precision and
+    "deterministic", as in "jax@fast" or "torch@float32@strict@deterministic" (see
+    `agnostic_nn.core.policies`).
     x, target: all examples, as `Trainer.fit` takes them.
 
-    The backend `one` first takes `steps` steps, with batches in the order that `seed` fixes, and
-    the next step is judged. A step whose loss or gradient is not finite is judged instead of taken.
-    With steps=0, biases, moments and running statistics are mostly 0, and a backend that omits
-    them would not be noticed. The update of the very first step is judged too.
+    The backend `one` first takes `steps` steps, with batches in the order that `seed`
+    fixes, and the next step is judged. A step whose loss or gradient is not finite is
+    judged instead of taken. With steps=0, biases, moments and running statistics are
+    mostly 0, and a backend that omits them would not be noticed. The update of the very
+    first step is judged too.
 
-    Then a prediction is judged, with the parameters and the state after the step, the same on
-    both sides. `Layer.predict` and `Layer.backward_params`, where a layer overrides them, are
-    compared with the reference's `forward` and `backward`.
+    Then a prediction is judged, with the parameters and the state after the step, the
+    same on both sides. `Layer.predict` and `Layer.backward_params`, where a layer
+    overrides them, are compared with the reference's `forward` and `backward`.
 
-    Each stage runs by itself, compiled where the backend compiles, as `Trainer` would compile it.
-    The last two stages, the whole step up to the gradients and the whole prediction, run as one
-    function each.
+    Each stage runs by itself, compiled where the backend compiles, as `Trainer` would
+    compile it. The last two stages, the whole step up to the gradients and the whole
+    prediction, run as one function each.
 
     Raises
     ------
@@ -395,8 +402,8 @@ def bisect(
         with failing("a training step", str(sides[0])):
             carry, batch, taken = sides[0].train(trainer, start, data, size, steps)
     except StageFailed:
-        # A stage of the first step most likely fails too. If so, its error replaces this one,
-        # because it names the layer.
+        # A stage of the first step most likely fails too. If so, its error replaces
+        # this one, because it names the layer.
         rows = epoch_order(seed, 0, len(examples))[:size]
         batch = cast(tree_map(lambda leaf: leaf[rows], data), narrow)
         _judged(
@@ -409,14 +416,14 @@ def bisect(
         model, loss, optimizer, carry, batch, narrow, first_update, taken
     )
     title = (
-        f"{sides[0]} and {sides[1]}, step {taken + 1} and a prediction after it, seed {seed}, "
-        f"a batch of {len(leaves(batch)[0])}"
+        f"{sides[0]} and {sides[1]}, step {taken + 1} and a prediction after it, seed "
+        f"{seed}, a batch of {len(leaves(batch)[0])}"
     )
     remark = ""
     if taken < steps:
         remark = (
-            f"Step {taken + 1} was judged, not step {steps + 1}: its loss or one of its gradients "
-            f"is not finite on {sides[0]}."
+            f"Step {taken + 1} was judged, not step {steps + 1}: its loss or one of "
+            f"its gradients is not finite on {sides[0]}."
         )
     return _judged(title, sides, events, remark)
 
@@ -426,16 +433,17 @@ def replay(
 ) -> Bisection:
     """Run the stage that `Bisection.save` wrote, alone, and judge it again.
 
-    sides: the backends to run it on, by default those of the bisection. thing: the layer, loss
-    or optimizer, or a model that contains the layer. It is needed if this library does not
-    define it, because then the file does not hold it.
+    sides: the backends to run it on, by default those of the bisection. thing: the
+    layer, loss or optimizer, or a model that contains the layer. It is needed if this
+    library does not define it, because then the file does not hold it.
 
     Raises
     ------
     OSError
         If the file cannot be read.
     ValueError
-        If `Bisection.save` did not write the file, or it needs a `thing` and none is given.
+        If `Bisection.save` did not write the file, or it needs a `thing` and none is
+        given.
     StageFailed
         If the stage raises an error.
     BackendUnavailable
@@ -503,8 +511,8 @@ class _Side:
     def context(self) -> ExitStack:
         """Return a context in which the backend has the dtype; raise if it never has.
 
-        NumPy's floating-point warnings are off in it: results that are not finite are reported
-        as findings.
+        NumPy's floating-point warnings are off in it: results that are not finite are
+        reported as findings.
         """
         stack = ExitStack()
         stack.enter_context(np.errstate(all="ignore"))
@@ -561,7 +569,8 @@ class _Side:
                 for rows, new in batch_indices(indices, size):
                     batch = tree_map(lambda leaf: leaf[rows[:new]], data)  # noqa: B023
                     if taken == steps:
-                        # A short last batch, perhaps of one row, would be a poor test: fill it.
+                        # A short last batch, perhaps of one row,
+                        # would be a poor test: fill it.
                         full = np.concatenate([rows[:new], indices[: size - new]])
                         batch = tree_map(lambda leaf: leaf[full], data)  # noqa: B023
                         return self.backend.to_numpy(carry), batch, taken
@@ -577,7 +586,8 @@ class _Side:
                 epoch += 1
 
 
-# --- the judgement ----------------------------------------------------------------------
+# --- the judgement
+# ----------------------------------------------------------------------
 
 _AROUND = "forward around its layers"
 _BACK = "backward around its layers"
@@ -615,7 +625,8 @@ _PARTS = {
         "grads": "backward",
     },
 }
-# Parts and stages of which the table shows only the worst result and those that do not agree.
+# Parts and stages of which the table shows only
+# the worst result and those that do not agree.
 _GROUPED = {
     *(
         _AROUND,
@@ -644,7 +655,8 @@ def _judged(
     owners, findings = judge.judge(events)
     first = next((i for i, finding in enumerate(findings) if not finding.holds), None)
     if first is not None and owners[first].kind == "whole":
-        # No single stage differs. Its result may depend on an earlier call: call each repeatedly.
+        # No single stage differs. Its result may depend
+        # on an earlier call: call each repeatedly.
         judge.again = True
         owners_again, findings_again = judge.judge(events)
         if any(not finding.holds for finding in findings_again[:first]):
@@ -691,8 +703,8 @@ class _Judge:
     def findings(self, stage: Stage, *, clean: bool) -> Iterator[tuple[str, Finding]]:
         """Yield a finding for each result of a stage, with the head of the result's path.
 
-        clean: whether nothing has differed so far. If so, a whole step is called several times, and
-        sampled again with larger errors if it differs.
+        clean: whether nothing has differed so far. If so, a whole step is called
+        several times, and sampled again with larger errors if it differs.
         """
         if id(stage) not in self.references:
             samples = 4 if stage.kind == "whole" else 8
@@ -725,8 +737,8 @@ class _Judge:
         for side in self.sides:
             if side.dtype in spreads:
                 continue
-            # The reference, in float64, would round away errors as small as float64's own. They
-            # are enlarged to 2⁻⁴⁰, and the spread is scaled down by as much.
+            # The reference, in float64, would round away errors as small as float64's
+            # own. They are enlarged to 2⁻⁴⁰, and the spread is scaled down by as much.
             epsilon = max(factor * side.epsilon, 2.0**-40)
             with failing(stage.name, REFERENCE):
                 reference, spread = rounded(
@@ -743,9 +755,10 @@ class _Judge:
     def results(self, stage: Stage, number: int, again: bool) -> list[dict[str, Any]]:
         """Return the results of side `number` by path, of each call (see `_Side.run`)."""
         side = self.sides[number]
-        # Equal stages share a compiled function. A backend that does not compile may record the
-        # second call of a function instead; there each stage has its own function, so that its
-        # first call runs as written, unless stages are called repeatedly anyway.
+        # Equal stages share a compiled function. A backend that does not compile may
+        # record the second call of a function instead; there each stage has its own
+        # function, so that its first call runs as written, unless stages are called
+        # repeatedly anyway.
         is_shared = side.backend.compiles or self.again
         key = number, stage.key if is_shared else id(stage)
         if key not in self.compiled:
@@ -833,8 +846,8 @@ def _finding(
 ) -> Finding:
     """Compare a result with the reference.
 
-    got: for each side, the result of each of its calls. spreads: for each side. exact: whether
-    the tolerance is 0.
+    got: for each side, the result of each of its calls. spreads: for each side. exact:
+    whether the tolerance is 0.
     """
     is_real = reference.dtype.kind == "f"
     largest = 0.0
@@ -915,10 +928,10 @@ def _incomparable(
 ) -> list[dict[str, np.ndarray]]:
     """Return for each side the masks of elements that cannot be compared, by the reason.
 
-    These are the elements where the reference and the side are NaN, where a number of the reference
-    is outside the range of the side's dtype, and where an intermediate result overflows on all
-    sides of that dtype. If there is only one such side, the formula computed in that dtype has to
-    overflow too.
+    These are the elements where the reference and the side are NaN, where a number of
+    the reference is outside the range of the side's dtype, and where an intermediate
+    result overflows on all sides of that dtype. If there is only one such side, the
+    formula computed in that dtype has to overflow too.
     """
     masks_by_side: list[dict[str, np.ndarray]] = []
     for side, values in zip(sides, got, strict=True):

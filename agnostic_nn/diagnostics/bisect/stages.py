@@ -1,13 +1,14 @@
 """Split a training step, and a prediction after it, into stages that can run alone.
 
-A stage is one layer (also inside a block), the loss, or the update of the optimizer. What a block
-computes outside its layers, such as the sum of a Residual, is a stage too: in it, each layer
-returns a fixed result, and the results of the stage include the input that the block passes to
-each layer. A Sequential, and a block that holds one layer, compute nothing themselves. Two last
-stages cover them: the whole step from the inputs to the gradients, and the whole prediction.
+A stage is one layer (also inside a block), the loss, or the update of the optimizer.
+What a block computes outside its layers, such as the sum of a Residual, is a stage too:
+in it, each layer returns a fixed result, and the results of the stage include the input
+that the block passes to each layer. A Sequential, and a block that holds one layer,
+compute nothing themselves. Two last stages cover them: the whole step from the inputs
+to the gradients, and the whole prediction.
 
-The inputs of each stage come from one step computed by NumPy in float64 with the plain formulas,
-and from a prediction with the parameters and the state after that step.
+The inputs of each stage come from one step computed by NumPy in float64 with the plain
+formulas, and from a prediction with the parameters and the state after that step.
 """
 
 import json
@@ -55,7 +56,8 @@ __all__ = [
 FORMAT = 1
 REFERENCE = "the reference, whose arrays support only the Array API Standard"
 
-# The first parts of the paths of results: computed by the forward and by the backward pass.
+# The first parts of the paths of results: computed
+# by the forward and by the backward pass.
 FORWARD = ("y", "state", "words", "enters", "shortcut_y")
 BACKWARD = ("dx", "grads", "returns", "shortcut_grads")
 
@@ -76,10 +78,12 @@ def failing(name: str, where: str) -> Iterator[None]:
         raise StageFailed(f"{name} failed on {where}: {reason}") from error
 
 
-# --- how each kind of stage is run ------------------------------------------------------
+# --- how each kind of stage is run
+# ------------------------------------------------------
 #
 # Each function takes (thing, train, inputs, shortcuts) and returns the results by name.
-# shortcuts: also compute `predict` and `backward_params`, where the layer overrides them.
+# shortcuts: also compute `predict` and `backward_params`, where the layer overrides
+# them.
 
 
 def _layer(
@@ -251,12 +255,14 @@ def _with_none(dx: Any) -> Any:
 class Stage:
     """One computation of a step, its place in the model, and its inputs, on the host.
 
-    kind: "data" (the batch, moved to the backend and back), "layer", "around" (a block without
-    its layers), "loss", "update", "start" (the first update of a training) or "whole".
-    thing: the layer, block, loss or optimizer, or (model, loss). predicts: whether the stage
-    belongs to the prediction after the step. draws: (count, stream) of each draw of random
-    words, made with the keys `inputs["keys"]`. result: what the reference computed, for the
-    stage of the block around it. inside: the stages of a block's layers by name, one a call.
+    kind: "data" (the batch, moved to the backend and back), "layer", "around" (a block
+    without its layers), "loss", "update", "start" (the first update of a training) or
+    "whole".
+    thing: the layer, block, loss or optimizer, or (model, loss). predicts: whether the
+    stage belongs to the prediction after the step. draws: (count, stream) of each draw
+    of random words, made with the keys `inputs["keys"]`. result: what the reference
+    computed, for the stage of the block around it. inside: the stages of a block's
+    layers by name, one a call.
     """
 
     kind: str
@@ -338,7 +344,8 @@ def cast(tree: Any, dtype: str) -> Any:
         return tree_map(cast_leaf, tree)
 
 
-# --- splitting a step -------------------------------------------------------------------
+# --- splitting a step
+# -------------------------------------------------------------------
 
 
 def split_step(
@@ -353,14 +360,16 @@ def split_step(
 ) -> list[tuple[Stage, tuple[str, ...]]]:
     """Return the stages of the step from `carry` on a batch (x, target), in order.
 
-    Each entry is a stage and the heads (first parts of the paths) of those of its results that are
-    computed at that moment: a layer appears twice, in the forward and in the backward pass. The
-    stages of a prediction of x with the new parameters and state follow, or with those of `carry`
-    if the new ones are not finite. The inputs of each stage are in `dtype`. If a layer is called
-    several times, its path ends in the number of the call, such as "#2".
+    Each entry is a stage and the heads (first parts of the paths) of those of its
+    results that are computed at that moment: a layer appears twice, in the forward and
+    in the backward pass. The stages of a prediction of x with the new parameters and
+    state follow, or with those of `carry` if the new ones are not finite. The inputs of
+    each stage are in `dtype`. If a layer is called several times, its path ends in the
+    number of the call, such as "#2".
 
     start: the carry before the first step, if its update is to be a stage too.
-    taken: the number of steps before this one, for a loss whose weight follows a schedule.
+    taken: the number of steps before this one, for a loss whose weight follows a
+    schedule.
     """
     recorder = _Recorder()
     observed = recorder.observed(model, "", "")
@@ -438,7 +447,8 @@ def _prediction(
 class _Recorder:
     """Records the stages of a model in the order in which they are computed.
 
-    Each layer is replaced by a copy that computes the same and records its inputs and results.
+    Each layer is replaced by a copy that computes the same and records its inputs and
+    results.
     predicts: whether a prediction is recorded instead of a training step.
     """
 
@@ -470,13 +480,13 @@ class _Recorder:
         )
         # Stages whose backward has not run yet; backward runs in reverse order.
         pending: list[Stage] = []
-        # Stages whose forward ran again in the backward pass, as within Recompute. Their backward
-        # runs before that of any pending stage.
+        # Stages whose forward ran again in the backward pass, as within Recompute.
+        # Their backward runs before that of any pending stage.
         recomputed: list[Stage] = []
 
         def forward(method, params, state, x, *, train=False):
-            # A block has to call its observed layers. Another layer may call its own methods,
-            # and those calls must not be recorded.
+            # A block has to call its observed layers. Another layer may call its own
+            # methods, and those calls must not be recorded.
             own_forward = method if is_block else layer.forward
             inputs = _host({"params": params, "state": state, "x": x})
             stage = Stage(stage_kind, path, layer, inputs, bool(train), self.predicts)
@@ -529,14 +539,15 @@ def _same_call(stage: Stage, other: Stage) -> bool:
     return "dy" not in stage.inputs and all(np.array_equal(a, b) for a, b in pairs)
 
 
-# --- files ------------------------------------------------------------------------------
+# --- files
+# ------------------------------------------------------------------------------
 
 
 def write(path: str | os.PathLike[str], stage: Stage, names: tuple[str, ...]) -> bool:
     """Write a stage to an npz file, with the `names` of the backends that differ there.
 
-    Return whether the file describes the layer, loss or optimizer too. It does not if this
-    library does not define it.
+    Return whether the file describes the layer, loss or optimizer too. It does not if
+    this library does not define it.
     """
     thing = describe(stage.thing)
     try:
@@ -566,16 +577,16 @@ def write(path: str | os.PathLike[str], stage: Stage, names: tuple[str, ...]) ->
 def read(path: str | os.PathLike[str], thing: Any = None) -> tuple[Stage, list[str]]:
     """Return the stage in a file that `write` wrote, and the names of the backends.
 
-    The file need not be trusted: no object in it is unpickled, and reading it takes no more
-    memory than the file is long.
+    The file need not be trusted: no object in it is unpickled, and reading it takes no
+    more memory than the file is long.
 
     Raises
     ------
     OSError
         If the file cannot be read.
     ValueError
-        If `write` did not write the file, or it is damaged, or its layer, loss or optimizer is
-        not one of this library and no `thing` is given.
+        If `write` did not write the file, or it is damaged, or its layer, loss or
+        optimizer is not one of this library and no `thing` is given.
     """
     try:
         arrays = _arrays(path)
@@ -604,8 +615,9 @@ def read(path: str | os.PathLike[str], thing: Any = None) -> tuple[Stage, list[s
     )
     if thing is None and stored is None:
         raise ValueError(
-            f"{path} is about {description['shown']}, which agnostic_nn does not define: "
-            "pass it to agnostic_nn.diagnostics.bisect.replay as `thing`, or name it after --model"
+            f"{path} is about {description['shown']}, which agnostic_nn does not "
+            "define: pass it to agnostic_nn.diagnostics.bisect.replay as `thing`, or "
+            "name it after --model"
         )
     stage = Stage(
         kind,
@@ -642,8 +654,9 @@ def _arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def _array(name: str, raw: bytes) -> np.ndarray:
     """Return the array in a file of NumPy's format.
 
-    NumPy would allocate memory for the shape in the header before it reads the data. A hostile
-    header could claim any amount, so the shape is compared with the length of the data first.
+    NumPy would allocate memory for the shape in the header before it reads the data. A
+    hostile header could claim any amount, so the shape
+    is compared with the length of the data first.
     """
     file = BytesIO(raw)
     version = np.lib.format.read_magic(file)

@@ -31,8 +31,8 @@ def command(
 ) -> Callable[..., argparse.Action]:
     """Add a command, and return the `add_argument` method of its parser.
 
-    about: the line in the list of commands, with which its own help begins; more: the rest of that
-    help; run: runs the command and returns the exit status.
+    about: the line in the list of commands, with which its own help begins; more: the
+    rest of that help; run: runs the command and returns the exit status.
     """
     parser = commands.add_parser(
         name, help=about, description=f"{about} {more}", epilog=epilog
@@ -90,8 +90,8 @@ def print_and_write(
 ) -> int:
     """Write each text to its path, if it has one, and then print `output`.
 
-    Files are written first: printing raises an exception if the reader of a pipe has gone. Returns
-    `status`, or 1 if a file cannot be written.
+    Files are written first: printing raises an exception if the reader of a pipe has
+    gone. Returns `status`, or 1 if a file cannot be written.
     """
     lines = [output] if output else []
     for path, text in texts.items():

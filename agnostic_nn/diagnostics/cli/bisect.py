@@ -18,18 +18,20 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "bisect",
         "Find the first layer, loss or update that two backends compute differently.",
         _bisect,
-        "Each stage of one training step, and of a prediction after it, gets the same numbers on "
-        "both backends and is compared with the same stage in float64.",
-        epilog="Exit status: 0 if nothing differs beyond rounding, 1 if something does, 2 if a "
-        "result could not be judged, such as one that overflows on both, or nothing could be run.",
+        "Each stage of one training step, and of a prediction after it, gets the same "
+        "numbers on both backends and is compared with the same stage in float64.",
+        epilog="Exit status: 0 if nothing differs beyond rounding, 1 if something "
+        "does, 2 if a result could not be judged, such as one that overflows on both, "
+        "or nothing could be run.",
     )
     add_argument(
         "backends",
         nargs="*",
         metavar="BACKEND",
-        help="two backends, such as numpy jax:cpu:0, each with a dtype if it is not float32, as in "
-        "jax:cpu:0@float64, and with strict, fast or deterministic if needed, as in torch@strict "
-        "torch@fast@deterministic; a single backend is compared with numpy@float64",
+        help="two backends, such as numpy jax:cpu:0, each with a dtype if it is not "
+        "float32, as in jax:cpu:0@float64, and with strict, fast or deterministic if "
+        "needed, as in torch@strict torch@fast@deterministic; a single backend is "
+        "compared with numpy@float64",
     )
     add_argument(
         "--workload",
@@ -65,8 +67,9 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--steps",
         type=_count_or_zero,
         metavar="N",
-        help="steps that the first backend takes before the step that is judged; an earlier step "
-        "whose loss or gradient is not finite is judged instead (default: 1)",
+        help="steps that the first backend takes before the step that is judged; an "
+        "earlier step whose loss or gradient is not finite is judged instead (default: "
+        "1)",
     )
     add_argument(
         "--seed",
@@ -84,9 +87,9 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--replay",
         type=Path,
         metavar="FILE",
-        help="run only the stage in this file, on the given backends or on those of the file; for "
-        "a custom layer, loss or optimizer add --model, which may be a model that contains the "
-        "layer",
+        help="run only the stage in this file, on the given backends or on those of "
+        "the file; for a custom layer, loss or optimizer add --model, which may be a "
+        "model that contains the layer",
     )
 
 

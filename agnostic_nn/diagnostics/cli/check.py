@@ -35,26 +35,27 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     add_argument = command(
         commands,
         "check",
-        "Check gradients against finite differences, automatic differentiation and NumPy.",
+        "Check gradients against finite differences, automatic differentiation and "
+        "NumPy.",
         _check,
         "The help of agnostic_nn.check describes each of these oracles.",
-        epilog="Exit status: 0 if all checks passed, 1 if a layer failed, 2 if the command line is "
-        "invalid.",
+        epilog="Exit status: 0 if all checks passed, 1 if a layer failed, 2 if the "
+        "command line is invalid.",
     )
     add_argument(
         "what",
         nargs="*",
         metavar="LAYER",
-        help="a layer or loss of the library, such as Dense or huber; or module:object, a layer or "
-        "a function without arguments that returns one (default: every layer and loss of the "
-        "library)",
+        help="a layer or loss of the library, such as Dense or huber; or "
+        "module:object, a layer or a function without arguments that returns one "
+        "(default: every layer and loss of the library)",
     )
     add_argument(
         "--shape",
         type=_shape,
         metavar="N,N",
-        help="the shape of one example for the named layers, without the batch: 5,3, or () for a "
-        "number, or a tree such as \"{'x': (5, 3), 'mask': (5,)}\"",
+        help="the shape of one example for the named layers, without the batch: 5,3, "
+        "or () for a number, or a tree such as \"{'x': (5, 3), 'mask': (5,)}\"",
     )
     add_argument(
         "--backends",

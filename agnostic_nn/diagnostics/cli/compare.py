@@ -17,42 +17,43 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     add_argument = command(
         commands,
         "compare",
-        "Run the same training on every backend and device, and report how they differ.",
+        "Run the same training on every backend and device, and report how they "
+        "differ.",
         _compare,
         "The reference is the same training on NumPy in float64.",
-        epilog="Exit status: 0 if everything was checked and agrees; 1 if a backend differs by "
-        "more than rounding, or the report cannot be written; 2 if none differs, but a named "
-        "backend could not run, something could not be checked, or the requested precision "
-        "(strict by default) was not used or could not be measured; 2 also if the command line is "
-        "invalid.",
+        epilog="Exit status: 0 if everything was checked and agrees; 1 if a backend "
+        "differs by more than rounding, or the report cannot be written; 2 if none "
+        "differs, but a named backend could not run, something could not be checked, "
+        "or the requested precision (strict by default) was not used or could not be "
+        "measured; 2 also if the command line is invalid.",
     )
     add_argument(
         "--backends",
         type=names,
         metavar="A,B",
-        help="backends to compare, such as numpy,jax:cpu:0; a name without a device means its "
-        "first device (default: every device of every backend that can run here, except backends "
-        "for tests)",
+        help="backends to compare, such as numpy,jax:cpu:0; a name without a device "
+        "means its first device (default: every device of every backend that can run "
+        "here, except backends for tests)",
     )
     add_argument(
         "--workload",
         metavar="NAME",
-        help="the network and data to train: digits-mlp, digits-norm (with BatchNorm and "
-        "Dropout), digits-cnn, mnist-cnn, breast-cancer, characters (a transformer) or parity-gru "
-        f"(default: {WORKLOAD})",
+        help="the network and data to train: digits-mlp, digits-norm (with BatchNorm "
+        "and Dropout), digits-cnn, mnist-cnn, breast-cancer, characters (a "
+        f"transformer) or parity-gru (default: {WORKLOAD})",
     )
     add_argument(
         "--model",
         metavar="MODULE:OBJECT",
-        help="train your own model instead: a layer, or a function that returns one; modules in "
-        "the current folder can be imported",
+        help="train your own model instead: a layer, or a function that returns one; "
+        "modules in the current folder can be imported",
     )
     add_argument(
         "--data",
         type=Path,
         metavar="FILE",
-        help="data for --model: an npz file with x and target, and optionally x_test and "
-        "target_test; without these a random fifth is held out",
+        help="data for --model: an npz file with x and target, and optionally x_test "
+        "and target_test; without these a random fifth is held out",
     )
     add_argument(
         "--loss",
@@ -75,21 +76,22 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--dtypes",
         type=names,
         metavar="A,B",
-        help="dtypes to train in: float32, float64 (skipped on devices without it), or both "
-        "(default: float32)",
+        help="dtypes to train in: float32, float64 (skipped on devices without it), or "
+        "both (default: float32)",
     )
     add_argument(
         "--precision",
         choices=("strict", "fast"),
-        help="multiply float32 as float32 (strict), or as TensorFloat-32 where available (fast); "
-        "the precision is measured (default: $AGNOSTIC_NN_PRECISION, else strict)",
+        help="multiply float32 as float32 (strict), or as TensorFloat-32 where "
+        "available (fast); the precision is measured (default: $AGNOSTIC_NN_PRECISION, "
+        "else strict)",
     )
     add_argument(
         "--deterministic",
         action="store_true",
         default=None,
-        help="require the same bits in every run; backends that cannot are left out (default: only "
-        "if $AGNOSTIC_NN_DETERMINISTIC is 1)",
+        help="require the same bits in every run; backends that cannot are left out "
+        "(default: only if $AGNOSTIC_NN_DETERMINISTIC is 1)",
     )
     add_argument(
         "--merge",
@@ -153,7 +155,8 @@ def _compare(options: argparse.Namespace) -> int:
         html = page(report)
     except ImportError as error:
         remark = f"no report.html: {error}"
-    # Files are written first: printing raises an exception if the reader of a pipe has gone.
+    # Files are written first: printing raises an
+    # exception if the reader of a pipe has gone.
     try:
         paths = write(report, options.output, html)
     except OSError as error:

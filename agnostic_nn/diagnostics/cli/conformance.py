@@ -19,17 +19,18 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     add_argument = command(
         commands,
         "conformance",
-        "Test this library on an array library: what is exact, within tolerance or missing.",
+        "Test this library on an array library: what is exact, within tolerance or "
+        "missing.",
         _conformance,
         "The reference is NumPy.",
-        epilog="Exit status: 0 if nothing is wrong or unsupported, 1 if something is, 2 if the "
-        "command line is invalid.",
+        epilog="Exit status: 0 if nothing is wrong or unsupported, 1 if something is, "
+        "2 if the command line is invalid.",
     )
     add_argument(
         "backend",
         metavar="BACKEND",
-        help="a backend such as jax:cpu:0; or a module: an adapter, or a namespace of the Array "
-        "API standard such as mlx.core; or module:namespace",
+        help="a backend such as jax:cpu:0; or a module: an adapter, or a namespace of "
+        "the Array API standard such as mlx.core; or module:namespace",
     )
     add_argument(
         "--bare", action="store_true", help="do not use the adapter of the library"
@@ -45,8 +46,9 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         type=count,
         default=120,
         metavar="N",
-        help="time limit for one item; an item that takes longer or crashes is unsupported, and "
-        "the others still run; a library may take 120 seconds to start (default: %(default)s)",
+        help="time limit for one item; an item that takes longer or crashes is "
+        "unsupported, and the others still run; a library may take 120 seconds to "
+        "start (default: %(default)s)",
     )
     for kind in ("json", "markdown"):
         add_argument(

@@ -50,8 +50,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, and return the exit status.
 
-    It is 0 if all is well; 1 if something differs or fails, or a file cannot be written; 2 if not
-    everything could be checked, or the command line is invalid. Each command's help says more.
+    It is 0 if all is well; 1 if something differs or fails, or a file cannot be
+    written; 2 if not everything could be checked, or the command line is invalid. Each
+    command's help says more.
     """
     options = parser().parse_args(arguments)
     if hasattr(sys.stdout, "reconfigure"):  # some terminals cannot print Greek letters
@@ -68,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("agnostic-nn: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of the pipe has closed it. Python flushes stdout again at exit, so redirect it.
+        # The reader of the pipe has closed it. Python flushes
+        # stdout again at exit, so redirect it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return status

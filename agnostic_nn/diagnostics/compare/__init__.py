@@ -1,11 +1,12 @@
 """Compare: the same training on every backend and device, checked against a float64 reference.
 
-`workloads.py` defines what is trained, and `user_model.py` makes a workload of a user's model and
-data. `running.py` trains on one backend, `probes.py` runs parts of single steps, and `controls.py`
-repeats a training with nothing changed but rounding. `rounding.py` counts roundings, `deviation.py`
-says how far they may move a number, and `verdicts.py` judges a run. `comparison.py` puts the report
-together, with a description of the machine from `environment.py`. `report.py` and `page.py` format
-it, and `merge.py` combines several reports.
+`workloads.py` defines what is trained, and `user_model.py` makes a workload of a user's
+model and data. `running.py` trains on one backend, `probes.py` runs parts of single
+steps, and `controls.py` repeats a training with nothing changed but rounding.
+`rounding.py` counts roundings, `deviation.py` says how far they may move a number, and
+`verdicts.py` judges a run. `comparison.py` puts the report together, with a description
+of the machine from `environment.py`. `report.py` and `page.py` format it, and
+`merge.py` combines several reports.
 """
 
 from .comparison import compare

@@ -49,8 +49,8 @@ __all__ = ["SCHEMA", "Missing", "compare", "overall"]
 SCHEMA = 4
 DTYPES = ("float32", "float64")
 REFERENCE_DTYPE = "float64"
-# A gradient below this share of the largest one is taken for zero: float64 leaves such values where
-# the exact gradient is 0.
+# A gradient below this share of the largest one is taken for zero: float64 leaves such
+# values where the exact gradient is 0.
 ZERO_GRADIENT = 2.0**-42
 _SETTINGS = ("has_float64", "precision", "deterministic")
 ONLY_BY_NAME = {
@@ -83,23 +83,24 @@ def compare(
 ) -> dict[str, Any]:
     """Train on each of the backends called `names`, and return the report as data for JSON.
 
-    A backend that cannot run, or fails during training, becomes a result with its error; the
-    others still finish.
+    A backend that cannot run, or fails during training, becomes a result with its
+    error; the others still finish.
 
     Parameters
     ----------
     workload
         The training to run: a `Workload` or the name of a built-in one.
     names
-        Backends; a name without a device means the backend's first device. By default, every device
-        of every backend that can run here, except backends for tests.
+        Backends; a name without a device means the backend's first device. By default,
+        every device of every backend that can run here, except backends for tests.
     precision, deterministic
-        The policy of all backends that are given by name, as in `nn.backend`. A `Backend` keeps its
-        own policy, so a strict and a fast one can be compared with each other. After training in
-        float32, the precision of each backend's products is measured; the report says if it is
-        lower than its policy requires.
+        The policy of all backends that are given by name, as in `nn.backend`. A
+        `Backend` keeps its own policy, so a strict and a fast one can be compared with
+        each other. After training in float32, the precision of each backend's products
+        is measured; the report says if it is lower than its policy requires.
     dtypes
-        The dtypes to train in, in this order; "float64" is skipped on devices without it.
+        The dtypes to train in, in this order; "float64" is skipped on devices without
+        it.
     epochs
         Passes over the data; by default the workload's.
     seed
@@ -112,8 +113,8 @@ def compare(
     Raises
     ------
     CannotCompare
-        If the workload, a backend or a dtype is unknown, the data are not available, or the loss
-        takes a context.
+        If the workload, a backend or a dtype is unknown, the data are not available, or
+        the loss takes a context.
     """
     if isinstance(workload, str):
         workload = find(workload)
@@ -202,7 +203,8 @@ def compare(
     return Comparison(_finite(report))
 
 
-# --- what to train on -------------------------------------------------------------------
+# --- what to train on
+# -------------------------------------------------------------------
 
 
 def _pairs(
@@ -336,8 +338,8 @@ def _reference_agrees(
 ) -> bool | None:
     """Return whether NumPy in float64 agrees with the formulas; None if that does not matter.
 
-    It matters if a training leaves its tolerance as a whole, because trainings are compared with
-    NumPy's. Probes are compared with the formulas.
+    It matters if a training leaves its tolerance as a whole, because trainings are
+    compared with NumPy's. Probes are compared with the formulas.
     """
     findings = [
         each for r in results for each in (*r["differences"], *r["not_checked"])
@@ -404,7 +406,8 @@ def _summary(task: Task, dtype: str) -> Summary | None:
         return None
 
 
-# --- results ----------------------------------------------------------------------------
+# --- results
+# ----------------------------------------------------------------------------
 
 
 def _result(

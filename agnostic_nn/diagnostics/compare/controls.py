@@ -1,14 +1,16 @@
 """Control runs: the same training with nothing changed but rounding.
 
-The distance of a control run from the reference shows how far rounding alone takes this training.
-There are two control runs:
+The distance of a control run from the reference shows how far rounding alone takes this
+training. There are two control runs:
 
-- The float64 reference, started from parameters that are perturbed in the last bit of the
-  backend's dtype. At each step every gradient gets a random relative error as large as rounding in
-  that dtype causes. The new parameters, state and moments are perturbed again in the last bit. A
-  gradient that is zero up to rounding gets an error of that absolute size.
-- NumPy in that dtype, unless its probes differ: then it is wrong itself and proves nothing. If the
-  backend under test is NumPy, its control is a second NumPy run from perturbed parameters.
+- The float64 reference, started from parameters that are perturbed in the last bit of
+  the backend's dtype. At each step every gradient gets a random relative error as large
+  as rounding in that dtype causes. The new parameters, state and moments are perturbed
+  again in the last bit. A gradient that is zero up to rounding gets an error of that
+  absolute size.
+- NumPy in that dtype, unless its probes differ: then it is wrong itself and proves
+  nothing. If the backend under test is NumPy, its control is a second NumPy run from
+  perturbed parameters.
 
 Control runs are made only if the training of a backend leaves its tolerance.
 """
@@ -104,7 +106,8 @@ class Controls:
             f"control: {wide} with rounding of {context.dtype}", task.steps
         )
         with np.errstate(all="ignore"):
-            # The step is split in two, so that errors can be added to the gradients in between.
+            # The step is split in two, so that errors can
+            # be added to the gradients in between.
             return_gradients = _return_gradients(optimizer)
             gradients = host.jit(
                 numbered_step(model, loss, return_gradients, keep_finite=False)
@@ -149,8 +152,9 @@ class Controls:
 class _ReturnGradientsAndDivisor(ReturnGradients):
     """Like `ReturnGradients`; as new moments it returns what the gradients were divided by.
 
-    The moments must be 1 before the step. After it they are () for the gradients of a sum, which
-    are not divided, and a tuple if each of several `terms` has its own gradients and divisor.
+    The moments must be 1 before the step. After it they are () for the gradients of a
+    sum, which are not divided, and a tuple if each of several `terms` has its own
+    gradients and divisor.
     """
 
     terms: int = 1
@@ -198,8 +202,8 @@ class Noise:
 def gradient_noise(context: Context) -> dict[str, Noise]:
     """Return the smallest rounding error of each gradient in the probes, by parameter path.
 
-    The smallest, because late in training a saturated loss may leave gradients that consist of
-    rounding errors only.
+    The smallest, because late in training a saturated loss may leave gradients that
+    consist of rounding errors only.
     """
     sizes: dict[str, list[float]] = {}
     for reference in context.references:

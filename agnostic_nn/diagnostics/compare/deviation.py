@@ -15,8 +15,9 @@ class Deviation:
 
     absolute: the difference itself.
 
-    relative: divided by the largest magnitude in the reference. An element close to 0 is usually
-    the difference of larger numbers and inherits their rounding, so its own size is misleading.
+    relative: divided by the largest magnitude in the reference. An element close to 0
+    is usually the difference of larger numbers and inherits their rounding, so its own
+    size is misleading.
 
     ulps: divided by the distance from that magnitude to the next number of the dtype
     ("unit in the last place").
@@ -32,9 +33,9 @@ def deviation(
 ) -> Deviation:
     """Return how far `array`, computed in `dtype`, lies from `reference`.
 
-    scale: a lower bound for what the deviation is relative to, used where the largest magnitude
-    of the reference is smaller. A NaN anywhere makes all three values NaN. If the scale is 0, only
-    zeros have a finite relative deviation.
+    scale: a lower bound for what the deviation is relative to, used where the largest
+    magnitude of the reference is smaller. A NaN anywhere makes all three values NaN. If
+    the scale is 0, only zeros have a finite relative deviation.
     """
     expected = np.asarray(reference, np.float64)
     if not expected.size:
@@ -54,9 +55,9 @@ def loss_deviations(
 
         |loss - reference| / scale        scale: |reference| + Σ |dL/dy| · max |y|
 
-    A loss such as the mean of (y - target)² is computed from numbers larger than itself. If its
-    outputs have a relative error r, the loss has an error of r · Σ |dL/dy| · max |y|, to first
-    order.
+    A loss such as the mean of (y - target)² is computed from numbers larger than
+    itself. If its outputs have a relative error r, the loss has an error of r · Σ
+    |dL/dy| · max |y|, to first order.
     """
     with np.errstate(all="ignore"):
         gaps = np.abs(np.subtract(losses, reference, dtype=np.float64))
@@ -70,14 +71,16 @@ def tolerance(epsilon: float, chain: int) -> float:
 
         4 · ε · √n        n: roundings in a row, ε: distance from 1 to the next number
 
-    One rounding has an error of at most ε/2. The errors of n roundings could all have the same
-    sign and add up to n·ε/2, but their signs are close to random: the sum exceeds λ·√n·ε/2 only
-    with a probability of 2 exp(-λ²/2) (Higham & Mary, "A New Approach to Probabilistic Rounding
-    Error Analysis", 2019, theorem 2.4). λ = 8 makes that 3e-14.
+    One rounding has an error of at most ε/2. The errors of n roundings could all have
+    the same sign and add up to n·ε/2, but their signs are close to random: the sum
+    exceeds λ·√n·ε/2 only with a probability of 2 exp(-λ²/2) (Higham & Mary, "A New
+    Approach to Probabilistic Rounding Error Analysis",
+    2019, theorem 2.4). λ = 8 makes that 3e-14.
 
-    `rounding.chains` counts n for each layer: up to its outputs, and in the backward pass up to its
-    gradients. For a run of t steps, n is the number of roundings in all t steps. This assumes that
-    training neither damps nor magnifies the error of an earlier step. That need not be true, so a
-    run that exceeds the tolerance is compared with control runs before it is said to differ.
+    `rounding.chains` counts n for each layer: up to its outputs, and in the backward
+    pass up to its gradients. For a run of t steps, n is the number of roundings in all
+    t steps. This assumes that training neither damps nor magnifies the error of an
+    earlier step. That need not be true, so a run that exceeds the tolerance is compared
+    with control runs before it is said to differ.
     """
     return 4.0 * epsilon * math.sqrt(max(chain, 1))

@@ -42,7 +42,8 @@ def drift(
     largest_parameter = max(map(largest, leaves(reference.params)), default=0.0)
     parameters = {}
     for path, ours, theirs in _pairs(run.params, reference.params):
-        # A parameter whose gradient is zero has no size of its own: use the size of the others.
+        # A parameter whose gradient is zero has no size
+        # of its own: use the size of the others.
         scale = largest_parameter if path in zero_gradients else 0.0
         parameters[path] = entry_of(ours, theirs, dtype, end, last, scale)
 
@@ -98,7 +99,8 @@ def entry_of(
 ) -> Entry:
     """Return deviation, tolerance and step of an array; integers have to be equal.
 
-    scale: what the deviation is relative to, if that is more than the largest of `theirs`.
+    scale: what the deviation is relative to, if that is more than the largest of
+    `theirs`.
     """
     is_float = np.asarray(theirs).dtype.kind == "f"
     entry = asdict(deviation(ours, theirs, dtype, scale if is_float else 0.0))
@@ -128,7 +130,8 @@ def largest(array: Any) -> float:
 def state_scale(named: Named, path: str, prefix: str = "") -> float:
     """Return the largest number in the state of a layer.
 
-    All arrays of a layer's state share this scale, because a running mean may be close to 0.
+    All arrays of a layer's state share this scale,
+    because a running mean may be close to 0.
     """
     start = f"{prefix}{path}." if path else prefix
     return max(

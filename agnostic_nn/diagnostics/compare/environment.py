@@ -13,7 +13,8 @@ from ...core.backend import backend
 __all__ = ["environment"]
 
 PACKAGES = ("agnostic-nn", "numpy", "scikit-learn", "llvmlite")
-# Environment variables that choose threads, precision, devices, CPU instructions or algorithms.
+# Environment variables that choose threads, precision,
+# devices, CPU instructions or algorithms.
 VARIABLES = (
     "AGNOSTIC_NN_DETERMINISTIC",
     "AGNOSTIC_NN_KERNELS",

@@ -41,16 +41,16 @@ def read(path: Path) -> dict[str, Any]:
         raise CannotCompare(f"{path} is not a report.json of `agnostic-nn compare`")
     if schema != SCHEMA:
         raise CannotCompare(
-            f"{path} has schema {schema}, and only reports of schema {SCHEMA} can be merged: "
-            "create it again with this version"
+            f"{path} has schema {schema}, and only reports of schema {SCHEMA} can be "
+            "merged: create it again with this version"
         )
     missing = [
         part for part in REQUIRED if not isinstance(report.get(part), dict | list | str)
     ]
     if missing:
         raise CannotCompare(
-            f"{path} is not a report.json of `agnostic-nn compare`, or is damaged: it has no "
-            f"{', '.join(missing)}"
+            f"{path} is not a report.json of `agnostic-nn compare`, or is damaged: it "
+            f"has no {', '.join(missing)}"
         )
     return report
 
@@ -58,14 +58,15 @@ def read(path: Path) -> dict[str, Any]:
 def merge(paths: Sequence[Path], labels: Sequence[str] | None = None) -> dict[str, Any]:
     """Merge the reports in these files into one, with a label for each machine.
 
-    Without `labels` a machine is called by its processor, or by its file if several machines have
-    the same processor. The machines of a merged report keep their labels.
+    Without `labels` a machine is called by its processor, or by its file if several
+    machines have the same processor. The machines of a merged report keep their labels.
 
     Raises
     ------
     CannotCompare
-        If a file cannot be read or its training differs from the first one's (the message lists
-        all differences); if there are not as many labels as files, or labels are repeated.
+        If a file cannot be read or its training differs from the first one's (the
+        message lists all differences); if there are not as many labels as files, or
+        labels are repeated.
     """
     reports = [read(path) for path in paths]
     if len(reports) < 2:
@@ -105,7 +106,8 @@ def merge(paths: Sequence[Path], labels: Sequence[str] | None = None) -> dict[st
     return Comparison(merged)
 
 
-# --- whether reports can be merged ------------------------------------------------------
+# --- whether reports can be merged
+# ------------------------------------------------------
 
 
 def _differences(report: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
@@ -185,7 +187,8 @@ def _file_names(paths: Sequence[Path]) -> list[str]:
     return [f"{path} ({i})" for i, path in enumerate(paths, 1)]
 
 
-# --- differences between machines and settings ------------------------------------------
+# --- differences between machines and settings
+# ------------------------------------------
 
 
 def _settings(report: dict[str, Any]) -> Iterator[str]:
@@ -216,7 +219,8 @@ def _settings(report: dict[str, Any]) -> Iterator[str]:
     without_float64 = _runs_with_float64(report, False)
     if with_float64 and without_float64:
         yield (
-            f"float64 is available in {_and(with_float64)}, but not in {_and(without_float64)}."
+            f"float64 is available in {_and(with_float64)}, but not in "
+            f"{_and(without_float64)}."
         )
 
 

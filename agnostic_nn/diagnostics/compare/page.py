@@ -83,8 +83,8 @@ def _trimmed(
 ) -> tuple[str, list[str], list[Any]]:
     """Return a table without columns that repeat one value, or what the page shows elsewhere.
 
-    The first `runs` rows are runs. Verdicts are listed at the top of the page. If there are several
-    dtypes, they are part of the names of the runs.
+    The first `runs` rows are runs. Verdicts are listed at the top of the page. If there
+    are several dtypes, they are part of the names of the runs.
     """
     dropped = {"verdict", "dtype"}
     if "dtype" in columns:
@@ -111,7 +111,8 @@ def _css_class(result: dict[str, Any]) -> str:
     )
 
 
-# --- plots ------------------------------------------------------------------------------
+# --- plots
+# ------------------------------------------------------------------------------
 
 
 def _plot_losses(report: dict[str, Any], runs: Runs) -> Any:
@@ -271,13 +272,15 @@ def _plot_memory(report: dict[str, Any], runs: Runs) -> Any:
 _PLOTS = {
     _plot_losses: "The loss of each run and of the reference, by step",
     _plot_loss_deviations: (
-        "The deviation of each run's loss from the reference, and the tolerance, by step"
+        "The deviation of each run's loss from the reference, and the tolerance, by "
+        "step"
     ),
     _plot_deviations("layers", "Outputs of layers, from the same inputs"): (
         "The deviation of each layer's output from the reference, from the same inputs"
     ),
     _plot_deviations("gradients", "Gradients, from the same inputs"): (
-        "The deviation of each parameter's gradient from the reference, from the same inputs"
+        "The deviation of each parameter's gradient from the reference, from the same "
+        "inputs"
     ),
     _plot_deviations("parameters", "Parameters after the last step"): (
         "The deviation of each parameter from the reference, after the last step"

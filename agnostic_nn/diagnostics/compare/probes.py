@@ -1,13 +1,14 @@
 """Probes: the parts of one training step, and predictions, computed from the same inputs.
 
-If a training magnifies rounding, its end says little about the backend. A single step says much.
-For a probe, every backend is given the same parameters, state and optimizer moments: those of the
-reference before some of its steps, rounded to the dtype of the backend. The parts are the outputs
-of all layers in training mode, the loss with its gradients and the new state, the optimizer's
-update for the same gradients, and predictions.
+If a training magnifies rounding, its end says little about the backend. A single step
+says much. For a probe, every backend is given the same parameters, state and optimizer
+moments: those of the reference before some of its steps, rounded to the dtype of the
+backend. The parts are the outputs of all layers in training mode, the loss with its
+gradients and the new state, the optimizer's update
+for the same gradients, and predictions.
 
-The reference of a part is computed by NumPy in float64 from the formulas alone, without any native
-function. NumPy as a backend is therefore judged like any other.
+The reference of a part is computed by NumPy in float64 from the formulas alone, without
+any native function. NumPy as a backend is therefore judged like any other.
 """
 
 import math
@@ -57,8 +58,9 @@ Named = dict[str, np.ndarray]
 class _Sampling:
     """Settings for sampling the effect of rounding.
 
-    factor: each operation gets an error this many times larger than rounding, and the resulting
-    spread is divided by it again; examples: the number of examples to predict, at most.
+    factor: each operation gets an error this many times larger than rounding, and the
+    resulting spread is divided by it again; examples: the number of examples to
+    predict, at most.
     """
 
     samples: int
@@ -66,9 +68,10 @@ class _Sampling:
     examples: int = MAX_PREDICTED
 
 
-# A stage runs only for results that deviate more than the earlier stages explain. The first stage
-# is cheap and nearly always enough. The last one finds discontinuities, such as a ReLU or a maximum
-# near a tie: errors far larger than rounding reach jumps that a few runs with small errors miss.
+# A stage runs only for results that deviate more than the earlier stages explain. The
+# first stage is cheap and nearly always enough. The last one finds discontinuities,
+# such as a ReLU or a maximum near a tie: errors far larger than rounding reach jumps
+# that a few runs with small errors miss.
 STAGES = (_Sampling(1, examples=32), _Sampling(7), _Sampling(16, factor=4.0))
 
 
@@ -76,8 +79,8 @@ STAGES = (_Sampling(1, examples=32), _Sampling(7), _Sampling(16, factor=4.0))
 class ProbeInput:
     """The inputs of a probe, the same for every backend, on the host and in one dtype.
 
-    step: the number of the step, from 1, that the reference takes from there; x: examples to
-    predict.
+    step: the number of the step, from 1, that the reference takes from there; x:
+    examples to predict.
     """
 
     step: int
@@ -193,7 +196,8 @@ class Reference:
     )
 
     def __post_init__(self) -> None:
-        # Until the gradients are computed, the parameters stand in: a tree of the same structure.
+        # Until the gradients are computed, the parameters
+        # stand in: a tree of the same structure.
         self.grads = self.inputs.carry[0]
         for part, function in functions(self.workload).items():
             self.results |= exact(function, *_arguments(part, self.inputs, self.grads))
@@ -204,8 +208,9 @@ class Reference:
     def spread(self, name: str, dtype: str, stage: int) -> float:
         """Return how far rounding in `dtype` moves the worst element of a result, as sampled.
 
-        It is measured by adding an error as large as one rounding to each operation (see
-        `bisect.noise`), in all stages up to `stage`. It is infinite if it cannot be measured.
+        It is measured by adding an error as large as one rounding to each operation
+        (see `bisect.noise`), in all stages up to `stage`.
+        It is infinite if it cannot be measured.
         """
         part = _PART_OF.get(name.partition(".")[0], "gradients")
         stages = [self._sampled(part, dtype, number) for number in range(stage + 1)]
@@ -286,7 +291,8 @@ def _like(tree: Any, named: Named, prefix: str) -> Any:
     return named[prefix]
 
 
-# --- inside a forward pass --------------------------------------------------------------
+# --- inside a forward pass
+# --------------------------------------------------------------
 
 
 # The prefix of a recorded output in a cache. No layer's cache has a key that begins so.
@@ -340,8 +346,8 @@ def _recorded_outputs(cache: Any) -> dict[str, list[Any]]:
 def inside_predictions(model: Layer, depth: int | None) -> Callable[..., Any]:
     """Return predict(params, state, x) -> the output of each layer in a prediction, by its path.
 
-    depth: how many levels of nested layers to look into; None for all. Outputs inside a compiled
-    loop cannot be returned, so such a model needs a limit.
+    depth: how many levels of nested layers to look into; None for all. Outputs inside a
+    compiled loop cannot be returned, so such a model needs a limit.
     """
 
     def predict(params, state, x):
@@ -378,7 +384,8 @@ def inside_predictions(model: Layer, depth: int | None) -> Callable[..., Any]:
     return predict
 
 
-# --- on the host ------------------------------------------------------------------------
+# --- on the host
+# ------------------------------------------------------------------------
 
 
 def cast(tree: Any, dtype: str) -> Any:

@@ -32,7 +32,8 @@ __all__ = [
 ]
 
 Row = list[Any]
-# The groups of deviations: of results computed from the same inputs, and of whole trainings.
+# The groups of deviations: of results computed
+# from the same inputs, and of whole trainings.
 PROBED = ("layers", "loss", "gradients", "states", "updates", "predictions")
 TRAINED = ("losses", "parameters", "trained_state", "outputs")
 
@@ -54,8 +55,8 @@ def write(
 
     The folder is created if needed. Each file is replaced atomically.
 
-    page: the text of report.html. Without it an existing report.html is deleted, because it
-    belongs to another report.
+    page: the text of report.html. Without it an existing report.html is deleted,
+    because it belongs to another report.
 
     Raises
     ------
@@ -85,7 +86,8 @@ def write(
 def names(report: dict[str, Any]) -> list[str]:
     """Return a unique name for each result.
 
-    It is the backend, followed by the dtype, policy and machine where the results differ in them.
+    It is the backend, followed by the dtype, policy
+    and machine where the results differ in them.
     """
     results = report["results"]
     dtypes = {r["dtype"] for r in results}
@@ -166,13 +168,13 @@ def _difference(result: dict[str, Any]) -> Iterator[str]:
         )
         if probed is not None:
             yield (
-                f"Computed from the same inputs, {probed['description']} differs at step "
-                f"{probed['step']:,}."
+                f"Computed from the same inputs, {probed['description']} differs at "
+                f"step {probed['step']:,}."
             )
         else:
             yield (
-                "Computed from the same inputs, all parts of the first, the middle and the last "
-                "step agree, and so do predictions."
+                "Computed from the same inputs, all parts of the first, the middle and "
+                "the last step agree, and so do predictions."
             )
 
 
@@ -235,7 +237,8 @@ def _entries(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield group, entry
 
 
-# --- tables -----------------------------------------------------------------------------
+# --- tables
+# -----------------------------------------------------------------------------
 
 
 def overview(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list[Row]]]:
@@ -370,9 +373,9 @@ def remarks(report: dict[str, Any]) -> Iterator[str]:
     if report["reference"]["agrees"] is False:
         yield (
             f"THE REFERENCE IS WRONG: {report['reference']['backend']} in "
-            f"{report['reference']['dtype']} differs from the formulas themselves, so whole "
-            "trainings cannot be compared with it; results computed from the same inputs are "
-            "still checked correctly"
+            f"{report['reference']['dtype']} differs from the formulas themselves, so "
+            "whole trainings cannot be compared with it; results computed from the "
+            "same inputs are still checked correctly"
         )
     diverges = report["reference"]["diverges"]
     if diverges:
@@ -380,8 +383,9 @@ def remarks(report: dict[str, Any]) -> Iterator[str]:
     zero_gradients = report["tolerance"]["zero_gradients"]
     if zero_gradients:
         yield (
-            f"zero gradients up to rounding: {', '.join(zero_gradients)} (as for a bias before "
-            "BatchNorm); they are checked relative to the largest of all gradients"
+            f"zero gradients up to rounding: {', '.join(zero_gradients)} (as for a "
+            "bias before BatchNorm); they are checked relative to the largest of all "
+            "gradients"
         )
     fast = [
         name
@@ -405,44 +409,48 @@ def _multiplies_in_float32(result: dict[str, Any]) -> bool:
     )
 
 
-# --- Markdown ---------------------------------------------------------------------------
+# --- Markdown
+# ---------------------------------------------------------------------------
 
 
 HOW_TO_READ = (
-    "A deviation is the largest difference between two arrays: absolute, relative to the "
-    "largest magnitude in the reference's array, and in ULPs, the spacing of the dtype at "
-    "that magnitude. Outputs of layers, gradients, new states, updates and predictions are "
-    "computed from the same inputs on both sides: those of the reference at the first, the "
-    "middle and the last step. Losses, parameters and outputs after training belong to whole "
-    "trainings.",
-    "For results from the same inputs, rounding is measured. The reference is computed again "
-    "with a random error added to each operation, as large as one rounding in the dtype of "
-    "the backend. The tolerance is 4 times the resulting change of the worst element, plus ε "
-    "times the largest element, where ε is the spacing of the dtype at 1. A result that "
-    "deviates further differs. The usual causes are a lower precision inside multiplications "
-    "(TF32) and errors in the code.",
-    "For the training as a whole, roundings are counted. The tolerance is {formula}, where n "
-    "is the number of roundings in a row that lead to a result. A sum counts as many as it "
-    "has terms, any other operation counts one, and one step has {step_roundings:,}. The loss "
-    "is checked at every step t, with n of t steps, relative to that step's loss and to what "
-    "errors of the outputs do to it. Parameters, state and outputs are checked at the end, "
-    "with n of all steps. The starting parameters must have the same bits. Roundings have "
-    "random signs, so their sum exceeds the tolerance with a probability below 3e-14 (Higham "
-    "& Mary, 2019). If rounding cannot be measured, as in a custom layer that accepts only "
-    "NumPy arrays, results from the same inputs are checked by counting too: n is counted "
-    "layer by layer, and predictions have {prediction_roundings:,}.",
-    "If the training as a whole exceeds its tolerance, it is compared with control runs, in "
-    "which nothing is changed but rounding. A deviation that rounding alone can cause is "
-    "reported as not checked.",
+    "A deviation is the largest difference between two arrays: absolute, relative to "
+    "the largest magnitude in the reference's array, and in ULPs, the spacing of the "
+    "dtype at that magnitude. Outputs of layers, gradients, new states, updates and "
+    "predictions are computed from the same inputs on both sides: those of the "
+    "reference at the first, the middle and the last step. Losses, parameters and "
+    "outputs after training belong to whole trainings.",
+    "For results from the same inputs, rounding is measured. The reference is computed "
+    "again with a random error added to each operation, as large as one rounding in "
+    "the dtype of the backend. The tolerance is 4 times the resulting change of the "
+    "worst element, plus ε times the largest element, where ε is the spacing of the "
+    "dtype at 1. A result that deviates further differs. The usual causes are a lower "
+    "precision inside multiplications (TF32) and errors in the code.",
+    "For the training as a whole, roundings are counted. The tolerance is {formula}, "
+    "where n is the number of roundings in a row that lead to a result. A sum counts "
+    "as many as it has terms, any other operation counts one, and one step has "
+    "{step_roundings:,}. The loss is checked at every step t, with n of t steps, "
+    "relative to that step's loss and to what errors of the outputs do to it. "
+    "Parameters, state and outputs are checked at the end, with n of all steps. The "
+    "starting parameters must have the same bits. Roundings have random signs, so "
+    "their sum exceeds the tolerance with a probability below 3e-14 (Higham "
+    "& Mary, 2019). If rounding cannot be measured, as in a custom layer that accepts "
+    "only NumPy arrays, results from the same inputs are checked by counting too: n is "
+    "counted layer by layer, and predictions have {prediction_roundings:,}.",
+    "If the training as a whole exceeds its tolerance, it is compared with control "
+    "runs, in which nothing is changed but rounding. A deviation that rounding alone "
+    "can cause is reported as not checked.",
     "The time of a step begins when its batch is on the device, and ends when the new "
-    "parameters have their values. The first step, which may compile, is listed separately. "
-    "The column 25-75 % is the range between the quartiles of the other steps. Memory is the "
-    "peak that the device reports. If it reports none, it is the predicted peak of a step: "
-    "parameters, state, moments, what is saved for backward, and temporary arrays.",
-    "A strict backend has to multiply float32 numbers as float32; a fast one may convert them "
-    "to TensorFloat-32. Such settings do not always take effect, so the format is measured, "
-    "with products whose result depends on it. They are run eagerly and compiled: products of "
-    "matrices, of stacks of matrices, and convolutions.",
+    "parameters have their values. The first step, which may compile, is listed "
+    "separately. The column 25-75 % is the range between the quartiles of the other "
+    "steps. Memory is the peak that the device reports. If it reports none, it is the "
+    "predicted peak of a step: parameters, state, moments, what is saved for backward, "
+    "and temporary arrays.",
+    "A strict backend has to multiply float32 numbers as float32; a fast one may "
+    "convert them to TensorFloat-32. Such settings do not always take effect, so the "
+    "format is measured, with products whose result depends on it. They are run "
+    "eagerly and compiled: products of matrices, of stacks of matrices, and "
+    "convolutions.",
 )
 
 
@@ -455,10 +463,12 @@ def _markdown(report: dict[str, Any]) -> str:
         f"{task['about']}.",
         f"    {task['model']}",
         f"{task['parameters']:,} parameters, {task['loss']}, {task['optimizer']}; "
-        f"{task['training_examples']:,} training examples in batches of {task['batch_size']}, "
-        f"{task['test_examples']:,} test examples; seed {task['seed']}.",
-        "Every run starts from the same weights, draws the same masks and sees the data in the "
-        f"same order; so does the reference, on {reference['backend']} in {reference['dtype']}.",
+        f"{task['training_examples']:,} training examples in batches of "
+        f"{task['batch_size']}, {task['test_examples']:,} test examples; seed "
+        f"{task['seed']}.",
+        "Every run starts from the same weights, draws the same masks and sees the "
+        f"data in the same order; so does the reference, on {reference['backend']} in "
+        f"{reference['dtype']}.",
         "\n".join(
             f"- **{_escape(name)}** {_escape(sentence(r))}" for name, r in results
         ),

@@ -1,13 +1,13 @@
 """Count the consecutive roundings in a training step, layer by layer.
 
-One step is taken on NumPy with arrays that report each operation. A sum of k numbers makes k
-roundings, and so does each element of a matrix product; other arithmetic makes one; moving,
-comparing or choosing numbers makes none. A function of `ops` is counted as its standard version,
-since a native version may round less often but not more often.
+One step is taken on NumPy with arrays that report each operation. A sum of k numbers
+makes k roundings, and so does each element of a matrix product; other arithmetic makes
+one; moving, comparing or choosing numbers makes none. A function of `ops` is counted as
+its standard version, since a native version may round less often but not more often.
 
-Parallel branches are counted as if they were sequential, so the counts are upper bounds: the
-count at a layer's outputs is the number of all roundings before them, in the order of
-computation, and so is the count at its gradients on the way back.
+Parallel branches are counted as if they were sequential, so the counts are upper
+bounds: the count at a layer's outputs is the number of all roundings before them, in
+the order of computation, and so is the count at its gradients on the way back.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,8 @@ class Chains:
     """Consecutive roundings up to each layer's outputs and gradients, and in a whole step.
 
     outputs, gradients: by the path of the layer, in the order of computation; about: a
-    description of each layer; predictions: roundings up to the predictions of the model.
+    description of each layer; predictions: roundings
+    up to the predictions of the model.
     """
 
     outputs: dict[str, int]
@@ -73,10 +74,10 @@ def chains(
 
     x: examples to predict, whose roundings are counted too.
 
-    A custom layer may accept NumPy's arrays only, and then cannot be observed. In that case the
-    counts are estimated from shapes: forward sums over the rows of each weight, backward over its
-    columns, and a gradient over the batch; that is the lengths of all axes of all parameters, and
-    once the batch.
+    A custom layer may accept NumPy's arrays only, and then cannot be observed. In that
+    case the counts are estimated from shapes: forward sums over the rows of each
+    weight, backward over its columns, and a gradient over the batch; that is the
+    lengths of all axes of all parameters, and once the batch.
     """
     counter = _Counter()
     outputs: dict[str, int] = {}

@@ -70,7 +70,8 @@ class Task:
     def batches(self, dtype: str) -> Any:
         """Yield the arguments of each step: x, target, and 1 for each example, 0 for each filler.
 
-        If a weight of the loss follows a schedule, the number of steps taken before comes last.
+        If a weight of the loss follows a schedule, the
+        number of steps taken before comes last.
         """
         size = self.workload.batch_size
         number = 0
@@ -105,13 +106,14 @@ class Task:
 class Run:
     """The results of one training, on the host.
 
-    start: SHA-256 of the starting parameters, read back from the device; losses: of each step,
-    before its update; seconds: of each step; outputs: for the test set, and `metric` is theirs;
-    sizes: seconds of a step by batch size; peak: bytes in use on the device at most, or None if the
-    library does not say.
+    start: SHA-256 of the starting parameters, read back from the device; losses: of
+    each step, before its update; seconds: of each step; outputs: for the test set, and
+    `metric` is theirs;
+    sizes: seconds of a step by batch size; peak: bytes in use on the device at most, or
+    None if the library does not say.
 
-    Only the reference has `carries`, the inputs of the steps to probe, and `scales`, the scale of
-    the loss at each step.
+    Only the reference has `carries`, the inputs of the steps to probe, and `scales`,
+    the scale of the loss at each step.
     """
 
     start: str
@@ -139,8 +141,8 @@ def run(
 ) -> Run:
     """Train as `Trainer` would, then run the probes and time other batch sizes.
 
-    The time of a step begins when its batch has arrived on the device, and ends when the new
-    parameters have their values.
+    The time of a step begins when its batch has arrived on the device, and ends when
+    the new parameters have their values.
     """
     workload = task.workload
     with np.errstate(all="ignore"):  # the verdict reports numbers that are not finite
@@ -316,8 +318,8 @@ def _time_sizes(
 ) -> dict[int, float]:
     """Return the seconds of a step by batch size.
 
-    A size is missing if time runs out, or if the model refuses it: `BatchNorm` over the batch
-    alone cannot train on one example.
+    A size is missing if time runs out, or if the model refuses it: `BatchNorm` over the
+    batch alone cannot train on one example.
     """
     medians: dict[int, float] = {}
     began = perf_counter()
@@ -342,7 +344,8 @@ def _time_sizes(
     return medians
 
 
-# --- on the host ------------------------------------------------------------------------
+# --- on the host
+# ------------------------------------------------------------------------
 
 
 def sha256(params: Params) -> str:

@@ -43,20 +43,21 @@ def user_workload(
     Parameters
     ----------
     model
-        "module:object", where the object is a layer, or a function without arguments that returns
-        one. Modules in the current folder can be imported.
+        "module:object", where the object is a layer, or a function without arguments
+        that returns one. Modules in the current folder can be imported.
     data
-        An npz file with x and target, and optionally x_test and target_test. Without these a random
-        fifth is held out.
+        An npz file with x and target, and optionally x_test and target_test. Without
+        these a random fifth is held out.
     loss, optimizer
-        The name of a loss or optimizer of this library, with arguments if needed, such as
-        "Adam(rate=1e-3)". The default loss is cross-entropy if the targets are integers, else the
-        mean squared error.
+        The name of a loss or optimizer of this library, with arguments if needed, such
+        as "Adam(rate=1e-3)". The default loss is cross-entropy if the targets are
+        integers, else the mean squared error.
 
     Raises
     ------
     CannotCompare
-        If one of these does not exist, or they do not fit each other; the message says why.
+        If one of these does not exist, or they do
+        not fit each other; the message says why.
     """
     parts = _read(Path(data))
     chosen_loss = _parse(losses, loss or _default_loss(parts[0]), "loss")
@@ -91,7 +92,8 @@ def user_workload(
     )
 
 
-# --- the data ---------------------------------------------------------------------------
+# --- the data
+# ---------------------------------------------------------------------------
 
 
 def _read(path: Path) -> list[Examples]:
@@ -125,8 +127,8 @@ def _read(path: Path) -> list[Examples]:
         test = getattr(parts[-1], name)
         if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
             raise CannotCompare(
-                f"{path}: {name} is {train.dtype} {train.shape}, but {name}_test is {test.dtype} "
-                f"{test.shape}"
+                f"{path}: {name} is {train.dtype} {train.shape}, but {name}_test is "
+                f"{test.dtype} {test.shape}"
             )
     return parts
 
@@ -183,7 +185,8 @@ def _converted(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     return array.astype(np.int32)
 
 
-# --- the loss and the optimizer ---------------------------------------------------------
+# --- the loss and the optimizer
+# ---------------------------------------------------------
 
 
 _ABSTRACT = ("Loss", "Losses", "Weighted", "Optimizer", "Rule")
@@ -224,8 +227,8 @@ def _parse(module: ModuleType, text: str, kind: str) -> Any:
         )
     except (ValueError, TypeError, SyntaxError) as error:
         raise CannotCompare(
-            f"{text!r} cannot be {_WITH_ARTICLE[kind]}: arguments must be literals, such as "
-            "numbers and strings"
+            f"{text!r} cannot be {_WITH_ARTICLE[kind]}: arguments must be literals, "
+            "such as numbers and strings"
         ) from error
     if None in options:  # ast's name for the keyword of **
         raise CannotCompare(
@@ -259,7 +262,8 @@ def _create(
     return result
 
 
-# --- validation -------------------------------------------------------------------------
+# --- validation
+# -------------------------------------------------------------------------
 
 
 def _metric_if_valid(
@@ -267,8 +271,8 @@ def _metric_if_valid(
 ) -> Callable[..., Any] | None:
     """Check on the host that everything fits by taking one step; return a metric for the outputs.
 
-    The metric is the first one of the loss, or the absolute error if outputs and targets have the
-    same shape, or None.
+    The metric is the first one of the loss, or the absolute error if outputs and
+    targets have the same shape, or None.
     """
     xp = namespace(np.zeros(()))
     train = parts[0]

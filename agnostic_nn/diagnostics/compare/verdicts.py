@@ -1,12 +1,14 @@
 """Judging a run: what agrees with the reference, what differs, and what cannot be checked.
 
-Probes are judged first, because they start from the same numbers on both sides. On the host, the
-effect of rounding on each of their results is measured; a result that deviates further differs.
-If the effect of rounding cannot be measured, the roundings of one step are counted instead.
+Probes are judged first, because they start from the same numbers on both sides. On the
+host, the effect of rounding on each of their results is measured; a result that
+deviates further differs. If the effect of rounding cannot be measured, the roundings of
+one step are counted instead.
 
-The training as a whole is judged by counting the roundings of all its steps. If it deviates
-further although all probes agree, it is compared with control runs (see `controls`). A deviation
-that rounding alone causes in a control run proves nothing, so it is reported as not checked.
+The training as a whole is judged by counting the roundings of all its steps. If it
+deviates further although all probes agree, it is compared with control runs (see
+`controls`). A deviation that rounding alone causes in a control run proves nothing, so
+it is reported as not checked.
 """
 
 import math
@@ -67,8 +69,8 @@ UNKNOWN = 0.1
 class Context:
     """The reference, its probes and the counted roundings, by which runs in one dtype are judged.
 
-    zero_gradients: parameters whose gradient is zero up to rounding; unprobed: steps whose numbers
-    the dtype cannot represent.
+    zero_gradients: parameters whose gradient is zero up to rounding; unprobed: steps
+    whose numbers the dtype cannot represent.
     """
 
     dtype: str
@@ -119,7 +121,8 @@ def judge(
 ) -> Judgement:
     """Judge a run.
 
-    controls: makes control runs, by name; called only if the training leaves its tolerance.
+    controls: makes control runs, by name; called only if the training leaves its
+    tolerance.
     """
     judgement = Judgement({group: {} for group in (*PROBED, *TRAINED)})
     with np.errstate(all="ignore"):
@@ -144,7 +147,8 @@ def judge(
 
 def _places(chains: Chains) -> dict[str, int]:
     """Return the position of each layer in the order of computation, by its path."""
-    # The model itself comes last, although a layer inside it may be recomputed in backward.
+    # The model itself comes last, although a layer
+    # inside it may be recomputed in backward.
     inner = [path for path in chains.outputs if path]
     return {path: place for place, path in enumerate([*inner, ""])}
 
@@ -162,7 +166,8 @@ def _order(finding: Entry, chains: Chains, places: dict[str, int]) -> tuple[Any,
     return finding["step"], quantities.index(quantity), inside
 
 
-# --- descriptions -----------------------------------------------------------------------
+# --- descriptions
+# -----------------------------------------------------------------------
 
 
 def _finding(
@@ -211,7 +216,8 @@ def _description(quantity: str, name: str, layer: str | None, kind: str) -> str:
     }[quantity]
 
 
-# --- probes -----------------------------------------------------------------------------
+# --- probes
+# -----------------------------------------------------------------------------
 
 
 def _judge_probe(
@@ -296,10 +302,11 @@ def _measured(
 
         tolerance = (4 (spread + tiny) + ε max |expected|) / max(scale, max |expected|)
 
-    spread(stage) is how far rounding moves the worst element, sampled in all stages up to that one
-    with errors as large as libraries allow themselves. The factor 4 covers what so few samples
-    miss. The term with ε is for the rounding of constants. Compilers may treat numbers below tiny,
-    the smallest normal number, as 0. `bisect` uses the same rule.
+    spread(stage) is how far rounding moves the worst element, sampled in all stages up
+    to that one with errors as large as libraries allow themselves. The factor 4 covers
+    what so few samples miss. The term with ε is for the rounding of constants.
+    Compilers may treat numbers below tiny, the smallest normal number, as 0. `bisect`
+    uses the same rule.
     """
     tiny = float(np.finfo(context.dtype).tiny)
     size = largest(expected)
@@ -348,7 +355,8 @@ def _scale_and_limit(
 def _update_limit(short: str, reference: Reference, context: Context) -> float:
     """Return the tolerance of an updated parameter.
 
-    The change is small and is rounded as such; the sum with the parameter is rounded once more.
+    The change is small and is rounded as such; the
+    sum with the parameter is rounded once more.
     """
     limit = context.allowed(context.chains.update)
     after = reference.results[f"updates.{short}"]
@@ -422,7 +430,8 @@ def _prediction_agrees(
     return not is_far(entry or entry_of(ours, expected, context.dtype, limit, 0))
 
 
-# --- the training as a whole ------------------------------------------------------------
+# --- the training as a whole
+# ------------------------------------------------------------
 
 
 def _judge_training(
@@ -524,9 +533,9 @@ def _size(entry: Entry, unit: str = "relative") -> float:
 def _reached(control: Drift, group: str, name: str, context: Context) -> float:
     """Return how far a result of a control run ended from the reference.
 
-    An optimizer whose step is not continuous, such as Lion with its signs, jumps in other
-    parameters in each run. So a parameter may be as far off as any other, except those whose
-    gradient is zero up to rounding.
+    An optimizer whose step is not continuous, such as Lion with its signs, jumps in
+    other parameters in each run. So a parameter may be as far off as any other, except
+    those whose gradient is zero up to rounding.
     """
     entries = control.entries[group]
     entry = entries[name]
@@ -618,8 +627,8 @@ def _reason_at_end(group: str, name: str, reached: float, context: Context) -> s
     """Say why a result after the last step cannot be checked."""
     if group == "parameters" and name in context.zero_gradients:
         return (
-            "its gradient is zero up to rounding, and the optimizer turns that rounding into "
-            "full-size steps, which differ between backends"
+            "its gradient is zero up to rounding, and the optimizer turns that "
+            "rounding into full-size steps, which differ between backends"
         )
     size = (
         f"a relative deviation of {reached:.2g}"

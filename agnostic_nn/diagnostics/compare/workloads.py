@@ -1,10 +1,10 @@
 """Workloads: networks, how they are trained, and the data to train them on.
 
-The activations are smooth on purpose. At a kink, such as that of ReLU, a number within rounding of
-0 may be positive in one library and negative in another. From there on the two trainings differ by
-far more than rounding, although both are right. The batches are small to make times repeatable:
-OpenBLAS divides larger products among threads, which on a busy machine wait for each other up to a
-hundred times as long.
+The activations are smooth on purpose. At a kink, such as that of ReLU, a number within
+rounding of 0 may be positive in one library and negative in another. From there on the
+two trainings differ by far more than rounding, although both are right. The batches are
+small to make times repeatable: OpenBLAS divides larger products among threads, which on
+a busy machine wait for each other up to a hundred times as long.
 """
 
 from collections.abc import Callable
@@ -50,8 +50,9 @@ class CannotCompare(ValueError):
 class Workload:
     """A training that any backend can run.
 
-    read() -> (training examples, test examples), on the host, in float32. about: a description of
-    the data. options: the command-line options that select the workload, or () if there are none.
+    read() -> (training examples, test examples), on the host, in float32. about: a
+    description of the data. options: the command-line options that select the workload,
+    or () if there are none.
     """
 
     name: str
@@ -190,7 +191,8 @@ def _convolutional(width: int, window: int, stride: int) -> Layer:
 
 
 def _transformer(width: int, depth: int) -> Layer:
-    # Without rotary positions, the gradient of a bias of keys would be zero up to rounding.
+    # Without rotary positions, the gradient of a
+    # bias of keys would be zero up to rounding.
     attention = MultiHeadAttention(4, causal=True, rotary=True, bias=False)
     block = TransformerBlock(attention, 4 * width, activation=SwiGLU(), norm=RMSNorm())
     return Sequential(
@@ -243,7 +245,8 @@ _ALL = (
     ),
     Workload(
         "mnist-cnn",
-        "5,000 digits of MNIST, of 28x28 pixels, scaled to [0, 1]; a random fifth is the test set",
+        "5,000 digits of MNIST, of 28x28 pixels, scaled to [0, 1]; a random fifth is "
+        "the test set",
         _mnist,
         _convolutional(16, 5, 2),
         softmax_cross_entropy,
@@ -252,8 +255,8 @@ _ALL = (
     ),
     Workload(
         "breast-cancer",
-        "569 tumours of 30 measurements, standardised by the training set's mean and deviation; "
-        "a random fifth is the test set",
+        "569 tumours of 30 measurements, standardised by the training set's mean and "
+        "deviation; a random fifth is the test set",
         _breast_cancer,
         Sequential(Dense(32), GELU(), Dense(16), GELU(), Dense(1)),
         binary_cross_entropy,
@@ -262,8 +265,9 @@ _ALL = (
     ),
     Workload(
         "characters",
-        f"the docstrings of this version of the library in windows of {_WINDOW} ASCII characters, "
-        "each to be predicted from those before it; a random fifth is the test set",
+        f"the docstrings of this version of the library in windows of {_WINDOW} ASCII "
+        "characters, each to be predicted from those before it; a random fifth is the "
+        "test set",
         _text,
         _transformer(32, 2),
         softmax_cross_entropy,
@@ -272,8 +276,8 @@ _ALL = (
     ),
     Workload(
         "parity-gru",
-        "1,280 strings of 16 bits, and after each bit whether the number of ones so far is odd; "
-        "a random fifth is the test set",
+        "1,280 strings of 16 bits, and after each bit whether the number of ones so "
+        "far is odd; a random fifth is the test set",
         _parity,
         Sequential(GRU(8), Dense(1)),
         binary_cross_entropy,

@@ -1,25 +1,28 @@
 """Conformance: which parts of this library work on a given array library, and how exactly.
 
-The library may be any that follows the Array API Standard: one with an adapter, or any namespace
-without one. Each trial runs there and on NumPy, in float32 and, if the library has it, in
-float64. The verdict follows from the largest difference from NumPy's float64:
+The library may be any that follows the Array API Standard: one with an adapter, or any
+namespace without one. Each trial runs there and on NumPy, in float32 and, if the
+library has it, in float64. The verdict follows from
+the largest difference from NumPy's float64:
 
 exact
     The same numbers as NumPy's in the same dtype.
 within
-    The difference can be explained by rounding: at most 16 ε of the largest number of an array (of
-    1, if that is smaller), with ε the distance from 1 to the next number; in training at most
-    4 ε √(n · t), as `compare` derives it.
+    The difference can be explained by rounding: at most 16 ε of the largest number of
+    an array (of 1, if that is smaller), with ε the distance from 1 to the next number;
+    in training at most 4 ε √(n · t), as `compare` derives it.
 wrong
-    The difference is larger, or a shape or dtype differs, or an argument was changed in place.
+    The difference is larger, or a shape or dtype differs, or an argument was changed in
+    place.
 unsupported
-    The library raised an error, which is shown in one line, did not return, or ended the process.
+    The library raised an error, which is shown in one line, did not return, or ended
+    the process.
 skipped
     Not run by itself, for the reason shown.
 
-`library.py` loads the library, `trials.py` lists the trials, `verdicts.py` compares the results
-with NumPy's, `results.py` formats the findings, and `runner.py` runs all trials, in another
-process if need be.
+`library.py` loads the library, `trials.py` lists the trials, `verdicts.py` compares the
+results with NumPy's, `results.py` formats the findings, and `runner.py` runs all
+trials, in another process if need be.
 """
 
 from .library import library

@@ -24,8 +24,9 @@ __all__ = ["error_line", "library"]
 def library(name: str, *, bare: bool = False) -> Backend:
     """Return the library called `name` as a backend.
 
-    name: a backend, optionally with a device; or a module that is an adapter or an Array API
-    namespace; or a namespace given as module:object. bare: do not use the adapter.
+    name: a backend, optionally with a device; or a module that is an adapter or an
+    Array API namespace; or a namespace given as
+    module:object. bare: do not use the adapter.
 
     Raises
     ------
@@ -66,8 +67,8 @@ def _generic_adapter(name: str, library: Any) -> Any:
         raise BackendUnavailable(reason) from error
 
     def asarray(data, device):
-        # Some libraries would convert float64 to float32 if no dtype were given. A dtype that the
-        # library lacks raises AttributeError here.
+        # Some libraries would convert float64 to float32 if no dtype were given. A
+        # dtype that the library lacks raises AttributeError here.
         return xp.asarray(np.array(data, order="C"), dtype=getattr(xp, data.dtype.name))
 
     def to_numpy(array):

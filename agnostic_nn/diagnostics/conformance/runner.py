@@ -27,8 +27,8 @@ def conformance(
 ) -> Conformance:
     """Run all trials on the library `chosen`, in this process.
 
-    only: run one section or one trial of this name. progress: called with the name of each
-    trial before it runs.
+    only: run one section or one trial of this name. progress: called with the name of
+    each trial before it runs.
 
     Raises
     ------
@@ -53,8 +53,8 @@ def guarded(
 ) -> Conformance:
     """Run all trials on `library(name, bare=bare)`, in another process, which may hang or crash.
 
-    A trial that takes longer than `seconds`, or ends the process, is unsupported. A new process
-    runs the trials after it.
+    A trial that takes longer than `seconds`, or ends the process, is unsupported. A new
+    process runs the trials after it.
 
     Raises
     ------

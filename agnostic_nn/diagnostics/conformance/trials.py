@@ -27,10 +27,10 @@ ROUNDINGS = 16.0  # tolerance of one computation, in ε of the dtype
 class Trial(NamedTuple):
     """A computation to run on NumPy and on the library.
 
-    compute: returns a tree of arrays on the host, for a backend and a dtype; or the reason why
-    the trial is skipped. allowed: returns the tolerance for ε. wide: whether the reference is
-    NumPy's float64; otherwise it is NumPy in the same dtype. Random draws need the latter,
-    because they differ between dtypes.
+    compute: returns a tree of arrays on the host, for a backend and a dtype; or the
+    reason why the trial is skipped. allowed: returns the tolerance for ε. wide: whether
+    the reference is NumPy's float64; otherwise it is NumPy in the same dtype. Random
+    draws need the latter, because they differ between dtypes.
     """
 
     name: str
@@ -402,8 +402,9 @@ def _training() -> Iterator[Trial]:
 def _training_tolerance(task: _Task, steps: int, epsilon: float) -> float:
     """Return the tolerance after `steps` steps.
 
-    The number of roundings in a row is bounded by the lengths of all sums: forward over the rows
-    of each weight, backward over its columns, and for the gradient over a batch of 16.
+    The number of roundings in a row is bounded by the lengths of all sums: forward over
+    the rows of each weight, backward over its columns,
+    and for the gradient over a batch of 16.
     """
     params = task.trainer(backend("numpy"), "float64").params
     return tolerance(

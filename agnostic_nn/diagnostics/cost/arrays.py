@@ -50,7 +50,8 @@ class _CostHandler(Handler):
         if function in _IN_PLACE:
             return in_place(args[0])
         if function in _OPERATORS:
-            # Do not give these arguments local names: a reference more would hide a temporary.
+            # Do not give these arguments local names:
+            # a reference more would hide a temporary.
             if name not in _NEVER_REUSED and _is_spare(getrefcount(args[0]), *args):
                 return in_place(args[0])
             if name in _COMMUTATIVE and _is_spare(
@@ -116,10 +117,11 @@ class Counted(ObservedArray):
     __hash__: Any = object.__hash__
 
 
-# --- operators --------------------------------------------------------------------------
+# --- operators
+# --------------------------------------------------------------------------
 
-# NumPy writes the result of an operator over an operand that is a temporary, as a * b in
-# a * b + c, if it has at least so many bytes.
+# NumPy writes the result of an operator over an operand that is a temporary, as a * b
+# in a * b + c, if it has at least so many bytes.
 _MIN_REUSED = 2**18
 
 _COMMUTATIVE = {"add", "multiply", "bitwise_and", "bitwise_or", "bitwise_xor"}
@@ -192,7 +194,8 @@ def in_place(x: Counted) -> Counted:
     return Counted(x.value, x.memory, owns=x.owns)
 
 
-# --- what arrays are made of ------------------------------------------------------------
+# --- what arrays are made of
+# ------------------------------------------------------------
 
 
 def _dtype_name(dtype: Any) -> str:
@@ -273,7 +276,8 @@ def summed(shape: tuple[int, ...], inner: int, *factors: Any) -> Counted:
     return result
 
 
-# --- the Standard's functions -----------------------------------------------------------
+# --- the Standard's functions
+# -----------------------------------------------------------
 
 
 def _view(function: Callable[..., Any]) -> Callable[..., Any]:

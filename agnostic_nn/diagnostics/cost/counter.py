@@ -1,27 +1,30 @@
 """Count the operations and the bytes of a computation from shapes, without computing values.
 
-A function is called on `Counted` arrays, which have a shape, a dtype and strides but no values.
-Every operation on them is recorded in the active `CostCounter`, in the order of computation:
+A function is called on `Counted` arrays, which have a shape, a dtype and strides but no
+values. Every operation on them is recorded in the
+active `CostCounter`, in the order of computation:
 
 operations
-    A matrix product (m, k) @ (k, n) counts 2 m k n: as many multiplications as additions. A
-    convolution is the product with x laid out window by window, padding included, that is 2 ·
-    positions · window · channels / groups · width, and each of its two gradients costs as much.
-    An elementwise operation, such as a sum of two arrays, an exponential, a comparison or a choice,
-    counts one for each element of its result; a reduction counts one for each element that it
-    reads. Moving, casting, laying out or creating values counts nothing.
+    A matrix product (m, k) @ (k, n) counts 2 m k n: as many multiplications as
+    additions. A convolution is the product with x laid out window by window, padding
+    included, that is 2 · positions · window · channels / groups · width, and each of
+    its two gradients costs as much. An elementwise operation, such as a sum of two
+    arrays, an exponential, a comparison or a choice, counts one for each element of its
+    result; a reduction counts one for each element that it reads. Moving, casting,
+    laying out or creating values counts nothing.
 memory
-    The bytes of arrays that are alive. An array takes memory from its creation until Python drops
-    the last reference, as with NumPy's arrays; a view takes none.
+    The bytes of arrays that are alive. An array takes memory from its creation until
+    Python drops the last reference, as with NumPy's arrays; a view takes none.
 
-So no cost of a layer is written by hand. With B rows, `Dense` has 2 B m n + B n operations forward,
-twice the product and B n backward; an attention head over t queries and s keys has 2 t s d twice
-forward and four times backward, and a few per score; a recurrent layer has those of its products
-and of its gates at each step.
+So no cost of a layer is written by hand. With B rows, `Dense` has 2 B m n + B n
+operations forward, twice the product and B n backward; an attention head over t queries
+and s keys has 2 t s d twice forward and four times backward, and a few per score; a
+recurrent layer has those of its products and of its gates at each step.
 
-A function of `ops` counts the operations of its standard version, except that a convolution counts
-as the product above, erf and a random word count one per element, and a scatter one per element
-added. In memory it takes what NumPy's native version takes: see `native.py`.
+A function of `ops` counts the operations of its standard version, except that a
+convolution counts as the product above, erf and a random word count one per element,
+and a scatter one per element added. In memory it takes what NumPy's native version
+takes: see `native.py`.
 """
 
 from collections import Counter

@@ -1,8 +1,8 @@
 """The costs of NumPy's native versions of `ops`: operations, results, caches and temporaries.
 
-`counter.py` defines what is counted. Each function here allocates its result, the cache that it
-keeps for its gradient, and for a moment the temporaries that NumPy's version needs. A function of
-`ops` without an entry costs what its standard version costs.
+`counter.py` defines what is counted. Each function here allocates its result, the cache
+that it keeps for its gradient, and for a moment the temporaries that NumPy's version
+needs. A function of `ops` without an entry costs what its standard version costs.
 """
 
 import math

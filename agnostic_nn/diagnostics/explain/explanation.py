@@ -143,8 +143,8 @@ def explain(
             expect(
                 ok, "expected {} as finite numbers of at least 0, one per example", path
             )
-    # Initialize on NumPy even if params and state are given: this checks the shape of x, and
-    # returns the shape of y and the trees that params and state must match.
+    # Initialize on NumPy even if params and state are given: this checks the shape of
+    # x, and returns the shape of y and the trees that params and state must match.
     xp = namespace(np.zeros(()))
     shape = tree_map(lambda leaf: leaf.shape[1:], x)
     init_params, init_state, y_shape = model.init(
@@ -163,7 +163,8 @@ def explain(
         expect_nested("state", state, init_state)
     state = tree_map(lambda leaf: fetch("state", leaf, chosen)[0], state)
 
-    # The arrays stay on the host for the gradient checks; the walk gets copies on the backend.
+    # The arrays stay on the host for the gradient
+    # checks; the walk gets copies on the backend.
     batch = [x, target] if weights is None else [x, target, weights]
     host = (params, state, *batch)
     with chosen.applied():
@@ -214,7 +215,8 @@ def _saved(nodes: list[Node]) -> dict[int, tuple[Saved, ...]]:
     for node in nodes:
         if node.call is None:
             continue
-        # A layer that returns its input unchanged has one array with both names: the input's.
+        # A layer that returns its input unchanged has
+        # one array with both names: the input's.
         names = {id(leaf): node.name for leaf in leaves(node.call.y)}
         sources = [nodes[edge.start].name for edge in node.edges]
         names |= {

@@ -142,7 +142,8 @@ def _rule(latex: str) -> str:
     return f'<p class="rule">{spans}</p>'
 
 
-# --- arrays -----------------------------------------------------------------------------
+# --- arrays
+# -----------------------------------------------------------------------------
 
 
 def _array(line: Line) -> str:
@@ -250,7 +251,8 @@ def heat_map(matrix: np.ndarray, largest: float) -> str:
     return f"data:image/png;base64,{b64encode(image).decode()}"
 
 
-# --- the network ------------------------------------------------------------------------
+# --- the network
+# ------------------------------------------------------------------------
 
 # In pixels; the drawing is narrow enough for a phone.
 WIDTH = 430  # of the drawing

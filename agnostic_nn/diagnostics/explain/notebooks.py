@@ -39,7 +39,8 @@ WEIGHTS: list[list[float]] = [
 ]
 
 
-# --- losses that only the notebooks use --------------------------------------------------
+# --- losses that only the notebooks use
+# --------------------------------------------------
 
 
 def _with_formula(forward: str, dy: str) -> Callable[..., Any]:
@@ -87,7 +88,8 @@ def rounded_cross_entropy(y: Any, target: Any) -> tuple[Any, Any]:
     return -xp.sum(target * log_q), xp.round(xp.exp(log_q) * 10.0) / 10.0 - target
 
 
-# --- the five pages ---------------------------------------------------------------------
+# --- the five pages
+# ---------------------------------------------------------------------
 
 
 class _Explainer:
@@ -148,7 +150,8 @@ def _train_neuron_and_layer(explainer: _Explainer) -> list[Part]:
             "One neuron, its first step",
             "Three inputs and one ReLU; the target is 0.",
             first,
-            f"After 200 steps with a learning rate of 0.001 the loss is {losses[-1]:.8g}.",
+            "After 200 steps with a learning rate of 0.001 the loss is "
+            f"{losses[-1]:.8g}.",
             _after(last[0]),
         )
     ]
@@ -172,9 +175,9 @@ def _train_neuron_and_layer(explainer: _Explainer) -> list[Part]:
         ),
         Part(
             "The same layer after 200 steps",
-            "The loss depends on the sum only, so all three outputs decreased together. Two are "
-            "now below 0, where the slope of ReLU is 0: no gradient reaches them any more, and "
-            "only the third neuron still learns.",
+            "The loss depends on the sum only, so all three outputs decreased "
+            "together. Two are now below 0, where the slope of ReLU is 0: no gradient "
+            "reaches them any more, and only the third neuron still learns.",
             explainer.explain(model, squared_sum, x, [[0]], last),
         ),
     ]
@@ -187,13 +190,14 @@ def _dense_and_relu_backward(explainer: _Explainer) -> list[Part]:
     return [
         Part(
             "Through a dense layer",
-            "The notebook begins with a given gradient and computes three others from it.",
+            "The notebook begins with a given gradient and computes three others from "
+            "it.",
             explainer.explain(Dense(3), given_gradient, INPUTS, gradient, params),
         ),
         Part(
             "Through ReLU, then through the layer",
-            "The same gradient, now with respect to the output of a ReLU after the layer. Where z "
-            "is below 0, no gradient passes.",
+            "The same gradient, now with respect to the output of a ReLU after the "
+            "layer. Where z is below 0, no gradient passes.",
             explainer.explain(
                 Sequential(Dense(3), ReLU()),
                 given_gradient,
@@ -222,10 +226,11 @@ def _softmax_network(explainer: _Explainer) -> list[Part]:
     return [
         Part(
             "As in the notebook",
-            "The notebook uses columns, z = W x + b, where the library uses rows, z = x W + b. It "
-            "rounds the softmax to one decimal before the backward pass. The result is not "
-            "exactly the gradient of the loss, so the check of the last layer fails by a small "
-            "amount. With these weights the error happens to cancel in the layers before it.",
+            "The notebook uses columns, z = W x + b, where the library uses rows, z = "
+            "x W + b. It rounds the softmax to one decimal before the backward pass. "
+            "The result is not exactly the gradient of the loss, so the check of the "
+            "last layer fails by a small amount. With these weights the error happens "
+            "to cancel in the layers before it.",
             rounded,
             "The rounded softmax:",
             [Line("a_3", rounded.dy + rounded.target)],
@@ -263,13 +268,13 @@ def _mean_squared_error_step(explainer: _Explainer) -> list[Part]:
             "One ReLU neuron, three examples",
             "",
             explanation,
-            "The notebook makes two mistakes. It takes the mean over the batch twice, once in the "
-            "loss and again in the gradient, which is then a third of the true one. And it "
-            "subtracts the negative gradient, so the loss increases: it becomes "
-            f"{notebook_loss}. A step with the gradient above and the same learning rate of 0.01 "
-            f"gives {correct_loss}. Below are the slopes of ReLU, the contribution of each "
-            "example to the gradient of W, the two gradients of the notebook, and its parameters "
-            "after the step.",
+            "The notebook makes two mistakes. It takes the mean over the batch twice, "
+            "once in the loss and again in the gradient, which is then a third of the "
+            "true one. And it subtracts the negative gradient, so the loss increases: "
+            f"it becomes {notebook_loss}. A step with the gradient above and the same "
+            f"learning rate of 0.01 gives {correct_loss}. Below are the slopes of "
+            "ReLU, the contribution of each example to the gradient of W, the two "
+            "gradients of the notebook, and its parameters after the step.",
             [
                 Line(r"\frac{\partial a}{\partial z}", ReLU().slope(dense.y)),
                 Line(r"\frac{\partial L}{\partial z} \odot x", per_example),
@@ -291,8 +296,8 @@ def _chain_rule_and_update(explainer: _Explainer) -> list[Part]:
     return [
         Part(
             "One neuron",
-            "The notebook starts from a gradient of 1 and multiplies one partial derivative at a "
-            "time.",
+            "The notebook starts from a gradient of 1 and multiplies one partial "
+            "derivative at a time.",
             explainer.explain(
                 Sequential(Dense(1), ReLU()),
                 given_gradient,
@@ -303,13 +308,14 @@ def _chain_rule_and_update(explainer: _Explainer) -> list[Part]:
         ),
         Part(
             "A layer, with a gradient of ones",
-            "The gradients as matrix products. The notebook has one example per column here; the "
-            "library has one per row.",
+            "The gradients as matrix products. The notebook has one example per column "
+            "here; the library has one per row.",
             explainer.explain(Dense(3), given_gradient, INPUTS, np.ones((3, 3)), layer),
         ),
         Part(
             "The layer with a ReLU, and an update",
-            "The notebook starts the backward pass from the output a, the gradient of ½ Σ a².",
+            "The notebook starts the backward pass from the output a, the gradient of "
+            "½ Σ a².",
             explanation,
             "After a step of gradient descent with a learning rate of 0.001:",
             _after(explainer.step((layer, {}), explanation, 0.001)[0]),
@@ -324,7 +330,8 @@ def _after(params: dict[str, np.ndarray]) -> list[Line]:
 _PAGES = {
     "train_neuron_and_layer": (
         "A neuron and a layer, trained",
-        "Gradient descent on one neuron, then on a layer of three, towards a target of 0.",
+        "Gradient descent on one neuron, then on a layer of three, towards a target of "
+        "0.",
         _train_neuron_and_layer,
     ),
     "dense_and_relu_backward": (

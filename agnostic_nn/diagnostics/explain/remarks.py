@@ -243,7 +243,8 @@ def _from_end_to_end(nodes: list[Node]) -> Iterator[Finding]:
         kind = "exploding"
         bound = f"more than {1 / MIN_NETWORK_RATIO:g}"
     text = (
-        f"‖∂L/∂{plain(first.name)}‖ is {ratio:.3g} times ‖∂L/∂{plain(last.name)}‖, {bound}: "
-        "with a single learning rate, one of these layers learns that much faster"
+        f"‖∂L/∂{plain(first.name)}‖ is {ratio:.3g} times ‖∂L/∂{plain(last.name)}‖, "
+        f"{bound}: with a single learning rate, one of these layers learns that much "
+        "faster"
     )
     yield Finding(kind, layer_label(first), text, bad=ratio == 0)

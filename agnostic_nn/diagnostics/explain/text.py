@@ -156,7 +156,8 @@ class Report:
             return f" {node.operation} ".join(names)
         return rf"\mathrm{{{node.operation}}}({', '.join(names)})"
 
-    # --- forward ------------------------------------------------------------------------
+    # --- forward
+    # ------------------------------------------------------------------------
 
     def rules(self, node: Node) -> list[str]:
         """Return the forward formulas of a layer as LaTeX, with their definitions."""
@@ -175,7 +176,8 @@ class Report:
             )
             yield Line(name, leaf)
 
-    # --- backward -----------------------------------------------------------------------
+    # --- backward
+    # -----------------------------------------------------------------------
 
     def arrives(self, node: Node) -> str:
         """Describe where the gradient of a node's output comes from."""
@@ -219,7 +221,8 @@ class Report:
         rules = formula.backward if formula else {}
 
         def rule(path: str) -> str:
-            # The rule of "forward.weight" may be listed under that path or under "weight".
+            # The rule of "forward.weight" may be listed
+            # under that path or under "weight".
             end = path.split(".")[-1]
             latex = rules.get(path) or rules.get(end)
             if not latex:
@@ -244,7 +247,8 @@ class Report:
             return ""
         return gradient_section(node.call.layer)
 
-    # --- the loss -----------------------------------------------------------------------
+    # --- the loss
+    # -----------------------------------------------------------------------
 
     def loss_rules(self) -> list[str]:
         """Return the formulas of the loss, as LaTeX."""

@@ -1,7 +1,7 @@
 """Check the hand-derived gradients of a layer.
 
-`checks.py` compares a layer with central differences, with automatic differentiation and with
-NumPy; `inputs.py` draws inputs for it.
+`checks.py` compares a layer with central differences, with automatic differentiation
+and with NumPy; `inputs.py` draws inputs for it.
 """
 
 from ..examples import LAYERS, LOSSES, OPTIMIZERS, drawn, loss_of

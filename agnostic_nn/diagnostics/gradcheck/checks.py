@@ -1,8 +1,8 @@
 """Check: compare the hand-derived gradients of a layer with the derivatives of its forward.
 
-Authors of a layer run this first. The layer runs on NumPy in float64, at a random point away
-from its initial parameters and state. With L = Σ y · dy for a random dy, its gradients are compared
-with these oracles:
+Authors of a layer run this first. The layer runs on NumPy in float64, at a random point
+away from its initial parameters and state. With L = Σ y · dy for a random dy, its
+gradients are compared with these oracles:
 
 central difference
     One element θ of x or of a parameter at a time,
@@ -32,9 +32,9 @@ filled batch
     Filler rows at the end of a batch (see `RowMask`), with a dy of 0, change neither the y and
     dx of the other rows nor the state nor a gradient, and get a dx of 0.
 
-Before that, in float32 and float64, the contract is checked: shape, dtype and nesting of everything
-that the layer returns, no argument changed in place, the same results at a second call, and no
-state changed by predicting.
+Before that, in float32 and float64, the contract is checked: shape, dtype and nesting
+of everything that the layer returns, no argument changed in place, the same results at
+a second call, and no state changed by predicting.
 """
 
 import math
@@ -68,8 +68,8 @@ STEP = 2.0**-12  # h, times |θ| where that is above 1
 # tolerance of differences, relative to the largest number in the leaf
 TRUNCATION = 1e-7
 ROUNDING = 1e-10  # tolerance of results that differ by rounding alone
-# The largest number in a leaf counts as at least this much. Otherwise rounding errors in a leaf
-# of zeros would be divided by each other.
+# The largest number in a leaf counts as at least this much. Otherwise rounding errors
+# in a leaf of zeros would be divided by each other.
 SMALLEST_SCALE = 1e-2
 KINKS = 0.25  # the share of a leaf that may lie at kinks
 
@@ -82,8 +82,8 @@ class CheckFailed(AssertionError):
 class Row:
     """The comparison of one leaf with one oracle.
 
-    error: relative to the largest number in the leaf. index, expected and got: of the worst
-    element.
+    error: relative to the largest number in the leaf. index, expected and got: of the
+    worst element.
     """
 
     oracle: str
@@ -155,11 +155,11 @@ def check(
 
     shape: the shape of x, or a tree of shapes where x is a tree.
     backends: names or handles; None means all that run here, each on its first device.
-    elements: how many elements of a leaf the central differences check, drawn at random where
-        it has more.
-    draw: returns x for a generator and the shape of x, or tree of shapes. By default, x holds
-        normal draws, booleans of which three in four are true, or integers that `layer.check`
-        accepts.
+    elements: how many elements of a leaf the central differences check, drawn at random
+        where it has more.
+    draw: returns x for a generator and the shape of x, or tree of shapes. By default, x
+        holds normal draws, booleans of which three in four are true, or integers that
+        `layer.check` accepts.
 
     Raises
     ------
@@ -223,9 +223,10 @@ def check(
         first = failures[0].oracle
         worst = Report("", tuple(row for row in failures if row.oracle == first)).worst
         raise CheckFailed(
-            f"{worst.oracle} on {worst.backend}, {worst.mode}: {worst.leaf}{list(worst.index)} "
-            f"is {worst.got!r}, expected {worst.expected!r}; relative error {worst.error:.3g}, "
-            f"tolerance {worst.tolerance:g}\n\n{report}"
+            f"{worst.oracle} on {worst.backend}, {worst.mode}: "
+            f"{worst.leaf}{list(worst.index)} is {worst.got!r}, expected "
+            f"{worst.expected!r}; relative error {worst.error:.3g}, tolerance "
+            f"{worst.tolerance:g}\n\n{report}"
         )
     return report
 
@@ -375,8 +376,8 @@ def _expect_alike(where: str, results: Any, expected: Any) -> None:
 def _slope(case: _Case, direction: Any, step: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the derivative of y along a direction, and the fourth differences.
 
-    Both have an entry for each element of y, as `_flat` orders them. The fourth difference is
-    of order 1 at a kink.
+    Both have an entry for each element of y, as `_flat` orders them. The fourth
+    difference is of order 1 at a kink.
     """
 
     def y(t):
@@ -474,8 +475,8 @@ def _with_kinks(row: Row, kinked: np.ndarray) -> Row:
     """Return the row with the number of elements left out; raise CheckFailed for too many."""
     if np.mean(kinked) > KINKS:
         raise CheckFailed(
-            f"{row.oracle}, {row.mode}: of {kinked.size} elements of {row.leaf}, {np.sum(kinked)} "
-            f"lie at a kink or jump, more than a share of {KINKS}"
+            f"{row.oracle}, {row.mode}: of {kinked.size} elements of {row.leaf}, "
+            f"{np.sum(kinked)} lie at a kink or jump, more than a share of {KINKS}"
         )
     return replace(row, kinks=int(np.sum(kinked)))
 

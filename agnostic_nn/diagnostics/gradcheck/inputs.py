@@ -20,8 +20,8 @@ def batched(shape: Shape, batch: int) -> Any:
 def draw_for(layer: Layer, generator: np.random.Generator, shape: Any) -> Any:
     """Return a random x of `shape` that `layer` accepts.
 
-    If x holds integers, the last example repeats the first, so that a layer that looks rows up,
-    such as Embedding, adds two gradients to one row.
+    If x holds integers, the last example repeats the first, so that a layer that looks
+    rows up, such as Embedding, adds two gradients to one row.
 
     Raises
     ------
@@ -29,7 +29,8 @@ def draw_for(layer: Layer, generator: np.random.Generator, shape: Any) -> Any:
         If the layer accepts no integers, not even zeros.
     """
     expected = kinds(layer.input_kinds, shape_map(np.empty, shape))
-    # The range of valid integers is not known: try smaller ones until the layer accepts them.
+    # The range of valid integers is not known: try
+    # smaller ones until the layer accepts them.
     for bits in (6, 5, 4, 3, 2, 1, 0):
         x = tree_map(
             partial(_draw_leaf, generator, bits), expected, shape_map(np.empty, shape)

@@ -1,8 +1,9 @@
 """Observed arrays: wrappers that pass every operation on them to a handler.
 
-An `ObservedArray` holds a value, usually the array of a library, and a `Handler`. Its operators,
-its methods and the functions of its namespace all end in `Handler.call`. The functions of `ops`
-and `random` that dispatch on the class of an array end in `Handler.call_ops`.
+An `ObservedArray` holds a value, usually the array of a library, and a `Handler`. Its
+operators, its methods and the functions of its namespace all end in `Handler.call`. The
+functions of `ops` and `random` that dispatch on the class of an array end in
+`Handler.call_ops`.
 """
 
 import operator
@@ -72,8 +73,9 @@ class Handler:
     ) -> Any:
         """Return what a function of `ops` or `random` returns, `name` being "ops.erf" or the like.
 
-        By default it is the standard version, whose operations are observed one by one. To treat
-        it as one operation, pass it to `call`: the native version for the values is then used.
+        By default it is the standard version, whose operations are observed one by one.
+        To treat it as one operation, pass it to `call`: the native version for the
+        values is then used.
         """
         return function.dispatch(object)(*args, **kwargs)  # type: ignore[attr-defined]
 
@@ -106,7 +108,8 @@ def run(
 ) -> Any:
     """Return function(*trees), called with the leaves of `trees` observed by `handler`.
 
-    default: the handler of arrays that are not computed from the leaves; `handler` if None.
+    default: the handler of arrays that are not computed from the leaves; `handler` if
+    None.
     """
     with observing(default or handler):
         result = function(*tree_map(handler.wrap, trees))
@@ -143,7 +146,8 @@ def _mapped(function: Callable[..., Any], tree: Any) -> Any:
     return function(tree)
 
 
-# --- which handler ----------------------------------------------------------------------
+# --- which handler
+# ----------------------------------------------------------------------
 
 
 def _call(
@@ -174,7 +178,8 @@ def _call_ops(
 def _handler_of(values: Iterable[Any], default: Handler | None) -> Any:
     """Return the first handler among `values` that is not the default, else the default.
 
-    So a constant, which belongs to the default, takes on the handler of what it is combined with.
+    So a constant, which belongs to the default, takes
+    on the handler of what it is combined with.
     """
     for value in values:
         if isinstance(value, ObservedArray):
@@ -188,7 +193,8 @@ def _handler_of(values: Iterable[Any], default: Handler | None) -> Any:
     return default
 
 
-# --- the namespace ----------------------------------------------------------------------
+# --- the namespace
+# ----------------------------------------------------------------------
 
 # they compute no array
 _ABOUT_DTYPES = ("can_cast", "finfo", "iinfo", "isdtype", "result_type")
@@ -197,7 +203,8 @@ _ABOUT_DTYPES = ("can_cast", "finfo", "iinfo", "isdtype", "result_type")
 class ObservedNamespace:
     """The namespace of observed arrays: calls of its functions go to a handler.
 
-    handler: that of calls without an observed array; None for the one set by `observing`.
+    handler: that of calls without an observed array; None for the one set by
+    `observing`.
     """
 
     __name__ = "agnostic_nn.diagnostics.observe"
@@ -227,7 +234,8 @@ class ObservedNamespace:
 _namespace = ObservedNamespace()
 
 
-# --- the array --------------------------------------------------------------------------
+# --- the array
+# --------------------------------------------------------------------------
 
 
 class ObservedArray:
@@ -335,7 +343,8 @@ for _python, _name in _UNARY.items():
         _unary(_name, getattr(operator, f"__{_python}__")),
     )
 
-# Every function that dispatches on the class of an array. One that is added to `ops` is found here.
+# Every function that dispatches on the class of an
+# array. One that is added to `ops` is found here.
 for _prefix, _module in {"ops": ops, "random": random}.items():
     for _name in _module.__all__:
         _function = getattr(_module, _name)

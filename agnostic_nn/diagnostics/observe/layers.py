@@ -9,7 +9,8 @@ from ...layers import Layer
 
 __all__ = ["Hook", "observed_layer", "observed_model", "path_of"]
 
-# hook(method, *args, **kwargs) -> what the method is to return; `method` is that of the layer
+# hook(method, *args, **kwargs) -> what the method
+# is to return; `method` is that of the layer
 Hook = Callable[..., Any]
 
 
@@ -18,12 +19,14 @@ def observed_layer(
 ) -> Layer:
     """Return a copy of `layer` whose methods named in `hooks` are called through these.
 
-    inner: (name, layer) -> what stands for a layer of a block; called if `layer` is a block.
+    inner: (name, layer) -> what stands for a layer of a block; called if `layer` is a
+    block.
     """
     kind = type(layer)
     mapped = layer.map_layers(inner) if isinstance(layer, Block) else layer
     methods = {name: _hooked(getattr(kind, name), hook) for name, hook in hooks.items()}
-    # A subclass of the same name is shown and compared like the layer, and keeps `isinstance` true.
+    # A subclass of the same name is shown and compared like the layer, and keeps
+    # `isinstance` true.
     observed: Any = object.__new__(type(kind.__name__, (kind,), methods))
     vars(observed).update(vars(mapped))
     return observed

@@ -75,8 +75,9 @@ except (
         return np.asarray(_one_erfc(x)).astype(x.dtype)
 
 
-# P and Q in erf(x) = x P(x²) / Q(x²), fitted to a relative error below 5e-8 up to 3.85, where erf
-# becomes 1. With rounding it is within 3.1 eps of erf. A kernel can compute all its operations.
+# P and Q in erf(x) = x P(x²) / Q(x²), fitted to a relative error below 5e-8 up to 3.85,
+# where erf becomes 1. With rounding it is within 3.1 eps of erf. A kernel can compute
+# all its operations.
 _END = 3.85
 _ERF = (
     (
@@ -116,7 +117,8 @@ except ImportError:
 
 
 def _scatter_add(updates, index, rows):
-    # A product with one-hot columns adds in the same order. SciPy does not check the indices.
+    # A product with one-hot columns adds in the same
+    # order. SciPy does not check the indices.
     count = len(index)
     if (
         _sparse is not None
@@ -319,7 +321,8 @@ def _above_zero(x, dy):
 
 
 def _all_finite(*arrays):
-    # BLAS sums squares faster than NumPy tests each number, which is needed only on overflow
+    # BLAS sums squares faster than NumPy tests each
+    # number, which is needed only on overflow
     return np.bool_(
         all(math.isfinite(np.vdot(a, a)) or np.isfinite(a).all() for a in arrays)
     )
@@ -329,8 +332,9 @@ _CHUNK = 256  # rows that are added sequentially; the error grows with their num
 
 
 def _sum_rows(x):
-    # NumPy adds row after row, which loses digits. BLAS adds in blocks and is ten times as fast,
-    # but adds the blocks sequentially. So sum chunks of rows, and then their sums.
+    # NumPy adds row after row, which loses digits. BLAS adds in blocks and is ten times
+    # as fast, but adds the blocks sequentially. So
+    # sum chunks of rows, and then their sums.
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     while len(rows) > 2 * _CHUNK:
         count = len(rows) // _CHUNK
@@ -430,8 +434,8 @@ for _kind in (np.ndarray, np.generic):  # reductions return scalars
 for _kind in (np.ndarray, np.bool_, bool):
     ops.select.register(_kind, lambda holds, make, old: make() if holds else old)
 
-# For traced arrays: each version for NumPy is recorded as one call, or, if it consists of
-# operations that can be fused, as these.
+# For traced arrays: each version for NumPy is recorded as one call, or, if it consists
+# of operations that can be fused, as these.
 for _function in vars(ops).values():
     if np.ndarray in getattr(_function, "registry", ()):
         _native = _function.registry[np.ndarray]

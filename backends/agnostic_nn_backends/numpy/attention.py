@@ -1,10 +1,11 @@
 """Attention on NumPy: block by block, so that scores stay in the cache and are not stored.
 
-Formulas and shapes are those of `agnostic_nn.ops.attention`. A block of S is computed transposed,
-keys by queries, because NumPy reduces the columns of a matrix three times as fast as its rows.
-Blocks that `causal` forbids completely are skipped. Only m and n of each row of S are stored;
-backward computes E = exp(S - m) = n P again from them. It divides dO by n, the smaller matrix:
-with G = (dO / n) Vᵀ, dV = Eᵀ (dO / n) and dS = E ∘ (G - Σ E ∘ G / n).
+Formulas and shapes are those of `agnostic_nn.ops.attention`. A block of S is computed
+transposed, keys by queries, because NumPy reduces the columns of a matrix three times
+as fast as its rows. Blocks that `causal` forbids completely are skipped. Only m and n
+of each row of S are stored; backward computes E = exp(S - m) = n P again from them. It
+divides dO by n, the smaller matrix: with G = (dO / n) Vᵀ, dV = Eᵀ (dO / n) and dS = E ∘
+(G - Σ E ∘ G / n).
 """
 
 import math
@@ -19,7 +20,8 @@ __all__ = ["attend", "attend_backward"]
 SCORES = 2**16
 MIN_SCORES = 2**13  # with fewer, the standard version, which stores them, is faster
 QUERIES = (
-    # of one head in a block: with fewer, products are slow; with more, few blocks are skipped
+    # of one head in a block: with fewer, products
+    # are slow; with more, few blocks are skipped
     64
 )
 

@@ -1,19 +1,22 @@
 """An LSTM over a whole sequence, fused for NumPy.
 
-Results are written to their final arrays, or to buffers that earlier steps have left in the
-cache. One table has h, x and 1 as columns, and one matrix has R, W and b as rows, so the gradients
-of R, W and b are one product. The products of x and 1 are computed for several steps at a time.
+Results are written to their final arrays, or to buffers that earlier steps have left in
+the cache. One table has h, x and 1 as columns, and one matrix has R, W and b as rows,
+so the gradients of R, W and b are one product. The products of x and 1 are computed for
+several steps at a time.
 
-The products give -a for the gates i, f and o. One exponential, e = exp(-a), gives both the value
-and the slope of a gate: σ(a) = 1 / (1 + e) and s = σ'(a) = e σ(a)². s is the same for a and -a, so
-it also gives the slope of g: tanh a = (p² - q²) / (p² + q²) for p = σ(a), q = σ(-a), and therefore
+The products give -a for the gates i, f and o. One exponential, e = exp(-a), gives both
+the value and the slope of a gate: σ(a) = 1 / (1 + e) and s = σ'(a) = e σ(a)². s is the
+same for a and -a, so it also gives the slope of g: tanh a = (p² - q²) / (p² + q²) for p
+= σ(a), q = σ(-a), and therefore
 
     tanh'(a) = 1 - tanh² a = (2pq / (p² + q²))² = (2s / (1 - 2s))²        as p + q = 1
 
 where 1 - 2s is at least 1/2. For c, tanh c itself is known: 1 - |tanh c| =
 exp(-2|c|) (1 + |tanh c|), so tanh'(c) = exp(-2|c|) (1 + |tanh c|)².
 
-Exponents are limited so that e does not overflow; σ there is below 1e-37 instead of even smaller.
+Exponents are limited so that e does not overflow;
+σ there is below 1e-37 instead of even smaller.
 """
 
 import math

@@ -64,8 +64,8 @@ add_operators(TracedArray, {
 def choose(condition, one, other, out=None):
     """Return np.where(condition, one, other), written to `out` if given.
 
-    With `out`, bit masks select the numbers: np.where branches at each element and takes ten
-    times as long where the branches cannot be predicted.
+    With `out`, bit masks select the numbers: np.where branches at each element and
+    takes ten times as long where the branches cannot be predicted.
     """
     if out is None:
         return np.where(condition, one, other)
@@ -203,8 +203,9 @@ class _Library:
     empty = staticmethod(np.empty)
 
     def prepare(self):
-        # Freeing a large block once raises glibc's threshold for mmap. From then on it keeps the
-        # memory that a step frees, instead of returning it to the system page by page.
+        # Freeing a large block once raises glibc's threshold for mmap. From then on it
+        # keeps the memory that a step frees, instead
+        # of returning it to the system page by page.
         np.empty(2**25 - 2**13, np.uint8)
 
     def block_size(self):

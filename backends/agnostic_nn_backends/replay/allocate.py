@@ -1,7 +1,7 @@
 """Liveness and buffer allocation: until when each result is needed, and where it is stored.
 
-The memory of an owner (see `graph.Aliases`) is free once no later step reads it, through
-whichever view. Results whose lifetimes do not overlap share a buffer.
+The memory of an owner (see `graph.Aliases`) is free once no later step reads it,
+through whichever view. Results whose lifetimes do not overlap share a buffer.
 """
 
 from dataclasses import dataclass, field
@@ -26,8 +26,8 @@ class Liveness:
     last_step: the last step that reads the memory of an owner.
     last_reader: the last node that reads it.
     readers: for each owner all (step, node through which its memory is read).
-    released_after: for a step the results made by the library that nothing reads after it; the
-        program deletes its references to them.
+    released_after: for a step the results made by the library that nothing reads after
+        it; the program deletes its references to them.
     """
 
     last_step: dict[int, int] = field(default_factory=dict)
@@ -109,8 +109,8 @@ def allocate(
 ) -> Allocation:
     """Choose a slot for each result that is stored in memory of the program.
 
-    In order of preference: the memory of the donated input that the result replaces, that of an
-    operand that is read for the last time, a free buffer, a new buffer.
+    In order of preference: the memory of the donated input that the result replaces,
+    that of an operand that is read for the last time, a free buffer, a new buffer.
     """
     allocation = Allocation()
     slots = allocation.slots
@@ -154,8 +154,8 @@ def _reusable_operand(
         if not is_in_buffer or live.last_step[parent] != s:
             continue
         if graph.same_layout(graph.nodes[parent], node):
-            # element i of the result overwrites element i of the operand, which a view of the
-            # same memory may still need for another element
+            # element i of the result overwrites element i of the operand, which a view
+            # of the same memory may still need for another element
             read_through = {reader for at, reader in live.readers[parent] if at == s}
             if read_through == {parent}:
                 return parent
@@ -171,7 +171,8 @@ def _can_replace(
         return False
     if last < s:
         return True
-    # this very step reads `old`: each element must be read where it is written, and not later
+    # this very step reads `old`: each element must
+    # be read where it is written, and not later
     reads_in_place = all(
         graph.same_layout(graph.nodes[reader], old)
         and graph.nodes[reader].address == old.address

@@ -1,7 +1,7 @@
 """Text of generated code: calls as lines of Python, and functions made of such lines.
 
-The result of node n has the name e{n}. Values that cannot be written as literals get a name in
-`env`, the namespace of the generated functions.
+The result of node n has the name e{n}. Values that cannot be written as literals get a
+name in `env`, the namespace of the generated functions.
 """
 
 from collections.abc import Callable
@@ -55,8 +55,9 @@ def rename(code: str, names: dict[int, str]) -> str:
 def to_deferred(lines: list[str]) -> tuple[list[str], str]:
     """Turn lines that make calls into callables that make them later.
 
-    `lines` ends with one call whose result is not assigned, or with a loop of such calls. Returns
-    the lines before it, and an expression for one or more entries of a list of callables.
+    `lines` ends with one call whose result is not assigned, or with a loop of such
+    calls. Returns the lines before it, and an expression for one or more entries of a
+    list of callables.
     """
     last = len(lines) - 1
     start = next((k for k, line in enumerate(lines) if line.startswith("for ")), last)

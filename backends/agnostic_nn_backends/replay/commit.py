@@ -1,9 +1,10 @@
 """Commits: run the calls that write to donated memory so that no exception can interrupt them.
 
-A signal handler, or an exception set by another thread, runs between two bytecode instructions,
-never inside a C function. So all calls that write to donated memory come last in a program, as a
-list of calls of C functions, and `deque(map(call, calls), 0)` makes them: a loop in C. The last
-call of the list publishes the result, so the result and the memory always agree.
+A signal handler, or an exception set by another thread, runs between two bytecode
+instructions, never inside a C function. So all calls that write to donated memory come
+last in a program, as a list of calls of C functions, and `deque(map(call, calls), 0)`
+makes them: a loop in C. The last call of the list publishes the result, so the result
+and the memory always agree.
 """
 
 import os
@@ -24,11 +25,12 @@ __all__ = ["Commit"]
 class Commit:
     """Make `calls` and then put `result` into `outcome`, as `agnostic_nn.core.atomic` describes.
 
-    call_function(function, *args): calls a C function so that floating-point errors in it run no
+    call_function(function, *args): calls a C function so that floating-point errors in
+    it run no
         Python code.
     owner: an object that the calls need; kept alive until they are made.
-    in_worker: make the calls in another thread, where no signal handler runs. Needed if some of
-        them are Python functions, such as kernels that several threads share.
+    in_worker: make the calls in another thread, where no signal handler runs. Needed if
+        some of them are Python functions, such as kernels that several threads share.
     """
 
     def __init__(
@@ -81,7 +83,8 @@ class Commit:
             if len(self.outcome) > 1:
                 raise
             raise StateLost(
-                f"a step failed while it wrote to the parameters ({type(error).__name__}: {error})"
+                "a step failed while it wrote to the parameters "
+                f"({type(error).__name__}: {error})"
             ) from error
 
 
@@ -90,7 +93,8 @@ class _WorkerCall:
 
     def __init__(self, function: Callable) -> None:
         self.function = function
-        # `setdefault` is atomic: whoever sets the key first decides whether the function runs
+        # `setdefault` is atomic: whoever sets the key
+        # first decides whether the function runs
         self.claimed: dict[str, str] = {}
         self.error: BaseException | None = None
         self.done = Event()

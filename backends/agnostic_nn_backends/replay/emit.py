@@ -4,10 +4,10 @@ All functions share one namespace. The name e{n} in it is the result of node n, 
 function, k{n} a kernel that begins with node n, c{n} another value. There are:
 
 - `prepare()`, run once: makes views of constants and buffers.
-- `bind(array)`, one for each argument: assigns the argument and makes its views. It runs only
-  when a call has another array there than the call before.
-- `run()`: makes the calls up to the commit and returns the calls of the commit, as callables
-  without arguments; none if the condition of the early return is false.
+- `bind(array)`, one for each argument: assigns the argument and makes its views. It
+  runs only when a call has another array there than the call before.
+- `run()`: makes the calls up to the commit and returns the calls of the commit, as
+  callables without arguments; none if the condition of the early return is false.
 - `release()`: deletes references to results that only the commit read.
 """
 
@@ -74,8 +74,9 @@ def _bind_memory(
 ) -> dict[int, list[str]]:
     """Name all arrays that stay in place, and return for each the lines that bind its memory.
 
-    These lines are those of `prepare` or of the `bind` of an argument; other code that depends
-    only on the place of the array, such as its address, is added to the same lines.
+    These lines are those of `prepare` or of the `bind` of an argument; other code that
+    depends only on the place of the array, such
+    as its address, is added to the same lines.
     """
     graph = plan.graph
     library = plan.library

@@ -1,9 +1,9 @@
 """Fusion: the code of elementwise calls on large arrays of one shape that follow one another.
 
-If kernels can compute all calls of a group, the group becomes one kernel. Otherwise it becomes a
-loop over blocks of rows, small enough that intermediate results stay in the cache. In that loop,
-runs of consecutive calls that kernels can compute are kernels, and each other call is a call of
-the library.
+If kernels can compute all calls of a group, the group becomes one kernel. Otherwise it
+becomes a loop over blocks of rows, small enough that intermediate results stay in the
+cache. In that loop, runs of consecutive calls that kernels can compute are kernels, and
+each other call is a call of the library.
 """
 
 import math
@@ -25,9 +25,10 @@ __all__ = ["Group", "kernel_call", "matrix_shape"]
 def matrix_shape(array: Any, shape: tuple) -> str:
     """Return how an operand is reshaped if results of `shape` are seen as a matrix.
 
-    The last axis becomes the columns, all others the rows. Returns the arguments of `reshape` as
-    code: "-1, width" for an operand of that shape, "width" for one row that all rows share,
-    "-1, 1" for one number a row, and "" for any other operand.
+    The last axis becomes the columns, all others the rows. Returns the arguments of
+    `reshape` as
+    code: "-1, width" for an operand of that shape, "width" for one row that all rows
+    share, "-1, 1" for one number a row, and "" for any other operand.
     """
     if array.shape == shape:
         return f"-1, {shape[-1]}"
@@ -40,11 +41,12 @@ class Group:
     """A group of elementwise calls, the nodes `nodes` of a plan.
 
     members: their numbers.
-    calls: for each node that a kernel can compute, the `kernels.Call`. Its operands are nodes and
-        arguments; `_kernel` replaces them by indices.
-    runs: the nodes that are computed together: consecutive ones of `calls`, or a single other.
-    scratch: for each intermediate result that passes from one run to another, the name of the
-        memory of one block of it.
+    calls: for each node that a kernel can compute, the `kernels.Call`. Its operands are
+        nodes and arguments; `_kernel` replaces them by indices.
+    runs: the nodes that are computed together: consecutive ones of `calls`, or a single
+    other.
+    scratch: for each intermediate result that passes from one run to another, the name
+        of the memory of one block of it.
     scratch_dtypes: the dtypes of these memories by name.
     """
 
@@ -125,14 +127,16 @@ class Group:
                 free += done
         return names
 
-    # --- the code ---------------------------------------------------------------------------
+    # --- the code
+    # ---------------------------------------------------------------------------
 
     def lines(
         self, env: dict[str, Any], binding_lines: Callable[[int], list[str] | None]
     ) -> list[str]:
         """Return the code of the group.
 
-        binding_lines(n): the lines that bind the memory of node n, to which code that depends
+        binding_lines(n): the lines that bind the memory of node n, to which code that
+        depends
             only on its place is added; None if its array is another one at each call.
         """
         if len(self.runs) == 1:
@@ -300,8 +304,8 @@ class Group:
 def kernel_call(node: Node, library: Library) -> Call | None:
     """Return a node as a call of a kernel, or None if no kernel gives the same bits.
 
-    The operands refer to arrays by the numbers of their nodes, and to scalars by the arguments
-    themselves.
+    The operands refer to arrays by the numbers of their nodes, and to scalars by the
+    arguments themselves.
     """
     operation = library.operations.get(node.function)
     if operation is None or not kernels.available():

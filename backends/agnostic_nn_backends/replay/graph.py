@@ -31,7 +31,8 @@ class Graph:
 
     inputs: the nodes of the arguments.
     outputs: the results that are returned as new arrays.
-    donations: pairs (old, new); the result `new` is written to the memory of the input `old`.
+    donations: pairs (old, new); the result `new` is written to the memory of the input
+    `old`.
     order: the numbers of the required calls, in the order of the trace.
     """
 
@@ -63,9 +64,9 @@ class Graph:
         """Return the early return, if there is one, and the donations when its condition is true.
 
         An early return exists if each donated input is either unchanged or replaced by
-        `select(condition, new, input)`, with one condition for all, and nothing else needs the
-        new values or the selection. Then the program can return before it computes the new
-        values.
+        `select(condition, new, input)`, with one condition for all, and nothing else
+        needs the new values or the selection. Then the program can return before it
+        computes the new values.
         """
         candidates = set()
         taken = []
@@ -139,11 +140,12 @@ class Graph:
 class Aliases:
     """Which results share memory.
 
-    Memory has an owner: an input, a constant, or the node of a call that made an array. A view
-    owns none.
+    Memory has an owner: an input, a constant, or the node of a call that made an array.
+    A view owns none.
 
     roots: for each node the owners of the memory that its result may show.
-    views: views that are made once, when their owner is bound, since its memory stays in place.
+    views: views that are made once, when their owner is bound, since its memory stays
+    in place.
     buffered: owners whose memory the program provides; their calls get an output array.
     """
 

@@ -1,13 +1,13 @@
 """Kernels: several elementwise calls compiled into one loop in machine code.
 
-Separate calls each read and write whole arrays. A kernel makes all calls for one element after
-the other, so intermediate results stay in registers. LLVM compiles it, in about 20 ms, if
-llvmlite is installed (`pip install "agnostic-nn[llvm]"`).
+Separate calls each read and write whole arrays. A kernel makes all calls for one
+element after the other, so intermediate results stay in registers. LLVM compiles it, in
+about 20 ms, if llvmlite is installed (`pip install "agnostic-nn[llvm]"`).
 
-A kernel gives the same bits as the calls. It contains only operations with one correct result:
-sums, products, quotients and square roots of floats, for which IEEE 754 (2019, section 5.4.1)
-prescribes the rounding; comparisons and selections; and integers modulo 2^n. LLVM does not
-reorder them, nor fuse a product with a sum, without fast-math flags.
+A kernel gives the same bits as the calls. It contains only operations with one correct
+result: sums, products, quotients and square roots of floats, for which IEEE 754 (2019,
+section 5.4.1) prescribes the rounding; comparisons and selections; and integers modulo
+2^n. LLVM does not reorder them, nor fuse a product with a sum, without fast-math flags.
 
 Set the environment variable AGNOSTIC_NN_KERNELS to 0 to do without kernels.
 """
@@ -91,8 +91,8 @@ _EQUAL = {"equal": ("fcmp oeq", "icmp eq"), "not_equal": ("fcmp une", "icmp ne")
 class Operand:
     """An operand of a call.
 
-    kind: "number" for a Python number, "array" or "scalar" for an argument of the kernel, "call"
-        for the result of an earlier call.
+    kind: "number" for a Python number, "array" or "scalar" for an argument of the
+        kernel, "call" for the result of an earlier call.
     place: the number itself, or the index of the array, scalar or call.
     """
 
@@ -105,7 +105,8 @@ class Operand:
 class Call:
     """operation(*operands), with a result of `dtype`.
 
-    out: the index of the array to which the result is written, or None if later calls use it only.
+    out: the index of the array to which the result is written, or None if later calls
+    use it only.
     """
 
     operation: str
@@ -118,8 +119,8 @@ class Call:
 class Array:
     """An array argument, for results that are a matrix of `rows` times `width` elements.
 
-    broadcast: "whole" for an array of that shape, "row" for one row that all rows share, "column"
-        for one element a row.
+    broadcast: "whole" for an array of that shape, "row" for one row that all rows
+        share, "column" for one element a row.
     """
 
     dtype: str
@@ -152,7 +153,8 @@ def is_exact(call: Call) -> bool:
 def _instructions(call: Call) -> tuple[str, ...]:
     """Return the LLVM instructions of a call, or () if a kernel cannot make it.
 
-    {a}, {b} and {c} stand for the operands, {0}, {1}, ... for the results of the instructions.
+    {a}, {b} and {c} stand for the operands, {0},
+    {1}, ... for the results of the instructions.
     """
     dtypes = [operand.dtype for operand in call.operands if operand.kind != "number"]
     if not (dtypes and call.dtype and all(dtypes)):
@@ -248,8 +250,8 @@ def _assembly(
 ) -> str:
     """Return the kernel as LLVM assembly: a loop over rows around a loop over columns.
 
-    Names: %p{k} is the address of array k, %q{k} that of its current element and %a{k} the element.
-    %s{k} is scalar k, and %r{n} the result of call n.
+    Names: %p{k} is the address of array k, %q{k} that of its current element and %a{k}
+    the element. %s{k} is scalar k, and %r{n} the result of call n.
     """
     read = {o.place for call in calls for o in call.operands if o.kind == "array"}
     parameters = [
@@ -364,7 +366,8 @@ def kernel(
 ) -> Callable[..., None]:
     """Return a compiled function f(rows, width, *addresses, *scalars) that makes `calls`.
 
-    rows and width are at least 1. An array that is written to must not overlap another one.
+    rows and width are at least 1. An array that
+    is written to must not overlap another one.
     """
     # cached by its assembly, since calls with 0.0 and with -0.0 compare equal
     return _compile(_assembly(arrays, scalars, calls), len(arrays), scalars)
@@ -409,9 +412,9 @@ def run_parallel(kernel: Callable, *shares: tuple) -> None:
 class ParallelCall:
     """The calls kernel(*share), made by several threads.
 
-    Calling the object again after an error makes the calls that are still missing. Each thread
-    takes its share out of `shares`, so that none is computed twice; `begun` and `ended` hold the
-    numbers of the shares that were taken and left.
+    Calling the object again after an error makes the calls that are still missing. Each
+    thread takes its share out of `shares`, so that none is computed twice; `begun` and
+    `ended` hold the numbers of the shares that were taken and left.
     """
 
     def __init__(self, kernel: Callable, *shares: tuple) -> None:

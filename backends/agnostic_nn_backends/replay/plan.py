@@ -41,7 +41,8 @@ class Plan:
     def location(self, n: int) -> Slot:
         """Return where the result of a node is stored.
 
-        Two nodes have equal locations only if they are the same elements in the same order.
+        Two nodes have equal locations only if they
+        are the same elements in the same order.
         """
         slot = self.allocation.slot(n)
         if slot is not None:

@@ -1,6 +1,7 @@
 """Programs: recorded functions as generated code, and when a call uses them.
 
-`replayed(function)` behaves like the pure `function`. The package's docstring describes how.
+`replayed(function)` behaves like the pure `function`.
+The package's docstring describes how.
 """
 
 from collections.abc import Callable
@@ -24,8 +25,8 @@ MAX_SIGNATURES = 8  # kinds of arguments for which programs are kept
 def direct(function: Callable, library: Library) -> Callable:
     """Return a function that calls `function` without replay and returns writable arrays.
 
-    It serves `nn.backend(..., replay=False)`: for debuggers, and to find out whether replay is at
-    fault.
+    It serves `nn.backend(..., replay=False)`: for debuggers, and to find out whether
+    replay is at fault.
     """
 
     @wraps(function)
@@ -42,17 +43,17 @@ def replayed(
 
     donated: the positions of arguments whose memory the caller gives up.
 
-    The first call with a kind of arguments (`_signature`) runs the function. The second call runs
-    it too, and also builds a program and compares its result. Later calls run the program, or
-    the function if it could not be traced or gave another result.
+    The first call with a kind of arguments (`_signature`) runs the function. The second
+    call runs it too, and also builds a program and compares its result. Later calls run
+    the program, or the function if it could not be traced or gave another result.
     """
     # by signature; True: called once, False: cannot be replayed
     programs: dict[Any, Program | bool] = {}
     latest: list[Program] = []  # the program of the last call, which is tried first
     call_directly = direct(function, library)
 
-    # Who runs a program at the moment. A lock could not tell, after an exception, whether it was
-    # acquired by this call or by another thread.
+    # Who runs a program at the moment. A lock could not tell, after an exception,
+    # whether it was acquired by this call or by another thread.
     holder: dict[int, object] = {}
 
     def into(outcome: list, *args: Any) -> None:
@@ -63,7 +64,8 @@ def replayed(
             else:
                 _run(outcome, args)
         finally:
-            # no function is called before the holder is removed, so no exception can intervene
+            # no function is called before the holder is
+            # removed, so no exception can intervene
             try:
                 if holder[0] is me:
                     del holder[0]
@@ -122,8 +124,9 @@ def _build(
     if program is None:
         outcome.extend((None, result))
         return False
-    # The trial writes to the donated arguments, which nothing needs any more, so that it takes no
-    # memory of its own. Parts of the result that share their memory have to be copied before.
+    # The trial writes to the donated arguments, which nothing needs any more, so that
+    # it takes no memory of its own. Parts of the result that share their memory have to
+    # be copied before.
     donated_ranges = [
         library.byte_range(leaf) for i in donated for leaf in _arrays(args[i], library)
     ]
@@ -168,7 +171,8 @@ def _trace(
 def _is_reproducible(error: Exception, action: Callable) -> bool:
     """Return whether the action raises such an error again.
 
-    An error from a signal handler or another thread does not come again; it must not be lost.
+    An error from a signal handler or another thread
+    does not come again; it must not be lost.
     """
     try:
         action()
@@ -225,8 +229,8 @@ def _signature(tree: Any, library: Library) -> Any:
 class Program:
     """The operations of `function` on arguments like `args`, as generated code.
 
-    A program is bound to arrays: `fits` assigns the arguments to names in `env`, and a call runs
-    with them. See `emit` for the generated functions.
+    A program is bound to arrays: `fits` assigns the arguments to names in `env`, and a
+    call runs with them. See `emit` for the generated functions.
     """
 
     def __init__(
@@ -242,7 +246,8 @@ class Program:
             traced = _map_arrays(
                 lambda array: trace.add(None, (), {}, array), args, library
             )
-            # an array that does not depend on an argument is a constant; record it as a copy
+            # an array that does not depend on an argument
+            # is a constant; record it as a copy
             result = _map_arrays(
                 lambda array: trace.add(library.copy, (array,), {}, array),
                 function(*traced),
@@ -252,7 +257,8 @@ class Program:
             map_leaves(_to_node, tree) for tree in (traced, result)
         )
         inputs = _nodes(arg_nodes)
-        # path of a part of the result -> position of the donated argument that it replaces
+        # path of a part of the result -> position
+        # of the donated argument that it replaces
         self.replaces = _match_donations(self.result, arg_nodes, donated)
         donations: list[Donation] = []
         outputs: list[Node] = []
@@ -409,8 +415,8 @@ def _structure(tree: Any) -> Any:
 def _make_flatten(args: tuple, library: Library) -> Callable:
     """Generate flatten(args): the tuple of the arrays in arguments of the same structure.
 
-    It returns None for another structure, or if a leaf that is not an array is another object.
-    It runs at each call, so it is generated code: one expression without loops.
+    It returns None for another structure, or if a leaf that is not an array is another
+    object. It runs at each call, so it is generated code: one expression without loops.
     """
     tests: list[str] = []
     arrays: list[str] = []

@@ -1,8 +1,8 @@
 """The schedule of a program: the order of its calls, fused groups, and what is committed last.
 
-Calls that write to donated memory come last, so that an exception before them leaves the old
-values intact: see `commit`. Elementwise calls on large arrays that follow one another form one
-step, a group, which `fuse` turns into a kernel or a loop over blocks.
+Calls that write to donated memory come last, so that an exception before them leaves
+the old values intact: see `commit`. Elementwise calls on large arrays that follow one
+another form one step, a group, which `fuse` turns into a kernel or a loop over blocks.
 """
 
 import math
@@ -29,8 +29,8 @@ class Step:
 class Schedule:
     """The steps of a program, in order.
 
-    return_step: the step before which the program checks the condition and may return early; None
-        without an early return.
+    return_step: the step before which the program checks the condition and may return
+        early; None without an early return.
     commit_step: the first step of the commit.
     """
 
@@ -43,8 +43,8 @@ class Schedule:
 class Commitment:
     """The calls that make up the commit.
 
-    in_place: the new values that are computed directly in the memory of a donated input. Other
-        new values are copied there at the end.
+    in_place: the new values that are computed directly in the memory of a donated
+        input. Other new values are copied there at the end.
     late: all calls of the commit: those in place, and all that depend on them.
     """
 
@@ -55,9 +55,9 @@ class Commitment:
 def find_commitment(graph: Graph, aliases: Aliases) -> Commitment:
     """Find the calls that can be part of the commit.
 
-    The commit is a list of calls that no exception can interrupt. So each of them has to be a
-    call of a C function that writes to memory of the program, and none may compute a value that
-    is returned or the condition of the early return.
+    The commit is a list of calls that no exception can interrupt. So each of them has
+    to be a call of a C function that writes to memory of the program, and none may
+    compute a value that is returned or the condition of the early return.
     """
     readers: dict[int, list[int]] = {}  # the calls that read a node or a view of it
     for n in graph.order:
@@ -112,8 +112,9 @@ def find_commitment(graph: Graph, aliases: Aliases) -> Commitment:
 def make_schedule(graph: Graph, aliases: Aliases, late: set[int]) -> Schedule:
     """Order the calls and fuse elementwise ones on large arrays.
 
-    Sorts `graph.order` so that late calls come last. A small call that is independent of the
-    group being collected is moved before it, so that it does not cut the group in two.
+    Sorts `graph.order` so that late calls come last. A small call that is independent
+    of the group being collected is moved before it,
+    so that it does not cut the group in two.
     """
     steps: list[Step] = []
     early_return = graph.early_return
@@ -146,7 +147,8 @@ def make_schedule(graph: Graph, aliases: Aliases, late: set[int]) -> Schedule:
         read_from_group = [p for p in graph.parents[n] if aliases.roots[p] & members]
         if n in aliases.buffered and _is_blockwise(graph, node):
             same_shape = not group or group[0].value.shape == node.value.shape
-            # a view of a member needs the whole member, so it cannot be read block by block
+            # a view of a member needs the whole member,
+            # so it cannot be read block by block
             if not same_shape or any(p not in members for p in read_from_group):
                 end_group()
             group.append(node)
@@ -169,8 +171,9 @@ def make_schedule(graph: Graph, aliases: Aliases, late: set[int]) -> Schedule:
 def _is_blockwise(graph: Graph, node: Node) -> bool:
     """Return whether a call can be part of a group.
 
-    It has to be elementwise, on contiguous arrays that are large and have the shape of the
-    result. An operand may also be a vector along the last axis, or have a last axis of length 1.
+    It has to be elementwise, on contiguous arrays that are large and have the shape of
+    the result. An operand may also be a vector along
+    the last axis, or have a last axis of length 1.
     """
     value = node.value
     if not graph.is_elementwise(node) or node.kwargs:

@@ -1,13 +1,13 @@
 """Tracing: record the array operations of a function while it runs.
 
-The function is called with `Traced` arrays. Each wraps a real array, so the function computes
-what it always does. Each operator, function of the Array API or other library function that is
-applied to a traced array also adds a `Node` to the current `Trace`. The result is a list of
-calls without any Python control flow: layers, trees and loops are gone. `Program` turns that
-list into code.
+The function is called with `Traced` arrays. Each wraps a real array, so the function
+computes what it always does. Each operator, function of the Array API or other library
+function that is applied to a traced array also adds a `Node` to the current `Trace`.
+The result is a list of calls without any Python control flow: layers, trees and loops
+are gone. `Program` turns that list into code.
 
-A function that reads the values of an array, as in `if x > 0`, raises `Untraceable`: which calls
-come next would depend on the numbers.
+A function that reads the values of an array, as in `if x > 0`, raises `Untraceable`:
+which calls come next would depend on the numbers.
 
 `Library` describes what differs between array libraries. Its implementations are in
 `numpy.tracing` and `torch.tracing`.
@@ -53,8 +53,8 @@ class Library(Protocol):
     traced_type: type  # the subclass of `Traced`
     # function -> name of the equivalent kernel operation
     operations: dict[Callable, str]
-    # the elementwise function whose output must not overlap its operands, or None: it writes to
-    # the output before it has read all of them
+    # the elementwise function whose output must not overlap its operands, or None: it
+    # writes to the output before it has read all of them
     unsafe_in_place: Any
 
     def prepare(self) -> None:
@@ -171,7 +171,8 @@ class Node:
 
     function: None for an input.
     number: the index in the trace.
-    value: the value of a constant; else an array with the layout of the result but no data.
+    value: the value of a constant; else an array with the layout of the result but no
+    data.
     parents: the nodes among the arguments.
     aliases: the parents whose memory the result shares, as a view or as itself.
     is_constant: whether the result depends on no input.
@@ -193,9 +194,10 @@ class Node:
 class Trace:
     """All calls of one run, in order. The first nodes are the inputs of the function.
 
-    selects: maps the number of a node recorded by `select` to the number of the first node that
-        computes the new values.
-    nodes_by_call: the nodes by function and arguments, for common-subexpression elimination.
+    selects: maps the number of a node recorded by `select` to the number of the first
+        node that computes the new values.
+    nodes_by_call: the nodes by function and arguments, for common-subexpression
+    elimination.
     """
 
     library: Library
@@ -280,8 +282,8 @@ _current = local()  # .trace: the innermost trace of this thread
 def map_leaves(function: Callable, tree: Any) -> Any:
     """Return `tree` with function(leaf) for each leaf.
 
-    Unlike the trees of `agnostic_nn.core.trees`, arguments of calls also contain lists, slices
-    and None.
+    Unlike the trees of `agnostic_nn.core.trees`, arguments of calls also contain lists,
+    slices and None.
     """
     if isinstance(tree, dict):
         return {k: map_leaves(function, v) for k, v in tree.items()}
@@ -312,7 +314,8 @@ def _to_node(argument: Any) -> Any:
 def _call_key(tree: Any) -> Any:
     """Return a key that is equal only for interchangeable arguments.
 
-    1, 1.0 and True are equal in Python but give different dtypes; 0.0 and -0.0 differ too.
+    1, 1.0 and True are equal in Python but give
+    different dtypes; 0.0 and -0.0 differ too.
     """
     if isinstance(tree, dict):
         return tuple([(k, _call_key(v)) for k, v in tree.items()])
@@ -443,7 +446,8 @@ def opaque_if(function: Callable, is_supported: Callable) -> Callable:
     """Wrap a fused function, such as `ops.lstm`, that may fall back to a loop of steps.
 
     The last argument runs the loop, which is then recorded step by step. If
-    is_supported(first argument), the function does not need it and is recorded as one call.
+    is_supported(first argument), the function does
+    not need it and is recorded as one call.
     """
 
     @wraps(function)
@@ -472,8 +476,8 @@ def unrolled_scan(leaf: Traced, *rest: Any) -> Any:
 def select(holds: Traced, make: Callable, old: Any) -> Any:
     """Implement `ops.select`: record how both trees are computed, and the selection.
 
-    If the whole result depends on the selection, the program returns early when the condition is
-    false, instead of computing the new tree in vain (`graph.EarlyReturn`).
+    If the whole result depends on the selection, the program returns early when the
+    condition is false, instead of computing the new tree in vain (`graph.EarlyReturn`).
     """
     start = len(_current.trace.nodes)
 

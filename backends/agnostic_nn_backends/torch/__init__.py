@@ -82,8 +82,8 @@ def policy(device: Any, precision: str, deterministic: bool) -> AbstractContextM
         and os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in _LINES
     ):
         raise NotImplementedError(
-            "cuBLAS does not give the same bits in every run, unless CUBLAS_WORKSPACE_CONFIG is "
-            f"{' or '.join(_LINES)} before Python starts"
+            "cuBLAS does not give the same bits in every run, unless "
+            f"CUBLAS_WORKSPACE_CONFIG is {' or '.join(_LINES)} before Python starts"
         )
     if deterministic and device.type == "mps":
         raise NotImplementedError("PyTorch has no deterministic mode on Apple's GPUs")
@@ -383,7 +383,8 @@ def _packed(*arrays):
 def _all_finite(*arrays):
     if not all(one.is_cpu for one in arrays):
         return ops.all_finite.dispatch(object)(*arrays)
-    # BLAS sums squares faster than PyTorch tests each number, which is needed only on overflow
+    # BLAS sums squares faster than PyTorch tests each
+    # number, which is needed only on overflow
     return torch.tensor(all(map(_is_finite, arrays)))
 
 
@@ -469,8 +470,8 @@ ops.pad_impl.register(torch.Tensor, _pad_impl)
 ops.unslide.register(torch.Tensor, _unslide)
 random.words.register(torch.Tensor, _words)
 
-# For traced tensors: each version for PyTorch is recorded as one call, or, if it consists of
-# operations that can be fused, as these.
+# For traced tensors: each version for PyTorch is recorded as one call, or, if it
+# consists of operations that can be fused, as these.
 for _function in (*vars(ops).values(), random.words):
     if torch.Tensor in getattr(_function, "registry", ()):
         _native = _function.registry[torch.Tensor]

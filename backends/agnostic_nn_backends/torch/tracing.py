@@ -19,7 +19,8 @@ _BLOCK = 2**15  # elements per thread; PyTorch uses one thread for fewer
 class TracedTensor(Traced):
     """A tensor that records what is done with it.
 
-    compared: for the result of a comparison, (function that returns it as numbers, x, other).
+    compared: for the result of a comparison, (function that returns it as numbers, x,
+    other).
     """
 
     __slots__ = ("compared",)
