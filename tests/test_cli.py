@@ -295,7 +295,10 @@ def test_a_report_is_written_before_a_word_is_said(small, tmp_path, monkeypatch)
 
 
 def test_a_terminal_without_greek_letters_gets_question_marks():
-    code = "import sys; import agnostic_nn.diagnostics.cli.main as m; sys.exit(m.main(['backends']))"
+    code = (
+        "import sys; import agnostic_nn.diagnostics.cli.main as m; "
+        "sys.exit(m.main(['backends']))"
+    )
     command, ascii = [sys.executable, "-P", "-c", code], {"PYTHONIOENCODING": "ascii"}
     process = subprocess.run(
         command, capture_output=True, check=True, env={**os.environ, **ascii}
@@ -312,7 +315,10 @@ def test_the_version_is_said(capsys):
 
 
 def test_a_reader_who_has_seen_enough_is_no_error():
-    code = "import sys; import agnostic_nn.diagnostics.cli.main as m; sys.exit(m.main(['backends']))"
+    code = (
+        "import sys; import agnostic_nn.diagnostics.cli.main as m; "
+        "sys.exit(m.main(['backends']))"
+    )
     command = [sys.executable, "-P", "-c", code]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()

@@ -1310,7 +1310,10 @@ def test_several_losses_print_compare_hash_pickle_and_are_rebuilt():
         assert other == BOTH
         assert hash(other) == hash(BOTH)
         assert repr(other) == repr(BOTH)
-    shown = "Losses(box=partial(huber, delta=0.5), label=softmax_cross_entropy, weights={'box': 2.0})"
+    shown = (
+        "Losses(box=partial(huber, delta=0.5), label=softmax_cross_entropy, "
+        "weights={'box': 2.0})"
+    )
     assert repr(BOTH) == shown
     others = [
         nn.Losses(label=softmax),

@@ -1268,7 +1268,10 @@ def test_arrays_of_another_device_are_refused(backend):
 def test_an_epoch_begun_with_other_data_is_not_finished_with_these(backend):
     trainer = make(backend)
     trainer.fit(X, LABELS, batch_size=16, steps=2, verbose=0)
-    begun = "begun with 50 examples in batches of 16 and shuffle=True, got 50 examples in batches of "
+    begun = (
+        "begun with 50 examples in batches of 16 and shuffle=True, "
+        "got 50 examples in batches of "
+    )
     with pytest.raises(ValueError, match=f"{begun}8"):
         trainer.fit(X, LABELS, batch_size=8, verbose=0)
     with pytest.raises(ValueError, match=f"{begun}16 and shuffle=False"):

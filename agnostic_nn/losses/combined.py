@@ -264,7 +264,10 @@ def _weight_at(name: str, weight: Weight, step: Array | None, like: Array) -> An
     """Return the weight at `step`. That of a schedule has the dtype of `like`."""
     if not callable(weight):
         return weight
-    message = "{} follows a schedule: pass the number of the step, train with a Trainer, or use a number"
+    message = (
+        "{} follows a schedule: pass the number of the step, train with a Trainer, "
+        "or use a number"
+    )
     expect(step is not None, message, name)
     xp = namespace(like)
     return xp.astype(weight(xp.astype(step, like.dtype)), like.dtype)
