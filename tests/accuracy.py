@@ -300,38 +300,59 @@ def exp_error(backend: nn.Backend) -> float:
 HEAD = """\
 # Accuracy of activations
 
-The largest error of each activation f and of its slope f', in units in the last place of the
-right result. float16: all 63,488 finite numbers. float32: about two million numbers of both signs,
-a quarter of all exponents, a quarter evenly from 0 to 20, a quarter evenly in their logarithms from
-1e-4 to 20 and a quarter around places where a function changes. The right result is computed in
-extended precision; x is taken as exact, and dy is 1.
+This page lists the largest rounding error of every activation f and of its derivative f',
+on each backend, in float16 and float32. It shows whether a formula loses digits, for example
+through cancellation, before those errors reach a training.
 
-`nox -s ulp` measures it and fails if an error of float32 is above {limit:g}, or one of float16
-above 0.51; `nox -s ulp -- --write` updates this page. NumPy's own float32 `exp` may be 2.5 units
-off, depending on the processor, where PyTorch's and XLA's are within 1: GELU, SiLU and Mish use
-another there, which is within 1. XLA makes 0 of subnormal float32 numbers, which are not judged on
-`jax`. `array_api_strict` has no float16. Errors of float64 are not listed: there slopes
-lose digits next to their zeros.
-`CELU` and `ELU` with another α are as accurate as x/α and the product with α.
+## How to repeat it
 
-Measured with {versions}.
+```console
+nox -s ulp                # measure, and fail above a limit
+nox -s ulp -- --write     # also update this page
+```
+
+The limits are {limit:g} units in float32 and 0.51 in float16, where 0.5 is correct rounding.
+
+## Results
+
+Each cell is "error of f / error of f'", in units in the last place (ulp) of the exact result:
+the distance between two neighbouring floating-point numbers at that size. Measured with {versions}.
 """
 
-TAIL = """
-## Squares of gradients
+NOTES = """
+- **Inputs.** float16: all 63,488 finite numbers. float32: about two million numbers of both
+  signs. A quarter covers all exponents, a quarter is evenly spaced from 0 to 20, a quarter
+  logarithmically from 1e-4 to 20, and a quarter lies around points where a function changes.
+- **Exact results** are computed in extended precision. x is taken as exact, and dy is 1.
+- `CELU` and `ELU` with another α add the rounding of x/α and of the product with α.
+- float64 is not listed. There, derivatives lose digits next to their zeros.
+- `array_api_strict` has no float16. XLA flushes subnormal float32 numbers to 0, so they are
+  not judged on `jax`.
 
-Adam, AdamW, NAdam, RAdam, LAMB, RMSprop, Adagrad and Adadelta keep means or sums of g², computed
-in the dtype of the parameters. g² is infinite in float32 where |g| is above 1.8e19, and in float64
-above 1.3e154. The mean is infinite from then on, and that parameter takes no more steps, other
-than those of weight decay; others are not concerned. PyTorch does the same. With Adafactor
-parameters become NaN. `Trainer` refuses gradients that are infinite, but not these. A
-`ClipByGlobalNorm` or `ClipByValue` around the optimizer keeps gradients in range: norms are
-computed so that no square overflows. SGD, Lion, Muon and Adamax keep no squares.
+## What to conclude
+
+Every activation and derivative is within {limit:g} ulp in float32, and correctly rounded in
+float16, which is computed in float32. Differences between backends are those of their
+elementary functions. The last row shows the error of each library's own float32 `exp`. NumPy's
+depends on the processor, and can be 2.5 ulp, where those of PyTorch and XLA are within 1. GELU,
+SiLU and Mish therefore do not use NumPy's, but an `exp` of this library that is within 1.
+
+## Overflow of squared gradients
+
+Adam, AdamW, NAdam, RAdam, LAMB, RMSprop, Adagrad and Adadelta keep means or sums of g² in the
+dtype of the parameters. g² overflows to infinity in float32 where |g| > 1.8e19, and in float64
+where |g| > 1.3e154. That mean then stays infinite, and its parameter no longer moves, except by
+weight decay. Other parameters are not affected. PyTorch does the same. With Adafactor, parameters
+become NaN.
+
+`Trainer` refuses infinite gradients, but not finite ones whose square overflows. Put
+`ClipByGlobalNorm` or `ClipByValue` around the optimizer to limit gradients; norms are computed so
+that no square overflows. SGD, Lion, Muon and Adamax keep no squares.
 """
 
 
 def page() -> tuple[str, list[str]]:
-    """The page, and a line for each error that is above its limit."""
+    """Return the page, and a line for each error above its limit."""
     backends, rows, bad = [], {}, []
     for name in BACKENDS:
         try:
@@ -363,11 +384,11 @@ def page() -> tuple[str, list[str]]:
     lines.append("| --- |" + " --- |" * len(columns))
     for layer in (*layers, "exp"):
         cells = [rows.get((layer, *column), "") for column in columns]
-        label = "the library's exp" if layer == "exp" else str(layer)
+        label = "`exp` of the library" if layer == "exp" else str(layer)
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     versions = ", ".join(f"{b.name} {b.version}" for b in backends)
     head = HEAD.format(limit=LIMIT, versions=versions)
-    return head + "\n" + "\n".join(lines) + "\n" + TAIL, bad
+    return head + "\n" + "\n".join(lines) + "\n" + NOTES.format(limit=LIMIT), bad
 
 
 def main(arguments: list[str]) -> int:

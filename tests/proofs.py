@@ -1,7 +1,7 @@
-"""Proofs: every layer, loss and optimizer against every oracle, as docs/proofs.md shows them.
+"""Compare every layer, loss and optimizer with every oracle, for docs/proofs.md.
 
-`nox -s proofs` holds that page to what is found here and now; `nox -s proofs --
---write` makes it. Nothing in its tables is typed by hand.
+`nox -s proofs` computes the tables again and fails if the page differs; `nox -s proofs
+-- --write` updates the page, which is generated entirely.
 """
 
 import argparse
@@ -24,49 +24,73 @@ from agnostic_nn.display.tables import markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "proofs.md"
 BACKENDS = ("jax:cpu", "torch:cpu", "array_api_strict:device1")
-UNASKED = {"PyTorch": "PyTorch has none", "Optax": "held to PyTorch's"}
-# another machine rounds otherwise: below the one any two are alike
-NOISE, APART = 1e-12, 10.0
-ERROR = re.compile(r" \d\.\de[+-]\d\d ")  # in its cell
-MADE_WITH = "Found with "
+# The cells of optimizers that are not compared with a library.
+NOT_COMPARED = {"PyTorch": "PyTorch has none", "Optax": "not compared"}
+# Rounding depends on the machine. Errors below NOISE are equal, others if their ratio
+# is at most MAX_RATIO.
+NOISE = 1e-12
+MAX_RATIO = 10.0
+ERROR = re.compile(r" \d\.\de[+-]\d\d ")  # a cell of a table
+MADE_WITH = "Measured with "
 
 HEAD = """# Proofs
 
-Worst errors in float64, relative to the largest number of the array that they are in. `nox -s
-proofs` computes them again and fails if this page differs: other rows or verdicts, or an
-error that is more than ten times as large or small, where those below 1e-12 count as that.
-`nox -s proofs -- --write` writes the page; nothing in it is typed by hand.
+This page compares every layer, block, loss and optimizer of the library with independent
+computations of the same values and gradients. Backward passes and update rules are derived by
+hand, so each needs evidence that it is right.
+
+All errors are in float64, relative to the largest number of the array that they are in. An error
+near 1e-16 is one rounding; an error near 1e-12 is the accuracy of a finite difference.
+
+## How to repeat it
+
+```console
+nox -s proofs                # compute all tables again and compare them with this page
+nox -s proofs -- --write     # also update this page
+```
+
+The session fails if rows or verdicts differ, or if an error is more than ten times as large or as
+small as here. Errors below 1e-12 count as equal. The page is generated entirely.
 
 {made_with}{versions}.
 
 ## Layers, blocks and losses
 
-What `agnostic-nn check` says. `central difference` and `adjoint` hold the hand-derived gradients to
-differences of the layer's own forward, good to 1e-7 where a slope bends; `layout`, `batch of 0`,
-`batch of 1`, `shortcuts` and `filled batch` hold the layer to itself; the column of a backend is
-all that it computes, against NumPy, and `vjp of` it automatic differentiation of its forward.
+The table of `agnostic-nn check`. You get the same for a layer of your own from `nn.check`.
+
+- `central difference`: each gradient against finite differences of the forward pass, which are
+  accurate to about 1e-7 where a derivative has a kink nearby.
+- `adjoint`: Σ dy · Jv against Σ Jᵀdy · v for a random direction v, with J the Jacobian.
+- `layout`: transposed and sliced arrays give the same results.
+- `batch of 0`, `batch of 1`: no examples give gradients of 0, and one example alone gives the same
+  prediction as in a batch. "refused" means that the layer raises an error, as it documents.
+- `filled batch`: filler rows, which a `RowMask` excludes, have no effect.
+- `shortcuts`: `predict` agrees with `forward`, and `backward_params` with `backward`.
+- A backend's name: everything that it computes, against NumPy.
+- `vjp of` a backend: its automatic differentiation of the forward pass.
 
 {checked}
 
-## The same in PyTorch
+## Layers and losses in PyTorch
 
-Forward, gradients and state of the same layer in PyTorch with the same weights, training and not:
-the worst of all cases that the tests have, one table for both.
+Forward pass, gradients and state of the same layer in PyTorch, with the same weights, in training
+and in prediction. The error is the worst of all test cases. Instead of an error, the table gives
+the reason if PyTorch has nothing to compare with.
 
-{beside}
+{torch}
 
 ## Optimizers
 
-Parameters after 24 steps, on a tree of a matrix, a vector, a convolution's weight and a single
-number, with options on: against the algorithm as a plain loop over numbers, against PyTorch and
-Optax step for step, and on each backend against NumPy.
+Parameters after 24 updates of a matrix, a vector, the weight of a convolution and a scalar, with
+options set. The columns compare them with the algorithm as a plain loop over numbers, with PyTorch
+and Optax step by step, and on each backend with NumPy.
 
 {optimizers}
 """
 
 
 def checked():
-    """The table of `agnostic-nn check`; None if something failed, which it has then said."""
+    """Return the table of `agnostic-nn check`, or None if a check failed and was printed."""
     with TemporaryDirectory() as folder:
         path = Path(folder, "check.md")
         failed = agnostic_nn_command(
@@ -75,17 +99,19 @@ def checked():
         return None if failed else path.read_text(encoding="utf-8").strip()
 
 
-def beside_torch():
-    """Each layer and loss, how many cases it has, and the worst error or why there is none."""
+def torch_rows():
+    """Yield each layer and loss, its number of cases, and the worst error or a reason."""
     from cases._torch import against_torch
 
-    counts, worst, silent = Counter(), defaultdict(float), {}
+    counts = Counter()
+    worst = defaultdict(float)
+    reasons = {}
     for case in layer_cases():
         is_loss = isinstance(case.layer, LossOf)
         name = case.layer.name if is_loss else type(case.layer).__name__
         counts[name] += 1
         if isinstance(case.theirs, str):
-            silent[name] = case.theirs
+            reasons[name] = case.theirs
             continue
         for train in (True, False):
             for _, ours, theirs in against_torch(nn.backend("numpy"), case, train):
@@ -97,55 +123,56 @@ def beside_torch():
         yield (
             name,
             counts[name],
-            f"{worst[name]:.1e}" if name in worst else silent[name],
+            f"{worst[name]:.1e}" if name in worst else reasons[name],
         )
 
 
 def optimizers():
-    """Each optimizer and its worst error by each oracle, or why there is none."""
+    """Yield the columns, then each optimizer and its worst error by each oracle."""
     oracles = ("plain loop", "PyTorch", "Optax", *BACKENDS)
     yield "", *oracles
     for name, result in worst_errors(BACKENDS).items():
         yield (
             name,
-            *(f"{result[o]:.1e}" if o in result else UNASKED[o] for o in oracles),
+            *(f"{result[o]:.1e}" if o in result else NOT_COMPARED[o] for o in oracles),
         )
 
 
-def unlike(page, found):
-    """Lines of a page and of what was found that are not alike."""
-    for held, now in zip_longest(page.splitlines(), found.splitlines(), fillvalue=""):
-        versions = held.startswith(MADE_WITH) and now.startswith(MADE_WITH)
-        if not versions and not alike(held, now):
-            yield held, now
+def differences(page, computed):
+    """Yield each line of the page that differs from what was computed, and the new line."""
+    pairs = zip_longest(page.splitlines(), computed.splitlines(), fillvalue="")
+    for old, new in pairs:
+        versions = old.startswith(MADE_WITH) and new.startswith(MADE_WITH)
+        if not versions and not same_line(old, new):
+            yield old, new
 
 
-def renewed(page, found):
-    """Return the new lines, but keep lines of the page that are still true."""
-    held = page.splitlines()
+def updated(page, computed):
+    """Return the computed page, with the old line wherever it is still true."""
+    old_lines = page.splitlines()
     lines = (
-        next((old for old in held if alike(old, now)), now)
-        for now in found.splitlines()
+        next((old for old in old_lines if same_line(old, new)), new)
+        for new in computed.splitlines()
     )
     return "\n".join(lines) + "\n"
 
 
-def alike(held, now):
+def same_line(old, new):
     """Return whether two lines are equal, apart from errors that vary between machines."""
-    cells = zip_longest(held.split("|"), now.split("|"), fillvalue="")
-    return all(_alike(*pair) for pair in cells)
+    cells = zip_longest(old.split("|"), new.split("|"), fillvalue="")
+    return all(_same_cell(*pair) for pair in cells)
 
 
-def _alike(held, now):
-    if not (ERROR.fullmatch(held) and ERROR.fullmatch(now)):
-        return held == now
-    small, large = sorted(max(float(cell), NOISE) for cell in (held, now))
-    return large <= APART * small
+def _same_cell(old, new):
+    if not (ERROR.fullmatch(old) and ERROR.fullmatch(new)):
+        return old == new
+    small, large = sorted(max(float(cell), NOISE) for cell in (old, new))
+    return large <= MAX_RATIO * small
 
 
 def main(arguments):
     parser = argparse.ArgumentParser(
-        description="Hold docs/proofs.md to what is measured."
+        description="Compare docs/proofs.md with what is computed now."
     )
     parser.add_argument("--write", action="store_true", help="update the page")
     is_to_write = parser.parse_args(arguments).write
@@ -159,18 +186,23 @@ def main(arguments):
             f"{b.name} {b.version}" for b in map(nn.backend, ("numpy", *BACKENDS))
         ),
         checked=table,
-        beside=markdown_table(["", "cases", "worst error"], beside_torch()),
+        torch=markdown_table(["", "cases", "worst error"], torch_rows()),
         optimizers=markdown_table(columns, rows),
     )
     page = PAGE.read_text(encoding="utf-8")
     if is_to_write:
-        write_text(PAGE, renewed(page, result))
+        write_text(PAGE, updated(page, result))
         return 0
-    wrong = list(unlike(page, result))
-    for held, now in wrong[:5]:
-        print(f"docs/proofs.md says\n  {held}\nbut found was\n  {now}", file=sys.stderr)
+    wrong = list(differences(page, result))
+    for old, new in wrong[:5]:
+        print(
+            f"docs/proofs.md has\n  {old}\nbut computed was\n  {new}", file=sys.stderr
+        )
     if wrong:
-        print(f"{len(wrong)} lines differ: nox -s proofs -- --write", file=sys.stderr)
+        print(
+            f"{len(wrong)} lines differ; `nox -s proofs -- --write` updates the page",
+            file=sys.stderr,
+        )
     return 1 if wrong else 0
 
 

@@ -6,7 +6,7 @@ import accuracy
 import proofs
 import pytest
 from faults import campaign
-from proofs import MADE_WITH, PAGE, renewed, unlike
+from proofs import MADE_WITH, PAGE, differences, updated
 
 from agnostic_nn.diagnostics.examples import LAYERS, LOSSES
 
@@ -43,24 +43,27 @@ UNLIKE = {
 }
 
 
-def test_writing_the_page_anew_changes_only_what_is_another():
+def test_an_update_of_the_page_changes_only_lines_that_differ():
     noise = SOUND.replace(*edited(f"{float(ERROR) * 3:.1e}"))
-    assert renewed(SOUND, noise) == SOUND
+    assert updated(SOUND, noise) == SOUND
     worse = noise.replace("| Flatten | ", "| Flatter | ")
-    assert renewed(SOUND, worse) == SOUND.replace("| Flatten | ", "| Flatter | ")
-    assert renewed("", SOUND) == SOUND
+    assert updated(SOUND, worse) == SOUND.replace("| Flatten | ", "| Flatter | ")
+    assert updated("", SOUND) == SOUND
 
 
 @pytest.mark.parametrize(("before", "after"), ALIKE.values(), ids=ALIKE)
 def test_roundings_and_versions_make_no_difference(before, after):
-    assert list(unlike(SOUND.replace(before, after) if before else SOUND, SOUND)) == []
+    assert (
+        list(differences(SOUND.replace(before, after) if before else SOUND, SOUND))
+        == []
+    )
 
 
 @pytest.mark.parametrize(("before", "after"), UNLIKE.values(), ids=UNLIKE)
 def test_anything_else_does(before, after):
     assert before in SOUND
-    assert list(unlike(SOUND.replace(before, after, 1), SOUND))
-    assert list(unlike(SOUND, SOUND.replace(before, after, 1)))
+    assert list(differences(SOUND.replace(before, after, 1), SOUND))
+    assert list(differences(SOUND, SOUND.replace(before, after, 1)))
 
 
 def test_every_layer_and_loss_is_on_the_page():
@@ -81,7 +84,7 @@ def write(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "PAGE", page)
     monkeypatch.setattr(proofs, "BACKENDS", ())
     monkeypatch.setattr(proofs, "checked", lambda: "ε new")
-    monkeypatch.setattr(proofs, "beside_torch", list)
+    monkeypatch.setattr(proofs, "torch_rows", list)
     monkeypatch.setattr(proofs, "optimizers", lambda: iter([("", "x")]))
     monkeypatch.setattr(accuracy, "page", lambda: ("ε new", []))
     return proofs, accuracy

@@ -264,60 +264,75 @@ def alarms(place: tuple[str, str, int]) -> Alarms | None:
 # --- the page
 # ---------------------------------------------------------------------------
 
-HEAD = """# The fault campaign
+HEAD = """# Fault campaign
 
-This page measures how many wrong results `agnostic-nn compare` and `agnostic-nn bisect` catch.
+This page measures how many wrong results `agnostic-nn compare` and `agnostic-nn bisect` catch, and
+how many false alarms they raise. It tells you how far to trust a report that says that two backends
+agree.
+
 {counted} faults were planted in one of two backends, one at a time, in {models} small models, and
 both tools compared the backends. Both also ran {runs} times without any fault.
+
+## How to repeat it
+
+```console
+nox -s campaign                # run it, and fail if an aim is missed
+nox -s campaign -- --write     # also update this page, which is generated entirely
+```
+
+It takes about a quarter of an hour on one core. The faults are in `tests/faults/catalogue.py`, a
+sample of a grid of kinds, layers, sizes and models. The models are in `tests/faults/models.py`.
+
+## Results
 
 {aims}
 
 {kinds}
 
+What the columns mean:
+
 - **Catches**: the verdict is that the backends differ.
-- **Locates**: the first difference that is named is in the layer with the fault and is of the right
-  kind (forward, backward, state, prediction, update and so on); `bisect` must also blame the right
-  backend. If the first difference is in the training as a whole, such as the loss of a step,
-  `compare` also names the first result from the same numbers that differs, and that one counts.
-  It sees the outputs of layers, gradients, states, updates and predictions, but not the gradient
-  dx that one layer passes to another. If dx is wrong, any gradient is accepted.
-- **With `--steps`**: caught only by the second of two runs. `bisect` judges the second step and a
-  prediction after it. If it finds no difference and `compare` names a step, it runs once more with
-  the `--steps` that `compare` prints. Faults caught that way are included in the columns before.
+- **Locates**: the first difference that the tool names is in the layer with the fault and of the
+  right kind (forward, backward, state, prediction, update and so on). `bisect` must also blame the
+  right backend. If the first difference is in the training as a whole, such as the loss of a step,
+  `compare` also names the first difference between results computed from the same numbers, and that
+  one counts. `compare` sees the outputs of layers, gradients, states, updates and predictions, but
+  not the gradient dx that one layer passes to another. For a fault in dx, any gradient is accepted.
+- **With `--steps`**: caught only by a second run of `bisect`. `bisect` checks the second step and a
+  prediction after it. If it finds no difference but `compare` names a step, it runs again with the
+  `--steps` that `compare` prints. Faults caught that way are included in the columns before.
 
-## Repeat it
+What to conclude: if both tools say that two backends agree, a fault in the code of one of them that
+is larger than rounding is unlikely. `bisect` finds the layer more reliably, because it gives each
+layer the same inputs on both backends; `compare` covers whole trainings. The last sections list
+what they missed and what this measurement cannot show.
 
-`nox -s campaign` runs the campaign and fails if an aim is missed. `nox -s campaign -- --write` also
-writes this page, which is generated entirely. It takes about a quarter of an hour on one core.
-The faults are in `tests/faults/catalogue.py`, a sample of a grid of kinds, layers, sizes and
-models, and the models are in `tests/faults/models.py`.
+## Faults by size
+
+The size of a fault is its effect on the worst result, in multiples of the float32 rounding error of
+that result.
+
+{sizes}
+
+## Faults in predictions
+
+{predictions}
 
 ## Faults without an effect
 
 Of {planted} planted faults, {idle} are left out of all tables, because they have no effect beyond
 rounding. An example is a constant that is added in front of a norm, which removes it. This is
-decided in float64, without either tool (`tests/faults/truth.py`): a fault counts if it takes any
-output, loss, gradient, state, parameter, moment or prediction further from its right value than
-{beyond:g} times what float32 without a fault is off there, at any of four steps.
-
-## Faults by size
-
-The effect of a fault on the worst result, in multiples of the float32 rounding error of that
-result.
-
-{sizes}
-
-## Predictions
-
-{predictions}
+decided in float64, without either tool (`tests/faults/truth.py`). A fault counts if it moves any
+output, loss, gradient, state, parameter, moment or prediction further from its correct value than
+{beyond:g} times the error of float32 without a fault, at any of four steps.
 
 ## Runs without a fault
 
-The same models with other seeds and other data. A run is "not judged" if nothing differs but
-something could not be judged, which the verdict then names. For `compare` that is every run of the
-transformer: the gradient of the bias of the attention keys is rounding error only, so the trained
-bias cannot be compared. It may also be a single run of another model, if rounding alone changed a
-result of the training by as much in a control run.
+These runs use the same models with other seeds and other data. A run is "not judged" if nothing
+differs but something could not be judged, which the verdict then names. For `compare` that is every
+run of the transformer: the gradient of the bias of the attention keys is only rounding error, so
+the trained bias cannot be compared. It can also be a single run of another model, if rounding alone
+changed a result of the training by as much in a control run.
 
 {clean}
 
@@ -329,12 +344,12 @@ Every counted fault that one of the tools does not catch or does not locate, and
 
 ## Limits
 
-- The faults are planted in NumPy, in Python code. A fault of a compiler or a device may look
-  different.
-- The models are small, with {batch} examples a batch. Faults that need large arrays, several
-  threads or many steps are not among these.
+- The faults are planted in NumPy, in Python code. Faults of a compiler or a device may behave
+  differently.
+- The models are small, with {batch} examples per batch. Faults that appear only with large arrays,
+  several threads or many steps are not included.
 - A fault with an effect of less than {beyond:g} times rounding is not counted, and neither tool can
-  be expected to see it.
+  be expected to find it.
 """
 
 
