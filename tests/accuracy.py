@@ -26,8 +26,7 @@ LIMIT = 4.0
 BACKENDS = ("numpy", "torch:cpu", "jax", "array_api_strict:device1")
 SCALE, ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
 
-# --- truth, in extended precision
-# --------------------------------------------------------------
+# --- truth, in extended precision -----------------------------------------------------
 
 _wide = np.longdouble
 _erfc = np.frompyfunc(math.erfc, 1, 1)
@@ -187,8 +186,7 @@ TRUTH: dict[nn.Elementwise, tuple[Callable, Callable, tuple[float, ...]]] = {
 }
 
 
-# --- where to look, and how far off
-# ------------------------------------------------------------
+# --- where to look, and how far off ---------------------------------------------------
 
 
 def half() -> np.ndarray:
@@ -294,8 +292,7 @@ def exp_error(backend: nn.Backend) -> float:
     return float(off(result, np.exp(x.astype(_wide)), x, flushes(backend)).max())
 
 
-# --- the page
-# ----------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------
 
 HEAD = """\
 # Accuracy of activations

@@ -94,8 +94,7 @@ class World:
         return result
 
 
-# --- what makes no sense in the place of each kind of argument
-# ---------------------------------
+# --- what makes no sense in the place of each kind of argument ------------------------
 
 TEXT, NOTHING, LIST = "nonsense", None, [1, 2]
 WRONG = {
@@ -343,8 +342,7 @@ _FINAL = (
 )
 
 
-# --- other constructors and calls
-# ---------------------------------------------------------------
+# --- other constructors and calls -----------------------------------------------------
 
 MLP = nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dense(2))
 
@@ -1223,8 +1221,7 @@ QUICK = (of_constructors, of_trainers, of_layers, of_fit, of_parameters)
 ALL = (*QUICK, of_arrays, of_tools, of_losses)
 
 
-# --- the verdict
-# --------------------------------------------------------------------------------
+# --- the verdict ----------------------------------------------------------------------
 
 
 @cache

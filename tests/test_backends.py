@@ -450,8 +450,7 @@ def test_the_adapters_own_derivative_is_right_where_there_is_one(backend, widest
     np.testing.assert_allclose(backend.to_numpy(dx), [3, 12, 27], rtol=1e-6)
 
 
-# --- the contract of adapters
-# -----------------------------------------------------------
+# --- the contract of adapters ---------------------------------------------------------
 
 
 def members(protocol):

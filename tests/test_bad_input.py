@@ -110,8 +110,7 @@ def test_what_prints_can_be_pasted(value):
     assert eval(repr(value), names) == value
 
 
-# --- the campaign
-# --------------------------------------------------------------------------------
+# --- the campaign ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("part", bad_input.QUICK, ids=lambda part: part.__name__)
@@ -139,8 +138,7 @@ def test_the_campaign_tells_what_is_wrong(backend, tmp_path):
     assert verdict(changes) == "the trainer changed"
 
 
-# --- messages
-# ------------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------
 
 
 def fitted(backend, **options):

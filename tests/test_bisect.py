@@ -90,8 +90,7 @@ def bisected(
     return nn.bisect(model, loss, optimizer or nn.Adam(), *data, *sides, **options)
 
 
-# --- faults
-# -----------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------
 
 
 def off_by_one(old):
@@ -356,8 +355,7 @@ def test_a_residual_that_loses_a_term_is_named(backend, change):
     assert (first.path, first.part) == ("4", parts[change])
 
 
-# --- predictions, repeated calls and later steps
-# ----------------------------------------
+# --- predictions, repeated calls and later steps --------------------------------------
 
 
 def in_prediction(old):
@@ -623,8 +621,7 @@ def test_nan_in_the_reference_and_on_a_side_is_not_judged():
     )
 
 
-# --- false alarms
-# -----------------------------------------------------------------------
+# --- false alarms ---------------------------------------------------------------------
 
 
 def test_rounding_is_not_a_difference(backend, thorough):
@@ -787,8 +784,7 @@ def test_a_step_that_is_not_finite_is_judged_as_far_as_it_can_be(backend):
     assert "overflows float32 on" in result.verdict
 
 
-# --- replaying
-# --------------------------------------------------------------------------
+# --- replaying ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1180,8 +1176,7 @@ def test_batches_have_at_least_one_example():
         bisected(IMAGES, images(), "numpy", batch_size=0)
 
 
-# --- output
-# -----------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------
 
 
 def test_text_and_html_begin_with_the_verdict(backend):
@@ -1294,8 +1289,7 @@ def test_steps_are_a_non_negative_integer(capsys):
         main(["bisect", "numpy", "--steps", "-1"])
 
 
-# --- the noise behind the tolerances
-# ----------------------------------------------------
+# --- the noise behind the tolerances --------------------------------------------------
 
 
 def test_noise_has_the_derived_size():
@@ -1342,8 +1336,7 @@ def test_noise_has_a_scale_where_everything_cancels():
     assert 1e-7 < far[""] < 1e-4
 
 
-# --- weights that follow a schedule
-# -----------------------------------------------------
+# --- weights that follow a schedule ---------------------------------------------------
 
 RISING = nn.Weighted(nn.mean_squared_error, nn.schedules.Linear(1.0, 2.0, steps=10))
 

@@ -44,8 +44,7 @@ def draws(*shape):
     return np.random.default_rng(7).standard_normal(shape).astype("float32")
 
 
-# --- what is refused
-# --------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------
 
 DENSE, TANH = nn.Dense(3), nn.Tanh()
 MALFORMED = [
@@ -310,8 +309,7 @@ def test_data_are_checked_by_the_layers_that_read_them(layer, x, error, said):
         layer.check(x)
 
 
-# --- how they are written
-# ---------------------------------------------------------------
+# --- how they are written -------------------------------------------------------------
 
 WRITTEN = [
     nn.Residual(nn.Dense(4), shortcut=nn.Dense(4, bias=False)),
@@ -370,8 +368,7 @@ def test_a_graph_says_what_it_takes():
     assert nn.Graph(a=(DENSE, "one"), b=(nn.Add(), "a", "two")).inputs == ("one", "two")
 
 
-# --- how they start
-# ---------------------------------------------------------------------
+# --- how they start -------------------------------------------------------------------
 
 RANDOM = nn.Sequential(nn.Dense(3), nn.Dropout(0.5))
 
@@ -395,8 +392,7 @@ def test_one_layer_in_two_places_starts_from_two_draws(block):
         assert np.any(one != other), name
 
 
-# --- Parallel and Graph
-# -----------------------------------------------------------------
+# --- Parallel and Graph ---------------------------------------------------------------
 
 
 def test_numbers_of_rows_have_no_gradient_whichever_way_they_go(backend):
@@ -458,8 +454,7 @@ def test_gradients_of_one_thing_add_up_leaf_by_leaf():
             tree_sum(wrong, one)
 
 
-# --- Repeat
-# -----------------------------------------------------------------------------
+# --- Repeat ---------------------------------------------------------------------------
 
 
 def test_a_repeated_layer_is_the_chain_of_its_copies(backend):
@@ -511,8 +506,7 @@ def test_a_repeated_layer_is_compiled_once_however_often_it_is_repeated(backend)
     assert counts[1] == (counts[0] if compiles else (20, 20))
 
 
-# --- Recompute
-# --------------------------------------------------------------------------
+# --- Recompute ------------------------------------------------------------------------
 
 STATEFUL = nn.Sequential(nn.Dense(4), nn.BatchNorm(), nn.Dropout(0.4), nn.Tanh())
 
@@ -590,8 +584,7 @@ def test_a_barrier_lets_everything_through(backend):
     assert barrier(((), {})) == ((), {})
 
 
-# --- Freeze
-# -----------------------------------------------------------------------------
+# --- Freeze ---------------------------------------------------------------------------
 
 
 def test_no_optimizer_moves_what_is_frozen(backend):
@@ -631,8 +624,7 @@ def test_what_was_trained_is_frozen_and_released_unchanged():
     assert_same_bits(nn.Freeze.release(*there), (params, state))
 
 
-# --- rows that only fill a batch up
-# -----------------------------------------------------
+# --- rows that only fill a batch up ---------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -662,8 +654,7 @@ def test_fillers_count_nothing_within_a_block(backend, wrap):
         np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
 
 
-# --- one step after the other
-# -----------------------------------------------------------
+# --- one step after the other ---------------------------------------------------------
 
 
 def test_a_model_of_blocks_goes_step_by_step(backend):
@@ -707,8 +698,7 @@ def test_a_graph_that_makes_what_a_node_needs_at_every_step_cannot_go_step_by_st
         graph.begin(params, state, backend.asarray(draws(2, 1, 4)), 3)
 
 
-# --- layers that move numbers
-# -----------------------------------------------------------
+# --- layers that move numbers ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,7 @@ def reporting(values, name="validation_loss"):
     return report
 
 
-# --- when they are called
-# ---------------------------------------------------------------
+# --- when they are called -------------------------------------------------------------
 
 
 def test_a_function_is_asked_after_each_epoch_and_may_add_to_the_row(backend):
@@ -152,8 +151,7 @@ def test_what_is_no_callback_is_refused_before_anything_happens(thing):
         as_callback(thing)
 
 
-# --- watching a value
-# -------------------------------------------------------------------
+# --- watching a value -----------------------------------------------------------------
 
 
 class Stub:
@@ -369,8 +367,7 @@ def test_moments_that_were_given_stay_the_callers(backend):
         np.testing.assert_array_equal(a, b)
 
 
-# --- what survives
-# ----------------------------------------------------------------------
+# --- what survives --------------------------------------------------------------------
 
 SCRIPT = [5.0, 4.0, 4.5, 4.5, 3.0, 3.5, 3.5, 3.5, 3.5, 3.5]
 
@@ -451,8 +448,7 @@ def test_what_was_kept_goes_along_to_another_backend(backend):
         trainer.restore("second")
 
 
-# --- what belongs to one run
-# ------------------------------------------------------------
+# --- what belongs to one run ----------------------------------------------------------
 
 NUMPY = "numpy"  # it is the same on all, and soon done on one
 
@@ -627,8 +623,7 @@ def test_a_fit_within_a_fit_is_a_run_within_a_run():
     assert trainer._memory is None
 
 
-# --- logs
-# -------------------------------------------------------------------------------
+# --- logs -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -775,8 +770,7 @@ def test_without_tensorboardx_it_says_which_extra_to_install(monkeypatch):
         nn.TensorBoardLog("anywhere").begin(at(0))
 
 
-# --- the mean of the weights
-# ------------------------------------------------------------
+# --- the mean of the weights ----------------------------------------------------------
 
 
 def test_one_may_predict_and_evaluate_with_the_mean_of_the_weights(backend):

@@ -120,8 +120,7 @@ def only(report):
     return result
 
 
-# --- deviations and the tolerance
-# -------------------------------------------------------
+# --- deviations and the tolerance -----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -153,8 +152,7 @@ def test_the_tolerance_grows_as_a_random_walk_does():
     assert tolerance(EPSILON, 100) == pytest.approx(40 * EPSILON)
 
 
-# --- the comparison
-# ---------------------------------------------------------------------
+# --- the comparison -------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -300,8 +298,7 @@ def test_a_step_is_timed_from_its_batch_to_its_values_and_the_first_apart(
     )
 
 
-# --- what to compare
-# --------------------------------------------------------------------
+# --- what to compare ------------------------------------------------------------------
 
 
 def test_without_names_everything_runs_but_what_cannot_and_test_libraries(monkeypatch):
@@ -336,8 +333,7 @@ def test_an_unknown_workload_is_refused_with_those_there_are():
         compare("nonesuch", ["numpy"])
 
 
-# --- failures and faults
-# ----------------------------------------------------------------
+# --- failures and faults --------------------------------------------------------------
 
 
 def test_a_backend_that_fails_is_an_entry_and_the_others_finish(pretend):
@@ -461,8 +457,7 @@ def test_a_loss_that_is_no_number_leaves_tolerance_and_json_stays_strict(
     assert result["error"] is None
 
 
-# --- the report
-# -------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------
 
 TYPES = {
     "string": lambda value: isinstance(value, str),
@@ -641,8 +636,7 @@ def test_the_environment_names_settings_that_are_set_and_no_others(monkeypatch):
     assert settings["versions"]["numpy"] == np.__version__
 
 
-# --- policies
-# ---------------------------------------------------------------------------
+# --- policies -------------------------------------------------------------------------
 
 FLOAT32 = dict.fromkeys(
     ("matmul", "matmul of stacks", "convolve", "convolve_input", "convolve_weight"),
@@ -857,8 +851,7 @@ def test_the_command_line_says_the_policy(monkeypatch, tmp_path, capsys):
         )
 
 
-# --- dtypes, sizes, memory
-# --------------------------------------------------------------
+# --- dtypes, sizes, memory ------------------------------------------------------------
 
 
 def test_every_dtype_is_compared_where_the_device_has_it(pretend):
@@ -1400,8 +1393,7 @@ def test_outputs_that_are_no_numbers_are_evidence_whatever_rounding_did(pretend)
     assert "unknown" in summary(compare(workload, [pretend(jit=jit)], sizes=()))
 
 
-# --- the page
-# ---------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -235,8 +235,7 @@ def test_arguments_are_read_and_never_run(folder, capsys):
     assert not (folder / "ran").exists()
 
 
-# --- verdicts, their exit status, and commands that can be pasted
-# -----------------------
+# --- verdicts, their exit status, and commands that can be pasted ---------------------
 
 
 QUICK = ("compare", "--backends=numpy", "--epochs=2", "--no-batches", "--quiet")

@@ -81,8 +81,7 @@ def test_nothing_is_skipped_without_a_reason_and_skips_are_counted(bare):
     assert f"{len(skipped)} skipped" in result.to_markdown()
 
 
-# --- planted faults
-# ---------------------------------------------------------------------
+# --- planted faults -------------------------------------------------------------------
 
 
 def drop_an_element(strict, monkeypatch):
@@ -222,8 +221,7 @@ def test_a_missing_function_fails_only_the_trials_that_use_it(
     ] == ["ctc"]
 
 
-# --- names of libraries
-# ------------------------------------------------------------------
+# --- names of libraries ---------------------------------------------------------------
 
 
 @pytest.fixture
@@ -353,8 +351,7 @@ def test_the_example_adapter_has_every_name():
     assert set(ast.literal_eval(values["__all__"])) == set(backend.ADAPTER)
 
 
-# --- the command and its page
-# -----------------------------------------------------------
+# --- the command and its page ---------------------------------------------------------
 
 
 def test_the_command_prints_and_writes_its_findings(tmp_path, capsys):

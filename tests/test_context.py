@@ -38,8 +38,7 @@ def by_hand(backend, steps, x, target, weights):
     return values
 
 
-# --- weights that follow a schedule
-# -------------------------------------------------------------
+# --- weights that follow a schedule ---------------------------------------------------
 
 
 def test_the_weight_of_a_loss_follows_its_schedule(backend):
@@ -196,8 +195,7 @@ def test_a_weight_that_is_none_is_refused():
     assert float(value) == 0.5 * 0.5
 
 
-# --- a tree of arrays
-# ---------------------------------------------------------------------------
+# --- a tree of arrays -----------------------------------------------------------------
 
 
 def distance(y, target, weights=None, *, context):
@@ -368,8 +366,7 @@ def test_a_context_moves_with_its_trainer_and_is_given_again_after_loading(
     assert again.evaluate(x, target)["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-# --- what people do with it
-# -----------------------------------------------------------------------
+# --- what people do with it -----------------------------------------------------------
 
 
 def critic_loss(y, target, weights=None):

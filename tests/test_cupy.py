@@ -120,8 +120,7 @@ def train(workload, backend, dtype="float32", steps=3):
     return [backend.to_numpy(leaf) for leaf in leaves((carry, tuple(values)))]
 
 
-# --- names and arguments, compared with the real CuPy
-# -----------------------------------
+# --- names and arguments, compared with the real CuPy ---------------------------------
 
 
 @pytest.fixture
@@ -353,8 +352,7 @@ def test_the_adapter_of_cupy_imports_without_a_gpu(cupy):
         assert "finds no device" in result.reason
 
 
-# --- the adapter on a stand-in that computes with NumPy
-# ---------------------------------
+# --- the adapter on a stand-in that computes with NumPy -------------------------------
 
 
 class Device:
@@ -722,8 +720,7 @@ def test_the_stand_in_has_nothing_that_cupys_arrays_lack(cupy):
     assert names <= set(dir(cupy.ndarray))
 
 
-# --- on a GPU
-# ---------------------------------------------------------------------------
+# --- on a GPU -------------------------------------------------------------------------
 
 
 def cuda_devices():

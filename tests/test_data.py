@@ -9,8 +9,7 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn.training import batches, inputs
 
-# --- trees and files
-# --------------------------------------------------------------------
+# --- trees and files ------------------------------------------------------------------
 
 
 def test_examples_are_indexed_leaf_by_leaf():
@@ -123,8 +122,7 @@ def test_a_dtype_that_numpy_lacks_is_refused_by_name():
         inputs.fetch("x", arguments, nn.backend("torch:cpu"))
 
 
-# --- ahead
-# ------------------------------------------------------------------------------
+# --- ahead ----------------------------------------------------------------------------
 
 
 def assert_no_thread_is_left():
@@ -189,8 +187,7 @@ def test_whatever_ends_the_use_ends_the_making(error):
     assert_no_thread_is_left()
 
 
-# --- before training
-# --------------------------------------------------------------------
+# --- before training ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 1 / 3, 0.5, 0.77])

@@ -266,8 +266,7 @@ def test_the_calls_of_a_repeat_match_the_block_itself():
         np.testing.assert_array_equal(node.grads["weight"], grads[0]["weight"][i])
 
 
-# --- every layer
-# -------------------------------------------------------------------------
+# --- every layer ----------------------------------------------------------------------
 
 
 def projected(y, target):
@@ -419,8 +418,7 @@ def test_a_check_notices_a_wrong_gradient():
     assert "these differ" in str(list(checks.values())[1])
 
 
-# --- saved arrays and findings
-# -----------------------------------------------------------
+# --- saved arrays and findings --------------------------------------------------------
 
 
 def test_saved_arrays_are_those_that_the_summary_counts():
@@ -573,8 +571,7 @@ def test_a_heat_map_is_transparent_at_0_and_distinguishes_signs_and_nan():
     assert not (image[1, 1] == blue).all()
 
 
-# --- pages
-# ------------------------------------------------------------------------------
+# --- pages ----------------------------------------------------------------------------
 
 
 def test_a_page_is_self_contained_and_draws_the_network():

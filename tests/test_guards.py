@@ -388,8 +388,7 @@ def test_equal_values_are_not_compiled_again():
     assert str(run(1.0)[1]) == "-0.0"
 
 
-# --- what changes while it is read
-# --------------------------------------------------------------
+# --- what changes while it is read ----------------------------------------------------
 
 
 GENERATOR = np.random.default_rng(0)
@@ -569,8 +568,7 @@ def test_a_value_that_keeps_changing_gives_one_warning(backend):
     assert "context" in message
 
 
-# --- what has no guard
-# ------------------------------------------------------------------------
+# --- what has no guard ----------------------------------------------------------------
 
 
 def test_the_librarys_own_functions_have_no_guard(backend):
@@ -644,8 +642,7 @@ def test_names_are_those_that_code_reads():
     assert names.modules == {"package.module"}
 
 
-# --- in training
-# ------------------------------------------------------------------------------
+# --- in training ----------------------------------------------------------------------
 
 
 def test_every_part_of_training_follows_a_value(backend):

@@ -228,8 +228,7 @@ def test_what_a_signal_handler_restores_in_the_middle_of_a_step_is_whole(
         whole.expect(trainer)
 
 
-# --- errors of the calls themselves
-# -----------------------------------------------------------
+# --- errors of the calls themselves ---------------------------------------------------
 
 
 @pytest.fixture(params=["kernels", "no kernels", "no replay"])
@@ -471,8 +470,7 @@ def test_memory_that_a_compiled_step_took_and_lost_is_reported(backend, monkeypa
     Whole(backend).expect(advance(trainer))
 
 
-# --- signals
-# --------------------------------------------------------------------------------
+# --- signals --------------------------------------------------------------------------
 
 
 PRESSES = """
@@ -560,8 +558,7 @@ def test_an_exception_while_batches_are_prepared_ahead_ends_their_thread(backend
     assert threading.active_count() == before
 
 
-# --- what planted bugs have shown to be missing
-# ---------------------------------------------
+# --- what planted bugs have shown to be missing ---------------------------------------
 
 
 def test_what_a_signal_handler_changes_in_a_step_stays_changed(

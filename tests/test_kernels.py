@@ -175,8 +175,7 @@ def made_of(dtype):
     return made if dtype == "bool" else made | FOR_NUMBERS
 
 
-# --- each operation
-# -------------------------------------------------------------------------
+# --- each operation -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -334,8 +333,7 @@ def test_a_mask_is_whatever_is_not_zero():
     assert_bits(result[2], (x > 0).astype("int16"))
 
 
-# --- numbers, scalars, NaN and infinity
-# ------------------------------------------------------
+# --- numbers, scalars, NaN and infinity -----------------------------------------------
 
 REAL = [0.1, 1 / 3, -0.0, 0.0, 1e39, -1e39, 1e-46, 3e-45, float("nan"), float("inf")]
 REAL += [3, 2**24 + 1, 2**60 + 2**36 + 1, -(2**70)]
@@ -446,8 +444,7 @@ def test_dtypes_are_known_by_name_in_every_library():
     assert dtype_name("torch.bfloat16") == ""
 
 
-# --- rows, columns, and where results lie
-# ----------------------------------------------------
+# --- rows, columns, and where results lie ---------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int8", "uint64"])
@@ -525,8 +522,7 @@ def test_a_result_may_lie_where_something_is_read(shape):
         assert_bits(result, expected)
 
 
-# --- as it is written
-# --------------------------------------------------------------------------
+# --- as it is written -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -585,8 +581,7 @@ def test_nothing_is_left_out_that_only_looks_as_if_it_changed_nothing(dtype):
     assert_bits(results[5], np.square(np.sqrt(x)))
 
 
-# --- threads
-# -----------------------------------------------------------------------------------
+# --- threads --------------------------------------------------------------------------
 
 
 def test_each_part_is_made_once_whichever_thread_makes_it():
@@ -636,8 +631,7 @@ def test_a_fork_has_threads_of_its_own():
     subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=60)
 
 
-# --- where there are none
-# ----------------------------------------------------------------------
+# --- where there are none -------------------------------------------------------------
 
 
 class _Unloadable(ModuleType):

@@ -908,8 +908,7 @@ def test_the_losses_are_those_of_pytorch(backend, widest, epsilon, case):
     np.testing.assert_allclose(dy, y.grad.numpy(), rtol=0, atol=8 * epsilon)
 
 
-# --- reductions
-# ------------------------------------------------------------------------
+# --- reductions -----------------------------------------------------------------------
 
 
 def counted(options, x):
@@ -1021,8 +1020,7 @@ def test_an_infinite_slope_of_weight_0_is_left_out(backend):
     np.testing.assert_array_equal(dy, [0, 1])
 
 
-# --- options
-# ---------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------
 
 LOG2, E = math.log(2), math.e
 OPTIONS = [  # loss, y, target, options, values
@@ -1222,8 +1220,7 @@ def test_what_a_loss_brings_is_told_its_options():
     assert metrics_of(lambda y, target: (0.0, y)) == {}
 
 
-# --- several losses
-# --------------------------------------------------------------------
+# --- several losses -------------------------------------------------------------------
 
 BOTH = nn.Losses(
     label=softmax, box=functools.partial(nn.huber, delta=0.5), weights={"box": 2.0}
@@ -1384,8 +1381,7 @@ def test_several_losses_refuse_other_outputs(losses, y, target, message):
         losses(y, target)
 
 
-# --- float16
-# ----------------------------------------------------------------------------
+# --- float16 --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("specimen", SPECIMENS, ids=lambda specimen: specimen.name)

@@ -118,8 +118,7 @@ def test_a_loss_and_a_step_are_the_same_in_batches_of_any_size(
         close(moved, at_once, epsilon, size)
 
 
-# --- several outputs, custom losses
-# ------------------------------------------------------
+# --- several outputs, custom losses ---------------------------------------------------
 
 CE, MSE = nn.softmax_cross_entropy, nn.mean_squared_error
 IGNORING = partial(CE, ignore_index=-1)
@@ -339,8 +338,7 @@ def test_divisors_that_are_python_numbers_may_differ_between_batches():
     assert mean.value == (3 * 1.0 + 5 * 2.0 + 5 * 4.0) / 13
 
 
-# --- where little counts, or nothing
-# -----------------------------------------------------
+# --- where little counts, or nothing --------------------------------------------------
 
 
 def test_weights_count_in_the_loss_and_not_in_metrics():
@@ -429,8 +427,7 @@ def test_metrics_are_the_same_in_batches_of_any_size(backend, widest, epsilon):
             close(result[name], value, epsilon, name)
 
 
-# --- the divisor on its way to Accumulate
-# -------------------------------------------------
+# --- the divisor on its way to Accumulate ---------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,7 @@ def test_binary_accuracy_keeps_the_shape(backend, draw):
     np.testing.assert_array_equal(values, (y > 0) == (target > 0.5))
 
 
-# --- of the k largest
-# -------------------------------------------------------------------
+# --- of the k largest -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lead", [(), (50,), (4, 5), (0,)], ids=str)
@@ -131,8 +130,7 @@ def test_a_k_that_cannot_be_is_refused(backend, draw, k, kind, said):
         )
 
 
-# --- finished from means
-# ----------------------------------------------------------------
+# --- finished from means --------------------------------------------------------------
 
 
 def finished(backend, metric, y, target, parts=(slice(None),)):
@@ -249,8 +247,7 @@ def test_an_index_that_a_narrow_dtype_cannot_hold_ignores_nothing(backend, wides
     assert finished(backend, partial(accuracy, ignore_index=-100), y, labels) == 0.5
 
 
-# --- where a training loop wants them
-# ---------------------------------------------------
+# --- where a training loop wants them -------------------------------------------------
 
 
 def test_a_trainer_finishes_metrics_over_all_batches_and_tells_them_what_the_loss_ignores(

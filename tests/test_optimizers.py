@@ -57,8 +57,7 @@ def one_step(backend, optimizer, params, grads, times=1):
     return backend.to_numpy(params)
 
 
-# --- against others
-# ---------------------------------------------------------------------
+# --- against others -------------------------------------------------------------------
 
 # Each step adds a few roundings of numbers near the largest of their leaf.
 ROUNDINGS = 4 * STEPS
@@ -143,8 +142,7 @@ def test_the_first_step_is_as_on_paper(backend, widest, epsilon, optimizer, expe
     np.testing.assert_allclose(result, [expected], rtol=4 * epsilon)
 
 
-# --- what all of them promise
-# -----------------------------------------------------------
+# --- what all of them promise ---------------------------------------------------------
 
 
 @each_optimizer
@@ -306,8 +304,7 @@ def test_dicts_that_jit_hands_back_sorted_are_matched_by_name(backend):
     np.testing.assert_array_equal(result["a"], -1.5)  # - 1, then - (0.5 + 1 - 1)
 
 
-# --- where float32 or an edge needs care
-# ------------------------------------------------
+# --- where float32 or an edge needs care ----------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [0.7, 0.9, 0.99, 0.999, 0.9999])
@@ -363,8 +360,7 @@ def test_lamb_takes_the_plain_step_where_a_leaf_is_zero(backend):
     np.testing.assert_allclose(result["w"], -0.1, rtol=1e-5)
 
 
-# --- Muon
-# -------------------------------------------------------------------------------
+# --- Muon -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (4, 9), (9, 4), (3, 3, 2, 5)])
@@ -397,8 +393,7 @@ def test_muon_leaves_vectors_and_what_it_spares_to_the_other_optimizer(
         assert np.any(one_step(backend, nn.Muon(), {"w": p}, {"w": p})["w"] != p)
 
 
-# --- weight decay
-# -----------------------------------------------------------------------
+# --- weight decay ---------------------------------------------------------------------
 
 # optimizer, the share of a weight that is left after a step without gradient
 DECAYING = [
@@ -476,8 +471,7 @@ def test_decays_come_in_the_order_in_which_trees_are_walked():
     assert first_leaf(({}, ())) is None
 
 
-# --- clipping
-# ---------------------------------------------------------------------------
+# --- clipping -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -650,8 +644,7 @@ def test_empty_and_scalar_parameters_leave_a_matrix_alone(backend):
         np.testing.assert_allclose(moved["weight"], alone["weight"], rtol=1e-6)
 
 
-# --- accumulating, averaging, scaling
-# ---------------------------------------------------
+# --- accumulating, averaging, scaling -------------------------------------------------
 
 
 def test_small_batches_summed_up_do_what_one_large_batch_does(
@@ -771,8 +764,7 @@ def test_what_does_not_move_is_not_changed_by_a_bit_at_any_scale(backend):
     tree_map(np.testing.assert_array_equal, backend.to_numpy(result), start)
 
 
-# --- parts
-# ------------------------------------------------------------------------------
+# --- parts ----------------------------------------------------------------------------
 
 
 def test_each_part_moves_as_its_optimizer_alone_would(backend, widest, epsilon):
@@ -835,8 +827,7 @@ def test_a_pattern_without_leaves_and_a_leaf_without_part_are_refused(parts, mes
         parts.update(start, grads[0], {"parts": ({}, {}), "rest": {}})
 
 
-# --- in training
-# ------------------------------------------------------------------------
+# --- in training ----------------------------------------------------------------------
 
 
 def test_training_goes_on_from_a_file_as_if_it_had_not_stopped(backend, tmp_path):
@@ -866,8 +857,7 @@ def test_training_goes_on_from_a_file_as_if_it_had_not_stopped(backend, tmp_path
     assert np.all(result[0][2]["weight"] != before[2]["weight"])
 
 
-# --- refusals
-# ---------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------
 
 NAN, INF = math.nan, math.inf
 WRONG = [  # what to make, error, message

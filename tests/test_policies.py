@@ -29,8 +29,7 @@ def all_in(name):
     return {how: dict.fromkeys(WAYS, name) for how in ("eager", "compiled")}
 
 
-# --- choosing
-# ----------------------------------------------------------------------------
+# --- choosing -------------------------------------------------------------------------
 
 
 def test_a_backend_is_strict_and_not_deterministic_unless_told_so(monkeypatch, backend):
@@ -106,8 +105,7 @@ def test_what_is_no_policy_is_refused(
         nn.backend("numpy", **arguments)
 
 
-# --- the probe, and backends that fall short
-# ----------------------------------------------
+# --- the probe, and backends that fall short ------------------------------------------
 
 
 @pytest.mark.parametrize("precision", policies.PRECISIONS)
@@ -352,8 +350,7 @@ def test_the_probe_runs_under_the_policy(monkeypatch):
     assert fake(policy=policy)("fast").probe() == all_in("TensorFloat-32")
 
 
-# --- applying it
-# --------------------------------------------------------------------------
+# --- applying it ----------------------------------------------------------------------
 
 
 def test_the_policy_holds_eagerly_and_compiled_and_no_longer():
@@ -418,8 +415,7 @@ def test_a_backend_that_cannot_be_deterministic_says_what_to_do(monkeypatch):
         nn.backend("numpy", deterministic=True)
 
 
-# --- the settings of each library
-# -----------------------------------------------------------
+# --- the settings of each library -----------------------------------------------------
 
 
 def torch_settings(torch):
@@ -629,8 +625,7 @@ def test_dpnp_is_deterministic_only_with_onemkls_mode(monkeypatch):
     policy(None, "fast", False)
 
 
-# --- every tool keeps to it
-# ---------------------------------------------------------------
+# --- every tool keeps to it -----------------------------------------------------------
 
 
 @pytest.fixture
@@ -748,8 +743,7 @@ def test_a_library_without_an_adapter_has_the_policy_of_the_environment(monkeypa
     assert library("numpy", bare=True).precision == "strict"
 
 
-# --- the same bits in every run
-# -----------------------------------------------------------
+# --- the same bits in every run -------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -324,8 +324,7 @@ def test_what_cannot_be_timed_is_refused(backend, given, error, said):
         nn.profile(nn.Dense(3), optimizer=nn.SGD(1e-2), **options)
 
 
-# --- the command
-# ------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------
 
 
 def test_the_command_prints_a_table_and_writes_what_it_says(backend, tmp_path, capsys):

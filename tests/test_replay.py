@@ -415,8 +415,7 @@ def test_replay_can_be_turned_off(monkeypatch, backend, library, by):
     assert len(calls) == 5
 
 
-# --- groups of elementwise calls
-# ---------------------------------------------------------------
+# --- groups of elementwise calls ------------------------------------------------------
 
 
 def all_at_once(xp, g):

@@ -92,8 +92,7 @@ def test_a_parameter_belongs_to_the_innermost_layer_around_it(name, expected):
     assert layer_of(name, ["", "0", "1", "1.0"]) == expected
 
 
-# --- faults
-# -----------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------
 
 
 def rough(x):

@@ -54,8 +54,7 @@ def assert_same_bits(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-# --- learning
-# ---------------------------------------------------------------------------
+# --- learning -------------------------------------------------------------------------
 
 
 def test_it_learns(backend):
@@ -119,8 +118,7 @@ def test_all_backends_learn_the_same(backend):
     np.testing.assert_allclose(result[0][1], result[1][1], rtol=1e-3, atol=1e-4)
 
 
-# --- every example once
-# -----------------------------------------------------------------
+# --- every example once ---------------------------------------------------------------
 
 
 class Counting(nn.Layer):
@@ -284,8 +282,7 @@ def test_the_order_of_an_epoch_is_fixed_by_seed_and_epoch():
     np.testing.assert_array_equal(orders[0][:6], batches.epoch_order(0, 0, 100)[:6])
 
 
-# --- several inputs and outputs
-# ---------------------------------------------------------
+# --- several inputs and outputs -------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -526,8 +523,7 @@ def test_an_array_where_a_tree_belongs_is_refused(backend):
         trainer.predict(GIVEN["x"])
 
 
-# --- files
-# ------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------
 
 
 def test_mapped_files_train_as_arrays_do_and_are_never_held_as_a_whole(
@@ -586,8 +582,7 @@ def test_what_is_wrong_in_a_file_is_found_and_counted_from_its_piece(
         free.fit(np.nan_to_num(x), wrong, batch_size=50, verbose=0)
 
 
-# --- user-supplied batches
-# --------------------------------------------------------------
+# --- user-supplied batches ------------------------------------------------------------
 
 
 def cut(sizes, x=None, labels=None):
@@ -806,8 +801,7 @@ def test_a_loss_without_weights_takes_batches_of_one_length_only(backend):
         trainer.fit(batches=cut([8, 3], X, target), verbose=0)
 
 
-# --- changed and prepared ahead
-# ---------------------------------------------------------
+# --- changed and prepared ahead -------------------------------------------------------
 
 
 def shaken(x, target, generator):
@@ -896,8 +890,7 @@ def test_ctrl_c_leaves_no_thread_behind(backend, monkeypatch):
     assert_same_bits(host(trainer), host(whole))
 
 
-# --- using
-# ------------------------------------------------------------------------------
+# --- using ----------------------------------------------------------------------------
 
 
 def test_predict_gives_back_the_library_it_was_given(backend):
@@ -975,8 +968,7 @@ def test_summary_counts_an_array_that_two_layers_keep_once(backend):
     assert [row.bytes_kept for row in summary.rows] == [160, 320, 0]
 
 
-# --- wrong input
-# ------------------------------------------------------------------------
+# --- wrong input ----------------------------------------------------------------------
 
 WRONG = [
     ("width", X[:, :3], LABELS, ValueError, r"\(examples, 4\), got \(50, 3\)"),
@@ -1280,8 +1272,7 @@ def test_an_epoch_begun_with_other_data_is_not_finished_with_these(backend):
     assert (trainer.epoch, trainer.steps) == (1, 4)
 
 
-# --- what goes wrong on the way
-# ---------------------------------------------------------
+# --- what goes wrong on the way -------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -1427,8 +1418,7 @@ def test_bars_of_many_epochs_keep_the_newest_in_sight_and_end_with_all(backend, 
     assert all(task.visible for task in bars.tasks)
 
 
-# --- from what another model learned
-# ----------------------------------------------------
+# --- from what another model learned --------------------------------------------------
 
 
 def test_what_one_model_learned_is_frozen_in_another(backend):

@@ -108,8 +108,7 @@ def host(trainer, tree):
     return trainer.backend.to_numpy(tree)
 
 
-# --- losses
-# -----------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -290,8 +289,7 @@ def test_a_weighted_mean_divides_by_the_weights(backend):
     close(dy, [[0], [4]])
 
 
-# --- layers
-# -----------------------------------------------------------------------------
+# --- layers ---------------------------------------------------------------------------
 
 
 def test_gelu_keeps_its_digits_in_the_tail(backend):
@@ -546,8 +544,7 @@ def test_sinusoids_of_an_odd_width_are_refused(backend):
         nn.SinusoidalPositions().init(nn.random.key(0, xp=HOST), (4, 5), np.float64)
 
 
-# --- optimizers and schedules
-# -----------------------------------------------------------
+# --- optimizers and schedules ---------------------------------------------------------
 
 
 def steps(backend, optimizer, params, *gradients):
@@ -708,8 +705,7 @@ def test_accumulated_batches_are_one_large_batch(backend):
     )
 
 
-# --- training
-# ---------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------
 
 
 def test_evaluate_does_not_depend_on_the_batch_size(backend):

@@ -331,8 +331,7 @@ class Graph(Block):
         return dict(x)
 
 
-# --- names and paths
-# -------------------------------------------------------------------
+# --- names and paths ------------------------------------------------------------------
 
 
 def _checked_node(name: str, node: Any) -> _Node:
@@ -414,8 +413,7 @@ def _read(values: dict[str, Any], paths: Any) -> Any:
     return tree_map(lambda path: _at(values, path), paths)
 
 
-# --- gradients
-# -------------------------------------------------------------------------
+# --- gradients ------------------------------------------------------------------------
 
 
 def _add_gradients(totals: dict[str, Any], paths: Any, gradients: Any) -> None:

@@ -286,8 +286,7 @@ def _timed(
     return {name: median(seconds[name] for seconds in timings) for name in names}
 
 
-# --- layer by layer
-# ---------------------------------------------------------------------
+# --- layer by layer -------------------------------------------------------------------
 
 
 class _Hidden(Exception):
@@ -406,8 +405,7 @@ class _LayerTimer:
         return tuple(rows)
 
 
-# --- operation by operation
-# -------------------------------------------------------------
+# --- operation by operation -----------------------------------------------------------
 
 
 def _operations(

@@ -392,8 +392,7 @@ def _bind_options(
     return partial(function, **bound) if bound else function
 
 
-# --- shapes and dtypes of outputs and targets
-# ------------------------------------------
+# --- shapes and dtypes of outputs and targets -----------------------------------------
 
 
 def expect_alike(y: Array, target: Array) -> None:
@@ -458,8 +457,7 @@ def one_hot(labels: Array, like: Array) -> Array:
     return namespace(like).astype(at_label(labels, like), like.dtype)
 
 
-# --- checks of targets on the host
-# ------------------------------------------------------
+# --- checks of targets on the host ----------------------------------------------------
 
 
 def check_numbers(target: Array, shape: Shape) -> None:

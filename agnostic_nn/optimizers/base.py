@@ -231,8 +231,7 @@ def bias_correction(beta: float, t: Array) -> Array:
     return -xp.expm1(t * math.log(beta)) if beta else xp.ones_like(t)
 
 
-# --- paths of leaves
-# -------------------------------------------------------------------
+# --- paths of leaves ------------------------------------------------------------------
 
 
 @cache
@@ -270,8 +269,7 @@ def paths(tree: Any, prefix: str = "") -> list[str]:
     ]
 
 
-# --- several optimizers for one tree
-# ---------------------------------------------------
+# --- several optimizers for one tree --------------------------------------------------
 
 
 def split_by_owner(owners: Any, tree: Any, parts: int) -> list[Params]:
@@ -312,8 +310,7 @@ def update_parts(
     return tree_map(lambda owner, *leaf: leaf[owner], owners, *new_params), new_moments
 
 
-# --- wrappers around other optimizers
-# --------------------------------------------------
+# --- wrappers around other optimizers -------------------------------------------------
 
 
 def nested_optimizers(optimizer: Any) -> Iterator[Any]:
@@ -394,8 +391,7 @@ def _optimizers_inside(thing: Any) -> Iterator[Any]:
             yield entry
 
 
-# --- validation of arguments
-# -----------------------------------------------------------
+# --- validation of arguments ----------------------------------------------------------
 
 
 def expect_rate(name: str, rate: Any) -> None:

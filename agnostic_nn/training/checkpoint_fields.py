@@ -162,8 +162,7 @@ def _expect_dict(name: str, value: Any) -> None:
     expect(isinstance(value, dict), "expected {} as a dict, got {}", name, short(value))
 
 
-# --- the model and its arrays
-# -----------------------------------------------------------
+# --- the model and its arrays ---------------------------------------------------------
 
 
 def restore_part(file: OpenedCheckpoint, name: str, passed: Any) -> Any:

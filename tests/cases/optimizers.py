@@ -49,8 +49,7 @@ class Beside:
         return str(self.optimizer)
 
 
-# --- plain loops
-# ------------------------------------------------------------------------
+# --- plain loops ----------------------------------------------------------------------
 
 
 def sgd(p, grads, rate, momentum=0.0, nesterov=False, decay=0.0):
@@ -211,8 +210,7 @@ def muon(p, grads, rate, momentum=0.95, nesterov=True, decay=0.0, rms=False):
         yield p
 
 
-# --- the table
-# --------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------
 
 
 def steady(rate):
@@ -417,8 +415,7 @@ OPTIMIZERS = [
 ]
 
 
-# --- the same walk, by each
-# -------------------------------------------------------------
+# --- the same walk, by each -----------------------------------------------------------
 
 
 def problem(dtype="float64"):

@@ -210,8 +210,7 @@ def _is_right(fault: Fault, first: dict[str, Any]) -> bool:
     return right and (anywhere or (first.get("layer") or "") in fault.places)
 
 
-# --- clean runs
-# -------------------------------------------------------------------------
+# --- clean runs -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -261,8 +260,7 @@ def alarms(place: tuple[str, str, int]) -> Alarms | None:
     return Alarms(name, count, wrong, unjudged, tuple(messages))
 
 
-# --- the page
-# ---------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------
 
 HEAD = """# Fault campaign
 

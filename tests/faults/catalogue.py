@@ -51,8 +51,7 @@ class Fault:
         return f"{self.kind}: {self.what} ({self.model}, {where})"
 
 
-# --- changes of an array
-# ----------------------------------------------------------------
+# --- changes of an array --------------------------------------------------------------
 
 
 def _largest(a):
@@ -129,8 +128,7 @@ def half(a):
     return a.astype(np.float16).astype(a.dtype) if a.dtype.kind == "f" else a
 
 
-# --- changes of a method
-# ----------------------------------------------------------------
+# --- changes of a method --------------------------------------------------------------
 
 
 def in_forward(change, when=lambda train: True):
@@ -230,8 +228,7 @@ def changing(layer, method, make) -> Callable[[], list[Change]]:
     return lambda: [of(layer, method, make)]
 
 
-# --- the layers of the models
-# -----------------------------------------------------------
+# --- the layers of the models ---------------------------------------------------------
 
 # "2.feed.2" is left out: it equals the layers inside
 # attention, and the fault would hit them too
@@ -283,8 +280,7 @@ def _has_params(layer) -> bool:
     return bool(_params(layer)) or isinstance(layer, kinds)
 
 
-# --- the kinds
-# --------------------------------------------------------------------------
+# --- the kinds ------------------------------------------------------------------------
 
 
 def _layers(

@@ -109,8 +109,7 @@ def _is_written(instructions: list[dis.Instruction], position: int) -> bool:
 _METHOD_OPCODES = {"LOAD_ATTR", "LOAD_METHOD"}
 _KEY_OPCODES = ("LOAD_CONST", "LOAD_FAST", "LOAD_SMALL_INT")
 
-# --- the package that code belongs to
-# -----------------------------------------------------
+# --- the package that code belongs to -------------------------------------------------
 
 
 @cache

@@ -134,8 +134,7 @@ def is_read_only(host: Any) -> bool:
     return not isinstance(host, bytearray | memoryview)
 
 
-# --- random generators
-# ------------------------------------------------------------------
+# --- random generators ----------------------------------------------------------------
 
 
 class HiddenGenerator(NamedTuple):

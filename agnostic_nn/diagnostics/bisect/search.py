@@ -586,8 +586,7 @@ class _Side:
                 epoch += 1
 
 
-# --- the judgement
-# ----------------------------------------------------------------------
+# --- the judgement --------------------------------------------------------------------
 
 _AROUND = "forward around its layers"
 _BACK = "backward around its layers"

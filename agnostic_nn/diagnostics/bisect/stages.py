@@ -78,8 +78,7 @@ def failing(name: str, where: str) -> Iterator[None]:
         raise StageFailed(f"{name} failed on {where}: {reason}") from error
 
 
-# --- how each kind of stage is run
-# ------------------------------------------------------
+# --- how each kind of stage is run ----------------------------------------------------
 #
 # Each function takes (thing, train, inputs, shortcuts) and returns the results by name.
 # shortcuts: also compute `predict` and `backward_params`, where the layer overrides
@@ -344,8 +343,7 @@ def cast(tree: Any, dtype: str) -> Any:
         return tree_map(cast_leaf, tree)
 
 
-# --- splitting a step
-# -------------------------------------------------------------------
+# --- splitting a step -----------------------------------------------------------------
 
 
 def split_step(
@@ -539,8 +537,7 @@ def _same_call(stage: Stage, other: Stage) -> bool:
     return "dy" not in stage.inputs and all(np.array_equal(a, b) for a, b in pairs)
 
 
-# --- files
-# ------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------
 
 
 def write(path: str | os.PathLike[str], stage: Stage, names: tuple[str, ...]) -> bool:

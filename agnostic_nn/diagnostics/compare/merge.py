@@ -106,8 +106,7 @@ def merge(paths: Sequence[Path], labels: Sequence[str] | None = None) -> dict[st
     return Comparison(merged)
 
 
-# --- whether reports can be merged
-# ------------------------------------------------------
+# --- whether reports can be merged ----------------------------------------------------
 
 
 def _differences(report: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
@@ -187,8 +186,7 @@ def _file_names(paths: Sequence[Path]) -> list[str]:
     return [f"{path} ({i})" for i, path in enumerate(paths, 1)]
 
 
-# --- differences between machines and settings
-# ------------------------------------------
+# --- differences between machines and settings ----------------------------------------
 
 
 def _settings(report: dict[str, Any]) -> Iterator[str]:

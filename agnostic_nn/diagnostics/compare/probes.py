@@ -291,8 +291,7 @@ def _like(tree: Any, named: Named, prefix: str) -> Any:
     return named[prefix]
 
 
-# --- inside a forward pass
-# --------------------------------------------------------------
+# --- inside a forward pass ------------------------------------------------------------
 
 
 # The prefix of a recorded output in a cache. No layer's cache has a key that begins so.
@@ -384,8 +383,7 @@ def inside_predictions(model: Layer, depth: int | None) -> Callable[..., Any]:
     return predict
 
 
-# --- on the host
-# ------------------------------------------------------------------------
+# --- on the host ----------------------------------------------------------------------
 
 
 def cast(tree: Any, dtype: str) -> Any:

@@ -237,8 +237,7 @@ def _entries(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield group, entry
 
 
-# --- tables
-# -----------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------
 
 
 def overview(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list[Row]]]:
@@ -409,8 +408,7 @@ def _multiplies_in_float32(result: dict[str, Any]) -> bool:
     )
 
 
-# --- Markdown
-# ---------------------------------------------------------------------------
+# --- Markdown -------------------------------------------------------------------------
 
 
 HOW_TO_READ = (

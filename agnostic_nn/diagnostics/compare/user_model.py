@@ -92,8 +92,7 @@ def user_workload(
     )
 
 
-# --- the data
-# ---------------------------------------------------------------------------
+# --- the data -------------------------------------------------------------------------
 
 
 def _read(path: Path) -> list[Examples]:
@@ -185,8 +184,7 @@ def _converted(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     return array.astype(np.int32)
 
 
-# --- the loss and the optimizer
-# ---------------------------------------------------------
+# --- the loss and the optimizer -------------------------------------------------------
 
 
 _ABSTRACT = ("Loss", "Losses", "Weighted", "Optimizer", "Rule")
@@ -262,8 +260,7 @@ def _create(
     return result
 
 
-# --- validation
-# -------------------------------------------------------------------------
+# --- validation -----------------------------------------------------------------------
 
 
 def _metric_if_valid(

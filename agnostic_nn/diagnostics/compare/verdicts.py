@@ -166,8 +166,7 @@ def _order(finding: Entry, chains: Chains, places: dict[str, int]) -> tuple[Any,
     return finding["step"], quantities.index(quantity), inside
 
 
-# --- descriptions
-# -----------------------------------------------------------------------
+# --- descriptions ---------------------------------------------------------------------
 
 
 def _finding(
@@ -216,8 +215,7 @@ def _description(quantity: str, name: str, layer: str | None, kind: str) -> str:
     }[quantity]
 
 
-# --- probes
-# -----------------------------------------------------------------------------
+# --- probes ---------------------------------------------------------------------------
 
 
 def _judge_probe(
@@ -430,8 +428,7 @@ def _prediction_agrees(
     return not is_far(entry or entry_of(ours, expected, context.dtype, limit, 0))
 
 
-# --- the training as a whole
-# ------------------------------------------------------------
+# --- the training as a whole ----------------------------------------------------------
 
 
 def _judge_training(

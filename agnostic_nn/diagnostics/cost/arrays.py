@@ -117,8 +117,7 @@ class Counted(ObservedArray):
     __hash__: Any = object.__hash__
 
 
-# --- operators
-# --------------------------------------------------------------------------
+# --- operators ------------------------------------------------------------------------
 
 # NumPy writes the result of an operator over an operand that is a temporary, as a * b
 # in a * b + c, if it has at least so many bytes.
@@ -194,8 +193,7 @@ def in_place(x: Counted) -> Counted:
     return Counted(x.value, x.memory, owns=x.owns)
 
 
-# --- what arrays are made of
-# ------------------------------------------------------------
+# --- what arrays are made of ----------------------------------------------------------
 
 
 def _dtype_name(dtype: Any) -> str:
@@ -276,8 +274,7 @@ def summed(shape: tuple[int, ...], inner: int, *factors: Any) -> Counted:
     return result
 
 
-# --- the Standard's functions
-# -----------------------------------------------------------
+# --- the Standard's functions ---------------------------------------------------------
 
 
 def _view(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -142,8 +142,7 @@ def _rule(latex: str) -> str:
     return f'<p class="rule">{spans}</p>'
 
 
-# --- arrays
-# -----------------------------------------------------------------------------
+# --- arrays ---------------------------------------------------------------------------
 
 
 def _array(line: Line) -> str:
@@ -251,8 +250,7 @@ def heat_map(matrix: np.ndarray, largest: float) -> str:
     return f"data:image/png;base64,{b64encode(image).decode()}"
 
 
-# --- the network
-# ------------------------------------------------------------------------
+# --- the network ----------------------------------------------------------------------
 
 # In pixels; the drawing is narrow enough for a phone.
 WIDTH = 430  # of the drawing

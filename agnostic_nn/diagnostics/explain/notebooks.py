@@ -39,8 +39,7 @@ WEIGHTS: list[list[float]] = [
 ]
 
 
-# --- losses that only the notebooks use
-# --------------------------------------------------
+# --- losses that only the notebooks use -----------------------------------------------
 
 
 def _with_formula(forward: str, dy: str) -> Callable[..., Any]:
@@ -88,8 +87,7 @@ def rounded_cross_entropy(y: Any, target: Any) -> tuple[Any, Any]:
     return -xp.sum(target * log_q), xp.round(xp.exp(log_q) * 10.0) / 10.0 - target
 
 
-# --- the five pages
-# ---------------------------------------------------------------------
+# --- the five pages -------------------------------------------------------------------
 
 
 class _Explainer:

@@ -146,8 +146,7 @@ def _mapped(function: Callable[..., Any], tree: Any) -> Any:
     return function(tree)
 
 
-# --- which handler
-# ----------------------------------------------------------------------
+# --- which handler --------------------------------------------------------------------
 
 
 def _call(
@@ -193,8 +192,7 @@ def _handler_of(values: Iterable[Any], default: Handler | None) -> Any:
     return default
 
 
-# --- the namespace
-# ----------------------------------------------------------------------
+# --- the namespace --------------------------------------------------------------------
 
 # they compute no array
 _ABOUT_DTYPES = ("can_cast", "finfo", "iinfo", "isdtype", "result_type")
@@ -234,8 +232,7 @@ class ObservedNamespace:
 _namespace = ObservedNamespace()
 
 
-# --- the array
-# --------------------------------------------------------------------------
+# --- the array ------------------------------------------------------------------------
 
 
 class ObservedArray:
