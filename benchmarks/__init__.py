@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m benchmarks` times this library against what users would pick instead."""
+"""Compare the speed and memory of this library with others: `python -m benchmarks`."""

@@ -1,4 +1,4 @@
-"""Time this library against what users would pick instead; write tables, JSON and plots."""
+"""Time this library and others at the same trainings; write tables, JSON and plots."""
 
 import argparse
 import shlex
@@ -41,19 +41,19 @@ def main(arguments):
     }
     for run in runs:
         settings = {"threads": run["threads"], "clock": options.clock}
-        settings |= {"seconds": options.seconds, "told": _told}
+        settings |= {"seconds": options.seconds, "report": _report}
         for name in options.workloads:
             result = measure(name, chosen, rounds=options.rounds, **settings)
             run["workloads"][name] = result
             for contender in result["contenders"].values():
                 results["environment"]["versions"] |= contender["versions"]
             write(results, options.out)
-        few = [entry for entry in chosen if entry.contender in SCALED]
+        scaled = [entry for entry in chosen if entry.contender in SCALED]
         for size, values in SCALING.items() if options.scaling else ():
             curve = run["scaling"][size] = {}
             for value in values:
                 sized = settings | {"rounds": min(options.rounds, 5), size: value}
-                curve[str(value)] = measure("mlp", few, **sized)
+                curve[str(value)] = measure("mlp", scaled, **sized)
                 write(results, options.out)
     print(text(results))
     print("\n".join(map(str, write(results, options.out))))
@@ -63,49 +63,48 @@ def _parser():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add = parser.add_argument
     several = {"nargs": "+", "metavar": "NAME"}
-    for name, there in (("--workloads", list(WORKLOADS)), ("--contenders", names())):
-        add(
-            name, **several, choices=there, default=there, help=f"of {'; '.join(there)}"
-        )
+    for name, choices in (("--workloads", list(WORKLOADS)), ("--contenders", names())):
+        text = f"of {'; '.join(choices)}"
+        add(name, **several, choices=choices, default=choices, help=text)
     add("--threads", nargs="+", choices=("1", "all"), default=["1", "all"])
     add(
         "--clock",
         choices=("wall", "processor"),
         default="wall",
-        help="of one thread on a machine that has other work to do trust the processor's",
+        help="clock for one thread; on a busy machine use the processor's",
     )
     add(
         "--rounds",
         type=int,
         default=9,
-        help="how often each is asked (default: %(default)s)",
+        help="how often each contender runs (default: %(default)s)",
     )
     add(
         "--seconds",
         type=float,
         default=0.3,
-        help="how long each time (default: %(default)s)",
+        help="how long it runs each time (default: %(default)s)",
     )
-    add("--scaling", action="store_true", help="also mlp by batch and by width")
+    add("--scaling", action="store_true", help="also measure mlp by batch and by width")
     add(
         "--before",
         type=Path,
         metavar="PATH",
-        help="another checkout, timed beside this one",
+        help="also measure an older checkout of this library",
     )
     add(
         "--out",
         type=Path,
         metavar="DIR",
         default=ROOT / "report" / "benchmarks",
-        help="where all goes (default: report/benchmarks; docs shows what --out docs made)",
+        help="output folder (default: report/benchmarks; --out docs writes the page)",
     )
     return parser
 
 
 def _environment(before):
     result = environment()
-    result.pop("variables")  # each worker is given its own
+    result.pop("variables")  # each worker has its own
     result["commit"] = _commit(ROOT)
     if before is not None:
         result["commit before"] = _commit(before)
@@ -113,21 +112,14 @@ def _environment(before):
 
 
 def _commit(checkout):
-    """Return the commit of the source there, with a + if files were changed since."""
-    command = [
-        "git",
-        "-C",
-        str(checkout),
-        "describe",
-        "--always",
-        "--abbrev=10",
-        "--dirty=+",
-    ]
+    """Return the commit of a checkout, with a + if files were changed since."""
+    command = ["git", "-C", str(checkout)]
+    command += ["describe", "--always", "--abbrev=10", "--dirty=+"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() or "unknown"
 
 
-def _told(line):
+def _report(line):
     print(line, file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Measure the time JAX needs to compile a training step of a recurrent network, by sequence length.
+"""Measure how long JAX compiles a step of a recurrent network, by sequence length.
 
 The loop over time is compiled once (`ops.scan`), so the ratio of 1,024 steps to 16
 should be near 1. Each figure is the median of three compilations, taken in turns. On a
@@ -22,7 +22,7 @@ LAYERS = (
 
 
 def compile_once(layer, length):
-    """Return wall and processor seconds to compile forward, backward and the update of Adam."""
+    """Return wall and processor seconds to compile a training step with Adam."""
     model, optimizer = nn.Sequential(layer, nn.Dense(10)), nn.Adam(1e-3)
     step = nn.make_step(model, nn.softmax_cross_entropy, optimizer)
     xp = nn.backend("numpy").xp

@@ -40,13 +40,12 @@ def reading_loss():
 def microseconds(function, calls):
     """Return the best of seven measurements of one call."""
     timer = time.process_time
-    return (
-        1e6 / calls * min(timeit.repeat(function, number=calls, repeat=7, timer=timer))
-    )
+    seconds = min(timeit.repeat(function, number=calls, repeat=7, timer=timer))
+    return 1e6 / calls * seconds
 
 
 def guard_alone():
-    """Return the microseconds that a guarded call takes longer than an unguarded one."""
+    """Return the microseconds that guards add to a call."""
 
     def compiled(*args):
         return args
@@ -56,8 +55,8 @@ def guard_alone():
     guarded = backend.jit(loss)
     guarded = Guarded(loss, lambda _: compiled, guarded._watch)
     guarded(1, 2, 3)
-    own = microseconds(lambda: guarded(1, 2, 3), 100_000)
-    return own - microseconds(lambda: compiled(1, 2, 3), 100_000)
+    with_guard = microseconds(lambda: guarded(1, 2, 3), 100_000)
+    return with_guard - microseconds(lambda: compiled(1, 2, 3), 100_000)
 
 
 def main(name):
@@ -71,13 +70,12 @@ def main(name):
     )
     guard = guard_alone()
     step = microseconds(lambda: trainer.step(x, target), 300)
-    state, batch = (
-        [backend.asarray(backend.to_numpy(trainer._current_carry()))],
-        backend.asarray((x, target)),
-    )
+    carry = backend.asarray(backend.to_numpy(trainer._current_carry()))
+    batch = backend.asarray((x, target))
 
     def bare():
-        state[0] = trainer._step(state[0], *batch)[0]
+        nonlocal carry
+        carry, *_ = trainer._step(carry, *batch)
 
     alone = microseconds(bare, 300)
     print(f"{backend}: guard {guard:.2f} us", end=", ")

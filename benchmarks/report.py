@@ -1,9 +1,12 @@
-"""Write the measurements as tables for a terminal and in Markdown, as JSON, and as plots."""
+"""Write the measurements as tables, in Markdown, as JSON, and as plots."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
+from textwrap import fill
 
 from agnostic_nn.core.files import replacing, write_text
 from agnostic_nn.display.tables import table
@@ -15,50 +18,75 @@ from .worker import LOSSES
 __all__ = ["text", "write"]
 
 OURS = (REFERENCE, "agnostic_nn jax", "agnostic_nn torch")
-FLOOR = "products"
-WHAT = {
+LOWER_BOUND = "products"
+MEASURES = {
     "step": "a step",
     "epoch": "an epoch of 100 steps",
     "predict": "prediction of one row",
 }
 
 _HEAD = """\
-# How fast
+# Benchmarks
 
-What a step of training takes: this library on NumPy, JAX and PyTorch, against what one would pick
-instead on the same machine, and against the floor, the matrix products of the step alone. Made by
+This page shows how long a training step takes with this library on NumPy, JAX and
+PyTorch, next to the same step in other libraries and written by hand. Read it to see
+what hand-derived gradients and portability cost in speed and memory, for your kind of
+network.
 
-    {command}
+## How to repeat it
 
-which `nox -s bench -- …` runs in an environment with all that it needs. Nothing here is typed by
-hand; `benchmarks.json` beside it has each figure of each round.
+```console
+{command}
+```
+
+`nox -s bench -- OPTIONS` runs it with these options, in an environment with all
+libraries. The page is generated entirely. `benchmarks.json` has each measurement of
+each round.
 
 {environment}
-"""
 
-_READING = """\
-## How to read this
+## How to read the tables
 
-- All contenders train the same model in float32 from the same weights on the same batches. Their
-  first {losses} losses must be ours, or they are left out.
-- Each is a process of its own. On one thread all are bound to one core, and libraries told to use
-  one thread; on all cores they choose. In each round everybody is asked once, in a new order, to
-  train for {seconds} s or so, and waited for. Figures are medians over {rounds} rounds, with the
-  middle half of them. A ratio is one of medians: how many times as long this takes as ours.
-- One thread is timed by the {clock} clock: that of the wall, or that of the processor, which stands
-  still while other programs have the core. All cores are timed by the wall's.
-- One contender runs twice. What its two processes differ by, or what comes of drawing the rounds
-  again (95 % of {draws} draws), whichever is larger, is the noise of a ratio. ≈ precedes a ratio
-  that is 1 within it, and a target that lies within it is a tie.
-- `Trainer` is what `step`, `fit` and `predict` of a Trainer take from NumPy arrays, with all its
-  checks. The other lines of ours are `make_step` under `jit`, and an epoch of theirs is a loop.
-- first step: seconds that the very first took, in which libraries compile.
-- process: the most memory that the process held, less what it held before the library was there:
-  so with the library, its compiler and the data. arrays: the most that NumPy's arrays held, data
-  included, by `tracemalloc`; of a step: how much of that goes as soon as the step is done.
-- kernels: with the extra `llvm`; the other lines of ours are without it.
-- The floor has no convolution but the product of its windows with its weight, and multiplies into
-  memory that is there, with the BLAS of NumPy; a library that brings a quicker one may lie below.
+All programs ("contenders") train the same network in float32 from the same weights on
+the same batches. Their first {losses} losses must equal ours; those that differ are
+left out, with the reason. Each runs in a process of its own.
+
+- `ms`: the median of {rounds} rounds. In each round every contender runs for about
+  {seconds} s, in a new order.
+- `25-75 %`: the middle half of the rounds.
+- `/ numpy`, `/ jax`, `/ torch`: the time divided by that of this library on that
+  backend. 2 means that the contender takes twice as long. ≈ means that the ratio is 1
+  within the noise.
+- `/ products`: the time divided by that of the matrix products of the step alone, a
+  lower bound.
+- `first step, s`: the seconds of the first step, in which libraries compile.
+- `process, MB`: the peak memory of the process, minus its memory before the library was
+  imported. It includes the library, its compiler and the data.
+- `arrays, MB`: the peak memory of NumPy arrays, with the data, measured by
+  `tracemalloc`.
+- `step, MB`: the part of that which is freed at the end of the step.
+
+How it was measured:
+
+- **Names.** `agnostic_nn numpy` and so on are `make_step` under `jit`; their epoch is a
+  loop. With `Trainer` they are `step`, `fit` and `predict` of a `Trainer`, called with
+  NumPy arrays, with all checks. With `kernels` they have the extra `llvm`; the others
+  do not. `before` is an older version.
+- **Threads.** For one thread, processes are bound to one core and libraries are set to
+  one thread. For all cores, libraries choose.
+- **Clock.** One thread is timed by the {clock} clock; the processor clock stops while
+  other programs use the core. All cores are timed by the wall clock.
+- **Noise** of a ratio is the larger of two numbers: the difference between two
+  processes of the same contender (`again`), and the 95 % interval of the ratio over
+  {draws} bootstrap samples of the rounds. A target within the noise of the ratio is a
+  tie.
+- **Lower bound.** A convolution counts as one product of its windows with its weight.
+  The products use NumPy's BLAS and write into allocated memory. A library with a faster
+  BLAS can be below it.
+
+## What to conclude
+
+{conclusion}
 """
 
 
@@ -72,42 +100,49 @@ def write(results: dict, folder: Path) -> list[Path]:
     return [data, page, *plots]
 
 
+@dataclass(frozen=True)
+class Section:
+    """A table with its title, and remarks below it."""
+
+    title: str
+    columns: list[str]
+    rows: list[list]
+    remarks: tuple[str, ...] = ()
+
+
 def text(results: dict) -> str:
     """Return all tables as text for a terminal."""
     parts = []
-    for title, columns, rows, remarks in _sections(results):
-        parts.append("\n".join([table(columns, rows, title), *remarks]))
+    for section in _sections(results):
+        lines = [table(section.columns, section.rows, section.title)]
+        parts.append("\n".join([*lines, *section.remarks]))
     return "\n\n".join(parts)
 
 
-def _sections(results: dict) -> Iterator[tuple[str, list[str], list[list], list[str]]]:
-    """Yield title, columns, rows and remarks of each table."""
+def _sections(results: dict) -> Iterator[Section]:
     for run in results["runs"]:
         threads = "one thread" if run["threads"] == "1" else "all cores"
-        if run["workloads"] and run["threads"] == "1":  # with targets
-            yield "Targets, one thread", *_targets(run["workloads"]), []
+        if run["workloads"] and run["threads"] == "1":  # targets are for one thread
+            yield Section("Targets, one thread", *_targets(run["workloads"]))
         for name, result in run["workloads"].items():
-            for measure, message in WHAT.items():
+            for measure, title in MEASURES.items():
                 if any(measure in c["seconds"] for c in result["contenders"].values()):
                     columns, rows = _timed(result, measure)
-                    yield (
-                        f"{name}: {message}, {threads}",
-                        columns,
-                        rows,
-                        _remarks(result, measure),
-                    )
+                    title = f"{name}: {title}, {threads}"
+                    yield Section(title, columns, rows, _remarks(result, measure))
         if left_out := _left_out(run):
-            yield f"Left out, {threads}", ["contenders", "of", "because"], left_out, []
+            columns = ["contenders", "workloads", "reason"]
+            yield Section(f"Left out, {threads}", columns, left_out)
         for size, curve in run["scaling"].items():
-            yield (
-                f"mlp by {size}: milliseconds a step, {threads}",
-                *_curve(size, curve),
-                [],
-            )
+            title = f"mlp by {size}: milliseconds a step, {threads}"
+            yield Section(title, *_curve(size, curve))
 
 
 def _targets(workloads):
-    columns = ["workload", "what", "ours", "against", "at most", "ratio", "verdict"]
+    columns = [
+        *("workload", "measure", "ours", "compared with"),
+        *("target", "ratio", "verdict"),
+    ]
     rows = []
     for target, best, result, verdict in judged(workloads):
         against = best or " or ".join(target.against)
@@ -120,73 +155,75 @@ def _targets(workloads):
 def _timed(result, measure):
     """Return one row per contender, the fastest first."""
     timed = {k: c for k, c in result["contenders"].items() if measure in c["seconds"]}
-    bases = [name for name in (*OURS, FLOOR) if name in timed]
-    columns = ["contender", "ms", "middle half"]
-    columns += [f"to {name.removeprefix('agnostic_nn ')}" for name in bases]
+    bases = [name for name in (*OURS, LOWER_BOUND) if name in timed]
+    columns = ["contender", "ms", "25-75 %"]
+    columns += [f"/ {name.removeprefix('agnostic_nn ')}" for name in bases]
     rows = []
     if measure == "step":
-        columns += ["first step, s", "process, MB", "arrays, MB", "of a step, MB"]
-    for label, results in sorted(
+        columns += ["first step, s", "process, MB", "arrays, MB", "step, MB"]
+    for label, measured in sorted(
         timed.items(), key=lambda item: median(item[1]["seconds"][measure])
     ):
-        milliseconds = [1e3 * seconds for seconds in results["seconds"][measure]]
-        row = [label, _digits(median(milliseconds)), _half(milliseconds)]
-        row += [_share(result, measure, label, base) for base in bases]
+        milliseconds = [1e3 * seconds for seconds in measured["seconds"][measure]]
+        row = [label, _digits(median(milliseconds)), _middle_half(milliseconds)]
+        row += [_ratio(result, measure, label, base) for base in bases]
         if measure == "step":
-            row.append(_digits(results["first_step_seconds"]))
+            row.append(_digits(measured["first_step_seconds"]))
             row += [
-                _mega(results[f"{what}_bytes"])
-                for what in ("resident", "array", "step")
+                _megabytes(measured[f"{kind}_bytes"])
+                for kind in ("resident", "array", "step")
             ]
         rows.append(row)
     return columns, rows
 
 
-def _share(result, measure, label, base):
+def _ratio(result, measure, label, base):
+    """Format the time of `label` divided by that of `base`, with ≈ for a tie."""
     if label == base:
         return "1"
-    results = compared(result, measure, label, base)
-    near = "≈ " if results.against(1.0) == "tie" else ""
-    return f"{near}{_digits(results.value)}"
+    ratio = compared(result, measure, label, base)
+    sign = "≈ " if ratio.against(1.0) == "tie" else ""
+    return f"{sign}{_digits(ratio.value)}"
 
 
 def _remarks(result, measure):
-    return [f"{result['about']}. Noise: {100 * twins(result, measure):.1f} %."]
+    noise = 100 * twins(result, measure)
+    return (f"{result['about']}. Noise: {noise:.1f} %.",)
 
 
 def _left_out(run):
-    """Return which contenders are missing and why, one line per reason."""
-    places = {}
+    """Return a row per reason and workloads: which contenders are missing there."""
+    workloads = {}
     for name, result in run["workloads"].items():
         for label, reason in result["left_out"].items():
-            places.setdefault((label, reason.strip().splitlines()[-1]), []).append(name)
-    results = {}
-    for (label, reason), names in places.items():
-        results.setdefault((reason, ", ".join(names)), []).append(label)
+            last_line = reason.strip().splitlines()[-1]
+            workloads.setdefault((label, last_line), []).append(name)
+    contenders = {}
+    for (label, reason), names in workloads.items():
+        contenders.setdefault((reason, ", ".join(names)), []).append(label)
     return [
         ["; ".join(labels), names, reason]
-        for (reason, names), labels in results.items()
+        for (reason, names), labels in contenders.items()
     ]
 
 
 def _curve(size, curve):
-    there = dict.fromkeys(
+    measured = dict.fromkeys(
         label for result in curve.values() for label in result["contenders"]
     )
-    labels = [label for label in there if not label.endswith(AGAIN)]
+    labels = [label for label in measured if not label.endswith(AGAIN)]
     rows = []
     for value, result in curve.items():
-        results = [result["contenders"].get(label) for label in labels]
-        rows.append(
-            [
-                int(value),
-                *(c and _digits(1e3 * median(c["seconds"]["step"])) for c in results),
-            ]
-        )
+        row = [int(value)]
+        for label in labels:
+            contender = result["contenders"].get(label)
+            step = contender and _digits(1e3 * median(contender["seconds"]["step"]))
+            row.append(step)
+        rows.append(row)
     return [size, *labels], rows
 
 
-def _half(values):
+def _middle_half(values):
     if len(values) < 2:
         return None
     low, _, high = quantiles(values, n=4, method="inclusive")
@@ -200,7 +237,7 @@ def _digits(value):
     return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
-def _mega(count):
+def _megabytes(count):
     return count and _digits(count / 1e6)
 
 
@@ -208,23 +245,51 @@ def _mega(count):
 
 
 def _markdown(results, plots):
-    result = results["environment"]
-    environment = _grid(["", ""], [[k, v] for k, v in _said(result)])
-    parts = [_HEAD.format(command=results["command"], environment=environment)]
+    environment = _grid(["", ""], _facts(results["environment"]))
+    head = _HEAD.format(
+        **results["settings"],
+        command=results["command"],
+        environment=environment,
+        conclusion=_conclusion(results["runs"]),
+        losses=LOSSES,
+        draws=DRAWS,
+    )
+    parts = [head]
     parts += [f"![{path.stem}]({path.name})" for path in plots]
-    for title, columns, rows, remarks in _sections(results):
-        parts += [f"## {title}", _grid(columns, rows), *remarks]
-    parts.append(_READING.format(**results["settings"], losses=LOSSES, draws=DRAWS))
+    for section in _sections(results):
+        parts += [f"## {section.title}", _grid(section.columns, section.rows)]
+        parts += section.remarks
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-def _said(environment):
-    """Return the environment, one fact per line."""
+def _facts(environment):
+    """Return the environment as rows of a name and a value."""
+    rows = []
     for name, value in environment.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{k} {v}" for k, v in value.items())
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
         if value:
-            yield name, value
+            rows.append([name.replace("_", " "), value])
+    return rows
+
+
+def _conclusion(runs):
+    """Return how many targets were reached, as a paragraph."""
+    verdicts = Counter(
+        verdict
+        for run in runs
+        if run["threads"] == "1"
+        for *_, verdict in judged(run["workloads"])
+        if verdict != "not measured"
+    )
+    text = (
+        "Each target is an upper bound for our time or memory, relative to that of "
+        f"another contender. Of {verdicts.total()} targets, {verdicts['reached']} are "
+        f"reached, {verdicts['missed']} are missed, and {verdicts['tie']} are ties, "
+        "because the noise is too large to tell. The first table lists them. The others "
+        "show where the time of each network goes."
+    )
+    return fill(text, 88)
 
 
 def _grid(columns, rows):
@@ -266,7 +331,7 @@ def _saved(figure, path):
 def _colour(label):
     if label.startswith("agnostic_nn"):
         return "lightskyblue" if label.endswith(BEFORE) else "tab:blue"
-    return "tab:orange" if label == FLOOR else "tab:gray"
+    return "tab:orange" if label == LOWER_BOUND else "tab:gray"
 
 
 def _steps(workloads):
@@ -286,7 +351,7 @@ def _steps(workloads):
         for i, label in enumerate(order):
             milliseconds = [1e3 * seconds for seconds in timed[label]]
             middle = median(milliseconds)
-            low, high = middle, middle
+            low = high = middle
             if len(milliseconds) > 1:
                 low, _, high = quantiles(milliseconds, n=4, method="inclusive")
             axes.plot(
@@ -322,7 +387,7 @@ def _scaling(scaling):
         labels = _curve(size, curve)[0][1:]
         styles = ("o-", "s-", "^-", "o--", "s--", "^--", "v--", "D--")
         for i, label in enumerate(labels):
-            results = [
+            points = [
                 (
                     int(value),
                     1e3 * median(result["contenders"][label]["seconds"]["step"]),
@@ -330,16 +395,13 @@ def _scaling(scaling):
                 for value, result in curve.items()
                 if label in result["contenders"]
             ]
-            style, alpha = (
-                styles[i % len(styles)],
-                1.0 if _colour(label) != "tab:gray" else 0.6,
-            )
+            colour = _colour(label)
             axes.plot(
-                *zip(*results, strict=True),
-                style,
-                color=_colour(label),
+                *zip(*points, strict=True),
+                styles[i % len(styles)],
+                color=colour,
                 label=label,
-                alpha=alpha,
+                alpha=0.6 if colour == "tab:gray" else 1.0,
             )
         axes.set(xscale="log", yscale="log", xlabel=size)
         axes.set_xticks([int(value) for value in curve], list(curve))

@@ -1,4 +1,4 @@
-"""Run contenders in separate processes, compare their losses with ours, and time them in turns."""
+"""Run contenders in separate processes, check their losses, and time them in turns."""
 
 import json
 import math
@@ -20,17 +20,15 @@ __all__ = [
     "REFERENCE",
     "Entry",
     "Process",
+    "difference",
     "entries",
-    "follows",
     "measure",
 ]
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = "agnostic_nn numpy"  # all others must have the losses of this one
-BEFORE, AGAIN = (
-    ", before",
-    ", again",
-)  # another checkout of this library, and a second process of the same one
+BEFORE = ", before"  # suffix of the label of an older checkout of this library
+AGAIN = ", again"  # suffix of the label of a second process of the same contender
 LIMIT = 900  # seconds until a worker must answer; torch.compile is slow
 
 _ONE_THREAD = {
@@ -45,7 +43,7 @@ _ONE_THREAD = {
     ),
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
-_ALIKE = {  # compile each time, on the CPU
+_REPRODUCIBLE = {  # compile each time, on the CPU
     "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "JAX_PLATFORMS": "cpu",
@@ -64,7 +62,9 @@ class Entry:
 
 
 def entries(contenders: Sequence[str], before: Path | None = None) -> list[Entry]:
-    """Return the reference and its twin, then the contenders; ours also from the checkout `before`.
+    """Return the entries to measure: the reference twice, then the contenders.
+
+    Those of this library are also measured in the checkout `before`.
 
     Raises
     ------
@@ -77,9 +77,11 @@ def entries(contenders: Sequence[str], before: Path | None = None) -> list[Entry
     if before is not None:
         before = before.resolve()
         if not (before / "agnostic_nn" / "__init__.py").exists():
-            raise FileNotFoundError(f"no agnostic_nn lies in {before}")
+            raise FileNotFoundError(f"{before} contains no agnostic_nn")
         ours = [name for name in chosen if name.startswith("agnostic_nn")]
-        ours = [name for name in ours if not name.endswith(", kernels")]  # it had none
+        ours = [
+            name for name in ours if not name.endswith(", kernels")
+        ]  # older versions have none
         result += [Entry(name, name + BEFORE, before) for name in ours]
     return result
 
@@ -95,7 +97,7 @@ class Process:
         kernels = entry.contender.endswith(", kernels")
         environment["AGNOSTIC_NN_KERNELS"] = "1" if kernels else "0"
         if not entry.contender.endswith(_ON_A_GPU):
-            environment |= _ALIKE
+            environment |= _REPRODUCIBLE
         if threads == "1":
             environment |= _ONE_THREAD
             if hasattr(os, "sched_getaffinity"):
@@ -111,19 +113,19 @@ class Process:
             entry.contender,
             workload,
         ]
-        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 until `close`
+        self.stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 until `close`
         self.process = subprocess.Popen(
             [*command, *sized],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self.said,
+            stderr=self.stderr,
             env=environment,
             cwd=ROOT,
             text=True,
         )
 
     def ask(self, **command) -> dict:
-        """Return the answer to a command; it has "error" or "unavailable" if the command failed."""
+        """Return the answer to a command: its results, "error" or "unavailable"."""
         try:
             print(json.dumps(command), file=self.process.stdin, flush=True)
             if not select.select([self.process.stdout], [], [], LIMIT)[0]:
@@ -133,10 +135,9 @@ class Process:
             line = ""
         if line:
             return json.loads(line)
-        self.said.seek(0)
-        return {
-            "error": f"ended with status {self.process.wait()}: {self.said.read()[-2000:]}"
-        }
+        self.stderr.seek(0)
+        status = self.process.wait()
+        return {"error": f"ended with status {status}: {self.stderr.read()[-2000:]}"}
 
     def close(self):
         try:
@@ -144,7 +145,7 @@ class Process:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.communicate()
-        self.said.close()
+        self.stderr.close()
 
 
 def measure(
@@ -155,32 +156,35 @@ def measure(
     clock: str = "wall",
     rounds: int = 9,
     seconds: float = 0.3,
-    told=print,
+    report=print,
     **sizes: int,
 ) -> dict:
-    """Measure all entries at one workload; return times and reasons of omission, as data for JSON.
+    """Measure all entries at one workload; return times and omissions as data for JSON.
 
     Each round runs every entry once for about `seconds`, in a new order, so that noise
     of the machine affects all equally. clock: "wall", or "processor" for the time of
-    this process on its core alone, which other work on the machine disturbs far less;
-    on all cores that would be the work of all, so there it is the wall's. sizes: those
-    of `mlp`, for scaling curves.
+    this process on its core, which other programs disturb far less; with all cores it
+    is always the wall clock. report: called with a line about the progress. sizes:
+    those of `mlp`, for scaling curves.
     """
-    workload, left_out, result, running = find(name, **sizes), {}, {}, {}
+    workload = find(name, **sizes)
+    left_out: dict[str, str] = {}
+    result: dict[str, dict] = {}
+    running: dict[str, Process] = {}
 
     def drop(label, reason):
         left_out[label] = reason
         result.pop(label, None)
         if label in running:
             running.pop(label).close()
-        told(f"  {label} is left out: {reason.strip().splitlines()[-1]}")
+        report(f"  {label} is left out: {reason.strip().splitlines()[-1]}")
 
     try:
         for entry in chosen:
-            told(f"{name}: {entry.label}")
+            report(f"{name}: {entry.label}")
             running[entry.label] = Process(entry, name, sizes, threads)
             answer = running[entry.label].ask(do="build")
-            reason = _refusal(answer) or follows(result, workload, answer["losses"])
+            reason = _refusal(answer) or difference(result, workload, answer["losses"])
             if reason and entry.label == REFERENCE:
                 raise RuntimeError(f"{REFERENCE} cannot run {name}: {reason}")
             if reason:
@@ -188,7 +192,7 @@ def measure(
             else:
                 result[entry.label] = answer | {"seconds": {}}
         clock = clock if threads == "1" else "wall"
-        _take_turns(running, result, drop, name, clock, rounds, seconds, told)
+        _take_turns(running, result, drop, name, clock, rounds, seconds, report)
         for label in list(running):
             answer = running[label].ask(do="memory")
             if _refusal(answer):
@@ -201,12 +205,12 @@ def measure(
     return {"about": workload.about, "contenders": result, "left_out": left_out}
 
 
-def _take_turns(running, found, drop, name, clock, rounds, seconds, told):
+def _take_turns(running, result, drop, name, clock, rounds, seconds, report):
     order = random.Random(0)
-    what = ("step", "epoch", "predict") if name == "tiny" else ("step",)
-    turns = [(label, kind) for label in running for kind in what]
+    kinds = ("step", "epoch", "predict") if name == "tiny" else ("step",)
+    turns = [(label, kind) for label in running for kind in kinds]
     for number in range(1, rounds + 1):
-        told(f"{name}: round {number} of {rounds}")
+        report(f"{name}: round {number} of {rounds}")
         order.shuffle(turns)
         for label, kind in list(turns):
             if label not in running:
@@ -217,25 +221,25 @@ def _take_turns(running, found, drop, name, clock, rounds, seconds, told):
             elif "error" in answer:
                 drop(label, answer["error"])
             else:
-                found[label]["seconds"].setdefault(kind, []).append(answer[clock])
+                result[label]["seconds"].setdefault(kind, []).append(answer[clock])
 
 
 def _refusal(answer):
     return answer.get("unavailable") or answer.get("error")
 
 
-def follows(found: dict, workload: Workload, losses: list[float] | None) -> str | None:
-    """Return why a contender's first losses show that it computes something else, or None if equal.
+def difference(
+    result: dict, workload: Workload, losses: list[float] | None
+) -> str | None:
+    """Return where a contender's first losses differ from ours, or None if nowhere.
 
-    The matrix products alone have no losses and are not compared.
+    A contender without losses, such as the matrix products, is not compared.
     """
-    if losses is None or REFERENCE not in found:
+    if losses is None or REFERENCE not in result:
         return None
-    ours = found[REFERENCE]["losses"]
-    for i, (loss, wanted) in enumerate(zip(losses, ours, strict=True)):
-        # comparisons with NaN are false
-        if not math.isclose(loss, wanted, rel_tol=workload.tolerance):
-            return (
-                f"it does other work: its loss {i + 1} is {loss:.6g}, ours {wanted:.6g}"
-            )
+    reference = result[REFERENCE]["losses"]
+    for i, (loss, ours) in enumerate(zip(losses, reference, strict=True), 1):
+        if not math.isclose(loss, ours, rel_tol=workload.tolerance):  # NaN is not close
+            losses_differ = f"its loss {i} is {loss:.6g}, ours {ours:.6g}"
+            return f"it computes something else: {losses_differ}"
     return None

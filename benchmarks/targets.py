@@ -1,9 +1,9 @@
 """Targets for the benchmarks, as data, and whether they were reached.
 
     ratio   the median of ours over the median of theirs, in one run
-    noise   by how much, relatively, that ratio may be off: the half width of its 95 %
-            interval by a bootstrap over rounds, or the ratio of the same contender to
-            itself in two processes, whichever is larger
+    noise   the relative uncertainty of that ratio: half the width of its 95 % interval
+            by a bootstrap over rounds, or the ratio of the same contender to itself in
+            two processes, whichever is larger
 
 If the target is within the noise of the ratio, the verdict is a tie.
 """
@@ -32,10 +32,10 @@ DRAWS = 1000
 
 @dataclass(frozen=True)
 class Target:
-    """An upper bound for the ratio of our time or memory to that of the best of `against`.
+    """An upper bound for our time or memory, relative to the best of `against`.
 
-    measure: "step", "epoch" or "predict", of time; or "memory", the most of it: that of
-    NumPy's arrays for contenders on NumPy, else that of the process.
+    measure: "step", "epoch" or "predict" for time, or "memory" for peak memory: that of
+    NumPy's arrays if both contenders use only those, else that of the process.
     """
 
     workload: str
@@ -48,7 +48,7 @@ class Target:
 _NUMPY, _JAX, _TORCH = REFERENCE, "agnostic_nn jax", "agnostic_nn torch"
 _ON_JAX, _ON_NUMPY = ("equinox", "flax-nnx"), ("by hand", "scikit-learn", "thinc")
 _EACH = ("mlp", "tiny", "cnn", "lstm", "transformer", "wide")
-_ASKED = (
+_WITHOUT_KERNELS = (
     Target("mlp", "step", _NUMPY, ("pytorch",), 1.2),
     Target("mlp", "step", _NUMPY, ("scikit-learn",), 0.42),
     Target("mlp", "step", _NUMPY, ("thinc",), 0.42),
@@ -83,7 +83,7 @@ def _with_kernels(target: Target) -> Iterator[Target]:
         yield replace(target, ours=f"{target.ours}, kernels")
 
 
-TARGETS = tuple(one for target in _ASKED for one in _with_kernels(target))
+TARGETS = tuple(t for target in _WITHOUT_KERNELS for t in _with_kernels(target))
 
 
 @dataclass(frozen=True)
@@ -104,38 +104,38 @@ class Ratio:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float], floor: float = 0.0) -> Ratio:
-    """Return the ratio of medians over rounds taken in turns; its noise is at least `floor`."""
-    draw, count = random.Random(0), min(len(ours), len(theirs))
-    result = []
+    """Return the ratio of medians over rounds; its noise is at least `floor`."""
+    generator, count = random.Random(0), min(len(ours), len(theirs))
+    logarithms = []
     for _ in range(DRAWS if count > 1 else 0):
-        rounds = draw.choices(range(count), k=count)
-        result.append(
-            math.log(
-                median(ours[i] for i in rounds) / median(theirs[i] for i in rounds)
-            )
-        )
-    # 2.5 % lie outside on each side
-    cuts = quantiles(result, n=40) if result else [0.0, 0.0]
+        rounds = generator.choices(range(count), k=count)
+        our_median = median(ours[i] for i in rounds)
+        their_median = median(theirs[i] for i in rounds)
+        logarithms.append(math.log(our_median / their_median))
+    # the outer cuts leave 2.5 % on each side
+    cuts = quantiles(logarithms, n=40) if logarithms else [0.0, 0.0]
     return Ratio(median(ours) / median(theirs), max((cuts[-1] - cuts[0]) / 2, floor))
 
 
 def twins(result: dict, measure: str) -> float:
-    """Return the ratio of a contender to itself in another process: the noise of the harness."""
-    one, other = (
-        _seconds(result, label, measure) for label in (REFERENCE, REFERENCE + AGAIN)
-    )
-    if not one or not other:
+    """Return the noise of the harness, from two processes of the same contender."""
+    first = _seconds(result, REFERENCE, measure)
+    second = _seconds(result, REFERENCE + AGAIN, measure)
+    if not first or not second:
         return 0.0
-    results = ratio(one, other)
-    return max(abs(math.log(results.value)), results.noise)
+    same = ratio(first, second)
+    return max(abs(math.log(same.value)), same.noise)
 
 
 def compared(result: dict, measure: str, ours: str, theirs: str) -> Ratio | None:
-    """Return the ratio of `ours` to `theirs` at one workload, or None if one was not measured."""
+    """Return the ratio of `ours` to `theirs`, or None if one was not measured."""
     if measure == "memory":
         return _memory(result["contenders"], ours, theirs)
-    one, other = (_seconds(result, label, measure) for label in (ours, theirs))
-    return ratio(one, other, twins(result, measure)) if one and other else None
+    our_times = _seconds(result, ours, measure)
+    their_times = _seconds(result, theirs, measure)
+    if not our_times or not their_times:
+        return None
+    return ratio(our_times, their_times, twins(result, measure))
 
 
 def _seconds(result, label, measure):
@@ -143,36 +143,39 @@ def _seconds(result, label, measure):
 
 
 def _memory(contenders, ours, theirs):
-    """Return memory of NumPy arrays if both contenders use them, else memory of the process."""
+    """Compare memory: of NumPy arrays if both use only those, else of the process."""
     if ours not in contenders or theirs not in contenders:
         return None
-    one, other = contenders[ours], contenders[theirs]
-    if one["array_bytes"] and other["array_bytes"]:
-        return Ratio(one["array_bytes"] / other["array_bytes"], 0.0)
-    one, other = one["resident_bytes"], other["resident_bytes"]
-    same = [
-        contenders[label]["resident_bytes"] for label in (REFERENCE, REFERENCE + AGAIN)
-    ]
-    return Ratio(one / other, abs(same[0] - same[1]) / min(one, other))
+    our_arrays = contenders[ours]["array_bytes"]
+    their_arrays = contenders[theirs]["array_bytes"]
+    if our_arrays and their_arrays:
+        return Ratio(our_arrays / their_arrays, 0.0)
+    our_memory, their_memory, first, second = (
+        contenders[label]["resident_bytes"]
+        for label in (ours, theirs, REFERENCE, REFERENCE + AGAIN)
+    )
+    noise = abs(first - second) / min(our_memory, their_memory)
+    return Ratio(our_memory / their_memory, noise)
 
 
 def judged(workloads: dict) -> Iterator[tuple[Target, str | None, Ratio | None, str]]:
-    """Return for each target of these workloads its best opponent, the ratio and the verdict.
+    """Yield each target of these workloads, its best opponent, the ratio and a verdict.
 
-    "reached", "tie", "missed", or "not measured".
+    The verdict is "reached", "tie", "missed" or "not measured".
     """
     for target in TARGETS:
         if target.workload not in workloads:
             continue
         result = workloads[target.workload]
-        results = {
+        ratios = {
             name: compared(result, target.measure, target.ours, name)
             for name in target.against
         }
-        results = {name: ratio for name, ratio in results.items() if ratio}
-        best = max(results, key=lambda name: results[name].value, default=None)
-        text = {"below": "reached", "tie": "tie", "above": "missed"}
-        verdict = (
-            text[results[best].against(target.at_most)] if results else "not measured"
-        )
-        yield target, best, results.get(best), verdict
+        ratios = {name: ratio for name, ratio in ratios.items() if ratio}
+        if not ratios:
+            yield target, None, None, "not measured"
+            continue
+        best = max(ratios, key=lambda name: ratios[name].value)
+        verdicts = {"below": "reached", "tie": "tie", "above": "missed"}
+        verdict = verdicts[ratios[best].against(target.at_most)]
+        yield target, best, ratios[best], verdict

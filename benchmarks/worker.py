@@ -3,9 +3,9 @@
 `python -P -m benchmarks.worker NAME WORKLOAD` reads commands from stdin and answers on
 stdout, one line of JSON each:
 
-    {"do": "build"}                                    the first losses, seconds, versions
-    {"do": "burst", "what": "step", "seconds": 0.3}    seconds a step, epoch or prediction
-    {"do": "memory"}                                   bytes
+    {"do": "build"}                                  first losses, seconds, versions
+    {"do": "burst", "what": "step", "seconds": 0.3}  seconds per step, epoch or predict
+    {"do": "memory"}                                 bytes
 """
 
 import gc
@@ -21,7 +21,7 @@ from .workloads import find
 
 __all__ = ["LOSSES", "Worker", "main"]
 
-LOSSES = 10  # compared with ours
+LOSSES = 10  # the first losses, which must equal ours
 
 
 class Worker:
@@ -42,22 +42,21 @@ class Worker:
             return {"error": traceback.format_exc()}
 
     def build(self):
-        """Create the contender and take the first steps; the very first one compiles."""
+        """Create the contender and take the first steps, in which libraries compile."""
         file = file_of(self.name)
-        (
-            self.workload.parameters(),
-            self.workload.batches(),
-        )  # modules loaded by drawing data are common to all contenders
+        # load the modules that drawing data needs, which all contenders share
+        self.workload.parameters()
+        self.workload.batches()
         self.resident_before = resident()
-        began = time.perf_counter()
+        start = time.perf_counter()
         self.contender = file.make(self.name, self.workload)
-        made = time.perf_counter()
+        built = time.perf_counter()
         forget_peak()
         losses, first = [], None
         for _ in range(LOSSES):
             self._step()
             self.contender.wait()
-            first = first or time.perf_counter() - made
+            first = first or time.perf_counter() - built
             try:
                 losses.append(float(self.contender.loss()))
             except Unavailable:
@@ -65,42 +64,39 @@ class Worker:
                 break
         return {
             "losses": losses,
-            "build_seconds": made - began,
+            "build_seconds": built - start,
             "first_step_seconds": first,
             "versions": file.versions(),
             "threads": threads(),
         }
 
     def burst(self, what, seconds):
-        """Repeat for about `seconds`; return wall and processor seconds of each repetition."""
+        """Repeat for about `seconds`; return wall and processor seconds per call."""
         once = {"step": self._step, "epoch": self._epoch, "predict": self._predict}[
             what
         ]
         if what not in self.seconds_each:
             self._time(what, once, 1)
-            while (
-                self._time(what, once, self._count(what, seconds / 4))[0] < seconds / 8
-            ):
-                pass
+            wall = 0.0
+            while wall < seconds / 8:
+                wall, _ = self._time(what, once, self._count(what, seconds / 4))
         count = self._count(what, seconds)
         gc.collect()
-        spent = self._time(what, once, count)
-        return dict(
-            zip(("wall", "processor"), (each / count for each in spent), strict=True)
-        )
+        wall, processor = self._time(what, once, count)
+        return {"wall": wall / count, "processor": processor / count}
 
     def _count(self, what, seconds):
         return max(1, round(seconds / self.seconds_each[what]))
 
     def _time(self, what, once, count):
         self.contender.wait()
-        began, busy = time.perf_counter(), time.process_time()
+        start, processor_start = time.perf_counter(), time.process_time()
         for _ in range(count):
             once()
         self.contender.wait()
-        spent = time.perf_counter() - began
-        self.seconds_each[what] = spent / count
-        return spent, time.process_time() - busy
+        wall = time.perf_counter() - start
+        self.seconds_each[what] = wall / count
+        return wall, time.process_time() - processor_start
 
     def _step(self):
         self.contender.step(self.steps)
@@ -132,9 +128,9 @@ class Worker:
         between, _ = tracemalloc.get_traced_memory()
         tracemalloc.reset_peak()
         self._step()
-        _, most = tracemalloc.get_traced_memory()
+        _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        return result | {"array_bytes": most, "step_bytes": most - between}
+        return result | {"array_bytes": peak, "step_bytes": peak - between}
 
 
 def _status(name):
@@ -148,7 +144,7 @@ def _status(name):
 
 
 def resident():
-    """Return the resident memory of this process in bytes, or its peak where only that is known."""
+    """Return the resident memory of this process in bytes, or its peak if unknown."""
     result = _status("VmRSS")
     return peak_resident() if result is None else result
 
@@ -173,7 +169,7 @@ def forget_peak():
 
 
 def threads():
-    """Return which library multiplies matrices, on how many threads (needs threadpoolctl)."""
+    """Return the BLAS libraries and their threads; empty without threadpoolctl."""
     try:
         from threadpoolctl import threadpool_info
     except ImportError:

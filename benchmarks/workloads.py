@@ -23,13 +23,13 @@ DECAY = 1e-2  # of AdamW, for matrices only, not for biases, scales and vectors
 class Workload:
     """A short training in float32 that every contender can do.
 
-    A contender takes its sizes from `parameters()` and
-    `batch`, because scaling curves change them.
+    A contender takes its sizes from `parameters()` and `batch`, because scaling curves
+    change them.
 
     shape: of one example. rule: "adam" (β 0.9 and 0.999, ε 1e-8), "adamw" (the same,
-    with DECAY) or "sgd" (nothing but the rate). tolerance: how far, relatively, the
-    first ten losses may lie from ours on NumPy.
-    draw: (generator, count) -> x and target.
+    with DECAY) or "sgd" (a learning rate only). tolerance: the largest relative
+    difference of the first ten losses from ours on NumPy. draw: (generator, count) ->
+    x and target.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Workload:
 
 
 def _classes(shape, generator, count, *, classes=10):
-    """Return noise, and a class that depends on its first few numbers, which can be learned."""
+    """Return noise, and as its class the index of the largest of its first numbers."""
     x = generator.standard_normal((count, *shape), dtype=np.float32)
     return x, np.argmax(x.reshape(count, -1)[:, :classes], axis=1).astype(np.int32)
 
@@ -93,7 +93,7 @@ def _symbols(length, count_of_symbols, generator, count):
 
 
 def mlp(batch: int = 128, width: int = 512) -> Workload:
-    """Return an MLP of 784, width, width / 2 and 10 units; scaling curves vary width and batch."""
+    """Return an MLP of 784, `width`, `width / 2` and 10 units."""
     return Workload(
         "mlp",
         f"784-{width}-{width // 2}-10, ReLU between, batch {batch}, Adam",

@@ -297,9 +297,9 @@ def exp_error(backend: nn.Backend) -> float:
 HEAD = """\
 # Accuracy of activations
 
-This page lists the largest rounding error of every activation f and of its derivative f',
-on each backend, in float16 and float32. It shows whether a formula loses digits, for example
-through cancellation, before those errors reach a training.
+This page lists the largest rounding error of every activation f and of its derivative
+f', on each backend, in float16 and float32. It shows whether a formula loses digits,
+for example through cancellation, before those errors reach a training.
 
 ## How to repeat it
 
@@ -308,43 +308,48 @@ nox -s ulp                # measure, and fail above a limit
 nox -s ulp -- --write     # also update this page
 ```
 
-The limits are {limit:g} units in float32 and 0.51 in float16, where 0.5 is correct rounding.
+The limits are {limit:g} units in float32 and 0.51 in float16, where 0.5 is correct
+rounding.
 
 ## Results
 
-Each cell is "error of f / error of f'", in units in the last place (ulp) of the exact result:
-the distance between two neighbouring floating-point numbers at that size. Measured with {versions}.
+Each cell is "error of f / error of f'", in units in the last place (ulp) of the exact
+result: the distance between two neighbouring floating-point numbers at that size.
+Measured with {versions}.
 """
 
 NOTES = """
-- **Inputs.** float16: all 63,488 finite numbers. float32: about two million numbers of both
-  signs. A quarter covers all exponents, a quarter is evenly spaced from 0 to 20, a quarter
-  logarithmically from 1e-4 to 20, and a quarter lies around points where a function changes.
-- **Exact results** are computed in extended precision. x is taken as exact, and dy is 1.
+- **Inputs.** float16: all 63,488 finite numbers. float32: about two million numbers of
+  both signs. A quarter covers all exponents, a quarter is evenly spaced from 0 to 20, a
+  quarter logarithmically from 1e-4 to 20, and a quarter lies around points where a
+  function changes.
+- **Exact results** are computed in extended precision. x is taken as exact, and dy is
+  1.
 - `CELU` and `ELU` with another α add the rounding of x/α and of the product with α.
 - float64 is not listed. There, derivatives lose digits next to their zeros.
-- `array_api_strict` has no float16. XLA flushes subnormal float32 numbers to 0, so they are
-  not judged on `jax`.
+- `array_api_strict` has no float16. XLA flushes subnormal float32 numbers to 0, so they
+  are not judged on `jax`.
 
 ## What to conclude
 
-Every activation and derivative is within {limit:g} ulp in float32, and correctly rounded in
-float16, which is computed in float32. Differences between backends are those of their
-elementary functions. The last row shows the error of each library's own float32 `exp`. NumPy's
-depends on the processor, and can be 2.5 ulp, where those of PyTorch and XLA are within 1. GELU,
-SiLU and Mish therefore do not use NumPy's, but an `exp` of this library that is within 1.
+Every activation and derivative is within {limit:g} ulp in float32, and correctly
+rounded in float16, which is computed in float32. Differences between backends are those
+of their elementary functions. The last row shows the error of each library's own
+float32 `exp`. NumPy's depends on the processor, and can be 2.5 ulp, where those of
+PyTorch and XLA are within 1. GELU, SiLU and Mish therefore do not use NumPy's, but an
+`exp` of this library that is within 1.
 
 ## Overflow of squared gradients
 
-Adam, AdamW, NAdam, RAdam, LAMB, RMSprop, Adagrad and Adadelta keep means or sums of g² in the
-dtype of the parameters. g² overflows to infinity in float32 where |g| > 1.8e19, and in float64
-where |g| > 1.3e154. That mean then stays infinite, and its parameter no longer moves, except by
-weight decay. Other parameters are not affected. PyTorch does the same. With Adafactor, parameters
-become NaN.
+Adam, AdamW, NAdam, RAdam, LAMB, RMSprop, Adagrad and Adadelta keep means or sums of g²
+in the dtype of the parameters. g² overflows to infinity in float32 where |g| > 1.8e19,
+and in float64 where |g| > 1.3e154. That mean then stays infinite, and its parameter no
+longer moves, except by weight decay. Other parameters are not affected. PyTorch does
+the same. With Adafactor, parameters become NaN.
 
 `Trainer` refuses infinite gradients, but not finite ones whose square overflows. Put
-`ClipByGlobalNorm` or `ClipByValue` around the optimizer to limit gradients; norms are computed so
-that no square overflows. SGD, Lion, Muon and Adamax keep no squares.
+`ClipByGlobalNorm` or `ClipByValue` around the optimizer to limit gradients; norms are
+computed so that no square overflows. SGD, Lion, Muon and Adamax keep no squares.
 """
 
 

@@ -35,12 +35,13 @@ MADE_WITH = "Measured with "
 
 HEAD = """# Proofs
 
-This page compares every layer, block, loss and optimizer of the library with independent
-computations of the same values and gradients. Backward passes and update rules are derived by
-hand, so each needs evidence that it is right.
+This page compares every layer, block, loss and optimizer of the library with
+independent computations of the same values and gradients. Backward passes and update
+rules are derived by hand, so each needs evidence that it is right.
 
-All errors are in float64, relative to the largest number of the array that they are in. An error
-near 1e-16 is one rounding; an error near 1e-12 is the accuracy of a finite difference.
+All errors are in float64, relative to the largest number of the array that they are in.
+An error near 1e-16 is one rounding; an error near 1e-12 is the accuracy of a finite
+difference.
 
 ## How to repeat it
 
@@ -49,21 +50,24 @@ nox -s proofs                # compute all tables again and compare them with th
 nox -s proofs -- --write     # also update this page
 ```
 
-The session fails if rows or verdicts differ, or if an error is more than ten times as large or as
-small as here. Errors below 1e-12 count as equal. The page is generated entirely.
+The session fails if rows or verdicts differ, or if an error is more than ten times as
+large or as small as here. Errors below 1e-12 count as equal. The page is generated
+entirely.
 
 {made_with}{versions}.
 
 ## Layers, blocks and losses
 
-The table of `agnostic-nn check`. You get the same for a layer of your own from `nn.check`.
+The table of `agnostic-nn check`. You get the same for a layer of your own from
+`nn.check`.
 
-- `central difference`: each gradient against finite differences of the forward pass, which are
-  accurate to about 1e-7 where a derivative has a kink nearby.
+- `central difference`: each gradient against finite differences of the forward pass,
+  which are accurate to about 1e-7 where a derivative has a kink nearby.
 - `adjoint`: Σ dy · Jv against Σ Jᵀdy · v for a random direction v, with J the Jacobian.
 - `layout`: transposed and sliced arrays give the same results.
-- `batch of 0`, `batch of 1`: no examples give gradients of 0, and one example alone gives the same
-  prediction as in a batch. "refused" means that the layer raises an error, as it documents.
+- `batch of 0`, `batch of 1`: no examples give gradients of 0, and one example alone
+  gives the same prediction as in a batch. "refused" means that the layer raises an
+  error, as it documents.
 - `filled batch`: filler rows, which a `RowMask` excludes, have no effect.
 - `shortcuts`: `predict` agrees with `forward`, and `backward_params` with `backward`.
 - A backend's name: everything that it computes, against NumPy.
@@ -73,17 +77,17 @@ The table of `agnostic-nn check`. You get the same for a layer of your own from 
 
 ## Layers and losses in PyTorch
 
-Forward pass, gradients and state of the same layer in PyTorch, with the same weights, in training
-and in prediction. The error is the worst of all test cases. Instead of an error, the table gives
-the reason if PyTorch has nothing to compare with.
+Forward pass, gradients and state of the same layer in PyTorch, with the same weights,
+in training and in prediction. The error is the worst of all test cases. Instead of an
+error, the table gives the reason if PyTorch has nothing to compare with.
 
 {torch}
 
 ## Optimizers
 
-Parameters after 24 updates of a matrix, a vector, the weight of a convolution and a scalar, with
-options set. The columns compare them with the algorithm as a plain loop over numbers, with PyTorch
-and Optax step by step, and on each backend with NumPy.
+Parameters after 24 updates of a matrix, a vector, the weight of a convolution and a
+scalar, with options set. The columns compare them with the algorithm as a plain loop
+over numbers, with PyTorch and Optax step by step, and on each backend with NumPy.
 
 {optimizers}
 """

@@ -1,4 +1,4 @@
-"""The benchmarks: that what they compare is comparable. None of this is timed."""
+"""Contenders do the same work, and figures are reported correctly. Nothing is timed."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import pytest
 
 import agnostic_nn as nn
 
-sys.path.append(str(Path(__file__).parents[1]))  # behind what is installed
+sys.path.append(str(Path(__file__).parents[1]))  # after installed packages
 
 from benchmarks import running
 from benchmarks.__main__ import main
@@ -25,8 +25,8 @@ from benchmarks.running import (
     REFERENCE,
     Entry,
     Process,
+    difference,
     entries,
-    follows,
 )
 from benchmarks.targets import TARGETS, Ratio, compared, judged, ratio, twins
 from benchmarks.worker import LOSSES, Worker
@@ -36,7 +36,7 @@ HAND = ("by hand", "by hand, in place")
 
 
 def small(name):
-    """A workload that is quick to draw."""
+    """Return a workload whose data and weights are quick to draw."""
     if name == "wide":
         draw = partial(WORKLOADS["wide"].draw.func, 6)
         wide = WORKLOADS["wide"]
@@ -52,7 +52,7 @@ def losses(contender, workload):
 
 @pytest.mark.parametrize("workload", ["mlp", "tiny", "wide"])
 @pytest.mark.parametrize("contender", HAND)
-def test_the_step_by_hand_learns_what_ours_learns(contender, workload):
+def test_the_step_written_by_hand_has_the_losses_of_the_library(contender, workload):
     workload = small(workload)
     ours = losses(REFERENCE, workload)
     assert losses(contender, workload) == pytest.approx(ours, rel=1e-5)
@@ -67,7 +67,9 @@ def test_the_step_by_hand_learns_what_ours_learns(contender, workload):
         ("scikit-learn", "mlp"),
     ],
 )
-def test_who_takes_numpy_arrays_learns_the_same(contender, workload):
+def test_contenders_that_take_numpy_arrays_have_the_losses_of_the_library(
+    contender, workload
+):
     workload = small(workload)
     assert losses(contender, workload) == pytest.approx(
         losses(REFERENCE, workload), rel=1e-5
@@ -75,31 +77,31 @@ def test_who_takes_numpy_arrays_learns_the_same(contender, workload):
 
 
 @pytest.mark.parametrize("name", ["tiny", "mlp", "wide"])
-def test_who_does_other_work_is_found_out(name):
+def test_a_contender_with_other_losses_is_detected(name):
     workload = WORKLOADS[name]
     ours = losses(REFERENCE, small(name))
     result = {REFERENCE: {"losses": ours}}
-    assert follows(result, workload, ours) is None
-    assert follows(result, workload, None) is None
-    assert "loss 4 is" in follows(
+    assert difference(result, workload, ours) is None
+    assert difference(result, workload, None) is None
+    assert "loss 4 is" in difference(
         result, workload, [*ours[:3], ours[3] * 1.01, *ours[4:]]
     )
-    assert "nan" in follows(result, workload, [math.nan] * len(ours))
+    assert "nan" in difference(result, workload, [math.nan] * len(ours))
 
 
-def test_who_does_not_update_is_found_out_at_every_rate():
+def test_a_contender_that_does_not_update_is_detected_at_every_learning_rate():
     for name in ("tiny", "mlp", "wide"):
         workload = small(name)
         idle = losses(REFERENCE, replace(workload, rate=1e-9))
         result = {REFERENCE: {"losses": losses(REFERENCE, workload)}}
-        assert "it does other work" in follows(result, workload, idle), name
+        assert "it computes something else" in difference(result, workload, idle), name
 
 
 def multiplications(workload):
     return sum(math.prod(a.shape) * b.shape[-1] for a, b in products(workload))
 
 
-def test_the_floor_multiplies_what_the_step_multiplies():
+def test_the_lower_bound_has_as_many_multiplications_as_the_step():
     assert multiplications(mlp(batch=2, width=8)) == 2 * (
         2 * 784 * 8 + 3 * 8 * 4 + 3 * 4 * 10
     )
@@ -118,12 +120,12 @@ def test_the_floor_multiplies_what_the_step_multiplies():
     )
 
 
-def test_products_fit_the_step_of_a_dense_network():
+def test_the_products_have_the_shapes_of_the_step_of_a_dense_network():
     result = products(mlp(batch=2, width=8))
     shapes = [(a.shape, b.shape) for a, b in result[:5]]
     assert shapes[:2] == [((2, 784), (784, 8)), ((784, 2), (2, 8))]
     assert shapes[2:] == [((2, 8), (8, 4)), ((8, 2), (2, 4)), ((2, 4), (4, 8))]
-    # a step does not copy its weights to turn them
+    # a step does not copy its weights to transpose them
     assert not result[4][1].flags.c_contiguous
 
 
@@ -141,8 +143,8 @@ def test_a_workload_is_the_same_in_every_process(name):
     assert {value.dtype.name for value in workload.parameters().values()} == {"float32"}
 
 
-def test_the_twin_and_an_older_checkout_are_entries_of_their_own(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no agnostic_nn lies in"):
+def test_a_second_process_and_an_older_checkout_are_separate_entries(tmp_path):
+    with pytest.raises(FileNotFoundError, match="contains no agnostic_nn"):
         entries([], tmp_path)
     (tmp_path / "agnostic_nn").mkdir()
     (tmp_path / "agnostic_nn" / "__init__.py").touch()
@@ -154,14 +156,14 @@ def test_the_twin_and_an_older_checkout_are_entries_of_their_own(tmp_path):
     assert [entry.checkout == tmp_path for entry in result] == [False] * 5 + [True] * 2
 
 
-def test_every_target_names_contenders_and_workloads_that_there_are():
+def test_every_target_names_existing_contenders_and_workloads():
     for target in TARGETS:
         assert target.workload in WORKLOADS
         assert target.ours.startswith("agnostic_nn ")
         assert {target.ours, *target.against} <= set(names())
 
 
-def test_no_two_files_offer_one_name():
+def test_names_of_contenders_are_unique():
     assert len(set(names())) == len(names())
     with pytest.raises(Unavailable, match="no contender is called 'numpi'"):
         file_of("numpi")
@@ -171,10 +173,10 @@ def test_no_two_files_offer_one_name():
 
 
 def made_up(**contenders):
-    """A result with these seconds a step; what is not said is alike for all."""
-    rest = {"array_bytes": None, "step_bytes": 1e6, "resident_bytes": 3e6}
+    """Return a result with these seconds per step, equal in everything else."""
+    memory = {"array_bytes": None, "step_bytes": 1e6, "resident_bytes": 3e6}
     result = {
-        name: rest | {"seconds": {"step": seconds}, "first_step_seconds": 0.5}
+        name: memory | {"seconds": {"step": seconds}, "first_step_seconds": 0.5}
         for name, seconds in contenders.items()
     }
     ours = result.pop("ours")
@@ -182,7 +184,7 @@ def made_up(**contenders):
     return {
         "about": "made up",
         "contenders": result,
-        "left_out": {"thinc": "nobody\nasked it"},
+        "left_out": {"thinc": "Traceback\nnot installed"},
     }
 
 
@@ -193,24 +195,25 @@ def times(factor, rounds=STEADY):
     return [factor * seconds for seconds in rounds]
 
 
-def test_a_ratio_is_one_of_medians_and_knows_its_noise():
+def test_a_ratio_of_medians_has_the_noise_of_its_rounds():
     result = ratio(times(3.0), times(2.0))
     assert result.value == pytest.approx(1.5)
     assert result.noise < 1e-9  # both slow down in the same rounds
-    apart = ratio([3.0, 3.3, 2.7, 3.0, 3.1], times(2.0))
-    assert 0.02 < apart.noise < 0.12
+    uncertain = ratio([3.0, 3.3, 2.7, 3.0, 3.1], times(2.0))
+    assert 0.02 < uncertain.noise < 0.12
     assert ratio(times(3.0), times(2.0), floor=0.25).noise == 0.25
     assert ratio([2.0], [1.0]).noise == 0.0
 
 
 @pytest.mark.parametrize(
-    ("bound", "said"), [(1.2, "above"), (1.45, "tie"), (1.55, "tie"), (1.8, "below")]
+    ("bound", "expected"),
+    [(1.2, "above"), (1.45, "tie"), (1.55, "tie"), (1.8, "below")],
 )
-def test_what_lies_within_the_noise_is_a_tie(bound, said):
-    assert ratio(times(3.0), times(2.0), floor=0.1).against(bound) == said
+def test_a_bound_within_the_noise_is_a_tie(bound, expected):
+    assert ratio(times(3.0), times(2.0), floor=0.1).against(bound) == expected
 
 
-def test_twins_that_differ_are_noise():
+def test_a_difference_between_two_processes_of_one_contender_is_noise():
     result = made_up(ours=times(1.0))
     assert twins(result, "step") < 1e-9
     result["contenders"][REFERENCE + AGAIN] = {"seconds": {"step": times(1.1)}}
@@ -227,7 +230,7 @@ def verdicts(**contenders):
     }
 
 
-def test_a_target_is_held_against_the_best_of_its_opponents():
+def test_a_target_is_compared_with_the_best_of_its_opponents():
     result = verdicts(
         **{"ours": times(1.0), "pytorch": times(0.5), "scikit-learn": times(9.0)},
         **{"products": [0.6, 0.8, 0.65, 0.66, 0.72], "agnostic_nn jax": times(0.9)},
@@ -240,7 +243,7 @@ def test_a_target_is_held_against_the_best_of_its_opponents():
     assert result["agnostic_nn jax", "equinox", "flax-nnx"] == ("flax-nnx", "missed")
 
 
-def test_memory_is_that_of_arrays_if_both_have_only_numpy_s():
+def test_memory_of_arrays_is_compared_if_both_use_numpy_arrays_only():
     result = made_up(**{"ours": times(1.0), "by hand": times(1.0), "thinc": times(1.0)})
     results = result["contenders"]
     results[REFERENCE] |= {"array_bytes": 8e6, "resident_bytes": 31e6}
@@ -252,12 +255,12 @@ def test_memory_is_that_of_arrays_if_both_have_only_numpy_s():
     assert compared(result, "memory", REFERENCE, "pytorch") is None
 
 
-def test_a_report_says_all_that_was_measured(tmp_path):
+def test_a_report_contains_every_measurement(tmp_path):
     result = made_up(ours=times(1e-3), pytorch=times(1.25e-3), products=times(0.5e-3))
     results = {
         "command": "python -m benchmarks",
         "settings": {"rounds": 5, "seconds": 0.3, "clock": "wall"},
-        "environment": {"processor": "an abacus", "versions": {"numpy": "2.4"}},
+        "environment": {"processor": "a fast one", "versions": {"numpy": "2.4"}},
         "runs": [
             {
                 "threads": "1",
@@ -266,10 +269,10 @@ def test_a_report_says_all_that_was_measured(tmp_path):
             }
         ],
     }
-    written = {path.name: path for path in write(results, tmp_path)}
-    assert json.loads(written["benchmarks.json"].read_text()) == results
-    page = written["benchmarks.md"].read_text()
-    assert "| processor | an abacus |" in page
+    paths = {path.name: path for path in write(results, tmp_path)}
+    assert json.loads(paths["benchmarks.json"].read_text()) == results
+    page = paths["benchmarks.md"].read_text()
+    assert "| processor | a fast one |" in page
     assert (
         "| mlp | step | agnostic_nn numpy | pytorch | 1.2 | 0.80 ± 0.00 | reached |"
         in page
@@ -280,7 +283,7 @@ def test_a_report_says_all_that_was_measured(tmp_path):
     )
     assert "| pytorch | 1.25 | 1.25 to 1.25 | 1.25 | 2.5 | 0.5 | 3 |  | 1 |" in page
     assert "| agnostic_nn numpy | 1 | 1 to 1 | 1 | 2 | 0.5 | 3 |  | 1 |" in page
-    assert "| thinc | mlp | asked it |" in page
+    assert "| thinc | mlp | not installed |" in page
     assert "| batch | agnostic_nn numpy | pytorch | products |" in page
     assert "| 8 | 1 | 1.25 | 0.5 |" in page
     assert page.index("| products | 0.5") < page.index(
@@ -292,33 +295,26 @@ def test_a_report_says_all_that_was_measured(tmp_path):
     assert "0.80 ± 0.00   reached" in text(results)
 
 
-def test_the_command_times_and_writes(tmp_path, capfd):
-    who = [
-        "--workloads",
-        "tiny",
-        "--contenders",
-        "by hand",
-        "products",
-        "--threads",
-        "1",
-    ]
-    main([*who, "--rounds", "2", "--seconds", "0.01", "--out", str(tmp_path)])
+def test_the_command_measures_and_writes_the_report(tmp_path, capfd):
+    options = ["--workloads", "tiny", "--contenders", "by hand", "products"]
+    options += ["--threads", "1", "--rounds", "2", "--seconds", "0.01"]
+    main([*options, "--out", str(tmp_path)])
     assert "prediction of one row, one thread" in capfd.readouterr().out
     (run,) = json.loads((tmp_path / "benchmarks.json").read_text())["runs"]
     result = run["workloads"]["tiny"]["contenders"]
     assert set(result) == {REFERENCE, REFERENCE + AGAIN, "by hand", "products"}
-    for label, one in result.items():
-        measured = {"step"} if label == "products" else {"step", "epoch", "predict"}
-        assert set(one["seconds"]) == measured
-        assert all(
-            len(rounds) == 2 and min(rounds) > 0 for rounds in one["seconds"].values()
-        )
-        assert one["array_bytes"] > one["step_bytes"] > 0
-        assert {pool["num_threads"] for pool in one["threads"]} <= {1}
+    for label, contender in result.items():
+        measures = {"step"} if label == "products" else {"step", "epoch", "predict"}
+        assert set(contender["seconds"]) == measures
+        for rounds in contender["seconds"].values():
+            assert len(rounds) == 2
+            assert min(rounds) > 0
+        assert contender["array_bytes"] > contender["step_bytes"] > 0
+        assert {pool["num_threads"] for pool in contender["threads"]} <= {1}
 
 
-class Said:
-    """Stands for a process, and answers like three contenders."""
+class FakeProcess:
+    """Replaces `Process`: Thinc is missing, and PyTorch has a wrong last loss."""
 
     def __init__(self, entry, *_):
         self.contender = entry.contender
@@ -343,22 +339,22 @@ class Said:
     ("threads", "clock", "seconds"),
     [("1", "processor", 1.0), ("1", "wall", 2.0), ("all", "processor", 2.0)],
 )
-def test_who_learns_the_same_is_timed_by_the_clock_asked_for(
+def test_contenders_with_equal_losses_are_timed_by_the_chosen_clock(
     monkeypatch, threads, clock, seconds
 ):
-    monkeypatch.setattr(running, "Process", Said)
+    monkeypatch.setattr(running, "Process", FakeProcess)
     chosen = entries(["thinc", "pytorch", "equinox"])
     result = running.measure(
-        "tiny", chosen, threads=threads, clock=clock, rounds=3, told=str
+        "tiny", chosen, threads=threads, clock=clock, rounds=3, report=str
     )
-    timed = {label: one["seconds"] for label, one in result["contenders"].items()}
-    there = [REFERENCE, REFERENCE + AGAIN, "equinox"]
-    assert timed == {label: {"step": [seconds] * 3} for label in there}
-    wrong = f"it does other work: its loss {LOSSES} is 1.1, ours 1"
+    timed = {label: c["seconds"] for label, c in result["contenders"].items()}
+    expected = [REFERENCE, REFERENCE + AGAIN, "equinox"]
+    assert timed == {label: {"step": [seconds] * 3} for label in expected}
+    wrong = f"it computes something else: its loss {LOSSES} is 1.1, ours 1"
     assert result["left_out"] == {"thinc": "not here", "pytorch": wrong}
 
 
-def test_another_checkout_is_what_its_worker_imports(tmp_path):
+def test_the_worker_of_another_checkout_imports_the_library_from_there(tmp_path):
     (tmp_path / "agnostic_nn").mkdir()
     (tmp_path / "agnostic_nn" / "__init__.py").write_text(
         "raise ImportError('an older one')"
@@ -368,7 +364,7 @@ def test_another_checkout_is_what_its_worker_imports(tmp_path):
     process.close()
 
 
-def test_a_worker_that_died_answers_with_its_status():
+def test_the_answer_of_a_dead_worker_is_its_exit_status():
     process = Process(Entry(REFERENCE, REFERENCE), "tiny", {}, "1")
     process.process.kill()
     process.process.wait()
@@ -377,7 +373,7 @@ def test_a_worker_that_died_answers_with_its_status():
     process.close()
 
 
-def test_a_worker_outlives_what_it_cannot_do():
+def test_a_worker_continues_after_a_failed_command():
     worker = Worker("numpi", WORKLOADS["tiny"])
     assert worker.answer({"do": "build"}) == {
         "unavailable": "no contender is called 'numpi'"
@@ -386,13 +382,13 @@ def test_a_worker_outlives_what_it_cannot_do():
     worker = Worker("products", WORKLOADS["tiny"])
     assert worker.answer({"do": "build"})["losses"] is None
     unavailable = worker.answer({"do": "burst", "what": "predict", "seconds": 0.01})
-    assert unavailable == {"unavailable": "no prediction of its own"}
+    assert unavailable == {"unavailable": "no function that predicts"}
     result = worker.answer({"do": "burst", "what": "step", "seconds": 0.01})
     assert result["wall"] > 0
     assert result["processor"] > 0
 
 
-def test_only_a_contender_that_says_so_has_kernels(monkeypatch):
+def test_only_contenders_with_kernels_in_their_name_have_them(monkeypatch):
     started = []
     monkeypatch.setattr(
         running.subprocess, "Popen", lambda *_, env, **__: started.append(env)
@@ -403,5 +399,5 @@ def test_only_a_contender_that_says_so_has_kernels(monkeypatch):
         "agnostic_nn numpy, kernels",
         "agnostic_nn torch, Trainer",
     ):
-        Process(Entry(name, name), "tiny", {}, "1").said.close()
+        Process(Entry(name, name), "tiny", {}, "1").stderr.close()
     assert [env["AGNOSTIC_NN_KERNELS"] for env in started] == ["0", "1", "0"]

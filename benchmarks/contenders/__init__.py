@@ -6,8 +6,7 @@ Each file defines
     make(name, workload)     -> Contender, or raises Unavailable with the reason
     versions()               -> {"torch": "2.13.0"}
 
-and imports its library inside `make`, since
-each contender runs in a process of its own.
+and imports its library inside `make`, since each contender runs in its own process.
 """
 
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ FILES = (
 
 
 class Unavailable(Exception):
-    """Raised if a contender cannot run here or cannot do a workload; the message says why."""
+    """Raised if a contender cannot run here or cannot do a workload."""
 
 
 class Contender:
@@ -50,20 +49,20 @@ class Contender:
         """Wait until all work is done."""
 
     def loss(self) -> float:
-        """Return the loss of the last step, before its update. Not called during timing."""
+        """Return the loss of the last step, before its update. Not timed."""
         raise NotImplementedError
 
     def epoch(self) -> None:
-        """Train one epoch with the library's `fit`: 100 shuffled batches of 32. Only for `tiny`."""
-        raise Unavailable("no loop of its own over epochs")
+        """Train on 100 shuffled batches of 32 by `fit`. Only for `tiny`."""
+        raise Unavailable("no function that trains an epoch")
 
     def predict(self) -> None:
         """Predict one row and wait for the result. Only for `tiny`."""
-        raise Unavailable("no prediction of its own")
+        raise Unavailable("no function that predicts")
 
 
 def files() -> Iterator[ModuleType]:
-    """Return the contender files that exist."""
+    """Yield the contender files that exist."""
     for file in FILES:
         try:
             yield import_module(f"{__name__}.{file}")

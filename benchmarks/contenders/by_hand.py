@@ -13,7 +13,7 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 def make(name, workload):
     if workload.name not in ("mlp", "tiny", "wide"):
-        raise Unavailable("written for dense layers alone")
+        raise Unavailable("written for dense layers only")
     return (_InPlace if name == "by hand, in place" else _ByHand)(workload)
 
 
@@ -51,26 +51,25 @@ class _ByHand(Contender):
         self.forward(self.batches[0][0][:1])
 
     def learn(self, x, target):
-        kept = self.forward(x)
-        self.value, dz = self.loss_of(kept[-1], target)
+        outputs = self.forward(x)
+        self.value, dz = self.loss_of(outputs[-1], target)
         dweights, dbiases = [], []
         for i in reversed(range(len(self.weights))):
-            dweights.insert(0, kept[i].T @ dz)
+            dweights.insert(0, outputs[i].T @ dz)
             dbiases.insert(0, dz.sum(axis=0))
             if i:
-                dz = (dz @ self.weights[i].T) * (kept[i] > 0)
+                dz = (dz @ self.weights[i].T) * (outputs[i] > 0)
         self.t += 1
         self.update([*dweights, *dbiases])
 
     def forward(self, x):
         """Return x and the output of each layer."""
-        kept = [x]
-        for i, (weight, bias) in enumerate(
-            zip(self.weights, self.biases, strict=True), 1
-        ):
-            z = kept[-1] @ weight + bias
-            kept.append(np.maximum(z, 0.0) if i < len(self.weights) else z)
-        return kept
+        outputs = [x]
+        layers = zip(self.weights, self.biases, strict=True)
+        for i, (weight, bias) in enumerate(layers, 1):
+            z = outputs[-1] @ weight + bias
+            outputs.append(np.maximum(z, 0.0) if i < len(self.weights) else z)
+        return outputs
 
     def update(self, grads):
         rate, leaves = self.workload.rate, [*self.weights, *self.biases]
@@ -85,9 +84,9 @@ class _ByHand(Contender):
                 BETA2 * v + (1.0 - BETA2) * g * g
                 for v, g in zip(self.v, grads, strict=True)
             ]
-            unbias1, unbias2 = 1.0 - BETA1**self.t, 1.0 - BETA2**self.t
+            correction1, correction2 = 1.0 - BETA1**self.t, 1.0 - BETA2**self.t
             leaves = [
-                p - rate * (m / unbias1) / (np.sqrt(v / unbias2) + EPSILON)
+                p - rate * (m / correction1) / (np.sqrt(v / correction2) + EPSILON)
                 for p, m, v in zip(leaves, self.m, self.v, strict=True)
             ]
         half = len(leaves) // 2
@@ -98,14 +97,13 @@ class _InPlace(_ByHand):
     """The same, with activations and updates computed in place."""
 
     def forward(self, x):
-        kept = [x]
-        for i, (weight, bias) in enumerate(
-            zip(self.weights, self.biases, strict=True), 1
-        ):
-            z = kept[-1] @ weight
+        outputs = [x]
+        layers = zip(self.weights, self.biases, strict=True)
+        for i, (weight, bias) in enumerate(layers, 1):
+            z = outputs[-1] @ weight
             z += bias
-            kept.append(np.maximum(z, 0.0, out=z) if i < len(self.weights) else z)
-        return kept
+            outputs.append(np.maximum(z, 0.0, out=z) if i < len(self.weights) else z)
+        return outputs
 
     def update(self, grads):
         rate, leaves = self.workload.rate, [*self.weights, *self.biases]
@@ -134,16 +132,16 @@ class _InPlace(_ByHand):
 
 def cross_entropy(y, labels):
     shifted = y - y.max(axis=1, keepdims=True)
-    grown = np.exp(shifted)
-    total = grown.sum(axis=1, keepdims=True)
+    exponentials = np.exp(shifted)
+    total = exponentials.sum(axis=1, keepdims=True)
     rows = np.arange(len(labels))
     loss = np.mean(np.log(total[:, 0]) - shifted[rows, labels])
-    dy = grown / total
+    dy = exponentials / total
     dy[rows, labels] -= 1.0
     dy /= len(labels)
     return loss, dy
 
 
 def squared_error(y, target):
-    far = y - target
-    return np.mean(far * far), far * (2.0 / far.size)
+    error = y - target
+    return np.mean(error * error), error * (2.0 / error.size)

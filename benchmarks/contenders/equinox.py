@@ -2,8 +2,8 @@
 
 Layers take one example, and `vmap` maps them over the batch; weights are (out, in) and
 images channels first. Between steps the trained arrays are a flat list, which is
-donated to the next step, as its documentation
-advises under "Low-overhead training loops".
+donated to the next step, as its documentation advises under "Low-overhead training
+loops".
 """
 
 from importlib.metadata import version

@@ -91,7 +91,7 @@ class _Flax(Contender):
 
 
 def _matrices(params):
-    """Return which parameters decay; by name, because biases of attention have two axes."""
+    """Return which parameters decay; by name, since biases of attention have 2 axes."""
     import jax
 
     def decays(path, _):

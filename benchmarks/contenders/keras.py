@@ -26,9 +26,7 @@ def make(name, workload):
     except ImportError as error:
         raise Unavailable(f"Keras on JAX cannot be imported: {error}") from error
     if name.endswith(_AT_ONCE) and workload.name != "tiny":
-        raise Unavailable(
-            "it differs in `fit` alone, which is timed where steps are tiny"
-        )
+        raise Unavailable("differs in `fit` only, which is measured on `tiny`")
     models = {
         "mlp": _layers,
         "tiny": _layers,
@@ -74,14 +72,16 @@ class _Keras(Contender):
             return (params, others, moments), value
 
         self.train = jax.jit(train, donate_argnums=0)
-        # `fit` and `predict_on_batch` use the variables
-        # of the model, which a donation would delete
-        kept = (
+        # copies, because `fit` and `predict_on_batch` use the variables of the model,
+        # which a donation would delete
+        variables = (
             model.trainable_variables,
             model.non_trainable_variables,
             optimizer.variables,
         )
-        self.state = tuple([jax.numpy.copy(v.value) for v in some] for some in kept)
+        self.state = tuple(
+            [jax.numpy.copy(v.value) for v in some] for some in variables
+        )
         self.batches = jax.device_put(workload.batches())
         self.examples = workload.examples(EPOCH) if workload.name == "tiny" else None
         self.model, self.workload = model, workload

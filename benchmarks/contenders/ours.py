@@ -42,7 +42,9 @@ def make(name, workload):
     if not name.endswith(_TRAINER):
         return _Pure(backend, workload)
     if workload.name != "tiny":
-        raise Unavailable("what Trainer adds to a step shows where steps are tiny")
+        raise Unavailable(
+            "measured on `tiny` only, where the overhead of Trainer is largest"
+        )
     return _Trained(backend, workload)
 
 
@@ -53,7 +55,7 @@ def versions():
 
 
 class _Pure(Contender):
-    """`make_step` and all that Trainer does on the device, compiled, with a donated carry."""
+    """`make_step`, compiled, with a donated carry, as `Trainer` uses it."""
 
     def __init__(self, backend, workload):
         self.backend, self.workload = backend, workload

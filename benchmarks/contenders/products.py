@@ -2,8 +2,8 @@
 
 Shapes, order and transposes are those of the step: y = x W, dW = xᵀ dy, and dx = dy Wᵀ
 except for a first layer, each written into allocated memory. A convolution counts as
-the product of its windows, as rows, with its weight;
-extracting the windows is not counted.
+the product of its windows, as rows, with its weight; extracting the windows is not
+counted.
 """
 
 import numpy as np
@@ -27,14 +27,14 @@ class _Products(Contender):
     host_arrays = True
 
     def __init__(self, workload):
-        self.found = [(a, b, a @ b) for a, b in products(workload)]
+        self.products = [(a, b, a @ b) for a, b in products(workload)]
 
     def step(self, i):
-        for a, b, out in self.found:
+        for a, b, out in self.products:
             np.matmul(a, b, out=out)
 
     def loss(self):
-        raise Unavailable("products learn nothing")
+        raise Unavailable("products have no loss")
 
 
 def products(workload) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -80,16 +80,15 @@ def _cnn(named, batch, shape):
 
 
 def _lstm(named, batch, shape):
-    # h R and its dh need the previous step; everything
-    # else is one product for all steps
+    # h R and its dh need the previous step; the rest is one product for all steps
     time, recurrent = shape[0], named["0.0.forward.recurrent"]
-    forward, all_of_it, backward = _dense(batch, recurrent)
-    all_of_it = _dense(batch * time, recurrent)[1]
+    forward, _, backward = _dense(batch, recurrent)
+    all_steps = _dense(batch * time, recurrent)[1]
     return [
         *_dense(batch * time, named["0.0.forward.weight"], first=True),
         *[forward] * time,
         *[backward] * time,
-        all_of_it,
+        all_steps,
         *_dense(batch, named["1.weight"]),
     ]
 

@@ -1,4 +1,4 @@
-"""PyTorch: eager with its fused optimizers, and the same with the model through `torch.compile`.
+"""PyTorch: eager with fused optimizers, and with the model through `torch.compile`.
 
 Weights are (out, in) and images channels first; in eager mode their memory format is
 channels last, for which convolutions are faster. Labels are int64.
@@ -117,7 +117,7 @@ class _PyTorch(Contender):
 
 
 def _layers(workload):
-    """Return the model as its users write it, and our weights by its parameter names."""
+    """Return an idiomatic model, and our weights by its parameter names."""
     from torch import nn
 
     numbers = workload.parameters()

@@ -16,13 +16,13 @@ NAMES = ("scikit-learn",)
 
 def make(name, workload):
     if workload.name not in ("mlp", "tiny"):
-        raise Unavailable("it knows dense layers and classes alone")
+        raise Unavailable("supports dense layers and classification only")
     try:
         import sklearn.exceptions
         import sklearn.neural_network
     except ImportError as error:
         raise Unavailable(f"scikit-learn cannot be imported: {error}") from error
-    # of one epoch
+    # each `fit` is one epoch, which does not converge
     warnings.simplefilter("ignore", sklearn.exceptions.ConvergenceWarning)
     return _Classifier(sklearn.neural_network.MLPClassifier, workload)
 
@@ -53,10 +53,10 @@ class _Classifier(Contender):
             max_iter=1,
         )
         self.network.partial_fit(*self.batches[0], classes=range(weights[-1].shape[1]))
-        for own, arguments in zip(self.network.coefs_, weights, strict=True):
-            own[...] = arguments
-        for own, arguments in zip(self.network.intercepts_, biases, strict=True):
-            own[...] = arguments
+        for coefficients, weight in zip(self.network.coefs_, weights, strict=True):
+            coefficients[...] = weight
+        for intercepts, bias in zip(self.network.intercepts_, biases, strict=True):
+            intercepts[...] = bias
         del self.network._optimizer
 
     def step(self, i):

@@ -1,4 +1,4 @@
-"""Thinc with its compiled NumpyOps; its gradients are written by hand as well.
+"""Thinc with its compiled NumpyOps. Its gradients are written by hand, too.
 
 As in its examples, `backprop` receives the difference to one-hot labels. It does not
 compute the cross-entropy, so that is done here when needed. Weights are (out, in).
@@ -18,7 +18,7 @@ NAMES = ("thinc",)
 
 def make(name, workload):
     if workload.name not in ("mlp", "tiny"):
-        raise Unavailable("it was written for dense layers and classes alone")
+        raise Unavailable("written for dense layers and classification only")
     try:
         import thinc.api
     except ImportError as error:

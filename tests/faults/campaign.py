@@ -264,12 +264,13 @@ def alarms(place: tuple[str, str, int]) -> Alarms | None:
 
 HEAD = """# Fault campaign
 
-This page measures how many wrong results `agnostic-nn compare` and `agnostic-nn bisect` catch, and
-how many false alarms they raise. It tells you how far to trust a report that says that two backends
-agree.
+This page measures how many wrong results `agnostic-nn compare` and `agnostic-nn bisect`
+catch, and how many false alarms they raise. It tells you how far to trust a report that
+says that two backends agree.
 
-{counted} faults were planted in one of two backends, one at a time, in {models} small models, and
-both tools compared the backends. Both also ran {runs} times without any fault.
+{counted} faults were planted in one of two backends, one at a time, in {models} small
+models, and both tools compared the backends. Both also ran {runs} times without any
+fault.
 
 ## How to repeat it
 
@@ -278,8 +279,9 @@ nox -s campaign                # run it, and fail if an aim is missed
 nox -s campaign -- --write     # also update this page, which is generated entirely
 ```
 
-It takes about a quarter of an hour on one core. The faults are in `tests/faults/catalogue.py`, a
-sample of a grid of kinds, layers, sizes and models. The models are in `tests/faults/models.py`.
+It takes about a quarter of an hour on one core. The faults are in
+`tests/faults/catalogue.py`, a sample of a grid of kinds, layers, sizes and models. The
+models are in `tests/faults/models.py`.
 
 ## Results
 
@@ -290,25 +292,29 @@ sample of a grid of kinds, layers, sizes and models. The models are in `tests/fa
 What the columns mean:
 
 - **Catches**: the verdict is that the backends differ.
-- **Locates**: the first difference that the tool names is in the layer with the fault and of the
-  right kind (forward, backward, state, prediction, update and so on). `bisect` must also blame the
-  right backend. If the first difference is in the training as a whole, such as the loss of a step,
-  `compare` also names the first difference between results computed from the same numbers, and that
-  one counts. `compare` sees the outputs of layers, gradients, states, updates and predictions, but
-  not the gradient dx that one layer passes to another. For a fault in dx, any gradient is accepted.
-- **With `--steps`**: caught only by a second run of `bisect`. `bisect` checks the second step and a
-  prediction after it. If it finds no difference but `compare` names a step, it runs again with the
-  `--steps` that `compare` prints. Faults caught that way are included in the columns before.
+- **Locates**: the first difference that the tool names is in the layer with the fault
+  and of the right kind (forward, backward, state, prediction, update and so on).
+  `bisect` must also blame the right backend. If the first difference is in the training
+  as a whole, such as the loss of a step, `compare` also names the first difference
+  between results computed from the same numbers, and that one counts. `compare` sees
+  the outputs of layers, gradients, states, updates and predictions, but not the
+  gradient dx that one layer passes to another. For a fault in dx, any gradient is
+  accepted.
+- **With `--steps`**: caught only by a second run of `bisect`. `bisect` checks the
+  second step and a prediction after it. If it finds no difference but `compare` names a
+  step, it runs again with the `--steps` that `compare` prints. Faults caught that way
+  are included in the columns before.
 
-What to conclude: if both tools say that two backends agree, a fault in the code of one of them that
-is larger than rounding is unlikely. `bisect` finds the layer more reliably, because it gives each
-layer the same inputs on both backends; `compare` covers whole trainings. The last sections list
-what they missed and what this measurement cannot show.
+What to conclude: if both tools say that two backends agree, a fault in the code of one
+of them that is larger than rounding is unlikely. `bisect` finds the layer more
+reliably, because it gives each layer the same inputs on both backends; `compare` covers
+whole trainings. The last sections list what they missed and what this measurement
+cannot show.
 
 ## Faults by size
 
-The size of a fault is its effect on the worst result, in multiples of the float32 rounding error of
-that result.
+The size of a fault is its effect on the worst result, in multiples of the float32
+rounding error of that result.
 
 {sizes}
 
@@ -318,36 +324,39 @@ that result.
 
 ## Faults without an effect
 
-Of {planted} planted faults, {idle} are left out of all tables, because they have no effect beyond
-rounding. An example is a constant that is added in front of a norm, which removes it. This is
-decided in float64, without either tool (`tests/faults/truth.py`). A fault counts if it moves any
-output, loss, gradient, state, parameter, moment or prediction further from its correct value than
-{beyond:g} times the error of float32 without a fault, at any of four steps.
+Of {planted} planted faults, {idle} are left out of all tables, because they have no
+effect beyond rounding. An example is a constant that is added in front of a norm, which
+removes it. This is decided in float64, without either tool (`tests/faults/truth.py`). A
+fault counts if it moves any output, loss, gradient, state, parameter, moment or
+prediction further from its correct value than {beyond:g} times the error of float32
+without a fault, at any of four steps.
 
 ## Runs without a fault
 
-These runs use the same models with other seeds and other data. A run is "not judged" if nothing
-differs but something could not be judged, which the verdict then names. For `compare` that is every
-run of the transformer: the gradient of the bias of the attention keys is only rounding error, so
-the trained bias cannot be compared. It can also be a single run of another model, if rounding alone
-changed a result of the training by as much in a control run.
+These runs use the same models with other seeds and other data. A run is "not judged" if
+nothing differs but something could not be judged, which the verdict then names. For
+`compare` that is every run of the transformer: the gradient of the bias of the
+attention keys is only rounding error, so the trained bias cannot be compared. It can
+also be a single run of another model, if rounding alone changed a result of the
+training by as much in a control run.
 
 {clean}
 
 ## Missed
 
-Every counted fault that one of the tools does not catch or does not locate, and every false alarm.
+Every counted fault that one of the tools does not catch or does not locate, and every
+false alarm.
 
 {missed}
 
 ## Limits
 
-- The faults are planted in NumPy, in Python code. Faults of a compiler or a device may behave
-  differently.
-- The models are small, with {batch} examples per batch. Faults that appear only with large arrays,
-  several threads or many steps are not included.
-- A fault with an effect of less than {beyond:g} times rounding is not counted, and neither tool can
-  be expected to find it.
+- The faults are planted in NumPy, in Python code. Faults of a compiler or a device may
+  behave differently.
+- The models are small, with {batch} examples per batch. Faults that appear only with
+  large arrays, several threads or many steps are not included.
+- A fault with an effect of less than {beyond:g} times rounding is not counted, and
+  neither tool can be expected to find it.
 """
 
 

@@ -64,8 +64,9 @@ NEEDS = (  # names of the Standard that the library uses; a test keeps the list 
 
 HEAD = """# Conformance: {backend} {version}
 
-This page shows which functions, layers, losses and optimizers of this library work on {backend}.
-It tells you what you can train there, and an author of an adapter what is still missing.
+This page shows which functions, layers, losses and optimizers of this library work on
+{backend}. It tells you what you can train there, and an author of an adapter what is
+still missing.
 
 ## How to repeat it
 
@@ -73,51 +74,56 @@ It tells you what you can train there, and an author of an adapter what is still
 agnostic-nn conformance NAME --markdown conformance.md
 ```
 
-NAME is a backend such as `jax:cpu:0`, the module of an adapter, or a namespace of the Array API
-Standard such as `mlx.core`. Trials run in a separate process, each with a time limit, so a library
-that hangs or crashes does not stop the rest.
+NAME is a backend such as `jax:cpu:0`, the module of an adapter, or a namespace of the
+Array API Standard such as `mlx.core`. Trials run in a separate process, each with a
+time limit, so a library that hangs or crashes does not stop the rest.
 
 ## How to read the tables
 
-The columns `float32` and `float64` show the largest difference from NumPy's float64, relative to
-the largest number of the array, or to 1 if that is larger. The verdicts are:
+The columns `float32` and `float64` show the largest difference from NumPy's float64,
+relative to the largest number of the array, or to 1 if that is larger. The verdicts
+are:
 
-- `exact`: the same numbers as NumPy's in the same dtype. They can still differ from float64.
-- `within`: the difference is at most 16 ε, where ε is the distance from 1 to the next number. In
-  training it is at most 4 ε √n after n roundings.
+- `exact`: the same numbers as NumPy's in the same dtype. They can still differ from
+  float64.
+- `within`: the difference is at most 16 ε, where ε is the distance from 1 to the next
+  number. In training it is at most 4 ε √n after n roundings.
 - `wrong`: the difference is larger, or a shape or dtype differs.
-- `unsupported`: the library raised the error shown, did not return, or ended the process.
+- `unsupported`: the library raised the error shown, did not return, or ended the
+  process.
 - `skipped`: not run on its own, for the reason shown.
 
-Random words, checkpoints and copies to the device and back have to be exact. Random draws,
-training and checkpoints are compared with NumPy in the same dtype.
+Random words, checkpoints and copies to the device and back have to be exact. Random
+draws, training and checkpoints are compared with NumPy in the same dtype.
 
-Everything that is `exact` or `within` can be used. Layers that are `wrong` or `unsupported` cannot;
-the reason names what the library or its adapter lacks.
+Everything that is `exact` or `within` can be used. Layers that are `wrong` or
+`unsupported` cannot; the reason names what the library or its adapter lacks.
 
 ## What a backend needs
 
-- **Arrays** with `__array_namespace__`, or a library that array-api-compat wraps, or an adapter
-  that registers the class of its arrays with `agnostic_nn.core.arrays.register`.
+- **Arrays** with `__array_namespace__`, or a library that array-api-compat wraps, or an
+  adapter that registers the class of its arrays with
+  `agnostic_nn.core.arrays.register`.
 - **Dtypes** bool, int32, uint32 and float32, and float64 if the library has it.
-- **Operators** of the Array API Standard, among them `@`, and `&`, `^`, `<<` and `>>` of uint32.
-  Indexing with integers, slices, `None` and `...`.
-- **Keyword arguments** `dtype=` and `device=` of functions that create arrays, and `stable=True` of
-  sorts.
-- **Devices**: `device(x)` of array-api-compat returns the device of x, or the registered function
-  does.
+- **Operators** of the Array API Standard, among them `@`, and `&`, `^`, `<<` and `>>`
+  of uint32. Indexing with integers, slices, `None` and `...`.
+- **Keyword arguments** `dtype=` and `device=` of functions that create arrays, and
+  `stable=True` of sorts.
+- **Devices**: `device(x)` of array-api-compat returns the device of x, or the
+  registered function does.
 - **Copies to the host** by `np.asarray`, DLPack, or the `to_numpy` of an adapter.
 - **Functions** and names of the Array API Standard:
 
 {needs}
 
-Not needed: writing into an array, indexing with a mask or an integer array, and shapes that depend
-on values. The library uses none of them.
+Not needed: writing into an array, indexing with a mask or an integer array, and shapes
+that depend on values. The library uses none of them.
 
-A library with all of that runs without an adapter, under the name of its namespace (`agnostic-nn
-conformance mlx.core`). An adapter supplies what is missing. It is one module with the names that
-`agnostic_nn_backends` describes, and is found by its module name, or as an entry point of the group
-`agnostic_nn.backends`. `examples/mlx_backend` is an adapter of a hundred lines.
+A library with all of that runs without an adapter, under the name of its namespace
+(`agnostic-nn conformance mlx.core`). An adapter supplies what is missing. It is one
+module with the names that `agnostic_nn_backends` describes, and is found by its module
+name, or as an entry point of the group `agnostic_nn.backends`. `examples/mlx_backend`
+is an adapter of a hundred lines.
 
 ## Results
 
@@ -181,7 +187,7 @@ class Conformance:
 
     def to_markdown(self) -> str:
         """Return a page in Markdown, which begins with what a backend needs."""
-        needs = fill(", ".join(f"`{name}`" for name in NEEDS), 100)
+        needs = fill(", ".join(f"`{name}`" for name in NEEDS), 88)
         values = asdict(self) | {"summary": self.summary, "tried": len(self.findings)}
         parts = [HEAD.format(needs=needs, **values).rstrip()]
         for title, columns, rows in self._tables():
