@@ -38,7 +38,8 @@ LEVELS = (
     {"blocks", "core.backend"},
     {  # from here on NumPy and the standard library may be imported
         *("core.files", "display.pages"),
-        *("diagnostics.cost.counter", "diagnostics.gradcheck.inputs"),
+        *("diagnostics.conformance.sources", "diagnostics.cost.counter"),
+        "diagnostics.gradcheck.inputs",
         *("diagnostics.observe.arrays", "diagnostics.observe.layers"),
         *(
             "training.config",

@@ -2,7 +2,10 @@
 
 import ast
 import json
+import re
+import shutil
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -15,15 +18,19 @@ from agnostic_nn import ops
 from agnostic_nn.core import backend
 from agnostic_nn.diagnostics.cli.main import main
 from agnostic_nn.diagnostics.conformance import (
-    NEEDS,
     SECTIONS,
     TESTED_IN,
     conformance,
     guarded,
     library,
+    needs,
+    sources,
 )
+from agnostic_nn.diagnostics.conformance.results import needs_paragraph
+from agnostic_nn.diagnostics.conformance.sources import MissingSources, names_used
 
 ROOT = Path(__file__).parents[1]
+
 CHEAP = ("Array API names", "arrays", "random words", "operations")
 
 
@@ -162,7 +169,7 @@ FAULTS = [
     (
         lack_take_along_axis,
         "Array API names",
-        f"{len(NEEDS)} names",
+        "all names",
         "unsupported",
         "lacks take_along_axis",
         None,
@@ -457,36 +464,77 @@ def test_invalid_arguments_are_refused(capsys, arguments, message):
     assert message in err
 
 
-def used(path):
-    """Yield the names of the Standard that a file uses."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Attribute):
-            owner = node.value
-            is_call = (
-                isinstance(owner, ast.Call)
-                and getattr(owner.func, "id", "") == "namespace"
-            )
-            if is_call or getattr(owner, "id", "") == "xp":
-                yield node.attr
+# --- the names that the library uses
+# ----------------------------------------------------
 
 
-def test_the_listed_names_are_those_that_the_library_uses():
-    core = ("ops", "layers", "blocks", "losses", "optimizers")
-    files = [
-        path for folder in core for path in (ROOT / "agnostic_nn" / folder).glob("*.py")
-    ]
-    alone = (
-        "core/arrays",
-        "core/random",
-        "initializers",
-        "metrics",
-        "schedules",
-        "training/steps",
-    )
-    files += [ROOT / "agnostic_nn" / f"{name}.py" for name in alone]
-    names = {name for path in files for name in used(path)}
-    where = "NEEDS in agnostic_nn/diagnostics/conformance/results.py, and docs/conformance.md"
-    assert names - {"float64"} == set(NEEDS), where
+def test_the_page_lists_the_names_that_the_library_uses():
     page = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
-    for name in NEEDS:
-        assert f"`{name}`" in page, where
+    assert f"\n\n{needs_paragraph()}\n\n" in page, "nox -s proofs -- --write"
+
+
+def test_names_are_those_of_a_namespace():
+    source = """
+xp = namespace(x)
+y = xp.sin(x) + namespace(y).cos(y)
+z = self.xp.tan(x) + np.exp(x)
+w = xp.asarray(0.0, dtype=xp.float64)
+"""
+    assert set(names_used(source)) == {"sin", "cos", "asarray", "float64"}
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """Return a function that adds a file to a small package, which then is the library."""
+
+    def plant(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    for folder in sources.FOLDERS:
+        plant(f"{folder}/base.py", "xp.add")
+    for name in sources.FILES:
+        plant(name, "")
+    monkeypatch.setattr(sources, "files", lambda package: tmp_path)
+    needs.cache_clear()
+    yield plant
+    needs.cache_clear()
+
+
+def test_each_source_file_is_read_once(planted):
+    planted("layers/curves.py", "xp.atan(x)")
+    planted("training/steps.py", "namespace(x).where(x, xp.float64)")
+    planted("training/data.py", "xp.unique_values(x)")  # not run on a backend
+    planted("layers/readme.txt", "xp.matmul(x)")
+    assert needs() == ("add", "atan", "where")
+    planted("layers/curves.py", "xp.acos(x)")
+    assert needs() == ("add", "atan", "where")
+
+
+def test_sources_in_a_zip_file_are_read(planted, tmp_path, monkeypatch):
+    planted("losses/base.py", "xp.log(x)")
+    archive = shutil.make_archive(tmp_path / "library", "zip", tmp_path)
+    root = zipfile.Path(archive)
+    monkeypatch.setattr(sources, "files", lambda package: root)
+    assert needs() == ("add", "log")
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        ("losses", r"has no losses/\*.py: install agnostic_nn with its .py files"),
+        ("schedules.py", "has no schedules.py: install"),
+    ],
+)
+def test_missing_sources_are_reported(planted, tmp_path, gone, message):
+    path = tmp_path / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(MissingSources, match=message):
+        needs()
+    result = conformance("numpy", only="Array API names")
+    (finding,) = result.findings
+    assert finding.verdict == "skipped"
+    assert re.search(message, finding.reason)
+    assert re.search(rf"\(not listed: .*{message}", result.to_markdown())
+    assert result.to_json()["needs"] is None

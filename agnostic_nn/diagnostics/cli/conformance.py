@@ -75,10 +75,11 @@ def _conformance(options: argparse.Namespace) -> int:
         return refuse(
             "conformance", f"--only {options.only}: there are {', '.join(SECTIONS)}"
         )
-    texts = {
-        options.json: json.dumps(report.to_json(), indent=1) + "\n",
-        options.markdown: report.to_markdown(),
-    }
+    texts: dict[Path | None, str] = {}
+    if options.json is not None:
+        texts[options.json] = json.dumps(report.to_json(), indent=1) + "\n"
+    if options.markdown is not None:
+        texts[options.markdown] = report.to_markdown()
     return print_and_write(
         "conformance", str(report), texts, 0 if report.conforms else 1
     )

@@ -21,17 +21,18 @@ skipped
     Not run by itself, for the reason shown.
 
 `library.py` loads the library, `trials.py` lists the trials, `verdicts.py` compares the
-results with NumPy's, `results.py` formats the findings, and `runner.py` runs all
-trials, in another process if need be.
+results with NumPy's, `sources.py` reads from the sources of this library which names it
+uses, `results.py` formats the findings, and `runner.py` runs all trials, in another
+process if need be.
 """
 
 from .library import library
-from .results import NEEDS, Conformance, Finding
+from .results import Conformance, Finding
 from .runner import conformance, guarded
+from .sources import needs
 from .trials import SECTIONS, TESTED_IN
 
 __all__ = [
-    "NEEDS",
     "SECTIONS",
     "TESTED_IN",
     "Conformance",
@@ -39,4 +40,5 @@ __all__ = [
     "conformance",
     "guarded",
     "library",
+    "needs",
 ]

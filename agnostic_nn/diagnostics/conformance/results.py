@@ -9,58 +9,11 @@ from textwrap import fill
 from typing import Any
 
 from ...display.tables import folded, html_table, markdown_table, table
+from .sources import MissingSources, needs
 
-__all__ = ["NEEDS", "VERDICTS", "Conformance", "Finding"]
+__all__ = ["VERDICTS", "Conformance", "Finding", "needs_paragraph"]
 
 VERDICTS = ("exact", "within", "wrong", "unsupported", "skipped")
-NEEDS = (  # names of the Standard that the library uses; a test keeps the list complete
-    *("abs", "all", "any", "arange", "argmax", "argsort", "asarray", "astype", "bool"),
-    *(
-        "broadcast_to",
-        "clip",
-        "concat",
-        "cos",
-        "exp",
-        "expand_dims",
-        "expm1",
-        "finfo",
-        "flip",
-    ),
-    *(
-        "float32",
-        "floor",
-        "full",
-        "full_like",
-        "int32",
-        "int8",
-        "isdtype",
-        "isfinite",
-        "log",
-    ),
-    *(
-        "log1p",
-        "logaddexp",
-        "logical_and",
-        "logical_or",
-        "matrix_transpose",
-        "max",
-        "maximum",
-    ),
-    *("mean", "minimum", "ones", "ones_like", "permute_dims", "repeat", "reshape"),
-    *(
-        "searchsorted",
-        "sign",
-        "sin",
-        "sinh",
-        "sqrt",
-        "stack",
-        "sum",
-        "take",
-        "take_along_axis",
-    ),
-    *("tanh", "uint32", "uint8", "where", "zeros", "zeros_like"),
-)
-
 
 HEAD = """# Conformance: {backend} {version}
 
@@ -187,9 +140,8 @@ class Conformance:
 
     def to_markdown(self) -> str:
         """Return a page in Markdown, which begins with what a backend needs."""
-        needs = fill(", ".join(f"`{name}`" for name in NEEDS), 88)
         values = asdict(self) | {"summary": self.summary, "tried": len(self.findings)}
-        parts = [HEAD.format(needs=needs, **values).rstrip()]
+        parts = [HEAD.format(needs=needs_paragraph(), **values).rstrip()]
         for title, columns, rows in self._tables():
             parts += [
                 f"### {title[0].upper()}{title[1:]}",
@@ -198,8 +150,16 @@ class Conformance:
         return "\n\n".join(parts) + "\n"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the findings as data for JSON, with null for an error that is not finite."""
-        data = asdict(self) | {"totals": self.totals, "needs": list(NEEDS)}
+        """Return the findings as data for JSON.
+
+        An error that is not finite is null, and so is "needs" if the library was
+        installed without its source files.
+        """
+        try:
+            names: list[str] | None = list(needs())
+        except MissingSources:
+            names = None
+        data = asdict(self) | {"totals": self.totals, "needs": names}
         for finding in data["findings"]:
             for dtype in ("float32", "float64"):
                 if finding[dtype] is not None and not math.isfinite(finding[dtype]):
@@ -224,3 +184,12 @@ def _cell(error: float | None) -> str:
     if error is None:
         return ""
     return f"{error:.1e}" if error else "0"
+
+
+def needs_paragraph() -> str:
+    """Return the names of the standard that a backend needs, as lines of Markdown."""
+    try:
+        names = needs()
+    except MissingSources as error:
+        return f"(not listed: {error})"
+    return fill(", ".join(f"`{name}`" for name in names), 88)

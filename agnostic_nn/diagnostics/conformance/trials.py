@@ -17,7 +17,7 @@ from ...training import Trainer
 from ..compare.deviation import tolerance
 from ..examples import LAYERS, LOSSES, OPTIMIZERS, Example
 from ..gradcheck.inputs import batched, draw_for
-from .results import NEEDS
+from .sources import MissingSources, needs, source_files
 
 __all__ = ["SECTIONS", "TESTED_IN", "Trial", "Wrong", "same"]
 
@@ -54,13 +54,20 @@ def _exact(epsilon: float) -> float:
 
 
 def _names() -> Iterator[Trial]:
+    name = "all names"
+
     def compute(chosen, dtype):
-        missing = [name for name in NEEDS if not hasattr(chosen.xp, name)]
+        missing = [name for name in needs() if not hasattr(chosen.xp, name)]
         if missing:
             raise AttributeError(f"the namespace lacks {', '.join(missing)}")
         return {}
 
-    yield Trial(f"{len(NEEDS)} names", compute, _exact)
+    try:
+        source_files()
+    except MissingSources as error:
+        yield Trial(name, str(error))
+    else:
+        yield Trial(name, compute, _exact)
 
 
 def _arrays() -> Iterator[Trial]:
