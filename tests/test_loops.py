@@ -16,8 +16,8 @@ def loop(way):
         return scan
     standard = scan_impl.dispatch(object)
 
-    def scan_by_the_standard(step, carry, xs, *, reverse=False, then=lambda y: y):
-        return standard(leaves(xs)[0], step, carry, xs, reverse, then)
+    def scan_by_the_standard(step, carry, xs, *, reverse=False, transform=lambda y: y):
+        return standard(leaves(xs)[0], step, carry, xs, reverse, transform)
 
     return scan_by_the_standard
 
@@ -83,7 +83,7 @@ def test_what_a_loop_makes_is_handed_out_as_then_makes_it(
         def then(y):
             return (y["total"] * y["x"],)
 
-        return loop(way)(step, xs[0, :], xs, reverse=reverse, then=then)
+        return loop(way)(step, xs[0, :], xs, reverse=reverse, transform=transform)
 
     total, (result,) = backend.to_numpy(backend.jit(run)(backend.asarray(xs)))
     before = np.cumsum([xs[0], *(xs[::-1] if reverse else xs)], axis=0)

@@ -1,3 +1,3 @@
-"""The basis of the library: arrays, trees of arrays, argument checks, random numbers, backends."""
+"""The base of the library: arrays, trees, argument checks, random numbers, backends."""
 
 __all__ = ()

@@ -1,4 +1,4 @@
-"""Find the namespace and the device of an array, and define the type aliases of this library.
+"""The namespace and the device of an array, and the type aliases of this library.
 
 The look-up of an array's library happens here and nowhere else. No array is created
 here, and no array library is imported.
@@ -82,13 +82,13 @@ def namespace(x: Array, *others: Array) -> Any:
 # dtypes of different libraries must not be compared
 @lru_cache(maxsize=None, typed=True)
 def float_bits(dtype: Any, xp: Any) -> int:
-    """Return the number of bits of a real floating-point dtype of `xp`, and 0 of another dtype.
+    """Return the number of bits of a real floating-point dtype of `xp`, or 0.
 
     Use this where code depends on the precision, instead of `dtype == xp.float32`. In
     `jax.numpy` that name is a scalar type, not a dtype. To compare a dtype with it,
     NumPy runs Python code of JAX and discards any exception raised there, even one that
-    a signal handler raised. The result is cached,
-    so later calls run no Python code at all.
+    a signal handler raised. The result is cached, so later calls run no Python code at
+    all. It is 0 for every dtype that is not real floating-point.
     """
     return int(xp.finfo(dtype).bits) if xp.isdtype(dtype, "real floating") else 0
 
@@ -129,14 +129,14 @@ def register(kind: type, xp: Any, device: Callable[[Array], Any] | None = None) 
 
 
 def expect_axis(y: Array, what: str) -> None:
-    """Raise unless y is an array with at least one axis; `what` names the last one in the error."""
+    """Raise unless y has at least one axis; `what` names the last axis in the error."""
     namespace(y)
     expect(y.ndim > 0, "expected y of shape (..., {}), got () without axes", what)
 
 
 @dataclass(frozen=True)
 class RowMask:
-    """Mark which rows of a padded batch are examples; passed as `train` instead of True.
+    """The rows of a padded batch that are examples; passed as `train` instead of True.
 
     Shapes must not change from step to step, so a short last batch is padded. `counts`,
     of shape (batch,), is 1 for an example and 0 for padding. A RowMask is truthy, so

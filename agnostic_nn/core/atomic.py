@@ -19,7 +19,7 @@ __all__ = ["StateLost", "into", "settle"]
 
 
 class StateLost(RuntimeError):
-    """Raised when a call that reused the memory of donated arrays has failed without a result."""
+    """Raised when a call overwrote donated arrays and then failed without a result."""
 
 
 def into(function: Callable[..., Any], outcome: list[Any], *args: Any) -> None:
@@ -36,9 +36,9 @@ def into(function: Callable[..., Any], outcome: list[Any], *args: Any) -> None:
 
 
 def settle(outcome: list[Any]) -> bool:
-    """Complete a call that an exception interrupted, and return whether there is a result.
+    """Complete a call that an exception interrupted; return whether it has a result.
 
-    If there is none, nothing has been written.
+    If it has none, nothing has been written.
 
     Raises
     ------

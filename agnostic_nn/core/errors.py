@@ -1,4 +1,7 @@
-"""Checks of arguments: each raises an error that says what was expected and what was passed."""
+"""Checks of arguments: each error says what was expected and what was passed.
+
+In all of them `value` is the argument or hyper-parameter that errors call `name`.
+"""
 
 import math
 from collections.abc import Sequence
@@ -31,16 +34,14 @@ def expect(holds: bool, message: str, *values: Any) -> None:
     """
     if not holds:
         # torch.Size is a tuple whose repr is torch.Size([2, 3])
-        plain = [
-            tuple(value) if isinstance(value, tuple) else value for value in values
-        ]
+        plain = [tuple(v) if isinstance(v, tuple) else v for v in values]
         raise ValueError(message.format(*plain) if plain else message)
 
 
 def expect_number(
     name: str, value: Any, low: float = -math.inf, high: float = math.inf
 ) -> None:
-    """Raise unless `value`, the hyper-parameter called `name`, is a finite number in [low, high).
+    """Raise unless `value` is a finite number in [low, high).
 
     Only Python's int and float are accepted: a float64 scalar of NumPy would promote
     float32 arrays to float64.
@@ -56,21 +57,20 @@ def expect_number(
 
 
 def expect_positive(name: str, value: Any) -> None:
-    """Raise unless `value`, the hyper-parameter called `name`, is a finite number above 0."""
+    """Raise unless `value` is a finite number above 0."""
     if type(value) in (int, float):
-        expect(
-            0.0 < value < math.inf, "expected a finite {} above 0, got {}", name, value
-        )
+        is_valid = 0.0 < value < math.inf
+        expect(is_valid, "expected a finite {} above 0, got {}", name, value)
     expect_number(name, value)
 
 
 def expect_count(name: str, value: Any) -> None:
-    """Raise unless `value`, the hyper-parameter called `name`, is an integer of at least 1."""
+    """Raise unless `value` is an integer of at least 1."""
     expect_integer(name, value, 1)
 
 
 def expect_integer(name: str, value: Any, least: int | None = None) -> None:
-    """Raise unless `value`, the hyper-parameter called `name`, is an integer of at least `least`.
+    """Raise unless `value` is an integer of at least `least`, if that is not None.
 
     Only Python's int is accepted, and not bool.
     """
@@ -78,19 +78,14 @@ def expect_integer(name: str, value: Any, least: int | None = None) -> None:
         raise TypeError(
             f"expected {name} to be an integer, got {_with_remedy(value, 'int')}"
         )
-    expect(
-        least is None or value >= least,
-        "expected {} of at least {}, got {}",
-        name,
-        least,
-        value,
-    )
+    is_valid = least is None or value >= least
+    expect(is_valid, "expected {} of at least {}, got {}", name, least, value)
 
 
 def expect_integers(
     name: str, values: Any, least: int | None = None
 ) -> tuple[int, ...]:
-    """Return `values`, the hyper-parameter called `name`, as a tuple of integers.
+    """Return `values`, a tuple or a list of integers, as a tuple.
 
     Raises
     ------
@@ -107,13 +102,13 @@ def expect_integers(
 
 
 def expect_list(name: str, value: Any) -> None:
-    """Raise TypeError unless `value`, the argument called `name`, is a list or a tuple."""
+    """Raise TypeError unless `value` is a list or a tuple."""
     if not isinstance(value, list | tuple):
         raise TypeError(f"expected {name} as a list, got {described(value)}")
 
 
 def expect_flag(name: str, value: Any) -> None:
-    """Raise TypeError unless `value`, the hyper-parameter called `name`, is True or False."""
+    """Raise TypeError unless `value` is True or False."""
     if type(value) is not bool:
         raise TypeError(
             f"expected {name} to be True or False, got {_with_remedy(value, 'bool')}"
@@ -121,7 +116,7 @@ def expect_flag(name: str, value: Any) -> None:
 
 
 def expect_choice(name: str, value: Any, choices: Sequence[str | None]) -> None:
-    """Raise ValueError unless `value`, the hyper-parameter called `name`, is one of `choices`."""
+    """Raise ValueError unless `value` is one of `choices`."""
     is_valid = (value is None or isinstance(value, str)) and value in choices
     if not is_valid:  # format only then: a loss checks its options at every call
         *others, last = map(repr, choices)
@@ -130,7 +125,7 @@ def expect_choice(name: str, value: Any, choices: Sequence[str | None]) -> None:
 
 
 def expect_text(name: str, value: Any) -> None:
-    """Raise TypeError unless `value`, the hyper-parameter called `name`, is a string."""
+    """Raise TypeError unless `value` is a string."""
     if not isinstance(value, str):
         raise TypeError(f"expected {name} to be a string, got {value!r}")
 
@@ -138,10 +133,10 @@ def expect_text(name: str, value: Any) -> None:
 def expect_function(
     name: str, value: Any, arguments: str, also: str | None = None
 ) -> None:
-    """Raise TypeError unless `value` can be called with `arguments`, such as "y, target".
+    """Raise TypeError unless `value` accepts `arguments`, such as "y, target".
 
-    also: the name of an argument that the function may declare, which it then gets by
-    keyword.
+    also: the name of an argument that the function may declare, and then gets
+    by keyword.
 
     A class is refused because calling it would create an instance. A layer is refused
     too. The arguments are not checked if the function has no signature, as is the case
@@ -161,20 +156,19 @@ def expect_function(
         if isinstance(value, partial):
             raise TypeError(f"{expected}, but {error}") from None
         return
-    keywords = (
-        {also: None} if also is not None and also in parameters.parameters else {}
-    )
+    keywords: dict[str, None] = {}
+    if also is not None and also in parameters.parameters:
+        keywords[also] = None
     try:
         parameters.bind(*arguments.split(", "), **keywords)
     except TypeError:
         label = getattr(value, "__qualname__", None) or repr(value)
-        raise TypeError(
-            f"{expected}, but {label}{parameters} cannot take these"
-        ) from None
+        message = f"{expected}, but {label}{parameters} cannot take these"
+        raise TypeError(message) from None
 
 
 def described(value: Any) -> str:
-    """Return the text of a value for an error message: its repr if short, else its type."""
+    """Return `value` as text for an error: its repr if short, else its type."""
     text = repr(value)
     if len(text) <= 60 and "\n" not in text:
         return text
@@ -185,9 +179,6 @@ def described(value: Any) -> str:
 
 
 def _with_remedy(value: Any, kind: str) -> str:
-    """Return the repr of a refused value, and the remedy if it comes from an array library."""
-    return (
-        f"{value!r}: pass Python's own, {kind}(...)"
-        if hasattr(value, "dtype")
-        else repr(value)
-    )
+    """Return the repr of a refused value, and the remedy for a scalar of a library."""
+    remedy = f": pass Python's own, {kind}(...)" if hasattr(value, "dtype") else ""
+    return f"{value!r}{remedy}"

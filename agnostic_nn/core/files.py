@@ -1,4 +1,4 @@
-"""Atomic file writes: a complete new file is written next to the old one and renamed over it.
+"""Atomic file writes: a new file is completed next to the old one and renamed over it.
 
 A reader sees either the old file or the new one, never a part of one, even if the
 writer is killed at any moment.
@@ -27,7 +27,7 @@ _HEX_DIGITS = 8
 
 
 def expect_path(name: str, value: Any) -> str:
-    """Return `value`, the argument called `name`, as a string.
+    """Return `value`, the argument that errors call `name`, as a string.
 
     Raises
     ------
@@ -59,19 +59,16 @@ def expect_place(path: str) -> None:
     folder = Path(path).parent
     if Path(path).is_dir():
         raise IsADirectoryError(f"expected a path of a file, but {path} is a folder")
+    failure = f"{path} cannot be written, as"
     if not folder.exists():
-        raise FileNotFoundError(
-            f"{path} cannot be written, as there is no folder {folder}"
-        )
+        raise FileNotFoundError(f"{failure} there is no folder {folder}")
     if not folder.is_dir():
-        raise NotADirectoryError(
-            f"{path} cannot be written, as {folder} is not a folder"
-        )
+        raise NotADirectoryError(f"{failure} {folder} is not a folder")
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a new file, for writing and reading, that replaces `path` when the block ends.
+    """Open a new file for writing and reading; it replaces `path` when the block ends.
 
     At the end the file is flushed to the disk, then renamed, then its folder is
     flushed. If the block raises, the old file stays unchanged and the new one is
@@ -80,16 +77,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     still running are locked, and are not removed.
 
     The new file gets the mode of the old one, and its owner and group if the system
-    allows it. If `path` is a symbolic link, the file
-    that it points to is replaced, in its own folder.
+    allows it. If `path` is a symbolic link, the file that it points to is replaced, in
+    its own folder.
 
     Raises
     ------
     OSError
-        If the file cannot be written, or `path` is
-        a folder, a device, a pipe or a socket.
+        If the file cannot be written, or `path` is a folder, device, pipe or socket.
     """
-    named = os.fspath(path)
+    caller_path = os.fspath(path)
     target = _target(path)
     old = _status(target)
     stem = _stem(target.name)
@@ -98,7 +94,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         mode = 0o666 if old is None else stat.S_IMODE(old.st_mode)
         number, new = _create(target.parent, stem, mode)
     except OSError as error:
-        raise _renamed(error, named) from None
+        raise _with_path(error, caller_path) from None
     try:
         with os.fdopen(number, "w+b") as file:
             try:
@@ -112,7 +108,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                     os.replace(new, target)
             except OSError as error:
                 if error.filename in (None, os.fspath(new)):
-                    raise _renamed(error, named) from None
+                    raise _with_path(error, caller_path) from None
                 raise
         if _locks is None:  # Windows cannot rename an open file
             os.replace(new, target)
@@ -177,9 +173,8 @@ def _status(target: Path) -> os.stat_result | None:
     except FileNotFoundError:
         return None
     if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(
-            errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(target)
-        )
+        reason = os.strerror(errno.EISDIR)
+        raise IsADirectoryError(errno.EISDIR, reason, os.fspath(target))
     if not stat.S_ISREG(status.st_mode):
         reason = f"expected a file to replace, but there is {kind_of(status.st_mode)}"
         raise OSError(errno.EINVAL, reason, os.fspath(target))
@@ -209,8 +204,7 @@ def _create(folder: Path, stem: str, mode: int) -> tuple[int, Path]:
             continue
         try:
             _lock(number)
-            # another process may have removed the file
-            # as a leftover before it was locked
+            # another process may have removed it as a leftover before it was locked
             if os.fstat(number).st_nlink:
                 return number, new
         except BaseException:
@@ -223,8 +217,8 @@ def _create(folder: Path, stem: str, mode: int) -> tuple[int, Path]:
 def _lock(number: int, wait: bool = True) -> bool:
     """Lock an open file, and return whether that succeeded.
 
-    It fails if another process holds the lock,
-    or the file system does not support locks.
+    It fails if another process holds the lock, or the file system does not support
+    locks.
     """
     if _locks is None:
         return True
@@ -272,8 +266,8 @@ def _take_over(number: int, new: Path, old: os.stat_result) -> None:
     os.fchmod(number, stat.S_IMODE(old.st_mode))
 
 
-def _renamed(error: OSError, path: str) -> OSError:
-    """Return the error with the path that the caller passed instead of the temporary one."""
+def _with_path(error: OSError, path: str) -> OSError:
+    """Return the error with the caller's path instead of the temporary one."""
     if error.filename2 is not None:
         return type(error)(error.errno, error.strerror, path)
     error.filename = path
@@ -281,7 +275,7 @@ def _renamed(error: OSError, path: str) -> OSError:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Flush the directory entry that `os.replace` changed, if the system can open a folder."""
+    """Flush the entry of a folder that `os.replace` changed, if it can be opened."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

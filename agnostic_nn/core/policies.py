@@ -1,14 +1,8 @@
-"""Precision and determinism of a backend, and a probe that measures the precision.
-
-`nn.backend(name, precision=..., deterministic=...)`, or AGNOSTIC_NN_PRECISION and
-AGNOSTIC_NN_DETERMINISTIC, choose both. "strict" multiplies float32 as float32; "fast"
-may use TensorFloat-32. With `deterministic=True`
-every run on one machine gives the same bits.
+"""The names of the precision settings, and a probe that measures the precision.
 
 A setting may have no effect, so `probe` computes a product y = A B whose elements show
-how many digits of the factors and of the sums are kept. A probe that finds less than
-float32 proves it; one that finds float32 proves it for these shapes.
-`docs/precision.md` has the settings and the proof.
+how many digits of the factors and of the sums are kept. `docs/precision.md` explains
+the settings, determinism, and what the probe proves.
 """
 
 from collections.abc import Callable
@@ -41,8 +35,8 @@ def probe(backend: Any) -> dict[str, dict[str, str]]:
 
     The keys of the result are the mode, "eager" or "compiled", and then the operation,
     such as "matmul" or "convolve_weight". The values are "float32", "TensorFloat-32",
-    "bfloat16", "float16" or a number of "bits", with
-    ", summed in ..." if sums have fewer digits.
+    "bfloat16", "float16" or a number of "bits", with ", summed in ..." if sums have
+    fewer digits.
     """
     operands = backend.asarray(_operands())
     with backend.applied():
@@ -59,10 +53,10 @@ def probe(backend: Any) -> dict[str, dict[str, str]]:
 
 
 def reduced_formats(probed: dict[str, dict[str, str]]) -> str:
-    """Describe what is less than float32 in a result of `probe`; return "" if nothing is.
+    """Describe what is less than float32 in a result of `probe`, or return "".
 
-    An example is "bfloat16 (compiled: matmul)".
-    "all" stands for all operations of a mode.
+    An example is "bfloat16 (compiled: matmul)". "all" stands for all operations of a
+    mode.
     """
     formats: dict[str, dict[str, list[str]]] = {}
     for mode, names in probed.items():
@@ -77,9 +71,8 @@ def reduced_formats(probed: dict[str, dict[str, str]]) -> str:
             parts.append(f"{mode}: {'all' if is_all else ', '.join(operations)}")
         return "; ".join(parts)
 
-    return " and ".join(
-        f"{name} ({described(modes)})" for name, modes in formats.items()
-    )
+    texts = [f"{name} ({described(modes)})" for name, modes in formats.items()]
+    return " and ".join(texts)
 
 
 def _matrices() -> _Factors:
@@ -116,7 +109,7 @@ def _operands() -> tuple[_Factors, ...]:
         return pixels
 
     def window(matrix: Array) -> Array:
-        """Put the matrix into the centre of a window of 3 × 3 matrices, of which the rest are 0."""
+        """Put the matrix into the centre of a 3 × 3 window that is 0 elsewhere."""
         weight = np.zeros((3, 3, *matrix.shape), np.float32)
         weight[1, 1] = matrix
         return weight
@@ -161,9 +154,8 @@ def _as_matrices(products: dict[str, Array]) -> dict[str, Array]:
         "convolve_input": lambda y: y[0, 1::2, 1::2],
         "convolve_weight": lambda y: y[1, 1],
     }
-    return {
-        name: extract[name](y).reshape(-1, _COLUMNS) for name, y in products.items()
-    }
+    matrices = {name: extract[name](y) for name, y in products.items()}
+    return {name: y.reshape(-1, _COLUMNS) for name, y in matrices.items()}
 
 
 def _format(y: Array) -> str:
@@ -176,16 +168,15 @@ def _format(y: Array) -> str:
     if np.all(is_exact | (exact != exact.astype(np.float32))):
         return "float32"
     # the last column of y is v(i) · 1, and its first row 1 · v(j)
-    digits = min(
-        _last_of_run(is_exact[: _DIGITS + 1, -1]),
-        _last_of_run(is_exact[0, : _DIGITS + 1]),
-    )
+    left_digits = _last_of_run(is_exact[: _DIGITS + 1, -1])
+    right_digits = _last_of_run(is_exact[0, : _DIGITS + 1])
+    digits = min(left_digits, right_digits)
     sums = is_exact[_FIRST_SUM_ROW : _FIRST_SUM_ROW + _DIGITS, -1]
     sum_digits = _last_of_run([True, *sums])
     has_range = bool(is_exact[_LARGE_ROW, -1])
     name = _FACTOR_FORMATS.get(digits, f"{digits} bits")
-    # each factor is exact, but not their products: float32 was split
     if digits == _DIGITS:
+        # each factor is exact, but not their products: float32 was split
         name = "float32 in parts"
     elif digits == 10 and not has_range:
         name = "float16"

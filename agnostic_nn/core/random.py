@@ -1,4 +1,4 @@
-"""Random numbers from a counter-based generator, which gives the same words on every backend.
+"""Random numbers from a counter-based generator, with equal words on every backend.
 
 The generator is Threefry-2x32 with 20 rounds (Salmon et al., "Parallel Random Numbers:
 As Easy as 1, 2, 3", SC 2011). All functions are pure functions of a key, and so work
@@ -31,7 +31,7 @@ _WORD = 0xFFFFFFFF
 
 
 def key(seed: int, *, xp: Any, device: Any = None) -> Key:
-    """Return the key for `seed`, an integer of up to 64 bits, as an array of the library `xp`.
+    """Return the key for `seed`, an integer in [0, 2**64), as an array of `xp`.
 
     Raises
     ------
@@ -55,13 +55,13 @@ def split(key: Key, count: int) -> Array:
 
 
 def fold(key: Key, number: int) -> Key:
-    """Return a key derived from `key` and a number in [0, 2³¹); each number gives another key."""
+    """Return a key derived from `key`, a different one for each number in [0, 2³¹)."""
     return namespace(key).astype(words(key, 2, stream=number + 1), key.dtype)
 
 
 @singledispatch
 def words(key: Key, count: int, stream: int = 0) -> Array:
-    """Return `count` random integers in [0, 2³²), the Threefry words of the counters 0, 1, 2, …
+    """Return `count` random integers in [0, 2³²): the words of the counters 0, 1, 2, …
 
     `stream` is the high word of the counter. The dtype is uint32, or a wider one if the
     library has no arithmetic for uint32.
@@ -77,23 +77,19 @@ def bernoulli(key: Key, probability: float, shape: Shape) -> Array:
 
     Only integers are compared, so the result is the same for every backend and dtype.
     """
-    expect(
-        0.0 <= probability <= 1.0,
-        "expected a probability in [0, 1], got {}",
-        probability,
-    )
+    is_valid = 0.0 <= probability <= 1.0
+    expect(is_valid, "expected a probability in [0, 1], got {}", probability)
     xp = namespace(key)
-    drawn = xp.reshape(words(key, math.prod(shape)), shape) >> 1
+    integers = xp.reshape(words(key, math.prod(shape)), shape) >> 1
     threshold = round(probability * 2.0**31)
-    # JAX accepts no Python integer above int32; at
-    # 2³¹, which needs one, every draw is below
-    return (
-        drawn < threshold if threshold < 2**31 else xp.ones_like(drawn, dtype=xp.bool)
-    )
+    # every integer is below 2³¹, a Python integer that JAX does not accept
+    if threshold == 2**31:
+        return xp.ones_like(integers, dtype=xp.bool)
+    return integers < threshold
 
 
 def uniform(key: Key, shape: Shape, dtype: Any) -> Array:
-    """Draw from the uniform distribution on [0, 1), with 24 random bits, or 53 in float64.
+    """Draw uniformly from [0, 1), with 24 random bits, or 53 in float64.
 
     Raises
     ------
@@ -105,9 +101,9 @@ def uniform(key: Key, shape: Shape, dtype: Any) -> Array:
     expect(bits in (32, 64), "expected float32 or float64, got {}", dtype)
     count = math.prod(shape)
     if bits == 64:
-        drawn = xp.reshape(words(key, 2 * count), (count, 2))
-        high = xp.astype(drawn[:, 0] >> 5, dtype)
-        low = xp.astype(drawn[:, 1] >> 6, dtype)
+        pairs = xp.reshape(words(key, 2 * count), (count, 2))
+        high = xp.astype(pairs[:, 0] >> 5, dtype)
+        low = xp.astype(pairs[:, 1] >> 6, dtype)
         return xp.reshape((high * 2.0**26 + low) * 2.0**-53, shape)
     return xp.reshape(xp.astype(words(key, count) >> 8, dtype) * 2.0**-24, shape)
 
@@ -125,15 +121,15 @@ def normal(key: Key, shape: Shape, dtype: Any) -> Array:
 
 
 def permutation(key: Key, count: int) -> Array:
-    """Return 0 … count - 1 in random order: the indices that sort `count` random words."""
+    """Return 0 … count - 1 in random order: the indices that sort random words."""
     return namespace(key).argsort(words(key, count), stable=True)
 
 
 def threefry(key0: Array, key1: Array, x0: Array, x1: Array) -> tuple[Array, Array]:
-    """Return the Threefry-2x32-20 words of the counter (x0, x1) under the key (key0, key1).
+    """Return the Threefry-2x32-20 words of the counter (x0, x1) for (key0, key1).
 
-    The integers may have any dtype. In a wider dtype
-    than uint32 the results are masked to 32 bits.
+    The integers may have any dtype. In a dtype wider than uint32 the results are masked
+    to 32 bits.
     """
     xp = namespace(x0)
     wide = x0.dtype != xp.uint32

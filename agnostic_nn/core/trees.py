@@ -1,4 +1,4 @@
-"""Trees: nested dicts and tuples whose leaves are arrays. JAX accepts them as pytrees."""
+"""Trees: nested dicts and tuples with arrays as leaves. JAX accepts them as pytrees."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -15,7 +15,7 @@ __all__ = [
 
 
 def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """Return a tree of the results of `function`, applied leaf by leaf to trees of equal nesting.
+    """Return the tree of function(leaf, ...), leaf by leaf of trees of equal nesting.
 
     Raises
     ------
@@ -25,24 +25,16 @@ def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     if isinstance(tree, dict):
         for other in rest:
             if not isinstance(other, dict) or other.keys() != tree.keys():
-                raise ValueError(
-                    f"trees differ: expected {_outline(tree)}, got {_outline(other)}"
-                )
+                raise _trees_differ(tree, other)
         return {
             k: tree_map(function, v, *[t[k] for t in rest]) for k, v in tree.items()
         }
     if isinstance(tree, tuple):
         for other in rest:
             if not isinstance(other, tuple) or len(other) != len(tree):
-                raise ValueError(
-                    f"trees differ: expected {_outline(tree)}, got {_outline(other)}"
-                )
-        return tuple(
-            [
-                tree_map(function, *branches)
-                for branches in zip(tree, *rest, strict=True)
-            ]
-        )
+                raise _trees_differ(tree, other)
+        branches = zip(tree, *rest, strict=True)
+        return tuple([tree_map(function, *branch) for branch in branches])
     return function(tree, *rest)
 
 
@@ -63,7 +55,7 @@ def tree_sum(a: Any, b: Any) -> Any:
     if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
         return tuple(tree_sum(left, right) for left, right in zip(a, b, strict=True))
     if any(isinstance(tree, dict | tuple) for tree in (a, b)):
-        raise ValueError(f"trees differ: expected {_outline(a)}, got {_outline(b)}")
+        raise _trees_differ(a, b)
     return a + b
 
 
@@ -93,7 +85,7 @@ def leaves(tree: Any) -> list[Any]:
 
 
 def tree_from_leaves(named: dict[str, Any], like: Any, prefix: str = "") -> Any:
-    """Return a tree nested like `like`, with the leaves of `named`, a dict from path to leaf.
+    """Return a tree nested like `like`, with the leaves of `named`, {path: leaf}.
 
     Raises
     ------
@@ -114,7 +106,7 @@ def tree_from_leaves(named: dict[str, Any], like: Any, prefix: str = "") -> Any:
 
 
 def expect_nested(name: str, tree: Any, like: Any) -> None:
-    """Raise ValueError unless `tree`, called `name` in the error, is nested like `like`."""
+    """Raise ValueError unless `tree` (`name` in the error) is nested like `like`."""
     branches: Iterable[tuple[Any, Any]] = ()
     if isinstance(like, dict):
         is_alike = isinstance(tree, dict) and tree.keys() == like.keys()
@@ -141,6 +133,12 @@ def _kind(tree: Any) -> str:
     return "an array" if hasattr(tree, "dtype") else repr(tree)
 
 
+def _trees_differ(tree: Any, other: Any) -> ValueError:
+    """Return the error for two trees whose roots differ in keys or length."""
+    message = f"trees differ: expected {_outline(tree)}, got {_outline(other)}"
+    return ValueError(message)
+
+
 def _outline(tree: Any) -> str:
     """Describe what two trees of equal nesting have in common at their roots."""
     if isinstance(tree, dict):
@@ -149,7 +147,7 @@ def _outline(tree: Any) -> str:
 
 
 def shape_map(function: Callable[..., Any], shapes: Any) -> Any:
-    """Apply `function` to each shape in a tree of shapes. A shape is a tuple of integers."""
+    """Apply `function` to each shape, a tuple of integers, in a tree of shapes."""
     if isinstance(shapes, dict):
         return {k: shape_map(function, v) for k, v in shapes.items()}
     if all(isinstance(entry, int) for entry in shapes):

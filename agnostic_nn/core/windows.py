@@ -1,8 +1,8 @@
 """Sizes of sliding windows: effective window, padding and output length. Integers only.
 
 A window of k elements with dilation d covers r = d (k - 1) + 1 elements of an axis (its
-effective size). An axis of n elements, with `low`
-zeros before it and `high` after it, has
+effective size). An axis of n elements, with `low` zeros before it and `high` after it,
+has
 
     out = ⌊(n + low + high - r) / s⌋ + 1
 
@@ -36,7 +36,7 @@ Pads = tuple[tuple[int, int], ...]  # the numbers of zeros (before, after) for e
 
 
 def per_axis(name: str, value: PerAxis, rank: int, least: int = 1) -> Shape:
-    """Return `value`, one integer for all axes or one for each axis, as a tuple of `rank` integers.
+    """Return `value`, one integer for all axes or one for each, as a tuple of `rank`.
 
     name: the name of the hyper-parameter, for errors.
 
@@ -54,17 +54,17 @@ def per_axis(name: str, value: PerAxis, rank: int, least: int = 1) -> Shape:
         )
     expect(len(numbers) > 0, "expected {} for one axis or more, got {}", name, value)
     expect(len(numbers) == rank, "expected {} for {} axes, got {}", name, rank, value)
-    expect(
-        min(numbers) >= least, "expected {} of at least {}, got {}", name, least, value
-    )
+    is_valid = min(numbers) >= least
+    expect(is_valid, "expected {} of at least {}, got {}", name, least, value)
     return numbers
 
 
 def padding_per_axis(padding: Padding, rank: int) -> str | Pads:
-    """Return `padding` as a pair (before, after) for each axis, and "same" and "valid" unchanged.
+    """Return `padding` as a pair (before, after) for each axis.
 
-    A single integer applies to both sides of all axes. In a tuple, each entry applies
-    to its axis and is an integer for both sides or a pair (before, after).
+    "same" and "valid" are returned unchanged. A single integer applies to both sides of
+    all axes. In a tuple, each entry applies to its axis and is an integer for both
+    sides or a pair (before, after).
 
     Raises
     ------
@@ -76,15 +76,11 @@ def padding_per_axis(padding: Padding, rank: int) -> str | Pads:
     """
     if isinstance(padding, str):
         is_valid = padding in ("same", "valid")
-        expect(
-            is_valid,
-            "expected padding 'same', 'valid' or numbers, got {}",
-            repr(padding),
-        )
+        message = "expected padding 'same', 'valid' or numbers, got {}"
+        expect(is_valid, message, repr(padding))
         return padding
-    entries = (
-        tuple(padding) if isinstance(padding, (tuple, list)) else (padding,) * rank
-    )
+    is_tuple = isinstance(padding, (tuple, list))
+    entries = tuple(padding) if is_tuple else (padding,) * rank
     expect(len(entries) == rank, "expected padding for {} axes, got {}", rank, padding)
     for entry in entries:
         is_valid = not isinstance(entry, (tuple, list)) or len(entry) == 2
@@ -101,15 +97,14 @@ def effective_window(window: Shape, dilation: Shape) -> Shape:
 def resolve_padding(
     padding: str | Pads, lengths: Shape, window: Shape, stride: Shape, dilation: Shape
 ) -> Pads:
-    """Return the pair (before, after) for each axis; compute it for "same" and "valid"."""
+    """Return the pair (before, after) for each axis, also for "same" and "valid"."""
     if not isinstance(padding, str):
         return padding
     if padding == "valid":
         return ((0, 0),) * len(lengths)
     pads = []
-    for n, r, s in zip(
-        lengths, effective_window(window, dilation), stride, strict=True
-    ):
+    sizes = effective_window(window, dilation)
+    for n, r, s in zip(lengths, sizes, stride, strict=True):
         total = max((-(-n // s) - 1) * s + r - n, 0)
         pads.append((total // 2, total - total // 2))
     return tuple(pads)
@@ -130,11 +125,6 @@ def out_lengths(
         (n + low + high - r) // s + 1
         for n, r, s, (low, high) in zip(lengths, sizes, stride, pads, strict=True)
     )
-    expect(
-        min(out) >= 1,
-        "windows over {} do not fit {} padded by {}",
-        sizes,
-        lengths,
-        pads,
-    )
+    message = "windows over {} do not fit {} padded by {}"
+    expect(min(out) >= 1, message, sizes, lengths, pads)
     return out

@@ -325,7 +325,7 @@ class _Recurrent(Layer):
             return h, (h_before, self.slopes(h_before, values))
 
         zs = xp.reshape(z, (*xs.shape[:2], z.shape[1]))
-        return scan(step, start, (zs, mask), reverse=reverse, then=with_slopes)
+        return scan(step, start, (zs, mask), reverse=reverse, transform=with_slopes)
 
     def backward(self, params: Params, cache: Cache, dy: Any) -> tuple[Any, Params]:
         dxs, dstarts, grads = self._run_layers_backward(params, cache, dy, need_dx=True)
@@ -744,10 +744,10 @@ class LSTM(_Recurrent):
         reverse: bool,
         keep: bool,
     ) -> tuple[Carry, tuple[Array, Cache]]:
-        by_steps = partial(super()._run, params, xs, start, mask, reverse, keep)
+        fallback = partial(super()._run, params, xs, start, mask, reverse, keep)
         if not isinstance(mask, tuple):
-            return by_steps()
-        return lstm(xs, params, start, reverse, keep, by_steps)
+            return fallback()
+        return lstm(xs, params, start, reverse, keep, fallback)
 
     def _run_back(
         self,
@@ -761,10 +761,10 @@ class LSTM(_Recurrent):
         need_dx: bool,
     ) -> tuple[Any, Params, Carry]:
         arguments = (params, xs, cache, dys, dend, mask, reverse, need_dx)
-        by_steps = partial(super()._run_back, *arguments)
+        fallback = partial(super()._run_back, *arguments)
         if not isinstance(mask, tuple):
-            return by_steps()
-        return lstm_backward(xs, params, cache, dys, dend, reverse, need_dx, by_steps)
+            return fallback()
+        return lstm_backward(xs, params, cache, dys, dend, reverse, need_dx, fallback)
 
     def step(
         self, params: Params, z: Array, carry: Carry

@@ -1,8 +1,7 @@
-"""GELU, SiLU and Mish, their derivatives, and exp(x) - 1, accurate to the last few bits.
+"""GELU, SiLU and Mish, their derivatives, and exp(x) - 1, accurate to a few last bits.
 
 GELU and SiLU are x times a gate, a function of x that rises from 0 to 1. Let a = |x|,
-and let q(a) be the gate at -a, which falls from
-1/2 to 0. The gate at a is then 1 - q(a), and
+and let q(a) be the gate at -a, falling from 1/2 to 0. The gate at a is 1 - q(a), and
 
     f(x) = max(x, 0) - a q(a)        f'(-a) = q(a) + a q'(a)        f'(a) = 1 - f'(-a)
 
@@ -15,8 +14,8 @@ Three measures keep f and f' accurate in float32:
   number closest to a₀, with the constant term f'(-r).
 - exp(-z) is computed from two numbers whose sum is z. The rounding error of a single z
   near 80 would change exp(-z) by 40 units in the last place.
-- For z above 87 exp(-z) is subnormal in float32 and has fewer digits, although a
-  exp(-z) may have all. There exp(s - z) is computed, and the factor exp(-s) is
+- For z above 87 exp(-z) is subnormal in float32 and has fewer digits, although
+  a exp(-z) may have all. There exp(s - z) is computed, and the factor exp(-s) is
   multiplied last.
 """
 
@@ -59,8 +58,7 @@ def gelu(x: Array) -> Array:
         constant = _TAIL_UNDER[0]  # N is constant + rest
         rest = a * _polynomial(a, _TAIL_UNDER[1:])
         product = (1.0 / _SCALE) * (a * over)
-        # the largest term is added last, so that the
-        # rounding of the others hardly matters
+        # the largest term is added last, so the rounding of the others hardly matters
         total = product + (constant + (rest + growth * (product + (constant + rest))))
         part = a / total * bell * over  # in this order nothing underflows too early
     else:
@@ -71,10 +69,10 @@ def gelu(x: Array) -> Array:
 def gelu_slope(x: Array) -> Array:
     """Φ(x) + x φ(x), elementwise, with φ the standard normal density.
 
-    In float32 f'(-a) = Φ(-a) - a φ(a) = φ(a) (a₀ - a) G(a), where G falls from 1.67 to
-    1. G is 1 plus a quotient of polynomials, fitted to a relative error of 8.2e-9 for a
-       ≤ 14.7. For larger a,
-    f'(-a) is 0. a₀ = r + e, where r is _GELU_ROOT and e is _GELU_ROOT_ERROR.
+    In float32 f'(-a) = Φ(-a) - a φ(a) = φ(a) (a₀ - a) G(a), where G falls from 1.67
+    to 1. G is 1 plus a quotient of polynomials, fitted to a relative error of 8.2e-9
+    for a ≤ 14.7. For larger a, f'(-a) is 0. a₀ = r + e, where r is _GELU_ROOT and e is
+    _GELU_ROOT_ERROR.
     """
     xp = namespace(x)
     a = _bounded_abs(x, _TAIL_LIMIT_SINGLE, _TAIL_LIMIT)
@@ -110,20 +108,12 @@ _HALF = 0.5000284  # not 1/2, which includes the fourth power of z, within 5e-9
 # coefficients are scaled so that float32 numbers are close to them; polynomials that
 # are added to 1 or multiplied last are also multiplied by c
 _TAIL_COEFFICIENTS = (
-    0.967750013,
-    0.885859191,
-    0.382915229,
-    0.0882954597,
-    0.00943070091,
+    *(0.967750013, 0.885859191, 0.382915229, 0.0882954597, 0.00943070091),
 )
 _TAIL_OVER = tuple([_SCALE * number for number in _TAIL_COEFFICIENTS])
 _TAIL_UNDER = (0.772152781, 0.355152994, 0.0891014412, 0.00938921515, 9.03989246e-07)
 _SLOPE_COEFFICIENTS = (
-    0.37874788,
-    0.278384864,
-    0.0875906348,
-    0.0111627057,
-    8.51278941e-08,
+    *(0.37874788, 0.278384864, 0.0875906348, 0.0111627057, 8.51278941e-08),
 )
 _SLOPE_OVER = tuple([_SCALE * number for number in _SLOPE_COEFFICIENTS])
 _SLOPE_UNDER = (0.567749977, 0.79415983, 0.450317234, 0.124989741, 0.0148535706)
@@ -135,14 +125,14 @@ def _normal_tail(a: Array) -> Array:
 
 
 def _bell(a: Array) -> tuple[Array, Array]:
-    """Return exp(s - h²/2) and z in float32, with s = _BELL_SHIFT and φ(a) = exp(s - h²/2 - z) c.
+    """Return exp(s - h²/2) and z in float32, where φ(a) = exp(s - h²/2 - z) c.
 
-    h is a, rounded so that its square and the exponent are exact. z is below 0.03.
+    h is a, rounded so that its square and the exponent are exact. z is below 0.03. s is
+    _BELL_SHIFT.
     """
     h = _round_to(a, 256.0)
-    return bounded_exp(_BELL_SHIFT - 0.5 * h * h), 0.5 * (a - h) * (
-        a + h
-    ) + _BELL_SHIFT_ERROR
+    z = 0.5 * (a - h) * (a + h) + _BELL_SHIFT_ERROR
+    return bounded_exp(_BELL_SHIFT - 0.5 * h * h), z
 
 
 def gelu_curve(x: Array) -> Array:
@@ -168,28 +158,21 @@ def gelu_curve_slope(x: Array) -> Array:
     return _slope_of_both_signs(x, _near_root(a, below, *_CURVE_ROOT))
 
 
-# v = k₁ a + k₃ a³; for `_cubic`, k₁ and k₃ are split
-# into their first bits (HIGH) and the rest
+# v = k₁ a + k₃ a³; for `_cubic`, k₁ and k₃ are split into first bits (HIGH) and rest
 _K1 = 2.0 * math.sqrt(2.0 / math.pi)
 _K3 = 0.044715 * _K1
 _K1_HIGH, _K1_LOW = 836643 / 2**19, -7.60596417726e-7
 _K3_HIGH, _K3_LOW = 146 / 2**11, 6.57537726002e-5
 _CURVE_ROOT = (
     *(0.7524614334106445, 0.75, -4.880576991e-9),
-    *(
-        0.430400082,
-        0.38751843,
-        -0.0157828288,
-        -0.113943897,
-        -0.0166194291,
-        0.0196763875,
-    ),
-    *(0.00526010208, -0.00239804894, -0.000919528509, 0.000217691505, 0.000105314109),
+    *(0.430400082, 0.38751843, -0.0157828288, -0.113943897),
+    *(-0.0166194291, 0.0196763875, 0.00526010208, -0.00239804894),
+    *(-0.000919528509, 0.000217691505, 0.000105314109),
 )
 
 
 def _curve_parts(a: Array) -> tuple[Array, ...]:
-    """Return h, h², a - h and a² + a h + h² for `_cubic`, where h is a rounded to sixteenths.
+    """Return h, h², a - h and a² + a h + h² for `_cubic`; h is a, rounded to 1/16.
 
     In other dtypes than float32, return only a and a².
     """
@@ -224,7 +207,7 @@ def _cubic(
 
 
 def _curve_decay(*parts: Array) -> tuple[Array, Array, float]:
-    """Return exp(-v), and two factors whose product is exp(-v); the last is multiplied last."""
+    """Return exp(-v) and two factors of exp(-v); the second must be multiplied last."""
     high, low = _cubic(1.0, *parts)
     xp = namespace(high)
     if float_bits(high.dtype, xp) != 32:
@@ -258,22 +241,9 @@ _DECAY_LIMIT = 1e3
 _DECAY_LIMIT_SINGLE = 118.0
 _SILU_ROOT = (
     *(1.2784645557403564, 1.0, -2.827039668e-09),
-    *(
-        0.217811701,
-        0.146648794,
-        0.0188748593,
-        -0.0152225911,
-        -0.00660701214,
-        0.000126251381,
-    ),
-    *(
-        0.00080005528,
-        0.000186533557,
-        -4.35492884e-05,
-        -3.04486525e-05,
-        -6.80931724e-07,
-        2.50297186e-06,
-    ),
+    *(0.217811701, 0.146648794, 0.0188748593, -0.0152225911),
+    *(-0.00660701214, 0.000126251381, 0.00080005528, 0.000186533557),
+    *(-4.35492884e-05, -3.04486525e-05, -6.80931724e-07, 2.50297186e-06),
 )
 
 
@@ -288,13 +258,10 @@ def mish(x: Array) -> Array:
     is_below = x < 0
     half = 0.5 * decay * decay
     over = _select(is_below, decay + half, 1.0 + 2.0 * decay)
-    under = over + _select(is_below, xp.ones_like(x), 4.0 * half)
-    return (
-        xp.maximum(x, -_DECAY_LIMIT)
-        * over
-        / under
-        * _select(is_below, factor, xp.ones_like(x))
-    )
+    ones = xp.ones_like(x)
+    under = over + _select(is_below, ones, 4.0 * half)
+    scale = _select(is_below, factor, ones)
+    return xp.maximum(x, -_DECAY_LIMIT) * over / under * scale
 
 
 def mish_slope(x: Array) -> Array:
@@ -303,8 +270,9 @@ def mish_slope(x: Array) -> Array:
     The derivative of the gate w is 4 u (u - 1) / (u² + 1)², and so with d = exp(-a)
 
         at a:   1 + d² ((4a - 2) + (4a - 4) d - 4d²) / (1 + 2d + 2d²)²
-        at -a:  K d / (1 + p)²        K = (1 - a) + (3/2 - a) d + d² + d³/4        p = d + d²/2
+        at -a:  K d / (1 + p)²
 
+    where K = (1 - a) + (3/2 - a) d + d² + d³/4 and p = d + d²/2.
     """
     a = _bounded_abs(x, _DECAY_LIMIT_SINGLE, _DECAY_LIMIT)
     decay, factor = _decay(a)
@@ -319,22 +287,9 @@ def mish_slope(x: Array) -> Array:
 
 _MISH_ROOT = (
     *(1.1924312114715576, 1.0, 8.125727934e-10),
-    *(
-        0.266947916,
-        0.204731242,
-        0.0419077394,
-        -0.0202713094,
-        -0.0158200594,
-        -0.00336403171,
-    ),
-    *(
-        0.00108748453,
-        0.00099942912,
-        0.000264391384,
-        -5.58362113e-05,
-        -6.62655806e-05,
-        -7.29989734e-06,
-    ),
+    *(0.266947916, 0.204731242, 0.0419077394, -0.0202713094),
+    *(-0.0158200594, -0.00336403171, 0.00108748453, 0.00099942912),
+    *(0.000264391384, -5.58362113e-05, -6.62655806e-05, -7.29989734e-06),
     *(5.97943713e-06,),
 )
 
@@ -359,7 +314,7 @@ def _select(condition: Array, x: Array, y: Array) -> Array:
 
 
 def _slope_of_both_signs(x: Array, below: Array) -> Array:
-    """Return f'(x), which is `below` = f'(-|x|) where x < 0, and 1 - f'(-|x|) elsewhere."""
+    """Return f'(x): `below` = f'(-|x|) where x < 0, and 1 - f'(-|x|) elsewhere."""
     weight = namespace(x).astype(x >= 0, x.dtype)
     return weight + (1.0 - 2.0 * weight) * below
 
@@ -367,25 +322,26 @@ def _slope_of_both_signs(x: Array, below: Array) -> Array:
 def _near_root(
     a: Array, below: Array, near: float, reach: float, constant: float, *powers: float
 ) -> Array:
-    """Return a polynomial in r - a, with r = near, for a < r + `reach` in float32; else `below`."""
+    """Return a polynomial in r - a where a < r + `reach` in float32, else `below`.
+
+    near: r, the float32 number closest to the zero.
+    """
     xp = namespace(a)
     if float_bits(a.dtype, xp) != 32:
         return below
     distance = near - a
-    return _select(
-        distance > -reach, constant + distance * _polynomial(distance, powers), below
-    )
+    polynomial = constant + distance * _polynomial(distance, powers)
+    return _select(distance > -reach, polynomial, below)
 
 
 def _round_to(x: Array, scale: float) -> Array:
     """Round x to multiples of 1 / scale, where `scale` is a power of two."""
-    # adding and subtracting 1.5 · 2²³ / scale also
-    # rounds, but XLA removes that as redundant
+    # adding and subtracting 1.5 · 2²³ / scale also rounds, but XLA removes it
     return namespace(x).floor(x * scale + 0.5) * (1.0 / scale)
 
 
 def _exp_minus(high: Array, low: Array) -> Array:
-    """Return exp(s - high - low) in float32, with s = _SHIFT, where s - high is exact."""
+    """Return exp(s - high - low) in float32, with s = _SHIFT and s - high exact."""
     rest = high - _SHIFT
     total = rest + low
     decay = bounded_exp(-total)
@@ -407,7 +363,7 @@ _DECAY_SCALE = 1.7309861972069317e-14
 
 
 def expm1_below(x: Array) -> Array:
-    """exp(x) - 1 for x ≤ 0, elementwise; in float32, x times a polynomial for x > -1."""
+    """exp(x) - 1 for x ≤ 0, elementwise; in float32 x times a polynomial if x > -1."""
     xp = namespace(x)
     if float_bits(x.dtype, xp) != 32:
         return xp.expm1(x)
@@ -417,13 +373,8 @@ def expm1_below(x: Array) -> Array:
 
 # (exp(x) - 1) / x from -1 to 0, fitted to within 3e-9
 _EXPM1 = (
-    1.0,
-    0.499999761,
-    0.166663026,
-    0.0416453382,
-    0.00827270558,
-    0.00129835712,
-    0.000128287676,
+    *(1.0, 0.499999761, 0.166663026, 0.0416453382),
+    *(0.00827270558, 0.00129835712, 0.000128287676),
 )
 
 

@@ -2,10 +2,11 @@
 
 For one head, with queries Q (t, d), keys K (s, d) and values V (s, d) as rows,
 
-    S = Q Kᵀ / √d        P = softmax(S), row by row, over the allowed keys        O = P V
+    S = Q Kᵀ / √d        P = softmax(S)        O = P V
 
-(Vaswani et al., arXiv:1706.03762, eq. 1). P is 0 at a masked key. If all keys of a row
-are masked, its P and its O are 0.
+where the softmax is taken row by row over the allowed keys (Vaswani et al.,
+arXiv:1706.03762, eq. 1). P is 0 at a masked key. If all keys of a row are masked, its P
+and its O are 0.
 
 Gradient
 --------
@@ -13,8 +14,8 @@ With dL = Σ dO · (dP V + P dV), a product of matrices as in `Dense`,
 
     dV = Pᵀ dO        g = dO Vᵀ, which is dL/dP
 
-Each row of P depends on its row of S by ∂Pⱼ/∂Sₖ = Pⱼ ([j = k] - Pₖ) (Bishop, PRML, eq.
-4.106; subtracting the maximum of the row first does not change P), hence
+Each row of P depends on its row of S by ∂Pⱼ/∂Sₖ = Pⱼ ([j = k] - Pₖ) (Bishop, PRML,
+eq. 4.106; subtracting the maximum of the row first does not change P), hence
 
     dS = P ∘ (g - Σ g ∘ P)        Σ along each row
 
@@ -30,9 +31,9 @@ and the sums in dK and dV run over all of them.
 
 P is the largest of these arrays if sequences are longer than heads are wide. This
 version saves it for the backward pass. A native version may save only the maximum m of
-each row of S and the sum n of exp(S - m), or the logarithm of n e^m, and recompute P =
-exp(S - m) / n block by block (Dao et al., arXiv:2205.14135). Then Σ g ∘ P = Σ dO ∘ O
-can be computed from O.
+each row of S and the sum n of exp(S - m), or the logarithm of n e^m, and recompute
+P = exp(S - m) / n block by block (Dao et al., arXiv:2205.14135). Then
+Σ g ∘ P = Σ dO ∘ O can be computed from O.
 """
 
 import math
@@ -53,20 +54,20 @@ def attend(
     *,
     causal: bool = False,
 ) -> tuple[Array, Cache]:
-    """Return O, and the cache for `attend_backward`, whose contents each backend chooses.
+    """Return O, and a cache for `attend_backward`, whose contents each backend chooses.
 
-    query: (batch, heads, group, t, d). key, value: (batch, heads, s, d). O has the
-    shape of query.
+    query: (batch, heads, group, t, d); O has the same shape.
+    key, value: (batch, heads, s, d).
     allowed: booleans that broadcast to the shape (batch, heads, group, t, s) of P, or
-    () to allow all keys. dropout: M, of the shape of P, or () for no dropout. causal:
-    whether query t may use only the keys 0 to t.
+    () to allow all keys.
+    dropout: M, of the shape of P, or () for no dropout.
+    causal: whether query t may use only the keys 0 to t.
     """
     xp = namespace(query, key, value)
     time = query.shape[-2]
     keys = key.shape[-2]
-    scores = _rows(query * (1.0 / math.sqrt(query.shape[-1]))) @ xp.matrix_transpose(
-        key
-    )
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    scores = _rows(query * scale) @ xp.matrix_transpose(key)
     scores = xp.reshape(scores, (*query.shape[:-1], keys))
     if causal:
         positions = xp.arange(max(time, keys), dtype=xp.int32, device=device(query))
@@ -74,8 +75,7 @@ def attend(
         allowed = past if isinstance(allowed, tuple) else xp.logical_and(allowed, past)
     is_masked = not isinstance(allowed, tuple)
     if is_masked:
-        # not -inf: a row of only -inf would give
-        # NaN, and CuPy's max had a bug with -inf
+        # not -inf: a row of only -inf would give NaN, and CuPy's max had a bug with it
         scores = xp.where(allowed, scores, float(xp.finfo(scores.dtype).min))
     weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
     if is_masked:
@@ -99,7 +99,7 @@ def attend_backward(
     *,
     causal: bool = False,
 ) -> tuple[Array, Array, Array]:
-    """Return dQ, dK and dV from the arguments and results of `attend`, and dy = dL/dO."""
+    """Return dQ, dK and dV from dy = dL/dO and the arguments and results of `attend`."""
     xp = namespace(dy)
     (weights,) = cache
     scale = 1.0 / math.sqrt(query.shape[-1])

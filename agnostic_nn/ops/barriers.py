@@ -24,5 +24,5 @@ def barrier(tree: Any) -> Any:
 
 @singledispatch
 def barrier_impl(leaf: Array, tree: Any) -> Any:
-    """Return `tree` behind a barrier of the library of `leaf`; without a compiler, unchanged."""
+    """Return `tree` behind a barrier of the library of `leaf`, if it has a compiler."""
     return tree

@@ -11,10 +11,12 @@ three functions take
     stride, dilation    an integer for each axis
     padding             the numbers of zeros (before, after) for each axis
     groups              the number of groups of channels, each with its own W
-    x: (batch, *space, groups · fan_in), weight: (*window, fan_in, width), y: (batch, *out, width)
+    x                   (batch, *space, groups · fan_in)
+    weight              (*window, fan_in, width)
+    y                   (batch, *out, width)
 
-where width is a multiple of groups. `agnostic_nn.core.windows`
-has the formula for `out`.
+where width is a multiple of groups. `agnostic_nn.core.windows` has the formula for
+`out`.
 """
 
 import math
@@ -70,13 +72,15 @@ def convolve_input(
     dilation: Shape,
     groups: int,
 ) -> Array:
-    """dx[i] = Σ dy[o] W[k]ᵀ over all o, k with o s + k d - low = i; `lengths` are those of x.
+    """dx[i] = Σ dy[o] W[k]ᵀ over all o, k with o s + k d - low = i.
 
     Insert s - 1 zeros between the elements of dy, so that z[o s] = dy[o]. Then dx is a
     convolution of z with stride 1 and the flipped window, of length K and effective
     size r = d (K - 1) + 1:
 
         dx[i] = Σₖ z[i + low - k d] W[k]ᵀ = Σⱼ z[i + j d - (r - 1 - low)] W[K - 1 - j]ᵀ
+
+    lengths: the lengths of the axes of x between the first and the last.
     """
     namespace(dy, weight)
     flipped, z_padding = flipped_weight(
@@ -96,11 +100,12 @@ def flipped_weight(
     dilation: Shape,
     groups: int,
 ) -> tuple[Array, Pads]:
-    """Return the flipped weight and the padding of z with which `convolve_input` is a convolution.
+    """Return the flipped weight and the padding of z for `convolve_input`.
 
-    The weight is W[K - 1 - j]ᵀ of each group, of shape (*window, width / groups, groups
-    · fan_in).
-    space: the lengths of dy. A negative padding removes elements.
+    The weight is W[K - 1 - j]ᵀ of each group, of shape
+    (*window, width / groups, groups · fan_in). A negative padding removes elements.
+
+    space: the lengths of dy.
     """
     xp = namespace(weight)
     *window, fan_in, width = weight.shape
@@ -127,15 +132,14 @@ def convolve_weight(
     dilation: Shape,
     groups: int,
 ) -> Array:
-    """dW[k] = Σ x[o s + k d - low]ᵀ dy[o] over the batch and all o: x correlated with dy."""
+    """dW[k] = Σ x[o s + k d - low]ᵀ dy[o] over the batch and all o."""
     xp = namespace(x, dy)
     rows = _split_groups(dy, groups)
     fan_in = x.shape[-1] // groups
     width = dy.shape[-1]
+    space = dy.shape[1:-1]
     matrices = []
-    for _, view in window_views(
-        pad(x, padding), window, dy.shape[1:-1], stride, dilation
-    ):
+    for _, view in window_views(pad(x, padding), window, space, stride, dilation):
         product = xp.matrix_transpose(_split_groups(view, groups)) @ rows
         matrices.append(_join_groups(product, (fan_in, width)))
     return xp.reshape(xp.stack(matrices, axis=0), (*window, fan_in, width))
@@ -144,7 +148,7 @@ def convolve_weight(
 def window_views(
     x: Array, window: Shape, space: Shape, stride: Shape, dilation: Shape
 ) -> Iterator[tuple[Shape, Array]]:
-    """Yield each position k in the window, and the view x[o s + k d] for all o in `space`."""
+    """Yield each position k in the window, and the view x[o s + k d] of all o."""
     for k in product(*map(range, window)):
         cuts = (
             slice(i * d, i * d + (o - 1) * s + 1, s)

@@ -39,8 +39,8 @@ def erf(x: Array) -> Array:
 def erfc(x: Array) -> Array:
     """1 - erf(x), elementwise, accurate in the tail, in the shape and real dtype of x.
 
-    For x ≤ 1 this is the difference itself, which loses at most one digit there. For x
-    > 1 it is 200 terms of the continued fraction (Abramowitz & Stegun 7.1.14)
+    For x ≤ 1 this is the difference itself, which loses at most one digit there. For
+    x > 1 it is 200 terms of the continued fraction (Abramowitz & Stegun 7.1.14)
 
         √π exp(x²) erfc(x) = 1 / (x + (1/2) / (x + (2/2) / (x + (3/2) / (x + …
     """
@@ -56,8 +56,8 @@ def erfc(x: Array) -> Array:
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), elementwise, without overflow, as only exp(-|x|) is computed.
 
-    For x < 0 the equal form exp(x) / (1 + exp(x))
-    is used, which is accurate in the tail.
+    For x < 0 the equal form exp(x) / (1 + exp(x)) is used, which is accurate in the
+    tail.
     """
     xp = namespace(x)
     decay = xp.exp(-xp.abs(x))
@@ -65,14 +65,14 @@ def sigmoid(x: Array) -> Array:
 
 
 def softplus(x: Array) -> Array:
-    """log(1 + exp(x)), elementwise, as max(x, 0) + log1p(exp(-|x|)), which cannot overflow."""
+    """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)), elementwise, without overflow."""
     xp = namespace(x)
     return xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(x)))
 
 
 @singledispatch
 def bounded_exp(x: Array) -> Array:
-    """exp(x), elementwise; where x < -87 the result may be any number from 0 to exp(-87).
+    """exp(x), elementwise; where x < -87, any number from 0 to exp(-87).
 
     This is the library's exp. A backend may register a more accurate one.
     """
@@ -81,5 +81,8 @@ def bounded_exp(x: Array) -> Array:
 
 @singledispatch
 def tanh(x: Array) -> Array:
-    """tanh x, elementwise, from the library. A backend may register a more accurate one."""
+    """tanh x, elementwise.
+
+    This is the library's tanh. A backend may register a more accurate one.
+    """
     return namespace(x).tanh(x)

@@ -16,8 +16,8 @@ def scatter_add(updates: Array, index: Array, rows: int) -> Array:
 
     updates: (n, d) real; index: (n,) integer in [0, rows); returns (rows, d). Indices
     are not checked, because their values are not known under `jit`. This version is a
-    product with one-hot rows and costs n · rows
-    · d operations; native versions cost n · d.
+    product with one-hot rows and costs n · rows · d operations; native versions cost
+    n · d.
     """
     xp = namespace(updates, index)
     numbers = xp.arange(rows, device=device(index))
@@ -37,9 +37,8 @@ def add_sorted(updates: Array, index: Array, rows: int) -> Array:
     """
     xp = namespace(updates, index)
     if 0 in updates.shape:
-        return xp.zeros(
-            (rows, updates.shape[1]), dtype=updates.dtype, device=device(updates)
-        )
+        shape = (rows, updates.shape[1])
+        return xp.zeros(shape, dtype=updates.dtype, device=device(updates))
     numbers = xp.arange(rows, device=device(index))
     index = xp.astype(index, numbers.dtype)
     order = xp.argsort(index, stable=True)

@@ -1,4 +1,4 @@
-"""Loops over the first axis of arrays, and the LSTM, for which backends have fused kernels."""
+"""Loops over the first axis of arrays, and the LSTM, which some backends fuse."""
 
 from collections.abc import Callable
 from functools import singledispatch
@@ -19,19 +19,19 @@ def scan(
     xs: Any,
     *,
     reverse: bool = False,
-    then: Callable[[Any], Any] = lambda y: y,
+    transform: Callable[[Any], Any] = lambda y: y,
 ) -> tuple[Any, Any]:
-    """Fold `step` over the first axis of every leaf of `xs`; return the last carry and all ys.
+    """Fold `step` over the first axis of `xs`; return the last carry and all ys.
 
-        carry, y[t] = step(carry, x[t])        t = 0 … length - 1, or backwards with `reverse`
+        carry, y[t] = step(carry, x[t])
 
-    carry, y and x[t] are trees of arrays, and carry keeps its nesting, shapes and
-    dtypes. The ys are stacked along a new first axis, with y[t] at index t in either
-    direction. A step without output returns () for y. A backend with a compiler
-    compiles `step` once.
+    for t = 0 … length - 1, or backwards with `reverse`. carry, y and x[t] are trees of
+    arrays, and carry keeps its nesting, shapes and dtypes. The ys are stacked along a
+    new first axis, with y[t] at index t in either direction. A step without output
+    returns () for y. A backend with a compiler compiles `step` once.
 
-    then: a function of the tree y, applied to the outputs. Its result must not depend
-    on leading axes, as a backend may apply it to each y while that is in the
+    transform: a function of the tree y, applied to the outputs. Its result must not
+    depend on leading axes, as a backend may apply it to each y while that is in the
     processor's cache, or to all ys stacked.
 
     Raises
@@ -42,12 +42,9 @@ def scan(
     """
     lengths = {leaf.shape[0] for leaf in leaves(xs)}
     is_valid = len(lengths) == 1 and min(lengths) >= 1
-    expect(
-        is_valid,
-        "expected one length of at least 1 to loop over, got {}",
-        sorted(lengths),
-    )
-    return scan_impl(leaves(xs)[0], step, carry, xs, reverse, then)
+    message = "expected one length of at least 1 to loop over, got {}"
+    expect(is_valid, message, sorted(lengths))
+    return scan_impl(leaves(xs)[0], step, carry, xs, reverse, transform)
 
 
 @singledispatch
@@ -57,9 +54,9 @@ def scan_impl(
     carry: Any,
     xs: Any,
     reverse: bool,
-    then: Callable[[Any], Any],
+    transform: Callable[[Any], Any],
 ) -> tuple[Any, Any]:
-    """Compute `scan` with the library of `leaf`. A backend registers its version here."""
+    """Compute `scan` with the library of `leaf`; backends register versions here."""
     xp = namespace(leaf)
     outputs = []
     times = range(leaf.shape[0])
@@ -68,13 +65,14 @@ def scan_impl(
         outputs.append(y)
     if reverse:
         outputs.reverse()
-    return carry, then(tree_map(lambda *ys: xp.stack(ys, axis=0), *outputs))
+    return carry, transform(tree_map(lambda *ys: xp.stack(ys, axis=0), *outputs))
 
 
 def scan_into(empty: Callable[[Array, int], Array]) -> Callable[..., tuple[Any, Any]]:
-    """Return a `scan_impl` for a library with mutable arrays, which writes each y into its result.
+    """Return a `scan_impl` for a library with mutable arrays.
 
-    Compared with stacking all ys at the end, this saves the memory of one copy of them.
+    It writes each y into the result. Compared with stacking all ys at the end, this
+    saves the memory of one copy of them.
 
     empty: a function (array, length) that returns an uninitialized array of shape
     (length, *array.shape).
@@ -86,13 +84,13 @@ def scan_into(empty: Callable[[Array, int], Array]) -> Callable[..., tuple[Any, 
         carry: Any,
         xs: Any,
         reverse: bool,
-        then: Callable[[Any], Any],
+        transform: Callable[[Any], Any],
     ) -> tuple[Any, Any]:
         times = range(leaf.shape[0])
         ys: Any = None
         for t in reversed(times) if reverse else times:
             carry, y = step(carry, tree_map(lambda x: x[t, ...], xs))  # noqa: B023
-            y = then(y)
+            y = transform(y)
             if ys is None:
                 ys = tree_map(lambda output: empty(output, len(times)), y)
             for buffer, output in zip(leaves(ys), leaves(y), strict=True):
@@ -109,19 +107,18 @@ def lstm(
     start: dict[str, Array],
     reverse: bool,
     keep: bool,
-    by_steps: Callable[[], tuple[dict[str, Array], tuple[Array, Cache]]],
+    fallback: Callable[[], tuple[dict[str, Array], tuple[Array, Cache]]],
 ) -> tuple[dict[str, Array], tuple[Array, Cache]]:
-    """Run one layer of an LSTM, in one direction and without masks, over a whole sequence.
+    """Run an LSTM, in one direction and without masks, over a whole sequence.
 
     xs: (time, batch, fan_in). params and start have the structure that the layer `LSTM`
     documents. Returns the state after the last step and, for all steps, h and a cache
-    for `lstm_backward`, whose contents each backend
-    chooses. keep: whether the cache is needed.
+    for `lstm_backward`, whose contents each backend chooses.
 
-    by_steps: computes the same with the formulas of the layer, step by step. A backend
-    with a fused kernel registers another version.
+    keep: whether the cache is needed. fallback: computes the same with the formulas of
+    the layer, step by step. A backend with a fused kernel registers another version.
     """
-    return by_steps()
+    return fallback()
 
 
 @singledispatch
@@ -133,11 +130,11 @@ def lstm_backward(
     dend: dict[str, Array],
     reverse: bool,
     need_dx: bool,
-    by_steps: Callable[[], tuple[Any, Params, dict[str, Array]]],
+    fallback: Callable[[], tuple[Any, Params, dict[str, Array]]],
 ) -> tuple[Any, Params, dict[str, Array]]:
-    """Return the gradients of `lstm`: dL/dxs, or () unless `need_dx`, dL/dparams and dL/dstart.
+    """Return dL/dxs, or () unless `need_dx`, dL/dparams and dL/dstart of `lstm`.
 
     dys: the gradients of h at all steps, or () if there are none. dend: the gradient of
-    the state after the last step.
+    the state after the last step. fallback: as for `lstm`.
     """
-    return by_steps()
+    return fallback()

@@ -1,13 +1,13 @@
 """Normalization: shift and scale a group of numbers to mean 0 and variance 1.
 
-All normalizing layers share this derivation. Over a group of N numbers with weights cᵢ
-≥ 0 that sum to N (all 1, unless a batch is padded), let
+All normalizing layers share this derivation. Over a group of N numbers with weights
+cᵢ ≥ 0 that sum to N (all 1, unless a batch is padded), let
 
     μ = Σ cᵢxᵢ / N      v = Σ cᵢ(xᵢ - μ)² / N      s = √(v + ε)      x̂ᵢ = (xᵢ - μ) / s
 
-and let gᵢ = dL/dx̂ᵢ. A change dx changes μ by Σ cᵢdxᵢ / N and v by 2 Σ cᵢ(xᵢ - μ)dxᵢ /
-N (the part of dv through μ is 0, because Σ cᵢ(xᵢ
-- μ) = 0), so s changes by Σ cᵢx̂ᵢdxᵢ / N, and
+and let gᵢ = dL/dx̂ᵢ. A change dx changes μ by Σ cᵢdxᵢ / N and v by
+2 Σ cᵢ(xᵢ - μ)dxᵢ / N (the part of dv through μ is 0, because Σ cᵢ(xᵢ - μ) = 0), so s
+changes by Σ cᵢx̂ᵢdxᵢ / N, and
 
     dx̂ⱼ = (dxⱼ - Σ cᵢdxᵢ / N - x̂ⱼ Σ cᵢx̂ᵢdxᵢ / N) / s
 
@@ -19,8 +19,8 @@ Szegedy, arXiv:1502.03167, sec. 3, in one line):
 If μ is fixed at 0 (RMSNorm), the term Σ gⱼ, which comes from μ, is absent.
 
 If y = x̂ · scale + bias, where scale and bias have an entry for each channel (the last
-axis of x), then dscale = Σ dy · x̂ and dbias = Σ dy
-over all axes but the last, and g = dy · scale.
+axis of x), then dscale = Σ dy · x̂ and dbias = Σ dy over all axes but the last, and
+g = dy · scale.
 """
 
 import math
@@ -76,10 +76,10 @@ def normalize_backward(
 def normalize_rows(
     x: Array, scale: Array | None, bias: Array | None, epsilon: float
 ) -> tuple[Array, Cache]:
-    """Return y = x̂ · scale + bias over the last axis, and a cache for `normalize_rows_backward`.
+    """Return y = x̂ · scale + bias over the last axis, and a cache.
 
-    x: (..., width). scale, bias: (width,), or None. Each backend chooses the contents
-    of the cache.
+    x: (..., width). scale, bias: (width,), or None. The cache is for
+    `normalize_rows_backward`; each backend chooses its contents.
     """
     normal, _, _, spread = normalize(x, (x.ndim - 1,), epsilon)
     y = normal if scale is None else normal * scale

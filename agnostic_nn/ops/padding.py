@@ -28,17 +28,16 @@ def pad_impl(x: Array, pads: Pads, value: float) -> Array:
         lead = x.shape[:axis]
         rest = x.shape[axis + 1 :]
         if any(ends):
-            before, after = (
-                xp.full((*lead, n, *rest), value, dtype=x.dtype, device=device(x))
-                for n in ends
-            )
+            options = {"dtype": x.dtype, "device": device(x)}
+            before, after = (xp.full((*lead, n, *rest), value, **options) for n in ends)
             x = xp.concat([before, x, after], axis=axis)
     return x
 
 
 def crop(x: Array, cuts: Pads) -> Array:
-    """Remove the numbers of elements (before, after) from each inner axis; the adjoint of `pad`."""
+    """Remove (before, after) elements from each inner axis: the adjoint of `pad`."""
+    lengths = x.shape[1:-1]
     inside = (
-        slice(low, n - high) for n, (low, high) in zip(x.shape[1:-1], cuts, strict=True)
+        slice(low, n - high) for n, (low, high) in zip(lengths, cuts, strict=True)
     )
     return x[(slice(None), *inside, slice(None))]

@@ -3,8 +3,9 @@
 `largest` and its adjoint take the same arguments as a convolution:
 
     window, stride, dilation    an integer for each axis
-    padding                     the numbers of padded positions (before, after) for each axis
-    x: (batch, *space, channels), y: (batch, *out, channels)
+    padding                     the padded positions (before, after) of each axis
+    x                           (batch, *space, channels)
+    y                           (batch, *out, channels)
 """
 
 import math
@@ -23,7 +24,7 @@ __all__ = ["along", "largest", "largest_input", "slide", "unslide"]
 def largest(
     x: Array, window: Shape, stride: Shape, padding: Pads, dilation: Shape
 ) -> tuple[Array, tuple[Array, ...]]:
-    """Return y, the maximum of each window, and its position in the form `largest_input` takes.
+    """Return y, the maximum of each window, and its positions for `largest_input`.
 
     Of equal elements the first in row-major order is chosen. NaN counts as the largest.
     Padding is never chosen.
@@ -33,9 +34,8 @@ def largest(
     """
     xp = namespace(x)
     positions = []
-    for axis, (k, s, (low, high), d) in reversed(
-        _axes(window, stride, padding, dilation)
-    ):
+    axes = _axes(window, stride, padding, dilation)
+    for axis, (k, s, (low, high), d) in reversed(axes):
         views = slide(pad(x, along(x, axis, (low, high)), -math.inf), axis, k, s, d)
         # start at the first position that is not padding: if all elements of a window
         # are -∞, as the padding is, that one is chosen
@@ -63,15 +63,14 @@ def largest_input(
     padding: Pads,
     dilation: Shape,
 ) -> Array:
-    """dx[i] = Σ dy[o] over all windows o whose maximum is x[i]; `lengths` are those of x.
+    """dx[i] = Σ dy[o] over all windows o whose maximum is x[i].
 
-    which: the positions that `largest` returned.
+    which: the positions that `largest` returned. lengths: those of the inner axes of x.
     """
     xp = namespace(dy, *which)
     axes = _axes(lengths, window, stride, padding, dilation)
-    for (axis, (n, k, s, (low, high), d)), position in zip(
-        axes, reversed(which), strict=True
-    ):
+    pairs = zip(axes, reversed(which), strict=True)
+    for (axis, (n, k, s, (low, high), d)), position in pairs:
         parts = [xp.where(position == index, dy, 0.0) for index in range(k)]
         dy = unslide(*parts, axis=axis, stride=s, dilation=d, length=low + n + high)
         dy = crop(dy, along(dy, axis, (low, high)))
@@ -79,7 +78,7 @@ def largest_input(
 
 
 def slide(x: Array, axis: int, window: int, stride: int, dilation: int) -> list[Array]:
-    """Return views w[k][o] = x[o stride + k dilation] along `axis`, for each k < window."""
+    """Return views w[k][o] = x[o stride + k dilation] along `axis`, for k < window."""
     last = (x.shape[axis] - dilation * (window - 1) - 1) // stride * stride
     starts = [k * dilation for k in range(window)]
     return [x[_at(axis, slice(start, start + last + 1, stride))] for start in starts]
@@ -89,11 +88,11 @@ def slide(x: Array, axis: int, window: int, stride: int, dilation: int) -> list[
 def unslide(
     w: Array, *others: Array, axis: int, stride: int, dilation: int, length: int
 ) -> Array:
-    """x[i] = Σ w[k][o] over all k, o with o stride + k dilation = i, the adjoint of `slide`.
+    """x[i] = Σ w[k][o] over all k, o with o stride + k dilation = i.
 
-    Lay out x in rows of length `stride`: the element i = q stride + r is in column r of
-    row q. Then each w[k] is added to one column, some rows down, and the columns
-    stacked side by side are x.
+    This is the adjoint of `slide`. Lay out x in rows of length `stride`: the element i
+    = q stride + r is in column r of row q. Then each w[k] is added to one column, some
+    rows down, and the columns stacked side by side are x.
     """
     xp = namespace(w, *others)
     rows = -(-length // stride)
@@ -116,7 +115,7 @@ def along(x: Array, axis: int, sides: tuple[int, int]) -> Pads:
 
 
 def _axes(*per_axis: Iterable[Any]) -> list[tuple[int, tuple[Any, ...]]]:
-    """Return a list of (axis, entries), for each inner axis with its entry of each argument."""
+    """Return (axis, entries) for each inner axis, with its entry of each argument."""
     return list(enumerate(zip(*per_axis, strict=True), 1))
 
 

@@ -1,4 +1,4 @@
-"""Conversion of float16 and bfloat16 to float32 for a computation, and back for its result."""
+"""Conversion of float16 and bfloat16 to float32 for a computation, and back."""
 
 from ..core.arrays import Array, float_bits, namespace
 
@@ -16,5 +16,5 @@ def widened(x: Array) -> Array:
 
 
 def narrowed(x: Array, like: Array) -> Array:
-    """Return x in the dtype of `like` if that is narrower than float32, else x itself."""
+    """Return x in the dtype of `like` if that is narrower than float32, else x."""
     return namespace(x).astype(x, like.dtype) if is_narrow(like) else x

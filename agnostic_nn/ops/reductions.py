@@ -20,7 +20,7 @@ def all_finite(value: Array, *others: Array) -> Array:
 
 
 def scaled_norm(value: Array, *others: Array) -> tuple[Array, Array]:
-    """Return m and l, 0-d, whose product is the Euclidean norm of all elements of the arrays.
+    """Return m and l, 0-d, whose product is the Euclidean norm of all elements.
 
     m is the largest |x| and l = √Σ (x/m)², so no square overflows, and squares that
     underflow are too small to matter. The product m l may overflow where its factors do
@@ -50,7 +50,7 @@ def norm(x: Array) -> Array:
 
 
 def log_softmax(x: Array, axis: int = -1) -> Array:
-    """x - log Σ exp(x) along `axis`, shifted by the maximum so that exp cannot overflow.
+    """x - log Σ exp(x) along `axis`, shifted by the maximum to prevent overflow.
 
     float16 and bfloat16 are computed in float32.
     """
