@@ -83,7 +83,7 @@ def test_what_a_loop_makes_is_handed_out_as_then_makes_it(
         def then(y):
             return (y["total"] * y["x"],)
 
-        return loop(way)(step, xs[0, :], xs, reverse=reverse, transform=transform)
+        return loop(way)(step, xs[0, :], xs, reverse=reverse, transform=then)
 
     total, (result,) = backend.to_numpy(backend.jit(run)(backend.asarray(xs)))
     before = np.cumsum([xs[0], *(xs[::-1] if reverse else xs)], axis=0)

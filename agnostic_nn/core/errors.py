@@ -135,7 +135,7 @@ def expect_function(
 ) -> None:
     """Raise TypeError unless `value` accepts `arguments`, such as "y, target".
 
-    also: the name of an argument that the function may declare, and then gets
+    also: the name of an argument that the function may declare, and which it then gets
     by keyword.
 
     A class is refused because calling it would create an instance. A layer is refused
