@@ -43,6 +43,34 @@ if TYPE_CHECKING:
     from .diagnostics.profile import profile
     from .training import *
 
+if TYPE_CHECKING:  # mypy does not follow lists that a package joins to its `__all__`
+    from .layers.activations import *
+    from .layers.convolution import *
+    from .layers.dense import *
+    from .layers.embedding import *
+    from .layers.merging import *
+    from .layers.normalization import *
+    from .layers.pooling import *
+    from .layers.recurrent import *
+    from .layers.regularization import *
+    from .layers.resampling import *
+    from .layers.reshaping import *
+    from .losses.classification import *
+    from .losses.combined import *
+    from .losses.likelihood import *
+    from .losses.margin import *
+    from .losses.regression import *
+    from .losses.sequence import *
+    from .losses.similarity import *
+    from .optimizers.adafactor import *
+    from .optimizers.adam import *
+    from .optimizers.adaptive import *
+    from .optimizers.gradients import *
+    from .optimizers.momentum import *
+    from .optimizers.muon import *
+    from .optimizers.parts import *
+    from .optimizers.steps import *
+
 __all__ = ["Backend", "BackendUnavailable", "RowMask", "Status", "backend", "backends"]
 __all__ += ["arrays", "ops", "random", "schedules", "trees"]
 __all__ += blocks.__all__

@@ -326,9 +326,32 @@ def bound(tree):
     return stored | {*defined(tree), *imported(tree)}
 
 
+def joined(tree):
+    """The files of a package whose `__all__` it adds to its own."""
+    for node in tree.body:
+        if isinstance(node, ast.AugAssign) and ast.unparse(node.target) == "__all__":
+            yield ast.unparse(node.value).removesuffix(".__all__")
+
+
+def exported(path, tree, trees):
+    """The names that a package lists, and those that it imports from its own files."""
+    lists = {
+        file.stem: listed(inner) or []
+        for file, inner in trees.items()
+        if file.parent == path.parent
+    }
+    names = [*listed(tree), *(name for file in joined(tree) for name in lists[file])]
+    public = set(imported(tree, least_level=1)) - {"*"} - {*joined(tree)}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
+            public.update(lists[node.module])
+    return names, public
+
+
 def unlisted(root):
     """Files whose `__all__` is not what they define, and packages whose is not what they import."""
-    for path, tree in parsed(root, "agnostic_nn"):
+    trees = dict(parsed(root, "agnostic_nn"))
+    for path, tree in trees.items():
         if path == Path("agnostic_nn", "__init__.py"):
             # it joins the lists of its packages; another test imports each name
             continue
@@ -337,11 +360,30 @@ def unlisted(root):
             yield f"{path} has no __all__"
             continue
         public = {name for name in defined(tree) if not name.startswith("_")}
+        known = bound(tree)
         if path.name == "__init__.py":
-            public |= set(imported(tree, least_level=1))
-        missing, unknown = public - set(names), set(names) - bound(tree)
+            names, inner = exported(path, tree, trees)
+            public |= inner
+            known |= inner
+        missing, unknown = public - set(names), set(names) - known
         yield from (f"{path}: {name} is not in __all__" for name in sorted(missing))
         yield from (f"{path}: {name} is only in __all__" for name in sorted(unknown))
+
+
+def untyped(root):
+    """Names that mypy does not see: it follows a star, but not a list joined from others."""
+    trees = dict(parsed(root, "agnostic_nn"))
+    top = Path("agnostic_nn", "__init__.py")
+    starred = {
+        node.module
+        for node in ast.walk(trees[top])
+        if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
+    }
+    for package in sorted(starred):
+        tree = trees.get(Path("agnostic_nn", package, "__init__.py"))
+        for file in joined(tree) if tree else ():
+            if f"{package}.{file}" not in starred:
+                yield f"{top} lacks `from .{package}.{file} import *`, for mypy"
 
 
 def undocumented(root):
@@ -420,7 +462,7 @@ def unlike(root):
                 yield f"{path} changes something on import: {ast.unparse(node)}"
 
 
-CHECKS = (misplaced, deciding, unlisted, undocumented, unlike)
+CHECKS = (misplaced, deciding, unlisted, untyped, undocumented, unlike)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -567,6 +609,24 @@ PLANTED = [  # check, file, what is added to it, complaint
         "Sparse is not in __all__",
     ),
     (
+        unlisted,
+        "layers/__init__",
+        "from .base import *",
+        "outline is not in __all__",
+    ),
+    (
+        unlisted,
+        "layers/__init__",
+        "__all__ += base.__all__",
+        "outline is only in __all__",
+    ),
+    (
+        untyped,
+        "layers/__init__",
+        "__all__ += base.__all__",
+        "lacks `from .layers.base import *`, for mypy",
+    ),
+    (
         undocumented,
         "losses/margin",
         "def gap(): pass",
@@ -624,6 +684,9 @@ def copy(tmp_path_factory):
     """The adapters, and of the library what something is planted in: all of it takes long."""
     root = tmp_path_factory.mktemp("tree")
     shutil.copytree(ROOT / "backends", root / "backends")
+    # a package joins the lists of its files
+    shutil.copytree(ROOT / "agnostic_nn/layers", root / "agnostic_nn/layers")
+    shutil.copy(ROOT / "agnostic_nn/__init__.py", root / "agnostic_nn")
     for path in {place(file) for _, file, *_ in PLANTED if not file.startswith("/")}:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / path).exists():
@@ -644,7 +707,7 @@ def test_a_broken_rule_is_noticed(copy, check, file, source, complaint):
     path = copy / place(file)
     before = path.read_text(encoding="utf-8") if path.exists() else None
     sound = (before or "").replace(
-        "__all__ = ", "_all = " if "__all__" in source else "__all__ = "
+        "__all__ = ", "_all = " if "__all__ = " in source else "__all__ = "
     )
     path.write_text(f"{sound}\n{source}\n", encoding="utf-8")
     try:

@@ -19,133 +19,44 @@ positions         positional encodings
 attention         multi-head attention
 """
 
-from .activations import (
-    CELU,
-    ELU,
-    GEGLU,
-    GELU,
-    GLU,
-    SELU,
-    Elementwise,
-    HardSigmoid,
-    HardSwish,
-    HardTanh,
-    LeakyReLU,
-    LogSoftmax,
-    Mish,
-    PReLU,
-    ReLU,
-    ReLU6,
-    Sigmoid,
-    SiLU,
-    Softmax,
-    Softplus,
-    Softsign,
-    SwiGLU,
-    Tanh,
-    Threshold,
+from . import (
+    activations,
+    convolution,
+    dense,
+    embedding,
+    merging,
+    normalization,
+    pooling,
+    recurrent,
+    regularization,
+    resampling,
+    reshaping,
 )
+from .activations import *
 from .attention import MultiHeadAttention
 from .base import Layer
-from .convolution import (
-    Conv1D,
-    Conv2D,
-    Conv3D,
-    ConvTranspose1D,
-    ConvTranspose2D,
-    ConvTranspose3D,
-)
-from .dense import Dense
-from .embedding import Embedding, Unembedding
-from .merging import Add, Concatenate, Multiply
-from .normalization import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
-from .pooling import (
-    AdaptiveAveragePool,
-    AdaptiveMaxPool,
-    AveragePool1D,
-    AveragePool2D,
-    AveragePool3D,
-    GlobalAveragePool,
-    GlobalMaxPool,
-    MaxPool1D,
-    MaxPool2D,
-    MaxPool3D,
-)
+from .convolution import *
+from .dense import *
+from .embedding import *
+from .merging import *
+from .normalization import *
+from .pooling import *
 from .positions import PositionEmbedding, SinusoidalPositions
-from .recurrent import GRU, LSTM, RNN
-from .regularization import Dropout, DropPath, GaussianNoise, SpatialDropout
-from .resampling import Crop, Upsample, ZeroPad
-from .reshaping import Flatten, Identity, Lambda, Reshape, Transpose
+from .recurrent import *
+from .regularization import *
+from .resampling import *
+from .reshaping import *
 
-__all__ = [
-    "CELU",
-    "ELU",
-    "GEGLU",
-    "GELU",
-    "GLU",
-    "GRU",
-    "LSTM",
-    "RNN",
-    "SELU",
-    "AdaptiveAveragePool",
-    "AdaptiveMaxPool",
-    "Add",
-    "AveragePool1D",
-    "AveragePool2D",
-    "AveragePool3D",
-    "BatchNorm",
-    "Concatenate",
-    "Conv1D",
-    "Conv2D",
-    "Conv3D",
-    "ConvTranspose1D",
-    "ConvTranspose2D",
-    "ConvTranspose3D",
-    "Crop",
-    "Dense",
-    "DropPath",
-    "Dropout",
-    "Elementwise",
-    "Embedding",
-    "Flatten",
-    "GaussianNoise",
-    "GlobalAveragePool",
-    "GlobalMaxPool",
-    "GroupNorm",
-    "HardSigmoid",
-    "HardSwish",
-    "HardTanh",
-    "Identity",
-    "InstanceNorm",
-    "Lambda",
-    "Layer",
-    "LayerNorm",
-    "LeakyReLU",
-    "LogSoftmax",
-    "MaxPool1D",
-    "MaxPool2D",
-    "MaxPool3D",
-    "Mish",
-    "MultiHeadAttention",
-    "Multiply",
-    "PReLU",
-    "PositionEmbedding",
-    "RMSNorm",
-    "ReLU",
-    "ReLU6",
-    "Reshape",
-    "SiLU",
-    "Sigmoid",
-    "SinusoidalPositions",
-    "Softmax",
-    "Softplus",
-    "Softsign",
-    "SpatialDropout",
-    "SwiGLU",
-    "Tanh",
-    "Threshold",
-    "Transpose",
-    "Unembedding",
-    "Upsample",
-    "ZeroPad",
-]
+# A new class is public once it is in `__all__` of its file.
+__all__ = ["Layer", "MultiHeadAttention", "PositionEmbedding", "SinusoidalPositions"]
+__all__ += activations.__all__
+__all__ += convolution.__all__
+__all__ += dense.__all__
+__all__ += embedding.__all__
+__all__ += merging.__all__
+__all__ += normalization.__all__
+__all__ += pooling.__all__
+__all__ += recurrent.__all__
+__all__ += regularization.__all__
+__all__ += resampling.__all__
+__all__ += reshaping.__all__

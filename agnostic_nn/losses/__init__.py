@@ -20,39 +20,30 @@ The divisor is a 0-d array that depends on target, weights and shapes only, or N
 the loss is a sum.
 """
 
-from .base import Loss
-from .classification import (
-    binary_cross_entropy,
-    kl_divergence,
-    negative_log_likelihood,
-    softmax_cross_entropy,
+from . import (
+    classification,
+    combined,
+    likelihood,
+    margin,
+    regression,
+    sequence,
+    similarity,
 )
-from .combined import Losses, Weighted
-from .likelihood import gaussian_nll, poisson_nll
-from .margin import hinge, multi_class_margin, squared_hinge
-from .regression import huber, log_cosh, mean_absolute_error, mean_squared_error
-from .sequence import ctc
-from .similarity import cosine_distance, cosine_embedding, triplet_margin
+from .base import Loss
+from .classification import *
+from .combined import *
+from .likelihood import *
+from .margin import *
+from .regression import *
+from .sequence import *
+from .similarity import *
 
-__all__ = [
-    "Loss",
-    "Losses",
-    "Weighted",
-    "binary_cross_entropy",
-    "cosine_distance",
-    "cosine_embedding",
-    "ctc",
-    "gaussian_nll",
-    "hinge",
-    "huber",
-    "kl_divergence",
-    "log_cosh",
-    "mean_absolute_error",
-    "mean_squared_error",
-    "multi_class_margin",
-    "negative_log_likelihood",
-    "poisson_nll",
-    "softmax_cross_entropy",
-    "squared_hinge",
-    "triplet_margin",
-]
+# A new class is public once it is in `__all__` of its file.
+__all__ = ["Loss"]
+__all__ += classification.__all__
+__all__ += combined.__all__
+__all__ += likelihood.__all__
+__all__ += margin.__all__
+__all__ += regression.__all__
+__all__ += sequence.__all__
+__all__ += similarity.__all__

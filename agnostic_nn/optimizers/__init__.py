@@ -9,39 +9,33 @@ optimizer for each part of the parameters.
 The learning rate is called `rate`: `lr` in PyTorch, `learning_rate` in Keras.
 """
 
-from .adafactor import Adafactor
-from .adam import LAMB, Adam, Adamax, AdamW, NAdam, RAdam
-from .adaptive import Adadelta, Adagrad, RMSprop
+from . import (
+    adafactor,
+    adam,
+    adaptive,
+    gradients,
+    momentum,
+    muon,
+    parts,
+    steps,
+)
+from .adafactor import *
+from .adam import *
+from .adaptive import *
 from .base import Optimizer, Rule
-from .gradients import L2, Accumulate, ClipByGlobalNorm, ClipByNorm, ClipByValue
-from .momentum import SGD, Lion
-from .muon import Muon
-from .parts import Fixed, Parts
-from .steps import Average, Scaled
+from .gradients import *
+from .momentum import *
+from .muon import *
+from .parts import *
+from .steps import *
 
-__all__ = [
-    "L2",
-    "LAMB",
-    "SGD",
-    "Accumulate",
-    "Adadelta",
-    "Adafactor",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "Average",
-    "ClipByGlobalNorm",
-    "ClipByNorm",
-    "ClipByValue",
-    "Fixed",
-    "Lion",
-    "Muon",
-    "NAdam",
-    "Optimizer",
-    "Parts",
-    "RAdam",
-    "RMSprop",
-    "Rule",
-    "Scaled",
-]
+# A new class is public once it is in `__all__` of its file.
+__all__ = ["Optimizer", "Rule"]
+__all__ += adafactor.__all__
+__all__ += adam.__all__
+__all__ += adaptive.__all__
+__all__ += gradients.__all__
+__all__ += momentum.__all__
+__all__ += muon.__all__
+__all__ += parts.__all__
+__all__ += steps.__all__
