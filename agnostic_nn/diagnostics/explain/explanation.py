@@ -27,7 +27,8 @@ from ...losses import Loss
 from ...losses.base import check_of
 from ...training.inputs import as_integer, fetch
 from .flow import Node, flow
-from .formulas import formula_of, gradient_section
+from .docstrings import first_argument, loss_text
+from .formulas import formula_of
 from .html import Part, page
 from .remarks import findings
 from .text import Check, Report, Saved
@@ -104,8 +105,9 @@ def explain(
     arrays in the block bit by bit. The inside of a layer that is not a block, such as
     the time steps of an LSTM, is not shown.
 
-    Formulas come from a table. A custom layer may define one as its attribute
-    `formula`; for other layers, the section of the docstring on the gradient is shown.
+    Formulas come from the docstrings of layers and losses: the first paragraph, and the
+    section "Gradient". Some common ones are typeset. A custom layer may define a
+    typeset formula as its attribute `formula`.
 
     Raises
     ------
@@ -171,6 +173,7 @@ def explain(
         recorded = walk(model, loss, *map(chosen.asarray, host))
     nodes, output = flow(recorded, chosen.to_numpy)
     value = np.asarray(chosen.to_numpy(recorded.loss))
+    loss_formula = formula_of(loss)
     loss_at = partial(_perturbed_loss, model, loss, host)
     return Explanation(
         model=model,
@@ -182,8 +185,9 @@ def explain(
         target=target,
         loss=value,
         dy=chosen.to_numpy(recorded.dy),
-        loss_formula=formula_of(loss),
-        loss_description=gradient_section(loss),
+        loss_formula=loss_formula,
+        loss_text="" if loss_formula else loss_text(loss),
+        loss_argument=first_argument(loss),
         saved=_saved(nodes),
         checks={
             node.number: check for node in nodes for check in _checks(node, loss_at)

@@ -29,7 +29,9 @@ from ...layers import (
     PReLU,
     Softmax,
 )
-from .formulas import formula_of, indexed, name_of
+from .docstrings import forward_text, gradient_text, letters_in
+from .formulas import formula_of
+from .latex import indexed, name_of
 from .walk import Call, Walk
 
 __all__ = ["Edge", "Node", "flow"]
@@ -71,6 +73,7 @@ class Node:
     blocks: the calls of the enclosing blocks, from the outside in.
     edges: incoming edges.
     names: names for the marks in its formula.
+    symbols: the symbol of each parameter in the formula or the docstring.
     """
 
     number: int
@@ -86,6 +89,7 @@ class Node:
     params: Any = None
     grads: Any = None
     names: dict[str, str] = field(default_factory=dict)
+    symbols: dict[str, str] = field(default_factory=dict)
 
 
 def flow(
@@ -251,17 +255,16 @@ class _Graph:
             index = number if self.has_several[letter] else ""
             node.name = indexed(letter, index)
         formula = formula_of(layer)
-        letters = formula.letters if formula else {}
+        if formula is None:
+            letters = letters_in(forward_text(layer) + gradient_text(layer))
+        else:
+            letters = dict(formula.letters)
         aliases = _aliases(node.params)
         for path, _ in named_leaves(node.params):
             short = path if path in letters else aliases.get(path, path)
             node.names[path] = name_of(letters, short, index)
+            node.symbols[path] = letters.get(short, short)
         node.names |= {end: node.names[path] for path, end in aliases.items()}
-        # A bidirectional layer has each parameter twice; its formula holds for both
-        # directions and shows the plain letter.
-        ends = {path.split(".")[-1] for path, _ in named_leaves(node.params)}
-        ends -= set(aliases.values())
-        node.names |= {end: letters[end] for end in ends if end in letters}
         input_names = [self.nodes[edge.start].name for edge in node.edges]
         input_paths = [path for path, _ in named_leaves(node.x)]
         inputs = dict(zip(input_paths, input_names, strict=True))

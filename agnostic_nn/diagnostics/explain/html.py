@@ -17,7 +17,7 @@ import numpy as np
 from ...core.trees import leaves
 from ...display.pages import formula, render
 from .flow import Edge, Node
-from .formulas import plain
+from .latex import gradient, plain
 from .numbers import (
     array_stats,
     downsampled,
@@ -27,7 +27,7 @@ from .numbers import (
     tiles,
 )
 from .remarks import flat_share, layer_label
-from .text import Line, Report, describe_saved, format_lines, gradient
+from .text import Line, Report, describe_saved, format_lines
 
 __all__ = ["Part", "heat_map", "network", "page"]
 
@@ -72,7 +72,8 @@ def _part_context(number: int, part: Part) -> dict[str, Any]:
         "loss": report.value,
         "loss_name": report.loss_name,
         "loss_rules": [_rule(rule) for rule in report.loss_rules()],
-        "loss_description": "" if report.loss_rules() else report.loss_description,
+        "loss_text": report.loss_text,
+        "loss_symbols": report.loss_symbols(),
         "loss_lines": [_array(line) for line in report.loss_lines()],
         "rows": report.rows,
         "backend": report.backend,
@@ -94,6 +95,8 @@ def _forward(report: Report, node: Node, prefix: str) -> dict[str, Any]:
         "shape": str(tuple(leaves(node.y)[0].shape)),
         "around": report.blocks(node) if node.call else "",
         "rules": [_rule(rule) for rule in report.rules(node)],
+        "text": report.forward_text(node),
+        "symbols": report.forward_symbols(node),
         "flat": "",
         "saved": "",
     }
@@ -121,7 +124,8 @@ def _backward(report: Report, node: Node, prefix: str) -> dict[str, Any]:
         "gradient": formula(gradient(node.name)),
         "arrives": report.arrives(node),
         "remarks": report.remarks(node),
-        "gradient_text": report.gradient_text(node),
+        "text": report.gradient_text(node),
+        "symbols": report.gradient_symbols(node),
         "check": str(check) if check else "",
         "agrees": check is None or check.agrees,
     }

@@ -25,7 +25,7 @@ import numpy as np
 from ...core.trees import named_leaves
 from ...layers import Elementwise, HardSigmoid, HardSwish, HardTanh, ReLU, Threshold
 from .flow import Node
-from .formulas import plain
+from .latex import plain
 from .numbers import ArrayStats, array_stats, format_share
 
 __all__ = ["Finding", "findings", "flat_share", "gradient_ratio", "layer_label"]

@@ -1,6 +1,6 @@
 """The report on one batch, and its plain text."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,9 @@ from ...core.trees import leaves, named_leaves
 from ...display.tables import table
 from ...layers import Layer
 from .flow import Node
-from .formulas import Formula, formula_of, formula_with_names, gradient_section, plain
+from .docstrings import forward_text, gradient_text
+from .formulas import Formula, formula_of
+from .latex import formula_with_names, gradient, plain
 from .numbers import array_stats, format_number, format_rows, format_share, is_small
 from .remarks import Finding, flat_share, gradient_ratio, layer_label
 
@@ -22,7 +24,6 @@ __all__ = [
     "Saved",
     "describe_saved",
     "format_lines",
-    "gradient",
 ]
 
 
@@ -83,11 +84,6 @@ class Line:
         return f"{self.name} = {self.rule}" if self.rule else self.name
 
 
-def gradient(name: str) -> str:
-    """Return the gradient of the loss with respect to `name`, as LaTeX."""
-    return rf"\frac{{\partial L}}{{\partial {name}}}"
-
-
 def describe_saved(saved: tuple[Saved, ...]) -> str:
     """Describe the arrays that a layer saved for backward."""
     parts = []
@@ -104,6 +100,8 @@ class Report:
 
     nodes: inputs, layer calls and merges, in the order of the forward pass.
     output: the numbers of the nodes that produced y.
+    loss_text: formula and gradient in the docstring of a loss that has none as LaTeX.
+    loss_argument: what the loss calls y.
     saved, checks: keyed by the number of the node.
     """
 
@@ -117,7 +115,8 @@ class Report:
     loss: np.ndarray
     dy: Any
     loss_formula: Formula | None
-    loss_description: str
+    loss_text: str
+    loss_argument: str
     saved: dict[int, tuple[Saved, ...]]
     checks: dict[int, Check]
     findings: tuple[Finding, ...] = field(default=())
@@ -164,6 +163,21 @@ class Report:
         formula = formula_of(node.call.layer) if node.call else None
         rules = (formula.forward, *formula.more) if formula else ()
         return [formula_with_names(rule, node.names) for rule in rules if rule]
+
+    def forward_text(self, node: Node) -> str:
+        """Return the formula in the docstring of a layer that has none as LaTeX."""
+        return forward_text(node.call.layer) if _has_only_docstring(node) else ""
+
+    def forward_symbols(self, node: Node) -> str:
+        """Return what the symbols in `forward_text` are called in the network."""
+        if not _has_only_docstring(node):
+            return ""
+        names = {symbol: plain(name) for symbol, name, _ in self._inputs(node)}
+        names["y"] = plain(node.name)
+        names |= {
+            symbol: plain(node.names[path]) for path, symbol in node.symbols.items()
+        }
+        return _where(names)
 
     def forward(self, node: Node) -> Iterator[Line]:
         """Yield the parameters and outputs of a layer."""
@@ -221,31 +235,54 @@ class Report:
         rules = formula.backward if formula else {}
 
         def rule(path: str) -> str:
-            # The rule of "forward.weight" may be listed
-            # under that path or under "weight".
-            end = path.split(".")[-1]
-            latex = rules.get(path) or rules.get(end)
-            if not latex:
-                return ""
-            return formula_with_names(latex, {**node.names, end: node.names[path]})
+            return formula_with_names(rules.get(path, ""), node.names)
 
         for path, leaf in _in_order(node.grads if node.grads is not None else {}):
             yield Line(gradient(node.names[path]), leaf, rule(path), weight=True)
         sources = [self.nodes[edge.start].name for edge in node.edges]
         for name, edge in zip(sources, node.edges, strict=True):
             if edge.gradient is not None:
-                # The table has a formula for "x" only, not for other inputs.
+                # A formula has a rule for "x" only, not for other inputs.
                 is_x = len(sources) == 1 or name == node.names["x"]
                 yield Line(gradient(name), edge.gradient, rule("x") if is_x else "")
 
     def gradient_text(self, node: Node) -> str:
-        """Return the docstring's gradient section if the layer has no formula."""
-        if node.call is None:
+        """Return the gradient in the docstring of a layer that has none as LaTeX."""
+        return gradient_text(node.call.layer) if _has_only_docstring(node) else ""
+
+    def gradient_symbols(self, node: Node) -> str:
+        """Return what the symbols in `gradient_text` are called in the network."""
+        if not _has_only_docstring(node):
             return ""
-        formula = formula_of(node.call.layer)
-        if formula and formula.backward:
-            return ""
-        return gradient_section(node.call.layer)
+        names = {
+            f"d{symbol}": plain(gradients)
+            for symbol, _, gradients in self._inputs(node)
+            if gradients
+        }
+        names["dy"] = plain(gradient(node.name))
+        if node.grads is not None:
+            names |= {
+                f"d{node.symbols[path]}": plain(gradient(node.names[path]))
+                for path, _ in named_leaves(node.grads)
+            }
+        return _where(names)
+
+    def _inputs(self, node: Node) -> list[tuple[str, str, str]]:
+        """Return the symbol, the name and the gradient of each input, as LaTeX.
+
+        The docstring of a layer calls an array or a tuple x, and the arrays of a dict
+        by their keys.
+        """
+        paths = [path for path, _ in named_leaves(node.x)]
+        names = [self.nodes[edge.start].name for edge in node.edges]
+        gradients = [
+            gradient(name) if edge.gradient is not None else ""
+            for name, edge in zip(names, node.edges, strict=True)
+        ]
+        if isinstance(node.x, tuple):
+            return [("x", _tuple(names), _tuple(gradients) if all(gradients) else "")]
+        symbols = [path or "x" for path in paths]
+        return list(zip(symbols, names, gradients, strict=True))
 
     # --- the loss
     # -----------------------------------------------------------------------
@@ -256,6 +293,14 @@ class Report:
             return []
         rules = (self.loss_formula.forward, *self.loss_formula.more)
         return [formula_with_names(rule, {"y": self.name}) for rule in rules]
+
+    def loss_symbols(self) -> str:
+        """Return what the symbols in `loss_text` are called in the network."""
+        if not self.loss_text:
+            return ""
+        names = [self.nodes[number].name for number in self.output]
+        y = plain(names[0] if len(names) == 1 else _tuple(names))
+        return _where({self.loss_argument: y, "target": "t"})
 
     def loss_lines(self) -> Iterator[Line]:
         """Yield the target and the gradient that the loss returns."""
@@ -302,6 +347,27 @@ class Report:
         return columns, rows
 
 
+def _has_only_docstring(node: Node) -> bool:
+    return node.call is not None and formula_of(node.call.layer) is None
+
+
+def _tuple(names: Sequence[str]) -> str:
+    return f"({', '.join(names)})"
+
+
+def _where(names: Mapping[str, str]) -> str:
+    """Return what symbols stand for, without those that are called the same.
+
+    Paths such as query.weight are left out: they are not symbols of a formula.
+    """
+    parts = [
+        f"{symbol} is {name}"
+        for symbol, name in names.items()
+        if symbol != name and "." not in symbol
+    ]
+    return f"where {', '.join(parts)}" if parts else ""
+
+
 def _in_order(tree: Any) -> list[tuple[str, Any]]:
     """Return the named leaves of a parameter tree, biases last."""
     return sorted(named_leaves(tree), key=lambda pair: "bias" in pair[0].split(".")[-1])
@@ -334,6 +400,7 @@ def _forward_text(report: Report) -> Iterator[str]:
             continue
         yield report.heading(node)
         yield from (f"  {plain(rule)}" for rule in report.rules(node))
+        yield from _quoted(report.forward_text(node), report.forward_symbols(node))
         for line in report.forward(node):
             yield from _array(line, "  ")
         flat = flat_share(node)
@@ -347,10 +414,7 @@ def _loss_text(report: Report) -> Iterator[str]:
     yield from _headline(f"the loss, {report.loss_name}")
     rules = report.loss_rules()
     yield from (f"  {plain(rule)}" for rule in rules)
-    if not rules:
-        yield from (
-            f"  | {line}".rstrip() for line in report.loss_description.splitlines()
-        )
+    yield from _quoted(report.loss_text, report.loss_symbols())
     yield f"  L = {report.value}"
     for line in report.loss_lines():
         yield from _array(line, "  ")
@@ -377,14 +441,19 @@ def _backward_text(report: Report) -> Iterator[str]:
         yield f"  {name} arrives from {report.arrives(node)}"
         if report.remarks(node):
             yield f"  {report.remarks(node)}"
-        yield from (
-            f"  | {line}".rstrip() for line in report.gradient_text(node).splitlines()
-        )
+        yield from _quoted(report.gradient_text(node), report.gradient_symbols(node))
         for line in report.backward(node):
             yield from _array(line, "  ")
         if node.number in report.checks:
             yield f"  check: {report.checks[node.number]}"
         yield ""
+
+
+def _quoted(text: str, symbols: str) -> Iterator[str]:
+    """Yield the lines of a docstring, and what its symbols stand for."""
+    yield from (f"  | {line}".rstrip() for line in text.splitlines())
+    if symbols:
+        yield f"  {symbols}"
 
 
 def _headline(text: str) -> list[str]:
