@@ -19,17 +19,18 @@ import agnostic_nn as nn
 from agnostic_nn.core.trees import leaves, named_leaves, tree_map
 from agnostic_nn.diagnostics.cli.explain import EXAMPLES
 from agnostic_nn.diagnostics.cli.main import main
+from agnostic_nn.diagnostics.examples import LAYERS, LOSSES
 from agnostic_nn.diagnostics.explain import notebooks
-from agnostic_nn.diagnostics.explain.formulas import (
-    FORMULAS,
-    Formula,
-    formula_of,
-    formula_with_names,
-    gradient_section,
-    name_of,
-    plain,
+from agnostic_nn.diagnostics.explain.docstrings import (
+    first_argument,
+    forward_text,
+    gradient_text,
+    letters_in,
+    loss_text,
 )
+from agnostic_nn.diagnostics.explain.formulas import FORMULAS, Formula, formula_of
 from agnostic_nn.diagnostics.explain.html import heat_map
+from agnostic_nn.diagnostics.explain.latex import formula_with_names, name_of, plain
 from agnostic_nn.diagnostics.explain.numbers import (
     array_stats,
     downsampled,
@@ -302,12 +303,13 @@ def test_each_layer_is_explained_and_its_check_agrees(backend, case):
         formula = formula_of(node.call.layer) if node.call else None
         if formula:
             there = {path for path, _ in named_leaves(node.params)}
-            there |= {path.split(".")[-1] for path in there}
-            optional = {"bias", "scale", "recurrent_bias"}
-            optional |= {f"{part}.bias" for part in ("query", "key", "value", "output")}
-            assert set(formula.backward) <= there | {"x"} | optional
+            assert set(formula.backward) <= there | {"x", "bias"}
         elif node.call:
-            assert explanation.gradient_text(node)
+            for part in ("forward", "gradient"):
+                for line in getattr(explanation, f"{part}_text")(node).splitlines():
+                    assert f"  | {line}".rstrip() in text.splitlines()
+                symbols = getattr(explanation, f"{part}_symbols")(node)
+                assert not symbols or f"  {symbols}" in text.splitlines()
 
 
 @pytest.mark.parametrize("what", FORMULAS, ids=lambda what: what.__name__)
@@ -353,6 +355,7 @@ def test_a_formula_loses_what_a_layer_does_not_have():
         (r"W_{Q2} + a_{1'}", "WQ2 + a1'"),
         (r"\frac{1}{1 + \exp(-x)}", "1/(1 + exp(-x))"),
         (r"x \text{, laid out}", "x, laid out"),
+        (r"\lambda \exp(x)", "lambda exp(x)"),
     ],
 )
 def test_formulas_as_plain_text(latex, text):
@@ -379,7 +382,7 @@ class Own(nn.Layer):
 
 
 class Signed(Own):
-    formula: ClassVar = Formula("@y = 3 @x", {"x": "3 @dy"})
+    formula: ClassVar = Formula(r"@y = 3 @x, \quad a = 1, \quad b = 2", {"x": "3 @dy"})
 
 
 class Steep(nn.ReLU):
@@ -389,14 +392,148 @@ class Steep(nn.ReLU):
         return 2.0 * dy, {}
 
 
+class Silent(nn.Layer):
+    forward = Own.forward
+    backward = Own.backward
+
+
+@dataclass(frozen=True)
+class SilentData(Silent):
+    factor: float = 3.0
+
+
+def undocumented(y, target):
+    return XP.sum(y), XP.ones_like(y)
+
+
 def test_a_custom_layer_is_described_by_its_docstring_or_its_formula():
-    assert gradient_section(Own()) == "dx = 3 dy."
-    assert "| dx = 3 dy." in str(explained(Own()))
+    text = str(explained(Own()))
+    assert "Own()\n  | y = 3 x.\n  y    (3, 4)" in text
+    assert "  | dx = 3 dy.\n  where dx is ∂L/∂x, dy is ∂L/∂y\n" in text
+    assert "Not this" not in text
     text = str(explained(Signed()))
-    assert "  y = 3 x\n" in text
+    assert "  y = 3 x,  a = 1,  b = 2\n" in text
     assert "∂L/∂x = 3 ∂L/∂y" in text
-    assert formula_of(Steep()) is None
+    assert "  | " not in text
+
+
+def test_a_subclass_has_the_formulas_of_its_base_if_it_computes_the_same():
+    class Same(nn.Tanh):
+        pass
+
+    class Flat(nn.Tanh):
+        def slope(self, x):
+            return 0.0 * x
+
     assert formula_of(nn.ReLU()) is not None
+    assert formula_of(Steep()) is None
+    assert gradient_text(Same()) == gradient_text(nn.Tanh())
+    assert (
+        gradient_text(Flat())
+        == "By the chain rule dx = dy · f'(x), element by element."
+    )
+
+
+@pytest.mark.parametrize("layer", [Silent(), SilentData()], ids=str)
+def test_a_layer_without_a_docstring_is_shown_with_a_sentence_that_says_so(layer):
+    text = str(explained(layer))
+    name = type(layer).__name__
+    assert text.count(f"  | {name} has no docstring, from which `explain` would") == 2
+    assert "SilentData(factor" not in forward_text(layer)
+
+
+def test_a_loss_without_a_docstring_is_shown_with_a_sentence_that_says_so():
+    text = str(explained(dense(), loss=undocumented))
+    assert text.count("undocumented has no docstring") == 1
+
+
+def test_a_docstring_without_a_gradient_is_shown_with_a_sentence_that_says_so():
+    assert gradient_text(Steep()) == (
+        'The docstring of Steep has no section "Gradient".'
+    )
+
+
+# What says how a gradient is computed.
+GRADIENT = re.compile(r"\bd(?:x\w?|a|W)\b|∂L\w?/∂|f'\(")
+LIBRARY = {
+    case.name: getattr(case.layer, "loss", case.layer) for case in LAYERS + LOSSES
+}
+LIBRARY |= {
+    "Losses": nn.Losses(a=nn.huber),
+    "Weighted": nn.Weighted(nn.huber, 2.0),
+}
+
+
+@pytest.mark.parametrize("what", LIBRARY.values(), ids=LIBRARY)
+def test_docstrings_have_the_formula_and_the_gradient_of_everything(what):
+    first = forward_text(what).splitlines()[0]
+    is_loss = not isinstance(what, nn.Layer)
+    assert re.match("Mean |Σ|w · L" if is_loss else r"yₜ = |y\S* = |y\[.*\] = ", first)
+    text = gradient_text(what)
+    assert "has no docstring" not in text
+    assert 'has no section "Gradient"' not in text
+    assert isinstance(what, nn.blocks.Block) or GRADIENT.search(text)
+
+
+def test_a_gradient_may_be_that_of_another_layer_or_of_a_base_class():
+    conv = gradient_text(nn.Conv1D(2, 3))
+    assert "dW[k] = Σ x[o s + k d - low]ᵀ dy[o]" in conv
+    assert gradient_text(nn.Conv3D(2, 3)) == (
+        f"The gradient is that of `Conv1D`.\n\n{conv}"
+    )
+    assert gradient_text(nn.DropPath()) == (
+        f"The gradient is that of `Dropout`.\n\n{gradient_text(nn.Dropout(0.5))}"
+    )
+    lstm = gradient_text(nn.LSTM(4))
+    assert lstm.index("dz_i = dc tanh(g) σ'(i)") < lstm.index("dW = Σ xₜᵀ dzₜ")
+    assert "f'(x) = 1 - tanh² x" in gradient_text(nn.Tanh())
+    assert "dx = dy · f'(x)" in gradient_text(nn.Tanh())
+
+
+def test_the_symbols_of_a_docstring_are_explained_by_names_in_the_network():
+    model = nn.Sequential(nn.Conv1D(2, 2), nn.Tanh(), nn.Flatten(), dense(), nn.PReLU())
+    lines = [line.strip() for line in str(explained(model, (2, 3, 1))).splitlines()]
+    assert [line for line in lines if line.startswith("where ")] == [
+        "where y is z1, W is W1, b is b1",
+        "where x is z1, y is a1",
+        "where x is a1",
+        "where x is z2, y is a2, slope is slope2",
+        "where dx is ∂L/∂z2, dy is ∂L/∂a2, dslope is ∂L/∂slope2",
+        "where dx is ∂L/∂a1, dy is ∂L/∂y",
+        "where dx is ∂L/∂z1, dy is ∂L/∂a1",
+        "where dx is ∂L/∂x, dy is ∂L/∂z1, dW is ∂L/∂W1, db is ∂L/∂b1",
+    ]
+    both = nn.Sequential(nn.Parallel(dense(), dense(), join=None), nn.Multiply())
+    assert "where x is (z1, z2)\n" in str(explained(both))
+    assert "where dx is (∂L/∂z1, ∂L/∂z2), dy is ∂L/∂y\n" in str(explained(both))
+    assert letters_in("y = x W[k] + b_o") == {"weight": "W", "bias": "b"}
+    assert letters_in("y = x Wide + dbias") == {}
+
+
+def test_a_loss_is_described_by_its_docstring():
+    text = str(explained(dense(), loss=nn.mean_absolute_error))
+    assert "  | Mean of |y - t| over all elements" in text
+    assert "∂L/∂y = f'(e) = sign e" in text
+    assert "In a mean it is divided by" in text
+    assert "  where y is z, target is t\n" in text
+    assert first_argument(nn.binary_cross_entropy) == "logits"
+    assert "In a mean" not in loss_text(projected)
+    assert loss_text(projected).startswith(projected.__doc__)
+
+
+def test_a_page_shows_docstrings_as_they_are():
+    needs_pages()
+    model = nn.Sequential(dense(), nn.LeakyReLU())
+    page = explained(model, loss=nn.mean_absolute_error).to_html()
+    docs = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
+    assert [html.unescape(doc) for doc in docs] == [
+        forward_text(nn.LeakyReLU()),
+        loss_text(nn.mean_absolute_error),
+        gradient_text(nn.LeakyReLU()),
+    ]
+    assert '<p class="faint">where x is z, y is a</p>' in page
+    assert '<p class="faint">where y is a, target is t</p>' in page
+    assert '<p class="faint">where dx is ∂L/∂z, dy is ∂L/∂a</p>' in page
 
 
 @dataclass(frozen=True)
@@ -598,11 +735,10 @@ def test_a_page_is_self_contained_and_draws_the_network():
 
 def test_equations_of_a_rule_stand_beside_each_other_or_below():
     needs_pages()
-    page = explained(nn.Sequential(nn.RMSNorm())).to_html()
-    (rule,) = (
-        one for one in re.findall(r'<p class="rule">.*?</p>', page) if "<msqrt" in one
-    )
-    assert rule.count("<math") == rule.count("<span>") == 3
+    page = explained(Signed()).to_html()
+    rules = re.findall(r'<p class="rule">.*?</p>', page)
+    counts = [(rule.count("<math"), rule.count("<span>")) for rule in rules]
+    assert counts == [(3, 3), (1, 1)]  # of the layer and of the loss
 
 
 def test_a_notebook_shows_text_where_pages_cannot_be_rendered(monkeypatch):

@@ -94,8 +94,8 @@ class Graph(Block):
 
     Gradient
     --------
-    Derived at the top of this file. A value that no node reads, such as one entry of a
-    tuple, has the dy 0.
+    Derived in `agnostic_nn.blocks.graph`. A value that no node reads, such as one entry
+    of a tuple, has the dy 0.
     """
 
     nodes: tuple[tuple[str, _Node], ...]

@@ -80,11 +80,13 @@ class Elementwise(Layer):
     x: an array of any shape and real floating dtype -> y of the same shape and dtype.
 
     float16 and bfloat16 are computed in float32 and rounded once. docs/accuracy.md
-    lists the accuracy of f and f' of every activation.
-
-    By the chain rule dx = dy · f'(x), element by element. f' is computed from x, not
-    from the rounded y: where tanh saturates, 1 - y² has no correct digits left, but
+    lists the accuracy of f and f' of every activation. f' is computed from x, not from
+    the rounded y: where tanh saturates, 1 - y² has no correct digits left, but
     4 exp(-2|x|) / (1 + exp(-2|x|))² has all of them.
+
+    Gradient
+    --------
+    By the chain rule dx = dy · f'(x), element by element.
     """
 
     one_array = True
@@ -169,10 +171,11 @@ class ELU(Elementwise):
 
 
 class SELU(Elementwise):
-    """y = λ x for x > 0, else λ α (exp(x) - 1), with λ = 1.0507… and α = 1.6732…; f'(0) = λ α.
+    """y = λ x for x > 0, else λ α (exp(x) - 1); f'(x) = λ or λ α exp(x), f'(0) = λ α.
 
-    With these constants, inputs of mean 0 and variance 1 keep both through layers whose
-    weights are drawn by `lecun_normal` (Klambauer et al., arXiv:1706.02515, eq. 2).
+    With λ = 1.0507… and α = 1.6732…, inputs of mean 0 and variance 1 keep both through
+    layers whose weights are drawn by `lecun_normal` (Klambauer et al.,
+    arXiv:1706.02515, eq. 2).
     """
 
     def value(self, x: Array) -> Array:
@@ -406,12 +409,13 @@ class Mish(Elementwise):
 
 @dataclass(frozen=True)
 class GELU(Elementwise):
-    """y = x Φ(x), with Φ the standard normal distribution function.
+    """y = x Φ(x), with the standard normal distribution function Φ.
 
-    Φ(x) = (1 + erf(x/√2)) / 2. With `approximate`, it is the approximation of Hendrycks
-    & Gimpel (arXiv:1606.08415, sec. 2) without erf (PyTorch: approximate="tanh"):
+        Φ(x) = (1 + erf(x/√2)) / 2
+        Φ(x) ≈ (1 + tanh u) / 2, with u = √(2/π) (x + 0.044715 x³)        `approximate`
 
-        y = x (1 + tanh u) / 2        u = √(2/π) (x + 0.044715 x³)
+    The approximation does without erf (Hendrycks & Gimpel, arXiv:1606.08415, sec. 2;
+    PyTorch: approximate="tanh").
 
     Gradient
     --------
@@ -436,7 +440,7 @@ class GELU(Elementwise):
 
 @dataclass(frozen=True)
 class PReLU(Layer):
-    """y = x for x > 0, else a x, with a learned slope a for each channel.
+    """y = x for x > 0, else slope · x, with a learned slope for each channel.
 
     He et al., arXiv:1502.01852, eq. 1. x: (batch, ..., width) -> y of the same shape.
 
@@ -444,8 +448,11 @@ class PReLU(Layer):
 
     Gradient
     --------
-    dx = dy · (1 for x > 0, else a), and ∂y/∂a = min(x, 0), so da = Σ dy · min(x, 0)
-    over all axes but the last. At the kink dx = a dy, as in LeakyReLU.
+    dx = dy · (1 for x > 0, else slope), and ∂y/∂slope = min(x, 0), so
+
+        dslope = Σ dy · min(x, 0) over all axes but the last
+
+    At the kink dx = slope · dy, as in LeakyReLU.
     """
 
     one_array = True
@@ -490,7 +497,8 @@ class GLU(Layer):
 
     Gradient
     --------
-    By the product rule da = dy · f(b) and db = dy · a · f'(b), with f = σ.
+    By the product rule da = dy · f(b) and db = dy · a · f'(b), where f is σ, or the
+    `gate` of a subclass.
     """
 
     one_array = True
@@ -529,13 +537,13 @@ class GLU(Layer):
 
 
 class GEGLU(GLU):
-    """y = a · GELU(b), with a and b the first and the second half of the last axis; see `GLU`."""
+    """y = a · GELU(b), with a and b the halves of the last axis; see `GLU`."""
 
     gate: ClassVar[Elementwise] = GELU()
 
 
 class SwiGLU(GLU):
-    """y = a · SiLU(b), with a and b the first and the second half of the last axis; see `GLU`."""
+    """y = a · SiLU(b), with a and b the halves of the last axis; see `GLU`."""
 
     gate: ClassVar[Elementwise] = SiLU()
 
@@ -597,8 +605,9 @@ class LogSoftmax(Layer):
 
     Gradient
     --------
-    ∂yᵢ/∂xⱼ = [i = j] - softmax(x)ⱼ, and softmax(x)
-    = exp(y), so dx = dy - exp(y) Σᵢ dyᵢ.
+    ∂yᵢ/∂xⱼ = [i = j] - softmax(x)ⱼ, and softmax(x) = exp(y), so
+
+        dx = dy - exp(y) Σᵢ dyᵢ
     """
 
     one_array = True

@@ -42,11 +42,12 @@ __all__ = ["MultiHeadAttention", "inputs_by_name", "nest_like_x"]
 
 @dataclass(frozen=True)
 class MultiHeadAttention(Layer):
-    """y = [O₁ … Oₕ] W + b, the heads side by side, with O = softmax(Q Kᵀ / √d) V for each head.
+    """y = [O₁ … Oₕ] W_o + b_o, with P = softmax(Q Kᵀ / √d) and O = P V for each head.
 
-    Q is an affine map of x. K and V are affine maps of x too (self-attention), or of a
-    second sequence, the source (cross-attention) (Vaswani
-    et al., arXiv:1706.03762, sec. 3.2.2).
+        Q = x W_q + b_q        K = source W_k + b_k        V = source W_v + b_v
+
+    The source is x too (self-attention), or a second sequence (cross-attention)
+    (Vaswani et al., arXiv:1706.03762, sec. 3.2.2).
 
     x: (batch, time, width), or a dict of "x" and, optionally,
 
@@ -80,10 +81,14 @@ class MultiHeadAttention(Layer):
 
     Gradient
     --------
-    dO = dy Wᵀ, as in `Dense`. dQ, dK and dV follow from dO as derived in
-    `ops.attention`, and are mapped back by the projections:
+    For each head, as derived in `ops.attention`, with dO = dy W_oᵀ and g = dO Vᵀ,
 
-        dx = dQ W_qᵀ        dsource = dK W_kᵀ + dV W_vᵀ
+        dS = P ∘ (g - Σ g ∘ P)        dQ = dS K / √d        dK = dSᵀ Q / √d
+        dV = Pᵀ dO
+
+    and each projection maps back as in `Dense`:
+
+        dx = dQ W_qᵀ        dsource = dK W_kᵀ + dV W_vᵀ        dW_q = xᵀ dQ, and so on
 
     In self-attention the source is x, so dsource is added to dx.
     """

@@ -353,22 +353,23 @@ class Conv3D(_Convolution):
     """y[o] = Σₖ x[o s + k d - low] W[k] + b, for offsets k in a window over three axes.
 
     x: (batch, depth, rows, columns, channels) -> y: (batch, *out, width). The options
-    and parameters are those of `Conv2D`, with three axes.
+    and parameters are those of `Conv2D`, with three axes. The gradient is that of
+    `Conv1D`.
     """
 
     rank = 3
 
 
 class ConvTranspose1D(_ConvTranspose):
-    """y[i] = Σ x[o] W[k]ᵀ + b, over all o, k with o s + k d - low = i: the adjoint of a `Conv1D`.
+    """y[i] = Σ x[o] W[k]ᵀ + b, over all o, k with o s + k d - low = i.
 
-    x: (batch, time, channels) -> y: (batch, out, width). With stride s, y is about s
-    times as long as x.
+    x: (batch, time, channels) -> y: (batch, out, width). Without b it is the adjoint of
+    a `Conv1D`. With stride s, y is about s times as long as x.
 
     The options and the weight, (window, width / groups, channels), are those of the
     Conv1D that maps y to the shape of x. `padding` would pad y there, so here it
-    removes elements of y. With s above 1, several lengths
-    of y are mapped to the same length of x:
+    removes elements of y. With s above 1, several lengths of y are mapped to the same
+    length of x:
 
         "same"       time · s
         otherwise    (time - 1) s + d (k - 1) + 1 - before - after + output_padding
@@ -378,31 +379,32 @@ class ConvTranspose1D(_ConvTranspose):
 
     Gradient
     --------
-    The adjoint of an adjoint is the original map, so that with x and dy exchanged
+    The adjoint of an adjoint is the original map. With x and dy exchanged, the formulas
+    of `Conv1D` become
 
-        dx = convolve(dy, W)        dW = convolve_weight(dy, x)        db = Σ dy
-
-    as derived in `agnostic_nn.layers.convolution`.
+        dx[o] = Σₖ dy[o s + k d - low] W[k]
+        dW[k] = Σ dy[o s + k d - low]ᵀ x[o] over the batch and all o
+        db    = Σ dy
     """
 
     rank = 1
 
 
 class ConvTranspose2D(_ConvTranspose):
-    """y[i] = Σ x[o] W[k]ᵀ + b, over all o, k with o s + k d - low = i: the adjoint of a `Conv2D`.
+    """y[i] = Σ x[o] W[k]ᵀ + b, over all o, k with o s + k d - low = i.
 
-    x: (batch, rows, columns, channels) -> y: (batch, *out, width). The options are
-    those of `ConvTranspose1D`, with two axes.
+    x: (batch, rows, columns, channels) -> y: (batch, *out, width). The options and the
+    gradient are those of `ConvTranspose1D`, with two axes.
     """
 
     rank = 2
 
 
 class ConvTranspose3D(_ConvTranspose):
-    """y[i] = Σ x[o] W[k]ᵀ + b, over all o, k with o s + k d - low = i: the adjoint of a `Conv3D`.
+    """y[i] = Σ x[o] W[k]ᵀ + b, over all o, k with o s + k d - low = i.
 
     x: (batch, depth, rows, columns, channels) -> y: (batch, *out, width). The options
-    are those of `ConvTranspose1D`, with three axes.
+    and the gradient are those of `ConvTranspose1D`, with three axes.
     """
 
     rank = 3

@@ -96,6 +96,8 @@ class _Scaled(Layer):
 class LayerNorm(_Scaled):
     """y = x̂ · scale + bias, with x̂ normalized over the last axis.
 
+        x̂ = (x - μ) / √(v + ε), with the mean μ and the variance v of these numbers
+
     x: (..., width) -> y: (..., width). Ba, Kiros & Hinton, arXiv:1607.06450, eq. 4.
 
     `epsilon`: ε, added to the variance. `scale`, `bias`: whether there are these
@@ -181,11 +183,13 @@ class _PerExample(_Scaled):
 
 @dataclass(frozen=True)
 class InstanceNorm(_PerExample):
-    """y = x̂ · scale + bias, with each channel of each example normalized over all positions.
+    """y = x̂ · scale + bias, with x̂ normalized over all positions, channel by channel.
+
+        x̂ = (x - μ) / √(v + ε), with the mean μ and the variance v of these numbers
 
     x: (batch, *space, width) -> y of the same shape. Ulyanov, Vedaldi & Lempitsky,
     arXiv:1607.08022. The options and parameters are those of `LayerNorm`. The gradient
-    is derived in `ops.normalization`.
+    is that of `LayerNorm`, with sums over the N positions of an example in dx.
     """
 
     _: KW_ONLY
@@ -205,13 +209,16 @@ class InstanceNorm(_PerExample):
 
 @dataclass(frozen=True)
 class GroupNorm(_PerExample):
-    """y = x̂ · scale + bias, with x̂ normalized over all positions and a group of channels.
+    """y = x̂ · scale + bias, with x̂ normalized over positions and groups of channels.
+
+        x̂ = (x - μ) / √(v + ε), with the mean μ and the variance v of these numbers
 
     x: (batch, ..., width) -> y of the same shape. Wu & He, arXiv:1803.08494, eq. 7.
 
     `groups`: number of groups (num_groups) of neighbouring channels. Each group of each
     example is normalized separately. The other options and the parameters are those of
-    `LayerNorm`. The gradient is derived in `ops.normalization`.
+    `LayerNorm`. The gradient is that of `LayerNorm`, with sums over the N numbers of a
+    group in dx.
     """
 
     groups: int
@@ -252,10 +259,9 @@ class RMSNorm(_Scaled):
 
     Gradient
     --------
-    That of `ops.normalization` without the term
-    of μ. With x̂ = x / s and g = dy · scale,
+    That of `LayerNorm` without the term of μ. With x̂ = x / s and g = dy · scale,
 
-        dx = (g - x̂ Σ g x̂ / N) / s
+        dx = (g - x̂ Σ g x̂ / N) / s        dscale = Σ dy x̂
     """
 
     _: KW_ONLY
@@ -286,6 +292,8 @@ class RMSNorm(_Scaled):
 class BatchNorm(_Scaled):
     """y = x̂ · scale + bias, with x̂ normalized over all axes but the last.
 
+        x̂ = (x - μ) / √(v + ε), with the mean μ and the variance v of these numbers
+
     x: (batch, ..., width) -> y of the same shape. Ioffe & Szegedy, arXiv:1502.03167,
     algorithm 1.
 
@@ -308,8 +316,8 @@ class BatchNorm(_Scaled):
 
     Gradient
     --------
-    With g = dy · scale, s = √(v + ε) and sums over
-    the N numbers of each channel, in training
+    With g = dy · scale, s = √(v + ε) and sums over the N numbers of each channel, in
+    training
 
         dx = (g - Σ g / N - x̂ Σ g x̂ / N) / s        dscale = Σ dy x̂        dbias = Σ dy
 

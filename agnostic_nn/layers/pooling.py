@@ -262,8 +262,8 @@ class _AveragePool(_Windows):
 class MaxPool1D(_MaxPool):
     """y = the maximum of each window, channel by channel.
 
-    x: (batch, time, channels) -> y: (batch, windows, channels). The options are those
-    of `MaxPool2D`, with one axis.
+    x: (batch, time, channels) -> y: (batch, windows, channels). The options and the
+    gradient are those of `MaxPool2D`, with one axis.
     """
 
     rank = 1
@@ -299,7 +299,7 @@ class MaxPool3D(_MaxPool):
     """y = the maximum of each window, channel by channel.
 
     x: (batch, depth, rows, columns, channels) -> y: (batch, *windows, channels). The
-    options are those of `MaxPool2D`, with three axes.
+    options and the gradient are those of `MaxPool2D`, with three axes.
     """
 
     rank = 3
@@ -308,8 +308,8 @@ class MaxPool3D(_MaxPool):
 class AveragePool1D(_AveragePool):
     """y = the mean of each window, channel by channel.
 
-    x: (batch, time, channels) -> y: (batch, windows, channels). The options are those
-    of `AveragePool2D`, with one axis.
+    x: (batch, time, channels) -> y: (batch, windows, channels). The options and the
+    gradient are those of `AveragePool2D`, with one axis.
     """
 
     rank = 1
@@ -338,7 +338,7 @@ class AveragePool3D(_AveragePool):
     """y = the mean of each window, channel by channel.
 
     x: (batch, depth, rows, columns, channels) -> y: (batch, *windows, channels). The
-    options are those of `AveragePool2D`, with three axes.
+    options and the gradient are those of `AveragePool2D`, with three axes.
     """
 
     rank = 3
@@ -364,7 +364,7 @@ class GlobalMaxPool(_Global):
     """y = the maximum over all positions, channel by channel.
 
     x: (batch, *space, channels) -> y: (batch, channels), with any number of spatial
-    axes.
+    axes. The gradient is that of `MaxPool2D`, with one window.
     """
 
     def forward(
@@ -389,7 +389,7 @@ class GlobalAveragePool(_Global):
     """y = the mean over all positions, channel by channel.
 
     x: (batch, *space, channels) -> y: (batch, channels), with any number of spatial
-    axes.
+    axes. The gradient is that of `AveragePool2D`, with one window.
     """
 
     def forward(
@@ -474,6 +474,7 @@ class AdaptiveMaxPool(_Adaptive):
     `size`: number of bins (output_size), an integer for all axes or one for each. Bins
     cover space evenly and overlap where m does not divide n: bin i of m on an axis of
     length n starts at ⌊i n / m⌋ and ends before ⌈(i + 1) n / m⌉, as in PyTorch.
+    The gradient is that of `MaxPool2D`, with bins as windows.
     """
 
     size: int | tuple[int, ...]
@@ -505,7 +506,8 @@ class AdaptiveAveragePool(_Adaptive):
     """y = the mean of each bin, channel by channel, with `size` bins along each axis.
 
     x: (batch, *space, channels) -> y: (batch, *size, channels). `size` and the bins are
-    those of `AdaptiveMaxPool`.
+    those of `AdaptiveMaxPool`. The gradient is that of `AveragePool2D`, with bins as
+    windows.
     """
 
     size: int | tuple[int, ...]

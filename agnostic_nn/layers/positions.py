@@ -137,8 +137,8 @@ class PositionEmbedding(_Added):
 
     Gradient
     --------
-    dx = dy, and dW[t, :] = Σ dy[:, t, :] over the
-    batch for t < time, 0 for later positions.
+    dx = dy, and dW[t, :] = Σ dy[:, t, :] over the batch for t < time, 0 for later
+    positions.
     """
 
     length: int
@@ -175,12 +175,18 @@ class PositionEmbedding(_Added):
 
 @dataclass(frozen=True)
 class SinusoidalPositions(_Added):
-    """y[:, t, 2i] = x[:, t, 2i] + sin a(t, i), y[:, t, 2i + 1] = x[:, t, 2i + 1] + cos a(t, i).
+    """y[:, t, :] = x[:, t, :] + r[t, :], with sines and cosines of the position t.
 
-    Here a(t, i) = t · base^(-2i/width) (Vaswani et al., arXiv:1706.03762, sec. 3.5).
+        r[t, 2i]     = sin(t · base^(-2i/width))
+        r[t, 2i + 1] = cos(t · base^(-2i/width))
 
-    x: (batch, time, width) -> y of the same shape, with an even width. It has no
-    parameters, and dx = dy.
+    Vaswani et al., arXiv:1706.03762, sec. 3.5.
+
+    x: (batch, time, width) -> y of the same shape, with an even width.
+
+    Gradient
+    --------
+    r does not depend on x, so dx = dy.
     """
 
     _: KW_ONLY

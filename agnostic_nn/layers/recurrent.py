@@ -54,8 +54,8 @@ class _Recurrent(Layer):
 
     sₜ is the recurrent state after step t: hₜ and, in an LSTM, cₜ. s₀ is an input, or
     0. With row vectors, f multiplies hₜ₋₁ by a matrix R; W, b and R are the same at
-       every step. All zₜ
-    are one product before the loop. Only the product with R depends on the step before.
+    every step. All zₜ are one product before the loop. Only the product with R depends
+    on the step before.
 
     Gradient
     --------
@@ -67,14 +67,15 @@ class _Recurrent(Layer):
         dsₜ ← dsₜ + (dyₜ, for h)        dzₜ = (∂f/∂zₜ)ᵀ dsₜ        dsₜ₋₁ = (∂f/∂sₜ₋₁)ᵀ dsₜ
         dxₜ = dzₜ Wᵀ        dW = Σ xₜᵀ dzₜ        db = Σ dzₜ        dR = Σ hₜ₋₁ᵀ dzₜ
 
-    The formula for dR holds for cells in which f adds hₜ₋₁ R to zₜ. The second line is
-    computed after the loop, by products over all steps at once. In the first line the
-    derivatives of f do not depend on ds. `forward` computes them and caches them
-    instead of the values that they are computed from,
-    so the loop of `backward` only multiplies.
+    The formula for dR holds for cells in which f adds hₜ₋₁ R to zₜ.
 
     Notes
     -----
+    The second line of the gradient is computed after the loop, by products over all
+    steps at once. In the first line the derivatives of f do not depend on ds. `forward`
+    computes them and caches them instead of the values that they are computed from, so
+    the loop of `backward` only multiplies.
+
     A cell has three functions: `step` computes f, `slopes` the factors in its
     derivatives, and `step_backward` multiplies by them. An LSTM without a mask is
     passed to the library as a whole, which may
@@ -504,7 +505,9 @@ class _Recurrent(Layer):
 
 @dataclass(frozen=True)
 class RNN(_Recurrent):
-    """hₜ = φ(xₜ W + b + hₜ₋₁ R), φ being tanh or ReLU (Elman, "Finding Structure in Time", 1990).
+    """yₜ = hₜ = φ(xₜ W + b + hₜ₋₁ R), where φ is tanh or ReLU.
+
+    Elman, "Finding Structure in Time" (1990).
 
     x: (batch, time, fan_in) -> y: (batch, time, width), or (batch, time, 2 · width) if
     bidirectional. x may be a dict of "x" and, optionally,
@@ -569,8 +572,9 @@ class RNN(_Recurrent):
 
 @dataclass(frozen=True)
 class GRU(_Recurrent):
-    """hₜ = (1 - u) n + u hₜ₋₁, with an update gate u, a reset gate r and a candidate n.
+    """yₜ = hₜ = (1 - u) n + u hₜ₋₁, with update gate u, reset gate r and candidate n.
 
+        (z_r, z_u, z_n) = xₜ W + b
         r = σ(z_r + hₜ₋₁ R_r)        u = σ(z_u + hₜ₋₁ R_u)
         n = tanh(z_n + r (hₜ₋₁ R_n + b_n))        reset="after"
         n = tanh(z_n + (r hₜ₋₁) R_n)              reset="before"
@@ -697,7 +701,9 @@ class GRU(_Recurrent):
 
 @dataclass(frozen=True)
 class LSTM(_Recurrent):
-    """hₜ = σ(o) tanh(cₜ), with cₜ = σ(f) cₜ₋₁ + σ(i) tanh(g), and (i, f, g, o) = zₜ + hₜ₋₁ R.
+    """yₜ = hₜ = σ(o) tanh(cₜ), with a cell state c and three gates i, f and o.
+
+        cₜ = σ(f) cₜ₋₁ + σ(i) tanh(g)        (i, f, g, o) = xₜ W + b + hₜ₋₁ R
 
     Hochreiter & Schmidhuber, "Long Short-Term Memory" (1997), with the forget gate f of
     Gers et al., "Learning to Forget: Continual Prediction with LSTM" (2000).

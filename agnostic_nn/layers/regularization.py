@@ -111,14 +111,17 @@ class DropPath(Dropout):
 
 @dataclass(frozen=True)
 class GaussianNoise(Layer):
-    """y = x + deviation · n in training, with n from the standard normal; y = x in prediction.
+    """y = x + deviation · n in training, y = x in prediction.
 
-    x: (batch, ...) -> y of the same shape. `deviation`: standard deviation of the noise
-    (Keras: stddev). Bishop, "Training with Noise is Equivalent to Tikhonov
-    Regularization" (1995).
+    x: (batch, ...) -> y of the same shape. n is drawn from the standard normal, and
+    `deviation` is the standard deviation of the noise (Keras: stddev). Bishop,
+    "Training with Noise is Equivalent to Tikhonov Regularization" (1995).
 
-    State: a random key, replaced at every training step. n does not depend on x, so dx
-    = dy.
+    State: a random key, replaced at every training step.
+
+    Gradient
+    --------
+    n does not depend on x, so dx = dy.
     """
 
     one_array = True

@@ -30,24 +30,21 @@ __all__ = ["Crop", "Upsample", "ZeroPad"]
 class Upsample(Layer):
     """y = x with each spatial axis lengthened by a factor, by repetition or interpolation.
 
+        nearest     y[i] = x[k] for i = k f + p, 0 ≤ p < f, with the factor f
+        linear      y[i] = Σⱼ A[i, j] x[j]      A[i, j] = max(1 - |sᵢ - j|, 0)
+
     x: (batch, *space, channels) -> y: (batch, *(space · factors), channels), with any
     number of spatial axes.
 
     `factors`: an integer for all axes or one for each (PyTorch's scale_factor). `mode`:
-    "nearest" or "linear". Along an axis of length
-    n with factor f, and i = k f + p, 0 ≤ p < f,
-
-        nearest     y[i] = x[k]
-        linear      y[i] = Σⱼ A[i, j] x[j]      A[i, j] = max(1 - |sᵢ - j|, 0)
-
-    where sᵢ = (i + 1/2) / f - 1/2, clipped to [0, n - 1], is the centre of element i of
-    y in the coordinates of x (PyTorch's align_corners=False). Over two axes "linear" is
-    bilinear, over three trilinear.
+    "nearest" or "linear". On an axis of length n, sᵢ = (i + 1/2) / f - 1/2, clipped to
+    [0, n - 1], is the centre of element i of y in the coordinates of x (PyTorch's
+    align_corners=False). Over two axes "linear" is bilinear, over three trilinear.
 
     Gradient
     --------
-    dx = Aᵀ dy. For "nearest" that is the sum of dy
-    over the f elements that x[k] was copied to.
+    dx = Aᵀ dy. For "nearest" that is the sum of dy over the f elements that x[k] was
+    copied to.
     """
 
     one_array = True

@@ -29,7 +29,11 @@ class Reshape(Layer):
     """y = x with the axes after the batch reshaped to `shape`, in row-major order.
 
     x: (batch, ...) -> y: (batch, *shape). `shape`: lengths without the batch; one of
-    them may be -1 and is inferred. dx is dy in the shape of x.
+    them may be -1 and is inferred.
+
+    Gradient
+    --------
+    dx is dy in the shape of x.
     """
 
     one_array = True
@@ -80,7 +84,7 @@ class Reshape(Layer):
 class Flatten(Reshape):
     """y = x with all axes after the batch flattened to one, in row-major order.
 
-    x: (batch, ...) -> y: (batch, size). dx is dy in the shape of x.
+    x: (batch, ...) -> y: (batch, size). The gradient is that of `Reshape`.
     """
 
     shape: tuple[int, ...] = field(default=(-1,), init=False, repr=False)
@@ -114,8 +118,8 @@ class Transpose(Layer):
 
     Gradient
     --------
-    The inverse permutation: with aᵢ the i-th entry
-    of `axes`, axis i of dy becomes axis aᵢ of dx.
+    The inverse permutation: with aᵢ the i-th entry of `axes`, axis i of dy becomes axis
+    aᵢ of dx.
     """
 
     one_array = True

@@ -28,7 +28,7 @@ def mean_squared_error(
 
     Gradient
     --------
-    f(e) = e², so f'(e) = 2 e.
+    With e = y - t and f(e) = e², ∂L/∂y = f'(e) = 2 e.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def mean_absolute_error(
 
     Gradient
     --------
-    f(e) = |e|, so f'(e) = sign e. At the kink f'(0) = 0.
+    With e = y - t and f(e) = |e|, ∂L/∂y = f'(e) = sign e. At the kink f'(0) = 0.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def huber(
     --------
     f'(e) is e where |e| ≤ δ and ±δ elsewhere. With c = clip(e, -δ, δ), both cases are
 
-        f(e) = c (e - c/2)        f'(e) = c
+        f(e) = c (e - c/2)        ∂L/∂y = f'(e) = c
 
     Raises
     ------
@@ -105,7 +105,7 @@ def log_cosh(
 
     Gradient
     --------
-    f'(e) = sinh e / cosh e = tanh e.
+    With e = y - t and f(e) = log cosh e, ∂L/∂y = f'(e) = sinh e / cosh e = tanh e.
 
     cosh e = (1 + exp(-2|e|)) exp|e| / 2, so log cosh e = |e| + log(1 + exp(-2|e|)) -
     log 2, which does not overflow. Near 0 its terms would cancel. There the code uses

@@ -128,7 +128,8 @@ def ctc(
 
     Gradient
     --------
-    ∂L/∂y_t(k) = q_t(k) - Σ_{s: l_s = k} γ_t(s), derived at the top of this file.
+    ∂L/∂y_t(k) = q_t(k) - Σ_{s: l_s = k} γ_t(s), derived in
+    `agnostic_nn.losses.sequence`.
 
     Raises
     ------

@@ -528,7 +528,7 @@ class _Side:
     ) -> list[Any]:
         """Return [compiled(inputs)]; if `again`, also the result after a call with other inputs."""
 
-        def result(numbers):
+        def result(numbers: dict[str, Any]) -> Any:
             outputs = compiled(self.backend.asarray(cast(numbers, self.dtype)))
             # copied, because a later call may reuse the memory
             return tree_map(np.array, self.backend.to_numpy(outputs))
@@ -555,7 +555,7 @@ class _Side:
         train_step = make_step(trainer.model, trainer.loss, trainer.optimizer)
         takes_step = takes_keyword(trainer.loss, "step")
 
-        def step(carry, x, target, t=None):
+        def step(carry: Any, x: Any, target: Any, t: Any = None) -> Any:
             return train_step(carry, x, target, t=t)
 
         count = len(leaves(data[0])[0])

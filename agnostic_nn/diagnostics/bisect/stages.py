@@ -27,6 +27,7 @@ from zipfile import ZIP_STORED, ZipFile
 import numpy as np
 
 from ...blocks import Block, Graph, Parallel, Residual, TransformerBlock
+from ...core.arrays import Cache, Params, RowMask, State
 from ...core.backend import BackendUnavailable
 from ...core.errors import expect
 from ...core.files import kind_of, replacing
@@ -52,6 +53,8 @@ __all__ = [
     "split_step",
     "write",
 ]
+
+Method = Callable[..., Any]  # a method of the layer that is observed
 
 FORMAT = 1
 REFERENCE = "the reference, whose arrays support only the Array API Standard"
@@ -335,7 +338,7 @@ def _results(
 def cast(tree: Any, dtype: str) -> Any:
     """Return `tree` on the host, with real numbers in `dtype` and other dtypes unchanged."""
 
-    def cast_leaf(leaf):
+    def cast_leaf(leaf: Any) -> np.ndarray:
         leaf = np.asarray(leaf)
         return leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf
 
@@ -375,7 +378,9 @@ def split_step(
     recorder.record(Stage("data", "", "the batch", batch_on_host), "x", "target")
     numbered = {"step": np.asarray(float(taken))} if takes_keyword(loss, "step") else {}
 
-    def step(carry, x, target, number):
+    def step(
+        carry: tuple[Any, ...], x: Any, target: Any, number: dict[str, Any]
+    ) -> tuple[Any, ...]:
         params, state, moments = carry
         y, new_state, cache = observed.forward(params, state, x, train=True)
         inputs = _host({"y": y, "target": target, **number})
@@ -482,7 +487,14 @@ class _Recorder:
         # Their backward runs before that of any pending stage.
         recomputed: list[Stage] = []
 
-        def forward(method, params, state, x, *, train=False):
+        def forward(
+            method: Method,
+            params: Params,
+            state: State,
+            x: Any,
+            *,
+            train: bool | RowMask = False,
+        ) -> tuple[Any, State, Cache]:
             # A block has to call its observed layers. Another layer may call its own
             # methods, and those calls must not be recorded.
             own_forward = method if is_block else layer.forward
@@ -508,7 +520,9 @@ class _Recorder:
                 self.record(stage, *FORWARD)
             return y, state, cache
 
-        def backward(method, params, cache, dy):
+        def backward(
+            method: Method, params: Params, cache: Cache, dy: Any
+        ) -> tuple[Any, Params]:
             own_backward = method if is_block else layer.backward
             stage = recomputed.pop() if recomputed else pending.pop()
             with failing(stage.name, REFERENCE):
@@ -519,7 +533,9 @@ class _Recorder:
                 self.record(stage, *BACKWARD)
             return dx, grads
 
-        def backward_params(method, params, cache, dy):
+        def backward_params(
+            method: Method, params: Params, cache: Cache, dy: Any
+        ) -> Params:
             return backward(layer.backward, params, cache, dy)[1]
 
         hooks: dict[str, Hook] = {"forward": forward, "backward": backward}
@@ -690,17 +706,18 @@ def _description(text: np.ndarray | None) -> dict[str, Any]:
     expect(
         text.shape == () and text.dtype.kind == "U", "it has no description of a stage"
     )
-    description = json.loads(str(text))
+    description: Any = json.loads(str(text))
     expect(isinstance(description, dict), "its description is {!r:.200}", description)
-    description = {"draws": [], "predicts": False, "loss": None} | description
+    entries: dict[str, Any] = {"draws": [], "predicts": False, "loss": None}
+    entries |= description
     for name, is_valid in _ENTRIES.items():
         expect(
-            name in description and is_valid(description[name]),
+            name in entries and is_valid(entries[name]),
             "its {} is {!r:.200}",
             name,
-            description.get(name),
+            entries.get(name),
         )
-    return description
+    return entries
 
 
 def _is_pairs(data: Any) -> bool:
@@ -795,7 +812,7 @@ def _nesting(tree: Any) -> Any:
 def _unnested(nesting: Any, arrays: dict[str, np.ndarray], path: str) -> Any:
     """Return the tree of `arrays` with the structure `nesting`."""
 
-    def below(name):
+    def below(name: Any) -> str:
         return f"{path}.{name}" if path else str(name)
 
     if isinstance(nesting, dict):

@@ -38,6 +38,10 @@ _SECTION = re.compile(
     r"^Gradient\n-{4,}\n(.*?)(?=^\w[^\n]*\n-{4,}$|\Z)", re.DOTALL | re.MULTILINE
 )
 _REFERENCE = re.compile(r"[^.]*\bgradient (?:is that|are those) of `(\w+)`[^.]*\.")
+_NO_DOCSTRING = (
+    "{} has no docstring, from which `explain` would show the first paragraph, such as\n"
+    'y = 2 x, and the section "Gradient".'
+)
 _MEAN = (  # of a loss of the library
     "The gradient is given for a single element or example. In a mean it is divided by\n"
     "their number, or by the sum of their weights."
@@ -51,20 +55,14 @@ def forward_text(what: Any) -> str:
         first, *others = doc.split("\n\n")
         indented = takewhile(lambda paragraph: paragraph.startswith("    "), others)
         return "\n\n".join([first, *indented])
-    return (
-        f"{_name(what)} has no docstring. If it had one that begins with the formula, "
-        "such as y = 2 x, the formula would be shown here."
-    )
+    return _NO_DOCSTRING.format(_name(what))
 
 
 def gradient_text(what: Any) -> str:
     """Return what the docstring of a layer or a loss says about the gradient."""
     documented = list(_documented(what))
     if not documented:
-        return (
-            f"{_name(what)} has no docstring. If it had one with a section "
-            '"Gradient", that section would be shown here.'
-        )
+        return _NO_DOCSTRING.format(_name(what))
     parts = []
     for i, (kind, doc) in enumerate(documented):
         section = _SECTION.search(doc)
@@ -111,7 +109,10 @@ def _elsewhere(kind: Any, doc: str) -> Iterator[str]:
     reference = _REFERENCE.search(" ".join(doc.split()))
     if reference:
         yield reference[0].strip()
-        yield gradient_text(getattr(sys.modules[kind.__module__], reference[1]))
+        other = getattr(sys.modules[kind.__module__], reference[1], None)
+        section = _SECTION.search(cleandoc(other.__doc__ or ""))
+        if section:
+            yield section[1].strip()
 
 
 def _documented(what: Any) -> Iterator[tuple[Any, str]]:

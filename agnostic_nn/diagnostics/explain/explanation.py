@@ -26,8 +26,8 @@ from ...layers.base import kinds, not_a_layer
 from ...losses import Loss
 from ...losses.base import check_of
 from ...training.inputs import as_integer, fetch
-from .flow import Node, flow
 from .docstrings import first_argument, loss_text
+from .flow import Node, flow
 from .formulas import formula_of
 from .html import Part, page
 from .remarks import findings
@@ -304,7 +304,7 @@ def _perturbed_loss(
     """
     params, state, x, target, *weights = host
 
-    def wide(tree):
+    def wide(tree: Any) -> Any:
         return tree_map(
             lambda a: a.astype(np.float64) if a.dtype.kind == "f" else a, tree
         )

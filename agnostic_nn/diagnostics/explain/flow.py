@@ -16,7 +16,6 @@ import numpy as np
 from ...blocks import Parallel
 from ...core.trees import leaves, named_leaves, tree_map
 from ...layers import (
-    GLU,
     Conv1D,
     Conv2D,
     Conv3D,
@@ -45,7 +44,7 @@ AFFINE = (
     ConvTranspose2D,
     ConvTranspose3D,
 )
-ACTIVATIONS = (Elementwise, PReLU, GLU, Softmax, LogSoftmax)
+ACTIVATIONS = (Elementwise, PReLU, Softmax, LogSoftmax)
 OPERATIONS: dict[str | None, str] = {
     "sum": "+",
     "multiply": "×",
@@ -305,7 +304,8 @@ class _Graph:
                 e for node in self.nodes for e in node.edges if e.start == source.number
             ]
             if source.call and len(readers) == 1:
-                return source.dy
+                dy: np.ndarray | None = source.dy
+                return dy
         return None
 
 

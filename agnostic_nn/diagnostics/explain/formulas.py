@@ -70,9 +70,9 @@ def formula_of(what: Any) -> Formula | None:
 
 def same_methods(kind: type, base: type) -> bool:
     """Return whether `kind` inherits the forward and the backward pass of `base`."""
-    methods = ("forward", "backward", "backward_params")
+    methods = ["forward", "backward", "backward_params"]
     if base is not layers.Elementwise:  # which leaves these two to its subclasses
-        methods += ("value", "slope")
+        methods += ["value", "slope"]
     return all(
         getattr(kind, name, None) is getattr(base, name, None) for name in methods
     )

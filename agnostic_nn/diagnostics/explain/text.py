@@ -10,8 +10,8 @@ from ...blocks import Freeze
 from ...core.trees import leaves, named_leaves
 from ...display.tables import table
 from ...layers import Layer
-from .flow import Node
 from .docstrings import forward_text, gradient_text
+from .flow import Node
 from .formulas import Formula, formula_of
 from .latex import formula_with_names, gradient, plain
 from .numbers import array_stats, format_number, format_rows, format_share, is_small
@@ -166,17 +166,17 @@ class Report:
 
     def forward_text(self, node: Node) -> str:
         """Return the formula in the docstring of a layer that has none as LaTeX."""
-        return forward_text(node.call.layer) if _has_only_docstring(node) else ""
+        layer = _layer_without_formula(node)
+        return forward_text(layer) if layer else ""
 
     def forward_symbols(self, node: Node) -> str:
         """Return what the symbols in `forward_text` are called in the network."""
-        if not _has_only_docstring(node):
+        if _layer_without_formula(node) is None:
             return ""
         names = {symbol: plain(name) for symbol, name, _ in self._inputs(node)}
         names["y"] = plain(node.name)
-        names |= {
-            symbol: plain(node.names[path]) for path, symbol in node.symbols.items()
-        }
+        for path, _ in _in_order(node.params):
+            names[node.symbols[path]] = plain(node.names[path])
         return _where(names)
 
     def forward(self, node: Node) -> Iterator[Line]:
@@ -248,11 +248,12 @@ class Report:
 
     def gradient_text(self, node: Node) -> str:
         """Return the gradient in the docstring of a layer that has none as LaTeX."""
-        return gradient_text(node.call.layer) if _has_only_docstring(node) else ""
+        layer = _layer_without_formula(node)
+        return gradient_text(layer) if layer else ""
 
     def gradient_symbols(self, node: Node) -> str:
         """Return what the symbols in `gradient_text` are called in the network."""
-        if not _has_only_docstring(node):
+        if _layer_without_formula(node) is None:
             return ""
         names = {
             f"d{symbol}": plain(gradients)
@@ -260,11 +261,8 @@ class Report:
             if gradients
         }
         names["dy"] = plain(gradient(node.name))
-        if node.grads is not None:
-            names |= {
-                f"d{node.symbols[path]}": plain(gradient(node.names[path]))
-                for path, _ in named_leaves(node.grads)
-            }
+        for path, _ in _in_order(node.grads if node.grads is not None else {}):
+            names[f"d{node.symbols[path]}"] = plain(gradient(node.names[path]))
         return _where(names)
 
     def _inputs(self, node: Node) -> list[tuple[str, str, str]]:
@@ -347,8 +345,10 @@ class Report:
         return columns, rows
 
 
-def _has_only_docstring(node: Node) -> bool:
-    return node.call is not None and formula_of(node.call.layer) is None
+def _layer_without_formula(node: Node) -> Layer | None:
+    if node.call is None or formula_of(node.call.layer):
+        return None
+    return node.call.layer
 
 
 def _tuple(names: Sequence[str]) -> str:

@@ -5,18 +5,20 @@ inputs, outputs and cache. A `Repeat` is unrolled, because a compiled loop would
 the calls of its layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from ...blocks import Block, Repeat
-from ...core.arrays import Array, Cache, Params, State, namespace
+from ...core.arrays import Array, Cache, Params, RowMask, State, namespace
 from ...core.trees import leaves, tree_map, tree_sum
 from ...layers import Layer, base
 from ...losses import Loss
 from ..observe import observed_layer, path_of
 
 __all__ = ["Call", "Walk", "perturbed_output", "saved_arrays", "walk"]
+
+Method = Callable[..., Any]  # forward or backward of the layer that is observed
 
 
 @dataclass
@@ -128,7 +130,14 @@ class _Recorder:
         def inner(name: str, layer: Layer) -> Layer:
             return self.observed(layer, path_of(path, name))
 
-        def forward(method, params, state, x, *, train=False):
+        def forward(
+            method: Method,
+            params: Params,
+            state: State,
+            x: Any,
+            *,
+            train: bool | RowMask = False,
+        ) -> tuple[Any, State, Cache]:
             parent = self.open_calls[-1] if self.open_calls else None
             number = len(self.calls)
             params = self.change.get(number, params)
@@ -141,7 +150,9 @@ class _Recorder:
             )
             return call.y, new_state, {number: call.cache}
 
-        def backward(method, params, cache, dy):
+        def backward(
+            method: Method, params: Params, cache: Cache, dy: Any
+        ) -> tuple[Any, Params]:
             ((number, own_cache),) = cache.items()
             call = self.calls[number]
             call.dy = dy
@@ -169,7 +180,9 @@ class _UnrolledRepeat(Block):
 
     layers: tuple[Layer, ...]
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool | RowMask = False
+    ) -> tuple[Any, State, Cache]:
         states = []
         caches = []
         for i, layer in enumerate(self.layers):
@@ -185,7 +198,7 @@ class _UnrolledRepeat(Block):
             caches.append(cache)
         return (x["x"] if replaces_x else x), _stack(states), tuple(caches)
 
-    def backward(self, params, cache, dy):
+    def backward(self, params: Params, cache: Cache, dy: Any) -> tuple[Any, Params]:
         grads: list[Params] = []
         others: dict[str, Any] = {}
         for i in reversed(range(len(self.layers))):
@@ -199,16 +212,16 @@ class _UnrolledRepeat(Block):
             grads.append(layer_grads)
         return ({"x": dy, **others} if others else dy), _stack(grads[::-1])
 
-    def map_layers(self, function):
+    def map_layers(self, function: Callable[[str, Layer], Layer]) -> Self:
         layers = tuple(function(str(i), layer) for i, layer in enumerate(self.layers))
-        return _UnrolledRepeat(layers)
+        return type(self)(layers)
 
 
-def _slice(tree, i):
+def _slice(tree: Any, i: int) -> Any:
     return tree_map(lambda leaf: leaf[i, ...], tree)
 
 
-def _stack(trees):
+def _stack(trees: Sequence[Any]) -> Any:
     return tree_map(lambda *arrays: namespace(arrays[0]).stack(arrays, axis=0), *trees)
 
 
@@ -219,7 +232,7 @@ def saved_arrays(call: Call) -> list[Array]:
     """
     owned = {id(leaf) for leaf in leaves((call.params, call.state))}
 
-    def arrays(tree):
+    def arrays(tree: Any) -> Iterator[Array]:
         # A dict with integer keys is the recorded cache of an inner layer, see
         # `observed`.
         if isinstance(tree, dict) and any(isinstance(name, int) for name in tree):
