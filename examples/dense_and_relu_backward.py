@@ -1,6 +1,6 @@
 """The three gradients of a dense layer, and the one of ReLU.
 
-The notebook behind this page computes dL/dW, dL/db and dL/dX of a batch of three with
+The notebook that this example follows computes dL/dW, dL/db and dL/dX of a batch of three with
 one NumPy line each, then writes them down as the `backward` of two classes. Those
 classes are `nn.Dense` and `nn.ReLU`.
 """
@@ -25,13 +25,13 @@ def compute(backend):
     dense, relu = nn.Dense(3), nn.ReLU()
     params = {"weight": array(np.transpose(WEIGHTS)), "bias": array([0, 0, 0])}
 
-    # The notebook's classes keep what forward saw on self, so a second forward spoils
-    # the first one's backward. Here it is a value of its own, the cache.
+    # The notebook's classes store the inputs of forward on self, so a second forward
+    # invalidates the first one's backward. Here forward returns them as the cache.
     z, _, cache = dense.forward(params, {}, array(INPUTS))
     dx, grads = dense.backward(params, cache, array(GRADIENT))
 
-    # The notebook's ReLU writes its zeros into the caller's dL_da, as `self.dL_dz =
-    # dL_da` gives the array a second name and copies nothing. Ours makes a new array.
+    # The notebook's ReLU writes its zeros into the caller's dL_da, because `self.dL_dz =
+    # dL_da` copies nothing. `nn.ReLU` returns a new array.
     a, _, cache = relu.forward({}, {}, z)
     da = array(GRADIENT)
     dz, _ = relu.backward({}, cache, da)

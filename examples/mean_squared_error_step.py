@@ -1,9 +1,9 @@
 """One step of a single ReLU neuron on the mean squared error of three examples.
 
-The notebook behind this page makes two mistakes that its printed numbers carry. It
-averages over the batch twice, in dL_dpred and again in dL_dw, so its gradient is a
-third of the true one; and it subtracts the negative gradient, so it climbs: its step
-makes the loss larger. Both are reproduced, next to the step that the textbook takes.
+The notebook that this example follows makes two mistakes, which its printed numbers
+contain. It averages over the batch twice, in dL_dpred and again in dL_dw, so its
+gradient is a third of the true one. And it subtracts the negative gradient, so its step
+increases the loss. Both are reproduced, next to a correct step.
 """
 
 from argparse import ArgumentParser

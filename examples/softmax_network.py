@@ -1,7 +1,7 @@
 """Forward and backward through a network of three layers, 3-4-2-3, for one example.
 
-The notebook behind this page uses columns, z = W x + b with W (fan_out, fan_in), where
-the library uses rows, z = x W + b; what it prints as a column is transposed for that.
+The notebook that this example follows uses columns, z = W x + b with W (fan_out, fan_in), where
+the library uses rows, z = x W + b. Results are transposed where it prints columns.
 """
 
 from argparse import ArgumentParser
@@ -36,15 +36,15 @@ def compute(backend):
     z3, _, cache_z3 = dense3.forward(params3, {}, a2)
     exact_a3, _, _ = nn.Softmax().forward({}, {}, z3)
 
-    # The notebook rounds to one decimal before it differentiates: its dL_dz3 is off by
-    # up to 0.009. Its loss, never named, is the cross-entropy,
-    # whose exact gradient comes last.
+    # The notebook rounds to one decimal before it differentiates, so its dL_dz3 is off
+    # by up to 0.009. Its loss, which it does not name, is the cross-entropy. The exact
+    # gradient is `exact_dz3`.
     a3 = xp.round(exact_a3 * 10.0) / 10.0
     dz3 = a3 - target
     _, exact_dz3 = nn.softmax_cross_entropy(z3, target)
 
     da2, grads3 = dense3.backward(params3, cache_z3, dz3)
-    # the notebook forgets this; here both z2 > 0
+    # the notebook leaves this out; here both z2 > 0
     dz2, _ = relu.backward({}, cache_a2, da2)
     da1, grads2 = dense2.backward(params2, cache_z2, dz2)
     dz1, _ = relu.backward({}, cache_a1, da1)
@@ -70,12 +70,11 @@ def compute(backend):
 
 
 def show(results):
-    # saved so; its code says ∂L_∂z3
+    # the saved output has dL_dz3, the code ∂L_∂z3
     for name in ("z1", "a1", "z2", "a2", "a3", "dL_dz3"):
         print(f" {name}:\n", results[name].T)
-    # The notebook's gradients do not all fit its parameters: dL_dW1 is transposed, so
-    # W1 cannot take it, and dL_db3 and dL_db1 are rows:
-    # b - dL_db of a column and a row is a square.
+    # Some gradients of the notebook do not have the shapes of its parameters: dL_dW1 is
+    # transposed, and dL_db3 and dL_db1 are rows, so b - dL_db broadcasts to a matrix.
     print(" ∂L/∂W3:\n", results["dL_dW3"])
     print(" ∂L/∂b3:\n", results["dL_db3"][None, :])
     print(repr(results["dL_da2"].T))

@@ -1,8 +1,8 @@
-"""One neuron, then a layer of three, trained by gradient descent to answer 0.
+"""One neuron, then a layer of three, trained by gradient descent towards 0.
 
-The notebook behind this page works out every derivative of y², y = Σ ReLU(W x + b), by
-hand and takes 200 steps. Here the layers know their derivatives, and one function
-trains both, since a neuron is a layer of width 1.
+The notebook that this example follows derives every derivative of y², y = Σ ReLU(W x +
+b), by hand and takes 200 steps. Here the layers compute them, and one function trains
+both, since a neuron is a layer of width 1.
 """
 
 from argparse import ArgumentParser
@@ -13,7 +13,7 @@ import agnostic_nn as nn
 
 
 def train(backend, x, weight, bias, steps=200):
-    """Losses, one a step, and the final parameters, as NumPy arrays."""
+    """Return the loss of each step and the final parameters, as NumPy arrays."""
     xp = backend.xp
     model = nn.Sequential(nn.Dense(len(bias)), nn.ReLU())
     optimizer = nn.SGD(rate=0.001)
@@ -22,13 +22,12 @@ def train(backend, x, weight, bias, steps=200):
     def step(params, moments, x):
         a, _, cache = model.forward(params, ({}, {}), x)
         y = xp.sum(a, axis=-1, keepdims=True)
-        # The notebook sets a target and never uses it:
-        # y² is (y - target)² as the target is 0.
+        # The notebook sets a target of 0 but does not use it: y² is (y - target)².
         loss, dy = nn.mean_squared_error(y, xp.zeros_like(y))
-        da = dy * xp.ones_like(a)  # y is a sum: whatever moves an a moves y as much
+        da = dy * xp.ones_like(a)  # y is the sum of a
         _, grads = model.backward(params, cache, da)
         params, moments = optimizer.update(params, grads, moments)
-        return params, moments, loss  # of before the update, as the notebook prints it
+        return params, moments, loss  # before the update, as in the notebook
 
     dtype = "float64" if backend.has_float64 else "float32"
     dense = {"weight": np.array(weight, dtype).T, "bias": np.array(bias, dtype)}
@@ -43,9 +42,9 @@ def train(backend, x, weight, bias, steps=200):
 
 def compute(backend):
     neuron = train(backend, x=[1.0, -2.0, 3.0], weight=[[-3.0, -1.0, 2.0]], bias=[1.0])
-    # Driven by their sum, all three neurons fall together. Two overshoot below 0, where
-    # ReLU has no slope, and never learn again: from
-    # there on the loss is the third one's alone.
+    # The gradient of the sum moves all three neurons down together. Two of them go
+    # below 0, where the slope of ReLU is 0, and stop learning. From then on the loss
+    # depends on the third neuron only.
     layer = train(
         backend,
         x=[1, 2, 3, 4],
@@ -65,7 +64,7 @@ def show(results):
     for i, loss in enumerate(layer["loss"]):
         if i % 20 == 0:
             print(f"Iteration {i + 1}, Loss: {loss}")
-    # the notebook's rows are neurons
+    # the rows of the notebook are neurons
     print("Final weights:\n", layer["weight"].T, "\n")
     print("Final biases:\n", layer["bias"])
 

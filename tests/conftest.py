@@ -1,4 +1,4 @@
-"""One backend per run, named by AGNOSTIC_NN_BACKEND (default: numpy); NumPy is the oracle."""
+"""Fixtures. AGNOSTIC_NN_BACKEND names the backend under test (default: numpy)."""
 
 import os
 import signal
@@ -16,47 +16,47 @@ def pytest_report_header():
 
 @pytest.fixture(scope="session")
 def backend():
-    """The backend under test. If it cannot run, that is an error, not a skip."""
+    """Return the backend under test; raise an error, not a skip, if it cannot run."""
     return nn.backend()
 
 
 @pytest.fixture(scope="session")
 def widest(backend):
-    """The name of the widest real dtype that the backend has as it is set up now."""
+    """Return the name of the widest real dtype of the backend."""
     return "float64" if backend.has_float64 else "float32"
 
 
 @pytest.fixture(scope="session")
 def epsilon(widest):
-    """The distance from 1 to the next number of the widest dtype: the unit of tolerances."""
+    """Return the distance from 1 to the next number of the widest dtype."""
     return float(np.finfo(widest).eps)
 
 
 @pytest.fixture
 def draw(widest):
-    """A function from a shape to normal draws on the host, in the widest dtype."""
+    """Return a function from a shape to normal numbers of the widest dtype, on the host."""
     generator = np.random.default_rng(0)
     return lambda *shape: generator.standard_normal(shape).astype(widest)
 
 
 @pytest.fixture(scope="session")
 def thorough():
-    """Return whether cases of sweeps run too; on JAX, `nox -s sweep` runs them."""
+    """Return whether sweeps over options run, too; on JAX only `nox -s sweep` does."""
     return os.environ.get("AGNOSTIC_NN_SWEEP", "1") == "1"
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what asks for no backend, where AGNOSTIC_NN_HOST is 0: other sessions do that."""
+    """Skip tests without a backend if AGNOSTIC_NN_HOST is 0; other sessions run them."""
     if os.environ.get("AGNOSTIC_NN_HOST") != "0":
         return
-    left_out = [item for item in items if "backend" not in item.fixturenames]
-    config.hook.pytest_deselected(items=left_out)
+    deselected = [item for item in items if "backend" not in item.fixturenames]
+    config.hook.pytest_deselected(items=deselected)
     items[:] = [item for item in items if "backend" in item.fixturenames]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _ctrl_c_is_heard():
-    """A shell starts its background jobs deaf to Ctrl-C, and the tests may be one."""
+def _ctrl_c_is_handled():
+    """Handle Ctrl-C, which a shell turns off for background jobs."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""Activations and slopes are right to four units in the last place, as docs/accuracy.md says."""
+"""Rounding errors of activations, of their slopes, and of layers in float16."""
 
 import math
 
@@ -12,7 +12,7 @@ from agnostic_nn.core.trees import leaves, tree_map
 LAYERS = list(TRUTH)
 
 
-def test_activations_of_float32_are_right_to_the_last_places(backend):
+def test_activations_of_float32_are_within_four_units_in_the_last_place(backend):
     grids = [single(TRUTH[layer][2], 2**14) for layer in LAYERS]
     for layer, errors in zip(LAYERS, measure(backend, LAYERS, grids), strict=True):
         for what, (error, place) in zip(("f", "f'"), errors, strict=True):
@@ -21,7 +21,7 @@ def test_activations_of_float32_are_right_to_the_last_places(backend):
             )
 
 
-def test_activations_of_every_float16_number_are_rounded_right(backend):
+def test_activations_of_every_float16_number_are_correctly_rounded(backend):
     if not hasattr(backend.xp, "float16"):
         pytest.skip(f"{backend.name} has no float16")
     for layer, errors in zip(
@@ -33,8 +33,8 @@ def test_activations_of_every_float16_number_are_rounded_right(backend):
             )
 
 
-def test_gelu_keeps_the_digits_of_its_tail(backend, widest):
-    """1 + erf would leave 0 of them at -5.5 in float32, and half of them in float64."""
+def test_the_tail_of_gelu_is_accurate(backend, widest):
+    """At -5.5, 1 + erf would have no correct digit in float32, and half in float64."""
     for dtype in {"float32", widest}:
         x = np.asarray([-5.5, -2.9, 0.5], dtype)
         layer = nn.GELU()
@@ -53,14 +53,14 @@ def test_gelu_keeps_the_digits_of_its_tail(backend, widest):
     "layer", [nn.GLU(), nn.SwiGLU(), nn.GEGLU(), nn.Softmax(), nn.LogSoftmax()]
 )
 def test_float16_stays_float16_and_is_computed_in_float32(backend, layer):
-    """The results are those of float32, rounded once; sums of exp do not overflow."""
+    """Results equal those of float32, rounded once; sums of exp do not overflow."""
     if not hasattr(backend.xp, "float16"):
         pytest.skip(f"{backend.name} has no float16")
     x = np.random.default_rng(0).uniform(-4, 4, (2, 8)).astype(np.float16)
     result = []
-    for arguments in (x, x.astype(np.float32)):
-        y, _, cache = layer.forward({}, {}, backend.asarray(arguments))
-        dy = np.ones(y.shape, arguments.dtype) * arguments.dtype.type(0.5)
+    for array in (x, x.astype(np.float32)):
+        y, _, cache = layer.forward({}, {}, backend.asarray(array))
+        dy = np.ones(y.shape, array.dtype) * array.dtype.type(0.5)
         result.append(
             backend.to_numpy((y, layer.backward({}, cache, backend.asarray(dy))[0]))
         )
@@ -85,7 +85,7 @@ def test_softmax_of_many_float16_numbers_does_not_overflow(backend):
     "layer", [nn.GRU(6), nn.LSTM(6), nn.MultiHeadAttention(2, rotary=True)], ids=str
 )
 def test_sequences_of_float16_are_close_to_those_of_float64(backend, layer):
-    """The reference is the same layer in float64 on NumPy; large numbers overflow in sums."""
+    """The reference is the layer in float64 on NumPy; sums of large numbers overflow."""
     if not hasattr(backend.xp, "float16"):
         pytest.skip(f"{backend.name} has no float16")
     attends, rng = isinstance(layer, nn.MultiHeadAttention), np.random.default_rng(0)
@@ -105,15 +105,15 @@ def test_sequences_of_float16_are_close_to_those_of_float64(backend, layer):
         for narrow, exact in zip(leaves(result), leaves(run(*wide)), strict=True):
             assert narrow.dtype == np.float16
             assert np.isfinite(narrow).all()
-            close = 3e-3 if attends else 1e-3  # Q, K, V and O are rounded on the way
+            rtol = 3e-3 if attends else 1e-3  # attention also rounds Q, K, V and O
             size = np.abs(exact).max()
             np.testing.assert_allclose(
-                narrow, exact, rtol=close, atol=0.6 * close * size + 1e-7
+                narrow, exact, rtol=rtol, atol=0.6 * rtol * size + 1e-7
             )
 
 
-def test_positions_of_float16_go_past_2048(backend):
-    """float16 has no number 2049, and takes 4097 for 4096."""
+def test_positions_beyond_2048_are_exact_for_float16_inputs(backend):
+    """float16 cannot represent 2049, and rounds 4097 to 4096."""
     if not hasattr(backend.xp, "float16"):
         pytest.skip(f"{backend.name} has no float16")
     x, layer = np.zeros((1, 4100, 4)), nn.SinusoidalPositions()

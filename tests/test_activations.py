@@ -10,7 +10,7 @@ import agnostic_nn as nn
 
 
 def run(backend, layer, x, dy=None, params=None):
-    """y, dx and grads on the host, of x given on the host; dy is 1 unless given."""
+    """Return y, dx and grads of x, all on the host; dy is 1 if it is None."""
 
     def both(params, x, dy):
         y, _, cache = layer.forward(params, {}, x)
@@ -89,7 +89,9 @@ each_formula = pytest.mark.parametrize(
 
 
 @each_formula
-def test_an_activation_is_its_formula(backend, widest, epsilon, layer, f, slope):
+def test_an_activation_and_its_slope_equal_their_formulas(
+    backend, widest, epsilon, layer, f, slope
+):
     y, dx, _ = run(backend, layer, np.asarray(POINTS, widest))
     largest = 4 * epsilon * np.maximum(1.0, np.abs(POINTS))
     np.testing.assert_array_less(np.abs(y - [f(x) for x in POINTS]), largest)
@@ -97,13 +99,13 @@ def test_an_activation_is_its_formula(backend, widest, epsilon, layer, f, slope)
 
 
 @each_formula
-def test_nan_goes_in_and_out_alone(backend, layer, f, slope):
+def test_nan_affects_only_its_own_element(backend, layer, f, slope):
     y, dx, _ = run(backend, layer, np.asarray([np.nan, 1.0], "float32"))
     assert list(np.isnan(y)) == [True, False]
     assert not np.isnan(dx[1])
 
 
-FAR = [  # layer, y and slope far below 0, y and slope far above; x stands for x
+FAR = [  # layer, y and slope far below 0, y and slope far above 0; y may be a function of x
     (nn.SELU(), -LAMBDA * ALPHA, 0.0, lambda x: LAMBDA * x, LAMBDA),
     (nn.CELU(0.5), -0.5, 0.0, lambda x: x, 1.0),
     (nn.CELU(2.0), -2.0, 0.0, lambda x: x, 1.0),
@@ -118,13 +120,13 @@ FAR = [  # layer, y and slope far below 0, y and slope far above; x stands for x
 
 
 @pytest.mark.parametrize(("layer", *"abcd"), FAR, ids=[str(row[0]) for row in FAR])
-def test_an_activation_is_at_its_limit_far_out(backend, layer, a, b, c, d):
-    """No NaN and no overflow for the largest numbers of float32; 1e10⁻² is softsign's slope."""
+def test_an_activation_of_a_large_number_is_its_limit(backend, layer, a, b, c, d):
+    """No NaN and no overflow for any float32. At 1e10 the slope of softsign is 1e-20."""
     x = np.asarray([-1e10, -1e20, -3e38, 1e10, 1e20, 3e38], "float32")
-    got, dx, _ = run(backend, layer, x)
+    y, dx, _ = run(backend, layer, x)
     ends = [f(x.astype("float64")) if callable(f) else np.full(6, f) for f in (a, c)]
     expected = np.concatenate([ends[0][:3], ends[1][3:]])
-    np.testing.assert_allclose(got, expected, rtol=2e-7, atol=0)
+    np.testing.assert_allclose(y, expected, rtol=2e-7, atol=0)
     np.testing.assert_allclose(dx, np.repeat([b, d], 3), rtol=2e-7, atol=1.1e-20)
 
 
@@ -143,8 +145,8 @@ KINKS = [  # layer, x, y and slope there
     ("layer", "x", "y", "slope"), KINKS, ids=[str(r[0]) for r in KINKS]
 )
 def test_the_slope_at_a_kink_is_the_documented_one(backend, layer, x, y, slope):
-    got, dx, _ = run(backend, layer, np.asarray(x, "float32"))
-    np.testing.assert_allclose([got, dx], [y, slope], rtol=2e-7, atol=0)
+    actual, dx, _ = run(backend, layer, np.asarray(x, "float32"))
+    np.testing.assert_allclose([actual, dx], [y, slope], rtol=2e-7, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -155,10 +157,10 @@ def test_the_slope_at_a_kink_is_the_documented_one(backend, layer, x, y, slope):
     ],
     ids=["Mish", "Softsign"],
 )
-def test_slopes_keep_their_digits_where_the_function_saturates(
+def test_slopes_are_accurate_where_the_function_saturates(
     backend, layer, truth, points
 ):
-    """To 16 eps, as exp, tanh and the products bring a few each."""
+    """Within 16 eps: exp, tanh and the products have errors of a few each."""
     x = points.astype("float32")
     _, dx, _ = run(backend, layer, x)
     expected = np.asarray([truth(v) for v in x.astype("float64")])
@@ -166,7 +168,7 @@ def test_slopes_keep_their_digits_where_the_function_saturates(
 
 
 def test_prelu_learns_one_slope_for_each_channel(backend, widest):
-    """By hand: only what is below 0 moves a slope, and 0 itself takes the learned side."""
+    """By hand: only numbers below 0 contribute to a slope; 0 is on the learned side."""
     x = np.asarray([[[-2.0, 3.0], [0.0, -1.0]], [[4.0, -5.0], [-6.0, 0.0]]], widest)
     dy = np.asarray([[[1.0, 10.0], [2.0, 20.0]], [[3.0, 30.0], [4.0, 40.0]]], widest)
     params = {"slope": np.asarray([0.5, -0.25], widest)}
@@ -200,7 +202,7 @@ def test_the_second_half_is_the_gate_of_the_first(
     np.testing.assert_allclose(dx[:, :3], [f], rtol=8 * epsilon)
 
 
-REFUSED = [  # layer, shape it was made for, shape of x, message
+REFUSED = [  # layer, shape of an example for init, shape of x, message
     (nn.PReLU(), (4,), (3, 5), r"PReLU takes \(batch, \.\.\., 4\), got \(3, 5\)"),
     (nn.PReLU(), (4,), (4,), r"PReLU takes \(batch, \.\.\., 4\), got \(4,\)"),
     (
@@ -213,31 +215,31 @@ REFUSED = [  # layer, shape it was made for, shape of x, message
 ]
 
 
-@pytest.mark.parametrize(("layer", "shape", "given", "message"), REFUSED, ids=str)
-def test_an_x_that_does_not_fit_is_refused_with_its_numbers(
-    backend, layer, shape, given, message
+@pytest.mark.parametrize(("layer", "shape", "x_shape", "message"), REFUSED, ids=str)
+def test_an_x_of_the_wrong_shape_is_an_error_that_gives_the_shape(
+    backend, layer, shape, x_shape, message
 ):
     key = nn.random.key(0, xp=backend.xp, device=backend.device)
     params, state, _ = layer.init(key, shape, backend.xp.float32)
     with pytest.raises(ValueError, match=message):
-        layer.forward(params, state, backend.asarray(np.zeros(given, "float32")))
+        layer.forward(params, state, backend.asarray(np.zeros(x_shape, "float32")))
 
 
-UNFIT = [  # layer, shape of one example, message
+WRONG_SHAPES = [  # layer, shape of one example, message
     (nn.PReLU(), (), r"PReLU takes \(batch, \.\.\., width\), got \(batch,\)"),
     (nn.GLU(), (), r"GLU takes .*, got \(batch, \*\(\)\)"),
     (nn.GEGLU(), (2, 7), r"GEGLU takes .*, got \(batch, \*\(2, 7\)\)"),
 ]
 
 
-@pytest.mark.parametrize(("layer", "shape", "message"), UNFIT, ids=str)
-def test_a_shape_that_a_layer_cannot_take_is_refused_by_init(layer, shape, message):
+@pytest.mark.parametrize(("layer", "shape", "message"), WRONG_SHAPES, ids=str)
+def test_init_refuses_a_shape_that_the_layer_cannot_take(layer, shape, message):
     host = nn.backend("numpy").xp
     with pytest.raises(ValueError, match=message):
         layer.init(nn.random.key(0, xp=host), shape, host.float32)
 
 
-SENSELESS = [  # call, error and message
+INVALID = [  # call, error and message
     (lambda: nn.CELU(0.0), ValueError, "alpha above 0, got 0.0"),
     (lambda: nn.HardTanh(1.0, 1.0), ValueError, "low < high, got 1.0 and 1.0"),
     (lambda: nn.ReLU6(low=7.0), TypeError, "unexpected keyword argument 'low'"),
@@ -252,8 +254,8 @@ SENSELESS = [  # call, error and message
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "message"), SENSELESS, ids=[r[2] for r in SENSELESS]
+    ("make", "error", "message"), INVALID, ids=[r[2] for r in INVALID]
 )
-def test_a_layer_that_makes_no_sense_is_refused_at_once(make, error, message):
+def test_invalid_options_are_refused_by_the_constructor(make, error, message):
     with pytest.raises(error, match=message):
         make()

@@ -1,8 +1,8 @@
-"""The import graph: a file imports only from lower levels, and only listed packages from outside.
+"""Rules of the source tree: levels of imports, `__all__`, docstrings and adapters.
 
-The formulas import no array library. Each check takes the root of a source tree and
-yields its complaints, so that the tests can show that
-it complains about a tree with a planted fault.
+A module imports only from lower levels, and only listed packages from outside. Layers,
+losses and optimizers import no array library. Each check takes the root of a source tree
+and yields its complaints, so that tests can plant a fault and see it reported.
 """
 
 import ast
@@ -123,7 +123,7 @@ CORE = {
     "math",
     "typing",
 }
-ALSO = {  # what single files of the core may import in addition
+ALSO = {  # what single modules of the core may import in addition
     "core.guards.guarding": {"warnings"},
     "core.guards.names": {"dis", "os", "sys", "types"},
     "core.guards.snapshot": {"types"},
@@ -151,7 +151,8 @@ HELPERS = {
     "replay.trace": None,
     "torch.tracing": "torch",
 }
-# what is slow to import or optional, and the only file that imports it
+# packages that are optional or slow to import, by the modules that may import them
+# inside functions
 INSIDE_FUNCTIONS = {
     "training.callbacks": {"tensorboardX"},
     "core.backend": {"numpy"},
@@ -161,7 +162,7 @@ INSIDE_FUNCTIONS = {
     "training.progress": {"IPython", "rich"},
     "display.tables": {"rich"},
 }
-LIBRARIES = {  # of each adapter
+LIBRARIES = {  # what each adapter may import
     "numpy": {"numpy", "scipy"},
     "jax": {"jax", "numpy"},
     "torch": {"torch", "numpy"},
@@ -186,18 +187,18 @@ parse = functools.cache(ast.parse)
 
 
 def parsed(root, folder):
-    """Path and syntax tree of each file under `folder`."""
+    """Yield path and syntax tree of each file under `folder`."""
     for path in sorted((root / folder).rglob("*.py")):
         yield path.relative_to(root), parse(path.read_text(encoding="utf-8"))
 
 
 def module_of(path):
-    """The dotted name of a file, without that of the package."""
+    """Return the dotted name of a file, without that of the package."""
     return ".".join(path.with_suffix("").parts[1:])
 
 
 def imports(path, tree):
-    """Each absolute dotted name that is imported, and whether it is inside a function."""
+    """Yield each absolute name that is imported, and whether it is inside a function."""
     functions = (f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef))
     inside = {node for function in functions for node in ast.walk(function)}
     for node in ast.walk(tree):
@@ -213,7 +214,7 @@ def imports(path, tree):
 
 
 def level_of(module):
-    """Return the level of a module, and the longest prefix of its name that has a level."""
+    """Return the level of a module, and the longest prefix of its name with a level."""
     parts = module.split(".")
     for name in (".".join(parts[:n]) for n in range(len(parts), 0, -1)):
         for level, names in enumerate(LEVELS):
@@ -223,7 +224,7 @@ def level_of(module):
 
 
 def misplaced(root):
-    """Imports from the same or a higher level, or from outside without being listed."""
+    """Yield imports from the same or a higher level, and unlisted ones from outside."""
     for path, tree in parsed(root, "agnostic_nn"):
         module = module_of(path)
         level, _ = level_of(module)
@@ -231,7 +232,7 @@ def misplaced(root):
         if level is None and not is_package:
             yield f"{module} has no level: add it to LEVELS, after all that it imports"
             continue
-        for name, lazy in imports(path, tree):
+        for name, is_lazy in imports(path, tree):
             top, _, inner = name.partition(".")
             if is_package:
                 allowed = top in STDLIB | {"agnostic_nn"}
@@ -242,12 +243,14 @@ def misplaced(root):
                 allowed = top in CORE | ALSO.get(module, set())
             else:
                 allowed = top in STDLIB | {"numpy"}
-            if not allowed and not (lazy and top in INSIDE_FUNCTIONS.get(module, ())):
+            if not allowed and not (
+                is_lazy and top in INSIDE_FUNCTIONS.get(module, ())
+            ):
                 yield f"{module} must not import {name}"
 
 
 def operands(node):
-    """Yield what is compared, matched, imported by name, or searched for at an end of a string."""
+    """Yield the values that are compared, matched, or passed to an import or a search."""
     result = []
     if isinstance(node, ast.Compare):
         result = [node.left, *node.comparators]
@@ -261,8 +264,8 @@ def operands(node):
         yield from getattr(operand, "elts", [operand])
 
 
-def deciding(root):
-    """Places that decide by the name of a library."""
+def branching(root):
+    """Yield places that branch on the name of a library."""
     libraries = set().union(*LIBRARIES.values())
     for path, tree in parsed(root, "agnostic_nn"):
         for node in ast.walk(tree):
@@ -271,11 +274,11 @@ def deciding(root):
             )
             words = {word for text in texts for word in re.split(r"\W+", text)}
             for word in sorted(words & libraries):
-                yield f"{module_of(path)} decides by the name {word!r}"
+                yield f"{module_of(path)} branches on the name {word!r}"
 
 
 def at_import(body):
-    """The statements that run when a file is imported."""
+    """Yield the statements that run when a file is imported."""
     for node in body:
         yield node
         if not isinstance(node, (ast.ClassDef, ast.FunctionDef)):
@@ -284,7 +287,7 @@ def at_import(body):
 
 
 def listed(tree):
-    """The names in `__all__`, or None."""
+    """Return the names in `__all__`, or None."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return ast.literal_eval(node.value)
@@ -292,7 +295,7 @@ def listed(tree):
 
 
 def defined(tree):
-    """The names of classes, functions and ready-made values; not of constants and aliases."""
+    """Yield the names of classes, functions and lower-case values."""
     for node in at_import(tree.body):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
             yield node.name
@@ -304,16 +307,16 @@ def defined(tree):
             yield from (name for name in names if name.islower())
 
 
-def imported(tree, least_level=0):
-    """The names that a file takes from others."""
+def imported(tree, min_level=0):
+    """Yield the names that a file imports."""
     for node in at_import(tree.body):
         kind = isinstance(node, (ast.Import, ast.ImportFrom))
-        if kind and getattr(node, "level", 0) >= least_level:
+        if kind and getattr(node, "level", 0) >= min_level:
             yield from (alias.asname or alias.name for alias in node.names)
 
 
 def bound(tree):
-    """All names that a file gives to anything at its top."""
+    """Return all names that a file defines or imports at its top level."""
     simple = (
         n
         for n in at_import(tree.body)
@@ -327,21 +330,21 @@ def bound(tree):
 
 
 def joined(tree):
-    """The files of a package whose `__all__` it adds to its own."""
+    """Yield the files of a package whose `__all__` it adds to its own."""
     for node in tree.body:
         if isinstance(node, ast.AugAssign) and ast.unparse(node.target) == "__all__":
             yield ast.unparse(node.value).removesuffix(".__all__")
 
 
 def exported(path, tree, trees):
-    """The names that a package lists, and those that it imports from its own files."""
+    """Return the names that a package lists, and those that it imports from its files."""
     lists = {
         file.stem: listed(inner) or []
         for file, inner in trees.items()
         if file.parent == path.parent
     }
     names = [*listed(tree), *(name for file in joined(tree) for name in lists[file])]
-    public = set(imported(tree, least_level=1)) - {"*"} - {*joined(tree)}
+    public = set(imported(tree, min_level=1)) - {"*"} - {*joined(tree)}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
             public.update(lists[node.module])
@@ -349,11 +352,11 @@ def exported(path, tree, trees):
 
 
 def unlisted(root):
-    """Files whose `__all__` is not what they define, and packages whose is not what they import."""
+    """Yield differences between `__all__` and what a file defines or a package imports."""
     trees = dict(parsed(root, "agnostic_nn"))
     for path, tree in trees.items():
         if path == Path("agnostic_nn", "__init__.py"):
-            # it joins the lists of its packages; another test imports each name
+            # it joins the lists of its packages; another test covers it
             continue
         names = listed(tree)
         if names is None:
@@ -387,17 +390,17 @@ def untyped(root):
 
 
 def undocumented(root):
-    """Files, public classes and public functions without a docstring."""
+    """Yield files, public classes and public functions without a docstring."""
     for path, tree in (*parsed(root, "agnostic_nn"), *parsed(root, "backends")):
         if not ast.get_docstring(tree):
-            yield f"{path} does not say what it is for"
+            yield f"{path} has no docstring"
         for node in tree.body if path.parts[0] == "agnostic_nn" else ():
             public = (
                 isinstance(node, (ast.ClassDef, ast.FunctionDef))
                 and node.name[0] != "_"
             )
             if public and not ast.get_docstring(node):
-                yield f"{path} does not say what {node.name} is"
+                yield f"{path} has no docstring of {node.name}"
 
 
 def is_def(node):
@@ -406,7 +409,7 @@ def is_def(node):
 
 
 def adapter_files(root):
-    """Path and syntax tree of each file of the backends, by its name inside the package."""
+    """Return path and syntax tree of each file of the backends, by its name."""
     files = {}
     for path, tree in parsed(root, "backends"):
         name = ".".join(path.with_suffix("").parts[2:])
@@ -414,12 +417,12 @@ def adapter_files(root):
     return files
 
 
-def unlike(root):
-    """Adapters with other names than documented, imports of others, or effects on import."""
-    adapters = adapter_files(root)
-    _, package = adapters.pop("__init__")
+def adapters(root):
+    """Yield undocumented or missing names, imports and side effects of adapters."""
+    files = adapter_files(root)
+    _, package = files.pop("__init__")
     for helper, library in HELPERS.items():
-        path, tree = adapters.pop(helper)
+        path, tree = files.pop(helper)
         ours = (
             "agnostic_nn.core.atomic",
             "agnostic_nn.ops",
@@ -433,7 +436,7 @@ def unlike(root):
     documented = {
         member.name for each in protocols for member in each.body if is_def(member)
     }
-    for library, (path, tree) in adapters.items():
+    for library, (path, tree) in files.items():
         public = {name for name in defined(tree) if not name.startswith("_")} - {
             "__all__"
         }
@@ -449,9 +452,9 @@ def unlike(root):
         ours = (*ours, "agnostic_nn.ops", f"array_api_compat.{library}")
         ours = (*ours, "backends.agnostic_nn_backends.processor")
         ours = (*ours, *(f"backends.agnostic_nn_backends.{name}" for name in HELPERS))
-        own = STDLIB | LIBRARIES.get(library, {library, "numpy"})
+        libraries = STDLIB | LIBRARIES.get(library, {library, "numpy"})
         for name, _ in imports(path, tree):
-            if name.partition(".")[0] not in own and not name.startswith(ours):
+            if name.partition(".")[0] not in libraries and not name.startswith(ours):
                 yield f"{path} must not import {name}"
         for node in at_import(tree.body):
             called = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
@@ -466,12 +469,12 @@ CHECKS = (misplaced, deciding, unlisted, untyped, undocumented, unlike)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_the_tree_keeps_the_rules(check):
+def test_the_source_tree_follows_the_rules(check):
     assert list(check(ROOT)) == []
 
 
 INPUTS = "training/inputs"
-PLANTED = [  # check, file, what is added to it, complaint
+PLANTED = [  # check, file, code that is added to it, complaint
     (misplaced, "losses/margin", "import numpy as np", "margin must not import numpy"),
     (
         misplaced,
@@ -553,40 +556,40 @@ PLANTED = [  # check, file, what is added to it, complaint
     (misplaced, INPUTS, "def f():\n    import rich", "inputs must not import rich"),
     (misplaced, "newcomer", "import math", "newcomer has no level: add it to LEVELS"),
     (
-        deciding,
+        branching,
         "losses/margin",
         "def f(xp): return 'jax' in xp.__name__",
-        "margin decides by the name 'jax'",
+        "margin branches on the name 'jax'",
     ),
     (
-        deciding,
+        branching,
         INPUTS,
         "def f(b): return b.name == 'cupy'",
-        "inputs decides by the name 'cupy'",
+        "inputs branches on the name 'cupy'",
     ),
     (
-        deciding,
+        branching,
         INPUTS,
         "def f(b): return b in ('a', 'torch:cpu')",
-        "inputs decides by the name 'torch'",
+        "inputs branches on the name 'torch'",
     ),
     (
-        deciding,
+        branching,
         INPUTS,
         "def f(b): return str(b).startswith('dpnp')",
-        "decides by the name 'dpnp'",
+        "branches on the name 'dpnp'",
     ),
     (
-        deciding,
+        branching,
         INPUTS,
         "m = __import__('jax.numpy')",
-        "inputs decides by the name 'jax'",
+        "inputs branches on the name 'jax'",
     ),
     (
-        deciding,
+        branching,
         INPUTS,
         "match 1:\n    case 'numpy': pass",
-        "inputs decides by the name 'numpy'",
+        "inputs branches on the name 'numpy'",
     ),
     (unlisted, "losses/margin", "def gap(): pass", "margin.py: gap is not in __all__"),
     (
@@ -630,58 +633,68 @@ PLANTED = [  # check, file, what is added to it, complaint
         undocumented,
         "losses/margin",
         "def gap(): pass",
-        "margin.py does not say what gap is",
+        "margin.py has no docstring of gap",
     ),
     (
         undocumented,
         "losses/margin",
         "class Gap: pass",
-        "margin.py does not say what Gap is",
+        "margin.py has no docstring of Gap",
     ),
     (
         undocumented,
         "newcomer",
         "import math",
-        "newcomer.py does not say what it is for",
+        "newcomer.py has no docstring",
     ),
     (
-        unlike,
+        adapters,
         "/torch/__init__",
         "def bonus(): pass",
         "torch/__init__.py defines bonus, which is not a member of Adapter",
     ),
     (
-        unlike,
+        adapters,
         "/newcomer",
         "__all__ = ['xp']\nimport a as xp",
         "newcomer.py has no devices",
     ),
-    (unlike, "/torch/__init__", "import jax", "torch/__init__.py must not import jax"),
     (
-        unlike,
+        adapters,
+        "/torch/__init__",
+        "import jax",
+        "torch/__init__.py must not import jax",
+    ),
+    (
+        adapters,
         "/torch/__init__",
         "import array_api_compat.cupy",
         "must not import array_api_compat.cupy",
     ),
     (
-        unlike,
+        adapters,
         "/torch/__init__",
         "from agnostic_nn.core.trees import leaves",
         "not import agnostic_nn.core.trees.leaves",
     ),
     (
-        unlike,
+        adapters,
         "/jax",
         "jax.config.update('jax_enable_x64', True)",
         "changes something on import",
     ),
-    (unlike, "/jax", "import os\nos.environ['A'] = '1'", "changes something on import"),
+    (
+        adapters,
+        "/jax",
+        "import os\nos.environ['A'] = '1'",
+        "changes something on import",
+    ),
 ]
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """The adapters, and of the library what something is planted in: all of it takes long."""
+    """Copy the adapters, and the files of the library in which a fault is planted."""
     root = tmp_path_factory.mktemp("tree")
     shutil.copytree(ROOT / "backends", root / "backends")
     # a package joins the lists of its files
@@ -703,7 +716,7 @@ def place(file):
 @pytest.mark.parametrize(
     ("check", "file", "source", "complaint"), PLANTED, ids=[case[3] for case in PLANTED]
 )
-def test_a_broken_rule_is_noticed(copy, check, file, source, complaint):
+def test_a_broken_rule_is_reported(copy, check, file, source, complaint):
     path = copy / place(file)
     before = path.read_text(encoding="utf-8") if path.exists() else None
     sound = (before or "").replace(
@@ -711,17 +724,17 @@ def test_a_broken_rule_is_noticed(copy, check, file, source, complaint):
     )
     path.write_text(f"{sound}\n{source}\n", encoding="utf-8")
     try:
-        assert sum(complaint in text for text in check(copy)) == 1
+        assert sum(complaint in each for each in check(copy)) == 1
     finally:
         path.unlink() if before is None else path.write_text(before, encoding="utf-8")
 
 
-def test_each_adapter_is_in_the_list_of_those_shipped():
+def test_shipped_adapters_are_listed():
     assert set(adapter_files(ROOT)) - {"__init__"} == set(SHIPPED) | set(HELPERS)
     assert set(LIBRARIES) == set(SHIPPED)
 
 
-def test_every_public_name_is_there_and_documented():
+def test_every_public_name_exists_and_has_a_docstring():
     assert len(nn.__all__) == len(set(nn.__all__))
     for name in nn.__all__:
         value = getattr(nn, name)
@@ -733,7 +746,7 @@ def test_every_public_name_is_there_and_documented():
 
 
 def loaded(code):
-    """Which heavy packages a fresh process has loaded after running `code`."""
+    """Return the heavy packages that a new process has loaded after running `code`."""
     show = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"
     command = [sys.executable, "-P", "-c", f"{code}\n{show}"]
     result = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""Arrays and their namespaces, and the checks of arguments."""
+"""Namespaces and devices of arrays, row masks, and `expect`."""
 
 import dataclasses
 import types
@@ -47,7 +47,7 @@ def test_a_reduction_to_a_scalar_still_belongs_to_its_library(backend, draw):
 
 
 @pytest.mark.parametrize("thing", [[1.0], 1.0, "x", None, {"x": 1}], ids=repr)
-def test_what_is_no_array_is_refused(backend, draw, thing):
+def test_the_namespace_of_anything_else_is_an_error(backend, draw, thing):
     with pytest.raises(TypeError):
         namespace(thing)
     with pytest.raises(TypeError):
@@ -77,18 +77,18 @@ def test_a_type_is_looked_up_once(monkeypatch):
 
 
 class Bare:
-    """An array that says neither whose it is nor where."""
+    """An array without `__array_namespace__` and `device`."""
 
 
 @pytest.fixture
 def registered(monkeypatch):
-    """Nothing that a test registers outlives it."""
+    """Undo registrations after a test."""
     monkeypatch.setattr(arrays, "_NAMESPACES", {})
     monkeypatch.setattr(arrays, "_DEVICES", {})
 
 
 @pytest.mark.usefixtures("registered")
-def test_arrays_that_lack_the_protocol_are_registered_and_left_alone():
+def test_a_registered_class_has_a_namespace_and_a_device_and_is_not_changed():
     xp, before = types.SimpleNamespace(asarray=Bare), dict(vars(Bare))
     with pytest.raises(TypeError):
         namespace(Bare())
@@ -101,7 +101,7 @@ def test_arrays_that_lack_the_protocol_are_registered_and_left_alone():
     register(Bare, xp)  # again, as when a module is reloaded
 
 
-REFUSED = [  # arguments, message
+REFUSED = [  # arguments of register, message
     ((Bare(), np), "expected a class of arrays, got <"),
     ((Bare, Bare), "expected a namespace of the Array API Standard, got <class"),
     ((Bare, np, "cpu"), "expected device to be a function of an array, got 'cpu'"),
@@ -109,34 +109,36 @@ REFUSED = [  # arguments, message
 
 
 @pytest.mark.usefixtures("registered")
-@pytest.mark.parametrize(("given", "text"), REFUSED, ids=[text for _, text in REFUSED])
-def test_what_cannot_be_registered_is_refused(given, text):
+@pytest.mark.parametrize(
+    ("arguments", "text"), REFUSED, ids=[text for _, text in REFUSED]
+)
+def test_wrong_arguments_of_register_are_refused(arguments, text):
     with pytest.raises(TypeError, match=text):
-        register(*given)
+        register(*arguments)
     with pytest.raises(TypeError):
         namespace(Bare())
 
 
 @pytest.mark.usefixtures("registered")
-def test_arrays_belong_to_one_namespace_for_good():
-    mine = types.SimpleNamespace(asarray=Bare)
-    register(Foreign, mine)  # before what it says of itself was ever asked for
-    assert namespace(Foreign()) is mine
+def test_a_class_cannot_be_registered_for_a_second_namespace():
+    xp = types.SimpleNamespace(asarray=Bare)
+    register(Foreign, xp)  # before its own namespace was used
+    assert namespace(Foreign()) is xp
     namespace(np.ones(2))
     for kind in (Foreign, np.ndarray):
         with pytest.raises(ValueError, match=f"{kind.__name__}'> already belong to "):
             register(kind, types.SimpleNamespace(asarray=Bare))
-    assert namespace(Foreign()) is mine
+    assert namespace(Foreign()) is xp
 
 
-def test_expect_raises_its_message_only_where_it_does_not_hold():
-    expect(True, "unseen")
+def test_expect_raises_its_message_only_if_the_condition_is_false():
+    expect(True, "not raised")
     with pytest.raises(ValueError, match=r"^Dense takes 4, got 5$"):
         expect(False, "Dense takes 4, got 5")
     with pytest.raises(ValueError, match=r"^Dense takes \(4,\), got {}$"):
         expect(False, "Dense takes {}, got {}", (4,), {})
-    with pytest.raises(ValueError, match=r"^{} as it stands$"):
-        expect(False, "{} as it stands")
+    with pytest.raises(ValueError, match=r"^{} is literal$"):
+        expect(False, "{} is literal")
 
 
 def test_expect_writes_every_shape_as_a_tuple(backend, draw):
@@ -144,7 +146,7 @@ def test_expect_writes_every_shape_as_a_tuple(backend, draw):
         expect(False, "got {}", backend.asarray(draw(2, 3)).shape)
 
 
-def test_rows_are_as_true_as_true_whatever_they_count(backend, widest):
+def test_a_row_mask_is_true_whatever_its_counts(backend, widest):
     for counts in (np.zeros(3, widest), np.asarray([1, 0, 1], widest)):
         assert RowMask(backend.asarray(counts))
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -158,21 +160,21 @@ def test_first_true_is_the_first_in_row_major_order(shape):
     generator = np.random.default_rng(0)
     for share in (0.0, 0.05, 0.5, 1.0):
         mask = np.asarray(generator.random(shape) < share)
-        places = np.argwhere(mask)
-        expected = tuple(int(i) for i in places[0]) if len(places) else None
+        positions = np.argwhere(mask)
+        expected = tuple(int(i) for i in positions[0]) if len(positions) else None
         assert first_true(mask) == expected
 
 
-def test_first_true_reaches_each_element():
-    for place in np.ndindex(3, 4, 5):
+def test_first_true_finds_each_element():
+    for position in np.ndindex(3, 4, 5):
         mask = np.zeros((3, 4, 5), bool)
-        mask[place] = True
-        assert first_true(mask) == place
+        mask[position] = True
+        assert first_true(mask) == position
 
 
 def test_size_and_device_are_known_inside_jit(backend, draw):
     x = backend.asarray(draw(2, 3))
-    seen = []
-    backend.jit(lambda x: seen.append((size(x), device(x))) or x)(x)
-    assert seen[0][0] == size(x) == 6
-    backend.xp.zeros(2, device=seen[0][1])
+    results = []
+    backend.jit(lambda x: results.append((size(x), device(x))) or x)(x)
+    assert results[0][0] == size(x) == 6
+    backend.xp.zeros(2, device=results[0][1])

@@ -1,4 +1,4 @@
-"""Constructors and functions refuse bad input at once, with a plain message."""
+"""Constructors and functions refuse invalid input at once, with a clear message."""
 
 import inspect
 import math
@@ -12,8 +12,8 @@ from agnostic_nn import blocks, initializers, layers, losses, optimizers, schedu
 from agnostic_nn.training import callbacks
 
 MODULES = (layers, blocks, losses, optimizers, schedules, initializers, callbacks)
-# contracts, and the functions that are not constructors
-CONTRACTS = {
+# base classes and protocols, which have no options
+BASES = {
     "Layer",
     "Block",
     "Optimizer",
@@ -27,14 +27,14 @@ CLASSES = {
     f"{module.__name__.rpartition('.')[2]}.{name}": getattr(module, name)
     for module in MODULES
     for name in module.__all__
-    if isinstance(getattr(module, name), type) and name not in CONTRACTS
+    if isinstance(getattr(module, name), type) and name not in BASES
 }
 
 
 def positional(function):
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(function).parameters.values()
-    return [one.name for one in parameters if one.kind in kinds]
+    return [each.name for each in parameters if each.kind in kinds]
 
 
 @pytest.mark.parametrize("kind", CLASSES.values(), ids=CLASSES)
@@ -50,7 +50,7 @@ def test_losses_take_their_options_by_name(name):
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "call",
     [
         lambda: nn.Dense(32, "relu"),
         lambda: nn.Dense(4, nn.Constant(7.0)),
@@ -69,12 +69,12 @@ def test_losses_take_their_options_by_name(name):
         lambda: nn.Checkpoint("model.safetensors", 5),
     ],
 )
-def test_options_by_position_are_refused(wrong):
+def test_positional_options_are_refused(call):
     with pytest.raises(TypeError, match="positional argument"):
-        wrong()
+        call()
 
 
-def test_what_callers_write_by_position_means_what_it_says():
+def test_positional_arguments_set_the_documented_options():
     assert nn.EarlyStopping(5).patience == 5
     assert nn.ReduceOnPlateau(3).patience == 3
     assert nn.Embedding(1000, 64).width == 64
@@ -105,7 +105,7 @@ def test_what_callers_write_by_position_means_what_it_says():
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_prints_can_be_pasted(value):
+def test_the_repr_of_a_value_is_an_expression_for_it(value):
     names = vars(schedules) | {name: getattr(nn, name) for name in nn.__all__}
     assert eval(repr(value), names) == value
 
@@ -114,13 +114,15 @@ def test_what_prints_can_be_pasted(value):
 
 
 @pytest.mark.parametrize("part", bad_input.QUICK, ids=lambda part: part.__name__)
-def test_bad_input_is_refused_in_words_and_changes_nothing(backend, part):
+def test_invalid_input_is_refused_with_a_clear_message_and_changes_nothing(
+    backend, part
+):
     result = bad_input.run([part], backend)
     assert len(result) > 50
     assert {name: wrong for name, wrong in result.items() if wrong} == {}
 
 
-def test_the_campaign_tells_what_is_wrong(backend, tmp_path):
+def test_the_verdict_of_a_case_names_what_is_wrong(backend, tmp_path):
     world = bad_input.World(backend, tmp_path)
     trainer = world.trainer()
 
@@ -214,29 +216,27 @@ MESSAGES = [  # call, message
 ]
 
 
-@pytest.mark.parametrize(
-    ("wrong", "text"), MESSAGES, ids=[text for _, text in MESSAGES]
-)
-def test_errors_say_what_was_expected_and_the_remedy(backend, wrong, text):
+@pytest.mark.parametrize(("call", "text"), MESSAGES, ids=[text for _, text in MESSAGES])
+def test_errors_give_what_was_expected_and_the_remedy(backend, call, text):
     with pytest.raises(
         (TypeError, ValueError, OSError, nn.BackendUnavailable), match=text
     ):
-        wrong(backend)
+        call(backend)
 
 
-def test_float16_data_are_not_told_of_a_dtype_that_is_refused(backend):
+def test_the_error_about_float16_data_does_not_recommend_a_refused_dtype(backend):
     with pytest.raises(TypeError, match=r"x is float16.*pass x.astype\('float32'\)$"):
         fitted(backend).predict(np.ones((2, 3), "float16"))
 
 
-def test_what_numpy_takes_is_said_once():
+def test_the_error_about_data_lists_the_accepted_types_once():
     with pytest.raises(
         TypeError, match=r"expected x as a NumPy array or a list, got builtins\.set"
     ):
         fitted("numpy").predict({1, 2})
 
 
-def test_a_lack_of_float64_says_what_helps(backend):
+def test_the_error_about_a_missing_float64_gives_the_remedy(backend):
     class Narrow(nn.Backend):
         has_float64 = False
 
@@ -283,7 +283,7 @@ def test_fields_that_another_callback_adds_are_not_refused(backend, tmp_path):
         fitted(backend, callbacks=[nn.EarlyStopping(2, monitor="rate"), nn.RateLog()])
 
 
-def test_parameters_nested_otherwise_are_refused_at_once(backend):
+def test_parameters_of_another_structure_are_refused(backend):
     model = nn.Sequential(nn.Dense(2), nn.ReLU(), nn.Dense(2))
     trainer = nn.Trainer(model, nn.huber, nn.Adam(), backend=backend, shape=(3,))
     first, _, last = backend.to_numpy(trainer.params)

@@ -1,4 +1,4 @@
-"""The example that writes: in small it learns a rhyme by heart and goes on where it is begun."""
+"""The character example, in small, memorizes a rhyme and continues prompts from it."""
 
 import importlib.util
 import math
@@ -22,29 +22,29 @@ def example():
 
 
 @pytest.fixture(scope="module")
-def learned(backend, example):
+def trained(backend, example):
     text = np.frombuffer((RHYME * 7).encode(), np.uint8).astype(np.int32)
     return example.train(
         backend, example.network(width=32, depth=1), text, epochs=6, window=32
     )
 
 
-def test_a_rhyme_is_known_by_heart_but_for_where_it_begins(learned):
-    """Which of 53 places it is takes 5.7 bits to tell, once in a window of 32 characters."""
-    _, bits = learned
+def test_a_rhyme_is_memorized_except_for_the_position_where_a_window_begins(trained):
+    """Which of 53 positions it is takes 5.7 bits, once per window of 32 characters."""
+    _, bits = trained
     assert bits < 2 * math.log2(53) / 32
 
 
 @pytest.mark.parametrize("prompt", ["one two", "caught a fish"])
-def test_it_goes_on_where_the_prompt_ends(example, learned, prompt):
-    trainer, _ = learned
+def test_it_continues_the_prompt(example, trained, prompt):
+    trainer, _ = trained
     written = example.write(trainer, prompt, 32 - len(prompt), temperature=0.05)
     begin = RHYME.index(prompt)
     assert written == (RHYME * 2)[begin : begin + 32]
 
 
-def test_what_is_drawn_depends_on_the_seed_and_nothing_else(example, learned):
-    trainer, _ = learned
+def test_the_sample_depends_only_on_the_seed(example, trained):
+    trainer, _ = trained
     texts = [
         example.write(trainer, "o", 20, temperature=3.0, seed=seed)
         for seed in (0, 0, 1)
@@ -52,8 +52,8 @@ def test_what_is_drawn_depends_on_the_seed_and_nothing_else(example, learned):
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_texts_of_one_length_share_one_compiled_step(example, learned, monkeypatch):
-    trainer, _ = learned
+def test_texts_of_one_length_share_one_compiled_step(example, trained, monkeypatch):
+    trainer, _ = trained
     example.decoding_step.cache_clear()
     compiled = []
     jit = type(trainer.backend).jit
@@ -68,7 +68,7 @@ def test_texts_of_one_length_share_one_compiled_step(example, learned, monkeypat
     assert len(compiled) == 1
 
 
-def test_the_readme_is_read_as_it_stands_but_for_what_is_not_ascii(example):
+def test_the_text_is_the_ascii_part_of_the_readme(example):
     text = example.read()
     assert text.dtype == np.int32
     assert "# agnostic_nn\n\nNeural networks with hand-derived" in bytes(
@@ -78,9 +78,9 @@ def test_the_readme_is_read_as_it_stands_but_for_what_is_not_ascii(example):
 
 def test_an_unknown_backend_ends_it_with_one_clear_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(PATH), "--backend", "nowhere"])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(PATH), run_name="__main__")
-    assert ended.value.code == 2
+    assert caught.value.code == 2
     assert (
         "error: no backend is called 'nowhere'"
         in capsys.readouterr().err.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""The examples: the five notebooks that they rebuild are the oracle, number by number."""
+"""The examples compute the numbers that the five notebooks printed."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from agnostic_nn.core.arrays import namespace
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
-# script: {its result: what the notebook printed for it}, in the order of printing
+# script: {name of a result: output of the notebook}, in the order of printing
 NOTEBOOKS = {
     "train_neuron_and_layer": {
         "loss": """\
@@ -117,27 +117,29 @@ NUMBER = r"-?\d+\.?\d*(?:e[-+]\d+)?"
 
 @pytest.fixture(scope="module")
 def results(backend):
-    """A function from a script to its results, all computed by the backend under test."""
+    """Return a function from a script to its results, computed by the backend under test."""
 
     def to_numpy(array):
-        assert namespace(array) is backend.xp, f"{type(array)} is no array of {backend}"
+        assert namespace(array) is backend.xp, (
+            f"{type(array)} is not an array of {backend}"
+        )
         return backend.adapter.to_numpy(array)
 
-    watched = SimpleNamespace(**{**vars(backend.adapter), "to_numpy": to_numpy})
+    adapter = SimpleNamespace(**{**vars(backend.adapter), "to_numpy": to_numpy})
 
     @functools.cache
     def compute(script):
         spec = importlib.util.spec_from_file_location(script, EXAMPLES / f"{script}.py")
         example = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(example)
-        return example.compute(dataclasses.replace(backend, adapter=watched))
+        return example.compute(dataclasses.replace(backend, adapter=adapter))
 
     return compute
 
 
 @pytest.fixture
 def run(monkeypatch):
-    """A function that runs a script as a command with the given arguments."""
+    """Return a function that runs a script as a command with arguments."""
 
     def command(script, *arguments):
         path = str(EXAMPLES / f"{script}.py")
@@ -148,33 +150,36 @@ def run(monkeypatch):
 
 
 def numbers(text):
-    """The array that NumPy printed at the end of `text`, or else the numbers there, as rows."""
+    """Return the array, or else the numbers, at the end of the printed `text`."""
     block = re.search(rf"\[.*|(\s*{NUMBER})+$", text, re.DOTALL)[0]
     rows = max(block.count("[") - 1, 1)
     return np.array(re.findall(NUMBER, block), dtype=float).reshape(rows, -1)
 
 
-def turned(found, like):
-    """`found` in the shape of `like`, transposed where a notebook has columns for our rows."""
-    return np.reshape(found.T if found.T.shape == like.shape else found, like.shape)
+def as_printed(result, printed):
+    """Return a result in the shape of the notebook's, which may be its transpose."""
+    transposed = result.T.shape == printed.shape
+    return np.reshape(result.T if transposed else result, printed.shape)
 
 
 @pytest.mark.parametrize(("script", "name"), SINGLE_STEPS)
-def test_each_result_is_what_the_notebook_printed(
+def test_each_result_equals_the_number_in_the_notebook(
     results, widest, epsilon, script, name
 ):
     text = NOTEBOOKS[script][name]
     printed, result = numbers(text), results(script)[name]
     # Sums have at most five terms, whose sizes add to at most twice the largest result:
-    # five roundings of half an eps, two more for the
-    # inputs. NumPy prints arrays to 8 decimals.
+    # five roundings of half an eps, and two more for the inputs. NumPy prints arrays to
+    # 8 decimals.
     tolerance = 8 * epsilon * np.abs(printed).max() + (5e-9 if "[" in text else 0.0)
     assert result.dtype == widest
-    np.testing.assert_allclose(turned(result, printed), printed, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(
+        as_printed(result, printed), printed, rtol=0, atol=tolerance
+    )
 
 
 def plain_neuron():
-    """The neuron's loop as the notebook has it, in plain NumPy: it was saved without output."""
+    """Train the neuron as in the notebook, which was saved without its output."""
     weights, bias, losses = np.array([-3.0, -1.0, 2.0]), 1.0, []
     inputs = np.array([1.0, -2.0, 3.0])
     for _ in range(200):
@@ -187,27 +192,27 @@ def plain_neuron():
     return np.array(losses), weights, np.array([bias])
 
 
-def assert_trained_alike(found, losses, weight, bias, x, epsilon):
-    """Compare two trainings, `losses` a mapping from steps, as far as rounding lets them agree.
+def assert_same_training(result, losses, weight, bias, x, epsilon):
+    """Compare a training with losses by step and final parameters, up to rounding.
 
-    A step multiplies an error in y by 1 - 2 rate (x·x + 1), so y holds that of the last
-    1 / (2 rate (x·x + 1)) steps, each an eps of the terms that are summed to z. They
-    end far larger than y: this is what costs the small losses their digits. A weight
-    sums up 200 roundings of half an eps, as across x nothing pulls it back.
+    A step multiplies an error in y by 1 - 2 rate (x·x + 1). So y contains the errors of
+    the last 1 / (2 rate (x·x + 1)) steps, each an eps of the terms that are summed to z.
+    These terms end far larger than y, so small losses have few correct digits. A weight
+    sums up 200 roundings of half an eps, because nothing corrects it across x.
     """
-    last = turned(found["weight"], weight)[-1, :]  # the one neuron that is not yet done
+    last = as_printed(result["weight"], weight)[-1, :]  # the neuron that still learns
     memory = 1 / (2 * 0.001 * (np.dot(x, x) + 1))
     for step, loss in losses.items():
         y = np.sqrt(loss)
         error = memory * epsilon * max(y, np.abs(last * x).sum() + abs(bias[-1]))
-        assert abs(found["loss"][step - 1] - loss) <= 2 * y * error, (
+        assert abs(result["loss"][step - 1] - loss) <= 2 * y * error, (
             f"loss at step {step}"
         )
     tolerance = 100 * epsilon * np.abs(weight).max() + 5e-9
     np.testing.assert_allclose(
-        turned(found["weight"], weight), weight, rtol=0, atol=tolerance
+        as_printed(result["weight"], weight), weight, rtol=0, atol=tolerance
     )
-    np.testing.assert_allclose(found["bias"], bias, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(result["bias"], bias, rtol=0, atol=tolerance)
 
 
 def test_the_neuron_trains_as_in_the_notebook(results, epsilon):
@@ -216,7 +221,7 @@ def test_the_neuron_trains_as_in_the_notebook(results, epsilon):
     result = results("train_neuron_and_layer")["neuron"]
     assert result["loss"].shape == losses.shape
     losses = dict(enumerate(losses, start=1))
-    assert_trained_alike(
+    assert_same_training(
         result, losses, weight[None, :], bias, [1.0, -2.0, 3.0], epsilon
     )
 
@@ -230,37 +235,37 @@ def test_the_layer_trains_as_in_the_notebook(results, widest, epsilon):
     assert (
         result["loss"].dtype == result["weight"].dtype == result["bias"].dtype == widest
     )
-    assert_trained_alike(result, losses, weight, bias, [1, 2, 3, 4], epsilon)
+    assert_same_training(result, losses, weight, bias, [1, 2, 3, 4], epsilon)
 
 
-def test_two_of_the_three_neurons_end_where_relu_has_no_slope(results):
+def test_two_of_the_three_neurons_end_where_the_slope_of_relu_is_0(results):
     layer = results("train_neuron_and_layer")["layer"]
     z = np.array([1, 2, 3, 4]) @ layer["weight"] + layer["bias"]
     assert (z[:2] < -0.2).all()
     assert abs(z[2]) < 1e-4
 
 
-def test_relu_leaves_the_gradient_that_it_was_given_alone(results):
+def test_relu_does_not_change_the_gradient_that_it_receives(results):
     result = results("dense_and_relu_backward")
-    arguments = np.array([[1, 1, 1], [2, 2, 2], [3, 3, 3]])
-    np.testing.assert_array_equal(result["dL_da"], arguments)
-    np.testing.assert_array_equal(result["dL_dz"], arguments * (result["z"] > 0))
+    da = np.array([[1, 1, 1], [2, 2, 2], [3, 3, 3]])
+    np.testing.assert_array_equal(result["dL_da"], da)
+    np.testing.assert_array_equal(result["dL_dz"], da * (result["z"] > 0))
     np.testing.assert_array_equal(result["a"], np.maximum(result["z"], 0))
     assert (result["z"] < 0).any()
 
 
 def test_only_the_rounded_softmax_gives_the_notebooks_gradient(results, epsilon):
     result = results("softmax_network")
-    grown = np.exp([3.0, 3.0, -1.0])
-    exact = grown / grown.sum()
-    # of one exp, a sum of three and two quotients
+    exponentials = np.exp([3.0, 3.0, -1.0])
+    exact = exponentials / exponentials.sum()
+    # the roundings of one exp, a sum of three and two quotients
     close = {"rtol": 8 * epsilon, "atol": 0}
     np.testing.assert_allclose(result["exact a3"][0, :], exact, **close)
     np.testing.assert_allclose(result["exact dL_dz3"][0, :], exact - [0, 1, 0], **close)
     assert 0.009 < np.abs(result["exact dL_dz3"] - result["dL_dz3"]).max() < 0.0091
 
 
-def test_the_notebooks_step_on_the_squared_error_climbs_and_the_textbooks_descends(
+def test_the_step_of_the_notebook_increases_the_squared_error_and_a_true_step_does_not(
     results, epsilon
 ):
     result = results("mean_squared_error_step")
@@ -271,8 +276,7 @@ def test_the_notebooks_step_on_the_squared_error_climbs_and_the_textbooks_descen
         result["true dL_db"], 3 * result["dL_db"], rtol=4 * epsilon
     )
     assert result["loss after it"] > result["loss"] > result["loss after a true step"]
-    # the climb and the descent, by hand: errors (1.5,
-    # 1.4, 0.5) - (1, 0, 0) move by the step
+    # both steps by hand: the errors (1.5, 1.4, 0.5) - (1, 0, 0) move by the step
     slope = np.array([[1, 2, 1], [2, 1, 1], [-1, -2, 1]]) @ [28 / 15, 14 / 15, 8 / 5]
     for name, rate in [("loss after it", 0.01 / 3), ("loss after a true step", -0.01)]:
         by_hand = np.mean(([0.5, 1.4, 0.5] + rate * slope) ** 2)
@@ -282,7 +286,7 @@ def test_the_notebooks_step_on_the_squared_error_climbs_and_the_textbooks_descen
 @pytest.mark.parametrize("script", NOTEBOOKS)
 def test_an_example_prints_the_lines_of_its_notebook(run, capsys, script):
     def lines(text):
-        """Without blank ones; to 8 digits, as how BLAS orders a sum shows in the last ones."""
+        """Drop blank lines, and round to 8 digits, since BLAS may sum in another order."""
         text = re.sub(NUMBER, lambda number: f"{float(number[0]):.8g}", text)
         return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
 
@@ -292,7 +296,7 @@ def test_an_example_prints_the_lines_of_its_notebook(run, capsys, script):
     )
 
 
-def test_the_neuron_prints_every_loss_and_where_it_ends(run, capsys):
+def test_the_neuron_prints_every_loss_and_the_final_parameters(run, capsys):
     run("train_neuron_and_layer", "--backend", "numpy")
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "Itereation 1's Loss: 36.0"
@@ -305,8 +309,8 @@ def test_the_neuron_prints_every_loss_and_where_it_ends(run, capsys):
 
 @pytest.mark.parametrize("script", NOTEBOOKS)
 def test_an_unknown_backend_ends_an_example_with_one_clear_line(run, capsys, script):
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as caught:
         run(script, "--backend", "nowhere")
-    assert ended.value.code == 2
+    assert caught.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "error: no backend is called 'nowhere'; there are numpy, jax" in error

@@ -1,4 +1,4 @@
-"""Pages are self-contained HTML files."""
+"""HTML pages are self-contained, and their plots, tables and formulas are readable."""
 
 import re
 
@@ -23,13 +23,13 @@ from agnostic_nn.display.pages import (
 )
 
 
-def drawn():
-    plot, axes = figure(4, 2)
+def plot():
+    canvas, axes = figure(4, 2)
     axes.plot([1, 2, 4], label="a < b")
     axes.plot([1, 3, 9], color=colour(1))
     axes.set(title="losses", xlabel="step")
     axes.legend()
-    return svg(plot, 'losses "by" step')
+    return svg(canvas, 'losses "by" step')
 
 
 def test_a_page_loads_nothing_and_runs_nothing():
@@ -44,15 +44,15 @@ def test_a_page_loads_nothing_and_runs_nothing():
     assert not re.search(r"<script|src=|@import|https?://", page)
 
 
-def test_plots_take_their_colours_from_the_page_and_say_what_they_show():
-    text = drawn()
+def test_plots_use_the_colours_of_the_page_and_have_a_label():
+    text = plot()
     assert 'aria-label="losses &quot;by&quot; step"' in text
     assert "a &lt; b" in text
     assert "var(--c0)" in text
     assert "var(--c1)" in text
     assert not re.search(r"#[0-9a-f]{6}\b", text.replace("#ffffff", ""))
     assert not re.search(r'<svg[^>]* (width|height)="', text)
-    assert drawn() == text
+    assert plot() == text
 
 
 def test_a_page_of_several_parts_begins_with_links_to_them():
@@ -60,50 +60,50 @@ def test_a_page_of_several_parts_begins_with_links_to_them():
     page = _with_contents(f"{empty}<h2>a &lt; b</h2><p>1</p><h2>c</h2>")
     links = re.findall('<a href="#([^"]*)">(.*?)</a>', page)
     assert [name for _, name in links] == ["a &lt; b", "c"]
-    for place, name in links:
-        assert f'<h2 id="{place}">{name}</h2>' in page
+    for anchor, name in links:
+        assert f'<h2 id="{anchor}">{name}</h2>' in page
     assert "<nav" not in _with_contents(f"{empty}<h2>alone</h2>")
 
 
-def test_no_number_is_broken_between_lines():
+def test_numbers_are_not_broken_between_lines():
     text = _unbroken_numbers("2e-06 <b> & 1.5e-13 off, on torch-1e")
     number = '<span class="whole">{}</span>'.format
     expected = f"{number('2e-06')} &lt;b&gt; &amp; {number('1.5e-13')} off, on torch-1e"
     assert text == expected
 
 
-def test_a_table_of_a_report_leaves_out_what_stands_elsewhere():
+def test_a_table_omits_columns_that_are_constant_or_shown_elsewhere():
     columns = ["backend", "hardware", "dtype", "loss", "verdict"]
     rows = [
         ["numpy", "a cpu", "float32", 1.0, "fine"],
         ["jax", None, "float32", 2.0, "fine"],
     ]
     rows.append(["reference", None, "float64", 1.0, None])
-    left = ["backend", "loss"], [["numpy", 1.0], ["jax", 2.0], ["reference", 1.0]]
+    short = ["backend", "loss"], [["numpy", 1.0], ["jax", 2.0], ["reference", 1.0]]
     assert _trimmed(2, "after 2 steps", columns, rows) == (
         "after 2 steps, in float32",
-        *left,
+        *short,
     )
     rows[1][1:3] = "a gpu", "float64"
     title, columns, _ = _trimmed(2, "after 2 steps", columns, rows)
     assert (title, columns) == ("after 2 steps", ["backend", "hardware", "loss"])
 
 
-def test_a_line_of_many_steps_is_drawn_by_means_of_a_few():
+def test_a_curve_of_many_steps_is_drawn_as_means_of_a_few_steps():
     assert _means([1.0, 3.0, 2.0, 4.0, 7.0], 2) == [2.0, 3.0, 7.0]
     assert _means([1.0, 3.0], 1) == [1.0, 3.0]
 
 
-def test_text_in_plots_is_in_the_font_of_the_page():
-    elements = re.findall(r"<text [^>]*>|<tspan [^>]*>", drawn())
+def test_text_in_plots_uses_the_font_of_the_page():
+    elements = re.findall(r"<text [^>]*>|<tspan [^>]*>", plot())
     assert elements
-    assert "DejaVu" not in drawn()
+    assert "DejaVu" not in plot()
     assert all("font-family: inherit" in text for text in elements if "font" in text)
-    assert "<style" not in drawn()  # it would be one for the whole page
+    assert "<style" not in plot()  # it would apply to the whole page
 
 
 @pytest.mark.parametrize(
-    ("written", "expected"),
+    ("style", "expected"),
     [
         (
             "font-size: 7px; font-family: 'A B', sans-serif",
@@ -116,8 +116,8 @@ def test_text_in_plots_is_in_the_font_of_the_page():
         ),
     ],
 )
-def test_either_way_in_which_matplotlib_writes_a_font(written, expected):
-    assert _without_font(f'<text style="{written}">') == f'<text style="{expected}">'
+def test_both_forms_of_fonts_of_matplotlib_are_replaced(style, expected):
+    assert _without_font(f'<text style="{style}">') == f'<text style="{expected}">'
 
 
 def test_formulas_are_mathml():
@@ -125,7 +125,7 @@ def test_formulas_are_mathml():
     assert 'display="block"' in formula("x", block=True)
 
 
-def test_a_table_says_the_same_as_text_and_as_html():
+def test_a_table_has_the_same_content_as_text_and_as_html():
     columns, rows = ["name", "ms"], [["a < b", 1.23456], ["c", None], ["d", 1200]]
     html = html_table(columns, rows, "some & more")
     assert "<caption>some &amp; more</caption>" in html

@@ -1,4 +1,4 @@
-"""The first page tells the truth: its code runs, its commands exist, its lists are complete."""
+"""The code and commands of README and CONTRIBUTING run, and lists are complete."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_the_readmes_code_runs_on_every_backend(backend, tmp_path, monkeypatch, 
 
 def test_the_guides_code_runs():
     guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    names = dict(vars(nn.layers.activations))  # where its activation is to stand
+    names = dict(vars(nn.layers.activations))  # the file that the guide edits
     for source in re.findall(r"```python\n(.*?)```", guide, re.DOTALL):
         exec(source, names)
     nn.check(names["Arctan"](), (5,))
@@ -40,7 +40,7 @@ def test_ci_runs_the_readmes_test_command():
     assert compare.endswith("agnostic-nn compare")
 
 
-def test_every_public_name_stands_on_the_first_page():
+def test_every_public_name_is_in_the_readme():
     missing = [
         name for name in nn.__all__ if not re.search(rf"`[\w.]*\b{name}\b", README)
     ]

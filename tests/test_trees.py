@@ -1,4 +1,4 @@
-"""Trees of arrays: mapped leaf by leaf, and named so that a checkpoint reads like the model."""
+"""Trees: maps over leaves, and the names of leaves in checkpoints."""
 
 import numpy as np
 import pytest
@@ -28,8 +28,9 @@ def test_a_map_keeps_the_nesting_and_the_order_of_keys(tree):
 
 
 def test_a_map_over_several_trees_pairs_their_leaves():
-    one, two = {"a": (1, 2), "b": 3}, {"b": 30, "a": (10, 20)}
-    assert tree_map(lambda x, y, z: (x, y, z), one, two, one) == {
+    first = {"a": (1, 2), "b": 3}
+    second = {"b": 30, "a": (10, 20)}
+    assert tree_map(lambda x, y, z: (x, y, z), first, second, first) == {
         "a": ((1, 10, 1), (2, 20, 2)),
         "b": (3, 30, 3),
     }
@@ -41,7 +42,7 @@ def test_a_list_is_a_leaf():
 
 
 @pytest.mark.parametrize(
-    ("one", "two", "message"),
+    ("first", "second", "message"),
     [
         ({"a": 1}, {"b": 1}, r"expected keys \['a'\], got keys \['b'\]"),
         ({"a": 1}, {"a": 1, "b": 2}, r"expected keys \['a'\], got keys \['a', 'b'\]"),
@@ -54,11 +55,11 @@ def test_a_list_is_a_leaf():
     ],
     ids=str,
 )
-def test_trees_that_differ_are_refused(one, two, message):
+def test_trees_that_differ_are_refused(first, second, message):
     with pytest.raises(ValueError, match=f"trees differ: {message}"):
-        tree_map(lambda x, y: x, one, two)
+        tree_map(lambda x, y: x, first, second)
     with pytest.raises(ValueError, match=f"trees differ: {message}"):
-        tree_map(lambda x, y, z: x, one, one, two)
+        tree_map(lambda x, y, z: x, first, first, second)
 
 
 def test_leaves_are_named_by_their_paths_in_one_order():
@@ -79,16 +80,16 @@ def test_entries_of_a_tuple_keep_their_order_past_ten():
     assert leaves(tuple(range(12))) == list(range(12))
 
 
-def test_jit_changes_neither_names_nor_order(backend, widest):
+def test_jit_keeps_the_names_of_leaves_and_their_order(backend, widest):
     one = np.ones(1, widest)
     tree = ({"weight": one, "bias": 2 * one}, {}, (3 * one,))
     add = backend.jit(lambda tree: tree_map(lambda leaf: leaf + 1.0, tree))
-    passed = backend.to_numpy(add(backend.asarray(tree)))
-    assert list(named_leaves(passed)) == [("0.bias", 3), ("0.weight", 2), ("2.0", 4)]
+    result = backend.to_numpy(add(backend.asarray(tree)))
+    assert list(named_leaves(result)) == [("0.bias", 3), ("0.weight", 2), ("2.0", 4)]
 
 
 @each_tree
-def test_names_lead_back_to_the_tree(tree):
+def test_a_tree_can_be_rebuilt_from_its_named_leaves(tree):
     named = dict(named_leaves(tree))
     assert repr(tree_from_leaves(named, tree)) == repr(tree)
     assert repr(

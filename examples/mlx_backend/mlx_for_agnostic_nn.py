@@ -1,10 +1,10 @@
-"""MLX, Apple's array library, as a backend that its own package brings to agnostic_nn.
+"""An adapter for MLX, Apple's array library, in a package outside agnostic_nn.
 
-The entry point in pyproject.toml makes it known: `pip install examples/mlx_backend`,
-and then `agnostic-nn conformance mlx`. What stands in `_Namespace` is what MLX lacks of
-the Standard: its functions take no `device` and not every keyword, and there is no
-`bool`; `register` says that its arrays belong to that, and where they are. Its float64
-is right to the digits of float32 only (exp, sin, cos), so none is promised.
+The entry point in pyproject.toml registers it: `pip install examples/mlx_backend`, then
+`agnostic-nn conformance mlx`. `_Namespace` adds what MLX lacks of the Standard: `bool`,
+and the argument `device` and some keywords of functions. `register` assigns this
+namespace and a device to MLX's arrays. Its float64 functions (exp, sin, cos) have only
+the accuracy of float32, so `has_float64` is false.
 """
 
 from importlib.metadata import version as version_of
@@ -70,7 +70,7 @@ class _Namespace:
         return mx.ones(x.shape, dtype=dtype or x.dtype)
 
     def sum(self, x, /, *, axis=None, dtype=None, keepdims=False):
-        # MLX 0.32's may read memory that it never set, and then not return
+        # the sum of MLX 0.32 may read uninitialized memory of an empty array and hang
         if x.size == 0:
             shape = np.empty(x.shape).sum(axis=axis, keepdims=keepdims).shape
             return mx.zeros(shape, dtype=dtype or x.dtype)
