@@ -465,7 +465,7 @@ def adapters(root):
                 yield f"{path} changes something on import: {ast.unparse(node)}"
 
 
-CHECKS = (misplaced, deciding, unlisted, untyped, undocumented, unlike)
+CHECKS = (misplaced, branching, unlisted, untyped, undocumented, adapters)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
