@@ -1,4 +1,4 @@
-"""Observe: arrays that report every call to a handler, and layers with hooks around methods.
+"""Observe arrays and layers: pass every operation to a handler, every call to a hook.
 
 The diagnostics that watch a computation are handlers of a few lines: `profile` times
 each call, `compare.rounding` counts roundings, `bisect.noise` adds rounding errors,
@@ -7,10 +7,15 @@ a line of its own.
 """
 
 from .arrays import (
+    OPERATORS,
+    Args,
+    Function,
     Handler,
+    Kwargs,
     ObservedArray,
     ObservedNamespace,
     branch,
+    is_array,
     observing,
     run,
     value_of,
@@ -18,11 +23,16 @@ from .arrays import (
 from .layers import Hook, observed_layer, observed_model, path_of
 
 __all__ = [
+    "OPERATORS",
+    "Args",
+    "Function",
     "Handler",
     "Hook",
+    "Kwargs",
     "ObservedArray",
     "ObservedNamespace",
     "branch",
+    "is_array",
     "observed_layer",
     "observed_model",
     "observing",

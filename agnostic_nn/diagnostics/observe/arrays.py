@@ -19,14 +19,24 @@ from ...core.arrays import device
 from ...core.trees import tree_map
 
 __all__ = [
+    "OPERATORS",
+    "Args",
+    "Function",
     "Handler",
+    "Kwargs",
     "ObservedArray",
     "ObservedNamespace",
     "branch",
+    "is_array",
     "observing",
     "run",
     "value_of",
 ]
+
+
+Function = Callable[..., Any]
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
 
 
 class Handler:
@@ -38,44 +48,28 @@ class Handler:
     def __init__(self, xp: Any) -> None:
         self.xp = xp
 
-    def compute(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """Return the result of a call, as values; `args` and `kwargs` hold values too."""
+    def compute(self, name: str, function: Function, args: Args, kwargs: Kwargs) -> Any:
+        """Return the result of a call, as values like those in `args` and `kwargs`."""
         return function(*args, **kwargs)
 
-    def call(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """Return what an operator, or a function that the Standard calls `name`, returns.
+    def call(self, name: str, function: Function, args: Args, kwargs: Kwargs) -> Any:
+        """Return the result of an operator or of a function of the namespace.
 
-        `args` and `kwargs` hold observed arrays, and so does the result.
+        name: what the Array API Standard calls it. `args`, `kwargs` and the result hold
+        observed arrays.
         """
-        result = self.compute(
-            name, function, _mapped(value_of, args), _mapped(value_of, kwargs)
-        )
-        return _mapped(self._wrapped, result)
+        args, kwargs = _mapped(value_of, (args, kwargs))
+        result = self.compute(name, function, args, kwargs)
+        return _mapped(lambda leaf: self.wrap(leaf) if is_array(leaf) else leaf, result)
 
     def call_ops(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, name: str, function: Function, args: Args, kwargs: Kwargs
     ) -> Any:
-        """Return what a function of `ops` or `random` returns, `name` being "ops.erf" or the like.
+        """Return the result of a function of `ops` or `random`.
 
-        By default it is the standard version, whose operations are observed one by one.
-        To treat it as one operation, pass it to `call`: the native version for the
-        values is then used.
+        name: such as "ops.erf". By default, the standard version runs, and its
+        operations are observed one by one. To treat the function as one operation, pass
+        it to `call`, which runs the native version for the values.
         """
         return function.dispatch(object)(*args, **kwargs)  # type: ignore[attr-defined]
 
@@ -83,16 +77,13 @@ class Handler:
         """Return an observed array that holds `value`."""
         return ObservedArray(value, self)
 
-    def _wrapped(self, leaf: Any) -> Any:
-        return self.wrap(leaf) if _is_array(leaf) else leaf
-
 
 _default: ContextVar[Handler] = ContextVar("_default")
 
 
 @contextmanager
 def observing(handler: Handler) -> Iterator[None]:
-    """Make `handler` that of calls without an observed array, such as `xp.zeros(shape)`."""
+    """Pass calls without an observed array, such as `xp.zeros(shape)`, to `handler`."""
     token = _default.set(handler)
     try:
         yield
@@ -101,10 +92,7 @@ def observing(handler: Handler) -> Iterator[None]:
 
 
 def run(
-    handler: Handler,
-    function: Callable[..., Any],
-    *trees: Any,
-    default: Handler | None = None,
+    handler: Handler, function: Function, *trees: Any, default: Handler | None = None
 ) -> Any:
     """Return function(*trees), called with the leaves of `trees` observed by `handler`.
 
@@ -121,12 +109,13 @@ def value_of(leaf: Any) -> Any:
     return leaf.value if isinstance(leaf, ObservedArray) else leaf
 
 
-def branch(holds: Any, make: Callable[..., Any], old: Any) -> Any:
-    """`ops.select` for arrays whose values are known: only the branch taken is computed."""
+def branch(holds: Any, make: Function, old: Any) -> Any:
+    """Do what `ops.select` does for known values: compute only the branch taken."""
     return make() if holds else old
 
 
-def _is_array(leaf: Any) -> bool:
+def is_array(leaf: Any) -> bool:
+    """Return whether `leaf` is the array of a library."""
     return (
         hasattr(leaf, "shape")
         and hasattr(leaf, "dtype")
@@ -134,51 +123,39 @@ def _is_array(leaf: Any) -> bool:
     )
 
 
-def _mapped(function: Callable[..., Any], tree: Any) -> Any:
-    """`tree_map`, also through lists and named tuples, which functions of the Standard use."""
+def _mapped(function: Function, tree: Any) -> Any:
+    """Do what `tree_map` does, also in the lists and named tuples of the Standard."""
     if isinstance(tree, dict):
         return {key: _mapped(function, subtree) for key, subtree in tree.items()}
     if isinstance(tree, tuple | list):
         branches = [_mapped(function, subtree) for subtree in tree]
-        return (
-            type(tree)(*branches) if hasattr(tree, "_fields") else type(tree)(branches)
-        )
+        is_named = hasattr(tree, "_fields")
+        return type(tree)(*branches) if is_named else type(tree)(branches)
     return function(tree)
 
 
 # --- which handler --------------------------------------------------------------------
 
 
-def _call(
-    name: str,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    values = (*args, *kwargs.values()) if kwargs else args
-    return _handler_of(values, _default.get(None)).call(name, function, args, kwargs)
+def _call(name: str, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    handler = _handler_of((args, kwargs), _default.get(None))
+    return handler.call(name, function, args, kwargs)
 
 
-def _call_method(
-    name: str, function: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
+def _call_method(name: str, function: Function, *args: Any, **kwargs: Any) -> Any:
     return _call(name, function, args, kwargs)
 
 
-def _call_ops(
-    name: str, function: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
-    values = (*args, *kwargs.values()) if kwargs else args
-    return _handler_of(values, _default.get(None)).call_ops(
-        name, function, args, kwargs
-    )
+def _call_ops(name: str, function: Function, *args: Any, **kwargs: Any) -> Any:
+    handler = _handler_of((args, kwargs), _default.get(None))
+    return handler.call_ops(name, function, args, kwargs)
 
 
 def _handler_of(values: Iterable[Any], default: Handler | None) -> Any:
-    """Return the first handler among `values` that is not the default, else the default.
+    """Return the first handler in `values` other than the default, else the default.
 
-    So a constant, which belongs to the default, takes
-    on the handler of what it is combined with.
+    So a constant, which belongs to the default, takes on the handler of the array that
+    it is combined with.
     """
     for value in values:
         if isinstance(value, ObservedArray):
@@ -223,8 +200,8 @@ class ObservedNamespace:
             return lambda *args: attribute(*map(value_of, args))
 
         def observed(*args: Any, **kwargs: Any) -> Any:
-            values = (*args, *kwargs.values()) if kwargs else args
-            return _handler_of(values, default).call(name, attribute, args, kwargs)
+            handler = _handler_of((args, kwargs), default)
+            return handler.call(name, attribute, args, kwargs)
 
         return observed
 
@@ -236,7 +213,7 @@ _namespace = ObservedNamespace()
 
 
 class ObservedArray:
-    """An array that passes what is done with it to its handler; otherwise like its value."""
+    """An array like `value`, except that it passes every operation to `handler`."""
 
     __slots__ = ("handler", "value")
     __array_ufunc__: Any = None  # NumPy's own arrays leave operators to this class
@@ -254,7 +231,7 @@ class ObservedArray:
         attribute = getattr(self.value, name)
         if callable(attribute):
             return partial(_call_method, name, _method(name), self)
-        return self.handler.wrap(attribute) if _is_array(attribute) else attribute
+        return self.handler.wrap(attribute) if is_array(attribute) else attribute
 
     @property
     def device(self) -> Any:
@@ -288,23 +265,23 @@ class ObservedArray:
         _call("setitem", operator.setitem, (self, index, value), {})
 
 
-def _method(name: str) -> Callable[..., Any]:
+def _method(name: str) -> Function:
     return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
 
 
-def _unary(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _unary(name: str, function: Function) -> Function:
     return lambda self: _call(name, function, (self,), {})
 
 
-def _binary(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _binary(name: str, function: Function) -> Function:
     return lambda self, other: _call(name, function, (self, other), {})
 
 
-def _reflected(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _reflected(name: str, function: Function) -> Function:
     return lambda self, other: _call(name, function, (other, self), {})
 
 
-_ARITHMETIC = {  # Python's name of an operator: the Standard's, which a handler gets
+OPERATORS = {  # from Python's name of an operator to the Standard's, for handlers
     "add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide",
     "floordiv": "floor_divide", "mod": "remainder", "pow": "pow", "matmul": "matmul",
     "and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor",
@@ -321,27 +298,20 @@ _UNARY = {
     "invert": "bitwise_invert",
 }
 
-for _python, _name in _ARITHMETIC.items():
+for _python, _name in OPERATORS.items():
     _function = getattr(operator, f"__{_python}__")
     _in_place = getattr(operator, f"__i{_python}__")
     setattr(ObservedArray, f"__{_python}__", _binary(_name, _function))
     setattr(ObservedArray, f"__r{_python}__", _reflected(_name, _function))
     setattr(ObservedArray, f"__i{_python}__", _binary(_name, _in_place))
 for _python, _name in _COMPARISONS.items():
-    setattr(
-        ObservedArray,
-        f"__{_python}__",
-        _binary(_name, getattr(operator, f"__{_python}__")),
-    )
+    _function = getattr(operator, f"__{_python}__")
+    setattr(ObservedArray, f"__{_python}__", _binary(_name, _function))
 for _python, _name in _UNARY.items():
-    setattr(
-        ObservedArray,
-        f"__{_python}__",
-        _unary(_name, getattr(operator, f"__{_python}__")),
-    )
+    _function = getattr(operator, f"__{_python}__")
+    setattr(ObservedArray, f"__{_python}__", _unary(_name, _function))
 
-# Every function that dispatches on the class of an
-# array. One that is added to `ops` is found here.
+# Every function that dispatches on the class of an array, also a new one in `ops`.
 for _prefix, _module in {"ops": ops, "random": random}.items():
     for _name in _module.__all__:
         _function = getattr(_module, _name)

@@ -9,8 +9,8 @@ from ...layers import Layer
 
 __all__ = ["Hook", "observed_layer", "observed_model", "path_of"]
 
-# hook(method, *args, **kwargs) -> what the method
-# is to return; `method` is that of the layer
+# hook(method, *args, **kwargs) -> the result of the observed method, where `method` is
+# that of the layer
 Hook = Callable[..., Any]
 
 
@@ -19,15 +19,14 @@ def observed_layer(
 ) -> Layer:
     """Return a copy of `layer` whose methods named in `hooks` are called through these.
 
-    inner: (name, layer) -> what stands for a layer of a block; called if `layer` is a
+    inner: (name, layer) -> the replacement of a layer inside; called if `layer` is a
     block.
     """
     kind = type(layer)
     mapped = layer.map_layers(inner) if isinstance(layer, Block) else layer
     methods = {name: _hooked(getattr(kind, name), hook) for name, hook in hooks.items()}
-    # A subclass of the same name is shown and compared like the layer, and keeps
-    # `isinstance` true.
-    observed: Any = object.__new__(type(kind.__name__, (kind,), methods))
+    # A subclass of the same name keeps `repr` and `isinstance`.
+    observed: Layer = object.__new__(type(kind.__name__, (kind,), methods))
     vars(observed).update(vars(mapped))
     return observed
 
@@ -54,5 +53,5 @@ def observed_model(
 
 
 def path_of(path: str, name: str) -> str:
-    """Return the path of the layer called `name` in the block at `path`; either may be empty."""
+    """Return the path of the layer `name` in the block at `path`; both may be empty."""
     return f"{path}.{name}" if path and name else path or name
