@@ -2,7 +2,6 @@
 
 import math
 import operator
-from collections.abc import Callable
 from functools import cache, partial
 from sys import _getframe, getrefcount
 from typing import Any
@@ -12,21 +11,31 @@ from numpy.lib.stride_tricks import as_strided
 
 from ...core.arrays import namespace
 from ...core.trees import tree_map
-from ..observe import Handler, ObservedArray, ObservedNamespace
+from ..observe import (
+    OPERATORS,
+    Args,
+    Function,
+    Handler,
+    Kwargs,
+    ObservedArray,
+    ObservedNamespace,
+)
 from .counter import CostCounter, Memory, current
 
 __all__ = ["Counted", "blank", "blanks_like", "in_place", "peak_of", "spread", "summed"]
 
 
 def blanks_like(tree: Any) -> Any:
-    """Return arrays without values like those of `tree`, which may be of any library."""
-    return tree_map(
-        lambda leaf: blank(tuple(leaf.shape), _dtype_name(leaf.dtype)), tree
-    )
+    """Return arrays without values like those of `tree`, of any library."""
+
+    def like(leaf: Any) -> Counted:
+        return blank(tuple(leaf.shape), _dtype_name(leaf.dtype))
+
+    return tree_map(like, tree)
 
 
-def peak_of(function: Callable[..., Any], *trees: Any) -> int:
-    """Return the peak number of bytes alive in function(*trees), including its arguments."""
+def peak_of(function: Function, *trees: Any) -> int:
+    """Return the peak number of bytes alive in function(*trees), arguments included."""
     with CostCounter() as counter:
         function(*blanks_like(trees))
     return counter.peak
@@ -35,13 +44,7 @@ def peak_of(function: Callable[..., Any], *trees: Any) -> int:
 class _CostHandler(Handler):
     """Computes shapes and dtypes, and records what each operation costs."""
 
-    def call(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
+    def call(self, name: str, function: Function, args: Args, kwargs: Kwargs) -> Any:
         if name in _FUNCTIONS:
             return _FUNCTIONS[name](*args, **kwargs)
         ufunc = getattr(np, name, None)
@@ -50,13 +53,13 @@ class _CostHandler(Handler):
         if function in _IN_PLACE:
             return in_place(args[0])
         if function in _OPERATORS:
-            # Do not give these arguments local names:
-            # a reference more would hide a temporary.
-            if name not in _NEVER_REUSED and _is_spare(getrefcount(args[0]), *args):
+            # Do not give these arguments local names: one more reference would hide a
+            # temporary.
+            left = getrefcount(args[0])
+            right = getrefcount(args[1])
+            if name not in _NEVER_REUSED and _is_temporary(left, *args):
                 return in_place(args[0])
-            if name in _COMMUTATIVE and _is_spare(
-                getrefcount(args[1]), *reversed(args)
-            ):
+            if name in _COMMUTATIVE and _is_temporary(right, *reversed(args)):
                 return in_place(args[1])
         return _elementwise(ufunc, *args, **kwargs)
 
@@ -66,9 +69,10 @@ _namespace = ObservedNamespace(_COSTS)
 
 
 class Counted(ObservedArray):
-    """An array without values: `value` has its shape, dtype and strides, and must not be read.
+    """An array without values, whose operations are recorded.
 
-    memory: what it shares with its views; owns: False for a view.
+    value: has its shape, dtype and strides, and must not be read. memory: what it
+    shares with its views. owns: False for a view.
     """
 
     __slots__ = ("memory", "owns")
@@ -125,66 +129,45 @@ _MIN_REUSED = 2**18
 
 _COMMUTATIVE = {"add", "multiply", "bitwise_and", "bitwise_or", "bitwise_xor"}
 _NEVER_REUSED = {"pow", "remainder"}
-_BINARY = (
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "and_",
-    "or_",
-    "xor",
-)
-_OPERATORS = {getattr(operator, name) for name in (*_BINARY, "lshift", "rshift")}
-_IN_PLACE = {
-    getattr(operator, f"i{name.strip('_')}") for name in (*_BINARY, "lshift", "rshift")
-}
+_OPERATORS = {getattr(operator, f"__{name}__") for name in OPERATORS}
+_IN_PLACE = {getattr(operator, f"__i{name}__") for name in OPERATORS}
 
 
 class _ReferenceCounter(Handler):
-    """Returns how many references an operand has where `_CostHandler.call` counts them."""
+    """Returns the references to an operand that `_CostHandler.call` would count."""
 
-    def call(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> int:
+    def call(self, name: str, function: Function, args: Args, kwargs: Kwargs) -> int:
         return getrefcount(args[0])
 
 
 def _references() -> tuple[int, int]:
-    """Return the number of references to a temporary operand, and to one with a name."""
+    """Return how many references a temporary operand has, and one with a name."""
     counter = _ReferenceCounter(None)
     named = ObservedArray(None, counter)
     return ObservedArray(None, counter) + None, named + None  # type: ignore[operator]
 
 
 _TEMPORARY, _NAMED = _references()
-# frames: from `_is_spare` over `call`, `_call` and the operator to the expression
+# frames: from `_is_temporary` over `call`, `_call` and the operator to the expression
 _CALLER = 4
 
 
-def _is_spare(references: int, x: Any, other: Any) -> bool:
-    """Return whether x, which has so many references, is overwritten in an operation with other."""
-    if (
-        references > _TEMPORARY
-        or type(x) is not Counted
-        or not x.owns
-        or x.nbytes < _MIN_REUSED
-    ):
+def _is_temporary(references: int, x: Any, other: Any) -> bool:
+    """Return whether NumPy overwrites x in an operation with `other`.
+
+    references: the number of references to x.
+    """
+    if references > _TEMPORARY or type(x) is not Counted:
         return False
-    # an interpreter that borrows the references of local variables
-    if _TEMPORARY == _NAMED:
+    if not x.owns or x.nbytes < _MIN_REUSED:
+        return False
+    if _TEMPORARY == _NAMED:  # the interpreter does not count those of local variables
         names = _getframe(_CALLER).f_locals
         if any(value is x for value in names.values()):
             return False
     if not hasattr(other, "shape"):
         return True
-    return other.dtype == x.dtype and _shape([x.shape, other.shape]) == x.shape
+    return bool(other.dtype == x.dtype) and _shape([x.shape, other.shape]) == x.shape
 
 
 def in_place(x: Counted) -> Counted:
@@ -197,12 +180,10 @@ def in_place(x: Counted) -> Counted:
 
 
 def _dtype_name(dtype: Any) -> str:
-    """Return NumPy's name for a dtype of any library, as "float32" for "torch.float32"."""
-    return (
-        str(dtype).rpartition(".")[2]
-        if not isinstance(dtype, type)
-        else np.dtype(dtype).name
-    )
+    """Return NumPy's name of a dtype of any library: "float32" for torch.float32."""
+    if isinstance(dtype, type):
+        return np.dtype(dtype).name
+    return str(dtype).rpartition(".")[2]
 
 
 def blank(shape: tuple[int, ...], dtype: Any, like: Any = None) -> Counted:
@@ -228,27 +209,23 @@ def _result_dtype(ufunc: np.ufunc, *kinds: Any) -> np.dtype:
 
 def _shape(shapes: list[tuple[Any, ...]]) -> tuple[Any, ...]:
     first = shapes[0]
-    return (
-        first
-        if all(shape == first for shape in shapes)
-        else np.broadcast_shapes(*shapes)
-    )
+    if all(shape == first for shape in shapes):
+        return first
+    return np.broadcast_shapes(*shapes)
 
 
 def _elementwise(ufunc: np.ufunc, *args: Any) -> Counted:
-    kinds = [arg.dtype if hasattr(arg, "shape") else type(arg) for arg in args]
-    return spread(
-        _result_dtype(ufunc, *[int if kind is bool else kind for kind in kinds]), *args
-    )
+    kinds: list[Any] = [getattr(arg, "dtype", type(arg)) for arg in args]
+    kinds = [int if kind is bool else kind for kind in kinds]
+    return spread(_result_dtype(ufunc, *kinds), *args)
 
 
 def spread(dtype: Any, *args: Any) -> Counted:
     """Return the result of an elementwise operation on `args`, which broadcast."""
     arrays = [arg for arg in args if hasattr(arg, "shape")]
     shape = _shape([array.shape for array in arrays])
-    alike = (
-        array for array in arrays if isinstance(array, Counted) and array.shape == shape
-    )
+    counted = (array for array in arrays if isinstance(array, Counted))
+    alike = (array for array in counted if array.shape == shape)
     result = blank(shape, dtype, next(alike, None))
     current().count(result.size)
     return result
@@ -277,17 +254,26 @@ def summed(shape: tuple[int, ...], inner: int, *factors: Any) -> Counted:
 # --- the Standard's functions ---------------------------------------------------------
 
 
-def _view(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda x, *args, **kwargs: Counted(
-        function(x.value, *args, **kwargs), x.memory
-    )
+def _view(function: Function) -> Function:
+    """Return a function whose result is a view of its first argument."""
+
+    def view(x: Counted, *args: Any, **kwargs: Any) -> Counted:
+        return Counted(function(x.value, *args, **kwargs), x.memory)
+
+    return view
 
 
-def _reduction(x, /, *, axis=None, keepdims=False, dtype=None, correction=None):
-    axes = (
-        range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    )
-    reduced = {axis % x.ndim for axis in axes}
+def _reduction(
+    x: Counted,
+    /,
+    *,
+    axis: Any = None,
+    keepdims: bool = False,
+    dtype: Any = None,
+    correction: Any = None,
+) -> Counted:
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    reduced = set(range(x.ndim)) if axis is None else {n % x.ndim for n in axes}
     shape = []
     for axis, length in enumerate(x.shape):
         if axis not in reduced:
@@ -298,70 +284,71 @@ def _reduction(x, /, *, axis=None, keepdims=False, dtype=None, correction=None):
     return blank(tuple(shape), dtype or x.dtype)
 
 
-def _total(x, /, *, axis=None, keepdims=False, dtype=None):
+def _total(
+    x: Counted, /, *, axis: Any = None, keepdims: bool = False, dtype: Any = None
+) -> Counted:
     wide = {"b": np.int64, "i": np.int64, "u": np.uint64}.get(x.dtype.kind)
     return _reduction(x, axis=axis, keepdims=keepdims, dtype=dtype or wide)
 
 
-def _read(x, /, **_):
+def _read(x: Counted, /, *, dtype: Any = None, **_: Any) -> Counted:
     """Return a result of the shape of x, counting one operation for each element."""
     current().count(x.size)
-    return blank(x.shape, x.dtype)
+    return blank(x.shape, dtype or x.dtype)
 
 
-def _like(x, /, *_, dtype=None, device=None):
+def _like(x: Counted, /, *_: Any, dtype: Any = None, **__: Any) -> Counted:
     return blank(x.shape, dtype or x.dtype, x)
 
 
-def _filled(shape, *value, dtype=None, device=None):
+def _filled(shape: Any, *value: Any, dtype: Any = None, device: Any = None) -> Counted:
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     return blank(shape, dtype or np.asarray(value or 0.0).dtype)
 
 
-def _created(create: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function with the shape and dtype of what `create` returns, which is called."""
+def _created(create: Function) -> Function:
+    """Return a function that calls `create` and keeps only the shape and the dtype."""
 
-    def created(*args, device=None, **kwargs):
+    def created(*args: Any, device: Any = None, **kwargs: Any) -> Counted:
         array = create(*args, **kwargs)
         return blank(array.shape, array.dtype)
 
     return created
 
 
-def _argsort(x, /, **_):
-    current().count(x.size)
-    return blank(x.shape, np.int64)
-
-
-def _asarray(x, /, *, dtype=None, device=None, copy=None):
+def _asarray(
+    x: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | None = None
+) -> Counted:
     if isinstance(x, Counted) and not copy and dtype in (None, x.dtype):
         return x
     x = x if hasattr(x, "shape") else np.asarray(x)
     return blank(x.shape, dtype or x.dtype)
 
 
-def _astype(x, dtype, /, *, copy=True, device=None):
+def _astype(
+    x: Counted, dtype: Any, /, *, copy: bool = True, device: Any = None
+) -> Counted:
     return x if not copy and x.dtype == dtype else blank(x.shape, dtype, x)
 
 
-def _clip(x, /, min=None, max=None):
+def _clip(x: Counted, /, min: Any = None, max: Any = None) -> Counted:
     return spread(x.dtype, x, min, max)
 
 
-def _concat(arrays, /, *, axis=0):
+def _concat(arrays: Any, /, *, axis: int = 0) -> Counted:
     arrays = list(arrays)
     shape = list(arrays[0].shape)
     shape[axis] = sum(array.shape[axis] for array in arrays)
     return blank(tuple(shape), np.result_type(*[array.dtype for array in arrays]))
 
 
-def _repeat(x, repeats, /, *, axis=None):
+def _repeat(x: Counted, repeats: int, /, *, axis: int | None = None) -> Counted:
     shape = [x.size] if axis is None else list(x.shape)
     shape[axis or 0] *= repeats
     return blank(tuple(shape), x.dtype)
 
 
-def _reshape(x, /, shape, *, copy=None):
+def _reshape(x: Counted, /, shape: Any, *, copy: bool | None = None) -> Counted:
     sizes = [x.size // -math.prod(shape) if n < 0 else n for n in shape]
     if math.prod(sizes) != x.size:
         raise ValueError(f"cannot reshape {x.shape} into {tuple(shape)}")
@@ -371,30 +358,26 @@ def _reshape(x, /, shape, *, copy=None):
         return blank(tuple(sizes), x.dtype)
 
 
-def _roll(x, /, shift, *, axis=None):
-    return blank(x.shape, x.dtype)
-
-
-def _stack(arrays, /, *, axis=0):
+def _stack(arrays: Any, /, *, axis: int = 0) -> Counted:
     arrays = list(arrays)
     shape = list(arrays[0].shape)
     shape.insert(axis % (len(shape) + 1), len(arrays))
     return blank(tuple(shape), np.result_type(*[array.dtype for array in arrays]))
 
 
-def _take(x, indices, /, *, axis=0):
+def _take(x: Counted, indices: Any, /, *, axis: int = 0) -> Counted:
     axis = axis % x.ndim
     return blank((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), x.dtype)
 
 
-def _take_along_axis(x, indices, /, *, axis=-1):
+def _take_along_axis(x: Counted, indices: Any, /, *, axis: int = -1) -> Counted:
     return blank(indices.shape, x.dtype)
 
 
-def _tensordot(x, y, /, *, axes=2):
+def _tensordot(x: Any, y: Any, /, *, axes: Any = 2) -> Counted:
     if isinstance(axes, int):
         axes = range(x.ndim - axes, x.ndim), range(axes)
-    shape = []
+    shape: list[int] = []
     for array, contracted in zip((x, y), axes, strict=True):
         contracted = {axis % array.ndim for axis in contracted}
         shape += [n for axis, n in enumerate(array.shape) if axis not in contracted]
@@ -402,22 +385,22 @@ def _tensordot(x, y, /, *, axes=2):
     return summed(tuple(shape), inner, x, y)
 
 
-def _unstack(x, /, *, axis=0):
+def _unstack(x: Counted, /, *, axis: int = 0) -> tuple[Counted, ...]:
     return tuple(_FUNCTIONS["moveaxis"](x, axis, 0))
 
 
-def _vecdot(x, y, /, *, axis=-1):
+def _vecdot(x: Any, y: Any, /, *, axis: int = -1) -> Counted:
     shape = list(_shape([x.shape, y.shape]))
     inner = shape.pop(axis)
     return summed(tuple(shape), inner, x, y)
 
 
-def _where(condition, x, y, /):
+def _where(condition: Any, x: Any, y: Any, /) -> Counted:
     kinds = [side.dtype if hasattr(side, "shape") else side for side in (x, y)]
     return spread(np.result_type(*kinds), condition, x, y)
 
 
-def _getitem(x, index):
+def _getitem(x: Counted, index: Any) -> Counted:
     entries = index if isinstance(index, tuple) else (index,)
     if any(hasattr(entry, "shape") for entry in entries):
         raise TypeError("expected integers and slices, got an array as an index")
@@ -426,7 +409,7 @@ def _getitem(x, index):
     return Counted(x.value[entries], x.memory)
 
 
-_VIEWS: dict[str, Callable[..., Any]] = {
+_VIEWS: dict[str, Function] = {
     "broadcast_to": np.broadcast_to,
     "expand_dims": lambda x, /, *, axis=0: np.expand_dims(x, axis),
     "flip": lambda x, /, *, axis=None: np.flip(x, axis),
@@ -435,31 +418,29 @@ _VIEWS: dict[str, Callable[..., Any]] = {
     "permute_dims": np.permute_dims,
     "squeeze": lambda x, /, axis: np.squeeze(x, axis),
 }
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
+_LIKE = "empty_like full_like ones_like roll tril triu zeros_like"
+_FUNCTIONS: dict[str, Function] = {
     **{name: _view(function) for name, function in _VIEWS.items()},
-    **dict.fromkeys(("sum", "prod"), _total),
-    **dict.fromkeys(("mean", "max", "min", "std", "var"), _reduction),
-    **dict.fromkeys(("any", "all"), partial(_reduction, dtype=np.bool_)),
-    **dict.fromkeys(
-        ("argmax", "argmin", "count_nonzero"), partial(_reduction, dtype=np.int64)
-    ),
-    **dict.fromkeys(("cumulative_sum", "cumulative_prod", "sort"), _read),
-    **dict.fromkeys(
-        ("empty_like", "ones_like", "zeros_like", "full_like", "tril", "triu"), _like
-    ),
-    **dict.fromkeys(("empty", "ones", "zeros", "full"), _filled),
     **{name: _created(getattr(np, name)) for name in ("arange", "eye", "linspace")},
-    "matmul": _product,
-    "getitem": _getitem,
-    "setitem": lambda x, index, value: None,  # moving values counts nothing
-    "argsort": _argsort,
+    **dict.fromkeys(("any", "all"), partial(_reduction, dtype=np.bool_)),
+    **dict.fromkeys(("cumulative_sum", "cumulative_prod", "sort"), _read),
+    **dict.fromkeys(("empty", "full", "ones", "zeros"), _filled),
+    **dict.fromkeys(("max", "mean", "min", "std", "var"), _reduction),
+    **dict.fromkeys(("prod", "sum"), _total),
+    **dict.fromkeys(_LIKE.split(), _like),
+    "argmax": partial(_reduction, dtype=np.int64),
+    "argmin": partial(_reduction, dtype=np.int64),
+    "argsort": partial(_read, dtype=np.int64),
     "asarray": _asarray,
     "astype": _astype,
     "clip": _clip,
     "concat": _concat,
+    "count_nonzero": partial(_reduction, dtype=np.int64),
+    "getitem": _getitem,
+    "matmul": _product,
     "repeat": _repeat,
     "reshape": _reshape,
-    "roll": _roll,
+    "setitem": lambda x, index, value: None,  # moving values counts nothing
     "stack": _stack,
     "take": _take,
     "take_along_axis": _take_along_axis,

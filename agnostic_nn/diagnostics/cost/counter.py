@@ -1,8 +1,8 @@
-"""Count the operations and the bytes of a computation from shapes, without computing values.
+"""Count the operations and the bytes of a computation from shapes alone.
 
 A function is called on `Counted` arrays, which have a shape, a dtype and strides but no
-values. Every operation on them is recorded in the
-active `CostCounter`, in the order of computation:
+values. Every operation on them is recorded in the active `CostCounter`, in the order of
+computation:
 
 operations
     A matrix product (m, k) @ (k, n) counts 2 m k n: as many multiplications as
@@ -37,7 +37,10 @@ __all__ = ["CostCounter", "Memory", "current"]
 
 
 class CostCounter:
-    """Counts operations per owner, and tracks current and peak bytes, inside `with counter:`."""
+    """Counts operations per owner, and tracks current and peak bytes.
+
+    Inside `with counter:`, it is the active one.
+    """
 
     def __init__(self) -> None:
         self.operations: Counter[Any] = Counter()
@@ -86,7 +89,7 @@ class CostCounter:
         self.operations[self.owner] += operations
 
     def take(self, size: int) -> int:
-        """Record an allocation. Returns the bytes to subtract again: 0 if none are recorded now."""
+        """Record an allocation of `size` bytes; return the bytes to subtract at its end."""
         size *= self._weighs
         self.alive += size
         self.peak = max(self.peak, self.alive)
