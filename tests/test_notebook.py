@@ -143,7 +143,7 @@ RESULTS = {  # type: how to get one, what both forms say
     nn.History: (history, ["epoch", "loss", "validation_loss", "a < b"]),
     Summary: (
         lambda: trainer().summary(),
-        ["FLOPs forward", "bytes kept, batch 32", "peak memory"],
+        ["FLOPs forward", "bytes saved, batch 32", "peak memory"],
     ),
     Report: (
         lambda: nn.check(nn.Dense(2), (3,), backends=[]),

@@ -17,7 +17,7 @@ def summary_of(model, shape, batch_size=10):
 
 
 def cells(summary):
-    """path, layer's class, output shape, parameters, frozen parameters, bytes kept"""
+    """path, layer's class, output shape, parameters, frozen parameters, bytes saved"""
     return [
         (r.path, r.layer.split("(")[0], r.shape, r.parameters, r.frozen, r.bytes_kept)
         for r in summary.rows
@@ -189,7 +189,7 @@ KEEPING = [
 def test_what_is_kept_is_what_numpy_keeps(model, shape):
     summary = summary_of(model, shape)
     assert summary.bytes_kept == kept_on_numpy(model, shape)
-    assert "Bytes kept are those of NumPy" in str(summary)
+    assert "Bytes saved for backward are those of NumPy" in str(summary)
 
 
 def flops(summary):

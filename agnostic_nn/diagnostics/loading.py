@@ -1,4 +1,4 @@
-"""Load objects named as module:object, from the current folder or from installed packages."""
+"""Load objects named as module:object, from the current folder or a package."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ __all__ = ["CannotLoad", "load", "load_layer"]
 
 
 class CannotLoad(ValueError):
-    """A named object does not exist or cannot be loaded; the message says which and why."""
+    """A named object does not exist or cannot be loaded; the message says why."""
 
 
 def load(name: str) -> Any:
@@ -38,7 +38,7 @@ def load(name: str) -> Any:
 
 
 def load_layer(name: str) -> Layer:
-    """Return the layer that "module:object" names, or the layer that the object returns.
+    """Return the layer that "module:object" names, or that the object returns.
 
     Raises
     ------
@@ -71,18 +71,13 @@ def _module(name: str) -> Any:
         if f"{name}.".startswith(f"{missing}."):
             where = f"it is not in {os.getcwd()} and not installed"
             raise CannotLoad(f"there is no module {missing!r}: {where}") from error
-        raise CannotLoad(
-            f"{name} needs the module {missing!r}, which is not installed"
-        ) from error
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # importing runs a custom file, which may call exit()
+        fault = f"{name} needs the module {missing!r}, which is not installed"
+        raise CannotLoad(fault) from error
+    except (Exception, SystemExit) as error:  # importing runs code, which may exit
         place = extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}, line {place.lineno}"
-        raise CannotLoad(
-            f"{name} cannot be imported: {_one_line(error)} ({where})"
-        ) from error
+        fault = f"{name} cannot be imported"
+        raise CannotLoad(f"{fault}: {_one_line(error)} ({where})") from error
 
 
 def _attribute(owner: Any, attribute: str, module_name: str, attributes: str) -> Any:

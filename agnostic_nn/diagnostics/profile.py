@@ -12,7 +12,6 @@ difference is the cost of timing them one by one.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from html import escape
@@ -34,7 +33,17 @@ from ..losses import Loss
 from ..losses.base import no_context, takes_keyword
 from ..optimizers import Optimizer
 from ..training import NonFiniteLoss, Trainer, make_step
-from .observe import Handler, Hook, branch, observed_model, run
+from .observe import (
+    Args,
+    Function,
+    Handler,
+    Hook,
+    Kwargs,
+    branch,
+    is_array,
+    observed_model,
+    run,
+)
 
 __all__ = ["Operation", "Profile", "Row", "profile"]
 
@@ -58,7 +67,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Operation:
-    """An array function: the number of calls in a step, and the seconds of all of them."""
+    """An array function: its calls in a step, and the seconds of all of them."""
 
     name: str
     calls: int
@@ -95,7 +104,7 @@ class Profile:
         return asdict(self) | {"total": self.total}
 
     def __str__(self) -> str:
-        tables = [table(*columns_and_rows) for columns_and_rows in self._tables()]
+        tables = [table(*cells) for cells in self._tables()]
         return "\n\n".join([self._title(), *tables, *filter(None, [self.remark])])
 
     def _repr_html_(self) -> str:
@@ -103,46 +112,41 @@ class Profile:
         return f"<p>{escape(self._title())}</p>{tables}<p>{escape(self.remark)}</p>"
 
     def _title(self) -> str:
-        return f"{self.backend}, a batch of {self.batch_size}: medians of {self.steps} steps"
+        batch = f"{self.backend}, a batch of {self.batch_size}"
+        return f"{batch}: medians of {self.steps} steps"
 
     def _tables(self) -> list[tuple[list[str], list[list[Any]]]]:
-        def line(path, name, forward, backward, both):
-            times = (None if t is None else 1e3 * t for t in (forward, backward, both))
-            return [path, name, *times, 100 * both / self.total]
+        lines: list[list[Any]] = []
+
+        def add(
+            path: str,
+            label: str,
+            seconds: float,
+            forward: float | None = None,
+            backward: float | None = None,
+        ) -> None:
+            times = (forward, backward, seconds)
+            milliseconds = [None if t is None else 1e3 * t for t in times]
+            lines.append([path, label, *milliseconds, 100 * seconds / self.total])
 
         parts = self.parts
-        lines = []
         for row in self.rows:
             both = row.forward + row.backward
-            lines.append(line(row.path, row.layer, row.forward, row.backward, both))
-        labels = {
-            "loss": "loss",
-            "finite": "check for finite values",
-            "update": "update",
-        }
-        for part, label in labels.items():
-            lines.append(line("", label, None, None, parts[part]))
-        lines.append(
-            line("", "all parts", parts["forward"], parts["backward"], self.total)
-        )
-        lines.append(
-            line("", "a real step, without timers inside", None, None, self.step)
-        )
+            add(row.path, row.layer, both, row.forward, row.backward)
+        add("", "loss", parts["loss"])
+        add("", "check for finite values", parts["finite"])
+        add("", "update", parts["update"])
+        add("", "all parts", self.total, parts["forward"], parts["backward"])
+        add("", "a real step, without timers inside", self.step)
         tables = [(["", "layer", "forward ms", "backward ms", "ms", "%"], lines)]
         if self.operations:
             total = sum(operation.seconds for operation in self.operations)
-            cells = []
+            calls: list[list[Any]] = []
             for operation in self.operations:
                 seconds = operation.seconds
-                cells.append(
-                    [
-                        operation.name,
-                        operation.calls,
-                        1e3 * seconds,
-                        100 * seconds / total,
-                    ]
-                )
-            tables.append((["operation", "calls", "ms", "%"], cells))
+                share = 100 * seconds / total
+                calls.append([operation.name, operation.calls, 1e3 * seconds, share])
+            tables.append((["operation", "calls", "ms", "%"], calls))
         return tables
 
 
@@ -156,13 +160,13 @@ def profile(
     backend: Backend | str | None = None,
     steps: int = 20,
 ) -> Profile:
-    """Train on the batch (x, target) for some steps, and return where the time of a step goes.
+    """Train on the batch (x, target), and return where the time of a step goes.
 
-    x, target: as `Trainer` accepts them. Three trainings are timed, all from the same
-    start: one of whole steps, one of steps part by part, and, if the backend does not
-    compile, one in which each function of the Standard and of `ops` is timed. A native
-    function is one operation, whatever it calls. A loop over time counts as the
-    operations inside it. Choosing between the old
+    x, target: as `Trainer` accepts them. steps: the number of timed steps. Three
+    trainings are timed, all from the same start: one of whole steps, one of steps part
+    by part, and, if the backend does not compile, one in which each function of the
+    Standard and of `ops` is timed. A native function is one operation, whatever it
+    calls. A loop over time counts as the operations inside it. Choosing between the old
     and the new parameters is not an operation.
 
     Raises
@@ -179,20 +183,20 @@ def profile(
     trainer = Trainer(model, loss, optimizer, backend=backend)
     examples = trainer.examples(x, target)[:]
     chosen = trainer.backend
-    batch = chosen.asarray((examples.x, examples.target))
+    batch: tuple[Any, ...] = chosen.asarray((examples.x, examples.target))
     host = chosen.to_numpy((trainer.params, trainer.state, trainer.moments))
 
     training_step = make_step(model, loss, optimizer)
 
-    def step(carry, x, target, t=None):
+    def step(carry: Any, x: Any, target: Any, t: Any = None) -> Any:
         return training_step(carry, x, target, t=t)
 
-    def batch_of(number):
+    def batch_of(number: int) -> tuple[Any, ...]:
         if not takes_keyword(loss, "step"):
             return batch
-        return (*batch, chosen.asarray(np.asarray(number, trainer.dtype)))
+        return *batch, chosen.asarray(np.asarray(number, trainer.dtype))
 
-    def medians(clock, step):
+    def medians(clock: _Stopwatch, step: Function) -> dict[Any, float]:
         with chosen.applied():
             return _timed(clock, step, chosen.asarray(host), batch_of, steps)
 
@@ -210,24 +214,24 @@ def profile(
     }
     operations, remark = _operations(step, chosen, medians)
     return Profile(
-        str(chosen),
-        len(examples),
-        steps,
-        rows,
-        parts,
-        whole["step"],
-        operations,
-        remark,
+        backend=str(chosen),
+        batch_size=len(examples),
+        steps=steps,
+        rows=rows,
+        parts=parts,
+        step=whole["step"],
+        operations=operations,
+        remark=remark,
     )
 
 
 def _loss(loss: Loss, y: Any, target: Any, t: Any = None) -> tuple[Any, ...]:
-    """Compute the loss; t: the number of steps before, if a weight follows a schedule."""
+    """Compute the loss; t: the number of steps before, for a weight on a schedule."""
     return loss(y, target) if t is None else loss(y, target, step=t)
 
 
 class _Stopwatch:
-    """Seconds and calls by name. The time of a nested call counts for the inner name only."""
+    """Seconds and calls by name; the time of a nested call counts for its name only."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -235,16 +239,14 @@ class _Stopwatch:
         self.calls: dict[Any, int] = defaultdict(int)
         self._nested = [0.0]  # seconds of nested calls, for each open call
 
-    def time(
-        self, name: Any, function: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
+    def time(self, name: Any, function: Function, *args: Any, **kwargs: Any) -> Any:
         """Return function(*args, **kwargs), timed until its values are available."""
         entered = perf_counter()
         self._nested.append(0.0)
         try:
             began = perf_counter()
             result = function(*args, **kwargs)
-            self.backend.synchronize(tuple(filter(_is_array, leaves(result))))
+            self.backend.synchronize(tuple(filter(is_array, leaves(result))))
             took = perf_counter() - began
         finally:
             nested = self._nested.pop()
@@ -254,15 +256,11 @@ class _Stopwatch:
         return result
 
 
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-
-
 def _timed(
     clock: _Stopwatch,
-    step: Callable[..., Any],
+    step: Function,
     carry: Any,
-    batch_of: Callable[..., Any],
+    batch_of: Function,
     steps: int,
 ) -> dict[Any, float]:
     """Train for some steps after a warm-up, and return the median seconds of each name.
@@ -290,15 +288,15 @@ def _timed(
 
 
 class _Hidden(Exception):
-    """A layer was called while a loop around it is compiled, and cannot be timed alone."""
+    """A layer cannot be timed alone, because a loop around it is being compiled."""
 
 
 @dataclass
 class _Note:
     """A layer that is timed.
 
-    whole: whether the layers inside are not timed by themselves; called: its place in
-    the order of first calls, from 1, or 0 if it was not called.
+    whole: whether it is timed together with the layers inside. called: its place in the
+    order of first calls, from 1, or 0 if it was not called.
     """
 
     path: str
@@ -317,9 +315,7 @@ class _LayerTimer:
         self.part = "forward"
         self._turn = count(1)
 
-    def step(
-        self, model: Layer, loss: Loss, optimizer: Optimizer
-    ) -> Callable[..., Any]:
+    def step(self, model: Layer, loss: Loss, optimizer: Optimizer) -> Function:
         """Return the step of `make_step`, timed part by part."""
         jit = self.backend.jit
         time = self.clock.time
@@ -327,8 +323,10 @@ class _LayerTimer:
         compute_loss = jit(partial(_loss, loss))
         check_finite = jit(ops.all_finite)
 
-        def apply(params, moments, state, after, grads, finite):
-            def updated():
+        def apply(
+            params: Any, moments: Any, state: Any, after: Any, grads: Any, finite: Any
+        ) -> Any:
+            def updated() -> tuple[Any, ...]:
                 new_params, new_moments = optimizer.update(params, grads, moments)
                 return new_params, after, new_moments
 
@@ -336,14 +334,14 @@ class _LayerTimer:
 
         update = jit(apply, donate=(0, 1))
 
-        def step(carry, x, target, *t):
+        def step(carry: Any, x: Any, target: Any, *t: Any) -> tuple[Any, ...]:
             params, state, moments = carry
             self.part = "forward"
             y, after, *cache = timed.forward(params, state, x, train=True)
             value, dy = time("loss", compute_loss, y, target, *t)
             self.part = "backward"
-            # Popped, so that backward holds the only
-            # reference and can free the cache early.
+            # Popped, so that backward holds the only reference and can free the cache
+            # early.
             grads = timed.backward_params(params, cache.pop(), dy)
             finite = time("finite", check_finite, value, *leaves(grads))
             carry = time("update", update, params, moments, state, after, grads, finite)
@@ -355,32 +353,29 @@ class _LayerTimer:
         number = len(self.notes)
         note = _Note(path, layer, whole=not isinstance(layer, Block))
         self.notes.append(note)
-        compiled: dict[Any, Callable[..., Any]] = {}
+        compiled: dict[Any, Function] = {}
 
         def timed(name: str) -> Hook:
-            def hook(method: Callable[..., Any], *args: Any, **mode: bool) -> Any:
+            def hook(method: Function, *args: Any, **mode: bool) -> Any:
                 if not note.called:
                     self._expect_values(args)
                     note.called = next(self._turn)
+                row = (number, self.part)
                 if not note.whole:
                     try:
-                        return self.clock.time(
-                            (number, self.part), method, *args, **mode
-                        )
+                        return self.clock.time(row, method, *args, **mode)
                     except _Hidden:
                         note.whole = True
                 key = (name, *mode.values())
                 if key not in compiled:
-                    compiled[key] = self.backend.jit(
-                        partial(getattr(layer, name), **mode)
-                    )
-                return self.clock.time((number, self.part), compiled[key], *args)
+                    function = partial(getattr(layer, name), **mode)
+                    compiled[key] = self.backend.jit(function)
+                return self.clock.time(row, compiled[key], *args)
 
             return hook
 
-        return {
-            name: timed(name) for name in ("forward", "backward", "backward_params")
-        }
+        methods = ("forward", "backward", "backward_params")
+        return {name: timed(name) for name in methods}
 
     def _expect_values(self, args: tuple[Any, ...]) -> None:
         """Raise _Hidden for arrays without values, as while a loop is compiled."""
@@ -390,12 +385,11 @@ class _LayerTimer:
             raise _Hidden from error
 
     def rows(self, seconds: dict[Any, float]) -> tuple[Row, ...]:
-        """Return a row for each layer that was called, from the medians of its timings."""
+        """Return a row for each layer that was called, given the medians."""
         total = sum(seconds.values())
         rows = []
-        for number, note in sorted(
-            enumerate(self.notes), key=lambda pair: pair[1].called
-        ):
+        by_call = sorted(enumerate(self.notes), key=lambda pair: pair[1].called)
+        for number, note in by_call:
             forward = seconds.get((number, "forward"), 0.0)
             backward = seconds.get((number, "backward"), 0.0)
             description = repr(note.layer) if note.whole else type(note.layer).__name__
@@ -409,22 +403,18 @@ class _LayerTimer:
 
 
 def _operations(
-    step: Callable[..., Any], backend: Backend, medians: Callable[..., Any]
+    step: Function, backend: Backend, medians: Function
 ) -> tuple[tuple[Operation, ...], str]:
-    """Return the time of each array function that `step` calls; or none, and the reason."""
+    """Return the times of the array functions in `step`; or none, and the reason."""
     if backend.compiles:
         return (), f"{backend.name} fuses operations: none can be timed alone"
     clock = _Stopwatch(backend)
     timed = partial(run, _OperationTimer(clock), step)
     try:
         seconds = medians(clock, timed)
-    except (
-        Exception
-    ) as error:  # the step itself has run: it is the observing that fails
-        return (
-            (),
-            f"operations cannot be timed one by one: {type(error).__name__}: {error}",
-        )
+    except Exception as error:  # not of the step, which has run, but of observing it
+        reason = f"{type(error).__name__}: {error}"
+        return (), f"operations cannot be timed one by one: {reason}"
     rows = [Operation(name, clock.calls[name], seconds[name]) for name in seconds]
     return tuple(sorted(rows, key=lambda row: -row.seconds)), ""
 
@@ -433,27 +423,17 @@ _CONTROL_FLOW = (ops.barrier_impl, ops.scan_impl)
 
 
 class _OperationTimer(Handler):
-    """Times each operation; of a loop, a barrier or a choice those that are computed inside."""
+    """Times each operation, also those inside a loop, a barrier or a choice."""
 
     def __init__(self, clock: _Stopwatch) -> None:
         super().__init__(clock.backend.xp)
         self.clock = clock
 
-    def compute(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
+    def compute(self, name: str, function: Function, args: Args, kwargs: Kwargs) -> Any:
         return self.clock.time(name, function, *args, **kwargs)
 
     def call_ops(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, name: str, function: Function, args: Args, kwargs: Kwargs
     ) -> Any:
         if function is ops.select:
             return branch(*args)

@@ -1,8 +1,8 @@
-"""Summarize a model layer by layer: parameters, operations, and bytes kept for backward.
+"""Summarize a model layer by layer: parameters, operations, bytes saved for backward.
 
 Nothing is computed: a `CostCounter` counts the operations and the memory of a training
 step from shapes (see `cost.counter`, which defines them). Bytes are those that NumPy
-would allocate and keep.
+would allocate and save.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,9 +34,11 @@ class Row:
     training; recomputation counts as backward.
     depth: the number of rows that this one is nested in.
 
+    bytes_kept: the bytes of the arrays that the layer saves for backward.
+
     If the layer with all layers inside were recomputed in the backward pass (see
-    `Recompute`), `recompute_saves` bytes would not be kept, at the cost of
-    `recompute_flops` operations.
+    `Recompute`), `recompute_saves` bytes would not be saved for backward, at the cost
+    of `recompute_flops` operations.
     """
 
     path: str
@@ -99,9 +101,9 @@ class Summary:
             "frozen": "frozen",
             "FLOPs forward": "flops_forward",
             "backward": "flops_backward",
-            f"bytes kept, batch {self.batch_size}": "bytes_kept",
-            "recomputed: bytes saved": "recompute_saves",
-            "for FLOPs": "recompute_flops",
+            f"bytes saved, batch {self.batch_size}": "bytes_kept",
+            "Recompute: bytes freed": "recompute_saves",
+            "extra FLOPs": "recompute_flops",
         }
         if not self.frozen:
             del counts["frozen"]
@@ -126,8 +128,8 @@ class Summary:
 
 
 _BYTES_REMARK = (
-    "Bytes kept are those of NumPy: native versions of LSTM, attention, pooling or "
-    "normalization in other libraries may keep more or less."
+    "Bytes saved for backward are those of NumPy: native versions of LSTM, attention, "
+    "pooling or normalization in other libraries may save more or less."
 )
 
 
@@ -139,8 +141,8 @@ def _megabytes(size: int) -> str:
 class _Note:
     """The records of one layer.
 
-    above: the note of the block around it; read: the memory of its inputs; kept: that
-    of its cache.
+    above: the note of the block around it. read: the memory of its inputs. saved: the
+    memory of its cache.
     """
 
     path: str
@@ -153,7 +155,7 @@ class _Note:
     backward: int = 0
     bytes_kept: int = 0
     read: set[Memory] = field(default_factory=set)
-    kept: set[Memory] = field(default_factory=set)
+    saved: set[Memory] = field(default_factory=set)
 
     def is_within(self, other: "_Note") -> bool:
         """Return whether this is `other` or inside it."""
@@ -171,9 +173,9 @@ def summarize(
     dtype: str,
     batch_size: int,
 ) -> Summary:
-    """Return the summary of a model, from a forward and a backward pass on shapes alone.
+    """Return the summary of a model, from a training step on shapes alone.
 
-    An array that two layers keep, itself or as a view, is counted once, for the first
+    An array that two layers save, itself or as a view, is counted once, for the first
     of them; so are parameters that two layers share.
     """
     notes: list[_Note] = []  # in the order in which layers are called
@@ -193,7 +195,7 @@ def summarize(
     for number, leaf in cached:
         if leaf.memory in constant:
             continue
-        notes[number].kept.add(leaf.memory)
+        notes[number].saved.add(leaf.memory)
         if leaf.memory not in counted:
             notes[number].bytes_kept += leaf.memory.size
             counted.add(leaf.memory)
@@ -205,23 +207,22 @@ def summarize(
 
 @contextmanager
 def _naming(note: _Note) -> Iterator[None]:
-    """Add the innermost layer to the message of an exception raised inside this context."""
+    """Add the innermost layer to the message of an exception raised inside."""
     try:
         yield
     except Exception as error:
         if not getattr(error, "__notes__", None):
-            error.add_note(
-                "in " + ", ".join(filter(None, (note.path, outline(note.layer))))
-            )
+            where = filter(None, (note.path, outline(note.layer)))
+            error.add_note("in " + ", ".join(where))
         raise
 
 
 class _Recorder:
-    """Records what passes through each layer, and marks what it keeps for backward.
+    """Records the calls of each layer, and marks what it saves for backward.
 
     notes: in the order of first calls. The number of a note is the owner of its layer's
-    operations in the counter, and the key under
-    which the layer's cache is put into a dict.
+    operations in the counter, and the key under which the layer's cache is put into a
+    dict.
     """
 
     def __init__(
@@ -233,7 +234,7 @@ class _Recorder:
         self.counted: set[tuple[Memory, int]] = set()
 
     def observed(self, layer: Layer, path: str, above: _Note | None) -> Layer:
-        """Return a copy of `layer` whose calls are recorded, and those of the layers inside."""
+        """Return a copy of `layer` that records its calls and those of inner layers."""
         note = _Note(path, layer, above)
         number: int | None = None
 
@@ -258,8 +259,7 @@ class _Recorder:
         def backward(
             method: Callable[..., Any], params: Params, cache: Any, dy: Any
         ) -> Any:
-            # `backward_params` may have unpacked the cache
-            # already before it calls `backward`.
+            # `backward_params` may have unpacked the cache before it calls `backward`.
             marked = isinstance(cache, dict) and number in cache
             own_cache = cache[number] if marked else cache
             with self.counter.owned_by(number), _naming(note):
@@ -282,7 +282,7 @@ class _Recorder:
 
 
 def _rows(notes: list[_Note], constant: set[Memory]) -> Iterator[Row]:
-    """Yield a row for each layer, except for blocks that only call the layers inside."""
+    """Yield a row for each layer, except blocks that only call the layers inside."""
     depths: dict[int, int] = {}  # of the rows inside a note, by its id
     for note in notes:
         above = note.above
@@ -302,19 +302,19 @@ def _rows(notes: list[_Note], constant: set[Memory]) -> Iterator[Row]:
 def _recomputed(
     note: _Note, notes: list[_Note], constant: set[Memory]
 ) -> tuple[int, int]:
-    """Return the bytes saved by recomputing a layer, and the operations that this would cost."""
+    """Return the bytes that recomputing a layer frees, and its extra operations."""
     inside = [other for other in notes if other.is_within(note)]
     outside = [other for other in notes if not other.is_within(note)]
-    kept_inside = set().union(*(other.kept for other in inside))
-    kept_outside = set().union(*(other.kept for other in outside), constant)
-    saved = sum(memory.size for memory in kept_inside - kept_outside - note.read)
-    # The inputs would have to be kept instead.
-    saved -= sum(memory.size for memory in note.read - kept_inside - kept_outside)
-    return max(saved, 0), sum(other.forward for other in inside)
+    saved_inside = set().union(*(other.saved for other in inside))
+    saved_outside = set().union(*(other.saved for other in outside), constant)
+    freed = sum(memory.size for memory in saved_inside - saved_outside - note.read)
+    # The inputs would have to be saved instead.
+    freed -= sum(memory.size for memory in note.read - saved_inside - saved_outside)
+    return max(freed, 0), sum(other.forward for other in inside)
 
 
 def _cached_arrays(cache: Any, number: int = 0) -> Iterator[tuple[int, Any]]:
-    """Yield each array of a cache with the number of the innermost layer that kept it."""
+    """Yield each array of a cache with the number of the innermost layer saving it."""
     if isinstance(cache, dict):
         for name, entry in cache.items():
             yield from _cached_arrays(entry, name if isinstance(name, int) else number)
@@ -328,16 +328,12 @@ def _cached_arrays(cache: Any, number: int = 0) -> Iterator[tuple[int, Any]]:
 def _like_input(input_kinds: Any, shape: Any, dtype: str, batch_size: int) -> Any:
     """Return arrays of zeros like a batch of x, in dtypes that the model accepts."""
     dtypes = {"bool": "bool", "integral": "int32"}
-    shapes = shape_map(
-        lambda axes: np.broadcast_to(np.False_, (batch_size, *axes)), shape
-    )
-    return tree_map(
-        lambda leaf, kind: np.broadcast_to(
-            np.zeros((), dtypes.get(kind, dtype)), leaf.shape
-        ),
-        shapes,
-        kinds(input_kinds, shapes),
-    )
+
+    def zeros(leaf: Any, kind: str) -> Any:
+        return np.broadcast_to(np.zeros((), dtypes.get(kind, dtype)), leaf.shape)
+
+    x = shape_map(lambda axes: np.broadcast_to(0.0, (batch_size, *axes)), shape)
+    return tree_map(zeros, x, kinds(input_kinds, x))
 
 
 def bytes_of_training(
@@ -357,8 +353,8 @@ def bytes_of_training(
     plan at all times: less for a model that is mostly parameters, more for others. A
     compiler plans its memory differently.
 
-    Targets are tried as class numbers and then like
-    y. Returns None if the loss refuses both.
+    Targets are tried as class numbers and then like y. Returns None if the loss refuses
+    both.
     """
     x = _like_input(model.input_kinds, shape, dtype, batch_size)
     params, state, _ = carry

@@ -1,4 +1,4 @@
-"""Check: compare the hand-derived gradients of a layer with the derivatives of its forward.
+"""Compare the hand-derived gradients of a layer with the derivatives of its forward.
 
 Authors of a layer run this first. The layer runs on NumPy in float64, at a random point
 away from its initial parameters and state. With L = Σ y · dy for a random dy, its
@@ -15,22 +15,25 @@ central difference
     with h/2: such elements are left out and counted. (The idea is Chainer's.)
 adjoint
     With J the derivative of y by x and all parameters at once and v a random direction,
-    Σ dy · Jv = Σ Jᵀdy · v: Jv by the difference above, Jᵀdy by `backward` (the dot-product
-    test of Claerbout, "Earth Soundings Analysis", 1992). Outputs at a kink are left out.
+    Σ dy · Jv = Σ Jᵀdy · v: Jv by the difference above, Jᵀdy by `backward` (the
+    dot-product test of Claerbout, "Earth Soundings Analysis", 1992). Outputs at a kink
+    are left out.
 automatic differentiation
-    The derivatives of the layer's own forward, by each backend that has automatic differentiation.
+    The derivatives of the layer's own forward, by each backend that has automatic
+    differentiation.
 same as NumPy
     Every backend computes what NumPy computes, compiled and not.
 layout, batch of 0, batch of 1
-    Transposed and sliced arrays give the same results. A batch of 0 gives gradients of 0. One
-    example alone gives the same prediction as in a batch. A layer may refuse such batches with
-    a ValueError, which the table shows, but not the prediction of one example.
+    Transposed and sliced arrays give the same results. A batch of 0 gives gradients of
+    0. One example alone gives the same prediction as in a batch. A layer may refuse
+    such batches with a ValueError, which the table shows, but not the prediction of one
+    example.
 shortcuts
-    `backward_params` returns the same gradients as `backward`, and `predict` the same y as
-    `forward`.
+    `backward_params` returns the same gradients as `backward`, and `predict` the same y
+    as `forward`.
 filled batch
-    Filler rows at the end of a batch (see `RowMask`), with a dy of 0, change neither the y and
-    dx of the other rows nor the state nor a gradient, and get a dx of 0.
+    Filler rows at the end of a batch (see `RowMask`), with a dy of 0, change neither
+    the y and dx of the other rows nor the state nor a gradient, and get a dx of 0.
 
 Before that, in float32 and float64, the contract is checked: shape, dtype and nesting
 of everything that the layer returns, no argument changed in place, the same results at
@@ -101,7 +104,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of `check`: a row for each oracle, backend, mode and leaf. `str` makes a table."""
+    """The result of `check`: a row for each oracle, backend, mode and leaf.
+
+    `str()` is a table.
+    """
 
     title: str
     rows: tuple[Row, ...]
@@ -119,26 +125,16 @@ class Report:
 
     def _repr_html_(self) -> str:
         worst = self.worst.error / self.worst.tolerance
-        summary = (
-            f"{len(self.rows)} comparisons, the worst at {worst:.2g} of its tolerance"
-        )
+        count = len(self.rows)
+        summary = f"{count} comparisons, the worst at {worst:.2g} of its tolerance"
         rows = html_table(*self._cells(), inline=True)
-        return f"<p>{escape(self.title)}</p>{folded(summary, rows, len(self.rows))}"
+        return f"<p>{escape(self.title)}</p>{folded(summary, rows, count)}"
 
     def _cells(self) -> tuple[list[str], list[list[Any]]]:
-        columns = [
-            "oracle",
-            "backend",
-            "mode",
-            "leaf",
-            "error",
-            "tolerance",
-            "checked",
-            "kinks",
-        ]
-        return columns, [
-            [getattr(row, column) for column in columns] for row in self.rows
-        ]
+        columns = ["oracle", "backend", "mode", "leaf"]
+        columns += ["error", "tolerance", "checked", "kinks"]
+        cells = [[getattr(row, column) for column in columns] for row in self.rows]
+        return columns, cells
 
 
 def check(
@@ -151,9 +147,9 @@ def check(
     elements: int = 50,
     draw: Callable[[np.random.Generator, Shape], np.ndarray] | None = None,
 ) -> Report:
-    """Check the contract and the gradients of `layer`, for inputs of `shape` (without the batch).
+    """Check the contract and the gradients of `layer`.
 
-    shape: the shape of x, or a tree of shapes where x is a tree.
+    shape: the shape of one example, or a tree of shapes where x is a tree.
     backends: names or handles; None means all that run here, each on its first device.
     elements: how many elements of a leaf the central differences check, drawn at random
         where it has more.
@@ -269,10 +265,9 @@ class _Case:
         If x is a tree, its leaves are named by their paths.
         """
         kind_of = dict(named_leaves(kinds(self.layer.input_kinds, self.x)))
+        named = dict(named_leaves(self.x))
         real = {
-            path: x
-            for path, x in named_leaves(self.x)
-            if kind_of[path] == "real floating"
+            path: x for path, x in named.items() if kind_of[path] == "real floating"
         }
         return {"params": self.params} | ({"x": real.get("", real)} if real else {})
 
@@ -303,22 +298,22 @@ def _random_case(
     draw: Callable[..., Any],
     generator: np.random.Generator,
 ) -> _Case:
-    """Return a case in which no bias is 0, no scale is 1 and the state is not the initial one."""
+    """Return a case with no bias of 0, no scale of 1 and not the initial state."""
 
-    def inputs(rows):
-        x = draw(generator, shape_map(lambda example: (rows, *example[1:]), shape))
-        return tree_map(
-            lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, x
-        )
+    def converted(leaf: np.ndarray) -> np.ndarray:
+        return leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf
 
-    def noise(leaf):
-        return generator.uniform(-0.5, 0.5, leaf.shape).astype(dtype)
+    def inputs(rows: int) -> Any:
+        x = draw(generator, shape_map(lambda axes: (rows, *axes[1:]), shape))
+        return tree_map(converted, x)
+
+    def moved(leaf: Any) -> Any:
+        return leaf + generator.uniform(-0.5, 0.5, leaf.shape).astype(dtype)
 
     key = random.key(int(generator.integers(2**32)), xp=backend("numpy").xp)
-    params, state, out = layer.init(
-        key, shape_map(lambda example: example[1:], shape), dtype
-    )
-    params = tree_map(lambda leaf: leaf + noise(leaf), params)
+    example_shape = shape_map(lambda axes: axes[1:], shape)
+    params, state, out = layer.init(key, example_shape, dtype)
+    params = tree_map(moved, params)
     # Change the state by a training step: only the layer knows which states are valid.
     rows = max(_length(shape), 3)
     y, new_state, _ = layer.forward(params, state, inputs(rows), train=True)
@@ -332,7 +327,7 @@ def _random_case(
 
 def _length(shape: Any) -> int:
     """Return the number of examples in a batch of `shape`, which may be a tree."""
-    return leaves(shape)[0]
+    return int(leaves(shape)[0])
 
 
 def _expect_contract(case: _Case) -> None:
@@ -355,7 +350,7 @@ def _expect_same(before: Any, after: Any, message: str) -> None:
 
 
 def _expect_alike(where: str, results: Any, expected: Any) -> None:
-    """Raise CheckFailed unless the leaves have the expected names, shapes and dtypes."""
+    """Raise CheckFailed unless the leaves have the right names, shapes and dtypes."""
     results = dict(named_leaves(results))
     expected = dict(named_leaves(expected))
     for name in sorted(results.keys() ^ expected.keys()):
@@ -380,16 +375,17 @@ def _slope(case: _Case, direction: Any, step: float) -> tuple[np.ndarray, np.nda
     difference is of order 1 at a kink.
     """
 
-    def y(t):
+    def y(t: float) -> np.ndarray:
         moved = tree_map(lambda leaf, d: leaf + t * d, case.point, direction)
         return _flat(case.forward(moved)[0])
 
     at = {n: y(n * step / 2.0) for n in (-4, -2, -1, 0, 1, 2, 4)}
+
+    def bend(n: int) -> Any:
+        return at[2 * n] + at[-2 * n] - 4.0 * (at[n] + at[-n]) + 6.0 * at[0]
+
     slope = (8.0 * (at[2] - at[-2]) - (at[4] - at[-4])) / (12.0 * step)
-    bends = (
-        at[2 * n] + at[-2 * n] - 4.0 * (at[n] + at[-n]) + 6.0 * at[0] for n in (1, 2)
-    )
-    return slope, np.maximum(*map(abs, bends)) / step
+    return slope, np.maximum(abs(bend(1)), abs(bend(2))) / step
 
 
 def _flat(tree: Any) -> np.ndarray:
@@ -407,9 +403,11 @@ def _unflat(flat: np.ndarray, like: Any) -> Any:
 
 
 def _kinked(slopes: np.ndarray, bends: np.ndarray) -> np.ndarray:
-    """Return where a kink may be; one near the end of a stencil moves the slope by bend / 12."""
-    scale = max(np.max(abs(slopes), initial=0.0), SMALLEST_SCALE)
-    return bends > 3.0 * TRUNCATION * scale
+    """Return where a kink may be.
+
+    One near the end of a stencil moves the slope by bend / 12.
+    """
+    return np.asarray(bends > 3.0 * TRUNCATION * _scale_of(slopes))
 
 
 def _central_differences(
@@ -421,29 +419,20 @@ def _central_differences(
     for name, leaf in named.items():
         slopes = np.zeros(leaf.shape)
         bends = np.zeros(leaf.shape)
-        picked = np.asarray(
-            generator.permutation(leaf.size).reshape(leaf.shape) < limit
-        )
+        picked = np.asarray(generator.permutation(leaf.size) < limit)
+        picked = picked.reshape(leaf.shape)
         for index in map(tuple, np.argwhere(picked)):
             unit = np.zeros(leaf.shape)
             unit[index] = 1.0
-            direction = tree_from_leaves(
-                dict.fromkeys(named, 0.0) | {name: unit}, case.point
-            )
+            along = dict.fromkeys(named, 0.0) | {name: unit}
+            direction = tree_from_leaves(along, case.point)
             slope, bend = _slope(case, direction, STEP * max(1.0, abs(leaf[index])))
             slopes[index] = np.sum(slope * dy)
             bends[index] = np.max(bend * abs(dy))
-        kinked = np.asarray(_kinked(slopes, bends))
+        kinked = _kinked(slopes, bends)
+        pair = slopes, gradients[name]
         checked = picked & ~kinked
-        row = _row(
-            "central difference",
-            case,
-            name,
-            slopes,
-            gradients[name],
-            TRUNCATION,
-            checked=checked,
-        )
+        row = _row("central difference", case, name, *pair, TRUNCATION, checked=checked)
         yield _with_kinks(row, kinked[picked])
 
 
@@ -462,9 +451,8 @@ def _adjoint(
             break
     dy = np.where(kinked, 0.0, dy)
     results = replace(case, dy=_unflat(dy, case.dy)).run()
-    products = tree_map(
-        lambda d, g: np.sum(d * g), v, {name: results[name] for name in v}
-    )
+    gradients = {name: results[name] for name in v}
+    products = tree_map(lambda d, g: np.sum(d * g), v, gradients)
     by_forward = np.sum(dy * slope)
     by_backward = sum(leaves(products))
     row = _row(oracle, case, "x and params", by_forward, by_backward, TRUNCATION)
@@ -472,7 +460,7 @@ def _adjoint(
 
 
 def _with_kinks(row: Row, kinked: np.ndarray) -> Row:
-    """Return the row with the number of elements left out; raise CheckFailed for too many."""
+    """Return the row with the number of kinks; raise CheckFailed for too many."""
     if np.mean(kinked) > KINKS:
         raise CheckFailed(
             f"{row.oracle}, {row.mode}: of {kinked.size} elements of {row.leaf}, "
@@ -482,18 +470,16 @@ def _with_kinks(row: Row, kinked: np.ndarray) -> Row:
 
 
 def _layout(case: _Case) -> Iterator[Row]:
-    def strided(leaf):
-        return (
-            np.asfortranarray(np.repeat(leaf, 2, axis=-1))[..., ::2]
-            if leaf.ndim
-            else leaf
-        )
+    def strided(leaf: np.ndarray) -> np.ndarray:
+        if not leaf.ndim:
+            return leaf
+        return np.asfortranarray(np.repeat(leaf, 2, axis=-1))[..., ::2]
 
     return _rows("layout", case, case.run(), case.map(strided).run())
 
 
 def _small_batches(case: _Case, generator: np.random.Generator) -> Iterator[Row]:
-    def last(tree, size):
+    def last(tree: Any, size: int) -> Any:
         return tree_map(lambda leaf: leaf[len(leaf) - size :], tree)
 
     for size in (0, 1):
@@ -503,9 +489,8 @@ def _small_batches(case: _Case, generator: np.random.Generator) -> Iterator[Row]
             small.forward(small.point)
         except ValueError as refusal:
             if size == 1 and case.mode == "predict":
-                raise CheckFailed(
-                    "predict: a batch of one example is refused"
-                ) from refusal
+                fault = "predict: a batch of one example is refused"
+                raise CheckFailed(fault) from refusal
             yield _row(oracle, case, "(refused)", (), ())
             continue
         results = small.run()
@@ -515,17 +500,14 @@ def _small_batches(case: _Case, generator: np.random.Generator) -> Iterator[Row]
             for name, leaf in named_leaves(results["state"], "state"):
                 if not np.all(np.isfinite(leaf)):
                     raise CheckFailed(f"{case.mode}, {oracle}: {name} is {leaf}")
-            yield from _rows(
-                oracle, case, tree_map(np.zeros_like, small.point), results
-            )
+            zeros = tree_map(np.zeros_like, small.point)
+            yield from _rows(oracle, case, zeros, results)
         elif case.mode == "train":
             yield from _adjoint(small, generator, oracle)
         else:
             in_batch = case.run()
-            expected = {
-                name: last(in_batch[name], size)
-                for name in in_batch.keys() & {"x", "y"}
-            }
+            both = in_batch.keys() & {"x", "y"}
+            expected = {name: last(in_batch[name], size) for name in both}
             yield from _rows(oracle, case, expected, results)
 
 
@@ -544,35 +526,33 @@ def _filled_batch(case: _Case, fillers: int = 2) -> Iterable[Row]:
         return []
     count = len(leaves(case.x)[0])
 
-    def fill(leaf, filler):
+    def fill(leaf: np.ndarray, filler: np.ndarray) -> np.ndarray:
         return np.concatenate([leaf, np.repeat(filler, fillers, axis=0)])
 
+    def fill_with_zeros(leaf: np.ndarray) -> np.ndarray:
+        return fill(leaf, 0.0 * leaf[-1:])
+
     x = tree_map(lambda leaf: fill(leaf, leaf[-1:]), case.x)
-    dy = tree_map(lambda leaf: fill(leaf, 0.0 * leaf[-1:]), case.dy)
+    dy = tree_map(fill_with_zeros, case.dy)
     counts = np.repeat([1.0, 0.0], [count, fillers])
     results = replace(case, x=x, dy=dy, counts=counts).run()
     results["y"] = tree_map(lambda leaf: leaf[:count], results["y"])
     expected = case.run()
     if "x" in expected:
-        expected["x"] = tree_map(
-            lambda leaf: fill(leaf, 0.0 * leaf[-1:]), expected["x"]
-        )
+        expected["x"] = tree_map(fill_with_zeros, expected["x"])
     return _rows("filled batch", case, expected, results)
 
 
 def _on_backend(cases: list[_Case], other: Backend) -> Iterator[Row]:
-    """Yield the rows of a backend: its results, and its automatic differentiation if it has one.
+    """Yield the rows of a backend: its results, and its automatic differentiation.
 
     All cases are compiled as one function.
     """
     vjp = other.adapter.vjp
 
-    def everything(arrays):
+    def everything(arrays: dict[str, Any]) -> dict[str, Any]:
         moved = [replace(case, **arrays) for case in cases]
-        return {
-            case.mode: (case.run(), {} if vjp is None else _differentiated(case, vjp))
-            for case in moved
-        }
+        return {case.mode: (case.run(), _differentiated(case, vjp)) for case in moved}
 
     if not other.has_float64:
         raise BackendUnavailable(f"{other} has no float64")
@@ -582,14 +562,13 @@ def _on_backend(cases: list[_Case], other: Backend) -> Iterator[Row]:
         results, derivatives = by_mode[case.mode]
         _expect_alike(f"{case.mode} on {other}", results, expected)
         yield from _rows("same as NumPy", case, expected, results, str(other))
-        yield from _rows(
-            "automatic differentiation", case, derivatives, results, str(other)
-        )
+        oracle = "automatic differentiation"
+        yield from _rows(oracle, case, derivatives, results, str(other))
 
 
-def _differentiated(case: _Case, vjp: Callable[..., Any]) -> Any:
-    """Return the gradients of `case.point` by automatic differentiation."""
-    if not leaves(case.point):
+def _differentiated(case: _Case, vjp: Callable[..., Any] | None) -> Any:
+    """Return the gradients of `case.point` by automatic differentiation, if any."""
+    if vjp is None or not leaves(case.point):
         return {}
     _, pull = vjp(lambda point: case.forward(point)[0], case.point)
     (gradients,) = pull(case.dy)
@@ -597,7 +576,7 @@ def _differentiated(case: _Case, vjp: Callable[..., Any]) -> Any:
 
 
 def _usable() -> Iterator[Backend]:
-    """Yield each backend that can have float64, on its first such device, except NumPy."""
+    """Yield each backend except NumPy, on its first device that can have float64."""
     for status in installed():
         others = (device for device in status.devices if device != backend("numpy"))
         yield from [device for device in others if device.can_double][:1]
@@ -624,10 +603,7 @@ def _row(
 ) -> Row:
     expected = np.asarray(expected, np.float64)
     got = np.asarray(got, np.float64)
-    errors = abs(got - expected) / max(
-        np.max(abs(expected), initial=0.0), SMALLEST_SCALE
-    )
-    errors = np.where(checked, errors, 0.0)
+    errors = np.where(checked, abs(got - expected) / _scale_of(expected), 0.0)
     index: tuple[int, ...] = ()
     error = 0.0
     pair = 0.0, 0.0
@@ -636,17 +612,21 @@ def _row(
         error = float(errors[index])
         pair = float(expected[index]), float(got[index])
     count = int(np.sum(np.broadcast_to(checked, errors.shape)))
-    return Row(
-        oracle, where, case.mode, _label(name), error, tolerance, count, 0, index, *pair
-    )
+    about = oracle, where, case.mode, _label(name)
+    return Row(*about, error, tolerance, count, 0, index, *pair)
+
+
+def _scale_of(leaf: np.ndarray) -> float:
+    """Return what errors in a leaf are relative to."""
+    return max(float(np.max(abs(leaf), initial=0.0)), SMALLEST_SCALE)
 
 
 def _label(name: str) -> str:
-    """Return how messages name a leaf: parameters go by their names within the layer."""
+    """Return the name of a leaf in messages: of a parameter, that within the layer."""
     return name.removeprefix("params.")
 
 
 def _read_only(leaf: Any) -> np.ndarray:
-    leaf = np.array(leaf)
-    leaf.flags.writeable = False
-    return leaf
+    copy = np.array(leaf)
+    copy.flags.writeable = False
+    return copy

@@ -28,13 +28,12 @@ def draw_for(layer: Layer, generator: np.random.Generator, shape: Any) -> Any:
     ValueError
         If the layer accepts no integers, not even zeros.
     """
-    expected = kinds(layer.input_kinds, shape_map(np.empty, shape))
-    # The range of valid integers is not known: try
-    # smaller ones until the layer accepts them.
+    like = shape_map(np.empty, shape)
+    expected = kinds(layer.input_kinds, like)
+    # The range of valid integers is not known: try smaller ones until the layer accepts
+    # them.
     for bits in (6, 5, 4, 3, 2, 1, 0):
-        x = tree_map(
-            partial(_draw_leaf, generator, bits), expected, shape_map(np.empty, shape)
-        )
+        x = tree_map(partial(_draw_leaf, generator, bits), expected, like)
         if "integral" not in leaves(expected):
             return x
         try:
