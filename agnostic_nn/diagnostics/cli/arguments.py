@@ -5,11 +5,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ...core.files import write_text
 
 __all__ = [
+    "AddArgument",
+    "add_backend",
+    "add_model",
+    "add_results",
     "command",
     "count",
     "is_writable",
@@ -21,6 +25,12 @@ __all__ = [
 ]
 
 
+class AddArgument(Protocol):
+    """The method `add_argument` of a parser."""
+
+    def __call__(self, *names: str, **options: Any) -> argparse.Action: ...
+
+
 def command(
     commands: "argparse._SubParsersAction[Any]",
     name: str,
@@ -28,44 +38,96 @@ def command(
     run: Callable[[argparse.Namespace], int],
     more: str = "",
     epilog: str | None = None,
-) -> Callable[..., argparse.Action]:
+) -> AddArgument:
     """Add a command, and return the `add_argument` method of its parser.
 
-    about: the line in the list of commands, with which its own help begins; more: the
-    rest of that help; run: runs the command and returns the exit status.
+    about: the line in the list of commands, with which its own help begins. more: the
+    rest of that help. run: runs the command and returns the exit status.
     """
-    parser = commands.add_parser(
+    parser: argparse.ArgumentParser = commands.add_parser(
         name, help=about, description=f"{about} {more}", epilog=epilog
     )
     parser.set_defaults(command=run)
     return parser.add_argument
 
 
+def add_backend(add_argument: AddArgument) -> None:
+    """Add the argument of a command that runs on one backend."""
+    add_argument(
+        "--backend",
+        metavar="NAME",
+        help="backend, such as jax:cpu:0 (default: $AGNOSTIC_NN_BACKEND, else numpy)",
+    )
+
+
+def add_model(add_argument: AddArgument) -> None:
+    """Add the arguments of a command that trains the model of a user."""
+    add_argument(
+        "--model",
+        metavar="MODULE:OBJECT",
+        help="train your own model instead: a layer, or a function that returns one; "
+        "modules in the current folder can be imported",
+    )
+    add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="data for --model: an npz file with x and target, and optionally x_test "
+        "and target_test; without these a random fifth is held out",
+    )
+    add_argument(
+        "--loss",
+        metavar="NAME",
+        help="loss for --model, such as huber or 'huber(delta=0.5)' (default: "
+        "softmax_cross_entropy for integer targets, else mean_squared_error)",
+    )
+    add_argument(
+        "--optimizer",
+        metavar="NAME",
+        help="optimizer for --model, such as 'SGD(rate=0.1, momentum=0.9)' (default: "
+        "Adam)",
+    )
+    add_argument(
+        "--batch-size",
+        type=count,
+        metavar="N",
+        help="examples per step for --model (default: 32)",
+    )
+
+
+def add_results(add_argument: AddArgument) -> None:
+    """Add the arguments for files with the results."""
+    for name in ("JSON", "Markdown"):
+        add_argument(
+            f"--{name.lower()}",
+            type=Path,
+            metavar="FILE",
+            help=f"also write the results to FILE, as {name}",
+        )
+
+
 def names(text: str) -> list[str]:
     """Parse names separated by commas, such as "numpy, jax:cpu:0"."""
     parts = [name.strip() for name in text.split(",") if name.strip()]
     if not parts:
-        raise argparse.ArgumentTypeError(
-            f"expected names separated by commas, got {text!r}"
-        )
+        message = f"expected names separated by commas, got {text!r}"
+        raise argparse.ArgumentTypeError(message)
     return parts
 
 
 def count(text: str) -> int:
     """Parse an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(
-            f"expected an integer of at least 1, got {text!r}"
-        )
+        message = f"expected an integer of at least 1, got {text!r}"
+        raise argparse.ArgumentTypeError(message)
     return int(text)
 
 
 def seed(text: str) -> int:
     """Parse a seed for random numbers."""
     if not text.isdecimal() or int(text) >= 2**64:
-        raise argparse.ArgumentTypeError(
-            f"expected an integer in [0, 2**64), got {text!r}"
-        )
+        message = f"expected an integer in [0, 2**64), got {text!r}"
+        raise argparse.ArgumentTypeError(message)
     return int(text)
 
 
@@ -109,6 +171,6 @@ def print_and_write(
 
 
 def show_status(text: str) -> None:
-    """Show what is being done on the last line of a terminal; the next output overwrites it."""
+    """Show the progress on the last line of a terminal; the next output replaces it."""
     if sys.stderr.isatty():
         print(f"\r{text[:70]:<70}\r", end="", file=sys.stderr, flush=True)

@@ -11,8 +11,13 @@ __all__ = ["add"]
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
     """Add the command."""
-    about = "List the array libraries with their versions and devices, or why they cannot run."
-    command(commands, "backends", about, _list)
+    command(
+        commands,
+        "backends",
+        "List the array libraries with their versions and devices, or why they cannot "
+        "run.",
+        _list,
+    )
 
 
 def _list(options: argparse.Namespace) -> int:

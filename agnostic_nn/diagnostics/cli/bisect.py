@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.backend import BackendUnavailable
-from .arguments import command, count, refuse, seed
+from .arguments import add_model, command, count, refuse, seed
 
 __all__ = ["add"]
 
@@ -36,33 +36,10 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     add_argument(
         "--workload",
         metavar="NAME",
-        help="the network and data to train, as in `compare` (default: digits-mlp)",
+        help="the network and data to train, one of those that `agnostic-nn compare "
+        "--help` lists (default: digits-mlp)",
     )
-    add_argument(
-        "--model",
-        metavar="MODULE:OBJECT",
-        help="instead of a workload: your own layer, or a function that returns one",
-    )
-    add_argument(
-        "--data",
-        type=Path,
-        metavar="FILE",
-        help="data for --model: an npz file with x and target",
-    )
-    add_argument(
-        "--loss", metavar="NAME", help="loss for --model, such as huber(delta=0.5)"
-    )
-    add_argument(
-        "--optimizer",
-        metavar="NAME",
-        help="optimizer for --model, such as Adam(rate=1e-3)",
-    )
-    add_argument(
-        "--batch-size",
-        type=count,
-        metavar="N",
-        help="examples per step for --model (default: 32)",
-    )
+    add_model(add_argument)
     add_argument(
         "--steps",
         type=_count_or_zero,
@@ -81,7 +58,8 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="write the stage that differs and its inputs to this file (default: bisect.npz)",
+        help="write the stage that differs and its inputs to this file (default: "
+        "bisect.npz)",
     )
     add_argument(
         "--replay",
@@ -104,39 +82,23 @@ def _bisect(options: argparse.Namespace) -> int:
     if options.replay is None and len(options.backends) not in (1, 2):
         return refuse("bisect", "expected one or two backends, such as numpy jax")
     if options.replay is not None:
-        fixed = (
-            "workload",
-            "data",
-            "loss",
-            "optimizer",
-            "batch_size",
-            "steps",
-            "seed",
-            "output",
-        )
-        for name in fixed:
+        fixed = "workload data loss optimizer batch_size steps seed output"
+        for name in fixed.split():
             if getattr(options, name) is not None:
                 option = f"--{name.replace('_', '-')}"
-                return refuse(
-                    "bisect",
-                    f"{option} cannot be used with --replay: the file has its own",
-                )
+                message = "cannot be used with --replay: the file has its own"
+                return refuse("bisect", f"{option} {message}")
     output = options.output or Path("bisect.npz")
     if not output.absolute().parent.is_dir():
         return refuse("bisect", f"--output {output}: its folder does not exist")
     try:
         result = _replay(options) if options.replay else _search(options)
     except OSError as error:
-        return refuse(
-            "bisect", f"{options.replay} cannot be read: {error.strerror or error}"
-        )
-    except (
-        BackendUnavailable,
-        CannotCompare,
-        StageFailed,
-        TypeError,
-        ValueError,
-    ) as error:
+        reason = error.strerror or error
+        return refuse("bisect", f"{options.replay} cannot be read: {reason}")
+    except (BackendUnavailable, CannotCompare, StageFailed) as error:
+        return refuse("bisect", error)
+    except (TypeError, ValueError) as error:  # invalid data or an invalid file
         return refuse("bisect", error)
     hint = ""
     if result.first is not None and options.replay is None:
@@ -148,7 +110,8 @@ def _bisect(options: argparse.Namespace) -> int:
             return refuse("bisect", f"{output} cannot be written: {error.strerror}", 1)
         words = ["agnostic-nn", "bisect", "--replay", str(output)]
         words += [] if needs_no_model else ["--model", options.model]
-        hint = f"\n\nwritten: {output}; to run that stage alone, anywhere:\n{shlex.join(words)}"
+        hint = f"\n\nwritten: {output}; to run that stage alone, anywhere:\n"
+        hint += shlex.join(words)
     print(f"{result}{hint}")
     return {"agree": 0, "differ": 1, "not judged": 2}[result.status]
 
@@ -174,9 +137,8 @@ def _search(options: argparse.Namespace) -> Any:
     from ..compare.workloads import CannotCompare, find
 
     names = ("loss", "optimizer", "batch_size")
-    settings = {
-        name: getattr(options, name) for name in names if getattr(options, name)
-    }
+    values = {name: getattr(options, name) for name in names}
+    settings = {name: value for name, value in values.items() if value}
     if options.model and options.data and not options.workload:
         workload = user_workload(options.model, options.data, **settings)
     elif options.model or options.data or settings:

@@ -6,13 +6,13 @@ import json
 import traceback
 from dataclasses import asdict
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from ...core import random
 from ...core.backend import Backend, BackendUnavailable, backend
 from ...core.trees import shape_map
 from .arguments import (
+    add_results,
     command,
     count,
     is_writable,
@@ -35,10 +35,11 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     add_argument = command(
         commands,
         "check",
-        "Check gradients against finite differences, automatic differentiation and "
+        "Check gradients against central differences, automatic differentiation and "
         "NumPy.",
         _check,
-        "The help of agnostic_nn.check describes each of these oracles.",
+        "The table shows the largest relative error of each comparison. `python -m "
+        "pydoc agnostic_nn.diagnostics.gradcheck.checks` describes the comparisons.",
         epilog="Exit status: 0 if all checks passed, 1 if a layer failed, 2 if the "
         "command line is invalid.",
     )
@@ -61,14 +62,16 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--backends",
         type=names,
         metavar="A,B",
-        help="backends to compare with NumPy (default: all that can run here and have float64)",
+        help="backends to compare with NumPy (default: all that can run here and have "
+        "float64)",
     )
     add_argument(
         "--elements",
         type=count,
         default=50,
         metavar="N",
-        help="elements of a parameter to take finite differences of (default: %(default)s)",
+        help="elements of x and of each parameter to take central differences of, "
+        "drawn at random (default: %(default)s)",
     )
     add_argument(
         "--seed",
@@ -77,13 +80,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         metavar="N",
         help="seed for all random numbers (default: %(default)s)",
     )
-    for kind in ("json", "markdown"):
-        add_argument(
-            f"--{kind}",
-            type=Path,
-            metavar="FILE",
-            help="also write the results to FILE",
-        )
+    add_results(add_argument)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -106,12 +103,11 @@ def _check(options: argparse.Namespace) -> int:
     settings = {"backends": others, "elements": options.elements, "seed": options.seed}
     for number, (name, layer, shape, draw) in enumerate(chosen, 1):
         show_status(f"{number}/{len(chosen)} {name}")
-        rows = []
+        rows: list[dict[str, Any]] = []
         message = None
         try:
-            rows = [
-                asdict(row) for row in check(layer, shape, draw=draw, **settings).rows
-            ]
+            report = check(layer, shape, draw=draw, **settings)
+            rows = [asdict(row) for row in report.rows]
         except CheckFailed as error:
             message = "".join(traceback.format_exception_only(error)).partition(": ")[2]
         except Exception:  # a layer that does not even run may raise any exception
@@ -129,23 +125,22 @@ def _check(options: argparse.Namespace) -> int:
         parts.append(f"{len(failed)} of {len(results)} failed")
     else:
         parts.append(f"all {len(results)} passed")
+    data = {"seed": options.seed, "checks": results}
     texts = {
-        options.json: json.dumps({"seed": options.seed, "checks": results}, indent=1)
-        + "\n",
-        options.markdown: f"{markdown_table(columns, lines)}\n",
+        options.json: json.dumps(data, indent=1) + "\n",
+        options.markdown: markdown_table(columns, lines) + "\n",
     }
     return print_and_write("check", "\n\n".join(parts), texts, 1 if failed else 0)
 
 
 def _expect_shape(name: str, layer: Any, shape: Any) -> None:
-    """Raise `_InvalidArguments` if the layer does not accept the shape of the command line."""
+    """Raise `_InvalidArguments` if the layer does not accept the shape."""
     xp = backend("numpy").xp
     try:
         layer.init(random.key(0, xp=xp), shape, xp.float32)
     except ValueError as error:
-        raise _InvalidArguments(
-            f"{name} cannot be checked with --shape {shape}: {error}"
-        ) from None
+        fault = f"{name} cannot be checked with --shape {shape}"
+        raise _InvalidArguments(f"{fault}: {error}") from None
 
 
 def _shape(text: str) -> Any:
@@ -166,7 +161,7 @@ def _shape(text: str) -> Any:
 
 
 def _with_float64(name: str) -> Backend:
-    """Return the backend called `name`; raise `BackendUnavailable` if it cannot have float64."""
+    """Return the backend called `name`; raise BackendUnavailable without float64."""
     chosen = backend(name)
     if not chosen.can_double:
         raise BackendUnavailable(f"{chosen} has no float64")
@@ -194,12 +189,10 @@ def _chosen(requested: list[str], shape: Any) -> list[tuple[Any, ...]]:
             chosen.append((name, example.layer, example_shape, example.draw))
         else:
             near = get_close_matches(name, examples, 1)
-            remedy = (
-                f"did you mean {near[0]}?" if near else "a custom one is module:object"
-            )
-            raise _InvalidArguments(
-                f"the library has no layer or loss called {name!r}; {remedy}"
-            )
+            suggestion = f"did you mean {near[0]}?" if near else ""
+            remedy = suggestion or "a custom one is module:object"
+            fault = f"the library has no layer or loss called {name!r}"
+            raise _InvalidArguments(f"{fault}; {remedy}")
     return chosen
 
 
@@ -207,14 +200,13 @@ def _column(row: dict[str, Any]) -> str:
     """Return the column of the table in which an oracle's result belongs."""
     if row["oracle"] == "automatic differentiation":
         return f"vjp of {row['backend']}"
-    return row["backend"] if row["oracle"] == "same as NumPy" else row["oracle"]
+    return str(row["backend" if row["oracle"] == "same as NumPy" else "oracle"])
 
 
 def _table(results: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Return columns and rows: each layer with its worst error by oracle, and the verdict."""
-    columns = list(
-        dict.fromkeys(_column(row) for result in results for row in result["rows"])
-    )
+    """Return columns and rows: each layer, its worst error by oracle, the verdict."""
+    every_row = (row for result in results for row in result["rows"])
+    columns = list(dict.fromkeys(map(_column, every_row)))
     rows = []
     for result in results:
         by_column: dict[str, list[Any]] = {}

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ...core.backend import BackendUnavailable
-from .arguments import command, count, is_writable, print_and_write, refuse, show_status
+from .arguments import (
+    add_results,
+    command,
+    count,
+    is_writable,
+    print_and_write,
+    refuse,
+    show_status,
+)
 
 __all__ = ["add"]
 
@@ -19,8 +27,8 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     add_argument = command(
         commands,
         "conformance",
-        "Test this library on an array library: what is exact, within tolerance or "
-        "missing.",
+        "Test this library on an array library: what is exact, within tolerance, wrong "
+        "or unsupported.",
         _conformance,
         "The reference is NumPy.",
         epilog="Exit status: 0 if nothing is wrong or unsupported, 1 if something is, "
@@ -50,13 +58,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "unsupported, and the others still run; a library may take 120 seconds to "
         "start (default: %(default)s)",
     )
-    for kind in ("json", "markdown"):
-        add_argument(
-            f"--{kind}",
-            type=Path,
-            metavar="FILE",
-            help="also write the results to FILE",
-        )
+    add_results(add_argument)
 
 
 def _conformance(options: argparse.Namespace) -> int:
@@ -72,14 +74,12 @@ def _conformance(options: argparse.Namespace) -> int:
         return refuse("conformance", error)
     show_status("")
     if not report.findings:
-        return refuse(
-            "conformance", f"--only {options.only}: there are {', '.join(SECTIONS)}"
-        )
+        sections = ", ".join(SECTIONS)
+        return refuse("conformance", f"--only {options.only}: there are {sections}")
     texts: dict[Path | None, str] = {}
     if options.json is not None:
         texts[options.json] = json.dumps(report.to_json(), indent=1) + "\n"
     if options.markdown is not None:
         texts[options.markdown] = report.to_markdown()
-    return print_and_write(
-        "conformance", str(report), texts, 0 if report.conforms else 1
-    )
+    status = 0 if report.conforms else 1
+    return print_and_write("conformance", str(report), texts, status)

@@ -1,17 +1,20 @@
-"""`agnostic-nn explain`: the chain rule of a batch, with every formula, shape and number."""
+"""`agnostic-nn explain`: the chain rule of a batch: formulas, shapes and numbers."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
 from ...core.backend import Backend, BackendUnavailable, backend
-from .arguments import command, count, print_and_write, refuse, seed
+from .arguments import add_backend, command, count, print_and_write, refuse, seed
 
 __all__ = ["add"]
 
 EXAMPLES = (
-    *("train_neuron_and_layer", "dense_and_relu_backward", "softmax_network"),
-    *("mean_squared_error_step", "chain_rule_and_update"),
+    "train_neuron_and_layer",
+    "dense_and_relu_backward",
+    "softmax_network",
+    "mean_squared_error_step",
+    "chain_rule_and_update",
 )
 
 
@@ -22,17 +25,18 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "explain",
         "Show the chain rule of a batch, layer by layer: formulas, shapes and numbers.",
         _explain,
-        "The result is text, or a page with a drawing of the network.",
+        "The result is text, or an HTML page with a drawing of the network.",
     )
     add_argument(
         "--workload",
         metavar="NAME",
-        help="a network and data, as in `compare`; the network is untrained (default: digits-mlp)",
+        help="the network, untrained, and its data, one of those that `agnostic-nn "
+        "compare --help` lists (default: digits-mlp)",
     )
     add_argument(
         "--example",
         metavar="NAME",
-        help="instead of a workload: one of five lessons on backpropagation: "
+        help="instead of a workload, one of five lessons on backpropagation: "
         + ", ".join(EXAMPLES),
     )
     add_argument(
@@ -41,11 +45,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         metavar="N",
         help="number of examples from the workload (default: 4)",
     )
-    add_argument(
-        "--backend",
-        metavar="NAME",
-        help="backend, such as jax:cpu:0 (default: $AGNOSTIC_NN_BACKEND, else numpy)",
-    )
+    add_backend(add_argument)
     add_argument(
         "--seed",
         type=seed,
@@ -56,7 +56,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="write a page to this file instead, such as page.html",
+        help="write an HTML page to this file instead, such as page.html",
     )
 
 
@@ -67,9 +67,8 @@ def _explain(options: argparse.Namespace) -> int:
     if options.example is not None:
         for name in ("workload", "rows", "seed"):
             if getattr(options, name) is not None:
-                return refuse(
-                    "explain", f"--{name} cannot be used with --example: it has its own"
-                )
+                message = "cannot be used with --example: it has its own"
+                return refuse("explain", f"--{name} {message}")
         if options.example not in EXAMPLES:
             available = ", ".join(EXAMPLES)
             message = f"no example is called {options.example!r}; there are {available}"
@@ -82,11 +81,10 @@ def _explain(options: argparse.Namespace) -> int:
         print("\n\n".join(map(str, parts)))
         return 0
     try:
-        return print_and_write(
-            "explain", "", {options.output: page(title, about, parts)}
-        )
+        texts = {options.output: page(title, about, parts)}
     except ImportError as error:
         return refuse("explain", error)
+    return print_and_write("explain", "", texts)
 
 
 def _explained(

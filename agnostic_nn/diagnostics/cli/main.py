@@ -1,4 +1,4 @@
-"""The command line `agnostic-nn`; its commands are in the other files of this package."""
+"""The command line `agnostic-nn`; the other files of this package are its commands."""
 
 import argparse
 import os
@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     main_parser = _Parser(
         prog="agnostic-nn",
-        description="Neural networks with hand-derived gradients, on any array library.",
+        description="Neural networks with hand-derived gradients, on any array "
+        "library. `agnostic-nn command --help` describes a command.",
     )
     main_parser.add_argument(
         "--version",
@@ -63,14 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"agnostic-nn: {error}", file=sys.stderr)
         return 2
     try:
-        status = options.command(options)
+        status: int = options.command(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("agnostic-nn: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of the pipe has closed it. Python flushes
-        # stdout again at exit, so redirect it.
+        # The reader of the pipe has closed it. Python flushes stdout again at exit, so
+        # redirect it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return status

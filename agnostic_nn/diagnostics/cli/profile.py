@@ -6,27 +6,30 @@ from pathlib import Path
 from typing import Any
 
 from ...core.backend import BackendUnavailable, backend
-from ...core.files import write_text
-from .arguments import command, count, refuse
+from .arguments import add_backend, command, count, print_and_write, refuse
 
 __all__ = ["add"]
 
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
     """Add the command and its arguments."""
-    about = "Show where the time of a training step goes: by layer, by part and by operation."
-    add_argument = command(commands, "profile", about, _profile)
+    add_argument = command(
+        commands,
+        "profile",
+        "Show where the time of a training step goes: by layer, by part and by "
+        "operation.",
+        _profile,
+        "The parts are forward, loss, backward, the check for finite values and the "
+        "update.",
+    )
     add_argument(
         "--workload",
         default="digits-mlp",
         metavar="NAME",
-        help="the network and data to train, as in `compare` (default: %(default)s)",
+        help="the network and data to train, one of those that `agnostic-nn compare "
+        "--help` lists (default: %(default)s)",
     )
-    add_argument(
-        "--backend",
-        metavar="NAME",
-        help="backend, such as jax:cpu:0 (default: $AGNOSTIC_NN_BACKEND, else numpy)",
-    )
+    add_backend(add_argument)
     add_argument(
         "--steps",
         type=count,
@@ -38,7 +41,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--json",
         type=Path,
         metavar="FILE",
-        help="also write all times to FILE, in seconds",
+        help="also write all times to FILE, as JSON, in seconds",
     )
 
 
@@ -46,10 +49,9 @@ def _profile(options: argparse.Namespace) -> int:
     from ..compare.workloads import CannotCompare, find
     from ..profile import profile
 
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        return refuse(
-            "profile", f"--json {options.json}: {options.json.parent} is not a folder"
-        )
+    path = options.json
+    if path is not None and not path.absolute().parent.is_dir():
+        return refuse("profile", f"--json {path}: {path.parent} is not a folder")
     try:
         chosen = backend(options.backend)
         workload = find(options.workload)
@@ -62,14 +64,6 @@ def _profile(options: argparse.Namespace) -> int:
         backend=chosen,
         steps=options.steps,
     )
-    print(f"{workload.name} on {result}")
-    if options.json is not None:
-        data = {"workload": workload.name, **result.to_json()}
-        try:
-            write_text(options.json, json.dumps(data, indent=2) + "\n")
-        except OSError as error:
-            return refuse(
-                "profile", f"{options.json} cannot be written: {error.strerror}", 1
-            )
-        print(f"\nwritten: {options.json}")
-    return 0
+    data = {"workload": workload.name, **result.to_json()}
+    texts = {path: json.dumps(data, indent=2) + "\n"}
+    return print_and_write("profile", f"{workload.name} on {result}", texts)
