@@ -13,36 +13,35 @@ from agnostic_nn.core.trees import leaves, named_leaves, tree_map
 
 
 def assert_close(actual, expected, tolerance):
-    """Relative to the largest number of a leaf, or to 1: numbers of that order went in."""
+    """Compare leaves, relative to the largest number of each, or to 1 if larger."""
     for (name, a), b in zip(named_leaves(actual), leaves(expected), strict=True):
         scale = np.max(np.abs(b), initial=1.0)
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=name)
 
 
-def one(
+def run_layer(
     backend, layer, x, *, params=None, state=None, dy=None, train=False, dtype="float32"
 ):
-    """A layer's y, state, dx and grads on the host, of x given on the host."""
-    to = backend.asarray
+    """Return y, the new state, dx and grads of a layer; all arrays are on the host."""
+    asarray = backend.asarray
     x = np.asarray(x)
-    x = to(x.astype(dtype) if x.dtype.kind == "f" else x)
-    params, state = to(params or {}), to(state or {})
+    x = asarray(x.astype(dtype) if x.dtype.kind == "f" else x)
+    params, state = asarray(params or {}), asarray(state or {})
 
     def run(params, state, x, dy):
         y, after, cache = layer.forward(params, state, x, train=train)
-        dx, grads = layer.backward(
-            params, cache, namespace(y).ones_like(y) if dy is None else dy
-        )
+        dy = namespace(y).ones_like(y) if dy is None else dy
+        dx, grads = layer.backward(params, cache, dy)
         return (y, after, grads) if dx is None else (y, after, grads, dx)
 
-    dy = None if dy is None else to(np.asarray(dy, dtype))
+    dy = None if dy is None else asarray(np.asarray(dy, dtype))
     y, after, grads, *dx = backend.to_numpy(backend.jit(run)(params, state, x, dy))
     return y, after, dx[0] if dx else None, grads
 
 
 def value_and_slope(backend, layer, x, dtype="float32"):
-    """f(x) and f'(x) of an activation."""
-    y, _, dx, _ = one(backend, layer, x, dtype=dtype)
+    """Return f(x) and f'(x) of an activation."""
+    y, _, dx, _ = run_layer(backend, layer, x, dtype=dtype)
     return y, dx
 
 
@@ -54,7 +53,11 @@ def u(x):
     return math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)
 
 
-FORMULAS = [  # layer, f and f' in plain mathematics
+def du(x):
+    return math.sqrt(2.0 / math.pi) * (1.0 + 3.0 * 0.044715 * x * x)
+
+
+FORMULAS = [  # layer, f and f'
     (nn.ReLU(), lambda x: x if x > 0 else 0.0, lambda x: 1.0 if x > 0 else 0.0),
     (
         nn.LeakyReLU(0.2),
@@ -82,12 +85,7 @@ FORMULAS = [  # layer, f and f' in plain mathematics
         nn.GELU(approximate=True),
         lambda x: 0.5 * x * (1.0 + math.tanh(u(x))),
         lambda x: (
-            0.5 * (1.0 + math.tanh(u(x)))
-            + 0.5
-            * x
-            / math.cosh(u(x)) ** 2
-            * math.sqrt(2.0 / math.pi)
-            * (1.0 + 3.0 * 0.044715 * x * x)
+            0.5 * (1.0 + math.tanh(u(x))) + 0.5 * x / math.cosh(u(x)) ** 2 * du(x)
         ),
     ),
 ]
@@ -111,7 +109,9 @@ POINTS = [
 @pytest.mark.parametrize(
     ("layer", "f", "slope"), FORMULAS, ids=[str(row[0]) for row in FORMULAS]
 )
-def test_an_activation_is_its_formula(backend, widest, epsilon, layer, f, slope):
+def test_an_activation_and_its_slope_equal_their_formulas(
+    backend, widest, epsilon, layer, f, slope
+):
     y, dx = value_and_slope(backend, layer, POINTS, widest)
     largest = np.maximum(1.0, np.abs(POINTS))
     np.testing.assert_array_less(
@@ -125,13 +125,13 @@ def test_an_activation_is_its_formula(backend, widest, epsilon, layer, f, slope)
 @pytest.mark.parametrize(
     ("layer", "f", "slope"), FORMULAS, ids=[str(row[0]) for row in FORMULAS]
 )
-def test_nan_goes_in_and_out_alone(backend, layer, f, slope):
+def test_nan_affects_only_its_own_element(backend, layer, f, slope):
     y, dx = value_and_slope(backend, layer, [np.nan, 1.0])
     assert list(np.isnan(y)) == [True, False]
     assert not np.isnan(dx[1])
 
 
-FAR = [  # layer, y and slope far below 0, y and slope far above; x stands for x
+FAR = [  # layer, y and slope far below 0, y and slope far above 0; "x" means y = x
     (nn.ReLU(), 0.0, 0.0, "x", 1.0),
     (nn.LeakyReLU(0.25), "x/4", 0.25, "x", 1.0),
     (nn.ELU(1.5), -1.5, 0.0, "x", 1.0),
@@ -145,13 +145,13 @@ FAR = [  # layer, y and slope far below 0, y and slope far above; x stands for x
 
 
 @pytest.mark.parametrize(("layer", *"abcd"), FAR, ids=[str(row[0]) for row in FAR])
-def test_an_activation_is_at_its_limit_far_out(backend, layer, a, b, c, d):
+def test_an_activation_of_a_large_number_is_its_limit(backend, layer, a, b, c, d):
     """No NaN and no overflow for the largest numbers of float32."""
     far = np.asarray([1e4, 1e10, 1e20, 3e38], dtype="float32")
     for x, y, slope in ((-far, a, b), (far, c, d)):
-        at = {"x": x, "x/4": x / 4}.get(y, y)
-        got, dx = value_and_slope(backend, layer, x)
-        np.testing.assert_array_equal(got, np.broadcast_to(at, x.shape))
+        expected = {"x": x, "x/4": x / 4}.get(y, y)
+        actual, dx = value_and_slope(backend, layer, x)
+        np.testing.assert_array_equal(actual, np.broadcast_to(expected, x.shape))
         np.testing.assert_array_equal(dx, np.full(x.shape, slope))
 
 
@@ -167,7 +167,7 @@ def test_the_slope_at_a_kink_is_the_documented_one(backend, layer, slope):
 
 
 @pytest.mark.parametrize(
-    ("layer", "truth", "from_y", "reach"),
+    ("layer", "truth", "from_y", "limit"),
     [
         (nn.Tanh(), lambda x: 1.0 / np.cosh(x) ** 2, lambda y: 1 - y * y, 40.0),
         (
@@ -179,11 +179,11 @@ def test_the_slope_at_a_kink_is_the_documented_one(backend, layer, slope):
     ],
     ids=["Tanh()", "Sigmoid()"],
 )
-def test_slopes_keep_their_digits_where_the_function_saturates(
-    backend, layer, truth, from_y, reach
+def test_slopes_are_accurate_where_the_function_saturates(
+    backend, layer, truth, from_y, limit
 ):
-    """Within 4 units in the last place; a slope taken from the rounded y loses all its digits."""
-    x = np.linspace(-reach, reach, 20_001).astype("float32")
+    """Within 4 ulp; a slope computed from the rounded y has no correct digit."""
+    x = np.linspace(-limit, limit, 20_001).astype("float32")
     y, dx = value_and_slope(backend, layer, x)
     expected = truth(x.astype("float64"))
     unit = np.spacing(expected.astype("float32"))
@@ -193,25 +193,25 @@ def test_slopes_keep_their_digits_where_the_function_saturates(
 
 def test_softmax_is_finite_and_exact_for_huge_inputs(backend):
     x = [[1e4, -1e4, 0.0], [1.5e38, -1.5e38, 1.5e38], [-1e4, -1e4, -1e4]]
-    y, _, dx, _ = one(backend, nn.Softmax(), x)
+    y, _, dx, _ = run_layer(backend, nn.Softmax(), x)
     np.testing.assert_allclose(y, [[1, 0, 0], [0.5, 0, 0.5], [1 / 3] * 3], rtol=1e-6)
     np.testing.assert_allclose(dx, np.zeros((3, 3)), atol=1e-7)
-    y, _, dx, _ = one(backend, nn.LogSoftmax(), x[:1], dy=[[0.0, 0.0, 1.0]])
+    y, _, dx, _ = run_layer(backend, nn.LogSoftmax(), x[:1], dy=[[0.0, 0.0, 1.0]])
     np.testing.assert_array_equal(y, [[0.0, -2e4, -1e4]])
     np.testing.assert_array_equal(dx, [[-1.0, 0.0, 1.0]])
 
 
-def test_softmax_keeps_rows_apart(backend):
-    y, _, _, _ = one(backend, nn.Softmax(), [[np.nan, 1.0], [1.0, 1.0]])
+def test_softmax_of_a_row_does_not_depend_on_other_rows(backend):
+    y, _, _, _ = run_layer(backend, nn.Softmax(), [[np.nan, 1.0], [1.0, 1.0]])
     np.testing.assert_array_equal(y, [[np.nan, np.nan], [0.5, 0.5]])
 
 
 def test_reshaping_is_row_major(backend):
     x = np.arange(12.0).reshape(2, 2, 3)
-    y, _, dx, _ = one(backend, nn.Flatten(), x, dy=np.arange(12.0).reshape(2, 6))
+    y, _, dx, _ = run_layer(backend, nn.Flatten(), x, dy=np.arange(12.0).reshape(2, 6))
     np.testing.assert_array_equal(y, x.reshape(2, 6))
     np.testing.assert_array_equal(dx, x)
-    y, _, _, _ = one(backend, nn.Reshape((-1, 2)), x)
+    y, _, _, _ = run_layer(backend, nn.Reshape((-1, 2)), x)
     np.testing.assert_array_equal(y, x.reshape(2, 3, 2))
 
 
@@ -220,7 +220,9 @@ def test_layer_norm_gives_each_example_mean_0_and_variance_1(
 ):
     x = 3.0 + 2.0 * draw(4, 5, 33)
     params = {"scale": np.ones(33, widest), "bias": np.zeros(33, widest)}
-    y, _, _, _ = one(backend, nn.LayerNorm(epsilon=0.0), x, params=params, dtype=widest)
+    y, _, _, _ = run_layer(
+        backend, nn.LayerNorm(epsilon=0.0), x, params=params, dtype=widest
+    )
     np.testing.assert_allclose(y.mean(axis=-1), 0.0, atol=8 * epsilon)
     np.testing.assert_allclose(y.var(axis=-1), 1.0, rtol=8 * epsilon)
 
@@ -250,35 +252,34 @@ def test_batch_norm_carries_running_statistics_and_predicts_with_them(
     )
     for _ in range(3):
         x = draw(6, 2, 3)
-        y, state, _, _ = one(
+        y, state, _, _ = run_layer(
             backend, layer, x, params=params, state=state, train=True, dtype=widest
         )
-        own = np.mean(x, axis=(0, 1)), np.var(x, axis=(0, 1))
-        expected = (x - own[0]) / np.sqrt(own[1] + 1e-5) * params["scale"] + params[
-            "bias"
-        ]
+        batch_mean, batch_variance = np.mean(x, axis=(0, 1)), np.var(x, axis=(0, 1))
+        normalized = (x - batch_mean) / np.sqrt(batch_variance + 1e-5)
+        expected = normalized * params["scale"] + params["bias"]
         np.testing.assert_allclose(y, expected, rtol=0, atol=32 * epsilon)
-        mean = 0.8 * mean + 0.2 * own[0]
+        mean = 0.8 * mean + 0.2 * batch_mean
         variance = 0.8 * variance + 0.2 * np.var(x, axis=(0, 1), ddof=1)
     np.testing.assert_allclose(state["mean"], mean, rtol=0, atol=8 * epsilon)
     np.testing.assert_allclose(state["variance"], variance, rtol=8 * epsilon)
 
-    y, after, _, _ = one(backend, layer, x, params=params, state=state, dtype=widest)
+    y, after, _, _ = run_layer(
+        backend, layer, x, params=params, state=state, dtype=widest
+    )
     expected = (x - mean) / np.sqrt(variance + 1e-5) * params["scale"] + params["bias"]
     np.testing.assert_allclose(y, expected, rtol=0, atol=32 * epsilon)
     np.testing.assert_array_equal(after["mean"], state["mean"])
 
 
 @pytest.mark.parametrize("real", [1, 2, 5, 8])
-def test_rows_that_only_fill_up_a_batch_change_nothing(
-    backend, widest, epsilon, draw, real
-):
-    """A batch of 8, of which some count, gives what a short batch of those gives."""
+def test_filler_rows_have_no_effect(backend, widest, epsilon, draw, real):
+    """A filled batch of 8 gives the results of a short batch of its real rows."""
     layer = nn.Sequential(nn.BatchNorm(), nn.Tanh())
     params, state = ((tree, {}) for tree in batch_norm(widest))
     x, dy = draw(8, 2, 3), draw(8, 2, 3)
     counts = (np.arange(8) < real).astype(widest)
-    dy[real:] = 0.0  # a loss gives fillers no weight
+    dy[real:] = 0.0  # a loss gives fillers the weight 0
 
     def run(params, state, x, dy, counts):
         train = True if counts is None else RowMask(counts)
@@ -286,9 +287,8 @@ def test_rows_that_only_fill_up_a_batch_change_nothing(
         return y, after, *layer.backward(params, cache, dy)
 
     def on_host(*args):
-        return backend.to_numpy(
-            backend.jit(run)(*(a if a is None else backend.asarray(a) for a in args))
-        )
+        arrays = (a if a is None else backend.asarray(a) for a in args)
+        return backend.to_numpy(backend.jit(run)(*arrays))
 
     y, after, dx, grads = on_host(params, state, x, dy, counts)
     short = on_host(params, state, x[:real], dy[:real], None)
@@ -298,15 +298,15 @@ def test_rows_that_only_fill_up_a_batch_change_nothing(
 
 @dataclass(frozen=True)
 class LastIsFiller(nn.BatchNorm):
-    """BatchNorm in a batch whose last row does not count, so that `check` can look at it."""
+    """BatchNorm whose last row is always a filler, so that `check` can test it."""
 
     def forward(self, params, state, x, *, train=False):
         if train and x.shape[0] < 3:
             raise ValueError("too few rows")
         xp = namespace(x)
-        place = xp.arange(x.shape[0], dtype=x.dtype, device=device(x))
+        index = xp.arange(x.shape[0], dtype=x.dtype, device=device(x))
         rows = xp.sum(train.counts) if isinstance(train, RowMask) else float(x.shape[0])
-        counts = xp.astype(place < rows - 1.0, x.dtype)
+        counts = xp.astype(index < rows - 1.0, x.dtype)
         return super().forward(
             params, state, x, train=RowMask(counts) if train else False
         )
@@ -314,15 +314,15 @@ class LastIsFiller(nn.BatchNorm):
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3)])
 def test_batch_norm_with_fillers_passes_every_oracle(backend, shape):
-    """Fillers do have a y that depends on x, hence a gradient: it is right as well."""
+    """The y of a filler depends on x, so it has a gradient, which is also right."""
     assert check(LastIsFiller(), shape, batch=5, backends=[backend]).worst.error < 1e-8
 
 
-def test_embedding_adds_up_what_repeated_numbers_get(backend):
+def test_embedding_adds_the_gradients_of_repeated_indices(backend):
     weight = np.arange(8.0, dtype="float32").reshape(4, 2)
     x = np.asarray([[2, 0], [2, 2]], dtype="int32")
     dy = [[[1.0, 10.0], [2.0, 20.0]], [[4.0, 40.0], [8.0, 80.0]]]
-    y, _, dx, grads = one(
+    y, _, dx, grads = run_layer(
         backend, nn.Embedding(4, 2), x, params={"weight": weight}, dy=dy
     )
     np.testing.assert_array_equal(y, weight[x])
@@ -331,11 +331,11 @@ def test_embedding_adds_up_what_repeated_numbers_get(backend):
 
 
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int32", "int64"])
-def test_embedding_takes_integers_of_any_width(backend, kind):
+def test_embedding_accepts_integers_of_any_width(backend, kind):
     if kind == "int64" and not backend.has_float64:
         pytest.skip("no 64-bit numbers as the backend is set up")
     weight = np.arange(6.0, dtype="float32").reshape(3, 2)
-    y, _, _, grads = one(
+    y, _, _, grads = run_layer(
         backend,
         nn.Embedding(3, 2),
         np.asarray([2, 2, 1], kind),
@@ -346,12 +346,12 @@ def test_embedding_takes_integers_of_any_width(backend, kind):
 
 
 def dropped(backend, layer, state, shape):
-    y, after, dx, _ = one(backend, layer, np.ones(shape), state=state, train=True)
+    y, after, dx, _ = run_layer(backend, layer, np.ones(shape), state=state, train=True)
     np.testing.assert_array_equal(y, dx)
     return y, after
 
 
-def test_dropout_drops_its_share_and_keeps_the_mean(backend):
+def test_dropout_has_the_given_rate_and_keeps_the_mean(backend):
     layer, count = nn.Dropout(0.3), 200_000
     key = nn.random.key(1, xp=nn.backend("numpy").xp)
     y, _ = dropped(backend, layer, {"key": key}, (count,))
@@ -365,19 +365,21 @@ def test_dropout_masks_differ_from_step_to_step_and_are_the_same_on_every_backen
     backend,
 ):
     layer, shape = nn.Dropout(0.5), (7, 9)
-    state = there = {"key": nn.random.key(3, xp=nn.backend("numpy").xp)}
+    expected_state = state = {"key": nn.random.key(3, xp=nn.backend("numpy").xp)}
     masks = []
     for _ in range(3):
-        mask, state = dropped(nn.backend("numpy"), layer, state, shape)
-        again, there = dropped(backend, layer, there, shape)
-        np.testing.assert_array_equal(again, mask)
-        np.testing.assert_array_equal(there["key"], state["key"])
+        expected, expected_state = dropped(
+            nn.backend("numpy"), layer, expected_state, shape
+        )
+        mask, state = dropped(backend, layer, state, shape)
+        np.testing.assert_array_equal(mask, expected)
+        np.testing.assert_array_equal(state["key"], expected_state["key"])
         masks.append(mask)
     assert 0.2 < np.mean(masks[0] != masks[1]) < 0.8
     assert 0.2 < np.mean(masks[1] != masks[2]) < 0.8
 
 
-def test_the_layers_of_a_model_drop_differently():
+def test_the_dropout_layers_of_a_model_have_different_masks():
     host = nn.backend("numpy").xp
     key = nn.random.key(0, xp=host)
     _, state, _ = nn.Sequential(nn.Dropout(), nn.Dropout()).init(
@@ -402,7 +404,7 @@ def zeros(*shape, dtype="float32"):
     return np.zeros(shape, dtype)
 
 
-REFUSED = [  # layer, shape it was made for, x, error and message
+REFUSED = [  # layer, shape of an example for init, x, error and message
     (
         nn.Dense(2),
         (4,),
@@ -489,7 +491,7 @@ REFUSED = [  # layer, shape it was made for, x, error and message
     REFUSED,
     ids=[f"{r[0]} {r[2].shape}" for r in REFUSED],
 )
-def test_an_x_that_does_not_fit_is_refused_with_its_numbers(
+def test_an_x_of_the_wrong_shape_or_dtype_is_an_error_that_gives_it(
     backend, layer, shape, x, error, message
 ):
     key = nn.random.key(0, xp=backend.xp, device=backend.device)
@@ -499,7 +501,7 @@ def test_an_x_that_does_not_fit_is_refused_with_its_numbers(
         layer.forward(params, state, x, train=True)
 
 
-UNFIT = [  # layer, shape of one example, message
+WRONG_SHAPES = [  # layer, shape of one example, message
     (nn.Dense(2), (), r"Dense takes \(batch, \.\.\., fan_in\), got \(batch,\)"),
     (nn.LayerNorm(), (), r"LayerNorm takes \(batch, \.\.\., width\), got \(batch,\)"),
     (nn.BatchNorm(), (), r"BatchNorm takes \(batch, \.\.\., width\), got \(batch,\)"),
@@ -514,15 +516,17 @@ UNFIT = [  # layer, shape of one example, message
 
 
 @pytest.mark.parametrize(
-    ("layer", "shape", "message"), UNFIT, ids=[f"{a} {b}" for a, b, _ in UNFIT]
+    ("layer", "shape", "message"),
+    WRONG_SHAPES,
+    ids=[f"{a} {b}" for a, b, _ in WRONG_SHAPES],
 )
-def test_a_shape_that_a_layer_cannot_take_is_refused_by_init(layer, shape, message):
+def test_init_refuses_a_shape_that_the_layer_cannot_take(layer, shape, message):
     host = nn.backend("numpy").xp
     with pytest.raises(ValueError, match=message):
         layer.init(nn.random.key(0, xp=host), shape, host.float32)
 
 
-SENSELESS = [  # call, error and message
+INVALID = [  # call, error and message
     (lambda: nn.Dense(0), ValueError, "width of at least 1, got 0"),
     (lambda: nn.Dropout(1.0), ValueError, r"rate in \[0, 1\), got 1.0"),
     (lambda: nn.Dropout(-0.1), ValueError, r"rate in \[0, 1\), got -0.1"),
@@ -554,8 +558,8 @@ SENSELESS = [  # call, error and message
 ]
 
 
-@pytest.mark.parametrize(("make", "error", "message"), SENSELESS)
-def test_a_layer_that_makes_no_sense_is_refused_at_once(make, error, message):
+@pytest.mark.parametrize(("make", "error", "message"), INVALID)
+def test_invalid_options_are_refused_by_the_constructor(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
@@ -617,21 +621,19 @@ BAD_DATA = [  # layer, x, error and message
 
 
 @pytest.mark.parametrize(("layer", "x", "error", "message"), BAD_DATA)
-def test_bad_data_are_refused_on_the_host_with_place_and_value(
-    layer, x, error, message
-):
+def test_check_refuses_bad_data_with_position_and_value(layer, x, error, message):
     with pytest.raises(error, match=message):
         layer.check(x)
 
 
-def test_good_data_pass():
+def test_check_accepts_good_data():
     nn.Dense(2).check(np.zeros((0, 3)))
     nn.Dense(2).check(np.asarray([[3e38, -0.0]], dtype="float32"))
     nn.Embedding(5, 2).check(np.asarray([[0, 4]], dtype="uint8"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_dtype_may_be_that_of_an_array(dtype):
+def test_init_accepts_the_dtype_of_an_array(dtype):
     xp = namespace(np.zeros(()))
     x = np.zeros((2, 4), dtype)
     params, _, _ = nn.Dense(3).init(nn.random.key(0, xp=xp), (4,), x.dtype)

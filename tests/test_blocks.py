@@ -1,6 +1,6 @@
-"""Blocks and graphs: what they refuse, what they keep, and what they promise besides gradients.
+"""Blocks and graphs: refused input, initialization, caches, and special training modes.
 
-That their gradients are right is said by the lines in `cases/structure.py`.
+Their gradients are tested with the cases of `cases/structure.py`.
 """
 
 import math
@@ -20,31 +20,35 @@ HOST = nn.backend("numpy").xp
 
 
 def start(layer, shape, seed=0):
-    """params and state of a layer, in float32 on the host, no bias 0 and no scale 1."""
+    """Return float32 params and state on the host, away from their initial values."""
     params, state, _ = layer.init(nn.random.key(seed, xp=HOST), shape, HOST.float32)
-    draw = np.random.default_rng(seed)
-    noise = lambda leaf: leaf + draw.uniform(0.1, 0.5, leaf.shape).astype("float32")  # noqa: E731
-    return tree_map(noise, params), state
+    generator = np.random.default_rng(seed)
+
+    def moved(leaf):
+        return leaf + generator.uniform(0.1, 0.5, leaf.shape).astype("float32")
+
+    return tree_map(moved, params), state
 
 
 def both_ways(layer, params, state, x, dy, train):
-    """All that a layer computes."""
+    """Return all results of forward and backward."""
     y, after, cache = layer.forward(params, state, x, train=train)
     dx, grads = layer.backward(params, cache, dy)
     return {"y": y, "state": after, "dx": dx, "grads": grads}
 
 
-def assert_same_bits(one, other):
-    assert [n for n, _ in named_leaves(one)] == [n for n, _ in named_leaves(other)]
-    for (name, a), b in zip(named_leaves(one), leaves(other), strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=name)
+def assert_same_bits(actual, expected):
+    actual, expected = dict(named_leaves(actual)), dict(named_leaves(expected))
+    assert list(actual) == list(expected)
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(actual[name], leaf, err_msg=name)
 
 
 def draws(*shape):
     return np.random.default_rng(7).standard_normal(shape).astype("float32")
 
 
-# --- what is refused ------------------------------------------------------------------
+# --- refused input ------------------------------------------------------------------
 
 DENSE, TANH = nn.Dense(3), nn.Tanh()
 MALFORMED = [
@@ -157,14 +161,14 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "said"), MALFORMED, ids=[row[2] for row in MALFORMED]
+    ("make", "error", "message"), MALFORMED, ids=[row[2] for row in MALFORMED]
 )
-def test_a_malformed_block_is_refused_when_it_is_made(make, error, said):
-    with pytest.raises(error, match=said):
+def test_a_malformed_block_is_refused_by_its_constructor(make, error, message):
+    with pytest.raises(error, match=message):
         make()
 
 
-MISFITS = [  # layer, shape, message
+WRONG_SHAPES = [  # layer, shape, message
     (nn.Residual(nn.Dense(4)), (3,), r"their shapes are \(3,\) and \(4,\)"),
     (
         nn.Residual(nn.Dense(4), shortcut=nn.Dense(5)),
@@ -227,19 +231,21 @@ MISFITS = [  # layer, shape, message
 
 
 @pytest.mark.parametrize(
-    ("layer", "shape", "said"), MISFITS, ids=[str(row[0]) for row in MISFITS]
+    ("layer", "shape", "message"),
+    WRONG_SHAPES,
+    ids=[str(row[0]) for row in WRONG_SHAPES],
 )
-def test_shapes_that_do_not_fit_are_refused_by_init(layer, shape, said):
+def test_init_refuses_wrong_shapes(layer, shape, message):
     key = nn.random.key(0, xp=HOST)
-    if said is None:
+    if message is None:
         layer.init(key, shape, HOST.float32)
         return
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         layer.init(key, shape, HOST.float32)
 
 
 @pytest.mark.parametrize(
-    ("layer", "x", "said"),
+    ("layer", "x", "message"),
     [
         (
             nn.Add(),
@@ -265,9 +271,9 @@ def test_shapes_that_do_not_fit_are_refused_by_init(layer, shape, said):
     ],
     ids=str,
 )
-def test_shapes_that_do_not_fit_are_refused_by_forward(layer, x, said):
-    """Libraries would broadcast some of them, and their gradients would be of another shape."""
-    with pytest.raises(ValueError, match=said):
+def test_forward_refuses_wrong_shapes(layer, x, message):
+    """Libraries would broadcast some, and the gradients would have another shape."""
+    with pytest.raises(ValueError, match=message):
         layer.forward({}, {}, x)
 
 
@@ -279,7 +285,7 @@ READS = nn.Graph(
 
 
 @pytest.mark.parametrize(
-    ("layer", "x", "error", "said"),
+    ("layer", "x", "error", "message"),
     [
         (READS, {"x": IDS, "mask": MASK}, None, ""),
         (READS, {"x": IDS + 5, "mask": MASK}, ValueError, "rows 0 to 4"),
@@ -301,17 +307,17 @@ READS = nn.Graph(
         (nn.Add(), (np.zeros(3), np.full(3, np.nan)), ValueError, "finite"),
     ],
 )
-def test_data_are_checked_by_the_layers_that_read_them(layer, x, error, said):
+def test_data_are_checked_by_the_layers_that_read_them(layer, x, error, message):
     if error is None:
         layer.check(x)
         return
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         layer.check(x)
 
 
-# --- how they are written -------------------------------------------------------------
+# --- repr, equality and inputs -------------------------------------------------------------
 
-WRITTEN = [
+BLOCKS = [
     nn.Residual(nn.Dense(4), shortcut=nn.Dense(4, bias=False)),
     nn.Parallel(nn.Dense(4), nn.Tanh(), join=None),
     nn.Repeat(nn.Recompute(nn.Freeze(nn.Dense(4))), 3),
@@ -327,33 +333,33 @@ WRITTEN = [
 ]
 
 
-@pytest.mark.parametrize("layer", WRITTEN, ids=str)
-def test_a_block_prints_as_the_call_that_makes_it(layer):
-    again = eval(repr(layer), vars(nn))
-    assert again == layer
-    assert hash(again) == hash(layer)
-    assert repr(again) == repr(layer)
+@pytest.mark.parametrize("layer", BLOCKS, ids=str)
+def test_the_repr_of_a_block_is_the_call_that_creates_it(layer):
+    evaluated = eval(repr(layer), vars(nn))
+    assert evaluated == layer
+    assert hash(evaluated) == hash(layer)
+    assert repr(evaluated) == repr(layer)
     assert pickle.loads(pickle.dumps(layer)) == layer
 
 
 def test_blocks_that_differ_are_unequal():
-    several = [
-        *WRITTEN,
+    blocks = [
+        *BLOCKS,
         nn.Residual(nn.Dense(4)),
         nn.Parallel(nn.Dense(4), nn.Tanh()),
         nn.Graph(a=(nn.Dense(3), "y"), b=(nn.Shared("a"), "a")),
         nn.Graph(outputs=("x", "a"), a=(nn.Dense(3), "x")),
     ]
-    assert len(set(several)) == len(several)
+    assert len(set(blocks)) == len(blocks)
 
 
-def test_the_order_in_which_inputs_are_named_does_not_matter():
-    one, other = {"x": "a", "mask": "m"}, {"mask": "m", "x": "a"}
+def test_the_order_of_named_inputs_does_not_matter():
     attention = nn.MultiHeadAttention(2)
-    assert nn.Graph(b=(attention, one)) == nn.Graph(b=(attention, other))
+    first = nn.Graph(b=(attention, {"x": "a", "mask": "m"}))
+    assert first == nn.Graph(b=(attention, {"mask": "m", "x": "a"}))
 
 
-def test_a_graph_says_what_it_takes():
+def test_the_input_kinds_of_a_graph_are_those_of_its_first_layers():
     assert nn.Graph(a=(nn.Dense(3), "x")).input_kinds == "real floating"
     assert nn.Graph(a=(nn.Embedding(3, 3), "x")).input_kinds == "integral"
     attends = nn.MultiHeadAttention(2)
@@ -368,7 +374,7 @@ def test_a_graph_says_what_it_takes():
     assert nn.Graph(a=(DENSE, "one"), b=(nn.Add(), "a", "two")).inputs == ("one", "two")
 
 
-# --- how they start -------------------------------------------------------------------
+# --- initialization -------------------------------------------------------------------
 
 RANDOM = nn.Sequential(nn.Dense(3), nn.Dropout(0.5))
 
@@ -384,21 +390,24 @@ RANDOM = nn.Sequential(nn.Dense(3), nn.Dropout(0.5))
     ],
     ids=lambda block: type(block).__name__,
 )
-def test_one_layer_in_two_places_starts_from_two_draws(block):
+def test_one_layer_in_two_places_has_two_different_initial_values(block):
     params, state, _ = block.init(nn.random.key(0, xp=HOST), (3,), HOST.float32)
     for tree, name in ((params, "weight"), (state, "key")):
-        result = [leaf for path, leaf in named_leaves(tree) if path.endswith(name)]
-        one, other = result if len(result) == 2 else result[0]
-        assert np.any(one != other), name
+        matching = [leaf for path, leaf in named_leaves(tree) if path.endswith(name)]
+        first, second = matching if len(matching) == 2 else matching[0]
+        assert np.any(first != second), name
 
 
 # --- Parallel and Graph ---------------------------------------------------------------
 
 
-def test_numbers_of_rows_have_no_gradient_whichever_way_they_go(backend):
-    two = nn.Parallel(nn.Embedding(5, 3), nn.Embedding(5, 3))
+def test_integer_inputs_have_no_gradient_in_blocks_and_graphs(backend):
+    embeddings = nn.Parallel(nn.Embedding(5, 3), nn.Embedding(5, 3))
     graph = nn.Graph(
-        e=(two, "ids"), d=(nn.Dense(3), "x"), y=(nn.Add(), "e", "d"), outputs=("y", "x")
+        e=(embeddings, "ids"),
+        d=(nn.Dense(3), "x"),
+        y=(nn.Add(), "e", "d"),
+        outputs=("y", "x"),
     )
     params, state = backend.asarray(start(graph, {"ids": (), "x": (3,)}))
     x = backend.asarray({"ids": np.asarray([1, 4], "int32"), "x": draws(2, 3)})
@@ -418,7 +427,7 @@ class Sign(nn.Layer):
         return None, {}
 
 
-def test_what_no_gradient_reaches_has_gradients_of_zero(backend):
+def test_parameters_that_no_gradient_reaches_have_gradients_of_0(backend):
     graph = nn.Graph(
         a=(
             nn.Sequential(nn.Dense(3), nn.Parallel(nn.Tanh(), nn.Dense(2), join=None)),
@@ -439,26 +448,24 @@ def test_what_no_gradient_reaches_has_gradients_of_zero(backend):
     )
 
 
-def test_gradients_of_one_thing_add_up_leaf_by_leaf():
-    one, other = (
-        {"a": (1, None), "b": None, "c": None},
-        {"a": (10, 20), "b": (3,), "c": None},
-    )
-    assert tree_sum(one, other) == {"a": (11, 20), "b": (3,), "c": None}
-    assert tree_sum(None, one) is one
-    assert tree_sum(one, None) is one
+def test_tree_sum_adds_leaves_and_skips_none():
+    first = {"a": (1, None), "b": None, "c": None}
+    second = {"a": (10, 20), "b": (3,), "c": None}
+    assert tree_sum(first, second) == {"a": (11, 20), "b": (3,), "c": None}
+    assert tree_sum(None, first) is first
+    assert tree_sum(first, None) is first
     for wrong in ({"a": 1}, (1,), 1):
         with pytest.raises(ValueError, match="trees differ"):
-            tree_sum(one, wrong)
+            tree_sum(first, wrong)
         with pytest.raises(ValueError, match="trees differ"):
-            tree_sum(wrong, one)
+            tree_sum(wrong, first)
 
 
 # --- Repeat ---------------------------------------------------------------------------
 
 
-def test_a_repeated_layer_is_the_chain_of_its_copies(backend):
-    """Its first copy has what a Sequential of as many gives its first, and so on: keys too."""
+def test_a_repeated_layer_equals_a_sequential_of_its_copies(backend):
+    """Also the initial parameters and keys of each copy are the same."""
     layer = nn.Sequential(nn.Dense(3), nn.BatchNorm(), nn.Dropout(0.4), nn.Tanh())
     repeat, chain = nn.Repeat(layer, 3), nn.Sequential(layer, layer, layer)
     x, dy = draws(5, 3), draws(5, 3)[::-1, :].copy()
@@ -467,10 +474,10 @@ def test_a_repeated_layer_is_the_chain_of_its_copies(backend):
     result, expected = (
         backend.to_numpy(
             backend.jit(lambda *a, block=block: both_ways(block, *a, train=True))(
-                *backend.asarray((*own, x, dy))
+                *backend.asarray((*params_and_state, x, dy))
             )
         )
-        for block, own in ((repeat, stacked), (chain, chained))
+        for block, params_and_state in ((repeat, stacked), (chain, chained))
     )
     for part in ("grads", "state"):
         expected[part] = tree_map(lambda *each: np.stack(each), *expected[part])
@@ -480,8 +487,8 @@ def test_a_repeated_layer_is_the_chain_of_its_copies(backend):
         )
 
 
-def test_a_repeated_layer_is_compiled_once_however_often_it_is_repeated(backend):
-    """On compiled backends forward and backward are traced once or twice, not n times."""
+def test_the_size_of_a_compiled_repeat_does_not_depend_on_its_count(backend):
+    """Backends that compile trace forward and backward once or twice, not n times."""
     calls = []
 
     class Counted(nn.Tanh):
@@ -512,8 +519,8 @@ STATEFUL = nn.Sequential(nn.Dense(4), nn.BatchNorm(), nn.Dropout(0.4), nn.Tanh()
 
 
 @pytest.mark.parametrize("mode", ["train", "predict", "rows"])
-def test_what_is_computed_again_is_bit_for_bit_the_same(backend, mode):
-    """The same masks and the same statistics: the second forward starts from the same state."""
+def test_recomputed_results_are_the_same_to_the_bit(backend, mode):
+    """Masks and statistics are the same, because both passes start from one state."""
     params, state = backend.asarray(start(STATEFUL, (3,)))
     x, dy, counts = backend.asarray(
         (draws(5, 3), draws(5, 4), np.float32([1, 1, 1, 0, 0]))
@@ -527,21 +534,21 @@ def test_what_is_computed_again_is_bit_for_bit_the_same(backend, mode):
     assert_same_bits(result, expected)
 
 
-def test_nothing_is_kept_but_x_and_the_state(backend):
+def test_recompute_caches_only_x_and_the_state(backend):
     layer = nn.Recompute(
         nn.Sequential(nn.Dense(64), nn.BatchNorm(), nn.Tanh(), nn.Dense(3))
     )
     params, state = backend.asarray(start(layer, (3,)))
     x = backend.asarray(draws(5, 3))
     _, _, cache = layer.forward(params, state, x, train=True)
-    kept = {id(leaf) for leaf in leaves(cache)}
-    assert kept == {id(leaf) for leaf in leaves((x, state))}
+    cached = {id(leaf) for leaf in leaves(cache)}
+    assert cached == {id(leaf) for leaf in leaves((x, state))}
 
 
 def compiled_on_jax(layer):
-    """The lowered text of a forward and a backward, and the bytes that they need for a while."""
-    jax = pytest.importorskip("jax", reason="nothing else compiles whole steps")
-    nn.backend("jax")  # brings its own barrier and loop
+    """Return the lowered text of forward and backward, and the bytes of temporaries."""
+    jax = pytest.importorskip("jax", reason="only JAX compiles whole steps")
+    nn.backend("jax")  # registers its barrier and loop
     xp = jax.numpy
     params, state, _ = layer.init(nn.random.key(0, xp=xp), (64,), xp.float32)
     step = jax.jit(lambda p, s, x: layer.backward(p, layer.forward(p, s, x)[2], x))
@@ -552,22 +559,22 @@ def compiled_on_jax(layer):
 DEEP = nn.Sequential(*[nn.Dense(64), nn.Tanh()] * 4)
 
 
-def test_a_compiler_is_told_not_to_undo_it():
-    """XLA finds the two forwards equal and would do one of them, keeping what it makes."""
+def test_a_barrier_keeps_the_compiler_from_merging_the_two_passes():
+    """XLA would find the two passes equal, run one and keep its results."""
     text, _ = compiled_on_jax(nn.Sequential(*[nn.Recompute(DEEP)] * 3))
     assert text.count("optimization_barrier") == 3
 
 
-def test_compiled_it_needs_less_memory():
-    """Measured: 14 MB for 4096 rows where 56 are needed otherwise, 6 blocks of 8 layers deep."""
-    (_, kept), (_, again) = (
+def test_a_compiled_recompute_needs_less_memory():
+    """Measured for 4096 rows and 6 blocks of 8 layers: 14 MB instead of 56."""
+    (_, with_caches), (_, recomputed) = (
         compiled_on_jax(nn.Repeat(wrap(DEEP), 6))
         for wrap in (nn.Sequential, nn.Recompute)
     )
-    assert again < 0.5 * kept
+    assert recomputed < 0.5 * with_caches
 
 
-def test_a_barrier_lets_everything_through(backend):
+def test_a_barrier_returns_its_argument(backend):
     tree = (
         {"a": draws(2, 3), "b": ()},
         np.asarray([1, 2**32 - 1], "uint32"),
@@ -587,8 +594,8 @@ def test_a_barrier_lets_everything_through(backend):
 # --- Freeze ---------------------------------------------------------------------------
 
 
-def test_no_optimizer_moves_what_is_frozen(backend):
-    """Not even by weight decay; what is not frozen is moved, and its gradients are the same."""
+def test_an_optimizer_does_not_move_frozen_parameters(backend):
+    """Not even by weight decay; parameters outside of `Freeze` do move."""
     body = nn.Sequential(nn.Dense(4), nn.BatchNorm(), nn.Dropout(0.5))
     model = nn.Sequential(nn.Dense(3), nn.Freeze(body), nn.Dense(2))
     optimizer = nn.AdamW(0.1, weight_decay=0.5)
@@ -605,7 +612,7 @@ def test_no_optimizer_moves_what_is_frozen(backend):
         assert np.all(before[i]["weight"] != after[i]["weight"])
 
 
-def test_a_frozen_layer_does_in_training_what_the_layer_does_in_prediction(backend):
+def test_a_frozen_layer_in_training_equals_the_layer_in_prediction(backend):
     params, state = backend.asarray(start(STATEFUL, (3,)))
     x, dy = backend.asarray((draws(5, 3), draws(5, 4)))
     frozen = nn.Freeze.freeze(params, state)
@@ -615,16 +622,16 @@ def test_a_frozen_layer_does_in_training_what_the_layer_does_in_prediction(backe
     assert result["grads"] == {}
 
 
-def test_what_was_trained_is_frozen_and_released_unchanged():
+def test_freeze_and_release_do_not_change_trained_parameters():
     frozen = nn.Freeze(STATEFUL)
     params, state = start(STATEFUL, (3,))
-    made = frozen.init(nn.random.key(0, xp=HOST), (3,), HOST.float32)
-    there = nn.Freeze.freeze(params, state)
-    assert_same_bits(*(tree_map(np.shape, tree) for tree in (there, made[:2])))
-    assert_same_bits(nn.Freeze.release(*there), (params, state))
+    initial = frozen.init(nn.random.key(0, xp=HOST), (3,), HOST.float32)
+    converted = nn.Freeze.freeze(params, state)
+    assert_same_bits(*(tree_map(np.shape, tree) for tree in (converted, initial[:2])))
+    assert_same_bits(nn.Freeze.release(*converted), (params, state))
 
 
-# --- rows that only fill a batch up ---------------------------------------------------
+# --- filler rows ---------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -639,13 +646,15 @@ def test_what_was_trained_is_frozen_and_released_unchanged():
     ],
     ids=["Recompute", "Repeat", "Parallel", "Residual", "Graph", "nested"],
 )
-def test_fillers_count_nothing_within_a_block(backend, wrap):
+def test_filler_rows_have_no_effect_in_a_block(backend, wrap):
     block = wrap(nn.BatchNorm())
     params, state = start(block, (3,))
     x, dy = draws(5, 3), draws(5, 3)
     dy[3:] = 0
-    there = backend.asarray((params, state, x, dy, np.float32([1, 1, 1, 0, 0])))
-    filled = both_ways(block, *there[:4], RowMask(there[4]))
+    *arrays, counts = backend.asarray(
+        (params, state, x, dy, np.float32([1, 1, 1, 0, 0]))
+    )
+    filled = both_ways(block, *arrays, RowMask(counts))
     short = both_ways(block, *backend.asarray((params, state, x[:3], dy[:3])), True)
     filled, short = backend.to_numpy((filled, short))
     for name in ("y", "dx"):
@@ -654,10 +663,10 @@ def test_fillers_count_nothing_within_a_block(backend, wrap):
         np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
 
 
-# --- one step after the other ---------------------------------------------------------
+# --- decoding step by step ---------------------------------------------------------
 
 
-def test_a_model_of_blocks_goes_step_by_step(backend):
+def test_a_model_of_blocks_advances_step_by_step(backend):
     """The output of each step equals that of `forward` over all steps."""
     around = nn.Parallel(nn.Dense(4), nn.Tanh(), join="concatenate")
     model = nn.Graph(
@@ -686,7 +695,7 @@ def test_a_model_of_blocks_goes_step_by_step(backend):
         np.testing.assert_allclose(backend.to_numpy(y)[:, 0], whole[:, t], atol=1e-5)
 
 
-def test_a_graph_that_makes_what_a_node_needs_at_every_step_cannot_go_step_by_step(
+def test_a_graph_whose_node_needs_all_steps_of_another_cannot_advance(
     backend,
 ):
     graph = nn.Graph(
@@ -698,7 +707,7 @@ def test_a_graph_that_makes_what_a_node_needs_at_every_step_cannot_go_step_by_st
         graph.begin(params, state, backend.asarray(draws(2, 1, 4)), 3)
 
 
-# --- layers that move numbers ---------------------------------------------------------
+# --- layers that only move numbers ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -719,9 +728,9 @@ def test_a_graph_that_makes_what_a_node_needs_at_every_step_cannot_go_step_by_st
     ],
     ids=named,
 )
-def test_numbers_go_where_numpy_puts_them(backend, layer, shape, theirs):
+def test_layers_that_move_numbers_agree_with_numpy(backend, layer, shape, theirs):
     shapes = shape if shape and isinstance(shape[0], tuple) else (shape,)
-    x = tuple(draws(3, *one) + i for i, one in enumerate(shapes))
+    x = tuple(draws(3, *each) + i for i, each in enumerate(shapes))
     x = x if shape is shapes else x[0]
     y, _, _ = layer.forward({}, {}, backend.asarray(x))
     _, _, out = layer.init(nn.random.key(0, xp=HOST), shape, HOST.float32)

@@ -1,4 +1,4 @@
-"""Callbacks are called at the right times, keep their memory, and cannot do harm."""
+"""Callbacks: when they run, what they remember, and how failures are handled."""
 
 import csv
 import math
@@ -21,24 +21,24 @@ LABELS = np.arange(20) % 3
 OPTIONS = {"batch_size": 8, "verbose": 0}
 
 
-def make(backend, optimizer=None):
+def make_trainer(backend, optimizer=None):
     optimizer = optimizer or nn.Adam(1e-2)
     return nn.Trainer(nn.Dense(3), nn.softmax_cross_entropy, optimizer, backend=backend)
 
 
-def host(trainer):
+def carry_of(trainer):
     return [
         trainer.backend.to_numpy(leaf).copy()
         for leaf in leaves(trainer._current_carry())
     ]
 
 
-def assert_same_bits(one, other):
-    for a, b in zip(one, other, strict=True):
+def assert_same_bits(actual, expected):
+    for a, b in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-class Told(nn.Callback):
+class Recorder(nn.Callback):
     """Records its calls."""
 
     def __init__(self):
@@ -55,7 +55,7 @@ class Told(nn.Callback):
 
 
 def reporting(values, name="validation_loss"):
-    """A callback that puts the next of `values` into the row."""
+    """Return a callback that writes the next of `values` into the row."""
     values = iter(values)
 
     def report(trainer, row):
@@ -64,101 +64,108 @@ def reporting(values, name="validation_loss"):
     return report
 
 
-# --- when they are called -------------------------------------------------------------
+# --- calls -------------------------------------------------------------
 
 
-def test_a_function_is_asked_after_each_epoch_and_may_add_to_the_row(backend):
+def test_a_function_is_called_after_each_epoch_and_may_add_to_the_row(backend):
     steps = []
 
     def look(trainer, row):
         steps.append(trainer.steps)
-        row["found"] = trainer.steps * 2
-        return 1  # no True
+        row["twice"] = trainer.steps * 2
+        return 1  # not True
 
-    trainer, report = make(backend), Told()
-    history = trainer.fit(X, LABELS, epochs=3, callbacks=[look, report], **OPTIONS)
+    trainer, recorder = make_trainer(backend), Recorder()
+    history = trainer.fit(X, LABELS, epochs=3, callbacks=[look, recorder], **OPTIONS)
     assert steps == [3, 6, 9]
-    assert history["found"] == [6, 12, 18]
-    assert report.calls == ["begin", 1, 2, 3, True]
+    assert history["twice"] == [6, 12, 18]
+    assert recorder.calls == ["begin", 1, 2, 3, True]
 
 
-def test_true_ends_fit_when_all_others_were_asked(backend):
-    report = Told()
-    callbacks = [lambda trainer, row: row["epoch"] == 2, report]
-    history = make(backend).fit(X, LABELS, epochs=9, callbacks=callbacks, **OPTIONS)
-    assert (len(history), report.calls) == (2, ["begin", 1, 2, True])
+def test_true_ends_fit_after_all_callbacks_of_the_epoch(backend):
+    recorder = Recorder()
+    callbacks = [lambda trainer, row: row["epoch"] == 2, recorder]
+    history = make_trainer(backend).fit(
+        X, LABELS, epochs=9, callbacks=callbacks, **OPTIONS
+    )
+    assert (len(history), recorder.calls) == (2, ["begin", 1, 2, True])
 
 
-def test_a_part_of_an_epoch_is_no_epoch(backend):
-    trainer, report = make(backend), Told()
-    trainer.fit(X, LABELS, epochs=2, steps=4, callbacks=[report], **OPTIONS)
-    trainer.fit(X, LABELS, callbacks=[report], **OPTIONS)
-    assert report.calls == ["begin", 1, False, "begin", 2, True]
+def test_callbacks_are_not_called_for_an_unfinished_epoch(backend):
+    trainer, recorder = make_trainer(backend), Recorder()
+    trainer.fit(X, LABELS, epochs=2, steps=4, callbacks=[recorder], **OPTIONS)
+    trainer.fit(X, LABELS, callbacks=[recorder], **OPTIONS)
+    assert recorder.calls == ["begin", 1, False, "begin", 2, True]
 
 
-def test_a_callback_that_fails_leaves_the_trainer_as_it_was_and_the_others_are_told(
+def test_a_failing_callback_does_not_change_the_training_and_the_others_end(
     backend,
 ):
     def fail(trainer, row):
         if row["epoch"] == 2:
             raise OSError("the disk is full")
 
-    trainer, whole, report = make(backend), make(backend), Told()
+    trainer, whole, recorder = make_trainer(backend), make_trainer(backend), Recorder()
     with pytest.raises(OSError, match="full"):
-        trainer.fit(X, LABELS, epochs=4, callbacks=[report, fail], **OPTIONS)
-    assert report.calls == ["begin", 1, 2, False]
+        trainer.fit(X, LABELS, epochs=4, callbacks=[recorder, fail], **OPTIONS)
+    assert recorder.calls == ["begin", 1, 2, False]
     assert (trainer.epoch, trainer.steps) == (2, 6)
     trainer.fit(X, LABELS, epochs=2, **OPTIONS)
     whole.fit(X, LABELS, epochs=4, **OPTIONS)
-    assert_same_bits(host(trainer), host(whole))
+    assert_same_bits(carry_of(trainer), carry_of(whole))
 
 
-def test_one_that_fails_to_begin_costs_no_step(backend):
+def test_no_step_is_taken_if_a_callback_fails_to_begin(backend):
     class Failing(nn.Callback):
         def begin(self, trainer):
             raise OSError("no")
 
-    trainer, report = make(backend), Told()
+    trainer, recorder = make_trainer(backend), Recorder()
     with pytest.raises(OSError, match="no"):
-        trainer.fit(X, LABELS, callbacks=[report, Failing()], **OPTIONS)
-    assert (trainer.steps, report.calls) == (0, ["begin", False])
+        trainer.fit(X, LABELS, callbacks=[recorder, Failing()], **OPTIONS)
+    assert (trainer.steps, recorder.calls) == (0, ["begin", False])
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_ctrl_c_in_a_callback_waits_and_nothing_is_restored(backend, epochs):
-    report = Told()
+def test_ctrl_c_in_a_callback_waits_for_its_end_and_nothing_is_restored(
+    backend, epochs
+):
+    recorder = Recorder()
 
     def press(trainer, row):
         signal.raise_signal(signal.SIGINT)
         row["pressed"] = 1
 
-    trainer, whole = make(backend), make(backend)
+    trainer, whole = make_trainer(backend), make_trainer(backend)
     stopping = nn.EarlyStopping(monitor="loss", mode="max", patience=9)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(
-            X, LABELS, epochs=epochs, callbacks=[report, stopping, press], **OPTIONS
+            X, LABELS, epochs=epochs, callbacks=[recorder, stopping, press], **OPTIONS
         )
-    assert report.calls[-1] is False
+    assert recorder.calls[-1] is False
     while trainer.epoch < 2:
         trainer.fit(X, LABELS, **OPTIONS)
     whole.fit(X, LABELS, epochs=2, **OPTIONS)
-    assert_same_bits(host(trainer), host(whole))
+    assert_same_bits(carry_of(trainer), carry_of(whole))
 
 
-@pytest.mark.parametrize("thing", [3, nn.EarlyStopping, "stop"])
-def test_what_is_no_callback_is_refused_before_anything_happens(thing):
+@pytest.mark.parametrize("value", [3, nn.EarlyStopping, "stop"])
+def test_a_value_that_is_not_a_callback_is_refused(value):
     with pytest.raises(TypeError, match="a Callback or a function"):
-        as_callback(thing)
+        as_callback(value)
 
 
 # --- watching a value -----------------------------------------------------------------
 
 
 class Stub:
-    """A stand-in for a trainer; what it saves is the number of the epoch."""
+    """A replacement for a trainer that saves the number of the epoch."""
 
     def __init__(self):
-        self.notes, self.now, self.kept, self.restored = {}, 0, {}, None
+        self.notes = {}
+        self.now = 0
+        self.kept = {}
+        self.restored = None
 
     def memory(self, callback):
         return self.notes
@@ -193,14 +200,13 @@ NAN = math.nan
         ({"patience": 2, "restore": False}, [1.0, 2.0, 3.0], 3, None),
     ],
 )
-def test_early_stopping_waits_and_goes_back_to_the_best(options, values, stopped, best):
+def test_early_stopping_waits_and_restores_the_best(options, values, stopped, best):
     trainer, stopping = Stub(), nn.EarlyStopping(**options)
     answers = []
     for trainer.now, value in enumerate(values, 1):
         answers.append(stopping.epoch(trainer, {"validation_loss": value}))
-    assert [i for i, answer in enumerate(answers, 1) if answer] == (
-        [stopped] if stopped else []
-    )
+    epochs = [i for i, answer in enumerate(answers, 1) if answer]
+    assert epochs == ([stopped] if stopped else [])
     stopping.end(trainer, False)
     assert trainer.restored is None
     stopping.end(trainer, True)
@@ -211,27 +217,27 @@ def test_early_stopping_restores_parameters_state_and_moments(backend):
     result = []
     callbacks = [
         reporting([3.0, 1.0, 2.0, 2.0, 0.0]),
-        lambda trainer, row: result.append(host(trainer)),
+        lambda trainer, row: result.append(carry_of(trainer)),
         nn.EarlyStopping(patience=2),
     ]
-    trainer = make(backend)
+    trainer = make_trainer(backend)
     history = trainer.fit(X, LABELS, epochs=5, callbacks=callbacks, **OPTIONS)
     assert (len(history), trainer.epoch) == (4, 4)
-    assert_same_bits(host(trainer), result[1])
+    assert_same_bits(carry_of(trainer), result[1])
     assert not np.array_equal(result[1][0], result[3][0])
 
 
 @pytest.mark.parametrize(
     "callback", [nn.EarlyStopping(), nn.Checkpoint("x", best=True)]
 )
-def test_a_value_that_is_not_reported_is_missed(callback):
+def test_a_monitored_value_that_is_not_reported_is_an_error(callback):
     text = "monitors 'validation_loss', but an epoch reports epoch, loss"
     with pytest.raises(ValueError, match=text):
         callback.epoch(Stub(), {"epoch": 1, "loss": 1.0})
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "error", "said"),
+    ("kind", "options", "error", "message"),
     [
         (
             nn.EarlyStopping,
@@ -283,13 +289,13 @@ def test_a_value_that_is_not_reported_is_missed(callback):
         ),
     ],
 )
-def test_wrong_options_are_refused(kind, options, error, said):
-    with pytest.raises(error, match=said):
+def test_wrong_options_are_refused(kind, options, error, message):
+    with pytest.raises(error, match=message):
         kind(**options)
 
 
 def test_reduce_on_plateau_lowers_the_scale_of_the_steps(backend):
-    """In the last epoch steps have a quarter of the length that they had without."""
+    """At the end the scale is 1/4, and a step has a quarter of its length without it."""
     optimizer = nn.Average(nn.ClipByGlobalNorm(nn.Scaled(nn.SGD(1e-3)), 1e6))
     rates = []
     callbacks = [
@@ -298,7 +304,7 @@ def test_reduce_on_plateau_lowers_the_scale_of_the_steps(backend):
         nn.RateLog(),
         lambda trainer, row: rates.append(row["rate"]),
     ]
-    trainer, other = make(backend, optimizer), make(backend, optimizer)
+    trainer, other = make_trainer(backend, optimizer), make_trainer(backend, optimizer)
     trainer.fit(X, LABELS, epochs=8, callbacks=callbacks, **OPTIONS)
     np.testing.assert_allclose(
         rates, 1e-3 * np.array([1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.2])
@@ -314,17 +320,17 @@ def test_reduce_on_plateau_lowers_the_scale_of_the_steps(backend):
     other.restore("before")
     one = backend.asarray(np.ones((), "float32"))
     other.moments = other.moments | {"inner": other.moments["inner"] | {"scale": one}}
-    before = host(trainer)[1].astype("float64")
+    before = carry_of(trainer)[1].astype("float64")
     trainer.step(X, LABELS)
     other.step(X, LABELS)
-    moved, far = (host(t)[1].astype("float64") - before for t in (trainer, other))
-    # a difference of numbers near 1 is good to an eps of float32 or two
-    np.testing.assert_allclose(moved, 0.25 * far, atol=3e-7)
-    assert np.max(np.abs(far)) > 1e-5
+    scaled, full = (carry_of(t)[1].astype("float64") - before for t in (trainer, other))
+    # a difference of float32 numbers near 1 has an error of an eps or two
+    np.testing.assert_allclose(scaled, 0.25 * full, atol=3e-7)
+    assert np.max(np.abs(full)) > 1e-5
 
 
 def test_reduce_on_plateau_needs_steps_that_can_be_scaled(backend):
-    trainer = make(backend)
+    trainer = make_trainer(backend)
     with pytest.raises(TypeError, match=r"such as nn.Scaled\(nn.Adam\(\)\), got Adam"):
         trainer.fit(
             X, LABELS, callbacks=[nn.ReduceOnPlateau(monitor="loss")], **OPTIONS
@@ -332,8 +338,8 @@ def test_reduce_on_plateau_needs_steps_that_can_be_scaled(backend):
     assert trainer.steps == 0
 
 
-def test_moments_of_another_nesting_shape_or_dtype_are_refused(backend):
-    trainer = make(backend, nn.Scaled(nn.SGD()))
+def test_moments_of_another_structure_shape_or_dtype_are_refused(backend):
+    trainer = make_trainer(backend, nn.Scaled(nn.SGD()))
     trainer.build((4,))
     moments = trainer.moments
     for wrong, text in (
@@ -353,26 +359,26 @@ def test_moments_of_another_nesting_shape_or_dtype_are_refused(backend):
         trainer.moments = {}
 
 
-def test_moments_that_were_given_stay_the_callers(backend):
-    trainer, other = make(backend), make(backend)
+def test_a_trainer_does_not_change_moments_that_were_assigned_to_it(backend):
+    trainer, other = make_trainer(backend), make_trainer(backend)
     trainer.fit(X, LABELS, **OPTIONS)
     other.fit(X, LABELS, **OPTIONS)
     moments = trainer.moments
     before = [np.array(leaf) for leaf in leaves(backend.to_numpy(moments))]
     trainer.step(X, LABELS)
     trainer.moments = other.moments = moments
-    for one in (trainer, other):
-        one.fit(X, LABELS, **OPTIONS)
+    for each in (trainer, other):
+        each.fit(X, LABELS, **OPTIONS)
     for a, b in zip(leaves(backend.to_numpy(moments)), before, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-# --- what survives --------------------------------------------------------------------
+# --- checkpoints and moves --------------------------------------------------------------------
 
 SCRIPT = [5.0, 4.0, 4.5, 4.5, 3.0, 3.5, 3.5, 3.5, 3.5, 3.5]
 
 
-def all_at_once(script):
+def all_callbacks(script):
     return [
         reporting(script),
         nn.ReduceOnPlateau(patience=2, factor=0.5),
@@ -386,19 +392,19 @@ def all_at_once(script):
 
 
 @pytest.mark.parametrize("at", [3, 6])
-def test_resumed_from_a_checkpoint_callbacks_go_on_as_if_nothing_had_happened(
+def test_callbacks_resumed_from_a_checkpoint_continue_as_without_interruption(
     backend, tmp_path, monkeypatch, at
 ):
     for folder in "ab":
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path / "a")
-    whole = make(backend, nn.Scaled(nn.Adam(1e-2)))
-    whole.fit(X, LABELS, epochs=10, callbacks=all_at_once(SCRIPT), **OPTIONS)
+    whole = make_trainer(backend, nn.Scaled(nn.Adam(1e-2)))
+    whole.fit(X, LABELS, epochs=10, callbacks=all_callbacks(SCRIPT), **OPTIONS)
     assert whole.epoch == 9, "the best of 3.0 in epoch 5, and 4 more"
 
     monkeypatch.chdir(tmp_path / "b")
-    part = make(backend, nn.Scaled(nn.Adam(1e-2)))
-    callbacks = all_at_once(SCRIPT)
+    part = make_trainer(backend, nn.Scaled(nn.Adam(1e-2)))
+    callbacks = all_callbacks(SCRIPT)
     last = callbacks.pop(-2)
     cut = at + 1  # the checkpoint of `at` is the last; one more epoch is lost
     callbacks.append(lambda trainer, row: row["epoch"] == cut)
@@ -410,51 +416,49 @@ def test_resumed_from_a_checkpoint_callbacks_go_on_as_if_nothing_had_happened(
     resumed = nn.Trainer.load("last", backend)
     assert resumed.epoch == at
     resumed = resumed.to(backend)
-    callbacks = all_at_once(SCRIPT[at:])
+    callbacks = all_callbacks(SCRIPT[at:])
     resumed.fit(X, LABELS, epochs=10 - at, callbacks=callbacks, **OPTIONS)
     assert resumed.epoch == 9
     assert resumed.notes == whole.notes == {}
-    assert_same_bits(host(resumed), host(whole))
-    for name in ("log.csv", "best", "last", "epoch3", "epoch6", "epoch9"):
-        one, other = ((tmp_path / folder / name) for folder in "ab")
-        if name == "log.csv":
-            one, other = (
-                [row[:3] + row[4:] for row in csv.reader(path.read_text().splitlines())]
-                for path in (one, other)
-            )
-            assert one == other  # but for the seconds
-            assert [row[0] for row in one] == ["epoch", *map(str, range(1, 10))]
-        else:
-            one, other = (nn.Trainer.load(path, backend) for path in (one, other))
-            assert one.epoch == other.epoch
-            assert_same_bits(host(one), host(other))
+    assert_same_bits(carry_of(resumed), carry_of(whole))
+    for name in ("best", "last", "epoch3", "epoch6", "epoch9"):
+        paths = (tmp_path / folder / name for folder in "ab")
+        expected, actual = (nn.Trainer.load(path, backend) for path in paths)
+        assert actual.epoch == expected.epoch
+        assert_same_bits(carry_of(actual), carry_of(expected))
+    texts = ((tmp_path / folder / "log.csv").read_text() for folder in "ab")
+    expected, actual = (
+        [row[:3] + row[4:] for row in csv.reader(text.splitlines())] for text in texts
+    )
+    assert actual == expected  # except the seconds
+    assert [row[0] for row in actual] == ["epoch", *map(str, range(1, 10))]
     assert nn.Trainer.load(tmp_path / "a" / "best", "numpy").epoch == 5
     assert not (tmp_path / "a" / "epoch1").exists()
 
 
-def test_what_was_kept_goes_along_to_another_backend(backend):
-    trainer = make(backend)
+def test_kept_parameters_move_to_another_backend(backend):
+    trainer = make_trainer(backend)
     trainer.build((4,))
     trainer.keep("first")
-    first = host(trainer)
+    first = carry_of(trainer)
     trainer.step(X, LABELS)
     moved = trainer.to("numpy")
     trainer.step(X, LABELS)
     moved.notes["own"] = 1
     assert trainer.notes == {}
     moved.restore("first")
-    assert_same_bits(host(moved), first)
+    assert_same_bits(carry_of(moved), first)
     with pytest.raises(KeyError):
         trainer.restore("second")
 
 
-# --- what belongs to one run ----------------------------------------------------------
+# --- memory of one run ----------------------------------------------------------
 
-NUMPY = "numpy"  # it is the same on all, and soon done on one
+NUMPY = "numpy"  # these tests do not depend on the backend
 
 
 def watching(trainer, values, *callbacks, **options):
-    """Epochs of a fit in which the validation loss takes these values."""
+    """Fit with these validation losses; return the number of epochs."""
     callbacks = [reporting(values), *callbacks]
     options = {"epochs": len(values)} | OPTIONS | options
     return len(trainer.fit(X, LABELS, callbacks=callbacks, **options))
@@ -468,37 +472,37 @@ def failing_at(epoch):
     return fail
 
 
-def test_a_new_fit_starts_afresh():
-    """Also with the same callback, whose best value would be out of reach."""
-    trainer, stopping = make(NUMPY), nn.EarlyStopping(patience=2)
+def test_callbacks_forget_the_previous_fit():
+    """Also the best value of the same callback, which this fit cannot reach."""
+    trainer, stopping = make_trainer(NUMPY), nn.EarlyStopping(patience=2)
     assert watching(trainer, [1.0, 2.0, 3.0, 4.0], stopping) == 3
     best = []
-    look = [stopping, lambda trainer, row: best.append(host(trainer))]
+    look = [stopping, lambda trainer, row: best.append(carry_of(trainer))]
     assert watching(trainer, [9.0, 8.0, 7.0, 7.5, 7.1, 7.0], *look) == 5
-    assert_same_bits(host(trainer), best[2])
+    assert_same_bits(carry_of(trainer), best[2])
 
 
-def test_a_checkpoint_of_the_best_is_one_of_this_run(tmp_path):
-    trainer = make(NUMPY)
+def test_the_best_checkpoint_is_the_best_of_the_current_run(tmp_path):
+    trainer = make_trainer(NUMPY)
     for values, best in (([1.0, 2.0], 1), ([9.0, 8.0, 8.5], 4)):
         watching(trainer, values, nn.Checkpoint(tmp_path / "a", best=True))
         assert nn.Trainer.load(tmp_path / "a", NUMPY).epoch == best
 
 
-def test_callbacks_that_print_alike_do_not_share():
-    """Each would count the other's epochs, and two for one value would be one too few."""
+def test_equal_callbacks_do_not_share_memory():
+    """Otherwise each would count the epochs of the other, and stop too early."""
     stopping = nn.EarlyStopping(patience=4), nn.EarlyStopping(patience=4)
     assert stopping[0] == stopping[1]
     values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    assert watching(make(NUMPY), values, *stopping) == 5
-    assert watching(make(NUMPY), values, stopping[0], stopping[0]) <= 5
+    assert watching(make_trainer(NUMPY), values, *stopping) == 5
+    assert watching(make_trainer(NUMPY), values, stopping[0], stopping[0]) <= 5
 
 
 @pytest.mark.parametrize("how", ["an error", "steps", "saved", "moved"])
 def test_an_interrupted_run_is_continued(tmp_path, how):
-    """The best was in epoch 1; 3 more end it, of which 2 were before the interruption."""
-    trainer, result, stopping = make(NUMPY), [], nn.EarlyStopping(patience=3)
-    keep = [lambda trainer, row: result.append(host(trainer)), stopping]
+    """The best was in epoch 1. 3 more end the run; 2 were before the interruption."""
+    trainer, result, stopping = make_trainer(NUMPY), [], nn.EarlyStopping(patience=3)
+    keep = [lambda trainer, row: result.append(carry_of(trainer)), stopping]
     if how == "steps":
         watching(trainer, [1.0, 2.0, 3.0, 0.0], *keep, steps=10)
         assert trainer._run.open.batches_done == 1
@@ -510,14 +514,14 @@ def test_an_interrupted_run_is_continued(tmp_path, how):
         trainer = nn.Trainer.load(tmp_path / "a", NUMPY)
     elif how == "moved":
         trainer = trainer.to(NUMPY)
-    # another list, in which there is one that needs no memory before it
+    # another list, with a callback without memory before this one
     assert watching(trainer, [4.0, 5.0, 6.0], lambda trainer, row: None, stopping) == 1
-    assert_same_bits(host(trainer), result[0])
+    assert_same_bits(carry_of(trainer), result[0])
     assert watching(trainer, [7.0, 6.0, 5.0], stopping) == 3
 
 
-def test_what_a_run_kept_is_dropped_with_it(tmp_path):
-    trainer, stopping = make(NUMPY), nn.EarlyStopping()
+def test_parameters_kept_for_callbacks_are_dropped_at_the_end_of_the_run(tmp_path):
+    trainer, stopping = make_trainer(NUMPY), nn.EarlyStopping()
     sizes = []
 
     def measure(trainer, row):
@@ -533,7 +537,7 @@ def test_what_a_run_kept_is_dropped_with_it(tmp_path):
 
 @pytest.mark.parametrize("end", ["build", "start_from"])
 def test_new_weights_end_an_interrupted_run(end):
-    trainer, stopping = make(NUMPY), nn.EarlyStopping(patience=1)
+    trainer, stopping = make_trainer(NUMPY), nn.EarlyStopping(patience=1)
     with pytest.raises(OSError, match="full"):
         watching(trainer, [1.0], stopping, failing_at(1))
     if end == "build":
@@ -543,16 +547,16 @@ def test_new_weights_end_an_interrupted_run(end):
     assert watching(trainer, [5.0, 4.0, 4.5], stopping) == 3
 
 
-def test_another_metric_has_another_best():
-    trainer = make(NUMPY)
+def test_the_best_of_an_interrupted_run_is_not_used_for_another_metric():
+    trainer = make_trainer(NUMPY)
     with pytest.raises(OSError, match="full"):
         watching(trainer, [1e-9], nn.EarlyStopping(patience=1), failing_at(1))
     stopping = nn.EarlyStopping(monitor="loss", patience=1)
     assert watching(trainer, [1.0, 1.0], stopping) == 2
 
 
-def test_a_lowered_scale_stays_and_the_wait_begins_again():
-    trainer, rates = make(NUMPY, nn.Scaled(nn.SGD(1e-3))), []
+def test_a_reduced_scale_remains_in_the_next_fit_and_the_patience_restarts():
+    trainer, rates = make_trainer(NUMPY, nn.Scaled(nn.SGD(1e-3))), []
     look = [nn.RateLog(), lambda trainer, row: rates.append(row["rate"])]
     for _ in range(2):
         plateau = nn.ReduceOnPlateau(patience=2, factor=0.5)
@@ -562,7 +566,7 @@ def test_a_lowered_scale_stays_and_the_wait_begins_again():
 
 
 class Counting(nn.Callback):
-    """Counts the epochs of a run, and goes back to the weights of the first at its end."""
+    """Count the epochs of a run; at its end restore the weights of the first."""
 
     def __init__(self, inner=None):
         self.inner, self.counts = inner, []
@@ -580,27 +584,29 @@ class Counting(nn.Callback):
             trainer.restore(self)
 
 
-def test_custom_callbacks_remember_too_and_those_that_they_call(backend, tmp_path):
-    trainer, first = make(backend), []
-    one, two = Counting(nn.EarlyStopping(patience=3)), Counting(Counting())
+def test_custom_callbacks_and_callbacks_that_they_call_have_memory(backend, tmp_path):
+    trainer, first = make_trainer(backend), []
+    first_counter = Counting(nn.EarlyStopping(patience=3))
+    second_counter = Counting(Counting())
     save = nn.Checkpoint(tmp_path / "a")
-    look = [lambda trainer, row: first.append(host(trainer)), one, two, save]
+    keep_first = [lambda trainer, row: first.append(carry_of(trainer))]
+    look = [*keep_first, first_counter, second_counter, save]
     with pytest.raises(OSError, match="full"):
         watching(trainer, [1.0, 2.0], *look, failing_at(2))
     loaded = nn.Trainer.load(tmp_path / "a", backend)
-    for again in (trainer, loaded):
-        one, two = Counting(nn.EarlyStopping(patience=3)), Counting(Counting())
-        assert watching(again, [3.0, 4.0, 5.0], one, two) == 2, (
-            "the inner one had waited once"
-        )
-        assert one.counts == two.counts == two.inner.counts == [3, 4]
-        assert_same_bits(host(again), first[0])
-        watching(again, [1.0], one, two)
-        assert one.counts == [3, 4, 1]
+    for resumed in (trainer, loaded):
+        stopping = Counting(nn.EarlyStopping(patience=3))
+        nested = Counting(Counting())
+        # the patience of the inner callback was 1 epoch shorter
+        assert watching(resumed, [3.0, 4.0, 5.0], stopping, nested) == 2
+        assert stopping.counts == nested.counts == nested.inner.counts == [3, 4]
+        assert_same_bits(carry_of(resumed), first[0])
+        watching(resumed, [1.0], stopping, nested)
+        assert stopping.counts == [3, 4, 1]
 
 
-def test_outside_of_fit_there_is_nothing_to_remember():
-    trainer, counting = make(NUMPY, None), Counting()
+def test_the_memory_of_callbacks_is_available_only_during_fit():
+    trainer, counting = make_trainer(NUMPY, None), Counting()
     trainer.build((4,))
     for call in (trainer.memory, trainer.keep, trainer.restore):
         with pytest.raises(RuntimeError, match="only while `fit` is running"):
@@ -610,8 +616,8 @@ def test_outside_of_fit_there_is_nothing_to_remember():
     trainer.restore("mine")
 
 
-def test_a_fit_within_a_fit_is_a_run_within_a_run():
-    trainer, outer, inner = make(NUMPY), Counting(), Counting()
+def test_a_fit_inside_a_callback_is_a_separate_run():
+    trainer, outer, inner = make_trainer(NUMPY), Counting(), Counting()
 
     def train_more(trainer, row):
         if row["epoch"] == 2:
@@ -619,7 +625,7 @@ def test_a_fit_within_a_fit_is_a_run_within_a_run():
 
     watching(trainer, [1.0, 1.0, 1.0], outer, train_more, outer)
     assert inner.counts == [1, 2]
-    assert outer.counts == [1, 1, 2, 2, 3, 3], "the same one twice in a list is two"
+    assert outer.counts == [1, 1, 2, 2, 3, 3], "listed twice, it has two memories"
     assert trainer._memory is None
 
 
@@ -637,13 +643,13 @@ def test_a_fit_within_a_fit_is_a_run_within_a_run():
     ],
 )
 def test_the_rate_is_that_of_the_epochs_last_step(backend, optimizer, rates):
-    trainer = make(backend, optimizer)
+    trainer = make_trainer(backend, optimizer)
     history = trainer.fit(X, LABELS, epochs=2, callbacks=[nn.RateLog()], **OPTIONS)
     np.testing.assert_allclose(history["rate"], rates, rtol=1e-6)
 
 
-def test_where_there_is_no_one_rate_that_is_said(backend):
-    trainer = make(backend, nn.Parts((("bias", nn.SGD(0.1)),), rest=nn.Adam()))
+def test_an_optimizer_with_several_rates_has_no_rate_log(backend):
+    trainer = make_trainer(backend, nn.Parts((("bias", nn.SGD(0.1)),), rest=nn.Adam()))
     with pytest.raises(
         TypeError, match="RateLog needs an optimizer with one rate, got Parts"
     ):
@@ -654,7 +660,7 @@ def at(epoch):
     return SimpleNamespace(epoch=epoch, notes={})
 
 
-def test_a_csv_log_tells_one_story_even_after_a_crash(tmp_path):
+def test_a_csv_log_has_one_row_per_epoch_even_after_a_crash(tmp_path):
     path = tmp_path / "log.csv"
     log = nn.CSVLog(path)
     log.begin(at(0))
@@ -675,7 +681,9 @@ def test_a_csv_log_tells_one_story_even_after_a_crash(tmp_path):
     with path.open("a") as file:
         file.write("4,0.25\r\n")
     log.begin(at(4))
-    assert path.read_text().splitlines()[-1] == "3,0.5,", "what was cut off is dropped"
+    assert path.read_text().splitlines()[-1] == "3,0.5,", (
+        "rows after the last epoch are dropped"
+    )
     log.begin(at(0))
     log.epoch(at(1), {"epoch": 1, "other": 7})
     assert path.read_text().split() == ["epoch,other", "1,7"]
@@ -700,7 +708,7 @@ def test_a_csv_log_of_other_columns_is_refused(tmp_path):
 
 
 def events(folder):
-    """Return what TensorBoard would read: (step, name, value)."""
+    """Yield the (step, name, value) that TensorBoard would read."""
     from tensorboardX.proto.event_pb2 import Event
 
     for path in sorted(folder.glob("events*")):
@@ -715,9 +723,11 @@ def events(folder):
 
 
 def test_a_tensorboard_log_holds_the_numbers_of_each_epoch(backend, tmp_path):
-    pytest.importorskip("tensorboardX", reason="an extra")
+    pytest.importorskip(
+        "tensorboardX", reason="the extra `tensorboard` is not installed"
+    )
     before = threading.active_count()
-    trainer = make(backend)
+    trainer = make_trainer(backend)
     log = nn.TensorBoardLog(tmp_path)
     history = trainer.fit(X, LABELS, epochs=2, callbacks=[log], **OPTIONS)
     result = {(step, name): value for step, name, value in events(tmp_path)}
@@ -727,7 +737,7 @@ def test_a_tensorboard_log_holds_the_numbers_of_each_epoch(backend, tmp_path):
     np.testing.assert_allclose(losses, history["loss"], rtol=1e-6)
     with pytest.raises(ZeroDivisionError):
         trainer.fit(X, LABELS, callbacks=[log, lambda *_: 1 / 0], **OPTIONS)
-    # a thread of its queue ends on its own a little later
+    # the thread of its queue ends a little later
     deadline = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -753,38 +763,38 @@ def test_a_tensorboard_log_is_closed_however_fit_ends(backend, tmp_path, monkeyp
     monkeypatch.setitem(
         sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=Writer)
     )
-    trainer = make(backend)
+    trainer = make_trainer(backend)
     log = nn.TensorBoardLog(tmp_path)
     trainer.fit(X, LABELS, callbacks=[log], **OPTIONS)
     with pytest.raises(ZeroDivisionError):
         trainer.fit(X, LABELS, callbacks=[log, lambda *_: 1 / 0], **OPTIONS)
-    report = [
+    expected = [
         [("steps", i), ("loss", i), ("seconds", i), "flush", "close"] for i in (1, 2)
     ]
-    assert calls == [(str(tmp_path), 1), *report[0], (str(tmp_path), 2), *report[1]]
+    assert calls == [(str(tmp_path), 1), *expected[0], (str(tmp_path), 2), *expected[1]]
 
 
-def test_without_tensorboardx_it_says_which_extra_to_install(monkeypatch):
+def test_the_error_without_tensorboardx_names_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ImportError, match=r"pip install 'agnostic-nn\[tensorboard\]'"):
         nn.TensorBoardLog("anywhere").begin(at(0))
 
 
-# --- the mean of the weights ----------------------------------------------------------
+# --- averaged weights ----------------------------------------------------------
 
 
-def test_one_may_predict_and_evaluate_with_the_mean_of_the_weights(backend):
-    trainer = make(
+def test_predict_and_evaluate_can_use_the_average_of_the_weights(backend):
+    trainer = make_trainer(
         backend, nn.ClipByGlobalNorm(nn.Average(nn.SGD(0.5), decay=0.9), 1e6)
     )
     trainer.build((4,))
     np.testing.assert_array_equal(trainer.predict(X, averaged=True), trainer.predict(X))
-    passed = []
+    history = []
     for _ in range(5):
         trainer.step(X, LABELS)
-        passed.append(backend.to_numpy(trainer.params))
+        history.append(backend.to_numpy(trainer.params))
     shares = 0.9 ** np.arange(4, -1, -1)
-    mean = tree_map(lambda *steps: np.average(steps, axis=0, weights=shares), *passed)
+    mean = tree_map(lambda *steps: np.average(steps, axis=0, weights=shares), *history)
     expected = X @ mean["weight"] + mean["bias"]
     np.testing.assert_allclose(
         trainer.predict(X, averaged=True), expected, rtol=1e-5, atol=1e-6
@@ -793,7 +803,7 @@ def test_one_may_predict_and_evaluate_with_the_mean_of_the_weights(backend):
     loss, _ = nn.softmax_cross_entropy(expected.astype("float32"), LABELS)
     result = trainer.evaluate(X, LABELS, averaged=True)
     assert result["loss"] == pytest.approx(float(loss), rel=1e-5)
-    plain = make(backend)
+    plain = make_trainer(backend)
     plain.build((4,))
     with pytest.raises(TypeError, match=r"an optimizer such as nn\.Average"):
         plain.predict(X, averaged=True)

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there, says when it is damaged, and brings everything back."""
+"""Checkpoints are written atomically, detect damage, and restore everything."""
 
 import json
 import os
@@ -25,24 +25,23 @@ ARRAYS = {
 }
 
 
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
+def assert_same(actual, expected):
+    assert actual.keys() == expected.keys()
     for name, array in expected.items():
-        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), (
-            name
-        )
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+        assert actual[name].dtype == array.dtype, name
+        assert actual[name].shape == array.shape, name
+        np.testing.assert_array_equal(actual[name], array, err_msg=name)
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_arrays_and_description_are_read_as_they_were_written(tmp_path):
     checkpoint.write(tmp_path / "a", ARRAYS, {"note": "ü"})
     arrays, description = checkpoint.read(tmp_path / "a")
     assert_same(arrays, ARRAYS)
     assert description["note"] == "ü"
-    assert os.listdir(tmp_path) == ["a"], "nothing else is left behind"
+    assert os.listdir(tmp_path) == ["a"], "a temporary file is left"
 
 
-def test_other_programs_read_what_is_written_and_the_header_is_aligned(tmp_path):
+def test_safetensors_reads_the_file_and_the_header_is_aligned(tmp_path):
     dtypes = ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?"]
     arrays = {f"ü.{dtype}": np.arange(5).astype(dtype) for dtype in dtypes} | ARRAYS
     arrays["big-endian"] = np.arange(4, dtype=">i4")
@@ -56,15 +55,15 @@ def test_other_programs_read_what_is_written_and_the_header_is_aligned(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("notes", "said"),
+    ("notes", "message"),
     [
         ({"a": [1, {2: "two"}]}, r"notes\['a'\]\[1\]: expected text as the key, got 2"),
         ({"a": np.float32(1)}, r"notes\['a'\]: expected JSON data, got a float32"),
         ({"a": {1}}, r"notes\['a'\]: expected JSON data, got a set"),
     ],
 )
-def test_notes_that_json_would_refuse_or_change_are_refused(tmp_path, notes, said):
-    with pytest.raises(TypeError, match=said):
+def test_notes_that_json_would_refuse_or_change_are_refused(tmp_path, notes, message):
+    with pytest.raises(TypeError, match=message):
         checkpoint.write(tmp_path / "a", {}, {"notes": notes})
     assert os.listdir(tmp_path) == []
 
@@ -72,7 +71,7 @@ def test_notes_that_json_would_refuse_or_change_are_refused(tmp_path, notes, sai
 @pytest.mark.parametrize(
     "wrong", [np.zeros(2, "O"), np.zeros(2, "U3"), np.zeros(2, "c16")]
 )
-def test_what_the_format_cannot_hold_is_refused(tmp_path, wrong):
+def test_dtypes_that_the_format_lacks_are_refused(tmp_path, wrong):
     with pytest.raises(
         TypeError, match=r"cannot save odd of dtype .*: expected one of float64"
     ):
@@ -80,11 +79,11 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path, wrong):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_save_and_a_load_take_little_memory_besides_the_state(tmp_path):
+def test_saving_and_loading_need_little_memory_beyond_the_state(tmp_path):
     model = nn.Sequential(*[nn.Dense(500, bias=False) for _ in range(8)])
     options = {"backend": "numpy", "shape": (500,)}
     trainer = nn.Trainer(model, nn.mean_squared_error, nn.SGD(0.1), **options)
-    # what is imported and kept the first time is not counted
+    # imports and caches of the first time are not counted
     trainer.save(tmp_path / "a")
     nn.Trainer.load(tmp_path / "a", "numpy")
     size = (tmp_path / "a").stat().st_size
@@ -112,8 +111,8 @@ def test_a_file_that_becomes_shorter_while_it_is_read_is_refused(tmp_path):
             file.arrays()
 
 
-def test_a_damaged_file_that_fits_no_model_is_called_damaged(tmp_path):
-    """So that a flipped bit in a shape is not taken for another model."""
+def test_a_file_with_a_damaged_shape_is_reported_as_damaged(tmp_path):
+    """Not as a file of another model."""
     trainer = nn.Trainer(
         nn.Dense(3), nn.mean_squared_error, nn.SGD(), backend="numpy", shape=(4,)
     )
@@ -136,27 +135,27 @@ def test_a_damaged_file_that_fits_no_model_is_called_damaged(tmp_path):
     ],
     ids=["transposed", "reversed", "sliced", "Fortran", "broadcast"],
 )
-def test_an_array_of_any_layout_keeps_its_numbers(tmp_path, layout):
+def test_arrays_of_any_layout_are_saved_correctly(tmp_path, layout):
     array = layout(np.arange(12.0).reshape(4, 3))
     checkpoint.write(tmp_path / "a", {"a": array}, {})
     np.testing.assert_array_equal(checkpoint.read(tmp_path / "a")[0]["a"], array)
 
 
-def test_every_flipped_bit_is_noticed(tmp_path):
+def test_every_flipped_bit_is_detected(tmp_path):
     path = tmp_path / "a"
     checkpoint.write(path, ARRAYS, {"note": "x"})
     whole = path.read_bytes()
-    unnoticed = []
-    for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+    harmless = []
+    for i in range(len(whole)):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :])
         try:
             arrays, description = checkpoint.read(path)
         except checkpoint.CheckpointError:
             continue
-        assert_same(arrays, ARRAYS)  # padding of the header may change, a number never
+        assert_same(arrays, ARRAYS)  # only padding of the header may change
         assert description == {"format": 1, "note": "x"}
-        unnoticed.append(place)
-    assert len(unnoticed) < 16
+        harmless.append(i)
+    assert len(harmless) < 16
 
 
 def test_every_shortened_file_is_refused(tmp_path):
@@ -170,7 +169,7 @@ def test_every_shortened_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "is empty"),
         (b"\x80\x04pickle", "is a pickle"),
@@ -180,11 +179,11 @@ def test_every_shortened_file_is_refused(tmp_path):
             "digest does not fit",
         ),
     ],
-    ids=["empty", "pickle", "of others", "of another format"],
+    ids=["empty", "pickle", "of another library", "of another format"],
 )
-def test_a_file_of_something_else_is_refused(tmp_path, data, said):
+def test_a_file_of_another_kind_is_refused(tmp_path, data, message):
     (tmp_path / "a").write_bytes(data)
-    with pytest.raises(checkpoint.CheckpointError, match=said):
+    with pytest.raises(checkpoint.CheckpointError, match=message):
         checkpoint.read(tmp_path / "a")
 
 
@@ -198,9 +197,7 @@ def test_a_later_format_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    tmp_path, monkeypatch, call
-):
+def test_a_failed_write_leaves_only_the_old_file(tmp_path, monkeypatch, call):
     path = tmp_path / "a"
     checkpoint.write(path, ARRAYS, {})
 
@@ -235,17 +232,17 @@ while True:
     n += 1
     checkpoint.write(sys.argv[1], {"a": np.full(200_000, n, "float32")}, {"n": n})
     if n == 1:
-        print("begun", flush=True)
+        print("started", flush=True)
 """
 
 
-def test_killed_while_saving_the_file_is_whole(tmp_path):
+def test_the_file_is_complete_after_the_process_was_killed_while_saving(tmp_path):
     path = tmp_path / "a"
     for delay in (0.0, 0.003, 0.011, 0.02):
         writer = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True
         )
-        assert writer.stdout.readline() == "begun\n"
+        assert writer.stdout.readline() == "started\n"
         try:
             writer.wait(timeout=delay)
         except subprocess.TimeoutExpired:
@@ -255,11 +252,11 @@ def test_killed_while_saving_the_file_is_whole(tmp_path):
         arrays, description = checkpoint.read(path)
         assert (arrays["a"] == description["n"]).all()
     checkpoint.write(path, {}, {})
-    assert os.listdir(tmp_path) == ["a"], "what the killed ones left is gone"
+    assert os.listdir(tmp_path) == ["a"], "temporary files of killed processes are left"
 
 
 MODEL = nn.Sequential(
-    nn.Dense(7, bias=False, initializer=nn.Orthogonal(0.5)),  # BatchNorm has one
+    nn.Dense(7, bias=False, initializer=nn.Orthogonal(0.5)),  # BatchNorm has a bias
     nn.BatchNorm(momentum=0.8),
     nn.GELU(approximate=True),
     nn.Residual(nn.Dense(7), nn.Dropout(0.25)),
@@ -271,10 +268,10 @@ LOSS = partial(nn.softmax_cross_entropy, label_smoothing=0.1)
 
 
 @pytest.mark.parametrize(
-    "thing", [MODEL, OPTIMIZER, nn.SGD(0.1, momentum=0.9), nn.Flatten()]
+    "value", [MODEL, OPTIMIZER, nn.SGD(0.1, momentum=0.9), nn.Flatten()]
 )
-def test_hyper_parameters_survive_json(thing):
-    assert rebuild(json.loads(json.dumps(describe(thing)))) == thing
+def test_models_and_optimizers_survive_json(value):
+    assert rebuild(json.loads(json.dumps(describe(value)))) == value
 
 
 def test_a_loss_with_options_survives_json():
@@ -283,7 +280,7 @@ def test_a_loss_with_options_survives_json():
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         ({"type": "system", "command": "ls"}, "agnostic_nn does not define"),
         ({"function": "eval"}, "agnostic_nn does not define"),
@@ -292,8 +289,8 @@ def test_a_loss_with_options_survives_json():
         ({"type": "Dense", "height": 3}, "does not fit this version"),
     ],
 )
-def test_only_what_the_library_defines_is_rebuilt(data, said):
-    with pytest.raises(ValueError, match=said):
+def test_only_classes_and_functions_of_the_library_are_rebuilt(data, message):
+    with pytest.raises(ValueError, match=message):
         rebuild(data)
 
 
@@ -306,16 +303,20 @@ def trained(backend, **options):
     return trainer, x, labels
 
 
-def assert_same_bits(one, other):
-    for a, b in zip(leaves(one._run.carry), leaves(other._run.carry), strict=True):
-        np.testing.assert_array_equal(
-            one.backend.to_numpy(a), other.backend.to_numpy(b)
-        )
+def assert_same_bits(actual, expected):
+    actual, expected = (
+        leaves(trainer.backend.to_numpy(trainer._run.carry))
+        for trainer in (actual, expected)
+    )
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("at", [3, 5, 7])
-def test_resumed_on_the_same_backend_it_goes_on_bit_for_bit(backend, tmp_path, at):
-    """Also from the middle of an epoch (5 steps long), and after a jump to another process."""
+def test_a_training_resumed_on_the_same_backend_continues_bit_for_bit(
+    backend, tmp_path, at
+):
+    """Also from the middle of an epoch, which has 5 steps."""
     whole, x, labels = trained(backend, epochs=3)
     part, _, _ = trained(backend, epochs=3, steps=at)
     part.save(tmp_path / "a")
@@ -328,7 +329,9 @@ def test_resumed_on_the_same_backend_it_goes_on_bit_for_bit(backend, tmp_path, a
     assert_same_bits(resumed, whole)
 
 
-def test_resumed_elsewhere_it_goes_on_with_the_same_data_and_masks(backend, tmp_path):
+def test_a_training_resumed_on_another_backend_continues_with_the_same_data_and_masks(
+    backend, tmp_path
+):
     whole, x, labels = trained(backend, epochs=3)
     part, _, _ = trained(backend, epochs=3, steps=7)
     part.save(tmp_path / "a")
@@ -340,14 +343,14 @@ def test_resumed_elsewhere_it_goes_on_with_the_same_data_and_masks(backend, tmp_
             nn.trees.named_leaves(resumed._run.carry),
             strict=True,
         ):
-            # 15 steps of Adam, each moving a weight
-            # by about its rate, 1e-2, at the most
+            # 15 steps of Adam, each of which moves a weight by at most about the rate,
+            # 1e-2
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=name)
             if a.dtype == np.uint32:
                 np.testing.assert_array_equal(a, b, err_msg=name)
 
 
-def test_a_trainer_that_moved_leaves_the_old_one_as_it_was(backend):
+def test_a_move_does_not_change_the_original_trainer(backend):
     trainer, x, labels = trained(backend, epochs=1)
     before = backend.to_numpy(trainer.params[0]["weight"]).copy()
     trainer.to("numpy").fit(x, labels, batch_size=8, verbose=0)
@@ -368,27 +371,28 @@ def test_a_checkpoint_of_another_model_is_refused(backend, tmp_path):
         nn.Trainer.load(tmp_path / "a", backend=backend)
 
 
-def test_a_file_that_cannot_be_written_is_called_by_its_own_name(tmp_path):
+def test_an_error_about_an_unwritable_file_has_its_name(tmp_path):
     path = tmp_path / "none" / "a.safetensors"
     with pytest.raises(FileNotFoundError) as caught:
         checkpoint.write(path, ARRAYS, {})
     assert caught.value.filename == str(path)
 
 
-def test_whether_to_keep_finite_is_saved_and_metrics_may_be_given(backend, tmp_path):
-    loss, own = nn.mean_squared_error, {"own": lambda y, target: y[:, 0]}
+def test_keep_finite_is_saved_and_metrics_can_be_passed_to_load(backend, tmp_path):
+    loss = nn.mean_squared_error
+    metrics = {"first": lambda y, target: y[:, 0]}
     trainer = nn.Trainer(
         nn.Dense(2),
         loss,
         nn.SGD(),
         backend=backend,
         shape=(3,),
-        metrics=own,
+        metrics=metrics,
         keep_finite=False,
     )
     trainer.save(tmp_path / "a")
-    loaded = nn.Trainer.load(tmp_path / "a", backend=backend, metrics=own)
-    assert (loaded.keep_finite, loaded.metrics) == (False, own)
+    loaded = nn.Trainer.load(tmp_path / "a", backend=backend, metrics=metrics)
+    assert (loaded.keep_finite, loaded.metrics) == (False, metrics)
 
     arrays, description = checkpoint.read(tmp_path / "a")
     del description["keep_finite"], description["format"]
@@ -397,7 +401,7 @@ def test_whether_to_keep_finite_is_saved_and_metrics_may_be_given(backend, tmp_p
     assert (old.keep_finite, old.metrics) == (True, {})
 
 
-def test_what_came_as_numbers_of_numpy_is_saved_too(backend, tmp_path):
+def test_options_that_were_numpy_numbers_are_saved(backend, tmp_path):
     model = nn.Dense(2, bias=False)
     shape, seed = (np.int64(3),), np.int64(5)
     trainer = nn.Trainer(
@@ -425,7 +429,7 @@ class Doubling(nn.Elementwise):
         return 2.0 * nn.core.arrays.namespace(x).ones_like(x)
 
 
-def test_a_model_of_ones_own_is_passed_rather_than_rebuilt(backend, tmp_path):
+def test_a_custom_model_is_passed_to_load(backend, tmp_path):
     model = nn.Sequential(nn.Dense(2), Doubling())
     trainer = nn.Trainer(
         model, nn.mean_squared_error, nn.SGD(), backend=backend, shape=(3,)

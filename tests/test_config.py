@@ -1,4 +1,4 @@
-"""Hyper-parameters survive as plain data, and only what this library defines comes back."""
+"""Layers, optimizers and losses as JSON data, and back; only those of this library."""
 
 import json
 from functools import partial
@@ -16,35 +16,35 @@ def through_json(thing):
     return rebuild(json.loads(json.dumps(describe(thing))))
 
 
-def of_ones_own(layer):
-    """Return whether a layer holds something that only tests use."""
-    theirs = type(layer).__module__.startswith(
+def is_custom(layer):
+    """Return whether a layer is or contains one that only tests define."""
+    is_of_tests = type(layer).__module__.startswith(
         ("cases", "agnostic_nn.diagnostics.examples")
     )
-    return theirs or "Lambda(" in repr(layer)
+    return is_of_tests or "Lambda(" in repr(layer)
 
 
 LAYERS = list(dict.fromkeys(case.layer for case in layer_cases()))
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_every_layer_comes_back_unless_it_is_ones_own(layer):
-    if of_ones_own(layer):
+def test_every_layer_of_the_library_can_be_described_and_rebuilt(layer):
+    if is_custom(layer):
         with pytest.raises(ValueError, match="which agnostic_nn does not define"):
             through_json(layer)
         return
-    again = through_json(layer)
-    assert again == layer
-    assert repr(again) == repr(layer)
-    assert hash(again) == hash(layer)
+    rebuilt = through_json(layer)
+    assert rebuilt == layer
+    assert repr(rebuilt) == repr(layer)
+    assert hash(rebuilt) == hash(layer)
 
 
 @pytest.mark.parametrize("optimizer", [row.optimizer for row in OPTIMIZERS], ids=str)
-def test_every_optimizer_comes_back(optimizer):
+def test_every_optimizer_can_be_described_and_rebuilt(optimizer):
     assert through_json(optimizer) == optimizer
 
 
-THINGS = [
+VALUES = [
     nn.Parts(
         (("0", nn.Fixed()), ("bias", nn.SGD(0.1))),
         rest=nn.Average(nn.Scaled(nn.AdamW())),
@@ -65,9 +65,9 @@ THINGS = [
 ]
 
 
-@pytest.mark.parametrize("thing", THINGS, ids=str)
-def test_what_is_made_of_tuples_dicts_and_pairs_comes_back(thing):
-    assert through_json(thing) == thing
+@pytest.mark.parametrize("value", VALUES, ids=str)
+def test_nested_values_can_be_described_and_rebuilt(value):
+    assert through_json(value) == value
 
 
 def mean_squared_error(y, target, weights=None):
@@ -92,7 +92,7 @@ class ReLU(nn.Tanh):
     ],
     ids=named,
 )
-def test_what_is_ones_own_is_described_and_never_mistaken_for_ours(thing):
+def test_custom_classes_and_functions_are_not_rebuilt_even_under_a_library_name(thing):
     with pytest.raises(ValueError, match="which agnostic_nn does not define"):
         through_json(thing)
 
@@ -101,7 +101,7 @@ GRAPH = {"type": "Graph", "nodes": [["a", [{"type": "Tanh"}, "x"]]], "outputs": 
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (GRAPH | {"outputs": "b"}, "outputs name 'b'"),
         (GRAPH | {"nodes": [["a", [{"type": "Tanh"}]]]}, "does not fit this version"),
@@ -125,9 +125,9 @@ GRAPH = {"type": "Graph", "nodes": [["a", [{"type": "Tanh"}, "x"]]], "outputs": 
     ],
     ids=str,
 )
-def test_a_description_that_was_changed_is_refused(data, said):
+def test_a_modified_description_is_refused(data, message):
     assert rebuild(GRAPH) == nn.Graph(a=(nn.Tanh(), "x"))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         rebuild(data)
 
 

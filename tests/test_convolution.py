@@ -1,4 +1,4 @@
-"""Convolution by its definition, place by place, and where it refuses to be."""
+"""Convolutions equal their definition, and wrong geometries are refused."""
 
 from itertools import product
 
@@ -8,40 +8,56 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn.ops import convolve, convolve_input, convolve_weight
 
-ways = pytest.mark.parametrize("way", ["native", "standard"])
+versions = pytest.mark.parametrize("version", ["native", "standard"])
 
 # batch, lengths, window, stride, padding, dilation, groups, fan_in, width
 GEOMETRIES = [
     (2, (7,), (3,), (2,), ((1, 2),), (2,), 2, 3, 4),
-    (1, (4,), (2,), (3,), ((0, 0),), (1,), 1, 1, 1),  # the last number is never seen
-    (2, (3,), (2,), (3,), ((4, 5),), (1,), 1, 2, 3),  # some windows see only zeros
+    (
+        1,
+        (4,),
+        (2,),
+        (3,),
+        ((0, 0),),
+        (1,),
+        1,
+        1,
+        1,
+    ),  # no window contains the last number
+    (
+        2,
+        (3,),
+        (2,),
+        (3,),
+        ((4, 5),),
+        (1,),
+        1,
+        2,
+        3,
+    ),  # some windows contain only padding
     (2, (3,), (2,), (1,), ((4, 5),), (1,), 1, 2, 3),
-    (2, (1,), (1,), (5,), ((3, 0),), (1,), 1, 2, 2),  # all of them do
+    (2, (1,), (1,), (5,), ((3, 0),), (1,), 1, 2, 2),  # all windows do
     (0, (5,), (3,), (1,), ((1, 1),), (1,), 2, 1, 4),
     (2, (5, 7), (3, 2), (2, 1), ((1, 1), (0, 1)), (1, 3), 1, 3, 2),
     (1, (6, 5), (3, 3), (1, 2), ((1, 2), (0, 0)), (2, 1), 3, 1, 6),
     (0, (4, 5), (2, 3), (1, 1), ((0, 0), (1, 1)), (1, 1), 1, 2, 3),
-    # more than a cache holds
+    # larger than the cache of a processor
     (40, (20, 20), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1, 8, 2),
     (2, (3, 4, 5), (2, 1, 3), (1, 2, 2), ((0, 1), (0, 0), (2, 1)), (2, 1, 1), 2, 2, 4),
 ]
 
 
 def by_hand(x, weight, dy, stride, padding, dilation, groups):
-    """y, dx and dW: each product where it belongs, one place o and k after the other."""
+    """Return y, dx and dW, computed for one output o and one window position k at a time."""
     y, dx, dweight = np.zeros_like(dy), np.zeros_like(x), np.zeros_like(weight)
     fan_in, width = weight.shape[-2], weight.shape[-1] // groups
     spaces = [range(n) for n in (*dy.shape[1:-1], *weight.shape[:-2])]
     rank = len(stride)
-    for place in product(*spaces):
-        o, k = place[:rank], place[rank:]
-        i = tuple(
-            o * s + k * d - low
-            for o, k, s, d, (low, _) in zip(
-                o, k, stride, dilation, padding, strict=True
-            )
-        )
-        if any(not 0 <= at < n for at, n in zip(i, x.shape[1:-1], strict=True)):
+    for position in product(*spaces):
+        o, k = position[:rank], position[rank:]
+        axes = zip(o, k, stride, dilation, padding, strict=True)
+        i = tuple(o * s + k * d - low for o, k, s, d, (low, _) in axes)
+        if any(not 0 <= j < n for j, n in zip(i, x.shape[1:-1], strict=True)):
             continue
         for group in range(groups):
             inner = slice(group * fan_in, (group + 1) * fan_in)
@@ -54,10 +70,12 @@ def by_hand(x, weight, dy, stride, padding, dilation, groups):
     return y, dx, dweight
 
 
-@ways
+@versions
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_a_convolution_and_its_two_adjoints_are_what_they_say(backend, way, geometry):
-    """Small whole numbers, whose sums are exact in float32 in any order."""
+def test_a_convolution_and_its_two_adjoints_equal_their_definitions(
+    backend, version, geometry
+):
+    """The sums of small integers are exact in float32 in any order."""
     batch, lengths, window, stride, padding, dilation, groups, fan_in, width = geometry
     out = [
         (n + low + high - d * (k - 1) - 1) // s + 1
@@ -75,37 +93,39 @@ def test_a_convolution_and_its_two_adjoints_are_what_they_say(backend, way, geom
         generator.integers(-4, 5, shape).astype("float32")
         for shape in (*shapes, (width,))
     )
-    spans = stride, padding, dilation, groups
+    options = stride, padding, dilation, groups
     forward, back, correlate = (
-        function if way == "native" else function.dispatch(object)
+        function if version == "native" else function.dispatch(object)
         for function in (convolve, convolve_input, convolve_weight)
     )
 
     def everything(x, weight, dy, bias):
         return (
-            forward(x, weight, *spans),
-            forward(x, weight, *spans, bias=bias),
-            back(dy, weight, lengths, *spans),
-            correlate(x, dy, window, *spans),
+            forward(x, weight, *options),
+            forward(x, weight, *options, bias=bias),
+            back(dy, weight, lengths, *options),
+            correlate(x, dy, window, *options),
         )
 
     result = backend.to_numpy(
         backend.jit(everything)(*backend.asarray((*arrays, bias)))
     )
-    y, dx, dweight = by_hand(*arrays, *spans)
-    for got, expected in zip(result, (y, y + bias, dx, dweight), strict=True):
-        assert got.dtype == "float32"
-        np.testing.assert_array_equal(got, expected)
+    y, dx, dweight = by_hand(*arrays, *options)
+    for actual, expected in zip(result, (y, y + bias, dx, dweight), strict=True):
+        assert actual.dtype == "float32"
+        np.testing.assert_array_equal(actual, expected)
 
 
 def initialized(backend, layer, shape, dtype="float32"):
-    """`params` and the shape of y."""
+    """Return `params` and the shape of y."""
     key = nn.random.key(0, xp=backend.xp, device=backend.device)
     params, _, out = layer.init(key, shape, getattr(backend.xp, dtype))
     return params, out
 
 
-def test_a_window_of_one_place_is_a_dense_layer(backend, draw, widest, epsilon):
+def test_a_convolution_with_a_window_of_1_is_a_dense_layer(
+    backend, draw, widest, epsilon
+):
     x = backend.asarray(draw(2, 5, 3))
     conv, dense = nn.Conv1D(4, 1), nn.Dense(4)
     params, _ = initialized(backend, conv, (5, 3), widest)
@@ -118,7 +138,7 @@ def test_a_window_of_one_place_is_a_dense_layer(backend, draw, widest, epsilon):
 
 
 @pytest.mark.parametrize("padding", ["valid", "same", ((2, 1), (0, 1))], ids=str)
-def test_a_transposed_convolution_goes_forward_as_a_convolution_goes_back(
+def test_the_forward_of_a_transposed_convolution_is_the_backward_of_a_convolution(
     backend, draw, widest, epsilon, padding
 ):
     options = {"stride": (2, 3), "padding": padding, "groups": 2, "bias": False}
@@ -144,43 +164,46 @@ def out_length(layer, length):
 
 
 @pytest.mark.parametrize("padding", ["valid", "same", 1, ((2, 1),)], ids=str)
-def test_the_convolution_takes_what_a_transposed_one_made_back_to_its_length(padding):
+def test_a_convolution_undoes_the_lengths_of_a_transposed_convolution(padding):
     for n, window, stride, dilation in product((1, 2, 5), (1, 2, 4), (1, 2, 3), (1, 2)):
         options = {"stride": stride, "padding": padding, "dilation": dilation}
-        back, made = nn.Conv1D(1, window, **options), []
+        convolution, lengths = nn.Conv1D(1, window, **options), []
         for more in range(1 if padding == "same" else stride):
             layer = nn.ConvTranspose1D(1, window, **options, output_padding=more)
             try:
-                made.append(out_length(layer, n))
+                lengths.append(out_length(layer, n))
             except ValueError as refusal:
                 assert "leaves nothing" in str(refusal)  # noqa: PT017
                 continue
-            assert out_length(back, made[-1]) == n
+            assert out_length(convolution, lengths[-1]) == n
         if padding == "same":
-            assert made == [n * stride]
-        elif made:
-            assert out_length(back, made[-1] + 1) == n + 1
+            assert lengths == [n * stride]
+        elif lengths:
+            assert out_length(convolution, lengths[-1] + 1) == n + 1
 
 
-def test_each_group_is_drawn_with_the_fans_of_a_layer_of_its_own(backend):
-    options = []
+def test_each_group_is_initialized_with_the_fans_of_a_separate_layer(backend):
+    shapes = []
 
     def initializer(key, shape, dtype):
-        options.append(shape)
+        shapes.append(shape)
         return nn.glorot_uniform(key, shape, dtype)
 
-    for kind, whole in ((nn.Conv2D, (3, 2, 2, 6)), (nn.ConvTranspose2D, (3, 2, 3, 4))):
-        options.clear()
+    for kind, weight_shape in (
+        (nn.Conv2D, (3, 2, 2, 6)),
+        (nn.ConvTranspose2D, (3, 2, 3, 4)),
+    ):
+        shapes.clear()
         layer = kind(6, (3, 2), groups=2, initializer=initializer)
         weight = backend.to_numpy(initialized(backend, layer, (5, 5, 4))[0]["weight"])
-        assert options == [(3, 2, 2, 3)] * 2
-        assert weight.shape == whole
-        one, other = np.split(weight, 2, axis=-1)
-        assert not np.any(one == other)
+        assert shapes == [(3, 2, 2, 3)] * 2
+        assert weight.shape == weight_shape
+        first, second = np.split(weight, 2, axis=-1)
+        assert not np.any(first == second)
 
 
 PLAIN = {"width": 4, "window": 3}
-REFUSED = [  # of a Conv2D or, where output_padding is given, of its transpose
+REFUSED = [  # options of Conv2D, or of ConvTranspose2D with output_padding
     ({"width": 0}, ValueError, "width of at least 1, got 0"),
     ({"window": 0}, ValueError, "window of at least 1, got 0"),
     ({"window": (3,)}, ValueError, r"window for 2 axes, got \(3,\)"),
@@ -205,7 +228,7 @@ REFUSED = [  # of a Conv2D or, where output_padding is given, of its transpose
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), REFUSED, ids=str)
-def test_what_makes_no_sense_is_refused_when_it_is_said(arguments, error, message):
+def test_invalid_options_are_refused_by_the_constructor(arguments, error, message):
     kind = nn.ConvTranspose2D if "output_padding" in arguments else nn.Conv2D
     with pytest.raises(error, match=message):
         kind(**{**PLAIN, **arguments})
@@ -225,15 +248,13 @@ SHAPES = [  # layer, shape of one example, complaint
 
 
 @pytest.mark.parametrize(("layer", "shape", "complaint"), SHAPES, ids=str)
-def test_examples_of_a_shape_that_does_not_fit_are_refused(
-    backend, layer, shape, complaint
-):
+def test_init_refuses_wrong_shapes(backend, layer, shape, complaint):
     with pytest.raises(ValueError, match=complaint):
         initialized(backend, layer, shape)
 
 
 @pytest.mark.parametrize("kind", [nn.Conv2D, nn.ConvTranspose2D])
-def test_forward_refuses_what_it_was_not_made_for(backend, kind):
+def test_forward_refuses_shapes_other_than_those_of_init(backend, kind):
     layer = kind(4, 3, padding=3 if kind is nn.ConvTranspose2D else 0, groups=2)
     params, _ = initialized(backend, layer, (5, 6, 2))
     name = kind.__name__
@@ -249,7 +270,7 @@ def test_forward_refuses_what_it_was_not_made_for(backend, kind):
             layer.forward(params, {}, backend.asarray(np.zeros((1, 5, 6, 2))))
 
 
-def test_what_is_said_in_short_or_at_length_is_equal():
+def test_short_and_long_forms_of_options_are_equal():
     short = nn.Conv2D(4, 3, padding=1)
     assert short == nn.Conv2D(
         4, [3, 3], stride=(1, 1), padding=[[1, 1], 1], dilation=[1, 1]
