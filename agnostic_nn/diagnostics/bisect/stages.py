@@ -339,8 +339,8 @@ def cast(tree: Any, dtype: str) -> Any:
     """Return `tree` on the host, with real numbers in `dtype` and other dtypes unchanged."""
 
     def cast_leaf(leaf: Any) -> np.ndarray:
-        leaf = np.asarray(leaf)
-        return leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf
+        array = np.asarray(leaf)
+        return array.astype(dtype) if array.dtype.kind == "f" else array
 
     with np.errstate(over="ignore"):
         return tree_map(cast_leaf, tree)
@@ -380,7 +380,7 @@ def split_step(
 
     def step(
         carry: tuple[Any, ...], x: Any, target: Any, number: dict[str, Any]
-    ) -> tuple[Any, ...]:
+    ) -> Any:
         params, state, moments = carry
         y, new_state, cache = observed.forward(params, state, x, train=True)
         inputs = _host({"y": y, "target": target, **number})
