@@ -1,4 +1,4 @@
-"""Tests of `bisect`: it names the stage that is wrong and the backend, and nothing else."""
+"""Tests of `bisect`: it names the wrong stage and the backend, and nothing else."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def words(seed=0):
 
 
 def patched(*changes):
-    """Return a context in which each (owner, name, make) has make(old value) as its value."""
+    """Return a context in which each (owner, name, make) has the value make(old)."""
 
     @contextmanager
     def context():
@@ -67,7 +67,7 @@ def patched(*changes):
 
 
 def broken(backend, context):
-    """Return the same backend, which computes everything inside `context`, with its faults."""
+    """Return the backend with the faults of `context`, in which it computes."""
 
     def jit(function, device, donate=()):
         compiled = backend.adapter.jit(function, device, donate)
@@ -876,7 +876,7 @@ def test_a_file_without_a_stage_is_refused(tmp_path):
 
 
 def _with_description(**changes):
-    """Return a function that changes the description in a file; ... removes an entry."""
+    """Return a function that changes the description in a file; ... removes entries."""
 
     def make(arrays, raw):
         description = json.loads(str(arrays["agnostic_nn_bisect"])) | changes
@@ -963,7 +963,7 @@ def test_a_hostile_file_is_refused(harmless, tmp_path, fault):
 
 
 def with_right_sums(raw):
-    """Return the bytes of an uncompressed zip file with the right checksums of its members."""
+    """Return the bytes of an uncompressed zip file with the right checksums."""
     with zipfile.ZipFile(BytesIO(raw)) as archive:
         members = archive.infolist()
     out = bytearray(raw)
@@ -1029,7 +1029,7 @@ alone = Wrong()
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
-    """Return a function from the name of a custom model to the arguments of the command."""
+    """Return a function from the name of a custom model to the command's arguments."""
     (tmp_path / "mine_that_differ.py").write_text(MINE)
     generator = np.random.default_rng(0)
     x, target = (generator.standard_normal((40, n)).astype(np.float32) for n in (3, 2))
@@ -1224,7 +1224,8 @@ def test_the_command_finds_writes_and_replays(backend, tmp_path, monkeypatch, ca
 
 
 def test_the_command_takes_a_custom_model(tmp_path, monkeypatch, capsys):
-    code = "import agnostic_nn as nn\nmodel = nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dense(2))"
+    model = "nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dense(2))"
+    code = f"import agnostic_nn as nn\nmodel = {model}"
     (tmp_path / "mine_to_bisect.py").write_text(code)
     generator = np.random.default_rng(0)
     x, target = (generator.standard_normal((40, n)).astype(np.float32) for n in (3, 2))

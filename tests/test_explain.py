@@ -1,4 +1,4 @@
-"""Tests of `explain`: numbers, graph, formulas, findings, and the pages of the notebooks."""
+"""Tests of `explain`: numbers, graph, formulas, findings, and the notebooks' pages."""
 
 import html
 import re
@@ -71,8 +71,8 @@ def block():
     return nn.TransformerBlock(nn.MultiHeadAttention(2), 8, dropout=0.25)
 
 
-# Nodes in order: the layer's class or the operation
-# of a merge, and the nodes that each reads.
+# Nodes in order: the layer's class or the operation of a merge, and the nodes that each
+# reads.
 WAYS = {
     "chain": (
         nn.Sequential(dense(), nn.ReLU(), dense(3)),
@@ -385,6 +385,10 @@ class Signed(Own):
     formula: ClassVar = Formula(r"@y = 3 @x, \quad a = 1, \quad b = 2", {"x": "3 @dy"})
 
 
+class HalfSigned(Own):
+    formula: ClassVar = Formula("@y = 3 @x")
+
+
 class Steep(nn.ReLU):
     """ReLU with a custom backward."""
 
@@ -415,6 +419,10 @@ def test_a_custom_layer_is_described_by_its_docstring_or_its_formula():
     assert "  y = 3 x,  a = 1,  b = 2\n" in text
     assert "∂L/∂x = 3 ∂L/∂y" in text
     assert "  | " not in text
+    text = str(explained(HalfSigned()))
+    assert "  y = 3 x\n" in text
+    assert "  | dx = 3 dy.\n" in text
+    assert text.count("  | ") == 1
 
 
 def test_a_subclass_has_the_formulas_of_its_base_if_it_computes_the_same():
@@ -514,7 +522,7 @@ def test_a_loss_is_described_by_its_docstring():
     text = str(explained(dense(), loss=nn.mean_absolute_error))
     assert "  | Mean of |y - t| over all elements" in text
     assert "∂L/∂y = f'(e) = sign e" in text
-    assert "In a mean it is divided by" in text
+    assert "In a mean it is divided" in text
     assert "  where y is z, target is t\n" in text
     assert first_argument(nn.binary_cross_entropy) == "logits"
     assert "In a mean" not in loss_text(projected)

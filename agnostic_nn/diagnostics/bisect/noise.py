@@ -5,10 +5,10 @@ The function is run by NumPy in float64 with the standard version of every funct
 random δ is added to the result r of each operation. It is as large as the error that a
 library may make there, computing with ε, the distance from 1 to the next number:
 
-    + - * / √             |δ| ≤ ε/2 |r|                      rounded once
-    exp, log, tanh, ...   |δ| ≤ 2ε |r|                       the accuracy of common libraries
-    sums of n terms t     |δ| ≤ ε/2 √n √(r² + Σ t²)          also within products of matrices
-    all others            δ = 0                              they move, choose or compare numbers
+    + - * / √             |δ| ≤ ε/2 |r|               rounded once
+    exp, log, tanh, ...   |δ| ≤ 2ε |r|                the accuracy of common libraries
+    sums of n terms t     |δ| ≤ ε/2 √n √(r² + Σ t²)   also within matrix products
+    all others            δ = 0                       move, choose or compare numbers
 
 A sum passes through partial sums s₁ … sₙ, each rounded, with independent errors of up
 to ε/2 |sₖ|: together they are about ε/2 √(Σ sₖ²). Terms of one sign have sₖ² ≤ r²,
@@ -38,27 +38,16 @@ __all__ = ["exactly", "noting_words", "rounded"]
 
 _ROUNDED = {"add", "divide", "multiply", "reciprocal", "sqrt", "square", "subtract"}
 _FUNCTIONS = {
-    *(
-        "acos",
-        "acosh",
-        "asin",
-        "asinh",
-        "atan",
-        "atan2",
-        "atanh",
-        "cos",
-        "cosh",
-        "ops.erf",
-    ),
+    *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cos", "cosh"),
     *("exp", "expm1", "hypot", "log", "log10", "log1p", "log2", "logaddexp", "pow"),
-    *("remainder", "sin", "sinh", "tan", "tanh"),
+    *("ops.erf", "remainder", "sin", "sinh", "tan", "tanh"),
 }
 _SUMS = {"cumulative_sum", "mean", "sum"}
 _PRODUCTS = {"matmul", "tensordot", "vecdot"}
 
 
 def exactly(function: Callable[..., Any], *trees: Any, dtype: str = "float64") -> Any:
-    """Return function(*trees) of NumPy arrays, computed in `dtype` without native versions."""
+    """Return function(*trees), computed by NumPy in `dtype` without native versions."""
     return _run(_EXACT, function, trees, dtype)
 
 
@@ -70,9 +59,10 @@ def rounded(
     samples: int = 8,
     seed: int = 0,
 ) -> tuple[Any, dict[str, float]]:
-    """Return what `exactly` does, and by path how far rounding takes each leaf's worst element.
+    """Return the result of `exactly`, and by path the effect of rounding on each leaf.
 
-    Elements of the reference that are larger than `limit` are left out of the second.
+    The effect is the distance from the reference of the element that is furthest away.
+    Elements of the reference that are larger than `limit` do not count.
     """
     reference = exactly(function, *trees)
     named = dict(named_leaves(reference))
@@ -86,7 +76,7 @@ def rounded(
 
 @contextmanager
 def noting_words() -> Iterator[list[tuple[Any, int, int]]]:
-    """Collect the (key, count, stream) of all random words that `exactly` draws in this context."""
+    """Collect (key, count, stream) of all random words that `exactly` draws inside."""
     drawn: list[tuple[Any, int, int]] = []
     _drawn.append(drawn)
     try:

@@ -1,5 +1,4 @@
-"""Bisect: find the first stage of a training step or a prediction that two backends compute
-differently.
+"""`bisect`: the first stage of a step that two backends compute differently.
 
 A step, and a prediction after it, are split into stages (see `stages`). For each stage,
 both backends get the same numbers: those of the reference, rounded to the narrower
@@ -85,9 +84,8 @@ class Finding:
     largest: the largest absolute value of the reference. errors and tolerances: of the
     worst element, in the order of the backends. index: the element whose error is
     largest relative to its tolerance, on the worse backend. columns: the positions
-    along the last axis around it.
-    numbers: the values there, of the reference and then of each backend. unjudged: why
-    some elements could not be compared, or "".
+    along the last axis around it. numbers: the values there, of the reference and then
+    of each backend. unjudged: why some elements could not be compared, or "".
     """
 
     path: str
@@ -104,7 +102,7 @@ class Finding:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Error over tolerance for each backend; infinite for any error at tolerance 0."""
+        """Error over tolerance by backend; infinite if only the tolerance is 0."""
         return tuple(map(_ratio, self.errors, self.tolerances))
 
     @property
@@ -126,13 +124,13 @@ class Finding:
 
     @property
     def name(self) -> str:
-        """The stage and its place in the model, such as "layer 2.0 (Dense(width=4))"."""
+        """The stage and its place in the model, as in "layer 2.0 (Dense(width=4))"."""
         return name_of(self.path, self.stage)
 
 
 @dataclass(frozen=True)
 class Bisection:
-    """The result of `bisect`: every finding, in the order in which a step computes them.
+    """The result of `bisect`: all findings, in the order in which a step computes them.
 
     `str()` is a verdict and a table. remark: further information, such as why the steps
     before this one ended early.
@@ -157,7 +155,7 @@ class Bisection:
 
     @property
     def status(self) -> str:
-        """Return "agree", "differ", or "not judged" if some results could not be judged."""
+        """Return "agree", "differ", or "not judged" if that holds for some results."""
         if self.first:
             return "differ"
         return "not judged" if self.unjudged else "agree"
@@ -211,7 +209,7 @@ class Bisection:
             parts.append(html_table(*self._neighbours(), title=title, inline=True))
 
         def verdict_first(row: list[Any]) -> list[Any]:
-            """Move the verdict left, so that it is visible however many columns follow."""
+            """Move the verdict left, where it is visible however wide the table is."""
             return [*row[:3], row[-1], *row[3:-1]]
 
         columns, rows = self._result_table()
@@ -263,7 +261,7 @@ class Bisection:
         return f"{first.part} is {' and '.join(errors)}"
 
     def _describe_not_finite(self, first: Finding, i: int, name: str) -> str:
-        """Describe an element that is finite in the reference or on a backend, not in both."""
+        """Describe an element that is finite only in the reference or on a backend."""
         at = first.columns.index((first.index or (0,))[-1])
         expected = first.numbers[0][at]
         got = first.numbers[1 + i][at]
@@ -280,7 +278,7 @@ class Bisection:
         return f"the worst element of {first.part}, and its neighbours"
 
     def _neighbours(self) -> tuple[list[str], list[list[Any]]]:
-        """Return the columns and rows of a table of the worst element and its neighbours."""
+        """Return columns and rows about the worst element and its neighbours."""
         first = self.first
         assert first is not None
         *lead, last = first.index or (0,)
@@ -317,7 +315,7 @@ class Bisection:
         return [*columns, "verdict"], rows
 
     def _rows(self) -> Iterator[tuple[Finding, int]]:
-        """Yield the findings to show, each with the number of findings that it stands for.
+        """Yield the findings to show, each with the number of those that it stands for.
 
         Findings of one group, such as the updates of all parameters, share a row: that
         of the worst. Those that do not agree have a row each.
@@ -348,8 +346,7 @@ def bisect(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Bisection:
-    """Find the first stage of a training step, or a prediction, that two backends compute
-    differently.
+    """Find the first stage of a training step that two backends compute differently.
 
     one, other: backends or their names. A name may end in a dtype, as in
     "jax:cpu:0@float64", and means float32 otherwise; it may also end in a precision and
@@ -492,7 +489,7 @@ class _Side:
 
     @property
     def name(self) -> str:
-        """A name that selects the same side again, independent of environment variables."""
+        """A name that selects the same side under any environment variables."""
         words = [str(self.backend), self.dtype, self.backend.precision]
         return "@".join(words + ["deterministic"] * self.backend.deterministic)
 
@@ -526,7 +523,10 @@ class _Side:
     def run(
         self, compiled: Callable[..., Any], inputs: dict[str, Any], again: bool
     ) -> list[Any]:
-        """Return [compiled(inputs)]; if `again`, also the result after a call with other inputs."""
+        """Return [compiled(inputs)].
+
+        again: also call it with other inputs, and then append compiled(inputs) again.
+        """
 
         def result(numbers: dict[str, Any]) -> Any:
             outputs = compiled(self.backend.asarray(cast(numbers, self.dtype)))
@@ -548,7 +548,7 @@ class _Side:
         size: int,
         steps: int,
     ) -> tuple[Any, Any, int]:
-        """Take `steps` steps; return the carry, the next batch and the number of steps taken.
+        """Take `steps` steps; return the carry, the next batch and the steps taken.
 
         Stop before a step whose loss or gradients are not finite, and return its batch.
         """
@@ -569,8 +569,8 @@ class _Side:
                 for rows, new in batch_indices(indices, size):
                     batch = tree_map(lambda leaf: leaf[rows[:new]], data)  # noqa: B023
                     if taken == steps:
-                        # A short last batch, perhaps of one row,
-                        # would be a poor test: fill it.
+                        # A short last batch, perhaps of one row, would be a poor
+                        # test: fill it.
                         full = np.concatenate([rows[:new], indices[: size - new]])
                         batch = tree_map(lambda leaf: leaf[full], data)  # noqa: B023
                         return self.backend.to_numpy(carry), batch, taken
@@ -624,18 +624,11 @@ _PARTS = {
         "grads": "backward",
     },
 }
-# Parts and stages of which the table shows only
-# the worst result and those that do not agree.
+# Parts and stages of which the table shows only the worst result and those that do not
+# agree.
 _GROUPED = {
-    *(
-        _AROUND,
-        _BACK,
-        "update",
-        "moments",
-        "first update",
-        "moments of the first update",
-    ),
-    *("the whole step", "the whole prediction"),
+    *(_AROUND, _BACK, "the whole step", "the whole prediction"),
+    *("update", "moments", "first update", "moments of the first update"),
 }
 _IN_PREDICTION = {"forward": "prediction", "state": "state after prediction"}
 # Results of `predict` and `backward_params`, and the results that they have to equal.
@@ -649,13 +642,13 @@ def _judged(
     events: list[tuple[Stage, Any]],
     remark: str = "",
 ) -> Bisection:
-    """Return the findings for `events`: stages with the heads of results, or None for all."""
+    """Return the findings for stages and the heads of their results (None for all)."""
     judge = _Judge(sides)
     owners, findings = judge.judge(events)
     first = next((i for i, finding in enumerate(findings) if not finding.holds), None)
     if first is not None and owners[first].kind == "whole":
-        # No single stage differs. Its result may depend
-        # on an earlier call: call each repeatedly.
+        # No single stage differs. Its result may depend on an earlier call: call each
+        # repeatedly.
         judge.again = True
         owners_again, findings_again = judge.judge(events)
         if any(not finding.holds for finding in findings_again[:first]):
@@ -685,7 +678,7 @@ class _Judge:
     def judge(
         self, events: list[tuple[Stage, Any]]
     ) -> tuple[list[Stage], list[Finding]]:
-        """Return the stage of each finding, and all findings in the order of `events`."""
+        """Return the stage of each finding, and the findings, in order of `events`."""
         done: dict[int, list[tuple[str, Finding]]] = {}
         findings: list[Finding] = []
         owners: list[Stage] = []
@@ -700,7 +693,7 @@ class _Judge:
         return owners, findings
 
     def findings(self, stage: Stage, *, clean: bool) -> Iterator[tuple[str, Finding]]:
-        """Yield a finding for each result of a stage, with the head of the result's path.
+        """Yield a finding for each result of a stage, with the head of its path.
 
         clean: whether nothing has differed so far. If so, a whole step is called
         several times, and sampled again with larger errors if it differs.
@@ -752,7 +745,7 @@ class _Judge:
         return reference, spreads
 
     def results(self, stage: Stage, number: int, again: bool) -> list[dict[str, Any]]:
-        """Return the results of side `number` by path, of each call (see `_Side.run`)."""
+        """Return the results of side `number` by path, one dict per call."""
         side = self.sides[number]
         # Equal stages share a compiled function. A backend that does not compile may
         # record the second call of a function instead; there each stage has its own
@@ -761,11 +754,10 @@ class _Judge:
         is_shared = side.backend.compiles or self.again
         key = number, stage.key if is_shared else id(stage)
         if key not in self.compiled:
-            # The batch is only moved to the backend and back.
-            is_data = stage.kind == "data"
-            self.compiled[key] = (
-                stage.function if is_data else side.backend.jit(stage.function)
-            )
+            if stage.kind == "data":  # only moved to the backend and back
+                self.compiled[key] = stage.function
+            else:
+                self.compiled[key] = side.backend.jit(stage.function)
         with failing(stage.name, str(side)):
             return side.run(self.compiled[key], stage.inputs, again)
 
@@ -780,9 +772,11 @@ class _Judge:
         """Yield a finding for each result of the reference and each shortcut."""
         heads = list(_PARTS[stage.kind])
         names = {name for runs in results for name in runs[0]} | reference.keys()
-        for name in sorted(
-            names, key=lambda name: (heads.index(name.partition(".")[0]), name)
-        ):
+
+        def order(name: str) -> tuple[int, str]:
+            return heads.index(name.partition(".")[0]), name
+
+        for name in sorted(names, key=order):
             head, _, path = name.partition(".")
             full = name.replace(head, _SHORTCUTS.get(head, head), 1)
             # a side without such a shortcut has the result of the full computation
@@ -798,7 +792,7 @@ class _Judge:
 
 
 class _Controls:
-    """Results of a stage by the plain formulas in the dtype of a side, computed when needed."""
+    """Results of a stage by the plain formulas in the dtype of a side, once needed."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -862,21 +856,17 @@ def _finding(
     one_run = [_worst_of(reference, runs) for runs in got]
     errors = []
     reasons = []
-    masks = (
-        _incomparable(name, reference, one_run, sides, controls)
-        if is_real
-        else [{}] * len(got)
-    )
-    for side, values, side_masks, tolerance in zip(
-        sides, one_run, masks, tolerances, strict=True
-    ):
-        error = _errors(reference, values)
-        for reason, mask in side_masks.items():
+    masks: list[dict[str, np.ndarray]] = [{}] * len(got)
+    if is_real:
+        masks = _incomparable(name, reference, one_run, sides, controls)
+    for i, side in enumerate(sides):
+        error = _errors(reference, one_run[i])
+        for reason, mask in masks[i].items():
             error = np.where(mask, 0.0, error)
             reasons.append(
                 f"{reason} on {side} in {np.sum(mask)} of {mask.size} elements"
             )
-        if tolerance > side.limit / FACTOR:
+        if tolerances[i] > side.limit / FACTOR:
             reasons.append(f"rounding alone takes it past the range of {side.dtype}")
         errors.append(error)
     worst = [float(np.max(error, initial=0.0)) for error in errors]
@@ -925,7 +915,7 @@ def _incomparable(
     sides: tuple[_Side, ...],
     controls: _Controls,
 ) -> list[dict[str, np.ndarray]]:
-    """Return for each side the masks of elements that cannot be compared, by the reason.
+    """Return for each side masks of elements that cannot be compared, by the reason.
 
     These are the elements where the reference and the side are NaN, where a number of
     the reference is outside the range of the side's dtype, and where an intermediate
@@ -956,7 +946,7 @@ def _incomparable(
 
 
 def _errors(reference: np.ndarray, got: np.ndarray) -> np.ndarray:
-    """Return the absolute error of each element; infinite where only one side is finite."""
+    """Return the absolute errors; infinite where only one of both numbers is finite."""
     expect(
         reference.shape == got.shape, "expected {}, got {}", reference.shape, got.shape
     )
@@ -976,7 +966,7 @@ def _ratio(error: float, tolerance: float) -> float:
 
 
 def _changed(leaf: np.ndarray) -> np.ndarray:
-    """Return other numbers of the same signs; integers, such as labels, in another order."""
+    """Return other numbers of the same signs; integers (labels) in another order."""
     if leaf.dtype.kind == "f":
         return leaf * 0.75
     return np.roll(leaf, 1, axis=0) if leaf.ndim else leaf

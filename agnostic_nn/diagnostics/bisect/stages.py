@@ -59,19 +59,19 @@ Method = Callable[..., Any]  # a method of the layer that is observed
 FORMAT = 1
 REFERENCE = "the reference, whose arrays support only the Array API Standard"
 
-# The first parts of the paths of results: computed
-# by the forward and by the backward pass.
+# The first parts of the paths of results: computed by the forward and by the backward
+# pass.
 FORWARD = ("y", "state", "words", "enters", "shortcut_y")
 BACKWARD = ("dx", "grads", "returns", "shortcut_grads")
 
 
 class StageFailed(RuntimeError):
-    """A layer, a loss or an optimizer raised an error, which is the `__cause__` of this one."""
+    """A layer, a loss or an optimizer raised an error: the `__cause__` of this one."""
 
 
 @contextmanager
 def failing(name: str, where: str) -> Iterator[None]:
-    """Re-raise exceptions as `StageFailed`, with the innermost stage `name` and its backend."""
+    """Re-raise exceptions as `StageFailed`, with the innermost stage and backend."""
     try:
         yield
     except (StageFailed, BackendUnavailable):
@@ -138,7 +138,7 @@ def _around(
 def _with_fixed_layers(
     block: Any, inputs: dict[str, Any]
 ) -> "tuple[Any, dict[str, _FixedLayer]]":
-    """Return a copy of a block whose layers return fixed results, and those layers by name."""
+    """Return a copy of a block with layers that return fixed results, and these."""
     fixed_layers: dict[str, _FixedLayer] = {}
 
     def fixed(name: str, layer: Layer) -> Layer:
@@ -149,7 +149,7 @@ def _with_fixed_layers(
 
 
 def _overrides(layer: Layer, method: str) -> bool:
-    """Return whether a layer has its own version of `method` instead of that of `Layer`."""
+    """Return whether a layer has its own version of a method of `Layer`."""
     return getattr(type(layer), method) is not getattr(Layer, method)
 
 
@@ -161,7 +161,7 @@ def _loss(
 
 
 def _step_number(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return {"step": number} for a loss whose weight follows a schedule, {} for others."""
+    """Return {"step": number} if the loss has a weight that follows a schedule."""
     return {"step": inputs["step"]} if "step" in inputs else {}
 
 
@@ -236,7 +236,7 @@ class _FixedLayer(Layer):
 
     @staticmethod
     def by_call(recorded: dict[int, Any]) -> Any:
-        """Return what was recorded, as a tuple in the order of the calls if there were several."""
+        """Return what was recorded; of several calls, a tuple in their order."""
         values = tuple(recorded[number] for number in sorted(recorded))
         return values[0] if len(values) == 1 else values
 
@@ -291,7 +291,7 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """The label and its place in the model, such as "layer 2.0 (Dense(width=4))"."""
+        """The label and its place in the model, as in "layer 2.0 (Dense(width=4))"."""
         return name_of(self.path, self.label)
 
     @property
@@ -316,7 +316,7 @@ class Stage:
 
 
 def name_of(path: str, label: str) -> str:
-    """Return how messages name a stage: its label, and its place if it is part of a model."""
+    """Return how messages name a stage: its label, and its place in a model if any."""
     return f"layer {path} ({label})" if path else label
 
 
@@ -336,7 +336,7 @@ def _results(
 
 
 def cast(tree: Any, dtype: str) -> Any:
-    """Return `tree` on the host, with real numbers in `dtype` and other dtypes unchanged."""
+    """Return `tree` on the host, with real numbers in `dtype`, others unchanged."""
 
     def cast_leaf(leaf: Any) -> np.ndarray:
         array = np.asarray(leaf)
@@ -399,14 +399,12 @@ def split_step(
         return _host((params, new_state))
 
     params, state = exactly(step, carry, *batch, numbered)
-    whole = {"params": carry[0], "state": carry[1], **batch_on_host, **numbered}
-    recorder.record(
-        Stage("whole", "", (model, loss), whole), "y", "state", "value", "grads"
-    )
+    inputs = {"params": carry[0], "state": carry[1], **batch_on_host, **numbered}
+    whole = Stage("whole", "", (model, loss), inputs)
+    recorder.record(whole, "y", "state", "value", "grads")
     after = cast((params, state), dtype)
-    if not all(
-        np.all(np.isfinite(leaf)) for leaf in leaves(after) if leaf.dtype.kind == "f"
-    ):
+    floats = [leaf for leaf in leaves(after) if leaf.dtype.kind == "f"]
+    if not all(np.all(np.isfinite(leaf)) for leaf in floats):
         after = carry[:2]
     events = recorder.events + _prediction(model, loss, after[0], after[1], batch[0])
     unique = list({id(stage): stage for stage, _ in events}.values())
@@ -451,8 +449,7 @@ class _Recorder:
     """Records the stages of a model in the order in which they are computed.
 
     Each layer is replaced by a copy that computes the same and records its inputs and
-    results.
-    predicts: whether a prediction is recorded instead of a training step.
+    results. predicts: whether a prediction is recorded instead of a training step.
     """
 
     def __init__(self, *, predicts: bool = False) -> None:
@@ -467,7 +464,7 @@ class _Recorder:
         self.events.append((stage, heads))
 
     def observed(self, layer: Layer, path: str, name: str) -> Layer:
-        """Return a copy of `layer` whose calls are recorded, and those of the layers inside."""
+        """Return a copy of `layer` that records its calls and those of inner layers."""
 
         def inner(name: str, layer: Layer) -> Layer:
             return self.observed(layer, path_of(path, name), name)
@@ -543,12 +540,12 @@ class _Recorder:
 
 
 def _host(tree: Any) -> Any:
-    """Return copies of the values of arrays inside `exactly`, with () in place of None."""
+    """Return copies of the values of arrays inside `exactly`; () stands for None."""
     return tree_map(lambda leaf: () if leaf is None else np.array(value_of(leaf)), tree)
 
 
 def _same_call(stage: Stage, other: Stage) -> bool:
-    """Return whether `other` repeats the forward of `stage`, whose backward has not run yet."""
+    """Return whether `other` repeats a forward whose backward has not run yet."""
     pairs = zip(leaves(stage.inputs["x"]), leaves(other.inputs["x"]), strict=False)
     return "dy" not in stage.inputs and all(np.array_equal(a, b) for a, b in pairs)
 
@@ -645,7 +642,7 @@ def read(path: str | os.PathLike[str], thing: Any = None) -> tuple[Stage, list[s
 
 
 def _arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Return the arrays of an npz file by name: numbers and one text, none of them compressed."""
+    """Return the arrays of an npz file by name; raise if any of them is compressed."""
     status = os.stat(path)
     expect(
         stat.S_ISREG(status.st_mode), "expected a file, got {}", kind_of(status.st_mode)
@@ -668,8 +665,8 @@ def _array(name: str, raw: bytes) -> np.ndarray:
     """Return the array in a file of NumPy's format.
 
     NumPy would allocate memory for the shape in the header before it reads the data. A
-    hostile header could claim any amount, so the shape
-    is compared with the length of the data first.
+    hostile header could claim any amount, so the shape is compared with the length of
+    the data first.
     """
     file = BytesIO(raw)
     version = np.lib.format.read_magic(file)
@@ -691,7 +688,8 @@ def _array(name: str, raw: bytes) -> np.ndarray:
         expected_size,
     )
     order = "F" if fortran else "C"
-    return np.ndarray(shape, dtype, raw[file.tell() :], order=order).copy(order)  # type: ignore
+    data = raw[file.tell() :]
+    return np.ndarray(shape, dtype, data, order=order).copy(order)  # type: ignore
 
 
 _HEADERS = {
@@ -701,7 +699,7 @@ _HEADERS = {
 
 
 def _description(text: np.ndarray | None) -> dict[str, Any]:
-    """Return the description of a stage from its JSON, after checking the type of each entry."""
+    """Return the description of a stage from its JSON, with checked types."""
     text = np.zeros(0) if text is None else text
     expect(
         text.shape == () and text.dtype.kind == "U", "it has no description of a stage"
@@ -774,7 +772,7 @@ _ENTRIES: dict[str, Callable[[Any], bool]] = {
 
 
 def _thing_of(description: dict[str, Any], thing: Any) -> Any:
-    """Return what the stage runs: the layer of model `thing` at its path, or `thing` itself."""
+    """Return what the stage runs: the layer at its path in `thing`, or `thing`."""
     kind = description["kind"]
     label = description["shown"]
     if kind == "data":

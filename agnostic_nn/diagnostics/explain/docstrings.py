@@ -39,12 +39,12 @@ _SECTION = re.compile(
 )
 _REFERENCE = re.compile(r"[^.]*\bgradient (?:is that|are those) of `(\w+)`[^.]*\.")
 _NO_DOCSTRING = (
-    "{} has no docstring, from which `explain` would show the first paragraph, such as\n"
-    'y = 2 x, and the section "Gradient".'
+    "{} has no docstring, from which `explain` would show the first paragraph, such\n"
+    'as y = 2 x, and the section "Gradient".'
 )
 _MEAN = (  # of a loss of the library
-    "The gradient is given for a single element or example. In a mean it is divided by\n"
-    "their number, or by the sum of their weights."
+    "The gradient is given for a single element or example. In a mean it is divided\n"
+    "by their number, or by the sum of their weights."
 )
 _DERIVATIVE = re.compile(r"f'\(|\bd[xy]\b|∂")
 

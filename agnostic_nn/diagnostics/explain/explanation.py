@@ -38,11 +38,9 @@ __all__ = ["Explanation", "explain"]
 
 STEPS = (2.0**-14, 2.0**-19, 2.0**-24)  # of a central difference, times max(1, |θ|)
 # The next two are relative to the largest gradient in the parameter.
-# between the two sides; a larger one means a kink within the step
-MAX_SLOPE_CHANGE = 1e-2
+MAX_SLOPE_CHANGE = 1e-2  # between the two sides; a larger one means a kink in between
 TOLERANCE = {"float32": 1e-3, "float64": 1e-6}
-# lower bound on that largest gradient, so that rounding is not the scale
-MIN_SCALE = 1e-3
+MIN_SCALE = 1e-3  # lower bound on that largest gradient, above rounding errors
 
 
 @dataclass(frozen=True)
@@ -165,8 +163,8 @@ def explain(
         expect_nested("state", state, init_state)
     state = tree_map(lambda leaf: fetch("state", leaf, chosen)[0], state)
 
-    # The arrays stay on the host for the gradient
-    # checks; the walk gets copies on the backend.
+    # The arrays stay on the host for the gradient checks; the walk gets copies on the
+    # backend.
     batch = [x, target] if weights is None else [x, target, weights]
     host = (params, state, *batch)
     with chosen.applied():
@@ -197,7 +195,7 @@ def explain(
 
 
 def _cast(dtype: str, leaf: np.ndarray, kind: str = "") -> np.ndarray:
-    """Cast data to the model's dtype, and integers to int32, which all backends have."""
+    """Cast data to the model's dtype, and integers to int32: all backends have it."""
     if leaf.dtype.kind == "f" or kind == "real floating":
         return leaf.astype(dtype)
     return leaf.astype("int32") if leaf.dtype.kind in "iu" else leaf
@@ -219,8 +217,8 @@ def _saved(nodes: list[Node]) -> dict[int, tuple[Saved, ...]]:
     for node in nodes:
         if node.call is None:
             continue
-        # A layer that returns its input unchanged has
-        # one array with both names: the input's.
+        # A layer that returns its input unchanged has one array with two names: the
+        # input's counts.
         names = {id(leaf): node.name for leaf in leaves(node.call.y)}
         sources = [nodes[edge.start].name for edge in node.edges]
         names |= {
@@ -264,18 +262,16 @@ def _checks(node: Node, loss_at: Callable[..., Any]) -> Iterator[Check]:
     slopes = np.asarray(named[path], np.float64)
     if not slopes.size or not np.all(np.isfinite(slopes)):
         return
-    index = tuple(
-        int(i) for i in np.unravel_index(np.argmax(np.abs(slopes)), slopes.shape)
-    )
+    steepest = np.unravel_index(np.argmax(np.abs(slopes)), slopes.shape)
+    index = tuple(int(i) for i in steepest)
     params = tree_map(lambda leaf: np.asarray(leaf, np.float64), node.params)
     size = max(1.0, abs(float(dict(named_leaves(params))[path][index])))
     scale = max(float(np.max(np.abs(slopes))), MIN_SCALE)
     # Near a kink the slopes on both sides differ. A smaller step may avoid the kink.
     for step in STEPS:
         h = step * size
-        below, center, above = (
-            loss_at(node, params, path, index, d) for d in (-h, 0.0, h)
-        )
+        losses = [loss_at(node, params, path, index, d) for d in (-h, 0.0, h)]
+        below, center, above = losses
         kink = abs(above - 2.0 * center + below) / h > MAX_SLOPE_CHANGE * scale
         if not kink:
             break
@@ -312,6 +308,7 @@ def _perturbed_loss(
     named = dict(named_leaves(call_params))
     named[path] = named[path].copy()
     named[path][index] += delta
-    change = {node.call.number: tree_from_leaves(named, call_params)}  # type: ignore[union-attr]
+    assert node.call is not None
+    change = {node.call.number: tree_from_leaves(named, call_params)}
     y = perturbed_output(model, wide(params), wide(state), wide(x), change)
     return float(np.sum(loss(y, wide(target), *wide(tuple(weights)))[0]))

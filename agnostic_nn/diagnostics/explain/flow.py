@@ -116,20 +116,15 @@ class _Graph:
         # Arrays are keyed by id(); `recorded` holds references, so ids are not reused.
         self.producers: dict[int, int] = {}  # id of an array -> number of its node
         self.hosts: dict[int, np.ndarray] = {}  # id of an array -> its copy on the host
-        # how many nodes are named by each letter
-        self.letters: Counter[str] = Counter()
-        # arrays that a block computed, and the block
+        self.letters: Counter[str] = Counter()  # how many nodes each letter names
+        # Arrays that a block computed, and the block.
         self.merges: list[tuple[Any, Call]] = []
-        # number of a merge node -> its inputs
-        self.merge_inputs: dict[int, list[Any]] = {}
-        layer_calls = [call for call in self.calls if not call.is_block]
-        affine = [call for call in layer_calls if isinstance(call.layer, AFFINE)]
-        others = [
-            call
-            for call in layer_calls
-            if not isinstance(call.layer, AFFINE + ACTIVATIONS)
-        ]
-        self.has_several = {"z": len(affine) > 1, "y": len(others) > 1}
+        self.merge_inputs: dict[int, list[Any]] = {}  # number of a merge -> its inputs
+        layers = [call.layer for call in self.calls if not call.is_block]
+        affine = [layer for layer in layers if isinstance(layer, AFFINE)]
+        activations = [layer for layer in layers if isinstance(layer, ACTIVATIONS)]
+        others = len(layers) - len(affine) - len(activations)
+        self.has_several = {"z": len(affine) > 1, "y": others > 1}
         for path, leaf in named_leaves(recorded.x):
             name = rf"\mathrm{{{path}}}" if path not in ("", "x") else "x"
             self._add(Node(len(self.nodes), name, y=self.host(leaf)), leaf)

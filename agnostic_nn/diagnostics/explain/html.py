@@ -1,4 +1,4 @@
-"""Render reports as HTML: a drawing of the network, its arrays, and the page around them.
+"""Render reports as HTML pages, with a drawing of the network and its arrays.
 
 Everything is taken from the report; nothing is computed again.
 """
@@ -34,7 +34,7 @@ __all__ = ["Part", "heat_map", "network", "page"]
 
 @dataclass(frozen=True)
 class Part:
-    """A section of a page: heading, introduction, report, and text and arrays after it."""
+    """A section of a page: heading, text, report, and text and arrays after it."""
 
     heading: str
     text: str
@@ -150,7 +150,7 @@ def _rule(latex: str) -> str:
 
 
 def _array(line: Line) -> str:
-    """Render an array with its name and rule: numbers if it is small, else heat maps."""
+    """Render an array with its name and rule, as numbers or (if large) heat maps."""
     array = np.asarray(line.array)
     head = formula(line.head)
     shape = escape(str(tuple(array.shape)))
@@ -181,11 +181,9 @@ def _matrix(array: np.ndarray) -> str:
 def _pictures(array: np.ndarray, weight: bool) -> str:
     """Render a large array as heat maps and statistics; integers as a range only."""
     if array.dtype.kind != "f":
-        return (
-            f'<p class="faint">from {array.min()} to {array.max()}</p>'
-            if array.size
-            else ""
-        )
+        if not array.size:
+            return ""
+        return f'<p class="faint">from {array.min()} to {array.max()}</p>'
     finite = np.abs(array[np.isfinite(array)])
     largest = float(finite.max()) if finite.size else 0.0
     maps = []
@@ -201,11 +199,8 @@ def _pictures(array: np.ndarray, weight: bool) -> str:
             f'<div class="tile"><img alt="heat map {escape(label)}" src="{image}" '
             f'style="{_size(small.shape)}"><small>{escape(label)}</small></div>'
         )
-    scale = (
-        f'<div class="scale"><span>{-largest:.3g}</span><i></i><span>{largest:.3g}</span></div>'
-        if largest
-        else ""
-    )
+    ends = f"<span>{-largest:.3g}</span><i></i><span>{largest:.3g}</span>"
+    scale = f'<div class="scale">{ends}</div>' if largest else ""
     stats = escape(str(array_stats(array)))
     return (
         f'<div class="tiles">{"".join(maps)}</div>{scale}<p class="faint">{stats}</p>'
@@ -236,17 +231,13 @@ def heat_map(matrix: np.ndarray, largest: float) -> str:
     pixels[~finite] = (0xB0, 0x30, 0xD0, 0xFF)
     height, width = matrix.shape
     # In a PNG each line starts with the number of its filter; 0 is none.
-    lines = np.concatenate(
-        (np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)), axis=1
-    )
+    filters = np.zeros((height, 1), np.uint8)
+    lines = np.concatenate((filters, pixels.reshape(height, -1)), axis=1)
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            pack(">I", len(content))
-            + kind
-            + content
-            + pack(">I", zlib.crc32(kind + content))
-        )
+        size = pack(">I", len(content))
+        checksum = pack(">I", zlib.crc32(kind + content))
+        return size + kind + content + checksum
 
     header = pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
     image = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
@@ -307,8 +298,9 @@ def network(report: Report, prefix: str) -> str:
 
 
 _ARROWS = "".join(
-    f'<marker id="{name}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
-    f'orient="auto"><path d="M0,0L8,4L0,8z" fill="var({color})"/></marker>'
+    f'<marker id="{name}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+    f'markerHeight="7" orient="auto"><path d="M0,0L8,4L0,8z" fill="var({color})"/>'
+    "</marker>"
     for name, color in (("down", "--c0"), ("up", "--c1"))
 ).join(("<defs>", "</defs>"))
 
@@ -386,15 +378,17 @@ def _box(
             symbol = escape(node.operation if len(node.operation) == 1 else "·")
         label = f'<text class="small" x="{MIDDLE + 18}" y="{middle - 6}">{name}</text>'
         return (
-            f'<a href="#{prefix}f{node.number}"><circle class="box" cx="{MIDDLE}" cy="{middle}" '
-            f'r="{ROUND}"/><text x="{MIDDLE}" y="{middle + 5}" text-anchor="middle">{symbol}</text>'
+            f'<a href="#{prefix}f{node.number}"><circle class="box" cx="{MIDDLE}" '
+            f'cy="{middle}" r="{ROUND}"/><text x="{MIDDLE}" y="{middle + 5}" '
+            f'text-anchor="middle">{symbol}</text>'
             f"{label if node.operation else ''}</a>"
         )
     return (
         f'<a href="{link}"><rect class="box{css_class}" x="{MIDDLE - HALF}" y="{top}" '
-        f'width="{2 * HALF}" height="{HEIGHT}" rx="7"/><text x="{MIDDLE}" y="{top + 20}" '
-        f'text-anchor="middle">{lines[0]}</text><text class="small" x="{MIDDLE}" y="{top + 36}" '
-        f'text-anchor="middle">{lines[1]}</text></a>'
+        f'width="{2 * HALF}" height="{HEIGHT}" rx="7"/><text x="{MIDDLE}" '
+        f'y="{top + 20}" '
+        f'text-anchor="middle">{lines[0]}</text><text class="small" x="{MIDDLE}" '
+        f'y="{top + 36}" text-anchor="middle">{lines[1]}</text></a>'
     )
 
 
@@ -428,7 +422,8 @@ def _straight_edge(
         name = escape(f"∂L/∂{plain(nodes[edge.start].name)}")
         shapes += [
             f'<path class="up" d="M{right},{end - 1}V{top + 3}"/>',
-            f'<text class="small free" x="{right + 9}" y="{middle}">{name}: {_norm(edge)}</text>',
+            f'<text class="small free" x="{right + 9}" y="{middle}">'
+            f"{name}: {_norm(edge)}</text>",
         ]
     return shapes
 

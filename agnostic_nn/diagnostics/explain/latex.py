@@ -116,7 +116,7 @@ def plain(latex: str) -> str:
 
 
 def _command(name: str, latex: str, at: int) -> tuple[str, int]:
-    """Return a command with its arguments, which begin at `at`, as text; and its end."""
+    """Return a command and its arguments, which begin at `at`, as text, and the end."""
     if name == r"\frac":
         numerator, at = _group(latex, at)
         denominator, at = _group(latex, at)

@@ -44,9 +44,11 @@ class ArrayStats:
 
     def __str__(self) -> str:
         parts = [
-            f"norm {self.norm:.4g}", f"mean {self.mean:.4g}",
-            f"from {self.smallest:.4g} to {self.largest:.4g}", f"{format_share(self.zeros)} zeros",
-        ]  # fmt: skip
+            f"norm {self.norm:.4g}",
+            f"mean {self.mean:.4g}",
+            f"from {self.smallest:.4g} to {self.largest:.4g}",
+            f"{format_share(self.zeros)} zeros",
+        ]
         parts += [f"{self.nan} NaN"] * bool(self.nan)
         parts += [f"{self.infinite} infinite"] * bool(self.infinite)
         return ", ".join(parts)

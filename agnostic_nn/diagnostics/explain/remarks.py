@@ -32,10 +32,10 @@ __all__ = ["Finding", "findings", "flat_share", "gradient_ratio", "layer_label"]
 
 FLAT_SLOPE = 1e-3  # a smaller slope counts as flat
 SATURATED_SHARE = 0.5  # a layer is saturated if this share of its slopes is flat
-# bound on ‖∂L/∂x‖ / ‖∂L/∂y‖ of one layer; the upper bound is its inverse
-MIN_LAYER_RATIO = 1e-2
-MIN_NETWORK_RATIO = 1e-4  # the same bound from the last layer to the first
-# whose slope can be exactly 0
+# Bounds on ‖∂L/∂x‖ / ‖∂L/∂y‖; the upper bound is the inverse.
+MIN_LAYER_RATIO = 1e-2  # of one layer
+MIN_NETWORK_RATIO = 1e-4  # from the last layer to the first
+# Activations whose slope can be exactly 0.
 EXACT_ZEROS = (ReLU, HardTanh, HardSigmoid, HardSwish, Threshold)
 _USUAL = "the usual initializations keep it within a factor of a few"
 
@@ -113,7 +113,8 @@ def _not_finite(nodes: list[Node], loss: np.ndarray) -> Iterator[Finding]:
                 continue
             name = path.removeprefix("params.")
             count = _count_text(array_stats(leaf))
-            text = f"first NaN or infinity of the backward pass: {count} in the gradient of {name}"
+            where = f"{count} in the gradient of {name}"
+            text = f"first NaN or infinity of the backward pass: {where}"
             yield Finding("not finite", layer_label(node), text, bad=True)
             return
 
@@ -150,14 +151,14 @@ def _dead(node: Node) -> Iterator[Finding]:
         return
     rows = flat.size // flat.shape[-1]
     indices = _index_list(np.flatnonzero(units))
-    count = (
-        f"{units.sum()} of {units.size} units" if units.size > 1 else "its only unit"
-    )
-    text = f"{count} dead in this batch ({indices}): no gradient passes in any of {rows} rows"
+    count = f"{units.sum()} of {units.size} units"
+    if units.size == 1:
+        count = "its only unit"
+    text = f"{count} dead in this batch ({indices}): no gradient passes"
     if rows == 1:
-        text = (
-            f"{count} inactive in this batch of one row ({indices}): no gradient passes"
-        )
+        text = text.replace("dead in this batch", "inactive in this batch of one row")
+    else:
+        text += f" in any of {rows} rows"
     yield Finding("dead", layer_label(node), text, bad=bool(units.all()))
 
 

@@ -136,11 +136,9 @@ class Report:
 
     def heading(self, node: Node) -> str:
         """Return the path and the layer of a node, or its name if it has no layer."""
-        return (
-            f"{node.call.path}  {node.call.outline}".strip()
-            if node.call
-            else plain(node.name)
-        )
+        if node.call is None:
+            return plain(node.name)
+        return f"{node.call.path}  {node.call.outline}".strip()
 
     def blocks(self, node: Node) -> str:
         """Return the enclosing blocks of a layer, from the outside in."""
@@ -155,8 +153,7 @@ class Report:
             return f" {node.operation} ".join(names)
         return rf"\mathrm{{{node.operation}}}({', '.join(names)})"
 
-    # --- forward
-    # ------------------------------------------------------------------------
+    # --- forward ----------------------------------------------------------------------
 
     def rules(self, node: Node) -> list[str]:
         """Return the forward formulas of a layer as LaTeX, with their definitions."""
@@ -166,12 +163,12 @@ class Report:
 
     def forward_text(self, node: Node) -> str:
         """Return the formula in the docstring of a layer that has none as LaTeX."""
-        layer = _layer_without_formula(node)
+        layer = _documented(node, "forward")
         return forward_text(layer) if layer else ""
 
     def forward_symbols(self, node: Node) -> str:
         """Return what the symbols in `forward_text` are called in the network."""
-        if _layer_without_formula(node) is None:
+        if _documented(node, "forward") is None:
             return ""
         names = {symbol: plain(name) for symbol, name, _ in self._inputs(node)}
         names["y"] = plain(node.name)
@@ -185,13 +182,10 @@ class Report:
             yield Line(node.names[path], leaf, weight=True)
         outputs = list(named_leaves(node.y))
         for path, leaf in outputs:
-            name = (
-                node.name if len(outputs) == 1 else rf"{node.name}\;\mathrm{{{path}}}"
-            )
-            yield Line(name, leaf)
+            entry = rf"\;\mathrm{{{path}}}" if len(outputs) > 1 else ""
+            yield Line(node.name + entry, leaf)
 
-    # --- backward
-    # -----------------------------------------------------------------------
+    # --- backward ---------------------------------------------------------------------
 
     def arrives(self, node: Node) -> str:
         """Describe where the gradient of a node's output comes from."""
@@ -202,15 +196,12 @@ class Report:
             if reader.call is not None:
                 origins.append(layer_label(reader))
                 continue
-            kind = {"+": "the sum", "×": "the product"}.get(
-                reader.operation, "the merge"
-            )
-            innermost = reader.blocks[-1] if reader.blocks else None
-            block = (
-                f" of {innermost.path} {type(innermost.layer).__name__}"
-                if innermost
-                else ""
-            )
+            kinds = {"+": "the sum", "×": "the product"}
+            kind = kinds.get(reader.operation, "the merge")
+            block = ""
+            if reader.blocks:
+                innermost = reader.blocks[-1]
+                block = f" of {innermost.path} {type(innermost.layer).__name__}"
             origins.append(f"{kind} {plain(reader.name)}{block}")
         if not origins:
             return "nowhere: no layer reads it"
@@ -248,12 +239,12 @@ class Report:
 
     def gradient_text(self, node: Node) -> str:
         """Return the gradient in the docstring of a layer that has none as LaTeX."""
-        layer = _layer_without_formula(node)
+        layer = _documented(node, "backward")
         return gradient_text(layer) if layer else ""
 
     def gradient_symbols(self, node: Node) -> str:
         """Return what the symbols in `gradient_text` are called in the network."""
-        if _layer_without_formula(node) is None:
+        if _documented(node, "backward") is None:
             return ""
         names = {
             f"d{symbol}": plain(gradients)
@@ -282,8 +273,7 @@ class Report:
         symbols = [path or "x" for path in paths]
         return list(zip(symbols, names, gradients, strict=True))
 
-    # --- the loss
-    # -----------------------------------------------------------------------
+    # --- the loss ---------------------------------------------------------------------
 
     def loss_rules(self) -> list[str]:
         """Return the formulas of the loss, as LaTeX."""
@@ -306,23 +296,15 @@ class Report:
         for path, leaf in targets:
             yield Line("t" if len(targets) == 1 else rf"t\;\mathrm{{{path}}}", leaf)
         rules = self.loss_formula.backward if self.loss_formula else {}
+        rule = formula_with_names(rules.get("y", ""), {"y": self.name})
         for leaf, number in zip(leaves(self.dy), self.output, strict=True):
-            rule = (
-                formula_with_names(rules["y"], {"y": self.name}) if "y" in rules else ""
-            )
             yield Line(gradient(self.nodes[number].name), leaf, rule)
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """Return the columns and rows of a table with one row per layer call."""
         columns = [
-            "",
-            "layer",
-            "output",
-            "shape",
-            "norm",
-            "norm of ∂L/∂y",
-            "‖∂L/∂x‖ / ‖∂L/∂y‖",
-            "bytes saved",
+            *("", "layer", "output", "shape", "norm", "norm of ∂L/∂y"),
+            *("‖∂L/∂x‖ / ‖∂L/∂y‖", "bytes saved"),
         ]
         rows = []
         for node in self.nodes:
@@ -345,10 +327,12 @@ class Report:
         return columns, rows
 
 
-def _layer_without_formula(node: Node) -> Layer | None:
-    if node.call is None or formula_of(node.call.layer):
+def _documented(node: Node, part: str) -> Layer | None:
+    """Return the layer of a node if it has no LaTeX formula for this part."""
+    if node.call is None:
         return None
-    return node.call.layer
+    formula = formula_of(node.call.layer)
+    return None if formula and getattr(formula, part) else node.call.layer
 
 
 def _tuple(names: Sequence[str]) -> str:

@@ -85,9 +85,8 @@ def walk(
     # first.
     first_calls = calls[:forward_count]
     for call in calls[forward_count:]:
-        first = next(
-            c for c in first_calls if c.path == call.path and not c.backward_called
-        )
+        same_path = (first for first in first_calls if first.path == call.path)
+        first = next(first for first in same_path if not first.backward_called)
         for part in ("cache", "dy", "dx", "grads", "backward_called"):
             setattr(first, part, getattr(call, part))
         first.recomputed = True
