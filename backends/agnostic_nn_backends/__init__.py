@@ -31,8 +31,8 @@ SHIPPED = {  # name: (module, what to install)
 class Adapter(Protocol):
     """The names that the module of each backend defines.
 
-    A `device` below is a value of `devices()`,
-    whatever the library uses to name a device.
+    A `device` below is a value of `devices()`, whatever the library uses to name a
+    device.
     """
 
     @property
@@ -47,7 +47,7 @@ class Adapter(Protocol):
 
     @property
     def compiles(self) -> bool:
-        """True if `jit` compiles loops too, so that one call of many steps beats many calls."""
+        """True if `jit` compiles loops too: one call of many steps beats many calls."""
         ...
 
     def devices(self) -> dict[str, Any]:
@@ -63,12 +63,12 @@ class Adapter(Protocol):
         ...
 
     @property
-    def double(self) -> Callable[[], AbstractContextManager] | None:
-        """A function that returns a context in which float64 is available; None if it never is."""
+    def double(self) -> Callable[[], AbstractContextManager[None]] | None:
+        """A function that returns a context with float64; None if it never is available."""
         ...
 
     def asarray(self, data: Any, device: Any, /) -> Any:
-        """Return a NumPy array as an array on the device, never sharing memory with the host."""
+        """Return a NumPy array as an array on the device, which never shares its memory."""
         ...
 
     def to_numpy(self, array: Any, /) -> Any:
@@ -76,8 +76,8 @@ class Adapter(Protocol):
         ...
 
     def jit(
-        self, function: Callable, device: Any, donate: tuple[int, ...] = (), /
-    ) -> Callable:
+        self, function: Callable[..., Any], device: Any, donate: tuple[int, ...] = (), /
+    ) -> Callable[..., Any]:
         """Return a pure function, compiled if the library can.
 
         donate: the positions of arguments that the caller gives up. A function that
@@ -91,8 +91,8 @@ class Adapter(Protocol):
         ...
 
     @property
-    def vjp(self) -> Callable | None:
-        """The library's automatic differentiation, or None; only checks of gradients use it.
+    def vjp(self) -> Callable[..., Any] | None:
+        """The library's automatic differentiation, or None; only gradient checks use it.
 
         vjp(function, *primals) returns (outputs, pullback).
         """
@@ -106,8 +106,8 @@ class FullAdapter(Adapter, Protocol):
     """
 
     @property
-    def eager(self) -> Callable[[Callable, Any], Callable] | None:
-        """eager(function, device) returns a function whose Python code runs at each call.
+    def eager(self) -> Callable[[Callable[..., Any], Any], Callable[..., Any]] | None:
+        """eager(function, device): a function whose Python code runs at each call.
 
         It serves `replay=False`. None or missing if the result of `jit` does that too.
         """
@@ -115,17 +115,17 @@ class FullAdapter(Adapter, Protocol):
 
     @property
     def float64_remedy(self) -> str | None:
-        """Instructions to enable float64 where `has_float64` is false, for error messages."""
+        """For error messages: how to enable float64 where `has_float64` is false."""
         ...
 
     @property
     def peak_memory(self) -> Callable[[Any], int | None] | None:
-        """peak_memory(device) returns the peak bytes in use there, or None if unknown."""
+        """peak_memory(device): the peak bytes in use there, or None if unknown."""
         ...
 
     @property
-    def policy(self) -> Callable[[Any, str, bool], AbstractContextManager] | None:
-        """policy(device, precision, deterministic) returns a context in which that policy holds.
+    def policy(self) -> Callable[[Any, str, bool], AbstractContextManager[None]] | None:
+        """policy(device, precision, deterministic): a context in which that policy holds.
 
         With precision "strict", products of float32 are computed in float32; with
         "fast", in TensorFloat-32 if the hardware can. If `deterministic`, each run
@@ -139,8 +139,8 @@ class FullAdapter(Adapter, Protocol):
     def random_state(self) -> Callable[[], Any] | None:
         """random_state() returns the state of the library's hidden random generator.
 
-        Guards compare it to notice functions that
-        draw from it. None or missing without one.
+        Guards compare it to notice functions that draw from it. None or missing without
+        one.
         """
         ...
 

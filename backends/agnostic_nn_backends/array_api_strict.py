@@ -39,7 +39,7 @@ def describe(device: Any) -> str:
 
 
 def has_float64(device: Any) -> bool:
-    return device != xp.Device("no_float64")
+    return bool(device != xp.Device("no_float64"))
 
 
 def asarray(data: Any, device: Any) -> Any:
@@ -50,7 +50,9 @@ def to_numpy(array: Any) -> Any:
     return np.asarray(array.to_device(xp.Device("CPU_DEVICE")))
 
 
-def jit(function: Callable, device: Any, donate: tuple[int, ...] = ()) -> Callable:
+def jit(
+    function: Callable[..., Any], device: Any, donate: tuple[int, ...] = ()
+) -> Callable[..., Any]:
     return function
 
 
@@ -58,7 +60,7 @@ def synchronize(array: Any) -> None:
     pass
 
 
-def _bounded_exp(x):
+def _bounded_exp(x: Any) -> Any:
     # NumPy's exp has errors of up to 2.5 ulp; its powers of two are exact
     if x.dtype != xp.float32:
         return xp.exp(x)

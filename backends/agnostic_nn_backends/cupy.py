@@ -34,7 +34,8 @@ def devices() -> dict[str, Any]:
 
 
 def describe(device: Any) -> str:
-    return cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
+    name: str = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
+    return name
 
 
 def has_float64(device: Any) -> bool:
@@ -42,15 +43,17 @@ def has_float64(device: Any) -> bool:
 
 
 def asarray(data: Any, device: Any) -> Any:
-    # with CUPY_ENABLE_UMP=1 the GPU would read the
-    # host's memory in place, so copy it first
+    # with CUPY_ENABLE_UMP=1 the GPU would read the host's memory in place, so copy it
+    # first
     with device:
         return cupy.array(np.array(data, order="C"))
 
 
-def jit(function: Callable, device: Any, donate: tuple[int, ...] = ()) -> Callable:
+def jit(
+    function: Callable[..., Any], device: Any, donate: tuple[int, ...] = ()
+) -> Callable[..., Any]:
     @wraps(function)
-    def on_device(*args):
+    def on_device(*args: Any) -> Any:
         # CuPy computes on the current device, even if the arrays are on another
         with device:
             return function(*args)
@@ -59,9 +62,8 @@ def jit(function: Callable, device: Any, donate: tuple[int, ...] = ()) -> Callab
 
 
 _linalg = cupy._core._routines_linalg
-_DETERMINISTIC = ContextVar(
-    "whether scatter_add has to be deterministic", default=False
-)
+# whether `scatter_add` has to be deterministic
+_DETERMINISTIC = ContextVar("deterministic", default=False)
 
 
 @contextmanager
@@ -89,7 +91,7 @@ def synchronize(array: Any) -> None:
     array.device.synchronize()
 
 
-def _scatter_add(updates, index, rows):
+def _scatter_add(updates: Any, index: Any, rows: int) -> Any:
     if _DETERMINISTIC.get():
         return add_sorted(updates, index, rows)
     out = cupy.zeros((rows, updates.shape[1]), updates.dtype)
@@ -97,7 +99,7 @@ def _scatter_add(updates, index, rows):
     return out
 
 
-def _unslide(*parts, axis, stride, dilation, length):
+def _unslide(*parts: Any, axis: int, stride: int, dilation: int, length: int) -> Any:
     first = parts[0]
     shape = (*first.shape[:axis], length, *first.shape[axis + 1 :])
     x = cupy.zeros(shape, first.dtype)

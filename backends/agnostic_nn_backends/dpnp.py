@@ -1,4 +1,7 @@
-"""dpnp: NumPy's interface on SYCL devices, including CPUs; it refuses to mix arrays of devices."""
+"""dpnp: NumPy's interface on SYCL devices, including CPUs.
+
+It refuses to mix arrays of different devices.
+"""
 
 import os
 from collections.abc import Callable
@@ -23,28 +26,34 @@ vjp = None
 
 
 def devices() -> dict[str, Any]:
-    """Return the devices by name, each as an array's `device`, which includes its queue."""
+    """Return the devices by name, each as an array's `device`, with its queue."""
     return {d.filter_string: xp.empty(0, device=d).device for d in dpctl.get_devices()}
 
 
 def describe(device: Any) -> str:
-    return device.sycl_device.name
+    name: str = device.sycl_device.name
+    return name
 
 
 def has_float64(device: Any) -> bool:
-    return device.sycl_device.has_aspect_fp64
+    return bool(device.sycl_device.has_aspect_fp64)
 
 
 def asarray(data: Any, device: Any) -> Any:
     return xp.asarray(np.array(data, order="C"), device=device)
 
 
-def jit(function: Callable, device: Any, donate: tuple[int, ...] = ()) -> Callable:
+def jit(
+    function: Callable[..., Any], device: Any, donate: tuple[int, ...] = ()
+) -> Callable[..., Any]:
     return function
 
 
-def policy(device: Any, precision: str, deterministic: bool) -> AbstractContextManager:
-    """There is no setting but the environment variable MKL_CBWR, for results that repeat."""
+def policy(
+    device: Any, precision: str, deterministic: bool
+) -> AbstractContextManager[None]:
+    """There is no setting but the environment variable MKL_CBWR, for results that
+    repeat."""
     if deterministic and not os.environ.get("MKL_CBWR", "").upper().endswith(",STRICT"):
         raise NotImplementedError(
             "the order in which oneMKL's threads add is not fixed; set MKL_CBWR to an "

@@ -7,10 +7,10 @@ import operator
 import os
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial, reduce, wraps
-from typing import Any
+from typing import Any, Never
 
 import jax
 import jax.numpy as xp
@@ -18,6 +18,7 @@ import numpy as np
 
 from agnostic_nn import ops
 from agnostic_nn.core.atomic import StateLost
+from agnostic_nn.core.windows import Pads
 from agnostic_nn.ops.convolution import flipped_weight
 
 from . import processor
@@ -38,6 +39,8 @@ synchronize = jax.block_until_ready
 to_numpy = np.asarray
 vjp = jax.vjp
 
+_Shape = tuple[int, ...]
+
 
 def devices() -> dict[str, Any]:
     # Under jax.distributed, jax.devices() lists those of every process; only the
@@ -49,28 +52,29 @@ def devices() -> dict[str, Any]:
 
 
 def describe(device: Any) -> str:
-    return processor() if device.platform == "cpu" else device.device_kind
+    kind: str = device.device_kind
+    return processor() if device.platform == "cpu" else kind
 
 
 def has_float64(device: Any) -> bool:
     return bool(jax.config.jax_enable_x64)
 
 
-def double() -> AbstractContextManager:
+def double() -> AbstractContextManager[None]:
     return jax.enable_x64(True)
 
 
-def _trace_restored(function):
-    """Wrap `function` so that after an exception this thread is not left inside a trace.
+def _trace_restored(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function so that an exception does not leave this thread inside a trace.
 
     JAX stores for each thread what it is tracing, and resets that when a `with` block
     of its Python code ends. If a signal handler raises just before, the thread stays in
-    a trace that has
-    ended: from then on every operation returns a tracer instead of an array.
+    a trace that has ended: from then on every operation returns a tracer instead of an
+    array.
     """
 
     @wraps(function)
-    def call(*args, **kwargs):
+    def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except BaseException:
@@ -88,33 +92,35 @@ def asarray(data: Any, device: Any) -> Any:
     return jax.device_put(np.array(data, order="C"), device)
 
 
-def jit(function: Callable, device: Any, donate: tuple[int, ...] = ()) -> Callable:
+def jit(
+    function: Callable[..., Any], device: Any, donate: tuple[int, ...] = ()
+) -> Callable[..., Any]:
     return _Donating(function, donate) if donate else _Compiled(function)
 
 
 class _Compiled:
-    """A compiled function that also has the attributes of JAX's own, such as `lower`."""
+    """A compiled function that has the attributes of JAX's own, such as `lower`."""
 
-    def __init__(self, function, **options):
+    def __init__(self, function: Callable[..., Any], **options: Any) -> None:
         self.function = jax.jit(function, **options)
 
     @_trace_restored
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name == "function":  # not assigned yet, while `copy` builds an object
             raise AttributeError(name)
         return getattr(self.function, name)
 
 
 class _Donating(_Compiled):
-    """A compiled function that donates some of its arguments; see `agnostic_nn.core.atomic`.
+    """A compiled function that donates some of its arguments.
 
     A call with arguments of a new signature runs Python code of JAX, which traces and
     compiles. An exception in it would lose the donated arrays, so it gets copies of
-    them. Later calls run in C, together with the operation
-    that puts their result into the outcome.
+    them. Later calls run in C, together with the operation that puts their result into
+    the outcome, as `agnostic_nn.core.atomic` requires.
 
     signatures: of the arguments, for which a compiled version is cached.
     latest: the ids of the results of the last call, whose kind is known.
@@ -122,37 +128,28 @@ class _Donating(_Compiled):
     compiling: whether a compilation has begun; still true after an exception during it.
     """
 
-    def __init__(self, function, donate):
+    def __init__(self, function: Callable[..., Any], donate: tuple[int, ...]) -> None:
         super().__init__(function, donate_argnums=donate)
         self.donate = donate
-        self.signatures: set = set()
+        self.signatures: set[Any] = set()
         self.latest: frozenset[int] = frozenset()
         self.entries = 0
         self.compiling = False
 
     @_trace_restored
-    def into(self, outcome, *args):
-        # the results of the last call have the signature
-        # of the arguments that they replace
+    def into(self, outcome: list[Any], *args: Any) -> None:
+        # the results of the last call have the signature of the arguments that they
+        # replace
         is_latest = all(id(args[i]) in self.latest for i in self.donate)
-        signature = _signature(
-            [arg for i, arg in enumerate(args) if i not in self.donate]
+        others = [arg for i, arg in enumerate(args) if i not in self.donate]
+        signature = _signature(others)
+        is_cached = (
+            not self.compiling
+            and signature in self.signatures
+            and self.function._cache_size() == self.entries
         )
-        cached = (
-            signature in self.signatures and self.function._cache_size() == self.entries
-        )
-        cached = cached and not self.compiling
-        if is_latest and cached and not jax.config.jax_debug_nans:
-            call = partial(self.function, *args)
-            try:
-                results = map(operator.call, (call,))
-                deque(map(outcome.extend, zip((None,), results, strict=False)), 0)
-            except BaseException as error:
-                if not outcome and any(
-                    map(_is_deleted, (args[i] for i in self.donate))
-                ):
-                    outcome.append(partial(_lost, error))
-                raise
+        if is_latest and is_cached and not jax.config.jax_debug_nans:
+            self._call_in_place(outcome, args)
         else:
             copies = [
                 jax.tree.map(xp.copy, arg) if i in self.donate else arg
@@ -169,32 +166,52 @@ class _Donating(_Compiled):
             if is_latest:
                 self.signatures.add(signature)
         result = outcome[1]
-        self.latest = frozenset(
-            map(id, result if isinstance(result, tuple) else (result,))
-        )
+        results = result if isinstance(result, tuple) else (result,)
+        self.latest = frozenset(map(id, results))
+
+    def _call_in_place(self, outcome: list[Any], args: tuple[Any, ...]) -> None:
+        """Call the function and put its result into `outcome`, in one call of C code.
+
+        `deque(iterator, 0)` runs an iterator, and `map` makes the calls; no exception
+        can come between the call that overwrites the donated arrays and the one that
+        publishes the result.
+        """
+        call = partial(self.function, *args)
+        try:
+            results = map(operator.call, (call,))
+            deque(map(outcome.extend, zip((None,), results, strict=False)), 0)
+        except BaseException as error:
+            donated = [args[i] for i in self.donate]
+            if not outcome and any(map(_is_deleted, donated)):
+                outcome.append(partial(_raise_state_lost, error))
+            raise
 
 
-def _signature(args):
-    """Return what a compiled version depends on: structure, shapes, dtypes, JAX's configuration."""
+def _signature(args: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what a compiled version depends on.
+
+    That is the structure of the arguments, the shapes and dtypes of their arrays, and
+    the configuration of JAX.
+    """
     arrays, nesting = jax.tree.flatten(args)
     config = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
     return nesting, config, *[(leaf.shape, leaf.dtype) for leaf in arrays]
 
 
-def _is_deleted(tree):
+def _is_deleted(tree: Any) -> bool:
     return any(leaf.is_deleted() for leaf in jax.tree.leaves(tree))
 
 
-def _lost(error):
+def _raise_state_lost(error: BaseException) -> Never:
     raise StateLost(
         f"a step failed after it was given the memory of the parameters "
         f"({type(error).__name__}: {error})"
     ) from error
 
 
-def eager(function: Callable, device: Any) -> Callable:
+def eager(function: Callable[..., Any], device: Any) -> Callable[..., Any]:
     @wraps(function)
-    def uncompiled(*args, **kwargs):
+    def uncompiled(*args: Any, **kwargs: Any) -> Any:
         with jax.disable_jit():  # also runs loops and branches in Python
             return function(*args, **kwargs)
 
@@ -204,9 +221,11 @@ def eager(function: Callable, device: Any) -> Callable:
 _PRECISION = {"strict": "highest", "fast": "tensorfloat32"}
 
 
-def policy(device: Any, precision: str, deterministic: bool) -> AbstractContextManager:
-    """It sets jax.default_matmul_precision to "highest", or "tensorfloat32" for "fast"; XLA_FLAGS
-    and the precision argument of an operation take precedence."""
+def policy(
+    device: Any, precision: str, deterministic: bool
+) -> AbstractContextManager[None]:
+    """It sets jax.default_matmul_precision to "highest", or "tensorfloat32" for "fast";
+    XLA_FLAGS and the precision argument of an operation take precedence."""
     has_flag = re.search(
         r"--xla_gpu_deterministic_ops(=true|=1|\s|$)", os.environ.get("XLA_FLAGS", "")
     )
@@ -222,26 +241,33 @@ def peak_memory(device: Any) -> int | None:
     return (device.memory_stats() or {}).get("peak_bytes_in_use")
 
 
-def _scatter_add(updates, index, rows):
+def _scatter_add(updates: Any, index: Any, rows: int) -> Any:
     zeros = xp.zeros((rows, *updates.shape[1:]), updates.dtype)
     return zeros.at[index.astype(xp.int32)].add(updates)
 
 
-def _scan_impl(leaf, step, carry, xs, reverse, then):
-    def both(carry, x):
+def _scan_impl(
+    leaf: Any,
+    step: Callable[[Any, Any], tuple[Any, Any]],
+    carry: Any,
+    xs: Any,
+    reverse: bool,
+    then: Callable[[Any], Any],
+) -> tuple[Any, Any]:
+    def step_with_output(carry: Any, x: Any) -> tuple[Any, Any]:
         carry, y = step(carry, x)
         return carry, then(y)
 
-    return jax.lax.scan(both, carry, xs, reverse=reverse)
+    carry, ys = jax.lax.scan(step_with_output, carry, xs, reverse=reverse)
+    return carry, ys
 
 
-@jax.jit
-def _all_finite(*arrays):
+def _all_finite(*arrays: Any) -> Any:
     elementwise = ops.all_finite.dispatch(object)
 
-    def sum_first():
-        # a sum of squares is faster than a test of each
-        # element, and as good unless it overflows
+    def sum_first() -> Any:
+        # a sum of squares is faster than a test of each element, and as good unless it
+        # overflows
         squares = [xp.vdot(xp.ravel(x), xp.ravel(x)) for x in arrays]
         is_finite = reduce(xp.logical_and, map(xp.isfinite, squares))
         return jax.lax.cond(is_finite, lambda: is_finite, lambda: elementwise(*arrays))
@@ -251,7 +277,7 @@ def _all_finite(*arrays):
     )
 
 
-def _select(holds, make, old):
+def _select(holds: Any, make: Callable[[], Any], old: Any) -> Any:
     if not isinstance(holds, jax.core.Tracer):
         return make() if holds else old
     # On a CPU a branch lets XLA write the new values in place, which saves a fifth of a
@@ -262,13 +288,24 @@ def _select(holds, make, old):
     )
 
 
-def _layouts(rank):
-    """Return the layouts of x, weight and y: N is the batch, C channels, I fan_in, O width."""
+def _layouts(rank: int) -> tuple[str, str, str]:
+    """Return the layouts of x, weight and y.
+
+    N is the batch, C the channels, I fan_in and O the width.
+    """
     space = "DHW"[-rank:]
     return f"N{space}C", f"{space}IO", f"N{space}C"
 
 
-def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
+def _convolve(
+    x: Any,
+    weight: Any,
+    stride: _Shape,
+    padding: Pads,
+    dilation: _Shape,
+    groups: int,
+    bias: Any = None,
+) -> Any:
     y = jax.lax.conv_general_dilated(
         x,
         weight,
@@ -281,15 +318,23 @@ def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
     return y if bias is None else y + bias
 
 
-def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
-    turned, around = flipped_weight(
+def _convolve_input(
+    dy: Any,
+    weight: Any,
+    lengths: _Shape,
+    stride: _Shape,
+    padding: Pads,
+    dilation: _Shape,
+    groups: int,
+) -> Any:
+    flipped, dy_padding = flipped_weight(
         weight, lengths, dy.shape[1:-1], stride, padding, dilation, groups
     )
     return jax.lax.conv_general_dilated(
         dy,
-        turned,
+        flipped,
         (1,) * len(stride),
-        around,
+        dy_padding,
         lhs_dilation=stride,
         rhs_dilation=dilation,
         dimension_numbers=_layouts(len(stride)),
@@ -297,60 +342,67 @@ def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
     )
 
 
-def _convolve_weight(x, dy, window, stride, padding, dilation, groups):
-    # dy is the window that slides over x; batch and
-    # channels, stride and dilation are exchanged
-    space = "DHW"[-len(window) :]
-    cut = tuple(
-        (low, d * (k - 1) + s * (o - 1) + 1 - low - n)
-        for n, o, k, s, (low, _), d in zip(
-            x.shape[1:-1],
-            dy.shape[1:-1],
-            window,
-            stride,
-            padding,
-            dilation,
-            strict=True,
-        )
+def _convolve_weight(
+    x: Any,
+    dy: Any,
+    window: _Shape,
+    stride: _Shape,
+    padding: Pads,
+    dilation: _Shape,
+    groups: int,
+) -> Any:
+    # dy is the window that slides over x; batch and channels, stride and dilation are
+    # exchanged
+    sizes = zip(
+        x.shape[1:-1], dy.shape[1:-1], window, stride, padding, dilation, strict=True
     )
+    x_padding = tuple(
+        (low, d * (k - 1) + s * (o - 1) + 1 - low - n)
+        for n, o, k, s, (low, _), d in sizes
+    )
+    space = "DHW"[-len(window) :]
     return jax.lax.conv_general_dilated(
         x,
         dy,
         dilation,
-        cut,
+        x_padding,
         rhs_dilation=stride,
         dimension_numbers=(f"C{space}N", f"I{space}O", f"{space}NC"),
         batch_group_count=groups,
     )
 
 
-def _sum_over(x, axes):
+def _sum_over(x: Any, axes: tuple[int, ...]) -> Any:
     return xp.sum(x, axis=axes, keepdims=True)
 
 
-def _sum_rows(x):
+def _sum_rows(x: Any) -> Any:
     return xp.sum(x, axis=tuple(range(x.ndim - 1)))
 
 
-def _tanh(x):
-    # XLA's tanh has errors of up to 5 ulp
+def _tanh(x: Any) -> Any:
+    # XLA's tanh has errors of up to 5 ulp. With c = exp(-2|x|) - 1,
+    # tanh |x| = -c / (2 + c).
     change = ops.expm1_below(-2.0 * xp.minimum(xp.abs(x), 20.0))
     return xp.sign(x) * (-change / (2.0 + change))
 
 
-def _barrier_impl(leaf, tree):
+def _barrier_impl(leaf: Any, tree: Any) -> Any:
     return jax.lax.optimization_barrier(tree)
 
 
-def _unslide(*parts, axis, stride, dilation, length):
-    def placed(k, part):
+def _unslide(*parts: Any, axis: int, stride: int, dilation: int, length: int) -> Any:
+    def place(k: int, part: Any) -> Any:
+        """Return part k at its positions in an array of zeros."""
         span = (part.shape[axis] - 1) * stride + 1
         ends = [(0, 0, 0)] * part.ndim
         ends[axis] = (k * dilation, length - k * dilation - span, stride - 1)
         return jax.lax.pad(part, xp.zeros((), part.dtype), ends)
 
-    return sum(placed(k, part) for k, part in enumerate(parts))
+    return sum(place(k, part) for k, part in enumerate(parts))
 
+
+_compiled_all_finite = jax.jit(_all_finite)
 
 # While `jit` traces, arrays are tracers, which are another type.
 for _kind in (jax.Array, jax.core.Tracer):
@@ -366,5 +418,5 @@ for _kind in (jax.Array, jax.core.Tracer):
     ops.sum_over.register(_kind, _sum_over)
     ops.sum_rows.register(_kind, _sum_rows)
     ops.unslide.register(_kind, _unslide)
-    ops.all_finite.register(_kind, _all_finite)
+    ops.all_finite.register(_kind, _compiled_all_finite)
     ops.barrier_impl.register(_kind, _barrier_impl)

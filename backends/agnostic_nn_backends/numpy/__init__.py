@@ -1,7 +1,7 @@
 """NumPy: the reference on the CPU. Other backends get their data from NumPy arrays."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from agnostic_nn import ops
-from agnostic_nn.core.windows import out_lengths
+from agnostic_nn.core.windows import Pads, out_lengths
 from agnostic_nn.ops.convolution import flipped_weight, window_views
 
 from .. import processor
@@ -30,6 +30,10 @@ policy = None
 to_numpy = np.asarray
 vjp = None
 
+_Shape = tuple[int, ...]
+# the statistics that `normalize_rows` saves: x̂ and √(variance + ε), both as matrices
+_Statistics = tuple[np.ndarray, np.ndarray]
+
 
 def devices() -> dict[str, Any]:
     return {"cpu": "cpu"}
@@ -47,11 +51,13 @@ def asarray(data: Any, device: Any) -> Any:
     return np.array(data, order="C")
 
 
-def jit(function: Callable, device: Any, donate: tuple[int, ...] = ()) -> Callable:
+def jit(
+    function: Callable[..., Any], device: Any, donate: tuple[int, ...] = ()
+) -> Callable[..., Any]:
     return replayed(function, tracing.library, donate)
 
 
-def eager(function: Callable, device: Any) -> Callable:
+def eager(function: Callable[..., Any], device: Any) -> Callable[..., Any]:
     return direct(function, tracing.library)
 
 
@@ -60,55 +66,56 @@ def synchronize(array: Any) -> None:
 
 
 try:
-    from scipy.special import erf as _wide_erf
+    from scipy.special import erf as _accurate_erf
     from scipy.special import erfc as _erfc
-except (
-    ImportError
-):  # call the C library for each number; still ten times faster than our series
-    _one_erf = np.frompyfunc(math.erf, 1, 1)
-    _one_erfc = np.frompyfunc(math.erfc, 1, 1)
+except ImportError:
+    # call the C library for each number; still ten times faster than our series
+    _scalar_erf = np.frompyfunc(math.erf, 1, 1)
+    _scalar_erfc = np.frompyfunc(math.erfc, 1, 1)
 
-    def _wide_erf(x):
-        return np.asarray(_one_erf(x)).astype(x.dtype)
+    def _accurate_erf(x: np.ndarray) -> np.ndarray:
+        return np.asarray(_scalar_erf(x)).astype(x.dtype)
 
-    def _erfc(x):
-        return np.asarray(_one_erfc(x)).astype(x.dtype)
+    def _erfc(x: np.ndarray) -> np.ndarray:
+        return np.asarray(_scalar_erfc(x)).astype(x.dtype)
 
 
 # P and Q in erf(x) = x P(x²) / Q(x²), fitted to a relative error below 5e-8 up to 3.85,
 # where erf becomes 1. With rounding it is within 3.1 eps of erf. A kernel can compute
 # all its operations.
-_END = 3.85
-_ERF = (
-    (
-        1.1283791,
-        0.19388212,
-        0.049784448,
-        0.003462138,
-        0.00013761436,
-        -1.9791519e-6,
-        2.0747551e-8,
-    ),
-    (1.0, 0.5051555, 0.11251289, 0.01385089, 0.0009028879),
+_ERF_END = 3.85
+_ERF_P = (
+    1.1283791,
+    0.19388212,
+    0.049784448,
+    0.003462138,
+    0.00013761436,
+    -1.9791519e-6,
+    2.0747551e-8,
 )
+_ERF_Q = (1.0, 0.5051555, 0.11251289, 0.01385089, 0.0009028879)
 
 
-def _erf(x):
+def _erf(x: np.ndarray) -> np.ndarray:
     if x.dtype != np.float32:
-        return _wide_erf(x)
-    near = np.minimum(np.maximum(x, -_END), _END)
-    above, below = (_polynomial(near * near, numbers) for numbers in _ERF)
-    return np.minimum(np.maximum(near * above / below, -1.0), 1.0)
+        return _accurate_erf(x)
+    x = np.minimum(np.maximum(x, -_ERF_END), _ERF_END)
+    square = x * x
+    p = _polynomial(square, _ERF_P)
+    q = _polynomial(square, _ERF_Q)
+    return np.minimum(np.maximum(x * p / q, -1.0), 1.0)
 
 
-def _polynomial(x, numbers):
-    total = numbers[-1]
-    for number in numbers[-2::-1]:
-        total = total * x + number
+def _polynomial(x: np.ndarray, coefficients: tuple[float, ...]) -> Any:
+    """Return Σₖ coefficients[k] xᵏ, by Horner's rule."""
+    total: Any = coefficients[-1]
+    for coefficient in coefficients[-2::-1]:
+        total = total * x + coefficient
     return total
 
 
-_MIN_SPARSE_SIZE = 2**12  # numbers to add, from which a sparse product is faster
+# elements to add, from which the product with a sparse matrix is faster
+_MIN_SPARSE_SIZE = 2**12
 
 try:
     from scipy.sparse import csc_array as _sparse
@@ -116,9 +123,9 @@ except ImportError:
     _sparse = None
 
 
-def _scatter_add(updates, index, rows):
-    # A product with one-hot columns adds in the same
-    # order. SciPy does not check the indices.
+def _scatter_add(updates: np.ndarray, index: np.ndarray, rows: int) -> np.ndarray:
+    # A product with one-hot columns adds in the same order. SciPy does not check the
+    # indices.
     count = len(index)
     if (
         _sparse is not None
@@ -127,202 +134,301 @@ def _scatter_add(updates, index, rows):
     ):
         ones = np.ones(count, updates.dtype)
         ends = np.arange(count + 1)
-        return _sparse((ones, index.astype(ends.dtype), ends), (rows, count)) @ updates
+        one_hot = _sparse((ones, index.astype(ends.dtype), ends), (rows, count))
+        product: np.ndarray = one_hot @ updates
+        return product
     out = np.zeros((rows, updates.shape[1]), updates.dtype)
     np.add.at(out, index, updates)
     return out
 
 
-def _empty(one, length):
-    return np.empty((length, *one.shape), one.dtype)
+def _empty(like: np.ndarray, length: int) -> np.ndarray:
+    """Return an empty array for `length` arrays like `like`, stacked."""
+    return np.empty((length, *like.shape), like.dtype)
 
 
-def _pad_impl(x, pads, value):
+def _pad_impl(x: np.ndarray, pads: Pads, value: float) -> np.ndarray:
     lengths = (
         low + n + high for n, (low, high) in zip(x.shape[1:-1], pads, strict=True)
     )
-    wide = np.full((len(x), *lengths, x.shape[-1]), value, x.dtype)
-    ops.crop(wide, pads)[...] = x
-    return wide
+    padded = np.full((len(x), *lengths, x.shape[-1]), value, x.dtype)
+    ops.crop(padded, pads)[...] = x
+    return padded
 
 
-_COPY_SIZE = 2**18  # numbers to copy at a time, so that they stay in the cache
+# --- convolution: the inputs of each window are copied to the rows of a matrix
 
 
-def _seen(x, window, stride, padding, dilation, groups):
-    """Return the inputs in each window as a view: (groups, batch, *out, *window, fan_in)."""
+_COPY_SIZE = 2**18  # elements to copy at a time, so that they stay in the cache
+
+
+def _input_windows(
+    x: np.ndarray,
+    window: _Shape,
+    stride: _Shape,
+    padding: Pads,
+    dilation: _Shape,
+    groups: int,
+) -> np.ndarray:
+    """Return the inputs in each window as a view.
+
+    The shape is (groups, batch, *out, *window, fan_in).
+    """
     x = ops.pad(x, padding)
     batch, *_, channels = x.shape
     rank = len(window)
     spans = [d * (k - 1) + 1 for k, d in zip(window, dilation, strict=True)]
-    seen = sliding_window_view(x, spans, axis=tuple(range(1, rank + 1)))
-    steps, places = (
-        [slice(None, None, n) for n in numbers] for numbers in (stride, dilation)
-    )
-    seen = seen[(slice(None), *steps, slice(None), *places)]
-    seen = seen.reshape(
-        batch, *seen.shape[1 : rank + 1], groups, channels // groups, *window
-    )
-    return np.moveaxis(seen, (rank + 1, rank + 2), (0, -1))
+    # all windows of the effective size: (batch, *positions, channels, *spans)
+    windows = sliding_window_view(x, spans, axis=tuple(range(1, rank + 1)))
+    strides = [slice(None, None, s) for s in stride]
+    dilations = [slice(None, None, d) for d in dilation]
+    windows = windows[(slice(None), *strides, slice(None), *dilations)]
+    out = windows.shape[1 : rank + 1]
+    windows = windows.reshape(batch, *out, groups, channels // groups, *window)
+    return np.moveaxis(windows, (rank + 1, rank + 2), (0, -1))
 
 
-def _rows(seen, rank):
-    """Yield (a few examples, the inputs in their windows as rows of a matrix for each group)."""
-    groups, batch, *space = seen.shape[: rank + 2]
-    places = math.prod(space)
-    size = math.prod(seen.shape[rank + 2 :])
-    few = max(1, _COPY_SIZE // (groups * places * size))
-    for start in range(0, batch, few):
-        part = seen[:, start : start + few]
-        count = part.shape[1] * places
-        if seen.shape[-1] > 1:
-            rows = part.reshape(groups, count, size)
+def _window_rows(windows: np.ndarray, rank: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield chunks of the batch as (slice of examples, matrices of their windows).
+
+    The matrices have the shape (groups, windows, size of a window).
+    """
+    groups, batch, *space = windows.shape[: rank + 2]
+    positions = math.prod(space)
+    size = math.prod(windows.shape[rank + 2 :])
+    examples = max(1, _COPY_SIZE // (groups * positions * size))
+    for start in range(0, batch, examples):
+        chunk = windows[:, start : start + examples]
+        count = chunk.shape[1] * positions
+        if windows.shape[-1] > 1:
+            rows = chunk.reshape(groups, count, size)
         else:  # with one channel, runs along space are longer: copy column by column
-            columns = np.moveaxis(part, range(rank + 2, part.ndim), range(1, rank + 2))
+            source = range(rank + 2, chunk.ndim)
+            columns = np.moveaxis(chunk, source, range(1, rank + 2))
             rows = columns.reshape(groups, size, count).transpose(0, 2, 1)
-        yield slice(start, start + few), rows
+        yield slice(start, start + examples), rows
 
 
-def _matrices(x, groups):
-    """(..., groups · n) -> (groups, all of the others, n), without a copy if x is contiguous."""
+def _split_groups(x: np.ndarray, groups: int) -> np.ndarray:
+    """Reshape (..., groups · n) to (groups, rows, n), without a copy if x is contiguous."""
     rows = math.prod(x.shape[:-1])
     n = x.shape[-1] // groups
     return x.reshape(rows, groups, n).transpose(1, 0, 2)
 
 
-def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
-    seen = _seen(x, weight.shape[:-2], stride, padding, dilation, groups)
+def _convolve(
+    x: np.ndarray,
+    weight: np.ndarray,
+    stride: _Shape,
+    padding: Pads,
+    dilation: _Shape,
+    groups: int,
+    bias: np.ndarray | None = None,
+) -> np.ndarray:
+    window = weight.shape[:-2]
+    windows = _input_windows(x, window, stride, padding, dilation, groups)
     rank = len(stride)
     width = weight.shape[-1]
-    y = np.empty((*seen.shape[1 : rank + 2], width), x.dtype)
-    matrices = _matrices(weight, groups)
-    for some, rows in _rows(seen, rank):
-        np.matmul(rows, matrices, out=_matrices(y[some], groups))
+    y = np.empty((*windows.shape[1 : rank + 2], width), x.dtype)
+    matrices = _split_groups(weight, groups)
+    for examples, rows in _window_rows(windows, rank):
+        np.matmul(rows, matrices, out=_split_groups(y[examples], groups))
         # added to whole lines: NumPy is slow where the last axis is short
         if bias is not None:
-            lines = y[some].reshape(-1, y.shape[-2] * width)
+            lines = y[examples].reshape(-1, y.shape[-2] * width)
             lines += np.tile(bias, y.shape[-2])
     return y
 
 
-def _convolve_weight(x, dy, window, stride, padding, dilation, groups):
-    seen = _seen(x, window, stride, padding, dilation, groups)
-    fan_in = seen.shape[-1]
+def _convolve_weight(
+    x: np.ndarray,
+    dy: np.ndarray,
+    window: _Shape,
+    stride: _Shape,
+    padding: Pads,
+    dilation: _Shape,
+    groups: int,
+) -> np.ndarray:
+    windows = _input_windows(x, window, stride, padding, dilation, groups)
+    fan_in = windows.shape[-1]
     width = dy.shape[-1]
-    total = np.zeros((groups, math.prod(window) * fan_in, width // groups), dy.dtype)
-    for some, rows in _rows(seen, len(stride)):
-        total += rows.transpose(0, 2, 1) @ _matrices(dy[some], groups)
+    shape = (groups, math.prod(window) * fan_in, width // groups)
+    total = np.zeros(shape, dy.dtype)
+    for examples, rows in _window_rows(windows, len(stride)):
+        total += rows.transpose(0, 2, 1) @ _split_groups(dy[examples], groups)
     return total.transpose(1, 0, 2).reshape(*window, fan_in, width)
 
 
-def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
+def _convolve_input(
+    dy: np.ndarray,
+    weight: np.ndarray,
+    lengths: _Shape,
+    stride: _Shape,
+    padding: Pads,
+    dilation: _Shape,
+    groups: int,
+) -> np.ndarray:
     *window, fan_in, _ = weight.shape
     space = dy.shape[1:-1]
     if max(stride) == 1:
-        turned, around = flipped_weight(
+        flipped, dy_padding = flipped_weight(
             weight, lengths, space, stride, padding, dilation, groups
         )
-        return _convolve(dy, turned, stride, around, dilation, groups)
-    dx = _wide(dy, lengths, padding, groups * fan_in)
-    rows = _matrices(dy, groups)
-    for place, seen in window_views(dx, window, space, stride, dilation):
-        part = rows @ _matrices(weight[place], groups).transpose(0, 2, 1)
-        seen += part.transpose(1, 0, 2).reshape(seen.shape)
-    return ops.crop(dx, padding)
+        return _convolve(dy, flipped, stride, dy_padding, dilation, groups)
+    dx = _padded_zeros(dy, lengths, padding, groups * fan_in)
+    rows = _split_groups(dy, groups)
+    for k, view in window_views(dx, tuple(window), space, stride, dilation):
+        part = rows @ _split_groups(weight[k], groups).transpose(0, 2, 1)
+        view += part.transpose(1, 0, 2).reshape(view.shape)
+    result: np.ndarray = ops.crop(dx, padding)
+    return result
 
 
-def _wide(dy, lengths, padding, channels):
+def _padded_zeros(
+    dy: np.ndarray, lengths: _Shape, padding: Pads, channels: int
+) -> np.ndarray:
     """Return zeros for dx including its padding."""
     sizes = (n + low + high for n, (low, high) in zip(lengths, padding, strict=True))
     return np.zeros((len(dy), *sizes, channels), dy.dtype)
 
 
-def _passes(lengths, *spans):
-    """Windows over all axes at once, or where they overlap over one after another, the last first.
+# --- maximum pooling
 
-    Fewer places to look at. With the lengths of the axes before each pass.
+
+# the arguments of a pass: (lengths of x, window, stride, padding, dilation)
+_Pass = tuple[_Shape, _Shape, _Shape, Pads, _Shape]
+
+
+def _passes(
+    lengths: _Shape, window: _Shape, stride: _Shape, padding: Pads, dilation: _Shape
+) -> list[_Pass]:
+    """Return the arguments of each pass over x that `_largest` makes.
+
+    Where windows overlap, a pass takes the maximum along one axis only, the last axis
+    first. That compares fewer elements: Σ k for each window instead of Π k. Where no
+    windows overlap, one pass over all axes is faster.
     """
-    if all(d * (k - 1) < s for k, s, _, d in zip(*spans, strict=True)):
-        return [(lengths, *spans)]
+    if all(d * (k - 1) < s for k, s, d in zip(window, stride, dilation, strict=True)):
+        return [(lengths, window, stride, padding, dilation)]
+    rank = len(lengths)
     result = []
-    plain = (1, 1, (0, 0), 1)
-    for axis in reversed(range(len(lengths))):
-        columns = zip(spans, plain, strict=True)
-        one = [
-            [own if i == axis else no for i, own in enumerate(span)]
-            for span, no in columns
-        ]
-        result.append((lengths, *one))
-        window, stride, padding, dilation = one
-        lengths = out_lengths(lengths, window, stride, dilation, padding)
+    for axis in reversed(range(rank)):
+        one_window = tuple([k if i == axis else 1 for i, k in enumerate(window)])
+        one_stride = tuple([s if i == axis else 1 for i, s in enumerate(stride)])
+        one_dilation = tuple([d if i == axis else 1 for i, d in enumerate(dilation)])
+        one_padding = tuple(
+            [sides if i == axis else (0, 0) for i, sides in enumerate(padding)]
+        )
+        result.append((lengths, one_window, one_stride, one_padding, one_dilation))
+        lengths = out_lengths(
+            lengths, one_window, one_stride, one_dilation, one_padding
+        )
     return result
 
 
-def _largest(x, *spans):
-    kept = []
-    for lengths, *some in _passes(x.shape[1:-1], *spans):
-        first = 0
-        if any(map(any, some[2])):
-            # so that the padding never wins, even if all inputs of a window are -∞
-            first = _winners(np.zeros((1, *lengths, 1), x.dtype), 0, *some)[1]
-        x, which = _winners(x, first, *some)
-        kept.append(which)
-    return x, tuple(kept)
+def _largest(
+    x: np.ndarray, window: _Shape, stride: _Shape, padding: Pads, dilation: _Shape
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    positions = []
+    passes = _passes(x.shape[1:-1], window, stride, padding, dilation)
+    for lengths, window, stride, padding, dilation in passes:
+        spans = (window, stride, padding, dilation)
+        first: Any = 0
+        if any(map(any, padding)):
+            # the position of the first element that is not padding, so that the padding
+            # is never chosen, even if all inputs of a window are -∞
+            zeros = np.zeros((1, *lengths, 1), x.dtype)
+            _, first = _maxima(zeros, 0, *spans)
+        x, position = _maxima(x, first, *spans)
+        positions.append(position)
+    return x, tuple(positions)
 
 
-def _winners(x, first, window, stride, padding, dilation):
+def _maxima(
+    x: np.ndarray,
+    first: Any,
+    window: _Shape,
+    stride: _Shape,
+    padding: Pads,
+    dilation: _Shape,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the maximum of each window, and its position in the window.
+
+    first: the position for windows in which no element exceeds the one at position 0.
+    """
     space = out_lengths(x.shape[1:-1], window, stride, dilation, padding)
-    seen = window_views(ops.pad(x, padding, -math.inf), window, space, stride, dilation)
-    _, best = next(seen)
-    which = (
-        np.zeros(best.shape, np.uint8 if math.prod(window) <= 256 else np.int32) + first
-    )
-    for place, (_, part) in enumerate(seen, 1):
-        larger = np.maximum(best, part)
+    padded = ops.pad(x, padding, -math.inf)
+    views = window_views(padded, window, space, stride, dilation)
+    _, best = next(views)
+    dtype = np.uint8 if math.prod(window) <= 256 else np.int32
+    position = np.zeros(best.shape, dtype) + first
+    for index, (_, view) in enumerate(views, 1):
+        larger = np.maximum(best, view)
         # the last position that exceeds all before it is the first maximum
-        which = np.maximum(which, (larger > best) * which.dtype.type(place))
+        exceeds = larger > best
+        position = np.maximum(position, exceeds * position.dtype.type(index))
         best = larger
-    return best, which
+    return best, position
 
 
-def _largest_input(dy, which, lengths, *spans):
-    passes = zip(_passes(lengths, *spans), which, strict=True)
-    for some, won in reversed(list(passes)):
-        dy = _put_back(dy, won, *some)
+def _largest_input(
+    dy: np.ndarray,
+    which: tuple[np.ndarray, ...],
+    lengths: _Shape,
+    window: _Shape,
+    stride: _Shape,
+    padding: Pads,
+    dilation: _Shape,
+) -> np.ndarray:
+    passes = _passes(lengths, window, stride, padding, dilation)
+    for arguments, position in reversed(list(zip(passes, which, strict=True))):
+        dy = _maxima_input(dy, position, *arguments)
     return dy
 
 
-def _put_back(dy, which, lengths, window, stride, padding, dilation):
+def _maxima_input(
+    dy: np.ndarray,
+    position: np.ndarray,
+    lengths: _Shape,
+    window: _Shape,
+    stride: _Shape,
+    padding: Pads,
+    dilation: _Shape,
+) -> np.ndarray:
+    """Return dx of `_maxima`: dy added at the position of each maximum."""
     space = dy.shape[1:-1]
     channels = dy.shape[-1]
     bits = np.dtype(f"i{dy.itemsize}")
-    tiles = window == stride and lengths == tuple(
-        map(math.prod, zip(space, stride, strict=True))
-    )
-    once = tiles and not any(map(any, padding))
-    if once:  # each position is in one window
+    covered = tuple([n * s for n, s in zip(space, stride, strict=True)])
+    is_tiled = tuple(window) == tuple(stride) and tuple(lengths) == covered
+    # whether each element of x is in exactly one window
+    is_partition = is_tiled and not any(map(any, padding))
+    if is_partition:
         dx = np.empty((len(dy), *lengths, channels), dy.dtype)
     else:
-        dx = _wide(dy, lengths, padding, channels)
-    for place, (_, part) in enumerate(
-        window_views(dx, window, space, stride, dilation)
-    ):
-        # masking all bits of a number leaves it or 0; much faster than `where`
-        mask = -(which == place).view(np.int8).astype(bits)
-        if once:
-            np.bitwise_and(dy.view(bits), mask, out=part.view(bits))
+        dx = _padded_zeros(dy, lengths, padding, channels)
+    views = window_views(dx, window, space, stride, dilation)
+    for index, (_, view) in enumerate(views):
+        # a mask of all bits leaves a number or 0; much faster than `where`
+        mask = -(position == index).view(np.int8).astype(bits)
+        if is_partition:
+            np.bitwise_and(dy.view(bits), mask, out=view.view(bits))
         else:
-            part += (dy.view(bits) & mask).view(dy.dtype)
-    return ops.crop(dx, padding)
+            view += (dy.view(bits) & mask).view(dy.dtype)
+    result: np.ndarray = ops.crop(dx, padding)
+    return result
 
 
-def _above_zero(x, dy):
+# --- elementwise functions and reductions
+
+
+def _above_zero(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
     return tracing.choose(x <= 0, 0.0, dy, np.empty(dy.shape, dy.dtype))
 
 
-def _all_finite(*arrays):
-    # BLAS sums squares faster than NumPy tests each
-    # number, which is needed only on overflow
+def _all_finite(*arrays: np.ndarray) -> np.bool_:
+    # BLAS sums squares faster than NumPy tests each element, which is needed only if
+    # the sum overflows
     return np.bool_(
         all(math.isfinite(np.vdot(a, a)) or np.isfinite(a).all() for a in arrays)
     )
@@ -331,10 +437,10 @@ def _all_finite(*arrays):
 _CHUNK = 256  # rows that are added sequentially; the error grows with their number
 
 
-def _sum_rows(x):
+def _sum_rows(x: np.ndarray) -> np.ndarray:
     # NumPy adds row after row, which loses digits. BLAS adds in blocks and is ten times
-    # as fast, but adds the blocks sequentially. So
-    # sum chunks of rows, and then their sums.
+    # as fast, but adds the blocks sequentially. So sum chunks of rows, and then their
+    # sums.
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     while len(rows) > 2 * _CHUNK:
         count = len(rows) // _CHUNK
@@ -343,15 +449,23 @@ def _sum_rows(x):
         sums = np.ones(_CHUNK, x.dtype) @ chunks
         rest = rows[count * _CHUNK :]
         rows = np.concatenate([sums, rest]) if len(rest) else sums
-    return np.ones(len(rows), x.dtype) @ rows
+    total: np.ndarray = np.ones(len(rows), x.dtype) @ rows
+    return total
 
 
-_WIDE = 2**13  # row length up to which sums by BLAS and einsum are within about two eps
+# --- normalization
 
 
-def _normalize_rows(x, scale, bias, epsilon):
-    if x.shape[-1] > _WIDE:  # NumPy sums the last axis pairwise
-        return ops.normalize_rows.dispatch(object)(x, scale, bias, epsilon)
+# row length up to which sums by BLAS and einsum are within about two eps
+_MAX_BLAS_WIDTH = 2**13
+
+
+def _normalize_rows(
+    x: np.ndarray, scale: np.ndarray | None, bias: np.ndarray | None, epsilon: float
+) -> tuple[np.ndarray, _Statistics]:
+    if x.shape[-1] > _MAX_BLAS_WIDTH:  # NumPy sums the last axis pairwise
+        standard = ops.normalize_rows.dispatch(object)
+        return standard(x, scale, bias, epsilon)
     rows = x.reshape(-1, x.shape[-1])
     ones = np.ones((x.shape[-1], 1), x.dtype)
     normal = rows - rows @ ones / len(ones)
@@ -366,10 +480,17 @@ def _normalize_rows(x, scale, bias, epsilon):
     return y.reshape(x.shape), (normal, spread)
 
 
-def _normalize_rows_backward(dy, scale, bias, cache):
-    if dy.shape[-1] > _WIDE:
-        return ops.normalize_rows_backward.dispatch(object)(dy, scale, bias, cache)
-    # Σ g x̂ = (dy · x̂) · scale; the product dy ∘ x̂ serves both it and dscale
+def _normalize_rows_backward(
+    dy: np.ndarray,
+    scale: np.ndarray | None,
+    bias: np.ndarray | None,
+    cache: _Statistics,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    if dy.shape[-1] > _MAX_BLAS_WIDTH:
+        standard = ops.normalize_rows_backward.dispatch(object)
+        return standard(dy, scale, bias, cache)
+    # with g = dy · scale: dx = (g - mean(g) - x̂ mean(g ∘ x̂)) / spread, where
+    # Σ g ∘ x̂ = (dy ∘ x̂) · scale; the product dy ∘ x̂ serves both it and dscale
     normal, spread = cache
     rows = dy.reshape(normal.shape)
     width = normal.shape[1]
@@ -379,27 +500,35 @@ def _normalize_rows_backward(dy, scale, bias, cache):
     dbias = None if bias is None else _sum_rows(rows)
     dx = rows.copy() if scale is None else rows * scale
     dx -= dx @ share
-    tilt = product @ (share if scale is None else scale[:, None] * share)
-    np.multiply(normal, tilt, out=product)
+    mean = product @ (share if scale is None else scale[:, None] * share)
+    np.multiply(normal, mean, out=product)
     dx -= product
     dx /= spread
     return dx.reshape(dy.shape), dscale, dbias
 
 
-def _bounded_exp(x):
-    return bounded_exp(x, tracing.two_to) if x.dtype == np.float32 else np.exp(x)
+# --- exp
 
 
-def _traced_exp(x):
+def _bounded_exp(x: np.ndarray) -> np.ndarray:
+    if x.dtype != np.float32:
+        return np.exp(x)
+    result: np.ndarray = bounded_exp(x, tracing.two_to)
+    return result
+
+
+def _traced_exp(x: Any) -> Any:
     if x.dtype != np.float32:
         return ops.bounded_exp.dispatch(object)(x)
     return bounded_exp(x, partial(trace.record, tracing.two_to))
 
 
-_TRANSPARENT = {_erf, _sum_rows}
+# --- adjoint of windows along one axis
 
 
-def _unslide(*parts, axis, stride, dilation, length):
+def _unslide(
+    *parts: np.ndarray, axis: int, stride: int, dilation: int, length: int
+) -> np.ndarray:
     first = parts[0]
     shape = (*first.shape[:axis], length, *first.shape[axis + 1 :])
     x = np.zeros(shape, first.dtype)
@@ -407,6 +536,9 @@ def _unslide(*parts, axis, stride, dilation, length):
         end = k * dilation + (part.shape[axis] - 1) * stride + 1
         x[(*(slice(None),) * axis, slice(k * dilation, end, stride), ...)] += part
     return x
+
+
+# --- registration
 
 
 ops.above_zero.register(np.ndarray, _above_zero)
@@ -434,15 +566,14 @@ for _kind in (np.ndarray, np.generic):  # reductions return scalars
 for _kind in (np.ndarray, np.bool_, bool):
     ops.select.register(_kind, lambda holds, make, old: make() if holds else old)
 
-# For traced arrays: each version for NumPy is recorded as one call, or, if it consists
-# of operations that can be fused, as these.
+# Versions for NumPy that consist of operations which replay can fuse: the operations
+# are recorded. Any other version is recorded as one call.
+_TRANSPARENT = {_erf, _sum_rows}
 for _function in vars(ops).values():
     if np.ndarray in getattr(_function, "registry", ()):
         _native = _function.registry[np.ndarray]
-        _is_transparent = _native in _TRANSPARENT
-        _function.register(
-            tracing.TracedArray, _native if _is_transparent else trace.opaque(_native)
-        )
+        _traced = _native if _native in _TRANSPARENT else trace.opaque(_native)
+        _function.register(tracing.TracedArray, _traced)
 ops.bounded_exp.register(tracing.TracedArray, _traced_exp)
 ops.scan_impl.register(tracing.TracedArray, trace.unrolled_scan)
 ops.barrier_impl.register(tracing.TracedArray, trace.barrier)

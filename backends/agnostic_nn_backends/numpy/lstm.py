@@ -15,11 +15,13 @@ same for a and -a, so it also gives the slope of g: tanh a = (p² - q²) / (p² 
 where 1 - 2s is at least 1/2. For c, tanh c itself is known: 1 - |tanh c| =
 exp(-2|c|) (1 + |tanh c|), so tanh'(c) = exp(-2|c|) (1 + |tanh c|)².
 
-Exponents are limited so that e does not overflow;
-σ there is below 1e-37 instead of even smaller.
+Exponents are limited so that e does not overflow; σ there is below 1e-37 instead of
+even smaller.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -28,116 +30,175 @@ __all__ = ["lstm", "lstm_backward"]
 # steps prepared and finished together: fewer calls, and arrays stay in the cache
 _STEPS = 8
 
+_Arrays = dict[str, np.ndarray]
+# the table of h, x and 1, and the slopes of `_slopes`
+_LSTMCache = tuple[np.ndarray, ...]
 
-def _parts(x):
+
+def _gates(x: np.ndarray) -> list[np.ndarray]:
     """Split the last axis of x into the parts of the gates i, f, g, o."""
     width = x.shape[-1] // 4
     return [x[..., k * width : (k + 1) * width] for k in range(4)]
 
 
-def lstm(xs, params, start, reverse, keep, by_steps):
+def lstm(
+    xs: np.ndarray,
+    params: _Arrays,
+    start: _Arrays,
+    reverse: bool,
+    keep: bool,
+    by_steps: Callable[[], Any],
+) -> tuple[_Arrays, tuple[np.ndarray, _LSTMCache]]:
+    """Implement `agnostic_nn.ops.lstm`."""
     time, batch, _ = xs.shape
     width = len(params["recurrent"])
-    kind = xs.dtype
+    dtype = xs.dtype
     matrix = np.concatenate(
         (params["recurrent"], params["weight"], params["bias"][None])
     )
-    matrix *= np.repeat(np.asarray((-1.0, -1.0, 1.0, -1.0), kind), width)
+    matrix *= np.repeat(np.asarray((-1.0, -1.0, 1.0, -1.0), dtype), width)
     # in the order of the steps: row t + 1 holds the h after step t
     order = slice(None, None, -1 if reverse else 1)
-    table = np.empty((time + 1, batch, len(matrix)), kind)
+    table = np.empty((time + 1, batch, len(matrix)), dtype)
     table[:-1, :, width:-1] = xs[order]
     table[..., -1] = 1.0
     hs = table[..., :width]
     rows = table.reshape((time + 1) * batch, len(matrix))
     hs[0] = start["h"]
-    slopes = list(np.empty((6 * keep, time, batch, width), kind))
+    slopes = list(np.empty((6 * keep, time, batch, width), dtype))
 
-    z, a, s = np.empty((3, _STEPS, batch, 4 * width), kind)
-    grown, shown = np.empty((2, _STEPS, batch, width), kind)
-    cs = np.empty((_STEPS + 1, batch, width), kind)
+    # buffers for `_STEPS` steps: products of x and 1; e = exp(-a), and tanh(g) in the
+    # part of g; σ(a); tanh(g); tanh(c); c
+    products, exps, sigmoids = np.empty((3, _STEPS, batch, 4 * width), dtype)
+    tanh_g, tanh_c = np.empty((2, _STEPS, batch, width), dtype)
+    cs = np.empty((_STEPS + 1, batch, width), dtype)
     cs[0] = start["c"]
-    limit = np.full_like(
-        a[0], math.log(np.finfo(kind).max) - 1.0
-    )  # an array is faster here than a number
-    g, (i, f, _, o) = _parts(a)[2], _parts(s)
+    # an array is faster here than a number
+    limit = np.full_like(exps[0], math.log(np.finfo(dtype).max) - 1.0)
+    _, _, g, _ = _gates(exps)
+    i, f, _, o = _gates(sigmoids)
     for first in range(0, time, _STEPS):
         count = min(_STEPS, time - first)
-        read = rows[first * batch : (first + count) * batch, width:]
-        np.matmul(read, matrix[width:], out=z[:count].reshape(count * batch, 4 * width))
+        inputs = rows[first * batch : (first + count) * batch, width:]
+        out = products[:count].reshape(count * batch, 4 * width)
+        np.matmul(inputs, matrix[width:], out=out)
         for n in range(count):
-            e = a[n]
-            one = s[n]
-            t = shown[n]
+            e = exps[n]
+            sigmoid = sigmoids[n]
             c = cs[n + 1]
             np.matmul(hs[first + n], matrix[:width], out=e)
-            e += z[n]
-            np.tanh(g[n], out=grown[n])
-            np.exp(np.minimum(e, limit, out=e), out=e)
-            np.divide(1.0, np.add(e, 1.0, out=one), out=one)
+            e += products[n]
+            np.tanh(g[n], out=tanh_g[n])
+            np.minimum(e, limit, out=e)
+            np.exp(e, out=e)
+            np.add(e, 1.0, out=sigmoid)
+            np.divide(1.0, sigmoid, out=sigmoid)
             np.multiply(f[n], cs[n], out=c)
-            c += np.multiply(i[n], grown[n], out=t)
-            np.multiply(o[n], np.tanh(c, out=t), out=hs[first + n + 1])
+            # not needed as tanh(c) yet: a buffer for i tanh(g)
+            c += np.multiply(i[n], tanh_g[n], out=tanh_c[n])
+            np.tanh(c, out=tanh_c[n])
+            np.multiply(o[n], tanh_c[n], out=hs[first + n + 1])
         if keep:
-            made = [one[:count] for one in (s, a, cs, cs[1:], grown, shown)]
-            _slopes(*made, *[one[first : first + count] for one in slopes])
+            steps = slice(first, first + count)
+            _slopes(
+                sigmoids[:count],
+                exps[:count],
+                cs[:count],
+                cs[1 : count + 1],
+                tanh_g[:count],
+                tanh_c[:count],
+                *[slope[steps] for slope in slopes],
+            )
         cs[0] = cs[count]
     end = {"h": hs[-1].copy(), "c": cs[0].copy()}
     return end, (hs[1:][order], (table, *slopes))
 
 
-def _slopes(s, e, before, now, grown, shown, kept_f, by_i, by_f, by_g, by_o, across):
-    """Compute the slopes of `agnostic_nn.LSTM` for some steps; the arguments are overwritten."""
-    e *= s
-    e *= s
-    (i, f, _, o), (i_slope, f_slope, g_slope, o_slope) = _parts(s), _parts(e)
-    np.multiply(grown, i_slope, out=by_i)
-    np.multiply(before, f_slope, out=by_f)
-    np.multiply(shown, o_slope, out=by_o)
-    slope = np.add(g_slope, g_slope, out=grown)
-    slope /= np.subtract(1.0, slope, out=kept_f)
+def _slopes(
+    sigmoids: np.ndarray,
+    exps: np.ndarray,
+    c_before: np.ndarray,
+    c: np.ndarray,
+    tanh_g: np.ndarray,
+    tanh_c: np.ndarray,
+    f_out: np.ndarray,
+    di: np.ndarray,
+    df: np.ndarray,
+    dg: np.ndarray,
+    do: np.ndarray,
+    dtanh: np.ndarray,
+) -> None:
+    """Compute the slopes that `lstm_backward` needs, for some steps.
+
+    They are derivatives of c and h by the gates before their activation:
+
+        f_out = f, di = ∂c/∂a_i, df = ∂c/∂a_f, dg = ∂c/∂a_g, do = ∂h/∂a_o, dtanh = ∂h/∂c
+
+    The other arguments are those of the loop in `lstm`, and are overwritten.
+    """
+    # s = e σ²; that of g is of the exponential of a, not of -a, which gives the same
+    exps *= sigmoids
+    exps *= sigmoids
+    i, f, _, o = _gates(sigmoids)
+    i_slope, f_slope, g_slope, o_slope = _gates(exps)
+    np.multiply(tanh_g, i_slope, out=di)
+    np.multiply(c_before, f_slope, out=df)
+    np.multiply(tanh_c, o_slope, out=do)
+    # tanh'(a) = (2s / (1 - 2s))², with f_out as a buffer
+    slope = np.add(g_slope, g_slope, out=tanh_g)
+    slope /= np.subtract(1.0, slope, out=f_out)
     slope *= slope
-    np.multiply(i, slope, out=by_g)
-    kept_f[...] = f
-    decay = np.exp(np.multiply(np.abs(now, out=slope), -2.0, out=slope), out=slope)
-    np.multiply(o, decay, out=across)
-    across *= np.add(np.abs(shown, out=shown), 1.0, out=shown)
-    across *= shown
+    np.multiply(i, slope, out=dg)
+    f_out[...] = f
+    # exp(-2|c|), in the same buffer
+    decay = np.abs(c, out=slope)
+    np.multiply(decay, -2.0, out=decay)
+    np.exp(decay, out=decay)
+    np.multiply(o, decay, out=dtanh)
+    # tanh'(c) = exp(-2|c|) (1 + |tanh c|)²
+    np.abs(tanh_c, out=tanh_c)
+    np.add(tanh_c, 1.0, out=tanh_c)
+    dtanh *= tanh_c
+    dtanh *= tanh_c
 
 
-def lstm_backward(xs, params, kept, dys, dend, reverse, wanted, by_steps):
-    table, f, by_i, by_f, by_g, by_o, across = kept
+def lstm_backward(
+    xs: np.ndarray,
+    params: _Arrays,
+    cache: _LSTMCache,
+    dys: tuple[np.ndarray, ...],
+    dend: _Arrays,
+    reverse: bool,
+    need_dx: bool,
+    by_steps: Callable[[], Any],
+) -> tuple[np.ndarray | tuple[()], _Arrays, _Arrays]:
+    """Implement `agnostic_nn.ops.lstm_backward`."""
+    table, f, di, df, dg, do, dtanh = cache
     time, batch, width = f.shape
     order = slice(None, None, -1 if reverse else 1)
     dzs = np.empty((time, batch, 4 * width), f.dtype)
-    around = np.ascontiguousarray(params["recurrent"].T)
+    dz_i, dz_f, dz_g, dz_o = _gates(dzs)
+    # a contiguous copy, for a product at each step
+    recurrent = np.ascontiguousarray(params["recurrent"].T)
+    dhs = [dy[order] for dy in dys]  # of all steps, from what reads the outputs
     dh = dend["h"].copy()
     dc = dend["c"].copy()
-    more = np.empty_like(f[0])
-    each = (
-        f,
-        by_i,
-        by_f,
-        by_g,
-        by_o,
-        across,
-        dzs,
-        *_parts(dzs),
-        *(dy[order] for dy in dys),
-    )
-    for now in zip(*(one[::-1] for one in each), strict=True):
-        kept_f, to_i, to_f, to_g, to_o, to_c, dz, dz_i, dz_f, dz_g, dz_o, *dy = now
-        for one in dy:
-            dh += one
-        dc += np.multiply(dh, to_c, out=more)
-        np.multiply(dc, to_i, out=dz_i)
-        np.multiply(dc, to_f, out=dz_f)
-        np.multiply(dc, to_g, out=dz_g)
-        np.multiply(dh, to_o, out=dz_o)
-        np.matmul(dz, around, out=dh)
-        dc *= kept_f
+    buffer = np.empty_like(f[0])
+    for t in reversed(range(time)):
+        for dy in dhs:
+            dh += dy[t]
+        dc += np.multiply(dh, dtanh[t], out=buffer)
+        np.multiply(dc, di[t], out=dz_i[t])
+        np.multiply(dc, df[t], out=dz_f[t])
+        np.multiply(dc, dg[t], out=dz_g[t])
+        np.multiply(dh, do[t], out=dz_o[t])
+        np.matmul(dzs[t], recurrent, out=dh)
+        dc *= f[t]
     flat = dzs.reshape(time * batch, 4 * width)
     total = table[:-1].reshape(time * batch, table.shape[2]).T @ flat
     grads = {"weight": total[width:-1], "recurrent": total[:width], "bias": total[-1]}
-    dxs = (flat @ params["weight"].T).reshape(xs.shape)[order] if wanted else ()
-    return dxs, grads, {"h": dh, "c": dc}
+    end = {"h": dh, "c": dc}
+    if not need_dx:
+        return (), grads, end
+    dxs = (flat @ params["weight"].T).reshape(xs.shape)[order]
+    return dxs, grads, end

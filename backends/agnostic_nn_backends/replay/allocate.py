@@ -1,4 +1,4 @@
-"""Liveness and buffer allocation: until when each result is needed, and where it is stored.
+"""Liveness and allocation: until when each result is needed, and where it is stored.
 
 The memory of an owner (see `graph.Aliases`) is free once no later step reads it,
 through whichever view. Results whose lifetimes do not overlap share a buffer.
@@ -60,10 +60,11 @@ def find_liveness(graph: Graph, aliases: Aliases, schedule: Schedule) -> Livenes
         for root in aliases.roots[node.number]:
             live.last_step[root] = _NEVER
     if graph.early_return is not None:
+        # the check of the condition reads it too
+        return_step = schedule.return_step or 0
         for root in aliases.roots[graph.early_return.condition]:
-            live.last_step[root] = max(
-                live.last_step.get(root, -1), schedule.return_step or 0
-            )
+            last_step = live.last_step.get(root, -1)
+            live.last_step[root] = max(last_step, return_step)
     return live
 
 
@@ -114,6 +115,7 @@ def allocate(
     """
     allocation = Allocation()
     slots = allocation.slots
+    # new value -> the donated input that it replaces
     donor = {new.number: old for old, new in graph.donations if new is not old}
     free: list[int] = []
     ending: dict[int, list[int]] = {}  # the owners that a step is the last to read
@@ -124,16 +126,17 @@ def allocate(
             n = node.number
             if n not in aliases.buffered:
                 continue
-            if len(step.nodes) > 1 and live.last_step[n] == s:
+            is_group = len(step.nodes) > 1
+            if is_group and live.last_step[n] == s:
                 allocation.inner.add(n)
                 continue
-            if n in commitment.in_place and _can_replace(
-                graph, schedule, live, node, donor[n], s
-            ):
-                slots[n] = ("input", graph.input_index[donor[n].number])
-                continue
+            if n in commitment.in_place:
+                old = donor[n]
+                if _can_replace(graph, schedule, live, node, old, s):
+                    slots[n] = ("input", graph.input_index[old.number])
+                    continue
             operand = _reusable_operand(graph, live, slots, node, s)
-            if operand is not None and len(step.nodes) == 1:
+            if operand is not None and not is_group:
                 slots[n] = slots.pop(operand)
                 allocation.overwritten[operand] = slots[n]
             else:
@@ -146,7 +149,7 @@ def allocate(
 def _reusable_operand(
     graph: Graph, live: Liveness, slots: dict[int, Slot], node: Node, s: int
 ) -> int | None:
-    """Return an operand in a buffer that an elementwise call may write its result over."""
+    """Return an operand in a buffer that a call may write its result over, or None."""
     if not graph.is_elementwise(node) or node.function is graph.library.unsafe_in_place:
         return None
     for parent in graph.parents[node.number]:
@@ -165,24 +168,22 @@ def _reusable_operand(
 def _can_replace(
     graph: Graph, schedule: Schedule, live: Liveness, node: Node, old: Node, s: int
 ) -> bool:
-    """Return whether step `s` may write `node` to the memory of the donated input `old`."""
+    """Return whether step `s` may write `node` over the donated input `old`."""
     last = live.last_step.get(old.number, -1)
     if not graph.same_layout(node, old) or last > s or s < (schedule.return_step or 0):
         return False
     if last < s:
         return True
-    # this very step reads `old`: each element must
-    # be read where it is written, and not later
+    # this very step reads `old`: each element must be read where it is written, and not
+    # later
     reads_in_place = all(
         graph.same_layout(graph.nodes[reader], old)
         and graph.nodes[reader].address == old.address
         for at, reader in live.readers[old.number]
         if at == s
     )
-    is_safe = (
-        graph.is_elementwise(node)
-        and node.function is not graph.library.unsafe_in_place
-    )
+    is_unsafe = node.function is graph.library.unsafe_in_place
+    is_safe = graph.is_elementwise(node) and not is_unsafe
     return is_safe and reads_in_place and live.last_reader[old.number] <= node.number
 
 

@@ -13,7 +13,10 @@ __all__ = ["argument_code", "call_code", "define_function", "rename", "to_deferr
 
 
 def call_code(node: Node, library: Library, env: dict[str, Any], out: str = "") -> str:
-    """Return a line that makes a call: with `out` into that array, else assigning the result."""
+    """Return a line that makes a call.
+
+    The result is written to the array with the name `out`, or assigned if `out` is "".
+    """
     n = node.number
     env[f"f{n}"] = node.function
     args = [argument_code(arg, env) for arg in node.args]
@@ -44,7 +47,7 @@ def argument_code(argument: Any, env: dict[str, Any]) -> str:
 
 
 def rename(code: str, names: dict[int, str]) -> str:
-    """Return a call in which the arguments e{n} have other names."""
+    """Return a call in which the arguments e{n} have the names names[n]."""
     for n, name in names.items():
         for before in "( ":
             for after in ",)":
@@ -56,8 +59,8 @@ def to_deferred(lines: list[str]) -> tuple[list[str], str]:
     """Turn lines that make calls into callables that make them later.
 
     `lines` ends with one call whose result is not assigned, or with a loop of such
-    calls. Returns the lines before it, and an expression for one or more entries of a
-    list of callables.
+    calls. Returns the lines before it, and the code of one or more entries of a list of
+    callables: "partial(f7, e3, e5, e7)" for the call "f7(e3, e5, e7)".
     """
     last = len(lines) - 1
     start = next((k for k, line in enumerate(lines) if line.startswith("for ")), last)
@@ -72,22 +75,24 @@ def to_deferred(lines: list[str]) -> tuple[list[str], str]:
 
 def _deferred_call(call: str) -> str:
     name, _, rest = call.partition("(")
-    return (
-        f"ParallelCall({rest}" if name == "run_parallel" else f"partial({name}, {rest}"
-    )
+    if name == "run_parallel":
+        return f"ParallelCall({rest}"
+    return f"partial({name}, {rest}"
 
 
 def define_function(
     name: str, parameters: str, lines: list[str], env: dict[str, Any]
-) -> Callable:
-    """Define a function of these lines. The names that it assigns are global in `env`.
+) -> Callable[..., Any]:
+    """Define a function of these lines, whose names are looked up in `env`.
 
-    Names of loop variables and of copies (m{k}) are not shared, and stay local.
+    The functions of a program share results e{n}, addresses a{n} and lists of blocks
+    l{n}, so these are assigned in `env`. Names of loop variables and of copies (m{k})
+    are local.
     """
-    assigned = sorted(
-        {line.split(" = ")[0] for line in lines if line.startswith(("a", "e", "l"))}
-    )
+    shared = [line for line in lines if line.startswith(("a", "e", "l"))]
+    assigned = sorted({line.split(" = ")[0] for line in shared})
     head = [f"global {', '.join(assigned)}"] if assigned else []
     body = "".join(f"\n    {line}" for line in (*head, *(lines or ["pass"])))
     exec(f"def {name}({parameters}):{body}", env)
-    return env.pop(name)
+    function: Callable[..., Any] = env.pop(name)
+    return function

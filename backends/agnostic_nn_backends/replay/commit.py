@@ -1,4 +1,4 @@
-"""Commits: run the calls that write to donated memory so that no exception can interrupt them.
+"""Commits: write to donated memory so that no exception can interrupt it.
 
 A signal handler, or an exception set by another thread, runs between two bytecode
 instructions, never inside a C function. So all calls that write to donated memory come
@@ -23,11 +23,10 @@ __all__ = ["Commit"]
 
 
 class Commit:
-    """Make `calls` and then put `result` into `outcome`, as `agnostic_nn.core.atomic` describes.
+    """Make `calls` and then put `result` into `outcome`; see `agnostic_nn.core.atomic`.
 
     call_function(function, *args): calls a C function so that floating-point errors in
-    it run no
-        Python code.
+        it run no Python code.
     owner: an object that the calls need; kept alive until they are made.
     in_worker: make the calls in another thread, where no signal handler runs. Needed if
         some of them are Python functions, such as kernels that several threads share.
@@ -35,10 +34,10 @@ class Commit:
 
     def __init__(
         self,
-        outcome: list,
-        calls: list,
+        outcome: list[Any],
+        calls: list[Any],
         result: Any,
-        call_function: Callable,
+        call_function: Callable[..., Any],
         owner: Any,
         in_worker: bool,
     ) -> None:
@@ -73,12 +72,18 @@ class Commit:
         """
         if self.worker is not None:
             self.worker.wait()
+        count = len(self.calls)
         left = self.remaining.__length_hint__()
-        if left == len(self.calls) or len(self.outcome) > 1:
+        has_begun = left < count
+        is_complete = len(self.outcome) > 1
+        if is_complete or not has_begun:
             return
-        step_back = partial(self.remaining.__setstate__, len(self.calls) - left - 1)
+        # The first of the calls sets the iterator back to the call that raised, so that
+        # an exception before it finds the iterator as it was.
+        step_back = partial(self.remaining.__setstate__, count - left - 1)
+        calls = chain((step_back,), self.remaining)
         try:
-            self.call_function(deque, map(call, chain((step_back,), self.remaining)), 0)
+            self.call_function(deque, map(call, calls), 0)
         except Exception as error:
             if len(self.outcome) > 1:
                 raise
@@ -89,12 +94,12 @@ class Commit:
 
 
 class _WorkerCall:
-    """A function to be called in a worker thread, unless the caller has given up waiting first."""
+    """A call in a worker thread, unless the caller stops waiting before it begins."""
 
-    def __init__(self, function: Callable) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        # `setdefault` is atomic: whoever sets the key
-        # first decides whether the function runs
+        # `setdefault` is atomic: whoever sets the key first decides whether the
+        # function runs
         self.claimed: dict[str, str] = {}
         self.error: BaseException | None = None
         self.done = Event()

@@ -72,11 +72,11 @@ def _bind_memory(
     prepare_lines: list[str],
     bind_lines: list[list[str]],
 ) -> dict[int, list[str]]:
-    """Name all arrays that stay in place, and return for each the lines that bind its memory.
+    """Name all arrays that stay in place; return for each the lines that bind its memory.
 
-    These lines are those of `prepare` or of the `bind` of an argument; other code that
-    depends only on the place of the array, such
-    as its address, is added to the same lines.
+    These lines are those of `prepare` or of the `bind` of an argument. Other code that
+    depends only on the place of the array, such as its address, is added to the same
+    lines.
     """
     graph = plan.graph
     library = plan.library
@@ -109,12 +109,12 @@ def _bind_memory(
 def _emit_steps(
     plan: Plan, env: dict[str, Any], lines_of_owner: dict[int, list[str]]
 ) -> tuple[list[str], list[str], list[str]]:
-    """Return the lines of `run`, the entries of the list that it returns, and `release`."""
+    """Return the lines of `run`, the entries of its list, and the lines of `release`."""
     schedule = plan.schedule
     early_return = plan.graph.early_return
-    return_line = (
-        "" if early_return is None else f"if not e{early_return.condition}: return ()"
-    )
+    return_line = ""
+    if early_return is not None:
+        return_line = f"if not e{early_return.condition}: return ()"
     body: list[str] = []
     late: list[str] = []
     release_lines: list[str] = []
@@ -145,15 +145,15 @@ def _step_lines(
         return [call_code(node, plan.library, env, out)]
 
     def binding_lines(n: int) -> list[str] | None:
-        return (
-            lines_of_owner[plan.aliases.owner(n)] if plan.aliases.is_bound(n) else None
-        )
+        if not plan.aliases.is_bound(n):
+            return None
+        return lines_of_owner[plan.aliases.owner(n)]
 
     return Group(plan, step.nodes).lines(env, binding_lines)
 
 
 def _emit_copies(plan: Plan, body: list[str], late: list[str]) -> None:
-    """Add the copies of new values that were not computed in the memory of their input."""
+    """Add the copies of new values that are not computed in the memory of their input."""
 
     def is_copied(old: Node, new: Node) -> bool:
         in_place = ("input", plan.graph.input_index[old.number])

@@ -1,4 +1,4 @@
-"""Fusion: the code of elementwise calls on large arrays of one shape that follow one another.
+"""Fusion: the code of a group of elementwise calls on large arrays of one shape.
 
 If kernels can compute all calls of a group, the group becomes one kernel. Otherwise it
 becomes a loop over blocks of rows, small enough that intermediate results stay in the
@@ -22,13 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["Group", "kernel_call", "matrix_shape"]
 
 
-def matrix_shape(array: Any, shape: tuple) -> str:
+def matrix_shape(array: Any, shape: tuple[Any, ...]) -> str:
     """Return how an operand is reshaped if results of `shape` are seen as a matrix.
 
     The last axis becomes the columns, all others the rows. Returns the arguments of
-    `reshape` as
-    code: "-1, width" for an operand of that shape, "width" for one row that all rows
-    share, "-1, 1" for one number a row, and "" for any other operand.
+    `reshape` as code: "-1, width" for an operand of that shape, "width" for one row that
+    all rows share, "-1, 1" for one element a row, and "" for any other operand.
     """
     if array.shape == shape:
         return f"-1, {shape[-1]}"
@@ -44,7 +43,7 @@ class Group:
     calls: for each node that a kernel can compute, the `kernels.Call`. Its operands are
         nodes and arguments; `_kernel` replaces them by indices.
     runs: the nodes that are computed together: consecutive ones of `calls`, or a single
-    other.
+        other node.
     scratch: for each intermediate result that passes from one run to another, the name
         of the memory of one block of it.
     scratch_dtypes: the dtypes of these memories by name.
@@ -68,19 +67,19 @@ class Group:
                 if call is not None:
                     self.calls[node.number] = call
         self.runs: list[list[Node]] = []
+        is_last_in_kernel = False
         for node in nodes:
-            if (
-                self.runs
-                and {node.number, self.runs[-1][-1].number} <= self.calls.keys()
-            ):
+            is_in_kernel = node.number in self.calls
+            if is_in_kernel and is_last_in_kernel:
                 self.runs[-1].append(node)
             else:
                 self.runs.append([node])
+            is_last_in_kernel = is_in_kernel
         self.scratch_dtypes: dict[str, Any] = {}
         self.scratch = self._assign_scratch()
 
     def _reads_written_memory_differently(self) -> bool:
-        """Return whether the group reads memory that it writes, as an array of another layout.
+        """Return whether the group reads memory that it writes with another layout.
 
         Kernels assume that arrays are either the same or do not overlap.
         """
@@ -96,7 +95,11 @@ class Group:
         return not written.isdisjoint(other_memory)
 
     def _assign_scratch(self) -> dict[int, str]:
-        """Assign memory for blocks of the inner results that later runs read, reusing names."""
+        """Assign memory for blocks of the inner results that later runs read.
+
+        Results that are not needed at the same time share a name, if their dtypes are
+        equal.
+        """
         run_of = {node.number: k for k, run in enumerate(self.runs) for node in run}
         last_run = {
             parent: k
@@ -110,25 +113,25 @@ class Group:
         for k, run in enumerate(self.runs):
             read = {parent for node in run for parent in self.parents[node.number]}
             done = [names[p] for p in read if p in names and last_run[p] == k]
-            unsafe = len(run) == 1 and run[0].function is self.library.unsafe_in_place
-            if not unsafe:  # the results of this run may overwrite its operands
+            function = run[0].function
+            is_unsafe = len(run) == 1 and function is self.library.unsafe_in_place
+            if not is_unsafe:  # the results of this run may overwrite its operands
                 free += done
             for node in run:
                 n = node.number
-                if n in self.inner and last_run[n] > run_of[n]:
-                    fitting = [
-                        name for name in free if dtypes[name] == node.value.dtype
-                    ]
-                    names[n] = fitting[-1] if fitting else f"x{n}"
-                    if fitting:
-                        free.remove(names[n])
-                    dtypes[names[n]] = node.value.dtype
-            if unsafe:
+                if n not in self.inner or last_run[n] == run_of[n]:
+                    continue
+                dtype = node.value.dtype
+                fitting = [name for name in free if dtypes[name] == dtype]
+                if fitting:
+                    names[n] = fitting[-1]
+                    free.remove(names[n])
+                else:
+                    names[n] = f"x{n}"
+                    dtypes[names[n]] = dtype
+            if is_unsafe:
                 free += done
         return names
-
-    # --- the code
-    # ---------------------------------------------------------------------------
 
     def lines(
         self, env: dict[str, Any], binding_lines: Callable[[int], list[str] | None]
@@ -136,61 +139,61 @@ class Group:
         """Return the code of the group.
 
         binding_lines(n): the lines that bind the memory of node n, to which code that
-        depends
-            only on its place is added; None if its array is another one at each call.
+            depends only on its place is added; None if its array is another one at each
+            call.
         """
         if len(self.runs) == 1:
             before: list[str] = []
             call = self._kernel(self.runs[0], env, binding_lines, before)
             return [*before, call]
         step = max(1, self.block_size // self.width)  # rows in a block
-        count = -(-self.rows // step)
+        count = -(-self.rows // step)  # blocks
         rest = self.rows - (count - 1) * step  # rows in the last block
         for name, dtype in self.scratch_dtypes.items():
             env[name] = self.library.empty((step, self.width), dtype)
             env[f"l{name}"] = [env[name]] * (count - 1) + [env[name][:rest]]
         # loop variable -> expression of the list of its values, one a block
-        blocks = {}
+        blocks: dict[str, str] = {}
         before = []
         body = []
         for run in self.runs:
             if len(run) > 1:
                 blocks["start"] = f"range(0, {self.rows}, {step})"
                 blocks["count"] = f"[{step}] * {count - 1} + [{rest}]"
-                body.append(
-                    self._kernel(run, env, binding_lines, before, "start", "count")
-                )
+                call = self._kernel(run, env, binding_lines, before, "start", "count")
+                body.append(call)
                 continue
             (node,) = run
             block_names = {}
             for n in (node.number, *self.parents[node.number]):
+                name = f"b{n}"
                 if n in self.scratch:
-                    block_names[n] = f"b{n}"
-                    blocks[f"b{n}"] = f"l{self.scratch[n]}"
-                elif n in self.members or self.plan.graph.is_wide(
-                    self.plan.graph.nodes[n].value
-                ):
-                    block_names[n] = f"b{n}"
-                    blocks[f"b{n}"] = f"l{n}_{self.nodes[0].number}"
-                    line = f"{blocks[f'b{n}']} = {self._split_code(n, step, count)}"
+                    block_names[n] = name
+                    blocks[name] = f"l{self.scratch[n]}"
+                elif n in self.members or self._is_wide(n):
+                    block_names[n] = name
+                    blocks[name] = f"l{n}_{self.nodes[0].number}"
+                    line = f"{blocks[name]} = {self._split_code(n, step, count)}"
                     _add_once(line, binding_lines(n), before)
-            code = call_code(node, self.library, env, block_names.pop(node.number))
-            body.append(rename(code, block_names))
+            out = block_names.pop(node.number)
+            body.append(rename(call_code(node, self.library, env, out), block_names))
+        variables = ", ".join(blocks)
         return [
             *before,
-            f"for {', '.join(blocks)}, in zip({', '.join(blocks.values())}):",
+            f"for {variables}, in zip({', '.join(blocks.values())}):",
             *(f"    {line}" for line in body),
         ]
+
+    def _is_wide(self, n: int) -> bool:
+        return self.plan.graph.is_wide(self.plan.graph.nodes[n].value)
 
     def _split_code(self, n: int, step: int, count: int) -> str:
         """Return the expression of the list of the blocks of an array, `step` rows each."""
         shape = matrix_shape(self.plan.graph.nodes[n].value, self.shape)
         matrix = f"e{n}.reshape({shape})"
-        return (
-            f"[{matrix}] * {count}"
-            if shape == f"{self.width}"
-            else f"split({matrix}, {step})"
-        )
+        if shape == f"{self.width}":  # each block reads the same row
+            return f"[{matrix}] * {count}"
+        return f"split({matrix}, {step})"
 
     def _kernel(
         self,
@@ -206,20 +209,26 @@ class Group:
         start, count: names of the first row and the number of rows of a block.
         before: gets the lines that have to come before the call.
         """
+        # Kernels refer to calls, arrays and scalars by indices: collect them first.
         position = {node.number: k for k, node in enumerate(run)}
         written = [n for n in position if n in self.scratch or n not in self.inner]
         operands = [operand for n in position for operand in self.calls[n].operands]
         read = [
-            o.place for o in operands if o.kind == "array" and o.place not in position
+            operand.place
+            for operand in operands
+            if operand.kind == "array" and operand.place not in position
         ]
-        nodes_by_memory: dict[Any, int] = {}  # memory -> the first node found there
+        nodes_by_memory: dict[Any, int] = {}  # memory -> the first node in it
         for n in (*read, *written):
             nodes_by_memory.setdefault(self._memory(n), n)
         array_index = {memory: k for k, memory in enumerate(nodes_by_memory)}
-        scalars = list(
-            {id(o.place): o for o in operands if o.kind == "scalar"}.values()
-        )
-        scalar_index = {id(o.place): k for k, o in enumerate(scalars)}
+        scalar_by_id = {
+            id(operand.place): operand
+            for operand in operands
+            if operand.kind == "scalar"
+        }
+        scalars = list(scalar_by_id.values())
+        scalar_index = {key: k for k, key in enumerate(scalar_by_id)}
 
         def with_index(operand: Operand) -> Operand:
             place = operand.place
@@ -234,28 +243,27 @@ class Group:
         calls = []
         for n in position:
             call = self.calls[n]
+            indexed = tuple(map(with_index, call.operands))
             out = array_index[self._memory(n)] if n in written else None
-            calls.append(
-                replace(call, operands=tuple(map(with_index, call.operands)), out=out)
-            )
+            calls.append(replace(call, operands=indexed, out=out))
         arrays = [self._describe(n) for n in nodes_by_memory.values()]
-        name = f"k{run[0].number}"
         scalar_dtypes = tuple(scalar.dtype for scalar in scalars)
+        name = f"k{run[0].number}"
         env[name] = kernels.kernel(tuple(arrays), scalar_dtypes, tuple(calls))
         for n in nodes_by_memory.values():
             if n not in self.scratch:
                 _add_once(f"a{n} = address(e{n})", binding_lines(n), before)
         scalar_values = [self._scalar_code(scalar.place, env) for scalar in scalars]
         is_flat = all(array.broadcast == "whole" for array in arrays)
+        nodes = list(nodes_by_memory.values())
 
         def arguments(start: str, rows: str) -> str:
-            """Return the arguments of the kernel for `rows` rows from row `start` on."""
+            """Return the arguments of the kernel for `rows` rows from `start` on."""
             addresses = []
-            for n, array in zip(nodes_by_memory.values(), arrays, strict=True):
-                row_bytes = self.plan.graph.nodes[n].value.itemsize
-                row_bytes *= {"whole": self.width, "column": 1, "row": 0}[
-                    array.broadcast
-                ]
+            for n, array in zip(nodes, arrays, strict=True):
+                item_bytes = self.plan.graph.nodes[n].value.itemsize
+                row_size = {"whole": self.width, "column": 1, "row": 0}[array.broadcast]
+                row_bytes = item_bytes * row_size
                 if n in self.scratch:
                     addresses.append(f"{self.library.address(env[self.scratch[n]])}")
                 elif start != "0" and row_bytes:
@@ -272,19 +280,20 @@ class Group:
         starts = range(0, self.rows, rows_each)
         if len(starts) == 1:
             return f"{name}({arguments('0', str(self.rows))})"
-        shares = (
-            f"({arguments(str(k), str(min(rows_each, self.rows - k)))})" for k in starts
-        )
+        shares = []
+        for first in starts:
+            rows = min(rows_each, self.rows - first)
+            shares.append(f"({arguments(str(first), str(rows))})")
         return f"run_parallel({name}, {', '.join(shares)})"
 
     def _memory(self, n: int) -> Any:
-        """Return a key that is equal for nodes of this group that use the same memory."""
+        """Return a key that is equal for nodes of the group that use the same memory."""
         return self.scratch.get(n, self.plan.location(n))
 
     def _num_threads(self) -> int:
-        """Return the number of threads, so that each has enough elements to be worth it."""
-        worthwhile = self.rows * self.width // kernels.MIN_ELEMENTS_PER_THREAD
-        return max(1, min(self.library.num_threads(), worthwhile))
+        """Return the number of threads, such that each has enough elements."""
+        most = self.rows * self.width // kernels.MIN_ELEMENTS_PER_THREAD
+        return max(1, min(self.library.num_threads(), most))
 
     def _describe(self, n: int) -> Array:
         """Return the dtype and the broadcasting of the array of a node."""

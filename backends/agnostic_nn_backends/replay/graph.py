@@ -61,7 +61,7 @@ class Graph:
     def _find_early_return(
         self, selects: dict[int, int], donations: list[Donation]
     ) -> tuple[EarlyReturn | None, list[Donation]]:
-        """Return the early return, if there is one, and the donations when its condition is true.
+        """Return the early return, or None, and the donations if its condition is true.
 
         An early return exists if each donated input is either unchanged or replaced by
         `select(condition, new, input)`, with one condition for all, and nothing else
@@ -69,32 +69,32 @@ class Graph:
         computes the new values.
         """
         candidates = set()
-        taken = []
+        if_true = []
         for old, new in donations:
             if new is old:
-                taken.append((old, new))
+                if_true.append((old, new))
                 continue
             if new.number not in selects or new.args[2] is not old:
                 return None, donations
             condition, value, _ = new.args
             candidates.add(EarlyReturn(condition.number, selects[new.number]))
-            taken.append((old, value))
+            if_true.append((old, value))
         if len(candidates) != 1:
             return None, donations
         (early_return,) = candidates
         if any(node.number >= early_return.start for node in self.outputs):
             return None, donations
-        required = self._required(taken, [early_return.condition])
+        # no call that remains may read the result of a selection
+        required = self._required(if_true, [early_return.condition])
         if any(parent in selects for n in required for parent in self.parents[n]):
             return None, donations
-        return early_return, taken
+        return early_return, if_true
 
-    def _required(self, donations: list[Donation], more: Iterable[int]) -> list[int]:
-        """Return the calls on which the results and the nodes `more` depend, in order."""
-        queue = [
-            node.number for node in (*self.outputs, *(new for _, new in donations))
-        ]
-        queue += more
+    def _required(self, donations: list[Donation], others: Iterable[int]) -> list[int]:
+        """Return the calls on which the results and the nodes `others` depend."""
+        queue = [node.number for node in self.outputs]
+        queue += [new.number for _, new in donations]
+        queue += others
         required: set[int] = set()
         while queue:
             n = queue.pop()
@@ -112,7 +112,8 @@ class Graph:
     def is_wide(self, value: Any) -> bool:
         """Return whether a value is an array with axes, or contains several values."""
         if isinstance(value, self.library.array_type):
-            return value.ndim > 0
+            has_axes: bool = value.ndim > 0
+            return has_axes
         return isinstance(value, tuple | list | dict)
 
     def accepts_out(self, node: Node) -> bool:
@@ -125,15 +126,13 @@ class Graph:
         accepted = self.is_elementwise(node) or self.library.accepts_out(node.function)
         return accepted and self.library.is_dense(value)
 
-    def same_layout(self, one: Node, other: Node) -> bool:
+    def same_layout(self, a: Node, b: Node) -> bool:
         """Return whether two results have the same shape, dtype and strides."""
-        layouts = [
-            self.library.layout(node.value)
-            if isinstance(node.value, self.library.value_types)
-            else None
-            for node in (one, other)
-        ]
-        return layouts[0] == layouts[1]
+        return self._layout(a.value) == self._layout(b.value)
+
+    def _layout(self, value: Any) -> tuple[Any, ...] | None:
+        is_array = isinstance(value, self.library.value_types)
+        return self.library.layout(value) if is_array else None
 
 
 @dataclass
@@ -143,9 +142,11 @@ class Aliases:
     Memory has an owner: an input, a constant, or the node of a call that made an array.
     A view owns none.
 
+    constants: the numbers of the constants.
+    inputs: for the node of each argument its index among the arguments.
     roots: for each node the owners of the memory that its result may show.
     views: views that are made once, when their owner is bound, since its memory stays
-    in place.
+        in place.
     buffered: owners whose memory the program provides; their calls get an output array.
     """
 
@@ -177,19 +178,18 @@ def find_aliases(graph: Graph) -> Aliases:
     for n in graph.order:
         node = graph.nodes[n]
         shared = [parent.number for parent in node.aliases]
-        owns_memory = not (isinstance(node.value, graph.library.array_type) and shared)
-        own = [n] if owns_memory else []
-        roots[n] = frozenset(own).union(*(roots[parent] for parent in shared))
+        is_array = isinstance(node.value, graph.library.array_type)
+        owns_memory = not (is_array and shared)
+        owners = frozenset([n] if owns_memory else [])
+        roots[n] = owners.union(*(roots[parent] for parent in shared))
         # a result that is returned has to be a new array at each call
         if owns_memory and graph.accepts_out(node) and n not in output_numbers:
             aliases.buffered.add(n)
+        # a view stays in place if its owner does, and nothing but constants, such as an
+        # index, determines which part it shows
         others = [parent for parent in graph.parents[n] if parent not in shared]
         is_fixed = all(parent in graph.constants for parent in others)
-        if (
-            len(shared) == 1
-            and not owns_memory
-            and is_fixed
-            and aliases.is_bound(shared[0])
-        ):
+        has_one_owner = len(shared) == 1 and not owns_memory
+        if has_one_owner and is_fixed and aliases.is_bound(shared[0]):
             aliases.views.add(n)
     return aliases

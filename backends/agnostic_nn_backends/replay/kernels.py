@@ -105,8 +105,8 @@ class Operand:
 class Call:
     """operation(*operands), with a result of `dtype`.
 
-    out: the index of the array to which the result is written, or None if later calls
-    use it only.
+    out: the index of the array to which the result is written, or None if only later
+        calls use it.
     """
 
     operation: str
@@ -136,11 +136,11 @@ def available() -> bool:
         from llvmlite import binding
     except (ImportError, OSError):
         return False
-    return binding.llvm_version_info >= (17,)
+    return bool(binding.llvm_version_info >= (17,))
 
 
 def dtype_name(dtype: Any) -> str:
-    """Return the name of a dtype of any library, or "" if kernels cannot compute with it."""
+    """Return the name of a dtype of any library, or "" if kernels do not support it."""
     name = str(dtype).rpartition(".")[2]
     return name if name in _TYPES else ""
 
@@ -153,8 +153,8 @@ def is_exact(call: Call) -> bool:
 def _instructions(call: Call) -> tuple[str, ...]:
     """Return the LLVM instructions of a call, or () if a kernel cannot make it.
 
-    {a}, {b} and {c} stand for the operands, {0},
-    {1}, ... for the results of the instructions.
+    {a}, {b} and {c} stand for the operands, and {0}, {1}, ... for the results of the
+    instructions.
     """
     dtypes = [operand.dtype for operand in call.operands if operand.kind != "number"]
     if not (dtypes and call.dtype and all(dtypes)):
@@ -166,24 +166,25 @@ def _instructions(call: Call) -> tuple[str, ...]:
     if name == "choose":
         is_valid = call.operands[0].dtype == "bool" and set(dtypes[1:]) <= {dtype}
         return ("select i1 {a}, {t} {b}, {t} {c}",) if is_valid else ()
-    source, *others = set(dtypes)
-    numbers = [operand.place for operand in call.operands if operand.kind == "number"]
-    if others or not all(_is_representable(number, source) for number in numbers):
+    source, *other_dtypes = set(dtypes)
+    if other_dtypes:  # each library promotes dtypes by other rules
         return ()
-    name, *as_numbers = name.split(" as ")
+    numbers = [operand.place for operand in call.operands if operand.kind == "number"]
+    if not all(_is_representable(number, source) for number in numbers):
+        return ()
+    name, _, as_numbers = name.partition(" as ")
     if name in _ORDER or name in _EQUAL:
         comparison = _compare(name, source)
         if as_numbers and dtype == source:
-            return (
-                *comparison,
-                *(line.replace("{a}", "{0}") for line in _cast("bool", dtype)),
-            )
+            to_number = [line.replace("{a}", "{0}") for line in _cast("bool", dtype)]
+            return (*comparison, *to_number)
         return comparison if dtype == "bool" else ()
     if source != dtype:
         return ()
     if name == "two to":
         return _POWER_OF_TWO if dtype == "float32" else ()
     if name.endswith("shift"):
+        # only shifts by less than the width are defined
         *_, by = call.operands
         if by.kind != "number" or not 0 <= by.place < _bits(dtype):
             return ()
@@ -195,10 +196,10 @@ def _instructions(call: Call) -> tuple[str, ...]:
 def _compare(name: str, dtype: str) -> tuple[str]:
     is_float = dtype.startswith("float")
     if name in _EQUAL:
-        return (f"{_EQUAL[name][0 if is_float else 1]} {{of}} {{a}}, {{b}}",)
-    instruction = (
-        "fcmp o" if is_float else "icmp s" if dtype.startswith("int") else "icmp u"
-    )
+        of_floats, of_integers = _EQUAL[name]
+        return (f"{of_floats if is_float else of_integers} {{of}} {{a}}, {{b}}",)
+    kind = dtype.rstrip("0123456789")
+    instruction = {"float": "fcmp o", "int": "icmp s"}.get(kind, "icmp u")
     return (f"{instruction}{_ORDER[name]} {{of}} {{a}}, {{b}}",)
 
 
@@ -224,7 +225,7 @@ def _bits(dtype: str) -> int:
 
 
 def _is_representable(number: Any, dtype: str) -> bool:
-    """Return whether the Array API lets a Python number be an operand next to such a dtype."""
+    """Return whether the Array API allows a Python number next to an array of a dtype."""
     if dtype == "bool":
         return type(number) is bool
     if dtype.startswith("float"):
@@ -251,35 +252,36 @@ def _assembly(
     """Return the kernel as LLVM assembly: a loop over rows around a loop over columns.
 
     Names: %p{k} is the address of array k, %q{k} that of its current element and %a{k}
-    the element. %s{k} is scalar k, and %r{n} the result of call n.
+    the element. %s{k} is scalar k, and %r{n} the result of call n. %i is the row, %j
+    the column and %k the index of the element.
     """
-    read = {o.place for call in calls for o in call.operands if o.kind == "array"}
     parameters = [
         "i64 %rows",
         "i64 %width",
         *(f"ptr noalias %p{k}" for k in range(len(arrays))),
     ]
-    once: list[str] = []
+    once: list[str] = []  # instructions before the loops
+    for k, dtype in enumerate(scalars):
+        llvm_type = _TYPES[dtype]
+        if dtype.startswith("float"):
+            parameters.append(f"{llvm_type} %s{k}")
+        else:  # ctypes passes integers as int64
+            convert = "bitcast" if llvm_type == "i64" else "trunc"
+            parameters.append(f"i64 %w{k}")
+            once.append(f"%s{k} = {convert} i64 %w{k} to {llvm_type}")
     by_row = ["%start = mul i64 %i, %width"]
     by_element = ["%k = add i64 %start, %j"]
-    for k, dtype in enumerate(scalars):
-        t = _TYPES[dtype]
-        if dtype.startswith("float"):
-            parameters.append(f"{t} %s{k}")
-        else:
-            parameters.append(f"i64 %w{k}")
-            once.append(
-                f"%s{k} = {'bitcast' if t == 'i64' else 'trunc'} i64 %w{k} to {t}"
-            )
+    operands = [operand for call in calls for operand in call.operands]
+    read = {operand.place for operand in operands if operand.kind == "array"}
     for k, array in enumerate(arrays):
         code = by_row if array.broadcast == "column" else by_element
         index = {"whole": "%k", "row": "%j", "column": "%i"}[array.broadcast]
-        t = _in_memory(array.dtype)
-        code.append(f"%q{k} = getelementptr {t}, ptr %p{k}, i64 {index}")
+        llvm_type = _in_memory(array.dtype)
+        code.append(f"%q{k} = getelementptr {llvm_type}, ptr %p{k}, i64 {index}")
         if k in read and array.dtype == "bool":
             code += [f"%b{k} = load i8, ptr %q{k}", f"%a{k} = icmp ne i8 %b{k}, 0"]
         elif k in read:
-            code.append(f"%a{k} = load {t}, ptr %q{k}")
+            code.append(f"%a{k} = load {llvm_type}, ptr %q{k}")
     for n, call in enumerate(calls):
         by_element += _call_assembly(n, call)
         if call.out is not None and call.dtype == "bool":
@@ -321,9 +323,9 @@ declare double @llvm.floor.f64(double)
 
 def _call_assembly(n: int, call: Call) -> list[str]:
     """Return the instructions of call number n, of which the last assigns %r{n}."""
-    source = next(
-        operand.dtype for operand in call.operands if operand.kind != "number"
-    )
+    dtypes = [operand.dtype for operand in call.operands if operand.kind != "number"]
+    source = dtypes[0]
+    # "choose" has a mask as its first operand
     number_dtype = call.dtype if call.operation == "choose" else source
     operands = [
         f"%{_LETTERS[operand.kind]}{operand.place}"
@@ -333,10 +335,10 @@ def _call_assembly(n: int, call: Call) -> list[str]:
     ]
     fields: dict[str, Any] = dict(zip("abc", operands, strict=False))
     fields |= {"t": _TYPES[call.dtype], "of": _TYPES[source], "bits": _bits(call.dtype)}
-    is_signed = not call.dtype.startswith("u")
-    fields |= (
-        {"sign": "s", "right": "ashr"} if is_signed else {"sign": "u", "right": "lshr"}
-    )
+    if call.dtype.startswith("u"):
+        fields |= {"sign": "u", "right": "lshr"}
+    else:
+        fields |= {"sign": "s", "right": "ashr"}
     instructions = _instructions(call)
     results = [*(f"%r{n}.{i}" for i in range(len(instructions) - 1)), f"%r{n}"]
     return [
@@ -366,8 +368,8 @@ def kernel(
 ) -> Callable[..., None]:
     """Return a compiled function f(rows, width, *addresses, *scalars) that makes `calls`.
 
-    rows and width are at least 1. An array that
-    is written to must not overlap another one.
+    rows and width are at least 1. An array that is written to must not overlap another
+    one.
     """
     # cached by its assembly, since calls with 0.0 and with -0.0 compare equal
     return _compile(_assembly(arrays, scalars, calls), len(arrays), scalars)
@@ -385,21 +387,18 @@ def _compile(code: str, arrays: int, scalars: tuple[str, ...]) -> Callable[..., 
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     engine = llvm.create_mcjit_compiler(module, machine)
-    scalar_types = [
-        {"float32": ctypes.c_float, "float64": ctypes.c_double}.get(
-            dtype, ctypes.c_int64
-        )
-        for dtype in scalars
-    ]
+    floats: dict[str, Any] = {"float32": ctypes.c_float, "float64": ctypes.c_double}
+    scalar_types = [floats.get(dtype, ctypes.c_int64) for dtype in scalars]
     sizes = (ctypes.c_int64, ctypes.c_int64)
     pointers = [ctypes.c_void_p] * arrays
     signature = ctypes.CFUNCTYPE(None, *sizes, *pointers, *scalar_types)
     function: Any = signature(engine.get_function_address("kernel"))
     function.engine = engine  # it owns the machine code
-    return function
+    compiled: Callable[..., None] = function
+    return compiled
 
 
-def run_parallel(kernel: Callable, *shares: tuple) -> None:
+def run_parallel(kernel: Callable[..., Any], *shares: tuple[Any, ...]) -> None:
     """Call kernel(*share) for each of `shares`, in this thread and others."""
     call = ParallelCall(kernel, *shares)
     try:
@@ -412,18 +411,21 @@ def run_parallel(kernel: Callable, *shares: tuple) -> None:
 class ParallelCall:
     """The calls kernel(*share), made by several threads.
 
-    Calling the object again after an error makes the calls that are still missing. Each
-    thread takes its share out of `shares`, so that none is computed twice; `begun` and
-    `ended` hold the numbers of the shares that were taken and left.
+    Calling the object again after an error makes the calls that are still missing.
+
+    shares: the shares by number; each thread takes its share out, so that none is
+        computed twice.
+    begun, ended: the numbers of the shares that threads have begun and ended.
+    wakeups: gets None when a share has ended.
     """
 
-    def __init__(self, kernel: Callable, *shares: tuple) -> None:
+    def __init__(self, kernel: Callable[..., Any], *shares: tuple[Any, ...]) -> None:
         self.kernel = kernel
         self.shares = dict(enumerate(shares))
         self.begun: list[int] = []
         self.ended: list[int] = []
         self.errors: list[BaseException] = []
-        self.wakeups: SimpleQueue = SimpleQueue()
+        self.wakeups: SimpleQueue[None] = SimpleQueue()
 
     def __call__(self) -> None:
         numbers = [*self.shares]

@@ -1,4 +1,4 @@
-"""The plan of a program: the passes over a trace, in the order in which they depend on each other.
+"""The plan of a program: the passes over a trace, in the order in which they run.
 
 1. `Graph`: the calls that the results need, and the early return.
 2. `find_aliases`: which results share memory.
@@ -19,7 +19,10 @@ __all__ = ["Plan"]
 
 
 class Plan:
-    """The steps to compute `outputs`, and for each donation (old, new) to write new over old."""
+    """How to compute `outputs`, and write `new` over `old` for each donation.
+
+    inputs, outputs, donations: see `Graph`.
+    """
 
     def __init__(
         self,
@@ -41,8 +44,8 @@ class Plan:
     def location(self, n: int) -> Slot:
         """Return where the result of a node is stored.
 
-        Two nodes have equal locations only if they
-        are the same elements in the same order.
+        Two nodes have equal locations only if they are the same elements in the same
+        order.
         """
         slot = self.allocation.slot(n)
         if slot is not None:
@@ -51,12 +54,13 @@ class Plan:
             return "input", self.graph.input_index[n]
         roots = self.aliases.roots[n]
         if len(roots) == 1 and n not in roots:
-            nodes = self.graph.nodes
-            root = nodes[next(iter(roots))]
-            if root.address == nodes[n].address and self.graph.same_layout(
-                root, nodes[n]
-            ):
-                return self.location(root.number)
+            # a view that shows all of its owner is the same elements
+            node = self.graph.nodes[n]
+            (root_number,) = roots
+            root = self.graph.nodes[root_number]
+            is_same_start = root.address == node.address
+            if is_same_start and self.graph.same_layout(root, node):
+                return self.location(root_number)
         return "node", n
 
     def shows_bound_memory(self, node: Node) -> bool:

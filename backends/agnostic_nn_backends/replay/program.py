@@ -1,7 +1,7 @@
 """Programs: recorded functions as generated code, and when a call uses them.
 
-`replayed(function)` behaves like the pure `function`.
-The package's docstring describes how.
+`replayed(function)` behaves like the pure `function`. The package's docstring describes
+how.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from typing import Any
 
 from agnostic_nn.core.atomic import settle
 
+from .codegen import define_function
 from .commit import Commit
 from .emit import emit
 from .graph import Donation
@@ -19,10 +20,10 @@ from .trace import Library, Node, Trace, Traced, leaves, map_leaves
 
 __all__ = ["Program", "direct", "replayed"]
 
-MAX_SIGNATURES = 8  # kinds of arguments for which programs are kept
+MAX_SIGNATURES = 8  # kinds of arguments for which programs are stored
 
 
-def direct(function: Callable, library: Library) -> Callable:
+def direct(function: Callable[..., Any], library: Library) -> Callable[..., Any]:
     """Return a function that calls `function` without replay and returns writable arrays.
 
     It serves `nn.backend(..., replay=False)`: for debuggers, and to find out whether
@@ -37,8 +38,8 @@ def direct(function: Callable, library: Library) -> Callable:
 
 
 def replayed(
-    function: Callable, library: Library, donated: tuple[int, ...] = ()
-) -> Callable:
+    function: Callable[..., Any], library: Library, donated: tuple[int, ...] = ()
+) -> Callable[..., Any]:
     """Return the pure `function` of trees of arrays, replayed where possible.
 
     donated: the positions of arguments whose memory the caller gives up.
@@ -47,7 +48,8 @@ def replayed(
     call runs it too, and also builds a program and compares its result. Later calls run
     the program, or the function if it could not be traced or gave another result.
     """
-    # by signature; True: called once, False: cannot be replayed
+    # by signature of the arguments: a program; True after the first call with them; False
+    # if the function cannot be replayed with them
     programs: dict[Any, Program | bool] = {}
     latest: list[Program] = []  # the program of the last call, which is tried first
     call_directly = direct(function, library)
@@ -56,7 +58,7 @@ def replayed(
     # whether it was acquired by this call or by another thread.
     holder: dict[int, object] = {}
 
-    def into(outcome: list, *args: Any) -> None:
+    def into(outcome: list[Any], *args: Any) -> None:
         me = object()
         try:
             if holder.setdefault(0, me) is not me:  # another thread runs a program
@@ -64,39 +66,42 @@ def replayed(
             else:
                 _run(outcome, args)
         finally:
-            # no function is called before the holder is
-            # removed, so no exception can intervene
+            # no function is called before the holder is removed, so no exception can
+            # intervene
             try:
                 if holder[0] is me:
                     del holder[0]
             except KeyError:
                 pass
 
-    def _run(outcome: list, args: tuple) -> None:
+    def _run(outcome: list[Any], args: tuple[Any, ...]) -> None:
         for program in latest:
             if program.fits(args):
-                return program.into(outcome, args)
+                program.into(outcome, args)
+                return
         try:
-            entry = programs.get(signature := _signature(args, library))
+            signature = _signature(args, library)
+            entry = programs.get(signature)
         except TypeError:  # an argument that is not an array is not hashable
             outcome.extend((None, call_directly(*args)))
-            return None
+            return
         if isinstance(entry, Program) and entry.fits(args):
             latest[:] = [entry]
-            return entry.into(outcome, args)
+            entry.into(outcome, args)
+            return
         if entry is True:
             programs[signature] = _build(outcome, call_directly, args, library, donated)
-            return None
+            return
         if entry is None:
             programs[signature] = True
             if len(programs) > MAX_SIGNATURES:
-                programs.pop(next(iter(programs)))
+                oldest = next(iter(programs))
+                programs.pop(oldest)
         outcome.extend((None, call_directly(*args)))
-        return None
 
     @wraps(function)
     def call(*args: Any) -> Any:
-        outcome: list = []
+        outcome: list[Any] = []
         try:
             into(outcome, *args)
         except BaseException:
@@ -109,40 +114,42 @@ def replayed(
 
 
 def _build(
-    outcome: list,
-    function: Callable,
-    args: tuple,
+    outcome: list[Any],
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
     library: Library,
     donated: tuple[int, ...],
-) -> Any:
-    """Call the function, put its result into `outcome`, and return a verified program, or False.
+) -> "Program | bool":
+    """Call the function, put its result into `outcome`, and return a program, or False.
 
-    A program is verified by one run, whose result has to equal that of the function.
+    The program is verified by one run, whose result has to equal that of the function.
     """
     program = _trace(function, args, library, donated)
     result = function(*args)
     if program is None:
         outcome.extend((None, result))
         return False
-    # The trial writes to the donated arguments, which nothing needs any more, so that
-    # it takes no memory of its own. Parts of the result that share their memory have to
-    # be copied before.
-    donated_ranges = [
-        library.byte_range(leaf) for i in donated for leaf in _arrays(args[i], library)
-    ]
+    # This run writes to the donated arguments, which nothing needs any more, so that it
+    # takes no additional memory. Parts of the result that share their memory have to be
+    # copied before.
+    donated_arrays = [leaf for i in donated for leaf in _arrays(args[i], library)]
+    donated_ranges = [library.byte_range(array) for array in donated_arrays]
 
-    def safe(leaf: Any) -> Any:
+    def without_donated(leaf: Any) -> Any:
         if not isinstance(leaf, library.array_type):
             return leaf
         start, end = library.byte_range(leaf)
         is_donated = any(start < last and first < end for first, last in donated_ranges)
         return library.copy(leaf) if is_donated else leaf
 
-    result = _map_arrays(safe, result, library)
+    result = _map_arrays(without_donated, result, library)
     outcome.extend((None, result))  # from here on the arguments may be lost
     try:
         with library.ignore_errors():
-            if program.fits(args) and _equal(result, replay := program(args), library):
+            if not program.fits(args):
+                return False
+            replay = program(args)
+            if _equal(result, replay, library):
                 outcome[1] = replay
                 return program
     except Exception as error:
@@ -152,7 +159,10 @@ def _build(
 
 
 def _trace(
-    function: Callable, args: tuple, library: Library, donated: tuple[int, ...]
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    library: Library,
+    donated: tuple[int, ...],
 ) -> "Program | None":
     """Return a program for the function, or None if it cannot be traced."""
 
@@ -168,20 +178,20 @@ def _trace(
         raise
 
 
-def _is_reproducible(error: Exception, action: Callable) -> bool:
+def _is_reproducible(error: Exception, action: Callable[[], Any]) -> bool:
     """Return whether the action raises such an error again.
 
-    An error from a signal handler or another thread
-    does not come again; it must not be lost.
+    An error from a signal handler or another thread does not come again; it must not be
+    lost.
     """
     try:
         action()
-    except Exception as other:
-        return type(error) is type(other)
+    except Exception as second_error:
+        return type(error) is type(second_error)
     return False
 
 
-def _arrays(tree: Any, library: Library) -> list:
+def _arrays(tree: Any, library: Library) -> list[Any]:
     return [leaf for leaf in leaves(tree) if isinstance(leaf, library.array_type)]
 
 
@@ -190,40 +200,45 @@ def _prepare_once(library: Any) -> None:
     library.prepare()
 
 
-def _map_arrays(function: Callable, tree: Any, library: Library) -> Any:
+def _map_arrays(function: Callable[..., Any], tree: Any, library: Library) -> Any:
     """Return `tree` with function(array) for each array."""
     value_types = library.value_types
-    return map_leaves(
-        lambda leaf: function(leaf) if isinstance(leaf, value_types) else leaf, tree
-    )
+
+    def convert(leaf: Any) -> Any:
+        return function(leaf) if isinstance(leaf, value_types) else leaf
+
+    return map_leaves(convert, tree)
 
 
 def _equal(tree: Any, other: Any, library: Library) -> bool:
     """Return whether two results have the same structure, dtypes, shapes and values."""
     if isinstance(tree, dict):
         return tree.keys() == other.keys() and all(
-            _equal(v, other[k], library) for k, v in tree.items()
+            _equal(branch, other[name], library) for name, branch in tree.items()
         )
     if isinstance(tree, tuple | list):
         pairs = zip(tree, other, strict=False)
         return len(tree) == len(other) and all(_equal(*pair, library) for pair in pairs)
     if isinstance(tree, library.value_types):
-        alike = tree.dtype == other.dtype and tree.shape == other.shape
-        return alike and library.equal(tree, other)
-    return tree is other or tree == other
+        is_alike = tree.dtype == other.dtype and tree.shape == other.shape
+        return is_alike and library.equal(tree, other)
+    return bool(tree is other or tree == other)
 
 
 def _signature(tree: Any, library: Library) -> Any:
-    """Return what a program depends on: structure, layouts of arrays, values of other leaves."""
+    """Return what a program depends on.
+
+    That is the structure of the arguments, the layouts of the arrays among their leaves
+    and the values of all other leaves.
+    """
     if isinstance(tree, dict):
-        return tuple([(k, _signature(v, library)) for k, v in tree.items()])
+        branches = [(name, _signature(v, library)) for name, v in tree.items()]
+        return tuple(branches)
     if isinstance(tree, tuple | list):
         return (type(tree), *[_signature(v, library) for v in tree])
-    return (
-        library.layout(tree)
-        if isinstance(tree, library.value_types)
-        else (type(tree), tree)
-    )
+    if isinstance(tree, library.value_types):
+        return library.layout(tree)
+    return type(tree), tree
 
 
 class Program:
@@ -231,34 +246,39 @@ class Program:
 
     A program is bound to arrays: `fits` assigns the arguments to names in `env`, and a
     call runs with them. See `emit` for the generated functions.
+
+    result: the result of the function as a tree with nodes instead of arrays.
+    replaces: for the path of a part of the result, the position of the donated argument
+        that it replaces.
+    donated: the indices of the arrays that are donated.
+    layouts, bound: for each array among the arguments the layout that it has to have,
+        and the array that is bound at the moment.
     """
 
     def __init__(
         self,
-        function: Callable,
-        args: tuple,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
         library: Library,
         donated: tuple[int, ...],
     ) -> None:
         _prepare_once(library)
         self.library = library
         with Trace(library) as trace:
-            traced = _map_arrays(
-                lambda array: trace.add(None, (), {}, array), args, library
-            )
-            # an array that does not depend on an argument
-            # is a constant; record it as a copy
-            result = _map_arrays(
-                lambda array: trace.add(library.copy, (array,), {}, array),
-                function(*traced),
-                library,
-            )
-        arg_nodes, self.result = (
-            map_leaves(_to_node, tree) for tree in (traced, result)
-        )
+
+            def traced_input(array: Any) -> Traced:
+                return trace.add(None, (), {}, array)
+
+            def traced_copy(array: Any) -> Traced:
+                return trace.add(library.copy, (array,), {}, array)
+
+            traced_args = _map_arrays(traced_input, args, library)
+            traced_result = function(*traced_args)
+            # an array that does not depend on an argument is not traced: record a copy
+            traced_result = _map_arrays(traced_copy, traced_result, library)
+        arg_nodes = map_leaves(_to_node, traced_args)
+        self.result = map_leaves(_to_node, traced_result)
         inputs = _nodes(arg_nodes)
-        # path of a part of the result -> position
-        # of the donated argument that it replaces
         self.replaces = _match_donations(self.result, arg_nodes, donated)
         donations: list[Donation] = []
         outputs: list[Node] = []
@@ -284,11 +304,11 @@ class Program:
         self.is_parallel = code.is_parallel
         self.call_function, self.errors = library.error_collector()
         self.copied_results = {n.number for n in outputs if plan.shows_bound_memory(n)}
-        exec(f"def result_of(args): return {self._result_code(self.result)}", self.env)
-        self.result_of = self.env.pop("result_of")
+        line = f"return {self._result_code(self.result)}"
+        self.result_of = define_function("result_of", "args", [line], self.env)
 
-    def fits(self, args: tuple) -> bool:
-        """Return whether the program is valid for these arguments; if so, bind them to it."""
+    def fits(self, args: tuple[Any, ...]) -> bool:
+        """Return whether the program is valid for these arguments, and if so bind them."""
         try:
             arrays = self.flatten(args)
         except (TypeError, LookupError):
@@ -301,11 +321,8 @@ class Program:
             return True
         if any(self._layout(arrays[i]) != self.layouts[i] for i in changed):
             return False
-        if (
-            self.donated
-            and not self.donated.isdisjoint(changed)
-            and not self._can_write(arrays)
-        ):
+        has_new_memory = not self.donated.isdisjoint(changed)
+        if has_new_memory and not self._can_write(arrays):
             return False
         for i in changed:
             bound[i] = None  # an exception may come before all names are assigned
@@ -313,14 +330,11 @@ class Program:
             bound[i] = arrays[i]
         return True
 
-    def _layout(self, leaf: Any) -> Any:
-        return (
-            self.library.layout(leaf)
-            if isinstance(leaf, self.library.value_types)
-            else None
-        )
+    def _layout(self, leaf: Any) -> tuple[Any, ...] | None:
+        is_array = isinstance(leaf, self.library.value_types)
+        return self.library.layout(leaf) if is_array else None
 
-    def _can_write(self, arrays: tuple) -> bool:
+    def _can_write(self, arrays: tuple[Any, ...]) -> bool:
         """Return whether the donated arrays are writable and overlap no other argument."""
         if any(not self.library.is_writable(arrays[i]) for i in self.donated):
             return False
@@ -329,30 +343,40 @@ class Program:
             for i, array in enumerate(arrays)
             if isinstance(array, self.library.array_type)
         )
-        return not any(b[0] < a[1] and (a[2] or b[2]) for a, b in pairwise(ranges))
+        # sorted by their start, so that only neighbours need to be compared
+        return not any(
+            start < last_end and (is_donated or last_is_donated)
+            for (_, last_end, last_is_donated), (start, _, is_donated) in pairwise(
+                ranges
+            )
+        )
 
-    def __call__(self, args: tuple) -> Any:
-        outcome: list = []
+    def __call__(self, args: tuple[Any, ...]) -> Any:
+        outcome: list[Any] = []
         self.into(outcome, args)
         return outcome[1]
 
-    def into(self, outcome: list, args: tuple) -> None:
-        """Make the calls and put the result into `outcome`: see `agnostic_nn.core.atomic`."""
+    def into(self, outcome: list[Any], args: tuple[Any, ...]) -> None:
+        """Run, and put the result into `outcome` as `agnostic_nn.core.atomic` describes."""
         calls = self.run()
         result = self.result_of(args)
         if not calls:
             outcome.extend((None, result))
             return
         self.errors.clear()
-        Commit(
+        commit = Commit(
             outcome, calls, result, self.call_function, self.env, self.is_parallel
-        ).run()
+        )
+        commit.run()
         self.release()
         if self.errors:
             self.library.report_errors(self.errors)
 
-    def _result_code(self, tree: Any, path: tuple | None = ()) -> str:
-        """Return the expression of the result. Donated arguments stand for what replaces them."""
+    def _result_code(self, tree: Any, path: tuple[int, ...] | None = ()) -> str:
+        """Return the expression of the result, or of the part of it at `path`.
+
+        A part that replaces a donated argument is that argument, in whose memory it is.
+        """
         if path in self.replaces:
             return f"args[{self.replaces[path]}]"
         if isinstance(tree, dict):
@@ -360,9 +384,11 @@ class Program:
             return f"{{{', '.join(items)}}}"
         if isinstance(tree, tuple | list):
             has_parts = path == () and isinstance(tree, tuple)
-            paths = ((i,) if has_parts else None for i in range(len(tree)))
-            items = (self._result_code(*pair) for pair in zip(tree, paths, strict=True))
-            inner = "".join(f"{item}, " for item in items)
+            codes = [
+                self._result_code(branch, (i,) if has_parts else None)
+                for i, branch in enumerate(tree)
+            ]
+            inner = "".join(f"{code}, " for code in codes)
             return f"({inner})" if isinstance(tree, tuple) else f"[{inner}]"
         if isinstance(tree, Node):
             name = f"e{tree.number}"
@@ -380,18 +406,18 @@ def _nodes(tree: Any) -> list[Node]:
     return [leaf for leaf in leaves(tree) if isinstance(leaf, Node)]
 
 
-def _parts(result: Any) -> list[tuple[tuple, Any]]:
-    """Return (path, part) for each part of a result: an entry of a tuple, or all of it."""
+def _parts(result: Any) -> list[tuple[tuple[int, ...], Any]]:
+    """Return (path, part) for each part of a result: each entry of a tuple, or all."""
     if not isinstance(result, tuple):
         return [((), result)]
     return [((i,), part) for i, part in enumerate(result)]
 
 
 def _match_donations(
-    result: Any, args: tuple, donated: tuple[int, ...]
-) -> dict[tuple, int]:
-    """Match each donated argument with the first part of the result that has its structure."""
-    matches: dict[tuple, int] = {}
+    result: Any, args: tuple[Any, ...], donated: tuple[int, ...]
+) -> dict[tuple[int, ...], int]:
+    """Match each donated argument with the first part of the result that is like it."""
+    matches: dict[tuple[int, ...], int] = {}
     for position in donated:
         structure = _structure(args[position])
         for path, part in _parts(result):
@@ -412,8 +438,10 @@ def _structure(tree: Any) -> Any:
     return tree.value.shape, tree.value.dtype
 
 
-def _make_flatten(args: tuple, library: Library) -> Callable:
-    """Generate flatten(args): the tuple of the arrays in arguments of the same structure.
+def _make_flatten(
+    args: tuple[Any, ...], library: Library
+) -> Callable[[tuple[Any, ...]], tuple[Any, ...] | None]:
+    """Generate flatten(args): the tuple of the arrays in arguments of this structure.
 
     It returns None for another structure, or if a leaf that is not an array is another
     object. It runs at each call, so it is generated code: one expression without loops.
@@ -425,17 +453,17 @@ def _make_flatten(args: tuple, library: Library) -> Callable:
     def visit(tree: Any, code: str) -> None:
         if isinstance(tree, dict | tuple | list):
             tests.append(f"len({code}) == {len(tree)}")
-            for k, branch in (
-                tree.items() if isinstance(tree, dict) else enumerate(tree)
-            ):
-                visit(branch, f"{code}[{k!r}]")
+            items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+            for key, branch in items:
+                visit(branch, f"{code}[{key!r}]")
         elif isinstance(tree, library.value_types):
             arrays.append(code)
         else:
-            env[f"g{len(env)}"] = tree
-            tests.append(f"{code} is g{len(env) - 1}")
+            name = f"g{len(env)}"
+            env[name] = tree
+            tests.append(f"{code} is {name}")
 
     visit(args, "args")
-    items = "".join(f"{code}, " for code in arrays)
-    exec(f"def flatten(args): return ({items}) if {' and '.join(tests)} else None", env)
-    return env["flatten"]
+    result = "".join(f"{code}, " for code in arrays)
+    line = f"return ({result}) if {' and '.join(tests)} else None"
+    return define_function("flatten", "args", [line], env)

@@ -1,4 +1,4 @@
-"""The schedule of a program: the order of its calls, fused groups, and what is committed last.
+"""The schedule of a program: the order of its calls, fused groups, and the commit.
 
 Calls that write to donated memory come last, so that an exception before them leaves
 the old values intact: see `commit`. Elementwise calls on large arrays that follow one
@@ -70,9 +70,8 @@ def find_commitment(graph: Graph, aliases: Aliases) -> Commitment:
     def can_be_late(n: int) -> bool:
         if n in aliases.views:
             return True
-        return n in aliases.buffered and graph.library.is_atomic(
-            graph.nodes[n].function
-        )
+        is_atomic = graph.library.is_atomic(graph.nodes[n].function)
+        return n in aliases.buffered and is_atomic
 
     in_place: set[int] = set()
     late: set[int] = set()
@@ -81,6 +80,7 @@ def find_commitment(graph: Graph, aliases: Aliases) -> Commitment:
             continue
         if new.number not in aliases.buffered or not graph.is_elementwise(new):
             continue
+        # if `new` is late, then so is everything that reads it
         extended = set(late)
         queue = [new.number]
         while queue:
@@ -91,20 +91,13 @@ def find_commitment(graph: Graph, aliases: Aliases) -> Commitment:
         if all(can_be_late(n) for n in extended - late) and not extended & returned:
             in_place.add(new.number)
             late = extended
-    # what only late calls read joins them, so that it can be fused with them
+    # a call that only late calls read joins them, so that it can be fused with them
     for n in reversed(graph.order):
-        if (
-            n in late
-            or n in returned
-            or n not in readers
-            or not set(readers[n]) <= late
-        ):
+        if n in late or n in returned or n not in readers:
             continue
-        if (
-            n in aliases.buffered
-            and can_be_late(n)
-            and _is_blockwise(graph, graph.nodes[n])
-        ):
+        is_read_late = set(readers[n]) <= late
+        is_buffered = n in aliases.buffered and can_be_late(n)
+        if is_read_late and is_buffered and _is_blockwise(graph, graph.nodes[n]):
             late.add(n)
     return Commitment(in_place, late)
 
@@ -113,8 +106,8 @@ def make_schedule(graph: Graph, aliases: Aliases, late: set[int]) -> Schedule:
     """Order the calls and fuse elementwise ones on large arrays.
 
     Sorts `graph.order` so that late calls come last. A small call that is independent
-    of the group being collected is moved before it,
-    so that it does not cut the group in two.
+    of the group being collected is moved before it, so that it does not cut the group
+    in two.
     """
     steps: list[Step] = []
     early_return = graph.early_return
@@ -134,31 +127,28 @@ def make_schedule(graph: Graph, aliases: Aliases, late: set[int]) -> Schedule:
         if is_first_late:
             end_group()
             commit_step = len(steps)
-        if (
-            early_return is not None
-            and return_step is None
-            and (is_first_late or n >= early_return.start)
-        ):
-            end_group()
-            return_step = len(steps)
+        if early_return is not None and return_step is None:
+            # nothing of the commit may run before the condition is checked
+            is_return_due = is_first_late or n >= early_return.start
+            if is_return_due:
+                end_group()
+                return_step = len(steps)
         if n in aliases.views:
             continue  # made when its owner is bound
         members = {member.number for member in group}
         read_from_group = [p for p in graph.parents[n] if aliases.roots[p] & members]
         if n in aliases.buffered and _is_blockwise(graph, node):
             same_shape = not group or group[0].value.shape == node.value.shape
-            # a view of a member needs the whole member,
-            # so it cannot be read block by block
+            # a view of a member needs the whole member, so it cannot be read block by
+            # block
             if not same_shape or any(p not in members for p in read_from_group):
                 end_group()
             group.append(node)
             continue
-        if (
-            read_from_group
-            or graph.is_wide(node.value)
-            or not graph.is_elementwise(node)
-        ):
+        is_small = not graph.is_wide(node.value) and graph.is_elementwise(node)
+        if read_from_group or not is_small:
             end_group()
+        # a small call comes before the group, which is appended when it ends
         steps.append(Step([node]))
     end_group()
     if early_return is not None and return_step is None:
@@ -172,8 +162,8 @@ def _is_blockwise(graph: Graph, node: Node) -> bool:
     """Return whether a call can be part of a group.
 
     It has to be elementwise, on contiguous arrays that are large and have the shape of
-    the result. An operand may also be a vector along
-    the last axis, or have a last axis of length 1.
+    the result. An operand may also be a vector along the last axis, or have a last axis
+    of length 1.
     """
     value = node.value
     if not graph.is_elementwise(node) or node.kwargs:
@@ -182,12 +172,10 @@ def _is_blockwise(graph: Graph, node: Node) -> bool:
     min_size = MIN_KERNEL_SIZE if has_kernel else graph.library.block_size()
     if math.prod(value.shape) <= min_size:
         return False
-    operands = [
-        arg.value if isinstance(arg, Node) else arg for arg in leaves(node.args)
-    ]
-    arrays: list[Any] = [
-        value,
-        *(operand for operand in operands if graph.is_wide(operand)),
-    ]
+    arrays: list[Any] = [value]
+    for arg in leaves(node.args):
+        operand = arg.value if isinstance(arg, Node) else arg
+        if graph.is_wide(operand):
+            arrays.append(operand)
     is_contiguous = graph.library.is_contiguous
     return all(matrix_shape(a, value.shape) and is_contiguous(a) for a in arrays)

@@ -14,7 +14,7 @@ which calls come next would depend on the numbers.
 """
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache, partial, wraps
@@ -51,8 +51,8 @@ class Library(Protocol):
     value_types: tuple[Any, ...]  # all array types, including NumPy's scalars
     array_type: Any  # the type whose memory can be written to
     traced_type: type  # the subclass of `Traced`
-    # function -> name of the equivalent kernel operation
-    operations: dict[Callable, str]
+    # function -> the name of the operation of `kernels` that gives the same bits
+    operations: dict[Callable[..., Any], str]
     # the elementwise function whose output must not overlap its operands, or None: it
     # writes to the output before it has read all of them
     unsafe_in_place: Any
@@ -69,7 +69,7 @@ class Library(Protocol):
         """Return the number of threads that may share a kernel."""
         ...
 
-    def layout(self, array: Any) -> tuple:
+    def layout(self, array: Any) -> tuple[Any, ...]:
         """Return what a program depends on: shape, dtype, strides and similar."""
         ...
 
@@ -82,7 +82,7 @@ class Library(Protocol):
         ...
 
     def is_dense(self, array: Any) -> bool:
-        """Return whether the elements fill their memory without gaps, in any order of axes."""
+        """Return whether the elements have no gaps between them, in any order of axes."""
         ...
 
     def is_contiguous(self, array: Any) -> bool:
@@ -94,22 +94,22 @@ class Library(Protocol):
         ...
 
     def shape_only(self, array: Any) -> Any:
-        """Return an array of the same shape, dtype and strides that holds no data."""
+        """Return an array of the same shape, dtype and strides, without memory for data."""
         ...
 
     def as_array(self, array: Any) -> Any:
-        """Return a value as an array that can be written to; NumPy returns scalars for 0-d."""
+        """Return a value as a writable array; NumPy computes scalars, not 0-d arrays."""
         ...
 
     def copy(self, array: Any) -> Any:
         """Return a copy."""
         ...
 
-    def deferred_copy(self, to: Any, array: Any) -> Callable:
-        """Return a callable without arguments, implemented in C, that copies `array` to `to`."""
+    def deferred_copy(self, to: Any, array: Any) -> Callable[..., Any]:
+        """Return a callable in C, without arguments, that copies `array` to `to`."""
         ...
 
-    def empty(self, shape: tuple, dtype: Any) -> Any:
+    def empty(self, shape: tuple[Any, ...], dtype: Any) -> Any:
         """Return an uninitialized array."""
         ...
 
@@ -125,39 +125,40 @@ class Library(Protocol):
         """Return views of `rows` rows each; the last may have fewer."""
         ...
 
-    def equal(self, one: Any, other: Any) -> bool:
-        """Return whether two arrays of one shape and dtype are equal, NaN being equal to NaN."""
+    def equal(self, x: Any, y: Any) -> bool:
+        """Return whether arrays of one shape and dtype are equal; NaN equals NaN."""
         ...
 
-    def is_elementwise(self, function: Callable) -> bool:
+    def is_elementwise(self, function: Callable[..., Any]) -> bool:
         """Return whether a function is elementwise and accepts an output array."""
         ...
 
-    def accepts_out(self, function: Callable) -> bool:
-        """Return whether a function that is not elementwise accepts an output array."""
+    def accepts_out(self, function: Callable[..., Any]) -> bool:
+        """Return whether another function accepts an output array."""
         ...
 
-    def is_atomic(self, function: Callable) -> bool:
-        """Return whether a function runs no Python code, so that no exception can split it."""
+    def is_atomic(self, function: Callable[..., Any]) -> bool:
+        """Return whether no Python code runs in a function: no exception can split it."""
         ...
 
-    def error_collector(self) -> tuple[Callable, list]:
-        """Return (call, errors): call(function, *args) appends floating-point errors to `errors`.
+    def error_collector(self) -> tuple[Callable[..., Any], list[str]]:
+        """Return (call, errors), to make a call without running Python code.
 
-        Handlers of the user are not called meanwhile: they would be Python code.
+        call(function, *args) makes the call and appends the messages of floating-point
+        errors to the list `errors`, instead of calling the user's handlers.
         """
         ...
 
-    def report_errors(self, errors: list) -> None:
+    def report_errors(self, errors: list[str]) -> None:
         """Warn about or raise the collected errors, according to the user's settings."""
         ...
 
-    def ignore_errors(self) -> AbstractContextManager:
+    def ignore_errors(self) -> AbstractContextManager[None]:
         """Return a context in which floating-point errors are ignored."""
         ...
 
-    def out_is_positional(self, function: Callable) -> bool:
-        """Return whether the output array may be the last positional argument, which is faster."""
+    def out_is_positional(self, function: Callable[..., Any]) -> bool:
+        """Return whether the output may be passed by position, which is faster."""
         ...
 
 
@@ -172,7 +173,7 @@ class Node:
     function: None for an input.
     number: the index in the trace.
     value: the value of a constant; else an array with the layout of the result but no
-    data.
+        data.
     parents: the nodes among the arguments.
     aliases: the parents whose memory the result shares, as a view or as itself.
     is_constant: whether the result depends on no input.
@@ -180,7 +181,7 @@ class Node:
     """
 
     function: Any
-    args: tuple
+    args: tuple[Any, ...]
     kwargs: dict[str, Any]
     number: int
     value: Any
@@ -197,58 +198,75 @@ class Trace:
     selects: maps the number of a node recorded by `select` to the number of the first
         node that computes the new values.
     nodes_by_call: the nodes by function and arguments, for common-subexpression
-    elimination.
+        elimination.
     """
 
     library: Library
     nodes: list[Node] = field(default_factory=list)
     selects: dict[int, int] = field(default_factory=dict)
-    nodes_by_call: dict[tuple, Node] = field(default_factory=dict)
+    nodes_by_call: dict[tuple[Any, ...], Node] = field(default_factory=dict)
 
     def add(
-        self, function: Callable | None, args: tuple, kwargs: dict, value: Any
+        self,
+        function: Callable[..., Any] | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        value: Any,
     ) -> "Traced":
         """Add a node for a call, or find the node of an equal call.
 
         Backward passes often repeat calls of forward passes; a program makes them once.
         """
-        key: Any = (function, _call_key(args), _call_key(kwargs))
+        key = (function, _call_key(args), _call_key(kwargs))
         try:
             equal_node = self.nodes_by_call.get(key)
+            is_hashable = True
         except TypeError:  # a constant array among the arguments is not hashable
-            key = None
             equal_node = None
+            is_hashable = False
         if equal_node is not None:
-            return self.library.traced_type(equal_node, value)
-        traced = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Traced)]
+            return self._traced(equal_node, value)
+        node = self._new_node(function, args, kwargs, value)
+        self.nodes.append(node)
+        if is_hashable and function not in (None, no_cse):
+            self.nodes_by_call[key] = node
+        return self._traced(node, value)
+
+    def _traced(self, node: Node, value: Any) -> "Traced":
+        traced: Traced = self.library.traced_type(node, value)
+        return traced
+
+    def _new_node(
+        self,
+        function: Callable[..., Any] | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        value: Any,
+    ) -> Node:
+        operands = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Traced)]
         aliases = [
             leaf.node
-            for leaf in traced
+            for leaf in operands
             # which of its operands the result will be depends on a value
             if function is select_value or self._overlap(value, leaf.value)
         ]
-        is_constant = function is not None and all(
-            leaf.node.is_constant for leaf in traced
-        )
+        are_constant = all(leaf.node.is_constant for leaf in operands)
+        is_constant = function is not None and are_constant
         is_array = isinstance(value, self.library.array_type)
-        node = Node(
+        return Node(
             function,
             map_leaves(_to_node, args),
             map_leaves(_to_node, kwargs),
-            len(self.nodes),
-            value if is_constant else map_leaves(self._shape_only, value),
-            [leaf.node for leaf in traced],
-            list(dict.fromkeys(aliases)),
-            is_constant,
-            self.library.byte_range(value)[0] if is_array else 0,
+            number=len(self.nodes),
+            value=value if is_constant else map_leaves(self._shape_only, value),
+            parents=[leaf.node for leaf in operands],
+            aliases=list(dict.fromkeys(aliases)),
+            is_constant=is_constant,
+            address=self.library.byte_range(value)[0] if is_array else 0,
         )
-        self.nodes.append(node)
-        if key is not None and function not in (None, no_cse):
-            self.nodes_by_call[key] = node
-        return self.library.traced_type(node, value)
 
     def _shape_only(self, value: Any) -> Any:
-        """Return the layout of an array without its data, so that a trace keeps no data alive."""
+        """Return the layout of an array, so that a trace keeps no data alive."""
         if isinstance(value, self.library.array_type):
             return self.library.shape_only(value)
         return value
@@ -261,11 +279,8 @@ class Trace:
 
     def _byte_ranges(self, tree: Any) -> list[tuple[int, int]]:
         array_type = self.library.array_type
-        return [
-            self.library.byte_range(a)
-            for a in leaves(tree)
-            if isinstance(a, array_type)
-        ]
+        arrays = [leaf for leaf in leaves(tree) if isinstance(leaf, array_type)]
+        return [self.library.byte_range(array) for array in arrays]
 
     def __enter__(self) -> "Trace":
         self._outer = getattr(_current, "trace", None)
@@ -279,7 +294,7 @@ class Trace:
 _current = local()  # .trace: the innermost trace of this thread
 
 
-def map_leaves(function: Callable, tree: Any) -> Any:
+def map_leaves(function: Callable[..., Any], tree: Any) -> Any:
     """Return `tree` with function(leaf) for each leaf.
 
     Unlike the trees of `agnostic_nn.core.trees`, arguments of calls also contain lists,
@@ -314,8 +329,8 @@ def _to_node(argument: Any) -> Any:
 def _call_key(tree: Any) -> Any:
     """Return a key that is equal only for interchangeable arguments.
 
-    1, 1.0 and True are equal in Python but give
-    different dtypes; 0.0 and -0.0 differ too.
+    1, 1.0 and True are equal in Python but give different dtypes; 0.0 and -0.0 are
+    equal, but results with them are not.
     """
     if isinstance(tree, dict):
         return tuple([(k, _call_key(v)) for k, v in tree.items()])
@@ -323,10 +338,10 @@ def _call_key(tree: Any) -> Any:
         return (type(tree), *map(_call_key, tree))
     if isinstance(tree, Traced):
         return tree.node.number, Traced
-    return (type(tree), repr(tree) if isinstance(tree, float) else tree)
+    return type(tree), repr(tree) if isinstance(tree, float) else tree
 
 
-def record(function: Callable, *args: Any, **kwargs: Any) -> Any:
+def record(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Return function(*args, **kwargs) as traced arrays, and record the call."""
     if getattr(function, "__name__", "") in _DATA_DEPENDENT_SHAPES:
         raise Untraceable(
@@ -408,18 +423,21 @@ class Traced:
     __hash__ = object.__hash__
 
 
-def add_operators(traced_type: type, functions: dict[str, Callable]) -> None:
+def add_operators(
+    traced_type: type, functions: Mapping[str, Callable[..., Any]]
+) -> None:
     """Give `traced_type` recording operators: {"add": function} defines `__add__`."""
     for name, function in functions.items():
         setattr(traced_type, f"__{name}__", _operator(function))
 
 
-def _operator(function: Callable) -> Callable:
+def _operator(function: Callable[..., Any]) -> Callable[..., Any]:
+    # `other` is empty for unary operators
     return lambda self, *other: record(function, self, *other)
 
 
-def no_cse(x):
-    """Return x. The call itself is never merged with another one.
+def no_cse(x: Any) -> Any:
+    """Return x, in a call that is never merged with another one.
 
     So calls on its result are not merged with calls on x: this identity defeats
     common-subexpression elimination.
@@ -429,10 +447,14 @@ def no_cse(x):
 
 def barrier(leaf: Traced, tree: Any) -> Any:
     """Implement `ops.barrier_impl`: what is computed from `tree` is computed again."""
-    return map_leaves(lambda x: record(no_cse, x) if isinstance(x, Traced) else x, tree)
+
+    def separate(leaf: Any) -> Any:
+        return record(no_cse, leaf) if isinstance(leaf, Traced) else leaf
+
+    return map_leaves(separate, tree)
 
 
-def opaque(function: Callable) -> Callable:
+def opaque(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a function so that it is recorded as one call and gets real arrays."""
 
     @wraps(function)
@@ -442,18 +464,22 @@ def opaque(function: Callable) -> Callable:
     return recorded
 
 
-def opaque_if(function: Callable, is_supported: Callable) -> Callable:
+def opaque_if(
+    function: Callable[..., Any], is_supported: Callable[..., Any]
+) -> Callable[..., Any]:
     """Wrap a fused function, such as `ops.lstm`, that may fall back to a loop of steps.
 
     The last argument runs the loop, which is then recorded step by step. If
-    is_supported(first argument), the function does
-    not need it and is recorded as one call.
+    is_supported(first argument), the function does not need it and is recorded as one
+    call.
     """
 
     @wraps(function)
     def recorded(*args: Any) -> Any:
         *arrays, by_steps = args
-        return record(function, *arrays, None) if is_supported(args[0]) else by_steps()
+        if not is_supported(args[0]):
+            return by_steps()
+        return record(function, *arrays, None)
 
     return recorded
 
@@ -473,7 +499,7 @@ def unrolled_scan(leaf: Traced, *rest: Any) -> Any:
     return ops.scan_impl.dispatch(object)(leaf, *rest)
 
 
-def select(holds: Traced, make: Callable, old: Any) -> Any:
+def select(holds: Traced, make: Callable[[], Any], old: Any) -> Any:
     """Implement `ops.select`: record how both trees are computed, and the selection.
 
     If the whole result depends on the selection, the program returns early when the
@@ -481,22 +507,22 @@ def select(holds: Traced, make: Callable, old: Any) -> Any:
     """
     start = len(_current.trace.nodes)
 
-    def select_leaf(new, before):
-        if new is before:
-            return new
-        selected = record(select_value, holds, new, before)
+    def select_leaf(new_leaf: Any, old_leaf: Any) -> Any:
+        if new_leaf is old_leaf:
+            return new_leaf
+        selected = record(select_value, holds, new_leaf, old_leaf)
         _current.trace.selects[selected.node.number] = start
         return selected
 
     return _map_pairs(select_leaf, make(), old)
 
 
-def select_value(holds, new, old):
+def select_value(holds: Any, new: Any, old: Any) -> Any:
     """Return `new` if `holds`, else `old`."""
     return new if holds else old
 
 
-def _map_pairs(function: Callable, tree: Any, other_tree: Any) -> Any:
+def _map_pairs(function: Callable[..., Any], tree: Any, other_tree: Any) -> Any:
     """Return function(leaf, other leaf) for each pair of leaves of two trees."""
     if isinstance(tree, dict):
         return {k: _map_pairs(function, v, other_tree[k]) for k, v in tree.items()}

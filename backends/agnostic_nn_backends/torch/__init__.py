@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 import array_api_compat.torch as xp
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional, grad
 
 from agnostic_nn import ops
 from agnostic_nn.core import random
+from agnostic_nn.core.windows import Pads
 
 from .. import processor
 from ..exponential import bounded_exp
@@ -27,6 +29,8 @@ double = nullcontext
 float64_remedy = None
 vjp = torch.func.vjp
 
+_Shape = tuple[int, ...]
+
 
 def devices() -> dict[str, Any]:
     cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
@@ -36,12 +40,13 @@ def devices() -> dict[str, Any]:
 
 def describe(device: Any) -> str:
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        name: str = torch.cuda.get_device_name(device)
+        return name
     return processor()
 
 
 def has_float64(device: Any) -> bool:
-    return device.type != "mps"
+    return bool(device.type != "mps")
 
 
 def asarray(data: Any, device: Any) -> Any:
@@ -52,107 +57,108 @@ def to_numpy(array: Any) -> Any:
     return array.detach().cpu().numpy()
 
 
-def jit(function: Callable, device: Any, donate: tuple[int, ...] = ()) -> Callable:
-    return (
-        replayed(function, tracing.library, donate)
-        if device.type == "cpu"
-        else function
-    )
+def jit(
+    function: Callable[..., Any], device: Any, donate: tuple[int, ...] = ()
+) -> Callable[..., Any]:
+    if device.type != "cpu":
+        return function
+    return replayed(function, tracing.library, donate)
 
 
-def eager(function: Callable, device: Any) -> Callable:
+def eager(function: Callable[..., Any], device: Any) -> Callable[..., Any]:
     return direct(function, tracing.library) if device.type == "cpu" else function
 
 
 def random_state() -> bytes:
-    return torch.get_rng_state().numpy().tobytes()
+    state: bytes = torch.get_rng_state().numpy().tobytes()
+    return state
 
 
-_LINES = ":4096:8", ":16:8"  # what CUBLAS_WORKSPACE_CONFIG must be
+# --- precision and determinism
 
 
-def policy(device: Any, precision: str, deterministic: bool) -> AbstractContextManager:
-    """It sets fp32_precision, of matmul in torch.backends.cuda, of conv and rnn in .cudnn and of
-    all three in .mkldnn, to "ieee", or to "tf32" if fast; NVIDIA_TF32_OVERRIDE,
-    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE and ONEDNN_DEFAULT_FPMATH_MODE are stronger."""
-    cuda = device.type == "cuda"
-    if (
-        deterministic
-        and cuda
-        and os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in _LINES
-    ):
+_WORKSPACES = ":4096:8", ":16:8"  # what CUBLAS_WORKSPACE_CONFIG must be
+# a setting of PyTorch: (its getter, its setter, the value that a policy requires)
+_Setting = tuple[Callable[[], Any], Callable[[Any], Any], Any]
+
+
+def policy(
+    device: Any, precision: str, deterministic: bool
+) -> AbstractContextManager[None]:
+    """It sets fp32_precision, of matmul in torch.backends.cuda, of conv and rnn in
+    .cudnn and of all three in .mkldnn, to "ieee", or to "tf32" if fast;
+    NVIDIA_TF32_OVERRIDE, TORCH_ALLOW_TF32_CUBLAS_OVERRIDE and
+    ONEDNN_DEFAULT_FPMATH_MODE are stronger."""
+    is_cuda = device.type == "cuda"
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    if deterministic and is_cuda and workspace not in _WORKSPACES:
         raise NotImplementedError(
             "cuBLAS does not give the same bits in every run, unless "
-            f"CUBLAS_WORKSPACE_CONFIG is {' or '.join(_LINES)} before Python starts"
+            f"CUBLAS_WORKSPACE_CONFIG is {' or '.join(_WORKSPACES)} before Python "
+            "starts"
         )
     if deterministic and device.type == "mps":
         raise NotImplementedError("PyTorch has no deterministic mode on Apple's GPUs")
-    settings = [
-        (get(), put, value)
-        for get, put, value in _settings(cuda, precision, deterministic)
-    ]
-    wrong = [
-        (value, put, required)
-        for value, put, required in settings
-        if value != required and (value, required) != ("none", "ieee")
-    ]
-    return _set_up(wrong) if wrong else _AS_IT_IS
+    changes = []
+    for getter, setter, required in _settings(is_cuda, precision, deterministic):
+        value = getter()
+        if value != required and (value, required) != ("none", "ieee"):
+            changes.append((setter, value, required))
+    return _changed(changes) if changes else _NO_CHANGE
 
 
-_AS_IT_IS = nullcontext()
+_NO_CHANGE = nullcontext()
 
 
 @contextmanager
-def _set_up(settings):
+def _changed(changes: list[tuple[Callable[[Any], Any], Any, Any]]) -> Iterator[None]:
+    """Change settings in this context; each is (setter, old value, required value)."""
     done = []
     try:
-        for old, put, value in settings:
-            done.append((put, old))
-            put(value)
+        for setter, old, required in changes:
+            done.append((setter, old))
+            setter(required)
         yield
     finally:
-        for put, old in reversed(done):
-            put(old)
+        for setter, old in reversed(done):
+            setter(old)
 
 
 @cache
-def _settings(cuda, precision, deterministic):
-    """Return (getter, setter, required value) for each setting."""
+def _settings(is_cuda: bool, precision: str, deterministic: bool) -> list[_Setting]:
+    """Return the settings that a policy requires."""
     cudnn = torch.backends.cudnn
     strict = precision == "strict"
-    settings = []
+    settings: list[_Setting] = []
+    getter: Callable[..., Any]
+    setter: Callable[..., Any]
     if deterministic:
-        get = torch.get_deterministic_debug_mode
-        put = torch.set_deterministic_debug_mode
-        settings.append((get, put, 2))  # raise an error for nondeterministic operations
-    if deterministic and cuda:
-        settings += [
-            _attribute(cudnn, "deterministic", True),
-            _attribute(cudnn, "benchmark", False),
-        ]
+        getter = torch.get_deterministic_debug_mode
+        setter = torch.set_deterministic_debug_mode
+        # raise an error for nondeterministic operations
+        settings.append((getter, setter, 2))
+    if deterministic and is_cuda:
+        settings.append(_attribute(cudnn, "deterministic", True))
+        settings.append(_attribute(cudnn, "benchmark", False))
     if not hasattr(torch._C, "_get_fp32_precision_getter"):  # before PyTorch 2.9
-        get = torch.get_float32_matmul_precision
-        put = torch.set_float32_matmul_precision
-        settings.append((get, put, "highest" if strict else "high"))
-        return [*settings, _attribute(cudnn, "allow_tf32", not strict)]
+        getter = torch.get_float32_matmul_precision
+        setter = torch.set_float32_matmul_precision
+        settings.append((getter, setter, "highest" if strict else "high"))
+        settings.append(_attribute(cudnn, "allow_tf32", not strict))
+        return settings
     # the functions behind torch.backends, which is ten times as slow
-    get = torch._C._get_fp32_precision_getter
-    put = torch._C._set_fp32_precision_setter
-    for place in _PRODUCTS["cuda" if cuda else "cpu"]:
-        settings.append(
-            (partial(get, *place), partial(put, *place), "ieee" if strict else "tf32")
-        )
+    getter = torch._C._get_fp32_precision_getter
+    setter = torch._C._set_fp32_precision_setter
+    required = "ieee" if strict else "tf32"
+    library = "cuda" if is_cuda else "mkldnn"
+    for operation in ("matmul", "conv", "rnn"):
+        place = (library, operation)
+        settings.append((partial(getter, *place), partial(setter, *place), required))
     return settings
 
 
-_PRODUCTS = {
-    "cuda": (("cuda", "matmul"), ("cuda", "conv"), ("cuda", "rnn")),
-    "cpu": (("mkldnn", "matmul"), ("mkldnn", "conv"), ("mkldnn", "rnn")),
-}
-
-
-def _attribute(place, name, value):
-    return partial(getattr, place, name), partial(setattr, place, name), value
+def _attribute(owner: Any, name: str, required: Any) -> _Setting:
+    return partial(getattr, owner, name), partial(setattr, owner, name), required
 
 
 def peak_memory(device: Any) -> int | None:
@@ -166,130 +172,217 @@ def synchronize(array: Any) -> None:
         torch.mps.synchronize()
 
 
+# --- attention
+
+
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
+_Optional = Tensor | tuple[()]  # a tensor, or () for none
 
-def _in_one(query, key, allowed, kept):
-    """Return whether PyTorch's fused attention, which does not store P, supports this case."""
-    plain = isinstance(allowed, tuple) and isinstance(kept, tuple)
+
+def _has_flash(
+    query: Tensor, key: Tensor, allowed: _Optional, dropout: _Optional
+) -> bool:
+    """Return whether PyTorch's fused attention, which does not store P, can be used."""
+    is_plain = isinstance(allowed, tuple) and isinstance(dropout, tuple)
     # with fewer keys than a register holds it loses NaN
-    return plain and query.is_cpu and query.numel() > 0 and key.shape[2] >= 16
+    return is_plain and query.is_cpu and query.numel() > 0 and key.shape[2] >= 16
 
 
-def _lined(x):
-    """Return x with a contiguous last axis, which the fused function needs but does not check."""
+def _with_contiguous_rows(x: Tensor) -> Tensor:
+    """Return x with a contiguous last axis.
+
+    The fused function needs that, but does not check it.
+    """
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _for_each(x, group):
-    """Repeat (batch, heads, s, d) for each head of a group: (batch, heads · group, s, d)."""
-    return _lined(x).unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(1, 2)
+def _repeat_heads(x: Tensor, group: int) -> Tensor:
+    """Repeat (batch, heads, s, d) for each query head of a group.
+
+    Returns the shape (batch, heads · group, s, d).
+    """
+    x = _with_contiguous_rows(x).unsqueeze(2)
+    return x.expand(-1, -1, group, -1, -1).flatten(1, 2)
 
 
-def _attend(query, key, value, allowed=(), kept=(), *, causal=False):
-    if not _in_one(query, key, allowed, kept):
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    allowed: _Optional = (),
+    dropout: _Optional = (),
+    *,
+    causal: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    if not _has_flash(query, key, allowed, dropout):
         standard = ops.attend.dispatch(object)
-        return standard(query, key, value, allowed, kept, causal=causal)
+        return standard(query, key, value, allowed, dropout, causal=causal)
     group = query.shape[2]
-    answers = _for_each(key, group), _for_each(value, group)
-    heads, logs = _FLASH(_lined(query).flatten(1, 2), *answers, 0.0, causal)
+    flat_query = _with_contiguous_rows(query).flatten(1, 2)
+    keys = _repeat_heads(key, group)
+    values = _repeat_heads(value, group)
+    heads, logs = _FLASH(flat_query, keys, values, 0.0, causal)
     return heads.unflatten(1, query.shape[1:3]), (logs,)
 
 
 def _attend_backward(
-    query, key, value, allowed, kept, heads, cache, dy, *, causal=False
-):
-    if not _in_one(query, key, allowed, kept):
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    allowed: _Optional,
+    dropout: _Optional,
+    heads: Tensor,
+    cache: tuple[Tensor, ...],
+    dy: Tensor,
+    *,
+    causal: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not _has_flash(query, key, allowed, dropout):
         standard = ops.attend_backward.dispatch(object)
-        return standard(
-            query, key, value, allowed, kept, heads, cache, dy, causal=causal
-        )
+        arguments = (query, key, value, allowed, dropout, heads, cache, dy)
+        return standard(*arguments, causal=causal)
     group = query.shape[2]
-    dy, query, heads = (_lined(x).flatten(1, 2) for x in (dy, query, heads))
-    answers = _for_each(key, group), _for_each(value, group)
-    dquery, *rest = _FLASH_BACKWARD(dy, query, *answers, heads, *cache, 0.0, causal)
-    if group > 1:
-        rest = [dx.unflatten(1, (-1, group)).sum(2) for dx in rest]
-    return dquery.unflatten(1, (-1, group)), *rest
-
-
-def _empty(one, length):
-    return one.new_empty((length, *one.shape))
-
-
-def _scatter_add(updates, index, rows):
-    zeros = torch.zeros(
-        (rows, updates.shape[1]), dtype=updates.dtype, device=updates.device
+    dy = _with_contiguous_rows(dy).flatten(1, 2)
+    query = _with_contiguous_rows(query).flatten(1, 2)
+    heads = _with_contiguous_rows(heads).flatten(1, 2)
+    keys = _repeat_heads(key, group)
+    values = _repeat_heads(value, group)
+    dquery, dkey, dvalue = _FLASH_BACKWARD(
+        dy, query, keys, values, heads, *cache, 0.0, causal
     )
+    if group > 1:
+        dkey = dkey.unflatten(1, (-1, group)).sum(2)
+        dvalue = dvalue.unflatten(1, (-1, group)).sum(2)
+    return dquery.unflatten(1, (-1, group)), dkey, dvalue
+
+
+# --- indexing and normalization
+
+
+def _empty(like: Tensor, length: int) -> Tensor:
+    """Return an empty tensor for `length` tensors like `like`, stacked."""
+    return like.new_empty((length, *like.shape))
+
+
+def _scatter_add(updates: Tensor, index: Tensor, rows: int) -> Tensor:
+    shape = (rows, updates.shape[1])
+    zeros = torch.zeros(shape, dtype=updates.dtype, device=updates.device)
     return zeros.index_add_(0, index.to(torch.int64), updates)
 
 
-def _normalize_rows(x, scale, bias, epsilon):
+def _normalize_rows(
+    x: Tensor, scale: Tensor | None, bias: Tensor | None, epsilon: float
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     y, *statistics = torch.native_layer_norm(x, x.shape[-1:], scale, bias, epsilon)
     return y, (x, *statistics)
 
 
-def _normalize_rows_backward(dy, scale, bias, cache):
+def _normalize_rows_backward(
+    dy: Tensor, scale: Tensor | None, bias: Tensor | None, cache: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     x, *statistics = cache
-    needed = (True, scale is not None, bias is not None)
-    back = torch.ops.aten.native_layer_norm_backward
-    return back(dy, x, x.shape[-1:], *statistics, scale, bias, needed)
-
-
-def _convolve(x, weight, stride, padding, dilation, groups, bias=None):
-    rank = len(stride)
-    even, more = _evenly(padding)
-    x = ops.pad(x, more).movedim(-1, 1)
-    function = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
-    # not by oneDNN: it crashes if windows of size one contain only padding
-    y = function(x, _outward(weight), None, stride, even, dilation, groups).movedim(
-        1, -1
+    is_needed = (True, scale is not None, bias is not None)
+    backward = torch.ops.aten.native_layer_norm_backward
+    dx, dscale, dbias = backward(
+        dy, x, x.shape[-1:], *statistics, scale, bias, is_needed
     )
+    return dx, dscale, dbias
+
+
+# --- convolution: PyTorch has the channels after the batch, and its padding is symmetric
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    stride: _Shape,
+    padding: Pads,
+    dilation: _Shape,
+    groups: int,
+    bias: Tensor | None = None,
+) -> Tensor:
+    rank = len(stride)
+    symmetric, rest = _split_padding(padding)
+    x = ops.pad(x, rest).movedim(-1, 1)
+    conv = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
+    # without bias: oneDNN, which adds it, crashes if windows of size one contain only
+    # padding
+    y = conv(x, _torch_weight(weight), None, stride, symmetric, dilation, groups)
+    y = y.movedim(1, -1)
     if bias is not None:
         y += bias
     return y
 
 
-def _convolve_input(dy, weight, lengths, stride, padding, dilation, groups):
-    even, more = _evenly(padding)
-    sizes = (
-        n + before + behind for n, (before, behind) in zip(lengths, more, strict=True)
-    )
+def _convolve_input(
+    dy: Tensor,
+    weight: Tensor,
+    lengths: _Shape,
+    stride: _Shape,
+    padding: Pads,
+    dilation: _Shape,
+    groups: int,
+) -> Tensor:
+    symmetric, rest = _split_padding(padding)
+    sizes = (n + low + high for n, (low, high) in zip(lengths, rest, strict=True))
     like = dy.new_empty((len(dy), *sizes, weight.shape[-2] * groups)).movedim(-1, 1)
-    spans = stride, even, dilation, False, [0] * len(stride), groups
-    arrays = dy.movedim(-1, 1), like, _outward(weight), None
     dx, _, _ = torch.ops.aten.convolution_backward(
-        *arrays, *spans, (True, False, False)
+        dy.movedim(-1, 1),
+        like,
+        _torch_weight(weight),
+        None,  # no bias
+        stride,
+        symmetric,
+        dilation,
+        False,  # not transposed
+        [0] * len(stride),
+        groups,
+        (True, False, False),  # the gradient of the input only
     )
-    return ops.crop(dx.movedim(1, -1), more)
+    return ops.crop(dx.movedim(1, -1), rest)
 
 
-def _convolve_weight(x, dy, window, stride, padding, dilation, groups):
+def _convolve_weight(
+    x: Tensor,
+    dy: Tensor,
+    window: _Shape,
+    stride: _Shape,
+    padding: Pads,
+    dilation: _Shape,
+    groups: int,
+) -> Tensor:
     rank = len(stride)
-    even, more = _evenly(padding)
-    x = ops.pad(x, more).movedim(-1, 1)
-    shape = (dy.shape[-1], x.shape[1] // groups, *window)
-    function = (grad.conv1d_weight, grad.conv2d_weight, grad.conv3d_weight)[rank - 1]
-    dweight = function(x, shape, dy.movedim(-1, 1), stride, even, dilation, groups)
+    symmetric, rest = _split_padding(padding)
+    x = ops.pad(x, rest).movedim(-1, 1)
+    dy = dy.movedim(-1, 1)
+    shape = (dy.shape[1], x.shape[1] // groups, *window)
+    gradient = (grad.conv1d_weight, grad.conv2d_weight, grad.conv3d_weight)[rank - 1]
+    dweight = gradient(x, shape, dy, stride, symmetric, dilation, groups)
     return dweight.permute(*range(2, rank + 2), 1, 0)
 
 
-def _outward(weight):
+def _torch_weight(weight: Tensor) -> Tensor:
     """Permute (*window, fan_in, width) to PyTorch's (width, fan_in, *window)."""
     return weight.permute(-1, -2, *range(weight.ndim - 2))
 
 
-def _evenly(padding):
-    """Return the padding that both sides of each axis share, and the rest on either side."""
-    even = [min(sides) for sides in padding]
-    more = ((low - e, high - e) for (low, high), e in zip(padding, even, strict=True))
-    return even, tuple(more)
+def _split_padding(padding: Pads) -> tuple[list[int], Pads]:
+    """Return the padding that both sides of each axis share, and the rest on each side."""
+    symmetric = [min(sides) for sides in padding]
+    rest = [
+        (low - n, high - n) for (low, high), n in zip(padding, symmetric, strict=True)
+    ]
+    return symmetric, tuple(rest)
 
 
-def _pad_impl(x, pads, value):
+def _pad_impl(x: Tensor, pads: Pads, value: float) -> Tensor:
     sides = [n for pair in reversed(pads) for n in pair]
     return functional.pad(x, (0, 0, *sides), value=value)
+
+
+# --- maximum pooling
 
 
 _POOLS = functional.max_pool2d, functional.max_pool3d
@@ -299,143 +392,182 @@ _UNPOOLS = (
 )
 
 
-def _has_pool(window, padding):
-    """Return whether PyTorch supports the padding: symmetric, and at most half a window."""
-    return all(
-        a == b and a <= k // 2 for k, (a, b) in zip(window, padding, strict=True)
-    )
+def _has_pool(window: _Shape, padding: Pads) -> bool:
+    """Return whether PyTorch supports the padding: symmetric, at most half a window."""
+    sizes = zip(window, padding, strict=True)
+    return all(low == high and low <= k // 2 for k, (low, high) in sizes)
 
 
-def _image(*spans):
-    """Return options for a time axis as those for an image of height one."""
-    return ((one, *span) for one, span in zip((1, 1, (0, 0), 1), spans, strict=True))
-
-
-def _largest(x, window, stride, padding, dilation):
-    if len(window) == 1:
-        y, which = _largest(x[:, None], *_image(window, stride, padding, dilation))
+def _largest(
+    x: Tensor, window: _Shape, stride: _Shape, padding: Pads, dilation: _Shape
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    if len(window) == 1:  # a time axis is pooled like an image of height one
+        spans = (1, *window), (1, *stride), ((0, 0), *padding), (1, *dilation)
+        y, which = _largest(x[:, None], *spans)
         return y[:, 0], which
     if not _has_pool(window, padding):
         return ops.largest.dispatch(object)(x, window, stride, padding, dilation)
     lows = [low for low, _ in padding]
-    y, which = _POOLS[len(window) - 2](
+    pool = _POOLS[len(window) - 2]
+    y, index = pool(
         x.movedim(-1, 1), window, stride, lows, dilation, return_indices=True
     )
-    return y.movedim(1, -1), (which,)
+    return y.movedim(1, -1), (index,)
 
 
-def _largest_input(dy, which, lengths, window, stride, padding, dilation):
-    spans = window, stride, padding, dilation
+def _largest_input(
+    dy: Tensor,
+    which: tuple[Tensor, ...],
+    lengths: _Shape,
+    window: _Shape,
+    stride: _Shape,
+    padding: Pads,
+    dilation: _Shape,
+) -> Tensor:
     if len(window) == 1:
-        return _largest_input(dy[:, None], which, (1, *lengths), *_image(*spans))[:, 0]
+        spans = (1, *window), (1, *stride), ((0, 0), *padding), (1, *dilation)
+        return _largest_input(dy[:, None], which, (1, *lengths), *spans)[:, 0]
     if not _has_pool(window, padding):
-        return ops.largest_input.dispatch(object)(dy, which, lengths, *spans)
+        standard = ops.largest_input.dispatch(object)
+        return standard(dy, which, lengths, window, stride, padding, dilation)
     like = dy.new_empty((len(dy), *lengths, dy.shape[-1])).movedim(-1, 1)
     lows = [low for low, _ in padding]
-    spans = window, stride, lows, dilation, False
-    return _UNPOOLS[len(window) - 2](dy.movedim(-1, 1), like, *spans, *which).movedim(
-        1, -1
-    )
+    unpool = _UNPOOLS[len(window) - 2]
+    dx = unpool(dy.movedim(-1, 1), like, window, stride, lows, dilation, False, *which)
+    return dx.movedim(1, -1)
+
+
+# --- LSTM
 
 
 _MODE = 2  # PyTorch's number for an LSTM
+_Tensors = dict[str, Tensor]
 
 
-def _has_lstm(xs):
+def _has_lstm(xs: Tensor) -> bool:
     """Return whether oneDNN has an LSTM for this input.
 
     It computes the slopes of gates from their outputs, so slopes below 1e-7 become 0.
     """
-    here = torch.backends.mkldnn.is_available() and xs.is_cpu
-    return here and xs.dtype == torch.float32 and 0 not in xs.shape
+    has_onednn = torch.backends.mkldnn.is_available() and xs.is_cpu
+    return has_onednn and xs.dtype == torch.float32 and 0 not in xs.shape
 
 
-def _lstm(xs, params, start, reverse, keep, by_steps):
+def _lstm(
+    xs: Tensor,
+    params: _Tensors,
+    start: _Tensors,
+    reverse: bool,
+    keep: bool,
+    by_steps: Callable[[], Any],
+) -> tuple[_Tensors, tuple[Tensor, Any]]:
     if not _has_lstm(xs):
         return by_steps()
     bias = params["bias"]
     width = len(params["recurrent"])
     weights = params["weight"].T, params["recurrent"].T, bias, torch.zeros_like(bias)
-    arguments = _packed(xs, *weights, start["h"], start["c"])
-    how = reverse, [], _MODE, width, 1, True, False, False, keep
-    ys, h, c, space = torch.ops.aten.mkldnn_rnn_layer(*arguments, *how)
-    return {"h": h, "c": c}, (ys, (*arguments, ys, h, c, space))
+    arrays = _contiguous(xs, *weights, start["h"], start["c"])
+    # batch sizes, mode, width, layers, has biases, bidirectional, batch first, train
+    options = ([], _MODE, width, 1, True, False, False, keep)
+    ys, h, c, workspace = torch.ops.aten.mkldnn_rnn_layer(*arrays, reverse, *options)
+    return {"h": h, "c": c}, (ys, (*arrays, ys, h, c, workspace))
 
 
-def _lstm_backward(xs, params, kept, dys, dend, reverse, wanted, by_steps):
+def _lstm_backward(
+    xs: Tensor,
+    params: _Tensors,
+    cache: tuple[Tensor, ...],
+    dys: tuple[Tensor, ...],
+    dend: _Tensors,
+    reverse: bool,
+    need_dx: bool,
+    by_steps: Callable[[], Any],
+) -> tuple[Tensor | tuple[()], _Tensors, _Tensors]:
     if not _has_lstm(xs):
         return by_steps()
-    *arrays, space = kept
-    arguments = *arrays, *(dys or (None,)), dend["h"], dend["c"]
-    how = reverse, _MODE, len(params["recurrent"]), 1, True, True, False, [], False
-    gradients = torch.ops.aten.mkldnn_rnn_layer_backward(*arguments, *how, space)
+    *arrays, workspace = cache
+    width = len(params["recurrent"])
+    dys_or_none = dys or (None,)
+    # mode, width, layers, has biases, train, bidirectional, batch sizes, batch first
+    options = (_MODE, width, 1, True, True, False, [], False)
+    gradients = torch.ops.aten.mkldnn_rnn_layer_backward(
+        *arrays, *dys_or_none, dend["h"], dend["c"], reverse, *options, workspace
+    )
     dxs, dweight, drecurrent, dbias, _, dh, dc = gradients
-    dweight, drecurrent = _packed(dweight.T, drecurrent.T)
+    dweight, drecurrent = _contiguous(dweight.T, drecurrent.T)
     grads = {"weight": dweight, "recurrent": drecurrent, "bias": dbias}
-    return dxs if wanted else (), grads, {"h": dh, "c": dc}
+    return dxs if need_dx else (), grads, {"h": dh, "c": dc}
 
 
-def _packed(*arrays):
+def _contiguous(*tensors: Tensor) -> list[Tensor]:
     # oneDNN assumes contiguous memory and does not check
-    return [one.contiguous() for one in arrays]
+    return [tensor.contiguous() for tensor in tensors]
 
 
-def _all_finite(*arrays):
-    if not all(one.is_cpu for one in arrays):
-        return ops.all_finite.dispatch(object)(*arrays)
-    # BLAS sums squares faster than PyTorch tests each
-    # number, which is needed only on overflow
-    return torch.tensor(all(map(_is_finite, arrays)))
+# --- reductions and elementwise functions
 
 
-def _is_finite(x):
+def _all_finite(*tensors: Tensor) -> Tensor:
+    if not all(tensor.is_cpu for tensor in tensors):
+        return ops.all_finite.dispatch(object)(*tensors)
+    return torch.tensor(all(map(_is_finite, tensors)))
+
+
+def _is_finite(x: Tensor) -> bool:
+    # BLAS sums squares faster than PyTorch tests each element, which is needed only if
+    # the sum overflows
     flat = x.reshape(-1)
     return math.isfinite(torch.dot(flat, flat)) or bool(torch.isfinite(x).all())
 
 
-def _select(holds, make, old):
+def _select(holds: Tensor, make: Callable[[], Any], old: Any) -> Any:
+    if holds.is_cpu:
+        return make() if holds else old
     # on a GPU a branch would wait for the host to read the condition
-    return (make() if holds else old) if holds.is_cpu else _chosen(holds, make(), old)
+    return _select_leaves(holds, make(), old)
 
 
-def _chosen(holds, new, old):
+def _select_leaves(holds: Tensor, new: Any, old: Any) -> Any:
+    """Return the tree `new` if `holds`, else `old`, without reading the condition."""
     if isinstance(new, dict):
-        return {name: _chosen(holds, new[name], old[name]) for name in new}
+        return {name: _select_leaves(holds, new[name], old[name]) for name in new}
     if isinstance(new, tuple):
-        return tuple(_chosen(holds, *pair) for pair in zip(new, old, strict=True))
+        pairs = zip(new, old, strict=True)
+        return tuple([_select_leaves(holds, *pair) for pair in pairs])
     # random keys; torch.where does not support uint32 on GPUs
     if new.dtype == torch.uint32:
-        return _chosen(holds, new.view(torch.int32), old.view(torch.int32)).view(
-            torch.uint32
-        )
+        bits = torch.where(holds, new.view(torch.int32), old.view(torch.int32))
+        return bits.view(torch.uint32)
     return torch.where(holds, new, old)
 
 
-def _sum_over(x, axes, xp=xp):
+def _sum_over(x: Any, axes: tuple[int, ...], xp: Any = xp) -> Any:
     return xp.sum(x, axis=axes, keepdims=True)
 
 
-def _sum_rows(x, xp=xp):
+def _sum_rows(x: Any, xp: Any = xp) -> Any:
     return xp.sum(x, axis=tuple(range(x.ndim - 1)))
 
 
-def _above_zero(x, dy):
+def _above_zero(x: Tensor, dy: Tensor) -> Tensor:
     return torch.ops.aten.threshold_backward(dy, x, 0)
 
 
-def _words(key, count, stream=0):
+def _words(key: Tensor, count: int, stream: int = 0) -> Tensor:
     # PyTorch has no uint32 arithmetic; int64 gives the same words
     return random.words.dispatch(object)(key.to(torch.int64), count, stream)
 
 
-def _bounded_exp(x, two_to=tracing.two_to):
+def _bounded_exp(x: Any, two_to: Callable[[Any], Any] = tracing.two_to) -> Any:
     # these operations are faster than PyTorch's exp only within a kernel
     if x.is_cpu and x.dtype == torch.float32 and kernels.available():
         return bounded_exp(x, two_to)
     return ops.bounded_exp.dispatch(object)(x)
 
 
-def _unslide(*parts, axis, stride, dilation, length):
+def _unslide(
+    *parts: Tensor, axis: int, stride: int, dilation: int, length: int
+) -> Tensor:
     first = parts[0]
     shape = (*first.shape[:axis], length, *first.shape[axis + 1 :])
     x = first.new_zeros(shape)
@@ -445,46 +577,50 @@ def _unslide(*parts, axis, stride, dilation, length):
     return x
 
 
-ops.above_zero.register(torch.Tensor, _above_zero)
-ops.all_finite.register(torch.Tensor, _all_finite)
-ops.attend.register(torch.Tensor, _attend)
-ops.attend_backward.register(torch.Tensor, _attend_backward)
-ops.bounded_exp.register(torch.Tensor, _bounded_exp)
-ops.convolve.register(torch.Tensor, _convolve)
-ops.convolve_input.register(torch.Tensor, _convolve_input)
-ops.convolve_weight.register(torch.Tensor, _convolve_weight)
-ops.erf.register(torch.Tensor, torch.special.erf)
-ops.erfc.register(torch.Tensor, torch.special.erfc)
-ops.lstm.register(torch.Tensor, _lstm)
-ops.lstm_backward.register(torch.Tensor, _lstm_backward)
-ops.normalize_rows.register(torch.Tensor, _normalize_rows)
-ops.normalize_rows_backward.register(torch.Tensor, _normalize_rows_backward)
-ops.largest.register(torch.Tensor, _largest)
-ops.largest_input.register(torch.Tensor, _largest_input)
-ops.scan_impl.register(torch.Tensor, ops.scan_into(_empty))
-ops.scatter_add.register(torch.Tensor, _scatter_add)
-ops.select.register(torch.Tensor, _select)
-ops.sum_over.register(torch.Tensor, _sum_over)
-ops.sum_rows.register(torch.Tensor, _sum_rows)
-ops.pad_impl.register(torch.Tensor, _pad_impl)
-ops.unslide.register(torch.Tensor, _unslide)
-random.words.register(torch.Tensor, _words)
+# --- registration
 
-# For traced tensors: each version for PyTorch is recorded as one call, or, if it
-# consists of operations that can be fused, as these.
+
+ops.above_zero.register(Tensor, _above_zero)
+ops.all_finite.register(Tensor, _all_finite)
+ops.attend.register(Tensor, _attend)
+ops.attend_backward.register(Tensor, _attend_backward)
+ops.bounded_exp.register(Tensor, _bounded_exp)
+ops.convolve.register(Tensor, _convolve)
+ops.convolve_input.register(Tensor, _convolve_input)
+ops.convolve_weight.register(Tensor, _convolve_weight)
+ops.erf.register(Tensor, torch.special.erf)
+ops.erfc.register(Tensor, torch.special.erfc)
+ops.lstm.register(Tensor, _lstm)
+ops.lstm_backward.register(Tensor, _lstm_backward)
+ops.normalize_rows.register(Tensor, _normalize_rows)
+ops.normalize_rows_backward.register(Tensor, _normalize_rows_backward)
+ops.largest.register(Tensor, _largest)
+ops.largest_input.register(Tensor, _largest_input)
+ops.scan_impl.register(Tensor, ops.scan_into(_empty))
+ops.scatter_add.register(Tensor, _scatter_add)
+ops.select.register(Tensor, _select)
+ops.sum_over.register(Tensor, _sum_over)
+ops.sum_rows.register(Tensor, _sum_rows)
+ops.pad_impl.register(Tensor, _pad_impl)
+ops.unslide.register(Tensor, _unslide)
+random.words.register(Tensor, _words)
+
+# For traced tensors each of these is recorded as one call, except those that consist of
+# operations which replay can fuse, or record in a better way.
 for _function in (*vars(ops).values(), random.words):
-    if torch.Tensor in getattr(_function, "registry", ()):
-        _native = _function.registry[torch.Tensor]
+    if Tensor in getattr(_function, "registry", ()):
+        _native = _function.registry[Tensor]
         _function.register(tracing.TracedTensor, trace.opaque(_native))
-for _function, _native in ((ops.lstm, _lstm), (ops.lstm_backward, _lstm_backward)):
-    _function.register(tracing.TracedTensor, trace.opaque_if(_native, _has_lstm))
-ops.barrier_impl.register(tracing.TracedTensor, trace.barrier)
-for _function, _native in ((ops.sum_over, _sum_over), (ops.sum_rows, _sum_rows)):
-    _traced = partial(_native, xp=tracing.TracedTensor.namespace)
-    _function.register(tracing.TracedTensor, _traced)
-ops.bounded_exp.register(
-    tracing.TracedTensor,
-    partial(_bounded_exp, two_to=partial(trace.record, tracing.two_to)),
-)
-ops.scan_impl.register(tracing.TracedTensor, trace.unrolled_scan)
-ops.select.register(tracing.TracedTensor, trace.select)
+_traced_xp = tracing.TracedTensor.namespace
+_traced_two_to = partial(trace.record, tracing.two_to)
+for _function, _recorded in (
+    (ops.lstm, trace.opaque_if(_lstm, _has_lstm)),
+    (ops.lstm_backward, trace.opaque_if(_lstm_backward, _has_lstm)),
+    (ops.barrier_impl, trace.barrier),
+    (ops.sum_over, partial(_sum_over, xp=_traced_xp)),
+    (ops.sum_rows, partial(_sum_rows, xp=_traced_xp)),
+    (ops.bounded_exp, partial(_bounded_exp, two_to=_traced_two_to)),
+    (ops.scan_impl, trace.unrolled_scan),
+    (ops.select, trace.select),
+):
+    _function.register(tracing.TracedTensor, _recorded)
