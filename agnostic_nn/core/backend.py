@@ -1,4 +1,4 @@
-"""Backends: an array library and one of its devices, chosen by a name such as "jax:cpu:1".
+"""Backends: an array library and one of its devices, chosen by a name like "jax:cpu:1".
 
 An adapter is imported when its backend is first used. Any installed package can provide
 another one, with an entry point in the group `agnostic_nn.backends` that names a
@@ -11,10 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial, update_wrapper
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
-from agnostic_nn_backends import REQUIRED_NAMES, SHIPPED
+from agnostic_nn_backends import REQUIRED_NAMES, SHIPPED, Adapter
 
 from . import policies
 from .arrays import Array, namespace
@@ -47,7 +46,7 @@ class BackendUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Backend:
-    """An array library and one of its devices. Immutable, so several can be used together.
+    """An array library and one of its devices. Immutable; several can be used together.
 
     `str(backend)` is the name that selects it again, such as "jax:cpu:0". `precision`
     and `deterministic` are explained in `docs/precision.md`. They apply to functions
@@ -59,7 +58,7 @@ class Backend:
     name: str
     device_name: str
     device: Any = field(compare=False, repr=False)
-    adapter: ModuleType = field(compare=False, repr=False)
+    adapter: Adapter = field(compare=False, repr=False)
     precision: str = policies.PRECISIONS[0]
     deterministic: bool = False
     replay: bool = True
@@ -75,20 +74,17 @@ class Backend:
     @property
     def version(self) -> str:
         """Return the library's version."""
-        version: str = self.adapter.version
-        return version
+        return self.adapter.version
 
     @property
     def hardware(self) -> str:
         """Return the name of the device's hardware."""
-        hardware: str = self.adapter.describe(self.device)
-        return hardware
+        return self.adapter.describe(self.device)
 
     @property
     def has_float64(self) -> bool:
-        """Return whether float64 is available on this device with the current settings."""
-        has_float64: bool = self.adapter.has_float64(self.device)
-        return has_float64
+        """Return whether float64 is available here with the current settings."""
+        return self.adapter.has_float64(self.device)
 
     @property
     def compiles(self) -> bool:
@@ -100,18 +96,18 @@ class Backend:
 
     @property
     def policy(self) -> dict[str, Any]:
-        """Return `precision` and `deterministic` as a dict that can be written to JSON."""
+        """Return `precision` and `deterministic` as a dict, for JSON."""
         return {"precision": self.precision, "deterministic": self.deterministic}
 
     @property
     def lacks_float64(self) -> str:
-        """Return an error message for missing float64, with the remedy if the adapter has one."""
+        """Return an error message for missing float64, with the remedy if known."""
         remedy = getattr(self.adapter, "float64_remedy", None)
         message = f"{self} has no float64 as it is set up now"
         return f"{message}: {remedy}" if remedy else message
 
     def applied(self) -> AbstractContextManager[None]:
-        """Return a context that applies the precision and determinism to library calls."""
+        """Return a context that applies precision and determinism to library calls."""
         if self._policy is None:
             return nullcontext()
         return self._policy(self.device, self.precision, self.deterministic)
@@ -136,11 +132,9 @@ class Backend:
         formats = policies.probe(self)
         reduced = policies.reduced_formats(formats)
         if reduced and self.precision == policies.PRECISIONS[0]:
-            # the docstring of an adapter's policy says
-            # which settings of the library it uses
-            settings = (
-                " ".join((self._policy.__doc__ or "").split()) if self._policy else ""
-            )
+            # the docstring of an adapter's policy names the settings that it changes
+            doc = self._policy.__doc__ if self._policy else None
+            settings = " ".join((doc or "").split())
             if not settings:
                 settings = (
                     "There is nothing to set: look at what the library was built with."
@@ -161,8 +155,7 @@ class Backend:
         """
         if self.adapter.double is None:
             raise BackendUnavailable(f"{self} has no float64")
-        context: AbstractContextManager[None] = self.adapter.double()
-        return context
+        return self.adapter.double()
 
     @property
     def can_double(self) -> bool:
@@ -216,9 +209,8 @@ class Backend:
             if leaf is None:
                 return None
             if not isinstance(leaf, int | float):
-                namespace(
-                    leaf
-                )  # raises for other objects, which NumPy would accept as dtype object
+                # raises for other objects, which NumPy would accept as dtype object
+                namespace(leaf)
             return to_numpy(leaf)
 
         return tree_map(converted, tree)
@@ -269,7 +261,7 @@ class Backend:
         self, function: Callable[..., Any], donate: tuple[int, ...]
     ) -> Callable[..., Any]:
         """Return the pure `function`, compiled with the policy applied."""
-        jit: Callable[..., Callable[..., Any]] = self.adapter.jit
+        jit = self.adapter.jit
         if self._policy is None:
             return jit(function, self.device, donate)
         if self.compiles:  # a compiler records the policy while it traces the function
@@ -287,8 +279,8 @@ class Backend:
 class _Applied:
     """Wrap a function so that it runs with the policy of a backend.
 
-    Wrappers of the same function and backend compare
-    equal, so a library compiles it only once.
+    Wrappers of the same function and backend compare equal, so a library compiles it
+    only once.
     """
 
     def __init__(self, backend: Backend, function: Callable[..., Any]) -> None:
@@ -315,7 +307,7 @@ class _Applied:
 
 @cache
 def _packages(xp: Any) -> frozenset[str]:
-    """Return the names of array library packages, whose code reads no values of user code."""
+    """Return the names of array library packages, whose code is not guarded."""
     # a namespace may be another object than a module
     name = vars(xp).get("__name__", "")
     return frozenset([*SHIPPED, "array_api_compat", name.partition(".")[0]])
@@ -338,7 +330,7 @@ def _is_same(dtype: Any, expected: Any, xp: Any) -> bool:
 
 @dataclass(frozen=True)
 class Status:
-    """The status of one backend: its version and devices, or the reason why it cannot run."""
+    """The status of one backend: its version and devices, or why it cannot run."""
 
     name: str
     version: str | None
@@ -353,11 +345,12 @@ def backend(
     deterministic: bool | None = None,
     replay: bool | None = None,
 ) -> Backend:
-    """Return the backend called `name`: a library, optionally with a device, as in "jax:cpu:1".
+    """Return the backend called `name`, such as "jax:cpu:1" or "numpy".
 
-    Without a name, the environment variable AGNOSTIC_NN_BACKEND is used, or else
-    "numpy". Without a device, the first device of the library is used; without a
-    number, the first of its kind.
+    A name is that of a library, optionally with a colon and a device. Without a name,
+    the environment variable AGNOSTIC_NN_BACKEND is used, or else "numpy". Without a
+    device, the first device of the library is used; without a number, the first of its
+    kind.
 
     precision: "strict" multiplies float32 as float32; "fast" uses TensorFloat-32 if the
     hardware supports it. The default is AGNOSTIC_NN_PRECISION, or else "strict".
@@ -367,8 +360,8 @@ def backend(
 
     replay: with False, nothing is compiled or replayed, and the Python code of each
     step runs. Use this with a debugger, with `print`, or for a function that is not
-    pure. It is slower, on JAX many times. The default
-    is False if AGNOSTIC_NN_REPLAY is 0.
+    pure. It is slower, on JAX many times. The default is False if AGNOSTIC_NN_REPLAY is
+    0.
 
     Raises
     ------
@@ -405,11 +398,8 @@ def backend(
         selected.applied()
     except NotImplementedError as error:
         raise BackendUnavailable(f"{selected}: {error}") from error
-    if (
-        adapter.compiles
-        and not selected.replay
-        and getattr(adapter, "eager", None) is None
-    ):
+    has_eager = getattr(adapter, "eager", None) is not None
+    if adapter.compiles and not selected.replay and not has_eager:
         raise BackendUnavailable(
             f"{selected} always compiles: its adapter has no `eager`, so replay=False "
             "is not possible"
@@ -420,7 +410,10 @@ def backend(
 def chosen_policy(
     precision: Any, deterministic: Any, replay: Any = None
 ) -> tuple[str, bool, bool]:
-    """Return precision, `deterministic` and `replay`, with the environment's values for None."""
+    """Return precision, `deterministic` and `replay`.
+
+    For None the value is that of the environment, or else the default.
+    """
     source = "precision"
     if precision is None:
         source = PRECISION
@@ -445,7 +438,7 @@ def _flag(name: str, value: Any, variable: str, default: str) -> bool:
 
 
 class StatusTable(tuple[Status, ...]):
-    """A tuple with the `Status` of each backend, displayed as a table, in notebooks as HTML."""
+    """A tuple with the `Status` of each backend, displayed as a table."""
 
     COLUMNS = ("backend", "version", "hardware", "float64")
 
@@ -495,7 +488,7 @@ class StatusTable(tuple[Status, ...]):
 
 
 def backends() -> StatusTable:
-    """Return the status of each known backend: its version and devices, or why it cannot run.
+    """Return the status of each known backend: its devices, or why it cannot run.
 
     Shipped backends come first. The result is a tuple of `Status` that is displayed as
     a table. To find the devices, every installed library is imported.
@@ -533,8 +526,14 @@ def known_backends() -> dict[str, str]:
 
 
 @cache
-def _load(library: str) -> ModuleType:
-    """Import and return the adapter of a library; raise BackendUnavailable if that fails."""
+def _load(library: str) -> Adapter:
+    """Import and return the adapter of a library.
+
+    Raises
+    ------
+    BackendUnavailable
+        If no backend has this name, or its module cannot be imported or is incomplete.
+    """
     module, install = SHIPPED.get(library, (None, None))
     if module is None:
         module = known_backends().get(library)
@@ -542,6 +541,7 @@ def _load(library: str) -> ModuleType:
         raise BackendUnavailable(
             f"no backend is called {library!r}; there are {', '.join(known_backends())}"
         )
+    adapter: Any
     try:
         adapter = import_module(module)
     except ModuleNotFoundError as error:
@@ -558,18 +558,18 @@ def _load(library: str) -> ModuleType:
             f"{library} is incomplete: its adapter {module} lacks "
             f"{', '.join(missing)}; see the docstring of agnostic_nn_backends"
         )
-    return adapter
+    complete: Adapter = adapter
+    return complete
 
 
 def _devices(library: str) -> dict[str, Any]:
-    """Return the devices of a library by name; raise BackendUnavailable if there is none."""
+    """Return the devices of a library by name; raise BackendUnavailable without any."""
     try:
-        devices: dict[str, Any] = _load(library).devices()
+        devices = _load(library).devices()
     except BackendUnavailable:
         raise
-    except (
-        Exception
-    ) as error:  # each library raises another exception if a driver is missing
+    except Exception as error:
+        # each library raises another exception if a driver is missing
         raise BackendUnavailable(f"{library} finds no device: {error}") from error
     if not devices:
         raise BackendUnavailable(f"{library} finds no device on this machine")

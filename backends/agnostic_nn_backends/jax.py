@@ -61,7 +61,8 @@ def has_float64(device: Any) -> bool:
 
 
 def double() -> AbstractContextManager[None]:
-    return jax.enable_x64(True)
+    context: AbstractContextManager[None] = jax.enable_x64(True)
+    return context
 
 
 def _trace_restored(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -234,7 +235,9 @@ def policy(
             "the order in which threads of a GPU add is not fixed; put "
             "--xla_gpu_deterministic_ops=true into XLA_FLAGS before Python starts"
         )
-    return jax.default_matmul_precision(_PRECISION[precision])
+    context: AbstractContextManager[None]
+    context = jax.default_matmul_precision(_PRECISION[precision])
+    return context
 
 
 def peak_memory(device: Any) -> int | None:

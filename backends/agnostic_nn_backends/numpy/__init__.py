@@ -96,7 +96,7 @@ _ERF_P = (
 _ERF_Q = (1.0, 0.5051555, 0.11251289, 0.01385089, 0.0009028879)
 
 
-def _erf(x: np.ndarray) -> np.ndarray:
+def _erf(x: Any) -> Any:
     if x.dtype != np.float32:
         return _accurate_erf(x)
     x = np.minimum(np.maximum(x, -_ERF_END), _ERF_END)
@@ -106,7 +106,7 @@ def _erf(x: np.ndarray) -> np.ndarray:
     return np.minimum(np.maximum(x * p / q, -1.0), 1.0)
 
 
-def _polynomial(x: np.ndarray, coefficients: tuple[float, ...]) -> Any:
+def _polynomial(x: Any, coefficients: tuple[float, ...]) -> Any:
     """Return Σₖ coefficients[k] xᵏ, by Horner's rule."""
     total: Any = coefficients[-1]
     for coefficient in coefficients[-2::-1]:
@@ -422,7 +422,7 @@ def _maxima_input(
 # --- elementwise functions and reductions
 
 
-def _above_zero(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
+def _above_zero(x: np.ndarray, dy: np.ndarray) -> Any:
     return tracing.choose(x <= 0, 0.0, dy, np.empty(dy.shape, dy.dtype))
 
 
@@ -437,7 +437,7 @@ def _all_finite(*arrays: np.ndarray) -> np.bool_:
 _CHUNK = 256  # rows that are added sequentially; the error grows with their number
 
 
-def _sum_rows(x: np.ndarray) -> np.ndarray:
+def _sum_rows(x: Any) -> Any:
     # NumPy adds row after row, which loses digits. BLAS adds in blocks and is ten times
     # as fast, but adds the blocks sequentially. So sum chunks of rows, and then their
     # sums.
@@ -449,8 +449,7 @@ def _sum_rows(x: np.ndarray) -> np.ndarray:
         sums = np.ones(_CHUNK, x.dtype) @ chunks
         rest = rows[count * _CHUNK :]
         rows = np.concatenate([sums, rest]) if len(rest) else sums
-    total: np.ndarray = np.ones(len(rows), x.dtype) @ rows
-    return total
+    return np.ones(len(rows), x.dtype) @ rows
 
 
 # --- normalization
@@ -510,11 +509,10 @@ def _normalize_rows_backward(
 # --- exp
 
 
-def _bounded_exp(x: np.ndarray) -> np.ndarray:
+def _bounded_exp(x: np.ndarray) -> Any:
     if x.dtype != np.float32:
         return np.exp(x)
-    result: np.ndarray = bounded_exp(x, tracing.two_to)
-    return result
+    return bounded_exp(x, tracing.two_to)
 
 
 def _traced_exp(x: Any) -> Any:
@@ -523,7 +521,11 @@ def _traced_exp(x: Any) -> Any:
     return bounded_exp(x, partial(trace.record, tracing.two_to))
 
 
-# --- adjoint of windows along one axis
+# --- selection, and the adjoint of windows along one axis
+
+
+def _select(holds: Any, make: Callable[[], Any], old: Any) -> Any:
+    return make() if holds else old
 
 
 def _unslide(
@@ -534,7 +536,8 @@ def _unslide(
     x = np.zeros(shape, first.dtype)
     for k, part in enumerate(parts):
         end = k * dilation + (part.shape[axis] - 1) * stride + 1
-        x[(*(slice(None),) * axis, slice(k * dilation, end, stride), ...)] += part
+        index: Any = (*(slice(None),) * axis, slice(k * dilation, end, stride), ...)
+        x[index] += part
     return x
 
 
@@ -561,13 +564,14 @@ ops.scatter_add.register(np.ndarray, _scatter_add)
 ops.sum_rows.register(np.ndarray, _sum_rows)
 ops.pad_impl.register(np.ndarray, _pad_impl)
 ops.unslide.register(np.ndarray, _unslide)
-for _kind in (np.ndarray, np.generic):  # reductions return scalars
-    ops.all_finite.register(_kind, _all_finite)
-for _kind in (np.ndarray, np.bool_, bool):
-    ops.select.register(_kind, lambda holds, make, old: make() if holds else old)
+ops.all_finite.register(np.ndarray, _all_finite)
+ops.all_finite.register(np.generic, _all_finite)  # reductions return scalars
+ops.select.register(np.ndarray, _select)
+ops.select.register(np.bool_, _select)
+ops.select.register(bool, _select)
 
-# Versions for NumPy that consist of operations which replay can fuse: the operations
-# are recorded. Any other version is recorded as one call.
+# Versions for NumPy whose operations replay can fuse: the operations are recorded. Any
+# other version is recorded as one call.
 _TRANSPARENT = {_erf, _sum_rows}
 for _function in vars(ops).values():
     if np.ndarray in getattr(_function, "registry", ()):

@@ -121,7 +121,8 @@ def attend_backward(
 
 
 def _is_small(query: np.ndarray, key: np.ndarray) -> bool:
-    return math.prod(query.shape[:-1]) * key.shape[2] <= MIN_SCORES
+    scores: int = math.prod(query.shape[:-1]) * key.shape[2]
+    return scores <= MIN_SCORES
 
 
 def _blocks(

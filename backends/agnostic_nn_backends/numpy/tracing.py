@@ -18,6 +18,8 @@ from numpy.lib.stride_tricks import as_strided
 from ..exponential import FACTOR
 from ..replay.trace import Traced, Untraceable, add_operators, record
 
+_xp: Any = xp  # most of its names are not visible to type checkers
+
 __all__ = ["TracedArray", "choose", "library", "two_to"]
 
 # elements: five float32 arrays of this size fill a third of a typical L2 cache
@@ -89,7 +91,7 @@ for _name, _function in _BINARY.items():
     setattr(TracedArray, f"__r{_name}__", _reflected(_function))
 
 
-def choose(condition: Any, x: Any, y: Any, out: np.ndarray | None = None) -> np.ndarray:
+def choose(condition: Any, x: Any, y: Any, out: np.ndarray | None = None) -> Any:
     """Return np.where(condition, x, y), written to `out` if given.
 
     With `out`, bit masks select the numbers: np.where branches at each element and
@@ -152,7 +154,7 @@ class _Namespace:
     ) -> Any:
         if dtype is None and x.dtype.kind == "f":
             return record(np.add.reduce, x, axis, keepdims=keepdims)
-        return record(xp.sum, x, axis=axis, dtype=dtype, keepdims=keepdims)
+        return record(_xp.sum, x, axis=axis, dtype=dtype, keepdims=keepdims)
 
     def max(self, x: Any, /, *, axis: Any = None, keepdims: bool = False) -> Any:
         return record(np.maximum.reduce, x, axis, keepdims=keepdims)
@@ -168,7 +170,7 @@ class _Namespace:
         self, x: Any, value: Any, /, *, dtype: Any = None, device: Any = None
     ) -> Any:
         dtype = x.dtype if dtype is None else dtype
-        return record(xp.full, x.shape, value, dtype=dtype)
+        return record(_xp.full, x.shape, value, dtype=dtype)
 
     def zeros_like(self, x: Any, /, *, dtype: Any = None, device: Any = None) -> Any:
         return self.full_like(x, 0, dtype=dtype)
@@ -263,7 +265,6 @@ class _Library:
     array_type = np.ndarray
     traced_type = TracedArray
     unsafe_in_place = staticmethod(choose)
-    empty = staticmethod(np.empty)
 
     def prepare(self) -> None:
         # Freeing a large block once raises glibc's threshold for mmap. From then on it
@@ -313,6 +314,9 @@ class _Library:
 
     def copy(self, array: Any) -> np.ndarray:
         return np.array(array)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return np.empty(shape, dtype)
 
     def allocate(self, size: int) -> np.ndarray:
         return np.empty(size, np.uint8)

@@ -56,7 +56,7 @@ class Group:
         self.nodes = nodes
         self.parents = plan.graph.parents
         self.inner = plan.allocation.inner
-        self.shape = nodes[0].value.shape
+        self.shape: tuple[int, ...] = nodes[0].value.shape
         self.rows = math.prod(self.shape[:-1])
         self.width = self.shape[-1]
         self.members = {node.number for node in nodes}
@@ -292,7 +292,7 @@ class Group:
 
     def _num_threads(self) -> int:
         """Return the number of threads, such that each has enough elements."""
-        most = self.rows * self.width // kernels.MIN_ELEMENTS_PER_THREAD
+        most: int = self.rows * self.width // kernels.MIN_ELEMENTS_PER_THREAD
         return max(1, min(self.library.num_threads(), most))
 
     def _describe(self, n: int) -> Array:

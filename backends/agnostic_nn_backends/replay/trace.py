@@ -50,12 +50,14 @@ class Library(Protocol):
 
     value_types: tuple[Any, ...]  # all array types, including NumPy's scalars
     array_type: Any  # the type whose memory can be written to
-    traced_type: type  # the subclass of `Traced`
+    traced_type: Any  # the subclass of `Traced`
     # function -> the name of the operation of `kernels` that gives the same bits
     operations: dict[Callable[..., Any], str]
     # the elementwise function whose output must not overlap its operands, or None: it
     # writes to the output before it has read all of them
     unsafe_in_place: Any
+
+    def __hash__(self) -> int: ...
 
     def prepare(self) -> None:
         """Do what is needed once, before the first program is built."""

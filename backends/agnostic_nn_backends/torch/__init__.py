@@ -178,16 +178,17 @@ def synchronize(array: Any) -> None:
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-_Optional = Tensor | tuple[()]  # a tensor, or () for none
+_Optional = Any  # a tensor, or () for none
 
 
 def _has_flash(
     query: Tensor, key: Tensor, allowed: _Optional, dropout: _Optional
 ) -> bool:
     """Return whether PyTorch's fused attention, which does not store P, can be used."""
-    is_plain = isinstance(allowed, tuple) and isinstance(dropout, tuple)
+    if not (isinstance(allowed, tuple) and isinstance(dropout, tuple)):
+        return False
     # with fewer keys than a register holds it loses NaN
-    return is_plain and query.is_cpu and query.numel() > 0 and key.shape[2] >= 16
+    return bool(query.is_cpu and query.numel() > 0 and key.shape[2] >= 16)
 
 
 def _with_contiguous_rows(x: Tensor) -> Tensor:
@@ -442,6 +443,8 @@ def _largest_input(
 
 _MODE = 2  # PyTorch's number for an LSTM
 _Tensors = dict[str, Tensor]
+_Forward = tuple[_Tensors, tuple[Tensor, Any]]  # what `ops.lstm` returns
+_Backward = tuple[Any, _Tensors, _Tensors]  # what `ops.lstm_backward` returns
 
 
 def _has_lstm(xs: Tensor) -> bool:
@@ -459,8 +462,8 @@ def _lstm(
     start: _Tensors,
     reverse: bool,
     keep: bool,
-    by_steps: Callable[[], Any],
-) -> tuple[_Tensors, tuple[Tensor, Any]]:
+    by_steps: Callable[[], _Forward],
+) -> _Forward:
     if not _has_lstm(xs):
         return by_steps()
     bias = params["bias"]
@@ -468,7 +471,7 @@ def _lstm(
     weights = params["weight"].T, params["recurrent"].T, bias, torch.zeros_like(bias)
     arrays = _contiguous(xs, *weights, start["h"], start["c"])
     # batch sizes, mode, width, layers, has biases, bidirectional, batch first, train
-    options = ([], _MODE, width, 1, True, False, False, keep)
+    options: tuple[Any, ...] = ([], _MODE, width, 1, True, False, False, keep)
     ys, h, c, workspace = torch.ops.aten.mkldnn_rnn_layer(*arrays, reverse, *options)
     return {"h": h, "c": c}, (ys, (*arrays, ys, h, c, workspace))
 
@@ -481,15 +484,15 @@ def _lstm_backward(
     dend: _Tensors,
     reverse: bool,
     need_dx: bool,
-    by_steps: Callable[[], Any],
-) -> tuple[Tensor | tuple[()], _Tensors, _Tensors]:
+    by_steps: Callable[[], _Backward],
+) -> _Backward:
     if not _has_lstm(xs):
         return by_steps()
     *arrays, workspace = cache
     width = len(params["recurrent"])
     dys_or_none = dys or (None,)
     # mode, width, layers, has biases, train, bidirectional, batch sizes, batch first
-    options = (_MODE, width, 1, True, True, False, [], False)
+    options: tuple[Any, ...] = (_MODE, width, 1, True, True, False, [], False)
     gradients = torch.ops.aten.mkldnn_rnn_layer_backward(
         *arrays, *dys_or_none, dend["h"], dend["c"], reverse, *options, workspace
     )

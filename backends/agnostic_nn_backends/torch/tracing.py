@@ -410,15 +410,18 @@ class _Library:
 
     def _extent(self, array: Tensor) -> int:
         """Return the number of elements from the first to the last, with gaps."""
-        strides = zip(array.shape, array.stride(), strict=True)
-        return sum((n - 1) * s for n, s in strides) + 1
+        extent = 1
+        for n, stride in zip(array.shape, array.stride(), strict=True):
+            extent += (n - 1) * stride
+        return extent
 
     def address(self, array: Tensor) -> int:
         address: int = array.data_ptr()
         return address
 
     def is_dense(self, array: Tensor) -> bool:
-        return array.numel() == 0 or self._extent(array) == array.numel()
+        size: int = array.numel()
+        return size == 0 or self._extent(array) == size
 
     def is_contiguous(self, array: Tensor) -> bool:
         is_contiguous: bool = array.is_contiguous()
