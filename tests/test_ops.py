@@ -233,7 +233,7 @@ def test_select_takes_one_tree_or_the_other_whole(backend, draw, way, holds):
 def test_pytorch_chooses_between_keys_as_signed_integers(monkeypatch, holds):
     """CUDA has no `where` for uint32, which every layer that draws keeps as its state."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    from agnostic_nn_backends.torch import _chosen
+    from agnostic_nn_backends.torch import _select_leaves
 
     def where(condition, new, old):
         assert new.dtype != torch.uint32
@@ -248,7 +248,7 @@ def test_pytorch_chooses_between_keys_as_signed_integers(monkeypatch, holds):
         }
         for word, real in ((2**32 - 1, 1.0), (2**31, float("nan")))
     )
-    result = _chosen(torch.tensor(holds), new, old)
+    result = _select_leaves(torch.tensor(holds), new, old)
     tree_map(
         lambda one, two: torch.testing.assert_close(
             one, two, rtol=0, atol=0, equal_nan=True
