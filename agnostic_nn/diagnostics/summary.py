@@ -19,7 +19,7 @@ from ..display.tables import html_table, table
 from ..layers import Layer
 from ..layers.base import kinds, outline
 from .cost import CostCounter, Memory, blanks_like, peak_of
-from .observe import Hook, observed_layer, path_of
+from .observe import Hook, cached_arrays, observed_layer, path_of
 
 __all__ = ["Row", "Summary", "bytes_of_training", "summarize"]
 
@@ -95,7 +95,6 @@ class Summary:
 
     def cells(self) -> tuple[list[str], list[list[Any]]]:
         """Return the columns and the rows of the table, the totals last."""
-        columns = {"": "path", "layer": "layer", "output shape": "shape"}
         counts = {
             "parameters": "parameters",
             "frozen": "frozen",
@@ -116,7 +115,8 @@ class Summary:
                 numbers[-1] = None
             lines.append([row.path, indented, str(row.shape), *numbers])
         totals = [getattr(self, name, None) for name in counts.values()]
-        return [*columns, *counts], [*lines, ["", "total", "", *totals]]
+        columns = ["", "layer", "output shape", *counts]
+        return columns, [*lines, ["", "total", "", *totals]]
 
     def remarks(self) -> list[str]:
         """Return the remarks below the table."""
@@ -188,7 +188,7 @@ def summarize(
         observed = _Recorder(counter, notes, trained).observed(model, "", None)
         y, _, cache = observed.forward(params, state, x, train=True)
         forward = counter.operations.copy()
-        cached = list(_cached_arrays(cache))
+        cached = list(cached_arrays(cache, 0))
         observed.backward_params(params, cache, blanks_like(y))
 
     counted: set[Memory] = set()
@@ -313,18 +313,6 @@ def _recomputed(
     return max(freed, 0), sum(other.forward for other in inside)
 
 
-def _cached_arrays(cache: Any, number: int = 0) -> Iterator[tuple[int, Any]]:
-    """Yield each array of a cache with the number of the innermost layer saving it."""
-    if isinstance(cache, dict):
-        for name, entry in cache.items():
-            yield from _cached_arrays(entry, name if isinstance(name, int) else number)
-    elif isinstance(cache, tuple):
-        for entry in cache:
-            yield from _cached_arrays(entry, number)
-    else:
-        yield number, cache
-
-
 def _like_input(input_kinds: Any, shape: Any, dtype: str, batch_size: int) -> Any:
     """Return arrays of zeros like a batch of x, in dtypes that the model accepts."""
     dtypes = {"bool": "bool", "integral": "int32"}
@@ -360,10 +348,7 @@ def bytes_of_training(
     params, state, _ = carry
     with CostCounter():
         y, _, _ = model.forward(*blanks_like((params, state, x)), train=True)
-    like = tree_map(
-        lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), y
-    )
-    targets = [like]
+    targets = [y]
     if not isinstance(y, dict | tuple) and y.ndim > 1:
         targets.insert(0, np.broadcast_to(np.int32(0), y.shape[:-1]))
     for target in targets:

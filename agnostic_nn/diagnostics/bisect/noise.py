@@ -32,7 +32,15 @@ from ... import ops
 from ...core import random
 from ...core.arrays import namespace
 from ...core.trees import named_leaves, tree_map
-from ..observe import Handler, ObservedArray, run, value_of
+from ..observe import (
+    Args,
+    Function,
+    Handler,
+    Kwargs,
+    ObservedArray,
+    run,
+    value_of,
+)
 
 __all__ = ["exactly", "noting_words", "rounded"]
 
@@ -117,11 +125,7 @@ class _Exact(Handler):
     """Runs each function of `ops` as its standard version, in NumPy."""
 
     def call_ops(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, name: str, function: Function, args: Args, kwargs: Kwargs
     ) -> Any:
         if function is random.words:
             if _drawn:
@@ -152,13 +156,7 @@ class _Noise(_Exact):
         self.generator = generator
         self.epsilon = epsilon
 
-    def compute(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
+    def compute(self, name: str, function: Function, args: Args, kwargs: Kwargs) -> Any:
         result = function(*args, **kwargs)
         size = _error_size(name, function, args, kwargs, result)
         if size is None:
@@ -169,11 +167,7 @@ class _Noise(_Exact):
 
 
 def _error_size(
-    name: str,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    result: Any,
+    name: str, function: Function, args: Args, kwargs: Kwargs, result: Any
 ) -> Any:
     """Return the largest error of a result, in units of ε; None if it is exact."""
     if (

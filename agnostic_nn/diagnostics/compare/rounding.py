@@ -21,7 +21,16 @@ from ...blocks import Block
 from ...core.arrays import namespace
 from ...core.trees import leaves
 from ...layers import Layer
-from ..observe import Handler, Hook, branch, observed_model, run
+from ..observe import (
+    Args,
+    Function,
+    Handler,
+    Hook,
+    Kwargs,
+    branch,
+    observed_model,
+    run,
+)
 
 __all__ = ["Chains", "chains", "layer_of"]
 
@@ -125,24 +134,14 @@ class _Counter(Handler):
         super().__init__(namespace(np.zeros(())))
         self.roundings = 0
 
-    def compute(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
+    def compute(self, name: str, function: Function, args: Args, kwargs: Kwargs) -> Any:
         result = function(*args, **kwargs)
         if name not in EXACT and not name.startswith("random."):
             self.roundings += _roundings_of(name, args, result)
         return result
 
     def call_ops(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, name: str, function: Function, args: Args, kwargs: Kwargs
     ) -> Any:
         if function is ops.select:
             return branch(*args)

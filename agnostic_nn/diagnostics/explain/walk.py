@@ -5,7 +5,7 @@ inputs, outputs and cache. A `Repeat` is unrolled, because a compiled loop would
 the calls of its layers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from ...core.arrays import Array, Cache, Params, RowMask, State, namespace
 from ...core.trees import leaves, tree_map, tree_sum
 from ...layers import Layer, base
 from ...losses import Loss
-from ..observe import observed_layer, path_of
+from ..observe import cached_arrays, observed_layer, path_of
 
 __all__ = ["Call", "Walk", "perturbed_output", "saved_arrays", "walk"]
 
@@ -230,16 +230,5 @@ def saved_arrays(call: Call) -> list[Array]:
     Leave out the layer's parameters and the caches of the layers inside it.
     """
     owned = {id(leaf) for leaf in leaves((call.params, call.state))}
-
-    def arrays(tree: Any) -> Iterator[Array]:
-        # A dict with integer keys is the recorded cache of an inner layer, see
-        # `observed`.
-        if isinstance(tree, dict) and any(isinstance(name, int) for name in tree):
-            return
-        if isinstance(tree, dict | tuple):
-            for branch in tree.values() if isinstance(tree, dict) else tree:
-                yield from arrays(branch)
-        elif id(tree) not in owned:
-            yield tree
-
-    return list(arrays(call.cache))
+    saved = cached_arrays(call.cache, call.number)
+    return [x for number, x in saved if number == call.number and id(x) not in owned]

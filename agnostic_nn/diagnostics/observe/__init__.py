@@ -20,7 +20,7 @@ from .arrays import (
     run,
     value_of,
 )
-from .layers import Hook, observed_layer, observed_model, path_of
+from .layers import Hook, cached_arrays, observed_layer, observed_model, path_of
 
 __all__ = [
     "OPERATORS",
@@ -32,6 +32,7 @@ __all__ = [
     "ObservedArray",
     "ObservedNamespace",
     "branch",
+    "cached_arrays",
     "is_array",
     "observed_layer",
     "observed_model",

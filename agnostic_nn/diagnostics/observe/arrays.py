@@ -142,10 +142,6 @@ def _call(name: str, function: Function, args: Args, kwargs: Kwargs) -> Any:
     return handler.call(name, function, args, kwargs)
 
 
-def _call_method(name: str, function: Function, *args: Any, **kwargs: Any) -> Any:
-    return _call(name, function, args, kwargs)
-
-
 def _call_ops(name: str, function: Function, *args: Any, **kwargs: Any) -> Any:
     handler = _handler_of((args, kwargs), _default.get(None))
     return handler.call_ops(name, function, args, kwargs)
@@ -230,7 +226,7 @@ class ObservedArray:
             raise AttributeError(name)
         attribute = getattr(self.value, name)
         if callable(attribute):
-            return partial(_call_method, name, _method(name), self)
+            return partial(_method, name, self)
         return self.handler.wrap(attribute) if is_array(attribute) else attribute
 
     @property
@@ -265,8 +261,11 @@ class ObservedArray:
         _call("setitem", operator.setitem, (self, index, value), {})
 
 
-def _method(name: str) -> Function:
-    return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
+def _method(name: str, *args: Any, **kwargs: Any) -> Any:
+    def method(value: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(value, name)(*args, **kwargs)
+
+    return _call(name, method, args, kwargs)
 
 
 def _unary(name: str, function: Function) -> Function:

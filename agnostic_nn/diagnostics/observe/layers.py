@@ -1,13 +1,13 @@
 """Observed layers: copies of layers whose methods are called through hooks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 from ...blocks import Block
 from ...layers import Layer
 
-__all__ = ["Hook", "observed_layer", "observed_model", "path_of"]
+__all__ = ["Hook", "cached_arrays", "observed_layer", "observed_model", "path_of"]
 
 # hook(method, *args, **kwargs) -> the result of the observed method, where `method` is
 # that of the layer
@@ -55,3 +55,20 @@ def observed_model(
 def path_of(path: str, name: str) -> str:
     """Return the path of the layer `name` in the block at `path`; both may be empty."""
     return f"{path}.{name}" if path and name else path or name
+
+
+def cached_arrays(cache: Any, number: int) -> Iterator[tuple[int, Any]]:
+    """Yield each array of a cache with the number of the layer that saved it.
+
+    A hook of `forward` marks the cache of its layer by a dict, {number: cache}.
+
+    number: that of arrays outside any marked cache.
+    """
+    if isinstance(cache, dict):
+        for name, entry in cache.items():
+            yield from cached_arrays(entry, name if isinstance(name, int) else number)
+    elif isinstance(cache, tuple):
+        for entry in cache:
+            yield from cached_arrays(entry, number)
+    else:
+        yield number, cache
