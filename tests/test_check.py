@@ -1,7 +1,8 @@
-"""`check` is the safety net of whoever writes a layer: what it lets pass, and what it catches."""
+"""Tests of `check`: correct layers pass, and each kind of error is found."""
 
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ class Cube(nn.Elementwise):
 
 @dataclass(frozen=True)
 class Gain(nn.Layer):
-    """y = x · gain: a whole layer as a user would write it."""
+    """y = x · gain: a complete custom layer."""
 
     start: float = 1.0
 
@@ -39,7 +40,7 @@ class Gain(nn.Layer):
 
 
 class Temperature(Gain):
-    """One number for all."""
+    """y = x · gain, with one gain for all elements."""
 
     def init(self, key, shape, dtype):
         return (*super().init(key, (), dtype)[:2], shape)
@@ -58,8 +59,8 @@ def test_a_custom_layer_passes(backend, layer):
     assert sum(row.kinks for row in report.rows) == 0
 
 
-# Each class below is wrong in one way. Its row in
-# BROKEN ends in a part of the error message.
+# Each class below is wrong in one way. Its row in BROKEN ends in a part of the error
+# message.
 
 
 class BiasUnsummed(nn.Dense):
@@ -149,9 +150,8 @@ class WiderWhereItPredicts(nn.Tanh):
 
 class WiderGradient(Gain):
     def backward(self, params, cache, dy):
-        return dy * params["gain"], {
-            "gain": np.sum(dy * cache, axis=0, dtype=np.float64)
-        }
+        gain = np.sum(dy * cache, axis=0, dtype=np.float64)
+        return dy * params["gain"], {"gain": gain}
 
 
 class WiderState(nn.BatchNorm):
@@ -194,17 +194,15 @@ class PredictsByTheBatch(nn.BatchNorm):
 
 
 class ForgetsTheShortcut(nn.Dense):
-    """Scales its weight in both passes, but inherits `backward_params`, which does not."""
+    """Doubles its weight, but inherits a `backward_params` that does not."""
 
     def forward(self, params, state, x, *, train=False):
-        return super().forward(
-            params | {"weight": 2.0 * params["weight"]}, state, x, train=train
-        )
+        doubled = params | {"weight": 2.0 * params["weight"]}
+        return super().forward(doubled, state, x, train=train)
 
     def backward(self, params, cache, dy):
-        dx, grads = super().backward(
-            params | {"weight": 2.0 * params["weight"]}, cache, dy
-        )
+        doubled = params | {"weight": 2.0 * params["weight"]}
+        dx, grads = super().backward(doubled, cache, dy)
         return dx, grads | {"weight": 2.0 * grads["weight"]}
 
 
@@ -227,9 +225,8 @@ class DividesByAllRows(nn.Layer):
         return {}, {"mean": namespace(key).zeros(shape, dtype=dtype)}, shape
 
     def forward(self, params, state, x, *, train=False):
-        counts = (
-            train.counts if isinstance(train, RowMask) else np.ones(len(x), x.dtype)
-        )
+        every_row = np.ones(len(x), x.dtype)
+        counts = train.counts if isinstance(train, RowMask) else every_row
         mean = counts @ x / self.number(counts) if train else state["mean"]
         return x, {"mean": mean}, ()
 
@@ -304,7 +301,7 @@ class LosesABatchOfOne(nn.Tanh):
 class RefusesABatchOfOne(nn.Tanh):
     def forward(self, params, state, x, *, train=False):
         if x.shape[0] == 1:
-            raise ValueError("one is none")
+            raise ValueError("expected two examples or more")
         return super().forward(params, state, x)
 
 
@@ -320,9 +317,8 @@ class ForgetsTheScale(nn.LayerNorm):
     """Correct only for the initial scale."""
 
     def backward(self, params, cache, dy):
-        return super().backward(
-            params | {"scale": np.ones_like(params["scale"])}, cache, dy
-        )
+        initial = {"scale": np.ones_like(params["scale"])}
+        return super().backward(params | initial, cache, dy)
 
 
 class ForgetsTheVariance(nn.BatchNorm):
@@ -351,76 +347,48 @@ class ForgetsTheSlopeOfOne(nn.Tanh):
         return dy * (self.slope(cache) if dy.shape[0] > 1 else 1.0), {}
 
 
-BROKEN = [  # layer, shape of one example, what the message says
-    (
-        BiasUnsummed(2),
-        (4,),
-        r"float32: bias is float32 \(3, 2\), expected float32 \(2,\)",
-    ),
-    (
-        BiasOfOneRow(2),
-        (4,),
-        r"central difference on numpy, train: bias\[\d\] is .*, expected",
-    ),
-    (BiasAveraged(2), (4,), r"central difference on numpy, train: bias\[\d\]"),
-    (
-        SlightlyTooLarge(2),
-        (4,),
-        r"x\[\d, \d\] is .* relative error 0.0001, tolerance 1e-07",
-    ),
+CENTRAL = "central difference on numpy"
+REFUSED = "predict: a batch of one example is refused"
+WRITTEN = "an argument, was changed in place"
+
+BROKEN = [  # layer, shape of one example, part of the message
+    (BiasUnsummed(2), (4,), r"bias is float32 \(3, 2\), expected float32 \(2,\)"),
+    (BiasOfOneRow(2), (4,), rf"{CENTRAL}, train: bias\[\d\] is .*, expected"),
+    (BiasAveraged(2), (4,), rf"{CENTRAL}, train: bias\[\d\]"),
+    (SlightlyTooLarge(2), (4,), r"is .* relative error 0.0001, tolerance 1e-07"),
     (nn.Sequential(nn.Tanh(), BiasAveraged(2)), (4,), r"train: 1\.bias\[\d\]"),
-    (
-        GradientNamedOtherwise(2),
-        (4,),
-        "float32: w should not be there; the layer returned bias, w, x, y",
-    ),
+    (GradientNamedOtherwise(2), (4,), "w should not be there; the layer returned bias"),
     (GradientsInATuple(2), (4,), "float32: 0 should not be there"),
-    (
-        GradientsSwapped(nn.Dense(4), nn.Dense(4)),
-        (4,),
-        r"central difference .* [01]\.\w+\[",
-    ),
+    (GradientsSwapped(nn.Dense(4), nn.Dense(4)), (4,), rf"{CENTRAL}, .* [01]\.\w+\["),
     (WithoutDx(2), (4,), "float32: x is missing"),
-    (WrongSign(), (4,), r"central difference on numpy, train: x\[\d, \d\]"),
+    (WrongSign(), (4,), rf"{CENTRAL}, train: x\[\d, \d\]"),
     (NotANumber(), (4,), r"x\[\d, \d\] is nan"),
-    (WritesDy(), (4,), "dy, an argument, was changed in place"),
-    (WritesX(), (4,), "x, an argument, was changed in place"),
-    (WritesCache(), (4,), "x, an argument, was changed in place"),
-    (WritesWeight(2), (4,), "weight, an argument, was changed in place"),
+    (WritesDy(), (4,), f"dy, {WRITTEN}"),
+    (WritesX(), (4,), f"x, {WRITTEN}"),
+    (WritesCache(), (4,), f"x, {WRITTEN}"),
+    (WritesWeight(2), (4,), f"weight, {WRITTEN}"),
     (WiderWhereItPredicts(), (4,), r"predict in float32: x is float64 \(3, 4\)"),
     (WiderGradient(), (4,), r"train in float32: gain is float64"),
     (WiderState(), (4,), r"train in float32: state.mean is float64"),
-    (
-        PromisesAnotherShape(2),
-        (4,),
-        r"y is float32 \(3, 2\), expected float32 \(3, 4, 2\)",
-    ),
-    (PassesUnmasked(0.3), (9,), r"central difference on numpy, train: x\["),
+    (PromisesAnotherShape(2), (4,), r"y is .* \(3, 2\), expected float32 \(3, 4, 2\)"),
+    (PassesUnmasked(0.3), (9,), rf"{CENTRAL}, train: x\["),
     (DropsWhenPredicting(0.3), (9,), "state.key was changed by predicting"),
-    (
-        KeepsItsKeyWhileItDrops(0.3),
-        (9,),
-        r"batch of 1 on numpy, predict: [xy]\[0, \d\]",
-    ),
+    (KeepsItsKeyWhileItDrops(0.3), (9,), r"batch of 1 on numpy, predict: [xy]\[0"),
     (HasSecretRandomness(), (99,), "[xy] is different when computed a second time"),
-    (PredictsByTheBatch(), (4,), "predict: a batch of one example is refused"),
+    (PredictsByTheBatch(), (4,), REFUSED),
     (LooksAtTheBatch(), (4,), r"filled batch on numpy, train: [xy]\["),
-    (GoesBackAsInTraining(), (4,), r"central difference on numpy, predict: x\["),
-    (GoesBackAsInPredicting(), (4,), r"central difference on numpy, train: x\["),
+    (GoesBackAsInTraining(), (4,), rf"{CENTRAL}, predict: x\["),
+    (GoesBackAsInPredicting(), (4,), rf"{CENTRAL}, train: x\["),
     (TrustsTheLayout(), (4,), r"layout on numpy, train: y\["),
     (
         LosesABatchOfOne(),
         (4,),
-        r"batch of 1: y is float64 \(4,\), expected float64 \(1, 4\)",
+        r"batch of 1: y is float64 \(4,\), expected .* \(1, 4\)",
     ),
-    (RefusesABatchOfOne(), (4,), "predict: a batch of one example is refused"),
-    (ForgetsTheScale(), (4,), r"central difference on numpy, train: x\["),
-    (
-        ForgetsTheVariance(epsilon=0.0),
-        (4,),
-        r"central difference on numpy, predict: x\[",
-    ),
-    (CountsRepeatsOnce(40, 1), (), r"central difference on numpy, train: weight\["),
+    (RefusesABatchOfOne(), (4,), REFUSED),
+    (ForgetsTheScale(), (4,), rf"{CENTRAL}, train: x\["),
+    (ForgetsTheVariance(epsilon=0.0), (4,), rf"{CENTRAL}, predict: x\["),
+    (CountsRepeatsOnce(40, 1), (), rf"{CENTRAL}, train: weight\["),
     (ForgetsTheShortcut(2), (4,), r"shortcuts on numpy, train: weight\["),
     (PredictsAnotherWay(), (4,), r"shortcuts on numpy, predict: y\["),
     (CountsFillers(), (4,), r"filled batch on numpy, train: [xy]\["),
@@ -428,11 +396,7 @@ BROKEN = [  # layer, shape of one example, what the message says
     (SendsFillersBack(), (4,), r"filled batch on numpy, train: x\["),
     (DropsByTheFillers(0.3), (4,), r"filled batch on numpy, train: [xy]\["),
     (RemembersNothingAsNaN(), (4,), r"train, batch of 0: state.mean is \[nan"),
-    (
-        GainFromNothing(),
-        (4,),
-        r"batch of 0 on numpy, train: gain\[\d\] is 1.0, expected 0.0",
-    ),
+    (GainFromNothing(), (4,), r"batch of 0 on numpy, .*\[\d\] is 1.0, expected 0.0"),
     (ForgetsTheSlopeOfOne(), (4,), r"batch of 1 on numpy, \w+: x"),
     (Rounds(), (4,), r"of 12 elements of x, 1[12] lie at a kink"),
 ]
@@ -452,17 +416,18 @@ def test_a_broken_layer_is_caught_by_name(layer, shape, message):
 def stand_in(**changed):
     """Return NumPy under another name, with parts of its adapter replaced."""
     numpy = nn.backend("numpy")
-    return replace(
-        numpy, name="off", adapter=SimpleNamespace(**members(numpy.adapter, **changed))
-    )
+    adapter = SimpleNamespace(**members(numpy.adapter, **changed))
+    return replace(numpy, name="off", adapter=adapter)
 
 
 def pull_of_gain(function, point):
     """A vjp that does not scale dx by the gain."""
-    y = function(point)
-    return y, lambda dy: (
-        {"params": {"gain": np.sum(dy * point["x"], axis=0)}, "x": dy},
-    )
+
+    def pull(dy):
+        gain = np.sum(dy * point["x"], axis=0)
+        return ({"params": {"gain": gain}, "x": dy},)
+
+    return function(point), pull
 
 
 WRONG_BACKENDS = [  # what is wrong with the backend, part of the message
@@ -504,16 +469,15 @@ def test_a_backend_without_float64_is_refused(lack):
 
 
 def test_by_default_every_library_that_runs_here_is_checked():
-    able = [
-        s.devices[0] for s in nn.backends() if s.devices and s.devices[0].adapter.double
-    ]
+    first = [status.devices[0] for status in nn.backends() if status.devices]
+    able = {str(device) for device in first if device.adapter.double}
     checked = {row.backend for row in check(nn.Tanh(), (4,)).rows}
-    assert checked == {"numpy", *map(str, able)} - {"numpy:cpu"}
+    assert checked == {"numpy", *able} - {"numpy:cpu"}
 
 
 @pytest.mark.parametrize("place", [*np.linspace(-2.1, 2.1, 15), -2 / 3, 1 / 3, 2 / 3])
 def test_a_kink_within_the_stencil_is_left_out_and_counted(place):
-    """A kink near the end of the stencil, where the fourth difference is small, does no harm."""
+    """At the end of a stencil the fourth difference is small, and so is the error."""
 
     def draw(generator, shape):
         x = generator.choice([-1.0, 1.0], shape) * generator.uniform(0.5, 1.5, shape)
@@ -529,19 +493,17 @@ def test_a_kink_within_the_stencil_is_left_out_and_counted(place):
 
 
 def test_a_leaf_that_lies_mostly_at_kinks_is_refused():
-    with pytest.raises(
-        CheckFailed, match=r"train: of 12 elements of x, 12 lie at a kink"
-    ):
-        check(
-            nn.ReLU(), (4,), backends=[], draw=lambda generator, shape: np.zeros(shape)
-        )
+    def draw(generator, shape):
+        return np.zeros(shape)
+
+    with pytest.raises(CheckFailed, match="of 12 elements of x, 12 lie at a kink"):
+        check(nn.ReLU(), (4,), backends=[], draw=draw)
 
 
 def test_large_leaves_are_sampled_and_the_number_is_stated():
     report = check(nn.Dense(20), (30,), backends=[], elements=7)
-    checked = {
-        r.leaf: r.checked for r in report.rows if r.oracle == "central difference"
-    }
+    rows = [row for row in report.rows if row.oracle == "central difference"]
+    checked = {row.leaf: row.checked for row in rows}
     assert checked == {"bias": 7, "weight": 7, "x": 7}
 
 
@@ -562,20 +524,17 @@ def test_a_loss_is_checked_as_a_layer():
     def cubed(y, target, weights=None, *, reduction="mean"):
         return namespace(y).sum((y - target) ** 3, axis=-1), 3.0 * (y - target) ** 2
 
+    def doubled(*args, **options):
+        value, dy = cubed(*args)
+        return value, 2.0 * dy
+
     shape = {"y": (3,), "target": (3,)}
-    with pytest.raises(
-        TypeError, match=r"expected a layer, got <function .*check\(loss_of\(loss"
-    ):
+    message = r"expected a layer, got <function .*check\(loss_of\(loss"
+    with pytest.raises(TypeError, match=message):
         check(cubed, shape)
     check(loss_of(cubed), shape, backends=[])
-    with pytest.raises(
-        CheckFailed, match=r"central difference on numpy, train: x\.y\["
-    ):
-        check(
-            loss_of(lambda *a, **k: (cubed(*a)[0], 2.0 * cubed(*a)[1])),
-            shape,
-            backends=[],
-        )
+    with pytest.raises(CheckFailed, match=rf"{CENTRAL}, train: x\.y\["):
+        check(loss_of(doubled), shape, backends=[])
 
 
 def test_the_report_is_a_table_of_every_oracle(backend):
@@ -586,27 +545,15 @@ def test_the_report_is_a_table_of_every_oracle(backend):
         for part in (row.oracle, row.backend, row.mode, row.leaf, str(row.checked)):
             assert part in line
     assert "(refused)" in {row.leaf for row in report.rows}
-    assert {row.leaf for row in report.rows} > {
-        "x",
-        "y",
-        "0.weight",
-        "1.scale",
-        "state.1.mean",
-    }
+    leaves = {row.leaf for row in report.rows}
+    assert leaves > {"x", "y", "0.weight", "1.scale", "state.1.mean"}
     expected = {
-        "central difference",
-        "adjoint",
-        "layout",
-        "batch of 0",
-        "batch of 1",
-        "shortcuts",
-        "filled batch",
-        "same as NumPy",
+        *("central difference", "adjoint", "layout", "batch of 0", "batch of 1"),
+        *("shortcuts", "filled batch", "same as NumPy"),
     }
-    differentiates = backend.adapter.vjp is not None
-    assert {r.oracle for r in report.rows} == expected | (
-        {"automatic differentiation"} if differentiates else set()
-    )
+    if backend.adapter.vjp is not None:
+        expected.add("automatic differentiation")
+    assert {row.oracle for row in report.rows} == expected
 
 
 def test_integers_are_drawn_as_the_layer_takes_them():
@@ -617,15 +564,16 @@ def test_integers_are_drawn_as_the_layer_takes_them():
     check(nn.Embedding(1, 3), (2,), backends=[])
     with pytest.raises(ValueError, match="pass `draw`, which returns a valid x"):
         check(Picky(4, 3), (2,), backends=[])
-    check(
-        Picky(4, 3), (2,), backends=[], draw=lambda g, shape: g.integers(4, size=shape)
-    )
+
+    def draw(generator, shape):
+        return generator.integers(4, size=shape)
+
+    check(Picky(4, 3), (2,), backends=[], draw=draw)
 
 
 def test_the_same_seed_gives_the_same_report():
-    assert check(nn.Dense(2), (3,), seed=5, backends=[]) == check(
-        nn.Dense(2), (3,), seed=5, backends=[]
-    )
+    reports = [check(nn.Dense(2), (3,), seed=5, backends=[]) for _ in range(2)]
+    assert reports[0] == reports[1]
 
 
 @pytest.mark.parametrize("nothing", [{"batch": 0}, {"elements": 0}], ids=str)
@@ -641,9 +589,13 @@ def test_examples_without_a_number_check_nothing():
 
 @dataclass(frozen=True)
 class Blend(nn.Layer):
-    """Two outputs of two inputs and a mask: product = x · other · gain, kept = x + other or 0."""
+    """product = x · other · gain, and kept = x + other where the mask is true, or 0."""
 
-    input_kinds = {"x": "real floating", "other": "real floating", "mask": "bool"}  # noqa: RUF012
+    input_kinds: ClassVar = {
+        "x": "real floating",
+        "other": "real floating",
+        "mask": "bool",
+    }
 
     def init(self, key, shape, dtype):
         gain = namespace(key).ones(shape["x"], dtype=dtype)
@@ -657,12 +609,10 @@ class Blend(nn.Layer):
 
     def backward(self, params, cache, dy):
         x, other, product, kept = cache
-        through, around = dy["product"] * params["gain"], dy["kept"] * kept
-        dx = {
-            "x": through * other + around,
-            "other": through * x + around,
-            "mask": None,
-        }
+        through = dy["product"] * params["gain"]
+        around = dy["kept"] * kept
+        dx = {"x": through * other + around, "other": through * x + around}
+        dx["mask"] = None
         return dx, {"gain": namespace(x).sum(dy["product"] * product, axis=0)}
 
 

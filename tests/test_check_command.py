@@ -36,7 +36,7 @@ class Gain(nn.Layer):
 
 class Raises(Gain):
     def backward(self, params, cache, dy):
-        raise RuntimeError("this was left for later")
+        raise RuntimeError("not implemented yet")
 
 
 class Masked(Gain):
@@ -65,7 +65,7 @@ def made():
 
 @pytest.fixture(autouse=True)
 def _own_module(tmp_path, monkeypatch):
-    """A module of a user's in the current folder, forgotten afterwards."""
+    """Write a custom module into the current folder; forget it at the end."""
     (tmp_path / "layers_of_mine.py").write_text(OWN, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -74,125 +74,105 @@ def _own_module(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def asked(backend, capsys):
-    """A function from arguments to exit status and what was printed."""
+def run_check(backend, capsys):
+    """Return a function from arguments to the exit status and the output."""
 
-    def ask(*arguments, backends=str(backend)):
+    def run(*arguments, backends=str(backend)):
         status = main(["check", *arguments, "--elements=4", f"--backends={backends}"])
         return status, capsys.readouterr().out
 
-    return ask
+    return run
 
 
-def test_every_public_layer_loss_and_optimizer_has_a_specimen():
+def test_every_public_layer_loss_and_optimizer_has_an_example():
     where = "a line in agnostic_nn/diagnostics/examples.py, in order of names"
-    public = [thing for thing in vars(nn).values() if isinstance(thing, type)]
-    wanted = {thing.__name__ for thing in public if issubclass(thing, nn.Layer)}
-    assert {one.name for one in LAYERS} == wanted - {"Layer", "Block", "Elementwise"}, (
-        where
-    )
-    assert {one.name for one in LOSSES} == {*losses.__all__} - {
-        "Loss",
-        "Losses",
-        "Weighted",
-    }, where
-    tried = {type(one).__name__ for one in OPTIMIZERS}
-    beside = {"Fixed", "Optimizer", "Rule"}  # the first is in Parts
-    assert tried == {*optimizers.__all__} - beside, where
-    for several in (LAYERS, LOSSES):
-        names = [one.name for one in several]
+    public = [value for value in vars(nn).values() if isinstance(value, type)]
+    layers = {value.__name__ for value in public if issubclass(value, nn.Layer)}
+    layers -= {"Layer", "Block", "Elementwise"}
+    assert {example.name for example in LAYERS} == layers, where
+    functions = {*losses.__all__} - {"Loss", "Losses", "Weighted"}
+    assert {example.name for example in LOSSES} == functions, where
+    rules = {*optimizers.__all__} - {"Fixed", "Optimizer", "Rule"}  # Fixed is in Parts
+    assert {type(example).__name__ for example in OPTIMIZERS} == rules, where
+    for examples in (LAYERS, LOSSES):
+        names = [example.name for example in examples]
         assert names == sorted(names), where
 
 
-def test_the_whole_library_passes(asked):
-    status, out = asked(backends="numpy")
+def test_the_whole_library_passes(run_check):
+    status, out = run_check(backends="numpy")
     assert status == 0
-    for one in (*LAYERS, *LOSSES):
-        assert f"\n  {one.name} " in out
+    for example in (*LAYERS, *LOSSES):
+        assert f"\n  {example.name} " in out
     assert f"all {len(LAYERS) + len(LOSSES)} passed" in out
 
 
-def test_every_oracle_of_the_backend_is_asked(backend, asked, tmp_path):
-    files = "--json=found/check.json", "--markdown=found/check.md"
-    status, out = asked("Dense", "huber", *files)
+def test_every_oracle_of_the_backend_is_used(backend, run_check, tmp_path):
+    files = "--json=results/check.json", "--markdown=results/check.md"
+    status, out = run_check("Dense", "huber", *files)
     assert status == 0
-    columns = [
-        "central difference",
-        "adjoint",
-        "layout",
-        "batch of 0",
-        "batch of 1",
-        str(backend),
-    ]
+    columns = ["central difference", "adjoint", "layout", "batch of 0", "batch of 1"]
+    columns += [str(backend)]
     columns += [f"vjp of {backend}"] * (backend.adapter.vjp is not None)
-    page = (tmp_path / "found" / "check.md").read_text(encoding="utf-8")
+    page = (tmp_path / "results" / "check.md").read_text(encoding="utf-8")
     for column in columns:
         assert column in out
         assert f"| {column} |" in page
-    result = json.loads((tmp_path / "found" / "check.json").read_text(encoding="utf-8"))
-    assert [one["name"] for one in result["checks"]] == ["Dense", "huber"]
-    assert {one["verdict"] for one in result["checks"]} == {"passed"}
-    for row in result["checks"][0]["rows"]:
+    checks = checks_in(tmp_path / "results" / "check.json")
+    assert [entry["name"] for entry in checks] == ["Dense", "huber"]
+    assert {entry["verdict"] for entry in checks} == {"passed"}
+    for row in checks[0]["rows"]:
         assert row["error"] <= row["tolerance"]
 
 
+def checks_in(path):
+    return json.loads(path.read_text(encoding="utf-8"))["checks"]
+
+
 @pytest.mark.parametrize("name", ["Gain", "made"])
-def test_a_layer_of_ones_own_is_found_in_the_current_folder(asked, name):
-    status, out = asked(
-        f"layers_of_mine:{name}", "--shape=2,3" if name == "Gain" else "--shape=4"
-    )
+def test_a_custom_layer_is_loaded_from_the_current_folder(run_check, name):
+    shape = "--shape=2,3" if name == "Gain" else "--shape=4"
+    status, out = run_check(f"layers_of_mine:{name}", shape)
     assert status == 0
     assert f"layers_of_mine:{name}" in out
 
 
-def test_a_shape_may_be_a_tree_or_a_number(asked):
-    assert (
-        asked("layers_of_mine:Masked", "--shape={'x': (2, 3), 'mask': (2, 3)}")[0] == 0
-    )
-    assert asked("Tanh", "--shape=()")[0] == 0
+def test_a_shape_may_be_a_tree_or_a_number(run_check):
+    tree = "--shape={'x': (2, 3), 'mask': (2, 3)}"
+    assert run_check("layers_of_mine:Masked", tree)[0] == 0
+    assert run_check("Tanh", "--shape=()")[0] == 0
 
 
-def test_the_shape_asked_for_is_the_one_that_is_checked(asked, tmp_path):
-    assert asked("Dense", "--shape=2,7", "--json=check.json")[0] == 0
-    (result,) = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))[
-        "checks"
-    ]
+def test_the_shape_of_the_command_line_is_checked(run_check, tmp_path):
+    assert run_check("Dense", "--shape=2,7", "--json=check.json")[0] == 0
+    (result,) = checks_in(tmp_path / "check.json")
     assert result["shape"] == [2, 7]
-    (x,) = {
-        row["checked"]
-        for row in result["rows"]
-        if row["oracle"] == "layout" and row["leaf"] == "x"
-    }
-    assert x == 3 * 2 * 7
+    rows = [row for row in result["rows"] if row["oracle"] == "layout"]
+    assert {row["checked"] for row in rows if row["leaf"] == "x"} == {3 * 2 * 7}
 
 
-def test_a_wrong_gradient_makes_the_exit_status_1_and_is_told_in_full(asked, tmp_path):
-    status, out = asked(
-        "GELU", "layers_of_mine:wrong", "--shape=3", "--json=check.json"
-    )
+def test_a_wrong_gradient_is_printed_and_makes_the_exit_status_1(run_check, tmp_path):
+    arguments = "GELU", "layers_of_mine:wrong", "--shape=3", "--json=check.json"
+    status, out = run_check(*arguments)
     assert status == 1
     assert "1 of 2 failed" in out
     assert "central difference on numpy, train: gain[" in out
     assert "relative error 0.5" in out
-    verdicts = {
-        line.split()[0]: line.split()[-1] for line in out.splitlines() if line.split()
-    }
+    lines = [line.split() for line in out.splitlines() if line.split()]
+    verdicts = {words[0]: words[-1] for words in lines}
     assert verdicts["GELU"] == "passed"
     assert verdicts["layers_of_mine:wrong"] == "failed"
-    result = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))[
-        "checks"
-    ][1]
-    assert result["message"] in out
+    assert checks_in(tmp_path / "check.json")[1]["message"] in out
 
 
-def test_a_layer_that_raises_shows_where(asked):
-    status, out = asked("layers_of_mine:Raises", "--shape=3")
+def test_a_layer_that_raises_shows_where(run_check):
+    status, out = run_check("layers_of_mine:Raises", "--shape=3")
     assert status == 1
-    assert "RuntimeError: this was left for later" in out
+    assert "RuntimeError: not implemented yet" in out
     assert "in backward" in out
 
 
-SENSELESS = [  # arguments, message
+INVALID = [  # arguments, message
     (["Desne"], "no layer or loss called 'Desne'; did you mean Dense?"),
     (["Quux"], "a custom one is module:object"),
     (["--shape=3"], "--shape needs the name of a layer"),
@@ -219,9 +199,9 @@ SENSELESS = [  # arguments, message
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), SENSELESS, ids=lambda value: str(value)[:40]
+    ("arguments", "message"), INVALID, ids=lambda value: str(value)[:40]
 )
-def test_what_makes_no_sense_is_refused(capsys, arguments, said):
+def test_invalid_arguments_are_refused_in_one_line(capsys, arguments, message):
     try:
         status = main(["check", *arguments])
     except SystemExit as refused:
@@ -229,7 +209,7 @@ def test_what_makes_no_sense_is_refused(capsys, arguments, said):
     assert status == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 

@@ -1,4 +1,4 @@
-"""Costs: what is counted is what is computed, and what is predicted is what is held."""
+"""Counted operations are those computed; predicted bytes are those allocated."""
 
 import re
 import subprocess
@@ -23,18 +23,14 @@ HOST = nn.backend("numpy").xp
 
 
 def drawn(layer, shape, rows, dtype="float32"):
-    params, state, _ = layer.init(
-        nn.random.key(0, xp=HOST), shape, getattr(HOST, dtype)
-    )
-    return (
-        params,
-        state,
-        tree_map(np.array, _like_input(layer.input_kinds, shape, dtype, rows)),
-    )
+    key = nn.random.key(0, xp=HOST)
+    params, state, _ = layer.init(key, shape, getattr(HOST, dtype))
+    x = _like_input(layer.input_kinds, shape, dtype, rows)
+    return params, state, tree_map(np.array, x)
 
 
 def counted(layer, shape, rows):
-    """The operations of forward and of backward, dx included."""
+    """Return the operations of forward and of backward, dx included."""
     with CostCounter() as counter:
         params, state, x = blanks_like(drawn(layer, shape, rows))
         y, _, cache = layer.forward(params, state, x, train=True)
@@ -44,7 +40,7 @@ def counted(layer, shape, rows):
 
 
 def dense(rows, fan_in, width):
-    """y = x W + b, then dy Wᵀ, xᵀ dy and Σ dy"""
+    """Return the operations of y = x W + b, and of dy Wᵀ, xᵀ dy and Σ dy."""
     product, bias = 2 * rows * fan_in * width, rows * width
     return product + bias, 2 * product + bias
 
@@ -54,7 +50,10 @@ def convolution(places, window, fan_in, width):
 
 
 def lstm(batch, time, fan_in, width):
-    """Of a step: x W, h R and their sums, e = exp(-|a|), σ of four gates, c, h; then slopes."""
+    """Return those of each step: x W, h R, the sums, the gates, c, h, and the slopes.
+
+    A gate is σ(a), computed from e = exp(-|a|).
+    """
     steps, z = batch * time, 4 * width
     products = 2 * fan_in * z + 2 * width * z
     gates = 2 * z + 3 * z + 4 * z  # z + b + h R; |a|, -|a|, exp; a ≥ 0, max, 1 + e, /
@@ -63,14 +62,15 @@ def lstm(batch, time, fan_in, width):
     # σ'; those of z, tanh' for g; tanh' of c with o
     slopes = 3 * z + 9 * width + 9 * width
     back = 8 * width + z  # sums and products of dh and dc; and the sum to db
-    return (
-        steps * (products + gates + state + slopes),
-        steps * (2 * products + back),
-    )
+    forward = products + gates + state + slopes
+    return steps * forward, steps * (2 * products + back)
 
 
 def attention(batch, time, width, heads):
-    """Four maps, Q scaled, S = Q Kᵀ, softmax, P V; back two products of each and one of all."""
+    """Return those of four maps, Q scaled, S = Q Kᵀ, P = softmax S and P V.
+
+    The backward pass has two products for each of these.
+    """
     maps = [4 * n for n in dense(batch * time, width, width)]
     x, s, rows = batch * time * width, batch * heads * time * time, batch * heads * time
     product = 2 * batch * time * time * width
@@ -113,13 +113,12 @@ def test_operations_are_those_counted_by_hand(layer, shape, rows, expected):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("specimen", LAYERS + LOSSES, ids=lambda one: one.name)
-def test_shapes_and_dtypes_are_those_of_numpy(specimen, dtype):
-    layer = specimen.layer
-    params, state, _ = layer.init(
-        nn.random.key(0, xp=HOST), specimen.shape, getattr(HOST, dtype)
-    )
-    x = inputs(specimen, np.random.default_rng(0), 3, dtype)
+@pytest.mark.parametrize("example", LAYERS + LOSSES, ids=lambda example: example.name)
+def test_shapes_and_dtypes_are_those_of_numpy(example, dtype):
+    layer = example.layer
+    key = nn.random.key(0, xp=HOST)
+    params, state, _ = layer.init(key, example.shape, getattr(HOST, dtype))
+    x = inputs(example, np.random.default_rng(0), 3, dtype)
 
     def run(params, state, x, dy):
         y, after, cache = layer.forward(params, state, x, train=True)
@@ -127,34 +126,28 @@ def test_shapes_and_dtypes_are_those_of_numpy(specimen, dtype):
         return y, after, dx, grads
 
     dy = tree_map(np.asarray, layer.forward(params, state, x)[0])
-    report = [
-        (name, tuple(a.shape), a.dtype)
-        for name, a in told_by(run, params, state, x, dy)
-    ]
-    result = named_leaves(run(params, state, x, dy))
-    assert report == [
-        (name, np.shape(a), a.dtype) for name, a in result if a is not None
-    ]
+    expected = named_leaves(run(params, state, x, dy))
+    assert shapes_of(counted_leaves(run, params, state, x, dy)) == shapes_of(expected)
 
 
-def told_by(run, *trees):
+def counted_leaves(function, *trees):
+    """Return the named leaves of function(*trees), called on arrays without values."""
     with CostCounter():
-        return [
-            pair
-            for pair in named_leaves(run(*blanks_like(trees)))
-            if pair[1] is not None
-        ]
+        return list(named_leaves(function(*blanks_like(trees))))
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda one: type(one).__name__)
+def shapes_of(named):
+    """Return the names, shapes and dtypes of the leaves that are arrays."""
+    return [(name, np.shape(a), a.dtype) for name, a in named if a is not None]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda rule: type(rule).__name__)
 def test_optimizers_can_be_counted(optimizer):
     params = {"weight": np.ones((4, 3), "float32"), "bias": np.ones(3, "float32")}
-    moments = optimizer.init(params)
-    report = told_by(optimizer.update, params, params, moments)
-    result = named_leaves(optimizer.update(params, params, moments))
-    assert [(n, a.shape, a.dtype) for n, a in report] == [
-        (n, a.shape, a.dtype) for n, a in result
-    ]
+    arguments = params, params, optimizer.init(params)
+    expected = named_leaves(optimizer.update(*arguments))
+    counted = counted_leaves(optimizer.update, *arguments)
+    assert shapes_of(counted) == shapes_of(expected)
 
 
 def shifted(a):
@@ -164,27 +157,29 @@ def shifted(a):
     return result + known
 
 
+def reshaped(a):
+    return namespace(a).reshape(a, (-1,))
+
+
 EXPRESSIONS = {  # of a, a million numbers
-    "a result that nobody knows is written over": lambda a: a * a + a * a,
-    "also from the right, if it makes no difference": lambda a: a + 2.0 * a,
-    "but not if it does": lambda a: a - 2.0 * a,
-    "nor if it is known": shifted,
+    "a temporary result is overwritten": lambda a: a * a + a * a,
+    "also on the right, if the operation commutes": lambda a: a + 2.0 * a,
+    "but not if it does not": lambda a: a - 2.0 * a,
+    "nor if it has a name": shifted,
     "nor by a result of another dtype": lambda a: (a * 2.0) < (a + 1.0),
-    "a sum goes alone": lambda a: -(a + 1.0) * 2.0 / a,
+    "a chain of temporaries": lambda a: -(a + 1.0) * 2.0 / a,
     "a scalar from the left": lambda a: 1.0 - (1.0 - a) * 3.0,
     "a view takes nothing": lambda a: a.T[::2, :3],
     "a product takes its result": lambda a: a.T @ a[:, :7],
-    "what is laid out anew is a copy": lambda a: namespace(a).reshape(a.T, (-1,)),
-    "what is laid out like its argument is not": lambda a: namespace(a).reshape(
-        (a.T * 2.0).T, (-1,)
-    ),
+    "reshaping is a copy if strides do not allow a view": lambda a: reshaped(a.T),
+    "and a view if they do": lambda a: reshaped((a.T * 2.0).T),
     "in place takes nothing": lambda a: a.__iadd__(1.0),
-    "what is let go is there for others": lambda a: [len(a * 2.0), len(a * 3.0)],
+    "freed memory is available again": lambda a: [len(a * 2.0), len(a * 3.0)],
 }
 
 
-def held_by_numpy(function, *args):
-    """Return the peak of memory besides the arguments; a first call imports modules."""
+def peak_of_numpy(function, *args):
+    """Return the peak memory without the arguments; a first call imports modules."""
     function(*args)
     tracemalloc.start()
     try:
@@ -194,13 +189,13 @@ def held_by_numpy(function, *args):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("told", ["by references", "by names"])
+@pytest.mark.parametrize("way", ["by references", "by names"])
 @pytest.mark.parametrize("name", EXPRESSIONS)
-def test_memory_is_that_of_numpy(name, told, monkeypatch):
-    if told == "by names":  # as where the interpreter counts no references for them
+def test_memory_is_that_of_numpy(name, way, monkeypatch):
+    if way == "by names":  # for interpreters that do not count those references
         monkeypatch.setattr(counting, "_TEMPORARY", counting._NAMED)
     expression, a = EXPRESSIONS[name], np.ones((1000, 1000), "float32")
-    result = held_by_numpy(expression, a)
+    result = peak_of_numpy(expression, a)
     assert peak_of(expression, a) - a.nbytes == pytest.approx(result, abs=2e4)
 
 
@@ -222,7 +217,7 @@ LARGE = [  # layer, shape; each of megabytes, so that nothing else counts
 
 
 @pytest.mark.parametrize(("layer", "shape"), LARGE, ids=[str(row[0]) for row in LARGE])
-def test_a_layer_holds_what_is_predicted(layer, shape):
+def test_a_layer_takes_the_predicted_memory(layer, shape):
     params, state, x = drawn(layer, shape, 16)
     dy = layer.forward(params, state, x)[0] + 0.0
 
@@ -232,13 +227,12 @@ def test_a_layer_holds_what_is_predicted(layer, shape):
         layer.backward(params, cache.pop(), dy)
 
     arguments = params, state, x, dy
-    held = sum(leaf.nbytes for leaf in leaves(arguments))
-    assert peak_of(run, *arguments) - held == pytest.approx(
-        held_by_numpy(run, *arguments), rel=0.1
-    )
+    predicted = peak_of(run, *arguments)
+    predicted -= sum(leaf.nbytes for leaf in leaves(arguments))
+    assert predicted == pytest.approx(peak_of_numpy(run, *arguments), rel=0.1)
 
 
-def test_what_is_given_back_is_no_longer_alive():
+def test_freed_arrays_are_no_longer_alive():
     with CostCounter() as counter:
         a = blanks_like(np.ones((10, 10), "float32"))
         assert (counter.alive, counter.peak) == (400, 400)
@@ -259,12 +253,12 @@ def test_what_is_given_back_is_no_longer_alive():
         (lambda a: namespace(a).searchsorted(a, a), "what searchsorted costs"),
     ],
 )
-def test_what_depends_on_values_is_refused(function, message):
+def test_a_function_that_depends_on_values_is_refused(function, message):
     with pytest.raises(TypeError, match=message):
         peak_of(function, np.ones((3, 3)))
 
 
-def test_matrices_that_do_not_fit_are_refused():
+def test_matrices_of_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match=re.escape("got (3, 4) and (3, 4)")):
         peak_of(lambda a: a @ a, np.ones((3, 4)))
 
@@ -279,26 +273,25 @@ def test_sums_are_as_wide_as_those_of_numpy(dtype):
 def test_functions_of_numpy_itself_are_counted_too():
     with CostCounter() as counter:
         a = blanks_like(np.ones((3, 4), "float32"))
-        made = np.exp(np.ones(4, "float32") * a)
-        assert (made.shape, made.dtype) == ((3, 4), np.float32)
+        result = np.exp(np.ones(4, "float32") * a)
+        assert (result.shape, result.dtype) == ((3, 4), np.float32)
     assert counter.operations.total() == 24
 
 
 @pytest.fixture(scope="module")
 def table():
-    """Model: megabytes predicted and measured."""
+    """Return by model the megabytes predicted and measured."""
     command = [sys.executable, "-m", "benchmarks.memory"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = re.findall(
-        r"^ +(\S.*?) +([\d.]+) +([\d.]+) +[-+][\d.]+$", done.stdout, re.MULTILINE
-    )
-    return {name: (float(report), float(result)) for name, report, result in lines}
+    row = r"^ +(\S.*?) +([\d.]+) +([\d.]+) +[-+][\d.]+$"
+    rows = re.findall(row, done.stdout, re.MULTILINE)
+    return {name: (float(before), float(after)) for name, before, after in rows}
 
 
-def test_a_step_of_training_holds_what_was_predicted(table):
+def test_a_training_step_takes_the_predicted_memory(table):
     assert sorted(table) == ["CNN", "LSTM", "MLP", "transformer", "wide layer"]
-    for name, (report, result) in table.items():
-        assert report == pytest.approx(result, rel=0.1), name
+    for name, (predicted, measured) in table.items():
+        assert predicted == pytest.approx(measured, rel=0.1), name
 
 
 def test_targets_are_class_numbers_or_like_y():
@@ -307,7 +300,7 @@ def test_targets_are_class_numbers_or_like_y():
     def loss(y, target):
         seen.append((target.shape, str(target.dtype)))
         if target.shape != y.shape:
-            raise ValueError("these are no class numbers")
+            raise ValueError("these are not class numbers")
         return nn.mean_squared_error(y, target)
 
     trainer = nn.Trainer(
@@ -317,10 +310,10 @@ def test_targets_are_class_numbers_or_like_y():
     assert seen == [((7, 5), "int32"), ((7, 5, 2), "float32")]
 
 
-def test_a_loss_of_an_unknown_kind_is_not_predicted():
+def test_without_a_target_that_the_loss_accepts_nothing_is_predicted():
     class Odd:
         def __call__(self, y, target):
-            raise RuntimeError("no target will do")
+            raise RuntimeError("no target is accepted")
 
     trainer = nn.Trainer(
         nn.Dense(2), Odd(), nn.SGD(0.1), backend="numpy", shape=(3,), metrics={}

@@ -41,7 +41,7 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A current folder with modules, which are removed from `sys.modules` at the end."""
+    """Write modules into the current folder; forget them at the end."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name, text in FILES.items():

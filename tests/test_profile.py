@@ -1,4 +1,4 @@
-"""A profile names every piece of a step once, and says where the time goes that is spent."""
+"""A profile lists every part of a step once, with the time that it takes."""
 
 import json
 import math
@@ -32,16 +32,16 @@ def profiled(model, backend, loss=nn.mean_squared_error, optimizer=None, steps=3
 
 @pytest.fixture
 def eager(backend):
-    """The backend under test as if it compiled nothing: what naps in Python naps each time."""
+    """Return the backend under test without compiling, so that every sleep counts."""
     return uncompiled(backend)
 
 
-def uncompiled(backend, **names):
-    names = {
-        "jit": lambda function, device, donate=(): function,
-        "compiles": False,
-    } | names
-    return replace(backend, adapter=SimpleNamespace(**(vars(backend.adapter) | names)))
+def uncompiled(backend, **changed):
+    def jit(function, device, donate=()):
+        return function
+
+    names = vars(backend.adapter) | {"jit": jit, "compiles": False} | changed
+    return replace(backend, adapter=SimpleNamespace(**names))
 
 
 def test_every_layer_and_part_is_there_and_they_sum_up(backend):
@@ -68,20 +68,13 @@ def test_every_layer_and_part_is_there_and_they_sum_up(backend):
         assert result.parts[part] == pytest.approx(spent)
     assert result.total == pytest.approx(sum(result.parts.values()))
     rest = sum(result.parts[part] for part in ("loss", "finite", "update"))
-    assert sum(row.share for row in result.rows) + rest / result.total == pytest.approx(
-        1.0
-    )
+    shares = sum(row.share for row in result.rows) + rest / result.total
+    assert shares == pytest.approx(1.0)
     assert json.loads(json.dumps(result.to_json()))["parts"] == result.parts
     text = str(result)
-    for message in (
-        str(backend),
-        DENSE,
-        "loss",
-        "check for finite values",
-        "update",
-        "a real step, without timers inside",
-    ):
-        assert message in text
+    labels = "loss", "check for finite values", "update", "without timers inside"
+    for label in (str(backend), DENSE, *labels):
+        assert label in text
     assert bool(result.operations) is not backend.compiles
     assert ("fuses operations" in text) is backend.compiles
 
@@ -100,16 +93,9 @@ def test_layers_that_a_block_makes_as_it_goes_stand_in_their_places():
     block = nn.TransformerBlock(nn.MultiHeadAttention(2), 4)
     model = nn.Sequential(nn.Reshape((2, 2)), block, nn.Flatten(), nn.Dense(3))
     paths = [row.path for row in profiled(model, "numpy").rows]
-    inside = [
-        "attention_norm",
-        "attention",
-        "feed_norm",
-        "feed",
-        "feed.0",
-        "feed.1",
-        "feed.2",
-    ]
-    assert paths == ["", "0", "1", *(f"1.{name}" for name in inside), "2", "3"]
+    names = "attention_norm attention feed_norm feed feed.0 feed.1 feed.2"
+    inside = [f"1.{name}" for name in names.split()]
+    assert paths == ["", "0", "1", *inside, "2", "3"]
 
 
 @dataclass(frozen=True)
@@ -155,12 +141,9 @@ def test_the_layer_that_naps_is_the_slowest_where_it_naps(eager, layer, slow):
     result = profiled(model, eager)
     slowest = max(result.rows, key=lambda row: row.share)
     assert slowest.layer.startswith("Napping")
-    assert [
-        part for part in ("forward", "backward") if getattr(slowest, part) >= NAP
-    ] == slow
-    assert slowest.share == pytest.approx(
-        (slowest.forward + slowest.backward) / result.total
-    )
+    both = {"forward": slowest.forward, "backward": slowest.backward}
+    assert [part for part, seconds in both.items() if seconds >= NAP] == slow
+    assert slowest.share == pytest.approx(sum(both.values()) / result.total)
     assert result.step >= NAP
 
 
@@ -189,25 +172,24 @@ def test_the_first_steps_which_may_compile_do_not_count(eager):
     assert result.parts["loss"] < LONG / 2
 
 
-def test_nobody_asks_the_first_layer_for_its_dx(backend):
+def test_the_dx_of_the_first_layer_is_not_computed(backend):
     class First(nn.Dense):
         def backward(self, params, cache, dy):
-            raise AssertionError("this one has no dx")
+            raise AssertionError("dx is not needed")
 
     result = profiled(nn.Sequential(First(4), nn.Dense(3)), backend, steps=1)
     assert result.rows[1].backward > 0
 
 
-def test_each_piece_waits_until_its_values_are_there(backend):
+def test_each_part_is_timed_until_its_values_are_available(backend):
     late = uncompiled(backend, synchronize=lambda array: sleep(NAP))
     result = profiled(nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dense(3)), late, steps=1)
-    pieces = [piece for row in result.rows[1:] for piece in (row.forward, row.backward)]
-    pieces += [result.parts["loss"], result.parts["update"], result.step]
-    pieces += [
-        row.seconds / row.calls for row in result.operations if row.name == "matmul"
-    ]
-    assert len(pieces) == 10
-    assert all(piece >= NAP for piece in pieces)
+    times = [time for row in result.rows[1:] for time in (row.forward, row.backward)]
+    times += [result.parts["loss"], result.parts["update"], result.step]
+    (matmul,) = [row for row in result.operations if row.name == "matmul"]
+    times.append(matmul.seconds / matmul.calls)
+    assert len(times) == 10
+    assert all(time >= NAP for time in times)
 
 
 def test_operations_are_counted_one_by_one(eager):
@@ -239,10 +221,10 @@ def test_all_that_is_timed_is_the_same_training(eager):
         model, eager, loss=recorded, optimizer=nn.AdamW(1e-1), steps=steps
     )
     assert result.operations
-    whole, pieces, operations = np.reshape(losses, (3, -1))
+    whole, by_parts, operations = np.reshape(losses, (3, -1))
     assert len(whole) > steps
     assert len(set(whole)) == len(whole)
-    np.testing.assert_allclose(pieces, whole, rtol=1e-4)  # seven steps of rounding
+    np.testing.assert_allclose(by_parts, whole, rtol=1e-4)  # seven steps of rounding
     np.testing.assert_allclose(operations, whole, rtol=1e-4)
     trainer = nn.Trainer(model, nn.mean_squared_error, nn.AdamW(1e-1), backend=eager)
     taken = [float(trainer.step(X, TARGET)) for _ in whole]
@@ -251,7 +233,7 @@ def test_all_that_is_timed_is_the_same_training(eager):
 
 def test_every_layer_computes_the_same_while_it_is_watched(backend):
     if backend.compiles:
-        pytest.skip("none is watched where operations are compiled into one another")
+        pytest.skip("a compiler fuses operations, so that none can be timed alone")
     clock, cases = profile._Stopwatch(backend), layer_cases()
     timer = profile._OperationTimer(clock)
     assert len(cases) > 200
@@ -260,13 +242,12 @@ def test_every_layer_computes_the_same_while_it_is_watched(backend):
         plain = run(case.layer, arrays, train=True)
         with observing(timer):
             watched = run(case.layer, tree_map(timer.wrap, arrays), train=True)
-        for (name, a), (_, b) in zip(
-            named_leaves(watched), named_leaves(plain), strict=True
-        ):
-            a, b = backend.to_numpy((a.value, b))
-            np.testing.assert_allclose(
-                a, b, rtol=1e-5, atol=1e-5, err_msg=f"{case}: {name}"
-            )
+        watched = dict(named_leaves(watched))
+        for name, leaf in named_leaves(plain):
+            pair = backend.to_numpy((watched.pop(name).value, leaf))
+            where = f"{case}: {name}"
+            np.testing.assert_allclose(*pair, rtol=1e-5, atol=1e-5, err_msg=where)
+        assert not watched
     assert {"clip", "where", "ops.scatter_add", "random.words"} <= clock.calls.keys()
 
 
@@ -302,7 +283,7 @@ def infinite(y, target):
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "said"),
+    ("given", "error", "message"),
     [
         ({"steps": 0}, ValueError, "steps of at least 1, got 0"),
         ({"steps": 2.0}, TypeError, "steps to be an integer"),
@@ -313,14 +294,14 @@ def infinite(y, target):
         ({"backend": "nonesuch"}, nn.BackendUnavailable, "no backend is called"),
     ],
 )
-def test_what_cannot_be_timed_is_refused(backend, given, error, said):
+def test_what_cannot_be_timed_is_refused(backend, given, error, message):
     options = {
         "loss": nn.mean_squared_error,
         "x": X,
         "target": TARGET,
         "backend": backend,
     } | given
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         nn.profile(nn.Dense(3), optimizer=nn.SGD(1e-2), **options)
 
 
@@ -351,7 +332,7 @@ def test_the_command_prints_a_table_and_writes_what_it_says(backend, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--workload=nonesuch"], "there are digits-mlp, digits-norm"),
         (["--backend=nonesuch"], "no backend is called 'nonesuch'"),
@@ -360,7 +341,7 @@ def test_the_command_prints_a_table_and_writes_what_it_says(backend, tmp_path, c
     ],
 )
 def test_the_command_refuses_in_one_line(
-    arguments, said, tmp_path, capsys, monkeypatch
+    arguments, message, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     try:
@@ -369,12 +350,12 @@ def test_the_command_refuses_in_one_line(
         status = stop.code
     out, err = capsys.readouterr()
     assert (status, out) == (2, "")
-    assert said in err
+    assert message in err
     assert err.startswith("agnostic-nn profile")
     assert err.count("\n") == 1
 
 
-def test_a_file_that_cannot_be_written_is_said_after_the_table(tmp_path, capsys):
+def test_a_file_that_cannot_be_written_does_not_hide_the_table(tmp_path, capsys):
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
     arguments = ["profile", "--workload=breast-cancer", "--backend=numpy", "--steps=1"]
     assert main([*arguments, f"--json={tmp_path}"]) == 1
@@ -400,7 +381,7 @@ def test_a_weight_that_follows_a_schedule_gets_the_number_of_the_step():
     once = [float(number) for number in range(WARM_UP + 2)]
     assert [t for t in seen if t in once] == seen
     assert seen[: len(once)] == once
-    # step by step, piece by piece, operation by operation
+    # by whole steps, part by part, operation by operation
     assert seen[-len(once) :] == once
     assert len(seen) == 3 * len(once)
 

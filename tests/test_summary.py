@@ -17,15 +17,17 @@ def summary_of(model, shape, batch_size=10):
 
 
 def cells(summary):
-    """path, layer's class, output shape, parameters, frozen parameters, bytes saved"""
-    return [
-        (r.path, r.layer.split("(")[0], r.shape, r.parameters, r.frozen, r.bytes_kept)
-        for r in summary.rows
-    ]
+    """Return path, class, output shape, parameters, frozen ones and bytes saved."""
+    rows = []
+    for row in summary.rows:
+        layer = row.layer.partition("(")[0]
+        counts = row.parameters, row.frozen, row.bytes_kept
+        rows.append((row.path, layer, row.shape, *counts))
+    return rows
 
 
 DENSE = nn.Dense(4)  # of 4: 20 parameters; 10 rows of 4 float32 take 160 bytes
-FOUND = [  # model, shape, rows
+ROWS = [  # model, shape, rows
     (nn.Dense(4), (4,), [("", "Dense", (4,), 20, 0, 160)]),
     (nn.Sequential(), (4,), []),
     (
@@ -47,7 +49,7 @@ FOUND = [  # model, shape, rows
         ],
     ),
     (
-        # keeps both y, one of them Softmax too
+        # saves both y; one of them is also saved by Softmax
         nn.Parallel(DENSE, nn.Softmax(), join="multiply"),
         (4,),
         [
@@ -135,20 +137,19 @@ FOUND = [  # model, shape, rows
 
 
 @pytest.mark.parametrize(
-    ("model", "shape", "rows"), FOUND, ids=[str(row[0]) for row in FOUND]
+    ("model", "shape", "rows"), ROWS, ids=[str(row[0]) for row in ROWS]
 )
-def test_each_layer_stands_where_its_parameters_do_with_what_it_keeps(
+def test_each_layer_has_a_row_with_its_parameters_and_the_bytes_that_it_saves(
     model, shape, rows
 ):
     assert cells(summary_of(model, shape)) == rows
 
 
-def kept_on_numpy(model, shape):
-    """The bytes of all arrays in a cache that are neither parameters nor state, each once."""
+def saved_by_numpy(model, shape):
+    """Return the bytes of the arrays in a cache, without parameters and state."""
     params, state, _ = model.init(nn.random.key(0, xp=HOST), shape, HOST.float32)
-    *_, cache = model.forward(
-        params, state, np.zeros((10, *shape), "float32"), train=True
-    )
+    x = np.zeros((10, *shape), "float32")
+    _, _, cache = model.forward(params, state, x, train=True)
 
     def memory(array):
         while isinstance(array.base, np.ndarray):
@@ -160,7 +161,7 @@ def kept_on_numpy(model, shape):
     return sum(leaf.nbytes for name, leaf in result.items() if name not in constant)
 
 
-KEEPING = [
+SAVING = [
     (
         nn.Sequential(nn.Conv2D(4, 3), nn.BatchNorm(), nn.ReLU(), nn.AveragePool2D(2)),
         (8, 8, 2),
@@ -174,32 +175,32 @@ KEEPING = [
     (nn.Sequential(nn.GRU(8), nn.RNN(4, sequence=False), nn.Softmax()), (6, 3)),
     (nn.Repeat(nn.Residual(nn.LayerNorm(), nn.Dense(8), nn.Tanh()), 3), (8,)),
     (nn.MultiHeadAttention(4, causal=True), (64, 8)),
-    (nn.MultiHeadAttention(2), (5, 4)),  # of so few scores all are kept
+    (nn.MultiHeadAttention(2), (5, 4)),  # few scores, which are all saved
     (nn.LSTM(8, depth=2, bidirectional=True), (6, 3)),
     (nn.LSTM(4, sequence=False), (5, 2)),
-    (nn.MaxPool2D(2), (4, 6, 3)),  # windows that lie apart, and some that do not
+    (nn.MaxPool2D(2), (4, 6, 3)),  # windows that do not overlap, then some that do
     (nn.MaxPool2D(3, 2, padding="same"), (5, 7, 3)),
     (nn.MaxPool2D(17), (17, 17, 1)),
 ]
 
 
 @pytest.mark.parametrize(
-    ("model", "shape"), KEEPING, ids=[str(row[0]) for row in KEEPING]
+    ("model", "shape"), SAVING, ids=[str(row[0]) for row in SAVING]
 )
-def test_what_is_kept_is_what_numpy_keeps(model, shape):
+def test_the_bytes_saved_are_those_of_numpy(model, shape):
     summary = summary_of(model, shape)
-    assert summary.bytes_kept == kept_on_numpy(model, shape)
+    assert summary.bytes_kept == saved_by_numpy(model, shape)
     assert "Bytes saved for backward are those of NumPy" in str(summary)
 
 
 def flops(summary):
-    """path, operations forward and backward"""
+    """Return path, operations forward and operations backward of each row."""
     return [(r.path, r.flops_forward, r.flops_backward) for r in summary.rows]
 
 
-# Dense of 4 to 4 for 10 rows: a product is 320, a bias 40; back are two products and a
-# bias, of a first layer one. Softmax is max, -, exp,
-# sum and /; back a product, sum, - and product
+# Dense from 4 to 4 for 10 rows: a product is 320, a bias 40. Backward has a bias and
+# two products, or one in a first layer. Softmax has max, -, exp, sum and /; backward
+# has a product, a sum, - and a product.
 OPERATIONS = [
     (DENSE, [("", 360, 360)]),
     (
@@ -233,25 +234,25 @@ OPERATIONS = [
 @pytest.mark.parametrize(
     ("model", "rows"), OPERATIONS, ids=[str(row[0]) for row in OPERATIONS]
 )
-def test_operations_belong_to_the_layer_that_asks_for_them(model, rows):
+def test_operations_count_for_the_layer_that_calls_them(model, rows):
     summary = summary_of(model, (4,))
     assert flops(summary) == rows
     assert summary.flops_forward == sum(row[1] for row in rows)
     assert summary.flops_backward == sum(row[2] for row in rows)
 
 
-SAVED = [  # model, bytes that each row would save if it were recomputed, and for what
-    # both keep what they are given
+FREED = [  # model; for each row the bytes freed by recomputing, extra operations
+    # both save their x
     (nn.Sequential(DENSE, nn.Tanh()), [(0, 360), (0, 40)]),
     (nn.Sequential(DENSE, nn.Softmax(), DENSE), [(0, 360), (0, 200), (0, 360)]),
     # y or x, which is as much
     (nn.Sequential(DENSE, nn.Softmax()), [(0, 360), (0, 200)]),
     (nn.Residual(DENSE, nn.Tanh(), DENSE), [(320, 800), (0, 360), (0, 40), (0, 360)]),
-    (  # x is saved as well, y of Softmax by itself and the last
+    (  # x is freed as well; y of Softmax is saved by Softmax and by the last layer
         nn.Parallel(DENSE, nn.Sequential(nn.Softmax(), DENSE)),
         [(160, 960), (0, 360), (160, 560), (0, 200), (0, 360)],
     ),
-    (  # of three x and three y one x would be left
+    (  # of three x and three y, one x remains
         nn.Repeat(nn.Sequential(DENSE, nn.Tanh()), 3),
         [(800, 1200), (0, 1080), (0, 120)],
     ),
@@ -262,8 +263,8 @@ SAVED = [  # model, bytes that each row would save if it were recomputed, and fo
 ]
 
 
-@pytest.mark.parametrize(("model", "rows"), SAVED, ids=[str(row[0]) for row in SAVED])
-def test_what_recomputing_would_save_is_what_recomputing_saves(model, rows):
+@pytest.mark.parametrize(("model", "rows"), FREED, ids=[str(row[0]) for row in FREED])
+def test_recompute_frees_the_predicted_bytes(model, rows):
     result = summary_of(model, (4,))
     report = [(row.recompute_saves, row.recompute_flops) for row in result.rows]
     assert report[: len(rows)] == rows
@@ -305,11 +306,10 @@ def test_a_transformer_block_with_its_layers_in_place_is_the_same():
     x = np.random.default_rng(0).standard_normal((2, 5, 4)).astype("float32")
     params, state, _ = block.init(nn.random.key(0, xp=HOST), (5, 4), HOST.float32)
     y, _, cache = block.forward(params, state, x)
-    again, _, kept = same.forward(params, state, x)
-    np.testing.assert_array_equal(y, again)
-    np.testing.assert_array_equal(
-        block.backward(params, cache, y)[0], same.backward(params, kept, y)[0]
-    )
+    same_y, _, same_cache = same.forward(params, state, x)
+    np.testing.assert_array_equal(y, same_y)
+    dx, _ = block.backward(params, cache, y)
+    np.testing.assert_array_equal(dx, same.backward(params, same_cache, y)[0])
     assert seen == ["attention", "attention_norm", "feed", "feed_norm"]  # once each
     assert same == block
 
@@ -323,13 +323,13 @@ OUTLINES = [
 ]
 
 
-@pytest.mark.parametrize(("layer", "said"), OUTLINES, ids=[row[1] for row in OUTLINES])
-def test_what_is_default_is_left_out(layer, said):
-    assert outline(layer) == said
+@pytest.mark.parametrize(("layer", "text"), OUTLINES, ids=[row[1] for row in OUTLINES])
+def test_what_is_default_is_left_out(layer, text):
+    assert outline(layer) == text
 
 
 def test_the_sums_are_those_of_the_whole_model():
-    summary = summary_of(FOUND[8][0], (4,))
+    summary = summary_of(ROWS[8][0], (4,))
     assert (summary.parameters, summary.frozen, summary.bytes_kept) == (20, 28, 520)
     text = str(summary)
     assert "frozen" in text
@@ -350,7 +350,7 @@ def test_several_outputs_are_shown_by_name():
     assert summary_of(nn.Recompute(layer), (4,)).rows[0].shape == ((4,), (4,))
 
 
-def test_masks_and_class_numbers_are_of_their_dtypes():
+def test_masks_are_boolean():
     class Looks(nn.MultiHeadAttention):
         def forward(self, params, state, x, *, train=False):
             assert x["mask"].dtype == np.bool_
@@ -367,7 +367,7 @@ class Widths(nn.Sequential):
         super().__init__(*(nn.Dense(width) for width in widths))
 
 
-def test_a_block_with_a_constructor_of_its_own_is_looked_into():
+def test_a_block_with_another_constructor_is_looked_into():
     assert [row.path for row in summary_of(Widths(4, 3), (4,)).rows] == ["0", "1"]
 
 
@@ -388,15 +388,13 @@ def test_nothing_is_computed_however_large_it_would_be():
 
 
 def test_the_memory_of_training_stands_below_the_table(backend):
-    made = nn.Trainer(
-        DENSE, nn.mean_squared_error, nn.Adam(), backend=backend, shape=(4,)
-    )
-    summary = made.summary(10)
-    # x, y, target and dy; parameters, m, v: before
-    # and after; gradients; two steps; aside
+    arguments = DENSE, nn.mean_squared_error, nn.Adam()
+    trainer = nn.Trainer(*arguments, backend=backend, shape=(4,))
+    summary = trainer.summary(10)
+    # at least x, y, target and dy; parameters, m and v, before and after; gradients
     assert summary.bytes_of_training > 4 * 160 + 7 * 80
     assert f"on NumPy: {summary.bytes_of_training:,} bytes." in str(summary)
-    assert made.summary(1000).bytes_of_training > 10 * summary.bytes_of_training
+    assert trainer.summary(1000).bytes_of_training > 10 * summary.bytes_of_training
 
 
 def test_a_layer_that_asks_for_a_value_is_named():
