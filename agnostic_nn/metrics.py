@@ -156,9 +156,8 @@ def _labels(y: Array, target: Array) -> Array:
     """Return the classes of a target, which holds integers or distributions."""
     xp = namespace(y, target)
     if target.ndim == y.ndim:
-        expect(
-            target.shape == y.shape, "y is {} but target is {}", y.shape, target.shape
-        )
+        is_valid = target.shape == y.shape
+        expect(is_valid, "y is {} but target is {}", y.shape, target.shape)
         if not xp.isdtype(target.dtype, ("real floating", "integral")):
             raise TypeError(f"expected labels or a distribution, got {target.dtype}")
         return xp.argmax(target, axis=-1)

@@ -134,12 +134,8 @@ class Cosine:
         expect_integer("warmup", self.warmup)
         expect_integer("steps", self.steps)
         is_valid = 0 <= self.warmup < self.steps
-        expect(
-            is_valid,
-            "expected 0 <= warmup < steps, got {} and {}",
-            self.warmup,
-            self.steps,
-        )
+        message = "expected 0 <= warmup < steps, got {} and {}"
+        expect(is_valid, message, self.warmup, self.steps)
 
     def __call__(self, t: Array) -> Array:
         xp = namespace(t)
@@ -278,13 +274,8 @@ class OneCycle:
             if rate is not None:
                 expect_number(name, rate, 0.0)
                 is_valid = rate <= self.rate
-                expect(
-                    is_valid,
-                    "expected {}, a rate, of at most {}, got {}",
-                    name,
-                    self.rate,
-                    rate,
-                )
+                message = "expected {}, a rate, of at most {}, got {}"
+                expect(is_valid, message, name, self.rate, rate)
         has_rise = self.rise * self.steps > 1
         expect(has_rise, "no step to rise in: {} of {} steps", self.rise, self.steps)
 
@@ -320,11 +311,8 @@ class Piecewise:
         object.__setattr__(self, "parts", tuple(self.parts))
         object.__setattr__(self, "starts", expect_integers("starts", self.starts, 1))
         is_valid = len(self.parts) == len(self.starts) + 1
-        expect(
-            is_valid,
-            "expected a start for each part but the first, got {}",
-            self.starts,
-        )
+        message = "expected a start for each part but the first, got {}"
+        expect(is_valid, message, self.starts)
         for part in self.parts:
             _expect_rate("each part", part)
         is_rising = all(

@@ -140,14 +140,8 @@ class Graph(Block):
             else:
                 shared = tree_map(_shape, _at(params, params_at))
                 own = tree_map(_shape, p)
-                expect(
-                    shared == own,
-                    "{} needs {}, but {} has {}",
-                    name,
-                    own,
-                    params_at,
-                    shared,
-                )
+                message = "{} needs {}, but {} has {}"
+                expect(shared == own, message, name, own, params_at, shared)
             if state_at == name:
                 state[name] = s
             shapes[name] = out
@@ -299,9 +293,8 @@ class Graph(Block):
             expect(exists, "outputs name {!r}, which is neither node nor input", source)
             read.add(source)
         unread = [name for name in nodes if name not in read]
-        expect(
-            not unread, "no node reads {}: leave it out, or name it in outputs", unread
-        )
+        message = "no node reads {}: leave it out, or name it in outputs"
+        expect(not unread, message, unread)
         return tuple(inputs)
 
     def _find_input_kinds(self) -> Any:
@@ -322,12 +315,8 @@ class Graph(Block):
         if self.inputs == ("x",):
             return {"x": x}
         names = sorted(x) if isinstance(x, dict) else "an x without names"
-        expect(
-            names == sorted(self.inputs),
-            "Graph takes {}, got {}",
-            sorted(self.inputs),
-            names,
-        )
+        is_valid = names == sorted(self.inputs)
+        expect(is_valid, "Graph takes {}, got {}", sorted(self.inputs), names)
         return dict(x)
 
 
@@ -338,9 +327,8 @@ def _checked_node(name: str, node: Any) -> _Node:
     """Return a node in a form that can be hashed; raise unless it is a node."""
     if not isinstance(node, tuple) or len(node) < 2:
         raise TypeError(f"expected {name}=(layer, what it reads, ...), got {node!r}")
-    expect(
-        "." not in name and name != "", "expected a name without a dot, got {!r}", name
-    )
+    is_valid = "." not in name and name != ""
+    expect(is_valid, "expected a name without a dot, got {!r}", name)
     layer, *reads = node
     if not isinstance(layer, Shared):
         expect_layers(layer)

@@ -54,13 +54,8 @@ class Repeat(Wrapper):
         copies = [self.layer.init(keys[i, :], shape, dtype) for i in range(self.count)]
         out = copies[0][2]
         same = out == shape or (isinstance(shape, dict) and out == shape.get("x"))
-        expect(
-            same,
-            "Repeat needs a layer that keeps {}, but {} makes {}",
-            shape,
-            self.layer,
-            out,
-        )
+        message = "Repeat needs a layer that keeps {}, but {} makes {}"
+        expect(same, message, shape, self.layer, out)
         params = _stacked([layer_params for layer_params, _, _ in copies])
         state = _stacked([layer_state for _, layer_state, _ in copies])
         return params, state, out

@@ -1,7 +1,8 @@
-"""Activations. Most apply a scalar function to every element; only `PReLU` has parameters.
+"""Activations: functions of each element, gated units, and softmax.
 
-PyTorch's spelling of class names is used. The gated units `GLU`, `GEGLU` and `SwiGLU`
-halve the last axis; `Softmax` and `LogSoftmax` normalize along an axis.
+Only `PReLU` has parameters. PyTorch's spelling of class names is used. The gated units
+`GLU`, `GEGLU` and `SwiGLU` halve the last axis; `Softmax` and `LogSoftmax` normalize
+along an axis.
 """
 
 from dataclasses import KW_ONLY, dataclass, field
@@ -98,7 +99,7 @@ class Elementwise(Layer):
         raise NotImplementedError
 
     def slope(self, x: Array) -> Array:
-        """Return f'(x). At a kink it is the one-sided slope that the class docstring states."""
+        """Return f'(x); at a kink, the one-sided slope that the class documents."""
         raise NotImplementedError
 
     def forward(
@@ -130,7 +131,7 @@ class ReLU(Elementwise):
 
 @dataclass(frozen=True)
 class LeakyReLU(Elementwise):
-    """y = x for x > 0, else s x, with s the `negative_slope`; f'(x) = 1 or s, and f'(0) = s.
+    """y = x for x > 0, else s x, with s = `negative_slope`; f'(x) = 1 or s, f'(0) = s.
 
     Maas et al., "Rectifier Nonlinearities Improve Neural Network Acoustic Models"
     (2013), eq. 2.
@@ -173,17 +174,17 @@ class ELU(Elementwise):
 class SELU(Elementwise):
     """y = λ x for x > 0, else λ α (exp(x) - 1); f'(x) = λ or λ α exp(x), f'(0) = λ α.
 
-    With λ = 1.0507… and α = 1.6732…, inputs of mean 0 and variance 1 keep both through
-    layers whose weights are drawn by `lecun_normal` (Klambauer et al.,
-    arXiv:1706.02515, eq. 2).
+        λ = 1.0507…        α = 1.6732…
+
+    With these constants, inputs of mean 0 and variance 1 keep both through layers whose
+    weights are drawn by `lecun_normal` (Klambauer et al., arXiv:1706.02515, eq. 2).
     """
 
     def value(self, x: Array) -> Array:
         xp = namespace(x)
         # each term is 0 on the other side of 0, so their sum is the function
-        return _SCALE * xp.maximum(x, 0.0) + _SCALE_ALPHA * expm1_below(
-            xp.minimum(x, 0.0)
-        )
+        below = _SCALE_ALPHA * expm1_below(xp.minimum(x, 0.0))
+        return _SCALE * xp.maximum(x, 0.0) + below
 
     def slope(self, x: Array) -> Array:
         xp = namespace(x)
@@ -215,7 +216,7 @@ class CELU(Elementwise):
         return namespace(x).exp(self._below(x))
 
     def _below(self, x: Array) -> Array:
-        """Return min(x, 0) / α, clipped where its exp is 0, as the quotient could overflow."""
+        """Return min(x, 0) / α, clipped where its exp is 0, so it cannot overflow."""
         return namespace(x).clip(x, -1e3 * self.alpha, 0.0) / self.alpha
 
 
@@ -242,10 +243,10 @@ class Threshold(Elementwise):
 
 @dataclass(frozen=True)
 class HardTanh(Elementwise):
-    """y = min(max(x, low), high); f'(x) = 1 for low < x < high, else 0, also at both bounds.
+    """y = min(max(x, low), high); f'(x) = 1 for low < x < high, else 0.
 
-    Collobert et al., arXiv:1103.0398. `low`, `high`:
-    the bounds (PyTorch's min_val, max_val).
+    `low`, `high`: the bounds (PyTorch's min_val, max_val), where f' is 0 too. Collobert
+    et al., arXiv:1103.0398.
     """
 
     low: float = -1.0
@@ -254,12 +255,8 @@ class HardTanh(Elementwise):
     def __post_init__(self) -> None:
         expect_number("low", self.low)
         expect_number("high", self.high)
-        expect(
-            self.low < self.high,
-            "expected low < high, got {} and {}",
-            self.low,
-            self.high,
-        )
+        fits = self.low < self.high
+        expect(fits, "expected low < high, got {} and {}", self.low, self.high)
 
     def value(self, x: Array) -> Array:
         return namespace(x).clip(x, self.low, self.high)
@@ -527,9 +524,8 @@ class GLU(Layer):
     def _expect_even(self, shape: Shape) -> None:
         name = type(self).__name__
         fits = len(shape) >= 2 and shape[-1] % 2 == 0
-        expect(
-            fits, "{} takes (batch, ..., 2 width), got (batch, *{})", name, shape[1:]
-        )
+        message = "{} takes (batch, ..., 2 width), got (batch, *{})"
+        expect(fits, message, name, shape[1:])
 
     def _halves(self, x: Array) -> tuple[Array, Array]:
         width = x.shape[-1] // 2
@@ -582,8 +578,7 @@ class Softmax(Layer):
     ) -> tuple[Array, State, Cache]:
         xp = namespace(x)
         wide = widened(x)
-        # shifted by the maximum, which cancels in the
-        # quotient, so that exp cannot overflow
+        # shifted by the maximum, which cancels in y, so that exp cannot overflow
         powers = xp.exp(wide - xp.max(wide, axis=self.axis, keepdims=True))
         y = powers / xp.sum(powers, axis=self.axis, keepdims=True)
         return narrowed(y, x), state, y
@@ -591,10 +586,8 @@ class Softmax(Layer):
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         y = cache
         wide_dy = widened(dy)
-        dx = y * (
-            wide_dy - namespace(y).sum(wide_dy * y, axis=self.axis, keepdims=True)
-        )
-        return narrowed(dx, dy), {}
+        total = namespace(y).sum(wide_dy * y, axis=self.axis, keepdims=True)
+        return narrowed(y * (wide_dy - total), dy), {}
 
 
 @dataclass(frozen=True)
@@ -641,8 +634,6 @@ class LogSoftmax(Layer):
 def _expect_axis(axis: int, shape: Shape) -> None:
     """Raise ValueError unless (batch, *shape) has `axis` and it is not the batch."""
     rank = len(shape) + 1
-    expect(
-        axis != 0 and axis != -rank,
-        "axis 0 is the batch: its rows must stay independent",
-    )
+    fits = axis != 0 and axis != -rank
+    expect(fits, "axis 0 is the batch: its rows must stay independent")
     expect(-rank < axis < rank, "axis {} does not exist in (batch, *{})", axis, shape)

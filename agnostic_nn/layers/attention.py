@@ -56,21 +56,22 @@ class MultiHeadAttention(Layer):
     - "mask": boolean, True where a key may be attended to: (batch, keys), for padded
       sequences, or (batch, time, keys). PyTorch's masks are True where a key is hidden.
 
-    y: (batch, time, width). If the mask hides all keys from a query, its O is 0 and y =
-    b.
+    y: (batch, time, width). If the mask hides all keys from a query, its O is 0 and its
+    y is b.
 
     Options, with the names of PyTorch or Keras where they differ:
 
         heads        number of heads (num_heads)
         head_width   d, by default width / heads (Keras: key_dim)
-        key_heads    number of heads of K and V, a divisor of `heads`: each is shared by a group
-                     of neighbouring heads of Q (grouped-query attention, Ainslie et al.,
-                     arXiv:2305.13245)
+        key_heads    number of heads of K and V, a divisor of `heads`: each is shared
+                     by a group of neighbouring heads of Q (grouped-query attention,
+                     Ainslie et al., arXiv:2305.13245)
         causal       position t attends to keys up to t only, in addition to the mask
-        rotary       rotate Q and K by angles of their positions (Su et al., arXiv:2104.09864,
-                     eq. 34); `base` sets the frequencies, see `layers.positions`
-        dropout      probability with which elements of P = softmax(…) are dropped in training;
-                     the state then is a random key
+        rotary       rotate Q and K by angles of their positions (Su et al.,
+                     arXiv:2104.09864, eq. 34); `base` sets the frequencies, see
+                     `layers.positions`
+        dropout      probability with which elements of P = softmax(…) are dropped in
+                     training; the state then is a random key
         bias         whether the projections add a bias
 
     Parameters: query, key, value and output, each a dict of weight (fan_in, width) and,
@@ -118,9 +119,8 @@ class MultiHeadAttention(Layer):
         if self.key_heads is not None:
             expect_count("key_heads", self.key_heads)
             fits = self.heads % self.key_heads == 0
-            expect(
-                fits, "{} heads cannot share {} key_heads", self.heads, self.key_heads
-            )
+            message = "{} heads cannot share {} key_heads"
+            expect(fits, message, self.heads, self.key_heads)
         if self.head_width is not None:
             expect_count("head_width", self.head_width)
         expect_positive("base", self.base)
@@ -155,7 +155,7 @@ class MultiHeadAttention(Layer):
     def forward(
         self, params: Params, state: State, x: Any, *, train: bool | RowMask = False
     ) -> tuple[Array, State, Cache]:
-        """Map x (batch, time, width), alone or in a dict of inputs, to y (batch, time, width).
+        """Map x (batch, time, width), alone or in a dict of inputs, to y of its shape.
 
         Raises
         ------
@@ -175,9 +175,8 @@ class MultiHeadAttention(Layer):
         if train and self.dropout:
             keys = split(state["key"], 2)
             keep_mask = bernoulli(keys[0, :], 1.0 - self.dropout, shape)
-            keep_mask = namespace(x).astype(keep_mask, x.dtype) * (
-                1.0 / (1.0 - self.dropout)
-            )
+            scale = 1.0 / (1.0 - self.dropout)
+            keep_mask = namespace(x).astype(keep_mask, x.dtype) * scale
             state = {"key": keys[1, :]}
         heads, attend_cache = attend(
             widened(query),
@@ -191,23 +190,13 @@ class MultiHeadAttention(Layer):
         joined = self._joined(heads)
         # () in self-attention: x is cached once
         other_source = inputs.get("source", ())
-        projected = (query, key, value, allowed, keep_mask, attend_cache, joined)
-        cache = (x, other_source, present, *projected)
+        inside = (query, key, value, allowed, keep_mask, attend_cache, joined)
+        cache = (x, other_source, present, inside)
         return self._map(params, "output", joined), state, cache
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
-        (
-            x,
-            source,
-            present,
-            query,
-            key,
-            value,
-            allowed,
-            keep_mask,
-            attend_cache,
-            joined,
-        ) = cache
+        x, source, present, inside = cache
+        query, key, value, allowed, keep_mask, attend_cache, joined = inside
         is_self_attention = isinstance(source, tuple)
         if is_self_attention:
             source = x
@@ -262,9 +251,8 @@ class MultiHeadAttention(Layer):
         empty = xp.zeros(shape, dtype=weight.dtype, device=device(x))
         memory = {"step": step, "key": empty, "value": empty}
         if "mask" in inputs:
-            memory["mask"] = xp.zeros(
-                (shape[0], length), dtype=xp.bool, device=device(x)
-            )
+            mask_shape = (shape[0], length)
+            memory["mask"] = xp.zeros(mask_shape, dtype=xp.bool, device=device(x))
         return memory
 
     def advance(
@@ -288,11 +276,8 @@ class MultiHeadAttention(Layer):
                 updates[name] = xp.where(is_now[:, None], row, memory[name])
             if mask is not None:
                 fits = mask.ndim == 2
-                expect(
-                    fits,
-                    "a step takes a mask (batch, 1) of x itself, got {}",
-                    mask.shape,
-                )
+                message = "a step takes a mask (batch, 1) of x itself, got {}"
+                expect(fits, message, mask.shape)
                 mask = xp.where(is_now, mask, memory["mask"])
                 updates["mask"] = mask
         memory = memory | updates
@@ -307,8 +292,7 @@ class MultiHeadAttention(Layer):
         return self._map(params, "output", self._joined(heads)), memory
 
     def _dense(self, params: Params) -> Dense:
-        # widths depend on the input, which a layer
-        # does not know before `init`; params do
+        # the width depends on x, which is unknown before `init`; params have it
         return Dense(params["weight"].shape[1], bias=self.bias)
 
     def _map(self, params: Params, name: str, x: Array) -> Array:
@@ -320,9 +304,8 @@ class MultiHeadAttention(Layer):
     def _queries(self, params: Params, x: Array, positions: Array) -> Array:
         """Return Q, rotated if `rotary`, as (batch, key heads, group, time, d)."""
         expect_sequence("MultiHeadAttention", x.shape[1:])
-        query = self._grouped(
-            self._map(params, "query", x), self.key_heads or self.heads
-        )
+        key_heads = self.key_heads or self.heads
+        query = self._grouped(self._map(params, "query", x), key_heads)
         return rotate(query, self._angles(query, positions)) if self.rotary else query
 
     def _keys(self, params: Params, x: Array, positions: Array) -> tuple[Array, Array]:
@@ -352,9 +335,8 @@ def _split_heads(x: Array, heads: int) -> Array:
     """Reshape (batch, time, heads · d) to (batch, heads, time, d)."""
     xp = namespace(x)
     batch, time, width = x.shape
-    return xp.permute_dims(
-        xp.reshape(x, (batch, time, heads, width // heads)), (0, 2, 1, 3)
-    )
+    split_width = xp.reshape(x, (batch, time, heads, width // heads))
+    return xp.permute_dims(split_width, (0, 2, 1, 3))
 
 
 def _join_heads(x: Array) -> Array:
@@ -375,7 +357,7 @@ def _widened(keep_mask: Any) -> Any:
 
 
 def _allowed(mask: Array | None, shape: Shape) -> Any:
-    """Return the allowed keys as booleans that broadcast to `shape`, or () if all are."""
+    """Return the allowed keys, booleans that broadcast to `shape`, or () for all."""
     if mask is None:
         return ()
     xp = namespace(mask)
@@ -383,18 +365,13 @@ def _allowed(mask: Array | None, shape: Shape) -> Any:
     if mask.dtype != xp.bool:
         raise TypeError(f"expected a boolean mask, got {mask.dtype}")
     fits = mask.shape in ((batch, keys), (batch, time, keys))
-    expect(
-        fits,
-        "expected a mask {} or {}, got {}",
-        (batch, keys),
-        (batch, time, keys),
-        mask.shape,
-    )
+    message = "expected a mask {} or {}, got {}"
+    expect(fits, message, (batch, keys), (batch, time, keys), mask.shape)
     return xp.reshape(mask, (batch, 1, 1, 1 if mask.ndim == 2 else time, keys))
 
 
 def inputs_by_name(layer: Layer, x: Any) -> tuple[dict[str, Any], tuple[Any, ...]]:
-    """Return the inputs of `layer` as a dict, and for the cache which of them were passed.
+    """Return the inputs of `layer` as a dict, and which of them were passed.
 
     x: one input or a dict, of arrays or of shapes. A cache holds arrays and tuples
     only, so the second value encodes presence by nesting: () if x is not a dict, else
@@ -406,9 +383,8 @@ def inputs_by_name(layer: Layer, x: Any) -> tuple[dict[str, Any], tuple[Any, ...
     expect(fits, "{} takes {}, got {}", type(layer).__name__, list(kinds), list(inputs))
     if inputs is not x:
         return inputs, ()
-    return inputs, tuple(
-        ((),) if name in inputs else () for name in kinds if name != "x"
-    )
+    others = [name for name in kinds if name != "x"]
+    return inputs, tuple(((),) if name in inputs else () for name in others)
 
 
 def nest_like_x(

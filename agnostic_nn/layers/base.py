@@ -1,4 +1,4 @@
-"""The layer contract: `init`, `forward` and `backward`, which layers and blocks implement."""
+"""The contract of layers and blocks: `init`, `forward` and `backward`."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields
@@ -37,12 +37,8 @@ def kinds(input_kinds: Any, x: Any) -> Any:
     """
     if isinstance(x, dict) and isinstance(input_kinds, dict):
         unknown = sorted(x.keys() - input_kinds.keys())
-        expect(
-            not unknown,
-            "expected inputs among {}, got {}",
-            sorted(input_kinds),
-            unknown,
-        )
+        fits = not unknown
+        expect(fits, "expected inputs among {}, got {}", sorted(input_kinds), unknown)
         return {name: kinds(input_kinds[name], leaf) for name, leaf in x.items()}
     if isinstance(x, dict):
         return {name: kinds(input_kinds, leaf) for name, leaf in x.items()}
@@ -57,10 +53,10 @@ def kinds(input_kinds: Any, x: Any) -> Any:
 class Layer:
     """A frozen dataclass of hyper-parameters with three pure methods.
 
-    A layer holds no arrays: parameters, state and inputs are arguments, and all results
-    are return values. A layer can therefore be printed, compared, hashed and pickled. A
-    subclass that adds hyper-parameters needs the
-    decorator `@dataclass(frozen=True)` as well.
+    A layer holds no arrays: parameters, state and inputs are arguments, and all
+    results are return values. A layer can therefore be printed, compared, hashed and
+    pickled. A subclass that adds hyper-parameters needs the decorator
+    `@dataclass(frozen=True)` as well.
 
     A layer with several inputs takes a tree of arrays as x: a dict of arrays by name (a
     single array then is the input called "x") or a tuple. The shape passed to `init`
@@ -83,10 +79,11 @@ class Layer:
         super().__init_subclass__(**options)
         # wrapped here so that custom layers get the same checks of key, shape and dtype
         if "init" in vars(cls):
-            cls.init = _checked(vars(cls)["init"])  # type: ignore[method-assign, assignment]
+            init = _checked(vars(cls)["init"])
+            cls.init = init  # type: ignore[method-assign, assignment]
 
     def __call__(self, *arguments: Any, **options: Any) -> NoReturn:
-        """Raise TypeError: a layer holds no parameters, so calling it cannot compute y."""
+        """Raise TypeError: a layer holds no parameters, so it cannot be called."""
         name = type(self).__name__
         raise TypeError(
             f"{name} cannot be called, as a layer holds no parameters: train it with "
@@ -97,8 +94,8 @@ class Layer:
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         """Create `params` and `state` for inputs of `shape`, without the batch axis.
 
-        Return (params, state, shape of y). The arrays
-        belong to the library and device of `key`.
+        Return (params, state, shape of y). The arrays belong to the library and device
+        of `key`.
 
         Raises
         ------
@@ -120,15 +117,18 @@ class Layer:
         raise NotImplementedError
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
-        """Compute the gradients; return (dL/dx, dL/dparams), the latter nested like `params`."""
+        """Return (dL/dx, dL/dparams); the latter is nested like `params`."""
         raise NotImplementedError
 
     def predict(self, params: Params, state: State, x: Array) -> Array:
-        """Return the y of `forward` with train=False. Blocks override this to keep no caches."""
+        """Return the y of `forward` with train=False.
+
+        Blocks override this, so that the layers inside keep no caches.
+        """
         return self.forward(params, state, x)[0]
 
     def backward_params(self, params: Params, cache: Cache, dy: Array) -> Params:
-        """Return only dL/dparams. Used for a model's first layer, whose dx is not needed."""
+        """Return only dL/dparams, for a model's first layer, whose dx is not needed."""
         return self.backward(params, cache, dy)[1]
 
     def begin(self, params: Params, state: State, x: Array, length: int) -> Memory:
@@ -151,7 +151,7 @@ class Layer:
     def advance(
         self, params: Params, state: State, memory: Memory, x: Array
     ) -> tuple[Array, Memory]:
-        """Compute y of one step, x (batch, 1, ...), from the memory; return (y, next memory).
+        """Decode one step, x (batch, 1, ...), from the memory; return (y, next memory).
 
         y equals what `forward` with train=False computes at that position from all
         steps so far. Shapes and dtypes of the memory never change, so `jit` compiles a
@@ -161,10 +161,11 @@ class Layer:
         return self.forward(params, state, x)[0], memory
 
     def check(self, x: Array) -> None:
-        """Validate the dtypes and values of x, which is on the host. Shapes are not checked.
+        """Validate the dtypes and values of x, which is on the host.
 
         Called before data are copied to a backend: under `jit` values cannot be
-        inspected, and libraries differ in what they do with invalid ones.
+        inspected, and libraries differ in what they do with invalid ones. Shapes are
+        not checked.
 
         Raises
         ------
@@ -174,16 +175,14 @@ class Layer:
             If x holds a value or a name that this layer cannot take.
         """
         expected_kinds = leaves(kinds(self.input_kinds, x))
-        for (name, leaf), kind in zip(
-            named_leaves(x, "x"), expected_kinds, strict=True
-        ):
+        leaves_and_kinds = zip(named_leaves(x, "x"), expected_kinds, strict=True)
+        for (name, leaf), kind in leaves_and_kinds:
             xp = namespace(leaf)
             if not xp.isdtype(leaf.dtype, kind):
                 owner = type(self).__name__
-                which = "" if name == "x" else f" as {name}"
-                raise TypeError(
-                    f"{owner} takes {kind} numbers{which}, got {leaf.dtype}"
-                )
+                role = "" if name == "x" else f" as {name}"
+                message = f"{owner} takes {kind} numbers{role}, got {leaf.dtype}"
+                raise TypeError(message)
             if kind == "real floating" and not all_finite(leaf):
                 index = first_true(~xp.isfinite(leaf)) or ()
                 raise ValueError(
@@ -195,7 +194,7 @@ class Layer:
         return []
 
     def _repr_html_(self) -> str:
-        """Return HTML for a notebook: a table of the layers inside, or else the repr."""
+        """Return HTML for a notebook: a table of the layers inside, or the repr."""
         from html import escape
 
         from ..display.tables import html_table
@@ -220,7 +219,7 @@ def _checked(init: _Init) -> _Init:
 
 
 def _expect_init_arguments(layer: Layer, key: Any, shape: Any, dtype: Any) -> None:
-    """Raise unless the arguments are a key, a shape or a tree of shapes, and a dtype."""
+    """Raise unless the arguments are a key, a shape or tree of shapes, and a dtype."""
     name = type(layer).__name__
     if isinstance(key, int) or tuple(getattr(key, "shape", ())) != (2,):
         seed = key if isinstance(key, int) else 0
@@ -233,10 +232,9 @@ def _expect_init_arguments(layer: Layer, key: Any, shape: Any, dtype: Any) -> No
         raise TypeError(
             f"{name}.init takes {example}, or a tree of them, got {described(shape)}"
         )
-    single = isinstance(shape, tuple) and not any(
-        isinstance(entry, tuple) for entry in shape
-    )
-    fits = single or not layer.one_array
+    is_tuple = isinstance(shape, tuple)
+    is_single = is_tuple and not any(isinstance(entry, tuple) for entry in shape)
+    fits = is_single or not layer.one_array
     expect(fits, "{} takes one array, got several of shapes {}", name, shape)
     # `is`, because np.dtype("float64") == float
     is_python = any(dtype is kind for kind in (bool, int, float))
@@ -256,7 +254,7 @@ def is_shape(shape: Any) -> bool:
 
 
 def not_a_layer(value: Any) -> str:
-    """Describe a value that should have been a layer, with a remedy for common mistakes."""
+    """Describe a value that is not a layer, with a remedy for common mistakes."""
     if isinstance(value, type) and issubclass(value, Layer):
         return f"the class {value.__name__}: write {value.__name__}(...)"
     if isinstance(value, list | tuple):
@@ -265,7 +263,7 @@ def not_a_layer(value: Any) -> str:
 
 
 def _lines(layer: Layer, path: str = "", depth: int = 0) -> Iterator[list[str]]:
-    """Yield [path, outline] of a layer and of all layers inside it, indented by depth."""
+    """Yield [path, outline] of a layer and all layers inside it, indented by depth."""
     children = layer._inner_layers()
     # no-break spaces, as HTML collapses ordinary ones
     yield [path, "\u00a0\u00a0" * depth + outline(layer, whole=not children)]

@@ -17,12 +17,11 @@ One derivation holds for any number of axes. As in Dense,
 
 summed over the batch, o and k. Collecting the factors,
 
-    dx[i] = Σ dy[o] W[k]ᵀ over all o, k with o s + k d - low = i        `convolve_input`
-    dW[k] = Σ x[o s + k d - low]ᵀ dy[o] over the batch and all o        `convolve_weight`
+    dx[i] = Σ dy[o] W[k]ᵀ over all o, k with o s + k d - low = i       `convolve_input`
+    dW[k] = Σ x[o s + k d - low]ᵀ dy[o] over the batch and all o       `convolve_weight`
     db    = Σ dy[o] over the batch and all o
 
-The first is the adjoint of the convolution, called
-transposed convolution. As a layer it is
+The first is the adjoint of the convolution, called transposed convolution; as a layer,
 
     y = convolve_input(x, W) + b
 
@@ -76,7 +75,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class _Convolution(Layer):
-    """Convolution over `rank` spatial axes, as derived in the docstring of this module."""
+    """Convolution over `rank` spatial axes, as derived at the head of this file."""
 
     one_array = True
 
@@ -99,43 +98,28 @@ class _Convolution(Layer):
         expect_count("groups", self.groups)
         # each group computes as many of the output channels as the others
         fits = self.width % self.groups == 0
-        expect(
-            fits,
-            "expected a width that {} groups divide, got {}",
-            self.groups,
-            self.width,
-        )
+        message = "expected a width that {} groups divide, got {}"
+        expect(fits, message, self.groups, self.width)
         for name in ("window", "stride", "dilation"):
-            object.__setattr__(
-                self, name, per_axis(name, getattr(self, name), self.rank)
-            )
+            numbers = per_axis(name, getattr(self, name), self.rank)
+            object.__setattr__(self, name, numbers)
         object.__setattr__(self, "padding", padding_per_axis(self.padding, self.rank))
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         name = type(self).__name__
         axes = self.rank + 2
         fits = len(shape) == axes - 1
-        expect(
-            fits,
-            "{} takes {} axes, (batch, *space, channels), got (batch, *{})",
-            name,
-            axes,
-            shape,
-        )
+        message = "{} takes {} axes, (batch, *space, channels), got (batch, *{})"
+        expect(fits, message, name, axes, shape)
         *lengths, channels = shape
         fits = channels % self.groups == 0
-        expect(
-            fits,
-            "expected channels that {} groups divide, got {}",
-            self.groups,
-            channels,
-        )
+        message = "expected channels that {} groups divide, got {}"
+        expect(fits, message, self.groups, channels)
         out = self._out_lengths(tuple(lengths))
         params = {"weight": self._draw_weight(key, channels, dtype)}
         if self.bias:
-            params["bias"] = namespace(key).zeros(
-                self.width, dtype=dtype, device=device(key)
-            )
+            xp = namespace(key)
+            params["bias"] = xp.zeros(self.width, dtype=dtype, device=device(key))
         return params, {}, (*out, self.width)
 
     def forward(
@@ -157,17 +141,10 @@ class _Convolution(Layer):
         channels = self._in_channels(weight)
         axes = self.rank + 2
         fits = x.ndim == axes and x.shape[-1] == channels
-        expect(
-            fits,
-            "{} takes {} axes, (batch, *space, {}), got {}",
-            name,
-            axes,
-            channels,
-            x.shape,
-        )
-        expect(
-            x.dtype == weight.dtype, "{} holds {}, got {}", name, weight.dtype, x.dtype
-        )
+        message = "{} takes {} axes, (batch, *space, {}), got {}"
+        expect(fits, message, name, axes, channels, x.shape)
+        fits = x.dtype == weight.dtype
+        expect(fits, "{} holds {}, got {}", name, weight.dtype, x.dtype)
         y = self._map(x, weight, params["bias"] if self.bias else None)
         return y, state, x
 
@@ -182,14 +159,14 @@ class _Convolution(Layer):
         return grads
 
     def _draw_groups(self, key: Key, channels: int, dtype: Any) -> list[Array]:
-        """Draw the weight of each group by itself, so that initializers see its fans."""
+        """Draw each group's weight by itself, so that initializers see its fans."""
         fans = (channels // self.groups, self.width // self.groups)
         keys = split(key, self.groups)
         shape = (*self.window, *fans)
         return [self.initializer(keys[i, :], shape, dtype) for i in range(self.groups)]
 
     def _geometry(self, lengths: Shape) -> tuple[Shape, Pads, Shape, int]:
-        """Return stride, padding, dilation and groups, the last arguments of `convolve`.
+        """Return stride, padding, dilation and groups, arguments of `convolve`.
 
         lengths: those of the spatial axes of the input of the convolution, on which
         "same" padding depends.
@@ -200,7 +177,7 @@ class _Convolution(Layer):
         return self.stride, padding, self.dilation, self.groups
 
     def _out_lengths(self, lengths: Shape) -> Shape:
-        """Return the lengths of the spatial axes of y, or raise ValueError if x is too short."""
+        """Return the lengths of the spatial axes of y; raise if x is too short."""
         stride, padding, dilation, _ = self._geometry(lengths)
         return out_lengths(lengths, self.window, stride, dilation, padding)
 
@@ -237,18 +214,11 @@ class _ConvTranspose(_Convolution):
         extra = per_axis("output_padding", self.output_padding, self.rank, least=0)
         object.__setattr__(self, "output_padding", extra)
         fits = all(more < s for more, s in zip(extra, self.stride, strict=True))
-        expect(
-            fits,
-            "expected output_padding below the stride {}, got {}",
-            self.stride,
-            extra,
-        )
+        message = "expected output_padding below the stride {}, got {}"
+        expect(fits, message, self.stride, extra)
         fits = self.padding != "same" or not any(extra)
-        expect(
-            fits,
-            "expected no output_padding, as 'same' fixes the length, got {}",
-            extra,
-        )
+        message = "expected no output_padding, as 'same' fixes the length, got {}"
+        expect(fits, message, extra)
 
     def _out_lengths(self, lengths: Shape) -> Shape:
         stride, padding, dilation, _ = self._geometry(lengths)
@@ -261,24 +231,17 @@ class _ConvTranspose(_Convolution):
             lengths, stride, sizes, padding, extras, strict=True
         ):
             out.append((n - 1) * s + r - low - high + extra)
-        expect(
-            min(out) >= 1,
-            "padding {} leaves nothing of {}: {}",
-            padding,
-            lengths,
-            tuple(out),
-        )
+        message = "padding {} leaves nothing of {}: {}"
+        expect(min(out) >= 1, message, padding, lengths, tuple(out))
         return tuple(out)
 
     def _draw_weight(self, key: Key, channels: int, dtype: Any) -> Array:
-        # The weight is that of the convolution that maps y to x, (*window, width,
-        # channels). Initializers are called with the fans
-        # of this layer, and the result is transposed.
+        # The weight is that of the convolution that maps y to x,
+        # (*window, width, channels). Initializers are called with the fans of this
+        # layer, and the result is transposed.
         xp = namespace(key)
-        transposed = [
-            xp.matrix_transpose(w) for w in self._draw_groups(key, channels, dtype)
-        ]
-        return xp.concat(transposed, axis=-1)
+        weights = self._draw_groups(key, channels, dtype)
+        return xp.concat([xp.matrix_transpose(w) for w in weights], axis=-1)
 
     def _in_channels(self, weight: Array) -> int:
         channels: int = weight.shape[-1]
@@ -301,9 +264,8 @@ class _ConvTranspose(_Convolution):
 class Conv1D(_Convolution):
     """y[o] = Σₖ x[o s + k d - low] W[k] + b along time, for offsets k in the window.
 
-    x: (batch, time, channels) -> y: (batch, windows, width), where the number of
-    windows is ⌊(time + before + after - d (k -
-    1) - 1) / s⌋ + 1 for a window of length k.
+    x: (batch, time, channels) -> y: (batch, windows, width). For a window of length k
+    the number of windows is ⌊(time + before + after - d (k - 1) - 1) / s⌋ + 1.
 
     Options, with the names of PyTorch or Keras where they differ:
 
@@ -311,12 +273,13 @@ class Conv1D(_Convolution):
         window     length of the window (kernel_size)
         stride     s, the distance between the starts of windows
         dilation   d, the distance between the elements of a window (dilation_rate)
-        padding    zeros around x. "valid" adds none. "same" adds as few as give ⌈time / s⌉
-                   windows, half of them on each side and an odd one after. An integer applies
-                   to both sides; ((before, after),) sets them separately
-        groups     number of parts that the channels are split into, each part of y depending on
-                   one part of x. It divides the channels of x and `width`. Equal to the
-                   channels, it makes the convolution depthwise
+        padding    zeros around x. "valid" adds none. "same" adds as few as give
+                   ⌈time / s⌉ windows, half of them on each side and an odd one after.
+                   An integer applies to both sides; ((before, after),) sets them
+                   separately
+        groups     number of parts that the channels are split into, each part of y
+                   depending on one part of x. It divides the channels of x and `width`.
+                   Equal to the channels, it makes the convolution depthwise
         bias       whether b is added
 
     Parameters: weight (window, channels / groups, width), each group drawn as a layer
@@ -340,8 +303,8 @@ class Conv2D(_Convolution):
     x: (batch, rows, columns, channels) -> y: (batch, *out, width).
 
     The options and the gradient are those of `Conv1D`. Window, stride, padding and
-    dilation are an integer for both axes, or have an entry for each, as in padding=((1,
-    2), (0, 0)) or (1, 0).
+    dilation are an integer for both axes, or have an entry for each, as in
+    padding=((1, 2), (0, 0)) or (1, 0).
 
     Parameters: weight (*window, channels / groups, width) and bias (width,).
     """

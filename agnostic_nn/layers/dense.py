@@ -83,9 +83,8 @@ class Dense(Layer):
         weight = params["weight"]
         namespace(x, weight)  # raises if x belongs to another library
         fan_in = weight.shape[0]
-        expect(
-            x.shape[-1:] == (fan_in,), "Dense takes (..., {}), got {}", fan_in, x.shape
-        )
+        fits = x.shape[-1:] == (fan_in,)
+        expect(fits, "Dense takes (..., {}), got {}", fan_in, x.shape)
         expect(x.dtype == weight.dtype, "Dense holds {}, got {}", weight.dtype, x.dtype)
         y = as_matrix(x) @ weight
         if self.bias:

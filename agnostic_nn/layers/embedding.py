@@ -1,4 +1,4 @@
-"""Embedding and Unembedding: a table of vectors, looked up by index or compared with a vector."""
+"""Embedding and Unembedding: look-ups in a table of vectors, and products with it."""
 
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
@@ -29,8 +29,7 @@ class Embedding(Layer):
 
     x: (...), integers -> y: (..., width).
 
-    `num_embeddings`: the number of rows of W (the size of a vocabulary; Keras:
-    input_dim).
+    `num_embeddings`: the number of rows of W (vocabulary size; Keras: input_dim).
     `width`: the length of a row (embedding_dim, output_dim).
 
     Parameters: weight (num_embeddings, width).
@@ -70,8 +69,8 @@ class Embedding(Layer):
     ) -> tuple[Array, State, Cache]:
         """Map integers x (...) to y (..., width).
 
-        Indices are not checked here, because `jit`
-        hides values; `check` does so on the host.
+        Indices are not checked here, as `jit` hides values; `check` does so on the
+        host.
 
         Raises
         ------
@@ -90,11 +89,8 @@ class Embedding(Layer):
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[None, Params]:
         xp = namespace(dy)
         updates = xp.reshape(dy, (-1, self.width))
-        return None, {
-            "weight": scatter_add(
-                updates, xp.reshape(cache, (-1,)), self.num_embeddings
-            )
-        }
+        rows = xp.reshape(cache, (-1,))
+        return None, {"weight": scatter_add(updates, rows, self.num_embeddings)}
 
     def check(self, x: Array) -> None:
         super().check(x)
@@ -110,8 +106,7 @@ class Embedding(Layer):
 class Unembedding(Layer):
     """y = x Wᵀ: the scalar product of x with each row of a table W.
 
-    x: (..., width) -> y: (..., num_embeddings), the logits of a prediction of the next
-    token.
+    x: (..., width) -> y: (..., num_embeddings), such as the logits of the next token.
 
     W has the layout of an Embedding's weight, so that both layers can share one array
     (Press & Wolf, arXiv:1608.05859). `num_embeddings`: the number of rows of W.
@@ -148,7 +143,7 @@ class Unembedding(Layer):
     def forward(
         self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
     ) -> tuple[Array, State, Cache]:
-        """Map x (..., width) to y (..., num_embeddings). x must have the dtype of the weight.
+        """Map x (..., width), in the dtype of the weight, to y (..., num_embeddings).
 
         Raises
         ------
@@ -160,18 +155,10 @@ class Unembedding(Layer):
         weight = params["weight"]
         namespace(x, weight)  # raises if x belongs to another library
         width = weight.shape[1]
-        expect(
-            x.shape[-1:] == (width,),
-            "Unembedding takes (..., {}), got {}",
-            width,
-            x.shape,
-        )
-        expect(
-            x.dtype == weight.dtype,
-            "Unembedding holds {}, got {}",
-            weight.dtype,
-            x.dtype,
-        )
+        fits = x.shape[-1:] == (width,)
+        expect(fits, "Unembedding takes (..., {}), got {}", width, x.shape)
+        fits = x.dtype == weight.dtype
+        expect(fits, "Unembedding holds {}, got {}", weight.dtype, x.dtype)
         return matrix_as(as_matrix(x) @ weight.T, x), state, x
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:

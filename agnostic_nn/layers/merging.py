@@ -77,8 +77,7 @@ class Multiply(Layer):
 class Concatenate(Layer):
     """y = [x₁ x₂ …], the arrays of a tuple x concatenated along `axis`.
 
-    The arrays may differ in their lengths along
-    `axis` only, which is not the batch axis 0.
+    Lengths may differ along `axis` only, which is not 0, the axis of the batch.
 
     Gradient
     --------
@@ -97,29 +96,17 @@ class Concatenate(Layer):
     def init(self, key: Key, shape: Any, dtype: Any) -> tuple[Params, State, Shape]:
         shapes = _shapes("Concatenate", shape)
         rank = len(shapes[0]) + 1
-        expect(
-            self.axis not in (0, -rank),
-            "axis 0 is the batch: its rows must stay independent",
-        )
-        expect(
-            -rank < self.axis < rank,
-            "axis {} does not exist in (batch, *{})",
-            self.axis,
-            shape,
-        )
+        fits = self.axis not in (0, -rank)
+        expect(fits, "axis 0 is the batch: its rows must stay independent")
+        fits = -rank < self.axis < rank
+        expect(fits, "axis {} does not exist in (batch, *{})", self.axis, shape)
         axis = self.axis % rank - 1  # of a shape, which has no batch axis
         fits = all(len(example) == rank - 1 for example in shapes)
         if fits:
-            fits = (
-                len({(*example[:axis], *example[axis + 1 :]) for example in shapes})
-                == 1
-            )
-        expect(
-            fits,
-            "Concatenate joins along axis {}, the others must agree: {}",
-            self.axis,
-            shape,
-        )
+            others = {(*example[:axis], *example[axis + 1 :]) for example in shapes}
+            fits = len(others) == 1
+        message = "Concatenate joins along axis {}, the others must agree: {}"
+        expect(fits, message, self.axis, shape)
         first = shapes[0]
         length = sum(example[axis] for example in shapes)
         return {}, {}, (*first[:axis], length, *first[axis + 1 :])
@@ -143,13 +130,9 @@ class Concatenate(Layer):
 
 def _shapes(name: str, shape: Any) -> tuple[Shape, ...]:
     """Return `shape`, or raise ValueError unless it is a tuple of shapes."""
-    fits = isinstance(shape, tuple) and all(isinstance(entry, tuple) for entry in shape)
-    expect(
-        fits and len(shape) > 0,
-        "{} takes a tuple of arrays, got one of shape {}",
-        name,
-        shape,
-    )
+    fits = isinstance(shape, tuple) and len(shape) > 0
+    fits = fits and all(isinstance(entry, tuple) for entry in shape)
+    expect(fits, "{} takes a tuple of arrays, got one of shape {}", name, shape)
     shapes: tuple[Shape, ...] = shape
     return shapes
 
@@ -167,6 +150,5 @@ def _expect_one_shape(name: str, x: tuple[Array, ...]) -> None:
     Libraries would broadcast them, and dxᵢ would not have the shape of xᵢ.
     """
     fits = all(array.shape == x[0].shape for array in x)
-    expect(
-        fits, "{} takes arrays of one shape, got {}", name, [tuple(a.shape) for a in x]
-    )
+    message = "{} takes arrays of one shape, got {}"
+    expect(fits, message, name, [tuple(a.shape) for a in x])

@@ -1,8 +1,9 @@
-"""Normalization: y = x̂ · scale + bias, where x̂ has mean 0 and variance 1 over some axes.
+"""Normalization: y = x̂ · scale + bias, with x̂ of mean 0 and variance 1.
 
-The layers differ in these axes. scale and bias have one element for each channel, the
-last axis of x. x̂ and the gradient are derived in `ops.normalization`. RMSNorm does not
-subtract the mean; the term Σ gⱼ of dL/dx, which comes through μ, is then absent.
+The layers differ in the axes that x̂ is normalized over. scale and bias have one
+element for each channel, the last axis of x. x̂ and the gradient are derived in
+`ops.normalization`. RMSNorm does not subtract the mean; the term Σ gⱼ of dL/dx, which
+comes through μ, is then absent.
 """
 
 import math
@@ -63,7 +64,7 @@ class _Scaled(Layer):
         return params, {}, shape
 
     def _expect_width(self, x: Array, arrays: dict[str, Array]) -> None:
-        """Raise ValueError unless the last axis of x has the length of `arrays`, (width,)."""
+        """Raise ValueError unless x is (batch, ..., width) for `arrays` of (width,)."""
         name = type(self).__name__
         for leaf in arrays.values():
             width = leaf.shape[0]
@@ -110,7 +111,7 @@ class LayerNorm(_Scaled):
     With g = dy · scale, s = √(v + ε) and sums over the N numbers of the last axis, as
     derived in `agnostic_nn.ops.normalization`,
 
-        dx = (g - Σ g / N - x̂ Σ g x̂ / N) / s        dscale = Σ dy x̂        dbias = Σ dy
+        dx = (g - Σ g / N - x̂ Σ g x̂ / N) / s    dscale = Σ dy x̂    dbias = Σ dy
 
     where the last two sums run over every axis but the last.
     """
@@ -137,19 +138,18 @@ class LayerNorm(_Scaled):
         scale = wide.get("scale")
         bias = wide.get("bias")
         dx, dscale, dbias = normalize_rows_backward(widened(dy), scale, bias, cache)
-        grads = {"scale": dscale, "bias": dbias}
-        return narrowed(dx, dy), {
-            name: narrowed(grads[name], p) for name, p in params.items()
-        }
+        wide_grads = {"scale": dscale, "bias": dbias}
+        grads = {name: narrowed(wide_grads[name], p) for name, p in params.items()}
+        return narrowed(dx, dy), grads
 
 
 class _PerExample(_Scaled):
     """Base of layers that normalize groups of numbers within each example."""
 
     def _groups(self, shape: Shape) -> tuple[Shape, tuple[int, ...]]:
-        """Return (a shape to which x of `shape` is reshaped, the axes to normalize over).
+        """Return the shape to which x is reshaped, and the axes to normalize over.
 
-        Raises ValueError if a group has a single number.
+        shape: that of x. Raises ValueError if a group has a single number.
         """
         raise NotImplementedError
 
@@ -164,9 +164,8 @@ class _PerExample(_Scaled):
         self._expect_width(x, params)
         xp = namespace(x)
         shape, axes = self._groups(x.shape)
-        normal, _, _, spread = normalize(
-            xp.reshape(widened(x), shape), axes, self.epsilon
-        )
+        grouped = xp.reshape(widened(x), shape)
+        normal, _, _, spread = normalize(grouped, axes, self.epsilon)
         normal = xp.reshape(normal, x.shape)
         return self._scale_and_shift(params, normal, x), state, (normal, spread)
 
@@ -199,11 +198,8 @@ class InstanceNorm(_PerExample):
 
     def _groups(self, shape: Shape) -> tuple[Shape, tuple[int, ...]]:
         fits = math.prod(shape[1:-1]) > 1
-        expect(
-            fits,
-            "InstanceNorm takes two or more positions, got (batch, *{})",
-            shape[1:],
-        )
+        message = "InstanceNorm takes two or more positions, got (batch, *{})"
+        expect(fits, message, shape[1:])
         return shape, tuple(range(1, len(shape) - 1))
 
 
@@ -238,13 +234,9 @@ class GroupNorm(_PerExample):
         positions = math.prod(space)
         channels = width // self.groups
         fits = positions * channels > 1
-        expect(
-            fits,
-            "GroupNorm takes two or more numbers a group, got (batch, *{})",
-            shape[1:],
-        )
-        # the channels of a group become an axis, to
-        # sum over it together with the positions
+        message = "GroupNorm takes two or more numbers a group, got (batch, *{})"
+        expect(fits, message, shape[1:])
+        # the channels of a group become an axis, to sum over it and the positions
         return (batch, positions, self.groups, channels), (1, 3)
 
 
@@ -310,16 +302,16 @@ class BatchNorm(_Scaled):
     fine-tuning on small batches.
 
     Rows that pad a batch (`RowMask`) are normalized like the others, but do not
-    contribute to the statistics. If a single number per channel remains, as in a last
-    batch of one example, its variance is undefined
-    and the running statistics are not updated.
+    contribute to the statistics. If a single number per channel remains, as in a
+    last batch of one example, its variance is undefined and the running statistics
+    are not updated.
 
     Gradient
     --------
     With g = dy · scale, s = √(v + ε) and sums over the N numbers of each channel, in
     training
 
-        dx = (g - Σ g / N - x̂ Σ g x̂ / N) / s        dscale = Σ dy x̂        dbias = Σ dy
+        dx = (g - Σ g / N - x̂ Σ g x̂ / N) / s    dscale = Σ dy x̂    dbias = Σ dy
 
     as derived in `agnostic_nn.ops.normalization`. In prediction and if frozen, μ and s
     are constants, so dx = g / s.
@@ -370,37 +362,31 @@ class BatchNorm(_Scaled):
             return self._scale_and_shift(params, normal, x), state, (normal, spread)
 
         size = math.prod(x.shape[:-1])
-        expect(
-            size > 1,
-            "BatchNorm trains on two or more numbers a channel, got {}",
-            x.shape,
-        )
+        message = "BatchNorm trains on two or more numbers a channel, got {}"
+        expect(size > 1, message, x.shape)
         axes = tuple(range(x.ndim - 1))
         counts = _counts(train, x)
-        normal, mean, variance, spread = normalize(
-            widened(x), axes, self.epsilon, counts
-        )
+        wide = widened(x)
+        normal, mean, variance, spread = normalize(wide, axes, self.epsilon, counts)
+        # the running statistics use the unbiased variance, x̂ the biased one
+        if counts is None:
+            unbias = size / (size - 1)
+        else:
+            # `maximum`, and `where` below, instead of a branch: under `jit` the total
+            # is unknown
+            total = xp.sum(counts)
+            unbias = total / xp.maximum(total - 1.0, 1.0)
         batch = {
             "mean": xp.reshape(mean, (-1,)),
-            "variance": xp.reshape(variance, (-1,)),
+            "variance": xp.reshape(variance, (-1,)) * unbias,
         }
-        # the unbiased variance is for the running
-        # statistics only; x̂ uses the biased one
+        after = {name: self._average(old, batch[name]) for name, old in state.items()}
         if counts is None:
-            batch["variance"] = batch["variance"] * (size / (size - 1))
-            state = {
-                name: self._average(old, batch[name]) for name, old in state.items()
-            }
+            state = after
         else:
-            # `where` and `maximum` instead of a branch:
-            # under `jit` the total is unknown
-            total = xp.sum(counts)
             has_variance = total > 1.0
-            batch["variance"] = batch["variance"] * (
-                total / xp.maximum(total - 1.0, 1.0)
-            )
             state = {
-                name: xp.where(has_variance, self._average(old, batch[name]), old)
+                name: xp.where(has_variance, after[name], old)
                 for name, old in state.items()
             }
         cache = (normal, spread) if counts is None else (normal, spread, counts)
@@ -420,7 +406,7 @@ class BatchNorm(_Scaled):
 
 
 def _counts(train: bool | RowMask, x: Array) -> Array | None:
-    """Return the weight of each number, (*x.shape[:-1], 1), or None if all have the same."""
+    """Return the weights of the numbers, (*x.shape[:-1], 1), or None if all are 1."""
     if not isinstance(train, RowMask):
         return None
     xp = namespace(x)

@@ -14,8 +14,8 @@ passes it to each position in Wₒ:
     mean        dxᵢ = Σ dyₒ / cₒ over all o with i in Wₒ
 
 A window over several axes is averaged along one axis after another, and so is the
-gradient. A mean of means is the mean of all elements,
-because each is taken over equally many.
+gradient. A mean of means is the mean of all elements, because each is taken over
+equally many.
 
 If several elements of a window are equal, the first one gets the whole gradient. NaN
 counts as the largest; which element then gets the gradient is undefined.
@@ -78,7 +78,7 @@ _Bins = list[tuple[int, int]]  # start and end of each bin along one axis
 
 
 class _Windows(Layer):
-    """Base of layers that slide windows over `rank` spatial axes. `_pool` reduces them."""
+    """Base of layers that slide windows over `rank` axes, which `_pool` reduces."""
 
     one_array = True
 
@@ -93,9 +93,8 @@ class _Windows(Layer):
         if self.stride is None:
             object.__setattr__(self, "stride", self.window)
         for name in ("window", "stride", "dilation"):
-            object.__setattr__(
-                self, name, per_axis(name, getattr(self, name), self.rank)
-            )
+            numbers = per_axis(name, getattr(self, name), self.rank)
+            object.__setattr__(self, name, numbers)
         object.__setattr__(self, "padding", padding_per_axis(self.padding, self.rank))
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
@@ -104,16 +103,12 @@ class _Windows(Layer):
         geometry = self._geometry(tuple(lengths))
         window, stride, padding, dilation = geometry
         out = out_lengths(tuple(lengths), window, stride, dilation, padding)
-        # The maximum of padding alone would be -∞, and
-        # without `count_padding` its mean 0 / 0.
+        # The maximum of padding alone would be -∞, and without `count_padding` its mean
+        # 0 / 0.
         for n, o, *axis_geometry in zip(lengths, out, *geometry, strict=True):
             fits = min(_unpadded_counts(n, o, *axis_geometry)) > 0
-            expect(
-                fits,
-                "a window of {} would contain nothing but padding {}",
-                window,
-                padding,
-            )
+            message = "a window of {} would contain nothing but padding {}"
+            expect(fits, message, window, padding)
         return {}, {}, (*out, channels)
 
     def forward(
@@ -133,9 +128,8 @@ class _Windows(Layer):
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         empty, pool_cache = cache
         lengths = empty.shape[1:-1]
-        return self._pool_backward(
-            dy, pool_cache, lengths, *self._geometry(lengths)
-        ), {}
+        geometry = self._geometry(lengths)
+        return self._pool_backward(dy, pool_cache, lengths, *geometry), {}
 
     def _expect_axes(self, shape: Shape) -> None:
         axes = self.rank + 2
@@ -144,7 +138,7 @@ class _Windows(Layer):
         expect(fits, message, type(self).__name__, axes, shape[1:])
 
     def _geometry(self, lengths: Shape) -> tuple[Shape, Shape, Pads, Shape]:
-        """Return window, stride, padding and dilation for spatial axes of these lengths.
+        """Return window, stride, padding and dilation for axes of these lengths.
 
         Raises ValueError if a window does not fit.
         """
@@ -239,24 +233,23 @@ class _AveragePool(_Windows):
         for axis, (n, k, s, pads, d) in enumerate(axes, start=1):
             share = dy / self._divisor(dy, axis, n, k, s, pads, d)
             # each of the k elements of a window gets the same share
-            dy = unslide(
-                *[share] * k, axis=axis, stride=s, dilation=d, length=n + sum(pads)
-            )
+            shares = [share] * k
+            length = n + sum(pads)
+            dy = unslide(*shares, axis=axis, stride=s, dilation=d, length=length)
             dy = crop(dy, along(dy, axis, pads))
         return dy
 
     def _divisor(
         self, y: Array, axis: int, n: int, k: int, s: int, pads: tuple[int, int], d: int
     ) -> Any:
-        """Return the number of inputs averaged into each output along an axis of length n.
+        """Return the number of inputs in each mean along an axis of length n.
 
         A float if it is the same for all outputs, else an array that broadcasts to y.
         """
         if self.count_padding or pads == (0, 0):
             return float(k)
-        return _along_axis(
-            _unpadded_counts(n, y.shape[axis], k, s, pads, d), y, axis, y.dtype
-        )
+        counts = _unpadded_counts(n, y.shape[axis], k, s, pads, d)
+        return _along_axis(counts, y, axis, y.dtype)
 
 
 class MaxPool1D(_MaxPool):
@@ -279,9 +272,9 @@ class MaxPool2D(_MaxPool):
         window     length of the window (kernel_size, pool_size)
         stride     distance between the starts of windows, by default the window
         dilation   distance between the elements of a window
-        padding    "valid" for none, "same" for ⌈n / stride⌉ windows along an axis of length n,
-                   or numbers; an entry is an integer or a pair (before, after). Padding is
-                   never the maximum
+        padding    "valid" for none, "same" for ⌈n / stride⌉ windows along an axis of
+                   length n, or numbers; an entry is an integer or a pair
+                   (before, after). Padding is never the maximum
 
     Gradient
     --------
@@ -417,9 +410,8 @@ class _Adaptive(Layer):
 
     def __post_init__(self) -> None:
         if isinstance(self.size, (tuple, list)):
-            object.__setattr__(
-                self, "size", per_axis("size", self.size, len(self.size))
-            )
+            size = per_axis("size", self.size, len(self.size))
+            object.__setattr__(self, "size", size)
         else:
             per_axis("size", self.size, 1)
 
@@ -430,14 +422,11 @@ class _Adaptive(Layer):
         self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
     ) -> tuple[Array, State, Cache]:
         cache = [empty_like(x)]
-        # last axis first, so that of equal elements
-        # the first in row-major order is found
+        # last axis first: of equal elements the first in row-major order is found
         for axis, m in reversed(list(enumerate(self._sizes(x.shape), 1))):
             bins = _bins(x.shape[axis], m)
-            parts = [
-                x[(*(slice(None),) * axis, slice(start, end), ...)]
-                for start, end in bins
-            ]
+            before = (slice(None),) * axis
+            parts = [x[(*before, slice(start, end), ...)] for start, end in bins]
             x, axis_cache = self._pool(parts, bins, axis)
             cache.append(axis_cache)
         return x, state, tuple(cache)
@@ -450,7 +439,10 @@ class _Adaptive(Layer):
         return dy, {}
 
     def _pool(self, parts: list[Array], bins: _Bins, axis: int) -> tuple[Array, Any]:
-        """Return y along one axis and what `_pool_backward` needs; parts: x in each bin."""
+        """Return y along one axis and the cache of `_pool_backward`.
+
+        parts: x in each bin.
+        """
         raise NotImplementedError
 
     def _pool_backward(self, dy: Array, cache: Any, bins: _Bins, axis: int) -> Array:
@@ -466,12 +458,12 @@ class _Adaptive(Layer):
 
 @dataclass(frozen=True)
 class AdaptiveMaxPool(_Adaptive):
-    """y = the maximum of each bin, channel by channel, with `size` bins along each axis.
+    """y = the maximum of each bin, channel by channel.
 
     x: (batch, *space, channels) -> y: (batch, *size, channels), with any number of
     spatial axes.
 
-    `size`: number of bins (output_size), an integer for all axes or one for each. Bins
+    `size`: bins along each axis (output_size), an integer for all or one for each. Bins
     cover space evenly and overlap where m does not divide n: bin i of m on an axis of
     length n starts at ⌊i n / m⌋ and ends before ⌈(i + 1) n / m⌉, as in PyTorch.
     The gradient is that of `MaxPool2D`, with bins as windows.
@@ -503,7 +495,7 @@ class AdaptiveMaxPool(_Adaptive):
 
 @dataclass(frozen=True)
 class AdaptiveAveragePool(_Adaptive):
-    """y = the mean of each bin, channel by channel, with `size` bins along each axis.
+    """y = the mean of each bin, channel by channel.
 
     x: (batch, *space, channels) -> y: (batch, *size, channels). `size` and the bins are
     those of `AdaptiveMaxPool`. The gradient is that of `AveragePool2D`, with bins as
@@ -568,9 +560,9 @@ def _unpadded_counts(
 
 
 def _along_axis(numbers: Sequence[float], like: Array, axis: int, dtype: Any) -> Array:
-    """Return `numbers` as an array along `axis` that broadcasts to the shape of `like`."""
+    """Return `numbers` as an array along `axis` that broadcasts to `like`."""
     xp = namespace(like)
     array = xp.asarray(numbers, dtype=dtype, device=device(like))
-    return xp.reshape(
-        array, (*(1,) * axis, len(numbers), *(1,) * (like.ndim - axis - 1))
-    )
+    shape = [1] * like.ndim
+    shape[axis] = len(numbers)
+    return xp.reshape(array, tuple(shape))

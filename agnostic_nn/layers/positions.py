@@ -1,7 +1,7 @@
 """Positional encodings, for layers such as attention that are invariant to order.
 
-All encodings here with prescribed values use the same
-angles. For position t and pair i of d numbers,
+All encodings here with prescribed values use the same angles. For position t and pair i
+of d numbers,
 
     a(t, i) = t · base^(-2i/d)        i = 0 … d/2 - 1
 
@@ -9,8 +9,9 @@ Their wavelengths grow from 2π positions for i = 0 to about 2π · base. The la
 in how they use the position:
 
     SinusoidalPositions    add sines and cosines of the angles to x
-    rotate                 rotate pairs of a query or a key by the angles, so that the product
-                           of both depends on the distance of their positions only
+    rotate                 rotate pairs of a query or a key by the angles, so that the
+                           product of both depends on the distance of their positions
+                           only
     PositionEmbedding      add a learned vector for each position
 
 Rotating the pair (u, v) by the angle a is the linear map
@@ -54,8 +55,8 @@ __all__ = [
 def angles(like: Array, positions: Array, width: int, base: float) -> Array:
     """Return a(t, i), (time, width / 2), for integer `positions` (time,).
 
-    The dtype is that of `like`, but at least float32:
-    float16 cannot represent position 2049.
+    The dtype is that of `like`, but at least float32: float16 cannot represent
+    position 2049.
     """
     xp = namespace(like)
     dtype = xp.float32 if is_narrow(like) else like.dtype
@@ -85,13 +86,12 @@ def rotate(x: Array, angle: Array) -> Array:
 
 def expect_sequence(name: str, shape: Shape) -> None:
     """Raise ValueError unless examples have the shape (time, width)."""
-    expect(
-        len(shape) == 2, "{} takes (batch, time, width), got (batch, *{})", name, shape
-    )
+    fits = len(shape) == 2
+    expect(fits, "{} takes (batch, time, width), got (batch, *{})", name, shape)
 
 
 class _Added(Layer):
-    """y[:, t, :] = x[:, t, :] + rows[t, :]. Base of layers that add a vector per position."""
+    """y[:, t, :] = x[:, t, :] + rows[t, :]. Base of layers that add such rows."""
 
     one_array = True
 
@@ -129,11 +129,11 @@ class _Added(Layer):
 
 @dataclass(frozen=True)
 class PositionEmbedding(_Added):
-    """y[:, t, :] = x[:, t, :] + W[t, :], a learned vector for each of `length` positions.
+    """y[:, t, :] = x[:, t, :] + W[t, :], a learned vector for each position.
 
     x: (batch, time, width) -> y of the same shape, with time ≤ length.
 
-    Parameters: weight (length, width).
+    `length`: the number of positions. Parameters: weight (length, width).
 
     Gradient
     --------
@@ -151,11 +151,8 @@ class PositionEmbedding(_Added):
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         self._expect(shape)
-        return (
-            {"weight": self.initializer(key, (self.length, shape[1]), dtype)},
-            {},
-            shape,
-        )
+        weight = self.initializer(key, (self.length, shape[1]), dtype)
+        return {"weight": weight}, {}, shape
 
     def rows(self, params: Params, positions: Array, like: Array) -> Array:
         return namespace(like).take(params["weight"], positions, axis=0)
@@ -168,9 +165,8 @@ class PositionEmbedding(_Added):
         return dy, {"weight": xp.concat((total, unused), axis=0)}
 
     def _expect_length(self, length: int) -> None:
-        expect(
-            length <= self.length, "there are {} positions, got {}", self.length, length
-        )
+        fits = length <= self.length
+        expect(fits, "there are {} positions, got {}", self.length, length)
 
 
 @dataclass(frozen=True)
@@ -197,20 +193,16 @@ class SinusoidalPositions(_Added):
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         self._expect(shape)
-        expect(
-            shape[1] % 2 == 0,
-            "SinusoidalPositions needs an even width, got {}",
-            shape[1],
-        )
+        fits = shape[1] % 2 == 0
+        expect(fits, "SinusoidalPositions needs an even width, got {}", shape[1])
         return {}, {}, shape
 
     def rows(self, params: Params, positions: Array, like: Array) -> Array:
         xp = namespace(like)
         angle = angles(like, positions, like.shape[-1], self.base)
         pairs = xp.stack((xp.sin(angle), xp.cos(angle)), axis=-1)
-        return narrowed(
-            xp.reshape(pairs, (positions.shape[0], like.shape[-1])), like=like
-        )
+        rows = xp.reshape(pairs, (positions.shape[0], like.shape[-1]))
+        return narrowed(rows, like=like)
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         return dy, {}

@@ -52,10 +52,10 @@ Carry = Any
 class _Recurrent(Layer):
     """sₜ = f(zₜ, sₜ₋₁) with zₜ = xₜ W + b, and yₜ = hₜ. Base of the recurrent layers.
 
-    sₜ is the recurrent state after step t: hₜ and, in an LSTM, cₜ. s₀ is an input, or
-    0. With row vectors, f multiplies hₜ₋₁ by a matrix R; W, b and R are the same at
-    every step. All zₜ are one product before the loop. Only the product with R depends
-    on the step before.
+    sₜ is the recurrent state after step t: hₜ and, in an LSTM, cₜ. s₀ is 0 or an input.
+    With row vectors, f multiplies hₜ₋₁ by a matrix R; W, b and R are the same at every
+    step. All zₜ are one product before the loop. Only the product with R depends on the
+    step before.
 
     Gradient
     --------
@@ -64,7 +64,7 @@ class _Recurrent(Layer):
     final state. The contributions of all steps to W, b and R add up (Werbos,
     "Backpropagation Through Time: What It Does and How to Do It", 1990):
 
-        dsₜ ← dsₜ + (dyₜ, for h)        dzₜ = (∂f/∂zₜ)ᵀ dsₜ        dsₜ₋₁ = (∂f/∂sₜ₋₁)ᵀ dsₜ
+        dsₜ ← dsₜ + (dyₜ, for h)    dzₜ = (∂f/∂zₜ)ᵀ dsₜ    dsₜ₋₁ = (∂f/∂sₜ₋₁)ᵀ dsₜ
         dxₜ = dzₜ Wᵀ        dW = Σ xₜᵀ dzₜ        db = Σ dzₜ        dR = Σ hₜ₋₁ᵀ dzₜ
 
     The formula for dR holds for cells in which f adds hₜ₋₁ R to zₜ.
@@ -78,14 +78,14 @@ class _Recurrent(Layer):
 
     A cell has three functions: `step` computes f, `slopes` the factors in its
     derivatives, and `step_backward` multiplies by them. An LSTM without a mask is
-    passed to the library as a whole, which may
-    have a native implementation (`ops.lstm`).
+    passed to the library as a whole, which may have a native implementation
+    (`ops.lstm`).
 
-    A masked step keeps the state, sₜ = sₜ₋₁, and its y is 0. So dzₜ = 0 and dsₜ₋₁ =
-    dsₜ: the state passes padding unchanged, wherever the padding is in the sequence.
-    The reverse direction is the same loop from the last step to the first. It starts
-    with s₀ at the last unmasked step, as PyTorch does for packed sequences. x at masked
-    steps has no effect, even if it is NaN.
+    At a masked step sₜ = sₜ₋₁ and yₜ = 0, so dzₜ = 0 and dsₜ₋₁ = dsₜ: the state passes
+    padding unchanged, wherever the padding is in the sequence. The reverse direction is
+    the same loop from the last step to the first. It starts with s₀ at the last
+    unmasked step, as PyTorch does for packed sequences. x at masked steps has no
+    effect, even if it is NaN.
     """
 
     width: int
@@ -114,14 +114,18 @@ class _Recurrent(Layer):
         expect_count("depth", self.depth)
 
     def step(self, params: Params, z: Array, carry: Carry) -> tuple[Carry, Any]:
-        """Return the carry after a step, from z = x W + b, and the values that `slopes` needs."""
+        """Return the carry after a step, and the values that `slopes` needs.
+
+        z: x W + b of the step. carry: the carry before the step.
+        """
         raise NotImplementedError
 
     def slopes(self, h: Array, values: Any) -> Any:
-        """Return the factors in the derivatives of f, from the h before and `values` of `step`.
+        """Return the factors in the derivatives of f.
 
-        The arrays are those of one step or, with a leading axis, of all steps. So this
-        must be elementwise, apart from splitting the last axis.
+        h: h before the step. values: those that `step` returned. The arrays are those
+        of one step or, with a leading axis, of all steps. So this must be elementwise,
+        apart from splitting the last axis.
         """
         raise NotImplementedError
 
@@ -135,7 +139,7 @@ class _Recurrent(Layer):
         raise NotImplementedError
 
     def recurrent_grads(self, hs: Array, slopes: Any, dz: Array) -> Params:
-        """Return the gradients of the parameters that `step` reads, summed over all steps.
+        """Return the gradients of the parameters that `step` reads, over all steps.
 
         hs: h before each step.
         """
@@ -163,14 +167,8 @@ class _Recurrent(Layer):
         state_shapes = self._nested_state((self.width,))
         for part, expected in (("mask", (time,)), ("state", state_shapes)):
             actual = shapes.get(part, expected)
-            expect(
-                actual == expected,
-                "{} takes a {} of {}, got {}",
-                name,
-                part,
-                expected,
-                actual,
-            )
+            fits = actual == expected
+            expect(fits, "{} takes a {} of {}, got {}", name, part, expected, actual)
 
         params = []
         fan_out = self.width * len(self._directions)
@@ -193,14 +191,13 @@ class _Recurrent(Layer):
         """
         xp = namespace(key)
         keys = split(key, 2 * self.gates)
+        shape = (fan_in, self.width)
+        square = (self.width, self.width)
         weight = []
         recurrent = []
-        for i in range(self.gates):
-            weight.append(self.initializer(keys[2 * i, :], (fan_in, self.width), dtype))
-            square = (self.width, self.width)
-            recurrent.append(
-                self.recurrent_initializer(keys[2 * i + 1, :], square, dtype)
-            )
+        for i in range(0, 2 * self.gates, 2):
+            weight.append(self.initializer(keys[i, :], shape, dtype))
+            recurrent.append(self.recurrent_initializer(keys[i + 1, :], square, dtype))
         params = {
             "weight": xp.concat(weight, axis=1),
             "recurrent": xp.concat(recurrent, axis=1),
@@ -208,22 +205,20 @@ class _Recurrent(Layer):
         return params | self.biases(fold(key, 0), params["weight"])
 
     def _nested_state(self, leaf: Any) -> tuple[dict[str, Any], ...]:
-        """Return a state of all layers and directions with `leaf` for each of its arrays."""
+        """Return a state of all layers and directions, with `leaf` for each array."""
         carry = dict.fromkeys(self.carry_names, leaf)
-        return (
-            {direction: dict(carry) for direction in self._directions},
-        ) * self.depth
+        directions = {direction: dict(carry) for direction in self._directions}
+        return (directions,) * self.depth
 
     def forward(
         self, params: Params, state: State, x: Any, *, train: bool | RowMask = False
     ) -> tuple[Any, State, Cache]:
-        """Map x (batch, time, fan_in), or a dict with it, "mask" (batch, time) and "state", to y.
+        """Map x (batch, time, fan_in), alone or in a dict of inputs, to y.
 
         Raises
         ------
         ValueError
-            If an input has another shape or dtype than these parameters take, or no
-            step.
+            If an input has no step, or another shape or dtype than `params` take.
         TypeError
             If x belongs to another array library.
         """
@@ -236,9 +231,9 @@ class _Recurrent(Layer):
         return y, state, (*cache, (has_state,))
 
     def predict(self, params: Params, state: State, x: Any) -> Any:
-        return self._run_layers(
-            params, x if isinstance(x, dict) else {"x": x}, keep=False
-        )[0]
+        inputs = x if isinstance(x, dict) else {"x": x}
+        y, _ = self._run_layers(params, inputs, keep=False)
+        return y
 
     def _run_layers(
         self, params: Params, inputs: dict[str, Any], keep: bool
@@ -260,8 +255,8 @@ class _Recurrent(Layer):
             # (time, batch, 1)
             mask = xp.permute_dims(inputs["mask"], (1, 0))[..., None]
         # Time comes first from here on, as `scan` runs along axis 0. Masked steps are
-        # set to 0: a NaN there would spread through
-        # the products for dW, even though dz is 0.
+        # set to 0: a NaN there would spread through the products for dW, even though dz
+        # is 0.
         xs = _zero_masked(mask, xp.permute_dims(x, (1, 0, 2)))
         caches = []
         final_states = []
@@ -301,10 +296,10 @@ class _Recurrent(Layer):
         reverse: bool,
         keep: bool,
     ) -> tuple[Carry, tuple[Array, Cache]]:
-        """Run one layer in one direction; return the final carry, h of all steps, and a cache.
+        """Run one layer in one direction; return the final carry, all h and a cache.
 
-        The cache is () unless `keep`, else h before
-        each step and the slopes of each step.
+        The cache is () unless `keep`, else h before each step and the slopes of
+        each step.
         """
         xp = namespace(xs)
         has_mask = not isinstance(mask, tuple)
@@ -348,7 +343,7 @@ class _Recurrent(Layer):
     def _run_layers_backward(
         self, params: Params, cache: Cache, dy: Any, need_dx: bool
     ) -> tuple[Any, ...]:
-        """Return dL/dxs if `need_dx`, the gradients of the first states, and dL/dparams."""
+        """Return dL/dxs if `need_dx`, the gradients of first states, and dL/dparams."""
         caches, mask, _ = cache
         like = leaves(dy)[0]
         params, dy = tree_map(widened, (params, dy))
@@ -357,9 +352,9 @@ class _Recurrent(Layer):
         else:
             dends = self._nested_state(_zeros(dy, (dy.shape[0], self.width)))
         xp = namespace(dy)
-        # The gradient of the outputs of a layer, as a tuple of one array (time, batch,
-        # all directions), or of none: this is the form
-        # that `scan` and `lstm_backward` take.
+        # The gradient of the outputs of a layer, as a tuple of one array (time,
+        # batch, all directions), or of none: this is the form that `scan` and
+        # `lstm_backward` take.
         dys: tuple[Array, ...] = ()
         if self.sequence:
             dys = (_zero_masked(mask, xp.permute_dims(dy, (1, 0, 2))),)
@@ -395,9 +390,8 @@ class _Recurrent(Layer):
             dys = (sum(dxs[1:], dxs[0]),) if need_layer_dx else ()
             grads.insert(0, layer_grads)
             dstarts.insert(0, layer_dstarts)
-        results: tuple[Any, ...] = tree_map(
-            partial(narrowed, like=like), (*dys, tuple(dstarts), tuple(grads))
-        )
+        wide = (*dys, tuple(dstarts), tuple(grads))
+        results: tuple[Any, ...] = tree_map(partial(narrowed, like=like), wide)
         return results
 
     def _run_back(
@@ -411,7 +405,10 @@ class _Recurrent(Layer):
         reverse: bool,
         need_dx: bool,
     ) -> tuple[Any, Params, Carry]:
-        """Run one layer and direction backwards; return dx or (), dL/dparams, dL/d(first carry)."""
+        """Return dx, or () unless `need_dx`, dL/dparams and the gradient of the start.
+
+        These are for one layer in one direction.
+        """
         xp = namespace(xs)
         has_mask = not isinstance(mask, tuple)
         recurrent_t = _contiguous_transpose(params["recurrent"])
@@ -441,8 +438,8 @@ class _Recurrent(Layer):
             reason = "its reverse direction starts at the last step"
             raise TypeError(f"{self} cannot go step by step: {reason}")
         inputs = x if isinstance(x, dict) else {"x": x}
-        # the dtype of the weight, as x may be the integers
-        # of an Embedding before this layer
+        # the dtype of the weight, as x may be the integers of an Embedding before
+        # this layer
         weight = params[0]["forward"]["weight"]
         zeros = self._nested_state(_zeros(weight, (inputs["x"].shape[0], self.width)))
         return inputs.get("state", zeros)
@@ -456,51 +453,34 @@ class _Recurrent(Layer):
         return y if self.final else y["y"], y["state"]
 
     def _expect_inputs(self, params: Params, inputs: dict[str, Any]) -> None:
-        """Raise unless the inputs have the names, shapes and dtypes that `params` take."""
+        """Raise unless the inputs have the names, shapes and dtypes of `params`."""
         name = type(self).__name__
         weight = params[0]["forward"]["weight"]
         fits = "x" in inputs and inputs.keys() <= self.input_kinds.keys()
-        expect(
-            fits, "{} takes x and perhaps mask and state, got {}", name, sorted(inputs)
-        )
+        message = "{} takes x and perhaps mask and state, got {}"
+        expect(fits, message, name, sorted(inputs))
         x = inputs["x"]
         fan_in = weight.shape[0]
         xp = namespace(x, weight)
         fits = x.ndim == 3 and x.shape[1] >= 1 and x.shape[2] == fan_in
         expect(fits, "{} takes (batch, time, {}), got {}", name, fan_in, x.shape)
-        expect(
-            x.dtype == weight.dtype, "{} holds {}, got {}", name, weight.dtype, x.dtype
-        )
+        fits = x.dtype == weight.dtype
+        expect(fits, "{} holds {}, got {}", name, weight.dtype, x.dtype)
         if "mask" in inputs:
             mask = inputs["mask"]
             steps = tuple(x.shape[:2])
-            expect(
-                mask.shape == steps,
-                "{} takes a mask {}, got {}",
-                name,
-                steps,
-                mask.shape,
-            )
-            expect(
-                mask.dtype == xp.bool,
-                "{} takes a boolean mask, got {}",
-                name,
-                mask.dtype,
-            )
+            fits = mask.shape == steps
+            expect(fits, "{} takes a mask {}, got {}", name, steps, mask.shape)
+            fits = mask.dtype == xp.bool
+            expect(fits, "{} takes a boolean mask, got {}", name, mask.dtype)
         if "state" in inputs:
             expected = self._nested_state((x.shape[0], self.width))
             shapes = tree_map(lambda leaf: tuple(leaf.shape), inputs["state"])
-            expect(
-                shapes == expected,
-                "{} takes a state of {}, got {}",
-                name,
-                expected,
-                shapes,
-            )
+            fits = shapes == expected
+            expect(fits, "{} takes a state of {}, got {}", name, expected, shapes)
             for leaf in leaves(inputs["state"]):
-                expect(
-                    leaf.dtype == x.dtype, "x is {}, but state {}", x.dtype, leaf.dtype
-                )
+                fits = leaf.dtype == x.dtype
+                expect(fits, "x is {}, but state {}", x.dtype, leaf.dtype)
 
 
 @dataclass(frozen=True)
@@ -513,20 +493,20 @@ class RNN(_Recurrent):
     bidirectional. x may be a dict of "x" and, optionally,
 
     - "mask": (batch, time), boolean, True where a step counts. At other steps the state
-      is kept and y is 0, so sequences of different lengths can be padded on either
-      side;
+      is kept and y is 0, so shorter sequences can be padded on either side;
     - "state": the state before the first step, by default 0.
 
     `width`: length of h (hidden_size, units). `activation`: "tanh" or "relu". These
     options are common to all recurrent layers:
 
-        depth           number of layers (num_layers); each reads the y of the one before
-        bidirectional   a second cell reads from the last step to the first; the y of both are
-                        concatenated
-        sequence        if false, y is h after the last step that counts, (batch, width), of
-                        each direction (Keras: return_sequences)
-        final           y is a dict of "y" and "state", the state after the last step (Keras:
-                        return_state)
+        depth           number of layers (num_layers), each of which reads the y of the
+                        one before
+        bidirectional   a second cell reads from the last step to the first; the y of
+                        both are concatenated
+        sequence        if false, y is h after the last step that counts, of each
+                        direction, (batch, width) (Keras: return_sequences)
+        final           y is a dict of "y" and "state", the state after the last step
+                        (Keras: return_state)
 
     For dropout between layers put a `Dropout` between layers of depth 1.
 
@@ -597,12 +577,15 @@ class GRU(_Recurrent):
     --------
     Let m be what r multiplies, hₜ₋₁ R_n + b_n or hₜ₋₁, and dm̂ the gradient of r m:
 
-        dz_n = dh (1 - u) tanh'      dz_u = dh (hₜ₋₁ - n) σ'      dz_r = dm̂ m σ'      dm = dm̂ r
+        dz_n = dh (1 - u) tanh'    dz_u = dh (hₜ₋₁ - n) σ'
+        dz_r = dm̂ m σ'             dm = dm̂ r
 
-    "after": dm̂ = dz_n, and hₜ₋₁ gets dh u + (dz_r, dz_u, dm) Rᵀ; dR = Σ hₜ₋₁ᵀ (dz_r,
-    dz_u, dm) and db_n = Σ dm. "before": dm̂ = dz_n R_nᵀ, and hₜ₋₁ gets dh u + dm +
-    (dz_r, dz_u) R_ruᵀ; dR_n = Σ (r hₜ₋₁)ᵀ dz_n. The factor 1 - u is computed as σ(-a),
-    which loses no digits.
+        "after":    dm̂ = dz_n         dhₜ₋₁ = dh u + (dz_r, dz_u, dm) Rᵀ
+                    dR = Σ hₜ₋₁ᵀ (dz_r, dz_u, dm)        db_n = Σ dm
+        "before":   dm̂ = dz_n R_nᵀ    dhₜ₋₁ = dh u + dm + (dz_r, dz_u) R_ruᵀ
+                    dR_n = Σ (r hₜ₋₁)ᵀ dz_n
+
+    The factor 1 - u is computed as σ(-a), which loses no digits.
     """
 
     _: KW_ONLY
@@ -624,9 +607,8 @@ class GRU(_Recurrent):
         zeros = _constant_parts(like, self.width, [0.0])
         params = {"bias": first + xp.concat([second, zeros])}
         if self._reset_after:
-            params["recurrent_bias"] = _draw_uniform(
-                keys[2, :], self.width, self.width, like
-            )
+            recurrent_bias = _draw_uniform(keys[2, :], self.width, self.width, like)
+            params["recurrent_bias"] = recurrent_bias
         return params
 
     @property
@@ -711,10 +693,10 @@ class LSTM(_Recurrent):
     x: (batch, time, fan_in) -> y: (batch, time, width). Masks, states and the other
     options are those of `RNN`. A state holds "c" as well as "h".
 
-    Parameters of each direction of each layer, with gates in PyTorch's order i, f, g,
-    o: weight (fan_in, 4 · width), recurrent (width, 4 · width) and bias (4 · width,).
-    The bias of f starts at `forget_bias` and the others at 0: with a forget gate that
-    is open at first, a cell learns long dependencies sooner (Jozefowicz et al., "An
+    Parameters of each direction of each layer, in PyTorch's order of i, f, g and o:
+    weight (fan_in, 4 · width), recurrent (width, 4 · width) and bias (4 · width,). The
+    bias of f starts at `forget_bias` and the others at 0: with a forget gate that is
+    open at first, a cell learns long dependencies sooner (Jozefowicz et al., "An
     Empirical Exploration of Recurrent Network Architectures", 2015). PyTorch has a
     second bias, which is added to the first, and neither starts at 1.
 
@@ -722,8 +704,8 @@ class LSTM(_Recurrent):
     --------
     h and c after the step both depend on cₜ, so first dc ← dc + dh σ(o) tanh'(cₜ), then
 
-        dz_i = dc tanh(g) σ'(i)     dz_f = dc cₜ₋₁ σ'(f)     dz_g = dc σ(i) tanh'(g)
-        dz_o = dh tanh(cₜ) σ'(o)     dhₜ₋₁ = dz Rᵀ     dcₜ₋₁ = dc σ(f)
+        dz_i = dc tanh(g) σ'(i)      dz_f = dc cₜ₋₁ σ'(f)    dz_g = dc σ(i) tanh'(g)
+        dz_o = dh tanh(cₜ) σ'(o)     dhₜ₋₁ = dz Rᵀ           dcₜ₋₁ = dc σ(f)
     """
 
     _: KW_ONLY
@@ -737,9 +719,8 @@ class LSTM(_Recurrent):
         expect_number("forget_bias", self.forget_bias)
 
     def biases(self, key: Key, like: Array) -> Params:
-        return {
-            "bias": _constant_parts(like, self.width, [0.0, self.forget_bias, 0.0, 0.0])
-        }
+        values = [0.0, self.forget_bias, 0.0, 0.0]
+        return {"bias": _constant_parts(like, self.width, values)}
 
     def _run(
         self,
@@ -800,9 +781,8 @@ class LSTM(_Recurrent):
         f, dc_factors, dh_factor, dh_to_dc = slopes
         dh = dcarry["h"]
         dc = dcarry["c"] + dh * dh_to_dc
-        dz = namespace(dh).concat(
-            (*(dc * factor for factor in dc_factors), dh * dh_factor), axis=-1
-        )
+        parts = [*(dc * factor for factor in dc_factors), dh * dh_factor]
+        dz = namespace(dh).concat(parts, axis=-1)
         return dz, {"h": dz @ recurrent_t, "c": dc * f}
 
 
@@ -814,9 +794,9 @@ def _equal_parts(x: Array, count: int) -> list[Array]:
 
 def _zero_masked(mask: Any, steps: Array) -> Array:
     """Return `steps` with 0 where the mask is false; mask: () for none."""
-    return (
-        steps if isinstance(mask, tuple) else namespace(steps).where(mask, steps, 0.0)
-    )
+    if isinstance(mask, tuple):
+        return steps
+    return namespace(steps).where(mask, steps, 0.0)
 
 
 def _zeros(like: Array, shape: Shape) -> Array:
@@ -826,10 +806,8 @@ def _zeros(like: Array, shape: Shape) -> Array:
 def _constant_parts(like: Array, width: int, values: Sequence[float]) -> Array:
     """Return a vector with each of `values` repeated `width` times."""
     xp = namespace(like)
-    place = device(like)
-    return xp.concat(
-        [xp.full((width,), v, dtype=like.dtype, device=place) for v in values]
-    )
+    options = {"dtype": like.dtype, "device": device(like)}
+    return xp.concat([xp.full((width,), value, **options) for value in values])
 
 
 def _draw_uniform(key: Key, count: int, width: int, like: Array) -> Array:
@@ -845,8 +823,8 @@ def _contiguous_transpose(matrix: Array) -> Array:
 
 
 # Slopes are computed from the argument of σ or tanh, not from its value: where the
-# function is flat, the rounded value has no digits left for 1 - y² or y (1 - y). With d
-# = exp(-|a|), which cannot overflow, and tanh a = 2σ(2a) - 1,
+# function is flat, the rounded value has no digits left for 1 - y² or y (1 - y). With
+# d = exp(-|a|), which cannot overflow, and tanh a = 2σ(2a) - 1,
 #
 #     σ(a) = (1 if a ≥ 0, else d) / (1 + d)        σ'(a) = σ(a) σ(-a) = d / (1 + d)²
 #     tanh'(a) = 4 σ'(2a) = 4 d² / (1 + d²)²

@@ -1,16 +1,16 @@
 """Regularization by random noise during training.
 
-The noise m is drawn at every training step and
-does not depend on x. It is a factor or a term:
+The noise m is drawn at every training step and does not depend on x. It is a factor or
+a term:
 
-    y = x · m        dx = dy · m        m = 0 with probability `rate`, else 1 / (1 - rate)
-    y = x + m        dx = dy
+    y = x · m    dx = dy · m    m = 0 with probability `rate`, else 1 / (1 - rate)
+    y = x + m    dx = dy
 
 The mean of a factor m is 1, so the mean of y is x. In prediction y = x.
 
 State: a random key, replaced at every training step. As randomness is part of the
-state, it can be reproduced and saved, works under
-`jit`, and is the same on every backend.
+state, it can be reproduced and saved, works under `jit`, and is the same on every
+backend.
 """
 
 import math
@@ -73,20 +73,18 @@ class Dropout(Layer):
 
 @dataclass(frozen=True)
 class SpatialDropout(Dropout):
-    """y = x · mask / (1 - rate) in training, with one mask element per example and channel.
+    """y = x · mask / (1 - rate) in training, with one mask element per channel.
 
-    x: (batch, *space, channels) -> y of the same shape. Neighbouring elements of an
-    image are correlated, so an element that is dropped by itself can be inferred from
-    its neighbours; dropping whole channels prevents that (Tompson et al.,
-    arXiv:1411.4280). PyTorch: Dropout1d to Dropout3d.
-    The gradient is that of `Dropout`.
+    x: (batch, *space, channels) -> y of the same shape. The mask has an element for
+    each channel of each example. Neighbouring elements of an image are correlated, so
+    an element that is dropped by itself can be inferred from its neighbours; dropping
+    whole channels prevents that (Tompson et al., arXiv:1411.4280). PyTorch: Dropout1d
+    to Dropout3d. The gradient is that of `Dropout`.
     """
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
-        expect(
-            len(shape) >= 1,
-            "SpatialDropout takes (batch, *space, channels), got (batch,)",
-        )
+        fits = len(shape) >= 1
+        expect(fits, "SpatialDropout takes (batch, *space, channels), got (batch,)")
         return super().init(key, shape, dtype)
 
     def _mask_shape(self, shape: Shape) -> Shape:

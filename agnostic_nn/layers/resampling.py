@@ -28,7 +28,7 @@ __all__ = ["Crop", "Upsample", "ZeroPad"]
 
 @dataclass(frozen=True)
 class Upsample(Layer):
-    """y = x with each spatial axis lengthened by a factor, by repetition or interpolation.
+    """y = x with longer spatial axes, by repetition or interpolation.
 
         nearest     y[i] = x[k] for i = k f + p, 0 ≤ p < f, with the factor f
         linear      y[i] = Σⱼ A[i, j] x[j]      A[i, j] = max(1 - |sᵢ - j|, 0)
@@ -85,34 +85,30 @@ class Upsample(Layer):
                 copies = xp.reshape(dy, (*dy.shape[:axis], n, f, *dy.shape[axis + 1 :]))
                 dy = xp.sum(copies, axis=axis + 1)
             else:
-                dy = _multiply_axis(
-                    xp.matrix_transpose(_interpolation(n, f, dy)), dy, axis
-                )
+                transposed = xp.matrix_transpose(_interpolation(n, f, dy))
+                dy = _multiply_axis(transposed, dy, axis)
         return dy, {}
 
     def _per_axis(self, shape: Shape) -> Shape:
         fits = len(shape) >= 3
-        expect(
-            fits,
-            "Upsample takes (batch, *space, channels), got (batch, *{})",
-            shape[1:],
-        )
+        message = "Upsample takes (batch, *space, channels), got (batch, *{})"
+        expect(fits, message, shape[1:])
         return per_axis("factors", self.factors, len(shape) - 2)
 
 
 def _interpolation(n: int, f: int, like: Array) -> Array:
-    """Return A of linear interpolation, (n f, n), in the dtype and on the device of `like`.
+    """Return A of linear interpolation, (n f, n), with the dtype and device of `like`.
 
     With sᵢ = k + (2p + 1 - f) / 2f, sᵢ - j is computed as (k - j) + (2p + 1 - f) / 2f.
-    k - j is an exact integer, so the weights are
-    as accurate on a long axis as on a short one.
+    k - j is an exact integer, so the weights are as accurate on a long axis as on a
+    short one.
     """
     xp = namespace(like)
     fine = xp.arange(n * f, device=device(like))
     k = xp.astype(fine // f, like.dtype)
     offset = (2.0 * xp.astype(fine % f, like.dtype) + (1.0 - f)) / (2.0 * f)
-    # where sᵢ is outside [0, n - 1] it is clipped
-    # to the integer k, which is 0 or n - 1 there
+    # where sᵢ is outside [0, n - 1] it is clipped to the integer k, which is 0 or n -
+    # 1 there
     is_outside = xp.logical_or(k + offset < 0.0, k + offset > n - 1.0)
     offset = xp.where(is_outside, 0.0, offset)
     j = xp.arange(n, dtype=like.dtype, device=device(like))
@@ -148,12 +144,8 @@ class _Edges(Layer):
         """Return (before, after) for each spatial axis of x, which has `shape`."""
         name = type(self).__name__
         fits = len(shape) >= 3
-        expect(
-            fits,
-            "{} takes (batch, *space, channels), got (batch, *{})",
-            name,
-            shape[1:],
-        )
+        message = "{} takes (batch, *space, channels), got (batch, *{})"
+        expect(fits, message, name, shape[1:])
         return padding_per_axis(self.padding, len(shape) - 2)
 
 
@@ -186,13 +178,12 @@ class ZeroPad(_Edges):
 
 @dataclass(frozen=True)
 class Crop(_Edges):
-    """y = x without the outermost elements of its spatial axes, and dx = dy with zeros there.
+    """y = x without the ends of its spatial axes, and dx = dy with zeros there.
 
     x: (batch, *space, channels) -> y: (batch, *out, channels), with any number of
     spatial axes.
 
-    `padding`: number of elements to remove, in the forms of `ZeroPad` (Keras:
-    cropping).
+    `padding`: number of elements to remove, as in `ZeroPad` (Keras: cropping).
     """
 
     padding: int | tuple[int, ...] | Pads = 1
@@ -210,12 +201,10 @@ class Crop(_Edges):
         return pad(dy, self._pairs(dy.shape)), {}
 
     def _out_lengths(self, shape: Shape) -> Shape:
-        """Return the lengths of the spatial axes of y. Raise ValueError if one would be 0."""
+        """Return the lengths of the spatial axes of y; raise if one would be 0."""
         pairs = self._pairs(shape)
-        lengths = tuple(
-            n - sum(pair) for n, pair in zip(shape[1:-1], pairs, strict=True)
-        )
-        expect(
-            min(lengths) >= 1, "nothing of {} is left without {}", shape[1:-1], pairs
-        )
+        axes = zip(shape[1:-1], pairs, strict=True)
+        lengths = tuple(n - sum(pair) for n, pair in axes)
+        fits = min(lengths) >= 1
+        expect(fits, "nothing of {} is left without {}", shape[1:-1], pairs)
         return lengths

@@ -42,15 +42,10 @@ class Reshape(Layer):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", expect_integers("shape", self.shape))
-        inferred = sum(length == -1 for length in self.shape)
-        fits = inferred <= 1 and all(
-            length >= 1 or length == -1 for length in self.shape
-        )
-        expect(
-            fits,
-            "expected lengths of at least 1, one of them may be -1, got {}",
-            self.shape,
-        )
+        inferred = sum(n == -1 for n in self.shape)
+        fits = inferred <= 1 and all(n >= 1 or n == -1 for n in self.shape)
+        message = "expected lengths of at least 1, one of them may be -1, got {}"
+        expect(fits, message, self.shape)
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         return {}, {}, self._target(shape)
@@ -68,8 +63,8 @@ class Reshape(Layer):
     def _target(self, shape: Shape) -> Shape:
         """Return `self.shape` with -1 replaced by the inferred length.
 
-        Passing -1 to a library would fail for a batch
-        of 0 examples, where any length fits.
+        Passing -1 to a library would fail for a batch of 0 examples, where any
+        length fits.
         """
         size = math.prod(shape)
         known_size = math.prod(n for n in self.shape if n != -1)
@@ -129,27 +124,21 @@ class Transpose(Layer):
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes", expect_integers("axes", self.axes))
         fits = sorted(self.axes) == list(range(1, len(self.axes) + 1))
-        expect(
-            fits, "expected 1 to {} in some order, got {}", len(self.axes), self.axes
-        )
+        message = "expected 1 to {} in some order, got {}"
+        expect(fits, message, len(self.axes), self.axes)
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         fits = len(shape) == len(self.axes)
-        expect(
-            fits, "Transpose orders {} axes, got (batch, *{})", len(self.axes), shape
-        )
+        message = "Transpose orders {} axes, got (batch, *{})"
+        expect(fits, message, len(self.axes), shape)
         return {}, {}, tuple(shape[axis - 1] for axis in self.axes)
 
     def forward(
         self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
     ) -> tuple[Array, State, Cache]:
         fits = x.ndim == 1 + len(self.axes)
-        expect(
-            fits,
-            "Transpose orders {} axes after the batch, got {}",
-            len(self.axes),
-            x.shape,
-        )
+        message = "Transpose orders {} axes after the batch, got {}"
+        expect(fits, message, len(self.axes), x.shape)
         return namespace(x).permute_dims(x, (0, *self.axes)), state, ()
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
@@ -160,12 +149,12 @@ class Transpose(Layer):
 
 @dataclass(frozen=True, repr=False)
 class Lambda(Layer):
-    """y = f(x), with f a user-defined function that moves, repeats or leaves out elements.
+    """y = f(x), where f is a custom function that moves, repeats or omits elements.
 
-    An example is `lambda x: x[:, ::2, :]`. f is called with x including its batch axis,
-    must treat all examples alike, and must not compute with the elements; it may add
-    zeros. Any other f needs a derivative: write
-    a `Layer`. A checkpoint does not store f.
+    An example is `lambda x: x[:, ::2, :]`. f is called with x including its batch
+    axis, must treat all examples alike, and must not compute with the elements; it may
+    add zeros. Any other f needs a derivative: write a `Layer`. A checkpoint does not
+    store f.
 
     Gradient
     --------
@@ -189,20 +178,16 @@ class Lambda(Layer):
         return f"Lambda({getattr(self.function, '__qualname__', repr(self.function))})"
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
-        return (
-            {},
-            {},
-            tuple(self._sources(namespace(key), shape, device(key)).shape[1:]),
-        )
+        sources = self._sources(namespace(key), shape, device(key))
+        return {}, {}, tuple(sources.shape[1:])
 
     def forward(
         self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
     ) -> tuple[Array, State, Cache]:
         y = self.function(x)
         fits = y.shape[:1] == x.shape[:1]
-        expect(
-            fits, "{} must keep the batch, but turns {} into {}", self, x.shape, y.shape
-        )
+        message = "{} must keep the batch, but turns {} into {}"
+        expect(fits, message, self, x.shape, y.shape)
         return y, state, empty_like(x)
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
@@ -211,14 +196,16 @@ class Lambda(Layer):
         size = math.prod(shape)
         count = math.prod(dy.shape[1:])
         sources = xp.reshape(self._sources(xp, shape, device(dy)), (-1,))
-        # `scatter_add` adds rows, so the elements of
-        # an example are rows and the batch columns
+        # `scatter_add` adds rows, so the rows are the elements of an example
         updates = xp.reshape(dy, (dy.shape[0], count)).T
         # row 0 is that of added zeros
         total = scatter_add(updates, sources, size + 1)[1:, :]
         return xp.reshape(total.T, (dy.shape[0], *shape)), {}
 
     def _sources(self, xp: Any, shape: Shape, place: Any) -> Array:
-        """Return the position in x of each element of y, counted from 1; 0 for added zeros."""
+        """Return the position in x, counted from 1, of each element of y.
+
+        It is 0 for added zeros.
+        """
         numbers = xp.arange(1, math.prod(shape) + 1, dtype=xp.int32, device=place)
         return self.function(xp.reshape(numbers, (1, *shape)))

@@ -15,15 +15,13 @@ def as_matrix(x: Array) -> Array:
 
 def matrix_as(rows: Array, x: Array) -> Array:
     """Reshape `rows` (rows, n) to (..., n) with the leading axes of x (..., m)."""
-    return (
-        rows
-        if x.ndim == 2
-        else namespace(rows).reshape(rows, (*x.shape[:-1], rows.shape[-1]))
-    )
+    if x.ndim == 2:
+        return rows
+    return namespace(rows).reshape(rows, (*x.shape[:-1], rows.shape[-1]))
 
 
 def empty_like(x: Array) -> Array:
-    """Return an array of no elements, (0, *x.shape[1:]), that stands for the shape of x.
+    """Return an array without elements, (0, *x.shape[1:]), for the shape of x.
 
     A cache holds arrays only, and the batch size is that of dy: `backward` reads the
     other lengths from this array, and x itself can be freed.

@@ -61,9 +61,10 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """The loss of one batch, with the divisor that is needed to combine several batches.
+    """The loss of one batch, with the divisor that combines several batches.
 
-        mean over batches: Σ divisor · value / Σ divisor        sum over batches: Σ value
+        mean over batches    Σ divisor · value / Σ divisor
+        sum over batches     Σ value
 
     Gradients are combined in the same way. A divisor depends on target, weights and
     shapes only. It is 0 if no example counts; value and dy are then sums, and a mean
@@ -155,7 +156,7 @@ def reduced(
     reduction: str,
     counts: Array | None = None,
 ) -> tuple[Array, Any]:
-    """Return a loss and its dy, given the `values` v of examples and their `slopes` by y.
+    """Return a loss and its dy from the `values` v of examples and their `slopes` by y.
 
         mean: Σ w v / Σ w c        sum: Σ w v        none: w v
 
@@ -192,9 +193,10 @@ def reduced(
             value = value * share
             slopes = tree_map(lambda slope: slope * share, slopes)
     else:
-        share = (
-            xp.ones_like(values) if weights is None else _with_axes_of(values, weights)
-        )
+        if weights is None:
+            share = xp.ones_like(values)
+        else:
+            share = _with_axes_of(values, weights)
         if mean and counts is None:
             ratio = size(values) / size(share)
             divisor = xp.sum(share) * ratio
@@ -218,16 +220,12 @@ def _row_count(values: Array) -> int:
 
 
 def _with_axes_of(values: Array, weights: Array) -> Array:
-    """Return the weights with an axis of length 1 for each trailing axis that they lack."""
+    """Return the weights with axes of length 1 for the trailing axes that they lack."""
     xp = namespace(values, weights)
     lead = values.shape[: weights.ndim]
     expect(weights.shape == lead, "expected weights {}, got {}", lead, weights.shape)
-    expect(
-        weights.dtype == values.dtype,
-        "y is {}, weights {}",
-        values.dtype,
-        weights.dtype,
-    )
+    is_valid = weights.dtype == values.dtype
+    expect(is_valid, "y is {}, weights {}", values.dtype, weights.dtype)
     shape = (*lead, *(1,) * (values.ndim - len(lead)))
     return xp.reshape(weights, shape)
 
@@ -267,9 +265,8 @@ def loss_function(check: Callable[..., None], **metrics: Metric) -> Callable[[F]
             reduction: str = "mean",
             **options: Any,
         ) -> BatchLoss:
-            result: BatchLoss = loss(
-                y, target, weights, reduction=_WithDivisor(reduction), **options
-            )
+            options["reduction"] = _WithDivisor(reduction)
+            result: BatchLoss = loss(y, target, weights, **options)
             return result
 
         loss.check = check
@@ -296,12 +293,8 @@ def _in_float32(loss: F) -> F:
         def wide(leaf: Any) -> Any:
             if not _is_real(leaf):
                 return leaf
-            expect(
-                leaf.dtype == first.dtype,
-                "y is {}, but got {}",
-                first.dtype,
-                leaf.dtype,
-            )
+            is_valid = leaf.dtype == first.dtype
+            expect(is_valid, "y is {}, but got {}", first.dtype, leaf.dtype)
             return widened(leaf)
 
         arrays = [tree_map(wide, argument) for argument in arguments]
@@ -329,11 +322,12 @@ def _narrow(dy: Any, like: Array) -> Any:
 
 
 def takes_keyword(function: Callable[..., Any], name: str) -> bool:
-    """Return whether a training step passes `name`, "context" or "step", to a loss or metric.
+    """Return whether a training step passes the keyword `name` to a loss or a metric.
 
-    A custom function takes the context if it has a parameter of that name that no
-    `partial` has set. `Losses` and `Weighted` take the keywords of their losses, and
-    "step" if a weight follows a schedule; they have a method `takes_keyword`.
+    name: "context" or "step". A custom function takes the context if it has a
+    parameter of that name that no `partial` has set. `Losses` and `Weighted` take the
+    keywords of their losses, and "step" if a weight follows a schedule; they have a
+    method `takes_keyword`.
     """
     if isinstance(function, partial):
         return name not in function.keywords and takes_keyword(function.func, name)
@@ -350,7 +344,7 @@ def takes_keyword(function: Callable[..., Any], name: str) -> bool:
 
 
 def no_context(loss: Loss, what: str) -> str:
-    """Return the error message of a tool, `what`, that cannot pass a context to `loss`."""
+    """Return the error of the tool `what`, which cannot pass a context to `loss`."""
     return (
         f"{what} passes no context, and {describe_loss(loss)} takes one: give it a "
         "fixed one, with functools.partial(loss, context=...)"
@@ -358,7 +352,7 @@ def no_context(loss: Loss, what: str) -> str:
 
 
 def check_of(loss: Loss) -> Callable[..., None] | None:
-    """Return the target check of a loss, with options that `partial` has set, or None."""
+    """Return the target check of a loss, with options set by `partial`, or None."""
     if not isinstance(loss, partial):
         return getattr(loss, "check", None)
     check = check_of(loss.func)
@@ -380,13 +374,14 @@ def describe_loss(loss: Loss) -> str:
     if not isinstance(loss, partial):
         return getattr(loss, "__name__", repr(loss))
     options = [f"{name}={value!r}" for name, value in loss.keywords.items()]
-    return f"partial({', '.join([describe_loss(loss.func), *map(repr, loss.args), *options])})"
+    arguments = [describe_loss(loss.func), *map(repr, loss.args), *options]
+    return f"partial({', '.join(arguments)})"
 
 
 def _bind_options(
     function: Callable[..., Any], options: dict[str, Any]
 ) -> Callable[..., Any]:
-    """Return `function` with those of the options bound that are keyword arguments of it."""
+    """Return `function` with those options bound that are keyword arguments of it."""
     keywords = getattr(function, "__kwdefaults__", None) or {}
     bound = {name: value for name, value in options.items() if name in keywords}
     return partial(function, **bound) if bound else function
@@ -403,7 +398,7 @@ def expect_alike(y: Array, target: Array) -> None:
 
 
 def split_outputs(y: Any, names: tuple[str, ...]) -> list[Array]:
-    """Return the arrays of y, a dict with these names or a tuple, in the order of `names`.
+    """Return the arrays of y, a dict with these names or a tuple, in their order.
 
     Raises
     ------
@@ -411,18 +406,13 @@ def split_outputs(y: Any, names: tuple[str, ...]) -> list[Array]:
         If y has other entries, or if they differ in shape or dtype.
     """
     if isinstance(y, dict):
-        expect(
-            y.keys() == set(names),
-            "expected outputs {}, got {}",
-            sorted(names),
-            sorted(y),
-        )
+        is_valid = y.keys() == set(names)
+        expect(is_valid, "expected outputs {}, got {}", sorted(names), sorted(y))
         outputs = [y[name] for name in names]
     else:
         expect(isinstance(y, tuple), "expected outputs {}, as a dict or a tuple", names)
-        expect(
-            len(y) == len(names), "expected outputs {}, got {} of them", names, len(y)
-        )
+        is_valid = len(y) == len(names)
+        expect(is_valid, "expected outputs {}, got {} of them", names, len(y))
         outputs = list(y)
     first = outputs[0]
     for name, output in zip(names, outputs, strict=True):
@@ -506,17 +496,13 @@ def check_labels(
 
 
 def expect_single(target: Any, shape: Any) -> None:
-    """Raise unless the outputs, whose shape is given, and the target are one array each."""
-    several = isinstance(shape, dict) or any(
-        isinstance(entry, tuple) for entry in shape
-    )
-    expect(
-        not several, "expected one output, got {}: Losses has a loss for each", shape
-    )
+    """Raise unless the outputs, of `shape`, and the target are one array each."""
+    is_dict = isinstance(shape, dict)
+    is_single = not is_dict and not any(isinstance(entry, tuple) for entry in shape)
+    expect(is_single, "expected one output, got {}: Losses has a loss for each", shape)
     kind = type(target).__name__
-    expect(
-        kind not in ("dict", "tuple"), "expected targets as one array, got a {}", kind
-    )
+    is_single = kind not in ("dict", "tuple")
+    expect(is_single, "expected targets as one array, got a {}", kind)
 
 
 def expect_target(target: Array, shape: Shape) -> None:

@@ -74,7 +74,7 @@ def _class_coefficients(
     class_weights: tuple[float, ...] | None,
     ignore_index: int | None,
 ) -> tuple[Array, Array | None, Array | None]:
-    """Return a = w p, the count of each example in a mean, and which examples are not ignored.
+    """Return a = w p, the count of each example in a mean, and which are not ignored.
 
     The second is None if each example counts 1, and the third is None if none are
     ignored.
@@ -130,7 +130,10 @@ def _reduced_counted(
     reduction: str,
     counts: Array | None,
 ) -> tuple[Array, Any]:
-    """Call `reduced` with values and slopes of 0 for ignored examples, even if y is infinite."""
+    """Call `reduced` with values and slopes of 0 for ignored examples.
+
+    They are 0 even if y is infinite or NaN.
+    """
     if is_counted is not None:
         xp = namespace(values)
         values = xp.where(is_counted, values, 0.0)
@@ -150,7 +153,7 @@ def softmax_cross_entropy(
     gamma: float = 0.0,
     reduction: str = "mean",
 ) -> tuple[Array, Any]:
-    """Mean over examples of -Σₖ wₖ pₖ (1 - qₖ)^γ log qₖ, with q = softmax(z), z the logits.
+    """Mean over examples of -Σₖ wₖ pₖ (1 - qₖ)^γ log qₖ, with q = softmax(logits).
 
     PyTorch: `cross_entropy`. Keras: `CategoricalCrossentropy(from_logits=True)`, or the
     sparse variant for labels.
@@ -177,9 +180,12 @@ def softmax_cross_entropy(
 
     Gradient
     --------
-    F(q) = (1 - q)^γ log q, so q F'(q) = (1 - q)^γ - γ q (1 - q)^(γ-1) log q. Since log
-    q / (1 - q) tends to -1 as q tends to 1, all factors
-    stay finite if (1 - q)^γ is factored out:
+    z are the logits. F(q) = (1 - q)^γ log q, so
+
+        q F'(q) = (1 - q)^γ - γ q (1 - q)^(γ-1) log q
+
+    Since log q / (1 - q) tends to -1 as q tends to 1, all factors stay finite if
+    (1 - q)^γ is factored out:
 
         sₖ = aₖ (1 - qₖ)^γ (1 - γ qₖ log qₖ / (1 - qₖ))        ∂L/∂zⱼ = qⱼ Σₖ sₖ - sⱼ
 
@@ -212,9 +218,8 @@ def softmax_cross_entropy(
     terms = a * xp.where(a > 0, log_q, 0.0)
     if gamma:
         complement = -xp.expm1(log_q)  # 1 - q, also accurate near q = 1
-        ratio = (
-            q * xp.where(q > 0, log_q, 0.0) / xp.where(complement > 0, complement, 1.0)
-        )
+        divisor = xp.where(complement > 0, complement, 1.0)
+        ratio = q * xp.where(q > 0, log_q, 0.0) / divisor
         modulation = complement**gamma
         s = a * modulation * (1.0 - gamma * ratio)
         terms = modulation * terms
@@ -233,10 +238,11 @@ def negative_log_likelihood(
     ignore_index: int | None = None,
     reduction: str = "mean",
 ) -> tuple[Array, Any]:
-    """Mean over examples of -Σₖ wₖ pₖ yₖ, where y are log-probabilities, such as of `LogSoftmax`.
+    """Mean over examples of -Σₖ wₖ pₖ yₖ, where y are log-probabilities.
 
-    y: (..., classes) real. target and options are those of `softmax_cross_entropy`,
-    which takes logits and is more accurate. PyTorch: `nll_loss`.
+    y: (..., classes) real, such as the outputs of `LogSoftmax`. target and options
+    are those of `softmax_cross_entropy`, which takes logits and is more accurate.
+    PyTorch: `nll_loss`.
 
     Gradient
     --------
@@ -250,9 +256,8 @@ def negative_log_likelihood(
         If the shapes do not match or are empty.
     """
     expect_axis(y, "classes")
-    a, counts, is_counted = _class_coefficients(
-        y, target, 0.0, class_weights, ignore_index
-    )
+    options = (0.0, class_weights, ignore_index)
+    a, counts, is_counted = _class_coefficients(y, target, *options)
     xp = namespace(y)
     values = -xp.sum(a * xp.where(a > 0, y, 0.0), axis=-1)
     return _reduced_counted(values, -a, is_counted, weights, reduction, counts)
@@ -262,12 +267,12 @@ def negative_log_likelihood(
 def kl_divergence(
     y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
 ) -> tuple[Array, Any]:
-    """Mean over examples of Σₖ pₖ (log pₖ - yₖ), where y are log-probabilities and p is the target.
+    """Mean over examples of Σₖ pₖ (log pₖ - yₖ), for log-probabilities y and targets p.
 
     y, target: (..., classes), with the same shape and real dtype. A class with pₖ = 0
-    adds 0. The mean is over examples, as with PyTorch's `kl_div(...,
-    reduction="batchmean")`. Kullback & Leibler, "On Information and Sufficiency"
-    (1951).
+    adds 0. The mean is over examples, as with PyTorch's
+    `kl_div(..., reduction="batchmean")`. Kullback & Leibler, "On Information and
+    Sufficiency" (1951).
 
     Gradient
     --------
@@ -305,9 +310,9 @@ def binary_cross_entropy(
     positive_weight: float | tuple[float, ...] = 1.0,
     reduction: str = "mean",
 ) -> tuple[Array, Any]:
-    """Mean of -w t log σ(z) - (1 - t) log σ(-z) over all elements, with logits z and targets t.
+    """Mean of -w t log σ(z) - (1 - t) log σ(-z), with logits z and targets t.
 
-    PyTorch: `binary_cross_entropy_with_logits`. Keras:
+    The mean is over all elements. PyTorch: `binary_cross_entropy_with_logits`. Keras:
     `BinaryCrossentropy(from_logits=True)`.
 
     logits, target: the same shape, which may be any, and the same real dtype. Targets
@@ -344,8 +349,8 @@ def binary_cross_entropy(
         expect_number("positive_weight", positive_weight, low=0.0)
         if positive_weight != 1.0:
             positive = positive_weight * target
-    # With d = exp(-|z|), the slope is ((1 - t) - w t d) / (1 + d) for z > 0 and (-w t +
-    # (1 - t) d) / (1 + d) for z ≤ 0: one formula, (outer - inner · d) / (1 + d).
+    # With d = exp(-|z|), the slope is ((1 - t) - w t d) / (1 + d) for z > 0 and
+    # (-w t + (1 - t) d) / (1 + d) for z ≤ 0, or (outer - inner · d) / (1 + d) for both.
     is_positive = logits > 0
     decay = xp.exp(-xp.abs(logits))
     outer = xp.where(is_positive, negative, -positive)

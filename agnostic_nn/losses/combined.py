@@ -32,7 +32,10 @@ class _Combined:
     def with_divisor(
         self, y: Any, target: Any, weights: Any = None, **keywords: Any
     ) -> BatchLoss:
-        """Return the loss with its divisor (see `BatchLoss`). keywords: `step` and `context`."""
+        """Return the loss with its divisor (see `BatchLoss`).
+
+        keywords: `step` and `context`.
+        """
         raise NotImplementedError
 
     def __call__(
@@ -61,8 +64,7 @@ class Losses(_Combined):
         Losses(label=softmax_cross_entropy, box=huber, weights={"box": 2.0})
 
     The default weight wₙ is 1. A weight may follow a schedule, a function of the number
-    of steps
-    taken: weights={"kl": schedules.Linear(0.0, 1.0, steps=1000)}.
+    of steps taken: weights={"kl": schedules.Linear(0.0, 1.0, steps=1000)}.
 
     The result is itself a loss. y and target are dicts with these names. Weights of
     examples are one array for all losses, or a dict with an array for each loss that
@@ -108,16 +110,18 @@ class Losses(_Combined):
         object.__setattr__(self, "weights", tuple(weight_pairs))
 
     def takes_keyword(self, name: str) -> bool:
-        """Return whether a step passes `name`: "step" for a schedule, or what a loss takes."""
-        scheduled = name == "step" and any(
-            callable(weight) for _, weight in self.weights
-        )
-        return scheduled or any(takes_keyword(loss, name) for _, loss in self.losses)
+        """Return whether a training step passes the keyword `name`.
+
+        It passes "step" if a weight follows a schedule, and what any loss takes.
+        """
+        if name == "step" and any(callable(weight) for _, weight in self.weights):
+            return True
+        return any(takes_keyword(loss, name) for _, loss in self.losses)
 
     def with_divisor(
         self, y: Any, target: Any, weights: Any = None, **keywords: Any
     ) -> BatchLoss:
-        """Return the weighted sum of all losses with one term each (see `BatchLoss`)."""
+        """Return the weighted sum of all losses, with a term of each (`BatchLoss`)."""
         names = [name for name, _ in self.losses]
         _expect_named(y, target, names)
         total: Any = None
@@ -131,33 +135,23 @@ class Losses(_Combined):
             result = batch_loss(loss, y[name], target[name], own_weights, **keywords)
             results[name] = result
             shape = result.value.shape
-            expect(
-                result.value.ndim == 0,
-                "the loss of {} is of shape {}: reduce it",
-                name,
-                shape,
-            )
-            weight = _weight_at(
-                f"the weight of {name}", weight, keywords.get("step"), result.value
-            )
+            is_valid = result.value.ndim == 0
+            expect(is_valid, "the loss of {} is of shape {}: reduce it", name, shape)
+            label = f"the weight of {name}"
+            weight = _weight_at(label, weight, keywords.get("step"), result.value)
             value = weight * result.value
             total = value if total is None else total + value
             terms += _weighted_terms(result, value, weight, (name,))
             dy[name] = tree_map(lambda leaf, weight=weight: weight * leaf, result.dy)
         same_weights = all(each is example_weights[0] for each in example_weights)
-        return BatchLoss(
-            total, dy, tuple(terms), *_common_divisor(results, same_weights)
-        )
+        common = _common_divisor(results, same_weights)
+        return BatchLoss(total, dy, tuple(terms), *common)
 
     def check(self, target: dict[str, Any], shape: dict[str, Any]) -> None:
         """Run the target check of each loss on the host."""
         names = [name for name, _ in self.losses]
-        expect(
-            isinstance(shape, dict),
-            "expected outputs {}, got one of shape {}",
-            names,
-            shape,
-        )
+        is_valid = isinstance(shape, dict)
+        expect(is_valid, "expected outputs {}, got one of shape {}", names, shape)
         _expect_named(shape, target, names)
         for name, loss in self.losses:
             check = check_of(loss)
@@ -166,7 +160,7 @@ class Losses(_Combined):
 
     @property
     def metrics(self) -> dict[str, Metric]:
-        """The metrics of each loss under the name of its output, such as "label.accuracy"."""
+        """The metrics of each loss, by names such as "label.accuracy"."""
         return {
             f"{name}.{metric}": _of_output(function, name)
             for name, loss in self.losses
@@ -220,19 +214,21 @@ class Weighted(_Combined):
         _expect_weight("the weight", self.weight)
 
     def takes_keyword(self, name: str) -> bool:
-        """Return whether a step passes `name`: "step" for a schedule, or what the loss takes."""
-        return (name == "step" and callable(self.weight)) or takes_keyword(
-            self.loss, name
-        )
+        """Return whether a training step passes the keyword `name`.
+
+        It passes "step" if the weight follows a schedule, and what the loss takes.
+        """
+        if name == "step" and callable(self.weight):
+            return True
+        return takes_keyword(self.loss, name)
 
     def with_divisor(
         self, y: Any, target: Any, weights: Any = None, **keywords: Any
     ) -> BatchLoss:
         """Return the weighted loss with its divisor (see `BatchLoss`)."""
         result = batch_loss(self.loss, y, target, weights, **keywords)
-        weight = _weight_at(
-            "the weight", self.weight, keywords.get("step"), result.value
-        )
+        step = keywords.get("step")
+        weight = _weight_at("the weight", self.weight, step, result.value)
         value = weight * result.value
         dy = tree_map(lambda leaf: weight * leaf, result.dy)
         terms = tuple(_weighted_terms(result, value, weight, ()))
@@ -276,7 +272,10 @@ def _weight_at(name: str, weight: Weight, step: Array | None, like: Array) -> An
 def _weighted_terms(
     result: BatchLoss, value: Array, weight: Any, path: tuple[str, ...]
 ) -> list[Term]:
-    """Return the terms of a loss of the output at `path` times its weight; their sum is `value`."""
+    """Return the terms of a loss of the output at `path`, times its weight.
+
+    value: the sum of the terms.
+    """
     if len(result.terms) == 1:
         term = result.terms[0]
         return [Term(value, term.divisor, (*path, *term.path))]
@@ -289,7 +288,7 @@ def _weighted_terms(
 def _common_divisor(
     results: dict[str, BatchLoss], same_weights: bool
 ) -> tuple[Divisor, float | None, str]:
-    """Return `divisor`, `ratio` and `unequal` of the sum of several losses (see `BatchLoss`).
+    """Return `divisor`, `ratio` and `unequal` (see `BatchLoss`) of a sum of losses.
 
     If all divisors are fixed multiples of the sum of the same weights, their ratios do
     not change from batch to batch, and one divisor serves all: their own if they are
@@ -312,21 +311,18 @@ def _common_divisor(
 
 
 def _by_output(name: str, entries: Any) -> dict[str, Any]:
-    """Return a mapping from names of outputs, or a tuple of pairs as the fields hold, as a dict."""
-    if isinstance(entries, tuple) and all(
-        isinstance(x, tuple) and len(x) == 2 for x in entries
-    ):
+    """Return a mapping from names of outputs, or a tuple of such pairs, as a dict."""
+    pairs = entries if isinstance(entries, tuple) else (None,)
+    if all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
         entries = dict(entries)
     if not isinstance(entries, Mapping):
-        raise TypeError(
-            f"expected {name} as a dict by the names of outputs, got "
-            f"{described(entries)}"
-        )
+        got = described(entries)
+        raise TypeError(f"expected {name} as a dict by the names of outputs, got {got}")
     return dict(entries)
 
 
 def _of_output(metric: Metric, name: str) -> Metric:
-    """Return a metric of all outputs that computes `metric` of the output called `name`."""
+    """Return a metric of all outputs that computes `metric` of the output `name`."""
 
     @finished_by(finish_of(metric))
     def output_metric(y: Any, target: Any) -> Array:
@@ -340,13 +336,12 @@ def _expect_named(y: Any, target: Any, names: list[str]) -> None:
     for what, tree in {"outputs": y, "targets": target}.items():
         is_dict = isinstance(tree, dict)
         actual = sorted(tree) if is_dict else type(tree).__name__
-        expect(
-            is_dict and actual == names, "expected {} {}, got {}", what, names, actual
-        )
+        is_valid = is_dict and actual == names
+        expect(is_valid, "expected {} {}, got {}", what, names, actual)
 
 
 def _comparison_key(loss: Any) -> Any:
-    """Return what two equal losses have in common; Python never treats two `partial` as equal."""
+    """Return a key that equal losses share, as two equal `partial` are never equal."""
     if isinstance(loss, Losses):
         pairs = [(name, _comparison_key(each)) for name, each in loss.losses]
         return loss.weights, tuple(pairs)

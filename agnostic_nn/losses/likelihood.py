@@ -37,17 +37,17 @@ def poisson_nll(
     epsilon: float = 1e-8,
     reduction: str = "mean",
 ) -> tuple[Array, Any]:
-    """Mean of λ - t log λ over all elements, with λ = exp(y), or λ = y if `log_rate` is False.
+    """Mean of λ - t log λ over all elements, with λ = exp(y), or y without `log_rate`.
 
     y, target: the same shape, which may be any, and the same real dtype. Targets are
-    counts t ≥ 0. If y is the rate λ itself, it must be at least 0, which is not
-    checked, and ε, `epsilon`, is added to it in the logarithm. `log_rate` is PyTorch's
-    `log_input`.
+    counts t ≥ 0. If `log_rate` is false (PyTorch's `log_input`), y is the rate λ
+    itself. It must then be at least 0, which is not checked, and ε, `epsilon`, is added
+    to it in the logarithm.
 
-    The Poisson probability of t is λᵗ exp(-λ) / t!, and its negative logarithm is λ - t
-    log λ + log t!. The last term does not depend on y and is omitted by default. With
-    `full` it is Stirling's approximation t log t - t + log(2πt) / 2 where t > 1, as in
-    PyTorch.
+    The Poisson probability of t is λᵗ exp(-λ) / t!, and its negative logarithm is
+    λ - t log λ + log t!. The last term does not depend on y and is omitted by default.
+    With `full` it is Stirling's approximation t log t - t + log(2πt) / 2 where t > 1,
+    as in PyTorch.
 
     Gradient
     --------

@@ -106,11 +106,8 @@ def multi_class_margin(
         If labels are not integers.
     """
     expect_number("margin", margin)
-    expect(
-        type(power) is int and power in (1, 2),
-        "expected a power of 1 or 2, got {}",
-        power,
-    )
+    is_valid = type(power) is int and power in (1, 2)
+    expect(is_valid, "expected a power of 1 or 2, got {}", power)
     expect_axis(y, "classes")
     xp = namespace(y, target)
     if not xp.isdtype(target.dtype, "integral"):

@@ -72,10 +72,10 @@ def huber(
     delta: float = 1.0,
     reduction: str = "mean",
 ) -> tuple[Array, Any]:
-    """Mean of e²/2 where |e| ≤ δ and of δ (|e| - δ/2) elsewhere, with e = y - t and δ = `delta`.
+    """Mean of e²/2 where |e| ≤ δ and of δ (|e| - δ/2) elsewhere, with e = y - t.
 
-    t is the target. Huber, "Robust Estimation of a Location Parameter" (1964). PyTorch:
-    `huber_loss`.
+    t is the target and δ is `delta`. Huber, "Robust Estimation of a Location Parameter"
+    (1964). PyTorch: `huber_loss`.
 
     Gradient
     --------
@@ -107,8 +107,11 @@ def log_cosh(
     --------
     With e = y - t and f(e) = log cosh e, ∂L/∂y = f'(e) = sinh e / cosh e = tanh e.
 
-    cosh e = (1 + exp(-2|e|)) exp|e| / 2, so log cosh e = |e| + log(1 + exp(-2|e|)) -
-    log 2, which does not overflow. Near 0 its terms would cancel. There the code uses
+    cosh e = (1 + exp(-2|e|)) exp|e| / 2, so
+
+        log cosh e = |e| + log(1 + exp(-2|e|)) - log 2
+
+    which does not overflow. Near 0 its terms would cancel. There the code uses
     cosh² = 1 + sinh², which gives log(1 + sinh² e) / 2.
 
     Raises

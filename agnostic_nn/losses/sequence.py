@@ -15,13 +15,13 @@ next, or skips a blank between two different labels. Let e_t(s) = q_t(l_s). α_t
 the probability of all beginnings of paths that are at place s at time t, and β_t(s)
 that of all continuations after time t:
 
-    α_t(s) = e_t(s) Σ α_{t-1}(r)                r = s, s - 1, and s - 2 where s may be skipped to
-    β_{t-1}(s) = Σ e_t(r) β_t(r)                r = s, s + 1, and s + 2 where that may be skipped to
+    α_t(s) = e_t(s) Σ α_{t-1}(r)      r = s, s - 1, and s - 2 if a skip leads to s
+    β_{t-1}(s) = Σ e_t(r) β_t(r)      r = s, s + 1, and s + 2 if a skip leads there
 
 Before the first time, α is 1 at place 0 and 0 elsewhere. After the last time, β is 1 at
-the last label and at the blank after it, and 0 elsewhere. So β_{-1}(0) = p, and Σ_s
-α_t(s) β_t(s) = p at every time t. (In the paper β includes e_t, and products α β are
-divided by it.) The code computes the logarithms of α and β.
+the last label and at the blank after it, and 0 elsewhere. So β_{-1}(0) = p, and
+Σ_s α_t(s) β_t(s) = p at every time t. (In the paper β includes e_t, and products α β
+are divided by it.) The code computes the logarithms of α and β.
 
 Gradient (sec. 4.2)
 -------------------
@@ -53,15 +53,12 @@ _LOG_ZERO = -1e30
 
 
 def _target_by_name(target: Any) -> dict[str, Array]:
-    """Return the labels, and lengths if any, of a target as a dict; raise unless they match."""
+    """Return the labels and any lengths as a dict; raise unless they match."""
     tree = target if isinstance(target, dict) else {"labels": target}
     names = {"labels", "label_lengths", "input_lengths"}
     is_complete = "labels" in tree and tree.keys() <= names
-    expect(
-        is_complete,
-        "expected labels in the target, and perhaps lengths, got {}",
-        sorted(tree),
-    )
+    message = "expected labels in the target, and perhaps lengths, got {}"
+    expect(is_complete, message, sorted(tree))
     labels = tree["labels"]
     namespace(*tree.values())
     for name, part in tree.items():
@@ -76,24 +73,25 @@ def _target_by_name(target: Any) -> dict[str, Array]:
 
 
 def _check_sequences(target: Any, shape: Shape, *, blank: int = 0) -> None:
-    """Raise unless labels are classes other than the blank, and lengths are within the axes."""
+    """Raise unless labels are classes except the blank, and lengths are possible."""
     time, classes = shape
     tree = _target_by_name(target)
     labels = tree["labels"]
     xp = namespace(labels)
     wrong = (labels < 0) | (labels >= classes) | (labels == blank)
-    for name, most in {"label_lengths": labels.shape[1], "input_lengths": time}.items():
+    longest = {"label_lengths": labels.shape[1], "input_lengths": time}
+    for name, bound in longest.items():
         lengths = tree.get(name)
         if lengths is None:
             continue
-        index = first_true((lengths < 0) | (lengths > most))
+        index = first_true((lengths < 0) | (lengths > bound))
         if index is not None:
             raise ValueError(
-                f"expected {name} from 0 to {most}, but {list(index)} is "
+                f"expected {name} from 0 to {bound}, but {list(index)} is "
                 f"{lengths[index]}"
             )
         if name == "label_lengths":
-            wrong = wrong & (xp.arange(most)[None, :] < lengths[:, None])
+            wrong = wrong & (xp.arange(bound)[None, :] < lengths[:, None])
     index = first_true(wrong)
     if index is not None:
         raise ValueError(
@@ -112,7 +110,9 @@ def ctc(
     zero_infinity: bool = False,
     reduction: str = "mean",
 ) -> tuple[Array, Any]:
-    """Mean over examples of -log p, where p is the probability that softmax(y) spells the labels.
+    """Mean over examples of -log p, with p the probability of the labels.
+
+    p is the total probability, under softmax(y), of all paths that spell the labels.
 
     y: (batch, time, classes) logits. PyTorch's `ctc_loss` takes log-probabilities, with
     time first. target: the labels, (batch, length) integers other than the `blank`, or
@@ -155,9 +155,8 @@ def ctc(
     place_classes, skips, last = _places(tree, blank, y.dtype)
 
     log_q = log_softmax(y)
-    index = xp.broadcast_to(
-        place_classes[:, None, :], (batch, time, place_classes.shape[1])
-    )
+    shape = (batch, time, place_classes.shape[1])
+    index = xp.broadcast_to(place_classes[:, None, :], shape)
     alive = xp.expand_dims(alive, axis=-1)
     log_e = xp.where(alive, xp.take_along_axis(log_q, index, axis=-1), 0.0)
     steps = (xp.permute_dims(log_e, (1, 0, 2)), xp.permute_dims(alive, (1, 0, 2)))
@@ -177,9 +176,8 @@ def ctc(
         moved = xp.logaddexp(moved, _moved(after + skips, -2))
         return xp.where(alive, moved, beta), beta
 
-    first = xp.concat(
-        [xp.zeros_like(last[:, :1]), xp.full_like(last[:, 1:], _LOG_ZERO)], axis=1
-    )
+    log_one = xp.zeros_like(last[:, :1])
+    first = xp.concat([log_one, xp.full_like(last[:, 1:], _LOG_ZERO)], axis=1)
     _, alpha = scan(forward, first, steps)
     before, beta = scan(backward, last, steps, reverse=True)
     log_p = before[:, 0]
@@ -197,19 +195,19 @@ def ctc(
 
 
 def _within(numbers: Array, lengths: Array | None, batch: int) -> Array:
-    """Return which `numbers` are below each length, (batch, numbers); all if lengths is None."""
+    """Return which `numbers` are below each length, (batch, numbers); all if None."""
     xp = namespace(numbers)
     if lengths is None:
-        lengths = xp.full(
-            (batch,), numbers.shape[0], dtype=numbers.dtype, device=device(numbers)
-        )
+        count = numbers.shape[0]
+        place = device(numbers)
+        lengths = xp.full((batch,), count, dtype=numbers.dtype, device=place)
     return numbers[None, :] < lengths[:, None]
 
 
 def _places(
     tree: dict[str, Array], blank: int, dtype: Any
 ) -> tuple[Array, Array, Array]:
-    """Return three arrays (batch, places): the class l_s of each place, and two logarithms.
+    """Return three arrays (batch, places), the first with the class l_s of each place.
 
     The second array is log 1 for places that can be reached by skipping a blank, and
     log 0 for others. The third is log 1 for places where paths end, and log 0 for
@@ -225,9 +223,8 @@ def _places(
     pairs = xp.reshape(xp.stack([blanks, labels], axis=-1), (batch, 2 * length))
     blank_column = xp.full((batch, 1), blank, dtype=labels.dtype, device=device(labels))
     classes = xp.concat([pairs, blank_column], axis=1)
-    two_before = xp.concat([blank_column, blank_column, classes], axis=1)[
-        :, : 2 * length + 1
-    ]
+    shifted = xp.concat([blank_column, blank_column, classes], axis=1)
+    two_before = shifted[:, : 2 * length + 1]
     log_one = xp.zeros(classes.shape, dtype=dtype, device=device(labels))
     skips = xp.where((classes != blank) & (classes != two_before), log_one, _LOG_ZERO)
     ends = 2 * xp.sum(xp.astype(is_label, labels.dtype), axis=1, keepdims=True)
@@ -237,7 +234,7 @@ def _places(
 
 
 def _moved(x: Array, places: int) -> Array:
-    """Return x (batch, S), moved by `places` along the last axis and filled with log 0."""
+    """Return x (batch, S), moved along the last axis and filled with log 0."""
     xp = namespace(x)
     count = x.shape[-1]
     overlap = max(count - abs(places), 0)

@@ -26,7 +26,7 @@ __all__ = ["cosine_distance", "cosine_embedding", "triplet_margin"]
 
 
 def _polar(v: Array) -> tuple[Array, Array]:
-    """Return ‖v‖, with a last axis of length 1, and v̂, without overflow or underflow of v²."""
+    """Return ‖v‖, with a last axis of length 1, and v̂, although v² may overflow."""
     xp = namespace(v)
     largest = xp.max(xp.abs(v), axis=-1, keepdims=True)
     scaled = v / xp.where(largest == 0, 1.0, largest)
@@ -37,16 +37,16 @@ def _polar(v: Array) -> tuple[Array, Array]:
 def _cosine_slope(
     direction: Array, length: Array, other: Array, cosine: Array
 ) -> Array:
-    """Return ∂cos/∂v for the cosine of v, with its direction and length, and of a direction ŵ.
+    """Return ∂cos/∂v from v̂ = direction, ‖v‖ = length, ŵ = other and cos = v̂ · ŵ.
 
-    cos = v · ŵ / ‖v‖, so by the quotient rule ∂cos/∂v = ŵ / ‖v‖ - (v · ŵ) v̂ / ‖v‖²
-    = (ŵ - cos v̂) / ‖v‖.
+    cos = v · ŵ / ‖v‖, so by the quotient rule
+
+        ∂cos/∂v = ŵ / ‖v‖ - (v · ŵ) v̂ / ‖v‖² = (ŵ - cos v̂) / ‖v‖
     """
     xp = namespace(direction)
     is_zero = length == 0
-    return xp.where(is_zero, 0.0, other - cosine * direction) / xp.where(
-        is_zero, 1.0, length
-    )
+    difference = xp.where(is_zero, 0.0, other - cosine * direction)
+    return difference / xp.where(is_zero, 1.0, length)
 
 
 @loss_function(check=check_numbers)
@@ -97,7 +97,7 @@ def cosine_embedding(
     margin: float = 0.0,
     reduction: str = "mean",
 ) -> tuple[Array, Any]:
-    """Mean over pairs of 1 - cos if the target is 1, and of max(0, cos - m) if it is -1.
+    """Mean over pairs of 1 - cos if the target is 1, and max(0, cos - m) if it is -1.
 
     y: {"first": a, "second": b}, or a tuple of the two, each (..., width) real. target:
     (...) in the same dtype, 1 for vectors that should be similar and -1 for vectors
@@ -119,12 +119,8 @@ def cosine_embedding(
     a, b = split_outputs(y, _PAIR)
     expect_axis(a, "width")
     xp = namespace(a, target)
-    expect(
-        target.shape == a.shape[:-1],
-        "pairs {}, but target is {}",
-        a.shape,
-        target.shape,
-    )
+    is_valid = target.shape == a.shape[:-1]
+    expect(is_valid, "pairs {}, but target is {}", a.shape, target.shape)
     expect(target.dtype == a.dtype, "y is {} but target is {}", a.dtype, target.dtype)
     a_length, a_direction = _polar(a)
     b_length, b_direction = _polar(b)
@@ -154,10 +150,12 @@ def triplet_margin(
     margin: float = 1.0,
     reduction: str = "mean",
 ) -> tuple[Array, Any]:
-    """Mean over examples of max(0, ‖a - p‖ - ‖a - n‖ + m), which makes p closer to a than n.
+    """Mean over examples of max(0, ‖a - p‖ - ‖a - n‖ + m).
 
-    y: {"anchor": a, "positive": p, "negative": n}, or a tuple of the three, each (...,
-    width) real. m is the `margin`. The target is not used. Schroff et al.,
+    Training makes p closer to a than n is.
+
+    y: {"anchor": a, "positive": p, "negative": n}, or a tuple of the three, each
+    (..., width) real. m is the `margin`. The target is not used. Schroff et al.,
     arXiv:1503.03832, sec. 3.1, with distances as in PyTorch's `triplet_margin_loss`;
     the paper has squared distances.
 
@@ -183,6 +181,5 @@ def triplet_margin(
     excess = xp.maximum(positive_distance - negative_distance + margin, 0.0)
     u = xp.sign(excess) * u
     v = xp.sign(excess) * v
-    return reduced(
-        excess[..., 0], nested_like(y, _TRIPLET, u - v, -u, v), weights, reduction
-    )
+    slopes = nested_like(y, _TRIPLET, u - v, -u, v)
+    return reduced(excess[..., 0], slopes, weights, reduction)

@@ -37,9 +37,8 @@ class SGD(Rule):
         expect_flag("nesterov", self.nesterov)
         super().__post_init__()
         expect_number("momentum", self.momentum, 0.0, 1.0)
-        expect(
-            not self.nesterov or self.momentum > 0, "nesterov needs a momentum above 0"
-        )
+        is_valid = not self.nesterov or self.momentum > 0
+        expect(is_valid, "nesterov needs a momentum above 0")
 
     def start(self, p: Array) -> dict[str, Any]:
         return {"velocity": zeros(p)} if self.momentum else {}

@@ -67,11 +67,8 @@ class Parts:
             )
         for pair in self.parts:
             is_pair = isinstance(pair, tuple | list) and len(pair) == 2
-            expect(
-                is_pair,
-                "expected pairs of a pattern and an optimizer, got {}",
-                repr(pair),
-            )
+            message = "expected pairs of a pattern and an optimizer, got {}"
+            expect(is_pair, message, repr(pair))
             expect_optimizer(pair[1])
         pairs = tuple(tuple(pair) for pair in self.parts)
         expect_paths("patterns", [pattern for pattern, _ in pairs])
@@ -93,12 +90,8 @@ class Parts:
             owners[path] = owner
         for i, pattern in enumerate(patterns):
             is_used = i in owners.values()
-            expect(
-                is_used,
-                "no leaf is left for the pattern {!r} among {}",
-                pattern,
-                [*owners],
-            )
+            message = "no leaf is left for the pattern {!r} among {}"
+            expect(is_used, message, pattern, [*owners])
         return tree_from_leaves(owners, params)
 
     def _optimizers(self) -> list[Optimizer]:
