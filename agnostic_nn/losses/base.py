@@ -193,10 +193,8 @@ def reduced(
             value = value * share
             slopes = tree_map(lambda slope: slope * share, slopes)
     else:
-        if weights is None:
-            share = xp.ones_like(values)
-        else:
-            share = _with_axes_of(values, weights)
+        ones = xp.ones_like(values)
+        share = ones if weights is None else _with_axes_of(values, weights)
         if mean and counts is None:
             ratio = size(values) / size(share)
             divisor = xp.sum(share) * ratio

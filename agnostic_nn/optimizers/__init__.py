@@ -1,10 +1,9 @@
 """Optimizers: frozen dataclasses with two pure methods, `init` and `update`.
 
 Most inherit from `Rule` and update one leaf at a time. The others are wrappers around
-another
-optimizer: those in `gradients` change the gradients that it gets, those in `steps`
-change the steps that it takes, and `parts` has a different
-optimizer for each part of the parameters.
+another optimizer: those in `gradients` change the gradients that it gets, those in
+`steps` change the steps that it takes, and `parts` has a different optimizer for each
+part of the parameters.
 
 The learning rate is called `rate`: `lr` in PyTorch, `learning_rate` in Keras.
 """

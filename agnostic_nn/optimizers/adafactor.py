@@ -99,7 +99,7 @@ class Adafactor(Rule):
 
 
 def _is_factored(p: Array) -> bool:
-    """Return whether row and column means are stored instead of the second moments of p."""
+    """Return whether row and column means replace the second moments of p."""
     return p.ndim >= 2 and size(p) > 0
 
 

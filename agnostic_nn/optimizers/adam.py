@@ -1,12 +1,12 @@
-"""Adam and its variants: steps scaled by moving averages of the gradient and of its square.
+"""Adam and its variants: steps scaled by averages of the gradient and of its square.
 
     m ← β₁ m + (1 - β₁) g          m̂ = m / (1 - β₁ᵗ)
     v ← β₂ v + (1 - β₂) g²         v̂ = v / (1 - β₂ᵗ)
 
 m and v start at zero, which biases them towards zero. Dividing by 1 - βᵗ, the sum of
-the weights in the average, corrects that (Kingma & Ba, arXiv:1412.6980, sec. 3). (β₁,
-β₂) are `beta1` and `beta2`, PyTorch's `betas`; ε is `epsilon`, PyTorch's `eps`; λ is
-`weight_decay`.
+the weights in the average, corrects that (Kingma & Ba, arXiv:1412.6980, sec. 3).
+(β₁, β₂) are `beta1` and `beta2`, PyTorch's `betas`; ε is `epsilon`, PyTorch's `eps`; λ
+is `weight_decay`.
 
 g² is computed in the dtype of the parameters. In float32 it overflows where |g| is
 above 1.8e19. v is then infinite for good, and that number of θ does not move any more,
@@ -30,7 +30,7 @@ __all__ = ["LAMB", "Adam", "AdamW", "Adamax", "NAdam", "RAdam"]
 
 @dataclass(frozen=True)
 class _Moments(Rule):
-    """Base class of optimizers with the averages m and v that the module docstring defines."""
+    """Base class of optimizers with the averages m and v, as defined in this module."""
 
     rate: Rate = 1e-3
     _: KW_ONLY
@@ -154,11 +154,11 @@ class NAdam(_Moments):
     """Adam with Nesterov momentum: the step anticipates the momentum of the next step.
 
         μₜ = β₁ (1 - ½ · 0.96^(tψ))         ψ is `momentum_decay`
-        n = (1 - μₜ) / (1 - Π μᵢ) · g + μₜ₊₁ / (1 - Π μᵢ · μₜ₊₁) · m        Π from 1 to t
+        n = (1 - μₜ) / (1 - Π μᵢ) · g + μₜ₊₁ / (1 - Π μᵢ · μₜ₊₁) · m
         θ ← θ - rate · n / (√v̂ + ε)
 
-    v̂ is that of `Adam`. Dozat, "Incorporating Nesterov momentum into Adam" (2016), in
-    the form that PyTorch computes.
+    Products Π run from 1 to t. v̂ is that of `Adam`. Dozat, "Incorporating Nesterov
+    momentum into Adam" (2016), in the form that PyTorch computes.
     """
 
     rate: Rate = 2e-3
@@ -213,13 +213,11 @@ class RAdam(_Moments):
     and ε are those of PyTorch.
 
     In the first steps ρ is a small difference of large numbers, and float32 would lose
-    up to four digits. With a = -log β₂ and B(x) = (x/2) coth(x/2) - 1, the two numbers
-    are
+    up to four digits. With a = -log β₂ and B(x) = (x/2) coth(x/2) - 1, they are
 
         ρ∞ = (2/a) (1 + B(a))               2t β₂ᵗ / (1 - β₂ᵗ) = (2/a) (1 + B(ta)) - t
 
-    so ρ = t - (2/a) (B(ta) - B(a)), with the series B(x) = x²/12 - x⁴/720 + … for small
-    x.
+    so ρ = t - (2/a) (B(ta) - B(a)), where B(x) = x²/12 - x⁴/720 + … for small x.
     """
 
     def shared(self, rate: Any, t: Array) -> tuple[Array | float, ...]:
@@ -261,21 +259,19 @@ class RAdam(_Moments):
         # is_rectified: whether ρ > 5; factor: r √(1 - β₂ᵗ)
         xp = namespace(p)
         m, v = self._moments(g, old)
+        new = {"m": m, "v": v}
         if factor is None:
-            return p - rate * m, {"m": m, "v": v}
+            return p - rate * m, new
         scale = factor / (xp.sqrt(v) + self.epsilon)
-        return p - rate * m * xp.where(is_rectified, scale, xp.ones_like(v)), {
-            "m": m,
-            "v": v,
-        }
+        scale = xp.where(is_rectified, scale, xp.ones_like(v))
+        return p - rate * m * scale, new
 
 
 def _bernoulli(x: Any) -> Any:
-    """Return (x/2) coth(x/2) - 1 = Σ B₂ₖ x²ᵏ / (2k)! for |x| < 1/4, to float64 precision."""
+    """Return (x/2) coth(x/2) - 1 = Σ B₂ₖ x²ᵏ / (2k)!, to float64 for |x| < 1/4."""
     y = x * x
-    return y * (
-        1 / 12 - y * (1 / 720 - y * (1 / 30240 - y * (1 / 1209600 - y / 47900160)))
-    )
+    rest = 1 / 30240 - y * (1 / 1209600 - y / 47900160)
+    return y * (1 / 12 - y * (1 / 720 - y * rest))
 
 
 @dataclass(frozen=True)
@@ -285,9 +281,9 @@ class LAMB(_Moments):
         u = m̂ / (√v̂ + ε) + λ θ
         θ ← θ - rate · (‖θ‖ / ‖u‖) · u      the ratio is 1 where a norm is 0
 
-    m̂ and v̂ are those of `Adam`. You et al., arXiv:1904.00962, Algorithm 2, with φ(z)
-    = z. The norms are over one leaf each. Biases and scales have no weight decay (see
-    `Rule`), but their steps are scaled too.
+    m̂ and v̂ are those of `Adam`. You et al., arXiv:1904.00962, Algorithm 2, with
+    φ(z) = z. The norms are over one leaf each. Biases and scales have no weight decay
+    (see `Rule`), but their steps are scaled too.
     """
 
     _: KW_ONLY

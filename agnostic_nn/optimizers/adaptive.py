@@ -101,8 +101,8 @@ class RMSprop(Rule):
     Tieleman & Hinton, "Lecture 6.5: rmsprop" (2012); the centered form is that of
     Graves, arXiv:1308.0850, eq. 38 to 41. ε is outside the root and the rate outside b,
     as in PyTorch; Graves has both inside. v - m² is a variance. It counts as 0 where
-    rounding makes it negative, so a gradient that never changes takes steps of rate · g
-    / ε.
+    rounding makes it negative, so a gradient that never changes takes steps of
+    rate · g / ε.
     """
 
     rate: Rate = 1e-2

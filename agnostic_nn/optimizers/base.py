@@ -1,4 +1,4 @@
-"""The optimizer contract, `Rule` for optimizers that update one leaf at a time, and helpers.
+"""The optimizer contract, `Rule` for optimizers that update leaf by leaf, and helpers.
 
 In all formulas θ are the parameters, g the gradient, and t = 1, 2, … the step.
 """
@@ -48,7 +48,7 @@ NO_DECAY: tuple[str, ...] = ("bias", "recurrent_bias", "scale", "slope")
 
 
 class Optimizer(Protocol):
-    """The methods of an optimizer: `init` makes its `moments`, `update` changes `params`.
+    """The methods of an optimizer: `init` makes `moments`, `update` changes `params`.
 
     An optimizer that combines gradients of several batches, as `Accumulate` does, has a
     class attribute `uses_divisor = True` and a fourth parameter of `update`,
@@ -64,7 +64,7 @@ class Optimizer(Protocol):
     def update(
         self, params: Params, grads: Params, moments: Moments
     ) -> tuple[Params, Moments]:
-        """Return new `params` and `moments` after one step, without changing any argument."""
+        """Return new `params` and `moments` after a step. Arguments do not change."""
         ...
 
 
@@ -77,10 +77,10 @@ _NO_WEIGHT_DECAY: float = 0.0  # of rules without this option
 
 @dataclass(frozen=True)
 class Rule:
-    """Base class of optimizers that update every leaf of the parameters by the same rule.
+    """Base class of optimizers that update every leaf of the parameters by one rule.
 
-        start(p)                          the moments of a leaf before the first step, by name
-        shared(rate, t)                   numbers that are the same for all leaves at step t
+        start(p)                          the moments of a leaf at first, by name
+        shared(rate, t)                   numbers shared by all leaves at step t
         move(p, g, old, decay, *shared)   the leaf and its moments after the step
 
     Moments are a dict: `step` is the number of steps taken, a 0-d integer, and each
@@ -105,16 +105,15 @@ class Rule:
         expect_rate("rate", self.rate)
         expect_number("weight_decay", self.weight_decay, 0.0)
         if self.no_decay is not NO_DECAY:
-            object.__setattr__(
-                self, "no_decay", expect_paths("no_decay", self.no_decay)
-            )
+            no_decay = expect_paths("no_decay", self.no_decay)
+            object.__setattr__(self, "no_decay", no_decay)
 
     def start(self, p: Array) -> dict[str, Any]:
         """Return the moments of the leaf `p` before the first step."""
         return {}
 
     def shared(self, rate: Any, t: Array) -> tuple[Array | float, ...]:
-        """Return the arguments of `move` that follow `decay`. t is a 0-d real number."""
+        """Return the arguments of `move` after `decay`. t is a 0-d real number."""
         return (rate,)
 
     def move(
@@ -139,13 +138,11 @@ class Rule:
     def update(
         self, params: Params, grads: Params, moments: Moments
     ) -> tuple[Params, Moments]:
-        """Return new `params` and `moments` after one step, without changing any argument."""
+        """Return new `params` and `moments` after a step. Arguments do not change."""
         shared = self._shared_numbers(params, moments)
-        leaf_decays = (
-            decays(params, self.weight_decay, self.no_decay)
-            if self.weight_decay
-            else None
-        )
+        leaf_decays: Iterator[float] | None = None
+        if self.weight_decay:
+            leaf_decays = decays(params, self.weight_decay, self.no_decay)
         names = [name for name in moments if name != "step"]
         new_moments: list[dict[str, Any]] = []  # of each leaf, in the order of tree_map
         move = self.move
@@ -177,12 +174,12 @@ class Rule:
 
 
 def _by_name(leaf_moments: list[dict[str, Any]], like: Params) -> dict[str, Any]:
-    """Return one tree per name from the moments of each leaf in the order of `tree_map`."""
-    names = leaf_moments[0]
-    return {
-        name: _nested(iter([leaf[name] for leaf in leaf_moments]), like)
-        for name in names
-    }
+    """Return a tree for each name, from the moments of each leaf in their order."""
+    trees = {}
+    for name in leaf_moments[0]:
+        entries = iter([moments[name] for moments in leaf_moments])
+        trees[name] = _nested(entries, like)
+    return trees
 
 
 def _nested(entries: Iterator[Any], like: Any) -> Any:
@@ -198,7 +195,7 @@ def _nested(entries: Iterator[Any], like: Any) -> Any:
 
 
 def first_leaf(tree: Any) -> Any:
-    """Return some leaf of `tree`, or None. All leaves have its library, device and dtype."""
+    """Return some leaf of `tree`, or None if it has none."""
     if not isinstance(tree, (dict, tuple)):
         return tree
     for branch in tree.values() if isinstance(tree, dict) else tree:
@@ -209,7 +206,7 @@ def first_leaf(tree: Any) -> Any:
 
 
 def zero_step(params: Params) -> Array:
-    """Return the count of steps before the first one: a 0-d integer 0 on the device of params."""
+    """Return the count of steps at first: a 0-d integer 0 on the device of params."""
     like = first_leaf(params)
     expect(like is not None, "the model has no parameters to train")
     xp = namespace(like)
@@ -222,10 +219,11 @@ def zeros(p: Array) -> Array:
 
 
 def bias_correction(beta: float, t: Array) -> Array:
-    """Return 1 - βᵗ, the sum of the weights in an exponential moving average after t steps.
+    """Return 1 - βᵗ, the sum of the weights in a moving average after t steps.
 
-    An average that starts at 0 is divided by it, as in Adam. It is computed as -(exp(t
-    log β) - 1), because float32 cannot hold 0.999 well enough to subtract it from 1.
+    An exponential moving average that starts at 0 is divided by it, as in Adam. It is
+    computed as -(exp(t log β) - 1), because float32 cannot hold 0.999 well enough to
+    subtract it from 1.
     """
     xp = namespace(t)
     return -xp.expm1(t * math.log(beta)) if beta else xp.ones_like(t)
@@ -236,29 +234,32 @@ def bias_correction(beta: float, t: Array) -> Array:
 
 @cache
 def matches(pattern: str, path: str) -> bool:
-    """Return whether `path`, such as "2.attention.weight", begins or ends with `pattern`.
+    """Return whether `path` begins or ends with `pattern`.
 
-    Both consist of names joined by dots, which are compared as a whole. `*` matches any
-    one name. "2" matches all of layer 2, "bias" every bias, "2.*.weight" the weight of
-    any branch of layer 2, and "*" everything.
+    Both, such as "2.attention.weight", consist of names joined by dots, which are
+    compared as a whole. `*` matches any one name. "2" matches all of layer 2, "bias"
+    every bias, "2.*.weight" the weight of any branch of layer 2, and "*" everything.
     """
-    pattern_names = pattern.split(".")
+    wanted_names = pattern.split(".")
     names = path.split(".")
-    length = len(pattern_names)
-    return length <= len(names) and any(
-        all(want in ("*", name) for want, name in zip(pattern_names, part, strict=True))
-        for part in (names[:length], names[-length:])
-    )
+    length = len(wanted_names)
+    if length > len(names):
+        return False
+    for part in (names[:length], names[-length:]):
+        pairs = zip(wanted_names, part, strict=True)
+        if all(wanted in ("*", name) for wanted, name in pairs):
+            return True
+    return False
 
 
 def decays(params: Params, decay: float, no_decay: tuple[str, ...]) -> Iterator[float]:
-    """Yield the decay of each leaf in the order of `tree_map`: 0 if `no_decay` names it."""
+    """Yield the decay of each leaf, as `tree_map` goes: 0 if `no_decay` names it."""
     for path in paths(params):
         yield 0.0 if any(matches(pattern, path) for pattern in no_decay) else decay
 
 
 def paths(tree: Any, prefix: str = "") -> list[str]:
-    """Return the path of each leaf, as `named_leaves` does, but in the order of `tree_map`."""
+    """Return the path of each leaf (see `named_leaves`), in the order of `tree_map`."""
     if not isinstance(tree, (dict, tuple)):
         return [prefix]
     branches = tree.items() if isinstance(tree, dict) else enumerate(tree)
@@ -278,12 +279,11 @@ def split_by_owner(owners: Any, tree: Any, parts: int) -> list[Params]:
     Leaves of other parts are replaced by (). owners is nested like `tree` and has, for
     each leaf, the number of the part that it belongs to.
     """
-    return [
-        tree_map(
-            lambda owner, leaf, part=part: leaf if owner == part else (), owners, tree
-        )
-        for part in range(parts)
-    ]
+
+    def leaves_of(part: int) -> Params:
+        return tree_map(lambda owner, leaf: leaf if owner == part else (), owners, tree)
+
+    return [leaves_of(part) for part in range(parts)]
 
 
 def update_parts(
@@ -293,7 +293,7 @@ def update_parts(
     grads: Params,
     moments: list[Moments],
 ) -> tuple[Params, list[Moments]]:
-    """Return params and a list of moments after each part took a step by its own `update`.
+    """Return params and a list of moments after a step of each part by its `update`.
 
     A part without leaves keeps its moments.
     """
@@ -301,9 +301,8 @@ def update_parts(
     part_grads = split_by_owner(owners, grads, len(updates))
     new_params = []
     new_moments = []
-    for update, p, g, old in zip(
-        updates, part_params, part_grads, moments, strict=True
-    ):
+    parts = zip(updates, part_params, part_grads, moments, strict=True)
+    for update, p, g, old in parts:
         p, new = update(p, g, old) if leaves(p) else (p, old)
         new_params.append(p)
         new_moments.append(new)
@@ -356,7 +355,7 @@ def _class_takes_divisor(kind: Any) -> bool:
 
 
 def uses_divisor(optimizer: Any) -> bool:
-    """Return whether the optimizer, or one inside it, combines gradients of several batches.
+    """Return whether the optimizer, or one inside, combines gradients of batches.
 
     Raises
     ------
@@ -377,7 +376,7 @@ def uses_divisor(optimizer: Any) -> bool:
 
 
 def _optimizers_inside(thing: Any) -> Iterator[Any]:
-    """Yield the optimizers among the attributes of an optimizer, also in tuples and dicts."""
+    """Yield the optimizers among the attributes of one, also in tuples and dicts."""
     if isinstance(thing, dict):
         entries: Iterable[Any] = thing.values()
     elif isinstance(thing, tuple | list):
@@ -395,7 +394,7 @@ def _optimizers_inside(thing: Any) -> Iterator[Any]:
 
 
 def expect_rate(name: str, rate: Any) -> None:
-    """Raise unless `rate` is a finite number above 0 or a function of the steps taken."""
+    """Raise unless `rate` is a finite number above 0 or a function of the step."""
     if callable(rate):
         expect_function(name, rate, "t")
     else:
@@ -403,21 +402,20 @@ def expect_rate(name: str, rate: Any) -> None:
 
 
 def expect_paths(name: str, paths: Any) -> tuple[str, ...]:
-    """Return `paths` as a tuple; raise TypeError unless it is a tuple or list of strings."""
-    several = isinstance(paths, tuple | list)
-    if not several or not all(isinstance(path, str) for path in paths):
+    """Return `paths`, a tuple or list of strings, as a tuple, or raise TypeError."""
+    is_tuple = isinstance(paths, tuple | list)
+    if not is_tuple or not all(isinstance(path, str) for path in paths):
         raise TypeError(f"expected {name} to be a tuple of paths, got {paths!r}")
     return tuple(paths)
 
 
 def expect_optimizer(optimizer: Any) -> None:
-    """Raise TypeError unless `optimizer` has an `init` and an `update`, and is not a class."""
+    """Raise TypeError unless `optimizer` is an instance with `init` and `update`."""
     if isinstance(optimizer, type):
         name = optimizer.__name__
-        raise TypeError(
-            f"expected an optimizer, got the class {name}: write {name}(...)"
-        )
-    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
-        raise TypeError(
-            f"expected an optimizer such as Adam(), got {described(optimizer)}"
-        )
+        message = f"expected an optimizer, got the class {name}: write {name}(...)"
+        raise TypeError(message)
+    methods = [getattr(optimizer, name, None) for name in ("init", "update")]
+    if not all(callable(method) for method in methods):
+        got = described(optimizer)
+        raise TypeError(f"expected an optimizer such as Adam(), got {got}")

@@ -1,4 +1,4 @@
-"""Wrappers that change the gradients of another optimizer: clipped, with L2, or accumulated."""
+"""Wrappers that clip, penalize or accumulate the gradients of another optimizer."""
 
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -26,7 +26,7 @@ __all__ = ["L2", "Accumulate", "ClipByGlobalNorm", "ClipByNorm", "ClipByValue"]
 
 @dataclass(frozen=True)
 class _Clip:
-    """Base class of wrappers that clip gradients at a `limit`. Moments are those inside."""
+    """Base class of wrappers that clip gradients at a `limit`, without moments."""
 
     optimizer: Optimizer
     limit: float = 1.0
@@ -41,18 +41,17 @@ class _Clip:
     def update(
         self, params: Params, grads: Params, moments: Moments, divisor: Any = 1.0
     ) -> tuple[Params, Moments]:
-        return bind_divisor(self.optimizer, divisor)(
-            params, self._clipped(grads), moments
-        )
+        update = bind_divisor(self.optimizer, divisor)
+        return update(params, self._clipped(grads), moments)
 
     def _clipped(self, grads: Params) -> Params:
         raise NotImplementedError
 
     def _rescaled(self, *grads: Array) -> list[Array]:
-        """Return the arrays, scaled down together if their common norm exceeds the limit.
+        """Return the arrays, scaled down together if their norm exceeds the limit.
 
-        `scaled_norm` returns the norm as a product m l, with l ≥ 1 unless all of g is
-        0. The norm itself may overflow, but neither limit / l, with which m is
+        `scaled_norm` returns the norm as a product m l, with l ≥ 1 unless all of g
+        is 0. The norm itself may overflow, but neither limit / l, with which m is
         compared, nor a factor of g limit / (m l) = (g / m) (limit / l) does.
         """
         m, length = scaled_norm(*grads)
@@ -79,7 +78,7 @@ class ClipByValue(_Clip):
 
 @dataclass(frozen=True)
 class ClipByNorm(_Clip):
-    """g ← g · limit / max(‖g‖, limit) for each leaf, then a step of another optimizer.
+    """g ← g · limit / max(‖g‖, limit) leaf by leaf, then a step of another optimizer.
 
     ‖g‖² = Σ g² over one leaf. Pascanu et al., arXiv:1211.5063, Algorithm 1, applied to
     each leaf separately (Keras: `clipnorm`). ‖g‖² may overflow or underflow its dtype.
@@ -92,11 +91,12 @@ class ClipByNorm(_Clip):
 
 @dataclass(frozen=True)
 class ClipByGlobalNorm(_Clip):
-    """g ← g · limit / max(‖g‖, limit) with one norm for all, then a step of another optimizer.
+    """g ← g · limit / max(‖g‖, limit), then a step of another optimizer.
 
-    ‖g‖² = Σ g² over all parameters. Pascanu et al., arXiv:1211.5063, Algorithm 1
-    (PyTorch: `clip_grad_norm_`; Keras: `global_clipnorm`). ‖g‖² may overflow or
-    underflow its dtype. A gradient that is not finite becomes NaN or 0.
+    ‖g‖² = Σ g² over all parameters: one norm for all leaves. Pascanu et al.,
+    arXiv:1211.5063, Algorithm 1 (PyTorch: `clip_grad_norm_`; Keras: `global_clipnorm`).
+    ‖g‖² may overflow or underflow its dtype. A gradient that is not finite becomes NaN
+    or 0.
     """
 
     def _clipped(self, grads: Params) -> Params:
@@ -138,26 +138,25 @@ class L2:
             decay = next(penalties)
             return g + decay * p if decay else g
 
-        return bind_divisor(self.optimizer, divisor)(
-            params, tree_map(add, params, grads), moments
-        )
+        update = bind_divisor(self.optimizer, divisor)
+        return update(params, tree_map(add, params, grads), moments)
 
 
 @dataclass(frozen=True)
 class Accumulate:
     """Gradient accumulation: a step of another optimizer for every `every` batches.
 
-        s ← s + d g        D ← D + d        every k-th batch: a step with s / D, then s, D ← 0
+        s ← s + d g        D ← D + d
 
-    k is `every`. The parameters do not change in between. d is the divisor of the loss:
-    the sum of the weights of the examples that count, by which the mean over the batch
-    was divided. `Trainer` and `make_step` pass it on. So k batches have the effect of
-    one batch with all their examples, up to rounding, also with ignored labels, class
-    or example weights, and batches of different sizes. Layers that mix the examples of
-    a batch, such as BatchNorm, are an exception. For a loss with reduction="sum", s ← s
-    + g, and the step uses s. If d or D is 0, because no example counts, it is replaced
-    by 1 as a factor or divisor. If `update` is called without d, all batches count the
-    same.
+    and at every k-th batch a step with s / D, then s, D ← 0. k is `every`. The
+    parameters do not change in between. d is the divisor of the loss: the sum of the
+    weights of the examples that count, by which the mean over the batch was divided.
+    `Trainer` and `make_step` pass it on. So k batches have the effect of one batch with
+    all their examples, up to rounding, also with ignored labels, class or example
+    weights, and batches of different sizes. Layers that mix the examples of a batch,
+    such as BatchNorm, are an exception. For a loss with reduction="sum", s ← s + g, and
+    the step uses s. If d or D is 0, because no example counts, it is replaced by 1 as a
+    factor or divisor. If `update` is called without d, all batches count the same.
 
     The losses of several outputs may have divisors whose ratio changes from batch to
     batch, such as if only one of them ignores labels. Then pass `terms`, the number of
@@ -255,14 +254,12 @@ class Accumulate:
             update = bind_divisor(self.optimizer, sums[0][1] if has_divisor else None)
             moved, inner = update(params, mean, moments["inner"])
             zero_sums = [tree_map(zeros, pair) for pair in sums]
-            return moved, {"count": count - self.every, "inner": inner} | self._named(
-                zero_sums
-            )
+            new = {"count": count - self.every, "inner": inner}
+            return moved, new | self._named(zero_sums)
 
         accumulated = {"count": count, "inner": moments["inner"]} | self._named(sums)
-        updated: tuple[Params, Moments] = select(
-            count == self.every, step, (params, accumulated)
-        )
+        is_due = count == self.every
+        updated: tuple[Params, Moments] = select(is_due, step, (params, accumulated))
         return updated
 
 

@@ -78,19 +78,18 @@ class Muon(Rule):
         super().__post_init__()
         expect_number("momentum", self.momentum, 0.0, 1.0)
         expect_optimizer(self.others)
-        several = isinstance(self.coefficients, tuple | list)
-        object.__setattr__(
-            self, "coefficients", tuple(self.coefficients) if several else ()
-        )
-        three = len(self.coefficients) == 3
-        expect(three, "expected three coefficients, got {}", self.coefficients)
+        is_tuple = isinstance(self.coefficients, tuple | list)
+        coefficients = tuple(self.coefficients) if is_tuple else ()
+        object.__setattr__(self, "coefficients", coefficients)
+        is_valid = len(coefficients) == 3
+        expect(is_valid, "expected three coefficients, got {}", coefficients)
         for name, value in zip("abc", self.coefficients, strict=True):
             expect_number(f"coefficient {name}", value)
         expect_count("iterations", self.iterations)
         expect_positive("epsilon", self.epsilon)
 
     def _owners(self, params: Params) -> Any:
-        """Return a tree with 0 for each leaf that is a matrix and 1 for each that is not."""
+        """Return a tree with 0 for each leaf that is a matrix and 1 for the others."""
         owners = {}
         for path, p in named_leaves(params):
             is_excluded = any(matches(pattern, path) for pattern in self.no_decay)

@@ -21,7 +21,7 @@ __all__ = ["Fixed", "Parts"]
 
 @dataclass(frozen=True)
 class Fixed:
-    """θ ← θ: the parameters do not change. Use it inside `Parts` to freeze some of them."""
+    """θ ← θ: the parameters do not change. `Parts` can freeze some of them with it."""
 
     def init(self, params: Params) -> Moments:
         return {}
@@ -34,10 +34,10 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Parts:
-    """A different optimizer for each part of the parameters, as parameter groups in PyTorch.
+    """A different optimizer for each part of the parameters.
 
-    Parts are chosen by patterns for the paths of leaves, such as "0.bias" (see
-    `matches`):
+    Parts, which PyTorch calls parameter groups, are chosen by patterns for the paths of
+    leaves, such as "0.bias" (see `matches`):
 
         Parts((("0", Fixed()), ("bias", SGD(0.1))), rest=AdamW(1e-3))
 
@@ -61,10 +61,9 @@ class Parts:
 
     def __post_init__(self) -> None:
         if not isinstance(self.parts, tuple | list):
-            raise TypeError(
-                "expected pairs of a pattern and an optimizer, got "
-                f"{described(self.parts)}"
-            )
+            got = described(self.parts)
+            message = f"expected pairs of a pattern and an optimizer, got {got}"
+            raise TypeError(message)
         for pair in self.parts:
             is_pair = isinstance(pair, tuple | list) and len(pair) == 2
             message = "expected pairs of a pattern and an optimizer, got {}"
@@ -77,14 +76,12 @@ class Parts:
             expect_optimizer(self.rest)
 
     def _owners(self, params: Params) -> Any:
-        """Return a tree with the number of the part of each leaf; the last number is `rest`."""
+        """Return a tree with the number of each leaf's part; `rest` is the last."""
         patterns = [pattern for pattern, _ in self.parts]
         owners = {}
         for path, _ in named_leaves(params):
-            matching = (
-                i for i, pattern in enumerate(patterns) if matches(pattern, path)
-            )
-            owner = next(matching, len(patterns))
+            is_match = [matches(pattern, path) for pattern in patterns]
+            owner = is_match.index(True) if any(is_match) else len(patterns)
             has_owner = owner < len(patterns) or self.rest is not None
             expect(has_owner, "{} belongs to no part: give one for it, or a rest", path)
             owners[path] = owner
@@ -112,7 +109,6 @@ class Parts:
     ) -> tuple[Params, Moments]:
         updates = [bind_divisor(optimizer, divisor) for optimizer in self._optimizers()]
         old = [*moments["parts"], moments["rest"]]
-        params, (*parts, rest) = update_parts(
-            updates, self._owners(params), params, grads, old
-        )
+        owners = self._owners(params)
+        params, (*parts, rest) = update_parts(updates, owners, params, grads, old)
         return params, {"parts": tuple(parts), "rest": rest}

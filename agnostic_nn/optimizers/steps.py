@@ -55,7 +55,7 @@ class Scaled:
 
     @staticmethod
     def scales(moments: Moments) -> list[Array]:
-        """Return the scale of each `Scaled` among nested optimizers, given all their moments.
+        """Return the scale of each `Scaled` in the moments of nested optimizers.
 
         The outermost scale comes first. The list is empty if there is no `Scaled`.
         """
@@ -63,7 +63,7 @@ class Scaled:
 
     @staticmethod
     def with_scale(moments: Moments, scale: Array) -> Moments:
-        """Return moments of nested optimizers with another scale for the outermost `Scaled`."""
+        """Return the moments with another `scale` in the outermost `Scaled`."""
         if "scale" in moments:
             return moments | {"scale": scale}
         return moments | {"inner": Scaled.with_scale(moments["inner"], scale)}
@@ -105,15 +105,15 @@ class Average:
     ) -> tuple[Params, Moments]:
         update = bind_divisor(self.optimizer, divisor)
         params, inner = update(params, grads, moments["inner"])
-        average = tree_map(
-            lambda a, p: self.decay * a + (1.0 - self.decay) * p,
-            moments["average"],
-            params,
-        )
+
+        def updated(a: Array, p: Array) -> Array:
+            return self.decay * a + (1.0 - self.decay) * p
+
+        average = tree_map(updated, moments["average"], params)
         return params, {"step": moments["step"] + 1, "average": average, "inner": inner}
 
     def averaged(self, params: Params, moments: Moments) -> Params:
-        """Return the average of the parameters; `params` themselves before the first step.
+        """Return the average of the parameters, or `params` before the first step.
 
         moments: those of this optimizer, without those of optimizers around it.
         """
@@ -121,13 +121,15 @@ class Average:
         xp = namespace(like)
         t = xp.astype(moments["step"], like.dtype)
         correction = bias_correction(self.decay, xp.maximum(t, 1.0))
-        return tree_map(
-            lambda p, a: xp.where(t > 0, a / correction, p), params, moments["average"]
-        )
+
+        def mean(p: Array, a: Array) -> Array:
+            return xp.where(t > 0, a / correction, p)
+
+        return tree_map(mean, params, moments["average"])
 
     @staticmethod
     def own_moments(moments: Moments) -> Moments | None:
-        """Return the moments of the outermost `Average` among nested optimizers, or None."""
+        """Return the moments of the outermost nested `Average`, or None."""
         for each in nested_moments(moments):
             if "average" in each:
                 return each
