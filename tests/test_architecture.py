@@ -39,7 +39,7 @@ LEVELS = (
     {  # from here on NumPy and the standard library may be imported
         *("core.files", "display.pages"),
         *("diagnostics.conformance.sources", "diagnostics.cost.counter"),
-        "diagnostics.gradcheck.inputs",
+        *("diagnostics.draws", "diagnostics.gradcheck.inputs"),
         *("diagnostics.observe.arrays", "diagnostics.observe.layers"),
         *(
             "training.config",

@@ -9,11 +9,11 @@ import pickle
 import numpy as np
 import pytest
 from cases import named
-from cases.structure import every_other
 
 import agnostic_nn as nn
 from agnostic_nn.core.arrays import RowMask, namespace
 from agnostic_nn.core.trees import leaves, named_leaves, tree_map, tree_sum
+from agnostic_nn.diagnostics.examples import every_other
 from agnostic_nn.ops import barrier, barrier_impl
 
 HOST = nn.backend("numpy").xp

@@ -1,11 +1,12 @@
 """Every layer and block, a line each in `cases`, held to the same promises."""
 
 import pickle
+from collections import Counter
 from functools import cache
 
 import numpy as np
 import pytest
-from cases import Case, arrays_for, kinds, layer_cases, run
+from cases import Case, arrays_for, layer_cases, run, without_twin
 
 import agnostic_nn as nn
 from agnostic_nn import check
@@ -105,11 +106,22 @@ def test_everything_stays_on_the_device_it_came_from(backend, case):
         assert device(leaf) == device(leaves(there["x"])[0]), name
 
 
-def test_every_layer_and_block_has_a_line_in_cases():
-    exported = {thing for thing in vars(nn).values() if isinstance(thing, type)}
-    layers = {thing for thing in exported if issubclass(thing, nn.Layer)}
-    assert layers - {nn.Layer, nn.Block, nn.Elementwise} <= set().union(
-        *(kinds(c.layer) for c in CASES)
+def test_every_example_has_a_twin_in_pytorch():
+    """tests/test_check_command.py says which layers and losses lack an example."""
+    lines = without_twin(CASES)
+    assert not lines, lines
+
+
+def test_no_case_stands_twice():
+    rows = Counter(f"{case.layer!r} {case.shape}" for case in CASES)
+    assert [row for row, count in rows.items() if count > 1] == []
+
+
+def test_an_example_without_a_twin_is_named():
+    twin, alone = Case(nn.Tanh(), (5,), "no twin here"), Case(nn.GELU(), (5,))
+    (line,) = without_twin([twin, alone, alone])
+    assert line.startswith(
+        "add to TWINS in a file of tests/cases: nn.GELU: lambda t, g"
     )
 
 

@@ -8,8 +8,7 @@ import types
 
 import numpy as np
 import pytest
-from cases import inputs
-from cases.losses import CASES as EVERY_LOSS
+from cases import inputs, loss_cases
 
 import agnostic_nn as nn
 from agnostic_nn import binary_cross_entropy as binary
@@ -930,7 +929,7 @@ def spread(weights, like):
 WAYS = [("mean", True), ("sum", False), ("none", True)]  # and whether weighted
 
 
-@pytest.mark.parametrize("case", EVERY_LOSS, ids=str)
+@pytest.mark.parametrize("case", loss_cases(), ids=str)
 def test_every_reduction_is_one_of_the_same_values(
     backend, widest, epsilon, thorough, case
 ):

@@ -10,8 +10,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from cases import inputs
-from cases.losses import CASES as EVERY_LOSS
+from cases import inputs, loss_cases
 
 import agnostic_nn as nn
 from agnostic_nn.core.arrays import namespace
@@ -91,7 +90,7 @@ def learned(backend, loss, dtype, shape, data, weights, batch_size, optimizer=No
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("case", EVERY_LOSS, ids=str)
+@pytest.mark.parametrize("case", loss_cases(), ids=str)
 def test_a_loss_and_a_step_are_the_same_in_batches_of_any_size(
     backend, widest, epsilon, thorough, case, reduction
 ):

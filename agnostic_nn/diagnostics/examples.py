@@ -9,16 +9,35 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from .. import blocks, layers, losses, optimizers
 from ..core.arrays import Array, Params, Shape, State, device, namespace
 from ..core.trees import shape_map, tree_map
 from ..layers.base import Layer
+from .draws import (
+    Draw,
+    counts,
+    distributions,
+    drawn,
+    labels,
+    labels_or_ignored,
+    labels_without_last,
+    log_probabilities,
+    masked,
+    numbers,
+    positive,
+    probabilities,
+    signs,
+)
 
-__all__ = ["LAYERS", "LOSSES", "OPTIMIZERS", "Example", "LossOf", "drawn", "loss_of"]
-
-Draw = Callable[[np.random.Generator, Any], Any]
+__all__ = [
+    "LAYERS",
+    "LOSSES",
+    "OPTIMIZERS",
+    "Example",
+    "LossOf",
+    "every_other",
+    "loss_of",
+]
 
 
 @dataclass(frozen=True, eq=False)  # shapes may be dicts, which cannot be hashed
@@ -103,56 +122,7 @@ def loss_of(loss: Callable[..., Any], labels: bool = False, **options: Any) -> L
     return LossOf(loss, tuple(sorted(options.items())), labels)
 
 
-def drawn(targets: Draw, outputs: Draw = np.random.Generator.standard_normal) -> Draw:
-    """Return a `draw` for `loss_of`.
-
-    outputs: draws y for a generator and the shape of y, leaf by leaf. targets: draws
-    the target for a generator and the shapes {"y": ..., "target": ...}.
-    """
-
-    def draw(generator, shape):
-        y = shape_map(lambda leaf: outputs(generator, leaf), shape["y"])
-        return {"y": y, "target": targets(generator, shape)}
-
-    return draw
-
-
-def _numbers(generator: np.random.Generator, shape: Any) -> np.ndarray:
-    return generator.standard_normal(shape["target"])
-
-
-def _probabilities(generator: np.random.Generator, shape: Any) -> np.ndarray:
-    return generator.random(shape["target"])
-
-
-def _signs(generator: np.random.Generator, shape: Any) -> np.ndarray:
-    return generator.choice([-1.0, 1.0], shape["target"])
-
-
-def _labels(generator: np.random.Generator, shape: Any) -> np.ndarray:
-    return generator.integers(0, shape["y"][-1], shape["target"])
-
-
-def _distributions(generator: np.random.Generator, shape: Any) -> np.ndarray:
-    p = generator.uniform(0.1, 1.0, shape["target"])
-    return p / np.sum(p, axis=-1, keepdims=True)
-
-
-def _positive(generator: np.random.Generator, shape: Any) -> np.ndarray:
-    return generator.uniform(0.3, 2.0, shape)
-
-
-def _log_probabilities(generator: np.random.Generator, shape: Any) -> np.ndarray:
-    y = generator.standard_normal(shape)
-    return y - np.log(np.sum(np.exp(y), axis=-1, keepdims=True))
-
-
-def _labels_without_blank(generator: np.random.Generator, shape: Any) -> np.ndarray:
-    """Return labels for `ctc`: any class but the blank, which is the last."""
-    return generator.integers(0, shape["y"][-1] - 1, shape["target"])
-
-
-def _every_other(x: Any) -> Any:
+def every_other(x: Any) -> Any:
     """Return every other position of x (batch, time, ...); an example for Lambda."""
     return x[:, ::2, ...]
 
@@ -160,33 +130,50 @@ def _every_other(x: Any) -> Any:
 _SEQUENCE: Shape = (5, 3)  # time and width
 
 LAYERS = (
-    Example(layers.AdaptiveAveragePool(2), (5, 3, 2)),
-    Example(layers.AdaptiveMaxPool(2), (5, 3, 2)),
-    Example(layers.Add(), ((3,), (3,))),
+    Example(layers.AdaptiveAveragePool((3, 2)), (7, 5, 2)),
+    Example(layers.AdaptiveMaxPool(3), (7, 5, 2)),
+    Example(layers.Add(), ((5, 3),) * 3),
     Example(layers.AveragePool1D(3, stride=2, padding=1), (7, 2)),
     Example(layers.AveragePool2D((2, 3)), (5, 7, 2)),
     Example(layers.AveragePool3D(2, stride=1), (3, 2, 4, 2)),
     Example(layers.BatchNorm(), (4,)),
-    Example(layers.CELU(0.5), (5,)),
+    Example(layers.CELU(0.5), (2, 3)),
     Example(layers.Concatenate(), ((5, 3), (5, 2))),
     Example(
         layers.Conv1D(4, 3, stride=2, padding=((2, 1),), dilation=2, groups=2), (8, 2)
     ),
     Example(layers.Conv2D(4, (3, 2), stride=(2, 1), padding="same"), (5, 7, 3)),
-    Example(layers.Conv3D(2, 2, padding=1), (3, 2, 3, 2)),
     Example(
-        layers.ConvTranspose1D(4, 3, stride=3, dilation=2, groups=2, output_padding=2),
+        layers.Conv3D(
+            4,
+            (2, 1, 3),
+            stride=(1, 2, 1),
+            padding=((0, 1), 0, 1),
+            dilation=(2, 1, 1),
+            groups=2,
+        ),
+        (3, 3, 4, 2),
+    ),
+    Example(
+        layers.ConvTranspose1D(
+            4, 3, stride=3, padding=((2, 1),), dilation=2, groups=2, output_padding=2
+        ),
         (4, 2),
     ),
     Example(
         layers.ConvTranspose2D(4, (3, 2), stride=(2, 3), padding="same"), (3, 2, 3)
     ),
-    Example(layers.ConvTranspose3D(2, 2), (3, 2, 2, 3)),
-    Example(layers.Crop((1, 0)), (5, 3, 2)),
+    Example(
+        layers.ConvTranspose3D(
+            4, (2, 1, 3), stride=(1, 2, 1), padding=((0, 1), 0, 1), groups=2
+        ),
+        (3, 2, 3, 2),
+    ),
+    Example(layers.Crop(((1, 0), (0, 2))), (3, 5, 2)),
     Example(layers.Dense(3), (4,)),
     Example(layers.DropPath(0.3), (3, 2)),
     Example(layers.Dropout(0.3), (5,)),
-    Example(layers.ELU(1.5), (5,)),
+    Example(layers.ELU(1.5), (2, 3)),
     Example(layers.Embedding(5, 3), (4,)),
     Example(layers.Flatten(), (2, 3)),
     Example(blocks.Freeze(blocks.Sequential(layers.Dense(3), layers.Tanh())), (4,)),
@@ -194,7 +181,7 @@ LAYERS = (
     Example(layers.GELU(), (5,)),
     Example(layers.GLU(), (6,)),
     Example(layers.GRU(4), _SEQUENCE),
-    Example(layers.GaussianNoise(0.5), (3,)),
+    Example(layers.GaussianNoise(0.5), (2, 3)),
     Example(layers.GlobalAveragePool(), (3, 5, 2)),
     Example(layers.GlobalMaxPool(), (3, 5, 2)),
     Example(
@@ -205,96 +192,110 @@ LAYERS = (
         ),
         (4,),
     ),
-    Example(layers.GroupNorm(2), (3, 6)),
+    Example(layers.GroupNorm(2), (3, 5, 6)),
     Example(layers.HardSigmoid(), (5,)),
     Example(layers.HardSwish(), (5,)),
     Example(layers.HardTanh(), (5,)),
-    Example(layers.Identity(), (3,)),
-    Example(layers.InstanceNorm(), (5, 2)),
+    Example(layers.Identity(), (5, 3)),
+    Example(layers.InstanceNorm(), (3, 5, 2)),
     Example(layers.LSTM(4), _SEQUENCE),
-    Example(layers.Lambda(_every_other), _SEQUENCE),
+    Example(layers.Lambda(every_other), _SEQUENCE),
     Example(layers.LayerNorm(), (5,)),
     Example(layers.LeakyReLU(), (5,)),
-    Example(layers.LogSoftmax(), (4,)),
+    Example(layers.LogSoftmax(), (2, 4)),
     Example(layers.MaxPool1D(3, stride=1, padding="same", dilation=2), (7, 2)),
     Example(layers.MaxPool2D(3, stride=2, padding=1), (5, 7, 2)),
     Example(layers.MaxPool3D(2, stride=(1, 2, 1)), (3, 5, 2, 2)),
     Example(layers.Mish(), (5,)),
     Example(
         layers.MultiHeadAttention(
-            4, key_heads=2, head_width=2, causal=True, rotary=True
+            6, key_heads=2, head_width=4, causal=True, rotary=True
         ),
-        {"x": (5, 3), "mask": (5,)},
+        {"x": (5, 7), "mask": (5,)},
+        masked,
     ),
-    Example(layers.Multiply(), ((3,), (3,))),
+    Example(layers.Multiply(), ((5,),) * 4),
     Example(layers.PReLU(), (5,)),
-    Example(blocks.Parallel(layers.Dense(3), layers.Tanh()), (3,)),
+    Example(blocks.Parallel(layers.Dense(3), layers.Tanh()), (2, 3)),
     Example(layers.PositionEmbedding(7), _SEQUENCE),
-    Example(layers.RMSNorm(), (5,)),
+    Example(layers.RMSNorm(), (2, 5)),
     Example(layers.RNN(4), _SEQUENCE),
     Example(layers.ReLU(), (5,)),
     Example(layers.ReLU6(), (5,)),
     Example(blocks.Recompute(blocks.Sequential(layers.Dense(3), layers.Tanh())), (4,)),
     Example(blocks.Repeat(blocks.Residual(layers.Dense(3), layers.Tanh()), 2), (3,)),
     Example(layers.Reshape((3, -1)), (2, 6)),
-    Example(blocks.Residual(layers.Dense(3)), (3,)),
+    Example(blocks.Residual(layers.Dense(4), layers.Tanh(), layers.Dense(3)), (2, 3)),
     Example(layers.SELU(), (5,)),
-    Example(blocks.Sequential(layers.Dense(4), layers.GELU(), layers.Dense(2)), (3,)),
+    Example(
+        blocks.Sequential(
+            layers.Dense(3),
+            blocks.Sequential(layers.Tanh(), blocks.Sequential(layers.Dense(2))),
+        ),
+        (4,),
+    ),
     Example(layers.SiLU(), (5,)),
-    Example(layers.Sigmoid(), (5,)),
+    Example(layers.Sigmoid(), (2, 3)),
     Example(layers.SinusoidalPositions(), (5, 6)),
     Example(layers.Softmax(), (4,)),
     Example(layers.Softplus(), (5,)),
     Example(layers.Softsign(), (5,)),
-    Example(layers.SpatialDropout(0.3), (3, 4)),
-    Example(layers.SwiGLU(), (6,)),
+    Example(layers.SpatialDropout(0.3), (3, 2, 4)),
+    Example(layers.SwiGLU(), (2, 6)),
     Example(layers.Tanh(), (5,)),
     Example(layers.Threshold(0.3, -0.2), (5,)),
-    Example(blocks.TransformerBlock(layers.MultiHeadAttention(2), hidden=5), (3, 4)),
+    Example(
+        blocks.TransformerBlock(layers.MultiHeadAttention(2, causal=True), hidden=5),
+        (4, 6),
+    ),
     Example(layers.Transpose((2, 1)), _SEQUENCE),
-    Example(layers.Unembedding(5), _SEQUENCE),
+    Example(layers.Unembedding(5), (2, 3)),
     Example(layers.Upsample((2, 3), mode="linear"), (5, 3, 2)),
-    Example(layers.ZeroPad((1, 0)), (3, 2, 2)),
+    Example(layers.ZeroPad(((1, 2), (0, 3))), (3, 2, 2)),
 )
 
 # Shapes of one example of y and target.
 _VECTOR = {"y": (5,), "target": (5,)}
-_LOGITS = {"y": (4,), "target": ()}
+_LABEL = {"y": (5,), "target": ()}
+_LABELS = {"y": (3, 4), "target": (3,)}
+_ROWS = {"y": (2, 4), "target": (2, 4)}
 _GAUSSIAN = {"y": {"mean": (3,), "variance": (3,)}, "target": (3,)}
 _PAIR = {"y": {"first": (5, 4), "second": (5, 4)}, "target": (5,)}
 _TRIPLET = {"y": ((3, 4), (3, 4), (3, 4)), "target": (0,)}
-_ROWS = {"y": (2, 4), "target": (2, 4)}
 
 LOSSES = (
-    Example(loss_of(losses.binary_cross_entropy), _VECTOR, drawn(_probabilities)),
-    Example(loss_of(losses.cosine_distance), _ROWS, drawn(_numbers)),
-    Example(loss_of(losses.cosine_embedding, margin=0.1), _PAIR, drawn(_signs)),
+    Example(loss_of(losses.binary_cross_entropy), _VECTOR, drawn(probabilities)),
+    Example(loss_of(losses.cosine_distance), _ROWS, drawn(numbers)),
+    Example(loss_of(losses.cosine_embedding, margin=0.1), _PAIR, drawn(signs)),
     Example(
         loss_of(losses.ctc, labels=True, blank=3),
         {"y": (6, 4), "target": (2,)},
-        drawn(_labels_without_blank),
+        drawn(labels_without_last),
     ),
-    Example(loss_of(losses.gaussian_nll), _GAUSSIAN, drawn(_numbers, _positive)),
-    Example(loss_of(losses.hinge), _VECTOR, drawn(_signs)),
-    Example(loss_of(losses.huber, delta=0.7), _VECTOR, drawn(_numbers)),
+    Example(loss_of(losses.gaussian_nll), _GAUSSIAN, drawn(numbers, positive)),
+    Example(loss_of(losses.hinge), _VECTOR, drawn(signs)),
+    Example(loss_of(losses.huber, delta=0.7), _VECTOR, drawn(numbers)),
     Example(
-        loss_of(losses.kl_divergence), _ROWS, drawn(_distributions, _log_probabilities)
+        loss_of(losses.kl_divergence), _ROWS, drawn(distributions, log_probabilities)
     ),
-    Example(loss_of(losses.log_cosh), _VECTOR, drawn(_numbers)),
-    Example(loss_of(losses.mean_absolute_error), _VECTOR, drawn(_numbers)),
-    Example(loss_of(losses.mean_squared_error), _VECTOR, drawn(_numbers)),
-    Example(loss_of(losses.multi_class_margin, labels=True), _LOGITS, drawn(_labels)),
+    Example(loss_of(losses.log_cosh), _VECTOR, drawn(numbers)),
+    Example(loss_of(losses.mean_absolute_error), _VECTOR, drawn(numbers)),
+    Example(loss_of(losses.mean_squared_error), _VECTOR, drawn(numbers)),
+    Example(loss_of(losses.multi_class_margin, labels=True), _LABEL, drawn(labels)),
     Example(
-        loss_of(losses.negative_log_likelihood, labels=True),
-        _LOGITS,
-        drawn(_labels, _log_probabilities),
+        loss_of(
+            losses.negative_log_likelihood,
+            labels=True,
+            class_weights=(0.5, 2.0, 0.0, 1.25),
+            ignore_index=-100,
+        ),
+        _LABELS,
+        drawn(labels_or_ignored, log_probabilities),
     ),
-    Example(loss_of(losses.poisson_nll), _VECTOR, drawn(_probabilities)),
-    Example(
-        loss_of(losses.softmax_cross_entropy, labels=True), _LOGITS, drawn(_labels)
-    ),
-    Example(loss_of(losses.squared_hinge), _VECTOR, drawn(_signs)),
-    Example(loss_of(losses.triplet_margin, margin=0.5), _TRIPLET, drawn(_numbers)),
+    Example(loss_of(losses.poisson_nll), _VECTOR, drawn(counts)),
+    Example(loss_of(losses.softmax_cross_entropy, labels=True), _LABELS, drawn(labels)),
+    Example(loss_of(losses.squared_hinge), _VECTOR, drawn(signs)),
+    Example(loss_of(losses.triplet_margin, margin=0.5), _TRIPLET, drawn(numbers)),
 )
 
 OPTIMIZERS = (

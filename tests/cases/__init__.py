@@ -1,12 +1,18 @@
-"""Cases: what is held to every oracle, a line each, one file a family.
+"""Cases: layers and losses that every test of a layer runs.
 
-A family's file lists `CASES`; whatever file lies here is found. The tests and the table
-of proofs (`nox -s proofs`) read the same lines.
+`agnostic_nn.diagnostics.examples` has one example of each layer and loss. The files
+here, one a family, add what only tests need:
+
+TWINS    class or loss -> how PyTorch computes the same, or why it has none
+LIMITS   class or loss -> what the case of its example needs, such as thorough=True
+CASES    further cases: other options and shapes
+
+Tests and the table of proofs (`nox -s proofs`) read the same lines.
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,6 +21,7 @@ import numpy as np
 
 import agnostic_nn as nn
 from agnostic_nn.core.trees import named_leaves, shape_map, tree_map
+from agnostic_nn.diagnostics.examples import LAYERS, LOSSES, Example, LossOf
 from agnostic_nn.diagnostics.gradcheck.inputs import batched, draw_for
 
 __all__ = [
@@ -22,17 +29,20 @@ __all__ = [
     "Given",
     "arrays_for",
     "inputs",
-    "kinds",
     "layer_cases",
+    "loss_cases",
     "named",
     "run",
+    "subject",
+    "without_twin",
 ]
 
 
 @dataclass(frozen=True)
 class Given:
-    """The arguments of PyTorch's twin of a layer: our trees, with tensors as leaves."""
+    """The arguments of PyTorch's twin: our layer, and our trees with tensors as leaves."""
 
+    layer: Any
     params: Any
     state: Any
     x: Any
@@ -41,11 +51,12 @@ class Given:
 
 @dataclass(frozen=True, eq=False)  # shapes may be dicts, which do not hash
 class Case:
-    """A layer, the shape of one example, and how PyTorch says the same.
+    """A layer, the shape of one example, and how PyTorch computes the same.
 
-    theirs(torch, given) -> y, or (y, state), in PyTorch's own words; autograd then
-    gives the gradients of the tensors in `given`, in our layout. Or a string: why
-    PyTorch has none. draw(generator, (batch, *shape)) -> x, where normal draws or small
+    theirs(torch, given) -> y, or (y, state); autograd then gives the gradients of the
+    tensors in `given`, in our layout. Or a string: why PyTorch has none. If None, it is
+    the twin of the class in TWINS.
+    draw(generator, (batch, *shape)) -> x, where normal draws or small
     integers will not do; for a tree of inputs it is called once, with the tree of
     shapes.
     thorough: one of a sweep, too much for a backend that compiles each.
@@ -56,7 +67,7 @@ class Case:
 
     layer: nn.Layer
     shape: Any
-    theirs: Callable[[Any, Given], Any] | str
+    theirs: Callable[[Any, Given], Any] | str | None = None
     draw: Callable[[Any, Any], Any] | None = None
     thorough: bool = False
     refuses: tuple[int, ...] = ()
@@ -71,11 +82,52 @@ def named(thing: Any) -> str:
     return re.sub(r" at 0x\w+", "", str(thing))
 
 
+def subject(layer: nn.Layer) -> Any:
+    """Return the class of a layer, or the loss of a `LossOf`: its key in TWINS."""
+    return layer.loss if isinstance(layer, LossOf) else type(layer)
+
+
 def layer_cases() -> list[Case]:
-    """The cases of all families."""
-    result = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
-    modules = [import_module(f"{__name__}.{stem}") for stem in result]
-    return [case for module in modules for case in getattr(module, "CASES", ())]
+    """The cases of all families: each example, and then further ones."""
+    twins: dict[Any, Any] = {}
+    limits: dict[Any, dict[str, Any]] = {}
+    further: list[Case] = []
+    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        family = import_module(f"{__name__}.{path.stem}")
+        twins |= getattr(family, "TWINS", {})
+        limits |= getattr(family, "LIMITS", {})
+        further += getattr(family, "CASES", [])
+    cases = [
+        _case_of(example, limits.get(subject(example.layer), {}))
+        for example in (*LAYERS, *LOSSES)
+    ]
+    return [
+        replace(case, theirs=twins.get(subject(case.layer)))
+        if case.theirs is None
+        else case
+        for case in (*cases, *further)
+    ]
+
+
+def loss_cases() -> list[Case]:
+    """The cases of losses."""
+    return [case for case in layer_cases() if isinstance(case.layer, LossOf)]
+
+
+def without_twin(cases: list[Case]) -> list[str]:
+    """Return, for each class or loss that has no twin, the line to add and where."""
+    names = dict.fromkeys(
+        subject(case.layer).__name__ for case in cases if case.theirs is None
+    )
+    return [
+        f"add to TWINS in a file of tests/cases: nn.{name}: lambda t, g: ..., which "
+        f"computes {name} of g.x with PyTorch (t); or a string that says why it cannot"
+        for name in names
+    ]
+
+
+def _case_of(example: Example, limits: dict[str, Any]) -> Case:
+    return Case(example.layer, example.shape, draw=example.draw, **limits)
 
 
 def inputs(case: Case, generator: np.random.Generator, rows: int, dtype: str) -> Any:
@@ -88,15 +140,6 @@ def inputs(case: Case, generator: np.random.Generator, rows: int, dtype: str) ->
         else draw_for(case.layer, generator, shape)
     )
     return tree_map(lambda leaf: leaf.astype(kinds[leaf.dtype.kind]), drawn)
-
-
-def kinds(thing: Any) -> set[type]:
-    """The classes of a layer and of all layers in it."""
-    if isinstance(thing, tuple):
-        return set().union(*map(kinds, thing))
-    if not isinstance(thing, nn.Layer):
-        return set()
-    return {type(thing)}.union(*map(kinds, vars(thing).values()))
 
 
 def arrays_for(case):

@@ -29,7 +29,8 @@ def against_torch(backend, case, train):
         lambda shape: np.asarray(generator.standard_normal((6, *shape))), out
     )
 
-    arguments = Given(*map(to_torch, (params, state, x), (True, False, True)), train)
+    trees = map(to_torch, (params, state, x), (True, False, True))
+    arguments = Given(case.layer, *trees, train)
     result = case.theirs(torch, arguments)
     y, after = result if isinstance(result, tuple) else (result, arguments.state)
     torch.autograd.backward(leaves(y), [torch.tensor(leaf) for leaf in leaves(dy)])

@@ -1,12 +1,27 @@
-"""Functions of one number, and the few that learn or gate."""
+"""Activations: functions of one number, and the few that gate, learn or normalize."""
 
 import agnostic_nn as nn
 
 from . import Case
 
 
+def function(name, *fields):
+    """Return the twin: a function of torch.nn.functional, with fields of the layer."""
+
+    def theirs(t, g):
+        options = (getattr(g.layer, field) for field in fields)
+        return getattr(t.nn.functional, name)(g.x, *options)
+
+    return theirs
+
+
+def gelu(t, g):
+    kind = "tanh" if g.layer.approximate else "none"
+    return t.nn.functional.gelu(g.x, approximate=kind)
+
+
 def gated(activation):
-    """PyTorch's own glu with another function of the second half."""
+    """Return PyTorch's glu with another function of the second half."""
 
     def theirs(t, g):
         a, b = g.x.chunk(2, dim=-1)
@@ -21,33 +36,44 @@ def prelu(t, g):
     return y.movedim(1, -1) if g.x.ndim > 2 else y
 
 
-CASES = [
-    Case(nn.SELU(), (5,), lambda t, g: t.nn.functional.selu(g.x)),
-    Case(nn.CELU(), (5,), lambda t, g: t.nn.functional.celu(g.x), thorough=True),
-    Case(nn.CELU(0.5), (2, 3), lambda t, g: t.nn.functional.celu(g.x, 0.5)),
-    Case(nn.Mish(), (5,), lambda t, g: t.nn.functional.mish(g.x)),
-    Case(nn.Softsign(), (5,), lambda t, g: t.nn.functional.softsign(g.x)),
+TWINS = {
+    nn.CELU: function("celu", "alpha"),
+    nn.ELU: function("elu", "alpha"),
+    nn.GEGLU: gated("gelu"),
+    nn.GELU: gelu,
+    nn.GLU: function("glu"),
     # the slope of PyTorch's own hardsigmoid is 1/6 in float32, whatever the dtype
-    Case(nn.HardSigmoid(), (5,), lambda t, g: t.nn.functional.relu6(g.x + 3.0) / 6.0),
-    Case(nn.HardSwish(), (5,), lambda t, g: t.nn.functional.hardswish(g.x)),
-    Case(
-        nn.HardTanh(), (5,), lambda t, g: t.nn.functional.hardtanh(g.x), thorough=True
-    ),
-    Case(
-        nn.HardTanh(-0.5, 0.75),
-        (2, 3),
-        lambda t, g: t.nn.functional.hardtanh(g.x, -0.5, 0.75),
-    ),
-    Case(nn.ReLU6(), (5,), lambda t, g: t.nn.functional.relu6(g.x)),
-    Case(
-        nn.Threshold(0.3, -0.2),
-        (5,),
-        lambda t, g: t.nn.functional.threshold(g.x, 0.3, -0.2),
-    ),
-    Case(nn.PReLU(), (5,), prelu),
-    Case(nn.PReLU(initial=0.0), (2, 3), prelu),
-    Case(nn.GLU(), (6,), lambda t, g: t.nn.functional.glu(g.x)),
-    Case(nn.GLU(), (3, 2), lambda t, g: t.nn.functional.glu(g.x), thorough=True),
-    Case(nn.SwiGLU(), (2, 6), gated("silu")),
-    Case(nn.GEGLU(), (6,), gated("gelu")),
+    nn.HardSigmoid: lambda t, g: t.nn.functional.relu6(g.x + 3.0) / 6.0,
+    nn.HardSwish: function("hardswish"),
+    nn.HardTanh: function("hardtanh", "low", "high"),
+    nn.LeakyReLU: function("leaky_relu", "negative_slope"),
+    nn.LogSoftmax: function("log_softmax", "axis"),
+    nn.Mish: function("mish"),
+    nn.PReLU: prelu,
+    nn.ReLU: function("relu"),
+    nn.ReLU6: function("relu6"),
+    nn.SELU: function("selu"),
+    nn.SiLU: function("silu"),
+    nn.Sigmoid: function("sigmoid"),
+    nn.Softmax: function("softmax", "axis"),
+    nn.Softplus: lambda t, g: t.nn.functional.softplus(g.x, threshold=50),
+    nn.Softsign: function("softsign"),
+    nn.SwiGLU: gated("silu"),
+    nn.Tanh: function("tanh"),
+    nn.Threshold: function("threshold", "threshold", "replacement"),
+}
+
+LIMITS = {nn.HardTanh: {"thorough": True}, nn.Tanh: {"thorough": True}}
+
+CASES = [
+    Case(nn.CELU(), (5,), thorough=True),
+    Case(nn.ELU(), (5,)),
+    Case(nn.GELU(approximate=True), (5,)),
+    Case(nn.GLU(), (3, 2), thorough=True),
+    Case(nn.HardTanh(-0.5, 0.75), (2, 3)),
+    Case(nn.LeakyReLU(0.3), (2, 3)),
+    Case(nn.LogSoftmax(axis=-2), (3, 2)),
+    Case(nn.PReLU(initial=0.0), (2, 3)),
+    Case(nn.Softmax(axis=1), (3, 2)),
+    Case(nn.Tanh(), ()),
 ]

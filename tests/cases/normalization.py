@@ -5,70 +5,88 @@ import agnostic_nn as nn
 from . import Case
 
 
-def affine(g, y):
-    """PyTorch has both or neither of scale and bias; the missing one is left out here."""
-    return y * g.params.get("scale", 1.0) + g.params.get("bias", 0.0)
+def affine(g, normalize):
+    """Return normalize(scale, bias); PyTorch has both or neither, so one is applied here."""
+    scale, bias = g.params.get("scale"), g.params.get("bias")
+    if (scale is None) == (bias is None):
+        return normalize(scale, bias)
+    y = normalize(None, None)
+    return y * scale if bias is None else y + bias
 
 
 def layer_norm(t, g):
-    return affine(g, t.nn.functional.layer_norm(g.x, g.x.shape[-1:]))
+    def normalize(scale, bias):
+        shape, epsilon = g.x.shape[-1:], g.layer.epsilon
+        return t.nn.functional.layer_norm(g.x, shape, scale, bias, epsilon)
+
+    return affine(g, normalize)
 
 
-def rms_norm(epsilon):
-    def theirs(t, g):
-        scale = g.params.get("scale")
-        return t.nn.functional.rms_norm(g.x, g.x.shape[-1:], scale, epsilon)
-
-    return theirs
+def rms_norm(t, g):
+    shape, epsilon = g.x.shape[-1:], g.layer.epsilon
+    return t.nn.functional.rms_norm(g.x, shape, g.params.get("scale"), epsilon)
 
 
-def group_norm(groups, epsilon=1e-5):
-    def theirs(t, g):
-        scale, bias = g.params.get("scale"), g.params.get("bias")
-        x = g.x.movedim(-1, 1)
-        return t.nn.functional.group_norm(x, groups, scale, bias, epsilon).movedim(
-            1, -1
-        )
+def group_norm(t, g):
+    x = g.x.movedim(-1, 1)
 
-    return theirs
+    def normalize(scale, bias):
+        groups, epsilon = g.layer.groups, g.layer.epsilon
+        y = t.nn.functional.group_norm(x, groups, scale, bias, epsilon)
+        return y.movedim(1, -1)
+
+    return affine(g, normalize)
 
 
 def instance_norm(t, g):
     x = g.x.movedim(-1, 1)
-    return affine(g, t.nn.functional.instance_norm(x).movedim(1, -1))
+
+    def normalize(scale, bias):
+        options = {"weight": scale, "bias": bias, "eps": g.layer.epsilon}
+        return t.nn.functional.instance_norm(x, **options).movedim(1, -1)
+
+    return affine(g, normalize)
 
 
 def batch_norm(t, g):
-    """Of a frozen layer: as in prediction."""
-    mean, variance = g.state["mean"], g.state["variance"]
-    y = t.nn.functional.batch_norm(g.x.reshape(-1, g.x.shape[-1]), mean, variance)
-    return affine(g, y.reshape(g.x.shape)), g.state
-
-
-def batch_norm_without_scale(t, g):
     mean, variance = g.state["mean"].clone(), g.state["variance"].clone()
-    y = t.nn.functional.batch_norm(g.x, mean, variance, training=g.train)
-    return affine(g, y), {"mean": mean, "variance": variance}
+    # its channels are axis 1 where ours are the last
+    x = g.x.reshape(-1, g.x.shape[-1])
 
+    def normalize(scale, bias):
+        is_training = g.train and not g.layer.frozen
+        options = is_training, 1.0 - g.layer.momentum, g.layer.epsilon
+        return t.nn.functional.batch_norm(x, mean, variance, scale, bias, *options)
+
+    y = affine(g, normalize).reshape(g.x.shape)
+    return y, {"mean": mean, "variance": variance}
+
+
+TWINS = {
+    nn.BatchNorm: batch_norm,
+    nn.GroupNorm: group_norm,
+    nn.InstanceNorm: instance_norm,
+    nn.LayerNorm: layer_norm,
+    nn.RMSNorm: rms_norm,
+}
+
+LIMITS = {nn.BatchNorm: {"refuses": (0, 1)}}
 
 CASES = [
-    Case(nn.LayerNorm(scale=False), (2, 3), layer_norm),
-    Case(nn.LayerNorm(bias=False), (5,), layer_norm, thorough=True),
-    Case(nn.LayerNorm(scale=False, bias=False), (5,), layer_norm, thorough=True),
-    Case(nn.RMSNorm(), (2, 5), rms_norm(1e-5)),
-    Case(nn.RMSNorm(epsilon=0.1, scale=False), (3,), rms_norm(0.1)),
-    Case(nn.GroupNorm(2), (3, 5, 6), group_norm(2)),
-    Case(
-        nn.GroupNorm(3, epsilon=0.01, scale=False, bias=False),
-        (6,),
-        group_norm(3, 0.01),
-    ),
-    Case(nn.GroupNorm(1), (3, 2), group_norm(1), thorough=True),
-    Case(nn.GroupNorm(6), (2, 2, 2, 6), group_norm(6), thorough=True),
-    Case(nn.InstanceNorm(), (3, 5, 2), instance_norm),
-    Case(
-        nn.InstanceNorm(scale=False, bias=False), (5, 3), instance_norm, thorough=True
-    ),
-    Case(nn.BatchNorm(frozen=True), (2, 3), batch_norm),
-    Case(nn.BatchNorm(scale=False), (4,), batch_norm_without_scale, refuses=(0, 1)),
+    Case(nn.BatchNorm(momentum=0.5, epsilon=1e-3), (2, 3), refuses=(0,)),
+    Case(nn.BatchNorm(), (2, 2, 1), thorough=True, refuses=(0,)),
+    Case(nn.BatchNorm(epsilon=0.1), (257,), refuses=(0, 1)),
+    Case(nn.BatchNorm(frozen=True), (2, 3)),
+    Case(nn.BatchNorm(scale=False), (4,), refuses=(0, 1)),
+    Case(nn.LayerNorm(epsilon=1e-3), (2, 3)),
+    Case(nn.LayerNorm(), (2, 1, 7), thorough=True),
+    Case(nn.LayerNorm(), (257,)),
+    Case(nn.LayerNorm(scale=False), (2, 3)),
+    Case(nn.LayerNorm(bias=False), (5,), thorough=True),
+    Case(nn.LayerNorm(scale=False, bias=False), (5,), thorough=True),
+    Case(nn.RMSNorm(epsilon=0.1, scale=False), (3,)),
+    Case(nn.GroupNorm(3, epsilon=0.01, scale=False, bias=False), (6,)),
+    Case(nn.GroupNorm(1), (3, 2), thorough=True),
+    Case(nn.GroupNorm(6), (2, 2, 2, 6), thorough=True),
+    Case(nn.InstanceNorm(scale=False, bias=False), (5, 3), thorough=True),
 ]

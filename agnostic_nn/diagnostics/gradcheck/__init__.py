@@ -4,7 +4,8 @@
 and with NumPy; `inputs.py` draws inputs for it.
 """
 
-from ..examples import LAYERS, LOSSES, OPTIMIZERS, drawn, loss_of
+from ..draws import drawn
+from ..examples import LAYERS, LOSSES, OPTIMIZERS, loss_of
 from .checks import CheckFailed, check
 
 __all__ = ["LAYERS", "LOSSES", "OPTIMIZERS", "CheckFailed", "check", "drawn", "loss_of"]
