@@ -1,7 +1,8 @@
 """Compare every layer, loss and optimizer with every oracle, for docs/proofs.md.
 
 `nox -s proofs` computes the tables again and fails if the page differs; `nox -s proofs
--- --write` updates the page, which is generated entirely.
+-- --write` updates the page, which is generated entirely, and the pages of
+`public_names.py`.
 """
 
 import argparse
@@ -13,13 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from cases import layer_cases
+import public_names
+from cases import layer_cases, subject
 from cases.optimizers import worst_errors
 
 import agnostic_nn as nn
 from agnostic_nn.core.files import write_text
 from agnostic_nn.diagnostics.cli.main import main as agnostic_nn_command
-from agnostic_nn.diagnostics.examples import LossOf
 from agnostic_nn.display.tables import markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "proofs.md"
@@ -94,7 +95,7 @@ over numbers, with PyTorch and Optax step by step, and on each backend with NumP
 
 
 def checked():
-    """Return the table of `agnostic-nn check`, or None if a check failed and was printed."""
+    """Return the table of `agnostic-nn check`, or None if it printed a failure."""
     with TemporaryDirectory() as folder:
         path = Path(folder, "check.md")
         failed = agnostic_nn_command(
@@ -104,15 +105,14 @@ def checked():
 
 
 def torch_rows():
-    """Yield each layer and loss, its number of cases, and the worst error or a reason."""
+    """Yield each layer and loss, its number of cases, and its worst error, if any."""
     from cases._torch import against_torch
 
     counts = Counter()
     worst = defaultdict(float)
     reasons = {}
     for case in layer_cases():
-        is_loss = isinstance(case.layer, LossOf)
-        name = case.layer.name if is_loss else type(case.layer).__name__
+        name = subject(case.layer).__name__
         counts[name] += 1
         if isinstance(case.theirs, str):
             reasons[name] = case.theirs
@@ -143,7 +143,7 @@ def optimizers():
 
 
 def differences(page, computed):
-    """Yield each line of the page that differs from what was computed, and the new line."""
+    """Yield each line of the page that is not what was computed, and the new line."""
     pairs = zip_longest(page.splitlines(), computed.splitlines(), fillvalue="")
     for old, new in pairs:
         versions = old.startswith(MADE_WITH) and new.startswith(MADE_WITH)
@@ -162,7 +162,7 @@ def updated(page, computed):
 
 
 def same_line(old, new):
-    """Return whether two lines are equal, apart from errors that vary between machines."""
+    """Return whether two lines are equal, apart from errors of another machine."""
     cells = zip_longest(old.split("|"), new.split("|"), fillvalue="")
     return all(_same_cell(*pair) for pair in cells)
 
@@ -196,6 +196,7 @@ def main(arguments):
     page = PAGE.read_text(encoding="utf-8")
     if is_to_write:
         write_text(PAGE, updated(page, result))
+        public_names.write()
         return 0
     wrong = list(differences(page, result))
     for old, new in wrong[:5]:

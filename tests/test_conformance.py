@@ -1,4 +1,4 @@
-"""Tests of the conformance run: correct libraries pass, and planted faults are named."""
+"""The conformance run: correct libraries pass, and planted faults are named."""
 
 import ast
 import json
@@ -46,7 +46,7 @@ def complaints(result):
 
 @pytest.fixture
 def strict():
-    """array-api-strict without an adapter, so that a fault in a function reaches everything."""
+    """array-api-strict without an adapter, so that a fault reaches all trials."""
     reason = "faults are planted in array-api-strict"
     return pytest.importorskip("array_api_strict", reason=reason)
 
@@ -233,7 +233,7 @@ def test_a_missing_function_fails_only_the_trials_that_use_it(
 
 @pytest.fixture
 def module(monkeypatch):
-    """A function that makes a module importable: NumPy's adapter with the given names replaced."""
+    """A function that makes a module: NumPy's adapter with some names replaced."""
 
     def make(name, **names):
         host = nn.backend("numpy").adapter
@@ -435,7 +435,7 @@ def test_a_library_that_does_not_start_is_refused(tmp_path, monkeypatch):
     [
         (
             "gone_library",
-            r"gone_library is not a backend \(numpy, .*\): there is no module 'gone_lib",
+            r"gone_library is not a backend \(numpy, .*\): there is no module 'gone_l",
         ),
         ("json:gone", "json:gone is not a backend .*: json has no 'gone'"),
         ("numpy:gone", "numpy has no device 'gone'"),
@@ -485,7 +485,7 @@ w = xp.asarray(0.0, dtype=xp.float64)
 
 @pytest.fixture
 def planted(tmp_path, monkeypatch):
-    """Return a function that adds a file to a small package, which then is the library."""
+    """A function that adds a file to a small package, which stands for the library."""
 
     def plant(name, text):
         path = tmp_path / name

@@ -31,7 +31,7 @@ def _sweeps_are_for_backends_that_do_not_compile(request, thorough):
 
 @each_case
 def test_it_passes_every_oracle_in_float64(backend, case):
-    """`check` says what those are; on a backend that differentiates, that is one of them."""
+    """`check` lists the oracles; automatic differentiation of a backend is one."""
     if not backend.has_float64:
         pytest.skip(
             "float64 is switched off here; the session that has it on does this"
@@ -50,7 +50,7 @@ def test_it_passes_every_oracle_in_float64(backend, case):
 
 @cache
 def computed(backend, case):
-    """The arrays, here and on the backend, and what is computed there and by NumPy in float64."""
+    """Return the arrays here and there, and results there and of NumPy in float64."""
 
     def everything(arrays):
         predicted = {
@@ -67,7 +67,7 @@ def computed(backend, case):
 
 
 def assert_close(actual, expected, tolerance):
-    """Relative to the largest number of a leaf, or to 1: numbers of that order went in."""
+    """Compare relative to the largest number of a leaf, or to 1 if that is larger."""
     for (name, a), b in zip(named_leaves(actual), leaves(expected), strict=True):
         scale = np.max(np.abs(b), initial=1.0)
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=name)
@@ -84,7 +84,7 @@ def test_float32_stays_float32_and_is_right_to_its_digits(backend, case):
 
 @each_case
 def test_less_asked_for_is_the_same(backend, case):
-    """`predict` gives the y of `forward`, and `backward_params` the gradients of `backward`."""
+    """`predict` equals `forward`, and `backward_params` the gradients of `backward`."""
     result = backend.to_numpy(computed(backend, case)[2])
     for size in ("of 0", "of 1"):
         whole = result[size]
@@ -127,9 +127,15 @@ def test_an_example_without_a_twin_is_named():
 
 def test_jit_changes_nothing(backend):
     model = nn.Sequential(
-        nn.Embedding(5, 2), nn.Flatten(), nn.Dense(6, bias=False), nn.BatchNorm(), nn.Dropout(0.2),
-        nn.Residual(nn.LayerNorm(), nn.Dense(6), nn.GELU()), nn.Reshape((2, 3)), nn.Softmax(),
-    )  # fmt: skip
+        nn.Embedding(5, 2),
+        nn.Flatten(),
+        nn.Dense(6, bias=False),
+        nn.BatchNorm(),
+        nn.Dropout(0.2),
+        nn.Residual(nn.LayerNorm(), nn.Dense(6), nn.GELU()),
+        nn.Reshape((2, 3)),
+        nn.Softmax(),
+    )
     there = backend.asarray(arrays_for(Case(model, (3,), "only here")))
     compiled = backend.jit(lambda arrays: run(model, arrays, train=True))(there)
     assert_close(*backend.to_numpy((compiled, run(model, there, train=True))), 16 * EPS)

@@ -1,4 +1,4 @@
-"""Our layers against PyTorch's with the same weights: forward, state and autograd in float64.
+"""Our layers against PyTorch's with the same weights, in float64.
 
 An oracle that shares no line with us; `cases` say how PyTorch computes each.
 """

@@ -1,4 +1,4 @@
-"""Losses: the value by other means, the gradient as its derivative, and what is refused."""
+"""Losses: value and gradient by other means, and what is refused."""
 
 import functools
 import json
@@ -124,7 +124,7 @@ def cast(x, dtype):
 
 
 def example(case, dtype):
-    """Arguments of a case on the host, their floats in `dtype`; of the weights one is 0."""
+    """Return the arguments of a case on the host; one of the weights is 0."""
     _, _, targets, shape, axes, *_ = case
     generator = np.random.default_rng(0)
     args = [numbers(generator, shape) * 3.0, targets(generator, shape)]
@@ -141,7 +141,7 @@ def compiled(backend, loss, smoothing=()):
 
 
 def run(backend, loss, *args, **smoothing):
-    """Value and gradient on the host, computed inside jit; of the right shapes and dtypes."""
+    """Compute value and gradient inside jit, and check their shapes and dtypes."""
     function = compiled(backend, loss, tuple(smoothing.items()))
     value, dy = backend.to_numpy(function(*backend.asarray(args)))
     assert value.shape == ()
@@ -165,7 +165,7 @@ def slopes(function, y, step=1e-5):
 def test_value_and_gradient_are_those_found_by_other_means(
     backend, widest, epsilon, case
 ):
-    """Central differences are good to about h² + eps / h = 1e-10; the rest is rounding."""
+    """Central differences are good to h² + ε / h = 1e-10; the rest is rounding."""
     loss, by_hand, *_, smoothing = case
     args = example(case, widest)
     value, dy = run(backend, loss, *args, **smoothing)
@@ -289,7 +289,7 @@ def narrow(y, target):
 
 @pytest.mark.parametrize(("loss", "y", "target", "value", "dy"), ENDS)
 def test_losses_are_right_at_the_ends(backend, loss, y, target, value, dy):
-    """In float32, to a few of its digits; cosines to eps, as they are of the order of 1."""
+    """In float32, to a few ε; cosines to ε, as they are of the order of 1."""
     y, target = narrow(y, target)
     with np.errstate(over="ignore" if HUGE in np.abs(y) else "warn"):
         found_value, found_dy = run(backend, loss, y, target)
@@ -1144,7 +1144,7 @@ def test_labels_of_a_narrow_dtype_may_be_ignored(backend, draw, epsilon):
 def test_a_focal_loss_of_two_classes_is_that_of_the_paper(
     backend, draw, widest, epsilon
 ):
-    """-α (1 - p)^γ log p, with p = σ(x) for a logit x (arXiv:1708.02002, eq. 5 and appendix B)."""
+    """-α (1 - p)^γ log p, with p = σ(x) (arXiv:1708.02002, eq. 5 and appendix B)."""
     x, gamma = draw(5), 2.0
     y = np.stack([np.zeros_like(x), x], axis=-1)
     labels = np.ones(5, np.int32)

@@ -1,13 +1,16 @@
-"""The page of proofs is held to what is found, but for what another machine rounds otherwise."""
+"""The page of proofs is compared with what is computed, apart from rounding."""
 
 import os
+import re
 
 import accuracy
 import proofs
+import public_names
 import pytest
 from faults import campaign
 from proofs import MADE_WITH, PAGE, differences, updated
 
+import agnostic_nn as nn
 from agnostic_nn.diagnostics.examples import LAYERS, LOSSES
 
 SOUND = PAGE.read_text(encoding="utf-8")
@@ -77,7 +80,7 @@ def test_every_layer_and_loss_is_on_the_page():
 
 @pytest.fixture
 def write(monkeypatch, tmp_path):
-    """Functions that call each program that writes a page, with pages that cost nothing to make."""
+    """The programs that write pages, with pages that cost nothing to make."""
     for module in (proofs, accuracy):
         page = tmp_path / module.PAGE.name
         page.write_text("old", encoding="utf-8")
@@ -87,6 +90,11 @@ def write(monkeypatch, tmp_path):
     monkeypatch.setattr(proofs, "torch_rows", list)
     monkeypatch.setattr(proofs, "optimizers", lambda: iter([("", "x")]))
     monkeypatch.setattr(accuracy, "page", lambda: ("ε new", []))
+    for name in ("README", "CONFORMANCE"):
+        page = tmp_path / "others" / name
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(getattr(public_names, name).read_text("utf-8"), "utf-8")
+        monkeypatch.setattr(public_names, name, page)
     return proofs, accuracy
 
 
@@ -104,7 +112,33 @@ def test_a_page_is_written_on_demand_only_and_as_a_whole(write, monkeypatch, cap
         assert module.PAGE.read_text(encoding="utf-8") == "old"
         assert module.main(["--write"]) == 0
         assert "ε new" in module.PAGE.read_text(encoding="utf-8")
-        assert len(list(folder.iterdir())) == 2  # no new file is left over
+        assert len(list(folder.iterdir())) == 3  # no new file is left over
+
+
+def test_new_names_are_written_where_they_are_listed(write):
+    readme, page = public_names.README, public_names.CONFORMANCE
+    before = readme.read_text("utf-8"), page.read_text("utf-8")
+    public_names.write()
+    assert (readme.read_text("utf-8"), page.read_text("utf-8")) == before
+
+    for names in ("`Mish`, ", "`hinge`, ", "`Lion`, "):
+        assert names in before[0]
+    lacking = re.sub("`(Mish|hinge|Lion)`, ", "", before[0])
+    readme.write_text(lacking, "utf-8")
+    page.write_text(before[1].replace("`tanh`, ", ""), "utf-8")
+    public_names.write()
+    assert page.read_text("utf-8") == before[1]
+    text = readme.read_text("utf-8")
+    assert public_names.missing_names(text) == []
+    assert "`SwiGLU`, `GEGLU`, `Mish` |" in text
+    assert "`squared_hinge`, `multi_class_margin`, `hinge` |" in text
+    assert "| `SGD`, `Lion`, " in text
+
+
+def test_a_name_without_a_row_is_refused(monkeypatch):
+    monkeypatch.setattr(nn, "__all__", ["Dense", "Mish"])
+    with pytest.raises(SystemExit, match=r"README\.md: add Dense, the first name of"):
+        public_names.with_missing_names("| `Mish` |")
 
 
 def test_a_part_of_the_campaign_is_not_published(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Random outputs and targets for the examples of losses, and masks for those of layers."""
+"""Random outputs and targets for examples of losses, and masks for those of layers."""
 
 from collections.abc import Callable
 from typing import Any

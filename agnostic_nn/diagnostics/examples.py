@@ -118,7 +118,7 @@ class LossOf(Layer):
 
 
 def loss_of(loss: Callable[..., Any], labels: bool = False, **options: Any) -> LossOf:
-    """Return a loss with `options` as a layer; `labels`: whether its target holds integers."""
+    """Return a loss with `options` as a layer; `labels`: its target holds integers."""
     return LossOf(loss, tuple(sorted(options.items())), labels)
 
 

@@ -40,7 +40,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Given:
-    """The arguments of PyTorch's twin: our layer, and our trees with tensors as leaves."""
+    """The arguments of PyTorch's twin: our layer, and trees with tensors as leaves."""
 
     layer: Any
     params: Any
@@ -56,13 +56,11 @@ class Case:
     theirs(torch, given) -> y, or (y, state); autograd then gives the gradients of the
     tensors in `given`, in our layout. Or a string: why PyTorch has none. If None, it is
     the twin of the class in TWINS.
-    draw(generator, (batch, *shape)) -> x, where normal draws or small
-    integers will not do; for a tree of inputs it is called once, with the tree of
-    shapes.
+    draw(generator, (batch, *shape)) -> x, where normal draws or small integers will not
+    do; for a tree of inputs it is called once, with the tree of shapes.
     thorough: one of a sweep, too much for a backend that compiles each.
-    refuses: of batches of 0 and 1, those that it cannot train on.
-    slack: how often the usual tolerances it needs; a line that says more than 1 says
-    why.
+    refuses: the batch sizes, of 0 and 1, that it cannot train on.
+    slack: the factor of the usual tolerances; a comment says why it is not 1.
     """
 
     layer: nn.Layer
@@ -78,7 +76,7 @@ class Case:
 
 
 def named(thing: Any) -> str:
-    """Return the name of a case in tests: its repr without addresses, equal in every process."""
+    """Return the repr of a case without addresses, so that all processes agree."""
     return re.sub(r" at 0x\w+", "", str(thing))
 
 

@@ -12,7 +12,7 @@ __all__ = ["against_torch"]
 
 
 def against_torch(backend, case, train):
-    """Name, our number and PyTorch's, for each leaf of y, dx, grads and the next state."""
+    """Yield name, our number and PyTorch's for each leaf of y, dx, grads and state."""
     generator = np.random.default_rng(0)
     xp = nn.backend("numpy").xp
     params, state, out = case.layer.init(

@@ -22,7 +22,7 @@ def sides_of(layer, spatial):
 
 
 def _same(length, window, stride, dilation):
-    """Return the padding that makes ⌈length / stride⌉ outputs, as TensorFlow's "same" does."""
+    """Return the padding for ⌈length / stride⌉ outputs, as TensorFlow's "same"."""
     reach = dilation * (window - 1) + 1
     missing = max(reach - (length % stride or stride), 0)
     return missing // 2, missing - missing // 2

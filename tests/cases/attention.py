@@ -50,7 +50,7 @@ def attention(t, g):
 
 
 def module(heads, causal=False):
-    """By their module: one weight for query, key and value, if these have one fan_in."""
+    """By their module, with one weight for query, key and value of one fan_in."""
 
     def theirs(t, g):
         arguments = g.x if isinstance(g.x, dict) else {"x": g.x}

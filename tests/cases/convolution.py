@@ -33,7 +33,7 @@ def conv(t, g):
 
 
 def transposed(t, g):
-    """PyTorch computes the whole; then rows are cut, or zeros added where they are missing."""
+    """PyTorch computes the whole; then rows are cut, or zeros are added."""
     layer = g.layer
     function = getattr(t.nn.functional, f"conv_transpose{layer.rank}d")
     y = function(g.x.movedim(-1, 1), outward(g.params["weight"]), **options(layer))
@@ -64,11 +64,11 @@ def sweep(length=7, window=3):
     """Stride × padding × dilation for both directions; groups and bias alternate."""
     geometries = product((1, 2, 3), ("valid", "same", ((2, 1),)), (1, 2))
     for i, (stride, padding, dilation) in enumerate(geometries):
-        given = {"stride": stride, "padding": padding, "dilation": dilation}
-        given |= {"groups": (1, 2, 4)[i % 3], "bias": i % 4 != 0}
-        yield Case(Conv1D(4, window, **given), (length, 4), thorough=True)
-        more = 0 if padding == "same" else stride - 1
-        layer = ConvTranspose1D(4, window, **given, output_padding=more)
+        geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+        more = {"groups": (1, 2, 4)[i % 3], "bias": i % 4 != 0}
+        yield Case(Conv1D(4, window, **geometry, **more), (length, 4), thorough=True)
+        more["output_padding"] = 0 if padding == "same" else stride - 1
+        layer = ConvTranspose1D(4, window, **geometry, **more)
         yield Case(layer, (length, 4), thorough=True)
 
 

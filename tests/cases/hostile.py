@@ -79,7 +79,7 @@ def plain(arrays=None):
 
 
 def total(entries, data, text):
-    """The digest of a file whose entries are sound; of another, of what can be made out."""
+    """Return the digest of the entries of a file, as far as they can be read."""
     result = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
     for name, entry in sorted(entries.items()):
         try:

@@ -20,13 +20,13 @@ def options_of(g):
     return dict(g.layer.options)
 
 
-def each(name, **options):
-    """Return the twin: a loss of torch.nn.functional of y and target, with our options."""
+def each(name):
+    """Return the twin: a loss of torch.nn.functional, with our options."""
 
     def theirs(t, g):
         function = getattr(t.nn.functional, name)
-        given = options | options_of(g)
-        return function(g.x["y"], g.x["target"], reduction="none", **given)
+        more = options_of(g)
+        return function(g.x["y"], g.x["target"], reduction="none", **more)
 
     return theirs
 
@@ -137,7 +137,7 @@ def cosine_distance(t, g):
 
 
 def pair(t, g):
-    """By their cosine: their cosine_embedding_loss adds 1e-12 to squares, which can be seen."""
+    """By PyTorch's cosine: its cosine_embedding_loss adds 1e-12, which can be seen."""
     first, second = g.x["y"]["first"], g.x["y"]["second"]
     cosine = t.nn.functional.cosine_similarity(first, second, -1)
     margin = options_of(g)["margin"]
@@ -146,7 +146,7 @@ def pair(t, g):
 
 
 def labellings(generator, shape):
-    """Labels but the blank, 0, some of them repeated, in as many times as they need or more."""
+    """Return labels that are not blank (0), some repeated, and enough time steps."""
     _, time, classes = shape["y"]
     batch, length = shape["target"]["labels"]
     lengths = generator.integers(0, length + 1, batch)

@@ -6,7 +6,7 @@ from . import Case
 
 
 def affine(g, normalize):
-    """Return normalize(scale, bias); PyTorch has both or neither, so one is applied here."""
+    """Return normalize(scale, bias); where one is missing, apply the other here."""
     scale, bias = g.params.get("scale"), g.params.get("bias")
     if (scale is None) == (bias is None):
         return normalize(scale, bias)

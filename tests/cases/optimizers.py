@@ -1,4 +1,4 @@
-"""Optimizers: each is compared with a plain loop in float64, and with PyTorch's or Optax's."""
+"""Optimizers, each with a plain loop in float64, and PyTorch's and Optax's."""
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -28,7 +28,7 @@ STEPS = 24
 
 @dataclass(frozen=True)
 class Beside:
-    """An optimizer, and those that should take the same steps, each with its own options.
+    """An optimizer, and those that should take the same steps, with their options.
 
     loop(p, grads) -> θ after each step of one leaf, in plain NumPy; `flat` for a leaf
     of fewer than two axes, where that makes a difference.
@@ -419,7 +419,7 @@ OPTIMIZERS = [
 
 
 def problem(dtype="float64"):
-    """A tree to start from and a gradient for each step, on the host; some gradients are small."""
+    """Return a tree to start from and the gradients of each step, some small."""
     generator = np.random.default_rng(0)
 
     def draw():
@@ -432,7 +432,11 @@ def problem(dtype="float64"):
         return tree_map(lambda leaf: np.asarray(leaf, dtype), tree)
 
     sizes = generator.uniform(0.05, 2.0, STEPS)
-    return draw(), [tree_map(lambda g: np.asarray(s * g, dtype), draw()) for s in sizes]  # noqa: B023
+
+    def scaled(size):
+        return tree_map(lambda g: np.asarray(size * g, dtype), draw())
+
+    return draw(), [scaled(size) for size in sizes]
 
 
 def walk(backend, optimizer, start, grads, update=None):
@@ -498,7 +502,7 @@ def torch_walk(torch, case, start, grads):
 
 
 def optax_walk(optax, case, start, grads):
-    """path -> the leaf after each step, by Optax, in float64; its steps are whole numbers."""
+    """Return path -> the leaf after each step, by Optax in float64."""
     from jax import numpy_dtype_promotion
 
     jax = nn.backend("jax")
@@ -516,7 +520,7 @@ def optax_walk(optax, case, start, grads):
 
 
 def apart(found, expected):
-    """The worst error of all leaves at all steps, relative to the largest number of the leaf."""
+    """Return the worst error of all steps, relative to the largest number of a leaf."""
     assert found.keys() == expected.keys()
     return max(
         np.max(abs(found[path] - right)) / np.max(abs(right))

@@ -7,7 +7,7 @@ from ._windows import sides_of
 
 
 def channels_first(pool):
-    """Return the twin that calls `pool` with the channels as axis 1, where ours are the last."""
+    """Return the twin that calls `pool` with the channels, our last axis, as axis 1."""
     return lambda t, g: pool(t, g.layer, t.movedim(g.x, -1, 1)).movedim(1, -1)
 
 

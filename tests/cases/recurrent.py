@@ -1,4 +1,4 @@
-"""Recurrent layers, against PyTorch's of the same weights, its packed sequences for masks."""
+"""Recurrent layers, against PyTorch's, with packed sequences for masks."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ def module(t, layer, fan_in):
 
 
 def weights(t, params):
-    """Our parameters by PyTorch's names; its second bias is only of use to a GRU's candidate."""
+    """Return our parameters by PyTorch's names; only a GRU needs its second bias."""
     result = {}
     for i, layer in enumerate(params):
         for way, p in layer.items():
@@ -108,7 +108,7 @@ def gru(t, g):
 
 
 def case(layer, time=5, fan_in=3, mask=False, state=False, **more):
-    """A layer on sequences of one length, with a mask and an initial state or without."""
+    """Return a case of sequences, with or without a mask and an initial state."""
     shape = {"x": (time, fan_in)}
     if mask:
         shape["mask"] = (time,)
@@ -127,7 +127,7 @@ WITHOUT = "PyTorch resets after the product only"
 
 
 def sweep():
-    """Each pair of: layers and directions, what goes out, what goes in; the loop is one for all."""
+    """Yield pairs of depth and directions, outputs, and inputs; one loop runs all."""
     for a in range(4):
         for b in range(4):
             options = {"depth": 1 + a // 2, "bidirectional": a % 2 == 1}

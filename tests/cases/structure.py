@@ -1,4 +1,4 @@
-"""Blocks, graphs and layers that only move numbers; their twins are the formulas in PyTorch."""
+"""Blocks, graphs and layers that only move numbers."""
 
 import agnostic_nn as nn
 from agnostic_nn.core.arrays import namespace
@@ -69,7 +69,7 @@ def diamond(t, g):
 
 
 def shared(t, g):
-    """BatchNorm met twice: the second use goes on from the statistics that the first one left."""
+    """BatchNorm used twice: the second use continues the statistics of the first."""
     first, p = g.state["norm"], g.params
     y, second = batch_norm(t, p["norm"], first, dense(t, p["a"], g.x), g.train)
     y, third = batch_norm(t, p["norm"], second, dense(t, p["a"], y), g.train)

@@ -1,4 +1,4 @@
-"""Conformance: which parts of this library work on a given array library, and how exactly.
+"""Conformance: which parts of this library work on an array library, and how exactly.
 
 The library may be any that follows the Array API Standard: one with an adapter, or any
 namespace without one. Each trial runs there and on NumPy, in float32 and, if the

@@ -59,12 +59,12 @@ def library(name: str, *, bare: bool = False) -> Backend:
 
 
 def _generic_adapter(name: str, library: Any) -> Any:
-    """Return an adapter for a namespace: only functions of the Standard, nothing native."""
+    """Return an adapter for a namespace that uses only functions of the standard."""
     try:
         xp = namespace(library.asarray([0.0]))
     except Exception as error:
-        reason = f"arrays of {name} do not follow the Array API Standard: {error_line(error)}"
-        raise BackendUnavailable(reason) from error
+        fault = f"arrays of {name} do not follow the Array API Standard"
+        raise BackendUnavailable(f"{fault}: {error_line(error)}") from error
 
     def asarray(data, device):
         # Some libraries would convert float64 to float32 if no dtype were given. A

@@ -86,7 +86,7 @@ On {hardware}, {adapter}: {tried} trials, **{summary}**.
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one trial. Errors are relative to the largest number of an array."""
+    """The result of a trial; errors are relative to the largest number of an array."""
 
     section: str
     name: str

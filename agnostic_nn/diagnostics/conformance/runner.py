@@ -51,7 +51,7 @@ def guarded(
     seconds: float = SECONDS,
     progress: Callable[[str], None] = lambda name: None,
 ) -> Conformance:
-    """Run all trials on `library(name, bare=bare)`, in another process, which may hang or crash.
+    """Run all trials on `library(name, bare=bare)` in another process, which may crash.
 
     A trial that takes longer than `seconds`, or ends the process, is unsupported. A new
     process runs the trials after it.

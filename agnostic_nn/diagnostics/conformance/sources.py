@@ -1,4 +1,4 @@
-"""The names of the Array API standard that this library uses, read from its source files."""
+"""The names of the Array API standard that the source files of this library use."""
 
 import ast
 from collections.abc import Iterator

@@ -44,7 +44,7 @@ class Wrong(Exception):
 
 
 def same(a: Any, b: Any) -> bool:
-    """Return whether two trees of one structure hold the same numbers, with NaN equal to NaN."""
+    """Return whether two trees of one structure are equal, with NaN equal to NaN."""
     pairs = zip(leaves(a), leaves(b), strict=True)
     return all(np.array_equal(x, y, equal_nan=x.dtype.kind == "f") for x, y in pairs)
 
@@ -239,7 +239,7 @@ def _examples(examples: tuple[Example, ...]) -> Iterator[Trial]:
 
 
 def _layer(example: Example, size: int, chosen: Backend, dtype: str) -> Any:
-    """Return the results of forward and backward, training and predicting, on `size` examples."""
+    """Return what a layer computes of `size` examples, training and predicting."""
     layer = example.layer
 
     def everything(a):
@@ -265,7 +265,7 @@ def _layer(example: Example, size: int, chosen: Backend, dtype: str) -> Any:
 
 @cache
 def _arguments(example: Example) -> dict[str, Any]:
-    """Return the arguments of a layer for four examples, in float32, where no bias is 0."""
+    """Return the float32 arguments of a layer for four examples, with no bias of 0."""
     layer = example.layer
     generator = np.random.default_rng(0)
     host = backend("numpy").xp

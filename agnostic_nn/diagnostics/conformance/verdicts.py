@@ -52,7 +52,7 @@ def judge(section: str, trial: Trial, chosen: Backend) -> Finding:
 
 
 def _structural_fault(result: Any, expected: Any) -> str | None:
-    """Describe a leaf that is missing, not expected, or of another shape or dtype than NumPy's."""
+    """Describe a leaf that is missing or unexpected, or has another shape or dtype."""
     result = dict(named_leaves(result))
     expected = dict(named_leaves(expected))
     for name in sorted(result.keys() ^ expected.keys()):
@@ -79,7 +79,7 @@ def _worst_error(result: Any, reference: Any) -> tuple[float, str]:
 
 
 def _errors(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the error of each element of a, relative to the largest number of b, at least 1.
+    """Return the error of each element of a, relative to the largest of b, at least 1.
 
     Other dtypes than real numbers have to be equal,
     and NaN has to be at the same places.
